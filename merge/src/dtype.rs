@@ -1,0 +1,339 @@
+//! Element types, and rows of them to and from `f32` and `f64`.
+
+use std::fmt;
+
+use half::slice::HalfFloatSliceExt;
+use half::{bf16, f16};
+use serde::{Deserialize, Serialize};
+
+use crate::{Error, Result};
+
+/// The type of a tensor's elements. Names are those of the safetensors format.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+#[non_exhaustive]
+#[allow(missing_docs, reason = "the names are the format's own and say it all")]
+pub enum DType {
+    #[serde(rename = "BOOL")]
+    Bool,
+    U8,
+    I8,
+    U16,
+    I16,
+    U32,
+    I32,
+    U64,
+    I64,
+    #[serde(rename = "F8_E4M3")]
+    F8E4M3,
+    #[serde(rename = "F8_E5M2")]
+    F8E5M2,
+    F16,
+    BF16,
+    F32,
+    F64,
+}
+
+impl DType {
+    /// Every dtype, in the order of the variants.
+    pub const ALL: [Self; 15] = [
+        Self::Bool,
+        Self::U8,
+        Self::I8,
+        Self::U16,
+        Self::I16,
+        Self::U32,
+        Self::I32,
+        Self::U64,
+        Self::I64,
+        Self::F8E4M3,
+        Self::F8E5M2,
+        Self::F16,
+        Self::BF16,
+        Self::F32,
+        Self::F64,
+    ];
+
+    /// The name in a safetensors header, e.g. `BF16`.
+    #[must_use]
+    pub const fn name(self) -> &'static str {
+        match self {
+            Self::Bool => "BOOL",
+            Self::U8 => "U8",
+            Self::I8 => "I8",
+            Self::U16 => "U16",
+            Self::I16 => "I16",
+            Self::U32 => "U32",
+            Self::I32 => "I32",
+            Self::U64 => "U64",
+            Self::I64 => "I64",
+            Self::F8E4M3 => "F8_E4M3",
+            Self::F8E5M2 => "F8_E5M2",
+            Self::F16 => "F16",
+            Self::BF16 => "BF16",
+            Self::F32 => "F32",
+            Self::F64 => "F64",
+        }
+    }
+
+    /// The dtype with this safetensors name.
+    #[must_use]
+    pub fn from_name(name: &str) -> Option<Self> {
+        Self::ALL.into_iter().find(|dtype| dtype.name() == name)
+    }
+
+    /// Bytes of one element.
+    #[must_use]
+    pub const fn size_bytes(self) -> usize {
+        match self {
+            Self::Bool | Self::U8 | Self::I8 | Self::F8E4M3 | Self::F8E5M2 => 1,
+            Self::U16 | Self::I16 | Self::F16 | Self::BF16 => 2,
+            Self::U32 | Self::I32 | Self::F32 => 4,
+            Self::U64 | Self::I64 | Self::F64 => 8,
+        }
+    }
+
+    /// Whether merge methods may do arithmetic on it.
+    #[must_use]
+    pub const fn is_float(self) -> bool {
+        matches!(
+            self,
+            Self::F8E4M3 | Self::F8E5M2 | Self::F16 | Self::BF16 | Self::F32 | Self::F64
+        )
+    }
+}
+
+impl fmt::Display for DType {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(self.name())
+    }
+}
+
+/// Converts little-endian elements of `dtype` to `f32`; exact for every dtype of at most 24
+/// significant bits, rounded once otherwise.
+///
+/// # Errors
+/// [`Error::UnsupportedCast`] (naming `key`) for booleans.
+///
+/// # Panics
+/// When `bytes` and `out` differ in their number of elements: a fault of the caller.
+pub fn decode_f32(key: &str, dtype: DType, bytes: &[u8], out: &mut [f32]) -> Result<()> {
+    assert_eq!(
+        bytes.len(),
+        out.len() * dtype.size_bytes(),
+        "one output per element"
+    );
+    match dtype {
+        DType::F32 => bytemuck::cast_slice_mut(out).copy_from_slice(bytes),
+        DType::F16 => with_aligned::<f16>(bytes, |from| from.convert_to_f32_slice(out)),
+        DType::BF16 => with_aligned::<bf16>(bytes, |from| from.convert_to_f32_slice(out)),
+        DType::F64 => each(bytes, out, |b| f64::from_le_bytes(b) as f32),
+        DType::F8E4M3 => each(bytes, out, |[b]| f8_e4m3_to_f32(b)),
+        DType::F8E5M2 => each(bytes, out, |[b]| f8_e5m2_to_f32(b)),
+        DType::U8 => each(bytes, out, |[b]| f32::from(b)),
+        DType::I8 => each(bytes, out, |b| f32::from(i8::from_le_bytes(b))),
+        DType::U16 => each(bytes, out, |b| f32::from(u16::from_le_bytes(b))),
+        DType::I16 => each(bytes, out, |b| f32::from(i16::from_le_bytes(b))),
+        DType::U32 => each(bytes, out, |b| u32::from_le_bytes(b) as f32),
+        DType::I32 => each(bytes, out, |b| i32::from_le_bytes(b) as f32),
+        DType::U64 => each(bytes, out, |b| u64::from_le_bytes(b) as f32),
+        DType::I64 => each(bytes, out, |b| i64::from_le_bytes(b) as f32),
+        DType::Bool => return Err(unsupported(key, dtype, DType::F32)),
+    }
+    Ok(())
+}
+
+/// Converts little-endian elements of `dtype` to `f64`; exact but for integers beyond 2⁵³.
+///
+/// # Errors
+/// [`Error::UnsupportedCast`] (naming `key`) for booleans.
+///
+/// # Panics
+/// When `bytes` and `out` differ in their number of elements: a fault of the caller.
+pub fn decode_f64(key: &str, dtype: DType, bytes: &[u8], out: &mut [f64]) -> Result<()> {
+    assert_eq!(
+        bytes.len(),
+        out.len() * dtype.size_bytes(),
+        "one output per element"
+    );
+    match dtype {
+        DType::F64 => bytemuck::cast_slice_mut(out).copy_from_slice(bytes),
+        DType::F32 => each(bytes, out, |b| f64::from(f32::from_le_bytes(b))),
+        DType::F16 => each(bytes, out, |b| f16::from_le_bytes(b).to_f64()),
+        DType::BF16 => each(bytes, out, |b| bf16::from_le_bytes(b).to_f64()),
+        DType::F8E4M3 => each(bytes, out, |[b]| f64::from(f8_e4m3_to_f32(b))),
+        DType::F8E5M2 => each(bytes, out, |[b]| f64::from(f8_e5m2_to_f32(b))),
+        DType::U8 => each(bytes, out, |[b]| f64::from(b)),
+        DType::I8 => each(bytes, out, |b| f64::from(i8::from_le_bytes(b))),
+        DType::U16 => each(bytes, out, |b| f64::from(u16::from_le_bytes(b))),
+        DType::I16 => each(bytes, out, |b| f64::from(i16::from_le_bytes(b))),
+        DType::U32 => each(bytes, out, |b| f64::from(u32::from_le_bytes(b))),
+        DType::I32 => each(bytes, out, |b| f64::from(i32::from_le_bytes(b))),
+        DType::U64 => each(bytes, out, |b| u64::from_le_bytes(b) as f64),
+        DType::I64 => each(bytes, out, |b| i64::from_le_bytes(b) as f64),
+        DType::Bool => return Err(unsupported(key, dtype, DType::F64)),
+    }
+    Ok(())
+}
+
+/// Rounds `f32` to little-endian elements of `dtype`, once, to nearest, ties to even.
+///
+/// # Errors
+/// [`Error::UnsupportedCast`] (naming `key`) for dtypes that hold no rounded floats.
+///
+/// # Panics
+/// When `values` and `out` differ in their number of elements: a fault of the caller.
+pub fn encode_f32(key: &str, dtype: DType, values: &[f32], out: &mut [u8]) -> Result<()> {
+    assert_eq!(
+        out.len(),
+        values.len() * dtype.size_bytes(),
+        "one element per value"
+    );
+    match dtype {
+        DType::F32 => out.copy_from_slice(bytemuck::cast_slice(values)),
+        DType::F64 => put(values, out, |v| f64::from(v).to_le_bytes()),
+        DType::F16 => with_aligned_mut::<f16>(out, |to| to.convert_from_f32_slice(values)),
+        DType::BF16 => with_aligned_mut::<bf16>(out, |to| to.convert_from_f32_slice(values)),
+        _ => return Err(unsupported(key, DType::F32, dtype)),
+    }
+    Ok(())
+}
+
+/// Rounds `f64` to little-endian elements of `dtype`, once, to nearest, ties to even. Integers
+/// are written exactly when the value is one.
+///
+/// # Errors
+/// [`Error::UnsupportedCast`] (naming `key`) for other dtypes.
+///
+/// # Panics
+/// When `values` and `out` differ in their number of elements: a fault of the caller.
+pub fn encode_f64(key: &str, dtype: DType, values: &[f64], out: &mut [u8]) -> Result<()> {
+    assert_eq!(
+        out.len(),
+        values.len() * dtype.size_bytes(),
+        "one element per value"
+    );
+    match dtype {
+        DType::F64 => out.copy_from_slice(bytemuck::cast_slice(values)),
+        DType::F32 => put(values, out, |v| (v as f32).to_le_bytes()),
+        DType::F16 => put(values, out, |v| f16::from_f64(v).to_le_bytes()),
+        DType::BF16 => put(values, out, |v| bf16::from_f64(v).to_le_bytes()),
+        DType::I64 if values.iter().all(|v| v.fract() == 0.0) => {
+            put(values, out, |v| (v as i64).to_le_bytes());
+        }
+        _ => return Err(unsupported(key, DType::F64, dtype)),
+    }
+    Ok(())
+}
+
+fn unsupported(key: &str, dtype: DType, wanted: DType) -> Error {
+    Error::UnsupportedCast {
+        key: key.to_owned(),
+        dtype,
+        wanted,
+    }
+}
+
+fn each<const N: usize, T>(bytes: &[u8], out: &mut [T], decode: impl Fn([u8; N]) -> T) {
+    let (elements, _) = bytes.as_chunks::<N>();
+    for (to, from) in out.iter_mut().zip(elements) {
+        *to = decode(*from);
+    }
+}
+
+fn put<const N: usize, T: Copy>(values: &[T], out: &mut [u8], encode: impl Fn(T) -> [u8; N]) {
+    let (elements, _) = out.as_chunks_mut::<N>();
+    for (to, from) in elements.iter_mut().zip(values) {
+        *to = encode(*from);
+    }
+}
+
+/// Sees bytes as elements; copies them only if they are not aligned.
+fn with_aligned<T: bytemuck::Pod>(bytes: &[u8], body: impl FnOnce(&[T])) {
+    match bytemuck::try_cast_slice(bytes) {
+        Ok(elements) => body(elements),
+        Err(_) => body(&bytemuck::allocation::pod_collect_to_vec::<u8, T>(bytes)),
+    }
+}
+
+/// Sees bytes as elements to be written; goes through a copy only if they are not aligned.
+fn with_aligned_mut<T: bytemuck::Pod>(bytes: &mut [u8], body: impl FnOnce(&mut [T])) {
+    if let Ok(elements) = bytemuck::try_cast_slice_mut(bytes) {
+        return body(elements);
+    }
+    let mut elements = vec![T::zeroed(); bytes.len() / size_of::<T>()];
+    body(&mut elements);
+    bytes.copy_from_slice(bytemuck::cast_slice(&elements));
+}
+
+/// IEEE-like 1-4-3 with bias 7, no infinities, NaN where all of exponent and mantissa are set
+/// (the "FN" form of OCP 8-bit floating point, section 5.2).
+fn f8_e4m3_to_f32(bits: u8) -> f32 {
+    let sign = if bits & 0x80 == 0 { 1.0 } else { -1.0 };
+    let (exponent, mantissa) = (i32::from((bits >> 3) & 0xf), f32::from(bits & 7));
+    match (exponent, bits & 7) {
+        (15, 7) => f32::NAN,
+        (0, _) => sign * mantissa * 2f32.powi(-9),
+        _ => sign * (1.0 + mantissa / 8.0) * 2f32.powi(exponent - 7),
+    }
+}
+
+/// IEEE 1-5-2 with bias 15: the upper byte of an f16.
+fn f8_e5m2_to_f32(bits: u8) -> f32 {
+    f16::from_bits(u16::from(bits) << 8).to_f32()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn every_f16_and_bf16_survives_f32_and_f64() {
+        let bits: Vec<u16> = (0..=u16::MAX).collect();
+        let bytes: Vec<u8> = bits.iter().flat_map(|b| b.to_le_bytes()).collect();
+        for dtype in [DType::F16, DType::BF16] {
+            let is_nan = |b: u16| match dtype {
+                DType::F16 => f16::from_bits(b).is_nan(),
+                _ => bf16::from_bits(b).is_nan(),
+            };
+            let (mut single, mut double) = (vec![0f32; bits.len()], vec![0f64; bits.len()]);
+            decode_f32("x", dtype, &bytes, &mut single).expect("supported");
+            decode_f64("x", dtype, &bytes, &mut double).expect("supported");
+            let (mut back, mut back64) = (vec![0; bytes.len()], vec![0; bytes.len()]);
+            encode_f32("x", dtype, &single, &mut back).expect("supported");
+            encode_f64("x", dtype, &double, &mut back64).expect("supported");
+            for (index, &b) in bits.iter().enumerate().filter(|&(_, &b)| !is_nan(b)) {
+                let at = index * 2..index * 2 + 2;
+                assert_eq!(back[at.clone()], b.to_le_bytes());
+                assert_eq!(back64[at], b.to_le_bytes());
+            }
+        }
+    }
+
+    #[test]
+    fn eight_bit_floats_have_their_published_extremes() {
+        // OCP 8-bit floating point, table 1: largest normal and smallest subnormal.
+        assert_eq!(f8_e4m3_to_f32(0x7e), 448.0);
+        assert_eq!(f8_e4m3_to_f32(0x01), 2f32.powi(-9));
+        assert!(f8_e4m3_to_f32(0x7f).is_nan());
+        assert_eq!(f8_e5m2_to_f32(0x7b), 57344.0);
+        assert_eq!(f8_e5m2_to_f32(0x01), 2f32.powi(-16));
+        assert_eq!(f8_e5m2_to_f32(0xfc), f32::NEG_INFINITY);
+    }
+
+    #[test]
+    fn unaligned_bytes_decode_like_aligned_ones() {
+        let bytes = [0u8, 0x80, 0x3f, 0x00, 0xc0];
+        let mut out = [0f32; 2];
+        decode_f32("x", DType::BF16, &bytes[1..], &mut out).expect("supported");
+        assert_eq!(out, [1.0, -2.0]);
+    }
+
+    #[test]
+    fn a_boolean_is_no_number() {
+        let error = decode_f32("mask", DType::Bool, &[1], &mut [0.0]).expect_err("refused");
+        assert_eq!(
+            error.to_string(),
+            "`mask` has dtype BOOL, which cannot be converted to F32"
+        );
+    }
+}

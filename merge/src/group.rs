@@ -1,0 +1,59 @@
+//! A place in the merged model, and what each key of a checkpoint is to it.
+
+use serde::Serialize;
+
+use crate::Expert;
+
+/// What a parameter does in its layer; merge methods treat linear weights apart from the rest.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize)]
+#[serde(rename_all = "snake_case")]
+#[non_exhaustive]
+pub enum ParamKind {
+    /// Matrix of a linear layer, shape `(out, in)`.
+    LinearWeight,
+    /// Additive vector of a linear or convolution layer, query and value biases included.
+    Bias,
+    /// Scale or shift of a normalization layer.
+    Norm,
+    /// Token, position, type or class embedding, and the patch projection.
+    Embedding,
+    /// LayerScale factors and logit scales.
+    Scale,
+    /// Relative position bias tables.
+    PositionBias,
+    /// Anything else, such as task heads of other families.
+    Other,
+}
+
+/// A place in the merged model.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize)]
+pub struct Slot {
+    /// The key in the merged checkpoint, e.g. `transformer.blocks.3.attn.qkv.weight`.
+    pub key: String,
+    /// Index of the block, counted from 0; `None` outside the blocks.
+    pub block: Option<usize>,
+    /// The part of a block a slot belongs to, e.g. `attn.qkv`, `mlp.fc1`, `norm2`; outside the
+    /// blocks the key without its last segment.
+    pub module: String,
+    /// What the parameter does.
+    pub kind: ParamKind,
+}
+
+/// What one key of a checkpoint is to a merge.
+#[derive(Clone, Debug, PartialEq, Eq)]
+#[non_exhaustive]
+pub enum Role {
+    /// One tensor serves all modalities.
+    Shared(Slot),
+    /// One of several copies for a slot.
+    Expert {
+        /// Whom this copy serves.
+        expert: Expert,
+        /// The slot that the copies are merged into.
+        slot: Slot,
+    },
+    /// A router's own weights: they lose their meaning in a merge.
+    Routing,
+    /// A buffer that a loader rebuilds from the configuration, such as an index table.
+    Derived,
+}

@@ -1,0 +1,306 @@
+//! One lazy view of every kind of checkpoint file.
+
+use std::collections::BTreeMap;
+use std::fmt;
+use std::path::{Path, PathBuf};
+
+use serde::Serialize;
+
+use crate::{DType, Error, Result};
+
+/// One step from the root object of a file towards a tensor or a value.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize)]
+#[serde(untagged)]
+pub enum PathSegment {
+    /// A string key of a dictionary.
+    Key(String),
+    /// An integer key of a dictionary or an index of a list.
+    Index(i64),
+}
+
+/// Where something stands in a file: dictionary keys and list indices from the root object.
+#[derive(Clone, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize)]
+#[serde(transparent)]
+pub struct ObjectPath(pub Vec<PathSegment>);
+
+impl fmt::Display for ObjectPath {
+    /// Segments joined by dots, as published code spells nested names.
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        for (position, segment) in self.0.iter().enumerate() {
+            if position > 0 {
+                f.write_str(".")?;
+            }
+            match segment {
+                PathSegment::Key(key) => f.write_str(key)?,
+                PathSegment::Index(index) => write!(f, "{index}")?,
+            }
+        }
+        Ok(())
+    }
+}
+
+/// Shape and element type of a tensor.
+#[derive(Clone, Debug, PartialEq, Eq, Hash, Serialize)]
+pub struct TensorInfo {
+    /// Type of the elements.
+    pub dtype: DType,
+    /// Sizes of the axes; empty for a scalar.
+    pub shape: Vec<usize>,
+}
+
+impl TensorInfo {
+    /// Number of elements. Readers have checked that the product does not overflow.
+    #[must_use]
+    pub fn n_elements(&self) -> usize {
+        self.shape.iter().product()
+    }
+
+    /// Size of the row-major data. Readers have checked that the product does not overflow.
+    #[must_use]
+    pub fn n_bytes(&self) -> u64 {
+        self.n_elements() as u64 * self.dtype.size_bytes() as u64
+    }
+}
+
+/// A tensor of a file: where it stands, and what it is called within the chosen root.
+#[derive(Clone, Debug)]
+pub struct TensorEntry {
+    /// Dictionary keys and list indices from the root object of the file.
+    pub path: ObjectPath,
+    /// The name within the chosen root; `None` for tensors outside it, e.g. optimizer moments.
+    pub name: Option<String>,
+    /// Shape and dtype.
+    pub info: TensorInfo,
+}
+
+/// The kind of a checkpoint file.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "snake_case")]
+#[non_exhaustive]
+pub enum Container {
+    /// A single safetensors file.
+    Safetensors,
+    /// A zip archive as `torch.save` writes since 1.6.
+    TorchZip,
+    /// The stream of pickles and raw storages that `torch.save` wrote before 1.6.
+    TorchLegacy,
+    /// Several files named by an index json, or a directory that holds such an index.
+    Sharded,
+}
+
+/// A file that was opened.
+#[derive(Clone, Debug, Serialize)]
+pub struct SourceFile {
+    /// Where it is.
+    pub path: PathBuf,
+    /// Its size.
+    pub n_bytes: u64,
+}
+
+/// A dictionary (or list) of a file that directly or indirectly holds tensors.
+#[derive(Clone, Debug, Serialize)]
+pub struct Root {
+    /// Path from the root object, dot-joined; empty for the root object itself.
+    pub name: String,
+    /// How many tensors it holds.
+    pub n_tensors: usize,
+    /// Their bytes.
+    pub n_bytes: u64,
+}
+
+/// A plain value of a pickle beside the tensors.
+#[derive(Clone, Debug, PartialEq, Serialize)]
+#[serde(untagged)]
+#[non_exhaustive]
+pub enum PlainValue {
+    /// Python's `None`.
+    None,
+    /// A boolean.
+    Bool(bool),
+    /// An integer; those beyond 64 bits become [`PlainValue::Text`] in decimal.
+    Integer(i64),
+    /// A floating point number.
+    Float(f64),
+    /// A string.
+    Text(String),
+}
+
+/// A Python object that is neither a tensor nor a plain value. It was not built: only its
+/// description was read.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+pub struct OpaqueObject {
+    /// Where it stands.
+    pub path: ObjectPath,
+    /// The class or function that loading it in Python would have called, `module.name`.
+    pub callable: String,
+}
+
+/// What is known of a source from its headers alone.
+#[derive(Clone, Debug, Serialize)]
+pub struct SourceInfo {
+    /// What the user asked to open.
+    pub path: PathBuf,
+    /// The kind of file.
+    pub container: Container,
+    /// Every file behind the source, in order.
+    pub files: Vec<SourceFile>,
+    /// String metadata: a safetensors header's `__metadata__`, or the provenance record of a
+    /// torch file that this program wrote.
+    pub metadata: BTreeMap<String, String>,
+    /// All places that hold tensors, the best first.
+    pub roots: Vec<Root>,
+    /// The name of the chosen root.
+    pub root: String,
+    /// Plain values beside the tensors, in file order.
+    pub values: Vec<(ObjectPath, PlainValue)>,
+    /// Python objects that were skipped, in file order.
+    pub opaque: Vec<OpaqueObject>,
+}
+
+/// Tensors of a file: names, shapes and dtypes at once, data on request.
+///
+/// Implementations check every offset against the file when they are opened, so that a later read
+/// can fail only if the file changes or its data are damaged.
+pub trait TensorSource: Send + Sync {
+    /// What the headers say.
+    fn info(&self) -> &SourceInfo;
+
+    /// Every tensor of the file, whatever its root, in file order.
+    fn tensors(&self) -> &[TensorEntry];
+
+    /// Reads elements `first..` of tensor `index` of [`TensorSource::tensors`], in row-major order
+    /// and little-endian, until `out` is full.
+    ///
+    /// # Errors
+    /// When the file cannot be read, was cut since it was opened, or fails its checksum.
+    ///
+    /// # Panics
+    /// May panic if `index` or the range is outside the tensor: a fault of the caller.
+    fn read(&self, index: usize, first: usize, out: &mut [u8]) -> Result<()>;
+}
+
+/// How to open a checkpoint.
+#[derive(Clone, Debug, Default)]
+pub struct OpenOptions {
+    /// The root to use instead of the one found by rule, dot-joined.
+    pub root: Option<String>,
+}
+
+/// A checkpoint opened by [`crate::io::open`]: a source, and its tensors by name.
+pub struct Checkpoint {
+    source: Box<dyn TensorSource>,
+    names: BTreeMap<String, usize>,
+    duplicate: Option<String>,
+}
+
+impl Checkpoint {
+    /// Wraps a source and indexes the names of its chosen root.
+    #[must_use]
+    pub fn new(source: Box<dyn TensorSource>) -> Self {
+        let mut names = BTreeMap::new();
+        let mut duplicate = None;
+        for (index, entry) in source.tensors().iter().enumerate() {
+            if let Some(name) = &entry.name
+                && names.insert(name.clone(), index).is_some()
+            {
+                duplicate.get_or_insert_with(|| name.clone());
+            }
+        }
+        Self {
+            source,
+            names,
+            duplicate,
+        }
+    }
+
+    /// What the headers say.
+    #[must_use]
+    pub fn info(&self) -> &SourceInfo {
+        self.source.info()
+    }
+
+    /// What the user asked to open.
+    #[must_use]
+    pub fn path(&self) -> &Path {
+        &self.info().path
+    }
+
+    /// The source behind the names.
+    #[must_use]
+    pub fn source(&self) -> &dyn TensorSource {
+        self.source.as_ref()
+    }
+
+    /// Names of the chosen root in order, with shape and dtype.
+    pub fn tensors(&self) -> impl Iterator<Item = (&str, &TensorInfo)> {
+        self.names
+            .iter()
+            .map(|(name, &index)| (name.as_str(), &self.source.tensors()[index].info))
+    }
+
+    /// Shape and dtype of a tensor of the chosen root.
+    #[must_use]
+    pub fn get(&self, name: &str) -> Option<&TensorInfo> {
+        self.names
+            .get(name)
+            .map(|&index| &self.source.tensors()[index].info)
+    }
+
+    /// Shape and dtype of a tensor that must be there.
+    ///
+    /// # Errors
+    /// [`Error::MissingKey`] with the nearest name.
+    pub fn require(&self, name: &str) -> Result<&TensorInfo> {
+        self.get(name).ok_or_else(|| self.missing(name))
+    }
+
+    /// Reads elements `first..` of `name`, row-major and little-endian, until `out` is full.
+    ///
+    /// # Errors
+    /// As [`TensorSource::read`], and [`Error::MissingKey`].
+    pub fn read(&self, name: &str, first: usize, out: &mut [u8]) -> Result<()> {
+        let &index = self.names.get(name).ok_or_else(|| self.missing(name))?;
+        self.source.read(index, first, out)
+    }
+
+    /// All bytes of `name`, row-major and little-endian. Meant for small tensors.
+    ///
+    /// # Errors
+    /// As [`Checkpoint::read`].
+    pub fn read_all(&self, name: &str) -> Result<Vec<u8>> {
+        let mut bytes = vec![0; self.require(name)?.n_bytes() as usize];
+        self.read(name, 0, &mut bytes)?;
+        Ok(bytes)
+    }
+
+    /// Checks that every name of the chosen root belongs to one tensor only, as a merge needs.
+    ///
+    /// # Errors
+    /// [`Error::DuplicateKey`] naming the first offender.
+    pub fn require_unique_names(&self) -> Result<()> {
+        match &self.duplicate {
+            Some(key) => Err(Error::DuplicateKey {
+                path: self.path().into(),
+                key: key.clone(),
+            }),
+            None => Ok(()),
+        }
+    }
+
+    fn missing(&self, name: &str) -> Error {
+        let nearest = self
+            .names
+            .keys()
+            .max_by(|a, b| {
+                strsim::jaro(a, name)
+                    .total_cmp(&strsim::jaro(b, name))
+                    .then_with(|| b.cmp(a))
+            })
+            .cloned();
+        Error::MissingKey {
+            path: self.path().into(),
+            key: name.to_owned(),
+            nearest,
+        }
+    }
+}

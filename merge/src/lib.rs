@@ -1,0 +1,36 @@
+//! Checkpoints in, merged checkpoints out.
+//!
+//! The main types in the order in which a merge uses them:
+//!
+//! 1. [`Checkpoint`] opens any supported file lazily through a [`TensorSource`]: names, shapes and
+//!    dtypes at once, data on request. No code of the file is ever run.
+//! 2. [`layouts::detect`] names the model family and gives each key a [`Role`].
+//! 3. [`MergeRecipe`] says what is wanted, [`MergePlan`] what happens to every key.
+//! 4. [`execute`](execute::execute) runs the plan tensor by tensor through a [`MergeMethod`]
+//!    and streams the result into a [`Writer`].
+//!
+//! This crate knows no model: it works on bytes, dtypes and [`ndarray`] arrays.
+
+#[cfg(target_endian = "big")]
+compile_error!("vlmerge reads and writes little-endian tensor data in place");
+
+mod dtype;
+mod error;
+mod expert;
+mod group;
+
+pub mod io;
+pub mod layouts;
+pub mod methods;
+pub mod plan;
+pub mod progress;
+
+pub use dtype::{DType, decode_f32, decode_f64, encode_f32, encode_f64};
+pub use error::{Error, Result};
+pub use expert::Expert;
+pub use group::{ParamKind, Role, Slot};
+pub use io::{Checkpoint, ObjectPath, PathSegment, TensorInfo, TensorSource};
+pub use layouts::Layout;
+pub use methods::MergeMethod;
+pub use plan::MergePlan;
+pub use progress::Progress;

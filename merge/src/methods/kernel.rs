@@ -1,0 +1,117 @@
+//! Element-wise kernels: the arithmetic of a chunk, written once for `f32` and `f64`.
+
+use std::ops::{Add, AddAssign, Div, Mul, Sub};
+
+use half::{bf16, f16};
+
+/// The two types that kernels compute in.
+pub trait Real:
+    Copy
+    + Send
+    + Sync
+    + PartialOrd
+    + Add<Output = Self>
+    + Sub<Output = Self>
+    + Mul<Output = Self>
+    + Div<Output = Self>
+    + AddAssign
+    + 'static
+{
+    /// Rounds a coefficient of a recipe to this type.
+    fn from_f64(value: f64) -> Self;
+    /// Rounds to bf16 and back.
+    #[must_use]
+    fn through_bf16(self) -> Self;
+    /// Rounds to f16 and back.
+    #[must_use]
+    fn through_f16(self) -> Self;
+}
+
+impl Real for f32 {
+    #[inline]
+    fn from_f64(value: f64) -> Self {
+        value as Self
+    }
+    #[inline]
+    fn through_bf16(self) -> Self {
+        bf16::from_f32(self).to_f32()
+    }
+    #[inline]
+    fn through_f16(self) -> Self {
+        f16::from_f32(self).to_f32()
+    }
+}
+
+impl Real for f64 {
+    #[inline]
+    fn from_f64(value: f64) -> Self {
+        value
+    }
+    #[inline]
+    fn through_bf16(self) -> Self {
+        bf16::from_f64(self).to_f64()
+    }
+    #[inline]
+    fn through_f16(self) -> Self {
+        f16::from_f64(self).to_f64()
+    }
+}
+
+/// What happens to the result of each single product and sum.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum StepRounding {
+    /// Nothing: only the final result is rounded, once.
+    #[default]
+    None,
+    /// It is rounded to bf16, as published code does that merges bf16 tensors.
+    Bf16,
+    /// It is rounded to f16, likewise.
+    F16,
+}
+
+/// The same elements of every member of a group.
+pub struct Chunk<'a, T> {
+    /// One slice per member, all of the same length.
+    pub members: &'a [&'a [T]],
+    /// The base's elements, where the method needs a base.
+    pub base: Option<&'a [T]>,
+    /// Position of the first element in the tensor, row-major.
+    pub first: usize,
+}
+
+/// An element-wise method, generic over the type it computes in.
+pub trait Elementwise: Send + Sync {
+    /// Writes the merged elements to `out`; `step` rounds the result of each product and sum.
+    fn combine<T: Real>(&self, chunk: &Chunk<'_, T>, step: impl Fn(T) -> T, out: &mut [T]);
+}
+
+/// An [`Elementwise`] method behind a pointer.
+pub trait ElementKernel: Send + Sync {
+    /// Combines in `f32`.
+    fn combine_f32(&self, chunk: &Chunk<'_, f32>, step: StepRounding, out: &mut [f32]);
+    /// Combines in `f64`.
+    fn combine_f64(&self, chunk: &Chunk<'_, f64>, step: StepRounding, out: &mut [f64]);
+}
+
+impl<K: Elementwise> ElementKernel for K {
+    fn combine_f32(&self, chunk: &Chunk<'_, f32>, step: StepRounding, out: &mut [f32]) {
+        dispatch(self, chunk, step, out);
+    }
+
+    fn combine_f64(&self, chunk: &Chunk<'_, f64>, step: StepRounding, out: &mut [f64]) {
+        dispatch(self, chunk, step, out);
+    }
+}
+
+fn dispatch<T: Real>(
+    kernel: &impl Elementwise,
+    chunk: &Chunk<'_, T>,
+    step: StepRounding,
+    out: &mut [T],
+) {
+    match step {
+        StepRounding::None => kernel.combine(chunk, |x| x, out),
+        StepRounding::Bf16 => kernel.combine(chunk, T::through_bf16, out),
+        StepRounding::F16 => kernel.combine(chunk, T::through_f16, out),
+    }
+}

@@ -1,0 +1,97 @@
+//! Merge methods: tensors in, a tensor out. One file each, one line in [`by_name`].
+//!
+//! A method decides once per group which [`Operation`] makes the merged tensor. Element-wise
+//! operations are kernels on chunks, so that a tensor of any size is merged in bounded memory on
+//! all cores; whole-tensor operations see [`ndarray`] arrays in `f64`.
+
+use ndarray::{Array2, ArrayD};
+
+use crate::{Expert, Result, Slot};
+
+mod kernel;
+
+pub use kernel::{Chunk, ElementKernel, Elementwise, Real, StepRounding};
+
+/// What a method asks of a group.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Needs {
+    /// Fewest members it can merge.
+    pub min_members: usize,
+    /// Most members it can merge.
+    pub max_members: usize,
+    /// Whether it measures from a base.
+    pub base: bool,
+    /// Whether linear weights need gram matrices.
+    pub grams: bool,
+}
+
+/// All copies of one slot, without their data: what a method may know before it is run.
+#[derive(Clone, Debug)]
+pub struct GroupShape<'a> {
+    /// The slot.
+    pub slot: &'a Slot,
+    /// Whom each member serves, in order; `None` for members that are whole checkpoints.
+    pub experts: &'a [Option<Expert>],
+    /// Sizes of the axes, the same for all members.
+    pub shape: &'a [usize],
+    /// Whether each member's gram matrix is at hand, in the order of the members.
+    pub has_gram: &'a [bool],
+}
+
+/// How the merged tensor of a group is made.
+pub enum Operation {
+    /// Element by element from all members (and the base).
+    Elementwise(Box<dyn ElementKernel>),
+    /// From whole arrays.
+    Whole(Box<dyn WholeKernel>),
+    /// Bytes of the member with this index, untouched.
+    Take(usize),
+}
+
+/// The data of a group, array by array on request, so that only a few are in memory at once.
+pub trait GroupData {
+    /// Member `index` in `f64`.
+    ///
+    /// # Errors
+    /// When the checkpoint cannot be read.
+    fn member(&self, index: usize) -> Result<ArrayD<f64>>;
+
+    /// The base in `f64`.
+    ///
+    /// # Errors
+    /// When the checkpoint cannot be read.
+    fn base(&self) -> Result<ArrayD<f64>>;
+
+    /// Gram matrix of the inputs of member `index`, shape `(in, in)`.
+    ///
+    /// # Errors
+    /// When the gram file cannot be read or holds no such matrix.
+    fn gram(&self, index: usize) -> Result<Array2<f64>>;
+}
+
+/// A whole-tensor operation.
+pub trait WholeKernel: Send + Sync {
+    /// The merged tensor in `f64`; the executor rounds it once.
+    ///
+    /// # Errors
+    /// When the data cannot be read or admit no solution.
+    fn merge(&self, group: &dyn GroupData) -> Result<ArrayD<f64>>;
+
+    /// Most bytes it holds at once for members of `shape`, for the plan's memory estimate.
+    fn peak_bytes(&self, shape: &[usize], n_members: usize) -> u64;
+}
+
+/// A way to merge the members of a group.
+pub trait MergeMethod: Send + Sync {
+    /// The name in recipes.
+    fn name(&self) -> &'static str;
+
+    /// What it asks of a group.
+    fn needs(&self) -> Needs;
+
+    /// The operation for one group.
+    ///
+    /// # Errors
+    /// When the group does not give what the method needs, naming the slot.
+    fn operation(&self, group: &GroupShape<'_>) -> Result<Operation>;
+}

@@ -1,0 +1,24 @@
+//! How a long operation reports its progress and learns that it should stop.
+
+/// Receives the progress of a long operation; called from many threads.
+pub trait Progress: Sync {
+    /// The operation now has `total_bytes` of work ahead, called `what`.
+    fn start(&self, what: &str, total_bytes: u64) {
+        let _ = (what, total_bytes);
+    }
+    /// `bytes` more of the work are done.
+    fn advance(&self, bytes: u64) {
+        let _ = bytes;
+    }
+    /// The operation that [`Progress::start`] announced is over.
+    fn finish(&self) {}
+    /// Whether the user asked to stop; the operation then returns [`crate::Error::Cancelled`].
+    fn is_cancelled(&self) -> bool {
+        false
+    }
+}
+
+/// Reports nothing and never stops.
+pub struct Silent;
+
+impl Progress for Silent {}

@@ -1,0 +1,35 @@
+//! One file per verb: flags, calls into the library, printing.
+
+pub mod arithmetic;
+pub mod convert;
+pub mod diff;
+pub mod distance;
+pub mod expand;
+pub mod inspect;
+pub mod interpolate;
+pub mod merge;
+pub mod regmean;
+pub mod synth;
+
+use std::process::ExitCode;
+
+use anyhow::Result;
+
+use crate::cli::Command;
+use crate::output::Output;
+
+/// Runs the verb.
+pub fn run(command: Command, output: &Output) -> Result<ExitCode> {
+    match command {
+        Command::Inspect(args) => inspect::run(args, output),
+        Command::Diff(args) => diff::run(args, output),
+        Command::Convert(args) => convert::run(args, output),
+        Command::Expand(args) => expand::run(args, output),
+        Command::Synth(args) => synth::run(args, output),
+        Command::Distance(args) => distance::run(args, output),
+        Command::Interpolate(args) => interpolate::run(args, output),
+        Command::Arithmetic(args) => arithmetic::run(args, output),
+        Command::Regmean(args) => regmean::run(args, output),
+        Command::Merge(args) => merge::run(args, output),
+    }
+}

@@ -1,0 +1,21 @@
+//! vlmerge: merges, converts and compares vision-language checkpoints.
+
+mod cli;
+mod commands;
+mod output;
+
+use std::process::ExitCode;
+
+use clap::Parser;
+
+fn main() -> ExitCode {
+    let cli = cli::Cli::parse();
+    let output = match output::Output::new(&cli.global) {
+        Ok(output) => output,
+        Err(error) => return output::report(&error),
+    };
+    match commands::run(cli.command, &output) {
+        Ok(code) => code,
+        Err(error) => output::report(&error),
+    }
+}

@@ -1,0 +1,133 @@
+//! What people see: progress on stderr, results on stdout, errors with a hint.
+
+use std::io::{IsTerminal, Write};
+use std::process::ExitCode;
+use std::sync::Mutex;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::Duration;
+
+use anyhow::{Context, Result};
+use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
+use serde::Serialize;
+
+use crate::cli::Global;
+
+/// Set by SIGINT and SIGTERM; long operations look at it between chunks.
+static CANCELLED: AtomicBool = AtomicBool::new(false);
+
+/// Wrong arguments or a wrong recipe: exit code 2, as clap's own.
+#[derive(Debug, thiserror::Error)]
+#[error("{0}")]
+pub struct UsageError(pub String);
+
+/// Where results, notes and bars go.
+pub struct Output {
+    /// Results as JSON.
+    pub json: bool,
+    quiet: bool,
+    bar: Mutex<Option<ProgressBar>>,
+}
+
+impl Output {
+    /// Applies the global flags: thread count, signal handler, bars.
+    pub fn new(global: &Global) -> Result<Self> {
+        if let Some(threads) = global.threads {
+            if threads == 0 {
+                return Err(UsageError("--threads must be at least 1".into()).into());
+            }
+            rayon::ThreadPoolBuilder::new()
+                .num_threads(threads)
+                .build_global()
+                .context("cannot start the thread pool")?;
+        }
+        ctrlc::set_handler(|| CANCELLED.store(true, Ordering::Relaxed))
+            .context("cannot install the signal handler")?;
+        Ok(Self {
+            json: global.json,
+            quiet: global.quiet,
+            bar: Mutex::new(None),
+        })
+    }
+
+    /// Prints a line of results to stdout.
+    pub fn line(&self, text: impl AsRef<str>) -> Result<()> {
+        writeln!(std::io::stdout().lock(), "{}", text.as_ref()).context("cannot write to stdout")
+    }
+
+    /// Prints a result as JSON to stdout.
+    pub fn json(&self, value: &impl Serialize) -> Result<()> {
+        let mut stdout = std::io::stdout().lock();
+        serde_json::to_writer_pretty(&mut stdout, value).context("cannot write to stdout")?;
+        writeln!(stdout).context("cannot write to stdout")
+    }
+
+    /// Prints a note to stderr, unless `--quiet`.
+    pub fn note(&self, text: impl AsRef<str>) {
+        if !self.quiet {
+            // A closed stderr is no reason to fail a merge.
+            let _ = writeln!(std::io::stderr().lock(), "{}", text.as_ref());
+        }
+    }
+}
+
+impl merge::Progress for Output {
+    fn start(&self, what: &str, total_bytes: u64) {
+        if self.quiet || !std::io::stderr().is_terminal() {
+            return;
+        }
+        let bar = ProgressBar::with_draw_target(Some(total_bytes), ProgressDrawTarget::stderr());
+        let style = ProgressStyle::with_template(
+            "{msg} [{bar:30}] {bytes}/{total_bytes} {bytes_per_sec} eta {eta}",
+        )
+        .unwrap_or_else(|_| ProgressStyle::default_bar());
+        bar.set_style(style);
+        bar.set_message(what.to_owned());
+        bar.enable_steady_tick(Duration::from_millis(200));
+        if let Ok(mut current) = self.bar.lock() {
+            *current = Some(bar);
+        }
+    }
+
+    fn advance(&self, bytes: u64) {
+        if let Ok(current) = self.bar.lock()
+            && let Some(bar) = current.as_ref()
+        {
+            bar.inc(bytes);
+        }
+    }
+
+    fn finish(&self) {
+        if let Ok(mut current) = self.bar.lock()
+            && let Some(bar) = current.take()
+        {
+            bar.finish_and_clear();
+        }
+    }
+
+    fn is_cancelled(&self) -> bool {
+        CANCELLED.load(Ordering::Relaxed)
+    }
+}
+
+/// Prints an error with its causes and, where there is one, a hint; chooses the exit code.
+pub fn report(error: &anyhow::Error) -> ExitCode {
+    let mut stderr = std::io::stderr().lock();
+    // If stderr is closed there is nowhere left to complain.
+    let _ = writeln!(stderr, "error: {error:#}");
+    if let Some(hint) = hint(error) {
+        let _ = writeln!(stderr, "\nhint: {hint}");
+    }
+    if error.is::<UsageError>() {
+        return ExitCode::from(2);
+    }
+    match error.downcast_ref::<merge::Error>() {
+        Some(error) if error.is_usage() => ExitCode::from(2),
+        _ => ExitCode::FAILURE,
+    }
+}
+
+fn hint(error: &anyhow::Error) -> Option<String> {
+    error
+        .chain()
+        .find_map(|cause| cause.downcast_ref::<merge::Error>()?.hint())
+}
