@@ -2,7 +2,7 @@
 
 use std::path::PathBuf;
 
-use crate::DType;
+use crate::{DType, Expert};
 
 /// The result of everything in this crate.
 pub type Result<T, E = Error> = std::result::Result<T, E>;
@@ -80,7 +80,173 @@ pub enum Error {
         found: Vec<usize>,
         /// The first member's shape.
         expected: Vec<usize>,
+    },    /// A recipe is not the YAML it should be.
+    #[error("{}: {reason}", path.display())]
+    BadRecipe {
+        /// The recipe.
+        path: PathBuf,
+        /// What the parser says, with line and column.
+        reason: String,
     },
+    /// A recipe names a method that does not exist.
+    #[error("there is no merge method `{name}` (there are: {known})")]
+    UnknownMethod {
+        /// The name in the recipe.
+        name: String,
+        /// All methods.
+        known: String,
+    },
+    /// A recipe gives a parameter that its method does not have.
+    #[error("{method} has no parameter `{name}` (it has: {known})")]
+    UnknownParameter {
+        /// The method.
+        method: &'static str,
+        /// The parameter.
+        name: String,
+        /// The method's parameters.
+        known: String,
+    },
+    /// A parameter has the wrong type or is out of range.
+    #[error("parameter `{name}` must be {wanted}")]
+    BadParameter {
+        /// The parameter.
+        name: &'static str,
+        /// What is valid, in words.
+        wanted: &'static str,
+    },
+    /// A parameter or input that the method cannot do without.
+    #[error("{method} needs {what}")]
+    Incomplete {
+        /// The method.
+        method: &'static str,
+        /// What is missing.
+        what: &'static str,
+    },
+    /// A recipe with something its method has no use for.
+    #[error("{method} has no use for {what}")]
+    Superfluous {
+        /// The method.
+        method: &'static str,
+        /// What is given in vain.
+        what: &'static str,
+    },
+    /// A recipe with a number of models that cannot be merged.
+    #[error("a recipe takes the experts of one model, and this one lists {found}")]
+    ModelCount {
+        /// The number of models.
+        found: usize,
+    },
+    /// The recipe's choice of experts does not say what happens in a block.
+    #[error("`experts`: block {block} of {n_blocks} {flaw}")]
+    BadExpertChoice {
+        /// The block.
+        block: usize,
+        /// Blocks of the model.
+        n_blocks: usize,
+        /// What is wrong with it.
+        flaw: &'static str,
+    },
+    /// A task was named for a layout without a published choice of experts.
+    #[error("layout {layout} has no published choice of experts for a task")]
+    NoPublishedChoice {
+        /// The layout.
+        layout: String,
+    },
+    /// No expert copies in the checkpoint.
+    #[error("{}: nothing to merge: no tensor of layout {layout} has copies for several experts", path.display())]
+    NothingToMerge {
+        /// The checkpoint.
+        path: PathBuf,
+        /// The layout that was found.
+        layout: String,
+    },
+    /// An expert that takes part in a block lacks a tensor there.
+    #[error("cannot merge `{slot}`: no tensor of the {expert} expert, such as `{example}` has for {present}")]
+    MissingExpert {
+        /// The merged key.
+        slot: String,
+        /// The expert without a copy.
+        expert: Expert,
+        /// A copy that is there.
+        example: String,
+        /// Whom that copy serves.
+        present: Expert,
+    },
+    /// A slot has both expert copies and a shared tensor.
+    #[error("`{slot}` is ambiguous: `{key}` would become the same key as the merged experts")]
+    AmbiguousSlot {
+        /// The merged key.
+        slot: String,
+        /// The shared tensor.
+        key: String,
+    },
+    /// Experts whose elements are no floats.
+    #[error("cannot merge `{slot}`: `{key}` has dtype {dtype}")]
+    NotFloat {
+        /// The merged key.
+        slot: String,
+        /// The member.
+        key: String,
+        /// Its dtype.
+        dtype: DType,
+    },
+    /// The parameters say nothing about a set of experts.
+    #[error("cannot merge `{slot}`: no share is given for the experts {experts:?}")]
+    NoShare {
+        /// The merged key.
+        slot: String,
+        /// The experts.
+        experts: Vec<Expert>,
+    },
+    /// The gram file lacks the matrix of an expert that takes part.
+    #[error("cannot merge `{slot}`: no gram matrix for the {expert} expert")]
+    MissingGram {
+        /// The merged key.
+        slot: String,
+        /// The expert.
+        expert: Expert,
+    },
+    /// A gram matrix that does not fit its layer.
+    #[error("cannot merge `{slot}`: the {expert} expert has shape {weight:?}, its gram matrix {gram:?}")]
+    GramShape {
+        /// The merged key.
+        slot: String,
+        /// The expert.
+        expert: Expert,
+        /// Shape of the weight, `(out, in)`.
+        weight: Vec<usize>,
+        /// Shape of the gram matrix; should be `(in, in)`.
+        gram: Vec<usize>,
+    },
+    /// A tensor of a gram file that cannot be a gram matrix.
+    #[error("{}: `{key}` is no gram matrix: {dtype} {shape:?} is neither square nor a packed triangle of floats", path.display())]
+    NotAGram {
+        /// The gram file.
+        path: PathBuf,
+        /// The tensor.
+        key: String,
+        /// Its dtype.
+        dtype: DType,
+        /// Its shape.
+        shape: Vec<usize>,
+    },
+    /// The summed gram matrix has no Cholesky factor.
+    #[error("cannot merge `{slot}`: the summed gram matrix of {experts:?} is singular{}", pivot_note(*pivot))]
+    SingularGram {
+        /// The merged key.
+        slot: String,
+        /// The experts.
+        experts: Vec<Expert>,
+        /// The row where the factorization failed, if known.
+        pivot: Option<usize>,
+    },
+    /// A value of a result (or of a gram matrix) is infinite or not a number.
+    #[error("`{key}` has values that are infinite or not numbers")]
+    NonFinite {
+        /// The tensor.
+        key: String,
+    },
+
     // ---- writing ----------------------------------------------------------------------------
 }
 
@@ -88,7 +254,18 @@ impl Error {
     /// Whether the fault lies in the arguments or the recipe (exit code 2) rather than in a file.
     #[must_use]
     pub fn is_usage(&self) -> bool {
-        false
+        matches!(
+            self,
+            Self::BadRecipe { .. }
+                | Self::UnknownMethod { .. }
+                | Self::UnknownParameter { .. }
+                | Self::BadParameter { .. }
+                | Self::Incomplete { .. }
+                | Self::Superfluous { .. }
+                | Self::ModelCount { .. }
+                | Self::BadExpertChoice { .. }
+                | Self::NoPublishedChoice { .. }
+        )
     }
 
     /// What the user may try, where something helps.
@@ -96,9 +273,30 @@ impl Error {
     pub fn hint(&self) -> Option<String> {
         match self {
             Self::TargetExists { .. } => Some("pass --force to replace it".into()),
+            Self::SingularGram { .. } => Some(
+                "cache the gram matrices from more data, or pass --shrink below 1 or a --ridge"
+                    .into(),
+            ),
+            Self::MissingGram { .. } => Some(
+                "were the gram matrices cached for another task? --for names the task whose \
+                 experts are merged"
+                    .into(),
+            ),
+            Self::NonFinite { .. } => Some("pass --allow-non-finite to write it all the same".into()),
+            Self::NoShare { .. } => Some(
+                "give `weights` for each expert in a recipe, or choose experts with --for".into(),
+            ),
+            Self::NothingToMerge { .. } => Some(
+                "see `vlmerge inspect` for what the checkpoint is; an agnostic one is merged already"
+                    .into(),
+            ),
             _ => None,
         }
     }
+}
+
+fn pivot_note(pivot: Option<usize>) -> String {
+    pivot.map_or_else(String::new, |row| format!(" (input {row} depends on those before it)"))
 }
 
 fn nearest_note(nearest: Option<&str>) -> String {

@@ -19,11 +19,15 @@ mod error;
 mod expert;
 mod group;
 
+pub mod execute;
+pub mod gram;
 pub mod io;
 pub mod layouts;
+pub mod linear_algebra;
 pub mod methods;
 pub mod plan;
 pub mod progress;
+pub mod recipe;
 
 pub use dtype::{DType, decode_f32, decode_f64, encode_f32, encode_f64};
 pub use error::{Error, Result};
@@ -34,3 +38,4 @@ pub use layouts::Layout;
 pub use methods::MergeMethod;
 pub use plan::MergePlan;
 pub use progress::Progress;
+pub use recipe::MergeRecipe;

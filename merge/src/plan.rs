@@ -4,8 +4,12 @@ use std::sync::Arc;
 
 use serde::Serialize;
 
+use crate::gram::GramStore;
+use crate::io::SourceFile;
 use crate::methods::{ElementKernel, StepRounding, WholeKernel};
-use crate::{Checkpoint, Result, TensorInfo};
+use crate::{Checkpoint, TensorInfo};
+
+mod resolve;
 
 /// A tensor of one of the plan's sources.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize)]
@@ -77,29 +81,92 @@ pub struct Dropped {
 }
 
 /// What happens to every key. A plan is complete and consistent by construction: every key of the
-/// main source is used or dropped with a reason, and all shapes and dtypes agree.
+/// merged source is used or dropped with a reason, and all shapes and dtypes agree.
 pub struct MergePlan {
+    /// What the output is made by, for its provenance: a resolved recipe or a command, with file
+    /// names instead of paths so that the same inputs give the same bytes anywhere.
+    pub recipe: String,
     /// The open inputs.
     pub sources: Vec<Arc<Checkpoint>>,
     /// Where gram matrices are read from.
-    pub grams: Option<Arc<dyn GramSource>>,
+    pub grams: Option<Arc<GramStore>>,
     /// Output tensors, by name.
     pub entries: Vec<Entry>,
     /// Input tensors without a place in the output, by name.
     pub dropped: Vec<Dropped>,
 }
 
-/// Gram matrices by name, one at a time.
-pub trait GramSource: Send + Sync {
-    /// Whether there is a matrix of this name.
-    fn contains(&self, key: &str) -> bool;
+impl MergePlan {
+    /// Every file that the plan reads from, each once.
+    #[must_use]
+    pub fn files(&self) -> Vec<SourceFile> {
+        let grams = self.grams.iter().map(|store| store.checkpoint());
+        let mut files: Vec<SourceFile> = Vec::new();
+        for file in (self.sources.iter().chain(grams)).flat_map(|source| &source.info().files) {
+            if files.iter().all(|known| known.path != file.path) {
+                files.push(file.clone());
+            }
+        }
+        files
+    }
 
-    /// Width of the (square) matrix of this name.
-    fn width(&self, key: &str) -> Option<usize>;
+    /// Tensor bytes of the output.
+    #[must_use]
+    pub fn output_bytes(&self) -> u64 {
+        self.entries.iter().map(|entry| entry.info.n_bytes()).sum()
+    }
 
-    /// The full symmetric matrix in `f64`.
-    ///
-    /// # Errors
-    /// When the file cannot be read, or holds no such matrix.
-    fn read(&self, key: &str) -> Result<ndarray::Array2<f64>>;
+    /// Tensor bytes that are read, gram matrices included.
+    #[must_use]
+    pub fn input_bytes(&self) -> u64 {
+        self.entries.iter().map(|entry| self.entry_input_bytes(entry)).sum()
+    }
+
+    /// Tensor bytes that one entry reads.
+    #[must_use]
+    pub fn entry_input_bytes(&self, entry: &Entry) -> u64 {
+        let size = |tensor: &TensorRef| {
+            let info = self.sources[tensor.source].get(&tensor.key);
+            info.map_or(0, TensorInfo::n_bytes)
+        };
+        let gram_size = |key: &String| {
+            let store = self.grams.as_ref().and_then(|store| store.checkpoint().get(key));
+            store.map_or(0, TensorInfo::n_bytes)
+        };
+        match &entry.action {
+            Action::Copy(tensor) => size(tensor),
+            Action::Elementwise { members, base, .. } => {
+                members.iter().chain(base).map(size).sum()
+            }
+            Action::Whole { members, base, grams, .. } => {
+                members.iter().chain(base).map(size).sum::<u64>()
+                    + grams.iter().flatten().map(gram_size).sum::<u64>()
+            }
+            Action::Generate(_) => 0,
+        }
+    }
+
+    /// Most bytes of tensor data that running the plan holds in memory at once.
+    #[must_use]
+    pub fn peak_bytes(&self, n_threads: usize) -> u64 {
+        let chunked = self.entries.iter().map(|entry| match &entry.action {
+            Action::Elementwise { members, base, .. } => members.len() + usize::from(base.is_some()),
+            _ => 1,
+        });
+        // Each thread holds a chunk per member in up to f64, raw bytes and the result.
+        let buffers = chunked.max().unwrap_or(0) as u64 + 2;
+        let chunks = n_threads as u64 * buffers * CHUNK_ELEMENTS as u64 * 8;
+        let whole = self.entries.iter().filter_map(|entry| match &entry.action {
+            Action::Whole { members, kernel, .. } => {
+                let shape = &self.sources[members.first()?.source].get(&members.first()?.key)?.shape;
+                Some(kernel.peak_bytes(shape, members.len()))
+            }
+            _ => None,
+        });
+        chunks.max(whole.max().unwrap_or(0))
+    }
 }
+
+/// Elements that are decoded, combined and written at a time by one thread: small enough that a few
+/// chunks stay in a core's cache, large enough that a system call costs nothing beside it.
+pub(crate) const CHUNK_ELEMENTS: usize = 1 << 17;

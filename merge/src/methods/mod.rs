@@ -1,24 +1,55 @@
-//! Merge methods: tensors in, a tensor out. One file each, one line in [`by_name`].
+//! Merge methods: tensors in, a tensor out. One file each, and one line in [`by_name`].
 //!
 //! A method decides once per group which [`Operation`] makes the merged tensor. Element-wise
 //! operations are kernels on chunks, so that a tensor of any size is merged in bounded memory on
 //! all cores; whole-tensor operations see [`ndarray`] arrays in `f64`.
 
+use std::sync::Arc;
+
 use ndarray::{Array2, ArrayD};
 
-use crate::{Expert, Result, Slot};
+use crate::recipe::Parameters;
+use crate::{Error, Expert, Result, Slot};
 
+mod arithmetic;
+mod interpolate;
 mod kernel;
+mod regmean;
+
+pub use arithmetic::Arithmetic;
+pub use interpolate::Interpolate;
+pub use regmean::RegMean;
 
 pub use kernel::{Chunk, ElementKernel, Elementwise, Real, StepRounding};
 
-/// What a method asks of a group.
+/// Names of all methods, for messages and documentation.
+pub const NAMES: [&str; 3] = ["interpolate", "arithmetic", "regmean"];
+
+/// The method of this name with these parameters.
+///
+/// # Errors
+/// [`Error::UnknownMethod`], or what is wrong with the parameters.
+pub fn by_name(
+    name: &str,
+    parameters: &Parameters,
+    as_published: bool,
+) -> Result<Box<dyn MergeMethod>> {
+    Ok(match name {
+        "interpolate" => Box::new(Interpolate::from_parameters(parameters)?),
+        "arithmetic" => Box::new(Arithmetic::from_parameters(parameters, as_published)?),
+        "regmean" => Box::new(RegMean::from_parameters(parameters, as_published)?),
+        _ => {
+            return Err(Error::UnknownMethod {
+                name: name.to_owned(),
+                known: NAMES.join(", "),
+            });
+        }
+    })
+}
+
+/// What a method asks of a recipe.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Needs {
-    /// Fewest members it can merge.
-    pub min_members: usize,
-    /// Most members it can merge.
-    pub max_members: usize,
     /// Whether it measures from a base.
     pub base: bool,
     /// Whether linear weights need gram matrices.
@@ -30,20 +61,20 @@ pub struct Needs {
 pub struct GroupShape<'a> {
     /// The slot.
     pub slot: &'a Slot,
-    /// Whom each member serves, in order; `None` for members that are whole checkpoints.
-    pub experts: &'a [Option<Expert>],
+    /// Whom each member serves, in order; never empty.
+    pub experts: &'a [Expert],
     /// Sizes of the axes, the same for all members.
     pub shape: &'a [usize],
-    /// Whether each member's gram matrix is at hand, in the order of the members.
-    pub has_gram: &'a [bool],
+    /// Name of each member's gram matrix, where there is one.
+    pub grams: &'a [Option<String>],
 }
 
 /// How the merged tensor of a group is made.
 pub enum Operation {
     /// Element by element from all members (and the base).
-    Elementwise(Box<dyn ElementKernel>),
+    Elementwise(Arc<dyn ElementKernel>),
     /// From whole arrays.
-    Whole(Box<dyn WholeKernel>),
+    Whole(Arc<dyn WholeKernel>),
     /// Bytes of the member with this index, untouched.
     Take(usize),
 }
@@ -94,4 +125,7 @@ pub trait MergeMethod: Send + Sync {
     /// # Errors
     /// When the group does not give what the method needs, naming the slot.
     fn operation(&self, group: &GroupShape<'_>) -> Result<Operation>;
+
+    /// What the operation does with this group, in a few words for the printed plan.
+    fn describe(&self, group: &GroupShape<'_>) -> String;
 }

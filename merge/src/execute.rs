@@ -1,0 +1,168 @@
+//! Running a plan: tensor by tensor, chunk by chunk, on all cores, in bounded memory.
+
+use std::path::PathBuf;
+use std::thread;
+
+use rayon::prelude::*;
+use serde::Serialize;
+
+use crate::io::{WriteOptions, Writer};
+use crate::plan::{Action, CHUNK_ELEMENTS, Entry};
+use crate::provenance::{self, Provenance};
+use crate::{Error, MergePlan, Progress, Result};
+
+mod chunk;
+mod whole;
+
+use chunk::Worker;
+
+/// How to run a plan.
+#[derive(Clone, Copy, Debug)]
+pub struct RunOptions {
+    /// Write infinities and NaNs instead of refusing them.
+    pub allow_non_finite: bool,
+    /// Look for them in tensors that are copied untouched, too.
+    pub check_copies: bool,
+    /// Record the SHA-256 of every input file.
+    pub hash: bool,
+}
+
+impl Default for RunOptions {
+    fn default() -> Self {
+        Self {
+            allow_non_finite: false,
+            check_copies: true,
+            hash: true,
+        }
+    }
+}
+
+/// What was done.
+#[derive(Clone, Debug, Serialize)]
+pub struct Summary {
+    /// The files in place.
+    pub files: Vec<PathBuf>,
+    /// Tensors copied.
+    pub n_copied: usize,
+    /// Tensors combined from several or made anew.
+    pub n_combined: usize,
+    /// Input tensors left out.
+    pub n_dropped: usize,
+    /// Tensor bytes read.
+    pub input_bytes: u64,
+    /// Tensor bytes written.
+    pub output_bytes: u64,
+}
+
+/// Elements `first..first + length` of an entry.
+#[derive(Clone, Copy)]
+struct Piece {
+    entry: usize,
+    first: usize,
+    length: usize,
+}
+
+/// Runs a plan and puts the result in place. Inputs are hashed at the same time.
+///
+/// # Errors
+/// When an input cannot be read, a result is not finite, the target cannot be written, or the user
+/// stops it; the target is then as it was before.
+pub fn execute(
+    plan: &MergePlan,
+    write: &WriteOptions,
+    run: &RunOptions,
+    progress: &dyn Progress,
+) -> Result<Summary> {
+    let tensors: Vec<_> = (plan.entries.iter())
+        .map(|entry| (entry.name.clone(), entry.info.clone()))
+        .collect();
+    let files = plan.files();
+    let provenance = Provenance::new(plan.recipe.clone(), &files);
+    let placeholder = provenance.clone().with_placeholder_hashes(run.hash);
+    let writer = Writer::create(&tensors, &placeholder.to_metadata(), write)?;
+
+    progress.start("writing", plan.output_bytes());
+    let (written, hashes) = thread::scope(|scope| {
+        let hashes = scope.spawn(|| {
+            run.hash
+                .then(|| provenance::hash_files(&files, progress))
+                .transpose()
+        });
+        let written = write_entries(plan, &writer, run, progress);
+        // A panic of the hashing thread is a bug and goes on as one.
+        let hashes = hashes.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic));
+        (written, hashes)
+    });
+    progress.finish();
+    written?;
+    let provenance = match hashes? {
+        Some(hashes) => provenance.with_hashes(hashes),
+        None => provenance,
+    };
+    let is_copy = |entry: &&Entry| matches!(entry.action, Action::Copy(_));
+    let n_copied = plan.entries.iter().filter(is_copy).count();
+    Ok(Summary {
+        files: writer.finish(&provenance.to_metadata())?,
+        n_copied,
+        n_combined: plan.entries.len() - n_copied,
+        n_dropped: plan.dropped.len(),
+        input_bytes: plan.input_bytes(),
+        output_bytes: plan.output_bytes(),
+    })
+}
+
+fn write_entries(
+    plan: &MergePlan,
+    writer: &Writer,
+    run: &RunOptions,
+    progress: &dyn Progress,
+) -> Result<()> {
+    let is_whole = |entry: &Entry| matches!(entry.action, Action::Whole { .. });
+    let pieces: Vec<Piece> = (plan.entries.iter().enumerate())
+        .filter(|(_, entry)| !is_whole(entry))
+        .flat_map(|(index, entry)| pieces_of(index, entry.info.n_elements()))
+        .collect();
+    pieces.par_iter().try_for_each_init(
+        || Worker::new(plan, writer, run),
+        |worker, &Piece { entry, first, length }| {
+            if progress.is_cancelled() {
+                return Err(Error::Cancelled);
+            }
+            let n_bytes = worker.write(entry, first, length)?;
+            progress.advance(n_bytes);
+            Ok(())
+        },
+    )?;
+    // Whole-tensor operations use all cores themselves, one tensor at a time to bound memory.
+    for (index, entry) in plan.entries.iter().enumerate().filter(|(_, entry)| is_whole(entry)) {
+        if progress.is_cancelled() {
+            return Err(Error::Cancelled);
+        }
+        let merged = whole::merge(plan, entry)?;
+        let values = merged.as_standard_layout();
+        let values = values.as_slice().unwrap_or_default();
+        pieces_of(index, values.len())
+            .collect::<Vec<_>>()
+            .par_iter()
+            .try_for_each_init(
+                || Worker::new(plan, writer, run),
+                |worker, &Piece { first, length, .. }| {
+                    let n_bytes =
+                        worker.write_f64(index, first, &values[first..first + length])?;
+                    progress.advance(n_bytes);
+                    Ok::<(), Error>(())
+                },
+            )?;
+    }
+    Ok(())
+}
+
+fn pieces_of(entry: usize, n_elements: usize) -> impl Iterator<Item = Piece> {
+    (0..n_elements)
+        .step_by(CHUNK_ELEMENTS)
+        .map(move |first| Piece {
+            entry,
+            first,
+            length: CHUNK_ELEMENTS.min(n_elements - first),
+        })
+}

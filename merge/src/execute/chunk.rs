@@ -1,0 +1,332 @@
+//! One thread's share of a plan: buffers that are used again for every chunk.
+
+use bytemuck::{Pod, Zeroable};
+
+use super::RunOptions;
+use crate::io::Writer;
+use crate::methods::{Chunk, ElementKernel, StepRounding};
+use crate::plan::{Action, TensorRef};
+use crate::{
+    DType, Error, MergePlan, Result, decode_f32, decode_f64, encode_f32, encode_f64,
+};
+
+/// Reads, combines and writes chunks of a plan's entries.
+pub(super) struct Worker<'a> {
+    plan: &'a MergePlan,
+    writer: &'a Writer,
+    run: &'a RunOptions,
+    bytes: Vec<u8>,
+    single: Buffers<f32>,
+    double: Buffers<f64>,
+}
+
+/// Decoded members (the base last) and the result, in one of the two types that kernels know.
+struct Buffers<T> {
+    members: Vec<Vec<T>>,
+    out: Vec<T>,
+}
+
+impl<T> Default for Buffers<T> {
+    fn default() -> Self {
+        Self {
+            members: Vec::new(),
+            out: Vec::new(),
+        }
+    }
+}
+
+/// What a kernel needs besides data.
+struct Combination<'a> {
+    members: &'a [TensorRef],
+    base: Option<&'a TensorRef>,
+    kernel: &'a dyn ElementKernel,
+    step: StepRounding,
+}
+
+impl<'a> Worker<'a> {
+    pub(super) fn new(plan: &'a MergePlan, writer: &'a Writer, run: &'a RunOptions) -> Self {
+        Self {
+            plan,
+            writer,
+            run,
+            bytes: Vec::new(),
+            single: Buffers::default(),
+            double: Buffers::default(),
+        }
+    }
+
+    /// Makes and writes elements `first..first + length` of an entry; returns the bytes written.
+    pub(super) fn write(&mut self, entry: usize, first: usize, length: usize) -> Result<u64> {
+        match &self.plan.entries[entry].action {
+            Action::Copy(tensor) => self.copy(entry, tensor, first, length),
+            Action::Elementwise {
+                members,
+                base,
+                kernel,
+                step,
+            } => {
+                let combination = Combination {
+                    members,
+                    base: base.as_ref(),
+                    kernel: kernel.as_ref(),
+                    step: *step,
+                };
+                let is_double = |tensor| self.dtype(tensor) == DType::F64;
+                if members.iter().chain(base).any(is_double) {
+                    self.combine_f64(entry, &combination, first, length)
+                } else {
+                    self.combine_f32(entry, &combination, first, length)
+                }
+            }
+            Action::Generate(generator) => {
+                let mut out = std::mem::take(&mut self.single.out);
+                out.resize(length, 0.0);
+                generator.fill(first, &mut out);
+                let written = self.write_f32(entry, first, &out);
+                self.single.out = out;
+                written
+            }
+            Action::Whole { .. } => unreachable!("whole tensors are merged by the caller"),
+        }
+    }
+
+    fn dtype(&self, tensor: &TensorRef) -> DType {
+        // The plan refers to tensors that are there.
+        let info = self.plan.sources[tensor.source].get(&tensor.key);
+        info.map_or(DType::F32, |info| info.dtype)
+    }
+
+    fn copy(
+        &mut self,
+        entry: usize,
+        tensor: &TensorRef,
+        first: usize,
+        length: usize,
+    ) -> Result<u64> {
+        let (from, to) = (self.dtype(tensor), self.plan.entries[entry].info.dtype);
+        if from == to {
+            self.bytes.resize(length * from.size_bytes(), 0);
+            let source = &self.plan.sources[tensor.source];
+            source.read(&tensor.key, first, &mut self.bytes)?;
+            if self.run.check_copies {
+                self.check(entry, to, &self.bytes)?;
+            }
+            return self.put(entry, first, &self.bytes);
+        }
+        // f64 holds every value of every dtype that can be cast, so this rounds once.
+        let mut out = std::mem::take(&mut self.double.out);
+        out.resize(length, 0.0);
+        let written = read_f64(self.plan, tensor, first, &mut self.bytes, &mut out)
+            .and_then(|()| self.write_f64(entry, first, &out));
+        self.double.out = out;
+        written
+    }
+
+    fn combine_f32(
+        &mut self,
+        entry: usize,
+        combination: &Combination<'_>,
+        first: usize,
+        length: usize,
+    ) -> Result<u64> {
+        let mut buffers = std::mem::take(&mut self.single);
+        let written = (|| {
+            buffers.fill(combination, length, |tensor, out| {
+                read_f32(self.plan, tensor, first, &mut self.bytes, out)
+            })?;
+            buffers.combine(combination, first, |chunk, out| {
+                combination.kernel.combine_f32(chunk, combination.step, out);
+            });
+            self.write_f32(entry, first, &buffers.out)
+        })();
+        self.single = buffers;
+        written
+    }
+
+    fn combine_f64(
+        &mut self,
+        entry: usize,
+        combination: &Combination<'_>,
+        first: usize,
+        length: usize,
+    ) -> Result<u64> {
+        let mut buffers = std::mem::take(&mut self.double);
+        let written = (|| {
+            buffers.fill(combination, length, |tensor, out| {
+                read_f64(self.plan, tensor, first, &mut self.bytes, out)
+            })?;
+            buffers.combine(combination, first, |chunk, out| {
+                combination.kernel.combine_f64(chunk, combination.step, out);
+            });
+            self.write_f64(entry, first, &buffers.out)
+        })();
+        self.double = buffers;
+        written
+    }
+
+    /// Rounds and writes results.
+    fn write_f32(&mut self, entry: usize, first: usize, values: &[f32]) -> Result<u64> {
+        let to = self.plan.entries[entry].info.dtype;
+        if to == DType::F32 {
+            let bytes = bytemuck::cast_slice(values);
+            self.check(entry, to, bytes)?;
+            return self.put(entry, first, bytes);
+        }
+        self.bytes.resize(values.len() * to.size_bytes(), 0);
+        encode_f32(&self.plan.entries[entry].name, to, values, &mut self.bytes)?;
+        self.check(entry, to, &self.bytes)?;
+        self.put(entry, first, &self.bytes)
+    }
+
+    /// Rounds and writes results.
+    pub(super) fn write_f64(&mut self, entry: usize, first: usize, values: &[f64]) -> Result<u64> {
+        let to = self.plan.entries[entry].info.dtype;
+        self.bytes.resize(values.len() * to.size_bytes(), 0);
+        encode_f64(&self.plan.entries[entry].name, to, values, &mut self.bytes)?;
+        self.check(entry, to, &self.bytes)?;
+        self.put(entry, first, &self.bytes)
+    }
+
+    fn check(&self, entry: usize, dtype: DType, bytes: &[u8]) -> Result<()> {
+        if self.run.allow_non_finite || is_finite(dtype, bytes) {
+            return Ok(());
+        }
+        Err(Error::NonFinite {
+            key: self.plan.entries[entry].name.clone(),
+        })
+    }
+
+    fn put(&self, entry: usize, first: usize, bytes: &[u8]) -> Result<u64> {
+        let size = self.plan.entries[entry].info.dtype.size_bytes();
+        self.writer.write(entry, (first * size) as u64, bytes)?;
+        Ok(bytes.len() as u64)
+    }
+}
+
+impl<T: Copy + Zeroable> Buffers<T> {
+    /// Reads the members, then the base, with `read`.
+    fn fill(
+        &mut self,
+        combination: &Combination<'_>,
+        length: usize,
+        mut read: impl FnMut(&TensorRef, &mut [T]) -> Result<()>,
+    ) -> Result<()> {
+        let tensors = combination.members.iter().chain(combination.base);
+        let n_tensors = combination.members.len() + usize::from(combination.base.is_some());
+        if self.members.len() < n_tensors {
+            self.members.resize_with(n_tensors, Vec::new);
+        }
+        self.out.resize(length, T::zeroed());
+        for (tensor, buffer) in tensors.zip(&mut self.members) {
+            buffer.resize(length, T::zeroed());
+            read(tensor, buffer)?;
+        }
+        Ok(())
+    }
+
+    fn combine(
+        &mut self,
+        combination: &Combination<'_>,
+        first: usize,
+        kernel: impl FnOnce(&Chunk<'_, T>, &mut [T]),
+    ) {
+        let n_members = combination.members.len();
+        let members: Vec<&[T]> = self.members[..n_members].iter().map(Vec::as_slice).collect();
+        let base = combination.base.map(|_| self.members[n_members].as_slice());
+        let chunk = Chunk {
+            members: &members,
+            base,
+            first,
+        };
+        kernel(&chunk, &mut self.out);
+    }
+}
+
+fn read_f32(
+    plan: &MergePlan,
+    tensor: &TensorRef,
+    first: usize,
+    bytes: &mut Vec<u8>,
+    out: &mut [f32],
+) -> Result<()> {
+    let source = &plan.sources[tensor.source];
+    let dtype = source.require(&tensor.key)?.dtype;
+    if dtype == DType::F32 {
+        // Straight into place, without a second buffer.
+        return source.read(&tensor.key, first, bytemuck::cast_slice_mut(out));
+    }
+    bytes.resize(out.len() * dtype.size_bytes(), 0);
+    source.read(&tensor.key, first, bytes)?;
+    decode_f32(&tensor.key, dtype, bytes, out)
+}
+
+fn read_f64(
+    plan: &MergePlan,
+    tensor: &TensorRef,
+    first: usize,
+    bytes: &mut Vec<u8>,
+    out: &mut [f64],
+) -> Result<()> {
+    let source = &plan.sources[tensor.source];
+    let dtype = source.require(&tensor.key)?.dtype;
+    bytes.resize(out.len() * dtype.size_bytes(), 0);
+    source.read(&tensor.key, first, bytes)?;
+    decode_f64(&tensor.key, dtype, bytes, out)
+}
+
+/// Whether no element is infinite or NaN; other dtypes than floats always are finite.
+fn is_finite(dtype: DType, bytes: &[u8]) -> bool {
+    match dtype {
+        DType::F64 => exponents_below(bytes, 0x7ff0_0000_0000_0000u64),
+        DType::F32 => exponents_below(bytes, 0x7f80_0000u32),
+        DType::F16 => exponents_below(bytes, 0x7c00u16),
+        DType::BF16 => exponents_below(bytes, 0x7f80u16),
+        DType::F8E5M2 => exponents_below(bytes, 0x7cu8),
+        // This form has no infinities, and NaN is the one pattern with all bits set.
+        DType::F8E4M3 => bytes.iter().all(|byte| byte & 0x7f != 0x7f),
+        _ => true,
+    }
+}
+
+/// Whether in no word all bits of `mask`, a format's exponent, are set. Looks at whole blocks
+/// without branching, which compilers turn into vector instructions.
+fn exponents_below<W>(bytes: &[u8], mask: W) -> bool
+where
+    W: Pod + std::ops::BitAnd<Output = W> + PartialEq,
+{
+    const BLOCK: usize = 1024;
+    let any_hit = |block: &[u8]| {
+        let words = bytemuck::try_cast_slice::<u8, W>(block);
+        match words {
+            Ok(words) => words.iter().fold(false, |hit, &word| hit | (word & mask == mask)),
+            Err(_) => bytemuck::allocation::pod_collect_to_vec::<u8, W>(block)
+                .iter()
+                .fold(false, |hit, &word| hit | (word & mask == mask)),
+        }
+    };
+    !bytes.chunks(BLOCK).any(any_hit)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn infinities_and_nans_are_found_in_every_float_dtype() {
+        let cases: [(DType, &[u8], &[u8]); 6] = [
+            (DType::F64, &1.0f64.to_le_bytes(), &f64::NAN.to_le_bytes()),
+            (DType::F32, &f32::MAX.to_le_bytes(), &f32::INFINITY.to_le_bytes()),
+            (DType::F16, &[0xff, 0x7b], &[0x00, 0x7c]),
+            (DType::BF16, &[0x7f, 0x7f], &[0x80, 0xff]),
+            (DType::F8E5M2, &[0x7b], &[0xfc]),
+            (DType::F8E4M3, &[0x7e], &[0xff]),
+        ];
+        for (dtype, fine, bad) in cases {
+            assert!(is_finite(dtype, fine), "{dtype}");
+            let mut long = fine.repeat(700);
+            long.extend_from_slice(bad);
+            assert!(!is_finite(dtype, &long), "{dtype}");
+        }
+        assert!(is_finite(DType::I64, &[0xff; 16]));
+    }
+}

@@ -1,0 +1,81 @@
+//! Whole-tensor operations: arrays read on request, so that only a few are in memory at once.
+
+use ndarray::{Array2, ArrayD, IxDyn};
+
+use crate::methods::GroupData;
+use crate::plan::{Action, Entry, TensorRef};
+use crate::{DType, Error, MergePlan, Result, decode_f64};
+
+/// The merged tensor of an entry whose action is [`Action::Whole`].
+pub(super) fn merge(plan: &MergePlan, entry: &Entry) -> Result<ArrayD<f64>> {
+    let Action::Whole {
+        members,
+        base,
+        grams,
+        kernel,
+    } = &entry.action
+    else {
+        unreachable!("only whole-tensor entries come here");
+    };
+    let data = Data {
+        plan,
+        members,
+        base: base.as_ref(),
+        grams,
+        name: &entry.name,
+    };
+    kernel.merge(&data)
+}
+
+struct Data<'a> {
+    plan: &'a MergePlan,
+    members: &'a [TensorRef],
+    base: Option<&'a TensorRef>,
+    grams: &'a [Option<String>],
+    name: &'a str,
+}
+
+impl GroupData for Data<'_> {
+    fn member(&self, index: usize) -> Result<ArrayD<f64>> {
+        self.array(&self.members[index])
+    }
+
+    fn base(&self) -> Result<ArrayD<f64>> {
+        let missing = || Error::Incomplete {
+            method: "this method",
+            what: "a base_model",
+        };
+        self.array(self.base.ok_or_else(missing)?)
+    }
+
+    fn gram(&self, index: usize) -> Result<Array2<f64>> {
+        let key = self.grams.get(index).and_then(Option::as_ref);
+        match (key, &self.plan.grams) {
+            (Some(key), Some(store)) => store.read(key),
+            _ => Err(Error::Incomplete {
+                method: "this method",
+                what: "gram matrices",
+            }),
+        }
+    }
+}
+
+impl Data<'_> {
+    fn array(&self, tensor: &TensorRef) -> Result<ArrayD<f64>> {
+        let source = &self.plan.sources[tensor.source];
+        let info = source.require(&tensor.key)?;
+        let mut values = vec![0.0; info.n_elements()];
+        if info.dtype == DType::F64 {
+            source.read(&tensor.key, 0, bytemuck::cast_slice_mut(&mut values))?;
+        } else {
+            decode_f64(&tensor.key, info.dtype, &source.read_all(&tensor.key)?, &mut values)?;
+        }
+        // One element per place of the shape, by the line above.
+        ArrayD::from_shape_vec(IxDyn(&info.shape), values).map_err(|_| Error::ShapeMismatch {
+            slot: self.name.to_owned(),
+            key: tensor.key.clone(),
+            found: info.shape.clone(),
+            expected: info.shape.clone(),
+        })
+    }
+}

@@ -1,0 +1,147 @@
+//! Gram matrices of layer inputs: the files they are kept in.
+//!
+//! A gram file is any checkpoint whose tensors are f64 (or f32) gram matrices under the published
+//! names, e.g. `transformer.blocks.3.attn.v`. A matrix is stored either in full, shape `(n, n)`,
+//! or packed, as the `n (n + 1) / 2` elements of its lower triangle row by row.
+
+use std::sync::Arc;
+
+use ndarray::Array2;
+
+use crate::{Checkpoint, Error, Result, decode_f64};
+
+/// Gram matrices by name, read one at a time.
+pub struct GramStore {
+    checkpoint: Arc<Checkpoint>,
+}
+
+impl GramStore {
+    /// Takes an open file for a gram file.
+    ///
+    /// # Errors
+    /// [`Error::NotAGram`] for a tensor that is neither square nor a packed triangle,
+    /// [`Error::DuplicateKey`].
+    pub fn new(checkpoint: Arc<Checkpoint>) -> Result<Self> {
+        checkpoint.require_unique_names()?;
+        for (key, info) in checkpoint.tensors() {
+            if width_of(&info.shape).is_none() || !info.dtype.is_float() {
+                return Err(Error::NotAGram {
+                    path: checkpoint.path().into(),
+                    key: key.to_owned(),
+                    dtype: info.dtype,
+                    shape: info.shape.clone(),
+                });
+            }
+        }
+        Ok(Self { checkpoint })
+    }
+
+    /// The file behind it.
+    #[must_use]
+    pub fn checkpoint(&self) -> &Arc<Checkpoint> {
+        &self.checkpoint
+    }
+
+    /// Width of the matrix of this name, if there is one.
+    #[must_use]
+    pub fn width(&self, key: &str) -> Option<usize> {
+        width_of(&self.checkpoint.get(key)?.shape)
+    }
+
+    /// The full symmetric matrix.
+    ///
+    /// # Errors
+    /// When the file cannot be read, [`Error::MissingKey`], or [`Error::NonFinite`].
+    pub fn read(&self, key: &str) -> Result<Array2<f64>> {
+        let info = self.checkpoint.require(key)?;
+        let mut values = vec![0.0; info.n_elements()];
+        if info.dtype == crate::DType::F64 {
+            // Straight into place: these matrices are the largest things a merge holds.
+            let bytes = bytemuck::cast_slice_mut(&mut values);
+            self.checkpoint.read(key, 0, bytes)?;
+        } else {
+            decode_f64(key, info.dtype, &self.checkpoint.read_all(key)?, &mut values)?;
+        }
+        if values.iter().any(|value| !value.is_finite()) {
+            return Err(Error::NonFinite {
+                key: key.to_owned(),
+            });
+        }
+        let full = match info.shape.len() {
+            1 => unpack(&values),
+            _ => values,
+        };
+        let width = width_of(&info.shape).unwrap_or_default();
+        // The length was checked when the file was opened: n² elements, by both branches.
+        Array2::from_shape_vec((width, width), full).map_err(|_| Error::NotAGram {
+            path: self.checkpoint.path().into(),
+            key: key.to_owned(),
+            dtype: info.dtype,
+            shape: info.shape.clone(),
+        })
+    }
+}
+
+/// The lower triangle of a symmetric matrix, row by row.
+#[must_use]
+pub fn pack(matrix: &Array2<f64>) -> Vec<f64> {
+    let rows = matrix.rows().into_iter().enumerate();
+    rows.flat_map(|(row, values)| values.into_iter().take(row + 1).copied().collect::<Vec<_>>())
+        .collect()
+}
+
+/// The symmetric matrix of a packed lower triangle, row-major.
+fn unpack(packed: &[f64]) -> Vec<f64> {
+    let width = triangle_width(packed.len()).unwrap_or_default();
+    let mut full = vec![0.0; width * width];
+    let mut rest = packed;
+    for row in 0..width {
+        let (values, next) = rest.split_at(row + 1);
+        rest = next;
+        full[row * width..=row * width + row].copy_from_slice(values);
+        for (column, &value) in values.iter().enumerate() {
+            full[column * width + row] = value;
+        }
+    }
+    full
+}
+
+/// Width of the square matrix that a tensor of this shape holds, in full or packed.
+fn width_of(shape: &[usize]) -> Option<usize> {
+    match *shape {
+        [rows, columns] if rows == columns => Some(rows),
+        [length] => triangle_width(length),
+        _ => None,
+    }
+}
+
+/// n with n (n + 1) / 2 = length.
+fn triangle_width(length: usize) -> Option<usize> {
+    let width = ((8.0 * length as f64 + 1.0).sqrt() as usize).saturating_sub(1) / 2;
+    (width..=width + 1).find(|n| n * (n + 1) / 2 == length)
+}
+
+#[cfg(test)]
+mod tests {
+    use ndarray::array;
+
+    use super::*;
+
+    #[test]
+    fn a_packed_matrix_unpacks_to_itself() {
+        let matrix = array![[1.0, 2.0, 4.0], [2.0, 3.0, 5.0], [4.0, 5.0, 6.0]];
+        let packed = pack(&matrix);
+        assert_eq!(packed, [1.0, 2.0, 3.0, 4.0, 5.0, 6.0]);
+        assert_eq!(unpack(&packed), matrix.into_raw_vec_and_offset().0);
+    }
+
+    #[test]
+    fn only_triangular_numbers_are_packed_matrices() {
+        let widths: Vec<_> = (0..8).map(triangle_width).collect();
+        assert_eq!(
+            widths,
+            [Some(0), Some(1), None, Some(2), None, None, Some(3), None]
+        );
+        assert_eq!(triangle_width(3072 * 3073 / 2), Some(3072));
+    }
+}

@@ -1,0 +1,201 @@
+use std::sync::Arc;
+
+use ndarray::{Array2, ArrayD, Ix2};
+
+use super::interpolate::Shares;
+use super::{GroupData, GroupShape, MergeMethod, Needs, Operation, WholeKernel};
+use crate::linear_algebra::{LinearAlgebra, NotPositiveDefinite, default_algebra};
+use crate::recipe::Parameters;
+use crate::{Error, Expert, ParamKind, Result, Slot};
+
+/// ## What it does
+/// Finds the linear layer whose outputs are closest, in least squares over the cached inputs, to
+/// those of all experts: `W = (Σₑ Wₑ G̃ₑ) (Σₑ G̃ₑ)⁻¹`, where `Gₑ = XᵀX` is the gram matrix of the
+/// layer's inputs and `G̃ = γ G + (1 − γ) diag(G)`. Computed in f64 by a Cholesky factorization,
+/// never an inverse. Biases and norms take the plain mean of the same experts.
+/// ## Parameters
+/// | name | default | range | meaning |
+/// |---|---|---|---|
+/// | `grams` | required | file | gram matrices: this program's file, or full matrices under the published names in safetensors or `.pth` |
+/// | `shrink` | 1 | `[0, 1]` | γ, the factor on the off-diagonal |
+/// | `ridge` | 0 | `≥ 0` | adds `ridge` times the mean diagonal to every expert's diagonal, which pulls towards the plain mean |
+/// ## As published
+/// An expert without a gram matrix is left out of the matrices but still counted in the means of
+/// biases and norms, and the matrices stay f64.
+/// ## References
+/// Jin et al. 2023, "Dataless Knowledge Fusion by Merging Weights of Language Models",
+/// <https://arxiv.org/abs/2212.09849>, section 3; Sung et al. 2023,
+/// <https://arxiv.org/abs/2304.14933>, for experts of one model.
+/// # Errors
+/// [`Error::MissingGram`] naming the expert; [`Error::SingularGram`] when the summed gram is not
+/// positive definite, as with fewer rows than inputs or with dead inputs.
+#[derive(Clone)]
+pub struct RegMean {
+    /// γ, the factor on the off-diagonal.
+    pub shrink: f64,
+    /// Multiple of the mean diagonal added to each expert's diagonal.
+    pub ridge: f64,
+    /// Leave experts without a gram matrix out instead of refusing.
+    pub skip_missing: bool,
+    /// Who multiplies and factors.
+    pub algebra: Arc<dyn LinearAlgebra>,
+}
+
+impl RegMean {
+    /// Reads `shrink` and `ridge`; `grams` is opened by the plan.
+    ///
+    /// # Errors
+    /// When a parameter is unknown or out of range.
+    pub fn from_parameters(parameters: &Parameters, as_published: bool) -> Result<Self> {
+        parameters.allow_only("regmean", &["grams", "shrink", "ridge"])?;
+        let is_share = |shrink| (0.0..=1.0).contains(&shrink);
+        Ok(Self {
+            shrink: parameters.number("shrink", 1.0, "a number from 0 to 1", is_share)?,
+            ridge: parameters.number("ridge", 0.0, "a number ≥ 0", |ridge| ridge >= 0.0)?,
+            skip_missing: as_published,
+            algebra: default_algebra(),
+        })
+    }
+}
+
+impl MergeMethod for RegMean {
+    fn name(&self) -> &'static str {
+        "regmean"
+    }
+
+    fn needs(&self) -> Needs {
+        Needs {
+            base: false,
+            grams: true,
+        }
+    }
+
+    fn operation(&self, group: &GroupShape<'_>) -> Result<Operation> {
+        if group.slot.kind != ParamKind::LinearWeight {
+            return Ok(match group.experts.len() {
+                1 => Operation::Take(0),
+                n => Operation::Elementwise(Arc::new(Shares(vec![1.0 / n as f64; n]))),
+            });
+        }
+        let solved: Vec<usize> = (0..group.experts.len())
+            .filter(|&member| group.grams[member].is_some())
+            .collect();
+        if let Some(missing) = group.grams.iter().position(Option::is_none)
+            && (!self.skip_missing || solved.is_empty())
+        {
+            return Err(Error::MissingGram {
+                slot: group.slot.key.clone(),
+                expert: group.experts[missing],
+            });
+        }
+        if group.experts.len() == 1 && !self.skip_missing {
+            return Ok(Operation::Take(0));
+        }
+        Ok(Operation::Whole(Arc::new(Solve {
+            method: self.clone(),
+            slot: group.slot.clone(),
+            experts: group.experts.to_vec(),
+            solved,
+        })))
+    }
+
+    fn describe(&self, group: &GroupShape<'_>) -> String {
+        let names: Vec<String> = group.experts.iter().map(ToString::to_string).collect();
+        match group.slot.kind {
+            _ if names.len() == 1 => names.concat(),
+            ParamKind::LinearWeight => format!("least squares of {}", names.join(", ")),
+            _ => format!("mean of {}", names.join(", ")),
+        }
+    }
+}
+
+/// The solution for one linear weight.
+struct Solve {
+    method: RegMean,
+    slot: Slot,
+    experts: Vec<Expert>,
+    /// Members that have a gram matrix.
+    solved: Vec<usize>,
+}
+
+impl WholeKernel for Solve {
+    fn merge(&self, group: &dyn GroupData) -> Result<ArrayD<f64>> {
+        let mut members = self.solved.iter();
+        // `resolve` never builds a group without a solved member; an empty one has no answer.
+        let first = members.next().ok_or_else(|| Error::MissingGram {
+            slot: self.slot.key.clone(),
+            expert: self.experts[0],
+        })?;
+        let (mut product, mut denominator, mut sum) = self.terms(group, *first)?;
+        for &member in members {
+            let (other_product, other_gram, other_weight) = self.terms(group, member)?;
+            product += &other_product;
+            denominator += &other_gram;
+            if self.method.ridge > 0.0 {
+                sum += &other_weight;
+            }
+        }
+        if self.method.ridge > 0.0 {
+            let n_members = self.solved.len() as f64;
+            let width = denominator.nrows() as f64;
+            let pull = self.method.ridge * denominator.diag().sum() / (width * n_members);
+            product.scaled_add(pull, &sum);
+            denominator.diag_mut().mapv_inplace(|d| d + n_members * pull);
+        }
+        drop(sum);
+        let merged = self.method.algebra.solve_right(product, denominator);
+        let merged = merged.map_err(|NotPositiveDefinite { pivot }| Error::SingularGram {
+            slot: self.slot.key.clone(),
+            experts: self.experts.clone(),
+            pivot,
+        })?;
+        Ok(merged.into_dyn())
+    }
+
+    fn peak_bytes(&self, shape: &[usize], n_members: usize) -> u64 {
+        let (out, width) = match *shape {
+            [out, width] => (out as u64, width as u64),
+            _ => (0, 0),
+        };
+        // Product and sum, another member's product and weight; two grams, and a third while a
+        // packed one is spread out.
+        let extra = u64::from(n_members > 1);
+        (out * width * (2 + 2 * extra) + width * width * (2 + extra)) * 8
+    }
+}
+
+impl Solve {
+    /// `W G̃`, `G̃` and `W` of one member.
+    fn terms(
+        &self,
+        group: &dyn GroupData,
+        member: usize,
+    ) -> Result<(Array2<f64>, Array2<f64>, Array2<f64>)> {
+        let mut gram = group.gram(member)?;
+        shrink(&mut gram, self.method.shrink);
+        let weight = group.member(member)?;
+        let shape = weight.shape().to_vec();
+        let weight = weight
+            .into_dimensionality::<Ix2>()
+            .ok()
+            .filter(|weight| weight.ncols() == gram.nrows());
+        let weight = weight.ok_or_else(|| Error::GramShape {
+            slot: self.slot.key.clone(),
+            expert: self.experts[member],
+            weight: shape,
+            gram: gram.shape().to_vec(),
+        })?;
+        let product = self.method.algebra.multiply(&weight, &gram);
+        Ok((product, gram, weight))
+    }
+}
+
+/// `γ G + (1 − γ) diag(G)`, in place.
+fn shrink(gram: &mut Array2<f64>, factor: f64) {
+    if factor == 1.0 {
+        return;
+    }
+    let diagonal = gram.diag().to_owned();
+    gram.mapv_inplace(|value| factor * value);
+    gram.diag_mut().assign(&diagonal);
+}
