@@ -67,6 +67,46 @@ pub enum Error {
     // ---- reading: torch ---------------------------------------------------------------------
 
     // ---- layouts and conversion -------------------------------------------------------------
+    /// A key outside the grammar of the checkpoint's family.
+    #[error("`{key}` is not a key of layout {layout}{}", nearest_note(nearest.as_deref()))]
+    UnknownKey {
+        /// The layout.
+        layout: &'static str,
+        /// The key.
+        key: String,
+        /// The most similar key of the family.
+        nearest: Option<String>,
+    },
+    /// Two keys of a checkpoint claim the same place in the model.
+    #[error("{}: `{first}` and `{second}` both stand for `{slot}`", path.display())]
+    BrokenLayout {
+        /// The checkpoint.
+        path: PathBuf,
+        /// The place, as the merged key.
+        slot: String,
+        /// One of the keys.
+        first: String,
+        /// The other.
+        second: String,
+    },
+    /// A family was asked for by name that the checkpoint does not belong to.
+    #[error("{}: not a checkpoint of layout `{layout}`: {missing}", path.display())]
+    LayoutMismatch {
+        /// The checkpoint.
+        path: PathBuf,
+        /// The layout asked for.
+        layout: String,
+        /// What such a checkpoint would hold.
+        missing: &'static str,
+    },
+    /// There is no family of this name.
+    #[error("no layout named `{name}`{}", nearest_note(nearest.as_deref()))]
+    UnknownLayout {
+        /// The name.
+        name: String,
+        /// The most similar name there is.
+        nearest: Option<String>,
+    },
 
     // ---- merging ----------------------------------------------------------------------------
     /// Two members of a group differ in shape.
@@ -265,6 +305,7 @@ impl Error {
                 | Self::ModelCount { .. }
                 | Self::BadExpertChoice { .. }
                 | Self::NoPublishedChoice { .. }
+                | Self::UnknownLayout { .. }
         )
     }
 
@@ -290,6 +331,12 @@ impl Error {
                 "see `vlmerge inspect` for what the checkpoint is; an agnostic one is merged already"
                     .into(),
             ),
+            Self::LayoutMismatch { .. } => {
+                Some("leave `layout` out to let the program find the family".into())
+            }
+            Self::UnknownLayout { .. } => {
+                Some(format!("layouts are {}", crate::layouts::NAMES.join(", ")))
+            }
             _ => None,
         }
     }

@@ -19,7 +19,7 @@ mod error;
 mod expert;
 mod group;
 
-pub mod execute;
+//pub mod execute;
 pub mod gram;
 pub mod io;
 pub mod layouts;

@@ -47,21 +47,7 @@ pub struct MergeRecipe {
     /// Element type of the output; integers keep theirs.
     #[serde(default)]
     pub out_dtype: OutputDType,
-    impl OutputDType {
-    /// The dtype that an input of `dtype` is written in: integers and booleans keep theirs.
-    #[must_use]
-    pub const fn apply(self, dtype: DType) -> DType {
-        match self {
-            _ if !dtype.is_float() => dtype,
-            Self::Keep => dtype,
-            Self::F32 => DType::F32,
-            Self::Bf16 => DType::BF16,
-            Self::F16 => DType::F16,
-        }
-    }
-}
-
-/// What to do with keys that the layout does not know.
+    /// What to do with keys that the layout does not know.
     #[serde(default)]
     pub unknown_keys: UnknownKeys,
 }
@@ -101,6 +87,20 @@ pub enum OutputDType {
     Bf16,
     /// IEEE 16-bit.
     F16,
+}
+
+impl OutputDType {
+    /// The dtype that an input of `dtype` is written in: integers and booleans keep theirs.
+    #[must_use]
+    pub const fn apply(self, dtype: DType) -> DType {
+        match self {
+            _ if !dtype.is_float() => dtype,
+            Self::Keep => dtype,
+            Self::F32 => DType::F32,
+            Self::Bf16 => DType::BF16,
+            Self::F16 => DType::F16,
+        }
+    }
 }
 
 /// What to do with keys that the layout does not know.

@@ -1,10 +1,20 @@
 //! Model families: which key is what.
 
-use std::collections::BTreeMap;
+mod beit;
+mod generic;
+mod grammar;
+mod survey;
+mod vl_merging;
+mod vlmo;
+
+pub use beit::Beit;
+pub use generic::Generic;
+pub use vl_merging::VlMerging;
+pub use vlmo::Vlmo;
 
 use serde::Serialize;
 
-use crate::{Checkpoint, Expert, Result, Role, Slot};
+use crate::{Checkpoint, Error, Expert, Result, Role, Slot};
 
 /// Sizes of a model, read off its tensors (and its stored configuration where there is one).
 /// Symbols are those of the papers; what cannot be known is `None`.
@@ -39,7 +49,7 @@ pub trait Layout: Send + Sync {
     /// The family and form, e.g. `vl_merging/all_specific`, `vlmo/base`, `beit/shared_table`.
     fn name(&self) -> &'static str;
 
-    /// Why the checkpoint was taken for this family: the deciding keys, in words.
+    /// Why the checkpoint was taken for this family, and how its sizes were found, in sentences.
     fn evidence(&self) -> &[String];
 
     /// The model's sizes.
@@ -48,7 +58,7 @@ pub trait Layout: Send + Sync {
     /// What a key is.
     ///
     /// # Errors
-    /// [`crate::Error::UnknownKey`] for a key outside the family's grammar.
+    /// [`Error::UnknownKey`] for a key outside the family's grammar.
     fn role(&self, key: &str) -> Result<Role>;
 
     /// The name under which published code stores the gram matrix of the inputs of `slot`, a
@@ -58,11 +68,20 @@ pub trait Layout: Send + Sync {
         None
     }
 
-    /// Experts that a task uses in a block, as the published program chooses them; `None` where
-    /// the family publishes no choice. Methods differ: see `docs/parity.md`.
-    fn published_experts(&self, task: Task, block: usize) -> Option<Vec<Expert>> {
+    /// Experts that own something in a block, in the order of [`Expert`]; empty where all is shared.
+    fn block_experts(&self, block: usize) -> Vec<Expert> {
+        let _ = block;
+        Vec::new()
+    }
+
+    /// Experts that a task runs in a block, in the order of [`Expert`], as the published
+    /// interpolation and arithmetic choose them on request: `vision` and `language` in shallow
+    /// blocks; from the fusion start on the same for retrieval, `vision_language` for the rest.
+    /// Empty where the family publishes no choice. The published RegMean chooses by a rule of its
+    /// own.
+    fn used_experts(&self, task: Task, block: usize) -> Vec<Expert> {
         let _ = (task, block);
-        None
+        Vec::new()
     }
 }
 
@@ -78,14 +97,79 @@ pub enum Task {
     Nlvr2,
 }
 
-/// All slots of a checkpoint with the keys that fill them.
-pub type SlotMap = BTreeMap<Slot, Vec<(Option<Expert>, String)>>;
+/// What a part of a model is counted under.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize)]
+#[serde(rename_all = "snake_case")]
+#[non_exhaustive]
+pub enum Part {
+    /// The transformer's blocks.
+    Blocks,
+    /// Tokens, types, patches, class and mask token, text positions.
+    Embeddings,
+    /// Relative position bias tables and image position embeddings.
+    PositionTables,
+    /// The norm after the last block.
+    FinalNorm,
+    /// The pooler.
+    Pooler,
+    /// Task heads and projections, the frozen image tokenizer included.
+    Heads,
+    /// Temperatures of contrastive losses.
+    LogitScales,
+    /// Buffers that a loader rebuilds.
+    Buffers,
+    /// Keys that the layout does not know, or knows nothing about.
+    Other,
+}
+
+/// Names that [`by_name`] takes.
+pub const NAMES: [&str; 4] = ["vl_merging", "vlmo", "beit", "generic"];
 
 /// Finds the family of a checkpoint by its keys and shapes; the generic layout if none fits.
 ///
 /// # Errors
-/// [`crate::Error::BrokenLayout`] when the keys are a family's but contradict each other.
+/// [`Error::BrokenLayout`] when the keys are a family's but two of them claim one place.
 pub fn detect(checkpoint: &Checkpoint) -> Result<Box<dyn Layout>> {
-    let _ = checkpoint;
-    unreachable!("written by the layouts part")
+    if let Some(layout) = Vlmo::read(checkpoint)? {
+        return Ok(Box::new(layout));
+    }
+    if let Some(layout) = Beit::read(checkpoint)? {
+        return Ok(Box::new(layout));
+    }
+    if let Some(layout) = VlMerging::read(checkpoint)? {
+        return Ok(Box::new(layout));
+    }
+    Ok(Box::new(Generic::read(checkpoint)))
+}
+
+/// The layout of the family called `name` (one of [`NAMES`]) for a checkpoint.
+///
+/// # Errors
+/// [`Error::UnknownLayout`], [`Error::LayoutMismatch`] when the checkpoint holds none of the
+/// family's deciding keys, and [`Error::BrokenLayout`].
+pub fn by_name(name: &str, checkpoint: &Checkpoint) -> Result<Box<dyn Layout>> {
+    let missing = |missing| Error::LayoutMismatch {
+        path: checkpoint.path().into(),
+        layout: name.to_owned(),
+        missing,
+    };
+    match name {
+        "vl_merging" => VlMerging::read(checkpoint)?
+            .map(|layout| Box::new(layout) as Box<dyn Layout>)
+            .ok_or_else(|| missing(vl_merging::DECIDING)),
+        "vlmo" => Vlmo::read(checkpoint)?
+            .map(|layout| Box::new(layout) as Box<dyn Layout>)
+            .ok_or_else(|| missing(vlmo::DECIDING)),
+        "beit" => Beit::read(checkpoint)?
+            .map(|layout| Box::new(layout) as Box<dyn Layout>)
+            .ok_or_else(|| missing(beit::DECIDING)),
+        "generic" => Ok(Box::new(Generic::read(checkpoint))),
+        _ => Err(Error::UnknownLayout {
+            name: name.to_owned(),
+            nearest: NAMES
+                .iter()
+                .max_by(|a, b| strsim::jaro(a, name).total_cmp(&strsim::jaro(b, name)))
+                .map(|nearest| (*nearest).to_owned()),
+        }),
+    }
 }
