@@ -1,1 +1,5 @@
-fn main() {}
+//! The one test harness of this crate: one module per subject.
+#![allow(missing_docs, reason = "test names are the documentation")]
+
+mod fixture;
+mod golden_merge;
