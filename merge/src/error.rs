@@ -1,6 +1,7 @@
 //! Everything that can go wrong in this crate, one variant per fault.
 
-use std::path::PathBuf;
+use std::io::ErrorKind;
+use std::path::{Path, PathBuf};
 
 use crate::{DType, Expert};
 
@@ -27,6 +28,14 @@ pub enum Error {
     TargetExists {
         /// The target.
         path: PathBuf,
+    },
+    /// Nothing that is read here.
+    #[error("{}: unknown kind of file: it {looks_like}", path.display())]
+    UnknownFormat {
+        /// The file.
+        path: PathBuf,
+        /// What its first bytes look like, as a clause.
+        looks_like: String,
     },
     /// The operation was stopped by the user.
     #[error("stopped; nothing was written")]
@@ -63,6 +72,139 @@ pub enum Error {
     },
 
     // ---- reading: safetensors ---------------------------------------------------------------
+    /// The file ends before the length of its header.
+    #[error("{}: {n_file_bytes} bytes are too few for a safetensors file", path.display())]
+    HeaderCut {
+        /// The file.
+        path: PathBuf,
+        /// Its size.
+        n_file_bytes: u64,
+    },
+    /// The header is longer than the file, or than the format allows.
+    #[error(
+        "{}: bytes 0..8 give a header of {n_header_bytes} bytes; the file has {n_file_bytes}, \
+         the format allows 100000000", path.display()
+    )]
+    HeaderLength {
+        /// The file.
+        path: PathBuf,
+        /// The length that it gives.
+        n_header_bytes: u64,
+        /// Its size.
+        n_file_bytes: u64,
+    },
+    /// The header is not UTF-8.
+    #[error("{}: byte {at} of the header is not UTF-8", path.display())]
+    HeaderNotText {
+        /// The file.
+        path: PathBuf,
+        /// The position in the file.
+        at: u64,
+    },
+    /// The header is not an object of tensors in JSON.
+    #[error("{}: the header in bytes 8..{end} is not valid: {source}", path.display())]
+    HeaderJson {
+        /// The file.
+        path: PathBuf,
+        /// Where the header ends.
+        end: u64,
+        /// What is wrong, and where in the header.
+        source: serde_json::Error,
+    },
+    /// The safetensors crate refuses the header for a reason that has no variant of its own.
+    #[error("{}: the header is not valid: {source}", path.display())]
+    Header {
+        /// The file.
+        path: PathBuf,
+        /// What is wrong.
+        source: ::safetensors::SafeTensorError,
+    },
+    /// A dtype of the format that has no place here.
+    #[error("{}: `{key}` has dtype {dtype}, which is not supported", path.display())]
+    UnsupportedDType {
+        /// The file.
+        path: PathBuf,
+        /// The tensor.
+        key: String,
+        /// The dtype's name in the file.
+        dtype: String,
+    },
+    /// The bytes of a shape cannot be counted.
+    #[error("{}: `{key}` has shape {shape:?}, whose size overflows", path.display())]
+    ShapeOverflow {
+        /// The file.
+        path: PathBuf,
+        /// The tensor.
+        key: String,
+        /// Its shape.
+        shape: Vec<usize>,
+    },
+    /// The byte range of a tensor does not fit its dtype and shape.
+    #[error(
+        "{}: `{key}` has the data bytes {first}..{end}, but its dtype and shape need {n_bytes}",
+        path.display()
+    )]
+    RangeSize {
+        /// The file.
+        path: PathBuf,
+        /// The tensor.
+        key: String,
+        /// Where its data begin, counted from the end of the header.
+        first: usize,
+        /// Where they end.
+        end: usize,
+        /// How many bytes it must have.
+        n_bytes: usize,
+    },
+    /// The data of two tensors overlap, or leave a hole.
+    #[error(
+        "{}: `{key}` has the data bytes {first}..{end}, but must begin at {expected}",
+        path.display()
+    )]
+    RangePlace {
+        /// The file.
+        path: PathBuf,
+        /// The tensor.
+        key: String,
+        /// Where its data begin, counted from the end of the header.
+        first: usize,
+        /// Where they end.
+        end: usize,
+        /// Where the tensor before it ends.
+        expected: usize,
+    },
+    /// The file was cut, or goes on after the last tensor.
+    #[error("{}: the tensors need {expected} data bytes, the file has {found}", path.display())]
+    DataLength {
+        /// The file.
+        path: PathBuf,
+        /// Bytes of all tensors.
+        expected: u64,
+        /// Bytes after the header.
+        found: u64,
+    },
+    /// The data of a tensor cannot be read.
+    #[error("{}: cannot read bytes {first}..{end} of `{key}`: {source}", path.display())]
+    ReadTensor {
+        /// The file.
+        path: PathBuf,
+        /// The tensor.
+        key: String,
+        /// The first byte in the file.
+        first: u64,
+        /// The byte after the last.
+        end: u64,
+        /// The system's reason.
+        source: std::io::Error,
+    },
+    /// A root was asked for in a file without nested dictionaries.
+    #[error("{}: has no root `{root}`: its names do not nest", path.display())]
+    NoNestedRoots {
+        /// The file.
+        path: PathBuf,
+        /// The root asked for.
+        root: String,
+    },
 
     // ---- reading: torch ---------------------------------------------------------------------
 
@@ -120,7 +262,8 @@ pub enum Error {
         found: Vec<usize>,
         /// The first member's shape.
         expected: Vec<usize>,
-    },    /// A recipe is not the YAML it should be.
+    },
+    /// A recipe is not the YAML it should be.
     #[error("{}: {reason}", path.display())]
     BadRecipe {
         /// The recipe.
@@ -156,7 +299,7 @@ pub enum Error {
     },
     /// A parameter or input that the method cannot do without.
     #[error("{method} needs {what}")]
-    Incomplete {
+    MethodNeeds {
         /// The method.
         method: &'static str,
         /// What is missing.
@@ -164,7 +307,7 @@ pub enum Error {
     },
     /// A recipe with something its method has no use for.
     #[error("{method} has no use for {what}")]
-    Superfluous {
+    MethodHasNoUse {
         /// The method.
         method: &'static str,
         /// What is given in vain.
@@ -201,7 +344,9 @@ pub enum Error {
         layout: String,
     },
     /// An expert that takes part in a block lacks a tensor there.
-    #[error("cannot merge `{slot}`: no tensor of the {expert} expert, such as `{example}` has for {present}")]
+    #[error(
+        "cannot merge `{slot}`: no tensor of the {expert} expert, such as `{example}` has for {present}"
+    )]
     MissingExpert {
         /// The merged key.
         slot: String,
@@ -247,7 +392,9 @@ pub enum Error {
         expert: Expert,
     },
     /// A gram matrix that does not fit its layer.
-    #[error("cannot merge `{slot}`: the {expert} expert has shape {weight:?}, its gram matrix {gram:?}")]
+    #[error(
+        "cannot merge `{slot}`: the {expert} expert has shape {weight:?}, its gram matrix {gram:?}"
+    )]
     GramShape {
         /// The merged key.
         slot: String,
@@ -288,6 +435,72 @@ pub enum Error {
     },
 
     // ---- writing ----------------------------------------------------------------------------
+    /// The extension of the target names no kind of file that is written here.
+    #[error("{}: the extension does not say what kind of file to write", path.display())]
+    UnknownOutput {
+        /// The target.
+        path: PathBuf,
+    },
+    /// The target is a folder.
+    #[error("{}: is a folder, not a file to write", path.display())]
+    TargetIsFolder {
+        /// The target.
+        path: PathBuf,
+    },
+    /// The folder of the target does not exist.
+    #[error("{}: the folder does not exist", folder.display())]
+    MissingFolder {
+        /// The folder.
+        folder: PathBuf,
+    },
+    /// The disk has no room for the output.
+    #[error(
+        "{}: the disk has room for {available} bytes, the output needs {needed}", folder.display()
+    )]
+    DiskSpace {
+        /// The folder of the target.
+        folder: PathBuf,
+        /// Bytes of the output.
+        needed: u64,
+        /// Bytes that are free.
+        available: u64,
+    },
+    /// A tensor cannot have this name in this kind of file.
+    #[error("{}: no tensor may be called `{key}` in this kind of file", path.display())]
+    ReservedName {
+        /// The target.
+        path: PathBuf,
+        /// The name.
+        key: String,
+    },
+    /// The final metadata need more room than the placeholders had.
+    #[error("{}: the metadata grew by {n_bytes} bytes while the file was written", path.display())]
+    MetadataGrew {
+        /// The target.
+        path: PathBuf,
+        /// Bytes for which there is no room.
+        n_bytes: u64,
+    },
+    /// The names, shapes and metadata are longer than a safetensors header may be.
+    #[error("{}: the header would have {n_bytes} bytes, safetensors allows 100000000", path.display())]
+    HeaderTooLong {
+        /// The target.
+        path: PathBuf,
+        /// Bytes of the header.
+        n_bytes: u64,
+    },
+    /// The output was to be finished before all of its data had been written.
+    #[error("{}: {written} of {n_bytes} bytes of `{key}` were written", path.display())]
+    Incomplete {
+        /// The target.
+        path: PathBuf,
+        /// The tensor.
+        key: String,
+        /// Bytes that were written.
+        written: u64,
+        /// Its size.
+        n_bytes: u64,
+    },
 }
 
 impl Error {
@@ -300,13 +513,23 @@ impl Error {
                 | Self::UnknownMethod { .. }
                 | Self::UnknownParameter { .. }
                 | Self::BadParameter { .. }
-                | Self::Incomplete { .. }
-                | Self::Superfluous { .. }
+                | Self::MethodNeeds { .. }
+                | Self::MethodHasNoUse { .. }
                 | Self::ModelCount { .. }
                 | Self::BadExpertChoice { .. }
                 | Self::NoPublishedChoice { .. }
                 | Self::UnknownLayout { .. }
+                | Self::UnknownOutput { .. }
         )
+    }
+
+    /// What the operating system said of `path`.
+    pub(crate) fn io(action: &'static str, path: &Path, source: std::io::Error) -> Self {
+        Self::Io {
+            action,
+            path: path.into(),
+            source,
+        }
     }
 
     /// What the user may try, where something helps.
@@ -337,13 +560,31 @@ impl Error {
             Self::UnknownLayout { .. } => {
                 Some(format!("layouts are {}", crate::layouts::NAMES.join(", ")))
             }
+            Self::DiskSpace { .. } => Some("free some space or choose another disk".into()),
+            Self::Io { source, .. } if source.kind() == ErrorKind::StorageFull => {
+                Some("the disk is full: free some space or choose another disk".into())
+            }
+            Self::Io { source, .. }
+                if matches!(
+                    source.kind(),
+                    ErrorKind::PermissionDenied | ErrorKind::ReadOnlyFilesystem
+                ) =>
+            {
+                Some("check the permissions of the file and its folder".into())
+            }
+            Self::MissingFolder { .. } => Some("create it, or correct the path".into()),
+            Self::UnknownOutput { .. } => {
+                Some("use .safetensors, .pt, .pth, .bin or .ckpt, or name the container".into())
+            }
             _ => None,
         }
     }
 }
 
 fn pivot_note(pivot: Option<usize>) -> String {
-    pivot.map_or_else(String::new, |row| format!(" (input {row} depends on those before it)"))
+    pivot.map_or_else(String::new, |row| {
+        format!(" (input {row} depends on those before it)")
+    })
 }
 
 fn nearest_note(nearest: Option<&str>) -> String {

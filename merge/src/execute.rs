@@ -90,7 +90,9 @@ pub fn execute(
         });
         let written = write_entries(plan, &writer, run, progress);
         // A panic of the hashing thread is a bug and goes on as one.
-        let hashes = hashes.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic));
+        let hashes = hashes
+            .join()
+            .unwrap_or_else(|panic| std::panic::resume_unwind(panic));
         (written, hashes)
     });
     progress.finish();
@@ -124,7 +126,12 @@ fn write_entries(
         .collect();
     pieces.par_iter().try_for_each_init(
         || Worker::new(plan, writer, run),
-        |worker, &Piece { entry, first, length }| {
+        |worker,
+         &Piece {
+             entry,
+             first,
+             length,
+         }| {
             if progress.is_cancelled() {
                 return Err(Error::Cancelled);
             }
@@ -134,7 +141,12 @@ fn write_entries(
         },
     )?;
     // Whole-tensor operations use all cores themselves, one tensor at a time to bound memory.
-    for (index, entry) in plan.entries.iter().enumerate().filter(|(_, entry)| is_whole(entry)) {
+    for (index, entry) in plan
+        .entries
+        .iter()
+        .enumerate()
+        .filter(|(_, entry)| is_whole(entry))
+    {
         if progress.is_cancelled() {
             return Err(Error::Cancelled);
         }
@@ -147,8 +159,7 @@ fn write_entries(
             .try_for_each_init(
                 || Worker::new(plan, writer, run),
                 |worker, &Piece { first, length, .. }| {
-                    let n_bytes =
-                        worker.write_f64(index, first, &values[first..first + length])?;
+                    let n_bytes = worker.write_f64(index, first, &values[first..first + length])?;
                     progress.advance(n_bytes);
                     Ok::<(), Error>(())
                 },

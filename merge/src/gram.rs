@@ -60,7 +60,12 @@ impl GramStore {
             let bytes = bytemuck::cast_slice_mut(&mut values);
             self.checkpoint.read(key, 0, bytes)?;
         } else {
-            decode_f64(key, info.dtype, &self.checkpoint.read_all(key)?, &mut values)?;
+            decode_f64(
+                key,
+                info.dtype,
+                &self.checkpoint.read_all(key)?,
+                &mut values,
+            )?;
         }
         if values.iter().any(|value| !value.is_finite()) {
             return Err(Error::NonFinite {
@@ -86,8 +91,14 @@ impl GramStore {
 #[must_use]
 pub fn pack(matrix: &Array2<f64>) -> Vec<f64> {
     let rows = matrix.rows().into_iter().enumerate();
-    rows.flat_map(|(row, values)| values.into_iter().take(row + 1).copied().collect::<Vec<_>>())
-        .collect()
+    rows.flat_map(|(row, values)| {
+        values
+            .into_iter()
+            .take(row + 1)
+            .copied()
+            .collect::<Vec<_>>()
+    })
+    .collect()
 }
 
 /// The symmetric matrix of a packed lower triangle, row-major.

@@ -19,7 +19,7 @@ mod error;
 mod expert;
 mod group;
 
-//pub mod execute;
+pub mod execute;
 pub mod gram;
 pub mod io;
 pub mod layouts;
@@ -27,6 +27,7 @@ pub mod linear_algebra;
 pub mod methods;
 pub mod plan;
 pub mod progress;
+pub mod provenance;
 pub mod recipe;
 
 pub use dtype::{DType, decode_f32, decode_f64, encode_f32, encode_f64};

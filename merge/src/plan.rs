@@ -119,7 +119,10 @@ impl MergePlan {
     /// Tensor bytes that are read, gram matrices included.
     #[must_use]
     pub fn input_bytes(&self) -> u64 {
-        self.entries.iter().map(|entry| self.entry_input_bytes(entry)).sum()
+        self.entries
+            .iter()
+            .map(|entry| self.entry_input_bytes(entry))
+            .sum()
     }
 
     /// Tensor bytes that one entry reads.
@@ -130,15 +133,21 @@ impl MergePlan {
             info.map_or(0, TensorInfo::n_bytes)
         };
         let gram_size = |key: &String| {
-            let store = self.grams.as_ref().and_then(|store| store.checkpoint().get(key));
+            let store = self
+                .grams
+                .as_ref()
+                .and_then(|store| store.checkpoint().get(key));
             store.map_or(0, TensorInfo::n_bytes)
         };
         match &entry.action {
             Action::Copy(tensor) => size(tensor),
-            Action::Elementwise { members, base, .. } => {
-                members.iter().chain(base).map(size).sum()
-            }
-            Action::Whole { members, base, grams, .. } => {
+            Action::Elementwise { members, base, .. } => members.iter().chain(base).map(size).sum(),
+            Action::Whole {
+                members,
+                base,
+                grams,
+                ..
+            } => {
                 members.iter().chain(base).map(size).sum::<u64>()
                     + grams.iter().flatten().map(gram_size).sum::<u64>()
             }
@@ -150,15 +159,21 @@ impl MergePlan {
     #[must_use]
     pub fn peak_bytes(&self, n_threads: usize) -> u64 {
         let chunked = self.entries.iter().map(|entry| match &entry.action {
-            Action::Elementwise { members, base, .. } => members.len() + usize::from(base.is_some()),
+            Action::Elementwise { members, base, .. } => {
+                members.len() + usize::from(base.is_some())
+            }
             _ => 1,
         });
         // Each thread holds a chunk per member in up to f64, raw bytes and the result.
         let buffers = chunked.max().unwrap_or(0) as u64 + 2;
         let chunks = n_threads as u64 * buffers * CHUNK_ELEMENTS as u64 * 8;
         let whole = self.entries.iter().filter_map(|entry| match &entry.action {
-            Action::Whole { members, kernel, .. } => {
-                let shape = &self.sources[members.first()?.source].get(&members.first()?.key)?.shape;
+            Action::Whole {
+                members, kernel, ..
+            } => {
+                let shape = &self.sources[members.first()?.source]
+                    .get(&members.first()?.key)?
+                    .shape;
                 Some(kernel.peak_bytes(shape, members.len()))
             }
             _ => None,

@@ -120,19 +120,12 @@ impl MergeRecipe {
     /// # Errors
     /// When the file cannot be read, or [`Error::BadRecipe`] with line and column.
     pub fn open(path: &Path) -> Result<Self> {
-        let io_error = |action| {
-            move |source| Error::Io {
-                action,
-                path: path.to_owned(),
-                source,
-            }
-        };
-        let file = File::open(path).map_err(io_error("open"))?;
+        let file = File::open(path).map_err(|error| Error::io("open", path, error))?;
         let mut text = String::new();
         let mut limited = file.take(MAX_RECIPE_BYTES + 1);
         limited
             .read_to_string(&mut text)
-            .map_err(io_error("read"))?;
+            .map_err(|error| Error::io("read", path, error))?;
         if text.len() as u64 > MAX_RECIPE_BYTES {
             return Err(Error::BadRecipe {
                 path: path.to_owned(),

@@ -28,7 +28,12 @@ fn recipe(case: &Value, method: &str, as_published: bool) -> MergeRecipe {
         ("ratio", number("ratio")),
         ("lambda", number("lambda_")),
         ("shrink", number("scaling_for_non_diag")),
-        ("grams", case["gram"].as_str().map(|file| Parameter::Text(text(&fixture::path(file))))),
+        (
+            "grams",
+            case["gram"]
+                .as_str()
+                .map(|file| Parameter::Text(text(&fixture::path(file)))),
+        ),
     ];
     for (name, value) in given {
         if let Some(value) = value {
@@ -44,8 +49,12 @@ fn recipe(case: &Value, method: &str, as_published: bool) -> MergeRecipe {
     };
     MergeRecipe {
         merge_method: method.to_owned(),
-        models: vec![ModelRef::new(fixture::path(case["input"].as_str().expect("an input")))],
-        base_model: case["central"].as_str().map(|file| ModelRef::new(fixture::path(file))),
+        models: vec![ModelRef::new(fixture::path(
+            case["input"].as_str().expect("an input"),
+        ))],
+        base_model: case["central"]
+            .as_str()
+            .map(|file| ModelRef::new(fixture::path(file))),
         layout: None,
         task,
         experts: None,
@@ -63,7 +72,12 @@ fn text(path: &Path) -> String {
 fn run(recipe: &MergeRecipe, target: &Path) -> Result<(), Error> {
     let (plan, _) = MergePlan::resolve(recipe)?;
     let write = WriteOptions::new(target);
-    execute(&plan, &write, &RunOptions::default(), &merge::progress::Silent)?;
+    execute(
+        &plan,
+        &write,
+        &RunOptions::default(),
+        &merge::progress::Silent,
+    )?;
     Ok(())
 }
 
@@ -84,26 +98,37 @@ fn check(case: &Value, recipe: &MergeRecipe, tolerance: impl Fn(&Raw) -> (f64, f
         let found = found.get(name).unwrap_or_else(|| panic!("{id}: no {name}"));
         assert_eq!(found.shape, expected.shape, "{id}: {name}");
         let (rtol, atol) = tolerance(expected);
-        let difference =
-            fixture::first_difference(&found.values(), &expected.values(), rtol, atol);
+        let difference = fixture::first_difference(&found.values(), &expected.values(), rtol, atol);
         assert_eq!(difference, None, "{id}: {name}");
     }
     if recipe.models[0].model.ends_with("ckpt/all_moe.safetensors") && recipe.as_published {
         let unchanged = fixture::json("merge/passthrough.json");
         for (name, listed) in unchanged.as_object().expect("a map") {
-            assert_eq!(Value::from(found[name].sha256()), listed["sha256"], "{id}: {name}");
+            assert_eq!(
+                Value::from(found[name].sha256()),
+                listed["sha256"],
+                "{id}: {name}"
+            );
         }
-        assert_eq!(found.len(), 156 + unchanged.as_object().map_or(0, |map| map.len()), "{id}");
+        assert_eq!(
+            found.len(),
+            156 + unchanged.as_object().map_or(0, |map| map.len()),
+            "{id}"
+        );
     }
 }
 
 #[test]
 fn interpolation_is_bit_equal_to_the_published_program_in_f32() {
     for case in cases("interpolate") {
-        let is_half = case["input"].as_str().is_some_and(|file| file.contains("half_"));
+        let is_half = case["input"]
+            .as_str()
+            .is_some_and(|file| file.contains("half_"));
         if !is_half {
             for as_published in [false, true] {
-                check(&case, &recipe(&case, "interpolate", as_published), |_| (0.0, 0.0));
+                check(&case, &recipe(&case, "interpolate", as_published), |_| {
+                    (0.0, 0.0)
+                });
             }
         }
     }
@@ -114,15 +139,24 @@ fn half_precision_is_bit_equal_when_as_published_and_closer_to_the_truth_otherwi
     let mut seen = 0;
     for case in cases("interpolate") {
         let id = &case["id"];
-        if !case["input"].as_str().is_some_and(|file| file.contains("half_")) {
+        if !case["input"]
+            .as_str()
+            .is_some_and(|file| file.contains("half_"))
+        {
             continue;
         }
         seen += 1;
         check(&case, &recipe(&case, "interpolate", true), |_| (0.0, 0.0));
         // Rounded once, a result is at most half a unit in the last place from the exact one, and
         // at most two more units from the one that was rounded after every step.
-        let unit = if id.as_str().is_some_and(|id| id.contains("bf16")) { 2f64.powi(-8) } else { 2f64.powi(-11) };
-        check(&case, &recipe(&case, "interpolate", false), |_| (5.0 * unit, 4.0 * unit));
+        let unit = if id.as_str().is_some_and(|id| id.contains("bf16")) {
+            2f64.powi(-8)
+        } else {
+            2f64.powi(-11)
+        };
+        check(&case, &recipe(&case, "interpolate", false), |_| {
+            (5.0 * unit, 4.0 * unit)
+        });
     }
     assert_eq!(seen, 2);
 }
@@ -132,21 +166,34 @@ fn arithmetic_agrees_with_the_paper_and_with_the_published_program() {
     for case in cases("arithmetic") {
         let as_published = case["formula"] == "upstream_in_place";
         // The paper's cases were computed in f64; tolerance of the manifest.
-        let tolerance = if as_published { (0.0, 0.0) } else { (1e-6, 2e-6) };
-        check(&case, &recipe(&case, "arithmetic", as_published), |_| tolerance);
+        let tolerance = if as_published {
+            (0.0, 0.0)
+        } else {
+            (1e-6, 2e-6)
+        };
+        check(&case, &recipe(&case, "arithmetic", as_published), |_| {
+            tolerance
+        });
     }
 }
 
 #[test]
 fn regmean_as_published_agrees_to_1e_10_of_the_largest_value() {
     for case in cases("regmean") {
-        check(&case, &recipe(&case, "regmean", true), |expected| match expected.dtype {
-            safetensors::Dtype::F64 => {
-                let largest = expected.values().iter().fold(0.0f64, |max, v| max.max(v.abs()));
-                (0.0, 1e-10 * largest)
-            }
-            _ => (1e-6, 1e-6),
-        });
+        check(
+            &case,
+            &recipe(&case, "regmean", true),
+            |expected| match expected.dtype {
+                safetensors::Dtype::F64 => {
+                    let largest = expected
+                        .values()
+                        .iter()
+                        .fold(0.0f64, |max, v| max.max(v.abs()));
+                    (0.0, 1e-10 * largest)
+                }
+                _ => (1e-6, 1e-6),
+            },
+        );
     }
 }
 
@@ -163,7 +210,11 @@ fn regmean_rounds_once_to_the_dtype_of_its_inputs() {
             safetensors::Dtype::F64 => (2f64.powi(-24), 1e-9),
             _ => (1e-6, 1e-6),
         });
-        assert!(merged(&recipe).values().all(|raw| raw.dtype != safetensors::Dtype::F64));
+        assert!(
+            merged(&recipe)
+                .values()
+                .all(|raw| raw.dtype != safetensors::Dtype::F64)
+        );
     }
 }
 
@@ -173,7 +224,9 @@ fn a_pth_gram_file_gives_what_its_safetensors_twin_gives() {
     let mut from_pth = recipe(case, "regmean", false);
     let twin = fixture::path("merge/gram_irtr.pth");
     assert_eq!(case["gram"], "merge/gram_irtr.safetensors");
-    from_pth.parameters.set("grams", Parameter::Text(text(&twin)));
+    from_pth
+        .parameters
+        .set("grams", Parameter::Text(text(&twin)));
     assert_eq!(merged(&from_pth), merged(&recipe(case, "regmean", false)));
 }
 
@@ -181,7 +234,9 @@ fn a_pth_gram_file_gives_what_its_safetensors_twin_gives() {
 fn spoiled(folder: &Path, file: &str, removed: &Value, replaced: &Value) -> PathBuf {
     let mut tensors = fixture::tensors(&fixture::path(file));
     for key in removed.as_array().into_iter().flatten() {
-        tensors.remove(key.as_str().expect("a key")).expect("the key is there");
+        tensors
+            .remove(key.as_str().expect("a key"))
+            .expect("the key is there");
     }
     for (key, how) in replaced.as_object().into_iter().flatten() {
         assert_eq!(how, "drop the last row");
@@ -201,14 +256,22 @@ fn damaged_inputs_are_refused_by_name() {
     let target = folder.path().join("merged.safetensors");
     for case in cases("expect_error") {
         let id = case["id"].as_str().expect("an id");
-        let Some(operation) = case["operation"].as_str().filter(|op| *op != "nlvr2 fine-tuning start") else {
+        let Some(operation) = case["operation"]
+            .as_str()
+            .filter(|op| *op != "nlvr2 fine-tuning start")
+        else {
             continue;
         };
         let mut recipe = recipe(&case, operation, false);
         let input = case["input"].as_str().expect("an input");
         recipe.models[0].model = spoiled(folder.path(), input, &case["remove"], &case["replace"]);
         if let Some(central) = case["central"].as_str() {
-            let base = spoiled(folder.path(), central, &case["remove_from_central"], &Value::Null);
+            let base = spoiled(
+                folder.path(),
+                central,
+                &case["remove_from_central"],
+                &Value::Null,
+            );
             recipe.base_model = Some(ModelRef::new(base));
         }
         let message = match id {
@@ -226,9 +289,11 @@ fn damaged_inputs_are_refused_by_name() {
                 &["transformer.blocks.11.mlp.fc2.weight", "vision_language"]
             }
             "error/missing_language_expert" => &["transformer.blocks.3.attn.q_bias", "language"],
-            "error/shape_mismatch" => {
-                &["transformer.blocks.2.mlp.l.fc1.weight", "[95, 24]", "[96, 24]"]
-            }
+            "error/shape_mismatch" => &[
+                "transformer.blocks.2.mlp.l.fc1.weight",
+                "[95, 24]",
+                "[96, 24]",
+            ],
             "error/central_missing" => &["transformer.blocks.5.norm2.weight", "ufo.safetensors"],
             "error/regmean_gram_of_wrong_task" => {
                 &["transformer.blocks.10.attn.qkv.weight", "vision_language"]

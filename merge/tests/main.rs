@@ -3,3 +3,5 @@
 
 mod fixture;
 mod golden_merge;
+mod safetensors_corpus;
+mod writer;

@@ -6,9 +6,7 @@ use super::RunOptions;
 use crate::io::Writer;
 use crate::methods::{Chunk, ElementKernel, StepRounding};
 use crate::plan::{Action, TensorRef};
-use crate::{
-    DType, Error, MergePlan, Result, decode_f32, decode_f64, encode_f32, encode_f64,
-};
+use crate::{DType, Error, MergePlan, Result, decode_f32, decode_f64, encode_f32, encode_f64};
 
 /// Reads, combines and writes chunks of a plan's entries.
 pub(super) struct Worker<'a> {
@@ -231,7 +229,10 @@ impl<T: Copy + Zeroable> Buffers<T> {
         kernel: impl FnOnce(&Chunk<'_, T>, &mut [T]),
     ) {
         let n_members = combination.members.len();
-        let members: Vec<&[T]> = self.members[..n_members].iter().map(Vec::as_slice).collect();
+        let members: Vec<&[T]> = self.members[..n_members]
+            .iter()
+            .map(Vec::as_slice)
+            .collect();
         let base = combination.base.map(|_| self.members[n_members].as_slice());
         let chunk = Chunk {
             members: &members,
@@ -298,7 +299,9 @@ where
     let any_hit = |block: &[u8]| {
         let words = bytemuck::try_cast_slice::<u8, W>(block);
         match words {
-            Ok(words) => words.iter().fold(false, |hit, &word| hit | (word & mask == mask)),
+            Ok(words) => words
+                .iter()
+                .fold(false, |hit, &word| hit | (word & mask == mask)),
             Err(_) => bytemuck::allocation::pod_collect_to_vec::<u8, W>(block)
                 .iter()
                 .fold(false, |hit, &word| hit | (word & mask == mask)),
@@ -315,7 +318,11 @@ mod tests {
     fn infinities_and_nans_are_found_in_every_float_dtype() {
         let cases: [(DType, &[u8], &[u8]); 6] = [
             (DType::F64, &1.0f64.to_le_bytes(), &f64::NAN.to_le_bytes()),
-            (DType::F32, &f32::MAX.to_le_bytes(), &f32::INFINITY.to_le_bytes()),
+            (
+                DType::F32,
+                &f32::MAX.to_le_bytes(),
+                &f32::INFINITY.to_le_bytes(),
+            ),
             (DType::F16, &[0xff, 0x7b], &[0x00, 0x7c]),
             (DType::BF16, &[0x7f, 0x7f], &[0x80, 0xff]),
             (DType::F8E5M2, &[0x7b], &[0xfc]),

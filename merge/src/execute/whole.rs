@@ -41,7 +41,7 @@ impl GroupData for Data<'_> {
     }
 
     fn base(&self) -> Result<ArrayD<f64>> {
-        let missing = || Error::Incomplete {
+        let missing = || Error::MethodNeeds {
             method: "this method",
             what: "a base_model",
         };
@@ -52,7 +52,7 @@ impl GroupData for Data<'_> {
         let key = self.grams.get(index).and_then(Option::as_ref);
         match (key, &self.plan.grams) {
             (Some(key), Some(store)) => store.read(key),
-            _ => Err(Error::Incomplete {
+            _ => Err(Error::MethodNeeds {
                 method: "this method",
                 what: "gram matrices",
             }),
@@ -68,7 +68,12 @@ impl Data<'_> {
         if info.dtype == DType::F64 {
             source.read(&tensor.key, 0, bytemuck::cast_slice_mut(&mut values))?;
         } else {
-            decode_f64(&tensor.key, info.dtype, &source.read_all(&tensor.key)?, &mut values)?;
+            decode_f64(
+                &tensor.key,
+                info.dtype,
+                &source.read_all(&tensor.key)?,
+                &mut values,
+            )?;
         }
         // One element per place of the shape, by the line above.
         ArrayD::from_shape_vec(IxDyn(&info.shape), values).map_err(|_| Error::ShapeMismatch {

@@ -1,5 +1,7 @@
 //! Checkpoint files in and out.
 
+mod content;
+mod safetensors;
 mod source;
 mod writer;
 
@@ -9,15 +11,37 @@ pub use source::{
 };
 pub use writer::{OutputContainer, WriteOptions, Writer};
 
+use std::fs::File;
 use std::path::Path;
 
-use crate::Result;
+use content::Content;
+
+use crate::{Error, Result};
 
 /// Opens a checkpoint of any supported kind, told apart by its first bytes, not by its name.
 ///
 /// # Errors
 /// When the file cannot be read, is of no known kind, or is damaged.
 pub fn open(path: &Path, options: &OpenOptions) -> Result<Checkpoint> {
-    let _ = (path, options);
-    unreachable!("written by the reading part")
+    open_source(path, options).map(Checkpoint::new)
+}
+
+fn open_source(path: &Path, options: &OpenOptions) -> Result<Box<dyn TensorSource>> {
+    let failed = |source| Error::io("open", path, source);
+    let file = File::open(path).map_err(failed)?;
+    match content::of(path, &file)? {
+        Content::Safetensors => safetensors::open(path, file, options),
+        Content::Torch => Err(Error::UnknownFormat {
+            path: path.into(),
+            looks_like: "is a torch file, which this build does not read".into(),
+        }),
+        Content::Json => Err(Error::UnknownFormat {
+            path: path.into(),
+            looks_like: "is a sharded model, which this build does not read".into(),
+        }),
+        Content::Unknown(looks_like) => Err(Error::UnknownFormat {
+            path: path.into(),
+            looks_like,
+        }),
+    }
 }

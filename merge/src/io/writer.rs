@@ -1,9 +1,15 @@
 //! The streaming writer: sizes first, data in any order from any thread, then one atomic rename.
 
-use std::collections::BTreeMap;
-use std::path::PathBuf;
+mod atomic;
+mod safetensors;
 
-use crate::{Result, TensorInfo};
+use std::collections::{BTreeMap, HashSet};
+use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicU64, Ordering};
+
+use atomic::PartialFile;
+
+use crate::{Error, Result, TensorInfo};
 
 /// The kind of file to write.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -14,6 +20,22 @@ pub enum OutputContainer {
     Torch,
     /// The same with the weights under `state_dict`, as Lightning has them.
     TorchLightning,
+}
+
+impl OutputContainer {
+    /// The kind of file that the extension of `path` stands for: `.safetensors`; `.pt`, `.pth` and
+    /// `.bin` for torch; `.ckpt` for Lightning.
+    ///
+    /// # Errors
+    /// [`Error::UnknownOutput`] for any other.
+    pub fn from_extension(path: &Path) -> Result<Self> {
+        match path.extension().and_then(|extension| extension.to_str()) {
+            Some("safetensors") => Ok(Self::Safetensors),
+            Some("pt" | "pth" | "bin") => Ok(Self::Torch),
+            Some("ckpt") => Ok(Self::TorchLightning),
+            _ => Err(Error::UnknownOutput { path: path.into() }),
+        }
+    }
 }
 
 /// Where and how to write.
@@ -27,10 +49,46 @@ pub struct WriteOptions {
     pub max_shard_bytes: Option<u64>,
     /// Replace an existing target.
     pub force: bool,
+    /// Wait for the disk before the rename, so that not even a power cut leaves half a file.
+    pub sync: bool,
+}
+
+impl WriteOptions {
+    /// A single new file at `path`, of the kind that its extension stands for, synced.
+    #[must_use]
+    pub fn new(path: impl Into<PathBuf>) -> Self {
+        Self {
+            path: path.into(),
+            container: None,
+            max_shard_bytes: None,
+            force: false,
+            sync: true,
+        }
+    }
 }
 
 /// An output file under way. Dropping it without [`Writer::finish`] leaves no trace.
-pub struct Writer {}
+pub struct Writer {
+    options: WriteOptions,
+    tensors: Vec<Target>,
+    part: Part,
+}
+
+/// Where the data of a tensor go.
+struct Target {
+    name: String,
+    n_bytes: u64,
+    /// Where its data begin in the file.
+    start: u64,
+    /// How many of its bytes have been written.
+    written: AtomicU64,
+}
+
+/// One file under way.
+struct Part {
+    file: PartialFile,
+    layout: safetensors::Layout,
+}
 
 impl Writer {
     /// Creates the temporary file beside the target and lays it out. Tensors are stored in the
@@ -45,8 +103,36 @@ impl Writer {
         metadata: &BTreeMap<String, String>,
         options: &WriteOptions,
     ) -> Result<Self> {
-        let _ = (tensors, metadata, options);
-        unreachable!("written by the writing part")
+        let path = options.path.as_path();
+        let container = match options.container {
+            Some(container) => container,
+            None => OutputContainer::from_extension(path)?,
+        };
+        if container != OutputContainer::Safetensors || options.max_shard_bytes.is_some() {
+            return Err(Error::UnknownOutput { path: path.into() });
+        }
+        check_names(path, tensors)?;
+        atomic::check_target(path, options.force)?;
+        let layout = safetensors::Layout::new(path, tensors, metadata)?;
+        atomic::check_space(path, layout.n_bytes())?;
+        let targets = tensors
+            .iter()
+            .enumerate()
+            .map(|(index, (name, info))| Target {
+                name: name.clone(),
+                n_bytes: info.n_bytes(),
+                start: layout.start(index),
+                written: AtomicU64::new(0),
+            })
+            .collect();
+        Ok(Self {
+            options: options.clone(),
+            tensors: targets,
+            part: Part {
+                file: PartialFile::create(path, layout.n_bytes())?,
+                layout,
+            },
+        })
     }
 
     /// Writes bytes of tensor `index` from `first_byte` on. May be called from many threads; all
@@ -54,17 +140,60 @@ impl Writer {
     ///
     /// # Errors
     /// When the disk is full or fails.
+    ///
+    /// # Panics
+    /// When `index` or the range is outside the tensor: a fault of the caller.
     pub fn write(&self, index: usize, first_byte: u64, bytes: &[u8]) -> Result<()> {
-        let _ = (index, first_byte, bytes);
-        unreachable!("written by the writing part")
+        let target = &self.tensors[index];
+        assert!(
+            first_byte + bytes.len() as u64 <= target.n_bytes,
+            "the range lies within the tensor"
+        );
+        self.part.file.write_at(target.start + first_byte, bytes)?;
+        target
+            .written
+            .fetch_add(bytes.len() as u64, Ordering::Relaxed);
+        Ok(())
     }
 
     /// Writes headers, syncs and renames; returns the files in place.
     ///
     /// # Errors
-    /// When the disk is full or fails; the old target is then untouched.
+    /// When the disk is full or fails, or the target appeared meanwhile (without `force`); the old
+    /// target is then untouched.
     pub fn finish(self, metadata: &BTreeMap<String, String>) -> Result<Vec<PathBuf>> {
-        let _ = metadata;
-        unreachable!("written by the writing part")
+        for target in &self.tensors {
+            let written = target.written.load(Ordering::Relaxed);
+            if written != target.n_bytes {
+                return Err(Error::Incomplete {
+                    path: self.options.path.clone(),
+                    key: target.name.clone(),
+                    written,
+                    n_bytes: target.n_bytes,
+                });
+            }
+        }
+        let Part { file, layout } = self.part;
+        file.write_at(0, &layout.header(&self.options.path, metadata)?)?;
+        if self.options.sync {
+            file.sync()?;
+        }
+        let path = file.place(self.options.force)?;
+        if self.options.sync {
+            atomic::sync_folder(&path)?;
+        }
+        Ok(vec![path])
+    }
+}
+
+/// Names must be unique: a reader would lose the others.
+fn check_names(path: &Path, tensors: &[(String, TensorInfo)]) -> Result<()> {
+    let mut seen = HashSet::new();
+    match tensors.iter().find(|(name, _)| !seen.insert(name)) {
+        Some((name, _)) => Err(Error::DuplicateKey {
+            path: path.into(),
+            key: name.clone(),
+        }),
+        None => Ok(()),
     }
 }

@@ -52,11 +52,9 @@ impl LinearAlgebra for Faer {
             MemStack::new(&mut memory),
             params,
         )
-        .map_err(
-            |llt::factor::LltError::NonPositivePivot { index }| NotPositiveDefinite {
-                pivot: Some(index),
-            },
-        )?;
+        .map_err(|llt::factor::LltError::NonPositivePivot { index }| {
+            NotPositiveDefinite { pivot: Some(index) }
+        })?;
         if let Some(pivot) = weakest_pivot(&gram.diag().to_vec(), &diagonal) {
             return Err(NotPositiveDefinite { pivot: Some(pivot) });
         }
@@ -64,11 +62,9 @@ impl LinearAlgebra for Faer {
             transposed(&gram),
             transposed_mut(&mut product),
             parallelism(),
-            MemStack::new(&mut MemBuffer::new(llt::solve::solve_in_place_scratch::<f64>(
-                width,
-                0,
-                parallelism(),
-            ))),
+            MemStack::new(&mut MemBuffer::new(
+                llt::solve::solve_in_place_scratch::<f64>(width, 0, parallelism()),
+            )),
         );
         Ok(product)
     }
@@ -90,6 +86,8 @@ fn transposed(array: &Array2<f64>) -> MatRef<'_, f64> {
 
 fn transposed_mut(array: &mut Array2<f64>) -> MatMut<'_, f64> {
     let (rows, columns) = array.dim();
-    let slice = array.as_slice_mut().expect("arrays made here are row-major");
+    let slice = array
+        .as_slice_mut()
+        .expect("arrays made here are row-major");
     MatMut::from_column_major_slice_mut(slice, columns, rows)
 }

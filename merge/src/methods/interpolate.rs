@@ -40,7 +40,7 @@ impl Interpolate {
         parameters.allow_only("interpolate", &["ratio", "weights"])?;
         let weights = parameters.weights("weights")?;
         if weights.is_some() && parameters.0.contains_key("ratio") {
-            return Err(Error::Superfluous {
+            return Err(Error::MethodHasNoUse {
                 method: "interpolate with `weights`",
                 what: "`ratio`",
             });

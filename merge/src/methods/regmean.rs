@@ -140,7 +140,9 @@ impl WholeKernel for Solve {
             let width = denominator.nrows() as f64;
             let pull = self.method.ridge * denominator.diag().sum() / (width * n_members);
             product.scaled_add(pull, &sum);
-            denominator.diag_mut().mapv_inplace(|d| d + n_members * pull);
+            denominator
+                .diag_mut()
+                .mapv_inplace(|d| d + n_members * pull);
         }
         drop(sum);
         let merged = self.method.algebra.solve_right(product, denominator);

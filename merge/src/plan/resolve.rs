@@ -24,7 +24,11 @@ impl MergePlan {
     /// When a file cannot be opened, or anything in the recipe, the keys, shapes or dtypes does
     /// not fit. No tensor data is read.
     pub fn resolve(recipe: &MergeRecipe) -> Result<(Self, MergeRecipe)> {
-        let method = methods::by_name(&recipe.merge_method, &recipe.parameters, recipe.as_published)?;
+        let method = methods::by_name(
+            &recipe.merge_method,
+            &recipe.parameters,
+            recipe.as_published,
+        )?;
         let [model] = recipe.models.as_slice() else {
             return Err(Error::ModelCount {
                 found: recipe.models.len(),
@@ -73,11 +77,11 @@ fn open_base(method: &dyn MergeMethod, recipe: &MergeRecipe) -> Result<Option<Ar
     match (&recipe.base_model, method.needs().base) {
         (Some(base), true) => Ok(Some(open(base)?)),
         (None, false) => Ok(None),
-        (None, true) => Err(Error::Incomplete {
+        (None, true) => Err(Error::MethodNeeds {
             method: method.name(),
             what: "a base_model",
         }),
-        (Some(_), false) => Err(Error::Superfluous {
+        (Some(_), false) => Err(Error::MethodHasNoUse {
             method: method.name(),
             what: "a base_model",
         }),
@@ -88,7 +92,7 @@ fn open_grams(method: &dyn MergeMethod, recipe: &MergeRecipe) -> Result<Option<A
     if !method.needs().grams {
         return Ok(None);
     }
-    let path = recipe.parameters.text("grams")?.ok_or(Error::Incomplete {
+    let path = recipe.parameters.text("grams")?.ok_or(Error::MethodNeeds {
         method: method.name(),
         what: "the parameter `grams`",
     })?;
@@ -101,7 +105,7 @@ fn resolved_recipe(recipe: &MergeRecipe, layout: &dyn Layout) -> Result<MergeRec
     let n_blocks = layout.dimensions().n_blocks;
     let experts = match (&recipe.experts, recipe.task) {
         (Some(_), Some(_)) => {
-            return Err(Error::Superfluous {
+            return Err(Error::MethodHasNoUse {
                 method: "a recipe with `experts`",
                 what: "`for`",
             });
@@ -149,7 +153,9 @@ fn present_experts(layout: &dyn Layout) -> impl Fn(usize) -> Vec<Expert> + use<>
     let dimensions = layout.dimensions();
     let start = dimensions.fusion_start.unwrap_or(dimensions.n_blocks);
     let union = |blocks: std::ops::Range<usize>| -> Vec<Expert> {
-        let all: BTreeSet<Expert> = blocks.flat_map(|block| layout.block_experts(block)).collect();
+        let all: BTreeSet<Expert> = blocks
+            .flat_map(|block| layout.block_experts(block))
+            .collect();
         all.into_iter().collect()
     };
     let (shallow, deep) = (union(0..start), union(start..dimensions.n_blocks));
@@ -215,7 +221,10 @@ impl Builder<'_> {
             match self.layout.role(key) {
                 Ok(Role::Shared(slot)) => self.copy(slot.key, key, info, "shared")?,
                 Ok(Role::Expert { expert, slot }) => {
-                    groups.entry(slot).or_default().insert(expert, key.to_owned());
+                    groups
+                        .entry(slot)
+                        .or_default()
+                        .insert(expert, key.to_owned());
                 }
                 Ok(Role::Derived) if self.recipe.as_published => {
                     self.copy(key.to_owned(), key, info, "derived, kept as published")?;
@@ -290,8 +299,14 @@ impl Builder<'_> {
     fn merge_group(&mut self, slot: &Slot, copies: &BTreeMap<Expert, String>) -> Result<()> {
         let experts = self.experts_of(slot, copies)?;
         let keys: Vec<&String> = experts.iter().map(|expert| &copies[expert]).collect();
-        for (expert, key) in copies.iter().filter(|(expert, _)| !experts.contains(expert)) {
-            self.drop_key(key, &format!("the {expert} expert takes no part in this block"));
+        for (expert, key) in copies
+            .iter()
+            .filter(|(expert, _)| !experts.contains(expert))
+        {
+            self.drop_key(
+                key,
+                &format!("the {expert} expert takes no part in this block"),
+            );
         }
         let shape = self.common_shape(slot, &keys)?;
         let dtype = self.common_dtype(slot, &keys)?;
@@ -348,7 +363,10 @@ impl Builder<'_> {
         let chosen = slot.block.and_then(|block| choice?.of_block(block));
         // Expert copies outside the blocks follow no range: all of them take part.
         let chosen = chosen.unwrap_or_else(|| copies.keys().copied().collect());
-        match (chosen.iter().find(|expert| !copies.contains_key(expert)), copies.first_key_value()) {
+        match (
+            chosen.iter().find(|expert| !copies.contains_key(expert)),
+            copies.first_key_value(),
+        ) {
             (Some(&expert), Some((&present, example))) => Err(Error::MissingExpert {
                 slot: slot.key.clone(),
                 expert,
@@ -435,12 +453,15 @@ impl Builder<'_> {
         let key = match slots.get(&slot.key) {
             Some(key) => key,
             // Names the nearest key of the base.
-            None => return Err(self.sources[BASE].require(&slot.key).err().unwrap_or_else(|| {
-                Error::AmbiguousSlot {
-                    slot: slot.key.clone(),
-                    key: member.to_owned(),
-                }
-            })),
+            None => {
+                return Err(self.sources[BASE]
+                    .require(&slot.key)
+                    .err()
+                    .unwrap_or_else(|| Error::AmbiguousSlot {
+                        slot: slot.key.clone(),
+                        key: member.to_owned(),
+                    }));
+            }
         };
         let found = self.info(BASE, key)?;
         if found.shape != shape {

@@ -91,7 +91,10 @@ impl Parameters {
         match self.0.get(name) {
             None => Ok(None),
             Some(Parameter::PerExpert(weights)) if weights.values().all(is_weight) => Ok(Some(
-                weights.iter().map(|(&expert, &weight)| (expert, weight)).collect(),
+                weights
+                    .iter()
+                    .map(|(&expert, &weight)| (expert, weight))
+                    .collect(),
             )),
             Some(_) => Err(bad(name, "a number ≥ 0 for each expert")),
         }

@@ -1,0 +1,92 @@
+//! What a file is, by its first bytes.
+
+use std::fs::File;
+use std::os::unix::fs::FileExt;
+use std::path::Path;
+
+use crate::{Error, Result};
+
+/// How many bytes are looked at; enough for the mark of a tar archive.
+const N_SEEN_BYTES: usize = 512;
+
+/// The kind of a file.
+pub(super) enum Content {
+    /// A length, then the opening brace of a header.
+    Safetensors,
+    /// A zip archive or a pickle.
+    Torch,
+    /// An object in JSON, such as the index of a sharded model.
+    Json,
+    /// Nothing that is read here: what it looks like, for the error message.
+    Unknown(String),
+}
+
+/// Looks at the first bytes of a file.
+pub(super) fn of(path: &Path, file: &File) -> Result<Content> {
+    let failed = |source| Error::io("read", path, source);
+    let mut seen = [0; N_SEEN_BYTES];
+    let mut n_seen = 0;
+    while n_seen < seen.len() {
+        match file.read_at(&mut seen[n_seen..], n_seen as u64) {
+            Ok(0) => break,
+            Ok(n) => n_seen += n,
+            Err(source) if source.kind() == std::io::ErrorKind::Interrupted => {}
+            Err(source) => return Err(failed(source)),
+        }
+    }
+    let claims_safetensors = path.extension().is_some_and(|name| name == "safetensors");
+    Ok(classify(&seen[..n_seen], claims_safetensors))
+}
+
+fn classify(seen: &[u8], claims_safetensors: bool) -> Content {
+    let trimmed = seen.trim_ascii_start();
+    match seen {
+        // Before everything else: the length of a header may look like any other mark, but no
+        // other kind of file goes on with three zero bytes of a length and a brace.
+        [_, _, _, _, 0, 0, 0, 0, b'{', ..] => Content::Safetensors,
+        [b'P', b'K', 3, 4, ..] | [b'P', b'K', 5, 6, ..] | [0x80, 0..=5, ..] => Content::Torch,
+        _ if trimmed.starts_with(b"{") => Content::Json,
+        // The name decides only which reader explains what is wrong.
+        _ if claims_safetensors => Content::Safetensors,
+        _ => Content::Unknown(describe(seen, trimmed)),
+    }
+}
+
+fn describe(seen: &[u8], trimmed: &[u8]) -> String {
+    let is_page = [&b"<!doctype"[..], b"<html", b"<?xml", b"<head"]
+        .iter()
+        .any(|mark| {
+            trimmed
+                .get(..mark.len())
+                .is_some_and(|start| start.eq_ignore_ascii_case(mark))
+        });
+    let known = match seen {
+        [] => "is empty",
+        _ if is_page => "is a web page, not a checkpoint",
+        _ if seen.starts_with(b"version https://git-lfs") => {
+            "is a git-lfs pointer; the file itself was not fetched"
+        }
+        [0x1f, 0x8b, ..] => "is compressed with gzip",
+        [0x28, 0xb5, 0x2f, 0xfd, ..] => "is compressed with zstd",
+        [b'B', b'Z', b'h', ..] => "is compressed with bzip2",
+        [0xfd, b'7', b'z', b'X', b'Z', ..] => "is compressed with xz",
+        [b'7', b'z', 0xbc, 0xaf, ..] => "is a 7z archive",
+        [0x89, b'H', b'D', b'F', ..] => "is an HDF5 file",
+        [0x93, b'N', b'U', b'M', b'P', b'Y', ..] => "is a NumPy array",
+        [b'G', b'G', b'U', b'F', ..] => "is a GGUF file",
+        _ if seen.get(257..262) == Some(b"ustar") => "is a tar archive",
+        _ => "",
+    };
+    if !known.is_empty() {
+        return known.to_owned();
+    }
+    let start = &seen[..seen.len().min(16)];
+    if start
+        .iter()
+        .all(|byte| byte.is_ascii_graphic() || byte.is_ascii_whitespace())
+    {
+        return format!("starts with the text \"{}\"", start.escape_ascii());
+    }
+    let bytes: Vec<_> = start.iter().map(|byte| format!("{byte:02x}")).collect();
+    format!("starts with the bytes {}", bytes.join(" "))
+}

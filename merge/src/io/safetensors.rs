@@ -1,0 +1,332 @@
+//! Reading safetensors files: the header at once, data by positioned reads.
+
+use std::fmt;
+use std::fs::File;
+use std::os::unix::fs::FileExt;
+use std::path::Path;
+
+use ::safetensors::SafeTensorError;
+use ::safetensors::tensor::{Metadata, TensorInfo as RawInfo};
+use serde::Deserialize;
+use serde::de::{Deserializer, Error as _, MapAccess, Visitor};
+
+use super::source::{Container, ObjectPath, OpenOptions, PathSegment, Root};
+use super::source::{SourceFile, SourceInfo, TensorEntry, TensorSource};
+use crate::{DType, Error, Result, TensorInfo};
+
+/// Bytes of the header length at the start of a file.
+const N_LENGTH_BYTES: u64 = 8;
+
+/// The longest header that the format allows.
+pub(super) const MAX_HEADER_BYTES: u64 = 100_000_000;
+
+/// The header key that belongs to string metadata and to no tensor.
+pub(super) const METADATA_KEY: &str = "__metadata__";
+
+/// Opens one safetensors file.
+pub(crate) fn open(
+    path: &Path,
+    file: File,
+    options: &OpenOptions,
+) -> Result<Box<dyn TensorSource>> {
+    require_root(path, options)?;
+    Ok(Box::new(SafetensorsFile::open(path, file)?))
+}
+
+/// Only pickles nest: here the root object is the only root.
+pub(super) fn require_root(path: &Path, options: &OpenOptions) -> Result<()> {
+    match options.root.as_deref() {
+        None | Some("") => Ok(()),
+        Some(root) => Err(Error::NoNestedRoots {
+            path: path.into(),
+            root: root.to_owned(),
+        }),
+    }
+}
+
+/// A safetensors file whose header was found to be sound.
+struct SafetensorsFile {
+    file: File,
+    info: SourceInfo,
+    tensors: Vec<TensorEntry>,
+    /// Where the data of each tensor start in the file.
+    starts: Vec<u64>,
+}
+
+impl SafetensorsFile {
+    fn open(path: &Path, file: File) -> Result<Self> {
+        let n_file_bytes = file
+            .metadata()
+            .map_err(|source| Error::io("read", path, source))?
+            .len();
+        let text = read_header(path, &file, n_file_bytes)?;
+        let data_start = N_LENGTH_BYTES + text.len() as u64;
+        let header: Header = serde_json::from_str(&text).map_err(|source| Error::HeaderJson {
+            path: path.into(),
+            end: data_start,
+            source,
+        })?;
+        let (tensors, starts) = check(path, &header.tensors, data_start, n_file_bytes)?;
+        let n_bytes = n_file_bytes - data_start;
+        let n_tensors = tensors.len();
+        let mut metadata = std::collections::BTreeMap::new();
+        for (key, value) in header.metadata {
+            if metadata.insert(key.clone(), value).is_some() {
+                return Err(Error::DuplicateKey {
+                    path: path.into(),
+                    key: format!("{METADATA_KEY}.{key}"),
+                });
+            }
+        }
+        let info = SourceInfo {
+            path: path.into(),
+            container: Container::Safetensors,
+            files: vec![SourceFile {
+                path: path.into(),
+                n_bytes: n_file_bytes,
+            }],
+            metadata,
+            roots: vec![Root {
+                name: String::new(),
+                n_tensors,
+                n_bytes,
+            }],
+            root: String::new(),
+            values: Vec::new(),
+            opaque: Vec::new(),
+        };
+        Ok(Self {
+            file,
+            info,
+            tensors,
+            starts,
+        })
+    }
+}
+
+impl TensorSource for SafetensorsFile {
+    fn info(&self) -> &SourceInfo {
+        &self.info
+    }
+
+    fn tensors(&self) -> &[TensorEntry] {
+        &self.tensors
+    }
+
+    fn read(&self, index: usize, first: usize, out: &mut [u8]) -> Result<()> {
+        let entry = &self.tensors[index];
+        let skipped = first as u64 * entry.info.dtype.size_bytes() as u64;
+        assert!(
+            skipped + out.len() as u64 <= entry.info.n_bytes(),
+            "the range lies within the tensor"
+        );
+        let start = self.starts[index] + skipped;
+        self.file
+            .read_exact_at(out, start)
+            .map_err(|source| Error::ReadTensor {
+                path: self.info.path.clone(),
+                key: entry.path.to_string(),
+                first: start,
+                end: start + out.len() as u64,
+                source,
+            })
+    }
+}
+
+/// The header's text, its length checked before anything is allocated for it.
+fn read_header(path: &Path, file: &File, n_file_bytes: u64) -> Result<String> {
+    let mut length = [0; N_LENGTH_BYTES as usize];
+    if n_file_bytes < N_LENGTH_BYTES {
+        return Err(Error::HeaderCut {
+            path: path.into(),
+            n_file_bytes,
+        });
+    }
+    let failed = |source| Error::io("read", path, source);
+    file.read_exact_at(&mut length, 0).map_err(failed)?;
+    let n_header_bytes = u64::from_le_bytes(length);
+    if n_header_bytes > MAX_HEADER_BYTES || n_header_bytes > n_file_bytes - N_LENGTH_BYTES {
+        return Err(Error::HeaderLength {
+            path: path.into(),
+            n_header_bytes,
+            n_file_bytes,
+        });
+    }
+    let mut text = vec![0; n_header_bytes as usize];
+    file.read_exact_at(&mut text, N_LENGTH_BYTES)
+        .map_err(failed)?;
+    String::from_utf8(text).map_err(|fault| Error::HeaderNotText {
+        path: path.into(),
+        at: N_LENGTH_BYTES + fault.utf8_error().valid_up_to() as u64,
+    })
+}
+
+/// Holds every tensor of the header against the format's rules; returns them in file order, with
+/// the position in the file where the data of each start.
+fn check(
+    path: &Path,
+    header: &[(String, RawInfo)],
+    data_start: u64,
+    n_file_bytes: u64,
+) -> Result<(Vec<TensorEntry>, Vec<u64>)> {
+    let mut seen = std::collections::HashSet::new();
+    if let Some((key, _)) = header.iter().find(|(key, _)| !seen.insert(key)) {
+        return Err(Error::DuplicateKey {
+            path: path.into(),
+            key: key.clone(),
+        });
+    }
+    let mut sorted = header.to_vec();
+    sorted.sort_by_key(|(_, raw)| raw.data_offsets);
+    let mut tensors = Vec::with_capacity(sorted.len());
+    let mut starts = Vec::with_capacity(sorted.len());
+    for (key, raw) in &sorted {
+        tensors.push(TensorEntry {
+            path: ObjectPath(vec![PathSegment::Key(key.clone())]),
+            name: Some(key.clone()),
+            info: check_size(path, key, raw)?,
+        });
+        starts.push(data_start.saturating_add(raw.data_offsets.0 as u64));
+    }
+    let n_data_bytes = n_file_bytes - data_start;
+    let covered = covered_bytes(path, sorted)?;
+    if covered != n_data_bytes {
+        return Err(Error::DataLength {
+            path: path.into(),
+            expected: covered,
+            found: n_data_bytes,
+        });
+    }
+    Ok((tensors, starts))
+}
+
+/// Whether dtype and shape of one tensor agree with its byte range.
+fn check_size(path: &Path, key: &str, raw: &RawInfo) -> Result<TensorInfo> {
+    let name = raw.dtype.to_string();
+    let Some(dtype) = DType::from_name(&name) else {
+        return Err(Error::UnsupportedDType {
+            path: path.into(),
+            key: key.to_owned(),
+            dtype: name,
+        });
+    };
+    let n_bytes = raw
+        .shape
+        .iter()
+        .try_fold(dtype.size_bytes(), |product, &size| {
+            product.checked_mul(size)
+        })
+        .ok_or_else(|| Error::ShapeOverflow {
+            path: path.into(),
+            key: key.to_owned(),
+            shape: raw.shape.clone(),
+        })?;
+    let (first, end) = raw.data_offsets;
+    if end.checked_sub(first) != Some(n_bytes) {
+        return Err(Error::RangeSize {
+            path: path.into(),
+            key: key.to_owned(),
+            first,
+            end,
+            n_bytes,
+        });
+    }
+    Ok(TensorInfo {
+        dtype,
+        shape: raw.shape.clone(),
+    })
+}
+
+/// Where the data end, once it is certain that they neither overlap nor leave holes.
+fn covered_bytes(path: &Path, sorted: Vec<(String, RawInfo)>) -> Result<u64> {
+    let ranges: Vec<_> = sorted.iter().map(|(_, raw)| raw.data_offsets).collect();
+    let keys: Vec<_> = sorted.iter().map(|(key, _)| key.clone()).collect();
+    match Metadata::new(None, sorted) {
+        Ok(metadata) => Ok(metadata.data_len() as u64),
+        Err(SafeTensorError::InvalidOffset(key)) => {
+            let index = keys.iter().position(|other| *other == key).unwrap_or(0);
+            let (first, end) = ranges[index];
+            Err(Error::RangePlace {
+                path: path.into(),
+                key,
+                first,
+                end,
+                expected: index.checked_sub(1).map_or(0, |before| ranges[before].1),
+            })
+        }
+        Err(source) => Err(Error::Header {
+            path: path.into(),
+            source,
+        }),
+    }
+}
+
+/// A header as it stands in the file: in order, with duplicates, which a map would lose.
+struct Header {
+    metadata: Vec<(String, String)>,
+    tensors: Vec<(String, RawInfo)>,
+}
+
+impl<'de> Deserialize<'de> for Header {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        deserializer.deserialize_map(HeaderVisitor)
+    }
+}
+
+struct HeaderVisitor;
+
+impl<'de> Visitor<'de> for HeaderVisitor {
+    type Value = Header;
+
+    fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("an object of tensors")
+    }
+
+    fn visit_map<A: MapAccess<'de>>(self, mut map: A) -> Result<Header, A::Error> {
+        let mut metadata: Option<Pairs> = None;
+        let mut tensors = Vec::new();
+        while let Some(key) = map.next_key::<String>()? {
+            let named = |fault: A::Error| A::Error::custom(format!("`{key}`: {fault}"));
+            if key == METADATA_KEY {
+                let pairs = map.next_value().map_err(named)?;
+                if metadata.replace(pairs).is_some() {
+                    return Err(A::Error::duplicate_field(METADATA_KEY));
+                }
+            } else {
+                let raw = map.next_value().map_err(named)?;
+                tensors.push((key, raw));
+            }
+        }
+        Ok(Header {
+            metadata: metadata.map_or_else(Vec::new, |Pairs(pairs)| pairs),
+            tensors,
+        })
+    }
+}
+
+/// An object of strings, in order and with duplicates.
+struct Pairs(Vec<(String, String)>);
+
+impl<'de> Deserialize<'de> for Pairs {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        deserializer.deserialize_map(PairsVisitor)
+    }
+}
+
+struct PairsVisitor;
+
+impl<'de> Visitor<'de> for PairsVisitor {
+    type Value = Pairs;
+
+    fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("an object of strings")
+    }
+
+    fn visit_map<A: MapAccess<'de>>(self, mut map: A) -> Result<Pairs, A::Error> {
+        let mut pairs = Vec::new();
+        while let Some(pair) = map.next_entry()? {
+            pairs.push(pair);
+        }
+        Ok(Pairs(pairs))
+    }
+}

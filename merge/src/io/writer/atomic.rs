@@ -1,0 +1,129 @@
+//! Files that appear whole or not at all.
+
+use std::fs::{File, Permissions};
+use std::io::ErrorKind;
+use std::os::unix::fs::{FileExt, PermissionsExt};
+use std::path::{Path, PathBuf};
+
+use tempfile::NamedTempFile;
+
+use crate::{Error, Result};
+
+/// What `open` takes for a new file; the umask removes the rest.
+const NEW_FILE_MODE: u32 = 0o666;
+
+/// A file beside its target, removed when dropped.
+pub(super) struct PartialFile {
+    temporary: NamedTempFile,
+    target: PathBuf,
+}
+
+impl PartialFile {
+    /// Creates a file of `n_bytes` zeros (holes, which take no room yet) beside `target`.
+    pub(super) fn create(target: &Path, n_bytes: u64) -> Result<Self> {
+        let name = target.file_name().unwrap_or_default().to_string_lossy();
+        let temporary = tempfile::Builder::new()
+            .prefix(&format!(".{name}."))
+            .suffix(".partial")
+            .permissions(Permissions::from_mode(NEW_FILE_MODE))
+            .tempfile_in(folder_of(target))
+            .map_err(|source| Error::io("create", target, source))?;
+        let file = Self {
+            temporary,
+            target: target.into(),
+        };
+        // Not `fallocate`: writing into allocated blocks is several times slower.
+        file.temporary
+            .as_file()
+            .set_len(n_bytes)
+            .map_err(|source| Error::io("create", target, source))?;
+        Ok(file)
+    }
+
+    /// Writes all of `bytes` from `first` on; from any thread.
+    pub(super) fn write_at(&self, first: u64, bytes: &[u8]) -> Result<()> {
+        self.temporary
+            .as_file()
+            .write_all_at(bytes, first)
+            .map_err(|source| Error::io("write", &self.target, source))
+    }
+
+    /// Waits until everything is on the disk.
+    pub(super) fn sync(&self) -> Result<()> {
+        self.temporary
+            .as_file()
+            .sync_all()
+            .map_err(|source| Error::io("write", &self.target, source))
+    }
+
+    /// Gives the file its name; returns that. Without `force`, never in place of another file.
+    pub(super) fn place(self, force: bool) -> Result<PathBuf> {
+        let Self { temporary, target } = self;
+        let placed = if force {
+            temporary.persist(&target)
+        } else {
+            temporary.persist_noclobber(&target)
+        };
+        match placed {
+            Ok(_) => Ok(target),
+            Err(fault) if fault.error.kind() == ErrorKind::AlreadyExists => {
+                Err(Error::TargetExists { path: target })
+            }
+            Err(fault) => Err(Error::io("rename a file to", &target, fault.error)),
+        }
+    }
+}
+
+/// Makes the names in the folder of `target` last.
+pub(super) fn sync_folder(target: &Path) -> Result<()> {
+    let folder = folder_of(target);
+    File::open(folder)
+        .and_then(|file| file.sync_all())
+        .map_err(|source| Error::io("sync", folder, source))
+}
+
+/// Refuses targets that cannot be written or must not be replaced.
+pub(super) fn check_target(target: &Path, force: bool) -> Result<()> {
+    if target.is_dir() || target.file_name().is_none() {
+        return Err(Error::TargetIsFolder {
+            path: target.into(),
+        });
+    }
+    let folder = folder_of(target);
+    if !folder.is_dir() {
+        return Err(Error::MissingFolder {
+            folder: folder.into(),
+        });
+    }
+    // A dangling link counts: the rename would replace it.
+    if !force && target.symlink_metadata().is_ok() {
+        return Err(Error::TargetExists {
+            path: target.into(),
+        });
+    }
+    Ok(())
+}
+
+/// Refuses to begin what the disk cannot hold.
+pub(super) fn check_space(target: &Path, needed: u64) -> Result<()> {
+    let folder = folder_of(target);
+    let disk = rustix::fs::statvfs(folder)
+        .map_err(|source| Error::io("look for space in", folder, source.into()))?;
+    let available = disk.f_bavail.saturating_mul(disk.f_frsize);
+    // Some network file systems have no size at all.
+    if disk.f_blocks > 0 && available < needed {
+        return Err(Error::DiskSpace {
+            folder: folder.into(),
+            needed,
+            available,
+        });
+    }
+    Ok(())
+}
+
+fn folder_of(target: &Path) -> &Path {
+    match target.parent() {
+        Some(folder) if folder != Path::new("") => folder,
+        _ => Path::new("."),
+    }
+}

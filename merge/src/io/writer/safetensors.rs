@@ -1,0 +1,116 @@
+//! The layout of a safetensors file.
+
+use std::collections::BTreeMap;
+use std::path::Path;
+
+use serde_json::{Map, Value, json};
+
+use crate::io::safetensors::{MAX_HEADER_BYTES, METADATA_KEY};
+use crate::{Error, Result, TensorInfo};
+
+/// Data begin at a multiple of this, so that a reader may map them as elements of any dtype.
+const ALIGNMENT_BYTES: usize = 8;
+
+/// Where everything in a file stands.
+pub(super) struct Layout {
+    /// The tensors' part of the header; the metadata are known only at the end.
+    entries: Map<String, Value>,
+    /// Bytes of the header with its length and its padding.
+    n_header_bytes: usize,
+    starts: Vec<u64>,
+    n_bytes: u64,
+}
+
+impl Layout {
+    /// Lays out `tensors` in the order given, with room for `metadata`.
+    pub(super) fn new(
+        path: &Path,
+        tensors: &[(String, TensorInfo)],
+        metadata: &BTreeMap<String, String>,
+    ) -> Result<Self> {
+        let mut entries = Map::new();
+        let mut starts = Vec::with_capacity(tensors.len());
+        let mut end = 0;
+        for (name, info) in tensors {
+            if name == METADATA_KEY {
+                return Err(Error::ReservedName {
+                    path: path.into(),
+                    key: name.clone(),
+                });
+            }
+            let first = end;
+            end += info.n_bytes();
+            starts.push(first);
+            let entry = json!({
+                "dtype": info.dtype.name(),
+                "shape": info.shape,
+                "data_offsets": [first, end],
+            });
+            entries.insert(name.clone(), entry);
+        }
+        let n_text_bytes = render(&entries, metadata).len() as u64;
+        if n_text_bytes > MAX_HEADER_BYTES - ALIGNMENT_BYTES as u64 {
+            return Err(Error::HeaderTooLong {
+                path: path.into(),
+                n_bytes: n_text_bytes,
+            });
+        }
+        let n_header_bytes = size_of::<u64>() + n_text_bytes as usize;
+        let n_header_bytes = n_header_bytes.next_multiple_of(ALIGNMENT_BYTES);
+        for start in &mut starts {
+            *start += n_header_bytes as u64;
+        }
+        Ok(Self {
+            entries,
+            n_header_bytes,
+            starts,
+            n_bytes: n_header_bytes as u64 + end,
+        })
+    }
+
+    /// Bytes of the whole file.
+    pub(super) fn n_bytes(&self) -> u64 {
+        self.n_bytes
+    }
+
+    /// Where the data of tensor `index` begin in the file.
+    pub(super) fn start(&self, index: usize) -> u64 {
+        self.starts[index]
+    }
+
+    /// The first bytes of the file: the header's length and the header, padded with spaces.
+    pub(super) fn header(
+        &self,
+        path: &Path,
+        metadata: &BTreeMap<String, String>,
+    ) -> Result<Vec<u8>> {
+        let text = render(&self.entries, metadata);
+        let n_text_bytes = self.n_header_bytes - size_of::<u64>();
+        if text.len() > n_text_bytes {
+            return Err(Error::MetadataGrew {
+                path: path.into(),
+                n_bytes: (text.len() - n_text_bytes) as u64,
+            });
+        }
+        let mut header = (n_text_bytes as u64).to_le_bytes().to_vec();
+        header.extend(text.as_bytes());
+        header.resize(self.n_header_bytes, b' ');
+        Ok(header)
+    }
+}
+
+/// The header as JSON, metadata first.
+fn render(entries: &Map<String, Value>, metadata: &BTreeMap<String, String>) -> String {
+    let mut text = String::from("{");
+    if !metadata.is_empty() {
+        text += &format!("{}:{}", json!(METADATA_KEY), json!(metadata));
+    }
+    for (name, entry) in entries {
+        if text.len() > 1 {
+            text.push(',');
+        }
+        text += &format!("{}:{entry}", json!(name));
+    }
+    text.push('}');
+    text
+}

@@ -1,0 +1,182 @@
+//! What a written checkpoint says of its own making.
+
+use std::collections::BTreeMap;
+use std::fs::File;
+use std::io::Read;
+use std::path::Path;
+
+use serde::{Deserialize, Serialize};
+use sha2::{Digest, Sha256};
+
+use crate::io::SourceFile;
+use crate::{Error, Progress, Result};
+
+/// Bytes read at a time while hashing.
+const BLOCK_BYTES: usize = 1 << 20;
+
+/// Who made a checkpoint, how, and from what.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Provenance {
+    /// The resolved recipe, or the command, with file names instead of paths.
+    pub recipe: String,
+    /// The input files, in the order in which they were opened.
+    pub inputs: Vec<InputFile>,
+}
+
+/// An input file. Only its name is kept, so that the same inputs give the same bytes anywhere.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct InputFile {
+    /// Its name without folders.
+    pub name: String,
+    /// Its size.
+    pub n_bytes: u64,
+    /// SHA-256 of its content in hexadecimal, unless hashing was skipped.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub sha256: Option<String>,
+}
+
+impl Provenance {
+    /// Of a result made by `recipe` from `files`, without hashes.
+    #[must_use]
+    pub fn new(recipe: String, files: &[SourceFile]) -> Self {
+        let name = |path: &Path| {
+            let name = path.file_name().unwrap_or(path.as_os_str());
+            name.to_string_lossy().into_owned()
+        };
+        let inputs = files.iter().map(|file| InputFile {
+            name: name(&file.path),
+            n_bytes: file.n_bytes,
+            sha256: None,
+        });
+        Self {
+            recipe,
+            inputs: inputs.collect(),
+        }
+    }
+
+    /// With the hashes of the inputs, in their order.
+    #[must_use]
+    pub fn with_hashes(mut self, hashes: Vec<String>) -> Self {
+        for (input, hash) in self.inputs.iter_mut().zip(hashes) {
+            input.sha256 = Some(hash);
+        }
+        self
+    }
+
+    /// With stand-ins as long as the hashes that are still being computed.
+    #[must_use]
+    pub fn with_placeholder_hashes(self, is_hashed: bool) -> Self {
+        let n_inputs = self.inputs.len();
+        match is_hashed {
+            true => self.with_hashes(vec!["0".repeat(2 * Sha256::output_size()); n_inputs]),
+            false => self,
+        }
+    }
+
+    /// As string metadata of a checkpoint file; keys in `docs/formats.md`.
+    #[must_use]
+    pub fn to_metadata(&self) -> BTreeMap<String, String> {
+        let inputs = serde_json::to_string(&self.inputs);
+        BTreeMap::from([
+            ("format".to_owned(), "pt".to_owned()),
+            (
+                "vlmerge.version".to_owned(),
+                env!("CARGO_PKG_VERSION").to_owned(),
+            ),
+            ("vlmerge.recipe".to_owned(), self.recipe.clone()),
+            // A list of strings and numbers always has a JSON form.
+            ("vlmerge.inputs".to_owned(), inputs.unwrap_or_default()),
+        ])
+    }
+
+    /// From the metadata of a file that this program wrote; `None` for any other.
+    #[must_use]
+    pub fn from_metadata(metadata: &BTreeMap<String, String>) -> Option<Self> {
+        Some(Self {
+            recipe: metadata.get("vlmerge.recipe")?.clone(),
+            inputs: serde_json::from_str(metadata.get("vlmerge.inputs")?).ok()?,
+        })
+    }
+}
+
+/// SHA-256 of each file in hexadecimal, one thread a file.
+///
+/// # Errors
+/// When a file cannot be read, or [`Error::Cancelled`].
+pub fn hash_files(files: &[SourceFile], progress: &dyn Progress) -> Result<Vec<String>> {
+    std::thread::scope(|scope| {
+        let threads: Vec<_> = (files.iter())
+            .map(|file| scope.spawn(|| hash_file(&file.path, progress)))
+            .collect();
+        (threads.into_iter())
+            // A panic of a hashing thread is a bug and goes on as one.
+            .map(|thread| {
+                thread
+                    .join()
+                    .unwrap_or_else(|panic| std::panic::resume_unwind(panic))
+            })
+            .collect()
+    })
+}
+
+fn hash_file(path: &Path, progress: &dyn Progress) -> Result<String> {
+    let mut file = File::open(path).map_err(|error| Error::io("open", path, error))?;
+    let mut hasher = Sha256::new();
+    let mut block = vec![0; BLOCK_BYTES];
+    loop {
+        if progress.is_cancelled() {
+            return Err(Error::Cancelled);
+        }
+        let n_bytes = file
+            .read(&mut block)
+            .map_err(|error| Error::io("read", path, error))?;
+        match n_bytes {
+            0 => break,
+            n_bytes => hasher.update(&block[..n_bytes]),
+        }
+    }
+    Ok(hasher
+        .finalize()
+        .iter()
+        .map(|byte| format!("{byte:02x}"))
+        .collect())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn provenance_survives_its_metadata_and_placeholders_are_as_long_as_hashes() {
+        let file = SourceFile {
+            path: "/some/folder/seed.ckpt".into(),
+            n_bytes: 12,
+        };
+        let bare = Provenance::new("merge_method: interpolate\n".into(), &[file]);
+        assert_eq!(bare.inputs[0].name, "seed.ckpt");
+        let hashed = bare.clone().with_hashes(vec!["ab".repeat(32)]);
+        let placeholder = bare.with_placeholder_hashes(true).to_metadata();
+        let lengths = |map: &BTreeMap<String, String>| -> Vec<usize> {
+            map.values().map(String::len).collect()
+        };
+        assert_eq!(lengths(&placeholder), lengths(&hashed.to_metadata()));
+        assert_eq!(
+            Provenance::from_metadata(&hashed.to_metadata()),
+            Some(hashed)
+        );
+    }
+
+    #[test]
+    fn a_file_is_hashed_as_the_standard_says() {
+        let file = tempfile::NamedTempFile::new().expect("a temporary file");
+        std::fs::write(file.path(), "abc").expect("written");
+        let source = SourceFile {
+            path: file.path().into(),
+            n_bytes: 3,
+        };
+        // FIPS 180-2, appendix B.1.
+        let expected = "ba7816bf8f01cfea414140de5dae2223b00361a396177a9cb410ff61f20015ad";
+        let hashes = hash_files(&[source], &crate::progress::Silent).expect("readable");
+        assert_eq!(hashes, [expected]);
+    }
+}
