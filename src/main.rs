@@ -3,6 +3,7 @@
 mod cli;
 mod commands;
 mod output;
+mod plan_view;
 
 use std::process::ExitCode;
 

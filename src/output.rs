@@ -54,6 +54,11 @@ impl Output {
         writeln!(std::io::stdout().lock(), "{}", text.as_ref()).context("cannot write to stdout")
     }
 
+    /// Prints text that ends with its own line break to stdout.
+    pub fn text(&self, text: &str) -> Result<()> {
+        write!(std::io::stdout().lock(), "{text}").context("cannot write to stdout")
+    }
+
     /// Prints a result as JSON to stdout.
     pub fn json(&self, value: &impl Serialize) -> Result<()> {
         let mut stdout = std::io::stdout().lock();
@@ -130,4 +135,9 @@ fn hint(error: &anyhow::Error) -> Option<String> {
     error
         .chain()
         .find_map(|cause| cause.downcast_ref::<merge::Error>()?.hint())
+}
+
+/// A number of bytes for people, e.g. `437.2 MB`.
+pub fn bytes(n_bytes: u64) -> String {
+    indicatif::DecimalBytes(n_bytes).to_string()
 }

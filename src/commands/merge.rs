@@ -1,17 +1,135 @@
-//! `vlmerge merge`.
+//! `vlmerge merge`, and what it shares with the verbs that write its recipes for it.
 
+use std::path::PathBuf;
 use std::process::ExitCode;
 
 use anyhow::Result;
+use clap::{Args as ClapArgs, ValueEnum};
+use merge::layouts::Task;
+use merge::recipe::{ModelRef, Parameters, UnknownKeys};
+use merge::{MergePlan, MergeRecipe};
 
-use crate::output::Output;
+use crate::cli::WriteArgs;
+use crate::output::{Output, UsageError};
+use crate::plan_view;
+
+const EXAMPLES: &str = "\
+Examples:
+  vlmerge merge recipe.yaml --out merged.safetensors
+  vlmerge merge recipe.yaml --out merged.safetensors --dry-run";
 
 /// Flags of `vlmerge merge`.
-#[derive(Debug, clap::Args)]
-pub struct Args {}
+#[derive(Debug, ClapArgs)]
+#[command(after_help = EXAMPLES)]
+pub struct Args {
+    /// The recipe
+    recipe: PathBuf,
+    #[command(flatten)]
+    target: Target,
+}
+
+/// Where the result goes, and what else may be asked of a recipe.
+#[derive(Debug, ClapArgs)]
+pub struct Target {
+    /// The checkpoint to write
+    #[arg(long, value_name = "FILE", required_unless_present_any = ["print_recipe", "dry_run"])]
+    pub out: Option<PathBuf>,
+    /// Print the recipe with everything filled in, and stop
+    #[arg(long)]
+    pub print_recipe: bool,
+    #[command(flatten)]
+    pub write: WriteArgs,
+}
+
+/// The flags that `interpolate`, `arithmetic` and `regmean` have in common.
+#[derive(Debug, ClapArgs)]
+pub struct Source {
+    /// The modality-specific checkpoint
+    input: PathBuf,
+    /// The dictionary of the file that holds the weights [default: found by rule]
+    #[arg(long)]
+    root: Option<String>,
+    /// Merge the experts that this task uses, as published [default: all a block has]
+    #[arg(long = "for", value_enum, value_name = "TASK")]
+    task: Option<TaskArg>,
+    /// Do as the published program does where it differs from the paper
+    #[arg(long)]
+    as_published: bool,
+    /// Copy keys that the layout does not know instead of refusing them
+    #[arg(long)]
+    copy_unknown: bool,
+    #[command(flatten)]
+    pub target: Target,
+}
+
+/// A task with a published choice of experts.
+#[derive(Clone, Copy, Debug, ValueEnum)]
+enum TaskArg {
+    /// Image-text retrieval
+    Irtr,
+    /// Visual question answering
+    Vqa,
+    /// Reasoning over two images
+    Nlvr2,
+}
+
+impl Source {
+    /// The recipe that says the same as the flags.
+    pub fn recipe(
+        &self,
+        method: &str,
+        base_model: Option<PathBuf>,
+        parameters: Parameters,
+    ) -> MergeRecipe {
+        MergeRecipe {
+            merge_method: method.to_owned(),
+            models: vec![ModelRef {
+                model: self.input.clone(),
+                root: self.root.clone(),
+            }],
+            base_model: base_model.map(ModelRef::new),
+            layout: None,
+            task: self.task.map(|task| match task {
+                TaskArg::Irtr => Task::Irtr,
+                TaskArg::Vqa => Task::Vqa,
+                TaskArg::Nlvr2 => Task::Nlvr2,
+            }),
+            experts: None,
+            parameters,
+            as_published: self.as_published,
+            out_dtype: self.target.write.dtype.into(),
+            unknown_keys: match self.copy_unknown {
+                true => UnknownKeys::Copy,
+                false => UnknownKeys::Error,
+            },
+        }
+    }
+}
 
 /// Runs the verb.
 pub fn run(args: Args, output: &Output) -> Result<ExitCode> {
-    let _ = (args, output);
-    unreachable!("written with its part of the library")
+    let mut recipe = MergeRecipe::open(&args.recipe)?;
+    if args.target.write.dtype != crate::cli::DTypeArg::Keep {
+        recipe.out_dtype = args.target.write.dtype.into();
+    }
+    run_recipe(&recipe, &args.target, output)
+}
+
+/// Resolves a recipe and prints it, prints its plan, or carries it out.
+pub fn run_recipe(recipe: &MergeRecipe, target: &Target, output: &Output) -> Result<ExitCode> {
+    let (plan, resolved) = MergePlan::resolve(recipe)?;
+    if target.print_recipe {
+        if output.json {
+            output.json(&resolved)?;
+        } else {
+            output.text(&resolved.to_yaml()?)?;
+        }
+        return Ok(ExitCode::SUCCESS);
+    }
+    plan_view::carry_out(&plan, target.out.clone(), &target.write, true, output)
+}
+
+/// The usage error of a verb that was given no target.
+pub fn no_target() -> UsageError {
+    UsageError("name the checkpoint to write with --out".into())
 }

@@ -9,7 +9,7 @@ pub use source::{
     Checkpoint, Container, ObjectPath, OpaqueObject, OpenOptions, PathSegment, PlainValue, Root,
     SourceFile, SourceInfo, TensorEntry, TensorInfo, TensorSource,
 };
-pub use writer::{OutputContainer, WriteOptions, Writer};
+pub use writer::{OutputContainer, WriteOptions, Writer, check_target};
 
 use std::fs::File;
 use std::path::Path;

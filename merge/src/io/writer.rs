@@ -197,3 +197,16 @@ fn check_names(path: &Path, tensors: &[(String, TensorInfo)]) -> Result<()> {
         None => Ok(()),
     }
 }
+
+/// Checks what [`Writer::create`] would refuse, without creating anything: a target that is in the
+/// way, a folder that is missing, a disk without room for `n_bytes`.
+///
+/// # Errors
+/// As [`Writer::create`].
+pub fn check_target(options: &WriteOptions, n_bytes: u64) -> Result<()> {
+    if options.container.is_none() {
+        OutputContainer::from_extension(&options.path)?;
+    }
+    atomic::check_target(&options.path, options.force)?;
+    atomic::check_space(&options.path, n_bytes)
+}

@@ -1,0 +1,134 @@
+//! Showing a plan, or carrying it out and saying what was done.
+
+use std::path::PathBuf;
+use std::process::ExitCode;
+use std::time::Instant;
+
+use anyhow::Result;
+use merge::MergePlan;
+use merge::execute::execute;
+use merge::io::check_target;
+use merge::plan::{Action, Entry};
+use serde_json::json;
+
+use crate::cli::WriteArgs;
+use crate::commands::merge::no_target;
+use crate::output::{Output, bytes};
+
+/// Prints the plan on `--dry-run`, else runs it and prints where the result is.
+pub fn carry_out(
+    plan: &MergePlan,
+    target: Option<PathBuf>,
+    write: &WriteArgs,
+    check_copies: bool,
+    output: &Output,
+) -> Result<ExitCode> {
+    if write.dry_run {
+        if let Some(target) = target {
+            check_target(&write.write_options(target), plan.output_bytes())?;
+        }
+        show(plan, output)?;
+        return Ok(ExitCode::SUCCESS);
+    }
+    let options = write.write_options(target.ok_or_else(no_target)?);
+    let start = Instant::now();
+    let summary = execute(plan, &options, &write.run_options(check_copies), output)?;
+    let seconds = start.elapsed().as_secs_f64();
+    if output.json {
+        let mut value = serde_json::to_value(&summary)?;
+        value["seconds"] = json!(seconds);
+        output.json(&value)?;
+    } else {
+        for file in &summary.files {
+            output.line(file.display().to_string())?;
+        }
+        output.note(format!(
+            "{} tensors copied, {} computed, {} left out; {} read, {} written in {seconds:.2} s",
+            summary.n_copied,
+            summary.n_combined,
+            summary.n_dropped,
+            bytes(summary.input_bytes),
+            bytes(summary.output_bytes),
+        ));
+    }
+    Ok(ExitCode::SUCCESS)
+}
+
+fn show(plan: &MergePlan, output: &Output) -> Result<()> {
+    let peak_bytes = plan.peak_bytes(rayon::current_num_threads());
+    if output.json {
+        let entries: Vec<_> = plan.entries.iter().map(entry_json).collect();
+        return output.json(&json!({
+            "entries": entries,
+            "dropped": plan.dropped,
+            "files": plan.files(),
+            "input_bytes": plan.input_bytes(),
+            "output_bytes": plan.output_bytes(),
+            "peak_bytes": peak_bytes,
+        }));
+    }
+    for entry in &plan.entries {
+        let (verb, from) = verb_and_sources(entry);
+        output.line(format!(
+            "{verb:8} {}  {} {:?}  <- {}  ({})",
+            entry.name,
+            entry.info.dtype,
+            entry.info.shape,
+            if from.is_empty() {
+                "nothing".into()
+            } else {
+                from.join(", ")
+            },
+            entry.why
+        ))?;
+    }
+    for dropped in &plan.dropped {
+        output.line(format!(
+            "drop     {}  ({})",
+            dropped.tensor.key, dropped.why
+        ))?;
+    }
+    output.line(format!(
+        "{} tensors out, {} left out; reads {}, writes {}; peak memory for tensor data about {}",
+        plan.entries.len(),
+        plan.dropped.len(),
+        bytes(plan.input_bytes()),
+        bytes(plan.output_bytes()),
+        bytes(peak_bytes),
+    ))
+}
+
+fn entry_json(entry: &Entry) -> serde_json::Value {
+    let (action, from) = verb_and_sources(entry);
+    json!({
+        "name": entry.name,
+        "dtype": entry.info.dtype,
+        "shape": entry.info.shape,
+        "action": action,
+        "from": from,
+        "why": entry.why,
+    })
+}
+
+/// What is done, and the tensors (and gram matrices) it is done from.
+fn verb_and_sources(entry: &Entry) -> (&'static str, Vec<String>) {
+    match &entry.action {
+        Action::Copy(tensor) => ("copy", vec![tensor.key.clone()]),
+        Action::Elementwise { members, base, .. } => (
+            "combine",
+            members.iter().chain(base).map(|t| t.key.clone()).collect(),
+        ),
+        Action::Whole {
+            members,
+            base,
+            grams,
+            ..
+        } => {
+            let grams = grams.iter().flatten().map(|key| format!("gram {key}"));
+            let tensors = members.iter().chain(base).map(|t| t.key.clone());
+            ("combine", tensors.chain(grams).collect())
+        }
+        Action::Generate(_) => ("make", Vec::new()),
+        _ => ("other", Vec::new()),
+    }
+}
