@@ -241,6 +241,12 @@ pub enum Error {
         /// What such a checkpoint would hold.
         missing: &'static str,
     },
+    /// Sizes that no model can have.
+    #[error("no such model: {reason}")]
+    UnfitSizes {
+        /// What is wrong with them.
+        reason: &'static str,
+    },
     /// There is no family of this name.
     #[error("no layout named `{name}`{}", nearest_note(nearest.as_deref()))]
     UnknownLayout {
@@ -520,6 +526,7 @@ impl Error {
                 | Self::NoPublishedChoice { .. }
                 | Self::UnknownLayout { .. }
                 | Self::UnknownOutput { .. }
+                | Self::UnfitSizes { .. }
         )
     }
 

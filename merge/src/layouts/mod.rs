@@ -1,14 +1,20 @@
 //! Model families: which key is what.
 
-mod beit;
+pub mod beit;
+mod catalog;
+mod count;
 mod generic;
 mod grammar;
+mod relative_position;
 mod survey;
 mod vl_merging;
-mod vlmo;
+pub mod vlmo;
 
 pub use beit::Beit;
+pub use catalog::{CatalogSpec, Form, Heads, Sizes, catalog};
+pub use count::{Count, PartCounts, count};
 pub use generic::Generic;
+pub use relative_position::{Buffer, Window};
 pub use vl_merging::VlMerging;
 pub use vlmo::Vlmo;
 
