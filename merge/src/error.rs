@@ -232,14 +232,14 @@ pub enum Error {
         second: String,
     },
     /// A family was asked for by name that the checkpoint does not belong to.
-    #[error("{}: not a checkpoint of layout `{layout}`: {missing}", path.display())]
+    #[error("{}: not a checkpoint of layout `{layout}`: {reason}", path.display())]
     LayoutMismatch {
         /// The checkpoint.
         path: PathBuf,
         /// The layout asked for.
         layout: String,
-        /// What such a checkpoint would hold.
-        missing: &'static str,
+        /// What it lacks, or is instead.
+        reason: String,
     },
     /// Sizes that no model can have.
     #[error("no such model: {reason}")]
@@ -439,7 +439,6 @@ pub enum Error {
         /// The tensor.
         key: String,
     },
-
     // ---- writing ----------------------------------------------------------------------------
     /// The extension of the target names no kind of file that is written here.
     #[error("{}: the extension does not say what kind of file to write", path.display())]
