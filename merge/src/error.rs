@@ -232,14 +232,20 @@ pub enum Error {
         second: String,
     },
     /// A family was asked for by name that the checkpoint does not belong to.
-    #[error("{}: not a checkpoint of layout `{layout}`: {missing}", path.display())]
+    #[error("{}: not a checkpoint of layout `{layout}`: {reason}", path.display())]
     LayoutMismatch {
         /// The checkpoint.
         path: PathBuf,
         /// The layout asked for.
         layout: String,
-        /// What such a checkpoint would hold.
-        missing: &'static str,
+        /// What it lacks, or is instead.
+        reason: String,
+    },
+    /// Sizes that no model can have.
+    #[error("no such model: {reason}")]
+    UnfitSizes {
+        /// What is wrong with them.
+        reason: &'static str,
     },
     /// There is no family of this name.
     #[error("no layout named `{name}`{}", nearest_note(nearest.as_deref()))]
@@ -433,7 +439,6 @@ pub enum Error {
         /// The tensor.
         key: String,
     },
-
     // ---- writing ----------------------------------------------------------------------------
     /// The extension of the target names no kind of file that is written here.
     #[error("{}: the extension does not say what kind of file to write", path.display())]
@@ -520,6 +525,7 @@ impl Error {
                 | Self::NoPublishedChoice { .. }
                 | Self::UnknownLayout { .. }
                 | Self::UnknownOutput { .. }
+                | Self::UnfitSizes { .. }
         )
     }
 

@@ -1,7 +1,11 @@
 //! The one test harness of this crate: one module per subject.
 #![allow(missing_docs, reason = "test names are the documentation")]
 
+mod catalog;
 mod fixture;
 mod golden_merge;
+mod layouts;
+mod memory;
+mod relative_position;
 mod safetensors_corpus;
 mod writer;

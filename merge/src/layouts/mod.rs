@@ -1,14 +1,20 @@
 //! Model families: which key is what.
 
-mod beit;
+pub mod beit;
+mod catalog;
+mod count;
 mod generic;
 mod grammar;
+mod relative_position;
 mod survey;
 mod vl_merging;
-mod vlmo;
+pub mod vlmo;
 
 pub use beit::Beit;
+pub use catalog::{CatalogSpec, Form, Heads, Sizes, catalog};
+pub use count::{Count, PartCounts, count};
 pub use generic::Generic;
+pub use relative_position::{Buffer, Window};
 pub use vl_merging::VlMerging;
 pub use vlmo::Vlmo;
 
@@ -130,46 +136,53 @@ pub const NAMES: [&str; 4] = ["vl_merging", "vlmo", "beit", "generic"];
 /// # Errors
 /// [`Error::BrokenLayout`] when the keys are a family's but two of them claim one place.
 pub fn detect(checkpoint: &Checkpoint) -> Result<Box<dyn Layout>> {
-    if let Some(layout) = Vlmo::read(checkpoint)? {
-        return Ok(Box::new(layout));
+    if let Some(layout) = boxed(Vlmo::read(checkpoint)?) {
+        return Ok(layout);
     }
-    if let Some(layout) = Beit::read(checkpoint)? {
-        return Ok(Box::new(layout));
+    if let Some(layout) = boxed(Beit::read(checkpoint)?) {
+        return Ok(layout);
     }
-    if let Some(layout) = VlMerging::read(checkpoint)? {
-        return Ok(Box::new(layout));
+    if let Some(layout) = boxed(VlMerging::read(checkpoint)?) {
+        return Ok(layout);
     }
     Ok(Box::new(Generic::read(checkpoint)))
 }
 
-/// The layout of the family called `name` (one of [`NAMES`]) for a checkpoint.
+/// The layout of the family called `name` for a checkpoint: one of [`NAMES`], or with its form, as
+/// [`Layout::name`] gives it.
 ///
 /// # Errors
 /// [`Error::UnknownLayout`], [`Error::LayoutMismatch`] when the checkpoint holds none of the
-/// family's deciding keys, and [`Error::BrokenLayout`].
+/// family's deciding keys or is of another form, and [`Error::BrokenLayout`].
 pub fn by_name(name: &str, checkpoint: &Checkpoint) -> Result<Box<dyn Layout>> {
-    let missing = |missing| Error::LayoutMismatch {
+    let family = name.split('/').next().unwrap_or(name);
+    let (found, missing) = match family {
+        "vl_merging" => (boxed(VlMerging::read(checkpoint)?), vl_merging::DECIDING),
+        "vlmo" => (boxed(Vlmo::read(checkpoint)?), vlmo::DECIDING),
+        "beit" => (boxed(Beit::read(checkpoint)?), beit::DECIDING),
+        "generic" => (boxed(Some(Generic::read(checkpoint))), ""),
+        _ => {
+            return Err(Error::UnknownLayout {
+                name: name.to_owned(),
+                nearest: NAMES
+                    .iter()
+                    .max_by(|a, b| strsim::jaro(a, name).total_cmp(&strsim::jaro(b, name)))
+                    .map(|nearest| (*nearest).to_owned()),
+            });
+        }
+    };
+    let mismatch = |reason| Error::LayoutMismatch {
         path: checkpoint.path().into(),
         layout: name.to_owned(),
-        missing,
+        reason,
     };
-    match name {
-        "vl_merging" => VlMerging::read(checkpoint)?
-            .map(|layout| Box::new(layout) as Box<dyn Layout>)
-            .ok_or_else(|| missing(vl_merging::DECIDING)),
-        "vlmo" => Vlmo::read(checkpoint)?
-            .map(|layout| Box::new(layout) as Box<dyn Layout>)
-            .ok_or_else(|| missing(vlmo::DECIDING)),
-        "beit" => Beit::read(checkpoint)?
-            .map(|layout| Box::new(layout) as Box<dyn Layout>)
-            .ok_or_else(|| missing(beit::DECIDING)),
-        "generic" => Ok(Box::new(Generic::read(checkpoint))),
-        _ => Err(Error::UnknownLayout {
-            name: name.to_owned(),
-            nearest: NAMES
-                .iter()
-                .max_by(|a, b| strsim::jaro(a, name).total_cmp(&strsim::jaro(b, name)))
-                .map(|nearest| (*nearest).to_owned()),
-        }),
+    let layout = found.ok_or_else(|| mismatch(missing.to_owned()))?;
+    if name != family && name != layout.name() {
+        return Err(mismatch(format!("it is {}", layout.name())));
     }
+    Ok(layout)
+}
+
+fn boxed<L: Layout + 'static>(layout: Option<L>) -> Option<Box<dyn Layout>> {
+    layout.map(|layout| Box::new(layout) as Box<dyn Layout>)
 }

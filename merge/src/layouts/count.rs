@@ -1,0 +1,111 @@
+//! How many parameters each part of a checkpoint holds.
+
+use std::collections::BTreeMap;
+
+use serde::Serialize;
+
+use crate::{Checkpoint, Expert, ParamKind, Role, Slot};
+
+use super::{Layout, Part, grammar};
+
+/// Tensors and their elements.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize)]
+pub struct Count {
+    /// Number of tensors.
+    pub n_tensors: usize,
+    /// Number of elements.
+    pub n_elements: u64,
+}
+
+impl Count {
+    fn add(&mut self, n_elements: u64) {
+        self.n_tensors += 1;
+        self.n_elements = self.n_elements.saturating_add(n_elements);
+    }
+}
+
+impl std::iter::Sum for Count {
+    fn sum<I: Iterator<Item = Self>>(counts: I) -> Self {
+        counts.fold(Self::default(), |sum, count| Self {
+            n_tensors: sum.n_tensors + count.n_tensors,
+            n_elements: sum.n_elements.saturating_add(count.n_elements),
+        })
+    }
+}
+
+/// Parameters by part, and those of experts again by expert.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize)]
+pub struct PartCounts {
+    /// Every tensor, under exactly one part.
+    pub by_part: BTreeMap<Part, Count>,
+    /// The tensors of blocks that experts own, under their expert.
+    pub by_expert: BTreeMap<Expert, Count>,
+}
+
+impl PartCounts {
+    /// One part; zero if there is none of it.
+    #[must_use]
+    pub fn part(&self, part: Part) -> Count {
+        self.by_part.get(&part).copied().unwrap_or_default()
+    }
+
+    /// All parameters, without buffers.
+    #[must_use]
+    pub fn parameters(&self) -> Count {
+        self.all_but(&[Part::Buffers])
+    }
+
+    /// The parameters that VLMo counts: without heads, pooler and logit scales.
+    #[must_use]
+    pub fn without_heads(&self) -> Count {
+        self.all_but(&[Part::Buffers, Part::Heads, Part::Pooler, Part::LogitScales])
+    }
+
+    fn all_but(&self, left_out: &[Part]) -> Count {
+        self.by_part
+            .iter()
+            .filter(|(part, _)| !left_out.contains(part))
+            .map(|(_, count)| *count)
+            .sum()
+    }
+}
+
+/// Counts the tensors of the checkpoint's chosen root by part. Keys that the layout does not know
+/// are counted under [`Part::Other`].
+#[must_use]
+pub fn count(checkpoint: &Checkpoint, layout: &dyn Layout) -> PartCounts {
+    let mut counts = PartCounts::default();
+    for (key, info) in checkpoint.tensors() {
+        let n_elements = info.n_elements() as u64;
+        let part = match layout.role(key) {
+            Ok(Role::Derived) => Part::Buffers,
+            Ok(Role::Shared(slot)) => part_of(&slot),
+            Ok(Role::Expert { expert, slot }) => {
+                counts.by_expert.entry(expert).or_default().add(n_elements);
+                part_of(&slot)
+            }
+            Ok(Role::Routing) => Part::Blocks,
+            Err(_) => Part::Other,
+        };
+        counts.by_part.entry(part).or_default().add(n_elements);
+    }
+    counts
+}
+
+/// The part of a place: by the family's table, else by what its name says it does.
+fn part_of(slot: &Slot) -> Part {
+    if slot.block.is_some() {
+        return Part::Blocks;
+    }
+    if let Some(row) = grammar::outer_parameter(&slot.key) {
+        return row.part;
+    }
+    if grammar::is_image_tokenizer(&slot.key) {
+        return Part::Heads;
+    }
+    match slot.kind {
+        ParamKind::Embedding => Part::Embeddings,
+        ParamKind::PositionBias => Part::PositionTables,
+        _ => Part::Other,
+    }
+}
