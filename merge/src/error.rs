@@ -230,6 +230,12 @@ pub enum Error {
         /// The target.
         path: PathBuf,
     },
+    /// Lightning checkpoints are single files.
+    #[error("{}: a Lightning checkpoint cannot be split into shards", path.display())]
+    CannotShard {
+        /// The target.
+        path: PathBuf,
+    },
     /// The target is a folder.
     #[error("{}: is a folder, not a file to write", path.display())]
     TargetIsFolder {
@@ -296,7 +302,7 @@ impl Error {
     /// Whether the fault lies in the arguments or the recipe (exit code 2) rather than in a file.
     #[must_use]
     pub fn is_usage(&self) -> bool {
-        matches!(self, Self::UnknownOutput { .. })
+        matches!(self, Self::UnknownOutput { .. } | Self::CannotShard { .. })
     }
 
     /// What the operating system said of `path`.
@@ -326,6 +332,7 @@ impl Error {
                 Some("check the permissions of the file and its folder".into())
             }
             Self::MissingFolder { .. } => Some("create it, or correct the path".into()),
+            Self::CannotShard { .. } => Some("write .safetensors or .bin".into()),
             Self::UnknownOutput { .. } => {
                 Some("use .safetensors, .pt, .pth, .bin or .ckpt, or name the container".into())
             }
