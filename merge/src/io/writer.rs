@@ -126,10 +126,7 @@ impl Writer {
         };
         check_names(path, tensors)?;
         atomic::check_target(path, options.force)?;
-        let runs = match options.max_shard_bytes {
-            Some(max_bytes) => shards::split(tensors, max_bytes),
-            None => vec![0..tensors.len()],
-        };
+        let runs = shards::split(tensors, options.max_shard_bytes.unwrap_or(u64::MAX));
         if runs.len() > 1 && container == OutputContainer::TorchLightning {
             return Err(Error::CannotShard { path: path.into() });
         }
