@@ -23,7 +23,10 @@ fn a_safetensors_file_reads_back_as_written() {
     writer.write(1, 0, &[7, 8]).expect("written");
     writer.write(0, 8, &[9; 8]).expect("written");
     writer.write(0, 0, &[1; 8]).expect("written");
-    assert_eq!(writer.finish(&metadata).expect("finished"), [path.clone()]);
+    assert_eq!(
+        writer.finish(&metadata).expect("finished"),
+        std::slice::from_ref(&path)
+    );
     let checkpoint = open(&path, &OpenOptions::default()).expect("it opens");
     assert_eq!(checkpoint.info().metadata, metadata);
     assert_eq!(checkpoint.get("empty"), Some(&tensors[2].1));

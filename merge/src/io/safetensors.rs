@@ -10,6 +10,7 @@ use ::safetensors::tensor::{Metadata, TensorInfo as RawInfo};
 use serde::Deserialize;
 use serde::de::{Deserializer, Error as _, MapAccess, Visitor};
 
+use super::pairs::StringPairs;
 use super::source::{Container, ObjectPath, OpenOptions, PathSegment, Root};
 use super::source::{SourceFile, SourceInfo, TensorEntry, TensorSource};
 use crate::{DType, Error, Result, TensorInfo};
@@ -69,15 +70,7 @@ impl SafetensorsFile {
         let (tensors, starts) = check(path, &header.tensors, data_start, n_file_bytes)?;
         let n_bytes = n_file_bytes - data_start;
         let n_tensors = tensors.len();
-        let mut metadata = std::collections::BTreeMap::new();
-        for (key, value) in header.metadata {
-            if metadata.insert(key.clone(), value).is_some() {
-                return Err(Error::DuplicateKey {
-                    path: path.into(),
-                    key: format!("{METADATA_KEY}.{key}"),
-                });
-            }
-        }
+        let metadata = header.metadata.into_map(path, METADATA_KEY)?;
         let info = SourceInfo {
             path: path.into(),
             container: Container::Safetensors,
@@ -263,7 +256,7 @@ fn covered_bytes(path: &Path, sorted: Vec<(String, RawInfo)>) -> Result<u64> {
 
 /// A header as it stands in the file: in order, with duplicates, which a map would lose.
 struct Header {
-    metadata: Vec<(String, String)>,
+    metadata: StringPairs,
     tensors: Vec<(String, RawInfo)>,
 }
 
@@ -283,7 +276,7 @@ impl<'de> Visitor<'de> for HeaderVisitor {
     }
 
     fn visit_map<A: MapAccess<'de>>(self, mut map: A) -> Result<Header, A::Error> {
-        let mut metadata: Option<Pairs> = None;
+        let mut metadata = None;
         let mut tensors = Vec::new();
         while let Some(key) = map.next_key::<String>()? {
             let named = |fault: A::Error| A::Error::custom(format!("`{key}`: {fault}"));
@@ -298,35 +291,8 @@ impl<'de> Visitor<'de> for HeaderVisitor {
             }
         }
         Ok(Header {
-            metadata: metadata.map_or_else(Vec::new, |Pairs(pairs)| pairs),
+            metadata: metadata.unwrap_or_default(),
             tensors,
         })
-    }
-}
-
-/// An object of strings, in order and with duplicates.
-struct Pairs(Vec<(String, String)>);
-
-impl<'de> Deserialize<'de> for Pairs {
-    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
-        deserializer.deserialize_map(PairsVisitor)
-    }
-}
-
-struct PairsVisitor;
-
-impl<'de> Visitor<'de> for PairsVisitor {
-    type Value = Pairs;
-
-    fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str("an object of strings")
-    }
-
-    fn visit_map<A: MapAccess<'de>>(self, mut map: A) -> Result<Pairs, A::Error> {
-        let mut pairs = Vec::new();
-        while let Some(pair) = map.next_entry()? {
-            pairs.push(pair);
-        }
-        Ok(Pairs(pairs))
     }
 }

@@ -138,7 +138,7 @@ pub struct OpaqueObject {
 /// What is known of a source from its headers alone.
 #[derive(Clone, Debug, Serialize)]
 pub struct SourceInfo {
-    /// What the user asked to open.
+    /// The file that was opened: the index of a split model; in a folder, the model found there.
     pub path: PathBuf,
     /// The kind of file.
     pub container: Container,
@@ -219,7 +219,7 @@ impl Checkpoint {
         self.source.info()
     }
 
-    /// What the user asked to open.
+    /// The file that was opened, as in [`SourceInfo::path`].
     #[must_use]
     pub fn path(&self) -> &Path {
         &self.info().path

@@ -1,13 +1,22 @@
 //! The streaming writer: sizes first, data in any order from any thread, then one atomic rename.
 
 mod atomic;
+mod layout;
+mod pickle;
 mod safetensors;
+mod shards;
+mod torch;
+mod zip;
 
 use std::collections::{BTreeMap, HashSet};
+use std::ops::Range;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicU64, Ordering};
 
 use atomic::PartialFile;
+use layout::Layout;
+use safetensors::SafetensorsLayout;
+use torch::TorchLayout;
 
 use crate::{Error, Result, TensorInfo};
 
@@ -67,18 +76,25 @@ impl WriteOptions {
     }
 }
 
-/// An output file under way. Dropping it without [`Writer::finish`] leaves no trace.
+/// An output file under way, or several if it is split. Dropping it without [`Writer::finish`]
+/// leaves no trace.
 pub struct Writer {
     options: WriteOptions,
     tensors: Vec<Target>,
-    part: Part,
+    parts: Vec<Part>,
+    /// Names the parts if there are several.
+    index: Option<PartialFile>,
 }
 
 /// Where the data of a tensor go.
 struct Target {
     name: String,
     n_bytes: u64,
-    /// Where its data begin in the file.
+    /// Index of its file in [`Writer::parts`].
+    part: usize,
+    /// Its index among the tensors of that file.
+    within: usize,
+    /// Where its data begin in that file.
     start: u64,
     /// How many of its bytes have been written.
     written: AtomicU64,
@@ -87,17 +103,17 @@ struct Target {
 /// One file under way.
 struct Part {
     file: PartialFile,
-    layout: safetensors::Layout,
+    layout: Box<dyn Layout>,
 }
 
 impl Writer {
-    /// Creates the temporary file beside the target and lays it out. Tensors are stored in the
+    /// Creates temporary files beside the target and lays them out. Tensors are stored in the
     /// order given. `metadata` may hold placeholders: [`Writer::finish`] takes the final values,
     /// which must not be longer.
     ///
     /// # Errors
-    /// When the target exists (without `force`), its folder cannot be written, or the disk has no
-    /// room for the whole file.
+    /// When the target exists (without `force`), its folder cannot be written, two tensors have
+    /// the same name, or the disk has no room for the whole output.
     pub fn create(
         tensors: &[(String, TensorInfo)],
         metadata: &BTreeMap<String, String>,
@@ -108,30 +124,44 @@ impl Writer {
             Some(container) => container,
             None => OutputContainer::from_extension(path)?,
         };
-        if container != OutputContainer::Safetensors || options.max_shard_bytes.is_some() {
-            return Err(Error::UnknownOutput { path: path.into() });
-        }
         check_names(path, tensors)?;
         atomic::check_target(path, options.force)?;
-        let layout = safetensors::Layout::new(path, tensors, metadata)?;
-        atomic::check_space(path, layout.n_bytes())?;
-        let targets = tensors
+        let runs = shards::split(tensors, options.max_shard_bytes.unwrap_or(u64::MAX));
+        if runs.len() > 1 && container == OutputContainer::TorchLightning {
+            return Err(Error::CannotShard { path: path.into() });
+        }
+        let layouts = runs
+            .iter()
+            .map(|run| lay_out(path, container, &tensors[run.clone()], metadata))
+            .collect::<Result<Vec<_>>>()?;
+        let needed = layouts.iter().map(|layout| layout.n_bytes()).sum();
+        atomic::check_space(path, needed)?;
+        let targets = runs
             .iter()
             .enumerate()
-            .map(|(index, (name, info))| Target {
-                name: name.clone(),
-                n_bytes: info.n_bytes(),
-                start: layout.start(index),
-                written: AtomicU64::new(0),
-            })
+            .flat_map(|(part, run)| targets(tensors, run, part, layouts[part].as_ref()))
             .collect();
+        let mut parts = Vec::with_capacity(runs.len());
+        for (part, layout) in layouts.into_iter().enumerate() {
+            let part_path = match runs.len() {
+                1 => path.to_owned(),
+                n_parts => shards::shard_path(path, part, n_parts),
+            };
+            atomic::check_target(&part_path, options.force)?;
+            parts.push(Part {
+                file: PartialFile::create(&part_path, layout.n_bytes())?,
+                layout,
+            });
+        }
+        let index = match runs.len() {
+            1 => None,
+            _ => Some(create_index(tensors, &runs, options)?),
+        };
         Ok(Self {
             options: options.clone(),
             tensors: targets,
-            part: Part {
-                file: PartialFile::create(path, layout.n_bytes())?,
-                layout,
-            },
+            parts,
+            index,
         })
     }
 
@@ -145,23 +175,61 @@ impl Writer {
     /// When `index` or the range is outside the tensor: a fault of the caller.
     pub fn write(&self, index: usize, first_byte: u64, bytes: &[u8]) -> Result<()> {
         let target = &self.tensors[index];
+        let n_bytes = bytes.len() as u64;
         assert!(
-            first_byte + bytes.len() as u64 <= target.n_bytes,
+            first_byte + n_bytes <= target.n_bytes,
             "the range lies within the tensor"
         );
-        self.part.file.write_at(target.start + first_byte, bytes)?;
-        target
-            .written
-            .fetch_add(bytes.len() as u64, Ordering::Relaxed);
+        let part = &self.parts[target.part];
+        part.file.write_at(target.start + first_byte, bytes)?;
+        part.layout.note(target.within, first_byte, bytes);
+        target.written.fetch_add(n_bytes, Ordering::Relaxed);
         Ok(())
     }
 
-    /// Writes headers, syncs and renames; returns the files in place.
+    /// Writes headers, syncs and renames; returns the files in place, an index last.
     ///
     /// # Errors
-    /// When the disk is full or fails, or the target appeared meanwhile (without `force`); the old
-    /// target is then untouched.
+    /// When data are missing, the disk is full or fails, or the target appeared meanwhile (without
+    /// `force`). Until the first rename the old target is untouched.
     pub fn finish(self, metadata: &BTreeMap<String, String>) -> Result<Vec<PathBuf>> {
+        self.check_complete()?;
+        let path = self.options.path.as_path();
+        let sync = self.options.sync;
+        for part in &self.parts {
+            for (start, bytes) in part.layout.frame(path, metadata)? {
+                part.file.write_at(start, &bytes)?;
+            }
+            if sync {
+                part.file.sync()?;
+            }
+        }
+        let parts = self.parts.into_iter().map(|part| part.file);
+        let placed = match self.index {
+            None => atomic::place_all(parts, self.options.force)?,
+            Some(index) => {
+                if sync {
+                    index.sync()?;
+                }
+                if self.options.force {
+                    // From here on there is no model until the new index stands: never a mixture
+                    // of old and new shards.
+                    atomic::remove(path)?;
+                    atomic::remove(&shards::index_path(path))?;
+                    if sync {
+                        atomic::sync_folder(path)?;
+                    }
+                }
+                atomic::place_all(parts.chain([index]), self.options.force)?
+            }
+        };
+        if sync {
+            atomic::sync_folder(path)?;
+        }
+        Ok(placed)
+    }
+
+    fn check_complete(&self) -> Result<()> {
         for target in &self.tensors {
             let written = target.written.load(Ordering::Relaxed);
             if written != target.n_bytes {
@@ -173,17 +241,59 @@ impl Writer {
                 });
             }
         }
-        let Part { file, layout } = self.part;
-        file.write_at(0, &layout.header(&self.options.path, metadata)?)?;
-        if self.options.sync {
-            file.sync()?;
-        }
-        let path = file.place(self.options.force)?;
-        if self.options.sync {
-            atomic::sync_folder(&path)?;
-        }
-        Ok(vec![path])
+        Ok(())
     }
+}
+
+/// The layout of one file.
+fn lay_out(
+    path: &Path,
+    container: OutputContainer,
+    tensors: &[(String, TensorInfo)],
+    metadata: &BTreeMap<String, String>,
+) -> Result<Box<dyn Layout>> {
+    Ok(match container {
+        OutputContainer::Safetensors => Box::new(SafetensorsLayout::new(path, tensors, metadata)?),
+        OutputContainer::Torch => Box::new(TorchLayout::new(tensors, None, metadata)),
+        OutputContainer::TorchLightning => {
+            Box::new(TorchLayout::new(tensors, Some("state_dict"), metadata))
+        }
+    })
+}
+
+/// Where the tensors of one file go.
+fn targets(
+    tensors: &[(String, TensorInfo)],
+    run: &Range<usize>,
+    part: usize,
+    layout: &dyn Layout,
+) -> Vec<Target> {
+    tensors[run.clone()]
+        .iter()
+        .enumerate()
+        .map(|(within, (name, info))| Target {
+            name: name.clone(),
+            n_bytes: info.n_bytes(),
+            part,
+            within,
+            start: layout.start(within),
+            written: AtomicU64::new(0),
+        })
+        .collect()
+}
+
+/// The index of a split model, complete but for its name.
+fn create_index(
+    tensors: &[(String, TensorInfo)],
+    runs: &[Range<usize>],
+    options: &WriteOptions,
+) -> Result<PartialFile> {
+    let path = shards::index_path(&options.path);
+    atomic::check_target(&path, options.force)?;
+    let text = shards::index_text(tensors, runs, &options.path);
+    let file = PartialFile::create(&path, text.len() as u64)?;
+    file.write_at(0, text.as_bytes())?;
+    Ok(file)
 }
 
 /// Names must be unique: a reader would lose the others.

@@ -12,6 +12,9 @@ use crate::{Error, Result};
 /// What `open` takes for a new file; the umask removes the rest.
 const NEW_FILE_MODE: u32 = 0o666;
 
+/// How much of the target's name its temporary file has; a character has at most four bytes.
+const MAX_NAME_CHARS: usize = 50;
+
 /// A file beside its target, removed when dropped.
 pub(super) struct PartialFile {
     temporary: NamedTempFile,
@@ -22,6 +25,8 @@ impl PartialFile {
     /// Creates a file of `n_bytes` zeros (holes, which take no room yet) beside `target`.
     pub(super) fn create(target: &Path, n_bytes: u64) -> Result<Self> {
         let name = target.file_name().unwrap_or_default().to_string_lossy();
+        // Names end at 255 bytes on most disks, and this one is longer than the target's.
+        let name: String = name.chars().take(MAX_NAME_CHARS).collect();
         let temporary = tempfile::Builder::new()
             .prefix(&format!(".{name}."))
             .suffix(".partial")
@@ -71,6 +76,38 @@ impl PartialFile {
             }
             Err(fault) => Err(Error::io("rename a file to", &target, fault.error)),
         }
+    }
+}
+
+/// Gives all files their names, in order. If one cannot have its name, those before it are removed
+/// again: none is better than half.
+pub(super) fn place_all(
+    files: impl Iterator<Item = PartialFile>,
+    force: bool,
+) -> Result<Vec<PathBuf>> {
+    let mut placed = Vec::new();
+    for file in files {
+        match file.place(force) {
+            Ok(path) => placed.push(path),
+            Err(fault) => {
+                for path in &placed {
+                    // The first fault is the one to report.
+                    let _ = std::fs::remove_file(path);
+                }
+                return Err(fault);
+            }
+        }
+    }
+    Ok(placed)
+}
+
+/// Removes a file if there is one.
+pub(super) fn remove(path: &Path) -> Result<()> {
+    match std::fs::remove_file(path) {
+        Err(source) if source.kind() != ErrorKind::NotFound => {
+            Err(Error::io("remove", path, source))
+        }
+        _ => Ok(()),
     }
 }
 

@@ -5,6 +5,7 @@ use std::path::Path;
 
 use serde_json::{Map, Value, json};
 
+use super::layout::{Layout, Piece};
 use crate::io::safetensors::{MAX_HEADER_BYTES, METADATA_KEY};
 use crate::{Error, Result, TensorInfo};
 
@@ -12,7 +13,7 @@ use crate::{Error, Result, TensorInfo};
 const ALIGNMENT_BYTES: usize = 8;
 
 /// Where everything in a file stands.
-pub(super) struct Layout {
+pub(super) struct SafetensorsLayout {
     /// The tensors' part of the header; the metadata are known only at the end.
     entries: Map<String, Value>,
     /// Bytes of the header with its length and its padding.
@@ -21,7 +22,7 @@ pub(super) struct Layout {
     n_bytes: u64,
 }
 
-impl Layout {
+impl SafetensorsLayout {
     /// Lays out `tensors` in the order given, with room for `metadata`.
     pub(super) fn new(
         path: &Path,
@@ -67,23 +68,18 @@ impl Layout {
             n_bytes: n_header_bytes as u64 + end,
         })
     }
+}
 
-    /// Bytes of the whole file.
-    pub(super) fn n_bytes(&self) -> u64 {
+impl Layout for SafetensorsLayout {
+    fn n_bytes(&self) -> u64 {
         self.n_bytes
     }
 
-    /// Where the data of tensor `index` begin in the file.
-    pub(super) fn start(&self, index: usize) -> u64 {
+    fn start(&self, index: usize) -> u64 {
         self.starts[index]
     }
 
-    /// The first bytes of the file: the header's length and the header, padded with spaces.
-    pub(super) fn header(
-        &self,
-        path: &Path,
-        metadata: &BTreeMap<String, String>,
-    ) -> Result<Vec<u8>> {
+    fn frame(&self, path: &Path, metadata: &BTreeMap<String, String>) -> Result<Vec<Piece>> {
         let text = render(&self.entries, metadata);
         let n_text_bytes = self.n_header_bytes - size_of::<u64>();
         if text.len() > n_text_bytes {
@@ -95,7 +91,7 @@ impl Layout {
         let mut header = (n_text_bytes as u64).to_le_bytes().to_vec();
         header.extend(text.as_bytes());
         header.resize(self.n_header_bytes, b' ');
-        Ok(header)
+        Ok(vec![(0, header)])
     }
 }
 

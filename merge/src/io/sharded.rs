@@ -1,0 +1,223 @@
+//! Reading models that are split into several files, named by an index json.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::fs::File;
+use std::io::Read;
+use std::path::{Component, Path, PathBuf};
+
+use serde::Deserialize;
+use serde_json::Value;
+
+use super::pairs::StringPairs;
+use super::source::{Container, OpenOptions, Root, SourceFile, SourceInfo};
+use super::source::{TensorEntry, TensorSource};
+use crate::{Error, Result};
+
+/// The longest index that is read: a hundred times that of the largest published models.
+const MAX_INDEX_BYTES: u64 = 100_000_000;
+
+/// What an index says.
+#[derive(Deserialize)]
+struct Index {
+    #[serde(default)]
+    metadata: BTreeMap<String, Value>,
+    weight_map: StringPairs,
+}
+
+/// Opens the model that the index in `file` describes; `open_shard` opens each of its files.
+pub(super) fn open(
+    path: &Path,
+    file: File,
+    options: &OpenOptions,
+    open_shard: impl Fn(&Path) -> Result<Box<dyn TensorSource>>,
+) -> Result<Box<dyn TensorSource>> {
+    let (text, n_index_bytes) = read_text(path, file)?;
+    let index: Index = serde_json::from_str(&text).map_err(|source| Error::Index {
+        path: path.into(),
+        source,
+    })?;
+    let weight_map = index.weight_map.into_map(path, "weight_map")?;
+    let names: BTreeSet<&String> = weight_map.values().collect();
+    let mut shards = Vec::with_capacity(names.len());
+    for name in &names {
+        let shard = shard_path(path, name)?;
+        if !shard.exists() {
+            return Err(Error::MissingShard {
+                path: path.into(),
+                shard: (*name).clone(),
+                n_tensors: weight_map.values().filter(|other| other == name).count(),
+            });
+        }
+        shards.push((name.as_str(), open_shard(&shard)?));
+    }
+    check_names(path, &weight_map, &shards)?;
+    let sources = shards.into_iter().map(|(_, source)| source).collect();
+    let index_file = SourceFile {
+        path: path.into(),
+        n_bytes: n_index_bytes,
+    };
+    let metadata = plain_metadata(index.metadata);
+    let root = options.root.clone().unwrap_or_default();
+    Ok(Box::new(ShardedModel::new(
+        index_file, metadata, root, sources,
+    )))
+}
+
+fn read_text(path: &Path, file: File) -> Result<(String, u64)> {
+    let failed = |source| Error::io("read", path, source);
+    let n_bytes = file.metadata().map_err(failed)?.len();
+    if n_bytes > MAX_INDEX_BYTES {
+        return Err(Error::IndexTooLong {
+            path: path.into(),
+            n_bytes,
+        });
+    }
+    let mut text = String::new();
+    file.take(MAX_INDEX_BYTES)
+        .read_to_string(&mut text)
+        .map_err(failed)?;
+    Ok((text, n_bytes))
+}
+
+/// The file of a shard, which must stand in the folder of the index or below it.
+fn shard_path(index: &Path, name: &str) -> Result<PathBuf> {
+    let stays_inside = !name.is_empty()
+        && Path::new(name)
+            .components()
+            .all(|component| matches!(component, Component::Normal(_)));
+    if !stays_inside {
+        return Err(Error::ShardOutside {
+            path: index.into(),
+            shard: name.to_owned(),
+        });
+    }
+    Ok(index.with_file_name(name))
+}
+
+/// Holds the shards against the index: every listed tensor must stand where it is listed, and
+/// nowhere else; every tensor found must be listed.
+fn check_names(
+    path: &Path,
+    weight_map: &BTreeMap<String, String>,
+    shards: &[(&str, Box<dyn TensorSource>)],
+) -> Result<()> {
+    let mut found = BTreeMap::new();
+    for (shard, source) in shards {
+        for name in source
+            .tensors()
+            .iter()
+            .filter_map(|entry| entry.name.as_ref())
+        {
+            if !weight_map.contains_key(name) {
+                return Err(Error::UnlistedTensor {
+                    path: path.into(),
+                    key: name.clone(),
+                    shard: (*shard).to_owned(),
+                });
+            }
+            if found.insert(name, *shard).is_some() {
+                return Err(Error::DuplicateKey {
+                    path: path.into(),
+                    key: name.clone(),
+                });
+            }
+        }
+    }
+    for (name, shard) in weight_map {
+        if found.get(name) != Some(&shard.as_str()) {
+            return Err(Error::NotInShard {
+                path: path.into(),
+                key: name.clone(),
+                shard: shard.clone(),
+            });
+        }
+    }
+    Ok(())
+}
+
+/// Strings as they are, anything else (such as the total size) as JSON.
+fn plain_metadata(metadata: BTreeMap<String, Value>) -> BTreeMap<String, String> {
+    metadata
+        .into_iter()
+        .map(|(key, value)| match value {
+            Value::String(text) => (key, text),
+            other => (key, other.to_string()),
+        })
+        .collect()
+}
+
+/// The tensors of all shards in a row.
+struct ShardedModel {
+    info: SourceInfo,
+    tensors: Vec<TensorEntry>,
+    /// Shard, and index within it, of each tensor.
+    places: Vec<(usize, usize)>,
+    shards: Vec<Box<dyn TensorSource>>,
+}
+
+impl ShardedModel {
+    fn new(
+        index_file: SourceFile,
+        mut metadata: BTreeMap<String, String>,
+        root: String,
+        shards: Vec<Box<dyn TensorSource>>,
+    ) -> Self {
+        let mut tensors = Vec::new();
+        let mut places = Vec::new();
+        for (shard, source) in shards.iter().enumerate() {
+            tensors.extend_from_slice(source.tensors());
+            places.extend((0..source.tensors().len()).map(|index| (shard, index)));
+        }
+        // What all shards say of themselves holds for the whole.
+        if let Some((first, others)) = shards.split_first() {
+            for (key, value) in &first.info().metadata {
+                let agreed =
+                    |other: &Box<dyn TensorSource>| other.info().metadata.get(key) == Some(value);
+                if others.iter().all(agreed) {
+                    metadata.entry(key.clone()).or_insert_with(|| value.clone());
+                }
+            }
+        }
+        let path = index_file.path.clone();
+        let infos = || shards.iter().map(|source| source.info());
+        let files = std::iter::once(index_file)
+            .chain(infos().flat_map(|info| info.files.clone()))
+            .collect();
+        let named = tensors.iter().filter(|entry| entry.name.is_some());
+        let info = SourceInfo {
+            path,
+            container: Container::Sharded,
+            files,
+            metadata,
+            roots: vec![Root {
+                name: root.clone(),
+                n_tensors: named.clone().count(),
+                n_bytes: named.map(|entry| entry.info.n_bytes()).sum(),
+            }],
+            root,
+            values: infos().flat_map(|info| info.values.clone()).collect(),
+            opaque: infos().flat_map(|info| info.opaque.clone()).collect(),
+        };
+        Self {
+            info,
+            tensors,
+            places,
+            shards,
+        }
+    }
+}
+
+impl TensorSource for ShardedModel {
+    fn info(&self) -> &SourceInfo {
+        &self.info
+    }
+
+    fn tensors(&self) -> &[TensorEntry] {
+        &self.tensors
+    }
+
+    fn read(&self, index: usize, first: usize, out: &mut [u8]) -> Result<()> {
+        let (shard, within) = self.places[index];
+        self.shards[shard].read(within, first, out)
+    }
+}
