@@ -2,10 +2,12 @@
 #![allow(missing_docs, reason = "test names are the documentation")]
 
 mod catalog;
+mod every_method;
 mod fixture;
 mod golden_merge;
 mod layouts;
 mod memory;
+mod methods_document;
 mod relative_position;
 mod safetensors_corpus;
 mod writer;
