@@ -10,4 +10,5 @@ mod memory;
 mod methods_document;
 mod relative_position;
 mod safetensors_corpus;
+mod torch_corpus;
 mod writer;

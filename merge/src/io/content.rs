@@ -44,7 +44,7 @@ fn classify(seen: &[u8], claims_safetensors: bool) -> Content {
         // Before everything else: the length of a header may look like any other mark, but no
         // other kind of file goes on with three zero bytes of a length and a brace.
         [_, _, _, _, 0, 0, 0, 0, b'{', ..] => Content::Safetensors,
-        [b'P', b'K', 3, 4, ..] | [b'P', b'K', 5, 6, ..] | [0x80, 0..=5, ..] => Content::Torch,
+        _ if super::torch::sniff(seen).is_some() => Content::Torch,
         _ if trimmed.starts_with(b"{") => Content::Json,
         // The name decides only which reader explains what is wrong.
         _ if claims_safetensors => Content::Safetensors,

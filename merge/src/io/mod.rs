@@ -6,12 +6,16 @@ mod pairs;
 mod safetensors;
 mod sharded;
 mod source;
+mod torch;
 mod writer;
 
 pub use source::{
     Checkpoint, Container, ObjectPath, OpaqueObject, OpenOptions, PathSegment, PlainValue, Root,
     SourceFile, SourceInfo, TensorEntry, TensorInfo, TensorSource,
 };
+pub use torch::{PickleCall, PickleFault, ZipFault};
+#[doc(hidden)]
+pub use torch::{open_bytes as open_torch_bytes, walk_pickle};
 pub use writer::{OutputContainer, WriteOptions, Writer, check_target};
 
 use std::fs::File;
@@ -66,7 +70,7 @@ fn open_single(
 ) -> Result<Box<dyn TensorSource>> {
     let looks_like = match content {
         Content::Safetensors => return safetensors::open(path, file, options),
-        Content::Torch => "is a torch file, which this build does not read".into(),
+        Content::Torch => return torch::open(path, file, options),
         Content::Json => "is JSON, not a model".into(),
         Content::Unknown(looks_like) => looks_like,
     };

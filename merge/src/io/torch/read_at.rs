@@ -1,0 +1,213 @@
+//! Bytes read by position, from a file or from memory, and a forward stream over a part of them.
+
+use std::fs::File;
+use std::io;
+use std::os::unix::fs::FileExt;
+
+use super::fault::PickleFault;
+
+/// Something whose bytes can be read at any position by many threads at once.
+pub(crate) trait ReadAt: Send + Sync {
+    /// The size when it was opened.
+    fn n_bytes(&self) -> u64;
+
+    /// Fills `out` from byte `offset` on.
+    fn read_exact_at(&self, out: &mut [u8], offset: u64) -> io::Result<()>;
+}
+
+/// An open file: positioned reads share one descriptor and no cursor.
+pub(crate) struct FileAt {
+    file: File,
+    n_bytes: u64,
+}
+
+impl FileAt {
+    pub(crate) fn new(file: File) -> io::Result<Self> {
+        let n_bytes = file.metadata()?.len();
+        Ok(Self { file, n_bytes })
+    }
+}
+
+impl ReadAt for FileAt {
+    fn n_bytes(&self) -> u64 {
+        self.n_bytes
+    }
+
+    fn read_exact_at(&self, out: &mut [u8], offset: u64) -> io::Result<()> {
+        self.file.read_exact_at(out, offset)
+    }
+}
+
+impl ReadAt for Vec<u8> {
+    fn n_bytes(&self) -> u64 {
+        self.len() as u64
+    }
+
+    fn read_exact_at(&self, out: &mut [u8], offset: u64) -> io::Result<()> {
+        let start = usize::try_from(offset).unwrap_or(usize::MAX);
+        let bytes = start
+            .checked_add(out.len())
+            .and_then(|end| self.get(start..end))
+            .ok_or(io::ErrorKind::UnexpectedEof)?;
+        out.copy_from_slice(bytes);
+        Ok(())
+    }
+}
+
+/// Bytes fetched at once by a [`ByteStream`].
+const WINDOW_BYTES: u64 = 64 << 10;
+
+/// Reads forward through a part of a source in windows, so that no more is held than one window
+/// or the longest single item asked for.
+pub(crate) struct ByteStream<'a> {
+    source: &'a dyn ReadAt,
+    /// Offsets are reported relative to this position.
+    base: u64,
+    position: u64,
+    /// No byte from here on is read.
+    end: u64,
+    /// Whether `end` is a limit of this program rather than the end of the data.
+    is_limited: bool,
+    window: Vec<u8>,
+    window_start: u64,
+}
+
+impl<'a> ByteStream<'a> {
+    /// Streams from `start` to `end`, but no more than `limit` bytes.
+    pub(crate) fn new(source: &'a dyn ReadAt, start: u64, end: u64, limit: u64) -> Self {
+        let limited = start.saturating_add(limit);
+        Self {
+            source,
+            base: start,
+            position: start,
+            end: end.min(limited),
+            is_limited: limited < end,
+            window: Vec::new(),
+            window_start: start,
+        }
+    }
+
+    /// Position in the source.
+    pub(crate) fn position(&self) -> u64 {
+        self.position
+    }
+
+    /// Position counted from where the stream began.
+    pub(crate) fn offset(&self) -> u64 {
+        self.position - self.base
+    }
+
+    /// Bytes that are left.
+    pub(crate) fn n_left(&self) -> u64 {
+        self.end - self.position
+    }
+
+    /// The next `n` bytes.
+    pub(crate) fn take(&mut self, n: u64) -> Result<&[u8], PickleFault> {
+        if n > self.n_left() {
+            return Err(self.too_short(n));
+        }
+        self.fill(n)?;
+        let start = (self.position - self.window_start) as usize;
+        self.position += n;
+        Ok(&self.window[start..start + n as usize])
+    }
+
+    /// The next byte.
+    pub(crate) fn byte(&mut self) -> Result<u8, PickleFault> {
+        self.take(1).map(|bytes| bytes[0])
+    }
+
+    /// The next `N` bytes as an array.
+    pub(crate) fn array<const N: usize>(&mut self) -> Result<[u8; N], PickleFault> {
+        let mut array = [0; N];
+        array.copy_from_slice(self.take(N as u64)?);
+        Ok(array)
+    }
+
+    /// The bytes up to the next line feed, which is consumed but not returned.
+    pub(crate) fn line(&mut self, limit: u64) -> Result<&[u8], PickleFault> {
+        let mut n_searched = 0;
+        loop {
+            let n = (n_searched + 256).min(self.n_left());
+            self.fill(n)?;
+            let start = (self.position - self.window_start) as usize;
+            let found = self.window[start..start + n as usize]
+                .iter()
+                .position(|&byte| byte == b'\n');
+            if let Some(length) = found {
+                self.position += length as u64 + 1;
+                return Ok(&self.window[start..start + length]);
+            }
+            if n == self.n_left() || n > limit {
+                return Err(self.too_short(n + 1));
+            }
+            n_searched = n;
+        }
+    }
+
+    /// Makes the next `n` bytes, which must be there, part of the window.
+    fn fill(&mut self, n: u64) -> Result<(), PickleFault> {
+        let window_end = self.window_start + self.window.len() as u64;
+        if self.position >= self.window_start && self.position + n <= window_end {
+            return Ok(());
+        }
+        let n_read = n.max(WINDOW_BYTES).min(self.n_left());
+        self.window.resize(n_read as usize, 0);
+        self.window_start = self.position;
+        let read = self
+            .source
+            .read_exact_at(&mut self.window, self.window_start);
+        read.map_err(|error| {
+            self.window.clear();
+            PickleFault::Unreadable(error.kind())
+        })
+    }
+
+    fn too_short(&self, wanted: u64) -> PickleFault {
+        if self.is_limited {
+            PickleFault::TooLong {
+                limit: self.end - self.base,
+            }
+        } else {
+            PickleFault::Truncated {
+                wanted,
+                left: self.n_left(),
+            }
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_stream_crosses_its_windows_and_stops_at_its_end() {
+        let bytes: Vec<u8> = (0..200_000u32).map(|i| (i % 251) as u8).collect();
+        let mut stream = ByteStream::new(&bytes, 10, 199_990, u64::MAX);
+        assert_eq!(stream.take(60_000).expect("there"), &bytes[10..60_010]);
+        assert_eq!(
+            stream.take(100_000).expect("there"),
+            &bytes[60_010..160_010]
+        );
+        assert_eq!(stream.byte().expect("there"), bytes[160_010]);
+        assert_eq!(stream.n_left(), 39_979);
+        assert!(matches!(
+            stream.take(39_980),
+            Err(PickleFault::Truncated {
+                wanted: 39_980,
+                left: 39_979
+            })
+        ));
+    }
+
+    #[test]
+    fn a_line_may_lie_across_windows() {
+        let mut bytes = vec![b'a'; 70_000];
+        bytes.extend_from_slice(b"\nrest");
+        let mut stream = ByteStream::new(&bytes, 0, bytes.len() as u64, u64::MAX);
+        assert_eq!(stream.line(1 << 20).expect("there").len(), 70_000);
+        assert!(stream.line(1 << 20).is_err());
+    }
+}

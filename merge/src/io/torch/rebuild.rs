@@ -1,0 +1,131 @@
+//! What the calls of a pickle are taken to build. Nothing is called: known constructors become
+//! data, the others objects that remember what they are, or the refusal of the file.
+
+use super::callables::{Meaning, Use, meaning};
+use super::fault::PickleFault;
+use super::tensor;
+use super::value::{Arena, Id, Object, Value, wrong_type};
+
+/// What a call gave.
+pub(crate) enum Built {
+    /// A value of the arena.
+    Value(Id),
+    /// Nothing: this callable is not known to be harmless.
+    Refused(String),
+}
+
+/// Takes `callable(*arguments)` as data.
+pub(crate) fn call(
+    arena: &mut Arena,
+    callable: Id,
+    arguments: Id,
+    usage: Use,
+) -> Result<Built, PickleFault> {
+    let (mut callable, mut arguments, mut usage) = (callable, arguments, usage);
+    // Wrapped calls lead to tuples that were made before, so this ends.
+    loop {
+        let Some(global) = arena.global(callable) else {
+            let kind = arena.get(callable).kind();
+            return Ok(Built::Refused(format!("({kind} that was computed)")));
+        };
+        let meaning = meaning(global, usage);
+        let Value::Tuple(parts) = arena.get(arguments) else {
+            return Err(wrong_type("a tuple of arguments", arena.get(arguments)));
+        };
+        let value = match meaning {
+            Meaning::Refused => return Ok(Built::Refused(global.full_name())),
+            Meaning::Tensor(rebuild) => {
+                // At most the first seven are looked at.
+                let parts: Vec<Id> = parts.iter().copied().take(8).collect();
+                tensor::tensor(arena, rebuild, &parts)?
+            }
+            Meaning::FirstArgument => {
+                let &[first, ..] = &parts[..] else {
+                    return Err(few("torch._utils._rebuild_parameter", 1, 0));
+                };
+                return Ok(Built::Value(first));
+            }
+            Meaning::TensorSubclass => {
+                let &[function, _class, inner, ..] = &parts[..] else {
+                    return Err(few("torch._tensor._rebuild_from_type_v2", 3, parts.len()));
+                };
+                (callable, arguments, usage) = (function, inner, Use::Call);
+                continue;
+            }
+            Meaning::UnsupportedTensor(kind) => Value::UnsupportedTensor(kind),
+            Meaning::Dict(position) => match parts.get(position) {
+                Some(&from) => Value::Dict(pairs(arena, from)?),
+                None => Value::Dict(Vec::new()),
+            },
+            Meaning::List => Value::List(elements(arena, parts.first().copied())?),
+            Meaning::Tuple => Value::Tuple(elements(arena, parts.first().copied())?),
+            Meaning::Set => Value::Set(elements(arena, parts.first().copied())?),
+            Meaning::InstanceOfArgument => {
+                let &[class, ..] = &parts[..] else {
+                    return Err(few("copyreg._reconstructor", 1, 0));
+                };
+                (callable, usage) = (class, Use::New);
+                arguments = arena.add(Value::Tuple(Vec::new()))?;
+                continue;
+            }
+            Meaning::Opaque => Value::Object(Box::new(Object {
+                callable,
+                items: Vec::new(),
+                elements: Vec::new(),
+                state: None,
+            })),
+        };
+        return arena.add(value).map(Built::Value);
+    }
+}
+
+fn few(callable: &'static str, wanted: usize, found: usize) -> PickleFault {
+    PickleFault::FewArguments {
+        callable,
+        wanted,
+        found,
+    }
+}
+
+/// A copy of the elements of a sequence; none without one.
+fn elements(arena: &Arena, from: Option<Id>) -> Result<Vec<Id>, PickleFault> {
+    match from.map(|from| arena.get(from)) {
+        None => Ok(Vec::new()),
+        Some(Value::List(ids) | Value::Tuple(ids) | Value::Set(ids)) => Ok(ids.clone()),
+        Some(other) => Err(wrong_type("a sequence", other)),
+    }
+}
+
+/// A copy of the items of a dictionary or of a sequence of pairs.
+fn pairs(arena: &Arena, from: Id) -> Result<Vec<(Id, Id)>, PickleFault> {
+    match arena.get(from) {
+        Value::Dict(items) => Ok(items.clone()),
+        Value::List(ids) | Value::Tuple(ids) => ids
+            .iter()
+            .map(|&pair| match arena.get(pair) {
+                Value::List(pair) | Value::Tuple(pair) if pair.len() == 2 => Ok((pair[0], pair[1])),
+                other => Err(wrong_type("a pair", other)),
+            })
+            .collect(),
+        other => Err(wrong_type("a dictionary or pairs", other)),
+    }
+}
+
+/// Sets attributes: `object.__setstate__(state)` or `object.__dict__.update(state)`.
+pub(crate) fn set_state(arena: &mut Arena, object: Id, state: Id) -> Result<(), PickleFault> {
+    match arena.get_mut(object) {
+        Value::Object(object) => {
+            object.state = Some(state);
+            Ok(())
+        }
+        // Attributes of dictionaries (such as a state dict's `_metadata`) and of tensors are no
+        // part of their content.
+        Value::Dict(_)
+        | Value::List(_)
+        | Value::Set(_)
+        | Value::Tuple(_)
+        | Value::Tensor(_)
+        | Value::UnsupportedTensor(_) => Ok(()),
+        other => Err(wrong_type("an object with attributes", other)),
+    }
+}

@@ -1,0 +1,181 @@
+//! The values of a pickle in one arena: objects refer to each other by number, so cycles, shared
+//! objects and any depth of nesting are built, walked and dropped without recursion.
+
+use super::fault::PickleFault;
+use super::tensor::{StorageRef, TensorRecord};
+
+/// The number of a value in its [`Arena`].
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub(crate) struct Id(u32);
+
+impl Id {
+    pub(crate) const NONE: Self = Self(0);
+    pub(crate) const FALSE: Self = Self(1);
+    pub(crate) const TRUE: Self = Self(2);
+
+    pub(crate) fn index(self) -> usize {
+        self.0 as usize
+    }
+}
+
+/// A class or function that the pickle names.
+#[derive(Debug)]
+pub(crate) struct Global {
+    pub(crate) module: Box<str>,
+    pub(crate) name: Box<str>,
+}
+
+impl Global {
+    pub(crate) fn full_name(&self) -> String {
+        format!("{}.{}", self.module, self.name)
+    }
+}
+
+/// An instance of a class that is not understood: never built, but what it would be built from
+/// is at hand.
+#[derive(Debug)]
+pub(crate) struct Object {
+    /// The [`Value::Global`] that would have been called.
+    pub(crate) callable: Id,
+    /// Items, if it is a kind of dictionary.
+    pub(crate) items: Vec<(Id, Id)>,
+    /// Elements, if it is a kind of list.
+    pub(crate) elements: Vec<Id>,
+    /// Its attributes, if they were set.
+    pub(crate) state: Option<Id>,
+}
+
+/// A value of a pickle.
+#[derive(Debug)]
+pub(crate) enum Value {
+    None,
+    Bool(bool),
+    Integer(i64),
+    /// An integer beyond 64 bits, in decimal.
+    BigInteger(Box<str>),
+    Float(f64),
+    Text(Box<str>),
+    /// Raw bytes. Nothing here needs their content.
+    Bytes,
+    Tuple(Vec<Id>),
+    List(Vec<Id>),
+    Set(Vec<Id>),
+    Dict(Vec<(Id, Id)>),
+    Global(Box<Global>),
+    /// Index into [`Arena::storages`].
+    Storage(u32),
+    /// Index into [`Arena::tensors`].
+    Tensor(u32),
+    /// A tensor of a kind that is not supported, by its name.
+    UnsupportedTensor(&'static str),
+    Object(Box<Object>),
+}
+
+impl Value {
+    /// The kind of value, for error messages.
+    pub(crate) fn kind(&self) -> &'static str {
+        match self {
+            Self::None => "None",
+            Self::Bool(_) => "a boolean",
+            Self::Integer(_) | Self::BigInteger(_) => "an integer",
+            Self::Float(_) => "a float",
+            Self::Text(_) => "a string",
+            Self::Bytes => "a byte string",
+            Self::Tuple(_) => "a tuple",
+            Self::List(_) => "a list",
+            Self::Set(_) => "a set",
+            Self::Dict(_) => "a dictionary",
+            Self::Global(_) => "a class or function",
+            Self::Storage(_) => "a storage",
+            Self::Tensor(_) | Self::UnsupportedTensor(_) => "a tensor",
+            Self::Object(_) => "an object",
+        }
+    }
+}
+
+/// Memory granted to the values of one file.
+const MEMORY_LIMIT_BYTES: u64 = 128 << 20;
+
+/// What a value costs beside its content: the enum and the allocator's own data.
+const VALUE_BYTES: u64 = 48;
+
+/// All values of a pickle, with the memory they take.
+#[derive(Debug)]
+pub(crate) struct Arena {
+    values: Vec<Value>,
+    pub(crate) tensors: Vec<TensorRecord>,
+    pub(crate) storages: Vec<StorageRef>,
+    n_bytes: u64,
+}
+
+impl Arena {
+    pub(crate) fn new() -> Self {
+        Self {
+            values: vec![Value::None, Value::Bool(false), Value::Bool(true)],
+            tensors: Vec::new(),
+            storages: Vec::new(),
+            n_bytes: 0,
+        }
+    }
+
+    /// How many values there are.
+    pub(crate) fn len(&self) -> usize {
+        self.values.len()
+    }
+
+    /// Accounts for memory before it is taken.
+    pub(crate) fn charge(&mut self, n_bytes: usize) -> Result<(), PickleFault> {
+        self.n_bytes = self.n_bytes.saturating_add(n_bytes as u64);
+        if self.n_bytes > MEMORY_LIMIT_BYTES {
+            return Err(PickleFault::TooMuchMemory {
+                limit: MEMORY_LIMIT_BYTES,
+            });
+        }
+        Ok(())
+    }
+
+    /// Adds a value.
+    pub(crate) fn add(&mut self, value: Value) -> Result<Id, PickleFault> {
+        let content = match &value {
+            Value::Text(text) | Value::BigInteger(text) => text.len(),
+            Value::Tuple(ids) | Value::List(ids) | Value::Set(ids) => size_of_val(&ids[..]),
+            Value::Dict(items) => size_of_val(&items[..]),
+            Value::Global(global) => size_of::<Global>() + global.module.len() + global.name.len(),
+            Value::Object(object) => {
+                size_of::<Object>()
+                    + size_of_val(&object.items[..])
+                    + size_of_val(&object.elements[..])
+            }
+            _ => 0,
+        };
+        self.charge(VALUE_BYTES as usize + content)?;
+        // The memory limit keeps the count far below 2³².
+        let id = Id(self.values.len() as u32);
+        self.values.push(value);
+        Ok(id)
+    }
+
+    pub(crate) fn get(&self, id: Id) -> &Value {
+        &self.values[id.index()]
+    }
+
+    pub(crate) fn get_mut(&mut self, id: Id) -> &mut Value {
+        &mut self.values[id.index()]
+    }
+
+    /// The name of a class or function.
+    pub(crate) fn global(&self, id: Id) -> Option<&Global> {
+        match self.get(id) {
+            Value::Global(global) => Some(global),
+            _ => None,
+        }
+    }
+}
+
+/// The fault of a value that is not what is needed.
+pub(crate) fn wrong_type(wanted: &'static str, found: &Value) -> PickleFault {
+    PickleFault::WrongType {
+        wanted,
+        found: found.kind(),
+    }
+}
