@@ -7,5 +7,7 @@ mod golden_merge;
 mod layouts;
 mod memory;
 mod relative_position;
+mod safetensors;
 mod safetensors_corpus;
+mod sharded;
 mod writer;
