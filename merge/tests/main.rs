@@ -9,6 +9,8 @@ mod layouts;
 mod memory;
 mod methods_document;
 mod relative_position;
+mod safetensors;
 mod safetensors_corpus;
+mod sharded;
 mod torch_corpus;
 mod writer;

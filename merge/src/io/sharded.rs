@@ -171,9 +171,10 @@ impl ShardedModel {
         // What all shards say of themselves holds for the whole.
         if let Some((first, others)) = shards.split_first() {
             for (key, value) in &first.info().metadata {
-                let agreed =
-                    |other: &Box<dyn TensorSource>| other.info().metadata.get(key) == Some(value);
-                if others.iter().all(agreed) {
+                if others
+                    .iter()
+                    .all(|other| other.info().metadata.get(key) == Some(value))
+                {
                     metadata.entry(key.clone()).or_insert_with(|| value.clone());
                 }
             }
