@@ -5,6 +5,7 @@ mod catalog;
 mod every_method;
 mod fixture;
 mod golden_merge;
+mod layout_families;
 mod layouts;
 mod memory;
 mod methods_document;

@@ -1,9 +1,9 @@
-//! Checkpoints that exist in memory only, and the fixtures.
+//! Checkpoints of names and shapes alone, beside opened fixtures.
 
 use std::collections::BTreeMap;
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 
-use merge::io::{Container, PlainValue, SourceInfo, TensorEntry};
+use merge::io::{Container, OpenOptions, PlainValue, SourceInfo, TensorEntry};
 use merge::{Checkpoint, DType, ObjectPath, PathSegment, Result, TensorInfo, TensorSource};
 
 /// A source with names and shapes but no data.
@@ -79,22 +79,7 @@ pub fn shapes(tensors: &[(&str, &[usize])]) -> Checkpoint {
     checkpoint(tensors, &[])
 }
 
-/// Path of a fixture.
-pub fn fixture_path(name: &str) -> PathBuf {
-    Path::new(concat!(env!("CARGO_MANIFEST_DIR"), "/../fixtures")).join(name)
-}
-
-/// Names and shapes of a safetensors fixture.
+/// A fixture, opened.
 pub fn fixture(name: &str) -> Checkpoint {
-    let bytes = std::fs::read(fixture_path(name)).expect("the fixture is there");
-    let (_, header) = safetensors::SafeTensors::read_metadata(&bytes).expect("a valid fixture");
-    let tensors = header.tensors().into_iter().map(|(name, tensor)| {
-        let dtype = serde_json::to_value(tensor.dtype).expect("a dtype is a string");
-        let info = TensorInfo {
-            dtype: serde_json::from_value(dtype).expect("the same names"),
-            shape: tensor.shape.clone(),
-        };
-        (name, info)
-    });
-    checkpoint(tensors.collect::<Vec<_>>(), &[])
+    merge::io::open(&crate::fixture::path(name), &OpenOptions::default()).expect("a valid fixture")
 }

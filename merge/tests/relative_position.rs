@@ -3,7 +3,7 @@
 use merge::layouts::Window;
 use safetensors::SafeTensors;
 
-use crate::memory::fixture_path;
+use crate::fixture;
 
 /// `im48_p16_t12_i16_vl6` → image, patch, text, text of the table, text of fused passes.
 fn window_of(case: &str) -> Window {
@@ -22,7 +22,7 @@ fn window_of(case: &str) -> Window {
 
 #[test]
 fn indices_are_those_of_the_published_program_bit_for_bit() {
-    let bytes = std::fs::read(fixture_path("relpos/index.safetensors")).expect("the fixture");
+    let bytes = std::fs::read(fixture::path("relpos/index.safetensors")).expect("the fixture");
     let file = SafeTensors::deserialize(&bytes).expect("a valid fixture");
     assert_eq!(file.len(), 25);
     for (name, expected) in file.tensors() {
@@ -45,7 +45,7 @@ fn indices_are_those_of_the_published_program_bit_for_bit() {
 
 #[test]
 fn every_buffer_of_a_saved_model_can_be_rebuilt() {
-    let bytes = std::fs::read(fixture_path("ckpt/all_moe.safetensors")).expect("the fixture");
+    let bytes = std::fs::read(fixture::path("ckpt/all_moe.safetensors")).expect("the fixture");
     let file = SafeTensors::deserialize(&bytes).expect("a valid fixture");
     let window = window_of("im48_p16_t12_i16");
     let mut n_buffers = 0;

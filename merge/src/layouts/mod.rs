@@ -6,15 +6,17 @@ mod count;
 mod generic;
 mod grammar;
 mod relative_position;
+mod sizes;
 mod survey;
 mod vl_merging;
 pub mod vlmo;
 
 pub use beit::Beit;
-pub use catalog::{CatalogSpec, Form, Heads, Sizes, catalog};
+pub use catalog::{CatalogSpec, Form, Heads, catalog};
 pub use count::{Count, PartCounts, count};
 pub use generic::Generic;
 pub use relative_position::{Buffer, Window};
+pub use sizes::Sizes;
 pub use vl_merging::VlMerging;
 pub use vlmo::Vlmo;
 
