@@ -1,9 +1,10 @@
 //! What people see: progress on stderr, results on stdout, errors with a hint.
 
+use std::borrow::Cow;
 use std::io::{IsTerminal, Write};
 use std::process::ExitCode;
-use std::sync::Mutex;
 use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Mutex, Once};
 use std::time::Duration;
 
 use anyhow::{Context, Result};
@@ -29,7 +30,7 @@ pub struct Output {
 }
 
 impl Output {
-    /// Applies the global flags: thread count, signal handler, bars.
+    /// Applies the global flags: thread count, bars.
     pub fn new(global: &Global) -> Result<Self> {
         if let Some(threads) = global.threads {
             if threads == 0 {
@@ -40,8 +41,6 @@ impl Output {
                 .build_global()
                 .context("cannot start the thread pool")?;
         }
-        ctrlc::set_handler(|| CANCELLED.store(true, Ordering::Relaxed))
-            .context("cannot install the signal handler")?;
         Ok(Self {
             json: global.json,
             quiet: global.quiet,
@@ -51,7 +50,8 @@ impl Output {
 
     /// Prints a line of results to stdout.
     pub fn line(&self, text: impl AsRef<str>) -> Result<()> {
-        writeln!(std::io::stdout().lock(), "{}", text.as_ref()).context("cannot write to stdout")
+        writeln!(std::io::stdout().lock(), "{}", printable(text.as_ref()))
+            .context("cannot write to stdout")
     }
 
     /// Prints text that ends with its own line break to stdout.
@@ -77,6 +77,7 @@ impl Output {
 
 impl merge::Progress for Output {
     fn start(&self, what: &str, total_bytes: u64) {
+        watch_for_signals();
         if self.quiet || !std::io::stderr().is_terminal() {
             return;
         }
@@ -114,11 +115,22 @@ impl merge::Progress for Output {
     }
 }
 
+/// Turns SIGINT and SIGTERM into a request to stop, from the first long operation on: the handler
+/// has a thread of its own, which short verbs need not wait for.
+fn watch_for_signals() {
+    static ONCE: Once = Once::new();
+    ONCE.call_once(|| {
+        // Without a handler the signal ends the program at once, and no target is ever half
+        // written: not worth failing for.
+        let _ = ctrlc::set_handler(|| CANCELLED.store(true, Ordering::Relaxed));
+    });
+}
+
 /// Prints an error with its causes and, where there is one, a hint; chooses the exit code.
 pub fn report(error: &anyhow::Error) -> ExitCode {
     let mut stderr = std::io::stderr().lock();
     // If stderr is closed there is nowhere left to complain.
-    let _ = writeln!(stderr, "error: {error:#}");
+    let _ = writeln!(stderr, "error: {}", printable(&format!("{error:#}")));
     if let Some(hint) = hint(error) {
         let _ = writeln!(stderr, "\nhint: {hint}");
     }
@@ -140,4 +152,33 @@ fn hint(error: &anyhow::Error) -> Option<String> {
 /// A number of bytes for people, e.g. `437.2 MB`.
 pub fn bytes(n_bytes: u64) -> String {
     indicatif::DecimalBytes(n_bytes).to_string()
+}
+
+/// Text without control characters but line breaks and tabs: names come from files, and must not
+/// be able to command a terminal.
+pub fn printable(text: &str) -> Cow<'_, str> {
+    let is_command = |c: char| c.is_control() && c != '\n' && c != '\t';
+    if !text.contains(is_command) {
+        return Cow::Borrowed(text);
+    }
+    let mut safe = String::with_capacity(text.len());
+    for c in text.chars() {
+        if is_command(c) {
+            safe.extend(c.escape_default());
+        } else {
+            safe.push(c);
+        }
+    }
+    Cow::Owned(safe)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::printable;
+
+    #[test]
+    fn a_name_cannot_command_the_terminal() {
+        assert_eq!(printable("a\tb\nc"), "a\tb\nc");
+        assert_eq!(printable("\u{1b}[2Jx"), "\\u{1b}[2Jx");
+    }
 }

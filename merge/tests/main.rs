@@ -2,6 +2,8 @@
 #![allow(missing_docs, reason = "test names are the documentation")]
 
 mod catalog;
+mod diff;
+mod distance;
 mod every_method;
 mod fixture;
 mod golden_merge;
@@ -13,5 +15,7 @@ mod relative_position;
 mod safetensors;
 mod safetensors_corpus;
 mod sharded;
+mod statistics;
+mod stored;
 mod torch_corpus;
 mod writer;
