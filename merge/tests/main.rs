@@ -11,4 +11,5 @@ mod methods_document;
 mod relative_position;
 mod safetensors_corpus;
 mod torch_corpus;
+mod torch_reader;
 mod writer;

@@ -27,7 +27,7 @@ use std::sync::{Mutex, PoisonError};
 use archive::{Archive, ArchiveError};
 use contents::{Contents, WalkError};
 use legacy::LegacyError;
-use pickle::{Outcome, PICKLE_LIMIT_BYTES};
+use pickle::{Failure, PICKLE_LIMIT_BYTES};
 use read_at::{ByteStream, FileAt, ReadAt};
 use strided::{Span, Strided};
 use tensor::{ElementType, StorageRef};
@@ -88,7 +88,8 @@ pub fn open_bytes(bytes: Vec<u8>, options: &OpenOptions) -> Result<Box<dyn Tenso
 pub fn walk_pickle(bytes: Vec<u8>) -> Result<usize> {
     let path = Path::new("(memory)");
     let mut stream = ByteStream::new(&bytes, 0, bytes.n_bytes(), PICKLE_LIMIT_BYTES);
-    let (arena, root) = accept(path, "pickle", pickle::read(&mut stream))?;
+    let (arena, root) =
+        pickle::read(&mut stream).map_err(|failure| failed(path, "pickle", failure))?;
     let contents =
         contents::walk(&arena, root).map_err(|error| walk_error(path, "pickle", error))?;
     Ok(contents.tensors.len())
@@ -125,7 +126,8 @@ fn open_zip(path: &Path, source: Box<dyn ReadAt>, options: &OpenOptions) -> Resu
         .read(entry, PICKLE_LIMIT_BYTES)
         .map_err(|error| archive_error(path, error))?;
     let mut stream = ByteStream::new(&bytes, 0, bytes.n_bytes(), PICKLE_LIMIT_BYTES);
-    let (arena, root) = accept(path, &name, pickle::read(&mut stream))?;
+    let (arena, root) =
+        pickle::read(&mut stream).map_err(|failure| failed(path, &name, failure))?;
     drop(bytes);
     let contents = contents::walk(&arena, root).map_err(|error| walk_error(path, &name, error))?;
     let metadata = archive
@@ -152,16 +154,8 @@ fn open_zip(path: &Path, source: Box<dyn ReadAt>, options: &OpenOptions) -> Resu
 }
 
 fn open_legacy(path: &Path, source: Box<dyn ReadAt>, options: &OpenOptions) -> Result<TorchSource> {
-    let legacy = match legacy::read(&*source) {
-        Ok(legacy) => legacy,
-        Err(LegacyError { part, outcome }) => {
-            // It holds a fault or a refused call.
-            return Err(match accept(path, part, outcome) {
-                Err(error) => error,
-                Ok(_) => pickle_error(path, part, 0, PickleFault::NotTorch),
-            });
-        }
-    };
+    let legacy = legacy::read(&*source)
+        .map_err(|LegacyError { part, failure }| failed(path, part, failure))?;
     let contents = contents::walk(&legacy.arena, legacy.root)
         .map_err(|error| walk_error(path, "object", error))?;
     let layout = Layout::new(path, &legacy.arena, &contents, |storage| {
@@ -193,18 +187,15 @@ fn open_legacy(path: &Path, source: Box<dyn ReadAt>, options: &OpenOptions) -> R
     )
 }
 
-/// The values of a pickle, unless it has a fault or calls what is refused.
-fn accept(path: &Path, entry: &str, outcome: Outcome) -> Result<(Arena, value::Id)> {
-    if !outcome.refused.is_empty() {
-        return Err(Error::UnsafePickle {
+fn failed(path: &Path, entry: &str, failure: Failure) -> Error {
+    match failure {
+        Failure::Fault(offset, fault) => pickle_error(path, entry, offset, fault),
+        Failure::Refused(calls) => Error::UnsafePickle {
             path: path.into(),
             entry: entry.into(),
-            calls: outcome.refused,
-        });
+            calls,
+        },
     }
-    outcome
-        .result
-        .map_err(|(offset, fault)| pickle_error(path, entry, offset, fault))
 }
 
 /// A storage in the file.

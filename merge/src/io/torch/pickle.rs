@@ -24,16 +24,17 @@ const LISTED_CALLS: usize = 64;
 /// Bytes of the largest integer whose digits are kept.
 const INTEGER_LIMIT_BYTES: usize = 128;
 
-/// What a pickle gave.
-pub(crate) struct Outcome {
-    /// The values and the root object, or the fault and the byte of its opcode.
-    pub(crate) result: Result<(Arena, Id), (u64, PickleFault)>,
-    /// Calls that are not known to be harmless; with one, the values must not be used.
-    pub(crate) refused: Vec<PickleCall>,
+/// Why the values of a pickle are not to be had.
+pub(crate) enum Failure {
+    /// It makes calls that are not known to be harmless: all of them up to the end, or up to the
+    /// first fault after them.
+    Refused(Vec<PickleCall>),
+    /// The opcode at this byte has a fault.
+    Fault(u64, PickleFault),
 }
 
-/// Reads one pickle up to its STOP.
-pub(crate) fn read(stream: &mut ByteStream<'_>) -> Outcome {
+/// Reads one pickle up to its STOP: the values, and the root object among them.
+pub(crate) fn read(stream: &mut ByteStream<'_>) -> Result<(Arena, Id), Failure> {
     let mut machine = Machine {
         stream,
         arena: Arena::new(),
@@ -45,12 +46,12 @@ pub(crate) fn read(stream: &mut ByteStream<'_>) -> Outcome {
         at: 0,
     };
     let result = machine.run();
-    Outcome {
-        refused: machine.refused,
-        result: match result {
-            Ok(root) => Ok((machine.arena, root)),
-            Err(fault) => Err((machine.at, fault)),
-        },
+    if !machine.refused.is_empty() {
+        return Err(Failure::Refused(machine.refused));
+    }
+    match result {
+        Ok(root) => Ok((machine.arena, root)),
+        Err(fault) => Err(Failure::Fault(machine.at, fault)),
     }
 }
 
