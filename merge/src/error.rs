@@ -837,7 +837,6 @@ impl Error {
                 ..
             } => Some("pack the archive again without compression, e.g. with zip -0".into()),
             Self::Checksum { .. } => Some("fetch the file again and compare its hash".into()),
-            }
             Self::NothingToCompare { .. } => Some(
                 "experts are compared within a modality-specific checkpoint; \
                  otherwise give two checkpoints"

@@ -18,4 +18,5 @@ mod sharded;
 mod statistics;
 mod stored;
 mod torch_corpus;
+mod torch_reader;
 mod writer;

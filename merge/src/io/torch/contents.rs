@@ -27,8 +27,6 @@ pub(crate) struct Contents {
     pub(crate) tensors: Vec<(ObjectPath, u32)>,
     pub(crate) values: Vec<(ObjectPath, PlainValue)>,
     pub(crate) opaque: Vec<OpaqueObject>,
-    /// Tensors among the attributes of objects, which belong to code rather than to data.
-    pub(crate) n_hidden: usize,
     /// What the root object is, if it is no container.
     pub(crate) root_class: Option<String>,
 }
@@ -240,10 +238,8 @@ impl Walker<'_> {
 
     fn leaf(&mut self, leaf: &Value, is_hidden: bool) -> Result<(), WalkError> {
         let value = match leaf {
-            Value::Tensor(_) | Value::UnsupportedTensor(_) if is_hidden => {
-                self.contents.n_hidden += 1;
-                return Ok(());
-            }
+            // Tensors among the attributes of objects belong to code rather than to data.
+            Value::Tensor(_) | Value::UnsupportedTensor(_) if is_hidden => return Ok(()),
             &Value::Tensor(index) => return self.tensor(index),
             Value::UnsupportedTensor(kind) => {
                 return Err(WalkError::Unsupported(ObjectPath(self.path.clone()), kind));

@@ -5,7 +5,7 @@
 use std::collections::HashMap;
 
 use super::fault::PickleFault;
-use super::pickle::{self, Outcome, PICKLE_LIMIT_BYTES};
+use super::pickle::{self, Failure, PICKLE_LIMIT_BYTES};
 use super::read_at::{ByteStream, ReadAt};
 use super::value::{Arena, Id, Value};
 
@@ -20,10 +20,10 @@ pub(crate) struct Legacy {
     pub(crate) storages: HashMap<String, (u64, u64)>,
 }
 
-/// A fault: which part of the file, the byte in it, and what is wrong or was refused.
+/// What is wrong, and in which part of the file.
 pub(crate) struct LegacyError {
     pub(crate) part: &'static str,
-    pub(crate) outcome: Outcome,
+    pub(crate) failure: Failure,
 }
 
 /// Reads the five pickles and finds the storages.
@@ -52,24 +52,15 @@ pub(crate) fn read(source: &dyn ReadAt) -> Result<Legacy, LegacyError> {
 
 fn part(source: &dyn ReadAt, at: &mut u64, part: &'static str) -> Result<(Arena, Id), LegacyError> {
     let mut stream = ByteStream::new(source, *at, source.n_bytes(), PICKLE_LIMIT_BYTES);
-    let outcome = pickle::read(&mut stream);
+    let result = pickle::read(&mut stream);
     *at = stream.position();
-    match outcome {
-        Outcome {
-            result: Ok(value),
-            refused,
-        } if refused.is_empty() => Ok(value),
-        outcome => Err(LegacyError { part, outcome }),
-    }
+    result.map_err(|failure| LegacyError { part, failure })
 }
 
 fn fault(part: &'static str, offset: u64, fault: PickleFault) -> LegacyError {
     LegacyError {
         part,
-        outcome: Outcome {
-            result: Err((offset, fault)),
-            refused: Vec::new(),
-        },
+        failure: Failure::Fault(offset, fault),
     }
 }
 

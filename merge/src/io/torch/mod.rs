@@ -8,41 +8,34 @@ mod archive;
 mod callables;
 mod contents;
 mod fault;
+mod layout;
 mod legacy;
+mod literal;
 mod pickle;
 mod read_at;
 mod rebuild;
 mod roots;
+mod source;
 mod strided;
 mod tensor;
 mod value;
 
 pub use fault::{PickleCall, PickleFault, ZipFault};
 
-use std::collections::{BTreeMap, HashMap};
+use std::collections::BTreeMap;
 use std::fs::File;
 use std::path::Path;
-use std::sync::{Mutex, PoisonError};
 
 use archive::{Archive, ArchiveError};
-use contents::{Contents, WalkError};
+use contents::WalkError;
+use layout::{Layout, Storage};
 use legacy::LegacyError;
-use pickle::{Outcome, PICKLE_LIMIT_BYTES};
+use pickle::{Failure, PICKLE_LIMIT_BYTES};
 use read_at::{ByteStream, FileAt, ReadAt};
-use strided::{Span, Strided};
-use tensor::{ElementType, StorageRef};
-use value::Arena;
+use source::TorchSource;
 
-use crate::io::{
-    Container, ObjectPath, OpenOptions, SourceFile, SourceInfo, TensorEntry, TensorSource,
-};
-use crate::{Error, Result, TensorInfo};
-
-/// How far the values of a tensor may exceed its storage, as those of an expanded one do.
-const EXPANSION_LIMIT_BYTES: u64 = 1 << 30;
-
-/// Bytes that are read at once to compute a checksum.
-const CHECK_BYTES: usize = 256 << 10;
+use crate::io::{Container, ObjectPath, OpenOptions, TensorSource};
+use crate::{Error, Result};
 
 /// Tells a torch file by its first bytes; at least 16 should be given if the file has them.
 pub(crate) fn sniff(first_bytes: &[u8]) -> Option<Container> {
@@ -88,7 +81,8 @@ pub fn open_bytes(bytes: Vec<u8>, options: &OpenOptions) -> Result<Box<dyn Tenso
 pub fn walk_pickle(bytes: Vec<u8>) -> Result<usize> {
     let path = Path::new("(memory)");
     let mut stream = ByteStream::new(&bytes, 0, bytes.n_bytes(), PICKLE_LIMIT_BYTES);
-    let (arena, root) = accept(path, "pickle", pickle::read(&mut stream))?;
+    let (arena, root) =
+        pickle::read(&mut stream).map_err(|failure| failed(path, "pickle", failure))?;
     let contents =
         contents::walk(&arena, root).map_err(|error| walk_error(path, "pickle", error))?;
     Ok(contents.tensors.len())
@@ -125,7 +119,8 @@ fn open_zip(path: &Path, source: Box<dyn ReadAt>, options: &OpenOptions) -> Resu
         .read(entry, PICKLE_LIMIT_BYTES)
         .map_err(|error| archive_error(path, error))?;
     let mut stream = ByteStream::new(&bytes, 0, bytes.n_bytes(), PICKLE_LIMIT_BYTES);
-    let (arena, root) = accept(path, &name, pickle::read(&mut stream))?;
+    let (arena, root) =
+        pickle::read(&mut stream).map_err(|failure| failed(path, &name, failure))?;
     drop(bytes);
     let contents = contents::walk(&arena, root).map_err(|error| walk_error(path, &name, error))?;
     let metadata = archive
@@ -152,16 +147,8 @@ fn open_zip(path: &Path, source: Box<dyn ReadAt>, options: &OpenOptions) -> Resu
 }
 
 fn open_legacy(path: &Path, source: Box<dyn ReadAt>, options: &OpenOptions) -> Result<TorchSource> {
-    let legacy = match legacy::read(&*source) {
-        Ok(legacy) => legacy,
-        Err(LegacyError { part, outcome }) => {
-            // It holds a fault or a refused call.
-            return Err(match accept(path, part, outcome) {
-                Err(error) => error,
-                Ok(_) => pickle_error(path, part, 0, PickleFault::NotTorch),
-            });
-        }
-    };
+    let legacy = legacy::read(&*source)
+        .map_err(|LegacyError { part, failure }| failed(path, part, failure))?;
     let contents = contents::walk(&legacy.arena, legacy.root)
         .map_err(|error| walk_error(path, "object", error))?;
     let layout = Layout::new(path, &legacy.arena, &contents, |storage| {
@@ -193,270 +180,14 @@ fn open_legacy(path: &Path, source: Box<dyn ReadAt>, options: &OpenOptions) -> R
     )
 }
 
-/// The values of a pickle, unless it has a fault or calls what is refused.
-fn accept(path: &Path, entry: &str, outcome: Outcome) -> Result<(Arena, value::Id)> {
-    if !outcome.refused.is_empty() {
-        return Err(Error::UnsafePickle {
+fn failed(path: &Path, entry: &str, failure: Failure) -> Error {
+    match failure {
+        Failure::Fault(offset, fault) => pickle_error(path, entry, offset, fault),
+        Failure::Refused(calls) => Error::UnsafePickle {
             path: path.into(),
             entry: entry.into(),
-            calls: outcome.refused,
-        });
-    }
-    outcome
-        .result
-        .map_err(|(offset, fault)| pickle_error(path, entry, offset, fault))
-}
-
-/// A storage in the file.
-struct Storage {
-    /// Name of its entry, for errors.
-    entry: String,
-    start: u64,
-    n_bytes: u64,
-    /// The CRC-32 it should have.
-    crc: Option<u32>,
-    /// The CRC-32 it has, once that is known.
-    computed: Mutex<Option<u32>>,
-}
-
-impl Storage {
-    fn new(entry: &str, start: u64, n_bytes: u64, crc: Option<u32>) -> Self {
-        Self {
-            entry: entry.into(),
-            start,
-            n_bytes,
-            crc,
-            computed: Mutex::new(None),
-        }
-    }
-}
-
-/// A tensor in its storage.
-struct Placed {
-    /// Index into [`Layout::storages`].
-    storage: usize,
-    elements: Strided,
-}
-
-/// Where the tensors of a file lie.
-#[derive(Default)]
-struct Layout {
-    storages: Vec<Storage>,
-    /// For each tensor of [`Contents`], in the same order: where it lies and what it is.
-    tensors: Vec<(Placed, TensorInfo)>,
-}
-
-impl Layout {
-    /// Places every tensor and compares it with its storage, which `find` looks up.
-    fn new(
-        path: &Path,
-        arena: &Arena,
-        contents: &Contents,
-        find: impl Fn(&StorageRef) -> Result<Storage>,
-    ) -> Result<Self> {
-        let mut layout = Self::default();
-        let mut known: HashMap<(&str, u64), usize> = HashMap::new();
-        for (object_path, index) in &contents.tensors {
-            let record = &arena.tensors[*index as usize];
-            let dtype = match record.element {
-                ElementType::Plain(dtype) => dtype,
-                ElementType::Untyped => {
-                    return Err(unsupported(path, object_path, "untyped bytes"));
-                }
-                ElementType::Unsupported(name, _) => {
-                    return Err(unsupported(path, object_path, name));
-                }
-            };
-            let reference = &arena.storages[record.storage as usize];
-            let key = (&*reference.key, reference.first);
-            let storage = match known.get(&key) {
-                Some(&storage) => storage,
-                None => {
-                    layout.storages.push(find(reference)?);
-                    known.insert(key, layout.storages.len() - 1);
-                    layout.storages.len() - 1
-                }
-            };
-            let elements = Strided::new(record.offset, &record.sizes, &record.strides);
-            let info = TensorInfo {
-                dtype,
-                shape: record.sizes.clone(),
-            };
-            let has = layout.storages[storage].n_bytes;
-            let needs = (elements.end())
-                .and_then(|end| end.checked_mul(dtype.size_bytes() as u64))
-                .unwrap_or(u64::MAX);
-            if needs > has {
-                return Err(Error::TensorOutOfStorage {
-                    path: path.into(),
-                    key: object_path.to_string(),
-                    entry: layout.storages[storage].entry.clone(),
-                    needs,
-                    has,
-                });
-            }
-            if info.n_bytes() > has.saturating_add(EXPANSION_LIMIT_BYTES) {
-                return Err(Error::TensorExpanded {
-                    path: path.into(),
-                    key: object_path.to_string(),
-                    n_bytes: info.n_bytes(),
-                    has,
-                });
-            }
-            layout.tensors.push((Placed { storage, elements }, info));
-        }
-        Ok(layout)
-    }
-}
-
-/// An open torch file.
-struct TorchSource {
-    source: Box<dyn ReadAt>,
-    info: SourceInfo,
-    entries: Vec<TensorEntry>,
-    placed: Vec<Placed>,
-    storages: Vec<Storage>,
-}
-
-impl TorchSource {
-    fn new(
-        path: &Path,
-        container: Container,
-        source: Box<dyn ReadAt>,
-        contents: Contents,
-        layout: Layout,
-        metadata: BTreeMap<String, String>,
-        options: &OpenOptions,
-    ) -> Result<Self> {
-        if contents.tensors.is_empty()
-            && let Some(class) = contents.root_class
-        {
-            return Err(Error::PickledObject {
-                path: path.into(),
-                class,
-            });
-        }
-        let (placed, infos): (Vec<_>, Vec<_>) = layout.tensors.into_iter().unzip();
-        let mut entries: Vec<TensorEntry> = (contents.tensors.into_iter().zip(infos))
-            .map(|((path, _), info)| TensorEntry {
-                path,
-                name: None,
-                info,
-            })
-            .collect();
-        let choice = roots::choose(&entries, options.root.as_deref()).map_err(|roots| {
-            Error::UnknownRoot {
-                path: path.into(),
-                root: options.root.clone().unwrap_or_default(),
-                roots,
-            }
-        })?;
-        for (entry, name) in entries.iter_mut().zip(choice.names) {
-            entry.name = name;
-        }
-        let info = SourceInfo {
-            path: path.into(),
-            container,
-            files: vec![SourceFile {
-                path: path.into(),
-                n_bytes: source.n_bytes(),
-            }],
-            metadata,
-            roots: choice.roots,
-            root: choice.root,
-            values: contents.values,
-            opaque: contents.opaque,
-        };
-        Ok(Self {
-            source,
-            info,
-            entries,
-            placed,
-            storages: layout.storages,
-        })
-    }
-
-    /// Compares the checksum of a storage. The first to touch it reads it whole; if that is what
-    /// was asked for, into `out`, which says whether nothing is left to read.
-    fn check(&self, storage: &Storage, out: Option<&mut [u8]>) -> Result<bool> {
-        let Some(stored) = storage.crc else {
-            return Ok(false);
-        };
-        let mut known = storage
-            .computed
-            .lock()
-            .unwrap_or_else(PoisonError::into_inner);
-        let mut is_read = false;
-        let computed = match (*known, out) {
-            (Some(computed), _) => computed,
-            (None, Some(out)) => {
-                self.read_at(out, storage.start)?;
-                is_read = true;
-                crc32fast::hash(out)
-            }
-            (None, None) => {
-                let mut hasher = crc32fast::Hasher::new();
-                let mut buffer = vec![0; CHECK_BYTES.min(storage.n_bytes as usize)];
-                let mut done = 0;
-                while done < storage.n_bytes {
-                    let n = (storage.n_bytes - done).min(CHECK_BYTES as u64) as usize;
-                    self.read_at(&mut buffer[..n], storage.start + done)?;
-                    hasher.update(&buffer[..n]);
-                    done += n as u64;
-                }
-                hasher.finalize()
-            }
-        };
-        *known = Some(computed);
-        if computed == stored {
-            return Ok(is_read);
-        }
-        Err(Error::Checksum {
-            path: self.info.path.clone(),
-            entry: storage.entry.clone(),
-            stored,
-            computed,
-        })
-    }
-
-    fn read_at(&self, out: &mut [u8], offset: u64) -> Result<()> {
-        (self.source.read_exact_at(out, offset)).map_err(|source| io_error(&self.info.path, source))
-    }
-}
-
-impl TensorSource for TorchSource {
-    fn info(&self) -> &SourceInfo {
-        &self.info
-    }
-
-    fn tensors(&self) -> &[TensorEntry] {
-        &self.entries
-    }
-
-    fn read(&self, index: usize, first: usize, out: &mut [u8]) -> Result<()> {
-        let placed = &self.placed[index];
-        let storage = &self.storages[placed.storage];
-        let element_bytes = self.entries[index].info.dtype.size_bytes();
-        if out.is_empty() {
-            return Ok(());
-        }
-        let Some(start) = placed.elements.contiguous() else {
-            self.check(storage, None)?;
-            let span = Span {
-                source: &*self.source,
-                start: storage.start,
-                n_bytes: storage.n_bytes,
-            };
-            return (placed.elements)
-                .read(span, element_bytes, first as u64, out)
-                .map_err(|source| io_error(&self.info.path, source));
-        };
-        let at = (start + first as u64) * element_bytes as u64;
-        let is_whole = at == 0 && out.len() as u64 == storage.n_bytes;
-        if self.check(storage, is_whole.then_some(&mut *out))? {
-            return Ok(());
-        }
-        self.read_at(out, storage.start + at)
+            calls,
+        },
     }
 }
 

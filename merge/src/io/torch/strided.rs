@@ -3,6 +3,7 @@
 //! The range is cut into boxes of whole axes. Within a box the storage is walked from its first
 //! to its last byte, whatever the order of the axes, through a window of bounded size.
 
+use std::cmp::Reverse;
 use std::io;
 
 use super::read_at::ReadAt;
@@ -188,7 +189,7 @@ fn read_box(
         .filter(|axis| axis.size > 1)
         .collect();
     // Widest strides outermost: the storage is then passed from front to back.
-    axes.sort_by(|a, b| b.stride.cmp(&a.stride));
+    axes.sort_by_key(|axis| Reverse(axis.stride));
     let n_wanted: u64 = (axes.iter().filter(|axis| axis.stride > 0))
         .map(|axis| axis.size)
         .product();
