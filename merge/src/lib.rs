@@ -19,6 +19,7 @@ mod error;
 mod expert;
 mod group;
 
+pub mod convert;
 pub mod execute;
 pub mod gram;
 pub mod io;
@@ -28,7 +29,9 @@ pub mod methods;
 pub mod plan;
 pub mod progress;
 pub mod provenance;
+pub mod random;
 pub mod recipe;
+pub mod synth;
 
 pub use dtype::{DType, decode_f32, decode_f64, encode_f32, encode_f64};
 pub use error::{Error, Result};

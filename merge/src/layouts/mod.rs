@@ -7,7 +7,7 @@ mod generic;
 mod grammar;
 mod relative_position;
 mod survey;
-mod vl_merging;
+pub mod vl_merging;
 pub mod vlmo;
 
 pub use beit::Beit;
