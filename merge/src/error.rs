@@ -198,14 +198,6 @@ pub enum Error {
         /// The system's reason.
         source: std::io::Error,
     },
-    /// A root was asked for in a file without nested dictionaries.
-    #[error("{}: has no root `{root}`: its names do not nest", path.display())]
-    NoNestedRoots {
-        /// The file.
-        path: PathBuf,
-        /// The root asked for.
-        root: String,
-    },
 
     // ---- reading: split models --------------------------------------------------------------
     /// The file is JSON, but no index of a split model.

@@ -71,5 +71,5 @@ fn a_root_is_refused_where_names_do_not_nest() {
     };
     assert!(open(&path, &root("")).is_ok());
     let fault = open(&path, &root("model")).err().expect("refused");
-    assert!(matches!(fault, Error::NoNestedRoots { .. }), "{fault}");
+    assert!(matches!(fault, Error::UnknownRoot { .. }), "{fault}");
 }

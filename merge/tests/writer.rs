@@ -409,4 +409,22 @@ proptest! {
     fn any_tensors_survive_split_safetensors_files(tensors in tensors()) {
         check_round_trip(&tensors, "a.safetensors", Some(64));
     }
+
+    #[test]
+    fn any_tensors_survive_a_torch_file(tensors in tensors()) {
+        prop_assume!(!tensors.is_empty());
+        check_round_trip(&tensors, "a.pt", None);
+    }
+
+    #[test]
+    fn any_tensors_survive_a_lightning_file(tensors in tensors()) {
+        prop_assume!(!tensors.is_empty());
+        check_round_trip(&tensors, "a.ckpt", None);
+    }
+
+    #[test]
+    fn any_tensors_survive_split_torch_files(tensors in tensors()) {
+        prop_assume!(!tensors.is_empty());
+        check_round_trip(&tensors, "a.bin", Some(64));
+    }
 }

@@ -42,7 +42,7 @@ fn classify(seen: &[u8], claims_safetensors: bool) -> Content {
     let trimmed = seen.trim_ascii_start();
     match seen {
         // Before everything else: the length of a header may look like any other mark, but no
-        // other kind of file goes on with three zero bytes of a length and a brace.
+        // other kind of file goes on with four zero bytes of a length and a brace.
         [_, _, _, _, 0, 0, 0, 0, b'{', ..] => Content::Safetensors,
         _ if super::torch::sniff(seen).is_some() => Content::Torch,
         _ if trimmed.starts_with(b"{") => Content::Json,

@@ -38,9 +38,10 @@ pub(crate) fn open(
 pub(super) fn require_root(path: &Path, options: &OpenOptions) -> Result<()> {
     match options.root.as_deref() {
         None | Some("") => Ok(()),
-        Some(root) => Err(Error::NoNestedRoots {
+        Some(root) => Err(Error::UnknownRoot {
             path: path.into(),
             root: root.to_owned(),
+            roots: vec![String::new()],
         }),
     }
 }

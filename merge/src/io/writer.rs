@@ -1,6 +1,7 @@
 //! The streaming writer: sizes first, data in any order from any thread, then one atomic rename.
 
 mod atomic;
+mod flusher;
 mod layout;
 mod pickle;
 mod safetensors;
@@ -14,6 +15,7 @@ use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicU64, Ordering};
 
 use atomic::PartialFile;
+use flusher::Flusher;
 use layout::Layout;
 use safetensors::SafetensorsLayout;
 use torch::TorchLayout;
@@ -84,6 +86,8 @@ pub struct Writer {
     parts: Vec<Part>,
     /// Names the parts if there are several.
     index: Option<PartialFile>,
+    /// Runs only if the output is synced.
+    flusher: Option<Flusher>,
 }
 
 /// Where the data of a tensor go.
@@ -157,11 +161,19 @@ impl Writer {
             1 => None,
             _ => Some(create_index(tensors, &runs, options)?),
         };
+        let flusher = match options.sync {
+            false => None,
+            true => {
+                let files = parts.iter().map(|part| part.file.same_file());
+                Some(Flusher::start(files.collect::<Result<_>>()?))
+            }
+        };
         Ok(Self {
             options: options.clone(),
             tensors: targets,
             parts,
             index,
+            flusher,
         })
     }
 
@@ -196,6 +208,10 @@ impl Writer {
         self.check_complete()?;
         let path = self.options.path.as_path();
         let sync = self.options.sync;
+        if let Some(flusher) = self.flusher {
+            let stopped = flusher.stop();
+            stopped.map_err(|source| Error::io("write", path, source))?;
+        }
         for part in &self.parts {
             for (start, bytes) in part.layout.frame(path, metadata)? {
                 part.file.write_at(start, &bytes)?;

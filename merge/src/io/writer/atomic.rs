@@ -53,6 +53,14 @@ impl PartialFile {
             .map_err(|source| Error::io("write", &self.target, source))
     }
 
+    /// Another handle of the same file.
+    pub(super) fn same_file(&self) -> Result<File> {
+        self.temporary
+            .as_file()
+            .try_clone()
+            .map_err(|source| Error::io("create", &self.target, source))
+    }
+
     /// Waits until everything is on the disk.
     pub(super) fn sync(&self) -> Result<()> {
         self.temporary
