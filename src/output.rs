@@ -2,7 +2,7 @@
 
 use std::io::{IsTerminal, Write};
 use std::process::ExitCode;
-use std::sync::Mutex;
+use std::sync::{Mutex, Once};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
@@ -29,7 +29,7 @@ pub struct Output {
 }
 
 impl Output {
-    /// Applies the global flags: thread count, signal handler, bars.
+    /// Applies the global flags: thread count, bars.
     pub fn new(global: &Global) -> Result<Self> {
         if let Some(threads) = global.threads {
             if threads == 0 {
@@ -40,8 +40,6 @@ impl Output {
                 .build_global()
                 .context("cannot start the thread pool")?;
         }
-        ctrlc::set_handler(|| CANCELLED.store(true, Ordering::Relaxed))
-            .context("cannot install the signal handler")?;
         Ok(Self {
             json: global.json,
             quiet: global.quiet,
@@ -77,6 +75,7 @@ impl Output {
 
 impl merge::Progress for Output {
     fn start(&self, what: &str, total_bytes: u64) {
+        watch_for_signals();
         if self.quiet || !std::io::stderr().is_terminal() {
             return;
         }
@@ -112,6 +111,17 @@ impl merge::Progress for Output {
     fn is_cancelled(&self) -> bool {
         CANCELLED.load(Ordering::Relaxed)
     }
+}
+
+/// Turns SIGINT and SIGTERM into a request to stop, from the first long operation on: the handler
+/// has a thread of its own, which short verbs need not wait for.
+fn watch_for_signals() {
+    static ONCE: Once = Once::new();
+    ONCE.call_once(|| {
+        // Without a handler the signal ends the program at once, and no target is ever half
+        // written: not worth failing for.
+        let _ = ctrlc::set_handler(|| CANCELLED.store(true, Ordering::Relaxed));
+    });
 }
 
 /// Prints an error with its causes and, where there is one, a hint; chooses the exit code.

@@ -636,6 +636,41 @@ pub enum Error {
         /// The tensor.
         key: String,
     },
+
+    // ---- comparing --------------------------------------------------------------------------
+    /// There are no two tensors to compare.
+    #[error("{}: nothing to compare: {why}", path.display())]
+    NothingToCompare {
+        /// The (first) checkpoint.
+        path: PathBuf,
+        /// What is missing.
+        why: &'static str,
+    },
+    /// Two tensors that should be compared differ in shape.
+    #[error(
+        "{}: `{key}` has shape {found:?} and cannot be compared with one of shape {expected:?}",
+        path.display()
+    )]
+    CompareShapes {
+        /// The second checkpoint, or the seed.
+        path: PathBuf,
+        /// The tensor there.
+        key: String,
+        /// Its shape.
+        found: Vec<usize>,
+        /// The shape in the first checkpoint.
+        expected: Vec<usize>,
+    },
+    /// A distance was asked for to something that is not a number.
+    #[error("{}: element {element} of `{key}` is not finite", path.display())]
+    NonFiniteInput {
+        /// The checkpoint.
+        path: PathBuf,
+        /// The tensor.
+        key: String,
+        /// The first such element that was met, counted in row-major order.
+        element: usize,
+    },
     // ---- writing ----------------------------------------------------------------------------
     /// The extension of the target names no kind of file that is written here.
     #[error("{}: the extension does not say what kind of file to write", path.display())]
@@ -802,6 +837,14 @@ impl Error {
                 ..
             } => Some("pack the archive again without compression, e.g. with zip -0".into()),
             Self::Checksum { .. } => Some("fetch the file again and compare its hash".into()),
+            Self::NothingToCompare { .. } => Some(
+                "experts are compared within a modality-specific checkpoint; \
+                 otherwise give two checkpoints"
+                    .into(),
+            ),
+            Self::CompareShapes { .. } => {
+                Some("`vlmerge convert` resizes the image window and the text length".into())
+            }
             _ => None,
         }
     }

@@ -18,7 +18,10 @@ mod dtype;
 mod error;
 mod expert;
 mod group;
+mod spans;
 
+pub mod diff;
+pub mod distance;
 pub mod execute;
 pub mod gram;
 pub mod io;
@@ -29,6 +32,7 @@ pub mod plan;
 pub mod progress;
 pub mod provenance;
 pub mod recipe;
+pub mod statistics;
 
 pub use dtype::{DType, decode_f32, decode_f64, encode_f32, encode_f64};
 pub use error::{Error, Result};

@@ -2,6 +2,8 @@
 #![allow(missing_docs, reason = "test names are the documentation")]
 
 mod catalog;
+mod diff;
+mod distance;
 mod every_method;
 mod fixture;
 mod golden_merge;
@@ -10,5 +12,7 @@ mod memory;
 mod methods_document;
 mod relative_position;
 mod safetensors_corpus;
+mod statistics;
+mod stored;
 mod torch_corpus;
 mod writer;

@@ -1,0 +1,122 @@
+//! Passes over tensors in bounded memory: fixed runs of elements, on all cores, in a fixed order.
+//!
+//! The runs depend on the tensors only, never on the number of threads, and results come back in
+//! the order of the runs. Sums over them are therefore the same on every machine.
+
+use rayon::prelude::*;
+
+use crate::{Checkpoint, DType, Error, Progress, Result, TensorSource, decode_f64};
+
+/// Elements of a run: large enough that a read costs little beside its bytes, small enough that
+/// the `f64` copies of two tensors stay in a core's cache.
+pub(crate) const RUN_ELEMENTS: usize = 32 * 1024;
+
+/// Elements `first..first + len` of one of the tensors of a pass.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct Span {
+    /// Which tensor, in the caller's order.
+    pub(crate) item: usize,
+    /// The first element, row-major.
+    pub(crate) first: usize,
+    /// How many.
+    pub(crate) len: usize,
+}
+
+/// Cuts tensors of these sizes into runs of at most `run_elements`. Empty tensors have none.
+pub(crate) fn cut(sizes: impl IntoIterator<Item = usize>, run_elements: usize) -> Vec<Span> {
+    let mut spans = Vec::new();
+    for (item, size) in sizes.into_iter().enumerate() {
+        for first in (0..size).step_by(run_elements) {
+            let len = run_elements.min(size - first);
+            spans.push(Span { item, first, len });
+        }
+    }
+    spans
+}
+
+/// Applies `body` to every run on all cores, each thread with a state of its own, and returns the
+/// results in the order of the runs.
+pub(crate) fn map<State, T: Send>(
+    spans: &[Span],
+    progress: &dyn Progress,
+    state: impl Fn() -> State + Sync + Send,
+    body: impl Fn(&mut State, Span) -> Result<T> + Sync + Send,
+) -> Result<Vec<T>> {
+    spans
+        .par_iter()
+        .map_init(state, |state, &span| {
+            if progress.is_cancelled() {
+                return Err(Error::Cancelled);
+            }
+            body(state, span)
+        })
+        .collect()
+}
+
+/// Room for one run of a tensor, as stored and in `f64`.
+#[derive(Default)]
+pub(crate) struct Run {
+    pub(crate) bytes: Vec<u8>,
+    pub(crate) values: Vec<f64>,
+}
+
+impl Run {
+    /// Reads `len` elements of tensor `index`, undecoded.
+    pub(crate) fn read(
+        &mut self,
+        source: &dyn TensorSource,
+        index: usize,
+        first: usize,
+        len: usize,
+    ) -> Result<()> {
+        let dtype = source.tensors()[index].info.dtype;
+        self.bytes.resize(len * dtype.size_bytes(), 0);
+        source.read(index, first, &mut self.bytes)
+    }
+
+    /// Reads the elements of `span` of the tensor `key`, undecoded.
+    pub(crate) fn read_named(
+        &mut self,
+        checkpoint: &Checkpoint,
+        key: &str,
+        dtype: DType,
+        span: Span,
+    ) -> Result<()> {
+        self.bytes.resize(span.len * dtype.size_bytes(), 0);
+        checkpoint.read(key, span.first, &mut self.bytes)
+    }
+
+    /// Decodes what was read; booleans become 0 and 1.
+    pub(crate) fn decode(&mut self, key: &str, dtype: DType) -> Result<&mut [f64]> {
+        // A boolean is stored as a byte.
+        let dtype = match dtype {
+            DType::Bool => DType::U8,
+            dtype => dtype,
+        };
+        self.values
+            .resize(self.bytes.len() / dtype.size_bytes(), 0.0);
+        decode_f64(key, dtype, &self.bytes, &mut self.values)?;
+        Ok(&mut self.values)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn runs_cover_every_element_once_and_skip_empty_tensors() {
+        let span = |item, first, len| Span { item, first, len };
+        assert_eq!(
+            cut([5, 0, 1, 4], 2),
+            [
+                span(0, 0, 2),
+                span(0, 2, 2),
+                span(0, 4, 1),
+                span(2, 0, 1),
+                span(3, 0, 2),
+                span(3, 2, 2)
+            ]
+        );
+    }
+}
