@@ -168,8 +168,18 @@ impl Canvas {
             self.rect(&format!("f{step}"), (x, self.y + 4), (step_width - 1, 12));
         }
         self.y += 32;
-        self.text("label", MARGIN, self.y, &format!("{} near", compact(scale.low)));
-        self.text("label end", right, self.y, &format!("far {}", compact(scale.high)));
+        self.text(
+            "label",
+            MARGIN,
+            self.y,
+            &format!("{} near", compact(scale.low)),
+        );
+        self.text(
+            "label end",
+            right,
+            self.y,
+            &format!("far {}", compact(scale.high)),
+        );
     }
 
     fn panel(&mut self, panel: &Panel, columns: &[String], scale: &Scale) {
@@ -207,10 +217,19 @@ impl Canvas {
             ),
             Cell::Value(value) => {
                 let step = scale.step(value);
-                (format!("f{step}"), format!("i{step}"), compact(value), value.to_string())
+                (
+                    format!("f{step}"),
+                    format!("i{step}"),
+                    compact(value),
+                    value.to_string(),
+                )
             }
         };
-        let _ = writeln!(self.body, "<g><title>{}</title>", escape(&format!("{what}: {full}")));
+        let _ = writeln!(
+            self.body,
+            "<g><title>{}</title>",
+            escape(&format!("{what}: {full}"))
+        );
         self.rect(&fill, (x, y), size);
         let (middle, baseline) = (x + size.0 / 2, y + 18);
         self.text(&format!("value {ink}"), middle, baseline, &text);
@@ -296,7 +315,9 @@ mod tests {
         let svg = map().to_svg();
         let last = color::STEPS - 1;
         assert!(svg.contains("block 0, attn.qkv: 0.25</title>\n<rect class=\"f0\""));
-        assert!(svg.contains(&format!("block 1, attn.qkv: 0.75</title>\n<rect class=\"f{last}\"")));
+        assert!(svg.contains(&format!(
+            "block 1, attn.qkv: 0.75</title>\n<rect class=\"f{last}\""
+        )));
         assert!(svg.contains("block 0, norm1: undefined"));
         assert!(!svg.contains("block 1, norm1"));
     }

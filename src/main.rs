@@ -2,8 +2,11 @@
 
 mod cli;
 mod commands;
+mod heat_map;
+mod key_tree;
 mod output;
 mod plan_view;
+mod table;
 
 use std::process::ExitCode;
 

@@ -1,9 +1,10 @@
 //! What people see: progress on stderr, results on stdout, errors with a hint.
 
+use std::borrow::Cow;
 use std::io::{IsTerminal, Write};
 use std::process::ExitCode;
-use std::sync::{Mutex, Once};
 use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Mutex, Once};
 use std::time::Duration;
 
 use anyhow::{Context, Result};
@@ -49,7 +50,8 @@ impl Output {
 
     /// Prints a line of results to stdout.
     pub fn line(&self, text: impl AsRef<str>) -> Result<()> {
-        writeln!(std::io::stdout().lock(), "{}", text.as_ref()).context("cannot write to stdout")
+        writeln!(std::io::stdout().lock(), "{}", printable(text.as_ref()))
+            .context("cannot write to stdout")
     }
 
     /// Prints text that ends with its own line break to stdout.
@@ -128,7 +130,7 @@ fn watch_for_signals() {
 pub fn report(error: &anyhow::Error) -> ExitCode {
     let mut stderr = std::io::stderr().lock();
     // If stderr is closed there is nowhere left to complain.
-    let _ = writeln!(stderr, "error: {error:#}");
+    let _ = writeln!(stderr, "error: {}", printable(&format!("{error:#}")));
     if let Some(hint) = hint(error) {
         let _ = writeln!(stderr, "\nhint: {hint}");
     }
@@ -150,4 +152,33 @@ fn hint(error: &anyhow::Error) -> Option<String> {
 /// A number of bytes for people, e.g. `437.2 MB`.
 pub fn bytes(n_bytes: u64) -> String {
     indicatif::DecimalBytes(n_bytes).to_string()
+}
+
+/// Text without control characters but line breaks and tabs: names come from files, and must not
+/// be able to command a terminal.
+pub fn printable(text: &str) -> Cow<'_, str> {
+    let is_command = |c: char| c.is_control() && c != '\n' && c != '\t';
+    if !text.contains(is_command) {
+        return Cow::Borrowed(text);
+    }
+    let mut safe = String::with_capacity(text.len());
+    for c in text.chars() {
+        if is_command(c) {
+            safe.extend(c.escape_default());
+        } else {
+            safe.push(c);
+        }
+    }
+    Cow::Owned(safe)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::printable;
+
+    #[test]
+    fn a_name_cannot_command_the_terminal() {
+        assert_eq!(printable("a\tb\nc"), "a\tb\nc");
+        assert_eq!(printable("\u{1b}[2Jx"), "\\u{1b}[2Jx");
+    }
 }

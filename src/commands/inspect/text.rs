@@ -1,0 +1,309 @@
+//! An inspection for people.
+
+use anyhow::Result;
+use merge::Role;
+use merge::io::{Container, PlainValue};
+use merge::layouts::{self, Dimensions, Layout};
+
+use super::{Inspection, called};
+use crate::key_tree;
+use crate::output::{Output, bytes};
+use crate::table::{Align, Table, grouped, significant};
+
+/// Values and Python objects that are listed before the rest is only counted.
+const MAX_LISTED: usize = 20;
+/// Characters of a value that are shown.
+const MAX_VALUE: usize = 60;
+
+impl Inspection {
+    pub(super) fn print(&self, output: &Output) -> Result<()> {
+        self.print_file(output)?;
+        match &self.layout {
+            Ok(layout) => self.print_layout(layout.as_ref(), output)?,
+            Err(error) => output.line(format!("layout      none: {error}"))?,
+        }
+        self.print_dtypes(output)?;
+        self.print_beside(output)?;
+        self.print_provenance(output)?;
+        if self.statistics.is_some() || self.hashes.is_some() {
+            self.print_tensors(output)
+        } else {
+            self.print_tree(output)
+        }
+    }
+
+    fn print_file(&self, output: &Output) -> Result<()> {
+        let info = self.info();
+        let container = match info.container {
+            Container::Safetensors => "safetensors",
+            Container::TorchZip => "torch zip archive",
+            Container::TorchLegacy => "torch file of before 1.6",
+            Container::Sharded => "sharded",
+            _ => "other",
+        };
+        let n_bytes = info.files.iter().map(|file| file.n_bytes).sum();
+        output.line(info.path.display().to_string())?;
+        output.line(format!("container   {container}, {}", bytes(n_bytes)))?;
+        if info.files.len() > 1 {
+            for file in &info.files {
+                output.line(format!(
+                    "  {}  {}",
+                    file.path.display(),
+                    bytes(file.n_bytes)
+                ))?;
+            }
+        }
+        for root in &info.roots {
+            let name = match root.name.as_str() {
+                "" => "(the file itself)",
+                name => name,
+            };
+            let chosen = if root.name == info.root {
+                "  <- chosen"
+            } else {
+                ""
+            };
+            output.line(format!(
+                "root        {name}: {} tensors, {}{chosen}",
+                root.n_tensors,
+                bytes(root.n_bytes)
+            ))?;
+        }
+        Ok(())
+    }
+
+    fn print_layout(&self, layout: &dyn Layout, output: &Output) -> Result<()> {
+        output.line(format!("layout      {}", layout.name()))?;
+        for evidence in layout.evidence() {
+            output.line(format!("  {evidence}"))?;
+        }
+        output.line(format!("sizes       {}", sizes(layout.dimensions())))?;
+        let counts = layouts::count(&self.checkpoint, layout);
+        let mut table = counts_table("part");
+        for (part, count) in &counts.by_part {
+            table.row(counts_row(snake(part), count.n_tensors, count.n_elements));
+        }
+        let total = counts.parameters();
+        let name = "all but buffers".to_owned();
+        table.row(counts_row(name, total.n_tensors, total.n_elements));
+        output.line("")?;
+        output.text(&table.to_string())?;
+        if !counts.by_expert.is_empty() {
+            let mut table = counts_table("expert");
+            for (expert, count) in &counts.by_expert {
+                table.row(counts_row(
+                    expert.to_string(),
+                    count.n_tensors,
+                    count.n_elements,
+                ));
+            }
+            output.line("")?;
+            output.text(&table.to_string())?;
+        }
+        Ok(())
+    }
+
+    fn print_dtypes(&self, output: &Output) -> Result<()> {
+        let mut table = counts_table("dtype");
+        for (dtype, (n_tensors, n_elements)) in self.dtypes() {
+            table.row(counts_row(dtype.to_string(), n_tensors, n_elements));
+        }
+        output.line("")?;
+        output.text(&table.to_string())
+    }
+
+    /// Plain values and Python objects beside the tensors.
+    fn print_beside(&self, output: &Output) -> Result<()> {
+        let info = self.info();
+        let values = info
+            .values
+            .iter()
+            .map(|(path, value)| format!("{path} = {}", shown(value)));
+        list("plain values", values.collect(), output)?;
+        let objects = info.opaque.iter().map(|object| {
+            format!(
+                "{}: loading it in Python would call {}",
+                object.path, object.callable
+            )
+        });
+        list("Python objects, not built", objects.collect(), output)
+    }
+
+    fn print_provenance(&self, output: &Output) -> Result<()> {
+        if let Some(provenance) = &self.provenance {
+            output.line("\nmade by vlmerge")?;
+            for line in provenance.recipe.lines() {
+                output.line(format!("  {line}"))?;
+            }
+            for input in &provenance.inputs {
+                let hash = input.sha256.as_deref().unwrap_or("not hashed");
+                output.line(format!(
+                    "  from {}, {}, {hash}",
+                    input.name,
+                    bytes(input.n_bytes)
+                ))?;
+            }
+            return Ok(());
+        }
+        let metadata = self.info().metadata.iter();
+        let lines = metadata.map(|(key, value)| format!("{key} = {}", clipped(value)));
+        list("metadata", lines.collect(), output)
+    }
+
+    /// Keys of the chosen root collapsed over blocks and experts, and the tensors outside it.
+    fn print_tree(&self, output: &Output) -> Result<()> {
+        let layout = self.layout.as_ref().ok();
+        let role = |key: &str| -> Option<Role> { layout?.role(key).ok() };
+        let named = self
+            .listed()
+            .filter_map(|entry| Some((entry.name.as_deref()?, &entry.info)));
+        let mut table = Table::new(vec![
+            ("tensors".to_owned(), Align::Left),
+            ("dtype".to_owned(), Align::Left),
+            ("shape".to_owned(), Align::Left),
+            ("n".to_owned(), Align::Right),
+        ]);
+        for branch in key_tree::collapse(named, role) {
+            table.row(vec![
+                branch.pattern,
+                branch.info.dtype.to_string(),
+                format!("{:?}", branch.info.shape),
+                branch.n_tensors.to_string(),
+            ]);
+        }
+        output.line("")?;
+        output.text(&table.to_string())?;
+        let outside = self.listed().filter(|entry| entry.name.is_none());
+        let lines = outside.map(|entry| {
+            format!(
+                "{}  {} {:?}",
+                entry.path, entry.info.dtype, entry.info.shape
+            )
+        });
+        list("tensors outside the chosen root", lines.collect(), output)
+    }
+
+    /// Each tensor with its statistics and hash.
+    fn print_tensors(&self, output: &Output) -> Result<()> {
+        let mut columns = vec![
+            ("tensor".to_owned(), Align::Left),
+            ("dtype".to_owned(), Align::Left),
+            ("shape".to_owned(), Align::Left),
+        ];
+        if self.statistics.is_some() {
+            let names = ["min", "max", "mean", "std", "zeros", "non-finite"];
+            columns.extend(names.map(|name| (name.to_owned(), Align::Right)));
+        }
+        if self.hashes.is_some() {
+            columns.push(("sha256".to_owned(), Align::Left));
+        }
+        let mut table = Table::new(columns);
+        for (position, entry) in self.listed().enumerate() {
+            let mut row = vec![
+                called(entry),
+                entry.info.dtype.to_string(),
+                format!("{:?}", entry.info.shape),
+            ];
+            if let Some(statistics) = &self.statistics {
+                let of = &statistics[position];
+                let number = |value: Option<f64>| value.map_or_else(|| "-".to_owned(), significant);
+                row.extend([of.min, of.max, of.mean, of.std].map(number));
+                row.extend([of.n_zero.to_string(), of.n_non_finite.to_string()]);
+            }
+            if let Some(hashes) = &self.hashes {
+                row.push(hashes[position].clone());
+            }
+            table.row(row);
+        }
+        output.line("")?;
+        output.text(&table.to_string())
+    }
+}
+
+fn counts_table(what: &str) -> Table {
+    Table::new(vec![
+        (what.to_owned(), Align::Left),
+        ("tensors".to_owned(), Align::Right),
+        ("elements".to_owned(), Align::Right),
+    ])
+}
+
+fn counts_row(name: String, n_tensors: usize, n_elements: u64) -> Vec<String> {
+    vec![name, n_tensors.to_string(), grouped(n_elements)]
+}
+
+/// The name of a unit variant as it is serialized, in words.
+fn snake(variant: &impl serde::Serialize) -> String {
+    match serde_json::to_value(variant) {
+        Ok(serde_json::Value::String(name)) => name.replace('_', " "),
+        _ => "other".to_owned(),
+    }
+}
+
+fn sizes(dimensions: &Dimensions) -> String {
+    let optional = [
+        (dimensions.n_heads, "heads"),
+        (dimensions.ffn_width, "wide FFN"),
+        (dimensions.patch_size, "pixel patches"),
+        (dimensions.image_size, "pixel images"),
+        (dimensions.text_len, "text tokens"),
+        (
+            dimensions.text_table_len,
+            "text tokens in the position table",
+        ),
+        (dimensions.vocabulary, "word pieces"),
+        (dimensions.n_token_types, "token types"),
+    ];
+    let mut sizes = vec![
+        format!("{} blocks", dimensions.n_blocks),
+        format!("width {}", dimensions.width),
+    ];
+    sizes.extend(
+        optional
+            .into_iter()
+            .filter_map(|(size, what)| Some(format!("{} {what}", size?))),
+    );
+    sizes.extend(
+        dimensions
+            .fusion_start
+            .map(|block| format!("fusion from block {block}")),
+    );
+    sizes.join(", ")
+}
+
+/// A heading and lines, the first of them only if they are many; nothing if there are none.
+fn list(heading: &str, lines: Vec<String>, output: &Output) -> Result<()> {
+    if lines.is_empty() {
+        return Ok(());
+    }
+    output.line(format!("\n{heading}: {}", lines.len()))?;
+    for line in lines.iter().take(MAX_LISTED) {
+        output.line(format!("  {line}"))?;
+    }
+    if lines.len() > MAX_LISTED {
+        output.line(format!(
+            "  and {} more (--json lists all)",
+            lines.len() - MAX_LISTED
+        ))?;
+    }
+    Ok(())
+}
+
+fn shown(value: &PlainValue) -> String {
+    match value {
+        PlainValue::None => "None".to_owned(),
+        PlainValue::Bool(value) => value.to_string(),
+        PlainValue::Integer(value) => value.to_string(),
+        PlainValue::Float(value) => value.to_string(),
+        PlainValue::Text(value) => format!("\"{}\"", clipped(value)),
+        _ => "?".to_owned(),
+    }
+}
+
+fn clipped(text: &str) -> String {
+    let line = text.replace('\n', " ");
+    match line.char_indices().nth(MAX_VALUE) {
+        None => line,
+        Some((end, _)) => format!("{}...", &line[..end]),
+    }
+}
