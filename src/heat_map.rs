@@ -82,7 +82,8 @@ impl HeatMap {
         let title = escape(&self.title);
         format!(
             "<svg xmlns=\"http://www.w3.org/2000/svg\" viewBox=\"0 0 {width} {height}\" \
-             width=\"100%\" style=\"max-width:{}px\" role=\"img\" aria-label=\"{title}\">\n\
+             width=\"100%\" style=\"max-width:{}px;height:auto\" \
+             preserveAspectRatio=\"xMidYMin\" role=\"img\" aria-label=\"{title}\">\n\
              <title>{title}</title>\n<style>\n{}</style>\n\
              <rect class=\"page\" width=\"{width}\" height=\"{height}\"/>\n{}</svg>\n",
             width * 3 / 2,

@@ -1,1 +1,7 @@
-fn main() {}
+//! The program end to end: one file per walk.
+#![allow(missing_docs, reason = "test names are the documentation")]
+
+mod compare;
+mod corpus;
+mod inspect;
+mod program;
