@@ -20,6 +20,7 @@ mod expert;
 mod group;
 mod spans;
 
+pub mod convert;
 pub mod diff;
 pub mod distance;
 pub mod execute;
@@ -31,8 +32,10 @@ pub mod methods;
 pub mod plan;
 pub mod progress;
 pub mod provenance;
+pub mod random;
 pub mod recipe;
 pub mod statistics;
+pub mod synth;
 
 pub use dtype::{DType, decode_f32, decode_f64, encode_f32, encode_f64};
 pub use error::{Error, Result};

@@ -2,6 +2,7 @@
 #![allow(missing_docs, reason = "test names are the documentation")]
 
 mod catalog;
+mod convert;
 mod diff;
 mod distance;
 mod every_method;

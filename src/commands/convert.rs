@@ -1,17 +1,144 @@
 //! `vlmerge convert`.
 
+use std::path::{Path, PathBuf};
 use std::process::ExitCode;
+use std::sync::Arc;
 
 use anyhow::Result;
+use clap::ValueEnum;
+use merge::convert::{Conversion, Resize, Spelling};
+use merge::io::{OpenOptions, open};
+use merge::layouts::{by_name, detect};
+use merge::{Checkpoint, Layout};
 
+use crate::cli::WriteArgs;
 use crate::output::Output;
+use crate::plan_view;
+
+const EXAMPLES: &str = "\
+Examples:
+  vlmerge convert model.ckpt model.safetensors                       another container, same bits
+  vlmerge convert model.ckpt model.safetensors --dtype bf16          rounded once
+  vlmerge convert model.safetensors folder/model.safetensors --max-shard-size 2GB
+  vlmerge convert vlmo_base.pt out.safetensors --to vl-merging       VLMo keys as vl-merging's
+  vlmerge convert model.ckpt coco.safetensors --image-size 384       tables for a larger image
+  vlmerge convert model.ckpt nlvr2.safetensors --image-size 384 --nlvr2 --dry-run";
 
 /// Flags of `vlmerge convert`.
 #[derive(Debug, clap::Args)]
-pub struct Args {}
+#[command(after_help = EXAMPLES)]
+pub struct Args {
+    /// The checkpoint to read
+    input: PathBuf,
+    /// The checkpoint to write
+    #[arg(required_unless_present = "dry_run")]
+    out: Option<PathBuf>,
+    /// The dictionary of the file that holds the weights [default: found by rule]
+    #[arg(long)]
+    root: Option<String>,
+    /// Spell the keys of a model with an FFN for each modality in another way, where that is exact
+    #[arg(long, value_enum, value_name = "SPELLING")]
+    to: Option<SpellingArg>,
+    /// Resize position tables for images of this side in pixels
+    #[arg(long, value_name = "PIXELS")]
+    image_size: Option<usize>,
+    /// How to resize relative position tables [default: geometric for VLMo, else bicubic]
+    #[arg(long, value_enum, value_name = "HOW", requires = "image_size")]
+    resize: Option<ResizeArg>,
+    /// Keep only the first text positions
+    #[arg(long, value_name = "N", value_parser = parse_positive)]
+    text_len: Option<usize>,
+    /// Text positions that the bias table has room for, if not told by the file [default: 196]
+    #[arg(long, value_name = "N", requires = "image_size")]
+    text_table_len: Option<usize>,
+    /// Add a third token type, for the second image of NLVR2, equal to the second
+    #[arg(long)]
+    nlvr2: bool,
+    /// Rebuild index buffers for the new sizes instead of leaving them out
+    #[arg(long)]
+    keep_derived: bool,
+    #[command(flatten)]
+    write: WriteArgs,
+}
+
+/// A spelling of keys.
+#[derive(Clone, Copy, Debug, ValueEnum)]
+enum SpellingArg {
+    /// vl-merging's ffn-specific form
+    VlMerging,
+    /// That of the VLMo release
+    Vlmo,
+}
+
+/// How relative position tables are resized.
+#[derive(Clone, Copy, Debug, ValueEnum)]
+pub enum ResizeArg {
+    /// Cubic convolution, as vl-merging and torch
+    Bicubic,
+    /// Geometric spacing and a cubic spline, as VLMo and BEiT; cannot shrink
+    Geometric,
+}
+
+impl From<ResizeArg> for Resize {
+    fn from(arg: ResizeArg) -> Self {
+        match arg {
+            ResizeArg::Bicubic => Self::Bicubic,
+            ResizeArg::Geometric => Self::Geometric,
+        }
+    }
+}
+
+/// A number of at least 1.
+fn parse_positive(text: &str) -> Result<usize, String> {
+    match text.parse() {
+        Ok(number) if number > 0 => Ok(number),
+        _ => Err("must be a whole number of at least 1".into()),
+    }
+}
 
 /// Runs the verb.
 pub fn run(args: Args, output: &Output) -> Result<ExitCode> {
-    let _ = (args, output);
-    unreachable!("written with its part of the library")
+    let source = open_source(&args.input, args.root.clone(), output)?;
+    let conversion = Conversion {
+        spelling: args.to.map(|to| match to {
+            SpellingArg::VlMerging => Spelling::VlMerging,
+            SpellingArg::Vlmo => Spelling::Vlmo,
+        }),
+        image_size: args.image_size,
+        resize: args.resize.map(Into::into),
+        text_len: args.text_len,
+        text_table_len: args.text_table_len,
+        third_token_type: args.nlvr2,
+        with_buffers: args.keep_derived,
+        dtype: args.write.dtype.into(),
+    };
+    let layout = layout_of(&source, &conversion)?;
+    let plan = conversion.plan(source, layout.as_ref())?;
+    plan_view::carry_out(&plan, args.out, &args.write, false, output)
+}
+
+/// The family; the generic one for keys that contradict each other if they need only be copied.
+fn layout_of(source: &Checkpoint, conversion: &Conversion) -> merge::Result<Box<dyn Layout>> {
+    match detect(source) {
+        Err(_) if !conversion.needs_family() => by_name("generic", source),
+        result => result,
+    }
+}
+
+/// Opens the checkpoint of a verb that copies it, and says what will not be copied.
+pub fn open_source(
+    path: &Path,
+    root: Option<String>,
+    output: &Output,
+) -> merge::Result<Arc<Checkpoint>> {
+    let source = open(path, &OpenOptions { root })?;
+    let info = source.info();
+    let others = info.values.len() + info.opaque.len();
+    if others > 0 {
+        output.note(format!(
+            "{}: only tensors are copied, not the {others} other values",
+            path.display()
+        ));
+    }
+    Ok(Arc::new(source))
 }

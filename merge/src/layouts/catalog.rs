@@ -30,8 +30,9 @@ pub enum Form {
 }
 
 impl Form {
-    /// Stems that experts own.
-    fn specific(self) -> &'static [&'static str] {
+    /// Parts of a block that experts own: `attn`, `mlp`, `norm1`, `norm2`.
+    #[must_use]
+    pub fn specific(self) -> &'static [&'static str] {
         match self {
             Self::AllSpecific => &["attn", "mlp", "norm1", "norm2"],
             Self::AttnSpecific => &["attn", "norm1"],
@@ -41,7 +42,9 @@ impl Form {
         }
     }
 
-    fn is_beit(self) -> bool {
+    /// Whether it is one of BEiT's.
+    #[must_use]
+    pub fn is_beit(self) -> bool {
         matches!(self, Self::BeitSharedTable | Self::BeitPerBlockTables)
     }
 

@@ -8,7 +8,7 @@ mod grammar;
 mod relative_position;
 mod sizes;
 mod survey;
-mod vl_merging;
+pub mod vl_merging;
 pub mod vlmo;
 
 pub use beit::Beit;

@@ -79,12 +79,36 @@ impl VlMerging {
 }
 
 /// First fusion block of the published models of this depth. Agnostic weights do not tell.
-fn usual_fusion_start(n_blocks: usize) -> Option<usize> {
+#[must_use]
+pub fn usual_fusion_start(n_blocks: usize) -> Option<usize> {
     match n_blocks {
         12 => Some(10),
         24 => Some(21),
         _ => None,
     }
+}
+
+/// The block, and the part of it that experts may own (`attn`, `mlp`, `norm1`, `norm2`), that a key
+/// (without `module.`) of the agnostic form belongs to.
+#[must_use]
+pub fn owned_part(key: &str) -> Option<(usize, &'static str)> {
+    let parsed = BlockKey::parse(key).filter(|parsed| parsed.expert.is_none())?;
+    let stem = parsed.parameter.stem;
+    grammar::is_owned(stem).then_some((parsed.block, stem))
+}
+
+/// The key of an expert's copy of a key (without `module.`) of the agnostic form; `None` where
+/// experts own none.
+#[must_use]
+pub fn expert_key(key: &str, expert: Expert) -> Option<String> {
+    owned_part(key)?;
+    grammar::segment(expert)?;
+    let parsed = BlockKey::parse(key)?;
+    Some(grammar::block_key(
+        parsed.block,
+        parsed.parameter,
+        Some(expert),
+    ))
 }
 
 /// Form by what experts own: attention and FFN decide, norms only where both are shared.
@@ -138,7 +162,8 @@ impl Layout for VlMerging {
 }
 
 /// What a key in vl-merging spelling is; `None` if the grammar does not know it.
-pub(super) fn role_of(key: &str) -> Option<Role> {
+#[must_use]
+pub fn role_of(key: &str) -> Option<Role> {
     if grammar::is_buffer(key) {
         return Some(Role::Derived);
     }

@@ -1,0 +1,213 @@
+//! A plan under construction: starts as a copy of a checkpoint and is changed entry by entry.
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+
+use crate::methods::WholeKernel;
+use crate::plan::{Action, Dropped, Entry, TensorRef};
+use crate::recipe::OutputDType;
+use crate::{Checkpoint, Error, Layout, MergePlan, Result, Role, TensorInfo};
+
+/// Entries by name, and what was left out so far.
+pub(super) struct Draft {
+    sources: Vec<Arc<Checkpoint>>,
+    entries: BTreeMap<String, Entry>,
+    dropped: Vec<Dropped>,
+}
+
+impl Draft {
+    /// All tensors of a checkpoint under their own names.
+    ///
+    /// # Errors
+    /// [`Error::DuplicateKey`] when a name belongs to more than one tensor.
+    pub(super) fn copy_of(source: Arc<Checkpoint>) -> Result<Self> {
+        source.require_unique_names()?;
+        let entries = source
+            .tensors()
+            .map(|(name, info)| (name.to_owned(), copy(0, name, info)))
+            .collect();
+        Ok(Self {
+            sources: vec![source],
+            entries,
+            dropped: Vec::new(),
+        })
+    }
+
+    /// Opens another input; returns its index.
+    pub(super) fn add_source(&mut self, source: Arc<Checkpoint>) -> usize {
+        self.sources.push(source);
+        self.sources.len() - 1
+    }
+
+    /// One of the inputs.
+    pub(super) fn source(&self, index: usize) -> &Checkpoint {
+        &self.sources[index]
+    }
+    /// The error for a conversion that this family does not have.
+    pub(super) fn refused(&self, layout: &dyn Layout, wanted: &'static str) -> Error {
+        Error::NoSuchConversion {
+            path: self.sources[0].path().into(),
+            layout: layout.name(),
+            wanted,
+        }
+    }
+
+    /// Whether any entry is no plain copy.
+    pub(super) fn is_changed(&self) -> bool {
+        let is_copy = |entry: &Entry| matches!(entry.action, Action::Copy(_));
+        !self.entries.values().all(is_copy)
+    }
+
+    /// Current names in order.
+    pub(super) fn names(&self) -> Vec<String> {
+        self.entries.keys().cloned().collect()
+    }
+
+    /// Shape of an entry.
+    ///
+    /// # Errors
+    /// [`Error::MissingKey`] with the nearest name of the main source.
+    pub(super) fn shape(&self, name: &str) -> Result<Vec<usize>> {
+        match self.entries.get(name) {
+            Some(entry) => Ok(entry.info.shape.clone()),
+            None => Ok(self.sources[0].require(name)?.shape.clone()),
+        }
+    }
+
+    /// Takes an entry out, to be put back changed or not at all.
+    pub(super) fn take(&mut self, name: &str) -> Option<Entry> {
+        self.entries.remove(name)
+    }
+
+    /// Puts an entry in under its name.
+    ///
+    /// # Errors
+    /// [`Error::NameTaken`] when there is one of this name.
+    pub(super) fn put(&mut self, entry: Entry) -> Result<()> {
+        let name = entry.name.clone();
+        if self.entries.insert(name.clone(), entry).is_some() {
+            return Err(Error::NameTaken {
+                path: self.sources[0].path().into(),
+                key: name,
+            });
+        }
+        Ok(())
+    }
+
+    /// Gives an entry another name.
+    ///
+    /// # Errors
+    /// [`Error::NameTaken`].
+    pub(super) fn rename(&mut self, from: &str, to: &str) -> Result<()> {
+        if from == to {
+            return Ok(());
+        }
+        let Some(mut entry) = self.take(from) else {
+            return Ok(());
+        };
+        entry.name = to.to_owned();
+        entry.why = format!("{}; was `{from}`", entry.why);
+        self.put(entry)
+    }
+
+    /// Leaves an entry out, saying why.
+    pub(super) fn drop_entry(&mut self, name: &str, why: &str) {
+        if let Some(entry) = self.take(name) {
+            for tensor in tensors_of(entry.action) {
+                self.dropped.push(Dropped {
+                    tensor,
+                    why: why.to_owned(),
+                });
+            }
+        }
+    }
+
+    /// Recomputes an entry as a whole: the entries `names` go into `kernel`, and the result is
+    /// called `to`.
+    ///
+    /// # Errors
+    /// [`Error::NameTaken`].
+    pub(super) fn compute(
+        &mut self,
+        names: &[String],
+        to: &str,
+        shape: Vec<usize>,
+        kernel: Arc<dyn WholeKernel>,
+        why: String,
+    ) -> Result<()> {
+        let mut members = Vec::new();
+        let mut dtype = None;
+        for name in names {
+            if let Some(entry) = self.take(name) {
+                dtype.get_or_insert(entry.info.dtype);
+                members.extend(tensors_of(entry.action));
+            }
+        }
+        let Some(dtype) = dtype else {
+            return Ok(());
+        };
+        let n_members = members.len();
+        self.put(Entry {
+            name: to.to_owned(),
+            info: TensorInfo { dtype, shape },
+            action: Action::Whole {
+                members,
+                base: None,
+                grams: vec![None; n_members],
+                kernel,
+            },
+            why,
+        })
+    }
+
+    /// The finished plan of what `recipe` says, its floats in `dtype`. Buffers that loaders rebuild
+    /// keep theirs: some hold row numbers as `f32`, which no half can.
+    pub(super) fn finish(
+        mut self,
+        layout: &dyn Layout,
+        recipe: String,
+        dtype: OutputDType,
+    ) -> MergePlan {
+        for entry in self.entries.values_mut() {
+            let is_buffer = match &entry.action {
+                Action::Copy(tensor) => matches!(layout.role(&tensor.key), Ok(Role::Derived)),
+                _ => false,
+            };
+            if !is_buffer {
+                entry.info.dtype = dtype.apply(entry.info.dtype);
+            }
+        }
+        self.dropped.sort_by(|a, b| a.tensor.cmp(&b.tensor));
+        MergePlan {
+            recipe,
+            sources: self.sources,
+            grams: None,
+            entries: self.entries.into_values().collect(),
+            dropped: self.dropped,
+        }
+    }
+}
+
+/// An entry that copies a tensor under its own name.
+pub(super) fn copy(source: usize, name: &str, info: &TensorInfo) -> Entry {
+    Entry {
+        name: name.to_owned(),
+        info: info.clone(),
+        action: Action::Copy(TensorRef {
+            source,
+            key: name.to_owned(),
+        }),
+        why: "copied".to_owned(),
+    }
+}
+
+/// The tensors that an action reads.
+fn tensors_of(action: Action) -> Vec<TensorRef> {
+    match action {
+        Action::Copy(tensor) => vec![tensor],
+        Action::Elementwise { members, base, .. } | Action::Whole { members, base, .. } => {
+            members.into_iter().chain(base).collect()
+        }
+        Action::Generate(_) => Vec::new(),
+    }
+}

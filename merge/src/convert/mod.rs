@@ -1,0 +1,153 @@
+//! Conversions: the same weights under other keys, in other containers, for other sizes, or in
+//! several copies. Each becomes a [`MergePlan`], so that one program writes them all.
+//!
+//! [`Conversion`] changes a checkpoint, [`Expansion`] starts a model from one.
+
+pub(crate) mod buffers;
+mod draft;
+mod experts;
+mod keys;
+pub mod positions;
+mod resample;
+mod tables;
+
+use std::fmt;
+use std::sync::Arc;
+
+pub use experts::{Expansion, Start};
+pub use keys::Spelling;
+pub use positions::Resize;
+
+use crate::layouts::{Dimensions, Window};
+use crate::recipe::OutputDType;
+use crate::{Checkpoint, Error, Layout, MergePlan, Result};
+use draft::Draft;
+use tables::Windows;
+
+/// What to change in a checkpoint. Without any change it is copied tensor by tensor, whatever its
+/// family.
+#[derive(Clone, Debug, Default)]
+pub struct Conversion {
+    /// How keys are spelled, if not as they are.
+    pub spelling: Option<Spelling>,
+    /// Side of the image in pixels, if it changes.
+    pub image_size: Option<usize>,
+    /// How position tables are resized; as the family's own program does unless given.
+    pub resize: Option<Resize>,
+    /// Text positions, if they are cut.
+    pub text_len: Option<usize>,
+    /// Text positions that the bias table has room for, where the checkpoint does not tell.
+    pub text_table_len: Option<usize>,
+    /// Add the token type of NLVR2's second image.
+    pub third_token_type: bool,
+    /// Rebuild the index buffers for the new sizes instead of leaving them out.
+    pub with_buffers: bool,
+    /// Element type of the output.
+    pub dtype: OutputDType,
+}
+
+impl Conversion {
+    /// Says what happens to every key of `source`.
+    ///
+    /// # Errors
+    /// [`Error::DuplicateKey`](crate::Error::DuplicateKey), and, where more than container and
+    /// dtype change, [`Error::NoSuchConversion`](crate::Error::NoSuchConversion),
+    /// [`Error::UnknownKey`](crate::Error::UnknownKey),
+    /// [`Error::NoCounterpart`](crate::Error::NoCounterpart) and those of the position tables.
+    pub fn plan(&self, source: Arc<Checkpoint>, layout: &dyn Layout) -> Result<MergePlan> {
+        let mut draft = Draft::copy_of(Arc::clone(&source))?;
+        let is_resized = self.image_size.is_some() || self.text_len.is_some();
+        if layout.name() == "generic" && (is_resized || self.third_token_type) {
+            return Err(draft.refused(layout, "brought to other sizes"));
+        }
+        if self.image_size.is_some() {
+            let windows = Windows::new(&self.sizes(&source, layout)?, self.image_size)?;
+            let resize = self.resize.unwrap_or_else(|| default_resize(layout));
+            tables::change_window(&mut draft, layout, windows, resize)?;
+        }
+        if let Some(text_len) = self.text_len {
+            tables::cut_text(&mut draft, layout, text_len)?;
+        }
+        if is_resized && draft.is_changed() {
+            let window = match self.with_buffers {
+                true => Some(self.window(&self.sizes(&source, layout)?)?),
+                false => None,
+            };
+            tables::replace_indices(&mut draft, layout, window)?;
+        }
+        if self.third_token_type {
+            tables::add_third_token_type(&mut draft)?;
+        }
+        if let Some(spelling) = self.spelling {
+            keys::respell(&mut draft, layout, spelling)?;
+        }
+        Ok(draft.finish(layout, self.to_string(), self.dtype))
+    }
+
+    /// Whether keys must be understood, not just copied.
+    #[must_use]
+    pub fn needs_family(&self) -> bool {
+        self.spelling.is_some()
+            || self.image_size.is_some()
+            || self.text_len.is_some()
+            || self.third_token_type
+    }
+
+    fn sizes(&self, source: &Checkpoint, layout: &dyn Layout) -> Result<Dimensions> {
+        tables::sizes_with_text(source, layout, self.text_table_len)
+    }
+
+    /// The window that index buffers are rebuilt for.
+    fn window(&self, sizes: &Dimensions) -> Result<Window> {
+        let unknown = |what| Error::UnknownSize { what };
+        let text_len = self.text_len.or(sizes.text_len);
+        let text_len = text_len.ok_or(unknown("text length"))?;
+        Ok(Window {
+            side: Windows::new(sizes, self.image_size)?.to,
+            text_len,
+            // Published pre-training sets the same length for fused passes.
+            fused_text_len: Some(text_len),
+            text_table_len: sizes
+                .text_table_len
+                .ok_or(unknown("text length of the bias table"))?,
+        })
+    }
+}
+
+/// As the family's own program resizes its tables.
+fn default_resize(layout: &dyn Layout) -> Resize {
+    if layout.name().starts_with("vlmo/") {
+        Resize::Geometric
+    } else {
+        Resize::Bicubic
+    }
+}
+
+impl fmt::Display for Conversion {
+    /// What was asked for, for provenance.
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let mut said = Vec::new();
+        if let Some(spelling) = self.spelling {
+            said.push(format!("to: {spelling}"));
+        }
+        if let Some(image_size) = self.image_size {
+            said.push(format!("image_size: {image_size}"));
+        }
+        if let Some(resize) = self.resize {
+            said.push(format!("resize: {resize}"));
+        }
+        if let Some(text_len) = self.text_len {
+            said.push(format!("text_len: {text_len}"));
+        }
+        if let Some(text_table_len) = self.text_table_len {
+            said.push(format!("text_table_len: {text_table_len}"));
+        }
+        if self.third_token_type {
+            said.push("nlvr2: true".to_owned());
+        }
+        if self.with_buffers {
+            said.push("with_buffers: true".to_owned());
+        }
+        write!(f, "convert: {{ {} }}", said.join(", "))
+    }
+}

@@ -1,0 +1,381 @@
+//! The steps of a conversion that compute tables anew, and their kernels.
+
+use std::sync::Arc;
+
+use ndarray::{Array2, ArrayD, Axis, Slice, concatenate};
+
+use super::buffers;
+use super::draft::Draft;
+use super::keys::without_module;
+use super::positions::{Resize, resize_absolute, resize_relative, side, stack_rows};
+use crate::layouts::{Dimensions, Window};
+use crate::methods::{GroupData, WholeKernel};
+use crate::{Checkpoint, Error, Layout, ParamKind, Result, Role};
+
+/// Sides of the old and the new window in patches.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) struct Windows {
+    /// The old one's.
+    pub from: usize,
+    /// The new one's.
+    pub to: usize,
+}
+
+impl Windows {
+    /// The windows of a model of these sizes and of one for `image_size` pixels, the same if that
+    /// is `None`.
+    ///
+    /// # Errors
+    /// [`Error::UnknownSize`], and [`Error::ImageSize`] for part of a patch.
+    pub(super) fn new(sizes: &Dimensions, image_size: Option<usize>) -> Result<Self> {
+        let patch = sizes
+            .patch_size
+            .filter(|&patch| patch > 0)
+            .ok_or(Error::UnknownSize { what: "patch size" })?;
+        let old = sizes
+            .image_size
+            .ok_or(Error::UnknownSize { what: "image size" })?;
+        let image_size = image_size.unwrap_or(old / patch * patch);
+        if image_size == 0 || !image_size.is_multiple_of(patch) {
+            return Err(Error::ImageSize { image_size, patch });
+        }
+        Ok(Self {
+            from: old / patch,
+            to: image_size / patch,
+        })
+    }
+}
+
+/// The sizes of a model whose bias table has room for `text_table_len` text positions; those of the
+/// layout if that is `None`. A table's rows alone do not tell image and text apart.
+///
+/// # Errors
+/// [`Error::TextTableLen`] when the rows that are left are no square.
+pub(super) fn sizes_with_text(
+    source: &Checkpoint,
+    layout: &dyn Layout,
+    text_table_len: Option<usize>,
+) -> Result<Dimensions> {
+    let mut sizes = layout.dimensions().clone();
+    let Some(text_table_len) = text_table_len else {
+        return Ok(sizes);
+    };
+    let table = source
+        .tensors()
+        .find(|(name, _)| without_module(name) == "relative_position_bias_table");
+    let (Some((key, info)), Some(patch)) = (table, sizes.patch_size) else {
+        return Ok(sizes);
+    };
+    let rows = info.shape.first().copied().unwrap_or(0);
+    let window = (text_table_len.checked_mul(2))
+        .and_then(|text_rows| rows.checked_sub(text_rows)?.checked_sub(5))
+        .map(|image_rows| (image_rows, image_rows.isqrt().div_ceil(2)))
+        .filter(|&(image_rows, window)| window > 0 && side(window).pow(2) == image_rows);
+    let (_, window) = window.ok_or_else(|| Error::TextTableLen {
+        key: key.to_owned(),
+        rows,
+        text_table_len,
+    })?;
+    sizes.image_size = Some(window * patch);
+    sizes.text_table_len = Some(text_table_len);
+    Ok(sizes)
+}
+
+/// Brings all position tables to another window.
+///
+/// # Errors
+/// Those of [`Windows::new`], [`Resize::check`] and [`Error::TableShape`].
+pub(super) fn change_window(
+    draft: &mut Draft,
+    layout: &dyn Layout,
+    windows: Windows,
+    resize: Resize,
+) -> Result<()> {
+    let Windows { from, to } = windows;
+    if from == to {
+        return Ok(());
+    }
+    for name in draft.names() {
+        let Role::Shared(slot) = layout.role(&name)? else {
+            continue;
+        };
+        let shape = draft.shape(&name)?;
+        let wrong = || Error::TableShape {
+            key: name.clone(),
+            shape: shape.clone(),
+            window: from,
+        };
+        if slot.key == "transformer.pos_embed" {
+            let &[1, rows, width] = shape.as_slice() else {
+                return Err(wrong());
+            };
+            if rows != from * from + 1 {
+                return Err(wrong());
+            }
+            draft.compute(
+                std::slice::from_ref(&name),
+                &name,
+                vec![1, to * to + 1, width],
+                Arc::new(AbsoluteTable { from, to }),
+                format!("{from}x{from} positions to {to}x{to}, bicubic"),
+            )?;
+        } else if slot.kind == ParamKind::PositionBias && !slot.key.starts_with("temporal") {
+            let &[rows, columns] = shape.as_slice() else {
+                return Err(wrong());
+            };
+            resize.check(&name, from, to)?;
+            let others = rows.checked_sub(side(from).pow(2)).ok_or_else(wrong)?;
+            let kernel = RelativeTable {
+                n_tables: 1,
+                n_repeats: 1,
+                from,
+                to,
+                resize,
+                n_new_rows: 0,
+            };
+            draft.compute(
+                std::slice::from_ref(&name),
+                &name,
+                vec![side(to).pow(2) + others, columns],
+                Arc::new(kernel),
+                kernel.to_string(),
+            )?;
+        }
+    }
+    Ok(())
+}
+
+/// Keeps the first `text_len` text positions. Text rows of the bias table are addressed from their
+/// middle, so the table serves any length up to its own.
+///
+/// # Errors
+/// [`Error::UnknownSize`] and [`Error::TextTooShort`].
+pub(super) fn cut_text(draft: &mut Draft, layout: &dyn Layout, text_len: usize) -> Result<()> {
+    let known = layout.dimensions().text_len;
+    let from = known.ok_or(Error::UnknownSize {
+        what: "text length",
+    })?;
+    if from == text_len {
+        return Ok(());
+    }
+    if from < text_len {
+        return Err(Error::TextTooShort { from, to: text_len });
+    }
+    for name in draft.names() {
+        let axis = if name.ends_with(POSITION_IDS) {
+            1
+        } else if name.ends_with("text_embeddings.position_embeddings.weight") {
+            0
+        } else {
+            continue;
+        };
+        let mut shape = draft.shape(&name)?;
+        if shape.len() != 2 || shape[axis] != from {
+            return Err(Error::TextShape {
+                key: name,
+                shape,
+                text_len: from,
+            });
+        }
+        shape[axis] = text_len;
+        let kernel = KeepFirst {
+            axis,
+            n_kept: text_len,
+        };
+        draft.compute(
+            std::slice::from_ref(&name),
+            &name,
+            shape,
+            Arc::new(kernel),
+            format!("the first {text_len} of {from} text positions"),
+        )?;
+    }
+    Ok(())
+}
+
+/// Adds the third token type, for the second image of NLVR2, where it is not there yet.
+///
+/// # Errors
+/// [`Error::MissingKey`], [`Error::TokenTypes`].
+pub(super) fn add_third_token_type(draft: &mut Draft) -> Result<()> {
+    let wanted = "token_type_embeddings.weight";
+    let name = draft
+        .names()
+        .into_iter()
+        .find(|name| without_module(name) == wanted);
+    let name = name.unwrap_or_else(|| wanted.to_owned());
+    match *draft.shape(&name)?.as_slice() {
+        [3, _] => Ok(()),
+        [2, width] => draft.compute(
+            std::slice::from_ref(&name),
+            &name,
+            vec![3, width],
+            Arc::new(ThirdTokenType),
+            "row 2 for the second image, equal to row 1".to_owned(),
+        ),
+        _ => Err(Error::TokenTypes {
+            shape: draft.shape(&name)?,
+            key: name,
+        }),
+    }
+}
+
+/// The one buffer that does not depend on the window.
+const POSITION_IDS: &str = "text_embeddings.position_ids";
+
+/// Leaves out the index buffers for the old sizes, or computes those of `window` in their place.
+///
+/// # Errors
+/// [`Error::UnknownKey`].
+pub(super) fn replace_indices(
+    draft: &mut Draft,
+    layout: &dyn Layout,
+    window: Option<Window>,
+) -> Result<()> {
+    for name in draft.names() {
+        if layout.role(&name)? != Role::Derived || name.ends_with(POSITION_IDS) {
+            continue;
+        }
+        draft.drop_entry(&name, "index of the old sizes; loaders rebuild it");
+        if let Some(buffer) = window.and_then(|window| window.buffer(without_module(&name))) {
+            draft.put(buffers::entry(name, buffer))?;
+        }
+    }
+    Ok(())
+}
+
+/// Makes one relative position bias table out of one or several.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct RelativeTable {
+    /// Number of tables, side by side: one, or one per block.
+    pub n_tables: usize,
+    /// How often the columns are repeated, for a table that all blocks shared.
+    pub n_repeats: usize,
+    /// Patches along a side of the old window.
+    pub from: usize,
+    /// Patches along a side of the new window.
+    pub to: usize,
+    /// How the image rows are resized.
+    pub resize: Resize,
+    /// Zero rows to append, for text that the old table does not know.
+    pub n_new_rows: usize,
+}
+
+impl std::fmt::Display for RelativeTable {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        let Self { from, to, .. } = self;
+        if self.n_tables > 1 {
+            write!(f, "tables of {} blocks side by side; ", self.n_tables)?;
+        }
+        if self.n_repeats > 1 {
+            write!(f, "one table for each of {} blocks; ", self.n_repeats)?;
+        }
+        match (from == to, self.resize) {
+            (true, _) => write!(f, "window {from}x{from} kept")?,
+            (_, Resize::Bicubic) => write!(f, "window {from}x{from} to {to}x{to}, bicubic")?,
+            (_, Resize::Geometric) => {
+                write!(f, "window {from}x{from} to {to}x{to}, geometric spacing")?;
+            }
+        }
+        match self.n_new_rows {
+            0 => Ok(()),
+            n_rows => write!(f, "; {n_rows} zero rows for text"),
+        }
+    }
+}
+
+impl WholeKernel for RelativeTable {
+    fn merge(&self, group: &dyn GroupData) -> Result<ArrayD<f64>> {
+        let tables = (0..self.n_tables)
+            .map(|index| Ok(matrix(group.member(index)?)))
+            .collect::<Result<Vec<_>>>()?;
+        let columns: Vec<_> = tables
+            .iter()
+            .cycle()
+            .take(self.n_tables * self.n_repeats)
+            .map(|table| table.view())
+            .collect();
+        let table = concatenate(Axis(1), &columns).expect("the plan compared the shapes");
+        let resized = resize_relative(table.view(), self.from, self.to, self.resize);
+        let new_rows = Array2::zeros((self.n_new_rows, table.ncols()));
+        Ok(stack_rows(&[resized.view(), new_rows.view()]).into_dyn())
+    }
+
+    fn peak_bytes(&self, shape: &[usize], n_members: usize) -> u64 {
+        // The members, their union, the half resized square and the result, of which the larger
+        // window's are the largest.
+        let growth = (side(self.to) as f64 / side(self.from) as f64).max(1.0);
+        let table = f64_bytes(shape) as f64 * growth * growth;
+        (4.0 * table) as u64 * (n_members * self.n_repeats) as u64
+    }
+}
+
+/// Resizes an absolute position table.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct AbsoluteTable {
+    /// Patches along a side of the old window.
+    pub from: usize,
+    /// Patches along a side of the new window.
+    pub to: usize,
+}
+
+impl WholeKernel for AbsoluteTable {
+    fn merge(&self, group: &dyn GroupData) -> Result<ArrayD<f64>> {
+        let table = group.member(0)?;
+        let table = table
+            .into_dimensionality::<ndarray::Ix3>()
+            .expect("the plan looked at the shape");
+        Ok(resize_absolute(table.view(), self.from, self.to).into_dyn())
+    }
+
+    fn peak_bytes(&self, shape: &[usize], _: usize) -> u64 {
+        4 * f64_bytes(shape)
+    }
+}
+
+/// Keeps the first entries along an axis.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct KeepFirst {
+    /// The axis.
+    pub axis: usize,
+    /// How many entries stay.
+    pub n_kept: usize,
+}
+
+impl WholeKernel for KeepFirst {
+    fn merge(&self, group: &dyn GroupData) -> Result<ArrayD<f64>> {
+        let table = group.member(0)?;
+        Ok(table
+            .slice_axis(Axis(self.axis), Slice::from(..self.n_kept))
+            .to_owned())
+    }
+
+    fn peak_bytes(&self, shape: &[usize], _: usize) -> u64 {
+        2 * f64_bytes(shape)
+    }
+}
+
+/// Adds a third row, for the second image of a pair, equal to the second.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct ThirdTokenType;
+
+impl WholeKernel for ThirdTokenType {
+    fn merge(&self, group: &dyn GroupData) -> Result<ArrayD<f64>> {
+        let types = matrix(group.member(0)?);
+        Ok(types.select(Axis(0), &[0, 1, 1]).into_dyn())
+    }
+
+    fn peak_bytes(&self, shape: &[usize], _: usize) -> u64 {
+        3 * f64_bytes(shape)
+    }
+}
+
+fn matrix(array: ArrayD<f64>) -> Array2<f64> {
+    array
+        .into_dimensionality()
+        .expect("the plan looked at the shape")
+}
+
+fn f64_bytes(shape: &[usize]) -> u64 {
+    8 * shape.iter().product::<usize>() as u64
+}

@@ -1,0 +1,515 @@
+//! Conversions against the listings of the published program, and what it does not do.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::path::Path;
+use std::sync::Arc;
+
+use merge::convert::{Conversion, Expansion, Resize, Spelling, Start};
+use merge::execute::{RunOptions, execute};
+use merge::io::{OpenOptions, WriteOptions, open};
+use merge::layouts::{CatalogSpec, Form, Heads, Sizes, detect};
+use merge::plan::Action;
+use merge::progress::Silent;
+use merge::recipe::OutputDType;
+use merge::synth::Synthesis;
+use merge::{Checkpoint, Error, MergePlan};
+use serde_json::Value;
+
+use crate::fixture::{self, Raw};
+
+/// Text positions that the tables of the fixtures have room for.
+const TEXT_TABLE_LEN: usize = 16;
+
+fn cases(op: &str) -> Vec<Value> {
+    let manifest = fixture::json("manifest.json");
+    let all = manifest["cases"].as_array().expect("a list").clone();
+    all.into_iter().filter(|case| case["op"] == op).collect()
+}
+
+fn opened(path: &Path) -> Arc<Checkpoint> {
+    Arc::new(open(path, &OpenOptions::default()).expect("opens"))
+}
+
+fn fixture_opened(name: &str) -> Arc<Checkpoint> {
+    opened(&fixture::path(name))
+}
+
+fn written(plan: &MergePlan, target: &Path) -> BTreeMap<String, Raw> {
+    execute(
+        plan,
+        &WriteOptions::new(target),
+        &RunOptions::default(),
+        &Silent,
+    )
+    .expect("runs");
+    fixture::tensors(target)
+}
+
+fn run(plan: &MergePlan) -> BTreeMap<String, Raw> {
+    let folder = tempfile::tempdir().expect("a temporary folder");
+    written(plan, &folder.path().join("out.safetensors"))
+}
+
+fn convert(source: &Arc<Checkpoint>, conversion: &Conversion) -> Result<MergePlan, Error> {
+    let layout = detect(source)?;
+    conversion.plan(Arc::clone(source), layout.as_ref())
+}
+
+fn expand(source: &Arc<Checkpoint>, expansion: &Expansion) -> Result<MergePlan, Error> {
+    let layout = detect(source)?;
+    expansion.plan(Arc::clone(source), layout.as_ref())
+}
+
+fn form(name: &str) -> Form {
+    match name {
+        "ufo" => Form::Agnostic,
+        "all_moe" => Form::AllSpecific,
+        "attn_moe" => Form::AttnSpecific,
+        "ffn_moe" => Form::FfnSpecific,
+        "ln_moe" => Form::LnSpecific,
+        other => panic!("the listings name no form {other}"),
+    }
+}
+
+/// The plan for the parameters of a listing.
+fn plan_of(source: &Arc<Checkpoint>, params: &Value) -> MergePlan {
+    let size = |name: &str| params[name].as_u64().map(|value| value as usize);
+    match params["arch"].as_str() {
+        Some(arch) => expand(
+            source,
+            &Expansion {
+                start: match params["copy_experts"].as_bool() {
+                    Some(false) => Start::VisionOnly,
+                    _ => Start::Copy,
+                },
+                image_size: size("image_size"),
+                text_table_len: Some(TEXT_TABLE_LEN),
+                as_published: true,
+                ..Expansion::to(form(arch))
+            },
+        ),
+        None => convert(
+            source,
+            &Conversion {
+                image_size: size("image_size"),
+                text_len: size("max_text_len"),
+                ..Conversion::default()
+            },
+        ),
+    }
+    .expect("plans")
+}
+
+fn names<'a>(list: &'a Value) -> BTreeSet<&'a str> {
+    let names = list.as_array().expect("a list").iter();
+    names.map(|name| name.as_str().expect("a name")).collect()
+}
+
+#[test]
+fn conversions_give_every_listed_tensor_of_the_published_program() {
+    let cases = cases("convert");
+    assert!(cases.len() >= 15, "the manifest has the conversions");
+    for case in cases {
+        let id = case["id"].as_str().expect("an id");
+        let text = |name: &str| case[name].as_str().expect("a file");
+        let listing = fixture::json(text("expected_listing"));
+        let computed = fixture::tensors(&fixture::path(text("expected_tensors")));
+        let source = fixture_opened(text("input"));
+        let plan = plan_of(&source, &listing["params"]);
+
+        let reads_whole = |name: &str| {
+            let entry = plan.entries.iter().find(|entry| entry.name == name);
+            entry.is_some_and(|entry| matches!(entry.action, Action::Whole { .. }))
+        };
+        assert!(
+            names(&listing["changed"]).into_iter().all(reads_whole),
+            "{id}"
+        );
+
+        let found = run(&plan);
+        let expected = listing["tensors"].as_object().expect("a map");
+        let keys = |map: &BTreeMap<String, Raw>| map.keys().cloned().collect::<BTreeSet<_>>();
+        assert_eq!(keys(&found), expected.keys().cloned().collect(), "{id}");
+        let changed = names(&listing["changed"]);
+        for (name, listed) in expected {
+            let found = &found[name];
+            assert_eq!(listed["dtype"], found.dtype.to_string(), "{id}: {name}");
+            assert_eq!(
+                listed["shape"],
+                Value::from(found.shape.clone()),
+                "{id}: {name}"
+            );
+            if changed.contains(name.as_str()) {
+                let tolerance = |name: &str| case["tolerance"][name].as_f64().expect("a number");
+                let difference = fixture::first_difference(
+                    &found.values(),
+                    &computed[name].values(),
+                    tolerance("rtol"),
+                    tolerance("atol"),
+                );
+                assert_eq!(difference, None, "{id}: {name}");
+            } else {
+                assert_eq!(listed["sha256"], found.sha256(), "{id}: {name}");
+            }
+        }
+    }
+}
+
+#[test]
+fn nlvr2_gets_a_third_token_type_like_the_second_and_keeps_one_it_has() {
+    let cases = cases("nlvr2_token_type");
+    assert_eq!(cases.len(), 1);
+    let conversion = Conversion {
+        third_token_type: true,
+        ..Conversion::default()
+    };
+    let key = "token_type_embeddings.weight";
+    for case in cases {
+        let expected = fixture::tensors(&fixture::path(case["expected"].as_str().expect("a file")));
+        let source = fixture_opened(case["input"].as_str().expect("a file"));
+        let found = run(&convert(&source, &conversion).expect("plans"));
+        assert_eq!(found[key], expected["after"]);
+    }
+    let full = fixture::path("ckpt/ufo.safetensors");
+    let found = run(&convert(&opened(&full), &conversion).expect("plans"));
+    assert_eq!(found, fixture::tensors(&full), "three rows already");
+}
+
+#[test]
+fn without_changes_every_tensor_is_copied_bit_for_bit() {
+    for name in [
+        "ckpt/all_moe.safetensors",
+        "ckpt/ln_moe_blocks.safetensors",
+        "convert/beit_perlayer.safetensors",
+        "corpus/safetensors/valid/dtypes.safetensors",
+        "corpus/safetensors/valid/odd_names.safetensors",
+        "merge/gram_irtr.safetensors",
+    ] {
+        let path = fixture::path(name);
+        let plan = convert(&opened(&path), &Conversion::default()).expect("plans");
+        assert_eq!(run(&plan), fixture::tensors(&path), "{name}");
+        assert!(plan.dropped.is_empty(), "{name}");
+    }
+}
+
+#[test]
+fn a_cast_rounds_parameters_but_no_indices() {
+    let source = fixture_opened("ckpt/ufo.safetensors");
+    let plan = convert(
+        &source,
+        &Conversion {
+            dtype: OutputDType::Bf16,
+            ..Conversion::default()
+        },
+    );
+    let found = run(&plan.expect("plans"));
+    let before = fixture::tensors(&fixture::path("ckpt/ufo.safetensors"));
+    for (name, raw) in &found {
+        let expected = match before[name].dtype {
+            safetensors::Dtype::F32 if !name.contains("index") && !name.starts_with("mask_") => {
+                safetensors::Dtype::BF16
+            }
+            kept => kept,
+        };
+        assert_eq!(raw.dtype, expected, "{name}");
+    }
+    assert_eq!(
+        found["text_imag_relative_position_index"],
+        before["text_imag_relative_position_index"]
+    );
+}
+
+#[test]
+fn beit_heads_are_dropped_with_a_reason_unless_as_published() {
+    let source = fixture_opened("convert/beit_perlayer.safetensors");
+    let expansion = Expansion::to(Form::Agnostic);
+    let plan = expand(&source, &expansion).expect("plans");
+    let dropped = plan.dropped.iter();
+    let heads: Vec<_> = dropped
+        .filter(|dropped| dropped.tensor.key.starts_with("transformer.head."))
+        .collect();
+    assert_eq!(heads.len(), 2);
+    assert_eq!(heads[0].why, "head of BEiT's own task");
+    // Every tensor of the input is used or dropped, once.
+    let used: usize = (plan.entries.iter())
+        .map(|entry| match &entry.action {
+            Action::Whole { members, .. } => members.len(),
+            _ => 1,
+        })
+        .sum();
+    assert_eq!(used + plan.dropped.len(), source.tensors().count());
+}
+
+#[test]
+fn the_original_spelling_of_beit_gives_the_same_seed() {
+    let folder = tempfile::tempdir().expect("a temporary folder");
+    for name in [
+        "convert/beit_shared.safetensors",
+        "convert/beit_perlayer.safetensors",
+    ] {
+        let prefixed = fixture::tensors(&fixture::path(name));
+        let original = (prefixed.iter())
+            .map(|(key, raw)| (key.replacen("transformer.", "", 1), raw.clone()))
+            .collect();
+        let path = folder.path().join("original.safetensors");
+        fixture::write(&path, &original);
+        let expansion = Expansion {
+            text_table_len: Some(TEXT_TABLE_LEN),
+            ..Expansion::to(Form::AllSpecific)
+        };
+        let expected = run(&expand(&fixture_opened(name), &expansion).expect("plans"));
+        let found = run(&expand(&opened(&path), &expansion).expect("plans"));
+        assert_eq!(found, expected, "{name}");
+    }
+}
+
+fn synthesis(form: Form) -> Synthesis {
+    Synthesis {
+        spec: CatalogSpec {
+            form,
+            sizes: Sizes {
+                n_blocks: 3,
+                width: 16,
+                n_heads: 2,
+                ffn_width: 32,
+                fusion_start: 2,
+                patch_size: 4,
+                image_size: 16,
+                text_len: 6,
+                text_table_len: 8,
+                vocabulary: 11,
+                n_answers: 5,
+                n_classes: 7,
+            },
+            heads: Heads::Pretrain,
+            with_buffers: false,
+            original_spelling: false,
+        },
+        seed: 5,
+        dtype: OutputDType::F32,
+    }
+}
+
+fn synthetic(folder: &Path, form: Form) -> Arc<Checkpoint> {
+    let path = folder.join(format!("{form:?}.safetensors"));
+    written(&synthesis(form).plan().expect("plans"), &path);
+    opened(&path)
+}
+
+fn respelled(to: Spelling) -> Conversion {
+    Conversion {
+        spelling: Some(to),
+        ..Conversion::default()
+    }
+}
+
+#[test]
+fn vlmo_to_vl_merging_and_back_is_the_identity() {
+    let folder = tempfile::tempdir().expect("a temporary folder");
+    let vlmo = synthetic(folder.path(), Form::Vlmo);
+    let there = folder.path().join("there.safetensors");
+    let plan = convert(&vlmo, &respelled(Spelling::VlMerging)).expect("plans");
+    let renamed = written(&plan, &there);
+    assert!(renamed.contains_key("transformer.blocks.2.mlp.vl.fc1.weight"));
+    assert!(renamed.contains_key("ifm_vl_text_proj.fc.weight"));
+    let there = opened(&there);
+    assert_eq!(
+        detect(&there).expect("detects").name(),
+        "vl_merging/ffn_specific"
+    );
+    let back = run(&convert(&there, &respelled(Spelling::Vlmo)).expect("plans"));
+    assert_eq!(back, fixture::tensors(vlmo.path()));
+}
+
+#[test]
+fn vl_merging_to_vlmo_says_what_it_leaves_out_and_refuses_what_would_be_lost() {
+    let folder = tempfile::tempdir().expect("a temporary folder");
+    let specific = synthetic(folder.path(), Form::FfnSpecific);
+    let plan = convert(&specific, &respelled(Spelling::Vlmo)).expect("plans");
+    let dropped: Vec<_> = plan.dropped.iter().map(|d| d.tensor.key.as_str()).collect();
+    assert_eq!(
+        dropped,
+        [
+            "temporal_relative_position_bias_table",
+            "transformer.mask_token"
+        ]
+    );
+    // The same draws make the same weights in both spellings.
+    let vlmo = synthetic(folder.path(), Form::Vlmo);
+    assert_eq!(run(&plan), fixture::tensors(vlmo.path()));
+
+    for (form, key) in [
+        (Form::AllSpecific, "transformer.blocks.0.attn.l.proj.bias"),
+        (Form::Agnostic, "transformer.blocks.0.mlp.fc1.bias"),
+    ] {
+        let source = synthetic(folder.path(), form);
+        match convert(&source, &respelled(Spelling::Vlmo)).err() {
+            Some(Error::NoCounterpart { key: found, .. }) => assert_eq!(found, key),
+            other => panic!("{form:?}: {other:?}"),
+        }
+    }
+    let absolute = synthetic(folder.path(), Form::VlmoAbsolute);
+    match convert(&absolute, &respelled(Spelling::VlMerging)).err() {
+        Some(Error::NoCounterpart { key, .. }) => assert_eq!(key, "transformer.pos_embed"),
+        other => panic!("{other:?}"),
+    }
+    let beit = fixture_opened("convert/beit_shared.safetensors");
+    assert!(matches!(
+        convert(&beit, &respelled(Spelling::VlMerging)),
+        Err(Error::NoSuchConversion { .. })
+    ));
+}
+
+#[test]
+fn vlmo_grows_by_geometric_spacing_and_shrinks_only_bicubically() {
+    let folder = tempfile::tempdir().expect("a temporary folder");
+    let vlmo = synthetic(folder.path(), Form::Vlmo);
+    assert!(matches!(
+        convert(
+            &vlmo,
+            &Conversion {
+                image_size: Some(24),
+                ..Conversion::default()
+            }
+        ),
+        Err(Error::UnknownSize { what: "image size" })
+    ));
+    let sized = |image_size, resize| Conversion {
+        image_size: Some(image_size),
+        resize,
+        text_table_len: Some(8),
+        ..Conversion::default()
+    };
+    let table = |conversion: &Conversion| {
+        let found = run(&convert(&vlmo, conversion).expect("plans"));
+        found["relative_position_bias_table"].clone()
+    };
+    let grown = table(&sized(24, None));
+    // (2 · 6 − 1)² offsets, 3 for the class token, 2 · 8 + 2 for text.
+    assert_eq!(grown.shape, [121 + 3 + 18, 6]);
+    assert_eq!(grown, table(&sized(24, Some(Resize::Geometric))));
+    assert_ne!(grown, table(&sized(24, Some(Resize::Bicubic))));
+    assert!(matches!(
+        convert(&vlmo, &sized(12, None)),
+        Err(Error::CannotShrink { from: 4, to: 3, .. })
+    ));
+    assert_eq!(table(&sized(12, Some(Resize::Bicubic))).shape, [25 + 21, 6]);
+    assert!(matches!(
+        convert(&vlmo, &sized(18, None)),
+        Err(Error::ImageSize { patch: 4, .. })
+    ));
+}
+
+#[test]
+fn absolute_positions_are_resized_on_their_grid() {
+    let folder = tempfile::tempdir().expect("a temporary folder");
+    let absolute = synthetic(folder.path(), Form::VlmoAbsolute);
+    let conversion = Conversion {
+        image_size: Some(24),
+        ..Conversion::default()
+    };
+    let found = run(&convert(&absolute, &conversion).expect("plans"));
+    let before = &fixture::tensors(absolute.path())["transformer.pos_embed"];
+    let after = &found["transformer.pos_embed"];
+    assert_eq!(after.shape, [1, 37, 16]);
+    assert_eq!(after.values()[..16], before.values()[..16], "class token");
+}
+
+#[test]
+fn text_is_cut_but_never_invented() {
+    let folder = tempfile::tempdir().expect("a temporary folder");
+    let seed = synthetic(folder.path(), Form::Agnostic);
+    let text = |text_len| Conversion {
+        text_len: Some(text_len),
+        ..Conversion::default()
+    };
+    let key = "text_embeddings.position_embeddings.weight";
+    let cut = run(&convert(&seed, &text(4)).expect("plans"));
+    let before = fixture::tensors(seed.path());
+    assert_eq!(cut[key].values(), before[key].values()[..4 * 16]);
+    assert_eq!(run(&convert(&seed, &text(6)).expect("plans")), before);
+    assert!(matches!(
+        convert(&seed, &text(7)),
+        Err(Error::TextTooShort { from: 6, to: 7 })
+    ));
+}
+
+#[test]
+fn index_buffers_can_be_rebuilt_for_the_new_sizes() {
+    let folder = tempfile::tempdir().expect("a temporary folder");
+    let of_size = |image_size, text_len, name: &str| {
+        let mut synthesis = synthesis(Form::AllSpecific);
+        synthesis.spec.with_buffers = true;
+        synthesis.spec.sizes.image_size = image_size;
+        synthesis.spec.sizes.text_len = text_len;
+        let path = folder.path().join(name);
+        written(&synthesis.plan().expect("plans"), &path);
+        opened(&path)
+    };
+    let (old, new) = (
+        of_size(16, 6, "old.safetensors"),
+        of_size(24, 5, "new.safetensors"),
+    );
+    let conversion = Conversion {
+        image_size: Some(24),
+        text_len: Some(5),
+        with_buffers: true,
+        ..Conversion::default()
+    };
+    let found = run(&convert(&old, &conversion).expect("plans"));
+    let expected = fixture::tensors(new.path());
+    let mut n_buffers = 0;
+    for (name, raw) in &expected {
+        if name.contains("index") || name.contains("position_ids") || name.starts_with("mask_") {
+            n_buffers += 1;
+            assert_eq!(&found[name], raw, "{name}");
+        }
+    }
+    assert_eq!(n_buffers, 10, "all index buffers of a pre-trained model");
+}
+
+#[test]
+fn experts_start_as_the_seed_or_as_another_seed() {
+    let folder = tempfile::tempdir().expect("a temporary folder");
+    let seed = synthetic(folder.path(), Form::Agnostic);
+    let mut other = synthesis(Form::Agnostic);
+    other.seed = 6;
+    let path = folder.path().join("other.safetensors");
+    let other_tensors = written(&other.plan().expect("plans"), &path);
+    let expansion = Expansion {
+        fusion_start: Some(2),
+        seeds: [(merge::Expert::Language, opened(&path))].into(),
+        ..Expansion::to(Form::FfnSpecific)
+    };
+    let found = run(&expand(&seed, &expansion).expect("plans"));
+    let seed_tensors = fixture::tensors(seed.path());
+    let slot = |middle: &str| format!("transformer.blocks.2.mlp{middle}.fc2.weight");
+    assert_eq!(found[&slot(".v")], seed_tensors[&slot("")]);
+    assert_eq!(found[&slot(".vl")], seed_tensors[&slot("")]);
+    assert_eq!(found[&slot(".l")], other_tensors[&slot("")]);
+    let attention = "transformer.blocks.2.attn.proj.weight";
+    assert_eq!(found[attention], seed_tensors[attention]);
+}
+
+#[test]
+fn a_fusion_start_that_is_neither_stored_nor_usual_must_be_given() {
+    let folder = tempfile::tempdir().expect("a temporary folder");
+    let seed = synthetic(folder.path(), Form::Agnostic);
+    let expansion = |fusion_start| Expansion {
+        fusion_start,
+        ..Expansion::to(Form::AllSpecific)
+    };
+    assert!(matches!(
+        expand(&seed, &expansion(None)),
+        Err(Error::FusionStartUnknown { .. })
+    ));
+    assert!(matches!(
+        expand(&seed, &expansion(Some(4))),
+        Err(Error::FusionStartRange { .. })
+    ));
+    let specific = synthetic(folder.path(), Form::AllSpecific);
+    assert!(matches!(
+        expand(&specific, &expansion(Some(2))),
+        Err(Error::NoSuchConversion { .. })
+    ));
+}
