@@ -4,4 +4,5 @@
 mod compare;
 mod corpus;
 mod inspect;
+mod merging;
 mod program;
