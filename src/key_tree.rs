@@ -212,9 +212,9 @@ mod tests {
         assert_eq!(
             patterns(&keys),
             [
+                line("b.{0,2}.g", 2),
                 line("b.{0..1}.n.{v,l}.w", 4),
                 line("b.1.n.vl.w", 1),
-                line("b.{0,2}.g", 2),
                 line("head.w", 1),
             ]
         );
@@ -234,7 +234,7 @@ mod tests {
             patterns(&["a.0.x.1", "a.1.x.1", "a.01.x.1"]),
             [
                 ("a.{0..1}.x.1".to_owned(), 2),
-                ("a.01.x.{1}".replace("{1}", "1"), 1)
+                ("a.01.x.1".to_owned(), 1)
             ]
         );
     }

@@ -57,7 +57,10 @@ fn tensors_outside_the_weights_are_listed_without_a_name() {
         .collect();
     assert_eq!((tensors.len(), outside.len()), (23, 15));
     assert_eq!(outside[0]["path"][0], "optimizer_states");
-    assert_eq!(value["opaque"][0]["callable"], "argparse.Namespace");
+    assert_eq!(
+        value["opaque"][0]["callable"],
+        "pytorch_lightning.callbacks.model_checkpoint.ModelCheckpoint"
+    );
     assert_eq!(value["layout"]["name"], "generic");
 }
 
