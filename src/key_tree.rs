@@ -232,10 +232,7 @@ mod tests {
     fn only_the_first_number_is_a_block() {
         assert_eq!(
             patterns(&["a.0.x.1", "a.1.x.1", "a.01.x.1"]),
-            [
-                ("a.{0..1}.x.1".to_owned(), 2),
-                ("a.01.x.1".to_owned(), 1)
-            ]
+            [("a.{0..1}.x.1".to_owned(), 2), ("a.01.x.1".to_owned(), 1)]
         );
     }
 

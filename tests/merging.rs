@@ -22,7 +22,13 @@ impl Folder {
 
     fn names(&self) -> Vec<String> {
         let mut names: Vec<String> = (std::fs::read_dir(self.0.path()).expect("readable"))
-            .map(|entry| entry.expect("readable").file_name().into_string().expect("UTF-8"))
+            .map(|entry| {
+                entry
+                    .expect("readable")
+                    .file_name()
+                    .into_string()
+                    .expect("UTF-8")
+            })
             .collect();
         names.sort();
         names
@@ -35,13 +41,30 @@ fn the_three_verbs_and_the_recipe_they_print_give_the_same_bytes() {
     let grams = "fixtures/merge/gram_irtr.pth";
     let cases: [&[&str]; 3] = [
         &["interpolate", SPECIFIC, "--ratio", "0.25", "--for", "vqa"],
-        &["arithmetic", SPECIFIC, "--seed-checkpoint", SEED, "--lambda", "0.75"],
-        &["regmean", SPECIFIC, "--grams", grams, "--shrink", "0.9", "--for", "irtr"],
+        &[
+            "arithmetic",
+            SPECIFIC,
+            "--seed-checkpoint",
+            SEED,
+            "--lambda",
+            "0.75",
+        ],
+        &[
+            "regmean", SPECIFIC, "--grams", grams, "--shrink", "0.9", "--for", "irtr",
+        ],
     ];
     for case in cases {
-        let (direct, by_recipe) = (folder.file("direct.safetensors"), folder.file("recipe.safetensors"));
+        let (direct, by_recipe) = (
+            folder.file("direct.safetensors"),
+            folder.file("recipe.safetensors"),
+        );
         let said = vlmerge(&[case, &["--out", &direct, "--force"]].concat());
-        assert_eq!((said.code, said.stdout.trim()), (Some(0), direct.as_str()), "{}", said.stderr);
+        assert_eq!(
+            (said.code, said.stdout.trim()),
+            (Some(0), direct.as_str()),
+            "{}",
+            said.stderr
+        );
         let recipe = vlmerge(&[case, &["--print-recipe"]].concat());
         assert_eq!(recipe.code, Some(0), "{}", recipe.stderr);
         let path = folder.file("recipe.yaml");
@@ -61,7 +84,11 @@ fn a_merged_checkpoint_says_where_it_comes_from() {
         let said = vlmerge(&["interpolate", SPECIFIC, "--out", &out]);
         assert_eq!(said.code, Some(0), "{}", said.stderr);
         let inspected = vlmerge(&["inspect", &out, "--json"]).stdout;
-        for part in ["interpolate", "all_moe_pretrain.ckpt", "vl_merging/agnostic"] {
+        for part in [
+            "interpolate",
+            "all_moe_pretrain.ckpt",
+            "vl_merging/agnostic",
+        ] {
             assert!(inspected.contains(part), "{name}: no {part} in {inspected}");
         }
         // SHA-256 of the input as `sha256sum` prints it.
@@ -74,7 +101,14 @@ fn a_merged_checkpoint_says_where_it_comes_from() {
 fn a_dry_run_names_every_key_and_writes_nothing() {
     let folder = Folder::new();
     let out = folder.file("merged.safetensors");
-    let said = vlmerge(&["interpolate", SPECIFIC, "--out", &out, "--dry-run", "--json"]);
+    let said = vlmerge(&[
+        "interpolate",
+        SPECIFIC,
+        "--out",
+        &out,
+        "--dry-run",
+        "--json",
+    ]);
     assert_eq!(said.code, Some(0), "{}", said.stderr);
     let plan = said.json();
     let count = |key: &str| plan[key].as_array().expect("a list").len();
@@ -85,7 +119,11 @@ fn a_dry_run_names_every_key_and_writes_nothing() {
     let n_sources: usize = (plan["entries"].as_array().expect("a list").iter())
         .map(|entry| entry["from"].as_array().expect("a list").len())
         .sum();
-    assert_eq!(n_sources + count("dropped"), n_inputs, "every key is used or dropped");
+    assert_eq!(
+        n_sources + count("dropped"),
+        n_inputs,
+        "every key is used or dropped"
+    );
     assert!(plan["peak_bytes"].as_u64().is_some_and(|bytes| bytes > 0));
     assert!(folder.names().is_empty());
 }
@@ -100,16 +138,41 @@ fn wrong_arguments_and_recipes_end_with_2_and_bad_files_with_1() {
     let cases: [(i32, &[&str], &str); 10] = [
         (2, &["interpolate"], "Usage"),
         (2, &["interpolate", SPECIFIC], "--out"),
-        (2, &["interpolate", SPECIFIC, "--ratio", "1.5", "--out", &out], "`ratio`"),
+        (
+            2,
+            &["interpolate", SPECIFIC, "--ratio", "1.5", "--out", &out],
+            "`ratio`",
+        ),
         (2, &["merge", &recipe, "--out", &out], "`linear`"),
-        (2, &["interpolate", SPECIFIC, "--out", "merged.onnx"], ".safetensors"),
-        (1, &["interpolate", "missing.ckpt", "--out", &out], "missing.ckpt"),
+        (
+            2,
+            &["interpolate", SPECIFIC, "--out", "merged.onnx"],
+            ".safetensors",
+        ),
+        (
+            1,
+            &["interpolate", "missing.ckpt", "--out", &out],
+            "missing.ckpt",
+        ),
         (1, &["interpolate", SEED, "--out", &out], "nothing to merge"),
-        (1, &["interpolate", SPECIFIC, "--out", "no/such/folder/merged.pt"], "no/such/folder"),
+        (
+            1,
+            &["interpolate", SPECIFIC, "--out", "no/such/folder/merged.pt"],
+            "no/such/folder",
+        ),
         (1, &["interpolate", SPECIFIC, "--out", read_only], "/proc"),
         (
             1,
-            &["regmean", SPECIFIC, "--grams", "fixtures/merge/gram_irtr.pth", "--for", "vqa", "--out", &out],
+            &[
+                "regmean",
+                SPECIFIC,
+                "--grams",
+                "fixtures/merge/gram_irtr.pth",
+                "--for",
+                "vqa",
+                "--out",
+                &out,
+            ],
             "vision_language",
         ),
     ];
@@ -129,9 +192,16 @@ fn an_existing_target_is_replaced_only_with_force() {
     std::fs::write(&out, "precious").expect("written");
     let said = vlmerge(&["interpolate", SPECIFIC, "--out", &out]);
     assert_eq!(said.code, Some(1));
-    assert!(said.stderr.contains("hint: pass --force"), "{}", said.stderr);
+    assert!(
+        said.stderr.contains("hint: pass --force"),
+        "{}",
+        said.stderr
+    );
     assert_eq!(std::fs::read(&out).expect("there"), b"precious");
-    assert_eq!(vlmerge(&["interpolate", SPECIFIC, "--out", &out, "--force"]).code, Some(0));
+    assert_eq!(
+        vlmerge(&["interpolate", SPECIFIC, "--out", &out, "--force"]).code,
+        Some(0)
+    );
     assert!(std::fs::metadata(&out).expect("there").len() > 100_000);
     assert_eq!(folder.names(), ["merged.safetensors"]);
 }
@@ -140,8 +210,21 @@ fn an_existing_target_is_replaced_only_with_force() {
 fn big_model(folder: &Folder) -> String {
     let path = folder.file("big.safetensors");
     let said = vlmerge(&[
-        "synth", "--size", "custom", "--layout", "all-specific", "--blocks", "6", "--width", "512",
-        "--attention-heads", "8", "--fusion-start", "4", "--no-sync", &path,
+        "synth",
+        "--size",
+        "custom",
+        "--layout",
+        "all-specific",
+        "--blocks",
+        "6",
+        "--width",
+        "512",
+        "--attention-heads",
+        "8",
+        "--fusion-start",
+        "4",
+        "--no-sync",
+        &path,
     ]);
     assert_eq!(said.code, Some(0), "{}", said.stderr);
     path
@@ -173,7 +256,10 @@ fn a_killed_merge_leaves_the_old_target_or_none() {
         match std::fs::read(&out) {
             Ok(bytes) if bytes == b"old" => assert!(has_old),
             // Done before the kill: then it is whole.
-            Ok(_) => assert_eq!(vlmerge(&["diff", &out, &out, "--headers-only"]).code, Some(0)),
+            Ok(_) => assert_eq!(
+                vlmerge(&["diff", &out, &out, "--headers-only"]).code,
+                Some(0)
+            ),
             Err(_) => assert!(!has_old),
         }
     }
@@ -194,12 +280,20 @@ fn an_interrupt_stops_at_once_and_leaves_no_partial_file() {
             .spawn()
             .expect("the program starts");
         let started = Instant::now();
-        let is_writing = || outputs.names().iter().any(|name| name.ends_with(".partial"));
+        let is_writing = || {
+            outputs
+                .names()
+                .iter()
+                .any(|name| name.ends_with(".partial"))
+        };
         while !is_writing() && started.elapsed() < Duration::from_secs(5) {
             std::thread::sleep(Duration::from_millis(1));
         }
         let pid = child.id().to_string();
-        Command::new("kill").args([signal, &pid]).status().expect("kill is there");
+        Command::new("kill")
+            .args([signal, &pid])
+            .status()
+            .expect("kill is there");
         let output = child.wait_with_output().expect("ended");
         if output.status.success() {
             // Too quick for the signal; what it wrote is whole and in the way of the next.
@@ -223,10 +317,16 @@ fn a_full_disk_is_an_error_with_a_hint_and_leaves_nothing() {
         "trap '' XFSZ; ulimit -f 2000; exec '{}' interpolate '{model}' --out '{out}'",
         env!("CARGO_BIN_EXE_vlmerge")
     );
-    let output = Command::new("bash").args(["-c", &script]).output().expect("bash is there");
+    let output = Command::new("bash")
+        .args(["-c", &script])
+        .output()
+        .expect("bash is there");
     let stderr = String::from_utf8_lossy(&output.stderr);
     assert_eq!(output.status.code(), Some(1), "{stderr}");
-    assert!(stderr.contains("error: ") && stderr.contains("merged.safetensors"), "{stderr}");
+    assert!(
+        stderr.contains("error: ") && stderr.contains("merged.safetensors"),
+        "{stderr}"
+    );
     assert!(outputs.names().is_empty(), "{:?}", outputs.names());
 }
 
@@ -237,14 +337,24 @@ fn a_split_model_merges_like_a_whole_one() {
     std::fs::create_dir(&split).expect("created");
     let index = PathBuf::from(&split).join("model.safetensors");
     let said = vlmerge(&[
-        "convert", SPECIFIC, index.to_str().expect("UTF-8"), "--max-shard-size", "300KB",
+        "convert",
+        SPECIFIC,
+        index.to_str().expect("UTF-8"),
+        "--max-shard-size",
+        "300KB",
     ]);
     assert_eq!(said.code, Some(0), "{}", said.stderr);
     let n_files = std::fs::read_dir(&split).expect("readable").count();
     assert!(n_files > 3, "{n_files} files");
     let (whole, parts) = (folder.file("whole.pt"), folder.file("parts.pt"));
-    assert_eq!(vlmerge(&["interpolate", SPECIFIC, "--out", &whole]).code, Some(0));
-    assert_eq!(vlmerge(&["interpolate", &split, "--out", &parts]).code, Some(0));
+    assert_eq!(
+        vlmerge(&["interpolate", SPECIFIC, "--out", &whole]).code,
+        Some(0)
+    );
+    assert_eq!(
+        vlmerge(&["interpolate", &split, "--out", &parts]).code,
+        Some(0)
+    );
     let said = vlmerge(&["diff", &whole, &parts]);
     assert_eq!(said.code, Some(0), "{}", said.stdout);
 }

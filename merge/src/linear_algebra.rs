@@ -45,8 +45,14 @@ pub trait LinearAlgebra: Send + Sync {
 /// Cholesky factor, `diagonal` that of the matrix.
 fn weakest_pivot(factor: &[f64], diagonal: &[f64]) -> Option<usize> {
     let tolerance = factor.len() as f64 * f64::EPSILON;
-    let is_noise = |(&l, &d): (&f64, &f64)| !(l * l > tolerance * d);
-    factor.iter().zip(diagonal).position(is_noise)
+    // Not `<=`, for a pivot that is no number is noise too.
+    let is_sound = |(&l, &d): (&f64, &f64)| l * l > tolerance * d;
+    let n_sound = factor
+        .iter()
+        .zip(diagonal)
+        .take_while(|&pair| is_sound(pair))
+        .count();
+    (n_sound < factor.len()).then_some(n_sound)
 }
 
 /// The implementation this build prefers.

@@ -428,3 +428,37 @@ proptest! {
         check_round_trip(&tensors, "a.bin", Some(64));
     }
 }
+
+#[test]
+fn an_independent_zip_reader_finds_the_records_and_their_checksums() {
+    let folder = tempfile::tempdir().expect("a temporary folder");
+    let target = folder.path().join("model.pt");
+    let info = TensorInfo {
+        dtype: DType::F32,
+        shape: vec![3],
+    };
+    let tensors = [("w".to_owned(), info)];
+    let metadata = BTreeMap::from([("format".to_owned(), "pt".to_owned())]);
+    let options = WriteOptions::new(&target);
+    let writer = Writer::create(&tensors, &metadata, &options).expect("created");
+    let data = [1.0f32, 2.0, 3.0].map(f32::to_le_bytes).concat();
+    writer.write(0, 4, &data[4..]).expect("written");
+    writer.write(0, 0, &data[..4]).expect("written");
+    writer.finish(&metadata).expect("finished");
+
+    let file = std::fs::File::open(&target).expect("there");
+    let mut archive = zip::ZipArchive::new(file).expect("a zip archive");
+    let names: Vec<String> = archive.file_names().map(str::to_owned).collect();
+    for record in ["archive/data.pkl", "archive/version", "archive/data/0"] {
+        assert!(names.iter().any(|name| name == record), "{names:?}");
+    }
+    for name in names {
+        let mut content = Vec::new();
+        // Reading to the end compares the CRC-32.
+        let mut record = archive.by_name(&name).expect("listed");
+        std::io::Read::read_to_end(&mut record, &mut content).expect("checksum holds");
+        if name == "archive/data/0" {
+            assert_eq!(content, data);
+        }
+    }
+}
