@@ -13,14 +13,20 @@ use proptest::prelude::*;
 
 /// A zip archive that stores these entries.
 fn archive(entries: &[(&str, &[u8])]) -> Vec<u8> {
+    let (data, directory) = archive_around(entries, 0);
+    [data, directory].concat()
+}
+
+/// The same in two parts: the last entry goes on for `n_between` bytes between them.
+fn archive_around(entries: &[(&str, &[u8])], n_between: u32) -> (Vec<u8>, Vec<u8>) {
     let mut file = Vec::new();
     let mut directory = Vec::new();
-    for (name, bytes) in entries {
-        let sizes = [
-            crc32fast::hash(bytes),
-            bytes.len() as u32,
-            bytes.len() as u32,
-        ];
+    for (index, (name, bytes)) in entries.iter().enumerate() {
+        let size = match index + 1 == entries.len() {
+            true => bytes.len() as u32 + n_between,
+            false => bytes.len() as u32,
+        };
+        let sizes = [crc32fast::hash(bytes), size, size];
         let sizes: Vec<u8> = sizes.iter().flat_map(|size| size.to_le_bytes()).collect();
         let name_length = (name.len() as u16).to_le_bytes();
         let at = (file.len() as u32).to_le_bytes();
@@ -37,14 +43,14 @@ fn archive(entries: &[(&str, &[u8])]) -> Vec<u8> {
         directory.extend(at);
         directory.extend(name.as_bytes());
     }
-    let start = file.len() as u32;
-    file.extend(&directory);
-    file.extend(b"PK\x05\x06\0\0\0\0");
-    file.extend([(entries.len() as u16).to_le_bytes(); 2].concat());
-    file.extend((directory.len() as u32).to_le_bytes());
-    file.extend(start.to_le_bytes());
-    file.extend([0; 2]);
-    file
+    let start = file.len() as u32 + n_between;
+    let n_bytes = directory.len() as u32;
+    directory.extend(b"PK\x05\x06\0\0\0\0");
+    directory.extend([(entries.len() as u16).to_le_bytes(); 2].concat());
+    directory.extend(n_bytes.to_le_bytes());
+    directory.extend(start.to_le_bytes());
+    directory.extend([0; 2]);
+    (file, directory)
 }
 
 /// Pickle opcodes, written one after the other.
@@ -221,6 +227,45 @@ fn a_changed_byte_of_a_storage_is_found_when_it_is_read() {
         matches!(&error, Error::Checksum { entry, .. } if entry == "a/data/0"),
         "{error}"
     );
+}
+
+#[cfg(target_os = "linux")]
+#[test]
+fn opening_two_gigabytes_reads_less_than_one_mebibyte() {
+    use std::os::unix::fs::FileExt;
+
+    let n_bytes: u32 = 2 << 30;
+    let n = i64::from(n_bytes / 4);
+    let pickle = Pickle::default()
+        .raw(b"}")
+        .text("w")
+        .tensor(n, 0, &[n], &[1]);
+    let pickle = pickle.raw(b"s").finish();
+    let entries = [("a/data.pkl", &pickle[..]), ("a/data/0", &[])];
+    let (data, directory) = archive_around(&entries, n_bytes);
+    let file = tempfile::NamedTempFile::new().expect("a temporary folder");
+    let write = |bytes: &[u8], at: u64| file.as_file().write_all_at(bytes, at).expect("written");
+    write(&data, 0);
+    write(&directory, data.len() as u64 + u64::from(n_bytes));
+
+    let before = n_read_bytes();
+    let checkpoint = merge::io::open(file.path(), &OpenOptions::default()).expect("valid");
+    let n_read = n_read_bytes() - before;
+    assert_eq!(
+        checkpoint.get("w").expect("there").n_bytes(),
+        u64::from(n_bytes)
+    );
+    assert!(n_read < 1 << 20, "{n_read} bytes were read");
+}
+
+/// Bytes that this thread has asked the system for so far.
+#[cfg(target_os = "linux")]
+fn n_read_bytes() -> u64 {
+    let counters = std::fs::read_to_string("/proc/thread-self/io").expect("Linux has it");
+    let line = counters
+        .lines()
+        .find_map(|line| line.strip_prefix("rchar: "));
+    line.expect("the first counter").parse().expect("a number")
 }
 
 #[test]
