@@ -2,6 +2,7 @@
 #![allow(missing_docs, reason = "test names are the documentation")]
 
 mod compare;
+mod convert;
 mod corpus;
 mod inspect;
 mod merging;

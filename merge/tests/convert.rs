@@ -100,7 +100,7 @@ fn plan_of(source: &Arc<Checkpoint>, params: &Value) -> MergePlan {
     .expect("plans")
 }
 
-fn names<'a>(list: &'a Value) -> BTreeSet<&'a str> {
+fn names(list: &Value) -> BTreeSet<&str> {
     let names = list.as_array().expect("a list").iter();
     names.map(|name| name.as_str().expect("a name")).collect()
 }

@@ -187,7 +187,8 @@ mod tests {
     fn geometric_gives_the_published_numbers() {
         // The published program with SciPy on sin(0.3 row) + cos(0.2 column).
         let wave = |side| square(side, |y, x| (0.3 * y as f64).sin() + (0.2 * x as f64).cos());
-        let cases: [(usize, usize, &[(usize, usize, f64)]); 3] = [
+        type Values = &'static [(usize, usize, f64)];
+        let cases: [(usize, usize, Values); 3] = [
             (
                 14,
                 24,

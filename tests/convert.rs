@@ -1,0 +1,220 @@
+//! Converting, expanding and synthesizing, on the binary.
+
+use std::path::Path;
+
+use crate::program::{Said, vlmerge};
+
+const SEED: &str = "fixtures/ckpt/ufo_pretrain.ckpt";
+
+fn text(path: &Path) -> &str {
+    path.to_str().expect("temporary paths are UTF-8")
+}
+
+/// A run that must succeed.
+fn fine(arguments: &[&str]) -> Said {
+    let said = vlmerge(arguments);
+    assert_eq!(said.code, Some(0), "{arguments:?}: {}", said.stderr);
+    said
+}
+
+/// Path, dtype, shape and hash of every tensor.
+fn hashes(path: &Path) -> Vec<serde_json::Value> {
+    let value = fine(&["inspect", "--json", "--hash", text(path)]).json();
+    let tensors = value["tensors"].as_array().expect("a list").iter();
+    let mut list: Vec<_> = tensors
+        .map(|tensor| {
+            let mut kept = serde_json::json!({});
+            for field in ["name", "dtype", "shape", "sha256"] {
+                kept[field] = tensor[field].clone();
+            }
+            kept
+        })
+        .collect();
+    list.sort_by_key(|tensor| tensor["name"].to_string());
+    assert!(!list.is_empty());
+    assert!(list[0]["sha256"].is_string(), "{}", list[0]);
+    list
+}
+
+#[test]
+fn safetensors_to_torch_and_back_keeps_every_bit() {
+    let folder = tempfile::tempdir().expect("a temporary folder");
+    let at = |name: &str| folder.path().join(name);
+    let (first, torch, last) = (at("a.safetensors"), at("b.ckpt"), at("c.safetensors"));
+    fine(&["convert", SEED, text(&first)]);
+    fine(&["convert", text(&first), text(&torch)]);
+    fine(&["convert", text(&torch), text(&last)]);
+    assert_eq!(hashes(&first), hashes(&last));
+    assert_eq!(hashes(&first), hashes(&torch));
+}
+
+#[test]
+fn an_expanded_seed_merges_back_to_the_seed_at_any_ratio() {
+    let folder = tempfile::tempdir().expect("a temporary folder");
+    let specific = folder.path().join("specific.safetensors");
+    fine(&["expand", SEED, text(&specific), "--to", "all-specific"]);
+    for ratio in ["0", "0.3", "1"] {
+        let merged = folder.path().join(format!("merged_{ratio}.safetensors"));
+        let arguments = ["interpolate", text(&specific), "--ratio", ratio, "--out"];
+        fine(&[&arguments[..], &[text(&merged)]].concat());
+        let (seed, merged) = (tensors(Path::new(SEED)), tensors(&merged));
+        let mut n_blocks = 0;
+        for (name, values) in &merged {
+            n_blocks += usize::from(name.contains(".blocks."));
+            let expected = &seed[name];
+            for (found, expected) in values.iter().zip(expected) {
+                // Three products and two sums in f32.
+                let close = (found - expected).abs() <= 4.0 * f32::EPSILON * expected.abs();
+                assert!(close, "{name} at {ratio}: {found} is not {expected}");
+            }
+        }
+        assert_eq!(n_blocks, 12 * 15, "every parameter of every block");
+    }
+}
+
+/// The floats of every `F32` tensor.
+fn tensors(path: &Path) -> std::collections::BTreeMap<String, Vec<f32>> {
+    let path = Path::new(env!("CARGO_MANIFEST_DIR")).join(path);
+    let checkpoint = merge::io::open(&path, &merge::io::OpenOptions::default()).expect("opens");
+    checkpoint
+        .tensors()
+        .filter(|(_, info)| info.dtype == merge::DType::F32)
+        .map(|(name, info)| {
+            let bytes = checkpoint.read_all(name).expect("reads");
+            let mut values = vec![0.0; info.n_elements()];
+            merge::decode_f32(name, info.dtype, &bytes, &mut values).expect("a float");
+            (name.to_owned(), values)
+        })
+        .collect()
+}
+
+/// Sizes small enough for a test, large enough to have every kind of block.
+const SMALL: [&str; 16] = [
+    "--size",
+    "custom",
+    "--blocks",
+    "3",
+    "--width",
+    "16",
+    "--attention-heads",
+    "2",
+    "--fusion-start",
+    "2",
+    "--image-size",
+    "64",
+    "--vocabulary",
+    "50",
+    "--seed",
+    "3",
+];
+
+fn synth(path: &Path, more: &[&str]) -> Said {
+    let arguments = [&["synth", text(path)], &SMALL[..], more].concat();
+    fine(&arguments)
+}
+
+#[test]
+fn vlmo_to_vl_merging_to_vlmo_is_the_identity() {
+    let folder = tempfile::tempdir().expect("a temporary folder");
+    let at = |name: &str| folder.path().join(name);
+    let (vlmo, there, back) = (at("vlmo.pt"), at("there.safetensors"), at("back.pt"));
+    synth(&vlmo, &["--family", "vlmo"]);
+    fine(&["convert", text(&vlmo), text(&there), "--to", "vl-merging"]);
+    fine(&["convert", text(&there), text(&back), "--to", "vlmo"]);
+    assert_eq!(hashes(&vlmo), hashes(&back));
+    assert_ne!(hashes(&vlmo), hashes(&there));
+}
+
+#[test]
+fn the_same_seed_gives_the_same_bytes_on_any_number_of_threads() {
+    let folder = tempfile::tempdir().expect("a temporary folder");
+    let (one, many) = (folder.path().join("1"), folder.path().join("2"));
+    let container = ["--container", "safetensors", "--threads"];
+    synth(&one, &[&container[..], &["1"]].concat());
+    synth(&many, &[&container[..], &["3"]].concat());
+    assert_eq!(
+        std::fs::read(&one).expect("written"),
+        std::fs::read(&many).expect("written")
+    );
+}
+
+#[test]
+fn a_dry_run_says_what_happens_to_every_key_and_writes_nothing() {
+    let folder = tempfile::tempdir().expect("a temporary folder");
+    let out = folder.path().join("out.safetensors");
+    let beit = "fixtures/convert/beit_shared.safetensors";
+    let said = fine(&[
+        "expand",
+        beit,
+        text(&out),
+        "--to",
+        "all-specific",
+        "--image-size",
+        "96",
+        "--dry-run",
+        "--json",
+    ]);
+    assert!(!out.exists());
+    let plan = said.json();
+    let entries = plan["entries"].as_array().expect("a list");
+    let table = entries
+        .iter()
+        .find(|entry| entry["name"] == "relative_position_bias_table")
+        .expect("the table is planned");
+    assert_eq!(
+        table["why"],
+        "one table for each of 12 blocks; window 4x4 to 6x6, bicubic; 394 zero rows for text"
+    );
+    assert_eq!(table["shape"], serde_json::json!([121 + 3 + 394, 36]));
+    let dropped = plan["dropped"].as_array().expect("a list");
+    assert_eq!(dropped.len(), 3, "an index and a head: {dropped:?}");
+}
+
+#[test]
+fn what_cannot_be_converted_fails_with_a_reason_and_wrong_arguments_exit_with_2() {
+    let folder = tempfile::tempdir().expect("a temporary folder");
+    let vlmo = folder.path().join("vlmo.pt");
+    let out = folder.path().join("out.pt");
+    synth(&vlmo, &["--family", "vlmo"]);
+    let said = vlmerge(&["convert", text(&vlmo), text(&out), "--image-size", "32"]);
+    assert_eq!(said.code, Some(1));
+    assert!(said.stderr.contains("cannot shrink"), "{}", said.stderr);
+    assert!(said.stderr.contains("hint: pass --resize bicubic"));
+
+    let said = vlmerge(&["convert", SEED, text(&out), "--to", "vlmo"]);
+    assert_eq!(said.code, Some(1));
+    assert!(
+        said.stderr.contains("no counterpart in VLMo"),
+        "{}",
+        said.stderr
+    );
+
+    for arguments in [
+        &["convert", SEED][..],
+        &["convert", SEED, text(&out), "--text-len", "0"],
+        &["expand", SEED, text(&out)],
+        &[
+            "expand",
+            SEED,
+            text(&out),
+            "--to",
+            "agnostic",
+            "--from",
+            "x",
+        ],
+        &[
+            "synth",
+            text(&out),
+            "--family",
+            "vlmo",
+            "--layout",
+            "agnostic",
+        ],
+        &["synth", text(&out), "--size", "custom"],
+        &["synth", text(&out), "--width", "0"],
+    ] {
+        let said = vlmerge(arguments);
+        assert_eq!(said.code, Some(2), "{arguments:?}: {}", said.stderr);
+    }
+    assert!(!out.exists());
+}
