@@ -73,6 +73,29 @@ pub fn execute(
     run: &RunOptions,
     progress: &dyn Progress,
 ) -> Result<Summary> {
+    // Announced before the first file is made, for from here on an interrupt must clean up.
+    progress.start("writing", plan.output_bytes());
+    let files = write_all(plan, write, run, progress);
+    progress.finish();
+    let is_copy = |entry: &&Entry| matches!(entry.action, Action::Copy(_));
+    let n_copied = plan.entries.iter().filter(is_copy).count();
+    Ok(Summary {
+        files: files?,
+        n_copied,
+        n_combined: plan.entries.len() - n_copied,
+        n_dropped: plan.dropped.len(),
+        input_bytes: plan.input_bytes(),
+        output_bytes: plan.output_bytes(),
+    })
+}
+
+/// Writes the whole output and puts it in place.
+fn write_all(
+    plan: &MergePlan,
+    write: &WriteOptions,
+    run: &RunOptions,
+    progress: &dyn Progress,
+) -> Result<Vec<PathBuf>> {
     let tensors: Vec<_> = (plan.entries.iter())
         .map(|entry| (entry.name.clone(), entry.info.clone()))
         .collect();
@@ -80,8 +103,6 @@ pub fn execute(
     let provenance = Provenance::new(plan.recipe.clone(), &files);
     let placeholder = provenance.clone().with_placeholder_hashes(run.hash);
     let writer = Writer::create(&tensors, &placeholder.to_metadata(), write)?;
-
-    progress.start("writing", plan.output_bytes());
     let (written, hashes) = thread::scope(|scope| {
         let hashes = scope.spawn(|| {
             run.hash
@@ -95,22 +116,12 @@ pub fn execute(
             .unwrap_or_else(|panic| std::panic::resume_unwind(panic));
         (written, hashes)
     });
-    progress.finish();
     written?;
     let provenance = match hashes? {
         Some(hashes) => provenance.with_hashes(hashes),
         None => provenance,
     };
-    let is_copy = |entry: &&Entry| matches!(entry.action, Action::Copy(_));
-    let n_copied = plan.entries.iter().filter(is_copy).count();
-    Ok(Summary {
-        files: writer.finish(&provenance.to_metadata())?,
-        n_copied,
-        n_combined: plan.entries.len() - n_copied,
-        n_dropped: plan.dropped.len(),
-        input_bytes: plan.input_bytes(),
-        output_bytes: plan.output_bytes(),
-    })
+    writer.finish(&provenance.to_metadata())
 }
 
 fn write_entries(
