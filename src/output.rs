@@ -128,6 +128,14 @@ fn watch_for_signals() {
 
 /// Prints an error with its causes and, where there is one, a hint; chooses the exit code.
 pub fn report(error: &anyhow::Error) -> ExitCode {
+    // Whoever reads the results has seen enough, as `head` does.
+    let is_closed_pipe = |cause: &(dyn std::error::Error + 'static)| {
+        let io = cause.downcast_ref::<std::io::Error>();
+        io.is_some_and(|io| io.kind() == std::io::ErrorKind::BrokenPipe)
+    };
+    if error.chain().any(is_closed_pipe) {
+        return ExitCode::SUCCESS;
+    }
     let mut stderr = std::io::stderr().lock();
     // If stderr is closed there is nowhere left to complain.
     let _ = writeln!(stderr, "error: {}", printable(&format!("{error:#}")));

@@ -1,6 +1,7 @@
 //! Everything that can go wrong in this crate, one variant per fault.
 
-use std::io::ErrorKind;
+mod advice;
+
 use std::path::{Path, PathBuf};
 
 use crate::io::{PickleCall, PickleFault, ZipFault};
@@ -865,118 +866,12 @@ pub enum Error {
 }
 
 impl Error {
-    /// Whether the fault lies in the arguments or the recipe (exit code 2) rather than in a file.
-    #[must_use]
-    pub fn is_usage(&self) -> bool {
-        matches!(
-            self,
-            Self::BadRecipe { .. }
-                | Self::UnknownMethod { .. }
-                | Self::UnknownParameter { .. }
-                | Self::BadParameter { .. }
-                | Self::MethodNeeds { .. }
-                | Self::MethodHasNoUse { .. }
-                | Self::ModelCount { .. }
-                | Self::BadExpertChoice { .. }
-                | Self::NoPublishedChoice { .. }
-                | Self::UnknownLayout { .. }
-                | Self::UnknownOutput { .. }
-                | Self::CannotShard { .. }
-                | Self::UnfitSizes { .. }
-        )
-    }
-
     /// What the operating system said of `path`.
     pub(crate) fn io(action: &'static str, path: &Path, source: std::io::Error) -> Self {
         Self::Io {
             action,
             path: path.into(),
             source,
-        }
-    }
-
-    /// What the user may try, where something helps.
-    #[must_use]
-    pub fn hint(&self) -> Option<String> {
-        match self {
-            Self::CannotShrink { .. } | Self::WindowTooSmall { .. } => {
-                Some("pass --resize bicubic".into())
-            }
-            Self::UnknownSize { what: "image size" } => Some(
-                "if the relative position bias table has room for another number of text positions \
-                 than the published 196, pass it as --text-table-len"
-                    .into(),
-            ),
-            Self::FusionStartUnknown { .. } => Some("pass --fusion-start".into()),
-            Self::NoSuchConversion { .. } => {
-                Some("`vlmerge inspect` explains the layout; BEiT and seeds go through `vlmerge expand`, \
-                      modality-specific checkpoints through a merge".into())
-            }
-            Self::TargetExists { .. } => Some("pass --force to replace it".into()),
-            Self::SingularGram { .. } => Some(
-                "cache the gram matrices from more data, or pass --shrink below 1 or a --ridge"
-                    .into(),
-            ),
-            Self::MissingGram { .. } => Some(
-                "were the gram matrices cached for another task? --for names the task whose \
-                 experts are merged"
-                    .into(),
-            ),
-            Self::NonFinite { .. } => Some("pass --allow-non-finite to write it all the same".into()),
-            Self::NoShare { .. } => Some(
-                "give `weights` for each expert in a recipe, or choose experts with --for".into(),
-            ),
-            Self::NothingToMerge { .. } => Some(
-                "see `vlmerge inspect` for what the checkpoint is; an agnostic one is merged already"
-                    .into(),
-            ),
-            Self::LayoutMismatch { .. } => {
-                Some("leave `layout` out to let the program find the family".into())
-            }
-            Self::UnknownLayout { .. } => {
-                Some(format!("layouts are {}", crate::layouts::NAMES.join(", ")))
-            }
-            Self::DiskSpace { .. } => Some("free some space or choose another disk".into()),
-            Self::Io { source, .. } if source.kind() == ErrorKind::StorageFull => {
-                Some("the disk is full: free some space or choose another disk".into())
-            }
-            Self::Io { source, .. }
-                if matches!(
-                    source.kind(),
-                    ErrorKind::PermissionDenied | ErrorKind::ReadOnlyFilesystem
-                ) =>
-            {
-                Some("check the permissions of the file and its folder".into())
-            }
-            Self::MissingFolder { .. } => Some("create it, or correct the path".into()),
-            Self::MissingShard { .. } | Self::LoneShard { .. } => {
-                Some("fetch or copy the whole folder again".into())
-            }
-            Self::SeveralModels { .. } => Some("name one of the files".into()),
-            Self::CannotShard { .. } => Some("write .safetensors or .bin".into()),
-            Self::UnknownOutput { .. } => {
-                Some("use .safetensors, .pt, .pth, .bin or .ckpt, or name the container".into())
-            }
-            Self::UnsafePickle { .. } => Some(
-                "nothing was run; do not load this file with torch.load(weights_only=False)".into(),
-            ),
-            Self::PickledObject { .. } => {
-                Some("save its state_dict() instead: torch.save(model.state_dict(), path)".into())
-            }
-            Self::Zip {
-                fault: ZipFault::Compressed(_),
-                ..
-            } => Some("pack the archive again without compression, e.g. with zip -0".into()),
-            Self::Checksum { .. } => Some("fetch the file again and compare its hash".into()),
-            Self::NothingToCompare { .. } => Some(
-                "experts are compared within a modality-specific checkpoint; \
-                 otherwise give two checkpoints"
-                    .into(),
-            ),
-            Self::CompareShapes { .. } => {
-                Some("`vlmerge convert` resizes the image window and the text length".into())
-            }
-            _ => None,
         }
     }
 }

@@ -140,9 +140,12 @@ impl MergeRecipe {
     /// # Errors
     /// [`Error::BadRecipe`] with line and column.
     pub fn parse(text: &str, path: &Path) -> Result<Self> {
-        serde_saphyr::from_str(text).map_err(|error| Error::BadRecipe {
-            path: path.to_owned(),
-            reason: error.to_string(),
+        serde_saphyr::from_str(text).map_err(|error| {
+            let reason = error.to_string();
+            Error::BadRecipe {
+                path: path.to_owned(),
+                reason: reason.strip_prefix("error: ").unwrap_or(&reason).to_owned(),
+            }
         })
     }
 

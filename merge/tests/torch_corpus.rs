@@ -138,7 +138,6 @@ fn every_torch_file_of_the_corpus_behaves_as_its_manifest_says() {
                 }
             }
             ("refuse" | "safe", Err(error)) => {
-                println!("{name}: {error}");
                 let file = name.rsplit('/').next().unwrap_or(name);
                 if !error.to_string().contains(file) {
                     faults.push(format!("{name}: `{error}` does not name the file"));

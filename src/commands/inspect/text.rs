@@ -254,10 +254,11 @@ fn sizes(dimensions: &Dimensions) -> String {
         (dimensions.vocabulary, "word pieces"),
         (dimensions.n_token_types, "token types"),
     ];
-    let mut sizes = vec![
-        format!("{} blocks", dimensions.n_blocks),
-        format!("width {}", dimensions.width),
-    ];
+    let mut sizes = vec![format!("{} blocks", dimensions.n_blocks)];
+    // A generic layout knows of no width.
+    if dimensions.width > 0 {
+        sizes.push(format!("width {}", dimensions.width));
+    }
     sizes.extend(
         optional
             .into_iter()
