@@ -7,7 +7,7 @@ use std::os::fd::AsRawFd;
 use std::path::PathBuf;
 
 use libfuzzer_sys::fuzz_target;
-use merge::io::{OpenOptions, open};
+use merge::io::{Container, OpenOptions, open};
 use rustix::fs::{MemfdFlags, memfd_create};
 
 fuzz_target!(|bytes: &[u8]| {
@@ -23,6 +23,9 @@ fuzz_target!(|bytes: &[u8]| {
     for (name, info) in checkpoint.tensors() {
         n_read += info.n_bytes();
         assert!(n_read <= bytes.len() as u64, "more data than the file has");
-        checkpoint.read_all(name).expect("what was opened can be read");
+        let read = checkpoint.read_all(name);
+        // Only torch archives have checksums, which are compared while their data are read.
+        let may_fail = checkpoint.info().container == Container::TorchZip;
+        assert!(may_fail || read.is_ok(), "what was opened can be read");
     }
 });

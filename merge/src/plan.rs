@@ -184,4 +184,4 @@ impl MergePlan {
 
 /// Elements that are decoded, combined and written at a time by one thread: small enough that a few
 /// chunks stay in a core's cache, large enough that a system call costs nothing beside it.
-pub(crate) const CHUNK_ELEMENTS: usize = 1 << 17;
+pub(crate) const CHUNK_ELEMENTS: usize = 1 << 16;

@@ -296,18 +296,20 @@ where
     W: Pod + std::ops::BitAnd<Output = W> + PartialEq,
 {
     const BLOCK: usize = 1024;
-    let any_hit = |block: &[u8]| {
-        let words = bytemuck::try_cast_slice::<u8, W>(block);
-        match words {
-            Ok(words) => words
-                .iter()
-                .fold(false, |hit, &word| hit | (word & mask == mask)),
-            Err(_) => bytemuck::allocation::pod_collect_to_vec::<u8, W>(block)
-                .iter()
-                .fold(false, |hit, &word| hit | (word & mask == mask)),
-        }
-    };
-    !bytes.chunks(BLOCK).any(any_hit)
+    pulp::Arch::new().dispatch(
+        #[inline(always)]
+        || {
+            let any_hit = |words: &[W]| {
+                let hits = words.iter().map(|&word| word & mask == mask);
+                hits.fold(false, |any, hit| any | hit)
+            };
+            let any_hit = |block: &[u8]| match bytemuck::try_cast_slice(block) {
+                Ok(words) => any_hit(words),
+                Err(_) => any_hit(&bytemuck::allocation::pod_collect_to_vec::<u8, W>(block)),
+            };
+            !bytes.chunks(BLOCK).any(any_hit)
+        },
+    )
 }
 
 #[cfg(test)]

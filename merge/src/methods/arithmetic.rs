@@ -75,6 +75,8 @@ impl MergeMethod for Arithmetic {
 struct FromSeed(f64);
 
 impl Elementwise for FromSeed {
+    // Must be part of its caller, which chooses the vector instructions.
+    #[inline(always)]
     fn combine<T: Real>(&self, chunk: &Chunk<'_, T>, step: impl Fn(T) -> T, out: &mut [T]) {
         let lambda = T::from_f64(self.0);
         let base = chunk.base.unwrap_or_default();
@@ -104,6 +106,8 @@ impl Elementwise for FromSeed {
 struct InPlace(f64);
 
 impl Elementwise for InPlace {
+    // Must be part of its caller, which chooses the vector instructions.
+    #[inline(always)]
     fn combine<T: Real>(&self, chunk: &Chunk<'_, T>, step: impl Fn(T) -> T, out: &mut [T]) {
         let lambda = T::from_f64(self.0);
         out.copy_from_slice(chunk.base.unwrap_or_default());

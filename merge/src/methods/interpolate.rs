@@ -117,6 +117,8 @@ fn shares_of_weights(weights: &[(Expert, f64)], experts: &[Expert]) -> Option<Ve
 pub(super) struct Shares(pub(super) Vec<f64>);
 
 impl Elementwise for Shares {
+    // Must be part of its caller, which chooses the vector instructions.
+    #[inline(always)]
     fn combine<T: Real>(&self, chunk: &Chunk<'_, T>, step: impl Fn(T) -> T, out: &mut [T]) {
         let shares: Vec<T> = self.0.iter().map(|&share| T::from_f64(share)).collect();
         // Two and three members, the usual cases, go through memory once.

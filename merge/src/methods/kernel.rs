@@ -103,15 +103,20 @@ impl<K: Elementwise> ElementKernel for K {
     }
 }
 
+/// Runs a kernel with the widest vectors of the processor at hand. The same operations in the same
+/// order give the same bits whatever the width.
 fn dispatch<T: Real>(
     kernel: &impl Elementwise,
     chunk: &Chunk<'_, T>,
     step: StepRounding,
     out: &mut [T],
 ) {
-    match step {
-        StepRounding::None => kernel.combine(chunk, |x| x, out),
-        StepRounding::Bf16 => kernel.combine(chunk, T::through_bf16, out),
-        StepRounding::F16 => kernel.combine(chunk, T::through_f16, out),
-    }
+    pulp::Arch::new().dispatch(
+        #[inline(always)]
+        || match step {
+            StepRounding::None => kernel.combine(chunk, |x| x, out),
+            StepRounding::Bf16 => kernel.combine(chunk, T::through_bf16, out),
+            StepRounding::F16 => kernel.combine(chunk, T::through_f16, out),
+        },
+    );
 }

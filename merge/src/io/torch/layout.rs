@@ -4,6 +4,7 @@ use std::collections::HashMap;
 use std::path::Path;
 use std::sync::Mutex;
 
+use super::checksum::Checksum;
 use super::contents::Contents;
 use super::strided::Strided;
 use super::tensor::{ElementType, StorageRef};
@@ -22,8 +23,8 @@ pub(crate) struct Storage {
     pub(crate) n_bytes: u64,
     /// The CRC-32 it should have.
     pub(crate) crc: Option<u32>,
-    /// The CRC-32 it has, once that is known.
-    pub(crate) computed: Mutex<Option<u32>>,
+    /// The CRC-32 it has, as far as it has been read.
+    pub(crate) checksum: Mutex<Checksum>,
 }
 
 impl Storage {
@@ -33,7 +34,7 @@ impl Storage {
             start,
             n_bytes,
             crc,
-            computed: Mutex::new(None),
+            checksum: Mutex::default(),
         }
     }
 }

@@ -6,6 +6,7 @@
 
 mod archive;
 mod callables;
+mod checksum;
 mod contents;
 mod fault;
 mod layout;

@@ -2,8 +2,11 @@
 
 use std::collections::BTreeMap;
 use std::path::Path;
-use std::sync::PoisonError;
+use std::sync::{MutexGuard, PoisonError};
 
+use crc32fast::Hasher;
+
+use super::checksum::Checksum;
 use super::contents::Contents;
 use super::layout::{Layout, Placed, Storage};
 use super::read_at::ReadAt;
@@ -82,47 +85,50 @@ impl TorchSource {
         })
     }
 
-    /// Compares the checksum of a storage. The first to touch it reads it whole; if that is what
-    /// was asked for, into `out`, which says whether nothing is left to read.
-    fn check(&self, storage: &Storage, out: Option<&mut [u8]>) -> Result<bool> {
-        let Some(stored) = storage.crc else {
-            return Ok(false);
-        };
-        let mut known = storage
-            .computed
-            .lock()
-            .unwrap_or_else(PoisonError::into_inner);
-        let mut is_read = false;
-        let computed = match (*known, out) {
-            (Some(computed), _) => computed,
-            (None, Some(out)) => {
-                self.read_at(out, storage.start)?;
-                is_read = true;
-                crc32fast::hash(out)
-            }
-            (None, None) => {
-                let mut hasher = crc32fast::Hasher::new();
-                let mut buffer = vec![0; CHECK_BYTES.min(storage.n_bytes as usize)];
-                let mut done = 0;
-                while done < storage.n_bytes {
-                    let n = (storage.n_bytes - done).min(CHECK_BYTES as u64) as usize;
-                    self.read_at(&mut buffer[..n], storage.start + done)?;
-                    hasher.update(&buffer[..n]);
-                    done += n as u64;
-                }
-                hasher.finalize()
-            }
-        };
-        *known = Some(computed);
-        if computed == stored {
-            return Ok(is_read);
+    /// Reads bytes `at..` of a storage into `out` and compares its checksum as soon as all of it
+    /// has been read: the bytes are hashed on their way, so that nothing is read twice.
+    fn read_piece(&self, storage: &Storage, at: u64, out: &mut [u8]) -> Result<()> {
+        self.read_at(out, storage.start + at)?;
+        if storage.crc.is_none() || lock(storage).computed().is_some() {
+            return self.compare(storage);
         }
-        Err(Error::Checksum {
-            path: self.info.path.clone(),
-            entry: storage.entry.clone(),
-            stored,
-            computed,
-        })
+        let mut hasher = Hasher::new();
+        hasher.update(out);
+        lock(storage).add(at, at + out.len() as u64, hasher, storage.n_bytes);
+        self.compare(storage)
+    }
+
+    /// Compares the checksum of a storage of which a tensor uses only a part, or in another order:
+    /// the first to touch it reads it whole.
+    fn check_whole(&self, storage: &Storage) -> Result<()> {
+        let mut checksum = lock(storage);
+        if storage.crc.is_some() && checksum.computed().is_none() {
+            let mut hasher = Hasher::new();
+            let mut buffer = vec![0; CHECK_BYTES.min(storage.n_bytes as usize)];
+            let mut done = 0;
+            while done < storage.n_bytes {
+                let n = (storage.n_bytes - done).min(CHECK_BYTES as u64) as usize;
+                self.read_at(&mut buffer[..n], storage.start + done)?;
+                hasher.update(&buffer[..n]);
+                done += n as u64;
+            }
+            checksum.set(hasher.finalize());
+        }
+        drop(checksum);
+        self.compare(storage)
+    }
+
+    /// Refuses a storage whose checksum is known to be wrong.
+    fn compare(&self, storage: &Storage) -> Result<()> {
+        match (storage.crc, lock(storage).computed()) {
+            (Some(stored), Some(computed)) if stored != computed => Err(Error::Checksum {
+                path: self.info.path.clone(),
+                entry: storage.entry.clone(),
+                stored,
+                computed,
+            }),
+            _ => Ok(()),
+        }
     }
 
     fn read_at(&self, out: &mut [u8], offset: u64) -> Result<()> {
@@ -147,7 +153,7 @@ impl TensorSource for TorchSource {
             return Ok(());
         }
         let Some(start) = placed.elements.contiguous() else {
-            self.check(storage, None)?;
+            self.check_whole(storage)?;
             let span = Span {
                 source: &*self.source,
                 start: storage.start,
@@ -158,10 +164,14 @@ impl TensorSource for TorchSource {
                 .map_err(|source| io_error(&self.info.path, source));
         };
         let at = (start + first as u64) * element_bytes as u64;
-        let is_whole = at == 0 && out.len() as u64 == storage.n_bytes;
-        if self.check(storage, is_whole.then_some(&mut *out))? {
-            return Ok(());
+        if start == 0 && self.entries[index].info.n_bytes() == storage.n_bytes {
+            return self.read_piece(storage, at, out);
         }
+        self.check_whole(storage)?;
         self.read_at(out, storage.start + at)
     }
+}
+
+fn lock(storage: &Storage) -> MutexGuard<'_, Checksum> {
+    (storage.checksum.lock()).unwrap_or_else(PoisonError::into_inner)
 }
