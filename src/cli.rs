@@ -58,6 +58,8 @@ pub enum Command {
     Regmean(commands::regmean::Args),
     /// Run a merge recipe
     Merge(commands::merge::Args),
+    /// Judge predictions: retrieval, VQA or NLVR2 from files, without a model
+    Score(commands::score::Args),
 }
 
 /// How to write a checkpoint; the same flags in every verb that writes one.

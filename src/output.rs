@@ -145,16 +145,26 @@ pub fn report(error: &anyhow::Error) -> ExitCode {
     if error.is::<UsageError>() {
         return ExitCode::from(2);
     }
-    match error.downcast_ref::<merge::Error>() {
-        Some(error) if error.is_usage() => ExitCode::from(2),
-        _ => ExitCode::FAILURE,
+    let is_usage = error
+        .downcast_ref::<merge::Error>()
+        .is_some_and(merge::Error::is_usage)
+        || error
+            .downcast_ref::<evaluate::Error>()
+            .is_some_and(evaluate::Error::is_usage);
+    if is_usage {
+        return ExitCode::from(2);
     }
+    ExitCode::FAILURE
 }
 
 fn hint(error: &anyhow::Error) -> Option<String> {
-    error
-        .chain()
-        .find_map(|cause| cause.downcast_ref::<merge::Error>()?.hint())
+    error.chain().find_map(|cause| {
+        let of_merge = cause.downcast_ref::<merge::Error>();
+        let of_evaluate = cause.downcast_ref::<evaluate::Error>();
+        of_merge
+            .and_then(merge::Error::hint)
+            .or_else(|| of_evaluate?.hint())
+    })
 }
 
 /// A number of bytes for people, e.g. `437.2 MB`.

@@ -7,3 +7,4 @@ mod corpus;
 mod inspect;
 mod merging;
 mod program;
+mod score;

@@ -9,6 +9,7 @@ pub mod inspect;
 pub mod interpolate;
 pub mod merge;
 pub mod regmean;
+pub mod score;
 pub mod synth;
 
 use std::process::ExitCode;
@@ -31,5 +32,6 @@ pub fn run(command: Command, output: &Output) -> Result<ExitCode> {
         Command::Arithmetic(args) => arithmetic::run(args, output),
         Command::Regmean(args) => regmean::run(args, output),
         Command::Merge(args) => merge::run(args, output),
+        Command::Score(args) => score::run(args, output),
     }
 }

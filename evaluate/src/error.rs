@@ -1,0 +1,270 @@
+//! Everything that can go wrong in this crate, one variant per fault.
+
+use std::path::{Path, PathBuf};
+
+/// The result of everything in this crate.
+pub type Result<T, E = Error> = std::result::Result<T, E>;
+
+/// What went wrong, with the file, the line and the id at hand.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum Error {
+    // ---- files ------------------------------------------------------------------------------
+    /// A tensor file could not be read.
+    #[error(transparent)]
+    Merge(#[from] merge::Error),
+    /// The operating system refused a file operation.
+    #[error("{}: cannot {action}: {source}", path.display())]
+    Io {
+        /// What was tried, as a verb: `open`, `read`.
+        action: &'static str,
+        /// The file.
+        path: PathBuf,
+        /// The system's reason.
+        source: std::io::Error,
+    },
+    /// A file is not a regular file, so its size is not known.
+    #[error("{}: is not a regular file", path.display())]
+    NotAFile {
+        /// The file.
+        path: PathBuf,
+    },
+    /// A file is larger than any of its kind has reason to be.
+    #[error("{}: has {n_bytes} bytes; at most {limit} are read", path.display())]
+    FileTooLarge {
+        /// The file.
+        path: PathBuf,
+        /// Its size.
+        n_bytes: u64,
+        /// The most that is read.
+        limit: u64,
+    },
+    /// A JSON file is damaged or of another form.
+    #[error("{}: is not {what}: {source}", path.display())]
+    Json {
+        /// The file.
+        path: PathBuf,
+        /// What it should be, as a noun phrase.
+        what: &'static str,
+        /// The fault, with its line and column.
+        source: serde_json::Error,
+    },
+    /// A line of a line-based file is malformed.
+    #[error("{}: line {line}: {fault}", path.display())]
+    BadLine {
+        /// The file.
+        path: PathBuf,
+        /// The line, from 1.
+        line: usize,
+        /// What is wrong with it, as a clause.
+        fault: String,
+    },
+
+    // ---- ids --------------------------------------------------------------------------------
+    /// An id occurs twice where it may occur once.
+    #[error("{}: {what} {id} occurs more than once", path.display())]
+    DuplicateId {
+        /// The file.
+        path: PathBuf,
+        /// What the id names: `question`, `image`.
+        what: &'static str,
+        /// The id.
+        id: String,
+    },
+    /// Examples of the ground truth have no prediction.
+    #[error("{}: {n_missing} of {n} have no answer; the first is {what} {first}", path.display())]
+    MissingPredictions {
+        /// The file of predictions.
+        path: PathBuf,
+        /// What the id names: `question`, `example`.
+        what: &'static str,
+        /// The first id without a prediction, in the order of the ground truth.
+        first: String,
+        /// How many have none.
+        n_missing: usize,
+        /// How many there are.
+        n: usize,
+    },
+    /// An id of one file is not in the file it refers to.
+    #[error("{}: {what} {id} is not in {}", path.display(), other.display())]
+    UnknownId {
+        /// The file.
+        path: PathBuf,
+        /// What the id names.
+        what: &'static str,
+        /// The id.
+        id: String,
+        /// The file that should hold it.
+        other: PathBuf,
+    },
+    /// Two files say that a question belongs to different images.
+    #[error("{}: question {question} belongs to image {found}, in {} to image {expected}",
+            path.display(), other.display())]
+    ImageDiffers {
+        /// The file.
+        path: PathBuf,
+        /// The question.
+        question: i64,
+        /// Its image in this file.
+        found: i64,
+        /// Its image in the other file.
+        expected: i64,
+        /// The other file.
+        other: PathBuf,
+    },
+    /// There is nothing to judge.
+    #[error("{}: holds no {what}", path.display())]
+    Empty {
+        /// The file.
+        path: PathBuf,
+        /// What is missing, in the plural.
+        what: &'static str,
+    },
+    /// A question has no ground truth answers.
+    #[error("{}: question {question} has no answers", path.display())]
+    NoAnswers {
+        /// The file.
+        path: PathBuf,
+        /// The question.
+        question: i64,
+    },
+
+    // ---- arrays -----------------------------------------------------------------------------
+    /// A tensor has another shape than the tensors beside it.
+    #[error("{}: `{key}` has shape {found:?}, expected {expected}", path.display())]
+    TensorShape {
+        /// The file.
+        path: PathBuf,
+        /// The tensor.
+        key: &'static str,
+        /// Its shape.
+        found: Vec<usize>,
+        /// What it should be, in words.
+        expected: String,
+    },
+    /// A tensor of ids holds no integers.
+    #[error("{}: `{key}` has dtype {dtype}, expected integers", path.display())]
+    IdsNotIntegers {
+        /// The file.
+        path: PathBuf,
+        /// The tensor.
+        key: &'static str,
+        /// Its dtype.
+        dtype: merge::DType,
+    },
+    /// A score matrix without queries.
+    #[error("the score matrix is empty: {n_images} images, {n_texts} texts")]
+    EmptyScores {
+        /// Rows.
+        n_images: usize,
+        /// Columns.
+        n_texts: usize,
+    },
+    /// Two rows are of the same image.
+    #[error("rows {first} and {second} are both of image {id}")]
+    DuplicateImage {
+        /// The id.
+        id: i64,
+        /// A row, from 0.
+        first: usize,
+        /// The other.
+        second: usize,
+    },
+    /// An image has no text, so its query has no answer.
+    #[error("image {id} (row {row}) has no text")]
+    ImageWithoutText {
+        /// The id.
+        id: i64,
+        /// Its row, from 0.
+        row: usize,
+    },
+    /// A text belongs to an image that has no row.
+    #[error("text {column} belongs to image {id}, which has no row")]
+    TextWithoutImage {
+        /// The id.
+        id: i64,
+        /// The column of the text, from 0.
+        column: usize,
+    },
+    /// A score is not a number, so it has no rank.
+    #[error("a score of row {row} is not a number")]
+    ScoreNotANumber {
+        /// The row, from 0.
+        row: usize,
+    },
+    /// Arrays that belong together differ in length.
+    #[error("{what}: {left} and {right} differ in number")]
+    LengthsDiffer {
+        /// What they are, e.g. `logits and targets`.
+        what: &'static str,
+        /// Length of the first.
+        left: usize,
+        /// Length of the second.
+        right: usize,
+    },
+    /// A target is no class.
+    #[error("target {target} of example {example} is no class: there are {n_classes}")]
+    NoSuchClass {
+        /// The target.
+        target: i64,
+        /// The example, from 0.
+        example: usize,
+        /// Number of classes.
+        n_classes: usize,
+    },
+
+    // ---- statistics -------------------------------------------------------------------------
+    /// Two samples cannot be paired, for they are not of the same units.
+    #[error("no paired test is possible: {fault}")]
+    NotPaired {
+        /// How they differ, as a clause.
+        fault: String,
+    },
+    /// Too few or too many draws were asked for.
+    #[error("{n} resamples: ask for {least} to {most}")]
+    ResampleCount {
+        /// How many were asked for.
+        n: usize,
+        /// The fewest.
+        least: usize,
+        /// The most.
+        most: usize,
+    },
+}
+
+impl Error {
+    pub(crate) fn io(action: &'static str, path: &Path, source: std::io::Error) -> Self {
+        Self::Io {
+            action,
+            path: path.into(),
+            source,
+        }
+    }
+
+    /// What the user can do about it, where that is not plain from the message.
+    #[must_use]
+    pub fn hint(&self) -> Option<String> {
+        match self {
+            Self::Merge(error) => error.hint(),
+            Self::DuplicateId {
+                what: "question", ..
+            } => Some(
+                "published evaluation code repeats questions to fill its last batch; keep the \
+                 first answer of each"
+                    .into(),
+            ),
+            Self::NotPaired { .. } => Some("score the files one by one".into()),
+            _ => None,
+        }
+    }
+
+    /// Whether wrong arguments are the cause.
+    #[must_use]
+    pub fn is_usage(&self) -> bool {
+        match self {
+            Self::Merge(error) => error.is_usage(),
+            Self::ResampleCount { .. } => true,
+            _ => false,
+        }
+    }
+}

@@ -1,0 +1,8 @@
+//! Metrics: pure functions of arrays and strings, one file each.
+
+pub mod accuracy;
+pub mod answers;
+pub mod bootstrap;
+pub mod nlvr2;
+pub mod retrieval;
+pub mod vqa;

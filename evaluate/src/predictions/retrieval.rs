@@ -1,0 +1,143 @@
+//! Retrieval: a safetensors file with a score matrix and the ids of its rows and columns.
+
+use std::marker::PhantomData;
+use std::path::Path;
+
+use merge::io::OpenOptions;
+use merge::{Checkpoint, DType, decode_f32, decode_f64};
+
+use crate::metrics::retrieval::{Captions, Score, ScoreMatrix, Standings, standings};
+use crate::{Error, Result};
+
+/// Scores: images × texts, any floating point type.
+pub const SCORES: &str = "scores";
+/// The image of each row.
+pub const IMAGE_ID: &str = "image_id";
+/// The image of each column's text.
+pub const TEXT_IMAGE_ID: &str = "text_image_id";
+
+/// A score file, open: its ids; scores are read on request.
+pub struct ScoreFile {
+    checkpoint: Checkpoint,
+    /// The image of each row.
+    pub image_ids: Vec<i64>,
+    /// The image of each column's text.
+    pub text_image_ids: Vec<i64>,
+}
+
+impl ScoreFile {
+    /// Opens a file with the tensors [`SCORES`], [`IMAGE_ID`] and [`TEXT_IMAGE_ID`].
+    ///
+    /// # Errors
+    /// [`Error::Merge`] when the file is damaged or lacks a tensor, [`Error::TensorShape`],
+    /// [`Error::IdsNotIntegers`].
+    pub fn open(path: &Path) -> Result<Self> {
+        let checkpoint = merge::io::open(path, &OpenOptions::default())?;
+        let shape = checkpoint.require(SCORES)?.shape.clone();
+        let [n_images, n_texts] = shape[..] else {
+            return Err(Error::TensorShape {
+                path: path.into(),
+                key: SCORES,
+                found: shape,
+                expected: "images × texts".into(),
+            });
+        };
+        Ok(Self {
+            image_ids: read_ids(&checkpoint, path, IMAGE_ID, n_images)?,
+            text_image_ids: read_ids(&checkpoint, path, TEXT_IMAGE_ID, n_texts)?,
+            checkpoint,
+        })
+    }
+
+    /// Ranks all images for every text and all texts for every image, in the precision of the
+    /// file.
+    ///
+    /// # Errors
+    /// What [`standings`] returns, and [`Error::Merge`] when scores cannot be read.
+    pub fn standings(&self, captions: &Captions) -> Result<Standings> {
+        match self.checkpoint.require(SCORES)?.dtype {
+            DType::F64 => standings(&self.matrix::<f64>(), captions),
+            _ => standings(&self.matrix::<f32>(), captions),
+        }
+    }
+
+    fn matrix<T>(&self) -> FileMatrix<'_, T> {
+        FileMatrix {
+            file: self,
+            score: PhantomData,
+        }
+    }
+}
+
+/// Reads a vector of ids of any integer type.
+fn read_ids(checkpoint: &Checkpoint, path: &Path, key: &'static str, n: usize) -> Result<Vec<i64>> {
+    let info = checkpoint.require(key)?;
+    if info.shape != [n] {
+        return Err(Error::TensorShape {
+            path: path.into(),
+            key,
+            found: info.shape.clone(),
+            expected: format!("[{n}], as in `{SCORES}`"),
+        });
+    }
+    let bytes = checkpoint.read_all(key)?;
+    match info.dtype {
+        DType::I64 => Ok(integers(&bytes, i64::from_le_bytes)),
+        DType::I32 => Ok(integers(&bytes, |b| i32::from_le_bytes(b).into())),
+        DType::U32 => Ok(integers(&bytes, |b| u32::from_le_bytes(b).into())),
+        DType::I16 => Ok(integers(&bytes, |b| i16::from_le_bytes(b).into())),
+        DType::U16 => Ok(integers(&bytes, |b| u16::from_le_bytes(b).into())),
+        DType::U8 => Ok(integers(&bytes, |[b]| b.into())),
+        dtype => Err(Error::IdsNotIntegers {
+            path: path.into(),
+            key,
+            dtype,
+        }),
+    }
+}
+
+fn integers<const N: usize>(bytes: &[u8], decode: impl Fn([u8; N]) -> i64) -> Vec<i64> {
+    let (elements, _) = bytes.as_chunks::<N>();
+    elements.iter().map(|&element| decode(element)).collect()
+}
+
+/// The scores of a file as numbers of type `T`.
+struct FileMatrix<'a, T> {
+    file: &'a ScoreFile,
+    score: PhantomData<fn() -> T>,
+}
+
+/// Bytes to numbers.
+trait Decode: Score {
+    fn decode(dtype: DType, bytes: &[u8], out: &mut [Self]) -> merge::Result<()>;
+}
+
+impl Decode for f32 {
+    fn decode(dtype: DType, bytes: &[u8], out: &mut [Self]) -> merge::Result<()> {
+        decode_f32(SCORES, dtype, bytes, out)
+    }
+}
+
+impl Decode for f64 {
+    fn decode(dtype: DType, bytes: &[u8], out: &mut [Self]) -> merge::Result<()> {
+        decode_f64(SCORES, dtype, bytes, out)
+    }
+}
+
+impl<T: Decode> ScoreMatrix for FileMatrix<'_, T> {
+    type Score = T;
+
+    fn shape(&self) -> (usize, usize) {
+        (self.file.image_ids.len(), self.file.text_image_ids.len())
+    }
+
+    fn read(&self, row: usize, column: usize, out: &mut [T]) -> Result<()> {
+        let checkpoint = &self.file.checkpoint;
+        let dtype = checkpoint.require(SCORES)?.dtype;
+        let first = row * self.file.text_image_ids.len() + column;
+        let mut bytes = vec![0; out.len() * dtype.size_bytes()];
+        checkpoint.read(SCORES, first, &mut bytes)?;
+        T::decode(dtype, &bytes, out)?;
+        Ok(())
+    }
+}

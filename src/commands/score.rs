@@ -1,0 +1,248 @@
+//! `vlmerge score`.
+
+mod judged;
+mod show;
+
+use std::path::{Path, PathBuf};
+use std::process::ExitCode;
+
+use anyhow::{Context, Result};
+use evaluate::metrics::bootstrap::Bootstrap;
+use evaluate::metrics::retrieval::{self, Captions, Ties, median_and_mean};
+use evaluate::metrics::{nlvr2, vqa};
+use evaluate::predictions;
+use serde_json::json;
+
+use crate::output::Output;
+use judged::Judged;
+
+const EXAMPLES: &str = "\
+Examples:
+  vlmerge score retrieval --scores coco.safetensors
+  vlmerge score vqa --results a.json b.json --questions questions.json --annotations annotations.json
+  vlmerge score nlvr2 --predictions predictions.csv --labels dev.json --json
+
+Every number has a 95% interval by the bootstrap. Of several files each is tested against the first
+on the same draws.";
+
+const RETRIEVAL_EXAMPLES: &str = "\
+Examples:
+  vlmerge score retrieval --scores coco.safetensors
+  vlmerge score retrieval --scores seed.safetensors merged.safetensors --ties pessimistic
+
+A score file is a safetensors file with the tensors `scores` (images x texts, floating point, larger
+is better), `image_id` (the image of each row) and `text_image_id` (the image of each text), both
+integers. An image may have any number of texts. TR: text retrieval, from an image; a hit needs one
+of its texts among the k best. IR: image retrieval, from a text. RSUM: the six in percent, summed.
+Intervals draw images, each with its texts.
+
+Ties: `expected` is the mean over all orders of equal scores, `pessimistic` puts right items last,
+`optimistic` first, `first` keeps the order of the file.";
+
+const VQA_EXAMPLES: &str = "\
+Examples:
+  vlmerge score vqa --results results.json --annotations v2_mscoco_val2014_annotations.json
+  vlmerge score vqa --results a.json b.json --questions questions.json --annotations annotations.json
+
+Files are of the official forms; a result file is a list of {\"question_id\": 1, \"answer\": \"yes\"}.
+`accuracy` is that of the official program, with its normalization of answers; `soft_score` is that
+of published training code: 0.3, 0.6, 0.9 or 1 for one, two, three or more people who gave exactly
+this answer. Intervals draw images, each with its questions.";
+
+const NLVR2_EXAMPLES: &str = "\
+Examples:
+  vlmerge score nlvr2 --predictions predictions.csv --labels dev.json
+  vlmerge score nlvr2 --predictions a.csv b.csv --labels test1.json --resamples 10000 --seed 7
+
+Predictions are lines of `dev-0-2-1,True`, labels the official JSON lines. Consistency is the share
+of sentences judged rightly for all their image pairs; it needs identifiers of the official form.
+Intervals draw sentences, each with its pairs.";
+
+/// Flags of `vlmerge score`.
+#[derive(Debug, clap::Args)]
+#[command(after_help = EXAMPLES)]
+pub struct Args {
+    #[command(subcommand)]
+    task: Task,
+}
+
+/// What was predicted.
+#[derive(Debug, clap::Subcommand)]
+enum Task {
+    /// Recall of texts and images from a score matrix
+    #[command(after_help = RETRIEVAL_EXAMPLES)]
+    Retrieval(RetrievalArgs),
+    /// Accuracy of answers in words against those of people
+    #[command(after_help = VQA_EXAMPLES)]
+    Vqa(VqaArgs),
+    /// Accuracy and consistency of true and false
+    #[command(after_help = NLVR2_EXAMPLES)]
+    Nlvr2(Nlvr2Args),
+}
+
+/// How intervals and tests are drawn.
+#[derive(Clone, Copy, Debug, clap::Args)]
+struct DrawArgs {
+    /// Bootstrap draws for the intervals and tests
+    #[arg(long, value_name = "N", default_value_t = 1000)]
+    resamples: usize,
+    /// Seed of the draws
+    #[arg(long, value_name = "N", default_value_t = 0)]
+    seed: u64,
+}
+
+#[derive(Debug, clap::Args)]
+struct RetrievalArgs {
+    /// Score files; several are compared with the first
+    #[arg(long, required = true, num_args = 1.., value_name = "FILE")]
+    scores: Vec<PathBuf>,
+    /// How equal scores count: expected, pessimistic, optimistic, first
+    #[arg(long, value_name = "HOW", default_value_t)]
+    ties: Ties,
+    #[command(flatten)]
+    draws: DrawArgs,
+}
+
+#[derive(Debug, clap::Args)]
+struct VqaArgs {
+    /// Result files; several are compared with the first
+    #[arg(long, required = true, num_args = 1.., value_name = "FILE")]
+    results: Vec<PathBuf>,
+    /// The annotation file
+    #[arg(long, value_name = "FILE")]
+    annotations: PathBuf,
+    /// The question file, to check that the annotations belong to it
+    #[arg(long, value_name = "FILE")]
+    questions: Option<PathBuf>,
+    #[command(flatten)]
+    draws: DrawArgs,
+}
+
+#[derive(Debug, clap::Args)]
+struct Nlvr2Args {
+    /// Prediction files; several are compared with the first
+    #[arg(long, required = true, num_args = 1.., value_name = "FILE")]
+    predictions: Vec<PathBuf>,
+    /// The official examples, a JSON object per line
+    #[arg(long, value_name = "FILE")]
+    labels: PathBuf,
+    #[command(flatten)]
+    draws: DrawArgs,
+}
+
+/// Runs the verb.
+pub fn run(args: Args, output: &Output) -> Result<ExitCode> {
+    let (judged, draws) = match &args.task {
+        Task::Retrieval(args) => (score_retrieval(args)?, args.draws),
+        Task::Vqa(args) => (score_vqa(args)?, args.draws),
+        Task::Nlvr2(args) => (score_nlvr2(args, output)?, args.draws),
+    };
+    let bootstrap = Bootstrap::new(draws.resamples, draws.seed)?;
+    let report = judged.measure(&bootstrap)?;
+    if output.json {
+        output.json(&json!({
+            "task": judged.task,
+            "settings": judged.settings,
+            "bootstrap": { "resamples": draws.resamples, "seed": draws.seed, "units": judged.units },
+            "files": report.files,
+            "comparisons": report.comparisons,
+        }))?;
+    } else {
+        output.line(&judged.headline)?;
+        output.line("")?;
+        output.text(&show::table(&report).to_string())?;
+        for line in show::legend(&report) {
+            output.line(line)?;
+        }
+        for line in &judged.remarks {
+            output.line(line)?;
+        }
+    }
+    Ok(ExitCode::SUCCESS)
+}
+
+fn score_retrieval(args: &RetrievalArgs) -> Result<Judged> {
+    let mut first: Option<(Vec<i64>, Vec<i64>)> = None;
+    let mut judged = Judged::new("retrieval", "images");
+    judged.settings = json!({ "ties": args.ties.to_string() });
+    for path in &args.scores {
+        let of_file = || path.display().to_string();
+        let file = predictions::retrieval::ScoreFile::open(path)?;
+        let captions =
+            Captions::new(&file.image_ids, &file.text_image_ids).with_context(of_file)?;
+        let ids = (file.image_ids.clone(), file.text_image_ids.clone());
+        match &first {
+            None => {
+                let (n_images, n_texts) = captions.shape();
+                judged.headline =
+                    format!("{n_images} images, {n_texts} texts; ties: {}", args.ties);
+                first = Some(ids);
+            }
+            Some(first) if *first != ids => {
+                let fault = "the images and texts are others, or in another order".into();
+                let error = evaluate::Error::NotPaired { fault };
+                return Err(error).with_context(of_file);
+            }
+            Some(_) => {}
+        }
+        let standings = file.standings(&captions).with_context(of_file)?;
+        for (direction, of) in [("TR", &standings.of_images), ("IR", &standings.of_texts)] {
+            if let Some((median, mean)) = median_and_mean(of, args.ties) {
+                judged.remarks.push(format!(
+                    "{}: {direction} median rank {median}, mean rank {mean:.2}",
+                    of_file()
+                ));
+            }
+        }
+        let sample = retrieval::sample(&standings, &captions, args.ties);
+        judged.add(path, sample);
+    }
+    Ok(judged)
+}
+
+fn score_vqa(args: &VqaArgs) -> Result<Judged> {
+    let annotations = predictions::vqa::read_annotations(&args.annotations)?;
+    if let Some(questions) = &args.questions {
+        predictions::vqa::check_questions(questions, &annotations, &args.annotations)?;
+    }
+    let mut judged = Judged::new("vqa", "images");
+    judged.settings = json!({
+        "annotations": args.annotations.display().to_string(),
+        "questions": args.questions.as_deref().map(Path::display).map(|path| path.to_string()),
+    });
+    judged.headline = format!("{} questions", annotations.len());
+    for path in &args.results {
+        let results = predictions::vqa::read_results(path)?;
+        let questions = predictions::vqa::judge(path, &results, &annotations, &args.annotations)?;
+        judged.add(path, vqa::sample(&questions));
+    }
+    Ok(judged)
+}
+
+fn score_nlvr2(args: &Nlvr2Args, output: &Output) -> Result<Judged> {
+    let labels = predictions::nlvr2::read_labels(&args.labels)?;
+    let mut judged = Judged::new("nlvr2", "sentences");
+    judged.settings = json!({ "labels": args.labels.display().to_string() });
+    judged.headline = format!("{} examples", labels.examples.len());
+    for path in &args.predictions {
+        let found = predictions::nlvr2::read_predictions(path)?;
+        let verdicts = predictions::nlvr2::judge(path, &found, &labels)?;
+        if verdicts.n_unused > 0 {
+            output.note(format!(
+                "{}: {} predictions are of examples without a label here",
+                path.display(),
+                verdicts.n_unused
+            ));
+        }
+        judged.add(path, nlvr2::sample(verdicts.examples));
+    }
+    if labels
+        .examples
+        .iter()
+        .any(|(id, _)| nlvr2::sentence_of(id).is_none())
+    {
+        judged.units = "examples";
+        output.note("no consistency: the identifiers do not tell which examples share a sentence");
+    }
+    Ok(judged)
+}

@@ -1,0 +1,86 @@
+//! The table of `vlmerge score`: numbers in percent.
+
+use evaluate::Unit;
+use evaluate::metrics::bootstrap::Interval;
+
+use super::judged::{Measurement, Report};
+use crate::table::{Align, Table};
+
+/// A row per number; per file its value and interval, and from the second file on the difference to
+/// the first and its p.
+pub fn table(report: &Report) -> Table {
+    let column = |name: &str, align| (name.to_owned(), align);
+    let is_single = report.files.len() == 1;
+    let letter = |index: usize| match is_single {
+        true => "value".to_owned(),
+        false => name_of(index),
+    };
+    let mut columns = vec![column("%", Align::Left), column("n", Align::Right)];
+    for index in 0..report.files.len() {
+        columns.push(column(&letter(index), Align::Right));
+        columns.push(column("95% interval", Align::Left));
+        if index > 0 {
+            columns.push(column(&format!("{} - A", letter(index)), Align::Right));
+            columns.push(column("95% interval", Align::Left));
+            columns.push(column("p", Align::Right));
+        }
+    }
+    let mut table = Table::new(columns);
+    let rows = report.files.first().map_or(&[][..], |f| &f.measurements);
+    for (row, measurement) in rows.iter().enumerate() {
+        let scale = percent(measurement);
+        let mut cells = vec![measurement.name.clone(), measurement.n.to_string()];
+        for (index, file) in report.files.iter().enumerate() {
+            let own = &file.measurements[row];
+            cells.push(own.value.map_or_else(none, |v| format!("{:.2}", scale * v)));
+            cells.push(interval(own.interval, scale, false));
+            let Some(comparison) = index.checked_sub(1).map(|i| &report.comparisons[i]) else {
+                continue;
+            };
+            let difference = &comparison.differences[row];
+            let value = difference.difference;
+            cells.push(value.map_or_else(none, |v| format!("{:+.2}", scale * v)));
+            cells.push(interval(difference.interval, scale, true));
+            cells.push(difference.p.map_or_else(none, |p| format!("{p:.4}")));
+        }
+        table.row(cells);
+    }
+    table
+}
+
+/// Which file each letter of the table stands for; nothing if there is one file.
+pub fn legend(report: &Report) -> Vec<String> {
+    if report.files.len() == 1 {
+        return Vec::new();
+    }
+    let files = report.files.iter().enumerate();
+    let lines = files.map(|(index, file)| format!("{}: {}", name_of(index), file.file));
+    std::iter::once(String::new()).chain(lines).collect()
+}
+
+/// `A` to `Z`, then numbers.
+fn name_of(index: usize) -> String {
+    match u8::try_from(index) {
+        Ok(index @ 0..26) => char::from(b'A' + index).to_string(),
+        _ => format!("file {}", index + 1),
+    }
+}
+
+fn none() -> String {
+    "n/a".to_owned()
+}
+
+/// What turns the number into percent.
+fn percent(measurement: &Measurement) -> f64 {
+    match measurement.unit {
+        Unit::Fraction => 100.0,
+        Unit::PercentSum => 1.0,
+    }
+}
+
+fn interval(interval: Option<Interval>, scale: f64, is_signed: bool) -> String {
+    interval.map_or_else(none, |Interval { low, high }| match is_signed {
+        true => format!("[{:+.2}, {:+.2}]", scale * low, scale * high),
+        false => format!("[{:.2}, {:.2}]", scale * low, scale * high),
+    })
+}
