@@ -62,7 +62,13 @@ print(best)
 
 
 def run(command, **options):
-    """Wall seconds and peak resident MiB of one command."""
+    """Wall seconds and peak resident MiB of one command, with no old targets and an idle disk.
+
+    Replacing a file whose pages are on their way to the disk waits for them, whoever replaces it.
+    """
+    for name in ("out.safetensors", "out.pt", "copy", "py.pt"):
+        (FOLDER / name).unlink(missing_ok=True)
+    os.sync()
     start = time.perf_counter()
     process = subprocess.Popen(command, stdout=subprocess.DEVNULL, **options)
     _, status, usage = os.wait4(process.pid, 0)
@@ -111,6 +117,9 @@ def merging(dtype):
     out, copy, py = FOLDER / "out.safetensors", FOLDER / "copy", FOLDER / "py.pt"
     merge = [PROGRAM, "-q", "interpolate", specific, "--force", "--out", out]
     run(merge)
+    reference = FOLDER / f"merged-{dtype}.safetensors"
+    out.rename(reference)
+    out_path, out = out, reference
     n_in, n_out = specific.stat().st_size, out.stat().st_size
     # The same bytes in and out with cp: copies as much as is written, and reads the rest.
     cp = f"head -c {n_in - n_out} {specific} >/dev/null; cp --reflink=never {out} {copy}"
@@ -129,6 +138,7 @@ def merging(dtype):
     from_pt = [PROGRAM, "-q", "interpolate", specific_pt, "--force", "--out", FOLDER / "out.pt", "--no-sync", "--no-hash"]
     results = in_turn({"cp": shell(cp), "vlmerge .pt": from_pt})
     report(f"interpolate from and to .pt, base, {shown}", results, "vlmerge .pt", ["cp"])
+    out = out_path
     arithmetic = [PROGRAM, "-q", "arithmetic", specific, "--seed-checkpoint", seed, "--force", "--out", out]
     cp = f"head -c {n_in} {specific} >/dev/null; cp --reflink=never {seed} {copy}"
     results = in_turn({
