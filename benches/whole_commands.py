@@ -52,10 +52,11 @@ i = torch.arange(width, dtype=torch.float64)
 gram = 1 / (1 + (i[:, None] - i[None, :]) ** 2)
 gram.fill_diagonal_(3.0)
 weight = ((torch.arange(out)[:, None] * 31 + torch.arange(width)[None, :] * 17) % 97).double()
+other = weight.flip(0).contiguous()
 best = float("inf")
 for _ in range(5):
     start = time.perf_counter()
-    (weight @ gram + weight @ gram) @ torch.inverse(gram + gram)
+    (weight @ gram + other @ gram) @ torch.inverse(gram + gram)
     best = min(best, time.perf_counter() - start)
 print(best)
 """
@@ -186,7 +187,7 @@ def regmean():
             seconds, product = map(float, ours.stdout.split())
             inverse = float(theirs.stdout)
             product_flops = 2 * out * width * width
-            flops = 2 * product_flops + width**3 / 3 + 2 * out * width * width
+            flops = product_flops + width**3 / 3 + 2 * out * width * width
             share = (flops / seconds) / (product_flops / product)
             print(f"  {out} x {width}: {seconds:.3f} s, torch's inverse {inverse:.3f} s = {inverse / seconds:.2f} x; {flops / seconds / 1e9:.0f} GFLOP/s = {share:.0%} of the product's {product_flops / product / 1e9:.0f}")
 

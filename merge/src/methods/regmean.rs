@@ -119,21 +119,28 @@ struct Solve {
 }
 
 impl WholeKernel for Solve {
+    /// `Σ Wₑ G̃ₑ = W_last Σ G̃ₑ + Σ (Wₑ − W_last) G̃ₑ`, so the solution is the last member plus that of
+    /// the differences: one product less, and members that agree are returned to the last bit.
     fn merge(&self, group: &dyn GroupData) -> Result<ArrayD<f64>> {
-        let mut members = self.solved.iter();
-        // `resolve` never builds a group without a solved member; an empty one has no answer.
-        let first = members.next().ok_or_else(|| Error::MissingGram {
-            slot: self.slot.key.clone(),
-            expert: self.experts[0],
-        })?;
-        let (mut product, mut denominator, mut sum) = self.terms(group, *first)?;
-        for &member in members {
-            let (other_product, other_gram, other_weight) = self.terms(group, member)?;
-            product += &other_product;
-            denominator += &other_gram;
-            if self.method.ridge > 0.0 {
-                sum += &other_weight;
-            }
+        // `operation` never builds this without a solved member; there is no answer to none.
+        let Some((&last, others)) = self.solved.split_last() else {
+            return Err(Error::MissingGram {
+                slot: self.slot.key.clone(),
+                expert: self.experts[0],
+            });
+        };
+        let (last_weight, mut denominator) = self.terms(group, last)?;
+        if others.is_empty() {
+            return Ok(last_weight.into_dyn());
+        }
+        let mut product = Array2::zeros(last_weight.dim());
+        let mut sum = Array2::zeros(last_weight.dim());
+        for &member in others {
+            let (mut difference, gram) = self.terms(group, member)?;
+            difference -= &last_weight;
+            product += &self.method.algebra.multiply(&difference, &gram);
+            denominator += &gram;
+            sum += &difference;
         }
         if self.method.ridge > 0.0 {
             let n_members = self.solved.len() as f64;
@@ -145,12 +152,13 @@ impl WholeKernel for Solve {
                 .mapv_inplace(|d| d + n_members * pull);
         }
         drop(sum);
-        let merged = self.method.algebra.solve_right(product, denominator);
-        let merged = merged.map_err(|NotPositiveDefinite { pivot }| Error::SingularGram {
+        let solved = self.method.algebra.solve_right(product, denominator);
+        let mut merged = solved.map_err(|NotPositiveDefinite { pivot }| Error::SingularGram {
             slot: self.slot.key.clone(),
             experts: self.experts.clone(),
             pivot,
         })?;
+        merged += &last_weight;
         Ok(merged.into_dyn())
     }
 
@@ -159,20 +167,16 @@ impl WholeKernel for Solve {
             [out, width] => (out as u64, width as u64),
             _ => (0, 0),
         };
-        // Product and sum, another member's product and weight; two grams, and a third while a
-        // packed one is spread out.
         let extra = u64::from(n_members > 1);
-        (out * width * (2 + 2 * extra) + width * width * (2 + extra)) * 8
+        // Last weight, product, sum of differences, a difference and its product; two grams, and a
+        // third while a packed one is spread out.
+        (out * width * (1 + 4 * extra) + width * width * (2 + extra)) * 8
     }
 }
 
 impl Solve {
-    /// `W G̃`, `G̃` and `W` of one member.
-    fn terms(
-        &self,
-        group: &dyn GroupData,
-        member: usize,
-    ) -> Result<(Array2<f64>, Array2<f64>, Array2<f64>)> {
+    /// `W` and `G̃` of one member.
+    fn terms(&self, group: &dyn GroupData, member: usize) -> Result<(Array2<f64>, Array2<f64>)> {
         let mut gram = group.gram(member)?;
         shrink(&mut gram, self.method.shrink);
         let weight = group.member(member)?;
@@ -187,8 +191,7 @@ impl Solve {
             weight: shape,
             gram: gram.shape().to_vec(),
         })?;
-        let product = self.method.algebra.multiply(&weight, &gram);
-        Ok((product, gram, weight))
+        Ok((weight, gram))
     }
 }
 
