@@ -140,7 +140,9 @@ impl WholeKernel for Solve {
             difference -= &last_weight;
             product += &self.method.algebra.multiply(&difference, &gram);
             denominator += &gram;
-            sum += &difference;
+            if self.method.ridge > 0.0 {
+                sum += &difference;
+            }
         }
         if self.method.ridge > 0.0 {
             let n_members = self.solved.len() as f64;
