@@ -7,7 +7,7 @@
 //! 2. [`layouts::detect`] names the model family and gives each key a [`Role`].
 //! 3. [`MergeRecipe`] says what is wanted, [`MergePlan`] what happens to every key.
 //! 4. [`execute`](execute::execute) runs the plan tensor by tensor through a [`MergeMethod`]
-//!    and streams the result into a [`Writer`].
+//!    and streams the result into a [`Writer`](io::Writer).
 //!
 //! This crate knows no model: it works on bytes, dtypes and [`ndarray`] arrays.
 

@@ -50,10 +50,10 @@ impl Conversion {
     /// Says what happens to every key of `source`.
     ///
     /// # Errors
-    /// [`Error::DuplicateKey`](crate::Error::DuplicateKey), and, where more than container and
-    /// dtype change, [`Error::NoSuchConversion`](crate::Error::NoSuchConversion),
-    /// [`Error::UnknownKey`](crate::Error::UnknownKey),
-    /// [`Error::NoCounterpart`](crate::Error::NoCounterpart) and those of the position tables.
+    /// [`Error::DuplicateKey`], and, where more than container and
+    /// dtype change, [`Error::NoSuchConversion`],
+    /// [`Error::UnknownKey`],
+    /// [`Error::NoCounterpart`] and those of the position tables.
     pub fn plan(&self, source: Arc<Checkpoint>, layout: &dyn Layout) -> Result<MergePlan> {
         let mut draft = Draft::copy_of(Arc::clone(&source))?;
         let is_resized = self.image_size.is_some() || self.text_len.is_some();
