@@ -27,7 +27,7 @@ const MOST: usize = 1_000_000;
 /// # Example
 /// ```
 /// use evaluate::metrics::{bootstrap::Bootstrap, nlvr2};
-/// let right = |id| (id, !id.ends_with('0'));
+/// let right = |id: &'static str| (id, !id.ends_with('0'));
 /// let sample = nlvr2::sample(["dev-0-0-0", "dev-1-0-1", "dev-2-0-1"].map(right));
 /// let draws = Bootstrap::new(1000, 0)?.resample(&sample);
 /// let interval = draws.interval(0).expect("defined on every draw");
