@@ -6,8 +6,7 @@ use std::time::Instant;
 
 use anyhow::Result;
 use merge::MergePlan;
-use merge::execute::execute;
-use merge::io::check_target;
+use merge::execute::{check, execute};
 use merge::plan::{Action, Entry};
 use serde_json::json;
 
@@ -25,7 +24,8 @@ pub fn carry_out(
 ) -> Result<ExitCode> {
     if write.dry_run {
         if let Some(target) = target {
-            check_target(&write.write_options(target), plan.output_bytes())?;
+            let run = write.run_options(check_copies);
+            check(plan, &write.write_options(target), &run)?;
         }
         show(plan, output)?;
         return Ok(ExitCode::SUCCESS);
@@ -112,23 +112,13 @@ fn entry_json(entry: &Entry) -> serde_json::Value {
 
 /// What is done, and the tensors (and gram matrices) it is done from.
 fn verb_and_sources(entry: &Entry) -> (&'static str, Vec<String>) {
-    match &entry.action {
-        Action::Copy(tensor) => ("copy", vec![tensor.key.clone()]),
-        Action::Elementwise { members, base, .. } => (
-            "combine",
-            members.iter().chain(base).map(|t| t.key.clone()).collect(),
-        ),
-        Action::Whole {
-            members,
-            base,
-            grams,
-            ..
-        } => {
-            let grams = grams.iter().flatten().map(|key| format!("gram {key}"));
-            let tensors = members.iter().chain(base).map(|t| t.key.clone());
-            ("combine", tensors.chain(grams).collect())
-        }
-        Action::Generate(_) => ("make", Vec::new()),
-        _ => ("other", Vec::new()),
-    }
+    let verb = match entry.action {
+        Action::Copy(_) => "copy",
+        Action::Elementwise { .. } | Action::Whole { .. } => "combine",
+        Action::Generate(_) => "make",
+        _ => "other",
+    };
+    let grams = entry.action.grams().map(|key| format!("gram {key}"));
+    let tensors = entry.action.tensors().map(|tensor| tensor.key.clone());
+    (verb, tensors.chain(grams).collect())
 }

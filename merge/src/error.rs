@@ -1,6 +1,13 @@
 //! Everything that can go wrong in this crate, one variant per fault.
 
 mod advice;
+mod conversion;
+mod safetensors;
+mod split;
+
+pub use conversion::ConversionFault;
+pub use safetensors::SafetensorsFault;
+pub use split::SplitFault;
 
 use std::path::{Path, PathBuf};
 
@@ -74,212 +81,14 @@ pub enum Error {
     },
 
     // ---- reading: safetensors ---------------------------------------------------------------
-    /// The file ends before the length of its header.
-    #[error("{}: {n_file_bytes} bytes are too few for a safetensors file", path.display())]
-    HeaderCut {
-        /// The file.
-        path: PathBuf,
-        /// Its size.
-        n_file_bytes: u64,
-    },
-    /// The header is longer than the file, or than the format allows.
-    #[error(
-        "{}: bytes 0..8 give a header of {n_header_bytes} bytes; the file has {n_file_bytes}, \
-         the format allows 100000000", path.display()
-    )]
-    HeaderLength {
-        /// The file.
-        path: PathBuf,
-        /// The length that it gives.
-        n_header_bytes: u64,
-        /// Its size.
-        n_file_bytes: u64,
-    },
-    /// The header is not UTF-8.
-    #[error("{}: byte {at} of the header is not UTF-8", path.display())]
-    HeaderNotText {
-        /// The file.
-        path: PathBuf,
-        /// The position in the file.
-        at: u64,
-    },
-    /// The header is not an object of tensors in JSON.
-    #[error("{}: the header in bytes 8..{end} is not valid: {source}", path.display())]
-    HeaderJson {
-        /// The file.
-        path: PathBuf,
-        /// Where the header ends.
-        end: u64,
-        /// What is wrong, and where in the header.
-        source: serde_json::Error,
-    },
-    /// The safetensors crate refuses the header for a reason that has no variant of its own.
-    #[error("{}: the header is not valid: {source}", path.display())]
-    Header {
-        /// The file.
-        path: PathBuf,
-        /// What is wrong.
-        source: ::safetensors::SafeTensorError,
-    },
-    /// A dtype of the format that has no place here.
-    #[error("{}: `{key}` has dtype {dtype}, which is not supported", path.display())]
-    UnsupportedDType {
-        /// The file.
-        path: PathBuf,
-        /// The tensor.
-        key: String,
-        /// The dtype's name in the file.
-        dtype: String,
-    },
-    /// The bytes of a shape cannot be counted.
-    #[error("{}: `{key}` has shape {shape:?}, whose size overflows", path.display())]
-    ShapeOverflow {
-        /// The file.
-        path: PathBuf,
-        /// The tensor.
-        key: String,
-        /// Its shape.
-        shape: Vec<usize>,
-    },
-    /// The byte range of a tensor does not fit its dtype and shape.
-    #[error(
-        "{}: `{key}` has the data bytes {first}..{end}, but its dtype and shape need {n_bytes}",
-        path.display()
-    )]
-    RangeSize {
-        /// The file.
-        path: PathBuf,
-        /// The tensor.
-        key: String,
-        /// Where its data begin, counted from the end of the header.
-        first: usize,
-        /// Where they end.
-        end: usize,
-        /// How many bytes it must have.
-        n_bytes: usize,
-    },
-    /// The data of two tensors overlap, or leave a hole.
-    #[error(
-        "{}: `{key}` has the data bytes {first}..{end}, but must begin at {expected}",
-        path.display()
-    )]
-    RangePlace {
-        /// The file.
-        path: PathBuf,
-        /// The tensor.
-        key: String,
-        /// Where its data begin, counted from the end of the header.
-        first: usize,
-        /// Where they end.
-        end: usize,
-        /// Where the tensor before it ends.
-        expected: usize,
-    },
-    /// The file was cut, or goes on after the last tensor.
-    #[error("{}: the tensors need {expected} data bytes, the file has {found}", path.display())]
-    DataLength {
-        /// The file.
-        path: PathBuf,
-        /// Bytes of all tensors.
-        expected: u64,
-        /// Bytes after the header.
-        found: u64,
-    },
-    /// The data of a tensor cannot be read.
-    #[error("{}: cannot read bytes {first}..{end} of `{key}`: {source}", path.display())]
-    ReadTensor {
-        /// The file.
-        path: PathBuf,
-        /// The tensor.
-        key: String,
-        /// The first byte in the file.
-        first: u64,
-        /// The byte after the last.
-        end: u64,
-        /// The system's reason.
-        source: std::io::Error,
-    },
+    /// What is wrong with a safetensors file, with the key and the byte range.
+    #[error(transparent)]
+    Safetensors(#[from] SafetensorsFault),
 
     // ---- reading: split models --------------------------------------------------------------
-    /// The file is JSON, but no index of a split model.
-    #[error("{}: is JSON, but not the index of a split model: {source}", path.display())]
-    Index {
-        /// The file.
-        path: PathBuf,
-        /// What is wrong, and where.
-        source: serde_json::Error,
-    },
-    /// An index is longer than any real one.
-    #[error("{}: an index of {n_bytes} bytes is not read", path.display())]
-    IndexTooLong {
-        /// The index.
-        path: PathBuf,
-        /// Its size.
-        n_bytes: u64,
-    },
-    /// An index names a file outside its folder.
-    #[error("{}: the shard `{shard}` is not in the folder of the index", path.display())]
-    ShardOutside {
-        /// The index.
-        path: PathBuf,
-        /// The shard as named there.
-        shard: String,
-    },
-    /// An index names a file that is not there.
-    #[error("{}: the shard `{shard}` with {n_tensors} tensors is missing", path.display())]
-    MissingShard {
-        /// The index.
-        path: PathBuf,
-        /// The shard.
-        shard: String,
-        /// How many tensors the index lists for it.
-        n_tensors: usize,
-    },
-    /// A tensor is not where the index lists it.
-    #[error("{}: `{key}` is listed for `{shard}`, which does not hold it", path.display())]
-    NotInShard {
-        /// The index.
-        path: PathBuf,
-        /// The tensor.
-        key: String,
-        /// The shard.
-        shard: String,
-    },
-    /// A shard holds a tensor that the index does not list.
-    #[error("{}: `{shard}` holds `{key}`, which the index does not list", path.display())]
-    UnlistedTensor {
-        /// The index.
-        path: PathBuf,
-        /// The tensor.
-        key: String,
-        /// The shard.
-        shard: String,
-    },
-    /// A folder holds no model.
-    #[error(
-        "{}: no `*.index.json` and no .safetensors, .bin, .pt, .pth or .ckpt file in this folder",
-        folder.display()
-    )]
-    NoModel {
-        /// The folder.
-        folder: PathBuf,
-    },
-    /// A folder holds several models.
-    #[error("{}: several models in this folder: {}", folder.display(), files.join(", "))]
-    SeveralModels {
-        /// The folder.
-        folder: PathBuf,
-        /// The candidates.
-        files: Vec<String>,
-    },
-    /// A folder holds parts of a model, but no index.
-    #[error("{}: `{shard}` is a part of a split model, but its index is missing", folder.display())]
-    LoneShard {
-        /// The folder.
-        folder: PathBuf,
-        /// A part.
-        shard: String,
-    },
+    /// What is wrong with a split model or a folder, with the shard and the key.
+    #[error(transparent)]
+    Split(#[from] SplitFault),
 
     // ---- reading: torch ---------------------------------------------------------------------
     /// A pickle is damaged, or says what this program does not read.
@@ -445,132 +254,9 @@ pub enum Error {
         /// The most similar name there is.
         nearest: Option<String>,
     },
-    /// Geometric spacing has no solution for a smaller window.
-    #[error(
-        "`{key}` cannot shrink from a window of {from} to one of {to} patches by geometric spacing"
-    )]
-    CannotShrink {
-        /// The table.
-        key: String,
-        /// Patches along a side of the old window.
-        from: usize,
-        /// Patches along a side of the new window.
-        to: usize,
-    },
-    /// A size that a conversion needs cannot be read off the checkpoint.
-    #[error("the {what} of this checkpoint is not known")]
-    UnknownSize {
-        /// The size.
-        what: &'static str,
-    },
-    /// An image is not a whole number of patches.
-    #[error("{image_size} pixels are no multiple of the patch size {patch}")]
-    ImageSize {
-        /// Side of the image in pixels.
-        image_size: usize,
-        /// Side of a patch in pixels.
-        patch: usize,
-    },
-    /// A position table has not the rows that its window asks for.
-    #[error("`{key}` of shape {shape:?} is no position table for a window of {window} patches")]
-    TableShape {
-        /// The table.
-        key: String,
-        /// Its shape.
-        shape: Vec<usize>,
-        /// Patches along a side of the window.
-        window: usize,
-    },
-    /// A bias table has not the room for text that it was said to have.
-    #[error(
-        "`{key}` has {rows} rows, which leave no square window beside {text_table_len} text positions"
-    )]
-    TextTableLen {
-        /// The table.
-        key: String,
-        /// Its rows.
-        rows: usize,
-        /// Text positions it was said to have room for.
-        text_table_len: usize,
-    },
-    /// Text positions can be cut, but not invented.
-    #[error("cannot grow from {from} to {to} text positions")]
-    TextTooShort {
-        /// Positions there are.
-        from: usize,
-        /// Positions asked for.
-        to: usize,
-    },
-    /// A text table has not as many rows as there are text positions.
-    #[error("`{key}` of shape {shape:?} is no table of {text_len} text positions")]
-    TextShape {
-        /// The table.
-        key: String,
-        /// Its shape.
-        shape: Vec<usize>,
-        /// Text positions.
-        text_len: usize,
-    },
-    /// The outer token types are neither two nor three.
-    #[error("`{key}` of shape {shape:?} has neither 2 nor 3 token types")]
-    TokenTypes {
-        /// The table.
-        key: String,
-        /// Its shape.
-        shape: Vec<usize>,
-    },
-    /// Two output tensors would have the same name.
-    #[error("{}: two tensors would be called `{key}`", path.display())]
-    NameTaken {
-        /// The checkpoint.
-        path: PathBuf,
-        /// The name.
-        key: String,
-    },
-    /// A key means something that another spelling or form cannot say.
-    #[error("{}: `{key}` has no counterpart in {target}: {why}", path.display())]
-    NoCounterpart {
-        /// The checkpoint.
-        path: PathBuf,
-        /// The key.
-        key: String,
-        /// The spelling or form asked for.
-        target: &'static str,
-        /// What gets in the way.
-        why: &'static str,
-    },
-    /// A conversion is not defined for this family or form.
-    #[error("{}: a checkpoint of layout {layout} cannot be {wanted}", path.display())]
-    NoSuchConversion {
-        /// The checkpoint.
-        path: PathBuf,
-        /// Its layout.
-        layout: &'static str,
-        /// What was asked for, as a participle.
-        wanted: &'static str,
-    },
-    /// The first fusion block is neither stored nor usual for this depth.
-    #[error("{}: the first fusion block is not known", path.display())]
-    FusionStartUnknown {
-        /// The checkpoint.
-        path: PathBuf,
-    },
-    /// The first fusion block asked for is not one of the model's.
-    #[error("there is no fusion start {fusion_start} in a model of {n_blocks} blocks")]
-    FusionStartRange {
-        /// The block asked for.
-        fusion_start: usize,
-        /// Blocks of the model.
-        n_blocks: usize,
-    },
-    /// A cubic spline needs more points than the table has.
-    #[error("`{key}` has a window of {window} patches, too small for a cubic spline")]
-    WindowTooSmall {
-        /// The table.
-        key: String,
-        /// Patches along a side of the window.
-        window: usize,
-    },
+    /// Why a conversion cannot be done.
+    #[error(transparent)]
+    Conversion(#[from] ConversionFault),
 
     // ---- merging ----------------------------------------------------------------------------
     /// Two members of a group differ in shape.

@@ -6,10 +6,10 @@ use std::thread;
 use rayon::prelude::*;
 use serde::Serialize;
 
-use crate::io::{WriteOptions, Writer};
+use crate::io::{WriteOptions, Writer, check_target};
 use crate::plan::{Action, CHUNK_ELEMENTS, Entry};
 use crate::provenance::{self, Provenance};
-use crate::{Error, MergePlan, Progress, Result};
+use crate::{Error, MergePlan, Progress, Result, TensorInfo};
 
 mod chunk;
 mod whole;
@@ -89,6 +89,24 @@ pub fn execute(
     })
 }
 
+/// Checks all that can be checked of the target before the work.
+///
+/// # Errors
+/// When the target cannot be written; nothing is created.
+pub fn check(plan: &MergePlan, write: &WriteOptions, run: &RunOptions) -> Result<()> {
+    let placeholder = Provenance::new(plan.recipe.clone(), &plan.files());
+    let metadata = placeholder.with_placeholder_hashes(run.hash).to_metadata();
+    check_target(&tensors(plan), &metadata, write)
+}
+
+/// Names, shapes and dtypes of the output.
+fn tensors(plan: &MergePlan) -> Vec<(String, TensorInfo)> {
+    let entries = plan.entries.iter();
+    entries
+        .map(|entry| (entry.name.clone(), entry.info.clone()))
+        .collect()
+}
+
 /// Writes the whole output and puts it in place.
 fn write_all(
     plan: &MergePlan,
@@ -96,13 +114,10 @@ fn write_all(
     run: &RunOptions,
     progress: &dyn Progress,
 ) -> Result<Vec<PathBuf>> {
-    let tensors: Vec<_> = (plan.entries.iter())
-        .map(|entry| (entry.name.clone(), entry.info.clone()))
-        .collect();
     let files = plan.files();
     let provenance = Provenance::new(plan.recipe.clone(), &files);
     let placeholder = provenance.clone().with_placeholder_hashes(run.hash);
-    let writer = Writer::create(&tensors, &placeholder.to_metadata(), write)?;
+    let writer = Writer::create(&tensors(plan), &placeholder.to_metadata(), write)?;
     let (written, hashes) = thread::scope(|scope| {
         let hashes = scope.spawn(|| {
             run.hash
@@ -170,7 +185,8 @@ fn write_entries(
             .try_for_each_init(
                 || Worker::new(plan, writer, run),
                 |worker, &Piece { first, length, .. }| {
-                    let n_bytes = worker.write_f64(index, first, &values[first..first + length])?;
+                    let n_bytes =
+                        worker.write_values(index, first, &values[first..first + length])?;
                     progress.advance(n_bytes);
                     Ok::<(), Error>(())
                 },

@@ -58,6 +58,29 @@ pub enum Action {
     Generate(Arc<dyn Generator>),
 }
 
+impl Action {
+    /// The tensors that are read, members first, then the base.
+    pub fn tensors(&self) -> impl Iterator<Item = &TensorRef> {
+        let (members, base) = match self {
+            Self::Copy(tensor) => (std::slice::from_ref(tensor), None),
+            Self::Elementwise { members, base, .. } | Self::Whole { members, base, .. } => {
+                (members.as_slice(), base.as_ref())
+            }
+            Self::Generate(_) => (&[][..], None),
+        };
+        members.iter().chain(base)
+    }
+
+    /// Names of the gram matrices that are read.
+    pub fn grams(&self) -> impl Iterator<Item = &str> {
+        let grams = match self {
+            Self::Whole { grams, .. } => grams.as_slice(),
+            _ => &[],
+        };
+        grams.iter().flatten().map(String::as_str)
+    }
+}
+
 /// One output tensor.
 #[derive(Clone)]
 pub struct Entry {
@@ -132,36 +155,20 @@ impl MergePlan {
             let info = self.sources[tensor.source].get(&tensor.key);
             info.map_or(0, TensorInfo::n_bytes)
         };
-        let gram_size = |key: &String| {
-            let store = self
-                .grams
-                .as_ref()
-                .and_then(|store| store.checkpoint().get(key));
-            store.map_or(0, TensorInfo::n_bytes)
+        let gram_size = |key| {
+            let store = self.grams.as_ref();
+            let info = store.and_then(|store| store.checkpoint().get(key));
+            info.map_or(0, TensorInfo::n_bytes)
         };
-        match &entry.action {
-            Action::Copy(tensor) => size(tensor),
-            Action::Elementwise { members, base, .. } => members.iter().chain(base).map(size).sum(),
-            Action::Whole {
-                members,
-                base,
-                grams,
-                ..
-            } => {
-                members.iter().chain(base).map(size).sum::<u64>()
-                    + grams.iter().flatten().map(gram_size).sum::<u64>()
-            }
-            Action::Generate(_) => 0,
-        }
+        let action = &entry.action;
+        action.tensors().map(size).sum::<u64>() + action.grams().map(gram_size).sum::<u64>()
     }
 
     /// Most bytes of tensor data that running the plan holds in memory at once.
     #[must_use]
     pub fn peak_bytes(&self, n_threads: usize) -> u64 {
         let chunked = self.entries.iter().map(|entry| match &entry.action {
-            Action::Elementwise { members, base, .. } => {
-                members.len() + usize::from(base.is_some())
-            }
+            Action::Elementwise { .. } => entry.action.tensors().count(),
             _ => 1,
         });
         // Each thread holds a chunk per member in up to f64, raw bytes and the result.

@@ -12,7 +12,7 @@ use merge::plan::Action;
 use merge::progress::Silent;
 use merge::recipe::OutputDType;
 use merge::synth::Synthesis;
-use merge::{Checkpoint, Error, MergePlan};
+use merge::{Checkpoint, ConversionFault, Error, MergePlan};
 use serde_json::Value;
 
 use crate::fixture::{self, Raw};
@@ -344,19 +344,23 @@ fn vl_merging_to_vlmo_says_what_it_leaves_out_and_refuses_what_would_be_lost() {
     ] {
         let source = synthetic(folder.path(), form);
         match convert(&source, &respelled(Spelling::Vlmo)).err() {
-            Some(Error::NoCounterpart { key: found, .. }) => assert_eq!(found, key),
+            Some(Error::Conversion(ConversionFault::NoCounterpart { key: found, .. })) => {
+                assert_eq!(found, key)
+            }
             other => panic!("{form:?}: {other:?}"),
         }
     }
     let absolute = synthetic(folder.path(), Form::VlmoAbsolute);
     match convert(&absolute, &respelled(Spelling::VlMerging)).err() {
-        Some(Error::NoCounterpart { key, .. }) => assert_eq!(key, "transformer.pos_embed"),
+        Some(Error::Conversion(ConversionFault::NoCounterpart { key, .. })) => {
+            assert_eq!(key, "transformer.pos_embed")
+        }
         other => panic!("{other:?}"),
     }
     let beit = fixture_opened("convert/beit_shared.safetensors");
     assert!(matches!(
         convert(&beit, &respelled(Spelling::VlMerging)),
-        Err(Error::NoSuchConversion { .. })
+        Err(Error::Conversion(ConversionFault::NoSuchConversion { .. }))
     ));
 }
 
@@ -372,7 +376,9 @@ fn vlmo_grows_by_geometric_spacing_and_shrinks_only_bicubically() {
                 ..Conversion::default()
             }
         ),
-        Err(Error::UnknownSize { what: "image size" })
+        Err(Error::Conversion(ConversionFault::UnknownSize {
+            what: "image size"
+        }))
     ));
     let sized = |image_size, resize| Conversion {
         image_size: Some(image_size),
@@ -391,12 +397,19 @@ fn vlmo_grows_by_geometric_spacing_and_shrinks_only_bicubically() {
     assert_ne!(grown, table(&sized(24, Some(Resize::Bicubic))));
     assert!(matches!(
         convert(&vlmo, &sized(12, None)),
-        Err(Error::CannotShrink { from: 4, to: 3, .. })
+        Err(Error::Conversion(ConversionFault::CannotShrink {
+            from: 4,
+            to: 3,
+            ..
+        }))
     ));
     assert_eq!(table(&sized(12, Some(Resize::Bicubic))).shape, [25 + 21, 6]);
     assert!(matches!(
         convert(&vlmo, &sized(18, None)),
-        Err(Error::ImageSize { patch: 4, .. })
+        Err(Error::Conversion(ConversionFault::ImageSize {
+            patch: 4,
+            ..
+        }))
     ));
 }
 
@@ -430,7 +443,10 @@ fn text_is_cut_but_never_invented() {
     assert_eq!(run(&convert(&seed, &text(6)).expect("plans")), before);
     assert!(matches!(
         convert(&seed, &text(7)),
-        Err(Error::TextTooShort { from: 6, to: 7 })
+        Err(Error::Conversion(ConversionFault::TextTooShort {
+            from: 6,
+            to: 7
+        }))
     ));
 }
 
@@ -501,15 +517,17 @@ fn a_fusion_start_that_is_neither_stored_nor_usual_must_be_given() {
     };
     assert!(matches!(
         expand(&seed, &expansion(None)),
-        Err(Error::FusionStartUnknown { .. })
+        Err(Error::Conversion(
+            ConversionFault::FusionStartUnknown { .. }
+        ))
     ));
     assert!(matches!(
         expand(&seed, &expansion(Some(4))),
-        Err(Error::FusionStartRange { .. })
+        Err(Error::Conversion(ConversionFault::FusionStartRange { .. }))
     ));
     let specific = synthetic(folder.path(), Form::AllSpecific);
     assert!(matches!(
         expand(&specific, &expansion(Some(2))),
-        Err(Error::NoSuchConversion { .. })
+        Err(Error::Conversion(ConversionFault::NoSuchConversion { .. }))
     ));
 }

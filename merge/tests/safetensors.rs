@@ -3,6 +3,7 @@
 use std::fs;
 
 use merge::Error;
+use merge::SafetensorsFault;
 use merge::io::{OpenOptions, open};
 
 /// Opens a file of this header and so many bytes of data.
@@ -41,7 +42,13 @@ fn unknown_dtypes_are_named() {
     assert!(fault.contains("`w`") && fault.contains("F33"), "{fault}");
     // A dtype of the format, but none that is merged.
     let fault = fault_of(&header("F4"), 1);
-    assert!(matches!(fault, Error::UnsupportedDType { .. }), "{fault}");
+    assert!(
+        matches!(
+            fault,
+            Error::Safetensors(SafetensorsFault::UnsupportedDType { .. })
+        ),
+        "{fault}"
+    );
 }
 
 #[test]

@@ -5,7 +5,7 @@ use std::fs;
 use std::path::Path;
 
 use merge::io::{OpenOptions, WriteOptions, Writer, open};
-use merge::{DType, Error, TensorInfo};
+use merge::{DType, Error, SplitFault, TensorInfo};
 use tempfile::TempDir;
 
 /// A safetensors file of one-byte tensors with these names.
@@ -63,7 +63,10 @@ fn an_index_may_not_lead_out_of_its_folder() {
     ] {
         let index = serde_json::json!({ "weight_map": { "c": shard } });
         let fault = fault_of(&inner, &index.to_string());
-        assert!(matches!(fault, Error::ShardOutside { .. }), "{fault}");
+        assert!(
+            matches!(fault, Error::Split(SplitFault::ShardOutside { .. })),
+            "{fault}"
+        );
     }
 }
 
@@ -78,16 +81,28 @@ fn shards_and_index_must_agree() {
     );
     let missing = fault(&format!(r#"{a},{b},"c":"three.safetensors""#));
     assert!(
-        matches!(missing, Error::MissingShard { n_tensors: 1, .. }),
+        matches!(
+            missing,
+            Error::Split(SplitFault::MissingShard { n_tensors: 1, .. })
+        ),
         "{missing}"
     );
     assert!(missing.hint().is_some());
     let absent = fault(&format!(r#"{a},{b},{c},"d":"two.safetensors""#));
-    assert!(matches!(absent, Error::NotInShard { .. }), "{absent}");
+    assert!(
+        matches!(absent, Error::Split(SplitFault::NotInShard { .. })),
+        "{absent}"
+    );
     let misplaced = fault(&format!(r#"{a},"b":"two.safetensors",{c}"#));
-    assert!(matches!(misplaced, Error::NotInShard { .. }), "{misplaced}");
+    assert!(
+        matches!(misplaced, Error::Split(SplitFault::NotInShard { .. })),
+        "{misplaced}"
+    );
     let extra = fault(&format!("{a},{c}"));
-    assert!(matches!(extra, Error::UnlistedTensor { .. }), "{extra}");
+    assert!(
+        matches!(extra, Error::Split(SplitFault::UnlistedTensor { .. })),
+        "{extra}"
+    );
     let twice = fault(&format!("{a},{b},{c},{a}"));
     assert!(matches!(twice, Error::DuplicateKey { .. }), "{twice}");
     write(&folder.path().join("three.safetensors"), &["a", "d"]);
@@ -105,7 +120,10 @@ fn json_that_is_no_index_is_refused() {
         "{",
     ] {
         let fault = fault_of(folder.path(), text);
-        assert!(matches!(fault, Error::Index { .. }), "{fault}");
+        assert!(
+            matches!(fault, Error::Split(SplitFault::Index { .. })),
+            "{fault}"
+        );
     }
 }
 
@@ -122,7 +140,10 @@ fn a_folder_stands_for_its_only_model() {
     let folder = tempfile::tempdir().expect("a folder");
     let opened = || open(folder.path(), &OpenOptions::default());
     let fault = opened().err().expect("an empty folder");
-    assert!(matches!(fault, Error::NoModel { .. }), "{fault}");
+    assert!(
+        matches!(fault, Error::Split(SplitFault::NoModel { .. })),
+        "{fault}"
+    );
     write(&folder.path().join("weights.safetensors"), &["a"]);
     fs::write(folder.path().join("config.json"), "{}").expect("a config");
     fs::write(folder.path().join("training_args.bin"), "x").expect("something else");

@@ -5,7 +5,7 @@ use std::fs;
 use std::path::{Path, PathBuf};
 
 use merge::io::{OpenOptions, OutputContainer, WriteOptions, Writer, open};
-use merge::{DType, Error, TensorInfo};
+use merge::{DType, Error, SplitFault, TensorInfo};
 use proptest::prelude::*;
 use tempfile::TempDir;
 
@@ -283,7 +283,10 @@ fn a_split_model_replaces_the_single_file_and_the_index_of_its_name() {
     let Err(fault) = open(folder.path(), &OpenOptions::default()) else {
         panic!("shards without an index were opened");
     };
-    assert!(matches!(fault, Error::LoneShard { .. }), "{fault}");
+    assert!(
+        matches!(fault, Error::Split(SplitFault::LoneShard { .. })),
+        "{fault}"
+    );
 }
 
 #[test]

@@ -6,7 +6,7 @@ use std::sync::Arc;
 use crate::methods::WholeKernel;
 use crate::plan::{Action, Dropped, Entry, TensorRef};
 use crate::recipe::OutputDType;
-use crate::{Checkpoint, Error, Layout, MergePlan, Result, Role, TensorInfo};
+use crate::{Checkpoint, ConversionFault, Error, Layout, MergePlan, Result, Role, TensorInfo};
 
 /// Entries by name, and what was left out so far.
 pub(super) struct Draft {
@@ -45,11 +45,12 @@ impl Draft {
     }
     /// The error for a conversion that this family does not have.
     pub(super) fn refused(&self, layout: &dyn Layout, wanted: &'static str) -> Error {
-        Error::NoSuchConversion {
+        ConversionFault::NoSuchConversion {
             path: self.sources[0].path().into(),
             layout: layout.name(),
             wanted,
         }
+        .into()
     }
 
     /// Whether any entry is no plain copy.
@@ -82,14 +83,15 @@ impl Draft {
     /// Puts an entry in under its name.
     ///
     /// # Errors
-    /// [`Error::NameTaken`] when there is one of this name.
+    /// [`ConversionFault::NameTaken`] when there is one of this name.
     pub(super) fn put(&mut self, entry: Entry) -> Result<()> {
         let name = entry.name.clone();
         if self.entries.insert(name.clone(), entry).is_some() {
-            return Err(Error::NameTaken {
+            return Err(ConversionFault::NameTaken {
                 path: self.sources[0].path().into(),
                 key: name,
-            });
+            }
+            .into());
         }
         Ok(())
     }
@@ -97,7 +99,7 @@ impl Draft {
     /// Gives an entry another name.
     ///
     /// # Errors
-    /// [`Error::NameTaken`].
+    /// [`ConversionFault::NameTaken`].
     pub(super) fn rename(&mut self, from: &str, to: &str) -> Result<()> {
         if from == to {
             return Ok(());
@@ -113,7 +115,7 @@ impl Draft {
     /// Leaves an entry out, saying why.
     pub(super) fn drop_entry(&mut self, name: &str, why: &str) {
         if let Some(entry) = self.take(name) {
-            for tensor in tensors_of(entry.action) {
+            for tensor in entry.action.tensors().cloned() {
                 self.dropped.push(Dropped {
                     tensor,
                     why: why.to_owned(),
@@ -126,7 +128,7 @@ impl Draft {
     /// called `to`.
     ///
     /// # Errors
-    /// [`Error::NameTaken`].
+    /// [`ConversionFault::NameTaken`].
     pub(super) fn compute(
         &mut self,
         names: &[String],
@@ -140,7 +142,7 @@ impl Draft {
         for name in names {
             if let Some(entry) = self.take(name) {
                 dtype.get_or_insert(entry.info.dtype);
-                members.extend(tensors_of(entry.action));
+                members.extend(entry.action.tensors().cloned());
             }
         }
         let Some(dtype) = dtype else {
@@ -198,16 +200,5 @@ pub(super) fn copy(source: usize, name: &str, info: &TensorInfo) -> Entry {
             key: name.to_owned(),
         }),
         why: "copied".to_owned(),
-    }
-}
-
-/// The tensors that an action reads.
-fn tensors_of(action: Action) -> Vec<TensorRef> {
-    match action {
-        Action::Copy(tensor) => vec![tensor],
-        Action::Elementwise { members, base, .. } | Action::Whole { members, base, .. } => {
-            members.into_iter().chain(base).collect()
-        }
-        Action::Generate(_) => Vec::new(),
     }
 }

@@ -12,7 +12,7 @@ use crate::layouts::Form;
 use crate::layouts::vl_merging::{expert_key, owned_part, usual_fusion_start};
 use crate::plan::{Action, Entry, TensorRef};
 use crate::recipe::OutputDType;
-use crate::{Checkpoint, Error, Expert, Layout, MergePlan, Result};
+use crate::{Checkpoint, ConversionFault, Error, Expert, Layout, MergePlan, Result};
 
 /// Text positions that the published bias tables have room for.
 const PUBLISHED_TEXT_TABLE_LEN: usize = 196;
@@ -80,8 +80,8 @@ impl Expansion {
     /// Says what happens to every key of `source`.
     ///
     /// # Errors
-    /// [`Error::NoSuchConversion`] for anything but BEiT and agnostic vl-merging checkpoints,
-    /// [`Error::FusionStartUnknown`], [`Error::FusionStartRange`]; [`Error::MissingKey`] and
+    /// [`ConversionFault::NoSuchConversion`] for anything but BEiT and agnostic vl-merging checkpoints,
+    /// [`ConversionFault::FusionStartUnknown`], [`ConversionFault::FusionStartRange`]; [`Error::MissingKey`] and
     /// [`Error::ShapeMismatch`] when another seed does not fit; those of the position tables.
     pub fn plan(&self, source: Arc<Checkpoint>, layout: &dyn Layout) -> Result<MergePlan> {
         let mut draft = Draft::copy_of(Arc::clone(&source))?;
@@ -165,16 +165,20 @@ impl Expansion {
             .or(sizes.fusion_start)
             .or_else(|| usual_fusion_start(n_blocks));
         match found {
-            Some(fusion_start) if fusion_start > n_blocks => Err(Error::FusionStartRange {
-                fusion_start,
-                n_blocks,
-            }),
+            Some(fusion_start) if fusion_start > n_blocks => {
+                Err(ConversionFault::FusionStartRange {
+                    fusion_start,
+                    n_blocks,
+                }
+                .into())
+            }
             Some(fusion_start) => Ok(fusion_start),
             // No vision-language expert is written, wherever fusion starts.
             None if self.start == Start::VisionOnly => Ok(n_blocks),
-            None => Err(Error::FusionStartUnknown {
+            None => Err(ConversionFault::FusionStartUnknown {
                 path: draft.source(0).path().into(),
-            }),
+            }
+            .into()),
         }
     }
 }

@@ -7,7 +7,7 @@ use super::draft::Draft;
 use super::positions::{Resize, side};
 use super::tables::{RelativeTable, Windows};
 use crate::layouts::{beit, vlmo};
-use crate::{Error, Layout, ParamKind, Result, Role};
+use crate::{ConversionFault, Error, Layout, ParamKind, Result, Role};
 
 /// A way to spell the keys of the multiway model with an FFN for each modality.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -60,8 +60,8 @@ const VL_MERGING_HEADS: [&str; 3] = ["mim_score.", "d_vae.", "img_cls_classifier
 /// Spells all keys as `to` does.
 ///
 /// # Errors
-/// [`Error::NoCounterpart`] for a key that holds something the other spelling cannot say,
-/// [`Error::NoSuchConversion`] for other families.
+/// [`ConversionFault::NoCounterpart`] for a key that holds something the other spelling cannot say,
+/// [`ConversionFault::NoSuchConversion`] for other families.
 pub(super) fn respell(draft: &mut Draft, layout: &dyn Layout, to: Spelling) -> Result<()> {
     let family = layout.name().split('/').next().unwrap_or_default();
     match (family, to) {
@@ -77,12 +77,12 @@ fn to_vl_merging(draft: &mut Draft, layout: &dyn Layout) -> Result<()> {
     for name in draft.names() {
         let key = vlmo::to_vl_merging(without_module(&name));
         if layout.role(&name)? != Role::Derived && key == "transformer.pos_embed" {
-            return Err(Error::NoCounterpart {
+            return Err(ConversionFault::NoCounterpart {
                 path: draft.source(0).path().into(),
                 key: name,
                 target: "vl-merging",
                 why: "it has no absolute image positions, so base_plus models stay in VLMo spelling",
-            });
+            }.into());
         }
         draft.rename(&name, &key)?;
     }
@@ -92,11 +92,14 @@ fn to_vl_merging(draft: &mut Draft, layout: &dyn Layout) -> Result<()> {
 fn to_vlmo(draft: &mut Draft, layout: &dyn Layout) -> Result<()> {
     for name in draft.names() {
         let key = without_module(&name);
-        let refuse = |why| Error::NoCounterpart {
-            path: draft.source(0).path().into(),
-            key: name.clone(),
-            target: "VLMo",
-            why,
+        let refuse = |why| {
+            ConversionFault::NoCounterpart {
+                path: draft.source(0).path().into(),
+                key: name.clone(),
+                target: "VLMo",
+                why,
+            }
+            .into()
         };
         if VL_MERGING_HEADS.iter().any(|head| key.starts_with(head)) {
             return Err(refuse("it has no such head"));
@@ -207,18 +210,20 @@ impl BeitTable {
         let n_tables = names.len();
         let shape = draft.shape(&names[0])?;
         let &[rows, heads] = shape.as_slice() else {
-            return Err(Error::TableShape {
+            return Err(ConversionFault::TableShape {
                 key: names[0].clone(),
                 shape,
                 window: from,
-            });
+            }
+            .into());
         };
         if rows != side(from).pow(2) + 3 {
-            return Err(Error::TableShape {
+            return Err(ConversionFault::TableShape {
                 key: names[0].clone(),
                 shape,
                 window: from,
-            });
+            }
+            .into());
         }
         for name in &names {
             let found = draft.shape(name)?;

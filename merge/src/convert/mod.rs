@@ -20,7 +20,7 @@ pub use positions::Resize;
 
 use crate::layouts::{Dimensions, Window};
 use crate::recipe::OutputDType;
-use crate::{Checkpoint, Error, Layout, MergePlan, Result};
+use crate::{Checkpoint, ConversionFault, Layout, MergePlan, Result};
 use draft::Draft;
 use tables::Windows;
 
@@ -50,10 +50,10 @@ impl Conversion {
     /// Says what happens to every key of `source`.
     ///
     /// # Errors
-    /// [`Error::DuplicateKey`], and, where more than container and
-    /// dtype change, [`Error::NoSuchConversion`],
-    /// [`Error::UnknownKey`],
-    /// [`Error::NoCounterpart`] and those of the position tables.
+    /// [`crate::Error::DuplicateKey`], and, where more than container and
+    /// dtype change, [`ConversionFault::NoSuchConversion`],
+    /// [`crate::Error::UnknownKey`],
+    /// [`ConversionFault::NoCounterpart`] and those of the position tables.
     pub fn plan(&self, source: Arc<Checkpoint>, layout: &dyn Layout) -> Result<MergePlan> {
         let mut draft = Draft::copy_of(Arc::clone(&source))?;
         let is_resized = self.image_size.is_some() || self.text_len.is_some();
@@ -99,7 +99,7 @@ impl Conversion {
 
     /// The window that index buffers are rebuilt for.
     fn window(&self, sizes: &Dimensions) -> Result<Window> {
-        let unknown = |what| Error::UnknownSize { what };
+        let unknown = |what| ConversionFault::UnknownSize { what };
         let text_len = self.text_len.or(sizes.text_len);
         let text_len = text_len.ok_or(unknown("text length"))?;
         Ok(Window {

@@ -9,7 +9,7 @@ use std::fmt;
 use ndarray::{Array2, Array3, ArrayView2, ArrayView3, Axis, concatenate};
 
 use super::resample;
-use crate::{Error, Result};
+use crate::{ConversionFault, Result};
 
 /// How the image rows of a relative position bias table are resized.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -33,23 +33,25 @@ impl Resize {
     /// Checks that a table for windows of `from` patches a side can be brought to `to`.
     ///
     /// # Errors
-    /// [`Error::CannotShrink`] and [`Error::WindowTooSmall`], both for [`Resize::Geometric`].
+    /// [`ConversionFault::CannotShrink`] and [`ConversionFault::WindowTooSmall`], both for [`Resize::Geometric`].
     pub fn check(self, key: &str, from: usize, to: usize) -> Result<()> {
         if self == Self::Bicubic || from == to {
             return Ok(());
         }
         if to < from {
-            return Err(Error::CannotShrink {
+            return Err(ConversionFault::CannotShrink {
                 key: key.to_owned(),
                 from,
                 to,
-            });
+            }
+            .into());
         }
         if side(from) < resample::SPLINE_MIN_SIDE {
-            return Err(Error::WindowTooSmall {
+            return Err(ConversionFault::WindowTooSmall {
                 key: key.to_owned(),
                 window: from,
-            });
+            }
+            .into());
         }
         Ok(())
     }

@@ -10,7 +10,7 @@ use super::keys::without_module;
 use super::positions::{Resize, resize_absolute, resize_relative, side, stack_rows};
 use crate::layouts::{Dimensions, Window};
 use crate::methods::{GroupData, WholeKernel};
-use crate::{Checkpoint, Error, Layout, ParamKind, Result, Role};
+use crate::{Checkpoint, ConversionFault, Layout, ParamKind, Result, Role};
 
 /// Sides of the old and the new window in patches.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -26,18 +26,18 @@ impl Windows {
     /// is `None`.
     ///
     /// # Errors
-    /// [`Error::UnknownSize`], and [`Error::ImageSize`] for part of a patch.
+    /// [`ConversionFault::UnknownSize`], and [`ConversionFault::ImageSize`] for part of a patch.
     pub(super) fn new(sizes: &Dimensions, image_size: Option<usize>) -> Result<Self> {
         let patch = sizes
             .patch_size
             .filter(|&patch| patch > 0)
-            .ok_or(Error::UnknownSize { what: "patch size" })?;
+            .ok_or(ConversionFault::UnknownSize { what: "patch size" })?;
         let old = sizes
             .image_size
-            .ok_or(Error::UnknownSize { what: "image size" })?;
+            .ok_or(ConversionFault::UnknownSize { what: "image size" })?;
         let image_size = image_size.unwrap_or(old / patch * patch);
         if image_size == 0 || !image_size.is_multiple_of(patch) {
-            return Err(Error::ImageSize { image_size, patch });
+            return Err(ConversionFault::ImageSize { image_size, patch }.into());
         }
         Ok(Self {
             from: old / patch,
@@ -50,7 +50,7 @@ impl Windows {
 /// layout if that is `None`. A table's rows alone do not tell image and text apart.
 ///
 /// # Errors
-/// [`Error::TextTableLen`] when the rows that are left are no square.
+/// [`ConversionFault::TextTableLen`] when the rows that are left are no square.
 pub(super) fn sizes_with_text(
     source: &Checkpoint,
     layout: &dyn Layout,
@@ -71,7 +71,7 @@ pub(super) fn sizes_with_text(
         .and_then(|text_rows| rows.checked_sub(text_rows)?.checked_sub(5))
         .map(|image_rows| (image_rows, image_rows.isqrt().div_ceil(2)))
         .filter(|&(image_rows, window)| window > 0 && side(window).pow(2) == image_rows);
-    let (_, window) = window.ok_or_else(|| Error::TextTableLen {
+    let (_, window) = window.ok_or_else(|| ConversionFault::TextTableLen {
         key: key.to_owned(),
         rows,
         text_table_len,
@@ -84,7 +84,7 @@ pub(super) fn sizes_with_text(
 /// Brings all position tables to another window.
 ///
 /// # Errors
-/// Those of [`Windows::new`], [`Resize::check`] and [`Error::TableShape`].
+/// Those of [`Windows::new`], [`Resize::check`] and [`ConversionFault::TableShape`].
 pub(super) fn change_window(
     draft: &mut Draft,
     layout: &dyn Layout,
@@ -100,10 +100,13 @@ pub(super) fn change_window(
             continue;
         };
         let shape = draft.shape(&name)?;
-        let wrong = || Error::TableShape {
-            key: name.clone(),
-            shape: shape.clone(),
-            window: from,
+        let wrong = || {
+            ConversionFault::TableShape {
+                key: name.clone(),
+                shape: shape.clone(),
+                window: from,
+            }
+            .into()
         };
         if slot.key == "transformer.pos_embed" {
             let &[1, rows, width] = shape.as_slice() else {
@@ -149,17 +152,17 @@ pub(super) fn change_window(
 /// middle, so the table serves any length up to its own.
 ///
 /// # Errors
-/// [`Error::UnknownSize`] and [`Error::TextTooShort`].
+/// [`ConversionFault::UnknownSize`] and [`ConversionFault::TextTooShort`].
 pub(super) fn cut_text(draft: &mut Draft, layout: &dyn Layout, text_len: usize) -> Result<()> {
     let known = layout.dimensions().text_len;
-    let from = known.ok_or(Error::UnknownSize {
+    let from = known.ok_or(ConversionFault::UnknownSize {
         what: "text length",
     })?;
     if from == text_len {
         return Ok(());
     }
     if from < text_len {
-        return Err(Error::TextTooShort { from, to: text_len });
+        return Err(ConversionFault::TextTooShort { from, to: text_len }.into());
     }
     for name in draft.names() {
         let axis = if name.ends_with(POSITION_IDS) {
@@ -171,11 +174,12 @@ pub(super) fn cut_text(draft: &mut Draft, layout: &dyn Layout, text_len: usize) 
         };
         let mut shape = draft.shape(&name)?;
         if shape.len() != 2 || shape[axis] != from {
-            return Err(Error::TextShape {
+            return Err(ConversionFault::TextShape {
                 key: name,
                 shape,
                 text_len: from,
-            });
+            }
+            .into());
         }
         shape[axis] = text_len;
         let kernel = KeepFirst {
@@ -196,7 +200,7 @@ pub(super) fn cut_text(draft: &mut Draft, layout: &dyn Layout, text_len: usize) 
 /// Adds the third token type, for the second image of NLVR2, where it is not there yet.
 ///
 /// # Errors
-/// [`Error::MissingKey`], [`Error::TokenTypes`].
+/// [`crate::Error::MissingKey`], [`ConversionFault::TokenTypes`].
 pub(super) fn add_third_token_type(draft: &mut Draft) -> Result<()> {
     let wanted = "token_type_embeddings.weight";
     let name = draft
@@ -213,10 +217,11 @@ pub(super) fn add_third_token_type(draft: &mut Draft) -> Result<()> {
             Arc::new(ThirdTokenType),
             "row 2 for the second image, equal to row 1".to_owned(),
         ),
-        _ => Err(Error::TokenTypes {
+        _ => Err(ConversionFault::TokenTypes {
             shape: draft.shape(&name)?,
             key: name,
-        }),
+        }
+        .into()),
     }
 }
 
@@ -226,7 +231,7 @@ const POSITION_IDS: &str = "text_embeddings.position_ids";
 /// Leaves out the index buffers for the old sizes, or computes those of `window` in their place.
 ///
 /// # Errors
-/// [`Error::UnknownKey`].
+/// [`crate::Error::UnknownKey`].
 pub(super) fn replace_indices(
     draft: &mut Draft,
     layout: &dyn Layout,

@@ -2,7 +2,7 @@
 
 use std::io::ErrorKind;
 
-use super::Error;
+use super::{ConversionFault, Error, SplitFault};
 use crate::io::ZipFault;
 
 impl Error {
@@ -31,16 +31,16 @@ impl Error {
     #[must_use]
     pub fn hint(&self) -> Option<String> {
         match self {
-            Self::CannotShrink { .. } | Self::WindowTooSmall { .. } => {
+            Self::Conversion(ConversionFault::CannotShrink { .. }) | Self::Conversion(ConversionFault::WindowTooSmall { .. }) => {
                 Some("pass --resize bicubic".into())
             }
-            Self::UnknownSize { what: "image size" } => Some(
+            Self::Conversion(ConversionFault::UnknownSize { what: "image size" }) => Some(
                 "if the relative position bias table has room for another number of text positions \
                  than the published 196, pass it as --text-table-len"
                     .into(),
             ),
-            Self::FusionStartUnknown { .. } => Some("pass --fusion-start".into()),
-            Self::NoSuchConversion { .. } => {
+            Self::Conversion(ConversionFault::FusionStartUnknown { .. }) => Some("pass --fusion-start".into()),
+            Self::Conversion(ConversionFault::NoSuchConversion { .. }) => {
                 Some("`vlmerge inspect` explains the layout; BEiT and seeds go through `vlmerge expand`, \
                       modality-specific checkpoints through a merge".into())
             }
@@ -81,10 +81,10 @@ impl Error {
                 Some("check the permissions of the file and its folder".into())
             }
             Self::MissingFolder { .. } => Some("create it, or correct the path".into()),
-            Self::MissingShard { .. } | Self::LoneShard { .. } => {
+            Self::Split(SplitFault::MissingShard { .. }) | Self::Split(SplitFault::LoneShard { .. }) => {
                 Some("fetch or copy the whole folder again".into())
             }
-            Self::SeveralModels { .. } => Some("name one of the files".into()),
+            Self::Split(SplitFault::SeveralModels { .. }) => Some("name one of the files".into()),
             Self::CannotShard { .. } => Some("write .safetensors or .bin".into()),
             Self::UnknownOutput { .. } => {
                 Some("use .safetensors, .pt, .pth, .bin or .ckpt, or name the container".into())

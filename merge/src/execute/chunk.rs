@@ -1,6 +1,6 @@
 //! One thread's share of a plan: buffers that are used again for every chunk.
 
-use bytemuck::{Pod, Zeroable};
+use bytemuck::Pod;
 
 use super::RunOptions;
 use crate::io::Writer;
@@ -19,7 +19,7 @@ pub(super) struct Worker<'a> {
 }
 
 /// Decoded members (the base last) and the result, in one of the two types that kernels know.
-struct Buffers<T> {
+pub(super) struct Buffers<T> {
     members: Vec<Vec<T>>,
     out: Vec<T>,
 }
@@ -33,8 +33,59 @@ impl<T> Default for Buffers<T> {
     }
 }
 
+/// The two types that chunks are computed in, each with its own buffers.
+pub(super) trait Computed: Pod {
+    /// The dtype whose bytes these are.
+    const DTYPE: DType;
+
+    fn buffers<'w>(worker: &'w mut Worker<'_>) -> &'w mut Buffers<Self>;
+    fn decode(key: &str, dtype: DType, bytes: &[u8], out: &mut [Self]) -> Result<()>;
+    fn encode(key: &str, dtype: DType, values: &[Self], out: &mut [u8]) -> Result<()>;
+    fn run(combination: &Combination<'_>, chunk: &Chunk<'_, Self>, out: &mut [Self]);
+}
+
+impl Computed for f32 {
+    const DTYPE: DType = DType::F32;
+
+    fn buffers<'w>(worker: &'w mut Worker<'_>) -> &'w mut Buffers<Self> {
+        &mut worker.single
+    }
+
+    fn decode(key: &str, dtype: DType, bytes: &[u8], out: &mut [Self]) -> Result<()> {
+        decode_f32(key, dtype, bytes, out)
+    }
+
+    fn encode(key: &str, dtype: DType, values: &[Self], out: &mut [u8]) -> Result<()> {
+        encode_f32(key, dtype, values, out)
+    }
+
+    fn run(combination: &Combination<'_>, chunk: &Chunk<'_, Self>, out: &mut [Self]) {
+        combination.kernel.combine_f32(chunk, combination.step, out);
+    }
+}
+
+impl Computed for f64 {
+    const DTYPE: DType = DType::F64;
+
+    fn buffers<'w>(worker: &'w mut Worker<'_>) -> &'w mut Buffers<Self> {
+        &mut worker.double
+    }
+
+    fn decode(key: &str, dtype: DType, bytes: &[u8], out: &mut [Self]) -> Result<()> {
+        decode_f64(key, dtype, bytes, out)
+    }
+
+    fn encode(key: &str, dtype: DType, values: &[Self], out: &mut [u8]) -> Result<()> {
+        encode_f64(key, dtype, values, out)
+    }
+
+    fn run(combination: &Combination<'_>, chunk: &Chunk<'_, Self>, out: &mut [Self]) {
+        combination.kernel.combine_f64(chunk, combination.step, out);
+    }
+}
+
 /// What a kernel needs besides data.
-struct Combination<'a> {
+pub(super) struct Combination<'a> {
     members: &'a [TensorRef],
     base: Option<&'a TensorRef>,
     kernel: &'a dyn ElementKernel,
@@ -71,16 +122,16 @@ impl<'a> Worker<'a> {
                 };
                 let is_double = |tensor| self.dtype(tensor) == DType::F64;
                 if members.iter().chain(base).any(is_double) {
-                    self.combine_f64(entry, &combination, first, length)
+                    self.combine::<f64>(entry, &combination, first, length)
                 } else {
-                    self.combine_f32(entry, &combination, first, length)
+                    self.combine::<f32>(entry, &combination, first, length)
                 }
             }
             Action::Generate(generator) => {
                 let mut out = std::mem::take(&mut self.single.out);
                 out.resize(length, 0.0);
                 generator.fill(first, &mut out);
-                let written = self.write_f32(entry, first, &out);
+                let written = self.write_values(entry, first, &out);
                 self.single.out = out;
                 written
             }
@@ -114,73 +165,46 @@ impl<'a> Worker<'a> {
         // f64 holds every value of every dtype that can be cast, so this rounds once.
         let mut out = std::mem::take(&mut self.double.out);
         out.resize(length, 0.0);
-        let written = read_f64(self.plan, tensor, first, &mut self.bytes, &mut out)
-            .and_then(|()| self.write_f64(entry, first, &out));
+        let written = read(self.plan, tensor, first, &mut self.bytes, &mut out)
+            .and_then(|()| self.write_values(entry, first, &out));
         self.double.out = out;
         written
     }
 
-    fn combine_f32(
+    fn combine<T: Computed>(
         &mut self,
         entry: usize,
         combination: &Combination<'_>,
         first: usize,
         length: usize,
     ) -> Result<u64> {
-        let mut buffers = std::mem::take(&mut self.single);
+        let mut buffers = std::mem::take(T::buffers(self));
         let written = (|| {
             buffers.fill(combination, length, |tensor, out| {
-                read_f32(self.plan, tensor, first, &mut self.bytes, out)
+                read(self.plan, tensor, first, &mut self.bytes, out)
             })?;
-            buffers.combine(combination, first, |chunk, out| {
-                combination.kernel.combine_f32(chunk, combination.step, out);
-            });
-            self.write_f32(entry, first, &buffers.out)
+            buffers.combine(combination, first);
+            self.write_values(entry, first, &buffers.out)
         })();
-        self.single = buffers;
-        written
-    }
-
-    fn combine_f64(
-        &mut self,
-        entry: usize,
-        combination: &Combination<'_>,
-        first: usize,
-        length: usize,
-    ) -> Result<u64> {
-        let mut buffers = std::mem::take(&mut self.double);
-        let written = (|| {
-            buffers.fill(combination, length, |tensor, out| {
-                read_f64(self.plan, tensor, first, &mut self.bytes, out)
-            })?;
-            buffers.combine(combination, first, |chunk, out| {
-                combination.kernel.combine_f64(chunk, combination.step, out);
-            });
-            self.write_f64(entry, first, &buffers.out)
-        })();
-        self.double = buffers;
+        *T::buffers(self) = buffers;
         written
     }
 
     /// Rounds and writes results.
-    fn write_f32(&mut self, entry: usize, first: usize, values: &[f32]) -> Result<u64> {
+    pub(super) fn write_values<T: Computed>(
+        &mut self,
+        entry: usize,
+        first: usize,
+        values: &[T],
+    ) -> Result<u64> {
         let to = self.plan.entries[entry].info.dtype;
-        if to == DType::F32 {
+        if to == T::DTYPE {
             let bytes = bytemuck::cast_slice(values);
             self.check(entry, to, bytes)?;
             return self.put(entry, first, bytes);
         }
         self.bytes.resize(values.len() * to.size_bytes(), 0);
-        encode_f32(&self.plan.entries[entry].name, to, values, &mut self.bytes)?;
-        self.check(entry, to, &self.bytes)?;
-        self.put(entry, first, &self.bytes)
-    }
-
-    /// Rounds and writes results.
-    pub(super) fn write_f64(&mut self, entry: usize, first: usize, values: &[f64]) -> Result<u64> {
-        let to = self.plan.entries[entry].info.dtype;
-        self.bytes.resize(values.len() * to.size_bytes(), 0);
-        encode_f64(&self.plan.entries[entry].name, to, values, &mut self.bytes)?;
+        T::encode(&self.plan.entries[entry].name, to, values, &mut self.bytes)?;
         self.check(entry, to, &self.bytes)?;
         self.put(entry, first, &self.bytes)
     }
@@ -201,7 +225,7 @@ impl<'a> Worker<'a> {
     }
 }
 
-impl<T: Copy + Zeroable> Buffers<T> {
+impl<T: Computed> Buffers<T> {
     /// Reads the members, then the base, with `read`.
     fn fill(
         &mut self,
@@ -222,12 +246,7 @@ impl<T: Copy + Zeroable> Buffers<T> {
         Ok(())
     }
 
-    fn combine(
-        &mut self,
-        combination: &Combination<'_>,
-        first: usize,
-        kernel: impl FnOnce(&Chunk<'_, T>, &mut [T]),
-    ) {
+    fn combine(&mut self, combination: &Combination<'_>, first: usize) {
         let n_members = combination.members.len();
         let members: Vec<&[T]> = self.members[..n_members]
             .iter()
@@ -239,40 +258,27 @@ impl<T: Copy + Zeroable> Buffers<T> {
             base,
             first,
         };
-        kernel(&chunk, &mut self.out);
+        T::run(combination, &chunk, &mut self.out);
     }
 }
 
-fn read_f32(
+/// Reads and decodes elements `first..` of a tensor until `out` is full.
+fn read<T: Computed>(
     plan: &MergePlan,
     tensor: &TensorRef,
     first: usize,
     bytes: &mut Vec<u8>,
-    out: &mut [f32],
+    out: &mut [T],
 ) -> Result<()> {
     let source = &plan.sources[tensor.source];
     let dtype = source.require(&tensor.key)?.dtype;
-    if dtype == DType::F32 {
+    if dtype == T::DTYPE {
         // Straight into place, without a second buffer.
         return source.read(&tensor.key, first, bytemuck::cast_slice_mut(out));
     }
     bytes.resize(out.len() * dtype.size_bytes(), 0);
     source.read(&tensor.key, first, bytes)?;
-    decode_f32(&tensor.key, dtype, bytes, out)
-}
-
-fn read_f64(
-    plan: &MergePlan,
-    tensor: &TensorRef,
-    first: usize,
-    bytes: &mut Vec<u8>,
-    out: &mut [f64],
-) -> Result<()> {
-    let source = &plan.sources[tensor.source];
-    let dtype = source.require(&tensor.key)?.dtype;
-    bytes.resize(out.len() * dtype.size_bytes(), 0);
-    source.read(&tensor.key, first, bytes)?;
-    decode_f64(&tensor.key, dtype, bytes, out)
+    T::decode(&tensor.key, dtype, bytes, out)
 }
 
 /// Whether no element is infinite or NaN; other dtypes than floats always are finite.

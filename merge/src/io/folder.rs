@@ -2,7 +2,7 @@
 
 use std::path::{Path, PathBuf};
 
-use crate::{Error, Result};
+use crate::{Error, Result, SplitFault};
 
 /// What the index of a split model is called.
 const INDEX_SUFFIX: &str = ".index.json";
@@ -33,23 +33,26 @@ pub(super) fn model_file(folder: &Path) -> Result<PathBuf> {
         match choose(&candidates) {
             Choice::None => {}
             Choice::One(name) if is_shard(name) => {
-                return Err(Error::LoneShard {
+                return Err(SplitFault::LoneShard {
                     folder: folder.into(),
                     shard: name.to_owned(),
-                });
+                }
+                .into());
             }
             Choice::One(name) => return Ok(folder.join(name)),
             Choice::Several => {
-                return Err(Error::SeveralModels {
+                return Err(SplitFault::SeveralModels {
                     folder: folder.into(),
                     files: candidates.into_iter().cloned().collect(),
-                });
+                }
+                .into());
             }
         }
     }
-    Err(Error::NoModel {
+    Err(SplitFault::NoModel {
         folder: folder.into(),
-    })
+    }
+    .into())
 }
 
 /// Names of the folder's visible files, sorted.

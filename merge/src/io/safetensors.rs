@@ -13,7 +13,7 @@ use serde::de::{Deserializer, Error as _, MapAccess, Visitor};
 use super::pairs::StringPairs;
 use super::source::{Container, ObjectPath, OpenOptions, PathSegment, Root};
 use super::source::{SourceFile, SourceInfo, TensorEntry, TensorSource};
-use crate::{DType, Error, Result, TensorInfo};
+use crate::{DType, Error, Result, SafetensorsFault, TensorInfo};
 
 /// Bytes of the header length at the start of a file.
 const N_LENGTH_BYTES: u64 = 8;
@@ -63,11 +63,12 @@ impl SafetensorsFile {
             .len();
         let text = read_header(path, &file, n_file_bytes)?;
         let data_start = N_LENGTH_BYTES + text.len() as u64;
-        let header: Header = serde_json::from_str(&text).map_err(|source| Error::HeaderJson {
-            path: path.into(),
-            end: data_start,
-            source,
-        })?;
+        let header: Header =
+            serde_json::from_str(&text).map_err(|source| SafetensorsFault::HeaderJson {
+                path: path.into(),
+                end: data_start,
+                source,
+            })?;
         let (tensors, starts) = check(path, &header.tensors, data_start, n_file_bytes)?;
         let n_bytes = n_file_bytes - data_start;
         let n_tensors = tensors.len();
@@ -115,15 +116,16 @@ impl TensorSource for SafetensorsFile {
             "the range lies within the tensor"
         );
         let start = self.starts[index] + skipped;
-        self.file
-            .read_exact_at(out, start)
-            .map_err(|source| Error::ReadTensor {
+        self.file.read_exact_at(out, start).map_err(|source| {
+            SafetensorsFault::ReadTensor {
                 path: self.info.path.clone(),
                 key: entry.path.to_string(),
                 first: start,
                 end: start + out.len() as u64,
                 source,
-            })
+            }
+            .into()
+        })
     }
 }
 
@@ -131,27 +133,32 @@ impl TensorSource for SafetensorsFile {
 fn read_header(path: &Path, file: &File, n_file_bytes: u64) -> Result<String> {
     let mut length = [0; N_LENGTH_BYTES as usize];
     if n_file_bytes < N_LENGTH_BYTES {
-        return Err(Error::HeaderCut {
+        return Err(SafetensorsFault::HeaderCut {
             path: path.into(),
             n_file_bytes,
-        });
+        }
+        .into());
     }
     let failed = |source| Error::io("read", path, source);
     file.read_exact_at(&mut length, 0).map_err(failed)?;
     let n_header_bytes = u64::from_le_bytes(length);
     if n_header_bytes > MAX_HEADER_BYTES || n_header_bytes > n_file_bytes - N_LENGTH_BYTES {
-        return Err(Error::HeaderLength {
+        return Err(SafetensorsFault::HeaderLength {
             path: path.into(),
             n_header_bytes,
             n_file_bytes,
-        });
+        }
+        .into());
     }
     let mut text = vec![0; n_header_bytes as usize];
     file.read_exact_at(&mut text, N_LENGTH_BYTES)
         .map_err(failed)?;
-    String::from_utf8(text).map_err(|fault| Error::HeaderNotText {
-        path: path.into(),
-        at: N_LENGTH_BYTES + fault.utf8_error().valid_up_to() as u64,
+    String::from_utf8(text).map_err(|fault| {
+        SafetensorsFault::HeaderNotText {
+            path: path.into(),
+            at: N_LENGTH_BYTES + fault.utf8_error().valid_up_to() as u64,
+        }
+        .into()
     })
 }
 
@@ -185,11 +192,12 @@ fn check(
     let n_data_bytes = n_file_bytes - data_start;
     let covered = covered_bytes(path, sorted)?;
     if covered != n_data_bytes {
-        return Err(Error::DataLength {
+        return Err(SafetensorsFault::DataLength {
             path: path.into(),
             expected: covered,
             found: n_data_bytes,
-        });
+        }
+        .into());
     }
     Ok((tensors, starts))
 }
@@ -198,11 +206,12 @@ fn check(
 fn check_size(path: &Path, key: &str, raw: &RawInfo) -> Result<TensorInfo> {
     let name = raw.dtype.to_string();
     let Some(dtype) = DType::from_name(&name) else {
-        return Err(Error::UnsupportedDType {
+        return Err(SafetensorsFault::UnsupportedDType {
             path: path.into(),
             key: key.to_owned(),
             dtype: name,
-        });
+        }
+        .into());
     };
     let n_bytes = raw
         .shape
@@ -210,20 +219,21 @@ fn check_size(path: &Path, key: &str, raw: &RawInfo) -> Result<TensorInfo> {
         .try_fold(dtype.size_bytes(), |product, &size| {
             product.checked_mul(size)
         })
-        .ok_or_else(|| Error::ShapeOverflow {
+        .ok_or_else(|| SafetensorsFault::ShapeOverflow {
             path: path.into(),
             key: key.to_owned(),
             shape: raw.shape.clone(),
         })?;
     let (first, end) = raw.data_offsets;
     if end.checked_sub(first) != Some(n_bytes) {
-        return Err(Error::RangeSize {
+        return Err(SafetensorsFault::RangeSize {
             path: path.into(),
             key: key.to_owned(),
             first,
             end,
             n_bytes,
-        });
+        }
+        .into());
     }
     Ok(TensorInfo {
         dtype,
@@ -240,18 +250,20 @@ fn covered_bytes(path: &Path, sorted: Vec<(String, RawInfo)>) -> Result<u64> {
         Err(SafeTensorError::InvalidOffset(key)) => {
             let index = keys.iter().position(|other| *other == key).unwrap_or(0);
             let (first, end) = ranges[index];
-            Err(Error::RangePlace {
+            Err(SafetensorsFault::RangePlace {
                 path: path.into(),
                 key,
                 first,
                 end,
                 expected: index.checked_sub(1).map_or(0, |before| ranges[before].1),
-            })
+            }
+            .into())
         }
-        Err(source) => Err(Error::Header {
+        Err(source) => Err(SafetensorsFault::Header {
             path: path.into(),
             source,
-        }),
+        }
+        .into()),
     }
 }
 

@@ -11,7 +11,7 @@ use serde_json::Value;
 use super::pairs::StringPairs;
 use super::source::{Container, OpenOptions, Root, SourceFile, SourceInfo};
 use super::source::{TensorEntry, TensorSource};
-use crate::{Error, Result};
+use crate::{Error, Result, SplitFault};
 
 /// The longest index that is read: a hundred times that of the largest published models.
 const MAX_INDEX_BYTES: u64 = 100_000_000;
@@ -32,7 +32,7 @@ pub(super) fn open(
     open_shard: impl Fn(&Path) -> Result<Box<dyn TensorSource>>,
 ) -> Result<Box<dyn TensorSource>> {
     let (text, n_index_bytes) = read_text(path, file)?;
-    let index: Index = serde_json::from_str(&text).map_err(|source| Error::Index {
+    let index: Index = serde_json::from_str(&text).map_err(|source| SplitFault::Index {
         path: path.into(),
         source,
     })?;
@@ -42,11 +42,12 @@ pub(super) fn open(
     for name in &names {
         let shard = shard_path(path, name)?;
         if !shard.exists() {
-            return Err(Error::MissingShard {
+            return Err(SplitFault::MissingShard {
                 path: path.into(),
                 shard: (*name).clone(),
                 n_tensors: weight_map.values().filter(|other| other == name).count(),
-            });
+            }
+            .into());
         }
         shards.push((name.as_str(), open_shard(&shard)?));
     }
@@ -67,10 +68,11 @@ fn read_text(path: &Path, file: File) -> Result<(String, u64)> {
     let failed = |source| Error::io("read", path, source);
     let n_bytes = file.metadata().map_err(failed)?.len();
     if n_bytes > MAX_INDEX_BYTES {
-        return Err(Error::IndexTooLong {
+        return Err(SplitFault::IndexTooLong {
             path: path.into(),
             n_bytes,
-        });
+        }
+        .into());
     }
     let mut text = String::new();
     file.take(MAX_INDEX_BYTES)
@@ -86,10 +88,11 @@ fn shard_path(index: &Path, name: &str) -> Result<PathBuf> {
             .components()
             .all(|component| matches!(component, Component::Normal(_)));
     if !stays_inside {
-        return Err(Error::ShardOutside {
+        return Err(SplitFault::ShardOutside {
             path: index.into(),
             shard: name.to_owned(),
-        });
+        }
+        .into());
     }
     Ok(index.with_file_name(name))
 }
@@ -109,11 +112,12 @@ fn check_names(
             .filter_map(|entry| entry.name.as_ref())
         {
             if !weight_map.contains_key(name) {
-                return Err(Error::UnlistedTensor {
+                return Err(SplitFault::UnlistedTensor {
                     path: path.into(),
                     key: name.clone(),
                     shard: (*shard).to_owned(),
-                });
+                }
+                .into());
             }
             if found.insert(name, *shard).is_some() {
                 return Err(Error::DuplicateKey {
@@ -125,11 +129,12 @@ fn check_names(
     }
     for (name, shard) in weight_map {
         if found.get(name) != Some(&shard.as_str()) {
-            return Err(Error::NotInShard {
+            return Err(SplitFault::NotInShard {
                 path: path.into(),
                 key: name.clone(),
                 shard: shard.clone(),
-            });
+            }
+            .into());
         }
     }
     Ok(())

@@ -123,37 +123,15 @@ impl Writer {
         metadata: &BTreeMap<String, String>,
         options: &WriteOptions,
     ) -> Result<Self> {
-        let path = options.path.as_path();
-        let container = match options.container {
-            Some(container) => container,
-            None => OutputContainer::from_extension(path)?,
-        };
-        check_names(path, tensors)?;
-        atomic::check_target(path, options.force)?;
-        let runs = shards::split(tensors, options.max_shard_bytes.unwrap_or(u64::MAX));
-        if runs.len() > 1 && container == OutputContainer::TorchLightning {
-            return Err(Error::CannotShard { path: path.into() });
-        }
-        let layouts = runs
-            .iter()
-            .map(|run| lay_out(path, container, &tensors[run.clone()], metadata))
-            .collect::<Result<Vec<_>>>()?;
-        let needed = layouts.iter().map(|layout| layout.n_bytes()).sum();
-        atomic::check_space(path, needed)?;
-        let targets = runs
-            .iter()
-            .enumerate()
+        let Shape { runs, layouts } = shape(tensors, metadata, options)?;
+        let targets = (runs.iter().enumerate())
             .flat_map(|(part, run)| targets(tensors, run, part, layouts[part].as_ref()))
             .collect();
         let mut parts = Vec::with_capacity(runs.len());
         for (part, layout) in layouts.into_iter().enumerate() {
-            let part_path = match runs.len() {
-                1 => path.to_owned(),
-                n_parts => shards::shard_path(path, part, n_parts),
-            };
-            atomic::check_target(&part_path, options.force)?;
+            let path = part_path(&options.path, part, runs.len());
             parts.push(Part {
-                file: PartialFile::create(&part_path, layout.n_bytes())?,
+                file: PartialFile::create(&path, layout.n_bytes())?,
                 layout,
             });
         }
@@ -324,15 +302,56 @@ fn check_names(path: &Path, tensors: &[(String, TensorInfo)]) -> Result<()> {
     }
 }
 
-/// Checks what [`Writer::create`] would refuse, without creating anything: a target that is in the
-/// way, a folder that is missing, a disk without room for `n_bytes`.
+/// Checks what [`Writer::create`] would refuse, without creating anything.
 ///
 /// # Errors
 /// As [`Writer::create`].
-pub fn check_target(options: &WriteOptions, n_bytes: u64) -> Result<()> {
-    if options.container.is_none() {
-        OutputContainer::from_extension(&options.path)?;
+pub fn check_target(
+    tensors: &[(String, TensorInfo)],
+    metadata: &BTreeMap<String, String>,
+    options: &WriteOptions,
+) -> Result<()> {
+    shape(tensors, metadata, options).map(drop)
+}
+
+/// How an output is divided into files, and each file into tensors.
+struct Shape {
+    runs: Vec<Range<usize>>,
+    layouts: Vec<Box<dyn Layout>>,
+}
+
+/// Lays an output out; refuses what cannot be written.
+fn shape(
+    tensors: &[(String, TensorInfo)],
+    metadata: &BTreeMap<String, String>,
+    options: &WriteOptions,
+) -> Result<Shape> {
+    let path = options.path.as_path();
+    let container = match options.container {
+        Some(container) => container,
+        None => OutputContainer::from_extension(path)?,
+    };
+    check_names(path, tensors)?;
+    atomic::check_target(path, options.force)?;
+    let runs = shards::split(tensors, options.max_shard_bytes.unwrap_or(u64::MAX));
+    if runs.len() > 1 && container == OutputContainer::TorchLightning {
+        return Err(Error::CannotShard { path: path.into() });
     }
-    atomic::check_target(&options.path, options.force)?;
-    atomic::check_space(&options.path, n_bytes)
+    let layouts = (runs.iter())
+        .map(|run| lay_out(path, container, &tensors[run.clone()], metadata))
+        .collect::<Result<Vec<_>>>()?;
+    let needed = layouts.iter().map(|layout| layout.n_bytes()).sum();
+    atomic::check_space(path, needed)?;
+    for part in 0..runs.len() {
+        atomic::check_target(&part_path(path, part, runs.len()), options.force)?;
+    }
+    Ok(Shape { runs, layouts })
+}
+
+/// The file of part `part`: the target itself if there is only one.
+fn part_path(target: &Path, part: usize, n_parts: usize) -> PathBuf {
+    match n_parts {
+        1 => target.to_owned(),
+        _ => shards::shard_path(target, part, n_parts),
+    }
 }

@@ -1,0 +1,135 @@
+//! Why a conversion cannot be done.
+
+use std::path::PathBuf;
+
+/// Why a conversion cannot be done.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum ConversionFault {
+    /// Geometric spacing has no solution for a smaller window.
+    #[error(
+        "`{key}` cannot shrink from a window of {from} to one of {to} patches by geometric spacing"
+    )]
+    CannotShrink {
+        /// The table.
+        key: String,
+        /// Patches along a side of the old window.
+        from: usize,
+        /// Patches along a side of the new window.
+        to: usize,
+    },
+    /// A size that a conversion needs cannot be read off the checkpoint.
+    #[error("the {what} of this checkpoint is not known")]
+    UnknownSize {
+        /// The size.
+        what: &'static str,
+    },
+    /// An image is not a whole number of patches.
+    #[error("{image_size} pixels are no multiple of the patch size {patch}")]
+    ImageSize {
+        /// Side of the image in pixels.
+        image_size: usize,
+        /// Side of a patch in pixels.
+        patch: usize,
+    },
+    /// A position table has not the rows that its window asks for.
+    #[error("`{key}` of shape {shape:?} is no position table for a window of {window} patches")]
+    TableShape {
+        /// The table.
+        key: String,
+        /// Its shape.
+        shape: Vec<usize>,
+        /// Patches along a side of the window.
+        window: usize,
+    },
+    /// A bias table has not the room for text that it was said to have.
+    #[error(
+        "`{key}` has {rows} rows, which leave no square window beside {text_table_len} text positions"
+    )]
+    TextTableLen {
+        /// The table.
+        key: String,
+        /// Its rows.
+        rows: usize,
+        /// Text positions it was said to have room for.
+        text_table_len: usize,
+    },
+    /// Text positions can be cut, but not invented.
+    #[error("cannot grow from {from} to {to} text positions")]
+    TextTooShort {
+        /// Positions there are.
+        from: usize,
+        /// Positions asked for.
+        to: usize,
+    },
+    /// A text table has not as many rows as there are text positions.
+    #[error("`{key}` of shape {shape:?} is no table of {text_len} text positions")]
+    TextShape {
+        /// The table.
+        key: String,
+        /// Its shape.
+        shape: Vec<usize>,
+        /// Text positions.
+        text_len: usize,
+    },
+    /// The outer token types are neither two nor three.
+    #[error("`{key}` of shape {shape:?} has neither 2 nor 3 token types")]
+    TokenTypes {
+        /// The table.
+        key: String,
+        /// Its shape.
+        shape: Vec<usize>,
+    },
+    /// Two output tensors would have the same name.
+    #[error("{}: two tensors would be called `{key}`", path.display())]
+    NameTaken {
+        /// The checkpoint.
+        path: PathBuf,
+        /// The name.
+        key: String,
+    },
+    /// A key means something that another spelling or form cannot say.
+    #[error("{}: `{key}` has no counterpart in {target}: {why}", path.display())]
+    NoCounterpart {
+        /// The checkpoint.
+        path: PathBuf,
+        /// The key.
+        key: String,
+        /// The spelling or form asked for.
+        target: &'static str,
+        /// What gets in the way.
+        why: &'static str,
+    },
+    /// A conversion is not defined for this family or form.
+    #[error("{}: a checkpoint of layout {layout} cannot be {wanted}", path.display())]
+    NoSuchConversion {
+        /// The checkpoint.
+        path: PathBuf,
+        /// Its layout.
+        layout: &'static str,
+        /// What was asked for, as a participle.
+        wanted: &'static str,
+    },
+    /// The first fusion block is neither stored nor usual for this depth.
+    #[error("{}: the first fusion block is not known", path.display())]
+    FusionStartUnknown {
+        /// The checkpoint.
+        path: PathBuf,
+    },
+    /// The first fusion block asked for is not one of the model's.
+    #[error("there is no fusion start {fusion_start} in a model of {n_blocks} blocks")]
+    FusionStartRange {
+        /// The block asked for.
+        fusion_start: usize,
+        /// Blocks of the model.
+        n_blocks: usize,
+    },
+    /// A cubic spline needs more points than the table has.
+    #[error("`{key}` has a window of {window} patches, too small for a cubic spline")]
+    WindowTooSmall {
+        /// The table.
+        key: String,
+        /// Patches along a side of the window.
+        window: usize,
+    },
+}
