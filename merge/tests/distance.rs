@@ -4,7 +4,7 @@ use merge::distance::{
     Comparison, Distance, DistanceOptions, Grain, Keep, Metric, Operands, PairSet,
     checkpoint_pairs, expert_pairs, measure,
 };
-use merge::layouts::Dimensions;
+use merge::layouts::{Description, Dimensions};
 use merge::progress::Silent;
 use merge::{Checkpoint, Error, Expert, Layout, ParamKind, Result, Role, Slot};
 use proptest::prelude::*;
@@ -13,20 +13,12 @@ use crate::stored::Stored;
 
 /// `block.module.param` is shared, `block.module.expert.param` has experts `v`, `l`, `vl`.
 struct Toy {
-    dimensions: Dimensions,
+    description: Description,
 }
 
 impl Layout for Toy {
-    fn name(&self) -> &'static str {
-        "toy"
-    }
-
-    fn evidence(&self) -> &[String] {
-        &[]
-    }
-
-    fn dimensions(&self) -> &Dimensions {
-        &self.dimensions
+    fn description(&self) -> &Description {
+        &self.description
     }
 
     fn role(&self, key: &str) -> Result<Role> {
@@ -53,18 +45,22 @@ impl Layout for Toy {
 }
 
 const TOY: Toy = Toy {
-    dimensions: Dimensions {
-        n_blocks: 0,
-        width: 0,
-        n_heads: None,
-        ffn_width: None,
-        fusion_start: None,
-        patch_size: None,
-        image_size: None,
-        text_len: None,
-        text_table_len: None,
-        vocabulary: None,
-        n_token_types: None,
+    description: Description {
+        name: "toy",
+        evidence: Vec::new(),
+        dimensions: Dimensions {
+            n_blocks: 0,
+            width: 0,
+            n_heads: None,
+            ffn_width: None,
+            fusion_start: None,
+            patch_size: None,
+            image_size: None,
+            text_len: None,
+            text_table_len: None,
+            vocabulary: None,
+            n_token_types: None,
+        },
     },
 };
 

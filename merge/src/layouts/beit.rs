@@ -9,7 +9,7 @@ use crate::{Checkpoint, Error, ParamKind, Result, Role, Slot};
 
 use super::grammar::{self, BEIT_BLOCK_TABLE};
 use super::survey::{Findings, Survey, without_module};
-use super::{Dimensions, Layout, vl_merging};
+use super::{Description, Layout, vl_merging};
 
 /// What a checkpoint of this family holds.
 pub(super) const DECIDING: &str = "no `rel_pos_bias.relative_position_bias_table`, no \
@@ -21,9 +21,7 @@ const SHARED_TABLE: &str = "transformer.rel_pos_bias.relative_position_bias_tabl
 /// A BEiT checkpoint, in either spelling.
 #[derive(Clone, Debug)]
 pub struct Beit {
-    name: &'static str,
-    evidence: Vec<String>,
-    dimensions: Dimensions,
+    description: Description,
 }
 
 impl Beit {
@@ -67,13 +65,13 @@ impl Beit {
             dimensions,
             evidence: sizes,
         } = survey.measure();
+        let evidence = [decision, spelling.to_owned()].into_iter().chain(sizes);
         Ok(Some(Self {
-            name,
-            evidence: [decision, spelling.to_owned()]
-                .into_iter()
-                .chain(sizes)
-                .collect(),
-            dimensions,
+            description: Description {
+                name,
+                evidence: evidence.collect(),
+                dimensions,
+            },
         }))
     }
 }
@@ -96,16 +94,8 @@ fn block_table(key: &str) -> Option<usize> {
 }
 
 impl Layout for Beit {
-    fn name(&self) -> &'static str {
-        self.name
-    }
-
-    fn evidence(&self) -> &[String] {
-        &self.evidence
-    }
-
-    fn dimensions(&self) -> &Dimensions {
-        &self.dimensions
+    fn description(&self) -> &Description {
+        &self.description
     }
 
     fn role(&self, key: &str) -> Result<Role> {
@@ -121,7 +111,7 @@ impl Layout for Beit {
         match vl_merging::role_of(&key) {
             Some(role @ (Role::Shared(_) | Role::Derived)) => Ok(role),
             _ => Err(Error::UnknownKey {
-                layout: self.name,
+                layout: self.name(),
                 nearest: grammar::nearest(&key),
                 key,
             }),

@@ -5,13 +5,12 @@ use std::collections::BTreeMap;
 
 use crate::{Checkpoint, ParamKind, Result, Role, Slot};
 
-use super::{Dimensions, Layout};
+use super::{Description, Dimensions, Layout};
 
 /// A checkpoint of no known family.
 #[derive(Clone, Debug)]
 pub struct Generic {
-    evidence: Vec<String>,
-    dimensions: Dimensions,
+    description: Description,
     kinds: BTreeMap<String, ParamKind>,
 }
 
@@ -33,10 +32,13 @@ impl Generic {
             n => format!("names have block indices up to {}", n - 1),
         };
         Self {
-            evidence: vec!["no key of a known family".to_owned(), blocks],
-            dimensions: Dimensions {
-                n_blocks,
-                ..Dimensions::default()
+            description: Description {
+                name: "generic",
+                evidence: vec!["no key of a known family".to_owned(), blocks],
+                dimensions: Dimensions {
+                    n_blocks,
+                    ..Dimensions::default()
+                },
             },
             kinds,
         }
@@ -75,16 +77,8 @@ fn guess(key: &str, rank: usize) -> ParamKind {
 }
 
 impl Layout for Generic {
-    fn name(&self) -> &'static str {
-        "generic"
-    }
-
-    fn evidence(&self) -> &[String] {
-        &self.evidence
-    }
-
-    fn dimensions(&self) -> &Dimensions {
-        &self.dimensions
+    fn description(&self) -> &Description {
+        &self.description
     }
 
     /// Never an error: a name that the checkpoint lacks is judged without its rank.

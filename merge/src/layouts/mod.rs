@@ -52,16 +52,36 @@ pub struct Dimensions {
     pub n_token_types: Option<usize>,
 }
 
+/// What a checkpoint was found to be.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Description {
+    /// The family and form, e.g. `vl_merging/all_specific`, `vlmo/base`, `beit/shared_table`.
+    pub name: &'static str,
+    /// Why the checkpoint was taken for this family, and how its sizes were found, in sentences.
+    pub evidence: Vec<String>,
+    /// The model's sizes.
+    pub dimensions: Dimensions,
+}
+
 /// A family's key grammar, for one checkpoint.
 pub trait Layout: Send + Sync {
-    /// The family and form, e.g. `vl_merging/all_specific`, `vlmo/base`, `beit/shared_table`.
-    fn name(&self) -> &'static str;
+    /// What the checkpoint was found to be.
+    fn description(&self) -> &Description;
 
-    /// Why the checkpoint was taken for this family, and how its sizes were found, in sentences.
-    fn evidence(&self) -> &[String];
+    /// The family and form, as [`Description::name`].
+    fn name(&self) -> &'static str {
+        self.description().name
+    }
+
+    /// Why, as [`Description::evidence`].
+    fn evidence(&self) -> &[String] {
+        &self.description().evidence
+    }
 
     /// The model's sizes.
-    fn dimensions(&self) -> &Dimensions;
+    fn dimensions(&self) -> &Dimensions {
+        &self.description().dimensions
+    }
 
     /// What a key is.
     ///

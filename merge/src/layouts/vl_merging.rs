@@ -10,7 +10,7 @@ use crate::{Checkpoint, Error, Expert, ParamKind, Result, Role, Slot};
 
 use super::grammar::{self, BlockKey};
 use super::survey::{Findings, Survey, in_order, quoted, without_module};
-use super::{Dimensions, Layout, Task};
+use super::{Description, Layout, Task};
 
 /// What a checkpoint of this family holds.
 pub(super) const DECIDING: &str = "no `transformer.blocks.<i>.attn.q_bias` and no block key with \
@@ -21,9 +21,7 @@ const AGNOSTIC: &str = "vl_merging/agnostic";
 /// A checkpoint in vl-merging spelling.
 #[derive(Clone, Debug)]
 pub struct VlMerging {
-    name: &'static str,
-    evidence: Vec<String>,
-    dimensions: Dimensions,
+    description: Description,
     experts: BTreeMap<usize, BTreeSet<Expert>>,
     /// Stems whose linear layers have grams by expert.
     specific: Vec<&'static str>,
@@ -69,9 +67,11 @@ impl VlMerging {
             .filter(|stem| survey.is_specific(stem))
             .collect();
         Ok(Some(Self {
-            name,
-            evidence: std::iter::once(decision).chain(sizes).collect(),
-            dimensions,
+            description: Description {
+                name,
+                evidence: std::iter::once(decision).chain(sizes).collect(),
+                dimensions,
+            },
             experts: survey.into_experts(),
             specific,
         }))
@@ -128,21 +128,13 @@ fn form(survey: &Survey<'_>) -> &'static str {
 }
 
 impl Layout for VlMerging {
-    fn name(&self) -> &'static str {
-        self.name
-    }
-
-    fn evidence(&self) -> &[String] {
-        &self.evidence
-    }
-
-    fn dimensions(&self) -> &Dimensions {
-        &self.dimensions
+    fn description(&self) -> &Description {
+        &self.description
     }
 
     fn role(&self, key: &str) -> Result<Role> {
         role_of(without_module(key)).ok_or_else(|| Error::UnknownKey {
-            layout: self.name,
+            layout: self.name(),
             key: key.to_owned(),
             nearest: grammar::nearest(without_module(key)),
         })
@@ -157,7 +149,7 @@ impl Layout for VlMerging {
     }
 
     fn used_experts(&self, task: Task, block: usize) -> Vec<Expert> {
-        used_experts(self.dimensions.fusion_start, task, block)
+        used_experts(self.dimensions().fusion_start, task, block)
     }
 }
 

@@ -9,7 +9,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use crate::{Checkpoint, Error, Expert, Result, Role, Slot};
 
 use super::survey::{Findings, Survey, in_order, quoted, without_module};
-use super::{Dimensions, Layout, Task, grammar, vl_merging};
+use super::{Description, Dimensions, Layout, Task, grammar, vl_merging};
 
 /// What a checkpoint of this family holds.
 pub(super) const DECIDING: &str =
@@ -31,9 +31,7 @@ const HEADS: (&str, &str) = ("itc_", "ifm_");
 /// A checkpoint in the spelling of the VLMo release.
 #[derive(Clone, Debug)]
 pub struct Vlmo {
-    name: &'static str,
-    evidence: Vec<String>,
-    dimensions: Dimensions,
+    description: Description,
     experts: BTreeMap<usize, BTreeSet<Expert>>,
 }
 
@@ -61,13 +59,13 @@ impl Vlmo {
         } else {
             "no absolute image positions"
         };
+        let evidence = [decision, positions.to_owned()].into_iter().chain(sizes);
         Ok(Some(Self {
-            name: size(&dimensions, is_absolute),
-            evidence: [decision, positions.to_owned()]
-                .into_iter()
-                .chain(sizes)
-                .collect(),
-            dimensions,
+            description: Description {
+                name: size(&dimensions, is_absolute),
+                evidence: evidence.collect(),
+                dimensions,
+            },
             experts: survey.into_experts(),
         }))
     }
@@ -126,22 +124,14 @@ pub fn from_vl_merging(key: &str) -> String {
 }
 
 impl Layout for Vlmo {
-    fn name(&self) -> &'static str {
-        self.name
-    }
-
-    fn evidence(&self) -> &[String] {
-        &self.evidence
-    }
-
-    fn dimensions(&self) -> &Dimensions {
-        &self.dimensions
+    fn description(&self) -> &Description {
+        &self.description
     }
 
     fn role(&self, key: &str) -> Result<Role> {
         let translated = to_vl_merging(without_module(key));
         vl_merging::role_of(&translated).ok_or_else(|| Error::UnknownKey {
-            layout: self.name,
+            layout: self.name(),
             key: key.to_owned(),
             nearest: grammar::nearest(&translated).map(|nearest| from_vl_merging(&nearest)),
         })
@@ -156,6 +146,6 @@ impl Layout for Vlmo {
     }
 
     fn used_experts(&self, task: Task, block: usize) -> Vec<Expert> {
-        vl_merging::used_experts(self.dimensions.fusion_start, task, block)
+        vl_merging::used_experts(self.dimensions().fusion_start, task, block)
     }
 }
