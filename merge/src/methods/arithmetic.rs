@@ -62,7 +62,7 @@ impl MergeMethod for Arithmetic {
     }
 
     fn describe(&self, group: &GroupShape<'_>) -> String {
-        let names: Vec<String> = group.experts.iter().map(ToString::to_string).collect();
+        let names = group.expert_names();
         match (names.as_slice(), self.in_place) {
             ([lone], _) => lone.clone(),
             (_, false) => format!("seed + {} ({} - seed each)", self.lambda, names.join(" + ")),

@@ -49,6 +49,14 @@ impl Interpolate {
         let ratio = parameters.number("ratio", 0.5, "a number from 0 to 1", is_share)?;
         Ok(Self { ratio, weights })
     }
+
+    /// The share of each expert, unless the parameters say nothing about this set of them.
+    fn shares(&self, experts: &[Expert]) -> Option<Vec<f64>> {
+        match &self.weights {
+            None => shares_of_ratio(self.ratio, experts),
+            Some(weights) => shares_of_weights(weights, experts),
+        }
+    }
 }
 
 impl MergeMethod for Interpolate {
@@ -67,11 +75,7 @@ impl MergeMethod for Interpolate {
         if group.experts.len() == 1 {
             return Ok(Operation::Take(0));
         }
-        let shares = match &self.weights {
-            None => shares_of_ratio(self.ratio, group.experts),
-            Some(weights) => shares_of_weights(weights, group.experts),
-        };
-        let shares = shares.ok_or_else(|| Error::NoShare {
+        let shares = self.shares(group.experts).ok_or_else(|| Error::NoShare {
             slot: group.slot.key.clone(),
             experts: group.experts.to_vec(),
         })?;
@@ -79,11 +83,8 @@ impl MergeMethod for Interpolate {
     }
 
     fn describe(&self, group: &GroupShape<'_>) -> String {
-        let shares = match &self.weights {
-            None => shares_of_ratio(self.ratio, group.experts),
-            Some(weights) => shares_of_weights(weights, group.experts),
-        };
-        let terms: Vec<String> = (shares.unwrap_or_default().iter().zip(group.experts))
+        let shares = self.shares(group.experts).unwrap_or_default();
+        let terms: Vec<String> = (shares.iter().zip(group.experts))
             .map(|(share, expert)| format!("{share:.4} {expert}"))
             .collect();
         terms.join(" + ")

@@ -8,6 +8,7 @@ use std::sync::Arc;
 
 use ndarray::{Array2, ArrayD};
 
+use crate::layouts::Task;
 use crate::recipe::Parameters;
 use crate::{Error, Expert, Result, Slot};
 
@@ -69,6 +70,13 @@ pub struct GroupShape<'a> {
     pub grams: &'a [Option<String>],
 }
 
+impl GroupShape<'_> {
+    /// Names of the experts, for descriptions.
+    fn expert_names(&self) -> Vec<String> {
+        self.experts.iter().map(ToString::to_string).collect()
+    }
+}
+
 /// How the merged tensor of a group is made.
 pub enum Operation {
     /// Element by element from all members (and the base).
@@ -119,6 +127,13 @@ pub trait MergeMethod: Send + Sync {
 
     /// What it asks of a group.
     fn needs(&self) -> Needs;
+
+    /// Whether the published program merges all experts of a block for `task`, those that the task
+    /// does not use included.
+    fn takes_unused_experts(&self, task: Task) -> bool {
+        let _ = task;
+        false
+    }
 
     /// The operation for one group.
     ///

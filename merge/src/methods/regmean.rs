@@ -4,6 +4,7 @@ use ndarray::{Array2, ArrayD, Ix2};
 
 use super::interpolate::Shares;
 use super::{GroupData, GroupShape, MergeMethod, Needs, Operation, WholeKernel};
+use crate::layouts::Task;
 use crate::linear_algebra::{LinearAlgebra, NotPositiveDefinite, default_algebra};
 use crate::recipe::Parameters;
 use crate::{Error, Expert, ParamKind, Result, Slot};
@@ -70,6 +71,10 @@ impl MergeMethod for RegMean {
         }
     }
 
+    fn takes_unused_experts(&self, task: Task) -> bool {
+        self.skip_missing && task == Task::Nlvr2
+    }
+
     fn operation(&self, group: &GroupShape<'_>) -> Result<Operation> {
         if group.slot.kind != ParamKind::LinearWeight {
             return Ok(match group.experts.len() {
@@ -100,7 +105,7 @@ impl MergeMethod for RegMean {
     }
 
     fn describe(&self, group: &GroupShape<'_>) -> String {
-        let names: Vec<String> = group.experts.iter().map(ToString::to_string).collect();
+        let names = group.expert_names();
         match group.slot.kind {
             _ if names.len() == 1 => names.concat(),
             ParamKind::LinearWeight => format!("least squares of {}", names.join(", ")),

@@ -39,7 +39,7 @@ impl MergePlan {
             Some(name) => layouts::by_name(name, &input)?,
             None => layouts::detect(&input)?,
         };
-        let resolved = resolved_recipe(recipe, layout.as_ref())?;
+        let resolved = resolved_recipe(recipe, method.as_ref(), layout.as_ref())?;
         let base = open_base(method.as_ref(), recipe)?;
         let grams = open_grams(method.as_ref(), recipe)?;
         let mut builder = Builder {
@@ -101,7 +101,11 @@ fn open_grams(method: &dyn MergeMethod, recipe: &MergeRecipe) -> Result<Option<A
 }
 
 /// The recipe with layout and experts said outright.
-fn resolved_recipe(recipe: &MergeRecipe, layout: &dyn Layout) -> Result<MergeRecipe> {
+fn resolved_recipe(
+    recipe: &MergeRecipe,
+    method: &dyn MergeMethod,
+    layout: &dyn Layout,
+) -> Result<MergeRecipe> {
     let n_blocks = layout.dimensions().n_blocks;
     let experts = match (&recipe.experts, recipe.task) {
         (Some(_), Some(_)) => {
@@ -113,10 +117,7 @@ fn resolved_recipe(recipe: &MergeRecipe, layout: &dyn Layout) -> Result<MergeRec
         (Some(choice), None) => choice.clone(),
         (None, Some(task)) => {
             let all = present_experts(layout);
-            // The published RegMean takes all experts of deep blocks for NLVR2; see docs/parity.md.
-            let takes_all = recipe.as_published
-                && recipe.merge_method == "regmean"
-                && task == layouts::Task::Nlvr2;
+            let takes_all = method.takes_unused_experts(task);
             let choice = ExpertChoice::from_blocks(n_blocks, |block| match takes_all {
                 true => all(block),
                 false => layout.used_experts(task, block),
