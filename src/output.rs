@@ -138,7 +138,7 @@ pub fn report(error: &anyhow::Error) -> ExitCode {
     }
     let mut stderr = std::io::stderr().lock();
     // If stderr is closed there is nowhere left to complain.
-    let _ = writeln!(stderr, "error: {}", printable(&format!("{error:#}")));
+    let _ = writeln!(stderr, "error: {}", printable(&message(error)));
     if let Some(hint) = hint(error) {
         let _ = writeln!(stderr, "\nhint: {hint}");
     }
@@ -155,6 +155,19 @@ pub fn report(error: &anyhow::Error) -> ExitCode {
         return ExitCode::from(2);
     }
     ExitCode::FAILURE
+}
+
+/// An error and its causes. The libraries' errors say their own cause already; it is not repeated.
+fn message(error: &anyhow::Error) -> String {
+    let mut message = String::new();
+    for cause in error.chain().map(ToString::to_string) {
+        if message.is_empty() {
+            message = cause;
+        } else if !message.ends_with(&cause) {
+            message = format!("{message}: {cause}");
+        }
+    }
+    message
 }
 
 fn hint(error: &anyhow::Error) -> Option<String> {
