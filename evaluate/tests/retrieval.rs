@@ -1,8 +1,10 @@
 //! Retrieval against clip_benchmark, torchmetrics and torch, as recorded in the fixture.
 
 use evaluate::Sample;
-use evaluate::metrics::retrieval::{Captions, RANKS, Standing, Ties, median_and_mean};
+use evaluate::metrics::retrieval::{Captions, RANKS, Standing, Standings, Ties, median_and_mean};
 use evaluate::metrics::retrieval::{sample, standings};
+
+use serde_json::Value;
 
 use crate::fixture::{integers, json, list, matrix, number};
 
@@ -14,6 +16,16 @@ const TIES: [(Ties, &str); 4] = [
     (Ties::First, "first_index"),
 ];
 
+/// Which captions belong to the images of a case, and how the queries stand.
+fn judged_case(case: &Value) -> (Captions, Standings) {
+    let scores = matrix(&case["scores_times_scale"], number(&case["scale"]));
+    let image_ids: Vec<i64> = (0..scores.nrows() as i64).collect();
+    let captions = Captions::new(&image_ids, &integers(&case["text_to_image"]))
+        .expect("every image has captions");
+    let found = standings(&scores.view(), &captions).expect("scores are numbers");
+    (captions, found)
+}
+
 fn value(sample: &Sample, name: &str) -> f64 {
     let quantity = sample.quantities.iter().find(|q| q.name == name);
     let quantity = quantity.expect("the quantity is reported");
@@ -23,11 +35,7 @@ fn value(sample: &Sample, name: &str) -> f64 {
 #[test]
 fn recall_is_that_of_the_judges_however_ties_are_counted() {
     for case in list(&json("metrics/retrieval.json")["cases"]) {
-        let scores = matrix(&case["scores_times_scale"], number(&case["scale"]));
-        let image_ids: Vec<i64> = (0..scores.nrows() as i64).collect();
-        let captions = Captions::new(&image_ids, &integers(&case["text_to_image"]))
-            .expect("every image has captions");
-        let found = standings(&scores.view(), &captions).expect("scores are numbers");
+        let (captions, found) = judged_case(case);
         for (ties, name) in TIES {
             let judged = sample(&found, &captions, ties);
             let mut sum = 0.0;
@@ -51,11 +59,7 @@ fn recall_is_that_of_the_judges_however_ties_are_counted() {
 #[test]
 fn ranks_are_those_of_the_judges() {
     for case in list(&json("metrics/retrieval.json")["cases"]) {
-        let scores = matrix(&case["scores_times_scale"], number(&case["scale"]));
-        let image_ids: Vec<i64> = (0..scores.nrows() as i64).collect();
-        let captions = Captions::new(&image_ids, &integers(&case["text_to_image"]))
-            .expect("every image has captions");
-        let found = standings(&scores.view(), &captions).expect("scores are numbers");
+        let (_, found) = judged_case(case);
         let expected = &case["expected"]["ranks"];
         for (of, ranks, direction) in [
             (
