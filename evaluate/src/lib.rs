@@ -18,6 +18,7 @@ mod sample;
 
 pub mod metrics;
 pub mod predictions;
+pub mod reports;
 
 pub use error::{Error, Result};
 pub use sample::{Contribution, Quantity, Ratio, Sample, Unit};

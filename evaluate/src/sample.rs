@@ -1,6 +1,6 @@
 //! What each unit of a data set adds to each number.
 
-use serde::Serialize;
+use serde::{Deserialize, Serialize};
 
 /// What one unit adds to a ratio.
 #[derive(Clone, Copy, Debug, PartialEq)]
@@ -54,7 +54,7 @@ impl Ratio {
 }
 
 /// The unit of measurement of a [`Quantity`].
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Unit {
     /// A share in [0, 1].
