@@ -60,6 +60,75 @@ pub enum Error {
         fault: String,
     },
 
+    // ---- models -----------------------------------------------------------------------------
+    /// A tensor operation failed: shapes that do not fit, or the device.
+    #[error("{0}")]
+    Tensor(#[from] candle_core::Error),
+    /// A checkpoint is of a family that cannot be run.
+    #[error("{}: layout {layout} cannot be run", path.display())]
+    NotRunnable {
+        /// The checkpoint.
+        path: PathBuf,
+        /// The family it was taken for.
+        layout: String,
+    },
+    /// A checkpoint does not tell a size.
+    #[error("{}: does not tell {what}", path.display())]
+    UnknownSize {
+        /// The checkpoint.
+        path: PathBuf,
+        /// What is not known, as a noun phrase.
+        what: &'static str,
+    },
+    /// Sizes of a checkpoint do not fit together.
+    #[error("{}: {fault}", path.display())]
+    BadSize {
+        /// The checkpoint.
+        path: PathBuf,
+        /// What does not fit, as a clause.
+        fault: String,
+    },
+    /// A parameter of the model is not in the checkpoint.
+    #[error("{}: has no `{name}`{}", path.display(), nearest_of(nearest.as_deref()))]
+    MissingWeight {
+        /// The checkpoint.
+        path: PathBuf,
+        /// The parameter.
+        name: String,
+        /// The name in the checkpoint that is most like it.
+        nearest: Option<String>,
+    },
+    /// A parameter has another shape than the model needs.
+    #[error("{}: `{key}` has shape {found:?}, expected {expected:?}", path.display())]
+    WeightShape {
+        /// The checkpoint.
+        path: PathBuf,
+        /// The parameter.
+        key: String,
+        /// Its shape.
+        found: Vec<usize>,
+        /// What the model needs.
+        expected: Vec<usize>,
+    },
+    /// An image tensor is of another size than the model is for.
+    #[error("an image batch of shape {found:?}, but the model is for {expected} x {expected} px")]
+    ImageSize {
+        /// The shape, `(b, 3, height, width)`.
+        found: Vec<usize>,
+        /// Side of the model's image.
+        expected: usize,
+    },
+    /// A checkpoint lacks the head that a task needs.
+    #[error("{}: has no {what} (`{prefix}`)", path.display())]
+    NoHead {
+        /// The checkpoint.
+        path: PathBuf,
+        /// The head, in words.
+        what: &'static str,
+        /// How its keys begin.
+        prefix: &'static str,
+    },
+
     // ---- ids --------------------------------------------------------------------------------
     /// An id occurs twice where it may occur once.
     #[error("{}: {what} {id} occurs more than once", path.display())]
@@ -232,6 +301,13 @@ pub enum Error {
     },
 }
 
+/// The nearest name, as the end of a message.
+fn nearest_of(nearest: Option<&str>) -> String {
+    nearest.map_or_else(String::new, |name| {
+        format!("; the nearest name is `{name}`")
+    })
+}
+
 impl Error {
     pub(crate) fn io(action: &'static str, path: &Path, source: std::io::Error) -> Self {
         Self::Io {
@@ -251,6 +327,19 @@ impl Error {
             } => Some(
                 "published evaluation code repeats questions to fill its last batch; keep the \
                  first answer of each"
+                    .into(),
+            ),
+            Self::NotRunnable { .. } => {
+                Some("models of the vl-merging and VLMo families can be run".into())
+            }
+            Self::UnknownSize { what, .. } => match *what {
+                "the number of heads" => Some("give it with --heads".into()),
+                "the image size" => Some("give --text-table-len".into()),
+                "the fusion start" => Some("give it with --fusion-start".into()),
+                _ => None,
+            },
+            Self::NoHead { .. } => Some(
+                "this checkpoint was not trained for the task; use one that was fine-tuned on it"
                     .into(),
             ),
             Self::NotPaired { .. } => Some("score the files one by one".into()),

@@ -15,10 +15,14 @@
 
 mod error;
 mod sample;
+pub mod weights;
 
 pub mod metrics;
+pub mod models;
+pub mod nn;
 pub mod predictions;
 pub mod reports;
 
 pub use error::{Error, Result};
 pub use sample::{Contribution, Quantity, Ratio, Sample, Unit};
+pub use weights::Weights;

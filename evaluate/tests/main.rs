@@ -2,6 +2,8 @@
 #![allow(missing_docs, reason = "test names are the documentation")]
 
 mod fixture;
+mod forward;
+mod fused;
 mod nlvr2;
 mod retrieval;
 mod scores;

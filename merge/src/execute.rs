@@ -12,9 +12,24 @@ use crate::provenance::{self, Provenance};
 use crate::{Error, MergePlan, Progress, Result, TensorInfo};
 
 mod chunk;
+mod memory;
 mod whole;
 
+pub use memory::in_memory;
+
 use chunk::Worker;
+
+/// Where the bytes of results go: a file, or memory.
+trait Sink: Sync {
+    /// Takes bytes of entry `index` of the plan from `first_byte` on; from many threads.
+    fn write(&self, index: usize, first_byte: u64, bytes: &[u8]) -> Result<()>;
+}
+
+impl Sink for Writer {
+    fn write(&self, index: usize, first_byte: u64, bytes: &[u8]) -> Result<()> {
+        Self::write(self, index, first_byte, bytes)
+    }
+}
 
 /// How to run a plan.
 #[derive(Clone, Copy, Debug)]
@@ -141,7 +156,7 @@ fn write_all(
 
 fn write_entries(
     plan: &MergePlan,
-    writer: &Writer,
+    sink: &dyn Sink,
     run: &RunOptions,
     progress: &dyn Progress,
 ) -> Result<()> {
@@ -151,7 +166,7 @@ fn write_entries(
         .flat_map(|(index, entry)| pieces_of(index, entry.info.n_elements()))
         .collect();
     pieces.par_iter().try_for_each_init(
-        || Worker::new(plan, writer, run),
+        || Worker::new(plan, sink, run),
         |worker,
          &Piece {
              entry,
@@ -183,7 +198,7 @@ fn write_entries(
             .collect::<Vec<_>>()
             .par_iter()
             .try_for_each_init(
-                || Worker::new(plan, writer, run),
+                || Worker::new(plan, sink, run),
                 |worker, &Piece { first, length, .. }| {
                     let n_bytes =
                         worker.write_values(index, first, &values[first..first + length])?;

@@ -17,6 +17,7 @@ use std::sync::Arc;
 pub use experts::{Expansion, Start};
 pub use keys::Spelling;
 pub use positions::Resize;
+pub use tables::sizes_with_text;
 
 use crate::layouts::{Dimensions, Window};
 use crate::recipe::OutputDType;

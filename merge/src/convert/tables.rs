@@ -51,7 +51,7 @@ impl Windows {
 ///
 /// # Errors
 /// [`ConversionFault::TextTableLen`] when the rows that are left are no square.
-pub(super) fn sizes_with_text(
+pub fn sizes_with_text(
     source: &Checkpoint,
     layout: &dyn Layout,
     text_table_len: Option<usize>,

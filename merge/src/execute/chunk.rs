@@ -2,8 +2,7 @@
 
 use bytemuck::Pod;
 
-use super::RunOptions;
-use crate::io::Writer;
+use super::{RunOptions, Sink};
 use crate::methods::{Chunk, ElementKernel, StepRounding};
 use crate::plan::{Action, TensorRef};
 use crate::{DType, Error, MergePlan, Result, decode_f32, decode_f64, encode_f32, encode_f64};
@@ -11,7 +10,7 @@ use crate::{DType, Error, MergePlan, Result, decode_f32, decode_f64, encode_f32,
 /// Reads, combines and writes chunks of a plan's entries.
 pub(super) struct Worker<'a> {
     plan: &'a MergePlan,
-    writer: &'a Writer,
+    sink: &'a dyn Sink,
     run: &'a RunOptions,
     bytes: Vec<u8>,
     single: Buffers<f32>,
@@ -93,10 +92,10 @@ pub(super) struct Combination<'a> {
 }
 
 impl<'a> Worker<'a> {
-    pub(super) fn new(plan: &'a MergePlan, writer: &'a Writer, run: &'a RunOptions) -> Self {
+    pub(super) fn new(plan: &'a MergePlan, sink: &'a dyn Sink, run: &'a RunOptions) -> Self {
         Self {
             plan,
-            writer,
+            sink,
             run,
             bytes: Vec::new(),
             single: Buffers::default(),
@@ -220,7 +219,7 @@ impl<'a> Worker<'a> {
 
     fn put(&self, entry: usize, first: usize, bytes: &[u8]) -> Result<u64> {
         let size = self.plan.entries[entry].info.dtype.size_bytes();
-        self.writer.write(entry, (first * size) as u64, bytes)?;
+        self.sink.write(entry, (first * size) as u64, bytes)?;
         Ok(bytes.len() as u64)
     }
 }

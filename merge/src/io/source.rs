@@ -86,6 +86,8 @@ pub enum Container {
     TorchLegacy,
     /// Several files named by an index json, or a directory that holds such an index.
     Sharded,
+    /// No file: the result of a merge that was kept in memory.
+    Memory,
 }
 
 /// A file that was opened.

@@ -97,6 +97,12 @@ pub fn owned_part(key: &str) -> Option<(usize, &'static str)> {
     grammar::is_owned(stem).then_some((parsed.block, stem))
 }
 
+/// The segment of a key that names an expert: `v`, `l`, `vl`; `None` for experts of a router.
+#[must_use]
+pub fn segment(expert: Expert) -> Option<&'static str> {
+    grammar::segment(expert)
+}
+
 /// The key of an expert's copy of a key (without `module.`) of the agnostic form; `None` where
 /// experts own none.
 #[must_use]

@@ -39,6 +39,7 @@ impl Inspection {
             Container::TorchZip => "torch zip archive",
             Container::TorchLegacy => "torch file of before 1.6",
             Container::Sharded => "sharded",
+            Container::Memory => "memory",
             _ => "other",
         };
         let n_bytes = info.files.iter().map(|file| file.n_bytes).sum();

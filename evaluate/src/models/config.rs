@@ -1,0 +1,180 @@
+//! Sizes and forms of multiway models, read off a checkpoint.
+
+use merge::layouts::Window;
+use merge::{Checkpoint, Layout};
+use serde::Serialize;
+
+use crate::{Error, Result};
+
+/// Who attends to whom in the blocks before the fusion start, where a pass has text and image.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "snake_case")]
+pub enum ShallowAttention {
+    /// Text and image apart, as vl-merging has it.
+    PerModality,
+    /// Everybody to everybody, as in VLMo, in vl-merging's ln-specific form and in its plain
+    /// architecture.
+    Joint,
+}
+
+/// How positions are told apart.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Positions {
+    /// A relative position bias table for text and image.
+    Relative(#[serde(skip)] Window),
+    /// Embeddings of absolute positions (VLMo base_plus).
+    Absolute,
+}
+
+/// A multiway model. No size is a constant.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+pub struct Config {
+    /// Family and form, e.g. `vl_merging/agnostic`.
+    pub layout: String,
+    /// Number of blocks, L.
+    pub n_blocks: usize,
+    /// Hidden size, D.
+    pub width: usize,
+    /// Attention heads of each block.
+    pub n_heads: usize,
+    /// Inner size of the feed-forward network.
+    pub ffn_width: usize,
+    /// First block in which text and image are one sequence for the vision-language expert.
+    pub fusion_start: usize,
+    /// Side of a patch in pixels.
+    pub patch_size: usize,
+    /// Side of the image in pixels.
+    pub image_size: usize,
+    /// Text positions, T.
+    pub text_len: usize,
+    /// Size of the word-piece vocabulary.
+    pub vocabulary: usize,
+    /// Rows of the outer token type table: 2, or 3 for NLVR2.
+    pub n_token_types: usize,
+    /// How positions are told apart.
+    pub positions: Positions,
+    /// Whether residual branches have LayerScale.
+    pub has_layer_scale: bool,
+    /// Who attends to whom before the fusion start.
+    pub shallow_attention: ShallowAttention,
+}
+
+/// What a checkpoint does not say, or says wrongly, as the caller knows it.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct Overrides {
+    /// Attention heads.
+    pub n_heads: Option<usize>,
+    /// First fusion block.
+    pub fusion_start: Option<usize>,
+    /// Who attends to whom before it.
+    pub shallow_attention: Option<ShallowAttention>,
+    /// Text positions that the bias table has room for; its rows alone do not tell.
+    pub text_table_len: Option<usize>,
+}
+
+impl Config {
+    /// The model that a checkpoint of the vl-merging or VLMo family holds.
+    ///
+    /// # Errors
+    /// [`Error::NotRunnable`] for another family, a [`merge::ConversionFault`] where the bias table
+    /// has no room for the text positions given, [`Error::UnknownSize`] for a size that neither
+    /// the checkpoint nor `overrides` tells, [`Error::BadSize`] for sizes that do not fit.
+    pub fn read(
+        checkpoint: &Checkpoint,
+        layout: &dyn Layout,
+        overrides: &Overrides,
+    ) -> Result<Self> {
+        let path = checkpoint.path();
+        let name = layout.name();
+        if !name.starts_with("vl_merging/") && !name.starts_with("vlmo/") {
+            return Err(Error::NotRunnable {
+                path: path.into(),
+                layout: name.to_owned(),
+            });
+        }
+        let found = merge::convert::sizes_with_text(checkpoint, layout, overrides.text_table_len)?;
+        let known = |what: &'static str, size: Option<usize>| match size {
+            Some(0) => Err(Error::BadSize {
+                path: path.into(),
+                fault: format!("{what} is 0"),
+            }),
+            Some(size) => Ok(size),
+            None => Err(Error::UnknownSize {
+                path: path.into(),
+                what,
+            }),
+        };
+        let is_absolute = checkpoint
+            .tensors()
+            .any(|(key, _)| key.ends_with("transformer.pos_embed"));
+        let heads = overrides.n_heads.or(found.n_heads);
+        let heads = heads.or((name == "vlmo/base_plus").then_some(BASE_PLUS_HEADS));
+        let mut config = Self {
+            layout: name.to_owned(),
+            n_blocks: known("the number of blocks", Some(found.n_blocks))?,
+            width: known("the width", Some(found.width))?,
+            n_heads: known("the number of heads", heads)?,
+            ffn_width: known("the width of the FFN", found.ffn_width)?,
+            fusion_start: known(
+                "the fusion start",
+                overrides.fusion_start.or(found.fusion_start),
+            )?,
+            patch_size: known("the patch size", found.patch_size)?,
+            image_size: known("the image size", found.image_size)?,
+            text_len: known("the text length", found.text_len)?,
+            vocabulary: known("the size of the vocabulary", found.vocabulary)?,
+            n_token_types: known("the number of token types", found.n_token_types)?,
+            positions: Positions::Absolute,
+            has_layer_scale: checkpoint
+                .tensors()
+                .any(|(key, _)| key.ends_with(".gamma_1")),
+            shallow_attention: overrides
+                .shallow_attention
+                .unwrap_or_else(|| usual_attention(name)),
+        };
+        let bad = |fault: String| Error::BadSize {
+            path: path.into(),
+            fault,
+        };
+        if config.width % config.n_heads != 0 {
+            let (width, heads) = (config.width, config.n_heads);
+            return Err(bad(format!(
+                "{heads} heads do not divide a width of {width}"
+            )));
+        }
+        if !is_absolute {
+            let room = known("the text length of the bias table", found.text_table_len)?;
+            if room < config.text_len {
+                let len = config.text_len;
+                return Err(bad(format!(
+                    "{len} text positions, but the bias table has room for {room}"
+                )));
+            }
+            config.positions = Positions::Relative(Window {
+                side: config.image_size / config.patch_size,
+                text_len: config.text_len,
+                fused_text_len: None,
+                text_table_len: room,
+            });
+        }
+        Ok(config)
+    }
+
+    /// Patches of an image.
+    #[must_use]
+    pub fn n_patches(&self) -> usize {
+        (self.image_size / self.patch_size).pow(2)
+    }
+}
+
+/// Heads of VLMo base_plus: its tensors do not tell, for it has no bias table.
+const BASE_PLUS_HEADS: usize = 16;
+
+/// What the published program of a family and form does.
+fn usual_attention(layout: &str) -> ShallowAttention {
+    match layout == "vl_merging/ln_specific" || layout.starts_with("vlmo/") {
+        true => ShallowAttention::Joint,
+        false => ShallowAttention::PerModality,
+    }
+}

@@ -1,0 +1,562 @@
+//! The multiway transformer: one stack of blocks for images, text and both.
+//!
+//! Bao et al. 2021, "VLMo", <https://arxiv.org/abs/2111.02358>, section 3; Sung et al. 2023, "An
+//! Empirical Study of Multimodal Model Merging", <https://arxiv.org/abs/2304.14933>, section 3.
+//! Reference: <https://github.com/ylsung/vl-merging>, <https://github.com/microsoft/unilm>.
+//!
+//! Fields are called as in the checkpoints of vl-merging; a checkpoint in VLMo's spelling is
+//! renamed as it is loaded. Which parts have experts is read off the keys.
+
+use std::sync::Arc;
+
+use candle_core::{DType, Device, Tensor};
+use merge::layouts::{self, vlmo};
+use merge::{Checkpoint, Expert};
+
+use super::config::{Config, Overrides, Positions, ShallowAttention};
+use super::{Block, Heads, Segment};
+use crate::nn::{
+    Attended, Embedding, LayerNorm, Linear, Mask, Pairs, Pass, PatchEmbed, RelativePosition,
+};
+use crate::weights::Init;
+use crate::{Error, Result, Weights};
+
+/// LayerNorm of the text embedding, as in BERT.
+const TEXT_EPSILON: f64 = 1e-12;
+
+/// The last LayerNorm.
+const EPSILON: f64 = 1e-6;
+
+/// Token type of text.
+const TEXT: usize = 0;
+
+/// Token types of the first and of the second image.
+const IMAGES: [usize; 2] = [1, 2];
+
+/// Words to vectors: BERT's embedding without absolute positions, unless the family has them.
+#[derive(Clone, Debug)]
+struct TextEmbeddings {
+    word_embeddings: Embedding,
+    position_embeddings: Option<Tensor>,
+    token_type_embeddings: Embedding,
+    norm: LayerNorm,
+}
+
+/// A multiway transformer with its heads.
+#[derive(Clone, Debug)]
+pub struct Multiway {
+    config: Config,
+    text_embeddings: TextEmbeddings,
+    patch_embed: PatchEmbed,
+    cls_token: Tensor,
+    mask_token: Option<Tensor>,
+    pos_embed: Option<Tensor>,
+    token_type_embeddings: Embedding,
+    blocks: Vec<Block>,
+    norm: LayerNorm,
+    relative_position: Option<RelativePosition>,
+    heads: Heads,
+}
+
+/// What comes of text and image together.
+#[derive(Clone, Debug)]
+pub struct Joint {
+    /// Text tokens after the last norm, `(b, t, d)`.
+    pub text: Tensor,
+    /// Image tokens after the last norm, class token first, `(b, n, d)`.
+    pub image: Tensor,
+}
+
+impl Joint {
+    /// The first text token, `(b, d)`.
+    ///
+    /// # Errors
+    /// When the device fails.
+    pub fn first(&self) -> Result<Tensor> {
+        first(&self.text)
+    }
+}
+
+/// The first token of each sequence: `(b, n, d) -> (b, d)`.
+fn first(x: &Tensor) -> Result<Tensor> {
+    Ok(x.narrow(1, 0, 1)?.squeeze(1)?)
+}
+
+impl TextEmbeddings {
+    fn load(weights: &Weights, config: &Config) -> Result<Self> {
+        let name = |part: &str| format!("text_embeddings.{part}");
+        let d = config.width;
+        let positions = || {
+            let shape = [config.text_len, d];
+            weights.get(&name("position_embeddings.weight"), &shape, Linear::INIT)
+        };
+        let is_absolute = config.positions == Positions::Absolute;
+        Ok(Self {
+            word_embeddings: Embedding::load(
+                weights,
+                &name("word_embeddings"),
+                config.vocabulary,
+                d,
+            )?,
+            position_embeddings: is_absolute.then(positions).transpose()?,
+            token_type_embeddings: Embedding::load(weights, &name("token_type_embeddings"), 2, d)?,
+            norm: LayerNorm::load(weights, &name("LayerNorm"), d, TEXT_EPSILON)?,
+        })
+    }
+
+    /// `ids: (b, t) -> (b, t, d)`.
+    fn forward(&self, ids: &Tensor) -> candle_core::Result<Tensor> {
+        let words = self.word_embeddings.forward(ids)?; // (b, t, d)
+        let mut x = words.broadcast_add(&self.token_type_embeddings.row(0)?)?;
+        if let Some(positions) = &self.position_embeddings {
+            x = x.broadcast_add(&positions.narrow(0, 0, ids.dim(1)?)?)?;
+        }
+        self.norm.forward(&x)
+    }
+}
+
+impl Multiway {
+    /// Loads a checkpoint of the vl-merging or VLMo family for inference: every tensor of the
+    /// model must be there; heads are those that are there. The [`Weights`] that come with it tell
+    /// what was used.
+    ///
+    /// # Errors
+    /// As [`Config::read`], [`Weights::new`] and [`Weights::get`].
+    pub fn open(
+        checkpoint: Arc<Checkpoint>,
+        overrides: &Overrides,
+        device: &Device,
+        dtype: DType,
+    ) -> Result<(Self, Weights)> {
+        let (config, weights) = Self::prepare(checkpoint, overrides, device, dtype)?;
+        Ok((Self::load(&weights, config)?, weights))
+    }
+
+    /// The configuration of a checkpoint, and its tensors under the names of this model.
+    ///
+    /// # Errors
+    /// As [`Config::read`] and [`Weights::new`].
+    pub fn prepare(
+        checkpoint: Arc<Checkpoint>,
+        overrides: &Overrides,
+        device: &Device,
+        dtype: DType,
+    ) -> Result<(Config, Weights)> {
+        let layout = layouts::detect(&checkpoint)?;
+        let config = Config::read(&checkpoint, layout.as_ref(), overrides)?;
+        let weights = Weights::new(
+            checkpoint,
+            layout.as_ref(),
+            vlmo::to_vl_merging,
+            device,
+            dtype,
+        )?;
+        Ok((config, weights))
+    }
+
+    /// Loads the model from prepared weights.
+    ///
+    /// # Errors
+    /// As [`Weights::get`].
+    pub fn load(weights: &Weights, config: Config) -> Result<Self> {
+        let d = config.width;
+        let token = |name: &str| weights.get(name, &[1, 1, d], Linear::INIT);
+        let blocks = (0..config.n_blocks)
+            .map(|block| Block::load(weights, &format!("transformer.blocks.{block}"), &config));
+        let (relative_position, pos_embed) = match config.positions {
+            Positions::Relative(window) => {
+                let (blocks, heads) = (config.n_blocks, config.n_heads);
+                let table = RelativePosition::load(weights, window, blocks, heads)?;
+                (Some(table), None)
+            }
+            Positions::Absolute => {
+                let shape = [1, config.n_patches() + 1, d];
+                let table = weights.get("transformer.pos_embed", &shape, Init::Zeros)?;
+                (None, Some(table))
+            }
+        };
+        let mask_token = weights
+            .has("transformer.mask_token")
+            .then(|| token("transformer.mask_token"));
+        let (patch, types) = (config.patch_size, config.n_token_types);
+        Ok(Self {
+            text_embeddings: TextEmbeddings::load(weights, &config)?,
+            patch_embed: PatchEmbed::load(weights, "transformer.patch_embed.proj", d, patch)?,
+            cls_token: token("transformer.cls_token")?,
+            mask_token: mask_token.transpose()?,
+            pos_embed,
+            token_type_embeddings: Embedding::load(weights, "token_type_embeddings", types, d)?,
+            blocks: blocks.collect::<Result<_>>()?,
+            norm: LayerNorm::load(weights, "transformer.norm", d, EPSILON)?,
+            relative_position,
+            heads: Heads::load(weights, &config)?,
+            config,
+        })
+    }
+
+    /// Sizes and form.
+    #[must_use]
+    pub fn config(&self) -> &Config {
+        &self.config
+    }
+
+    /// The heads.
+    #[must_use]
+    pub fn heads(&self) -> &Heads {
+        &self.heads
+    }
+
+    /// Text tokens before the first block: `ids: (b, t) -> (b, t, d)`.
+    ///
+    /// # Errors
+    /// For an id outside the vocabulary, or when the device fails.
+    pub fn embed_text(&self, ids: &Tensor) -> Result<Tensor> {
+        let x = self.text_embeddings.forward(ids)?;
+        Ok(x.broadcast_add(&self.token_type_embeddings.row(TEXT)?)?)
+    }
+
+    /// Image tokens before the token type is added, class token first: `(b, 3, s, s) -> (b, n, d)`.
+    /// Patches where `masked: (b, p)` is 1 are replaced by the mask token.
+    ///
+    /// # Errors
+    /// When the image is of another size, there is no mask token, or the device fails.
+    pub fn embed_patches(&self, image: &Tensor, masked: Option<&Tensor>) -> Result<Tensor> {
+        let mut x = self.patch_embed.forward(image)?; // (b, p, d)
+        let b = x.dim(0)?;
+        if x.dim(1)? != self.config.n_patches() {
+            return Err(Error::ImageSize {
+                found: image.dims().to_vec(),
+                expected: self.config.image_size,
+            });
+        }
+        if let Some(masked) = masked {
+            let token = self.mask_token.as_ref();
+            let token = self
+                .heads
+                .need(token, "mask token", "transformer.mask_token")?;
+            let masked = masked.to_dtype(x.dtype())?.unsqueeze(2)?; // (b, p, 1)
+            x = (x.broadcast_mul(&(1.0 - &masked)?)? + masked.broadcast_mul(token)?)?;
+        }
+        let class = self.cls_token.expand((b, 1, self.config.width))?;
+        let x = Tensor::cat(&[&class, &x], 1)?; // (b, n, d)
+        Ok(match &self.pos_embed {
+            Some(positions) => x.broadcast_add(positions)?,
+            None => x,
+        })
+    }
+
+    /// Image tokens before the first block, of the first image or the second.
+    fn embed_image(&self, image: &Tensor, masked: Option<&Tensor>, index: usize) -> Result<Tensor> {
+        let x = self.embed_patches(image, masked)?;
+        let row = IMAGES[index.min(1)];
+        let has_row = row < self.token_type_embeddings.rows();
+        let types = has_row.then_some(&self.token_type_embeddings);
+        let what = "token type of a second image";
+        let types = self.heads.need(types, what, "token_type_embeddings")?;
+        Ok(x.broadcast_add(&types.row(row)?)?)
+    }
+
+    fn pairs(
+        &self,
+        of: impl Fn(&RelativePosition) -> candle_core::Result<Pairs>,
+    ) -> Result<Option<Pairs>> {
+        Ok(self.relative_position.as_ref().map(of).transpose()?)
+    }
+
+    /// Blocks `blocks` on one sequence that one expert serves.
+    fn run(
+        &self,
+        mut x: Tensor,
+        blocks: std::ops::Range<usize>,
+        expert: Expert,
+        pairs: Option<&Pairs>,
+        mask: Option<&Mask>,
+        pass: &Pass<'_>,
+    ) -> Result<Tensor> {
+        let len = x.dim(1)?;
+        for index in blocks {
+            let bias = pairs.map(|pairs| pairs.bias(index)).transpose()?;
+            let attended = Attended {
+                bias: bias.as_ref(),
+                mask,
+            };
+            x = self.blocks[index].forward(&x, &[Segment { len, expert }], attended, pass)?;
+            pass.show_block(index, std::slice::from_ref(&x))?;
+        }
+        Ok(x)
+    }
+
+    /// Hidden states of text alone after the last block, not normed: `(b, t) -> (b, t, d)`.
+    ///
+    /// # Errors
+    /// When shapes do not fit or the device fails.
+    pub fn text(&self, ids: &Tensor, mask: &Mask, pass: &Pass<'_>) -> Result<Tensor> {
+        let pairs = self.pairs(|table| table.text(ids.dim(1)?))?;
+        let x = self.embed_text(ids)?;
+        let all = 0..self.config.n_blocks;
+        self.run(x, all, Expert::Language, pairs.as_ref(), Some(mask), pass)
+    }
+
+    /// Hidden states of images alone after the last block, not normed: `(b, 3, s, s) -> (b, n, d)`.
+    ///
+    /// # Errors
+    /// When shapes do not fit or the device fails.
+    pub fn image(
+        &self,
+        image: &Tensor,
+        masked: Option<&Tensor>,
+        pass: &Pass<'_>,
+    ) -> Result<Tensor> {
+        let pairs = self.pairs(RelativePosition::image)?;
+        let x = self.embed_image(image, masked, 0)?;
+        let all = 0..self.config.n_blocks;
+        self.run(x, all, Expert::Vision, pairs.as_ref(), None, pass)
+    }
+
+    /// The last norm.
+    ///
+    /// # Errors
+    /// When the device fails.
+    pub fn normed(&self, x: &Tensor) -> Result<Tensor> {
+        Ok(self.norm.forward(x)?)
+    }
+
+    /// Features of texts for retrieval, of length one: `(b, t) -> (b, d)`.
+    ///
+    /// # Errors
+    /// [`Error::NoHead`](crate::Error::NoHead), or when shapes do not fit or the device fails.
+    pub fn text_features(&self, ids: &Tensor, mask: &Mask, pass: &Pass<'_>) -> Result<Tensor> {
+        let pairs = self.pairs(|table| table.text(ids.dim(1)?))?;
+        let x = self.embed_text(ids)?;
+        let class = self.class(x, Expert::Language, pairs.as_ref(), Some(mask), pass)?;
+        Ok(self.heads.contrastive()?.text(&class)?)
+    }
+
+    /// Features of images for retrieval, of length one: `(b, 3, s, s) -> (b, d)`.
+    ///
+    /// # Errors
+    /// [`Error::NoHead`](crate::Error::NoHead), or when shapes do not fit or the device fails.
+    pub fn image_features(&self, image: &Tensor, pass: &Pass<'_>) -> Result<Tensor> {
+        let pairs = self.pairs(RelativePosition::image)?;
+        let x = self.embed_image(image, None, 0)?;
+        let class = self.class(x, Expert::Vision, pairs.as_ref(), None, pass)?;
+        Ok(self.heads.contrastive()?.image(&class)?)
+    }
+
+    /// The first token after the last norm, `(b, d)`. Where nobody looks on and no gradient is
+    /// asked for, the last block computes that token alone.
+    fn class(
+        &self,
+        x: Tensor,
+        expert: Expert,
+        pairs: Option<&Pairs>,
+        mask: Option<&Mask>,
+        pass: &Pass<'_>,
+    ) -> Result<Tensor> {
+        let n = self.config.n_blocks;
+        if pass.is_tapped() || x.track_op() {
+            let x = self.run(x, 0..n, expert, pairs, mask, pass)?;
+            return self.normed(&first(&x)?);
+        }
+        let x = self.run(x, 0..n - 1, expert, pairs, mask, pass)?;
+        let bias = pairs.map(|pairs| pairs.bias(n - 1)).transpose()?;
+        let attended = Attended {
+            bias: bias.as_ref(),
+            mask,
+        };
+        let x = self.blocks[n - 1].forward_first(&x, expert, attended)?; // (b, 1, d)
+        self.normed(&first(&x)?)
+    }
+
+    /// Features of texts after the vision-language experts of the fusion blocks, of length one:
+    /// `(b, t) -> (b, d)`. Pre-training compares these too.
+    ///
+    /// # Errors
+    /// As [`Multiway::text_features`].
+    pub fn fused_text_features(
+        &self,
+        ids: &Tensor,
+        mask: &Mask,
+        pass: &Pass<'_>,
+    ) -> Result<Tensor> {
+        let pairs = self.pairs(|table| table.text(ids.dim(1)?))?;
+        let x = self.embed_text(ids)?;
+        let class = self.fused_class(x, Expert::Language, pairs.as_ref(), Some(mask), pass)?;
+        Ok(self.heads.fused_contrastive()?.text(&class)?)
+    }
+
+    /// Features of images after the vision-language experts of the fusion blocks, of length one:
+    /// `(b, 3, s, s) -> (b, d)`.
+    ///
+    /// # Errors
+    /// As [`Multiway::image_features`].
+    pub fn fused_image_features(&self, image: &Tensor, pass: &Pass<'_>) -> Result<Tensor> {
+        let pairs = self.pairs(RelativePosition::image)?;
+        let x = self.embed_image(image, None, 0)?;
+        let class = self.fused_class(x, Expert::Vision, pairs.as_ref(), None, pass)?;
+        Ok(self.heads.fused_contrastive()?.image(&class)?)
+    }
+
+    fn fused_class(
+        &self,
+        x: Tensor,
+        expert: Expert,
+        pairs: Option<&Pairs>,
+        mask: Option<&Mask>,
+        pass: &Pass<'_>,
+    ) -> Result<Tensor> {
+        let (start, n) = (
+            self.config.fusion_start.min(self.config.n_blocks),
+            self.config.n_blocks,
+        );
+        let x = self.run(x, 0..start, expert, pairs, mask, pass)?;
+        let x = self.run(x, start..n, Expert::VisionLanguage, pairs, mask, pass)?;
+        self.normed(&first(&x)?)
+    }
+
+    /// Text and image together: `ids: (b, t)`, `image: (b, 3, s, s)`; `index` is 1 for the second
+    /// image of a pair. Text comes first in the sequence.
+    ///
+    /// # Errors
+    /// When shapes do not fit or the device fails.
+    pub fn joint(
+        &self,
+        ids: &Tensor,
+        mask: &Mask,
+        image: &Tensor,
+        masked: Option<&Tensor>,
+        index: usize,
+        pass: &Pass<'_>,
+    ) -> Result<Joint> {
+        let (text, image) = (
+            self.embed_text(ids)?,
+            self.embed_image(image, masked, index)?,
+        );
+        let (t, n) = (text.dim(1)?, image.dim(1)?);
+        let start = self.config.fusion_start.min(self.config.n_blocks);
+        let joint = self.pairs(|table| table.joint(t))?;
+        let joint_mask = mask.followed_by_tokens(n)?;
+        let x = match self.config.shallow_attention {
+            ShallowAttention::PerModality => {
+                let parts = self.apart(text, mask, image, start, pass)?;
+                Tensor::cat(&parts, 1)?
+            }
+            ShallowAttention::Joint => {
+                let segments = [
+                    Segment {
+                        len: t,
+                        expert: Expert::Language,
+                    },
+                    Segment {
+                        len: n,
+                        expert: Expert::Vision,
+                    },
+                ];
+                let mut x = Tensor::cat(&[text, image], 1)?; // (b, t + n, d)
+                for block in 0..start {
+                    let bias = joint.as_ref().map(|pairs| pairs.bias(block)).transpose()?;
+                    let attended = Attended {
+                        bias: bias.as_ref(),
+                        mask: Some(&joint_mask),
+                    };
+                    x = self.blocks[block].forward(&x, &segments, attended, pass)?;
+                    pass.show_block(block, std::slice::from_ref(&x))?;
+                }
+                x
+            }
+        };
+        let rest = start..self.config.n_blocks;
+        let expert = Expert::VisionLanguage;
+        let x = self.run(x, rest, expert, joint.as_ref(), Some(&joint_mask), pass)?;
+        let x = self.normed(&x)?;
+        Ok(Joint {
+            text: x.narrow(1, 0, t)?,
+            image: x.narrow(1, t, n)?,
+        })
+    }
+
+    /// The blocks before the fusion start, text and image each for themselves.
+    fn apart(
+        &self,
+        mut text: Tensor,
+        mask: &Mask,
+        mut image: Tensor,
+        start: usize,
+        pass: &Pass<'_>,
+    ) -> Result<[Tensor; 2]> {
+        let text_pairs = self.pairs(|table| table.text(text.dim(1)?))?;
+        let image_pairs = self.pairs(RelativePosition::image)?;
+        let (t, n) = (text.dim(1)?, image.dim(1)?);
+        for (index, block) in self.blocks.iter().enumerate().take(start) {
+            let bias = |pairs: &Option<Pairs>| pairs.as_ref().map(|p| p.bias(index)).transpose();
+            let (text_bias, image_bias) = (bias(&text_pairs)?, bias(&image_pairs)?);
+            let attended = Attended {
+                bias: text_bias.as_ref(),
+                mask: Some(mask),
+            };
+            let segment = Segment {
+                len: t,
+                expert: Expert::Language,
+            };
+            text = block.forward(&text, &[segment], attended, pass)?;
+            let attended = Attended {
+                bias: image_bias.as_ref(),
+                mask: None,
+            };
+            let segment = Segment {
+                len: n,
+                expert: Expert::Vision,
+            };
+            image = block.forward(&image, &[segment], attended, pass)?;
+            pass.show_block(index, &[text.clone(), image.clone()])?;
+        }
+        Ok([text, image])
+    }
+
+    /// Text and image together, as one vector: `(b, d)`.
+    ///
+    /// # Errors
+    /// [`Error::NoHead`](crate::Error::NoHead), or when shapes do not fit or the device fails.
+    pub fn pooled(
+        &self,
+        ids: &Tensor,
+        mask: &Mask,
+        image: &Tensor,
+        index: usize,
+        pass: &Pass<'_>,
+    ) -> Result<Tensor> {
+        let joint = self.joint(ids, mask, image, None, index, pass)?;
+        self.heads.pool(&joint.first()?)
+    }
+
+    /// Logits of answers: `(b, answers)`.
+    ///
+    /// # Errors
+    /// As [`Multiway::pooled`].
+    pub fn answer(
+        &self,
+        ids: &Tensor,
+        mask: &Mask,
+        image: &Tensor,
+        pass: &Pass<'_>,
+    ) -> Result<Tensor> {
+        let pooled = self.pooled(ids, mask, image, 0, pass)?;
+        Ok(self.heads.vqa()?.forward(&pooled)?)
+    }
+
+    /// Logits of false and true for a sentence about two images: `(b, 2)`.
+    ///
+    /// # Errors
+    /// As [`Multiway::pooled`].
+    pub fn judge(
+        &self,
+        ids: &Tensor,
+        mask: &Mask,
+        images: [&Tensor; 2],
+        pass: &Pass<'_>,
+    ) -> Result<Tensor> {
+        let one = self.pooled(ids, mask, images[0], 0, pass)?;
+        let two = self.pooled(ids, mask, images[1], 1, pass)?;
+        Ok(self.heads.nlvr2()?.forward(&Tensor::cat(&[one, two], 1)?)?)
+    }
+}

@@ -1,0 +1,19 @@
+//! Fused operations on the CPU in f32, with their gradients.
+//!
+//! What candle composes from many tensors is here one pass over memory: a linear layer with bias
+//! and what follows it, LayerNorm, exact GELU, attention from packed queries, keys and values.
+//! [`slices`] holds the arithmetic on plain slices, [`ops`] what makes it part of a graph. Sums
+//! are split by the shape alone, never by the number of threads, so results do not depend on it.
+
+pub(super) mod attention;
+pub(super) mod gemm;
+pub(super) mod math;
+pub(super) mod ops;
+pub(super) mod slices;
+
+use candle_core::{DType, Tensor};
+
+/// Whether a tensor is one that these operations take.
+pub(super) fn takes(tensor: &Tensor) -> bool {
+    tensor.device().is_cpu() && tensor.dtype() == DType::F32
+}

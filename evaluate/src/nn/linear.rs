@@ -1,0 +1,212 @@
+//! Linear layers and embeddings.
+
+use candle_core::{Result, Tensor};
+
+use super::cpu::{self, ops, slices};
+use crate::Weights;
+use crate::weights::Init;
+
+/// `y = x Wᵀ + b` over the last axis.
+#[derive(Clone, Debug)]
+pub struct Linear {
+    weight: Tensor,
+    bias: Tensor,
+}
+
+/// What follows a linear layer in the same pass over memory.
+enum Then<'a> {
+    Nothing,
+    Gelu,
+    Add(&'a Tensor, Option<&'a Tensor>),
+}
+
+impl Linear {
+    /// Weights that are drawn anew, as BERT and BEiT have them.
+    pub(crate) const INIT: Init = Init::Normal(0.02);
+
+    /// Loads `{name}.weight: (outputs, inputs)` and `{name}.bias: (outputs)`.
+    ///
+    /// # Errors
+    /// As [`Weights::get`].
+    pub fn load(
+        weights: &Weights,
+        name: &str,
+        inputs: usize,
+        outputs: usize,
+    ) -> crate::Result<Self> {
+        let bias = weights.get(&format!("{name}.bias"), &[outputs], Init::Zeros)?;
+        Self::load_with(weights, name, inputs, outputs, bias)
+    }
+
+    /// Loads `{name}.weight` alone.
+    ///
+    /// # Errors
+    /// As [`Weights::get`].
+    pub fn load_without_bias(
+        weights: &Weights,
+        name: &str,
+        inputs: usize,
+        outputs: usize,
+    ) -> crate::Result<Self> {
+        Self::load_with(weights, name, inputs, outputs, weights.nothing()?)
+    }
+
+    fn load_with(
+        weights: &Weights,
+        name: &str,
+        inputs: usize,
+        outputs: usize,
+        bias: Tensor,
+    ) -> crate::Result<Self> {
+        let name = format!("{name}.weight");
+        let weight = weights.get(&name, &[outputs, inputs], Linear::INIT)?;
+        Ok(Self { weight, bias })
+    }
+
+    /// From a weight `(out, in)` and a bias `(out)`.
+    pub(crate) fn new(weight: Tensor, bias: Tensor) -> Self {
+        Self { weight, bias }
+    }
+
+    /// The same layer with another bias.
+    pub(crate) fn with_bias(&self, bias: Tensor) -> Self {
+        Self::new(self.weight.clone(), bias)
+    }
+
+    /// `(.., in) -> (.., out)`.
+    ///
+    /// # Errors
+    /// When shapes do not fit or the device fails.
+    pub fn forward(&self, x: &Tensor) -> Result<Tensor> {
+        self.run(x, Then::Nothing)
+    }
+
+    /// `gelu(forward(x))`.
+    ///
+    /// # Errors
+    /// As [`Linear::forward`].
+    pub fn forward_gelu(&self, x: &Tensor) -> Result<Tensor> {
+        self.run(x, Then::Gelu)
+    }
+
+    /// `residual + scale ∘ forward(x)`.
+    ///
+    /// # Errors
+    /// As [`Linear::forward`].
+    pub fn forward_add(
+        &self,
+        x: &Tensor,
+        residual: &Tensor,
+        scale: Option<&Tensor>,
+    ) -> Result<Tensor> {
+        self.run(x, Then::Add(residual, scale))
+    }
+
+    fn run(&self, x: &Tensor, then: Then<'_>) -> Result<Tensor> {
+        if !cpu::takes(x) {
+            return self.composed(x, then);
+        }
+        let x = x.contiguous()?;
+        let tracks = |tensor: &Tensor| tensor.track_op();
+        let in_graph = [&x, &self.weight, &self.bias].into_iter().any(tracks)
+            || matches!(then, Then::Add(residual, scale)
+                if tracks(residual) || scale.is_some_and(tracks));
+        if in_graph {
+            let y = x.apply_op3(&self.weight, &self.bias, ops::Linear)?;
+            return follow(y, then);
+        }
+        let (n, k) = self.weight.dims2()?;
+        let shape = ops::with_last(x.shape(), n);
+        let out = match then {
+            Then::Nothing => ops::with_slices([&x, &self.weight, &self.bias], |[x, w, b]| {
+                slices::linear(x, w, b, k, slices::Then::Nothing)
+            }),
+            Then::Gelu => ops::with_slices([&x, &self.weight, &self.bias], |[x, w, b]| {
+                slices::linear(x, w, b, k, slices::Then::Gelu)
+            }),
+            Then::Add(residual, scale) => {
+                let scaled = scale.unwrap_or(residual);
+                let tensors = [&x, &self.weight, &self.bias, residual, scaled];
+                ops::with_slices(tensors, |[x, w, b, residual, factors]| {
+                    let scale = scale.is_some().then_some(factors);
+                    slices::linear(x, w, b, k, slices::Then::Add { residual, scale })
+                })
+            }
+        }?;
+        Tensor::from_vec(out, shape, x.device())
+    }
+
+    /// The same of candle's own operations, for other devices and dtypes.
+    fn composed(&self, x: &Tensor, then: Then<'_>) -> Result<Tensor> {
+        let (n, k) = self.weight.dims2()?;
+        let rows = x.contiguous()?.reshape(((), k))?;
+        let y = rows.matmul(&self.weight.t()?)?;
+        let y = match self.bias.elem_count() {
+            0 => y,
+            _ => y.broadcast_add(&self.bias)?,
+        };
+        follow(y.reshape(ops::with_last(x.shape(), n))?, then)
+    }
+}
+
+fn follow(y: Tensor, then: Then<'_>) -> Result<Tensor> {
+    match then {
+        Then::Nothing => Ok(y),
+        Then::Gelu => gelu(&y),
+        Then::Add(residual, Some(scale)) => residual + y.broadcast_mul(scale)?,
+        Then::Add(residual, None) => residual + y,
+    }
+}
+
+/// Exact GELU, `x Φ(x)`.
+///
+/// # Errors
+/// When the device fails.
+pub fn gelu(x: &Tensor) -> Result<Tensor> {
+    match cpu::takes(x) {
+        true => x.contiguous()?.apply_op1(ops::Gelu),
+        false => x.gelu_erf(),
+    }
+}
+
+/// Rows of a table by id.
+#[derive(Clone, Debug)]
+pub struct Embedding {
+    table: Tensor,
+}
+
+impl Embedding {
+    /// Loads `{name}.weight: (rows, width)`.
+    ///
+    /// # Errors
+    /// As [`Weights::get`].
+    pub fn load(weights: &Weights, name: &str, rows: usize, width: usize) -> crate::Result<Self> {
+        let name = format!("{name}.weight");
+        let table = weights.get(&name, &[rows, width], Linear::INIT)?;
+        Ok(Self { table })
+    }
+
+    /// `ids: (b, n) -> (b, n, width)`.
+    ///
+    /// # Errors
+    /// For an id outside the table, or when the device fails.
+    pub fn forward(&self, ids: &Tensor) -> Result<Tensor> {
+        let (b, n) = ids.dims2()?;
+        let rows = self.table.index_select(&ids.flatten_all()?, 0)?;
+        rows.reshape((b, n, ()))
+    }
+
+    /// Row `index`: `(width)`.
+    ///
+    /// # Errors
+    /// When the table has no such row.
+    pub fn row(&self, index: usize) -> Result<Tensor> {
+        self.table.get(index)
+    }
+
+    /// Number of rows.
+    #[must_use]
+    pub fn rows(&self) -> usize {
+        self.table.dims()[0]
+    }
+}

@@ -1,0 +1,46 @@
+//! The feed-forward network of a block.
+
+use candle_core::{Result, Tensor};
+
+use super::{LayerScale, Linear, Mask, Pass};
+use crate::Weights;
+
+/// Two linear layers with exact GELU between them.
+#[derive(Clone, Debug)]
+pub struct Mlp {
+    fc1: Linear,
+    fc2: Linear,
+    name: String,
+}
+
+impl Mlp {
+    /// Loads `{name}.fc1` and `{name}.fc2`.
+    ///
+    /// # Errors
+    /// As [`Weights::get`].
+    pub fn load(weights: &Weights, name: &str, width: usize, inner: usize) -> crate::Result<Self> {
+        Ok(Self {
+            fc1: Linear::load(weights, &format!("{name}.fc1"), width, inner)?,
+            fc2: Linear::load(weights, &format!("{name}.fc2"), inner, width)?,
+            name: name.to_owned(),
+        })
+    }
+
+    /// `residual + scale ∘ fc2(gelu(fc1(x)))`: `(b, n, d) -> (b, n, d)`.
+    ///
+    /// # Errors
+    /// When shapes do not fit or the device fails.
+    pub fn forward(
+        &self,
+        x: &Tensor,
+        residual: &Tensor,
+        scale: &LayerScale,
+        mask: Option<&Mask>,
+        pass: &Pass<'_>,
+    ) -> Result<Tensor> {
+        pass.show(|| format!("{}.fc1", self.name), x, mask)?;
+        let inner = self.fc1.forward_gelu(x)?; // (b, n, f)
+        pass.show(|| format!("{}.fc2", self.name), &inner, mask)?;
+        self.fc2.forward_add(&inner, residual, scale.factors())
+    }
+}

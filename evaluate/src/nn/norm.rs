@@ -1,0 +1,64 @@
+//! LayerNorm, and vectors of length one.
+
+use candle_core::{D, DType, Result, Tensor};
+
+use super::cpu::{self, ops};
+use crate::Weights;
+use crate::weights::Init;
+
+/// LayerNorm over the last axis.
+#[derive(Clone, Debug)]
+pub struct LayerNorm {
+    weight: Tensor,
+    bias: Tensor,
+    epsilon: f64,
+}
+
+impl LayerNorm {
+    /// Loads `{name}.weight` and `{name}.bias`, both `(width)`.
+    ///
+    /// # Errors
+    /// As [`Weights::get`].
+    pub fn load(weights: &Weights, name: &str, width: usize, epsilon: f64) -> crate::Result<Self> {
+        Ok(Self {
+            weight: weights.get(&format!("{name}.weight"), &[width], Init::Ones)?,
+            bias: weights.get(&format!("{name}.bias"), &[width], Init::Zeros)?,
+            epsilon,
+        })
+    }
+
+    /// `(.., d) -> (.., d)`. Statistics are computed in f32 or wider.
+    ///
+    /// # Errors
+    /// When shapes do not fit or the device fails.
+    pub fn forward(&self, x: &Tensor) -> Result<Tensor> {
+        if cpu::takes(x) {
+            let epsilon = self.epsilon as f32;
+            let op = ops::LayerNorm { epsilon };
+            return x.contiguous()?.apply_op3(&self.weight, &self.bias, op);
+        }
+        let wide = match x.dtype() {
+            DType::F16 | DType::BF16 => x.to_dtype(DType::F32)?,
+            _ => x.clone(),
+        };
+        let centered = wide.broadcast_sub(&wide.mean_keepdim(D::Minus1)?)?;
+        let variance = centered.sqr()?.mean_keepdim(D::Minus1)?;
+        let normed = centered.broadcast_div(&(variance + self.epsilon)?.sqrt()?)?;
+        let normed = normed.to_dtype(x.dtype())?;
+        normed
+            .broadcast_mul(&self.weight)?
+            .broadcast_add(&self.bias)
+    }
+}
+
+/// Vectors along the last axis, scaled to length one.
+///
+/// # Errors
+/// When the device fails.
+pub fn unit_length(x: &Tensor) -> Result<Tensor> {
+    let wide = match x.dtype() {
+        DType::F16 | DType::BF16 => x.to_dtype(DType::F32)?,
+        _ => x.clone(),
+    };
+    wide.broadcast_div(&wide.sqr()?.sum_keepdim(D::Minus1)?.sqrt()?)
+}

@@ -1,0 +1,261 @@
+//! Weights on their way from a checkpoint into a model.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+
+use candle_core::{DType, Device, Tensor, Var};
+use merge::random::Draws;
+use merge::{Checkpoint, Layout, Role};
+
+use crate::{Error, Result};
+
+/// What a parameter starts from when it is drawn anew.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub enum Init {
+    /// All zeros.
+    Zeros,
+    /// All ones.
+    Ones,
+    /// All the same.
+    Constant(f32),
+    /// Normal around zero, with this standard deviation.
+    Normal(f32),
+}
+
+/// What a model took of a checkpoint, by the names it asked for.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct LoadReport {
+    /// Taken from the checkpoint.
+    pub used: Vec<String>,
+    /// Not in the checkpoint, and drawn anew as the caller asked.
+    pub fresh: Vec<String>,
+    /// In the checkpoint, but no part of the model; buffers that a loader rebuilds aside.
+    pub unused: Vec<String>,
+}
+
+/// Tensors of a checkpoint by name, for a model that asks for them one by one.
+///
+/// Every name must be there unless a fresh head was asked for, so a misspelled key cannot go
+/// unnoticed; [`Weights::report`] tells what was used, drawn anew and left over.
+pub struct Weights {
+    checkpoint: Arc<Checkpoint>,
+    /// The model's names, with those in the file.
+    names: BTreeMap<String, String>,
+    /// Names of buffers.
+    derived: BTreeSet<String>,
+    device: Device,
+    dtype: DType,
+    fresh: Vec<String>,
+    seed: u64,
+    is_trainable: bool,
+    taken: Mutex<Taken>,
+}
+
+#[derive(Default)]
+struct Taken {
+    tensors: BTreeMap<String, Tensor>,
+    variables: BTreeMap<String, Var>,
+    fresh: Vec<String>,
+}
+
+impl Weights {
+    /// The tensors of `checkpoint` under the names that `rename` gives them, to be computed with
+    /// on `device` in `dtype`.
+    ///
+    /// # Errors
+    /// [`merge::Error::DuplicateKey`], and keys that the layout does not know.
+    pub fn new(
+        checkpoint: Arc<Checkpoint>,
+        layout: &dyn Layout,
+        rename: impl Fn(&str) -> String,
+        device: &Device,
+        dtype: DType,
+    ) -> Result<Self> {
+        checkpoint.require_unique_names()?;
+        let mut names = BTreeMap::new();
+        let mut derived = BTreeSet::new();
+        for (key, _) in checkpoint.tensors() {
+            let name = rename(key.strip_prefix("module.").unwrap_or(key));
+            if layout.role(key)? == Role::Derived {
+                derived.insert(name.clone());
+            }
+            names.insert(name, key.to_owned());
+        }
+        Ok(Self {
+            checkpoint,
+            names,
+            derived,
+            device: device.clone(),
+            dtype,
+            fresh: Vec::new(),
+            seed: 0,
+            is_trainable: false,
+            taken: Mutex::default(),
+        })
+    }
+
+    /// Parameters whose names begin with one of `prefixes` may be missing: they are then drawn
+    /// anew under `seed`.
+    #[must_use]
+    pub fn with_fresh(mut self, prefixes: &[&str], seed: u64) -> Self {
+        self.fresh = prefixes.iter().map(|&prefix| prefix.to_owned()).collect();
+        self.seed = seed;
+        self
+    }
+
+    /// Every parameter becomes a variable, so that passes build a graph for gradients.
+    #[must_use]
+    pub fn trainable(mut self) -> Self {
+        self.is_trainable = true;
+        self
+    }
+
+    /// Where the tensors go.
+    #[must_use]
+    pub fn device(&self) -> &Device {
+        &self.device
+    }
+
+    /// The dtype they are converted to.
+    #[must_use]
+    pub fn dtype(&self) -> DType {
+        self.dtype
+    }
+
+    /// The file behind it.
+    #[must_use]
+    pub fn checkpoint(&self) -> &Arc<Checkpoint> {
+        &self.checkpoint
+    }
+
+    /// Whether a name beginning with `prefix` is in the checkpoint, or may be drawn anew.
+    #[must_use]
+    pub fn has(&self, prefix: &str) -> bool {
+        let mut from = self.names.range(prefix.to_owned()..);
+        from.next()
+            .is_some_and(|(name, _)| name.starts_with(prefix))
+            || self.fresh.iter().any(|fresh| prefix.starts_with(fresh))
+    }
+
+    /// The shape of a tensor in the checkpoint.
+    #[must_use]
+    pub fn shape(&self, name: &str) -> Option<&[usize]> {
+        let key = self.names.get(name)?;
+        Some(&self.checkpoint.get(key)?.shape)
+    }
+
+    /// A tensor, on the device. Asking again gives the same one.
+    ///
+    /// # Errors
+    /// [`Error::MissingWeight`] with the nearest name, [`Error::WeightShape`], and when the file
+    /// cannot be read.
+    pub fn get(&self, name: &str, shape: &[usize], init: Init) -> Result<Tensor> {
+        if let Some(tensor) = self.taken().tensors.get(name) {
+            return Ok(tensor.clone());
+        }
+        let is_fresh = !self.names.contains_key(name)
+            && self.fresh.iter().any(|prefix| name.starts_with(prefix));
+        let values = match is_fresh {
+            true => self.draw(name, shape, init),
+            false => self.read(name, shape)?,
+        };
+        let tensor = Tensor::from_vec(values, shape, &Device::Cpu)?;
+        let tensor = tensor.to_device(&self.device)?.to_dtype(self.dtype)?;
+        let mut taken = self.taken();
+        let tensor = match self.is_trainable {
+            true => {
+                let variable = Var::from_tensor(&tensor)?;
+                taken.variables.insert(name.to_owned(), variable.clone());
+                variable.as_tensor().clone()
+            }
+            false => tensor,
+        };
+        taken.tensors.insert(name.to_owned(), tensor.clone());
+        if is_fresh {
+            taken.fresh.push(name.to_owned());
+        }
+        Ok(tensor)
+    }
+
+    /// An empty tensor, for a bias that is not there.
+    pub(crate) fn nothing(&self) -> Result<Tensor> {
+        Ok(Tensor::zeros(0, self.dtype, &self.device)?)
+    }
+
+    fn read(&self, name: &str, shape: &[usize]) -> Result<Vec<f32>> {
+        let path = self.checkpoint.path();
+        let key = self.names.get(name).ok_or_else(|| Error::MissingWeight {
+            path: path.into(),
+            name: name.to_owned(),
+            nearest: self.nearest(name),
+        })?;
+        let info = self.checkpoint.require(key)?;
+        if info.shape != shape {
+            return Err(Error::WeightShape {
+                path: path.into(),
+                key: key.clone(),
+                found: info.shape.clone(),
+                expected: shape.to_vec(),
+            });
+        }
+        let mut values = vec![0.0; info.n_elements()];
+        if info.dtype == merge::DType::F32 {
+            self.checkpoint
+                .read(key, 0, bytemuck::cast_slice_mut(&mut values))?;
+        } else {
+            let bytes = self.checkpoint.read_all(key)?;
+            merge::decode_f32(key, info.dtype, &bytes, &mut values)?;
+        }
+        Ok(values)
+    }
+
+    fn draw(&self, name: &str, shape: &[usize], init: Init) -> Vec<f32> {
+        let n = shape.iter().product();
+        let draws = Draws::new(self.seed, name);
+        match init {
+            Init::Zeros => vec![0.0; n],
+            Init::Ones => vec![1.0; n],
+            Init::Constant(value) => vec![value; n],
+            Init::Normal(deviation) => {
+                let mut values = vec![0.0; n];
+                draws.add_normal(deviation, 0, &mut values);
+                values
+            }
+        }
+    }
+
+    fn nearest(&self, name: &str) -> Option<String> {
+        let likeness = |other: &String| strsim::jaro(other, name);
+        let names = self.names.keys();
+        names
+            .max_by(|a, b| likeness(a).total_cmp(&likeness(b)))
+            .cloned()
+    }
+
+    /// All variables by name, in order; empty unless trainable.
+    #[must_use]
+    pub fn variables(&self) -> BTreeMap<String, Var> {
+        self.taken().variables.clone()
+    }
+
+    /// What was used so far.
+    #[must_use]
+    pub fn report(&self) -> LoadReport {
+        let taken = self.taken();
+        let is_used = |name: &&String| taken.tensors.contains_key(*name);
+        let unused = self
+            .names
+            .keys()
+            .filter(|name| !is_used(name) && !self.derived.contains(*name));
+        LoadReport {
+            used: self.names.keys().filter(is_used).cloned().collect(),
+            fresh: taken.fresh.clone(),
+            unused: unused.cloned().collect(),
+        }
+    }
+
+    fn taken(&self) -> MutexGuard<'_, Taken> {
+        // Nothing panics while it is held.
+        self.taken.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}

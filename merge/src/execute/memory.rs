@@ -1,0 +1,104 @@
+//! Running a plan into memory, for weights that are to be tried, not kept.
+
+use std::sync::{Mutex, PoisonError};
+
+use super::{RunOptions, Sink, write_entries};
+use crate::io::{Container, Root, SourceInfo, TensorEntry};
+use crate::provenance::{self, Provenance};
+use crate::{Checkpoint, MergePlan, ObjectPath, PathSegment, Progress, Result, TensorSource};
+
+/// Runs a plan and keeps the result: a checkpoint like one read from a file. It goes by the path
+/// of the plan's first input, and its metadata say how it was made.
+///
+/// # Errors
+/// When an input cannot be read, a result is not finite, or the user stops it.
+pub fn in_memory(
+    plan: &MergePlan,
+    run: &RunOptions,
+    progress: &dyn Progress,
+) -> Result<Checkpoint> {
+    progress.start("merging", plan.output_bytes());
+    let filled = fill(plan, run, progress);
+    progress.finish();
+    Ok(Checkpoint::new(Box::new(filled?)))
+}
+
+fn fill(plan: &MergePlan, run: &RunOptions, progress: &dyn Progress) -> Result<Memory> {
+    let entries = plan.entries.iter();
+    let buffers = entries.map(|entry| Mutex::new(vec![0; entry.info.n_bytes() as usize]));
+    let buffers = Buffers(buffers.collect());
+    write_entries(plan, &buffers, run, progress)?;
+    let files = plan.files();
+    let provenance = Provenance::new(plan.recipe.clone(), &files);
+    let provenance = match run.hash {
+        true => provenance.with_hashes(provenance::hash_files(&files, progress)?),
+        false => provenance,
+    };
+    let tensors: Vec<TensorEntry> = (plan.entries.iter())
+        .map(|entry| TensorEntry {
+            path: ObjectPath(vec![PathSegment::Key(entry.name.clone())]),
+            name: Some(entry.name.clone()),
+            info: entry.info.clone(),
+        })
+        .collect();
+    let root = Root {
+        name: String::new(),
+        n_tensors: tensors.len(),
+        n_bytes: plan.output_bytes(),
+    };
+    let info = SourceInfo {
+        path: files
+            .first()
+            .map(|file| file.path.clone())
+            .unwrap_or_default(),
+        container: Container::Memory,
+        files,
+        metadata: provenance.to_metadata(),
+        roots: vec![root],
+        root: String::new(),
+        values: Vec::new(),
+        opaque: Vec::new(),
+    };
+    let unlocked =
+        |buffer: Mutex<Vec<u8>>| buffer.into_inner().unwrap_or_else(PoisonError::into_inner);
+    Ok(Memory {
+        info,
+        tensors,
+        data: buffers.0.into_iter().map(unlocked).collect(),
+    })
+}
+
+/// Entries under way.
+struct Buffers(Vec<Mutex<Vec<u8>>>);
+
+impl Sink for Buffers {
+    fn write(&self, index: usize, first_byte: u64, bytes: &[u8]) -> Result<()> {
+        let mut buffer = self.0[index].lock().unwrap_or_else(PoisonError::into_inner);
+        let first = first_byte as usize;
+        buffer[first..first + bytes.len()].copy_from_slice(bytes);
+        Ok(())
+    }
+}
+
+/// Tensors that were never in a file.
+struct Memory {
+    info: SourceInfo,
+    tensors: Vec<TensorEntry>,
+    data: Vec<Vec<u8>>,
+}
+
+impl TensorSource for Memory {
+    fn info(&self) -> &SourceInfo {
+        &self.info
+    }
+
+    fn tensors(&self) -> &[TensorEntry] {
+        &self.tensors
+    }
+
+    fn read(&self, index: usize, first: usize, out: &mut [u8]) -> Result<()> {
+        let start = first * self.tensors[index].info.dtype.size_bytes();
+        out.copy_from_slice(&self.data[index][start..start + out.len()]);
+        Ok(())
+    }
+}
