@@ -16,9 +16,12 @@
 mod error;
 mod sample;
 
+pub mod datasets;
+pub mod images;
 pub mod metrics;
 pub mod predictions;
 pub mod reports;
+pub mod text;
 
 pub use error::{Error, Result};
 pub use sample::{Contribution, Quantity, Ratio, Sample, Unit};
