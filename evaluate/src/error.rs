@@ -396,7 +396,9 @@ impl Error {
     pub fn is_usage(&self) -> bool {
         match self {
             Self::Merge(error) => error.is_usage(),
-            Self::ResampleCount { .. } => true,
+            Self::ResampleCount { .. }
+            | Self::UnknownDataset { .. }
+            | Self::UnknownSplit { .. } => true,
             _ => false,
         }
     }

@@ -2,7 +2,9 @@
 #![allow(missing_docs, reason = "test names are the documentation")]
 
 mod fixture;
+mod images;
 mod nlvr2;
 mod retrieval;
 mod scores;
+mod tables;
 mod vqa;
