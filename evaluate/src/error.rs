@@ -129,6 +129,136 @@ pub enum Error {
         prefix: &'static str,
     },
 
+    // ---- pictures ---------------------------------------------------------------------------
+    /// The bytes are no picture, or a broken one.
+    #[error("the picture cannot be decoded: {fault}")]
+    Picture {
+        /// What is wrong with it, as a clause.
+        fault: String,
+    },
+    /// A picture has so many pixels that it is taken for an attack on the memory.
+    #[error(
+        "the picture has {width} x {height} pixels; at most {} are decoded",
+        crate::images::MAX_PIXELS
+    )]
+    PictureTooLarge {
+        /// Pixels in a row.
+        width: usize,
+        /// Rows.
+        height: usize,
+    },
+
+    // ---- text -------------------------------------------------------------------------------
+    /// A vocabulary or tokenizer file cannot be used.
+    #[error("{}: is not a usable tokenizer: {fault}", path.display())]
+    Tokenizer {
+        /// The file.
+        path: PathBuf,
+        /// What is wrong with it, as a clause.
+        fault: String,
+    },
+    /// A tokenizer lacks a token that every text needs.
+    #[error("{}: has no token {token}", path.display())]
+    SpecialToken {
+        /// The file.
+        path: PathBuf,
+        /// The token.
+        token: String,
+    },
+    /// A tokenizer is neither a file nor to be had from the hub.
+    #[error("tokenizer {name}: is no file, and {fault}")]
+    TokenizerFromHub {
+        /// The name as given.
+        name: String,
+        /// Why the hub did not help, as a clause.
+        fault: String,
+    },
+    /// A text cannot be turned into tokens.
+    #[error("the text {text:?} cannot be tokenized: {fault}")]
+    Tokenization {
+        /// The beginning of the text.
+        text: String,
+        /// The tokenizer's reason.
+        fault: String,
+    },
+
+    // ---- data sets --------------------------------------------------------------------------
+    /// A name is no data set, or a data set of another kind.
+    #[error("{name:?} is no data set of this kind; there are: {known}")]
+    UnknownDataset {
+        /// The name as given.
+        name: String,
+        /// The names there are.
+        known: String,
+    },
+    /// A data set has no split of this name.
+    #[error("{dataset} has no split {name:?}; there are: {known}")]
+    UnknownSplit {
+        /// The data set.
+        dataset: &'static str,
+        /// The name as given.
+        name: String,
+        /// The names there are.
+        known: String,
+    },
+    /// A file that belongs to a split is not there.
+    #[error("{}: holds no {names}", folder.display())]
+    MissingTable {
+        /// The folder.
+        folder: PathBuf,
+        /// The names that were looked for.
+        names: String,
+    },
+    /// An arrow file is damaged or of a kind that is not read.
+    #[error("{}: is not a readable arrow file: {fault}", path.display())]
+    Arrow {
+        /// The file.
+        path: PathBuf,
+        /// What is wrong with it, as a clause.
+        fault: String,
+    },
+    /// A table lacks a column.
+    #[error("{}: has no column `{column}`; it has: {found}", path.display())]
+    MissingColumn {
+        /// The file.
+        path: PathBuf,
+        /// The column.
+        column: String,
+        /// The columns it has.
+        found: String,
+    },
+    /// A column is of another type.
+    #[error("{}: column `{column}` is {found}, expected {expected}", path.display())]
+    ColumnType {
+        /// The file.
+        path: PathBuf,
+        /// The column.
+        column: String,
+        /// Its type.
+        found: String,
+        /// What it should be, in words.
+        expected: &'static str,
+    },
+    /// A row of a table is wrong.
+    #[error("{}: row {row}: {fault}", path.display())]
+    Row {
+        /// The file.
+        path: PathBuf,
+        /// The row, from 0.
+        row: usize,
+        /// What is wrong with it, with its column, as a clause.
+        fault: String,
+    },
+
+    /// A row beyond the last was asked for.
+    #[error("there is no row {row}: the data set has {n_rows}")]
+    NoSuchRow {
+        /// The row, from 0.
+        row: usize,
+        /// How many there are.
+        n_rows: usize,
+    },
+
     // ---- ids --------------------------------------------------------------------------------
     /// An id occurs twice where it may occur once.
     #[error("{}: {what} {id} occurs more than once", path.display())]
@@ -342,6 +472,9 @@ impl Error {
                 "this checkpoint was not trained for the task; use one that was fine-tuned on it"
                     .into(),
             ),
+            Self::TokenizerFromHub { .. } => Some(
+                "give the path of a vocab.txt or tokenizer.json: it works without a network".into(),
+            ),
             Self::NotPaired { .. } => Some("score the files one by one".into()),
             _ => None,
         }
@@ -352,7 +485,9 @@ impl Error {
     pub fn is_usage(&self) -> bool {
         match self {
             Self::Merge(error) => error.is_usage(),
-            Self::ResampleCount { .. } => true,
+            Self::ResampleCount { .. }
+            | Self::UnknownDataset { .. }
+            | Self::UnknownSplit { .. } => true,
             _ => false,
         }
     }

@@ -17,11 +17,14 @@ mod error;
 mod sample;
 pub mod weights;
 
+pub mod datasets;
+pub mod images;
 pub mod metrics;
 pub mod models;
 pub mod nn;
 pub mod predictions;
 pub mod reports;
+pub mod text;
 
 pub use error::{Error, Result};
 pub use sample::{Contribution, Quantity, Ratio, Sample, Unit};

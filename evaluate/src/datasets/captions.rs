@@ -1,0 +1,122 @@
+//! Images with captions: COCO, Flickr30K, Conceptual Captions, SBU, Visual Genome.
+
+use std::collections::HashSet;
+use std::path::{Path, PathBuf};
+
+use super::arrow::Table;
+use super::splits::{Dataset, Kind, Tables};
+use crate::Result;
+use crate::images::Rgb;
+
+const IMAGE: &str = "image";
+
+/// A split of images, each with its captions. Captions and ids are in memory, pictures are read
+/// on request.
+///
+/// An image whose id occurs in several rows stays several images, as published code has it.
+#[derive(Debug)]
+pub struct CaptionSet {
+    tables: Tables,
+    image_ids: Vec<String>,
+    captions: Vec<Vec<String>>,
+}
+
+impl CaptionSet {
+    /// Opens a split such as `test` of a data set such as `coco` in a folder of arrow files.
+    ///
+    /// # Errors
+    /// [`Error::UnknownDataset`](crate::Error::UnknownDataset) and
+    /// [`Error::UnknownSplit`](crate::Error::UnknownSplit) for names,
+    /// [`Error::MissingTable`](crate::Error::MissingTable) when a file is not there,
+    /// [`Error::Empty`](crate::Error::Empty) when the split has no rows, and an error that names
+    /// file and row when an image has no caption.
+    pub fn open(folder: &Path, dataset: &str, split: &str) -> Result<Self> {
+        let dataset = Dataset::find(dataset, Kind::Captions)?;
+        Self::of_tables(dataset.split(split)?.open(folder)?)
+    }
+
+    /// Opens arrow files of any names as one split.
+    ///
+    /// # Errors
+    /// As [`open`](Self::open)'s.
+    pub fn of_files(files: &[PathBuf]) -> Result<Self> {
+        let tables: Result<_> = files.iter().map(|file| Table::open(file)).collect();
+        Self::of_tables(tables?)
+    }
+
+    fn of_tables(tables: Vec<Table>) -> Result<Self> {
+        let tables = Tables::new(tables);
+        tables.check_rows("images")?;
+        let (mut image_ids, mut captions) = (Vec::new(), Vec::new());
+        for table in tables.iter() {
+            let of_table: Vec<Vec<String>> = table.column("caption")?;
+            if let Some(row) = of_table.iter().position(Vec::is_empty) {
+                return Err(table.row_fault(row, "the image has no caption"));
+            }
+            captions.extend(of_table);
+            image_ids.extend(table.ids("image_id")?);
+        }
+        Ok(Self {
+            tables,
+            image_ids,
+            captions,
+        })
+    }
+
+    /// Without the captions that an image has already: the published program's habit for
+    /// captions. The order is kept.
+    #[must_use]
+    pub fn without_repeats(mut self) -> Self {
+        for captions in &mut self.captions {
+            let mut seen = HashSet::new();
+            captions.retain(|caption| seen.insert(caption.clone()));
+        }
+        self
+    }
+
+    /// Number of images.
+    #[must_use]
+    pub fn n_images(&self) -> usize {
+        self.captions.len()
+    }
+
+    /// Number of captions.
+    #[must_use]
+    pub fn n_captions(&self) -> usize {
+        self.captions.iter().map(Vec::len).sum()
+    }
+
+    /// The id of an image, its file name for most data sets.
+    ///
+    /// # Panics
+    /// When `image` is not below [`n_images`](Self::n_images), as with a slice.
+    #[must_use]
+    pub fn image_id(&self, image: usize) -> &str {
+        &self.image_ids[image]
+    }
+
+    /// The captions of an image, at least one.
+    ///
+    /// # Panics
+    /// When `image` is not below [`n_images`](Self::n_images), as with a slice.
+    #[must_use]
+    pub fn captions(&self, image: usize) -> &[String] {
+        &self.captions[image]
+    }
+
+    /// The bytes of the picture file.
+    ///
+    /// # Errors
+    /// When the row does not exist or cannot be read; file and row are named.
+    pub fn image_bytes(&self, image: usize) -> Result<Vec<u8>> {
+        self.tables.bytes(IMAGE, image)
+    }
+
+    /// The decoded picture.
+    ///
+    /// # Errors
+    /// As [`image_bytes`](Self::image_bytes)'s, and when it is damaged.
+    pub fn picture(&self, image: usize) -> Result<Rgb> {
+        self.tables.picture(IMAGE, image)
+    }
+}

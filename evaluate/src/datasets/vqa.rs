@@ -1,0 +1,229 @@
+//! VQA v2: images with questions, each with the answers of people.
+
+use std::collections::{BTreeMap, HashSet};
+use std::path::{Path, PathBuf};
+
+use super::arrow::Table;
+use super::splits::{DATASETS, Dataset, Kind, Tables};
+use crate::images::Rgb;
+use crate::{Error, Result};
+
+const IMAGE: &str = "image";
+
+/// A question about an image.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Question {
+    /// The question.
+    pub text: String,
+    /// Its official id.
+    pub question_id: i64,
+    /// The image it is about, from 0.
+    pub image: usize,
+    /// The official id of that image.
+    pub image_id: i64,
+    /// The answers that the classifier knows; none in a test split.
+    pub answers: Vec<String>,
+    /// The class of each.
+    pub answer_labels: Vec<i64>,
+    /// The soft score of each.
+    pub answer_scores: Vec<f64>,
+}
+
+/// A split of questions. Texts are in memory, pictures are read on request.
+#[derive(Debug)]
+pub struct VqaSet {
+    tables: Tables,
+    questions: Vec<Question>,
+}
+
+impl VqaSet {
+    /// Opens a split such as `rest_val` or `test-dev` in a folder of arrow files.
+    ///
+    /// # Errors
+    /// [`Error::UnknownSplit`] for its name, [`Error::MissingTable`] when a file is not there,
+    /// [`Error::Empty`] when it has no rows, [`Error::DuplicateId`] when a question occurs twice,
+    /// and an error that names file and row when the lists of a row differ in length.
+    pub fn open(folder: &Path, split: &str) -> Result<Self> {
+        let split = Dataset::find("vqa", Kind::Questions)?.split(split)?;
+        let mut tables = split.open(folder)?;
+        if tables.len() > 1 {
+            // On small data sets `trainable_val` is empty.
+            tables.retain(|table| table.n_rows() > 0);
+        }
+        Self::of_tables(tables)
+    }
+
+    /// Opens arrow files of any names as one split.
+    ///
+    /// # Errors
+    /// As [`open`](Self::open)'s.
+    pub fn of_files(files: &[PathBuf]) -> Result<Self> {
+        let tables: Result<_> = files.iter().map(|file| Table::open(file)).collect();
+        Self::of_tables(tables?)
+    }
+
+    fn of_tables(tables: Vec<Table>) -> Result<Self> {
+        let tables = Tables::new(tables);
+        tables.check_rows("images with questions")?;
+        let mut questions = Vec::new();
+        let mut seen = HashSet::new();
+        let mut image = 0;
+        for table in tables.iter() {
+            for row in rows(table)? {
+                for question in row {
+                    if !seen.insert(question.question_id) {
+                        return Err(Error::DuplicateId {
+                            path: table.path().into(),
+                            what: "question",
+                            id: question.question_id.to_string(),
+                        });
+                    }
+                    questions.push(Question { image, ..question });
+                }
+                image += 1;
+            }
+        }
+        Ok(Self { tables, questions })
+    }
+
+    /// Number of images.
+    #[must_use]
+    pub fn n_images(&self) -> usize {
+        self.tables.n_rows()
+    }
+
+    /// The questions, image by image.
+    #[must_use]
+    pub fn questions(&self) -> &[Question] {
+        &self.questions
+    }
+
+    /// The bytes of the picture file of an image.
+    ///
+    /// # Errors
+    /// When the row does not exist or cannot be read; file and row are named.
+    pub fn image_bytes(&self, image: usize) -> Result<Vec<u8>> {
+        self.tables.bytes(IMAGE, image)
+    }
+
+    /// The decoded picture of an image.
+    ///
+    /// # Errors
+    /// As [`image_bytes`](Self::image_bytes)'s, and when it is damaged.
+    pub fn picture(&self, image: usize) -> Result<Rgb> {
+        self.tables.picture(IMAGE, image)
+    }
+}
+
+/// The questions of each row of a table.
+fn rows(table: &Table) -> Result<Vec<Vec<Question>>> {
+    let texts: Vec<Vec<String>> = table.column("questions")?;
+    let ids: Vec<Vec<i64>> = table.column("question_id")?;
+    let image_ids: Vec<i64> = table.column("image_id")?;
+    let answers: Vec<Vec<Vec<String>>> = table.column("answers")?;
+    let labels: Vec<Vec<Vec<i64>>> = table.column("answer_labels")?;
+    let scores: Vec<Vec<Vec<f64>>> = table.column("answer_scores")?;
+    let lists = texts.into_iter().zip(ids).zip(image_ids);
+    let lists = lists.zip(answers).zip(labels).zip(scores);
+    let mut rows = Vec::with_capacity(table.n_rows());
+    for (row, (((((texts, ids), image_id), answers), labels), scores)) in lists.enumerate() {
+        let n_questions = texts.len();
+        if n_questions == 0 {
+            return Err(table.row_fault(row, "the image has no question"));
+        }
+        if ids.len() != n_questions {
+            let fault = format!("{n_questions} `questions`, {} `question_id`", ids.len());
+            return Err(table.row_fault(row, fault));
+        }
+        let lengths = [answers.len(), labels.len(), scores.len()];
+        if lengths != [0; 3] && lengths != [n_questions; 3] {
+            let fault = format!(
+                "{n_questions} `questions`, {} `answers`, {} `answer_labels`, {} `answer_scores`",
+                lengths[0], lengths[1], lengths[2]
+            );
+            return Err(table.row_fault(row, fault));
+        }
+        let mut answers = answers.into_iter();
+        let (mut labels, mut scores) = (labels.into_iter(), scores.into_iter());
+        let mut questions = Vec::with_capacity(n_questions);
+        for (text, question_id) in texts.into_iter().zip(ids) {
+            let question = Question {
+                text,
+                question_id,
+                image: row,
+                image_id,
+                answers: answers.next().unwrap_or_default(),
+                answer_labels: labels.next().unwrap_or_default(),
+                answer_scores: scores.next().unwrap_or_default(),
+            };
+            let n_answers = question.answers.len();
+            let lengths = [question.answer_labels.len(), question.answer_scores.len()];
+            if lengths != [n_answers; 2] {
+                let fault = format!(
+                    "question {question_id} has {n_answers} answers, {} labels, {} scores",
+                    lengths[0], lengths[1]
+                );
+                return Err(table.row_fault(row, fault));
+            }
+            if let Some(score) = (question.answer_scores.iter()).find(|s| !(0.0..=1.0).contains(*s))
+            {
+                let fault = format!("question {question_id} has an answer with score {score}");
+                return Err(table.row_fault(row, fault));
+            }
+            questions.push(question);
+        }
+        rows.push(questions);
+    }
+    Ok(rows)
+}
+
+/// The answer of each class, as the training and validation files in a folder tell it; files that
+/// are not there are passed over, for any of them is enough if it has all classes.
+///
+/// # Errors
+/// [`Error::MissingTable`] when none of the files is there, an error that names file and row when
+/// a class has two answers or a label is negative.
+pub fn label_answers(folder: &Path) -> Result<BTreeMap<i64, String>> {
+    let names = ["train", "val", "trainable_val", "rest_val"];
+    let dataset = Dataset::find("vqa", Kind::Questions)?;
+    let mut answers: BTreeMap<i64, String> = BTreeMap::new();
+    let mut n_files = 0;
+    for name in names {
+        let Ok(files) = dataset.split(name)?.files(folder) else {
+            continue;
+        };
+        for file in files {
+            n_files += 1;
+            let table = Table::open(&file)?;
+            let of_rows = rows(&table)?;
+            for (row, questions) in of_rows.into_iter().enumerate() {
+                for question in questions {
+                    let pairs = question.answer_labels.iter().zip(question.answers);
+                    for (&label, answer) in pairs {
+                        if label < 0 {
+                            return Err(table.row_fault(row, format!("label {label}")));
+                        }
+                        let known = answers.entry(label).or_insert_with(|| answer.clone());
+                        if *known != answer {
+                            let fault = format!("label {label} is {answer:?}, elsewhere {known:?}");
+                            return Err(table.row_fault(row, fault));
+                        }
+                    }
+                }
+            }
+        }
+    }
+    if n_files == 0 {
+        let of_vqa = DATASETS
+            .iter()
+            .filter(|dataset| dataset.kind == Kind::Questions);
+        let splits = of_vqa.flat_map(|dataset| dataset.splits);
+        let tables = splits.filter(|split| names.contains(&split.name));
+        let tables: Vec<_> = tables.flat_map(|split| split.tables).copied().collect();
+        return Err(Error::MissingTable {
+            folder: folder.into(),
+            names: format!("answers: none of {} is there", tables.join(", ")),
+        });
+    }
+    Ok(answers)
+}

@@ -1,0 +1,39 @@
+//! Pictures: bytes in, normalized pixels out, as Pillow and torchvision would have them.
+//!
+//! 1. [`decode`] turns the bytes of a file into [`Rgb`] pixels, equal to Pillow's
+//!    `convert("RGB")`: JPEG bit by bit, alpha dropped, palettes looked up, orientation tags ignored
+//!    as published code ignores them.
+//! 2. [`Resampler`] resizes with Pillow's bicubic filter, equal bit by bit.
+//! 3. [`Transform`] does what a model needs: resize to a square, normalize, channels first.
+
+mod decode;
+mod jpeg;
+mod resample;
+mod transform;
+
+pub use decode::{Format, MAX_PIXELS, decode, size};
+pub use resample::Resampler;
+pub use transform::Transform;
+
+/// A picture: rows from the top, pixels from the left, red, green and blue in eight bits each.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Rgb {
+    /// Pixels in a row.
+    pub width: usize,
+    /// Rows.
+    pub height: usize,
+    /// `3 * width * height` values.
+    pub pixels: Vec<u8>,
+}
+
+impl Rgb {
+    /// The pixel at `x` from the left and `y` from the top, if there is one.
+    #[must_use]
+    pub fn pixel(&self, x: usize, y: usize) -> Option<[u8; 3]> {
+        if x >= self.width {
+            return None;
+        }
+        let (pixels, _) = self.pixels.as_chunks::<3>();
+        pixels.get(y * self.width + x).copied()
+    }
+}
