@@ -118,6 +118,12 @@ def token_index(length, table_length, first):
     return index
 
 
+def keep(trace, *parts):
+    """Adds a hidden state to `trace`, where there is one."""
+    if trace is not None:
+        trace.append(torch.cat(parts, dim=1))
+
+
 class Model(nn.Module):
     """The multiway transformer with its embeddings and the projections of retrieval."""
 
@@ -138,6 +144,24 @@ class Model(nn.Module):
         inner = weights[fc1].shape[0]
         self.fusion_start = min((i for i in range(depth) if JOINT in experts[i]), default=depth - 2)
 
+        with torch.device("meta"):
+            self.build(weights, width, rows, depth, inner, experts)
+
+        own = dict(self.named_parameters())
+        missing = sorted(set(own) - set(weights))
+        if missing:
+            raise SystemExit(f"the checkpoint has no {missing[0]} and {len(missing) - 1} others")
+        self.load_state_dict({key: weights[key] for key in own}, assign=True)  # no second copy
+
+        first = (2 * self.grid - 1) ** 2 + 3
+        image, text = patch_index(self.grid), token_index(self.text_len, text_table_len, first)
+        joint = torch.empty(len(text) + len(image), len(text) + len(image), dtype=torch.long)
+        joint[: len(text), : len(text)], joint[len(text) :, len(text) :] = text, image
+        joint[: len(text), len(text) :], joint[len(text) :, : len(text)] = first, first + 1
+        self.index = {TEXT: text, IMAGE: image, JOINT: joint}
+
+    def build(self, weights, width, rows, depth, inner, experts):
+        """The modules, without values."""
         self.text_embeddings = nn.Module()
         self.text_embeddings.word_embeddings = nn.Embedding(*weights["text_embeddings.word_embeddings.weight"].shape)
         self.text_embeddings.token_type_embeddings = nn.Embedding(2, width)
@@ -156,19 +180,6 @@ class Model(nn.Module):
         self.ifm_text_proj.fc = nn.Linear(width, width, bias=False)
         self.ifm_image_proj = nn.Module()
         self.ifm_image_proj.fc = nn.Linear(width, width, bias=False)
-
-        own = dict(self.named_parameters())
-        missing = sorted(set(own) - set(weights))
-        if missing:
-            raise SystemExit(f"the checkpoint has no {missing[0]} and {len(missing) - 1} others")
-        self.load_state_dict({key: weights[key] for key in own})
-
-        first = (2 * self.grid - 1) ** 2 + 3
-        image, text = patch_index(self.grid), token_index(self.text_len, text_table_len, first)
-        joint = torch.empty(len(text) + len(image), len(text) + len(image), dtype=torch.long)
-        joint[: len(text), : len(text)], joint[len(text) :, len(text) :] = text, image
-        joint[: len(text), len(text) :], joint[len(text) :, : len(text)] = first, first + 1
-        self.index = {TEXT: text, IMAGE: image, JOINT: joint}
 
     def biases(self, kind):
         """Position biases of every block, (h, n, n) each."""
@@ -189,34 +200,33 @@ class Model(nn.Module):
     def one_modality(self, x, mask, kind, trace):
         for i, (block, bias) in enumerate(zip(self.transformer.blocks, self.biases(kind))):
             x = block(x, kind, mask, bias, self.fused)
-            trace.append(x)
+            keep(trace, x)
         return self.transformer.norm(x)
 
     def infer_text_ft(self, ids, mask, trace=None):
         """Text features and the unit vector of retrieval."""
-        feats = self.one_modality(self.embed_text(ids), mask.bool(), TEXT, [] if trace is None else trace)
+        feats = self.one_modality(self.embed_text(ids), mask.bool(), TEXT, trace)
         return feats, functional.normalize(self.ifm_text_proj.fc(feats[:, 0]), dim=-1)
 
     def infer_image_ft(self, image, trace=None):
         """Image features and the unit vector of retrieval."""
-        feats = self.one_modality(self.embed_image(image), None, IMAGE, [] if trace is None else trace)
+        feats = self.one_modality(self.embed_image(image), None, IMAGE, trace)
         return feats, functional.normalize(self.ifm_image_proj.fc(feats[:, 0]), dim=-1)
 
     def infer(self, ids, mask, image, trace=None, token_type=1):
         """Features of text and image together, and the pooled one."""
         text, pixels, mask = self.embed_text(ids), self.embed_image(image, token_type), mask.bool()
         t = text.shape[1]
-        trace = [] if trace is None else trace
         whole = torch.cat((mask, torch.ones(pixels.shape[:2], dtype=torch.bool)), dim=1)
         for i, (block, bias) in enumerate(zip(self.transformer.blocks, self.biases(JOINT))):
             if i < self.fusion_start:
                 text = block(text, TEXT, mask, bias[:, :t, :t], self.fused)
                 pixels = block(pixels, IMAGE, None, bias[:, t:, t:], self.fused)
-                trace.append(torch.cat((text, pixels), dim=1))
+                keep(trace, text, pixels)
             else:
                 x = torch.cat((text, pixels), dim=1) if i == self.fusion_start else x
                 x = block(x, JOINT, whole, bias, self.fused)
-                trace.append(x)
+                keep(trace, x)
         x = self.transformer.norm(x)
         return x[:, :t], x[:, t:], torch.tanh(self.pooler.dense(x[:, 0]))
 
