@@ -75,17 +75,21 @@ impl Output {
     }
 }
 
-impl merge::Progress for Output {
-    fn start(&self, what: &str, total_bytes: u64) {
+/// A bar over bytes.
+const BYTES: &str = "{msg} [{bar:30}] {bytes}/{total_bytes} {bytes_per_sec} eta {eta}";
+
+/// A bar over things.
+const ITEMS: &str = "{msg} [{bar:30}] {pos}/{len} {per_sec} eta {eta}";
+
+impl Output {
+    fn show_bar(&self, what: &str, total: u64, template: &str) {
         watch_for_signals();
         if self.quiet || !std::io::stderr().is_terminal() {
             return;
         }
-        let bar = ProgressBar::with_draw_target(Some(total_bytes), ProgressDrawTarget::stderr());
-        let style = ProgressStyle::with_template(
-            "{msg} [{bar:30}] {bytes}/{total_bytes} {bytes_per_sec} eta {eta}",
-        )
-        .unwrap_or_else(|_| ProgressStyle::default_bar());
+        let bar = ProgressBar::with_draw_target(Some(total), ProgressDrawTarget::stderr());
+        let style =
+            ProgressStyle::with_template(template).unwrap_or_else(|_| ProgressStyle::default_bar());
         bar.set_style(style);
         bar.set_message(what.to_owned());
         bar.enable_steady_tick(Duration::from_millis(200));
@@ -93,12 +97,22 @@ impl merge::Progress for Output {
             *current = Some(bar);
         }
     }
+}
 
-    fn advance(&self, bytes: u64) {
+impl merge::Progress for Output {
+    fn start(&self, what: &str, total_bytes: u64) {
+        self.show_bar(what, total_bytes, BYTES);
+    }
+
+    fn start_items(&self, what: &str, total: u64) {
+        self.show_bar(what, total, ITEMS);
+    }
+
+    fn advance(&self, amount: u64) {
         if let Ok(current) = self.bar.lock()
             && let Some(bar) = current.as_ref()
         {
-            bar.inc(bytes);
+            bar.inc(amount);
         }
     }
 

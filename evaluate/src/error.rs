@@ -129,6 +129,47 @@ pub enum Error {
         prefix: &'static str,
     },
 
+    /// A tokenizer has another vocabulary than the model was trained with.
+    #[error("{}: has {found} tokens, but the model knows {expected}", path.display())]
+    OtherVocabulary {
+        /// The tokenizer.
+        path: PathBuf,
+        /// Its tokens.
+        found: usize,
+        /// Rows of the model's word embedding.
+        expected: usize,
+    },
+    /// A data set has answers that the model's head does not know.
+    #[error("the data have answers up to class {label}, but the model knows {n_classes}")]
+    OtherAnswers {
+        /// The largest class of the data.
+        label: i64,
+        /// Classes of the head.
+        n_classes: usize,
+    },
+    /// A model's logit is not a number.
+    #[error("a logit of example {example} is not a number")]
+    LogitNotANumber {
+        /// The example, from 0.
+        example: usize,
+    },
+    /// A device is not there, or the program was built without it.
+    #[error("{name} is not to be had: {source}")]
+    NoDevice {
+        /// The device, as the user called it.
+        name: String,
+        /// Why.
+        source: candle_core::Error,
+    },
+    /// A device does not compute in a precision.
+    #[error("{device} does not compute in {precision}")]
+    Precision {
+        /// The device.
+        device: String,
+        /// The precision.
+        precision: crate::device::Precision,
+    },
+
     // ---- pictures ---------------------------------------------------------------------------
     /// The bytes are no picture, or a broken one.
     #[error("the picture cannot be decoded: {fault}")]
@@ -468,6 +509,13 @@ impl Error {
                 "the fusion start" => Some("give it with --fusion-start".into()),
                 _ => None,
             },
+            Self::NoDevice { .. } => Some(
+                "build with --features cuda on a machine with an NVIDIA card, or use cpu".into(),
+            ),
+            Self::Precision { .. } => Some("use f32".into()),
+            Self::OtherVocabulary { .. } => {
+                Some("the published models use the vocabulary of bert-base-uncased".into())
+            }
             Self::NoHead { .. } => Some(
                 "this checkpoint was not trained for the task; use one that was fine-tuned on it"
                     .into(),

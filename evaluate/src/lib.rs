@@ -13,6 +13,8 @@
 //!
 //! Models and data sets have no place here yet.
 
+pub mod capture;
+pub mod device;
 mod error;
 mod sample;
 pub mod weights;
@@ -24,6 +26,7 @@ pub mod models;
 pub mod nn;
 pub mod predictions;
 pub mod reports;
+pub mod tasks;
 pub mod text;
 
 pub use error::{Error, Result};

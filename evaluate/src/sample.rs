@@ -3,7 +3,7 @@
 use serde::{Deserialize, Serialize};
 
 /// What one unit adds to a ratio.
-#[derive(Clone, Copy, Debug, PartialEq)]
+#[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
 pub struct Contribution {
     /// The unit, from 0.
     pub unit: usize,
@@ -14,7 +14,7 @@ pub struct Contribution {
 }
 
 /// A mean over cases, split by unit; units without a case are left out.
-#[derive(Clone, Debug, Default, PartialEq)]
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 pub struct Ratio {
     /// At most one entry per unit, in the order of the units.
     pub contributions: Vec<Contribution>,
@@ -64,7 +64,7 @@ pub enum Unit {
 }
 
 /// A number that is reported: a ratio or the sum of several.
-#[derive(Clone, Debug, PartialEq)]
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct Quantity {
     /// Its name, e.g. `tr_r1`.
     pub name: String,
@@ -75,7 +75,7 @@ pub struct Quantity {
 }
 
 /// The results of one set of predictions. Larger is better in every quantity.
-#[derive(Clone, Debug, PartialEq)]
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct Sample {
     /// How many units there are.
     pub n_units: usize,

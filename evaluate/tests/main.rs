@@ -5,6 +5,7 @@ mod conformance;
 mod fixture;
 mod forward;
 mod fused;
+mod grams;
 mod images;
 mod nlvr2;
 mod retrieval;

@@ -425,6 +425,14 @@ pub enum Error {
         /// Its shape.
         shape: Vec<usize>,
     },
+    /// Gram files that do not belong together cannot be added.
+    #[error("{}: cannot be added to the files before it: {fault}", path.display())]
+    GramsDiffer {
+        /// The gram file.
+        path: PathBuf,
+        /// How it differs, as a clause.
+        fault: String,
+    },
     /// The summed gram matrix has no Cholesky factor.
     #[error("cannot merge `{slot}`: the summed gram matrix of {experts:?} is singular{}", pivot_note(*pivot))]
     SingularGram {

@@ -1,8 +1,14 @@
-//! Gram matrices of layer inputs: the files they are kept in.
+//! Gram matrices of layer inputs: how they are summed, and the files they are kept in.
 //!
 //! A gram file is any checkpoint whose tensors are f64 (or f32) gram matrices under the published
 //! names, e.g. `transformer.blocks.3.attn.v`. A matrix is stored either in full, shape `(n, n)`,
 //! or packed, as the `n (n + 1) / 2` elements of its lower triangle row by row.
+
+mod file;
+mod sum;
+
+pub use file::{GramRecord, add, write};
+pub use sum::Gram;
 
 use std::sync::Arc;
 

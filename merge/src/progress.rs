@@ -6,11 +6,15 @@ pub trait Progress: Sync {
     fn start(&self, what: &str, total_bytes: u64) {
         let _ = (what, total_bytes);
     }
-    /// `bytes` more of the work are done.
-    fn advance(&self, bytes: u64) {
-        let _ = bytes;
+    /// The operation now has `total` things of a kind ahead, such as images.
+    fn start_items(&self, what: &str, total: u64) {
+        let _ = (what, total);
     }
-    /// The operation that [`Progress::start`] announced is over.
+    /// `amount` more of the work are done: bytes, or items.
+    fn advance(&self, amount: u64) {
+        let _ = amount;
+    }
+    /// The operation that was announced is over.
     fn finish(&self) {}
     /// Whether the user asked to stop; the operation then returns [`crate::Error::Cancelled`].
     fn is_cancelled(&self) -> bool {

@@ -10,5 +10,5 @@ pub mod prefetch;
 mod splits;
 pub mod vqa;
 
-pub use prefetch::prefetch;
+pub use prefetch::{Prefetch, prefetch};
 pub use splits::{DATASETS, Dataset, Kind, Split};

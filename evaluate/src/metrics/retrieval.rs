@@ -41,6 +41,23 @@ pub trait ScoreMatrix: Sync {
     /// # Errors
     /// When they cannot be read.
     fn read(&self, row: usize, column: usize, out: &mut [Self::Score]) -> Result<()>;
+
+    /// How many rows are best read at a time, from a multiple of it on.
+    fn rows_at_once(&self) -> usize {
+        1
+    }
+
+    /// Reads whole rows, one after the other, until `out` is full.
+    ///
+    /// # Errors
+    /// As [`ScoreMatrix::read`].
+    fn read_rows(&self, first: usize, out: &mut [Self::Score]) -> Result<()> {
+        let (_, n_columns) = self.shape();
+        for (row, out) in out.chunks_mut(n_columns).enumerate() {
+            self.read(first + row, 0, out)?;
+        }
+        Ok(())
+    }
 }
 
 impl<T: Score> ScoreMatrix for ArrayView2<'_, T> {
@@ -241,7 +258,9 @@ pub fn standings<M: ScoreMatrix>(scores: &M, captions: &Captions) -> Result<Stan
         }
     }
     let right_scores = right_scores(scores, captions)?;
-    let block = n_rows.div_ceil(BLOCKS_PER_THREAD * rayon::current_num_threads());
+    let block = n_rows
+        .div_ceil(BLOCKS_PER_THREAD * rayon::current_num_threads())
+        .next_multiple_of(scores.rows_at_once());
     let blocks: Vec<usize> = (0..n_rows).step_by(block).collect();
     let (of_images, counts) = blocks
         .into_par_iter()
@@ -269,14 +288,19 @@ fn rank_rows<M: ScoreMatrix>(
     right_scores: &[M::Score],
     rows: Range<usize>,
 ) -> Result<(Vec<Standing>, ColumnCounts)> {
-    let mut counts = ColumnCounts::new(right_scores.len());
-    let mut row_scores = vec![M::Score::default(); right_scores.len()];
+    let n_columns = right_scores.len();
+    let mut counts = ColumnCounts::new(n_columns);
+    let mut block = vec![M::Score::default(); scores.rows_at_once() * n_columns];
     let mut standings = Vec::with_capacity(rows.len());
-    for row in rows {
-        scores.read(row, 0, &mut row_scores)?;
-        let columns = captions.of_image(row);
-        standings.push(standing_of_image(&row_scores, columns, row)?);
-        counts.add(row as u32, &row_scores, right_scores, &captions.row_of_text);
+    for first in rows.clone().step_by(scores.rows_at_once()) {
+        let n = scores.rows_at_once().min(rows.end - first);
+        let block = &mut block[..n * n_columns];
+        scores.read_rows(first, block)?;
+        for (row, row_scores) in (first..).zip(block.chunks_exact(n_columns)) {
+            let columns = captions.of_image(row);
+            standings.push(standing_of_image(row_scores, columns, row)?);
+            counts.add(row as u32, row_scores, right_scores, &captions.row_of_text);
+        }
     }
     Ok((standings, counts))
 }

@@ -1,0 +1,119 @@
+//! Filling gram matrices from the inputs of linear layers as they pass by.
+
+use std::collections::BTreeMap;
+use std::sync::{Mutex, PoisonError};
+
+use candle_core::{DType, Result, Tensor};
+use merge::gram::Gram;
+
+use crate::nn::{Mask, Tap};
+
+/// Sums `XᵀX` per layer.
+///
+/// Jin et al. 2023, "Dataless Knowledge Fusion by Merging Weights of Language Models",
+/// <https://arxiv.org/abs/2212.09849>, section 3.2.
+#[derive(Debug, Default)]
+pub struct Capture {
+    grams: Mutex<BTreeMap<String, Gram>>,
+    counts_padding: bool,
+    takes_shared: bool,
+}
+
+impl Capture {
+    /// Of the layers that experts own: those are merged. Rows of padding are left out.
+    #[must_use]
+    pub fn new() -> Self {
+        Self::default()
+    }
+
+    /// Rows of padding are counted, as published code does.
+    #[must_use]
+    pub fn counting_padding(mut self, counts: bool) -> Self {
+        self.counts_padding = counts;
+        self
+    }
+
+    pub(crate) fn counts_padding(&self) -> bool {
+        self.counts_padding
+    }
+
+    /// Of shared layers too.
+    #[must_use]
+    pub fn with_shared(mut self, takes_shared: bool) -> Self {
+        self.takes_shared = takes_shared;
+        self
+    }
+
+    /// Goes on from sums made before.
+    #[must_use]
+    pub fn resumed(mut self, grams: BTreeMap<String, Gram>) -> Self {
+        self.grams = Mutex::new(grams);
+        self
+    }
+
+    /// A tap that counts every row `times` times: as many as there are examples with one image.
+    #[must_use]
+    pub fn times(&self, times: u32) -> Counted<'_> {
+        Counted {
+            capture: self,
+            times,
+        }
+    }
+
+    /// The sums so far.
+    #[must_use]
+    pub fn grams(&self) -> BTreeMap<String, Gram> {
+        let grams = self.grams.lock();
+        grams.unwrap_or_else(PoisonError::into_inner).clone()
+    }
+
+    /// The sums, in the end.
+    #[must_use]
+    pub fn into_grams(self) -> BTreeMap<String, Gram> {
+        let grams = self.grams.into_inner();
+        grams.unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn add(&self, key: &str, input: &Tensor, mask: Option<&Mask>, times: u32) -> Result<()> {
+        if !self.takes_shared && !is_owned(key) {
+            return Ok(());
+        }
+        let width = input.dim(candle_core::D::Minus1)?;
+        let rows: Vec<f32> = input.to_dtype(DType::F32)?.flatten_all()?.to_vec1()?;
+        let kept = match mask {
+            Some(mask) if !self.counts_padding => mask.kept()?,
+            _ => Vec::new(),
+        };
+        let rows = match kept.iter().all(|&kept| kept) {
+            true => rows,
+            false => (rows.chunks_exact(width).zip(&kept))
+                .filter(|(_, kept)| **kept)
+                .flat_map(|(row, _)| row.iter().copied())
+                .collect(),
+        };
+        let mut grams = self.grams.lock().unwrap_or_else(PoisonError::into_inner);
+        let gram = grams
+            .entry(key.to_owned())
+            .or_insert_with(|| Gram::new(width));
+        gram.add_rows(&rows, times);
+        Ok(())
+    }
+}
+
+/// Whether a gram key is that of an expert's layer: `transformer.blocks.3.attn.v.proj`.
+fn is_owned(key: &str) -> bool {
+    key.split('.')
+        .any(|segment| ["v", "l", "vl"].contains(&segment))
+}
+
+/// A [`Capture`] that counts rows several times.
+pub struct Counted<'a> {
+    capture: &'a Capture,
+    times: u32,
+}
+
+impl Tap for Counted<'_> {
+    fn linear_input(&self, key: &str, input: &Tensor, mask: Option<&Mask>) -> Result<()> {
+        self.capture.add(key, input, mask, self.times)
+    }
+}

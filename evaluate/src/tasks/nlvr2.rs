@@ -1,0 +1,156 @@
+//! NLVR2: is a sentence true of two images?
+
+use std::collections::HashMap;
+use std::sync::Arc;
+
+use super::grams::Batch;
+use super::runner::by_length;
+use super::vqa::largest;
+use super::{Outcome, Predictions, Runner, Task};
+use crate::capture::Capture;
+use crate::datasets::nlvr2::Nlvr2Set;
+use crate::nn::Pass;
+use crate::sample::{Contribution, Ratio};
+use crate::text::Encoded;
+use crate::{Result, Sample};
+
+/// Statements about pairs of images, true or false.
+pub struct Nlvr2 {
+    set: Arc<Nlvr2Set>,
+}
+
+impl Nlvr2 {
+    /// On an opened split.
+    #[must_use]
+    pub fn new(set: Arc<Nlvr2Set>) -> Self {
+        Self { set }
+    }
+
+    fn verdicts(&self, runner: &Runner<'_>) -> Result<Vec<bool>> {
+        let statements = self.set.statements();
+        let encoded = runner.encode(statements.iter().map(|s| s.sentence.as_str()))?;
+        let batches = by_length(&encoded, runner.batch_size());
+        // The first images of a batch, then its second ones.
+        let images = batches.iter().map(|batch| {
+            let sides = [0, 1].into_iter();
+            sides
+                .flat_map(|side| batch.iter().map(move |&s| (statements[s].pair, side)))
+                .collect()
+        });
+        let set = Arc::clone(&self.set);
+        let pixels = runner.pictures(images.collect(), move |&(pair, side)| {
+            set.picture(pair, side)
+        });
+        let mut verdicts = vec![false; statements.len()];
+        for (pixels, batch) in pixels.zip(&batches) {
+            let n = batch.len();
+            let pixels = runner.pixels(pixels?, 2 * n)?;
+            let images = [pixels.narrow(0, 0, n)?, pixels.narrow(0, n, n)?];
+            let texts: Vec<&Encoded> = batch.iter().map(|&s| &encoded[s]).collect();
+            let (ids, mask) = runner.texts(&texts)?;
+            let images = [&images[0], &images[1]];
+            let logits = runner.model().judge(&ids, &mask, images, &Pass::new())?;
+            let logits = runner.rows(&logits)?;
+            for (&statement, logits) in batch.iter().zip(logits.chunks_exact(2)) {
+                verdicts[statement] = largest(logits, statement)? == 1;
+            }
+            runner.advance(n)?;
+        }
+        Ok(verdicts)
+    }
+
+    /// Sentences with the statements that make use of them: the same sentence of the same set,
+    /// said of several pairs. `dev-12-0` and `dev-12-1` are two pairs of set `dev-12`.
+    fn sentences(&self) -> Vec<Vec<usize>> {
+        let mut places: HashMap<(&str, &str), usize> = HashMap::new();
+        let mut sentences: Vec<Vec<usize>> = Vec::new();
+        for (index, statement) in self.set.statements().iter().enumerate() {
+            let id = statement.identifier.as_str();
+            let set = id.rsplit_once('-').map_or(id, |(set, _)| set);
+            let place = *places.entry((set, &statement.sentence)).or_insert_with(|| {
+                sentences.push(Vec::new());
+                sentences.len() - 1
+            });
+            sentences[place].push(index);
+        }
+        sentences
+    }
+}
+
+impl Task for Nlvr2 {
+    fn name(&self) -> &'static str {
+        "nlvr2"
+    }
+
+    fn run(&self, runner: &Runner<'_>) -> Result<Outcome> {
+        let statements = self.set.statements();
+        runner.model().heads().nlvr2()?;
+        runner
+            .progress()
+            .start_items("statements", statements.len() as u64);
+        let verdicts = self.verdicts(runner);
+        runner.progress().finish();
+        let verdicts = verdicts?;
+        let sentences = self.sentences();
+        let is_right = |index: usize| Some(statements[index].label? == verdicts[index]);
+        let mut sample = Sample::new(sentences.len());
+        if statements.iter().all(|statement| statement.label.is_some()) {
+            let cases = sentences.iter().enumerate().flat_map(|(unit, of_unit)| {
+                of_unit
+                    .iter()
+                    .map(move |&index| (unit, f64::from(u8::from(is_right(index) == Some(true)))))
+            });
+            sample.report("accuracy", Ratio::of_cases(cases));
+            let consistent = sentences
+                .iter()
+                .enumerate()
+                .map(|(unit, of_unit)| Contribution {
+                    unit,
+                    numerator: f64::from(u8::from(
+                        of_unit.iter().all(|&i| is_right(i) == Some(true)),
+                    )),
+                    denominator: 1.0,
+                });
+            let consistent = Ratio {
+                contributions: consistent.collect(),
+            };
+            sample.report("consistency", consistent);
+        }
+        let said = statements.iter().zip(&verdicts);
+        let said = said.map(|(s, &verdict)| (format!("{}-{}", s.identifier, s.place), verdict));
+        let counts = [
+            ("pairs", self.set.n_pairs()),
+            ("statements", statements.len()),
+            ("sentences", sentences.len()),
+        ];
+        Ok(Outcome {
+            sample,
+            counts: counts.map(|(name, n)| (name.to_owned(), n as u64)).into(),
+            examples: Vec::new(),
+            predictions: Predictions::Verdicts(said.collect()),
+        })
+    }
+
+    fn gram_batches(&self, size: usize) -> Vec<Batch> {
+        super::grams::texts_in_batches(self.set.statements().len(), size)
+    }
+
+    fn run_gram_batch(&self, runner: &Runner<'_>, batch: &Batch, capture: &Capture) -> Result<()> {
+        let (Batch::Texts(examples) | Batch::Images { examples, .. }) = batch;
+        let statements: Vec<_> = examples
+            .iter()
+            .map(|&index| &self.set.statements()[index])
+            .collect();
+        let encoded = runner.encode(statements.iter().map(|s| s.sentence.as_str()))?;
+        let (ids, mask) = capture.texts(runner, &encoded)?;
+        for side in [0, 1] {
+            let picture = |s: &&crate::datasets::nlvr2::Statement| self.set.picture(s.pair, side);
+            let pixels = runner.picture_batch(&statements, picture)?;
+            let tap = capture.times(1);
+            runner
+                .model()
+                .joint(&ids, &mask, &pixels, None, side, &Pass::tapped(&tap))?;
+        }
+        Ok(())
+    }
+}

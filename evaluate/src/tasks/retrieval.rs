@@ -1,0 +1,271 @@
+//! Retrieval: images and texts apart, then every image with every text.
+
+use std::collections::{BTreeMap, HashMap};
+use std::sync::Arc;
+
+use super::grams::Batch;
+use super::runner::by_length;
+use super::scores::Similarities;
+use super::thumbnails::thumbnail;
+use super::{Outcome, Predictions, Runner, Task};
+use crate::Result;
+use crate::capture::Capture;
+use crate::datasets::captions::CaptionSet;
+use crate::metrics::retrieval::{Captions, ScoreMatrix, Standing, Ties, sample, standings};
+use crate::nn::Pass;
+use crate::reports::{Example, Item, Retrieved};
+use crate::text::Encoded;
+
+/// Queries that are shown of the best and of the worst, each way.
+const N_EXAMPLES: usize = 3;
+
+/// Items that are shown of each.
+const N_SHOWN: usize = 5;
+
+/// Retrieval on a split of captioned images. An image may have any number of captions.
+pub struct Retrieval {
+    set: Arc<CaptionSet>,
+    ties: Ties,
+    with_examples: bool,
+}
+
+/// Features of a split: of images in order, and of the texts of each image in turn.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Features {
+    /// `n_images × width`.
+    pub images: Vec<f32>,
+    /// `n_texts × width`.
+    pub texts: Vec<f32>,
+    /// Numbers of a feature.
+    pub width: usize,
+}
+
+impl Retrieval {
+    /// On an opened split.
+    #[must_use]
+    pub fn new(set: Arc<CaptionSet>, ties: Ties) -> Self {
+        Self {
+            set,
+            ties,
+            with_examples: true,
+        }
+    }
+
+    /// The images and captions.
+    #[must_use]
+    pub fn set(&self) -> &CaptionSet {
+        &self.set
+    }
+
+    /// Features of every image, once each.
+    ///
+    /// # Errors
+    /// As [`Task::run`].
+    pub fn image_features(&self, runner: &Runner<'_>) -> Result<Vec<f32>> {
+        let n = self.set.n_images();
+        runner.progress().start_items("images", n as u64);
+        let features = self.run_images(runner);
+        runner.progress().finish();
+        features
+    }
+
+    fn run_images(&self, runner: &Runner<'_>) -> Result<Vec<f32>> {
+        let images: Vec<usize> = (0..self.set.n_images()).collect();
+        let batches: Vec<Vec<usize>> = images
+            .chunks(runner.batch_size())
+            .map(<[_]>::to_vec)
+            .collect();
+        let sizes: Vec<usize> = batches.iter().map(Vec::len).collect();
+        let set = Arc::clone(&self.set);
+        let pixels = runner.pictures(batches, move |&image| set.picture(image));
+        let mut features = Vec::new();
+        for (pixels, n) in pixels.zip(sizes) {
+            let pixels = runner.pixels(pixels?, n)?;
+            let found = runner.model().image_features(&pixels, &Pass::new())?;
+            features.extend(runner.rows(&found)?);
+            runner.advance(n)?;
+        }
+        Ok(features)
+    }
+
+    /// Features of every caption, computed once for each distinct one.
+    ///
+    /// # Errors
+    /// As [`Task::run`].
+    pub fn text_features(&self, runner: &Runner<'_>) -> Result<Vec<f32>> {
+        let mut places: HashMap<&str, usize> = HashMap::new();
+        let mut distinct: Vec<&str> = Vec::new();
+        let mut of_texts = Vec::with_capacity(self.set.n_captions());
+        for caption in self.texts() {
+            let place = *places.entry(caption).or_insert_with(|| {
+                distinct.push(caption);
+                distinct.len() - 1
+            });
+            of_texts.push(place);
+        }
+        runner
+            .progress()
+            .start_items("texts", distinct.len() as u64);
+        let features = self.run_texts(runner, &distinct);
+        runner.progress().finish();
+        let features = features?;
+        let width = features.len() / distinct.len().max(1);
+        let rows = of_texts
+            .iter()
+            .flat_map(|&place| &features[place * width..][..width]);
+        Ok(rows.copied().collect())
+    }
+
+    fn run_texts(&self, runner: &Runner<'_>, texts: &[&str]) -> Result<Vec<f32>> {
+        let encoded = runner.encode(texts.iter().copied())?;
+        let mut features = Vec::new();
+        for batch in by_length(&encoded, runner.batch_size()) {
+            let texts: Vec<&Encoded> = batch.iter().map(|&index| &encoded[index]).collect();
+            let (ids, mask) = runner.texts(&texts)?;
+            let found = runner.model().text_features(&ids, &mask, &Pass::new())?;
+            let width = found.dim(1)?;
+            features.resize(encoded.len() * width, 0.0);
+            let rows = runner.rows(&found)?;
+            for (&index, row) in batch.iter().zip(rows.chunks_exact(width)) {
+                features[index * width..][..width].copy_from_slice(row);
+            }
+            runner.advance(batch.len())?;
+        }
+        Ok(features)
+    }
+
+    /// Captions of all images, one image after the other.
+    fn texts(&self) -> impl Iterator<Item = &str> {
+        let images = 0..self.set.n_images();
+        images.flat_map(|image| self.set.captions(image).iter().map(String::as_str))
+    }
+
+    /// Ranks by features that are at hand.
+    ///
+    /// # Errors
+    /// When a feature is not a number, or a picture for the examples cannot be read.
+    pub fn judge(&self, features: Features) -> Result<Outcome> {
+        let n_images = self.set.n_images();
+        let image_ids: Vec<i64> = (0..n_images as i64).collect();
+        let text_image_ids: Vec<i64> = (0..n_images)
+            .flat_map(|image| std::iter::repeat_n(image as i64, self.set.captions(image).len()))
+            .collect();
+        let captions = Captions::new(&image_ids, &text_image_ids)?;
+        let scores = Similarities::new(features.images, features.texts, features.width);
+        let found = standings(&scores, &captions)?;
+        let examples = match self.with_examples {
+            true => self.examples(&scores, &found.of_images, &text_image_ids)?,
+            false => Vec::new(),
+        };
+        let counts = [("images", n_images), ("texts", text_image_ids.len())];
+        Ok(Outcome {
+            sample: sample(&found, &captions, self.ties),
+            counts: counts.map(|(name, n)| (name.to_owned(), n as u64)).into(),
+            examples,
+            predictions: Predictions::None,
+        })
+    }
+
+    /// Images with the best and the worst ranks, with the texts that were found for them.
+    fn examples(
+        &self,
+        scores: &Similarities,
+        standings: &[Standing],
+        image_of_text: &[i64],
+    ) -> Result<Vec<Example>> {
+        let mut order: Vec<usize> = (0..standings.len()).collect();
+        order.sort_by(|&a, &b| {
+            let rank = |image: usize| standings[image].rank(Ties::Pessimistic);
+            rank(a).total_cmp(&rank(b)).then(a.cmp(&b))
+        });
+        let n = N_EXAMPLES.min(order.len() / 2);
+        let best = order[..n].iter().map(|&image| (image, true));
+        let worst = order[order.len() - n..]
+            .iter()
+            .rev()
+            .map(|&image| (image, false));
+        let mut row = vec![0.0; image_of_text.len()];
+        let texts: Vec<&str> = self.texts().collect();
+        let mut examples = Vec::new();
+        for (image, is_best) in best.chain(worst) {
+            scores.read(image, 0, &mut row)?;
+            let mut found: Vec<usize> = (0..row.len()).collect();
+            found.sort_by(|&a, &b| row[b].total_cmp(&row[a]).then(a.cmp(&b)));
+            let retrieved = found.iter().take(N_SHOWN).map(|&text| Retrieved {
+                item: Item::Text(texts[text].to_owned()),
+                score: f64::from(row[text]),
+                is_right: image_of_text[text] == image as i64,
+            });
+            let retrieved: Vec<Retrieved> = retrieved.collect();
+            let has_right = retrieved.iter().any(|item| item.is_right);
+            examples.push(Example {
+                is_best,
+                query: Item::Image {
+                    id: self.set.image_id(image).to_owned(),
+                    thumbnail: thumbnail(&self.set.picture(image)?)?,
+                },
+                rank: standings[image].rank(Ties::Pessimistic) as u64,
+                retrieved,
+                right: (!has_right).then(|| Item::Text(self.set.captions(image)[0].clone())),
+            });
+        }
+        Ok(examples)
+    }
+}
+
+impl Task for Retrieval {
+    fn name(&self) -> &'static str {
+        "retrieval"
+    }
+
+    fn run(&self, runner: &Runner<'_>) -> Result<Outcome> {
+        let texts = self.text_features(runner)?;
+        let images = self.image_features(runner)?;
+        let width = images.len() / self.set.n_images().max(1);
+        self.judge(Features {
+            images,
+            texts,
+            width,
+        })
+    }
+
+    /// Every caption once, and every image as often as it has captions, as published code counts
+    /// pairs: images of one number of captions make up a batch.
+    fn gram_batches(&self, size: usize) -> Vec<Batch> {
+        let mut by_count: BTreeMap<u32, Vec<usize>> = BTreeMap::new();
+        for image in 0..self.set.n_images() {
+            let count = self.set.captions(image).len() as u32;
+            by_count.entry(count).or_default().push(image);
+        }
+        let images = by_count.iter().flat_map(|(&times, images)| {
+            images.chunks(size).map(move |examples| Batch::Images {
+                examples: examples.to_vec(),
+                times,
+            })
+        });
+        let texts: Vec<usize> = (0..self.set.n_captions()).collect();
+        let texts = texts
+            .chunks(size)
+            .map(|examples| Batch::Texts(examples.to_vec()));
+        images.chain(texts).collect()
+    }
+
+    fn run_gram_batch(&self, runner: &Runner<'_>, batch: &Batch, capture: &Capture) -> Result<()> {
+        match batch {
+            Batch::Images { examples, times } => {
+                let pixels = runner.picture_batch(examples, |&image| self.set.picture(image))?;
+                let tap = capture.times(*times);
+                runner.model().image(&pixels, None, &Pass::tapped(&tap))?;
+            }
+            Batch::Texts(examples) => {
+                let texts: Vec<&str> = self.texts().collect();
+                let encoded = runner.encode(examples.iter().map(|&text| texts[text]))?;
+                let (ids, mask) = capture.texts(runner, &encoded)?;
+                runner
+                    .model()
+                    .text(&ids, &mask, &Pass::tapped(&capture.times(1)))?;
+            }
+        }
+        Ok(())
+    }
+}

@@ -1,0 +1,192 @@
+//! A model with all that passes over a data set need.
+
+use candle_core::{DType, Device, Tensor};
+use merge::Progress;
+
+use crate::datasets::{Prefetch, prefetch};
+use crate::images::{Rgb, Transform};
+use crate::models::Multiway;
+use crate::nn::Mask;
+use crate::text::{Encoded, Tokenizer};
+use crate::{Error, Result};
+
+/// Batches that are decoded ahead.
+const BATCHES_AHEAD: usize = 4;
+
+/// A model with all that passes over a data set need.
+pub struct Runner<'a> {
+    model: &'a Multiway,
+    tokenizer: &'a Tokenizer,
+    device: &'a Device,
+    dtype: DType,
+    batch_size: usize,
+    progress: &'a dyn Progress,
+}
+
+impl<'a> Runner<'a> {
+    /// Checks that model and tokenizer belong together.
+    ///
+    /// # Errors
+    /// [`Error::OtherVocabulary`].
+    pub fn new(
+        model: &'a Multiway,
+        tokenizer: &'a Tokenizer,
+        device: &'a Device,
+        dtype: DType,
+        batch_size: usize,
+        progress: &'a dyn Progress,
+    ) -> Result<Self> {
+        let (found, expected) = (tokenizer.vocabulary_size(), model.config().vocabulary);
+        if found != expected {
+            return Err(Error::OtherVocabulary {
+                path: tokenizer.path().into(),
+                found,
+                expected,
+            });
+        }
+        Ok(Self {
+            model,
+            tokenizer,
+            device,
+            dtype,
+            batch_size: batch_size.max(1),
+            progress,
+        })
+    }
+
+    /// The model.
+    #[must_use]
+    pub fn model(&self) -> &'a Multiway {
+        self.model
+    }
+
+    /// Examples in a batch.
+    #[must_use]
+    pub fn batch_size(&self) -> usize {
+        self.batch_size
+    }
+
+    /// Receives the progress.
+    #[must_use]
+    pub fn progress(&self) -> &'a dyn Progress {
+        self.progress
+    }
+
+    /// Tells that `n` more examples are done.
+    ///
+    /// # Errors
+    /// [`merge::Error::Cancelled`] when the user asked to stop.
+    pub fn advance(&self, n: usize) -> Result<()> {
+        self.progress.advance(n as u64);
+        match self.progress.is_cancelled() {
+            true => Err(merge::Error::Cancelled.into()),
+            false => Ok(()),
+        }
+    }
+
+    /// Splits texts into the model's tokens.
+    ///
+    /// # Errors
+    /// When the tokenizer fails.
+    pub fn encode<'t>(&self, texts: impl IntoIterator<Item = &'t str>) -> Result<Vec<Encoded>> {
+        let len = self.model.config().text_len;
+        let texts = texts.into_iter();
+        texts.map(|text| self.tokenizer.encode(text, len)).collect()
+    }
+
+    /// Texts as `ids: (b, t)` with their mask, cut to the longest of them: what lies behind is
+    /// padding for all, and no token sees it.
+    ///
+    /// # Errors
+    /// When the device fails.
+    pub fn texts(&self, texts: &[&Encoded]) -> Result<(Tensor, Mask)> {
+        let longest = texts.iter().map(|text| text.n_tokens).max();
+        self.padded_texts(texts, longest.unwrap_or(0))
+    }
+
+    /// Texts padded to `len` tokens.
+    ///
+    /// # Errors
+    /// When the device fails.
+    pub fn padded_texts(&self, texts: &[&Encoded], len: usize) -> Result<(Tensor, Mask)> {
+        let shape = (texts.len(), len);
+        let ids: Vec<u32> = texts
+            .iter()
+            .flat_map(|text| &text.ids[..len])
+            .copied()
+            .collect();
+        let kept = texts
+            .iter()
+            .flat_map(|text| (0..len).map(|at| u8::from(at < text.n_tokens)));
+        let kept = Tensor::from_vec(kept.collect::<Vec<_>>(), shape, self.device)?;
+        Ok((
+            Tensor::from_vec(ids, shape, self.device)?,
+            Mask::new(&kept)?,
+        ))
+    }
+
+    /// Pixels of `n` pictures, one after the other, as `(n, 3, s, s)`.
+    ///
+    /// # Errors
+    /// When the device fails.
+    pub fn pixels(&self, values: Vec<f32>, n: usize) -> Result<Tensor> {
+        let side = self.model.config().image_size;
+        let pixels = Tensor::from_vec(values, (n, 3, side, side), &Device::Cpu)?;
+        Ok(pixels.to_device(self.device)?.to_dtype(self.dtype)?)
+    }
+
+    /// Decodes and resizes pictures ahead, batch by batch: each job is a batch of pictures.
+    pub fn pictures<J: Send + 'static>(
+        &self,
+        batches: Vec<Vec<J>>,
+        picture: impl Fn(&J) -> Result<Rgb> + Send + Sync + 'static,
+    ) -> Prefetch<Vec<f32>> {
+        let transform = Transform::square(self.model.config().image_size);
+        let load = move |batch: Vec<J>| {
+            let mut values = vec![0.0; batch.len() * transform.len()];
+            for (job, values) in batch.iter().zip(values.chunks_exact_mut(transform.len())) {
+                transform.apply_into(&picture(job)?, values);
+            }
+            Ok(values)
+        };
+        prefetch(batches, rayon::current_num_threads(), BATCHES_AHEAD, load)
+    }
+
+    /// One batch of pictures, decoded on all cores.
+    ///
+    /// # Errors
+    /// When a picture cannot be read or decoded, or the device fails.
+    pub fn picture_batch<J: Sync>(
+        &self,
+        jobs: &[J],
+        picture: impl Fn(&J) -> Result<Rgb> + Sync,
+    ) -> Result<Tensor> {
+        use rayon::prelude::*;
+        let transform = Transform::square(self.model.config().image_size);
+        let mut values = vec![0.0; jobs.len() * transform.len()];
+        let pairs = jobs
+            .par_iter()
+            .zip(values.par_chunks_exact_mut(transform.len().max(1)));
+        pairs.try_for_each(|(job, values)| {
+            transform.apply_into(&picture(job)?, values);
+            Ok::<(), Error>(())
+        })?;
+        self.pixels(values, jobs.len())
+    }
+
+    /// Rows of a tensor `(b, d)` in f32.
+    ///
+    /// # Errors
+    /// When the device fails.
+    pub fn rows(&self, tensor: &Tensor) -> Result<Vec<f32>> {
+        Ok(tensor.to_dtype(DType::F32)?.flatten_all()?.to_vec1()?)
+    }
+}
+
+/// Indices of texts in batches of similar length, longest first, so that little padding is
+/// computed and memory peaks at once if at all.
+pub fn by_length(texts: &[Encoded], size: usize) -> Vec<Vec<usize>> {
+    let mut order: Vec<usize> = (0..texts.len()).collect();
+    order.sort_by_key(|&index| (std::cmp::Reverse(texts[index].n_tokens), index));
+    order.chunks(size).map(<[usize]>::to_vec).collect()
+}

@@ -1,0 +1,183 @@
+//! Gram files that this program writes.
+
+use std::collections::BTreeMap;
+
+use serde::{Deserialize, Serialize};
+
+use super::{Gram, GramStore};
+use crate::io::{WriteOptions, Writer};
+use crate::provenance::{InputFile, Provenance};
+use crate::{DType, Error, Progress, Result, TensorInfo};
+
+/// Key of the record in a file's metadata.
+const RECORD: &str = "vlmerge.grams";
+
+/// Of which inputs the matrices of a file are.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct GramRecord {
+    /// Data sets and splits, e.g. `coco val`.
+    pub data: Vec<String>,
+    /// The task whose passes were run: `retrieval`, `vqa`, `nlvr2`.
+    pub task: String,
+    /// The checkpoint whose layers' inputs these are.
+    pub checkpoint: Vec<InputFile>,
+    /// How many examples went through it.
+    pub n_examples: u64,
+    /// Whether rows of padding are counted.
+    pub counts_padding: bool,
+    /// Rows of inputs per key.
+    pub rows: BTreeMap<String, u64>,
+    /// Whatever else tells how the matrices came about, such as the image size.
+    #[serde(default)]
+    pub settings: BTreeMap<String, String>,
+}
+
+/// Writes matrices by name, packed, or in full for programs that know only that.
+///
+/// # Errors
+/// Those of the [`Writer`], and [`Error::Cancelled`].
+pub fn write(
+    grams: &BTreeMap<String, Gram>,
+    record: &GramRecord,
+    is_full: bool,
+    options: &WriteOptions,
+    progress: &dyn Progress,
+) -> Result<()> {
+    let info = |gram: &Gram| TensorInfo {
+        dtype: DType::F64,
+        shape: match is_full {
+            true => vec![gram.width(); 2],
+            false => vec![gram.packed().len()],
+        },
+    };
+    let tensors: Vec<(String, TensorInfo)> = (grams.iter())
+        .map(|(key, gram)| (key.clone(), info(gram)))
+        .collect();
+    let total = tensors.iter().map(|(_, info)| info.n_bytes()).sum();
+    progress.start("writing grams", total);
+    let written = write_tensors(grams, record, is_full, &tensors, options, progress);
+    progress.finish();
+    written
+}
+
+fn write_tensors(
+    grams: &BTreeMap<String, Gram>,
+    record: &GramRecord,
+    is_full: bool,
+    tensors: &[(String, TensorInfo)],
+    options: &WriteOptions,
+    progress: &dyn Progress,
+) -> Result<()> {
+    let metadata = metadata(record);
+    let writer = Writer::create(tensors, &metadata, options)?;
+    for (index, gram) in grams.values().enumerate() {
+        if progress.is_cancelled() {
+            return Err(Error::Cancelled);
+        }
+        let full = is_full.then(|| gram.full());
+        let values = match &full {
+            Some(full) => full.as_slice().unwrap_or_default(),
+            None => gram.packed(),
+        };
+        writer.write(index, 0, bytemuck::cast_slice(values))?;
+        progress.advance(size_of_val(values) as u64);
+    }
+    writer.finish(&metadata)?;
+    Ok(())
+}
+
+fn metadata(record: &GramRecord) -> BTreeMap<String, String> {
+    let provenance = Provenance {
+        recipe: format!("gram: {}, {}", record.task, record.data.join(", ")),
+        inputs: record.checkpoint.clone(),
+    };
+    let mut metadata = provenance.to_metadata();
+    // Strings, numbers and maps always have a JSON form.
+    metadata.insert(
+        RECORD.to_owned(),
+        serde_json::to_string(record).unwrap_or_default(),
+    );
+    metadata
+}
+
+impl GramStore {
+    /// Of which inputs the matrices are; `None` for files of other programs.
+    #[must_use]
+    pub fn record(&self) -> Option<GramRecord> {
+        serde_json::from_str(self.checkpoint.info().metadata.get(RECORD)?).ok()
+    }
+
+    /// A matrix with its number of rows, which is 0 for files of other programs.
+    ///
+    /// # Errors
+    /// As [`GramStore::read`].
+    pub fn sum(&self, key: &str) -> Result<Gram> {
+        let packed = super::pack(&self.read(key)?);
+        let rows = self
+            .record()
+            .and_then(|record| record.rows.get(key).copied());
+        let info = self.checkpoint.require(key)?;
+        Gram::from_packed(packed, rows.unwrap_or(0)).ok_or_else(|| Error::NotAGram {
+            path: self.checkpoint.path().into(),
+            key: key.to_owned(),
+            dtype: info.dtype,
+            shape: info.shape.clone(),
+        })
+    }
+}
+
+/// Adds files of the same checkpoint and task, such as shards of one data set.
+///
+/// # Errors
+/// [`Error::GramsDiffer`] when they are of other checkpoints, tasks or settings, hold other
+/// matrices or are not written by this program, and when one cannot be read.
+pub fn add(stores: &[GramStore]) -> Result<(BTreeMap<String, Gram>, GramRecord)> {
+    let mut grams: BTreeMap<String, Gram> = BTreeMap::new();
+    let mut sum: Option<GramRecord> = None;
+    for store in stores {
+        let path = store.checkpoint.path();
+        let differs = |fault: &str| Error::GramsDiffer {
+            path: path.into(),
+            fault: fault.to_owned(),
+        };
+        let record = store.record();
+        let record = record.ok_or_else(|| differs("does not say what it was summed over"))?;
+        let keys = store.checkpoint.tensors().map(|(key, _)| key.to_owned());
+        let keys: Vec<String> = keys.collect();
+        match &mut sum {
+            None => {
+                for key in keys {
+                    grams.insert(key.clone(), store.sum(&key)?);
+                }
+                sum = Some(record);
+            }
+            Some(sum) => {
+                let same = |record: &GramRecord| {
+                    let GramRecord {
+                        task,
+                        checkpoint,
+                        counts_padding,
+                        settings,
+                        ..
+                    } = record.clone();
+                    (task, checkpoint, counts_padding, settings)
+                };
+                if same(sum) != same(&record) {
+                    return Err(differs("is of another checkpoint, task or setting"));
+                }
+                if !keys.iter().eq(grams.keys()) {
+                    return Err(differs("holds other matrices"));
+                }
+                for (key, gram) in &mut grams {
+                    if !gram.add(&store.sum(key)?) {
+                        return Err(differs("holds matrices of another width"));
+                    }
+                    sum.rows.insert(key.clone(), gram.rows());
+                }
+                sum.data.extend(record.data);
+                sum.n_examples += record.n_examples;
+            }
+        }
+    }
+    Ok((grams, sum.unwrap_or_default()))
+}
