@@ -7,6 +7,7 @@ mod forward;
 mod fused;
 mod images;
 mod nlvr2;
+mod reports;
 mod retrieval;
 mod scores;
 mod tables;
