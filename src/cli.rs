@@ -60,6 +60,8 @@ pub enum Command {
     Merge(commands::merge::Args),
     /// Judge predictions: retrieval, VQA or NLVR2 from files, without a model
     Score(commands::score::Args),
+    /// Show results as a page or table: HTML, Markdown, CSV or LaTeX
+    Report(commands::report::Args),
 }
 
 /// How to write a checkpoint; the same flags in every verb that writes one.

@@ -2,7 +2,6 @@
 
 mod cli;
 mod commands;
-mod heat_map;
 mod key_tree;
 mod output;
 mod plan_view;

@@ -7,4 +7,5 @@ mod corpus;
 mod inspect;
 mod merging;
 mod program;
+mod report;
 mod score;

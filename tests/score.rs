@@ -52,7 +52,7 @@ fn score_file(scores: &[&[f32]], image_ids: &[i64], text_ids: &[i64]) -> Vec<u8>
 /// Value of a number of the `file`th file.
 fn value(said: &Said, file: usize, name: &str) -> f64 {
     let json = said.json();
-    let measurements = json["files"][file]["measurements"]
+    let measurements = json["results"][file]["measurements"]
         .as_array()
         .expect("a list");
     let found = measurements.iter().find(|m| m["name"] == name);
@@ -79,7 +79,7 @@ fn vqa_is_judged_as_by_the_official_program() {
     let said = vlmerge(&[&arguments[..], &["--json"]].concat());
     assert!((value(&said, 0, "accuracy") - 0.5625).abs() < 1e-12);
     assert!((value(&said, 0, "question_type/is this") - 0.509_090_909_090_9).abs() < 1e-12);
-    let interval = &said.json()["files"][0]["measurements"][0]["interval"];
+    let interval = &said.json()["results"][0]["measurements"][0]["interval"];
     let [low, high] = ["low", "high"].map(|end| interval[end].as_f64().expect("an end"));
     assert!(0.4 < low && low < 0.5625 && 0.5625 < high && high < 0.72);
 }

@@ -453,6 +453,56 @@ pub enum Error {
         n_classes: usize,
     },
 
+    // ---- reports ----------------------------------------------------------------------------
+    /// A JSON file does not say that it is of a form that reports are made of.
+    #[error("{}: is not a result of this program: {fault}", path.display())]
+    ReportSchema {
+        /// The file.
+        path: PathBuf,
+        /// What it says instead, as a clause.
+        fault: String,
+    },
+    /// A report contradicts itself.
+    #[error("{}: {fault}", path.display())]
+    BadReport {
+        /// The file.
+        path: PathBuf,
+        /// What is wrong with it, as a clause.
+        fault: String,
+    },
+    /// A picture of a report is no `data:` address of a PNG or JPEG file, so that showing it could
+    /// reach for the network.
+    #[error("the picture of image `{id}` is not an embedded PNG or JPEG file")]
+    Thumbnail {
+        /// The image.
+        id: String,
+    },
+    /// A list of published figures is malformed.
+    #[error("{}: is not a list of published figures: {fault}", path.display())]
+    BadFigures {
+        /// The file.
+        path: PathBuf,
+        /// What is wrong, with the line where there is one.
+        fault: String,
+    },
+    /// A format has no room for pictures.
+    #[error("{label}: distances are drawn as a heat map, which {format} cannot hold")]
+    NoHeatMap {
+        /// The file of distances.
+        label: String,
+        /// The format.
+        format: &'static str,
+    },
+    /// A heat map has no cell.
+    #[error("{label}: holds no distances of modules within blocks")]
+    NoCells {
+        /// The file of distances.
+        label: String,
+    },
+    /// A page could not be filled in.
+    #[error("the page cannot be made: {0}")]
+    Page(#[from] askama::Error),
+
     // ---- statistics -------------------------------------------------------------------------
     /// Two samples cannot be paired, for they are not of the same units.
     #[error("no paired test is possible: {fault}")]
@@ -524,6 +574,13 @@ impl Error {
                 "give the path of a vocab.txt or tokenizer.json: it works without a network".into(),
             ),
             Self::NotPaired { .. } => Some("score the files one by one".into()),
+            Self::ReportSchema { .. } => Some(
+                "reports are made of what `vlmerge evaluate`, `sweep`, `score` and `distance` \
+                 print with `--json`"
+                    .into(),
+            ),
+            Self::NoHeatMap { .. } => Some("write a report with the extension .html".into()),
+            Self::NoCells { .. } => Some("measure them with `--per cell`".into()),
             _ => None,
         }
     }
@@ -534,6 +591,7 @@ impl Error {
         match self {
             Self::Merge(error) => error.is_usage(),
             Self::ResampleCount { .. }
+            | Self::NoHeatMap { .. }
             | Self::UnknownDataset { .. }
             | Self::UnknownSplit { .. } => true,
             _ => false,

@@ -61,6 +61,8 @@ pub enum Unit {
     Fraction,
     /// A sum of shares, each times 100.
     PercentSum,
+    /// A place in a list, from 1.
+    Rank,
 }
 
 /// A number that is reported: a ratio or the sum of several.
@@ -128,7 +130,7 @@ impl Quantity {
     pub(crate) fn combine(&self, values: &[Option<f64>]) -> Option<f64> {
         let sum: Option<f64> = self.ratios.iter().map(|&ratio| values[ratio]).sum();
         sum.map(|sum| match self.unit {
-            Unit::Fraction => sum,
+            Unit::Fraction | Unit::Rank => sum,
             Unit::PercentSum => 100.0 * sum,
         })
     }

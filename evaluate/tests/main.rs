@@ -8,6 +8,7 @@ mod fused;
 mod grams;
 mod images;
 mod nlvr2;
+mod reports;
 mod retrieval;
 mod scores;
 mod tables;

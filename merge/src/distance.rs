@@ -33,7 +33,7 @@ pub use pairs::{Comparison, Pair, PairSet, Skipped, checkpoint_pairs, expert_pai
 
 use std::fmt;
 
-use serde::{Serialize, Serializer};
+use serde::{Deserialize, Serialize, Serializer};
 
 use crate::{Error, Result};
 
@@ -114,7 +114,7 @@ impl Serialize for Metric {
 }
 
 /// What the compared vectors are.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Operands {
     /// Weights minus the seed's weights.

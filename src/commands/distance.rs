@@ -1,22 +1,18 @@
 //! `vlmerge distance`.
 
-use std::collections::BTreeSet;
-use std::fs::OpenOptions as FileOptions;
-use std::io::Write;
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::process::ExitCode;
 
-use anyhow::{Context, Result};
+use anyhow::Result;
 use clap::ValueEnum;
+use evaluate::reports::distances::DistanceReport;
 use merge::distance::{
     Distance, DistanceOptions, Grain, Keep, Metric, PairSet, RECONSTRUCTION_NOTE, checkpoint_pairs,
     expert_pairs, measure,
 };
 use merge::io::{OpenOptions, open};
 use merge::layouts;
-use serde_json::json;
 
-use crate::heat_map::{Cell, HeatMap, Panel};
 use crate::output::{Output, UsageError};
 use crate::table::{Align, Table, significant};
 
@@ -25,6 +21,7 @@ Examples:
   vlmerge distance specific.ckpt
   vlmerge distance specific.ckpt --seed-checkpoint seed.ckpt --keep 0.2 --per module,all
   vlmerge distance specific.ckpt --metric cosine --svg experts.svg
+  vlmerge distance specific.ckpt --json > distances.json && vlmerge report distances.json --out d.html
   vlmerge distance before.safetensors after.safetensors --per tensor --json
 
 With one checkpoint its experts are compared pair by pair; with two, tensors of the same name.
@@ -49,11 +46,8 @@ pub struct Args {
     /// Share of elements that TSSD keeps, above 0 and at most 1; may be repeated
     #[arg(long, value_delimiter = ',', value_name = "K")]
     keep: Vec<f64>,
-    /// What to pool into one value
-    #[arg(
-        long, value_enum, value_delimiter = ',', value_name = "WHAT",
-        default_values = ["block", "all"]
-    )]
+    /// What to pool into one value [default: block,all; with --json also cell]
+    #[arg(long, value_enum, value_delimiter = ',', value_name = "WHAT")]
     per: Vec<GrainArg>,
     /// Draw blocks by modules as a heat map, for the first metric
     #[arg(long, value_name = "FILE")]
@@ -82,6 +76,8 @@ enum MetricArg {
 enum GrainArg {
     /// Nothing: each tensor by itself
     Tensor,
+    /// A module within a block
+    Cell,
     /// A module over all blocks
     Module,
     /// A block
@@ -94,6 +90,7 @@ impl From<GrainArg> for Grain {
     fn from(arg: GrainArg) -> Self {
         match arg {
             GrainArg::Tensor => Self::Tensor,
+            GrainArg::Cell => Self::Cell,
             GrainArg::Module => Self::Module,
             GrainArg::Block => Self::Block,
             GrainArg::All => Self::All,
@@ -105,7 +102,7 @@ impl From<GrainArg> for Grain {
 pub fn run(args: Args, output: &Output) -> Result<ExitCode> {
     let metrics = args.metrics()?;
     if let Some(svg) = &args.svg {
-        check_svg_target(svg, args.force)?;
+        merge::io::check_file_target(svg, args.force)?;
     }
     let options = OpenOptions {
         root: args.root.clone(),
@@ -125,7 +122,7 @@ pub fn run(args: Args, output: &Output) -> Result<ExitCode> {
         None => expert_pairs(&input, layout.as_ref(), seed.as_ref())?,
         Some(other) => checkpoint_pairs(&input, other, layout.as_ref(), seed.as_ref())?,
     };
-    let grains: Vec<Grain> = args.per.iter().map(|&grain| grain.into()).collect();
+    let grains = args.grains(output.json);
     let mut options = DistanceOptions {
         metrics,
         grains: grains.clone(),
@@ -135,12 +132,16 @@ pub fn run(args: Args, output: &Output) -> Result<ExitCode> {
         options.metrics.truncate(1);
         options.grains = vec![Grain::Cell];
         let cells = measure(&set.pairs, &options, output)?;
-        let svg = args.heat_map(options.metrics[0], &set, &cells)?.to_svg();
-        write_svg(path, args.force, &svg)?;
+        let report = args.report(&set, &cells);
+        let metric = report.metrics.first();
+        let Some(map) = metric.and_then(|metric| report.heat_map(metric)) else {
+            anyhow::bail!("no heat map can be drawn: none of the compared tensors is in a block");
+        };
+        merge::io::write_file(path, map.to_svg().as_bytes(), args.force)?;
         output.note(format!("heat map in {}", path.display()));
     }
     if output.json {
-        args.print_json(&set, &distances, output)?;
+        output.json(&args.report(&set, &distances))?;
     } else {
         print_tables(&set, &grains, &distances, output)?;
     }
@@ -185,118 +186,23 @@ impl Args {
         Ok(metrics)
     }
 
-    fn print_json(&self, set: &PairSet<'_>, distances: &[Distance], output: &Output) -> Result<()> {
-        let metrics = distances.first().map_or(&[][..], |first| &first.values);
-        let metrics = metrics.iter().map(|(metric, _)| {
-            let note = metric.is_reconstruction().then_some(RECONSTRUCTION_NOTE);
-            json!({ "name": metric, "note": note })
-        });
-        output.json(&json!({
-            "input": self.input.display().to_string(),
-            "other": self.other.as_ref().map(|path| path.display().to_string()),
-            "seed": self.seed_checkpoint.as_ref().map(|path| path.display().to_string()),
-            "operands": set.operands,
-            "metrics": metrics.collect::<Vec<_>>(),
-            "distances": distances,
-            "skipped": set.skipped,
-        }))
+    /// What is pooled, in the order asked for. Reports draw cells, so JSON has them.
+    fn grains(&self, is_json: bool) -> Vec<Grain> {
+        match (self.per.as_slice(), is_json) {
+            ([], false) => vec![Grain::Block, Grain::All],
+            ([], true) => vec![Grain::Cell, Grain::Block, Grain::All],
+            (asked, _) => asked.iter().map(|&grain| grain.into()).collect(),
+        }
     }
 
-    fn heat_map(&self, metric: Metric, set: &PairSet<'_>, cells: &[Distance]) -> Result<HeatMap> {
-        let in_blocks: Vec<(usize, &str, &Distance)> = cells
-            .iter()
-            .filter_map(|cell| Some((cell.block?, cell.module.as_deref()?, cell)))
-            .collect();
-        if in_blocks.is_empty() {
-            anyhow::bail!("no heat map can be drawn: none of the compared tensors is in a block");
-        }
-        let columns: BTreeSet<&str> = in_blocks.iter().map(|&(_, module, _)| module).collect();
-        let mut panels: Vec<Panel> = Vec::new();
-        for comparison in in_blocks
-            .iter()
-            .map(|(.., cell)| cell.comparison)
-            .collect::<BTreeSet<_>>()
-        {
-            let cells = in_blocks
-                .iter()
-                .filter(|(.., cell)| cell.comparison == comparison);
-            let blocks: BTreeSet<usize> = cells.clone().map(|&(block, ..)| block).collect();
-            let value = |block, column| {
-                let cell = cells
-                    .clone()
-                    .find(|&&(b, module, _)| (b, module) == (block, column));
-                match cell.map(|(.., cell)| cell.values[0].1) {
-                    None => Cell::Absent,
-                    Some(None) => Cell::Undefined,
-                    Some(Some(value)) => Cell::Value(value),
-                }
-            };
-            let row = |block: usize| {
-                let cells = columns.iter().map(|column| value(block, column)).collect();
-                (block.to_string(), cells)
-            };
-            panels.push(Panel {
-                title: comparison.to_string().replace('_', "-"),
-                rows: blocks.into_iter().map(row).collect(),
-            });
-        }
-        let mut notes = vec![match &self.other {
-            None => format!("Experts of {}.", name(&self.input)),
-            Some(other) => format!("{} against {}.", name(&self.input), name(other)),
-        }];
-        notes.push(match &self.seed_checkpoint {
-            None => format!("Measured on {}.", set.operands),
-            Some(seed) => format!("Measured on {}; seed: {}.", set.operands, name(seed)),
-        });
-        if metric.is_reconstruction() {
-            notes.push(format!("{RECONSTRUCTION_NOTE}."));
-        }
-        if in_blocks.len() < cells.len() {
-            notes.push("Tensors outside the blocks are not shown.".to_owned());
-        }
-        let (title, quantity) = describe(metric);
-        Ok(HeatMap {
-            title,
-            notes,
-            columns: columns.into_iter().map(str::to_owned).collect(),
-            panels,
-            quantity,
-        })
+    fn report(&self, set: &PairSet<'_>, distances: &[Distance]) -> DistanceReport {
+        let files = [
+            Some(self.input.as_path()),
+            self.other.as_deref(),
+            self.seed_checkpoint.as_deref(),
+        ];
+        DistanceReport::new(files, set, distances)
     }
-}
-
-/// Title of a heat map, and its quantity with unit.
-fn describe(metric: Metric) -> (String, String) {
-    let (title, quantity) = match metric {
-        Metric::Cosine => (
-            "Cosine dissimilarity".to_owned(),
-            "no unit; 0 same direction, 1 orthogonal, 2 opposite",
-        ),
-        Metric::L2 => (
-            "L2 distance".to_owned(),
-            "in units of the weights; grows with a tensor's size",
-        ),
-        Metric::Ssd => (
-            "Soft sign dissimilarity (SSD)".to_owned(),
-            "no unit; 0 all signs agree, 1 all pairs cancel",
-        ),
-        Metric::Tssd(keep) => (
-            format!(
-                "Truncated soft sign dissimilarity, top {} kept",
-                keep.share()
-            ),
-            "no unit; 0 all signs agree, 1 all pairs cancel",
-        ),
-        other => (other.to_string(), "no unit"),
-    };
-    (title, quantity.to_owned())
-}
-
-fn name(path: &Path) -> String {
-    path.file_name()
-        .unwrap_or(path.as_os_str())
-        .to_string_lossy()
-        .into_owned()
 }
 
 fn print_tables(
@@ -364,32 +270,4 @@ fn place(distance: &Distance) -> String {
         (None, None, None) if distance.grain == Grain::All => "all".to_owned(),
         (None, None, None) => "outside".to_owned(),
     }
-}
-
-/// Fails before any work if the picture could not be written.
-fn check_svg_target(path: &Path, force: bool) -> Result<()> {
-    if !force && path.exists() {
-        return Err(merge::Error::TargetExists { path: path.into() }.into());
-    }
-    let folder = path
-        .parent()
-        .filter(|folder| !folder.as_os_str().is_empty());
-    if folder.is_some_and(|folder| !folder.is_dir()) {
-        anyhow::bail!("{}: the folder does not exist", path.display());
-    }
-    Ok(())
-}
-
-fn write_svg(path: &Path, force: bool, svg: &str) -> Result<()> {
-    let mut options = FileOptions::new();
-    options.write(true).truncate(force);
-    let options = if force {
-        options.create(true)
-    } else {
-        options.create_new(true)
-    };
-    options
-        .open(path)
-        .and_then(|mut file| file.write_all(svg.as_bytes()))
-        .with_context(|| format!("{}: cannot write the heat map", path.display()))
 }

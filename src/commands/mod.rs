@@ -9,6 +9,7 @@ pub mod inspect;
 pub mod interpolate;
 pub mod merge;
 pub mod regmean;
+pub mod report;
 pub mod score;
 pub mod synth;
 
@@ -33,5 +34,6 @@ pub fn run(command: Command, output: &Output) -> Result<ExitCode> {
         Command::Regmean(args) => regmean::run(args, output),
         Command::Merge(args) => merge::run(args, output),
         Command::Score(args) => score::run(args, output),
+        Command::Report(args) => report::run(args, output),
     }
 }

@@ -3,15 +3,14 @@
 mod judged;
 mod show;
 
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::process::ExitCode;
 
 use anyhow::{Context, Result};
 use evaluate::metrics::bootstrap::Bootstrap;
-use evaluate::metrics::retrieval::{self, Captions, Ties, median_and_mean};
+use evaluate::metrics::retrieval::{self, Captions, Ties};
 use evaluate::metrics::{nlvr2, vqa};
-use evaluate::predictions;
-use serde_json::json;
+use evaluate::{predictions, reports};
 
 use crate::output::Output;
 use judged::Judged;
@@ -20,7 +19,7 @@ const EXAMPLES: &str = "\
 Examples:
   vlmerge score retrieval --scores coco.safetensors
   vlmerge score vqa --results a.json b.json --questions questions.json --annotations annotations.json
-  vlmerge score nlvr2 --predictions predictions.csv --labels dev.json --json
+  vlmerge score nlvr2 --predictions predictions.csv --labels dev.json --json > dev.report.json
 
 Every number has a 95% interval by the bootstrap. Of several files each is tested against the first
 on the same draws.";
@@ -132,29 +131,27 @@ struct Nlvr2Args {
 
 /// Runs the verb.
 pub fn run(args: Args, output: &Output) -> Result<ExitCode> {
-    let (judged, draws) = match &args.task {
+    let (mut judged, draws) = match &args.task {
         Task::Retrieval(args) => (score_retrieval(args)?, args.draws),
         Task::Vqa(args) => (score_vqa(args)?, args.draws),
         Task::Nlvr2(args) => (score_nlvr2(args, output)?, args.draws),
     };
     let bootstrap = Bootstrap::new(draws.resamples, draws.seed)?;
-    let report = judged.measure(&bootstrap)?;
+    judged.setting("resamples", draws.resamples);
+    judged.setting("resampling_seed", draws.seed);
+    judged.setting("resampled", judged.units);
+    let headline = std::mem::take(&mut judged.headline);
+    let report = judged.report(&bootstrap)?;
     if output.json {
-        output.json(&json!({
-            "task": judged.task,
-            "settings": judged.settings,
-            "bootstrap": { "resamples": draws.resamples, "seed": draws.seed, "units": judged.units },
-            "files": report.files,
-            "comparisons": report.comparisons,
-        }))?;
+        output.json(&report)?;
     } else {
-        output.line(&judged.headline)?;
+        output.line(&headline)?;
         output.line("")?;
         output.text(&show::table(&report).to_string())?;
-        for line in show::legend(&report) {
-            output.line(line)?;
-        }
-        for line in &judged.remarks {
+        for line in show::legend(&report)
+            .into_iter()
+            .chain(show::ranks(&report))
+        {
             output.line(line)?;
         }
     }
@@ -164,7 +161,7 @@ pub fn run(args: Args, output: &Output) -> Result<ExitCode> {
 fn score_retrieval(args: &RetrievalArgs) -> Result<Judged> {
     let mut first: Option<(Vec<i64>, Vec<i64>)> = None;
     let mut judged = Judged::new("retrieval", "images");
-    judged.settings = json!({ "ties": args.ties.to_string() });
+    judged.setting("ties", args.ties.to_string());
     for path in &args.scores {
         let of_file = || path.display().to_string();
         let file = predictions::retrieval::ScoreFile::open(path)?;
@@ -176,6 +173,8 @@ fn score_retrieval(args: &RetrievalArgs) -> Result<Judged> {
                 let (n_images, n_texts) = captions.shape();
                 judged.headline =
                     format!("{n_images} images, {n_texts} texts; ties: {}", args.ties);
+                judged.count("images", n_images);
+                judged.count("texts", n_texts);
                 first = Some(ids);
             }
             Some(first) if *first != ids => {
@@ -186,16 +185,8 @@ fn score_retrieval(args: &RetrievalArgs) -> Result<Judged> {
             Some(_) => {}
         }
         let standings = file.standings(&captions).with_context(of_file)?;
-        for (direction, of) in [("TR", &standings.of_images), ("IR", &standings.of_texts)] {
-            if let Some((median, mean)) = median_and_mean(of, args.ties) {
-                judged.remarks.push(format!(
-                    "{}: {direction} median rank {median}, mean rank {mean:.2}",
-                    of_file()
-                ));
-            }
-        }
         let sample = retrieval::sample(&standings, &captions, args.ties);
-        judged.add(path, sample);
+        judged.add(path, sample, reports::ranks(&standings, args.ties));
     }
     Ok(judged)
 }
@@ -206,15 +197,16 @@ fn score_vqa(args: &VqaArgs) -> Result<Judged> {
         predictions::vqa::check_questions(questions, &annotations, &args.annotations)?;
     }
     let mut judged = Judged::new("vqa", "images");
-    judged.settings = json!({
-        "annotations": args.annotations.display().to_string(),
-        "questions": args.questions.as_deref().map(Path::display).map(|path| path.to_string()),
-    });
+    judged.setting("annotations", args.annotations.display().to_string());
+    if let Some(questions) = &args.questions {
+        judged.setting("questions", questions.display().to_string());
+    }
     judged.headline = format!("{} questions", annotations.len());
+    judged.count("questions", annotations.len());
     for path in &args.results {
         let results = predictions::vqa::read_results(path)?;
         let questions = predictions::vqa::judge(path, &results, &annotations, &args.annotations)?;
-        judged.add(path, vqa::sample(&questions));
+        judged.add(path, vqa::sample(&questions), Vec::new());
     }
     Ok(judged)
 }
@@ -222,8 +214,9 @@ fn score_vqa(args: &VqaArgs) -> Result<Judged> {
 fn score_nlvr2(args: &Nlvr2Args, output: &Output) -> Result<Judged> {
     let labels = predictions::nlvr2::read_labels(&args.labels)?;
     let mut judged = Judged::new("nlvr2", "sentences");
-    judged.settings = json!({ "labels": args.labels.display().to_string() });
+    judged.setting("labels", args.labels.display().to_string());
     judged.headline = format!("{} examples", labels.examples.len());
+    judged.count("examples", labels.examples.len());
     for path in &args.predictions {
         let found = predictions::nlvr2::read_predictions(path)?;
         let verdicts = predictions::nlvr2::judge(path, &found, &labels)?;
@@ -234,7 +227,7 @@ fn score_nlvr2(args: &Nlvr2Args, output: &Output) -> Result<Judged> {
                 verdicts.n_unused
             ));
         }
-        judged.add(path, nlvr2::sample(verdicts.examples));
+        judged.add(path, nlvr2::sample(verdicts.examples), Vec::new());
     }
     if labels
         .examples

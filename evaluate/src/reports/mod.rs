@@ -2,6 +2,23 @@
 //!
 //! The schema is described in `docs/formats.md`. Fractions stay fractions here; percent is a matter
 //! of exporters.
+//!
+//! 1. [`measure`] makes [`Measurement`]s and [`Comparison`]s of samples; a [`Report`] holds them.
+//! 2. [`file`] writes and reads reports, and the [`distances`] of `vlmerge distance --json`.
+//! 3. A [`Document`] joins what several files say, beside the figures that are [`published`].
+//! 4. [`html`], [`markdown`], [`csv`] and [`latex`] each turn a document into text.
+
+pub mod csv;
+pub mod curve;
+pub mod distances;
+pub mod document;
+pub mod file;
+pub mod heat_map;
+pub mod html;
+mod labels;
+pub mod latex;
+pub mod markdown;
+pub mod published;
 
 use std::collections::BTreeMap;
 
@@ -9,7 +26,10 @@ use serde::{Deserialize, Serialize};
 
 use crate::Result;
 use crate::metrics::bootstrap::{Bootstrap, Interval, check_paired};
+use crate::metrics::retrieval::{Standings, Ties, median_and_mean};
 use crate::sample::{Sample, Unit};
+
+pub use document::{Document, Input};
 
 /// The value of [`Report::schema`] that this program writes.
 pub const SCHEMA: &str = "vlmerge.report/1";
@@ -233,4 +253,24 @@ pub fn measure(
         });
     }
     Ok((measured, comparisons))
+}
+
+/// Median and mean of the ranks of both directions. They have no intervals: a mean rank is ruled by
+/// a few queries, so that its draws say little.
+#[must_use]
+pub fn ranks(standings: &Standings, ties: Ties) -> Vec<Measurement> {
+    let directions = [("tr", &standings.of_images), ("ir", &standings.of_texts)];
+    let of_direction = |(direction, standings): (&str, &Vec<_>)| {
+        let (median, mean) = median_and_mean(standings, ties).unzip();
+        let n = standings.len() as u64;
+        [("median", median), ("mean", mean)].map(|(what, value)| Measurement {
+            name: format!("{direction}_{what}_rank"),
+            value,
+            unit: Unit::Rank,
+            higher_is_better: false,
+            n,
+            interval: None,
+        })
+    };
+    directions.into_iter().flat_map(of_direction).collect()
 }

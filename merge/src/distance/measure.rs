@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 
 use rayon::prelude::*;
-use serde::{Serialize, Serializer};
+use serde::{Deserialize, Serialize, Serializer};
 
 use super::pairs::{Comparison, Operand, Pair};
 use super::sums::{SignSums, Sums};
@@ -13,7 +13,7 @@ use crate::spans::{self, RUN_ELEMENTS, Run, Span};
 use crate::{Error, Progress, Result};
 
 /// What is pooled into one value.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Grain {
     /// Each tensor by itself.

@@ -16,7 +16,9 @@ pub use source::{
 pub use torch::{PickleCall, PickleFault, ZipFault};
 #[doc(hidden)]
 pub use torch::{open_bytes as open_torch_bytes, walk_pickle};
-pub use writer::{OutputContainer, WriteOptions, Writer, check_target};
+pub use writer::{
+    OutputContainer, WriteOptions, Writer, check_file_target, check_target, write_file,
+};
 
 use std::fs::File;
 use std::path::Path;

@@ -78,6 +78,28 @@ impl WriteOptions {
     }
 }
 
+/// Checks that a single file could be written, before any work is done for it.
+///
+/// # Errors
+/// When the target exists (without `force`) or is a folder, or its own folder does not exist.
+pub fn check_file_target(path: &Path, force: bool) -> Result<()> {
+    atomic::check_target(path, force)
+}
+
+/// Writes a small file as a whole: beside its target, synced, renamed. Whoever opens `path` sees the
+/// old file or the new one.
+///
+/// # Errors
+/// When the target exists (without `force`), is a folder, or cannot be written.
+pub fn write_file(path: &Path, bytes: &[u8], force: bool) -> Result<()> {
+    atomic::check_target(path, force)?;
+    let file = PartialFile::create(path, bytes.len() as u64)?;
+    file.write_at(0, bytes)?;
+    file.sync()?;
+    file.place(force)?;
+    atomic::sync_folder(path)
+}
+
 /// An output file under way, or several if it is split. Dropping it without [`Writer::finish`]
 /// leaves no trace.
 pub struct Writer {

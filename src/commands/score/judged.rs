@@ -1,11 +1,13 @@
-//! Samples of several files, and the numbers that come of them.
+//! Samples of several files, and the report that comes of them.
 
+use std::collections::BTreeMap;
 use std::path::Path;
 
 use anyhow::{Context, Result};
-use evaluate::metrics::bootstrap::{Bootstrap, Interval, check_paired};
-use evaluate::{Sample, Unit};
-use serde::Serialize;
+use evaluate::Sample;
+use evaluate::metrics::bootstrap::{Bootstrap, check_paired};
+use evaluate::reports::{self, Measurement, Report, TaskResult};
+use serde_json::Value;
 
 /// Predictions that have been judged, file by file.
 pub struct Judged {
@@ -15,54 +17,18 @@ pub struct Judged {
     pub units: &'static str,
     /// What was judged, in a line.
     pub headline: String,
-    /// What else is to be said below the table.
-    pub remarks: Vec<String>,
-    /// How it was judged, for JSON.
-    pub settings: serde_json::Value,
-    samples: Vec<(String, Sample)>,
+    /// How many images, texts, questions or examples there are.
+    pub counts: BTreeMap<String, u64>,
+    /// How it was judged.
+    pub settings: BTreeMap<String, Value>,
+    files: Vec<File>,
 }
 
-/// Everything that is reported.
-pub struct Report {
-    /// The numbers of each file.
-    pub files: Vec<FileReport>,
-    /// Each file but the first against the first.
-    pub comparisons: Vec<Comparison>,
-}
-
-#[derive(Serialize)]
-pub struct FileReport {
-    pub file: String,
-    pub measurements: Vec<Measurement>,
-}
-
-/// A number of one file.
-#[derive(Serialize)]
-pub struct Measurement {
-    pub name: String,
-    /// In `unit`; null when there is no case.
-    pub value: Option<f64>,
-    pub unit: Unit,
-    /// How many cases it is a mean over.
-    pub n: u64,
-    /// Of 95%.
-    pub interval: Option<Interval>,
-}
-
-#[derive(Serialize)]
-pub struct Comparison {
-    pub file: String,
-    pub against: String,
-    pub differences: Vec<Difference>,
-}
-
-/// How far a number lies above that of the other file.
-#[derive(Serialize)]
-pub struct Difference {
-    pub name: String,
-    pub difference: Option<f64>,
-    pub interval: Option<Interval>,
-    pub p: Option<f64>,
+struct File {
+    name: String,
+    sample: Sample,
+    /// Numbers that are not drawn.
+    others: Vec<Measurement>,
 }
 
 impl Judged {
@@ -72,64 +38,56 @@ impl Judged {
             task,
             units,
             headline: String::new(),
-            remarks: Vec::new(),
-            settings: serde_json::Value::Null,
-            samples: Vec::new(),
+            counts: BTreeMap::new(),
+            settings: BTreeMap::new(),
+            files: Vec::new(),
         }
     }
 
-    /// Adds the results of a file.
-    pub fn add(&mut self, path: &Path, sample: Sample) {
-        self.samples.push((path.display().to_string(), sample));
+    /// Says how many of something there are.
+    pub fn count(&mut self, what: &str, n: usize) {
+        self.counts.insert(what.to_owned(), n as u64);
+    }
+
+    /// Says how it was judged.
+    pub fn setting(&mut self, name: &str, value: impl Into<Value>) {
+        self.settings.insert(name.to_owned(), value.into());
+    }
+
+    /// Adds the results of a file; `others` are numbers without an interval.
+    pub fn add(&mut self, path: &Path, sample: Sample, others: Vec<Measurement>) {
+        self.files.push(File {
+            name: path.display().to_string(),
+            sample,
+            others,
+        });
     }
 
     /// Draws the intervals of every file and the differences to the first.
-    pub fn measure(&self, bootstrap: &Bootstrap) -> Result<Report> {
-        let draws: Vec<_> = self
-            .samples
-            .iter()
-            .map(|(_, sample)| bootstrap.resample(sample))
-            .collect();
-        let mut report = Report {
-            files: Vec::new(),
-            comparisons: Vec::new(),
-        };
-        for ((file, sample), own) in self.samples.iter().zip(&draws) {
-            let quantities = sample.quantities.iter().enumerate();
-            let measurements = quantities.map(|(index, quantity)| Measurement {
-                name: quantity.name.clone(),
-                value: sample.value(quantity),
-                unit: quantity.unit,
-                n: sample.n_cases(quantity),
-                interval: own.interval(index),
-            });
-            report.files.push(FileReport {
-                file: file.clone(),
-                measurements: measurements.collect(),
-            });
-        }
-        let Some((against, reference)) = self.samples.first() else {
-            return Ok(report);
-        };
-        for ((file, sample), own) in self.samples.iter().zip(&draws).skip(1) {
-            check_paired(reference, sample).with_context(|| file.clone())?;
-            let mut differences = Vec::new();
-            for (index, quantity) in sample.quantities.iter().enumerate() {
-                let paired = own.paired(&draws[0], index)?;
-                let values = sample.value(quantity).zip(reference.value(quantity));
-                differences.push(Difference {
-                    name: quantity.name.clone(),
-                    difference: values.map(|(own, other)| own - other),
-                    interval: paired.map(|paired| paired.interval),
-                    p: paired.map(|paired| paired.p),
-                });
+    pub fn report(self, bootstrap: &Bootstrap) -> Result<Report> {
+        if let [first, rest @ ..] = &self.files[..] {
+            for file in rest {
+                check_paired(&first.sample, &file.sample).with_context(|| file.name.clone())?;
             }
-            report.comparisons.push(Comparison {
-                file: file.clone(),
-                against: against.clone(),
-                differences,
-            });
         }
-        Ok(report)
+        let (mut samples, mut named) = (Vec::new(), Vec::new());
+        for file in self.files {
+            samples.push(file.sample);
+            named.push((file.name, file.others));
+        }
+        let (measured, comparisons) = reports::measure(&samples, bootstrap)?;
+        let results = named.into_iter().zip(measured);
+        let results = results.map(|((name, others), mut measurements)| {
+            measurements.extend(others);
+            TaskResult {
+                name,
+                task: self.task.to_owned(),
+                measurements,
+                counts: self.counts.clone(),
+                settings: self.settings.clone(),
+                ..TaskResult::default()
+            }
+        });
+        Ok(Report::new(results.collect(), comparisons))
     }
 }

@@ -2,21 +2,21 @@
 
 use evaluate::Unit;
 use evaluate::metrics::bootstrap::Interval;
+use evaluate::reports::{Measurement, Report};
 
-use super::judged::{Measurement, Report};
 use crate::table::{Align, Table};
 
 /// A row per number; per file its value and interval, and from the second file on the difference to
 /// the first and its p.
 pub fn table(report: &Report) -> Table {
     let column = |name: &str, align| (name.to_owned(), align);
-    let is_single = report.files.len() == 1;
+    let is_single = report.results.len() == 1;
     let letter = |index: usize| match is_single {
         true => "value".to_owned(),
         false => name_of(index),
     };
     let mut columns = vec![column("%", Align::Left), column("n", Align::Right)];
-    for index in 0..report.files.len() {
+    for index in 0..report.results.len() {
         columns.push(column(&letter(index), Align::Right));
         columns.push(column("95% interval", Align::Left));
         if index > 0 {
@@ -26,11 +26,13 @@ pub fn table(report: &Report) -> Table {
         }
     }
     let mut table = Table::new(columns);
-    let rows = report.files.first().map_or(&[][..], |f| &f.measurements);
-    for (row, measurement) in rows.iter().enumerate() {
+    let rows = report.results.first().map_or(&[][..], |f| &f.measurements);
+    // Ranks come last, and are said below the table.
+    let drawn = rows.iter().filter(|m| m.unit != Unit::Rank);
+    for (row, measurement) in drawn.enumerate() {
         let scale = percent(measurement);
         let mut cells = vec![measurement.name.clone(), measurement.n.to_string()];
-        for (index, file) in report.files.iter().enumerate() {
+        for (index, file) in report.results.iter().enumerate() {
             let own = &file.measurements[row];
             cells.push(own.value.map_or_else(none, |v| format!("{:.2}", scale * v)));
             cells.push(interval(own.interval, scale, false));
@@ -50,12 +52,34 @@ pub fn table(report: &Report) -> Table {
 
 /// Which file each letter of the table stands for; nothing if there is one file.
 pub fn legend(report: &Report) -> Vec<String> {
-    if report.files.len() == 1 {
+    if report.results.len() == 1 {
         return Vec::new();
     }
-    let files = report.files.iter().enumerate();
-    let lines = files.map(|(index, file)| format!("{}: {}", name_of(index), file.file));
+    let files = report.results.iter().enumerate();
+    let lines = files.map(|(index, file)| format!("{}: {}", name_of(index), file.name));
     std::iter::once(String::new()).chain(lines).collect()
+}
+
+/// Median and mean of ranks, a line per file and direction.
+pub fn ranks(report: &Report) -> Vec<String> {
+    let mut lines = Vec::new();
+    for result in &report.results {
+        for direction in ["tr", "ir"] {
+            let value = |what: &str| {
+                let name = format!("{direction}_{what}_rank");
+                let found = result.measurements.iter().find(|m| m.name == name);
+                found.and_then(|m| m.value)
+            };
+            if let (Some(median), Some(mean)) = (value("median"), value("mean")) {
+                let direction = direction.to_uppercase();
+                lines.push(format!(
+                    "{}: {direction} median rank {median}, mean rank {mean:.2}",
+                    result.name
+                ));
+            }
+        }
+    }
+    lines
 }
 
 /// `A` to `Z`, then numbers.
@@ -74,7 +98,7 @@ fn none() -> String {
 fn percent(measurement: &Measurement) -> f64 {
     match measurement.unit {
         Unit::Fraction => 100.0,
-        Unit::PercentSum => 1.0,
+        Unit::PercentSum | Unit::Rank => 1.0,
     }
 }
 

@@ -1,8 +1,7 @@
 //! A heat map as SVG: blocks down, modules across, one panel per comparison, one color scale.
 //!
-//! It lives in the binary because only `vlmerge distance` draws one. It is narrow enough to be read
-//! on a phone, follows the reader's light or dark theme, and prints the value into every cell, so
-//! that nothing depends on telling colors apart.
+//! It is narrow enough to be read on a phone, follows the reader's light or dark theme, and prints
+//! the value into every cell, so that nothing depends on telling colors apart.
 
 mod color;
 
@@ -22,8 +21,10 @@ const GAP: usize = 2;
 const MIN_WIDTH: usize = 400;
 /// Width of a character of the small text, on average, in hundredths of a unit.
 const CHARACTER_WIDTH: usize = 610;
+const FONTS: &str = "system-ui,-apple-system,'Segoe UI',Roboto,'DejaVu Sans',sans-serif";
 
 /// What is drawn.
+#[derive(Clone, Debug, PartialEq)]
 pub struct HeatMap {
     /// What the picture shows, in a few words.
     pub title: String,
@@ -38,10 +39,11 @@ pub struct HeatMap {
 }
 
 /// One grid.
+#[derive(Clone, Debug, PartialEq)]
 pub struct Panel {
     /// Who is compared.
     pub title: String,
-    /// Name of the row, and a value per column; `None` where there is nothing to compare.
+    /// Name of the row, and a cell per column.
     pub rows: Vec<(String, Vec<Cell>)>,
 }
 
@@ -57,37 +59,73 @@ pub enum Cell {
 }
 
 impl HeatMap {
-    /// The picture.
+    /// The picture as a file of its own.
+    #[must_use]
     pub fn to_svg(&self) -> String {
-        let grid_width = ROW_LABEL + self.columns.len() * CELL_WIDTH;
-        let width = (grid_width + 2 * MARGIN).max(MIN_WIDTH);
-        let mut canvas = Canvas {
-            body: String::new(),
-            y: MARGIN,
-            width,
-        };
+        let mut canvas = self.canvas();
         canvas.paragraph("title", &self.title, 22, 870);
         canvas.y += 4;
         for note in &self.notes {
             canvas.paragraph("note", note, 16, CHARACTER_WIDTH);
         }
-        let scale = Scale::of(&self.panels);
         canvas.y += 14;
+        self.draw(canvas, true)
+    }
+
+    /// The grids and their legend as a part of a page that has [`page_style`] and says the title
+    /// and the notes itself.
+    #[must_use]
+    pub fn to_figure(&self) -> String {
+        let mut canvas = self.canvas();
+        canvas.margin = 0;
+        canvas.y = 0;
+        canvas.width -= 2 * MARGIN;
+        self.draw(canvas, false)
+    }
+
+    fn canvas(&self) -> Canvas {
+        let grid_width = ROW_LABEL + self.columns.len() * CELL_WIDTH;
+        let width = (grid_width + 2 * MARGIN).max(MIN_WIDTH);
+        Canvas {
+            body: String::new(),
+            margin: MARGIN,
+            y: MARGIN,
+            width,
+        }
+    }
+
+    fn draw(&self, mut canvas: Canvas, is_alone: bool) -> String {
+        let scale = Scale::of(&self.panels);
         canvas.legend(&self.quantity, &scale);
         for panel in &self.panels {
             canvas.y += 26;
             canvas.panel(panel, &self.columns, &scale);
         }
-        let height = canvas.y + MARGIN;
+        let (width, height) = (canvas.width, canvas.y + canvas.margin.max(GAP));
         let title = escape(&self.title);
+        let (sizes, style) = match is_alone {
+            true => (
+                format!(
+                    "width=\"100%\" style=\"max-width:{}px;height:auto\"",
+                    width * 3 / 2
+                ),
+                format!("<style>\n{}</style>\n", file_style()),
+            ),
+            false => (
+                // Narrow windows get a smaller picture before it has to be scrolled.
+                format!(
+                    "style=\"width:100%;min-width:{}px;max-width:{width}px\"",
+                    width * 4 / 5
+                ),
+                String::new(),
+            ),
+        };
         format!(
-            "<svg xmlns=\"http://www.w3.org/2000/svg\" viewBox=\"0 0 {width} {height}\" \
-             width=\"100%\" style=\"max-width:{}px;height:auto\" \
+            "<svg class=\"heat\" xmlns=\"http://www.w3.org/2000/svg\" \
+             viewBox=\"0 0 {width} {height}\" {sizes} \
              preserveAspectRatio=\"xMidYMin\" role=\"img\" aria-label=\"{title}\">\n\
-             <title>{title}</title>\n<style>\n{}</style>\n\
+             <title>{title}</title>\n{style}\
              <rect class=\"page\" width=\"{width}\" height=\"{height}\"/>\n{}</svg>\n",
-            width * 3 / 2,
-            style(),
             canvas.body,
         )
     }
@@ -127,6 +165,7 @@ impl Scale {
 
 struct Canvas {
     body: String,
+    margin: usize,
     y: usize,
     width: usize,
 }
@@ -134,10 +173,10 @@ struct Canvas {
 impl Canvas {
     /// Text broken into lines; `character_width` in hundredths of a unit.
     fn paragraph(&mut self, class: &str, text: &str, line_height: usize, character_width: usize) {
-        let room = (self.width - 2 * MARGIN) * 100 / character_width;
+        let room = (self.width - 2 * self.margin) * 100 / character_width;
         for line in wrap(text, room) {
             self.y += line_height;
-            self.text(class, MARGIN, self.y - 4, &line);
+            self.text(class, self.margin, self.y - 4, &line);
         }
     }
 
@@ -162,16 +201,16 @@ impl Canvas {
         if scale.low > scale.high {
             return;
         }
-        let step_width = (self.width - 2 * MARGIN) / color::STEPS;
-        let right = MARGIN + step_width * color::STEPS;
+        let step_width = (self.width - 2 * self.margin) / color::STEPS;
+        let right = self.margin + step_width * color::STEPS;
         for step in 0..color::STEPS {
-            let x = MARGIN + step * step_width;
+            let x = self.margin + step * step_width;
             self.rect(&format!("f{step}"), (x, self.y + 4), (step_width - 1, 12));
         }
         self.y += 32;
         self.text(
             "label",
-            MARGIN,
+            self.margin,
             self.y,
             &format!("{} near", compact(scale.low)),
         );
@@ -185,7 +224,7 @@ impl Canvas {
 
     fn panel(&mut self, panel: &Panel, columns: &[String], scale: &Scale) {
         self.paragraph("panel", &panel.title, 20, 720);
-        let left = MARGIN + ROW_LABEL;
+        let left = self.margin + ROW_LABEL;
         let middle = |column: usize| left + column * CELL_WIDTH + CELL_WIDTH / 2;
         self.text("label end", left - 8, self.y + 28, "block");
         for (column, name) in columns.iter().enumerate() {
@@ -265,7 +304,8 @@ fn wrap(text: &str, room: usize) -> Vec<String> {
     lines
 }
 
-fn escape(text: &str) -> String {
+/// Text for the inside of a picture or of an attribute in double quotes.
+pub(super) fn escape(text: &str) -> String {
     text.chars()
         .map(|c| match c {
             '&' => "&amp;".to_owned(),
@@ -279,15 +319,27 @@ fn escape(text: &str) -> String {
         .collect()
 }
 
-fn style() -> String {
+/// Rules for pictures within a page; they reach nothing else there.
+#[must_use]
+pub fn page_style() -> String {
     format!(
-        "text{{font:12px system-ui,-apple-system,'Segoe UI',Roboto,'DejaVu Sans',sans-serif}}\n\
-         .title{{font-size:18px;font-weight:600}}\n.panel{{font-size:14px;font-weight:600}}\n\
-         .end{{text-anchor:end}}\n.middle{{text-anchor:middle}}\n\
-         .value{{text-anchor:middle;font-variant-numeric:tabular-nums}}\n\
+        ".heat text{{font:12px {FONTS}}}\n\
+         .heat .title{{font-size:18px;font-weight:600}}\n\
+         .heat .panel{{font-size:14px;font-weight:600}}\n\
+         .heat .end{{text-anchor:end}}\n.heat .middle{{text-anchor:middle}}\n\
+         .heat .value{{text-anchor:middle;font-variant-numeric:tabular-nums}}\n\
          {}@media (prefers-color-scheme:dark){{\n{}}}\n",
         css(Theme::Light),
         css(Theme::Dark)
+    )
+}
+
+fn file_style() -> String {
+    format!(
+        ":root{{background:{}}}\n@media (prefers-color-scheme:dark){{:root{{background:{}}}}}\n{}",
+        color::page(Theme::Light),
+        color::page(Theme::Dark),
+        page_style()
     )
 }
 

@@ -67,16 +67,26 @@ impl Theme {
 pub fn css(theme: Theme) -> String {
     let [page, text, muted] = theme.page().map(hexadecimal);
     let mut rules = format!(
-        ":root{{background:{page}}}\n.page{{fill:{page}}}\n.title,.panel{{fill:{text}}}\n\
-         .note,.label{{fill:{muted}}}\n.none{{fill:none;stroke:{muted};stroke-dasharray:2 3}}\n"
+        ".heat .page{{fill:{page}}}\n.heat .title,.heat .panel{{fill:{text}}}\n\
+         .heat .note,.heat .label{{fill:{muted}}}\n\
+         .heat .none{{fill:none;stroke:{muted};stroke-dasharray:2 3}}\n"
     );
     for step in 0..STEPS {
         let fill = theme.fill(step);
         let (fill, ink) = (hexadecimal(fill), hexadecimal(ink_on(fill)));
         // Writing to a string cannot fail.
-        let _ = writeln!(rules, ".f{step}{{fill:{fill}}}.i{step}{{fill:{ink}}}");
+        let _ = writeln!(
+            rules,
+            ".heat .f{step}{{fill:{fill}}}.heat .i{step}{{fill:{ink}}}"
+        );
     }
     rules
+}
+
+/// The background of a picture that is a file of its own.
+pub fn page(theme: Theme) -> String {
+    let [page, ..] = theme.page();
+    hexadecimal(page)
 }
 
 fn hexadecimal([r, g, b]: Rgb) -> String {

@@ -1,0 +1,188 @@
+//! What several files say, joined: methods down, numbers across.
+//!
+//! Results stand in one table only if they can be compared: same task, data set and split, same
+//! counts, and for files of predictions the same file of labels. Of a sweep the tables show the best
+//! point; its other points are a [`Sweep`].
+
+mod grid;
+mod group;
+mod sweeps;
+
+pub use grid::{Cell, Column, Grid, Number, Row, RowKind};
+pub use group::{Group, plain};
+pub use sweeps::{Curve, CurvePoint, Sweep};
+
+use std::collections::BTreeMap;
+
+use super::distances::DistanceReport;
+use super::file::Source;
+use super::published::Published;
+use super::{Difference, Report, TaskResult};
+
+/// A file and what it is called.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Input {
+    /// The name of the file, for people.
+    pub label: String,
+    /// What it holds.
+    pub source: Source,
+}
+
+/// Everything that an exporter writes.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Document {
+    /// The heading.
+    pub title: String,
+    /// The principal numbers of all groups; `None` if there are fewer than two.
+    pub overview: Option<Grid>,
+    /// Results that can be compared with each other.
+    pub groups: Vec<Group>,
+    /// How far apart weights are: name of the file and content.
+    pub distances: Vec<(String, DistanceReport)>,
+    /// All results, in the order of the files.
+    pub results: Vec<Placed>,
+    /// What must be said of the tables as a whole.
+    pub remarks: Vec<String>,
+}
+
+/// A result with its file and its place.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Placed {
+    /// The file that it comes from.
+    pub label: String,
+    /// What its row is called: its name, with the file where two would be called the same.
+    pub name: String,
+    /// The result.
+    pub result: TaskResult,
+    /// Whether others of its file were compared with it.
+    pub is_reference: bool,
+    /// How it differs from another, where that was tested: the name of that row and the numbers.
+    pub against: Option<(String, Vec<Difference>)>,
+}
+
+impl Document {
+    /// Joins what the files say, beside published figures of the same data.
+    #[must_use]
+    pub fn new(title: &str, inputs: &[Input], published: &Published) -> Self {
+        let results = place(inputs);
+        let groups = group::groups(&results, published);
+        let distances = inputs.iter().filter_map(|input| match &input.source {
+            Source::Report(_) => None,
+            Source::Distances(distances) => Some((input.label.clone(), distances.clone())),
+        });
+        Self {
+            title: title.to_owned(),
+            overview: (groups.len() > 1).then(|| grid::overview(&groups)),
+            remarks: remarks(&results),
+            distances: distances.collect(),
+            groups,
+            results,
+        }
+    }
+
+    /// Whether any number is marked as differing from the first.
+    #[must_use]
+    pub fn has_tests(&self) -> bool {
+        self.results.iter().any(|placed| placed.against.is_some())
+    }
+
+    /// Whether any figure of others is shown.
+    #[must_use]
+    pub fn has_published(&self) -> bool {
+        let rows = self.groups.iter().flat_map(|group| &group.grid.rows);
+        rows.into_iter()
+            .any(|row| !matches!(row.kind, RowKind::Measured { .. }))
+    }
+}
+
+/// The results of all files with names that tell them apart.
+fn place(inputs: &[Input]) -> Vec<Placed> {
+    let mut placed = Vec::new();
+    for input in inputs {
+        if let Source::Report(report) = &input.source {
+            let first = placed.len();
+            for result in &report.results {
+                placed.push(Placed {
+                    label: input.label.clone(),
+                    name: result.name.clone(),
+                    result: result.clone(),
+                    is_reference: false,
+                    against: None,
+                });
+            }
+            compare(report, &mut placed[first..]);
+        }
+    }
+    tell_apart(&mut placed);
+    placed
+}
+
+/// Hands each result its differences. The name of the other is its index until all names are known.
+fn compare(report: &Report, placed: &mut [Placed]) {
+    for comparison in &report.comparisons {
+        if let Some(other) = placed.get_mut(comparison.against) {
+            other.is_reference = true;
+            let name = other.name.clone();
+            if let Some(own) = placed.get_mut(comparison.result) {
+                own.against = Some((name, comparison.differences.clone()));
+            }
+        }
+    }
+}
+
+/// Adds the file to names that two results of a group share, and a number if that is not enough.
+fn tell_apart(placed: &mut [Placed]) {
+    for with_label in [true, false] {
+        let mut seen: BTreeMap<(String, String), usize> = BTreeMap::new();
+        for result in placed.iter() {
+            let key = (result.name.clone(), group::key(&result.result));
+            *seen.entry(key).or_default() += 1;
+        }
+        let twice: Vec<String> = (seen.into_iter())
+            .filter(|(_, n)| *n > 1)
+            .map(|((name, _), _)| name)
+            .collect();
+        let mut numbers: BTreeMap<String, usize> = BTreeMap::new();
+        for result in placed.iter_mut() {
+            let label = result.label.clone();
+            let rename = |name: &str| format!("{name} ({label})");
+            if with_label {
+                if let Some((other, _)) = &mut result.against
+                    && twice.contains(other)
+                {
+                    *other = rename(other);
+                }
+                if twice.contains(&result.name) {
+                    result.name = rename(&result.name);
+                }
+            } else if twice.contains(&result.name) {
+                let number = numbers.entry(result.name.clone()).or_default();
+                *number += 1;
+                if *number > 1 {
+                    result.name = format!("{} #{number}", result.name);
+                }
+            }
+        }
+    }
+}
+
+/// Names that stand for different weights in different columns.
+fn remarks(results: &[Placed]) -> Vec<String> {
+    let mut weights: BTreeMap<&str, Vec<&str>> = BTreeMap::new();
+    for placed in results {
+        let files = placed.result.checkpoint.iter().flat_map(|c| &c.files);
+        let hashes: Vec<&str> = files.filter_map(|file| file.sha256.as_deref()).collect();
+        if let [hash] = hashes[..] {
+            let known = weights.entry(&placed.name).or_default();
+            if !known.contains(&hash) {
+                known.push(hash);
+            }
+        }
+    }
+    (weights.into_iter())
+        .filter(|(_, hashes)| hashes.len() > 1)
+        .map(|(name, _)| {
+            format!("“{name}” stands for different weights in different columns; see the details.")
+        })
+        .collect()
+}

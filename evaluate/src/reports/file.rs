@@ -1,0 +1,150 @@
+//! Reports in and out.
+
+use std::fs::File;
+use std::io::Read;
+use std::path::Path;
+
+use serde::Deserialize;
+use serde::de::DeserializeOwned;
+
+use super::distances::{self, DistanceReport};
+use super::{Item, Report, SCHEMA, html};
+use crate::{Error, Result};
+
+/// The largest file that is read: thousands of results with their pictures.
+const MAX_FILE_BYTES: u64 = 256 << 20;
+
+/// What a file of ours holds.
+#[derive(Clone, Debug, PartialEq)]
+pub enum Source {
+    /// What was measured on data.
+    Report(Report),
+    /// How far apart weights are.
+    Distances(DistanceReport),
+}
+
+/// The field that every file of ours begins with.
+#[derive(Deserialize)]
+struct Header {
+    #[serde(default)]
+    schema: Option<String>,
+}
+
+/// Reads what `vlmerge evaluate`, `sweep` or `score` wrote as JSON. Fields that are not known are
+/// passed over, so that later versions may add some.
+///
+/// # Errors
+/// When the file cannot be read, is damaged (with line and column), is of another kind
+/// ([`Error::ReportSchema`]) or contradicts itself ([`Error::BadReport`]).
+pub fn read(path: &Path) -> Result<Report> {
+    match read_source(path)? {
+        Source::Report(report) => Ok(report),
+        Source::Distances(_) => Err(Error::ReportSchema {
+            path: path.into(),
+            fault: format!("it is of schema `{}`", distances::SCHEMA),
+        }),
+    }
+}
+
+/// Reads a report or the distances that `vlmerge distance --json` printed, as the file says itself.
+///
+/// # Errors
+/// As [`read`].
+pub fn read_source(path: &Path) -> Result<Source> {
+    let bytes = content(path)?;
+    let header: Header = parsed(path, &bytes, "a JSON object")?;
+    match header.schema.as_deref() {
+        Some(SCHEMA) => {
+            let report = parsed(path, &bytes, "a report")?;
+            check(&report).map_err(|fault| Error::BadReport {
+                path: path.into(),
+                fault,
+            })?;
+            Ok(Source::Report(report))
+        }
+        Some(distances::SCHEMA) => Ok(Source::Distances(parsed(path, &bytes, "distances")?)),
+        other => Err(Error::ReportSchema {
+            path: path.into(),
+            fault: match other {
+                Some(schema) => format!("its schema `{schema}` is not known"),
+                None => "it has no `schema`".to_owned(),
+            },
+        }),
+    }
+}
+
+/// Writes a report in the place of the old one, if there is one: beside it, synced, renamed.
+///
+/// # Errors
+/// When the file cannot be written.
+pub fn write(path: &Path, report: &Report) -> Result<()> {
+    let mut text = serde_json::to_vec_pretty(report).map_err(|source| Error::Json {
+        path: path.into(),
+        what: "representable",
+        source,
+    })?;
+    text.push(b'\n');
+    Ok(merge::io::write_file(path, &text, true)?)
+}
+
+fn content(path: &Path) -> Result<Vec<u8>> {
+    let failed = |source| Error::io("open", path, source);
+    // Asked first, for opening a pipe would wait for its other end.
+    let metadata = std::fs::metadata(path).map_err(failed)?;
+    if !metadata.is_file() {
+        return Err(Error::NotAFile { path: path.into() });
+    }
+    let mut bytes = Vec::new();
+    let file = File::open(path).map_err(failed)?;
+    // The file may grow while it is read.
+    let n_read = file.take(MAX_FILE_BYTES + 1).read_to_end(&mut bytes);
+    let n_bytes = n_read.map_err(|source| Error::io("read", path, source))? as u64;
+    if n_bytes > MAX_FILE_BYTES {
+        return Err(Error::FileTooLarge {
+            path: path.into(),
+            n_bytes: metadata.len().max(n_bytes),
+            limit: MAX_FILE_BYTES,
+        });
+    }
+    Ok(bytes)
+}
+
+fn parsed<T: DeserializeOwned>(path: &Path, bytes: &[u8], what: &'static str) -> Result<T> {
+    serde_json::from_slice(bytes).map_err(|source| Error::Json {
+        path: path.into(),
+        what,
+        source,
+    })
+}
+
+/// Checks what the form alone does not say.
+fn check(report: &Report) -> Result<(), String> {
+    let n = report.results.len();
+    for (index, comparison) in report.comparisons.iter().enumerate() {
+        for of in [comparison.result, comparison.against] {
+            if of >= n {
+                return Err(format!(
+                    "comparison {index} is of result {of}, and there are {n}"
+                ));
+            }
+        }
+    }
+    for result in &report.results {
+        for example in &result.examples {
+            let retrieved = example.retrieved.iter().map(|r| &r.item);
+            for item in retrieved.chain([&example.query]).chain(&example.right) {
+                if let Item::Image { id, thumbnail } = item
+                    && !html::is_embedded_picture(thumbnail)
+                {
+                    let id = id.clone();
+                    return Err(format!(
+                        "result `{}`: {}",
+                        result.name,
+                        Error::Thumbnail { id }
+                    ));
+                }
+            }
+        }
+    }
+    Ok(())
+}
