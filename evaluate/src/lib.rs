@@ -16,6 +16,7 @@
 mod error;
 mod sample;
 
+pub mod build;
 pub mod datasets;
 pub mod images;
 pub mod metrics;

@@ -9,7 +9,7 @@ mod fields;
 mod messages;
 mod values;
 
-use std::collections::HashMap;
+use std::collections::{BTreeMap, HashMap};
 use std::fs::File;
 use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
@@ -34,6 +34,7 @@ pub struct Table {
     path: PathBuf,
     file: File,
     fields: Vec<Field>,
+    notes: BTreeMap<String, String>,
     batches: Vec<Batch>,
     /// The number of rows up to and with each batch.
     ends: Vec<usize>,
@@ -80,6 +81,7 @@ impl Table {
             path: path.into(),
             file,
             fields: messages.fields,
+            notes: messages.notes,
             batches: messages.batches,
             ends,
             dictionaries: messages.dictionaries,
@@ -109,6 +111,12 @@ impl Table {
     #[must_use]
     pub fn fields(&self) -> &[Field] {
         &self.fields
+    }
+
+    /// What the writer noted about the file, by key.
+    #[must_use]
+    pub fn notes(&self) -> &BTreeMap<String, String> {
+        &self.notes
     }
 
     /// Whether there is a column of this name.
