@@ -17,7 +17,7 @@ use std::sync::{Arc, Mutex};
 
 use crate::{Error, Result};
 pub use column::Column;
-use column::Cursor;
+use column::{Cursor, Wanted};
 pub use fields::{Field, Kind};
 use messages::{Batch, Messages};
 pub use values::Value;
@@ -216,6 +216,14 @@ impl Table {
     /// [`Error::Row`] when the row does not exist or the value is null or too large, and as
     /// [`column`](Self::column)'s.
     pub fn bytes(&self, name: &str, row: usize) -> Result<Vec<u8>> {
+        self.head(name, row, u64::MAX)
+    }
+
+    /// The first bytes of a value, `limit` at most: the head of a picture tells its size.
+    ///
+    /// # Errors
+    /// As [`bytes`](Self::bytes)'s.
+    pub fn head(&self, name: &str, row: usize, limit: u64) -> Result<Vec<u8>> {
         let index = self.index_of(name)?;
         let number = self.ends.partition_point(|&end| end <= row);
         let Some(batch) = self.batches.get(number) else {
@@ -223,7 +231,8 @@ impl Table {
         };
         let within = row + batch.n_rows as usize - self.ends[number];
         let (cursor, field) = self.cursor_at(batch, index)?;
-        self.value(batch, field, cursor, within, row)
+        let wanted = Wanted { row, limit };
+        self.value(batch, field, cursor, within, wanted)
     }
 
     /// The length of every value of a binary (or text) column, without reading them.
