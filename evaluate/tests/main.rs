@@ -8,4 +8,5 @@ mod nlvr2;
 mod retrieval;
 mod scores;
 mod tables;
+mod text;
 mod vqa;
