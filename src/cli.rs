@@ -58,6 +58,8 @@ pub enum Command {
     Regmean(commands::regmean::Args),
     /// Run a merge recipe
     Merge(commands::merge::Args),
+    /// Build arrow files from public downloads, and look at what is in them
+    Data(commands::data::Args),
     /// Judge predictions: retrieval, VQA or NLVR2 from files, without a model
     Score(commands::score::Args),
     /// Show results as a page or table: HTML, Markdown, CSV or LaTeX

@@ -4,6 +4,7 @@
 mod compare;
 mod convert;
 mod corpus;
+mod data;
 mod inspect;
 mod merging;
 mod program;

@@ -291,6 +291,38 @@ pub enum Error {
         fault: String,
     },
 
+    /// Annotations hold nothing of what is asked for.
+    #[error("{}: {fault}", path.display())]
+    NoSuchExamples {
+        /// The annotation file.
+        path: PathBuf,
+        /// What is missing, as a sentence.
+        fault: String,
+    },
+    /// Pictures that a data set needs cannot be read or decoded.
+    #[error("{}: {n} of its pictures cannot be used:\n{list}", path.display())]
+    BadPictures {
+        /// The file that was to hold them.
+        path: PathBuf,
+        /// How many.
+        n: usize,
+        /// The first of them with their faults, one a line.
+        list: String,
+    },
+    /// A file in the way was not made from these inputs.
+    #[error("{}: is in the way: {fault}", path.display())]
+    OtherTable {
+        /// The file.
+        path: PathBuf,
+        /// How it differs, as a clause.
+        fault: String,
+    },
+    /// A page could not be made.
+    #[error("the page could not be made: {fault}")]
+    Page {
+        /// Why.
+        fault: String,
+    },
     /// A row beyond the last was asked for.
     #[error("there is no row {row}: the data set has {n_rows}")]
     NoSuchRow {
@@ -573,6 +605,10 @@ impl Error {
             Self::TokenizerFromHub { .. } => Some(
                 "give the path of a vocab.txt or tokenizer.json: it works without a network".into(),
             ),
+            Self::BadPictures { .. } => {
+                Some("repair them, or leave them out with --skip-bad, which lists them".into())
+            }
+            Self::OtherTable { .. } => Some("replace it with --force".into()),
             Self::NotPaired { .. } => Some("score the files one by one".into()),
             Self::ReportSchema { .. } => Some(
                 "reports are made of what `vlmerge evaluate`, `sweep`, `score` and `distance` \

@@ -19,6 +19,7 @@ mod error;
 mod sample;
 pub mod weights;
 
+pub mod build;
 pub mod datasets;
 pub mod images;
 pub mod metrics;

@@ -123,7 +123,8 @@ fn a_decompression_bomb_is_refused_by_its_head() {
     let mut jpeg = bytes(BASELINE);
     let frame = (jpeg.windows(2).position(|two| two == [0xff, 0xc0])).expect("a frame header");
     jpeg[frame + 5..frame + 9].copy_from_slice(&[0xf0, 0, 0xf0, 0]);
-    let gif = b"GIF89a\xff\xff\xff\xff\x80\0\0\0\0\0\xff\xff\xff;".to_vec();
+    let mut gif = b"GIF89a\xff\xff\xff\xff\x80\0\0\0\0\0\xff\xff\xff".to_vec();
+    gif.extend(b",\0\0\0\0\xff\xff\xff\xff\0\x02\x01\0\0;");
     for bomb in [jpeg, png_of_size(20_000, 20_000), gif] {
         let error = images::decode(&bomb).expect_err("too large");
         assert!(matches!(error, Error::PictureTooLarge { .. }), "{error}");

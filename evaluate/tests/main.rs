@@ -2,6 +2,7 @@
 #![allow(missing_docs, reason = "test names are the documentation")]
 
 mod conformance;
+mod build;
 mod fixture;
 mod forward;
 mod fused;
@@ -12,4 +13,5 @@ mod reports;
 mod retrieval;
 mod scores;
 mod tables;
+mod text;
 mod vqa;

@@ -2,6 +2,7 @@
 
 pub mod arithmetic;
 pub mod convert;
+pub mod data;
 pub mod diff;
 pub mod distance;
 pub mod expand;
@@ -33,6 +34,7 @@ pub fn run(command: Command, output: &Output) -> Result<ExitCode> {
         Command::Arithmetic(args) => arithmetic::run(args, output),
         Command::Regmean(args) => regmean::run(args, output),
         Command::Merge(args) => merge::run(args, output),
+        Command::Data(args) => data::run(args, output),
         Command::Score(args) => score::run(args, output),
         Command::Report(args) => report::run(args, output),
     }

@@ -6,6 +6,7 @@
 pub mod arrow;
 pub mod captions;
 pub mod nlvr2;
+pub mod overview;
 pub mod prefetch;
 mod splits;
 pub mod vqa;

@@ -65,6 +65,13 @@ pub(super) struct Cursor {
     pub(super) buffer: usize,
 }
 
+/// What is asked for of a value: for errors its row, and at most how many bytes.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Wanted {
+    pub(super) row: usize,
+    pub(super) limit: u64,
+}
+
 impl Cursor {
     /// Over a column and everything in it.
     pub(super) fn skip(&mut self, field: &Field) {
@@ -178,8 +185,9 @@ impl Table {
         field: &Field,
         cursor: Cursor,
         within: usize,
-        row: usize,
+        wanted: Wanted,
     ) -> Result<Vec<u8>> {
+        let row = wanted.row;
         let at = within as u64..within as u64 + 1;
         let (_, n_nulls) = self.node(batch, cursor.node)?;
         if n_nulls > 0 && self.first_null(batch, cursor.buffer, &at)?.is_some() {
@@ -196,7 +204,7 @@ impl Table {
                 match left {
                     Some(index) if index < values.n_rows => {
                         let index = index as usize;
-                        return self.value(values, &plain, Cursor::default(), index, row);
+                        return self.value(values, &plain, Cursor::default(), index, wanted);
                     }
                     _ => left = left.and_then(|index| index.checked_sub(values.n_rows)),
                 }
@@ -219,6 +227,7 @@ impl Table {
             );
             return Err(self.row_fault(row, fault));
         }
+        let to = to.min(from.saturating_add(wanted.limit));
         self.read(batch, cursor.buffer + 2, from, to)
     }
 

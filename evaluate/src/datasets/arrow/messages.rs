@@ -1,6 +1,6 @@
 //! Where the batches of a file lie, and the buffers in them.
 
-use std::collections::HashMap;
+use std::collections::{BTreeMap, HashMap};
 use std::fs::File;
 use std::ops::Range;
 use std::os::unix::fs::FileExt;
@@ -33,6 +33,8 @@ pub(super) struct Batch {
 /// Everything about a file but its data.
 pub(super) struct Messages {
     pub(super) fields: Vec<Field>,
+    /// What the writer noted about the file.
+    pub(super) notes: BTreeMap<String, String>,
     pub(super) batches: Vec<Batch>,
     /// The batches of each dictionary, one after the other.
     pub(super) dictionaries: HashMap<i64, Vec<Batch>>,
@@ -62,9 +64,10 @@ impl Messages {
         }
     }
 
-    fn new(fields: Vec<Field>) -> Self {
+    fn new() -> Self {
         Self {
-            fields,
+            fields: Vec::new(),
+            notes: BTreeMap::new(),
             batches: Vec::new(),
             dictionaries: HashMap::new(),
         }
@@ -112,8 +115,8 @@ impl Reader<'_> {
         let schema = footer
             .schema()
             .ok_or_else(|| self.fault("it has no schema"))?;
-        let mut messages =
-            Messages::new(Field::of_schema(schema).map_err(|fault| self.fault(fault))?);
+        let mut messages = Messages::new();
+        self.schema(schema, &mut messages)?;
         let dictionaries = footer.dictionaries().into_iter().flatten();
         let batches = footer.recordBatches().into_iter().flatten();
         for block in dictionaries.chain(batches) {
@@ -127,7 +130,7 @@ impl Reader<'_> {
     }
 
     fn stream_format(&self) -> Result<Messages> {
-        let mut messages = Messages::new(Vec::new());
+        let mut messages = Messages::new();
         let mut position = 0;
         while position < self.n_bytes {
             match self.message(position, &mut messages)? {
@@ -169,7 +172,7 @@ impl Reader<'_> {
                 if !messages.fields.is_empty() {
                     return Err(self.fault("it has two schemas"));
                 }
-                messages.fields = Field::of_schema(schema).map_err(|fault| self.fault(fault))?;
+                self.schema(schema, messages)?;
             }
             MessageHeader::RecordBatch => {
                 let batch = message.header_as_record_batch();
@@ -188,6 +191,16 @@ impl Reader<'_> {
             _ => return Err(self.fault("it holds something other than tables")),
         }
         Ok(Some(end))
+    }
+
+    fn schema(&self, schema: arrow_ipc::Schema<'_>, messages: &mut Messages) -> Result<()> {
+        messages.fields = Field::of_schema(schema).map_err(|fault| self.fault(fault))?;
+        for note in schema.custom_metadata().into_iter().flatten() {
+            if let (Some(key), Some(value)) = (note.key(), note.value()) {
+                messages.notes.insert(key.to_owned(), value.to_owned());
+            }
+        }
+        Ok(())
     }
 
     fn batch(&self, batch: Option<arrow_ipc::RecordBatch<'_>>, body: Range<u64>) -> Result<Batch> {

@@ -9,7 +9,7 @@ mod fields;
 mod messages;
 mod values;
 
-use std::collections::HashMap;
+use std::collections::{BTreeMap, HashMap};
 use std::fs::File;
 use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
@@ -17,7 +17,7 @@ use std::sync::{Arc, Mutex};
 
 use crate::{Error, Result};
 pub use column::Column;
-use column::Cursor;
+use column::{Cursor, Wanted};
 pub use fields::{Field, Kind};
 use messages::{Batch, Messages};
 pub use values::Value;
@@ -34,6 +34,7 @@ pub struct Table {
     path: PathBuf,
     file: File,
     fields: Vec<Field>,
+    notes: BTreeMap<String, String>,
     batches: Vec<Batch>,
     /// The number of rows up to and with each batch.
     ends: Vec<usize>,
@@ -80,6 +81,7 @@ impl Table {
             path: path.into(),
             file,
             fields: messages.fields,
+            notes: messages.notes,
             batches: messages.batches,
             ends,
             dictionaries: messages.dictionaries,
@@ -109,6 +111,12 @@ impl Table {
     #[must_use]
     pub fn fields(&self) -> &[Field] {
         &self.fields
+    }
+
+    /// What the writer noted about the file, by key.
+    #[must_use]
+    pub fn notes(&self) -> &BTreeMap<String, String> {
+        &self.notes
     }
 
     /// Whether there is a column of this name.
@@ -208,6 +216,14 @@ impl Table {
     /// [`Error::Row`] when the row does not exist or the value is null or too large, and as
     /// [`column`](Self::column)'s.
     pub fn bytes(&self, name: &str, row: usize) -> Result<Vec<u8>> {
+        self.head(name, row, u64::MAX)
+    }
+
+    /// The first bytes of a value, `limit` at most: the head of a picture tells its size.
+    ///
+    /// # Errors
+    /// As [`bytes`](Self::bytes)'s.
+    pub fn head(&self, name: &str, row: usize, limit: u64) -> Result<Vec<u8>> {
         let index = self.index_of(name)?;
         let number = self.ends.partition_point(|&end| end <= row);
         let Some(batch) = self.batches.get(number) else {
@@ -215,7 +231,8 @@ impl Table {
         };
         let within = row + batch.n_rows as usize - self.ends[number];
         let (cursor, field) = self.cursor_at(batch, index)?;
-        self.value(batch, field, cursor, within, row)
+        let wanted = Wanted { row, limit };
+        self.value(batch, field, cursor, within, wanted)
     }
 
     /// The length of every value of a binary (or text) column, without reading them.

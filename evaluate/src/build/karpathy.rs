@@ -1,0 +1,130 @@
+//! COCO and Flickr30K in the splits of Karpathy: one JSON file for all images.
+
+use std::collections::HashSet;
+use std::path::Path;
+use std::sync::Arc;
+
+use serde::Deserialize;
+
+use super::plan::{CAPTIONS, Cell, Picture, Place, Row, TablePlan};
+use super::{BuildOptions, chosen};
+use crate::predictions::file;
+use crate::{Error, Result};
+
+/// One of the two data sets.
+pub(super) struct Source {
+    dataset: &'static str,
+    json: &'static str,
+    /// The folder of all pictures, or none where each image names its own.
+    folder: Option<&'static str>,
+    table: &'static str,
+    splits: &'static [&'static str],
+}
+
+pub(super) const COCO: Source = Source {
+    dataset: "coco",
+    json: "karpathy/dataset_coco.json",
+    folder: None,
+    table: "coco_caption_karpathy_",
+    splits: &["train", "restval", "val", "test"],
+};
+
+pub(super) const FLICKR30K: Source = Source {
+    dataset: "f30k",
+    json: "karpathy/dataset_flickr30k.json",
+    folder: Some("flickr30k-images"),
+    table: "f30k_caption_karpathy_",
+    splits: &["train", "val", "test"],
+};
+
+#[derive(Deserialize)]
+struct Annotations {
+    images: Vec<Image>,
+}
+
+#[derive(Deserialize)]
+struct Image {
+    filename: String,
+    filepath: Option<String>,
+    split: String,
+    sentences: Vec<Sentence>,
+}
+
+#[derive(Deserialize)]
+struct Sentence {
+    raw: String,
+}
+
+pub(super) fn plan(source: &Source, options: &BuildOptions) -> Result<Vec<TablePlan>> {
+    let splits = chosen(source.dataset, source.splits, options)?;
+    let json = options.raw.join(source.json);
+    let what = "a list of images in Karpathy's form";
+    let annotations: Annotations = file::json(&json, what)?;
+    let mut plans: Vec<TablePlan> = splits
+        .iter()
+        .map(|split| TablePlan {
+            name: format!("{}{split}", source.table),
+            columns: CAPTIONS.to_vec(),
+            is_pair: false,
+            rows: Vec::new(),
+        })
+        .collect();
+    let file: Arc<Path> = json.as_path().into();
+    let mut seen = HashSet::new();
+    for (row, image) in annotations.images.into_iter().enumerate() {
+        let place = Place {
+            file: Arc::clone(&file),
+            row,
+        };
+        if !source.splits.contains(&image.split.as_str()) {
+            return Err(place.fault(format!("split {:?} is unknown", image.split)));
+        }
+        place.check_name(&image.filename)?;
+        if !seen.insert(image.filename.clone()) {
+            return Err(Error::DuplicateId {
+                path: json,
+                what: "image",
+                id: image.filename,
+            });
+        }
+        if image.sentences.is_empty() {
+            return Err(place.fault(format!("image {} has no caption", image.filename)));
+        }
+        let folder = match (source.folder, &image.filepath) {
+            (Some(folder), _) => folder,
+            (None, Some(folder)) => {
+                place.check_name(folder)?;
+                folder
+            }
+            (None, None) if image.filename.contains("_train2014_") => "train2014",
+            (None, None) => "val2014",
+        };
+        let Some(number) = splits.iter().position(|split| *split == image.split) else {
+            continue;
+        };
+        plans[number].rows.push(Row {
+            place,
+            pictures: vec![Picture {
+                path: options.raw.join(folder).join(&image.filename),
+            }],
+            cells: vec![
+                Cell::Texts(
+                    image
+                        .sentences
+                        .into_iter()
+                        .map(|sentence| sentence.raw)
+                        .collect(),
+                ),
+                Cell::Text(image.filename),
+                Cell::Text(image.split),
+            ],
+        });
+    }
+    for (plan, split) in plans.iter().zip(&splits) {
+        if plan.rows.is_empty() {
+            let fault = format!("no image is of split {split:?}");
+            return Err(Error::NoSuchExamples { path: json, fault });
+        }
+    }
+    Ok(plans)
+}

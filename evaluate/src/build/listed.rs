@@ -1,0 +1,141 @@
+//! Conceptual Captions and SBU: a list of pictures, each with its caption.
+
+use std::collections::HashMap;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+use super::plan::{CAPTIONS, Cell, Picture, Place, Row, TablePlan};
+use super::{BuildOptions, chosen};
+use crate::predictions::file;
+use crate::{Error, Result};
+
+/// The most rows of a file.
+const MAX_ROWS: usize = 100_000;
+
+/// One of the two data sets.
+pub(super) struct Source {
+    dataset: &'static str,
+    /// Name of a split, its list, the folder of its pictures, the beginning of its files' names.
+    splits: &'static [(&'static str, &'static str, &'static str, &'static str)],
+}
+
+pub(super) const CONCEPTUAL_CAPTIONS: Source = Source {
+    dataset: "gcc",
+    splits: &[
+        (
+            "train",
+            "train_annot.json",
+            "images_train",
+            "conceptual_caption_train_",
+        ),
+        (
+            "val",
+            "val_annot.json",
+            "images_val",
+            "conceptual_caption_val_",
+        ),
+    ],
+};
+
+pub(super) const SBU: Source = Source {
+    dataset: "sbu",
+    splits: &[("train", "annot.json", "images_train", "sbu_")],
+};
+
+pub(super) fn plan(source: &Source, options: &BuildOptions) -> Result<Vec<TablePlan>> {
+    let names: Vec<&str> = source.splits.iter().map(|split| split.0).collect();
+    let wanted = chosen(source.dataset, &names, options)?;
+    let mut plans = Vec::new();
+    for (split, list, folder, table) in source.splits {
+        if wanted.contains(split) {
+            let rows = rows(&options.raw.join(list), &options.raw.join(folder), split)?;
+            for (number, rows) in rows.chunks(MAX_ROWS).enumerate() {
+                plans.push(TablePlan {
+                    name: format!("{table}{number}"),
+                    columns: CAPTIONS.to_vec(),
+                    is_pair: false,
+                    rows: rows.to_vec(),
+                });
+            }
+        }
+    }
+    Ok(plans)
+}
+
+fn rows(json: &Path, folder: &Path, split: &str) -> Result<Vec<Row>> {
+    let what = "a list of pairs of a path and a caption";
+    let list: Vec<(String, String)> = file::json(json, what)?;
+    let paths = pictures(folder)?;
+    let file: Arc<Path> = json.into();
+    let mut rows: Vec<Row> = Vec::new();
+    let mut row_of: HashMap<String, usize> = HashMap::new();
+    for (number, (path, caption)) in list.into_iter().enumerate() {
+        let place = Place {
+            file: Arc::clone(&file),
+            row: number,
+        };
+        let name = path.rsplit('/').next().unwrap_or_default().to_owned();
+        place.check_name(&name)?;
+        if let Some(&row) = row_of.get(&name) {
+            if let Some(Cell::Texts(captions)) = rows[row].cells.first_mut() {
+                captions.push(caption);
+            }
+            continue;
+        }
+        row_of.insert(name.clone(), rows.len());
+        // A picture that is not there is found bad when it is read.
+        let path = paths
+            .get(&name)
+            .cloned()
+            .unwrap_or_else(|| folder.join(&name));
+        rows.push(Row {
+            place,
+            pictures: vec![Picture { path }],
+            cells: vec![
+                Cell::Texts(vec![caption]),
+                Cell::Text(name),
+                Cell::Text(split.to_owned()),
+            ],
+        });
+    }
+    if rows.is_empty() {
+        return Err(Error::Empty {
+            path: json.into(),
+            what: "captions",
+        });
+    }
+    Ok(rows)
+}
+
+/// The pictures in the folders of a folder, by name.
+fn pictures(folder: &Path) -> Result<HashMap<String, PathBuf>> {
+    let mut pictures: HashMap<String, PathBuf> = HashMap::new();
+    for inner in entries(folder)? {
+        if !inner.is_dir() {
+            continue;
+        }
+        for path in entries(&inner)? {
+            let name = path
+                .file_name()
+                .unwrap_or_default()
+                .to_string_lossy()
+                .into_owned();
+            if let Some(other) = pictures.insert(name.clone(), path) {
+                return Err(Error::DuplicateId {
+                    path: other,
+                    what: "picture",
+                    id: name,
+                });
+            }
+        }
+    }
+    Ok(pictures)
+}
+
+fn entries(folder: &Path) -> Result<Vec<PathBuf>> {
+    let failed = |source| Error::io("list", folder, source);
+    let entries = std::fs::read_dir(folder).map_err(failed)?;
+    entries
+        .map(|entry| Ok(entry.map_err(failed)?.path()))
+        .collect()
+}

@@ -1,0 +1,138 @@
+//! Tokens against the pure Python tokenizer of BERT, as recorded in `text/encodings.json`.
+
+use evaluate::Error;
+use evaluate::text::Tokenizer;
+use serde_json::json;
+
+use crate::fixture::{json as fixture, list, path};
+
+fn shown(name: &str) -> String {
+    path(name).to_str().expect("UTF-8").to_owned()
+}
+
+#[test]
+fn encodings_are_those_of_bert() {
+    let tokenizer = Tokenizer::open(&shown("text/vocab.txt")).expect("a vocabulary");
+    let cases = fixture("text/encodings.json");
+    assert_eq!(list(&cases).len(), 40);
+    for case in list(&cases) {
+        let text = case["text"].as_str().expect("a text");
+        let max_len = case["max_len"].as_u64().expect("a length") as usize;
+        let encoded = tokenizer.encode(text, max_len).expect("encoded");
+        assert_eq!(json!(encoded.ids), case["ids"], "{text:?}");
+        assert_eq!(json!(encoded.n_tokens), case["n_tokens"], "{text:?}");
+        let n_tokens = tokenizer.count(text).expect("counted").min(max_len);
+        assert_eq!(n_tokens, encoded.n_tokens, "{text:?}");
+    }
+    let ids = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"].map(|token| tokenizer.id_of(token));
+    assert_eq!(ids.map(|id| id.expect("an id")), [0, 1, 2, 3, 4]);
+    assert_eq!(tokenizer.padding_id(), 0);
+    let lines = std::fs::read_to_string(path("text/vocab.txt"))
+        .expect("text")
+        .lines()
+        .count();
+    assert_eq!(tokenizer.vocabulary_size(), lines);
+}
+
+#[test]
+fn a_length_of_almost_nothing_is_kept() {
+    let tokenizer = Tokenizer::open(&shown("text")).expect("a folder with a vocabulary");
+    assert_eq!(tokenizer.encode("a man", 0).expect("encoded").ids, [0; 0]);
+    assert_eq!(tokenizer.encode("a man", 1).expect("encoded").ids, [3]);
+    assert_eq!(tokenizer.encode("a man", 2).expect("encoded").ids, [2, 3]);
+}
+
+/// Opens a tokenizer file of this name with this content.
+fn open(name: &str, content: impl AsRef<[u8]>) -> Result<Tokenizer, Error> {
+    let folder = tempfile::tempdir().expect("a folder");
+    let file = folder.path().join(name);
+    std::fs::write(&file, content).expect("written");
+    Tokenizer::open(file.to_str().expect("UTF-8"))
+}
+
+#[test]
+fn tokenizer_json_says_the_same_as_its_vocabulary() {
+    let plain = Tokenizer::open(&shown("text/vocab.txt")).expect("a vocabulary");
+    let words = std::fs::read_to_string(path("text/vocab.txt")).expect("text");
+    let words: serde_json::Map<_, _> = (words.lines().enumerate())
+        .map(|(id, word)| (word.to_owned(), json!(id)))
+        .collect();
+    let special = |id: u32, token: &str| {
+        json!({ "id": id, "content": token, "single_word": false, "lstrip": false,
+                "rstrip": false, "normalized": false, "special": true })
+    };
+    let file = json!({
+        "version": "1.0",
+        // As published files have them: ours to choose, so they must not matter.
+        "truncation": { "direction": "Right", "max_length": 5, "strategy": "LongestFirst", "stride": 0 },
+        "padding": { "strategy": { "Fixed": 9 }, "direction": "Right", "pad_to_multiple_of": null,
+                     "pad_id": 0, "pad_type_id": 0, "pad_token": "[PAD]" },
+        "added_tokens": [special(0, "[PAD]"), special(1, "[UNK]"), special(2, "[CLS]"),
+                         special(3, "[SEP]"), special(4, "[MASK]")],
+        "normalizer": { "type": "BertNormalizer", "clean_text": true,
+                        "handle_chinese_chars": true, "strip_accents": null, "lowercase": true },
+        "pre_tokenizer": { "type": "BertPreTokenizer" },
+        "post_processor": { "type": "BertProcessing", "sep": ["[SEP]", 3], "cls": ["[CLS]", 2] },
+        "decoder": null,
+        "model": { "type": "WordPiece", "unk_token": "[UNK]", "continuing_subword_prefix": "##",
+                   "max_input_chars_per_word": 100, "vocab": words },
+    });
+    let tokenizer = open("tokenizer.json", file.to_string()).unwrap_or_else(|e| panic!("{e}"));
+    for case in list(&fixture("text/encodings.json")) {
+        let text = case["text"].as_str().expect("a text");
+        let [a, b] = [&plain, &tokenizer].map(|t| t.encode(text, 20).expect("encoded"));
+        assert_eq!(a, b, "{text:?}");
+    }
+}
+
+#[test]
+fn damaged_vocabularies_are_refused_by_line() {
+    let long = format!("[PAD]\n{}\n", "x".repeat(2000));
+    for (content, message) in [
+        (
+            "[PAD]\na\n[UNK]\na\n".as_bytes(),
+            "line 4: repeats token \"a\" of line 2",
+        ),
+        (b"[PAD]\n\nb\n", "line 2: is blank"),
+        (b"[PAD]\n\xff\n", "line 2: is not UTF-8"),
+        (long.as_bytes(), "line 2: is longer than 1024 bytes"),
+        (b"[PAD]\n[UNK]\n[CLS]\n[MASK]\n", "has no token [SEP]"),
+        (b"", "line 1: is blank"),
+    ] {
+        let error = open("vocab.txt", content).expect_err(message).to_string();
+        assert!(
+            error.contains("vocab.txt: ") && error.contains(message),
+            "{error}"
+        );
+    }
+    let error = open("tokenizer.json", "{}")
+        .expect_err("no tokenizer")
+        .to_string();
+    assert!(
+        error.contains("tokenizer.json: is not a usable tokenizer"),
+        "{error}"
+    );
+    let folder = tempfile::tempdir().expect("a folder");
+    let error = Tokenizer::open(folder.path().to_str().expect("UTF-8")).expect_err("empty");
+    assert!(
+        error
+            .to_string()
+            .contains("neither tokenizer.json nor vocab.txt"),
+        "{error}"
+    );
+}
+
+#[test]
+fn a_missing_file_is_not_asked_of_the_hub() {
+    let error = Tokenizer::open("no/such/vocab.txt").expect_err("no file");
+    let message = error.to_string();
+    assert_eq!(
+        message,
+        "tokenizer no/such/vocab.txt: is no file, and such a name is not of the hub either"
+    );
+    assert!(
+        error
+            .hint()
+            .is_some_and(|hint| hint.contains("without a network"))
+    );
+}

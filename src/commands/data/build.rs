@@ -1,0 +1,115 @@
+//! `vlmerge data build`.
+
+use std::path::PathBuf;
+use std::process::ExitCode;
+
+use anyhow::Result;
+use clap::ValueEnum;
+use evaluate::build::{BuildOptions, build};
+
+use crate::output::Output;
+
+const EXAMPLES: &str = "\
+Examples:
+  vlmerge data build coco --raw downloads/coco --out arrow
+  vlmerge data build vqa --raw downloads/vqa --out arrow --split val --seed 1
+  vlmerge data build gcc --raw downloads/gcc --out arrow --skip-bad --json
+
+Raw folders are laid out as ViLT's guide to its data says:
+  coco   karpathy/dataset_coco.json, train2014/, val2014/
+  f30k   karpathy/dataset_flickr30k.json, flickr30k-images/
+  vqa    v2_OpenEnded_mscoco_*_questions.json, v2_mscoco_*_annotations.json, train2014/, val2014/,
+         test2015/
+  nlvr2  nlvr2/data/*.json, images/train/*/, dev/, test1/
+  sbu    annot.json, images_train/*/
+  gcc    train_annot.json, val_annot.json, images_train/*/, images_val/*/
+  vg     annotations/region_descriptions.json, images/VG_100K/, images/VG_100K_2/
+
+Each picture is decoded once, to know that it can be, and stored as it is. A file appears under its
+name when it is whole; run the same command again to go on after an interruption.";
+
+/// Flags of `vlmerge data build`.
+#[derive(Debug, clap::Args)]
+#[command(after_help = EXAMPLES)]
+pub struct Args {
+    /// The data set
+    #[arg(value_enum, value_name = "DATASET")]
+    dataset: DatasetArg,
+    /// The folder of the downloads
+    #[arg(long, value_name = "DIR")]
+    raw: PathBuf,
+    /// The folder for the arrow files
+    #[arg(long, value_name = "DIR")]
+    out: PathBuf,
+    /// Build only this split; may be given several times [default: all]
+    #[arg(long, value_name = "NAME")]
+    split: Vec<String>,
+    /// Leave out pictures that are missing or broken, with their texts, and list them
+    #[arg(long)]
+    skip_bad: bool,
+    /// Order of VQA's validation images, whose last 1000 become vqav2_rest_val
+    #[arg(long, value_name = "N", default_value_t = 0)]
+    seed: u64,
+    /// Replace files that are there but were made of something else
+    #[arg(long)]
+    force: bool,
+}
+
+#[derive(Clone, Copy, Debug, ValueEnum)]
+enum DatasetArg {
+    /// COCO captions in Karpathy's splits
+    Coco,
+    /// Flickr30K captions in Karpathy's splits
+    F30k,
+    /// VQA v2
+    Vqa,
+    /// NLVR2
+    Nlvr2,
+    /// SBU captions
+    Sbu,
+    /// Conceptual Captions
+    Gcc,
+    /// Visual Genome regions
+    Vg,
+}
+
+impl DatasetArg {
+    fn name(self) -> &'static str {
+        match self {
+            Self::Coco => "coco",
+            Self::F30k => "f30k",
+            Self::Vqa => "vqa",
+            Self::Nlvr2 => "nlvr2",
+            Self::Sbu => "sbu",
+            Self::Gcc => "gcc",
+            Self::Vg => "vg",
+        }
+    }
+}
+
+/// Runs the verb.
+pub fn run(args: &Args, output: &Output) -> Result<ExitCode> {
+    let options = BuildOptions {
+        raw: args.raw.clone(),
+        out: args.out.clone(),
+        splits: args.split.clone(),
+        seed: args.seed,
+        skip_bad: args.skip_bad,
+        force: args.force,
+    };
+    let report = build(args.dataset.name(), &options, output)?;
+    if output.json {
+        output.json(&report)?;
+        return Ok(ExitCode::SUCCESS);
+    }
+    for file in &report.files {
+        let was_there = if file.is_old { ", was there" } else { "" };
+        let (path, n_rows) = (file.path.display(), file.n_rows);
+        output.line(format!("{path}: {n_rows} rows{was_there}"))?;
+    }
+    for bad in &report.skipped {
+        let (path, place, fault) = (bad.path.display(), &bad.place, &bad.fault);
+        output.line(format!("left out: {path} ({place}): {fault}"))?;
+    }
+    Ok(ExitCode::SUCCESS)
+}
