@@ -10,4 +10,5 @@ mod nlvr2;
 mod retrieval;
 mod scores;
 mod tables;
+mod towers;
 mod vqa;

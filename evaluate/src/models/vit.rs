@@ -46,10 +46,7 @@ impl Config {
     pub fn read(weights: &Weights, n_heads: Option<usize>) -> Result<Self> {
         let patches = weights.shape("patch_embed.proj.weight");
         let &[width, 3, patch_size, _] = tower::known(weights, "the patch size", patches)? else {
-            return Err(tower::bad(
-                weights,
-                "patches are not those of an RGB image",
-            ));
+            return Err(tower::bad(weights, "patches are not those of an RGB image"));
         };
         let positions = weights.shape("pos_embed");
         let &[1, n_tokens, _] = tower::known(weights, "the image size", positions)? else {
