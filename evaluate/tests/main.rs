@@ -14,4 +14,5 @@ mod retrieval;
 mod scores;
 mod tables;
 mod text;
+mod towers;
 mod vqa;
