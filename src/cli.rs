@@ -60,6 +60,12 @@ pub enum Command {
     Merge(commands::merge::Args),
     /// Build arrow files from public downloads, and look at what is in them
     Data(commands::data::Args),
+    /// Sum the gram matrices of a model's layers over data, for RegMean
+    Gram(commands::gram::Args),
+    /// Measure checkpoints and merges on a task
+    Evaluate(commands::evaluate::Args),
+    /// Merge and measure along a grid of a parameter
+    Sweep(commands::sweep::Args),
     /// Judge predictions: retrieval, VQA or NLVR2 from files, without a model
     Score(commands::score::Args),
     /// Show results as a page or table: HTML, Markdown, CSV or LaTeX

@@ -3,8 +3,11 @@
 mod cli;
 mod commands;
 mod key_tree;
+mod measuring;
 mod output;
 mod plan_view;
+mod result_table;
+mod running;
 mod table;
 
 use std::process::ExitCode;

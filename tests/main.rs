@@ -5,6 +5,7 @@ mod compare;
 mod convert;
 mod corpus;
 mod data;
+mod evaluating;
 mod inspect;
 mod merging;
 mod program;

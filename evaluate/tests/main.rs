@@ -1,8 +1,8 @@
 //! The one test harness of this crate: one module per subject.
 #![allow(missing_docs, reason = "test names are the documentation")]
 
-mod conformance;
 mod build;
+mod conformance;
 mod fixture;
 mod forward;
 mod fused;

@@ -6,7 +6,7 @@ use std::process::ExitCode;
 use anyhow::Result;
 use clap::{Args as ClapArgs, ValueEnum};
 use merge::layouts::Task;
-use merge::recipe::{ModelRef, Parameters, UnknownKeys};
+use merge::recipe::{ModelRef, OutputDType, Parameters, UnknownKeys};
 use merge::{MergePlan, MergeRecipe};
 
 use crate::cli::WriteArgs;
@@ -44,13 +44,22 @@ pub struct Target {
 /// The flags that `interpolate`, `arithmetic` and `regmean` have in common.
 #[derive(Debug, ClapArgs)]
 pub struct Source {
+    #[command(flatten)]
+    specific: Specific,
+    #[command(flatten)]
+    pub target: Target,
+}
+
+/// A modality-specific checkpoint, and how its experts are merged whatever the method.
+#[derive(Debug, ClapArgs)]
+pub struct Specific {
     /// The modality-specific checkpoint
     input: PathBuf,
     /// The dictionary of the file that holds the weights [default: found by rule]
     #[arg(long)]
     root: Option<String>,
     /// Merge the experts that this task uses, as published [default: all a block has]
-    #[arg(long = "for", value_enum, value_name = "TASK")]
+    #[arg(long = "for", value_enum, value_name = "TASK", id = "merge_for")]
     task: Option<TaskArg>,
     /// Do as the published program does where it differs from the paper
     #[arg(long)]
@@ -58,8 +67,6 @@ pub struct Source {
     /// Copy keys that the layout does not know instead of refusing them
     #[arg(long)]
     copy_unknown: bool,
-    #[command(flatten)]
-    pub target: Target,
 }
 
 /// A task with a published choice of experts.
@@ -74,6 +81,20 @@ enum TaskArg {
 }
 
 impl Source {
+    /// The recipe that says the same as the flags.
+    pub fn recipe(
+        &self,
+        method: &str,
+        base_model: Option<PathBuf>,
+        parameters: Parameters,
+    ) -> MergeRecipe {
+        let mut recipe = self.specific.recipe(method, base_model, parameters);
+        recipe.out_dtype = self.target.write.dtype.into();
+        recipe
+    }
+}
+
+impl Specific {
     /// The recipe that says the same as the flags.
     pub fn recipe(
         &self,
@@ -97,7 +118,7 @@ impl Source {
             experts: None,
             parameters,
             as_published: self.as_published,
-            out_dtype: self.target.write.dtype.into(),
+            out_dtype: OutputDType::Keep,
             unknown_keys: match self.copy_unknown {
                 true => UnknownKeys::Copy,
                 false => UnknownKeys::Error,

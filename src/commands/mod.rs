@@ -5,13 +5,16 @@ pub mod convert;
 pub mod data;
 pub mod diff;
 pub mod distance;
+pub mod evaluate;
 pub mod expand;
+pub mod gram;
 pub mod inspect;
 pub mod interpolate;
 pub mod merge;
 pub mod regmean;
 pub mod report;
 pub mod score;
+pub mod sweep;
 pub mod synth;
 
 use std::process::ExitCode;
@@ -35,6 +38,9 @@ pub fn run(command: Command, output: &Output) -> Result<ExitCode> {
         Command::Regmean(args) => regmean::run(args, output),
         Command::Merge(args) => merge::run(args, output),
         Command::Data(args) => data::run(args, output),
+        Command::Gram(args) => gram::run(args, output),
+        Command::Evaluate(args) => evaluate::run(args, output),
+        Command::Sweep(args) => sweep::run(args, output),
         Command::Score(args) => score::run(args, output),
         Command::Report(args) => report::run(args, output),
     }

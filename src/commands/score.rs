@@ -1,7 +1,6 @@
 //! `vlmerge score`.
 
 mod judged;
-mod show;
 
 use std::path::PathBuf;
 use std::process::ExitCode;
@@ -13,6 +12,7 @@ use evaluate::metrics::{nlvr2, vqa};
 use evaluate::{predictions, reports};
 
 use crate::output::Output;
+use crate::result_table;
 use judged::Judged;
 
 const EXAMPLES: &str = "\
@@ -147,10 +147,10 @@ pub fn run(args: Args, output: &Output) -> Result<ExitCode> {
     } else {
         output.line(&headline)?;
         output.line("")?;
-        output.text(&show::table(&report).to_string())?;
-        for line in show::legend(&report)
+        output.text(&result_table::table(&report).to_string())?;
+        for line in result_table::legend(&report)
             .into_iter()
-            .chain(show::ranks(&report))
+            .chain(result_table::ranks(&report))
         {
             output.line(line)?;
         }

@@ -74,6 +74,14 @@ impl CaptionSet {
         self
     }
 
+    /// The first `n` images alone.
+    #[must_use]
+    pub fn first(mut self, n: usize) -> Self {
+        self.captions.truncate(n);
+        self.image_ids.truncate(n);
+        self
+    }
+
     /// Number of images.
     #[must_use]
     pub fn n_images(&self) -> usize {

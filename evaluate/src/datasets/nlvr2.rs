@@ -96,6 +96,13 @@ impl Nlvr2Set {
         Ok(Self { tables, statements })
     }
 
+    /// The first `n` statements alone.
+    #[must_use]
+    pub fn first(mut self, n: usize) -> Self {
+        self.statements.truncate(n);
+        self
+    }
+
     /// Number of pairs of images.
     #[must_use]
     pub fn n_pairs(&self) -> usize {

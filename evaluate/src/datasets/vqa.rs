@@ -86,6 +86,13 @@ impl VqaSet {
         Ok(Self { tables, questions })
     }
 
+    /// The first `n` questions alone.
+    #[must_use]
+    pub fn first(mut self, n: usize) -> Self {
+        self.questions.truncate(n);
+        self
+    }
+
     /// Number of images.
     #[must_use]
     pub fn n_images(&self) -> usize {

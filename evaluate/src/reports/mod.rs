@@ -15,6 +15,7 @@ pub mod document;
 pub mod file;
 pub mod heat_map;
 pub mod html;
+pub mod journal;
 mod labels;
 pub mod latex;
 pub mod markdown;

@@ -22,6 +22,16 @@ pub enum Batch {
     Texts(Vec<usize>),
 }
 
+impl Batch {
+    /// How many examples it holds.
+    #[must_use]
+    pub fn n_examples(&self) -> usize {
+        match self {
+            Self::Images { examples, .. } | Self::Texts(examples) => examples.len(),
+        }
+    }
+}
+
 /// All texts of a split in order.
 pub(super) fn texts_in_batches(n: usize, size: usize) -> Vec<Batch> {
     let all: Vec<usize> = (0..n).collect();

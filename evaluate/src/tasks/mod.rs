@@ -1,5 +1,6 @@
 //! Tasks: a data set and a model, to numbers.
 
+mod features;
 pub mod grams;
 pub mod nlvr2;
 pub mod retrieval;
@@ -8,6 +9,7 @@ mod scores;
 mod thumbnails;
 pub mod vqa;
 
+pub use features::FeatureCache;
 pub use runner::Runner;
 
 use std::collections::BTreeMap;

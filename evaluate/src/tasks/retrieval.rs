@@ -219,8 +219,9 @@ impl Task for Retrieval {
     }
 
     fn run(&self, runner: &Runner<'_>) -> Result<Outcome> {
-        let texts = self.text_features(runner)?;
-        let images = self.image_features(runner)?;
+        let (n_images, n_texts) = (self.set.n_images(), self.set.n_captions());
+        let texts = runner.cached("texts", n_texts, || self.text_features(runner))?;
+        let images = runner.cached("images", n_images, || self.image_features(runner))?;
         let width = images.len() / self.set.n_images().max(1);
         self.judge(Features {
             images,

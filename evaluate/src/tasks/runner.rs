@@ -3,6 +3,7 @@
 use candle_core::{DType, Device, Tensor};
 use merge::Progress;
 
+use super::FeatureCache;
 use crate::datasets::{Prefetch, prefetch};
 use crate::images::{Rgb, Transform};
 use crate::models::Multiway;
@@ -21,6 +22,7 @@ pub struct Runner<'a> {
     dtype: DType,
     batch_size: usize,
     progress: &'a dyn Progress,
+    cache: Option<FeatureCache>,
 }
 
 impl<'a> Runner<'a> {
@@ -51,7 +53,31 @@ impl<'a> Runner<'a> {
             dtype,
             batch_size: batch_size.max(1),
             progress,
+            cache: None,
         })
+    }
+
+    /// Keeps features on disk, and takes those that are there.
+    #[must_use]
+    pub fn with_cache(mut self, cache: FeatureCache) -> Self {
+        self.cache = Some(cache);
+        self
+    }
+
+    /// Features of `n` items from the cache, if there is one, or else from `compute`.
+    ///
+    /// # Errors
+    /// As [`FeatureCache::get`].
+    pub fn cached(
+        &self,
+        of: &str,
+        n: usize,
+        compute: impl FnOnce() -> Result<Vec<f32>>,
+    ) -> Result<Vec<f32>> {
+        match &self.cache {
+            Some(cache) => cache.get(of, n, compute),
+            None => compute(),
+        }
     }
 
     /// The model.

@@ -1,4 +1,4 @@
-//! The table of `vlmerge score`: numbers in percent.
+//! Results as a table for terminals: numbers in percent.
 
 use evaluate::Unit;
 use evaluate::metrics::bootstrap::Interval;

@@ -1,0 +1,63 @@
+//! `vlmerge evaluate`.
+
+use std::path::PathBuf;
+use std::process::ExitCode;
+
+use anyhow::Result;
+use merge::MergeRecipe;
+
+use crate::measuring::{Point, ResultArgs, Study, print};
+use crate::output::{Output, UsageError};
+use crate::running::{DataArgs, ModelArgs, Target};
+
+const EXAMPLES: &str = "\
+Examples:
+  vlmerge evaluate merged.ckpt --task retrieval --dataset f30k --data arrow --out report.json
+  vlmerge evaluate seed.ckpt merged.ckpt --task vqa --data arrow --split rest_val
+  vlmerge evaluate seed.ckpt --merge half.yaml --merge other.yaml --task nlvr2 --data arrow
+
+Every number has a 95% interval by the bootstrap; of several weights each is tested against the
+first on the same draws. A recipe is merged in memory: nothing is written to try it.";
+
+/// Flags of `vlmerge evaluate`.
+#[derive(Debug, clap::Args)]
+#[command(after_help = EXAMPLES)]
+pub struct Args {
+    /// Checkpoints, in the order in which they are shown
+    checkpoints: Vec<PathBuf>,
+    /// A recipe whose result is measured without being written; may be repeated
+    #[arg(long, value_name = "RECIPE")]
+    merge: Vec<PathBuf>,
+    #[command(flatten)]
+    data: DataArgs,
+    #[command(flatten)]
+    model: ModelArgs,
+    #[command(flatten)]
+    results: ResultArgs,
+}
+
+/// Runs the verb.
+pub fn run(args: Args, output: &Output) -> Result<ExitCode> {
+    let mut points = Vec::new();
+    for path in args.checkpoints {
+        points.push(Point {
+            target: Target::File(path),
+            at: None,
+        });
+    }
+    for path in &args.merge {
+        let recipe = Box::new(MergeRecipe::open(path)?);
+        let name = path.file_name().unwrap_or(path.as_os_str());
+        points.push(Point {
+            target: Target::Merge(name.to_string_lossy().into_owned(), recipe),
+            at: None,
+        });
+    }
+    if points.is_empty() {
+        return Err(UsageError("name a checkpoint, or a recipe with --merge".into()).into());
+    }
+    let study = Study::open(&args.data, &args.model, &args.results, output)?;
+    let report = study.measure(&points)?;
+    print(&report, &args.results, output)?;
+    Ok(ExitCode::SUCCESS)
+}

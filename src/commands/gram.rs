@@ -1,0 +1,278 @@
+//! `vlmerge gram`.
+
+mod files;
+
+use std::collections::BTreeMap;
+use std::path::{Path, PathBuf};
+use std::process::ExitCode;
+use std::time::{Duration, Instant};
+
+use anyhow::Result;
+use evaluate::capture::Capture;
+use evaluate::metrics::retrieval::Ties;
+use evaluate::reports::journal::key_of;
+use evaluate::tasks::grams::collect;
+use evaluate::text::Tokenizer;
+use merge::gram::{Gram, GramRecord, GramStore};
+use merge::io::{OpenOptions, WriteOptions, check_target};
+use serde_json::json;
+
+use crate::output::{Output, UsageError};
+use crate::running::{DataArgs, ModelArgs, Target};
+
+const EXAMPLES: &str = "\
+Examples:
+  vlmerge gram --checkpoint specific.ckpt --task retrieval --data arrow --split val --out coco.gram.safetensors
+  vlmerge gram --checkpoint specific.ckpt --task vqa --data arrow --split train --limit 20000 --out vqa.gram.safetensors
+  vlmerge gram add part0.safetensors part1.safetensors --out all.gram.safetensors
+  vlmerge gram export all.gram.safetensors --full --out all.pth
+
+Then: vlmerge regmean specific.ckpt --grams coco.gram.safetensors --for irtr --out merged.ckpt
+
+A run that is stopped goes on where it was when it is started again with the same flags.";
+
+/// Key of the number of batches in an unfinished file.
+const BATCHES_DONE: &str = "batches_done";
+
+/// Key of everything that the sums depend on.
+const OF: &str = "of";
+
+/// Flags of `vlmerge gram`.
+#[derive(Debug, clap::Args)]
+#[command(after_help = EXAMPLES, args_conflicts_with_subcommands = true, subcommand_negates_reqs = true)]
+pub struct Args {
+    #[command(subcommand)]
+    files: Option<files::Verb>,
+    #[command(flatten)]
+    collect: Option<CollectArgs>,
+}
+
+#[derive(Clone, Debug, clap::Args)]
+struct CollectArgs {
+    /// The modality-specific checkpoint whose layers' inputs are summed
+    #[arg(long, value_name = "FILE")]
+    checkpoint: PathBuf,
+    /// The gram file to write
+    #[arg(long, value_name = "FILE")]
+    out: PathBuf,
+    #[command(flatten)]
+    data: DataArgs,
+    #[command(flatten)]
+    model: ModelArgs,
+    /// Count rows of padding too, as the published program does
+    #[arg(long)]
+    count_padding: bool,
+    /// Layers that experts do not own, too
+    #[arg(long)]
+    shared: bool,
+    /// Seconds between two saves of an unfinished run
+    #[arg(long, value_name = "SECONDS", default_value_t = 300)]
+    save_every: u64,
+    /// Replace an existing target
+    #[arg(long)]
+    force: bool,
+}
+
+/// Runs the verb.
+pub fn run(args: Args, output: &Output) -> Result<ExitCode> {
+    match (args.files, args.collect) {
+        (Some(verb), _) => files::run(verb, output),
+        (None, Some(args)) => cache(&args, output),
+        (None, None) => Err(UsageError("name the checkpoint with --checkpoint".into()).into()),
+    }
+}
+
+fn cache(args: &CollectArgs, output: &Output) -> Result<ExitCode> {
+    let write = WriteOptions {
+        force: args.force,
+        ..WriteOptions::new(&args.out)
+    };
+    check_target(&[], &BTreeMap::new(), &write)?;
+    let task = args.data.open(Ties::default())?;
+    let tokenizer = Tokenizer::open(&args.data.tokenizer)?;
+    let opened = args
+        .model
+        .open(&Target::File(args.checkpoint.clone()), output)?;
+    let device = args.model.device()?;
+    let model = args.model.load(&opened, &device, output)?;
+    let runner = args.model.runner(&model, &tokenizer, &device, output)?;
+    let batches = task.gram_batches(runner.batch_size());
+    let n_examples = batches.iter().map(|batch| batch.n_examples() as u64).sum();
+    let size = model.config().image_size;
+    let mut record = GramRecord {
+        data: vec![format!("{} {}", args.data.dataset(), args.data.split())],
+        task: task.name().to_owned(),
+        checkpoint: opened.record.files.clone(),
+        n_examples,
+        counts_padding: args.count_padding,
+        rows: BTreeMap::new(),
+        settings: BTreeMap::from([("image_size".to_owned(), size.to_string())]),
+    };
+    let of = key_of(&json!({
+        "record": record,
+        "data": args.data.identity()?,
+        "limit": args.data.limit,
+        "without_repeats": args.data.without_repeats,
+        "batch_size": args.model.batch_size,
+        "shared": args.shared,
+        "precision": args.model.precision.to_string(),
+    }));
+    let unfinished = Unfinished::beside(&args.out, of);
+    let (grams, from) = unfinished.read()?;
+    if from > 0 {
+        output.note(format!(
+            "going on after {from} of {} batches",
+            batches.len()
+        ));
+    }
+    let capture = Capture::new()
+        .counting_padding(args.count_padding)
+        .with_shared(args.shared)
+        .resumed(grams);
+    let started = Instant::now();
+    let mut saved = Instant::now();
+    let mut done = from;
+    let collected = collect(task.as_ref(), &runner, &capture, &batches, from, |n_done| {
+        done = n_done;
+        if n_done < batches.len() && saved.elapsed() >= Duration::from_secs(args.save_every) {
+            unfinished.write(&capture.grams(), &record, n_done)?;
+            saved = Instant::now();
+        }
+        Ok(())
+    });
+    if let Err(error) = collected {
+        if done > from {
+            unfinished.write(&capture.grams(), &record, done)?;
+            output.note(format!(
+                "{done} of {} batches are kept for the next run",
+                batches.len()
+            ));
+        }
+        return Err(error.into());
+    }
+    let seconds = started.elapsed().as_secs_f64();
+    let grams = capture.into_grams();
+    if grams.is_empty() {
+        let advice = "it has no experts: give --shared to sum the inputs of all layers";
+        return Err(UsageError(format!("{}: {advice}", args.checkpoint.display())).into());
+    }
+    record.rows = rows(&grams);
+    merge::gram::write(&grams, &record, false, &write, output)?;
+    unfinished.remove()?;
+    report(&args.out, &record, &grams, Some(seconds), output)?;
+    Ok(ExitCode::SUCCESS)
+}
+
+/// Rows per key.
+fn rows(grams: &BTreeMap<String, Gram>) -> BTreeMap<String, u64> {
+    grams
+        .iter()
+        .map(|(key, gram)| (key.clone(), gram.rows()))
+        .collect()
+}
+
+/// Says what was written.
+fn report(
+    out: &Path,
+    record: &GramRecord,
+    grams: &BTreeMap<String, Gram>,
+    seconds: Option<f64>,
+    output: &Output,
+) -> Result<()> {
+    if output.json {
+        return output.json(&json!({
+            "file": out,
+            "grams": grams.len(),
+            "record": record,
+            "seconds": seconds,
+        }));
+    }
+    output.line(out.display().to_string())?;
+    let time = seconds.map_or_else(String::new, |seconds| format!(" in {seconds:.1} s"));
+    let padding = match record.counts_padding {
+        true => "counted",
+        false => "left out",
+    };
+    output.line(format!(
+        "{} gram matrices of {} examples of {}{time}; padding {padding}",
+        grams.len(),
+        record.n_examples,
+        record.data.join(", "),
+    ))
+}
+
+/// Sums of a run that was stopped.
+struct Unfinished {
+    path: PathBuf,
+    of: String,
+}
+
+impl Unfinished {
+    fn beside(out: &Path, of: String) -> Self {
+        let mut path = out.as_os_str().to_owned();
+        path.push(".unfinished.safetensors");
+        Self {
+            path: path.into(),
+            of,
+        }
+    }
+
+    /// The sums and the number of batches in them; nothing if there are none of this run.
+    fn read(&self) -> Result<(BTreeMap<String, Gram>, usize)> {
+        if !self.path.exists() {
+            return Ok((BTreeMap::new(), 0));
+        }
+        let file = merge::io::open(&self.path, &OpenOptions::default())?;
+        let store = GramStore::new(file.into())?;
+        let settings = store
+            .record()
+            .map(|record| record.settings)
+            .unwrap_or_default();
+        let is_ours = settings.get(OF) == Some(&self.of);
+        let done = settings
+            .get(BATCHES_DONE)
+            .and_then(|done| done.parse().ok());
+        let (true, Some(done)) = (is_ours, done) else {
+            return Ok((BTreeMap::new(), 0));
+        };
+        let keys = store.checkpoint().tensors().map(|(key, _)| key.to_owned());
+        let mut grams = BTreeMap::new();
+        for key in keys {
+            let gram = store.sum(&key)?;
+            grams.insert(key, gram);
+        }
+        Ok((grams, done))
+    }
+
+    fn write(
+        &self,
+        grams: &BTreeMap<String, Gram>,
+        record: &GramRecord,
+        done: usize,
+    ) -> evaluate::Result<()> {
+        let mut record = record.clone();
+        record.rows = rows(grams);
+        record.settings.insert(OF.to_owned(), self.of.clone());
+        record
+            .settings
+            .insert(BATCHES_DONE.to_owned(), done.to_string());
+        let write = WriteOptions {
+            force: true,
+            ..WriteOptions::new(&self.path)
+        };
+        Ok(merge::gram::write(
+            grams,
+            &record,
+            false,
+            &write,
+            &merge::progress::Silent,
+        )?)
+    }
+
+    fn remove(&self) -> Result<()> {
+        match std::fs::remove_file(&self.path) {
+            Err(error) if error.kind() != std::io::ErrorKind::NotFound => Err(error.into()),
+            _ => Ok(()),
+        }
+    }
+}

@@ -1,0 +1,297 @@
+//! Measuring several weights on one split, and keeping what is finished.
+
+use std::collections::BTreeMap;
+use std::path::{Path, PathBuf};
+use std::time::Instant;
+
+use anyhow::{Context, Result};
+use candle_core::Device;
+use clap::Args;
+use evaluate::metrics::bootstrap::Bootstrap;
+use evaluate::metrics::retrieval::Ties;
+use evaluate::reports::journal::{Finished, Journal, key_of};
+use evaluate::reports::{self, Report, SweepPoint, TaskResult};
+use evaluate::tasks::{FeatureCache, Outcome, Task};
+use evaluate::text::Tokenizer;
+use serde_json::{Value, json};
+
+use crate::output::{Output, UsageError};
+use crate::result_table;
+use crate::running::{DataArgs, ModelArgs, Opened, Target};
+
+/// How numbers are drawn and where they go; the same in every verb that measures.
+#[derive(Args, Clone, Debug)]
+#[command(next_help_heading = "Results")]
+pub struct ResultArgs {
+    /// The report to write, as JSON; what is finished is kept, so a stopped run can be taken up
+    #[arg(long, value_name = "FILE")]
+    pub out: Option<PathBuf>,
+    /// Replace an existing report
+    #[arg(long)]
+    pub force: bool,
+    /// How equal scores count in retrieval: expected, pessimistic, optimistic, first
+    #[arg(long, value_name = "HOW", default_value_t)]
+    pub ties: Ties,
+    /// Bootstrap draws for the intervals and tests
+    #[arg(long, value_name = "N", default_value_t = 1000)]
+    pub resamples: usize,
+    /// Seed of the draws
+    #[arg(long, value_name = "N", default_value_t = 0)]
+    pub seed: u64,
+    /// Keep features in this folder, and take those that are there
+    #[arg(long, value_name = "DIR")]
+    pub cache_features: Option<PathBuf>,
+    /// Write predictions in the task's official form to this folder
+    #[arg(long, value_name = "DIR")]
+    pub predictions: Option<PathBuf>,
+}
+
+/// Weights to measure, and where they stand in a sweep.
+pub struct Point {
+    /// The weights.
+    pub target: Target,
+    /// The parameter and its value.
+    pub at: Option<SweepPoint>,
+}
+
+/// Everything that measuring needs but the weights.
+pub struct Study<'a> {
+    data: &'a DataArgs,
+    model: &'a ModelArgs,
+    results: &'a ResultArgs,
+    task: Box<dyn Task>,
+    tokenizer: Tokenizer,
+    device: Device,
+    bootstrap: Bootstrap,
+    journal: Option<Journal>,
+    output: &'a Output,
+}
+
+impl<'a> Study<'a> {
+    /// Opens data and device and checks the target, before any work.
+    pub fn open(
+        data: &'a DataArgs,
+        model: &'a ModelArgs,
+        results: &'a ResultArgs,
+        output: &'a Output,
+    ) -> Result<Self> {
+        let journal = results.out.as_deref().map(Journal::beside);
+        if let (Some(out), Some(journal)) = (&results.out, &journal) {
+            if out.exists() && !results.force && !journal.is_there() {
+                let what = format!("{} exists; give --force to replace it", out.display());
+                return Err(UsageError(what).into());
+            }
+            journal.create()?;
+        }
+        Ok(Self {
+            task: data.open(results.ties)?,
+            tokenizer: Tokenizer::open(&data.tokenizer)?,
+            device: model.device()?,
+            bootstrap: Bootstrap::new(results.resamples, results.seed)?,
+            data,
+            model,
+            results,
+            journal,
+            output,
+        })
+    }
+
+    /// Measures all points, writing the report after each.
+    pub fn measure(&self, points: &[Point]) -> Result<Report> {
+        let mut finished: Vec<Finished> = Vec::new();
+        for point in points {
+            let name = point.target.name();
+            finished.push(self.point(point).with_context(|| name)?);
+            let report = self.report(&finished)?;
+            if let Some(out) = &self.results.out {
+                reports::file::write(out, &report)?;
+            }
+        }
+        let report = self.report(&finished)?;
+        if let Some(journal) = &self.journal {
+            journal.remove()?;
+        }
+        Ok(report)
+    }
+
+    fn point(&self, point: &Point) -> Result<Finished> {
+        let opened = self.model.open(&point.target, self.output)?;
+        let settings = self.settings();
+        let key = key_of(&json!({
+            "weights": opened.record,
+            "task": self.task.name(),
+            "dataset": self.data.dataset(),
+            "split": self.data.split(),
+            "data": self.data.identity()?,
+            "limit": self.data.limit,
+            "without_repeats": self.data.without_repeats,
+            "tokenizer": self.tokenizer.vocabulary_size(),
+            "settings": settings,
+        }));
+        if let Some(journal) = &self.journal
+            && let Some(mut finished) = journal.get(&key)?
+        {
+            self.output.note(format!(
+                "{}: was measured before the run was stopped",
+                point.target.name()
+            ));
+            finished.result.name = point.target.name();
+            finished.result.point.clone_from(&point.at);
+            return Ok(finished);
+        }
+        let started = Instant::now();
+        let outcome = self.run(&opened, &key)?;
+        let seconds = started.elapsed().as_secs_f64();
+        self.write_predictions(&point.target.name(), &outcome)?;
+        let finished = Finished {
+            result: TaskResult {
+                name: point.target.name(),
+                task: self.task.name().to_owned(),
+                dataset: Some(self.data.dataset().to_owned()),
+                split: Some(self.data.split().to_owned()),
+                counts: outcome.counts,
+                settings,
+                checkpoint: Some(opened.record),
+                point: point.at.clone(),
+                seconds: Some(seconds),
+                device: Some(self.model.device.to_string()),
+                examples: outcome.examples,
+                ..TaskResult::default()
+            },
+            sample: outcome.sample,
+        };
+        if let Some(journal) = &self.journal {
+            journal.put(&key, &finished)?;
+        }
+        Ok(finished)
+    }
+
+    fn run(&self, opened: &Opened, key: &str) -> Result<Outcome> {
+        let model = self.model.load(opened, &self.device, self.output)?;
+        let runner = self
+            .model
+            .runner(&model, &self.tokenizer, &self.device, self.output)?;
+        let folder = self.results.cache_features.as_deref();
+        let folder = folder.or(self.journal.as_ref().map(Journal::folder));
+        let runner = match folder {
+            Some(folder) => runner.with_cache(FeatureCache::new(folder, key)),
+            None => runner,
+        };
+        Ok(self.task.run(&runner)?)
+    }
+
+    /// How it is measured, as it goes into the report.
+    fn settings(&self) -> BTreeMap<String, Value> {
+        let mut settings = BTreeMap::from([
+            (
+                "precision".to_owned(),
+                json!(self.model.precision.to_string()),
+            ),
+            ("resamples".to_owned(), json!(self.results.resamples)),
+            ("resampling_seed".to_owned(), json!(self.results.seed)),
+        ]);
+        if let Some(size) = self.model.image_size {
+            settings.insert("image_size".into(), json!(size));
+        }
+        if self.task.name() == "retrieval" {
+            settings.insert("ties".into(), json!(self.results.ties.to_string()));
+        }
+        if let Some(limit) = self.data.limit {
+            settings.insert("limit".into(), json!(limit));
+        }
+        settings
+    }
+
+    fn report(&self, finished: &[Finished]) -> Result<Report> {
+        let samples: Vec<_> = finished
+            .iter()
+            .map(|finished| finished.sample.clone())
+            .collect();
+        let (measured, comparisons) = reports::measure(&samples, &self.bootstrap)?;
+        let results = finished
+            .iter()
+            .zip(measured)
+            .map(|(finished, measurements)| TaskResult {
+                measurements,
+                ..finished.result.clone()
+            });
+        let mut report = Report::new(results.collect(), comparisons);
+        mark_best(&mut report);
+        Ok(report)
+    }
+
+    fn write_predictions(&self, name: &str, outcome: &Outcome) -> Result<()> {
+        let (Some(folder), Some(text)) = (&self.results.predictions, outcome.predictions.to_text())
+        else {
+            return Ok(());
+        };
+        std::fs::create_dir_all(folder)
+            .with_context(|| format!("cannot create {}", folder.display()))?;
+        let ending = match self.task.name() {
+            "nlvr2" => "csv",
+            _ => "json",
+        };
+        let stem = Path::new(name)
+            .file_stem()
+            .unwrap_or_default()
+            .to_string_lossy();
+        let path = folder.join(format!("{stem}.{}.{ending}", self.data.split()));
+        merge::io::write_file(&path, text.as_bytes(), true)?;
+        self.output.note(format!("predictions: {}", path.display()));
+        Ok(())
+    }
+}
+
+/// Marks the point of a sweep whose last number (RSUM, in retrieval) is the best.
+fn mark_best(report: &mut Report) {
+    let value = |result: &TaskResult| {
+        let drawn = result.measurements.iter().filter(|m| m.higher_is_better);
+        let chosen = match result.task.as_str() {
+            "retrieval" => drawn.last(),
+            _ => drawn.take(1).last(),
+        };
+        chosen.and_then(|measurement| measurement.value)
+    };
+    let of_sweep = report
+        .results
+        .iter()
+        .enumerate()
+        .filter(|(_, result)| result.point.is_some());
+    let best = of_sweep.filter_map(|(index, result)| Some((index, value(result)?)));
+    // Of several equal ones the first.
+    let best = best.reduce(|best, next| if next.1 > best.1 { next } else { best });
+    for (index, result) in report.results.iter_mut().enumerate() {
+        if let Some(point) = &mut result.point {
+            point.is_best = best.is_some_and(|(best, _)| best == index);
+        }
+    }
+}
+
+/// Prints a report: a table, or JSON.
+pub fn print(report: &Report, results: &ResultArgs, output: &Output) -> Result<()> {
+    if output.json {
+        return output.json(report);
+    }
+    if let Some(first) = report.results.first() {
+        let counts = first.counts.iter().map(|(what, n)| format!("{n} {what}"));
+        let data = [first.dataset.as_deref(), first.split.as_deref()];
+        let data: Vec<&str> = data.into_iter().flatten().collect();
+        output.line(format!(
+            "{}: {}",
+            data.join(" "),
+            counts.collect::<Vec<_>>().join(", ")
+        ))?;
+        output.line("")?;
+    }
+    output.text(&result_table::table(report).to_string())?;
+    for line in result_table::legend(report) {
+        output.line(line)?;
+    }
+    if let Some(out) = &results.out {
+        output.note(format!(
+            "report: {} (vlmerge report {0} --out report.html)",
+            out.display()
+        ));
+    }
+    Ok(())
+}

@@ -1,0 +1,314 @@
+//! Flags of verbs that run models on data, and opening what they name.
+
+use std::path::PathBuf;
+use std::sync::Arc;
+
+use anyhow::{Context, Result};
+use candle_core::Device;
+use clap::{Args, ValueEnum};
+use evaluate::datasets::captions::CaptionSet;
+use evaluate::datasets::nlvr2::Nlvr2Set;
+use evaluate::datasets::vqa::{VqaSet, label_answers};
+use evaluate::device::{DeviceName, Precision};
+use evaluate::metrics::retrieval::Ties;
+use evaluate::models::{Multiway, Overrides, ShallowAttention};
+use evaluate::reports::CheckpointRecord;
+use evaluate::tasks::nlvr2::Nlvr2;
+use evaluate::tasks::retrieval::Retrieval;
+use evaluate::tasks::vqa::Vqa;
+use evaluate::tasks::{Runner, Task};
+use evaluate::text::Tokenizer;
+use merge::convert::Conversion;
+use merge::execute::{RunOptions, in_memory};
+use merge::io::OpenOptions;
+use merge::provenance::{Provenance, hash_files};
+use merge::{Checkpoint, MergePlan, MergeRecipe, layouts};
+use serde::Serialize;
+
+use crate::output::{Output, UsageError};
+
+/// On which data, for which task.
+#[derive(Args, Clone, Debug)]
+#[command(next_help_heading = "Data")]
+pub struct DataArgs {
+    /// What is to be done
+    #[arg(long, value_enum, value_name = "TASK")]
+    pub task: TaskName,
+    /// Folder of arrow files, as `vlmerge data build` writes them
+    #[arg(long, value_name = "DIR")]
+    pub data: PathBuf,
+    /// Captioned images to retrieve: coco, f30k, sbu, gcc, vg
+    #[arg(long, value_name = "NAME", default_value = "coco")]
+    pub dataset: String,
+    /// Part of the data set [default: test; rest_val for vqa, dev for nlvr2]
+    #[arg(long, value_name = "NAME")]
+    pub split: Option<String>,
+    /// Tokenizer: a vocab.txt or tokenizer.json, a folder with one, or a name on the hub
+    #[arg(long, value_name = "NAME", default_value = "bert-base-uncased")]
+    pub tokenizer: String,
+    /// The first N images, questions or statements alone
+    #[arg(long, value_name = "N")]
+    pub limit: Option<usize>,
+    /// Count a caption that an image has twice once, as published code does
+    #[arg(long)]
+    pub without_repeats: bool,
+}
+
+/// A task that can be evaluated.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum, Serialize)]
+#[serde(rename_all = "snake_case")]
+pub enum TaskName {
+    /// Texts for images and images for texts
+    Retrieval,
+    /// Questions about images
+    Vqa,
+    /// Statements about two images
+    Nlvr2,
+}
+
+/// How a model is run.
+#[derive(Args, Clone, Debug)]
+#[command(next_help_heading = "Model")]
+pub struct ModelArgs {
+    /// cpu, cuda or cuda:N
+    #[arg(long, value_name = "NAME", default_value_t)]
+    pub device: DeviceName,
+    /// f32; on cards also bf16 and f16
+    #[arg(long, value_name = "TYPE", default_value_t)]
+    pub precision: Precision,
+    /// Examples that are computed together
+    #[arg(long, value_name = "N", default_value_t = 16)]
+    pub batch_size: usize,
+    /// Side of the image in pixels; position tables are resized [default: the checkpoint's]
+    #[arg(long, value_name = "PIXELS")]
+    pub image_size: Option<usize>,
+    /// Attention heads, where the checkpoint does not tell
+    #[arg(long, value_name = "N")]
+    pub heads: Option<usize>,
+    /// First block in which text and image are one sequence, where the checkpoint does not tell
+    #[arg(long, value_name = "BLOCK")]
+    pub fusion_start: Option<usize>,
+    /// Text positions that the bias table has room for, where the checkpoint does not tell
+    #[arg(long, value_name = "N")]
+    pub text_table_len: Option<usize>,
+    /// Whether text and image see each other before the fusion start [default: as the family does]
+    #[arg(long, value_enum, value_name = "HOW")]
+    pub shallow_attention: Option<AttentionArg>,
+}
+
+/// Who attends to whom before the fusion start.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub enum AttentionArg {
+    /// Text and image apart, as in vl-merging
+    PerModality,
+    /// All to all, as in VLMo
+    Joint,
+}
+
+impl DataArgs {
+    /// The data set: that of captions by name, one each for the other tasks.
+    pub fn dataset(&self) -> &str {
+        match self.task {
+            TaskName::Retrieval => &self.dataset,
+            TaskName::Vqa => "vqa",
+            TaskName::Nlvr2 => "nlvr2",
+        }
+    }
+
+    /// The split.
+    pub fn split(&self) -> &str {
+        self.split.as_deref().unwrap_or(match self.task {
+            TaskName::Retrieval => "test",
+            TaskName::Vqa => "rest_val",
+            TaskName::Nlvr2 => "dev",
+        })
+    }
+
+    /// Opens the split.
+    pub fn open(&self, ties: Ties) -> Result<Box<dyn Task>> {
+        let (folder, split) = (self.data.as_path(), self.split());
+        let limit = self.limit.unwrap_or(usize::MAX);
+        Ok(match self.task {
+            TaskName::Retrieval => {
+                let set = CaptionSet::open(folder, &self.dataset, split)?.first(limit);
+                let set = match self.without_repeats {
+                    true => set.without_repeats(),
+                    false => set,
+                };
+                Box::new(Retrieval::new(Arc::new(set), ties))
+            }
+            TaskName::Vqa => {
+                let set = VqaSet::open(folder, split)?.first(limit);
+                Box::new(Vqa::new(Arc::new(set), label_answers(folder)?))
+            }
+            TaskName::Nlvr2 => {
+                let set = Nlvr2Set::open(folder, split)?.first(limit);
+                Box::new(Nlvr2::new(Arc::new(set)))
+            }
+        })
+    }
+
+    /// What the data are, for recognizing results that were made before.
+    pub fn identity(&self) -> Result<Vec<(String, u64)>> {
+        let mut files = Vec::new();
+        let folder = std::fs::read_dir(&self.data);
+        let failed = || format!("{}: cannot list", self.data.display());
+        for entry in folder.with_context(failed)? {
+            let entry = entry.with_context(failed)?;
+            let name = entry.file_name().to_string_lossy().into_owned();
+            if name.ends_with(".arrow") {
+                files.push((name, entry.metadata().with_context(failed)?.len()));
+            }
+        }
+        files.sort();
+        Ok(files)
+    }
+}
+
+/// Weights to run: a file, or a recipe that is merged in memory.
+#[derive(Clone, Debug)]
+pub enum Target {
+    /// A checkpoint.
+    File(PathBuf),
+    /// A merge, and what it is called.
+    Merge(String, Box<MergeRecipe>),
+}
+
+impl Target {
+    /// What it is called in results.
+    pub fn name(&self) -> String {
+        match self {
+            Self::File(path) => {
+                let name = path.file_name().unwrap_or(path.as_os_str());
+                name.to_string_lossy().into_owned()
+            }
+            Self::Merge(name, _) => name.clone(),
+        }
+    }
+
+    /// Opens the file, or merges.
+    pub fn open(&self, output: &Output) -> Result<Checkpoint> {
+        match self {
+            Self::File(path) => Ok(merge::io::open(path, &OpenOptions::default())?),
+            Self::Merge(_, recipe) => {
+                let (plan, _) = MergePlan::resolve(recipe)?;
+                Ok(in_memory(&plan, &RunOptions::default(), output)?)
+            }
+        }
+    }
+}
+
+/// Weights that are open, and where they come from.
+pub struct Opened {
+    /// The weights, resized if that was asked for.
+    pub checkpoint: Arc<Checkpoint>,
+    /// Where they come from.
+    pub record: CheckpointRecord,
+}
+
+impl ModelArgs {
+    /// Opens weights, says where they come from, and resizes their position tables if asked to.
+    pub fn open(&self, target: &Target, output: &Output) -> Result<Opened> {
+        let checkpoint = Arc::new(target.open(output)?);
+        let layout = layouts::detect(&checkpoint)?;
+        let record = record(&checkpoint, layout.name(), output)?;
+        let size = self
+            .image_size
+            .filter(|&size| layout.dimensions().image_size != Some(size));
+        let checkpoint = match size {
+            None => checkpoint,
+            Some(_) => {
+                let conversion = Conversion {
+                    image_size: size,
+                    text_table_len: self.text_table_len,
+                    ..Conversion::default()
+                };
+                let plan = conversion.plan(checkpoint, layout.as_ref())?;
+                let run = RunOptions {
+                    hash: false,
+                    ..RunOptions::default()
+                };
+                Arc::new(in_memory(&plan, &run, output)?)
+            }
+        };
+        Ok(Opened { checkpoint, record })
+    }
+
+    /// The device.
+    pub fn device(&self) -> Result<Device> {
+        Ok(self.device.open(self.precision)?)
+    }
+
+    /// Loads the model, and notes keys that no part of it reads.
+    pub fn load(&self, opened: &Opened, device: &Device, output: &Output) -> Result<Multiway> {
+        let overrides = Overrides {
+            n_heads: self.heads,
+            fusion_start: self.fusion_start,
+            shallow_attention: self.shallow_attention.map(|how| match how {
+                AttentionArg::PerModality => ShallowAttention::PerModality,
+                AttentionArg::Joint => ShallowAttention::Joint,
+            }),
+            text_table_len: self.text_table_len,
+        };
+        let checkpoint = Arc::clone(&opened.checkpoint);
+        let dtype = self.precision.dtype();
+        let (model, weights) = Multiway::open(checkpoint, &overrides, device, dtype)?;
+        let unused: Vec<String> = weights.report().unused;
+        let unread = |key: &&String| {
+            let known = [
+                "temporal_relative_position_bias_table",
+                "position_embeddings.weight",
+            ];
+            !known.iter().any(|known| key.ends_with(known))
+        };
+        if let Some(first) = unused.iter().find(unread) {
+            let n = unused.iter().filter(unread).count();
+            output.note(format!(
+                "{n} tensors are no part of the model; the first is `{first}`"
+            ));
+        }
+        Ok(model)
+    }
+
+    /// A runner of a model.
+    pub fn runner<'a>(
+        &self,
+        model: &'a Multiway,
+        tokenizer: &'a Tokenizer,
+        device: &'a Device,
+        output: &'a Output,
+    ) -> Result<Runner<'a>> {
+        if self.batch_size == 0 {
+            return Err(UsageError("--batch-size must be at least 1".into()).into());
+        }
+        let dtype = self.precision.dtype();
+        Ok(Runner::new(
+            model,
+            tokenizer,
+            device,
+            dtype,
+            self.batch_size,
+            output,
+        )?)
+    }
+}
+
+/// Where weights come from, with hashes.
+fn record(checkpoint: &Checkpoint, layout: &str, output: &Output) -> Result<CheckpointRecord> {
+    let info = checkpoint.info();
+    let made = Provenance::from_metadata(&info.metadata);
+    let is_merged = info.container == merge::io::Container::Memory;
+    let files = match &made {
+        Some(made) if is_merged => made.inputs.clone(),
+        _ => {
+            let hashes = hash_files(&info.files, output)?;
+            let files = Provenance::new(String::new(), &info.files).with_hashes(hashes);
+            files.inputs
+        }
+    };
+    Ok(CheckpointRecord {
+        files,
+        layout: layout.to_owned(),
+        recipe: made.map(|made| made.recipe),
+    })
+}
