@@ -1,7 +1,7 @@
 //! Some rows of every file as one HTML page that needs nothing else.
 
 use std::io::Cursor;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 use askama::Template;
 use image::{ExtendedColorType, ImageEncoder};
@@ -65,7 +65,7 @@ pub fn sheet(files: &[PathBuf], n_rows: usize) -> Result<String> {
     })
 }
 
-fn file(path: &PathBuf, n_rows: usize) -> Result<File> {
+fn file(path: &Path, n_rows: usize) -> Result<File> {
     let table = Table::open(path)?;
     let n = table.n_rows();
     let n_shown = n_rows.min(n);
