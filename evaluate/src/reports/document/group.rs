@@ -139,8 +139,12 @@ fn settings_remark(members: &[&Placed]) -> Option<String> {
         .filter(|(_, values)| values.len() > 1)
         .map(|(name, values)| format!("{} ({})", name.replace('_', " "), values.join("; ")))
         .collect();
-    (!differing.is_empty())
-        .then(|| format!("Measured with different settings: {}.", differing.join(", ")))
+    (!differing.is_empty()).then(|| {
+        format!(
+            "Measured with different settings: {}.",
+            differing.join(", ")
+        )
+    })
 }
 
 /// A setting for people: strings without quotes.
