@@ -149,7 +149,7 @@ fn other_files_are_refused_by_name() {
     refused(
         &["report", SPECIFIC],
         1,
-        "all_moe.safetensors: is not a JSON object: ",
+        "all_moe.safetensors: is not a result of this program: it is no JSON object",
     );
     refused(
         &["report", COCO, "--published", COCO],

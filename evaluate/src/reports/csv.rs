@@ -4,7 +4,7 @@
 //! spreadsheet would run as a formula has a `'` before it.
 
 use super::document::{Document, Placed};
-use super::{Difference, Measurement};
+use super::{Difference, Measurement, labels};
 use crate::sample::Unit;
 use crate::{Error, Result};
 
@@ -106,20 +106,19 @@ fn fields(placed: &Placed, measurement: &Measurement) -> [String; HEADER.len()] 
     ]
 }
 
-/// Text that no spreadsheet takes for a formula.
+/// Text of one line that no spreadsheet takes for a formula.
 fn inert(text: &str) -> String {
+    let text = labels::one_line(text);
     match text.chars().next() {
-        Some('=' | '+' | '-' | '@' | '\t' | '\r' | '\n') => format!("'{text}"),
-        _ => text.to_owned(),
+        Some('=' | '+' | '-' | '@' | ' ') => format!("'{text}"),
+        _ => text,
     }
 }
 
 fn line(fields: &[String]) -> String {
-    let quoted = fields.iter().map(|field| {
-        match field.contains([',', '"', '\n', '\r']) || field.starts_with(' ') {
-            true => format!("\"{}\"", field.replace('"', "\"\"")),
-            false => field.clone(),
-        }
+    let quoted = fields.iter().map(|field| match field.contains([',', '"']) {
+        true => format!("\"{}\"", field.replace('"', "\"\"")),
+        false => field.clone(),
     });
     quoted.collect::<Vec<_>>().join(",") + "\r\n"
 }

@@ -17,7 +17,7 @@ use std::collections::BTreeMap;
 use super::distances::DistanceReport;
 use super::file::Source;
 use super::published::Published;
-use super::{Difference, Report, TaskResult};
+use super::{Difference, Report, TaskResult, labels};
 
 /// A file and what it is called.
 #[derive(Clone, Debug, PartialEq)]
@@ -103,8 +103,8 @@ fn place(inputs: &[Input]) -> Vec<Placed> {
             let first = placed.len();
             for result in &report.results {
                 placed.push(Placed {
-                    label: input.label.clone(),
-                    name: result.name.clone(),
+                    label: labels::one_line(&input.label),
+                    name: labels::one_line(&result.name),
                     result: result.clone(),
                     is_reference: false,
                     against: None,
@@ -130,40 +130,45 @@ fn compare(report: &Report, placed: &mut [Placed]) {
     }
 }
 
-/// Adds the file to names that two results of a group share, and a number if that is not enough.
+/// Adds the file to names that results of two files share, and a number where that is not enough.
 fn tell_apart(placed: &mut [Placed]) {
-    for with_label in [true, false] {
-        let mut seen: BTreeMap<(String, String), usize> = BTreeMap::new();
-        for result in placed.iter() {
-            let key = (result.name.clone(), group::key(&result.result));
-            *seen.entry(key).or_default() += 1;
-        }
-        let twice: Vec<String> = (seen.into_iter())
-            .filter(|(_, n)| *n > 1)
-            .map(|((name, _), _)| name)
-            .collect();
-        let mut numbers: BTreeMap<String, usize> = BTreeMap::new();
-        for result in placed.iter_mut() {
-            let label = result.label.clone();
-            let rename = |name: &str| format!("{name} ({label})");
-            if with_label {
-                if let Some((other, _)) = &mut result.against
-                    && twice.contains(other)
-                {
-                    *other = rename(other);
-                }
-                if twice.contains(&result.name) {
-                    result.name = rename(&result.name);
-                }
-            } else if twice.contains(&result.name) {
-                let number = numbers.entry(result.name.clone()).or_default();
-                *number += 1;
-                if *number > 1 {
-                    result.name = format!("{} #{number}", result.name);
-                }
+    let shared = shared_names(placed);
+    let of_files = |name: &String| {
+        let mut labels = placed.iter().filter(|p| p.name == *name).map(|p| &p.label);
+        let first = labels.next();
+        labels.any(|label| Some(label) != first)
+    };
+    let shared: Vec<String> = shared.into_iter().filter(of_files).collect();
+    for result in placed.iter_mut() {
+        let label = &result.label;
+        let other = result.against.as_mut().map(|(name, _)| name);
+        for name in other.into_iter().chain([&mut result.name]) {
+            if shared.contains(name) {
+                *name = format!("{name} ({label})");
             }
         }
     }
+    let shared = shared_names(placed);
+    let mut numbers: BTreeMap<String, usize> = BTreeMap::new();
+    for result in placed.iter_mut().filter(|p| shared.contains(&p.name)) {
+        let number = numbers.entry(result.name.clone()).or_default();
+        *number += 1;
+        if *number > 1 {
+            result.name = format!("{} #{number}", result.name);
+        }
+    }
+}
+
+/// Names that stand for several results in one group.
+fn shared_names(placed: &[Placed]) -> Vec<String> {
+    let mut seen: BTreeMap<(&str, String), usize> = BTreeMap::new();
+    for result in placed {
+        *seen
+            .entry((&result.name, group::key(&result.result)))
+            .or_default() += 1;
+    }
+    let shared = seen.into_iter().filter(|(_, n)| *n > 1);
+    shared.map(|((name, _), _)| name.to_owned()).collect()
 }
 
 /// Names that stand for different weights in different columns.

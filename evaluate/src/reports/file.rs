@@ -52,6 +52,12 @@ pub fn read(path: &Path) -> Result<Report> {
 /// As [`read`].
 pub fn read_source(path: &Path) -> Result<Source> {
     let bytes = content(path)?;
+    if bytes.trim_ascii_start().first() != Some(&b'{') {
+        return Err(Error::ReportSchema {
+            path: path.into(),
+            fault: "it is no JSON object".to_owned(),
+        });
+    }
     let header: Header = parsed(path, &bytes, "a JSON object")?;
     match header.schema.as_deref() {
         Some(SCHEMA) => {

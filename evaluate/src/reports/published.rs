@@ -194,7 +194,15 @@ impl Published {
             path: path.into(),
             fault,
         };
-        let list: Self = serde_saphyr::from_str(text).map_err(|error| bad(error.to_string()))?;
+        let list: Self = serde_saphyr::from_str(text).map_err(|error| {
+            // The lines after the first show the text around the fault.
+            let message = error.to_string();
+            let message = message.lines().next().unwrap_or_default();
+            bad(message
+                .strip_prefix("error: ")
+                .unwrap_or(message)
+                .to_owned())
+        })?;
         for figure in &list.figures {
             let is_known = figure.status != Status::NotSourced;
             if figure.percent.is_some() != is_known {
