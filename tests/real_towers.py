@@ -312,12 +312,16 @@ def ridge(args):
         return values.permute(2, 0, 1)
 
     def images(wanted, style):
+        kept = args.out / f"features_{style}_{len(wanted)}.safetensors"
+        if kept.exists():
+            return load_file(kept)["features"].double()
         rows = []
         for start in range(0, len(wanted), 16):
             batch = torch.stack([pixels(c, style) for c in wanted[start : start + 16]])
             tokens = vit(weights, batch, 6)
             rows.append(torch.cat((tokens[:, 0], tokens[:, 1:].mean(1)), dim=-1))
             print(f"\r{style} {start + len(batch)}/{len(wanted)}", end="", file=sys.stderr)
+        save_file({"features": torch.cat(rows)}, kept)
         return torch.cat(rows).double()
 
     def texts(concept):
