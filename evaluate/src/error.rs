@@ -317,12 +317,6 @@ pub enum Error {
         /// How it differs, as a clause.
         fault: String,
     },
-    /// A page could not be made.
-    #[error("the page could not be made: {fault}")]
-    Page {
-        /// Why.
-        fault: String,
-    },
     /// A row beyond the last was asked for.
     #[error("there is no row {row}: the data set has {n_rows}")]
     NoSuchRow {

@@ -9,10 +9,12 @@
 mod decode;
 mod jpeg;
 mod resample;
+mod thumbnail;
 mod transform;
 
 pub use decode::{Format, MAX_PIXELS, decode, size};
 pub use resample::Resampler;
+pub use thumbnail::thumbnail;
 pub use transform::Transform;
 
 /// A picture: rows from the top, pixels from the left, red, green and blue in eight bits each.

@@ -6,7 +6,6 @@ pub mod nlvr2;
 pub mod retrieval;
 mod runner;
 mod scores;
-mod thumbnails;
 pub mod vqa;
 
 pub use features::FeatureCache;

@@ -6,11 +6,11 @@ use std::sync::Arc;
 use super::grams::Batch;
 use super::runner::by_length;
 use super::scores::Similarities;
-use super::thumbnails::thumbnail;
 use super::{Outcome, Predictions, Runner, Task};
 use crate::Result;
 use crate::capture::Capture;
 use crate::datasets::captions::CaptionSet;
+use crate::images::thumbnail;
 use crate::metrics::retrieval::{Captions, ScoreMatrix, Standing, Ties, sample, standings};
 use crate::nn::Pass;
 use crate::reports::{Example, Item, Retrieved};
@@ -18,6 +18,9 @@ use crate::text::Encoded;
 
 /// Queries that are shown of the best and of the worst, each way.
 const N_EXAMPLES: usize = 3;
+
+/// The longer side of a picture that is shown.
+const THUMBNAIL: usize = 128;
 
 /// Items that are shown of each.
 const N_SHOWN: usize = 5;
@@ -202,7 +205,7 @@ impl Retrieval {
                 is_best,
                 query: Item::Image {
                     id: self.set.image_id(image).to_owned(),
-                    thumbnail: thumbnail(&self.set.picture(image)?)?,
+                    thumbnail: thumbnail(&self.set.picture(image)?, THUMBNAIL)?,
                 },
                 rank: standings[image].rank(Ties::Pessimistic) as u64,
                 retrieved,

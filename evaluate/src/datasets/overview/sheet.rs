@@ -1,15 +1,13 @@
 //! Some rows of every file as one HTML page that needs nothing else.
 
-use std::io::Cursor;
 use std::path::{Path, PathBuf};
 
 use askama::Template;
-use image::{ExtendedColorType, ImageEncoder};
 
 use super::picture_columns;
+use crate::Result;
 use crate::datasets::arrow::Table;
-use crate::images::{self, Resampler};
-use crate::{Error, Result};
+use crate::images;
 
 /// The longer side of a picture on the page.
 const SIDE: usize = 240;
@@ -40,7 +38,7 @@ struct Row {
 
 struct Picture {
     /// A PNG of ours, in base 64; nothing of the original file gets into the page.
-    png: String,
+    address: String,
     width: usize,
     height: usize,
     /// What is wrong with it, if something is.
@@ -60,9 +58,7 @@ struct Text {
 pub fn sheet(files: &[PathBuf], n_rows: usize) -> Result<String> {
     let files: Result<Vec<File>> = files.iter().map(|path| file(path, n_rows)).collect();
     let page = Page { files: files? };
-    page.render().map_err(|error| Error::Page {
-        fault: error.to_string(),
-    })
+    Ok(page.render()?)
 }
 
 fn file(path: &Path, n_rows: usize) -> Result<File> {
@@ -138,68 +134,17 @@ fn picture(table: &Table, column: &str, row: usize) -> Picture {
     let made = table.bytes(column, row).and_then(|bytes| {
         let picture = images::decode(&bytes)?;
         let (width, height) = (picture.width, picture.height);
-        let longer = width.max(height);
-        let small = |side: usize| (side * SIDE / longer).max(1);
-        let size = match longer > SIDE {
-            true => (small(width), small(height)),
-            false => (width, height),
-        };
-        let thumbnail = Resampler::new((width, height), size).resize(&picture);
-        let mut png = Cursor::new(Vec::new());
-        let encoder = image::codecs::png::PngEncoder::new(&mut png);
-        let (columns, rows) = (size.0 as u32, size.1 as u32);
-        encoder
-            .write_image(&thumbnail.pixels, columns, rows, ExtendedColorType::Rgb8)
-            .map_err(|error| Error::Page {
-                fault: error.to_string(),
-            })?;
         Ok(Picture {
-            png: base64(png.get_ref()),
+            address: images::thumbnail(&picture, SIDE)?,
             width,
             height,
             fault: String::new(),
         })
     });
     made.unwrap_or_else(|error| Picture {
-        png: String::new(),
+        address: String::new(),
         width: 0,
         height: 0,
         fault: error.to_string(),
     })
-}
-
-/// Base 64 with padding, as data URLs have it.
-fn base64(bytes: &[u8]) -> String {
-    const DIGITS: &[u8; 64] = b"ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789+/";
-    let mut text = String::with_capacity(bytes.len().div_ceil(3) * 4);
-    for three in bytes.chunks(3) {
-        let byte = |index: usize| u32::from(three.get(index).copied().unwrap_or(0));
-        let bits = byte(0) << 16 | byte(1) << 8 | byte(2);
-        for digit in 0..4 {
-            match digit <= three.len() {
-                true => text.push(DIGITS[(bits >> (18 - 6 * digit) & 63) as usize].into()),
-                false => text.push('='),
-            }
-        }
-    }
-    text
-}
-
-#[cfg(test)]
-mod tests {
-    use super::base64;
-
-    #[test]
-    fn base64_has_the_vectors_of_rfc_4648() {
-        for (plain, coded) in [
-            ("", ""),
-            ("f", "Zg=="),
-            ("fo", "Zm8="),
-            ("foo", "Zm9v"),
-            ("foob", "Zm9vYg=="),
-            ("foobar", "Zm9vYmFy"),
-        ] {
-            assert_eq!(base64(plain.as_bytes()), coded);
-        }
-    }
 }

@@ -3,18 +3,18 @@
 use image::codecs::png::PngEncoder;
 use image::{ExtendedColorType, ImageEncoder};
 
-use crate::images::{Resampler, Rgb};
+use super::{Resampler, Rgb};
 use crate::{Error, Result};
 
-/// The longer side of a thumbnail in pixels.
-const SIDE: usize = 128;
-
-/// A picture of at most [`SIDE`] pixels a side as a `data:` address.
-pub fn thumbnail(picture: &Rgb) -> Result<String> {
+/// A picture of at most `at_most` pixels a side, as a `data:` address of a PNG.
+///
+/// # Errors
+/// When it has no pixels.
+pub fn thumbnail(picture: &Rgb, at_most: usize) -> Result<String> {
     let longest = picture.width.max(picture.height).max(1);
-    let scaled = |side: usize| match longest <= SIDE {
+    let scaled = |side: usize| match longest <= at_most {
         true => side,
-        false => (side * SIDE / longest).max(1),
+        false => (side * at_most / longest).max(1),
     };
     let to = (scaled(picture.width), scaled(picture.height));
     let small = Resampler::new((picture.width, picture.height), to).resize(picture);
