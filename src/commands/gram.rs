@@ -44,10 +44,36 @@ pub struct Args {
     #[command(subcommand)]
     files: Option<files::Verb>,
     #[command(flatten)]
-    collect: Option<CollectArgs>,
+    collect: Collect,
 }
 
-#[derive(Clone, Debug, clap::Args)]
+/// The flags of the verb itself, which are there when no subcommand is.
+#[derive(Debug)]
+struct Collect(Option<CollectArgs>);
+
+impl clap::Args for Collect {
+    fn augment_args(command: clap::Command) -> clap::Command {
+        CollectArgs::augment_args(command)
+    }
+
+    fn augment_args_for_update(command: clap::Command) -> clap::Command {
+        CollectArgs::augment_args_for_update(command)
+    }
+}
+
+impl clap::FromArgMatches for Collect {
+    fn from_arg_matches(matches: &clap::ArgMatches) -> Result<Self, clap::Error> {
+        // What is required has been checked by now, unless a subcommand made it optional.
+        Ok(Self(CollectArgs::from_arg_matches(matches).ok()))
+    }
+
+    fn update_from_arg_matches(&mut self, matches: &clap::ArgMatches) -> Result<(), clap::Error> {
+        *self = Self::from_arg_matches(matches)?;
+        Ok(())
+    }
+}
+
+#[derive(Debug, clap::Args)]
 struct CollectArgs {
     /// The modality-specific checkpoint whose layers' inputs are summed
     #[arg(long, value_name = "FILE")]
@@ -75,7 +101,7 @@ struct CollectArgs {
 
 /// Runs the verb.
 pub fn run(args: Args, output: &Output) -> Result<ExitCode> {
-    match (args.files, args.collect) {
+    match (args.files, args.collect.0) {
         (Some(verb), _) => files::run(verb, output),
         (None, Some(args)) => cache(&args, output),
         (None, None) => Err(UsageError("name the checkpoint with --checkpoint".into()).into()),
