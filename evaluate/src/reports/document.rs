@@ -164,7 +164,7 @@ fn shared_names(placed: &[Placed]) -> Vec<String> {
     let mut seen: BTreeMap<(&str, String), usize> = BTreeMap::new();
     for result in placed {
         *seen
-            .entry((&result.name, group::key(&result.result)))
+            .entry((result.name.as_str(), group::key(&result.result)))
             .or_default() += 1;
     }
     let shared = seen.into_iter().filter(|(_, n)| *n > 1);

@@ -72,7 +72,7 @@ fn table(grid: &Grid, corner: &str, caption: &str) -> String {
     for column in &grid.columns {
         let title = escape(&column.title);
         match column.unit_text() {
-            "%" => write!(text, " & {title}"),
+            "%" | "" => write!(text, " & {title}"),
             unit => write!(text, " & {title} ({})", escape(unit)),
         }
         .ok();

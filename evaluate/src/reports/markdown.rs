@@ -140,7 +140,7 @@ pub(super) fn status_text(status: Status) -> &'static str {
 
 fn heading(name: &str, unit: &str) -> String {
     match unit {
-        "%" => escape(name),
+        "%" | "" => escape(name),
         unit => format!("{} ({unit})", escape(name)),
     }
 }
