@@ -19,6 +19,9 @@ use crate::output::{Output, UsageError};
 use crate::result_table;
 use crate::running::{DataArgs, ModelArgs, Opened, Target};
 
+/// Results that fit beside each other, with intervals and tests, in a terminal.
+const MAX_SIDE_BY_SIDE: usize = 3;
+
 /// How numbers are drawn and where they go; the same in every verb that measures.
 #[derive(Args, Clone, Debug)]
 #[command(next_help_heading = "Results")]
@@ -242,15 +245,11 @@ impl<'a> Study<'a> {
     }
 }
 
-/// Marks the point of a sweep whose last number (RSUM, in retrieval) is the best.
+/// Marks the point of a sweep with the best RSUM, or else with the best first number.
 fn mark_best(report: &mut Report) {
     let value = |result: &TaskResult| {
-        let drawn = result.measurements.iter().filter(|m| m.higher_is_better);
-        let chosen = match result.task.as_str() {
-            "retrieval" => drawn.last(),
-            _ => drawn.take(1).last(),
-        };
-        chosen.and_then(|measurement| measurement.value)
+        let sum = result.measurements.iter().find(|m| m.name == "rsum");
+        sum.or(result.measurements.first())?.value
     };
     let of_sweep = report
         .results
@@ -283,9 +282,13 @@ pub fn print(report: &Report, results: &ResultArgs, output: &Output) -> Result<(
         ))?;
         output.line("")?;
     }
-    output.text(&result_table::table(report).to_string())?;
-    for line in result_table::legend(report) {
-        output.line(line)?;
+    if report.results.len() > MAX_SIDE_BY_SIDE {
+        output.text(&result_table::by_result(report).to_string())?;
+    } else {
+        output.text(&result_table::table(report).to_string())?;
+        for line in result_table::legend(report) {
+            output.line(line)?;
+        }
     }
     if let Some(out) = &results.out {
         output.note(format!(

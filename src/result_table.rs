@@ -50,6 +50,38 @@ pub fn table(report: &Report) -> Table {
     table
 }
 
+/// A row per result and a column per number, for more results than fit beside each other; the best
+/// point of a sweep has a star.
+pub fn by_result(report: &Report) -> Table {
+    let numbers = report
+        .results
+        .first()
+        .map_or(&[][..], |first| &first.measurements);
+    let drawn: Vec<&str> = (numbers.iter())
+        .filter(|number| number.unit != Unit::Rank)
+        .map(|number| number.name.as_str())
+        .collect();
+    let mut columns = vec![("%".to_owned(), Align::Left)];
+    columns.extend(drawn.iter().map(|name| ((*name).to_owned(), Align::Right)));
+    columns.push((String::new(), Align::Left));
+    let mut table = Table::new(columns);
+    for result in &report.results {
+        let mut cells = vec![result.name.clone()];
+        for name in &drawn {
+            let found = result
+                .measurements
+                .iter()
+                .find(|number| number.name == *name);
+            let value = found.and_then(|number| Some(percent(number) * number.value?));
+            cells.push(value.map_or_else(none, |value| format!("{value:.2}")));
+        }
+        let is_best = result.point.as_ref().is_some_and(|point| point.is_best);
+        cells.push(if is_best { "*" } else { "" }.to_owned());
+        table.row(cells);
+    }
+    table
+}
+
 /// Which file each letter of the table stands for; nothing if there is one file.
 pub fn legend(report: &Report) -> Vec<String> {
     if report.results.len() == 1 {

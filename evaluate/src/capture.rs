@@ -8,13 +8,20 @@ use merge::gram::Gram;
 
 use crate::nn::{Mask, Tap};
 
+/// Sums, and room for the products that are added to them.
+#[derive(Debug, Default)]
+struct Sums {
+    grams: BTreeMap<String, Gram>,
+    products: Vec<f32>,
+}
+
 /// Sums `XᵀX` per layer.
 ///
 /// Jin et al. 2023, "Dataless Knowledge Fusion by Merging Weights of Language Models",
 /// <https://arxiv.org/abs/2212.09849>, section 3.2.
 #[derive(Debug, Default)]
 pub struct Capture {
-    grams: Mutex<BTreeMap<String, Gram>>,
+    sums: Mutex<Sums>,
     counts_padding: bool,
     takes_shared: bool,
 }
@@ -47,7 +54,10 @@ impl Capture {
     /// Goes on from sums made before.
     #[must_use]
     pub fn resumed(mut self, grams: BTreeMap<String, Gram>) -> Self {
-        self.grams = Mutex::new(grams);
+        self.sums = Mutex::new(Sums {
+            grams,
+            products: Vec::new(),
+        });
         self
     }
 
@@ -63,15 +73,15 @@ impl Capture {
     /// The sums so far.
     #[must_use]
     pub fn grams(&self) -> BTreeMap<String, Gram> {
-        let grams = self.grams.lock();
-        grams.unwrap_or_else(PoisonError::into_inner).clone()
+        let sums = self.sums.lock().unwrap_or_else(PoisonError::into_inner);
+        sums.grams.clone()
     }
 
     /// The sums, in the end.
     #[must_use]
     pub fn into_grams(self) -> BTreeMap<String, Gram> {
-        let grams = self.grams.into_inner();
-        grams.unwrap_or_else(PoisonError::into_inner)
+        let sums = self.sums.into_inner();
+        sums.unwrap_or_else(PoisonError::into_inner).grams
     }
 
     fn add(&self, key: &str, input: &Tensor, mask: Option<&Mask>, times: u32) -> Result<()> {
@@ -91,11 +101,12 @@ impl Capture {
                 .flat_map(|(row, _)| row.iter().copied())
                 .collect(),
         };
-        let mut grams = self.grams.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut sums = self.sums.lock().unwrap_or_else(PoisonError::into_inner);
+        let Sums { grams, products } = &mut *sums;
         let gram = grams
             .entry(key.to_owned())
             .or_insert_with(|| Gram::new(width));
-        gram.add_rows(&rows, times);
+        gram.add_rows(&rows, times, products);
         Ok(())
     }
 }

@@ -1,17 +1,21 @@
-//! How good are predictions? Metrics of the tasks, with intervals and paired tests.
+//! Models on data, to numbers.
 //!
-//! The main types in the order in which `vlmerge score` uses them:
+//! The main types in the order in which `vlmerge evaluate` uses them:
 //!
-//! 1. [`predictions`] reads what a model answered and what is true, from the files in which others
-//!    publish them, and matches them by id.
-//! 2. [`metrics`] are pure functions of arrays and strings: [`metrics::retrieval`],
-//!    [`metrics::vqa`] with [`metrics::answers`], [`metrics::nlvr2`].
-//! 3. Each ends in a [`Sample`]: what every unit of the data set (an image with its captions, an
-//!    image with its questions, a sentence with its pictures) adds to each number.
-//! 4. [`Bootstrap`](metrics::bootstrap::Bootstrap) draws units anew: intervals, and a paired test
-//!    between two samples of the same units.
+//! 1. [`models::Multiway`] runs checkpoints of the vl-merging and VLMo families; [`Weights`] hands
+//!    it their tensors by name, [`nn`] holds the blocks it is made of. [`models`] has an image and a
+//!    text tower of their own, too.
+//! 2. [`datasets`] opens benchmarks as arrow files, which [`build()`](build::build) makes of public
+//!    downloads; [`images`] and [`text`] turn pictures and words into what models take.
+//! 3. A [`tasks::Task`] runs a model on a split through a [`tasks::Runner`];
+//!    [`capture`] fills the gram matrices of [`merge::gram`] on the way.
+//! 4. [`metrics`] are pure functions of arrays and strings. Each ends in a [`Sample`]: what every
+//!    unit of the data set (an image with its captions, an image with its questions, a sentence
+//!    with its pictures) adds to each number. [`Bootstrap`](metrics::bootstrap::Bootstrap) draws
+//!    units anew: intervals, and a paired test between two samples.
+//! 5. [`reports`] are results in one form for every task, and pages and tables of them.
 //!
-//! Models and data sets have no place here yet.
+//! [`predictions`] judges what others predicted, from files, without a model.
 
 pub mod capture;
 pub mod device;

@@ -156,7 +156,7 @@ fn gram_files_say_what_they_are_of_and_add_up() {
     let folder = tempfile::tempdir().expect("a folder");
     let gram = |value: f32, rows: usize| {
         let mut gram = Gram::new(2);
-        gram.add_rows(&vec![value; 2 * rows], 1);
+        gram.add_rows(&vec![value; 2 * rows], 1, &mut Vec::new());
         gram
     };
     let write = |name: &str, gram: Gram, data: &str| {

@@ -1,7 +1,7 @@
 //! Benchmarks as users have them: folders of arrow files.
 //!
 //! [`captions::CaptionSet`], [`vqa::VqaSet`] and [`nlvr2::Nlvr2Set`] open a split: texts and ids
-//! are read at once, pictures on request. [`prefetch`] runs the decoding ahead on other threads.
+//! are read at once, pictures on request. [`prefetch()`] runs the decoding ahead on other threads.
 
 pub mod arrow;
 pub mod captions;

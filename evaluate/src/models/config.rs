@@ -137,7 +137,7 @@ impl Config {
             path: path.into(),
             fault,
         };
-        if config.width % config.n_heads != 0 {
+        if !config.width.is_multiple_of(config.n_heads) {
             let (width, heads) = (config.width, config.n_heads);
             return Err(bad(format!(
                 "{heads} heads do not divide a width of {width}"

@@ -42,7 +42,7 @@ pub(super) fn count(weights: &Weights, name: impl Fn(usize) -> String) -> usize 
 /// The number of heads, which divides `width`.
 pub(super) fn heads(weights: &Weights, width: usize, n_heads: Option<usize>) -> Result<usize> {
     let n_heads = n_heads.unwrap_or(width / HEAD_WIDTH);
-    if n_heads == 0 || width % n_heads != 0 {
+    if n_heads == 0 || !width.is_multiple_of(n_heads) {
         let fault = format!("{n_heads} heads do not divide a width of {width}");
         return Err(bad(weights, &fault));
     }

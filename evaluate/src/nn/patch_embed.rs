@@ -37,7 +37,7 @@ impl PatchEmbed {
     pub fn forward(&self, image: &Tensor) -> Result<Tensor> {
         let (b, c, height, width) = image.dims4()?;
         let p = self.patch;
-        if height % p != 0 || width % p != 0 {
+        if !height.is_multiple_of(p) || !width.is_multiple_of(p) {
             candle_core::bail!("an image of {width} x {height} is not made of patches of {p}");
         }
         let (rows, columns) = (height / p, width / p);

@@ -4,7 +4,7 @@
 //! of exporters.
 //!
 //! 1. [`measure`] makes [`Measurement`]s and [`Comparison`]s of samples; a [`Report`] holds them.
-//! 2. [`file`] writes and reads reports, and the [`distances`] of `vlmerge distance --json`.
+//! 2. [`mod@file`] writes and reads reports, and the [`distances`] of `vlmerge distance --json`.
 //! 3. A [`Document`] joins what several files say, beside the figures that are [`published`].
 //! 4. [`html`], [`markdown`], [`csv`] and [`latex`] each turn a document into text.
 

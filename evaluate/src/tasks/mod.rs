@@ -10,6 +10,7 @@ pub mod vqa;
 
 pub use features::FeatureCache;
 pub use runner::Runner;
+pub use scores::Similarities;
 
 use std::collections::BTreeMap;
 

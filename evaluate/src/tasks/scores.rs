@@ -31,6 +31,7 @@ pub struct Similarities {
 
 impl Similarities {
     /// Of features with `width` numbers each, one after the other.
+    #[must_use]
     pub fn new(mut images: Vec<f32>, mut texts: Vec<f32>, width: usize) -> Self {
         let (n_images, n_texts) = (images.len() / width, texts.len() / width);
         images.resize(n_images.next_multiple_of(ROWS) * width, 0.0);

@@ -1,14 +1,14 @@
 //! A gram matrix while it is being summed.
 
-use faer::linalg::matmul::matmul;
+use faer::linalg::matmul::triangular::{self, BlockStructure};
 use faer::{Accum, MatMut, MatRef, Par};
 use ndarray::Array2;
 use rayon::prelude::*;
 
 use super::triangle_width;
 
-/// Rows of the matrix that one task computes at a time.
-const PANEL: usize = 128;
+/// Elements that one task adds to the sum at a time.
+const ELEMENTS_PER_TASK: usize = 1 << 18;
 
 /// Rows of inputs that are summed in f32 before they are added to the sum in f64: the error stays
 /// below 1e-6 of the matrix.
@@ -71,29 +71,58 @@ impl Gram {
         })
     }
 
-    /// Adds rows of inputs, each `times` times: products in f32, at most [`ROWS_IN_SINGLE`] rows
-    /// at a time, sums of these in f64. On all cores; the result does not depend on their number.
+    /// Adds rows of inputs, each `times` times: products in f32, at most 2048 rows
+    /// at a time, sums of these in f64. `products` is room that is used again from call to call.
     ///
     /// # Panics
     /// When the length of `inputs` is no multiple of the width.
-    pub fn add_rows(&mut self, inputs: &[f32], times: u32) {
+    pub fn add_rows(&mut self, inputs: &[f32], times: u32, products: &mut Vec<f32>) {
         assert!(
             self.width > 0 && inputs.len().is_multiple_of(self.width),
             "whole rows"
         );
         let width = self.width;
+        if products.len() < width * width {
+            products.resize(width * width, 0.0);
+        }
+        let products = &mut products[..width * width];
         for rows in inputs.chunks(ROWS_IN_SINGLE * width) {
             let x = MatRef::from_row_major_slice(rows, rows.len() / width, width);
-            // The last panels are the largest: begun first, they do not keep the others waiting.
-            let panels = panels(&mut self.packed, width);
-            panels.into_par_iter().rev().for_each_init(
-                || vec![0.0f32; PANEL * width],
-                |product, (first, triangle)| {
-                    add_panel(triangle, product, x, first, width, times);
-                },
+            triangular::matmul(
+                MatMut::from_row_major_slice_mut(products, width, width),
+                BlockStructure::TriangularLower,
+                Accum::Replace,
+                x.transpose(),
+                BlockStructure::Rectangular,
+                x,
+                BlockStructure::Rectangular,
+                1.0f32,
+                Par::rayon(0),
             );
+            self.add_products(products, times);
         }
         self.rows += u64::from(times) * (inputs.len() / width) as u64;
+    }
+
+    /// Adds the lower triangle of `products: (width, width)`.
+    fn add_products(&mut self, products: &[f32], times: u32) {
+        let width = self.width;
+        let step = (ELEMENTS_PER_TASK / width).max(1);
+        let panels = panels(&mut self.packed, width, step).into_par_iter();
+        panels.for_each(|(first, mut triangle)| {
+            let rows = products
+                .chunks_exact(width)
+                .enumerate()
+                .skip(first)
+                .take(step);
+            for (row, values) in rows {
+                let (sums, rest) = triangle.split_at_mut(row + 1);
+                for (sum, &value) in sums.iter_mut().zip(values) {
+                    *sum += f64::from(times) * f64::from(value);
+                }
+                triangle = rest;
+            }
+        });
     }
 
     /// Adds the sum over other rows; false, and nothing is added, if it is of another width.
@@ -110,48 +139,17 @@ impl Gram {
     }
 }
 
-/// The triangle in stretches of [`PANEL`] rows, each with its first row.
-fn panels(mut packed: &mut [f64], width: usize) -> Vec<(usize, &mut [f64])> {
+/// The triangle in stretches of `step` rows, each with its first row.
+fn panels(mut packed: &mut [f64], width: usize, step: usize) -> Vec<(usize, &mut [f64])> {
     let mut panels = Vec::new();
-    for first in (0..width).step_by(PANEL) {
-        let last = (first + PANEL).min(width);
+    for first in (0..width).step_by(step) {
+        let last = (first + step).min(width);
         let length = last * (last + 1) / 2 - first * (first + 1) / 2;
         let (panel, rest) = packed.split_at_mut(length);
         panels.push((first, panel));
         packed = rest;
     }
     panels
-}
-
-fn add_panel(
-    mut triangle: &mut [f64],
-    product: &mut [f32],
-    x: MatRef<'_, f32>,
-    first: usize,
-    width: usize,
-    times: u32,
-) {
-    let rows = PANEL.min(width - first);
-    let columns = first + rows;
-    let product = &mut product[..rows * columns];
-    let out = MatMut::from_row_major_slice_mut(product, rows, columns);
-    let lhs = x.subcols(first, rows).transpose();
-    matmul(
-        out,
-        Accum::Replace,
-        lhs,
-        x.subcols(0, columns),
-        1.0f32,
-        Par::Seq,
-    );
-    let times = f64::from(times);
-    for (row, values) in product.chunks_exact(columns).enumerate() {
-        let (sums, rest) = triangle.split_at_mut(first + row + 1);
-        for (sum, &value) in sums.iter_mut().zip(values) {
-            *sum += times * f64::from(value);
-        }
-        triangle = rest;
-    }
 }
 
 #[cfg(test)]
@@ -168,8 +166,9 @@ mod tests {
             let mut x = vec![0.0; rows * width];
             Draws::new(1, "x").add_normal(1.0, 0, &mut x);
             let mut gram = Gram::new(width);
-            gram.add_rows(&x, 1);
-            gram.add_rows(&x, 2);
+            let mut products = Vec::new();
+            gram.add_rows(&x, 1, &mut products);
+            gram.add_rows(&x, 2, &mut products);
             assert_eq!(gram.rows(), 3 * rows as u64);
             let full = gram.full();
             let (mut error, mut norm) = (0.0, 0.0);
@@ -193,9 +192,10 @@ mod tests {
     fn sums_of_parts_add_up() {
         let x: Vec<f32> = (0..60).map(|n| (n % 7) as f32).collect();
         let (mut whole, mut first, mut second) = (Gram::new(3), Gram::new(3), Gram::new(3));
-        whole.add_rows(&x, 1);
-        first.add_rows(&x[..30], 1);
-        second.add_rows(&x[30..], 1);
+        let mut products = vec![7.0; 100];
+        whole.add_rows(&x, 1, &mut products);
+        first.add_rows(&x[..30], 1, &mut products);
+        second.add_rows(&x[30..], 1, &mut products);
         assert!(first.add(&second));
         assert_eq!(whole, first);
         assert!(!first.add(&Gram::new(4)));

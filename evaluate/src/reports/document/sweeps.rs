@@ -67,9 +67,12 @@ impl Curve {
     }
 }
 
+/// Results with their places in a sweep.
+type Points<'a> = Vec<(&'a Placed, &'a SweepPoint)>;
+
 /// The sweeps among the results of a group: one per file and parameter.
 pub fn sweeps(members: &[&Placed], published: &Published) -> Vec<Sweep> {
-    let mut found: Vec<(&str, &str, Vec<(&Placed, &SweepPoint)>)> = Vec::new();
+    let mut found: Vec<(&str, &str, Points<'_>)> = Vec::new();
     for member in members {
         let Some(point) = &member.result.point else {
             continue;
