@@ -282,6 +282,17 @@ pub fn print(report: &Report, results: &ResultArgs, output: &Output) -> Result<(
         ))?;
         output.line("")?;
     }
+    if report
+        .results
+        .iter()
+        .all(|result| result.measurements.is_empty())
+    {
+        output.line("no ground truth in this split: nothing to measure")?;
+        if results.predictions.is_none() {
+            output.note("--predictions DIR writes what the evaluation server takes");
+        }
+        return Ok(());
+    }
     if report.results.len() > MAX_SIDE_BY_SIDE {
         output.text(&result_table::by_result(report).to_string())?;
     } else {

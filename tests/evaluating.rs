@@ -189,6 +189,14 @@ fn questions_and_statements_are_judged_and_their_predictions_are_official() {
             .all(|a| a["question_id"].is_i64() && a["answer"].is_string())
     );
 
+    // A split without answers is answered, not measured.
+    let said = run(&["evaluate", WITH_HEADS], &data.flags("vqa", "test-dev"));
+    assert!(
+        ok(&said).stdout.ends_with("nothing to measure\n"),
+        "{}",
+        said.stdout
+    );
+
     let said = run(&evaluate, &data.flags("nlvr2", "dev"));
     let found = numbers(&ok(&said).json());
     let names: Vec<&str> = found[0].1.iter().map(|(name, _)| name.as_str()).collect();
