@@ -235,7 +235,7 @@ fn unsupported(key: &str, dtype: DType, wanted: DType) -> Error {
 
 /// Decodes element by element, with the widest vectors of the processor at hand.
 fn each<const N: usize, T>(bytes: &[u8], out: &mut [T], decode: impl Fn([u8; N]) -> T) {
-    pulp::Arch::new().dispatch(
+    crate::vectorized(
         #[inline(always)]
         || {
             let (elements, _) = bytes.as_chunks::<N>();
@@ -248,7 +248,7 @@ fn each<const N: usize, T>(bytes: &[u8], out: &mut [T], decode: impl Fn([u8; N])
 
 /// Encodes element by element, likewise.
 fn put<const N: usize, T: Copy>(values: &[T], out: &mut [u8], encode: impl Fn(T) -> [u8; N]) {
-    pulp::Arch::new().dispatch(
+    crate::vectorized(
         #[inline(always)]
         || {
             let (elements, _) = out.as_chunks_mut::<N>();

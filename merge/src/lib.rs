@@ -19,6 +19,7 @@ mod error;
 mod expert;
 mod group;
 mod spans;
+mod vectorized;
 
 pub mod convert;
 pub mod diff;
@@ -47,3 +48,4 @@ pub use methods::MergeMethod;
 pub use plan::MergePlan;
 pub use progress::Progress;
 pub use recipe::MergeRecipe;
+pub use vectorized::vectorized;

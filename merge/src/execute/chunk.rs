@@ -301,7 +301,7 @@ where
     W: Pod + std::ops::BitAnd<Output = W> + PartialEq,
 {
     const BLOCK: usize = 1024;
-    pulp::Arch::new().dispatch(
+    crate::vectorized(
         #[inline(always)]
         || {
             let any_hit = |words: &[W]| {

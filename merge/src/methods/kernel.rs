@@ -111,7 +111,7 @@ fn dispatch<T: Real>(
     step: StepRounding,
     out: &mut [T],
 ) {
-    pulp::Arch::new().dispatch(
+    crate::vectorized(
         #[inline(always)]
         || match step {
             StepRounding::None => kernel.combine(chunk, |x| x, out),

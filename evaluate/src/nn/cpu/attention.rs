@@ -152,7 +152,7 @@ fn probabilities(
         sizes.scale(),
         Par::Seq,
     );
-    pulp::Arch::new().dispatch(
+    merge::vectorized(
         #[inline(always)]
         || {
             for (query, scores) in scores.chunks_exact_mut(n).enumerate() {
@@ -246,7 +246,7 @@ fn one_head(
     write(2, p_view.transpose(), g, 1.0);
     let out = MatMut::from_row_major_slice_mut(dp, n, n);
     matmul(out, Accum::Replace, g, values.transpose(), 1.0, Par::Seq);
-    pulp::Arch::new().dispatch(
+    merge::vectorized(
         #[inline(always)]
         || {
             for (dp, p) in dp.chunks_exact_mut(n).zip(p.chunks_exact(n)) {

@@ -35,7 +35,7 @@ pub fn linear(x: &[f32], w: &[f32], bias: &[f32], k: usize, then: Then<'_>) -> V
     if !bias.is_empty() || !matches!(then, Then::Nothing) {
         let rows = out.par_chunks_mut(ROWS_PER_TASK * n).enumerate();
         rows.for_each(|(task, rows)| {
-            pulp::Arch::new().dispatch(
+            merge::vectorized(
                 #[inline(always)]
                 || {
                     let first = task * ROWS_PER_TASK;
@@ -128,7 +128,7 @@ fn add_up(parts: Vec<Vec<f32>>, n: usize) -> Vec<f32> {
 pub fn gelu(x: &[f32]) -> Vec<f32> {
     let mut out = x.to_vec();
     out.par_chunks_mut(1 << 14).for_each(|out| {
-        pulp::Arch::new().dispatch(
+        merge::vectorized(
             #[inline(always)]
             || {
                 for x in out.iter_mut() {
@@ -145,7 +145,7 @@ pub fn gelu_gradient(g: &[f32], x: &[f32]) -> Vec<f32> {
     let mut out = g.to_vec();
     let chunks = out.par_chunks_mut(1 << 14).zip(x.par_chunks(1 << 14));
     chunks.for_each(|(out, x)| {
-        pulp::Arch::new().dispatch(
+        merge::vectorized(
             #[inline(always)]
             || {
                 for (out, &x) in out.iter_mut().zip(x) {
@@ -174,7 +174,7 @@ pub fn layer_norm(x: &[f32], weight: &[f32], bias: &[f32], epsilon: f32) -> Vec<
     let step = ROWS_PER_TASK * n;
     let tasks = out.par_chunks_mut(step).zip(x.par_chunks(step));
     tasks.for_each(|(out, x)| {
-        pulp::Arch::new().dispatch(
+        merge::vectorized(
             #[inline(always)]
             || {
                 for (out, x) in out.chunks_exact_mut(n).zip(x.chunks_exact(n)) {
@@ -207,7 +207,7 @@ pub fn layer_norm_gradients(
         .map(|((out, x), g)| {
             let (mut by_weight, mut by_bias) = (vec![0.0; n], vec![0.0; n]);
             let mut scaled = vec![0.0; n];
-            pulp::Arch::new().dispatch(
+            merge::vectorized(
                 #[inline(always)]
                 || {
                     let rows = out.chunks_exact_mut(n).zip(x.chunks_exact(n));
