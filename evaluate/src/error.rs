@@ -1,5 +1,7 @@
 //! Everything that can go wrong in this crate, one variant per fault.
 
+mod advice;
+
 use std::path::{Path, PathBuf};
 
 /// The result of everything in this crate.
@@ -561,70 +563,6 @@ impl Error {
             action,
             path: path.into(),
             source,
-        }
-    }
-
-    /// What the user can do about it, where that is not plain from the message.
-    #[must_use]
-    pub fn hint(&self) -> Option<String> {
-        match self {
-            Self::Merge(error) => error.hint(),
-            Self::DuplicateId {
-                what: "question", ..
-            } => Some(
-                "published evaluation code repeats questions to fill its last batch; keep the \
-                 first answer of each"
-                    .into(),
-            ),
-            Self::NotRunnable { .. } => {
-                Some("models of the vl-merging and VLMo families can be run".into())
-            }
-            Self::UnknownSize { what, .. } => match *what {
-                "the number of heads" => Some("give it with --heads".into()),
-                "the image size" => Some("give --text-table-len".into()),
-                "the fusion start" => Some("give it with --fusion-start".into()),
-                _ => None,
-            },
-            Self::NoDevice { .. } => Some(
-                "build with --features cuda on a machine with an NVIDIA card, or use cpu".into(),
-            ),
-            Self::Precision { .. } => Some("use f32".into()),
-            Self::OtherVocabulary { .. } => {
-                Some("the published models use the vocabulary of bert-base-uncased".into())
-            }
-            Self::NoHead { .. } => Some(
-                "this checkpoint was not trained for the task; use one that was fine-tuned on it"
-                    .into(),
-            ),
-            Self::TokenizerFromHub { .. } => Some(
-                "give the path of a vocab.txt or tokenizer.json: it works without a network".into(),
-            ),
-            Self::BadPictures { .. } => {
-                Some("repair them, or leave them out with --skip-bad, which lists them".into())
-            }
-            Self::OtherTable { .. } => Some("replace it with --force".into()),
-            Self::NotPaired { .. } => Some("score the files one by one".into()),
-            Self::ReportSchema { .. } => Some(
-                "reports are made of what `vlmerge evaluate`, `sweep`, `score` and `distance` \
-                 print with `--json`"
-                    .into(),
-            ),
-            Self::NoHeatMap { .. } => Some("write a report with the extension .html".into()),
-            Self::NoCells { .. } => Some("measure them with `--per cell`".into()),
-            _ => None,
-        }
-    }
-
-    /// Whether wrong arguments are the cause.
-    #[must_use]
-    pub fn is_usage(&self) -> bool {
-        match self {
-            Self::Merge(error) => error.is_usage(),
-            Self::ResampleCount { .. }
-            | Self::NoHeatMap { .. }
-            | Self::UnknownDataset { .. }
-            | Self::UnknownSplit { .. } => true,
-            _ => false,
         }
     }
 }

@@ -7,6 +7,7 @@
 //! Fields are called as in the checkpoints of vl-merging; a checkpoint in VLMo's spelling is
 //! renamed as it is loaded. Which parts have experts is read off the keys.
 
+use std::ops::Range;
 use std::sync::Arc;
 
 use candle_core::{DType, Device, Tensor};
@@ -14,15 +15,13 @@ use merge::layouts::{self, vlmo};
 use merge::{Checkpoint, Expert};
 
 use super::config::{Config, Overrides, Positions, ShallowAttention};
+use super::text_embeddings::TextEmbeddings;
 use super::{Block, Heads, Segment};
 use crate::nn::{
     Attended, Embedding, LayerNorm, Linear, Mask, Pairs, Pass, PatchEmbed, RelativePosition,
 };
 use crate::weights::Init;
 use crate::{Error, Result, Weights};
-
-/// LayerNorm of the text embedding, as in BERT.
-const TEXT_EPSILON: f64 = 1e-12;
 
 /// The last LayerNorm.
 const EPSILON: f64 = 1e-6;
@@ -32,15 +31,6 @@ const TEXT: usize = 0;
 
 /// Token types of the first and of the second image.
 const IMAGES: [usize; 2] = [1, 2];
-
-/// Words to vectors: BERT's embedding without absolute positions, unless the family has them.
-#[derive(Clone, Debug)]
-struct TextEmbeddings {
-    word_embeddings: Embedding,
-    position_embeddings: Option<Tensor>,
-    token_type_embeddings: Embedding,
-    norm: LayerNorm,
-}
 
 /// A multiway transformer with its heads.
 #[derive(Clone, Debug)]
@@ -67,6 +57,15 @@ pub struct Joint {
     pub image: Tensor,
 }
 
+/// A sequence that one expert serves.
+struct Alone<'a> {
+    /// `(b, n, d)`.
+    x: Tensor,
+    expert: Expert,
+    pairs: Option<Pairs>,
+    mask: Option<&'a Mask>,
+}
+
 impl Joint {
     /// The first text token, `(b, d)`.
     ///
@@ -80,39 +79,6 @@ impl Joint {
 /// The first token of each sequence: `(b, n, d) -> (b, d)`.
 fn first(x: &Tensor) -> Result<Tensor> {
     Ok(x.narrow(1, 0, 1)?.squeeze(1)?)
-}
-
-impl TextEmbeddings {
-    fn load(weights: &Weights, config: &Config) -> Result<Self> {
-        let name = |part: &str| format!("text_embeddings.{part}");
-        let d = config.width;
-        let positions = || {
-            let shape = [config.text_len, d];
-            weights.get(&name("position_embeddings.weight"), &shape, Linear::INIT)
-        };
-        let is_absolute = config.positions == Positions::Absolute;
-        Ok(Self {
-            word_embeddings: Embedding::load(
-                weights,
-                &name("word_embeddings"),
-                config.vocabulary,
-                d,
-            )?,
-            position_embeddings: is_absolute.then(positions).transpose()?,
-            token_type_embeddings: Embedding::load(weights, &name("token_type_embeddings"), 2, d)?,
-            norm: LayerNorm::load(weights, &name("LayerNorm"), d, TEXT_EPSILON)?,
-        })
-    }
-
-    /// `ids: (b, t) -> (b, t, d)`.
-    fn forward(&self, ids: &Tensor) -> candle_core::Result<Tensor> {
-        let words = self.word_embeddings.forward(ids)?; // (b, t, d)
-        let mut x = words.broadcast_add(&self.token_type_embeddings.row(0)?)?;
-        if let Some(positions) = &self.position_embeddings {
-            x = x.broadcast_add(&positions.narrow(0, 0, ids.dim(1)?)?)?;
-        }
-        self.norm.forward(&x)
-    }
 }
 
 impl Multiway {
@@ -263,27 +229,51 @@ impl Multiway {
         Ok(self.relative_position.as_ref().map(of).transpose()?)
     }
 
+    /// Text alone, before the first block.
+    fn text_alone<'a>(&self, ids: &Tensor, mask: &'a Mask) -> Result<Alone<'a>> {
+        Ok(Alone {
+            x: self.embed_text(ids)?,
+            expert: Expert::Language,
+            pairs: self.pairs(|table| table.text(ids.dim(1)?))?,
+            mask: Some(mask),
+        })
+    }
+
+    /// Images alone, before the first block.
+    fn image_alone(&self, image: &Tensor, masked: Option<&Tensor>) -> Result<Alone<'static>> {
+        Ok(Alone {
+            x: self.embed_image(image, masked, 0)?,
+            expert: Expert::Vision,
+            pairs: self.pairs(RelativePosition::image)?,
+            mask: None,
+        })
+    }
+
     /// Blocks `blocks` on one sequence that one expert serves.
-    fn run(
+    fn run<'a>(
         &self,
-        mut x: Tensor,
-        blocks: std::ops::Range<usize>,
-        expert: Expert,
-        pairs: Option<&Pairs>,
-        mask: Option<&Mask>,
+        mut of: Alone<'a>,
+        blocks: Range<usize>,
         pass: &Pass<'_>,
-    ) -> Result<Tensor> {
-        let len = x.dim(1)?;
+    ) -> Result<Alone<'a>> {
+        let segment = Segment {
+            len: of.x.dim(1)?,
+            expert: of.expert,
+        };
         for index in blocks {
-            let bias = pairs.map(|pairs| pairs.bias(index)).transpose()?;
+            let bias = of
+                .pairs
+                .as_ref()
+                .map(|pairs| pairs.bias(index))
+                .transpose()?;
             let attended = Attended {
                 bias: bias.as_ref(),
-                mask,
+                mask: of.mask,
             };
-            x = self.blocks[index].forward(&x, &[Segment { len, expert }], attended, pass)?;
-            pass.show_block(index, std::slice::from_ref(&x))?;
+            of.x = self.blocks[index].forward(&of.x, &[segment], attended, pass)?;
+            pass.show_block(index, std::slice::from_ref(&of.x))?;
         }
-        Ok(x)
+        Ok(of)
     }
 
     /// Hidden states of text alone after the last block, not normed: `(b, t) -> (b, t, d)`.
@@ -291,10 +281,8 @@ impl Multiway {
     /// # Errors
     /// When shapes do not fit or the device fails.
     pub fn text(&self, ids: &Tensor, mask: &Mask, pass: &Pass<'_>) -> Result<Tensor> {
-        let pairs = self.pairs(|table| table.text(ids.dim(1)?))?;
-        let x = self.embed_text(ids)?;
         let all = 0..self.config.n_blocks;
-        self.run(x, all, Expert::Language, pairs.as_ref(), Some(mask), pass)
+        Ok(self.run(self.text_alone(ids, mask)?, all, pass)?.x)
     }
 
     /// Hidden states of images alone after the last block, not normed: `(b, 3, s, s) -> (b, n, d)`.
@@ -307,10 +295,8 @@ impl Multiway {
         masked: Option<&Tensor>,
         pass: &Pass<'_>,
     ) -> Result<Tensor> {
-        let pairs = self.pairs(RelativePosition::image)?;
-        let x = self.embed_image(image, masked, 0)?;
         let all = 0..self.config.n_blocks;
-        self.run(x, all, Expert::Vision, pairs.as_ref(), None, pass)
+        Ok(self.run(self.image_alone(image, masked)?, all, pass)?.x)
     }
 
     /// The last norm.
@@ -324,41 +310,34 @@ impl Multiway {
     /// Features of texts for retrieval, of length one: `(b, t) -> (b, d)`.
     ///
     /// # Errors
-    /// [`Error::NoHead`](crate::Error::NoHead), or when shapes do not fit or the device fails.
+    /// [`Error::NoHead`], or when shapes do not fit or the device fails.
     pub fn text_features(&self, ids: &Tensor, mask: &Mask, pass: &Pass<'_>) -> Result<Tensor> {
-        let pairs = self.pairs(|table| table.text(ids.dim(1)?))?;
-        let x = self.embed_text(ids)?;
-        let class = self.class(x, Expert::Language, pairs.as_ref(), Some(mask), pass)?;
+        let class = self.class(self.text_alone(ids, mask)?, pass)?;
         Ok(self.heads.contrastive()?.text(&class)?)
     }
 
     /// Features of images for retrieval, of length one: `(b, 3, s, s) -> (b, d)`.
     ///
     /// # Errors
-    /// [`Error::NoHead`](crate::Error::NoHead), or when shapes do not fit or the device fails.
+    /// [`Error::NoHead`], or when shapes do not fit or the device fails.
     pub fn image_features(&self, image: &Tensor, pass: &Pass<'_>) -> Result<Tensor> {
-        let pairs = self.pairs(RelativePosition::image)?;
-        let x = self.embed_image(image, None, 0)?;
-        let class = self.class(x, Expert::Vision, pairs.as_ref(), None, pass)?;
+        let class = self.class(self.image_alone(image, None)?, pass)?;
         Ok(self.heads.contrastive()?.image(&class)?)
     }
 
     /// The first token after the last norm, `(b, d)`. Where nobody looks on and no gradient is
     /// asked for, the last block computes that token alone.
-    fn class(
-        &self,
-        x: Tensor,
-        expert: Expert,
-        pairs: Option<&Pairs>,
-        mask: Option<&Mask>,
-        pass: &Pass<'_>,
-    ) -> Result<Tensor> {
+    fn class(&self, of: Alone<'_>, pass: &Pass<'_>) -> Result<Tensor> {
         let n = self.config.n_blocks;
-        if pass.is_tapped() || x.track_op() {
-            let x = self.run(x, 0..n, expert, pairs, mask, pass)?;
-            return self.normed(&first(&x)?);
+        if pass.is_tapped() || of.x.track_op() {
+            return self.normed(&first(&self.run(of, 0..n, pass)?.x)?);
         }
-        let x = self.run(x, 0..n - 1, expert, pairs, mask, pass)?;
+        let Alone {
+            x,
+            expert,
+            pairs,
+            mask,
+        } = self.run(of, 0..n - 1, pass)?;
         let bias = pairs.map(|pairs| pairs.bias(n - 1)).transpose()?;
         let attended = Attended {
             bias: bias.as_ref(),
@@ -379,9 +358,7 @@ impl Multiway {
         mask: &Mask,
         pass: &Pass<'_>,
     ) -> Result<Tensor> {
-        let pairs = self.pairs(|table| table.text(ids.dim(1)?))?;
-        let x = self.embed_text(ids)?;
-        let class = self.fused_class(x, Expert::Language, pairs.as_ref(), Some(mask), pass)?;
+        let class = self.fused_class(self.text_alone(ids, mask)?, pass)?;
         Ok(self.heads.fused_contrastive()?.text(&class)?)
     }
 
@@ -391,27 +368,16 @@ impl Multiway {
     /// # Errors
     /// As [`Multiway::image_features`].
     pub fn fused_image_features(&self, image: &Tensor, pass: &Pass<'_>) -> Result<Tensor> {
-        let pairs = self.pairs(RelativePosition::image)?;
-        let x = self.embed_image(image, None, 0)?;
-        let class = self.fused_class(x, Expert::Vision, pairs.as_ref(), None, pass)?;
+        let class = self.fused_class(self.image_alone(image, None)?, pass)?;
         Ok(self.heads.fused_contrastive()?.image(&class)?)
     }
 
-    fn fused_class(
-        &self,
-        x: Tensor,
-        expert: Expert,
-        pairs: Option<&Pairs>,
-        mask: Option<&Mask>,
-        pass: &Pass<'_>,
-    ) -> Result<Tensor> {
-        let (start, n) = (
-            self.config.fusion_start.min(self.config.n_blocks),
-            self.config.n_blocks,
-        );
-        let x = self.run(x, 0..start, expert, pairs, mask, pass)?;
-        let x = self.run(x, start..n, Expert::VisionLanguage, pairs, mask, pass)?;
-        self.normed(&first(&x)?)
+    fn fused_class(&self, of: Alone<'_>, pass: &Pass<'_>) -> Result<Tensor> {
+        let n = self.config.n_blocks;
+        let start = self.config.fusion_start.min(n);
+        let mut of = self.run(of, 0..start, pass)?;
+        of.expert = Expert::VisionLanguage;
+        self.normed(&first(&self.run(of, start..n, pass)?.x)?)
     }
 
     /// Text and image together: `ids: (b, t)`, `image: (b, 3, s, s)`; `index` is 1 for the second
@@ -465,9 +431,13 @@ impl Multiway {
                 x
             }
         };
-        let rest = start..self.config.n_blocks;
-        let expert = Expert::VisionLanguage;
-        let x = self.run(x, rest, expert, joint.as_ref(), Some(&joint_mask), pass)?;
+        let fused = Alone {
+            x,
+            expert: Expert::VisionLanguage,
+            pairs: joint,
+            mask: Some(&joint_mask),
+        };
+        let x = self.run(fused, start..self.config.n_blocks, pass)?.x;
         let x = self.normed(&x)?;
         Ok(Joint {
             text: x.narrow(1, 0, t)?,
@@ -516,7 +486,7 @@ impl Multiway {
     /// Text and image together, as one vector: `(b, d)`.
     ///
     /// # Errors
-    /// [`Error::NoHead`](crate::Error::NoHead), or when shapes do not fit or the device fails.
+    /// [`Error::NoHead`], or when shapes do not fit or the device fails.
     pub fn pooled(
         &self,
         ids: &Tensor,
