@@ -128,7 +128,8 @@ impl<'a> Study<'a> {
             "data": self.data.identity()?,
             "limit": self.data.limit,
             "without_repeats": self.data.without_repeats,
-            "tokenizer": self.tokenizer.vocabulary_size(),
+            "tokenizer": tokenizer_identity(&self.tokenizer)?,
+            "model": self.model.identity(),
             "settings": settings,
         }));
         if let Some(journal) = &self.journal
@@ -243,6 +244,13 @@ impl<'a> Study<'a> {
         self.output.note(format!("predictions: {}", path.display()));
         Ok(())
     }
+}
+
+/// The size and hash of the tokenizer's file.
+fn tokenizer_identity(tokenizer: &Tokenizer) -> Result<String> {
+    let path = tokenizer.path();
+    let bytes = std::fs::read(path).with_context(|| format!("cannot read {}", path.display()))?;
+    Ok(key_of(&bytes))
 }
 
 /// Marks the point of a sweep with the best RSUM, or else with the best first number.

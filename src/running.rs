@@ -234,6 +234,19 @@ impl ModelArgs {
         Ok(Opened { checkpoint, record })
     }
 
+    /// What the numbers of a model depend on beside its weights, for recognizing results that were
+    /// made before.
+    pub fn identity(&self) -> serde_json::Value {
+        serde_json::json!({
+            "precision": self.precision.to_string(),
+            "image_size": self.image_size,
+            "heads": self.heads,
+            "fusion_start": self.fusion_start,
+            "text_table_len": self.text_table_len,
+            "shallow_attention": self.shallow_attention.map(|how| format!("{how:?}")),
+        })
+    }
+
     /// The device.
     pub fn device(&self) -> Result<Device> {
         Ok(self.device.open(self.precision)?)

@@ -153,6 +153,18 @@ fn grams_of_real_pictures_merge_a_model_that_is_measured_and_shown() {
     ok(&vlmerge(&["report", &report, "--out", &page]));
     let page = std::fs::read_to_string(&page).expect("written");
     assert!(page.contains("merged.safetensors") && page.contains("data:image/png;base64,"));
+    // Features are kept for the same flags only.
+    let cache = data.path("features");
+    let kept = || std::fs::read_dir(&cache).expect("a folder").count();
+    let mut cached = data.flags("retrieval", "test");
+    cached.extend(["--json".into(), "--cache-features".into(), cache.clone()]);
+    let first = numbers(&ok(&run(&["evaluate", &merged], &cached)).json());
+    assert_eq!((kept(), &first[0].1), (2, &found[1].1));
+    let again = numbers(&ok(&run(&["evaluate", &merged], &cached)).json());
+    assert_eq!((kept(), again), (2, first));
+    cached.extend(["--fusion-start".into(), "9".into()]);
+    ok(&run(&["evaluate", &merged], &cached));
+    assert_eq!(kept(), 4);
     // The journal is gone, and the report is not overwritten unasked.
     assert!(!Path::new(&format!("{report}.unfinished")).exists());
     let said = run(&evaluate, &flags);

@@ -141,7 +141,8 @@ fn cache(args: &CollectArgs, output: &Output) -> Result<ExitCode> {
         "without_repeats": args.data.without_repeats,
         "batch_size": args.model.batch_size,
         "shared": args.shared,
-        "precision": args.model.precision.to_string(),
+        "model": args.model.identity(),
+        "tokenizer": key_of(&std::fs::read(tokenizer.path())?),
     }));
     let unfinished = Unfinished::beside(&args.out, of);
     let (grams, from) = unfinished.read()?;
