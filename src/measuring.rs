@@ -64,6 +64,8 @@ pub struct Study<'a> {
     results: &'a ResultArgs,
     task: Box<dyn Task>,
     tokenizer: Tokenizer,
+    /// Stands for the tokenizer's file.
+    tokenizer_key: String,
     device: Device,
     bootstrap: Bootstrap,
     journal: Option<Journal>,
@@ -86,9 +88,12 @@ impl<'a> Study<'a> {
             }
             journal.create()?;
         }
+        let task = data.open(results.ties)?;
+        let tokenizer = Tokenizer::open(&data.tokenizer)?;
         Ok(Self {
-            task: data.open(results.ties)?,
-            tokenizer: Tokenizer::open(&data.tokenizer)?,
+            task,
+            tokenizer_key: tokenizer_identity(&tokenizer)?,
+            tokenizer,
             device: model.device()?,
             bootstrap: Bootstrap::new(results.resamples, results.seed)?,
             data,
@@ -105,9 +110,8 @@ impl<'a> Study<'a> {
         for point in points {
             let name = point.target.name();
             finished.push(self.point(point).with_context(|| name)?);
-            let report = self.report(&finished)?;
             if let Some(out) = &self.results.out {
-                reports::file::write(out, &report)?;
+                reports::file::write(out, &self.report(&finished)?)?;
             }
         }
         let report = self.report(&finished)?;
@@ -128,7 +132,7 @@ impl<'a> Study<'a> {
             "data": self.data.identity()?,
             "limit": self.data.limit,
             "without_repeats": self.data.without_repeats,
-            "tokenizer": tokenizer_identity(&self.tokenizer)?,
+            "tokenizer": self.tokenizer_key,
             "model": self.model.identity(),
             "settings": settings,
         }));
@@ -246,7 +250,7 @@ impl<'a> Study<'a> {
     }
 }
 
-/// The size and hash of the tokenizer's file.
+/// A name for the content of the tokenizer's file.
 fn tokenizer_identity(tokenizer: &Tokenizer) -> Result<String> {
     let path = tokenizer.path();
     let bytes = std::fs::read(path).with_context(|| format!("cannot read {}", path.display()))?;

@@ -76,21 +76,10 @@ pub fn significant(value: f64) -> String {
     format!("{value:.n_decimals$}")
 }
 
-/// A whole number in groups of three digits.
-pub fn grouped(n: u64) -> String {
-    let digits = n.to_string();
-    let mut text = String::new();
-    for (position, digit) in digits.chars().enumerate() {
-        if position > 0 && (digits.len() - position).is_multiple_of(3) {
-            text.push(',');
-        }
-        text.push(digit);
-    }
-    text
-}
-
 #[cfg(test)]
 mod tests {
+    use evaluate::reports::grouped;
+
     use super::*;
 
     #[test]

@@ -6,6 +6,7 @@ mod conformance;
 mod fixture;
 mod forward;
 mod fused;
+mod gradients;
 mod grams;
 mod images;
 mod nlvr2;

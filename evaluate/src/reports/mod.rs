@@ -31,6 +31,7 @@ use crate::metrics::retrieval::{Standings, Ties, median_and_mean};
 use crate::sample::{Sample, Unit};
 
 pub use document::{Document, Input};
+pub use labels::grouped;
 
 /// The value of [`Report::schema`] that this program writes.
 pub const SCHEMA: &str = "vlmerge.report/1";

@@ -1,6 +1,7 @@
 //! An inspection for people.
 
 use anyhow::Result;
+use evaluate::reports::grouped;
 use merge::Role;
 use merge::io::{Container, PlainValue};
 use merge::layouts::{self, Dimensions, Layout};
@@ -8,7 +9,7 @@ use merge::layouts::{self, Dimensions, Layout};
 use super::{Inspection, called};
 use crate::key_tree;
 use crate::output::{Output, bytes};
-use crate::table::{Align, Table, grouped, significant};
+use crate::table::{Align, Table, significant};
 
 /// Values and Python objects that are listed before the rest is only counted.
 const MAX_LISTED: usize = 20;
