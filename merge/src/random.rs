@@ -67,6 +67,83 @@ impl Draws {
     }
 }
 
+impl Draws {
+    /// Writes draws `first..first + out.len()`, uniform in [0, 1), to `out`: element k is the upper
+    /// 24 bits of word k.
+    pub fn fill_uniform(&self, first: usize, out: &mut [f32]) {
+        let mut generator = ChaCha8Rng::from_seed(self.key);
+        generator.set_word_pos(first as u128);
+        for out in out {
+            *out = (generator.next_u32() >> 8) as f32 * UNIT;
+        }
+    }
+
+    /// Draws one after the other, for whatever needs a number of them that is not known before.
+    #[must_use]
+    pub fn sequence(&self) -> Sequence {
+        Sequence(ChaCha8Rng::from_seed(self.key))
+    }
+}
+
+/// Draws in a row.
+#[derive(Clone, Debug)]
+pub struct Sequence(ChaCha8Rng);
+
+impl Sequence {
+    /// Uniform in [0, 1), with 53 bits.
+    pub fn uniform(&mut self) -> f64 {
+        (self.0.next_u64() >> 11) as f64 / (1u64 << 53) as f64
+    }
+
+    /// Uniform in `[low, high)`.
+    pub fn between(&mut self, low: f64, high: f64) -> f64 {
+        low + (high - low) * self.uniform()
+    }
+
+    /// True with this probability.
+    pub fn chance(&mut self, probability: f64) -> bool {
+        self.uniform() < probability
+    }
+
+    /// Uniform among `0..n`, every number equally likely; 0 for `n` of 0 or 1.
+    pub fn below(&mut self, n: usize) -> usize {
+        let n = n as u64;
+        // The part of the range that holds every remainder equally often.
+        let whole = u64::MAX - u64::MAX.checked_rem(n).unwrap_or_default();
+        loop {
+            let draw = self.0.next_u64();
+            if draw < whole || n < 2 {
+                return draw.checked_rem(n).unwrap_or_default() as usize;
+            }
+        }
+    }
+
+    /// The index of a weight, drawn with a probability in proportion to it; `None` when no weight
+    /// is above zero.
+    pub fn weighted(&mut self, weights: &[f32]) -> Option<usize> {
+        let total: f64 = weights.iter().map(|&weight| f64::from(weight)).sum();
+        let mut left = self.uniform() * total;
+        let mut last = None;
+        for (index, &weight) in weights.iter().enumerate() {
+            if weight > 0.0 {
+                last = Some(index);
+                left -= f64::from(weight);
+                if left < 0.0 {
+                    return last;
+                }
+            }
+        }
+        last
+    }
+
+    /// Puts items in random order (Fisher and Yates).
+    pub fn shuffle<T>(&mut self, items: &mut [T]) {
+        for end in (1..items.len()).rev() {
+            items.swap(end, self.below(end + 1));
+        }
+    }
+}
+
 /// Two independent standard normal numbers from eight bytes.
 fn normal_pair(words: &[u8]) -> (f32, f32) {
     let radius_word = u32::from_le_bytes([words[0], words[1], words[2], words[3]]);
@@ -152,6 +229,48 @@ mod tests {
             }
             assert_eq!(whole, pieces, "in chunks of {size}");
         }
+    }
+
+    #[test]
+    fn uniform_draws_do_not_depend_on_the_chunks_and_fill_the_unit() {
+        let draws = Draws::new(5, "drop");
+        let mut whole = vec![0.0; 10_000];
+        draws.fill_uniform(0, &mut whole);
+        let mut tail = vec![0.0; 17];
+        draws.fill_uniform(9_983, &mut tail);
+        assert_eq!(whole[9_983..], tail);
+        assert!(whole.iter().all(|x| (0.0..1.0).contains(x)));
+        let mean = whole.iter().sum::<f32>() / whole.len() as f32;
+        // Five standard errors of sqrt(1 / 12 / n).
+        assert!((mean - 0.5).abs() < 0.015, "{mean}");
+    }
+
+    #[test]
+    fn a_shuffle_is_a_permutation_and_every_place_is_equally_likely() {
+        let mut sequence = Draws::new(1, "order").sequence();
+        let mut counts = [0; 5];
+        for _ in 0..5000 {
+            let mut items = [0, 1, 2, 3, 4];
+            sequence.shuffle(&mut items);
+            counts[items.iter().position(|&item| item == 0).unwrap_or(9)] += 1;
+            items.sort_unstable();
+            assert_eq!(items, [0, 1, 2, 3, 4]);
+        }
+        // Five standard errors of sqrt(5000 · 0.2 · 0.8).
+        assert!(counts.iter().all(|&n| (n - 1000_i32).abs() < 142), "{counts:?}");
+    }
+
+    #[test]
+    fn a_weighted_draw_goes_by_the_weights_and_never_takes_a_zero() {
+        let mut sequence = Draws::new(2, "negatives").sequence();
+        let mut counts = [0; 4];
+        for _ in 0..4000 {
+            counts[sequence.weighted(&[0.0, 1.0, 3.0, 0.0]).unwrap_or(0)] += 1;
+        }
+        assert_eq!((counts[0], counts[3]), (0, 0));
+        assert!((counts[1] - 1000_i32).abs() < 137, "{counts:?}");
+        assert_eq!(sequence.weighted(&[0.0, 0.0]), None);
+        assert_eq!(sequence.below(1), 0);
     }
 
     #[test]
