@@ -257,7 +257,10 @@ mod tests {
             assert_eq!(items, [0, 1, 2, 3, 4]);
         }
         // Five standard errors of sqrt(5000 · 0.2 · 0.8).
-        assert!(counts.iter().all(|&n| (n - 1000_i32).abs() < 142), "{counts:?}");
+        assert!(
+            counts.iter().all(|&n| (n - 1000_i32).abs() < 142),
+            "{counts:?}"
+        );
     }
 
     #[test]

@@ -1,4 +1,17 @@
-//! The place of training objectives, the optimizer and the one loop.
+//! Training: objectives, the optimizer, and the one loop.
 //!
-//! Nothing is implemented here yet: this version of vlmerge reads, converts, compares and merges
-//! checkpoints, which is the work of the `merge` crate.
+//! The main types in the order in which a run uses them:
+//!
+//! 1. [`augment`] turns a picture into a random view of it, and words into masked words.
+//! 2. [`objectives`] turn a batch and a model into losses.
+//! 3. [`optim`] holds the update rule, which parameter gets which rate and decay, the schedule.
+//! 4. [`log`] writes what happens: JSON lines and TensorBoard's event files.
+
+mod error;
+
+pub mod augment;
+pub mod log;
+pub mod objectives;
+pub mod optim;
+
+pub use error::{Error, Result};

@@ -1,0 +1,1 @@
+//! What happens, as JSON lines and as event files of TensorBoard.

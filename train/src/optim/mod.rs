@@ -1,0 +1,1 @@
+//! The optimizer: update rule, groups of parameters, schedule, clipping, averages.

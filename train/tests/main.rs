@@ -1,0 +1,4 @@
+//! The one test harness of this crate: one module per subject.
+#![allow(missing_docs, reason = "test names are the documentation")]
+
+mod fixture;
