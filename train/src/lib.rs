@@ -10,6 +10,8 @@
 mod error;
 
 pub mod augment;
+pub mod batch;
+pub mod collective;
 pub mod log;
 pub mod objectives;
 pub mod optim;

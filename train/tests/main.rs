@@ -2,3 +2,4 @@
 #![allow(missing_docs, reason = "test names are the documentation")]
 
 mod fixture;
+mod objectives;

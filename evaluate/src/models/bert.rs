@@ -12,7 +12,9 @@ use merge::Checkpoint;
 use merge::layouts::Generic;
 
 use super::tower;
-use crate::nn::{Attended, Embedding, LayerNorm, Linear, Mask, Pass, Residual, attend, unit_length};
+use crate::nn::{
+    Attended, Embedding, LayerNorm, Linear, Mask, Pass, Residual, attend, unit_length,
+};
 use crate::{Result, Weights};
 
 /// Every LayerNorm adds this to the variance.

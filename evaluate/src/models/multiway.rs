@@ -128,11 +128,10 @@ impl Multiway {
     pub fn load(weights: &Weights, config: Config) -> Result<Self> {
         let d = config.width;
         let token = |name: &str| weights.get(name, &[1, 1, d], Linear::INIT);
-        let blocks = (0..config.n_blocks)
-            .map(|index| {
-                let name = format!("transformer.blocks.{index}");
-                Block::load(weights, &name, index, &config)
-            });
+        let blocks = (0..config.n_blocks).map(|index| {
+            let name = format!("transformer.blocks.{index}");
+            Block::load(weights, &name, index, &config)
+        });
         let (relative_position, pos_embed) = match config.positions {
             Positions::Relative(window) => {
                 let (blocks, heads) = (config.n_blocks, config.n_heads);
@@ -238,12 +237,7 @@ impl Multiway {
     }
 
     /// Text alone, before the first block.
-    fn text_alone<'a>(
-        &self,
-        ids: &Tensor,
-        mask: &'a Mask,
-        pass: &Pass<'_>,
-    ) -> Result<Alone<'a>> {
+    fn text_alone<'a>(&self, ids: &Tensor, mask: &'a Mask, pass: &Pass<'_>) -> Result<Alone<'a>> {
         Ok(Alone {
             x: self.embed_text(ids, pass)?,
             expert: Expert::Language,
@@ -578,8 +572,22 @@ impl Multiway {
         images: [&Tensor; 2],
         pass: &Pass<'_>,
     ) -> Result<Tensor> {
-        let one = self.pooled(ids, mask, images[0], 0, pass)?;
-        let two = self.pooled(ids, mask, images[1], 1, pass)?;
+        self.judge_with(ids, mask, images, [*pass, *pass])
+    }
+
+    /// As [`Multiway::judge`], each image in a pass of its own.
+    ///
+    /// # Errors
+    /// As [`Multiway::pooled`].
+    pub fn judge_with(
+        &self,
+        ids: &Tensor,
+        mask: &Mask,
+        images: [&Tensor; 2],
+        passes: [Pass<'_>; 2],
+    ) -> Result<Tensor> {
+        let one = self.pooled(ids, mask, images[0], 0, &passes[0])?;
+        let two = self.pooled(ids, mask, images[1], 1, &passes[1])?;
         Ok(self.heads.nlvr2()?.forward(&Tensor::cat(&[one, two], 1)?)?)
     }
 }

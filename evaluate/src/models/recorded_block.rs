@@ -64,7 +64,9 @@ impl Recorded for Recomputed {
         let bias = self.bias.as_ref().map(Var::from_tensor).transpose()?;
         let attended = self.attended(bias.as_deref());
         let (segments, kept) = (&self.segments, &self.kept);
-        let y = self.block.compute(&x, segments, attended, kept, &Pass::new())?;
+        let y = self
+            .block
+            .compute(&x, segments, attended, kept, &Pass::new())?;
         let found = (y * by_output)?.sum_all()?.backward()?;
         gradients.absorb(&found)?;
         let mut by_inputs = vec![found.get(&x).cloned()];

@@ -153,7 +153,9 @@ impl Block {
     /// `(b, n, d) -> (b, n, d)`.
     fn forward(&self, x: &Tensor, pass: &Pass<'_>) -> candle_core::Result<Tensor> {
         let normed = self.norm1.forward(x)?;
-        let x = self.attn.forward(&normed, Residual::scaled(x, &self.ls1), pass)?; // (b, n, d)
+        let x = self
+            .attn
+            .forward(&normed, Residual::scaled(x, &self.ls1), pass)?; // (b, n, d)
         let normed = self.norm2.forward(&x)?;
         self.mlp
             .forward(&normed, Residual::scaled(&x, &self.ls2), None, pass)

@@ -80,17 +80,15 @@ impl Gradients {
     fn add_to(&mut self, id: TensorId, gradient: &Tensor) -> Result<()> {
         match self.sums.get_mut(&id) {
             None => Ok(()),
-            Some(Sum::Host { values, is_reached }) => {
-                ops::with_slices([gradient], |[gradient]| {
-                    match std::mem::replace(is_reached, true) {
-                        true => slices::add_into(values, gradient),
-                        false => {
-                            values.clear();
-                            values.extend_from_slice(gradient);
-                        }
+            Some(Sum::Host { values, is_reached }) => ops::with_slices([gradient], |[gradient]| {
+                match std::mem::replace(is_reached, true) {
+                    true => slices::add_into(values, gradient),
+                    false => {
+                        values.clear();
+                        values.extend_from_slice(gradient);
                     }
-                })
-            }
+                }
+            }),
             Some(Sum::Device(sum)) => {
                 *sum = Some(match sum.take() {
                     Some(sum) => (sum + gradient)?,

@@ -2,6 +2,7 @@
 
 mod attention;
 mod cpu;
+mod cross_entropy;
 mod gradients;
 mod layer_scale;
 mod linear;
@@ -15,6 +16,7 @@ mod residual;
 mod tape;
 
 pub use attention::{Attended, Attention, attend};
+pub use cross_entropy::cross_entropy;
 pub use gradients::{Gradient, Gradients};
 pub use layer_scale::LayerScale;
 pub use linear::{Embedding, Linear, gelu};

@@ -104,7 +104,11 @@ mod tests {
         // Five standard errors of sqrt(10000 · 0.4 · 0.6).
         assert!((left_out as f64 - 4000.0).abs() < 245.0, "{left_out}");
         let kept = 1.0 / 0.6_f32;
-        assert!(factors.iter().all(|f| *f == 0.0 || (*f - kept).abs() < 1e-6));
+        assert!(
+            factors
+                .iter()
+                .all(|f| *f == 0.0 || (*f - kept).abs() < 1e-6)
+        );
     }
 
     #[test]
@@ -118,7 +122,10 @@ mod tests {
     fn dropout_keeps_the_mean() {
         let ones = Tensor::ones((100, 100), candle_core::DType::F32, &Device::Cpu).expect("ones");
         let x = omission(0).dropout(&ones).expect("it drops");
-        let mean = x.mean_all().and_then(|mean| mean.to_scalar::<f32>()).expect("a mean");
+        let mean = x
+            .mean_all()
+            .and_then(|mean| mean.to_scalar::<f32>())
+            .expect("a mean");
         // Five standard errors of sqrt(1/3 / 10000).
         assert!((mean - 1.0).abs() < 0.029, "{mean}");
     }
