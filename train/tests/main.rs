@@ -1,5 +1,8 @@
 //! The one test harness of this crate: one module per subject.
 #![allow(missing_docs, reason = "test names are the documentation")]
 
+mod checks;
 mod fixture;
 mod objectives;
+mod ranks;
+mod threads;
