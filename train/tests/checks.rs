@@ -259,7 +259,12 @@ pub fn objectives_learn_what_one_process_learns(ranks: &dyn Collective, architec
             let error = (found - expected).abs() / expected.abs();
             assert!(error <= TOLERANCE, "{shown}: {found}, expected {expected}");
         }
-        assert_eq!(found.measures, expected.measures, "{shown}");
+        assert_eq!(found.measures.len(), expected.measures.len());
+        for (found, expected) in found.measures.iter().zip(&expected.measures) {
+            // Counts, and sums of soft scores in f32.
+            let is_same = (found - expected).abs() <= 1e-6 * expected.abs();
+            assert!(is_same, "{shown}: {found}, expected {expected}");
+        }
         let norms = expected.gradients.values().map(|g| l2(g.iter().copied()));
         let largest = norms.fold(0.0, f64::max);
         assert!(largest > 0.0, "{shown} learns something");

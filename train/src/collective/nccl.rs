@@ -74,12 +74,9 @@ impl Nccl {
         }
         let mut buffer = self.device.clone_htod(&*values)?;
         run(&self.ranks, &mut buffer).map_err(refused(action))?;
-        self.device.memcpy_dtoh(&buffer, values)?;
-        Ok(self
-            .ranks
-            .stream()
-            .synchronize()
-            .map_err(candle_core::Error::wrap)?)
+        let stream = self.ranks.stream();
+        (stream.memcpy_dtoh(&buffer, values)).map_err(candle_core::Error::wrap)?;
+        Ok(stream.synchronize().map_err(candle_core::Error::wrap)?)
     }
 
     fn sum_on_card<T>(&self, storage: &CudaStorage, layout: &Layout) -> Result<CudaStorage>
