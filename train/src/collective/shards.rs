@@ -76,18 +76,17 @@ impl Shards {
     fn parts_of(&self, range: Range<usize>) -> impl Iterator<Item = Part> {
         let first = self.starts.partition_point(|&start| start <= range.start) - 1;
         let parameters = self.starts.windows(2).enumerate().skip(first);
-        parameters
-            .map_while(move |(parameter, bounds)| {
-                let (start, end) = (bounds[0], bounds[1]);
-                let (from, to) = (range.start.max(start), range.end.min(end));
-                (start < range.end).then(|| (parameter, start, from, to, range.start))
-            })
-            .filter(|(_, _, from, to, _)| from < to)
-            .map(|(parameter, start, from, to, origin)| Part {
+        let Range { start, end } = range;
+        let parts = parameters.take_while(move |(_, bounds)| bounds[0] < end);
+        let parts = parts.map(move |(parameter, bounds)| {
+            let (from, to) = (start.max(bounds[0]), end.min(bounds[1]));
+            Part {
                 parameter,
-                of_parameter: from - start..to - start,
-                of_shard: from - origin..to - origin,
-            })
+                of_parameter: from - bounds[0]..to - bounds[0],
+                of_shard: from - start..to - start,
+            }
+        });
+        parts.filter(|part| !part.of_shard.is_empty())
     }
 
     /// Gives to all ranks what each has changed of its own stretch. Needs room for a million numbers,
