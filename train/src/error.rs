@@ -32,6 +32,44 @@ pub enum Error {
         /// What is missing.
         what: &'static str,
     },
+    /// A recipe cannot be read.
+    #[error("{}: {reason}", path.display())]
+    BadRecipe {
+        /// The recipe.
+        path: PathBuf,
+        /// What is wrong, with line and column where they are known.
+        reason: String,
+    },
+    /// A setting of a recipe cannot be.
+    #[error("`{key}`: {reason}")]
+    BadSetting {
+        /// The setting.
+        key: String,
+        /// What is wrong with it.
+        reason: String,
+    },
+    /// The state of a run cannot be taken up.
+    #[error("{}: {reason}", path.display())]
+    BadState {
+        /// The file.
+        path: PathBuf,
+        /// Why not.
+        reason: String,
+    },
+    /// A split has no labels to learn from.
+    #[error("the split `{split}` of {dataset} has no labels to learn from")]
+    NoLabels {
+        /// The data set.
+        dataset: String,
+        /// The split.
+        split: String,
+    },
+    /// A label is no class.
+    #[error("an answer has the label {label}")]
+    NegativeLabel {
+        /// The label.
+        label: i64,
+    },
     /// A batch of one example has no other to be compared with.
     #[error("matching needs at least two examples in the batch, for one is compared with others")]
     NoNegative,
