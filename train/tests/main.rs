@@ -2,3 +2,6 @@
 #![allow(missing_docs, reason = "test names are the documentation")]
 
 mod fixture;
+mod groups;
+mod logs;
+mod optimizer;

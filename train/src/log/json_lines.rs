@@ -93,7 +93,10 @@ fn kept_bytes(path: &Path, step: u64) -> Result<u64> {
 }
 
 /// The whole lines with their lengths in bytes.
-fn lines<'a>(path: &'a Path, bytes: &'a [u8]) -> impl Iterator<Item = Result<(Record, usize)>> + 'a {
+fn lines<'a>(
+    path: &'a Path,
+    bytes: &'a [u8],
+) -> impl Iterator<Item = Result<(Record, usize)>> + 'a {
     (bytes.split_inclusive(|byte| *byte == b'\n'))
         .filter(|line| line.ends_with(b"\n"))
         .enumerate()
