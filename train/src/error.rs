@@ -69,6 +69,16 @@ pub enum Error {
         /// Its entry.
         entry: String,
     },
+    /// A number of the settings lies outside of its range.
+    #[error("`optim.{setting}` is {value}, which is not {range}")]
+    OutOfRange {
+        /// The setting, as recipes spell it.
+        setting: &'static str,
+        /// Its value.
+        value: f64,
+        /// What it may be.
+        range: &'static str,
+    },
     /// A variable has no moving average.
     #[error("there is no moving average of the variable `{name}`")]
     NotAveraged {

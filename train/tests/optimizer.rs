@@ -361,3 +361,31 @@ fn the_steps_of_a_run_are_counted_as_published() -> Outcome {
     assert_eq!(total_steps(7, 3, 4), 5);
     Ok(())
 }
+
+#[test]
+fn a_number_out_of_its_range_is_named() -> Outcome {
+    OptimSettings::default().check()?;
+    for text in [
+        "lr: -1",
+        "end_lr: .nan",
+        "warmup: 2500.0",
+        "decay: -2",
+        "beta1: 1",
+        "beta2: 1.5",
+        "epsilon: 0",
+        "weight_decay: -0.1",
+        "head_weight_decay: .inf",
+        "lr_mult: -3",
+        "max_norm: 0",
+        "ema: 1",
+    ] {
+        let settings: OptimSettings = serde_saphyr::from_str(text)?;
+        let name = text.split(':').next().unwrap_or_default();
+        let said = settings.check().err().map(|e| e.to_string());
+        assert!(
+            said.is_some_and(|said| said.contains(&format!("`optim.{name}`"))),
+            "{text}"
+        );
+    }
+    Ok(())
+}

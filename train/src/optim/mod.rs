@@ -10,6 +10,8 @@ pub mod clip;
 
 use serde::{Deserialize, Serialize};
 
+use crate::{Error, Result};
+
 pub use adamw::{AdamW, Flavor, Step};
 pub use ema::Ema;
 pub use groups::{Group, GroupKind, GroupRules, GroupSettings, ParamGroups};
@@ -89,6 +91,100 @@ impl Default for OptimSettings {
 }
 
 impl OptimSettings {
+    /// Checks every number.
+    ///
+    /// # Errors
+    /// [`Error::OutOfRange`] for the first that is outside of its range; so is `warmup: 2500.0`, which
+    /// would be a share.
+    pub fn check(&self) -> Result<()> {
+        let Self { warmup, decay, .. } = self;
+        let share = match warmup {
+            Warmup::Share(share) => *share,
+            Warmup::Steps(_) => 0.0,
+        };
+        let power = match decay {
+            Decay::Power(power) => *power,
+            Decay::Named(_) => 1.0,
+        };
+        let scale = &self.loss_scale;
+        let at_least_0 = |x: f64| x >= 0.0 && x.is_finite();
+        let above_0 = |x: f64| x > 0.0 && x.is_finite();
+        let share_below_1 = |x: f64| (0.0..1.0).contains(&x);
+        const AT_LEAST_0: &str = "a finite number of at least 0";
+        const ABOVE_0: &str = "a finite number above 0";
+        const SHARE: &str = "at least 0 and below 1";
+        let checks = [
+            ("lr", self.lr, at_least_0(self.lr), AT_LEAST_0),
+            ("end_lr", self.end_lr, at_least_0(self.end_lr), AT_LEAST_0),
+            (
+                "warmup",
+                share,
+                (0.0..=1.0).contains(&share),
+                "a share from 0 to 1",
+            ),
+            ("decay", power, above_0(power), ABOVE_0),
+            ("beta1", self.beta1, share_below_1(self.beta1), SHARE),
+            ("beta2", self.beta2, share_below_1(self.beta2), SHARE),
+            ("epsilon", self.epsilon, above_0(self.epsilon), ABOVE_0),
+            (
+                "weight_decay",
+                self.weight_decay,
+                at_least_0(self.weight_decay),
+                AT_LEAST_0,
+            ),
+            (
+                "head_weight_decay",
+                self.head_weight_decay,
+                at_least_0(self.head_weight_decay),
+                AT_LEAST_0,
+            ),
+            (
+                "lr_mult",
+                self.lr_mult,
+                at_least_0(self.lr_mult),
+                AT_LEAST_0,
+            ),
+            (
+                "max_norm",
+                self.max_norm.unwrap_or(1.0),
+                self.max_norm.is_none_or(above_0),
+                ABOVE_0,
+            ),
+            (
+                "ema",
+                self.ema.unwrap_or(0.0),
+                self.ema.is_none_or(share_below_1),
+                SHARE,
+            ),
+            (
+                "loss_scale.initial",
+                scale.initial,
+                above_0(scale.initial),
+                ABOVE_0,
+            ),
+            (
+                "loss_scale.growth",
+                scale.growth,
+                scale.growth >= 1.0,
+                "at least 1",
+            ),
+            (
+                "loss_scale.backoff",
+                scale.backoff,
+                scale.backoff > 0.0 && scale.backoff < 1.0,
+                "between 0 and 1",
+            ),
+        ];
+        match checks.into_iter().find(|(_, _, holds, _)| !holds) {
+            Some((setting, value, _, range)) => Err(Error::OutOfRange {
+                setting,
+                value,
+                range,
+            }),
+            None => Ok(()),
+        }
+    }
+
     /// The update rule.
     #[must_use]
     pub fn adamw(&self) -> AdamW {
