@@ -99,6 +99,81 @@ pub enum Error {
         /// Why it failed.
         source: std::io::Error,
     },
+    /// Slices of one step of the optimizer differ in length.
+    #[error(
+        "a step on {parameter} parameters got {gradient} gradients and {first_moment} and \
+         {second_moment} moments"
+    )]
+    SliceLengths {
+        /// Elements of the parameter.
+        parameter: usize,
+        /// Elements of the gradient.
+        gradient: usize,
+        /// Elements of the first moment.
+        first_moment: usize,
+        /// Elements of the second moment.
+        second_moment: usize,
+    },
+    /// A variable is in no group of the optimizer.
+    #[error("the variable `{name}` is in no group of the optimizer")]
+    NotGrouped {
+        /// The variable.
+        name: String,
+    },
+    /// A variable comes twice.
+    #[error("the variable `{name}` is twice in the groups of the optimizer")]
+    GroupedTwice {
+        /// The variable.
+        name: String,
+    },
+    /// A group names a variable that the model does not have.
+    #[error("the optimizer has a group for `{name}`, and the model has no such variable")]
+    NoSuchVariable {
+        /// The variable.
+        name: String,
+    },
+    /// An entry of the settings is in the name of no variable.
+    #[error("`{entry}` in `{setting}` is in the name of no variable")]
+    MatchesNothing {
+        /// The setting, e.g. `trainable`.
+        setting: &'static str,
+        /// Its entry.
+        entry: String,
+    },
+    /// A number of the settings lies outside of its range.
+    #[error("`optim.{setting}` is {value}, which is not {range}")]
+    OutOfRange {
+        /// The setting, as recipes spell it.
+        setting: &'static str,
+        /// Its value.
+        value: f64,
+        /// What it may be.
+        range: &'static str,
+    },
+    /// A variable has no moving average.
+    #[error("there is no moving average of the variable `{name}`")]
+    NotAveraged {
+        /// The variable.
+        name: String,
+    },
+    /// No whole number of batches has the size that was asked for.
+    #[error("a batch of {batch} is no multiple of the {at_once} examples that fit at once")]
+    BatchNotReached {
+        /// Examples per step, as asked for.
+        batch: u64,
+        /// Examples on all devices at once.
+        at_once: u64,
+    },
+    /// A line in the middle of a log is damaged.
+    #[error("line {line} of {} is not a record: {source}", path.display())]
+    LogLine {
+        /// The log.
+        path: PathBuf,
+        /// The line, from 1.
+        line: usize,
+        /// What is wrong with it.
+        source: serde_json::Error,
+    },
 }
 
 impl Error {

@@ -3,3 +3,6 @@
 
 mod fixture;
 mod objectives;
+mod groups;
+mod logs;
+mod optimizer;
