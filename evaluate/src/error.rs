@@ -396,6 +396,14 @@ pub enum Error {
         /// The question.
         question: i64,
     },
+    /// An image has no captions of people.
+    #[error("{}: image {image} has no captions", path.display())]
+    NoCaptions {
+        /// The file.
+        path: PathBuf,
+        /// The image.
+        image: i64,
+    },
 
     // ---- arrays -----------------------------------------------------------------------------
     /// A tensor has another shape than the tensors beside it.

@@ -221,6 +221,7 @@ pub(super) fn overview(groups: &[Group]) -> Grid {
             "retrieval" => &["tr_r1", "ir_r1", "rsum"],
             "vqa" => &["accuracy"],
             "nlvr2" => &["accuracy", "consistency"],
+            "captions" => &["bleu_4", "cider"],
             _ => &[],
         };
         let columns = group.grid.columns.iter().enumerate();
