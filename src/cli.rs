@@ -121,6 +121,7 @@ impl WriteArgs {
             allow_non_finite: self.allow_non_finite,
             check_copies,
             hash: !self.no_hash,
+            ..RunOptions::default()
         }
     }
 }
@@ -188,6 +189,14 @@ fn parse_size(text: &str) -> Result<u64, String> {
     match number.parse::<f64>() {
         Ok(number) if number * factor >= 1.0 => Ok((number * factor) as u64),
         _ => Err("write a size such as 2GB or 500MiB".into()),
+    }
+}
+
+/// A number of at least 1.
+pub fn parse_positive(text: &str) -> Result<usize, String> {
+    match text.parse() {
+        Ok(number) if number > 0 => Ok(number),
+        _ => Err("must be a whole number of at least 1".into()),
     }
 }
 

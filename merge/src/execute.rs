@@ -8,7 +8,7 @@ use serde::Serialize;
 
 use crate::io::{WriteOptions, Writer, check_target};
 use crate::plan::{Action, CHUNK_ELEMENTS, Entry};
-use crate::provenance::{self, Provenance};
+use crate::provenance::{Hashes, Provenance};
 use crate::{Error, MergePlan, Progress, Result, TensorInfo};
 
 mod chunk;
@@ -32,7 +32,7 @@ impl Sink for Writer {
 }
 
 /// How to run a plan.
-#[derive(Clone, Copy, Debug)]
+#[derive(Clone, Debug)]
 pub struct RunOptions {
     /// Write infinities and NaNs instead of refusing them.
     pub allow_non_finite: bool,
@@ -40,6 +40,8 @@ pub struct RunOptions {
     pub check_copies: bool,
     /// Record the SHA-256 of every input file.
     pub hash: bool,
+    /// Hashes that are known already; clones of one share them.
+    pub hashes: Hashes,
 }
 
 impl Default for RunOptions {
@@ -48,6 +50,7 @@ impl Default for RunOptions {
             allow_non_finite: false,
             check_copies: true,
             hash: true,
+            hashes: Hashes::default(),
         }
     }
 }
@@ -136,7 +139,7 @@ fn write_all(
     let (written, hashes) = thread::scope(|scope| {
         let hashes = scope.spawn(|| {
             run.hash
-                .then(|| provenance::hash_files(&files, progress))
+                .then(|| run.hashes.of(&files, progress))
                 .transpose()
         });
         let written = write_entries(plan, &writer, run, progress);

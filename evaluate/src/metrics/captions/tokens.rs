@@ -110,7 +110,10 @@ const RULES: &[(Form, &str)] = &[
     (Form::Typed, r"((?:CASED)\.)"),
     (Form::Typed, r"((?i:ph|ed)\.[Dd]\.)"),
     (Form::Typed, r"((?i:NUMBERED)\.)\s?[0-9]"),
-    (Form::Typed, r"([A-Za-z0-9]+(?:[-_][A-Za-z0-9]+)*_[A-Za-z0-9]+(?:[-_][A-Za-z0-9]+)*)"),
+    (
+        Form::Typed,
+        r"([A-Za-z0-9]+(?:[-_][A-Za-z0-9]+)*_[A-Za-z0-9]+(?:[-_][A-Za-z0-9]+)*)",
+    ),
     (Form::Typed, r"([CF]#)"),
     // Apostrophes.
     (Form::Straight, r"(@L*[\p{L}--[nN]])(?i:n['’‘`]t)"),
