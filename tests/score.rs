@@ -394,6 +394,11 @@ fn captions_that_do_not_fit_the_images_are_refused_by_name() {
     assert!(said.contains("image 7 is not in "), "{said}");
     assert!(refused("[]", &["--partial"]).contains("holds no captions"));
     assert!(refused("[{}]", &[]).contains("missing field `image_id` at line 1"));
+    let long = format!(
+        r#"[{{"image_id": 100, "caption": "{}"}}]"#,
+        "a,".repeat(10_000)
+    );
+    assert!(refused(&long, &[]).contains("a caption of image 100 has 20000 bytes, at most 10000"));
     let partial = written(&folder, "one.json", format!("[{one}]"));
     let said = vlmerge(&[
         "score",

@@ -151,6 +151,16 @@ fn any_text_has_tokens_without_spaces_or_panics() {
     });
 }
 
+#[test]
+fn a_text_without_end_takes_time_in_proportion() {
+    // A tenth of a second; were every rule to look at all that is left, minutes.
+    let started = std::time::Instant::now();
+    for word in ["a,", "a@b", "é", "<a ", "'", "1/2-"] {
+        assert!(!tokenize(&word.repeat(20_000)).is_empty() || word == "'");
+    }
+    assert!(started.elapsed().as_secs() < 30);
+}
+
 fn value(sample: &Sample, name: &str) -> f64 {
     let quantity = sample.quantities.iter().find(|q| q.name == name);
     sample

@@ -10,6 +10,10 @@ use super::file;
 use crate::metrics::captions::{Captioned, tokenize};
 use crate::{Error, Result};
 
+/// The longest caption that is judged; those of benchmarks have some dozen words. The time that ROUGE-L takes
+/// grows with the square.
+const MAX_CAPTION_BYTES: usize = 10_000;
+
 /// The caption of a model, as in a result file.
 #[derive(Clone, Debug, PartialEq, Eq, Deserialize, Serialize)]
 pub struct Caption {
@@ -43,7 +47,7 @@ struct Image {
 /// # Errors
 /// [`Error::Json`] with line and column, [`Error::Empty`], [`Error::DuplicateId`],
 /// [`Error::UnknownId`] for a caption whose image is not listed, [`Error::NoCaptions`] for an image
-/// without one, and what opening and reading the file may return.
+/// without one, [`Error::CaptionTooLong`], and what opening and reading the file may return.
 pub fn read_annotations(path: &Path) -> Result<References> {
     let file: AnnotationFile = file::json(path, "an annotation file of captions")?;
     if file.images.is_empty() {
@@ -52,6 +56,7 @@ pub fn read_annotations(path: &Path) -> Result<References> {
             what: "images",
         });
     }
+    refuse_long(path, &file.annotations)?;
     let places = index(path, file.images.iter().map(|image| image.id))?;
     let mut images: Vec<(i64, Vec<String>)> =
         file.images.iter().map(|i| (i.id, Vec::new())).collect();
@@ -77,9 +82,25 @@ pub fn read_annotations(path: &Path) -> Result<References> {
 /// Reads a result file: a list of objects with `image_id` and `caption`, in file order.
 ///
 /// # Errors
-/// [`Error::Json`] with line and column, and what opening and reading the file may return.
+/// [`Error::Json`] with line and column, [`Error::CaptionTooLong`], and what opening and reading the
+/// file may return.
 pub fn read_results(path: &Path) -> Result<Vec<Caption>> {
-    file::json(path, "a result file of captions")
+    let results: Vec<Caption> = file::json(path, "a result file of captions")?;
+    refuse_long(path, &results)?;
+    Ok(results)
+}
+
+fn refuse_long(path: &Path, captions: &[Caption]) -> Result<()> {
+    let mut all = captions.iter();
+    match all.find(|said| said.caption.len() > MAX_CAPTION_BYTES) {
+        None => Ok(()),
+        Some(long) => Err(Error::CaptionTooLong {
+            path: path.into(),
+            image: long.image_id,
+            n_bytes: long.caption.len(),
+            limit: MAX_CAPTION_BYTES,
+        }),
+    }
 }
 
 /// Captions beside those of people, tokenized, in the order of the annotations. Every image must

@@ -25,6 +25,9 @@ const CASED_ABBREVIATIONS: &str = "ARK Ark AZ Az DEL Del ILL Ill LA La MASS Mass
 /// The same, if a number follows.
 const NUMBERED_ABBREVIATIONS: &str = "art ca fig figs no nos op pp prop";
 
+/// Longer words are split, so that the work grows with the text and not with its square.
+const MAX_TOKEN_BYTES: usize = 1024;
+
 /// How the captured text becomes a token.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Form {
@@ -210,6 +213,7 @@ pub fn tokenize(caption: &str) -> String {
 
 /// The rule that reaches furthest, and how many bytes it captures.
 fn furthest(text: &str) -> Option<(Form, usize)> {
+    let text = &text[..text.floor_char_boundary(MAX_TOKEN_BYTES)];
     let mut best: Option<(Form, usize)> = None;
     let mut reach = 0;
     for rule in COMPILED.iter() {
