@@ -89,6 +89,7 @@ impl<'a> Study<'a> {
                 let what = format!("{} exists; give --force to replace it", out.display());
                 return Err(UsageError(what).into());
             }
+            merge::io::check_file_target(out, true)?;
             journal.create()?;
         }
         let task = data.open(results.ties)?;

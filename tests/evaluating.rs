@@ -442,6 +442,10 @@ fn what_does_not_belong_together_is_refused_by_name() {
     nowhere[at.expect("the flag")] = "no/such/folder".into();
     let fault = "error: no/such/folder: cannot list: No such file";
     refused(&["evaluate", SPECIFIC], &nowhere, fault);
+    let arrow = data.path("arrow");
+    let over = ["evaluate", SPECIFIC, "--force", "--out", &arrow];
+    refused(&over, &flags, "is a folder, not a file to write");
+    assert!(!Path::new(&format!("{arrow}.unfinished")).exists());
     // The file is named once.
     refused(
         &["evaluate", "no/such.ckpt"],
