@@ -121,7 +121,6 @@ impl WriteArgs {
             allow_non_finite: self.allow_non_finite,
             check_copies,
             hash: !self.no_hash,
-            ..RunOptions::default()
         }
     }
 }

@@ -32,7 +32,7 @@ impl Sink for Writer {
 }
 
 /// How to run a plan.
-#[derive(Clone, Debug)]
+#[derive(Clone, Copy, Debug)]
 pub struct RunOptions {
     /// Write infinities and NaNs instead of refusing them.
     pub allow_non_finite: bool,
@@ -40,8 +40,6 @@ pub struct RunOptions {
     pub check_copies: bool,
     /// Record the SHA-256 of every input file.
     pub hash: bool,
-    /// Hashes that are known already; clones of one share them.
-    pub hashes: Hashes,
 }
 
 impl Default for RunOptions {
@@ -50,7 +48,6 @@ impl Default for RunOptions {
             allow_non_finite: false,
             check_copies: true,
             hash: true,
-            hashes: Hashes::default(),
         }
     }
 }
@@ -139,7 +136,7 @@ fn write_all(
     let (written, hashes) = thread::scope(|scope| {
         let hashes = scope.spawn(|| {
             run.hash
-                .then(|| run.hashes.of(&files, progress))
+                .then(|| Hashes::default().of(&files, progress))
                 .transpose()
         });
         let written = write_entries(plan, &writer, run, progress);
