@@ -191,6 +191,14 @@ fn parse_size(text: &str) -> Result<u64, String> {
     }
 }
 
+/// A number of at least 1.
+pub fn parse_positive(text: &str) -> Result<usize, String> {
+    match text.parse() {
+        Ok(number) if number > 0 => Ok(number),
+        _ => Err("must be a whole number of at least 1".into()),
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

@@ -411,6 +411,13 @@ fn vlmo_grows_by_geometric_spacing_and_shrinks_only_bicubically() {
             ..
         }))
     ));
+    assert!(matches!(
+        convert(&vlmo, &sized(400_000, None)),
+        Err(Error::Conversion(ConversionFault::ImageTooLarge {
+            window: 100_000,
+            ..
+        }))
+    ));
 }
 
 #[test]
