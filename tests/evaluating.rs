@@ -1,5 +1,6 @@
 //! From pictures and captions to a report: data, grams, merges and tasks.
 
+use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
@@ -346,6 +347,78 @@ fn grams_go_on_after_a_kill_and_come_out_the_same() {
             "regmean", SPECIFIC, "--grams", grams, "--for", "irtr", "--out", &merged, "--force",
         ];
         ok(&vlmerge(&regmean));
+    }
+}
+
+/// Every matrix of a file, by name.
+fn matrices(path: &str) -> BTreeMap<String, Vec<f64>> {
+    let file = merge::io::open(Path::new(path), &merge::io::OpenOptions::default());
+    let file = file.expect("it opens");
+    let keys = file.tensors().map(|(key, _)| key.to_owned());
+    let read = |key: String| {
+        let bytes = file.read_all(&key).expect("it reads");
+        let values = bytes
+            .chunks_exact(8)
+            .map(|bytes| f64::from_le_bytes(bytes.try_into().expect("eight bytes")));
+        (key, values.collect())
+    };
+    keys.map(read).collect()
+}
+
+#[test]
+fn grams_of_parts_add_up_to_those_of_the_whole() {
+    let data = Data::build(&["coco"]);
+    let flags = data.flags("retrieval", "val");
+    let gram = |name: &str, shard: &[&str]| {
+        let out = data.path(name);
+        let arguments = ["gram", "--checkpoint", SPECIFIC, "--out", &out];
+        let said = run(&[&arguments[..], shard].concat(), &flags);
+        (out.clone(), ok(&said).stdout.clone())
+    };
+    let (whole, _) = gram("whole.safetensors", &[]);
+    let parts: Vec<String> = (1..=3)
+        .map(|number| {
+            let shard = format!("{number}/3");
+            let (out, said) = gram(&format!("{number}.safetensors"), &["--shard", &shard]);
+            assert!(
+                said.contains(&format!("coco val, part {shard} in")),
+                "{said}"
+            );
+            out
+        })
+        .collect();
+    let sum = data.path("sum.safetensors");
+    let add =
+        |files: &[&str], out: &str| vlmerge(&[&["gram", "add"], files, &["--out", out]].concat());
+    let said = add(&[&parts[2], &parts[0], &parts[1]], &sum);
+    assert!(
+        ok(&said).stdout.contains("of coco val; padding"),
+        "{}",
+        said.stdout
+    );
+    let (found, expected) = (matrices(&sum), matrices(&whole));
+    assert!(found.keys().eq(expected.keys()));
+    for (key, expected) in &expected {
+        let largest = expected
+            .iter()
+            .fold(0.0f64, |largest, v| largest.max(v.abs()));
+        assert!(largest > 0.0, "{key}");
+        for (found, expected) in found[key].iter().zip(expected) {
+            let error = (found - expected).abs();
+            assert!(error <= 1e-12 * largest, "{key}: {error} of {largest}");
+        }
+    }
+    // A part alone is something else.
+    assert_ne!(matrices(&parts[0]), expected);
+    let none = data.path("none.safetensors");
+    for (files, fault) in [
+        ([&parts[0], &parts[0]], "is part 1/3 again"),
+        ([&whole, &parts[1]], "is only part 2/3 of coco val"),
+        ([&parts[1], &whole], "is whole; before it was only part 2/3"),
+    ] {
+        let said = add(&files.map(String::as_str), &none);
+        assert_eq!(said.code, Some(1));
+        assert!(said.stderr.contains(fault), "{}", said.stderr);
     }
 }
 

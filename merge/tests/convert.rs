@@ -287,6 +287,7 @@ fn synthesis(form: Form) -> Synthesis {
         },
         seed: 5,
         dtype: OutputDType::F32,
+        is_fresh: false,
     }
 }
 

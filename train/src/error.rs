@@ -89,6 +89,9 @@ pub enum Error {
         /// The loss part or gradient.
         part: String,
     },
+    /// Ranks do not get along.
+    #[error(transparent)]
+    Ranks(#[from] crate::collective::Fault),
     /// A file or folder could not be read or written.
     #[error("cannot {action} {}: {source}", path.display())]
     Io {

@@ -101,7 +101,10 @@ impl Loader {
             masked_ids: Vec::new(),
             places: Vec::new(),
             labels: Vec::new(),
-            answers: self.examples.n_answers().map(|n| (vec![0.0; n * indices.len()], n)),
+            answers: self
+                .examples
+                .n_answers()
+                .map(|n| (vec![0.0; n * indices.len()], n)),
             classes: None,
         };
         for (at, &index) in indices.iter().enumerate() {

@@ -13,8 +13,7 @@ pub(super) fn set(document: &mut Value, setting: &str) -> Result<()> {
     let (path, text) = setting
         .split_once('=')
         .ok_or_else(|| bad("write KEY=VALUE, e.g. optim.lr=3e-5"))?;
-    let value: Value =
-        serde_saphyr::from_str(text).map_err(|_| bad("the value is no YAML"))?;
+    let value: Value = serde_saphyr::from_str(text).map_err(|_| bad("the value is no YAML"))?;
     let mut place = document;
     for key in path.split('.') {
         place = match (key.parse::<usize>(), place) {
@@ -30,7 +29,11 @@ pub(super) fn set(document: &mut Value, setting: &str) -> Result<()> {
                     _ => return Err(bad("there is nothing to set")),
                 }
             }
-            _ => return Err(bad("a part of the key stands for a value, not for settings")),
+            _ => {
+                return Err(bad(
+                    "a part of the key stands for a value, not for settings",
+                ));
+            }
         };
     }
     *place = value;
@@ -46,7 +49,12 @@ mod tests {
     #[test]
     fn settings_replace_and_add() {
         let mut document = json!({ "optim": { "lr": 1 }, "list": [{ "a": 1 }] });
-        for setting in ["optim.lr=3e-5", "save.every={steps: 10}", "list.0.a=true", "seed=7"] {
+        for setting in [
+            "optim.lr=3e-5",
+            "save.every={steps: 10}",
+            "list.0.a=true",
+            "seed=7",
+        ] {
             set(&mut document, setting).expect(setting);
         }
         assert_eq!(document["optim"]["lr"], json!(3e-5));

@@ -66,8 +66,7 @@ pub(crate) fn parse_with<T: DeserializeOwned>(
         // Straight to the type: its errors tell line and column.
         return serde_saphyr::from_str(text).map_err(|error| bad(error.to_string()));
     }
-    let mut value: Value =
-        serde_saphyr::from_str(text).map_err(|error| bad(error.to_string()))?;
+    let mut value: Value = serde_saphyr::from_str(text).map_err(|error| bad(error.to_string()))?;
     for setting in settings {
         set(&mut value, setting)?;
     }

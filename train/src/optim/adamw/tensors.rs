@@ -31,6 +31,22 @@ impl AdamW {
             return Err(unusable("the gradient is not on the CPU"));
         };
         let g = elements(storage.as_slice::<f32>()?, layout)?;
+        self.update_in_place_by(step, variable, g, range, m, v)
+    }
+
+    /// The same with the gradient as a plain slice, as long as the whole variable.
+    ///
+    /// # Errors
+    /// As [`AdamW::update_in_place`].
+    pub fn update_in_place_by(
+        &self,
+        step: Step,
+        variable: &Var,
+        g: &[f32],
+        range: Range<usize>,
+        m: &mut [f32],
+        v: &mut [f32],
+    ) -> Result<()> {
         let g = g.get(range.clone()).ok_or_else(|| Error::SliceLengths {
             parameter: range.len(),
             gradient: g.len(),
