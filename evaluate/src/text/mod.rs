@@ -132,6 +132,18 @@ impl Tokenizer {
         self.padding
     }
 
+    /// By id, whether a token goes on with the word of the token before it: `##ing`.
+    #[must_use]
+    pub fn continuations(&self) -> Vec<bool> {
+        let mut continues = vec![false; self.vocabulary_size()];
+        for (token, id) in self.inner.get_vocab(true) {
+            if let Some(place) = continues.get_mut(id as usize) {
+                *place = token.starts_with("##");
+            }
+        }
+        continues
+    }
+
     /// The ids of a text with its special tokens: a longer one is cut, its last token then the
     /// separator; a shorter one is filled up.
     ///
