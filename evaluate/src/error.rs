@@ -120,6 +120,14 @@ pub enum Error {
         /// Side of the model's image.
         expected: usize,
     },
+    /// An image tensor cannot be cut into the squares that tokens stand for.
+    #[error("an image batch of shape {found:?}, but a token stands for {stride} x {stride} px")]
+    ImageStride {
+        /// The shape, `(b, 3, height, width)`.
+        found: Vec<usize>,
+        /// Side of a square.
+        stride: usize,
+    },
     /// A checkpoint lacks the head that a task needs.
     #[error("{}: has no {what} (`{prefix}`)", path.display())]
     NoHead {

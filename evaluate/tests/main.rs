@@ -4,6 +4,7 @@
 mod build;
 mod captions;
 mod conformance;
+mod dvae;
 mod fixture;
 mod forward;
 mod fused;
