@@ -56,6 +56,25 @@ pub enum Error {
         /// Why not.
         reason: String,
     },
+    /// Kept moments are not those of a variable.
+    #[error("the kept moments of `{name}` are not of its size, or on another device")]
+    OtherMoments {
+        /// The variable.
+        name: String,
+    },
+    /// The data know more answers than the head tells apart.
+    #[error(
+        "the data know {known} answers, the head tells {n_classes} apart; start it anew from a checkpoint without `vqa_classifier`, or rebuild the data"
+    )]
+    TooManyAnswers {
+        /// Answers in the data.
+        known: usize,
+        /// Classes of the head.
+        n_classes: usize,
+    },
+    /// The data came to an end, which they never should.
+    #[error("no more data came")]
+    NoData,
     /// A split has no labels to learn from.
     #[error("the split `{split}` of {dataset} has no labels to learn from")]
     NoLabels {

@@ -8,4 +8,5 @@ mod logs;
 mod objectives;
 mod optimizer;
 mod ranks;
+mod running;
 mod threads;

@@ -11,8 +11,10 @@ use evaluate::text::Tokenizer;
 use merge::random::{Draws, Sequence};
 
 use super::{Example, Examples, Order, Place};
+use crate::augment::{RandomCrop, WordMasking};
 use crate::batch::{Batch, MaskedWords, Words};
 use crate::objectives::Needs;
+use crate::recipe::{Augmentation, Masking};
 use crate::{Error, Result};
 
 /// Batches that are loaded ahead.
@@ -32,6 +34,10 @@ pub struct Loader {
     pub needs: Needs,
     /// What draws are keyed by.
     pub seed: u64,
+    /// Answers that the model tells apart.
+    n_answers: Option<usize>,
+    crop: Option<RandomCrop>,
+    masking: Option<WordMasking>,
     /// Time that workers have spent, in microseconds.
     busy: AtomicU64,
 }
@@ -74,8 +80,45 @@ impl Loader {
             image_size,
             needs,
             seed,
+            n_answers: None,
+            crop: None,
+            masking: None,
             busy: AtomicU64::new(0),
         }
+    }
+
+    /// For questions with so many classes of answers.
+    #[must_use]
+    pub fn answering(self, n_answers: Option<usize>) -> Self {
+        Self { n_answers, ..self }
+    }
+
+    /// With pictures changed, and words masked where an objective wants that.
+    ///
+    /// # Errors
+    /// When the vocabulary lacks a token that masking needs.
+    pub fn augmented(self, augmentation: &Augmentation, masking: Masking) -> Result<Self> {
+        let crop = match *augmentation {
+            Augmentation::Square => None,
+            Augmentation::Random { flip, least_area } => Some(RandomCrop { least_area, flip }),
+        };
+        let tokenizer = &self.tokenizer;
+        let masking = match self.needs.masked_words {
+            false => None,
+            true => Some(WordMasking {
+                probability: masking.probability,
+                whole_word: masking.whole_word,
+                counts_padding: masking.counts_padding,
+                mask_id: tokenizer.id_of("[MASK]")?,
+                separators: [tokenizer.id_of("[CLS]")?, tokenizer.id_of("[SEP]")?],
+                continues: tokenizer.continuing(),
+            }),
+        };
+        Ok(Self {
+            crop,
+            masking,
+            ..self
+        })
     }
 
     /// Seconds that worker threads have spent so far, all together.
@@ -101,10 +144,7 @@ impl Loader {
             masked_ids: Vec::new(),
             places: Vec::new(),
             labels: Vec::new(),
-            answers: self
-                .examples
-                .n_answers()
-                .map(|n| (vec![0.0; n * indices.len()], n)),
+            answers: self.n_answers.map(|n| (vec![0.0; n * indices.len()], n)),
             classes: None,
         };
         for (at, &index) in indices.iter().enumerate() {
@@ -133,8 +173,14 @@ impl Loader {
         }
         if self.needs.text {
             let text = self.tokenizer.encode(&example.text, self.text_len)?;
-            if self.needs.masked_words {
-                self.add_masked(loaded, at, &text.ids, text.n_tokens, draws);
+            if let Some(masking) = &self.masking {
+                let masked = masking.apply(&text.ids, text.n_tokens, draws);
+                let first = at * self.text_len;
+                for (place, label) in masked.labels {
+                    loaded.places.push((first + place) as u32);
+                    loaded.labels.push(label);
+                }
+                loaded.masked_ids.extend(masked.ids);
             }
             loaded.ids.extend(text.ids);
             loaded.n_tokens.push(text.n_tokens);
@@ -152,23 +198,14 @@ impl Loader {
         Ok(())
     }
 
-    fn add_picture(&self, picture: &Rgb, values: &mut Vec<f32>, _: &mut Sequence) {
+    fn add_picture(&self, picture: &Rgb, values: &mut Vec<f32>, draws: &mut Sequence) {
         let transform = Transform::square(self.image_size);
         let from = values.len();
         values.resize(from + transform.len(), 0.0);
-        transform.apply_into(picture, &mut values[from..]);
-    }
-
-    fn add_masked(
-        &self,
-        loaded: &mut Loaded,
-        at: usize,
-        ids: &[u32],
-        n_tokens: usize,
-        _: &mut Sequence,
-    ) {
-        let _ = (at, n_tokens);
-        loaded.masked_ids.extend_from_slice(ids);
+        match &self.crop {
+            Some(crop) => transform.apply_into(&crop.apply(picture, draws), &mut values[from..]),
+            None => transform.apply_into(picture, &mut values[from..]),
+        }
     }
 }
 

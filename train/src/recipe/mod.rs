@@ -169,14 +169,9 @@ impl Span {
 pub enum Augmentation {
     /// Resized to a square, as in evaluation.
     Square,
-    /// A random part of the picture, mirrored half the time, with random operations.
+    /// A random part of the picture, mirrored half the time. (The published programs go on with
+    /// random operations on its colors and shape, which are not here yet.)
     Random {
-        /// Operations on each picture.
-        #[serde(default = "two")]
-        operations: usize,
-        /// Their strength, from 0 to 10.
-        #[serde(default = "seven")]
-        magnitude: f64,
         /// Whether a picture may be mirrored.
         #[serde(default = "yes")]
         flip: bool,
@@ -189,8 +184,6 @@ pub enum Augmentation {
 impl Default for Augmentation {
     fn default() -> Self {
         Self::Random {
-            operations: two(),
-            magnitude: seven(),
             flip: true,
             least_area: half(),
         }
@@ -343,14 +336,6 @@ fn one() -> u64 {
 
 fn one_f64() -> f64 {
     1.0
-}
-
-fn two() -> usize {
-    2
-}
-
-fn seven() -> f64 {
-    7.0
 }
 
 fn yes() -> bool {
