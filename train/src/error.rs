@@ -199,6 +199,20 @@ pub enum Error {
 }
 
 impl Error {
+    /// Whether the arguments or the recipe are at fault, not the data or the machine.
+    #[must_use]
+    pub fn is_usage(&self) -> bool {
+        match self {
+            Self::BadRecipe { .. }
+            | Self::BadSetting { .. }
+            | Self::UnknownObjective { .. }
+            | Self::OutOfRange { .. } => true,
+            Self::Evaluate(error) => error.is_usage(),
+            Self::Merge(error) => error.is_usage(),
+            _ => false,
+        }
+    }
+
     /// An input or output error with its path.
     pub fn io(action: &'static str, path: impl Into<PathBuf>, source: std::io::Error) -> Self {
         Self::Io {

@@ -8,5 +8,6 @@ mod logs;
 mod objectives;
 mod optimizer;
 mod ranks;
+mod recipes;
 mod running;
 mod threads;

@@ -42,6 +42,17 @@ pub enum Ended {
     Stopped,
 }
 
+/// What a run takes in memory.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Memory {
+    /// Numbers that are variables.
+    pub n_parameters: u64,
+    /// Bytes of gradients and both moments.
+    pub update_bytes: u64,
+    /// Bytes that blocks keep for their backward pass, by estimate.
+    pub activation_bytes: u64,
+}
+
 /// A run under way.
 pub struct Trainer<'a> {
     recipe: TrainRecipe,
@@ -223,6 +234,29 @@ impl<'a> Trainer<'a> {
     #[must_use]
     pub fn start(&self) -> &Start {
         &self.start
+    }
+
+    /// What the run takes in memory.
+    #[must_use]
+    pub fn memory(&self) -> Memory {
+        let variables = self.start.variables.values();
+        let n_parameters: u64 = variables.map(|variable| variable.elem_count() as u64).sum();
+        let trained = self.updater.trained(&self.start.variables);
+        let n_trained: u64 = trained.map(|(_, var)| var.elem_count() as u64).sum();
+        let config = &self.start.config;
+        let n_tokens = (config.n_patches() + 1 + config.text_len) as u64;
+        let part = self.order.batch_size() / self.place.collective.size() / self.n_parts;
+        // Input, norms, packed projections, attention, the FFN before and after GELU, sums.
+        let per_token = match self.recipe.checkpoint_activations {
+            true => config.width,
+            false => 10 * config.width + 2 * config.ffn_width,
+        };
+        let per_block = part as u64 * n_tokens * 4 * per_token as u64;
+        Memory {
+            n_parameters,
+            update_bytes: 3 * 4 * n_trained,
+            activation_bytes: per_block * config.n_blocks as u64,
+        }
     }
 
     /// Trains to the end, or until the user stops it.
