@@ -92,16 +92,6 @@ pub enum Error {
     /// A batch of one example has no other to be compared with.
     #[error("matching needs at least two examples in the batch, for one is compared with others")]
     NoNegative,
-    /// The image tokenizer's tokens are not one for each patch.
-    #[error(
-        "{tokens} visual tokens for {patches} patches; the tokenizer's view and the patches differ in number"
-    )]
-    OtherPatches {
-        /// Tokens.
-        tokens: usize,
-        /// Patches.
-        patches: usize,
-    },
     /// A loss or a gradient is infinite or not a number.
     #[error("{part} is not finite")]
     NotFinite {

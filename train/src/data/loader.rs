@@ -245,7 +245,6 @@ impl Loaded {
             second_image: images.next(),
             text,
             masked_words,
-            masked_patches: None,
             answers: answers.transpose()?,
             classes: self.classes,
         })

@@ -132,14 +132,11 @@ pub struct DataSettings {
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct ObjectiveSettings {
-    /// `itc`, `itm`, `mlm`, `text_mlm`, `mim`, `image_classification`, `retrieval`, `vqa`, `nlvr2`.
+    /// `itc`, `itm`, `mlm`, `text_mlm`, `image_classification`, `retrieval`, `vqa`, `nlvr2`.
     pub name: String,
     /// Factor of its loss.
     #[serde(default = "one_f64")]
     pub weight: f64,
-    /// The image tokenizer of `mim`: a checkpoint with a discrete autoencoder's encoder.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub tokenizer: Option<PathBuf>,
 }
 
 /// A length of training: so many steps, or so many times through the data.

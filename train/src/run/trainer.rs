@@ -303,7 +303,8 @@ impl<'a> Trainer<'a> {
             .validation
             .as_ref()
             .map(|v| v.every.steps(per_epoch));
-        let is_due = |every: Option<u64>, step: u64| every.is_some_and(|n| step % n.max(1) == 0);
+        let is_due =
+            |every: Option<u64>, step: u64| every.is_some_and(|n| step.is_multiple_of(n.max(1)));
         while self.state.step < self.n_steps {
             if self.is_stopped()? {
                 self.save()?;
