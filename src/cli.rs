@@ -66,6 +66,10 @@ pub enum Command {
     Evaluate(commands::evaluate::Args),
     /// Merge and measure along a grid of a parameter
     Sweep(commands::sweep::Args),
+    /// Train a model on images with captions: seeds and modality-specific models
+    Pretrain(commands::pretrain::Args),
+    /// Train weights, merged or not, for retrieval, VQA or NLVR2
+    Finetune(commands::finetune::Args),
     /// Judge predictions: retrieval, VQA or NLVR2 from files, without a model
     Score(commands::score::Args),
     /// Show results as a page or table: HTML, Markdown, CSV or LaTeX

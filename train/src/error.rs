@@ -56,6 +56,25 @@ pub enum Error {
         /// Why not.
         reason: String,
     },
+    /// Kept moments are not those of a variable.
+    #[error("the kept moments of `{name}` are not of its size, or on another device")]
+    OtherMoments {
+        /// The variable.
+        name: String,
+    },
+    /// The data know more answers than the head tells apart.
+    #[error(
+        "the data know {known} answers, the head tells {n_classes} apart; start it anew from a checkpoint without `vqa_classifier`, or rebuild the data"
+    )]
+    TooManyAnswers {
+        /// Answers in the data.
+        known: usize,
+        /// Classes of the head.
+        n_classes: usize,
+    },
+    /// The data came to an end, which they never should.
+    #[error("no more data came")]
+    NoData,
     /// A split has no labels to learn from.
     #[error("the split `{split}` of {dataset} has no labels to learn from")]
     NoLabels {
@@ -73,16 +92,6 @@ pub enum Error {
     /// A batch of one example has no other to be compared with.
     #[error("matching needs at least two examples in the batch, for one is compared with others")]
     NoNegative,
-    /// The image tokenizer's tokens are not one for each patch.
-    #[error(
-        "{tokens} visual tokens for {patches} patches; the tokenizer's view and the patches differ in number"
-    )]
-    OtherPatches {
-        /// Tokens.
-        tokens: usize,
-        /// Patches.
-        patches: usize,
-    },
     /// A loss or a gradient is infinite or not a number.
     #[error("{part} is not finite")]
     NotFinite {
@@ -180,6 +189,20 @@ pub enum Error {
 }
 
 impl Error {
+    /// Whether the arguments or the recipe are at fault, not the data or the machine.
+    #[must_use]
+    pub fn is_usage(&self) -> bool {
+        match self {
+            Self::BadRecipe { .. }
+            | Self::BadSetting { .. }
+            | Self::UnknownObjective { .. }
+            | Self::OutOfRange { .. } => true,
+            Self::Evaluate(error) => error.is_usage(),
+            Self::Merge(error) => error.is_usage(),
+            _ => false,
+        }
+    }
+
     /// An input or output error with its path.
     pub fn io(action: &'static str, path: impl Into<PathBuf>, source: std::io::Error) -> Self {
         Self::Io {

@@ -17,5 +17,6 @@ pub mod log;
 pub mod objectives;
 pub mod optim;
 pub mod recipe;
+pub mod run;
 
 pub use error::{Error, Result};

@@ -10,6 +10,8 @@ mod operations;
 mod optimizer;
 mod patches;
 mod ranks;
+mod recipes;
+mod running;
 mod threads;
 mod views;
 mod words;

@@ -59,6 +59,15 @@ impl Retrieval {
         }
     }
 
+    /// Numbers alone, no retrieved examples.
+    #[must_use]
+    pub fn without_examples(self) -> Self {
+        Self {
+            with_examples: false,
+            ..self
+        }
+    }
+
     /// The images and captions.
     #[must_use]
     pub fn set(&self) -> &CaptionSet {

@@ -126,22 +126,20 @@ impl Tokenizer {
         })
     }
 
+    /// For each id whether its token goes on a word, as WordPiece marks it with `##`.
+    #[must_use]
+    pub fn continuing(&self) -> Vec<bool> {
+        let goes_on = |id: usize| {
+            let token = self.inner.id_to_token(id as u32);
+            token.is_some_and(|token| token.starts_with("##"))
+        };
+        (0..self.vocabulary_size()).map(goes_on).collect()
+    }
+
     /// The id that fills short texts up.
     #[must_use]
     pub fn padding_id(&self) -> u32 {
         self.padding
-    }
-
-    /// By id, whether a token goes on with the word of the token before it: `##ing`.
-    #[must_use]
-    pub fn continuations(&self) -> Vec<bool> {
-        let mut continues = vec![false; self.vocabulary_size()];
-        for (token, id) in self.inner.get_vocab(true) {
-            if let Some(place) = continues.get_mut(id as usize) {
-                *place = token.starts_with("##");
-            }
-        }
-        continues
     }
 
     /// The ids of a text with its special tokens: a longer one is cut, its last token then the

@@ -29,7 +29,7 @@ impl WordPieces {
     /// [`evaluate::Error::SpecialToken`] when it lacks one of them.
     pub fn read(tokenizer: &Tokenizer) -> Result<Self> {
         Ok(Self {
-            continues: tokenizer.continuations(),
+            continues: tokenizer.continuing(),
             mask: tokenizer.id_of("[MASK]")?,
             padding: tokenizer.padding_id(),
             borders: [tokenizer.id_of("[CLS]")?, tokenizer.id_of("[SEP]")?],

@@ -80,7 +80,7 @@ impl Shards {
             .map_while(move |(parameter, bounds)| {
                 let (start, end) = (bounds[0], bounds[1]);
                 let (from, to) = (range.start.max(start), range.end.min(end));
-                (start < range.end).then(|| (parameter, start, from, to, range.start))
+                (start < range.end).then_some((parameter, start, from, to, range.start))
             })
             .filter(|(_, _, from, to, _)| from < to)
             .map(|(parameter, start, from, to, origin)| Part {

@@ -1,7 +1,6 @@
 //! What can be learned from, by number.
 
 use std::path::Path;
-use std::sync::Arc;
 
 use evaluate::datasets::captions::CaptionSet;
 use evaluate::datasets::nlvr2::Nlvr2Set;
@@ -211,9 +210,4 @@ pub fn open(
             }))
         }
     })
-}
-
-/// Several names at once.
-pub(crate) fn join(parts: Vec<Box<dyn Examples>>) -> Arc<dyn Examples> {
-    Arc::new(Joined::new(parts))
 }

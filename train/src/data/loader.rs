@@ -11,8 +11,10 @@ use evaluate::text::Tokenizer;
 use merge::random::{Draws, Sequence};
 
 use super::{Example, Examples, Order, Place};
+use crate::augment::{RandomAugment, RandomCrop, TrainTransform, WordMasking, WordPieces};
 use crate::batch::{Batch, MaskedWords, Words};
 use crate::objectives::Needs;
+use crate::recipe::{Augmentation, Masking};
 use crate::{Error, Result};
 
 /// Batches that are loaded ahead.
@@ -32,6 +34,10 @@ pub struct Loader {
     pub needs: Needs,
     /// What draws are keyed by.
     pub seed: u64,
+    /// Answers that the model tells apart.
+    n_answers: Option<usize>,
+    view: Option<TrainTransform>,
+    masking: Option<(WordMasking, WordPieces)>,
     /// Time that workers have spent, in microseconds.
     busy: AtomicU64,
 }
@@ -74,8 +80,61 @@ impl Loader {
             image_size,
             needs,
             seed,
+            n_answers: None,
+            view: None,
+            masking: None,
             busy: AtomicU64::new(0),
         }
+    }
+
+    /// For questions with so many classes of answers.
+    #[must_use]
+    pub fn answering(self, n_answers: Option<usize>) -> Self {
+        Self { n_answers, ..self }
+    }
+
+    /// With pictures changed, and words masked where an objective wants that.
+    ///
+    /// # Errors
+    /// When the vocabulary lacks a token that masking needs.
+    pub fn augmented(self, augmentation: &Augmentation, masking: Masking) -> Result<Self> {
+        let view = match *augmentation {
+            Augmentation::Square => None,
+            Augmentation::Random {
+                operations,
+                magnitude,
+                flip,
+                least_area,
+            } => Some(TrainTransform {
+                side: self.image_size,
+                crop: RandomCrop {
+                    area: [least_area, 1.0],
+                    ..RandomCrop::default()
+                },
+                flip: if flip { 0.5 } else { 0.0 },
+                augment: RandomAugment {
+                    n_operations: operations,
+                    magnitude,
+                    ..RandomAugment::default()
+                },
+            }),
+        };
+        let masking = match self.needs.masked_words {
+            false => None,
+            true => {
+                let masking = WordMasking {
+                    probability: masking.probability,
+                    whole_word: masking.whole_word,
+                    counts_padding: masking.counts_padding,
+                };
+                Some((masking, WordPieces::read(&self.tokenizer)?))
+            }
+        };
+        Ok(Self {
+            view,
+            masking,
+            ..self
+        })
     }
 
     /// Seconds that worker threads have spent so far, all together.
@@ -101,10 +160,7 @@ impl Loader {
             masked_ids: Vec::new(),
             places: Vec::new(),
             labels: Vec::new(),
-            answers: self
-                .examples
-                .n_answers()
-                .map(|n| (vec![0.0; n * indices.len()], n)),
+            answers: self.n_answers.map(|n| (vec![0.0; n * indices.len()], n)),
             classes: None,
         };
         for (at, &index) in indices.iter().enumerate() {
@@ -133,8 +189,13 @@ impl Loader {
         }
         if self.needs.text {
             let text = self.tokenizer.encode(&example.text, self.text_len)?;
-            if self.needs.masked_words {
-                self.add_masked(loaded, at, &text.ids, text.n_tokens, draws);
+            if let Some((masking, pieces)) = &self.masking {
+                let masked = masking.apply(pieces, &text.ids, draws);
+                let first = (at * self.text_len) as u32;
+                let places = masked.places.iter().map(|place| first + place);
+                loaded.places.extend(places);
+                loaded.labels.extend(masked.labels);
+                loaded.masked_ids.extend(masked.ids);
             }
             loaded.ids.extend(text.ids);
             loaded.n_tokens.push(text.n_tokens);
@@ -152,23 +213,14 @@ impl Loader {
         Ok(())
     }
 
-    fn add_picture(&self, picture: &Rgb, values: &mut Vec<f32>, _: &mut Sequence) {
+    fn add_picture(&self, picture: &Rgb, values: &mut Vec<f32>, draws: &mut Sequence) {
         let transform = Transform::square(self.image_size);
         let from = values.len();
         values.resize(from + transform.len(), 0.0);
-        transform.apply_into(picture, &mut values[from..]);
-    }
-
-    fn add_masked(
-        &self,
-        loaded: &mut Loaded,
-        at: usize,
-        ids: &[u32],
-        n_tokens: usize,
-        _: &mut Sequence,
-    ) {
-        let _ = (at, n_tokens);
-        loaded.masked_ids.extend_from_slice(ids);
+        match &self.view {
+            Some(view) => view.apply_into(picture, draws, &mut values[from..]),
+            None => transform.apply_into(picture, &mut values[from..]),
+        }
     }
 }
 
@@ -208,7 +260,6 @@ impl Loaded {
             second_image: images.next(),
             text,
             masked_words,
-            masked_patches: None,
             answers: answers.transpose()?,
             classes: self.classes,
         })

@@ -11,6 +11,7 @@ use std::path::PathBuf;
 use evaluate::models::{Overrides, ShallowAttention};
 use serde::{Deserialize, Serialize};
 
+use crate::augment::MAX_MAGNITUDE;
 use crate::optim::OptimSettings;
 use crate::{Error, Result};
 
@@ -132,14 +133,11 @@ pub struct DataSettings {
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct ObjectiveSettings {
-    /// `itc`, `itm`, `mlm`, `text_mlm`, `mim`, `image_classification`, `retrieval`, `vqa`, `nlvr2`.
+    /// `itc`, `itm`, `mlm`, `text_mlm`, `image_classification`, `retrieval`, `vqa`, `nlvr2`.
     pub name: String,
     /// Factor of its loss.
     #[serde(default = "one_f64")]
     pub weight: f64,
-    /// The image tokenizer of `mim`: a checkpoint with a discrete autoencoder's encoder.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub tokenizer: Option<PathBuf>,
 }
 
 /// A length of training: so many steps, or so many times through the data.
@@ -169,9 +167,10 @@ impl Span {
 pub enum Augmentation {
     /// Resized to a square, as in evaluation.
     Square,
-    /// A random part of the picture, mirrored half the time, with random operations.
+    /// A random part of the picture, mirrored half the time, with random operations on its colors
+    /// and shape (RandAugment).
     Random {
-        /// Operations on each picture.
+        /// Operations that are drawn for each picture; each is done half of the times.
         #[serde(default = "two")]
         operations: usize,
         /// Their strength, from 0 to 10.
@@ -282,6 +281,22 @@ impl TrainRecipe {
         of_unit("drop_path", self.drop_path)?;
         of_unit("dropout", self.dropout)?;
         of_unit("masking.probability", self.masking.probability)?;
+        if let Augmentation::Random {
+            magnitude,
+            least_area,
+            ..
+        } = self.augmentation
+        {
+            let key = "augmentation.random.magnitude";
+            if !(0.0..=MAX_MAGNITUDE).contains(&magnitude) {
+                let reason = format!("{magnitude} is not in [0, {MAX_MAGNITUDE}]");
+                return Err(bad(key, reason));
+            }
+            let key = "augmentation.random.least_area";
+            if !(least_area > 0.0 && least_area <= 1.0) {
+                return Err(bad(key, format!("{least_area} is not in (0, 1]")));
+            }
+        }
         if self.objectives.is_empty() {
             return Err(bad("objectives", "there is none".into()));
         }

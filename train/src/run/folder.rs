@@ -67,7 +67,13 @@ impl RunFolder {
         let failed = |source| Error::io("list", &states, source);
         let mut names = Vec::new();
         for entry in fs::read_dir(&states).map_err(failed)? {
-            names.push(entry.map_err(failed)?.file_name().to_string_lossy().into_owned());
+            names.push(
+                entry
+                    .map_err(failed)?
+                    .file_name()
+                    .to_string_lossy()
+                    .into_owned(),
+            );
         }
         names.sort();
         Ok(names)
@@ -80,7 +86,9 @@ impl RunFolder {
     pub fn kept(&self) -> Result<Vec<(u64, PathBuf)>> {
         let step = |name: &String| name.strip_prefix("step-")?.parse().ok();
         let names = self.state_names()?;
-        let kept = names.iter().filter_map(|name| Some((step(name)?, self.states().join(name))));
+        let kept = names
+            .iter()
+            .filter_map(|name| Some((step(name)?, self.states().join(name))));
         Ok(kept.collect())
     }
 
@@ -138,7 +146,12 @@ mod tests {
             folder.keep(step, 2, write).expect("it is kept");
         }
         let steps = |folder: &RunFolder| -> Vec<u64> {
-            folder.kept().expect("listed").into_iter().map(|(step, _)| step).collect()
+            folder
+                .kept()
+                .expect("listed")
+                .into_iter()
+                .map(|(step, _)| step)
+                .collect()
         };
         assert_eq!(steps(&folder), [5, 9]);
         let failed = folder.keep(12, 2, |place| {

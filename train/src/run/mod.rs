@@ -12,5 +12,5 @@ pub use folder::RunFolder;
 pub use model_file::write_model;
 pub use start::Start;
 pub use state_file::{Best, Moments, TrainState};
-pub use trainer::{Ended, Trainer, Where};
+pub use trainer::{Ended, Memory, Trainer, Where};
 pub use validation::{Measured, Validation};

@@ -30,10 +30,10 @@ impl Start {
     ///
     /// # Errors
     /// When a tensor is missing or of another shape.
-    pub fn load(
+    pub fn load<'a>(
         checkpoint: Arc<Checkpoint>,
         model: &ModelSettings,
-        objectives: &[Box<dyn Objective>],
+        objectives: impl IntoIterator<Item = &'a dyn Objective>,
         n_answers: Option<usize>,
         seed: u64,
         device: &Device,
@@ -41,7 +41,7 @@ impl Start {
     ) -> Result<Self> {
         let prepared = Multiway::prepare(checkpoint, &model.overrides(), device, dtype)?;
         let (config, weights) = prepared;
-        let heads: Vec<&str> = (objectives.iter())
+        let heads: Vec<&str> = (objectives.into_iter())
             .flat_map(|objective| objective.heads())
             .copied()
             .collect();
@@ -76,6 +76,9 @@ impl Start {
     /// # Errors
     /// When the device fails.
     pub fn frozen(&self) -> Result<Multiway> {
-        Ok(Multiway::load(&self.weights.detached()?, self.config.clone())?)
+        Ok(Multiway::load(
+            &self.weights.detached()?,
+            self.config.clone(),
+        )?)
     }
 }

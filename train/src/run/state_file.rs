@@ -1,9 +1,10 @@
 //! Everything that a run needs to go on, beside the weights.
 
+use std::borrow::Cow;
 use std::collections::BTreeMap;
 use std::path::Path;
 
-use candle_core::{DType, Device, Tensor};
+use candle_core::{DType, Device, Tensor, Var};
 use merge::io::{OpenOptions, WriteOptions, Writer};
 use merge::{Checkpoint, TensorInfo};
 use serde::{Deserialize, Serialize};
@@ -45,24 +46,86 @@ pub struct TrainState {
     pub recipe: String,
 }
 
+/// A value for each element of a variable, where the variable is.
+#[derive(Clone, Debug)]
+pub enum Moment {
+    /// In memory, row-major.
+    Host(Vec<f32>),
+    /// On another device.
+    Device(Tensor),
+}
+
+impl Moment {
+    /// The values.
+    ///
+    /// # Errors
+    /// When the device fails.
+    pub fn values(&self) -> Result<Cow<'_, [f32]>> {
+        Ok(match self {
+            Self::Host(values) => Cow::Borrowed(values),
+            Self::Device(tensor) => {
+                let flat = tensor.to_device(&Device::Cpu)?.to_dtype(DType::F32)?;
+                Cow::Owned(flat.flatten_all()?.to_vec1()?)
+            }
+        })
+    }
+
+    fn len(&self) -> usize {
+        match self {
+            Self::Host(values) => values.len(),
+            Self::Device(tensor) => tensor.elem_count(),
+        }
+    }
+
+    /// Where the variable is.
+    fn beside(self, variable: &Var) -> Result<Self> {
+        match self {
+            Self::Host(values) if !variable.device().is_cpu() => {
+                let tensor = Tensor::from_vec(values, variable.dims(), &Device::Cpu)?;
+                Ok(Self::Device(tensor.to_device(variable.device())?))
+            }
+            other => Ok(other),
+        }
+    }
+}
+
 /// Moments of the optimizer and averages of the weights, by name of variable.
 #[derive(Clone, Debug, Default)]
 pub struct Moments {
     /// Mean of the gradient.
-    pub first: BTreeMap<String, Tensor>,
+    pub first: BTreeMap<String, Moment>,
     /// Mean of its square.
-    pub second: BTreeMap<String, Tensor>,
+    pub second: BTreeMap<String, Moment>,
     /// Averages of the weights, where they are kept.
-    pub averages: BTreeMap<String, Tensor>,
+    pub averages: BTreeMap<String, Moment>,
 }
 
 impl Moments {
-    fn groups(&self) -> [(&'static str, &BTreeMap<String, Tensor>); 3] {
+    fn groups(&self) -> [(&'static str, &BTreeMap<String, Moment>); 3] {
         [
             ("average", &self.averages),
             ("first", &self.first),
             ("second", &self.second),
         ]
+    }
+
+    /// Both moments of a variable, which begin at zero.
+    ///
+    /// # Errors
+    /// [`Error::OtherMoments`] when kept ones are of another length; when the device fails.
+    pub fn of(&mut self, name: &str, variable: &Var) -> Result<(&mut Moment, &mut Moment)> {
+        for moments in [&mut self.first, &mut self.second] {
+            let kept = moments.remove(name);
+            let moment = kept.unwrap_or_else(|| Moment::Host(vec![0.0; variable.elem_count()]));
+            if moment.len() != variable.elem_count() {
+                return Err(Error::OtherMoments { name: name.into() });
+            }
+            moments.insert(name.to_owned(), moment.beside(variable)?);
+        }
+        let lost = || Error::OtherMoments { name: name.into() };
+        let first = self.first.get_mut(name).ok_or_else(lost)?;
+        let second = self.second.get_mut(name).ok_or_else(lost)?;
+        Ok((first, second))
     }
 }
 
@@ -72,16 +135,16 @@ impl TrainState {
     /// # Errors
     /// When the disk is full or fails.
     pub fn write(&self, path: &Path, moments: &Moments) -> Result<()> {
-        let mut tensors = Vec::new();
+        let mut kept = Vec::new();
         let mut infos = Vec::new();
         for (group, of_group) in moments.groups() {
-            for (name, tensor) in of_group {
+            for (name, moment) in of_group {
                 let info = TensorInfo {
                     dtype: merge::DType::F32,
-                    shape: tensor.dims().to_vec(),
+                    shape: vec![moment.len()],
                 };
                 infos.push((format!("{group}/{name}"), info));
-                tensors.push(tensor);
+                kept.push(moment);
             }
         }
         // Strings and numbers always have a JSON form.
@@ -92,13 +155,8 @@ impl TrainState {
             ..WriteOptions::new(path)
         };
         let writer = Writer::create(&infos, &metadata, &options)?;
-        for (index, tensor) in tensors.into_iter().enumerate() {
-            let values: Vec<f32> = tensor
-                .to_device(&Device::Cpu)?
-                .to_dtype(DType::F32)?
-                .flatten_all()?
-                .to_vec1()?;
-            writer.write(index, 0, bytemuck::cast_slice(&values))?;
+        for (index, moment) in kept.into_iter().enumerate() {
+            writer.write(index, 0, bytemuck::cast_slice(&moment.values()?))?;
         }
         writer.finish(&metadata)?;
         Ok(())
@@ -125,15 +183,16 @@ impl TrainState {
                 Some(("second", name)) => (&mut moments.second, name),
                 _ => return Err(fault(format!("`{key}` is no part of a state"))),
             };
-            group.0.insert(group.1.to_owned(), read_tensor(&file, key, info)?);
+            let values = read_values(&file, key, info)?;
+            group.0.insert(group.1.to_owned(), Moment::Host(values));
         }
         Ok((state, moments))
     }
 }
 
-fn read_tensor(file: &Checkpoint, key: &str, info: &TensorInfo) -> Result<Tensor> {
+fn read_values(file: &Checkpoint, key: &str, info: &TensorInfo) -> Result<Vec<f32>> {
     let bytes = file.read_all(key)?;
     let mut values = vec![0.0; info.n_elements()];
     merge::decode_f32(key, info.dtype, &bytes, &mut values)?;
-    Ok(Tensor::from_vec(values, info.shape.as_slice(), &Device::Cpu)?)
+    Ok(values)
 }

@@ -99,7 +99,11 @@ impl Validation {
                 reason: format!(
                     "`{}` is none of {}",
                     self.metric,
-                    values.iter().map(|(name, _)| name.as_str()).collect::<Vec<_>>().join(", ")
+                    values
+                        .iter()
+                        .map(|(name, _)| name.as_str())
+                        .collect::<Vec<_>>()
+                        .join(", ")
                 ),
             }),
         }
