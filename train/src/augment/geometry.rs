@@ -85,14 +85,9 @@ pub fn warp(picture: &mut Rgb, map: Affine, fill: [u8; 3]) {
         .map(|x| (fixed(a * x as f64), fixed(d * x as f64)))
         .collect();
     let half = 1 << (COORDINATE_BITS - PLACE_BITS - 1);
-    let source = Source {
-        pixels: picture.pixels.as_chunks::<3>().0,
-        width,
-        height,
-        fill,
-    };
-    let mut warped = vec![[0u8; 3]; width * height];
-    for (y, row) in warped.chunks_exact_mut(width).enumerate() {
+    let source = Source::new(picture, fill);
+    let rows = picture.pixels.as_chunks_mut::<3>().0;
+    for (y, row) in rows.chunks_exact_mut(width).enumerate() {
         let x0 = fixed(b * y as f64 + c).saturating_add(half);
         let y0 = fixed(e * y as f64 + f).saturating_add(half);
         for (to, &(dx, dy)) in row.iter_mut().zip(&steps) {
@@ -101,64 +96,74 @@ pub fn warp(picture: &mut Rgb, map: Affine, fill: [u8; 3]) {
             *to = source.at(x, y);
         }
     }
-    picture.pixels = warped.into_flattened();
 }
 
-struct Source<'a> {
-    pixels: &'a [[u8; 3]],
-    width: usize,
-    height: usize,
-    fill: [u8; 3],
+/// Pixels of [`FRAME`] around a picture: a place beyond them sees the same color.
+const FRAME: usize = 2;
+
+/// Bits of a color in a pixel: room for 255 · 1024.
+const COLOR_BITS: u32 = 21;
+
+/// A picture in a frame of one color, a pixel in a word: so a product weighs all three colors.
+struct Source {
+    pixels: Vec<u64>,
+    stride: usize,
+    /// The last place in the frame that has another to its right, and one below it.
+    last: (i32, i32),
 }
 
-impl Source<'_> {
+impl Source {
+    fn new(picture: &Rgb, fill: [u8; 3]) -> Self {
+        let (width, height) = (picture.width, picture.height);
+        let stride = width + 2 * FRAME;
+        let mut pixels = vec![joined(fill); stride * (height + 2 * FRAME)];
+        let rows = picture.pixels.as_chunks::<3>().0.chunks_exact(width);
+        let framed = pixels.chunks_exact_mut(stride).skip(FRAME);
+        for (to, from) in framed.zip(rows) {
+            for (to, &from) in to[FRAME..].iter_mut().zip(from) {
+                *to = joined(from);
+            }
+        }
+        // Pictures have far fewer pixels than an `i32` counts.
+        let last = |side: usize| i32::try_from(side + 2 * FRAME - 2).unwrap_or(i32::MAX);
+        Self {
+            pixels,
+            stride,
+            last: (last(width), last(height)),
+        }
+    }
+
     /// The color at a place, in 1/32 of a pixel.
     #[inline(always)]
     fn at(&self, x: i32, y: i32) -> [u8; 3] {
-        let (left, top) = (x >> PLACE_BITS, y >> PLACE_BITS);
-        let (right, down) = (x & (ONE - 1), y & (ONE - 1));
-        let corner = self.four_inside(left, top);
-        let four = corner.unwrap_or_else(|| self.four_anywhere(left, top));
-        let weights = [
-            (ONE - right) * (ONE - down),
-            right * (ONE - down),
-            (ONE - right) * down,
-            right * down,
-        ];
-        std::array::from_fn(|channel| {
-            let mut sum = 1 << (2 * PLACE_BITS - 1);
-            for (pixel, weight) in four.iter().zip(weights) {
-                sum += i32::from(pixel[channel]) * weight;
-            }
-            (sum >> (2 * PLACE_BITS)) as u8
-        })
+        let frame = FRAME as i32;
+        let left = ((x >> PLACE_BITS) + frame).clamp(0, self.last.0) as usize;
+        let top = ((y >> PLACE_BITS) + frame).clamp(0, self.last.1) as usize;
+        let (right, down) = ((x & (ONE - 1)) as u64, (y & (ONE - 1)) as u64);
+        let first = top * self.stride + left;
+        let rows = &self.pixels[first..first + self.stride + 2];
+        let upper = between(rows[0], rows[1], right);
+        let lower = between(rows[self.stride], rows[self.stride + 1], right);
+        let sum = between(upper, lower, down).wrapping_add(ROUNDING);
+        parted(sum >> (2 * PLACE_BITS))
     }
+}
 
-    /// Four pixels around a place, if all are in the picture.
-    #[inline(always)]
-    fn four_inside(&self, left: i32, top: i32) -> Option<[[u8; 3]; 4]> {
-        let (x, y) = (usize::try_from(left).ok()?, usize::try_from(top).ok()?);
-        if x + 1 >= self.width || y + 1 >= self.height {
-            return None;
-        }
-        let first = y * self.width + x;
-        let upper = self.pixels.get(first..first + 2)?;
-        let lower = self
-            .pixels
-            .get(first + self.width..first + self.width + 2)?;
-        Some([upper[0], upper[1], lower[0], lower[1]])
-    }
+/// Half a unit for each color.
+const ROUNDING: u64 = (1 << (2 * PLACE_BITS - 1)) * (1 | 1 << COLOR_BITS | 1 << (2 * COLOR_BITS));
 
-    #[cold]
-    fn four_anywhere(&self, left: i32, top: i32) -> [[u8; 3]; 4] {
-        [(0, 0), (1, 0), (0, 1), (1, 1)].map(|(dx, dy)| {
-            let place = |from: i32, by: i32| usize::try_from(from.saturating_add(by));
-            match (place(left, dx), place(top, dy)) {
-                (Ok(x), Ok(y)) if x < self.width && y < self.height => {
-                    self.pixels[y * self.width + x]
-                }
-                _ => self.fill,
-            }
-        })
-    }
+/// `(32 - share) a + share b`. Differences may borrow from the next color, which the sum gives back.
+#[inline(always)]
+fn between(a: u64, b: u64, share: u64) -> u64 {
+    (a << PLACE_BITS).wrapping_add(b.wrapping_sub(a).wrapping_mul(share))
+}
+
+#[inline(always)]
+fn joined([red, green, blue]: [u8; 3]) -> u64 {
+    u64::from(red) | u64::from(green) << COLOR_BITS | u64::from(blue) << (2 * COLOR_BITS)
+}
+
+#[inline(always)]
+fn parted(pixel: u64) -> [u8; 3] {
+    [0, COLOR_BITS, 2 * COLOR_BITS].map(|bits| (pixel >> bits) as u8)
 }
