@@ -124,7 +124,7 @@ fn fill(
 /// `sum / 13`, rounded, for sums of up to 13 · 255. A half never occurs, for 13 is odd.
 #[inline(always)]
 fn by_thirteen(sum: u32) -> u32 {
-    (2 * sum + 13) * 20_165 >> 19
+    ((2 * sum + 13) * 20_165) >> 19
 }
 
 fn table(level: impl FnMut(u8) -> u8) -> [u8; 256] {
