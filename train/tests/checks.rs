@@ -63,10 +63,10 @@ pub fn operations_give_what_one_process_computes(ranks: &dyn Collective) {
             .collect();
         assert_eq!(sum, expected, "sums of {n} in f64");
 
-        for root in 0..n_ranks {
+        for (root, of_root) in all.iter().enumerate() {
             let mut given = own.clone();
             ranks.broadcast(root, &mut given).expect("given");
-            assert_eq!(given, all[root], "{n} numbers of rank {root}");
+            assert_eq!(&given, of_root, "{n} numbers of rank {root}");
         }
 
         // Each gathers something of another length, the last nothing.
