@@ -235,6 +235,8 @@ fn recipes_that_cannot_be_are_refused_with_the_key() {
             "test data",
         ),
         ("init.recipe=merge.yaml", "init"),
+        ("augmentation={random: {magnitude: 11}}", "magnitude"),
+        ("augmentation={random: {least_area: 0}}", "least_area"),
     ] {
         let error = parse(&[setting]).expect_err(setting).to_string();
         assert!(error.contains(expected), "{setting}: {error}");

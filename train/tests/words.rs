@@ -154,7 +154,7 @@ fn the_random_variant_chooses_each_token_with_the_probability() {
     };
     let ids = text(&[2; 10], 40);
     let n = 10_000;
-    let mut counts = vec![0_i32; 40];
+    let mut counts = [0_i32; 40];
     for index in 0..n {
         let masked = masked(&masking, &ids, index);
         assert_sound(&ids, &masked);
