@@ -422,18 +422,14 @@ fn grams_of_parts_add_up_to_those_of_the_whole() {
     }
 }
 
-#[test]
-fn a_sweep_goes_on_after_a_kill_without_measuring_again() {
+/// Runs a command with `--out` whole, and again killed after its first result: what it goes on to
+/// write must be the same, and nothing may be measured twice.
+fn goes_on_after_a_kill(command: &[&str]) {
     let data = Data::build(&["coco"]);
     let flags = data.flags("retrieval", "val");
-    let sweep =
-        |out: &str| ["sweep", SPECIFIC, "--ratio", "0:1:0.25", "--out", out].map(str::to_owned);
-    let whole = data.path("whole.json");
-    let arguments = sweep(&whole);
-    ok(&run(&arguments.each_ref().map(String::as_str), &flags));
-    let out = data.path("killed.json");
-    let arguments = sweep(&out);
-    let arguments = arguments.each_ref().map(String::as_str);
+    let (whole, out) = (data.path("whole.json"), data.path("killed.json"));
+    ok(&run(&[command, &["--out", &whole]].concat(), &flags));
+    let arguments = [command, &["--out", &out]].concat();
     let journal = format!("{out}.unfinished");
     let has_result = || {
         let files = std::fs::read_dir(&journal).into_iter().flatten().flatten();
@@ -453,6 +449,16 @@ fn a_sweep_goes_on_after_a_kill_without_measuring_again() {
     );
     assert_eq!(numbers(&json(&out)), numbers(&json(&whole)));
     assert!(!Path::new(&journal).exists());
+}
+
+#[test]
+fn a_sweep_goes_on_after_a_kill_without_measuring_again() {
+    goes_on_after_a_kill(&["sweep", SPECIFIC, "--ratio", "0:1:0.25"]);
+}
+
+#[test]
+fn an_evaluation_goes_on_after_a_kill_without_measuring_again() {
+    goes_on_after_a_kill(&["evaluate", SPECIFIC, SEED, WITH_HEADS]);
 }
 
 #[test]
@@ -497,6 +503,28 @@ fn what_does_not_belong_together_is_refused_by_name() {
         "target/none.safetensors",
     ];
     refused(&agnostic, &flags, "it has no experts");
+    let huge = ["evaluate", SPECIFIC, "--image-size", "1000000"];
+    refused(&huge, &flags, "62500 patches a side; at most 96");
+    refused(
+        &["evaluate", SPECIFIC, "--limit", "0"],
+        &flags,
+        "at least 1",
+    );
+    let mut nowhere = flags.clone();
+    let at = nowhere.iter().position(|flag| *flag == data.path("arrow"));
+    nowhere[at.expect("the flag")] = "no/such/folder".into();
+    let fault = "error: no/such/folder: cannot list: No such file";
+    refused(&["evaluate", SPECIFIC], &nowhere, fault);
+    let arrow = data.path("arrow");
+    let over = ["evaluate", SPECIFIC, "--force", "--out", &arrow];
+    refused(&over, &flags, "is a folder, not a file to write");
+    assert!(!Path::new(&format!("{arrow}.unfinished")).exists());
+    // The file is named once.
+    refused(
+        &["evaluate", "no/such.ckpt"],
+        &flags,
+        "error: no/such.ckpt: ",
+    );
     // A truncated table.
     let table = data.0.path().join("arrow/coco_caption_karpathy_test.arrow");
     let bytes = std::fs::read(&table).expect("the table");

@@ -120,6 +120,14 @@ pub enum Error {
         /// Side of the model's image.
         expected: usize,
     },
+    /// An image tensor cannot be cut into the squares that tokens stand for.
+    #[error("an image batch of shape {found:?}, but a token stands for {stride} x {stride} px")]
+    ImageStride {
+        /// The shape, `(b, 3, height, width)`.
+        found: Vec<usize>,
+        /// Side of a square.
+        stride: usize,
+    },
     /// A checkpoint lacks the head that a task needs.
     #[error("{}: has no {what} (`{prefix}`)", path.display())]
     NoHead {
@@ -395,6 +403,26 @@ pub enum Error {
         path: PathBuf,
         /// The question.
         question: i64,
+    },
+    /// A caption is no caption any more.
+    #[error("{}: a caption of image {image} has {n_bytes} bytes, at most {limit}", path.display())]
+    CaptionTooLong {
+        /// The file.
+        path: PathBuf,
+        /// The image.
+        image: i64,
+        /// Its size.
+        n_bytes: usize,
+        /// The largest size that is judged.
+        limit: usize,
+    },
+    /// An image has no captions of people.
+    #[error("{}: image {image} has no captions", path.display())]
+    NoCaptions {
+        /// The file.
+        path: PathBuf,
+        /// The image.
+        image: i64,
     },
 
     // ---- arrays -----------------------------------------------------------------------------

@@ -1,11 +1,11 @@
 //! Pictures against Pillow 10.4, as recorded in `raw/resized.json`.
 
 use evaluate::Error;
-use evaluate::images::{self, MAX_PIXELS, Resampler, Transform};
+use evaluate::images::{self, Filter, MAX_PIXELS, Part, Resampler, Rgb, Transform};
 use proptest::prelude::*;
 use sha2::{Digest, Sha256};
 
-use crate::fixture::{json, path};
+use crate::fixture::{integers, json, list, path};
 
 fn sha256(bytes: &[u8]) -> String {
     let digest = Sha256::digest(bytes);
@@ -44,6 +44,62 @@ fn every_picture_has_the_pixels_of_pillow_before_and_after_resizing() {
             assert_eq!(sha256(&resized.pixels), expected[size], "{name} to {size}");
         }
     }
+}
+
+#[test]
+fn parts_of_a_picture_have_the_pixels_of_pillow_with_every_filter() {
+    // Made by `tests/augment_reference.py`.
+    let pictures = path("augment/pictures.safetensors");
+    let pictures = candle_core::safetensors::load(pictures, &candle_core::Device::Cpu);
+    let tensor = &pictures.expect("tensors")["p5"];
+    let (height, width, _) = tensor.dims3().expect("height, width, color");
+    let pixels = tensor.flatten_all().and_then(|t| t.to_vec1::<u8>());
+    let picture = Rgb {
+        width,
+        height,
+        pixels: pixels.expect("bytes"),
+    };
+    let cases = json("augment/crops.json");
+    assert_eq!(list(&cases).len(), 7 * 3 * 3);
+    for case in list(&cases) {
+        let numbers = |key: &str| -> Vec<usize> {
+            let numbers = integers(&case[key]).into_iter();
+            numbers.map(|n| n as usize).collect()
+        };
+        let (part, to) = (numbers("part"), numbers("to"));
+        let part = Part {
+            left: part[1],
+            top: part[0],
+            width: part[3],
+            height: part[2],
+        };
+        let filter = match case["filter"].as_str() {
+            Some("bilinear") => Filter::Bilinear,
+            Some("bicubic") => Filter::Bicubic,
+            _ => Filter::Lanczos,
+        };
+        let resampler = Resampler::with_filter((part.width, part.height), (to[0], to[1]), filter);
+        let resized = resampler.resize_part(&picture, part);
+        assert_eq!((resized.width, resized.height), (to[0], to[1]));
+        assert_eq!(sha256(&resized.pixels), case["sha256"], "{case}");
+    }
+}
+
+#[test]
+fn a_part_that_reaches_beyond_the_picture_ends_at_its_border() {
+    let picture = images::decode(&bytes(BASELINE)).expect("a picture");
+    let beyond = Part {
+        left: 10,
+        top: 20,
+        width: 10_000,
+        height: 10_000,
+    };
+    let within = beyond.within(&picture);
+    assert_eq!(within.width + 10, picture.width);
+    assert_eq!(within.height + 20, picture.height);
+    let resampler = Resampler::new((8, 8), (5, 6));
+    let resized = resampler.resize_part(&picture, beyond);
+    assert_eq!(resized, resampler.resize_part(&picture, within));
 }
 
 #[test]

@@ -2,7 +2,9 @@
 #![allow(missing_docs, reason = "test names are the documentation")]
 
 mod build;
+mod captions;
 mod conformance;
+mod dvae;
 mod fixture;
 mod forward;
 mod fused;

@@ -15,6 +15,7 @@ use evaluate::tasks::grams::collect;
 use evaluate::text::Tokenizer;
 use merge::gram::{Gram, GramRecord, GramStore, Shard};
 use merge::io::{OpenOptions, WriteOptions, check_target};
+use merge::provenance::Hashes;
 use serde_json::json;
 
 use crate::output::{Output, UsageError};
@@ -120,9 +121,8 @@ fn cache(args: &CollectArgs, output: &Output) -> Result<ExitCode> {
     check_target(&[], &BTreeMap::new(), &write)?;
     let task = args.data.open(Ties::default())?;
     let tokenizer = Tokenizer::open(&args.data.tokenizer)?;
-    let opened = args
-        .model
-        .open(&Target::File(args.checkpoint.clone()), output)?;
+    let found = Target::File(args.checkpoint.clone()).find(&Hashes::default(), output)?;
+    let opened = args.model.open(found, output)?;
     let device = args.model.device()?;
     let model = args.model.load(&opened, &device, output)?;
     let runner = args.model.runner(&model, &tokenizer, &device, output)?;

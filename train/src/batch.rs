@@ -69,15 +69,6 @@ pub struct MaskedWords {
     pub labels: Vec<u32>,
 }
 
-/// Images with patches to be guessed.
-#[derive(Clone, Debug)]
-pub struct MaskedPatches {
-    /// 1 where a patch is hidden, `(b, p)`.
-    pub masked: Tensor,
-    /// What the tokenizer of images sees, `(b, 3, s', s')`.
-    pub target_image: Tensor,
-}
-
 /// Examples of one rank that are computed together. What an objective does not need is not there.
 #[derive(Clone, Debug, Default)]
 pub struct Batch {
@@ -93,8 +84,6 @@ pub struct Batch {
     pub text: Option<Words>,
     /// The same with words masked.
     pub masked_words: Option<MaskedWords>,
-    /// Patches to be guessed.
-    pub masked_patches: Option<MaskedPatches>,
     /// Soft scores of answers, `(b, answers)`.
     pub answers: Option<Tensor>,
     /// The class of each: 1 for a true statement, or the class of an image.

@@ -3,6 +3,15 @@
 
 mod checks;
 mod fixture;
+mod groups;
+mod logs;
 mod objectives;
+mod operations;
+mod optimizer;
+mod patches;
 mod ranks;
+mod recipes;
+mod running;
 mod threads;
+mod views;
+mod words;

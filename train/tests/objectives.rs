@@ -65,7 +65,6 @@ fn batch(loss: &str) -> Batch {
             places,
             labels,
         }),
-        masked_patches: None,
         answers: Some(get("vqa_targets")),
         classes: Some(match loss {
             "nlvr2" => whole("nlvr2_labels"),

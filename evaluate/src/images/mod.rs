@@ -3,19 +3,24 @@
 //! 1. [`decode`] turns the bytes of a file into [`Rgb`] pixels, equal to Pillow's
 //!    `convert("RGB")`: JPEG bit by bit, alpha dropped, palettes looked up, orientation tags ignored
 //!    as published code ignores them.
-//! 2. [`Resampler`] resizes with Pillow's bicubic filter, equal bit by bit.
+//! 2. [`Resampler`] resizes a picture, or a [`Part`] of it, with a [`Filter`] of Pillow, equal bit
+//!    by bit.
 //! 3. [`Transform`] does what a model needs: resize to a square, normalize, channels first.
 
 mod decode;
+mod filter;
 mod jpeg;
+mod part;
 mod resample;
 mod thumbnail;
 mod transform;
 
 pub use decode::{Format, MAX_PIXELS, decode, size};
+pub use filter::Filter;
+pub use part::Part;
 pub use resample::Resampler;
 pub use thumbnail::thumbnail;
-pub use transform::Transform;
+pub use transform::{Transform, channels_into, normalize_into};
 
 /// A picture: rows from the top, pixels from the left, red, green and blue in eight bits each.
 #[derive(Clone, Debug, PartialEq, Eq)]

@@ -1,7 +1,7 @@
-//! Pillow's bicubic resize: coefficients in 22-bit fixed point, first along rows, then along
-//! columns, with eight bits between the two.
+//! Pillow's resize: coefficients in 22-bit fixed point, first along rows, then along columns, with
+//! eight bits between the two.
 
-use super::Rgb;
+use super::{Filter, Part, Rgb};
 
 /// Bits behind the point of a coefficient.
 const PRECISION: u32 = 22;
@@ -25,10 +25,10 @@ struct Axis {
 }
 
 impl Axis {
-    fn new(from: usize, to: usize) -> Self {
+    fn new(from: usize, to: usize, filter: Filter) -> Self {
         let scale = from as f64 / to as f64;
         let stretch = scale.max(1.0);
-        let support = 2.0 * stretch;
+        let support = filter.support() * stretch;
         let mut axis = Self {
             spans: Vec::with_capacity(to),
             coefficients: Vec::new(),
@@ -41,7 +41,8 @@ impl Axis {
             let end = ((center + support + 0.5) as usize).min(from);
             weights.clear();
             weights.extend(
-                (first..end).map(|input| cubic((input as f64 - center + 0.5) * (1.0 / stretch))),
+                (first..end)
+                    .map(|input| filter.weight((input as f64 - center + 0.5) * (1.0 / stretch))),
             );
             let sum = weights.iter().fold(0.0, |sum, weight| sum + weight);
             let begin = axis.coefficients.len();
@@ -61,63 +62,81 @@ impl Axis {
     }
 }
 
-/// The cubic convolution kernel with a = -0.5.
-fn cubic(x: f64) -> f64 {
-    const A: f64 = -0.5;
-    let x = x.abs();
-    if x < 1.0 {
-        ((A + 2.0) * x - (A + 3.0)) * x * x + 1.0
-    } else if x < 2.0 {
-        (((x - 5.0) * x + 8.0) * x - 4.0) * A
-    } else {
-        0.0
-    }
-}
-
-/// Resizes pictures of one size to another, as Pillow's `resize(size, Image.BICUBIC)` does, bit by
-/// bit: the aspect ratio is not kept, and shrinking widens the filter.
+/// Resizes pictures of one size to another, as Pillow's `resize(size, filter)` does, bit by bit: the
+/// aspect ratio is not kept, and shrinking widens the filter.
 #[derive(Clone, Debug)]
 pub struct Resampler {
     from: (usize, usize),
     to: (usize, usize),
+    filter: Filter,
     across: Axis,
     down: Axis,
 }
 
 impl Resampler {
-    /// From `(width, height)` to `(width, height)`, none of them zero.
+    /// From `(width, height)` to `(width, height)`, none of them zero, bicubic.
     #[must_use]
     pub fn new(from: (usize, usize), to: (usize, usize)) -> Self {
+        Self::with_filter(from, to, Filter::Bicubic)
+    }
+
+    /// The same with another filter.
+    #[must_use]
+    pub fn with_filter(from: (usize, usize), to: (usize, usize), filter: Filter) -> Self {
         Self {
             from,
             to,
-            across: Axis::new(from.0, to.0.max(1)),
-            down: Axis::new(from.1, to.1.max(1)),
+            filter,
+            across: Axis::new(from.0, to.0.max(1), filter),
+            down: Axis::new(from.1, to.1.max(1), filter),
         }
     }
 
     /// The picture in the new size; of another size than announced, it gets its own coefficients.
     #[must_use]
     pub fn resize(&self, picture: &Rgb) -> Rgb {
-        if (picture.width, picture.height) != self.from {
-            return Self::new((picture.width, picture.height), self.to).resize(picture);
+        let whole = Part {
+            left: 0,
+            top: 0,
+            width: picture.width,
+            height: picture.height,
+        };
+        self.resize_part(picture, whole)
+    }
+
+    /// A part of the picture in the new size, as if it had been cut out before: nothing outside of
+    /// it is seen. A part that reaches beyond the picture ends at its border.
+    #[must_use]
+    pub fn resize_part(&self, picture: &Rgb, part: Part) -> Rgb {
+        let part = part.within(picture);
+        if (part.width, part.height) != self.from {
+            let from = (part.width, part.height);
+            return Self::with_filter(from, self.to, self.filter).resize_part(picture, part);
         }
         let (width, height) = self.to;
+        let stride = 3 * picture.width;
+        let from = &picture.pixels[part.top * stride + 3 * part.left..];
         let mut narrow = Vec::new();
-        let rows = if self.from.0 == width {
-            picture.pixels.as_slice()
-        } else {
-            narrow.resize(3 * width * picture.height, 0);
+        let rows = if part.width != width {
+            narrow.resize(3 * width * part.height, 0);
             pulp::Arch::new().dispatch(Across {
                 axis: &self.across,
-                from: &picture.pixels,
-                width: picture.width,
+                from,
+                stride,
+                width: part.width,
                 to: &mut narrow,
             });
             narrow.as_slice()
+        } else if part.width == picture.width {
+            &from[..stride * part.height]
+        } else {
+            for row in from.chunks(stride).take(part.height) {
+                narrow.extend_from_slice(&row[..3 * width]);
+            }
+            narrow.as_slice()
         };
         let mut pixels;
-        if self.from.1 == height {
+        if part.height == height {
             pixels = rows.to_vec();
         } else {
             pixels = vec![0; 3 * width * height];
@@ -166,7 +185,9 @@ fn halves(values: &[u8; ROWS]) -> &[[u8; 8]] {
 /// of them lie side by side: then a coefficient meets sixteen values of each color at once.
 struct Across<'a> {
     axis: &'a Axis,
+    /// Rows begin `stride` bytes apart; `width` pixels of each count.
     from: &'a [u8],
+    stride: usize,
     width: usize,
     to: &'a mut [u8],
 }
@@ -179,9 +200,10 @@ impl pulp::NullaryFnOnce for Across<'_> {
         let width = self.axis.spans.len();
         let mut turned = vec![[0u8; ROWS]; 3 * self.width];
         let mut resized = vec![[0u8; ROWS]; 3 * width];
-        let bands = self.from.chunks(ROWS * 3 * self.width);
+        let bands = self.from.chunks(ROWS * self.stride);
         for (from, to) in bands.zip(self.to.chunks_mut(ROWS * 3 * width)) {
-            turn(from, 3 * self.width, &mut turned);
+            let n_rows = to.len() / (3 * width);
+            turn(from, self.stride, 3 * self.width, n_rows, &mut turned);
             let columns = turned.as_chunks::<3>().0;
             let outputs = resized.as_chunks_mut::<3>().0;
             for (output, (first, span)) in outputs.iter_mut().zip(&self.axis.spans) {
@@ -214,8 +236,7 @@ impl pulp::NullaryFnOnce for Across<'_> {
 
 /// Values `i` of up to sixteen rows, side by side.
 #[inline(always)]
-fn turn(rows: &[u8], row_bytes: usize, turned: &mut [[u8; ROWS]]) {
-    let n_rows = rows.len() / row_bytes;
+fn turn(rows: &[u8], stride: usize, row_bytes: usize, n_rows: usize, turned: &mut [[u8; ROWS]]) {
     for half in 0..2 {
         let first = 8 * half;
         if first >= n_rows {
@@ -223,7 +244,7 @@ fn turn(rows: &[u8], row_bytes: usize, turned: &mut [[u8; ROWS]]) {
         }
         // Rows that are missing at the end are repeats of the last; nobody reads them.
         let row = |index: usize| {
-            let begin = (first + index).min(n_rows - 1) * row_bytes;
+            let begin = (first + index).min(n_rows - 1) * stride;
             &rows[begin..begin + row_bytes]
         };
         let eight: [&[u8]; 8] = std::array::from_fn(row);

@@ -46,13 +46,24 @@ impl Transform {
     pub fn apply_into(&self, picture: &Rgb, values: &mut [f32]) {
         let from = (picture.width, picture.height);
         let square = Resampler::new(from, (self.side, self.side)).resize(picture);
-        let n_pixels = self.side * self.side;
-        let (red, others) = values.split_at_mut(n_pixels.min(values.len()));
-        let (green, blue) = others.split_at_mut(n_pixels.min(others.len()));
-        let pixels = square.pixels.as_chunks::<3>().0;
-        for (((pixel, red), green), blue) in pixels.iter().zip(red).zip(green).zip(blue) {
-            [*red, *green, *blue] = pixel.map(|value| NORMALIZED[usize::from(value)]);
-        }
+        normalize_into(&square, values);
+    }
+}
+
+/// Scales a picture to `[0, 1]`, normalizes each channel with mean 0.5 and deviation 0.5, and writes
+/// it as `(3, height, width)`.
+pub fn normalize_into(picture: &Rgb, values: &mut [f32]) {
+    channels_into(picture, &NORMALIZED, values);
+}
+
+/// Writes a picture as `(3, height, width)`, each value being what `table` has in its place.
+pub fn channels_into(picture: &Rgb, table: &[f32; 256], values: &mut [f32]) {
+    let n_pixels = picture.width * picture.height;
+    let (red, others) = values.split_at_mut(n_pixels.min(values.len()));
+    let (green, blue) = others.split_at_mut(n_pixels.min(others.len()));
+    let pixels = picture.pixels.as_chunks::<3>().0;
+    for (((pixel, red), green), blue) in pixels.iter().zip(red).zip(green).zip(blue) {
+        [*red, *green, *blue] = pixel.map(|value| table[usize::from(value)]);
     }
 }
 

@@ -2,6 +2,7 @@
 
 pub mod bert;
 pub mod config;
+mod dvae;
 mod experts;
 pub mod heads;
 mod multiway;
@@ -13,6 +14,7 @@ pub mod vit;
 
 pub use bert::Bert;
 pub use config::{Config, Overrides, ShallowAttention};
+pub use dvae::Dvae;
 pub use experts::Experts;
 pub use heads::Heads;
 pub use multiway::{Joint, Multiway};

@@ -15,6 +15,9 @@ pub(super) fn record(
     attended: Attended<'_>,
     kept: Kept,
 ) -> Result<Tensor> {
+    if !tape.keeps_inputs_alone() {
+        return record_graph(tape, block, x, segments, attended, &kept);
+    }
     let recomputed = Recomputed {
         block: block.clone(),
         x: x.detach(),
@@ -71,6 +74,54 @@ impl Recorded for Recomputed {
         gradients.absorb(&found)?;
         let mut by_inputs = vec![found.get(&x).cloned()];
         by_inputs.extend(bias.map(|bias| found.get(&bias).cloned()));
+        Ok(by_inputs)
+    }
+}
+
+/// Runs a block with a graph of its own, which is kept until its turn comes.
+fn record_graph(
+    tape: &Tape,
+    block: &Block,
+    x: &Tensor,
+    segments: &[Segment],
+    attended: Attended<'_>,
+    kept: &Kept,
+) -> Result<Tensor> {
+    let own_x = Var::from_tensor(&x.detach())?;
+    let own_bias = attended.bias.map(|bias| Var::from_tensor(&bias.detach()));
+    let own_bias = own_bias.transpose()?;
+    let own = Attended {
+        bias: own_bias.as_deref(),
+        mask: attended.mask,
+    };
+    let output = block.compute(&own_x, segments, own, kept, &Pass::new())?;
+    let mut inputs = vec![x.clone()];
+    inputs.extend(attended.bias.cloned());
+    let graph = Graph {
+        x: own_x,
+        bias: own_bias,
+        output: output.clone(),
+    };
+    tape.record(inputs, &output, Box::new(graph))
+}
+
+/// A block that keeps its graph.
+struct Graph {
+    x: Var,
+    bias: Option<Var>,
+    output: Tensor,
+}
+
+impl Recorded for Graph {
+    fn backward(
+        self: Box<Self>,
+        by_output: &Tensor,
+        gradients: &mut Gradients,
+    ) -> Result<Vec<Option<Tensor>>> {
+        let found = (&self.output * by_output)?.sum_all()?.backward()?;
+        gradients.absorb(&found)?;
+        let mut by_inputs = vec![found.get(&self.x).cloned()];
+        by_inputs.extend(self.bias.map(|bias| found.get(&bias).cloned()));
         Ok(by_inputs)
     }
 }

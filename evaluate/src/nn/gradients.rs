@@ -136,25 +136,6 @@ impl Gradients {
         }
     }
 
-    /// Takes the values of [`Gradients::host`] out, for kernels that add to several at once;
-    /// [`Gradients::give_back`] puts them back. Empty for a tensor that is not watched.
-    pub(crate) fn lend(&mut self, variable: &Tensor) -> Vec<f32> {
-        if self.host(variable).is_none() {
-            return Vec::new();
-        }
-        match self.sums.get_mut(&variable.id()) {
-            Some(Sum::Host { values, .. }) => std::mem::take(values),
-            _ => Vec::new(),
-        }
-    }
-
-    /// Puts lent values back.
-    pub(crate) fn give_back(&mut self, variable: &Tensor, lent: Vec<f32>) {
-        if let Some(Sum::Host { values, .. }) = self.sums.get_mut(&variable.id()) {
-            *values = lent;
-        }
-    }
-
     /// Puts another gradient in the place of a sum, as after an exchange between ranks.
     pub fn set(&mut self, variable: &Tensor, gradient: Tensor) {
         if let Some(Sum::Device(sum)) = self.sums.get_mut(&variable.id()) {

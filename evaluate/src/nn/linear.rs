@@ -104,11 +104,6 @@ impl Linear {
         Self::new(self.weight.detach(), self.bias.detach())
     }
 
-    /// The weight `(out, in)` and the bias `(out)`, which is empty where there is none.
-    pub(crate) fn parts(&self) -> (&Tensor, &Tensor) {
-        (&self.weight, &self.bias)
-    }
-
     fn run(&self, x: &Tensor, then: Then<'_>) -> Result<Tensor> {
         if !cpu::takes(x) {
             return self.composed(x, then);

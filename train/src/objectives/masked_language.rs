@@ -23,7 +23,6 @@ impl Objective for MaskedLanguage {
             image: true,
             text: true,
             masked_words: true,
-            ..Needs::default()
         }
     }
 

@@ -4,7 +4,6 @@
 
 mod contrastive;
 mod image_classification;
-// mod masked_image;
 mod masked_language;
 mod matching;
 mod nlvr2;
@@ -16,7 +15,6 @@ mod vqa;
 
 pub use contrastive::Contrastive;
 pub use image_classification::ImageClassification;
-// pub use masked_image::MaskedImage;
 pub use masked_language::MaskedLanguage;
 pub use matching::Matching;
 pub use nlvr2::Nlvr2;
@@ -38,8 +36,6 @@ pub struct Needs {
     pub text: bool,
     /// Texts with words masked.
     pub masked_words: bool,
-    /// Pictures with patches masked.
-    pub masked_patches: bool,
 }
 
 impl Needs {
@@ -50,7 +46,6 @@ impl Needs {
             image: self.image || other.image,
             text: self.text || other.text,
             masked_words: self.masked_words || other.masked_words,
-            masked_patches: self.masked_patches || other.masked_patches,
         }
     }
 }
@@ -102,20 +97,18 @@ pub trait Objective: Send + Sync {
 }
 
 /// The names that recipes know.
-pub const NAMES: [&str; 9] = [
+pub const NAMES: [&str; 8] = [
     "itc",
     "itm",
     "mlm",
     "text_mlm",
-    "mim",
     "image_classification",
     "retrieval",
     "vqa",
     "nlvr2",
 ];
 
-/// The objective of a name. `mim` reads its image tokenizer from a file, so it is made by
-/// [`MaskedImage::new`].
+/// The objective of a name.
 ///
 /// # Errors
 /// [`Error::UnknownObjective`].

@@ -7,7 +7,7 @@ use evaluate::models::Multiway;
 use evaluate::nn::{Omission, Pass, Tape};
 use merge::random::{Draws, Sequence};
 
-use crate::batch::{Batch, MaskedPatches, MaskedWords, Words};
+use crate::batch::{Batch, MaskedWords, Words};
 use crate::collective::Collective;
 use crate::{Error, Result};
 
@@ -124,14 +124,6 @@ impl<'a> Step<'a> {
     /// [`Error::NotInBatch`].
     pub fn masked_words(&self) -> Result<&'a MaskedWords> {
         self.part(self.batch.masked_words.as_ref(), "masked text")
-    }
-
-    /// The patches to be guessed.
-    ///
-    /// # Errors
-    /// [`Error::NotInBatch`].
-    pub fn masked_patches(&self) -> Result<&'a MaskedPatches> {
-        self.part(self.batch.masked_patches.as_ref(), "masked patches")
     }
 
     /// The soft scores of answers.

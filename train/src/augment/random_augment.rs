@@ -1,0 +1,65 @@
+//! RandAugment.
+
+use evaluate::images::Rgb;
+use merge::random::Sequence;
+
+use super::Operation;
+
+/// Some operations one after the other, each drawn from all of them with replacement and done with
+/// a probability.
+///
+/// Cubuk et al. 2019, "RandAugment", <https://arxiv.org/abs/1909.13719>, in the variant of the
+/// published vl-merging and VLMo programs.
+#[derive(Clone, Debug, PartialEq)]
+pub struct RandomAugment {
+    /// How many are drawn.
+    pub n_operations: usize,
+    /// Their strength, 0 to 10.
+    pub magnitude: f64,
+    /// How likely one that was drawn is done.
+    pub probability: f64,
+    /// What is drawn from.
+    pub operations: Vec<Operation>,
+    /// Sharpness wraps around where it exceeds a byte, as the published program has it; else it is
+    /// clipped.
+    pub as_published: bool,
+}
+
+impl Default for RandomAugment {
+    /// Two of all ten at a magnitude of 7, each done half of the times.
+    fn default() -> Self {
+        Self {
+            n_operations: 2,
+            magnitude: 7.0,
+            probability: 0.5,
+            operations: Operation::ALL.to_vec(),
+            as_published: false,
+        }
+    }
+}
+
+impl RandomAugment {
+    /// What is to be done, with strengths: all operations are drawn first, then for each whether
+    /// it is done and its sign.
+    #[must_use]
+    pub fn draw(&self, draws: &mut Sequence) -> Vec<(Operation, f64)> {
+        let n = self.operations.len();
+        let drawn: Vec<Operation> = (0..self.n_operations)
+            .filter_map(|_| self.operations.get(draws.below(n)).copied())
+            .collect();
+        drawn
+            .into_iter()
+            .filter_map(|operation| {
+                let is_done = draws.chance(self.probability);
+                is_done.then(|| (operation, operation.drawn_strength(self.magnitude, draws)))
+            })
+            .collect()
+    }
+
+    /// Draws and does it.
+    pub fn apply(&self, picture: &mut Rgb, draws: &mut Sequence) {
+        for (operation, strength) in self.draw(draws) {
+            operation.apply(picture, strength, self.as_published);
+        }
+    }
+}

@@ -1,0 +1,155 @@
+//! From a picture to a random view of it, the input of a model in training.
+
+use evaluate::images::{Filter, Part, Resampler, Rgb, channels_into, normalize_into};
+use merge::random::Sequence;
+
+use super::{RandomAugment, RandomCrop};
+
+/// A random view of a picture, as published training has it: a random part, resized to a square
+/// (bicubic), mirrored half of the times, then RandAugment, then normalized.
+#[derive(Clone, Debug, PartialEq)]
+pub struct TrainTransform {
+    /// Width and height of the result.
+    pub side: usize,
+    /// Which part is seen.
+    pub crop: RandomCrop,
+    /// How likely it is mirrored.
+    pub flip: f64,
+    /// What is done to it.
+    pub augment: RandomAugment,
+}
+
+impl TrainTransform {
+    /// With the published settings.
+    #[must_use]
+    pub fn new(side: usize) -> Self {
+        Self {
+            side,
+            crop: RandomCrop::default(),
+            flip: 0.5,
+            augment: RandomAugment::default(),
+        }
+    }
+
+    /// Values in the result.
+    #[must_use]
+    pub fn len(&self) -> usize {
+        3 * self.side * self.side
+    }
+
+    /// Whether the result has no values.
+    #[must_use]
+    pub fn is_empty(&self) -> bool {
+        self.side == 0
+    }
+
+    /// The view before it is normalized.
+    #[must_use]
+    pub fn view(&self, picture: &Rgb, draws: &mut Sequence) -> Rgb {
+        let part = self.crop.draw(picture, draws);
+        let mut view = resized(picture, part, self.side, Filter::Bicubic);
+        if draws.chance(self.flip) {
+            mirror(&mut view);
+        }
+        self.augment.apply(&mut view, draws);
+        view
+    }
+
+    /// The normalized view, `(3, side, side)` in `[-1, 1]`, into a buffer of [`len`](Self::len)
+    /// values.
+    pub fn apply_into(&self, picture: &Rgb, draws: &mut Sequence, values: &mut [f32]) {
+        normalize_into(&self.view(picture, draws), values);
+    }
+}
+
+/// Two random views of the same part of a picture: one for the model, one for the tokenizer of
+/// images whose tokens are to be guessed.
+///
+/// The whole picture is mirrored half of the times, then RandAugment, then a random part is
+/// resized twice: bilinear and normalized for the model, by Lanczos' filter and as
+/// `0.8 v / 255 + 0.1` for the tokenizer.
+#[derive(Clone, Debug, PartialEq)]
+pub struct TwoViews {
+    /// The model's view, and all that is drawn.
+    pub train: TrainTransform,
+    /// Width and height of the tokenizer's view.
+    pub target_side: usize,
+}
+
+impl TwoViews {
+    /// With the published settings. The tokenizer has a token for every 8 by 8 pixels, the model for
+    /// every 16 by 16, as a rule: to 224 pixels belong 112.
+    #[must_use]
+    pub fn new(side: usize, target_side: usize) -> Self {
+        Self {
+            train: TrainTransform::new(side),
+            target_side,
+        }
+    }
+
+    /// Values in the tokenizer's view.
+    #[must_use]
+    pub fn target_len(&self) -> usize {
+        3 * self.target_side * self.target_side
+    }
+
+    /// Both views as pictures, the model's and the tokenizer's.
+    #[must_use]
+    pub fn views(&self, picture: &Rgb, draws: &mut Sequence) -> [Rgb; 2] {
+        let mut picture = picture.clone();
+        if draws.chance(self.train.flip) {
+            mirror(&mut picture);
+        }
+        self.train.augment.apply(&mut picture, draws);
+        let part = self.train.crop.draw(&picture, draws);
+        [
+            resized(&picture, part, self.train.side, Filter::Bilinear),
+            resized(&picture, part, self.target_side, Filter::Lanczos),
+        ]
+    }
+
+    /// Both views: `(3, side, side)` in `[-1, 1]` into `values`, and `(3, target_side,
+    /// target_side)` in `[0.1, 0.9]` into `target`.
+    pub fn apply_into(
+        &self,
+        picture: &Rgb,
+        draws: &mut Sequence,
+        values: &mut [f32],
+        target: &mut [f32],
+    ) {
+        let [view, target_view] = self.views(picture, draws);
+        normalize_into(&view, values);
+        target_into(&target_view, target);
+    }
+}
+
+/// Writes a picture as the tokenizer of images wants it: `0.8 v / 255 + 0.1`, `(3, height, width)`.
+///
+/// Ramesh et al. 2021, <https://arxiv.org/abs/2102.12092>, appendix A.3.
+pub fn target_into(picture: &Rgb, values: &mut [f32]) {
+    channels_into(picture, &TARGET, values);
+}
+
+/// Each step rounded to `f32`, as torch rounds it.
+const TARGET: [f32; 256] = {
+    let mut table = [0.0; 256];
+    let mut value = 0;
+    while value < 256 {
+        table[value] = 0.8 * (value as f32 / 255.0) + 0.1;
+        value += 1;
+    }
+    table
+};
+
+fn resized(picture: &Rgb, part: Part, side: usize, filter: Filter) -> Rgb {
+    let from = (part.width, part.height);
+    Resampler::with_filter(from, (side, side), filter).resize_part(picture, part)
+}
+
+/// Left and right change places.
+pub fn mirror(picture: &mut Rgb) {
+    let pixels = picture.pixels.as_chunks_mut::<3>().0;
+    for row in pixels.chunks_mut(picture.width.max(1)) {
+        row.reverse();
+    }
+}
