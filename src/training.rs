@@ -4,13 +4,14 @@ use std::path::PathBuf;
 use std::process::ExitCode;
 
 use anyhow::Result;
+use candle_core::Device;
 use clap::Args;
 use evaluate::device::{DeviceName, Precision};
-use train::collective;
+use train::collective::{self, Collective};
 use train::recipe::TrainRecipe;
 use train::run::{Ended, RunFolder, Trainer, Where};
 
-use crate::output::{Output, UsageError};
+use crate::output::{self, Output, UsageError};
 
 /// Where a run goes and on what it computes; the same in every verb that trains.
 #[derive(Args, Clone, Debug)]
@@ -46,6 +47,25 @@ pub fn carry_out(recipe: TrainRecipe, args: &RunArgs, output: &Output) -> Result
     let precision: Precision = recipe.precision.parse().map_err(UsageError)?;
     let device = args.device.open(precision)?;
     let ranks = collective::start(&device)?;
+    match among(ranks.as_ref(), recipe, device, args, output) {
+        Ok(code) => {
+            ranks.finish()?;
+            Ok(code)
+        }
+        // A rank that has failed ends all when it is dropped: what is wrong must be said before.
+        Err(error) if ranks.size() > 1 => Ok(output::report(&error)),
+        Err(error) => Err(error),
+    }
+}
+
+/// Runs a recipe as one of `ranks`.
+fn among(
+    ranks: &dyn Collective,
+    recipe: TrainRecipe,
+    device: Device,
+    args: &RunArgs,
+    output: &Output,
+) -> Result<ExitCode> {
     let temporary;
     let folder = match args.dry_run {
         false => args.out.as_path(),
@@ -57,7 +77,7 @@ pub fn carry_out(recipe: TrainRecipe, args: &RunArgs, output: &Output) -> Result
     let place = Where {
         folder,
         device,
-        collective: ranks.as_ref(),
+        collective: ranks,
         progress: output,
     };
     let trainer = Trainer::open(recipe, place);
@@ -80,9 +100,7 @@ pub fn carry_out(recipe: TrainRecipe, args: &RunArgs, output: &Output) -> Result
         });
     }
     let ended = trainer.run()?;
-    let is_first = ranks.is_first();
-    ranks.finish()?;
-    if !is_first {
+    if !ranks.is_first() {
         return Ok(ExitCode::SUCCESS);
     }
     match ended {

@@ -129,7 +129,6 @@ fn whole_batch(uneven: bool) -> Batch {
             labels,
         }),
         text: Some(text),
-        masked_patches: None,
         answers: Some(answers.expect("answers")),
         classes: Some(vec![1, 0, 0, 1]),
     }
@@ -164,7 +163,6 @@ fn part(whole: &Batch, rank: usize, n_ranks: usize) -> Batch {
             .as_ref()
             .map(|text| Words::of_tensors(rows(&text.ids), rows(&text.kept)).expect("words")),
         masked_words: words,
-        masked_patches: None,
         answers: whole.answers.as_ref().map(rows),
         classes: (whole.classes.as_ref()).map(|classes| classes[first..first + n].to_vec()),
     }

@@ -11,6 +11,7 @@ use merge::execute::{RunOptions, in_memory};
 use merge::io::OpenOptions;
 use merge::{Checkpoint, MergePlan, MergeRecipe};
 use serde_json::Value;
+use train::recipe::TrainRecipe;
 
 /// Every architecture of the fixture, with its weights.
 pub const ARCHITECTURES: [&str; 4] = ["ufo", "all_moe", "merged", "joint"];
@@ -96,4 +97,26 @@ pub fn trainable(name: &str) -> (Multiway, Weights) {
     let weights = weights.trainable();
     let model = Multiway::load(&weights, config).expect("the model loads");
     (model, weights)
+}
+
+/// A short run on the real pictures.
+pub fn recipe(checkpoint: &str, objectives: &str, settings: &[&str]) -> TrainRecipe {
+    let yaml = format!(
+        "init: {{ checkpoint: \"{}\" }}\n\
+         model: {{ text_table_len: 16 }}\n\
+         data:\n\
+         \x20 folder: \"{}\"\n\
+         \x20 train: [{{ dataset: coco, split: train }}]\n\
+         \x20 tokenizer: \"{}\"\n\
+         objectives: {objectives}\n\
+         optim: {{ lr: 1e-3, warmup: 2 }}\n\
+         length: {{ steps: 6 }}\n\
+         batch_size: 4\n\
+         augmentation: square\n",
+        path(checkpoint).display(),
+        path("arrow").display(),
+        path("real/vocab.txt").display(),
+    );
+    let settings: Vec<String> = settings.iter().map(|&s| s.to_owned()).collect();
+    TrainRecipe::parse(&yaml, Path::new("recipe.yaml"), &settings).expect("a recipe")
 }

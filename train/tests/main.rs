@@ -12,6 +12,7 @@ mod patches;
 mod ranks;
 mod recipes;
 mod running;
+mod shared_runs;
 mod threads;
 mod views;
 mod words;

@@ -5,7 +5,9 @@
 
 mod checks;
 mod fixture;
+mod shared_runs;
 
+use std::path::Path;
 use std::process::ExitCode;
 use std::time::{Duration, Instant};
 
@@ -42,6 +44,15 @@ fn well(ranks: &Mpi) {
             "{architecture}: every objective learns what one process learns, but for {error:.1e}"
         ));
     }
+    let folder = Path::new(env!("CARGO_TARGET_TMPDIR")).join("mpi_ranks");
+    if ranks.is_first() && folder.exists() {
+        std::fs::remove_dir_all(&folder).expect("removed");
+    }
+    ranks.barrier().expect("all are there");
+    let error = shared_runs::a_run_ends_where_that_of_one_process_ends(ranks, &folder);
+    say(format!(
+        "a run ends where that of one process ends, but for {error:.1e}"
+    ));
     let mut values = vec![1.0; MANY];
     let times = (0..5).map(|_| {
         let started = Instant::now();

@@ -7,6 +7,7 @@ use train::collective::{Alone, Collective, Fault, Shards};
 
 use crate::checks;
 use crate::fixture::ARCHITECTURES;
+use crate::shared_runs;
 use crate::threads::Threads;
 
 #[test]
@@ -37,6 +38,14 @@ fn every_objective_learns_on_two_ranks_what_it_learns_on_one() {
 fn every_objective_learns_on_four_ranks_what_it_learns_on_one() {
     Threads::run(4, |rank| {
         checks::objectives_learn_what_one_process_learns(rank, "all_moe")
+    });
+}
+
+#[test]
+fn a_run_of_two_ranks_ends_where_that_of_one_ends() {
+    let folder = tempfile::tempdir().expect("a folder");
+    Threads::run(2, |rank| {
+        shared_runs::a_run_ends_where_that_of_one_process_ends(rank, folder.path())
     });
 }
 

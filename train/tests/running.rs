@@ -13,7 +13,7 @@ use train::log::{LINES_FILE, read};
 use train::recipe::TrainRecipe;
 use train::run::{Ended, Trainer, Where};
 
-use crate::fixture::path;
+use crate::fixture::{path, recipe};
 
 /// Stops after so many steps.
 struct StopAfter(AtomicU64);
@@ -33,27 +33,6 @@ impl Progress for StopAfter {
     fn is_cancelled(&self) -> bool {
         self.0.load(Ordering::Relaxed) == 0
     }
-}
-
-fn recipe(checkpoint: &str, objectives: &str, settings: &[&str]) -> TrainRecipe {
-    let yaml = format!(
-        "init: {{ checkpoint: \"{}\" }}\n\
-         model: {{ text_table_len: 16 }}\n\
-         data:\n\
-         \x20 folder: \"{}\"\n\
-         \x20 train: [{{ dataset: coco, split: train }}]\n\
-         \x20 tokenizer: \"{}\"\n\
-         objectives: {objectives}\n\
-         optim: {{ lr: 1e-3, warmup: 2 }}\n\
-         length: {{ steps: 6 }}\n\
-         batch_size: 4\n\
-         augmentation: square\n",
-        path(checkpoint).display(),
-        path("arrow").display(),
-        path("real/vocab.txt").display(),
-    );
-    let settings: Vec<String> = settings.iter().map(|&s| s.to_owned()).collect();
-    TrainRecipe::parse(&yaml, Path::new("recipe.yaml"), &settings).expect("a recipe")
 }
 
 fn run(recipe: &TrainRecipe, folder: &Path, progress: &dyn Progress) -> train::Result<Ended> {

@@ -1,0 +1,87 @@
+//! Whole runs that several ranks make together: by threads in `ranks`, by processes in `mpi_ranks`.
+
+use std::collections::BTreeMap;
+use std::path::Path;
+
+use candle_core::Device;
+use merge::progress::Silent;
+use train::collective::{Alone, Collective};
+use train::log::{LINES_FILE, read};
+use train::run::{Ended, Trainer, Where};
+
+use crate::fixture::recipe;
+
+/// Of weights by L2 over a tensor, and of losses, relative.
+const TOLERANCE: f64 = 1e-5;
+
+/// Values of every weight of a run.
+fn weights(folder: &Path) -> BTreeMap<String, Vec<f32>> {
+    let path = folder.join("model.safetensors");
+    let file = merge::io::open(&path, &merge::io::OpenOptions::default()).expect("it opens");
+    let floats = file
+        .tensors()
+        .filter(|(_, info)| info.dtype == merge::DType::F32);
+    let read = |(key, _): (&str, _)| {
+        let bytes = file.read_all(key).expect("it reads");
+        (key.to_owned(), bytemuck::pod_collect_to_vec(&bytes))
+    };
+    floats.map(read).collect()
+}
+
+fn losses(folder: &Path) -> Vec<f64> {
+    let records = read(&folder.join(LINES_FILE)).expect("the log reads");
+    let losses = records.iter().map(|record| record.values.get("loss"));
+    losses.flatten().copied().collect()
+}
+
+fn l2(values: impl Iterator<Item = f32>) -> f64 {
+    let squares = values.map(|value| f64::from(value).powi(2));
+    squares.sum::<f64>().sqrt()
+}
+
+/// With everything that is random, and parts of a batch. The largest relative error of a weight.
+pub fn a_run_ends_where_that_of_one_process_ends(ranks: &dyn Collective, folder: &Path) -> f64 {
+    let recipe = recipe(
+        "ckpt/all_moe_pretrain.ckpt",
+        "[{ name: itc }, { name: itm }, { name: mlm, weight: 0.5 }]",
+        &[
+            "drop_path=0.2",
+            "dropout=0.1",
+            "augmentation={random: {}}",
+            "batch_size=8",
+        ],
+    );
+    let run = |name: &str, ranks: &dyn Collective| {
+        let folder = folder.join(name);
+        let place = Where {
+            folder: &folder,
+            device: Device::Cpu,
+            collective: ranks,
+            progress: &Silent,
+        };
+        let trainer = Trainer::open(recipe.clone(), place);
+        let ended = trainer.and_then(|mut trainer| trainer.run());
+        assert_eq!(ended.expect("it runs"), Ended::Done);
+        (weights(&folder), losses(&folder))
+    };
+    // Every rank by itself, in a folder of its own.
+    let (expected, expected_losses) = run(&format!("alone{}", ranks.rank()), &Alone);
+    let (found, losses) = run("together", ranks);
+    assert_eq!(losses.len(), expected_losses.len());
+    for (found, expected) in losses.iter().zip(&expected_losses) {
+        let error = (found - expected).abs();
+        assert!(
+            error <= TOLERANCE * expected,
+            "{found}, expected {expected}"
+        );
+    }
+    assert!(found.keys().eq(expected.keys()));
+    let mut largest = 0.0f64;
+    for (key, expected) in &expected {
+        let difference = l2(found[key].iter().zip(expected).map(|(a, b)| a - b));
+        let error = difference / l2(expected.iter().copied()).max(f64::MIN_POSITIVE);
+        assert!(error <= TOLERANCE, "`{key}`: {error}");
+        largest = largest.max(error);
+    }
+    largest
+}
