@@ -43,7 +43,8 @@ fn bench_kernel(bencher: Bencher<'_, '_>, method: &dyn MergeMethod) {
             let chunk = Chunk {
                 members: &[&members[0], &members[1]],
                 base: method.needs().base.then_some(&base),
-                first: 0,
+                aside: &[],
+            first: 0,
             };
             kernel.combine_f32(&chunk, StepRounding::None, &mut out);
         });

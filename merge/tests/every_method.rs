@@ -120,6 +120,7 @@ fn recipe(toy: &Toy, method: &str, model: &Path, dtype: Dtype) -> MergeRecipe {
         as_published: false,
         out_dtype: OutputDType::Keep,
         unknown_keys: UnknownKeys::Error,
+        ..MergeRecipe::default()
     }
 }
 
