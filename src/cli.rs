@@ -66,6 +66,10 @@ pub enum Command {
     Evaluate(commands::evaluate::Args),
     /// Merge and measure along a grid of a parameter
     Sweep(commands::sweep::Args),
+    /// Train a model on images with captions: seeds and modality-specific models
+    Pretrain(commands::pretrain::Args),
+    /// Train weights, merged or not, for retrieval, VQA or NLVR2
+    Finetune(commands::finetune::Args),
     /// Judge predictions: retrieval, VQA or NLVR2 from files, without a model
     Score(commands::score::Args),
     /// Show results as a page or table: HTML, Markdown, CSV or LaTeX
@@ -188,6 +192,14 @@ fn parse_size(text: &str) -> Result<u64, String> {
     match number.parse::<f64>() {
         Ok(number) if number * factor >= 1.0 => Ok((number * factor) as u64),
         _ => Err("write a size such as 2GB or 500MiB".into()),
+    }
+}
+
+/// A number of at least 1.
+pub fn parse_positive(text: &str) -> Result<usize, String> {
+    match text.parse() {
+        Ok(number) if number > 0 => Ok(number),
+        _ => Err("must be a whole number of at least 1".into()),
     }
 }
 

@@ -9,6 +9,7 @@ mod plan_view;
 mod result_table;
 mod running;
 mod table;
+mod training;
 
 use std::process::ExitCode;
 

@@ -13,6 +13,7 @@ use evaluate::reports::journal::{Finished, Journal, key_of};
 use evaluate::reports::{self, Report, SweepPoint, TaskResult};
 use evaluate::tasks::{FeatureCache, Outcome, Task};
 use evaluate::text::Tokenizer;
+use merge::provenance::Hashes;
 use serde_json::{Value, json};
 
 use crate::output::{Output, UsageError};
@@ -69,6 +70,8 @@ pub struct Study<'a> {
     device: Device,
     bootstrap: Bootstrap,
     journal: Option<Journal>,
+    /// Of the inputs of points, most of which share them.
+    hashes: Hashes,
     output: &'a Output,
 }
 
@@ -86,6 +89,7 @@ impl<'a> Study<'a> {
                 let what = format!("{} exists; give --force to replace it", out.display());
                 return Err(UsageError(what).into());
             }
+            merge::io::check_file_target(out, true)?;
             journal.create()?;
         }
         let task = data.open(results.ties)?;
@@ -100,6 +104,7 @@ impl<'a> Study<'a> {
             model,
             results,
             journal,
+            hashes: Hashes::default(),
             output,
         })
     }
@@ -109,7 +114,14 @@ impl<'a> Study<'a> {
         let mut finished: Vec<Finished> = Vec::new();
         for point in points {
             let name = point.target.name();
-            finished.push(self.point(point).with_context(|| name)?);
+            let measured = self.point(point).map_err(|error| {
+                // Most faults name the file already.
+                match format!("{error:#}").contains(&name) {
+                    true => error,
+                    false => error.context(name),
+                }
+            });
+            finished.push(measured?);
             if let Some(out) = &self.results.out {
                 reports::file::write(out, &self.report(&finished)?)?;
             }
@@ -122,10 +134,10 @@ impl<'a> Study<'a> {
     }
 
     fn point(&self, point: &Point) -> Result<Finished> {
-        let opened = self.model.open(&point.target, self.output)?;
+        let found = point.target.find(&self.hashes, self.output)?;
         let settings = self.settings();
         let key = key_of(&json!({
-            "weights": opened.record,
+            "weights": { "files": found.files, "recipe": found.recipe },
             "task": self.task.name(),
             "dataset": self.data.dataset(),
             "split": self.data.split(),
@@ -147,6 +159,7 @@ impl<'a> Study<'a> {
             finished.result.point.clone_from(&point.at);
             return Ok(finished);
         }
+        let opened = self.model.open(found, self.output)?;
         let started = Instant::now();
         let outcome = self.run(&opened, &key)?;
         let seconds = started.elapsed().as_secs_f64();

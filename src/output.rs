@@ -164,7 +164,10 @@ pub fn report(error: &anyhow::Error) -> ExitCode {
         .is_some_and(merge::Error::is_usage)
         || error
             .downcast_ref::<evaluate::Error>()
-            .is_some_and(evaluate::Error::is_usage);
+            .is_some_and(evaluate::Error::is_usage)
+        || error
+            .downcast_ref::<train::Error>()
+            .is_some_and(train::Error::is_usage);
     if is_usage {
         return ExitCode::from(2);
     }

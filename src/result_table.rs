@@ -129,7 +129,7 @@ fn none() -> String {
 /// What turns the number into percent.
 fn percent(measurement: &Measurement) -> f64 {
     match measurement.unit {
-        Unit::Fraction => 100.0,
+        Unit::Fraction | Unit::Tenfold => 100.0,
         Unit::PercentSum | Unit::Rank => 1.0,
     }
 }

@@ -21,11 +21,12 @@ use evaluate::text::Tokenizer;
 use merge::convert::Conversion;
 use merge::execute::{RunOptions, in_memory};
 use merge::io::OpenOptions;
-use merge::provenance::{Provenance, hash_files};
+use merge::provenance::{Hashes, InputFile, Provenance};
 use merge::{Checkpoint, MergePlan, MergeRecipe, layouts};
 use serde::Serialize;
 
-use crate::output::{Output, UsageError};
+use crate::cli::parse_positive;
+use crate::output::Output;
 
 /// On which data, for which task.
 #[derive(Args, Clone, Debug)]
@@ -47,7 +48,7 @@ pub struct DataArgs {
     #[arg(long, value_name = "NAME", default_value = "bert-base-uncased")]
     pub tokenizer: String,
     /// The first N images, questions or statements alone
-    #[arg(long, value_name = "N")]
+    #[arg(long, value_name = "N", value_parser = parse_positive)]
     pub limit: Option<usize>,
     /// Count a caption that an image has twice once, as published code does
     #[arg(long)]
@@ -77,10 +78,10 @@ pub struct ModelArgs {
     #[arg(long, value_name = "TYPE", default_value_t)]
     pub precision: Precision,
     /// Examples that are computed together
-    #[arg(long, value_name = "N", default_value_t = 16)]
+    #[arg(long, value_name = "N", default_value_t = 16, value_parser = parse_positive)]
     pub batch_size: usize,
     /// Side of the image in pixels; position tables are resized [default: the checkpoint's]
-    #[arg(long, value_name = "PIXELS")]
+    #[arg(long, value_name = "PIXELS", value_parser = parse_positive)]
     pub image_size: Option<usize>,
     /// Attention heads, where the checkpoint does not tell
     #[arg(long, value_name = "N")]
@@ -127,6 +128,8 @@ impl DataArgs {
     /// Opens the split.
     pub fn open(&self, ties: Ties) -> Result<Box<dyn Task>> {
         let (folder, split) = (self.data.as_path(), self.split());
+        // A folder that is not there is said to be missing, not to lack a file.
+        std::fs::read_dir(folder).with_context(|| format!("{}: cannot list", folder.display()))?;
         let limit = self.limit.unwrap_or(usize::MAX);
         Ok(match self.task {
             TaskName::Retrieval => {
@@ -186,16 +189,48 @@ impl Target {
         }
     }
 
-    /// Opens the file, or merges.
-    pub fn open(&self, output: &Output) -> Result<Checkpoint> {
-        match self {
-            Self::File(path) => Ok(merge::io::open(path, &OpenOptions::default())?),
+    /// Reads headers and hashes, and plans the merge: enough to tell the weights from others.
+    pub fn find(&self, hashes: &Hashes, output: &Output) -> Result<Found> {
+        let (source, files, recipe) = match self {
+            Self::File(path) => {
+                let checkpoint = merge::io::open(path, &OpenOptions::default())?;
+                let info = checkpoint.info();
+                let made = Provenance::from_metadata(&info.metadata);
+                let files = info.files.clone();
+                (
+                    Source::Open(checkpoint),
+                    files,
+                    made.map(|made| made.recipe),
+                )
+            }
             Self::Merge(_, recipe) => {
                 let (plan, _) = MergePlan::resolve(recipe)?;
-                Ok(in_memory(&plan, &RunOptions::default(), output)?)
+                let (files, recipe) = (plan.files(), plan.recipe.clone());
+                (Source::Plan(Box::new(plan)), files, Some(recipe))
             }
-        }
+        };
+        let inputs = Provenance::new(String::new(), &files);
+        let inputs = inputs.with_hashes(hashes.of(&files, output)?);
+        Ok(Found {
+            source,
+            files: inputs.inputs,
+            recipe,
+        })
     }
+}
+
+/// Weights that can be told from others, but are not there yet.
+pub struct Found {
+    source: Source,
+    /// The files they come from, with hashes.
+    pub files: Vec<InputFile>,
+    /// The recipe that makes or made them.
+    pub recipe: Option<String>,
+}
+
+enum Source {
+    Open(Checkpoint),
+    Plan(Box<MergePlan>),
 }
 
 /// Weights that are open, and where they come from.
@@ -207,11 +242,24 @@ pub struct Opened {
 }
 
 impl ModelArgs {
-    /// Opens weights, says where they come from, and resizes their position tables if asked to.
-    pub fn open(&self, target: &Target, output: &Output) -> Result<Opened> {
-        let checkpoint = Arc::new(target.open(output)?);
+    /// Merges if that is what makes the weights, says where they come from, and resizes their
+    /// position tables if asked to.
+    pub fn open(&self, found: Found, output: &Output) -> Result<Opened> {
+        // What they come from is known already.
+        let run = RunOptions {
+            hash: false,
+            ..RunOptions::default()
+        };
+        let checkpoint = Arc::new(match found.source {
+            Source::Open(checkpoint) => checkpoint,
+            Source::Plan(plan) => in_memory(&plan, &run, output)?,
+        });
         let layout = layouts::detect(&checkpoint)?;
-        let record = record(&checkpoint, layout.name(), output)?;
+        let record = CheckpointRecord {
+            files: found.files,
+            layout: layout.name().to_owned(),
+            recipe: found.recipe,
+        };
         let size = self
             .image_size
             .filter(|&size| layout.dimensions().image_size != Some(size));
@@ -224,10 +272,6 @@ impl ModelArgs {
                     ..Conversion::default()
                 };
                 let plan = conversion.plan(checkpoint, layout.as_ref())?;
-                let run = RunOptions {
-                    hash: false,
-                    ..RunOptions::default()
-                };
                 Arc::new(in_memory(&plan, &run, output)?)
             }
         };
@@ -291,9 +335,6 @@ impl ModelArgs {
         device: &'a Device,
         output: &'a Output,
     ) -> Result<Runner<'a>> {
-        if self.batch_size == 0 {
-            return Err(UsageError("--batch-size must be at least 1".into()).into());
-        }
         let dtype = self.precision.dtype();
         Ok(Runner::new(
             model,
@@ -304,24 +345,4 @@ impl ModelArgs {
             output,
         )?)
     }
-}
-
-/// Where weights come from, with hashes.
-fn record(checkpoint: &Checkpoint, layout: &str, output: &Output) -> Result<CheckpointRecord> {
-    let info = checkpoint.info();
-    let made = Provenance::from_metadata(&info.metadata);
-    let is_merged = info.container == merge::io::Container::Memory;
-    let files = match &made {
-        Some(made) if is_merged => made.inputs.clone(),
-        _ => {
-            let hashes = hash_files(&info.files, output)?;
-            let files = Provenance::new(String::new(), &info.files).with_hashes(hashes);
-            files.inputs
-        }
-    };
-    Ok(CheckpointRecord {
-        files,
-        layout: layout.to_owned(),
-        recipe: made.map(|made| made.recipe),
-    })
 }

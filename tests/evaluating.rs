@@ -1,5 +1,6 @@
 //! From pictures and captions to a report: data, grams, merges and tasks.
 
+use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
@@ -349,18 +350,86 @@ fn grams_go_on_after_a_kill_and_come_out_the_same() {
     }
 }
 
+/// Every matrix of a file, by name.
+fn matrices(path: &str) -> BTreeMap<String, Vec<f64>> {
+    let file = merge::io::open(Path::new(path), &merge::io::OpenOptions::default());
+    let file = file.expect("it opens");
+    let keys = file.tensors().map(|(key, _)| key.to_owned());
+    let read = |key: String| {
+        let bytes = file.read_all(&key).expect("it reads");
+        let values = bytes
+            .chunks_exact(8)
+            .map(|bytes| f64::from_le_bytes(bytes.try_into().expect("eight bytes")));
+        (key, values.collect())
+    };
+    keys.map(read).collect()
+}
+
 #[test]
-fn a_sweep_goes_on_after_a_kill_without_measuring_again() {
+fn grams_of_parts_add_up_to_those_of_the_whole() {
     let data = Data::build(&["coco"]);
     let flags = data.flags("retrieval", "val");
-    let sweep =
-        |out: &str| ["sweep", SPECIFIC, "--ratio", "0:1:0.25", "--out", out].map(str::to_owned);
-    let whole = data.path("whole.json");
-    let arguments = sweep(&whole);
-    ok(&run(&arguments.each_ref().map(String::as_str), &flags));
-    let out = data.path("killed.json");
-    let arguments = sweep(&out);
-    let arguments = arguments.each_ref().map(String::as_str);
+    let gram = |name: &str, shard: &[&str]| {
+        let out = data.path(name);
+        let arguments = ["gram", "--checkpoint", SPECIFIC, "--out", &out];
+        let said = run(&[&arguments[..], shard].concat(), &flags);
+        (out.clone(), ok(&said).stdout.clone())
+    };
+    let (whole, _) = gram("whole.safetensors", &[]);
+    let parts: Vec<String> = (1..=3)
+        .map(|number| {
+            let shard = format!("{number}/3");
+            let (out, said) = gram(&format!("{number}.safetensors"), &["--shard", &shard]);
+            assert!(
+                said.contains(&format!("coco val, part {shard} in")),
+                "{said}"
+            );
+            out
+        })
+        .collect();
+    let sum = data.path("sum.safetensors");
+    let add =
+        |files: &[&str], out: &str| vlmerge(&[&["gram", "add"], files, &["--out", out]].concat());
+    let said = add(&[&parts[2], &parts[0], &parts[1]], &sum);
+    assert!(
+        ok(&said).stdout.contains("of coco val; padding"),
+        "{}",
+        said.stdout
+    );
+    let (found, expected) = (matrices(&sum), matrices(&whole));
+    assert!(found.keys().eq(expected.keys()));
+    for (key, expected) in &expected {
+        let largest = expected
+            .iter()
+            .fold(0.0f64, |largest, v| largest.max(v.abs()));
+        assert!(largest > 0.0, "{key}");
+        for (found, expected) in found[key].iter().zip(expected) {
+            let error = (found - expected).abs();
+            assert!(error <= 1e-12 * largest, "{key}: {error} of {largest}");
+        }
+    }
+    // A part alone is something else.
+    assert_ne!(matrices(&parts[0]), expected);
+    let none = data.path("none.safetensors");
+    for (files, fault) in [
+        ([&parts[0], &parts[0]], "is part 1/3 again"),
+        ([&whole, &parts[1]], "is only part 2/3 of coco val"),
+        ([&parts[1], &whole], "is whole; before it was only part 2/3"),
+    ] {
+        let said = add(&files.map(String::as_str), &none);
+        assert_eq!(said.code, Some(1));
+        assert!(said.stderr.contains(fault), "{}", said.stderr);
+    }
+}
+
+/// Runs a command with `--out` whole, and again killed after its first result: what it goes on to
+/// write must be the same, and nothing may be measured twice.
+fn goes_on_after_a_kill(command: &[&str]) {
+    let data = Data::build(&["coco"]);
+    let flags = data.flags("retrieval", "val");
+    let (whole, out) = (data.path("whole.json"), data.path("killed.json"));
+    ok(&run(&[command, &["--out", &whole]].concat(), &flags));
+    let arguments = [command, &["--out", &out]].concat();
     let journal = format!("{out}.unfinished");
     let has_result = || {
         let files = std::fs::read_dir(&journal).into_iter().flatten().flatten();
@@ -380,6 +449,16 @@ fn a_sweep_goes_on_after_a_kill_without_measuring_again() {
     );
     assert_eq!(numbers(&json(&out)), numbers(&json(&whole)));
     assert!(!Path::new(&journal).exists());
+}
+
+#[test]
+fn a_sweep_goes_on_after_a_kill_without_measuring_again() {
+    goes_on_after_a_kill(&["sweep", SPECIFIC, "--ratio", "0:1:0.25"]);
+}
+
+#[test]
+fn an_evaluation_goes_on_after_a_kill_without_measuring_again() {
+    goes_on_after_a_kill(&["evaluate", SPECIFIC, SEED, WITH_HEADS]);
 }
 
 #[test]
@@ -424,6 +503,28 @@ fn what_does_not_belong_together_is_refused_by_name() {
         "target/none.safetensors",
     ];
     refused(&agnostic, &flags, "it has no experts");
+    let huge = ["evaluate", SPECIFIC, "--image-size", "1000000"];
+    refused(&huge, &flags, "62500 patches a side; at most 96");
+    refused(
+        &["evaluate", SPECIFIC, "--limit", "0"],
+        &flags,
+        "at least 1",
+    );
+    let mut nowhere = flags.clone();
+    let at = nowhere.iter().position(|flag| *flag == data.path("arrow"));
+    nowhere[at.expect("the flag")] = "no/such/folder".into();
+    let fault = "error: no/such/folder: cannot list: No such file";
+    refused(&["evaluate", SPECIFIC], &nowhere, fault);
+    let arrow = data.path("arrow");
+    let over = ["evaluate", SPECIFIC, "--force", "--out", &arrow];
+    refused(&over, &flags, "is a folder, not a file to write");
+    assert!(!Path::new(&format!("{arrow}.unfinished")).exists());
+    // The file is named once.
+    refused(
+        &["evaluate", "no/such.ckpt"],
+        &flags,
+        "error: no/such.ckpt: ",
+    );
     // A truncated table.
     let table = data.0.path().join("arrow/coco_caption_karpathy_test.arrow");
     let bytes = std::fs::read(&table).expect("the table");

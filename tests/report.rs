@@ -157,6 +157,12 @@ fn other_files_are_refused_by_name() {
         "coco.json: is not a list of published figures",
     );
     refused(&["report"], 2, "required");
+    let folder = tempfile::tempdir().expect("a folder");
+    let empty = folder.path().join("empty.json");
+    let text = r#"{"schema": "vlmerge.report/1", "version": "0.1.0", "results": []}"#;
+    std::fs::write(&empty, text).expect("written");
+    let empty = empty.to_str().expect("the path is UTF-8");
+    refused(&["report", empty], 1, "empty.json: holds no results");
 }
 
 #[test]

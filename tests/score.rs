@@ -271,3 +271,148 @@ fn wrong_files_and_arguments_are_told_apart_by_exit_code() {
             .contains("Examples:")
     );
 }
+
+/// The official file forms from the recorded captions: annotations, and results of `of`.
+fn caption_files(folder: &TempDir, of: &str) -> [String; 2] {
+    let text = std::fs::read_to_string("fixtures/metrics/captions.json").expect("the fixture");
+    let corpus: serde_json::Value = serde_json::from_str(&text).expect("JSON");
+    let items = corpus["items"].as_array().expect("a list");
+    let images: Vec<_> = items
+        .iter()
+        .map(|item| serde_json::json!({ "id": item["image_id"], "width": 640 }))
+        .collect();
+    let said = items.iter().flat_map(|item| {
+        let captions = item["refs"].as_array().expect("a list").iter();
+        captions.map(|caption| serde_json::json!({ "image_id": item["image_id"], "id": 0, "caption": caption }))
+    });
+    let annotations =
+        serde_json::json!({ "images": images, "annotations": said.collect::<Vec<_>>() });
+    let results: Vec<_> = items
+        .iter()
+        .map(|item| {
+            let caption = if of == "hyp" {
+                &item["hyp"]
+            } else {
+                &item["refs"][0]
+            };
+            serde_json::json!({ "image_id": item["image_id"], "caption": caption })
+        })
+        .collect();
+    let results = serde_json::Value::Array(results);
+    [
+        written(folder, "annotations.json", annotations.to_string()),
+        written(folder, &format!("{of}.json"), results.to_string()),
+    ]
+}
+
+#[test]
+fn captions_are_judged_as_by_the_official_program() {
+    let folder = tempfile::tempdir().expect("a folder");
+    let [annotations, results] = caption_files(&folder, "hyp");
+    let [_, people] = caption_files(&folder, "refs");
+    let arguments = [
+        "score",
+        "captions",
+        "--annotations",
+        &annotations,
+        "--json",
+        "--results",
+    ];
+    let said = vlmerge(&[&arguments[..], &[&results, &people]].concat());
+    assert_eq!((said.code, said.stderr.as_str()), (Some(0), ""));
+    // From raw text, so tokenizer and scorers together; the numbers are in the fixture.
+    for (name, expected) in [
+        ("bleu_1", 0.779_086_621_447_964),
+        ("bleu_4", 0.646_797_142_788_633_6),
+        ("rouge_l", 0.703_867_600_427_224_5),
+        ("cider", 3.286_110_133_772_323_3),
+    ] {
+        assert!((value(&said, 0, name) - expected).abs() < 1e-12, "{name}");
+    }
+    assert!(value(&said, 1, "bleu_4") > 0.99);
+    let json = said.json();
+    let cider = &json["results"][0]["measurements"][5];
+    assert_eq!(
+        (cider["unit"].as_str(), cider["n"].as_u64()),
+        (Some("tenfold"), Some(60))
+    );
+    let [low, high] = ["low", "high"].map(|end| cider["interval"][end].as_f64().expect("an end"));
+    assert!(
+        2.0 < low && low < 3.286 && 3.286 < high && high < 5.0,
+        "{low} {high}"
+    );
+    assert!(
+        json["comparisons"][0]["differences"][3]["p"]
+            .as_f64()
+            .expect("a number")
+            < 0.05
+    );
+    let shown = vlmerge(&[
+        "score",
+        "captions",
+        "--annotations",
+        &annotations,
+        "--results",
+        &results,
+    ]);
+    assert!(shown.stdout.contains("60 of 60 images"), "{}", shown.stdout);
+    assert!(
+        shown.stdout.contains("cider    60  328.61"),
+        "{}",
+        shown.stdout
+    );
+}
+
+#[test]
+fn captions_that_do_not_fit_the_images_are_refused_by_name() {
+    let folder = tempfile::tempdir().expect("a folder");
+    let [annotations, _] = caption_files(&folder, "hyp");
+    let refused = |content: &str, flags: &[&str]| {
+        let results = written(&folder, "results.json", content);
+        let arguments = [
+            "score",
+            "captions",
+            "--annotations",
+            &annotations,
+            "--results",
+            &results,
+        ];
+        let said = vlmerge(&[&arguments[..], flags].concat());
+        assert_eq!(said.code, Some(1), "{}", said.stdout);
+        said.stderr
+    };
+    let one = r#"{"image_id": 100, "caption": "a kayak"}"#;
+    let said = refused(&format!("[{one}]"), &[]);
+    assert!(
+        said.contains("59 of 60 have no answer; the first is image 107"),
+        "{said}"
+    );
+    assert!(said.contains("hint: --partial"), "{said}");
+    let said = refused(&format!("[{one}, {one}]"), &["--partial"]);
+    assert!(said.contains("image 100 occurs more than once"), "{said}");
+    let said = refused(r#"[{"image_id": 7, "caption": "a kayak"}]"#, &["--partial"]);
+    assert!(said.contains("image 7 is not in "), "{said}");
+    assert!(refused("[]", &["--partial"]).contains("holds no captions"));
+    assert!(refused("[{}]", &[]).contains("missing field `image_id` at line 1"));
+    let long = format!(
+        r#"[{{"image_id": 100, "caption": "{}"}}]"#,
+        "a,".repeat(10_000)
+    );
+    assert!(refused(&long, &[]).contains("a caption of image 100 has 20000 bytes, at most 10000"));
+    let partial = written(&folder, "one.json", format!("[{one}]"));
+    let said = vlmerge(&[
+        "score",
+        "captions",
+        "--annotations",
+        &annotations,
+        "--partial",
+        "--results",
+        &partial,
+    ]);
+    assert!(
+        said.stdout.contains("1 of 60 images"),
+        "{}{}",
+        said.stdout,
+        said.stderr
+    );
+}

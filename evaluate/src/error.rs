@@ -396,6 +396,26 @@ pub enum Error {
         /// The question.
         question: i64,
     },
+    /// A caption is no caption any more.
+    #[error("{}: a caption of image {image} has {n_bytes} bytes, at most {limit}", path.display())]
+    CaptionTooLong {
+        /// The file.
+        path: PathBuf,
+        /// The image.
+        image: i64,
+        /// Its size.
+        n_bytes: usize,
+        /// The largest size that is judged.
+        limit: usize,
+    },
+    /// An image has no captions of people.
+    #[error("{}: image {image} has no captions", path.display())]
+    NoCaptions {
+        /// The file.
+        path: PathBuf,
+        /// The image.
+        image: i64,
+    },
 
     // ---- arrays -----------------------------------------------------------------------------
     /// A tensor has another shape than the tensors beside it.

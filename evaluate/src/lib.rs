@@ -35,5 +35,5 @@ pub mod tasks;
 pub mod text;
 
 pub use error::{Error, Result};
-pub use sample::{Contribution, Quantity, Ratio, Sample, Unit};
+pub use sample::{Combination, Contribution, Quantity, Ratio, Sample, Unit};
 pub use weights::Weights;

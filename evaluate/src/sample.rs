@@ -2,6 +2,8 @@
 
 use serde::{Deserialize, Serialize};
 
+use crate::metrics::captions::bleu;
+
 /// What one unit adds to a ratio.
 #[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
 pub struct Contribution {
@@ -41,15 +43,29 @@ impl Ratio {
         Self { contributions }
     }
 
-    /// The mean over cases, each unit taken `weight(unit)` times; `None` when no case is left.
-    pub fn weighted(&self, weight: impl Fn(usize) -> f64) -> Option<f64> {
-        let (mut above, mut below) = (0.0, 0.0);
+    /// Both sums, each unit taken `weight(unit)` times.
+    pub(crate) fn weighted(&self, weight: impl Fn(usize) -> f64) -> Sums {
+        let mut sums = Sums::default();
         for part in &self.contributions {
             let weight = weight(part.unit);
-            above += weight * part.numerator;
-            below += weight * part.denominator;
+            sums.above += weight * part.numerator;
+            sums.below += weight * part.denominator;
         }
-        (below > 0.0).then(|| above / below)
+        sums
+    }
+}
+
+/// What stands above and below the line of a ratio.
+#[derive(Clone, Copy, Debug, Default, PartialEq)]
+pub(crate) struct Sums {
+    above: f64,
+    below: f64,
+}
+
+impl Sums {
+    /// The mean over cases; `None` when no case is left.
+    fn mean(self) -> Option<f64> {
+        (self.below > 0.0).then(|| self.above / self.below)
     }
 }
 
@@ -59,21 +75,38 @@ impl Ratio {
 pub enum Unit {
     /// A share in [0, 1].
     Fraction,
+    /// A score in [0, 10] that people write times 100, as shares in percent: CIDEr.
+    Tenfold,
     /// A sum of shares, each times 100.
     PercentSum,
     /// A place in a list, from 1.
     Rank,
 }
 
-/// A number that is reported: a ratio or the sum of several.
+/// How the ratios of a [`Quantity`] make its value.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Combination {
+    /// Their means are added.
+    #[default]
+    Sum,
+    /// [`bleu`](crate::metrics::captions::bleu) of their sums: the lengths of captions and of
+    /// references, then for each n matches and n-grams.
+    Bleu,
+}
+
+/// A number that is reported: a ratio or a combination of several.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct Quantity {
     /// Its name, e.g. `tr_r1`.
     pub name: String,
     /// What it is measured in.
     pub unit: Unit,
-    /// Indices into [`Sample::ratios`]; their values are added.
+    /// Indices into [`Sample::ratios`].
     pub ratios: Vec<usize>,
+    /// What is made of them.
+    #[serde(default)]
+    pub combination: Combination,
 }
 
 /// The results of one set of predictions. Larger is better in every quantity.
@@ -104,6 +137,7 @@ impl Sample {
             name: name.into(),
             unit: Unit::Fraction,
             ratios: vec![self.ratios.len()],
+            combination: Combination::Sum,
         });
         self.ratios.push(ratio);
     }
@@ -111,8 +145,8 @@ impl Sample {
     /// The value of a quantity.
     #[must_use]
     pub fn value(&self, quantity: &Quantity) -> Option<f64> {
-        let values: Vec<Option<f64>> = self.ratios.iter().map(|r| r.weighted(|_| 1.0)).collect();
-        quantity.combine(&values)
+        let sums: Vec<Sums> = self.ratios.iter().map(|r| r.weighted(|_| 1.0)).collect();
+        quantity.combine(&sums)
     }
 
     /// How many cases the first ratio of a quantity is a mean over.
@@ -126,12 +160,22 @@ impl Sample {
 }
 
 impl Quantity {
-    /// The quantity from the values of all ratios of its sample.
-    pub(crate) fn combine(&self, values: &[Option<f64>]) -> Option<f64> {
-        let sum: Option<f64> = self.ratios.iter().map(|&ratio| values[ratio]).sum();
-        sum.map(|sum| match self.unit {
-            Unit::Fraction | Unit::Rank => sum,
-            Unit::PercentSum => 100.0 * sum,
+    /// The quantity from the sums of all ratios of its sample.
+    pub(crate) fn combine(&self, sums: &[Sums]) -> Option<f64> {
+        let own = self.ratios.iter().map(|&ratio| sums[ratio]);
+        let value = match self.combination {
+            Combination::Sum => own.map(Sums::mean).sum::<Option<f64>>()?,
+            Combination::Bleu => {
+                let above: Vec<f64> = own.map(|sums| sums.above).collect();
+                let ([lengths, counts @ ..], []) = above.as_chunks::<2>() else {
+                    return None;
+                };
+                bleu(*lengths, counts.iter().copied())
+            }
+        };
+        Some(match self.unit {
+            Unit::Fraction | Unit::Tenfold | Unit::Rank => value,
+            Unit::PercentSum => 100.0 * value,
         })
     }
 }

@@ -47,6 +47,8 @@ pub struct Weights {
     dtype: DType,
     fresh: Vec<String>,
     seed: u64,
+    /// Classes of heads that are drawn anew, by the beginning of their names.
+    fresh_classes: BTreeMap<String, usize>,
     is_trainable: bool,
     taken: Mutex<Taken>,
 }
@@ -89,6 +91,7 @@ impl Weights {
             dtype,
             fresh: Vec::new(),
             seed: 0,
+            fresh_classes: BTreeMap::new(),
             is_trainable: false,
             taken: Mutex::default(),
         })
@@ -103,7 +106,20 @@ impl Weights {
         self
     }
 
-    /// Every parameter becomes a variable, so that passes build a graph for gradients.
+    /// A head whose names begin with `prefix` has so many classes if it is drawn anew.
+    #[must_use]
+    pub fn with_fresh_classes(mut self, prefix: &str, n: usize) -> Self {
+        self.fresh_classes.insert(prefix.to_owned(), n);
+        self
+    }
+
+    /// The classes of a head that is drawn anew, where the caller said.
+    pub(crate) fn fresh_classes(&self, prefix: &str) -> Option<usize> {
+        self.fresh_classes.get(prefix).copied()
+    }
+
+    /// Every parameter becomes a variable in f32, so that passes build a graph for gradients; a
+    /// model gets it in the dtype that it computes in.
     #[must_use]
     pub fn trainable(mut self) -> Self {
         self.is_trainable = true;
@@ -153,6 +169,12 @@ impl Weights {
         if let Some(tensor) = self.taken().tensors.get(name) {
             return Ok(tensor.clone());
         }
+        let variable = self.taken().variables.get(name).cloned();
+        if let Some(variable) = variable {
+            let tensor = variable.as_tensor().to_dtype(self.dtype)?;
+            self.taken().tensors.insert(name.to_owned(), tensor.clone());
+            return Ok(tensor);
+        }
         let is_fresh = !self.names.contains_key(name)
             && self.fresh.iter().any(|prefix| name.starts_with(prefix));
         let values = match is_fresh {
@@ -160,15 +182,15 @@ impl Weights {
             false => self.read(name, shape)?,
         };
         let tensor = Tensor::from_vec(values, shape, &Device::Cpu)?;
-        let tensor = tensor.to_device(&self.device)?.to_dtype(self.dtype)?;
+        let tensor = tensor.to_device(&self.device)?;
         let mut taken = self.taken();
         let tensor = match self.is_trainable {
             true => {
                 let variable = Var::from_tensor(&tensor)?;
                 taken.variables.insert(name.to_owned(), variable.clone());
-                variable.as_tensor().clone()
+                variable.as_tensor().to_dtype(self.dtype)?
             }
-            false => tensor,
+            false => tensor.to_dtype(self.dtype)?,
         };
         taken.tensors.insert(name.to_owned(), tensor.clone());
         if is_fresh {
@@ -238,11 +260,53 @@ impl Weights {
         self.taken().variables.clone()
     }
 
+    /// Forgets the casts of variables to the dtype that is computed in: after an update a model
+    /// is put together anew, of new casts.
+    pub fn recast(&self) {
+        self.taken().tensors.clear();
+    }
+
+    /// The same weights for inference: what variables hold goes on changing with them where the
+    /// dtype is f32.
+    ///
+    /// # Errors
+    /// When the device fails.
+    pub fn detached(&self) -> Result<Self> {
+        let mut tensors = BTreeMap::new();
+        for (name, variable) in self.variables() {
+            let tensor = variable.as_detached_tensor().to_dtype(self.dtype)?;
+            tensors.insert(name, tensor);
+        }
+        Ok(Self {
+            checkpoint: Arc::clone(&self.checkpoint),
+            names: self.names.clone(),
+            derived: self.derived.clone(),
+            device: self.device.clone(),
+            dtype: self.dtype,
+            fresh: self.fresh.clone(),
+            seed: self.seed,
+            fresh_classes: self.fresh_classes.clone(),
+            is_trainable: false,
+            taken: Mutex::new(Taken {
+                tensors,
+                ..Taken::default()
+            }),
+        })
+    }
+
+    /// The key in the file behind a name; `None` for one that was drawn anew.
+    #[must_use]
+    pub fn key_of(&self, name: &str) -> Option<&str> {
+        self.names.get(name).map(String::as_str)
+    }
+
     /// What was used so far.
     #[must_use]
     pub fn report(&self) -> LoadReport {
         let taken = self.taken();
-        let is_used = |name: &&String| taken.tensors.contains_key(*name);
+        let is_used = |name: &&String| {
+            taken.tensors.contains_key(*name) || taken.variables.contains_key(*name)
+        };
         let unused = self
             .names
             .keys()

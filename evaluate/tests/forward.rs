@@ -304,7 +304,7 @@ fn check_forward(name: &str, expected: &Expected) -> evaluate::Result<()> {
         heads: model.config().n_heads,
     };
 
-    expected.check("embed.text", &model.embed_text(&ids)?);
+    expected.check("embed.text", &model.embed_text(&ids, &Pass::new())?);
     expected.check("embed.image_no_type", &model.embed_patches(image, None)?);
 
     let tap = blocks("text_ft", window.text(t), Some(mask.added().clone()));

@@ -2,6 +2,7 @@
 #![allow(missing_docs, reason = "test names are the documentation")]
 
 mod build;
+mod captions;
 mod conformance;
 mod fixture;
 mod forward;

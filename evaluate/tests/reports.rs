@@ -5,7 +5,9 @@ use std::path::{Path, PathBuf};
 use evaluate::Error;
 use evaluate::reports::file::{self, Source};
 use evaluate::reports::published::Published;
-use evaluate::reports::{Document, Input, Item, Report, TaskResult, csv, html, latex, markdown};
+use evaluate::reports::{
+    Comparison, Difference, Document, Input, Item, Report, TaskResult, csv, html, latex, markdown,
+};
 
 fn path(name: &str) -> PathBuf {
     let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("../fixtures/reports");
@@ -265,6 +267,41 @@ fn the_page_holds_every_number_once_it_is_opened() {
 #[test]
 fn a_single_sweep_makes_a_page_too() {
     insta::assert_snapshot!(markdown::markdown(&document(&["sweep"])).expect("no heat map"));
+}
+
+#[test]
+fn a_difference_is_shown_only_beside_what_it_is_a_difference_to() {
+    let mut sweep = report("sweep");
+    let best = sweep
+        .results
+        .iter()
+        .position(|result| result.point.as_ref().is_some_and(|point| point.is_best));
+    sweep.comparisons = vec![Comparison {
+        result: best.expect("one is the best"),
+        against: 0,
+        differences: vec![Difference {
+            name: "tr_r1".into(),
+            difference: Some(0.1375),
+            interval: None,
+            p: Some(0.0001),
+        }],
+    }];
+    let input = Input {
+        label: "sweep.json".into(),
+        source: Source::Report(sweep),
+    };
+    let published = Published::ours().expect("well-formed");
+    let document = Document::new("Sweep", &[input], &published);
+    let text = markdown::markdown(&document).expect("no heat map");
+    // The table of methods holds the best point alone, the table of points all of them.
+    let (methods, points) = text.split_once("### Sweep").expect("both tables");
+    // Markdown shows of a difference its stars.
+    let stars = r"88.11** \[86.24–89.98\] \*\*\*";
+    assert!(
+        methods.contains("88.11") && !methods.contains(r"\] \*"),
+        "{methods}"
+    );
+    assert!(points.contains(stars), "{points}");
 }
 
 #[test]

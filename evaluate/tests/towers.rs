@@ -98,6 +98,8 @@ fn real_towers_compute_what_torch_computes() {
     let heads = [None, Some(12)];
     let folder = PathBuf::from(folder);
     assert_parity(&folder, "reference.safetensors", heads, REAL_TOLERANCE);
+    // Drawings and their names, which the verb `ridge` of the script leaves there.
+    assert_parity(&folder, "drawn.safetensors", heads, REAL_TOLERANCE);
 }
 
 #[test]

@@ -8,7 +8,7 @@ use serde::Serialize;
 
 use crate::io::{WriteOptions, Writer, check_target};
 use crate::plan::{Action, CHUNK_ELEMENTS, Entry, chunk_elements};
-use crate::provenance::{self, Provenance};
+use crate::provenance::{Hashes, Provenance};
 use crate::{Error, MergePlan, Progress, Result, TensorInfo};
 
 mod chunk;
@@ -139,7 +139,7 @@ fn write_all(
     let (written, hashes) = thread::scope(|scope| {
         let hashes = scope.spawn(|| {
             run.hash
-                .then(|| provenance::hash_files(&files, progress))
+                .then(|| Hashes::default().of(&files, progress))
                 .transpose()
         });
         let written = write_entries(plan, &writer, run, progress);

@@ -5,9 +5,11 @@
 //! or packed, as the `n (n + 1) / 2` elements of its lower triangle row by row.
 
 mod file;
+mod shard;
 mod sum;
 
 pub use file::{GramRecord, add, write};
+pub use shard::Shard;
 pub use sum::Gram;
 
 use std::sync::Arc;

@@ -3,7 +3,9 @@
 use std::collections::BTreeMap;
 use std::fs::File;
 use std::io::Read;
-use std::path::Path;
+use std::path::{Path, PathBuf};
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::SystemTime;
 
 use serde::{Deserialize, Serialize};
 use sha2::{Digest, Sha256};
@@ -99,24 +101,60 @@ impl Provenance {
     }
 }
 
-/// SHA-256 of each file in hexadecimal, one thread a file.
-///
-/// # Errors
-/// When a file cannot be read, or [`Error::Cancelled`].
-pub fn hash_files(files: &[SourceFile], progress: &dyn Progress) -> Result<Vec<String>> {
-    std::thread::scope(|scope| {
-        let threads: Vec<_> = (files.iter())
-            .map(|file| scope.spawn(|| hash_file(&file.path, progress)))
-            .collect();
-        (threads.into_iter())
-            // A panic of a hashing thread is a bug and goes on as one.
-            .map(|thread| {
-                thread
-                    .join()
-                    .unwrap_or_else(|panic| std::panic::resume_unwind(panic))
-            })
-            .collect()
-    })
+/// Hashes of files, each file read once: a clone shares what is known. A file counts as the same as
+/// long as its size and the time of its last change are the same.
+#[derive(Clone, Debug, Default)]
+pub struct Hashes {
+    known: Arc<Mutex<BTreeMap<Seen, String>>>,
+}
+
+/// A file as it was when it was hashed.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
+struct Seen {
+    path: PathBuf,
+    n_bytes: u64,
+    changed: SystemTime,
+}
+
+impl Hashes {
+    /// SHA-256 of each file in hexadecimal, one thread for each file that is not known.
+    ///
+    /// # Errors
+    /// When a file cannot be read, or [`Error::Cancelled`].
+    pub fn of(&self, files: &[SourceFile], progress: &dyn Progress) -> Result<Vec<String>> {
+        std::thread::scope(|scope| {
+            let threads: Vec<_> = (files.iter())
+                .map(|file| scope.spawn(|| self.of_file(&file.path, progress)))
+                .collect();
+            (threads.into_iter())
+                // A panic of a hashing thread is a bug and goes on as one.
+                .map(|thread| {
+                    thread
+                        .join()
+                        .unwrap_or_else(|panic| std::panic::resume_unwind(panic))
+                })
+                .collect()
+        })
+    }
+
+    fn of_file(&self, path: &Path, progress: &dyn Progress) -> Result<String> {
+        let known = || self.known.lock().unwrap_or_else(PoisonError::into_inner);
+        let metadata = std::fs::metadata(path).map_err(|error| Error::io("open", path, error))?;
+        // Where a file system has no times, every file is read every time.
+        let seen = metadata.modified().ok().map(|changed| Seen {
+            path: path.into(),
+            n_bytes: metadata.len(),
+            changed,
+        });
+        if let Some(hash) = seen.as_ref().and_then(|seen| known().get(seen).cloned()) {
+            return Ok(hash);
+        }
+        let hash = hash_file(path, progress)?;
+        if let Some(seen) = seen {
+            known().insert(seen, hash.clone());
+        }
+        Ok(hash)
+    }
 }
 
 fn hash_file(path: &Path, progress: &dyn Progress) -> Result<String> {
@@ -176,7 +214,36 @@ mod tests {
         };
         // FIPS 180-2, appendix B.1.
         let expected = "ba7816bf8f01cfea414140de5dae2223b00361a396177a9cb410ff61f20015ad";
-        let hashes = hash_files(&[source], &crate::progress::Silent).expect("readable");
-        assert_eq!(hashes, [expected]);
+        let hashes = Hashes::default().of(&[source], &crate::progress::Silent);
+        assert_eq!(hashes.expect("readable"), [expected]);
+    }
+
+    #[test]
+    fn a_file_is_read_again_only_when_it_has_changed() {
+        let file = tempfile::NamedTempFile::new().expect("a temporary file");
+        let source = || SourceFile {
+            path: file.path().into(),
+            n_bytes: 3,
+        };
+        let hashes = Hashes::default();
+        let hash = |hashes: &Hashes| {
+            let found = hashes.of(&[source()], &crate::progress::Silent);
+            found.expect("readable").remove(0)
+        };
+        let write = |text: &str, seconds: u64| {
+            std::fs::write(file.path(), text).expect("written");
+            let time = SystemTime::UNIX_EPOCH + std::time::Duration::from_secs(seconds);
+            file.as_file().set_modified(time).expect("times are kept");
+        };
+        write("abc", 1);
+        let first = hash(&hashes);
+        // Other content under the same size and time shows that the file is not read.
+        write("xyz", 1);
+        assert_eq!(hash(&hashes.clone()), first);
+        assert_ne!(hash(&Hashes::default()), first);
+        write("xyz", 2);
+        assert_eq!(hash(&hashes), hash(&Hashes::default()));
+        write("abcd", 1);
+        assert_eq!(hash(&hashes), hash(&Hashes::default()));
     }
 }

@@ -36,6 +36,9 @@ pub struct Synthesis {
     pub seed: u64,
     /// Element type of the parameters; `Keep` is f32.
     pub dtype: OutputDType,
+    /// Start as training from scratch does: what a fresh model has at zero or one stays there, and
+    /// experts begin as copies of their seed.
+    pub is_fresh: bool,
 }
 
 impl Synthesis {
@@ -65,7 +68,10 @@ impl Synthesis {
 
     fn parameter(&self, name: String, info: TensorInfo, kind: ParamKind) -> Entry {
         let key = agnostic_spelling(&name, self.spec.form.is_beit());
-        let (mean, deviation) = start(&key, kind);
+        let (mean, mut deviation) = start(&key, kind);
+        if self.is_fresh && !matches!(kind, ParamKind::LinearWeight | ParamKind::Embedding) {
+            deviation = 0.0;
+        }
         let (seed_key, is_expert) = match vl_merging::role_of(&key) {
             Some(Role::Expert { slot, .. }) => (slot.key, true),
             _ => (key.clone(), false),
@@ -75,7 +81,7 @@ impl Synthesis {
             0.0 => format!("{mean}"),
             _ => format!("{mean} ± {deviation:.2e}"),
         };
-        if is_expert {
+        if is_expert && !self.is_fresh {
             let own = deviation * EXPERT_DEVIATION;
             parts.push((Draws::new(self.seed, &key), own));
             why = format!("`{seed_key}` of the seed ± {own:.2e}");
@@ -95,8 +101,8 @@ impl Synthesis {
     fn recipe(&self) -> String {
         let CatalogSpec { form, heads, .. } = &self.spec;
         format!(
-            "synth: {{ form: {form:?}, heads: {heads:?}, seed: {}, sizes: {:?} }}",
-            self.seed, self.spec.sizes
+            "synth: {{ form: {form:?}, heads: {heads:?}, seed: {}, fresh: {}, sizes: {:?} }}",
+            self.seed, self.is_fresh, self.spec.sizes
         )
     }
 }

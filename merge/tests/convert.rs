@@ -287,6 +287,7 @@ fn synthesis(form: Form) -> Synthesis {
         },
         seed: 5,
         dtype: OutputDType::F32,
+        is_fresh: false,
     }
 }
 
@@ -408,6 +409,13 @@ fn vlmo_grows_by_geometric_spacing_and_shrinks_only_bicubically() {
         convert(&vlmo, &sized(18, None)),
         Err(Error::Conversion(ConversionFault::ImageSize {
             patch: 4,
+            ..
+        }))
+    ));
+    assert!(matches!(
+        convert(&vlmo, &sized(400_000, None)),
+        Err(Error::Conversion(ConversionFault::ImageTooLarge {
+            window: 100_000,
             ..
         }))
     ));

@@ -11,7 +11,7 @@ use merge::io::{OpenOptions, open};
 use merge::layouts::{by_name, detect};
 use merge::{Checkpoint, Layout};
 
-use crate::cli::WriteArgs;
+use crate::cli::{WriteArgs, parse_positive};
 use crate::output::Output;
 use crate::plan_view;
 
@@ -85,14 +85,6 @@ impl From<ResizeArg> for Resize {
             ResizeArg::Bicubic => Self::Bicubic,
             ResizeArg::Geometric => Self::Geometric,
         }
-    }
-}
-
-/// A number of at least 1.
-fn parse_positive(text: &str) -> Result<usize, String> {
-    match text.parse() {
-        Ok(number) if number > 0 => Ok(number),
-        _ => Err("must be a whole number of at least 1".into()),
     }
 }
 

@@ -13,8 +13,9 @@ use evaluate::metrics::retrieval::Ties;
 use evaluate::reports::journal::key_of;
 use evaluate::tasks::grams::collect;
 use evaluate::text::Tokenizer;
-use merge::gram::{Gram, GramRecord, GramStore};
+use merge::gram::{Gram, GramRecord, GramStore, Shard};
 use merge::io::{OpenOptions, WriteOptions, check_target};
+use merge::provenance::Hashes;
 use serde_json::json;
 
 use crate::output::{Output, UsageError};
@@ -24,7 +25,8 @@ const EXAMPLES: &str = "\
 Examples:
   vlmerge gram --checkpoint specific.ckpt --task retrieval --data arrow --split val --out coco.gram.safetensors
   vlmerge gram --checkpoint specific.ckpt --task vqa --data arrow --split train --limit 20000 --out vqa.gram.safetensors
-  vlmerge gram add part0.safetensors part1.safetensors --out all.gram.safetensors
+  vlmerge gram --checkpoint specific.ckpt --task vqa --data arrow --split train --shard 1/2 --out part1.safetensors
+  vlmerge gram add part1.safetensors part2.safetensors --out all.gram.safetensors
   vlmerge gram export all.gram.safetensors --full --out all.pth
 
 Then: vlmerge regmean specific.ckpt --grams coco.gram.safetensors --for irtr --out merged.ckpt
@@ -91,6 +93,9 @@ struct CollectArgs {
     /// Layers that experts do not own, too
     #[arg(long)]
     shared: bool,
+    /// One of several parts of the data, for several processes or machines; `gram add` adds them up
+    #[arg(long, value_name = "K/N")]
+    shard: Option<Shard>,
     /// Seconds between two saves of an unfinished run
     #[arg(long, value_name = "SECONDS", default_value_t = 300)]
     save_every: u64,
@@ -116,13 +121,20 @@ fn cache(args: &CollectArgs, output: &Output) -> Result<ExitCode> {
     check_target(&[], &BTreeMap::new(), &write)?;
     let task = args.data.open(Ties::default())?;
     let tokenizer = Tokenizer::open(&args.data.tokenizer)?;
-    let opened = args
-        .model
-        .open(&Target::File(args.checkpoint.clone()), output)?;
+    let found = Target::File(args.checkpoint.clone()).find(&Hashes::default(), output)?;
+    let opened = args.model.open(found, output)?;
     let device = args.model.device()?;
     let model = args.model.load(&opened, &device, output)?;
     let runner = args.model.runner(&model, &tokenizer, &device, output)?;
-    let batches = task.gram_batches(runner.batch_size());
+    let mut batches = task.gram_batches(runner.batch_size());
+    if let Some(shard) = args.shard {
+        let n_batches = batches.len();
+        batches = shard.take(batches);
+        if batches.is_empty() {
+            let advice = format!("part {shard} is empty: there are {n_batches} batches");
+            return Err(UsageError(advice).into());
+        }
+    }
     let n_examples = batches.iter().map(|batch| batch.n_examples() as u64).sum();
     let size = model.config().image_size;
     let mut record = GramRecord {
@@ -133,6 +145,11 @@ fn cache(args: &CollectArgs, output: &Output) -> Result<ExitCode> {
         counts_padding: args.count_padding,
         rows: BTreeMap::new(),
         settings: BTreeMap::from([("image_size".to_owned(), size.to_string())]),
+        shards: args
+            .shard
+            .filter(|shard| shard.of() > 1)
+            .into_iter()
+            .collect(),
     };
     let of = key_of(&json!({
         "record": record,
@@ -220,8 +237,11 @@ fn report(
         true => "counted",
         false => "left out",
     };
+    let parts: String = (record.shards.iter())
+        .map(|shard| format!(", part {shard}"))
+        .collect();
     output.line(format!(
-        "{} gram matrices of {} examples of {}{time}; padding {padding}",
+        "{} gram matrices of {} examples of {}{parts}{time}; padding {padding}",
         grams.len(),
         record.n_examples,
         record.data.join(", "),

@@ -7,10 +7,12 @@ pub mod diff;
 pub mod distance;
 pub mod evaluate;
 pub mod expand;
+pub mod finetune;
 pub mod gram;
 pub mod inspect;
 pub mod interpolate;
 pub mod merge;
+pub mod pretrain;
 pub mod regmean;
 pub mod report;
 pub mod score;
@@ -41,6 +43,8 @@ pub fn run(command: Command, output: &Output) -> Result<ExitCode> {
         Command::Gram(args) => gram::run(args, output),
         Command::Evaluate(args) => evaluate::run(args, output),
         Command::Sweep(args) => sweep::run(args, output),
+        Command::Pretrain(args) => pretrain::run(args, output),
+        Command::Finetune(args) => finetune::run(args, output),
         Command::Score(args) => score::run(args, output),
         Command::Report(args) => report::run(args, output),
     }

@@ -133,6 +133,15 @@ impl Args {
                 _ => path.display().to_string(),
             };
             let source = file::read_source(path)?;
+            if let Source::Report(report) = &source
+                && report.results.is_empty()
+            {
+                return Err(evaluate::Error::Empty {
+                    path: path.clone(),
+                    what: "results",
+                }
+                .into());
+            }
             inputs.push(Input { label, source });
         }
         Ok(inputs)

@@ -8,7 +8,7 @@ use std::process::ExitCode;
 use anyhow::{Context, Result};
 use evaluate::metrics::bootstrap::Bootstrap;
 use evaluate::metrics::retrieval::{self, Captions, Ties};
-use evaluate::metrics::{nlvr2, vqa};
+use evaluate::metrics::{captions, nlvr2, vqa};
 use evaluate::{predictions, reports};
 
 use crate::output::Output;
@@ -20,6 +20,7 @@ Examples:
   vlmerge score retrieval --scores coco.safetensors
   vlmerge score vqa --results a.json b.json --questions questions.json --annotations annotations.json
   vlmerge score nlvr2 --predictions predictions.csv --labels dev.json --json > dev.report.json
+  vlmerge score captions --results captions.json --annotations captions_val2014.json
 
 Every number has a 95% interval by the bootstrap. Of several files each is tested against the first
 on the same draws.";
@@ -57,6 +58,17 @@ Predictions are lines of `dev-0-2-1,True`, labels the official JSON lines. Consi
 of sentences judged rightly for all their image pairs; it needs identifiers of the official form.
 Intervals draw sentences, each with its pairs.";
 
+const CAPTIONS_EXAMPLES: &str = "\
+Examples:
+  vlmerge score captions --results captions.json --annotations captions_val2014.json --partial
+  vlmerge score captions --results a.json b.json --annotations captions_val2014.json
+
+Files are of the official forms; a result file is a list of {\"image_id\": 1, \"caption\": \"a dog\"}.
+BLEU-1 to BLEU-4, ROUGE-L and CIDEr (its variant D, times 100) are those of the official program, with
+its tokenizer. CIDEr weighs words by how rare they are in the images that are judged. Intervals draw
+images; the weights of CIDEr are not drawn. METEOR and SPICE need data of their programs and are not
+computed.";
+
 /// Flags of `vlmerge score`.
 #[derive(Debug, clap::Args)]
 #[command(after_help = EXAMPLES)]
@@ -77,6 +89,9 @@ enum Task {
     /// Accuracy and consistency of true and false
     #[command(after_help = NLVR2_EXAMPLES)]
     Nlvr2(Nlvr2Args),
+    /// BLEU, ROUGE-L and CIDEr of captions against those of people
+    #[command(after_help = CAPTIONS_EXAMPLES)]
+    Captions(CaptionsArgs),
 }
 
 /// How intervals and tests are drawn.
@@ -129,12 +144,28 @@ struct Nlvr2Args {
     draws: DrawArgs,
 }
 
+#[derive(Debug, clap::Args)]
+struct CaptionsArgs {
+    /// Result files; several are compared with the first
+    #[arg(long, required = true, num_args = 1.., value_name = "FILE")]
+    results: Vec<PathBuf>,
+    /// The annotation file
+    #[arg(long, value_name = "FILE")]
+    annotations: PathBuf,
+    /// Judge only the images that have a caption, as the official example does
+    #[arg(long)]
+    partial: bool,
+    #[command(flatten)]
+    draws: DrawArgs,
+}
+
 /// Runs the verb.
 pub fn run(args: Args, output: &Output) -> Result<ExitCode> {
     let (mut judged, draws) = match &args.task {
         Task::Retrieval(args) => (score_retrieval(args)?, args.draws),
         Task::Vqa(args) => (score_vqa(args)?, args.draws),
         Task::Nlvr2(args) => (score_nlvr2(args, output)?, args.draws),
+        Task::Captions(args) => (score_captions(args)?, args.draws),
     };
     let bootstrap = Bootstrap::new(draws.resamples, draws.seed)?;
     judged.setting("resamples", draws.resamples);
@@ -236,6 +267,41 @@ fn score_nlvr2(args: &Nlvr2Args, output: &Output) -> Result<Judged> {
     {
         judged.units = "examples";
         output.note("no consistency: the identifiers do not tell which examples share a sentence");
+    }
+    Ok(judged)
+}
+
+fn score_captions(args: &CaptionsArgs) -> Result<Judged> {
+    let references = predictions::captions::read_annotations(&args.annotations)?;
+    let mut judged = Judged::new("captions", "images");
+    judged.setting("annotations", args.annotations.display().to_string());
+    judged.setting("partial", args.partial);
+    let mut first: Option<Vec<i64>> = None;
+    for path in &args.results {
+        let results = predictions::captions::read_results(path)?;
+        let pairs = predictions::captions::pair(
+            path,
+            &results,
+            &references,
+            &args.annotations,
+            args.partial,
+        )?;
+        let (ids, captioned): (Vec<i64>, Vec<_>) = pairs.into_iter().unzip();
+        match &first {
+            None => {
+                judged.headline = format!("{} of {} images", ids.len(), references.images.len());
+                judged.count("images", ids.len());
+                first = Some(ids);
+            }
+            Some(first) if *first != ids => {
+                let fault = "the captions are of other images".into();
+                let error = evaluate::Error::NotPaired { fault };
+                return Err(error).with_context(|| path.display().to_string());
+            }
+            Some(_) => {}
+        }
+        let sample = captions::sample(&captions::judge(&captioned));
+        judged.add(path, sample, Vec::new());
     }
     Ok(judged)
 }

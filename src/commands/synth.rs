@@ -42,6 +42,9 @@ pub struct Args {
     /// Seed of the draws: the same gives the same weights in every family and form
     #[arg(long, value_name = "N", default_value_t = 0)]
     seed: u64,
+    /// Start as training from scratch does: biases at zero, norms at one, experts as copies
+    #[arg(long)]
+    fresh: bool,
     /// Write index buffers too, as published checkpoints have them
     #[arg(long)]
     with_buffers: bool,
@@ -232,6 +235,7 @@ pub fn run(args: Args, output: &Output) -> Result<ExitCode> {
             original_spelling: args.original_spelling,
         },
         seed: args.seed,
+        is_fresh: args.fresh,
         dtype: args.write.dtype.into(),
     };
     let plan = synthesis.plan()?;

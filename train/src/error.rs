@@ -18,6 +18,89 @@ pub enum Error {
     /// The tensor library or the device failed.
     #[error("the device failed: {0}")]
     Device(#[from] candle_core::Error),
+    /// A recipe names an objective that does not exist.
+    #[error("there is no objective `{name}`; known are {known}")]
+    UnknownObjective {
+        /// The name.
+        name: String,
+        /// All names.
+        known: String,
+    },
+    /// A data set does not give what an objective learns from.
+    #[error("the objective needs {what}, which the data do not have")]
+    NotInBatch {
+        /// What is missing.
+        what: &'static str,
+    },
+    /// A recipe cannot be read.
+    #[error("{}: {reason}", path.display())]
+    BadRecipe {
+        /// The recipe.
+        path: PathBuf,
+        /// What is wrong, with line and column where they are known.
+        reason: String,
+    },
+    /// A setting of a recipe cannot be.
+    #[error("`{key}`: {reason}")]
+    BadSetting {
+        /// The setting.
+        key: String,
+        /// What is wrong with it.
+        reason: String,
+    },
+    /// The state of a run cannot be taken up.
+    #[error("{}: {reason}", path.display())]
+    BadState {
+        /// The file.
+        path: PathBuf,
+        /// Why not.
+        reason: String,
+    },
+    /// Kept moments are not those of a variable.
+    #[error("the kept moments of `{name}` are not of its size, or on another device")]
+    OtherMoments {
+        /// The variable.
+        name: String,
+    },
+    /// The data know more answers than the head tells apart.
+    #[error(
+        "the data know {known} answers, the head tells {n_classes} apart; start it anew from a checkpoint without `vqa_classifier`, or rebuild the data"
+    )]
+    TooManyAnswers {
+        /// Answers in the data.
+        known: usize,
+        /// Classes of the head.
+        n_classes: usize,
+    },
+    /// The data came to an end, which they never should.
+    #[error("no more data came")]
+    NoData,
+    /// A split has no labels to learn from.
+    #[error("the split `{split}` of {dataset} has no labels to learn from")]
+    NoLabels {
+        /// The data set.
+        dataset: String,
+        /// The split.
+        split: String,
+    },
+    /// A label is no class.
+    #[error("an answer has the label {label}")]
+    NegativeLabel {
+        /// The label.
+        label: i64,
+    },
+    /// A batch of one example has no other to be compared with.
+    #[error("matching needs at least two examples in the batch, for one is compared with others")]
+    NoNegative,
+    /// A loss or a gradient is infinite or not a number.
+    #[error("{part} is not finite")]
+    NotFinite {
+        /// The loss part or gradient.
+        part: String,
+    },
+    /// Ranks do not get along.
+    #[error(transparent)]
+    Ranks(#[from] crate::collective::Fault),
     /// A file or folder could not be read or written.
     #[error("cannot {action} {}: {source}", path.display())]
     Io {
@@ -28,9 +111,98 @@ pub enum Error {
         /// Why it failed.
         source: std::io::Error,
     },
+    /// Slices of one step of the optimizer differ in length.
+    #[error(
+        "a step on {parameter} parameters got {gradient} gradients and {first_moment} and \
+         {second_moment} moments"
+    )]
+    SliceLengths {
+        /// Elements of the parameter.
+        parameter: usize,
+        /// Elements of the gradient.
+        gradient: usize,
+        /// Elements of the first moment.
+        first_moment: usize,
+        /// Elements of the second moment.
+        second_moment: usize,
+    },
+    /// A variable is in no group of the optimizer.
+    #[error("the variable `{name}` is in no group of the optimizer")]
+    NotGrouped {
+        /// The variable.
+        name: String,
+    },
+    /// A variable comes twice.
+    #[error("the variable `{name}` is twice in the groups of the optimizer")]
+    GroupedTwice {
+        /// The variable.
+        name: String,
+    },
+    /// A group names a variable that the model does not have.
+    #[error("the optimizer has a group for `{name}`, and the model has no such variable")]
+    NoSuchVariable {
+        /// The variable.
+        name: String,
+    },
+    /// An entry of the settings is in the name of no variable.
+    #[error("`{entry}` in `{setting}` is in the name of no variable")]
+    MatchesNothing {
+        /// The setting, e.g. `trainable`.
+        setting: &'static str,
+        /// Its entry.
+        entry: String,
+    },
+    /// A number of the settings lies outside of its range.
+    #[error("`optim.{setting}` is {value}, which is not {range}")]
+    OutOfRange {
+        /// The setting, as recipes spell it.
+        setting: &'static str,
+        /// Its value.
+        value: f64,
+        /// What it may be.
+        range: &'static str,
+    },
+    /// A variable has no moving average.
+    #[error("there is no moving average of the variable `{name}`")]
+    NotAveraged {
+        /// The variable.
+        name: String,
+    },
+    /// No whole number of batches has the size that was asked for.
+    #[error("a batch of {batch} is no multiple of the {at_once} examples that fit at once")]
+    BatchNotReached {
+        /// Examples per step, as asked for.
+        batch: u64,
+        /// Examples on all devices at once.
+        at_once: u64,
+    },
+    /// A line in the middle of a log is damaged.
+    #[error("line {line} of {} is not a record: {source}", path.display())]
+    LogLine {
+        /// The log.
+        path: PathBuf,
+        /// The line, from 1.
+        line: usize,
+        /// What is wrong with it.
+        source: serde_json::Error,
+    },
 }
 
 impl Error {
+    /// Whether the arguments or the recipe are at fault, not the data or the machine.
+    #[must_use]
+    pub fn is_usage(&self) -> bool {
+        match self {
+            Self::BadRecipe { .. }
+            | Self::BadSetting { .. }
+            | Self::UnknownObjective { .. }
+            | Self::OutOfRange { .. } => true,
+            Self::Evaluate(error) => error.is_usage(),
+            Self::Merge(error) => error.is_usage(),
+            _ => false,
+        }
+    }
+
     /// An input or output error with its path.
     pub fn io(action: &'static str, path: impl Into<PathBuf>, source: std::io::Error) -> Self {
         Self::Io {

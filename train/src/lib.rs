@@ -10,8 +10,13 @@
 mod error;
 
 pub mod augment;
+pub mod batch;
+pub mod collective;
+pub mod data;
 pub mod log;
 pub mod objectives;
 pub mod optim;
+pub mod recipe;
+pub mod run;
 
 pub use error::{Error, Result};

@@ -1,10 +1,99 @@
-//! Files of the repository's fixtures.
+//! Files of the repository's fixtures, and the tiny models in them.
 
+use std::collections::HashMap;
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+use candle_core::{DType, Device, Tensor};
+use evaluate::Weights;
+use evaluate::models::{Multiway, Overrides, ShallowAttention};
+use merge::execute::{RunOptions, in_memory};
+use merge::io::OpenOptions;
+use merge::{Checkpoint, MergePlan, MergeRecipe};
+use serde_json::Value;
+
+/// Every architecture of the fixture, with its weights.
+pub const ARCHITECTURES: [&str; 4] = ["ufo", "all_moe", "merged", "joint"];
 
 /// A file of the fixtures.
 pub fn path(name: &str) -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR"))
         .join("../fixtures")
         .join(name)
+}
+
+/// A file of JSON.
+pub fn json(name: &str) -> Value {
+    let text = std::fs::read_to_string(path(name)).expect("the file reads");
+    serde_json::from_str(&text).expect("JSON")
+}
+
+/// An open checkpoint.
+pub fn open(name: &str) -> Arc<Checkpoint> {
+    let opened = merge::io::open(&path(name), &OpenOptions::default());
+    Arc::new(opened.expect("the checkpoint opens"))
+}
+
+/// Every tensor of a file.
+pub fn tensors(name: &str) -> HashMap<String, Tensor> {
+    let file = open(name);
+    let read = |(key, info): (&str, &merge::TensorInfo)| {
+        let bytes = file.read_all(key).expect("it reads");
+        let dtype = match info.dtype {
+            merge::DType::F32 => DType::F32,
+            merge::DType::I64 => DType::I64,
+            merge::DType::Bool => DType::U8,
+            other => panic!("no fixture has {other}"),
+        };
+        let tensor = Tensor::from_raw_buffer(&bytes, dtype, &info.shape, &Device::Cpu);
+        (key.to_owned(), tensor.expect("a tensor"))
+    };
+    file.tensors().map(read).collect()
+}
+
+/// The values of a tensor.
+pub fn values(tensor: &Tensor) -> Vec<f64> {
+    let flat = tensor.to_dtype(DType::F64).and_then(|t| t.flatten_all());
+    flat.and_then(|t| t.to_vec1()).expect("values")
+}
+
+/// What the tiny checkpoints do not tell: their bias tables are not of the published length.
+pub fn overrides() -> Overrides {
+    let len = json("config.json")["max_text_len_of_initckpt"].as_u64();
+    Overrides {
+        text_table_len: len.map(|len| len as usize),
+        ..Overrides::default()
+    }
+}
+
+fn merged() -> Arc<Checkpoint> {
+    let yaml = format!(
+        "merge_method: interpolate\nmodels: [{{ model: \"{}\" }}]\nparameters: {{ ratio: 0.5 }}\n",
+        path("ckpt/all_moe.safetensors").display()
+    );
+    let recipe = MergeRecipe::parse(&yaml, &path("recipe.yaml")).expect("a recipe");
+    let (plan, _) = MergePlan::resolve(&recipe).expect("a plan");
+    let run = RunOptions {
+        hash: false,
+        ..RunOptions::default()
+    };
+    Arc::new(in_memory(&plan, &run, &merge::progress::Silent).expect("merged"))
+}
+
+/// A model of the fixture whose weights are variables.
+pub fn trainable(name: &str) -> (Multiway, Weights) {
+    let mut overrides = overrides();
+    let checkpoint = match name {
+        "joint" => {
+            overrides.shallow_attention = Some(ShallowAttention::Joint);
+            open("ckpt/ufo.safetensors")
+        }
+        "merged" => merged(),
+        other => open(&format!("ckpt/{other}.safetensors")),
+    };
+    let prepared = Multiway::prepare(checkpoint, &overrides, &Device::Cpu, DType::F32);
+    let (config, weights) = prepared.expect("the model is known");
+    let weights = weights.trainable();
+    let model = Multiway::load(&weights, config).expect("the model loads");
+    (model, weights)
 }

@@ -15,6 +15,9 @@ impl Error {
                  first answer of each"
                     .into(),
             ),
+            Self::MissingPredictions { what: "image", .. } => {
+                Some("--partial judges the images that have a caption".into())
+            }
             Self::NotRunnable { .. } => {
                 Some("models of the vl-merging and VLMo families can be run".into())
             }

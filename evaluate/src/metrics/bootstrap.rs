@@ -68,13 +68,13 @@ impl Bootstrap {
                 || vec![0u32; sample.n_units],
                 |times, draw| {
                     self.draw(draw, times);
-                    let ratios: Vec<Option<f64>> = sample
+                    let sums: Vec<_> = sample
                         .ratios
                         .iter()
                         .map(|ratio| ratio.weighted(|unit| f64::from(times[unit])))
                         .collect();
                     let quantities = sample.quantities.iter();
-                    quantities.map(|q| q.combine(&ratios)).collect()
+                    quantities.map(|q| q.combine(&sums)).collect()
                 },
             )
             .collect();

@@ -14,7 +14,7 @@ use std::str::FromStr;
 use ndarray::ArrayView2;
 use rayon::prelude::*;
 
-use crate::sample::{Quantity, Ratio, Sample, Unit};
+use crate::sample::{Combination, Quantity, Ratio, Sample, Unit};
 use crate::{Error, Result};
 
 /// The k of R@k.
@@ -445,6 +445,7 @@ pub fn sample(standings: &Standings, captions: &Captions, ties: Ties) -> Sample 
         name: "rsum".into(),
         unit: Unit::PercentSum,
         ratios: (0..sample.ratios.len()).collect(),
+        combination: Combination::Sum,
     });
     sample
 }

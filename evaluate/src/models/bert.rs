@@ -12,7 +12,9 @@ use merge::Checkpoint;
 use merge::layouts::Generic;
 
 use super::tower;
-use crate::nn::{Attended, Embedding, LayerNorm, Linear, Mask, Pass, attend, unit_length};
+use crate::nn::{
+    Attended, Embedding, LayerNorm, Linear, Mask, Pass, Residual, attend, unit_length,
+};
 use crate::{Result, Weights};
 
 /// Every LayerNorm adds this to the variance.
@@ -165,7 +167,7 @@ impl Attention {
         let mixed = attend(&qkv, self.n_heads, usize::MAX, attended)?; // (b, t, d)
         pass.show(|| format!("{}.output.dense", self.name), &mixed, Some(mask))?;
         self.norm
-            .forward(&self.output.forward_add(&mixed, x, None)?)
+            .forward(&self.output.forward_add(&mixed, Residual::plain(x))?)
     }
 }
 
@@ -193,7 +195,7 @@ impl Layer {
         let inner = self.intermediate.forward_gelu(&x)?; // (b, t, f)
         pass.show(|| format!("{}.output.dense", self.name), &inner, Some(mask))?;
         self.norm
-            .forward(&self.output.forward_add(&inner, &x, None)?)
+            .forward(&self.output.forward_add(&inner, Residual::plain(&x))?)
     }
 }
 

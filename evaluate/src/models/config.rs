@@ -2,12 +2,12 @@
 
 use merge::layouts::Window;
 use merge::{Checkpoint, Layout};
-use serde::Serialize;
+use serde::{Deserialize, Serialize};
 
 use crate::{Error, Result};
 
 /// Who attends to whom in the blocks before the fusion start, where a pass has text and image.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum ShallowAttention {
     /// Text and image apart, as vl-merging has it.

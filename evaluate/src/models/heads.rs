@@ -150,8 +150,7 @@ pub struct Heads {
 const PUBLISHED_ANSWERS: usize = 3129;
 
 impl Heads {
-    /// Loads every head that is there, or may be drawn anew. `classes` is the number of classes of
-    /// a question answering head that is drawn anew.
+    /// Loads every head that is there, or may be drawn anew.
     ///
     /// # Errors
     /// As [`Weights::get`].
@@ -161,6 +160,7 @@ impl Heads {
             Some(shape) => shape.first().copied().unwrap_or_default(),
             None => fresh,
         };
+        let fresh = |name: &str| weights.fresh_classes(name);
         let linear = |name: &str, n: usize| {
             let is_there = weights.has(&format!("{name}.weight"));
             is_there
@@ -191,14 +191,24 @@ impl Heads {
                 "ifm_vl_image_proj.fc",
                 "logit_vl_scale",
             ])?,
-            vqa: classifier("vqa_classifier", d, PUBLISHED_ANSWERS)?,
+            vqa: classifier(
+                "vqa_classifier",
+                d,
+                fresh("vqa_classifier").unwrap_or(PUBLISHED_ANSWERS),
+            )?,
             nlvr2: classifier("nlvr2_classifier", 2 * d, 2)?,
             masked_language: masked_language.transpose()?,
-            masked_image: linear("mim_score", classes("mim_score.weight", 0))?,
+            masked_image: linear(
+                "mim_score",
+                classes("mim_score.weight", fresh("mim_score").unwrap_or_default()),
+            )?,
             matching: linear("itm_score.fc", 2)?,
             image_classes: linear(
                 "img_cls_classifier",
-                classes("img_cls_classifier.weight", 0),
+                classes(
+                    "img_cls_classifier.weight",
+                    fresh("img_cls_classifier").unwrap_or_default(),
+                ),
             )?,
             file: weights.checkpoint().path().to_owned(),
         })

@@ -6,6 +6,7 @@ mod experts;
 pub mod heads;
 mod multiway;
 mod multiway_block;
+mod recorded_block;
 mod text_embeddings;
 mod tower;
 pub mod vit;

@@ -58,6 +58,7 @@ pub struct Joint {
 }
 
 /// A sequence that one expert serves.
+#[derive(Clone)]
 struct Alone<'a> {
     /// `(b, n, d)`.
     x: Tensor,
@@ -127,8 +128,10 @@ impl Multiway {
     pub fn load(weights: &Weights, config: Config) -> Result<Self> {
         let d = config.width;
         let token = |name: &str| weights.get(name, &[1, 1, d], Linear::INIT);
-        let blocks = (0..config.n_blocks)
-            .map(|block| Block::load(weights, &format!("transformer.blocks.{block}"), &config));
+        let blocks = (0..config.n_blocks).map(|index| {
+            let name = format!("transformer.blocks.{index}");
+            Block::load(weights, &name, index, &config)
+        });
         let (relative_position, pos_embed) = match config.positions {
             Positions::Relative(window) => {
                 let (blocks, heads) = (config.n_blocks, config.n_heads);
@@ -176,8 +179,12 @@ impl Multiway {
     ///
     /// # Errors
     /// For an id outside the vocabulary, or when the device fails.
-    pub fn embed_text(&self, ids: &Tensor) -> Result<Tensor> {
+    pub fn embed_text(&self, ids: &Tensor, pass: &Pass<'_>) -> Result<Tensor> {
         let x = self.text_embeddings.forward(ids)?;
+        let x = match pass.omission() {
+            Some(omission) => omission.dropout(&x)?,
+            None => x,
+        };
         Ok(x.broadcast_add(&self.token_type_embeddings.row(TEXT)?)?)
     }
 
@@ -230,9 +237,9 @@ impl Multiway {
     }
 
     /// Text alone, before the first block.
-    fn text_alone<'a>(&self, ids: &Tensor, mask: &'a Mask) -> Result<Alone<'a>> {
+    fn text_alone<'a>(&self, ids: &Tensor, mask: &'a Mask, pass: &Pass<'_>) -> Result<Alone<'a>> {
         Ok(Alone {
-            x: self.embed_text(ids)?,
+            x: self.embed_text(ids, pass)?,
             expert: Expert::Language,
             pairs: self.pairs(|table| table.text(ids.dim(1)?))?,
             mask: Some(mask),
@@ -282,7 +289,7 @@ impl Multiway {
     /// When shapes do not fit or the device fails.
     pub fn text(&self, ids: &Tensor, mask: &Mask, pass: &Pass<'_>) -> Result<Tensor> {
         let all = 0..self.config.n_blocks;
-        Ok(self.run(self.text_alone(ids, mask)?, all, pass)?.x)
+        Ok(self.run(self.text_alone(ids, mask, pass)?, all, pass)?.x)
     }
 
     /// Hidden states of images alone after the last block, not normed: `(b, 3, s, s) -> (b, n, d)`.
@@ -312,7 +319,7 @@ impl Multiway {
     /// # Errors
     /// [`Error::NoHead`], or when shapes do not fit or the device fails.
     pub fn text_features(&self, ids: &Tensor, mask: &Mask, pass: &Pass<'_>) -> Result<Tensor> {
-        let class = self.class(self.text_alone(ids, mask)?, pass)?;
+        let class = self.class(self.text_alone(ids, mask, pass)?, pass)?;
         Ok(self.heads.contrastive()?.text(&class)?)
     }
 
@@ -329,7 +336,7 @@ impl Multiway {
     /// asked for, the last block computes that token alone.
     fn class(&self, of: Alone<'_>, pass: &Pass<'_>) -> Result<Tensor> {
         let n = self.config.n_blocks;
-        if pass.is_tapped() || of.x.track_op() {
+        if pass.is_tapped() || of.x.track_op() || pass.tape().is_some() {
             return self.normed(&first(&self.run(of, 0..n, pass)?.x)?);
         }
         let Alone {
@@ -358,7 +365,7 @@ impl Multiway {
         mask: &Mask,
         pass: &Pass<'_>,
     ) -> Result<Tensor> {
-        let class = self.fused_class(self.text_alone(ids, mask)?, pass)?;
+        let class = self.fused_class(self.text_alone(ids, mask, pass)?, pass)?;
         Ok(self.heads.fused_contrastive()?.text(&class)?)
     }
 
@@ -370,6 +377,46 @@ impl Multiway {
     pub fn fused_image_features(&self, image: &Tensor, pass: &Pass<'_>) -> Result<Tensor> {
         let class = self.fused_class(self.image_alone(image, None)?, pass)?;
         Ok(self.heads.fused_contrastive()?.image(&class)?)
+    }
+
+    /// [`Multiway::text_features`] and [`Multiway::fused_text_features`], with the blocks before the
+    /// fusion start computed once.
+    ///
+    /// # Errors
+    /// As [`Multiway::text_features`].
+    pub fn both_text_features(
+        &self,
+        ids: &Tensor,
+        mask: &Mask,
+        pass: &Pass<'_>,
+    ) -> Result<[Tensor; 2]> {
+        let [alone, fused] = self.both_classes(self.text_alone(ids, mask, pass)?, pass)?;
+        Ok([
+            self.heads.contrastive()?.text(&alone)?,
+            self.heads.fused_contrastive()?.text(&fused)?,
+        ])
+    }
+
+    /// [`Multiway::image_features`] and [`Multiway::fused_image_features`], likewise.
+    ///
+    /// # Errors
+    /// As [`Multiway::image_features`].
+    pub fn both_image_features(&self, image: &Tensor, pass: &Pass<'_>) -> Result<[Tensor; 2]> {
+        let [alone, fused] = self.both_classes(self.image_alone(image, None)?, pass)?;
+        Ok([
+            self.heads.contrastive()?.image(&alone)?,
+            self.heads.fused_contrastive()?.image(&fused)?,
+        ])
+    }
+
+    fn both_classes(&self, of: Alone<'_>, pass: &Pass<'_>) -> Result<[Tensor; 2]> {
+        let n = self.config.n_blocks;
+        let start = self.config.fusion_start.min(n);
+        let trunk = self.run(of, 0..start, pass)?;
+        let mut fused = trunk.clone();
+        fused.expert = Expert::VisionLanguage;
+        let of_last = |of: Alone<'_>| self.normed(&first(&self.run(of, start..n, pass)?.x)?);
+        Ok([of_last(trunk)?, of_last(fused)?])
     }
 
     fn fused_class(&self, of: Alone<'_>, pass: &Pass<'_>) -> Result<Tensor> {
@@ -395,7 +442,7 @@ impl Multiway {
         pass: &Pass<'_>,
     ) -> Result<Joint> {
         let (text, image) = (
-            self.embed_text(ids)?,
+            self.embed_text(ids, pass)?,
             self.embed_image(image, masked, index)?,
         );
         let (t, n) = (text.dim(1)?, image.dim(1)?);
@@ -525,8 +572,22 @@ impl Multiway {
         images: [&Tensor; 2],
         pass: &Pass<'_>,
     ) -> Result<Tensor> {
-        let one = self.pooled(ids, mask, images[0], 0, pass)?;
-        let two = self.pooled(ids, mask, images[1], 1, pass)?;
+        self.judge_with(ids, mask, images, [*pass, *pass])
+    }
+
+    /// As [`Multiway::judge`], each image in a pass of its own.
+    ///
+    /// # Errors
+    /// As [`Multiway::pooled`].
+    pub fn judge_with(
+        &self,
+        ids: &Tensor,
+        mask: &Mask,
+        images: [&Tensor; 2],
+        passes: [Pass<'_>; 2],
+    ) -> Result<Tensor> {
+        let one = self.pooled(ids, mask, images[0], 0, &passes[0])?;
+        let two = self.pooled(ids, mask, images[1], 1, &passes[1])?;
         Ok(self.heads.nlvr2()?.forward(&Tensor::cat(&[one, two], 1)?)?)
     }
 }

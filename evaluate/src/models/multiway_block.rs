@@ -3,9 +3,10 @@
 use candle_core::{Result, Tensor};
 use merge::Expert;
 
+use super::recorded_block::record;
 use super::{Config, Experts};
 use crate::Weights;
-use crate::nn::{Attended, Attention, LayerNorm, LayerScale, Mask, Mlp, Pass};
+use crate::nn::{Attended, Attention, LayerNorm, LayerScale, Mask, Mlp, Pass, Residual};
 
 /// LayerNorm of blocks adds this to the variance.
 const EPSILON: f64 = 1e-6;
@@ -29,6 +30,23 @@ pub struct Block {
     mlp: Experts<Mlp>,
     gamma_1: LayerScale,
     gamma_2: LayerScale,
+    index: usize,
+    n_blocks: usize,
+    /// Whether drop path draws anew for each segment of a sequence, as VLMo does.
+    drops_segments_apart: bool,
+}
+
+/// Factors per sequence, `(b)`, of the attention branch and of the FFN branch of each segment.
+#[derive(Clone, Debug, Default)]
+pub(super) struct Kept {
+    attn: Option<Tensor>,
+    mlp: Vec<Option<Tensor>>,
+}
+
+impl Kept {
+    fn mlp(&self, segment: usize) -> Option<&Tensor> {
+        self.mlp.get(segment)?.as_ref()
+    }
 }
 
 impl Block {
@@ -36,7 +54,12 @@ impl Block {
     ///
     /// # Errors
     /// As [`Weights::get`].
-    pub fn load(weights: &Weights, name: &str, config: &Config) -> crate::Result<Self> {
+    pub fn load(
+        weights: &Weights,
+        name: &str,
+        index: usize,
+        config: &Config,
+    ) -> crate::Result<Self> {
         let width = config.width;
         let part = |part: &str| format!("{name}.{part}");
         let norm = |name: &str| LayerNorm::load(weights, name, width, EPSILON);
@@ -55,7 +78,24 @@ impl Block {
             })?,
             gamma_1: scale(&part("gamma_1"))?,
             gamma_2: scale(&part("gamma_2"))?,
+            index,
+            n_blocks: config.n_blocks,
+            drops_segments_apart: config.layout.starts_with("vlmo/"),
         })
+    }
+
+    /// The same without a graph behind its weights, which go on following the variables.
+    #[must_use]
+    pub fn detached(&self) -> Self {
+        Self {
+            norm1: self.norm1.map(LayerNorm::detached),
+            attn: self.attn.map(Attention::detached),
+            norm2: self.norm2.map(LayerNorm::detached),
+            mlp: self.mlp.map(Mlp::detached),
+            gamma_1: self.gamma_1.detached(),
+            gamma_2: self.gamma_2.detached(),
+            ..*self
+        }
     }
 
     /// `x: (b, n, d) -> (b, n, d)`, where all tokens attend to all. Norms and FFN go by segment;
@@ -70,21 +110,65 @@ impl Block {
         attended: Attended<'_>,
         pass: &Pass<'_>,
     ) -> Result<Tensor> {
+        let kept = self.kept(x, segments, pass)?;
+        match pass.tape() {
+            Some(tape) => record(tape, self, x, segments, attended, kept),
+            None => self.compute(x, segments, attended, &kept, pass),
+        }
+    }
+
+    /// What drop path leaves of the branches.
+    fn kept(&self, x: &Tensor, segments: &[Segment], pass: &Pass<'_>) -> Result<Kept> {
+        let Some(omission) = pass.omission() else {
+            return Ok(Kept::default());
+        };
+        let draw = |branch: &str| {
+            omission.branch(self.index, self.n_blocks, branch, x.dim(0)?, x.device())
+        };
+        let of_segment = |(index, _)| match (self.drops_segments_apart, index) {
+            (false, _) | (true, 0) => draw("mlp"),
+            (true, _) => draw(&format!("mlp.{index}")),
+        };
+        Ok(Kept {
+            attn: draw("attn")?,
+            mlp: (segments.iter().enumerate())
+                .map(of_segment)
+                .collect::<Result<_>>()?,
+        })
+    }
+
+    /// The block itself.
+    pub(super) fn compute(
+        &self,
+        x: &Tensor,
+        segments: &[Segment],
+        attended: Attended<'_>,
+        kept: &Kept,
+        pass: &Pass<'_>,
+    ) -> Result<Tensor> {
         let Some(first) = segments.first() else {
             return Ok(x.clone());
         };
-        let normed = by_segment(segments, &[x], |expert, parts| {
-            self.norm1.of(expert)?.forward(&parts[0])
+        let normed = by_segment(segments, x, |_, expert, part| {
+            self.norm1.of(expert)?.forward(part)
         })?;
         let attn = self.attn.of(first.expert)?;
-        let x = attn.forward(&normed, x, &self.gamma_1, attended, pass)?; // (b, n, d)
+        let residual = Residual {
+            x,
+            scale: self.gamma_1.factors(),
+            keep: kept.attn.as_ref(),
+        };
+        let x = attn.forward(&normed, residual, attended, pass)?; // (b, n, d)
         let masks = split_mask(segments, attended.mask)?;
-        let mut masks = masks.iter();
-        by_segment(segments, &[&x], |expert, parts| {
-            let mask = masks.next().and_then(Option::as_ref);
-            let normed = self.norm2.of(expert)?.forward(&parts[0])?;
-            let mlp = self.mlp.of(expert)?;
-            mlp.forward(&normed, &parts[0], &self.gamma_2, mask, pass)
+        by_segment(segments, &x, |index, expert, part| {
+            let normed = self.norm2.of(expert)?.forward(part)?;
+            let residual = Residual {
+                x: part,
+                scale: self.gamma_2.factors(),
+                keep: kept.mlp(index),
+            };
+            let mask = masks.get(index).and_then(Option::as_ref);
+            self.mlp.of(expert)?.forward(&normed, residual, mask, pass)
         })
     }
 
@@ -103,30 +187,30 @@ impl Block {
         let normed = self.norm1.of(expert)?.forward(x)?;
         let first = x.narrow(1, 0, 1)?.contiguous()?; // (b, 1, d)
         let attn = self.attn.of(expert)?;
-        let x = attn.forward_first(&normed, &first, &self.gamma_1, attended)?;
+        let residual = Residual::scaled(&first, &self.gamma_1);
+        let x = attn.forward_first(&normed, residual, attended)?;
         let normed = self.norm2.of(expert)?.forward(&x)?;
         let mlp = self.mlp.of(expert)?;
-        mlp.forward(&normed, &x, &self.gamma_2, None, &Pass::new())
+        let residual = Residual::scaled(&x, &self.gamma_2);
+        mlp.forward(&normed, residual, None, &Pass::new())
     }
 }
 
-/// Applies `f` to each segment of sequences `(b, n, d)` and puts the results together again.
+/// Applies `f` to each segment of sequences `(b, n, d)` and puts the results together again; `f`
+/// gets the number of the segment, its expert and its tokens.
 fn by_segment(
     segments: &[Segment],
-    tensors: &[&Tensor],
-    mut f: impl FnMut(Expert, &[Tensor]) -> Result<Tensor>,
+    x: &Tensor,
+    f: impl Fn(usize, Expert, &Tensor) -> Result<Tensor>,
 ) -> Result<Tensor> {
     if let [only] = segments {
-        let whole: Vec<Tensor> = tensors.iter().map(|&tensor| tensor.clone()).collect();
-        return f(only.expert, &whole);
+        return f(0, only.expert, x);
     }
     let mut results = Vec::with_capacity(segments.len());
     let mut from = 0;
-    for segment in segments {
-        let parts = tensors
-            .iter()
-            .map(|t| t.narrow(1, from, segment.len)?.contiguous());
-        results.push(f(segment.expert, &parts.collect::<Result<Vec<_>>>()?)?);
+    for (index, segment) in segments.iter().enumerate() {
+        let part = x.narrow(1, from, segment.len)?.contiguous()?;
+        results.push(f(index, segment.expert, &part)?);
         from += segment.len;
     }
     Tensor::cat(&results, 1)

@@ -11,7 +11,7 @@ use merge::Checkpoint;
 use merge::layouts::Generic;
 
 use super::tower;
-use crate::nn::{Attended, LayerNorm, LayerScale, Linear, Mlp, Pass, PatchEmbed, attend};
+use crate::nn::{Attended, LayerNorm, LayerScale, Linear, Mlp, Pass, PatchEmbed, Residual, attend};
 use crate::weights::Init;
 use crate::{Error, Result, Weights};
 
@@ -121,15 +121,14 @@ impl Attention {
     fn forward(
         &self,
         x: &Tensor,
-        residual: &Tensor,
-        scale: &LayerScale,
+        residual: Residual<'_>,
         pass: &Pass<'_>,
     ) -> candle_core::Result<Tensor> {
         pass.show(|| format!("{}.qkv", self.name), x, None)?;
         let qkv = self.qkv.forward(x)?; // (b, n, 3 d)
         let mixed = attend(&qkv, self.n_heads, usize::MAX, Attended::default())?; // (b, n, d)
         pass.show(|| format!("{}.proj", self.name), &mixed, None)?;
-        self.proj.forward_add(&mixed, residual, scale.factors())
+        self.proj.forward_add(&mixed, residual)
     }
 }
 
@@ -154,9 +153,12 @@ impl Block {
     /// `(b, n, d) -> (b, n, d)`.
     fn forward(&self, x: &Tensor, pass: &Pass<'_>) -> candle_core::Result<Tensor> {
         let normed = self.norm1.forward(x)?;
-        let x = self.attn.forward(&normed, x, &self.ls1, pass)?; // (b, n, d)
+        let x = self
+            .attn
+            .forward(&normed, Residual::scaled(x, &self.ls1), pass)?; // (b, n, d)
         let normed = self.norm2.forward(&x)?;
-        self.mlp.forward(&normed, &x, &self.ls2, None, pass)
+        self.mlp
+            .forward(&normed, Residual::scaled(&x, &self.ls2), None, pass)
     }
 }
 

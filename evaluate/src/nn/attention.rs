@@ -3,7 +3,7 @@
 use candle_core::{D, DType, Result, Tensor};
 
 use super::cpu::{self, ops};
-use super::{LayerScale, Linear, Mask, Pass};
+use super::{Linear, Mask, Pass, Residual};
 use crate::Weights;
 use crate::weights::Init;
 
@@ -53,15 +53,27 @@ impl Attention {
         self.qkv.with_bias(bias).forward(x)
     }
 
-    /// `residual + scale ∘ proj(attention(x))`: `(b, n, d) -> (b, n, d)`.
+    /// The same without a graph behind its weights, which go on following the variables.
+    #[must_use]
+    pub fn detached(&self) -> Self {
+        Self {
+            qkv: self.qkv.detached(),
+            q_bias: self.q_bias.detach(),
+            v_bias: self.v_bias.detach(),
+            proj: self.proj.detached(),
+            heads: self.heads,
+            name: self.name.clone(),
+        }
+    }
+
+    /// `residual + keep scale ∘ proj(attention(x))`: `(b, n, d) -> (b, n, d)`.
     ///
     /// # Errors
     /// When shapes do not fit or the device fails.
     pub fn forward(
         &self,
         x: &Tensor,
-        residual: &Tensor,
-        scale: &LayerScale,
+        residual: Residual<'_>,
         attended: Attended<'_>,
         pass: &Pass<'_>,
     ) -> Result<Tensor> {
@@ -69,24 +81,23 @@ impl Attention {
         let qkv = self.project(x)?; // (b, n, 3 d)
         let mixed = attend(&qkv, self.heads, usize::MAX, attended)?; // (b, n, d)
         pass.show(|| format!("{}.proj", self.name), &mixed, attended.mask)?;
-        self.proj.forward_add(&mixed, residual, scale.factors())
+        self.proj.forward_add(&mixed, residual)
     }
 
-    /// As [`Attention::forward`], for the first token alone: `x: (b, n, d)`,
-    /// `residual: (b, 1, d) -> (b, 1, d)`.
+    /// As [`Attention::forward`], for the first token alone: `x: (b, n, d)`, a residual of
+    /// `(b, 1, d)`, to `(b, 1, d)`.
     ///
     /// # Errors
     /// When shapes do not fit or the device fails.
     pub fn forward_first(
         &self,
         x: &Tensor,
-        residual: &Tensor,
-        scale: &LayerScale,
+        residual: Residual<'_>,
         attended: Attended<'_>,
     ) -> Result<Tensor> {
         let qkv = self.project(x)?; // (b, n, 3 d)
         let mixed = attend(&qkv, self.heads, 1, attended)?; // (b, 1, d)
-        self.proj.forward_add(&mixed, residual, scale.factors())
+        self.proj.forward_add(&mixed, residual)
     }
 }
 

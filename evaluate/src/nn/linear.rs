@@ -2,6 +2,7 @@
 
 use candle_core::{Result, Tensor};
 
+use super::Residual;
 use super::cpu::{self, ops, slices};
 use crate::Weights;
 use crate::weights::Init;
@@ -17,7 +18,7 @@ pub struct Linear {
 enum Then<'a> {
     Nothing,
     Gelu,
-    Add(&'a Tensor, Option<&'a Tensor>),
+    Add(Residual<'a>),
 }
 
 impl Linear {
@@ -89,17 +90,18 @@ impl Linear {
         self.run(x, Then::Gelu)
     }
 
-    /// `residual + scale ∘ forward(x)`.
+    /// `residual + keep scale ∘ forward(x)`.
     ///
     /// # Errors
     /// As [`Linear::forward`].
-    pub fn forward_add(
-        &self,
-        x: &Tensor,
-        residual: &Tensor,
-        scale: Option<&Tensor>,
-    ) -> Result<Tensor> {
-        self.run(x, Then::Add(residual, scale))
+    pub fn forward_add(&self, x: &Tensor, residual: Residual<'_>) -> Result<Tensor> {
+        self.run(x, Then::Add(residual))
+    }
+
+    /// The same layer without a graph behind its weights, which go on following the variables.
+    #[must_use]
+    pub fn detached(&self) -> Self {
+        Self::new(self.weight.detach(), self.bias.detach())
     }
 
     fn run(&self, x: &Tensor, then: Then<'_>) -> Result<Tensor> {
@@ -109,8 +111,9 @@ impl Linear {
         let x = x.contiguous()?;
         let tracks = |tensor: &Tensor| tensor.track_op();
         let in_graph = [&x, &self.weight, &self.bias].into_iter().any(tracks)
-            || matches!(then, Then::Add(residual, scale)
-                if tracks(residual) || scale.is_some_and(tracks));
+            || matches!(then, Then::Add(residual)
+                if tracks(residual.x) || residual.scale.is_some_and(tracks)
+                    || residual.keep.is_some());
         if in_graph {
             let y = x.apply_op3(&self.weight, &self.bias, ops::Linear)?;
             return follow(y, then);
@@ -124,9 +127,10 @@ impl Linear {
             Then::Gelu => ops::with_slices([&x, &self.weight, &self.bias], |[x, w, b]| {
                 slices::linear(x, w, b, k, slices::Then::Gelu)
             }),
-            Then::Add(residual, scale) => {
-                let scaled = scale.unwrap_or(residual);
-                let tensors = [&x, &self.weight, &self.bias, residual, scaled];
+            Then::Add(residual) => {
+                let scale = residual.scale;
+                let scaled = scale.unwrap_or(residual.x);
+                let tensors = [&x, &self.weight, &self.bias, residual.x, scaled];
                 ops::with_slices(tensors, |[x, w, b, residual, factors]| {
                     let scale = scale.is_some().then_some(factors);
                     slices::linear(x, w, b, k, slices::Then::Add { residual, scale })
@@ -153,8 +157,7 @@ fn follow(y: Tensor, then: Then<'_>) -> Result<Tensor> {
     match then {
         Then::Nothing => Ok(y),
         Then::Gelu => gelu(&y),
-        Then::Add(residual, Some(scale)) => residual + y.broadcast_mul(scale)?,
-        Then::Add(residual, None) => residual + y,
+        Then::Add(residual) => residual.add(y),
     }
 }
 

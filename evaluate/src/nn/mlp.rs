@@ -2,7 +2,7 @@
 
 use candle_core::{Result, Tensor};
 
-use super::{LayerScale, Linear, Mask, Pass};
+use super::{Linear, Mask, Pass, Residual};
 use crate::Weights;
 
 /// Two linear layers with exact GELU between them.
@@ -26,21 +26,30 @@ impl Mlp {
         })
     }
 
-    /// `residual + scale ∘ fc2(gelu(fc1(x)))`: `(b, n, d) -> (b, n, d)`.
+    /// The same without a graph behind its weights, which go on following the variables.
+    #[must_use]
+    pub fn detached(&self) -> Self {
+        Self {
+            fc1: self.fc1.detached(),
+            fc2: self.fc2.detached(),
+            name: self.name.clone(),
+        }
+    }
+
+    /// `residual + keep scale ∘ fc2(gelu(fc1(x)))`: `(b, n, d) -> (b, n, d)`.
     ///
     /// # Errors
     /// When shapes do not fit or the device fails.
     pub fn forward(
         &self,
         x: &Tensor,
-        residual: &Tensor,
-        scale: &LayerScale,
+        residual: Residual<'_>,
         mask: Option<&Mask>,
         pass: &Pass<'_>,
     ) -> Result<Tensor> {
         pass.show(|| format!("{}.fc1", self.name), x, mask)?;
         let inner = self.fc1.forward_gelu(x)?; // (b, n, f)
         pass.show(|| format!("{}.fc2", self.name), &inner, mask)?;
-        self.fc2.forward_add(&inner, residual, scale.factors())
+        self.fc2.forward_add(&inner, residual)
     }
 }

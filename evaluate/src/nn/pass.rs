@@ -2,6 +2,8 @@
 
 use candle_core::{DType, Result, Tensor};
 
+use super::{Omission, Tape};
+
 /// Sees the inputs of linear layers as they pass by.
 pub trait Tap: Sync {
     /// `input: (b, n, in)` goes into the layer whose gram matrix is called `key`; rows that `mask`
@@ -25,6 +27,8 @@ pub trait Tap: Sync {
 #[derive(Clone, Copy, Default)]
 pub struct Pass<'a> {
     tap: Option<&'a dyn Tap>,
+    omission: Option<&'a Omission>,
+    tape: Option<&'a Tape>,
 }
 
 impl<'a> Pass<'a> {
@@ -37,7 +41,40 @@ impl<'a> Pass<'a> {
     /// A pass that shows the inputs of linear layers to `tap`.
     #[must_use]
     pub fn tapped(tap: &'a dyn Tap) -> Self {
-        Self { tap: Some(tap) }
+        Self {
+            tap: Some(tap),
+            ..Self::default()
+        }
+    }
+
+    /// The pass with parts left out at random, as training has it.
+    #[must_use]
+    pub fn omitting(self, omission: &'a Omission) -> Self {
+        Self {
+            omission: Some(omission),
+            ..self
+        }
+    }
+
+    /// The pass with its blocks recorded on a tape, which then computes their gradients.
+    #[must_use]
+    pub fn recorded(self, tape: &'a Tape) -> Self {
+        Self {
+            tape: Some(tape),
+            ..self
+        }
+    }
+
+    /// What is left out at random.
+    #[must_use]
+    pub fn omission(&self) -> Option<&'a Omission> {
+        self.omission
+    }
+
+    /// Where blocks are recorded.
+    #[must_use]
+    pub fn tape(&self) -> Option<&'a Tape> {
+        self.tape
     }
 
     /// Shows an input to the tap, if there is one; `key` is called only then.

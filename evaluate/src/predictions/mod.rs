@@ -1,5 +1,6 @@
 //! Predictions and ground truth from the files in which they are published, matched by id.
 
+pub mod captions;
 pub(crate) mod file;
 pub mod nlvr2;
 pub mod retrieval;

@@ -82,6 +82,7 @@ fn fields(placed: &Placed, measurement: &Measurement) -> [String; HEADER.len()] 
         inert(&measurement.name),
         match measurement.unit {
             Unit::Fraction => "fraction",
+            Unit::Tenfold => "tenfold",
             Unit::PercentSum => "percent_sum",
             Unit::Rank => "rank",
         }

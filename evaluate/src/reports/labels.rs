@@ -18,6 +18,12 @@ pub fn number(name: &str) -> String {
         "accuracy" => "Accuracy",
         "soft_score" => "Soft score",
         "consistency" => "Consistency",
+        "bleu_1" => "BLEU-1",
+        "bleu_2" => "BLEU-2",
+        "bleu_3" => "BLEU-3",
+        "bleu_4" => "BLEU-4",
+        "rouge_l" => "ROUGE-L",
+        "cider" => "CIDEr",
         "tr_median_rank" => "TR median rank",
         "tr_mean_rank" => "TR mean rank",
         "ir_median_rank" => "IR median rank",
@@ -33,6 +39,7 @@ pub fn task(name: &str) -> String {
         "retrieval" => "Retrieval",
         "vqa" => "VQA",
         "nlvr2" => "NLVR2",
+        "captions" => "Captions",
         other => other,
     }
     .to_owned()
@@ -70,6 +77,7 @@ pub fn heading(task: &str, dataset: Option<&str>, split: Option<&str>) -> String
 pub fn unit(unit: Unit) -> &'static str {
     match unit {
         Unit::Fraction => "%",
+        Unit::Tenfold => "× 100",
         Unit::PercentSum => "sum of %",
         Unit::Rank => "",
     }
@@ -112,7 +120,7 @@ pub fn stars(p: f64) -> &'static str {
 /// What `value` is in the unit it is written in.
 pub fn scaled(value: f64, unit: Unit) -> f64 {
     match unit {
-        Unit::Fraction => 100.0 * value,
+        Unit::Fraction | Unit::Tenfold => 100.0 * value,
         Unit::PercentSum | Unit::Rank => value,
     }
 }

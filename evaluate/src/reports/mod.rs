@@ -55,7 +55,7 @@ pub struct Report {
 pub struct TaskResult {
     /// What was judged, as people call it: a file name, or a point of a sweep.
     pub name: String,
-    /// `retrieval`, `vqa` or `nlvr2`.
+    /// `retrieval`, `vqa`, `nlvr2` or `captions`.
     pub task: String,
     /// The data set, e.g. `coco`; `None` for files of predictions.
     #[serde(default)]

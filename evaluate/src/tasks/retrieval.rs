@@ -28,6 +28,8 @@ const N_SHOWN: usize = 5;
 /// Retrieval on a split of captioned images. An image may have any number of captions.
 pub struct Retrieval {
     set: Arc<CaptionSet>,
+    /// Of each image, the place of its first caption among all.
+    first_texts: Vec<usize>,
     ties: Ties,
     with_examples: bool,
 }
@@ -47,10 +49,22 @@ impl Retrieval {
     /// On an opened split.
     #[must_use]
     pub fn new(set: Arc<CaptionSet>, ties: Ties) -> Self {
+        let counts = (0..set.n_images()).map(|image| set.captions(image).len());
+        let first_texts = counts.scan(0, |next, n| Some(std::mem::replace(next, *next + n)));
         Self {
+            first_texts: first_texts.collect(),
             set,
             ties,
             with_examples: true,
+        }
+    }
+
+    /// Numbers alone, no retrieved examples.
+    #[must_use]
+    pub fn without_examples(self) -> Self {
+        Self {
+            with_examples: false,
+            ..self
         }
     }
 
@@ -141,6 +155,14 @@ impl Retrieval {
     fn texts(&self) -> impl Iterator<Item = &str> {
         let images = 0..self.set.n_images();
         images.flat_map(|image| self.set.captions(image).iter().map(String::as_str))
+    }
+
+    /// Caption `text` of [`texts`](Self::texts).
+    fn text(&self, text: usize) -> &str {
+        // The last image that begins at or before it; images without captions begin where the next
+        // does.
+        let image = self.first_texts.partition_point(|&first| first <= text) - 1;
+        &self.set.captions(image)[text - self.first_texts[image]]
     }
 
     /// Ranks by features that are at hand.
@@ -262,8 +284,8 @@ impl Task for Retrieval {
                 runner.model().image(&pixels, None, &Pass::tapped(&tap))?;
             }
             Batch::Texts(examples) => {
-                let texts: Vec<&str> = self.texts().collect();
-                let encoded = runner.encode(examples.iter().map(|&text| texts[text]))?;
+                let texts = examples.iter().map(|&text| self.text(text));
+                let encoded = runner.encode(texts)?;
                 let (ids, mask) = capture.texts(runner, &encoded)?;
                 runner
                     .model()

@@ -126,6 +126,16 @@ impl Tokenizer {
         })
     }
 
+    /// For each id whether its token goes on a word, as WordPiece marks it with `##`.
+    #[must_use]
+    pub fn continuing(&self) -> Vec<bool> {
+        let goes_on = |id: usize| {
+            let token = self.inner.id_to_token(id as u32);
+            token.is_some_and(|token| token.starts_with("##"))
+        };
+        (0..self.vocabulary_size()).map(goes_on).collect()
+    }
+
     /// The id that fills short texts up.
     #[must_use]
     pub fn padding_id(&self) -> u32 {

@@ -32,6 +32,16 @@ pub enum ConversionFault {
         /// Side of a patch in pixels.
         patch: usize,
     },
+    /// An image has so many patches that no model of it could run.
+    #[error("{image_size} pixels are {window} patches a side; at most {limit}")]
+    ImageTooLarge {
+        /// Side of the image in pixels.
+        image_size: usize,
+        /// Side of the image in patches.
+        window: usize,
+        /// The largest number of patches a side.
+        limit: usize,
+    },
     /// A position table has not the rows that its window asks for.
     #[error("`{key}` of shape {shape:?} is no position table for a window of {window} patches")]
     TableShape {

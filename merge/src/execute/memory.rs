@@ -4,7 +4,7 @@ use std::sync::{Mutex, PoisonError};
 
 use super::{RunOptions, Sink, write_entries};
 use crate::io::{Container, Root, SourceInfo, TensorEntry};
-use crate::provenance::{self, Provenance};
+use crate::provenance::{Hashes, Provenance};
 use crate::{Checkpoint, MergePlan, ObjectPath, PathSegment, Progress, Result, TensorSource};
 
 /// Runs a plan and keeps the result: a checkpoint like one read from a file. It goes by the path
@@ -32,7 +32,7 @@ fn fill(plan: &MergePlan, run: &RunOptions, progress: &dyn Progress) -> Result<M
     let files = plan.files();
     let provenance = Provenance::new(plan.recipe.clone(), &files);
     let provenance = match run.hash {
-        true => provenance.with_hashes(provenance::hash_files(&files, progress)?),
+        true => provenance.with_hashes(Hashes::default().of(&files, progress)?),
         false => provenance,
     };
     let tensors: Vec<TensorEntry> = (plan.entries.iter())

@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 
 use serde::{Deserialize, Serialize};
 
-use super::{Gram, GramStore};
+use super::{Gram, GramStore, Shard};
 use crate::io::{WriteOptions, Writer};
 use crate::provenance::{InputFile, Provenance};
 use crate::{DType, Error, Progress, Result, TensorInfo};
@@ -30,6 +30,56 @@ pub struct GramRecord {
     /// Whatever else tells how the matrices came about, such as the image size.
     #[serde(default)]
     pub settings: BTreeMap<String, String>,
+    /// Which parts of the data set are summed, while some are not: empty if it is whole.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub shards: Vec<Shard>,
+}
+
+impl GramRecord {
+    /// Takes in the parts and the data of another record; the fault if they do not go together.
+    fn join(&mut self, other: Self) -> Result<(), String> {
+        if self.shards.is_empty() != other.shards.is_empty() {
+            let (shards, which) = match self.shards.is_empty() {
+                true => (&other.shards, "is"),
+                false => (&self.shards, "is whole; before it was"),
+            };
+            return Err(format!(
+                "{which} only {} of {}",
+                shown(shards),
+                other.data.join(", ")
+            ));
+        }
+        self.n_examples += other.n_examples;
+        if self.shards.is_empty() {
+            self.data.extend(other.data);
+            return Ok(());
+        }
+        if self.data != other.data {
+            return Err(format!(
+                "is a part of {}, not of {}",
+                other.data.join(", "),
+                self.data.join(", ")
+            ));
+        }
+        for shard in other.shards {
+            if shard.of() != self.shards[0].of() {
+                return Err(format!("is part {shard}, of another number of parts"));
+            }
+            match self.shards.binary_search(&shard) {
+                Ok(_) => return Err(format!("is part {shard} again")),
+                Err(at) => self.shards.insert(at, shard),
+            }
+        }
+        if self.shards.len() == self.shards[0].of() {
+            self.shards.clear();
+        }
+        Ok(())
+    }
+}
+
+fn shown(shards: &[Shard]) -> String {
+    let shards: Vec<String> = shards.iter().map(Shard::to_string).collect();
+    format!("part {}", shards.join(", "))
 }
 
 /// Writes matrices by name, packed, or in full for programs that know only that.
@@ -126,7 +176,8 @@ impl GramStore {
     }
 }
 
-/// Adds files of the same checkpoint and task, such as shards of one data set.
+/// Adds files of the same checkpoint and task. Parts of one data set ([`Shard`]) may hold different
+/// matrices, for each has seen only some of the passes.
 ///
 /// # Errors
 /// [`Error::GramsDiffer`] when they are of other checkpoints, tasks or settings, hold other
@@ -165,17 +216,21 @@ pub fn add(stores: &[GramStore]) -> Result<(BTreeMap<String, Gram>, GramRecord)>
                 if same(sum) != same(&record) {
                     return Err(differs("is of another checkpoint, task or setting"));
                 }
-                if !keys.iter().eq(grams.keys()) {
+                let are_parts = !record.shards.is_empty();
+                sum.join(record).map_err(|fault| differs(&fault))?;
+                if !are_parts && !keys.iter().eq(grams.keys()) {
                     return Err(differs("holds other matrices"));
                 }
-                for (key, gram) in &mut grams {
-                    if !gram.add(&store.sum(key)?) {
+                for key in keys {
+                    let found = store.sum(&key)?;
+                    let gram = grams
+                        .entry(key.clone())
+                        .or_insert_with(|| Gram::new(found.width()));
+                    if !gram.add(&found) {
                         return Err(differs("holds matrices of another width"));
                     }
-                    sum.rows.insert(key.clone(), gram.rows());
+                    sum.rows.insert(key, gram.rows());
                 }
-                sum.data.extend(record.data);
-                sum.n_examples += record.n_examples;
             }
         }
     }

@@ -1,1 +1,225 @@
 //! The optimizer: update rule, groups of parameters, schedule, clipping, averages.
+
+mod adamw;
+mod ema;
+mod groups;
+mod scale;
+mod schedule;
+
+pub mod clip;
+
+use serde::{Deserialize, Serialize};
+
+use crate::{Error, Result};
+
+pub use adamw::{AdamW, Flavor, Step};
+pub use ema::Ema;
+pub use groups::{Group, GroupKind, GroupRules, GroupSettings, ParamGroups};
+pub use scale::{LossScale, LossScaleSettings};
+pub use schedule::{Curve, Decay, Schedule, Warmup, accumulation, total_steps};
+
+/// The part `optim` of a recipe. Defaults, in parentheses, are those of the published programs.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct OptimSettings {
+    /// Where correction and decay stand in the update (`published`).
+    pub flavor: Flavor,
+    /// The highest learning rate (1e-4).
+    pub lr: f64,
+    /// The last learning rate (0).
+    pub end_lr: f64,
+    /// `2500` steps or `0.1` of all (2500).
+    pub warmup: Warmup,
+    /// `1` for a line, another power, or `cosine` (1).
+    pub decay: Decay,
+    /// Share of the first moment that is kept (0.9).
+    pub beta1: f64,
+    /// Share of the second moment that is kept (0.98).
+    pub beta2: f64,
+    /// Added to the root of the second moment (1e-8).
+    pub epsilon: f64,
+    /// Whether moments are corrected for their start at zero (true).
+    pub correct_bias: bool,
+    /// Decay of the body (0.01).
+    pub weight_decay: f64,
+    /// Decay of the head (0.01).
+    pub head_weight_decay: f64,
+    /// Factor on the head's rate (1).
+    pub lr_mult: f64,
+    /// `published` or `exact`: which variables decay (`published`).
+    pub rules: GroupRules,
+    /// Parts of the names of the head's variables (the classifiers of VQA, NLVR2 and images).
+    pub heads: Vec<String>,
+    /// Further variables that learn like the head, as paths of whole segments such as `attn.v` (none).
+    pub raised: Vec<String>,
+    /// Parts of the names of what is trained, all else being frozen (empty: all is trained).
+    pub trainable: Vec<String>,
+    /// The largest norm of all gradients together (none).
+    pub max_norm: Option<f64>,
+    /// Decay of the moving average of the weights (none: no average is kept).
+    pub ema: Option<f64>,
+    /// The scale of the loss where training is in f16.
+    pub loss_scale: LossScaleSettings,
+}
+
+impl Default for OptimSettings {
+    fn default() -> Self {
+        Self {
+            flavor: Flavor::Published,
+            lr: 1e-4,
+            end_lr: 0.0,
+            warmup: Warmup::Steps(2500),
+            decay: Decay::Power(1.0),
+            beta1: 0.9,
+            beta2: 0.98,
+            epsilon: 1e-8,
+            correct_bias: true,
+            weight_decay: 0.01,
+            head_weight_decay: 0.01,
+            lr_mult: 1.0,
+            rules: GroupRules::Published,
+            heads: ["vqa_classifier", "nlvr2_classifier", "img_cls_classifier"]
+                .map(str::to_owned)
+                .to_vec(),
+            raised: Vec::new(),
+            trainable: Vec::new(),
+            max_norm: None,
+            ema: None,
+            loss_scale: LossScaleSettings::default(),
+        }
+    }
+}
+
+impl OptimSettings {
+    /// Checks every number.
+    ///
+    /// # Errors
+    /// [`Error::OutOfRange`] for the first that is outside of its range; so is `warmup: 2500.0`, which
+    /// would be a share.
+    pub fn check(&self) -> Result<()> {
+        let Self { warmup, decay, .. } = self;
+        let share = match warmup {
+            Warmup::Share(share) => *share,
+            Warmup::Steps(_) => 0.0,
+        };
+        let power = match decay {
+            Decay::Power(power) => *power,
+            Decay::Named(_) => 1.0,
+        };
+        let scale = &self.loss_scale;
+        let at_least_0 = |x: f64| x >= 0.0 && x.is_finite();
+        let above_0 = |x: f64| x > 0.0 && x.is_finite();
+        let share_below_1 = |x: f64| (0.0..1.0).contains(&x);
+        const AT_LEAST_0: &str = "a finite number of at least 0";
+        const ABOVE_0: &str = "a finite number above 0";
+        const SHARE: &str = "at least 0 and below 1";
+        let checks = [
+            ("lr", self.lr, at_least_0(self.lr), AT_LEAST_0),
+            ("end_lr", self.end_lr, at_least_0(self.end_lr), AT_LEAST_0),
+            (
+                "warmup",
+                share,
+                (0.0..=1.0).contains(&share),
+                "a share from 0 to 1",
+            ),
+            ("decay", power, above_0(power), ABOVE_0),
+            ("beta1", self.beta1, share_below_1(self.beta1), SHARE),
+            ("beta2", self.beta2, share_below_1(self.beta2), SHARE),
+            ("epsilon", self.epsilon, above_0(self.epsilon), ABOVE_0),
+            (
+                "weight_decay",
+                self.weight_decay,
+                at_least_0(self.weight_decay),
+                AT_LEAST_0,
+            ),
+            (
+                "head_weight_decay",
+                self.head_weight_decay,
+                at_least_0(self.head_weight_decay),
+                AT_LEAST_0,
+            ),
+            (
+                "lr_mult",
+                self.lr_mult,
+                at_least_0(self.lr_mult),
+                AT_LEAST_0,
+            ),
+            (
+                "max_norm",
+                self.max_norm.unwrap_or(1.0),
+                self.max_norm.is_none_or(above_0),
+                ABOVE_0,
+            ),
+            (
+                "ema",
+                self.ema.unwrap_or(0.0),
+                self.ema.is_none_or(share_below_1),
+                SHARE,
+            ),
+            (
+                "loss_scale.initial",
+                scale.initial,
+                above_0(scale.initial),
+                ABOVE_0,
+            ),
+            (
+                "loss_scale.growth",
+                scale.growth,
+                scale.growth >= 1.0,
+                "at least 1",
+            ),
+            (
+                "loss_scale.backoff",
+                scale.backoff,
+                scale.backoff > 0.0 && scale.backoff < 1.0,
+                "between 0 and 1",
+            ),
+        ];
+        match checks.into_iter().find(|(_, _, holds, _)| !holds) {
+            Some((setting, value, _, range)) => Err(Error::OutOfRange {
+                setting,
+                value,
+                range,
+            }),
+            None => Ok(()),
+        }
+    }
+
+    /// The update rule.
+    #[must_use]
+    pub fn adamw(&self) -> AdamW {
+        AdamW {
+            beta1: self.beta1,
+            beta2: self.beta2,
+            epsilon: self.epsilon,
+            correct_bias: self.correct_bias,
+            flavor: self.flavor,
+        }
+    }
+
+    /// The rates of a run of `total_steps`.
+    #[must_use]
+    pub fn schedule(&self, total_steps: u64) -> Schedule {
+        Schedule {
+            peak: self.lr,
+            end: self.end_lr,
+            warmup_steps: self.warmup.steps(total_steps),
+            total_steps,
+            decay: self.decay,
+        }
+    }
+
+    /// What the groups of parameters depend on.
+    #[must_use]
+    pub fn groups(&self) -> GroupSettings {
+        GroupSettings {
+            weight_decay: self.weight_decay,
+            head_weight_decay: self.head_weight_decay,
+            lr_mult: self.lr_mult,
+            rules: self.rules,
+            heads: self.heads.clone(),
+            raised: self.raised.clone(),
+            trainable: self.trainable.clone(),
+        }
+    }
+}

@@ -234,3 +234,14 @@ pub fn layer_norm_gradients(
     let (weights, biases) = parts.into_iter().unzip();
     (by_input, add_up(weights, n), add_up(biases, n))
 }
+
+/// `sum += values`.
+pub fn add_into(sum: &mut [f32], values: &[f32]) {
+    let chunks = sum.par_chunks_mut(1 << 16).zip(values.par_chunks(1 << 16));
+    chunks.for_each(|(sum, values)| {
+        merge::vectorized(
+            #[inline(always)]
+            || add_to(sum, values),
+        );
+    });
+}

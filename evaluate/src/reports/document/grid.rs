@@ -137,6 +137,13 @@ impl Cell {
         *self == Self::Missing
     }
 
+    /// Takes the difference out.
+    fn forget_difference(&mut self) {
+        if let Self::Measured(number) = self {
+            (number.difference, number.p) = (None, None);
+        }
+    }
+
     /// The difference to the reference with its p, as text.
     #[must_use]
     pub fn difference(&self) -> Option<(String, Option<String>)> {
@@ -221,6 +228,7 @@ pub(super) fn overview(groups: &[Group]) -> Grid {
             "retrieval" => &["tr_r1", "ir_r1", "rsum"],
             "vqa" => &["accuracy"],
             "nlvr2" => &["accuracy", "consistency"],
+            "captions" => &["bleu_4", "cider"],
             _ => &[],
         };
         let columns = group.grid.columns.iter().enumerate();
@@ -280,7 +288,18 @@ fn of_members(members: &[&Placed], columns: Vec<Column>) -> Grid {
             .as_ref()
             .is_none_or(|point| point.is_best)
     });
-    let rows = shown.map(|member| row(member, &columns)).collect();
+    let shown: Vec<&&Placed> = shown.collect();
+    let names: Vec<&str> = shown.iter().map(|member| member.name.as_str()).collect();
+    let row_of = |member: &&&Placed| {
+        let mut row = row(member, &columns);
+        // A difference to what is not here would pass for one to the reference that is.
+        let other = member.against.as_ref().map(|(name, _)| name.as_str());
+        if other.is_some_and(|other| !names.contains(&other)) {
+            row.cells.iter_mut().for_each(Cell::forget_difference);
+        }
+        row
+    };
+    let rows = shown.iter().map(row_of).collect();
     let mut grid = Grid { columns, rows };
     mark_best(&mut grid);
     grid

@@ -1,0 +1,28 @@
+//! Cross entropy.
+
+use candle_core::{D, DType, Result, Tensor};
+
+/// The mean of `−ln softmax(logits)[target]` over rows: `logits: (n, classes)`, a target for each
+/// row. Computed in f32 or wider.
+///
+/// # Errors
+/// When there are not as many targets as rows, for a target that is no class, or when the device
+/// fails.
+pub fn cross_entropy(logits: &Tensor, targets: &[u32]) -> Result<Tensor> {
+    let (n, classes) = logits.dims2()?;
+    if targets.len() != n {
+        candle_core::bail!("{} targets for {n} rows", targets.len());
+    }
+    if let Some(target) = targets.iter().find(|&&target| target as usize >= classes) {
+        candle_core::bail!("target {target} of {classes} classes");
+    }
+    let logits = match logits.dtype() {
+        DType::F16 | DType::BF16 => logits.to_dtype(DType::F32)?,
+        _ => logits.clone(),
+    };
+    let largest = logits.max_keepdim(D::Minus1)?.detach();
+    let shifted = logits.broadcast_sub(&largest)?;
+    let log_sum = shifted.exp()?.sum_keepdim(D::Minus1)?.log()?;
+    let targets = Tensor::new(targets, logits.device())?.unsqueeze(1)?;
+    (log_sum - shifted.gather(&targets, D::Minus1)?)?.mean_all()
+}

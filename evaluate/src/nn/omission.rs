@@ -1,0 +1,132 @@
+//! What training leaves out at random: whole residual branches, single numbers.
+
+use candle_core::{Device, Result, Tensor};
+use merge::random::Draws;
+
+/// Drop path and dropout of one pass.
+///
+/// Draws are keyed by seed, name and the number of the example in the whole batch, so they are the
+/// same on every device, for every number of ranks and however the batch is cut.
+#[derive(Clone, Debug)]
+pub struct Omission {
+    /// The probability of leaving out a branch of the last block; it rises linearly from 0 at the
+    /// first.
+    pub drop_path: f64,
+    /// The probability of leaving out a number of the text embedding.
+    pub dropout: f64,
+    /// What draws are keyed by.
+    pub seed: u64,
+    /// Tells this pass from all others under the same seed, e.g. `120/itm.positive`.
+    pub name: String,
+    /// The number of the first example in the whole batch.
+    pub first: usize,
+}
+
+impl Omission {
+    /// The factor of a residual branch for each of `n` sequences, `(n)`: 0, or 1 over the
+    /// probability of keeping it. `None` where nothing is left out.
+    ///
+    /// Huang et al. 2016, "Deep Networks with Stochastic Depth",
+    /// <https://arxiv.org/abs/1603.09382>.
+    ///
+    /// # Errors
+    /// When the device fails.
+    pub fn branch(
+        &self,
+        block: usize,
+        n_blocks: usize,
+        branch: &str,
+        n: usize,
+        device: &Device,
+    ) -> Result<Option<Tensor>> {
+        let last = n_blocks.saturating_sub(1).max(1);
+        let probability = self.drop_path * block as f64 / last as f64;
+        if probability <= 0.0 {
+            return Ok(None);
+        }
+        let factors = self.factors(&format!("{block}.{branch}"), probability, self.first, n);
+        Tensor::from_vec(factors, n, device).map(Some)
+    }
+
+    /// Leaves out numbers of `x: (b, ...)` and scales the others up.
+    ///
+    /// # Errors
+    /// When the device fails.
+    pub fn dropout(&self, x: &Tensor) -> Result<Tensor> {
+        if self.dropout <= 0.0 {
+            return Ok(x.clone());
+        }
+        let (b, n) = (x.dim(0)?.max(1), x.elem_count());
+        let factors = self.factors("dropout", self.dropout, self.first * (n / b), n);
+        let factors = Tensor::from_vec(factors, x.shape(), &Device::Cpu)?;
+        x * factors.to_device(x.device())?.to_dtype(x.dtype())?
+    }
+
+    fn factors(&self, of: &str, probability: f64, first: usize, n: usize) -> Vec<f32> {
+        let mut draws = vec![0.0; n];
+        Draws::new(self.seed, &format!("{}/{of}", self.name)).fill_uniform(first, &mut draws);
+        let kept = (1.0 / (1.0 - probability)) as f32;
+        for draw in &mut draws {
+            *draw = match f64::from(*draw) < probability {
+                true => 0.0,
+                false => kept,
+            };
+        }
+        draws
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn omission(first: usize) -> Omission {
+        Omission {
+            drop_path: 0.4,
+            dropout: 0.25,
+            seed: 3,
+            name: "7/pass".into(),
+            first,
+        }
+    }
+
+    fn branch(first: usize, block: usize, n: usize) -> Option<Vec<f32>> {
+        let factors = omission(first).branch(block, 5, "attn", n, &Device::Cpu);
+        let factors = factors.expect("it draws");
+        factors.map(|tensor| tensor.to_vec1().expect("numbers"))
+    }
+
+    #[test]
+    fn the_first_block_is_never_left_out_and_the_last_as_often_as_asked_for() {
+        assert_eq!(branch(0, 0, 8), None);
+        let factors = branch(0, 4, 10_000).expect("factors");
+        let left_out = factors.iter().filter(|factor| **factor == 0.0).count();
+        // Five standard errors of sqrt(10000 · 0.4 · 0.6).
+        assert!((left_out as f64 - 4000.0).abs() < 245.0, "{left_out}");
+        let kept = 1.0 / 0.6_f32;
+        assert!(
+            factors
+                .iter()
+                .all(|f| *f == 0.0 || (*f - kept).abs() < 1e-6)
+        );
+    }
+
+    #[test]
+    fn draws_go_by_the_place_in_the_whole_batch() {
+        let whole = branch(0, 3, 12).expect("factors");
+        let rest = branch(5, 3, 7).expect("factors");
+        assert_eq!(whole[5..], rest);
+    }
+
+    #[test]
+    fn dropout_keeps_the_mean() {
+        let ones = Tensor::ones((100, 100), candle_core::DType::F32, &Device::Cpu).expect("ones");
+        let x = omission(0).dropout(&ones).expect("it drops");
+        let mean = x
+            .mean_all()
+            .and_then(|mean| mean.to_scalar::<f32>())
+            .expect("a mean");
+        // Five standard errors of sqrt(1/3 / 10000).
+        assert!((mean - 1.0).abs() < 0.029, "{mean}");
+    }
+}

@@ -1,0 +1,172 @@
+//! Captions: the official annotation and result files.
+
+use std::collections::HashMap;
+use std::path::Path;
+
+use rayon::prelude::*;
+use serde::{Deserialize, Serialize};
+
+use super::file;
+use crate::metrics::captions::{Captioned, tokenize};
+use crate::{Error, Result};
+
+/// The longest caption that is judged; those of benchmarks have some dozen words. The time that ROUGE-L takes
+/// grows with the square.
+const MAX_CAPTION_BYTES: usize = 10_000;
+
+/// The caption of a model, as in a result file.
+#[derive(Clone, Debug, PartialEq, Eq, Deserialize, Serialize)]
+pub struct Caption {
+    /// The image.
+    pub image_id: i64,
+    /// Its caption.
+    pub caption: String,
+}
+
+/// What people said of each image.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct References {
+    /// Each image and its captions, in the order of the file; every image has one.
+    pub images: Vec<(i64, Vec<String>)>,
+}
+
+#[derive(Deserialize)]
+struct AnnotationFile {
+    images: Vec<Image>,
+    annotations: Vec<Caption>,
+}
+
+#[derive(Deserialize)]
+struct Image {
+    id: i64,
+}
+
+/// Reads an annotation file: `{"images": [{"id": 1}], "annotations": [{"image_id": 1, "caption": "a
+/// dog"}]}`, other fields passed over.
+///
+/// # Errors
+/// [`Error::Json`] with line and column, [`Error::Empty`], [`Error::DuplicateId`],
+/// [`Error::UnknownId`] for a caption whose image is not listed, [`Error::NoCaptions`] for an image
+/// without one, [`Error::CaptionTooLong`], and what opening and reading the file may return.
+pub fn read_annotations(path: &Path) -> Result<References> {
+    let file: AnnotationFile = file::json(path, "an annotation file of captions")?;
+    if file.images.is_empty() {
+        return Err(Error::Empty {
+            path: path.into(),
+            what: "images",
+        });
+    }
+    refuse_long(path, &file.annotations)?;
+    let places = index(path, file.images.iter().map(|image| image.id))?;
+    let mut images: Vec<(i64, Vec<String>)> =
+        file.images.iter().map(|i| (i.id, Vec::new())).collect();
+    for said in file.annotations {
+        let place = places.get(&said.image_id);
+        let &place = place.ok_or_else(|| Error::UnknownId {
+            path: path.into(),
+            what: "the image of a caption,",
+            id: said.image_id.to_string(),
+            other: path.into(),
+        })?;
+        images[place].1.push(said.caption);
+    }
+    if let Some((mute, _)) = images.iter().find(|(_, captions)| captions.is_empty()) {
+        return Err(Error::NoCaptions {
+            path: path.into(),
+            image: *mute,
+        });
+    }
+    Ok(References { images })
+}
+
+/// Reads a result file: a list of objects with `image_id` and `caption`, in file order.
+///
+/// # Errors
+/// [`Error::Json`] with line and column, [`Error::CaptionTooLong`], and what opening and reading the
+/// file may return.
+pub fn read_results(path: &Path) -> Result<Vec<Caption>> {
+    let results: Vec<Caption> = file::json(path, "a result file of captions")?;
+    refuse_long(path, &results)?;
+    Ok(results)
+}
+
+fn refuse_long(path: &Path, captions: &[Caption]) -> Result<()> {
+    let mut all = captions.iter();
+    match all.find(|said| said.caption.len() > MAX_CAPTION_BYTES) {
+        None => Ok(()),
+        Some(long) => Err(Error::CaptionTooLong {
+            path: path.into(),
+            image: long.image_id,
+            n_bytes: long.caption.len(),
+            limit: MAX_CAPTION_BYTES,
+        }),
+    }
+}
+
+/// Captions beside those of people, tokenized, in the order of the annotations. Every image must
+/// have one; with `is_partial` those that have none are left out, as the official example does.
+///
+/// # Errors
+/// [`Error::DuplicateId`], [`Error::UnknownId`], [`Error::MissingPredictions`], and [`Error::Empty`]
+/// when nothing is captioned.
+pub fn pair(
+    path: &Path,
+    results: &[Caption],
+    references: &References,
+    reference_path: &Path,
+    is_partial: bool,
+) -> Result<Vec<(i64, Captioned)>> {
+    let captioned = index(path, results.iter().map(|caption| caption.image_id))?;
+    let known = index(reference_path, references.images.iter().map(|(id, _)| *id))?;
+    if results.is_empty() {
+        return Err(Error::Empty {
+            path: path.into(),
+            what: "captions",
+        });
+    }
+    if let Some(stray) = results.iter().find(|r| !known.contains_key(&r.image_id)) {
+        return Err(Error::UnknownId {
+            path: path.into(),
+            what: "image",
+            id: stray.image_id.to_string(),
+            other: reference_path.into(),
+        });
+    }
+    let missing = || {
+        let ids = references.images.iter().map(|(id, _)| id);
+        ids.filter(|id| !captioned.contains_key(id))
+    };
+    if let (Some(first), false) = (missing().next(), is_partial) {
+        return Err(Error::MissingPredictions {
+            path: path.into(),
+            what: "image",
+            first: first.to_string(),
+            n_missing: missing().count(),
+            n: references.images.len(),
+        });
+    }
+    let judged = references.images.par_iter().filter_map(|(id, said)| {
+        let &place = captioned.get(id)?;
+        let pair = Captioned {
+            caption: tokenize(&results[place].caption),
+            references: said.iter().map(|text| tokenize(text)).collect(),
+        };
+        Some((*id, pair))
+    });
+    Ok(judged.collect())
+}
+
+/// The place of each image.
+fn index(path: &Path, ids: impl Iterator<Item = i64>) -> Result<HashMap<i64, usize>> {
+    let mut places = HashMap::with_capacity(ids.size_hint().0);
+    for (place, id) in ids.enumerate() {
+        if places.insert(id, place).is_some() {
+            return Err(Error::DuplicateId {
+                path: path.into(),
+                what: "image",
+                id: id.to_string(),
+            });
+        }
+    }
+    Ok(places)
+}

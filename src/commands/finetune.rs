@@ -1,0 +1,109 @@
+//! `vlmerge finetune`.
+
+use std::path::{Path, PathBuf};
+use std::process::ExitCode;
+
+use anyhow::Result;
+use train::recipe::TrainRecipe;
+
+use crate::output::{Output, UsageError};
+use crate::running::TaskName;
+use crate::training::{self, RunArgs};
+
+const EXAMPLES: &str = "\
+Examples:
+  vlmerge finetune --task retrieval --init merged.safetensors --data arrow --out run
+  vlmerge finetune --task vqa --init-recipe merge.yaml --data arrow --out run --device cuda
+  vlmerge finetune --recipe run.yaml --set optim.lr=3e-5 --out run --resume";
+
+/// Published recipes: task, data set, text.
+const PUBLISHED: [(&str, &str); 4] = [
+    (
+        "coco",
+        include_str!("../../docs/recipes/train/finetune_coco_base.yaml"),
+    ),
+    (
+        "f30k",
+        include_str!("../../docs/recipes/train/finetune_f30k_base.yaml"),
+    ),
+    (
+        "vqa",
+        include_str!("../../docs/recipes/train/finetune_vqa_base.yaml"),
+    ),
+    (
+        "nlvr2",
+        include_str!("../../docs/recipes/train/finetune_nlvr2_base.yaml"),
+    ),
+];
+
+/// Flags of `vlmerge finetune`.
+#[derive(Debug, clap::Args)]
+#[command(after_help = EXAMPLES)]
+pub struct Args {
+    /// What is learned, by the published recipe of the base size
+    #[arg(
+        long,
+        value_enum,
+        value_name = "TASK",
+        required_unless_present = "recipe"
+    )]
+    task: Option<TaskName>,
+    /// Captioned images of retrieval: coco or f30k
+    #[arg(long, value_name = "NAME", default_value = "coco")]
+    dataset: String,
+    /// A recipe instead of the published one
+    #[arg(long, value_name = "FILE", conflicts_with = "task")]
+    recipe: Option<PathBuf>,
+    /// The weights to start from
+    #[arg(long, value_name = "CHECKPOINT", conflicts_with = "init_recipe")]
+    init: Option<PathBuf>,
+    /// A merge recipe whose result, never written, is what to start from
+    #[arg(long, value_name = "FILE")]
+    init_recipe: Option<PathBuf>,
+    /// Folder of arrow files
+    #[arg(long, value_name = "DIR")]
+    data: Option<PathBuf>,
+    /// Tokenizer: a vocab.txt or tokenizer.json, a folder with one, or a name on the hub
+    #[arg(long, value_name = "NAME")]
+    tokenizer: Option<String>,
+    #[command(flatten)]
+    run: RunArgs,
+}
+
+impl Args {
+    fn recipe(&self) -> Result<TrainRecipe> {
+        let mut settings = Vec::new();
+        let quoted = |path: &Path| serde_json::json!(path.display().to_string()).to_string();
+        if let Some(init) = &self.init {
+            settings.push(format!("init={{checkpoint: {}}}", quoted(init)));
+        }
+        if let Some(recipe) = &self.init_recipe {
+            settings.push(format!("init={{recipe: {}}}", quoted(recipe)));
+        }
+        if let Some(data) = &self.data {
+            settings.push(format!("data.folder={}", quoted(data)));
+        }
+        if let Some(name) = &self.tokenizer {
+            settings.push(format!("data.tokenizer={}", quoted(Path::new(name))));
+        }
+        settings.extend(self.run.settings.iter().cloned());
+        if let Some(path) = &self.recipe {
+            return Ok(TrainRecipe::open(path, &settings)?);
+        }
+        let name = match self.task {
+            Some(TaskName::Vqa) => "vqa",
+            Some(TaskName::Nlvr2) => "nlvr2",
+            _ => self.dataset.as_str(),
+        };
+        let published = PUBLISHED.iter().find(|(known, _)| *known == name);
+        let (_, text) = published.ok_or_else(|| {
+            UsageError(format!("no published recipe for `{name}`; give --recipe"))
+        })?;
+        Ok(TrainRecipe::parse(text, Path::new(name), &settings)?)
+    }
+}
+
+/// Runs the verb.
+pub fn run(args: Args, output: &Output) -> Result<ExitCode> {
+    training::carry_out(args.recipe()?, &args.run, output)
+}

@@ -1,0 +1,127 @@
+//! Flags of verbs that train, and running a recipe.
+
+use std::path::PathBuf;
+use std::process::ExitCode;
+
+use anyhow::Result;
+use clap::Args;
+use evaluate::device::{DeviceName, Precision};
+use train::collective;
+use train::recipe::TrainRecipe;
+use train::run::{Ended, RunFolder, Trainer, Where};
+
+use crate::output::{Output, UsageError};
+
+/// Where a run goes and on what it computes; the same in every verb that trains.
+#[derive(Args, Clone, Debug)]
+#[command(next_help_heading = "Run")]
+pub struct RunArgs {
+    /// Folder of the run: recipe, log, states, weights
+    #[arg(long, value_name = "DIR")]
+    pub out: PathBuf,
+    /// Change a setting of the recipe, e.g. optim.lr=3e-5; may be given again
+    #[arg(long = "set", value_name = "KEY=VALUE")]
+    pub settings: Vec<String>,
+    /// Go on with the run in the folder
+    #[arg(long)]
+    pub resume: bool,
+    /// cpu, cuda or cuda:N
+    #[arg(long, value_name = "NAME", default_value_t)]
+    pub device: DeviceName,
+    /// Check everything, print sizes and memory, train nothing
+    #[arg(long)]
+    pub dry_run: bool,
+}
+
+/// Runs a recipe to its end, or until the user stops it.
+pub fn carry_out(recipe: TrainRecipe, args: &RunArgs, output: &Output) -> Result<ExitCode> {
+    let is_begun = RunFolder::is_begun(&args.out);
+    if is_begun && !args.resume && !args.dry_run {
+        let what = format!(
+            "{} holds a run; give --resume to go on with it, or another --out",
+            args.out.display()
+        );
+        return Err(UsageError(what).into());
+    }
+    let precision: Precision = recipe.precision.parse().map_err(UsageError)?;
+    let device = args.device.open(precision)?;
+    let ranks = collective::start(&device)?;
+    let temporary;
+    let folder = match args.dry_run {
+        false => args.out.as_path(),
+        true => {
+            temporary = std::env::temp_dir().join(format!("vlmerge-dry-{}", std::process::id()));
+            temporary.as_path()
+        }
+    };
+    let place = Where {
+        folder,
+        device,
+        collective: ranks.as_ref(),
+        progress: output,
+    };
+    let trainer = Trainer::open(recipe, place);
+    if args.dry_run {
+        let shown = trainer
+            .map_err(Into::into)
+            .and_then(|t| dry_run(&t, output));
+        // Only what was made a moment ago is in it.
+        let _ = std::fs::remove_dir_all(folder);
+        shown?;
+        return Ok(ExitCode::SUCCESS);
+    }
+    let mut trainer = trainer?;
+    let from = trainer.state().step;
+    if ranks.is_first() {
+        let n = trainer.n_steps();
+        output.note(match from {
+            0 => format!("{n} steps"),
+            _ => format!("going on after step {from} of {n}"),
+        });
+    }
+    let ended = trainer.run()?;
+    let is_first = ranks.is_first();
+    ranks.finish()?;
+    if !is_first {
+        return Ok(ExitCode::SUCCESS);
+    }
+    match ended {
+        Ended::Done => {
+            if let Some(best) = trainer.state().best {
+                let path = args.out.join("best.safetensors");
+                output.line(format!(
+                    "{}: best on validation data, {:.4} after step {}",
+                    path.display(),
+                    best.value,
+                    best.step
+                ))?;
+            }
+            output.line(args.out.join("model.safetensors").display().to_string())?;
+            Ok(ExitCode::SUCCESS)
+        }
+        Ended::Stopped => {
+            let step = trainer.state().step;
+            output.note(format!("stopped after step {step}; --resume goes on"));
+            Ok(ExitCode::FAILURE)
+        }
+    }
+}
+
+fn dry_run(trainer: &Trainer<'_>, output: &Output) -> Result<()> {
+    let memory = trainer.memory();
+    let megabytes = |bytes: u64| format!("{:.1} MB", bytes as f64 / 1e6);
+    output.line(format!("{} steps", trainer.n_steps()))?;
+    output.line(format!(
+        "{} parameters, {}",
+        memory.n_parameters,
+        megabytes(4 * memory.n_parameters)
+    ))?;
+    output.line(format!(
+        "gradients and moments: {}",
+        megabytes(memory.update_bytes)
+    ))?;
+    output.line(format!(
+        "activations of a part of the batch, by estimate: {}",
+        megabytes(memory.activation_bytes)
+    ))
+}

@@ -1,0 +1,100 @@
+//! Training as a user starts, stops and kills it.
+
+use std::collections::BTreeMap;
+use std::path::Path;
+use std::process::{Command, Stdio};
+use std::time::Duration;
+
+/// The program, in the folder of the repository.
+fn vlmerge() -> Command {
+    let mut command = Command::new(env!("CARGO_BIN_EXE_vlmerge"));
+    command.current_dir(env!("CARGO_MANIFEST_DIR"));
+    command
+}
+
+/// A file of the fixtures.
+fn fixture(name: &str) -> String {
+    format!("fixtures/{name}")
+}
+
+/// A short run of the tiny model: retrieval, a state after each step.
+fn finetune(out: &str, settings: &[&str]) -> Vec<String> {
+    let mut arguments: Vec<String> = ["finetune", "--task", "retrieval", "--init"]
+        .map(str::to_owned)
+        .into();
+    arguments.push(fixture("ckpt/ufo_pretrain.ckpt"));
+    arguments.extend(["--data".to_owned(), fixture("arrow")]);
+    arguments.extend(["--tokenizer".to_owned(), fixture("real/vocab.txt")]);
+    arguments.extend(["--out", out].map(str::to_owned));
+    let usual = [
+        "model={text_table_len: 16}",
+        "batch_size=4",
+        "length={steps: 12}",
+        "optim={lr: 1e-3, warmup: 2}",
+        "save.every={steps: 1}",
+        "validation.every={steps: 6}",
+    ];
+    for setting in usual.iter().chain(settings) {
+        arguments.extend(["--set", setting].map(str::to_owned));
+    }
+    arguments
+}
+
+/// Every tensor of a file, as bytes.
+fn tensors(path: &Path) -> BTreeMap<String, Vec<u8>> {
+    let file = merge::io::open(path, &merge::io::OpenOptions::default()).expect("it opens");
+    let read = |(key, _): (&str, _)| (key.to_owned(), file.read_all(key).expect("it reads"));
+    file.tensors().map(read).collect()
+}
+
+#[test]
+fn a_run_that_is_killed_ten_times_ends_in_the_same_weights() {
+    let temporary = tempfile::tempdir().expect("a folder");
+    let folder = |name: &str| temporary.path().join(name).display().to_string();
+    let (whole, killed) = (folder("whole"), folder("killed"));
+    let output = vlmerge().args(finetune(&whole, &[])).output();
+    let output = output.expect("it runs");
+    let said = String::from_utf8_lossy(&output.stderr).into_owned();
+    assert!(output.status.success(), "{said}");
+    for kill in 0..10_u64 {
+        let child = vlmerge()
+            .args(finetune(&killed, &[]))
+            .arg("--resume")
+            .stdout(Stdio::null())
+            .stderr(Stdio::null())
+            .spawn();
+        let mut child = child.expect("it starts");
+        std::thread::sleep(Duration::from_millis(40 + 53 * kill % 290));
+        // SIGKILL: no handler runs.
+        child.kill().expect("killed");
+        child.wait().expect("ended");
+    }
+    let output = vlmerge()
+        .args(finetune(&killed, &[]))
+        .arg("--resume")
+        .output();
+    let output = output.expect("it runs");
+    let said = String::from_utf8_lossy(&output.stderr).into_owned();
+    assert!(output.status.success(), "{said}");
+    let file = |folder: &str| Path::new(folder).join("model.safetensors");
+    assert!(tensors(&file(&whole)) == tensors(&file(&killed)));
+}
+
+#[test]
+fn a_run_is_not_written_over_and_a_wrong_key_names_the_nearest() {
+    let temporary = tempfile::tempdir().expect("a folder");
+    let out = temporary.path().join("run").display().to_string();
+    let run = |settings: &[&str]| {
+        let output = vlmerge().args(finetune(&out, settings)).output();
+        let output = output.expect("it runs");
+        let said = String::from_utf8_lossy(&output.stderr).into_owned();
+        (output.status.code(), said)
+    };
+    let (code, said) = run(&["objectivs=[]"]);
+    assert_eq!(code, Some(2), "{said}");
+    assert!(said.contains("the nearest is `objectives`"), "{said}");
+    assert_eq!(run(&["length={steps: 1}"]).0, Some(0));
+    let (code, said) = run(&["length={steps: 1}"]);
+    assert_eq!(code, Some(2), "{said}");
+    assert!(said.contains("--resume"), "{said}");
+}

@@ -1,0 +1,138 @@
+//! Which rank updates which parameters.
+
+use std::ops::Range;
+
+use super::Collective;
+use crate::Result;
+
+/// Numbers that are given to all at a time.
+const PIECE: usize = 1 << 20;
+
+/// The parameters of a model, laid end to end and cut into a stretch for each rank, of lengths that
+/// differ by one number at most. A rank keeps the optimizer's state of its own stretch alone, updates
+/// that, and gives it to all.
+///
+/// Rajbhandari et al. 2020, "ZeRO", <https://arxiv.org/abs/1910.02054>, section 5.1.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Shards {
+    /// Where each parameter begins, and where the last one ends.
+    starts: Vec<usize>,
+    n_ranks: usize,
+}
+
+/// What a rank owns of one parameter.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Part {
+    /// The number of the parameter.
+    pub parameter: usize,
+    /// Numbers of the parameter.
+    pub of_parameter: Range<usize>,
+    /// The same numbers in the rank's own stretch.
+    pub of_shard: Range<usize>,
+}
+
+impl Shards {
+    /// Of parameters of these lengths. All ranks must list them in the same order.
+    ///
+    /// # Panics
+    /// When there is no rank.
+    #[must_use]
+    pub fn new(lengths: impl IntoIterator<Item = usize>, n_ranks: usize) -> Self {
+        assert!(n_ranks > 0, "somebody owns the parameters");
+        let mut starts = vec![0];
+        let mut end = 0;
+        for length in lengths {
+            end += length;
+            starts.push(end);
+        }
+        Self { starts, n_ranks }
+    }
+
+    /// Numbers of all parameters.
+    #[must_use]
+    pub fn len(&self) -> usize {
+        self.starts[self.starts.len() - 1]
+    }
+
+    /// Whether there is nothing to own.
+    #[must_use]
+    pub fn is_empty(&self) -> bool {
+        self.len() == 0
+    }
+
+    /// What rank `rank` owns of all parameters laid end to end.
+    #[must_use]
+    pub fn range(&self, rank: usize) -> Range<usize> {
+        let (each, rest) = (self.len() / self.n_ranks, self.len() % self.n_ranks);
+        let start = |rank: usize| rank * each + rank.min(rest);
+        start(rank)..start(rank + 1)
+    }
+
+    /// What rank `rank` owns, parameter by parameter.
+    pub fn parts(&self, rank: usize) -> impl Iterator<Item = Part> {
+        self.parts_of(self.range(rank))
+    }
+
+    fn parts_of(&self, range: Range<usize>) -> impl Iterator<Item = Part> {
+        let first = self.starts.partition_point(|&start| start <= range.start) - 1;
+        let parameters = self.starts.windows(2).enumerate().skip(first);
+        parameters
+            .map_while(move |(parameter, bounds)| {
+                let (start, end) = (bounds[0], bounds[1]);
+                let (from, to) = (range.start.max(start), range.end.min(end));
+                (start < range.end).then_some((parameter, start, from, to, range.start))
+            })
+            .filter(|(_, _, from, to, _)| from < to)
+            .map(|(parameter, start, from, to, origin)| Part {
+                parameter,
+                of_parameter: from - start..to - start,
+                of_shard: from - origin..to - origin,
+            })
+    }
+
+    /// Gives to all ranks what each has changed of its own stretch. Needs room for a million numbers,
+    /// whatever the size of the model.
+    ///
+    /// # Errors
+    /// As [`Collective::broadcast`].
+    ///
+    /// # Panics
+    /// When `parameters` are not as many or as long as was said, or ranks are not.
+    pub fn gather_ranges(
+        &self,
+        collective: &dyn Collective,
+        parameters: &mut [&mut [f32]],
+    ) -> Result<()> {
+        assert_eq!(collective.size(), self.n_ranks, "a stretch for each rank");
+        let lengths = self.starts.windows(2).map(|bounds| bounds[1] - bounds[0]);
+        assert!(
+            lengths.eq(parameters.iter().map(|values| values.len())),
+            "parameters of the lengths that were said"
+        );
+        if self.n_ranks == 1 {
+            return Ok(());
+        }
+        let mut piece = Vec::new();
+        for root in 0..self.n_ranks {
+            let range = self.range(root);
+            for from in range.clone().step_by(PIECE) {
+                let to = range.end.min(from + PIECE);
+                piece.resize(to - from, 0.0);
+                if root == collective.rank() {
+                    for part in self.parts_of(from..to) {
+                        let own = &parameters[part.parameter][part.of_parameter];
+                        piece[part.of_shard].copy_from_slice(own);
+                    }
+                }
+                collective.broadcast(root, &mut piece)?;
+                if root != collective.rank() {
+                    for part in self.parts_of(from..to) {
+                        let own = &mut parameters[part.parameter][part.of_parameter];
+                        own.copy_from_slice(&piece[part.of_shard]);
+                    }
+                }
+            }
+        }
+        Ok(())
+    }
+}

@@ -1,0 +1,213 @@
+//! What can be learned from, by number.
+
+use std::path::Path;
+
+use evaluate::datasets::captions::CaptionSet;
+use evaluate::datasets::nlvr2::Nlvr2Set;
+use evaluate::datasets::vqa::VqaSet;
+use evaluate::images::Rgb;
+
+use crate::{Error, Result};
+
+/// One example.
+#[derive(Clone, Debug, Default)]
+pub struct Example {
+    /// One picture, or two.
+    pub pictures: Vec<Rgb>,
+    /// Its text.
+    pub text: String,
+    /// Answers as classes with soft scores.
+    pub answers: Vec<(usize, f32)>,
+    /// Its class.
+    pub class: Option<u32>,
+}
+
+/// Examples by number.
+pub trait Examples: Send + Sync {
+    /// How many there are.
+    fn len(&self) -> usize;
+
+    /// Whether there are none.
+    fn is_empty(&self) -> bool {
+        self.len() == 0
+    }
+
+    /// One of them. Pictures are read and decoded only if they are wanted.
+    ///
+    /// # Errors
+    /// When it cannot be read or decoded; file and row are named.
+    fn example(&self, index: usize, with_pictures: bool) -> evaluate::Result<Example>;
+
+    /// How many answers there are to tell apart, for questions.
+    fn n_answers(&self) -> Option<usize> {
+        None
+    }
+}
+
+/// Every caption with its image.
+struct Pairs {
+    set: CaptionSet,
+    pairs: Vec<(u32, u32)>,
+}
+
+impl Pairs {
+    fn new(set: CaptionSet) -> Self {
+        let of_image = |image: usize| {
+            let captions = 0..set.captions(image).len();
+            captions.map(move |caption| (image as u32, caption as u32))
+        };
+        let pairs = (0..set.n_images()).flat_map(of_image).collect();
+        Self { set, pairs }
+    }
+}
+
+impl Examples for Pairs {
+    fn len(&self) -> usize {
+        self.pairs.len()
+    }
+
+    fn example(&self, index: usize, with_pictures: bool) -> evaluate::Result<Example> {
+        let (image, caption) = self.pairs[index];
+        let (image, caption) = (image as usize, caption as usize);
+        let picture = with_pictures.then(|| self.set.picture(image)).transpose()?;
+        Ok(Example {
+            pictures: picture.into_iter().collect(),
+            text: self.set.captions(image)[caption].clone(),
+            ..Example::default()
+        })
+    }
+}
+
+/// Questions with their images.
+struct Questions {
+    set: VqaSet,
+    n_answers: usize,
+}
+
+impl Examples for Questions {
+    fn len(&self) -> usize {
+        self.set.questions().len()
+    }
+
+    fn example(&self, index: usize, with_pictures: bool) -> evaluate::Result<Example> {
+        let question = &self.set.questions()[index];
+        let picture = with_pictures
+            .then(|| self.set.picture(question.image))
+            .transpose()?;
+        let scores = question.answer_scores.iter().map(|&score| score as f32);
+        let labels = question.answer_labels.iter().map(|&label| label as usize);
+        Ok(Example {
+            pictures: picture.into_iter().collect(),
+            text: question.text.clone(),
+            answers: labels.zip(scores).collect(),
+            class: None,
+        })
+    }
+
+    fn n_answers(&self) -> Option<usize> {
+        Some(self.n_answers)
+    }
+}
+
+/// Statements with their two images.
+struct Statements(Nlvr2Set);
+
+impl Examples for Statements {
+    fn len(&self) -> usize {
+        self.0.statements().len()
+    }
+
+    fn example(&self, index: usize, with_pictures: bool) -> evaluate::Result<Example> {
+        let statement = &self.0.statements()[index];
+        let pictures = match with_pictures {
+            true => vec![
+                self.0.picture(statement.pair, 0)?,
+                self.0.picture(statement.pair, 1)?,
+            ],
+            false => Vec::new(),
+        };
+        Ok(Example {
+            pictures,
+            text: statement.sentence.clone(),
+            answers: Vec::new(),
+            class: statement.label.map(u32::from),
+        })
+    }
+}
+
+/// Several data sets, one after the other.
+pub struct Joined {
+    parts: Vec<Box<dyn Examples>>,
+}
+
+impl Joined {
+    /// Of data sets that hold the same kind of examples.
+    #[must_use]
+    pub fn new(parts: Vec<Box<dyn Examples>>) -> Self {
+        Self { parts }
+    }
+}
+
+impl Examples for Joined {
+    fn len(&self) -> usize {
+        self.parts.iter().map(|part| part.len()).sum()
+    }
+
+    fn example(&self, mut index: usize, with_pictures: bool) -> evaluate::Result<Example> {
+        for part in &self.parts {
+            if index < part.len() {
+                return part.example(index, with_pictures);
+            }
+            index -= part.len();
+        }
+        Ok(Example::default())
+    }
+
+    fn n_answers(&self) -> Option<usize> {
+        self.parts.iter().filter_map(|part| part.n_answers()).max()
+    }
+}
+
+/// Opens a split of a data set in a folder of arrow files for training.
+///
+/// # Errors
+/// When there is no such data set or split, a file is damaged, or examples have no labels.
+pub fn open(
+    folder: &Path,
+    dataset: &str,
+    split: &str,
+    without_repeats: bool,
+) -> Result<Box<dyn Examples>> {
+    let unlabelled = || Error::NoLabels {
+        dataset: dataset.into(),
+        split: split.into(),
+    };
+    Ok(match dataset {
+        "vqa" => {
+            let set = VqaSet::open(folder, split)?;
+            let labels = set.questions().iter().flat_map(|q| &q.answer_labels);
+            if let Some(&label) = labels.clone().find(|label| **label < 0) {
+                return Err(Error::NegativeLabel { label });
+            }
+            // The classes are those of all files, not of this split alone.
+            let known = evaluate::datasets::vqa::label_answers(folder)?;
+            let largest = labels.max().copied().max(known.keys().last().copied());
+            let n_answers = largest.ok_or_else(unlabelled)? as usize + 1;
+            Box::new(Questions { set, n_answers })
+        }
+        "nlvr2" => {
+            let set = Nlvr2Set::open(folder, split)?;
+            if set.statements().iter().any(|s| s.label.is_none()) {
+                return Err(unlabelled());
+            }
+            Box::new(Statements(set))
+        }
+        captions => {
+            let set = CaptionSet::open(folder, captions, split)?;
+            Box::new(Pairs::new(match without_repeats {
+                true => set.without_repeats(),
+                false => set,
+            }))
+        }
+    })
+}

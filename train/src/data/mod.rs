@@ -1,0 +1,12 @@
+//! From data sets on disk to batches, the same whatever the number of threads and ranks.
+//!
+//! [`Examples`] are what can be asked for by number, an [`Order`] is the order in which they are
+//! asked for, and [`batches`] loads them ahead on worker threads.
+
+mod examples;
+mod loader;
+mod order;
+
+pub use examples::{Example, Examples, Joined, open};
+pub use loader::{Loaded, Loader, batches};
+pub use order::{Order, Place};

@@ -1,0 +1,66 @@
+//! Masked language modeling (MLM) with the image in sight.
+
+use candle_core::Tensor;
+use evaluate::nn::cross_entropy;
+
+use super::{Loss, Needs, Objective, Step};
+use crate::Result;
+
+/// Guessing masked words from text and image together.
+///
+/// Devlin et al. 2019, "BERT", <https://arxiv.org/abs/1810.04805>; Bao et al. 2021, "VLMo",
+/// section 3.3.
+#[derive(Clone, Copy, Debug)]
+pub struct MaskedLanguage;
+
+impl Objective for MaskedLanguage {
+    fn name(&self) -> &'static str {
+        "mlm"
+    }
+
+    fn needs(&self) -> Needs {
+        Needs {
+            image: true,
+            text: true,
+            masked_words: true,
+        }
+    }
+
+    fn heads(&self) -> &'static [&'static str] {
+        &["mlm_score"]
+    }
+
+    fn loss(&self, step: &Step<'_>) -> Result<Loss> {
+        let (words, text) = (step.masked_words()?, step.text()?);
+        let omission = step.omission("mlm");
+        let pass = step.pass(&omission);
+        let joint = (step.model).joint(&words.ids, &text.mask, step.image()?, None, 0, &pass)?;
+        guesses(&joint.text, step, "mlm_accuracy")
+    }
+}
+
+/// The loss of guessing words from `hidden: (b, t, d)`: the mean over the masked words of all
+/// ranks.
+pub(super) fn guesses(hidden: &Tensor, step: &Step<'_>, measure: &'static str) -> Result<Loss> {
+    let words = step.masked_words()?;
+    let n = words.labels.len();
+    let mut n_all = [n as f64];
+    step.collective.sum_f64(&mut n_all)?;
+    // Of the whole batch's sum this rank has its part; averaged over the ranks, it is the mean.
+    let share = step.collective.size() as f64 / n_all[0].max(1.0);
+    let flat = hidden.flatten_to(1)?; // (b t, d)
+    if n == 0 {
+        return Ok(Loss {
+            value: (flat.narrow(0, 0, 1)?.sum_all()? * 0.0)?,
+            reported: 0.0,
+            measures: vec![(measure, 0.0, 0.0)],
+        });
+    }
+    let places = Tensor::new(words.places.as_slice(), hidden.device())?;
+    let rows = flat.contiguous()?.index_select(&places, 0)?; // (m, d)
+    let logits = step.model.heads().masked_language()?.forward(&rows)?; // (m, vocabulary)
+    let mean = cross_entropy(&logits, &words.labels)?;
+    let n_right = super::n_right(&logits, &words.labels)?;
+    let value = (mean * (n as f64 * share))?;
+    Loss::mean(value, vec![(measure, n_right, n as f64)])
+}

@@ -1,0 +1,40 @@
+//! Statements about two images.
+
+use evaluate::nn::cross_entropy;
+
+use super::{Loss, Needs, Objective, Step};
+use crate::Result;
+
+/// True or false: the text with each image in turn, both results together to one classifier.
+#[derive(Clone, Copy, Debug)]
+pub struct Nlvr2;
+
+impl Objective for Nlvr2 {
+    fn name(&self) -> &'static str {
+        "nlvr2"
+    }
+
+    fn needs(&self) -> Needs {
+        Needs {
+            image: true,
+            text: true,
+            ..Needs::default()
+        }
+    }
+
+    fn heads(&self) -> &'static [&'static str] {
+        &["nlvr2_classifier", "pooler"]
+    }
+
+    fn loss(&self, step: &Step<'_>) -> Result<Loss> {
+        let text = step.text()?;
+        let omissions = ["nlvr2.first", "nlvr2.second"].map(|name| step.omission(name));
+        let images = [step.image()?, step.second_image()?];
+        let passes = [step.pass(&omissions[0]), step.pass(&omissions[1])];
+        let logits = (step.model).judge_with(&text.ids, &text.mask, images, passes)?;
+        let classes = step.classes()?;
+        let n_right = super::n_right(&logits, classes)?;
+        let measures = vec![("nlvr2_accuracy", n_right, step.batch.n as f64)];
+        Loss::mean(cross_entropy(&logits, classes)?, measures)
+    }
+}

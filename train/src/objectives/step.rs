@@ -1,0 +1,148 @@
+//! What an objective sees of a step.
+
+use std::cell::RefCell;
+
+use candle_core::Tensor;
+use evaluate::models::Multiway;
+use evaluate::nn::{Omission, Pass, Tape};
+use merge::random::{Draws, Sequence};
+
+use crate::batch::{Batch, MaskedWords, Words};
+use crate::collective::Collective;
+use crate::{Error, Result};
+
+/// What the draws of a step go by.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct Randomness {
+    /// Of the run.
+    pub seed: u64,
+    /// The step, and the part of the batch within it.
+    pub step: u64,
+    /// Probability of leaving out a branch of the last block.
+    pub drop_path: f64,
+    /// Probability of leaving out a number of the text embedding.
+    pub dropout: f64,
+}
+
+/// What one objective leaves for the next: similarities of all images and texts of a batch.
+#[derive(Debug, Default)]
+pub struct Shared {
+    pub(super) similarities: RefCell<Option<Similarities>>,
+}
+
+/// Similarities times their factor, without a graph.
+#[derive(Clone, Debug)]
+pub(super) struct Similarities {
+    /// Of this rank's images with the texts of all ranks, `(b, g)`.
+    pub images: Tensor,
+    /// Of this rank's texts with the images of all ranks, `(b, g)`.
+    pub texts: Tensor,
+}
+
+/// A batch, a model, and how passes are run.
+pub struct Step<'a> {
+    /// The model.
+    pub model: &'a Multiway,
+    /// The examples.
+    pub batch: &'a Batch,
+    /// The other ranks.
+    pub collective: &'a dyn Collective,
+    /// Random omissions, `None` where nothing is left out.
+    pub randomness: Option<Randomness>,
+    /// Where blocks are recorded; without one, candle keeps the graph of everything.
+    pub tape: Option<&'a Tape>,
+    /// What objectives leave for one another.
+    pub shared: &'a Shared,
+}
+
+impl<'a> Step<'a> {
+    /// What a pass of this name leaves out.
+    #[must_use]
+    pub fn omission(&self, name: &str) -> Option<Omission> {
+        self.randomness.map(|randomness| Omission {
+            drop_path: randomness.drop_path,
+            dropout: randomness.dropout,
+            seed: randomness.seed,
+            name: format!("{}/{name}", randomness.step),
+            first: self.batch.first,
+        })
+    }
+
+    /// A pass that leaves out what `omission` says.
+    #[must_use]
+    pub fn pass<'p>(&self, omission: &'p Option<Omission>) -> Pass<'p>
+    where
+        'a: 'p,
+    {
+        let mut pass = Pass::new();
+        if let Some(omission) = omission {
+            pass = pass.omitting(omission);
+        }
+        match self.tape {
+            Some(tape) => pass.recorded(tape),
+            None => pass,
+        }
+    }
+
+    /// Draws for one example of the whole batch.
+    #[must_use]
+    pub fn draws(&self, name: &str, example: usize) -> Sequence {
+        let (seed, step) = match self.randomness {
+            Some(randomness) => (randomness.seed, randomness.step),
+            None => (0, 0),
+        };
+        Draws::new(seed, &format!("{step}/{name}/{example}")).sequence()
+    }
+
+    /// The pictures.
+    ///
+    /// # Errors
+    /// [`Error::NotInBatch`].
+    pub fn image(&self) -> Result<&'a Tensor> {
+        self.part(self.batch.image.as_ref(), "image")
+    }
+
+    /// The second pictures.
+    ///
+    /// # Errors
+    /// [`Error::NotInBatch`].
+    pub fn second_image(&self) -> Result<&'a Tensor> {
+        self.part(self.batch.second_image.as_ref(), "second image")
+    }
+
+    /// The texts.
+    ///
+    /// # Errors
+    /// [`Error::NotInBatch`].
+    pub fn text(&self) -> Result<&'a Words> {
+        self.part(self.batch.text.as_ref(), "text")
+    }
+
+    /// The texts with words masked.
+    ///
+    /// # Errors
+    /// [`Error::NotInBatch`].
+    pub fn masked_words(&self) -> Result<&'a MaskedWords> {
+        self.part(self.batch.masked_words.as_ref(), "masked text")
+    }
+
+    /// The soft scores of answers.
+    ///
+    /// # Errors
+    /// [`Error::NotInBatch`].
+    pub fn answers(&self) -> Result<&'a Tensor> {
+        self.part(self.batch.answers.as_ref(), "answers")
+    }
+
+    /// The classes.
+    ///
+    /// # Errors
+    /// [`Error::NotInBatch`].
+    pub fn classes(&self) -> Result<&'a [u32]> {
+        self.part(self.batch.classes.as_deref(), "classes")
+    }
+
+    fn part<T: ?Sized>(&self, part: Option<&'a T>, what: &'static str) -> Result<&'a T> {
+        part.ok_or(Error::NotInBatch { what })
+    }
+}

@@ -1,0 +1,36 @@
+//! Masked language modeling of text alone.
+
+use super::masked_language::guesses;
+use super::{Loss, Needs, Objective, Step};
+use crate::Result;
+
+/// Guessing masked words from the text alone: VLMo's language stage (Bao et al. 2021, section 3.4).
+#[derive(Clone, Copy, Debug)]
+pub struct TextMaskedLanguage;
+
+impl Objective for TextMaskedLanguage {
+    fn name(&self) -> &'static str {
+        "text_mlm"
+    }
+
+    fn needs(&self) -> Needs {
+        Needs {
+            text: true,
+            masked_words: true,
+            ..Needs::default()
+        }
+    }
+
+    fn heads(&self) -> &'static [&'static str] {
+        &["mlm_score"]
+    }
+
+    fn loss(&self, step: &Step<'_>) -> Result<Loss> {
+        let (words, text) = (step.masked_words()?, step.text()?);
+        let omission = step.omission("text_mlm");
+        let hidden = step
+            .model
+            .text(&words.ids, &text.mask, &step.pass(&omission))?;
+        guesses(&step.model.normed(&hidden)?, step, "text_mlm_accuracy")
+    }
+}

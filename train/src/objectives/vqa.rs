@@ -1,0 +1,48 @@
+//! Question answering.
+
+use candle_core::{D, DType};
+
+use super::{Loss, Needs, Objective, Step};
+use crate::Result;
+
+/// Answers as classes with soft scores: binary cross entropy, summed over answers, averaged over
+/// questions.
+///
+/// Anderson et al. 2018, "Bottom-Up and Top-Down Attention", <https://arxiv.org/abs/1707.07998>,
+/// section 3.3.
+#[derive(Clone, Copy, Debug)]
+pub struct Vqa;
+
+impl Objective for Vqa {
+    fn name(&self) -> &'static str {
+        "vqa"
+    }
+
+    fn needs(&self) -> Needs {
+        Needs {
+            image: true,
+            text: true,
+            ..Needs::default()
+        }
+    }
+
+    fn heads(&self) -> &'static [&'static str] {
+        &["vqa_classifier", "pooler"]
+    }
+
+    fn loss(&self, step: &Step<'_>) -> Result<Loss> {
+        let (text, targets) = (step.text()?, step.answers()?);
+        let omission = step.omission("vqa");
+        let pass = step.pass(&omission);
+        let logits = (step.model).answer(&text.ids, &text.mask, step.image()?, &pass)?;
+        let logits = logits.to_dtype(DType::F32)?; // (b, answers)
+        // max(x, 0) - x t + ln(1 + exp(-|x|))
+        let soft = (logits.abs()?.neg()?.exp()? + 1.0)?.log()?;
+        let terms = ((logits.relu()? - (&logits * targets)?)? + soft)?;
+        let value = (terms.sum_all()? * (1.0 / step.batch.n.max(1) as f64))?;
+        let best = logits.detach().argmax_keepdim(D::Minus1)?;
+        let scores = targets.gather(&best, D::Minus1)?.sum_all()?;
+        let score = f64::from(scores.to_scalar::<f32>()?);
+        Loss::mean(value, vec![("vqa_score", score, step.batch.n as f64)])
+    }
+}

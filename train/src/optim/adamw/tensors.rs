@@ -1,0 +1,140 @@
+//! The step on candle's tensors: in place on the CPU, by tensor operations elsewhere.
+
+use std::ops::Range;
+use std::sync::{Mutex, PoisonError};
+
+use candle_core::{CpuStorage, InplaceOp1, Layout, Storage, Tensor, Var};
+
+use super::{AdamW, Step};
+use crate::{Error, Result};
+
+impl AdamW {
+    /// [`AdamW::update`] on the elements `range` of an f32 variable on the CPU, in row-major order,
+    /// without a copy of it. `gradient` has the shape of the whole variable, `m` and `v` the length of
+    /// the range.
+    ///
+    /// # Errors
+    /// [`Error::SliceLengths`] when the lengths differ; [`Error::Device`] when the variable or
+    /// the gradient is not f32, not contiguous or not on the CPU.
+    pub fn update_in_place(
+        &self,
+        step: Step,
+        variable: &Var,
+        gradient: &Tensor,
+        range: Range<usize>,
+        m: &mut [f32],
+        v: &mut [f32],
+    ) -> Result<()> {
+        let gradient = gradient.contiguous()?;
+        let (storage, layout) = gradient.storage_and_layout();
+        let Storage::Cpu(storage) = &*storage else {
+            return Err(unusable("the gradient is not on the CPU"));
+        };
+        let g = elements(storage.as_slice::<f32>()?, layout)?;
+        self.update_in_place_by(step, variable, g, range, m, v)
+    }
+
+    /// The same with the gradient as a plain slice, as long as the whole variable.
+    ///
+    /// # Errors
+    /// As [`AdamW::update_in_place`].
+    pub fn update_in_place_by(
+        &self,
+        step: Step,
+        variable: &Var,
+        g: &[f32],
+        range: Range<usize>,
+        m: &mut [f32],
+        v: &mut [f32],
+    ) -> Result<()> {
+        let g = g.get(range.clone()).ok_or_else(|| Error::SliceLengths {
+            parameter: range.len(),
+            gradient: g.len(),
+            first_moment: m.len(),
+            second_moment: v.len(),
+        })?;
+        let operation = InPlace {
+            rule: *self,
+            step,
+            range,
+            rest: Mutex::new((g, m, v)),
+            outcome: Mutex::new(Ok(())),
+        };
+        variable.inplace_op1(&operation)?;
+        operation
+            .outcome
+            .into_inner()
+            .unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// The same step by tensor operations, on any device. Gives the new moments.
+    ///
+    /// # Errors
+    /// [`Error::Device`] when shapes, dtypes or devices differ.
+    pub fn update_by_operations(
+        &self,
+        step: Step,
+        variable: &Var,
+        gradient: &Tensor,
+        m: &Tensor,
+        v: &Tensor,
+    ) -> Result<(Tensor, Tensor)> {
+        let factors = self.factors(step);
+        let g = (gradient * factors.gradient)?;
+        let m = ((m * self.beta1)? + (&g * (1.0 - self.beta1))?)?;
+        let v = ((v * self.beta2)? + (g.sqr()? * (1.0 - self.beta2))?)?;
+        let root = v.sqrt()?.affine(factors.root, self.epsilon)?;
+        let change = (m.div(&root)? * factors.step)?;
+        let moved = ((variable.as_tensor() * factors.kept_before)? - change)?;
+        let moved = (&moved - (&moved * factors.lost_after)?)?;
+        variable.set(&moved.detach())?;
+        Ok((m.detach(), v.detach()))
+    }
+}
+
+type Rest<'a> = (&'a [f32], &'a mut [f32], &'a mut [f32]);
+
+/// One step as an operation of candle's, which lends the variable's memory to write to. Operations are
+/// shared, so what this one changes lies behind a lock.
+struct InPlace<'a> {
+    rule: AdamW,
+    step: Step,
+    range: Range<usize>,
+    rest: Mutex<Rest<'a>>,
+    outcome: Mutex<Result<()>>,
+}
+
+impl InplaceOp1 for InPlace<'_> {
+    fn name(&self) -> &'static str {
+        "adamw"
+    }
+
+    fn cpu_fwd(&self, storage: &mut CpuStorage, layout: &Layout) -> candle_core::Result<()> {
+        let CpuStorage::F32(values) = storage else {
+            candle_core::bail!("the variable is not f32");
+        };
+        let Some((start, end)) = layout.contiguous_offsets() else {
+            candle_core::bail!("the variable is not contiguous");
+        };
+        let Some(p) = values[start..end].get_mut(self.range.clone()) else {
+            candle_core::bail!("{:?} lies outside of the variable", self.range);
+        };
+        let mut rest = self.rest.lock().unwrap_or_else(PoisonError::into_inner);
+        let (g, m, v) = &mut *rest;
+        let outcome = self.rule.update(self.step, p, g, m, v);
+        *self.outcome.lock().unwrap_or_else(PoisonError::into_inner) = outcome;
+        Ok(())
+    }
+}
+
+/// The elements of a contiguous tensor.
+fn elements<'a>(values: &'a [f32], layout: &Layout) -> Result<&'a [f32]> {
+    let (start, end) = layout
+        .contiguous_offsets()
+        .ok_or_else(|| unusable("the gradient is not contiguous"))?;
+    Ok(&values[start..end])
+}
+
+fn unusable(what: &str) -> Error {
+    Error::Device(candle_core::Error::Msg(what.to_owned()))
+}

@@ -1,0 +1,241 @@
+//! Which variable gets which rate and which decay: each is in exactly one group.
+
+use std::collections::BTreeMap;
+
+use serde::{Deserialize, Serialize};
+
+use crate::{Error, Result};
+
+/// Parts of names whose variables the published programs do not decay.
+const NOT_DECAYED: [&str; 15] = [
+    "bias",
+    "LayerNorm.bias",
+    "LayerNorm.weight",
+    "norm.bias",
+    "norm.weight",
+    "norm1.bias",
+    "norm1.weight",
+    "norm2.bias",
+    "norm2.weight",
+    "norm.v.bias",
+    "norm.v.weight",
+    "norm.l.bias",
+    "norm.l.weight",
+    "norm.vl.bias",
+    "norm.vl.weight",
+];
+
+/// How it is decided whether a variable decays.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum GroupRules {
+    /// By parts of names, as the published programs do. The weights of experts' norms
+    /// (`norm1.v.weight`, `norm2_text.weight`) and of norms within classifiers
+    /// (`vqa_classifier.1.weight`) fall through their list and decay.
+    #[default]
+    Published,
+    /// Likewise, but no norm's weight decays: any `weight` with one dimension is one.
+    Exact,
+}
+
+/// What the groups depend on.
+#[derive(Clone, Debug, PartialEq)]
+pub struct GroupSettings {
+    /// Decay of the body.
+    pub weight_decay: f64,
+    /// Decay of the head.
+    pub head_weight_decay: f64,
+    /// Factor on the head's rate.
+    pub lr_mult: f64,
+    /// Which variables decay.
+    pub rules: GroupRules,
+    /// Parts of the names of the head's variables.
+    pub heads: Vec<String>,
+    /// Further variables that learn like the head: paths of whole segments, `attn.v` is in
+    /// `blocks.0.attn.v.weight` but neither in `attn.vl` nor in `attn.v_bias`.
+    pub raised: Vec<String>,
+    /// Parts of the names of what is trained, all else being frozen. Empty: all is trained.
+    pub trainable: Vec<String>,
+}
+
+/// Where a variable belongs.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub enum GroupKind {
+    /// Pre-trained weights: matrices, embeddings, tokens, scales.
+    BodyDecay,
+    /// Their biases and norms.
+    BodyNoDecay,
+    /// Weights of a new head.
+    HeadDecay,
+    /// Its biases and norms.
+    HeadNoDecay,
+    /// Not trained.
+    Frozen,
+}
+
+/// Variables that share rate and decay.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Group {
+    /// Which one it is.
+    pub kind: GroupKind,
+    /// Factor on the schedule's rate; 0 where frozen.
+    pub rate_factor: f64,
+    /// Weight decay.
+    pub decay: f64,
+    /// Names, sorted.
+    pub names: Vec<String>,
+    /// Elements of all of them.
+    pub elements: usize,
+}
+
+/// All variables of a model, each in exactly one group.
+#[derive(Clone, Debug, PartialEq)]
+pub struct ParamGroups {
+    groups: Vec<Group>,
+    place: BTreeMap<String, usize>,
+}
+
+impl ParamGroups {
+    /// Sorts variables, given as names and shapes, into groups. Groups without a member are left out.
+    ///
+    /// # Errors
+    /// [`Error::GroupedTwice`] for a name that comes twice; [`Error::MatchesNothing`] for an entry of
+    /// `raised` or `trainable` that is in no name.
+    pub fn of<'a>(
+        variables: impl IntoIterator<Item = (&'a str, &'a [usize])>,
+        settings: &GroupSettings,
+    ) -> Result<Self> {
+        let mut sorted: BTreeMap<&str, &[usize]> = BTreeMap::new();
+        for (name, shape) in variables {
+            if sorted.insert(name, shape).is_some() {
+                return Err(Error::GroupedTwice { name: name.into() });
+            }
+        }
+        settings.check(|is_meant| sorted.keys().any(|name| is_meant(name)))?;
+        let mut by_kind: BTreeMap<GroupKind, Group> = BTreeMap::new();
+        for (name, shape) in sorted {
+            let kind = settings.kind(name, shape);
+            let group = by_kind.entry(kind).or_insert_with(|| settings.empty(kind));
+            group.names.push(name.to_owned());
+            group.elements += shape.iter().product::<usize>();
+        }
+        let groups: Vec<Group> = by_kind.into_values().collect();
+        let mut place = BTreeMap::new();
+        for (index, group) in groups.iter().enumerate() {
+            place.extend(group.names.iter().map(|name| (name.clone(), index)));
+        }
+        Ok(Self { groups, place })
+    }
+
+    /// The groups that have members.
+    #[must_use]
+    pub fn groups(&self) -> &[Group] {
+        &self.groups
+    }
+
+    /// The group of a variable.
+    ///
+    /// # Errors
+    /// [`Error::NotGrouped`] when it is in none.
+    pub fn group(&self, name: &str) -> Result<&Group> {
+        let index = self.place.get(name);
+        index
+            .and_then(|index| self.groups.get(*index))
+            .ok_or_else(|| Error::NotGrouped { name: name.into() })
+    }
+
+    /// Checks that the variables that are to be trained are those of the groups: none is missing, none
+    /// comes twice, none is left over.
+    ///
+    /// # Errors
+    /// [`Error::NotGrouped`], [`Error::GroupedTwice`] or [`Error::NoSuchVariable`], with its name.
+    pub fn check<'a>(&self, variables: impl IntoIterator<Item = &'a str>) -> Result<()> {
+        let mut left: BTreeMap<&str, bool> =
+            self.place.keys().map(|name| (&**name, false)).collect();
+        for name in variables {
+            match left.insert(name, true) {
+                Some(false) => {}
+                Some(true) => return Err(Error::GroupedTwice { name: name.into() }),
+                None => return Err(Error::NotGrouped { name: name.into() }),
+            }
+        }
+        match left.into_iter().find(|(_, seen)| !seen) {
+            Some((name, _)) => Err(Error::NoSuchVariable { name: name.into() }),
+            None => Ok(()),
+        }
+    }
+}
+
+impl GroupSettings {
+    fn kind(&self, name: &str, shape: &[usize]) -> GroupKind {
+        let is_part = |parts: &[String]| parts.iter().any(|part| name.contains(&**part));
+        if !self.trainable.is_empty() && !is_part(&self.trainable) {
+            return GroupKind::Frozen;
+        }
+        let in_head =
+            is_part(&self.heads) || self.raised.iter().any(|path| has_segments(name, path));
+        match (in_head, self.decays(name, shape)) {
+            (false, true) => GroupKind::BodyDecay,
+            (false, false) => GroupKind::BodyNoDecay,
+            (true, true) => GroupKind::HeadDecay,
+            (true, false) => GroupKind::HeadNoDecay,
+        }
+    }
+
+    fn decays(&self, name: &str, shape: &[usize]) -> bool {
+        if NOT_DECAYED.iter().any(|part| name.contains(part)) {
+            return false;
+        }
+        let is_norm = shape.len() == 1 && name.rsplit('.').next() == Some("weight");
+        match self.rules {
+            GroupRules::Published => true,
+            GroupRules::Exact => !is_norm,
+        }
+    }
+
+    fn empty(&self, kind: GroupKind) -> Group {
+        let (rate_factor, decay) = match kind {
+            GroupKind::BodyDecay => (1.0, self.weight_decay),
+            GroupKind::BodyNoDecay => (1.0, 0.0),
+            GroupKind::HeadDecay => (self.lr_mult, self.head_weight_decay),
+            GroupKind::HeadNoDecay => (self.lr_mult, 0.0),
+            GroupKind::Frozen => (0.0, 0.0),
+        };
+        Group {
+            kind,
+            rate_factor,
+            decay,
+            names: Vec::new(),
+            elements: 0,
+        }
+    }
+
+    /// Refuses entries that are in no name: most likely a slip, and silently without effect. `heads` is
+    /// exempt, for its default names the heads of all tasks.
+    fn check(&self, any: impl Fn(&dyn Fn(&str) -> bool) -> bool) -> Result<()> {
+        for entry in &self.trainable {
+            if !any(&|name| name.contains(&**entry)) {
+                return Err(Error::MatchesNothing {
+                    setting: "trainable",
+                    entry: entry.clone(),
+                });
+            }
+        }
+        for entry in &self.raised {
+            if !any(&|name| has_segments(name, entry)) {
+                return Err(Error::MatchesNothing {
+                    setting: "raised",
+                    entry: entry.clone(),
+                });
+            }
+        }
+        Ok(())
+    }
+}
+
+/// Whether the segments of `path` come in a row among those of `name`.
+fn has_segments(name: &str, path: &str) -> bool {
+    let name: Vec<&str> = name.split('.').collect();
+    let path: Vec<&str> = path.split('.').collect();
+    name.windows(path.len()).any(|segments| segments == path)
+}

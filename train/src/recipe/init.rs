@@ -1,0 +1,244 @@
+//! What the weights of a run start from.
+
+use std::path::PathBuf;
+use std::sync::Arc;
+
+use merge::convert::{Conversion, Expansion};
+use merge::execute::{RunOptions, in_memory};
+use merge::io::OpenOptions;
+use merge::layouts::{self, CatalogSpec, Form, Heads, Sizes};
+use merge::recipe::OutputDType;
+use merge::synth::Synthesis;
+use merge::{Checkpoint, MergePlan, MergeRecipe, Progress};
+use serde::{Deserialize, Serialize};
+
+use super::ModelSettings;
+use crate::{Error, Result};
+
+/// A checkpoint, a merge in memory, or fresh weights; just one of them.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct Init {
+    /// A checkpoint file or folder.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub checkpoint: Option<PathBuf>,
+    /// A merge recipe, whose result is never written.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub recipe: Option<PathBuf>,
+    /// Fresh weights.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub synth: Option<Synth>,
+    /// Give each modality its own copy of some parts, as `vlmerge expand` does.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub expand: Option<ExpertForm>,
+}
+
+/// Which parts of a block have a copy per modality.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum ExpertForm {
+    /// None.
+    Agnostic,
+    /// Attention, FFN and norms.
+    AllSpecific,
+    /// Attention and its norm.
+    AttnSpecific,
+    /// The FFN and its norm.
+    FfnSpecific,
+    /// The norms.
+    LnSpecific,
+}
+
+impl From<ExpertForm> for Form {
+    fn from(form: ExpertForm) -> Self {
+        match form {
+            ExpertForm::Agnostic => Self::Agnostic,
+            ExpertForm::AllSpecific => Self::AllSpecific,
+            ExpertForm::AttnSpecific => Self::AttnSpecific,
+            ExpertForm::FfnSpecific => Self::FfnSpecific,
+            ExpertForm::LnSpecific => Self::LnSpecific,
+        }
+    }
+}
+
+/// A published size.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum SynthSize {
+    /// 12 blocks of width 768.
+    #[default]
+    Base,
+    /// 24 blocks of width 544.
+    BasePlus,
+    /// 24 blocks of width 1024.
+    Large,
+    /// 12 blocks of width 192.
+    Tiny,
+}
+
+/// Fresh weights, drawn as published training from scratch does.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct Synth {
+    /// A published size; single sizes below change it.
+    pub size: SynthSize,
+    /// What the draws are keyed by.
+    pub seed: u64,
+    /// Number of blocks.
+    pub blocks: Option<usize>,
+    /// Hidden size; the FFN is four times as wide unless it is given.
+    pub width: Option<usize>,
+    /// Attention heads of each block.
+    pub attention_heads: Option<usize>,
+    /// Inner size of the feed-forward network.
+    pub ffn_width: Option<usize>,
+    /// First block with a vision-language expert.
+    pub fusion_start: Option<usize>,
+    /// Side of a patch in pixels.
+    pub patch_size: Option<usize>,
+    /// Side of the image in pixels.
+    pub image_size: Option<usize>,
+    /// Text positions.
+    pub text_len: Option<usize>,
+    /// Text positions that the bias table has room for.
+    pub text_table_len: Option<usize>,
+    /// Word pieces.
+    pub vocabulary: Option<usize>,
+}
+
+impl Synth {
+    fn sizes(&self) -> Sizes {
+        let mut sizes = match self.size {
+            SynthSize::Base => Sizes::base(),
+            SynthSize::BasePlus => Sizes::base_plus(),
+            SynthSize::Large => Sizes::large(),
+            SynthSize::Tiny => Sizes::tiny(),
+        };
+        if let Some(width) = self.width {
+            sizes.ffn_width = width.saturating_mul(4);
+        }
+        for (size, given) in [
+            (&mut sizes.n_blocks, self.blocks),
+            (&mut sizes.width, self.width),
+            (&mut sizes.n_heads, self.attention_heads),
+            (&mut sizes.ffn_width, self.ffn_width),
+            (&mut sizes.fusion_start, self.fusion_start),
+            (&mut sizes.patch_size, self.patch_size),
+            (&mut sizes.image_size, self.image_size),
+            (&mut sizes.text_len, self.text_len),
+            (&mut sizes.text_table_len, self.text_table_len),
+            (&mut sizes.vocabulary, self.vocabulary),
+        ] {
+            if let Some(given) = given {
+                *size = given;
+            }
+        }
+        sizes
+    }
+
+    fn plan(&self) -> Result<MergePlan> {
+        let synthesis = Synthesis {
+            spec: CatalogSpec {
+                form: Form::Agnostic,
+                sizes: self.sizes(),
+                heads: Heads::Pretrain,
+                with_buffers: false,
+                original_spelling: false,
+            },
+            seed: self.seed,
+            dtype: OutputDType::F32,
+            is_fresh: true,
+        };
+        Ok(synthesis.plan()?)
+    }
+}
+
+/// Nothing is written here, so nothing need be hashed.
+const IN_MEMORY: RunOptions = RunOptions {
+    allow_non_finite: false,
+    check_copies: true,
+    hash: false,
+};
+
+impl Init {
+    /// From a checkpoint.
+    #[must_use]
+    pub fn from_checkpoint(path: impl Into<PathBuf>) -> Self {
+        Self {
+            checkpoint: Some(path.into()),
+            ..Self::default()
+        }
+    }
+
+    /// Checks that just one start is given.
+    ///
+    /// # Errors
+    /// [`Error::BadSetting`].
+    pub fn check(&self) -> Result<()> {
+        let given = [
+            self.checkpoint.is_some(),
+            self.recipe.is_some(),
+            self.synth.is_some(),
+        ];
+        match given.into_iter().filter(|given| *given).count() {
+            1 => Ok(()),
+            n => Err(Error::BadSetting {
+                key: "init".into(),
+                reason: format!("{n} of checkpoint, recipe and synth are given; it must be one"),
+            }),
+        }
+    }
+
+    /// Opens, merges or draws the weights, gives experts their copies, and brings position tables
+    /// to the wanted size.
+    ///
+    /// # Errors
+    /// When a file cannot be read, a recipe is wrong, or weights cannot be brought to that form.
+    pub fn open(
+        &self,
+        model: &ModelSettings,
+        third_token_type: bool,
+        progress: &dyn Progress,
+    ) -> Result<Arc<Checkpoint>> {
+        self.check()?;
+        let mut checkpoint = Arc::new(self.open_as_it_is(progress)?);
+        if let Some(form) = self.expand {
+            let layout = layouts::detect(&checkpoint)?;
+            let expansion = Expansion {
+                fusion_start: model.fusion_start,
+                text_table_len: model.text_table_len,
+                ..Expansion::to(form.into())
+            };
+            let plan = expansion.plan(checkpoint, layout.as_ref())?;
+            checkpoint = Arc::new(in_memory(&plan, &IN_MEMORY, progress)?);
+        }
+        let layout = layouts::detect(&checkpoint)?;
+        let found = layout.dimensions();
+        let image_size = model
+            .image_size
+            .filter(|&size| found.image_size != Some(size));
+        let third_token_type = third_token_type && found.n_token_types == Some(2);
+        if image_size.is_none() && !third_token_type {
+            return Ok(checkpoint);
+        }
+        let conversion = Conversion {
+            image_size,
+            third_token_type,
+            text_table_len: model.text_table_len,
+            ..Conversion::default()
+        };
+        let plan = conversion.plan(checkpoint, layout.as_ref())?;
+        Ok(Arc::new(in_memory(&plan, &IN_MEMORY, progress)?))
+    }
+
+    fn open_as_it_is(&self, progress: &dyn Progress) -> Result<Checkpoint> {
+        if let Some(path) = &self.checkpoint {
+            return Ok(merge::io::open(path, &OpenOptions::default())?);
+        }
+        let plan = match (&self.recipe, &self.synth) {
+            (Some(path), _) => MergePlan::resolve(&MergeRecipe::open(path)?)?.0,
+            (None, synth) => synth.clone().unwrap_or_default().plan()?,
+        };
+        Ok(in_memory(&plan, &IN_MEMORY, progress)?)
+    }
+}

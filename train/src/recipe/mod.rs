@@ -1,0 +1,348 @@
+//! What a run does, as written in YAML. A recipe says everything; nothing is inferred from a name.
+
+mod init;
+mod overrides;
+mod read;
+
+pub use init::{ExpertForm, Init, Synth, SynthSize};
+
+use std::path::PathBuf;
+
+use evaluate::models::{Overrides, ShallowAttention};
+use serde::{Deserialize, Serialize};
+
+use crate::optim::OptimSettings;
+use crate::{Error, Result};
+
+/// A training run.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct TrainRecipe {
+    /// What the weights start from.
+    #[serde(default)]
+    pub init: Init,
+    /// What a checkpoint does not say of its model, and the sizes to bring it to.
+    #[serde(default)]
+    pub model: ModelSettings,
+    /// What is learned from.
+    pub data: DataSettings,
+    /// What is learned.
+    pub objectives: Vec<ObjectiveSettings>,
+    /// Update rule, rates, groups.
+    #[serde(default)]
+    pub optim: OptimSettings,
+    /// When the run is over.
+    pub length: Span,
+    /// Examples of a step, over all ranks.
+    pub batch_size: usize,
+    /// Examples that one rank computes at once; the whole batch is summed over several such parts.
+    /// All of a rank's share at once unless given.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub per_device_batch: Option<usize>,
+    /// `f32`; on cards also `bf16` and `f16` (weights and updates stay in f32).
+    #[serde(default = "f32_name")]
+    pub precision: String,
+    /// Probability of leaving out a residual branch of the last block.
+    #[serde(default)]
+    pub drop_path: f64,
+    /// Probability of leaving out a number of the text embedding.
+    #[serde(default)]
+    pub dropout: f64,
+    /// How pictures are changed.
+    #[serde(default)]
+    pub augmentation: Augmentation,
+    /// How words are masked.
+    #[serde(default)]
+    pub masking: Masking,
+    /// Compute the inside of blocks anew in the backward pass, for less memory.
+    #[serde(default)]
+    pub checkpoint_activations: bool,
+    /// What all draws are keyed by.
+    #[serde(default = "one")]
+    pub seed: u64,
+    /// When the state is kept.
+    #[serde(default)]
+    pub save: SaveSettings,
+    /// Measuring on the way, never on test data.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub validation: Option<ValidationSettings>,
+}
+
+/// What a checkpoint does not say of its model, and the sizes to bring it to.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct ModelSettings {
+    /// Side of the image in pixels; position tables are resized.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub image_size: Option<usize>,
+    /// Attention heads.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub heads: Option<usize>,
+    /// First block in which text and image are one sequence.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub fusion_start: Option<usize>,
+    /// Text positions that the bias table has room for.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub text_table_len: Option<usize>,
+    /// Whether text and image see each other before the fusion start.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub shallow_attention: Option<ShallowAttention>,
+}
+
+impl ModelSettings {
+    /// The same for opening a model.
+    #[must_use]
+    pub fn overrides(&self) -> Overrides {
+        Overrides {
+            n_heads: self.heads,
+            fusion_start: self.fusion_start,
+            shallow_attention: self.shallow_attention,
+            text_table_len: self.text_table_len,
+        }
+    }
+}
+
+/// A split of a data set.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct SplitName {
+    /// `coco`, `f30k`, `vg`, `sbu`, `gcc`, `vqa` or `nlvr2`.
+    pub dataset: String,
+    /// Its split, such as `train`.
+    pub split: String,
+}
+
+/// What is learned from.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct DataSettings {
+    /// Folder of arrow files.
+    pub folder: PathBuf,
+    /// Splits, one after the other; captions, or questions, or statements.
+    pub train: Vec<SplitName>,
+    /// A vocab.txt or tokenizer.json, a folder with one, or a name on the hub.
+    #[serde(default = "bert_name")]
+    pub tokenizer: String,
+    /// Count a caption that an image has twice once.
+    #[serde(default)]
+    pub without_repeats: bool,
+}
+
+/// An objective and its weight in the sum.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct ObjectiveSettings {
+    /// `itc`, `itm`, `mlm`, `text_mlm`, `image_classification`, `retrieval`, `vqa`, `nlvr2`.
+    pub name: String,
+    /// Factor of its loss.
+    #[serde(default = "one_f64")]
+    pub weight: f64,
+}
+
+/// A length of training: so many steps, or so many times through the data.
+#[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Span {
+    /// Steps of the optimizer.
+    Steps(u64),
+    /// Times through the training data.
+    Epochs(f64),
+}
+
+impl Span {
+    /// The same in steps.
+    #[must_use]
+    pub fn steps(self, steps_per_epoch: u64) -> u64 {
+        match self {
+            Self::Steps(steps) => steps,
+            Self::Epochs(epochs) => ((epochs * steps_per_epoch as f64).floor() as u64).max(1),
+        }
+    }
+}
+
+/// How pictures are changed before they are learned from.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case", deny_unknown_fields)]
+pub enum Augmentation {
+    /// Resized to a square, as in evaluation.
+    Square,
+    /// A random part of the picture, mirrored half the time. (The published programs go on with
+    /// random operations on its colors and shape, which are not here yet.)
+    Random {
+        /// Whether a picture may be mirrored.
+        #[serde(default = "yes")]
+        flip: bool,
+        /// The least share of the picture's area that is kept.
+        #[serde(default = "half")]
+        least_area: f64,
+    },
+}
+
+impl Default for Augmentation {
+    fn default() -> Self {
+        Self::Random {
+            flip: true,
+            least_area: half(),
+        }
+    }
+}
+
+/// How words are masked.
+#[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct Masking {
+    /// Share of the tokens.
+    pub probability: f64,
+    /// Mask all pieces of a word, or none.
+    pub whole_word: bool,
+    /// Count padding among the words that may be chosen, as the published program does.
+    pub counts_padding: bool,
+}
+
+impl Default for Masking {
+    fn default() -> Self {
+        Self {
+            probability: 0.15,
+            whole_word: true,
+            counts_padding: true,
+        }
+    }
+}
+
+/// When the state is kept.
+#[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct SaveSettings {
+    /// How often; at the end alone unless given.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub every: Option<Span>,
+    /// How many states stay; the oldest goes.
+    pub keep: usize,
+}
+
+impl Default for SaveSettings {
+    fn default() -> Self {
+        Self {
+            every: None,
+            keep: 2,
+        }
+    }
+}
+
+/// Measuring on the way.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct ValidationSettings {
+    /// `retrieval`, `vqa` or `nlvr2`.
+    pub task: String,
+    /// The data set of retrieval.
+    #[serde(default = "coco_name")]
+    pub dataset: String,
+    /// A split that is not the test split.
+    pub split: String,
+    /// How often.
+    pub every: Span,
+    /// The number that the best weights are chosen by: `rsum`, `vqa_score` or `accuracy`; the
+    /// task's own unless given.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub metric: Option<String>,
+    /// The first examples alone.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub limit: Option<usize>,
+    /// Examples that are computed together.
+    #[serde(default = "sixteen")]
+    pub batch_size: usize,
+}
+
+impl TrainRecipe {
+    /// Looks for what cannot be.
+    ///
+    /// # Errors
+    /// [`Error::BadRecipe`] with the key and what is wrong with it.
+    pub fn check(&self) -> Result<()> {
+        let bad = |key: &str, reason: String| Error::BadSetting {
+            key: key.into(),
+            reason,
+        };
+        self.init.check()?;
+        let of_unit = |key: &str, value: f64| match (0.0..1.0).contains(&value) {
+            true => Ok(()),
+            false => Err(bad(key, format!("{value} is not in [0, 1)"))),
+        };
+        of_unit("drop_path", self.drop_path)?;
+        of_unit("dropout", self.dropout)?;
+        of_unit("masking.probability", self.masking.probability)?;
+        if self.objectives.is_empty() {
+            return Err(bad("objectives", "there is none".into()));
+        }
+        if self.data.train.is_empty() {
+            return Err(bad("data.train", "there is no split".into()));
+        }
+        if self.batch_size == 0 || self.per_device_batch == Some(0) {
+            return Err(bad("batch_size", "a batch has at least one example".into()));
+        }
+        if self.save.keep == 0 {
+            return Err(bad("save.keep", "at least one state must stay".into()));
+        }
+        match self.length {
+            Span::Steps(0) => return Err(bad("length", "there are no steps".into())),
+            Span::Epochs(n) if !n.is_finite() || n <= 0.0 => {
+                return Err(bad("length", format!("{n} epochs")));
+            }
+            _ => {}
+        }
+        let kind = |dataset: &str| match dataset {
+            "vqa" => "questions",
+            "nlvr2" => "statements",
+            _ => "captions",
+        };
+        let kinds: std::collections::BTreeSet<&str> =
+            self.data.train.iter().map(|s| kind(&s.dataset)).collect();
+        if kinds.len() > 1 {
+            let reason = format!("{kinds:?} cannot be in one batch");
+            return Err(bad("data.train", reason));
+        }
+        if let Some(validation) = &self.validation
+            && validation.split.starts_with("test")
+        {
+            let reason = format!(
+                "`{}` is test data: the best weights are chosen by validation data alone",
+                validation.split
+            );
+            return Err(bad("validation.split", reason));
+        }
+        Ok(())
+    }
+}
+
+fn f32_name() -> String {
+    "f32".into()
+}
+
+fn bert_name() -> String {
+    "bert-base-uncased".into()
+}
+
+fn coco_name() -> String {
+    "coco".into()
+}
+
+fn one() -> u64 {
+    1
+}
+
+fn one_f64() -> f64 {
+    1.0
+}
+
+fn yes() -> bool {
+    true
+}
+
+fn half() -> f64 {
+    0.5
+}
+
+fn sixteen() -> usize {
+    16
+}

@@ -1,0 +1,73 @@
+//! `key.key=value` in the place of what a recipe says.
+
+use serde_json::{Map, Value};
+
+use crate::{Error, Result};
+
+/// Puts the value of `setting` into a document. A number in the path is a place in a list.
+pub(super) fn set(document: &mut Value, setting: &str) -> Result<()> {
+    let bad = |reason: &str| Error::BadSetting {
+        key: setting.into(),
+        reason: reason.into(),
+    };
+    let (path, text) = setting
+        .split_once('=')
+        .ok_or_else(|| bad("write KEY=VALUE, e.g. optim.lr=3e-5"))?;
+    let value: Value = serde_saphyr::from_str(text).map_err(|_| bad("the value is no YAML"))?;
+    let mut place = document;
+    for key in path.split('.') {
+        place = match (key.parse::<usize>(), place) {
+            (Ok(index), Value::Array(list)) => list
+                .get_mut(index)
+                .ok_or_else(|| bad("the list has no such place"))?,
+            (_, place @ (Value::Object(_) | Value::Null)) => {
+                if place.is_null() {
+                    *place = Value::Object(Map::new());
+                }
+                match place {
+                    Value::Object(map) => map.entry(key).or_insert(Value::Null),
+                    _ => return Err(bad("there is nothing to set")),
+                }
+            }
+            _ => {
+                return Err(bad(
+                    "a part of the key stands for a value, not for settings",
+                ));
+            }
+        };
+    }
+    *place = value;
+    Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use serde_json::json;
+
+    use super::*;
+
+    #[test]
+    fn settings_replace_and_add() {
+        let mut document = json!({ "optim": { "lr": 1 }, "list": [{ "a": 1 }] });
+        for setting in [
+            "optim.lr=3e-5",
+            "save.every={steps: 10}",
+            "list.0.a=true",
+            "seed=7",
+        ] {
+            set(&mut document, setting).expect(setting);
+        }
+        assert_eq!(document["optim"]["lr"], json!(3e-5));
+        assert_eq!(document["save"], json!({ "every": { "steps": 10 } }));
+        assert_eq!(document["list"][0]["a"], json!(true));
+        assert_eq!(document["seed"], json!(7));
+    }
+
+    #[test]
+    fn settings_that_cannot_be_are_refused() {
+        let mut document = json!({ "seed": 1, "list": [] });
+        for setting in ["seed", "seed.of=1", "list.3=1"] {
+            assert!(set(&mut document, setting).is_err(), "{setting}");
+        }
+    }
+}

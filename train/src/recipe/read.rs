@@ -1,0 +1,105 @@
+//! Recipes from YAML, with settings changed on the command line.
+
+use std::path::Path;
+
+use serde::de::DeserializeOwned;
+use serde_json::Value;
+
+use super::TrainRecipe;
+use super::overrides::set;
+use crate::{Error, Result};
+
+/// Recipes are written by hand; anything larger is not one.
+const MAX_RECIPE_BYTES: u64 = 1 << 20;
+
+impl TrainRecipe {
+    /// Reads a recipe, with `settings` such as `optim.lr=3e-5` in the place of what it says.
+    ///
+    /// # Errors
+    /// [`Error::BadRecipe`] with line and column, or with the nearest key that exists;
+    /// [`Error::BadSetting`].
+    pub fn open(path: &Path, settings: &[String]) -> Result<Self> {
+        let metadata = std::fs::metadata(path).map_err(|e| Error::io("open", path, e))?;
+        if metadata.len() > MAX_RECIPE_BYTES {
+            return Err(Error::BadRecipe {
+                path: path.into(),
+                reason: format!("longer than {MAX_RECIPE_BYTES} bytes"),
+            });
+        }
+        let text = std::fs::read_to_string(path).map_err(|e| Error::io("read", path, e))?;
+        Self::parse(&text, path, settings)
+    }
+
+    /// Reads a recipe from text; `path` is for messages.
+    ///
+    /// # Errors
+    /// As [`TrainRecipe::open`].
+    pub fn parse(text: &str, path: &Path, settings: &[String]) -> Result<Self> {
+        let recipe: Self = parse_with(text, path, settings)?;
+        recipe.check()?;
+        Ok(recipe)
+    }
+
+    /// The recipe as YAML that [`TrainRecipe::parse`] reads back.
+    ///
+    /// # Errors
+    /// [`Error::BadRecipe`] for a path that is not UTF-8.
+    pub fn to_yaml(&self) -> Result<String> {
+        serde_saphyr::to_string(self).map_err(|error| Error::BadRecipe {
+            path: "recipe".into(),
+            reason: error.to_string(),
+        })
+    }
+}
+
+/// Any document in YAML, with settings changed.
+pub(crate) fn parse_with<T: DeserializeOwned>(
+    text: &str,
+    path: &Path,
+    settings: &[String],
+) -> Result<T> {
+    let bad = |reason: String| Error::BadRecipe {
+        path: path.into(),
+        reason: with_nearest(reason.strip_prefix("error: ").unwrap_or(&reason)),
+    };
+    if settings.is_empty() {
+        // Straight to the type: its errors tell line and column.
+        return serde_saphyr::from_str(text).map_err(|error| bad(error.to_string()));
+    }
+    let mut value: Value = serde_saphyr::from_str(text).map_err(|error| bad(error.to_string()))?;
+    for setting in settings {
+        set(&mut value, setting)?;
+    }
+    serde_json::from_value(value).map_err(|error| bad(error.to_string()))
+}
+
+/// Adds the nearest key to serde's message about an unknown one.
+fn with_nearest(message: &str) -> String {
+    let mut quoted = message.split('`').skip(1).step_by(2);
+    let unknown = match message.contains("unknown field") || message.contains("unknown variant") {
+        true => quoted.next(),
+        false => None,
+    };
+    let Some(unknown) = unknown else {
+        return message.to_owned();
+    };
+    let likeness = |name: &&str| strsim::jaro_winkler(name, unknown);
+    let nearest = quoted.max_by(|a, b| likeness(a).total_cmp(&likeness(b)));
+    match nearest.filter(|name| likeness(name) > 0.6) {
+        Some(nearest) => format!("{message}; the nearest is `{nearest}`"),
+        None => message.to_owned(),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_unknown_key_comes_with_the_nearest() {
+        let message = "unknown field `objectivs`, expected one of `init`, `objectives`, `optim`";
+        assert!(with_nearest(message).ends_with("the nearest is `objectives`"));
+        let message = "unknown field `zzz`, expected one of `init`, `optim`";
+        assert_eq!(with_nearest(message), message);
+    }
+}

@@ -1,0 +1,167 @@
+//! The folder of a run.
+//!
+//! ```text
+//! recipe.yaml                    what is done, resolved
+//! log.jsonl                      one line a step
+//! events.out.tfevents.*          the same for TensorBoard
+//! states/step-00000120/          model.safetensors and state.safetensors: where a run goes on
+//! best.safetensors, best.json    the best weights by validation
+//! model.safetensors              the last weights, when the run is over
+//! ```
+
+use std::fs;
+use std::path::{Path, PathBuf};
+
+use crate::{Error, Result};
+
+/// What a state is called before it is complete.
+const PARTIAL: &str = ".partial";
+
+/// The folder of a run.
+#[derive(Clone, Debug)]
+pub struct RunFolder {
+    path: PathBuf,
+}
+
+impl RunFolder {
+    /// Makes the folder, or takes up one that is there.
+    ///
+    /// # Errors
+    /// When the system does not let it.
+    pub fn open(path: &Path) -> Result<Self> {
+        let folder = Self { path: path.into() };
+        fs::create_dir_all(folder.states()).map_err(|e| Error::io("create", path, e))?;
+        for name in folder.state_names()? {
+            if name.ends_with(PARTIAL) {
+                let partial = folder.states().join(&name);
+                fs::remove_dir_all(&partial).map_err(|e| Error::io("remove", &partial, e))?;
+            }
+        }
+        Ok(folder)
+    }
+
+    /// Whether a run was begun in this folder.
+    #[must_use]
+    pub fn is_begun(path: &Path) -> bool {
+        path.join("recipe.yaml").exists()
+    }
+
+    /// The folder.
+    #[must_use]
+    pub fn path(&self) -> &Path {
+        &self.path
+    }
+
+    /// A file in it.
+    #[must_use]
+    pub fn file(&self, name: &str) -> PathBuf {
+        self.path.join(name)
+    }
+
+    fn states(&self) -> PathBuf {
+        self.path.join("states")
+    }
+
+    fn state_names(&self) -> Result<Vec<String>> {
+        let states = self.states();
+        let failed = |source| Error::io("list", &states, source);
+        let mut names = Vec::new();
+        for entry in fs::read_dir(&states).map_err(failed)? {
+            names.push(
+                entry
+                    .map_err(failed)?
+                    .file_name()
+                    .to_string_lossy()
+                    .into_owned(),
+            );
+        }
+        names.sort();
+        Ok(names)
+    }
+
+    /// Complete states, oldest first: the step, and the folder.
+    ///
+    /// # Errors
+    /// When the folder cannot be listed.
+    pub fn kept(&self) -> Result<Vec<(u64, PathBuf)>> {
+        let step = |name: &String| name.strip_prefix("step-")?.parse().ok();
+        let names = self.state_names()?;
+        let kept = names
+            .iter()
+            .filter_map(|name| Some((step(name)?, self.states().join(name))));
+        Ok(kept.collect())
+    }
+
+    /// Keeps a state: `write` fills a folder, which gets its name when everything in it is on the
+    /// disk. States beyond the newest `keep` then go.
+    ///
+    /// # Errors
+    /// As `write`, and when the disk fails; the states before stay.
+    pub fn keep(
+        &self,
+        step: u64,
+        keep: usize,
+        write: impl FnOnce(&Path) -> Result<()>,
+    ) -> Result<PathBuf> {
+        let states = self.states();
+        let place = states.join(format!("step-{step:08}"));
+        let partial = states.join(format!("step-{step:08}{PARTIAL}"));
+        fs::create_dir_all(&partial).map_err(|e| Error::io("create", &partial, e))?;
+        if let Err(error) = write(&partial) {
+            // The first error is the one to tell of.
+            let _ = fs::remove_dir_all(&partial);
+            return Err(error);
+        }
+        if place.exists() {
+            fs::remove_dir_all(&place).map_err(|e| Error::io("remove", &place, e))?;
+        }
+        fs::rename(&partial, &place).map_err(|e| Error::io("rename", &partial, e))?;
+        sync(&states)?;
+        let kept = self.kept()?;
+        for (_, old) in kept.iter().rev().skip(keep) {
+            fs::remove_dir_all(old).map_err(|e| Error::io("remove", old, e))?;
+        }
+        Ok(place)
+    }
+}
+
+/// Waits until a folder's entries are on the disk.
+fn sync(folder: &Path) -> Result<()> {
+    let synced = fs::File::open(folder).and_then(|folder| folder.sync_all());
+    synced.map_err(|e| Error::io("sync", folder, e))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_oldest_states_go_and_a_failed_one_leaves_no_trace() {
+        let temporary = tempfile::tempdir().expect("a folder");
+        let folder = RunFolder::open(temporary.path()).expect("it opens");
+        let write = |place: &Path| {
+            fs::write(place.join("a"), "a").map_err(|e| Error::io("write", place, e))
+        };
+        for step in [1, 5, 9] {
+            folder.keep(step, 2, write).expect("it is kept");
+        }
+        let steps = |folder: &RunFolder| -> Vec<u64> {
+            folder
+                .kept()
+                .expect("listed")
+                .into_iter()
+                .map(|(step, _)| step)
+                .collect()
+        };
+        assert_eq!(steps(&folder), [5, 9]);
+        let failed = folder.keep(12, 2, |place| {
+            write(place)?;
+            Err(Error::NotFinite { part: "x".into() })
+        });
+        assert!(failed.is_err());
+        assert_eq!(steps(&folder), [5, 9]);
+        fs::create_dir(temporary.path().join("states/step-00000012.partial")).expect("made");
+        let folder = RunFolder::open(temporary.path()).expect("it opens");
+        assert_eq!(folder.state_names().expect("listed").len(), 2);
+    }
+}

@@ -1,0 +1,144 @@
+//! Which variable is in which group.
+
+use train::optim::{GroupKind, GroupRules, OptimSettings, ParamGroups};
+
+type Outcome = Result<(), Box<dyn std::error::Error>>;
+
+/// Names and shapes as vl-merging and VLMo spell them, with the group under the published and the exact
+/// rules (quirk 24 of the program).
+const CASES: [(&str, &[usize], GroupKind, GroupKind); 15] = {
+    use GroupKind::{BodyDecay as D, BodyNoDecay as N, HeadDecay as HD, HeadNoDecay as HN};
+    [
+        ("transformer.cls_token", &[1, 1, 24], D, D),
+        ("transformer.blocks.0.attn.v.qkv.weight", &[72, 24], D, D),
+        ("transformer.blocks.0.attn.vl.qkv.weight", &[72, 24], D, D),
+        ("transformer.blocks.0.attn.v_bias", &[24], N, N),
+        ("transformer.blocks.0.gamma_1", &[24], D, D),
+        ("transformer.blocks.0.norm1.weight", &[24], N, N),
+        ("transformer.blocks.0.norm1.v.weight", &[24], D, N),
+        ("transformer.blocks.0.norm1.v.bias", &[24], N, N),
+        ("transformer.blocks.0.norm2_text.weight", &[24], D, N),
+        ("text_embeddings.LayerNorm.weight", &[24], N, N),
+        ("relative_position_bias_table", &[732, 3], N, N),
+        ("logit_scale", &[], D, D),
+        ("vqa_classifier.0.weight", &[48, 24], HD, HD),
+        ("vqa_classifier.1.weight", &[48], HD, HN),
+        ("vqa_classifier.1.bias", &[48], HN, HN),
+    ]
+};
+
+fn variables() -> impl Iterator<Item = (&'static str, &'static [usize])> {
+    CASES.iter().map(|case| (case.0, case.1))
+}
+
+#[test]
+fn every_variable_is_where_the_rules_put_it() -> Outcome {
+    for rules in [GroupRules::Published, GroupRules::Exact] {
+        let settings = OptimSettings {
+            rules,
+            lr_mult: 10.0,
+            weight_decay: 0.05,
+            head_weight_decay: 0.02,
+            ..OptimSettings::default()
+        };
+        let groups = ParamGroups::of(variables(), &settings.groups())?;
+        for (name, _, published, exact) in CASES {
+            let group = groups.group(name)?;
+            let wanted = if rules == GroupRules::Exact {
+                exact
+            } else {
+                published
+            };
+            assert_eq!(group.kind, wanted, "{name}");
+            let (factor, decay) = match wanted {
+                GroupKind::BodyDecay => (1.0, 0.05),
+                GroupKind::HeadDecay => (10.0, 0.02),
+                GroupKind::HeadNoDecay => (10.0, 0.0),
+                _ => (1.0, 0.0),
+            };
+            assert_eq!((group.rate_factor, group.decay), (factor, decay), "{name}");
+        }
+        groups.check(CASES.iter().map(|case| case.0))?;
+        let elements: usize = groups.groups().iter().map(|group| group.elements).sum();
+        let shapes = CASES.iter().map(|case| case.1.iter().product::<usize>());
+        assert_eq!(elements, shapes.sum::<usize>());
+    }
+    Ok(())
+}
+
+#[test]
+fn a_raised_path_is_matched_by_whole_segments() -> Outcome {
+    let settings = OptimSettings {
+        raised: vec!["attn.v".into()],
+        ..OptimSettings::default()
+    };
+    let groups = ParamGroups::of(variables(), &settings.groups())?;
+    let kind = |name: &str| groups.group(name).map(|group| group.kind);
+    let block = "transformer.blocks.0";
+    assert_eq!(
+        kind(&format!("{block}.attn.v.qkv.weight"))?,
+        GroupKind::HeadDecay
+    );
+    // The published program takes these along (its quirk 33).
+    assert_eq!(
+        kind(&format!("{block}.attn.vl.qkv.weight"))?,
+        GroupKind::BodyDecay
+    );
+    assert_eq!(
+        kind(&format!("{block}.attn.v_bias"))?,
+        GroupKind::BodyNoDecay
+    );
+    Ok(())
+}
+
+#[test]
+fn what_is_not_trainable_is_frozen() -> Outcome {
+    let settings = OptimSettings {
+        trainable: vec!["norm2_text".into(), "text_embeddings".into()],
+        ..OptimSettings::default()
+    };
+    let groups = ParamGroups::of(variables(), &settings.groups())?;
+    let trained = (groups.groups().iter())
+        .filter(|group| group.kind != GroupKind::Frozen)
+        .flat_map(|group| &group.names);
+    let wanted = [
+        "transformer.blocks.0.norm2_text.weight",
+        "text_embeddings.LayerNorm.weight",
+    ];
+    assert!(trained.eq(wanted), "{groups:?}");
+    Ok(())
+}
+
+#[test]
+fn a_variable_in_no_group_in_two_or_missing_is_named() -> Outcome {
+    let settings = OptimSettings::default().groups();
+    let groups = ParamGroups::of(variables(), &settings)?;
+    let names = || CASES.iter().map(|case| case.0);
+    let said = |outcome: train::Result<()>| outcome.err().map(|e| e.to_string());
+    let more = said(groups.check(names().chain(["new.weight"])));
+    assert!(more.is_some_and(|text| text.contains("`new.weight` is in no group")));
+    let twice = said(groups.check(names().chain(["logit_scale"])));
+    assert!(twice.is_some_and(|text| text.contains("`logit_scale` is twice")));
+    let fewer = said(groups.check(names().skip(1)));
+    assert!(fewer.is_some_and(|text| text.contains("transformer.cls_token")));
+    let twice = ParamGroups::of(variables().chain(variables()), &settings);
+    assert!(matches!(twice, Err(train::Error::GroupedTwice { .. })));
+    Ok(())
+}
+
+#[test]
+fn a_setting_that_matches_nothing_is_refused() {
+    for settings in [
+        OptimSettings {
+            trainable: vec!["text_embedings".into()],
+            ..OptimSettings::default()
+        },
+        OptimSettings {
+            raised: vec!["mlp.v".into()],
+            ..OptimSettings::default()
+        },
+    ] {
+        let outcome = ParamGroups::of(variables(), &settings.groups());
+        assert!(matches!(outcome, Err(train::Error::MatchesNothing { .. })));
+    }
+}

@@ -1,0 +1,219 @@
+//! Losses and gradients of every objective against the published program, as recorded in the
+//! fixture, by one graph and by tape.
+
+use std::collections::BTreeMap;
+
+use candle_core::{DType, Tensor};
+use evaluate::nn::{Gradient, Gradients, Tape};
+use train::batch::{Batch, MaskedWords, Words};
+use train::collective::Alone;
+use train::objectives::{self, Shared, Step};
+
+use crate::fixture::{ARCHITECTURES, json, path, tensors, trainable, values};
+
+/// Of losses, relative.
+const LOSS_TOLERANCE: f64 = 1e-5;
+
+/// Of gradients, relative L2 per tensor.
+const GRADIENT_TOLERANCE: f64 = 1e-3;
+
+/// Gradients below this share of the largest are compared absolutely.
+const GRADIENT_FLOOR: f64 = 1e-6;
+
+/// The fixture's name of a loss, and ours.
+const LOSSES: [(&str, &str); 8] = [
+    ("vqa", "vqa"),
+    ("nlvr2", "nlvr2"),
+    ("irtr", "retrieval"),
+    ("ifm", "itc"),
+    ("itm", "itm"),
+    ("mlm", "mlm"),
+    ("text_only_mlm", "text_mlm"),
+    ("img_cls", "image_classification"),
+];
+
+/// The batch of a loss.
+fn batch(loss: &str) -> Batch {
+    let inputs = tensors("forward/inputs.safetensors");
+    let get = |name: &str| inputs[name].clone();
+    let ids = |name: &str| get(name).to_dtype(DType::U32).expect("ids");
+    let whole = |name: &str| values(&get(name)).into_iter().map(|v| v as u32).collect();
+    let prefix = if matches!(loss, "irtr" | "ifm") {
+        "irtr_"
+    } else {
+        ""
+    };
+    let text = Words::of_tensors(
+        ids(&format!("{prefix}text_ids")),
+        ids(&format!("{prefix}text_masks")),
+    );
+    let image = get(&format!("{prefix}image"));
+    let labels = values(&get("text_labels_mlm"));
+    let masked = labels
+        .iter()
+        .enumerate()
+        .filter(|(_, label)| **label >= 0.0);
+    let (places, labels) = masked.map(|(at, label)| (at as u32, *label as u32)).unzip();
+    Batch {
+        first: 0,
+        n: image.dim(0).expect("a batch"),
+        image: Some(image),
+        second_image: Some(get("image_1")),
+        text: Some(text.expect("words")),
+        masked_words: Some(MaskedWords {
+            ids: ids("text_ids_mlm"),
+            places,
+            labels,
+        }),
+        answers: Some(get("vqa_targets")),
+        classes: Some(match loss {
+            "nlvr2" => whole("nlvr2_labels"),
+            _ => whole("cls_labels"),
+        }),
+    }
+}
+
+/// How gradients are computed.
+#[derive(Clone, Copy, Debug)]
+enum How {
+    OneGraph,
+    Tape,
+    Checkpoints,
+}
+
+/// The loss, and gradients by name of variable.
+fn run(architecture: &str, loss: &str, ours: &str, how: How) -> (f64, BTreeMap<String, Vec<f64>>) {
+    let (model, weights) = trainable(architecture);
+    let tape = match how {
+        How::OneGraph => None,
+        How::Tape => Some(Tape::new()),
+        How::Checkpoints => Some(Tape::checkpointing()),
+    };
+    let batch = batch(loss);
+    let step = Step {
+        model: &model,
+        batch: &batch,
+        collective: &Alone,
+        randomness: None,
+        tape: tape.as_ref(),
+        shared: &Shared::default(),
+    };
+    let objective = objectives::by_name(ours).expect("an objective");
+    let loss = objective.loss(&step).expect("a loss");
+    let variables = weights.variables();
+    let mut gradients = Gradients::of(variables.values());
+    match tape {
+        Some(tape) => tape
+            .backward(&loss.value, &mut gradients)
+            .expect("backward"),
+        None => {
+            let found = loss.value.backward().expect("backward");
+            gradients.absorb(&found).expect("absorbed");
+        }
+    }
+    let mut by_name = BTreeMap::new();
+    for (name, variable) in variables {
+        match gradients.get(&variable) {
+            Some(Gradient::Host(gradient)) => {
+                by_name.insert(name, gradient.iter().map(|&g| f64::from(g)).collect());
+            }
+            Some(Gradient::Device(gradient)) => {
+                by_name.insert(name, values(gradient));
+            }
+            None => {}
+        }
+    }
+    (loss.reported, by_name)
+}
+
+fn l2(values: impl Iterator<Item = f64>) -> f64 {
+    values.map(|value| value * value).sum::<f64>().sqrt()
+}
+
+fn compare(how: How) {
+    let losses = json("forward/losses.json");
+    for architecture in ARCHITECTURES {
+        let norms = json(&format!("forward/{architecture}_grad_norms.json"));
+        for (theirs, ours) in LOSSES {
+            let (found, gradients) = run(architecture, theirs, ours, how);
+            let expected = losses["losses"][architecture][theirs]
+                .as_f64()
+                .expect("a loss");
+            let error = (found - expected).abs() / expected.abs();
+            assert!(
+                error <= LOSS_TOLERANCE,
+                "{how:?} {architecture} {ours}: {found}, expected {expected}"
+            );
+            let norms = norms[theirs].as_object().expect("norms by parameter");
+            let largest = norms
+                .values()
+                .filter_map(|v| v.as_f64())
+                .fold(0.0, f64::max);
+            let floor = GRADIENT_FLOOR * largest;
+            for (key, norm) in norms {
+                let gradient = gradients.get(key);
+                let found = gradient.map_or(0.0, |g| l2(g.iter().copied()));
+                let expected = norm.as_f64().unwrap_or(0.0);
+                let tolerance = (GRADIENT_TOLERANCE * expected).max(floor);
+                assert!(
+                    (found - expected).abs() <= tolerance,
+                    "{how:?} {architecture} {ours} {key}: norm {found}, expected {expected}"
+                );
+            }
+            let file = format!("forward/{architecture}_grad_{theirs}.safetensors");
+            if !path(&file).exists() {
+                continue;
+            }
+            for (key, expected) in tensors(&file) {
+                let expected: Vec<f64> = values(&expected);
+                let norm = l2(expected.iter().copied());
+                let error = l2(gradients[&key].iter().zip(&expected).map(|(a, b)| a - b));
+                let tolerance = (GRADIENT_TOLERANCE * norm).max(floor);
+                assert!(
+                    error <= tolerance,
+                    "{how:?} {ours} {key}: {error} of {norm}"
+                );
+            }
+        }
+    }
+}
+
+#[test]
+fn losses_and_gradients_by_one_graph_are_those_of_the_published_program() {
+    compare(How::OneGraph);
+}
+
+#[test]
+fn losses_and_gradients_by_tape_are_those_of_the_published_program() {
+    compare(How::Tape);
+}
+
+#[test]
+fn losses_and_gradients_by_checkpoints_are_those_of_the_published_program() {
+    compare(How::Checkpoints);
+}
+
+#[test]
+fn a_batch_of_one_has_nothing_to_be_matched_with() {
+    let (model, _) = trainable("ufo");
+    let whole = batch("itm");
+    let one = Tensor::new(&[0u32], &candle_core::Device::Cpu).expect("an index");
+    let batch = Batch {
+        n: 1,
+        image: whole
+            .image
+            .map(|image| image.index_select(&one, 0).expect("one")),
+        text: whole.text.map(|text| text.select(&one).expect("one")),
+        ..Batch::default()
+    };
+    let step = Step {
+        model: &model,
+        batch: &batch,
+        collective: &Alone,
+        randomness: None,
+        tape: None,
+        shared: &Shared::default(),
+    };
+    let error = objectives::by_name("itm").expect("known").loss(&step);
+    assert!(matches!(error, Err(train::Error::NoNegative)));
+}

@@ -1,0 +1,242 @@
+//! Whole runs of a tiny model on the fixture's pictures: learning, stopping, going on.
+
+use std::collections::BTreeMap;
+use std::path::Path;
+use std::sync::atomic::{AtomicU64, Ordering};
+
+use candle_core::Device;
+use evaluate::datasets::captions::CaptionSet;
+use merge::Progress;
+use train::Error;
+use train::collective::Alone;
+use train::log::{LINES_FILE, read};
+use train::recipe::TrainRecipe;
+use train::run::{Ended, Trainer, Where};
+
+use crate::fixture::path;
+
+/// Stops after so many steps.
+struct StopAfter(AtomicU64);
+
+impl StopAfter {
+    fn steps(n: u64) -> Self {
+        Self(AtomicU64::new(n))
+    }
+}
+
+impl Progress for StopAfter {
+    fn advance(&self, amount: u64) {
+        let left = self.0.load(Ordering::Relaxed);
+        self.0.store(left.saturating_sub(amount), Ordering::Relaxed);
+    }
+
+    fn is_cancelled(&self) -> bool {
+        self.0.load(Ordering::Relaxed) == 0
+    }
+}
+
+fn recipe(checkpoint: &str, objectives: &str, settings: &[&str]) -> TrainRecipe {
+    let yaml = format!(
+        "init: {{ checkpoint: \"{}\" }}\n\
+         model: {{ text_table_len: 16 }}\n\
+         data:\n\
+         \x20 folder: \"{}\"\n\
+         \x20 train: [{{ dataset: coco, split: train }}]\n\
+         \x20 tokenizer: \"{}\"\n\
+         objectives: {objectives}\n\
+         optim: {{ lr: 1e-3, warmup: 2 }}\n\
+         length: {{ steps: 6 }}\n\
+         batch_size: 4\n\
+         augmentation: square\n",
+        path(checkpoint).display(),
+        path("arrow").display(),
+        path("real/vocab.txt").display(),
+    );
+    let settings: Vec<String> = settings.iter().map(|&s| s.to_owned()).collect();
+    TrainRecipe::parse(&yaml, Path::new("recipe.yaml"), &settings).expect("a recipe")
+}
+
+fn run(recipe: &TrainRecipe, folder: &Path, progress: &dyn Progress) -> train::Result<Ended> {
+    let place = Where {
+        folder,
+        device: Device::Cpu,
+        collective: &Alone,
+        progress,
+    };
+    Trainer::open(recipe.clone(), place)?.run()
+}
+
+fn losses(folder: &Path) -> Vec<f64> {
+    let records = read(&folder.join(LINES_FILE)).expect("the log reads");
+    let losses = records
+        .iter()
+        .filter_map(|record| record.values.get("loss"));
+    losses.copied().collect()
+}
+
+/// Every tensor of a file, as bytes.
+fn tensors(path: &Path) -> BTreeMap<String, Vec<u8>> {
+    let file = merge::io::open(path, &merge::io::OpenOptions::default()).expect("it opens");
+    let read = |(key, _): (&str, _)| (key.to_owned(), file.read_all(key).expect("it reads"));
+    file.tensors().map(read).collect()
+}
+
+const PRETRAIN: &str = "[{ name: itc }, { name: itm }, { name: mlm, weight: 0.5 }]";
+
+/// Everything that is random or is kept from step to step.
+const RESTLESS: [&str; 4] = [
+    "drop_path=0.2",
+    "dropout=0.1",
+    "augmentation={random: {}}",
+    "optim.ema=0.9",
+];
+
+#[test]
+fn a_batch_can_be_learned_by_heart() {
+    let folder = tempfile::tempdir().expect("a folder");
+    let recipe = recipe(
+        "ckpt/ufo_pretrain.ckpt",
+        "[{ name: retrieval }]",
+        &["length.steps=80", "optim.lr=3e-3", "batch_size=1000"],
+    );
+    run(&recipe, folder.path(), &merge::progress::Silent).expect("it runs");
+    let losses = losses(folder.path());
+    let (first, last) = (losses[0], losses[losses.len() - 1]);
+    assert_eq!(losses.len(), 80);
+    // The captions of an image are each other's negatives, so the loss cannot fall below the
+    // logarithm of their number.
+    let set = CaptionSet::open(&path("arrow"), "coco", "train").expect("it opens");
+    let floor = (set.n_captions() as f64 / set.n_images() as f64).ln();
+    assert!(
+        last - floor < 0.3 * (first - floor),
+        "the loss went from {first} to {last}, its floor is {floor}"
+    );
+}
+
+#[test]
+fn a_run_that_was_stopped_ends_in_the_same_weights() {
+    for (checkpoint, parts) in [
+        ("ckpt/ufo_pretrain.ckpt", "per_device_batch=4"),
+        ("ckpt/all_moe_pretrain.ckpt", "per_device_batch=2"),
+    ] {
+        let settings = [&RESTLESS[..], &[parts]].concat();
+        let recipe = recipe(checkpoint, PRETRAIN, &settings);
+        let (whole, stopped) = (
+            tempfile::tempdir().expect("a folder"),
+            tempfile::tempdir().expect("a folder"),
+        );
+        let ended = run(&recipe, whole.path(), &merge::progress::Silent).expect("it runs");
+        assert_eq!(ended, Ended::Done);
+        for steps in [2, 1, 9] {
+            let ended = run(&recipe, stopped.path(), &StopAfter::steps(steps));
+            let expected = if steps == 9 {
+                Ended::Done
+            } else {
+                Ended::Stopped
+            };
+            assert_eq!(ended.expect("it runs"), expected);
+        }
+        for file in [
+            "model.safetensors",
+            "states/step-00000006/state.safetensors",
+        ] {
+            let read = |folder: &Path| tensors(&folder.join(file));
+            let (whole, stopped) = (read(whole.path()), read(stopped.path()));
+            assert_eq!(whole.len(), stopped.len());
+            for (key, bytes) in whole {
+                assert!(stopped[&key] == bytes, "{checkpoint}: {file}: `{key}`");
+            }
+        }
+        assert_eq!(losses(whole.path()), losses(stopped.path()));
+    }
+}
+
+#[test]
+fn checkpointing_changes_no_number() {
+    let finals = ["false", "true"].map(|checkpointing| {
+        let folder = tempfile::tempdir().expect("a folder");
+        let setting = format!("checkpoint_activations={checkpointing}");
+        let settings = [&RESTLESS[..], &[setting.as_str()]].concat();
+        let recipe = recipe("ckpt/all_moe_pretrain.ckpt", PRETRAIN, &settings);
+        run(&recipe, folder.path(), &merge::progress::Silent).expect("it runs");
+        losses(folder.path())
+    });
+    for (kept, anew) in finals[0].iter().zip(&finals[1]) {
+        assert!((kept - anew).abs() < 1e-5, "{kept} and {anew}");
+    }
+}
+
+#[test]
+fn a_loss_that_is_not_finite_stops_the_run_and_names_the_part() {
+    let folder = tempfile::tempdir().expect("a folder");
+    let recipe = recipe(
+        "ckpt/ufo_pretrain.ckpt",
+        PRETRAIN,
+        &["optim.lr=1e15", "optim.warmup=0", "save.every={steps: 1}"],
+    );
+    let error = run(&recipe, folder.path(), &merge::progress::Silent);
+    let Err(Error::NotFinite { part }) = error else {
+        panic!("{error:?}");
+    };
+    assert!(part.contains("loss") || part.contains("gradient"), "{part}");
+    assert!(
+        folder
+            .path()
+            .join("states")
+            .read_dir()
+            .expect("listed")
+            .count()
+            == 1
+    );
+}
+
+#[test]
+fn best_weights_are_chosen_by_validation_data() {
+    let folder = tempfile::tempdir().expect("a folder");
+    let validation = "validation={task: retrieval, split: val, every: {steps: 2}}";
+    let recipe = recipe(
+        "ckpt/ufo_pretrain.ckpt",
+        "[{ name: retrieval }]",
+        &[validation, "optim.ema=0.5"],
+    );
+    run(&recipe, folder.path(), &merge::progress::Silent).expect("it runs");
+    let text = std::fs::read_to_string(folder.path().join("best.json")).expect("best.json");
+    let best: serde_json::Value = serde_json::from_str(&text).expect("JSON");
+    assert!(best["values"]["rsum"].is_number(), "{best}");
+    assert!(folder.path().join("best.safetensors").exists());
+}
+
+#[test]
+fn another_recipe_does_not_go_on_with_a_state() {
+    let folder = tempfile::tempdir().expect("a folder");
+    let first = recipe("ckpt/ufo_pretrain.ckpt", PRETRAIN, &[]);
+    run(&first, folder.path(), &StopAfter::steps(1)).expect("it runs");
+    let other = recipe("ckpt/ufo_pretrain.ckpt", PRETRAIN, &["optim.lr=2e-3"]);
+    let error = run(&other, folder.path(), &merge::progress::Silent);
+    assert!(matches!(error, Err(Error::BadState { .. })), "{error:?}");
+}
+
+#[test]
+fn recipes_that_cannot_be_are_refused_with_the_key() {
+    let whole = recipe("ckpt/ufo_pretrain.ckpt", PRETRAIN, &[]);
+    let yaml = whole.to_yaml().expect("YAML");
+    let parse = |settings: &[&str]| {
+        let settings: Vec<String> = settings.iter().map(|&s| s.to_owned()).collect();
+        TrainRecipe::parse(&yaml, Path::new("recipe.yaml"), &settings)
+    };
+    assert_eq!(parse(&[]).expect("it reads its own YAML"), whole);
+    for (setting, expected) in [
+        ("droppath=0.1", "the nearest is `drop_path`"),
+        ("optim.lrr=0.1", "the nearest is `lr`"),
+        ("drop_path=1.5", "drop_path"),
+        ("objectives=[]", "objectives"),
+        (
+            "validation={task: retrieval, split: test, every: {steps: 1}}",
+            "test data",
+        ),
+        ("init.recipe=merge.yaml", "init"),
+    ] {
+        let error = parse(&[setting]).expect_err(setting).to_string();
+        assert!(error.contains(expected), "{setting}: {error}");
+    }
+}
