@@ -118,7 +118,10 @@ fn verb_and_sources(entry: &Entry) -> (&'static str, Vec<String>) {
         Action::Generate(_) => "make",
         _ => "other",
     };
-    let grams = entry.action.grams().map(|gram| format!("gram {}", gram.key));
+    let grams = entry
+        .action
+        .grams()
+        .map(|gram| format!("gram {}", gram.key));
     let tensors = entry.action.tensors().map(|tensor| tensor.key.clone());
     (verb, tensors.chain(grams).collect())
 }

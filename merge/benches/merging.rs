@@ -44,7 +44,7 @@ fn bench_kernel(bencher: Bencher<'_, '_>, method: &dyn MergeMethod) {
                 members: &[&members[0], &members[1]],
                 base: method.needs().base.then_some(&base),
                 aside: &[],
-            first: 0,
+                first: 0,
             };
             kernel.combine_f32(&chunk, StepRounding::None, &mut out);
         });

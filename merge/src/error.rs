@@ -408,9 +408,7 @@ pub enum Error {
         member: Member,
     },
     /// A gram matrix that does not fit its layer.
-    #[error(
-        "cannot merge `{slot}`: {member} has shape {weight:?}, its gram matrix {gram:?}"
-    )]
+    #[error("cannot merge `{slot}`: {member} has shape {weight:?}, its gram matrix {gram:?}")]
     GramShape {
         /// The merged key.
         slot: String,

@@ -204,7 +204,11 @@ fn write_entries(
         let Some(kernel) = survey::kernel(plan, entry, progress, true)? else {
             continue;
         };
-        let pieces = pieces_of(index, entry.info.n_elements(), chunk_elements(kernel.unit()));
+        let pieces = pieces_of(
+            index,
+            entry.info.n_elements(),
+            chunk_elements(kernel.unit()),
+        );
         pieces.collect::<Vec<_>>().par_iter().try_for_each_init(
             || Worker::new(plan, sink, run),
             |worker, &Piece { first, length, .. }| {
@@ -259,7 +263,11 @@ fn survey_small(
     let Some(kernel) = survey::kernel(plan, entry, progress, false)? else {
         return Ok(());
     };
-    let pieces = pieces_of(index, entry.info.n_elements(), chunk_elements(kernel.unit()));
+    let pieces = pieces_of(
+        index,
+        entry.info.n_elements(),
+        chunk_elements(kernel.unit()),
+    );
     for Piece { first, length, .. } in pieces {
         progress.advance(worker.write_surveyed(index, kernel.as_ref(), first, length)?);
     }

@@ -48,9 +48,17 @@ impl Folder {
             sync: false,
             ..WriteOptions::new(&target)
         };
-        let pool = rayon::ThreadPoolBuilder::new().num_threads(n_threads).build();
+        let pool = rayon::ThreadPoolBuilder::new()
+            .num_threads(n_threads)
+            .build();
         pool.expect("a pool").install(|| {
-            execute(&plan, &write, &RunOptions::default(), &merge::progress::Silent).expect("merges");
+            execute(
+                &plan,
+                &write,
+                &RunOptions::default(),
+                &merge::progress::Silent,
+            )
+            .expect("merges");
         });
         let merged = fixture::tensors(&target)["w"].values();
         merged.into_iter().map(|value| value as f32).collect()
@@ -61,7 +69,10 @@ fn values(name: &str) -> Vec<f32> {
     let mut draws = vec![0.0; SHAPE[0] * SHAPE[1]];
     merge::random::Draws::new(3, name).add_normal(1.0, 0, &mut draws);
     match name {
-        "base" => draws.iter().map(|draw| (draw * 16.0).round() / 64.0).collect(),
+        "base" => draws
+            .iter()
+            .map(|draw| (draw * 16.0).round() / 64.0)
+            .collect(),
         _ => (values("base").iter().zip(&draws))
             .map(|(base, draw)| base + (draw * 20.0).round() / 64.0)
             .collect(),
@@ -112,7 +123,11 @@ fn ties_keeps_the_largest_and_of_equals_the_first() {
             order.truncate(count);
             order
         });
-        let expected: Vec<f32> = values("base").iter().zip(&kept).map(|(b, d)| b + d).collect();
+        let expected: Vec<f32> = values("base")
+            .iter()
+            .zip(&kept)
+            .map(|(b, d)| b + d)
+            .collect();
         assert!(merged == expected, "density {density}");
     }
 }
@@ -129,8 +144,14 @@ fn breadcrumbs_keeps_the_middle() {
         let n = SHAPE[0] * SHAPE[1];
         let part = |share: f64| (share * n as f64) as usize;
         let bottom = n.saturating_sub(part(density) + part(gamma));
-        let kept = thinned("b", |ascending| ascending[bottom..bottom + part(density)].to_vec());
-        let expected: Vec<f32> = values("base").iter().zip(&kept).map(|(b, d)| b + d).collect();
+        let kept = thinned("b", |ascending| {
+            ascending[bottom..bottom + part(density)].to_vec()
+        });
+        let expected: Vec<f32> = values("base")
+            .iter()
+            .zip(&kept)
+            .map(|(b, d)| b + d)
+            .collect();
         assert!(merged == expected, "density {density}, gamma {gamma}");
     }
 }
@@ -143,17 +164,32 @@ fn one_thread_and_many_give_the_same_bytes_for_every_method_of_several_passes() 
     let weighed = "models: [{model: <a>, parameters: {weight: 0.5}}, {model: <b>, parameters: {weight: 0.75}}]";
     let plain = "models: [<a>, <b>]";
     let recipes = [
-        ("slerp", "base_model: <base>\nmodels: [<base>, <a>]\nparameters: {t: 0.3}".to_owned()),
-        ("nuslerp", format!("{weighed}\nparameters: {{nuslerp_flatten: false, nuslerp_row_wise: true}}")),
+        (
+            "slerp",
+            "base_model: <base>\nmodels: [<base>, <a>]\nparameters: {t: 0.3}".to_owned(),
+        ),
+        (
+            "nuslerp",
+            format!("{weighed}\nparameters: {{nuslerp_flatten: false, nuslerp_row_wise: true}}"),
+        ),
         ("multislerp", format!("{weighed}\nbase_model: <base>")),
         ("karcher", plain.to_owned()),
         ("model_stock", format!("{plain}\nbase_model: <base>")),
-        ("ties", format!("{two}\nbase_model: <base>\nparameters: {{rescale: true}}")),
+        (
+            "ties",
+            format!("{two}\nbase_model: <base>\nparameters: {{rescale: true}}"),
+        ),
         ("dare_ties", format!("{two}\nbase_model: <base>")),
         ("breadcrumbs", format!("{two}\nbase_model: <base>")),
         ("della", format!("{two}\nbase_model: <base>")),
-        ("sce", format!("{plain}\nbase_model: <base>\nparameters: {{select_topk: 0.2}}")),
-        ("arcee_fusion", "base_model: <base>\nmodels: [<b>]".to_owned()),
+        (
+            "sce",
+            format!("{plain}\nbase_model: <base>\nparameters: {{select_topk: 0.2}}"),
+        ),
+        (
+            "arcee_fusion",
+            "base_model: <base>\nmodels: [<b>]".to_owned(),
+        ),
         ("ramplus_tl", format!("{plain}\nbase_model: <base>")),
     ];
     for (method, rest) in recipes {

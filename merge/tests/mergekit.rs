@@ -21,7 +21,11 @@ fn recipe(name: &str) -> MergeRecipe {
     for model in recipe.models.iter_mut().chain(&mut recipe.base_model) {
         model.model = found(&model.model);
     }
-    for source in recipe.slices.iter_mut().flat_map(|slice| &mut slice.sources) {
+    for source in recipe
+        .slices
+        .iter_mut()
+        .flat_map(|slice| &mut slice.sources)
+    {
         source.value.model = found(&source.value.model);
     }
     recipe
@@ -35,7 +39,13 @@ fn merged(recipe: &MergeRecipe) -> std::collections::BTreeMap<String, Raw> {
         sync: false,
         ..WriteOptions::new(&target)
     };
-    execute(&plan, &write, &RunOptions::default(), &merge::progress::Silent).expect("merges");
+    execute(
+        &plan,
+        &write,
+        &RunOptions::default(),
+        &merge::progress::Silent,
+    )
+    .expect("merges");
     fixture::tensors(&target)
 }
 
@@ -43,8 +53,16 @@ fn names() -> Vec<String> {
     let folder = std::fs::read_dir(fixture::path("mergekit")).expect("fixtures are there");
     let mut names: Vec<String> = folder
         .map(|entry| PathBuf::from(entry.expect("readable").file_name()))
-        .filter(|name| name.extension().is_some_and(|extension| extension == "yaml"))
-        .map(|name| name.file_stem().expect("a name").to_string_lossy().into_owned())
+        .filter(|name| {
+            name.extension()
+                .is_some_and(|extension| extension == "yaml")
+        })
+        .map(|name| {
+            name.file_stem()
+                .expect("a name")
+                .to_string_lossy()
+                .into_owned()
+        })
         .collect();
     names.sort();
     names
@@ -60,9 +78,15 @@ fn every_recipe_gives_what_mergekit_gave() {
         assert!(found.keys().eq(expected.keys()), "{name}: other tensors");
         for (key, expected) in &expected {
             let found = &found[key];
-            assert_eq!((found.dtype, &found.shape), (expected.dtype, &expected.shape), "{name} {key}");
+            assert_eq!(
+                (found.dtype, &found.shape),
+                (expected.dtype, &expected.shape),
+                "{name} {key}"
+            );
             let expected = expected.values();
-            let largest = expected.iter().fold(0.0, |max: f64, value| max.max(value.abs()));
+            let largest = expected
+                .iter()
+                .fold(0.0, |max: f64, value| max.max(value.abs()));
             let difference =
                 fixture::first_difference(&found.values(), &expected, 0.0, TOLERANCE * largest);
             assert_eq!(difference, None, "{name} {key}");
@@ -72,10 +96,16 @@ fn every_recipe_gives_what_mergekit_gave() {
 
 #[test]
 fn every_method_of_mergekit_is_among_the_recipes() {
-    let methods: Vec<String> = names().iter().map(|name| recipe(name).merge_method).collect();
+    let methods: Vec<String> = names()
+        .iter()
+        .map(|name| recipe(name).merge_method)
+        .collect();
     for method in merge::methods::NAMES {
         let is_ours = ["interpolate", "arithmetic", "regmean", "fisher"].contains(&method);
-        assert!(is_ours || methods.iter().any(|name| name == method), "{method}");
+        assert!(
+            is_ours || methods.iter().any(|name| name == method),
+            "{method}"
+        );
     }
 }
 
@@ -108,6 +138,10 @@ fn masks_by_element_differ_from_mergekits_and_thin_as_much() {
     // 0.6 · 0.52 · 0.44 = 0.137 with a fifth of each task vector zero; three standard errors of
     // 6,400 draws are 0.013.
     for merged in [&in_a_row, &keyed] {
-        assert!((untouched(merged) - 0.137).abs() < 0.02, "{}", untouched(merged));
+        assert!(
+            (untouched(merged) - 0.137).abs() < 0.02,
+            "{}",
+            untouched(merged)
+        );
     }
 }

@@ -66,7 +66,12 @@ impl Folder {
             force: true,
             ..WriteOptions::new(&target)
         };
-        execute(&plan, &write, &RunOptions::default(), &merge::progress::Silent)?;
+        execute(
+            &plan,
+            &write,
+            &RunOptions::default(),
+            &merge::progress::Silent,
+        )?;
         Ok(fixture::tensors(&target))
     }
 
@@ -147,12 +152,15 @@ fn slices_stack_layers_and_take_the_ends_from_the_first_and_the_last() {
         )
         .expect("merges");
     assert_eq!(merged.len(), 8);
-    let firsts = ["embed.weight", "layers.0.norm.weight", "layers.2.norm.weight", "head.weight"];
+    let firsts = [
+        "embed.weight",
+        "layers.0.norm.weight",
+        "layers.2.norm.weight",
+        "head.weight",
+    ];
     assert_eq!(firsts.map(|key| first(&merged, key)), [2.0, 2.0, 4.0, 4.0]);
     let plan = folder
-        .plan(
-            "merge_method: passthrough\nslices:\n- sources: [{model: <a>, layer_range: [0, 1]}]",
-        )
+        .plan("merge_method: passthrough\nslices:\n- sources: [{model: <a>, layer_range: [0, 1]}]")
         .expect("resolves");
     let dropped: Vec<&str> = plan.dropped.iter().map(|d| d.tensor.key.as_str()).collect();
     assert_eq!(dropped, ["layers.1.mlp.fc.weight", "layers.1.norm.weight"]);
@@ -170,12 +178,24 @@ fn slices_that_cannot_be_cut_are_named_with_their_line() {
          layer_range: [0, 2]}\n  - {model: <b>, layer_range: [0, 1]}",
     );
     assert!(said.contains("2 and 1 layers (line 7, column"), "{said}");
-    folder.model("two", &[("x.0.a.w", &[1], 0.0), ("x.1.a.w", &[1], 0.0), ("y.0.a.w", &[1], 0.0), ("y.1.a.w", &[1], 0.0)]);
-    let yaml = "merge_method: passthrough\nslices:\n- sources:\n  - {model: <two>, layer_range: [0, 1]}";
+    folder.model(
+        "two",
+        &[
+            ("x.0.a.w", &[1], 0.0),
+            ("x.1.a.w", &[1], 0.0),
+            ("y.0.a.w", &[1], 0.0),
+            ("y.1.a.w", &[1], 0.0),
+        ],
+    );
+    let yaml =
+        "merge_method: passthrough\nslices:\n- sources:\n  - {model: <two>, layer_range: [0, 1]}";
     let said = folder.fault(yaml);
     assert!(said.contains("x (2), y (2)"), "{said}");
     let merged = folder.merge(&format!("layers: x\n{yaml}")).expect("merges");
-    assert_eq!(merged.into_keys().collect::<Vec<_>>(), ["x.0.a.w", "y.0.a.w", "y.1.a.w"]);
+    assert_eq!(
+        merged.into_keys().collect::<Vec<_>>(),
+        ["x.0.a.w", "y.0.a.w", "y.1.a.w"]
+    );
 }
 
 #[test]
@@ -211,19 +231,39 @@ fn a_tensor_that_some_lack_is_an_error_or_copied_or_skipped_as_the_recipe_says()
     folder.model("more", &layers(3, 8.0));
     let yaml = "merge_method: linear\nparameters: {weight: 1}\nmodels: [<a>, <more>]\n";
     assert!(folder.fault(yaml).contains("`layers.2.norm.weight` is in"));
-    let copied = folder.merge(&format!("{yaml}on_missing: copy")).expect("merges");
+    let copied = folder
+        .merge(&format!("{yaml}on_missing: copy"))
+        .expect("merges");
     assert_eq!(first(&copied, "layers.2.norm.weight"), 8.0);
     assert_eq!(first(&copied, "layers.1.norm.weight"), 5.0);
-    let plan = folder.plan(&format!("{yaml}on_missing: skip")).expect("resolves");
+    let plan = folder
+        .plan(&format!("{yaml}on_missing: skip"))
+        .expect("resolves");
     assert_eq!((plan.entries.len(), plan.dropped.len()), (6, 2));
-    assert!(plan.dropped[0].why.contains("only some"), "{}", plan.dropped[0].why);
+    assert!(
+        plan.dropped[0].why.contains("only some"),
+        "{}",
+        plan.dropped[0].why
+    );
 }
 
 #[test]
 fn names_of_another_spelling_are_mapped_by_expressions() {
     let folder = Folder::three();
-    folder.model("hf", &[("model.embed.weight", &[3, 2], 3.0), ("model.head.weight", &[3, 2], 3.0)]);
-    folder.model("plain", &[("embed.weight", &[3, 2], 1.0), ("head.weight", &[3, 2], 1.0)]);
+    folder.model(
+        "hf",
+        &[
+            ("model.embed.weight", &[3, 2], 3.0),
+            ("model.head.weight", &[3, 2], 3.0),
+        ],
+    );
+    folder.model(
+        "plain",
+        &[
+            ("embed.weight", &[3, 2], 1.0),
+            ("head.weight", &[3, 2], 1.0),
+        ],
+    );
     let yaml = |to: &str| {
         format!(
             "merge_method: linear\nparameters: {{weight: 1}}\nmodels:\n- <plain>\n- model: <hf>\n  rename: \
@@ -232,9 +272,17 @@ fn names_of_another_spelling_are_mapped_by_expressions() {
     };
     let merged = folder.merge(&yaml("$1")).expect("merges");
     assert_eq!(first(&merged, "head.weight"), 2.0);
-    assert!(folder.fault(&yaml("same")).contains("would both be called `same.weight`"));
+    assert!(
+        folder
+            .fault(&yaml("same"))
+            .contains("would both be called `same.weight`")
+    );
     let broken = "merge_method: linear\nmodels:\n- {model: <a>, rename: [{from: '(', to: ''}]}";
-    assert!(folder.fault(broken).contains("no regular expression (line 3, column"));
+    assert!(
+        folder
+            .fault(broken)
+            .contains("no regular expression (line 3, column")
+    );
 }
 
 #[test]
@@ -264,18 +312,22 @@ fn documents_in_a_circle_or_in_vain_are_refused_by_name() {
         format!("name: {name}\nmerge_method: linear\nparameters: {{weight: 1}}\nmodels: [{of}]\n")
     };
     let circle = format!(
-        "merge_method: linear\nparameters: {{weight: 1}}\nmodels: [x]\n---\n{}---\n{}",
-        document("x", "y"),
-        document("y", "x")
+        "merge_method: linear\nparameters: {{weight: 1}}\nmodels: [one]\n---\n{}---\n{}",
+        document("one", "two"),
+        document("two", "one")
     );
-    assert!(folder.fault(&circle).contains("x -> y -> x"));
+    assert!(folder.fault(&circle).contains("one -> two -> one"));
     let vain = format!(
         "merge_method: linear\nparameters: {{weight: 1}}\nmodels: [<a>]\n---\n{}",
         document("x", "<b>")
     );
     assert!(folder.fault(&vain).contains("`x` is used by no other"));
     let twice = format!("{}---\n{}", document("x", "<a>"), document("x", "<b>"));
-    assert!(folder.fault(&twice).contains("two documents are called `x`"));
+    assert!(
+        folder
+            .fault(&twice)
+            .contains("two documents are called `x`")
+    );
 }
 
 #[test]
@@ -285,21 +337,36 @@ fn bad_values_are_named_with_line_and_tensor() {
         (
             "merge_method: linear\nmodels:\n- {model: <a>, parameters: {weight: 1}}\n- {model: <b>, \
              parameters: {weight: -1}}",
-            vec!["`embed.weight`", "the weights add up to 0", "(line 3, column"],
+            vec![
+                "`embed.weight`",
+                "the weights add up to 0",
+                "(line 3, column",
+            ],
         ),
         (
             "merge_method: ties\nbase_model: <base>\nmodels:\n- model: <a>\n  parameters:\n    weight: 1\n    \
              density: 1.5",
-            vec!["parameter `density` must be a number from 0 to 1", "(line 7, column"],
+            vec![
+                "parameter `density` must be a number from 0 to 1",
+                "(line 7, column",
+            ],
         ),
         (
             "merge_method: della\nbase_model: <base>\nmodels:\n- model: <a>\n  parameters: {weight: 1, \
              density: 0.9}",
-            vec!["`embed.weight`", "`density` must be such that", "(line 5, column"],
+            vec![
+                "`embed.weight`",
+                "`density` must be such that",
+                "(line 5, column",
+            ],
         ),
         (
             "merge_method: slerp\nparameters: {t: 0.5}\nmodels:\n- <a>",
-            vec!["slerp merges two models", "the recipe has 1", "(line 4, column"],
+            vec![
+                "slerp merges two models",
+                "the recipe has 1",
+                "(line 4, column",
+            ],
         ),
         (
             "merge_method: model_stock\nbase_model: <base>\nmodels:\n- <base>\n- <a>",
@@ -307,7 +374,11 @@ fn bad_values_are_named_with_line_and_tensor() {
         ),
         (
             "merge_method: linear\nmodels:\n- <a>\n- <b>",
-            vec!["linear needs `weight` for", "`embed.weight`", "(line 3, column"],
+            vec![
+                "linear needs `weight` for",
+                "`embed.weight`",
+                "(line 3, column",
+            ],
         ),
         (
             "merge_method: linear\nmodels:\n- model: <a>\n  parameters: {wieght: 1}",
@@ -324,6 +395,10 @@ fn bad_values_are_named_with_line_and_tensor() {
         (
             "merge_method: interpolate\nmodels: [<a>, <b>]",
             vec!["interpolate merges experts of one checkpoint"],
+        ),
+        (
+            "merge_method: passthrough\nmodels: [<a>]\nlayout: generic",
+            vec!["nothing to merge"],
         ),
         (
             "merge_method: linear\nmodels: [<a>]\nmodules: {text: {}}",
@@ -352,10 +427,18 @@ fn integers_are_copied_if_they_agree_and_refused_if_not() {
             shape: vec![2],
             bytes: ids.iter().flat_map(|id| id.to_le_bytes()).collect(),
         };
-        fixture::write(&folder.path(name), &BTreeMap::from([("ids".to_owned(), ids)]));
+        fixture::write(
+            &folder.path(name),
+            &BTreeMap::from([("ids".to_owned(), ids)]),
+        );
     }
-    let yaml = |other: &str| format!("merge_method: linear\nparameters: {{weight: 1}}\nmodels: [<a>, <{other}>]");
-    assert_eq!(folder.merge(&yaml("b")).expect("merges")["ids"].values(), [0.0, 1.0]);
+    let yaml = |other: &str| {
+        format!("merge_method: linear\nparameters: {{weight: 1}}\nmodels: [<a>, <{other}>]")
+    };
+    assert_eq!(
+        folder.merge(&yaml("b")).expect("merges")["ids"].values(),
+        [0.0, 1.0]
+    );
     assert!(folder.fault(&yaml("c")).contains("`ids` holds no floats"));
 }
 
@@ -363,7 +446,10 @@ fn integers_are_copied_if_they_agree_and_refused_if_not() {
 fn the_output_has_the_inputs_dtype_or_the_one_asked_for() {
     let folder = Folder::three();
     let half = |value: f32| half_bytes(value);
-    for (name, dtype, bytes) in [("bf", Dtype::BF16, half(3.0)), ("ff", Dtype::F32, 5f32.to_le_bytes().to_vec())] {
+    for (name, dtype, bytes) in [
+        ("bf", Dtype::BF16, half(3.0)),
+        ("ff", Dtype::F32, 5f32.to_le_bytes().to_vec()),
+    ] {
         let raw = Raw {
             dtype,
             shape: vec![1],
@@ -372,13 +458,17 @@ fn the_output_has_the_inputs_dtype_or_the_one_asked_for() {
         fixture::write(&folder.path(name), &BTreeMap::from([("x".to_owned(), raw)]));
     }
     let dtype = |models: &str, more: &str| {
-        let yaml = format!("merge_method: linear\nparameters: {{weight: 1}}\nmodels: [{models}]\n{more}");
+        let yaml =
+            format!("merge_method: linear\nparameters: {{weight: 1}}\nmodels: [{models}]\n{more}");
         folder.merge(&yaml).expect("merges")["x"].dtype
     };
     assert_eq!(dtype("<bf>, <bf>", ""), Dtype::BF16);
     assert_eq!(dtype("<bf>, <ff>", ""), Dtype::F32);
     assert_eq!(dtype("<bf>, <ff>", "dtype: bfloat16"), Dtype::BF16);
-    assert_eq!(dtype("<bf>, <ff>", "dtype: bfloat16\nout_dtype: float16"), Dtype::F16);
+    assert_eq!(
+        dtype("<bf>, <ff>", "dtype: bfloat16\nout_dtype: float16"),
+        Dtype::F16
+    );
     assert_eq!(dtype("<bf>", "dtype: float64"), Dtype::F64);
 }
 
@@ -399,20 +489,33 @@ fn fisher_files_weigh_element_by_element_and_must_fit() {
         )
     };
     // (3 · 2 + 1 · 4) / 4.
-    assert_eq!(first(&folder.merge(&yaml("fb")).expect("merges"), "head.weight"), 2.5);
-    assert!(folder.fault(&yaml("short")).contains("no tensor named `layers.1."));
+    assert_eq!(
+        first(&folder.merge(&yaml("fb")).expect("merges"), "head.weight"),
+        2.5
+    );
+    assert!(
+        folder
+            .fault(&yaml("short"))
+            .contains("no tensor named `layers.1.")
+    );
 }
 
 #[test]
 fn regmean_between_checkpoints_solves_layers_with_grams_and_averages_the_rest() {
     let folder = Folder::three();
-    for (name, gram) in [("ga", [3.0f64, 0.0, 0.0, 1.0]), ("gb", [1.0, 0.0, 0.0, 3.0])] {
+    for (name, gram) in [
+        ("ga", [3.0f64, 0.0, 0.0, 1.0]),
+        ("gb", [1.0, 0.0, 0.0, 3.0]),
+    ] {
         let raw = Raw {
             dtype: Dtype::F64,
             shape: vec![2, 2],
             bytes: gram.iter().flat_map(|value| value.to_le_bytes()).collect(),
         };
-        fixture::write(&folder.path(name), &BTreeMap::from([("layers.0.mlp.fc".to_owned(), raw)]));
+        fixture::write(
+            &folder.path(name),
+            &BTreeMap::from([("layers.0.mlp.fc".to_owned(), raw)]),
+        );
     }
     let merged = folder
         .merge(
@@ -436,7 +539,11 @@ fn a_base_among_the_models_is_the_base_and_alone_it_comes_out() {
     let plan = folder
         .plan("merge_method: linear\nmodels: [<a>]\nparameters: {weight: 3}")
         .expect("resolves");
-    assert!(plan.entries.iter().all(|entry| matches!(entry.action, Action::Copy(_))));
+    assert!(
+        plan.entries
+            .iter()
+            .all(|entry| matches!(entry.action, Action::Copy(_)))
+    );
 }
 
 #[test]
@@ -449,5 +556,8 @@ fn a_recipe_with_everything_survives_being_written() {
     let recipe = MergeRecipe::parse(yaml, Path::new("test")).expect("valid");
     assert_eq!(recipe.earlier.len(), 1);
     let again = recipe.to_yaml().expect("written");
-    assert_eq!(MergeRecipe::parse(&again, Path::new("test")).expect(&again), recipe);
+    assert_eq!(
+        MergeRecipe::parse(&again, Path::new("test")).expect(&again),
+        recipe
+    );
 }

@@ -105,7 +105,9 @@ pub enum MergeFault {
         expected: Vec<usize>,
     },
     /// Numbers that cannot be merged, of different dtypes.
-    #[error("`{key}` has dtype {found} in {model} and {expected} in {first}, and only floats are merged")]
+    #[error(
+        "`{key}` has dtype {found} in {model} and {expected} in {first}, and only floats are merged"
+    )]
     DTypes {
         /// The tensor.
         key: String,
@@ -216,8 +218,16 @@ pub enum MergeFault {
         /// The method.
         method: &'static str,
     },
+    /// A method that has files for whole checkpoints.
+    #[error("{method} merges several checkpoints, not experts of one")]
+    CheckpointsOnly {
+        /// The method.
+        method: &'static str,
+    },
     /// Vectors that point nowhere together.
-    #[error("cannot merge `{slot}`: the inputs point away from each other, so that they have no mean direction")]
+    #[error(
+        "cannot merge `{slot}`: the inputs point away from each other, so that they have no mean direction"
+    )]
     NoDirection {
         /// The merged key.
         slot: String,
@@ -255,7 +265,9 @@ impl MergeFault {
                 b"arithmetic" => Some("between checkpoints it is called task_arithmetic"),
                 _ => Some("between checkpoints it is called linear"),
             },
-            Self::WeightsSumToZero { .. } => Some("`normalize: false` takes the weights as they are"),
+            Self::WeightsSumToZero { .. } => {
+                Some("`normalize: false` takes the weights as they are")
+            }
             _ => None,
         }
     }

@@ -5,7 +5,9 @@ use bytemuck::Pod;
 use super::{RunOptions, Sink};
 use crate::methods::{Chunk, ElementKernel, StepRounding};
 use crate::plan::{Action, TensorRef};
-use crate::{DType, Error, MergeFault, MergePlan, Result, decode_f32, decode_f64, encode_f32, encode_f64};
+use crate::{
+    DType, Error, MergeFault, MergePlan, Result, decode_f32, decode_f64, encode_f32, encode_f64,
+};
 
 /// Reads, combines and writes chunks of a plan's entries.
 pub(super) struct Worker<'a> {

@@ -36,7 +36,10 @@ pub(super) fn write(
             sync: false,
             ..WriteOptions::new(path.to_path_buf())
         };
-        let run = RunOptions { hash: false, ..*run };
+        let run = RunOptions {
+            hash: false,
+            ..*run
+        };
         progress.start(&format!("making {}", stage.name), stage.plan.output_bytes());
         let written = write_all(&stage.plan, &options, &run, progress);
         progress.finish();
@@ -49,12 +52,11 @@ pub(super) fn write(
 }
 
 /// Runs the stages of a plan in memory.
-pub(super) fn in_memory(
-    plan: &MergePlan,
-    run: &RunOptions,
-    progress: &dyn Progress,
-) -> Result<()> {
-    let run = RunOptions { hash: false, ..*run };
+pub(super) fn in_memory(plan: &MergePlan, run: &RunOptions, progress: &dyn Progress) -> Result<()> {
+    let run = RunOptions {
+        hash: false,
+        ..*run
+    };
     for stage in &plan.stages {
         stage.finish(super::in_memory(&stage.plan, &run, progress)?);
     }

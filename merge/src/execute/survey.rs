@@ -92,7 +92,11 @@ impl Passes for Data<'_> {
             if self.progress.is_cancelled() {
                 return Err(Error::Cancelled);
             }
-            let idle = self.idle.lock().unwrap_or_else(PoisonError::into_inner).pop();
+            let idle = self
+                .idle
+                .lock()
+                .unwrap_or_else(PoisonError::into_inner)
+                .pop();
             let mut buffers = idle.unwrap_or_default();
             let seen = self.see(index, &mut buffers, see);
             self.idle
@@ -140,7 +144,10 @@ impl Data<'_> {
         buffers: &mut Vec<Vec<T>>,
     ) -> Result<()> {
         let tensors = self.members.iter().chain(self.base);
-        buffers.resize_with(self.members.len() + usize::from(self.base.is_some()), Vec::new);
+        buffers.resize_with(
+            self.members.len() + usize::from(self.base.is_some()),
+            Vec::new,
+        );
         for (tensor, buffer) in tensors.zip(buffers) {
             buffer.resize(length, T::zeroed());
             read(self.plan, tensor, first, bytes, buffer)?;

@@ -50,7 +50,10 @@ impl Tape {
                 .collect()
         });
         // Groups are numbered when their lengths are noted.
-        starts.get(group).cloned().unwrap_or_else(|| Mersenne::new(0))
+        starts
+            .get(group)
+            .cloned()
+            .unwrap_or_else(|| Mersenne::new(0))
     }
 }
 

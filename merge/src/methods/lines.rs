@@ -6,11 +6,7 @@ pub(super) fn length(shape: &[usize]) -> usize {
 }
 
 /// Lines of the chunk's members (and base).
-pub(super) fn of<'a, T>(
-    members: &[&'a [T]],
-    first: usize,
-    length: usize,
-) -> Vec<&'a [T]> {
+pub(super) fn of<'a, T>(members: &[&'a [T]], first: usize, length: usize) -> Vec<&'a [T]> {
     let lines = members.iter();
     lines.map(|member| &member[first..first + length]).collect()
 }

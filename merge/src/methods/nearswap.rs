@@ -42,7 +42,10 @@ impl MergeMethod for NearSwap {
 
     fn describe(&self, group: &GroupShape<'_>) -> String {
         let (a, b) = ends::names(group);
-        format!("{a}, moved towards {b} by at most {}", group.values.number("t"))
+        format!(
+            "{a}, moved towards {b} by at most {}",
+            group.values.number("t")
+        )
     }
 }
 

@@ -70,23 +70,31 @@ impl MergeMethod for NuSlerp {
             false => second / sum,
         };
         let has_base = group.has_base;
-        Ok(match (values.flag("nuslerp_flatten"), values.flag("nuslerp_row_wise")) {
-            (true, _) => Operation::Survey(Arc::new(Whole { t, has_base })),
-            (false, false) => Operation::Elementwise(Arc::new(ByLine {
-                t,
-                length: lines::length(group.shape),
-            })),
-            (false, true) => Operation::Survey(Arc::new(Columns {
-                t,
-                has_base,
-                n_lines: group.shape.iter().skip(1).product(),
-            })),
-        })
+        Ok(
+            match (
+                values.flag("nuslerp_flatten"),
+                values.flag("nuslerp_row_wise"),
+            ) {
+                (true, _) => Operation::Survey(Arc::new(Whole { t, has_base })),
+                (false, false) => Operation::Elementwise(Arc::new(ByLine {
+                    t,
+                    length: lines::length(group.shape),
+                })),
+                (false, true) => Operation::Survey(Arc::new(Columns {
+                    t,
+                    has_base,
+                    n_lines: group.shape.iter().skip(1).product(),
+                })),
+            },
+        )
     }
 
     fn describe(&self, group: &GroupShape<'_>) -> String {
         let weights = group.values.numbers("weight");
-        format!("on the great circle, {}", weighted_names(&weights, group.members))
+        format!(
+            "on the great circle, {}",
+            weighted_names(&weights, group.members)
+        )
     }
 }
 

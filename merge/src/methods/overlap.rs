@@ -37,8 +37,16 @@ impl Elementwise for Overlap {
             let places = out.iter_mut().zip(&active).zip(*member).zip(base);
             for (((out, &active), &value), &base) in places {
                 let delta = delta(value, base);
-                let factor = if active > T::ONE { T::ONE / active } else { lone };
-                let term = if delta.abs() > epsilon { delta * factor } else { T::ZERO };
+                let factor = if active > T::ONE {
+                    T::ONE / active
+                } else {
+                    lone
+                };
+                let term = if delta.abs() > epsilon {
+                    delta * factor
+                } else {
+                    T::ZERO
+                };
                 *out = step(*out + step(term));
             }
         }
@@ -61,8 +69,7 @@ impl Count for Shared {
     fn count<T: Real>(&self, _: usize, chunk: &Chunk<'_, T>, counts: &mut [u64]) {
         let base = chunk.base.unwrap_or_default();
         let epsilon = T::from_f64(self.0);
-        let is_active =
-            |member: &[T], index: usize| (member[index] - base[index]).abs() > epsilon;
+        let is_active = |member: &[T], index: usize| (member[index] - base[index]).abs() > epsilon;
         for index in 0..length(chunk) {
             let members = chunk.members.iter();
             let n_active = members.filter(|member| is_active(member, index)).count();

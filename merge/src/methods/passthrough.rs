@@ -28,7 +28,13 @@ impl MergeMethod for Passthrough {
     }
 
     fn parameters(&self) -> &'static [ParameterSpec] {
-        const { &[ParameterSpec::per_member("scale", FINITE, Fallback::Number(1.0))] }
+        const {
+            &[ParameterSpec::per_member(
+                "scale",
+                FINITE,
+                Fallback::Number(1.0),
+            )]
+        }
     }
 
     fn operation(&self, group: &GroupShape<'_>) -> Result<Operation> {

@@ -43,6 +43,9 @@ impl MergeMethod for Ram {
     }
 
     fn describe(&self, group: &GroupShape<'_>) -> String {
-        format!("base + what {} changed, averaged where they overlap", group.labels().join(", "))
+        format!(
+            "base + what {} changed, averaged where they overlap",
+            group.labels().join(", ")
+        )
     }
 }

@@ -122,7 +122,9 @@ impl MergeMethod for RegMean {
         let names = group.labels();
         match group.slot.kind {
             _ if names.len() == 1 => names.concat(),
-            ParamKind::LinearWeight if group.grams.iter().any(Option::is_some) => format!("least squares of {}", names.join(", ")),
+            ParamKind::LinearWeight if group.grams.iter().any(Option::is_some) => {
+                format!("least squares of {}", names.join(", "))
+            }
             _ => format!("mean of {}", names.join(", ")),
         }
     }

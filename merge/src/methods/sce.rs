@@ -57,7 +57,10 @@ impl MergeMethod for Sce {
     }
 
     fn describe(&self, group: &GroupShape<'_>) -> String {
-        format!("base + what {} changed, by how much", group.labels().join(", "))
+        format!(
+            "base + what {} changed, by how much",
+            group.labels().join(", ")
+        )
     }
 }
 

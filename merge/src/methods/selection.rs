@@ -51,7 +51,11 @@ struct Search {
 }
 
 /// Finds the values at these ranks, in as many passes as their type has digits.
-pub(super) fn find(data: &dyn Passes, measure: &impl Measure, ranks: &[Rank]) -> Result<Vec<Found>> {
+pub(super) fn find(
+    data: &dyn Passes,
+    measure: &impl Measure,
+    ranks: &[Rank],
+) -> Result<Vec<Found>> {
     let bits = match data.is_double() {
         true => f64::MAGNITUDE_BITS,
         false => f32::MAGNITUDE_BITS,
@@ -233,7 +237,11 @@ impl Window {
         if self.before.is_empty() {
             // Either all equal values stay, or none of those equal to the lower bound.
             let with_low = self.low_to > self.low_from;
-            let lowest = if with_low { self.low } else { self.low.saturating_add(1) };
+            let lowest = if with_low {
+                self.low
+            } else {
+                self.low.saturating_add(1)
+            };
             let highest = self.high;
             crate::vectorized(
                 #[inline(always)]

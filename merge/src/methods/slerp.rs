@@ -80,10 +80,7 @@ fn factors(cosine: f64, t: f64) -> (f64, f64) {
     }
     let angle = cosine.acos();
     let sine = angle.sin();
-    (
-        ((1.0 - t) * angle).sin() / sine,
-        (t * angle).sin() / sine,
-    )
+    (((1.0 - t) * angle).sin() / sine, (t * angle).sin() / sine)
 }
 
 #[cfg(test)]

@@ -149,8 +149,15 @@ enum Ready {
     Keep,
     Clear,
     Window(Window),
-    Chance { share: f32, draws: MemberDraws },
-    ChanceByRank { low: f32, high: f32, draws: MemberDraws },
+    Chance {
+        share: f32,
+        draws: MemberDraws,
+    },
+    ChanceByRank {
+        low: f32,
+        high: f32,
+        draws: MemberDraws,
+    },
 }
 
 impl Thinning {
@@ -316,7 +323,11 @@ impl Thinned {
                     false => T::ONE,
                 };
                 for (out, &draw) in out.iter_mut().zip(&uniform) {
-                    *out = if draw < *share { *out * factor } else { T::ZERO };
+                    *out = if draw < *share {
+                        *out * factor
+                    } else {
+                        T::ZERO
+                    };
                 }
             }
             Ready::ChanceByRank { low, high, draws } => {
@@ -353,7 +364,11 @@ impl Thinned {
                         true => T::from_f64(1.0 / f64::from(share)),
                         false => T::ONE,
                     };
-                    values[index] = if stays { values[index] * factor } else { T::ZERO };
+                    values[index] = if stays {
+                        values[index] * factor
+                    } else {
+                        T::ZERO
+                    };
                 }
             }
         }

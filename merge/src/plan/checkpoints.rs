@@ -7,6 +7,7 @@ use std::sync::Arc;
 use super::settings::{Layer, Own, Settings};
 use super::stages::Opener;
 use super::{Action, Dropped, Entry, MergePlan, TensorRef, resolve};
+use crate::TensorInfo;
 use crate::gram::GramStore;
 use crate::io::{self, OpenOptions};
 use crate::layouts::{Generic, Layout};
@@ -14,7 +15,6 @@ use crate::methods::{self, Base, DrawKey, GramRef, GroupShape, Member, MergeMeth
 use crate::methods::{Setting, StepRounding, Tape, Values};
 use crate::recipe::{ModelRef, OnMissing, OutputDType, Parameters, Place, RandomSource};
 use crate::{Checkpoint, DType, Error, MergeFault, MergeRecipe, ParamKind, Result, Role, Slot};
-use crate::TensorInfo;
 
 mod wanted;
 
@@ -155,7 +155,9 @@ impl Models {
 
     /// The source that a model was opened as.
     pub(super) fn find(&self, model: &ModelRef) -> Option<usize> {
-        self.refs.iter().position(|known| known.is_same_model(model))
+        self.refs
+            .iter()
+            .position(|known| known.is_same_model(model))
     }
 
     pub(super) fn is_base(&self, model: &ModelRef) -> bool {
@@ -224,9 +226,12 @@ impl Builder<'_> {
         match result {
             Ok(value) => Some(value),
             Err(fault) => {
-                // A fault of a parameter comes back for every tensor, word for word.
-                let text = fault.to_string();
-                if self.faults.iter().all(|known| known.to_string() != text) {
+                // What is wrong in the recipe comes back for every tensor.
+                if self
+                    .faults
+                    .iter()
+                    .all(|known| !is_same_cause(known, &fault))
+                {
                     self.faults.push(fault);
                 }
                 None
@@ -277,15 +282,27 @@ impl Builder<'_> {
     /// Checks that the inputs of an output tensor fit together. Tensors that are not merged get their
     /// entry here.
     fn prepare(&mut self, wanted: &Wanted<'_>) -> Result<Option<Ready>> {
-        let inputs: Vec<TensorRef> = wanted.members.iter().map(|input| input.tensor.clone()).collect();
+        let inputs: Vec<TensorRef> = wanted
+            .members
+            .iter()
+            .map(|input| input.tensor.clone())
+            .collect();
         let all: Vec<&TensorRef> = inputs.iter().chain(&wanted.base).collect();
         let (present, absent): (Vec<&TensorRef>, Vec<&TensorRef>) = (all.iter().copied())
-            .partition(|tensor| self.models.sources[tensor.source].get(&tensor.key).is_some());
+            .partition(|tensor| {
+                self.models.sources[tensor.source]
+                    .get(&tensor.key)
+                    .is_some()
+            });
         if !absent.is_empty() {
             return self.place_partial(wanted, &present, &absent).map(|()| None);
         }
         let infos: Vec<TensorInfo> = (all.iter())
-            .map(|tensor| self.models.sources[tensor.source].require(&tensor.key).cloned())
+            .map(|tensor| {
+                self.models.sources[tensor.source]
+                    .require(&tensor.key)
+                    .cloned()
+            })
             .collect::<Result<_>>()?;
         let first = &infos[0];
         let name = |index: usize| self.models.name(all[index].source);
@@ -330,7 +347,11 @@ impl Builder<'_> {
             });
             return Ok(None);
         }
-        let dtype = infos.iter().map(|info| info.dtype).reduce(common).unwrap_or(first.dtype);
+        let dtype = infos
+            .iter()
+            .map(|info| info.dtype)
+            .reduce(common)
+            .unwrap_or(first.dtype);
         let members: Vec<Member> = (wanted.members.iter())
             .map(|input| Member::Model(self.models.name(input.tensor.source)))
             .collect();
@@ -400,13 +421,14 @@ impl Builder<'_> {
             OnMissing::Skip => {
                 for tensor in present {
                     let place = (tensor.source, tensor.key.clone());
-                    self.left_out.insert(place, "only some of the models have it");
+                    self.left_out
+                        .insert(place, "only some of the models have it");
                 }
                 Ok(())
             }
             OnMissing::Copy => {
-                let from_base = (present.iter())
-                    .find(|tensor| wanted.base.as_ref() == Some(**tensor));
+                let from_base =
+                    (present.iter()).find(|tensor| wanted.base.as_ref() == Some(**tensor));
                 let Some(tensor) = from_base.or(present.first()) else {
                     return Ok(());
                 };
@@ -415,7 +437,13 @@ impl Builder<'_> {
                     dtype: self.recipe.stored_dtype().apply(info.dtype),
                     shape: info.shape.clone(),
                 };
-                let why = format!("missing in {}", names(absent).into_iter().collect::<Vec<String>>().join(", "));
+                let why = format!(
+                    "missing in {}",
+                    names(absent)
+                        .into_iter()
+                        .collect::<Vec<String>>()
+                        .join(", ")
+                );
                 self.entries.push(Entry {
                     name: wanted.name.clone(),
                     info,
@@ -493,7 +521,8 @@ impl Builder<'_> {
                 None => {
                     let source = resolve::open(&ModelRef::new(path))?;
                     self.models.sources.push(source);
-                    self.aside.insert(path.clone(), self.models.sources.len() - 1);
+                    self.aside
+                        .insert(path.clone(), self.models.sources.len() - 1);
                     self.models.sources.len() - 1
                 }
             };
@@ -591,7 +620,9 @@ impl Builder<'_> {
                 let known = self.left_out.get(&(index, key.to_owned()));
                 let why = match known {
                     Some(why) => *why,
-                    None if self.recipe.slices.is_empty() => "the method takes it from another model",
+                    None if self.recipe.slices.is_empty() => {
+                        "the method takes it from another model"
+                    }
                     None => "in no slice",
                 };
                 dropped.push(Dropped {
@@ -605,6 +636,27 @@ impl Builder<'_> {
         }
         dropped.sort_by(|a, b| a.tensor.key.cmp(&b.tensor.key));
         dropped
+    }
+}
+
+/// Whether mending the recipe in one place mends both.
+fn is_same_cause(a: &Error, b: &Error) -> bool {
+    use MergeFault::{BadValue, MissingParameter, WeightsSumToZero};
+    match (a, b) {
+        (
+            Error::Merge(MissingParameter { name, member, .. }),
+            Error::Merge(MissingParameter {
+                name: other_name,
+                member: other_member,
+                ..
+            }),
+        ) => name == other_name && member == other_member,
+        (Error::Merge(BadValue { place, .. }), Error::Merge(BadValue { place: other, .. }))
+        | (
+            Error::Merge(WeightsSumToZero { place, .. }),
+            Error::Merge(WeightsSumToZero { place: other, .. }),
+        ) => place.line > 0 && (place.line, place.column) == (other.line, other.column),
+        _ => a.to_string() == b.to_string(),
     }
 }
 

@@ -11,9 +11,9 @@ use crate::io::{self, OpenOptions};
 use crate::layouts::{self, Layout};
 use crate::methods::{self, Base, DrawKey, GramRef, GroupShape, Member, MergeMethod};
 use crate::methods::{Operation, StepRounding, Values};
-use crate::recipe::{ExpertChoice, MergeRecipe, ModelRef, OutputDType, Parameter, Parameters};
 use crate::recipe::UnknownKeys;
-use crate::{Checkpoint, DType, Error, Expert, Result, Role, Slot, TensorInfo};
+use crate::recipe::{ExpertChoice, MergeRecipe, ModelRef, OutputDType, Parameter, Parameters};
+use crate::{Checkpoint, DType, Error, Expert, MergeFault, Result, Role, Slot, TensorInfo};
 
 /// The merged checkpoint is the first source of a plan, the base the second.
 const INPUT: usize = 0;
@@ -40,6 +40,12 @@ impl MergePlan {
             &recipe.parameters,
             recipe.as_published,
         )?;
+        if method.needs().aside.is_some() {
+            return Err(MergeFault::CheckpointsOnly {
+                method: method.name(),
+            }
+            .into());
+        }
         let [model] = recipe.models.as_slice() else {
             return Err(Error::ModelCount {
                 found: recipe.models.len(),
@@ -364,6 +370,15 @@ impl Builder<'_> {
         // A lone expert is kept as it is, whatever the method.
         let operation = match experts.len() {
             1 if !self.reads_itself() => Operation::Take(0),
+            found if !self.reads_itself() && !self.method.needs().takes(found, group.has_base) => {
+                return Err(MergeFault::MemberCount {
+                    slot: slot.key.clone(),
+                    method: self.method.name(),
+                    wanted: self.method.needs().in_words(),
+                    found,
+                }
+                .into());
+            }
             _ => self.method.operation(&group)?,
         };
         let why = self.method.describe(&group);
@@ -435,7 +450,8 @@ impl Builder<'_> {
             n_layers: self.layout.dimensions().n_blocks,
         });
         let shared = [&self.recipe.parameters];
-        self.settings.resolve(&slot.key, layer, members, &own, &shared)
+        self.settings
+            .resolve(&slot.key, layer, members, &own, &shared)
     }
 
     /// The experts that take part in the slot, each of which must have a copy.

@@ -62,7 +62,8 @@ impl Settings {
             match spec.scope {
                 Scope::Shared => {
                     let found = self.find(spec, key, layer, None, shared)?;
-                    let found = self.or_default(found, spec, key, "all models", Place::default())?;
+                    let found =
+                        self.or_default(found, spec, key, "all models", Place::default())?;
                     values.shared.extend(found.map(|found| (spec.name, found)));
                 }
                 Scope::PerMember => {
@@ -160,10 +161,13 @@ impl Settings {
         key: &str,
         layer: Option<Layer>,
     ) -> Result<Option<Scalar>> {
-        let by_filter = (case.filter.as_deref()).is_none_or(|part| part == "*" || key.contains(part));
+        let by_filter =
+            (case.filter.as_deref()).is_none_or(|part| part == "*" || key.contains(part));
         let by_glob = match &case.glob {
             None => true,
-            Some(glob) => self.pattern(&glob_pattern(glob), glob, place)?.is_match(key),
+            Some(glob) => self
+                .pattern(&glob_pattern(glob), glob, place)?
+                .is_match(key),
         };
         let by_regex = match &case.regex {
             None => true,
@@ -282,14 +286,24 @@ mod tests {
         assert_eq!(at(&[0.0, 1.0, 3.0], 4, 5), Some(Scalar::Number(3.0)));
         assert_eq!(at(&[0.0, 1.0], 0, 1), Some(Scalar::Number(1.0)));
         let flags = [Scalar::Flag(true), Scalar::Flag(false)];
-        let layer = Layer { layer: 1, n_layers: 4 };
+        let layer = Layer {
+            layer: 1,
+            n_layers: 4,
+        };
         assert_eq!(along(&flags, Some(layer)), Some(Scalar::Flag(true)));
-        assert_eq!(along(&[Scalar::Number(7.0), Scalar::Number(9.0)], None), Some(Scalar::Number(7.0)));
+        assert_eq!(
+            along(&[Scalar::Number(7.0), Scalar::Number(9.0)], None),
+            Some(Scalar::Number(7.0))
+        );
     }
 
     #[test]
     fn a_glob_fits_whole_names_and_takes_dots_as_they_are() {
-        let fits = |glob: &str, key: &str| Regex::new(&glob_pattern(glob)).expect("valid").is_match(key);
+        let fits = |glob: &str, key: &str| {
+            Regex::new(&glob_pattern(glob))
+                .expect("valid")
+                .is_match(key)
+        };
         assert!(fits("*.mlp.fc?.weight", "blocks.0.mlp.fc1.weight"));
         assert!(!fits("mlp.*", "blocks.0.mlp.fc1.weight"));
         assert!(!fits("a.b", "axb"));

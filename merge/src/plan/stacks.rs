@@ -79,7 +79,10 @@ mod tests {
         let stacks = Stacks::of(names.into_iter());
         assert_eq!(stacks.0, BTreeMap::from([("model.layers".to_owned(), 2)]));
         let (place, n_layers) = stacks.layer(names[3]).expect("a layer");
-        assert_eq!((place.layer, place.rest, n_layers), (1, "experts.7.w1.weight", 2));
+        assert_eq!(
+            (place.layer, place.rest, n_layers),
+            (1, "experts.7.w1.weight", 2)
+        );
         assert_eq!(stacks.layer(names[0]), None);
     }
 }

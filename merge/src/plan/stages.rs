@@ -54,7 +54,14 @@ pub(super) fn resolve(recipe: &MergeRecipe) -> Result<(MergePlan, MergeRecipe)> 
     let mut path = Vec::new();
     let mut done = BTreeMap::new();
     for name in used_documents(recipe, recipe) {
-        make(&name, recipe, &mut opener, &mut stages, &mut path, &mut done)?;
+        make(
+            &name,
+            recipe,
+            &mut opener,
+            &mut stages,
+            &mut path,
+            &mut done,
+        )?;
     }
     let unused = (recipe.earlier.iter())
         .filter_map(|document| document.name.as_ref())
@@ -120,7 +127,12 @@ fn used_documents(document: &MergeRecipe, all: &MergeRecipe) -> Vec<String> {
     let models = (document.models.iter().map(ModelRef::name))
         .chain(document.base_model.iter().map(ModelRef::name))
         .chain(sources.map(|source| source.value.model.display().to_string()));
-    let names: Vec<&String> = all.earlier.iter().chain([all]).flat_map(|d| &d.name).collect();
+    let names: Vec<&String> = all
+        .earlier
+        .iter()
+        .chain([all])
+        .flat_map(|d| &d.name)
+        .collect();
     models.filter(|model| names.contains(&model)).collect()
 }
 

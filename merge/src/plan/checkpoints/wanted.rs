@@ -41,8 +41,11 @@ impl Models {
             .filter(|model| !self.is_base(model))
             .filter_map(|model| Some((self.find(model)?, model)))
             .collect();
-        let sources: BTreeSet<usize> =
-            members.iter().map(|(source, _)| *source).chain(self.base).collect();
+        let sources: BTreeSet<usize> = members
+            .iter()
+            .map(|(source, _)| *source)
+            .chain(self.base)
+            .collect();
         let names: BTreeSet<&str> = (sources.iter())
             .flat_map(|&source| self.sources[source].tensors().map(|(name, _)| name))
             .collect();
@@ -170,7 +173,10 @@ impl<'a> Cut<'a> {
             });
         }
         Ok(Self {
-            prefix: parts.first().map(|part| part.prefix.clone()).unwrap_or_default(),
+            prefix: parts
+                .first()
+                .map(|part| part.prefix.clone())
+                .unwrap_or_default(),
             n_layers: n_layers.unwrap_or(0),
             parts,
             shared: vec![&slice.parameters, &recipe.parameters],
@@ -208,7 +214,8 @@ impl<'a> Cut<'a> {
         for part in &self.parts {
             let start = format!("{}.{}.", part.prefix, part.first + index);
             let names = models.sources[part.source].tensors();
-            rests.extend(names.filter_map(|(name, _)| name.strip_prefix(&start).map(str::to_owned)));
+            rests
+                .extend(names.filter_map(|(name, _)| name.strip_prefix(&start).map(str::to_owned)));
         }
         rests
     }
@@ -219,11 +226,16 @@ impl<'a> Cut<'a> {
         for part in &self.parts {
             let start = format!("{}.", part.prefix);
             let is_layer = |name: &str| {
-                let rest = name.strip_prefix(&start).and_then(|rest| rest.split('.').next());
+                let rest = name
+                    .strip_prefix(&start)
+                    .and_then(|rest| rest.split('.').next());
                 rest.is_some_and(|layer| layer.parse::<u16>().is_ok())
             };
             let all = models.sources[part.source].tensors();
-            names.extend(all.filter(|(name, _)| !is_layer(name)).map(|(name, _)| name.to_owned()));
+            names.extend(
+                all.filter(|(name, _)| !is_layer(name))
+                    .map(|(name, _)| name.to_owned()),
+            );
         }
         names
     }
