@@ -458,7 +458,7 @@ pub enum Error {
 
     /// What is wrong with a merge of several checkpoints, with the recipe's line and the tensor.
     #[error(transparent)]
-    Merge(#[from] MergeFault),
+    Merge(Box<MergeFault>),
     /// Several faults that were found at once.
     #[error("{}", list_note(.0))]
     Several(Vec<Error>),
@@ -570,6 +570,12 @@ pub enum Error {
         /// Its size.
         n_bytes: u64,
     },
+}
+
+impl From<MergeFault> for Error {
+    fn from(fault: MergeFault) -> Self {
+        Self::Merge(Box::new(fault))
+    }
 }
 
 impl Error {

@@ -111,8 +111,8 @@ impl Sphere {
         }
         let mean: Vec<f64> = mean.iter().map(|factor| factor / length).collect();
         let mut tangent = vec![0.0; n];
-        for i in 0..n {
-            let own: Vec<f64> = (0..n).map(|j| if i == j { unit[i] } else { 0.0 }).collect();
+        for (i, &length) in unit.iter().enumerate() {
+            let own: Vec<f64> = (0..n).map(|j| if i == j { length } else { 0.0 }).collect();
             let along = products.between(&own, &mean);
             for (j, tangent) in tangent.iter_mut().enumerate() {
                 *tangent += self.weights[i] * (own[j] - along * mean[j]);

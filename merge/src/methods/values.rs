@@ -88,7 +88,7 @@ pub(super) const FINITE: Kind = Kind::Number {
 /// A share.
 pub(super) const SHARE: Kind = Kind::Number {
     range: "a number from 0 to 1",
-    holds: |value| value >= 0.0 && value <= 1.0,
+    holds: |value| (0.0..=1.0).contains(&value),
 };
 
 /// A number that is not negative.

@@ -642,21 +642,23 @@ impl Builder<'_> {
 /// Whether mending the recipe in one place mends both.
 fn is_same_cause(a: &Error, b: &Error) -> bool {
     use MergeFault::{BadValue, MissingParameter, WeightsSumToZero};
-    match (a, b) {
+    let (Error::Merge(one), Error::Merge(other)) = (a, b) else {
+        return a.to_string() == b.to_string();
+    };
+    match (one.as_ref(), other.as_ref()) {
         (
-            Error::Merge(MissingParameter { name, member, .. }),
-            Error::Merge(MissingParameter {
+            MissingParameter { name, member, .. },
+            MissingParameter {
                 name: other_name,
                 member: other_member,
                 ..
-            }),
+            },
         ) => name == other_name && member == other_member,
-        (Error::Merge(BadValue { place, .. }), Error::Merge(BadValue { place: other, .. }))
-        | (
-            Error::Merge(WeightsSumToZero { place, .. }),
-            Error::Merge(WeightsSumToZero { place: other, .. }),
-        ) => place.line > 0 && (place.line, place.column) == (other.line, other.column),
-        _ => a.to_string() == b.to_string(),
+        (BadValue { place: one, .. }, BadValue { place: other, .. })
+        | (WeightsSumToZero { place: one, .. }, WeightsSumToZero { place: other, .. }) => {
+            one.line > 0 && (one.line, one.column) == (other.line, other.column)
+        }
+        (one, other) => one.to_string() == other.to_string(),
     }
 }
 
