@@ -113,12 +113,15 @@ fn entry_json(entry: &Entry) -> serde_json::Value {
 /// What is done, and the tensors (and gram matrices) it is done from.
 fn verb_and_sources(entry: &Entry) -> (&'static str, Vec<String>) {
     let verb = match entry.action {
-        Action::Copy(_) => "copy",
-        Action::Elementwise { .. } | Action::Whole { .. } => "combine",
+        Action::Copy(_) | Action::Agree(_) => "copy",
+        Action::Elementwise { .. } | Action::Survey { .. } | Action::Whole { .. } => "combine",
         Action::Generate(_) => "make",
         _ => "other",
     };
-    let grams = entry.action.grams().map(|key| format!("gram {key}"));
+    let grams = entry
+        .action
+        .grams()
+        .map(|gram| format!("gram {}", gram.key));
     let tensors = entry.action.tensors().map(|tensor| tensor.key.clone());
     (verb, tensors.chain(grams).collect())
 }

@@ -133,7 +133,7 @@ fn wrong_arguments_and_recipes_end_with_2_and_bad_files_with_1() {
     let folder = Folder::new();
     let out = folder.file("merged.safetensors");
     let recipe = folder.file("recipe.yaml");
-    std::fs::write(&recipe, "merge_method: linear\nmodels: [{model: x}]\n").expect("written");
+    std::fs::write(&recipe, "merge_method: liner\nmodels: [{model: x}]\n").expect("written");
     let read_only = "/proc/merged.safetensors";
     let cases: [(i32, &[&str], &str); 10] = [
         (2, &["interpolate"], "Usage"),
@@ -143,7 +143,7 @@ fn wrong_arguments_and_recipes_end_with_2_and_bad_files_with_1() {
             &["interpolate", SPECIFIC, "--ratio", "1.5", "--out", &out],
             "`ratio`",
         ),
-        (2, &["merge", &recipe, "--out", &out], "`linear`"),
+        (2, &["merge", &recipe, "--out", &out], "`liner`"),
         (
             2,
             &["interpolate", SPECIFIC, "--out", "merged.onnx"],

@@ -6,8 +6,8 @@ use divan::Bencher;
 use divan::counter::{BytesCount, ItemsCount};
 use merge::linear_algebra::{Faer, LinearAlgebra};
 use merge::methods::{Arithmetic, GroupShape, Interpolate, MergeMethod, Operation};
-use merge::methods::{Chunk, StepRounding};
-use merge::{Expert, ParamKind, Slot};
+use merge::methods::{Base, Chunk, DrawKey, Member, StepRounding, Values};
+use merge::{DType, Expert, ParamKind, Slot};
 use ndarray::Array2;
 
 fn main() {
@@ -24,11 +24,21 @@ fn bench_kernel(bencher: Bencher<'_, '_>, method: &dyn MergeMethod) {
         module: "mlp.fc1".into(),
         kind: ParamKind::LinearWeight,
     };
+    let experts = [Expert::Vision, Expert::Language];
     let group = GroupShape {
         slot: &slot,
-        experts: &[Expert::Vision, Expert::Language],
+        members: &experts.map(Member::Expert),
+        experts: &experts,
+        has_base: true,
         shape: &[3072, 768],
+        dtype: DType::F32,
         grams: &[None, None],
+        values: &Values::default(),
+        draws: &DrawKey {
+            seed: 0,
+            name: slot.key.clone(),
+            tape: None,
+        },
     };
     let Ok(Operation::Elementwise(kernel)) = method.operation(&group) else {
         unreachable!("both methods are element-wise for two experts");
@@ -42,7 +52,8 @@ fn bench_kernel(bencher: Bencher<'_, '_>, method: &dyn MergeMethod) {
         .bench_local(|| {
             let chunk = Chunk {
                 members: &[&members[0], &members[1]],
-                base: method.needs().base.then_some(&base),
+                base: (method.needs().base == Base::Required).then_some(&base),
+                aside: &[],
                 first: 0,
             };
             kernel.combine_f32(&chunk, StepRounding::None, &mut out);

@@ -57,6 +57,7 @@ impl Keep {
             Err(Error::BadParameter {
                 name: "keep",
                 wanted: "above 0 and at most 1",
+                place: crate::recipe::Place::default(),
             })
         }
     }

@@ -2,16 +2,20 @@
 
 mod advice;
 mod conversion;
+mod merging;
 mod safetensors;
 mod split;
 
 pub use conversion::ConversionFault;
+pub use merging::MergeFault;
 pub use safetensors::SafetensorsFault;
 pub use split::SplitFault;
 
 use std::path::{Path, PathBuf};
 
 use crate::io::{PickleCall, PickleFault, ZipFault};
+use crate::methods::Member;
+use crate::recipe::Place;
 use crate::{DType, Expert};
 
 /// The result of everything in this crate.
@@ -288,7 +292,7 @@ pub enum Error {
         known: String,
     },
     /// A recipe gives a parameter that its method does not have.
-    #[error("{method} has no parameter `{name}` (it has: {known})")]
+    #[error("{method} has no parameter `{name}`{place} (it has: {known})")]
     UnknownParameter {
         /// The method.
         method: &'static str,
@@ -296,14 +300,18 @@ pub enum Error {
         name: String,
         /// The method's parameters.
         known: String,
+        /// Where it stands in the recipe.
+        place: Place,
     },
     /// A parameter has the wrong type or is out of range.
-    #[error("parameter `{name}` must be {wanted}")]
+    #[error("parameter `{name}` must be {wanted}{place}")]
     BadParameter {
         /// The parameter.
         name: &'static str,
         /// What is valid, in words.
         wanted: &'static str,
+        /// Where it stands in the recipe.
+        place: Place,
     },
     /// A parameter or input that the method cannot do without.
     #[error("{method} needs {what}")]
@@ -322,7 +330,7 @@ pub enum Error {
         what: &'static str,
     },
     /// A recipe with a number of models that cannot be merged.
-    #[error("a recipe takes the experts of one model, and this one lists {found}")]
+    #[error("experts are those of one model, and the recipe lists {found}")]
     ModelCount {
         /// The number of models.
         found: usize,
@@ -392,22 +400,20 @@ pub enum Error {
         experts: Vec<Expert>,
     },
     /// The gram file lacks the matrix of an expert that takes part.
-    #[error("cannot merge `{slot}`: no gram matrix for the {expert} expert")]
+    #[error("cannot merge `{slot}`: no gram matrix for {member}")]
     MissingGram {
         /// The merged key.
         slot: String,
-        /// The expert.
-        expert: Expert,
+        /// Whose it would be.
+        member: Member,
     },
     /// A gram matrix that does not fit its layer.
-    #[error(
-        "cannot merge `{slot}`: the {expert} expert has shape {weight:?}, its gram matrix {gram:?}"
-    )]
+    #[error("cannot merge `{slot}`: {member} has shape {weight:?}, its gram matrix {gram:?}")]
     GramShape {
         /// The merged key.
         slot: String,
-        /// The expert.
-        expert: Expert,
+        /// Whose weight.
+        member: Member,
         /// Shape of the weight, `(out, in)`.
         weight: Vec<usize>,
         /// Shape of the gram matrix; should be `(in, in)`.
@@ -434,12 +440,12 @@ pub enum Error {
         fault: String,
     },
     /// The summed gram matrix has no Cholesky factor.
-    #[error("cannot merge `{slot}`: the summed gram matrix of {experts:?} is singular{}", pivot_note(*pivot))]
+    #[error("cannot merge `{slot}`: the summed gram matrix of {members:?} is singular{}", pivot_note(*pivot))]
     SingularGram {
         /// The merged key.
         slot: String,
-        /// The experts.
-        experts: Vec<Expert>,
+        /// Whose gram matrices.
+        members: Vec<Member>,
         /// The row where the factorization failed, if known.
         pivot: Option<usize>,
     },
@@ -449,6 +455,13 @@ pub enum Error {
         /// The tensor.
         key: String,
     },
+
+    /// What is wrong with a merge of several checkpoints, with the recipe's line and the tensor.
+    #[error(transparent)]
+    Merge(Box<MergeFault>),
+    /// Several faults that were found at once.
+    #[error("{}", list_note(.0))]
+    Several(Vec<Error>),
 
     // ---- comparing --------------------------------------------------------------------------
     /// There are no two tensors to compare.
@@ -559,6 +572,12 @@ pub enum Error {
     },
 }
 
+impl From<MergeFault> for Error {
+    fn from(fault: MergeFault) -> Self {
+        Self::Merge(Box::new(fault))
+    }
+}
+
 impl Error {
     /// What the operating system said of `path`.
     pub(crate) fn io(action: &'static str, path: &Path, source: std::io::Error) -> Self {
@@ -568,6 +587,12 @@ impl Error {
             source,
         }
     }
+}
+
+/// The number of faults, then one a line.
+fn list_note(faults: &[Error]) -> String {
+    let lines: Vec<String> = faults.iter().map(|fault| format!("  {fault}")).collect();
+    format!("{} faults:\n{}", faults.len(), lines.join("\n"))
 }
 
 fn pivot_note(pivot: Option<usize>) -> String {

@@ -7,12 +7,14 @@ use rayon::prelude::*;
 use serde::Serialize;
 
 use crate::io::{WriteOptions, Writer, check_target};
-use crate::plan::{Action, CHUNK_ELEMENTS, Entry};
+use crate::plan::{Action, CHUNK_ELEMENTS, Entry, chunk_elements};
 use crate::provenance::{Hashes, Provenance};
 use crate::{Error, MergePlan, Progress, Result, TensorInfo};
 
 mod chunk;
 mod memory;
+mod stages;
+mod survey;
 mod whole;
 
 pub use memory::in_memory;
@@ -89,6 +91,7 @@ pub fn execute(
     progress: &dyn Progress,
 ) -> Result<Summary> {
     // Announced before the first file is made, for from here on an interrupt must clean up.
+    stages::write(plan, write, run, progress, &mut Vec::new())?;
     progress.start("writing", plan.output_bytes());
     let files = write_all(plan, write, run, progress);
     progress.finish();
@@ -161,9 +164,16 @@ fn write_entries(
     progress: &dyn Progress,
 ) -> Result<()> {
     let is_whole = |entry: &Entry| matches!(entry.action, Action::Whole { .. });
+    let is_survey = |entry: &Entry| matches!(entry.action, Action::Survey { .. });
     let pieces: Vec<Piece> = (plan.entries.iter().enumerate())
-        .filter(|(_, entry)| !is_whole(entry))
-        .flat_map(|(index, entry)| pieces_of(index, entry.info.n_elements()))
+        .filter(|(_, entry)| !is_whole(entry) && !is_survey(entry))
+        .flat_map(|(index, entry)| {
+            let unit = match &entry.action {
+                Action::Elementwise { kernel, .. } => kernel.unit(),
+                _ => 1,
+            };
+            pieces_of(index, entry.info.n_elements(), chunk_elements(unit))
+        })
         .collect();
     pieces.par_iter().try_for_each_init(
         || Worker::new(plan, sink, run),
@@ -181,6 +191,35 @@ fn write_entries(
             Ok(())
         },
     )?;
+    let surveys = (plan.entries.iter().enumerate()).filter(|(_, entry)| is_survey(entry));
+    // Small tensors go to the cores as wholes, the large ones chunk by chunk: a thread that waits for
+    // the chunks of one tensor never begins another, so that buffers stay few.
+    let (small, large): (Vec<_>, Vec<_>) =
+        surveys.partition(|(_, entry)| entry.info.n_elements() <= SMALL_ELEMENTS);
+    small.into_par_iter().try_for_each_init(
+        || Worker::new(plan, sink, run),
+        |worker, (index, entry)| survey_small(plan, worker, index, entry, progress),
+    )?;
+    for (index, entry) in large {
+        let Some(kernel) = survey::kernel(plan, entry, progress, true)? else {
+            continue;
+        };
+        let pieces = pieces_of(
+            index,
+            entry.info.n_elements(),
+            chunk_elements(kernel.unit()),
+        );
+        pieces.collect::<Vec<_>>().par_iter().try_for_each_init(
+            || Worker::new(plan, sink, run),
+            |worker, &Piece { first, length, .. }| {
+                if progress.is_cancelled() {
+                    return Err(Error::Cancelled);
+                }
+                progress.advance(worker.write_surveyed(index, kernel.as_ref(), first, length)?);
+                Ok(())
+            },
+        )?;
+    }
     // Whole-tensor operations use all cores themselves, one tensor at a time to bound memory.
     for (index, entry) in plan
         .entries
@@ -194,7 +233,7 @@ fn write_entries(
         let merged = whole::merge(plan, entry)?;
         let values = merged.as_standard_layout();
         let values = values.as_slice().unwrap_or_default();
-        pieces_of(index, values.len())
+        pieces_of(index, values.len(), CHUNK_ELEMENTS)
             .collect::<Vec<_>>()
             .par_iter()
             .try_for_each_init(
@@ -210,12 +249,41 @@ fn write_entries(
     Ok(())
 }
 
-fn pieces_of(entry: usize, n_elements: usize) -> impl Iterator<Item = Piece> {
+/// Tensors of up to so many elements are surveyed and written by one thread.
+const SMALL_ELEMENTS: usize = 4 * CHUNK_ELEMENTS;
+
+/// Surveys and writes a tensor on one thread.
+fn survey_small(
+    plan: &MergePlan,
+    worker: &mut Worker<'_>,
+    index: usize,
+    entry: &Entry,
+    progress: &dyn Progress,
+) -> Result<()> {
+    let Some(kernel) = survey::kernel(plan, entry, progress, false)? else {
+        return Ok(());
+    };
+    let pieces = pieces_of(
+        index,
+        entry.info.n_elements(),
+        chunk_elements(kernel.unit()),
+    );
+    for Piece { first, length, .. } in pieces {
+        progress.advance(worker.write_surveyed(index, kernel.as_ref(), first, length)?);
+    }
+    Ok(())
+}
+
+fn pieces_of(
+    entry: usize,
+    n_elements: usize,
+    chunk_elements: usize,
+) -> impl Iterator<Item = Piece> {
     (0..n_elements)
-        .step_by(CHUNK_ELEMENTS)
+        .step_by(chunk_elements)
         .map(move |first| Piece {
             entry,
             first,
-            length: CHUNK_ELEMENTS.min(n_elements - first),
+            length: chunk_elements.min(n_elements - first),
         })
 }

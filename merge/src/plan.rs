@@ -6,10 +6,17 @@ use serde::Serialize;
 
 use crate::gram::GramStore;
 use crate::io::SourceFile;
-use crate::methods::{ElementKernel, StepRounding, WholeKernel};
+use crate::methods::{ElementKernel, GramRef, StepRounding, Survey, WholeKernel};
 use crate::{Checkpoint, TensorInfo};
 
+mod checkpoints;
 mod resolve;
+mod settings;
+mod stacks;
+pub(crate) mod stages;
+mod views;
+
+pub use stages::Stage;
 
 /// A tensor of one of the plan's sources.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize)]
@@ -38,11 +45,28 @@ pub enum Action {
         members: Vec<TensorRef>,
         /// What the method measures from.
         base: Option<TensorRef>,
+        /// A tensor beside each member, e.g. its Fisher information; empty if none are needed.
+        aside: Vec<TensorRef>,
         /// The arithmetic.
         kernel: Arc<dyn ElementKernel>,
         /// Rounding of intermediate results.
         step: StepRounding,
+        /// Whether to compute in f64 whatever the inputs' dtype.
+        is_double: bool,
     },
+    /// Element by element, after passes over the whole tensors.
+    Survey {
+        /// The members in order.
+        members: Vec<TensorRef>,
+        /// What the method measures from.
+        base: Option<TensorRef>,
+        /// The passes, and the arithmetic.
+        survey: Arc<dyn Survey>,
+        /// Whether to compute in f64 whatever the inputs' dtype.
+        is_double: bool,
+    },
+    /// The same integers or booleans in all members, which is checked.
+    Agree(Vec<TensorRef>),
     /// From whole arrays.
     Whole {
         /// The members in order.
@@ -50,7 +74,7 @@ pub enum Action {
         /// What the method measures from.
         base: Option<TensorRef>,
         /// Names of the members' gram matrices in [`MergePlan::grams`]; empty if none are needed.
-        grams: Vec<Option<String>>,
+        grams: Vec<Option<GramRef>>,
         /// The arithmetic.
         kernel: Arc<dyn WholeKernel>,
     },
@@ -59,25 +83,32 @@ pub enum Action {
 }
 
 impl Action {
-    /// The tensors that are read, members first, then the base.
+    /// The tensors that are read, members first, then the base, then what is beside the members.
     pub fn tensors(&self) -> impl Iterator<Item = &TensorRef> {
-        let (members, base) = match self {
-            Self::Copy(tensor) => (std::slice::from_ref(tensor), None),
-            Self::Elementwise { members, base, .. } | Self::Whole { members, base, .. } => {
-                (members.as_slice(), base.as_ref())
+        let (members, base, aside) = match self {
+            Self::Copy(tensor) => (std::slice::from_ref(tensor), None, &[][..]),
+            Self::Agree(members) => (members.as_slice(), None, &[][..]),
+            Self::Elementwise {
+                members,
+                base,
+                aside,
+                ..
+            } => (members.as_slice(), base.as_ref(), aside.as_slice()),
+            Self::Survey { members, base, .. } | Self::Whole { members, base, .. } => {
+                (members.as_slice(), base.as_ref(), &[][..])
             }
-            Self::Generate(_) => (&[][..], None),
+            Self::Generate(_) => (&[][..], None, &[][..]),
         };
-        members.iter().chain(base)
+        members.iter().chain(base).chain(aside)
     }
 
     /// Names of the gram matrices that are read.
-    pub fn grams(&self) -> impl Iterator<Item = &str> {
+    pub fn grams(&self) -> impl Iterator<Item = &GramRef> {
         let grams = match self {
             Self::Whole { grams, .. } => grams.as_slice(),
             _ => &[],
         };
-        grams.iter().flatten().map(String::as_str)
+        grams.iter().flatten()
     }
 }
 
@@ -111,8 +142,10 @@ pub struct MergePlan {
     pub recipe: String,
     /// The open inputs.
     pub sources: Vec<Arc<Checkpoint>>,
+    /// Merges that must be done first, for sources of this one.
+    pub stages: Vec<Stage>,
     /// Where gram matrices are read from.
-    pub grams: Option<Arc<GramStore>>,
+    pub grams: Vec<Arc<GramStore>>,
     /// Output tensors, by name.
     pub entries: Vec<Entry>,
     /// Input tensors without a place in the output, by name.
@@ -124,10 +157,13 @@ impl MergePlan {
     #[must_use]
     pub fn files(&self) -> Vec<SourceFile> {
         let grams = self.grams.iter().map(|store| store.checkpoint());
+        let own = self.sources.iter().chain(grams);
+        let own = own.flat_map(|source| source.info().files.clone());
+        let earlier = self.stages.iter().flat_map(|stage| stage.plan.files());
         let mut files: Vec<SourceFile> = Vec::new();
-        for file in (self.sources.iter().chain(grams)).flat_map(|source| &source.info().files) {
+        for file in earlier.chain(own) {
             if files.iter().all(|known| known.path != file.path) {
-                files.push(file.clone());
+                files.push(file);
             }
         }
         files
@@ -155,9 +191,8 @@ impl MergePlan {
             let info = self.sources[tensor.source].get(&tensor.key);
             info.map_or(0, TensorInfo::n_bytes)
         };
-        let gram_size = |key| {
-            let store = self.grams.as_ref();
-            let info = store.and_then(|store| store.checkpoint().get(key));
+        let gram_size = |gram: &GramRef| {
+            let info = self.grams[gram.store].checkpoint().get(&gram.key);
             info.map_or(0, TensorInfo::n_bytes)
         };
         let action = &entry.action;
@@ -167,13 +202,21 @@ impl MergePlan {
     /// Most bytes of tensor data that running the plan holds in memory at once.
     #[must_use]
     pub fn peak_bytes(&self, n_threads: usize) -> u64 {
-        let chunked = self.entries.iter().map(|entry| match &entry.action {
-            Action::Elementwise { .. } => entry.action.tensors().count(),
-            _ => 1,
+        // Each thread holds a chunk per tensor in up to f64, raw bytes and the result; surveys hold
+        // as many again while they compute.
+        let chunked = self.entries.iter().map(|entry| {
+            let (buffers, unit) = match &entry.action {
+                Action::Elementwise { kernel, .. } => {
+                    (entry.action.tensors().count() + 2, kernel.unit())
+                }
+                Action::Survey { survey, .. } => {
+                    (2 * entry.action.tensors().count() + 4, survey.unit())
+                }
+                _ => (3, 1),
+            };
+            n_threads as u64 * buffers as u64 * chunk_elements(unit) as u64 * 8
         });
-        // Each thread holds a chunk per member in up to f64, raw bytes and the result.
-        let buffers = chunked.max().unwrap_or(0) as u64 + 2;
-        let chunks = n_threads as u64 * buffers * CHUNK_ELEMENTS as u64 * 8;
+        let chunks = chunked.max().unwrap_or(0);
         let whole = self.entries.iter().filter_map(|entry| match &entry.action {
             Action::Whole {
                 members, kernel, ..
@@ -185,10 +228,24 @@ impl MergePlan {
             }
             _ => None,
         });
-        chunks.max(whole.max().unwrap_or(0))
+        let own = chunks.max(whole.max().unwrap_or(0));
+        let earlier = self
+            .stages
+            .iter()
+            .map(|stage| stage.plan.peak_bytes(n_threads));
+        own.max(earlier.max().unwrap_or(0))
     }
 }
 
 /// Elements that are decoded, combined and written at a time by one thread: small enough that a few
 /// chunks stay in a core's cache, large enough that a system call costs nothing beside it.
 pub(crate) const CHUNK_ELEMENTS: usize = 1 << 16;
+
+/// Elements of a chunk that holds whole units: as near to [`CHUNK_ELEMENTS`] as may be.
+pub(crate) const fn chunk_elements(unit: usize) -> usize {
+    match unit {
+        0 | 1 => CHUNK_ELEMENTS,
+        unit if unit >= CHUNK_ELEMENTS => unit,
+        unit => CHUNK_ELEMENTS / unit * unit,
+    }
+}

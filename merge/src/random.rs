@@ -1,6 +1,10 @@
 //! Random draws keyed by seed, name and index: the same numbers whatever the chunking, the number
 //! of threads and the machine.
 
+mod mersenne;
+
+pub use mersenne::Mersenne;
+
 use rand_chacha::ChaCha8Rng;
 use rand_chacha::rand_core::{Rng, SeedableRng};
 use sha2::{Digest, Sha256};
@@ -73,8 +77,14 @@ impl Draws {
     pub fn fill_uniform(&self, first: usize, out: &mut [f32]) {
         let mut generator = ChaCha8Rng::from_seed(self.key);
         generator.set_word_pos(first as u128);
-        for out in out {
-            *out = (generator.next_u32() >> 8) as f32 * UNIT;
+        let mut words = [0u8; 4 * BATCH];
+        for batch in out.chunks_mut(BATCH) {
+            let words = &mut words[..4 * batch.len()];
+            generator.fill_bytes(words);
+            let (words, _) = words.as_chunks::<4>();
+            for (out, word) in batch.iter_mut().zip(words) {
+                *out = (u32::from_le_bytes(*word) >> 8) as f32 * UNIT;
+            }
         }
     }
 

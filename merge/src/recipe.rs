@@ -2,31 +2,44 @@
 
 use std::fs::File;
 use std::io::Read;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 
 use serde::{Deserialize, Serialize};
 
 use crate::layouts::Task;
 use crate::{DType, Error, Result};
 
+mod documents;
 mod experts;
+mod models;
 mod parameters;
+mod place;
 
 pub use experts::{BlockRange, ExpertChoice};
-pub use parameters::{Parameter, Parameters};
+pub use models::{ModelRef, OutputSlice, Rename, SliceSource};
+pub use parameters::{Case, CaseValue, Parameter, Parameters, Scalar};
+pub use place::{Located, Place};
 
 /// Recipes are written by hand; anything larger is not one.
 const MAX_RECIPE_BYTES: u64 = 1 << 20;
 
 /// A merge as written in YAML. Keys that mergekit has keep mergekit's names.
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct MergeRecipe {
-    /// Name of the method: `interpolate`, `arithmetic` or `regmean`.
+    /// What other documents of the same file call its result.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub name: Option<String>,
+    /// Name of the method, one of [`crate::methods::NAMES`].
     pub merge_method: String,
-    /// The checkpoints that are merged; so far one, whose experts are merged with each other.
+    /// The checkpoints that are merged tensor by tensor; or one, whose experts are merged with each
+    /// other.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub models: Vec<ModelRef>,
-    /// The seed that modality arithmetic measures from.
+    /// Instead of `models`, layers of the output and what they are merged from.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub slices: Vec<OutputSlice>,
+    /// What differences are measured from.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub base_model: Option<ModelRef>,
     /// The family to read the keys by, instead of the one found by the keys.
@@ -38,64 +51,78 @@ pub struct MergeRecipe {
     /// Which experts act in which blocks; every expert a block owns unless given.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub experts: Option<ExpertChoice>,
+    /// The stack of layers that `slices` cut, e.g. `model.layers`, where a model has several.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub layers: Option<String>,
     /// The method's parameters.
     #[serde(default, skip_serializing_if = "Parameters::is_empty")]
     pub parameters: Parameters,
     /// Do as the published program does where it differs from the paper (`docs/parity.md`).
     #[serde(default)]
     pub as_published: bool,
+    /// Element type of the output, and of the computation if it is f64, unless `out_dtype` is given.
+    #[serde(default, skip_serializing_if = "OutputDType::is_keep")]
+    pub dtype: OutputDType,
     /// Element type of the output; integers keep theirs.
     #[serde(default)]
     pub out_dtype: OutputDType,
     /// What to do with keys that the layout does not know.
     #[serde(default)]
     pub unknown_keys: UnknownKeys,
-}
-
-/// A checkpoint named in a recipe: a path, or a path and a root.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(deny_unknown_fields)]
-pub struct ModelRef {
-    /// The file or folder, relative to the working directory.
-    pub model: PathBuf,
-    /// The dictionary that holds the weights, instead of the one found by rule.
+    /// What to do with a tensor that only some of the checkpoints have.
+    #[serde(default, skip_serializing_if = "OnMissing::is_error")]
+    pub on_missing: OnMissing,
+    /// Where random masks come from.
+    #[serde(default, skip_serializing_if = "RandomSource::is_counter")]
+    pub rng: RandomSource,
+    /// The seed of random masks.
+    #[serde(default, skip_serializing_if = "is_zero")]
+    pub seed: u64,
+    /// How vocabularies that differ become one.
     #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub root: Option<String>,
+    pub tokenizer_source: Option<TokenizerSource>,
+    /// The other documents of the file, whose results may be models of this one.
+    #[serde(skip)]
+    pub earlier: Vec<MergeRecipe>,
 }
 
-impl ModelRef {
-    /// A checkpoint whose weights are found by rule.
-    #[must_use]
-    pub fn new(model: impl Into<PathBuf>) -> Self {
-        Self {
-            model: model.into(),
-            root: None,
-        }
-    }
+fn is_zero(seed: &u64) -> bool {
+    *seed == 0
 }
 
-/// Element type of an output.
+/// Element type of an output. The names that mergekit takes from torch are understood, too.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum OutputDType {
     /// That of the inputs.
     #[default]
     Keep,
+    /// 64-bit.
+    #[serde(alias = "float64")]
+    F64,
     /// 32-bit.
+    #[serde(alias = "float32")]
     F32,
     /// 16-bit with the exponent range of f32.
+    #[serde(alias = "bfloat16")]
     Bf16,
     /// IEEE 16-bit.
+    #[serde(alias = "float16")]
     F16,
 }
 
 impl OutputDType {
+    const fn is_keep(&self) -> bool {
+        matches!(self, Self::Keep)
+    }
+
     /// The dtype that an input of `dtype` is written in: integers and booleans keep theirs.
     #[must_use]
     pub const fn apply(self, dtype: DType) -> DType {
         match self {
             _ if !dtype.is_float() => dtype,
             Self::Keep => dtype,
+            Self::F64 => DType::F64,
             Self::F32 => DType::F32,
             Self::Bf16 => DType::BF16,
             Self::F16 => DType::F16,
@@ -114,7 +141,73 @@ pub enum UnknownKeys {
     Copy,
 }
 
+/// What to do with a tensor that only some of the checkpoints have.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum OnMissing {
+    /// Refuse, naming every such tensor.
+    #[default]
+    Error,
+    /// Take it from the base, or else from the first model that has it.
+    Copy,
+    /// Leave it out.
+    Skip,
+}
+
+impl OnMissing {
+    const fn is_error(&self) -> bool {
+        matches!(self, Self::Error)
+    }
+}
+
+/// Where the draws of random masks come from.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum RandomSource {
+    /// Draws keyed by seed, tensor, input and element: the same whatever else is merged.
+    #[default]
+    Counter,
+    /// One after the other through the whole model, as mergekit on a CPU draws them.
+    Mergekit,
+}
+
+impl RandomSource {
+    const fn is_counter(&self) -> bool {
+        matches!(self, Self::Counter)
+    }
+}
+
+/// How vocabularies that differ become one.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum TokenizerSource {
+    /// The base's tokens, or those of the first model if there is no base.
+    Base,
+    /// The tokens of all models.
+    Union,
+}
+
 impl MergeRecipe {
+    /// What the output is stored in.
+    #[must_use]
+    pub const fn stored_dtype(&self) -> OutputDType {
+        match self.out_dtype {
+            OutputDType::Keep => self.dtype,
+            given => given,
+        }
+    }
+
+    /// Whether the experts of one checkpoint are merged, and not checkpoints with each other.
+    #[must_use]
+    pub fn merges_experts(&self) -> bool {
+        let says_so = self.experts.is_some() || self.task.is_some() || self.layout.is_some();
+        let is_for_experts = matches!(
+            self.merge_method.as_str(),
+            "interpolate" | "arithmetic" | "regmean"
+        );
+        says_so || (is_for_experts && self.models.len() < 2 && self.slices.is_empty())
+    }
+
     /// Reads a recipe from a YAML file.
     ///
     /// # Errors
@@ -140,13 +233,7 @@ impl MergeRecipe {
     /// # Errors
     /// [`Error::BadRecipe`] with line and column.
     pub fn parse(text: &str, path: &Path) -> Result<Self> {
-        serde_saphyr::from_str(text).map_err(|error| {
-            let reason = error.to_string();
-            Error::BadRecipe {
-                path: path.to_owned(),
-                reason: reason.strip_prefix("error: ").unwrap_or(&reason).to_owned(),
-            }
-        })
+        documents::parse(text, path)
     }
 
     /// The recipe as YAML that [`MergeRecipe::parse`] reads back.
@@ -154,9 +241,6 @@ impl MergeRecipe {
     /// # Errors
     /// [`Error::BadRecipe`] for a path that is not UTF-8.
     pub fn to_yaml(&self) -> Result<String> {
-        serde_saphyr::to_string(self).map_err(|error| Error::BadRecipe {
-            path: PathBuf::from("recipe"),
-            reason: error.to_string(),
-        })
+        documents::to_yaml(self)
     }
 }

@@ -59,7 +59,8 @@ impl Synthesis {
         Ok(MergePlan {
             recipe: self.recipe(),
             sources: Vec::new(),
-            grams: None,
+            stages: Vec::new(),
+            grams: Vec::new(),
             entries,
             dropped: Vec::new(),
         })

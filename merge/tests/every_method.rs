@@ -5,7 +5,8 @@ use std::path::{Path, PathBuf};
 
 use merge::execute::{RunOptions, execute};
 use merge::io::WriteOptions;
-use merge::recipe::{ModelRef, OutputDType, Parameter, Parameters, UnknownKeys};
+use merge::methods::Base;
+use merge::recipe::{ExpertChoice, ModelRef, OutputDType, Parameter, Parameters};
 use merge::{Error, MergePlan, MergeRecipe};
 use safetensors::Dtype;
 
@@ -109,18 +110,39 @@ fn recipe(toy: &Toy, method: &str, model: &Path, dtype: Dtype) -> MergeRecipe {
         let text = grams.to_str().expect("UTF-8").to_owned();
         parameters.set("grams", Parameter::Text(text));
     }
+    let described = merge::methods::by_name(method, &Parameters::default(), false);
+    let described = described.expect("a method");
+    for spec in described.parameters() {
+        match spec.name {
+            "weight" => parameters.set("weight", Parameter::Number(1.0)),
+            "t" => parameters.set("t", Parameter::Number(0.25)),
+            "density" => parameters.set("density", Parameter::Number(0.5)),
+            _ => {}
+        }
+    }
+    let takes_two = !["interpolate", "arithmetic", "regmean"].contains(&method);
     MergeRecipe {
         merge_method: method.to_owned(),
         models: vec![ModelRef::new(model)],
-        base_model: (method == "arithmetic").then(|| ModelRef::new(toy.seed(dtype))),
-        layout: None,
-        task: None,
-        experts: None,
+        base_model: (described.needs().base == Base::Required)
+            .then(|| ModelRef::new(toy.seed(dtype))),
+        experts: takes_two.then(|| two_experts("vision, language")),
         parameters,
-        as_published: false,
-        out_dtype: OutputDType::Keep,
-        unknown_keys: UnknownKeys::Error,
+        ..MergeRecipe::default()
     }
+}
+
+/// The same experts in both blocks.
+fn two_experts(order: &str) -> ExpertChoice {
+    let yaml = format!("merge_method: x\nexperts: {{ 0: [{order}], 1: [{order}] }}");
+    let parsed = MergeRecipe::parse(&yaml, Path::new("test")).expect("valid");
+    parsed.experts.expect("given")
+}
+
+/// Methods that merge experts.
+fn of_experts() -> impl Iterator<Item = &'static str> {
+    let names = merge::methods::NAMES.into_iter();
+    names.filter(|name| !["passthrough", "fisher"].contains(name))
 }
 
 fn run(toy: &Toy, recipe: &MergeRecipe, run: &RunOptions) -> Result<BTreeMap<String, Raw>, Error> {
@@ -136,7 +158,7 @@ fn run(toy: &Toy, recipe: &MergeRecipe, run: &RunOptions) -> Result<BTreeMap<Str
 
 #[test]
 fn inputs_equal_to_the_base_merge_to_the_base_and_keep_their_dtype() {
-    for method in merge::methods::NAMES {
+    for method in of_experts() {
         for dtype in [Dtype::F32, Dtype::BF16, Dtype::F16, Dtype::F64] {
             let toy = Toy::new();
             let model = toy.specific("model.safetensors", dtype, |_| SEED);
@@ -301,15 +323,12 @@ fn an_order_of_experts_in_the_recipe_changes_nothing() {
         "l" => [1.1, -0.7, 0.9, 0.33],
         _ => [0.77, 3.0, -1.5, 0.01],
     });
-    for method in merge::methods::NAMES {
+    for method in of_experts() {
         let mut recipe = recipe(&toy, method, &model, Dtype::F32);
-        let text = |order: &str| format!("{{ 0: [{order}], 1: [{order}] }}");
         let merged: Vec<_> = ["vision, language", "language, vision"]
             .into_iter()
             .map(|order| {
-                let yaml = format!("merge_method: x\nmodels: []\nexperts: {}", text(order));
-                let parsed = MergeRecipe::parse(&yaml, Path::new("test")).expect("valid");
-                recipe.experts = parsed.experts;
+                recipe.experts = Some(two_experts(order));
                 run(&toy, &recipe, &RunOptions::default()).expect("merges")
             })
             .collect();
@@ -344,4 +363,89 @@ fn one_thread_and_many_give_the_same_bytes() {
         std::fs::read(target).expect("written")
     });
     assert!(files[0] == files[1] && files[1] == files[2]);
+}
+
+/// A recipe that merges `n` copies of a file (and the base, if there must be one).
+fn of_checkpoints(toy: &Toy, method: &str, model: &Path, dtype: Dtype) -> MergeRecipe {
+    let mut recipe = recipe(toy, method, model, dtype);
+    let described = merge::methods::by_name(method, &Parameters::default(), false);
+    let needs = described.expect("a method").needs();
+    // Two names of one file would be one model.
+    let copy = |index: usize| {
+        let path = toy.path(&format!("copy-{index}.safetensors"));
+        std::fs::copy(model, &path).expect("copied");
+        ModelRef::new(path)
+    };
+    recipe.experts = None;
+    recipe.base_model = (needs.base == Base::Required).then(|| ModelRef::new(model));
+    recipe.models = (0..needs.max_inputs.min(2)).map(copy).collect();
+    if let Some(name) = needs.aside {
+        let file = model.to_str().expect("UTF-8").to_owned();
+        recipe.parameters.set(name, Parameter::Text(file));
+    }
+    recipe
+}
+
+#[test]
+fn equal_checkpoints_merge_to_themselves_whatever_the_method_and_dtype() {
+    for method in merge::methods::NAMES {
+        if ["interpolate", "arithmetic"].contains(&method) {
+            continue;
+        }
+        for dtype in [Dtype::F32, Dtype::BF16, Dtype::F16, Dtype::F64] {
+            let toy = Toy::new();
+            // Positive, for `fisher` takes it as information, too.
+            let model = toy.specific("model.safetensors", dtype, |_| SEED.map(f32::abs));
+            let recipe = of_checkpoints(&toy, method, &model, dtype);
+            let merged = run(&toy, &recipe, &RunOptions::default()).expect(method);
+            assert_eq!(merged.len(), 10, "{method}");
+            for (name, tensor) in merged {
+                assert_eq!(tensor.dtype, dtype, "{method} {name}");
+                let expected = SEED.map(|value| f64::from(value.abs()));
+                let difference = fixture::first_difference(&tensor.values(), &expected, 1e-6, 0.0);
+                assert_eq!(difference, None, "{method} {name} {dtype}");
+            }
+        }
+    }
+}
+
+#[test]
+fn walks_between_two_checkpoints_begin_at_one_and_end_at_the_other() {
+    let toy = Toy::new();
+    let first = toy.specific("first.safetensors", Dtype::F32, |_| SEED);
+    let second = toy.specific("second.safetensors", Dtype::F32, |_| [0.5, 3.0, -1.0, 2.0]);
+    let at_ends = |method: &str, start: &str, end: &str| {
+        [(start, &first), (end, &second)].map(|(parameters, expected)| {
+            let yaml = format!(
+                "merge_method: {method}\nmodels:\n- {{model: {}, parameters: {parameters}}}\n- {{model: {}, \
+                 parameters: {parameters}}}",
+                first.display(),
+                second.display()
+            );
+            let mut recipe = MergeRecipe::parse(&yaml, Path::new("test")).expect("valid");
+            if method == "slerp" || method == "nearswap" {
+                recipe.parameters = std::mem::take(&mut recipe.models[0].parameters);
+                recipe.models[1].parameters = Parameters::default();
+            } else {
+                let share = |own: f64| {
+                    let mut parameters = Parameters::default();
+                    parameters.set("weight", Parameter::Number(own));
+                    parameters
+                };
+                let is_end = expected == &second;
+                recipe.models[0].parameters = share(f64::from(u8::from(!is_end)));
+                recipe.models[1].parameters = share(f64::from(u8::from(is_end)));
+            }
+            let merged = run(&toy, &recipe, &RunOptions::default()).expect(method);
+            for (key, expected) in fixture::tensors(expected) {
+                let (found, expected) = (merged[&key].values(), expected.values());
+                let difference = fixture::first_difference(&found, &expected, 1e-6, 0.0);
+                assert_eq!(difference, None, "{method} {key}");
+            }
+        })
+    };
+    at_ends("slerp", "{t: 0}", "{t: 1}");
+    at_ends("nearswap", "{t: 0}", "{t: 100}");
+    at_ends("nuslerp", "{}", "{}");
+    at_ends("linear", "{}", "{}");
 }

@@ -62,6 +62,7 @@ fn recipe(case: &Value, method: &str, as_published: bool) -> MergeRecipe {
         as_published,
         out_dtype: OutputDType::Keep,
         unknown_keys: UnknownKeys::Error,
+        ..MergeRecipe::default()
     }
 }
 

@@ -3,21 +3,57 @@
 use std::fmt::Write;
 use std::path::Path;
 
-const SOURCES: [(&str, &str); 3] = [
+const SOURCES: [(&str, &str); 24] = [
     ("interpolate", include_str!("../src/methods/interpolate.rs")),
     ("arithmetic", include_str!("../src/methods/arithmetic.rs")),
     ("regmean", include_str!("../src/methods/regmean.rs")),
+    ("linear", include_str!("../src/methods/linear.rs")),
+    ("slerp", include_str!("../src/methods/slerp.rs")),
+    ("nuslerp", include_str!("../src/methods/nuslerp.rs")),
+    ("multislerp", include_str!("../src/methods/multislerp.rs")),
+    ("karcher", include_str!("../src/methods/karcher.rs")),
+    (
+        "task_arithmetic",
+        include_str!("../src/methods/task_arithmetic.rs"),
+    ),
+    ("ties", include_str!("../src/methods/ties.rs")),
+    ("dare_linear", include_str!("../src/methods/dare_linear.rs")),
+    ("dare_ties", include_str!("../src/methods/dare_ties.rs")),
+    ("breadcrumbs", include_str!("../src/methods/breadcrumbs.rs")),
+    (
+        "breadcrumbs_ties",
+        include_str!("../src/methods/breadcrumbs_ties.rs"),
+    ),
+    ("della", include_str!("../src/methods/della.rs")),
+    (
+        "della_linear",
+        include_str!("../src/methods/della_linear.rs"),
+    ),
+    ("sce", include_str!("../src/methods/sce.rs")),
+    ("model_stock", include_str!("../src/methods/model_stock.rs")),
+    ("nearswap", include_str!("../src/methods/nearswap.rs")),
+    (
+        "arcee_fusion",
+        include_str!("../src/methods/arcee_fusion.rs"),
+    ),
+    ("ram", include_str!("../src/methods/ram.rs")),
+    ("ramplus_tl", include_str!("../src/methods/ramplus_tl.rs")),
+    ("passthrough", include_str!("../src/methods/passthrough.rs")),
+    ("fisher", include_str!("../src/methods/fisher.rs")),
 ];
 
 const HEADER: &str = "\
 # Merge methods
 
 Made from the doc comments in `merge/src/methods/`. To make it anew:
-`VLMERGE_WRITE_DOCS=1 cargo test --release -p vlmerge-merge methods_document`.
+`VLMERGE_WRITE_DOCS=1 cargo test --release --workspace --test merge_tests methods_document`.
 
-Parameters stand under `parameters` in a recipe; the verb of the same name has them as flags. Every
-method computes in f32 or wider and rounds once to the output's element type, unless a section *As
-published* says otherwise.
+Parameters stand under `parameters` in a recipe: of the whole recipe, of a slice, or of a model
+(*per model*), in any of mergekit's forms. `interpolate`, `arithmetic` and `regmean` are verbs, too,
+and have them as flags. Every method computes in f32 or wider, sums whole tensors in f64 and rounds
+once to the output's element type, unless a section *As published* says otherwise. All but
+`interpolate` and `arithmetic` merge checkpoints; all but `passthrough` and `fisher` merge the experts
+of one checkpoint, if the recipe has `experts`, `for` or `layout`.
 ";
 
 /// The doc comment in front of the first public struct, as Markdown one level further down.
@@ -37,11 +73,29 @@ fn doc_comment(source: &str) -> String {
         let heading = line.strip_prefix("## ").or_else(|| line.strip_prefix("# "));
         match heading {
             Some(heading) => write!(text, "\n### {heading}\n\n"),
-            None => writeln!(text, "{}", line.replace("[`", "`").replace("`]", "`")),
+            None => writeln!(text, "{}", without_links(line)),
         }
         .expect("writing to a string");
     }
     text
+}
+
+/// Links to types as code, with or without a target.
+fn without_links(line: &str) -> String {
+    let mut text = String::new();
+    let mut rest = line;
+    while let Some((before, link)) = rest.split_once("[`") {
+        let (name, after) = link.split_once("`]").expect("a link ends");
+        text += &format!("{before}`{name}`");
+        rest = match after
+            .strip_prefix('(')
+            .and_then(|target| target.split_once(')'))
+        {
+            Some((_, after)) => after,
+            None => after,
+        };
+    }
+    text + rest
 }
 
 fn generated() -> String {

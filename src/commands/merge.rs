@@ -105,8 +105,8 @@ impl Specific {
         MergeRecipe {
             merge_method: method.to_owned(),
             models: vec![ModelRef {
-                model: self.input.clone(),
                 root: self.root.clone(),
+                ..ModelRef::new(&self.input)
             }],
             base_model: base_model.map(ModelRef::new),
             layout: None,
@@ -123,6 +123,7 @@ impl Specific {
                 true => UnknownKeys::Copy,
                 false => UnknownKeys::Error,
             },
+            ..MergeRecipe::default()
         }
     }
 }

@@ -183,7 +183,8 @@ impl Draft {
         MergePlan {
             recipe,
             sources: self.sources,
-            grams: None,
+            stages: Vec::new(),
+            grams: Vec::new(),
             entries: self.entries.into_values().collect(),
             dropped: self.dropped,
         }

@@ -9,6 +9,11 @@ impl Error {
     /// Whether the fault lies in the arguments or the recipe (exit code 2) rather than in a file.
     #[must_use]
     pub fn is_usage(&self) -> bool {
+        match self {
+            Self::Merge(fault) => return fault.is_usage(),
+            Self::Several(faults) => return faults.iter().any(Self::is_usage),
+            _ => {}
+        }
         matches!(
             self,
             Self::BadRecipe { .. }
@@ -44,6 +49,8 @@ impl Error {
                 Some("`vlmerge inspect` explains the layout; BEiT and seeds go through `vlmerge expand`, \
                       modality-specific checkpoints through a merge".into())
             }
+            Self::Merge(fault) => fault.hint().map(str::to_owned),
+            Self::Several(faults) => faults.iter().find_map(Self::hint),
             Self::TargetExists { .. } => Some("pass --force to replace it".into()),
             Self::SingularGram { .. } => Some(
                 "cache the gram matrices from more data, or pass --shrink below 1 or a --ridge"

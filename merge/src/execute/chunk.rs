@@ -5,7 +5,9 @@ use bytemuck::Pod;
 use super::{RunOptions, Sink};
 use crate::methods::{Chunk, ElementKernel, StepRounding};
 use crate::plan::{Action, TensorRef};
-use crate::{DType, Error, MergePlan, Result, decode_f32, decode_f64, encode_f32, encode_f64};
+use crate::{
+    DType, Error, MergeFault, MergePlan, Result, decode_f32, decode_f64, encode_f32, encode_f64,
+};
 
 /// Reads, combines and writes chunks of a plan's entries.
 pub(super) struct Worker<'a> {
@@ -87,6 +89,7 @@ impl Computed for f64 {
 pub(super) struct Combination<'a> {
     members: &'a [TensorRef],
     base: Option<&'a TensorRef>,
+    aside: &'a [TensorRef],
     kernel: &'a dyn ElementKernel,
     step: StepRounding,
 }
@@ -110,22 +113,21 @@ impl<'a> Worker<'a> {
             Action::Elementwise {
                 members,
                 base,
+                aside,
                 kernel,
                 step,
+                is_double,
             } => {
                 let combination = Combination {
                     members,
                     base: base.as_ref(),
+                    aside,
                     kernel: kernel.as_ref(),
                     step: *step,
                 };
-                let is_double = |tensor| self.dtype(tensor) == DType::F64;
-                if members.iter().chain(base).any(is_double) {
-                    self.combine::<f64>(entry, &combination, first, length)
-                } else {
-                    self.combine::<f32>(entry, &combination, first, length)
-                }
+                self.combine_either(entry, &combination, *is_double, first, length)
             }
+            Action::Agree(tensors) => self.agree(entry, tensors, first, length),
             Action::Generate(generator) => {
                 let mut out = std::mem::take(&mut self.single.out);
                 out.resize(length, 0.0);
@@ -134,8 +136,82 @@ impl<'a> Worker<'a> {
                 self.single.out = out;
                 written
             }
-            Action::Whole { .. } => unreachable!("whole tensors are merged by the caller"),
+            Action::Whole { .. } | Action::Survey { .. } => {
+                unreachable!("the caller merges whole tensors and surveys")
+            }
         }
+    }
+
+    /// Likewise for an entry that was looked at in passes, with the kernel that these gave.
+    pub(super) fn write_surveyed(
+        &mut self,
+        entry: usize,
+        kernel: &dyn ElementKernel,
+        first: usize,
+        length: usize,
+    ) -> Result<u64> {
+        let Action::Survey {
+            members,
+            base,
+            is_double,
+            ..
+        } = &self.plan.entries[entry].action
+        else {
+            unreachable!("only surveys have such a kernel");
+        };
+        let combination = Combination {
+            members,
+            base: base.as_ref(),
+            aside: &[],
+            kernel,
+            step: StepRounding::None,
+        };
+        self.combine_either(entry, &combination, *is_double, first, length)
+    }
+
+    fn combine_either(
+        &mut self,
+        entry: usize,
+        combination: &Combination<'_>,
+        is_double: bool,
+        first: usize,
+        length: usize,
+    ) -> Result<u64> {
+        let is_f64 = |tensor| self.dtype(tensor) == DType::F64;
+        let mut inputs = combination.members.iter().chain(combination.base);
+        match is_double || inputs.any(is_f64) {
+            true => self.combine::<f64>(entry, combination, first, length),
+            false => self.combine::<f32>(entry, combination, first, length),
+        }
+    }
+
+    /// Copies a tensor that must be the same in all members.
+    fn agree(
+        &mut self,
+        entry: usize,
+        tensors: &[TensorRef],
+        first: usize,
+        length: usize,
+    ) -> Result<u64> {
+        let size = self.plan.entries[entry].info.dtype.size_bytes();
+        self.bytes.resize(length * size, 0);
+        let mut other = Vec::new();
+        for (index, tensor) in tensors.iter().enumerate() {
+            let source = &self.plan.sources[tensor.source];
+            if index == 0 {
+                source.read(&tensor.key, first, &mut self.bytes)?;
+                continue;
+            }
+            other.resize(self.bytes.len(), 0);
+            source.read(&tensor.key, first, &mut other)?;
+            if other != self.bytes {
+                return Err(MergeFault::UnequalIntegers {
+                    key: self.plan.entries[entry].name.clone(),
+                }
+                .into());
+            }
+        }
+        self.put(entry, first, &self.bytes)
     }
 
     fn dtype(&self, tensor: &TensorRef) -> DType {
@@ -232,8 +308,10 @@ impl<T: Computed> Buffers<T> {
         length: usize,
         mut read: impl FnMut(&TensorRef, &mut [T]) -> Result<()>,
     ) -> Result<()> {
-        let tensors = combination.members.iter().chain(combination.base);
-        let n_tensors = combination.members.len() + usize::from(combination.base.is_some());
+        let tensors = (combination.members.iter())
+            .chain(combination.base)
+            .chain(combination.aside);
+        let n_tensors = tensors.clone().count();
         if self.members.len() < n_tensors {
             self.members.resize_with(n_tensors, Vec::new);
         }
@@ -252,9 +330,15 @@ impl<T: Computed> Buffers<T> {
             .map(Vec::as_slice)
             .collect();
         let base = combination.base.map(|_| self.members[n_members].as_slice());
+        let n_before = n_members + usize::from(base.is_some());
+        let aside: Vec<&[T]> = self.members[n_before..n_before + combination.aside.len()]
+            .iter()
+            .map(Vec::as_slice)
+            .collect();
         let chunk = Chunk {
             members: &members,
             base,
+            aside: &aside,
             first,
         };
         T::run(combination, &chunk, &mut self.out);
@@ -262,7 +346,7 @@ impl<T: Computed> Buffers<T> {
 }
 
 /// Reads and decodes elements `first..` of a tensor until `out` is full.
-fn read<T: Computed>(
+pub(super) fn read<T: Computed>(
     plan: &MergePlan,
     tensor: &TensorRef,
     first: usize,

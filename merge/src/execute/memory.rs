@@ -17,6 +17,7 @@ pub fn in_memory(
     run: &RunOptions,
     progress: &dyn Progress,
 ) -> Result<Checkpoint> {
+    super::stages::in_memory(plan, run, progress)?;
     progress.start("merging", plan.output_bytes());
     let filled = fill(plan, run, progress);
     progress.finish();

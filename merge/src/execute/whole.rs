@@ -2,7 +2,7 @@
 
 use ndarray::{Array2, ArrayD, IxDyn};
 
-use crate::methods::GroupData;
+use crate::methods::{GramRef, GroupData};
 use crate::plan::{Action, Entry, TensorRef};
 use crate::{DType, Error, MergePlan, Result, decode_f64};
 
@@ -31,7 +31,7 @@ struct Data<'a> {
     plan: &'a MergePlan,
     members: &'a [TensorRef],
     base: Option<&'a TensorRef>,
-    grams: &'a [Option<String>],
+    grams: &'a [Option<GramRef>],
     name: &'a str,
 }
 
@@ -49,9 +49,8 @@ impl GroupData for Data<'_> {
     }
 
     fn gram(&self, index: usize) -> Result<Array2<f64>> {
-        let key = self.grams.get(index).and_then(Option::as_ref);
-        match (key, &self.plan.grams) {
-            (Some(key), Some(store)) => store.read(key),
+        match self.grams.get(index) {
+            Some(Some(gram)) => self.plan.grams[gram.store].read(&gram.key),
             _ => Err(Error::MethodNeeds {
                 method: "this method",
                 what: "gram matrices",

@@ -1,6 +1,6 @@
 use std::sync::Arc;
 
-use super::{Chunk, Elementwise, GroupShape, MergeMethod, Needs, Operation, Real};
+use super::{Base, Chunk, Elementwise, GroupShape, MergeMethod, Needs, Operation, Real};
 use crate::Result;
 use crate::recipe::Parameters;
 
@@ -47,10 +47,11 @@ impl MergeMethod for Arithmetic {
     }
 
     fn needs(&self) -> Needs {
-        Needs {
-            base: true,
-            grams: false,
-        }
+        Needs::inputs(Base::Required, 1, usize::MAX)
+    }
+
+    fn is_for_experts(&self) -> bool {
+        true
     }
 
     fn operation(&self, group: &GroupShape<'_>) -> Result<Operation> {
@@ -62,7 +63,7 @@ impl MergeMethod for Arithmetic {
     }
 
     fn describe(&self, group: &GroupShape<'_>) -> String {
-        let names = group.expert_names();
+        let names = group.labels();
         match (names.as_slice(), self.in_place) {
             ([lone], _) => lone.clone(),
             (_, false) => format!("seed + {} ({} - seed each)", self.lambda, names.join(" + ")),
@@ -130,6 +131,7 @@ mod tests {
         let chunk = Chunk {
             members,
             base: Some(&[1.0]),
+            aside: &[],
             first: 0,
         };
         kernel.combine_f64(&chunk, StepRounding::None, &mut out);

@@ -1,6 +1,6 @@
 use std::sync::Arc;
 
-use super::{Chunk, Elementwise, GroupShape, MergeMethod, Needs, Operation, Real};
+use super::{Base, Chunk, Elementwise, GroupShape, MergeMethod, Needs, Operation, Real};
 use crate::recipe::Parameters;
 use crate::{Error, Expert, Result};
 
@@ -65,10 +65,11 @@ impl MergeMethod for Interpolate {
     }
 
     fn needs(&self) -> Needs {
-        Needs {
-            base: false,
-            grams: false,
-        }
+        Needs::inputs(Base::None, 1, usize::MAX)
+    }
+
+    fn is_for_experts(&self) -> bool {
+        true
     }
 
     fn operation(&self, group: &GroupShape<'_>) -> Result<Operation> {
@@ -164,6 +165,7 @@ mod tests {
         let chunk = Chunk {
             members: &[&[2.0], &[4.0], &[8.0]],
             base: None,
+            aside: &[],
             first: 0,
         };
         kernel.combine_f64(&chunk, StepRounding::None, &mut out);
@@ -186,6 +188,7 @@ mod tests {
         let chunk = Chunk {
             members: &members,
             base: None,
+            aside: &[],
             first: 0,
         };
         let mut out = [0.0f32; 2];

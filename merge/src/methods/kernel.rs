@@ -15,8 +15,22 @@ pub trait Real:
     + Mul<Output = Self>
     + Div<Output = Self>
     + AddAssign
+    + Default
     + 'static
 {
+    /// Zero.
+    const ZERO: Self;
+    /// One.
+    const ONE: Self;
+    /// Bits of a value without its sign: exponent and mantissa.
+    const MAGNITUDE_BITS: u32;
+    /// The value as `f64`.
+    fn to_f64(self) -> f64;
+    /// The value without its sign.
+    #[must_use]
+    fn abs(self) -> Self;
+    /// The bits of the value without its sign, which are ordered like the values themselves.
+    fn magnitude(self) -> u64;
     /// Rounds a coefficient of a recipe to this type.
     fn from_f64(value: f64) -> Self;
     /// Rounds to bf16 and back.
@@ -28,6 +42,21 @@ pub trait Real:
 }
 
 impl Real for f32 {
+    const ZERO: Self = 0.0;
+    const ONE: Self = 1.0;
+    const MAGNITUDE_BITS: u32 = 31;
+    #[inline(always)]
+    fn to_f64(self) -> f64 {
+        f64::from(self)
+    }
+    #[inline(always)]
+    fn abs(self) -> Self {
+        self.abs()
+    }
+    #[inline(always)]
+    fn magnitude(self) -> u64 {
+        u64::from(self.to_bits() & 0x7fff_ffff)
+    }
     #[inline]
     fn from_f64(value: f64) -> Self {
         value as Self
@@ -43,6 +72,21 @@ impl Real for f32 {
 }
 
 impl Real for f64 {
+    const ZERO: Self = 0.0;
+    const ONE: Self = 1.0;
+    const MAGNITUDE_BITS: u32 = 63;
+    #[inline(always)]
+    fn to_f64(self) -> f64 {
+        self
+    }
+    #[inline(always)]
+    fn abs(self) -> Self {
+        self.abs()
+    }
+    #[inline(always)]
+    fn magnitude(self) -> u64 {
+        self.to_bits() & !(1 << 63)
+    }
     #[inline]
     fn from_f64(value: f64) -> Self {
         value
@@ -75,18 +119,29 @@ pub struct Chunk<'a, T> {
     pub members: &'a [&'a [T]],
     /// The base's elements, where the method needs a base.
     pub base: Option<&'a [T]>,
+    /// For each member the elements of its side tensor, e.g. of its Fisher information; empty where
+    /// the method needs none.
+    pub aside: &'a [&'a [T]],
     /// Position of the first element in the tensor, row-major.
     pub first: usize,
 }
 
 /// An element-wise method, generic over the type it computes in.
 pub trait Elementwise: Send + Sync {
+    /// How many elements must be in a chunk together, e.g. those of a row: chunks begin at multiples
+    /// of it.
+    fn unit(&self) -> usize {
+        1
+    }
+
     /// Writes the merged elements to `out`; `step` rounds the result of each product and sum.
     fn combine<T: Real>(&self, chunk: &Chunk<'_, T>, step: impl Fn(T) -> T, out: &mut [T]);
 }
 
 /// An [`Elementwise`] method behind a pointer.
 pub trait ElementKernel: Send + Sync {
+    /// As [`Elementwise::unit`].
+    fn unit(&self) -> usize;
     /// Combines in `f32`.
     fn combine_f32(&self, chunk: &Chunk<'_, f32>, step: StepRounding, out: &mut [f32]);
     /// Combines in `f64`.
@@ -94,6 +149,10 @@ pub trait ElementKernel: Send + Sync {
 }
 
 impl<K: Elementwise> ElementKernel for K {
+    fn unit(&self) -> usize {
+        Elementwise::unit(self)
+    }
+
     fn combine_f32(&self, chunk: &Chunk<'_, f32>, step: StepRounding, out: &mut [f32]) {
         dispatch(self, chunk, step, out);
     }

@@ -2,7 +2,8 @@
 //!
 //! A method decides once per group which [`Operation`] makes the merged tensor. Element-wise
 //! operations are kernels on chunks, so that a tensor of any size is merged in bounded memory on
-//! all cores; whole-tensor operations see [`ndarray`] arrays in `f64`.
+//! all cores; those that must know the whole tensor first look at it in passes ([`Survey`]);
+//! whole-tensor operations see [`ndarray`] arrays in `f64`.
 
 use std::sync::Arc;
 
@@ -10,21 +11,104 @@ use ndarray::{Array2, ArrayD};
 
 use crate::layouts::Task;
 use crate::recipe::Parameters;
-use crate::{Error, Expert, Result, Slot};
+use crate::{DType, Error, Expert, Result, Slot};
 
+mod arcee_fusion;
 mod arithmetic;
+mod breadcrumbs;
+mod breadcrumbs_ties;
+mod consensus;
+mod dare_linear;
+mod dare_ties;
+mod della;
+mod della_linear;
+mod draws;
+mod ends;
+mod fisher;
 mod interpolate;
+mod karcher;
 mod kernel;
+mod linear;
+mod lines;
+mod member;
+mod model_stock;
+mod multislerp;
+mod nearswap;
+mod nuslerp;
+mod overlap;
+mod passthrough;
+mod products;
+mod ram;
+mod ramplus_tl;
 mod regmean;
+mod sce;
+mod selection;
+mod slerp;
+mod sparsify;
+mod survey;
+mod task_arithmetic;
+mod ties;
+mod values;
+mod weighted;
 
+pub use arcee_fusion::ArceeFusion;
 pub use arithmetic::Arithmetic;
+pub use breadcrumbs::Breadcrumbs;
+pub use breadcrumbs_ties::BreadcrumbsTies;
+pub use dare_linear::DareLinear;
+pub use dare_ties::DareTies;
+pub use della::Della;
+pub use della_linear::DellaLinear;
+pub use fisher::Fisher;
 pub use interpolate::Interpolate;
+pub use karcher::Karcher;
+pub use linear::Linear;
+pub use model_stock::ModelStock;
+pub use multislerp::MultiSlerp;
+pub use nearswap::NearSwap;
+pub use nuslerp::NuSlerp;
+pub use passthrough::Passthrough;
+pub use ram::Ram;
+pub use ramplus_tl::RamPlus;
 pub use regmean::RegMean;
+pub use sce::Sce;
+pub use slerp::Slerp;
+pub use task_arithmetic::TaskArithmetic;
+pub use ties::Ties;
 
+pub use draws::{DrawKey, Tape};
 pub use kernel::{Chunk, ElementKernel, Elementwise, Real, StepRounding};
+pub use member::Member;
+pub use survey::{AnyChunk, Passes, Survey};
+pub use values::{Fallback, Kind, ParameterSpec, Scope, Setting, Values};
 
 /// Names of all methods, for messages and documentation.
-pub const NAMES: [&str; 3] = ["interpolate", "arithmetic", "regmean"];
+pub const NAMES: [&str; 24] = [
+    "interpolate",
+    "arithmetic",
+    "regmean",
+    "linear",
+    "slerp",
+    "nuslerp",
+    "multislerp",
+    "karcher",
+    "task_arithmetic",
+    "ties",
+    "dare_linear",
+    "dare_ties",
+    "breadcrumbs",
+    "breadcrumbs_ties",
+    "della",
+    "della_linear",
+    "sce",
+    "model_stock",
+    "nearswap",
+    "arcee_fusion",
+    "ram",
+    "ramplus_tl",
+    "passthrough",
+    "fisher",
+];
 
 /// The method of this name with these parameters.
 ///
@@ -39,6 +123,27 @@ pub fn by_name(
         "interpolate" => Box::new(Interpolate::from_parameters(parameters)?),
         "arithmetic" => Box::new(Arithmetic::from_parameters(parameters, as_published)?),
         "regmean" => Box::new(RegMean::from_parameters(parameters, as_published)?),
+        "linear" => Box::new(Linear),
+        "slerp" => Box::new(Slerp),
+        "nuslerp" => Box::new(NuSlerp),
+        "multislerp" => Box::new(MultiSlerp),
+        "karcher" => Box::new(Karcher),
+        "task_arithmetic" => Box::new(TaskArithmetic),
+        "ties" => Box::new(Ties),
+        "dare_linear" => Box::new(DareLinear),
+        "dare_ties" => Box::new(DareTies),
+        "breadcrumbs" => Box::new(Breadcrumbs),
+        "breadcrumbs_ties" => Box::new(BreadcrumbsTies),
+        "della" => Box::new(Della),
+        "della_linear" => Box::new(DellaLinear),
+        "sce" => Box::new(Sce),
+        "model_stock" => Box::new(ModelStock),
+        "nearswap" => Box::new(NearSwap),
+        "arcee_fusion" => Box::new(ArceeFusion),
+        "ram" => Box::new(Ram),
+        "ramplus_tl" => Box::new(RamPlus),
+        "passthrough" => Box::new(Passthrough),
+        "fisher" => Box::new(Fisher),
         _ => {
             return Err(Error::UnknownMethod {
                 name: name.to_owned(),
@@ -48,33 +153,120 @@ pub fn by_name(
     })
 }
 
+/// What a method does with a base.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Base {
+    /// It has no use for one.
+    None,
+    /// It measures from one if there is one.
+    Optional,
+    /// It cannot do without.
+    Required,
+}
+
 /// What a method asks of a recipe.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Needs {
     /// Whether it measures from a base.
-    pub base: bool,
+    pub base: Base,
     /// Whether linear weights need gram matrices.
     pub grams: bool,
+    /// The parameter that names a file with a tensor beside each tensor of a model.
+    pub aside: Option<&'static str>,
+    /// Least number of inputs beside the base.
+    pub min_inputs: usize,
+    /// Greatest number of inputs beside the base.
+    pub max_inputs: usize,
+    /// Whether one of exactly two inputs is the base, if there is a base.
+    pub two_ends: bool,
+}
+
+impl Needs {
+    /// So many inputs beside a base.
+    #[must_use]
+    pub const fn inputs(base: Base, min_inputs: usize, max_inputs: usize) -> Self {
+        Self {
+            base,
+            grams: false,
+            aside: None,
+            min_inputs,
+            max_inputs,
+            two_ends: false,
+        }
+    }
+
+    /// Two inputs, of which one is the base if there is one.
+    #[must_use]
+    pub const fn two_ends() -> Self {
+        Self {
+            two_ends: true,
+            ..Self::inputs(Base::Optional, 1, 2)
+        }
+    }
+
+    /// Whether the method takes so many inputs beside the base.
+    #[must_use]
+    pub const fn takes(&self, n_inputs: usize, has_base: bool) -> bool {
+        if self.two_ends {
+            return n_inputs + has_base as usize == 2 && n_inputs > 0;
+        }
+        self.min_inputs <= n_inputs && n_inputs <= self.max_inputs
+    }
+
+    /// What it takes, in words.
+    #[must_use]
+    pub fn in_words(&self) -> String {
+        let beside = match self.base {
+            _ if self.two_ends => return "two models, one of which may be the base".to_owned(),
+            Base::None => "",
+            _ => " beside the base",
+        };
+        match (self.min_inputs, self.max_inputs) {
+            (1, 1) => format!("one model{beside}"),
+            (least, most) if least == most => format!("{least} models{beside}"),
+            (0, _) => format!("any number of models{beside}"),
+            (least, _) => format!("at least {least} models{beside}"),
+        }
+    }
 }
 
 /// All copies of one slot, without their data: what a method may know before it is run.
-#[derive(Clone, Debug)]
+#[derive(Clone)]
 pub struct GroupShape<'a> {
     /// The slot.
     pub slot: &'a Slot,
-    /// Whom each member serves, in order; never empty.
+    /// Whose copies they are, in order.
+    pub members: &'a [Member],
+    /// Whom each member serves, where the members are experts of one checkpoint.
     pub experts: &'a [Expert],
+    /// Whether there is a base.
+    pub has_base: bool,
     /// Sizes of the axes, the same for all members.
     pub shape: &'a [usize],
+    /// The dtype that holds the values of all members.
+    pub dtype: DType,
     /// Name of each member's gram matrix, where there is one.
-    pub grams: &'a [Option<String>],
+    pub grams: &'a [Option<GramRef>],
+    /// Values of the method's parameters.
+    pub values: &'a Values,
+    /// Where draws come from.
+    pub draws: &'a DrawKey,
 }
 
 impl GroupShape<'_> {
-    /// Names of the experts, for descriptions.
-    fn expert_names(&self) -> Vec<String> {
-        self.experts.iter().map(ToString::to_string).collect()
+    /// Names of the members, for descriptions.
+    fn labels(&self) -> Vec<String> {
+        self.members.iter().map(Member::label).collect()
     }
+}
+
+/// A gram matrix of one of a plan's gram files.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct GramRef {
+    /// Index into [`crate::MergePlan::grams`].
+    pub store: usize,
+    /// Its name there.
+    pub key: String,
 }
 
 /// How the merged tensor of a group is made.
@@ -83,8 +275,12 @@ pub enum Operation {
     Elementwise(Arc<dyn ElementKernel>),
     /// From whole arrays.
     Whole(Arc<dyn WholeKernel>),
+    /// Element by element, after passes over the whole tensors.
+    Survey(Arc<dyn Survey>),
     /// Bytes of the member with this index, untouched.
     Take(usize),
+    /// Bytes of the base, untouched.
+    TakeBase,
 }
 
 /// The data of a group, array by array on request, so that only a few are in memory at once.
@@ -128,11 +324,28 @@ pub trait MergeMethod: Send + Sync {
     /// What it asks of a group.
     fn needs(&self) -> Needs;
 
+    /// Its parameters, which a recipe may give for all tensors or by their names. Empty for methods
+    /// that read theirs once for the whole merge.
+    fn parameters(&self) -> &'static [ParameterSpec] {
+        &[]
+    }
+
+    /// Whether it merges experts of one checkpoint only.
+    fn is_for_experts(&self) -> bool {
+        false
+    }
+
     /// Whether the published program merges all experts of a block for `task`, those that the task
     /// does not use included.
     fn takes_unused_experts(&self, task: Task) -> bool {
         let _ = task;
         false
+    }
+
+    /// How many of a group's members are thinned by chance, each by one draw an element.
+    fn n_drawn(&self, values: &Values) -> usize {
+        let _ = values;
+        0
     }
 
     /// The operation for one group.

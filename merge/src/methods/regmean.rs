@@ -3,21 +3,23 @@ use std::sync::Arc;
 use ndarray::{Array2, ArrayD, Ix2};
 
 use super::interpolate::Shares;
-use super::{GroupData, GroupShape, MergeMethod, Needs, Operation, WholeKernel};
+use super::values::{Fallback, Kind, NOT_NEGATIVE, ParameterSpec, SHARE};
+use super::{Base, GroupData, GroupShape, Member, MergeMethod, Needs, Operation, WholeKernel};
 use crate::layouts::Task;
 use crate::linear_algebra::{LinearAlgebra, NotPositiveDefinite, default_algebra};
 use crate::recipe::Parameters;
-use crate::{Error, Expert, ParamKind, Result, Slot};
+use crate::{Error, ParamKind, Result, Slot};
 
 /// ## What it does
 /// Finds the linear layer whose outputs are closest, in least squares over the cached inputs, to
 /// those of all experts: `W = (Σₑ Wₑ G̃ₑ) (Σₑ G̃ₑ)⁻¹`, where `Gₑ = XᵀX` is the gram matrix of the
 /// layer's inputs and `G̃ = γ G + (1 − γ) diag(G)`. Computed in f64 by a Cholesky factorization,
-/// never an inverse. Biases and norms take the plain mean of the same experts.
+/// never an inverse. Biases and norms take the plain mean of the same experts. Checkpoints are merged
+/// likewise; there, a weight for which no model has a gram matrix takes the plain mean.
 /// ## Parameters
 /// | name | default | range | meaning |
 /// |---|---|---|---|
-/// | `grams` | required | file | gram matrices: this program's file, or full matrices under the published names in safetensors or `.pth` |
+/// | `grams` | required | file | gram matrices: this program's file, or full matrices under the published names in safetensors or `.pth`; between checkpoints one file for each model, with the layers' names |
 /// | `shrink` | 1 | `[0, 1]` | γ, the factor on the off-diagonal |
 /// | `ridge` | 0 | `≥ 0` | adds `ridge` times the mean diagonal to every expert's diagonal, which pulls towards the plain mean |
 /// ## As published
@@ -66,8 +68,18 @@ impl MergeMethod for RegMean {
 
     fn needs(&self) -> Needs {
         Needs {
-            base: false,
             grams: true,
+            ..Needs::inputs(Base::None, 1, usize::MAX)
+        }
+    }
+
+    fn parameters(&self) -> &'static [ParameterSpec] {
+        const {
+            &[
+                ParameterSpec::per_member("grams", Kind::File, Fallback::Required),
+                ParameterSpec::shared("shrink", SHARE, Fallback::Number(1.0)),
+                ParameterSpec::shared("ridge", NOT_NEGATIVE, Fallback::Number(0.0)),
+            ]
         }
     }
 
@@ -76,13 +88,15 @@ impl MergeMethod for RegMean {
     }
 
     fn operation(&self, group: &GroupShape<'_>) -> Result<Operation> {
-        if group.slot.kind != ParamKind::LinearWeight {
-            return Ok(match group.experts.len() {
+        // Between checkpoints, layers are known by their gram matrices alone.
+        let has_none = group.experts.is_empty() && group.grams.iter().all(Option::is_none);
+        if group.slot.kind != ParamKind::LinearWeight || has_none {
+            return Ok(match group.members.len() {
                 1 => Operation::Take(0),
                 n => Operation::Elementwise(Arc::new(Shares(vec![1.0 / n as f64; n]))),
             });
         }
-        let solved: Vec<usize> = (0..group.experts.len())
+        let solved: Vec<usize> = (0..group.members.len())
             .filter(|&member| group.grams[member].is_some())
             .collect();
         if let Some(missing) = group.grams.iter().position(Option::is_none)
@@ -90,25 +104,27 @@ impl MergeMethod for RegMean {
         {
             return Err(Error::MissingGram {
                 slot: group.slot.key.clone(),
-                expert: group.experts[missing],
+                member: group.members[missing].clone(),
             });
         }
-        if group.experts.len() == 1 && !self.skip_missing {
+        if group.members.len() == 1 && !self.skip_missing {
             return Ok(Operation::Take(0));
         }
         Ok(Operation::Whole(Arc::new(Solve {
             method: self.clone(),
             slot: group.slot.clone(),
-            experts: group.experts.to_vec(),
+            members: group.members.to_vec(),
             solved,
         })))
     }
 
     fn describe(&self, group: &GroupShape<'_>) -> String {
-        let names = group.expert_names();
+        let names = group.labels();
         match group.slot.kind {
             _ if names.len() == 1 => names.concat(),
-            ParamKind::LinearWeight => format!("least squares of {}", names.join(", ")),
+            ParamKind::LinearWeight if group.grams.iter().any(Option::is_some) => {
+                format!("least squares of {}", names.join(", "))
+            }
             _ => format!("mean of {}", names.join(", ")),
         }
     }
@@ -118,7 +134,7 @@ impl MergeMethod for RegMean {
 struct Solve {
     method: RegMean,
     slot: Slot,
-    experts: Vec<Expert>,
+    members: Vec<Member>,
     /// Members that have a gram matrix.
     solved: Vec<usize>,
 }
@@ -131,7 +147,7 @@ impl WholeKernel for Solve {
         let Some((&last, others)) = self.solved.split_last() else {
             return Err(Error::MissingGram {
                 slot: self.slot.key.clone(),
-                expert: self.experts[0],
+                member: self.members[0].clone(),
             });
         };
         let (last_weight, mut denominator) = self.terms(group, last)?;
@@ -162,7 +178,7 @@ impl WholeKernel for Solve {
         let solved = self.method.algebra.solve_right(product, denominator);
         let mut merged = solved.map_err(|NotPositiveDefinite { pivot }| Error::SingularGram {
             slot: self.slot.key.clone(),
-            experts: self.experts.clone(),
+            members: self.members.clone(),
             pivot,
         })?;
         merged += &last_weight;
@@ -194,7 +210,7 @@ impl Solve {
             .filter(|weight| weight.ncols() == gram.nrows());
         let weight = weight.ok_or_else(|| Error::GramShape {
             slot: self.slot.key.clone(),
-            expert: self.experts[member],
+            member: self.members[member].clone(),
             weight: shape,
             gram: gram.shape().to_vec(),
         })?;

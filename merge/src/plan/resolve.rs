@@ -4,13 +4,16 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
-use super::{Action, Dropped, Entry, MergePlan, TensorRef};
+use super::settings::{Layer, Settings};
+use super::{Action, Dropped, Entry, MergePlan, TensorRef, stages};
 use crate::gram::GramStore;
 use crate::io::{self, OpenOptions};
 use crate::layouts::{self, Layout};
-use crate::methods::{self, GroupShape, MergeMethod, Operation, StepRounding};
-use crate::recipe::{ExpertChoice, MergeRecipe, ModelRef, OutputDType, UnknownKeys};
-use crate::{Checkpoint, DType, Error, Expert, Result, Role, Slot, TensorInfo};
+use crate::methods::{self, Base, DrawKey, GramRef, GroupShape, Member, MergeMethod};
+use crate::methods::{Operation, StepRounding, Values};
+use crate::recipe::UnknownKeys;
+use crate::recipe::{ExpertChoice, MergeRecipe, ModelRef, OutputDType, Parameter, Parameters};
+use crate::{Checkpoint, DType, Error, Expert, MergeFault, Result, Role, Slot, TensorInfo};
 
 /// The merged checkpoint is the first source of a plan, the base the second.
 const INPUT: usize = 0;
@@ -24,23 +27,37 @@ impl MergePlan {
     /// When a file cannot be opened, or anything in the recipe, the keys, shapes or dtypes does
     /// not fit. No tensor data is read.
     pub fn resolve(recipe: &MergeRecipe) -> Result<(Self, MergeRecipe)> {
+        stages::resolve(recipe)
+    }
+
+    /// A plan for the experts of one checkpoint.
+    pub(super) fn of_experts(
+        recipe: &MergeRecipe,
+        opener: &stages::Opener,
+    ) -> Result<(Self, MergeRecipe)> {
         let method = methods::by_name(
             &recipe.merge_method,
             &recipe.parameters,
             recipe.as_published,
         )?;
+        if method.needs().aside.is_some() {
+            return Err(MergeFault::CheckpointsOnly {
+                method: method.name(),
+            }
+            .into());
+        }
         let [model] = recipe.models.as_slice() else {
             return Err(Error::ModelCount {
                 found: recipe.models.len(),
             });
         };
-        let input = open(model)?;
+        let input = opener.open(model)?;
         let layout = match &recipe.layout {
             Some(name) => layouts::by_name(name, &input)?,
             None => layouts::detect(&input)?,
         };
         let resolved = resolved_recipe(recipe, method.as_ref(), layout.as_ref())?;
-        let base = open_base(method.as_ref(), recipe)?;
+        let base = open_base(method.as_ref(), recipe, opener)?;
         let grams = open_grams(method.as_ref(), recipe)?;
         let mut builder = Builder {
             recipe: &resolved,
@@ -49,6 +66,7 @@ impl MergePlan {
             base: base.as_ref().map(|base| base_slots(base)).transpose()?,
             sources: std::iter::once(input).chain(base).collect(),
             grams: grams.as_deref(),
+            settings: Settings::new(method.as_ref()),
             entries: BTreeMap::new(),
             dropped: Vec::new(),
         };
@@ -58,13 +76,14 @@ impl MergePlan {
             entries: builder.entries.into_values().collect(),
             dropped: builder.dropped,
             sources: builder.sources,
-            grams,
+            stages: Vec::new(),
+            grams: grams.into_iter().collect(),
         };
         Ok((plan, resolved))
     }
 }
 
-fn open(model: &ModelRef) -> Result<Arc<Checkpoint>> {
+pub(super) fn open(model: &ModelRef) -> Result<Arc<Checkpoint>> {
     let options = OpenOptions {
         root: model.root.clone(),
     };
@@ -73,15 +92,19 @@ fn open(model: &ModelRef) -> Result<Arc<Checkpoint>> {
     Ok(Arc::new(checkpoint))
 }
 
-fn open_base(method: &dyn MergeMethod, recipe: &MergeRecipe) -> Result<Option<Arc<Checkpoint>>> {
+fn open_base(
+    method: &dyn MergeMethod,
+    recipe: &MergeRecipe,
+    opener: &stages::Opener,
+) -> Result<Option<Arc<Checkpoint>>> {
     match (&recipe.base_model, method.needs().base) {
-        (Some(base), true) => Ok(Some(open(base)?)),
-        (None, false) => Ok(None),
-        (None, true) => Err(Error::MethodNeeds {
+        (Some(base), Base::Optional | Base::Required) => Ok(Some(opener.open(base)?)),
+        (None, Base::None | Base::Optional) => Ok(None),
+        (None, Base::Required) => Err(Error::MethodNeeds {
             method: method.name(),
             what: "a base_model",
         }),
-        (Some(_), false) => Err(Error::MethodHasNoUse {
+        (Some(_), Base::None) => Err(Error::MethodHasNoUse {
             method: method.name(),
             what: "a base_model",
         }),
@@ -182,21 +205,34 @@ fn base_slots(base: &Checkpoint) -> Result<BTreeMap<String, String>> {
 }
 
 /// The recipe with file names in place of paths.
-fn without_folders(recipe: &MergeRecipe) -> MergeRecipe {
+pub(super) fn without_folders(recipe: &MergeRecipe) -> MergeRecipe {
     let name = |path: &Path| path.file_name().map_or_else(|| path.into(), PathBuf::from);
+    let without = |parameters: &Parameters| {
+        let mut parameters = parameters.clone();
+        for file in ["grams", "fisher"] {
+            if let Ok(Some(path)) = parameters.clone().text(file) {
+                let short = name(Path::new(path)).to_string_lossy().into_owned();
+                parameters.set(file, Parameter::Text(short));
+            }
+        }
+        parameters
+    };
     let strip = |model: &ModelRef| ModelRef {
         model: name(&model.model),
-        root: model.root.clone(),
+        parameters: without(&model.parameters),
+        ..model.clone()
     };
-    let mut parameters = recipe.parameters.clone();
-    if let Ok(Some(grams)) = recipe.parameters.text("grams") {
-        let short = name(Path::new(grams)).to_string_lossy().into_owned();
-        parameters.set("grams", crate::recipe::Parameter::Text(short));
+    let mut slices = recipe.slices.clone();
+    for source in slices.iter_mut().flat_map(|slice| &mut slice.sources) {
+        source.value.model = name(&source.value.model);
+        source.value.parameters = without(&source.value.parameters);
     }
     MergeRecipe {
         models: recipe.models.iter().map(strip).collect(),
+        slices,
         base_model: recipe.base_model.as_ref().map(strip),
-        parameters,
+        parameters: without(&recipe.parameters),
+        earlier: recipe.earlier.iter().map(without_folders).collect(),
         ..recipe.clone()
     }
 }
@@ -210,6 +246,7 @@ struct Builder<'a> {
     base: Option<BTreeMap<String, String>>,
     sources: Vec<Arc<Checkpoint>>,
     grams: Option<&'a GramStore>,
+    settings: Settings,
     entries: BTreeMap<String, Entry>,
     dropped: Vec<Dropped>,
 }
@@ -253,7 +290,7 @@ impl Builder<'_> {
 
     fn copy(&mut self, name: String, key: &str, info: &TensorInfo, why: &str) -> Result<()> {
         let info = TensorInfo {
-            dtype: self.recipe.out_dtype.apply(info.dtype),
+            dtype: self.recipe.stored_dtype().apply(info.dtype),
             shape: info.shape.clone(),
         };
         let action = Action::Copy(TensorRef {
@@ -312,11 +349,37 @@ impl Builder<'_> {
         let shape = self.common_shape(slot, &keys)?;
         let dtype = self.common_dtype(slot, &keys)?;
         let grams = self.gram_keys(slot, &experts, &shape)?;
+        let members: Vec<Member> = experts.iter().map(|&e| Member::Expert(e)).collect();
+        let values = self.values_of(slot, &members)?;
+        let draws = DrawKey {
+            seed: self.recipe.seed,
+            name: slot.key.clone(),
+            tape: None,
+        };
         let group = GroupShape {
             slot,
+            members: &members,
             experts: &experts,
+            has_base: self.base.is_some(),
             shape: &shape,
+            dtype,
             grams: &grams,
+            values: &values,
+            draws: &draws,
+        };
+        // A lone expert is kept as it is, whatever the method.
+        let operation = match experts.len() {
+            1 if !self.reads_itself() => Operation::Take(0),
+            found if !self.reads_itself() && !self.method.needs().takes(found, group.has_base) => {
+                return Err(MergeFault::MemberCount {
+                    slot: slot.key.clone(),
+                    method: self.method.name(),
+                    wanted: self.method.needs().in_words(),
+                    found,
+                }
+                .into());
+            }
+            _ => self.method.operation(&group)?,
         };
         let why = self.method.describe(&group);
         let members: Vec<TensorRef> = keys
@@ -326,18 +389,30 @@ impl Builder<'_> {
                 key: (*key).clone(),
             })
             .collect();
-        let mut out_dtype = self.recipe.out_dtype.apply(dtype);
-        let action = match self.method.operation(&group)? {
+        let mut out_dtype = self.recipe.stored_dtype().apply(dtype);
+        let action = match operation {
+            Operation::TakeBase => {
+                // Methods say so of groups without members only.
+                Action::Copy(members[0].clone())
+            }
+            Operation::Survey(survey) => Action::Survey {
+                base: self.base_of(slot, keys[0], &shape)?,
+                members,
+                survey,
+                is_double: self.recipe.dtype == OutputDType::F64,
+            },
             Operation::Take(index) => Action::Copy(members[index].clone()),
             Operation::Elementwise(kernel) => Action::Elementwise {
                 base: self.base_of(slot, keys[0], &shape)?,
                 members,
+                aside: Vec::new(),
                 kernel,
                 step: match (self.recipe.as_published, dtype) {
                     (true, DType::BF16) => StepRounding::Bf16,
                     (true, DType::F16) => StepRounding::F16,
                     _ => StepRounding::None,
                 },
+                is_double: self.recipe.dtype == OutputDType::F64,
             },
             Operation::Whole(kernel) => {
                 if self.recipe.as_published && self.recipe.out_dtype == OutputDType::Keep {
@@ -356,6 +431,27 @@ impl Builder<'_> {
             shape,
         };
         self.insert(slot.key.clone(), info, action, why, keys[0])
+    }
+
+    /// Whether the method reads its parameters once for the whole merge.
+    fn reads_itself(&self) -> bool {
+        self.method.is_for_experts() || self.method.needs().grams
+    }
+
+    /// The values of the method's parameters for one slot.
+    fn values_of(&mut self, slot: &Slot, members: &[Member]) -> Result<Values> {
+        if self.reads_itself() {
+            return Ok(Values::default());
+        }
+        let none = Parameters::default();
+        let own = vec![(&none, crate::recipe::Place::default()); members.len()];
+        let layer = slot.block.map(|layer| Layer {
+            layer,
+            n_layers: self.layout.dimensions().n_blocks,
+        });
+        let shared = [&self.recipe.parameters];
+        self.settings
+            .resolve(&slot.key, layer, members, &own, &shared)
     }
 
     /// The experts that take part in the slot, each of which must have a copy.
@@ -424,7 +520,7 @@ impl Builder<'_> {
         slot: &Slot,
         experts: &[Expert],
         shape: &[usize],
-    ) -> Result<Vec<Option<String>>> {
+    ) -> Result<Vec<Option<GramRef>>> {
         let mut keys = Vec::with_capacity(experts.len());
         for &expert in experts {
             let key = self.grams.and_then(|store| {
@@ -436,12 +532,12 @@ impl Builder<'_> {
             {
                 return Err(Error::GramShape {
                     slot: slot.key.clone(),
-                    expert,
+                    member: Member::Expert(expert),
                     weight: shape.to_vec(),
                     gram: vec![width, width],
                 });
             }
-            keys.push(key.map(|(key, _)| key));
+            keys.push(key.map(|(key, _)| GramRef { store: 0, key }));
         }
         Ok(keys)
     }

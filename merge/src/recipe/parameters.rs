@@ -4,25 +4,75 @@ use std::collections::BTreeMap;
 
 use serde::{Deserialize, Serialize};
 
+use super::{Located, Place};
 use crate::{Error, Expert, Result};
 
-/// One value.
+/// One value as written.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(untagged)]
 #[non_exhaustive]
 pub enum Parameter {
+    /// Yes or no.
+    Flag(bool),
     /// A number.
     Number(f64),
     /// A text, e.g. a file name.
     Text(String),
+    /// A gradient: values along the layers.
+    Gradient(Vec<Scalar>),
+    /// Values for tensors by their names; the first that fits decides.
+    Cases(Vec<Case>),
+    /// The same with a single case.
+    Case(Case),
     /// A number for each expert.
     PerExpert(BTreeMap<Expert, f64>),
 }
 
-/// All parameters that a recipe gives.
+/// A value that is not composed of others.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(untagged)]
+#[non_exhaustive]
+pub enum Scalar {
+    /// Yes or no.
+    Flag(bool),
+    /// A number.
+    Number(f64),
+    /// A text.
+    Text(String),
+}
+
+/// A value for the tensors whose names fit; without a pattern, for all.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Case {
+    /// A part of the name, as in mergekit; `*` fits every name.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub filter: Option<String>,
+    /// The whole name with `*` for any characters and `?` for one.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub glob: Option<String>,
+    /// A regular expression that fits some part of the name.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub regex: Option<String>,
+    /// The value, which may be a gradient.
+    pub value: CaseValue,
+}
+
+/// The value of a [`Case`].
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(untagged)]
+#[non_exhaustive]
+pub enum CaseValue {
+    /// The same in all layers.
+    One(Scalar),
+    /// Values along the layers.
+    Gradient(Vec<Scalar>),
+}
+
+/// All parameters that a recipe gives in one place.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 #[serde(transparent)]
-pub struct Parameters(pub BTreeMap<String, Parameter>);
+pub struct Parameters(pub BTreeMap<String, Located<Parameter>>);
 
 impl Parameters {
     /// Whether none is given.
@@ -33,20 +83,33 @@ impl Parameters {
 
     /// Sets one.
     pub fn set(&mut self, name: &str, value: Parameter) {
-        self.0.insert(name.to_owned(), value);
+        self.0.insert(name.to_owned(), value.into());
+    }
+
+    /// The value of one, and where it stands.
+    #[must_use]
+    pub fn get(&self, name: &str) -> Option<(&Parameter, Place)> {
+        self.0
+            .get(name)
+            .map(|located| (&located.value, located.place))
     }
 
     /// Refuses parameters that a method does not have.
     ///
     /// # Errors
     /// [`Error::UnknownParameter`] with the names the method knows.
-    pub fn allow_only(&self, method: &'static str, known: &'static [&'static str]) -> Result<()> {
-        match self.0.keys().find(|name| !known.contains(&name.as_str())) {
+    pub fn allow_only(&self, method: &'static str, known: &[&'static str]) -> Result<()> {
+        let unknown = self
+            .0
+            .iter()
+            .find(|(name, _)| !known.contains(&name.as_str()));
+        match unknown {
             None => Ok(()),
-            Some(name) => Err(Error::UnknownParameter {
+            Some((name, value)) => Err(Error::UnknownParameter {
                 method,
                 name: name.clone(),
                 known: known.join(", "),
+                place: value.place,
             }),
         }
     }
@@ -63,10 +126,12 @@ impl Parameters {
         range: &'static str,
         is_valid: impl Fn(f64) -> bool,
     ) -> Result<f64> {
-        match self.0.get(name) {
+        match self.get(name) {
             None => Ok(default),
-            Some(&Parameter::Number(value)) if value.is_finite() && is_valid(value) => Ok(value),
-            Some(_) => Err(bad(name, range)),
+            Some((&Parameter::Number(value), _)) if value.is_finite() && is_valid(value) => {
+                Ok(value)
+            }
+            Some((_, place)) => Err(bad(name, range, place)),
         }
     }
 
@@ -75,10 +140,10 @@ impl Parameters {
     /// # Errors
     /// [`Error::BadParameter`] when it is something else.
     pub fn text(&self, name: &'static str) -> Result<Option<&str>> {
-        match self.0.get(name) {
+        match self.get(name) {
             None => Ok(None),
-            Some(Parameter::Text(text)) => Ok(Some(text)),
-            Some(_) => Err(bad(name, "a text")),
+            Some((Parameter::Text(text), _)) => Ok(Some(text)),
+            Some((_, place)) => Err(bad(name, "a text", place)),
         }
     }
 
@@ -88,19 +153,25 @@ impl Parameters {
     /// [`Error::BadParameter`] when it is something else.
     pub fn weights(&self, name: &'static str) -> Result<Option<Vec<(Expert, f64)>>> {
         let is_weight = |weight: &f64| weight.is_finite() && *weight >= 0.0;
-        match self.0.get(name) {
+        match self.get(name) {
             None => Ok(None),
-            Some(Parameter::PerExpert(weights)) if weights.values().all(is_weight) => Ok(Some(
-                weights
-                    .iter()
-                    .map(|(&expert, &weight)| (expert, weight))
-                    .collect(),
-            )),
-            Some(_) => Err(bad(name, "a number ≥ 0 for each expert")),
+            Some((Parameter::PerExpert(weights), _)) if weights.values().all(is_weight) => {
+                Ok(Some(
+                    weights
+                        .iter()
+                        .map(|(&expert, &weight)| (expert, weight))
+                        .collect(),
+                ))
+            }
+            Some((_, place)) => Err(bad(name, "a number ≥ 0 for each expert", place)),
         }
     }
 }
 
-fn bad(name: &'static str, wanted: &'static str) -> Error {
-    Error::BadParameter { name, wanted }
+fn bad(name: &'static str, wanted: &'static str, place: Place) -> Error {
+    Error::BadParameter {
+        name,
+        wanted,
+        place,
+    }
 }

@@ -72,7 +72,8 @@ pub fn write_model(
     let plan = MergePlan {
         recipe: recipe.to_owned(),
         sources: vec![source],
-        grams: None,
+        stages: Vec::new(),
+        grams: Vec::new(),
         entries,
         dropped: Vec::new(),
     };

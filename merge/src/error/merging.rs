@@ -1,0 +1,274 @@
+//! What can be wrong with a merge of several checkpoints.
+
+use std::path::PathBuf;
+
+use crate::DType;
+use crate::recipe::Place;
+
+/// Why checkpoints cannot be merged as a recipe says, with the recipe's line and the tensor.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum MergeFault {
+    /// Neither `models` nor `slices`, or both.
+    #[error("a recipe has either `models` or `slices`")]
+    ModelsOrSlices,
+    /// The method takes another number of checkpoints.
+    #[error("{method} merges {wanted}, and the recipe has {found}{place}")]
+    InputCount {
+        /// The method.
+        method: &'static str,
+        /// What it takes, in words.
+        wanted: String,
+        /// How many there are, the base not counted.
+        found: usize,
+        /// The first model.
+        place: Place,
+    },
+    /// A method has another number of inputs in one group.
+    #[error("cannot merge `{slot}`: {method} merges {wanted}, and there are {found}")]
+    MemberCount {
+        /// The merged key.
+        slot: String,
+        /// The method.
+        method: &'static str,
+        /// What it takes, in words.
+        wanted: String,
+        /// How many there are.
+        found: usize,
+    },
+    /// A parameter that has no default is not given for a model.
+    #[error("cannot merge `{slot}`: {method} needs `{name}` for {member}{place}")]
+    MissingParameter {
+        /// The merged key.
+        slot: String,
+        /// The method.
+        method: &'static str,
+        /// The parameter.
+        name: &'static str,
+        /// The model or expert, or `all models`.
+        member: String,
+        /// The model's entry.
+        place: Place,
+    },
+    /// A parameter has a value that this tensor cannot have.
+    #[error("cannot merge `{slot}`: `{name}` must be {wanted}{place}")]
+    BadValue {
+        /// The merged key.
+        slot: String,
+        /// The parameter.
+        name: &'static str,
+        /// What is valid, in words.
+        wanted: String,
+        /// Where the value stands.
+        place: Place,
+    },
+    /// Weights that must be divided by their sum add up to nothing.
+    #[error("cannot merge `{slot}`: the weights add up to 0{place}")]
+    WeightsSumToZero {
+        /// The merged key.
+        slot: String,
+        /// The weight of the first model.
+        place: Place,
+    },
+    /// A pattern of tensor names is no regular expression.
+    #[error("`{pattern}` is no regular expression{place}: {reason}")]
+    BadPattern {
+        /// The pattern.
+        pattern: String,
+        /// What is wrong with it.
+        reason: String,
+        /// Where it stands.
+        place: Place,
+    },
+    /// A tensor that only some checkpoints have.
+    #[error("`{key}` is in {} only, not in {}", present.join(", "), absent.join(", "))]
+    OnlyInSome {
+        /// The tensor.
+        key: String,
+        /// Who has it.
+        present: Vec<String>,
+        /// Who has not.
+        absent: Vec<String>,
+    },
+    /// Tensors of one name and different shapes.
+    #[error("`{key}` has shape {found:?} in {model}, expected {expected:?} as in {first}")]
+    Shapes {
+        /// The tensor.
+        key: String,
+        /// The checkpoint that differs.
+        model: String,
+        /// Its shape.
+        found: Vec<usize>,
+        /// The checkpoint it is compared with.
+        first: String,
+        /// The shape there.
+        expected: Vec<usize>,
+    },
+    /// Numbers that cannot be merged, of different dtypes.
+    #[error(
+        "`{key}` has dtype {found} in {model} and {expected} in {first}, and only floats are merged"
+    )]
+    DTypes {
+        /// The tensor.
+        key: String,
+        /// The checkpoint that differs.
+        model: String,
+        /// Its dtype.
+        found: DType,
+        /// The checkpoint it is compared with.
+        first: String,
+        /// The dtype there.
+        expected: DType,
+    },
+    /// Integers or booleans that are not the same everywhere.
+    #[error("`{key}` holds no floats, so it is copied, but its values differ between the models")]
+    UnequalIntegers {
+        /// The tensor.
+        key: String,
+    },
+    /// Two tensors got one name by a `rename`.
+    #[error("{}: `{first}` and `{second}` would both be called `{name}`{place}", path.display())]
+    RenamedAlike {
+        /// The checkpoint.
+        path: PathBuf,
+        /// One of the tensors.
+        first: String,
+        /// The other.
+        second: String,
+        /// The common name.
+        name: String,
+        /// The model's entry.
+        place: Place,
+    },
+    /// Slices were asked for of a checkpoint without layers.
+    #[error("{model}: no tensor name says which layer it belongs to{place}")]
+    NoLayers {
+        /// The checkpoint.
+        model: String,
+        /// The slice.
+        place: Place,
+    },
+    /// A checkpoint has several stacks of layers.
+    #[error("{model}: which layers do the slices cut: {}?{place}", stacks.join(", "))]
+    SeveralStacks {
+        /// The checkpoint.
+        model: String,
+        /// The stacks and their number of layers.
+        stacks: Vec<String>,
+        /// The slice.
+        place: Place,
+    },
+    /// A slice takes layers that are not there.
+    #[error("{model}: layers {first}..{end} of {n_layers}{place}")]
+    LayerRange {
+        /// The checkpoint.
+        model: String,
+        /// The first layer.
+        first: usize,
+        /// One past the last.
+        end: usize,
+        /// How many there are.
+        n_layers: usize,
+        /// The slice.
+        place: Place,
+    },
+    /// Sources of a slice differ in their number of layers.
+    #[error("the sources of a slice have {first} and {other} layers{place}")]
+    SliceLengths {
+        /// Layers of the first source.
+        first: usize,
+        /// Layers of another.
+        other: usize,
+        /// The other source.
+        place: Place,
+    },
+    /// Documents that build on each other in a circle.
+    #[error("the documents build on each other in a circle: {}", names.join(" -> "))]
+    Cycle {
+        /// Their names, the first once more at the end.
+        names: Vec<String>,
+    },
+    /// A document whose result nobody uses.
+    #[error("the document `{name}` is used by no other")]
+    UnusedDocument {
+        /// Its name.
+        name: String,
+    },
+    /// Vocabularies that differ.
+    #[error("the vocabularies of {first} and {second} differ: {difference}")]
+    Vocabularies {
+        /// A checkpoint.
+        first: String,
+        /// Another.
+        second: String,
+        /// How, as a clause.
+        difference: String,
+    },
+    /// A tokenizer that vocabularies cannot be merged of.
+    #[error("{}: {reason}", path.display())]
+    Tokenizer {
+        /// The file.
+        path: PathBuf,
+        /// What is wrong.
+        reason: String,
+    },
+    /// A kind of work that goes with experts of one checkpoint only, or the other way round.
+    #[error("{method} merges experts of one checkpoint, not several checkpoints")]
+    ExpertsOnly {
+        /// The method.
+        method: &'static str,
+    },
+    /// A method that has files for whole checkpoints.
+    #[error("{method} merges several checkpoints, not experts of one")]
+    CheckpointsOnly {
+        /// The method.
+        method: &'static str,
+    },
+    /// Vectors that point nowhere together.
+    #[error(
+        "cannot merge `{slot}`: the inputs point away from each other, so that they have no mean direction"
+    )]
+    NoDirection {
+        /// The merged key.
+        slot: String,
+    },
+}
+
+impl MergeFault {
+    /// Whether the fault lies in the recipe rather than in a checkpoint.
+    pub(super) const fn is_usage(&self) -> bool {
+        !matches!(
+            self,
+            Self::OnlyInSome { .. }
+                | Self::Shapes { .. }
+                | Self::DTypes { .. }
+                | Self::UnequalIntegers { .. }
+                | Self::Vocabularies { .. }
+                | Self::Tokenizer { .. }
+                | Self::NoDirection { .. }
+        )
+    }
+
+    /// What the user may try.
+    pub(super) const fn hint(&self) -> Option<&'static str> {
+        match self {
+            Self::OnlyInSome { .. } => Some(
+                "`on_missing: copy` takes such tensors from the base or the first model that has them, \
+                 `on_missing: skip` leaves them out",
+            ),
+            Self::SeveralStacks { .. } => Some("name one of them as `layers:`"),
+            Self::Vocabularies { .. } => Some(
+                "`tokenizer_source: base` keeps the base's tokens, `tokenizer_source: union` those of \
+                 all models; either moves the rows of embeddings and heads",
+            ),
+            Self::ExpertsOnly { method } => match method.as_bytes() {
+                b"arithmetic" => Some("between checkpoints it is called task_arithmetic"),
+                _ => Some("between checkpoints it is called linear"),
+            },
+            Self::WeightsSumToZero { .. } => {
+                Some("`normalize: false` takes the weights as they are")
+            }
+            _ => None,
+        }
+    }
+}

@@ -1,0 +1,67 @@
+use super::consensus::{self, DENSITY, INT8_MASK, LAMBDA, RESCALE};
+use super::sparsify::Sparsifier;
+use super::values::{Fallback, Kind, ParameterSpec, SHARE, WEIGHT};
+use super::{Base, GroupShape, MergeMethod, Needs, Operation};
+use crate::Result;
+
+/// ## What it does
+/// Drops the largest and the smallest elements of each task vector and adds the weighted rest to the base.
+///
+/// Of N elements `⌊density·N⌋` stay: those below the `⌊gamma·N⌋` largest, or fewer of the largest go
+/// where not enough would be left.
+///
+/// The sign of an element is elected by the sum of the weighted task vectors (zero counts as plus);
+/// those that have the other sign, or are zero, take no part there.
+/// ## Parameters
+/// | name | default | range | meaning |
+/// |---|---|---|---|
+/// | `weight` | required, per model | any number | factor on the model's task vector |
+/// | `density` | 1, per model | `[0, 1]` | share of the task vector that stays |
+/// | `gamma` | 0.01, per model | `[0, 1]` | share of the largest elements that go |
+/// | `normalize` | false | yes, no | divide by the weights of the models that agree |
+/// | `rescale` | false | `true` or `l1`, `inverse`, `false` or `none` | `l1` multiplies what is left by the sum of its magnitudes before over after; `inverse` divides each element by its chance to stay |
+/// | `lambda` | 1 | any number | factor on the sum |
+/// | `int8_mask` | false | yes, no | taken for mergekit's recipes; changes nothing |
+/// ## References
+/// Davari and Belilovsky 2023, "Model Breadcrumbs", <https://arxiv.org/abs/2312.06795>.
+/// # Errors
+/// A density outside [0, 1] is refused with the recipe's line.
+#[derive(Clone, Copy, Debug)]
+pub struct BreadcrumbsTies;
+
+const PARAMETERS: &[ParameterSpec] = &[
+    WEIGHT,
+    DENSITY,
+    ParameterSpec::per_member("gamma", SHARE, Fallback::Number(0.01)),
+    ParameterSpec::shared("normalize", Kind::Flag, Fallback::Flag(false)),
+    ParameterSpec::shared("rescale", RESCALE, Fallback::Text("none")),
+    LAMBDA,
+    INT8_MASK,
+];
+
+impl MergeMethod for BreadcrumbsTies {
+    fn name(&self) -> &'static str {
+        "breadcrumbs_ties"
+    }
+
+    fn needs(&self) -> Needs {
+        Needs::inputs(Base::Required, 0, usize::MAX)
+    }
+
+    fn parameters(&self) -> &'static [ParameterSpec] {
+        PARAMETERS
+    }
+
+    fn operation(&self, group: &GroupShape<'_>) -> Result<Operation> {
+        let gammas = group.values.numbers("gamma");
+        let ways = consensus::by_density(group, |member, share| {
+            let outliers = gammas.get(member).copied().unwrap_or_default();
+            Ok(Sparsifier::WithoutOutliers { share, outliers })
+        })?;
+        consensus::operation(group, ways, true)
+    }
+
+    fn describe(&self, group: &GroupShape<'_>) -> String {
+        consensus::describe(group)
+    }
+}

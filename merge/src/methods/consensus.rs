@@ -1,0 +1,218 @@
+//! What task_arithmetic, ties, dare, breadcrumbs and della have in common: thin, weigh, agree, add.
+
+use std::sync::Arc;
+
+use super::selection::{BLOCK, length};
+use super::sparsify::{Rescale, Row, Sparsifier, Thinned, Thinning};
+use super::values::{Fallback, Kind, ParameterSpec, weighted_names};
+use super::weighted::Deltas;
+use super::{Chunk, ElementKernel, Elementwise, GroupShape, Operation, Passes, Real, Survey};
+use crate::{MergeFault, Result};
+
+/// `rescale` as all these methods take it.
+pub(super) const RESCALE: Kind = Kind::Choice {
+    names: &["l1", "inverse", "none"],
+    yes: "l1",
+    no: "none",
+};
+
+/// `lambda` as all these methods take it.
+pub(super) const LAMBDA: ParameterSpec =
+    ParameterSpec::shared("lambda", super::values::FINITE, Fallback::Number(1.0));
+
+/// Taken and of no effect: mergekit only stores its masks by it.
+pub(super) const INT8_MASK: ParameterSpec =
+    ParameterSpec::shared("int8_mask", Kind::Flag, Fallback::Flag(false));
+
+/// `density` as all these methods take it.
+pub(super) const DENSITY: ParameterSpec =
+    ParameterSpec::per_member("density", super::values::SHARE, Fallback::Number(1.0));
+
+/// The operation for a group whose members are thinned in these ways.
+pub(super) fn operation(
+    group: &GroupShape<'_>,
+    members: Vec<Sparsifier>,
+    by_sign: bool,
+) -> Result<Operation> {
+    let values = group.values;
+    let (normalize, lambda) = (values.flag("normalize"), values.number("lambda"));
+    if members.is_empty() {
+        return Ok(Operation::TakeBase);
+    }
+    let weights = values.numbers("weight");
+    let thinning = Thinning {
+        members,
+        rescale: Rescale::by_name(values.text("rescale")),
+        row: Row::of(group.shape),
+        draws: group.draws.clone(),
+    };
+    if normalize && !by_sign {
+        // Refused here as everywhere: the published program divides by 1 instead.
+        values.shares(&group.slot.key, true)?;
+    }
+    if !by_sign && !thinning.looks() {
+        let weights = values.shares(&group.slot.key, normalize)?;
+        let factors = weights.iter().map(|weight| lambda * weight).collect();
+        return Ok(Operation::Elementwise(Arc::new(Deltas(factors))));
+    }
+    Ok(Operation::Survey(Arc::new(Merge {
+        thinning,
+        weights,
+        by_sign,
+        normalize,
+        lambda,
+    })))
+}
+
+/// For the printed plan.
+pub(super) fn describe(group: &GroupShape<'_>) -> String {
+    let weights = group.values.numbers("weight");
+    let lambda = group.values.number("lambda");
+    format!(
+        "base + {lambda} ({}) of the differences",
+        weighted_names(&weights, group.members)
+    )
+}
+
+/// Members of a group by a rule of each one's `density`; those with a density of 1 stay whole.
+pub(super) fn by_density(
+    group: &GroupShape<'_>,
+    way: impl Fn(usize, f64) -> Result<Sparsifier>,
+) -> Result<Vec<Sparsifier>> {
+    let densities = group.values.numbers("density");
+    (densities.iter().enumerate())
+        .map(|(member, &density)| match density {
+            1.0.. => Ok(Sparsifier::None),
+            density => way(member, density),
+        })
+        .collect()
+}
+
+/// Members that are not whole, each of which takes a draw an element.
+pub(super) fn n_drawn(values: &super::Values) -> usize {
+    let densities = values.numbers("density");
+    densities.iter().filter(|&&density| density < 1.0).count()
+}
+
+/// The way of della: probabilities around the density.
+pub(super) fn by_rank(group: &GroupShape<'_>) -> Result<Vec<Sparsifier>> {
+    let epsilons = group.values.numbers("epsilon");
+    by_density(group, |member, density| {
+        let epsilon = epsilons.get(member).copied().unwrap_or_default();
+        let (low, high) = (density - epsilon, density + epsilon);
+        if low <= 0.0 || high >= 1.0 {
+            let name = match group.values.place("epsilon", member).line {
+                0 => "density",
+                _ => "epsilon",
+            };
+            return Err(MergeFault::BadValue {
+                slot: group.slot.key.clone(),
+                name,
+                wanted: format!(
+                    "such that density ± epsilon, here {low:.4} and {high:.4}, lie between 0 and 1"
+                ),
+                place: group.values.place(name, member),
+            }
+            .into());
+        }
+        Ok(Sparsifier::ChanceByRank { low, high })
+    })
+}
+
+struct Merge {
+    thinning: Thinning,
+    weights: Vec<f64>,
+    by_sign: bool,
+    normalize: bool,
+    lambda: f64,
+}
+
+impl Survey for Merge {
+    fn survey(&self, data: &dyn Passes) -> Result<Arc<dyn ElementKernel>> {
+        Ok(Arc::new(Ready {
+            thinned: self.thinning.survey(data)?,
+            unit: self.unit(),
+            weights: self.weights.clone(),
+            by_sign: self.by_sign,
+            normalize: self.normalize,
+            lambda: self.lambda,
+        }))
+    }
+
+    fn unit(&self) -> usize {
+        let by_rank = |way: &Sparsifier| matches!(way, Sparsifier::ChanceByRank { .. });
+        match self.thinning.members.iter().any(by_rank) {
+            true => self.thinning.row.unit(),
+            false => 1,
+        }
+    }
+}
+
+struct Ready {
+    thinned: Thinned,
+    unit: usize,
+    weights: Vec<f64>,
+    by_sign: bool,
+    normalize: bool,
+    lambda: f64,
+}
+
+impl Elementwise for Ready {
+    fn unit(&self) -> usize {
+        self.unit
+    }
+
+    // Must be part of its caller, which chooses the vector instructions.
+    #[inline(always)]
+    fn combine<T: Real>(&self, chunk: &Chunk<'_, T>, _: impl Fn(T) -> T, out: &mut [T]) {
+        let mut terms = self.thinned.deltas(chunk);
+        let weights: Vec<T> = self.weights.iter().map(|&w| T::from_f64(w)).collect();
+        for (term, &weight) in terms.iter_mut().zip(&weights) {
+            for value in term {
+                *value = weight * *value;
+            }
+        }
+        let lambda = T::from_f64(self.lambda);
+        let base = chunk.base.unwrap_or_default();
+        let total = T::from_f64(self.weights.iter().sum());
+        for first in (0..length(chunk)).step_by(BLOCK) {
+            let block = first..(first + BLOCK).min(out.len());
+            let n = block.len();
+            let mut sum = [T::ZERO; BLOCK];
+            for term in &terms {
+                for (sum, &value) in sum.iter_mut().zip(&term[block.clone()]) {
+                    *sum += value;
+                }
+            }
+            if self.by_sign {
+                let mut agreed = [T::ZERO; BLOCK];
+                let mut weight_of = [T::ZERO; BLOCK];
+                for (term, &weight) in terms.iter().zip(&weights) {
+                    let places = agreed.iter_mut().zip(&mut weight_of).zip(&sum);
+                    for (((agreed, share), &sum), &value) in places.zip(&term[block.clone()]) {
+                        let agrees = if sum >= T::ZERO {
+                            value > T::ZERO
+                        } else {
+                            value < T::ZERO
+                        };
+                        *agreed += if agrees { value } else { T::ZERO };
+                        *share += if agrees { weight } else { T::ZERO };
+                    }
+                }
+                if self.normalize {
+                    for (agreed, &share) in agreed.iter_mut().zip(&weight_of) {
+                        let divisor = if share == T::ZERO { T::ONE } else { share };
+                        *agreed = *agreed / divisor;
+                    }
+                }
+                sum = agreed;
+            } else if self.normalize {
+                sum.iter_mut().for_each(|sum| *sum = *sum / total);
+            }
+            let places = out[block.clone()].iter_mut().zip(&base[block]);
+            for ((out, &base), &sum) in places.zip(&sum[..n]) {
+                *out = base + lambda * sum;
+            }
+        }
+    }
+}

@@ -1,0 +1,65 @@
+use super::consensus::{self, DENSITY, INT8_MASK, LAMBDA, RESCALE};
+use super::sparsify::chance;
+use super::values::{Fallback, Kind, ParameterSpec, WEIGHT};
+use super::{Base, GroupShape, MergeMethod, Needs, Operation, Values};
+use crate::Result;
+
+/// ## What it does
+/// Drops elements of each task vector by chance, rescales what is left, and adds the weighted rest to the
+/// base: `W = b + λ Σ wᵢ d̃ᵢ`.
+///
+/// Masks are drawn by seed, tensor, model and element (recipe keys `seed` and `rng`), so that they do
+/// not depend on what else is merged; `rng: mergekit` gives mergekit's masks bit for bit.
+/// ## Parameters
+/// | name | default | range | meaning |
+/// |---|---|---|---|
+/// | `weight` | required, per model | any number | factor on the model's task vector |
+/// | `density` | 1, per model | `[0, 1]` | share of the task vector that stays |
+/// | `normalize` | false | yes, no | divide by the weights of all models |
+/// | `rescale` | true | `true` or `l1`, `inverse`, `false` or `none` | `l1` multiplies what is left by the sum of its magnitudes before over after; `inverse` divides each element by its chance to stay |
+/// | `lambda` | 1 | any number | factor on the sum |
+/// | `int8_mask` | false | yes, no | taken for mergekit's recipes; changes nothing |
+/// ## References
+/// Yu et al. 2024, "Language Models are Super Mario", <https://arxiv.org/abs/2311.03099>; its factor
+/// 1/density is `rescale: inverse`.
+/// # Errors
+/// A density outside [0, 1] is refused with the recipe's line.
+/// [`MergeFault::WeightsSumToZero`](crate::MergeFault::WeightsSumToZero) when weights are to be divided by a sum of 0.
+#[derive(Clone, Copy, Debug)]
+pub struct DareLinear;
+
+const PARAMETERS: &[ParameterSpec] = &[
+    WEIGHT,
+    DENSITY,
+    ParameterSpec::shared("normalize", Kind::Flag, Fallback::Flag(false)),
+    ParameterSpec::shared("rescale", RESCALE, Fallback::Text("l1")),
+    LAMBDA,
+    INT8_MASK,
+];
+
+impl MergeMethod for DareLinear {
+    fn name(&self) -> &'static str {
+        "dare_linear"
+    }
+
+    fn needs(&self) -> Needs {
+        Needs::inputs(Base::Required, 0, usize::MAX)
+    }
+
+    fn parameters(&self) -> &'static [ParameterSpec] {
+        PARAMETERS
+    }
+
+    fn n_drawn(&self, values: &Values) -> usize {
+        consensus::n_drawn(values)
+    }
+
+    fn operation(&self, group: &GroupShape<'_>) -> Result<Operation> {
+        let ways = consensus::by_density(group, |_, density| Ok(chance(group, density)))?;
+        consensus::operation(group, ways, false)
+    }
+
+    fn describe(&self, group: &GroupShape<'_>) -> String {
+        consensus::describe(group)
+    }
+}

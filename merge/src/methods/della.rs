@@ -1,0 +1,69 @@
+use super::consensus::{self, DENSITY, INT8_MASK, LAMBDA, RESCALE};
+use super::values::{Fallback, Kind, ParameterSpec, SHARE, WEIGHT};
+use super::{Base, GroupShape, MergeMethod, Needs, Operation, Values};
+use crate::Result;
+
+/// ## What it does
+/// Drops elements of each task vector by chance, small ones more likely than large ones, and merges
+/// the rest as dare does.
+///
+/// In a row of C elements the one of rank k (0 the smallest) stays with probability
+/// `density − epsilon + 2 epsilon k/(C − 1)`. A vector is one row; otherwise rows lie along the second
+/// axis.
+///
+/// The sign of an element is elected by the sum of the weighted task vectors (zero counts as plus);
+/// those that have the other sign, or are zero, take no part there.
+/// ## Parameters
+/// | name | default | range | meaning |
+/// |---|---|---|---|
+/// | `weight` | required, per model | any number | factor on the model's task vector |
+/// | `density` | 1, per model | `[0, 1]` | share of the task vector that stays |
+/// | `epsilon` | 0.15, per model | `density ± epsilon` within (0, 1) | how far probabilities go from the density |
+/// | `normalize` | true | yes, no | divide by the weights of the models that agree |
+/// | `rescale` | true | `true` or `l1`, `inverse`, `false` or `none` | `l1` multiplies what is left by the sum of its magnitudes before over after; `inverse` divides each element by its chance to stay |
+/// | `lambda` | 1 | any number | factor on the sum |
+/// | `int8_mask` | false | yes, no | taken for mergekit's recipes; changes nothing |
+/// ## References
+/// Deep et al. 2024, "DELLA-Merging", <https://arxiv.org/abs/2406.11617>; its factor 1/p is
+/// `rescale: inverse`.
+/// # Errors
+/// [`MergeFault::BadValue`](crate::MergeFault::BadValue) when `density ± epsilon` leaves (0, 1).
+#[derive(Clone, Copy, Debug)]
+pub struct Della;
+
+const PARAMETERS: &[ParameterSpec] = &[
+    WEIGHT,
+    DENSITY,
+    ParameterSpec::per_member("epsilon", SHARE, Fallback::Number(0.15)),
+    ParameterSpec::shared("normalize", Kind::Flag, Fallback::Flag(true)),
+    ParameterSpec::shared("rescale", RESCALE, Fallback::Text("l1")),
+    LAMBDA,
+    INT8_MASK,
+];
+
+impl MergeMethod for Della {
+    fn name(&self) -> &'static str {
+        "della"
+    }
+
+    fn needs(&self) -> Needs {
+        Needs::inputs(Base::Required, 0, usize::MAX)
+    }
+
+    fn parameters(&self) -> &'static [ParameterSpec] {
+        PARAMETERS
+    }
+
+    fn n_drawn(&self, values: &Values) -> usize {
+        consensus::n_drawn(values)
+    }
+
+    fn operation(&self, group: &GroupShape<'_>) -> Result<Operation> {
+        let ways = consensus::by_rank(group)?;
+        consensus::operation(group, ways, true)
+    }
+
+    fn describe(&self, group: &GroupShape<'_>) -> String {
+        consensus::describe(group)
+    }
+}

@@ -1,0 +1,109 @@
+use std::sync::Arc;
+
+use super::values::{FINITE, Fallback, Kind, NOT_NEGATIVE, ParameterSpec};
+use super::{Base, Chunk, Elementwise, GroupShape, MergeMethod, Needs, Operation, Real};
+use crate::Result;
+
+/// ## What it does
+/// Averages each element by how sure each model is of it: `W = Σ wᵢ (Fᵢ + floor) xᵢ / Σ wᵢ (Fᵢ + floor)`,
+/// where `Fᵢ` is the diagonal of model i's Fisher information, the mean square of the gradient.
+/// ## Parameters
+/// | name | default | range | meaning |
+/// |---|---|---|---|
+/// | `fisher` | required, per model | file | tensors of the model's names and shapes that hold the diagonal |
+/// | `weight` | 1, per model | any number | weight of the model |
+/// | `floor` | 10⁻⁶ | `≥ 0` | added to the information, so that what no model is sure of is the plain mean |
+/// ## References
+/// Matena and Raffel 2022, "Merging Models with Fisher-Weighted Averaging",
+/// <https://arxiv.org/abs/2111.09832>.
+/// # Errors
+/// A tensor that a Fisher file lacks, or has in another shape, is named.
+#[derive(Clone, Copy, Debug)]
+pub struct Fisher;
+
+impl MergeMethod for Fisher {
+    fn name(&self) -> &'static str {
+        "fisher"
+    }
+
+    fn needs(&self) -> Needs {
+        Needs {
+            aside: Some("fisher"),
+            ..Needs::inputs(Base::None, 1, usize::MAX)
+        }
+    }
+
+    fn parameters(&self) -> &'static [ParameterSpec] {
+        const {
+            &[
+                ParameterSpec::per_member("fisher", Kind::File, Fallback::Required),
+                ParameterSpec::per_member("weight", FINITE, Fallback::Number(1.0)),
+                ParameterSpec::shared("floor", NOT_NEGATIVE, Fallback::Number(1e-6)),
+            ]
+        }
+    }
+
+    fn operation(&self, group: &GroupShape<'_>) -> Result<Operation> {
+        Ok(match group.members.len() {
+            1 => Operation::Take(0),
+            _ => Operation::Elementwise(Arc::new(ByInformation {
+                weights: group.values.numbers("weight"),
+                floor: group.values.number("floor"),
+            })),
+        })
+    }
+
+    fn describe(&self, group: &GroupShape<'_>) -> String {
+        format!("by Fisher information, {}", group.labels().join(" + "))
+    }
+}
+
+struct ByInformation {
+    weights: Vec<f64>,
+    floor: f64,
+}
+
+impl Elementwise for ByInformation {
+    // Must be part of its caller, which chooses the vector instructions.
+    #[inline(always)]
+    fn combine<T: Real>(&self, chunk: &Chunk<'_, T>, _: impl Fn(T) -> T, out: &mut [T]) {
+        for (index, out) in out.iter_mut().enumerate() {
+            // In f64: information spans many powers of ten, and its squares are tiny in f32.
+            let (mut sum, mut total) = (0.0, 0.0);
+            let inputs = chunk.members.iter().zip(chunk.aside).zip(&self.weights);
+            for ((member, information), weight) in inputs {
+                let share = weight * (information[index].to_f64() + self.floor);
+                sum += share * member[index].to_f64();
+                total += share;
+            }
+            *out = T::from_f64(sum / total);
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::methods::{ElementKernel, StepRounding};
+
+    #[test]
+    fn who_is_surer_counts_for_more_and_nobody_sure_is_the_mean() {
+        let kernel = ByInformation {
+            weights: vec![1.0, 1.0],
+            floor: 1e-6,
+        };
+        let chunk = Chunk {
+            members: &[&[1.0, 1.0], &[5.0, 5.0]],
+            base: None,
+            aside: &[&[3e-6 - 1e-6, 0.0], &[0.0, 0.0]],
+            first: 0,
+        };
+        let mut out = [0.0f64; 2];
+        kernel.combine_f64(&chunk, StepRounding::None, &mut out);
+        // (3 · 1 + 1 · 5) / 4, and (1 + 5) / 2.
+        assert!(
+            (out[0] - 2.0).abs() < 1e-12 && (out[1] - 3.0).abs() < 1e-12,
+            "{out:?}"
+        );
+    }
+}

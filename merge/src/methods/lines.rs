@@ -1,0 +1,12 @@
+//! Vectors within a tensor: lines along its last axis.
+
+/// Elements of a line along the last axis.
+pub(super) fn length(shape: &[usize]) -> usize {
+    shape.last().copied().unwrap_or(1).max(1)
+}
+
+/// Lines of the chunk's members (and base).
+pub(super) fn of<'a, T>(members: &[&'a [T]], first: usize, length: usize) -> Vec<&'a [T]> {
+    let lines = members.iter();
+    lines.map(|member| &member[first..first + length]).collect()
+}

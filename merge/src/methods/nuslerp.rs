@@ -1,0 +1,223 @@
+use std::sync::Arc;
+
+use super::products::{Products, difference};
+use super::survey::{Look, sums};
+use super::values::{Fallback, Kind, ParameterSpec, WEIGHT, weighted_names};
+use super::weighted::{Deltas, Weighted};
+use super::{Base, Chunk, ElementKernel, Elementwise, GroupShape, MergeMethod, Needs, Operation};
+use super::{Passes, Real, Survey, lines};
+use crate::Result;
+
+/// ## What it does
+/// Walks along the great circle between the directions of two models, or, with a base, between their
+/// differences from it, which are then added to it: with `t = w₂ / (w₁ + w₂)`, `c` the cosine of the angle
+/// and `h = acos c`, `[sin((1 − t) h) v₁ + sin(t h) v₂] / sin h`; the straight line where `1 − c² ≤ 10⁻¹⁶`.
+/// A vector is the whole tensor, or each line along one axis.
+/// ## Parameters
+/// | name | default | range | meaning |
+/// |---|---|---|---|
+/// | `weight` | required, per model | any number | weight of the model; equal shares where they add up to 0 |
+/// | `nuslerp_flatten` | true | yes, no | all elements of a tensor are one vector |
+/// | `nuslerp_row_wise` | false | yes, no | without `nuslerp_flatten`, a vector for each line along the first axis instead of the last |
+/// ## References
+/// mergekit 0.1.5.
+/// # Errors
+/// [`MergeFault::InputCount`](crate::MergeFault::InputCount) for more or fewer than two models beside the base.
+#[derive(Clone, Copy, Debug)]
+pub struct NuSlerp;
+
+/// Below this a sum of weights says nothing.
+const MIN_WEIGHT_SUM: f64 = 1e-6;
+/// Least norm that a vector is divided by.
+const MIN_NORM: f64 = 1e-7;
+/// Up to here the square of the sine counts as zero.
+const STRAIGHT: f64 = 1e-16;
+
+impl MergeMethod for NuSlerp {
+    fn name(&self) -> &'static str {
+        "nuslerp"
+    }
+
+    fn needs(&self) -> Needs {
+        Needs::inputs(Base::Optional, 2, 2)
+    }
+
+    fn parameters(&self) -> &'static [ParameterSpec] {
+        const {
+            &[
+                WEIGHT,
+                ParameterSpec::shared("nuslerp_flatten", Kind::Flag, Fallback::Flag(true)),
+                ParameterSpec::shared("nuslerp_row_wise", Kind::Flag, Fallback::Flag(false)),
+            ]
+        }
+    }
+
+    fn operation(&self, group: &GroupShape<'_>) -> Result<Operation> {
+        let values = group.values;
+        let weights = values.numbers("weight");
+        let [first, second] = weights.as_slice() else {
+            return Err(crate::MergeFault::MemberCount {
+                slot: group.slot.key.clone(),
+                method: self.name(),
+                wanted: "two inputs beside the base".into(),
+                found: weights.len(),
+            }
+            .into());
+        };
+        let sum = first + second;
+        let t = match sum.abs() < MIN_WEIGHT_SUM {
+            true => 0.5,
+            false => second / sum,
+        };
+        let has_base = group.has_base;
+        Ok(
+            match (
+                values.flag("nuslerp_flatten"),
+                values.flag("nuslerp_row_wise"),
+            ) {
+                (true, _) => Operation::Survey(Arc::new(Whole { t, has_base })),
+                (false, false) => Operation::Elementwise(Arc::new(ByLine {
+                    t,
+                    length: lines::length(group.shape),
+                })),
+                (false, true) => Operation::Survey(Arc::new(Columns {
+                    t,
+                    has_base,
+                    n_lines: group.shape.iter().skip(1).product(),
+                })),
+            },
+        )
+    }
+
+    fn describe(&self, group: &GroupShape<'_>) -> String {
+        let weights = group.values.numbers("weight");
+        format!(
+            "on the great circle, {}",
+            weighted_names(&weights, group.members)
+        )
+    }
+}
+
+/// What both vectors are multiplied by, from `v₁·v₁`, `v₁·v₂` and `v₂·v₂`.
+fn factors(aa: f64, ab: f64, bb: f64, t: f64) -> (f64, f64) {
+    let norms = aa.sqrt().max(MIN_NORM) * bb.sqrt().max(MIN_NORM);
+    let cosine = (ab / norms).clamp(-1.0, 1.0);
+    if 1.0 - cosine * cosine <= STRAIGHT {
+        return (1.0 - t, t);
+    }
+    let angle = cosine.acos();
+    let sine = angle.sin();
+    (((1.0 - t) * angle).sin() / sine, (t * angle).sin() / sine)
+}
+
+struct Whole {
+    t: f64,
+    has_base: bool,
+}
+
+impl Survey for Whole {
+    fn survey(&self, data: &dyn Passes) -> Result<Arc<dyn ElementKernel>> {
+        let products = Products::of_members(data, 2, self.has_base)?;
+        let (aa, ab, bb) = (products.at(0, 0), products.at(0, 1), products.at(1, 1));
+        let (p, q) = factors(aa, ab, bb, self.t);
+        Ok(match self.has_base {
+            true => Arc::new(Deltas(vec![p, q])),
+            false => Arc::new(Weighted {
+                base: None,
+                members: vec![p, q],
+            }),
+        })
+    }
+}
+
+/// Lines along the last axis: each lies within a chunk.
+struct ByLine {
+    t: f64,
+    length: usize,
+}
+
+impl Elementwise for ByLine {
+    fn unit(&self) -> usize {
+        self.length
+    }
+
+    // Must be part of its caller, which chooses the vector instructions.
+    #[inline(always)]
+    fn combine<T: Real>(&self, chunk: &Chunk<'_, T>, _: impl Fn(T) -> T, out: &mut [T]) {
+        let zeros = vec![T::ZERO; self.length];
+        for first in (0..out.len()).step_by(self.length) {
+            let base = chunk.base.map(|base| &base[first..first + self.length]);
+            let base = base.unwrap_or(&zeros);
+            let vectors: Vec<Vec<T>> = lines::of(chunk.members, first, self.length)
+                .iter()
+                .map(|line| difference(line, base))
+                .collect();
+            let [a, b] = vectors.as_slice() else { return };
+            let products = Products::of_vectors(&[a, b]);
+            let (aa, ab, bb) = (products.at(0, 0), products.at(0, 1), products.at(1, 1));
+            let (p, q) = factors(aa, ab, bb, self.t);
+            let (p, q) = (T::from_f64(p), T::from_f64(q));
+            let places = out[first..first + self.length].iter_mut().zip(base);
+            for (((out, &base), &a), &b) in places.zip(a).zip(b) {
+                *out = base + (p * a + q * b);
+            }
+        }
+    }
+}
+
+/// Lines along the first axis: element `i` belongs to line `i mod n_lines`.
+struct Columns {
+    t: f64,
+    has_base: bool,
+    n_lines: usize,
+}
+
+impl Survey for Columns {
+    fn survey(&self, data: &dyn Passes) -> Result<Arc<dyn ElementKernel>> {
+        let found = sums(data, 3 * self.n_lines, self)?;
+        let factors = found.chunks(3);
+        let factors = factors.map(|line| factors_of(line, self.t)).collect();
+        Ok(Arc::new(ByColumn(factors)))
+    }
+}
+
+fn factors_of(line: &[f64], t: f64) -> (f64, f64) {
+    factors(line[0], line[1], line[2], t)
+}
+
+impl Look for Columns {
+    type Note = Vec<f64>;
+
+    fn look<T: Real>(&self, _: usize, chunk: &Chunk<'_, T>) -> Vec<f64> {
+        let mut note = vec![0.0; 3 * self.n_lines];
+        let [a, b] = chunk.members else { return note };
+        for index in 0..a.len() {
+            let base = match chunk.base {
+                Some(base) if self.has_base => base[index],
+                _ => T::ZERO,
+            };
+            let (a, b) = ((a[index] - base).to_f64(), (b[index] - base).to_f64());
+            let line = 3 * ((chunk.first + index) % self.n_lines);
+            note[line] += a * a;
+            note[line + 1] += a * b;
+            note[line + 2] += b * b;
+        }
+        note
+    }
+}
+
+struct ByColumn(Vec<(f64, f64)>);
+
+impl Elementwise for ByColumn {
+    // Must be part of its caller, which chooses the vector instructions.
+    #[inline(always)]
+    fn combine<T: Real>(&self, chunk: &Chunk<'_, T>, _: impl Fn(T) -> T, out: &mut [T]) {
+        let [a, b] = chunk.members else { return };
+        for (index, out) in out.iter_mut().enumerate() {
+            let base = chunk.base.map_or(T::ZERO, |base| base[index]);
+            let (p, q) = self.0[(chunk.first + index) % self.0.len()];
+            let sum = T::from_f64(p) * (a[index] - base) + T::from_f64(q) * (b[index] - base);
+            *out = base + sum;
+        }
+    }
+}

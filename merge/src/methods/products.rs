@@ -1,0 +1,91 @@
+//! Inner products of a group's inputs, from which angles and norms of any of their sums follow.
+
+use super::survey::{Look, dot, sums};
+use super::{Chunk, Passes, Real};
+use crate::Result;
+
+/// The products `vᵢ · vⱼ` of a group's inputs (minus the base, if so asked), in `f64`.
+pub(super) struct Products {
+    n: usize,
+    values: Vec<f64>,
+}
+
+impl Products {
+    /// Of the members, or of their differences from the base if `from_base`.
+    pub(super) fn of_members(data: &dyn Passes, n: usize, from_base: bool) -> Result<Self> {
+        let look = Pairs { n, from_base };
+        let values = sums(data, n * n, &look)?;
+        Ok(Self { n, values })
+    }
+
+    /// Of given vectors.
+    pub(super) fn of_vectors<T: Real>(vectors: &[&[T]]) -> Self {
+        let n = vectors.len();
+        let mut values = vec![0.0; n * n];
+        for i in 0..n {
+            for j in 0..=i {
+                let product = dot(vectors[i], vectors[j]);
+                values[i * n + j] = product;
+                values[j * n + i] = product;
+            }
+        }
+        Self { n, values }
+    }
+
+    /// All of them, row by row.
+    pub(super) fn into_values(self) -> Vec<f64> {
+        self.values
+    }
+
+    /// `vᵢ · vⱼ`.
+    pub(super) fn at(&self, i: usize, j: usize) -> f64 {
+        self.values[i * self.n + j]
+    }
+
+    /// `|vᵢ|`.
+    pub(super) fn norm(&self, i: usize) -> f64 {
+        self.at(i, i).sqrt()
+    }
+
+    /// `(Σ aᵢ vᵢ) · (Σ bⱼ vⱼ)`.
+    pub(super) fn between(&self, a: &[f64], b: &[f64]) -> f64 {
+        let mut sum = 0.0;
+        for (i, &a) in a.iter().enumerate() {
+            for (j, &b) in b.iter().enumerate() {
+                sum += a * b * self.at(i, j);
+            }
+        }
+        sum
+    }
+
+    /// `|Σ aᵢ vᵢ|`.
+    pub(super) fn norm_of(&self, a: &[f64]) -> f64 {
+        self.between(a, a).max(0.0).sqrt()
+    }
+}
+
+struct Pairs {
+    n: usize,
+    from_base: bool,
+}
+
+impl Look for Pairs {
+    type Note = Vec<f64>;
+
+    fn look<T: Real>(&self, _: usize, chunk: &Chunk<'_, T>) -> Vec<f64> {
+        if !self.from_base {
+            return Products::of_vectors(chunk.members).values;
+        }
+        let deltas: Vec<Vec<T>> = (chunk.members.iter())
+            .map(|member| difference(member, chunk.base.unwrap_or_default()))
+            .collect();
+        let deltas: Vec<&[T]> = deltas.iter().map(Vec::as_slice).collect();
+        debug_assert_eq!(deltas.len(), self.n);
+        Products::of_vectors(&deltas).values
+    }
+}
+
+/// `a − b`.
+pub(super) fn difference<T: Real>(a: &[T], b: &[T]) -> Vec<T> {
+    a.iter().zip(b).map(|(&a, &b)| a - b).collect()
+}

@@ -1,0 +1,54 @@
+use super::consensus::{self, DENSITY, INT8_MASK, LAMBDA, RESCALE};
+use super::sparsify::Sparsifier;
+use super::values::{Fallback, Kind, ParameterSpec, WEIGHT};
+use super::{Base, GroupShape, MergeMethod, Needs, Operation};
+use crate::Result;
+
+/// ## What it does
+/// Adds the weighted task vectors to the base: `W = b + λ Σ wᵢ (xᵢ − b)`, with `normalize` divided by
+/// `Σ wᵢ`.
+/// ## Parameters
+/// | name | default | range | meaning |
+/// |---|---|---|---|
+/// | `weight` | required, per model | any number | factor on the model's task vector |
+/// | `normalize` | false | yes, no | divide by the weights of all models |
+/// | `lambda` | 1 | any number | factor on the sum |
+/// | `density`, `rescale`, `int8_mask` | - | - | taken for mergekit's recipes; change nothing |
+/// ## References
+/// Ilharco et al. 2023, "Editing Models with Task Arithmetic", <https://arxiv.org/abs/2212.04089>.
+/// # Errors
+/// [`MergeFault::WeightsSumToZero`](crate::MergeFault::WeightsSumToZero) when weights are to be divided by a sum of 0.
+#[derive(Clone, Copy, Debug)]
+pub struct TaskArithmetic;
+
+const PARAMETERS: &[ParameterSpec] = &[
+    WEIGHT,
+    DENSITY,
+    ParameterSpec::shared("normalize", Kind::Flag, Fallback::Flag(false)),
+    ParameterSpec::shared("rescale", RESCALE, Fallback::Text("none")),
+    LAMBDA,
+    INT8_MASK,
+];
+
+impl MergeMethod for TaskArithmetic {
+    fn name(&self) -> &'static str {
+        "task_arithmetic"
+    }
+
+    fn needs(&self) -> Needs {
+        Needs::inputs(Base::Required, 0, usize::MAX)
+    }
+
+    fn parameters(&self) -> &'static [ParameterSpec] {
+        PARAMETERS
+    }
+
+    fn operation(&self, group: &GroupShape<'_>) -> Result<Operation> {
+        let ways = vec![Sparsifier::None; group.members.len()];
+        consensus::operation(group, ways, false)
+    }
+
+    fn describe(&self, group: &GroupShape<'_>) -> String {
+        consensus::describe(group)
+    }
+}

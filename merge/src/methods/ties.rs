@@ -1,0 +1,67 @@
+use super::consensus::{self, DENSITY, INT8_MASK, LAMBDA, RESCALE};
+use super::sparsify::Sparsifier;
+use super::values::{Fallback, Kind, ParameterSpec, WEIGHT};
+use super::{Base, GroupShape, MergeMethod, Needs, Operation};
+use crate::Result;
+
+/// ## What it does
+/// Keeps the largest elements of each task vector `xᵢ − b`, elects a sign for each element, and averages
+/// the weighted task vectors that have it: `W = b + λ Σ' wᵢ dᵢ / Σ' wᵢ`.
+///
+/// The sign of an element is elected by the sum of the weighted task vectors (zero counts as plus);
+/// those that have the other sign, or are zero, take no part there.
+/// At least one element of a tensor stays unless `density` is 0; of equal magnitudes at the cut the
+/// first stay.
+/// ## Parameters
+/// | name | default | range | meaning |
+/// |---|---|---|---|
+/// | `weight` | required, per model | any number | factor on the model's task vector |
+/// | `density` | 1, per model | `[0, 1]` | share of the task vector that stays |
+/// | `normalize` | true | yes, no | divide by the weights of the models that agree |
+/// | `rescale` | false | `true` or `l1`, `inverse`, `false` or `none` | `l1` multiplies what is left by the sum of its magnitudes before over after; `inverse` divides each element by its chance to stay |
+/// | `lambda` | 1 | any number | factor on the sum |
+/// | `int8_mask` | false | yes, no | taken for mergekit's recipes; changes nothing |
+/// ## References
+/// Yadav et al. 2023, "TIES-Merging", <https://arxiv.org/abs/2306.01708>, with weights as in mergekit, per
+/// tensor instead of per model.
+/// # Errors
+/// A density outside [0, 1] is refused with the recipe's line.
+#[derive(Clone, Copy, Debug)]
+pub struct Ties;
+
+const PARAMETERS: &[ParameterSpec] = &[
+    WEIGHT,
+    DENSITY,
+    ParameterSpec::shared("normalize", Kind::Flag, Fallback::Flag(true)),
+    ParameterSpec::shared("rescale", RESCALE, Fallback::Text("none")),
+    LAMBDA,
+    INT8_MASK,
+];
+
+impl MergeMethod for Ties {
+    fn name(&self) -> &'static str {
+        "ties"
+    }
+
+    fn needs(&self) -> Needs {
+        Needs::inputs(Base::Required, 0, usize::MAX)
+    }
+
+    fn parameters(&self) -> &'static [ParameterSpec] {
+        PARAMETERS
+    }
+
+    fn operation(&self, group: &GroupShape<'_>) -> Result<Operation> {
+        let ways = consensus::by_density(group, |_, density| {
+            Ok(match density {
+                0.0 => Sparsifier::All,
+                share => Sparsifier::Largest { share },
+            })
+        })?;
+        consensus::operation(group, ways, true)
+    }
+
+    fn describe(&self, group: &GroupShape<'_>) -> String {
+        consensus::describe(group)
+    }
+}

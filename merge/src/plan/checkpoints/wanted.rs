@@ -1,0 +1,293 @@
+//! Which tensors the output has, and which inputs each is made of.
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use super::super::settings::{Layer, Own};
+use super::super::stacks::Stacks;
+use super::{Models, NOTHING, layer};
+use crate::plan::TensorRef;
+use crate::recipe::{Located, ModelRef, OutputSlice, Parameters, Place, SliceSource};
+use crate::{MergeFault, MergeRecipe, Result};
+
+/// An output tensor and its inputs, which may or may not be there.
+pub(in crate::plan) struct Wanted<'a> {
+    pub(super) name: String,
+    pub(super) layer: Option<Layer>,
+    pub(super) members: Vec<Input<'a>>,
+    pub(super) base: Option<TensorRef>,
+    /// Parameters of the group, the nearest first.
+    pub(super) shared: Vec<&'a Parameters>,
+}
+
+/// A member's tensor, and the member's own parameters.
+pub(in crate::plan) struct Input<'a> {
+    pub(super) tensor: TensorRef,
+    pub(super) own: Own<'a>,
+}
+
+impl Models {
+    /// The output tensors, in the order of their names.
+    pub(super) fn wanted<'a>(&self, recipe: &'a MergeRecipe) -> Result<Vec<Wanted<'a>>> {
+        let wanted = match recipe.slices.as_slice() {
+            [] => self.by_name(recipe),
+            slices => self.by_slice(recipe, slices)?,
+        };
+        Ok(wanted.into_values().collect())
+    }
+
+    /// Every name that any of the models has.
+    fn by_name<'a>(&self, recipe: &'a MergeRecipe) -> BTreeMap<String, Wanted<'a>> {
+        let members: Vec<(usize, &ModelRef)> = (recipe.models.iter())
+            .filter(|model| !self.is_base(model))
+            .filter_map(|model| Some((self.find(model)?, model)))
+            .collect();
+        let sources: BTreeSet<usize> = members
+            .iter()
+            .map(|(source, _)| *source)
+            .chain(self.base)
+            .collect();
+        let names: BTreeSet<&str> = (sources.iter())
+            .flat_map(|&source| self.sources[source].tensors().map(|(name, _)| name))
+            .collect();
+        let stacks = Stacks::of(names.iter().copied());
+        let place = |name: &str| {
+            let tensor = |source| TensorRef {
+                source,
+                key: name.to_owned(),
+            };
+            let wanted = Wanted {
+                name: name.to_owned(),
+                layer: stacks
+                    .layer(name)
+                    .and_then(|(place, n_layers)| layer(place.layer, n_layers)),
+                members: (members.iter())
+                    .map(|&(source, model)| Input {
+                        tensor: tensor(source),
+                        own: (&model.parameters, model.place),
+                    })
+                    .collect(),
+                base: self.base.map(tensor),
+                shared: vec![&recipe.parameters],
+            };
+            (name.to_owned(), wanted)
+        };
+        names.into_iter().map(place).collect()
+    }
+
+    /// The layers of each slice one after the other, and what is outside the layers: what comes before
+    /// them from the first slice, all else from the last.
+    fn by_slice<'a>(
+        &self,
+        recipe: &'a MergeRecipe,
+        slices: &'a [OutputSlice],
+    ) -> Result<BTreeMap<String, Wanted<'a>>> {
+        let cuts = (slices.iter())
+            .map(|slice| Cut::new(self, recipe, slice))
+            .collect::<Result<Vec<_>>>()?;
+        let prefix = cuts[0].prefix.clone();
+        let mut wanted = BTreeMap::new();
+        let mut offset = 0;
+        for cut in &cuts {
+            for index in 0..cut.n_layers {
+                for rest in cut.rests(self, index) {
+                    let name = format!("{prefix}.{}.{rest}", offset + index);
+                    let tensor = cut.wanted(&name, layer(index, cut.n_layers), |part| {
+                        format!("{}.{}.{rest}", part.prefix, part.first + index)
+                    });
+                    wanted.insert(name, tensor);
+                }
+            }
+            offset += cut.n_layers;
+        }
+        let ends = [cuts.first(), cuts.last()];
+        for (cut, takes_first) in ends.into_iter().flatten().zip([true, false]) {
+            for name in cut.outside(self) {
+                if is_before_layers(&name) == takes_first {
+                    let tensor = cut.wanted(&name, None, |_| name.clone());
+                    wanted.insert(name.clone(), tensor);
+                }
+            }
+        }
+        Ok(wanted)
+    }
+}
+
+/// Whether a tensor outside the layers stands before them: embeddings of any kind, by its name.
+fn is_before_layers(name: &str) -> bool {
+    let name = name.to_ascii_lowercase();
+    let parts = ["embed", "wte", "wpe", "patch", "cls_token", "tokenizer"];
+    let is_head = name.contains("lm_head") || name.contains("embed_out");
+    !is_head && parts.iter().any(|part| name.contains(part))
+}
+
+/// One model's part in a slice.
+struct Part<'a> {
+    source: usize,
+    /// The stack that is cut.
+    prefix: String,
+    /// The first layer.
+    first: usize,
+    own: Own<'a>,
+    is_base: bool,
+}
+
+/// A slice, with its layers found.
+struct Cut<'a> {
+    prefix: String,
+    n_layers: usize,
+    parts: Vec<Part<'a>>,
+    shared: Vec<&'a Parameters>,
+}
+
+impl<'a> Cut<'a> {
+    fn new(models: &Models, recipe: &'a MergeRecipe, slice: &'a OutputSlice) -> Result<Self> {
+        let mut parts: Vec<Part<'a>> = Vec::new();
+        let mut n_layers = None;
+        for source in &slice.sources {
+            let [first, end] = source.value.layer_range;
+            let length = end.saturating_sub(first);
+            match n_layers {
+                None => n_layers = Some(length),
+                Some(expected) if expected != length => {
+                    return Err(MergeFault::SliceLengths {
+                        first: expected,
+                        other: length,
+                        place: source.place,
+                    }
+                    .into());
+                }
+                Some(_) => {}
+            }
+            parts.push(part(models, recipe, source)?);
+        }
+        if let (Some(base), Some(first)) = (models.base, parts.first())
+            && parts.iter().all(|part| !part.is_base)
+        {
+            // A base that a slice does not name gives the layers that its first source gives.
+            parts.push(Part {
+                source: base,
+                prefix: first.prefix.clone(),
+                first: first.first,
+                own: (&NOTHING, Place::default()),
+                is_base: true,
+            });
+        }
+        Ok(Self {
+            prefix: parts
+                .first()
+                .map(|part| part.prefix.clone())
+                .unwrap_or_default(),
+            n_layers: n_layers.unwrap_or(0),
+            parts,
+            shared: vec![&slice.parameters, &recipe.parameters],
+        })
+    }
+
+    fn wanted(
+        &self,
+        name: &str,
+        layer: Option<Layer>,
+        key: impl Fn(&Part<'a>) -> String,
+    ) -> Wanted<'a> {
+        let tensor = |part: &Part<'a>| TensorRef {
+            source: part.source,
+            key: key(part),
+        };
+        let (base, members): (Vec<_>, Vec<_>) = self.parts.iter().partition(|part| part.is_base);
+        Wanted {
+            name: name.to_owned(),
+            layer,
+            members: (members.into_iter())
+                .map(|part| Input {
+                    tensor: tensor(part),
+                    own: part.own,
+                })
+                .collect(),
+            base: base.first().map(|part| tensor(part)),
+            shared: self.shared.clone(),
+        }
+    }
+
+    /// What follows the layer in the names of layer `index` of the slice, in any of the models.
+    fn rests(&self, models: &Models, index: usize) -> BTreeSet<String> {
+        let mut rests = BTreeSet::new();
+        for part in &self.parts {
+            let start = format!("{}.{}.", part.prefix, part.first + index);
+            let names = models.sources[part.source].tensors();
+            rests
+                .extend(names.filter_map(|(name, _)| name.strip_prefix(&start).map(str::to_owned)));
+        }
+        rests
+    }
+
+    /// Names outside the layers, in any of the models.
+    fn outside(&self, models: &Models) -> BTreeSet<String> {
+        let mut names = BTreeSet::new();
+        for part in &self.parts {
+            let start = format!("{}.", part.prefix);
+            let is_layer = |name: &str| {
+                let rest = name
+                    .strip_prefix(&start)
+                    .and_then(|rest| rest.split('.').next());
+                rest.is_some_and(|layer| layer.parse::<u16>().is_ok())
+            };
+            let all = models.sources[part.source].tensors();
+            names.extend(
+                all.filter(|(name, _)| !is_layer(name))
+                    .map(|(name, _)| name.to_owned()),
+            );
+        }
+        names
+    }
+}
+
+/// Finds the layers that a source of a slice takes.
+fn part<'a>(
+    models: &Models,
+    recipe: &MergeRecipe,
+    source: &'a Located<SliceSource>,
+) -> Result<Part<'a>> {
+    let model = source.model_ref();
+    let place = source.place;
+    // Every source was opened before.
+    let index = models.find(&model).unwrap_or_default();
+    let stacks = Stacks::of(models.sources[index].tensors().map(|(name, _)| name));
+    let stack = match (&recipe.layers, stacks.0.len()) {
+        (Some(prefix), _) => stacks.0.get_key_value(prefix),
+        (None, 0 | 1) => stacks.0.first_key_value(),
+        (None, _) => {
+            let named = stacks.0.iter();
+            return Err(MergeFault::SeveralStacks {
+                model: model.name(),
+                stacks: named.map(|(name, n)| format!("{name} ({n})")).collect(),
+                place,
+            }
+            .into());
+        }
+    };
+    let Some((prefix, &n_layers)) = stack else {
+        return Err(MergeFault::NoLayers {
+            model: model.name(),
+            place,
+        }
+        .into());
+    };
+    let [first, end] = source.value.layer_range;
+    if first >= end || end > n_layers {
+        return Err(MergeFault::LayerRange {
+            model: model.name(),
+            first,
+            end,
+            n_layers,
+            place,
+        }
+        .into());
+    }
+    Ok(Part {
+        source: index,
+        prefix: prefix.clone(),
+        first,
+        own: (&source.value.parameters, place),
+        is_base: models.is_base(&model),
+    })
+}

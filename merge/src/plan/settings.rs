@@ -1,0 +1,311 @@
+//! From parameters as written to their values for one tensor: precedence, filters, gradients, ranges.
+
+use std::collections::BTreeMap;
+
+use regex::Regex;
+
+use crate::methods::{Fallback, Kind, Member, MergeMethod, ParameterSpec, Scope, Setting, Values};
+use crate::recipe::{Case, CaseValue, Parameter, Parameters, Place, Scalar};
+use crate::{Error, MergeFault, Result};
+
+/// A layer within its slice or stack.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) struct Layer {
+    /// Counted from 0.
+    pub(super) layer: usize,
+    /// How many there are.
+    pub(super) n_layers: usize,
+}
+
+/// A model's own parameters, and where the model stands in the recipe.
+pub(super) type Own<'a> = (&'a Parameters, Place);
+
+/// Resolves the parameters of one method.
+pub(super) struct Settings {
+    method: &'static str,
+    specs: &'static [ParameterSpec],
+    /// Patterns that were compiled.
+    patterns: BTreeMap<String, Regex>,
+}
+
+impl Settings {
+    /// For the parameters of this method.
+    pub(super) fn new(method: &dyn MergeMethod) -> Self {
+        Self {
+            method: method.name(),
+            specs: method.parameters(),
+            patterns: BTreeMap::new(),
+        }
+    }
+
+    /// Refuses parameters that the method does not have.
+    pub(super) fn check_names(&self, parameters: &Parameters) -> Result<()> {
+        let known: Vec<&'static str> = self.specs.iter().map(|spec| spec.name).collect();
+        parameters.allow_only(self.method, &known)
+    }
+
+    /// The values for the tensor `key`. `own` are each member's own parameters; `shared` those of the
+    /// group, the nearest first.
+    pub(super) fn resolve(
+        &mut self,
+        key: &str,
+        layer: Option<Layer>,
+        members: &[Member],
+        own: &[Own<'_>],
+        shared: &[&Parameters],
+    ) -> Result<Values> {
+        let mut values = Values {
+            members: vec![BTreeMap::new(); members.len()],
+            ..Values::default()
+        };
+        for spec in self.specs {
+            match spec.scope {
+                Scope::Shared => {
+                    let found = self.find(spec, key, layer, None, shared)?;
+                    let found =
+                        self.or_default(found, spec, key, "all models", Place::default())?;
+                    values.shared.extend(found.map(|found| (spec.name, found)));
+                }
+                Scope::PerMember => {
+                    for (index, member) in members.iter().enumerate() {
+                        let (parameters, place) = own[index];
+                        let mut levels = vec![parameters];
+                        levels.extend(shared);
+                        let found = self.find(spec, key, layer, Some(member), &levels)?;
+                        let name = member.to_string();
+                        let found = self.or_default(found, spec, key, &name, place)?;
+                        values.members[index].extend(found.map(|found| (spec.name, found)));
+                    }
+                }
+            }
+        }
+        Ok(values)
+    }
+
+    fn or_default(
+        &self,
+        found: Option<(Setting, Place)>,
+        spec: &ParameterSpec,
+        key: &str,
+        member: &str,
+        place: Place,
+    ) -> Result<Option<(Setting, Place)>> {
+        let nowhere = Place::default();
+        Ok(match (found, spec.default) {
+            (Some(found), _) => Some(found),
+            (None, Fallback::Absent) => None,
+            (None, Fallback::Number(value)) => Some((Setting::Number(value), nowhere)),
+            (None, Fallback::Flag(value)) => Some((Setting::Flag(value), nowhere)),
+            (None, Fallback::Text(value)) => Some((Setting::Text(value.to_owned()), nowhere)),
+            (None, Fallback::Required) => {
+                return Err(MergeFault::MissingParameter {
+                    slot: key.to_owned(),
+                    method: self.method,
+                    name: spec.name,
+                    member: member.to_owned(),
+                    place,
+                }
+                .into());
+            }
+        })
+    }
+
+    /// The value at the first level that says anything of this tensor.
+    fn find(
+        &mut self,
+        spec: &ParameterSpec,
+        key: &str,
+        layer: Option<Layer>,
+        member: Option<&Member>,
+        levels: &[&Parameters],
+    ) -> Result<Option<(Setting, Place)>> {
+        for parameters in levels {
+            let Some((parameter, place)) = parameters.get(spec.name) else {
+                continue;
+            };
+            let scalar = match parameter {
+                Parameter::Flag(value) => Some(Scalar::Flag(*value)),
+                Parameter::Number(value) => Some(Scalar::Number(*value)),
+                Parameter::Text(value) => Some(Scalar::Text(value.clone())),
+                Parameter::Gradient(values) => along(values, layer),
+                Parameter::Case(case) => self.of_case(case, place, key, layer)?,
+                Parameter::Cases(cases) => {
+                    let mut hit = None;
+                    for case in cases {
+                        hit = self.of_case(case, place, key, layer)?;
+                        if hit.is_some() {
+                            break;
+                        }
+                    }
+                    hit
+                }
+                Parameter::PerExpert(values) => match member {
+                    Some(Member::Expert(expert)) => {
+                        values.get(expert).map(|&value| Scalar::Number(value))
+                    }
+                    _ => return Err(wrong(spec, place)),
+                },
+            };
+            if let Some(scalar) = scalar {
+                return Ok(Some((checked(spec, scalar, place)?, place)));
+            }
+        }
+        Ok(None)
+    }
+
+    /// The value of a case, if it fits the tensor's name.
+    fn of_case(
+        &mut self,
+        case: &Case,
+        place: Place,
+        key: &str,
+        layer: Option<Layer>,
+    ) -> Result<Option<Scalar>> {
+        let by_filter =
+            (case.filter.as_deref()).is_none_or(|part| part == "*" || key.contains(part));
+        let by_glob = match &case.glob {
+            None => true,
+            Some(glob) => self
+                .pattern(&glob_pattern(glob), glob, place)?
+                .is_match(key),
+        };
+        let by_regex = match &case.regex {
+            None => true,
+            Some(regex) => self.pattern(regex, regex, place)?.is_match(key),
+        };
+        Ok(match &case.value {
+            _ if !(by_filter && by_glob && by_regex) => None,
+            CaseValue::One(value) => Some(value.clone()),
+            CaseValue::Gradient(values) => along(values, layer),
+        })
+    }
+
+    fn pattern(&mut self, pattern: &str, written: &str, place: Place) -> Result<&Regex> {
+        use std::collections::btree_map::Entry;
+        Ok(match self.patterns.entry(pattern.to_owned()) {
+            Entry::Occupied(known) => known.into_mut(),
+            Entry::Vacant(new) => new.insert(compile(pattern, written, place)?),
+        })
+    }
+}
+
+/// Compiles a regular expression of a recipe.
+pub(super) fn compile(pattern: &str, written: &str, place: Place) -> Result<Regex> {
+    Regex::new(pattern).map_err(|error| {
+        MergeFault::BadPattern {
+            pattern: written.to_owned(),
+            reason: error.to_string(),
+            place,
+        }
+        .into()
+    })
+}
+
+/// `*` for any characters, `?` for one, all else as it is.
+fn glob_pattern(glob: &str) -> String {
+    let mut pattern = String::from("^");
+    for c in glob.chars() {
+        match c {
+            '*' => pattern += ".*",
+            '?' => pattern.push('.'),
+            c => pattern += &regex::escape(&c.to_string()),
+        }
+    }
+    pattern + "$"
+}
+
+/// The value of a gradient at a layer: numbers are mixed, others picked. Tensors outside the layers
+/// take the first.
+fn along(values: &[Scalar], layer: Option<Layer>) -> Option<Scalar> {
+    let last = values.len().checked_sub(1)?;
+    let position = match layer {
+        None => 0.0,
+        Some(Layer { n_layers: 1, .. }) => 1.0,
+        Some(Layer { layer, n_layers }) => layer as f64 / (n_layers.max(2) - 1) as f64,
+    };
+    let at = position * last as f64;
+    let index = (at.floor() as usize).min(last);
+    let share = at - index as f64;
+    Some(match (&values[index], &values[(index + 1).min(last)]) {
+        (&Scalar::Number(a), &Scalar::Number(b)) => Scalar::Number((1.0 - share) * a + share * b),
+        (picked, _) => picked.clone(),
+    })
+}
+
+/// Checks a value against what its parameter takes.
+fn checked(spec: &ParameterSpec, value: Scalar, place: Place) -> Result<Setting> {
+    match (spec.kind, value) {
+        (Kind::Number { holds, .. }, Scalar::Number(value))
+            if value.is_finite() && holds(value) =>
+        {
+            Ok(Setting::Number(value))
+        }
+        (Kind::Flag, Scalar::Flag(value)) => Ok(Setting::Flag(value)),
+        // A gradient of numbers may stand for a yes or no in recipes of mergekit.
+        (Kind::Flag, Scalar::Number(value)) if value == 0.0 || value == 1.0 => {
+            Ok(Setting::Flag(value == 1.0))
+        }
+        (Kind::Choice { yes, no, .. }, Scalar::Flag(value)) => {
+            Ok(Setting::Text(if value { yes } else { no }.to_owned()))
+        }
+        (Kind::Choice { names, .. }, Scalar::Text(text)) if names.contains(&text.as_str()) => {
+            Ok(Setting::Text(text))
+        }
+        (Kind::File, Scalar::Text(text)) => Ok(Setting::Text(text)),
+        _ => Err(wrong(spec, place)),
+    }
+}
+
+fn wrong(spec: &ParameterSpec, place: Place) -> Error {
+    let wanted = match spec.kind {
+        Kind::Number { range, .. } => range,
+        Kind::Flag => "true or false",
+        Kind::Choice { .. } => "true, false, `l1`, `inverse` or `none`",
+        Kind::File => "the path of a file",
+    };
+    Error::BadParameter {
+        name: spec.name,
+        wanted,
+        place,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn at(values: &[f64], layer: usize, n_layers: usize) -> Option<Scalar> {
+        let values: Vec<Scalar> = values.iter().map(|&value| Scalar::Number(value)).collect();
+        along(&values, Some(Layer { layer, n_layers }))
+    }
+
+    #[test]
+    fn gradients_are_straight_between_their_numbers() {
+        // pos = 1/4, s = ½: halfway between the first two.
+        assert_eq!(at(&[0.0, 1.0, 3.0], 1, 5), Some(Scalar::Number(0.5)));
+        assert_eq!(at(&[0.0, 1.0, 3.0], 4, 5), Some(Scalar::Number(3.0)));
+        assert_eq!(at(&[0.0, 1.0], 0, 1), Some(Scalar::Number(1.0)));
+        let flags = [Scalar::Flag(true), Scalar::Flag(false)];
+        let layer = Layer {
+            layer: 1,
+            n_layers: 4,
+        };
+        assert_eq!(along(&flags, Some(layer)), Some(Scalar::Flag(true)));
+        assert_eq!(
+            along(&[Scalar::Number(7.0), Scalar::Number(9.0)], None),
+            Some(Scalar::Number(7.0))
+        );
+    }
+
+    #[test]
+    fn a_glob_fits_whole_names_and_takes_dots_as_they_are() {
+        let fits = |glob: &str, key: &str| {
+            Regex::new(&glob_pattern(glob))
+                .expect("valid")
+                .is_match(key)
+        };
+        assert!(fits("*.mlp.fc?.weight", "blocks.0.mlp.fc1.weight"));
+        assert!(!fits("mlp.*", "blocks.0.mlp.fc1.weight"));
+        assert!(!fits("a.b", "axb"));
+    }
+}

@@ -1,0 +1,211 @@
+//! Recipes of several documents: merges that are done first, for others to build on.
+
+use std::collections::BTreeMap;
+use std::sync::{Arc, OnceLock};
+
+use super::{MergePlan, checkpoints, resolve, views};
+use crate::io::{Container, Root, SourceInfo, TensorEntry};
+use crate::recipe::ModelRef;
+use crate::{Checkpoint, Error, MergeFault, MergeRecipe, ObjectPath, PathSegment, Result};
+use crate::{TensorSource, io};
+
+/// A merge that must be done before the plan that it belongs to.
+pub struct Stage {
+    /// What the recipe calls its result.
+    pub name: String,
+    /// How it is made.
+    pub plan: MergePlan,
+    result: Arc<Deferred>,
+}
+
+impl Stage {
+    /// Hands over the result, which sources of later plans read from.
+    pub(crate) fn finish(&self, result: Checkpoint) {
+        // A plan that is run twice makes the same bytes twice.
+        let _ = self.result.inner.set(result);
+    }
+}
+
+/// Opens models: files, folders, and results of other documents.
+#[derive(Default)]
+pub(super) struct Opener {
+    made: BTreeMap<String, Arc<Checkpoint>>,
+}
+
+impl Opener {
+    /// Opens a model.
+    pub(super) fn open(&self, model: &ModelRef) -> Result<Arc<Checkpoint>> {
+        let name = model.name();
+        let checkpoint = match self.made.get(&name) {
+            Some(made) => Arc::clone(made),
+            None => resolve::open(model)?,
+        };
+        views::renamed(checkpoint, model)
+    }
+}
+
+/// The plan of a recipe, whatever it merges and whatever it builds on.
+pub(super) fn resolve(recipe: &MergeRecipe) -> Result<(MergePlan, MergeRecipe)> {
+    let mut opener = Opener::default();
+    if recipe.earlier.is_empty() {
+        return one(recipe, &opener);
+    }
+    let mut stages = Vec::new();
+    let mut path = Vec::new();
+    let mut done = BTreeMap::new();
+    for name in used_documents(recipe, recipe) {
+        make(
+            &name,
+            recipe,
+            &mut opener,
+            &mut stages,
+            &mut path,
+            &mut done,
+        )?;
+    }
+    let unused = (recipe.earlier.iter())
+        .filter_map(|document| document.name.as_ref())
+        .find(|name| !done.contains_key(*name));
+    if let Some(name) = unused {
+        return Err(MergeFault::UnusedDocument { name: name.clone() }.into());
+    }
+    let (mut plan, mut resolved) = one(recipe, &opener)?;
+    plan.stages = stages;
+    resolved.earlier.clone_from(&recipe.earlier);
+    plan.recipe = resolve::without_folders(&resolved).to_yaml()?;
+    Ok((plan, resolved))
+}
+
+/// Plans the document `name` and, before it, all that it builds on.
+fn make(
+    name: &str,
+    all: &MergeRecipe,
+    opener: &mut Opener,
+    stages: &mut Vec<Stage>,
+    path: &mut Vec<String>,
+    done: &mut BTreeMap<String, ()>,
+) -> Result<()> {
+    if path.iter().any(|above| above == name) {
+        let mut names = path.clone();
+        names.push(name.to_owned());
+        return Err(MergeFault::Cycle { names }.into());
+    }
+    if done.contains_key(name) {
+        return Ok(());
+    }
+    let found = all.earlier.iter().chain([all]);
+    let Some(document) = found
+        .into_iter()
+        .find(|document| document.name.as_deref() == Some(name))
+    else {
+        return Ok(());
+    };
+    path.push(name.to_owned());
+    for needed in used_documents(document, all) {
+        make(&needed, all, opener, stages, path, done)?;
+    }
+    path.pop();
+    if std::ptr::eq(document, all) {
+        return Ok(());
+    }
+    let (plan, _) = one(document, opener)?;
+    let result = Arc::new(Deferred::of(name, &plan));
+    let checkpoint = Checkpoint::new(Box::new(Handle(Arc::clone(&result))));
+    opener.made.insert(name.to_owned(), Arc::new(checkpoint));
+    stages.push(Stage {
+        name: name.to_owned(),
+        plan,
+        result,
+    });
+    done.insert(name.to_owned(), ());
+    Ok(())
+}
+
+/// Names of documents whose results a document merges.
+fn used_documents(document: &MergeRecipe, all: &MergeRecipe) -> Vec<String> {
+    let sources = document.slices.iter().flat_map(|slice| &slice.sources);
+    let models = (document.models.iter().map(ModelRef::name))
+        .chain(document.base_model.iter().map(ModelRef::name))
+        .chain(sources.map(|source| source.value.model.display().to_string()));
+    let names: Vec<&String> = all
+        .earlier
+        .iter()
+        .chain([all])
+        .flat_map(|d| &d.name)
+        .collect();
+    models.filter(|model| names.contains(&model)).collect()
+}
+
+fn one(recipe: &MergeRecipe, opener: &Opener) -> Result<(MergePlan, MergeRecipe)> {
+    match recipe.merges_experts() {
+        true => MergePlan::of_experts(recipe, opener),
+        false => checkpoints::resolve(recipe, opener),
+    }
+}
+
+/// A checkpoint whose names and shapes are known before its data are.
+struct Deferred {
+    info: SourceInfo,
+    tensors: Vec<TensorEntry>,
+    inner: OnceLock<Checkpoint>,
+}
+
+impl Deferred {
+    fn of(name: &str, plan: &MergePlan) -> Self {
+        let tensors: Vec<TensorEntry> = (plan.entries.iter())
+            .map(|entry| TensorEntry {
+                path: ObjectPath(vec![PathSegment::Key(entry.name.clone())]),
+                name: Some(entry.name.clone()),
+                info: entry.info.clone(),
+            })
+            .collect();
+        Self {
+            info: SourceInfo {
+                path: name.into(),
+                container: Container::Memory,
+                files: Vec::new(),
+                metadata: BTreeMap::new(),
+                roots: vec![Root {
+                    name: String::new(),
+                    n_tensors: tensors.len(),
+                    n_bytes: plan.output_bytes(),
+                }],
+                root: String::new(),
+                values: Vec::new(),
+                opaque: Vec::new(),
+            },
+            tensors,
+            inner: OnceLock::new(),
+        }
+    }
+}
+
+struct Handle(Arc<Deferred>);
+
+impl TensorSource for Handle {
+    fn info(&self) -> &SourceInfo {
+        &self.0.info
+    }
+
+    fn tensors(&self) -> &[TensorEntry] {
+        &self.0.tensors
+    }
+
+    fn read(&self, index: usize, first: usize, out: &mut [u8]) -> Result<()> {
+        let name = self.0.tensors[index].name.as_deref().unwrap_or_default();
+        match self.0.inner.get() {
+            Some(made) => made.read(name, first, out),
+            // The executor runs stages first; whoever else reads a plan's source learns so.
+            None => Err(Error::io(
+                "read",
+                &self.0.info.path,
+                std::io::Error::other("the merge that makes it has not been done"),
+            )),
+        }
+    }
+}
+
+/// Opens a finished stage's file.
+pub(crate) fn open_result(path: &std::path::Path) -> Result<Checkpoint> {
+    io::open(path, &io::OpenOptions::default())
+}

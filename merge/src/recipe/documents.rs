@@ -1,0 +1,52 @@
+//! Recipes of several documents, of which some merge what others made.
+
+use std::path::{Path, PathBuf};
+
+use super::MergeRecipe;
+use crate::{Error, Result};
+
+/// Reads all documents of a YAML text: the one without a name, or else the last, is the recipe; the
+/// others are its [`MergeRecipe::earlier`].
+pub(super) fn parse(text: &str, path: &Path) -> Result<MergeRecipe> {
+    let bad = |reason: String| Error::BadRecipe {
+        path: path.to_owned(),
+        reason: reason.strip_prefix("error: ").unwrap_or(&reason).to_owned(),
+    };
+    let mut documents: Vec<MergeRecipe> =
+        serde_saphyr::from_multiple(text).map_err(|error| bad(error.to_string()))?;
+    let unnamed: Vec<usize> = (0..documents.len())
+        .filter(|&index| documents[index].name.is_none())
+        .collect();
+    let main = match (unnamed.as_slice(), documents.len()) {
+        (_, 0) => return Err(bad("no recipe in it".into())),
+        ([], n) => n - 1,
+        (&[index], _) => index,
+        _ => return Err(bad("more than one document has no `name`".into())),
+    };
+    let mut recipe = documents.remove(main);
+    for (index, document) in documents.iter().enumerate() {
+        let same = |other: &MergeRecipe| other.name == document.name;
+        if documents[..index].iter().any(same) || same(&recipe) {
+            let name = document.name.clone().unwrap_or_default();
+            return Err(bad(format!("two documents are called `{name}`")));
+        }
+    }
+    recipe.earlier = documents;
+    Ok(recipe)
+}
+
+/// The documents as YAML, those that the recipe builds on first.
+pub(super) fn to_yaml(recipe: &MergeRecipe) -> Result<String> {
+    let mut text = String::new();
+    for document in recipe.earlier.iter().chain([recipe]) {
+        if !text.is_empty() {
+            text += "---\n";
+        }
+        let yaml = serde_saphyr::to_string(document);
+        text += &yaml.map_err(|error| Error::BadRecipe {
+            path: PathBuf::from("recipe"),
+            reason: error.to_string(),
+        })?;
+    }
+    Ok(text)
+}

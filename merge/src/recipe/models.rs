@@ -1,0 +1,166 @@
+//! Checkpoints as a recipe names them, whole or by slices.
+
+use std::fmt;
+use std::path::PathBuf;
+
+use serde::de::value::MapAccessDeserializer;
+use serde::de::{MapAccess, Visitor};
+use serde::{Deserialize, Deserializer, Serialize, Serializer};
+use serde_saphyr::Spanned;
+
+use super::{Located, Parameters, Place};
+
+/// A checkpoint named in a recipe: a path alone, or a path and more.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub struct ModelRef {
+    /// The file or folder, relative to the working directory; or the `name` of another document.
+    pub model: PathBuf,
+    /// The dictionary that holds the weights, instead of the one found by rule.
+    pub root: Option<String>,
+    /// Changes of its tensors' names, done one after the other.
+    pub rename: Vec<Rename>,
+    /// Parameters for this model.
+    pub parameters: Parameters,
+    /// Where it stands.
+    pub place: Place,
+}
+
+/// A change of tensor names.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Rename {
+    /// A regular expression; the first part of the name that it fits is replaced.
+    pub from: String,
+    /// The replacement; `$1` stands for the first group.
+    pub to: String,
+}
+
+impl ModelRef {
+    /// A checkpoint whose weights are found by rule.
+    #[must_use]
+    pub fn new(model: impl Into<PathBuf>) -> Self {
+        Self {
+            model: model.into(),
+            ..Self::default()
+        }
+    }
+
+    /// Whether both name the same tensors.
+    #[must_use]
+    pub fn is_same_model(&self, other: &Self) -> bool {
+        (&self.model, &self.root, &self.rename) == (&other.model, &other.root, &other.rename)
+    }
+
+    /// What it is called in messages and plans.
+    #[must_use]
+    pub fn name(&self) -> String {
+        self.model.display().to_string()
+    }
+}
+
+/// The form with everything.
+#[derive(Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+struct Full {
+    model: PathBuf,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    root: Option<String>,
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    rename: Vec<Rename>,
+    #[serde(default, skip_serializing_if = "Parameters::is_empty")]
+    parameters: Parameters,
+}
+
+impl Serialize for ModelRef {
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        let full = Full {
+            model: self.model.clone(),
+            root: self.root.clone(),
+            rename: self.rename.clone(),
+            parameters: self.parameters.clone(),
+        };
+        full.serialize(serializer)
+    }
+}
+
+/// A path or a map.
+struct Either(Full);
+
+impl<'de> Deserialize<'de> for Either {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        struct PathOrMap;
+
+        impl<'de> Visitor<'de> for PathOrMap {
+            type Value = Full;
+
+            fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+                f.write_str("a path, or `model:` with a path")
+            }
+
+            fn visit_str<E: serde::de::Error>(self, path: &str) -> Result<Full, E> {
+                Ok(Full {
+                    model: path.into(),
+                    root: None,
+                    rename: Vec::new(),
+                    parameters: Parameters::default(),
+                })
+            }
+
+            fn visit_map<A: MapAccess<'de>>(self, map: A) -> Result<Full, A::Error> {
+                Full::deserialize(MapAccessDeserializer::new(map))
+            }
+        }
+
+        deserializer.deserialize_any(PathOrMap).map(Self)
+    }
+}
+
+impl<'de> Deserialize<'de> for ModelRef {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        let spanned = Spanned::<Either>::deserialize(deserializer)?;
+        let Either(full) = spanned.value;
+        Ok(Self {
+            model: full.model,
+            root: full.root,
+            rename: full.rename,
+            parameters: full.parameters,
+            place: spanned.referenced.into(),
+        })
+    }
+}
+
+/// Layers of the output, and the layers that they are merged from.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct OutputSlice {
+    /// The layers, from one model or from several.
+    pub sources: Vec<Located<SliceSource>>,
+    /// Parameters for this slice.
+    #[serde(default, skip_serializing_if = "Parameters::is_empty")]
+    pub parameters: Parameters,
+}
+
+/// Some layers of a model.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct SliceSource {
+    /// The file or folder, as [`ModelRef::model`].
+    pub model: PathBuf,
+    /// The first layer, and one past the last.
+    pub layer_range: [usize; 2],
+    /// Parameters for this source.
+    #[serde(default, skip_serializing_if = "Parameters::is_empty")]
+    pub parameters: Parameters,
+}
+
+impl Located<SliceSource> {
+    /// The model, with the parameters of this source.
+    #[must_use]
+    pub fn model_ref(&self) -> ModelRef {
+        ModelRef {
+            parameters: self.value.parameters.clone(),
+            place: self.place,
+            ..ModelRef::new(&self.value.model)
+        }
+    }
+}
