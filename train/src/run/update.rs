@@ -121,7 +121,7 @@ impl Updater {
         }
     }
 
-    /// Adds up the gradients of all ranks.
+    /// Adds up the gradients of all ranks, of those variables that any of them has reached.
     ///
     /// # Errors
     /// When a rank is gone.
@@ -134,7 +134,18 @@ impl Updater {
         if collective.size() == 1 {
             return Ok(());
         }
-        for (_, variable) in self.trained(variables) {
+        // What no rank has reached stays without a gradient: zeros would let it decay.
+        let reached = self
+            .trained(variables)
+            .map(|(_, variable)| gradients.get(variable).is_some());
+        let mut reached: Vec<f64> = reached
+            .map(|reached| f64::from(u8::from(reached)))
+            .collect();
+        collective.sum_f64(&mut reached)?;
+        for ((_, variable), reached) in self.trained(variables).zip(reached) {
+            if reached == 0.0 {
+                continue;
+            }
             if let Some(values) = gradients.host(variable) {
                 collective.sum(values)?;
                 continue;
