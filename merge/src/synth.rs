@@ -13,19 +13,33 @@ use crate::layouts::{CatalogSpec, beit, catalog, vl_merging, vlmo};
 use crate::plan::{Action, Entry, Generator};
 use crate::random::Draws;
 use crate::recipe::OutputDType;
-use crate::{MergePlan, ParamKind, Result, Role, TensorInfo};
-
-/// Standard deviation of linear weights and embeddings.
-const WEIGHT_DEVIATION: f32 = 0.02;
+use crate::{Error, MergePlan, ParamKind, Result, Role, TensorInfo};
 
 /// Deviation of an expert from its seed, in deviations of the seed's weights.
 const EXPERT_DEVIATION: f32 = 0.1;
 
-/// LayerScale of a fresh model.
-const LAYER_SCALE: f32 = 0.1;
-
 /// Logit scale of a fresh model: ln(1 / 0.07).
 const LOGIT_SCALE: f32 = 2.659_26;
+
+/// How large fresh weights are.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct Spread {
+    /// Standard deviation of linear weights and embeddings.
+    pub deviation: f32,
+    /// LayerScale of a fresh model.
+    pub layer_scale: f32,
+}
+
+/// As published training from scratch starts, which is made for models of width 768. Much narrower
+/// ones learn little from there.
+impl Default for Spread {
+    fn default() -> Self {
+        Self {
+            deviation: 0.02,
+            layer_scale: 0.1,
+        }
+    }
+}
 
 /// A random checkpoint.
 #[derive(Clone, Debug)]
@@ -34,6 +48,8 @@ pub struct Synthesis {
     pub spec: CatalogSpec,
     /// What the draws are keyed by.
     pub seed: u64,
+    /// How large the weights are.
+    pub spread: Spread,
     /// Element type of the parameters; `Keep` is f32.
     pub dtype: OutputDType,
     /// Start as training from scratch does: what a fresh model has at zero or one stays there, and
@@ -48,6 +64,7 @@ impl Synthesis {
     /// [`Error::UnfitSizes`](crate::Error::UnfitSizes).
     pub fn plan(&self) -> Result<MergePlan> {
         self.spec.sizes.check()?;
+        self.spread.check()?;
         let window = self.spec.window();
         let entries = catalog(&self.spec)
             .into_iter()
@@ -68,7 +85,7 @@ impl Synthesis {
 
     fn parameter(&self, name: String, info: TensorInfo, kind: ParamKind) -> Entry {
         let key = agnostic_spelling(&name, self.spec.form.is_beit());
-        let (mean, mut deviation) = start(&key, kind);
+        let (mean, mut deviation) = self.spread.of(&key, kind);
         if self.is_fresh && !matches!(kind, ParamKind::LinearWeight | ParamKind::Embedding) {
             deviation = 0.0;
         }
@@ -101,8 +118,8 @@ impl Synthesis {
     fn recipe(&self) -> String {
         let CatalogSpec { form, heads, .. } = &self.spec;
         format!(
-            "synth: {{ form: {form:?}, heads: {heads:?}, seed: {}, fresh: {}, sizes: {:?} }}",
-            self.seed, self.is_fresh, self.spec.sizes
+            "synth: {{ form: {form:?}, heads: {heads:?}, seed: {}, fresh: {}, sizes: {:?}, {:?} }}",
+            self.seed, self.is_fresh, self.spec.sizes, self.spread
         )
     }
 }
@@ -116,14 +133,38 @@ fn agnostic_spelling(name: &str, is_beit: bool) -> String {
     }
 }
 
-/// Mean and standard deviation of a fresh parameter, by its key in vl-merging spelling.
-fn start(key: &str, kind: ParamKind) -> (f32, f32) {
-    match kind {
-        ParamKind::Norm if key.ends_with("weight") => (1.0, WEIGHT_DEVIATION),
-        ParamKind::Scale if key.contains("gamma_") => (LAYER_SCALE, LAYER_SCALE / 10.0),
-        ParamKind::Scale => (LOGIT_SCALE, 0.0),
-        ParamKind::LinearWeight => (0.0, WEIGHT_DEVIATION * residual_share(key)),
-        _ => (0.0, WEIGHT_DEVIATION),
+impl Spread {
+    /// The published spread with what is given in its place.
+    #[must_use]
+    pub fn given(deviation: Option<f32>, layer_scale: Option<f32>) -> Self {
+        let published = Self::default();
+        Self {
+            deviation: deviation.unwrap_or(published.deviation),
+            layer_scale: layer_scale.unwrap_or(published.layer_scale),
+        }
+    }
+
+    fn check(self) -> Result<()> {
+        let is_fit = |value: f32| value.is_finite() && value >= 0.0;
+        match is_fit(self.deviation) && is_fit(self.layer_scale) {
+            true => Ok(()),
+            false => Err(Error::UnfitSizes {
+                reason: "deviation and LayerScale must be finite and not below zero",
+            }),
+        }
+    }
+
+    /// Mean and standard deviation of a fresh parameter, by its key in vl-merging spelling.
+    fn of(self, key: &str, kind: ParamKind) -> (f32, f32) {
+        match kind {
+            ParamKind::Norm if key.ends_with("weight") => (1.0, self.deviation),
+            ParamKind::Scale if key.contains("gamma_") => {
+                (self.layer_scale, self.layer_scale / 10.0)
+            }
+            ParamKind::Scale => (LOGIT_SCALE, 0.0),
+            ParamKind::LinearWeight => (0.0, self.deviation * residual_share(key)),
+            _ => (0.0, self.deviation),
+        }
     }
 }
 

@@ -11,7 +11,7 @@ use merge::layouts::{CatalogSpec, Form, Heads, Sizes, detect};
 use merge::plan::Action;
 use merge::progress::Silent;
 use merge::recipe::OutputDType;
-use merge::synth::Synthesis;
+use merge::synth::{Spread, Synthesis};
 use merge::{Checkpoint, ConversionFault, Error, MergePlan};
 use serde_json::Value;
 
@@ -287,6 +287,7 @@ fn synthesis(form: Form) -> Synthesis {
         },
         seed: 5,
         dtype: OutputDType::F32,
+        spread: Spread::default(),
         is_fresh: false,
     }
 }

@@ -6,7 +6,7 @@ use std::process::ExitCode;
 use anyhow::Result;
 use clap::ValueEnum;
 use merge::layouts::{CatalogSpec, Form, Heads, Sizes};
-use merge::synth::Synthesis;
+use merge::synth::{Spread, Synthesis};
 
 use crate::cli::WriteArgs;
 use crate::output::{Output, UsageError};
@@ -45,6 +45,12 @@ pub struct Args {
     /// Start as training from scratch does: biases at zero, norms at one, experts as copies
     #[arg(long)]
     fresh: bool,
+    /// Standard deviation of linear weights and embeddings [default: 0.02]
+    #[arg(long, value_name = "NUMBER")]
+    deviation: Option<f32>,
+    /// LayerScale of both branches of each block [default: 0.1]
+    #[arg(long, value_name = "NUMBER")]
+    layer_scale: Option<f32>,
     /// Write index buffers too, as published checkpoints have them
     #[arg(long)]
     with_buffers: bool,
@@ -235,6 +241,7 @@ pub fn run(args: Args, output: &Output) -> Result<ExitCode> {
             original_spelling: args.original_spelling,
         },
         seed: args.seed,
+        spread: Spread::given(args.deviation, args.layer_scale),
         is_fresh: args.fresh,
         dtype: args.write.dtype.into(),
     };

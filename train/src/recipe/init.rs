@@ -8,7 +8,7 @@ use merge::execute::{RunOptions, in_memory};
 use merge::io::OpenOptions;
 use merge::layouts::{self, CatalogSpec, Form, Heads, Sizes};
 use merge::recipe::OutputDType;
-use merge::synth::Synthesis;
+use merge::synth::{Spread, Synthesis};
 use merge::{Checkpoint, MergePlan, MergeRecipe, Progress};
 use serde::{Deserialize, Serialize};
 
@@ -77,13 +77,17 @@ pub enum SynthSize {
 }
 
 /// Fresh weights, drawn as published training from scratch does.
-#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields, default)]
 pub struct Synth {
     /// A published size; single sizes below change it.
     pub size: SynthSize,
     /// What the draws are keyed by.
     pub seed: u64,
+    /// Standard deviation of linear weights and embeddings; 0.02 unless given.
+    pub deviation: Option<f32>,
+    /// LayerScale; 0.1 unless given.
+    pub layer_scale: Option<f32>,
     /// Number of blocks.
     pub blocks: Option<usize>,
     /// Hidden size; the FFN is four times as wide unless it is given.
@@ -146,6 +150,7 @@ impl Synth {
                 original_spelling: false,
             },
             seed: self.seed,
+            spread: Spread::given(self.deviation, self.layer_scale),
             dtype: OutputDType::F32,
             is_fresh: true,
         };
