@@ -70,6 +70,8 @@ pub enum Command {
     Pretrain(commands::pretrain::Args),
     /// Train weights, merged or not, for retrieval, VQA or NLVR2
     Finetune(commands::finetune::Args),
+    /// Run a whole study: pre-training, merges, fine-tuning, measuring, one report
+    Study(commands::study::Args),
     /// Judge predictions: retrieval, VQA or NLVR2 from files, without a model
     Score(commands::score::Args),
     /// Show results as a page or table: HTML, Markdown, CSV or LaTeX
