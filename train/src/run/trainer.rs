@@ -248,10 +248,13 @@ impl<'a> Trainer<'a> {
         let config = &self.start.config;
         let n_tokens = (config.n_patches() + 1 + config.text_len) as u64;
         let part = self.order.batch_size() / self.place.collective.size() / self.n_parts;
-        // Input, norms, packed projections, attention, the FFN before and after GELU, sums.
-        let per_token = match self.recipe.checkpoint_activations {
-            true => config.width,
-            false => 10 * config.width + 2 * config.ffn_width,
+        let is_fused = self.place.device.is_cpu() && self.dtype == DType::F32;
+        let per_token = match (self.recipe.checkpoint_activations, is_fused) {
+            (true, _) => config.width,
+            // Input, packed projections, attention, the sum between the branches, the FFN before GELU.
+            (false, true) => 6 * config.width + config.ffn_width,
+            // Norms, the FFN after GELU and sums as well.
+            (false, false) => 10 * config.width + 2 * config.ffn_width,
         };
         let per_block = part as u64 * n_tokens * 4 * per_token as u64;
         Memory {
