@@ -257,10 +257,24 @@ pub fn dependencies(steps: &[Step]) -> Result<BTreeMap<String, String>> {
     Ok(known)
 }
 
-/// Stands for the content of a file or folder.
+/// The first thing that is not there though a step reads it, with the step's name.
+pub fn missing(steps: &[Step]) -> Option<(&str, &Path)> {
+    let outside = steps.iter().flat_map(|step| {
+        step.places().filter_map(|place| match place {
+            Place::Outside(path) => Some((step.name.as_str(), path.as_path())),
+            _ => None,
+        })
+    });
+    outside.into_iter().find(|(_, path)| !path.exists())
+}
+
+/// Stands for the content of a file or folder; null if it is not there.
 fn identity(path: &Path) -> Result<Value> {
     let failed = || format!("cannot open {}", path.display());
-    let metadata = fs::metadata(path).with_context(failed)?;
+    let metadata = match fs::metadata(path) {
+        Err(error) if error.kind() == std::io::ErrorKind::NotFound => return Ok(Value::Null),
+        metadata => metadata.with_context(failed)?,
+    };
     if metadata.is_dir() {
         let mut files = BTreeMap::new();
         for entry in fs::read_dir(path).with_context(failed)? {
