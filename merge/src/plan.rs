@@ -4,17 +4,21 @@ use std::sync::Arc;
 
 use serde::Serialize;
 
+use crate::beside::Beside;
 use crate::gram::GramStore;
 use crate::io::SourceFile;
 use crate::methods::{ElementKernel, GramRef, StepRounding, Survey, WholeKernel};
 use crate::{Checkpoint, TensorInfo};
 
 mod checkpoints;
+mod companions;
+mod portable;
 mod resolve;
 mod settings;
 mod stacks;
 pub(crate) mod stages;
 mod views;
+mod vocabularies;
 
 pub use stages::Stage;
 
@@ -150,6 +154,8 @@ pub struct MergePlan {
     pub entries: Vec<Entry>,
     /// Input tensors without a place in the output, by name.
     pub dropped: Vec<Dropped>,
+    /// What may be written beside the output.
+    pub beside: Beside,
 }
 
 impl MergePlan {

@@ -8,6 +8,7 @@
 
 use std::sync::Arc;
 
+use crate::beside::Beside;
 use crate::convert::buffers;
 use crate::layouts::{CatalogSpec, beit, catalog, vl_merging, vlmo};
 use crate::plan::{Action, Entry, Generator};
@@ -80,6 +81,7 @@ impl Synthesis {
             grams: Vec::new(),
             entries,
             dropped: Vec::new(),
+            beside: Beside::default(),
         })
     }
 

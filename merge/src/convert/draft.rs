@@ -3,6 +3,7 @@
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
+use crate::beside::Beside;
 use crate::methods::WholeKernel;
 use crate::plan::{Action, Dropped, Entry, TensorRef};
 use crate::recipe::OutputDType;
@@ -187,6 +188,7 @@ impl Draft {
             grams: Vec::new(),
             entries: self.entries.into_values().collect(),
             dropped: self.dropped,
+            beside: Beside::default(),
         }
     }
 }

@@ -6,6 +6,7 @@ use std::sync::Arc;
 
 use candle_core::{DType, Device, Tensor};
 use evaluate::Weights;
+use merge::beside::Beside;
 use merge::execute::{RunOptions, execute};
 use merge::io::WriteOptions;
 use merge::layouts::vlmo;
@@ -76,6 +77,7 @@ pub fn write_model(
         grams: Vec::new(),
         entries,
         dropped: Vec::new(),
+        beside: Beside::default(),
     };
     let write = WriteOptions {
         force: true,
