@@ -66,6 +66,8 @@ pub enum Command {
     Evaluate(commands::evaluate::Args),
     /// Merge and measure along a grid of a parameter
     Sweep(commands::sweep::Args),
+    /// Search numbers of a merge recipe for the best result on validation data
+    Search(commands::search::Args),
     /// Train a model on images with captions: seeds and modality-specific models
     Pretrain(commands::pretrain::Args),
     /// Train weights, merged or not, for retrieval, VQA or NLVR2

@@ -11,5 +11,6 @@ mod merging;
 mod program;
 mod report;
 mod score;
+mod searching;
 mod study;
 mod training;
