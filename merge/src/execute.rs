@@ -113,7 +113,7 @@ pub fn execute(
 /// When the target cannot be written; nothing is created.
 pub fn check(plan: &MergePlan, write: &WriteOptions, run: &RunOptions) -> Result<()> {
     let placeholder = Provenance::new(plan.recipe.clone(), &plan.files());
-    let metadata = placeholder.with_placeholder_hashes(run.hash).to_metadata();
+    let metadata = plan.metadata(&placeholder.with_placeholder_hashes(run.hash))?;
     check_target(&tensors(plan), &metadata, write)
 }
 
@@ -135,7 +135,7 @@ fn write_all(
     let files = plan.files();
     let provenance = Provenance::new(plan.recipe.clone(), &files);
     let placeholder = provenance.clone().with_placeholder_hashes(run.hash);
-    let writer = Writer::create(&tensors(plan), &placeholder.to_metadata(), write)?;
+    let writer = Writer::create(&tensors(plan), &plan.metadata(&placeholder)?, write)?;
     let (written, hashes) = thread::scope(|scope| {
         let hashes = scope.spawn(|| {
             run.hash
@@ -154,7 +154,7 @@ fn write_all(
         Some(hashes) => provenance.with_hashes(hashes),
         None => provenance,
     };
-    writer.finish(&provenance.to_metadata())
+    writer.finish(&plan.metadata(&provenance)?)
 }
 
 fn write_entries(

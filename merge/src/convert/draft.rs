@@ -3,6 +3,7 @@
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
+use crate::layouts::ModelRecord;
 use crate::methods::WholeKernel;
 use crate::plan::{Action, Dropped, Entry, TensorRef};
 use crate::recipe::OutputDType;
@@ -162,13 +163,15 @@ impl Draft {
         })
     }
 
-    /// The finished plan of what `recipe` says, its floats in `dtype`. Buffers that loaders rebuild
+    /// The finished plan of what `recipe` says, its floats in `dtype`, with what the conversion
+    /// knows of the model. Buffers that loaders rebuild
     /// keep theirs: some hold row numbers as `f32`, which no half can.
     pub(super) fn finish(
         mut self,
         layout: &dyn Layout,
         recipe: String,
         dtype: OutputDType,
+        model: ModelRecord,
     ) -> MergePlan {
         for entry in self.entries.values_mut() {
             let is_buffer = match &entry.action {
@@ -185,6 +188,7 @@ impl Draft {
             sources: self.sources,
             stages: Vec::new(),
             grams: Vec::new(),
+            model,
             entries: self.entries.into_values().collect(),
             dropped: self.dropped,
         }

@@ -10,7 +10,7 @@ use super::{Action, Dropped, Entry, MergePlan, TensorRef, resolve};
 use crate::TensorInfo;
 use crate::gram::GramStore;
 use crate::io::{self, OpenOptions};
-use crate::layouts::{Generic, Layout};
+use crate::layouts::{Generic, Layout, ModelRecord};
 use crate::methods::{self, Base, DrawKey, GramRef, GroupShape, Member, MergeMethod, Operation};
 use crate::methods::{Setting, StepRounding, Tape, Values};
 use crate::recipe::{ModelRef, OnMissing, OutputDType, Parameters, Place, RandomSource};
@@ -65,6 +65,7 @@ pub(super) fn resolve(recipe: &MergeRecipe, opener: &Opener) -> Result<(MergePla
         sources: builder.models.sources,
         stages: Vec::new(),
         grams: builder.grams,
+        model: ModelRecord::default(),
         entries: builder.entries,
         dropped,
     };

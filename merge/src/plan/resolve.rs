@@ -8,7 +8,7 @@ use super::settings::{Layer, Settings};
 use super::{Action, Dropped, Entry, MergePlan, TensorRef, stages};
 use crate::gram::GramStore;
 use crate::io::{self, OpenOptions};
-use crate::layouts::{self, Layout};
+use crate::layouts::{self, Layout, ModelRecord};
 use crate::methods::{self, Base, DrawKey, GramRef, GroupShape, Member, MergeMethod};
 use crate::methods::{Operation, StepRounding, Values};
 use crate::recipe::UnknownKeys;
@@ -78,6 +78,7 @@ impl MergePlan {
             sources: builder.sources,
             stages: Vec::new(),
             grams: grams.into_iter().collect(),
+            model: ModelRecord::default(),
         };
         Ok((plan, resolved))
     }
