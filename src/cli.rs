@@ -70,6 +70,8 @@ pub enum Command {
     Pretrain(commands::pretrain::Args),
     /// Train weights, merged or not, for retrieval, VQA or NLVR2
     Finetune(commands::finetune::Args),
+    /// Run a whole study: pre-training, merges, fine-tuning, measuring, one report
+    Study(commands::study::Args),
     /// Judge predictions: retrieval, VQA or NLVR2 from files, without a model
     Score(commands::score::Args),
     /// Show results as a page or table: HTML, Markdown, CSV or LaTeX
@@ -84,7 +86,7 @@ pub struct WriteArgs {
     #[arg(long, value_enum, default_value_t, value_name = "TYPE")]
     pub dtype: DTypeArg,
     /// Split into files of at most this size, e.g. 2GB or 500MiB, with an index
-    #[arg(long, value_name = "SIZE", value_parser = parse_size)]
+    #[arg(long, visible_alias = "shard-size", value_name = "SIZE", value_parser = parse_size)]
     pub max_shard_size: Option<u64>,
     /// Kind of file [default: by the extension: .safetensors, .pt, .pth, .bin, .ckpt]
     #[arg(long, value_enum, value_name = "KIND")]
@@ -107,14 +109,22 @@ pub struct WriteArgs {
 }
 
 impl WriteArgs {
-    /// Where and how to write to `path`.
-    pub fn write_options(&self, path: PathBuf) -> WriteOptions {
+    /// Where and how to write to `path`; if it `may_be_folder`, a name that no file would have stands
+    /// for a model folder.
+    pub fn write_options(&self, path: PathBuf, may_be_folder: bool) -> WriteOptions {
+        let container = self.container.map(Into::into);
+        let ends = path.as_os_str().as_encoded_bytes().ends_with(b"/");
+        let is_folder = ends || path.is_dir() || path.extension().is_none();
+        let options = match may_be_folder && is_folder {
+            true => WriteOptions::in_folder(&path, container),
+            false => WriteOptions::new(path),
+        };
         WriteOptions {
-            path,
-            container: self.container.map(Into::into),
+            container,
             max_shard_bytes: self.max_shard_size,
             force: self.force,
             sync: !self.no_sync,
+            ..options
         }
     }
 

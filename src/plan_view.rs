@@ -6,7 +6,9 @@ use std::time::Instant;
 
 use anyhow::Result;
 use merge::MergePlan;
+use merge::beside::Companion;
 use merge::execute::{check, execute};
+use merge::io::WriteOptions;
 use merge::plan::{Action, Entry};
 use serde_json::json;
 
@@ -22,15 +24,23 @@ pub fn carry_out(
     check_copies: bool,
     output: &Output,
 ) -> Result<ExitCode> {
+    // Conversions write the file that is asked for and nothing beside it.
+    let may_be_folder = !plan.beside.ingredients.is_empty();
     if write.dry_run {
-        if let Some(target) = target {
-            let run = write.run_options(check_copies);
-            check(plan, &write.write_options(target), &run)?;
+        let options = target.map(|target| write.write_options(target, may_be_folder));
+        if let Some(options) = &options {
+            check(plan, options, &write.run_options(check_copies))?;
         }
-        show(plan, output)?;
+        let files = match options {
+            Some(WriteOptions {
+                is_folder: true, ..
+            }) => plan.beside.files.as_slice(),
+            _ => &[],
+        };
+        show(plan, files, output)?;
         return Ok(ExitCode::SUCCESS);
     }
-    let options = write.write_options(target.ok_or_else(no_target)?);
+    let options = write.write_options(target.ok_or_else(no_target)?, may_be_folder);
     let start = Instant::now();
     let summary = execute(plan, &options, &write.run_options(check_copies), output)?;
     let seconds = start.elapsed().as_secs_f64();
@@ -54,13 +64,14 @@ pub fn carry_out(
     Ok(ExitCode::SUCCESS)
 }
 
-fn show(plan: &MergePlan, output: &Output) -> Result<()> {
+fn show(plan: &MergePlan, beside: &[Companion], output: &Output) -> Result<()> {
     let peak_bytes = plan.peak_bytes(rayon::current_num_threads());
     if output.json {
         let entries: Vec<_> = plan.entries.iter().map(entry_json).collect();
         return output.json(&json!({
             "entries": entries,
             "dropped": plan.dropped,
+            "beside": beside,
             "files": plan.files(),
             "input_bytes": plan.input_bytes(),
             "output_bytes": plan.output_bytes(),
@@ -87,6 +98,9 @@ fn show(plan: &MergePlan, output: &Output) -> Result<()> {
             "drop     {}  ({})",
             dropped.tensor.key, dropped.why
         ))?;
+    }
+    for file in beside {
+        output.line(format!("beside   {}  ({})", file.name, file.why))?;
     }
     output.line(format!(
         "{} tensors out, {} left out; reads {}, writes {}; peak memory for tensor data about {}",

@@ -11,4 +11,5 @@ mod merging;
 mod program;
 mod report;
 mod score;
+mod study;
 mod training;

@@ -11,6 +11,7 @@ use crate::plan::{Action, CHUNK_ELEMENTS, Entry, chunk_elements};
 use crate::provenance::{Hashes, Provenance};
 use crate::{Error, MergePlan, Progress, Result, TensorInfo};
 
+mod beside;
 mod chunk;
 mod memory;
 mod stages;
@@ -90,6 +91,8 @@ pub fn execute(
     run: &RunOptions,
     progress: &dyn Progress,
 ) -> Result<Summary> {
+    beside::check(plan, write)?;
+    let _folder = beside::OutputFolder::make(write)?;
     // Announced before the first file is made, for from here on an interrupt must clean up.
     stages::write(plan, write, run, progress, &mut Vec::new())?;
     progress.start("writing", plan.output_bytes());
@@ -114,6 +117,7 @@ pub fn execute(
 pub fn check(plan: &MergePlan, write: &WriteOptions, run: &RunOptions) -> Result<()> {
     let placeholder = Provenance::new(plan.recipe.clone(), &plan.files());
     let metadata = plan.metadata(&placeholder.with_placeholder_hashes(run.hash))?;
+    beside::check(plan, write)?;
     check_target(&tensors(plan), &metadata, write)
 }
 
@@ -154,7 +158,11 @@ fn write_all(
         Some(hashes) => provenance.with_hashes(hashes),
         None => provenance,
     };
-    writer.finish(&plan.metadata(&provenance)?)
+    // Before the weights have their name: who finds those finds all.
+    let companions = beside::write(plan, write, &provenance)?;
+    let mut files = writer.finish(&plan.metadata(&provenance)?)?;
+    files.extend(companions);
+    Ok(files)
 }
 
 fn write_entries(

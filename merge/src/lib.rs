@@ -21,6 +21,7 @@ mod group;
 mod spans;
 mod vectorized;
 
+pub mod beside;
 pub mod convert;
 pub mod diff;
 pub mod distance;

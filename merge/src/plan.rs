@@ -5,6 +5,7 @@ use std::sync::Arc;
 
 use serde::Serialize;
 
+use crate::beside::Beside;
 use crate::gram::GramStore;
 use crate::io::SourceFile;
 use crate::layouts::ModelRecord;
@@ -13,11 +14,14 @@ use crate::provenance::Provenance;
 use crate::{Checkpoint, Result, TensorInfo};
 
 mod checkpoints;
+mod companions;
+mod portable;
 mod resolve;
 mod settings;
 mod stacks;
 pub(crate) mod stages;
 mod views;
+mod vocabularies;
 
 pub use stages::Stage;
 
@@ -155,6 +159,8 @@ pub struct MergePlan {
     pub entries: Vec<Entry>,
     /// Input tensors without a place in the output, by name.
     pub dropped: Vec<Dropped>,
+    /// What may be written beside the output.
+    pub beside: Beside,
 }
 
 impl MergePlan {

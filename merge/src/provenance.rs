@@ -28,7 +28,7 @@ pub struct Provenance {
 /// An input file. Only its name is kept, so that the same inputs give the same bytes anywhere.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct InputFile {
-    /// Its name without folders.
+    /// Its name without folders, or with as much of them as tells it from the others.
     pub name: String,
     /// Its size.
     pub n_bytes: u64,
@@ -41,15 +41,15 @@ impl Provenance {
     /// Of a result made by `recipe` from `files`, without hashes.
     #[must_use]
     pub fn new(recipe: String, files: &[SourceFile]) -> Self {
-        let name = |path: &Path| {
-            let name = path.file_name().unwrap_or(path.as_os_str());
-            name.to_string_lossy().into_owned()
-        };
-        let inputs = files.iter().map(|file| InputFile {
-            name: name(&file.path),
-            n_bytes: file.n_bytes,
-            sha256: None,
-        });
+        let paths: Vec<&Path> = files.iter().map(|file| file.path.as_path()).collect();
+        let inputs = files
+            .iter()
+            .zip(short_names(&paths))
+            .map(|(file, name)| InputFile {
+                name,
+                n_bytes: file.n_bytes,
+                sha256: None,
+            });
         Self {
             recipe,
             inputs: inputs.collect(),
@@ -99,6 +99,47 @@ impl Provenance {
             inputs: serde_json::from_str(metadata.get("vlmerge.inputs")?).ok()?,
         })
     }
+}
+
+/// For each path the last of its parts, or as many as no other path ends with.
+pub(crate) fn short_names(paths: &[&Path]) -> Vec<String> {
+    let parts = |path: &Path| -> Vec<String> {
+        let parts = path.components().rev();
+        parts
+            .map(|part| part.as_os_str().to_string_lossy().into_owned())
+            .collect()
+    };
+    let all: Vec<Vec<String>> = paths.iter().map(|path| parts(path)).collect();
+    let mut names: BTreeMap<&[String], &[String]> = BTreeMap::new();
+    let mut open: Vec<&[String]> = all.iter().map(Vec::as_slice).collect();
+    open.sort_unstable();
+    open.dedup();
+    let mut n_parts = 1;
+    while !open.is_empty() {
+        let mut users: BTreeMap<&[String], usize> = BTreeMap::new();
+        let ends: std::collections::BTreeSet<&[String]> = all.iter().map(Vec::as_slice).collect();
+        for parts in ends {
+            *users.entry(&parts[..n_parts.min(parts.len())]).or_default() += 1;
+        }
+        open.retain(|parts| {
+            let end = &parts[..n_parts.min(parts.len())];
+            let is_done = end.len() == parts.len() || users.get(end) == Some(&1);
+            if is_done {
+                names.insert(parts, end);
+            }
+            !is_done
+        });
+        n_parts += 1;
+    }
+    let name = |parts: &Vec<String>| {
+        let end = names.get(parts.as_slice()).copied().unwrap_or_default();
+        end.iter()
+            .rev()
+            .map(String::as_str)
+            .collect::<Vec<_>>()
+            .join("/")
+    };
+    all.iter().map(name).collect()
 }
 
 /// Hashes of files, each file read once: a clone shares what is known. A file counts as the same as
@@ -201,6 +242,17 @@ mod tests {
         assert_eq!(
             Provenance::from_metadata(&hashed.to_metadata()),
             Some(hashed)
+        );
+    }
+
+    #[test]
+    fn names_are_as_long_as_it_takes_to_tell_them_apart() {
+        let paths = ["/m/a/x.pt", "/m/b/x.pt", "/n/b/x.pt", "y.pt", "/m/a/x.pt"].map(Path::new);
+        let expected = ["a/x.pt", "m/b/x.pt", "n/b/x.pt", "y.pt", "a/x.pt"];
+        assert_eq!(short_names(&paths), expected);
+        assert_eq!(
+            short_names(&[Path::new("x"), Path::new("/a/x")]),
+            ["x", "a/x"]
         );
     }
 

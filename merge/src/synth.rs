@@ -8,6 +8,7 @@
 
 use std::sync::Arc;
 
+use crate::beside::Beside;
 use crate::convert::buffers;
 use crate::layouts::{CatalogSpec, Form, ModelRecord, beit, catalog, vl_merging, vlmo};
 use crate::plan::{Action, Entry, Generator};
@@ -81,6 +82,7 @@ impl Synthesis {
             model: self.record(),
             entries,
             dropped: Vec::new(),
+            beside: Beside::default(),
         })
     }
 

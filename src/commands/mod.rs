@@ -16,6 +16,7 @@ pub mod pretrain;
 pub mod regmean;
 pub mod report;
 pub mod score;
+pub mod study;
 pub mod sweep;
 pub mod synth;
 
@@ -45,6 +46,7 @@ pub fn run(command: Command, output: &Output) -> Result<ExitCode> {
         Command::Sweep(args) => sweep::run(args, output),
         Command::Pretrain(args) => pretrain::run(args, output),
         Command::Finetune(args) => finetune::run(args, output),
+        Command::Study(args) => study::run(args, output),
         Command::Score(args) => score::run(args, output),
         Command::Report(args) => report::run(args, output),
     }

@@ -3,6 +3,7 @@
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
+use crate::beside::Beside;
 use crate::layouts::ModelRecord;
 use crate::methods::WholeKernel;
 use crate::plan::{Action, Dropped, Entry, TensorRef};
@@ -191,6 +192,7 @@ impl Draft {
             model,
             entries: self.entries.into_values().collect(),
             dropped: self.dropped,
+            beside: Beside::default(),
         }
     }
 }

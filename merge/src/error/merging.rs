@@ -195,7 +195,7 @@ pub enum MergeFault {
         name: String,
     },
     /// Vocabularies that differ.
-    #[error("the vocabularies of {first} and {second} differ: {difference}")]
+    #[error("the vocabularies of {first} and {second} differ: {difference}{place}")]
     Vocabularies {
         /// A checkpoint.
         first: String,
@@ -203,10 +203,28 @@ pub enum MergeFault {
         second: String,
         /// How, as a clause.
         difference: String,
+        /// The entry of the other.
+        place: Place,
     },
-    /// A tokenizer that vocabularies cannot be merged of.
+    /// A checkpoint without the file that says what its tokens are.
+    #[error("{model}: no tokenizer.json beside it, which `tokenizer_source` needs{place}")]
+    NoTokenizer {
+        /// The checkpoint.
+        model: String,
+        /// Its entry.
+        place: Place,
+    },
+    /// No tensor has a row for every token.
+    #[error(
+        "`tokenizer_source`: no tensor's name says that its rows stand for tokens (known are {known})"
+    )]
+    NoEmbeddings {
+        /// How such names end.
+        known: String,
+    },
+    /// A file beside a checkpoint that is not what it should be.
     #[error("{}: {reason}", path.display())]
-    Tokenizer {
+    Companion {
         /// The file.
         path: PathBuf,
         /// What is wrong.
@@ -244,7 +262,9 @@ impl MergeFault {
                 | Self::DTypes { .. }
                 | Self::UnequalIntegers { .. }
                 | Self::Vocabularies { .. }
-                | Self::Tokenizer { .. }
+                | Self::NoTokenizer { .. }
+                | Self::NoEmbeddings { .. }
+                | Self::Companion { .. }
                 | Self::NoDirection { .. }
         )
     }

@@ -34,6 +34,7 @@ pub(super) fn write(
             max_shard_bytes: None,
             force: true,
             sync: false,
+            is_folder: false,
             ..WriteOptions::new(path.to_path_buf())
         };
         let run = RunOptions {

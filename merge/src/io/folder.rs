@@ -55,6 +55,20 @@ pub(super) fn model_file(folder: &Path) -> Result<PathBuf> {
     .into())
 }
 
+/// The folder that a model stands for as a whole: the folder itself, or that of a file with a usual
+/// name, such as `model.safetensors` or its index.
+pub(crate) fn model_folder(path: &Path) -> Option<PathBuf> {
+    if path.is_dir() {
+        return Some(path.to_owned());
+    }
+    let (stem, _) = path.file_name()?.to_str()?.split_once('.')?;
+    let folder = match path.parent()? {
+        folder if folder == Path::new("") => Path::new("."),
+        folder => folder,
+    };
+    (MODEL_STEMS.contains(&stem) && folder.is_dir()).then(|| folder.to_owned())
+}
+
 /// Names of the folder's visible files, sorted.
 fn names(folder: &Path) -> Result<Vec<String>> {
     let failed = |source| Error::io("read", folder, source);

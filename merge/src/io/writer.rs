@@ -62,9 +62,27 @@ pub struct WriteOptions {
     pub force: bool,
     /// Wait for the disk before the rename, so that not even a power cut leaves half a file.
     pub sync: bool,
+    /// The output is the folder of `path`: it is made if it is not there, and what goes beside the
+    /// weights is written, too.
+    pub is_folder: bool,
 }
 
 impl WriteOptions {
+    /// The weights of a model folder, called as loaders look for them.
+    #[must_use]
+    pub fn in_folder(folder: &Path, container: Option<OutputContainer>) -> Self {
+        let name = match container {
+            None | Some(OutputContainer::Safetensors) => "model.safetensors",
+            Some(OutputContainer::Torch) => "pytorch_model.bin",
+            Some(OutputContainer::TorchLightning) => "model.ckpt",
+        };
+        Self {
+            container,
+            is_folder: true,
+            ..Self::new(folder.join(name))
+        }
+    }
+
     /// A single new file at `path`, of the kind that its extension stands for, synced.
     #[must_use]
     pub fn new(path: impl Into<PathBuf>) -> Self {
@@ -74,6 +92,7 @@ impl WriteOptions {
             max_shard_bytes: None,
             force: false,
             sync: true,
+            is_folder: false,
         }
     }
 }
@@ -336,6 +355,13 @@ pub fn check_target(
     shape(tensors, metadata, options).map(drop)
 }
 
+/// The folder of the target, if it is to be made.
+fn new_folder(options: &WriteOptions) -> Option<&Path> {
+    let folder = options.path.parent()?;
+    let is_new = options.is_folder && folder != Path::new("") && !folder.is_dir();
+    is_new.then_some(folder)
+}
+
 /// How an output is divided into files, and each file into tensors.
 struct Shape {
     runs: Vec<Range<usize>>,
@@ -354,7 +380,11 @@ fn shape(
         None => OutputContainer::from_extension(path)?,
     };
     check_names(path, tensors)?;
-    atomic::check_target(path, options.force)?;
+    let new_folder = new_folder(options);
+    match new_folder {
+        Some(folder) => atomic::check_new_folder(folder)?,
+        None => atomic::check_target(path, options.force)?,
+    }
     let runs = shards::split(tensors, options.max_shard_bytes.unwrap_or(u64::MAX));
     if runs.len() > 1 && container == OutputContainer::TorchLightning {
         return Err(Error::CannotShard { path: path.into() });
@@ -363,8 +393,11 @@ fn shape(
         .map(|run| lay_out(path, container, &tensors[run.clone()], metadata))
         .collect::<Result<Vec<_>>>()?;
     let needed = layouts.iter().map(|layout| layout.n_bytes()).sum();
-    atomic::check_space(path, needed)?;
+    atomic::check_space(new_folder.unwrap_or(path), needed)?;
     for part in 0..runs.len() {
+        if new_folder.is_some() {
+            break;
+        }
         atomic::check_target(&part_path(path, part, runs.len()), options.force)?;
     }
     Ok(Shape { runs, layouts })

@@ -6,8 +6,10 @@ use std::sync::Arc;
 
 use super::settings::{Layer, Own, Settings};
 use super::stages::Opener;
-use super::{Action, Dropped, Entry, MergePlan, TensorRef, resolve};
+use super::vocabularies::{self, Alignment};
+use super::{Action, Dropped, Entry, MergePlan, TensorRef, companions, portable, resolve};
 use crate::TensorInfo;
+use crate::beside::config::Changes;
 use crate::gram::GramStore;
 use crate::io::{self, OpenOptions};
 use crate::layouts::{Generic, Layout, ModelRecord};
@@ -36,7 +38,9 @@ pub(super) fn resolve(recipe: &MergeRecipe, opener: &Opener) -> Result<(MergePla
     if recipe.models.is_empty() == recipe.slices.is_empty() {
         return Err(MergeFault::ModelsOrSlices.into());
     }
-    let models = Models::open(recipe, method.as_ref(), opener)?;
+    let mut models = Models::open(recipe, method.as_ref(), opener)?;
+    let alignment = vocabularies::align(recipe, &mut models, opener)?;
+    let changes = changes(recipe, &models, alignment.as_ref());
     let wanted = models.wanted(recipe)?;
     let mut builder = Builder {
         recipe,
@@ -60,16 +64,42 @@ pub(super) fn resolve(recipe: &MergeRecipe, opener: &Opener) -> Result<(MergePla
         return Err(fault);
     }
     let dropped = builder.dropped();
+    let beside = companions::beside(
+        recipe,
+        opener,
+        &builder.entries,
+        changes,
+        alignment.as_ref(),
+    )?;
     let plan = MergePlan {
-        recipe: resolve::without_folders(recipe).to_yaml()?,
+        recipe: portable::without_folders(recipe).to_yaml()?,
         sources: builder.models.sources,
         stages: Vec::new(),
         grams: builder.grams,
         model: ModelRecord::default(),
         entries: builder.entries,
         dropped,
+        beside,
     };
     Ok((plan, recipe.clone()))
+}
+
+/// How the output differs from the model whose configuration it gets.
+fn changes(recipe: &MergeRecipe, models: &Models, alignment: Option<&Alignment>) -> Changes {
+    let donor = companions::donor_source(recipe, models);
+    let layers = donor.and_then(|donor| {
+        let source = models.sources.get(donor)?;
+        companions::sliced_layers(recipe, source)
+    });
+    let vocabulary = alignment.and_then(|alignment| {
+        let before = alignment.n_rows_before.get(donor?).copied().flatten()?;
+        Some((before, alignment.n_rows))
+    });
+    Changes {
+        layers,
+        vocabulary,
+        ..Changes::default()
+    }
 }
 
 /// The open checkpoints.
@@ -159,6 +189,11 @@ impl Models {
         self.refs
             .iter()
             .position(|known| known.is_same_model(model))
+    }
+
+    /// What each source was opened as.
+    pub(super) fn refs(&self) -> &[ModelRef] {
+        &self.refs
     }
 
     pub(super) fn is_base(&self, model: &ModelRef) -> bool {

@@ -3,8 +3,9 @@
 use std::collections::BTreeMap;
 use std::sync::{Arc, OnceLock};
 
-use super::{MergePlan, checkpoints, resolve, views};
-use crate::io::{Container, Root, SourceInfo, TensorEntry};
+use super::{MergePlan, checkpoints, portable, resolve, views};
+use crate::beside::Companions;
+use crate::io::{Container, Root, SourceInfo, TensorEntry, model_folder};
 use crate::recipe::ModelRef;
 use crate::{Checkpoint, Error, MergeFault, MergeRecipe, ObjectPath, PathSegment, Result};
 use crate::{TensorSource, io};
@@ -30,6 +31,8 @@ impl Stage {
 #[derive(Default)]
 pub(super) struct Opener {
     made: BTreeMap<String, Arc<Checkpoint>>,
+    /// What goes beside them.
+    beside: BTreeMap<String, Companions>,
 }
 
 impl Opener {
@@ -41,6 +44,20 @@ impl Opener {
             None => resolve::open(model)?,
         };
         views::renamed(checkpoint, model)
+    }
+
+    /// The files beside a model.
+    pub(super) fn companions(&self, model: &ModelRef) -> Result<Companions> {
+        match (self.beside.get(&model.name()), model_folder(&model.model)) {
+            (Some(made), _) => Ok(made.clone()),
+            (None, Some(folder)) => Companions::of_folder(&folder),
+            (None, None) => Ok(Companions::default()),
+        }
+    }
+
+    /// Whether a model is the result of another document.
+    pub(super) fn is_document(&self, model: &ModelRef) -> bool {
+        self.made.contains_key(&model.name())
     }
 }
 
@@ -72,7 +89,7 @@ pub(super) fn resolve(recipe: &MergeRecipe) -> Result<(MergePlan, MergeRecipe)> 
     let (mut plan, mut resolved) = one(recipe, &opener)?;
     plan.stages = stages;
     resolved.earlier.clone_from(&recipe.earlier);
-    plan.recipe = resolve::without_folders(&resolved).to_yaml()?;
+    plan.recipe = portable::without_folders(&resolved).to_yaml()?;
     Ok((plan, resolved))
 }
 
@@ -112,6 +129,8 @@ fn make(
     let result = Arc::new(Deferred::of(name, &plan)?);
     let checkpoint = Checkpoint::new(Box::new(Handle(Arc::clone(&result))));
     opener.made.insert(name.to_owned(), Arc::new(checkpoint));
+    let companions = Companions::of_plan(&plan.beside);
+    opener.beside.insert(name.to_owned(), companions);
     stages.push(Stage {
         name: name.to_owned(),
         plan,

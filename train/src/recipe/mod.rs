@@ -5,6 +5,8 @@ mod overrides;
 mod read;
 
 pub use init::{ExpertForm, Init, Synth, SynthSize};
+pub use overrides::overlay;
+pub use read::open_document;
 
 use std::path::PathBuf;
 

@@ -40,6 +40,19 @@ pub(super) fn set(document: &mut Value, setting: &str) -> Result<()> {
     Ok(())
 }
 
+/// Puts what `over` says in the place of what `document` says: settings are joined, and everything
+/// else is replaced.
+pub fn overlay(document: &mut Value, over: &Value) {
+    match (document, over) {
+        (Value::Object(document), Value::Object(over)) => {
+            for (key, value) in over {
+                overlay(document.entry(key).or_insert(Value::Null), value);
+            }
+        }
+        (document, over) => document.clone_from(over),
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use serde_json::json;
@@ -61,6 +74,17 @@ mod tests {
         assert_eq!(document["save"], json!({ "every": { "steps": 10 } }));
         assert_eq!(document["list"][0]["a"], json!(true));
         assert_eq!(document["seed"], json!(7));
+    }
+
+    #[test]
+    fn documents_are_joined_key_by_key() {
+        let mut document = json!({ "optim": { "lr": 1, "warmup": 2 }, "list": [1, 2], "a": 1 });
+        overlay(
+            &mut document,
+            &json!({ "optim": { "lr": 3 }, "list": [4], "a": { "b": 1 } }),
+        );
+        let expected = json!({ "optim": { "lr": 3, "warmup": 2 }, "list": [4], "a": { "b": 1 } });
+        assert_eq!(document, expected);
     }
 
     #[test]

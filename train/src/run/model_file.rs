@@ -7,6 +7,7 @@ use std::sync::Arc;
 use candle_core::{DType, Device, Tensor};
 use evaluate::Weights;
 use evaluate::models::Config;
+use merge::beside::Beside;
 use merge::execute::{RunOptions, execute};
 use merge::io::WriteOptions;
 use merge::layouts::vlmo;
@@ -79,6 +80,7 @@ pub fn write_model(
         model: config.record(),
         entries,
         dropped: Vec::new(),
+        beside: Beside::default(),
     };
     let write = WriteOptions {
         force: true,

@@ -149,6 +149,22 @@ pub(super) fn check_target(target: &Path, force: bool) -> Result<()> {
     Ok(())
 }
 
+/// Refuses folders that cannot be made.
+pub(super) fn check_new_folder(folder: &Path) -> Result<()> {
+    let parent = folder_of(folder);
+    if !parent.is_dir() {
+        return Err(Error::MissingFolder {
+            folder: parent.into(),
+        });
+    }
+    match folder.symlink_metadata() {
+        Ok(_) => Err(Error::TargetExists {
+            path: folder.into(),
+        }),
+        Err(_) => Ok(()),
+    }
+}
+
 /// Refuses to begin what the disk cannot hold.
 pub(super) fn check_space(target: &Path, needed: u64) -> Result<()> {
     let folder = folder_of(target);
