@@ -116,7 +116,7 @@ pub fn execute(
 /// When the target cannot be written; nothing is created.
 pub fn check(plan: &MergePlan, write: &WriteOptions, run: &RunOptions) -> Result<()> {
     let placeholder = Provenance::new(plan.recipe.clone(), &plan.files());
-    let metadata = placeholder.with_placeholder_hashes(run.hash).to_metadata();
+    let metadata = plan.metadata(&placeholder.with_placeholder_hashes(run.hash))?;
     beside::check(plan, write)?;
     check_target(&tensors(plan), &metadata, write)
 }
@@ -139,7 +139,7 @@ fn write_all(
     let files = plan.files();
     let provenance = Provenance::new(plan.recipe.clone(), &files);
     let placeholder = provenance.clone().with_placeholder_hashes(run.hash);
-    let writer = Writer::create(&tensors(plan), &placeholder.to_metadata(), write)?;
+    let writer = Writer::create(&tensors(plan), &plan.metadata(&placeholder)?, write)?;
     let (written, hashes) = thread::scope(|scope| {
         let hashes = scope.spawn(|| {
             run.hash
@@ -160,7 +160,7 @@ fn write_all(
     };
     // Before the weights have their name: who finds those finds all.
     let companions = beside::write(plan, write, &provenance)?;
-    let mut files = writer.finish(&provenance.to_metadata())?;
+    let mut files = writer.finish(&plan.metadata(&provenance)?)?;
     files.extend(companions);
     Ok(files)
 }

@@ -12,7 +12,7 @@ use crate::TensorInfo;
 use crate::beside::config::Changes;
 use crate::gram::GramStore;
 use crate::io::{self, OpenOptions};
-use crate::layouts::{Generic, Layout};
+use crate::layouts::{Generic, Layout, ModelRecord};
 use crate::methods::{self, Base, DrawKey, GramRef, GroupShape, Member, MergeMethod, Operation};
 use crate::methods::{Setting, StepRounding, Tape, Values};
 use crate::recipe::{ModelRef, OnMissing, OutputDType, Parameters, Place, RandomSource};
@@ -76,6 +76,7 @@ pub(super) fn resolve(recipe: &MergeRecipe, opener: &Opener) -> Result<(MergePla
         sources: builder.models.sources,
         stages: Vec::new(),
         grams: builder.grams,
+        model: ModelRecord::default(),
         entries: builder.entries,
         dropped,
         beside,
