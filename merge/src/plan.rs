@@ -12,7 +12,6 @@ use crate::{Checkpoint, TensorInfo};
 
 mod checkpoints;
 mod companions;
-mod portable;
 mod resolve;
 mod settings;
 mod stacks;
