@@ -56,6 +56,8 @@ pub enum Command {
     Arithmetic(commands::arithmetic::Args),
     /// Merge experts by RegMean from gram matrices
     Regmean(commands::regmean::Args),
+    /// Print the recipe that a merged checkpoint was made by
+    Recipe(commands::recipe::Args),
     /// Run a merge recipe
     Merge(commands::merge::Args),
     /// Build arrow files from public downloads, and look at what is in them

@@ -13,6 +13,7 @@ pub mod inspect;
 pub mod interpolate;
 pub mod merge;
 pub mod pretrain;
+pub mod recipe;
 pub mod regmean;
 pub mod report;
 pub mod score;
@@ -40,6 +41,7 @@ pub fn run(command: Command, output: &Output) -> Result<ExitCode> {
         Command::Interpolate(args) => interpolate::run(args, output),
         Command::Arithmetic(args) => arithmetic::run(args, output),
         Command::Regmean(args) => regmean::run(args, output),
+        Command::Recipe(args) => recipe::run(&args, output),
         Command::Merge(args) => merge::run(args, output),
         Command::Data(args) => data::run(args, output),
         Command::Gram(args) => gram::run(args, output),

@@ -178,6 +178,8 @@ fn sweeps_of(measured: &Measured, validation: &Report, chosen: &[usize]) -> Vec<
         let mut report = Report::new(Vec::new(), Vec::new());
         for index in points {
             let mut result = validation.results[index].clone();
+            // Pictures are shown once, beside the table.
+            result.examples.clear();
             if let Origin::Merge(point) = &measured.models[index].origin {
                 result.point = point.at.as_ref().map(|(parameter, value)| SweepPoint {
                     parameter: parameter.clone(),
@@ -201,6 +203,7 @@ fn seeds(measured: &Measured, store: &Store) -> Result<Report> {
         .collect();
     let mut report = read(store, &measured.seeds, &models)?;
     for (result, (steps, _)) in report.results.iter_mut().zip(&measured.by_seed) {
+        result.examples.clear();
         result.point = Some(SweepPoint {
             parameter: "seed steps".to_owned(),
             value: *steps as f64,
