@@ -6,7 +6,7 @@ use std::time::Instant;
 
 use candle_core::{DType, Device, Tensor};
 use evaluate::models::Multiway;
-use evaluate::nn::{Gradients, Tape};
+use evaluate::nn::{Buffers, Gradients, Tape};
 use evaluate::text::Tokenizer;
 use merge::Progress;
 
@@ -62,6 +62,7 @@ pub struct Trainer<'a> {
     start: Start,
     updater: Updater,
     gradients: Gradients,
+    buffers: Buffers,
     loader: Arc<Loader>,
     order: Order,
     n_parts: usize,
@@ -209,6 +210,7 @@ impl<'a> Trainer<'a> {
             start,
             updater,
             gradients,
+            buffers: Buffers::default(),
             order,
             n_parts,
             n_steps,
@@ -376,7 +378,8 @@ impl<'a> Trainer<'a> {
             let tape = match self.recipe.checkpoint_activations {
                 true => Tape::checkpointing(),
                 false => Tape::new(),
-            };
+            }
+            .reusing(&self.buffers);
             let step = Step {
                 model: &self.start.model,
                 batch,
