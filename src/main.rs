@@ -9,6 +9,7 @@ mod plan_view;
 mod ranks;
 mod result_table;
 mod running;
+mod search;
 mod study;
 mod table;
 mod training;

@@ -1,6 +1,7 @@
 //! The program end to end: one file per walk.
 #![allow(missing_docs, reason = "test names are the documentation")]
 
+mod bad_recipes;
 mod compare;
 mod convert;
 mod corpus;
@@ -9,7 +10,10 @@ mod evaluating;
 mod inspect;
 mod merging;
 mod program;
+mod recipes;
 mod report;
+mod resuming;
 mod score;
+mod searching;
 mod study;
 mod training;

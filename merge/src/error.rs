@@ -50,6 +50,18 @@ pub enum Error {
         /// What its first bytes look like, as a clause.
         looks_like: String,
     },
+    /// Another run is writing to the same target.
+    #[error("{}: another run is writing it", path.display())]
+    TargetBusy {
+        /// The target.
+        path: PathBuf,
+    },
+    /// The operation was stopped by the user when some of its files were complete.
+    #[error("stopped; {n_files} complete files are kept")]
+    Stopped {
+        /// How many.
+        n_files: usize,
+    },
     /// The operation was stopped by the user.
     #[error("stopped; nothing was written")]
     Cancelled,

@@ -15,7 +15,6 @@ use crate::{Checkpoint, Result, TensorInfo};
 
 mod checkpoints;
 mod companions;
-mod portable;
 mod resolve;
 mod settings;
 mod stacks;

@@ -3,6 +3,7 @@
 
 mod checks;
 mod fixture;
+mod fused_blocks;
 mod groups;
 mod logs;
 mod masked_images;

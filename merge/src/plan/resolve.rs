@@ -5,7 +5,7 @@ use std::path::Path;
 use std::sync::Arc;
 
 use super::settings::{Layer, Settings};
-use super::{Action, Dropped, Entry, MergePlan, TensorRef, companions, portable, stages};
+use super::{Action, Dropped, Entry, MergePlan, TensorRef, companions, stages};
 use crate::beside::config::Changes;
 use crate::gram::GramStore;
 use crate::io::{self, OpenOptions};
@@ -75,7 +75,7 @@ impl MergePlan {
         let entries: Vec<Entry> = builder.entries.into_values().collect();
         let beside = companions::beside(recipe, opener, &entries, Changes::default(), None)?;
         let plan = Self {
-            recipe: portable::without_folders(&resolved).to_yaml()?,
+            recipe: resolved.without_folders().to_yaml()?,
             entries,
             beside,
             dropped: builder.dropped,

@@ -3,10 +3,10 @@
 use std::collections::BTreeMap;
 use std::sync::{Arc, OnceLock};
 
-use super::{MergePlan, checkpoints, portable, resolve, views};
+use super::{MergePlan, checkpoints, resolve, views};
 use crate::beside::Companions;
 use crate::io::{Container, Root, SourceInfo, TensorEntry, model_folder};
-use crate::recipe::ModelRef;
+use crate::recipe::{ModelRef, Place};
 use crate::{Checkpoint, Error, MergeFault, MergeRecipe, ObjectPath, PathSegment, Result};
 use crate::{TensorSource, io};
 
@@ -70,9 +70,9 @@ pub(super) fn resolve(recipe: &MergeRecipe) -> Result<(MergePlan, MergeRecipe)> 
     let mut stages = Vec::new();
     let mut path = Vec::new();
     let mut done = BTreeMap::new();
-    for name in used_documents(recipe, recipe) {
+    for (name, place) in used_documents(recipe, recipe) {
         make(
-            &name,
+            (&name, place),
             recipe,
             &mut opener,
             &mut stages,
@@ -89,13 +89,13 @@ pub(super) fn resolve(recipe: &MergeRecipe) -> Result<(MergePlan, MergeRecipe)> 
     let (mut plan, mut resolved) = one(recipe, &opener)?;
     plan.stages = stages;
     resolved.earlier.clone_from(&recipe.earlier);
-    plan.recipe = portable::without_folders(&resolved).to_yaml()?;
+    plan.recipe = resolved.without_folders().to_yaml()?;
     Ok((plan, resolved))
 }
 
 /// Plans the document `name` and, before it, all that it builds on.
 fn make(
-    name: &str,
+    (name, place): (&str, Place),
     all: &MergeRecipe,
     opener: &mut Opener,
     stages: &mut Vec<Stage>,
@@ -105,7 +105,7 @@ fn make(
     if path.iter().any(|above| above == name) {
         let mut names = path.clone();
         names.push(name.to_owned());
-        return Err(MergeFault::Cycle { names }.into());
+        return Err(MergeFault::Cycle { names, place }.into());
     }
     if done.contains_key(name) {
         return Ok(());
@@ -118,8 +118,8 @@ fn make(
         return Ok(());
     };
     path.push(name.to_owned());
-    for needed in used_documents(document, all) {
-        make(&needed, all, opener, stages, path, done)?;
+    for (needed, place) in used_documents(document, all) {
+        make((&needed, place), all, opener, stages, path, done)?;
     }
     path.pop();
     if std::ptr::eq(document, all) {
@@ -140,19 +140,19 @@ fn make(
     Ok(())
 }
 
-/// Names of documents whose results a document merges.
-fn used_documents(document: &MergeRecipe, all: &MergeRecipe) -> Vec<String> {
+/// Names of documents whose results a document merges, and where it names them.
+fn used_documents(document: &MergeRecipe, all: &MergeRecipe) -> Vec<(String, Place)> {
     let sources = document.slices.iter().flat_map(|slice| &slice.sources);
-    let models = (document.models.iter().map(ModelRef::name))
-        .chain(document.base_model.iter().map(ModelRef::name))
-        .chain(sources.map(|source| source.value.model.display().to_string()));
+    let models = (document.models.iter().chain(&document.base_model))
+        .map(|model| (model.name(), model.place))
+        .chain(sources.map(|source| (source.value.model.display().to_string(), source.place)));
     let names: Vec<&String> = all
         .earlier
         .iter()
         .chain([all])
         .flat_map(|d| &d.name)
         .collect();
-    models.filter(|model| names.contains(&model)).collect()
+    models.filter(|(model, _)| names.contains(&model)).collect()
 }
 
 fn one(recipe: &MergeRecipe, opener: &Opener) -> Result<(MergePlan, MergeRecipe)> {

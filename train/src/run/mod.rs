@@ -15,4 +15,5 @@ pub use model_file::write_model;
 pub use start::Start;
 pub use state_file::{Best, KeptState, TrainState};
 pub use trainer::{Ended, Memory, Pace, Trainer, Where};
+pub use update::{Updated, Updater};
 pub use validation::{Measured, Validation};

@@ -9,7 +9,7 @@ use std::sync::Arc;
 use std::time::Instant;
 
 use candle_core::{DType, Device};
-use evaluate::nn::{Gradients, Tape};
+use evaluate::nn::{Buffers, Gradients, Tape};
 use merge::Progress;
 
 use super::update::{Updated, Updater};
@@ -68,6 +68,7 @@ pub struct Trainer<'a> {
     start: Start,
     updater: Updater,
     gradients: Gradients,
+    buffers: Buffers,
     loader: Arc<Loader>,
     order: Order,
     n_parts: usize,
@@ -252,7 +253,8 @@ impl<'a> Trainer<'a> {
             let tape = match self.recipe.checkpoint_activations {
                 true => Tape::checkpointing(),
                 false => Tape::new(),
-            };
+            }
+            .reusing(&self.buffers);
             let step = Step {
                 model: &self.start.model,
                 batch,

@@ -4,7 +4,7 @@ use std::sync::Arc;
 
 use candle_core::DType;
 use evaluate::models::Dvae;
-use evaluate::nn::Gradients;
+use evaluate::nn::{Buffers, Gradients};
 use evaluate::text::Tokenizer;
 use merge::io::OpenOptions;
 
@@ -115,6 +115,7 @@ impl<'a> Trainer<'a> {
             start,
             updater,
             gradients,
+            buffers: Buffers::default(),
             order,
             n_parts,
             n_steps,
