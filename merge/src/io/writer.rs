@@ -20,7 +20,7 @@ use layout::Layout;
 use safetensors::SafetensorsLayout;
 use torch::TorchLayout;
 
-use crate::{Error, Result, TensorInfo};
+use crate::{Error, Result, TensorInfo, WriteFault};
 
 /// The kind of file to write.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -38,13 +38,15 @@ impl OutputContainer {
     /// `.bin` for torch; `.ckpt` for Lightning.
     ///
     /// # Errors
-    /// [`Error::UnknownOutput`] for any other.
+    /// [`WriteFault::UnknownOutput`](crate::WriteFault::UnknownOutput) for any other.
     pub fn from_extension(path: &Path) -> Result<Self> {
         match path.extension().and_then(|extension| extension.to_str()) {
             Some("safetensors") => Ok(Self::Safetensors),
             Some("pt" | "pth" | "bin") => Ok(Self::Torch),
             Some("ckpt") => Ok(Self::TorchLightning),
-            _ => Err(Error::UnknownOutput { path: path.into() }),
+            _ => Err(Error::Write(WriteFault::UnknownOutput {
+                path: path.into(),
+            })),
         }
     }
 }
@@ -249,12 +251,12 @@ impl Writer {
         for target in &self.tensors {
             let written = target.written.load(Ordering::Relaxed);
             if written != target.n_bytes {
-                return Err(Error::Incomplete {
+                return Err(Error::Write(WriteFault::Incomplete {
                     path: self.options.path.clone(),
                     key: target.name.clone(),
                     written,
                     n_bytes: target.n_bytes,
-                });
+                }));
             }
         }
         Ok(())
@@ -357,7 +359,7 @@ fn shape(
     atomic::check_target(path, options.force)?;
     let runs = shards::split(tensors, options.max_shard_bytes.unwrap_or(u64::MAX));
     if runs.len() > 1 && container == OutputContainer::TorchLightning {
-        return Err(Error::CannotShard { path: path.into() });
+        return Err(Error::Write(WriteFault::CannotShard { path: path.into() }));
     }
     let layouts = (runs.iter())
         .map(|run| lay_out(path, container, &tensors[run.clone()], metadata))
