@@ -9,6 +9,11 @@ mod evaluating;
 mod inspect;
 mod merging;
 mod program;
+#[cfg(feature = "remote")]
+#[path = "../merge/tests/range_server.rs"]
+mod range_server;
+#[cfg(feature = "remote")]
+mod remote;
 mod report;
 mod score;
 mod study;
