@@ -33,6 +33,21 @@ pub struct Global {
     /// Results as JSON on standard output
     #[arg(long, global = true)]
     pub json: bool,
+    /// Remote files only as far as they are in the cache
+    #[arg(long, global = true, help_heading = "Remote files")]
+    pub offline: bool,
+    /// Folder for what was read of remote files [default: vlmerge in the user's cache folder]
+    #[arg(
+        long,
+        global = true,
+        value_name = "DIR",
+        env = "VLMERGE_CACHE",
+        help_heading = "Remote files"
+    )]
+    pub cache_dir: Option<PathBuf>,
+    /// Read remote files without encryption from other machines too
+    #[arg(long, global = true, help_heading = "Remote files")]
+    pub allow_http: bool,
 }
 
 /// One verb, one file under `commands/`.

@@ -14,7 +14,7 @@ use serde_json::json;
 
 use crate::cli::WriteArgs;
 use crate::commands::merge::no_target;
-use crate::output::{Output, bytes};
+use crate::output::{Output, bytes, fetched_bytes};
 
 /// Prints the plan on `--dry-run`, else runs it and prints where the result is.
 pub fn carry_out(
@@ -47,6 +47,7 @@ pub fn carry_out(
     if output.json {
         let mut value = serde_json::to_value(&summary)?;
         value["seconds"] = json!(seconds);
+        value["fetched_bytes"] = json!(fetched_bytes());
         output.json(&value)?;
     } else {
         for file in &summary.files {

@@ -10,7 +10,12 @@ mod evaluating;
 mod inspect;
 mod merging;
 mod program;
+#[cfg(feature = "remote")]
+#[path = "../merge/tests/range_server.rs"]
+mod range_server;
 mod recipes;
+#[cfg(feature = "remote")]
+mod remote;
 mod report;
 mod resuming;
 mod score;

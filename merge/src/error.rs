@@ -3,6 +3,7 @@
 mod advice;
 mod conversion;
 mod merging;
+mod remote;
 mod safetensors;
 mod split;
 mod torch;
@@ -10,6 +11,7 @@ mod write;
 
 pub use conversion::ConversionFault;
 pub use merging::MergeFault;
+pub use remote::RemoteFault;
 pub use safetensors::SafetensorsFault;
 pub use split::SplitFault;
 pub use torch::TorchFault;
@@ -65,6 +67,9 @@ pub enum Error {
         /// How many.
         n_files: usize,
     },
+    /// What is wrong with a remote file, with its address and the range of bytes.
+    #[error(transparent)]
+    Remote(Box<RemoteFault>),
     /// The operation was stopped by the user.
     #[error("stopped; nothing was written")]
     Cancelled,
@@ -455,13 +460,22 @@ impl From<MergeFault> for Error {
     }
 }
 
+impl From<RemoteFault> for Error {
+    fn from(fault: RemoteFault) -> Self {
+        Self::Remote(Box::new(fault))
+    }
+}
+
 impl Error {
-    /// What the operating system said of `path`.
+    /// What the operating system said of `path`, or another machine if that is where it is.
     pub(crate) fn io(action: &'static str, path: &Path, source: std::io::Error) -> Self {
-        Self::Io {
-            action,
-            path: path.into(),
-            source,
+        match source.downcast::<RemoteFault>() {
+            Ok(fault) => fault.into(),
+            Err(source) => Self::Io {
+                action,
+                path: path.into(),
+                source,
+            },
         }
     }
 }

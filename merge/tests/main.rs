@@ -15,8 +15,12 @@ mod layouts;
 mod memory;
 mod mergekit;
 mod methods_document;
+#[cfg(feature = "remote")]
+mod range_server;
 mod recipes;
 mod relative_position;
+#[cfg(feature = "remote")]
+mod remote;
 mod safetensors;
 mod safetensors_corpus;
 mod sharded;

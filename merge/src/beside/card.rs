@@ -134,8 +134,12 @@ fn model_row(model: &Ingredient) -> String {
 }
 
 fn file_row(file: &InputFile) -> String {
-    let hash = file.sha256.as_deref().unwrap_or("not computed");
-    format!("| {} | {} | `{hash}` |\n", plain(&file.name), file.n_bytes)
+    let hash = match (&file.sha256, &file.etag) {
+        (Some(sha256), _) => format!("`{sha256}`"),
+        (None, Some(etag)) => format!("ETag {}", plain(etag)),
+        (None, None) => "`not computed`".to_owned(),
+    };
+    format!("| {} | {} | {hash} |\n", plain(&file.name), file.n_bytes)
 }
 
 /// Text that cannot end a cell or begin markup: names come from files.
@@ -188,6 +192,7 @@ mod tests {
                 name: "a|b.safetensors".into(),
                 n_bytes: 7,
                 sha256: Some("ab".repeat(32)),
+                etag: None,
             }],
         };
         let beside = Beside {

@@ -11,6 +11,7 @@ impl Error {
     pub fn is_usage(&self) -> bool {
         match self {
             Self::Merge(fault) => return fault.is_usage(),
+            Self::Remote(fault) => return fault.is_usage(),
             Self::Several(faults) => return faults.iter().any(Self::is_usage),
             _ => {}
         }
@@ -50,6 +51,7 @@ impl Error {
                       modality-specific checkpoints through a merge".into())
             }
             Self::Merge(fault) => fault.hint().map(str::to_owned),
+            Self::Remote(fault) => fault.hint().map(str::to_owned),
             Self::Several(faults) => faults.iter().find_map(Self::hint),
             Self::Stopped { .. } => Some("the same command goes on with the next file".into()),
             Self::TargetExists { .. } => Some("pass --force to replace it".into()),

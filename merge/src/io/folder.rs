@@ -18,7 +18,14 @@ const MODEL_STEMS: [&str; 2] = ["model", "pytorch_model"];
 /// # Errors
 /// When there is none, or several of the same rank.
 pub(super) fn model_file(folder: &Path) -> Result<PathBuf> {
-    let names = names(folder)?;
+    model_among(folder, &names(folder)?)
+}
+
+/// The same of a folder whose files are called `names`, sorted.
+///
+/// # Errors
+/// When there is none, or several of the same rank.
+pub(crate) fn model_among(folder: &Path, names: &[String]) -> Result<PathBuf> {
     let indices = names.iter().filter(|name| name.ends_with(INDEX_SUFFIX));
     let ranks = std::iter::once(indices.collect()).chain(MODEL_EXTENSIONS.map(|extensions| {
         names

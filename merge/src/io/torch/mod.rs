@@ -5,6 +5,7 @@
 //! weights. Every offset is then compared with the file. Data are read on request, [`strided`].
 
 mod archive;
+mod byte_stream;
 mod callables;
 mod checksum;
 mod contents;
@@ -13,7 +14,6 @@ mod layout;
 mod legacy;
 mod literal;
 mod pickle;
-mod read_at;
 mod rebuild;
 mod roots;
 mod source;
@@ -24,17 +24,17 @@ mod value;
 pub use fault::{PickleCall, PickleFault, ZipFault};
 
 use std::collections::BTreeMap;
-use std::fs::File;
 use std::path::Path;
 
 use archive::{Archive, ArchiveError};
+use byte_stream::ByteStream;
 use contents::WalkError;
 use layout::{Layout, Storage};
 use legacy::LegacyError;
 use pickle::{Failure, PICKLE_LIMIT_BYTES};
-use read_at::{ByteStream, FileAt, ReadAt};
 use source::TorchSource;
 
+use crate::io::read_at::ReadAt;
 use crate::io::{Container, ObjectPath, OpenOptions, TensorSource};
 use crate::{Error, Result, TorchFault};
 
@@ -57,11 +57,10 @@ pub(crate) fn sniff(first_bytes: &[u8]) -> Option<Container> {
 /// harmless; nothing of it is run.
 pub(crate) fn open(
     path: &Path,
-    file: File,
+    source: Box<dyn ReadAt>,
     options: &OpenOptions,
 ) -> Result<Box<dyn TensorSource>> {
-    let source = FileAt::new(file).map_err(|source| io_error(path, source))?;
-    open_source(path, Box::new(source), options)
+    open_source(path, source, options)
 }
 
 /// Opens a torch file that is in memory, as the fuzz targets and tests do.
@@ -196,11 +195,7 @@ fn failed(path: &Path, entry: &str, failure: Failure) -> Error {
 }
 
 fn io_error(path: &Path, source: std::io::Error) -> Error {
-    Error::Io {
-        action: "read",
-        path: path.into(),
-        source,
-    }
+    Error::io("read", path, source)
 }
 
 fn pickle_error(path: &Path, entry: &str, offset: u64, fault: PickleFault) -> Error {
