@@ -68,10 +68,16 @@ pub enum Command {
     Evaluate(commands::evaluate::Args),
     /// Merge and measure along a grid of a parameter
     Sweep(commands::sweep::Args),
+    /// Search numbers of a merge recipe for the best result on validation data
+    Search(commands::search::Args),
+    /// Average those checkpoints that together do best: a greedy soup
+    Soup(commands::soup::Args),
     /// Train a model on images with captions: seeds and modality-specific models
     Pretrain(commands::pretrain::Args),
     /// Train weights, merged or not, for retrieval, VQA or NLVR2
     Finetune(commands::finetune::Args),
+    /// Run a whole study: pre-training, merges, fine-tuning, measuring, one report
+    Study(commands::study::Args),
     /// Judge predictions: retrieval, VQA or NLVR2 from files, without a model
     Score(commands::score::Args),
     /// Show results as a page or table: HTML, Markdown, CSV or LaTeX

@@ -8,6 +8,8 @@ mod output;
 mod plan_view;
 mod result_table;
 mod running;
+mod search;
+mod study;
 mod table;
 mod training;
 
@@ -16,6 +18,7 @@ use std::process::ExitCode;
 use clap::Parser;
 
 fn main() -> ExitCode {
+    study::end_with_parent();
     let cli = cli::Cli::parse();
     let output = match output::Output::new(&cli.global) {
         Ok(output) => output,

@@ -25,6 +25,8 @@ pub struct UsageError(pub String);
 pub struct Output {
     /// Results as JSON.
     pub json: bool,
+    /// How many threads were asked for.
+    pub threads: Option<usize>,
     quiet: bool,
     bar: Mutex<Option<ProgressBar>>,
 }
@@ -43,9 +45,15 @@ impl Output {
         }
         Ok(Self {
             json: global.json,
+            threads: global.threads,
             quiet: global.quiet,
             bar: Mutex::new(None),
         })
+    }
+
+    /// Threads that there are to work with.
+    pub fn n_threads(&self) -> usize {
+        rayon::current_num_threads()
     }
 
     /// Prints a line of results to stdout.

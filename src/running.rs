@@ -171,8 +171,10 @@ impl DataArgs {
 /// Weights to run: a file, or a recipe that is merged in memory.
 #[derive(Clone, Debug)]
 pub enum Target {
-    /// A checkpoint.
+    /// A checkpoint, called as its file is.
     File(PathBuf),
+    /// A checkpoint, and what it is called.
+    Named(String, PathBuf),
     /// A merge, and what it is called.
     Merge(String, Box<MergeRecipe>),
 }
@@ -185,14 +187,14 @@ impl Target {
                 let name = path.file_name().unwrap_or(path.as_os_str());
                 name.to_string_lossy().into_owned()
             }
-            Self::Merge(name, _) => name.clone(),
+            Self::Named(name, _) | Self::Merge(name, _) => name.clone(),
         }
     }
 
     /// Reads headers and hashes, and plans the merge: enough to tell the weights from others.
     pub fn find(&self, hashes: &Hashes, output: &Output) -> Result<Found> {
         let (source, files, recipe) = match self {
-            Self::File(path) => {
+            Self::File(path) | Self::Named(_, path) => {
                 let checkpoint = merge::io::open(path, &OpenOptions::default())?;
                 let info = checkpoint.info();
                 let made = Provenance::from_metadata(&info.metadata);

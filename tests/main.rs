@@ -14,4 +14,7 @@ mod recipes;
 mod report;
 mod resuming;
 mod score;
+mod searching;
+mod soups;
+mod study;
 mod training;

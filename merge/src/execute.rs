@@ -95,7 +95,9 @@ pub fn execute(
     run: &RunOptions,
     progress: &dyn Progress,
 ) -> Result<Summary> {
-    let fingerprint = fingerprint::of(plan, write, run);
+    let placeholder = Provenance::new(plan.recipe.clone(), &plan.files());
+    let placeholder = placeholder.with_placeholder_hashes(run.hash);
+    let fingerprint = fingerprint::of(plan, &plan.metadata(&placeholder)?, write, run);
     let n_files_kept = n_complete_files(&write.path, &fingerprint);
     // What stands under the target's names is what an unfinished run put there.
     let write = &WriteOptions {
@@ -128,7 +130,7 @@ pub fn execute(
 /// When the target cannot be written; nothing is created.
 pub fn check(plan: &MergePlan, write: &WriteOptions, run: &RunOptions) -> Result<()> {
     let placeholder = Provenance::new(plan.recipe.clone(), &plan.files());
-    let metadata = placeholder.with_placeholder_hashes(run.hash).to_metadata();
+    let metadata = plan.metadata(&placeholder.with_placeholder_hashes(run.hash))?;
     beside::check(plan, write)?;
     check_target(&tensors(plan), &metadata, write)
 }
@@ -152,7 +154,7 @@ fn write_all(
     let files = plan.files();
     let provenance = Provenance::new(plan.recipe.clone(), &files);
     let placeholder = provenance.clone().with_placeholder_hashes(run.hash);
-    let metadata = placeholder.to_metadata();
+    let metadata = plan.metadata(&placeholder)?;
     let writer = Writer::resume(&tensors(plan), &metadata, write, fingerprint)?;
     let (written, hashes) = thread::scope(|scope| {
         let hashes = scope.spawn(|| {
@@ -167,14 +169,20 @@ fn write_all(
             .unwrap_or_else(|panic| std::panic::resume_unwind(panic));
         (written, hashes)
     });
-    written?;
-    let provenance = match hashes? {
+    let stopped = |fault| match fault {
+        Error::Cancelled if writer.n_complete() > 0 => Error::Stopped {
+            n_files: writer.n_complete(),
+        },
+        other => other,
+    };
+    written.map_err(stopped)?;
+    let provenance = match hashes.map_err(stopped)? {
         Some(hashes) => provenance.with_hashes(hashes),
         None => provenance,
     };
     // Before the weights have their name: who finds those finds all.
     let companions = beside::write(plan, write, &provenance)?;
-    let mut files = writer.finish(&provenance.to_metadata())?;
+    let mut files = writer.finish(&plan.metadata(&provenance)?)?;
     files.extend(companions);
     Ok(files)
 }
@@ -193,15 +201,9 @@ fn write_runs(
     };
     let kept = plan.output_bytes() - open.iter().map(n_bytes).sum::<u64>();
     progress.advance(kept);
-    for (n_written, entries) in open.iter().enumerate() {
-        let written = write_entries(plan, entries, writer, run, progress);
-        match written.and_then(|()| writer.complete(entries)) {
-            Err(Error::Cancelled) if writer.n_kept() + n_written > 0 => {
-                let n_files = writer.n_kept() + n_written;
-                return Err(Error::Stopped { n_files });
-            }
-            other => other?,
-        }
+    for entries in &open {
+        write_entries(plan, entries, writer, run, progress)?;
+        writer.complete(entries)?;
     }
     Ok(())
 }

@@ -25,6 +25,9 @@ first on the same draws. A recipe is merged in memory: nothing is written to try
 pub struct Args {
     /// Checkpoints, in the order in which they are shown
     checkpoints: Vec<PathBuf>,
+    /// What a checkpoint is called in results [default: the file's name]; one for each, in their order
+    #[arg(long, value_name = "NAME")]
+    name: Vec<String>,
     /// A recipe whose result is measured without being written; may be repeated
     #[arg(long, value_name = "RECIPE")]
     merge: Vec<PathBuf>,
@@ -39,9 +42,21 @@ pub struct Args {
 /// Runs the verb.
 pub fn run(args: Args, output: &Output) -> Result<ExitCode> {
     let mut points = Vec::new();
+    let n = args.checkpoints.len();
+    if !args.name.is_empty() && args.name.len() != n {
+        let what = format!(
+            "{} names for {n} checkpoints; give each its --name",
+            args.name.len()
+        );
+        return Err(UsageError(what).into());
+    }
+    let mut names = args.name.into_iter();
     for path in args.checkpoints {
         points.push(Point {
-            target: Target::File(path),
+            target: match names.next() {
+                Some(name) => Target::Named(name, path),
+                None => Target::File(path),
+            },
             at: None,
         });
     }

@@ -5,6 +5,7 @@ mod checks;
 mod fixture;
 mod groups;
 mod logs;
+mod model_record;
 mod objectives;
 mod operations;
 mod optimizer;

@@ -54,7 +54,7 @@ fn fill(plan: &MergePlan, run: &RunOptions, progress: &dyn Progress) -> Result<M
             .unwrap_or_default(),
         container: Container::Memory,
         files,
-        metadata: provenance.to_metadata(),
+        metadata: plan.metadata(&provenance)?,
         roots: vec![root],
         root: String::new(),
         values: Vec::new(),

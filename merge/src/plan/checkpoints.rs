@@ -6,13 +6,12 @@ use std::sync::Arc;
 
 use super::settings::{Layer, Own, Settings};
 use super::stages::Opener;
-use super::vocabularies::{self, Alignment};
+use super::vocabularies;
 use super::{Action, Dropped, Entry, MergePlan, TensorRef, companions, resolve};
 use crate::TensorInfo;
-use crate::beside::config::Changes;
 use crate::gram::GramStore;
 use crate::io::{self, OpenOptions};
-use crate::layouts::{Generic, Layout};
+use crate::layouts::{Generic, Layout, ModelRecord};
 use crate::methods::{self, Base, DrawKey, GramRef, GroupShape, Member, MergeMethod, Operation};
 use crate::methods::{Setting, StepRounding, Tape, Values};
 use crate::recipe::{ModelRef, OnMissing, OutputDType, Parameters, Place, RandomSource};
@@ -40,7 +39,7 @@ pub(super) fn resolve(recipe: &MergeRecipe, opener: &Opener) -> Result<(MergePla
     }
     let mut models = Models::open(recipe, method.as_ref(), opener)?;
     let alignment = vocabularies::align(recipe, &mut models, opener)?;
-    let changes = changes(recipe, &models, alignment.as_ref());
+    let changes = companions::changes(recipe, &models, alignment.as_ref());
     let wanted = models.wanted(recipe)?;
     let mut builder = Builder {
         recipe,
@@ -76,29 +75,12 @@ pub(super) fn resolve(recipe: &MergeRecipe, opener: &Opener) -> Result<(MergePla
         sources: builder.models.sources,
         stages: Vec::new(),
         grams: builder.grams,
+        model: ModelRecord::default(),
         entries: builder.entries,
         dropped,
         beside,
     };
     Ok((plan, recipe.clone()))
-}
-
-/// How the output differs from the model whose configuration it gets.
-fn changes(recipe: &MergeRecipe, models: &Models, alignment: Option<&Alignment>) -> Changes {
-    let donor = companions::donor_source(recipe, models);
-    let layers = donor.and_then(|donor| {
-        let source = models.sources.get(donor)?;
-        companions::sliced_layers(recipe, source)
-    });
-    let vocabulary = alignment.and_then(|alignment| {
-        let before = alignment.n_rows_before.get(donor?).copied().flatten()?;
-        Some((before, alignment.n_rows))
-    });
-    Changes {
-        layers,
-        vocabulary,
-        ..Changes::default()
-    }
 }
 
 /// The open checkpoints.

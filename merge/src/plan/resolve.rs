@@ -9,7 +9,7 @@ use super::{Action, Dropped, Entry, MergePlan, TensorRef, companions, stages};
 use crate::beside::config::Changes;
 use crate::gram::GramStore;
 use crate::io::{self, OpenOptions};
-use crate::layouts::{self, Layout};
+use crate::layouts::{self, Layout, ModelRecord};
 use crate::methods::{self, Base, DrawKey, GramRef, GroupShape, Member, MergeMethod};
 use crate::methods::{Operation, StepRounding, Values};
 use crate::recipe::UnknownKeys;
@@ -82,6 +82,7 @@ impl MergePlan {
             sources: builder.sources,
             stages: Vec::new(),
             grams: grams.into_iter().collect(),
+            model: ModelRecord::default(),
         };
         Ok((plan, resolved))
     }

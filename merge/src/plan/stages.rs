@@ -126,7 +126,7 @@ fn make(
         return Ok(());
     }
     let (plan, _) = one(document, opener)?;
-    let result = Arc::new(Deferred::of(name, &plan));
+    let result = Arc::new(Deferred::of(name, &plan)?);
     let checkpoint = Checkpoint::new(Box::new(Handle(Arc::clone(&result))));
     opener.made.insert(name.to_owned(), Arc::new(checkpoint));
     let companions = Companions::of_plan(&plan.beside);
@@ -170,7 +170,9 @@ struct Deferred {
 }
 
 impl Deferred {
-    fn of(name: &str, plan: &MergePlan) -> Self {
+    fn of(name: &str, plan: &MergePlan) -> Result<Self> {
+        let mut metadata = BTreeMap::new();
+        plan.record()?.add_to(&mut metadata);
         let tensors: Vec<TensorEntry> = (plan.entries.iter())
             .map(|entry| TensorEntry {
                 path: ObjectPath(vec![PathSegment::Key(entry.name.clone())]),
@@ -178,12 +180,12 @@ impl Deferred {
                 info: entry.info.clone(),
             })
             .collect();
-        Self {
+        Ok(Self {
             info: SourceInfo {
                 path: name.into(),
                 container: Container::Memory,
                 files: Vec::new(),
-                metadata: BTreeMap::new(),
+                metadata,
                 roots: vec![Root {
                     name: String::new(),
                     n_tensors: tensors.len(),
@@ -195,7 +197,7 @@ impl Deferred {
             },
             tensors,
             inner: OnceLock::new(),
-        }
+        })
     }
 }
 

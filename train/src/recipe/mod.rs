@@ -5,6 +5,8 @@ mod overrides;
 mod read;
 
 pub use init::{ExpertForm, Init, Synth, SynthSize};
+pub use overrides::{overlay, overlay_setting};
+pub use read::open_document;
 
 use std::path::PathBuf;
 

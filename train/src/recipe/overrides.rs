@@ -4,8 +4,12 @@ use serde_json::{Map, Value};
 
 use crate::{Error, Result};
 
-/// Puts the value of `setting` into a document. A number in the path is a place in a list.
-pub(super) fn set(document: &mut Value, setting: &str) -> Result<()> {
+/// Puts the value of `setting` (`key.key=value`) into a document. A number in the path is a place in
+/// a list.
+///
+/// # Errors
+/// [`Error::BadSetting`].
+pub fn overlay_setting(document: &mut Value, setting: &str) -> Result<()> {
     let bad = |reason: &str| Error::BadSetting {
         key: setting.into(),
         reason: reason.into(),
@@ -40,6 +44,19 @@ pub(super) fn set(document: &mut Value, setting: &str) -> Result<()> {
     Ok(())
 }
 
+/// Puts what `over` says in the place of what `document` says: settings are joined, and everything
+/// else is replaced.
+pub fn overlay(document: &mut Value, over: &Value) {
+    match (document, over) {
+        (Value::Object(document), Value::Object(over)) => {
+            for (key, value) in over {
+                overlay(document.entry(key).or_insert(Value::Null), value);
+            }
+        }
+        (document, over) => document.clone_from(over),
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use serde_json::json;
@@ -55,7 +72,7 @@ mod tests {
             "list.0.a=true",
             "seed=7",
         ] {
-            set(&mut document, setting).expect(setting);
+            overlay_setting(&mut document, setting).expect(setting);
         }
         assert_eq!(document["optim"]["lr"], json!(3e-5));
         assert_eq!(document["save"], json!({ "every": { "steps": 10 } }));
@@ -64,10 +81,24 @@ mod tests {
     }
 
     #[test]
+    fn documents_are_joined_key_by_key() {
+        let mut document = json!({ "optim": { "lr": 1, "warmup": 2 }, "list": [1, 2], "a": 1 });
+        overlay(
+            &mut document,
+            &json!({ "optim": { "lr": 3 }, "list": [4], "a": { "b": 1 } }),
+        );
+        let expected = json!({ "optim": { "lr": 3, "warmup": 2 }, "list": [4], "a": { "b": 1 } });
+        assert_eq!(document, expected);
+    }
+
+    #[test]
     fn settings_that_cannot_be_are_refused() {
         let mut document = json!({ "seed": 1, "list": [] });
         for setting in ["seed", "seed.of=1", "list.3=1"] {
-            assert!(set(&mut document, setting).is_err(), "{setting}");
+            assert!(
+                overlay_setting(&mut document, setting).is_err(),
+                "{setting}"
+            );
         }
     }
 }

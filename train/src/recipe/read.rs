@@ -6,7 +6,7 @@ use serde::de::DeserializeOwned;
 use serde_json::Value;
 
 use super::TrainRecipe;
-use super::overrides::set;
+use super::overrides::overlay_setting;
 use crate::{Error, Result};
 
 /// Recipes are written by hand; anything larger is not one.
@@ -19,15 +19,7 @@ impl TrainRecipe {
     /// [`Error::BadRecipe`] with line and column, or with the nearest key that exists;
     /// [`Error::BadSetting`].
     pub fn open(path: &Path, settings: &[String]) -> Result<Self> {
-        let metadata = std::fs::metadata(path).map_err(|e| Error::io("open", path, e))?;
-        if metadata.len() > MAX_RECIPE_BYTES {
-            return Err(Error::BadRecipe {
-                path: path.into(),
-                reason: format!("longer than {MAX_RECIPE_BYTES} bytes"),
-            });
-        }
-        let text = std::fs::read_to_string(path).map_err(|e| Error::io("read", path, e))?;
-        Self::parse(&text, path, settings)
+        Self::parse(&text_of(path)?, path, settings)
     }
 
     /// Reads a recipe from text; `path` is for messages.
@@ -36,6 +28,16 @@ impl TrainRecipe {
     /// As [`TrainRecipe::open`].
     pub fn parse(text: &str, path: &Path, settings: &[String]) -> Result<Self> {
         let recipe: Self = parse_with(text, path, settings)?;
+        recipe.check()?;
+        Ok(recipe)
+    }
+
+    /// Reads a recipe from a document; `path` is for messages.
+    ///
+    /// # Errors
+    /// As [`TrainRecipe::open`], without lines.
+    pub fn from_document(document: Value, path: &Path) -> Result<Self> {
+        let recipe: Self = of_document(document, path)?;
         recipe.check()?;
         Ok(recipe)
     }
@@ -52,25 +54,52 @@ impl TrainRecipe {
     }
 }
 
+/// Reads any document in YAML, with settings changed.
+///
+/// # Errors
+/// As [`TrainRecipe::open`].
+pub fn open_document<T: DeserializeOwned>(path: &Path, settings: &[String]) -> Result<T> {
+    parse_with(&text_of(path)?, path, settings)
+}
+
+fn text_of(path: &Path) -> Result<String> {
+    let metadata = std::fs::metadata(path).map_err(|e| Error::io("open", path, e))?;
+    if metadata.len() > MAX_RECIPE_BYTES {
+        return Err(Error::BadRecipe {
+            path: path.into(),
+            reason: format!("longer than {MAX_RECIPE_BYTES} bytes"),
+        });
+    }
+    std::fs::read_to_string(path).map_err(|e| Error::io("read", path, e))
+}
+
 /// Any document in YAML, with settings changed.
 pub(crate) fn parse_with<T: DeserializeOwned>(
     text: &str,
     path: &Path,
     settings: &[String],
 ) -> Result<T> {
-    let bad = |reason: String| Error::BadRecipe {
-        path: path.into(),
-        reason: with_nearest(reason.strip_prefix("error: ").unwrap_or(&reason)),
-    };
     if settings.is_empty() {
         // Straight to the type: its errors tell line and column.
-        return serde_saphyr::from_str(text).map_err(|error| bad(error.to_string()));
+        return serde_saphyr::from_str(text).map_err(|error| bad(path, &error.to_string()));
     }
-    let mut value: Value = serde_saphyr::from_str(text).map_err(|error| bad(error.to_string()))?;
+    let mut value: Value =
+        serde_saphyr::from_str(text).map_err(|error| bad(path, &error.to_string()))?;
     for setting in settings {
-        set(&mut value, setting)?;
+        overlay_setting(&mut value, setting)?;
     }
-    serde_json::from_value(value).map_err(|error| bad(error.to_string()))
+    of_document(value, path)
+}
+
+fn of_document<T: DeserializeOwned>(document: Value, path: &Path) -> Result<T> {
+    serde_json::from_value(document).map_err(|error| bad(path, &error.to_string()))
+}
+
+fn bad(path: &Path, reason: &str) -> Error {
+    Error::BadRecipe {
+        path: path.into(),
+        reason: with_nearest(reason.strip_prefix("error: ").unwrap_or(reason)),
+    }
 }
 
 /// Adds the nearest key to serde's message about an unknown one.

@@ -530,8 +530,8 @@ impl<'a> Trainer<'a> {
         let tensors: std::collections::BTreeMap<String, Tensor> = variables
             .map(|(name, variable)| (name.clone(), variable.as_detached_tensor()))
             .collect();
-        let (weights, layout) = (&self.start.weights, &self.start.config.layout);
-        write_model(path, weights, &tensors, layout, &self.recipe.to_yaml()?)
+        let (weights, config) = (&self.start.weights, &self.start.config);
+        write_model(path, weights, &tensors, config, &self.recipe.to_yaml()?)
     }
 
     /// Keeps the state.

@@ -1,0 +1,138 @@
+//! `vlmerge study`.
+
+use std::path::{Path, PathBuf};
+use std::process::ExitCode;
+
+use anyhow::{Context, Result};
+use evaluate::reports::html;
+use serde_json::json;
+
+use crate::cli::parse_positive;
+use crate::output::{Output, UsageError};
+use crate::result_table;
+use crate::study::{Graph, Runner, Standing, Store, StudyRecipe, dependencies, results};
+
+const EXAMPLES: &str = "\
+Examples:
+  vlmerge study docs/recipes/study-smallest.yaml
+  vlmerge study docs/recipes/study-mini.yaml --out mini --jobs 2
+  vlmerge study docs/recipes/study-base.yaml --out base --device cuda --launcher 'mpirun -n 8'
+  vlmerge study docs/recipes/study-base.yaml --out base --dry-run
+
+Every step is a command of this program, and its result is kept: started again, a study does what is
+not finished, or what a change of the recipe or of the files concerns. After Ctrl-C or a kill the same
+command goes on.";
+
+/// Flags of `vlmerge study`.
+#[derive(Debug, clap::Args)]
+#[command(after_help = EXAMPLES)]
+pub struct Args {
+    /// The recipe
+    recipe: PathBuf,
+    /// Folder of the study [default: the recipe's name without its ending]
+    #[arg(long, value_name = "DIR")]
+    out: Option<PathBuf>,
+    /// Change a setting of the recipe, e.g. budget_steps=2000; may be given again
+    #[arg(long = "set", value_name = "KEY=VALUE")]
+    settings: Vec<String>,
+    /// Steps at once; each gets its share of the threads
+    #[arg(long, value_name = "N", default_value_t = 1, value_parser = parse_positive)]
+    jobs: usize,
+    /// cpu, cuda or cuda:N, for steps that run a model
+    #[arg(long, value_name = "NAME")]
+    device: Option<String>,
+    /// What steps that train are started with, e.g. 'mpirun -n 4'
+    #[arg(long, value_name = "WORDS")]
+    launcher: Option<String>,
+    /// Print the steps and their commands, run none
+    #[arg(long)]
+    dry_run: bool,
+}
+
+/// Runs the verb.
+pub fn run(args: Args, output: &Output) -> Result<ExitCode> {
+    let recipe = StudyRecipe::open(&args.recipe, &args.settings)?;
+    let graph = Graph::new(&recipe)?;
+    let folder = args.folder()?;
+    if args.dry_run {
+        return dry_run(&graph, &folder, output);
+    }
+    let store = Store::open(&folder)?;
+    let tally = args.runner(output)?.run(&graph.steps, &store, output)?;
+    let findings = results::join(&recipe, &graph, &store)?;
+    let page = folder.join("report.html");
+    let text = html::html(&findings.document)?;
+    merge::io::write_file(&page, text.as_bytes(), true)?;
+    if output.json {
+        output.json(&json!({
+            "report": page,
+            "steps": { "kept": tally.n_kept, "run": tally.n_run, "seconds": tally.seconds },
+            "test": findings.tests,
+        }))?;
+        return Ok(ExitCode::SUCCESS);
+    }
+    for report in &findings.tests {
+        if let Some(first) = report.results.first() {
+            let data = [first.dataset.as_deref(), first.split.as_deref()];
+            let data: Vec<&str> = data.into_iter().flatten().collect();
+            output.line(data.join(" "))?;
+        }
+        output.text(&result_table::by_result(report).to_string())?;
+        output.line("")?;
+    }
+    output.note(format!(
+        "{} steps run, {} kept from before; {:.0} s of work in all",
+        tally.n_run, tally.n_kept, tally.seconds
+    ));
+    output.line(page.display().to_string())?;
+    Ok(ExitCode::SUCCESS)
+}
+
+impl Args {
+    fn folder(&self) -> Result<PathBuf> {
+        if let Some(out) = &self.out {
+            return Ok(out.clone());
+        }
+        let stem = self.recipe.file_stem().map(PathBuf::from);
+        stem.ok_or_else(|| UsageError("name the folder of the study with --out".into()).into())
+    }
+
+    fn runner(&self, output: &Output) -> Result<Runner> {
+        let words = self.launcher.as_deref().unwrap_or_default();
+        let n_threads = output.n_threads();
+        Ok(Runner {
+            program: std::env::current_exe().context("cannot find this program")?,
+            launcher: words.split_whitespace().map(str::to_owned).collect(),
+            device: self.device.clone(),
+            jobs: self.jobs,
+            threads: (self.jobs > 1 || output.threads.is_some())
+                .then(|| (n_threads / self.jobs).max(1)),
+        })
+    }
+}
+
+fn dry_run(graph: &Graph, folder: &Path, output: &Output) -> Result<ExitCode> {
+    let depends_on = dependencies(&graph.steps)?;
+    let store = Store::at(folder);
+    let standing = |step| match store.standing(step, &depends_on[&step.name]) {
+        Standing::Finished => "finished",
+        Standing::Begun => "begun",
+        Standing::New => "to do",
+    };
+    if output.json {
+        let step = |step| {
+            let commands = store.lines(step);
+            json!({ "name": step.name, "standing": standing(step), "commands": commands })
+        };
+        output.json(&graph.steps.iter().map(step).collect::<Vec<_>>())?;
+        return Ok(ExitCode::SUCCESS);
+    }
+    for step in &graph.steps {
+        output.line(format!("{} ({})", step.name, standing(step)))?;
+        for line in store.lines(step) {
+            output.line(format!("    {line}"))?;
+        }
+    }
+    output.note(format!("{} steps", graph.steps.len()));
+    Ok(ExitCode::SUCCESS)
+}

@@ -1,0 +1,319 @@
+//! What a study does, as written in YAML.
+
+use std::path::{Path, PathBuf};
+
+use anyhow::Result;
+use serde::{Deserialize, Serialize};
+use serde_json::{Map, Value};
+use train::recipe::{ExpertForm, Init, ModelSettings, TrainRecipe, open_document, overlay};
+
+use crate::output::UsageError;
+
+/// Everything from fresh weights to a table.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct StudyRecipe {
+    /// Heading of the report.
+    pub title: String,
+    /// What is learned from and measured on.
+    pub data: StudyData,
+    /// What all pre-training starts from: a modality-agnostic checkpoint, or fresh weights.
+    pub init: Init,
+    /// What a checkpoint does not say of its model.
+    #[serde(default)]
+    pub model: ModelSettings,
+    /// Which parts of a block get a copy per modality after the seed.
+    #[serde(default = "all_specific")]
+    pub specific: ExpertForm,
+    /// How is pre-trained, seed and experts alike.
+    pub pretrain: Training,
+    /// Steps of pre-training, of the seed and of the experts together.
+    pub budget_steps: u64,
+    /// Steps of the seed, each of which is a model of its own; 0 is no seed.
+    pub seed_steps: Vec<u64>,
+    /// Steps of the seed whose experts are merged in every way.
+    pub main_seed_steps: u64,
+    /// Which examples gram matrices are summed over.
+    #[serde(default)]
+    pub grams: GramSettings,
+    /// Ways to merge; a parameter with a list of values is a sweep.
+    pub merges: Vec<MergeSettings>,
+    /// The way to merge after every other length of the seed.
+    pub merge_of_seeds: MergeSettings,
+    /// What models are measured on, fine-tuned or as they are.
+    pub tasks: Vec<StudyTask>,
+}
+
+/// What is learned from and measured on.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct StudyData {
+    /// Folder of arrow files.
+    #[serde(default)]
+    pub folder: Option<PathBuf>,
+    /// Instead of one: make it of downloads.
+    #[serde(default)]
+    pub build: Option<BuildSettings>,
+    /// A vocab.txt or tokenizer.json, a folder with one, or a name on the hub.
+    #[serde(default = "bert_name")]
+    pub tokenizer: String,
+}
+
+/// Arrow files from downloads, as `vlmerge data build` makes them.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct BuildSettings {
+    /// Folder of the downloads.
+    pub raw: PathBuf,
+    /// Names of data sets.
+    pub sets: Vec<String>,
+}
+
+/// A training recipe, or what is different from one; the study adds start, model, data and length.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub struct Training {
+    /// The recipe that is changed.
+    #[serde(default)]
+    pub recipe: Option<PathBuf>,
+    /// Settings of it.
+    #[serde(flatten)]
+    pub settings: Map<String, Value>,
+}
+
+impl Training {
+    /// The recipe with the settings in it.
+    pub fn document(&self) -> Result<Value> {
+        let mut document = match &self.recipe {
+            Some(path) => open_document(path, &[])?,
+            None => Value::Object(Map::new()),
+        };
+        overlay(&mut document, &Value::Object(self.settings.clone()));
+        Ok(document)
+    }
+}
+
+/// Which examples gram matrices are summed over.
+#[derive(Clone, Debug, Default, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct GramSettings {
+    /// The first ones alone.
+    pub limit: Option<usize>,
+}
+
+/// A way to merge.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct MergeSettings {
+    /// Its name, as in merge recipes.
+    pub method: String,
+    /// Its parameters, of which one may be a list.
+    #[serde(flatten)]
+    pub parameters: Map<String, Value>,
+}
+
+/// What models are measured on.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct StudyTask {
+    /// What is to be done.
+    pub task: TaskKind,
+    /// The data set of retrieval.
+    #[serde(default = "coco_name")]
+    pub dataset: String,
+    /// The split that parameters are chosen on.
+    pub validation: String,
+    /// The split of the table.
+    pub test: String,
+    /// The split whose gram matrices are summed.
+    #[serde(default = "train_name")]
+    pub grams: String,
+    /// How models are fine-tuned; without it they are measured as they come.
+    #[serde(default)]
+    pub finetune: Option<Training>,
+}
+
+/// What is to be done.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum TaskKind {
+    /// Texts for images and images for texts.
+    Retrieval,
+    /// Questions about images.
+    Vqa,
+    /// Statements about two images.
+    Nlvr2,
+}
+
+impl TaskKind {
+    /// As flags spell it.
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Retrieval => "retrieval",
+            Self::Vqa => "vqa",
+            Self::Nlvr2 => "nlvr2",
+        }
+    }
+
+    /// As merge recipes spell the choice of experts.
+    pub fn experts(self) -> &'static str {
+        match self {
+            Self::Retrieval => "irtr",
+            _ => self.name(),
+        }
+    }
+}
+
+impl StudyTask {
+    /// The data set.
+    pub fn dataset(&self) -> &str {
+        match self.task {
+            TaskKind::Retrieval => &self.dataset,
+            _ => self.task.name(),
+        }
+    }
+}
+
+impl StudyRecipe {
+    /// Reads a recipe, with settings changed, and looks for what cannot be.
+    pub fn open(path: &Path, settings: &[String]) -> Result<Self> {
+        let recipe: Self = open_document(path, settings)?;
+        recipe.check()?;
+        Ok(recipe)
+    }
+
+    fn check(&self) -> Result<()> {
+        let bad = |what: String| Err(UsageError(what).into());
+        self.init.check()?;
+        if self.init.expand.is_some() {
+            return bad("`init.expand`: a study starts from a modality-agnostic model".into());
+        }
+        if self.data.folder.is_some() == self.data.build.is_some() {
+            return bad("`data`: give a `folder`, or `build` one".into());
+        }
+        if !self.seed_steps.contains(&self.main_seed_steps) {
+            let main = self.main_seed_steps;
+            return bad(format!("`main_seed_steps`: {main} is not in `seed_steps`"));
+        }
+        if self.main_seed_steps == 0 {
+            return bad("`main_seed_steps`: experts without a seed have no base".into());
+        }
+        if let Some(steps) = self.seed_steps.iter().find(|&&s| s >= self.budget_steps) {
+            let budget = self.budget_steps;
+            return bad(format!(
+                "`seed_steps`: after {steps} of {budget} steps nothing is left for the experts"
+            ));
+        }
+        for (key, training) in self.trainings() {
+            for owned in ["init", "model", "length"] {
+                let is_owned = owned != "length" || key == "pretrain";
+                if is_owned && training.settings.contains_key(owned) {
+                    return bad(format!("`{key}.{owned}`: the study says that itself"));
+                }
+            }
+        }
+        if self.tasks.is_empty() {
+            return bad("`tasks`: there is none".into());
+        }
+        for task in &self.tasks {
+            if task.validation == task.test {
+                let (data, split) = (task.dataset(), &task.test);
+                return bad(format!(
+                    "`tasks`: parameters of merges would be chosen on the test split `{split}` of {data}"
+                ));
+            }
+            let same = |other: &&StudyTask| other.dataset() == task.dataset();
+            if self.tasks.iter().filter(same).count() > 1 {
+                return bad(format!("`tasks`: {} comes twice", task.dataset()));
+            }
+        }
+        if self.merge_of_seeds.points()?.len() != 1 {
+            return bad("`merge_of_seeds`: its parameters have one value each".into());
+        }
+        Ok(())
+    }
+
+    fn trainings(&self) -> Vec<(&str, &Training)> {
+        let finetunes = self.tasks.iter().filter_map(|task| task.finetune.as_ref());
+        let finetunes = finetunes.map(|training| ("tasks.finetune", training));
+        [("pretrain", &self.pretrain)]
+            .into_iter()
+            .chain(finetunes)
+            .collect()
+    }
+}
+
+/// A merge of a sweep.
+#[derive(Clone, Debug, PartialEq)]
+pub struct MergePoint {
+    /// Name of the method.
+    pub method: String,
+    /// All parameters.
+    pub parameters: Map<String, Value>,
+    /// The one that a list was given for, and its value.
+    pub at: Option<(String, f64)>,
+}
+
+impl MergePoint {
+    /// What it is called.
+    pub fn name(&self) -> String {
+        let mut name = self.method.clone();
+        for (key, value) in &self.parameters {
+            name = format!("{name} {key} {value}");
+        }
+        name
+    }
+}
+
+impl MergeSettings {
+    /// A merge per value of the parameter with a list; one if there is none.
+    pub fn points(&self) -> Result<Vec<MergePoint>> {
+        let lists = self.parameters.iter().filter(|(_, value)| value.is_array());
+        let lists: Vec<_> = lists.collect();
+        let point = |at: Option<(String, f64)>| {
+            let mut parameters = self.parameters.clone();
+            if let Some((key, value)) = &at {
+                parameters.insert(key.clone(), Value::from(*value));
+            }
+            MergePoint {
+                method: self.method.clone(),
+                parameters,
+                at,
+            }
+        };
+        let Some((key, Value::Array(values))) = lists.first() else {
+            return Ok(vec![point(None)]);
+        };
+        let numbers = values.iter().map(Value::as_f64).collect::<Option<Vec<_>>>();
+        match numbers {
+            Some(numbers) if lists.len() == 1 && !numbers.is_empty() => Ok(numbers
+                .into_iter()
+                .map(|number| point(Some(((*key).clone(), number))))
+                .collect()),
+            _ => {
+                let method = &self.method;
+                let what = format!("merges: `{method}` may have one list, of at least one number");
+                Err(UsageError(what).into())
+            }
+        }
+    }
+}
+
+/// The recipe of a run, checked.
+pub fn checked(document: &Value, of: &str) -> Result<TrainRecipe> {
+    Ok(TrainRecipe::from_document(document.clone(), Path::new(of))?)
+}
+
+fn all_specific() -> ExpertForm {
+    ExpertForm::AllSpecific
+}
+
+fn bert_name() -> String {
+    "bert-base-uncased".into()
+}
+
+fn coco_name() -> String {
+    "coco".into()
+}
+
+fn train_name() -> String {
+    "train".into()
+}

@@ -1,0 +1,211 @@
+//! From what the steps measured to one report.
+
+use std::path::Path;
+
+use anyhow::{Result, bail};
+use evaluate::reports::file::{self, Source};
+use evaluate::reports::published::Published;
+use evaluate::reports::{Document, Input, Report, SweepPoint, TaskResult};
+
+use super::graph::{Graph, Measured, Model, Origin};
+use super::recipe::StudyRecipe;
+use super::step::Place;
+use super::store::Store;
+
+/// What a study found.
+#[derive(Debug)]
+pub struct Findings {
+    /// Everything, for a page.
+    pub document: Document,
+    /// The table of the test splits.
+    pub tests: Vec<Report>,
+}
+
+/// Reads what the steps left, and joins it.
+pub fn join(recipe: &StudyRecipe, graph: &Graph, store: &Store) -> Result<Findings> {
+    let mut inputs = Vec::new();
+    let mut tests = Vec::new();
+    let mut sweeps = Vec::new();
+    let mut remarks = Vec::new();
+    for measured in &graph.measured {
+        let validation = read(store, &measured.validation, &measured.models)?;
+        let chosen = choose(measured, &validation);
+        let mut test = read(store, &measured.test, &measured.models)?;
+        keep(&mut test, |index| {
+            matches!(
+                measured.models[index].origin,
+                Origin::Agnostic | Origin::Specific
+            ) || chosen.contains(&index)
+        });
+        for &index in &chosen {
+            if let Origin::Merge(point) = &measured.models[index].origin
+                && let Some((parameter, value)) = &point.at
+            {
+                remarks.push(format!(
+                    "{} on {}: {parameter} {value} was chosen on the split {}; its row is of the split {}.",
+                    point.method,
+                    measured.task.dataset(),
+                    measured.task.validation,
+                    measured.task.test,
+                ));
+            }
+        }
+        rename(&mut test, measured);
+        inputs.push(input("test", test.clone()));
+        tests.push(test);
+        sweeps.extend(sweeps_of(measured, &validation, &chosen));
+        sweeps.push(input("length of the seed", seeds(measured, store)?));
+    }
+    inputs.extend(sweeps);
+    for (steps, place) in &graph.distances {
+        let path = store.path("", place);
+        inputs.push(Input {
+            label: match steps {
+                0 => "experts without a seed".to_owned(),
+                _ => format!("experts after {steps} seed steps"),
+            },
+            source: file::read_source(&path)?,
+        });
+    }
+    let mut document = Document::new(&recipe.title, &inputs, &Published::ours()?);
+    document.remarks.extend(remarks);
+    document.remarks.push(format!(
+        "Each model was pre-trained for {} steps in all; merges are of experts after {} seed steps \
+         unless the table says otherwise. Parameters were chosen on validation data.",
+        recipe.budget_steps, recipe.main_seed_steps
+    ));
+    Ok(Findings { document, tests })
+}
+
+fn input(label: &str, report: Report) -> Input {
+    Input {
+        label: label.to_owned(),
+        source: Source::Report(report),
+    }
+}
+
+/// A report whose results are of `models`, in that order.
+fn read(store: &Store, place: &Place, models: &[Model]) -> Result<Report> {
+    let path = store.path("", place);
+    let report = file::read(&path)?;
+    check(
+        &path,
+        &report,
+        models.iter().map(|model| model.name.as_str()),
+    )?;
+    Ok(report)
+}
+
+fn check<'a>(path: &Path, report: &Report, names: impl Iterator<Item = &'a str>) -> Result<()> {
+    if report.results.iter().map(|r| r.name.as_str()).eq(names) {
+        return Ok(());
+    }
+    bail!("{}: its results are not those of the study", path.display())
+}
+
+/// The number that points are compared by: the sum of recalls, or else the first one.
+fn worth(result: &TaskResult) -> Option<f64> {
+    let sum = result.measurements.iter().find(|m| m.name == "rsum");
+    sum.or(result.measurements.first())?.value
+}
+
+/// Of each method the place of the best point on validation data; of equal ones the first.
+fn choose(measured: &Measured, validation: &Report) -> Vec<usize> {
+    let mut chosen: Vec<(&str, usize)> = Vec::new();
+    for (index, model) in measured.models.iter().enumerate() {
+        let Origin::Merge(point) = &model.origin else {
+            continue;
+        };
+        let own = worth(&validation.results[index]);
+        match chosen
+            .iter_mut()
+            .find(|(method, _)| *method == point.method)
+        {
+            Some((_, best)) if own > worth(&validation.results[*best]) => *best = index,
+            Some(_) => {}
+            None => chosen.push((&point.method, index)),
+        }
+    }
+    chosen.into_iter().map(|(_, index)| index).collect()
+}
+
+/// Leaves out results, and the comparisons with them.
+fn keep(report: &mut Report, is_kept: impl Fn(usize) -> bool) {
+    let kept: Vec<usize> = (0..report.results.len()).filter(|&i| is_kept(i)).collect();
+    let place = |index: usize| kept.iter().position(|&k| k == index);
+    report.comparisons.retain_mut(|comparison| {
+        match (place(comparison.result), place(comparison.against)) {
+            (Some(result), Some(against)) => {
+                (comparison.result, comparison.against) = (result, against);
+                true
+            }
+            _ => false,
+        }
+    });
+    report.results = kept.iter().map(|&i| report.results[i].clone()).collect();
+}
+
+/// Calls a chosen point by its method, so that rows of several tasks stand in one line.
+fn rename(report: &mut Report, measured: &Measured) {
+    for result in &mut report.results {
+        let model = measured
+            .models
+            .iter()
+            .find(|model| model.name == result.name);
+        if let Some(Origin::Merge(point)) = model.map(|model| &model.origin) {
+            result.name.clone_from(&point.method);
+        }
+    }
+}
+
+/// A report per method that was swept, on validation data.
+fn sweeps_of(measured: &Measured, validation: &Report, chosen: &[usize]) -> Vec<Input> {
+    let mut of_methods: Vec<(&str, Vec<usize>)> = Vec::new();
+    for (index, model) in measured.models.iter().enumerate() {
+        if let Origin::Merge(point) = &model.origin
+            && point.at.is_some()
+        {
+            match of_methods
+                .iter_mut()
+                .find(|(method, _)| *method == point.method)
+            {
+                Some((_, points)) => points.push(index),
+                None => of_methods.push((&point.method, vec![index])),
+            }
+        }
+    }
+    let report = |(method, points): (&str, Vec<usize>)| {
+        let mut report = Report::new(Vec::new(), Vec::new());
+        for index in points {
+            let mut result = validation.results[index].clone();
+            if let Origin::Merge(point) = &measured.models[index].origin {
+                result.point = point.at.as_ref().map(|(parameter, value)| SweepPoint {
+                    parameter: parameter.clone(),
+                    value: *value,
+                    is_best: chosen.contains(&index),
+                });
+            }
+            report.results.push(result);
+        }
+        input(method, report)
+    };
+    of_methods.into_iter().map(report).collect()
+}
+
+/// Merges after seeds of all lengths on test data: no point of it is chosen.
+fn seeds(measured: &Measured, store: &Store) -> Result<Report> {
+    let models: Vec<Model> = measured
+        .by_seed
+        .iter()
+        .map(|(_, model)| model.clone())
+        .collect();
+    let mut report = read(store, &measured.seeds, &models)?;
+    for (result, (steps, _)) in report.results.iter_mut().zip(&measured.by_seed) {
+        result.point = Some(SweepPoint {
+            parameter: "seed steps".to_owned(),
+            value: *steps as f64,
+            is_best: false,
+        });
+    }
+    Ok(report)
+}
