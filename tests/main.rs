@@ -20,5 +20,6 @@ mod report;
 mod resuming;
 mod score;
 mod searching;
+mod soups;
 mod study;
 mod training;

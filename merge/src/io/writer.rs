@@ -286,10 +286,10 @@ impl Writer {
         open.map(of_part).collect()
     }
 
-    /// How many files of a run before are taken as they are.
+    /// How many files are complete, so that a later run goes on with the next.
     #[must_use]
-    pub fn n_kept(&self) -> usize {
-        self.ledger.as_ref().map_or(0, Ledger::n_done)
+    pub fn n_complete(&self) -> usize {
+        self.ledger.as_ref().map_or(0, Ledger::n_complete)
     }
 
     /// Takes note that all tensors of one of [`Writer::open_runs`] are written: from here on a later run

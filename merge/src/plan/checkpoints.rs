@@ -5,9 +5,8 @@ use std::sync::Arc;
 
 use super::settings::{Layer, Settings};
 use super::stages::Opener;
-use super::vocabularies::{self, Alignment};
+use super::vocabularies;
 use super::{Action, Dropped, Entry, MergePlan, TensorRef, companions};
-use crate::beside::config::Changes;
 use crate::gram::GramStore;
 use crate::layouts::{Generic, ModelRecord};
 use crate::methods::{self, DrawKey, GroupShape, MergeMethod, Operation, StepRounding, Tape};
@@ -41,7 +40,7 @@ pub(super) fn resolve(recipe: &MergeRecipe, opener: &Opener) -> Result<(MergePla
     }
     let mut models = Models::open(recipe, method.as_ref(), opener)?;
     let alignment = vocabularies::align(recipe, &mut models, opener)?;
-    let changes = changes(recipe, &models, alignment.as_ref());
+    let changes = companions::changes(recipe, &models, alignment.as_ref());
     let wanted = models.wanted(recipe)?;
     let mut builder = Builder {
         recipe,
@@ -83,24 +82,6 @@ pub(super) fn resolve(recipe: &MergeRecipe, opener: &Opener) -> Result<(MergePla
         beside,
     };
     Ok((plan, recipe.clone()))
-}
-
-/// How the output differs from the model whose configuration it gets.
-fn changes(recipe: &MergeRecipe, models: &Models, alignment: Option<&Alignment>) -> Changes {
-    let donor = companions::donor_source(recipe, models);
-    let layers = donor.and_then(|donor| {
-        let source = models.sources.get(donor)?;
-        companions::sliced_layers(recipe, source)
-    });
-    let vocabulary = alignment.and_then(|alignment| {
-        let before = alignment.n_rows_before.get(donor?).copied().flatten()?;
-        Some((before, alignment.n_rows))
-    });
-    Changes {
-        layers,
-        vocabulary,
-        ..Changes::default()
-    }
 }
 
 /// A plan under construction.
