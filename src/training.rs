@@ -135,11 +135,16 @@ fn dry_run(trainer: &Trainer<'_>, output: &Output) -> Result<()> {
         megabytes(memory.optimizer_bytes)
     ))?;
     output.line(format!(
+        "weights it starts from, where no file holds them: {}; a copy while weights are kept: {}",
+        megabytes(memory.start_bytes),
+        megabytes(memory.saving_bytes)
+    ))?;
+    output.line(format!(
         "activations of a part of the batch, by estimate: {}",
         megabytes(memory.activation_bytes)
     ))?;
     let total = megabytes(memory.total_bytes());
-    output.line(format!("all together: {total}"))
+    output.line(format!("at the peak, all together: {total}"))
 }
 
 /// How fast data came, and whether the device had to wait for it.

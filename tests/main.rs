@@ -12,6 +12,10 @@ mod merging;
 mod program;
 #[cfg(feature = "remote")]
 #[path = "../merge/tests/range_server.rs"]
+#[allow(
+    dead_code,
+    reason = "this harness needs less of the server than its own"
+)]
 mod range_server;
 mod recipes;
 #[cfg(feature = "remote")]

@@ -9,6 +9,7 @@ use evaluate::reports::journal::Finished;
 use merge::recipe::{ModelRef, Parameter, Parameters};
 use merge::{MergePlan, MergeRecipe};
 use serde_json::json;
+use train::collective::{Alone, Collective};
 
 use crate::measuring::{Point, ResultArgs, Study};
 use crate::output::{Output, UsageError};
@@ -67,7 +68,8 @@ pub fn run(args: Args, output: &Output) -> Result<ExitCode> {
     merge::io::check_file_target(&recipe_path, true)?;
     // Checkpoints that cannot be averaged are refused before anything is measured.
     MergePlan::resolve(&average(&args.checkpoints))?;
-    let study = Study::open(&args.data, &args.model, &args.results, output)?;
+    let on = (args.model.device()?, &Alone as &dyn Collective);
+    let study = Study::open(&args.data, &args.model, &args.results, on, output)?;
     let mut finished: Vec<Finished> = Vec::new();
     let mut measure = |target: Target| {
         let name = target.name();
