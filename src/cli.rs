@@ -33,6 +33,21 @@ pub struct Global {
     /// Results as JSON on standard output
     #[arg(long, global = true)]
     pub json: bool,
+    /// Remote files only as far as they are in the cache
+    #[arg(long, global = true, help_heading = "Remote files")]
+    pub offline: bool,
+    /// Folder for what was read of remote files [default: vlmerge in the user's cache folder]
+    #[arg(
+        long,
+        global = true,
+        value_name = "DIR",
+        env = "VLMERGE_CACHE",
+        help_heading = "Remote files"
+    )]
+    pub cache_dir: Option<PathBuf>,
+    /// Read remote files without encryption from other machines too
+    #[arg(long, global = true, help_heading = "Remote files")]
+    pub allow_http: bool,
 }
 
 /// One verb, one file under `commands/`.
@@ -56,6 +71,8 @@ pub enum Command {
     Arithmetic(commands::arithmetic::Args),
     /// Merge experts by RegMean from gram matrices
     Regmean(commands::regmean::Args),
+    /// Print the recipe that a merged checkpoint was made by
+    Recipe(commands::recipe::Args),
     /// Run a merge recipe
     Merge(commands::merge::Args),
     /// Build arrow files from public downloads, and look at what is in them
@@ -66,6 +83,10 @@ pub enum Command {
     Evaluate(commands::evaluate::Args),
     /// Merge and measure along a grid of a parameter
     Sweep(commands::sweep::Args),
+    /// Search numbers of a merge recipe for the best result on validation data
+    Search(commands::search::Args),
+    /// Average those checkpoints that together do best: a greedy soup
+    Soup(commands::soup::Args),
     /// Train a model on images with captions: seeds and modality-specific models
     Pretrain(commands::pretrain::Args),
     /// Train weights, merged or not, for retrieval, VQA or NLVR2
@@ -86,7 +107,7 @@ pub struct WriteArgs {
     #[arg(long, value_enum, default_value_t, value_name = "TYPE")]
     pub dtype: DTypeArg,
     /// Split into files of at most this size, e.g. 2GB or 500MiB, with an index
-    #[arg(long, value_name = "SIZE", value_parser = parse_size)]
+    #[arg(long, visible_alias = "shard-size", value_name = "SIZE", value_parser = parse_size)]
     pub max_shard_size: Option<u64>,
     /// Kind of file [default: by the extension: .safetensors, .pt, .pth, .bin, .ckpt]
     #[arg(long, value_enum, value_name = "KIND")]
@@ -109,14 +130,22 @@ pub struct WriteArgs {
 }
 
 impl WriteArgs {
-    /// Where and how to write to `path`.
-    pub fn write_options(&self, path: PathBuf) -> WriteOptions {
+    /// Where and how to write to `path`; if it `may_be_folder`, a name that no file would have stands
+    /// for a model folder.
+    pub fn write_options(&self, path: PathBuf, may_be_folder: bool) -> WriteOptions {
+        let container = self.container.map(Into::into);
+        let ends = path.as_os_str().as_encoded_bytes().ends_with(b"/");
+        let is_folder = ends || path.is_dir() || path.extension().is_none();
+        let options = match may_be_folder && is_folder {
+            true => WriteOptions::in_folder(&path, container),
+            false => WriteOptions::new(path),
+        };
         WriteOptions {
-            path,
-            container: self.container.map(Into::into),
+            container,
             max_shard_bytes: self.max_shard_size,
             force: self.force,
             sync: !self.no_sync,
+            ..options
         }
     }
 

@@ -6,8 +6,10 @@ mod key_tree;
 mod measuring;
 mod output;
 mod plan_view;
+mod ranks;
 mod result_table;
 mod running;
+mod search;
 mod study;
 mod table;
 mod training;
@@ -23,7 +25,15 @@ fn main() -> ExitCode {
         Ok(output) => output,
         Err(error) => return output::report(&error),
     };
-    match commands::run(cli.command, &output) {
+    let done = commands::run(cli.command, &output);
+    let fetched = output::fetched_bytes();
+    if fetched > 0 {
+        output.note(format!(
+            "{} fetched over the network",
+            output::bytes(fetched)
+        ));
+    }
+    match done {
         Ok(code) => code,
         Err(error) => output::report(&error),
     }

@@ -43,12 +43,23 @@ impl Output {
                 .build_global()
                 .context("cannot start the thread pool")?;
         }
+        install_remote(global);
         Ok(Self {
             json: global.json,
             threads: global.threads,
             quiet: global.quiet,
             bar: Mutex::new(None),
         })
+    }
+
+    /// Says nothing but errors.
+    pub fn silent() -> Self {
+        Self {
+            json: false,
+            threads: None,
+            quiet: true,
+            bar: Mutex::new(None),
+        }
     }
 
     /// Threads that there are to work with.
@@ -83,11 +94,35 @@ impl Output {
     }
 }
 
+/// Applies the flags for remote files.
+#[cfg(feature = "remote")]
+fn install_remote(global: &Global) {
+    let mut options = merge::remote::RemoteOptions::from_env();
+    options.offline |= global.offline;
+    options.allow_http = global.allow_http;
+    if let Some(folder) = &global.cache_dir {
+        options.cache.clone_from(folder);
+    }
+    merge::remote::Remote::new(options).install();
+}
+
+/// Without remote files there is nothing to apply; their addresses are refused when they are opened.
+#[cfg(not(feature = "remote"))]
+fn install_remote(_: &Global) {}
+
+/// Bytes of remote files that came over the network so far.
+pub fn fetched_bytes() -> u64 {
+    #[cfg(feature = "remote")]
+    return merge::remote::Remote::installed_traffic().fetched_bytes;
+    #[cfg(not(feature = "remote"))]
+    0
+}
+
 /// A bar over bytes.
-const BYTES: &str = "{msg} [{bar:30}] {bytes}/{total_bytes} {bytes_per_sec} eta {eta}";
+const BYTES: &str = "{msg}{prefix} [{bar:30}] {bytes}/{total_bytes} {bytes_per_sec} eta {eta}";
 
 /// A bar over things.
-const ITEMS: &str = "{msg} [{bar:30}] {pos}/{len} {per_sec} eta {eta}";
+const ITEMS: &str = "{msg}{prefix} [{bar:30}] {pos}/{len} {per_sec} eta {eta}";
 
 impl Output {
     fn show_bar(&self, what: &str, total: u64, template: &str) {
@@ -121,6 +156,10 @@ impl merge::Progress for Output {
             && let Some(bar) = current.as_ref()
         {
             bar.inc(amount);
+            let fetched = fetched_bytes();
+            if fetched > 0 {
+                bar.set_prefix(format!(" ({} fetched)", bytes(fetched)));
+            }
         }
     }
 

@@ -6,13 +6,15 @@ use std::time::Instant;
 
 use anyhow::Result;
 use merge::MergePlan;
+use merge::beside::Companion;
 use merge::execute::{check, execute};
+use merge::io::WriteOptions;
 use merge::plan::{Action, Entry};
 use serde_json::json;
 
 use crate::cli::WriteArgs;
 use crate::commands::merge::no_target;
-use crate::output::{Output, bytes};
+use crate::output::{Output, bytes, fetched_bytes};
 
 /// Prints the plan on `--dry-run`, else runs it and prints where the result is.
 pub fn carry_out(
@@ -22,25 +24,40 @@ pub fn carry_out(
     check_copies: bool,
     output: &Output,
 ) -> Result<ExitCode> {
+    // Conversions write the file that is asked for and nothing beside it.
+    let may_be_folder = !plan.beside.ingredients.is_empty();
     if write.dry_run {
-        if let Some(target) = target {
-            let run = write.run_options(check_copies);
-            check(plan, &write.write_options(target), &run)?;
+        let options = target.map(|target| write.write_options(target, may_be_folder));
+        if let Some(options) = &options {
+            check(plan, options, &write.run_options(check_copies))?;
         }
-        show(plan, output)?;
+        let files = match options {
+            Some(WriteOptions {
+                is_folder: true, ..
+            }) => plan.beside.files.as_slice(),
+            _ => &[],
+        };
+        show(plan, files, output)?;
         return Ok(ExitCode::SUCCESS);
     }
-    let options = write.write_options(target.ok_or_else(no_target)?);
+    let options = write.write_options(target.ok_or_else(no_target)?, may_be_folder);
     let start = Instant::now();
     let summary = execute(plan, &options, &write.run_options(check_copies), output)?;
     let seconds = start.elapsed().as_secs_f64();
     if output.json {
         let mut value = serde_json::to_value(&summary)?;
         value["seconds"] = json!(seconds);
+        value["fetched_bytes"] = json!(fetched_bytes());
         output.json(&value)?;
     } else {
         for file in &summary.files {
             output.line(file.display().to_string())?;
+        }
+        if summary.n_files_kept > 0 {
+            output.note(format!(
+                "{} files were complete before the run was stopped",
+                summary.n_files_kept
+            ));
         }
         output.note(format!(
             "{} tensors copied, {} computed, {} left out; {} read, {} written in {seconds:.2} s",
@@ -54,13 +71,14 @@ pub fn carry_out(
     Ok(ExitCode::SUCCESS)
 }
 
-fn show(plan: &MergePlan, output: &Output) -> Result<()> {
+fn show(plan: &MergePlan, beside: &[Companion], output: &Output) -> Result<()> {
     let peak_bytes = plan.peak_bytes(rayon::current_num_threads());
     if output.json {
         let entries: Vec<_> = plan.entries.iter().map(entry_json).collect();
         return output.json(&json!({
             "entries": entries,
             "dropped": plan.dropped,
+            "beside": beside,
             "files": plan.files(),
             "input_bytes": plan.input_bytes(),
             "output_bytes": plan.output_bytes(),
@@ -87,6 +105,9 @@ fn show(plan: &MergePlan, output: &Output) -> Result<()> {
             "drop     {}  ({})",
             dropped.tensor.key, dropped.why
         ))?;
+    }
+    for file in beside {
+        output.line(format!("beside   {}  ({})", file.name, file.why))?;
     }
     output.line(format!(
         "{} tensors out, {} left out; reads {}, writes {}; peak memory for tensor data about {}",

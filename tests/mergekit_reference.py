@@ -17,6 +17,7 @@ import tempfile
 
 import numpy
 import torch
+import transformers
 import yaml
 from mergekit.config import MergeConfiguration
 from mergekit.merge import MergeOptions, run_merge
@@ -72,6 +73,69 @@ def write_models():
         folder.mkdir(parents=True, exist_ok=True)
         save_file({key: torch.from_numpy(value) for key, value in tensors.items()}, folder / "model.safetensors")
         (folder / "config.json").write_text(json.dumps(CONFIG, indent=2) + "\n")
+
+
+# Models whose vocabularies differ: tokens in other orders, tokens that others lack, an added token.
+WORDS = {
+    "words_base": (["<unk>", "the", "cat", "sat", "on", "mat"], []),
+    "words_a": (["<unk>", "cat", "the", "dog", "sat", "ran"], ["<a>"]),
+    "words_b": (["mat", "<unk>", "the", "dog", "bird", "ran", "cat"], []),
+}
+
+
+def write_words():
+    random = numpy.random.default_rng(2)
+    for name, (words, added) in WORDS.items():
+        folder = FOLDER / name
+        folder.mkdir(parents=True, exist_ok=True)
+        tokens = words + added
+        config = {**CONFIG, "num_hidden_layers": 1, "vocab_size": len(tokens)}
+        shapes_of = {key: shape for key, shape in shapes() if "layers." not in key or "layers.0." in key}
+        tensors = {}
+        for key, shape in shapes_of.items():
+            rows = len(tokens) if key in VOCABULARY else shape[0]
+            tensors[key] = torch.from_numpy(random.normal(0, 0.5, (rows, *shape[1:])).astype("float32"))
+        save_file(tensors, folder / "model.safetensors")
+        (folder / "config.json").write_text(json.dumps(config, indent=2) + "\n")
+        settings = {"single_word": False, "lstrip": False, "rstrip": False, "normalized": False, "special": True}
+        entries = [{"id": words.index("<unk>"), "content": "<unk>", **settings}]
+        entries += [{"id": len(words) + index, "content": token, **settings} for index, token in enumerate(added)]
+        tokenizer = {
+            "version": "1.0", "truncation": None, "padding": None, "added_tokens": entries,
+            "normalizer": None, "pre_tokenizer": {"type": "Whitespace"}, "post_processor": None, "decoder": None,
+            "model": {"type": "WordLevel", "vocab": {word: index for index, word in enumerate(words)}, "unk_token": "<unk>"},
+        }
+        (folder / "tokenizer.json").write_text(json.dumps(tokenizer, indent=2) + "\n")
+        tokenizer_config = {"tokenizer_class": "PreTrainedTokenizerFast", "unk_token": "<unk>"}
+        (folder / "tokenizer_config.json").write_text(json.dumps(tokenizer_config, indent=2) + "\n")
+
+
+VOCABULARY = ["model.embed_tokens.weight", "lm_head.weight"]
+
+
+def our_tokens(recipe):
+    """The tokens of a recipe with `tokenizer_source`, in the order in which vlmerge has them."""
+    first = recipe.get("base_model", recipe["models"][0]["model"])
+    words, added = WORDS[first]
+    tokens = words + added
+    if recipe["tokenizer_source"] == "union":
+        for model in recipe["models"]:
+            words, added = WORDS[model["model"]]
+            # mergekit's order of new tokens is that of a hash table, so it cannot be taken.
+            tokens += [word for word in words if word not in tokens]
+            tokens += [token for token in added if token not in tokens]
+    return tokens
+
+
+def in_our_order(recipe, merged, folder):
+    """mergekit's tensors with the rows of tokens where vlmerge has them."""
+    if "tokenizer_source" not in recipe:
+        return merged
+    theirs = transformers.AutoTokenizer.from_pretrained(folder).get_vocab()
+    tokens = our_tokens(recipe)
+    assert sorted(theirs) == sorted(tokens), "other tokens"
+    order = [theirs[token] for token in tokens]
+    return {key: value[order] if key in VOCABULARY else value for key, value in merged.items()}
 
 
 def models(*names, **each):
@@ -177,6 +241,21 @@ def cases():
     }
 
 
+    weights = {"weight": [0.5, 0.3]}
+    yield "tokens_union", {
+        "merge_method": "linear",
+        "models": models("words_base", "words_a", "words_b", weight=[0.5, 0.3, 0.4]),
+        "tokenizer_source": "union",
+    }
+    for source in ["base", "union"]:
+        yield f"tokens_{source}_of_base", {
+            "merge_method": "task_arithmetic",
+            "base_model": "words_base",
+            "models": models("words_a", "words_b", **weights),
+            "tokenizer_source": source,
+        }
+
+
 def by_mergekit(recipe, folder):
     """What mergekit makes of a recipe, in float32 unless it says otherwise."""
     here = os.getcwd()
@@ -193,7 +272,7 @@ def by_mergekit(recipe, folder):
     merged = {}
     for file in sorted(pathlib.Path(folder).glob("*.safetensors")):
         merged.update(load_file(file))
-    return merged
+    return in_our_order(recipe, merged, folder)
 
 
 def text(name, recipe):
@@ -207,11 +286,15 @@ def write():
     if FOLDER.exists():
         shutil.rmtree(FOLDER)
     write_models()
+    write_words()
     for name, recipe in cases():
         with tempfile.TemporaryDirectory() as folder:
             merged = by_mergekit(recipe, folder)
         (FOLDER / f"{name}.yaml").write_text(text(name, recipe))
         save_file({key: value.contiguous() for key, value in merged.items()}, FOLDER / f"{name}.safetensors")
+        if "tokenizer_source" in recipe:
+            tokens = {token: row for row, token in enumerate(our_tokens(recipe))}
+            (FOLDER / f"{name}.tokens.json").write_text(json.dumps(tokens, indent=2) + "\n")
         print(f"{name}: {len(merged)} tensors")
 
 

@@ -21,6 +21,7 @@ mod group;
 mod spans;
 mod vectorized;
 
+pub mod beside;
 pub mod convert;
 pub mod diff;
 pub mod distance;
@@ -35,11 +36,13 @@ pub mod progress;
 pub mod provenance;
 pub mod random;
 pub mod recipe;
+pub mod remote;
 pub mod statistics;
 pub mod synth;
 
 pub use dtype::{DType, decode_f32, decode_f64, encode_f32, encode_f64};
-pub use error::{ConversionFault, Error, MergeFault, Result, SafetensorsFault, SplitFault};
+pub use error::{ConversionFault, Error, MergeFault, RemoteFault, Result, SafetensorsFault};
+pub use error::{SplitFault, TorchFault, WriteFault};
 pub use expert::Expert;
 pub use group::{ParamKind, Role, Slot};
 pub use io::{Checkpoint, ObjectPath, PathSegment, TensorInfo, TensorSource};

@@ -11,6 +11,7 @@ use serde::{Deserialize, Serialize};
 use sha2::{Digest, Sha256};
 
 use crate::io::SourceFile;
+use crate::remote::address::is_address;
 use crate::{Error, Progress, Result};
 
 /// Bytes read at a time while hashing.
@@ -28,39 +29,44 @@ pub struct Provenance {
 /// An input file. Only its name is kept, so that the same inputs give the same bytes anywhere.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct InputFile {
-    /// Its name without folders.
+    /// Its name without folders, or with as much of them as tells it from the others; the address of
+    /// a remote file.
     pub name: String,
     /// Its size.
     pub n_bytes: u64,
     /// SHA-256 of its content in hexadecimal, unless hashing was skipped.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub sha256: Option<String>,
+    /// What the server calls this version of a remote file, which is not read whole for a hash.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub etag: Option<String>,
 }
 
 impl Provenance {
     /// Of a result made by `recipe` from `files`, without hashes.
     #[must_use]
     pub fn new(recipe: String, files: &[SourceFile]) -> Self {
-        let name = |path: &Path| {
-            let name = path.file_name().unwrap_or(path.as_os_str());
-            name.to_string_lossy().into_owned()
-        };
-        let inputs = files.iter().map(|file| InputFile {
-            name: name(&file.path),
-            n_bytes: file.n_bytes,
-            sha256: None,
-        });
+        let paths: Vec<&Path> = files.iter().map(|file| file.path.as_path()).collect();
+        let inputs = files
+            .iter()
+            .zip(short_names(&paths))
+            .map(|(file, name)| InputFile {
+                name,
+                n_bytes: file.n_bytes,
+                sha256: None,
+                etag: file.etag.clone(),
+            });
         Self {
             recipe,
             inputs: inputs.collect(),
         }
     }
 
-    /// With the hashes of the inputs, in their order.
+    /// With the hashes of the inputs, in their order; remote files have none.
     #[must_use]
-    pub fn with_hashes(mut self, hashes: Vec<String>) -> Self {
+    pub fn with_hashes(mut self, hashes: Vec<Option<String>>) -> Self {
         for (input, hash) in self.inputs.iter_mut().zip(hashes) {
-            input.sha256 = Some(hash);
+            input.sha256 = hash;
         }
         self
     }
@@ -68,9 +74,11 @@ impl Provenance {
     /// With stand-ins as long as the hashes that are still being computed.
     #[must_use]
     pub fn with_placeholder_hashes(self, is_hashed: bool) -> Self {
-        let n_inputs = self.inputs.len();
+        let hash = "0".repeat(2 * Sha256::output_size());
+        let of_input = |input: &InputFile| input.etag.is_none().then(|| hash.clone());
+        let hashes = self.inputs.iter().map(of_input).collect();
         match is_hashed {
-            true => self.with_hashes(vec!["0".repeat(2 * Sha256::output_size()); n_inputs]),
+            true => self.with_hashes(hashes),
             false => self,
         }
     }
@@ -101,6 +109,54 @@ impl Provenance {
     }
 }
 
+/// For each path the last of its parts, or as many as no other path ends with. An address is kept
+/// whole: it means the same everywhere.
+pub(crate) fn short_names(paths: &[&Path]) -> Vec<String> {
+    let parts = |path: &Path| -> Vec<String> {
+        let parts = path.components().rev();
+        parts
+            .map(|part| part.as_os_str().to_string_lossy().into_owned())
+            .collect()
+    };
+    let all: Vec<Vec<String>> = paths.iter().map(|path| parts(path)).collect();
+    let mut names: BTreeMap<&[String], &[String]> = BTreeMap::new();
+    let mut open: Vec<&[String]> = all.iter().map(Vec::as_slice).collect();
+    open.sort_unstable();
+    open.dedup();
+    let mut n_parts = 1;
+    while !open.is_empty() {
+        let mut users: BTreeMap<&[String], usize> = BTreeMap::new();
+        let ends: std::collections::BTreeSet<&[String]> = all.iter().map(Vec::as_slice).collect();
+        for parts in ends {
+            *users.entry(&parts[..n_parts.min(parts.len())]).or_default() += 1;
+        }
+        open.retain(|parts| {
+            let end = &parts[..n_parts.min(parts.len())];
+            let is_done = end.len() == parts.len() || users.get(end) == Some(&1);
+            if is_done {
+                names.insert(parts, end);
+            }
+            !is_done
+        });
+        n_parts += 1;
+    }
+    let name = |parts: &Vec<String>| {
+        let end = names.get(parts.as_slice()).copied().unwrap_or_default();
+        end.iter()
+            .rev()
+            .map(String::as_str)
+            .collect::<Vec<_>>()
+            .join("/")
+    };
+    let names = all.iter().map(name).zip(paths);
+    names
+        .map(|(name, path)| match is_address(path) {
+            true => path.to_string_lossy().into_owned(),
+            false => name,
+        })
+        .collect()
+}
+
 /// Hashes of files, each file read once: a clone shares what is known. A file counts as the same as
 /// long as its size and the time of its last change are the same.
 #[derive(Clone, Debug, Default)]
@@ -117,14 +173,20 @@ struct Seen {
 }
 
 impl Hashes {
-    /// SHA-256 of each file in hexadecimal, one thread for each file that is not known.
+    /// SHA-256 of each file in hexadecimal, one thread for each file that is not known; of a remote
+    /// file none, for it would have to be fetched whole.
     ///
     /// # Errors
     /// When a file cannot be read, or [`Error::Cancelled`].
-    pub fn of(&self, files: &[SourceFile], progress: &dyn Progress) -> Result<Vec<String>> {
+    pub fn of(&self, files: &[SourceFile], progress: &dyn Progress) -> Result<Vec<Option<String>>> {
         std::thread::scope(|scope| {
             let threads: Vec<_> = (files.iter())
-                .map(|file| scope.spawn(|| self.of_file(&file.path, progress)))
+                .map(|file| {
+                    scope.spawn(|| match is_address(&file.path) {
+                        true => Ok(None),
+                        false => self.of_file(&file.path, progress).map(Some),
+                    })
+                })
                 .collect();
             (threads.into_iter())
                 // A panic of a hashing thread is a bug and goes on as one.
@@ -189,10 +251,11 @@ mod tests {
         let file = SourceFile {
             path: "/some/folder/seed.ckpt".into(),
             n_bytes: 12,
+            etag: None,
         };
         let bare = Provenance::new("merge_method: interpolate\n".into(), &[file]);
         assert_eq!(bare.inputs[0].name, "seed.ckpt");
-        let hashed = bare.clone().with_hashes(vec!["ab".repeat(32)]);
+        let hashed = bare.clone().with_hashes(vec![Some("ab".repeat(32))]);
         let placeholder = bare.with_placeholder_hashes(true).to_metadata();
         let lengths = |map: &BTreeMap<String, String>| -> Vec<usize> {
             map.values().map(String::len).collect()
@@ -205,17 +268,29 @@ mod tests {
     }
 
     #[test]
+    fn names_are_as_long_as_it_takes_to_tell_them_apart() {
+        let paths = ["/m/a/x.pt", "/m/b/x.pt", "/n/b/x.pt", "y.pt", "/m/a/x.pt"].map(Path::new);
+        let expected = ["a/x.pt", "m/b/x.pt", "n/b/x.pt", "y.pt", "a/x.pt"];
+        assert_eq!(short_names(&paths), expected);
+        assert_eq!(
+            short_names(&[Path::new("x"), Path::new("/a/x")]),
+            ["x", "a/x"]
+        );
+    }
+
+    #[test]
     fn a_file_is_hashed_as_the_standard_says() {
         let file = tempfile::NamedTempFile::new().expect("a temporary file");
         std::fs::write(file.path(), "abc").expect("written");
         let source = SourceFile {
             path: file.path().into(),
             n_bytes: 3,
+            etag: None,
         };
         // FIPS 180-2, appendix B.1.
         let expected = "ba7816bf8f01cfea414140de5dae2223b00361a396177a9cb410ff61f20015ad";
         let hashes = Hashes::default().of(&[source], &crate::progress::Silent);
-        assert_eq!(hashes.expect("readable"), [expected]);
+        assert_eq!(hashes.expect("readable"), [Some(expected.to_owned())]);
     }
 
     #[test]
@@ -224,6 +299,7 @@ mod tests {
         let source = || SourceFile {
             path: file.path().into(),
             n_bytes: 3,
+            etag: None,
         };
         let hashes = Hashes::default();
         let hash = |hashes: &Hashes| {

@@ -13,12 +13,15 @@ mod documents;
 mod experts;
 mod models;
 mod parameters;
+mod paths;
 mod place;
+mod tokenizer;
 
 pub use experts::{BlockRange, ExpertChoice};
 pub use models::{ModelRef, OutputSlice, Rename, SliceSource};
 pub use parameters::{Case, CaseValue, Parameter, Parameters, Scalar};
 pub use place::{Located, Place};
+pub use tokenizer::TokenizerSource;
 
 /// Recipes are written by hand; anything larger is not one.
 const MAX_RECIPE_BYTES: u64 = 1 << 20;
@@ -175,16 +178,6 @@ impl RandomSource {
     const fn is_counter(&self) -> bool {
         matches!(self, Self::Counter)
     }
-}
-
-/// How vocabularies that differ become one.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "lowercase")]
-pub enum TokenizerSource {
-    /// The base's tokens, or those of the first model if there is no base.
-    Base,
-    /// The tokens of all models.
-    Union,
 }
 
 impl MergeRecipe {

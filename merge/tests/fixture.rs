@@ -44,6 +44,15 @@ impl Raw {
     }
 }
 
+/// SHA-256 of a file, in hexadecimal.
+pub fn sha256(path: &Path) -> String {
+    let bytes = std::fs::read(path).expect("file is there");
+    Sha256::digest(&bytes)
+        .iter()
+        .map(|byte| format!("{byte:02x}"))
+        .collect()
+}
+
 /// All tensors of a safetensors file, read by the reference implementation.
 pub fn tensors(path: &Path) -> BTreeMap<String, Raw> {
     let bytes = std::fs::read(path).expect("file is there");

@@ -1,6 +1,7 @@
 //! The one test harness of this crate: one module per subject.
 #![allow(missing_docs, reason = "test names are the documentation")]
 
+mod beside;
 mod catalog;
 mod convert;
 mod diff;
@@ -14,8 +15,12 @@ mod layouts;
 mod memory;
 mod mergekit;
 mod methods_document;
+#[cfg(feature = "remote")]
+mod range_server;
 mod recipes;
 mod relative_position;
+#[cfg(feature = "remote")]
+mod remote;
 mod safetensors;
 mod safetensors_corpus;
 mod sharded;

@@ -347,7 +347,7 @@ fn bad_values_are_named_with_line_and_tensor() {
             "merge_method: ties\nbase_model: <base>\nmodels:\n- model: <a>\n  parameters:\n    weight: 1\n    \
              density: 1.5",
             vec![
-                "parameter `density` must be a number from 0 to 1",
+                "cannot merge `embed.weight`: `density` must be a number from 0 to 1",
                 "(line 7, column",
             ],
         ),
@@ -560,4 +560,21 @@ fn a_recipe_with_everything_survives_being_written() {
         MergeRecipe::parse(&again, Path::new("test")).expect(&again),
         recipe
     );
+}
+
+#[test]
+fn every_key_of_a_recipe_is_in_its_document() {
+    let said = MergeRecipe::parse("nothing: 1", Path::new("test")).expect_err("no such key");
+    let said = said.to_string();
+    let (_, keys) = said.split_once("expected one of").expect("a list of keys");
+    let keys = keys.lines().next().unwrap_or_default();
+    let keys: Vec<&str> = keys.split(',').map(str::trim).collect();
+    assert!(keys.len() > 15, "{keys:?}");
+    let document = std::fs::read_to_string(fixture::path("../docs/recipes.md")).expect("readable");
+    for key in keys {
+        assert!(
+            document.contains(&format!("| `{key}` | ")),
+            "{key} is not in docs/recipes.md"
+        );
+    }
 }

@@ -157,6 +157,7 @@ impl Inspection {
             })),
             "values": values.collect::<Vec<_>>(),
             "opaque": info.opaque,
+            "fetched_bytes": crate::output::fetched_bytes(),
             "tensors": self.tensors_json(),
         })
     }

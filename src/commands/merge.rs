@@ -16,6 +16,7 @@ use crate::plan_view;
 const EXAMPLES: &str = "\
 Examples:
   vlmerge merge recipe.yaml --out merged.safetensors
+  vlmerge merge recipe.yaml --out merged/ --shard-size 5GB
   vlmerge merge recipe.yaml --out merged.safetensors --dry-run";
 
 /// Flags of `vlmerge merge`.
@@ -31,7 +32,7 @@ pub struct Args {
 /// Where the result goes, and what else may be asked of a recipe.
 #[derive(Debug, ClapArgs)]
 pub struct Target {
-    /// The checkpoint to write
+    /// The checkpoint to write, or a folder for it with configuration, tokenizer and model card
     #[arg(long, value_name = "FILE", required_unless_present_any = ["print_recipe", "dry_run"])]
     pub out: Option<PathBuf>,
     /// Print the recipe with everything filled in, and stop

@@ -214,6 +214,12 @@ impl StudyRecipe {
             return bad("`tasks`: there is none".into());
         }
         for task in &self.tasks {
+            if task.validation == task.test {
+                let (data, split) = (task.dataset(), &task.test);
+                return bad(format!(
+                    "`tasks`: parameters of merges would be chosen on the test split `{split}` of {data}"
+                ));
+            }
             let same = |other: &&StudyTask| other.dataset() == task.dataset();
             if self.tasks.iter().filter(same).count() > 1 {
                 return bad(format!("`tasks`: {} comes twice", task.dataset()));

@@ -11,7 +11,7 @@ use anyhow::{Context, Result, bail};
 use merge::Progress;
 
 use super::step::{Kind, Step};
-use super::store::{Kept, Standing, Store, dependencies};
+use super::store::{Kept, Standing, Store, dependencies, missing};
 use crate::output::{Output, UsageError};
 
 /// How often processes are looked at.
@@ -73,6 +73,10 @@ pub fn end_with_parent() {
 impl Runner {
     /// Runs what is not finished. A step begins when those that it needs are finished.
     pub fn run(&self, steps: &[Step], store: &Store, output: &Output) -> Result<Tally> {
+        if let Some((step, path)) = missing(steps) {
+            let what = format!("{} is not there; {step} needs it", path.display());
+            return Err(UsageError(what).into());
+        }
         let depends_on = dependencies(steps)?;
         let mut tally = Tally::default();
         let mut finished: BTreeSet<&str> = BTreeSet::new();

@@ -2,7 +2,7 @@
 
 use std::io::ErrorKind;
 
-use super::{ConversionFault, Error, SplitFault};
+use super::{ConversionFault, Error, SplitFault, TorchFault, WriteFault};
 use crate::io::ZipFault;
 
 impl Error {
@@ -11,6 +11,7 @@ impl Error {
     pub fn is_usage(&self) -> bool {
         match self {
             Self::Merge(fault) => return fault.is_usage(),
+            Self::Remote(fault) => return fault.is_usage(),
             Self::Several(faults) => return faults.iter().any(Self::is_usage),
             _ => {}
         }
@@ -26,8 +27,8 @@ impl Error {
                 | Self::BadExpertChoice { .. }
                 | Self::NoPublishedChoice { .. }
                 | Self::UnknownLayout { .. }
-                | Self::UnknownOutput { .. }
-                | Self::CannotShard { .. }
+                | Self::Write(WriteFault::UnknownOutput { .. })
+                | Self::Write(WriteFault::CannotShard { .. })
                 | Self::UnfitSizes { .. }
         )
     }
@@ -50,7 +51,9 @@ impl Error {
                       modality-specific checkpoints through a merge".into())
             }
             Self::Merge(fault) => fault.hint().map(str::to_owned),
+            Self::Remote(fault) => fault.hint().map(str::to_owned),
             Self::Several(faults) => faults.iter().find_map(Self::hint),
+            Self::Stopped { .. } => Some("the same command goes on with the next file".into()),
             Self::TargetExists { .. } => Some("pass --force to replace it".into()),
             Self::SingularGram { .. } => Some(
                 "cache the gram matrices from more data, or pass --shrink below 1 or a --ridge"
@@ -75,7 +78,7 @@ impl Error {
             Self::UnknownLayout { .. } => {
                 Some(format!("layouts are {}", crate::layouts::NAMES.join(", ")))
             }
-            Self::DiskSpace { .. } => Some("free some space or choose another disk".into()),
+            Self::Write(WriteFault::DiskSpace { .. }) => Some("free some space or choose another disk".into()),
             Self::Io { source, .. } if source.kind() == ErrorKind::StorageFull => {
                 Some("the disk is full: free some space or choose another disk".into())
             }
@@ -87,26 +90,26 @@ impl Error {
             {
                 Some("check the permissions of the file and its folder".into())
             }
-            Self::MissingFolder { .. } => Some("create it, or correct the path".into()),
+            Self::Write(WriteFault::MissingFolder { .. }) => Some("create it, or correct the path".into()),
             Self::Split(SplitFault::MissingShard { .. }) | Self::Split(SplitFault::LoneShard { .. }) => {
                 Some("fetch or copy the whole folder again".into())
             }
             Self::Split(SplitFault::SeveralModels { .. }) => Some("name one of the files".into()),
-            Self::CannotShard { .. } => Some("write .safetensors or .bin".into()),
-            Self::UnknownOutput { .. } => {
+            Self::Write(WriteFault::CannotShard { .. }) => Some("write .safetensors or .bin".into()),
+            Self::Write(WriteFault::UnknownOutput { .. }) => {
                 Some("use .safetensors, .pt, .pth, .bin or .ckpt, or name the container".into())
             }
-            Self::UnsafePickle { .. } => Some(
+            Self::Torch(TorchFault::UnsafePickle { .. }) => Some(
                 "nothing was run; do not load this file with torch.load(weights_only=False)".into(),
             ),
-            Self::PickledObject { .. } => {
+            Self::Torch(TorchFault::PickledObject { .. }) => {
                 Some("save its state_dict() instead: torch.save(model.state_dict(), path)".into())
             }
-            Self::Zip {
+            Self::Torch(TorchFault::Zip {
                 fault: ZipFault::Compressed(_),
                 ..
-            } => Some("pack the archive again without compression, e.g. with zip -0".into()),
-            Self::Checksum { .. } => Some("fetch the file again and compare its hash".into()),
+            }) => Some("pack the archive again without compression, e.g. with zip -0".into()),
+            Self::Torch(TorchFault::Checksum { .. }) => Some("fetch the file again and compare its hash".into()),
             Self::NothingToCompare { .. } => Some(
                 "experts are compared within a modality-specific checkpoint; \
                  otherwise give two checkpoints"

@@ -81,7 +81,7 @@ pub enum MergeFault {
         place: Place,
     },
     /// A tensor that only some checkpoints have.
-    #[error("`{key}` is in {} only, not in {}", present.join(", "), absent.join(", "))]
+    #[error("`{key}` is in {} only, not in {}{place}", present.join(", "), absent.join(", "))]
     OnlyInSome {
         /// The tensor.
         key: String,
@@ -89,9 +89,11 @@ pub enum MergeFault {
         present: Vec<String>,
         /// Who has not.
         absent: Vec<String>,
+        /// The first of those.
+        place: Place,
     },
     /// Tensors of one name and different shapes.
-    #[error("`{key}` has shape {found:?} in {model}, expected {expected:?} as in {first}")]
+    #[error("`{key}` has shape {found:?} in {model}, expected {expected:?} as in {first}{place}")]
     Shapes {
         /// The tensor.
         key: String,
@@ -103,10 +105,12 @@ pub enum MergeFault {
         first: String,
         /// The shape there.
         expected: Vec<usize>,
+        /// The entry of the one that differs.
+        place: Place,
     },
     /// Numbers that cannot be merged, of different dtypes.
     #[error(
-        "`{key}` has dtype {found} in {model} and {expected} in {first}, and only floats are merged"
+        "`{key}` has dtype {found} in {model} and {expected} in {first}, and only floats are merged{place}"
     )]
     DTypes {
         /// The tensor.
@@ -119,6 +123,8 @@ pub enum MergeFault {
         first: String,
         /// The dtype there.
         expected: DType,
+        /// The entry of the one that differs.
+        place: Place,
     },
     /// Integers or booleans that are not the same everywhere.
     #[error("`{key}` holds no floats, so it is copied, but its values differ between the models")]
@@ -183,10 +189,12 @@ pub enum MergeFault {
         place: Place,
     },
     /// Documents that build on each other in a circle.
-    #[error("the documents build on each other in a circle: {}", names.join(" -> "))]
+    #[error("the documents build on each other in a circle: {}{place}", names.join(" -> "))]
     Cycle {
         /// Their names, the first once more at the end.
         names: Vec<String>,
+        /// Where the circle closes.
+        place: Place,
     },
     /// A document whose result nobody uses.
     #[error("the document `{name}` is used by no other")]
@@ -195,7 +203,7 @@ pub enum MergeFault {
         name: String,
     },
     /// Vocabularies that differ.
-    #[error("the vocabularies of {first} and {second} differ: {difference}")]
+    #[error("the vocabularies of {first} and {second} differ: {difference}{place}")]
     Vocabularies {
         /// A checkpoint.
         first: String,
@@ -203,10 +211,28 @@ pub enum MergeFault {
         second: String,
         /// How, as a clause.
         difference: String,
+        /// The entry of the other.
+        place: Place,
     },
-    /// A tokenizer that vocabularies cannot be merged of.
+    /// A checkpoint without the file that says what its tokens are.
+    #[error("{model}: no tokenizer.json beside it, which `tokenizer_source` needs{place}")]
+    NoTokenizer {
+        /// The checkpoint.
+        model: String,
+        /// Its entry.
+        place: Place,
+    },
+    /// No tensor has a row for every token.
+    #[error(
+        "`tokenizer_source`: no tensor's name says that its rows stand for tokens (known are {known})"
+    )]
+    NoEmbeddings {
+        /// How such names end.
+        known: String,
+    },
+    /// A file beside a checkpoint that is not what it should be.
     #[error("{}: {reason}", path.display())]
-    Tokenizer {
+    Companion {
         /// The file.
         path: PathBuf,
         /// What is wrong.
@@ -244,7 +270,9 @@ impl MergeFault {
                 | Self::DTypes { .. }
                 | Self::UnequalIntegers { .. }
                 | Self::Vocabularies { .. }
-                | Self::Tokenizer { .. }
+                | Self::NoTokenizer { .. }
+                | Self::NoEmbeddings { .. }
+                | Self::Companion { .. }
                 | Self::NoDirection { .. }
         )
     }

@@ -1,9 +1,8 @@
 //! What a file is, by its first bytes.
 
-use std::fs::File;
-use std::os::unix::fs::FileExt;
 use std::path::Path;
 
+use super::read_at::ReadAt;
 use crate::{Error, Result};
 
 /// How many bytes are looked at; enough for the mark of a tar archive.
@@ -22,20 +21,13 @@ pub(super) enum Content {
 }
 
 /// Looks at the first bytes of a file.
-pub(super) fn of(path: &Path, file: &File) -> Result<Content> {
-    let failed = |source| Error::io("read", path, source);
+pub(super) fn of(path: &Path, file: &dyn ReadAt) -> Result<Content> {
     let mut seen = [0; N_SEEN_BYTES];
-    let mut n_seen = 0;
-    while n_seen < seen.len() {
-        match file.read_at(&mut seen[n_seen..], n_seen as u64) {
-            Ok(0) => break,
-            Ok(n) => n_seen += n,
-            Err(source) if source.kind() == std::io::ErrorKind::Interrupted => {}
-            Err(source) => return Err(failed(source)),
-        }
-    }
+    let seen = &mut seen[..file.n_bytes().min(N_SEEN_BYTES as u64) as usize];
+    file.read_exact_at(seen, 0)
+        .map_err(|source| Error::io("read", path, source))?;
     let claims_safetensors = path.extension().is_some_and(|name| name == "safetensors");
-    Ok(classify(&seen[..n_seen], claims_safetensors))
+    Ok(classify(seen, claims_safetensors))
 }
 
 fn classify(seen: &[u8], claims_safetensors: bool) -> Content {

@@ -18,7 +18,14 @@ const MODEL_STEMS: [&str; 2] = ["model", "pytorch_model"];
 /// # Errors
 /// When there is none, or several of the same rank.
 pub(super) fn model_file(folder: &Path) -> Result<PathBuf> {
-    let names = names(folder)?;
+    model_among(folder, &names(folder)?)
+}
+
+/// The same of a folder whose files are called `names`, sorted.
+///
+/// # Errors
+/// When there is none, or several of the same rank.
+pub(crate) fn model_among(folder: &Path, names: &[String]) -> Result<PathBuf> {
     let indices = names.iter().filter(|name| name.ends_with(INDEX_SUFFIX));
     let ranks = std::iter::once(indices.collect()).chain(MODEL_EXTENSIONS.map(|extensions| {
         names
@@ -53,6 +60,20 @@ pub(super) fn model_file(folder: &Path) -> Result<PathBuf> {
         folder: folder.into(),
     }
     .into())
+}
+
+/// The folder that a model stands for as a whole: the folder itself, or that of a file with a usual
+/// name, such as `model.safetensors` or its index.
+pub(crate) fn model_folder(path: &Path) -> Option<PathBuf> {
+    if path.is_dir() {
+        return Some(path.to_owned());
+    }
+    let (stem, _) = path.file_name()?.to_str()?.split_once('.')?;
+    let folder = match path.parent()? {
+        folder if folder == Path::new("") => Path::new("."),
+        folder => folder,
+    };
+    (MODEL_STEMS.contains(&stem) && folder.is_dir()).then(|| folder.to_owned())
 }
 
 /// Names of the folder's visible files, sorted.

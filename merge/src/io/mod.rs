@@ -1,14 +1,16 @@
 //! Checkpoint files in and out.
 
 mod content;
-mod folder;
+pub(crate) mod folder;
 mod pairs;
+pub(crate) mod read_at;
 mod safetensors;
 mod sharded;
 mod source;
 mod torch;
 mod writer;
 
+pub(crate) use folder::model_folder;
 pub use source::{
     Checkpoint, Container, ObjectPath, OpaqueObject, OpenOptions, PathSegment, PlainValue, Root,
     SourceFile, SourceInfo, TensorEntry, TensorInfo, TensorSource,
@@ -17,28 +19,49 @@ pub use torch::{PickleCall, PickleFault, ZipFault};
 #[doc(hidden)]
 pub use torch::{open_bytes as open_torch_bytes, walk_pickle};
 pub use writer::{
-    OutputContainer, WriteOptions, Writer, check_file_target, check_target, write_file,
+    OutputContainer, WriteOptions, Writer, check_file_target, check_target, n_complete_files,
+    write_file,
 };
 
 use std::fs::File;
 use std::path::Path;
 
 use content::Content;
+use read_at::{FileAt, ReadAt};
 
+use crate::remote::address;
 use crate::{Error, Result};
 
 /// Opens a checkpoint of any supported kind, told apart by its first bytes, not by its name. A
-/// folder stands for the model in it: its index json, or else its single model file.
+/// folder stands for the model in it: its index json, or else its single model file. An address,
+/// such as `hf://org/model@main`, is read through [`crate::remote`].
 ///
 /// # Errors
 /// When the file cannot be read, is of no known kind, or is damaged.
 pub fn open(path: &Path, options: &OpenOptions) -> Result<Checkpoint> {
+    if address::is_address(path) {
+        return crate::remote::open(path, options);
+    }
     if path.is_dir() {
         return open(&folder::model_file(path)?, options);
     }
+    open_with(path, options, &open_file)
+}
+
+/// Opens a checkpoint whose files are opened by `open_file`.
+pub(crate) fn open_with(
+    path: &Path,
+    options: &OpenOptions,
+    open_file: &dyn Fn(&Path) -> Result<Box<dyn ReadAt>>,
+) -> Result<Checkpoint> {
+    let look_at = |path: &Path| {
+        let file = open_file(path)?;
+        let content = content::of(path, file.as_ref())?;
+        Ok::<_, Error>((file, content))
+    };
     let (file, content) = look_at(path)?;
     let source = match content {
-        Content::Json => sharded::open(path, file, options, |shard| {
+        Content::Json => sharded::open(path, file.as_ref(), options, |shard| {
             // Only one level deep: an index in the place of a shard is refused.
             let (file, content) = look_at(shard)?;
             open_single(shard, file, content, options)
@@ -48,8 +71,8 @@ pub fn open(path: &Path, options: &OpenOptions) -> Result<Checkpoint> {
     Ok(Checkpoint::new(source))
 }
 
-/// Opens a file and finds out what it is.
-fn look_at(path: &Path) -> Result<(File, Content)> {
+/// Opens a file of this machine.
+fn open_file(path: &Path) -> Result<Box<dyn ReadAt>> {
     let failed = |source| Error::io("open", path, source);
     // Asked first, for opening a pipe would wait for its other end.
     if !std::fs::metadata(path).map_err(failed)?.is_file() {
@@ -58,15 +81,14 @@ fn look_at(path: &Path) -> Result<(File, Content)> {
             looks_like: "is not a regular file".into(),
         });
     }
-    let file = File::open(path).map_err(failed)?;
-    let content = content::of(path, &file)?;
-    Ok((file, content))
+    let file = File::open(path).and_then(FileAt::new).map_err(failed)?;
+    Ok(Box::new(file))
 }
 
 /// Opens a model that is one file.
 fn open_single(
     path: &Path,
-    file: File,
+    file: Box<dyn ReadAt>,
     content: Content,
     options: &OpenOptions,
 ) -> Result<Box<dyn TensorSource>> {

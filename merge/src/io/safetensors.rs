@@ -1,8 +1,6 @@
 //! Reading safetensors files: the header at once, data by positioned reads.
 
 use std::fmt;
-use std::fs::File;
-use std::os::unix::fs::FileExt;
 use std::path::Path;
 
 use ::safetensors::SafeTensorError;
@@ -11,6 +9,7 @@ use serde::Deserialize;
 use serde::de::{Deserializer, Error as _, MapAccess, Visitor};
 
 use super::pairs::StringPairs;
+use super::read_at::ReadAt;
 use super::source::{Container, ObjectPath, OpenOptions, PathSegment, Root};
 use super::source::{SourceFile, SourceInfo, TensorEntry, TensorSource};
 use crate::{DType, Error, Result, SafetensorsFault, TensorInfo};
@@ -27,7 +26,7 @@ pub(super) const METADATA_KEY: &str = "__metadata__";
 /// Opens one safetensors file.
 pub(crate) fn open(
     path: &Path,
-    file: File,
+    file: Box<dyn ReadAt>,
     options: &OpenOptions,
 ) -> Result<Box<dyn TensorSource>> {
     require_root(path, options)?;
@@ -48,7 +47,7 @@ pub(super) fn require_root(path: &Path, options: &OpenOptions) -> Result<()> {
 
 /// A safetensors file whose header was found to be sound.
 struct SafetensorsFile {
-    file: File,
+    file: Box<dyn ReadAt>,
     info: SourceInfo,
     tensors: Vec<TensorEntry>,
     /// Where the data of each tensor start in the file.
@@ -56,12 +55,9 @@ struct SafetensorsFile {
 }
 
 impl SafetensorsFile {
-    fn open(path: &Path, file: File) -> Result<Self> {
-        let n_file_bytes = file
-            .metadata()
-            .map_err(|source| Error::io("read", path, source))?
-            .len();
-        let text = read_header(path, &file, n_file_bytes)?;
+    fn open(path: &Path, file: Box<dyn ReadAt>) -> Result<Self> {
+        let n_file_bytes = file.n_bytes();
+        let text = read_header(path, file.as_ref(), n_file_bytes)?;
         let data_start = N_LENGTH_BYTES + text.len() as u64;
         let header: Header =
             serde_json::from_str(&text).map_err(|source| SafetensorsFault::HeaderJson {
@@ -79,6 +75,7 @@ impl SafetensorsFile {
             files: vec![SourceFile {
                 path: path.into(),
                 n_bytes: n_file_bytes,
+                etag: file.etag(),
             }],
             metadata,
             roots: vec![Root {
@@ -116,7 +113,8 @@ impl TensorSource for SafetensorsFile {
             "the range lies within the tensor"
         );
         let start = self.starts[index] + skipped;
-        self.file.read_exact_at(out, start).map_err(|source| {
+        let whole = self.starts[index]..self.starts[index] + entry.info.n_bytes();
+        self.file.read_part(out, start, whole).map_err(|source| {
             SafetensorsFault::ReadTensor {
                 path: self.info.path.clone(),
                 key: entry.path.to_string(),
@@ -130,7 +128,7 @@ impl TensorSource for SafetensorsFile {
 }
 
 /// The header's text, its length checked before anything is allocated for it.
-fn read_header(path: &Path, file: &File, n_file_bytes: u64) -> Result<String> {
+fn read_header(path: &Path, file: &dyn ReadAt, n_file_bytes: u64) -> Result<String> {
     let mut length = [0; N_LENGTH_BYTES as usize];
     if n_file_bytes < N_LENGTH_BYTES {
         return Err(SafetensorsFault::HeaderCut {
@@ -151,7 +149,8 @@ fn read_header(path: &Path, file: &File, n_file_bytes: u64) -> Result<String> {
         .into());
     }
     let mut text = vec![0; n_header_bytes as usize];
-    file.read_exact_at(&mut text, N_LENGTH_BYTES)
+    let header = N_LENGTH_BYTES..N_LENGTH_BYTES + n_header_bytes;
+    file.read_part(&mut text, N_LENGTH_BYTES, header)
         .map_err(failed)?;
     String::from_utf8(text).map_err(|fault| {
         SafetensorsFault::HeaderNotText {

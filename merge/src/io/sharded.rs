@@ -1,16 +1,16 @@
 //! Reading models that are split into several files, named by an index json.
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::fs::File;
-use std::io::Read;
 use std::path::{Component, Path, PathBuf};
 
 use serde::Deserialize;
 use serde_json::Value;
 
 use super::pairs::StringPairs;
+use super::read_at::ReadAt;
 use super::source::{Container, OpenOptions, Root, SourceFile, SourceInfo};
 use super::source::{TensorEntry, TensorSource};
+use crate::remote::address;
 use crate::{Error, Result, SplitFault};
 
 /// The longest index that is read: a hundred times that of the largest published models.
@@ -27,11 +27,11 @@ struct Index {
 /// Opens the model that the index in `file` describes; `open_shard` opens each of its files.
 pub(super) fn open(
     path: &Path,
-    file: File,
+    file: &dyn ReadAt,
     options: &OpenOptions,
     open_shard: impl Fn(&Path) -> Result<Box<dyn TensorSource>>,
 ) -> Result<Box<dyn TensorSource>> {
-    let (text, n_index_bytes) = read_text(path, file)?;
+    let text = read_text(path, file)?;
     let index: Index = serde_json::from_str(&text).map_err(|source| SplitFault::Index {
         path: path.into(),
         source,
@@ -41,7 +41,7 @@ pub(super) fn open(
     let mut shards = Vec::with_capacity(names.len());
     for name in &names {
         let shard = shard_path(path, name)?;
-        if !shard.exists() {
+        if !address::is_address(&shard) && !shard.exists() {
             return Err(SplitFault::MissingShard {
                 path: path.into(),
                 shard: (*name).clone(),
@@ -55,7 +55,8 @@ pub(super) fn open(
     let sources = shards.into_iter().map(|(_, source)| source).collect();
     let index_file = SourceFile {
         path: path.into(),
-        n_bytes: n_index_bytes,
+        n_bytes: file.n_bytes(),
+        etag: file.etag(),
     };
     let metadata = plain_metadata(index.metadata);
     let root = options.root.clone().unwrap_or_default();
@@ -64,9 +65,9 @@ pub(super) fn open(
     )))
 }
 
-fn read_text(path: &Path, file: File) -> Result<(String, u64)> {
+fn read_text(path: &Path, file: &dyn ReadAt) -> Result<String> {
     let failed = |source| Error::io("read", path, source);
-    let n_bytes = file.metadata().map_err(failed)?.len();
+    let n_bytes = file.n_bytes();
     if n_bytes > MAX_INDEX_BYTES {
         return Err(SplitFault::IndexTooLong {
             path: path.into(),
@@ -74,11 +75,9 @@ fn read_text(path: &Path, file: File) -> Result<(String, u64)> {
         }
         .into());
     }
-    let mut text = String::new();
-    file.take(MAX_INDEX_BYTES)
-        .read_to_string(&mut text)
-        .map_err(failed)?;
-    Ok((text, n_bytes))
+    let mut text = vec![0; n_bytes as usize];
+    file.read_part(&mut text, 0, 0..n_bytes).map_err(failed)?;
+    String::from_utf8(text).map_err(|fault| failed(std::io::Error::other(fault)))
 }
 
 /// The file of a shard, which must stand in the folder of the index or below it.

@@ -97,6 +97,9 @@ pub struct SourceFile {
     pub path: PathBuf,
     /// Its size.
     pub n_bytes: u64,
+    /// What the server calls this version of a remote file.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub etag: Option<String>,
 }
 
 /// A dictionary (or list) of a file that directly or indirectly holds tensors.

@@ -5,6 +5,7 @@ mod catalog;
 mod count;
 mod generic;
 mod grammar;
+mod record;
 mod relative_position;
 mod sizes;
 mod survey;
@@ -15,8 +16,9 @@ pub use beit::Beit;
 pub use catalog::{CatalogSpec, Form, Heads, catalog};
 pub use count::{Count, PartCounts, count};
 pub use generic::Generic;
+pub use record::{ModelRecord, ShallowAttention};
 pub use relative_position::{Buffer, Window};
-pub use sizes::Sizes;
+pub use sizes::{GivenSizes, Sizes};
 pub use vl_merging::VlMerging;
 pub use vlmo::Vlmo;
 

@@ -1,18 +1,19 @@
 //! From a recipe to a plan: every key gets its place, or the merge is refused.
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::sync::Arc;
 
 use super::settings::{Layer, Settings};
-use super::{Action, Dropped, Entry, MergePlan, TensorRef, stages};
+use super::{Action, Dropped, Entry, MergePlan, TensorRef, companions, stages};
+use crate::beside::config::Changes;
 use crate::gram::GramStore;
 use crate::io::{self, OpenOptions};
-use crate::layouts::{self, Layout};
+use crate::layouts::{self, Layout, ModelRecord};
 use crate::methods::{self, Base, DrawKey, GramRef, GroupShape, Member, MergeMethod};
 use crate::methods::{Operation, StepRounding, Values};
 use crate::recipe::UnknownKeys;
-use crate::recipe::{ExpertChoice, MergeRecipe, ModelRef, OutputDType, Parameter, Parameters};
+use crate::recipe::{ExpertChoice, MergeRecipe, ModelRef, OutputDType, Parameters};
 use crate::{Checkpoint, DType, Error, Expert, MergeFault, Result, Role, Slot, TensorInfo};
 
 /// The merged checkpoint is the first source of a plan, the base the second.
@@ -71,13 +72,17 @@ impl MergePlan {
             dropped: Vec::new(),
         };
         builder.place_all()?;
+        let entries: Vec<Entry> = builder.entries.into_values().collect();
+        let beside = companions::beside(recipe, opener, &entries, Changes::default(), None)?;
         let plan = Self {
-            recipe: without_folders(&resolved).to_yaml()?,
-            entries: builder.entries.into_values().collect(),
+            recipe: resolved.without_folders().to_yaml()?,
+            entries,
+            beside,
             dropped: builder.dropped,
             sources: builder.sources,
             stages: Vec::new(),
             grams: grams.into_iter().collect(),
+            model: ModelRecord::default(),
         };
         Ok((plan, resolved))
     }
@@ -202,39 +207,6 @@ fn base_slots(base: &Checkpoint) -> Result<BTreeMap<String, String>> {
         }
     }
     Ok(slots)
-}
-
-/// The recipe with file names in place of paths.
-pub(super) fn without_folders(recipe: &MergeRecipe) -> MergeRecipe {
-    let name = |path: &Path| path.file_name().map_or_else(|| path.into(), PathBuf::from);
-    let without = |parameters: &Parameters| {
-        let mut parameters = parameters.clone();
-        for file in ["grams", "fisher"] {
-            if let Ok(Some(path)) = parameters.clone().text(file) {
-                let short = name(Path::new(path)).to_string_lossy().into_owned();
-                parameters.set(file, Parameter::Text(short));
-            }
-        }
-        parameters
-    };
-    let strip = |model: &ModelRef| ModelRef {
-        model: name(&model.model),
-        parameters: without(&model.parameters),
-        ..model.clone()
-    };
-    let mut slices = recipe.slices.clone();
-    for source in slices.iter_mut().flat_map(|slice| &mut slice.sources) {
-        source.value.model = name(&source.value.model);
-        source.value.parameters = without(&source.value.parameters);
-    }
-    MergeRecipe {
-        models: recipe.models.iter().map(strip).collect(),
-        slices,
-        base_model: recipe.base_model.as_ref().map(strip),
-        parameters: without(&recipe.parameters),
-        earlier: recipe.earlier.iter().map(without_folders).collect(),
-        ..recipe.clone()
-    }
 }
 
 /// A plan under construction.

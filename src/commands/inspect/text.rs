@@ -138,7 +138,8 @@ impl Inspection {
                 output.line(format!("  {line}"))?;
             }
             for input in &provenance.inputs {
-                let hash = input.sha256.as_deref().unwrap_or("not hashed");
+                let known = input.sha256.as_deref().or(input.etag.as_deref());
+                let hash = known.unwrap_or("not hashed");
                 output.line(format!(
                     "  from {}, {}, {hash}",
                     input.name,

@@ -7,7 +7,7 @@
 use std::collections::{BTreeMap, HashMap};
 
 use super::fault::ZipFault;
-use super::read_at::ReadAt;
+use crate::io::read_at::ReadAt;
 
 /// Largest directory that is read: far above what a million storages need.
 const DIRECTORY_LIMIT_BYTES: u64 = 256 << 20;

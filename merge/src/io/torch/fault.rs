@@ -1,7 +1,5 @@
 //! What can be wrong with a torch file, one variant per fault.
 
-use std::io::ErrorKind;
-
 use serde::Serialize;
 
 /// What is wrong with a pickle at one of its bytes.
@@ -24,7 +22,7 @@ pub enum PickleFault {
     },
     /// The operating system could not read the bytes.
     #[error("cannot read the pickle: {0}")]
-    Unreadable(ErrorKind),
+    Unreadable(String),
     /// An opcode that no protocol up to 5 has, or one that needs what a file cannot hold.
     #[error("unknown opcode {0:#04x}")]
     UnknownOpcode(u8),

@@ -4,10 +4,11 @@
 
 use std::collections::HashMap;
 
+use super::byte_stream::ByteStream;
 use super::fault::PickleFault;
 use super::pickle::{self, Failure, PICKLE_LIMIT_BYTES};
-use super::read_at::{ByteStream, ReadAt};
 use super::value::{Arena, Id, Value};
+use crate::io::read_at::ReadAt;
 
 /// `0x1950a86a20f9469cfc6c`, the magic number of `torch.save`.
 const MAGIC: &str = "119547037146038801333356";

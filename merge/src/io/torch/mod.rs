@@ -5,6 +5,7 @@
 //! weights. Every offset is then compared with the file. Data are read on request, [`strided`].
 
 mod archive;
+mod byte_stream;
 mod callables;
 mod checksum;
 mod contents;
@@ -13,7 +14,6 @@ mod layout;
 mod legacy;
 mod literal;
 mod pickle;
-mod read_at;
 mod rebuild;
 mod roots;
 mod source;
@@ -24,19 +24,19 @@ mod value;
 pub use fault::{PickleCall, PickleFault, ZipFault};
 
 use std::collections::BTreeMap;
-use std::fs::File;
 use std::path::Path;
 
 use archive::{Archive, ArchiveError};
+use byte_stream::ByteStream;
 use contents::WalkError;
 use layout::{Layout, Storage};
 use legacy::LegacyError;
 use pickle::{Failure, PICKLE_LIMIT_BYTES};
-use read_at::{ByteStream, FileAt, ReadAt};
 use source::TorchSource;
 
+use crate::io::read_at::ReadAt;
 use crate::io::{Container, ObjectPath, OpenOptions, TensorSource};
-use crate::{Error, Result};
+use crate::{Error, Result, TorchFault};
 
 /// Tells a torch file by its first bytes; at least 16 should be given if the file has them.
 pub(crate) fn sniff(first_bytes: &[u8]) -> Option<Container> {
@@ -57,11 +57,10 @@ pub(crate) fn sniff(first_bytes: &[u8]) -> Option<Container> {
 /// harmless; nothing of it is run.
 pub(crate) fn open(
     path: &Path,
-    file: File,
+    source: Box<dyn ReadAt>,
     options: &OpenOptions,
 ) -> Result<Box<dyn TensorSource>> {
-    let source = FileAt::new(file).map_err(|source| io_error(path, source))?;
-    open_source(path, Box::new(source), options)
+    open_source(path, source, options)
 }
 
 /// Opens a torch file that is in memory, as the fuzz targets and tests do.
@@ -108,9 +107,11 @@ fn open_source(
 
 fn open_zip(path: &Path, source: Box<dyn ReadAt>, options: &OpenOptions) -> Result<TorchSource> {
     let archive = Archive::open(&*source).map_err(|error| archive_error(path, error))?;
-    let missing = |entry: String| Error::MissingEntry {
-        path: path.into(),
-        entry,
+    let missing = |entry: String| {
+        Error::Torch(TorchFault::MissingEntry {
+            path: path.into(),
+            entry,
+        })
     };
     let name = archive.name_of("data.pkl");
     let entry = archive
@@ -153,11 +154,12 @@ fn open_legacy(path: &Path, source: Box<dyn ReadAt>, options: &OpenOptions) -> R
     let contents = contents::walk(&legacy.arena, legacy.root)
         .map_err(|error| walk_error(path, "object", error))?;
     let layout = Layout::new(path, &legacy.arena, &contents, |storage| {
-        let (start, n_bytes) =
-            *(legacy.storages.get(&*storage.key)).ok_or_else(|| Error::MissingEntry {
+        let (start, n_bytes) = *(legacy.storages.get(&*storage.key)).ok_or_else(|| {
+            Error::Torch(TorchFault::MissingEntry {
                 path: path.into(),
                 entry: format!("storage {}", storage.key),
-            })?;
+            })
+        })?;
         let skipped = storage
             .first
             .saturating_mul(storage.element.size_bytes() as u64)
@@ -184,29 +186,25 @@ fn open_legacy(path: &Path, source: Box<dyn ReadAt>, options: &OpenOptions) -> R
 fn failed(path: &Path, entry: &str, failure: Failure) -> Error {
     match failure {
         Failure::Fault(offset, fault) => pickle_error(path, entry, offset, fault),
-        Failure::Refused(calls) => Error::UnsafePickle {
+        Failure::Refused(calls) => Error::Torch(TorchFault::UnsafePickle {
             path: path.into(),
             entry: entry.into(),
             calls,
-        },
+        }),
     }
 }
 
 fn io_error(path: &Path, source: std::io::Error) -> Error {
-    Error::Io {
-        action: "read",
-        path: path.into(),
-        source,
-    }
+    Error::io("read", path, source)
 }
 
 fn pickle_error(path: &Path, entry: &str, offset: u64, fault: PickleFault) -> Error {
-    Error::Pickle {
+    Error::Torch(TorchFault::Pickle {
         path: path.into(),
         entry: entry.into(),
         offset,
         fault,
-    }
+    })
 }
 
 fn walk_error(path: &Path, entry: &str, error: WalkError) -> Error {
@@ -221,30 +219,30 @@ fn walk_error(path: &Path, entry: &str, error: WalkError) -> Error {
 }
 
 fn unsupported(path: &Path, object_path: &ObjectPath, kind: &'static str) -> Error {
-    Error::UnsupportedTensor {
+    Error::Torch(TorchFault::UnsupportedTensor {
         path: path.into(),
         key: object_path.to_string(),
         kind,
-    }
+    })
 }
 
 fn archive_error(path: &Path, error: ArchiveError) -> Error {
     match error {
         ArchiveError::Io(source) => io_error(path, source),
-        ArchiveError::Fault(entry, fault) => Error::Zip {
+        ArchiveError::Fault(entry, fault) => Error::Torch(TorchFault::Zip {
             path: path.into(),
             entry,
             fault,
-        },
+        }),
         ArchiveError::Checksum {
             entry,
             stored,
             computed,
-        } => Error::Checksum {
+        } => Error::Torch(TorchFault::Checksum {
             path: path.into(),
             entry,
             stored,
             computed,
-        },
+        }),
     }
 }

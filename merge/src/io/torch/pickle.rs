@@ -5,10 +5,10 @@
 
 use std::collections::HashMap;
 
+use super::byte_stream::ByteStream;
 use super::callables::Use;
 use super::fault::{PickleCall, PickleFault};
 use super::literal::{integer_from_bytes, integer_from_text, unescape_unicode};
-use super::read_at::ByteStream;
 use super::rebuild::{Built, call, set_state};
 use super::tensor;
 use super::value::{Arena, Global, Id, Object, Value, wrong_type};

@@ -9,11 +9,11 @@ use crc32fast::Hasher;
 use super::checksum::Checksum;
 use super::contents::Contents;
 use super::layout::{Layout, Placed, Storage};
-use super::read_at::ReadAt;
 use super::strided::Span;
 use super::{io_error, roots};
+use crate::io::read_at::ReadAt;
 use crate::io::{Container, OpenOptions, SourceFile, SourceInfo, TensorEntry, TensorSource};
-use crate::{Error, Result};
+use crate::{Error, Result, TorchFault};
 
 /// Bytes that are read at once to compute a checksum.
 const CHECK_BYTES: usize = 256 << 10;
@@ -40,10 +40,10 @@ impl TorchSource {
         if contents.tensors.is_empty()
             && let Some(class) = contents.root_class
         {
-            return Err(Error::PickledObject {
+            return Err(Error::Torch(TorchFault::PickledObject {
                 path: path.into(),
                 class,
-            });
+            }));
         }
         let (placed, infos): (Vec<_>, Vec<_>) = layout.tensors.into_iter().unzip();
         let mut entries: Vec<TensorEntry> = (contents.tensors.into_iter().zip(infos))
@@ -69,6 +69,7 @@ impl TorchSource {
             files: vec![SourceFile {
                 path: path.into(),
                 n_bytes: source.n_bytes(),
+                etag: source.etag(),
             }],
             metadata,
             roots: choice.roots,
@@ -88,7 +89,7 @@ impl TorchSource {
     /// Reads bytes `at..` of a storage into `out` and compares its checksum as soon as all of it
     /// has been read: the bytes are hashed on their way, so that nothing is read twice.
     fn read_piece(&self, storage: &Storage, at: u64, out: &mut [u8]) -> Result<()> {
-        self.read_at(out, storage.start + at)?;
+        self.read_at(storage, out, at)?;
         if storage.crc.is_none() || lock(storage).computed().is_some() {
             return self.compare(storage);
         }
@@ -108,7 +109,7 @@ impl TorchSource {
             let mut done = 0;
             while done < storage.n_bytes {
                 let n = (storage.n_bytes - done).min(CHECK_BYTES as u64) as usize;
-                self.read_at(&mut buffer[..n], storage.start + done)?;
+                self.read_at(storage, &mut buffer[..n], done)?;
                 hasher.update(&buffer[..n]);
                 done += n as u64;
             }
@@ -121,18 +122,23 @@ impl TorchSource {
     /// Refuses a storage whose checksum is known to be wrong.
     fn compare(&self, storage: &Storage) -> Result<()> {
         match (storage.crc, lock(storage).computed()) {
-            (Some(stored), Some(computed)) if stored != computed => Err(Error::Checksum {
-                path: self.info.path.clone(),
-                entry: storage.entry.clone(),
-                stored,
-                computed,
-            }),
+            (Some(stored), Some(computed)) if stored != computed => {
+                Err(Error::Torch(TorchFault::Checksum {
+                    path: self.info.path.clone(),
+                    entry: storage.entry.clone(),
+                    stored,
+                    computed,
+                }))
+            }
             _ => Ok(()),
         }
     }
 
-    fn read_at(&self, out: &mut [u8], offset: u64) -> Result<()> {
-        (self.source.read_exact_at(out, offset)).map_err(|source| io_error(&self.info.path, source))
+    /// Bytes `at..` of a storage.
+    fn read_at(&self, storage: &Storage, out: &mut [u8], at: u64) -> Result<()> {
+        let whole = storage.start..storage.start + storage.n_bytes;
+        (self.source.read_part(out, storage.start + at, whole))
+            .map_err(|source| io_error(&self.info.path, source))
     }
 }
 
@@ -168,7 +174,7 @@ impl TensorSource for TorchSource {
             return self.read_piece(storage, at, out);
         }
         self.check_whole(storage)?;
-        self.read_at(out, storage.start + at)
+        self.read_at(storage, out, at)
     }
 }
 

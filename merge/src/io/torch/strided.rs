@@ -6,7 +6,7 @@
 use std::cmp::Reverse;
 use std::io;
 
-use super::read_at::ReadAt;
+use crate::io::read_at::ReadAt;
 
 /// Bytes of storage held at once.
 const WINDOW_BYTES: usize = 256 << 10;
@@ -149,7 +149,8 @@ impl Window<'_> {
             self.bytes.resize(n_read, 0);
             self.start = at;
             let position = self.storage.start + at;
-            let read = (self.storage.source).read_exact_at(&mut self.bytes, position);
+            let whole = self.storage.start..self.storage.start + self.storage.n_bytes;
+            let read = (self.storage.source).read_part(&mut self.bytes, position, whole);
             if read.is_err() {
                 self.bytes.clear();
             }

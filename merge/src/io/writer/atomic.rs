@@ -1,13 +1,13 @@
 //! Files that appear whole or not at all.
 
-use std::fs::{File, Permissions};
+use std::fs::{File, OpenOptions, Permissions};
 use std::io::ErrorKind;
-use std::os::unix::fs::{FileExt, PermissionsExt};
+use std::os::unix::fs::{FileExt, OpenOptionsExt, PermissionsExt};
 use std::path::{Path, PathBuf};
 
-use tempfile::NamedTempFile;
+use tempfile::{NamedTempFile, TempPath};
 
-use crate::{Error, Result};
+use crate::{Error, Result, WriteFault};
 
 /// What `open` takes for a new file; the umask removes the rest.
 const NEW_FILE_MODE: u32 = 0o666;
@@ -43,6 +43,29 @@ impl PartialFile {
             .set_len(n_bytes)
             .map_err(|source| Error::io("create", target, source))?;
         Ok(file)
+    }
+
+    /// Opens or creates the file `partial` of `n_bytes`, which stays where it is when this is dropped.
+    /// Returns whether it was there in full length.
+    pub(super) fn keep(partial: &Path, target: &Path, n_bytes: u64) -> Result<(Self, bool)> {
+        let failed = |source| Error::io("create", target, source);
+        let file = OpenOptions::new()
+            .read(true)
+            .write(true)
+            .create(true)
+            .truncate(false)
+            .mode(NEW_FILE_MODE)
+            .open(partial)
+            .map_err(failed)?;
+        let was_whole = file.metadata().map_err(failed)?.len() == n_bytes;
+        file.set_len(n_bytes).map_err(failed)?;
+        let mut path = TempPath::try_from_path(partial).map_err(failed)?;
+        path.disable_cleanup(true);
+        let file = Self {
+            temporary: NamedTempFile::from_parts(file, path),
+            target: target.into(),
+        };
+        Ok((file, was_whole))
     }
 
     /// Writes all of `bytes` from `first` on; from any thread.
@@ -130,15 +153,15 @@ pub(super) fn sync_folder(target: &Path) -> Result<()> {
 /// Refuses targets that cannot be written or must not be replaced.
 pub(super) fn check_target(target: &Path, force: bool) -> Result<()> {
     if target.is_dir() || target.file_name().is_none() {
-        return Err(Error::TargetIsFolder {
+        return Err(Error::Write(WriteFault::TargetIsFolder {
             path: target.into(),
-        });
+        }));
     }
     let folder = folder_of(target);
     if !folder.is_dir() {
-        return Err(Error::MissingFolder {
+        return Err(Error::Write(WriteFault::MissingFolder {
             folder: folder.into(),
-        });
+        }));
     }
     // A dangling link counts: the rename would replace it.
     if !force && target.symlink_metadata().is_ok() {
@@ -149,6 +172,22 @@ pub(super) fn check_target(target: &Path, force: bool) -> Result<()> {
     Ok(())
 }
 
+/// Refuses folders that cannot be made.
+pub(super) fn check_new_folder(folder: &Path) -> Result<()> {
+    let parent = folder_of(folder);
+    if !parent.is_dir() {
+        return Err(Error::Write(WriteFault::MissingFolder {
+            folder: parent.into(),
+        }));
+    }
+    match folder.symlink_metadata() {
+        Ok(_) => Err(Error::TargetExists {
+            path: folder.into(),
+        }),
+        Err(_) => Ok(()),
+    }
+}
+
 /// Refuses to begin what the disk cannot hold.
 pub(super) fn check_space(target: &Path, needed: u64) -> Result<()> {
     let folder = folder_of(target);
@@ -157,11 +196,11 @@ pub(super) fn check_space(target: &Path, needed: u64) -> Result<()> {
     let available = disk.f_bavail.saturating_mul(disk.f_frsize);
     // Some network file systems have no size at all.
     if disk.f_blocks > 0 && available < needed {
-        return Err(Error::DiskSpace {
+        return Err(Error::Write(WriteFault::DiskSpace {
             folder: folder.into(),
             needed,
             available,
-        });
+        }));
     }
     Ok(())
 }

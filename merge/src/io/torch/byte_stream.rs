@@ -1,58 +1,7 @@
-//! Bytes read by position, from a file or from memory, and a forward stream over a part of them.
-
-use std::fs::File;
-use std::io;
-use std::os::unix::fs::FileExt;
+//! A forward stream over a part of bytes that are read by position.
 
 use super::fault::PickleFault;
-
-/// Something whose bytes can be read at any position by many threads at once.
-pub(crate) trait ReadAt: Send + Sync {
-    /// The size when it was opened.
-    fn n_bytes(&self) -> u64;
-
-    /// Fills `out` from byte `offset` on.
-    fn read_exact_at(&self, out: &mut [u8], offset: u64) -> io::Result<()>;
-}
-
-/// An open file: positioned reads share one descriptor and no cursor.
-pub(crate) struct FileAt {
-    file: File,
-    n_bytes: u64,
-}
-
-impl FileAt {
-    pub(crate) fn new(file: File) -> io::Result<Self> {
-        let n_bytes = file.metadata()?.len();
-        Ok(Self { file, n_bytes })
-    }
-}
-
-impl ReadAt for FileAt {
-    fn n_bytes(&self) -> u64 {
-        self.n_bytes
-    }
-
-    fn read_exact_at(&self, out: &mut [u8], offset: u64) -> io::Result<()> {
-        self.file.read_exact_at(out, offset)
-    }
-}
-
-impl ReadAt for Vec<u8> {
-    fn n_bytes(&self) -> u64 {
-        self.len() as u64
-    }
-
-    fn read_exact_at(&self, out: &mut [u8], offset: u64) -> io::Result<()> {
-        let start = usize::try_from(offset).unwrap_or(usize::MAX);
-        let bytes = start
-            .checked_add(out.len())
-            .and_then(|end| self.get(start..end))
-            .ok_or(io::ErrorKind::UnexpectedEof)?;
-        out.copy_from_slice(bytes);
-        Ok(())
-    }
-}
+use crate::io::read_at::ReadAt;
 
 /// Bytes fetched at once by a [`ByteStream`].
 const WINDOW_BYTES: u64 = 64 << 10;
@@ -160,7 +109,7 @@ impl<'a> ByteStream<'a> {
             .read_exact_at(&mut self.window, self.window_start);
         read.map_err(|error| {
             self.window.clear();
-            PickleFault::Unreadable(error.kind())
+            PickleFault::Unreadable(error.to_string())
         })
     }
 

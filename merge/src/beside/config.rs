@@ -1,0 +1,209 @@
+//! A configuration that must say what the merged weights are.
+
+use std::path::Path;
+
+use serde_json::{Map, Value, json};
+
+use crate::{DType, MergeFault, Result};
+
+/// Keys under which configurations have their number of layers.
+const LAYER_KEYS: [&str; 6] = [
+    "num_hidden_layers",
+    "n_layer",
+    "n_layers",
+    "num_layers",
+    "depth",
+    "encoder_layers",
+];
+
+/// How the merged model differs from the one whose configuration it gets.
+#[derive(Clone, Debug, Default)]
+pub(crate) struct Changes {
+    /// Element type of the weights.
+    pub(crate) dtype: Option<DType>,
+    /// Layers of the stack that was cut.
+    pub(crate) layers: Option<Layers>,
+    /// Tokens before and after.
+    pub(crate) vocabulary: Option<(usize, usize)>,
+}
+
+/// A stack of layers before and after.
+#[derive(Clone, Debug)]
+pub(crate) struct Layers {
+    /// What the names of its tensors begin with.
+    pub(crate) prefix: String,
+    /// How many layers it had.
+    pub(crate) before: usize,
+    /// How many it has.
+    pub(crate) after: usize,
+}
+
+/// The configuration with the changes, and which keys were changed; `None` if it says so already.
+pub(crate) fn changed(
+    text: &str,
+    path: &Path,
+    changes: &Changes,
+) -> Result<Option<(String, Vec<String>)>> {
+    let bad = |reason: String| MergeFault::Companion {
+        path: path.into(),
+        reason,
+    };
+    let mut config: Value = serde_json::from_str(text).map_err(|error| bad(error.to_string()))?;
+    let Some(top) = config.as_object_mut() else {
+        return Err(bad("not an object".into()).into());
+    };
+    let mut keys = Vec::new();
+    if let Some(dtype) = changes.dtype.and_then(torch_name) {
+        set_everywhere(top, "", &mut keys, &|key, value| {
+            let is_type = key == "torch_dtype" || key == "dtype";
+            (is_type && value.is_string() && value != dtype).then(|| json!(dtype))
+        });
+    }
+    if let Some((before, after)) = changes.vocabulary {
+        set_everywhere(top, "", &mut keys, &|key, value| {
+            let is_size = key == "vocab_size" && value == &json!(before);
+            (is_size && before != after).then(|| json!(after))
+        });
+    }
+    if let Some(layers) = &changes.layers
+        && layers.before != layers.after
+    {
+        set_layers(top, layers, &mut keys);
+    }
+    if keys.is_empty() {
+        return Ok(None);
+    }
+    Ok(Some((format!("{config:#}\n"), keys)))
+}
+
+/// The name that configurations have for an element type.
+fn torch_name(dtype: DType) -> Option<&'static str> {
+    match dtype {
+        DType::F64 => Some("float64"),
+        DType::F32 => Some("float32"),
+        DType::BF16 => Some("bfloat16"),
+        DType::F16 => Some("float16"),
+        _ => None,
+    }
+}
+
+/// Changes values at the top and in configurations of parts, `text_config` and the like.
+fn set_everywhere(
+    object: &mut Map<String, Value>,
+    place: &str,
+    changed: &mut Vec<String>,
+    new: &dyn Fn(&str, &Value) -> Option<Value>,
+) {
+    for (key, value) in object.iter_mut() {
+        if let Some(new) = new(key, value) {
+            *value = new;
+            changed.push(format!("{place}{key}"));
+        } else if is_part(key)
+            && let Some(part) = value.as_object_mut()
+        {
+            // Parts have no parts, and a stranger's file could nest without end.
+            if place.is_empty() {
+                set_everywhere(part, &format!("{key}."), changed, new);
+            }
+        }
+    }
+}
+
+/// The configuration of a part of the model.
+fn is_part(key: &str) -> bool {
+    key.ends_with("_config")
+}
+
+/// Sets the number of layers where it is that of the stack: in the vision part for a stack of the
+/// vision tower, outside of it for any other.
+fn set_layers(top: &mut Map<String, Value>, layers: &Layers, changed: &mut Vec<String>) {
+    let is_vision = |name: &str| name.contains("vision") || name.contains("visual");
+    let of_vision = is_vision(&layers.prefix);
+    let new = |key: &str, value: &Value| {
+        let is_number = LAYER_KEYS.contains(&key) && value == &json!(layers.before);
+        is_number.then(|| json!(layers.after))
+    };
+    if !of_vision {
+        for (key, value) in top.iter_mut() {
+            if let Some(new) = new(key, value) {
+                *value = new;
+                changed.push(key.clone());
+            }
+        }
+    }
+    let parts = top
+        .iter_mut()
+        .filter(|(key, _)| is_part(key) && is_vision(key) == of_vision);
+    for (key, part) in parts {
+        if let Some(part) = part.as_object_mut() {
+            set_everywhere(part, &format!("{key}."), changed, &new);
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const VISION_LANGUAGE: &str = r#"{
+        "torch_dtype": "bfloat16",
+        "text_config": {"num_hidden_layers": 4, "vocab_size": 10, "dtype": "bfloat16"},
+        "vision_config": {"num_hidden_layers": 4, "vocab_size": 3}
+    }"#;
+
+    fn after(text: &str, changes: &Changes) -> (Value, Vec<String>) {
+        let changed = changed(text, Path::new("config.json"), changes).expect("an object");
+        let (text, keys) = changed.expect("something changes");
+        (serde_json::from_str(&text).expect("JSON"), keys)
+    }
+
+    #[test]
+    fn types_layers_and_tokens_are_changed_where_they_belong() {
+        let changes = Changes {
+            dtype: Some(DType::F32),
+            layers: Some(Layers {
+                prefix: "model.language_model.layers".into(),
+                before: 4,
+                after: 6,
+            }),
+            vocabulary: Some((10, 12)),
+        };
+        let (config, keys) = after(VISION_LANGUAGE, &changes);
+        assert_eq!(config["torch_dtype"], "float32");
+        assert_eq!(config["text_config"]["dtype"], "float32");
+        assert_eq!(config["text_config"]["num_hidden_layers"], 6);
+        assert_eq!(config["text_config"]["vocab_size"], 12);
+        assert_eq!(config["vision_config"]["num_hidden_layers"], 4);
+        assert_eq!(config["vision_config"]["vocab_size"], 3);
+        assert_eq!(keys.len(), 4);
+    }
+
+    #[test]
+    fn the_vision_towers_layers_are_in_its_own_part() {
+        let layers = Layers {
+            prefix: "model.visual.blocks".into(),
+            before: 4,
+            after: 2,
+        };
+        let changes = Changes {
+            layers: Some(layers),
+            ..Changes::default()
+        };
+        let (config, keys) = after(VISION_LANGUAGE, &changes);
+        assert_eq!(config["text_config"]["num_hidden_layers"], 4);
+        assert_eq!(keys, ["vision_config.num_hidden_layers"]);
+    }
+
+    #[test]
+    fn a_configuration_that_is_right_already_is_left_as_it_is() {
+        let changes = Changes {
+            dtype: Some(DType::BF16),
+            ..Changes::default()
+        };
+        let path = Path::new("config.json");
+        let changed = changed(VISION_LANGUAGE, path, &changes).expect("an object");
+        assert_eq!(changed, None);
+        let error = super::changed("[1]", path, &changes).expect_err("no object");
+        assert_eq!(error.to_string(), "config.json: not an object");
+    }
+}

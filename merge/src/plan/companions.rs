@@ -1,0 +1,159 @@
+//! Which files go beside the output of a merge.
+
+use std::collections::BTreeMap;
+
+use super::stacks::Stacks;
+use super::stages::Opener;
+use super::vocabularies::Alignment;
+use super::{Entry, checkpoints::Models};
+use crate::beside::config::{self, Changes, Layers};
+use crate::beside::{Beside, Companion, Content, Ingredient, license};
+use crate::io::model_folder;
+use crate::recipe::{ModelRef, TokenizerSource};
+use crate::{Checkpoint, DType, MergeRecipe, Result};
+
+/// Everything that goes beside the output of a recipe: the files of the base or, without a base, of
+/// the first model.
+pub(super) fn beside(
+    recipe: &MergeRecipe,
+    opener: &Opener,
+    entries: &[Entry],
+    changes: Changes,
+    alignment: Option<&Alignment>,
+) -> Result<Beside> {
+    let ingredients = ingredients(recipe, opener)?;
+    let Some(donor) = donor(recipe) else {
+        return Ok(Beside::default());
+    };
+    let mut companions = opener.companions(&donor)?;
+    let of_donor = format!("that of {}", donor.name());
+    let mut whys: BTreeMap<String, String> = BTreeMap::new();
+    if let Some(alignment) = alignment {
+        let why = match &recipe.tokenizer_source {
+            Some(TokenizerSource::Union) => "with the tokens of all models".to_owned(),
+            Some(TokenizerSource::Model(path)) => format!("that of {}", path.display()),
+            Some(TokenizerSource::Base) | None => of_donor.clone(),
+        };
+        for name in alignment.tokenizer.0.keys() {
+            whys.insert(name.clone(), why.clone());
+        }
+        companions = companions.with_tokenizer_of(&alignment.tokenizer);
+    }
+    let changes = Changes {
+        dtype: main_dtype(entries),
+        ..changes
+    };
+    if let Some((path, text)) = companions.text("config.json")?
+        && let Some((text, keys)) = config::changed(&text, &path, &changes)?
+    {
+        let name = "config.json".to_owned();
+        let why = format!("{of_donor}, with {} changed", keys.join(", "));
+        whys.insert(name.clone(), why);
+        companions.0.insert(name, Content::Text(text));
+    }
+    let files = companions.0.into_iter().map(|(name, content)| Companion {
+        why: whys.remove(&name).unwrap_or_else(|| of_donor.clone()),
+        name,
+        content,
+    });
+    Ok(Beside {
+        files: files.collect(),
+        ingredients,
+    })
+}
+
+/// The model whose files are taken.
+fn donor(recipe: &MergeRecipe) -> Option<ModelRef> {
+    let sliced = || Some(recipe.slices.first()?.sources.first()?.model_ref());
+    let first = || recipe.models.first().cloned().or_else(sliced);
+    recipe.base_model.clone().or_else(first)
+}
+
+/// How the output differs from the model whose configuration it gets.
+pub(super) fn changes(
+    recipe: &MergeRecipe,
+    models: &Models,
+    alignment: Option<&Alignment>,
+) -> Changes {
+    let donor = donor(recipe).and_then(|donor| models.find(&donor));
+    let layers = donor.and_then(|donor| {
+        let source = models.sources.get(donor)?;
+        sliced_layers(recipe, source)
+    });
+    let vocabulary = alignment.and_then(|alignment| {
+        let before = alignment.n_rows_before.get(donor?).copied().flatten()?;
+        Some((before, alignment.n_rows))
+    });
+    Changes {
+        layers,
+        vocabulary,
+        ..Changes::default()
+    }
+}
+
+/// The layers that slices made of a donor's.
+fn sliced_layers(recipe: &MergeRecipe, donor: &Checkpoint) -> Option<Layers> {
+    let lengths = recipe.slices.iter().filter_map(|slice| {
+        let [first, end] = slice.sources.first()?.value.layer_range;
+        Some(end.saturating_sub(first))
+    });
+    let after: usize = lengths.sum();
+    let stacks = Stacks::of(donor.tensors().map(|(name, _)| name));
+    let (prefix, &before) = match &recipe.layers {
+        Some(prefix) => stacks.0.get_key_value(prefix)?,
+        None => stacks.0.first_key_value()?,
+    };
+    (!recipe.slices.is_empty()).then(|| Layers {
+        prefix: prefix.clone(),
+        before,
+        after,
+    })
+}
+
+/// The element type of most bytes.
+fn main_dtype(entries: &[Entry]) -> Option<DType> {
+    let mut n_bytes: Vec<(DType, u64)> = Vec::new();
+    for entry in entries.iter().filter(|entry| entry.info.dtype.is_float()) {
+        let dtype = entry.info.dtype;
+        match n_bytes.iter_mut().find(|(known, _)| *known == dtype) {
+            Some((_, sum)) => *sum += entry.info.n_bytes(),
+            None => n_bytes.push((dtype, entry.info.n_bytes())),
+        }
+    }
+    let most = n_bytes.into_iter().max_by_key(|(_, n_bytes)| *n_bytes)?;
+    Some(most.0)
+}
+
+/// All models that a recipe and its documents merge, each once.
+fn ingredients(recipe: &MergeRecipe, opener: &Opener) -> Result<Vec<Ingredient>> {
+    let mut found: Vec<(ModelRef, bool)> = Vec::new();
+    for document in recipe.earlier.iter().chain([recipe]) {
+        let sliced = document.slices.iter().flat_map(|slice| &slice.sources);
+        let members = (document.models.iter().cloned())
+            .chain(sliced.map(|source| source.model_ref()))
+            .map(|model| (model, false));
+        let base = document.base_model.iter().cloned().map(|base| (base, true));
+        for (model, is_base) in members.chain(base) {
+            match found
+                .iter_mut()
+                .find(|(known, _)| known.model == model.model)
+            {
+                Some(known) => known.1 |= is_base,
+                None => found.push((model, is_base)),
+            }
+        }
+    }
+    (found.into_iter())
+        .filter(|(model, _)| !opener.is_document(model))
+        .map(|(model, is_base)| {
+            let folder = model_folder(&model.model);
+            let license = folder.as_deref().map(license::of_folder).transpose()?;
+            Ok(Ingredient {
+                name: model.name(),
+                is_base,
+                hub: license::hub_name(&model.model),
+                license: license.flatten(),
+            })
+        })
+        .collect()
+}

@@ -1,0 +1,418 @@
+//! Embeddings whose rows stand for tokens, brought into the order of one vocabulary.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::sync::Arc;
+
+use super::checkpoints::Models;
+use super::stages::Opener;
+use crate::beside::Companions;
+use crate::beside::tokenizer::Union;
+use crate::beside::vocabulary::{self, Tokenizer, Vocabulary};
+use crate::io::{SourceInfo, TensorEntry};
+use crate::recipe::{ModelRef, TokenizerSource};
+use crate::{Checkpoint, MergeFault, MergeRecipe, Result, TensorInfo, TensorSource};
+use crate::{decode_f64, encode_f64};
+
+/// How the names of tensors end that have a row for every token.
+const ROW_PER_TOKEN: [&str; 20] = [
+    "embed_tokens.weight",
+    "wte.weight",
+    "word_embeddings.weight",
+    "embed_in.weight",
+    "embed_out.weight",
+    "tok_embeddings.weight",
+    "shared.weight",
+    "lm_head.weight",
+    "lm_head.bias",
+    "lm_head.decoder.weight",
+    "lm_head.decoder.bias",
+    "output_layer.weight",
+    "predictions.decoder.weight",
+    "predictions.decoder.bias",
+    "predictions.bias",
+    "mlm_score.decoder.weight",
+    "mlm_score.decoder.bias",
+    "mlm_score.bias",
+    "vocab_projector.weight",
+    "vocab_projector.bias",
+];
+
+/// A vocabulary that all models were brought to.
+pub(super) struct Alignment {
+    /// The files that hold it.
+    pub(super) tokenizer: Companions,
+    /// Rows of the embeddings of each source before.
+    pub(super) n_rows_before: Vec<Option<usize>>,
+    /// Rows of all embeddings now.
+    pub(super) n_rows: usize,
+}
+
+/// Checks that all models have the same tokens, or brings their embeddings to the tokens that the
+/// recipe asks for.
+pub(super) fn align(
+    recipe: &MergeRecipe,
+    models: &mut Models,
+    opener: &Opener,
+) -> Result<Option<Alignment>> {
+    let companions = (models.refs().iter())
+        .map(|model| opener.companions(model))
+        .collect::<Result<Vec<_>>>()?;
+    match &recipe.tokenizer_source {
+        None => check_equal(models.refs(), &companions).map(|()| None),
+        Some(source) => bring_to(source, recipe, models, &companions, opener).map(Some),
+    }
+}
+
+/// Refuses models of which one has another vocabulary than the first that has any.
+fn check_equal(models: &[ModelRef], companions: &[Companions]) -> Result<()> {
+    for (index, (model, own)) in models.iter().zip(companions).enumerate() {
+        for (first, theirs) in models.iter().zip(companions).take(index) {
+            if let Some(difference) = vocabulary::difference(theirs, own)? {
+                return Err(MergeFault::Vocabularies {
+                    first: first.name(),
+                    second: model.name(),
+                    difference,
+                    place: model.place,
+                }
+                .into());
+            }
+        }
+    }
+    Ok(())
+}
+
+fn bring_to(
+    source: &TokenizerSource,
+    recipe: &MergeRecipe,
+    models: &mut Models,
+    companions: &[Companions],
+    opener: &Opener,
+) -> Result<Alignment> {
+    let tokenizer_of = |model: &ModelRef, companions: &Companions| {
+        let found = Tokenizer::of(companions)?;
+        found.ok_or_else(|| {
+            crate::Error::from(MergeFault::NoTokenizer {
+                model: model.name(),
+                place: model.place,
+            })
+        })
+    };
+    let tokenizers = (models.refs().iter().zip(companions))
+        .map(|(model, companions)| tokenizer_of(model, companions))
+        .collect::<Result<Vec<_>>>()?;
+    let base = recipe
+        .base_model
+        .as_ref()
+        .and_then(|base| models.find(base));
+    let first = base.unwrap_or(0);
+    let (vocabulary, tokenizer) = match source {
+        TokenizerSource::Base => (
+            tokenizers[first].vocabulary.clone(),
+            companions[first].clone(),
+        ),
+        TokenizerSource::Union => {
+            let others = (tokenizers.iter().enumerate()).filter(|(index, _)| *index != first);
+            let others: Vec<&Tokenizer> = others.map(|(_, tokenizer)| tokenizer).collect();
+            let union = Union::of(&tokenizers[first], &others);
+            let mut files = companions[first].clone();
+            union.extend(&tokenizers[first], &mut files)?;
+            (union.vocabulary, files)
+        }
+        TokenizerSource::Model(path) => {
+            let model = ModelRef::new(path);
+            let files = opener.companions(&model)?;
+            (tokenizer_of(&model, &files)?.vocabulary, files)
+        }
+    };
+    let rows = Rows {
+        wanted: &vocabulary,
+        models: tokenizers.iter().map(|found| &found.vocabulary).collect(),
+        base,
+    };
+    let n_rows_before = rows.rearrange(models)?;
+    Ok(Alignment {
+        tokenizer,
+        n_rows_before,
+        n_rows: vocabulary.n_rows(),
+    })
+}
+
+/// Where a row of a rearranged tensor comes from.
+#[derive(Clone, Debug, PartialEq, Eq)]
+enum Row {
+    /// A row of a source.
+    Of { source: usize, row: usize },
+    /// The mean of rows of several sources.
+    Mean(Vec<(usize, usize)>),
+    /// No model has the token.
+    Zero,
+}
+
+/// The rows of each source that has a tensor.
+type RowsOfEach = Vec<Arc<[Row]>>;
+
+/// Decides where rows come from.
+struct Rows<'a> {
+    wanted: &'a Vocabulary,
+    models: Vec<&'a Vocabulary>,
+    base: Option<usize>,
+}
+
+impl Rows<'_> {
+    /// Puts views in place of the sources whose tensors have a row per token. Returns how many rows
+    /// those had.
+    fn rearrange(&self, models: &mut Models) -> Result<Vec<Option<usize>>> {
+        let originals = models.sources.clone();
+        let names: BTreeSet<String> = (originals.iter())
+            .flat_map(|source| source.tensors().map(|(name, _)| name))
+            .filter(|name| has_row_per_token(name))
+            .map(str::to_owned)
+            .collect();
+        if names.is_empty() {
+            return Err(MergeFault::NoEmbeddings {
+                known: ROW_PER_TOKEN.join(", "),
+            }
+            .into());
+        }
+        // Embeddings and heads mostly have the same rows.
+        let mut known: BTreeMap<Vec<(usize, usize)>, RowsOfEach> = BTreeMap::new();
+        let mut rows: Vec<BTreeMap<String, Arc<[Row]>>> = vec![BTreeMap::new(); originals.len()];
+        let mut n_before = vec![None; originals.len()];
+        for name in names {
+            let sizes: Vec<(usize, usize)> = (originals.iter().enumerate())
+                .filter_map(|(index, source)| Some((index, *source.get(&name)?.shape.first()?)))
+                .collect();
+            let each = known
+                .entry(sizes.clone())
+                .or_insert_with(|| self.of(&sizes));
+            for (&(source, n_rows), rows_of) in sizes.iter().zip(each.iter()) {
+                rows[source].insert(name.clone(), Arc::clone(rows_of));
+                n_before[source].get_or_insert(n_rows);
+            }
+        }
+        for (index, rows) in rows.into_iter().enumerate() {
+            if !rows.is_empty() {
+                let view = ByToken::new(index, &originals, rows);
+                models.sources[index] = Arc::new(Checkpoint::new(Box::new(view)));
+            }
+        }
+        Ok(n_before)
+    }
+
+    /// The rows of each of the sources that have a tensor, given how many rows it has there.
+    fn of(&self, sizes: &[(usize, usize)]) -> RowsOfEach {
+        let mut rows = vec![vec![Row::Zero; self.wanted.n_rows()]; sizes.len()];
+        for (token, &id) in &self.wanted.0 {
+            let found: Vec<(usize, usize)> = (sizes.iter())
+                .filter_map(|&(source, n_rows)| {
+                    let row = *self.models[source].0.get(token)?;
+                    (row < n_rows).then_some((source, row))
+                })
+                .collect();
+            let of_base = found.iter().find(|(source, _)| Some(*source) == self.base);
+            let instead = match (found.as_slice(), of_base) {
+                ([], _) => Row::Zero,
+                (&[(source, row)], _) | (_, Some(&(source, row))) => Row::Of { source, row },
+                (several, None) => Row::Mean(several.to_vec()),
+            };
+            for (&(source, _), rows) in sizes.iter().zip(&mut rows) {
+                let own = found.iter().find(|(of, _)| *of == source);
+                rows[id] = match own {
+                    Some(&(source, row)) => Row::Of { source, row },
+                    None => instead.clone(),
+                };
+            }
+        }
+        rows.into_iter().map(Arc::from).collect()
+    }
+}
+
+fn has_row_per_token(name: &str) -> bool {
+    let ends = |suffix: &str| {
+        let start = name.strip_suffix(suffix);
+        start.is_some_and(|start| start.is_empty() || start.ends_with('.'))
+    };
+    name == "output.weight" || ROW_PER_TOKEN.iter().any(|suffix| ends(suffix))
+}
+
+/// A checkpoint with some of its tensors rearranged row by row.
+struct ByToken {
+    own: usize,
+    /// All models, any of which may give a row.
+    all: Vec<Arc<Checkpoint>>,
+    tensors: Vec<TensorEntry>,
+    names: Vec<String>,
+    rows: Vec<Option<Arc<[Row]>>>,
+}
+
+impl ByToken {
+    fn new(own: usize, all: &[Arc<Checkpoint>], of: BTreeMap<String, Arc<[Row]>>) -> Self {
+        let mut view = Self {
+            own,
+            all: all.to_vec(),
+            tensors: Vec::new(),
+            names: Vec::new(),
+            rows: Vec::new(),
+        };
+        for (name, info) in all[own].tensors() {
+            let rows = of.get(name).cloned();
+            let mut info = info.clone();
+            if let (Some(rows), Some(size)) = (&rows, info.shape.first_mut()) {
+                *size = rows.len();
+            }
+            view.tensors.push(TensorEntry {
+                path: crate::ObjectPath(vec![crate::PathSegment::Key(name.to_owned())]),
+                name: Some(name.to_owned()),
+                info,
+            });
+            view.names.push(name.to_owned());
+            view.rows.push(rows);
+        }
+        view
+    }
+
+    /// Elements `first..` of a source's tensor, in the dtype of `info`.
+    fn copy(
+        &self,
+        (source, name): (usize, &str),
+        first: usize,
+        info: &TensorInfo,
+        out: &mut [u8],
+    ) -> Result<()> {
+        let source = &self.all[source];
+        let stored = source.require(name)?.dtype;
+        if stored == info.dtype {
+            return source.read(name, first, out);
+        }
+        let mut values = vec![0.0; out.len() / info.dtype.size_bytes()];
+        let mut bytes = vec![0; values.len() * stored.size_bytes()];
+        source.read(name, first, &mut bytes)?;
+        decode_f64(name, stored, &bytes, &mut values)?;
+        encode_f64(name, info.dtype, &values, out)
+    }
+
+    /// The mean of elements of rows.
+    fn mean(
+        &self,
+        name: &str,
+        of: &[(usize, usize)],
+        within: usize,
+        info: &TensorInfo,
+        out: &mut [u8],
+    ) -> Result<()> {
+        let width = row_elements(info);
+        let mut sum = vec![0.0; out.len() / info.dtype.size_bytes()];
+        let mut values = sum.clone();
+        for &(source, row) in of {
+            let source = &self.all[source];
+            let stored = source.require(name)?.dtype;
+            let mut bytes = vec![0; values.len() * stored.size_bytes()];
+            source.read(name, row * width + within, &mut bytes)?;
+            decode_f64(name, stored, &bytes, &mut values)?;
+            for (sum, value) in sum.iter_mut().zip(&values) {
+                *sum += value;
+            }
+        }
+        for sum in &mut sum {
+            *sum /= of.len() as f64;
+        }
+        encode_f64(name, info.dtype, &sum, out)
+    }
+}
+
+fn row_elements(info: &TensorInfo) -> usize {
+    info.shape.iter().skip(1).product()
+}
+
+impl TensorSource for ByToken {
+    fn info(&self) -> &SourceInfo {
+        self.all[self.own].info()
+    }
+
+    fn tensors(&self) -> &[TensorEntry] {
+        &self.tensors
+    }
+
+    fn read(&self, index: usize, first: usize, out: &mut [u8]) -> Result<()> {
+        let name = self.names[index].as_str();
+        let Some(rows) = &self.rows[index] else {
+            return self.all[self.own].read(name, first, out);
+        };
+        let info = &self.tensors[index].info;
+        let (width, size) = (row_elements(info), info.dtype.size_bytes());
+        let (mut at, mut rest) = (first, out);
+        while !rest.is_empty() {
+            let (row, within) = (at / width, at % width);
+            let n_left = rest.len() / size;
+            // Rows that follow each other there as here are read at once.
+            let mut n_rows = 1;
+            if let Row::Of { source, row: from } = rows[row] {
+                let follows = |n: usize| {
+                    let row = from + n;
+                    rows.get(at / width + n) == Some(&Row::Of { source, row })
+                };
+                while n_rows * width - within < n_left && follows(n_rows) {
+                    n_rows += 1;
+                }
+            }
+            let n = n_left.min(n_rows * width - within);
+            let (part, after) = rest.split_at_mut(n * size);
+            match &rows[row] {
+                Row::Of { source, row } => {
+                    self.copy((*source, name), row * width + within, info, part)?;
+                }
+                Row::Mean(of) => self.mean(name, of, within, info, part)?,
+                Row::Zero => part.fill(0),
+            }
+            (at, rest) = (at + n, after);
+        }
+        Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn embeddings_and_heads_are_known_by_the_end_of_their_names() {
+        assert!(has_row_per_token(
+            "model.language_model.embed_tokens.weight"
+        ));
+        assert!(has_row_per_token("lm_head.weight"));
+        assert!(has_row_per_token("output.weight"));
+        assert!(!has_row_per_token("layers.0.output.weight"));
+        assert!(!has_row_per_token("my_lm_head.weight"));
+        assert!(!has_row_per_token("embed_positions.weight"));
+    }
+
+    #[test]
+    fn a_token_that_a_model_lacks_comes_from_the_one_the_base_or_the_mean() {
+        let vocabulary = |tokens: &[&str]| {
+            let pairs = tokens.iter().enumerate();
+            Vocabulary(pairs.map(|(id, token)| ((*token).to_owned(), id)).collect())
+        };
+        let wanted = vocabulary(&["all", "base and b", "a alone", "a and b", "nobody"]);
+        let of_models = [
+            vocabulary(&["base and b", "all"]),
+            vocabulary(&["a alone", "all", "a and b"]),
+            vocabulary(&["all", "base and b", "a and b"]),
+        ];
+        let rows = Rows {
+            wanted: &wanted,
+            models: of_models.iter().collect(),
+            base: Some(0),
+        };
+        let found = rows.of(&[(0, 2), (1, 3), (2, 3)]);
+        let of = |source, row| Row::Of { source, row };
+        let mean = Row::Mean(vec![(1, 2), (2, 2)]);
+        assert_eq!(
+            found[0].to_vec(),
+            [of(0, 1), of(0, 0), of(1, 0), mean, Row::Zero]
+        );
+        assert_eq!(found[1][1], of(0, 0));
+        assert_eq!(found[2][1], of(2, 1));
+        // A tokenizer may have more tokens than its embeddings have rows.
+        assert_eq!(rows.of(&[(0, 2), (1, 3), (2, 2)])[2][3], of(1, 2));
+    }
+}

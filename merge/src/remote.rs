@@ -1,0 +1,46 @@
+//! Checkpoints of other machines: `hf://org/model@revision`, `s3://bucket/key`, `gs://bucket/key`,
+//! `https://host/path`.
+//!
+//! Only the headers and the tensors that are asked for are read, by ranges of bytes, and kept on
+//! disk in blocks: the next run reads nothing twice, and a broken one goes on where it stopped. A
+//! file has one version from its opening to its last byte, told by its ETag and size; another
+//! version midway is an error.
+
+pub mod address;
+#[cfg(feature = "remote")]
+mod bucket;
+#[cfg(feature = "remote")]
+mod cache;
+#[cfg(feature = "remote")]
+mod file;
+#[cfg(feature = "remote")]
+mod hub;
+#[cfg(feature = "remote")]
+mod session;
+#[cfg(feature = "remote")]
+mod store;
+#[cfg(feature = "remote")]
+mod web;
+
+#[cfg(feature = "remote")]
+pub use session::{Remote, RemoteOptions, Traffic};
+
+use std::path::Path;
+
+use crate::Result;
+use crate::io::{Checkpoint, OpenOptions};
+
+/// Opens a checkpoint by its address, with the session that was installed.
+#[cfg(feature = "remote")]
+pub(crate) fn open(path: &Path, options: &OpenOptions) -> Result<Checkpoint> {
+    Remote::installed().open(path, options)
+}
+
+/// Says that this program reads no addresses.
+#[cfg(not(feature = "remote"))]
+pub(crate) fn open(path: &Path, _: &OpenOptions) -> Result<Checkpoint> {
+    Err(crate::RemoteFault::NotBuilt {
+        address: path.display().to_string(),
+    }
+    .into())
+}

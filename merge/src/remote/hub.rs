@@ -1,0 +1,129 @@
+//! Models of the Hugging Face hub: which commit a revision is, and which files it has.
+
+use hf_hub::{Repo, RepoType};
+use serde::Deserialize;
+use url::Url;
+
+use super::Remote;
+use super::file::fetch;
+use super::store::{Answer, Store, Trouble};
+use super::web::{Client, Target};
+use crate::RemoteFault;
+
+/// The hub, unless HF_ENDPOINT names another.
+pub(super) const ENDPOINT: &str = "https://huggingface.co";
+
+/// The longest answer about a model that is read.
+const MAX_ANSWER_BYTES: u64 = 64 << 20;
+
+/// A model at one commit.
+pub(super) struct Model {
+    repo: Repo,
+    /// Its files, sorted.
+    pub(super) files: Vec<String>,
+}
+
+#[derive(Deserialize)]
+struct Info {
+    sha: String,
+    siblings: Vec<Sibling>,
+}
+
+#[derive(Deserialize)]
+struct Sibling {
+    rfilename: String,
+}
+
+/// Asks the hub for a model, or the cache for what the hub said before.
+pub(super) fn model(
+    remote: &Remote,
+    address: &str,
+    model: &str,
+    revision: &str,
+) -> Result<Model, RemoteFault> {
+    let repo = Repo::with_revision(model.to_owned(), RepoType::Model, revision.to_owned());
+    let endpoint = &remote.options().hub_endpoint;
+    let url = format!("{endpoint}/api/{}", repo.api_url());
+    let is_commit = revision.len() == 40 && revision.bytes().all(|b| b.is_ascii_hexdigit());
+    let cached = match is_commit || remote.is_offline() {
+        true => remote.cache().document(&url),
+        false => None,
+    };
+    let text = match cached {
+        Some(text) => text,
+        None if remote.is_offline() => {
+            return Err(RemoteFault::OfflineUnknown {
+                address: address.to_owned(),
+                cache: remote.cache().folder.clone(),
+            });
+        }
+        None => {
+            let about = About {
+                client: remote.client().clone(),
+                target: target(remote, address, &url)?,
+            };
+            let answer = fetch(remote, address, &about, 0..MAX_ANSWER_BYTES, None)?;
+            remote.cache().keep_document(&url, &answer.bytes)?;
+            answer.bytes
+        }
+    };
+    let bad = |reason: String| RemoteFault::BadAnswer {
+        address: address.to_owned(),
+        reason,
+    };
+    let info: Info = serde_json::from_slice(&text)
+        .map_err(|error| bad(format!("the hub's answer cannot be read: {error}")))?;
+    if info.sha.is_empty() || !info.sha.bytes().all(|byte| byte.is_ascii_hexdigit()) {
+        return Err(bad("the hub names no commit".into()));
+    }
+    let mut files: Vec<_> = (info.siblings.into_iter())
+        .map(|file| file.rfilename)
+        .collect();
+    files.sort_unstable();
+    Ok(Model {
+        repo: Repo::with_revision(model.to_owned(), RepoType::Model, info.sha),
+        files,
+    })
+}
+
+impl Model {
+    /// Where a file of the model is, at this commit.
+    pub(super) fn file(
+        &self,
+        remote: &Remote,
+        address: &str,
+        file: &str,
+    ) -> Result<Target, RemoteFault> {
+        let endpoint = &remote.options().hub_endpoint;
+        let (repo, commit) = (self.repo.url(), self.repo.url_revision());
+        target(
+            remote,
+            address,
+            &format!("{endpoint}/{repo}/resolve/{commit}/{file}"),
+        )
+    }
+}
+
+fn target(remote: &Remote, address: &str, url: &str) -> Result<Target, RemoteFault> {
+    let url = Url::parse(url).map_err(|error| RemoteFault::Settings {
+        address: address.to_owned(),
+        reason: format!("HF_ENDPOINT gives no address: {error}"),
+    })?;
+    Ok(Target {
+        address: address.to_owned(),
+        url,
+        token: remote.options().hub_token.clone(),
+    })
+}
+
+/// What the hub says of a model.
+struct About {
+    client: Client,
+    target: Target,
+}
+
+impl Store for About {
+    fn get(&self, range: std::ops::Range<u64>) -> Result<Answer, Trouble> {
+        self.client.document(&self.target, range.end)
+    }
+}

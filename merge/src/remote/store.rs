@@ -1,0 +1,42 @@
+//! Where the bytes of a remote file come from.
+
+use std::ops::Range;
+use std::time::Duration;
+
+use super::cache::Version;
+use crate::RemoteFault;
+
+/// Part of a file, and of which version.
+pub(super) struct Answer {
+    /// The whole file's version.
+    pub(super) version: Version,
+    /// The bytes from the start of the range on.
+    pub(super) bytes: Vec<u8>,
+}
+
+/// Why there is no answer, or half of one.
+pub(super) enum Trouble {
+    /// Trying again may help.
+    Again {
+        /// What came before the connection broke.
+        part: Option<Answer>,
+        /// What happened.
+        reason: String,
+        /// How long the server wants to be left alone.
+        after: Option<Duration>,
+    },
+    /// Trying again will not help.
+    Final(RemoteFault),
+}
+
+impl From<RemoteFault> for Trouble {
+    fn from(fault: RemoteFault) -> Self {
+        Self::Final(fault)
+    }
+}
+
+/// A remote file that can be read by ranges.
+pub(super) trait Store: Send + Sync {
+    /// The bytes of a range, up to the end of the file.
+    fn get(&self, range: Range<u64>) -> Result<Answer, Trouble>;
+}

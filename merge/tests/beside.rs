@@ -1,0 +1,239 @@
+//! Model folders: what travels along with merged weights.
+
+use std::collections::BTreeMap;
+use std::path::{Path, PathBuf};
+
+use merge::execute::{RunOptions, check, execute};
+use merge::io::WriteOptions;
+use merge::progress::Silent;
+use merge::{Error, MergePlan, MergeRecipe};
+use serde_json::{Value, json};
+
+use crate::fixture;
+
+/// A recipe over the fixtures' model folders, named `<name>`.
+fn recipe(yaml: &str) -> MergeRecipe {
+    let folder = fixture::path("mergekit");
+    let yaml = yaml
+        .replace('<', &format!("{}/", folder.display()))
+        .replace('>', "");
+    MergeRecipe::parse(&yaml, Path::new("recipe.yaml")).expect("a recipe")
+}
+
+fn merge_to(recipe: &MergeRecipe, folder: &Path) -> Result<Vec<PathBuf>, Error> {
+    let (plan, _) = MergePlan::resolve(recipe)?;
+    let write = WriteOptions {
+        sync: false,
+        ..WriteOptions::in_folder(folder, None)
+    };
+    check(&plan, &write, &RunOptions::default())?;
+    Ok(execute(&plan, &write, &RunOptions::default(), &Silent)?.files)
+}
+
+fn names(folder: &Path) -> Vec<String> {
+    let entries = std::fs::read_dir(folder).expect("a folder");
+    let mut names: Vec<String> = entries
+        .map(|entry| {
+            entry
+                .expect("readable")
+                .file_name()
+                .to_string_lossy()
+                .into_owned()
+        })
+        .collect();
+    names.sort();
+    names
+}
+
+fn json_of(path: &Path) -> Value {
+    let text = std::fs::read_to_string(path).expect("readable");
+    serde_json::from_str(&text).expect("JSON")
+}
+
+#[test]
+fn a_folder_gets_configuration_tokenizer_and_card_and_a_file_gets_nothing() {
+    let target = tempfile::tempdir().expect("a temporary folder");
+    let recipe = recipe(
+        "merge_method: linear\ndtype: bfloat16\nparameters: {weight: 1}\nmodels: [<words_a>]",
+    );
+    let folder = target.path().join("merged");
+    let files = merge_to(&recipe, &folder).expect("merges");
+    let expected = [
+        "README.md",
+        "config.json",
+        "model.safetensors",
+        "tokenizer.json",
+        "tokenizer_config.json",
+    ];
+    assert_eq!(names(&folder), expected);
+    assert_eq!(files.len(), expected.len());
+    let read = |folder: &Path, name: &str| std::fs::read(folder.join(name)).expect("readable");
+    let origin = fixture::path("mergekit/words_a");
+    assert_eq!(
+        read(&folder, "tokenizer.json"),
+        read(&origin, "tokenizer.json")
+    );
+    let config = json_of(&folder.join("config.json"));
+    assert_eq!(config["torch_dtype"], "bfloat16");
+    assert_eq!(config["vocab_size"], 7);
+    let card = String::from_utf8(read(&folder, "README.md")).expect("UTF-8");
+    let hash = fixture::sha256(&origin.join("model.safetensors"));
+    for part in [
+        "---\nlibrary_name: transformers\n",
+        "# merged\n",
+        "`linear`",
+        hash.as_str(),
+        "- model: words_a\n",
+    ] {
+        assert!(card.contains(part), "no {part} in\n{card}");
+    }
+    let (plan, _) = MergePlan::resolve(&recipe).expect("resolves");
+    let alone = target.path().join("alone.safetensors");
+    let summary = execute(
+        &plan,
+        &WriteOptions::new(&alone),
+        &RunOptions::default(),
+        &Silent,
+    );
+    assert_eq!(summary.expect("merges").files, [alone]);
+    assert_eq!(names(target.path()), ["alone.safetensors", "merged"]);
+}
+
+#[test]
+fn nothing_in_a_folder_is_replaced_unless_asked_and_no_empty_folder_stays() {
+    let target = tempfile::tempdir().expect("a temporary folder");
+    let recipe = recipe("merge_method: passthrough\nmodels: [<a>]");
+    let folder = target.path().join("merged");
+    std::fs::create_dir(&folder).expect("made");
+    std::fs::write(folder.join("config.json"), "mine").expect("written");
+    let said = merge_to(&recipe, &folder)
+        .expect_err("in the way")
+        .to_string();
+    assert!(said.contains("config.json: already exists"), "{said}");
+    assert_eq!(names(&folder), ["config.json"]);
+    let nowhere = target.path().join("no/merged");
+    let said = merge_to(&recipe, &nowhere)
+        .expect_err("no parent")
+        .to_string();
+    assert!(said.contains("/no: the folder does not exist"), "{said}");
+    // A merge that fails removes the folder that it made.
+    let infinite = fixture::Raw {
+        dtype: safetensors::Dtype::F32,
+        shape: vec![1],
+        bytes: f32::INFINITY.to_le_bytes().to_vec(),
+    };
+    let model = target.path().join("infinite.safetensors");
+    fixture::write(&model, &BTreeMap::from([("x".to_owned(), infinite)]));
+    let yaml = format!("merge_method: passthrough\nmodels: [{}]", model.display());
+    let recipe = MergeRecipe::parse(&yaml, Path::new("recipe.yaml")).expect("a recipe");
+    let failed = target.path().join("failed");
+    assert!(merge_to(&recipe, &failed).is_err());
+    assert!(!failed.exists());
+}
+
+#[test]
+fn slices_change_the_number_of_layers_in_the_configuration() {
+    let target = tempfile::tempdir().expect("a temporary folder");
+    let recipe = recipe(
+        "merge_method: passthrough\nslices:\n- sources: [{model: <a>, layer_range: [0, 6]}]\n- sources: \
+         [{model: <c>, layer_range: [3, 11]}]",
+    );
+    merge_to(&recipe, target.path()).expect("merges");
+    assert_eq!(
+        json_of(&target.path().join("config.json"))["num_hidden_layers"],
+        14
+    );
+}
+
+#[test]
+fn the_tokens_of_a_union_are_those_that_its_rows_stand_for() {
+    for name in [
+        "tokens_union",
+        "tokens_union_of_base",
+        "tokens_base_of_base",
+    ] {
+        let text = std::fs::read_to_string(fixture::path(&format!("mergekit/{name}.yaml")));
+        let yaml = text.expect("a fixture").replace("words_", "<words_");
+        let target = tempfile::tempdir().expect("a temporary folder");
+        merge_to(&recipe(&yaml), target.path()).expect("merges");
+        let tokenizer = json_of(&target.path().join("tokenizer.json"));
+        let mut tokens = tokenizer["model"]["vocab"].clone();
+        for added in tokenizer["added_tokens"].as_array().expect("a list") {
+            tokens[added["content"].as_str().expect("a text")] = added["id"].clone();
+        }
+        let expected = fixture::json(&format!("mergekit/{name}.tokens.json"));
+        assert_eq!(tokens, expected, "{name}");
+        let n_tokens = expected.as_object().expect("an object").len();
+        let config = json_of(&target.path().join("config.json"));
+        assert_eq!(config["vocab_size"], json!(n_tokens), "{name}");
+    }
+}
+
+#[test]
+fn the_tokens_may_be_those_of_any_model() {
+    let plan = |source: &str| {
+        let yaml = format!(
+            "merge_method: linear\nparameters: {{weight: 1}}\nmodels: [<words_a>, <words_b>]\ntokenizer_source: {source}"
+        );
+        MergePlan::resolve(&recipe(&yaml))
+    };
+    let rows = |source: &str| {
+        let (plan, _) = plan(source).expect("resolves");
+        let head = plan
+            .entries
+            .iter()
+            .find(|entry| entry.name == "lm_head.weight");
+        head.expect("there").info.shape[0]
+    };
+    assert_eq!(rows("<words_base>"), 6);
+    assert_eq!(rows("base"), 7);
+    let said = plan("<a>").map(drop).expect_err("no tokens").to_string();
+    assert!(
+        said.contains("mergekit/a: no tokenizer.json beside it"),
+        "{said}"
+    );
+}
+
+#[test]
+fn vocabularies_that_differ_are_refused_with_the_line_and_the_two_ways_out() {
+    let resolve = |yaml: &str| MergePlan::resolve(&recipe(yaml)).map(drop);
+    let yaml =
+        "merge_method: linear\nparameters: {weight: 1}\nmodels:\n- <words_base>\n- <words_a>";
+    let fault = resolve(yaml).expect_err("refused");
+    let said = fault.to_string();
+    for part in [
+        "words_base and ",
+        "words_a differ: `<a>` is missing in the one and has the id 6 in the other (8 tokens differ)",
+        "(line 5, column 3)",
+    ] {
+        assert!(said.contains(part), "no {part} in {said}");
+    }
+    let hint = fault.hint().expect("a hint");
+    assert!(hint.contains("tokenizer_source: base") && hint.contains("tokenizer_source: union"));
+    // A model without a tokenizer says nothing of its tokens.
+    let fault =
+        resolve("merge_method: linear\nparameters: {weight: 1}\nmodels: [<words_base>, <a>]");
+    assert!(
+        !fault
+            .expect_err("other shapes")
+            .to_string()
+            .contains("vocabularies")
+    );
+}
+
+#[test]
+fn a_document_hands_its_files_on_to_the_next() {
+    let target = tempfile::tempdir().expect("a temporary folder");
+    let recipe = recipe(
+        "name: both\nmerge_method: linear\nparameters: {weight: 1}\nmodels: [<words_a>, <words_b>]\n\
+         tokenizer_source: union\n---\nmerge_method: passthrough\nmodels: [both]",
+    );
+    merge_to(&recipe, target.path()).expect("merges");
+    let config = json_of(&target.path().join("config.json"));
+    assert_eq!(config["vocab_size"], 9);
+    let card = std::fs::read_to_string(target.path().join("README.md")).expect("readable");
+    assert!(
+        card.contains("words_a | merged") && card.contains("words_b | merged"),
+        "{card}"
+    );
+}

@@ -1,0 +1,116 @@
+//! Merging checkpoints of other machines.
+
+use std::path::Path;
+use std::process::{Command, Output};
+
+use serde_json::Value;
+
+use crate::range_server::Server;
+
+const FIXTURE: &str = concat!(
+    env!("CARGO_MANIFEST_DIR"),
+    "/fixtures/ckpt/all_moe_pretrain.ckpt"
+);
+
+fn vlmerge(folder: &Path, hub: &Server, arguments: &[&str]) -> Output {
+    Command::new(env!("CARGO_BIN_EXE_vlmerge"))
+        .current_dir(folder)
+        .env("HF_ENDPOINT", hub.address(""))
+        .env("HF_TOKEN", "hf_secret")
+        .env_remove("HF_HUB_OFFLINE")
+        .env_remove("XDG_CACHE_HOME")
+        .env("HOME", folder)
+        .args(["--cache-dir", "cache"])
+        .args(arguments)
+        .output()
+        .expect("the program runs")
+}
+
+fn fetched(output: &Output) -> u64 {
+    let said = String::from_utf8_lossy(&output.stderr);
+    assert!(output.status.success(), "{said}");
+    let value: Value = serde_json::from_slice(&output.stdout).expect("JSON");
+    value["fetched_bytes"].as_u64().expect("a number")
+}
+
+#[test]
+fn a_recipe_of_addresses_gives_the_bytes_of_local_files_and_runs_again_offline() {
+    let (hub, folder) = (Server::start(), tempfile::tempdir().expect("a folder"));
+    let bytes = std::fs::read(FIXTURE).expect("a fixture");
+    let commit = "0123456789abcdef0123456789abcdef01234567";
+    let info = format!(r#"{{"sha":"{commit}","siblings":[{{"rfilename":"model.bin"}}]}}"#);
+    hub.put(
+        "/api/models/org/model/revision/main",
+        info.into_bytes(),
+        "\"i\"",
+    );
+    hub.put(
+        &format!("/org/model/resolve/{commit}/model.bin"),
+        bytes.clone(),
+        "\"h\"",
+    );
+    hub.put("/plain/second.ckpt", bytes, "\"w\"");
+    let recipe = |name: &str, first: &str, second: &str| {
+        let text = format!(
+            "merge_method: linear\nmodels:\n- model: {first}\n  parameters: {{weight: 0.25}}\n\
+             - model: {second}\n  parameters: {{weight: 0.75}}\n"
+        );
+        std::fs::write(folder.path().join(name), text).expect("written");
+    };
+    recipe(
+        "far.yaml",
+        "hf://org/model",
+        &hub.address("/plain/second.ckpt"),
+    );
+    recipe("near.yaml", FIXTURE, FIXTURE);
+    let merge = |recipe: &str, out: &str, more: &[&str]| {
+        let mut arguments = vec!["merge", recipe, "--out", out, "--json"];
+        arguments.extend(more);
+        vlmerge(folder.path(), &hub, &arguments)
+    };
+    assert!(fetched(&merge("far.yaml", "far.safetensors", &[])) > 0);
+    assert_eq!(fetched(&merge("near.yaml", "near.safetensors", &[])), 0);
+    hub.asked();
+    assert_eq!(
+        fetched(&merge("far.yaml", "again.safetensors", &["--offline"])),
+        0
+    );
+    assert!(hub.asked().is_empty());
+    let same = vlmerge(
+        folder.path(),
+        &hub,
+        &["diff", "far.safetensors", "near.safetensors"],
+    );
+    assert!(
+        same.status.success(),
+        "{}",
+        String::from_utf8_lossy(&same.stdout)
+    );
+    let read = |name: &str| std::fs::read(folder.path().join(name)).expect("written");
+    assert_eq!(read("far.safetensors"), read("again.safetensors"));
+    let text = String::from_utf8_lossy(&read("far.safetensors")[..4000]).into_owned();
+    assert!(
+        text.contains("hf://org/model") && text.contains("etag"),
+        "{text}"
+    );
+    assert!(!text.contains("hf_secret"));
+
+    let missing = vlmerge(
+        folder.path(),
+        &hub,
+        &["inspect", "hf://org/other", "--offline"],
+    );
+    let said = String::from_utf8_lossy(&missing.stderr).into_owned();
+    assert!(!missing.status.success());
+    assert!(
+        said.contains("hf://org/other: offline") && said.contains("hint: "),
+        "{said}"
+    );
+    let plain = vlmerge(
+        folder.path(),
+        &hub,
+        &["inspect", "http://example.org/m.safetensors"],
+    );
+    assert_eq!(plain.status.code(), Some(2));
+    assert!(String::from_utf8_lossy(&plain.stderr).contains("--allow-http"));
+}

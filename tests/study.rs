@@ -1,0 +1,236 @@
+//! A study as a user starts, changes, kills and continues it.
+
+use std::collections::BTreeMap;
+use std::path::Path;
+use std::process::{Command, Stdio};
+use std::time::{Duration, Instant};
+
+use crate::program::{Said, vlmerge};
+
+/// The study of the README, cut down to a few steps of training.
+const SHORT: [&str; 6] = [
+    "budget_steps=4",
+    "seed_steps=[0, 2]",
+    "main_seed_steps=2",
+    "pretrain.batch_size=8",
+    "tasks.0.finetune.batch_size=8",
+    "tasks.0.finetune.length={steps: 2}",
+];
+
+fn arguments<'a>(out: &'a str, settings: &[&'a str]) -> Vec<&'a str> {
+    let mut arguments = vec!["study", "docs/recipes/study-smallest.yaml", "--out", out];
+    for setting in SHORT.iter().chain(settings) {
+        arguments.extend(["--set", setting]);
+    }
+    arguments
+}
+
+fn study(out: &str, settings: &[&str], flags: &[&str]) -> Said {
+    vlmerge(&[&arguments(out, settings), flags].concat())
+}
+
+/// Names of steps with what is to be done about them.
+fn standing(out: &str, settings: &[&str]) -> BTreeMap<String, String> {
+    let said = study(out, settings, &["--dry-run", "--json"]);
+    assert_eq!(said.code, Some(0), "{}", said.stderr);
+    let steps = said.json();
+    let text = |value: &serde_json::Value| value.as_str().expect("text").to_owned();
+    let steps = steps.as_array().expect("a list");
+    steps
+        .iter()
+        .map(|step| (text(&step["name"]), text(&step["standing"])))
+        .collect()
+}
+
+/// What every training step of a study left, as bytes.
+fn weights(out: &Path) -> BTreeMap<String, Vec<u8>> {
+    let mut weights = BTreeMap::new();
+    for step in std::fs::read_dir(out.join("steps")).expect("steps") {
+        let step = step.expect("an entry").path();
+        if let Ok(file) = merge::io::open(
+            &step.join("run/model.safetensors"),
+            &merge::io::OpenOptions::default(),
+        ) {
+            let mut bytes = Vec::new();
+            for (key, _) in file.tensors() {
+                bytes.extend(file.read_all(key).expect("it reads"));
+            }
+            let name = step
+                .file_name()
+                .expect("a name")
+                .to_string_lossy()
+                .into_owned();
+            weights.insert(name, bytes);
+        }
+    }
+    weights
+}
+
+#[test]
+fn a_study_does_what_is_not_done_and_what_a_change_concerns() {
+    let temporary = tempfile::tempdir().expect("a folder");
+    let out = temporary.path().join("study");
+    let out = out.to_str().expect("UTF-8");
+
+    let said = study(out, &[], &["--json"]);
+    assert_eq!(said.code, Some(0), "{}", said.stderr);
+    let found = said.json();
+    let n_steps = found["steps"]["run"].as_u64().expect("a number");
+    assert_eq!(found["steps"]["kept"], 0);
+    let results = found["test"][0]["results"].as_array().expect("results");
+    let names: Vec<_> = results
+        .iter()
+        .map(|result| result["name"].as_str())
+        .collect();
+    let expected = [
+        "agnostic",
+        "modality-specific",
+        "interpolate",
+        "arithmetic",
+        "regmean",
+    ];
+    assert_eq!(names, expected.map(Some));
+    let page = std::fs::read_to_string(Path::new(out).join("report.html")).expect("a page");
+    for shown in [
+        "regmean",
+        "seed steps",
+        "ratio",
+        "was chosen on the split val",
+    ] {
+        assert!(page.contains(shown), "{shown}");
+    }
+
+    let again = study(out, &[], &["--json"]).json();
+    assert_eq!(again["steps"]["run"], 0);
+    assert_eq!(again["steps"]["kept"], n_steps);
+    assert_eq!(again["test"], found["test"]);
+
+    // A rate of fine-tuning concerns neither pre-training nor merges.
+    let changed = standing(out, &["tasks.0.finetune.optim.lr=1e-4"]);
+    for (name, standing) in &changed {
+        let concerned = name.starts_with("finetune") || name.starts_with("evaluate");
+        let expected = if concerned { "to do" } else { "finished" };
+        assert_eq!(standing, expected, "{name}");
+    }
+    // A point more needs a merge, its training, and the tables.
+    let changed = standing(out, &["merges.0.ratio=[0.25, 0.5, 0.6, 0.75]"]);
+    let to_do: Vec<&str> = changed
+        .iter()
+        .filter(|(_, standing)| *standing == "to do")
+        .map(|(name, _)| name.as_str())
+        .collect();
+    let expected = [
+        "evaluate-coco-test",
+        "evaluate-coco-validation",
+        "finetune-coco-2-interpolate-ratio-0.6",
+        "merge-coco-2-interpolate-ratio-0.6",
+    ];
+    assert_eq!(to_do, expected);
+
+    // What is lost is made again, and what comes of it.
+    let lost = Path::new(out).join("steps/seed-2/run/model.safetensors");
+    std::fs::remove_file(lost).expect("removed");
+    let mended = study(out, &[], &["--json"]).json();
+    assert!(mended["steps"]["run"].as_u64() > Some(0));
+    assert!(mended["steps"]["kept"].as_u64() > Some(0));
+    assert_eq!(
+        mended["test"][0]["results"][2]["measurements"],
+        found["test"][0]["results"][2]["measurements"]
+    );
+}
+
+#[test]
+fn a_study_that_is_killed_goes_on_and_ends_in_the_same_weights() {
+    let temporary = tempfile::tempdir().expect("a folder");
+    let (whole, killed) = (
+        temporary.path().join("whole"),
+        temporary.path().join("killed"),
+    );
+    let of = |path: &Path| path.to_str().expect("UTF-8").to_owned();
+    let (whole_name, killed_name) = (of(&whole), of(&killed));
+    let begun = Instant::now();
+    let said = study(&whole_name, &[], &[]);
+    assert_eq!(said.code, Some(0), "{}", said.stderr);
+    let share = begun.elapsed() / 6;
+    for kill in 0..5_u32 {
+        let child = Command::new(env!("CARGO_BIN_EXE_vlmerge"))
+            .args(arguments(&killed_name, &[]))
+            .current_dir(env!("CARGO_MANIFEST_DIR"))
+            .stdout(Stdio::null())
+            .stderr(Stdio::null())
+            .spawn();
+        let mut child = child.expect("it starts");
+        std::thread::sleep(share + Duration::from_millis(u64::from(kill) * 37));
+        // SIGKILL: nothing is tidied up, and the process of the step dies with it.
+        child.kill().expect("killed");
+        child.wait().expect("ended");
+    }
+    let said = study(&killed_name, &[], &[]);
+    assert_eq!(said.code, Some(0), "{}", said.stderr);
+    assert!(weights(&whole).len() > 5);
+    assert!(weights(&whole) == weights(&killed));
+}
+
+#[test]
+fn a_folder_of_others_is_left_alone() {
+    let temporary = tempfile::tempdir().expect("a folder");
+    let file = temporary.path().join("steps/data/mine.txt");
+    std::fs::create_dir_all(file.parent().expect("a folder")).expect("made");
+    std::fs::write(&file, "mine").expect("written");
+    let said = study(temporary.path().to_str().expect("UTF-8"), &[], &[]);
+    assert_eq!(said.code, Some(2), "{}", said.stderr);
+    assert!(said.stderr.contains("is no study's"), "{}", said.stderr);
+    assert!(file.exists());
+}
+
+#[test]
+fn a_step_that_fails_is_named_with_its_command() {
+    let temporary = tempfile::tempdir().expect("a folder");
+    let out = temporary.path().join("study");
+    let said = study(out.to_str().expect("UTF-8"), &["tasks.0.test=nowhere"], &[]);
+    assert_ne!(said.code, Some(0));
+    for shown in [
+        "step evaluate-coco-test",
+        "nowhere",
+        "its command: vlmerge evaluate",
+    ] {
+        assert!(said.stderr.contains(shown), "{}", said.stderr);
+    }
+}
+
+#[test]
+fn recipes_that_cannot_be_are_refused_before_any_work() {
+    let temporary = tempfile::tempdir().expect("a folder");
+    let out = temporary.path().join("study");
+    for (setting, expected) in [
+        ("budget_stepz=1", "the nearest is `budget_steps`"),
+        ("main_seed_steps=3", "3 is not in `seed_steps`"),
+        ("budget_steps=2", "nothing is left for the experts"),
+        (
+            "tasks.0.validation=test",
+            "would be chosen on the test split",
+        ),
+        ("pretrain.optim.lrr=1", "the nearest is `lr`"),
+        ("pretrain.length={steps: 3}", "the study says that itself"),
+        ("merges.0.method=interpolat", "interpolat"),
+        (
+            "init.expand=all-specific",
+            "starts from a modality-agnostic model",
+        ),
+    ] {
+        let said = study(out.to_str().expect("UTF-8"), &[setting], &[]);
+        assert_eq!(said.code, Some(2), "{setting}: {}", said.stderr);
+        assert!(said.stderr.contains(expected), "{setting}: {}", said.stderr);
+        assert!(!out.exists(), "{setting}");
+    }
+}
+
+#[test]
+fn every_shipped_study_resolves() {
+    for name in ["smallest", "mini", "base"] {
+        let recipe = format!("docs/recipes/study-{name}.yaml");
+        let said = vlmerge(&["study", &recipe, "--out", "nowhere", "--dry-run", "--json"]);
+        assert_eq!(said.code, Some(0), "{name}: {}", said.stderr);
+        assert!(said.json().as_array().expect("steps").len() > 20, "{name}");
+    }
+}
