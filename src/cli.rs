@@ -71,6 +71,8 @@ pub enum Command {
     Arithmetic(commands::arithmetic::Args),
     /// Merge experts by RegMean from gram matrices
     Regmean(commands::regmean::Args),
+    /// Print the recipe that a merged checkpoint was made by
+    Recipe(commands::recipe::Args),
     /// Run a merge recipe
     Merge(commands::merge::Args),
     /// Build arrow files from public downloads, and look at what is in them
@@ -81,6 +83,8 @@ pub enum Command {
     Evaluate(commands::evaluate::Args),
     /// Merge and measure along a grid of a parameter
     Sweep(commands::sweep::Args),
+    /// Search numbers of a merge recipe for the best result on validation data
+    Search(commands::search::Args),
     /// Train a model on images with captions: seeds and modality-specific models
     Pretrain(commands::pretrain::Args),
     /// Train weights, merged or not, for retrieval, VQA or NLVR2

@@ -8,6 +8,7 @@ mod output;
 mod plan_view;
 mod result_table;
 mod running;
+mod search;
 mod study;
 mod table;
 mod training;

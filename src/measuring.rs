@@ -1,6 +1,7 @@
 //! Measuring several weights on one split, and keeping what is finished.
 
 use std::collections::BTreeMap;
+use std::fs::{File, TryLockError};
 use std::path::{Path, PathBuf};
 use std::time::Instant;
 
@@ -70,6 +71,8 @@ pub struct Study<'a> {
     device: Device,
     bootstrap: Bootstrap,
     journal: Option<Journal>,
+    /// Keeps other processes from the same report.
+    _lock: Option<File>,
     /// Of the inputs of points, most of which share them.
     hashes: Hashes,
     output: &'a Output,
@@ -92,6 +95,7 @@ impl<'a> Study<'a> {
             merge::io::check_file_target(out, true)?;
             journal.create()?;
         }
+        let lock = journal.as_ref().map(locked).transpose()?;
         let task = data.open(results.ties)?;
         let tokenizer = Tokenizer::open(&data.tokenizer)?;
         Ok(Self {
@@ -104,6 +108,7 @@ impl<'a> Study<'a> {
             model,
             results,
             journal,
+            _lock: lock,
             hashes: Hashes::default(),
             output,
         })
@@ -113,24 +118,51 @@ impl<'a> Study<'a> {
     pub fn measure(&self, points: &[Point]) -> Result<Report> {
         let mut finished: Vec<Finished> = Vec::new();
         for point in points {
-            let name = point.target.name();
-            let measured = self.point(point).map_err(|error| {
-                // Most faults name the file already.
-                match format!("{error:#}").contains(&name) {
-                    true => error,
-                    false => error.context(name),
-                }
-            });
-            finished.push(measured?);
-            if let Some(out) = &self.results.out {
-                reports::file::write(out, &self.report(&finished)?)?;
-            }
+            finished.push(self.finish(point)?);
+            self.write(&finished)?;
         }
         let report = self.report(&finished)?;
-        if let Some(journal) = &self.journal {
-            journal.remove()?;
-        }
+        self.forget()?;
         Ok(report)
+    }
+
+    /// Measures one point, or takes what was measured before.
+    pub fn finish(&self, point: &Point) -> Result<Finished> {
+        let name = point.target.name();
+        self.point(point).map_err(|error| {
+            // Most faults name the file already.
+            match format!("{error:#}").contains(&name) {
+                true => error,
+                false => error.context(name),
+            }
+        })
+    }
+
+    /// What points are compared by: the sum of recalls, or else the first number.
+    pub fn worth(&self, finished: &Finished) -> Option<f64> {
+        let quantities = &finished.sample.quantities;
+        let sum = quantities.iter().find(|quantity| quantity.name == "rsum");
+        finished.sample.value(sum.or(quantities.first())?)
+    }
+
+    /// Writes the report of all points, after which nothing is left to go on with.
+    pub fn close(&self, finished: &[Finished]) -> Result<()> {
+        self.write(finished)?;
+        self.forget()
+    }
+
+    fn write(&self, finished: &[Finished]) -> Result<()> {
+        match &self.results.out {
+            Some(out) => Ok(reports::file::write(out, &self.report(finished)?)?),
+            None => Ok(()),
+        }
+    }
+
+    fn forget(&self) -> Result<()> {
+        match &self.journal {
+            Some(journal) => Ok(journal.remove()?),
+            None => Ok(()),
+        }
     }
 
     fn point(&self, point: &Point) -> Result<Finished> {
@@ -260,6 +292,24 @@ impl<'a> Study<'a> {
         merge::io::write_file(&path, text.as_bytes(), true)?;
         self.output.note(format!("predictions: {}", path.display()));
         Ok(())
+    }
+}
+
+/// The journal as this process's own, until it ends.
+fn locked(journal: &Journal) -> Result<File> {
+    let path = journal.folder().join("lock");
+    let failed = || format!("cannot lock {}", path.display());
+    let lock = File::create(&path).with_context(failed)?;
+    match lock.try_lock() {
+        Ok(()) => Ok(lock),
+        Err(TryLockError::WouldBlock) => {
+            let what = format!(
+                "another process is at work in {}",
+                journal.folder().display()
+            );
+            Err(UsageError(what).into())
+        }
+        Err(TryLockError::Error(error)) => Err(error).with_context(failed),
     }
 }
 

@@ -53,6 +53,12 @@ pub fn carry_out(
         for file in &summary.files {
             output.line(file.display().to_string())?;
         }
+        if summary.n_files_kept > 0 {
+            output.note(format!(
+                "{} files were complete before the run was stopped",
+                summary.n_files_kept
+            ));
+        }
         output.note(format!(
             "{} tensors copied, {} computed, {} left out; {} read, {} written in {seconds:.2} s",
             summary.n_copied,

@@ -81,6 +81,43 @@ fn a_run_that_is_killed_ten_times_ends_in_the_same_weights() {
 }
 
 #[test]
+fn trained_weights_are_measured_without_a_word_about_their_model() {
+    let temporary = tempfile::tempdir().expect("a folder");
+    let out = temporary.path().join("run");
+    let trained = vlmerge()
+        .args(finetune(&out.display().to_string(), &["length={steps: 1}"]))
+        .output();
+    assert!(trained.expect("it runs").status.success());
+    let measure = |weights: &str, flags: &[&str]| {
+        let data = [
+            "--task",
+            "retrieval",
+            "--data",
+            "fixtures/arrow",
+            "--split",
+            "val",
+        ];
+        let tokenizer = ["--tokenizer", "fixtures/real/vocab.txt"];
+        let output = vlmerge()
+            .args(["evaluate", weights, "--json"])
+            .args(data)
+            .args(tokenizer)
+            .args(flags)
+            .output();
+        output.expect("it runs")
+    };
+    let file = out.join("model.safetensors").display().to_string();
+    let numbers = |flags: &[&str]| {
+        let output = measure(&file, flags);
+        let said = String::from_utf8_lossy(&output.stderr).into_owned();
+        assert!(output.status.success(), "{said}");
+        let report: serde_json::Value = serde_json::from_slice(&output.stdout).expect("JSON");
+        report["results"][0]["measurements"].clone()
+    };
+    assert_eq!(numbers(&[]), numbers(&["--text-table-len", "16"]));
+}
+
+#[test]
 fn a_run_is_not_written_over_and_a_wrong_key_names_the_nearest() {
     let temporary = tempfile::tempdir().expect("a folder");
     let out = temporary.path().join("run").display().to_string();

@@ -55,6 +55,18 @@ pub enum Error {
     /// What is wrong with a remote file, with its address and the range of bytes.
     #[error(transparent)]
     Remote(Box<RemoteFault>),
+    /// Another run is writing to the same target.
+    #[error("{}: another run is writing it", path.display())]
+    TargetBusy {
+        /// The target.
+        path: PathBuf,
+    },
+    /// The operation was stopped by the user when some of its files were complete.
+    #[error("stopped; {n_files} complete files are kept")]
+    Stopped {
+        /// How many.
+        n_files: usize,
+    },
     /// The operation was stopped by the user.
     #[error("stopped; nothing was written")]
     Cancelled,
@@ -248,6 +260,38 @@ pub enum Error {
         layout: String,
         /// What it lacks, or is instead.
         reason: String,
+    },
+    /// What a file says of its model cannot be read.
+    #[error("{}: `vlmerge.model` in its metadata: {reason}", path.display())]
+    BadModelRecord {
+        /// The checkpoint.
+        path: PathBuf,
+        /// What is wrong, and where.
+        reason: String,
+    },
+    /// What a file says of its model is not what its tensors say.
+    #[error("{}: its metadata say {what} = {recorded}, its tensors {found}", path.display())]
+    RecordContradicted {
+        /// The checkpoint.
+        path: PathBuf,
+        /// The size.
+        what: &'static str,
+        /// What the metadata say.
+        recorded: usize,
+        /// What the tensors say.
+        found: String,
+    },
+    /// Checkpoints of different models are to become one.
+    #[error("{}: its metadata say {what} = {second}, those of an input before it {first}", path.display())]
+    ModelsDiffer {
+        /// The second checkpoint.
+        path: PathBuf,
+        /// The size.
+        what: &'static str,
+        /// What the first one says.
+        first: String,
+        /// What the second one says.
+        second: String,
     },
     /// Sizes that no model can have.
     #[error("no such model: {reason}")]

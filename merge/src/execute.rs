@@ -1,18 +1,20 @@
 //! Running a plan: tensor by tensor, chunk by chunk, on all cores, in bounded memory.
 
+use std::ops::Range;
 use std::path::PathBuf;
 use std::thread;
 
 use rayon::prelude::*;
 use serde::Serialize;
 
-use crate::io::{WriteOptions, Writer, check_target};
+use crate::io::{WriteOptions, Writer, check_target, n_complete_files};
 use crate::plan::{Action, CHUNK_ELEMENTS, Entry, chunk_elements};
 use crate::provenance::{Hashes, Provenance};
 use crate::{Error, MergePlan, Progress, Result, TensorInfo};
 
 mod beside;
 mod chunk;
+mod fingerprint;
 mod memory;
 mod stages;
 mod survey;
@@ -66,6 +68,8 @@ pub struct Summary {
     pub n_combined: usize,
     /// Input tensors left out.
     pub n_dropped: usize,
+    /// Files that a run before had completed.
+    pub n_files_kept: usize,
     /// Tensor bytes read.
     pub input_bytes: u64,
     /// Tensor bytes written.
@@ -91,12 +95,19 @@ pub fn execute(
     run: &RunOptions,
     progress: &dyn Progress,
 ) -> Result<Summary> {
+    let fingerprint = fingerprint::of(plan, write, run);
+    let n_files_kept = n_complete_files(&write.path, &fingerprint);
+    // What stands under the target's names is what an unfinished run put there.
+    let write = &WriteOptions {
+        force: write.force || n_files_kept > 0,
+        ..write.clone()
+    };
     beside::check(plan, write)?;
     let _folder = beside::OutputFolder::make(write)?;
     // Announced before the first file is made, for from here on an interrupt must clean up.
     stages::write(plan, write, run, progress, &mut Vec::new())?;
     progress.start("writing", plan.output_bytes());
-    let files = write_all(plan, write, run, progress);
+    let files = write_all(plan, write, run, &fingerprint, progress);
     progress.finish();
     let is_copy = |entry: &&Entry| matches!(entry.action, Action::Copy(_));
     let n_copied = plan.entries.iter().filter(is_copy).count();
@@ -105,6 +116,7 @@ pub fn execute(
         n_copied,
         n_combined: plan.entries.len() - n_copied,
         n_dropped: plan.dropped.len(),
+        n_files_kept,
         input_bytes: plan.input_bytes(),
         output_bytes: plan.output_bytes(),
     })
@@ -116,7 +128,7 @@ pub fn execute(
 /// When the target cannot be written; nothing is created.
 pub fn check(plan: &MergePlan, write: &WriteOptions, run: &RunOptions) -> Result<()> {
     let placeholder = Provenance::new(plan.recipe.clone(), &plan.files());
-    let metadata = placeholder.with_placeholder_hashes(run.hash).to_metadata();
+    let metadata = plan.metadata(&placeholder.with_placeholder_hashes(run.hash))?;
     beside::check(plan, write)?;
     check_target(&tensors(plan), &metadata, write)
 }
@@ -134,19 +146,21 @@ fn write_all(
     plan: &MergePlan,
     write: &WriteOptions,
     run: &RunOptions,
+    fingerprint: &str,
     progress: &dyn Progress,
 ) -> Result<Vec<PathBuf>> {
     let files = plan.files();
     let provenance = Provenance::new(plan.recipe.clone(), &files);
     let placeholder = provenance.clone().with_placeholder_hashes(run.hash);
-    let writer = Writer::create(&tensors(plan), &placeholder.to_metadata(), write)?;
+    let metadata = plan.metadata(&placeholder)?;
+    let writer = Writer::resume(&tensors(plan), &metadata, write, fingerprint)?;
     let (written, hashes) = thread::scope(|scope| {
         let hashes = scope.spawn(|| {
             run.hash
                 .then(|| Hashes::default().of(&files, progress))
                 .transpose()
         });
-        let written = write_entries(plan, &writer, run, progress);
+        let written = write_runs(plan, &writer, run, progress);
         // A panic of the hashing thread is a bug and goes on as one.
         let hashes = hashes
             .join()
@@ -160,20 +174,54 @@ fn write_all(
     };
     // Before the weights have their name: who finds those finds all.
     let companions = beside::write(plan, write, &provenance)?;
-    let mut files = writer.finish(&provenance.to_metadata())?;
+    let mut files = writer.finish(&plan.metadata(&provenance)?)?;
     files.extend(companions);
     Ok(files)
 }
 
+/// Writes one file after the other, where there are several.
+fn write_runs(
+    plan: &MergePlan,
+    writer: &Writer,
+    run: &RunOptions,
+    progress: &dyn Progress,
+) -> Result<()> {
+    let open = writer.open_runs();
+    let n_bytes = |run: &Range<usize>| -> u64 {
+        let entries = plan.entries[run.clone()].iter();
+        entries.map(|entry| entry.info.n_bytes()).sum()
+    };
+    let kept = plan.output_bytes() - open.iter().map(n_bytes).sum::<u64>();
+    progress.advance(kept);
+    for (n_written, entries) in open.iter().enumerate() {
+        let written = write_entries(plan, entries, writer, run, progress);
+        match written.and_then(|()| writer.complete(entries)) {
+            Err(Error::Cancelled) if writer.n_kept() + n_written > 0 => {
+                let n_files = writer.n_kept() + n_written;
+                return Err(Error::Stopped { n_files });
+            }
+            other => other?,
+        }
+    }
+    Ok(())
+}
+
+/// Makes the entries of a range of a plan.
 fn write_entries(
     plan: &MergePlan,
+    range: &Range<usize>,
     sink: &dyn Sink,
     run: &RunOptions,
     progress: &dyn Progress,
 ) -> Result<()> {
+    let entries = || {
+        (plan.entries.iter().enumerate())
+            .take(range.end)
+            .skip(range.start)
+    };
     let is_whole = |entry: &Entry| matches!(entry.action, Action::Whole { .. });
     let is_survey = |entry: &Entry| matches!(entry.action, Action::Survey { .. });
-    let pieces: Vec<Piece> = (plan.entries.iter().enumerate())
+    let pieces: Vec<Piece> = entries()
         .filter(|(_, entry)| !is_whole(entry) && !is_survey(entry))
         .flat_map(|(index, entry)| {
             let unit = match &entry.action {
@@ -199,7 +247,7 @@ fn write_entries(
             Ok(())
         },
     )?;
-    let surveys = (plan.entries.iter().enumerate()).filter(|(_, entry)| is_survey(entry));
+    let surveys = entries().filter(|(_, entry)| is_survey(entry));
     // Small tensors go to the cores as wholes, the large ones chunk by chunk: a thread that waits for
     // the chunks of one tensor never begins another, so that buffers stay few.
     let (small, large): (Vec<_>, Vec<_>) =
@@ -229,12 +277,7 @@ fn write_entries(
         )?;
     }
     // Whole-tensor operations use all cores themselves, one tensor at a time to bound memory.
-    for (index, entry) in plan
-        .entries
-        .iter()
-        .enumerate()
-        .filter(|(_, entry)| is_whole(entry))
-    {
+    for (index, entry) in entries().filter(|(_, entry)| is_whole(entry)) {
         if progress.is_cancelled() {
             return Err(Error::Cancelled);
         }

@@ -1,5 +1,6 @@
 //! What happens to every key: the checked form of a recipe or of a conversion.
 
+use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use serde::Serialize;
@@ -7,12 +8,13 @@ use serde::Serialize;
 use crate::beside::Beside;
 use crate::gram::GramStore;
 use crate::io::SourceFile;
+use crate::layouts::ModelRecord;
 use crate::methods::{ElementKernel, GramRef, StepRounding, Survey, WholeKernel};
-use crate::{Checkpoint, TensorInfo};
+use crate::provenance::Provenance;
+use crate::{Checkpoint, Result, TensorInfo};
 
 mod checkpoints;
 mod companions;
-mod portable;
 mod resolve;
 mod settings;
 mod stacks;
@@ -150,6 +152,8 @@ pub struct MergePlan {
     pub stages: Vec<Stage>,
     /// Where gram matrices are read from.
     pub grams: Vec<Arc<GramStore>>,
+    /// What is known of the output's model; what is open here is as the inputs say.
+    pub model: ModelRecord,
     /// Output tensors, by name.
     pub entries: Vec<Entry>,
     /// Input tensors without a place in the output, by name.
@@ -173,6 +177,22 @@ impl MergePlan {
             }
         }
         files
+    }
+
+    /// What the output's file says of its model.
+    ///
+    /// # Errors
+    /// [`crate::Error::BadModelRecord`]; [`crate::Error::ModelsDiffer`] when inputs do not agree on
+    /// what is open.
+    pub fn record(&self) -> Result<ModelRecord> {
+        self.model.joined(self.sources.iter().map(AsRef::as_ref))
+    }
+
+    /// The metadata of the output's file.
+    pub(crate) fn metadata(&self, provenance: &Provenance) -> Result<BTreeMap<String, String>> {
+        let mut metadata = provenance.to_metadata();
+        self.record()?.add_to(&mut metadata);
+        Ok(metadata)
     }
 
     /// Tensor bytes of the output.

@@ -13,6 +13,7 @@ mod documents;
 mod experts;
 mod models;
 mod parameters;
+mod paths;
 mod place;
 mod tokenizer;
 

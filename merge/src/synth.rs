@@ -10,7 +10,7 @@ use std::sync::Arc;
 
 use crate::beside::Beside;
 use crate::convert::buffers;
-use crate::layouts::{CatalogSpec, beit, catalog, vl_merging, vlmo};
+use crate::layouts::{CatalogSpec, Form, ModelRecord, beit, catalog, vl_merging, vlmo};
 use crate::plan::{Action, Entry, Generator};
 use crate::random::Draws;
 use crate::recipe::OutputDType;
@@ -79,10 +79,27 @@ impl Synthesis {
             sources: Vec::new(),
             stages: Vec::new(),
             grams: Vec::new(),
+            model: self.record(),
             entries,
             dropped: Vec::new(),
             beside: Beside::default(),
         })
+    }
+
+    /// What the weights will not tell. BEiT's have no text and no fusion.
+    fn record(&self) -> ModelRecord {
+        let record = ModelRecord::from(&self.spec.sizes);
+        match self.spec.form {
+            form if form.is_beit() => ModelRecord {
+                heads: record.heads,
+                ..ModelRecord::default()
+            },
+            Form::VlmoAbsolute => ModelRecord {
+                text_table_len: None,
+                ..record
+            },
+            _ => record,
+        }
     }
 
     fn parameter(&self, name: String, info: TensorInfo, kind: ParamKind) -> Entry {

@@ -6,7 +6,7 @@ use std::sync::Arc;
 
 use merge::convert::{Conversion, Expansion, Resize, Spelling, Start};
 use merge::execute::{RunOptions, execute};
-use merge::io::{OpenOptions, WriteOptions, open};
+use merge::io::{OpenOptions, WriteOptions, Writer, open};
 use merge::layouts::{CatalogSpec, Form, Heads, Sizes, detect};
 use merge::plan::Action;
 use merge::progress::Silent;
@@ -298,6 +298,23 @@ fn synthetic(folder: &Path, form: Form) -> Arc<Checkpoint> {
     opened(&path)
 }
 
+/// The same without what this program's files say of their model.
+fn synthetic_by_others(folder: &Path, form: Form) -> Arc<Checkpoint> {
+    let ours = synthetic(folder, form);
+    let path = folder.join("others.safetensors");
+    let infos: Vec<_> = (ours.tensors())
+        .map(|(key, info)| (key.to_owned(), info.clone()))
+        .collect();
+    let metadata = BTreeMap::new();
+    let writer = Writer::create(&infos, &metadata, &WriteOptions::new(&path)).expect("created");
+    for (index, (key, _)) in infos.iter().enumerate() {
+        let bytes = ours.read_all(key).expect("reads");
+        writer.write(index, 0, &bytes).expect("written");
+    }
+    writer.finish(&metadata).expect("finished");
+    opened(&path)
+}
+
 fn respelled(to: Spelling) -> Conversion {
     Conversion {
         spelling: Some(to),
@@ -369,7 +386,7 @@ fn vl_merging_to_vlmo_says_what_it_leaves_out_and_refuses_what_would_be_lost() {
 #[test]
 fn vlmo_grows_by_geometric_spacing_and_shrinks_only_bicubically() {
     let folder = tempfile::tempdir().expect("a temporary folder");
-    let vlmo = synthetic(folder.path(), Form::Vlmo);
+    let vlmo = synthetic_by_others(folder.path(), Form::Vlmo);
     assert!(matches!(
         convert(
             &vlmo,
@@ -519,7 +536,7 @@ fn experts_start_as_the_seed_or_as_another_seed() {
 #[test]
 fn a_fusion_start_that_is_neither_stored_nor_usual_must_be_given() {
     let folder = tempfile::tempdir().expect("a temporary folder");
-    let seed = synthetic(folder.path(), Form::Agnostic);
+    let seed = synthetic_by_others(folder.path(), Form::Agnostic);
     let expansion = |fusion_start| Expansion {
         fusion_start,
         ..Expansion::to(Form::AllSpecific)

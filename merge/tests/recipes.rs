@@ -347,7 +347,7 @@ fn bad_values_are_named_with_line_and_tensor() {
             "merge_method: ties\nbase_model: <base>\nmodels:\n- model: <a>\n  parameters:\n    weight: 1\n    \
              density: 1.5",
             vec![
-                "parameter `density` must be a number from 0 to 1",
+                "cannot merge `embed.weight`: `density` must be a number from 0 to 1",
                 "(line 7, column",
             ],
         ),

@@ -13,9 +13,11 @@ pub mod inspect;
 pub mod interpolate;
 pub mod merge;
 pub mod pretrain;
+pub mod recipe;
 pub mod regmean;
 pub mod report;
 pub mod score;
+pub mod search;
 pub mod study;
 pub mod sweep;
 pub mod synth;
@@ -39,6 +41,7 @@ pub fn run(command: Command, output: &Output) -> Result<ExitCode> {
         Command::Interpolate(args) => interpolate::run(args, output),
         Command::Arithmetic(args) => arithmetic::run(args, output),
         Command::Regmean(args) => regmean::run(args, output),
+        Command::Recipe(args) => recipe::run(&args, output),
         Command::Merge(args) => merge::run(args, output),
         Command::Data(args) => data::run(args, output),
         Command::Gram(args) => gram::run(args, output),
@@ -46,6 +49,7 @@ pub fn run(command: Command, output: &Output) -> Result<ExitCode> {
         Command::Sweep(args) => sweep::run(args, output),
         Command::Pretrain(args) => pretrain::run(args, output),
         Command::Finetune(args) => finetune::run(args, output),
+        Command::Search(args) => search::run(args, output),
         Command::Study(args) => study::run(args, output),
         Command::Score(args) => score::run(args, output),
         Command::Report(args) => report::run(args, output),

@@ -3,8 +3,10 @@
 
 mod checks;
 mod fixture;
+mod fused_blocks;
 mod groups;
 mod logs;
+mod model_record;
 mod objectives;
 mod operations;
 mod optimizer;

@@ -1,21 +1,12 @@
 //! Sizes and forms of multiway models, read off a checkpoint.
 
-use merge::layouts::Window;
+use merge::layouts::{ModelRecord, Window};
 use merge::{Checkpoint, Layout};
-use serde::{Deserialize, Serialize};
+use serde::Serialize;
 
 use crate::{Error, Result};
 
-/// Who attends to whom in the blocks before the fusion start, where a pass has text and image.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "snake_case")]
-pub enum ShallowAttention {
-    /// Text and image apart, as vl-merging has it.
-    PerModality,
-    /// Everybody to everybody, as in VLMo, in vl-merging's ln-specific form and in its plain
-    /// architecture.
-    Joint,
-}
+pub use merge::layouts::ShallowAttention;
 
 /// How positions are told apart.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
@@ -131,6 +122,7 @@ impl Config {
                 .any(|(key, _)| key.ends_with(".gamma_1")),
             shallow_attention: overrides
                 .shallow_attention
+                .or(ModelRecord::of(checkpoint)?.shallow_attention)
                 .unwrap_or_else(|| usual_attention(name)),
         };
         let bad = |fault: String| Error::BadSize {
@@ -159,6 +151,21 @@ impl Config {
             });
         }
         Ok(config)
+    }
+
+    /// What the weights do not tell of this model, for the file that they go to.
+    #[must_use]
+    pub fn record(&self) -> ModelRecord {
+        let is_usual = self.shallow_attention == usual_attention(&self.layout);
+        ModelRecord {
+            heads: Some(self.n_heads),
+            fusion_start: Some(self.fusion_start),
+            text_table_len: match self.positions {
+                Positions::Relative(window) => Some(window.text_table_len),
+                Positions::Absolute => None,
+            },
+            shallow_attention: (!is_usual).then_some(self.shallow_attention),
+        }
     }
 
     /// Patches of an image.

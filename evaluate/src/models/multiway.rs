@@ -180,7 +180,7 @@ impl Multiway {
     /// # Errors
     /// For an id outside the vocabulary, or when the device fails.
     pub fn embed_text(&self, ids: &Tensor, pass: &Pass<'_>) -> Result<Tensor> {
-        let x = self.text_embeddings.forward(ids)?;
+        let x = self.text_embeddings.forward(ids, pass)?;
         let x = match pass.omission() {
             Some(omission) => omission.dropout(&x)?,
             None => x,

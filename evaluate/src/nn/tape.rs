@@ -12,7 +12,7 @@ use std::collections::HashMap;
 use candle_core::backprop::GradStore;
 use candle_core::{Result, Tensor, TensorId, Var};
 
-use super::Gradients;
+use super::{Buffers, Gradients};
 
 /// A segment of a pass, ready to go backward once.
 pub trait Recorded {
@@ -33,6 +33,8 @@ pub trait Recorded {
 pub struct Tape {
     records: RefCell<Vec<Record>>,
     keeps_inputs_alone: bool,
+    keeps_graphs: bool,
+    buffers: Buffers,
 }
 
 struct Record {
@@ -83,6 +85,36 @@ impl Tape {
             keeps_inputs_alone: true,
             ..Self::default()
         }
+    }
+
+    /// The tape with segments as graphs of candle's operations, even where they could run on
+    /// slices: the reference.
+    #[must_use]
+    pub fn of_graphs(self) -> Self {
+        Self {
+            keeps_graphs: true,
+            ..self
+        }
+    }
+
+    /// Whether segments may run on slices.
+    #[must_use]
+    pub fn fuses(&self) -> bool {
+        !self.keeps_graphs
+    }
+
+    /// The tape with memory that is used again, from step to step if it is that of the tape before.
+    #[must_use]
+    pub fn reusing(self, buffers: &Buffers) -> Self {
+        Self {
+            buffers: buffers.clone(),
+            ..self
+        }
+    }
+
+    /// The memory that is used again.
+    pub(crate) fn buffers(&self) -> &Buffers {
+        &self.buffers
     }
 
     /// Whether segments keep their inputs alone.

@@ -4,6 +4,7 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use crate::beside::Beside;
+use crate::layouts::ModelRecord;
 use crate::methods::WholeKernel;
 use crate::plan::{Action, Dropped, Entry, TensorRef};
 use crate::recipe::OutputDType;
@@ -163,13 +164,15 @@ impl Draft {
         })
     }
 
-    /// The finished plan of what `recipe` says, its floats in `dtype`. Buffers that loaders rebuild
+    /// The finished plan of what `recipe` says, its floats in `dtype`, with what the conversion
+    /// knows of the model. Buffers that loaders rebuild
     /// keep theirs: some hold row numbers as `f32`, which no half can.
     pub(super) fn finish(
         mut self,
         layout: &dyn Layout,
         recipe: String,
         dtype: OutputDType,
+        model: ModelRecord,
     ) -> MergePlan {
         for entry in self.entries.values_mut() {
             let is_buffer = match &entry.action {
@@ -186,6 +189,7 @@ impl Draft {
             sources: self.sources,
             stages: Vec::new(),
             grams: Vec::new(),
+            model,
             entries: self.entries.into_values().collect(),
             dropped: self.dropped,
             beside: Beside::default(),

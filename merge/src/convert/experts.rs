@@ -8,8 +8,8 @@ use super::draft::Draft;
 use super::keys::{self, BeitTable, without_module};
 use super::positions::Resize;
 use super::tables::{self, Windows};
-use crate::layouts::Form;
 use crate::layouts::vl_merging::{expert_key, owned_part, usual_fusion_start};
+use crate::layouts::{Form, ModelRecord};
 use crate::plan::{Action, Entry, TensorRef};
 use crate::recipe::OutputDType;
 use crate::{Checkpoint, ConversionFault, Error, Expert, Layout, MergePlan, Result};
@@ -108,12 +108,19 @@ impl Expansion {
                 tables::replace_indices(&mut draft, layout, None)?;
             }
         }
-        self.copy_experts(&mut draft, layout)?;
+        let fusion_start = self.copy_experts(&mut draft, layout)?;
         let recipe = self.to_string();
-        Ok(draft.finish(layout, recipe, self.dtype))
+        let model = ModelRecord {
+            fusion_start: (fusion_start.filter(|_| self.start == Start::Copy))
+                .or(self.fusion_start),
+            text_table_len: self.text_table_len,
+            ..ModelRecord::default()
+        };
+        Ok(draft.finish(layout, recipe, self.dtype, model))
     }
 
-    fn copy_experts(&self, draft: &mut Draft, layout: &dyn Layout) -> Result<()> {
+    /// Gives experts their copies; the fusion start, where it was needed.
+    fn copy_experts(&self, draft: &mut Draft, layout: &dyn Layout) -> Result<Option<usize>> {
         let seeds: BTreeMap<Expert, usize> = (self.seeds.iter())
             .map(|(expert, seed)| (*expert, draft.add_source(Arc::clone(seed))))
             .collect();
@@ -147,7 +154,7 @@ impl Expansion {
                 })?;
             }
         }
-        Ok(())
+        Ok(fusion_start)
     }
 
     fn experts(&self, is_deep: bool) -> Vec<Expert> {

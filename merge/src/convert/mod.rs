@@ -19,7 +19,7 @@ pub use keys::Spelling;
 pub use positions::Resize;
 pub use tables::sizes_with_text;
 
-use crate::layouts::{Dimensions, Window};
+use crate::layouts::{Dimensions, ModelRecord, Window};
 use crate::recipe::OutputDType;
 use crate::{Checkpoint, ConversionFault, Layout, MergePlan, Result};
 use draft::Draft;
@@ -82,7 +82,11 @@ impl Conversion {
         if let Some(spelling) = self.spelling {
             keys::respell(&mut draft, layout, spelling)?;
         }
-        Ok(draft.finish(layout, self.to_string(), self.dtype))
+        let model = ModelRecord {
+            text_table_len: self.text_table_len,
+            ..ModelRecord::default()
+        };
+        Ok(draft.finish(layout, self.to_string(), self.dtype, model))
     }
 
     /// Whether keys must be understood, not just copied.

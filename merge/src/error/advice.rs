@@ -53,6 +53,7 @@ impl Error {
             Self::Merge(fault) => fault.hint().map(str::to_owned),
             Self::Remote(fault) => fault.hint().map(str::to_owned),
             Self::Several(faults) => faults.iter().find_map(Self::hint),
+            Self::Stopped { .. } => Some("the same command goes on with the next file".into()),
             Self::TargetExists { .. } => Some("pass --force to replace it".into()),
             Self::SingularGram { .. } => Some(
                 "cache the gram matrices from more data, or pass --shrink below 1 or a --ridge"

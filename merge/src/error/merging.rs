@@ -81,7 +81,7 @@ pub enum MergeFault {
         place: Place,
     },
     /// A tensor that only some checkpoints have.
-    #[error("`{key}` is in {} only, not in {}", present.join(", "), absent.join(", "))]
+    #[error("`{key}` is in {} only, not in {}{place}", present.join(", "), absent.join(", "))]
     OnlyInSome {
         /// The tensor.
         key: String,
@@ -89,9 +89,11 @@ pub enum MergeFault {
         present: Vec<String>,
         /// Who has not.
         absent: Vec<String>,
+        /// The first of those.
+        place: Place,
     },
     /// Tensors of one name and different shapes.
-    #[error("`{key}` has shape {found:?} in {model}, expected {expected:?} as in {first}")]
+    #[error("`{key}` has shape {found:?} in {model}, expected {expected:?} as in {first}{place}")]
     Shapes {
         /// The tensor.
         key: String,
@@ -103,10 +105,12 @@ pub enum MergeFault {
         first: String,
         /// The shape there.
         expected: Vec<usize>,
+        /// The entry of the one that differs.
+        place: Place,
     },
     /// Numbers that cannot be merged, of different dtypes.
     #[error(
-        "`{key}` has dtype {found} in {model} and {expected} in {first}, and only floats are merged"
+        "`{key}` has dtype {found} in {model} and {expected} in {first}, and only floats are merged{place}"
     )]
     DTypes {
         /// The tensor.
@@ -119,6 +123,8 @@ pub enum MergeFault {
         first: String,
         /// The dtype there.
         expected: DType,
+        /// The entry of the one that differs.
+        place: Place,
     },
     /// Integers or booleans that are not the same everywhere.
     #[error("`{key}` holds no floats, so it is copied, but its values differ between the models")]
@@ -183,10 +189,12 @@ pub enum MergeFault {
         place: Place,
     },
     /// Documents that build on each other in a circle.
-    #[error("the documents build on each other in a circle: {}", names.join(" -> "))]
+    #[error("the documents build on each other in a circle: {}{place}", names.join(" -> "))]
     Cycle {
         /// Their names, the first once more at the end.
         names: Vec<String>,
+        /// Where the circle closes.
+        place: Place,
     },
     /// A document whose result nobody uses.
     #[error("the document `{name}` is used by no other")]

@@ -28,7 +28,7 @@ fn fill(plan: &MergePlan, run: &RunOptions, progress: &dyn Progress) -> Result<M
     let entries = plan.entries.iter();
     let buffers = entries.map(|entry| Mutex::new(vec![0; entry.info.n_bytes() as usize]));
     let buffers = Buffers(buffers.collect());
-    write_entries(plan, &buffers, run, progress)?;
+    write_entries(plan, &(0..plan.entries.len()), &buffers, run, progress)?;
     let files = plan.files();
     let provenance = Provenance::new(plan.recipe.clone(), &files);
     let provenance = match run.hash {
@@ -54,7 +54,7 @@ fn fill(plan: &MergePlan, run: &RunOptions, progress: &dyn Progress) -> Result<M
             .unwrap_or_default(),
         container: Container::Memory,
         files,
-        metadata: provenance.to_metadata(),
+        metadata: plan.metadata(&provenance)?,
         roots: vec![root],
         root: String::new(),
         values: Vec::new(),

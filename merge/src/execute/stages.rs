@@ -42,7 +42,8 @@ pub(super) fn write(
             ..*run
         };
         progress.start(&format!("making {}", stage.name), stage.plan.output_bytes());
-        let written = write_all(&stage.plan, &options, &run, progress);
+        // A stage is one file, which no later run goes on with.
+        let written = write_all(&stage.plan, &options, &run, "", progress);
         progress.finish();
         written?;
         stage.finish(open_result(&path)?);

@@ -19,7 +19,8 @@ pub use torch::{PickleCall, PickleFault, ZipFault};
 #[doc(hidden)]
 pub use torch::{open_bytes as open_torch_bytes, walk_pickle};
 pub use writer::{
-    OutputContainer, WriteOptions, Writer, check_file_target, check_target, write_file,
+    OutputContainer, WriteOptions, Writer, check_file_target, check_target, n_complete_files,
+    write_file,
 };
 
 use std::fs::File;

@@ -4,6 +4,7 @@ mod atomic;
 mod flusher;
 mod layout;
 mod pickle;
+mod resume;
 mod safetensors;
 mod shards;
 mod torch;
@@ -17,6 +18,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use atomic::PartialFile;
 use flusher::Flusher;
 use layout::Layout;
+use resume::Ledger;
 use safetensors::SafetensorsLayout;
 use torch::TorchLayout;
 
@@ -127,6 +129,8 @@ pub struct Writer {
     parts: Vec<Part>,
     /// Names the parts if there are several.
     index: Option<PartialFile>,
+    /// Which parts are complete, if a later run may go on with them.
+    ledger: Option<Ledger>,
     /// Runs only if the output is synced.
     flusher: Option<Flusher>,
 }
@@ -164,21 +168,67 @@ impl Writer {
         metadata: &BTreeMap<String, String>,
         options: &WriteOptions,
     ) -> Result<Self> {
-        let Shape { runs, layouts } = shape(tensors, metadata, options)?;
-        let targets = (runs.iter().enumerate())
+        Self::open(tensors, metadata, options, None)
+    }
+
+    /// As [`Writer::create`], but an output of several safetensors files is kept if it is not finished,
+    /// as soon as one of its files is complete: the next writer of the same `fingerprint` goes on
+    /// with it. The fingerprint must stand for everything that the bytes depend on.
+    ///
+    /// # Errors
+    /// As [`Writer::create`], and [`Error::TargetBusy`] while another writer has this target.
+    pub fn resume(
+        tensors: &[(String, TensorInfo)],
+        metadata: &BTreeMap<String, String>,
+        options: &WriteOptions,
+        fingerprint: &str,
+    ) -> Result<Self> {
+        Self::open(tensors, metadata, options, Some(fingerprint))
+    }
+
+    fn open(
+        tensors: &[(String, TensorInfo)],
+        metadata: &BTreeMap<String, String>,
+        options: &WriteOptions,
+        fingerprint: Option<&str>,
+    ) -> Result<Self> {
+        let Shape {
+            runs,
+            layouts,
+            container,
+        } = shape(tensors, metadata, options)?;
+        let mut targets: Vec<Target> = (runs.iter().enumerate())
             .flat_map(|(part, run)| targets(tensors, run, part, layouts[part].as_ref()))
             .collect();
+        let can_resume = runs.len() > 1 && container == OutputContainer::Safetensors;
+        let mut ledger = match fingerprint.filter(|_| can_resume) {
+            None => None,
+            Some(fingerprint) => Some(Ledger::open(&options.path, fingerprint, runs.len())?),
+        };
         let mut parts = Vec::with_capacity(runs.len());
         for (part, layout) in layouts.into_iter().enumerate() {
             let path = part_path(&options.path, part, runs.len());
-            parts.push(Part {
-                file: PartialFile::create(&path, layout.n_bytes())?,
-                layout,
-            });
+            let file = match &mut ledger {
+                None => PartialFile::create(&path, layout.n_bytes())?,
+                Some(ledger) => {
+                    let partial = ledger.partial(part).to_owned();
+                    let (file, was_whole) = PartialFile::keep(&partial, &path, layout.n_bytes())?;
+                    if !was_whole {
+                        ledger.forget(part);
+                    }
+                    file
+                }
+            };
+            parts.push(Part { file, layout });
+        }
+        if let Some(ledger) = &ledger {
+            for target in targets.iter_mut().filter(|target| ledger.has(target.part)) {
+                target.written = AtomicU64::new(target.n_bytes);
+            }
         }
         let index = match runs.len() {
             1 => None,
-            _ => Some(create_index(tensors, &runs, options)?),
+            _ => Some(create_index(tensors, &runs, options, ledger.as_ref())?),
         };
         let flusher = match options.sync {
             false => None,
@@ -192,6 +242,7 @@ impl Writer {
             tensors: targets,
             parts,
             index,
+            ledger,
             flusher,
         })
     }
@@ -216,6 +267,42 @@ impl Writer {
         part.layout.note(target.within, first_byte, bytes);
         target.written.fetch_add(n_bytes, Ordering::Relaxed);
         Ok(())
+    }
+
+    /// Runs of tensors that are still to be written, each of which [`Writer::complete`] is told of.
+    #[must_use]
+    pub fn open_runs(&self) -> Vec<Range<usize>> {
+        let Some(ledger) = &self.ledger else {
+            return std::iter::once(0..self.tensors.len()).collect();
+        };
+        let of_part = |part: usize| {
+            let first = self.tensors.partition_point(|target| target.part < part);
+            let end = self.tensors.partition_point(|target| target.part <= part);
+            first..end
+        };
+        let open = (0..self.parts.len()).filter(|&part| !ledger.has(part));
+        open.map(of_part).collect()
+    }
+
+    /// How many files of a run before are taken as they are.
+    #[must_use]
+    pub fn n_kept(&self) -> usize {
+        self.ledger.as_ref().map_or(0, Ledger::n_done)
+    }
+
+    /// Takes note that all tensors of one of [`Writer::open_runs`] are written: from here on a later run
+    /// has no need to write them.
+    ///
+    /// # Errors
+    /// When the disk fails.
+    pub fn complete(&self, run: &Range<usize>) -> Result<()> {
+        let (Some(ledger), Some(target)) = (&self.ledger, self.tensors.get(run.start)) else {
+            return Ok(());
+        };
+        if self.options.sync {
+            self.parts[target.part].file.sync()?;
+        }
+        ledger.complete(target.part)
     }
 
     /// Writes headers, syncs and renames; returns the files in place, an index last.
@@ -258,6 +345,9 @@ impl Writer {
                 atomic::place_all(parts.chain([index]), self.options.force)?
             }
         };
+        if let Some(ledger) = self.ledger {
+            ledger.close()?;
+        }
         if sync {
             atomic::sync_folder(path)?;
         }
@@ -322,11 +412,15 @@ fn create_index(
     tensors: &[(String, TensorInfo)],
     runs: &[Range<usize>],
     options: &WriteOptions,
+    ledger: Option<&Ledger>,
 ) -> Result<PartialFile> {
     let path = shards::index_path(&options.path);
     atomic::check_target(&path, options.force)?;
     let text = shards::index_text(tensors, runs, &options.path);
-    let file = PartialFile::create(&path, text.len() as u64)?;
+    let file = match ledger {
+        None => PartialFile::create(&path, text.len() as u64)?,
+        Some(ledger) => PartialFile::keep(ledger.index_partial(), &path, text.len() as u64)?.0,
+    };
     file.write_at(0, text.as_bytes())?;
     Ok(file)
 }
@@ -362,8 +456,16 @@ fn new_folder(options: &WriteOptions) -> Option<&Path> {
     is_new.then_some(folder)
 }
 
+/// How many files of an output with this fingerprint a run before has completed, whose target these
+/// are even if some have their names already.
+#[must_use]
+pub fn n_complete_files(path: &Path, fingerprint: &str) -> usize {
+    resume::n_complete(path, fingerprint)
+}
+
 /// How an output is divided into files, and each file into tensors.
 struct Shape {
+    container: OutputContainer,
     runs: Vec<Range<usize>>,
     layouts: Vec<Box<dyn Layout>>,
 }
@@ -392,7 +494,8 @@ fn shape(
     let layouts = (runs.iter())
         .map(|run| lay_out(path, container, &tensors[run.clone()], metadata))
         .collect::<Result<Vec<_>>>()?;
-    let needed = layouts.iter().map(|layout| layout.n_bytes()).sum();
+    let needed: u64 = layouts.iter().map(|layout| layout.n_bytes()).sum();
+    let needed = needed.saturating_sub(resume::kept_bytes(path, runs.len()));
     atomic::check_space(new_folder.unwrap_or(path), needed)?;
     for part in 0..runs.len() {
         if new_folder.is_some() {
@@ -400,7 +503,11 @@ fn shape(
         }
         atomic::check_target(&part_path(path, part, runs.len()), options.force)?;
     }
-    Ok(Shape { runs, layouts })
+    Ok(Shape {
+        container,
+        runs,
+        layouts,
+    })
 }
 
 /// The file of part `part`: the target itself if there is only one.

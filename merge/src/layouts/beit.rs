@@ -64,7 +64,7 @@ impl Beit {
         let Findings {
             dimensions,
             evidence: sizes,
-        } = survey.measure();
+        } = survey.measure()?;
         let evidence = [decision, spelling.to_owned()].into_iter().chain(sizes);
         Ok(Some(Self {
             description: Description {

@@ -7,8 +7,8 @@ use std::collections::{BTreeMap, BTreeSet};
 use crate::io::PlainValue;
 use crate::{Checkpoint, Error, Expert, Result, TensorInfo};
 
-use super::Dimensions;
 use super::grammar::{self, BlockKey};
+use super::{Dimensions, ModelRecord};
 
 /// Channels of one head in every published model with a relative bias table.
 const PUBLISHED_HEAD_WIDTH: usize = 64;
@@ -26,6 +26,8 @@ pub(super) struct Survey<'a> {
     ffn_width: Option<usize>,
     /// Heads of one block where each block has its own bias table (BEiT).
     table_heads: Option<usize>,
+    /// What the file says of its model.
+    record: ModelRecord,
 }
 
 /// Sizes with the sentences that explain them.
@@ -40,7 +42,8 @@ impl<'a> Survey<'a> {
     /// Walks all keys once. `translate` turns a key (without `module.`) into vl-merging spelling.
     ///
     /// # Errors
-    /// [`Error::BrokenLayout`] when two keys claim one place, or everybody and an expert do.
+    /// [`Error::BrokenLayout`] when two keys claim one place, or everybody and an expert do;
+    /// [`Error::BadModelRecord`].
     pub(super) fn read(checkpoint: &'a Checkpoint, translate: fn(&str) -> String) -> Result<Self> {
         let mut survey = Self {
             checkpoint,
@@ -50,6 +53,7 @@ impl<'a> Survey<'a> {
             width: None,
             ffn_width: None,
             table_heads: None,
+            record: ModelRecord::of(checkpoint)?,
         };
         let mut claims: BTreeMap<String, BTreeMap<Option<Expert>, &str>> = BTreeMap::new();
         for (key, info) in checkpoint.tensors() {
@@ -141,7 +145,10 @@ impl<'a> Survey<'a> {
     }
 
     /// All sizes that can be known.
-    pub(super) fn measure(&self) -> Findings {
+    ///
+    /// # Errors
+    /// [`Error::RecordContradicted`].
+    pub(super) fn measure(&self) -> Result<Findings> {
         let mut sizes = Findings {
             dimensions: Dimensions::default(),
             evidence: Vec::new(),
@@ -155,7 +162,42 @@ impl<'a> Survey<'a> {
             .axis("text_embeddings.word_embeddings.weight", 0)
             .or_else(|| self.axis("mlm_score.decoder.weight", 0));
         dimensions.n_token_types = self.axis("token_type_embeddings.weight", 0);
-        sizes
+        self.check_record(dimensions)?;
+        Ok(sizes)
+    }
+
+    /// The record is asked only where tensors do not tell, so what differs from it tensors tell.
+    fn check_record(&self, found: &Dimensions) -> Result<()> {
+        let has_table = self.shape("relative_position_bias_table").is_some();
+        let pairs = [
+            ("heads", self.record.heads, found.n_heads, true),
+            (
+                "fusion_start",
+                self.record.fusion_start,
+                found.fusion_start,
+                true,
+            ),
+            (
+                "text_table_len",
+                self.record.text_table_len,
+                found.text_table_len,
+                has_table,
+            ),
+        ];
+        for (what, recorded, found, is_told) in pairs {
+            match recorded {
+                Some(recorded) if is_told && found != Some(recorded) => {
+                    return Err(Error::RecordContradicted {
+                        path: self.checkpoint.path().into(),
+                        what,
+                        recorded,
+                        found: found.map_or_else(|| "otherwise".into(), |n| n.to_string()),
+                    });
+                }
+                _ => {}
+            }
+        }
+        Ok(())
     }
 
     fn measure_blocks(&self, sizes: &mut Findings) {
@@ -200,7 +242,7 @@ impl<'a> Survey<'a> {
             .or_else(|| self.axis("transformer.rel_pos_bias.relative_position_bias_table", 1))
             .filter(|heads| *heads > 0 && width % heads == 0);
         sizes.compare("num_heads", stored, from_table);
-        let heads = from_table.or(stored);
+        let heads = from_table.or(self.record.heads).or(stored);
         sizes.dimensions.n_heads = heads.or_else(|| {
             let guess = width / PUBLISHED_HEAD_WIDTH;
             (guess > 0 && width % PUBLISHED_HEAD_WIDTH == 0).then(|| {
@@ -225,9 +267,13 @@ impl<'a> Survey<'a> {
             .find(|(_, owners)| owners.contains(&Expert::VisionLanguage))
             .map(|(block, _)| *block);
         sizes.compare("vlffn_start_layer_index", stored, found);
-        sizes.dimensions.fusion_start = found.or(stored);
-        let sentence = match (found, stored, self.specific.is_empty()) {
+        let recorded = self.record.fusion_start;
+        sizes.dimensions.fusion_start = found.or(recorded).or(stored);
+        let sentence = match (found, recorded.or(stored), self.specific.is_empty()) {
             (Some(block), _, _) => format!("vision_language experts from block {block}"),
+            (None, Some(block), _) if recorded.is_some() => {
+                format!("fusion from block {block} by the file's metadata")
+            }
             (None, Some(block), _) => {
                 format!("fusion from block {block} by the stored configuration")
             }

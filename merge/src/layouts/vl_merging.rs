@@ -46,7 +46,7 @@ impl VlMerging {
         let Findings {
             mut dimensions,
             evidence: mut sizes,
-        } = survey.measure();
+        } = survey.measure()?;
         if name == AGNOSTIC
             && dimensions.fusion_start.is_none()
             && let Some(block) = usual_fusion_start(dimensions.n_blocks)

@@ -51,7 +51,7 @@ impl Vlmo {
         let Findings {
             dimensions,
             evidence: sizes,
-        } = survey.measure();
+        } = survey.measure()?;
         let decision = format!("blocks own {}", quoted(survey.specific_keys()));
         let is_absolute = survey.shape("transformer.pos_embed").is_some();
         let positions = if is_absolute {

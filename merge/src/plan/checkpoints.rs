@@ -7,12 +7,12 @@ use std::sync::Arc;
 use super::settings::{Layer, Own, Settings};
 use super::stages::Opener;
 use super::vocabularies::{self, Alignment};
-use super::{Action, Dropped, Entry, MergePlan, TensorRef, companions, portable, resolve};
+use super::{Action, Dropped, Entry, MergePlan, TensorRef, companions, resolve};
 use crate::TensorInfo;
 use crate::beside::config::Changes;
 use crate::gram::GramStore;
 use crate::io::{self, OpenOptions};
-use crate::layouts::{Generic, Layout};
+use crate::layouts::{Generic, Layout, ModelRecord};
 use crate::methods::{self, Base, DrawKey, GramRef, GroupShape, Member, MergeMethod, Operation};
 use crate::methods::{Setting, StepRounding, Tape, Values};
 use crate::recipe::{ModelRef, OnMissing, OutputDType, Parameters, Place, RandomSource};
@@ -72,10 +72,11 @@ pub(super) fn resolve(recipe: &MergeRecipe, opener: &Opener) -> Result<(MergePla
         alignment.as_ref(),
     )?;
     let plan = MergePlan {
-        recipe: portable::without_folders(recipe).to_yaml()?,
+        recipe: recipe.without_folders().to_yaml()?,
         sources: builder.models.sources,
         stages: Vec::new(),
         grams: builder.grams,
+        model: ModelRecord::default(),
         entries: builder.entries,
         dropped,
         beside,
@@ -197,6 +198,12 @@ impl Models {
 
     pub(super) fn is_base(&self, model: &ModelRef) -> bool {
         self.base.is_some() && self.find(model) == self.base
+    }
+
+    /// Where a source stands in the recipe.
+    pub(super) fn place(&self, source: usize) -> Place {
+        let model = self.refs.get(source);
+        model.map_or_else(Place::default, |model| model.place)
     }
 
     /// What a source is called.
@@ -350,6 +357,7 @@ impl Builder<'_> {
                     found: info.shape.clone(),
                     first: name(0),
                     expected: first.shape.clone(),
+                    place: self.models.place(all[index].source),
                 }));
             } else if !info.dtype.is_float() && info.dtype != first.dtype
                 || info.dtype.is_float() != first.dtype.is_float()
@@ -360,6 +368,7 @@ impl Builder<'_> {
                     found: info.dtype,
                     first: name(0),
                     expected: first.dtype,
+                    place: self.models.place(all[index].source),
                 }));
             }
         }
@@ -451,6 +460,8 @@ impl Builder<'_> {
                 key: wanted.name.clone(),
                 present: names(present),
                 absent: names(absent),
+                place: (absent.first())
+                    .map_or_else(Place::default, |tensor| self.models.place(tensor.source)),
             }
             .into()),
             OnMissing::Skip => {
@@ -569,6 +580,7 @@ impl Builder<'_> {
                     found: info.shape.clone(),
                     first: self.models.name(input.source),
                     expected: shape.to_vec(),
+                    place: self.models.place(input.source),
                 }
                 .into());
             }
@@ -689,8 +701,17 @@ fn is_same_cause(a: &Error, b: &Error) -> bool {
                 ..
             },
         ) => name == other_name && member == other_member,
-        (BadValue { place: one, .. }, BadValue { place: other, .. })
-        | (WeightsSumToZero { place: one, .. }, WeightsSumToZero { place: other, .. }) => {
+        (
+            BadValue {
+                name, place: one, ..
+            },
+            BadValue {
+                name: other_name,
+                place: other,
+                ..
+            },
+        ) => name == other_name && (one.line, one.column) == (other.line, other.column),
+        (WeightsSumToZero { place: one, .. }, WeightsSumToZero { place: other, .. }) => {
             one.line > 0 && (one.line, one.column) == (other.line, other.column)
         }
         (one, other) => one.to_string() == other.to_string(),

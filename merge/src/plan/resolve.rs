@@ -5,11 +5,11 @@ use std::path::Path;
 use std::sync::Arc;
 
 use super::settings::{Layer, Settings};
-use super::{Action, Dropped, Entry, MergePlan, TensorRef, companions, portable, stages};
+use super::{Action, Dropped, Entry, MergePlan, TensorRef, companions, stages};
 use crate::beside::config::Changes;
 use crate::gram::GramStore;
 use crate::io::{self, OpenOptions};
-use crate::layouts::{self, Layout};
+use crate::layouts::{self, Layout, ModelRecord};
 use crate::methods::{self, Base, DrawKey, GramRef, GroupShape, Member, MergeMethod};
 use crate::methods::{Operation, StepRounding, Values};
 use crate::recipe::UnknownKeys;
@@ -75,13 +75,14 @@ impl MergePlan {
         let entries: Vec<Entry> = builder.entries.into_values().collect();
         let beside = companions::beside(recipe, opener, &entries, Changes::default(), None)?;
         let plan = Self {
-            recipe: portable::without_folders(&resolved).to_yaml()?,
+            recipe: resolved.without_folders().to_yaml()?,
             entries,
             beside,
             dropped: builder.dropped,
             sources: builder.sources,
             stages: Vec::new(),
             grams: grams.into_iter().collect(),
+            model: ModelRecord::default(),
         };
         Ok((plan, resolved))
     }

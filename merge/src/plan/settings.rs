@@ -143,11 +143,11 @@ impl Settings {
                     Some(Member::Expert(expert)) => {
                         values.get(expert).map(|&value| Scalar::Number(value))
                     }
-                    _ => return Err(wrong(spec, place)),
+                    _ => return Err(wrong(spec, key, place)),
                 },
             };
             if let Some(scalar) = scalar {
-                return Ok(Some((checked(spec, scalar, place)?, place)));
+                return Ok(Some((checked(spec, scalar, key, place)?, place)));
             }
         }
         Ok(None)
@@ -233,7 +233,7 @@ fn along(values: &[Scalar], layer: Option<Layer>) -> Option<Scalar> {
 }
 
 /// Checks a value against what its parameter takes.
-fn checked(spec: &ParameterSpec, value: Scalar, place: Place) -> Result<Setting> {
+fn checked(spec: &ParameterSpec, value: Scalar, key: &str, place: Place) -> Result<Setting> {
     match (spec.kind, value) {
         (Kind::Number { holds, .. }, Scalar::Number(value))
             if value.is_finite() && holds(value) =>
@@ -252,22 +252,24 @@ fn checked(spec: &ParameterSpec, value: Scalar, place: Place) -> Result<Setting>
             Ok(Setting::Text(text))
         }
         (Kind::File, Scalar::Text(text)) => Ok(Setting::Text(text)),
-        _ => Err(wrong(spec, place)),
+        _ => Err(wrong(spec, key, place)),
     }
 }
 
-fn wrong(spec: &ParameterSpec, place: Place) -> Error {
+fn wrong(spec: &ParameterSpec, key: &str, place: Place) -> Error {
     let wanted = match spec.kind {
         Kind::Number { range, .. } => range,
         Kind::Flag => "true or false",
         Kind::Choice { .. } => "true, false, `l1`, `inverse` or `none`",
         Kind::File => "the path of a file",
     };
-    Error::BadParameter {
+    MergeFault::BadValue {
+        slot: key.to_owned(),
         name: spec.name,
-        wanted,
+        wanted: wanted.to_owned(),
         place,
     }
+    .into()
 }
 
 #[cfg(test)]

@@ -3,10 +3,10 @@
 use std::collections::BTreeMap;
 use std::sync::{Arc, OnceLock};
 
-use super::{MergePlan, checkpoints, portable, resolve, views};
+use super::{MergePlan, checkpoints, resolve, views};
 use crate::beside::Companions;
 use crate::io::{Container, Root, SourceInfo, TensorEntry, model_folder};
-use crate::recipe::ModelRef;
+use crate::recipe::{ModelRef, Place};
 use crate::{Checkpoint, Error, MergeFault, MergeRecipe, ObjectPath, PathSegment, Result};
 use crate::{TensorSource, io};
 
@@ -70,9 +70,9 @@ pub(super) fn resolve(recipe: &MergeRecipe) -> Result<(MergePlan, MergeRecipe)> 
     let mut stages = Vec::new();
     let mut path = Vec::new();
     let mut done = BTreeMap::new();
-    for name in used_documents(recipe, recipe) {
+    for (name, place) in used_documents(recipe, recipe) {
         make(
-            &name,
+            (&name, place),
             recipe,
             &mut opener,
             &mut stages,
@@ -89,13 +89,13 @@ pub(super) fn resolve(recipe: &MergeRecipe) -> Result<(MergePlan, MergeRecipe)> 
     let (mut plan, mut resolved) = one(recipe, &opener)?;
     plan.stages = stages;
     resolved.earlier.clone_from(&recipe.earlier);
-    plan.recipe = portable::without_folders(&resolved).to_yaml()?;
+    plan.recipe = resolved.without_folders().to_yaml()?;
     Ok((plan, resolved))
 }
 
 /// Plans the document `name` and, before it, all that it builds on.
 fn make(
-    name: &str,
+    (name, place): (&str, Place),
     all: &MergeRecipe,
     opener: &mut Opener,
     stages: &mut Vec<Stage>,
@@ -105,7 +105,7 @@ fn make(
     if path.iter().any(|above| above == name) {
         let mut names = path.clone();
         names.push(name.to_owned());
-        return Err(MergeFault::Cycle { names }.into());
+        return Err(MergeFault::Cycle { names, place }.into());
     }
     if done.contains_key(name) {
         return Ok(());
@@ -118,15 +118,15 @@ fn make(
         return Ok(());
     };
     path.push(name.to_owned());
-    for needed in used_documents(document, all) {
-        make(&needed, all, opener, stages, path, done)?;
+    for (needed, place) in used_documents(document, all) {
+        make((&needed, place), all, opener, stages, path, done)?;
     }
     path.pop();
     if std::ptr::eq(document, all) {
         return Ok(());
     }
     let (plan, _) = one(document, opener)?;
-    let result = Arc::new(Deferred::of(name, &plan));
+    let result = Arc::new(Deferred::of(name, &plan)?);
     let checkpoint = Checkpoint::new(Box::new(Handle(Arc::clone(&result))));
     opener.made.insert(name.to_owned(), Arc::new(checkpoint));
     let companions = Companions::of_plan(&plan.beside);
@@ -140,19 +140,19 @@ fn make(
     Ok(())
 }
 
-/// Names of documents whose results a document merges.
-fn used_documents(document: &MergeRecipe, all: &MergeRecipe) -> Vec<String> {
+/// Names of documents whose results a document merges, and where it names them.
+fn used_documents(document: &MergeRecipe, all: &MergeRecipe) -> Vec<(String, Place)> {
     let sources = document.slices.iter().flat_map(|slice| &slice.sources);
-    let models = (document.models.iter().map(ModelRef::name))
-        .chain(document.base_model.iter().map(ModelRef::name))
-        .chain(sources.map(|source| source.value.model.display().to_string()));
+    let models = (document.models.iter().chain(&document.base_model))
+        .map(|model| (model.name(), model.place))
+        .chain(sources.map(|source| (source.value.model.display().to_string(), source.place)));
     let names: Vec<&String> = all
         .earlier
         .iter()
         .chain([all])
         .flat_map(|d| &d.name)
         .collect();
-    models.filter(|model| names.contains(&model)).collect()
+    models.filter(|(model, _)| names.contains(&model)).collect()
 }
 
 fn one(recipe: &MergeRecipe, opener: &Opener) -> Result<(MergePlan, MergeRecipe)> {
@@ -170,7 +170,9 @@ struct Deferred {
 }
 
 impl Deferred {
-    fn of(name: &str, plan: &MergePlan) -> Self {
+    fn of(name: &str, plan: &MergePlan) -> Result<Self> {
+        let mut metadata = BTreeMap::new();
+        plan.record()?.add_to(&mut metadata);
         let tensors: Vec<TensorEntry> = (plan.entries.iter())
             .map(|entry| TensorEntry {
                 path: ObjectPath(vec![PathSegment::Key(entry.name.clone())]),
@@ -178,12 +180,12 @@ impl Deferred {
                 info: entry.info.clone(),
             })
             .collect();
-        Self {
+        Ok(Self {
             info: SourceInfo {
                 path: name.into(),
                 container: Container::Memory,
                 files: Vec::new(),
-                metadata: BTreeMap::new(),
+                metadata,
                 roots: vec![Root {
                     name: String::new(),
                     n_tensors: tensors.len(),
@@ -195,7 +197,7 @@ impl Deferred {
             },
             tensors,
             inner: OnceLock::new(),
-        }
+        })
     }
 }
 

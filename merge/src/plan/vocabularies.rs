@@ -148,6 +148,9 @@ enum Row {
     Zero,
 }
 
+/// The rows of each source that has a tensor.
+type RowsOfEach = Vec<Arc<[Row]>>;
+
 /// Decides where rows come from.
 struct Rows<'a> {
     wanted: &'a Vocabulary,
@@ -172,7 +175,7 @@ impl Rows<'_> {
             .into());
         }
         // Embeddings and heads mostly have the same rows.
-        let mut known: BTreeMap<Vec<(usize, usize)>, Vec<Arc<[Row]>>> = BTreeMap::new();
+        let mut known: BTreeMap<Vec<(usize, usize)>, RowsOfEach> = BTreeMap::new();
         let mut rows: Vec<BTreeMap<String, Arc<[Row]>>> = vec![BTreeMap::new(); originals.len()];
         let mut n_before = vec![None; originals.len()];
         for name in names {
@@ -197,7 +200,7 @@ impl Rows<'_> {
     }
 
     /// The rows of each of the sources that have a tensor, given how many rows it has there.
-    fn of(&self, sizes: &[(usize, usize)]) -> Vec<Arc<[Row]>> {
+    fn of(&self, sizes: &[(usize, usize)]) -> RowsOfEach {
         let mut rows = vec![vec![Row::Zero; self.wanted.n_rows()]; sizes.len()];
         for (token, &id) in &self.wanted.0 {
             let found: Vec<(usize, usize)> = (sizes.iter())

@@ -10,7 +10,7 @@ use crate::{Error, Result};
 pub(super) fn parse(text: &str, path: &Path) -> Result<MergeRecipe> {
     let bad = |reason: String| Error::BadRecipe {
         path: path.to_owned(),
-        reason: reason.strip_prefix("error: ").unwrap_or(&reason).to_owned(),
+        reason: with_advice(reason.strip_prefix("error: ").unwrap_or(&reason)),
     };
     let mut documents: Vec<MergeRecipe> =
         serde_saphyr::from_multiple(text).map_err(|error| bad(error.to_string()))?;
@@ -33,6 +33,43 @@ pub(super) fn parse(text: &str, path: &Path) -> Result<MergeRecipe> {
     }
     recipe.earlier = documents;
     Ok(recipe)
+}
+
+/// Keys that mergekit has and this program has not, and what to do instead.
+const ONLY_MERGEKITS: [(&str, &str); 7] = [
+    (
+        "base_model",
+        "a recipe has one `base_model` for all its slices",
+    ),
+    (
+        "modules",
+        "tensors of all modules are merged by name; `parameters` differ by `filter`",
+    ),
+    (
+        "tokenizer",
+        "write `tokenizer_source: base`, `union` or the path of a model",
+    ),
+    (
+        "chat_template",
+        "the base's travels along; put another beside the output",
+    ),
+    (
+        "residual_weight",
+        "scale the tensors that write to the residual by a `filter` on their names",
+    ),
+    ("path", "write the path as `model: PATH`"),
+    ("revision", "name a folder or file that holds this revision"),
+];
+
+/// A parser's message, with what to do about keys that only mergekit has.
+fn with_advice(reason: &str) -> String {
+    let is_named = |(key, _): &&(&str, &str)| reason.contains(&format!("unknown field `{key}`"));
+    match ONLY_MERGEKITS.iter().find(is_named) {
+        Some((key, advice)) => {
+            format!("mergekit's `{key}` is not supported ({advice}): {reason}")
+        }
+        None => reason.to_owned(),
+    }
 }
 
 /// The documents as YAML, those that the recipe builds on first.

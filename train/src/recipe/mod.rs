@@ -5,7 +5,7 @@ mod overrides;
 mod read;
 
 pub use init::{ExpertForm, Init, Synth, SynthSize};
-pub use overrides::overlay;
+pub use overrides::{overlay, overlay_setting};
 pub use read::open_document;
 
 use std::path::PathBuf;

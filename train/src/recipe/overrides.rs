@@ -4,8 +4,12 @@ use serde_json::{Map, Value};
 
 use crate::{Error, Result};
 
-/// Puts the value of `setting` into a document. A number in the path is a place in a list.
-pub(super) fn set(document: &mut Value, setting: &str) -> Result<()> {
+/// Puts the value of `setting` (`key.key=value`) into a document. A number in the path is a place in
+/// a list.
+///
+/// # Errors
+/// [`Error::BadSetting`].
+pub fn overlay_setting(document: &mut Value, setting: &str) -> Result<()> {
     let bad = |reason: &str| Error::BadSetting {
         key: setting.into(),
         reason: reason.into(),
@@ -68,7 +72,7 @@ mod tests {
             "list.0.a=true",
             "seed=7",
         ] {
-            set(&mut document, setting).expect(setting);
+            overlay_setting(&mut document, setting).expect(setting);
         }
         assert_eq!(document["optim"]["lr"], json!(3e-5));
         assert_eq!(document["save"], json!({ "every": { "steps": 10 } }));
@@ -91,7 +95,10 @@ mod tests {
     fn settings_that_cannot_be_are_refused() {
         let mut document = json!({ "seed": 1, "list": [] });
         for setting in ["seed", "seed.of=1", "list.3=1"] {
-            assert!(set(&mut document, setting).is_err(), "{setting}");
+            assert!(
+                overlay_setting(&mut document, setting).is_err(),
+                "{setting}"
+            );
         }
     }
 }

@@ -6,7 +6,7 @@ use serde::de::DeserializeOwned;
 use serde_json::Value;
 
 use super::TrainRecipe;
-use super::overrides::set;
+use super::overrides::overlay_setting;
 use crate::{Error, Result};
 
 /// Recipes are written by hand; anything larger is not one.
@@ -86,7 +86,7 @@ pub(crate) fn parse_with<T: DeserializeOwned>(
     let mut value: Value =
         serde_saphyr::from_str(text).map_err(|error| bad(path, &error.to_string()))?;
     for setting in settings {
-        set(&mut value, setting)?;
+        overlay_setting(&mut value, setting)?;
     }
     of_document(value, path)
 }

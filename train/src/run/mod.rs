@@ -13,4 +13,5 @@ pub use model_file::write_model;
 pub use start::Start;
 pub use state_file::{Best, Moments, TrainState};
 pub use trainer::{Ended, Memory, Trainer, Where};
+pub use update::{Updated, Updater};
 pub use validation::{Measured, Validation};

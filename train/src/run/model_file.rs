@@ -6,6 +6,7 @@ use std::sync::Arc;
 
 use candle_core::{DType, Device, Tensor};
 use evaluate::Weights;
+use evaluate::models::Config;
 use merge::beside::Beside;
 use merge::execute::{RunOptions, execute};
 use merge::io::WriteOptions;
@@ -26,7 +27,8 @@ impl Generator for Values {
 }
 
 /// Writes `tensors` (by the model's names) as a checkpoint in the spelling of the one that
-/// training started from; tensors of that one which no part of the model reads go along.
+/// training started from; tensors of that one which no part of the model reads go along. The file
+/// says what the tensors do not tell of the model.
 ///
 /// # Errors
 /// When the disk is full or fails; an older file stays as it was.
@@ -34,7 +36,7 @@ pub fn write_model(
     path: &Path,
     weights: &Weights,
     tensors: &BTreeMap<String, Tensor>,
-    layout: &str,
+    config: &Config,
     recipe: &str,
 ) -> Result<()> {
     let source = Arc::clone(weights.checkpoint());
@@ -43,7 +45,7 @@ pub fn write_model(
     for (name, tensor) in tensors {
         let key = match weights.key_of(name) {
             Some(key) => key.to_owned(),
-            None if layout.starts_with("vlmo/") => vlmo::from_vl_merging(name),
+            None if config.layout.starts_with("vlmo/") => vlmo::from_vl_merging(name),
             None => name.clone(),
         };
         let values = tensor.to_device(&Device::Cpu)?.to_dtype(DType::F32)?;
@@ -75,6 +77,7 @@ pub fn write_model(
         sources: vec![source],
         stages: Vec::new(),
         grams: Vec::new(),
+        model: config.record(),
         entries,
         dropped: Vec::new(),
         beside: Beside::default(),

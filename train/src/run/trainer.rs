@@ -6,7 +6,7 @@ use std::time::Instant;
 
 use candle_core::{DType, Device, Tensor};
 use evaluate::models::Multiway;
-use evaluate::nn::{Gradients, Tape};
+use evaluate::nn::{Buffers, Gradients, Tape};
 use evaluate::text::Tokenizer;
 use merge::Progress;
 
@@ -62,6 +62,7 @@ pub struct Trainer<'a> {
     start: Start,
     updater: Updater,
     gradients: Gradients,
+    buffers: Buffers,
     loader: Arc<Loader>,
     order: Order,
     n_parts: usize,
@@ -209,6 +210,7 @@ impl<'a> Trainer<'a> {
             start,
             updater,
             gradients,
+            buffers: Buffers::default(),
             order,
             n_parts,
             n_steps,
@@ -376,7 +378,8 @@ impl<'a> Trainer<'a> {
             let tape = match self.recipe.checkpoint_activations {
                 true => Tape::checkpointing(),
                 false => Tape::new(),
-            };
+            }
+            .reusing(&self.buffers);
             let step = Step {
                 model: &self.start.model,
                 batch,
@@ -530,8 +533,8 @@ impl<'a> Trainer<'a> {
         let tensors: std::collections::BTreeMap<String, Tensor> = variables
             .map(|(name, variable)| (name.clone(), variable.as_detached_tensor()))
             .collect();
-        let (weights, layout) = (&self.start.weights, &self.start.config.layout);
-        write_model(path, weights, &tensors, layout, &self.recipe.to_yaml()?)
+        let (weights, config) = (&self.start.weights, &self.start.config);
+        write_model(path, weights, &tensors, config, &self.recipe.to_yaml()?)
     }
 
     /// Keeps the state.

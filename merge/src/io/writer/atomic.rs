@@ -1,11 +1,11 @@
 //! Files that appear whole or not at all.
 
-use std::fs::{File, Permissions};
+use std::fs::{File, OpenOptions, Permissions};
 use std::io::ErrorKind;
-use std::os::unix::fs::{FileExt, PermissionsExt};
+use std::os::unix::fs::{FileExt, OpenOptionsExt, PermissionsExt};
 use std::path::{Path, PathBuf};
 
-use tempfile::NamedTempFile;
+use tempfile::{NamedTempFile, TempPath};
 
 use crate::{Error, Result};
 
@@ -43,6 +43,29 @@ impl PartialFile {
             .set_len(n_bytes)
             .map_err(|source| Error::io("create", target, source))?;
         Ok(file)
+    }
+
+    /// Opens or creates the file `partial` of `n_bytes`, which stays where it is when this is dropped.
+    /// Returns whether it was there in full length.
+    pub(super) fn keep(partial: &Path, target: &Path, n_bytes: u64) -> Result<(Self, bool)> {
+        let failed = |source| Error::io("create", target, source);
+        let file = OpenOptions::new()
+            .read(true)
+            .write(true)
+            .create(true)
+            .truncate(false)
+            .mode(NEW_FILE_MODE)
+            .open(partial)
+            .map_err(failed)?;
+        let was_whole = file.metadata().map_err(failed)?.len() == n_bytes;
+        file.set_len(n_bytes).map_err(failed)?;
+        let mut path = TempPath::try_from_path(partial).map_err(failed)?;
+        path.disable_cleanup(true);
+        let file = Self {
+            temporary: NamedTempFile::from_parts(file, path),
+            target: target.into(),
+        };
+        Ok((file, was_whole))
     }
 
     /// Writes all of `bytes` from `first` on; from any thread.

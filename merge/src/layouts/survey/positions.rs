@@ -39,6 +39,7 @@ impl Survey<'_> {
     /// length of the bias table on the way.
     fn window(&self, sizes: &mut Findings) -> Option<(usize, String)> {
         let stored_text = self.stored("max_text_len_of_initckpt");
+        let known_text = self.record.text_table_len.or(stored_text);
         let table = self.axis("relative_position_bias_table", 0);
         let index = self.axis("relative_position_index", 0);
         let positions = self.axis("transformer.pos_embed", 1);
@@ -49,7 +50,7 @@ impl Survey<'_> {
             let side = exact_root(tokens.checked_sub(1)?)?;
             let text = table.and_then(|rows| text_rows(rows, side));
             sizes.compare("max_text_len_of_initckpt", stored_text, text);
-            sizes.dimensions.text_table_len = text.or(stored_text);
+            sizes.dimensions.text_table_len = text.or(known_text);
             return Some((side, format!("`{name}` for {tokens} tokens")));
         }
         if let Some(rows) = self.image_table_rows() {
@@ -62,7 +63,7 @@ impl Survey<'_> {
             (Some(image), Some(patch)) => image.checked_div(patch),
             _ => None,
         };
-        let found = stored_text
+        let found = known_text
             .and_then(|text| Some((text, fits(text)?)))
             .or_else(|| by_size.and_then(|side| Some((text_rows(rows, side)?, side))))
             .or_else(|| Some((PUBLISHED_TEXT_TABLE_LEN, fits(PUBLISHED_TEXT_TABLE_LEN)?)));

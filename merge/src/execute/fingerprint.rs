@@ -1,0 +1,63 @@
+//! What the bytes of an output depend on, as one number.
+
+use std::path::Path;
+use std::time::SystemTime;
+
+use sha2::{Digest, Sha256};
+
+use super::RunOptions;
+use crate::MergePlan;
+use crate::beside::Content;
+use crate::io::WriteOptions;
+
+/// SHA-256 of the recipe, the inputs as they are on the disk (path, size, time of the last change), or
+/// as their servers name them, and everything about the output, in hexadecimal.
+pub(super) fn of(plan: &MergePlan, write: &WriteOptions, run: &RunOptions) -> String {
+    let mut hash = Sha256::new();
+    let mut add = |text: &str| {
+        // With its length, so that no two lists of texts are the same.
+        hash.update((text.len() as u64).to_le_bytes());
+        hash.update(text);
+    };
+    add(env!("CARGO_PKG_VERSION"));
+    add(&plan.recipe);
+    for file in plan.files() {
+        add(&file.path.to_string_lossy());
+        add(&file.n_bytes.to_string());
+        match &file.etag {
+            Some(etag) => add(etag),
+            None => add(&changed(&file.path)),
+        }
+    }
+    for file in &plan.beside.files {
+        add(&file.name);
+        match &file.content {
+            Content::Text(text) => add(text),
+            Content::Copy(path) => add(&format!("{} {}", path.display(), changed(path))),
+        }
+    }
+    for entry in &plan.entries {
+        add(&entry.name);
+        add(&format!("{} {:?}", entry.info.dtype, entry.info.shape));
+        for tensor in entry.action.tensors() {
+            add(&format!("{} {}", tensor.source, tensor.key));
+        }
+    }
+    add(&format!(
+        "{:?} {:?}",
+        write.container, write.max_shard_bytes
+    ));
+    add(&format!("{} {}", run.hash, run.allow_non_finite));
+    let hash = hash.finalize();
+    hash.iter().map(|byte| format!("{byte:02x}")).collect()
+}
+
+/// When a file was changed last; the same text for all files of systems without such times.
+fn changed(path: &Path) -> String {
+    let time = std::fs::metadata(path).and_then(|metadata| metadata.modified());
+    let since = time.map(|time| time.duration_since(SystemTime::UNIX_EPOCH));
+    match since {
+        Ok(Ok(since)) => since.as_nanos().to_string(),
+        _ => String::new(),
+    }
+}

@@ -1,0 +1,139 @@
+//! The paths of a recipe: without folders, as they go into metadata, and in a folder again.
+
+use std::collections::BTreeMap;
+use std::path::{Path, PathBuf};
+
+use super::{MergeRecipe, ModelRef, Parameter, Parameters, TokenizerSource};
+use crate::provenance::short_names;
+
+/// Parameters that are paths.
+const FILES: [&str; 2] = ["grams", "fisher"];
+
+impl MergeRecipe {
+    /// The recipe with file names in place of paths, so that it is the same wherever the files lie;
+    /// where two files have the same name, with as much of their folders as tells them apart.
+    #[must_use]
+    pub fn without_folders(&self) -> Self {
+        let paths = self.paths();
+        let documents = self.documents();
+        // A file must not be taken for a document either.
+        let all: Vec<&Path> = (paths.iter().chain(&documents))
+            .map(PathBuf::as_path)
+            .collect();
+        let names: BTreeMap<PathBuf, PathBuf> = (all.iter().zip(short_names(&all)))
+            .map(|(path, name)| (path.to_path_buf(), name.into()))
+            .collect();
+        self.with_paths(&mut |path| {
+            if let Some(name) = names.get(path) {
+                path.clone_from(name);
+            }
+        })
+    }
+
+    /// The recipe with its files looked for in a folder. Addresses and absolute paths stay as they
+    /// are.
+    #[must_use]
+    pub fn in_folder(&self, folder: &Path) -> Self {
+        self.with_paths(&mut |path| {
+            if !path.to_string_lossy().contains("://") {
+                *path = folder.join(&path);
+            }
+        })
+    }
+
+    /// Every path, document by document.
+    fn paths(&self) -> Vec<PathBuf> {
+        let mut paths = Vec::new();
+        let _: Self = self.with_paths(&mut |path| paths.push(path.clone()));
+        paths
+    }
+
+    /// What documents are called.
+    fn documents(&self) -> Vec<PathBuf> {
+        let documents = self.earlier.iter().chain([self]);
+        documents
+            .filter_map(|document| document.name.as_ref().map(PathBuf::from))
+            .collect()
+    }
+
+    /// The recipe with its paths changed; names of documents are no paths.
+    fn with_paths(&self, change: &mut dyn FnMut(&mut PathBuf)) -> Self {
+        let documents = self.documents();
+        let mut change = |path: &mut PathBuf| {
+            if !documents.contains(path) {
+                change(path);
+            }
+        };
+        let mut recipe = self.clone();
+        each_path(&mut recipe, &mut change);
+        for document in &mut recipe.earlier {
+            each_path(document, &mut change);
+        }
+        recipe
+    }
+}
+
+/// Every path of one document.
+fn each_path(recipe: &mut MergeRecipe, change: &mut dyn FnMut(&mut PathBuf)) {
+    for model in recipe.models.iter_mut().chain(&mut recipe.base_model) {
+        let ModelRef {
+            model, parameters, ..
+        } = model;
+        change(model);
+        in_parameters(parameters, change);
+    }
+    for slice in &mut recipe.slices {
+        for source in &mut slice.sources {
+            change(&mut source.value.model);
+            in_parameters(&mut source.value.parameters, change);
+        }
+        in_parameters(&mut slice.parameters, change);
+    }
+    in_parameters(&mut recipe.parameters, change);
+    if let Some(TokenizerSource::Model(path)) = &mut recipe.tokenizer_source {
+        change(path);
+    }
+}
+
+fn in_parameters(parameters: &mut Parameters, change: &mut dyn FnMut(&mut PathBuf)) {
+    for name in FILES {
+        if let Some(located) = parameters.0.get_mut(name)
+            && let Parameter::Text(text) = &mut located.value
+        {
+            let mut path = PathBuf::from(&*text);
+            change(&mut path);
+            *text = path.to_string_lossy().into_owned();
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn folders_stay_only_where_names_alone_would_be_the_same() {
+        let yaml = "name: first\nmerge_method: linear\nmodels: [/m/x/model.safetensors, /n/y/model.safetensors, \
+                    /n/z.pt]\ntokenizer_source: /n/z.pt\n---\nmerge_method: fisher\nmodels: [first, {model: \
+                    /deep/first, parameters: {fisher: /f/w.safetensors}}]";
+        let recipe = MergeRecipe::parse(yaml, Path::new("test")).expect("valid");
+        let short = recipe.without_folders();
+        let names = |recipe: &MergeRecipe| -> Vec<String> {
+            recipe.models.iter().map(ModelRef::name).collect()
+        };
+        assert_eq!(
+            names(&short.earlier[0]),
+            ["x/model.safetensors", "y/model.safetensors", "z.pt"]
+        );
+        assert_eq!(names(&short), ["first", "deep/first"]);
+        assert_eq!(
+            short.models[1].parameters.text("fisher").expect("text"),
+            Some("w.safetensors")
+        );
+        let source = Some(TokenizerSource::Model("z.pt".into()));
+        assert_eq!(short.earlier[0].tokenizer_source, source);
+        let again = short.in_folder(Path::new("/data"));
+        assert_eq!(names(&again), ["first", "/data/deep/first"]);
+        assert_eq!(again.without_folders(), short);
+    }
+}

@@ -1,0 +1,77 @@
+//! `vlmerge recipe`.
+
+use std::path::PathBuf;
+use std::process::ExitCode;
+
+use anyhow::{Result, bail};
+use merge::MergeRecipe;
+use merge::io::OpenOptions;
+use merge::provenance::Provenance;
+use serde_json::json;
+
+use crate::output::Output;
+
+const EXAMPLES: &str = "\
+Examples:
+  vlmerge recipe merged.safetensors
+  vlmerge recipe merged/ --inputs models/ > recipe.yaml
+  vlmerge merge recipe.yaml --out again/
+
+Files are recorded without their folders: run the recipe where they lie, or name their folder with
+--inputs.";
+
+/// Flags of `vlmerge recipe`.
+#[derive(Debug, clap::Args)]
+#[command(after_help = EXAMPLES)]
+pub struct Args {
+    /// A checkpoint that vlmerge wrote
+    input: PathBuf,
+    /// The folder in which the inputs lie
+    #[arg(long, value_name = "DIR")]
+    inputs: Option<PathBuf>,
+}
+
+/// Runs the verb.
+pub fn run(args: &Args, output: &Output) -> Result<ExitCode> {
+    let checkpoint = merge::io::open(&args.input, &OpenOptions::default())?;
+    let path = checkpoint.path();
+    let Some(made) = Provenance::from_metadata(&checkpoint.info().metadata) else {
+        bail!(
+            "{}: vlmerge did not write this file, so there is no recipe in it",
+            path.display()
+        );
+    };
+    let Ok(recipe) = MergeRecipe::parse(&made.recipe, path) else {
+        bail!(
+            "{}: made by a command, not by a recipe: {}",
+            path.display(),
+            made.recipe
+        );
+    };
+    let recipe = match &args.inputs {
+        Some(folder) => recipe.in_folder(folder),
+        None => recipe,
+    };
+    let yaml = recipe.to_yaml()?;
+    if output.json {
+        output.json(&json!({ "recipe": yaml, "inputs": made.inputs }))?;
+        return Ok(ExitCode::SUCCESS);
+    }
+    for input in &made.inputs {
+        let hash = input.sha256.as_deref().unwrap_or("not recorded");
+        output.line(format!(
+            "# {} ({} bytes), SHA-256 {hash}",
+            comment(&input.name),
+            input.n_bytes
+        ))?;
+    }
+    output.text(&yaml)?;
+    Ok(ExitCode::SUCCESS)
+}
+
+/// A name on one line.
+fn comment(name: &str) -> String {
+    name.chars()
+        .map(|c| if c.is_control() { ' ' } else { c })
+        .collect()
+}

@@ -1,0 +1,132 @@
+//! What the weights of a run do not tell of their model goes along in the file.
+
+use std::collections::BTreeMap;
+use std::path::Path;
+use std::sync::Arc;
+
+use candle_core::{DType, Device};
+use evaluate::models::{Config, Multiway, Overrides};
+use merge::convert::{Conversion, Expansion};
+use merge::execute::{RunOptions, in_memory};
+use merge::io::{OpenOptions, WriteOptions, Writer};
+use merge::layouts::{self, Form};
+use merge::progress::Silent;
+use merge::{Checkpoint, Error, TensorInfo};
+use train::collective::Alone;
+use train::run::{Trainer, Where};
+
+use crate::fixture::recipe;
+
+/// Sizes that no rule would guess: three blocks, heads of 12 channels, fusion from block 1.
+const SYNTH: &str = "init={synth: {size: tiny, blocks: 3, width: 24, attention_heads: 2, \
+                     fusion_start: 1, image_size: 32, text_len: 12, text_table_len: 20, \
+                     vocabulary: 101}}";
+
+fn config(checkpoint: &Arc<Checkpoint>, overrides: &Overrides) -> evaluate::Result<Config> {
+    let checkpoint = Arc::clone(checkpoint);
+    let prepared = Multiway::prepare(checkpoint, overrides, &Device::Cpu, DType::F32);
+    prepared.map(|(config, _)| config)
+}
+
+fn open(path: &Path) -> Arc<Checkpoint> {
+    Arc::new(merge::io::open(path, &OpenOptions::default()).expect("it opens"))
+}
+
+/// The weights of a run, which stand under what `model` says.
+fn trained(folder: &Path) -> (Arc<Checkpoint>, Config) {
+    let settings = [SYNTH, "model={}", "length={steps: 1}"];
+    let recipe = recipe("ckpt/ufo_pretrain.ckpt", "[{ name: retrieval }]", &settings);
+    let place = Where {
+        folder,
+        device: Device::Cpu,
+        collective: &Alone,
+        progress: &Silent,
+    };
+    let mut trainer = Trainer::open(recipe, place).expect("no setting of the model is missing");
+    trainer.run().expect("it runs");
+    let config = trainer.start().config.clone();
+    (open(&folder.join("model.safetensors")), config)
+}
+
+#[test]
+fn trained_weights_say_of_their_model_what_tensors_do_not() {
+    let folder = tempfile::tempdir().expect("a folder");
+    let (checkpoint, expected) = trained(folder.path());
+    assert_eq!((expected.n_heads, expected.fusion_start), (2, 1));
+    let found = config(&checkpoint, &Overrides::default()).expect("known");
+    assert_eq!(found, expected);
+    // What is said wins.
+    let said = Overrides {
+        fusion_start: Some(2),
+        ..Overrides::default()
+    };
+    assert_eq!(config(&checkpoint, &said).expect("known").fusion_start, 2);
+    let run = RunOptions::default();
+    // It goes along with what is made of the weights.
+    let layout = layouts::detect(&checkpoint).expect("a layout");
+    let conversion = Conversion {
+        image_size: Some(64),
+        ..Conversion::default()
+    };
+    let expansion = Expansion::to(Form::AllSpecific);
+    let plans = [
+        conversion.plan(Arc::clone(&checkpoint), layout.as_ref()),
+        expansion.plan(Arc::clone(&checkpoint), layout.as_ref()),
+    ];
+    for (plan, image_size) in plans.into_iter().zip([64, 32]) {
+        let made = in_memory(&plan.expect("a plan"), &run, &Silent).expect("made");
+        let found = config(&Arc::new(made), &Overrides::default()).expect("known");
+        let sizes = (found.n_heads, found.fusion_start, found.image_size);
+        assert_eq!(sizes, (2, 1, image_size));
+    }
+}
+
+/// The same tensors with other metadata.
+fn rewritten(from: &Checkpoint, record: &str, to: &Path) -> Arc<Checkpoint> {
+    let infos: Vec<(String, TensorInfo)> = (from.tensors())
+        .map(|(key, info)| (key.to_owned(), info.clone()))
+        .collect();
+    let metadata = BTreeMap::from([("vlmerge.model".to_owned(), record.to_owned())]);
+    let writer = Writer::create(&infos, &metadata, &WriteOptions::new(to)).expect("created");
+    for (index, (key, _)) in infos.iter().enumerate() {
+        let bytes = from.read_all(key).expect("it reads");
+        writer.write(index, 0, &bytes).expect("written");
+    }
+    writer.finish(&metadata).expect("finished");
+    open(to)
+}
+
+#[test]
+fn a_record_that_tensors_contradict_is_refused() {
+    let folder = tempfile::tempdir().expect("a folder");
+    let (checkpoint, _) = trained(folder.path());
+    let layout = layouts::detect(&checkpoint).expect("a layout");
+    let plan = Expansion::to(Form::AllSpecific).plan(Arc::clone(&checkpoint), layout.as_ref());
+    let specific = in_memory(&plan.expect("a plan"), &RunOptions::default(), &Silent);
+    let specific = specific.expect("made");
+    for (source, record, expected) in [
+        (checkpoint.as_ref(), r#"{"heads": 3}"#, "heads"),
+        (&specific, r#"{"fusion_start": 2}"#, "fusion_start"),
+        (&specific, r#"{"text_table_len": 19}"#, "text_table_len"),
+    ] {
+        let file = folder.path().join(format!("{expected}.safetensors"));
+        let rewritten = rewritten(source, record, &file);
+        match layouts::detect(&rewritten).err() {
+            Some(Error::RecordContradicted { path, what, .. }) => {
+                assert_eq!((path, what), (file, expected));
+            }
+            other => panic!("{record}: {other:?}"),
+        }
+    }
+    for (index, record) in ["{", r#"{"layers": 3}"#, r#"{"heads": -1}"#]
+        .iter()
+        .enumerate()
+    {
+        let file = folder.path().join(format!("bad{index}.safetensors"));
+        let error = layouts::detect(&rewritten(&checkpoint, record, &file)).err();
+        assert!(
+            matches!(error, Some(Error::BadModelRecord { .. })),
+            "{error:?}"
+        );
+    }
+}
