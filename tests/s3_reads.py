@@ -44,7 +44,7 @@ def main(program):
 
         # As parts with an index, and as one file.
         (pathlib.Path(folder) / "parts").mkdir()
-        run("convert", str(FIXTURE), "--out", "parts/model.safetensors", "--max-shard-size", "200KB")
+        run("convert", str(FIXTURE), "parts/model.safetensors", "--max-shard-size", "200KB")
         for path in sorted(pathlib.Path(folder, "parts").iterdir()):
             client.upload_file(str(path), "models", f"split/{path.name}")
         client.upload_file(str(FIXTURE), "models", "one/model.ckpt")
