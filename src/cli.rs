@@ -85,6 +85,8 @@ pub enum Command {
     Sweep(commands::sweep::Args),
     /// Search numbers of a merge recipe for the best result on validation data
     Search(commands::search::Args),
+    /// Average those checkpoints that together do best: a greedy soup
+    Soup(commands::soup::Args),
     /// Train a model on images with captions: seeds and modality-specific models
     Pretrain(commands::pretrain::Args),
     /// Train weights, merged or not, for retrieval, VQA or NLVR2

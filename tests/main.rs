@@ -14,7 +14,7 @@ mod program;
 #[path = "../merge/tests/range_server.rs"]
 #[allow(
     dead_code,
-    reason = "its faults are for the tests of the crate `merge`"
+    reason = "this harness needs less of the server than its own"
 )]
 mod range_server;
 mod recipes;
@@ -24,5 +24,6 @@ mod report;
 mod resuming;
 mod score;
 mod searching;
+mod soups;
 mod study;
 mod training;

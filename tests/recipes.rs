@@ -189,6 +189,10 @@ fn sparse_model(folder: &Path, odd: bool) {
 }
 
 #[test]
+#[allow(
+    clippy::print_stdout,
+    reason = "the time is a figure of docs/performance.md"
+)]
 fn a_plan_of_three_models_of_100_gb_takes_a_moment_and_lists_every_mismatch() {
     let folder = tempfile::tempdir().expect("a temporary folder");
     for (name, odd) in [("base", false), ("a", false), ("b", false), ("odd", true)] {

@@ -4,6 +4,7 @@
 """
 
 import json
+import logging
 import os
 import pathlib
 import subprocess
@@ -13,6 +14,7 @@ import tempfile
 import boto3
 from moto.server import ThreadedMotoServer
 
+logging.getLogger("werkzeug").setLevel(logging.ERROR)
 FIXTURE = pathlib.Path("fixtures/ckpt/all_moe_pretrain.ckpt").resolve()
 
 

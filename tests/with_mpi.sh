@@ -69,3 +69,23 @@ for how in panics leaves exits aborts differs; do
     echo "rank 1 $how: the others are ended, exit code $code"
 done
 grep -q 'does sum of' "$said" || { cat "$said"; echo "FAILED: nobody says who is out of step"; exit 1; }
+
+# The program itself: evaluation and gram matrices of several ranks are those of one.
+cargo build --release --workspace --features mpi
+vlmerge="$(cargo metadata --format-version 1 --no-deps | sed 's/.*"target_directory":"\([^"]*\)".*/\1/')/release/vlmerge"
+walk="$(mktemp -d)"
+trap 'rm -rf "$said" "$walk"' EXIT
+specific=fixtures/ckpt/all_moe_pretrain.ckpt
+data=(--task retrieval --data fixtures/arrow --split test --tokenizer fixtures/real/vocab.txt)
+"$vlmerge" evaluate "$specific" "${data[@]}" --json >"$walk/one.json"
+mpirun -n "$ranks" "$vlmerge" evaluate "$specific" "${data[@]}" --json --out "$walk/report.json" >"$walk/several.json"
+for file in one several; do
+    grep -v '"seconds"' "$walk/$file.json" >"$walk/$file.txt"
+done
+diff "$walk/one.txt" "$walk/several.txt" || { echo "FAILED: $ranks ranks measure something else than one"; exit 1; }
+echo "evaluate: $ranks ranks measure what one measures"
+"$vlmerge" gram --checkpoint "$specific" "${data[@]}" --out "$walk/one.safetensors" --quiet
+mpirun -n "$ranks" "$vlmerge" gram --checkpoint "$specific" "${data[@]}" --out "$walk/several.safetensors" --quiet
+"$vlmerge" diff "$walk/one.safetensors" "$walk/several.safetensors" --tolerance 1e-9
+echo "gram: $ranks ranks sum what one sums"
+[ -z "$(ls "$walk" | grep unfinished)" ] || { echo "FAILED: sums of a run that has ended are left"; exit 1; }

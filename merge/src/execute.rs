@@ -95,7 +95,9 @@ pub fn execute(
     run: &RunOptions,
     progress: &dyn Progress,
 ) -> Result<Summary> {
-    let fingerprint = fingerprint::of(plan, write, run);
+    let placeholder = Provenance::new(plan.recipe.clone(), &plan.files());
+    let placeholder = placeholder.with_placeholder_hashes(run.hash);
+    let fingerprint = fingerprint::of(plan, &plan.metadata(&placeholder)?, write, run);
     let n_files_kept = n_complete_files(&write.path, &fingerprint);
     // What stands under the target's names is what an unfinished run put there.
     let write = &WriteOptions {
@@ -167,8 +169,14 @@ fn write_all(
             .unwrap_or_else(|panic| std::panic::resume_unwind(panic));
         (written, hashes)
     });
-    written?;
-    let provenance = match hashes? {
+    let stopped = |fault| match fault {
+        Error::Cancelled if writer.n_complete() > 0 => Error::Stopped {
+            n_files: writer.n_complete(),
+        },
+        other => other,
+    };
+    written.map_err(stopped)?;
+    let provenance = match hashes.map_err(stopped)? {
         Some(hashes) => provenance.with_hashes(hashes),
         None => provenance,
     };
@@ -193,15 +201,9 @@ fn write_runs(
     };
     let kept = plan.output_bytes() - open.iter().map(n_bytes).sum::<u64>();
     progress.advance(kept);
-    for (n_written, entries) in open.iter().enumerate() {
-        let written = write_entries(plan, entries, writer, run, progress);
-        match written.and_then(|()| writer.complete(entries)) {
-            Err(Error::Cancelled) if writer.n_kept() + n_written > 0 => {
-                let n_files = writer.n_kept() + n_written;
-                return Err(Error::Stopped { n_files });
-            }
-            other => other?,
-        }
+    for entries in &open {
+        write_entries(plan, entries, writer, run, progress)?;
+        writer.complete(entries)?;
     }
     Ok(())
 }

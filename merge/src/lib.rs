@@ -41,9 +41,8 @@ pub mod statistics;
 pub mod synth;
 
 pub use dtype::{DType, decode_f32, decode_f64, encode_f32, encode_f64};
-pub use error::{
-    ConversionFault, Error, MergeFault, RemoteFault, Result, SafetensorsFault, SplitFault,
-};
+pub use error::{ConversionFault, Error, MergeFault, RemoteFault, Result, SafetensorsFault};
+pub use error::{SplitFault, TorchFault, WriteFault};
 pub use expert::Expert;
 pub use group::{ParamKind, Role, Slot};
 pub use io::{Checkpoint, ObjectPath, PathSegment, TensorInfo, TensorSource};

@@ -561,3 +561,20 @@ fn a_recipe_with_everything_survives_being_written() {
         recipe
     );
 }
+
+#[test]
+fn every_key_of_a_recipe_is_in_its_document() {
+    let said = MergeRecipe::parse("nothing: 1", Path::new("test")).expect_err("no such key");
+    let said = said.to_string();
+    let (_, keys) = said.split_once("expected one of").expect("a list of keys");
+    let keys = keys.lines().next().unwrap_or_default();
+    let keys: Vec<&str> = keys.split(',').map(str::trim).collect();
+    assert!(keys.len() > 15, "{keys:?}");
+    let document = std::fs::read_to_string(fixture::path("../docs/recipes.md")).expect("readable");
+    for key in keys {
+        assert!(
+            document.contains(&format!("| `{key}` | ")),
+            "{key} is not in docs/recipes.md"
+        );
+    }
+}

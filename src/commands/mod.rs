@@ -18,6 +18,7 @@ pub mod regmean;
 pub mod report;
 pub mod score;
 pub mod search;
+pub mod soup;
 pub mod study;
 pub mod sweep;
 pub mod synth;
@@ -46,6 +47,7 @@ pub fn run(command: Command, output: &Output) -> Result<ExitCode> {
         Command::Data(args) => data::run(args, output),
         Command::Gram(args) => gram::run(args, output),
         Command::Evaluate(args) => evaluate::run(args, output),
+        Command::Soup(args) => soup::run(args, output),
         Command::Sweep(args) => sweep::run(args, output),
         Command::Pretrain(args) => pretrain::run(args, output),
         Command::Finetune(args) => finetune::run(args, output),

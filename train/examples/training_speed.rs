@@ -67,19 +67,19 @@ fn main() -> Result<(), Box<dyn Error>> {
         return Err("training_speed CHECKPOINT BATCH STEPS [checkpointing]".into());
     };
     let n_steps: u64 = n_steps.parse()?;
-    let objective = objectives::by_name("retrieval")?;
+    let objective = objectives::by_name("retrieval", None)?;
     let checkpoint = merge::io::open(Path::new(checkpoint), &merge::io::OpenOptions::default())?;
     let start = Start::load(
         checkpoint.into(),
         &ModelSettings::default(),
         [objective.as_ref()],
-        None,
+        &[],
         1,
         &Device::Cpu,
         DType::F32,
     )?;
     let batch = inputs(&start.config, batch.parse()?)?;
-    let mut updater = Updater::new(&settings(), n_steps, &start.variables)?;
+    let mut updater = Updater::new(&settings(), n_steps, &start.variables, &Alone)?;
     let mut gradients = Gradients::of(updater.trained(&start.variables).map(|(_, var)| var));
     let (mut seconds, mut losses) = (Vec::new(), Vec::new());
     let mut parts = [0.0; 3];
@@ -113,7 +113,7 @@ fn main() -> Result<(), Box<dyn Error>> {
         tape.backward(&loss.value, &mut gradients)?;
         lap(1);
         let norm = updater.norm(&start.variables, &gradients, 1.0)?;
-        updater.update(step, &start.variables, &gradients, 1.0, norm)?;
+        updater.update(step, &start.variables, &gradients, (1.0, norm), &Alone)?;
         lap(2);
         seconds.push(started.elapsed().as_secs_f64());
         losses.push(loss.reported);

@@ -54,10 +54,9 @@ pub(super) fn record_fused(
     let mut out = vec![0.0; x.elem_count()];
     let inside = fused.forward(&mut out)?;
     fused.inside = (!tape.keeps_inputs_alone()).then_some(inside);
-    let output = Tensor::from_vec(out, x.shape(), x.device())?;
     let mut inputs = vec![x.clone()];
     inputs.extend(attended.bias.cloned());
-    tape.record(inputs, &output, Box::new(fused))
+    tape.record_values(inputs, out, x.shape(), Box::new(fused))
 }
 
 impl Fused {

@@ -54,12 +54,6 @@ impl Gradients {
         }
     }
 
-    /// Whether gradients of this tensor are summed.
-    #[must_use]
-    pub fn watches(&self, variable: &Tensor) -> bool {
-        self.sums.contains_key(&variable.id())
-    }
-
     /// Starts anew: as if nothing had reached any variable.
     pub fn clear(&mut self) {
         for sum in self.sums.values_mut() {

@@ -10,7 +10,7 @@ use std::cell::RefCell;
 use std::collections::HashMap;
 
 use candle_core::backprop::GradStore;
-use candle_core::{Result, Tensor, TensorId, Var};
+use candle_core::{Device, Result, Shape, Tensor, TensorId, Var};
 
 use super::{Buffers, Gradients};
 
@@ -135,13 +135,29 @@ impl Tape {
         segment: Box<dyn Recorded>,
     ) -> Result<Tensor> {
         let output = Var::from_tensor(&output.detach())?;
+        Ok(self.note(inputs, output, segment))
+    }
+
+    /// [`Tape::record`] of a segment that has put out values on the CPU, without a copy of them.
+    pub(crate) fn record_values(
+        &self,
+        inputs: Vec<Tensor>,
+        values: Vec<f32>,
+        shape: &Shape,
+        segment: Box<dyn Recorded>,
+    ) -> Result<Tensor> {
+        let output = Var::from_vec(values, shape, &Device::Cpu)?;
+        Ok(self.note(inputs, output, segment))
+    }
+
+    fn note(&self, inputs: Vec<Tensor>, output: Var, segment: Box<dyn Recorded>) -> Tensor {
         let tensor = output.as_tensor().clone();
         self.records.borrow_mut().push(Record {
             inputs,
             output,
             segment,
         });
-        Ok(tensor)
+        tensor
     }
 
     /// Adds the gradients of `loss`, a scalar made of recorded passes, to `gradients`.

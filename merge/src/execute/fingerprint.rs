@@ -1,5 +1,6 @@
 //! What the bytes of an output depend on, as one number.
 
+use std::collections::BTreeMap;
 use std::path::Path;
 use std::time::SystemTime;
 
@@ -10,24 +11,29 @@ use crate::MergePlan;
 use crate::beside::Content;
 use crate::io::WriteOptions;
 
-/// SHA-256 of the recipe, the inputs as they are on the disk (path, size, time of the last change), or
-/// as their servers name them, and everything about the output, in hexadecimal.
-pub(super) fn of(plan: &MergePlan, write: &WriteOptions, run: &RunOptions) -> String {
+/// SHA-256 of the recipe, the inputs as they are on the disk (path, size, time of the last change), and
+/// everything about the output, in hexadecimal.
+pub(super) fn of(
+    plan: &MergePlan,
+    metadata: &BTreeMap<String, String>,
+    write: &WriteOptions,
+    run: &RunOptions,
+) -> String {
     let mut hash = Sha256::new();
     let mut add = |text: &str| {
         // With its length, so that no two lists of texts are the same.
         hash.update((text.len() as u64).to_le_bytes());
         hash.update(text);
     };
-    add(env!("CARGO_PKG_VERSION"));
-    add(&plan.recipe);
+    // With the version and the recipe in them.
+    for (key, value) in metadata {
+        add(key);
+        add(value);
+    }
     for file in plan.files() {
         add(&file.path.to_string_lossy());
         add(&file.n_bytes.to_string());
-        match &file.etag {
-            Some(etag) => add(etag),
-            None => add(&changed(&file.path)),
-        }
+        add(&changed(&file.path));
     }
     for file in &plan.beside.files {
         add(&file.name);

@@ -69,13 +69,30 @@ fn donor(recipe: &MergeRecipe) -> Option<ModelRef> {
     recipe.base_model.clone().or_else(first)
 }
 
-/// Where the donor is among the models.
-pub(super) fn donor_source(recipe: &MergeRecipe, models: &Models) -> Option<usize> {
-    models.find(&donor(recipe)?)
+/// How the output differs from the model whose configuration it gets.
+pub(super) fn changes(
+    recipe: &MergeRecipe,
+    models: &Models,
+    alignment: Option<&Alignment>,
+) -> Changes {
+    let donor = donor(recipe).and_then(|donor| models.find(&donor));
+    let layers = donor.and_then(|donor| {
+        let source = models.sources.get(donor)?;
+        sliced_layers(recipe, source)
+    });
+    let vocabulary = alignment.and_then(|alignment| {
+        let before = alignment.n_rows_before.get(donor?).copied().flatten()?;
+        Some((before, alignment.n_rows))
+    });
+    Changes {
+        layers,
+        vocabulary,
+        ..Changes::default()
+    }
 }
 
 /// The layers that slices made of a donor's.
-pub(super) fn sliced_layers(recipe: &MergeRecipe, donor: &Checkpoint) -> Option<Layers> {
+fn sliced_layers(recipe: &MergeRecipe, donor: &Checkpoint) -> Option<Layers> {
     let lengths = recipe.slices.iter().filter_map(|slice| {
         let [first, end] = slice.sources.first()?.value.layer_range;
         Some(end.saturating_sub(first))

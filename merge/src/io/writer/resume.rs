@@ -5,6 +5,7 @@ use std::collections::BTreeSet;
 use std::fs::{File, OpenOptions, TryLockError};
 use std::io::{Read, Write};
 use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Mutex, PoisonError};
 
 use super::{atomic, shards};
@@ -24,7 +25,8 @@ pub(super) struct Ledger {
     partials: Vec<PathBuf>,
     /// Files that were complete when the ledger was opened.
     done: BTreeSet<usize>,
-    is_kept: Mutex<bool>,
+    /// How many are complete by now.
+    n_complete: AtomicUsize,
 }
 
 /// What a ledger says.
@@ -76,7 +78,7 @@ impl Ledger {
         Ok(Self {
             file: Mutex::new(file),
             partials: partials(n_parts).collect(),
-            is_kept: Mutex::new(!done.is_empty()),
+            n_complete: AtomicUsize::new(done.len()),
             done,
             path,
         })
@@ -87,14 +89,16 @@ impl Ledger {
         self.done.contains(&part)
     }
 
-    /// How many files were complete when the ledger was opened.
-    pub(super) fn n_done(&self) -> usize {
-        self.done.len()
+    /// How many files are complete by now.
+    pub(super) fn n_complete(&self) -> usize {
+        self.n_complete.load(Ordering::Relaxed)
     }
 
     /// Forgets a file that turned out not to be what it should be.
     pub(super) fn forget(&mut self, part: usize) {
-        self.done.remove(&part);
+        if self.done.remove(&part) {
+            self.n_complete.fetch_sub(1, Ordering::Relaxed);
+        }
     }
 
     /// Where a file is until it has its name.
@@ -113,14 +117,13 @@ impl Ledger {
         writeln!(file, "done {part}")
             .and_then(|()| file.sync_data())
             .map_err(|source| Error::io("write", &self.path, source))?;
-        *self.is_kept.lock().unwrap_or_else(PoisonError::into_inner) = true;
+        self.n_complete.fetch_add(1, Ordering::Relaxed);
         Ok(())
     }
 
     /// Removes the ledger: all files have their names.
     pub(super) fn close(mut self) -> Result<()> {
         self.partials.clear();
-        *self.is_kept.lock().unwrap_or_else(PoisonError::into_inner) = true;
         atomic::remove(&self.path)
     }
 }
@@ -128,8 +131,7 @@ impl Ledger {
 impl Drop for Ledger {
     /// Where no file is complete there is nothing to go on with.
     fn drop(&mut self) {
-        let is_kept = *self.is_kept.lock().unwrap_or_else(PoisonError::into_inner);
-        if !is_kept {
+        if self.n_complete() == 0 {
             for path in self.partials.iter().chain([&self.path]) {
                 // What cannot be removed is in nobody's way.
                 let _ = std::fs::remove_file(path);

@@ -1,0 +1,82 @@
+//! What a run takes in memory, before its first step.
+
+use merge::io::Container;
+
+use super::Trainer;
+
+/// Blocks' worth of activations that the block at work takes in its backward pass, as measured.
+const AT_WORK: u64 = 3;
+
+/// What a run takes in memory.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Memory {
+    /// Numbers that are variables.
+    pub n_parameters: u64,
+    /// Bytes of gradients.
+    pub gradient_bytes: u64,
+    /// Bytes of what the optimizer of this rank keeps: both moments of its share of the variables,
+    /// and averages of all of them where they are asked for.
+    pub optimizer_bytes: u64,
+    /// Bytes of the weights that the run starts from, which stay in memory where no file holds them:
+    /// fresh ones, merges, resized tables.
+    pub start_bytes: u64,
+    /// Bytes of the copy of the weights that is made when they are kept.
+    pub saving_bytes: u64,
+    /// Bytes of what a part of the batch keeps for its backward pass, by estimate.
+    pub activation_bytes: u64,
+}
+
+impl Memory {
+    /// All together, with the weights: at its peak, which is in a step or while it is kept.
+    #[must_use]
+    pub fn total_bytes(&self) -> u64 {
+        let lasting = 4 * self.n_parameters + self.gradient_bytes + self.optimizer_bytes;
+        lasting + self.start_bytes + self.activation_bytes.max(self.saving_bytes)
+    }
+}
+
+impl Trainer<'_> {
+    /// What the run takes in memory.
+    #[must_use]
+    pub fn memory(&self) -> Memory {
+        let variables = self.start.variables.values();
+        let n_parameters: u64 = variables.map(|variable| variable.elem_count() as u64).sum();
+        let trained = self.updater.trained(&self.start.variables);
+        let n_trained: u64 = trained.map(|(_, var)| var.elem_count() as u64).sum();
+        let averaged = match self.recipe.optim.ema {
+            Some(_) => n_parameters,
+            None => 0,
+        };
+        let (config, start) = (&self.start.config, self.start.weights.checkpoint());
+        let n_tokens = (config.n_patches() + 1 + config.text_len) as u64;
+        let part = self.order.batch_size() / self.place.collective.size() / self.n_parts;
+        let per_token = part as u64 * n_tokens * 4;
+        // Input, norms, packed projections, attention, the FFN before and after GELU, sums.
+        let whole = per_token * (10 * config.width + 2 * config.ffn_width) as u64;
+        let kept = match self.recipe.checkpoint_activations {
+            true => per_token * config.width as u64,
+            false => whole,
+        };
+        let is_fused = (self.objectives.iter()).any(|(objective, _)| objective.name() == "itc");
+        // Contrast runs the fusion blocks twice.
+        let n_twice = match is_fused {
+            true => config.n_blocks.saturating_sub(config.fusion_start),
+            false => 0,
+        };
+        let n_run = (config.n_blocks + n_twice) as u64;
+        Memory {
+            n_parameters,
+            gradient_bytes: 4 * n_trained,
+            start_bytes: match start.info().container {
+                Container::Memory => start.tensors().map(|(_, info)| info.n_bytes()).sum(),
+                _ => 0,
+            },
+            saving_bytes: match self.place.collective.is_first() {
+                true => 4 * n_parameters,
+                false => 0,
+            },
+            optimizer_bytes: 2 * 4 * self.updater.n_owned() + 4 * averaged,
+            activation_bytes: n_run * kept + AT_WORK * whole,
+        }
+    }
+}
