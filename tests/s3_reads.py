@@ -4,6 +4,7 @@
 """
 
 import json
+import logging
 import os
 import pathlib
 import subprocess
@@ -13,6 +14,7 @@ import tempfile
 import boto3
 from moto.server import ThreadedMotoServer
 
+logging.getLogger("werkzeug").setLevel(logging.ERROR)
 FIXTURE = pathlib.Path("fixtures/ckpt/all_moe_pretrain.ckpt").resolve()
 
 
@@ -44,7 +46,7 @@ def main(program):
 
         # As parts with an index, and as one file.
         (pathlib.Path(folder) / "parts").mkdir()
-        run("convert", str(FIXTURE), "--out", "parts/model.safetensors", "--max-shard-size", "200KB")
+        run("convert", str(FIXTURE), "parts/model.safetensors", "--max-shard-size", "200KB")
         for path in sorted(pathlib.Path(folder, "parts").iterdir()):
             client.upload_file(str(path), "models", f"split/{path.name}")
         client.upload_file(str(FIXTURE), "models", "one/model.ckpt")

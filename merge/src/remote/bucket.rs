@@ -176,7 +176,7 @@ fn refusal(address: &str, bytes: Range<u64>, error: &object_store::Error) -> Rem
         }
         other => {
             let mut reason = other.to_string();
-            if reason.contains("expected exactly") || reason.contains("Received non-partial") {
+            if reason.contains("Received non-partial") {
                 return RemoteFault::NoRanges { address, bytes };
             }
             reason.truncate(reason.floor_char_boundary(400));
