@@ -1,0 +1,226 @@
+#!/usr/bin/env python3
+"""Times merges of two models of 1.1 B parameters in bf16, with mergekit and cp beside them, in turn, in one run.
+
+    cargo build --release
+    tests/with_mergekit.sh benches/mergekit.py target/release/vlmerge FOLDER [--rounds 1] [--methods linear,slerp]
+
+FOLDER needs about 12 GB. The models have TinyLlama's shapes and random weights; they are made once. Everything is read
+from a warm page cache. `cp` copies as many bytes as are written, after reading the rest of the input; neither it nor
+mergekit hashes its inputs or waits for the disk, so vlmerge runs with --no-hash --no-sync (and once with its defaults).
+For methods without chance the largest distance from the value computed in f64 follows, in steps of bf16, over all
+tensors of the first two layers and the last.
+"""
+
+import argparse
+import json
+import os
+import pathlib
+import shutil
+import subprocess
+import sys
+import threading
+import time
+
+import numpy
+import torch
+from safetensors import safe_open
+from safetensors.torch import save_file
+
+HIDDEN, INNER, LAYERS, VOCABULARY, KEYS = 2048, 5632, 22, 32000, 256
+CONFIG = {
+    "architectures": ["LlamaForCausalLM"], "model_type": "llama", "hidden_size": HIDDEN, "intermediate_size": INNER,
+    "num_hidden_layers": LAYERS, "num_attention_heads": 32, "num_key_value_heads": 4, "vocab_size": VOCABULARY,
+    "rms_norm_eps": 1e-5, "tie_word_embeddings": False, "torch_dtype": "bfloat16",
+}
+SEED = 7
+PARAMETERS = {
+    "linear": {"weight": 0.5}, "slerp": {}, "ties": {"weight": 0.5, "density": 0.5},
+    "dare_linear": {"weight": 0.5, "density": 0.5}, "dare_ties": {"weight": 0.5, "density": 0.5},
+    "della": {"weight": 0.5, "density": 0.5},
+}
+
+
+def shapes():
+    yield "model.embed_tokens.weight", (VOCABULARY, HIDDEN)
+    for layer in range(LAYERS):
+        start = f"model.layers.{layer}"
+        for part, rows in (("q", HIDDEN), ("k", KEYS), ("v", KEYS), ("o", HIDDEN)):
+            yield f"{start}.self_attn.{part}_proj.weight", (rows, HIDDEN)
+        yield f"{start}.mlp.gate_proj.weight", (INNER, HIDDEN)
+        yield f"{start}.mlp.up_proj.weight", (INNER, HIDDEN)
+        yield f"{start}.mlp.down_proj.weight", (HIDDEN, INNER)
+        yield f"{start}.input_layernorm.weight", (HIDDEN,)
+        yield f"{start}.post_attention_layernorm.weight", (HIDDEN,)
+    yield "model.norm.weight", (HIDDEN,)
+    yield "lm_head.weight", (VOCABULARY, HIDDEN)
+
+
+def make_models(folder):
+    """A base and two models at a distance of a fine-tune from it."""
+    for index, name in enumerate(("base", "a", "b")):
+        target = folder / name
+        if (target / "model.safetensors").exists():
+            continue
+        target.mkdir(parents=True, exist_ok=True)
+        draws = torch.Generator().manual_seed(1)
+        own = torch.Generator().manual_seed(100 + index)
+        tensors = {}
+        for key, shape in shapes():
+            value = torch.empty(shape).normal_(0, 0.02, generator=draws)
+            if index:
+                value += torch.empty(shape).normal_(0, 0.001, generator=own)
+            tensors[key] = value.to(torch.bfloat16)
+        save_file(tensors, target / "model.safetensors", metadata={"format": "pt"})
+        (target / "config.json").write_text(json.dumps(CONFIG))
+
+
+def recipe(folder, method, ours):
+    lines = [f"merge_method: {method}", "dtype: bfloat16"]
+    if ours:
+        lines += ["rng: mergekit", f"seed: {SEED}"] if method.startswith(("dare", "della")) else []
+    names = [folder / "a", folder / "b"]
+    if method == "slerp":
+        lines += [f"base_model: {names[0]}", "parameters: {t: 0.4}"]
+    elif method != "linear":
+        lines += [f"base_model: {folder / 'base'}"]
+    lines.append("models:")
+    for name in names:
+        lines.append(f"  - model: {name}")
+        if PARAMETERS[method]:
+            lines.append(f"    parameters: {json.dumps(PARAMETERS[method])}")
+    path = folder / f"{method}-{'vlmerge' if ours else 'mergekit'}.yaml"
+    path.write_text("\n".join(lines) + "\n")
+    return path
+
+
+def run(command):
+    """Wall seconds, processor seconds and peak resident MiB of a command.
+
+    The peak is VmHWM of the command's own process, looked at while it runs: what the system hands over at its end
+    counts the script that started it, too.
+    """
+    os.sync()
+    start = time.perf_counter()
+    process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE)
+    errors, peaks = [], [0]
+    reader = threading.Thread(target=lambda: errors.append(process.stderr.read()))
+    watcher = threading.Thread(target=watch, args=(process.pid, command[0], peaks))
+    reader.start()
+    watcher.start()
+    _, status, usage = os.wait4(process.pid, 0)
+    seconds = time.perf_counter() - start
+    reader.join()
+    watcher.join()
+    if os.waitstatus_to_exitcode(status) != 0:
+        sys.exit(f"failed: {command}\n{errors[0].decode()[-2000:]}")
+    return seconds, usage.ru_utime + usage.ru_stime, max(peaks) / 1024
+
+
+def watch(pid, program, peaks):
+    """Notes the peak of a process every 20 ms until it is gone."""
+    own = os.readlink("/proc/self/exe")
+    while True:
+        try:
+            text = pathlib.Path(f"/proc/{pid}/status").read_text()
+            # Before it becomes the command, it is a copy of this script.
+            is_started = str(program).endswith("mergekit-yaml") or os.readlink(f"/proc/{pid}/exe") != own
+        except OSError:
+            return
+        found = [line.split()[1] for line in text.splitlines() if line.startswith("VmHWM")]
+        if not found:
+            return
+        if is_started:
+            peaks.append(int(found[0]))
+        time.sleep(0.02)
+
+
+def step_of(value):
+    """Distance of neighbors among bf16 numbers of a value's size."""
+    _, exponent = numpy.frexp(numpy.abs(value))
+    return numpy.ldexp(1.0, numpy.maximum(exponent, -125) - 8)
+
+
+def exact(method, base, a, b):
+    """The merged tensor in f64, for methods without chance."""
+    if method == "linear":
+        return 0.5 * a + 0.5 * b
+    if method == "slerp":
+        t = 0.4
+        cosine = numpy.clip((a * b).sum() / (numpy.linalg.norm(a) * numpy.linalg.norm(b)), -1, 1)
+        if abs(cosine) > 0.9995:
+            return (1 - t) * a + t * b
+        angle = numpy.arccos(cosine)
+        return (numpy.sin((1 - t) * angle) * a + numpy.sin(t * angle) * b) / numpy.sin(angle)
+    terms = []
+    for value in (a, b):
+        delta = (value - base).ravel()
+        keep = max(1, int(0.5 * delta.size))
+        order = numpy.argsort(-numpy.abs(delta), kind="stable")
+        delta[order[keep:]] = 0
+        terms.append(0.5 * delta.reshape(base.shape))
+    sign = numpy.where(sum(terms) >= 0, 1, -1)
+    agrees = [numpy.sign(term) == sign for term in terms]
+    total = sum(term * agree for term, agree in zip(terms, agrees))
+    share = sum(0.5 * agree for agree in agrees)
+    return base + total / numpy.where(share == 0, 1, share)
+
+
+def deviation(folder, method, merged):
+    """Largest distance from the exact value, over all tensors of the first two layers and the last."""
+    worst = 0.0
+    files = [safe_open(folder / name / "model.safetensors", "pt") for name in ("base", "a", "b")]
+    with safe_open(merged, "pt") as ours:
+        for key in ours.keys():
+            if not any(f".layers.{layer}." in key for layer in (0, 1, LAYERS - 1)):
+                continue
+            base, a, b = (file.get_tensor(key).double().numpy() for file in files)
+            wanted = exact(method, base, a, b)
+            found = ours.get_tensor(key).double().numpy()
+            worst = max(worst, float((numpy.abs(found - wanted) / step_of(wanted)).max()))
+    return worst
+
+
+def main():
+    parser = argparse.ArgumentParser()
+    parser.add_argument("program", type=pathlib.Path)
+    parser.add_argument("folder", type=pathlib.Path)
+    parser.add_argument("--rounds", type=int, default=1)
+    parser.add_argument("--methods", default=",".join(PARAMETERS))
+    parser.add_argument("--only-ours", action="store_true")
+    arguments = parser.parse_args()
+    program, folder = arguments.program.resolve(), arguments.folder.resolve()
+    make_models(folder)
+    theirs = pathlib.Path(sys.executable).parent / "mergekit-yaml"
+    out, other = folder / "out.safetensors", folder / "mergekit-out"
+    for name in ("base", "a", "b"):
+        (folder / name / "model.safetensors").open("rb").read(1)
+    for method in arguments.methods.split(","):
+        sources = [folder / name / "model.safetensors" for name in ("a", "b")]
+        if method not in ("linear", "slerp"):
+            sources.append(folder / "base/model.safetensors")
+        read = "; ".join(f"cat {source} >/dev/null" for source in sources[1:])
+        for source in sources:
+            subprocess.run(["cat", source], stdout=subprocess.DEVNULL, check=True)
+        merge = [program, "-q", "merge", recipe(folder, method, True), "--force", "--out", out]
+        commands = {
+            "cp": ["sh", "-c", f"{read}; cp --reflink=never {sources[0]} {folder / 'copy'}"],
+            "vlmerge --no-hash --no-sync": [*merge, "--no-hash", "--no-sync"],
+            "vlmerge": merge,
+        }
+        if not arguments.only_ours:
+            commands["mergekit"] = [theirs, recipe(folder, method, False), other, "--random-seed", str(SEED), "--no-copy-tokenizer"]
+        for round_ in range(arguments.rounds):
+            for name, command in commands.items():
+                for old in (out, folder / "copy"):
+                    old.unlink(missing_ok=True)
+                shutil.rmtree(other, ignore_errors=True)
+                wall, processor, peak = run(command)
+                print(f"{method:12} {name:28} {wall:8.2f} s wall {processor:8.2f} s processor {peak:8.1f} MiB", flush=True)
+                if name == "vlmerge" and method in ("linear", "slerp", "ties") and round_ == 0:
+                    print(f"{method:12} largest deviation {deviation(folder, method, out):.3f} steps of bf16", flush=True)
+    shutil.rmtree(other, ignore_errors=True)
+    for old in (out, folder / "copy"):
+        old.unlink(missing_ok=True)
+
+
+main()
