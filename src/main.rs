@@ -6,6 +6,7 @@ mod key_tree;
 mod measuring;
 mod output;
 mod plan_view;
+mod ranks;
 mod result_table;
 mod running;
 mod search;

@@ -12,10 +12,11 @@ use evaluate::metrics::bootstrap::Bootstrap;
 use evaluate::metrics::retrieval::Ties;
 use evaluate::reports::journal::{Finished, Journal, key_of};
 use evaluate::reports::{self, Report, SweepPoint, TaskResult};
-use evaluate::tasks::{FeatureCache, Outcome, Task};
+use evaluate::tasks::{FeatureCache, Outcome, Ranks, Task};
 use evaluate::text::Tokenizer;
 use merge::provenance::Hashes;
 use serde_json::{Value, json};
+use train::collective::{Collective, Together};
 
 use crate::output::{Output, UsageError};
 use crate::result_table;
@@ -75,6 +76,8 @@ pub struct Study<'a> {
     _lock: Option<File>,
     /// Of the inputs of points, most of which share them.
     hashes: Hashes,
+    /// Those who share the passes; the first one writes.
+    ranks: Together<'a>,
     output: &'a Output,
 }
 
@@ -84,6 +87,7 @@ impl<'a> Study<'a> {
         data: &'a DataArgs,
         model: &'a ModelArgs,
         results: &'a ResultArgs,
+        (device, ranks): (Device, &'a dyn Collective),
         output: &'a Output,
     ) -> Result<Self> {
         let journal = results.out.as_deref().map(Journal::beside);
@@ -93,16 +97,20 @@ impl<'a> Study<'a> {
                 return Err(UsageError(what).into());
             }
             merge::io::check_file_target(out, true)?;
-            journal.create()?;
+            if ranks.is_first() {
+                journal.create()?;
+            }
         }
-        let lock = journal.as_ref().map(locked).transpose()?;
+        let first = journal.as_ref().filter(|_| ranks.is_first());
+        let lock = first.map(locked).transpose()?;
         let task = data.open(results.ties)?;
         let tokenizer = Tokenizer::open(&data.tokenizer)?;
         Ok(Self {
             task,
             tokenizer_key: tokenizer_identity(&tokenizer)?,
             tokenizer,
-            device: model.device()?,
+            device,
+            ranks: Together(ranks),
             bootstrap: Bootstrap::new(results.resamples, results.seed)?,
             data,
             model,
@@ -114,20 +122,32 @@ impl<'a> Study<'a> {
         })
     }
 
-    /// Measures all points, writing the report after each.
-    pub fn measure(&self, points: &[Point]) -> Result<Report> {
+    /// Measures all points, writing the report after each. Of several ranks the first one has it.
+    pub fn measure(&self, points: &[Point]) -> Result<Option<Report>> {
         let mut finished: Vec<Finished> = Vec::new();
         for point in points {
-            finished.push(self.finish(point)?);
+            let Some(measured) = self.shared(point)? else {
+                continue;
+            };
+            finished.push(measured);
             self.write(&finished)?;
+        }
+        if !self.ranks.0.is_first() {
+            return Ok(None);
         }
         let report = self.report(&finished)?;
         self.forget()?;
-        Ok(report)
+        Ok(Some(report))
     }
 
     /// Measures one point, or takes what was measured before.
     pub fn finish(&self, point: &Point) -> Result<Finished> {
+        let measured = self.shared(point)?;
+        measured.context("the first of several ranks has what is measured")
+    }
+
+    /// The same on several ranks, the first of which has it.
+    fn shared(&self, point: &Point) -> Result<Option<Finished>> {
         let name = point.target.name();
         self.point(point).map_err(|error| {
             // Most faults name the file already.
@@ -165,7 +185,18 @@ impl<'a> Study<'a> {
         }
     }
 
-    fn point(&self, point: &Point) -> Result<Finished> {
+    /// What was kept of a point, if it is finished: all ranks go by what the first one finds.
+    fn kept(&self, key: &str) -> Result<(bool, Option<Finished>)> {
+        let is_first = self.ranks.0.is_first();
+        let kept = match &self.journal {
+            Some(journal) if is_first => journal.get(key)?,
+            _ => None,
+        };
+        let seen = self.ranks.gather(&[u8::from(kept.is_some())])?;
+        Ok((seen.first().map(Vec::as_slice) == Some(&[1]), kept))
+    }
+
+    fn point(&self, point: &Point) -> Result<Option<Finished>> {
         let found = point.target.find(&self.hashes, self.output)?;
         let settings = self.settings();
         let key = key_of(&json!({
@@ -180,21 +211,26 @@ impl<'a> Study<'a> {
             "model": self.model.identity(),
             "settings": settings,
         }));
-        if let Some(journal) = &self.journal
-            && let Some(mut finished) = journal.get(&key)?
-        {
+        let (is_kept, kept) = self.kept(&key)?;
+        if is_kept && kept.is_none() {
+            return Ok(None);
+        }
+        if let Some(mut finished) = kept {
             self.output.note(format!(
                 "{}: was measured before the run was stopped",
                 point.target.name()
             ));
             finished.result.name = point.target.name();
             finished.result.point.clone_from(&point.at);
-            return Ok(finished);
+            return Ok(Some(finished));
         }
         let opened = self.model.open(found, self.output)?;
         let started = Instant::now();
         let outcome = self.run(&opened, &key)?;
         let seconds = started.elapsed().as_secs_f64();
+        if !self.ranks.0.is_first() {
+            return Ok(None);
+        }
         self.write_predictions(&point.target.name(), &outcome)?;
         let finished = Finished {
             result: TaskResult {
@@ -216,14 +252,15 @@ impl<'a> Study<'a> {
         if let Some(journal) = &self.journal {
             journal.put(&key, &finished)?;
         }
-        Ok(finished)
+        Ok(Some(finished))
     }
 
     fn run(&self, opened: &Opened, key: &str) -> Result<Outcome> {
         let model = self.model.load(opened, &self.device, self.output)?;
         let runner = self
             .model
-            .runner(&model, &self.tokenizer, &self.device, self.output)?;
+            .runner(&model, &self.tokenizer, &self.device, self.output)?
+            .shared(&self.ranks);
         let folder = self.results.cache_features.as_deref();
         let folder = folder.or(self.journal.as_ref().map(Journal::folder));
         let runner = match folder {

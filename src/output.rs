@@ -51,6 +51,16 @@ impl Output {
         })
     }
 
+    /// Says nothing but errors.
+    pub fn silent() -> Self {
+        Self {
+            json: false,
+            threads: None,
+            quiet: true,
+            bar: Mutex::new(None),
+        }
+    }
+
     /// Threads that there are to work with.
     pub fn n_threads(&self) -> usize {
         rayon::current_num_threads()

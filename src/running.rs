@@ -6,17 +6,11 @@ use std::sync::Arc;
 use anyhow::{Context, Result};
 use candle_core::Device;
 use clap::{Args, ValueEnum};
-use evaluate::datasets::captions::CaptionSet;
-use evaluate::datasets::nlvr2::Nlvr2Set;
-use evaluate::datasets::vqa::{VqaSet, label_answers};
 use evaluate::device::{DeviceName, Precision};
 use evaluate::metrics::retrieval::Ties;
 use evaluate::models::{Multiway, Overrides, ShallowAttention};
 use evaluate::reports::CheckpointRecord;
-use evaluate::tasks::nlvr2::Nlvr2;
-use evaluate::tasks::retrieval::Retrieval;
-use evaluate::tasks::vqa::Vqa;
-use evaluate::tasks::{Runner, Task};
+use evaluate::tasks::{Choice, Name, Runner, Task};
 use evaluate::text::Tokenizer;
 use merge::convert::Conversion;
 use merge::execute::{RunOptions, in_memory};
@@ -130,25 +124,20 @@ impl DataArgs {
         let (folder, split) = (self.data.as_path(), self.split());
         // A folder that is not there is said to be missing, not to lack a file.
         std::fs::read_dir(folder).with_context(|| format!("{}: cannot list", folder.display()))?;
-        let limit = self.limit.unwrap_or(usize::MAX);
-        Ok(match self.task {
-            TaskName::Retrieval => {
-                let set = CaptionSet::open(folder, &self.dataset, split)?.first(limit);
-                let set = match self.without_repeats {
-                    true => set.without_repeats(),
-                    false => set,
-                };
-                Box::new(Retrieval::new(Arc::new(set), ties))
-            }
-            TaskName::Vqa => {
-                let set = VqaSet::open(folder, split)?.first(limit);
-                Box::new(Vqa::new(Arc::new(set), label_answers(folder)?))
-            }
-            TaskName::Nlvr2 => {
-                let set = Nlvr2Set::open(folder, split)?.first(limit);
-                Box::new(Nlvr2::new(Arc::new(set)))
-            }
-        })
+        let task = Choice {
+            task: match self.task {
+                TaskName::Retrieval => Name::Retrieval,
+                TaskName::Vqa => Name::Vqa,
+                TaskName::Nlvr2 => Name::Nlvr2,
+            },
+            dataset: &self.dataset,
+            split,
+            limit: self.limit,
+            without_repeats: self.without_repeats,
+            with_examples: true,
+            ties,
+        };
+        Ok(task.open(folder)?)
     }
 
     /// What the data are, for recognizing results that were made before.
@@ -262,21 +251,12 @@ impl ModelArgs {
             layout: layout.name().to_owned(),
             recipe: found.recipe,
         };
-        let size = self
-            .image_size
-            .filter(|&size| layout.dimensions().image_size != Some(size));
-        let checkpoint = match size {
-            None => checkpoint,
-            Some(_) => {
-                let conversion = Conversion {
-                    image_size: size,
-                    text_table_len: self.text_table_len,
-                    ..Conversion::default()
-                };
-                let plan = conversion.plan(checkpoint, layout.as_ref())?;
-                Arc::new(in_memory(&plan, &run, output)?)
-            }
+        let conversion = Conversion {
+            image_size: self.image_size,
+            text_table_len: self.text_table_len,
+            ..Conversion::default()
         };
+        let checkpoint = conversion.in_memory(checkpoint, &run, output)?;
         Ok(Opened { checkpoint, record })
     }
 

@@ -7,11 +7,12 @@ use anyhow::Result;
 use candle_core::Device;
 use clap::Args;
 use evaluate::device::{DeviceName, Precision};
-use train::collective::{self, Collective};
+use train::collective::Collective;
 use train::recipe::TrainRecipe;
-use train::run::{Ended, RunFolder, Trainer, Where};
+use train::run::{Ended, Pace, RunFolder, Trainer, Where};
 
-use crate::output::{self, Output, UsageError};
+use crate::output::{Output, UsageError};
+use crate::ranks;
 
 /// Where a run goes and on what it computes; the same in every verb that trains.
 #[derive(Args, Clone, Debug)]
@@ -46,20 +47,13 @@ pub fn carry_out(recipe: TrainRecipe, args: &RunArgs, output: &Output) -> Result
     }
     let precision: Precision = recipe.precision.parse().map_err(UsageError)?;
     let device = args.device.open(precision)?;
-    let ranks = collective::start(&device)?;
-    match among(ranks.as_ref(), recipe, device, args, output) {
-        Ok(code) => {
-            ranks.finish()?;
-            Ok(code)
-        }
-        // A rank that has failed ends all when it is dropped: what is wrong must be said before.
-        Err(error) if ranks.size() > 1 => Ok(output::report(&error)),
-        Err(error) => Err(error),
-    }
+    ranks::among(&device.clone(), output, |ranks, output| {
+        train(ranks, recipe, device, args, output)
+    })
 }
 
 /// Runs a recipe as one of `ranks`.
-fn among(
+fn train(
     ranks: &dyn Collective,
     recipe: TrainRecipe,
     device: Device,
@@ -103,6 +97,7 @@ fn among(
     if !ranks.is_first() {
         return Ok(ExitCode::SUCCESS);
     }
+    tell_pace(trainer.pace(), output);
     match ended {
         Ended::Done => {
             if let Some(best) = trainer.state().best {
@@ -134,12 +129,31 @@ fn dry_run(trainer: &Trainer<'_>, output: &Output) -> Result<()> {
         memory.n_parameters,
         megabytes(4 * memory.n_parameters)
     ))?;
+    output.line(format!("gradients: {}", megabytes(memory.gradient_bytes)))?;
     output.line(format!(
-        "gradients and moments: {}",
-        megabytes(memory.update_bytes)
+        "optimizer of this rank: {}",
+        megabytes(memory.optimizer_bytes)
     ))?;
     output.line(format!(
         "activations of a part of the batch, by estimate: {}",
         megabytes(memory.activation_bytes)
-    ))
+    ))?;
+    let total = megabytes(memory.total_bytes());
+    output.line(format!("all together: {total}"))
+}
+
+/// How fast data came, and whether the device had to wait for it.
+fn tell_pace(pace: Pace, output: &Output) {
+    if pace.seconds <= 0.0 {
+        return;
+    }
+    let learned = pace.examples as f64 / pace.seconds;
+    output.note(format!(
+        "{learned:.1} examples/s learned from, {:.1} examples/s could be loaded on each rank; waited \
+         for data {:.1} of {:.1} s ({:.1}%)",
+        pace.input_examples_per_second,
+        pace.waited_seconds,
+        pace.seconds,
+        100.0 * pace.waited_seconds / pace.seconds
+    ));
 }

@@ -172,6 +172,18 @@ fn a_study_that_is_killed_goes_on_and_ends_in_the_same_weights() {
 }
 
 #[test]
+fn a_folder_of_others_is_left_alone() {
+    let temporary = tempfile::tempdir().expect("a folder");
+    let file = temporary.path().join("steps/data/mine.txt");
+    std::fs::create_dir_all(file.parent().expect("a folder")).expect("made");
+    std::fs::write(&file, "mine").expect("written");
+    let said = study(temporary.path().to_str().expect("UTF-8"), &[], &[]);
+    assert_eq!(said.code, Some(2), "{}", said.stderr);
+    assert!(said.stderr.contains("is no study's"), "{}", said.stderr);
+    assert!(file.exists());
+}
+
+#[test]
 fn a_step_that_fails_is_named_with_its_command() {
     let temporary = tempfile::tempdir().expect("a folder");
     let out = temporary.path().join("study");

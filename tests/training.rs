@@ -81,6 +81,107 @@ fn a_run_that_is_killed_ten_times_ends_in_the_same_weights() {
 }
 
 #[test]
+fn a_full_disk_keeps_the_state_before_and_says_so() {
+    let temporary = tempfile::tempdir().expect("a folder");
+    let folder = |name: &str| temporary.path().join(name).display().to_string();
+    let (whole, full) = (folder("whole"), folder("full"));
+    let settings = [
+        "length={steps: 400}",
+        "save.every={steps: 100}",
+        "validation=null",
+    ];
+    // Another signal than SIGKILL would stop it in good order.
+    let mut child = vlmerge()
+        .args(finetune(&full, &settings))
+        .stdout(Stdio::null())
+        .stderr(Stdio::null())
+        .spawn()
+        .expect("it starts");
+    let states = || -> Vec<String> {
+        let listed = std::fs::read_dir(Path::new(&full).join("states")).into_iter();
+        let entries = listed.flatten().flatten();
+        let mut names: Vec<String> = entries
+            .map(|entry| entry.file_name().to_string_lossy().into_owned())
+            .collect();
+        names.sort();
+        names
+    };
+    while !states().iter().any(|name| name == "step-00000100") {
+        std::thread::sleep(Duration::from_millis(5));
+    }
+    child.kill().expect("killed");
+    child.wait().expect("ended");
+    let before: Vec<String> = (states().into_iter())
+        .filter(|name| !name.ends_with(".partial"))
+        .collect();
+    // No file may grow beyond 100 KiB or, by other shells, 200 KiB: less than the weights take.
+    let limited = "trap '' XFSZ; ulimit -f 200; exec \"$0\" \"$@\"";
+    let output = Command::new("sh")
+        .current_dir(env!("CARGO_MANIFEST_DIR"))
+        .args(["-c", limited, env!("CARGO_BIN_EXE_vlmerge")])
+        .args(finetune(&full, &settings))
+        .arg("--resume")
+        .output()
+        .expect("it runs");
+    let said = String::from_utf8_lossy(&output.stderr).into_owned();
+    assert_eq!(output.status.code(), Some(1), "{said}");
+    let newest = before.last().expect("a state");
+    assert!(
+        said.contains("could not be kept") && said.contains("File too large"),
+        "{said}"
+    );
+    assert!(said.contains(&format!("states/{newest} is kept")), "{said}");
+    assert_eq!(states(), before);
+    for folder in [&whole, &full] {
+        let arguments = finetune(folder, &settings);
+        let output = vlmerge().args(arguments).arg("--resume").output();
+        assert!(output.expect("it runs").status.success());
+    }
+    let file = |folder: &str| Path::new(folder).join("model.safetensors");
+    assert!(tensors(&file(&whole)) == tensors(&file(&full)));
+}
+
+#[test]
+fn a_run_folder_becomes_a_page_of_curves() {
+    let temporary = tempfile::tempdir().expect("a folder");
+    let out = temporary.path().join("run").display().to_string();
+    let trained = vlmerge()
+        .args(finetune(&out, &["length={steps: 4}"]))
+        .output();
+    let trained = trained.expect("it runs");
+    let said = String::from_utf8_lossy(&trained.stderr).into_owned();
+    assert!(trained.status.success(), "{said}");
+    assert!(
+        said.contains("examples/s could be loaded") && said.contains("waited for data"),
+        "{said}"
+    );
+    let page = temporary.path().join("run.html");
+    let report = |arguments: &[&str]| {
+        let output = vlmerge().arg("report").args(arguments).output();
+        output.expect("it runs")
+    };
+    let made = report(&[&out, "--out", &page.display().to_string()]);
+    assert!(
+        made.status.success(),
+        "{}",
+        String::from_utf8_lossy(&made.stderr)
+    );
+    let page = std::fs::read_to_string(page).expect("the page");
+    for what in [
+        "Losses",
+        "Validation",
+        "Rates",
+        "Speed",
+        "validation: rsum",
+        "batch_size: 4",
+    ] {
+        assert!(page.contains(what), "{what}");
+    }
+    let refused = report(&[&out, "--format", "markdown"]);
+    assert_eq!(refused.status.code(), Some(2));
+}
+
+#[test]
 fn trained_weights_are_measured_without_a_word_about_their_model() {
     let temporary = tempfile::tempdir().expect("a folder");
     let out = temporary.path().join("run");

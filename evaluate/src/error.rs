@@ -566,6 +566,19 @@ pub enum Error {
         /// How they differ, as a clause.
         fault: String,
     },
+    /// Processes that share the work do not get along.
+    #[error(transparent)]
+    Ranks(Box<dyn std::error::Error + Send + Sync>),
+    /// A process has other results than its batches have examples.
+    #[error("rank {rank} has {n_values} values of {n_examples} examples")]
+    UnevenResults {
+        /// The process.
+        rank: usize,
+        /// Values that it has.
+        n_values: usize,
+        /// Examples of its batches.
+        n_examples: usize,
+    },
     /// Too few or too many draws were asked for.
     #[error("{n} resamples: ask for {least} to {most}")]
     ResampleCount {

@@ -4,7 +4,6 @@ use std::collections::HashMap;
 use std::sync::{Arc, Mutex};
 
 use candle_core::{D, DType, Device, Result, Tensor};
-use evaluate::Weights;
 use evaluate::models::{Multiway, Overrides, ShallowAttention};
 use evaluate::nn::{Mask, Pass, Tap};
 use merge::Checkpoint;
@@ -18,9 +17,9 @@ use crate::fixture::{json, list, path};
 const TOLERANCE: f64 = 1e-5;
 
 /// Every architecture of the fixture, with its weights.
-pub const ARCHITECTURES: [&str; 4] = ["ufo", "all_moe", "merged", "joint"];
+const ARCHITECTURES: [&str; 4] = ["ufo", "all_moe", "merged", "joint"];
 
-pub fn tensors(name: &str) -> HashMap<String, Tensor> {
+fn tensors(name: &str) -> HashMap<String, Tensor> {
     let file = open(name);
     let read = |(key, info): (&str, &merge::TensorInfo)| {
         let bytes = file.read_all(key).expect("it reads");
@@ -86,19 +85,8 @@ fn model(name: &str) -> Multiway {
     opened.expect("the model loads").0
 }
 
-pub fn trainable(name: &str) -> (Multiway, Weights) {
-    let (checkpoint, overrides) = architecture(name);
-    let prepared = Multiway::prepare(checkpoint, &overrides, &Device::Cpu, DType::F32);
-    let (config, weights) = prepared.expect("the model is known");
-    let weights = weights.trainable();
-    (
-        Multiway::load(&weights, config).expect("the model loads"),
-        weights,
-    )
-}
-
 /// The inputs of every pass.
-pub struct Inputs(HashMap<String, Tensor>);
+struct Inputs(HashMap<String, Tensor>);
 
 impl Inputs {
     pub fn read() -> Self {
@@ -432,7 +420,7 @@ fn check_forward(name: &str, expected: &Expected) -> evaluate::Result<()> {
 }
 
 /// Positives, then each text with the other image, then each image with the other text.
-pub fn itm_logits(model: &Multiway, inputs: &Inputs) -> evaluate::Result<Tensor> {
+fn itm_logits(model: &Multiway, inputs: &Inputs) -> evaluate::Result<Tensor> {
     let (ids, mask, image) = (
         inputs.ids("text_ids"),
         inputs.mask("text_masks"),

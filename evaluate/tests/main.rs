@@ -8,7 +8,6 @@ mod dvae;
 mod fixture;
 mod forward;
 mod fused;
-mod gradients;
 mod grams;
 mod images;
 mod nlvr2;

@@ -5,15 +5,18 @@ mod conversion;
 mod merging;
 mod safetensors;
 mod split;
+mod torch;
+mod write;
 
 pub use conversion::ConversionFault;
 pub use merging::MergeFault;
 pub use safetensors::SafetensorsFault;
 pub use split::SplitFault;
+pub use torch::TorchFault;
+pub use write::WriteFault;
 
 use std::path::{Path, PathBuf};
 
-use crate::io::{PickleCall, PickleFault, ZipFault};
 use crate::methods::Member;
 use crate::recipe::Place;
 use crate::{DType, Expert};
@@ -107,111 +110,9 @@ pub enum Error {
     Split(#[from] SplitFault),
 
     // ---- reading: torch ---------------------------------------------------------------------
-    /// A pickle is damaged, or says what this program does not read.
-    #[error("{}: {entry}: byte {offset}: {fault}", path.display())]
-    Pickle {
-        /// The file.
-        path: PathBuf,
-        /// The entry of the archive, or the part of a legacy file.
-        entry: String,
-        /// Byte of the entry at which the opcode stands.
-        offset: u64,
-        /// What is wrong.
-        fault: PickleFault,
-    },
-    /// A pickle calls functions that are not known to build harmless data. Nothing was run.
-    #[error("{}: {entry}: {}", path.display(), calls_note(calls))]
-    UnsafePickle {
-        /// The file.
-        path: PathBuf,
-        /// The entry of the archive, or the part of a legacy file.
-        entry: String,
-        /// Every such call, in file order; the first 64 of them.
-        calls: Vec<PickleCall>,
-    },
-    /// A zip archive or one of its entries is damaged, or unlike what torch writes.
-    #[error("{}: {}{fault}", path.display(), entry_note(entry.as_deref()))]
-    Zip {
-        /// The file.
-        path: PathBuf,
-        /// The entry, if it is one.
-        entry: Option<String>,
-        /// What is wrong.
-        fault: ZipFault,
-    },
-    /// An entry that a torch file refers to is not there.
-    #[error("{}: the entry `{entry}` is missing", path.display())]
-    MissingEntry {
-        /// The file.
-        path: PathBuf,
-        /// Name of the entry.
-        entry: String,
-    },
-    /// The bytes of an entry are not those that were written.
-    #[error(
-        "{}: {entry}: the CRC-32 is {computed:08x}, the archive says {stored:08x}; the data are damaged",
-        path.display()
-    )]
-    Checksum {
-        /// The file.
-        path: PathBuf,
-        /// The entry.
-        entry: String,
-        /// What the archive says.
-        stored: u32,
-        /// What the data have.
-        computed: u32,
-    },
-    /// A tensor claims elements that its storage does not have.
-    #[error(
-        "{}: `{key}` needs bytes 0..{needs} of {entry}, which has {has} bytes",
-        path.display()
-    )]
-    TensorOutOfStorage {
-        /// The file.
-        path: PathBuf,
-        /// The tensor.
-        key: String,
-        /// The entry of its storage.
-        entry: String,
-        /// One after the last byte that it needs.
-        needs: u64,
-        /// Size of the storage.
-        has: u64,
-    },
-    /// The values of a tensor are far more than its storage holds, as after a huge `expand`.
-    #[error(
-        "{}: `{key}` would expand {has} stored bytes to {n_bytes} bytes",
-        path.display()
-    )]
-    TensorExpanded {
-        /// The file.
-        path: PathBuf,
-        /// The tensor.
-        key: String,
-        /// Size of its row-major data.
-        n_bytes: u64,
-        /// Size of the storage.
-        has: u64,
-    },
-    /// A tensor is of a kind that has no counterpart here: complex, sparse, quantized.
-    #[error("{}: `{key}` is a tensor of the kind {kind}, which is not supported", path.display())]
-    UnsupportedTensor {
-        /// The file.
-        path: PathBuf,
-        /// The tensor.
-        key: String,
-        /// Its kind.
-        kind: &'static str,
-    },
-    /// The file holds an object of a class instead of tensors.
-    #[error("{}: the file holds a pickled `{class}` instead of a dictionary of tensors", path.display())]
-    PickledObject {
-        /// The file.
-        path: PathBuf,
-        /// The class, `module.name`.
-        class: String,
-    },
+    /// What is wrong with a pickle or a zip archive, with the entry and the byte.
+    #[error(transparent)]
+    Torch(#[from] TorchFault),
     /// The wanted root does not exist.
     #[error("{}: no root named `{root}` (roots: {})", path.display(), roots_note(roots))]
     UnknownRoot {
@@ -541,79 +442,11 @@ pub enum Error {
         /// The first such element that was met, counted in row-major order.
         element: usize,
     },
+
     // ---- writing ----------------------------------------------------------------------------
-    /// The extension of the target names no kind of file that is written here.
-    #[error("{}: the extension does not say what kind of file to write", path.display())]
-    UnknownOutput {
-        /// The target.
-        path: PathBuf,
-    },
-    /// Lightning checkpoints are single files.
-    #[error("{}: a Lightning checkpoint cannot be split into shards", path.display())]
-    CannotShard {
-        /// The target.
-        path: PathBuf,
-    },
-    /// The target is a folder.
-    #[error("{}: is a folder, not a file to write", path.display())]
-    TargetIsFolder {
-        /// The target.
-        path: PathBuf,
-    },
-    /// The folder of the target does not exist.
-    #[error("{}: the folder does not exist", folder.display())]
-    MissingFolder {
-        /// The folder.
-        folder: PathBuf,
-    },
-    /// The disk has no room for the output.
-    #[error(
-        "{}: the disk has room for {available} bytes, the output needs {needed}", folder.display()
-    )]
-    DiskSpace {
-        /// The folder of the target.
-        folder: PathBuf,
-        /// Bytes of the output.
-        needed: u64,
-        /// Bytes that are free.
-        available: u64,
-    },
-    /// A tensor cannot have this name in this kind of file.
-    #[error("{}: no tensor may be called `{key}` in this kind of file", path.display())]
-    ReservedName {
-        /// The target.
-        path: PathBuf,
-        /// The name.
-        key: String,
-    },
-    /// The final metadata need more room than the placeholders had.
-    #[error("{}: the metadata grew by {n_bytes} bytes while the file was written", path.display())]
-    MetadataGrew {
-        /// The target.
-        path: PathBuf,
-        /// Bytes for which there is no room.
-        n_bytes: u64,
-    },
-    /// The names, shapes and metadata are longer than a safetensors header may be.
-    #[error("{}: the header would have {n_bytes} bytes, safetensors allows 100000000", path.display())]
-    HeaderTooLong {
-        /// The target.
-        path: PathBuf,
-        /// Bytes of the header.
-        n_bytes: u64,
-    },
-    /// The output was to be finished before all of its data had been written.
-    #[error("{}: {written} of {n_bytes} bytes of `{key}` were written", path.display())]
-    Incomplete {
-        /// The target.
-        path: PathBuf,
-        /// The tensor.
-        key: String,
-        /// Bytes that were written.
-        written: u64,
-        /// Its size.
-        n_bytes: u64,
-    },
+    /// Why a checkpoint cannot be written, with the target.
+    #[error(transparent)]
+    Write(#[from] WriteFault),
 }
 
 impl From<MergeFault> for Error {
@@ -643,17 +476,6 @@ fn pivot_note(pivot: Option<usize>) -> String {
     pivot.map_or_else(String::new, |row| {
         format!(" (input {row} depends on those before it)")
     })
-}
-
-fn calls_note(calls: &[PickleCall]) -> String {
-    let list: Vec<String> = (calls.iter())
-        .map(|call| format!("`{}` (byte {})", call.callable, call.offset))
-        .collect();
-    format!("refused, because loading it would call {}", list.join(", "))
-}
-
-fn entry_note(entry: Option<&str>) -> String {
-    entry.map_or_else(String::new, |entry| format!("{entry}: "))
 }
 
 fn roots_note(roots: &[String]) -> String {

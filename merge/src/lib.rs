@@ -41,6 +41,7 @@ pub mod synth;
 
 pub use dtype::{DType, decode_f32, decode_f64, encode_f32, encode_f64};
 pub use error::{ConversionFault, Error, MergeFault, Result, SafetensorsFault, SplitFault};
+pub use error::{TorchFault, WriteFault};
 pub use expert::Expert;
 pub use group::{ParamKind, Role, Slot};
 pub use io::{Checkpoint, ObjectPath, PathSegment, TensorInfo, TensorSource};

@@ -167,7 +167,7 @@ fn a_file_that_calls_a_function_is_refused_by_its_name() {
         let path = corpus().join("torch/hostile").join(file);
         let error = load(&path).expect_err("hostile");
         assert!(
-            matches!(&error, merge::Error::UnsafePickle { calls, .. } if calls[0].callable == callable),
+            matches!(&error, merge::Error::Torch(merge::TorchFault::UnsafePickle { calls, .. }) if calls[0].callable == callable),
             "{file}: {error}"
         );
         assert!(error.to_string().contains(callable), "{error}");

@@ -6,7 +6,7 @@ use merge::io::{
     ObjectPath, OpenOptions, PathSegment, PlainValue, TensorSource, ZipFault, open_torch_bytes,
     walk_pickle,
 };
-use merge::{DType, Error, Result};
+use merge::{DType, Error, Result, TorchFault};
 use proptest::prelude::*;
 
 // ---- files made by hand -----------------------------------------------------------------------
@@ -224,7 +224,7 @@ fn a_changed_byte_of_a_storage_is_found_when_it_is_read() {
     let source = open(file).expect("the headers are whole");
     let error = source.read(0, 0, &mut [0; 4]).expect_err("damaged");
     assert!(
-        matches!(&error, Error::Checksum { entry, .. } if entry == "a/data/0"),
+        matches!(&error, Error::Torch(TorchFault::Checksum { entry, .. }) if entry == "a/data/0"),
         "{error}"
     );
 }
@@ -284,10 +284,10 @@ fn the_provenance_record_becomes_metadata() {
     ]));
     assert!(matches!(
         error.err(),
-        Some(Error::Zip {
+        Some(Error::Torch(TorchFault::Zip {
             fault: ZipFault::BadMetadata(_),
             ..
-        })
+        }))
     ));
 }
 

@@ -5,7 +5,7 @@ use std::fs;
 use std::path::{Path, PathBuf};
 
 use merge::io::{OpenOptions, OutputContainer, WriteOptions, Writer, open};
-use merge::{DType, Error, SplitFault, TensorInfo};
+use merge::{DType, Error, SplitFault, TensorInfo, WriteFault};
 use proptest::prelude::*;
 use tempfile::TempDir;
 
@@ -138,7 +138,10 @@ fn final_metadata_replace_placeholders_and_must_not_be_longer() {
         let fault = writer
             .finish(&metadata(&"longer".repeat(4)))
             .expect_err("no room");
-        assert!(matches!(fault, Error::MetadataGrew { .. }), "{fault}");
+        assert!(
+            matches!(fault, Error::Write(WriteFault::MetadataGrew { .. })),
+            "{fault}"
+        );
     }
     assert_eq!(names_in(folder.path()), ["a.safetensors"]);
 }
@@ -294,14 +297,20 @@ fn faulty_targets_are_refused_before_any_work() {
     let folder = folder();
     let at = |name: &str| WriteOptions::new(folder.path().join(name));
     let fault = refusal(&two(), &at("missing/a.pt"));
-    assert!(matches!(fault, Error::MissingFolder { .. }), "{fault}");
+    assert!(
+        matches!(fault, Error::Write(WriteFault::MissingFolder { .. })),
+        "{fault}"
+    );
     assert!(fault.hint().is_some());
     let options = WriteOptions {
         container: Some(OutputContainer::Torch),
         ..at("")
     };
     let fault = refusal(&two(), &options);
-    assert!(matches!(fault, Error::TargetIsFolder { .. }), "{fault}");
+    assert!(
+        matches!(fault, Error::Write(WriteFault::TargetIsFolder { .. })),
+        "{fault}"
+    );
     let fault = refusal(&two(), &at("a.onnx"));
     assert!(fault.is_usage() && fault.hint().is_some(), "{fault}");
     let options = WriteOptions {
@@ -314,7 +323,10 @@ fn faulty_targets_are_refused_before_any_work() {
     assert!(matches!(fault, Error::DuplicateKey { .. }), "{fault}");
     let reserved = vec![("__metadata__".to_owned(), info(DType::U8, &[]))];
     let fault = refusal(&reserved, &at("a.safetensors"));
-    assert!(matches!(fault, Error::ReservedName { .. }), "{fault}");
+    assert!(
+        matches!(fault, Error::Write(WriteFault::ReservedName { .. })),
+        "{fault}"
+    );
     assert!(names_in(folder.path()).is_empty());
 }
 
@@ -324,9 +336,9 @@ fn an_output_larger_than_the_disk_is_refused_with_both_numbers() {
     let huge = vec![("a".to_owned(), info(DType::U8, &[1 << 55]))];
     for name in ["a.safetensors", "a.pt"] {
         let fault = refusal(&huge, &WriteOptions::new(folder.path().join(name)));
-        let Error::DiskSpace {
+        let Error::Write(WriteFault::DiskSpace {
             needed, available, ..
-        } = fault
+        }) = fault
         else {
             panic!("{fault}");
         };

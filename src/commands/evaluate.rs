@@ -8,6 +8,7 @@ use merge::MergeRecipe;
 
 use crate::measuring::{Point, ResultArgs, Study, print};
 use crate::output::{Output, UsageError};
+use crate::ranks;
 use crate::running::{DataArgs, ModelArgs, Target};
 
 const EXAMPLES: &str = "\
@@ -15,6 +16,7 @@ Examples:
   vlmerge evaluate merged.ckpt --task retrieval --dataset f30k --data arrow --out report.json
   vlmerge evaluate seed.ckpt merged.ckpt --task vqa --data arrow --split rest_val
   vlmerge evaluate seed.ckpt --merge half.yaml --merge other.yaml --task nlvr2 --data arrow
+  mpirun -n 4 vlmerge evaluate seed.ckpt --task vqa --data arrow      (built with --features mpi)
 
 Every number has a 95% interval by the bootstrap; of several weights each is tested against the
 first on the same draws. A recipe is merged in memory: nothing is written to try it.";
@@ -71,8 +73,13 @@ pub fn run(args: Args, output: &Output) -> Result<ExitCode> {
     if points.is_empty() {
         return Err(UsageError("name a checkpoint, or a recipe with --merge".into()).into());
     }
-    let study = Study::open(&args.data, &args.model, &args.results, output)?;
-    let report = study.measure(&points)?;
-    print(&report, &args.results, output)?;
-    Ok(ExitCode::SUCCESS)
+    let device = args.model.device()?;
+    ranks::among(&device.clone(), output, |ranks, output| {
+        let on = (device, ranks);
+        let study = Study::open(&args.data, &args.model, &args.results, on, output)?;
+        if let Some(report) = study.measure(&points)? {
+            print(&report, &args.results, output)?;
+        }
+        Ok(ExitCode::SUCCESS)
+    })
 }

@@ -8,17 +8,20 @@ use std::process::ExitCode;
 use std::time::{Duration, Instant};
 
 use anyhow::Result;
+use candle_core::Device;
 use evaluate::capture::Capture;
 use evaluate::metrics::retrieval::Ties;
 use evaluate::reports::journal::key_of;
-use evaluate::tasks::grams::collect;
+use evaluate::tasks::grams::{collect, summed};
 use evaluate::text::Tokenizer;
 use merge::gram::{Gram, GramRecord, GramStore, Shard};
 use merge::io::{OpenOptions, WriteOptions, check_target};
 use merge::provenance::Hashes;
 use serde_json::json;
+use train::collective::{Collective, Together};
 
 use crate::output::{Output, UsageError};
+use crate::ranks;
 use crate::running::{DataArgs, ModelArgs, Target};
 
 const EXAMPLES: &str = "\
@@ -27,6 +30,7 @@ Examples:
   vlmerge gram --checkpoint specific.ckpt --task vqa --data arrow --split train --limit 20000 --out vqa.gram.safetensors
   vlmerge gram --checkpoint specific.ckpt --task vqa --data arrow --split train --shard 1/2 --out part1.safetensors
   vlmerge gram add part1.safetensors part2.safetensors --out all.gram.safetensors
+  mpirun -n 4 vlmerge gram --checkpoint specific.ckpt ...             (built with --features mpi)
   vlmerge gram export all.gram.safetensors --full --out all.pth
 
 Then: vlmerge regmean specific.ckpt --grams coco.gram.safetensors --for irtr --out merged.ckpt
@@ -108,12 +112,22 @@ struct CollectArgs {
 pub fn run(args: Args, output: &Output) -> Result<ExitCode> {
     match (args.files, args.collect.0) {
         (Some(verb), _) => files::run(verb, output),
-        (None, Some(args)) => cache(&args, output),
+        (None, Some(args)) => {
+            let device = args.model.device()?;
+            ranks::among(&device.clone(), output, |ranks, output| {
+                cache(&args, &device, ranks, output)
+            })
+        }
         (None, None) => Err(UsageError("name the checkpoint with --checkpoint".into()).into()),
     }
 }
 
-fn cache(args: &CollectArgs, output: &Output) -> Result<ExitCode> {
+fn cache(
+    args: &CollectArgs,
+    device: &Device,
+    ranks: &dyn Collective,
+    output: &Output,
+) -> Result<ExitCode> {
     let write = WriteOptions {
         force: args.force,
         ..WriteOptions::new(&args.out)
@@ -123,9 +137,8 @@ fn cache(args: &CollectArgs, output: &Output) -> Result<ExitCode> {
     let tokenizer = Tokenizer::open(&args.data.tokenizer)?;
     let found = Target::File(args.checkpoint.clone()).find(&Hashes::default(), output)?;
     let opened = args.model.open(found, output)?;
-    let device = args.model.device()?;
-    let model = args.model.load(&opened, &device, output)?;
-    let runner = args.model.runner(&model, &tokenizer, &device, output)?;
+    let model = args.model.load(&opened, device, output)?;
+    let runner = args.model.runner(&model, &tokenizer, device, output)?;
     let mut batches = task.gram_batches(runner.batch_size());
     if let Some(shard) = args.shard {
         let n_batches = batches.len();
@@ -136,6 +149,10 @@ fn cache(args: &CollectArgs, output: &Output) -> Result<ExitCode> {
         }
     }
     let n_examples = batches.iter().map(|batch| batch.n_examples() as u64).sum();
+    // Every rank sums some batches; the sums are put together at the end.
+    let together = Together(ranks);
+    let runner = runner.shared(&together);
+    let batches = runner.own(batches);
     let size = model.config().image_size;
     let mut record = GramRecord {
         data: vec![format!("{} {}", args.data.dataset(), args.data.split())],
@@ -160,8 +177,9 @@ fn cache(args: &CollectArgs, output: &Output) -> Result<ExitCode> {
         "shared": args.shared,
         "model": args.model.identity(),
         "tokenizer": key_of(&std::fs::read(tokenizer.path())?),
+        "ranks": (ranks.size() > 1).then(|| [ranks.rank(), ranks.size()]),
     }));
-    let unfinished = Unfinished::beside(&args.out, of);
+    let unfinished = Unfinished::beside(&args.out, of, ranks);
     let (grams, from) = unfinished.read()?;
     if from > 0 {
         output.note(format!(
@@ -195,13 +213,19 @@ fn cache(args: &CollectArgs, output: &Output) -> Result<ExitCode> {
         return Err(error.into());
     }
     let seconds = started.elapsed().as_secs_f64();
-    let grams = capture.into_grams();
+    let Some(grams) = summed(&together, capture.into_grams())? else {
+        // What this rank has kept must stay until the sum is written.
+        ranks.barrier()?;
+        unfinished.remove()?;
+        return Ok(ExitCode::SUCCESS);
+    };
     if grams.is_empty() {
         let advice = "it has no experts: give --shared to sum the inputs of all layers";
         return Err(UsageError(format!("{}: {advice}", args.checkpoint.display())).into());
     }
     record.rows = rows(&grams);
     merge::gram::write(&grams, &record, false, &write, output)?;
+    ranks.barrier()?;
     unfinished.remove()?;
     report(&args.out, &record, &grams, Some(seconds), output)?;
     Ok(ExitCode::SUCCESS)
@@ -255,8 +279,11 @@ struct Unfinished {
 }
 
 impl Unfinished {
-    fn beside(out: &Path, of: String) -> Self {
+    fn beside(out: &Path, of: String, ranks: &dyn Collective) -> Self {
         let mut path = out.as_os_str().to_owned();
+        if ranks.size() > 1 {
+            path.push(format!(".rank{}of{}", ranks.rank(), ranks.size()));
+        }
         path.push(".unfinished.safetensors");
         Self {
             path: path.into(),

@@ -1,13 +1,15 @@
 //! `vlmerge report`.
 
+use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
-use anyhow::Result;
+use anyhow::{Context, Result};
 use clap::ValueEnum;
 use evaluate::reports::file::{self, Source};
 use evaluate::reports::published::Published;
-use evaluate::reports::{Document, Input, Report, csv, html, latex, markdown};
+use evaluate::reports::{Course, Document, Input, Report, csv, html, latex, markdown};
+use train::log::LINES_FILE;
 
 use crate::output::{Output, UsageError};
 
@@ -17,9 +19,11 @@ Examples:
   vlmerge report sweep.json distances.json --title 'Ratio of interpolation' --out report.html
   vlmerge report coco.json --format markdown
   vlmerge report coco.json --out results.csv
+  vlmerge report run --out run.html
 
 Files are what `evaluate`, `sweep`, `score` and `distance` print with --json. Results of the same
 task, data set, split and size stand in one table. The page needs no other file and no network.
+A folder of a training run shows its losses, rates, validation and speed, on a page (HTML).
 Published figures are shown beside ours where the data are the same; --published adds some, in YAML
 of the form of evaluate/data/published.yaml.";
 
@@ -27,8 +31,8 @@ of the form of evaluate/data/published.yaml.";
 #[derive(Debug, clap::Args)]
 #[command(after_help = EXAMPLES)]
 pub struct Args {
-    /// Results as JSON
-    #[arg(required = true, value_name = "FILE")]
+    /// Results as JSON, or folders of training runs
+    #[arg(required = true, value_name = "FILE|RUN_DIR")]
     files: Vec<PathBuf>,
     /// Where to write [default: standard output]
     #[arg(long, value_name = "FILE")]
@@ -83,6 +87,10 @@ pub fn run(args: Args, output: &Output) -> Result<ExitCode> {
         published.extend(Published::open(path)?);
     }
     let document = Document::new(&args.title, &inputs, &published);
+    if !document.courses.is_empty() && format != Format::Html {
+        let what = "runs are shown as curves: end --out in .html, or give --format html";
+        return Err(UsageError(what.into()).into());
+    }
     let text = match format {
         Format::Html => html::html(&document)?,
         Format::Markdown => markdown::markdown(&document)?,
@@ -132,7 +140,10 @@ impl Args {
                 1 => name(path),
                 _ => path.display().to_string(),
             };
-            let source = file::read_source(path)?;
+            let source = match path.join(LINES_FILE).exists() {
+                true => Source::Course(course(path, &label)?),
+                false => file::read_source(path)?,
+            };
             if let Source::Report(report) = &source
                 && report.results.is_empty()
             {
@@ -148,12 +159,44 @@ impl Args {
     }
 }
 
+/// How a training run went.
+fn course(folder: &Path, label: &str) -> Result<Course> {
+    let mut series: BTreeMap<String, Vec<(f64, f64)>> = BTreeMap::new();
+    for record in train::log::read(&folder.join(LINES_FILE))? {
+        for (name, value) in record.values {
+            let points = series.entry(name).or_default();
+            points.push((record.step as f64, value));
+        }
+    }
+    if series.is_empty() {
+        return Err(evaluate::Error::Empty {
+            path: folder.into(),
+            what: "steps",
+        }
+        .into());
+    }
+    let mut facts = Vec::new();
+    for (name, file) in [("Recipe", "recipe.yaml"), ("Best", "best.json")] {
+        let path = folder.join(file);
+        if path.exists() {
+            let text = std::fs::read_to_string(&path);
+            let text = text.with_context(|| format!("cannot read {}", path.display()))?;
+            facts.push((name.to_owned(), text.trim_end().to_owned()));
+        }
+    }
+    Ok(Course {
+        label: label.to_owned(),
+        series,
+        facts,
+    })
+}
+
 /// All results as one report.
 fn joined(inputs: Vec<Input>) -> Result<Report> {
     let mut whole = Report::new(Vec::new(), Vec::new());
     for input in inputs {
         let Source::Report(report) = input.source else {
-            let fault = "distances cannot be joined with results in one JSON file";
+            let fault = "only results can be joined in one JSON file";
             return Err(UsageError(format!("{}: {fault}", input.label)).into());
         };
         let first = whole.results.len();

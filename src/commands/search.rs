@@ -8,6 +8,7 @@ use anyhow::{Context, Result};
 use evaluate::reports::SweepPoint;
 use evaluate::reports::journal::Finished;
 use serde_json::json;
+use train::collective::Alone;
 
 use crate::cli::parse_positive;
 use crate::measuring::{Point, ResultArgs, Study};
@@ -79,7 +80,13 @@ pub fn run(args: Args, output: &Output) -> Result<ExitCode> {
     let space = Space::open(&args.recipe, &args.over)?;
     let best_path = out.with_extension("best.yaml");
     merge::io::check_file_target(&best_path, true)?;
-    let study = Study::open(&args.data, &args.model, &args.results, output)?;
+    let study = Study::open(
+        &args.data,
+        &args.model,
+        &args.results,
+        (args.model.device()?, &Alone),
+        output,
+    )?;
     let mut finished: Vec<Finished> = Vec::new();
     let mut trials: Vec<Trial> = Vec::new();
     let try_point = |unit: &[f64]| {

@@ -12,6 +12,7 @@ use merge::recipe::{Parameter, Parameters};
 use super::merge::Specific;
 use crate::measuring::{Point, ResultArgs, Study, print};
 use crate::output::{Output, UsageError};
+use crate::ranks;
 use crate::running::{DataArgs, ModelArgs, Target};
 
 const EXAMPLES: &str = "\
@@ -97,17 +98,20 @@ impl FromStr for Grid {
 /// Runs the verb.
 pub fn run(args: Args, output: &Output) -> Result<ExitCode> {
     let points = points(&args)?;
-    let study = Study::open(&args.data, &args.model, &args.results, output)?;
-    let report = study.measure(&points)?;
-    print(&report, &args.results, output)?;
-    if let Some(best) = report
-        .results
-        .iter()
-        .find(|r| r.point.as_ref().is_some_and(|p| p.is_best))
-    {
-        output.note(format!("best: {}", best.name));
-    }
-    Ok(ExitCode::SUCCESS)
+    let device = args.model.device()?;
+    ranks::among(&device.clone(), output, |ranks, output| {
+        let on = (device, ranks);
+        let study = Study::open(&args.data, &args.model, &args.results, on, output)?;
+        let Some(report) = study.measure(&points)? else {
+            return Ok(ExitCode::SUCCESS);
+        };
+        print(&report, &args.results, output)?;
+        let mut results = report.results.iter();
+        if let Some(best) = results.find(|r| r.point.as_ref().is_some_and(|p| p.is_best)) {
+            output.note(format!("best: {}", best.name));
+        }
+        Ok(ExitCode::SUCCESS)
+    })
 }
 
 fn points(args: &Args) -> Result<Vec<Point>> {

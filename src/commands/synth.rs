@@ -5,7 +5,7 @@ use std::process::ExitCode;
 
 use anyhow::Result;
 use clap::ValueEnum;
-use merge::layouts::{CatalogSpec, Form, Heads, Sizes};
+use merge::layouts::{CatalogSpec, Form, GivenSizes, Heads, Sizes};
 use merge::synth::{Spread, Synthesis};
 
 use crate::cli::WriteArgs;
@@ -199,34 +199,26 @@ impl Args {
     }
 
     fn sizes(&self) -> Sizes {
-        let mut sizes = match self.size {
+        let sizes = match self.size {
             Size::Base | Size::Custom => Sizes::base(),
             Size::BasePlus => Sizes::base_plus(),
             Size::Large => Sizes::large(),
             Size::Tiny => Sizes::tiny(),
         };
         let given = &self.sizes;
-        if let Some(width) = given.width {
-            sizes.ffn_width = width.saturating_mul(4);
-        }
-        for (size, given) in [
-            (&mut sizes.n_blocks, given.blocks),
-            (&mut sizes.width, given.width),
-            (&mut sizes.n_heads, given.attention_heads),
-            (&mut sizes.ffn_width, given.ffn_width),
-            (&mut sizes.fusion_start, given.fusion_start),
-            (&mut sizes.patch_size, given.patch_size),
-            (&mut sizes.image_size, given.image_size),
-            (&mut sizes.text_len, given.text_len),
-            (&mut sizes.text_table_len, given.text_table_len),
-            (&mut sizes.vocabulary, given.vocabulary),
-            (&mut sizes.n_answers, given.answers),
-        ] {
-            if let Some(given) = given {
-                *size = given;
-            }
-        }
-        sizes
+        sizes.with(&GivenSizes {
+            n_blocks: given.blocks,
+            width: given.width,
+            n_heads: given.attention_heads,
+            ffn_width: given.ffn_width,
+            fusion_start: given.fusion_start,
+            patch_size: given.patch_size,
+            image_size: given.image_size,
+            text_len: given.text_len,
+            text_table_len: given.text_table_len,
+            vocabulary: given.vocabulary,
+            n_answers: given.answers,
+        })
     }
 }
 

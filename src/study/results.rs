@@ -54,7 +54,8 @@ pub fn join(recipe: &StudyRecipe, graph: &Graph, store: &Store) -> Result<Findin
         inputs.push(input("test", test.clone()));
         tests.push(test);
         sweeps.extend(sweeps_of(measured, &validation, &chosen));
-        sweeps.push(input("length of the seed", seeds(measured, store)?));
+        let seeds = seeds(measured, recipe.budget_steps, store)?;
+        sweeps.push(input("length of the seed", seeds));
     }
     inputs.extend(sweeps);
     for (steps, place) in &graph.distances {
@@ -67,7 +68,10 @@ pub fn join(recipe: &StudyRecipe, graph: &Graph, store: &Store) -> Result<Findin
             source: file::read_source(&path)?,
         });
     }
-    let mut document = Document::new(&recipe.title, &inputs, &Published::ours()?);
+    let published = Published::ours()?;
+    let mut document = Document::new(&recipe.title, &inputs, &published);
+    // Methods by tasks: of the test splits alone.
+    document.overview = Document::new(&recipe.title, &inputs[..tests.len()], &published).overview;
     document.remarks.extend(remarks);
     document.remarks.push(format!(
         "Each model was pre-trained for {} steps in all; merges are of experts after {} seed steps \
@@ -178,6 +182,8 @@ fn sweeps_of(measured: &Measured, validation: &Report, chosen: &[usize]) -> Vec<
         let mut report = Report::new(Vec::new(), Vec::new());
         for index in points {
             let mut result = validation.results[index].clone();
+            // Pictures are shown once, beside the table.
+            result.examples.clear();
             if let Origin::Merge(point) = &measured.models[index].origin {
                 result.point = point.at.as_ref().map(|(parameter, value)| SweepPoint {
                     parameter: parameter.clone(),
@@ -193,7 +199,7 @@ fn sweeps_of(measured: &Measured, validation: &Report, chosen: &[usize]) -> Vec<
 }
 
 /// Merges after seeds of all lengths on test data: no point of it is chosen.
-fn seeds(measured: &Measured, store: &Store) -> Result<Report> {
+fn seeds(measured: &Measured, whole: u64, store: &Store) -> Result<Report> {
     let models: Vec<Model> = measured
         .by_seed
         .iter()
@@ -201,6 +207,11 @@ fn seeds(measured: &Measured, store: &Store) -> Result<Report> {
         .collect();
     let mut report = read(store, &measured.seeds, &models)?;
     for (result, (steps, _)) in report.results.iter_mut().zip(&measured.by_seed) {
+        result.examples.clear();
+        // The baseline stands in the table by its own name.
+        if *steps == whole {
+            result.name = "the whole budget".to_owned();
+        }
         result.point = Some(SweepPoint {
             parameter: "seed steps".to_owned(),
             value: *steps as f64,

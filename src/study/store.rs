@@ -56,16 +56,25 @@ pub enum Standing {
 impl Store {
     /// Opens or makes the folder.
     pub fn open(folder: &Path) -> Result<Self> {
-        let failed = || format!("cannot create {}", folder.display());
-        fs::create_dir_all(folder.join("steps")).with_context(failed)?;
         let path = folder.join("study.lock");
+        let steps = folder.join("steps");
+        // What lies there is replaced as needed, so it must be a study's.
+        if steps.exists() && !path.exists() {
+            let what = format!("{} is no study's; choose another --out", steps.display());
+            return Err(UsageError(what).into());
+        }
+        let failed = || format!("cannot create {}", folder.display());
+        fs::create_dir_all(folder).with_context(failed)?;
         let lock =
             File::create(&path).with_context(|| format!("cannot create {}", path.display()))?;
         match lock.try_lock() {
-            Ok(()) => Ok(Self {
-                folder: folder.into(),
-                _lock: Some(lock),
-            }),
+            Ok(()) => {
+                fs::create_dir_all(&steps).with_context(failed)?;
+                Ok(Self {
+                    folder: folder.into(),
+                    _lock: Some(lock),
+                })
+            }
             Err(fs::TryLockError::WouldBlock) => {
                 let what = format!("{} is at work in another process", folder.display());
                 Err(UsageError(what).into())
@@ -125,20 +134,13 @@ impl Store {
     pub fn begin(&self, step: &Step, standing: Standing, depends_on: &str) -> Result<()> {
         let folder = self.of(&step.name);
         if standing == Standing::New && folder.exists() {
-            if !folder.join("step.json").exists() && fs::read_dir(&folder)?.next().is_some() {
-                let folder = folder.display();
-                let what = format!("{folder} is no step of a study; move it away");
-                return Err(UsageError(what).into());
+            let failed = || format!("cannot remove {}", folder.display());
+            // First of all what says that it is finished, for this may be stopped halfway.
+            let kept = folder.join("step.json");
+            if kept.exists() {
+                fs::remove_file(kept).with_context(failed)?;
             }
-            // The mark goes last, or a kill would leave a folder that is not known as ours.
-            for entry in fs::read_dir(&folder)? {
-                let path = entry?.path();
-                match path.is_dir() {
-                    true => fs::remove_dir_all(&path)?,
-                    false if path.ends_with("step.json") => {}
-                    false => fs::remove_file(&path)?,
-                }
-            }
+            fs::remove_dir_all(&folder).with_context(failed)?;
         }
         fs::create_dir_all(&folder)
             .with_context(|| format!("cannot create {}", folder.display()))?;

@@ -69,6 +69,15 @@ pub struct MaskedWords {
     pub labels: Vec<u32>,
 }
 
+/// Patches to be guessed.
+#[derive(Clone, Debug)]
+pub struct MaskedPatches {
+    /// 1 for a masked patch, `(b, p)`, u8.
+    pub masked: Tensor,
+    /// The pictures as their tokenizer wants them, `(b, 3, s, s)`.
+    pub target_image: Tensor,
+}
+
 /// Examples of one rank that are computed together. What an objective does not need is not there.
 #[derive(Clone, Debug, Default)]
 pub struct Batch {
@@ -84,6 +93,8 @@ pub struct Batch {
     pub text: Option<Words>,
     /// The same with words masked.
     pub masked_words: Option<MaskedWords>,
+    /// Which patches of the pictures are masked, and what is behind them.
+    pub masked_patches: Option<MaskedPatches>,
     /// Soft scores of answers, `(b, answers)`.
     pub answers: Option<Tensor>,
     /// The class of each: 1 for a true statement, or the class of an image.

@@ -26,6 +26,30 @@ pub enum Error {
         /// All names.
         known: String,
     },
+    /// An objective guesses tokens of images, and no tokenizer makes them.
+    #[error("`image_masking`: the objective `{name}` needs `image_masking.tokenizer`")]
+    NoImageTokenizer {
+        /// The objective.
+        name: String,
+    },
+    /// The tokenizer of images makes another number of tokens than there are patches.
+    #[error("the tokenizer of images makes {tokens} tokens of a batch of {patches} patches")]
+    OtherPatches {
+        /// Tokens.
+        tokens: usize,
+        /// Patches.
+        patches: usize,
+    },
+    /// The head tells other tokens of images apart than the tokenizer makes.
+    #[error(
+        "the tokenizer of images knows {known} tokens, `mim_score` tells {n_classes} apart; start it anew from a checkpoint without `mim_score`, or take the tokenizer that it was trained with"
+    )]
+    OtherImageTokens {
+        /// Tokens of the tokenizer.
+        known: usize,
+        /// Classes of the head.
+        n_classes: usize,
+    },
     /// A data set does not give what an objective learns from.
     #[error("the objective needs {what}, which the data do not have")]
     NotInBatch {
@@ -55,6 +79,16 @@ pub enum Error {
         path: PathBuf,
         /// Why not.
         reason: String,
+    },
+    /// A state could not be written.
+    #[error("the state after step {step} could not be kept: {source}; {}", kept_note(kept.as_deref()))]
+    NotSaved {
+        /// The step.
+        step: u64,
+        /// The newest state that is there.
+        kept: Option<PathBuf>,
+        /// Why it failed.
+        source: Box<Error>,
     },
     /// Kept moments are not those of a variable.
     #[error("the kept moments of `{name}` are not of its size, or on another device")]
@@ -188,6 +222,14 @@ pub enum Error {
     },
 }
 
+/// What a run can go on with.
+fn kept_note(kept: Option<&std::path::Path>) -> String {
+    match kept {
+        Some(kept) => format!("{} is kept", kept.display()),
+        None => "there is no state from before".into(),
+    }
+}
+
 impl Error {
     /// Whether the arguments or the recipe are at fault, not the data or the machine.
     #[must_use]
@@ -196,6 +238,7 @@ impl Error {
             Self::BadRecipe { .. }
             | Self::BadSetting { .. }
             | Self::UnknownObjective { .. }
+            | Self::NoImageTokenizer { .. }
             | Self::OutOfRange { .. } => true,
             Self::Evaluate(error) => error.is_usage(),
             Self::Merge(error) => error.is_usage(),

@@ -6,11 +6,11 @@ use std::collections::BTreeMap;
 use candle_core::{DType, Device, Tensor};
 use evaluate::nn::{Gradient, Gradients, Tape};
 use merge::random::Draws;
-use train::batch::{Batch, MaskedWords, Words};
-use train::collective::{Alone, Collective, Shards};
+use train::batch::{Batch, MaskedPatches, MaskedWords, Words};
+use train::collective::{Alone, Collective, Parameters, Part, Shards};
 use train::objectives::{self, Randomness, Shared, Step};
 
-use crate::fixture::{tensors, trainable, values};
+use crate::fixture::{image_tokenizer, target_images, tensors, trainable, values};
 
 /// Of losses, and of gradients by L2, relative.
 const TOLERANCE: f64 = 1e-5;
@@ -19,7 +19,9 @@ const TOLERANCE: f64 = 1e-5;
 const FLOOR: f64 = 1e-3;
 
 /// Objectives that are run on one batch, one after the other.
-const OBJECTIVES: [&[&str]; 9] = [
+const OBJECTIVES: [&[&str]; 11] = [
+    &["mim"],
+    &["image_mim"],
     &["itc"],
     &["itm"],
     &["mlm"],
@@ -116,6 +118,10 @@ fn whole_batch(uneven: bool) -> Batch {
     }
     let labels = places.iter().map(|&at| ids[at as usize]).collect();
     places.iter().for_each(|&at| ids[at as usize] = 3);
+    // As with words, the last example has nothing to be guessed where that is uneven.
+    let masked: Vec<u8> = (0..36)
+        .map(|at| u8::from((at % 3 == 0 || at == 1) && (!uneven || at < 27)))
+        .collect();
     let answers = get("vqa_targets");
     let answers = Tensor::cat(&[&answers, &(&answers * 0.5).expect("scores")], 0);
     Batch {
@@ -129,6 +135,10 @@ fn whole_batch(uneven: bool) -> Batch {
             labels,
         }),
         text: Some(text),
+        masked_patches: Some(MaskedPatches {
+            masked: Tensor::from_vec(masked, (4, 9), &Device::Cpu).expect("a mask"),
+            target_image: target_images(4),
+        }),
         answers: Some(answers.expect("answers")),
         classes: Some(vec![1, 0, 0, 1]),
     }
@@ -163,6 +173,10 @@ fn part(whole: &Batch, rank: usize, n_ranks: usize) -> Batch {
             .as_ref()
             .map(|text| Words::of_tensors(rows(&text.ids), rows(&text.kept)).expect("words")),
         masked_words: words,
+        masked_patches: whole.masked_patches.as_ref().map(|patches| MaskedPatches {
+            masked: rows(&patches.masked),
+            target_image: rows(&patches.target_image),
+        }),
         answers: whole.answers.as_ref().map(rows),
         classes: (whole.classes.as_ref()).map(|classes| classes[first..first + n].to_vec()),
     }
@@ -196,7 +210,7 @@ fn run(architecture: &str, names: &[&str], batch: &Batch, ranks: &dyn Collective
     let (mut losses, mut measures) = (Vec::new(), Vec::new());
     let mut value: Option<Tensor> = None;
     for name in names {
-        let objective = objectives::by_name(name).expect("an objective");
+        let objective = objectives::by_name(name, Some(&image_tokenizer())).expect("an objective");
         let loss = objective.loss(&step).expect("a loss");
         losses.push(loss.reported);
         measures.extend(loss.measures.iter().flat_map(|(_, sum, n)| [*sum, *n]));
@@ -295,6 +309,25 @@ fn update(value: &mut f32, gradient: f32, moments: &mut Moments, at: usize, step
     *value -= 0.1 * (first / (second.sqrt() + 1e-6) + 0.01 * *value);
 }
 
+/// Parameters as plain vectors.
+struct Vectors<'a>(&'a mut Vec<Vec<f32>>);
+
+impl Parameters for Vectors<'_> {
+    fn lengths(&self) -> Vec<usize> {
+        self.0.iter().map(Vec::len).collect()
+    }
+
+    fn read(&self, part: &Part, out: &mut [f32]) -> train::Result<()> {
+        out.copy_from_slice(&self.0[part.parameter][part.of_parameter.clone()]);
+        Ok(())
+    }
+
+    fn write(&mut self, part: &Part, values: &[f32]) -> train::Result<()> {
+        self.0[part.parameter][part.of_parameter.clone()].copy_from_slice(values);
+        Ok(())
+    }
+}
+
 /// Ranks that update a stretch each end with the parameters of one that updates all.
 pub fn shards_are_updated_as_the_whole(ranks: &dyn Collective) {
     let lengths = [7, 1, 0, 30, 2, 1001];
@@ -318,9 +351,8 @@ pub fn shards_are_updated_as_the_whole(ranks: &dyn Collective) {
                     update(value, gradient[at], &mut moments, of_shard, step);
                 }
             }
-            let mut slices: Vec<&mut [f32]> = Vec::new();
-            parameters.iter_mut().for_each(|values| slices.push(values));
-            shards.gather_ranges(ranks, &mut slices).expect("gathered");
+            let gathered = shards.gather_ranges(ranks, &mut Vectors(&mut parameters));
+            gathered.expect("gathered");
         }
         parameters
     };

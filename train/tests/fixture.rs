@@ -6,9 +6,10 @@ use std::sync::Arc;
 
 use candle_core::{DType, Device, Tensor};
 use evaluate::Weights;
-use evaluate::models::{Multiway, Overrides, ShallowAttention};
+use evaluate::models::{Dvae, Multiway, Overrides, ShallowAttention};
 use merge::execute::{RunOptions, in_memory};
 use merge::io::OpenOptions;
+use merge::random::Draws;
 use merge::{Checkpoint, MergePlan, MergeRecipe};
 use serde_json::Value;
 use train::recipe::TrainRecipe;
@@ -67,6 +68,19 @@ pub fn overrides() -> Overrides {
     }
 }
 
+/// A random tokenizer of images, which knows 50 tokens.
+pub fn image_tokenizer() -> Arc<Dvae> {
+    let weights = Dvae::weights(open("dvae/model.safetensors"), &Device::Cpu, DType::F32);
+    Arc::new(Dvae::load(&weights.expect("names")).expect("an encoder"))
+}
+
+/// Pictures of 3 by 3 tokens for it.
+pub fn target_images(n: usize) -> Tensor {
+    let mut values = vec![0.0; n * 3 * 24 * 24];
+    Draws::new(3, "target images").add_normal(0.3, 0, &mut values);
+    Tensor::from_vec(values, (n, 3, 24, 24), &Device::Cpu).expect("pictures")
+}
+
 fn merged() -> Arc<Checkpoint> {
     let yaml = format!(
         "merge_method: interpolate\nmodels: [{{ model: \"{}\" }}]\nparameters: {{ ratio: 0.5 }}\n",
@@ -94,7 +108,10 @@ pub fn trainable(name: &str) -> (Multiway, Weights) {
     };
     let prepared = Multiway::prepare(checkpoint, &overrides, &Device::Cpu, DType::F32);
     let (config, weights) = prepared.expect("the model is known");
-    let weights = weights.trainable();
+    // The one head that the fixtures lack.
+    let weights = (weights.with_fresh(&["mim_score"], 1))
+        .with_fresh_classes("mim_score", image_tokenizer().vocabulary())
+        .trainable();
     let model = Multiway::load(&weights, config).expect("the model loads");
     (model, weights)
 }

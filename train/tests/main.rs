@@ -3,8 +3,10 @@
 
 mod checks;
 mod fixture;
+mod fused_blocks;
 mod groups;
 mod logs;
+mod masked_images;
 mod model_record;
 mod objectives;
 mod operations;
@@ -12,8 +14,11 @@ mod optimizer;
 mod patches;
 mod ranks;
 mod recipes;
+mod resharding;
 mod running;
+mod shared_passes;
 mod shared_runs;
+mod starts;
 mod threads;
 mod views;
 mod words;

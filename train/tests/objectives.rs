@@ -5,11 +5,13 @@ use std::collections::BTreeMap;
 
 use candle_core::{DType, Tensor};
 use evaluate::nn::{Gradient, Gradients, Tape};
-use train::batch::{Batch, MaskedWords, Words};
+use train::batch::{Batch, MaskedPatches, MaskedWords, Words};
 use train::collective::Alone;
-use train::objectives::{self, Shared, Step};
+use train::objectives::{self, Randomness, Shared, Step};
 
-use crate::fixture::{ARCHITECTURES, json, path, tensors, trainable, values};
+use crate::fixture::{
+    ARCHITECTURES, image_tokenizer, json, path, target_images, tensors, trainable, values,
+};
 
 /// Of losses, relative.
 const LOSS_TOLERANCE: f64 = 1e-5;
@@ -21,7 +23,7 @@ const GRADIENT_TOLERANCE: f64 = 1e-3;
 const GRADIENT_FLOOR: f64 = 1e-6;
 
 /// The fixture's name of a loss, and ours.
-const LOSSES: [(&str, &str); 8] = [
+pub const LOSSES: [(&str, &str); 8] = [
     ("vqa", "vqa"),
     ("nlvr2", "nlvr2"),
     ("irtr", "retrieval"),
@@ -65,6 +67,10 @@ fn batch(loss: &str) -> Batch {
             places,
             labels,
         }),
+        masked_patches: (loss == "mim").then(|| MaskedPatches {
+            masked: get("bool_masked_pos").to_dtype(DType::U8).expect("a mask"),
+            target_image: target_images(2),
+        }),
         answers: Some(get("vqa_targets")),
         classes: Some(match loss {
             "nlvr2" => whole("nlvr2_labels"),
@@ -75,32 +81,49 @@ fn batch(loss: &str) -> Batch {
 
 /// How gradients are computed.
 #[derive(Clone, Copy, Debug)]
-enum How {
+pub enum How {
     OneGraph,
+    Graphs,
     Tape,
     Checkpoints,
+    GraphCheckpoints,
 }
 
 /// The loss, and gradients by name of variable.
 fn run(architecture: &str, loss: &str, ours: &str, how: How) -> (f64, BTreeMap<String, Vec<f64>>) {
+    run_with(architecture, loss, ours, how, None, |_| true)
+}
+
+/// The same with draws, and with those variables alone whose name `is_trained`.
+pub fn run_with(
+    architecture: &str,
+    loss: &str,
+    ours: &str,
+    how: How,
+    randomness: Option<Randomness>,
+    is_trained: impl Fn(&str) -> bool,
+) -> (f64, BTreeMap<String, Vec<f64>>) {
     let (model, weights) = trainable(architecture);
     let tape = match how {
         How::OneGraph => None,
+        How::Graphs => Some(Tape::new().of_graphs()),
         How::Tape => Some(Tape::new()),
         How::Checkpoints => Some(Tape::checkpointing()),
+        How::GraphCheckpoints => Some(Tape::checkpointing().of_graphs()),
     };
     let batch = batch(loss);
     let step = Step {
         model: &model,
         batch: &batch,
         collective: &Alone,
-        randomness: None,
+        randomness,
         tape: tape.as_ref(),
         shared: &Shared::default(),
     };
-    let objective = objectives::by_name(ours).expect("an objective");
+    let objective = objectives::by_name(ours, Some(&image_tokenizer())).expect("an objective");
     let loss = objective.loss(&step).expect("a loss");
-    let variables = weights.variables();
+    let mut variables = weights.variables();
+    variables.retain(|name, _| is_trained(name));
     let mut gradients = Gradients::of(variables.values());
     match tape {
         Some(tape) => tape
@@ -126,7 +149,7 @@ fn run(architecture: &str, loss: &str, ours: &str, how: How) -> (f64, BTreeMap<S
     (loss.reported, by_name)
 }
 
-fn l2(values: impl Iterator<Item = f64>) -> f64 {
+pub fn l2(values: impl Iterator<Item = f64>) -> f64 {
     values.map(|value| value * value).sum::<f64>().sqrt()
 }
 
@@ -194,6 +217,28 @@ fn losses_and_gradients_by_checkpoints_are_those_of_the_published_program() {
 }
 
 #[test]
+fn every_variable_gets_a_gradient_from_some_objective() {
+    for architecture in ["ufo", "all_moe"] {
+        let mut missed = trainable(architecture).1.variables();
+        for (theirs, ours) in LOSSES.into_iter().chain([("mim", "mim")]) {
+            let (_, reached) = run(architecture, theirs, ours, How::OneGraph);
+            missed.retain(|name, _| !reached.contains_key(name));
+        }
+        let missed: Vec<&String> = missed.keys().collect();
+        assert!(
+            missed.is_empty(),
+            "{architecture}: no gradient reaches {missed:?}"
+        );
+    }
+}
+
+#[test]
+fn losses_and_gradients_by_a_tape_of_graphs_are_those_of_the_published_program() {
+    compare(How::Graphs);
+    compare(How::GraphCheckpoints);
+}
+
+#[test]
 fn a_batch_of_one_has_nothing_to_be_matched_with() {
     let (model, _) = trainable("ufo");
     let whole = batch("itm");
@@ -214,6 +259,6 @@ fn a_batch_of_one_has_nothing_to_be_matched_with() {
         tape: None,
         shared: &Shared::default(),
     };
-    let error = objectives::by_name("itm").expect("known").loss(&step);
+    let error = objectives::by_name("itm", None).expect("known").loss(&step);
     assert!(matches!(error, Err(train::Error::NoNegative)));
 }

@@ -168,7 +168,7 @@ fn two_views_show_the_same_part_with_their_filters() {
     assert_eq!(target, resized(32, Filter::Lanczos));
 
     let mut values = vec![0.0; 3 * 64 * 64];
-    let mut target_values = vec![0.0; views.target_len()];
+    let mut target_values = vec![0.0; 3 * views.target_side * views.target_side];
     views.apply_into(&picture, &mut draws("two"), &mut values, &mut target_values);
     let mut expected = vec![0.0; values.len()];
     normalize_into(&view, &mut expected);

@@ -9,6 +9,7 @@ pub mod nlvr2;
 pub mod overview;
 pub mod prefetch;
 mod splits;
+pub mod texts;
 pub mod vqa;
 
 pub use prefetch::{Prefetch, prefetch};

@@ -17,6 +17,8 @@ pub enum Kind {
     Questions,
     /// A pair of images with statements about it.
     Statements,
+    /// Texts without an image.
+    Texts,
 }
 
 /// A split and the files that hold it.
@@ -121,6 +123,14 @@ pub const DATASETS: &[Dataset] = &[
             split("balanced_test1", &["nlvr2_balanced_test1"]),
             split("unbalanced_dev", &["nlvr2_unbalanced_dev"]),
             split("unbalanced_test1", &["nlvr2_unbalanced_test1"]),
+        ],
+    },
+    Dataset {
+        name: "wikibk",
+        kind: Kind::Texts,
+        splits: &[
+            split("train", &["wikibk_train_{}"]),
+            split("val", &["wikibk_val_{}"]),
         ],
     },
 ];

@@ -69,18 +69,6 @@ impl Format {
         }
     }
 
-    /// Its media type.
-    #[must_use]
-    pub fn media_type(self) -> &'static str {
-        match self {
-            Self::Jpeg => "image/jpeg",
-            Self::Png => "image/png",
-            Self::Gif => "image/gif",
-            Self::WebP => "image/webp",
-            Self::Bmp => "image/bmp",
-        }
-    }
-
     fn of_decoder(self) -> Option<image::ImageFormat> {
         match self {
             Self::Jpeg => None,

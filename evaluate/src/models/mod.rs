@@ -4,6 +4,7 @@ pub mod bert;
 pub mod config;
 mod dvae;
 mod experts;
+mod fused_block;
 pub mod heads;
 mod multiway;
 mod multiway_block;

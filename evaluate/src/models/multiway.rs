@@ -180,7 +180,7 @@ impl Multiway {
     /// # Errors
     /// For an id outside the vocabulary, or when the device fails.
     pub fn embed_text(&self, ids: &Tensor, pass: &Pass<'_>) -> Result<Tensor> {
-        let x = self.text_embeddings.forward(ids)?;
+        let x = self.text_embeddings.forward(ids, pass)?;
         let x = match pass.omission() {
             Some(omission) => omission.dropout(&x)?,
             None => x,
@@ -271,7 +271,7 @@ impl Multiway {
             let bias = of
                 .pairs
                 .as_ref()
-                .map(|pairs| pairs.bias(index))
+                .map(|pairs| pairs.bias(index, pass))
                 .transpose()?;
             let attended = Attended {
                 bias: bias.as_ref(),
@@ -345,7 +345,7 @@ impl Multiway {
             pairs,
             mask,
         } = self.run(of, 0..n - 1, pass)?;
-        let bias = pairs.map(|pairs| pairs.bias(n - 1)).transpose()?;
+        let bias = pairs.map(|pairs| pairs.bias(n - 1, pass)).transpose()?;
         let attended = Attended {
             bias: bias.as_ref(),
             mask,
@@ -467,7 +467,10 @@ impl Multiway {
                 ];
                 let mut x = Tensor::cat(&[text, image], 1)?; // (b, t + n, d)
                 for block in 0..start {
-                    let bias = joint.as_ref().map(|pairs| pairs.bias(block)).transpose()?;
+                    let bias = joint
+                        .as_ref()
+                        .map(|pairs| pairs.bias(block, pass))
+                        .transpose()?;
                     let attended = Attended {
                         bias: bias.as_ref(),
                         mask: Some(&joint_mask),
@@ -505,7 +508,8 @@ impl Multiway {
         let image_pairs = self.pairs(RelativePosition::image)?;
         let (t, n) = (text.dim(1)?, image.dim(1)?);
         for (index, block) in self.blocks.iter().enumerate().take(start) {
-            let bias = |pairs: &Option<Pairs>| pairs.as_ref().map(|p| p.bias(index)).transpose();
+            let bias =
+                |pairs: &Option<Pairs>| pairs.as_ref().map(|p| p.bias(index, pass)).transpose();
             let (text_bias, image_bias) = (bias(&text_pairs)?, bias(&image_pairs)?);
             let attended = Attended {
                 bias: text_bias.as_ref(),

@@ -3,10 +3,14 @@
 use candle_core::{Result, Tensor};
 use merge::Expert;
 
+use super::fused_block::record_fused;
 use super::recorded_block::record;
 use super::{Config, Experts};
 use crate::Weights;
-use crate::nn::{Attended, Attention, LayerNorm, LayerScale, Mask, Mlp, Pass, Residual};
+use crate::nn::{
+    Attended, Attention, LayerNorm, LayerScale, Mask, Mlp, Pass, Residual, Tape, is_leaf,
+    is_on_host,
+};
 
 /// LayerNorm of blocks adds this to the variance.
 const EPSILON: f64 = 1e-6;
@@ -44,7 +48,11 @@ pub(super) struct Kept {
 }
 
 impl Kept {
-    fn mlp(&self, segment: usize) -> Option<&Tensor> {
+    pub(super) fn attn(&self) -> Option<&Tensor> {
+        self.attn.as_ref()
+    }
+
+    pub(super) fn mlp(&self, segment: usize) -> Option<&Tensor> {
         self.mlp.get(segment)?.as_ref()
     }
 }
@@ -112,9 +120,53 @@ impl Block {
     ) -> Result<Tensor> {
         let kept = self.kept(x, segments, pass)?;
         match pass.tape() {
+            Some(tape) if self.is_fusible(x, segments, tape)? => {
+                record_fused(tape, self, x, segments, attended, kept)
+            }
             Some(tape) => record(tape, self, x, segments, attended, kept),
             None => self.compute(x, segments, attended, &kept, pass),
         }
+    }
+
+    /// Whether the branches can run on slices: on the CPU in f32, with weights that are variables
+    /// or frozen, not themselves computed.
+    fn is_fusible(&self, x: &Tensor, segments: &[Segment], tape: &Tape) -> Result<bool> {
+        let Some(first) = segments.first() else {
+            return Ok(false);
+        };
+        let mut weights = self.attn.of(first.expert)?.weights();
+        for segment in segments {
+            weights.extend(self.norm1.of(segment.expert)?.weights());
+            weights.extend(self.norm2.of(segment.expert)?.weights());
+            weights.extend(self.mlp.of(segment.expert)?.weights());
+        }
+        weights.extend(self.gamma_1.factors());
+        weights.extend(self.gamma_2.factors());
+        Ok(tape.fuses() && is_on_host(x) && weights.into_iter().all(is_leaf))
+    }
+
+    pub(super) fn norm1(&self, expert: Expert) -> Result<&LayerNorm> {
+        self.norm1.of(expert)
+    }
+
+    pub(super) fn attention(&self, expert: Expert) -> Result<&Attention> {
+        self.attn.of(expert)
+    }
+
+    pub(super) fn gamma_1(&self) -> Option<&Tensor> {
+        self.gamma_1.factors()
+    }
+
+    pub(super) fn norm2(&self, expert: Expert) -> Result<&LayerNorm> {
+        self.norm2.of(expert)
+    }
+
+    pub(super) fn mlp(&self, expert: Expert) -> Result<&Mlp> {
+        self.mlp.of(expert)
+    }
+
+    pub(super) fn gamma_2(&self) -> Option<&Tensor> {
+        self.gamma_2.factors()
     }
 
     /// What drop path leaves of the branches.

@@ -4,7 +4,7 @@ use candle_core::Tensor;
 
 use super::Config;
 use super::config::Positions;
-use crate::nn::{Embedding, LayerNorm, Linear};
+use crate::nn::{Embedding, LayerNorm, Linear, Pass};
 use crate::{Result, Weights};
 
 /// LayerNorm of the text embedding, as in BERT.
@@ -42,8 +42,8 @@ impl TextEmbeddings {
     }
 
     /// `ids: (b, t) -> (b, t, d)`.
-    pub(super) fn forward(&self, ids: &Tensor) -> candle_core::Result<Tensor> {
-        let words = self.word_embeddings.forward(ids)?; // (b, t, d)
+    pub(super) fn forward(&self, ids: &Tensor, pass: &Pass<'_>) -> candle_core::Result<Tensor> {
+        let words = self.word_embeddings.forward_on(ids, pass)?; // (b, t, d)
         let mut x = words.broadcast_add(&self.token_type_embeddings.row(0)?)?;
         if let Some(positions) = &self.position_embeddings {
             x = x.broadcast_add(&positions.narrow(0, 0, ids.dim(1)?)?)?;

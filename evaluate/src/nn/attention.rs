@@ -45,6 +45,32 @@ impl Attention {
         })
     }
 
+    /// The packed projection; its bias is [`Attention::biases`].
+    pub(crate) fn qkv(&self) -> &Linear {
+        &self.qkv
+    }
+
+    /// Biases of queries and of values; keys have none.
+    pub(crate) fn biases(&self) -> (&Tensor, &Tensor) {
+        (&self.q_bias, &self.v_bias)
+    }
+
+    /// The projection after attention.
+    pub(crate) fn proj(&self) -> &Linear {
+        &self.proj
+    }
+
+    /// All weights.
+    pub(crate) fn weights(&self) -> Vec<&Tensor> {
+        let (qkv, proj) = (self.qkv.weight(), self.proj.weight());
+        vec![qkv, &self.q_bias, &self.v_bias, proj, self.proj.bias()]
+    }
+
+    /// Heads.
+    pub(crate) fn heads(&self) -> usize {
+        self.heads
+    }
+
     /// Queries, keys and values: `(b, n, d) -> (b, n, 3 d)`. The bias is put together anew each
     /// time, for a copy would not follow its parts through training.
     fn project(&self, x: &Tensor) -> Result<Tensor> {

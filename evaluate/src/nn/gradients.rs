@@ -4,6 +4,7 @@ use std::collections::HashMap;
 
 use candle_core::backprop::GradStore;
 use candle_core::{Result, Tensor, TensorId, Var};
+use faer::Accum;
 
 use super::cpu::{self, ops, slices};
 
@@ -53,12 +54,6 @@ impl Gradients {
         }
     }
 
-    /// Whether gradients of this tensor are summed.
-    #[must_use]
-    pub fn watches(&self, variable: &Tensor) -> bool {
-        self.sums.contains_key(&variable.id())
-    }
-
     /// Starts anew: as if nothing had reached any variable.
     pub fn clear(&mut self) {
         for sum in self.sums.values_mut() {
@@ -81,13 +76,7 @@ impl Gradients {
         match self.sums.get_mut(&id) {
             None => Ok(()),
             Some(Sum::Host { values, is_reached }) => ops::with_slices([gradient], |[gradient]| {
-                match std::mem::replace(is_reached, true) {
-                    true => slices::add_into(values, gradient),
-                    false => {
-                        values.clear();
-                        values.extend_from_slice(gradient);
-                    }
-                }
+                add_to_host(values, is_reached, gradient);
             }),
             Some(Sum::Device(sum)) => {
                 *sum = Some(match sum.take() {
@@ -96,6 +85,30 @@ impl Gradients {
                 });
                 Ok(())
             }
+        }
+    }
+
+    /// Adds values to the gradient of a variable on the CPU in f32.
+    pub(crate) fn add_values(&mut self, variable: &Tensor, gradient: &[f32]) {
+        if let Some(Sum::Host { values, is_reached }) = self.sums.get_mut(&variable.id()) {
+            add_to_host(values, is_reached, gradient);
+        }
+    }
+
+    /// The values of the sum for a variable on the CPU in f32, and whether a kernel is to add to
+    /// them or to write over them, as nothing has reached the variable yet. `None` for variables
+    /// that are not watched.
+    pub(crate) fn sum(&mut self, variable: &Tensor) -> Option<(&mut [f32], Accum)> {
+        match self.sums.get_mut(&variable.id())? {
+            Sum::Host { values, is_reached } => {
+                values.resize(variable.elem_count(), 0.0);
+                let accum = match std::mem::replace(is_reached, true) {
+                    true => Accum::Add,
+                    false => Accum::Replace,
+                };
+                Some((values, accum))
+            }
+            Sum::Device(_) => None,
         }
     }
 
@@ -140,6 +153,16 @@ impl Gradients {
     pub fn set(&mut self, variable: &Tensor, gradient: Tensor) {
         if let Some(Sum::Device(sum)) = self.sums.get_mut(&variable.id()) {
             *sum = Some(gradient);
+        }
+    }
+}
+
+fn add_to_host(values: &mut Vec<f32>, is_reached: &mut bool, gradient: &[f32]) {
+    match std::mem::replace(is_reached, true) {
+        true => slices::add_into(values, gradient),
+        false => {
+            values.clear();
+            values.extend_from_slice(gradient);
         }
     }
 }

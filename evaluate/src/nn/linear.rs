@@ -1,4 +1,4 @@
-//! Linear layers and embeddings.
+//! Linear layers.
 
 use candle_core::{Result, Tensor};
 
@@ -69,6 +69,16 @@ impl Linear {
         Self { weight, bias }
     }
 
+    /// `(out, in)`.
+    pub(crate) fn weight(&self) -> &Tensor {
+        &self.weight
+    }
+
+    /// `(out)`, or nothing.
+    pub(crate) fn bias(&self) -> &Tensor {
+        &self.bias
+    }
+
     /// The same layer with another bias.
     pub(crate) fn with_bias(&self, bias: Tensor) -> Self {
         Self::new(self.weight.clone(), bias)
@@ -133,7 +143,12 @@ impl Linear {
                 let tensors = [&x, &self.weight, &self.bias, residual.x, scaled];
                 ops::with_slices(tensors, |[x, w, b, residual, factors]| {
                     let scale = scale.is_some().then_some(factors);
-                    slices::linear(x, w, b, k, slices::Then::Add { residual, scale })
+                    let then = slices::Then::Add {
+                        residual,
+                        scale,
+                        keep: None,
+                    };
+                    slices::linear(x, w, b, k, then)
                 })
             }
         }?;
@@ -169,47 +184,5 @@ pub fn gelu(x: &Tensor) -> Result<Tensor> {
     match cpu::takes(x) {
         true => x.contiguous()?.apply_op1(ops::Gelu),
         false => x.gelu_erf(),
-    }
-}
-
-/// Rows of a table by id.
-#[derive(Clone, Debug)]
-pub struct Embedding {
-    table: Tensor,
-}
-
-impl Embedding {
-    /// Loads `{name}.weight: (rows, width)`.
-    ///
-    /// # Errors
-    /// As [`Weights::get`].
-    pub fn load(weights: &Weights, name: &str, rows: usize, width: usize) -> crate::Result<Self> {
-        let name = format!("{name}.weight");
-        let table = weights.get(&name, &[rows, width], Linear::INIT)?;
-        Ok(Self { table })
-    }
-
-    /// `ids: (b, n) -> (b, n, width)`.
-    ///
-    /// # Errors
-    /// For an id outside the table, or when the device fails.
-    pub fn forward(&self, ids: &Tensor) -> Result<Tensor> {
-        let (b, n) = ids.dims2()?;
-        let rows = self.table.index_select(&ids.flatten_all()?, 0)?;
-        rows.reshape((b, n, ()))
-    }
-
-    /// Row `index`: `(width)`.
-    ///
-    /// # Errors
-    /// When the table has no such row.
-    pub fn row(&self, index: usize) -> Result<Tensor> {
-        self.table.get(index)
-    }
-
-    /// Number of rows.
-    #[must_use]
-    pub fn rows(&self) -> usize {
-        self.table.dims()[0]
     }
 }

@@ -26,6 +26,22 @@ impl Mlp {
         })
     }
 
+    /// All weights.
+    pub(crate) fn weights(&self) -> [&Tensor; 4] {
+        let (fc1, fc2) = (&self.fc1, &self.fc2);
+        [fc1.weight(), fc1.bias(), fc2.weight(), fc2.bias()]
+    }
+
+    /// The first layer, `d -> f`.
+    pub(crate) fn fc1(&self) -> &Linear {
+        &self.fc1
+    }
+
+    /// The second layer, `f -> d`.
+    pub(crate) fn fc2(&self) -> &Linear {
+        &self.fc2
+    }
+
     /// The same without a graph behind its weights, which go on following the variables.
     #[must_use]
     pub fn detached(&self) -> Self {

@@ -27,6 +27,26 @@ impl LayerNorm {
         })
     }
 
+    /// All weights.
+    pub(crate) fn weights(&self) -> [&Tensor; 2] {
+        [&self.weight, &self.bias]
+    }
+
+    /// `(d)`.
+    pub(crate) fn weight(&self) -> &Tensor {
+        &self.weight
+    }
+
+    /// `(d)`.
+    pub(crate) fn bias(&self) -> &Tensor {
+        &self.bias
+    }
+
+    /// What is added to the variance.
+    pub(crate) fn epsilon(&self) -> f32 {
+        self.epsilon as f32
+    }
+
     /// The same without a graph behind its weights, which go on following the variables.
     #[must_use]
     pub fn detached(&self) -> Self {
@@ -43,7 +63,7 @@ impl LayerNorm {
     /// When shapes do not fit or the device fails.
     pub fn forward(&self, x: &Tensor) -> Result<Tensor> {
         if cpu::takes(x) {
-            let epsilon = self.epsilon as f32;
+            let epsilon = self.epsilon();
             let op = ops::LayerNorm { epsilon };
             return x.contiguous()?.apply_op3(&self.weight, &self.bias, op);
         }

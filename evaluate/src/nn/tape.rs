@@ -10,9 +10,9 @@ use std::cell::RefCell;
 use std::collections::HashMap;
 
 use candle_core::backprop::GradStore;
-use candle_core::{Result, Tensor, TensorId, Var};
+use candle_core::{Device, Result, Shape, Tensor, TensorId, Var};
 
-use super::Gradients;
+use super::{Buffers, Gradients};
 
 /// A segment of a pass, ready to go backward once.
 pub trait Recorded {
@@ -33,6 +33,8 @@ pub trait Recorded {
 pub struct Tape {
     records: RefCell<Vec<Record>>,
     keeps_inputs_alone: bool,
+    keeps_graphs: bool,
+    buffers: Buffers,
 }
 
 struct Record {
@@ -85,6 +87,36 @@ impl Tape {
         }
     }
 
+    /// The tape with segments as graphs of candle's operations, even where they could run on
+    /// slices: the reference.
+    #[must_use]
+    pub fn of_graphs(self) -> Self {
+        Self {
+            keeps_graphs: true,
+            ..self
+        }
+    }
+
+    /// Whether segments may run on slices.
+    #[must_use]
+    pub fn fuses(&self) -> bool {
+        !self.keeps_graphs
+    }
+
+    /// The tape with memory that is used again, from step to step if it is that of the tape before.
+    #[must_use]
+    pub fn reusing(self, buffers: &Buffers) -> Self {
+        Self {
+            buffers: buffers.clone(),
+            ..self
+        }
+    }
+
+    /// The memory that is used again.
+    pub(crate) fn buffers(&self) -> &Buffers {
+        &self.buffers
+    }
+
     /// Whether segments keep their inputs alone.
     #[must_use]
     pub fn keeps_inputs_alone(&self) -> bool {
@@ -103,13 +135,29 @@ impl Tape {
         segment: Box<dyn Recorded>,
     ) -> Result<Tensor> {
         let output = Var::from_tensor(&output.detach())?;
+        Ok(self.note(inputs, output, segment))
+    }
+
+    /// [`Tape::record`] of a segment that has put out values on the CPU, without a copy of them.
+    pub(crate) fn record_values(
+        &self,
+        inputs: Vec<Tensor>,
+        values: Vec<f32>,
+        shape: &Shape,
+        segment: Box<dyn Recorded>,
+    ) -> Result<Tensor> {
+        let output = Var::from_vec(values, shape, &Device::Cpu)?;
+        Ok(self.note(inputs, output, segment))
+    }
+
+    fn note(&self, inputs: Vec<Tensor>, output: Var, segment: Box<dyn Recorded>) -> Tensor {
         let tensor = output.as_tensor().clone();
         self.records.borrow_mut().push(Record {
             inputs,
             output,
             segment,
         });
-        Ok(tensor)
+        tensor
     }
 
     /// Adds the gradients of `loss`, a scalar made of recorded passes, to `gradients`.

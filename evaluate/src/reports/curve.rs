@@ -42,6 +42,7 @@ pub fn svg(curve: &Curve, parameter: &str, chosen: Option<f64>, id: &str) -> Str
     }
     frame.band(&mut body, curve);
     frame.line(&mut body, curve);
+    frame.dots(&mut body, curve);
     if let Some(best) = curve.best() {
         frame.mark_best(&mut body, best, curve);
     }
@@ -50,6 +51,31 @@ pub fn svg(curve: &Curve, parameter: &str, chosen: Option<f64>, id: &str) -> Str
          aria-labelledby=\"{id}-title {id}-desc\">\n<title id=\"{id}-title\">{title}</title>\n\
          <desc id=\"{id}-desc\">{}</desc>\n{body}</svg>\n",
         escape(&description(curve, parameter))
+    )
+}
+
+/// The picture of a number over the steps of a run: a line alone, its points too close to be told
+/// apart.
+#[must_use]
+pub(super) fn course(curve: &Curve, parameter: &str, id: &str) -> String {
+    let Some(frame) = Frame::of(curve) else {
+        return String::new();
+    };
+    let title = escape(&format!("{} over {parameter}", curve.title));
+    let mut body = String::new();
+    frame.axes(&mut body, curve, parameter);
+    frame.band(&mut body, curve);
+    frame.line(&mut body, curve);
+    let ends = [curve.points.first(), curve.points.last()];
+    let ends = ends.into_iter().flatten();
+    let ends: Vec<String> = ends
+        .map(|point| format!("{}: {}", point.at, labels::value(point.value, curve.unit)))
+        .collect();
+    format!(
+        "<svg class=\"curve\" viewBox=\"0 0 {WIDTH} {HEIGHT}\" role=\"img\" \
+         aria-labelledby=\"{id}-title {id}-desc\">\n<title id=\"{id}-title\">{title}</title>\n\
+         <desc id=\"{id}-desc\">{}</desc>\n{body}</svg>\n",
+        escape(&format!("{parameter} and value: {}", ends.join(" to ")))
     )
 }
 
@@ -198,6 +224,9 @@ impl Frame {
             "<polyline class=\"line\" points=\"{}\"/>",
             places.join(" ")
         );
+    }
+
+    fn dots(&self, body: &mut String, curve: &Curve) {
         for point in &curve.points {
             let (x, y) = (
                 self.x(point.at),

@@ -17,7 +17,7 @@ use std::collections::BTreeMap;
 use super::distances::DistanceReport;
 use super::file::Source;
 use super::published::Published;
-use super::{Difference, Report, TaskResult, labels};
+use super::{Course, Difference, Report, TaskResult, labels};
 
 /// A file and what it is called.
 #[derive(Clone, Debug, PartialEq)]
@@ -39,6 +39,8 @@ pub struct Document {
     pub groups: Vec<Group>,
     /// How far apart weights are: name of the file and content.
     pub distances: Vec<(String, DistanceReport)>,
+    /// How training runs went.
+    pub courses: Vec<Course>,
     /// All results, in the order of the files.
     pub results: Vec<Placed>,
     /// What must be said of the tables as a whole.
@@ -67,10 +69,15 @@ impl Document {
         let results = place(inputs);
         let groups = group::groups(&results, published);
         let distances = inputs.iter().filter_map(|input| match &input.source {
-            Source::Report(_) => None,
+            Source::Report(_) | Source::Course(_) => None,
             Source::Distances(distances) => Some((input.label.clone(), distances.clone())),
         });
+        let courses = inputs.iter().filter_map(|input| match &input.source {
+            Source::Course(course) => Some(course.clone()),
+            Source::Report(_) | Source::Distances(_) => None,
+        });
         Self {
+            courses: courses.collect(),
             title: title.to_owned(),
             overview: (groups.len() > 1).then(|| grid::overview(&groups)),
             remarks: remarks(&results),

@@ -8,7 +8,7 @@ use serde::Deserialize;
 use serde::de::DeserializeOwned;
 
 use super::distances::{self, DistanceReport};
-use super::{Item, Report, SCHEMA, html};
+use super::{Course, Item, Report, SCHEMA, html};
 use crate::{Error, Result};
 
 /// The largest file that is read: thousands of results with their pictures.
@@ -21,6 +21,8 @@ pub enum Source {
     Report(Report),
     /// How far apart weights are.
     Distances(DistanceReport),
+    /// How a training run went.
+    Course(Course),
 }
 
 /// The field that every file of ours begins with.
@@ -39,7 +41,7 @@ struct Header {
 pub fn read(path: &Path) -> Result<Report> {
     match read_source(path)? {
         Source::Report(report) => Ok(report),
-        Source::Distances(_) => Err(Error::ReportSchema {
+        Source::Distances(_) | Source::Course(_) => Err(Error::ReportSchema {
             path: path.into(),
             fault: format!("it is of schema `{}`", distances::SCHEMA),
         }),

@@ -2,6 +2,7 @@
 
 use askama::Template;
 
+use super::course::{Chapter, Course};
 use super::document::{Cell, Document, Grid, Placed, RowKind};
 use super::published::Status;
 use super::{Example, Item, curve, document, heat_map, labels};
@@ -104,8 +105,10 @@ impl Page<'_> {
     fn n_files(&self) -> usize {
         let files = self.document.results.iter().map(|placed| &placed.label);
         let maps = self.document.distances.iter().map(|(label, _)| label);
+        let runs = self.document.courses.iter().map(|course| &course.label);
         files
             .chain(maps)
+            .chain(runs)
             .collect::<std::collections::BTreeSet<_>>()
             .len()
     }
@@ -184,6 +187,10 @@ impl Page<'_> {
     fn curve(&self, sweep: &document::Sweep, index: &usize, place: &str) -> String {
         let id = format!("curve-{place}-{index}");
         curve::svg(&sweep.curves[*index], &sweep.parameter, sweep.best, &id)
+    }
+
+    fn chapters(&self, course: &Course, place: &usize) -> Vec<Chapter> {
+        course.chapters(*place)
     }
 
     fn value(&self, cell: &Cell) -> String {

@@ -8,6 +8,7 @@
 //! 3. A [`Document`] joins what several files say, beside the figures that are [`published`].
 //! 4. [`html`], [`markdown`], [`csv`] and [`latex`] each turn a document into text.
 
+pub mod course;
 pub mod csv;
 pub mod curve;
 pub mod distances;
@@ -30,6 +31,7 @@ use crate::metrics::bootstrap::{Bootstrap, Interval, check_paired};
 use crate::metrics::retrieval::{Standings, Ties, median_and_mean};
 use crate::sample::{Sample, Unit};
 
+pub use course::Course;
 pub use document::{Document, Input};
 pub use labels::grouped;
 

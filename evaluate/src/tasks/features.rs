@@ -27,6 +27,16 @@ impl FeatureCache {
         }
     }
 
+    /// Whether features are on disk.
+    #[must_use]
+    pub fn has(&self, of: &str) -> bool {
+        self.path(of).exists()
+    }
+
+    fn path(&self, of: &str) -> PathBuf {
+        self.folder.join(format!("{}.{of}.safetensors", self.key))
+    }
+
     /// Features of `n` items: those on disk, or else what `compute` returns, which is kept.
     ///
     /// # Errors
@@ -38,7 +48,7 @@ impl FeatureCache {
         n: usize,
         compute: impl FnOnce() -> Result<Vec<f32>>,
     ) -> Result<Vec<f32>> {
-        let path = self.folder.join(format!("{}.{of}.safetensors", self.key));
+        let path = self.path(of);
         if path.exists() {
             return read(&path, n);
         }

@@ -1,12 +1,15 @@
 //! Gram matrices of a model's layers over a split.
 
-use candle_core::Tensor;
+use std::collections::BTreeMap;
 
-use super::{Runner, Task};
-use crate::Result;
+use candle_core::Tensor;
+use merge::gram::Gram;
+
+use super::{Ranks, Runner, Task};
 use crate::capture::Capture;
 use crate::nn::Mask;
 use crate::text::Encoded;
+use crate::{Error, Result};
 
 /// Passes that are run together.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -50,6 +53,63 @@ impl Capture {
             false => runner.texts(&texts),
         }
     }
+}
+
+/// The sums of all processes, put together by the first one in their order; the others get none.
+///
+/// # Errors
+/// When a process is gone or does something else.
+pub fn summed(
+    ranks: &dyn Ranks,
+    own: BTreeMap<String, Gram>,
+) -> Result<Option<BTreeMap<String, Gram>>> {
+    if ranks.size() == 1 {
+        return Ok(Some(own));
+    }
+    // A process whose batches were images alone knows no layer of texts.
+    let names: Vec<(&String, u64)> = own.iter().map(|(key, gram)| (key, gram.rows())).collect();
+    // Names and numbers always have a JSON form.
+    let names = serde_json::to_vec(&names).unwrap_or_default();
+    let mut rows: BTreeMap<String, Vec<Option<u64>>> = BTreeMap::new();
+    let bad = |rank: usize| Error::UnevenResults {
+        rank,
+        n_values: 0,
+        n_examples: 0,
+    };
+    for (rank, names) in ranks.gather(&names)?.iter().enumerate() {
+        let names: Vec<(String, u64)> = serde_json::from_slice(names).map_err(|_| bad(rank))?;
+        for (key, n) in names {
+            rows.entry(key).or_insert_with(|| vec![None; ranks.size()])[rank] = Some(n);
+        }
+    }
+    let mut sums = BTreeMap::new();
+    for (key, rows) in rows {
+        let packed = own.get(&key).map_or(&[][..], Gram::packed);
+        let parts = ranks.gather(bytemuck::cast_slice(packed))?;
+        if ranks.rank() > 0 {
+            continue;
+        }
+        let mut sum: Option<Gram> = None;
+        for (rank, (bytes, rows)) in parts.iter().zip(rows).enumerate() {
+            let Some(rows) = rows else {
+                continue;
+            };
+            let part = Gram::from_packed(bytemuck::pod_collect_to_vec(bytes), rows);
+            let part = part.ok_or_else(|| bad(rank))?;
+            match &mut sum {
+                None => sum = Some(part),
+                Some(sum) => {
+                    if !sum.add(&part) {
+                        return Err(bad(rank));
+                    }
+                }
+            }
+        }
+        if let Some(sum) = sum {
+            sums.insert(key, sum);
+        }
+    }
+    Ok((ranks.rank() == 0).then_some(sums))
 }
 
 /// Runs batches `from..` of a task and calls `after` with the number of batches done, after each.

@@ -1,14 +1,18 @@
 //! Tasks: a data set and a model, to numbers.
 
+mod choice;
 mod features;
 pub mod grams;
 pub mod nlvr2;
+mod ranks;
 pub mod retrieval;
 mod runner;
 mod scores;
 pub mod vqa;
 
+pub use choice::{Choice, Name};
 pub use features::FeatureCache;
+pub use ranks::{Ranks, Single};
 pub use runner::Runner;
 pub use scores::Similarities;
 

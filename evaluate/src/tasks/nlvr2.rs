@@ -29,7 +29,8 @@ impl Nlvr2 {
     fn verdicts(&self, runner: &Runner<'_>) -> Result<Vec<bool>> {
         let statements = self.set.statements();
         let encoded = runner.encode(statements.iter().map(|s| s.sentence.as_str()))?;
-        let batches = by_length(&encoded, runner.batch_size());
+        let all = by_length(&encoded, runner.batch_size());
+        let batches = runner.own(all.clone());
         // The first images of a batch, then its second ones.
         let images = batches.iter().map(|batch| {
             let sides = [0, 1].into_iter();
@@ -41,7 +42,7 @@ impl Nlvr2 {
         let pixels = runner.pictures(images.collect(), move |&(pair, side)| {
             set.picture(pair, side)
         });
-        let mut verdicts = vec![false; statements.len()];
+        let mut own: Vec<u8> = Vec::new();
         for (pixels, batch) in pixels.zip(&batches) {
             let n = batch.len();
             let pixels = runner.pixels(pixels?, 2 * n)?;
@@ -52,9 +53,15 @@ impl Nlvr2 {
             let logits = runner.model().judge(&ids, &mask, images, &Pass::new())?;
             let logits = runner.rows(&logits)?;
             for (&statement, logits) in batch.iter().zip(logits.chunks_exact(2)) {
-                verdicts[statement] = largest(logits, statement)? == 1;
+                own.push(u8::from(largest(logits, statement)? == 1));
             }
             runner.advance(n)?;
+        }
+        let sizes: Vec<usize> = all.iter().map(Vec::len).collect();
+        let found = runner.gathered(own, &sizes)?;
+        let mut verdicts = vec![false; statements.len()];
+        for (&statement, verdict) in all.iter().flatten().zip(found.into_iter().flatten()) {
+            verdicts[statement] = verdict == 1;
         }
         Ok(verdicts)
     }

@@ -92,6 +92,8 @@ impl Retrieval {
             .chunks(runner.batch_size())
             .map(<[_]>::to_vec)
             .collect();
+        let all_sizes: Vec<usize> = batches.iter().map(Vec::len).collect();
+        let batches = runner.own(batches);
         let sizes: Vec<usize> = batches.iter().map(Vec::len).collect();
         let set = Arc::clone(&self.set);
         let pixels = runner.pictures(batches, move |&image| set.picture(image));
@@ -102,7 +104,7 @@ impl Retrieval {
             features.extend(runner.rows(&found)?);
             runner.advance(n)?;
         }
-        Ok(features)
+        Ok(runner.gathered(features, &all_sizes)?.concat())
     }
 
     /// Features of every caption, computed once for each distinct one.
@@ -135,18 +137,23 @@ impl Retrieval {
 
     fn run_texts(&self, runner: &Runner<'_>, texts: &[&str]) -> Result<Vec<f32>> {
         let encoded = runner.encode(texts.iter().copied())?;
-        let mut features = Vec::new();
-        for batch in by_length(&encoded, runner.batch_size()) {
+        let batches = by_length(&encoded, runner.batch_size());
+        let mut own = Vec::new();
+        for batch in runner.own(batches.clone()) {
             let texts: Vec<&Encoded> = batch.iter().map(|&index| &encoded[index]).collect();
             let (ids, mask) = runner.texts(&texts)?;
             let found = runner.model().text_features(&ids, &mask, &Pass::new())?;
-            let width = found.dim(1)?;
+            own.extend(runner.rows(&found)?);
+            runner.advance(batch.len())?;
+        }
+        let sizes: Vec<usize> = batches.iter().map(Vec::len).collect();
+        let mut features = Vec::new();
+        for (batch, rows) in batches.iter().zip(runner.gathered(own, &sizes)?) {
+            let width = rows.len() / batch.len().max(1);
             features.resize(encoded.len() * width, 0.0);
-            let rows = runner.rows(&found)?;
-            for (&index, row) in batch.iter().zip(rows.chunks_exact(width)) {
+            for (&index, row) in batch.iter().zip(rows.chunks_exact(width.max(1))) {
                 features[index * width..][..width].copy_from_slice(row);
             }
-            runner.advance(batch.len())?;
         }
         Ok(features)
     }

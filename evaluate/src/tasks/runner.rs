@@ -3,7 +3,9 @@
 use candle_core::{DType, Device, Tensor};
 use merge::Progress;
 
-use super::FeatureCache;
+use bytemuck::Pod;
+
+use super::{FeatureCache, Ranks, Single, ranks};
 use crate::datasets::{Prefetch, prefetch};
 use crate::images::{Rgb, Transform};
 use crate::models::Multiway;
@@ -23,6 +25,7 @@ pub struct Runner<'a> {
     batch_size: usize,
     progress: &'a dyn Progress,
     cache: Option<FeatureCache>,
+    ranks: &'a dyn Ranks,
 }
 
 impl<'a> Runner<'a> {
@@ -54,6 +57,7 @@ impl<'a> Runner<'a> {
             batch_size: batch_size.max(1),
             progress,
             cache: None,
+            ranks: &Single,
         })
     }
 
@@ -64,7 +68,34 @@ impl<'a> Runner<'a> {
         self
     }
 
-    /// Features of `n` items from the cache, if there is one, or else from `compute`.
+    /// Shares the passes with other processes.
+    #[must_use]
+    pub fn shared(self, ranks: &'a dyn Ranks) -> Self {
+        Self { ranks, ..self }
+    }
+
+    /// The processes that share the passes.
+    #[must_use]
+    pub fn ranks(&self) -> &'a dyn Ranks {
+        self.ranks
+    }
+
+    /// The batches that this process computes.
+    #[must_use]
+    pub fn own<T>(&self, batches: Vec<T>) -> Vec<T> {
+        ranks::own(self.ranks, batches)
+    }
+
+    /// Results of all batches from those of one's own: a batch has `n_examples` of them.
+    ///
+    /// # Errors
+    /// When a process is gone or does something else.
+    pub fn gathered<T: Pod>(&self, own: Vec<T>, n_examples: &[usize]) -> Result<Vec<Vec<T>>> {
+        ranks::gathered(self.ranks, own, n_examples)
+    }
+
+    /// Features of `n` items from the cache, if there is one, or else from `compute`. Of several
+    /// processes the first one keeps them.
     ///
     /// # Errors
     /// As [`FeatureCache::get`].
@@ -74,9 +105,18 @@ impl<'a> Runner<'a> {
         n: usize,
         compute: impl FnOnce() -> Result<Vec<f32>>,
     ) -> Result<Vec<f32>> {
-        match &self.cache {
-            Some(cache) => cache.get(of, n, compute),
-            None => compute(),
+        let Some(cache) = &self.cache else {
+            return compute();
+        };
+        if self.ranks.size() == 1 {
+            return cache.get(of, n, compute);
+        }
+        // All go by what the first one sees, for all compute together or none does.
+        let is_first = self.ranks.rank() == 0;
+        let seen = self.ranks.gather(&[u8::from(is_first && cache.has(of))])?;
+        match seen.first().map(Vec::as_slice) == Some(&[1]) || is_first {
+            true => cache.get(of, n, compute),
+            false => compute(),
         }
     }
 

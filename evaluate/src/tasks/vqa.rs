@@ -34,7 +34,8 @@ impl Vqa {
     fn classes(&self, runner: &Runner<'_>) -> Result<Vec<i64>> {
         let questions = self.set.questions();
         let encoded = runner.encode(questions.iter().map(|question| question.text.as_str()))?;
-        let batches = by_length(&encoded, runner.batch_size());
+        let all = by_length(&encoded, runner.batch_size());
+        let batches = runner.own(all.clone());
         let images = batches.iter().map(|batch| {
             batch
                 .iter()
@@ -43,7 +44,7 @@ impl Vqa {
         });
         let set = Arc::clone(&self.set);
         let pixels = runner.pictures(images.collect(), move |&image| set.picture(image));
-        let mut classes = vec![0; questions.len()];
+        let mut own = Vec::new();
         for (pixels, batch) in pixels.zip(&batches) {
             let pixels = runner.pixels(pixels?, batch.len())?;
             let texts: Vec<&Encoded> = batch.iter().map(|&question| &encoded[question]).collect();
@@ -52,9 +53,15 @@ impl Vqa {
             let n_classes = logits.dim(1)?;
             let logits = runner.rows(&logits)?;
             for (&question, logits) in batch.iter().zip(logits.chunks_exact(n_classes)) {
-                classes[question] = largest(logits, question)?;
+                own.push(largest(logits, question)?);
             }
             runner.advance(batch.len())?;
+        }
+        let sizes: Vec<usize> = all.iter().map(Vec::len).collect();
+        let found = runner.gathered(own, &sizes)?;
+        let mut classes = vec![0; questions.len()];
+        for (&question, class) in all.iter().flatten().zip(found.into_iter().flatten()) {
+            classes[question] = class;
         }
         Ok(classes)
     }

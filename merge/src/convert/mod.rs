@@ -19,9 +19,10 @@ pub use keys::Spelling;
 pub use positions::Resize;
 pub use tables::sizes_with_text;
 
-use crate::layouts::{Dimensions, ModelRecord, Window};
+use crate::execute::{RunOptions, in_memory};
+use crate::layouts::{self, Dimensions, ModelRecord, Window};
 use crate::recipe::OutputDType;
-use crate::{Checkpoint, ConversionFault, Layout, MergePlan, Result};
+use crate::{Checkpoint, ConversionFault, Layout, MergePlan, Progress, Result};
 use draft::Draft;
 use tables::Windows;
 
@@ -87,6 +88,34 @@ impl Conversion {
             ..ModelRecord::default()
         };
         Ok(draft.finish(layout, self.to_string(), self.dtype, model))
+    }
+
+    /// The checkpoint brought to the sizes and the token types of this conversion, in memory; the same
+    /// one if it has them already.
+    ///
+    /// # Errors
+    /// As [`Conversion::plan`], and when a tensor cannot be read or the user stops it.
+    pub fn in_memory(
+        &self,
+        source: Arc<Checkpoint>,
+        run: &RunOptions,
+        progress: &dyn Progress,
+    ) -> Result<Arc<Checkpoint>> {
+        let layout = layouts::detect(&source)?;
+        let found = layout.dimensions();
+        let needed = Self {
+            image_size: self
+                .image_size
+                .filter(|&size| found.image_size != Some(size)),
+            text_len: self.text_len.filter(|&len| found.text_len != Some(len)),
+            third_token_type: self.third_token_type && found.n_token_types == Some(2),
+            ..self.clone()
+        };
+        if !needed.needs_family() {
+            return Ok(source);
+        }
+        let plan = needed.plan(source, layout.as_ref())?;
+        Ok(Arc::new(in_memory(&plan, run, progress)?))
     }
 
     /// Whether keys must be understood, not just copied.

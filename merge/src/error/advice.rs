@@ -2,7 +2,7 @@
 
 use std::io::ErrorKind;
 
-use super::{ConversionFault, Error, SplitFault};
+use super::{ConversionFault, Error, SplitFault, TorchFault, WriteFault};
 use crate::io::ZipFault;
 
 impl Error {
@@ -26,8 +26,8 @@ impl Error {
                 | Self::BadExpertChoice { .. }
                 | Self::NoPublishedChoice { .. }
                 | Self::UnknownLayout { .. }
-                | Self::UnknownOutput { .. }
-                | Self::CannotShard { .. }
+                | Self::Write(WriteFault::UnknownOutput { .. })
+                | Self::Write(WriteFault::CannotShard { .. })
                 | Self::UnfitSizes { .. }
         )
     }
@@ -76,7 +76,7 @@ impl Error {
             Self::UnknownLayout { .. } => {
                 Some(format!("layouts are {}", crate::layouts::NAMES.join(", ")))
             }
-            Self::DiskSpace { .. } => Some("free some space or choose another disk".into()),
+            Self::Write(WriteFault::DiskSpace { .. }) => Some("free some space or choose another disk".into()),
             Self::Io { source, .. } if source.kind() == ErrorKind::StorageFull => {
                 Some("the disk is full: free some space or choose another disk".into())
             }
@@ -88,26 +88,26 @@ impl Error {
             {
                 Some("check the permissions of the file and its folder".into())
             }
-            Self::MissingFolder { .. } => Some("create it, or correct the path".into()),
+            Self::Write(WriteFault::MissingFolder { .. }) => Some("create it, or correct the path".into()),
             Self::Split(SplitFault::MissingShard { .. }) | Self::Split(SplitFault::LoneShard { .. }) => {
                 Some("fetch or copy the whole folder again".into())
             }
             Self::Split(SplitFault::SeveralModels { .. }) => Some("name one of the files".into()),
-            Self::CannotShard { .. } => Some("write .safetensors or .bin".into()),
-            Self::UnknownOutput { .. } => {
+            Self::Write(WriteFault::CannotShard { .. }) => Some("write .safetensors or .bin".into()),
+            Self::Write(WriteFault::UnknownOutput { .. }) => {
                 Some("use .safetensors, .pt, .pth, .bin or .ckpt, or name the container".into())
             }
-            Self::UnsafePickle { .. } => Some(
+            Self::Torch(TorchFault::UnsafePickle { .. }) => Some(
                 "nothing was run; do not load this file with torch.load(weights_only=False)".into(),
             ),
-            Self::PickledObject { .. } => {
+            Self::Torch(TorchFault::PickledObject { .. }) => {
                 Some("save its state_dict() instead: torch.save(model.state_dict(), path)".into())
             }
-            Self::Zip {
+            Self::Torch(TorchFault::Zip {
                 fault: ZipFault::Compressed(_),
                 ..
-            } => Some("pack the archive again without compression, e.g. with zip -0".into()),
-            Self::Checksum { .. } => Some("fetch the file again and compare its hash".into()),
+            }) => Some("pack the archive again without compression, e.g. with zip -0".into()),
+            Self::Torch(TorchFault::Checksum { .. }) => Some("fetch the file again and compare its hash".into()),
             Self::NothingToCompare { .. } => Some(
                 "experts are compared within a modality-specific checkpoint; \
                  otherwise give two checkpoints"

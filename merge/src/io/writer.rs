@@ -22,7 +22,7 @@ use resume::Ledger;
 use safetensors::SafetensorsLayout;
 use torch::TorchLayout;
 
-use crate::{Error, Result, TensorInfo};
+use crate::{Error, Result, TensorInfo, WriteFault};
 
 /// The kind of file to write.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -40,13 +40,15 @@ impl OutputContainer {
     /// `.bin` for torch; `.ckpt` for Lightning.
     ///
     /// # Errors
-    /// [`Error::UnknownOutput`] for any other.
+    /// [`WriteFault::UnknownOutput`](crate::WriteFault::UnknownOutput) for any other.
     pub fn from_extension(path: &Path) -> Result<Self> {
         match path.extension().and_then(|extension| extension.to_str()) {
             Some("safetensors") => Ok(Self::Safetensors),
             Some("pt" | "pth" | "bin") => Ok(Self::Torch),
             Some("ckpt") => Ok(Self::TorchLightning),
-            _ => Err(Error::UnknownOutput { path: path.into() }),
+            _ => Err(Error::Write(WriteFault::UnknownOutput {
+                path: path.into(),
+            })),
         }
     }
 }
@@ -358,12 +360,12 @@ impl Writer {
         for target in &self.tensors {
             let written = target.written.load(Ordering::Relaxed);
             if written != target.n_bytes {
-                return Err(Error::Incomplete {
+                return Err(Error::Write(WriteFault::Incomplete {
                     path: self.options.path.clone(),
                     key: target.name.clone(),
                     written,
                     n_bytes: target.n_bytes,
-                });
+                }));
             }
         }
         Ok(())
@@ -489,7 +491,7 @@ fn shape(
     }
     let runs = shards::split(tensors, options.max_shard_bytes.unwrap_or(u64::MAX));
     if runs.len() > 1 && container == OutputContainer::TorchLightning {
-        return Err(Error::CannotShard { path: path.into() });
+        return Err(Error::Write(WriteFault::CannotShard { path: path.into() }));
     }
     let layouts = (runs.iter())
         .map(|run| lay_out(path, container, &tensors[run.clone()], metadata))

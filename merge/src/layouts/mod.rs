@@ -18,7 +18,7 @@ pub use count::{Count, PartCounts, count};
 pub use generic::Generic;
 pub use record::{ModelRecord, ShallowAttention};
 pub use relative_position::{Buffer, Window};
-pub use sizes::Sizes;
+pub use sizes::{GivenSizes, Sizes};
 pub use vl_merging::VlMerging;
 pub use vlmo::Vlmo;
 

@@ -4,6 +4,7 @@ use std::collections::BTreeMap;
 
 use serde::{Deserialize, Serialize};
 
+use crate::io::PlainValue;
 use crate::{Checkpoint, Error, Result};
 
 use super::Sizes;
@@ -68,6 +69,29 @@ impl ModelRecord {
         })
     }
 
+    /// The record of a checkpoint, or, where a Lightning checkpoint carries its configuration, what that
+    /// says and the tensors do not contradict.
+    fn known(checkpoint: &Checkpoint) -> Result<Self> {
+        let record = Self::of(checkpoint)?;
+        let names = [
+            "num_heads",
+            "vlffn_start_layer_index",
+            "max_text_len_of_initckpt",
+        ];
+        let [heads, fusion_start, text_table_len] = names.map(|name| stored(checkpoint, name));
+        if record != Self::default() || [heads, fusion_start, text_table_len] == [None; 3] {
+            return Ok(record);
+        }
+        let layout = super::detect(checkpoint)?;
+        let sizes = layout.dimensions();
+        Ok(Self {
+            heads: heads.filter(|_| heads == sizes.n_heads),
+            fusion_start: fusion_start.filter(|_| fusion_start == sizes.fusion_start),
+            text_table_len: text_table_len.filter(|_| text_table_len == sizes.text_table_len),
+            shallow_attention: None,
+        })
+    }
+
     /// Adds the record to a file's metadata, unless it is empty.
     pub(crate) fn add_to(&self, metadata: &mut BTreeMap<String, String>) {
         if *self != Self::default() {
@@ -87,7 +111,7 @@ impl ModelRecord {
     ) -> Result<Self> {
         let mut found = Self::default();
         for source in sources {
-            let record = Self::of(source)?;
+            let record = Self::known(source)?;
             let differ = |what, first: String, second: String| Error::ModelsDiffer {
                 path: source.path().into(),
                 what,
@@ -135,5 +159,16 @@ impl ModelRecord {
             text_table_len: self.text_table_len.or(found.text_table_len),
             shallow_attention: self.shallow_attention.or(found.shallow_attention),
         })
+    }
+}
+
+/// An integer of the configuration that a Lightning checkpoint carries.
+pub(super) fn stored(checkpoint: &Checkpoint, name: &str) -> Option<usize> {
+    let wanted = format!("hyper_parameters.config.{name}");
+    let values = &checkpoint.info().values;
+    let (_, value) = values.iter().find(|(path, _)| path.to_string() == wanted)?;
+    match value {
+        PlainValue::Integer(value) => usize::try_from(*value).ok(),
+        _ => None,
     }
 }

@@ -33,6 +33,33 @@ pub struct Sizes {
     pub n_classes: usize,
 }
 
+/// Single sizes, each as in [`Sizes`]; what is not given stays as it is.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct GivenSizes {
+    /// Number of blocks.
+    pub n_blocks: Option<usize>,
+    /// Hidden size.
+    pub width: Option<usize>,
+    /// Attention heads of each block.
+    pub n_heads: Option<usize>,
+    /// Inner size of the feed-forward network.
+    pub ffn_width: Option<usize>,
+    /// First block with a vision-language expert.
+    pub fusion_start: Option<usize>,
+    /// Side of a patch in pixels.
+    pub patch_size: Option<usize>,
+    /// Side of the image in pixels.
+    pub image_size: Option<usize>,
+    /// Text positions.
+    pub text_len: Option<usize>,
+    /// Text positions that the bias table has room for.
+    pub text_table_len: Option<usize>,
+    /// Size of the word-piece vocabulary.
+    pub vocabulary: Option<usize>,
+    /// Answers of the question answering head.
+    pub n_answers: Option<usize>,
+}
+
 impl Sizes {
     /// The published base size: 12 blocks of width 768, images of 224 px.
     #[must_use]
@@ -88,6 +115,33 @@ impl Sizes {
             ffn_width: 768,
             ..Self::base()
         }
+    }
+
+    /// With the sizes that are given in the place of these; the FFN is four times as wide as a given
+    /// width unless it is given too.
+    #[must_use]
+    pub fn with(mut self, given: &GivenSizes) -> Self {
+        if let Some(width) = given.width {
+            self.ffn_width = width.saturating_mul(4);
+        }
+        for (size, given) in [
+            (&mut self.n_blocks, given.n_blocks),
+            (&mut self.width, given.width),
+            (&mut self.n_heads, given.n_heads),
+            (&mut self.ffn_width, given.ffn_width),
+            (&mut self.fusion_start, given.fusion_start),
+            (&mut self.patch_size, given.patch_size),
+            (&mut self.image_size, given.image_size),
+            (&mut self.text_len, given.text_len),
+            (&mut self.text_table_len, given.text_table_len),
+            (&mut self.vocabulary, given.vocabulary),
+            (&mut self.n_answers, given.n_answers),
+        ] {
+            if let Some(given) = given {
+                *size = given;
+            }
+        }
+        self
     }
 
     /// Checks what a user may have typed.

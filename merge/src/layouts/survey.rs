@@ -4,10 +4,10 @@ mod positions;
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use crate::io::PlainValue;
 use crate::{Checkpoint, Error, Expert, Result, TensorInfo};
 
 use super::grammar::{self, BlockKey};
+use super::record::stored;
 use super::{Dimensions, ModelRecord};
 
 /// Channels of one head in every published model with a relative bias table.
@@ -135,13 +135,7 @@ impl<'a> Survey<'a> {
 
     /// An integer of the configuration that a Lightning checkpoint carries.
     fn stored(&self, name: &str) -> Option<usize> {
-        let wanted = format!("hyper_parameters.config.{name}");
-        let values = &self.checkpoint.info().values;
-        let (_, value) = values.iter().find(|(path, _)| path.to_string() == wanted)?;
-        match value {
-            PlainValue::Integer(value) => usize::try_from(*value).ok(),
-            _ => None,
-        }
+        stored(self.checkpoint, name)
     }
 
     /// All sizes that can be known.

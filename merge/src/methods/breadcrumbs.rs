@@ -1,7 +1,7 @@
-use super::consensus::{self, DENSITY, INT8_MASK, LAMBDA, RESCALE};
+use super::GroupShape;
+use super::consensus::{DENSITY, INT8_MASK, LAMBDA, RESCALE, ThinningMethod, by_density};
 use super::sparsify::Sparsifier;
 use super::values::{Fallback, Kind, ParameterSpec, SHARE, WEIGHT};
-use super::{Base, GroupShape, MergeMethod, Needs, Operation};
 use crate::Result;
 
 /// ## What it does
@@ -26,39 +26,24 @@ use crate::Result;
 #[derive(Clone, Copy, Debug)]
 pub struct Breadcrumbs;
 
-const PARAMETERS: &[ParameterSpec] = &[
-    WEIGHT,
-    DENSITY,
-    ParameterSpec::per_member("gamma", SHARE, Fallback::Number(0.01)),
-    ParameterSpec::shared("normalize", Kind::Flag, Fallback::Flag(false)),
-    ParameterSpec::shared("rescale", RESCALE, Fallback::Text("none")),
-    LAMBDA,
-    INT8_MASK,
-];
+impl ThinningMethod for Breadcrumbs {
+    const NAME: &str = "breadcrumbs";
+    const BY_SIGN: bool = false;
+    const PARAMETERS: &[ParameterSpec] = &[
+        WEIGHT,
+        DENSITY,
+        ParameterSpec::per_member("gamma", SHARE, Fallback::Number(0.01)),
+        ParameterSpec::shared("normalize", Kind::Flag, Fallback::Flag(false)),
+        ParameterSpec::shared("rescale", RESCALE, Fallback::Text("none")),
+        LAMBDA,
+        INT8_MASK,
+    ];
 
-impl MergeMethod for Breadcrumbs {
-    fn name(&self) -> &'static str {
-        "breadcrumbs"
-    }
-
-    fn needs(&self) -> Needs {
-        Needs::inputs(Base::Required, 0, usize::MAX)
-    }
-
-    fn parameters(&self) -> &'static [ParameterSpec] {
-        PARAMETERS
-    }
-
-    fn operation(&self, group: &GroupShape<'_>) -> Result<Operation> {
+    fn ways(group: &GroupShape<'_>) -> Result<Vec<Sparsifier>> {
         let gammas = group.values.numbers("gamma");
-        let ways = consensus::by_density(group, |member, share| {
+        by_density(group, |member, share| {
             let outliers = gammas.get(member).copied().unwrap_or_default();
             Ok(Sparsifier::WithoutOutliers { share, outliers })
-        })?;
-        consensus::operation(group, ways, false)
-    }
-
-    fn describe(&self, group: &GroupShape<'_>) -> String {
-        consensus::describe(group)
+        })
     }
 }

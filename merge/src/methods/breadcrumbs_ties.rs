@@ -1,7 +1,7 @@
-use super::consensus::{self, DENSITY, INT8_MASK, LAMBDA, RESCALE};
+use super::consensus::ThinningMethod;
 use super::sparsify::Sparsifier;
-use super::values::{Fallback, Kind, ParameterSpec, SHARE, WEIGHT};
-use super::{Base, GroupShape, MergeMethod, Needs, Operation};
+use super::values::ParameterSpec;
+use super::{Breadcrumbs, GroupShape};
 use crate::Result;
 
 /// ## What it does
@@ -29,39 +29,12 @@ use crate::Result;
 #[derive(Clone, Copy, Debug)]
 pub struct BreadcrumbsTies;
 
-const PARAMETERS: &[ParameterSpec] = &[
-    WEIGHT,
-    DENSITY,
-    ParameterSpec::per_member("gamma", SHARE, Fallback::Number(0.01)),
-    ParameterSpec::shared("normalize", Kind::Flag, Fallback::Flag(false)),
-    ParameterSpec::shared("rescale", RESCALE, Fallback::Text("none")),
-    LAMBDA,
-    INT8_MASK,
-];
+impl ThinningMethod for BreadcrumbsTies {
+    const NAME: &str = "breadcrumbs_ties";
+    const BY_SIGN: bool = true;
+    const PARAMETERS: &[ParameterSpec] = Breadcrumbs::PARAMETERS;
 
-impl MergeMethod for BreadcrumbsTies {
-    fn name(&self) -> &'static str {
-        "breadcrumbs_ties"
-    }
-
-    fn needs(&self) -> Needs {
-        Needs::inputs(Base::Required, 0, usize::MAX)
-    }
-
-    fn parameters(&self) -> &'static [ParameterSpec] {
-        PARAMETERS
-    }
-
-    fn operation(&self, group: &GroupShape<'_>) -> Result<Operation> {
-        let gammas = group.values.numbers("gamma");
-        let ways = consensus::by_density(group, |member, share| {
-            let outliers = gammas.get(member).copied().unwrap_or_default();
-            Ok(Sparsifier::WithoutOutliers { share, outliers })
-        })?;
-        consensus::operation(group, ways, true)
-    }
-
-    fn describe(&self, group: &GroupShape<'_>) -> String {
-        consensus::describe(group)
+    fn ways(group: &GroupShape<'_>) -> Result<Vec<Sparsifier>> {
+        Breadcrumbs::ways(group)
     }
 }

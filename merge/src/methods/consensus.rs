@@ -6,6 +6,7 @@ use super::selection::{BLOCK, length};
 use super::sparsify::{Rescale, Row, Sparsifier, Thinned, Thinning};
 use super::values::{Fallback, Kind, ParameterSpec, weighted_names};
 use super::weighted::Deltas;
+use super::{Base, MergeMethod, Needs, Values};
 use super::{Chunk, ElementKernel, Elementwise, GroupShape, Operation, Passes, Real, Survey};
 use crate::{MergeFault, Result};
 
@@ -28,12 +29,58 @@ pub(super) const INT8_MASK: ParameterSpec =
 pub(super) const DENSITY: ParameterSpec =
     ParameterSpec::per_member("density", super::values::SHARE, Fallback::Number(1.0));
 
+/// A method that thins task vectors in its own way and adds what is left to the base.
+pub(super) trait ThinningMethod: Send + Sync {
+    /// The name in recipes.
+    const NAME: &'static str;
+    /// Whether only those elements count that have the elected sign.
+    const BY_SIGN: bool;
+    /// Whether elements go by chance.
+    const BY_CHANCE: bool = false;
+    /// The parameters.
+    const PARAMETERS: &'static [ParameterSpec];
+
+    /// How each member of a group is thinned.
+    fn ways(group: &GroupShape<'_>) -> Result<Vec<Sparsifier>>;
+}
+
+impl<M: ThinningMethod> MergeMethod for M {
+    fn name(&self) -> &'static str {
+        M::NAME
+    }
+
+    fn needs(&self) -> Needs {
+        Needs::inputs(Base::Required, 0, usize::MAX)
+    }
+
+    fn parameters(&self) -> &'static [ParameterSpec] {
+        M::PARAMETERS
+    }
+
+    fn n_drawn(&self, values: &Values) -> usize {
+        let densities = values.numbers("density");
+        match M::BY_CHANCE {
+            true => densities.iter().filter(|&&density| density < 1.0).count(),
+            false => 0,
+        }
+    }
+
+    fn operation(&self, group: &GroupShape<'_>) -> Result<Operation> {
+        operation(group, M::ways(group)?, M::BY_SIGN)
+    }
+
+    fn describe(&self, group: &GroupShape<'_>) -> String {
+        let weights = group.values.numbers("weight");
+        let lambda = group.values.number("lambda");
+        format!(
+            "base + {lambda} ({}) of the differences",
+            weighted_names(&weights, group.members)
+        )
+    }
+}
+
 /// The operation for a group whose members are thinned in these ways.
-pub(super) fn operation(
-    group: &GroupShape<'_>,
-    members: Vec<Sparsifier>,
-    by_sign: bool,
-) -> Result<Operation> {
+fn operation(group: &GroupShape<'_>, members: Vec<Sparsifier>, by_sign: bool) -> Result<Operation> {
     let values = group.values;
     let (normalize, lambda) = (values.flag("normalize"), values.number("lambda"));
     if members.is_empty() {
@@ -64,16 +111,6 @@ pub(super) fn operation(
     })))
 }
 
-/// For the printed plan.
-pub(super) fn describe(group: &GroupShape<'_>) -> String {
-    let weights = group.values.numbers("weight");
-    let lambda = group.values.number("lambda");
-    format!(
-        "base + {lambda} ({}) of the differences",
-        weighted_names(&weights, group.members)
-    )
-}
-
 /// Members of a group by a rule of each one's `density`; those with a density of 1 stay whole.
 pub(super) fn by_density(
     group: &GroupShape<'_>,
@@ -86,12 +123,6 @@ pub(super) fn by_density(
             density => way(member, density),
         })
         .collect()
-}
-
-/// Members that are not whole, each of which takes a draw an element.
-pub(super) fn n_drawn(values: &super::Values) -> usize {
-    let densities = values.numbers("density");
-    densities.iter().filter(|&&density| density < 1.0).count()
 }
 
 /// The way of della: probabilities around the density.

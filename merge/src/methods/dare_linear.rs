@@ -1,7 +1,7 @@
-use super::consensus::{self, DENSITY, INT8_MASK, LAMBDA, RESCALE};
-use super::sparsify::chance;
+use super::GroupShape;
+use super::consensus::{DENSITY, INT8_MASK, LAMBDA, RESCALE, ThinningMethod, by_density};
+use super::sparsify::{Sparsifier, chance};
 use super::values::{Fallback, Kind, ParameterSpec, WEIGHT};
-use super::{Base, GroupShape, MergeMethod, Needs, Operation, Values};
 use crate::Result;
 
 /// ## What it does
@@ -28,38 +28,20 @@ use crate::Result;
 #[derive(Clone, Copy, Debug)]
 pub struct DareLinear;
 
-const PARAMETERS: &[ParameterSpec] = &[
-    WEIGHT,
-    DENSITY,
-    ParameterSpec::shared("normalize", Kind::Flag, Fallback::Flag(false)),
-    ParameterSpec::shared("rescale", RESCALE, Fallback::Text("l1")),
-    LAMBDA,
-    INT8_MASK,
-];
+impl ThinningMethod for DareLinear {
+    const NAME: &str = "dare_linear";
+    const BY_SIGN: bool = false;
+    const BY_CHANCE: bool = true;
+    const PARAMETERS: &[ParameterSpec] = &[
+        WEIGHT,
+        DENSITY,
+        ParameterSpec::shared("normalize", Kind::Flag, Fallback::Flag(false)),
+        ParameterSpec::shared("rescale", RESCALE, Fallback::Text("l1")),
+        LAMBDA,
+        INT8_MASK,
+    ];
 
-impl MergeMethod for DareLinear {
-    fn name(&self) -> &'static str {
-        "dare_linear"
-    }
-
-    fn needs(&self) -> Needs {
-        Needs::inputs(Base::Required, 0, usize::MAX)
-    }
-
-    fn parameters(&self) -> &'static [ParameterSpec] {
-        PARAMETERS
-    }
-
-    fn n_drawn(&self, values: &Values) -> usize {
-        consensus::n_drawn(values)
-    }
-
-    fn operation(&self, group: &GroupShape<'_>) -> Result<Operation> {
-        let ways = consensus::by_density(group, |_, density| Ok(chance(group, density)))?;
-        consensus::operation(group, ways, false)
-    }
-
-    fn describe(&self, group: &GroupShape<'_>) -> String {
-        consensus::describe(group)
+    fn ways(group: &GroupShape<'_>) -> Result<Vec<Sparsifier>> {
+        by_density(group, |_, density| Ok(chance(group, density)))
     }
 }

@@ -1,7 +1,7 @@
-use super::consensus::{self, DENSITY, INT8_MASK, LAMBDA, RESCALE};
-use super::sparsify::chance;
-use super::values::{Fallback, Kind, ParameterSpec, WEIGHT};
-use super::{Base, GroupShape, MergeMethod, Needs, Operation, Values};
+use super::consensus::ThinningMethod;
+use super::sparsify::Sparsifier;
+use super::values::ParameterSpec;
+use super::{DareLinear, GroupShape};
 use crate::Result;
 
 /// ## What it does
@@ -30,38 +30,13 @@ use crate::Result;
 #[derive(Clone, Copy, Debug)]
 pub struct DareTies;
 
-const PARAMETERS: &[ParameterSpec] = &[
-    WEIGHT,
-    DENSITY,
-    ParameterSpec::shared("normalize", Kind::Flag, Fallback::Flag(false)),
-    ParameterSpec::shared("rescale", RESCALE, Fallback::Text("l1")),
-    LAMBDA,
-    INT8_MASK,
-];
+impl ThinningMethod for DareTies {
+    const NAME: &str = "dare_ties";
+    const BY_SIGN: bool = true;
+    const BY_CHANCE: bool = true;
+    const PARAMETERS: &[ParameterSpec] = DareLinear::PARAMETERS;
 
-impl MergeMethod for DareTies {
-    fn name(&self) -> &'static str {
-        "dare_ties"
-    }
-
-    fn needs(&self) -> Needs {
-        Needs::inputs(Base::Required, 0, usize::MAX)
-    }
-
-    fn parameters(&self) -> &'static [ParameterSpec] {
-        PARAMETERS
-    }
-
-    fn n_drawn(&self, values: &Values) -> usize {
-        consensus::n_drawn(values)
-    }
-
-    fn operation(&self, group: &GroupShape<'_>) -> Result<Operation> {
-        let ways = consensus::by_density(group, |_, density| Ok(chance(group, density)))?;
-        consensus::operation(group, ways, true)
-    }
-
-    fn describe(&self, group: &GroupShape<'_>) -> String {
-        consensus::describe(group)
+    fn ways(group: &GroupShape<'_>) -> Result<Vec<Sparsifier>> {
+        DareLinear::ways(group)
     }
 }

@@ -1,6 +1,7 @@
-use super::consensus::{self, DENSITY, INT8_MASK, LAMBDA, RESCALE};
+use super::GroupShape;
+use super::consensus::{DENSITY, INT8_MASK, LAMBDA, RESCALE, ThinningMethod, by_rank};
+use super::sparsify::Sparsifier;
 use super::values::{Fallback, Kind, ParameterSpec, SHARE, WEIGHT};
-use super::{Base, GroupShape, MergeMethod, Needs, Operation, Values};
 use crate::Result;
 
 /// ## What it does
@@ -31,39 +32,26 @@ use crate::Result;
 #[derive(Clone, Copy, Debug)]
 pub struct Della;
 
-const PARAMETERS: &[ParameterSpec] = &[
-    WEIGHT,
-    DENSITY,
-    ParameterSpec::per_member("epsilon", SHARE, Fallback::Number(0.15)),
-    ParameterSpec::shared("normalize", Kind::Flag, Fallback::Flag(true)),
-    ParameterSpec::shared("rescale", RESCALE, Fallback::Text("l1")),
-    LAMBDA,
-    INT8_MASK,
-];
+/// What della and della_linear take; they differ in `normalize`.
+pub(super) const fn parameters(normalize: bool) -> [ParameterSpec; 7] {
+    [
+        WEIGHT,
+        DENSITY,
+        ParameterSpec::per_member("epsilon", SHARE, Fallback::Number(0.15)),
+        ParameterSpec::shared("normalize", Kind::Flag, Fallback::Flag(normalize)),
+        ParameterSpec::shared("rescale", RESCALE, Fallback::Text("l1")),
+        LAMBDA,
+        INT8_MASK,
+    ]
+}
 
-impl MergeMethod for Della {
-    fn name(&self) -> &'static str {
-        "della"
-    }
+impl ThinningMethod for Della {
+    const NAME: &str = "della";
+    const BY_SIGN: bool = true;
+    const BY_CHANCE: bool = true;
+    const PARAMETERS: &[ParameterSpec] = &parameters(true);
 
-    fn needs(&self) -> Needs {
-        Needs::inputs(Base::Required, 0, usize::MAX)
-    }
-
-    fn parameters(&self) -> &'static [ParameterSpec] {
-        PARAMETERS
-    }
-
-    fn n_drawn(&self, values: &Values) -> usize {
-        consensus::n_drawn(values)
-    }
-
-    fn operation(&self, group: &GroupShape<'_>) -> Result<Operation> {
-        let ways = consensus::by_rank(group)?;
-        consensus::operation(group, ways, true)
-    }
-
-    fn describe(&self, group: &GroupShape<'_>) -> String {
-        consensus::describe(group)
+    fn ways(group: &GroupShape<'_>) -> Result<Vec<Sparsifier>> {
+        by_rank(group)
     }
 }

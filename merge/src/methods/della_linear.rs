@@ -1,6 +1,8 @@
-use super::consensus::{self, DENSITY, INT8_MASK, LAMBDA, RESCALE};
-use super::values::{Fallback, Kind, ParameterSpec, SHARE, WEIGHT};
-use super::{Base, GroupShape, MergeMethod, Needs, Operation, Values};
+use super::consensus::ThinningMethod;
+use super::della::parameters;
+use super::sparsify::Sparsifier;
+use super::values::ParameterSpec;
+use super::{Della, GroupShape};
 use crate::Result;
 
 /// ## What it does
@@ -28,39 +30,13 @@ use crate::Result;
 #[derive(Clone, Copy, Debug)]
 pub struct DellaLinear;
 
-const PARAMETERS: &[ParameterSpec] = &[
-    WEIGHT,
-    DENSITY,
-    ParameterSpec::per_member("epsilon", SHARE, Fallback::Number(0.15)),
-    ParameterSpec::shared("normalize", Kind::Flag, Fallback::Flag(false)),
-    ParameterSpec::shared("rescale", RESCALE, Fallback::Text("l1")),
-    LAMBDA,
-    INT8_MASK,
-];
+impl ThinningMethod for DellaLinear {
+    const NAME: &str = "della_linear";
+    const BY_SIGN: bool = false;
+    const BY_CHANCE: bool = true;
+    const PARAMETERS: &[ParameterSpec] = &parameters(false);
 
-impl MergeMethod for DellaLinear {
-    fn name(&self) -> &'static str {
-        "della_linear"
-    }
-
-    fn needs(&self) -> Needs {
-        Needs::inputs(Base::Required, 0, usize::MAX)
-    }
-
-    fn parameters(&self) -> &'static [ParameterSpec] {
-        PARAMETERS
-    }
-
-    fn n_drawn(&self, values: &Values) -> usize {
-        consensus::n_drawn(values)
-    }
-
-    fn operation(&self, group: &GroupShape<'_>) -> Result<Operation> {
-        let ways = consensus::by_rank(group)?;
-        consensus::operation(group, ways, false)
-    }
-
-    fn describe(&self, group: &GroupShape<'_>) -> String {
-        consensus::describe(group)
+    fn ways(group: &GroupShape<'_>) -> Result<Vec<Sparsifier>> {
+        Della::ways(group)
     }
 }

@@ -1,7 +1,7 @@
-use super::consensus::{self, DENSITY, INT8_MASK, LAMBDA, RESCALE};
+use super::GroupShape;
+use super::consensus::{DENSITY, INT8_MASK, LAMBDA, RESCALE, ThinningMethod};
 use super::sparsify::Sparsifier;
 use super::values::{Fallback, Kind, ParameterSpec, WEIGHT};
-use super::{Base, GroupShape, MergeMethod, Needs, Operation};
 use crate::Result;
 
 /// ## What it does
@@ -21,34 +21,19 @@ use crate::Result;
 #[derive(Clone, Copy, Debug)]
 pub struct TaskArithmetic;
 
-const PARAMETERS: &[ParameterSpec] = &[
-    WEIGHT,
-    DENSITY,
-    ParameterSpec::shared("normalize", Kind::Flag, Fallback::Flag(false)),
-    ParameterSpec::shared("rescale", RESCALE, Fallback::Text("none")),
-    LAMBDA,
-    INT8_MASK,
-];
+impl ThinningMethod for TaskArithmetic {
+    const NAME: &str = "task_arithmetic";
+    const BY_SIGN: bool = false;
+    const PARAMETERS: &[ParameterSpec] = &[
+        WEIGHT,
+        DENSITY,
+        ParameterSpec::shared("normalize", Kind::Flag, Fallback::Flag(false)),
+        ParameterSpec::shared("rescale", RESCALE, Fallback::Text("none")),
+        LAMBDA,
+        INT8_MASK,
+    ];
 
-impl MergeMethod for TaskArithmetic {
-    fn name(&self) -> &'static str {
-        "task_arithmetic"
-    }
-
-    fn needs(&self) -> Needs {
-        Needs::inputs(Base::Required, 0, usize::MAX)
-    }
-
-    fn parameters(&self) -> &'static [ParameterSpec] {
-        PARAMETERS
-    }
-
-    fn operation(&self, group: &GroupShape<'_>) -> Result<Operation> {
-        let ways = vec![Sparsifier::None; group.members.len()];
-        consensus::operation(group, ways, false)
-    }
-
-    fn describe(&self, group: &GroupShape<'_>) -> String {
-        consensus::describe(group)
+    fn ways(group: &GroupShape<'_>) -> Result<Vec<Sparsifier>> {
+        Ok(vec![Sparsifier::None; group.members.len()])
     }
 }

@@ -1,7 +1,7 @@
-use super::consensus::{self, DENSITY, INT8_MASK, LAMBDA, RESCALE};
+use super::GroupShape;
+use super::consensus::{DENSITY, INT8_MASK, LAMBDA, RESCALE, ThinningMethod, by_density};
 use super::sparsify::Sparsifier;
 use super::values::{Fallback, Kind, ParameterSpec, WEIGHT};
-use super::{Base, GroupShape, MergeMethod, Needs, Operation};
 use crate::Result;
 
 /// ## What it does
@@ -29,39 +29,24 @@ use crate::Result;
 #[derive(Clone, Copy, Debug)]
 pub struct Ties;
 
-const PARAMETERS: &[ParameterSpec] = &[
-    WEIGHT,
-    DENSITY,
-    ParameterSpec::shared("normalize", Kind::Flag, Fallback::Flag(true)),
-    ParameterSpec::shared("rescale", RESCALE, Fallback::Text("none")),
-    LAMBDA,
-    INT8_MASK,
-];
+impl ThinningMethod for Ties {
+    const NAME: &str = "ties";
+    const BY_SIGN: bool = true;
+    const PARAMETERS: &[ParameterSpec] = &[
+        WEIGHT,
+        DENSITY,
+        ParameterSpec::shared("normalize", Kind::Flag, Fallback::Flag(true)),
+        ParameterSpec::shared("rescale", RESCALE, Fallback::Text("none")),
+        LAMBDA,
+        INT8_MASK,
+    ];
 
-impl MergeMethod for Ties {
-    fn name(&self) -> &'static str {
-        "ties"
-    }
-
-    fn needs(&self) -> Needs {
-        Needs::inputs(Base::Required, 0, usize::MAX)
-    }
-
-    fn parameters(&self) -> &'static [ParameterSpec] {
-        PARAMETERS
-    }
-
-    fn operation(&self, group: &GroupShape<'_>) -> Result<Operation> {
-        let ways = consensus::by_density(group, |_, density| {
+    fn ways(group: &GroupShape<'_>) -> Result<Vec<Sparsifier>> {
+        by_density(group, |_, density| {
             Ok(match density {
                 0.0 => Sparsifier::All,
                 share => Sparsifier::Largest { share },
             })
-        })?;
-        consensus::operation(group, ways, true)
-    }
-
-    fn describe(&self, group: &GroupShape<'_>) -> String {
-        consensus::describe(group)
+        })
     }
 }

@@ -1,25 +1,26 @@
 //! From a recipe over several checkpoints to a plan: tensor by tensor, by name.
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::path::Path;
 use std::sync::Arc;
 
-use super::settings::{Layer, Own, Settings};
+use super::settings::{Layer, Settings};
 use super::stages::Opener;
 use super::vocabularies;
-use super::{Action, Dropped, Entry, MergePlan, TensorRef, companions, resolve};
-use crate::TensorInfo;
+use super::{Action, Dropped, Entry, MergePlan, TensorRef, companions};
 use crate::gram::GramStore;
-use crate::io::{self, OpenOptions};
-use crate::layouts::{Generic, Layout, ModelRecord};
-use crate::methods::{self, Base, DrawKey, GramRef, GroupShape, Member, MergeMethod, Operation};
-use crate::methods::{Setting, StepRounding, Tape, Values};
-use crate::recipe::{ModelRef, OnMissing, OutputDType, Parameters, Place, RandomSource};
-use crate::{Checkpoint, DType, Error, MergeFault, MergeRecipe, ParamKind, Result, Role, Slot};
+use crate::layouts::{Generic, ModelRecord};
+use crate::methods::{self, DrawKey, GroupShape, MergeMethod, Operation, StepRounding, Tape};
+use crate::recipe::{OutputDType, Parameters, RandomSource};
+use crate::{Error, MergeFault, MergeRecipe, Result, TensorInfo};
 
+mod models;
+mod prepare;
 mod wanted;
 
+pub(super) use models::Models;
 pub(super) use wanted::Wanted;
+
+use prepare::Ready;
 
 /// Resolves a recipe that merges checkpoints. All faults of tensors are found before any is reported.
 pub(super) fn resolve(recipe: &MergeRecipe, opener: &Opener) -> Result<(MergePlan, MergeRecipe)> {
@@ -83,120 +84,6 @@ pub(super) fn resolve(recipe: &MergeRecipe, opener: &Opener) -> Result<(MergePla
     Ok((plan, recipe.clone()))
 }
 
-/// The open checkpoints.
-pub(super) struct Models {
-    /// Each once.
-    pub(super) sources: Vec<Arc<Checkpoint>>,
-    /// What each was opened as.
-    refs: Vec<ModelRef>,
-    /// The base among them, for methods that measure from one.
-    pub(super) base: Option<usize>,
-}
-
-impl Models {
-    fn open(recipe: &MergeRecipe, method: &dyn MergeMethod, opener: &Opener) -> Result<Self> {
-        let sliced = recipe.slices.iter().flat_map(|slice| &slice.sources);
-        let listed: Vec<ModelRef> = (recipe.models.iter().cloned())
-            .chain(sliced.map(|source| source.model_ref()))
-            .collect();
-        let mut models = Self {
-            sources: Vec::new(),
-            refs: Vec::new(),
-            base: None,
-        };
-        for model in &listed {
-            models.add(model, opener)?;
-        }
-        let needs = method.needs();
-        match (&recipe.base_model, needs.base) {
-            (Some(base), Base::None) => {
-                // Named for its tokenizer alone; else it would be averaged in unnoticed.
-                if models.find(base).is_none() {
-                    return Err(Error::MethodHasNoUse {
-                        method: method.name(),
-                        what: "a base_model that is none of its models",
-                    });
-                }
-            }
-            (Some(base), _) => models.base = Some(models.add(base, opener)?),
-            (None, Base::Required) => {
-                return Err(Error::MethodNeeds {
-                    method: method.name(),
-                    what: "a base_model",
-                });
-            }
-            (None, _) => {}
-        }
-        let counts: Vec<(usize, Place)> = match recipe.slices.as_slice() {
-            [] => {
-                let members = (recipe.models.iter()).filter(|model| !models.is_base(model));
-                let place = recipe.models.first().map(|model| model.place);
-                vec![(members.count(), place.unwrap_or_default())]
-            }
-            slices => (slices.iter())
-                .map(|slice| {
-                    let members = slice.sources.iter();
-                    let members = members.filter(|source| !models.is_base(&source.model_ref()));
-                    let place = slice.sources.first().map(|source| source.place);
-                    (members.count(), place.unwrap_or_default())
-                })
-                .collect(),
-        };
-        for (found, place) in counts {
-            if !needs.takes(found, models.base.is_some()) {
-                return Err(MergeFault::InputCount {
-                    method: method.name(),
-                    wanted: needs.in_words(),
-                    found,
-                    place,
-                }
-                .into());
-            }
-        }
-        Ok(models)
-    }
-
-    fn add(&mut self, model: &ModelRef, opener: &Opener) -> Result<usize> {
-        if let Some(known) = self.find(model) {
-            return Ok(known);
-        }
-        self.sources.push(opener.open(model)?);
-        self.refs.push(model.clone());
-        Ok(self.sources.len() - 1)
-    }
-
-    /// The source that a model was opened as.
-    pub(super) fn find(&self, model: &ModelRef) -> Option<usize> {
-        self.refs
-            .iter()
-            .position(|known| known.is_same_model(model))
-    }
-
-    /// What each source was opened as.
-    pub(super) fn refs(&self) -> &[ModelRef] {
-        &self.refs
-    }
-
-    pub(super) fn is_base(&self, model: &ModelRef) -> bool {
-        self.base.is_some() && self.find(model) == self.base
-    }
-
-    /// Where a source stands in the recipe.
-    pub(super) fn place(&self, source: usize) -> Place {
-        let model = self.refs.get(source);
-        model.map_or_else(Place::default, |model| model.place)
-    }
-
-    /// What a source is called.
-    pub(super) fn name(&self, source: usize) -> String {
-        // Files opened for parameters come after the models.
-        self.refs.get(source).map_or_else(
-            || self.sources[source].path().display().to_string(),
-            ModelRef::name,
-        )
-    }
-}
-
 /// A plan under construction.
 struct Builder<'a> {
     recipe: &'a MergeRecipe,
@@ -214,20 +101,6 @@ struct Builder<'a> {
     entries: Vec<Entry>,
     /// Why input tensors were left out, by source and key.
     left_out: BTreeMap<(usize, String), &'static str>,
-}
-
-/// An output tensor whose inputs fit together.
-struct Ready {
-    name: String,
-    slot: Slot,
-    members: Vec<Member>,
-    tensors: Vec<TensorRef>,
-    base: Option<TensorRef>,
-    shape: Vec<usize>,
-    dtype: DType,
-    values: Values,
-    grams: Vec<Option<GramRef>>,
-    aside: Vec<TensorRef>,
 }
 
 impl Builder<'_> {
@@ -300,277 +173,6 @@ impl Builder<'_> {
             (self.method.n_drawn(&group.values) * n_elements) as u64
         });
         Some(Arc::new(Tape::new(self.recipe.seed, lengths.collect())))
-    }
-
-    /// Checks that the inputs of an output tensor fit together. Tensors that are not merged get their
-    /// entry here.
-    fn prepare(&mut self, wanted: &Wanted<'_>) -> Result<Option<Ready>> {
-        let inputs: Vec<TensorRef> = wanted
-            .members
-            .iter()
-            .map(|input| input.tensor.clone())
-            .collect();
-        let all: Vec<&TensorRef> = inputs.iter().chain(&wanted.base).collect();
-        let (present, absent): (Vec<&TensorRef>, Vec<&TensorRef>) = (all.iter().copied())
-            .partition(|tensor| {
-                self.models.sources[tensor.source]
-                    .get(&tensor.key)
-                    .is_some()
-            });
-        if !absent.is_empty() {
-            return self.place_partial(wanted, &present, &absent).map(|()| None);
-        }
-        let infos: Vec<TensorInfo> = (all.iter())
-            .map(|tensor| {
-                self.models.sources[tensor.source]
-                    .require(&tensor.key)
-                    .cloned()
-            })
-            .collect::<Result<_>>()?;
-        let first = &infos[0];
-        let name = |index: usize| self.models.name(all[index].source);
-        let mut faults = Vec::new();
-        for (index, info) in infos.iter().enumerate() {
-            if info.shape != first.shape {
-                faults.push(Error::from(MergeFault::Shapes {
-                    key: wanted.name.clone(),
-                    model: name(index),
-                    found: info.shape.clone(),
-                    first: name(0),
-                    expected: first.shape.clone(),
-                    place: self.models.place(all[index].source),
-                }));
-            } else if !info.dtype.is_float() && info.dtype != first.dtype
-                || info.dtype.is_float() != first.dtype.is_float()
-            {
-                faults.push(Error::from(MergeFault::DTypes {
-                    key: wanted.name.clone(),
-                    model: name(index),
-                    found: info.dtype,
-                    first: name(0),
-                    expected: first.dtype,
-                    place: self.models.place(all[index].source),
-                }));
-            }
-        }
-        if !faults.is_empty() {
-            for fault in faults {
-                let _: Option<()> = self.note(Err(fault));
-            }
-            return Ok(None);
-        }
-        if !first.dtype.is_float() {
-            let action = match all.as_slice() {
-                [only] => Action::Copy((*only).clone()),
-                _ => Action::Agree(all.into_iter().cloned().collect()),
-            };
-            self.entries.push(Entry {
-                name: wanted.name.clone(),
-                info: first.clone(),
-                action,
-                why: "no floats: the same in all models".into(),
-            });
-            return Ok(None);
-        }
-        let dtype = infos
-            .iter()
-            .map(|info| info.dtype)
-            .reduce(common)
-            .unwrap_or(first.dtype);
-        let members: Vec<Member> = (wanted.members.iter())
-            .map(|input| Member::Model(self.models.name(input.tensor.source)))
-            .collect();
-        let own: Vec<Own<'_>> = wanted.members.iter().map(|input| input.own).collect();
-        let values =
-            self.settings
-                .resolve(&wanted.name, wanted.layer, &members, &own, &wanted.shared)?;
-        let slot = self.slot(wanted, first.shape.len());
-        let grams = self.gram_refs(&slot, &inputs, &members, &values, &first.shape)?;
-        let aside = self.aside_refs(&inputs, &values, &first.shape)?;
-        Ok(Some(Ready {
-            name: wanted.name.clone(),
-            slot,
-            members,
-            tensors: inputs,
-            base: wanted.base.clone(),
-            shape: first.shape.clone(),
-            dtype,
-            values,
-            grams,
-            aside,
-        }))
-    }
-
-    fn slot(&self, wanted: &Wanted<'_>, rank: usize) -> Slot {
-        match self.kinds.role(&wanted.name) {
-            Ok(Role::Shared(slot)) => Slot {
-                block: wanted.layer.map(|layer| layer.layer),
-                // The guess needs the rank, which the first model may not know.
-                kind: match (slot.kind, rank) {
-                    (ParamKind::Other, 2) if wanted.name.ends_with(".weight") => {
-                        ParamKind::LinearWeight
-                    }
-                    (kind, _) => kind,
-                },
-                ..slot
-            },
-            _ => Slot {
-                key: wanted.name.clone(),
-                block: None,
-                module: wanted.name.clone(),
-                kind: ParamKind::Other,
-            },
-        }
-    }
-
-    /// A tensor that only some of the checkpoints have.
-    fn place_partial(
-        &mut self,
-        wanted: &Wanted<'_>,
-        present: &[&TensorRef],
-        absent: &[&TensorRef],
-    ) -> Result<()> {
-        let names = |tensors: &[&TensorRef]| {
-            let names: BTreeSet<String> = (tensors.iter())
-                .map(|tensor| self.models.name(tensor.source))
-                .collect();
-            names.into_iter().collect()
-        };
-        match self.recipe.on_missing {
-            OnMissing::Error => Err(MergeFault::OnlyInSome {
-                key: wanted.name.clone(),
-                present: names(present),
-                absent: names(absent),
-                place: (absent.first())
-                    .map_or_else(Place::default, |tensor| self.models.place(tensor.source)),
-            }
-            .into()),
-            OnMissing::Skip => {
-                for tensor in present {
-                    let place = (tensor.source, tensor.key.clone());
-                    self.left_out
-                        .insert(place, "only some of the models have it");
-                }
-                Ok(())
-            }
-            OnMissing::Copy => {
-                let from_base =
-                    (present.iter()).find(|tensor| wanted.base.as_ref() == Some(**tensor));
-                let Some(tensor) = from_base.or(present.first()) else {
-                    return Ok(());
-                };
-                let info = self.models.sources[tensor.source].require(&tensor.key)?;
-                let info = TensorInfo {
-                    dtype: self.recipe.stored_dtype().apply(info.dtype),
-                    shape: info.shape.clone(),
-                };
-                let why = format!(
-                    "missing in {}",
-                    names(absent)
-                        .into_iter()
-                        .collect::<Vec<String>>()
-                        .join(", ")
-                );
-                self.entries.push(Entry {
-                    name: wanted.name.clone(),
-                    info,
-                    action: Action::Copy((*tensor).clone()),
-                    why,
-                });
-                Ok(())
-            }
-        }
-    }
-
-    /// The gram matrices of a linear weight, from each member's file.
-    fn gram_refs(
-        &mut self,
-        slot: &Slot,
-        inputs: &[TensorRef],
-        members: &[Member],
-        values: &Values,
-        shape: &[usize],
-    ) -> Result<Vec<Option<GramRef>>> {
-        let mut refs = vec![None; inputs.len()];
-        if !self.method.needs().grams || slot.kind != ParamKind::LinearWeight {
-            return Ok(refs);
-        }
-        for (index, input) in inputs.iter().enumerate() {
-            let Some((Setting::Text(path), _)) = values.members[index].get("grams") else {
-                continue;
-            };
-            let store = match self.stores.get(path) {
-                Some(&store) => store,
-                None => {
-                    let file = io::open(Path::new(path), &OpenOptions::default())?;
-                    self.grams.push(Arc::new(GramStore::new(Arc::new(file))?));
-                    self.stores.insert(path.clone(), self.grams.len() - 1);
-                    self.grams.len() - 1
-                }
-            };
-            let key = input.key.strip_suffix(".weight").unwrap_or(&input.key);
-            let Some(width) = self.grams[store].width(key) else {
-                continue;
-            };
-            if shape.last() != Some(&width) {
-                return Err(Error::GramShape {
-                    slot: slot.key.clone(),
-                    member: members[index].clone(),
-                    weight: shape.to_vec(),
-                    gram: vec![width, width],
-                });
-            }
-            refs[index] = Some(GramRef {
-                store,
-                key: key.to_owned(),
-            });
-        }
-        Ok(refs)
-    }
-
-    /// The tensors beside the members that the method asks for.
-    fn aside_refs(
-        &mut self,
-        inputs: &[TensorRef],
-        values: &Values,
-        shape: &[usize],
-    ) -> Result<Vec<TensorRef>> {
-        let Some(parameter) = self.method.needs().aside else {
-            return Ok(Vec::new());
-        };
-        let mut refs = Vec::with_capacity(inputs.len());
-        for (index, input) in inputs.iter().enumerate() {
-            let Some((Setting::Text(path), _)) = values.members[index].get(parameter) else {
-                continue;
-            };
-            let source = match self.aside.get(path) {
-                Some(&source) => source,
-                None => {
-                    let source = resolve::open(&ModelRef::new(path))?;
-                    self.models.sources.push(source);
-                    self.aside
-                        .insert(path.clone(), self.models.sources.len() - 1);
-                    self.models.sources.len() - 1
-                }
-            };
-            let info = self.models.sources[source].require(&input.key)?;
-            if info.shape != shape {
-                return Err(MergeFault::Shapes {
-                    key: input.key.clone(),
-                    model: path.clone(),
-                    found: info.shape.clone(),
-                    first: self.models.name(input.source),
-                    expected: shape.to_vec(),
-                    place: self.models.place(input.source),
-                }
-                .into());
-            }
-            refs.push(TensorRef {
-                source,
-                key: input.key.clone(),
-            });
-        }
-        Ok(refs)
     }
 
     /// Asks the method what makes the tensor.
@@ -701,15 +303,6 @@ fn is_same_cause(a: &Error, b: &Error) -> bool {
 
 /// Beyond so many faults the list is cut.
 const MAX_FAULTS: usize = 1000;
-
-/// The smallest dtype that holds the values of both.
-fn common(a: DType, b: DType) -> DType {
-    match (a, b) {
-        (a, b) if a == b => a,
-        (DType::F64, _) | (_, DType::F64) => DType::F64,
-        _ => DType::F32,
-    }
-}
 
 /// Nothing given.
 pub(super) static NOTHING: Parameters = Parameters(BTreeMap::new());

@@ -22,5 +22,5 @@ pub use geometry::{Affine, warp};
 pub use operation::{MAX_MAGNITUDE, Operation};
 pub use patches::PatchMasking;
 pub use random_augment::RandomAugment;
-pub use train_transform::{TrainTransform, TwoViews, mirror, target_into};
+pub use train_transform::{TrainTransform, TwoViews, mirror, target_into, target_view};
 pub use words::{MaskedText, WordMasking, WordPieces};

@@ -38,6 +38,15 @@ impl PatchMasking {
         }
     }
 
+    /// The same with another share of the patches masked.
+    #[must_use]
+    pub fn with_share(self, share: f64) -> Self {
+        Self {
+            n_masked: (share * (self.side * self.side) as f64).round() as usize,
+            ..self
+        }
+    }
+
     /// Which patches are masked, row by row: 1 for a masked one, else 0.
     #[must_use]
     pub fn draw(&self, draws: &mut Sequence) -> Vec<u8> {

@@ -87,12 +87,6 @@ impl TwoViews {
         }
     }
 
-    /// Values in the tokenizer's view.
-    #[must_use]
-    pub fn target_len(&self) -> usize {
-        3 * self.target_side * self.target_side
-    }
-
     /// Both views as pictures, the model's and the tokenizer's.
     #[must_use]
     pub fn views(&self, picture: &Rgb, draws: &mut Sequence) -> [Rgb; 2] {
@@ -121,6 +115,19 @@ impl TwoViews {
         normalize_into(&view, values);
         target_into(&target_view, target);
     }
+}
+
+/// The tokenizer's view of a whole picture, beside a model's that is only resized: by Lanczos'
+/// filter.
+#[must_use]
+pub fn target_view(picture: &Rgb, side: usize) -> Rgb {
+    let whole = Part {
+        left: 0,
+        top: 0,
+        width: picture.width,
+        height: picture.height,
+    };
+    resized(picture, whole, side, Filter::Lanczos)
 }
 
 /// Writes a picture as the tokenizer of images wants it: `0.8 v / 255 + 0.1`, `(3, height, width)`.

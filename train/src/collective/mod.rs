@@ -12,6 +12,7 @@ mod nccl;
 pub mod rendezvous;
 mod shards;
 mod start;
+mod together;
 
 pub use alone::Alone;
 pub use fault::Fault;
@@ -19,8 +20,9 @@ pub use fault::Fault;
 pub use mpi::Mpi;
 #[cfg(feature = "nccl")]
 pub use nccl::Nccl;
-pub use shards::{Part, Shards};
+pub use shards::{Parameters, Part, Shards};
 pub use start::start;
+pub use together::Together;
 
 use candle_core::{DType, Device, Tensor};
 

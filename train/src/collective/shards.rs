@@ -20,6 +20,24 @@ pub struct Shards {
     n_ranks: usize,
 }
 
+/// Parameters that can be read and written part by part.
+pub trait Parameters {
+    /// Numbers of each.
+    fn lengths(&self) -> Vec<usize>;
+
+    /// Reads a part into a slice of its length.
+    ///
+    /// # Errors
+    /// When the parameter cannot be read.
+    fn read(&self, part: &Part, out: &mut [f32]) -> Result<()>;
+
+    /// Writes a part.
+    ///
+    /// # Errors
+    /// When the parameter cannot be written.
+    fn write(&mut self, part: &Part, values: &[f32]) -> Result<()>;
+}
+
 /// What a rank owns of one parameter.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Part {
@@ -93,19 +111,19 @@ impl Shards {
     /// whatever the size of the model.
     ///
     /// # Errors
-    /// As [`Collective::broadcast`].
+    /// As [`Collective::broadcast`], and those of the parameters.
     ///
     /// # Panics
     /// When `parameters` are not as many or as long as was said, or ranks are not.
     pub fn gather_ranges(
         &self,
         collective: &dyn Collective,
-        parameters: &mut [&mut [f32]],
+        parameters: &mut dyn Parameters,
     ) -> Result<()> {
         assert_eq!(collective.size(), self.n_ranks, "a stretch for each rank");
         let lengths = self.starts.windows(2).map(|bounds| bounds[1] - bounds[0]);
         assert!(
-            lengths.eq(parameters.iter().map(|values| values.len())),
+            lengths.eq(parameters.lengths()),
             "parameters of the lengths that were said"
         );
         if self.n_ranks == 1 {
@@ -119,15 +137,13 @@ impl Shards {
                 piece.resize(to - from, 0.0);
                 if root == collective.rank() {
                     for part in self.parts_of(from..to) {
-                        let own = &parameters[part.parameter][part.of_parameter];
-                        piece[part.of_shard].copy_from_slice(own);
+                        parameters.read(&part, &mut piece[part.of_shard.clone()])?;
                     }
                 }
                 collective.broadcast(root, &mut piece)?;
                 if root != collective.rank() {
                     for part in self.parts_of(from..to) {
-                        let own = &mut parameters[part.parameter][part.of_parameter];
-                        own.copy_from_slice(&piece[part.of_shard]);
+                        parameters.write(&part, &piece[part.of_shard.clone()])?;
                     }
                 }
             }

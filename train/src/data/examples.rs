@@ -4,6 +4,7 @@ use std::path::Path;
 
 use evaluate::datasets::captions::CaptionSet;
 use evaluate::datasets::nlvr2::Nlvr2Set;
+use evaluate::datasets::texts::TextSet;
 use evaluate::datasets::vqa::VqaSet;
 use evaluate::images::Rgb;
 
@@ -44,20 +45,30 @@ pub trait Examples: Send + Sync {
     }
 }
 
-/// Every caption with its image.
+/// Every caption with its image, or every image once.
 struct Pairs {
     set: CaptionSet,
-    pairs: Vec<(u32, u32)>,
+    /// Image and caption.
+    pairs: Vec<(u32, Option<u32>)>,
 }
 
 impl Pairs {
     fn new(set: CaptionSet) -> Self {
         let of_image = |image: usize| {
             let captions = 0..set.captions(image).len();
-            captions.map(move |caption| (image as u32, caption as u32))
+            captions.map(move |caption| (image as u32, Some(caption as u32)))
         };
         let pairs = (0..set.n_images()).flat_map(of_image).collect();
         Self { set, pairs }
+    }
+
+    /// Pictures alone, for objectives that see no text.
+    fn pictures(set: CaptionSet) -> Self {
+        let pairs = (0..set.n_images()).map(|image| (image as u32, None));
+        Self {
+            pairs: pairs.collect(),
+            set,
+        }
     }
 }
 
@@ -68,11 +79,12 @@ impl Examples for Pairs {
 
     fn example(&self, index: usize, with_pictures: bool) -> evaluate::Result<Example> {
         let (image, caption) = self.pairs[index];
-        let (image, caption) = (image as usize, caption as usize);
+        let image = image as usize;
+        let caption = caption.map(|caption| self.set.captions(image)[caption as usize].clone());
         let picture = with_pictures.then(|| self.set.picture(image)).transpose()?;
         Ok(Example {
             pictures: picture.into_iter().collect(),
-            text: self.set.captions(image)[caption].clone(),
+            text: caption.unwrap_or_default(),
             ..Example::default()
         })
     }
@@ -135,6 +147,22 @@ impl Examples for Statements {
     }
 }
 
+/// Texts alone.
+struct Texts(TextSet);
+
+impl Examples for Texts {
+    fn len(&self) -> usize {
+        self.0.texts().len()
+    }
+
+    fn example(&self, index: usize, _: bool) -> evaluate::Result<Example> {
+        Ok(Example {
+            text: self.0.texts()[index].clone(),
+            ..Example::default()
+        })
+    }
+}
+
 /// Several data sets, one after the other.
 pub struct Joined {
     parts: Vec<Box<dyn Examples>>,
@@ -168,7 +196,8 @@ impl Examples for Joined {
     }
 }
 
-/// Opens a split of a data set in a folder of arrow files for training.
+/// Opens a split of a data set in a folder of arrow files for training. Captions come with their
+/// images; where no objective `sees_text`, each image comes once.
 ///
 /// # Errors
 /// When there is no such data set or split, a file is damaged, or examples have no labels.
@@ -177,6 +206,7 @@ pub fn open(
     dataset: &str,
     split: &str,
     without_repeats: bool,
+    sees_text: bool,
 ) -> Result<Box<dyn Examples>> {
     let unlabelled = || Error::NoLabels {
         dataset: dataset.into(),
@@ -202,8 +232,12 @@ pub fn open(
             }
             Box::new(Statements(set))
         }
+        "wikibk" => Box::new(Texts(TextSet::open(folder, dataset, split)?)),
         captions => {
             let set = CaptionSet::open(folder, captions, split)?;
+            if !sees_text {
+                return Ok(Box::new(Pairs::pictures(set)));
+            }
             Box::new(Pairs::new(match without_repeats {
                 true => set.without_repeats(),
                 false => set,

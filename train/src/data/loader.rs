@@ -11,8 +11,11 @@ use evaluate::text::Tokenizer;
 use merge::random::{Draws, Sequence};
 
 use super::{Example, Examples, Order, Place};
-use crate::augment::{RandomAugment, RandomCrop, TrainTransform, WordMasking, WordPieces};
-use crate::batch::{Batch, MaskedWords, Words};
+use crate::augment::{
+    PatchMasking, RandomAugment, RandomCrop, TrainTransform, TwoViews, WordMasking, WordPieces,
+    target_into, target_view,
+};
+use crate::batch::{Batch, MaskedPatches, MaskedWords, Words};
 use crate::objectives::Needs;
 use crate::recipe::{Augmentation, Masking};
 use crate::{Error, Result};
@@ -38,8 +41,20 @@ pub struct Loader {
     n_answers: Option<usize>,
     view: Option<TrainTransform>,
     masking: Option<(WordMasking, WordPieces)>,
+    patches: Option<Patches>,
     /// Time that workers have spent, in microseconds.
     busy: AtomicU64,
+    /// Examples that they have loaded in it.
+    n_loaded: AtomicU64,
+}
+
+/// Patches that are masked, and the view of the tokenizer of images.
+#[derive(Clone, Copy, Debug)]
+pub struct Patches {
+    /// Which ones.
+    pub masking: PatchMasking,
+    /// Side of the tokenizer's view in pixels.
+    pub target_side: usize,
 }
 
 /// A batch of one rank in memory.
@@ -60,6 +75,10 @@ pub struct Loaded {
     labels: Vec<u32>,
     answers: Option<(Vec<f32>, usize)>,
     classes: Option<Vec<u32>>,
+    /// One for a masked patch.
+    masked_patches: Vec<u8>,
+    target_side: usize,
+    target_images: Vec<f32>,
 }
 
 impl Loader {
@@ -83,7 +102,9 @@ impl Loader {
             n_answers: None,
             view: None,
             masking: None,
+            patches: None,
             busy: AtomicU64::new(0),
+            n_loaded: AtomicU64::new(0),
         }
     }
 
@@ -91,6 +112,12 @@ impl Loader {
     #[must_use]
     pub fn answering(self, n_answers: Option<usize>) -> Self {
         Self { n_answers, ..self }
+    }
+
+    /// With patches masked.
+    #[must_use]
+    pub fn masking_patches(self, patches: Option<Patches>) -> Self {
+        Self { patches, ..self }
     }
 
     /// With pictures changed, and words masked where an objective wants that.
@@ -143,6 +170,14 @@ impl Loader {
         self.busy.load(Ordering::Relaxed) as f64 * 1e-6
     }
 
+    /// Examples that `n_workers` threads would load in a second, as they have done so far.
+    #[must_use]
+    pub fn examples_per_second(&self, n_workers: usize) -> f64 {
+        let n = self.n_loaded.load(Ordering::Relaxed);
+        // Time is counted in microseconds.
+        n as f64 * n_workers as f64 / self.busy_seconds().max(1e-6)
+    }
+
     /// Loads examples `indices`, which begin at example `first` of the whole batch.
     ///
     /// # Errors
@@ -162,15 +197,25 @@ impl Loader {
             labels: Vec::new(),
             answers: self.n_answers.map(|n| (vec![0.0; n * indices.len()], n)),
             classes: None,
+            masked_patches: Vec::new(),
+            target_side: self.patches.map_or(0, |patches| patches.target_side),
+            target_images: Vec::new(),
         };
         for (at, &index) in indices.iter().enumerate() {
             let example = self.examples.example(index, self.needs.image)?;
             let name = format!("example {index} of epoch {}", place.epoch);
             let mut draws = Draws::new(self.seed, &name).sequence();
             self.add(&mut loaded, at, &example, &mut draws)?;
+            if let Some(patches) = &self.patches {
+                let mut draws = Draws::new(self.seed, &format!("patches of {name}")).sequence();
+                loaded
+                    .masked_patches
+                    .extend(patches.masking.draw(&mut draws));
+            }
         }
         let micros = started.elapsed().as_micros() as u64;
         self.busy.fetch_add(micros, Ordering::Relaxed);
+        (self.n_loaded).fetch_add(indices.len() as u64, Ordering::Relaxed);
         Ok(loaded)
     }
 
@@ -185,7 +230,12 @@ impl Loader {
             if loaded.images.len() <= index {
                 loaded.images.push(Vec::new());
             }
-            self.add_picture(picture, &mut loaded.images[index], draws);
+            match &self.patches {
+                Some(patches) if index == 0 => {
+                    self.add_two_views(picture, patches.target_side, loaded, draws);
+                }
+                _ => self.add_picture(picture, &mut loaded.images[index], draws),
+            }
         }
         if self.needs.text {
             let text = self.tokenizer.encode(&example.text, self.text_len)?;
@@ -211,6 +261,33 @@ impl Loader {
             loaded.classes.get_or_insert_default().push(class);
         }
         Ok(())
+    }
+
+    /// The model's view of a picture, and the tokenizer's.
+    fn add_two_views(
+        &self,
+        picture: &Rgb,
+        target_side: usize,
+        loaded: &mut Loaded,
+        draws: &mut Sequence,
+    ) {
+        let from = loaded.target_images.len();
+        loaded
+            .target_images
+            .resize(from + 3 * target_side * target_side, 0.0);
+        let target = &mut loaded.target_images[from..];
+        let Some(view) = &self.view else {
+            target_into(&target_view(picture, target_side), target);
+            return self.add_picture(picture, &mut loaded.images[0], draws);
+        };
+        let values = &mut loaded.images[0];
+        let from = values.len();
+        values.resize(from + view.len(), 0.0);
+        let views = TwoViews {
+            train: view.clone(),
+            target_side,
+        };
+        views.apply_into(picture, draws, &mut values[from..], target);
     }
 
     fn add_picture(&self, picture: &Rgb, values: &mut Vec<f32>, draws: &mut Sequence) {
@@ -250,6 +327,16 @@ impl Loaded {
                 labels: self.labels,
             }),
         };
+        let masked_patches = match self.masked_patches.is_empty() {
+            true => None,
+            false => {
+                let (side, n_patches) = (self.target_side, self.masked_patches.len() / n.max(1));
+                Some(MaskedPatches {
+                    masked: Tensor::from_vec(self.masked_patches, (n, n_patches), device)?,
+                    target_image: Tensor::from_vec(self.target_images, (n, 3, side, side), device)?,
+                })
+            }
+        };
         let answers = self.answers.map(|(scores, n_answers)| {
             Tensor::from_vec(scores, (n, n_answers), device).map_err(Error::from)
         });
@@ -260,6 +347,7 @@ impl Loaded {
             second_image: images.next(),
             text,
             masked_words,
+            masked_patches,
             answers: answers.transpose()?,
             classes: self.classes,
         })

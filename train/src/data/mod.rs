@@ -8,5 +8,5 @@ mod loader;
 mod order;
 
 pub use examples::{Example, Examples, Joined, open};
-pub use loader::{Loaded, Loader, batches};
+pub use loader::{Loaded, Loader, Patches, batches};
 pub use order::{Order, Place};

@@ -23,6 +23,7 @@ impl Objective for MaskedLanguage {
             image: true,
             text: true,
             masked_words: true,
+            ..Needs::default()
         }
     }
 
@@ -35,32 +36,65 @@ impl Objective for MaskedLanguage {
         let omission = step.omission("mlm");
         let pass = step.pass(&omission);
         let joint = (step.model).joint(&words.ids, &text.mask, step.image()?, None, 0, &pass)?;
-        guesses(&joint.text, step, "mlm_accuracy")
+        guess_words(&joint.text, step, "mlm_accuracy")
     }
 }
 
-/// The loss of guessing words from `hidden: (b, t, d)`: the mean over the masked words of all
-/// ranks.
-pub(super) fn guesses(hidden: &Tensor, step: &Step<'_>, measure: &'static str) -> Result<Loss> {
+/// The loss of guessing words from `hidden: (b, t, d)`.
+pub(super) fn guess_words(hidden: &Tensor, step: &Step<'_>, measure: &'static str) -> Result<Loss> {
     let words = step.masked_words()?;
-    let n = words.labels.len();
+    let guesses = Guesses {
+        hidden: hidden.flatten_to(1)?, // (b t, d)
+        places: &words.places,
+        labels: &words.labels,
+        measure,
+    };
+    guess(guesses, step, |rows| {
+        Ok(step.model.heads().masked_language()?.forward(rows)?)
+    })
+}
+
+/// What is to be guessed, and from what.
+pub(super) struct Guesses<'a> {
+    /// A row for each place, `(places, d)`.
+    pub hidden: Tensor,
+    /// Rows to guess from.
+    pub places: &'a [u32],
+    /// What is right for each.
+    pub labels: &'a [u32],
+    /// The name of the share that is guessed right.
+    pub measure: &'static str,
+}
+
+/// The mean cross entropy over what is masked on all ranks; `head` gives scores of rows.
+pub(super) fn guess(
+    guesses: Guesses<'_>,
+    step: &Step<'_>,
+    head: impl FnOnce(&Tensor) -> Result<Tensor>,
+) -> Result<Loss> {
+    let Guesses {
+        hidden,
+        places,
+        labels,
+        measure,
+    } = guesses;
+    let n = labels.len();
     let mut n_all = [n as f64];
     step.collective.sum_f64(&mut n_all)?;
     // Of the whole batch's sum this rank has its part; averaged over the ranks, it is the mean.
     let share = step.collective.size() as f64 / n_all[0].max(1.0);
-    let flat = hidden.flatten_to(1)?; // (b t, d)
     if n == 0 {
         return Ok(Loss {
-            value: (flat.narrow(0, 0, 1)?.sum_all()? * 0.0)?,
+            value: (hidden.narrow(0, 0, 1)?.sum_all()? * 0.0)?,
             reported: 0.0,
             measures: vec![(measure, 0.0, 0.0)],
         });
     }
-    let places = Tensor::new(words.places.as_slice(), hidden.device())?;
-    let rows = flat.contiguous()?.index_select(&places, 0)?; // (m, d)
-    let logits = step.model.heads().masked_language()?.forward(&rows)?; // (m, vocabulary)
-    let mean = cross_entropy(&logits, &words.labels)?;
-    let n_right = super::n_right(&logits, &words.labels)?;
+    let places = Tensor::new(places, hidden.device())?;
+    let rows = hidden.contiguous()?.index_select(&places, 0)?; // (m, d)
+    let logits = head(&rows)?; // (m, classes)
+    let mean = cross_entropy(&logits, labels)?;
+    let n_right = super::n_right(&logits, labels)?;
     let value = (mean * (n as f64 * share))?;
     Loss::mean(value, vec![(measure, n_right, n as f64)])
 }

@@ -4,6 +4,7 @@
 
 mod contrastive;
 mod image_classification;
+mod masked_image;
 mod masked_language;
 mod matching;
 mod nlvr2;
@@ -15,6 +16,7 @@ mod vqa;
 
 pub use contrastive::Contrastive;
 pub use image_classification::ImageClassification;
+pub use masked_image::MaskedImage;
 pub use masked_language::MaskedLanguage;
 pub use matching::Matching;
 pub use nlvr2::Nlvr2;
@@ -23,7 +25,10 @@ pub use step::{Randomness, Shared, Step};
 pub use text_masked_language::TextMaskedLanguage;
 pub use vqa::Vqa;
 
+use std::sync::Arc;
+
 use candle_core::Tensor;
+use evaluate::models::Dvae;
 
 use crate::{Error, Result};
 
@@ -36,6 +41,8 @@ pub struct Needs {
     pub text: bool,
     /// Texts with words masked.
     pub masked_words: bool,
+    /// Pictures with patches masked, and a second view of them for the tokenizer of images.
+    pub masked_patches: bool,
 }
 
 impl Needs {
@@ -46,6 +53,7 @@ impl Needs {
             image: self.image || other.image,
             text: self.text || other.text,
             masked_words: self.masked_words || other.masked_words,
+            masked_patches: self.masked_patches || other.masked_patches,
         }
     }
 }
@@ -97,23 +105,37 @@ pub trait Objective: Send + Sync {
 }
 
 /// The names that recipes know.
-pub const NAMES: [&str; 8] = [
+pub const NAMES: [&str; 10] = [
     "itc",
     "itm",
     "mlm",
     "text_mlm",
+    "mim",
+    "image_mim",
     "image_classification",
     "retrieval",
     "vqa",
     "nlvr2",
 ];
 
-/// The objective of a name.
+/// Whether an objective guesses tokens of images, so that it needs their tokenizer.
+#[must_use]
+pub fn needs_image_tokenizer(name: &str) -> bool {
+    matches!(name, "mim" | "image_mim")
+}
+
+/// The objective of a name; `image_tokenizer` is for those that guess tokens of images.
 ///
 /// # Errors
-/// [`Error::UnknownObjective`].
-pub fn by_name(name: &str) -> Result<Box<dyn Objective>> {
+/// [`Error::UnknownObjective`]; [`Error::NoImageTokenizer`].
+pub fn by_name(name: &str, image_tokenizer: Option<&Arc<Dvae>>) -> Result<Box<dyn Objective>> {
+    let tokenizer = || {
+        let tokenizer = image_tokenizer.cloned();
+        tokenizer.ok_or_else(|| Error::NoImageTokenizer { name: name.into() })
+    };
     Ok(match name {
+        "mim" => Box::new(MaskedImage::with_text(tokenizer()?)),
+        "image_mim" => Box::new(MaskedImage::alone(tokenizer()?)),
         "itc" => Box::new(Contrastive),
         "itm" => Box::new(Matching),
         "mlm" => Box::new(MaskedLanguage),

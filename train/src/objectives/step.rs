@@ -7,7 +7,7 @@ use evaluate::models::Multiway;
 use evaluate::nn::{Omission, Pass, Tape};
 use merge::random::{Draws, Sequence};
 
-use crate::batch::{Batch, MaskedWords, Words};
+use crate::batch::{Batch, MaskedPatches, MaskedWords, Words};
 use crate::collective::Collective;
 use crate::{Error, Result};
 
@@ -124,6 +124,14 @@ impl<'a> Step<'a> {
     /// [`Error::NotInBatch`].
     pub fn masked_words(&self) -> Result<&'a MaskedWords> {
         self.part(self.batch.masked_words.as_ref(), "masked text")
+    }
+
+    /// Masked patches, with what is behind them.
+    ///
+    /// # Errors
+    /// [`Error::NotInBatch`].
+    pub fn masked_patches(&self) -> Result<&'a MaskedPatches> {
+        self.part(self.batch.masked_patches.as_ref(), "masked patches")
     }
 
     /// The soft scores of answers.

@@ -1,6 +1,6 @@
 //! Masked language modeling of text alone.
 
-use super::masked_language::guesses;
+use super::masked_language::guess_words;
 use super::{Loss, Needs, Objective, Step};
 use crate::Result;
 
@@ -31,6 +31,6 @@ impl Objective for TextMaskedLanguage {
         let hidden = step
             .model
             .text(&words.ids, &text.mask, &step.pass(&omission))?;
-        guesses(&step.model.normed(&hidden)?, step, "text_mlm_accuracy")
+        guess_words(&step.model.normed(&hidden)?, step, "text_mlm_accuracy")
     }
 }

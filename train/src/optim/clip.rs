@@ -20,12 +20,6 @@ pub fn square_sum(values: &[f32]) -> f64 {
     parts.iter().sum()
 }
 
-/// The Euclidean norm of all slices together: infinite or NaN if an element is.
-#[must_use]
-pub fn global_norm<'a>(slices: impl IntoIterator<Item = &'a [f32]>) -> f64 {
-    slices.into_iter().map(square_sum).sum::<f64>().sqrt()
-}
-
 /// What gradients of this `norm` are multiplied by to have at most `max_norm`: never more than 1. NaN if
 /// the norm is.
 #[must_use]

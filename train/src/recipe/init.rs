@@ -3,13 +3,15 @@
 use std::path::PathBuf;
 use std::sync::Arc;
 
+use merge::beside::Beside;
 use merge::convert::{Conversion, Expansion};
 use merge::execute::{RunOptions, in_memory};
 use merge::io::OpenOptions;
-use merge::layouts::{self, CatalogSpec, Form, Heads, Sizes};
+use merge::layouts::{self, CatalogSpec, Form, GivenSizes, Heads, ModelRecord, Sizes};
+use merge::plan::{Action, Entry, TensorRef};
 use merge::recipe::OutputDType;
 use merge::synth::{Spread, Synthesis};
-use merge::{Checkpoint, MergePlan, MergeRecipe, Progress};
+use merge::{Checkpoint, Layout, MergePlan, MergeRecipe, Progress, TensorInfo};
 use serde::{Deserialize, Serialize};
 
 use super::ModelSettings;
@@ -28,6 +30,9 @@ pub struct Init {
     /// Fresh weights.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub synth: Option<Synth>,
+    /// Fresh weights for what the checkpoint or merge lacks: BEiT has no text embeddings and no heads.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub fill: Option<Synth>,
     /// Give each modality its own copy of some parts, as `vlmerge expand` does.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub expand: Option<ExpertForm>,
@@ -112,38 +117,31 @@ pub struct Synth {
 
 impl Synth {
     fn sizes(&self) -> Sizes {
-        let mut sizes = match self.size {
+        let sizes = match self.size {
             SynthSize::Base => Sizes::base(),
             SynthSize::BasePlus => Sizes::base_plus(),
             SynthSize::Large => Sizes::large(),
             SynthSize::Tiny => Sizes::tiny(),
         };
-        if let Some(width) = self.width {
-            sizes.ffn_width = width.saturating_mul(4);
-        }
-        for (size, given) in [
-            (&mut sizes.n_blocks, self.blocks),
-            (&mut sizes.width, self.width),
-            (&mut sizes.n_heads, self.attention_heads),
-            (&mut sizes.ffn_width, self.ffn_width),
-            (&mut sizes.fusion_start, self.fusion_start),
-            (&mut sizes.patch_size, self.patch_size),
-            (&mut sizes.image_size, self.image_size),
-            (&mut sizes.text_len, self.text_len),
-            (&mut sizes.text_table_len, self.text_table_len),
-            (&mut sizes.vocabulary, self.vocabulary),
-        ] {
-            if let Some(given) = given {
-                *size = given;
-            }
-        }
-        sizes
+        sizes.with(&GivenSizes {
+            n_blocks: self.blocks,
+            width: self.width,
+            n_heads: self.attention_heads,
+            ffn_width: self.ffn_width,
+            fusion_start: self.fusion_start,
+            patch_size: self.patch_size,
+            image_size: self.image_size,
+            text_len: self.text_len,
+            text_table_len: self.text_table_len,
+            vocabulary: self.vocabulary,
+            n_answers: None,
+        })
     }
 
-    fn plan(&self) -> Result<MergePlan> {
+    fn plan(&self, form: Form) -> Result<MergePlan> {
         let synthesis = Synthesis {
             spec: CatalogSpec {
-                form: Form::Agnostic,
+                form,
                 sizes: self.sizes(),
                 heads: Heads::Pretrain,
                 with_buffers: false,
@@ -180,6 +178,12 @@ impl Init {
     /// # Errors
     /// [`Error::BadSetting`].
     pub fn check(&self) -> Result<()> {
+        if self.fill.is_some() && self.synth.is_some() {
+            return Err(Error::BadSetting {
+                key: "init.fill".into(),
+                reason: "fresh weights lack nothing".into(),
+            });
+        }
         let given = [
             self.checkpoint.is_some(),
             self.recipe.is_some(),
@@ -209,31 +213,31 @@ impl Init {
         let mut checkpoint = Arc::new(self.open_as_it_is(progress)?);
         if let Some(form) = self.expand {
             let layout = layouts::detect(&checkpoint)?;
+            let fill = self.fill.as_ref();
+            let of_fill = |size: fn(&Synth) -> Option<usize>| fill.and_then(size);
             let expansion = Expansion {
-                fusion_start: model.fusion_start,
-                text_table_len: model.text_table_len,
+                fusion_start: model.fusion_start.or(of_fill(|fill| fill.fusion_start)),
+                image_size: of_fill(|fill| fill.image_size),
+                text_table_len: (model.text_table_len).or(of_fill(|fill| fill.text_table_len)),
                 ..Expansion::to(form.into())
             };
             let plan = expansion.plan(checkpoint, layout.as_ref())?;
             checkpoint = Arc::new(in_memory(&plan, &IN_MEMORY, progress)?);
         }
-        let layout = layouts::detect(&checkpoint)?;
-        let found = layout.dimensions();
-        let image_size = model
-            .image_size
-            .filter(|&size| found.image_size != Some(size));
-        let third_token_type = third_token_type && found.n_token_types == Some(2);
-        if image_size.is_none() && !third_token_type {
-            return Ok(checkpoint);
+        if let Some(fill) = &self.fill {
+            let form = form(layouts::detect(&checkpoint)?.as_ref())?;
+            let fresh = in_memory(&fill.plan(form)?, &IN_MEMORY, progress)?;
+            let plan = filled(checkpoint, Arc::new(fresh))?;
+            checkpoint = Arc::new(in_memory(&plan, &IN_MEMORY, progress)?);
         }
         let conversion = Conversion {
-            image_size,
+            image_size: model.image_size,
+            text_len: model.text_len,
             third_token_type,
             text_table_len: model.text_table_len,
             ..Conversion::default()
         };
-        let plan = conversion.plan(checkpoint, layout.as_ref())?;
-        Ok(Arc::new(in_memory(&plan, &IN_MEMORY, progress)?))
+        Ok(conversion.in_memory(checkpoint, &IN_MEMORY, progress)?)
     }
 
     fn open_as_it_is(&self, progress: &dyn Progress) -> Result<Checkpoint> {
@@ -242,8 +246,68 @@ impl Init {
         }
         let plan = match (&self.recipe, &self.synth) {
             (Some(path), _) => MergePlan::resolve(&MergeRecipe::open(path)?)?.0,
-            (None, synth) => synth.clone().unwrap_or_default().plan()?,
+            (None, synth) => {
+                let synth = synth.clone().unwrap_or_default();
+                synth.plan(Form::Agnostic)?
+            }
         };
         Ok(in_memory(&plan, &IN_MEMORY, progress)?)
     }
+}
+
+/// The form that fresh weights must have to go with those of a layout.
+fn form(layout: &dyn Layout) -> Result<Form> {
+    match layout.name() {
+        "vl_merging/agnostic" => Ok(Form::Agnostic),
+        "vl_merging/all_specific" => Ok(Form::AllSpecific),
+        "vl_merging/attn_specific" => Ok(Form::AttnSpecific),
+        "vl_merging/ffn_specific" => Ok(Form::FfnSpecific),
+        "vl_merging/ln_specific" => Ok(Form::LnSpecific),
+        "vlmo/base_plus" => Ok(Form::VlmoAbsolute),
+        name if name.starts_with("vlmo/") => Ok(Form::Vlmo),
+        name => Err(Error::BadSetting {
+            key: "init.fill".into(),
+            reason: format!("{name} cannot be filled; BEiT needs `expand` first"),
+        }),
+    }
+}
+
+/// The tensors of `checkpoint`, and of `fresh` those that it lacks.
+fn filled(checkpoint: Arc<Checkpoint>, fresh: Arc<Checkpoint>) -> Result<MergePlan> {
+    let copy = |source: usize, (key, info): (&str, &TensorInfo)| Entry {
+        name: key.to_owned(),
+        info: info.clone(),
+        action: Action::Copy(TensorRef {
+            source,
+            key: key.to_owned(),
+        }),
+        why: "copied".into(),
+    };
+    let mut entries: Vec<Entry> = checkpoint.tensors().map(|tensor| copy(0, tensor)).collect();
+    for (key, info) in fresh.tensors() {
+        match checkpoint.get(key) {
+            None => entries.push(copy(1, (key, info))),
+            Some(found) if found.shape == info.shape => {}
+            Some(found) => {
+                return Err(merge::Error::ShapeMismatch {
+                    slot: "init.fill".into(),
+                    key: key.to_owned(),
+                    found: found.shape.clone(),
+                    expected: info.shape.clone(),
+                }
+                .into());
+            }
+        }
+    }
+    entries.sort_by(|a, b| a.name.cmp(&b.name));
+    Ok(MergePlan {
+        recipe: "fill: fresh weights".into(),
+        model: ModelRecord::default(),
+        sources: vec![checkpoint, fresh],
+        stages: Vec::new(),
+        grams: Vec::new(),
+        entries,
+        dropped: Vec::new(),
+        beside: Beside::default(),
+    })
 }

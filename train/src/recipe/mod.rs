@@ -14,6 +14,7 @@ use evaluate::models::{Overrides, ShallowAttention};
 use serde::{Deserialize, Serialize};
 
 use crate::augment::MAX_MAGNITUDE;
+use crate::objectives;
 use crate::optim::OptimSettings;
 use crate::{Error, Result};
 
@@ -57,6 +58,9 @@ pub struct TrainRecipe {
     /// How words are masked.
     #[serde(default)]
     pub masking: Masking,
+    /// How patches of images are masked, for objectives that guess their tokens.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub image_masking: Option<ImageMasking>,
     /// Compute the inside of blocks anew in the backward pass, for less memory.
     #[serde(default)]
     pub checkpoint_activations: bool,
@@ -78,6 +82,9 @@ pub struct ModelSettings {
     /// Side of the image in pixels; position tables are resized.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub image_size: Option<usize>,
+    /// Text positions; longer tables are cut.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub text_len: Option<usize>,
     /// Attention heads.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub heads: Option<usize>,
@@ -109,7 +116,7 @@ impl ModelSettings {
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct SplitName {
-    /// `coco`, `f30k`, `vg`, `sbu`, `gcc`, `vqa` or `nlvr2`.
+    /// `coco`, `f30k`, `vg`, `sbu`, `gcc`, `vqa`, `nlvr2` or `wikibk`.
     pub dataset: String,
     /// Its split, such as `train`.
     pub split: String,
@@ -135,7 +142,8 @@ pub struct DataSettings {
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct ObjectiveSettings {
-    /// `itc`, `itm`, `mlm`, `text_mlm`, `image_classification`, `retrieval`, `vqa`, `nlvr2`.
+    /// `itc`, `itm`, `mlm`, `text_mlm`, `mim`, `image_mim`, `image_classification`, `retrieval`,
+    /// `vqa`, `nlvr2`.
     pub name: String,
     /// Factor of its loss.
     #[serde(default = "one_f64")]
@@ -220,6 +228,21 @@ impl Default for Masking {
     }
 }
 
+/// How patches of images are masked, in rectangular blocks, and what is guessed behind them.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct ImageMasking {
+    /// The checkpoint of a discrete autoencoder, or of its encoder, whose tokens are guessed.
+    pub tokenizer: PathBuf,
+    /// Share of the patches; the published 75 of 196 unless given.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub share: Option<f64>,
+    /// The least area of a block, in patches; the published 16 of 196, or as many of another grid,
+    /// unless given.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub least_block: Option<usize>,
+}
+
 /// When the state is kept.
 #[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields, default)]
@@ -283,6 +306,20 @@ impl TrainRecipe {
         of_unit("drop_path", self.drop_path)?;
         of_unit("dropout", self.dropout)?;
         of_unit("masking.probability", self.masking.probability)?;
+        if let Some(share) = self
+            .image_masking
+            .as_ref()
+            .and_then(|masking| masking.share)
+        {
+            of_unit("image_masking.share", share)?;
+        }
+        for objective in &self.objectives {
+            let needs_tokenizer = objectives::needs_image_tokenizer(&objective.name);
+            if needs_tokenizer && self.image_masking.is_none() {
+                let name = objective.name.clone();
+                return Err(Error::NoImageTokenizer { name });
+            }
+        }
         if let Augmentation::Random {
             magnitude,
             least_area,
@@ -321,6 +358,7 @@ impl TrainRecipe {
         let kind = |dataset: &str| match dataset {
             "vqa" => "questions",
             "nlvr2" => "statements",
+            "wikibk" => "texts",
             _ => "captions",
         };
         let kinds: std::collections::BTreeSet<&str> =

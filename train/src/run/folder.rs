@@ -24,13 +24,17 @@ pub struct RunFolder {
 }
 
 impl RunFolder {
-    /// Makes the folder, or takes up one that is there.
+    /// Makes the folder, or takes up one that is there; of several ranks one `is_writer`, and
+    /// clears away what a killed run has left.
     ///
     /// # Errors
     /// When the system does not let it.
-    pub fn open(path: &Path) -> Result<Self> {
+    pub fn open(path: &Path, is_writer: bool) -> Result<Self> {
         let folder = Self { path: path.into() };
         fs::create_dir_all(folder.states()).map_err(|e| Error::io("create", path, e))?;
+        if !is_writer {
+            return Ok(folder);
+        }
         for name in folder.state_names()? {
             if name.ends_with(PARTIAL) {
                 let partial = folder.states().join(&name);
@@ -92,6 +96,12 @@ impl RunFolder {
         Ok(kept.collect())
     }
 
+    /// The newest complete state, where there is one and it can be listed.
+    #[must_use]
+    pub fn newest(&self) -> Option<PathBuf> {
+        Some(self.kept().ok()?.pop()?.1)
+    }
+
     /// Keeps a state: `write` fills a folder, which gets its name when everything in it is on the
     /// disk. States beyond the newest `keep` then go.
     ///
@@ -138,7 +148,7 @@ mod tests {
     #[test]
     fn the_oldest_states_go_and_a_failed_one_leaves_no_trace() {
         let temporary = tempfile::tempdir().expect("a folder");
-        let folder = RunFolder::open(temporary.path()).expect("it opens");
+        let folder = RunFolder::open(temporary.path(), true).expect("it opens");
         let write = |place: &Path| {
             fs::write(place.join("a"), "a").map_err(|e| Error::io("write", place, e))
         };
@@ -161,7 +171,7 @@ mod tests {
         assert!(failed.is_err());
         assert_eq!(steps(&folder), [5, 9]);
         fs::create_dir(temporary.path().join("states/step-00000012.partial")).expect("made");
-        let folder = RunFolder::open(temporary.path()).expect("it opens");
+        let folder = RunFolder::open(temporary.path(), true).expect("it opens");
         assert_eq!(folder.state_names().expect("listed").len(), 2);
     }
 }

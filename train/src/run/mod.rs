@@ -2,6 +2,8 @@
 
 mod folder;
 mod model_file;
+mod moments;
+mod ownership;
 mod start;
 mod state_file;
 mod trainer;
@@ -11,6 +13,7 @@ mod validation;
 pub use folder::RunFolder;
 pub use model_file::write_model;
 pub use start::Start;
-pub use state_file::{Best, Moments, TrainState};
-pub use trainer::{Ended, Memory, Trainer, Where};
+pub use state_file::{Best, KeptState, TrainState};
+pub use trainer::{Ended, Memory, Pace, Trainer, Where};
+pub use update::{Updated, Updater};
 pub use validation::{Measured, Validation};

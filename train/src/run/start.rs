@@ -26,7 +26,8 @@ pub struct Start {
 
 impl Start {
     /// Loads a checkpoint for training: heads that only the objectives use may be missing, and are
-    /// then drawn anew under `seed`. `n_answers` is for a question answering head that is.
+    /// then drawn anew under `seed`. `classes` says how many such heads tell apart, by the beginning
+    /// of their names.
     ///
     /// # Errors
     /// When a tensor is missing or of another shape.
@@ -34,7 +35,7 @@ impl Start {
         checkpoint: Arc<Checkpoint>,
         model: &ModelSettings,
         objectives: impl IntoIterator<Item = &'a dyn Objective>,
-        n_answers: Option<usize>,
+        classes: &[(&str, usize)],
         seed: u64,
         device: &Device,
         dtype: DType,
@@ -46,8 +47,8 @@ impl Start {
             .copied()
             .collect();
         let mut weights = weights.with_fresh(&heads, seed).trainable();
-        if let Some(n) = n_answers {
-            weights = weights.with_fresh_classes("vqa_classifier", n);
+        for &(name, n) in classes {
+            weights = weights.with_fresh_classes(name, n);
         }
         let model = Multiway::load(&weights, config.clone())?;
         let variables = weights.variables();

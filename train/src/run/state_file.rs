@@ -2,9 +2,9 @@
 
 use std::borrow::Cow;
 use std::collections::BTreeMap;
+use std::ops::Range;
 use std::path::Path;
 
-use candle_core::{DType, Device, Tensor, Var};
 use merge::io::{OpenOptions, WriteOptions, Writer};
 use merge::{Checkpoint, TensorInfo};
 use serde::{Deserialize, Serialize};
@@ -15,6 +15,9 @@ use crate::{Error, Result};
 
 /// The key of the state in the metadata of its file.
 const KEY: &str = "vlmerge.train_state";
+
+/// What the names of kept numbers begin with: averages of weights, and both moments.
+const GROUPS: [&str; 3] = ["average/", "first/", "second/"];
 
 /// The best result so far.
 #[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
@@ -46,107 +49,25 @@ pub struct TrainState {
     pub recipe: String,
 }
 
-/// A value for each element of a variable, where the variable is.
-#[derive(Clone, Debug)]
-pub enum Moment {
-    /// In memory, row-major.
-    Host(Vec<f32>),
-    /// On another device.
-    Device(Tensor),
-}
-
-impl Moment {
-    /// The values.
-    ///
-    /// # Errors
-    /// When the device fails.
-    pub fn values(&self) -> Result<Cow<'_, [f32]>> {
-        Ok(match self {
-            Self::Host(values) => Cow::Borrowed(values),
-            Self::Device(tensor) => {
-                let flat = tensor.to_device(&Device::Cpu)?.to_dtype(DType::F32)?;
-                Cow::Owned(flat.flatten_all()?.to_vec1()?)
-            }
-        })
-    }
-
-    fn len(&self) -> usize {
-        match self {
-            Self::Host(values) => values.len(),
-            Self::Device(tensor) => tensor.elem_count(),
-        }
-    }
-
-    /// Where the variable is.
-    fn beside(self, variable: &Var) -> Result<Self> {
-        match self {
-            Self::Host(values) if !variable.device().is_cpu() => {
-                let tensor = Tensor::from_vec(values, variable.dims(), &Device::Cpu)?;
-                Ok(Self::Device(tensor.to_device(variable.device())?))
-            }
-            other => Ok(other),
-        }
-    }
-}
-
-/// Moments of the optimizer and averages of the weights, by name of variable.
-#[derive(Clone, Debug, Default)]
-pub struct Moments {
-    /// Mean of the gradient.
-    pub first: BTreeMap<String, Moment>,
-    /// Mean of its square.
-    pub second: BTreeMap<String, Moment>,
-    /// Averages of the weights, where they are kept.
-    pub averages: BTreeMap<String, Moment>,
-}
-
-impl Moments {
-    fn groups(&self) -> [(&'static str, &BTreeMap<String, Moment>); 3] {
-        [
-            ("average", &self.averages),
-            ("first", &self.first),
-            ("second", &self.second),
-        ]
-    }
-
-    /// Both moments of a variable, which begin at zero.
-    ///
-    /// # Errors
-    /// [`Error::OtherMoments`] when kept ones are of another length; when the device fails.
-    pub fn of(&mut self, name: &str, variable: &Var) -> Result<(&mut Moment, &mut Moment)> {
-        for moments in [&mut self.first, &mut self.second] {
-            let kept = moments.remove(name);
-            let moment = kept.unwrap_or_else(|| Moment::Host(vec![0.0; variable.elem_count()]));
-            if moment.len() != variable.elem_count() {
-                return Err(Error::OtherMoments { name: name.into() });
-            }
-            moments.insert(name.to_owned(), moment.beside(variable)?);
-        }
-        let lost = || Error::OtherMoments { name: name.into() };
-        let first = self.first.get_mut(name).ok_or_else(lost)?;
-        let second = self.second.get_mut(name).ok_or_else(lost)?;
-        Ok((first, second))
-    }
-}
-
 impl TrainState {
-    /// Writes the state.
+    /// Writes the state with numbers by name and length: `values` gives those of an entry, and is
+    /// asked for every one of them in turn whatever happens, for other ranks may wait for that.
     ///
     /// # Errors
-    /// When the disk is full or fails.
-    pub fn write(&self, path: &Path, moments: &Moments) -> Result<()> {
-        let mut kept = Vec::new();
-        let mut infos = Vec::new();
-        for (group, of_group) in moments.groups() {
-            for (name, moment) in of_group {
-                let info = TensorInfo {
-                    dtype: merge::DType::F32,
-                    shape: vec![moment.len()],
-                };
-                infos.push((format!("{group}/{name}"), info));
-                kept.push(moment);
-            }
-        }
+    /// When the disk is full or fails, and what `values` returns.
+    pub(super) fn write<'v>(
+        &self,
+        path: &Path,
+        entries: &[(String, usize)],
+        values: impl Fn(usize) -> Result<Cow<'v, [f32]>>,
+    ) -> Result<()> {
+        let infos = entries.iter().map(|(name, n)| {
+            let info = TensorInfo {
+                dtype: merge::DType::F32,
+                shape: vec![*n],
+            };
+            (name.clone(), info)
+        });
         // Strings and numbers always have a JSON form.
         let text = serde_json::to_string(self).unwrap_or_default();
         let metadata = BTreeMap::from([(KEY.to_owned(), text)]);
@@ -154,19 +75,37 @@ impl TrainState {
             force: true,
             ..WriteOptions::new(path)
         };
-        let writer = Writer::create(&infos, &metadata, &options)?;
-        for (index, moment) in kept.into_iter().enumerate() {
-            writer.write(index, 0, bytemuck::cast_slice(&moment.values()?))?;
+        let writer = Writer::create(&infos.collect::<Vec<_>>(), &metadata, &options);
+        let mut failed = None;
+        for at in 0..entries.len() {
+            let values = values(at)?;
+            if let Ok(writer) = &writer
+                && failed.is_none()
+            {
+                failed = writer.write(at, 0, bytemuck::cast_slice(&values)).err();
+            }
         }
-        writer.finish(&metadata)?;
+        if let Some(error) = failed {
+            return Err(error.into());
+        }
+        writer?.finish(&metadata)?;
         Ok(())
     }
+}
 
-    /// Reads a state.
+/// A state on the disk.
+pub struct KeptState {
+    /// Where the run stood.
+    pub state: TrainState,
+    file: Checkpoint,
+}
+
+impl KeptState {
+    /// Opens a state.
     ///
     /// # Errors
     /// When the file is damaged or holds no state.
-    pub fn read(path: &Path) -> Result<(Self, Moments)> {
+    pub fn open(path: &Path) -> Result<Self> {
         let file = merge::io::open(path, &OpenOptions::default())?;
         let fault = |reason: String| Error::BadState {
             path: path.into(),
@@ -175,24 +114,38 @@ impl TrainState {
         let text = file.info().metadata.get(KEY);
         let text = text.ok_or_else(|| fault("it is no state of a run".into()))?;
         let state = serde_json::from_str(text).map_err(|error| fault(error.to_string()))?;
-        let mut moments = Moments::default();
         for (key, info) in file.tensors() {
-            let group = match key.split_once('/') {
-                Some(("average", name)) => (&mut moments.averages, name),
-                Some(("first", name)) => (&mut moments.first, name),
-                Some(("second", name)) => (&mut moments.second, name),
-                _ => return Err(fault(format!("`{key}` is no part of a state"))),
-            };
-            let values = read_values(&file, key, info)?;
-            group.0.insert(group.1.to_owned(), Moment::Host(values));
+            let is_known = GROUPS.iter().any(|group| key.starts_with(group));
+            if !is_known || info.dtype != merge::DType::F32 {
+                return Err(fault(format!("`{key}` is no part of a state")));
+            }
         }
-        Ok((state, moments))
+        Ok(Self { state, file })
     }
-}
 
-fn read_values(file: &Checkpoint, key: &str, info: &TensorInfo) -> Result<Vec<f32>> {
-    let bytes = file.read_all(key)?;
-    let mut values = vec![0.0; info.n_elements()];
-    merge::decode_f32(key, info.dtype, &bytes, &mut values)?;
-    Ok(values)
+    /// Names of kept numbers, and how many each has.
+    pub fn entries(&self) -> impl Iterator<Item = (&str, usize)> {
+        (self.file.tensors()).map(|(key, info)| (key, info.n_elements()))
+    }
+
+    /// Numbers `range` of an entry.
+    ///
+    /// # Errors
+    /// When the file cannot be read, or has no such entry.
+    pub fn read(&self, key: &str, range: Range<usize>) -> Result<Vec<f32>> {
+        let mut values = vec![0.0; range.len()];
+        if !values.is_empty() {
+            let bytes = bytemuck::cast_slice_mut(&mut values);
+            self.file.read(key, range.start, bytes)?;
+        }
+        Ok(values)
+    }
+
+    /// The error for a state that does not fit.
+    pub(super) fn refused(&self, reason: String) -> Error {
+        Error::BadState {
+            path: self.file.path().into(),
+            reason,
+        }
+    }
 }

@@ -1,25 +1,29 @@
 //! The one loop.
 
+mod keep;
+mod memory;
+mod open;
+
 use std::path::Path;
 use std::sync::Arc;
 use std::time::Instant;
 
-use candle_core::{DType, Device, Tensor};
-use evaluate::models::Multiway;
-use evaluate::nn::{Gradients, Tape};
-use evaluate::text::Tokenizer;
+use candle_core::{DType, Device};
+use evaluate::nn::{Buffers, Gradients, Tape};
 use merge::Progress;
 
 use super::update::{Updated, Updater};
-use super::{Best, Measured, RunFolder, Start, TrainState, Validation, write_model};
+use super::{RunFolder, Start, TrainState, Validation};
 use crate::batch::Batch;
 use crate::collective::Collective;
 use crate::data::{self, Loaded, Loader, Order};
 use crate::log::{Log, Record};
-use crate::objectives::{self, Loss, Needs, Objective, Randomness, Shared, Step};
+use crate::objectives::{Loss, Objective, Randomness, Shared, Step};
 use crate::optim::LossScale;
-use crate::recipe::{Init, ObjectiveSettings, Span, TrainRecipe};
+use crate::recipe::TrainRecipe;
 use crate::{Error, Result};
+
+pub use memory::Memory;
 
 /// Where a run takes place.
 pub struct Where<'a> {
@@ -42,15 +46,17 @@ pub enum Ended {
     Stopped,
 }
 
-/// What a run takes in memory.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Memory {
-    /// Numbers that are variables.
-    pub n_parameters: u64,
-    /// Bytes of gradients and both moments.
-    pub update_bytes: u64,
-    /// Bytes that blocks keep for their backward pass, by estimate.
-    pub activation_bytes: u64,
+/// How fast a run went since it was opened.
+#[derive(Clone, Copy, Debug, Default, PartialEq)]
+pub struct Pace {
+    /// Examples that were learned from, by all ranks.
+    pub examples: u64,
+    /// Seconds of all steps.
+    pub seconds: f64,
+    /// Seconds of them that this rank's device waited for data.
+    pub waited_seconds: f64,
+    /// Examples that this rank's worker threads load in a second, when nothing else holds them up.
+    pub input_examples_per_second: f64,
 }
 
 /// A run under way.
@@ -62,13 +68,17 @@ pub struct Trainer<'a> {
     start: Start,
     updater: Updater,
     gradients: Gradients,
+    buffers: Buffers,
     loader: Arc<Loader>,
     order: Order,
     n_parts: usize,
     n_steps: u64,
     validation: Option<Validation>,
+    /// The last step after which there was validation.
+    validated_at: Option<u64>,
     state: TrainState,
     log: Option<Log>,
+    pace: Pace,
     dtype: DType,
 }
 
@@ -77,6 +87,8 @@ pub struct Trainer<'a> {
 struct Told {
     /// Name, sum, cases: averaged at the end, over all ranks.
     values: Vec<(String, f64, f64)>,
+    /// The first loss that is not finite.
+    not_finite: Option<String>,
 }
 
 impl Told {
@@ -92,136 +104,16 @@ impl Told {
 }
 
 impl<'a> Trainer<'a> {
-    /// Opens data and weights, and takes up the newest state of the folder if there is one.
-    ///
-    /// # Errors
-    /// When the recipe, a file or the weights are wrong, or the folder holds another run.
-    pub fn open(recipe: TrainRecipe, place: Where<'a>) -> Result<Self> {
-        recipe.check()?;
-        let folder = RunFolder::open(place.folder)?;
-        let dtype = dtype(&recipe.precision)?;
-        let objectives = (recipe.objectives.iter()).map(objective);
-        let objectives: Vec<(Box<dyn Objective>, f64)> = objectives.collect::<Result<_>>()?;
-        let needs = objectives
-            .iter()
-            .fold(Needs::default(), |needs, (o, _)| needs.and(o.needs()));
-        let data = &recipe.data;
-        let parts = data.train.iter().map(|split| {
-            data::open(
-                &data.folder,
-                &split.dataset,
-                &split.split,
-                data.without_repeats,
-            )
-        });
-        let examples: Arc<dyn data::Examples> =
-            Arc::new(data::Joined::new(parts.collect::<Result<_>>()?));
-        let tokenizer = Arc::new(Tokenizer::open(&data.tokenizer)?);
-
-        let kept = folder.kept()?.pop();
-        let checkpoint = match &kept {
-            Some((_, state)) => Init::from_checkpoint(state.join("model.safetensors")),
-            None => recipe.init.clone(),
-        };
-        let is_nlvr2 = objectives.iter().any(|(o, _)| o.name() == "nlvr2");
-        let checkpoint = checkpoint.open(&recipe.model, is_nlvr2, place.progress)?;
-        let start = Start::load(
-            checkpoint,
-            &recipe.model,
-            objectives.iter().map(|(objective, _)| objective.as_ref()),
-            examples.n_answers(),
-            recipe.seed,
-            &place.device,
-            dtype,
-        )?;
-        let (found, expected) = (tokenizer.vocabulary_size(), start.config.vocabulary);
-        if found != expected {
-            return Err(evaluate::Error::OtherVocabulary {
-                path: tokenizer.path().into(),
-                found,
-                expected,
-            }
-            .into());
-        }
-        let n_answers = match examples.n_answers() {
-            None => None,
-            Some(known) => {
-                let n_classes = start.model.heads().vqa()?.n_classes();
-                if known > n_classes {
-                    return Err(Error::TooManyAnswers { known, n_classes });
-                }
-                Some(n_classes)
-            }
-        };
-        let order = Order::new(examples.len(), recipe.batch_size, recipe.seed);
-        let n_parts = n_parts(&recipe, &order, place.collective.size())?;
-        let n_steps = recipe.length.steps(order.n_batches());
-        let mut updater = Updater::new(&recipe.optim, n_steps, &start.variables)?;
-        let fingerprint = fingerprint(&recipe)?;
-        let mut state = TrainState {
-            recipe: fingerprint.clone(),
-            loss_scale: (dtype == DType::F16).then(|| LossScale::new(recipe.optim.loss_scale)),
-            ..TrainState::default()
-        };
-        if let Some((_, kept)) = &kept {
-            let path = kept.join("state.safetensors");
-            let (found, moments) = TrainState::read(&path)?;
-            if found.recipe != fingerprint {
-                return Err(Error::BadState {
-                    path,
-                    reason: "it is the state of another recipe; give another --out".into(),
-                });
-            }
-            updater.resume(moments, &recipe.optim, &start.variables)?;
-            state = found;
-        }
-        let resumed_at = kept.is_some().then_some(state.step);
-        let is_first = place.collective.is_first();
-        let log = is_first
-            .then(|| Log::open(folder.path(), resumed_at))
-            .transpose()?;
-        if is_first {
-            let yaml = recipe.to_yaml()?;
-            merge::io::write_file(&folder.file("recipe.yaml"), yaml.as_bytes(), true)?;
-        }
-        let validation = recipe
-            .validation
-            .as_ref()
-            .map(|v| Validation::open(v, data));
-        let gradients = Gradients::of(updater.trained(&start.variables).map(|(_, var)| var));
-        let loader = Loader::new(
-            examples,
-            tokenizer,
-            start.config.text_len,
-            start.config.image_size,
-            needs,
-            recipe.seed,
-        )
-        .answering(n_answers)
-        .augmented(&recipe.augmentation, recipe.masking)?;
-        Ok(Self {
-            loader: Arc::new(loader),
-            validation: validation.transpose()?,
-            recipe,
-            place,
-            folder,
-            objectives,
-            start,
-            updater,
-            gradients,
-            order,
-            n_parts,
-            n_steps,
-            state,
-            log,
-            dtype,
-        })
-    }
-
     /// Where the run stands.
     #[must_use]
     pub fn state(&self) -> &TrainState {
         &self.state
+    }
+
+    /// How fast it has gone since it was opened.
+    #[must_use]
+    pub fn pace(&self) -> Pace {
+        self.pace
     }
 
     /// Steps of the whole run.
@@ -236,29 +128,6 @@ impl<'a> Trainer<'a> {
         &self.start
     }
 
-    /// What the run takes in memory.
-    #[must_use]
-    pub fn memory(&self) -> Memory {
-        let variables = self.start.variables.values();
-        let n_parameters: u64 = variables.map(|variable| variable.elem_count() as u64).sum();
-        let trained = self.updater.trained(&self.start.variables);
-        let n_trained: u64 = trained.map(|(_, var)| var.elem_count() as u64).sum();
-        let config = &self.start.config;
-        let n_tokens = (config.n_patches() + 1 + config.text_len) as u64;
-        let part = self.order.batch_size() / self.place.collective.size() / self.n_parts;
-        // Input, norms, packed projections, attention, the FFN before and after GELU, sums.
-        let per_token = match self.recipe.checkpoint_activations {
-            true => config.width,
-            false => 10 * config.width + 2 * config.ffn_width,
-        };
-        let per_block = part as u64 * n_tokens * 4 * per_token as u64;
-        Memory {
-            n_parameters,
-            update_bytes: 3 * 4 * n_trained,
-            activation_bytes: per_block * config.n_blocks as u64,
-        }
-    }
-
     /// Trains to the end, or until the user stops it.
     ///
     /// # Errors
@@ -271,8 +140,7 @@ impl<'a> Trainer<'a> {
         progress.finish();
         let ended = ended?;
         if ended == Ended::Done {
-            if self.validation.is_some() && self.state.best.map(|b| b.step) != Some(self.state.step)
-            {
+            if self.validation.is_some() && self.validated_at != Some(self.state.step) {
                 self.validate()?;
             }
             self.save()?;
@@ -342,15 +210,15 @@ impl<'a> Trainer<'a> {
         let (mut told, mut waited) = (Told::default(), 0.0);
         self.gradients.clear();
         let scale = self.state.loss_scale.as_ref().map_or(1.0, LossScale::scale);
-        for part in 0..self.n_parts {
+        for _ in 0..self.n_parts {
             let waiting = Instant::now();
             let part_loaded = loaded.next().ok_or(Error::NoData)??;
             waited += waiting.elapsed().as_secs_f64();
             let batch = part_loaded.batch(&self.place.device, self.dtype)?;
-            let draws = self.state.step * self.n_parts as u64 + part as u64;
-            self.backward(&batch, draws, scale, &mut told)?;
+            self.backward(&batch, scale, &mut told)?;
         }
         let collective = self.place.collective;
+        all_finite(&told, collective)?;
         self.updater
             .exchange(&self.start.variables, &mut self.gradients, collective)?;
         // Sums over parts and ranks become means.
@@ -365,39 +233,57 @@ impl<'a> Trainer<'a> {
         let seconds = started.elapsed().as_secs_f64();
         told.add("seconds", seconds, 1.0);
         told.add("seconds_waiting_for_data", waited, 1.0);
+        self.pace.examples += self.order.batch_size() as u64;
+        self.pace.seconds += seconds;
+        self.pace.waited_seconds += waited;
+        let n_workers = rayon::current_num_threads();
+        let rate = self.loader.examples_per_second(n_workers);
+        self.pace.input_examples_per_second = rate;
+        // The sum over the ranks.
+        let share = 1.0 / collective.size() as f64;
+        told.add("input_examples_per_second", rate, share);
         self.tell(told, updated)
     }
 
     /// Adds the gradients of every objective on a part of the batch.
-    fn backward(&mut self, batch: &Batch, draws: u64, scale: f64, told: &mut Told) -> Result<()> {
+    fn backward(&mut self, batch: &Batch, scale: f64, told: &mut Told) -> Result<()> {
         let shared = Shared::default();
         let mut total = 0.0;
         for (objective, weight) in &self.objectives {
             let tape = match self.recipe.checkpoint_activations {
                 true => Tape::checkpointing(),
                 false => Tape::new(),
-            };
+            }
+            .reusing(&self.buffers);
             let step = Step {
                 model: &self.start.model,
                 batch,
                 collective: self.place.collective,
                 randomness: Some(Randomness {
                     seed: self.recipe.seed,
-                    step: draws,
+                    step: self.state.step,
                     drop_path: self.recipe.drop_path,
                     dropout: self.recipe.dropout,
                 }),
                 tape: Some(&tape),
                 shared: &shared,
             };
+            let loss = match objective.loss(&step) {
+                // All ranks go on to the end of the step, and learn of it there.
+                Err(Error::NotFinite { part }) => {
+                    told.not_finite.get_or_insert(part);
+                    continue;
+                }
+                loss => loss?,
+            };
             let Loss {
                 value,
                 reported,
                 measures,
-            } = objective.loss(&step)?;
+            } = loss;
             if !reported.is_finite() {
-                let part = format!("the loss {}", objective.name());
-                return Err(Error::NotFinite { part });
+                let part = || format!("the loss {}", objective.name());
+                told.not_finite.get_or_insert_with(part);
             }
             total += weight * reported;
             told.add(&format!("loss/{}", objective.name()), reported, 1.0);
@@ -429,7 +315,13 @@ impl<'a> Trainer<'a> {
         }
         let updates = self.state.updates;
         let variables = &self.start.variables;
-        let updated = (self.updater).update(updates, variables, &self.gradients, factor, norm)?;
+        let updated = self.updater.update(
+            updates,
+            variables,
+            &self.gradients,
+            (factor, norm),
+            self.place.collective,
+        )?;
         self.state.updates += 1;
         self.start.recast()?;
         Ok(Some(updated))
@@ -466,132 +358,17 @@ impl<'a> Trainer<'a> {
         }
         log.write(&record)
     }
-
-    /// Measures on validation data, and keeps the best weights.
-    fn validate(&mut self) -> Result<()> {
-        let collective = self.place.collective;
-        if collective.is_first() {
-            self.updater.swap_averages(&self.start.variables)?;
-            let measured = self.measure();
-            let step = self.state.step;
-            if let Ok(Some(measured)) = &measured {
-                self.note_best(measured, step)?;
-            }
-            self.updater.swap_averages(&self.start.variables)?;
-            measured?;
-        }
-        collective.barrier()
-    }
-
-    fn measure(&mut self) -> Result<Option<Measured>> {
-        let Some(validation) = &self.validation else {
-            return Ok(None);
-        };
-        let model: Multiway = self.start.frozen()?;
-        let (device, progress) = (&self.place.device, self.place.progress);
-        let tokenizer = &self.loader.tokenizer;
-        let measured = validation.measure(&model, tokenizer, device, self.dtype, progress)?;
-        if let Some(log) = &mut self.log {
-            let values = measured.values.iter();
-            log.write(&Record {
-                step: self.state.step,
-                examples: self.state.examples,
-                values: values
-                    .map(|(name, value)| (format!("validation/{name}"), *value))
-                    .collect(),
-            })?;
-        }
-        Ok(Some(measured))
-    }
-
-    fn note_best(&mut self, measured: &Measured, step: u64) -> Result<()> {
-        let value = measured.chosen;
-        if self.state.best.is_some_and(|best| best.value >= value) {
-            return Ok(());
-        }
-        self.state.best = Some(Best { step, value });
-        self.write_weights("best.safetensors")?;
-        let best = serde_json::json!({
-            "step": step,
-            "chosen": value,
-            "values": measured.values.iter().cloned().collect::<std::collections::BTreeMap<_, _>>(),
-        });
-        let text = format!("{best:#}\n");
-        merge::io::write_file(&self.folder.file("best.json"), text.as_bytes(), true)?;
-        Ok(())
-    }
-
-    fn write_weights(&self, name: &str) -> Result<()> {
-        self.write_weights_to(&self.folder.file(name))
-    }
-
-    fn write_weights_to(&self, path: &Path) -> Result<()> {
-        let variables = self.start.variables.iter();
-        let tensors: std::collections::BTreeMap<String, Tensor> = variables
-            .map(|(name, variable)| (name.clone(), variable.as_detached_tensor()))
-            .collect();
-        let (weights, config) = (&self.start.weights, &self.start.config);
-        write_model(path, weights, &tensors, config, &self.recipe.to_yaml()?)
-    }
-
-    /// Keeps the state.
-    fn save(&mut self) -> Result<()> {
-        if self.place.collective.is_first() {
-            let (step, keep) = (self.state.step, self.recipe.save.keep);
-            self.updater.gather_averages();
-            let this = &*self;
-            let moments = this.updater.kept_moments();
-            this.folder.keep(step, keep, |place| {
-                this.write_weights_to(&place.join("model.safetensors"))?;
-                this.state.write(&place.join("state.safetensors"), moments)
-            })?;
-        }
-        self.place.collective.barrier()
-    }
 }
 
-fn dtype(precision: &str) -> Result<DType> {
-    match precision {
-        "f32" => Ok(DType::F32),
-        "bf16" => Ok(DType::BF16),
-        "f16" => Ok(DType::F16),
-        other => Err(Error::BadSetting {
-            key: "precision".into(),
-            reason: format!("`{other}` is none of f32, bf16 and f16"),
+/// Whether all losses of all ranks are finite.
+fn all_finite(told: &Told, collective: &dyn Collective) -> Result<()> {
+    let mut n = [f64::from(u8::from(told.not_finite.is_some()))];
+    collective.sum_f64(&mut n)?;
+    match &told.not_finite {
+        Some(part) => Err(Error::NotFinite { part: part.clone() }),
+        None if n[0] > 0.0 => Err(Error::NotFinite {
+            part: "a loss of another rank".into(),
         }),
+        None => Ok(()),
     }
-}
-
-fn objective(settings: &ObjectiveSettings) -> Result<(Box<dyn Objective>, f64)> {
-    Ok((objectives::by_name(&settings.name)?, settings.weight))
-}
-
-/// How many parts a rank's share of a batch is computed in.
-fn n_parts(recipe: &TrainRecipe, order: &Order, n_ranks: usize) -> Result<usize> {
-    let bad = |reason: String| Error::BadSetting {
-        key: "batch_size".into(),
-        reason,
-    };
-    let batch = order.batch_size();
-    if !batch.is_multiple_of(n_ranks) {
-        return Err(bad(format!(
-            "{batch} examples cannot be shared by {n_ranks} ranks"
-        )));
-    }
-    let share = batch / n_ranks;
-    let per_part = recipe.per_device_batch.unwrap_or(share).min(share);
-    if !share.is_multiple_of(per_part) {
-        return Err(bad(format!(
-            "{share} examples of a rank are no multiple of {per_part}"
-        )));
-    }
-    Ok(share / per_part)
-}
-
-/// What two recipes must have in common for one to go on with the state of the other.
-fn fingerprint(recipe: &TrainRecipe) -> Result<String> {
-    let mut recipe = recipe.clone();
-    recipe.save.every = None::<Span>;
-    recipe.save.keep = 1;
-    recipe.to_yaml()
 }

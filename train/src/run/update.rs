@@ -1,24 +1,36 @@
 //! From gradients to new weights.
 
+use std::borrow::Cow;
 use std::collections::BTreeMap;
 
 use candle_core::{DType, Device, Tensor, Var};
 use evaluate::nn::{Gradient, Gradients};
 
-use super::state_file::{Moment, Moments};
+use super::KeptState;
+use super::moments::{Moment, Moments};
+use super::ownership::Ownership;
 use crate::collective::Collective;
 use crate::optim::clip::{clip_factor, square_sum};
 use crate::optim::{AdamW, Ema, GroupKind, OptimSettings, ParamGroups, Schedule, Step};
 use crate::{Error, Result};
 
-/// The optimizer of a run.
+/// The optimizer of a run. With several ranks each keeps the moments of its own share of the
+/// variables alone and updates that.
+///
+/// Rajbhandari et al. 2020, "ZeRO", <https://arxiv.org/abs/1910.02054>, section 5.1.
 pub struct Updater {
     rule: AdamW,
     schedule: Schedule,
     groups: ParamGroups,
     max_norm: Option<f64>,
+    ownership: Ownership,
     moments: Moments,
     average: Option<Ema>,
+}
+
+fn is_trained(groups: &ParamGroups, name: &str) -> bool {
+    let group = groups.group(name);
+    group.is_ok_and(|group| group.kind != GroupKind::Frozen)
 }
 
 /// What an update was made of.
@@ -39,6 +51,7 @@ impl Updater {
         settings: &OptimSettings,
         total_steps: u64,
         variables: &BTreeMap<String, Var>,
+        collective: &dyn Collective,
     ) -> Result<Self> {
         settings.check()?;
         let shapes = variables
@@ -46,12 +59,18 @@ impl Updater {
             .map(|(name, var)| (name.as_str(), var.dims()));
         let groups = ParamGroups::of(shapes, &settings.groups())?;
         groups.check(variables.keys().map(String::as_str))?;
+        let trained = variables
+            .iter()
+            .filter(|(name, _)| is_trained(&groups, name));
+        let trained: Vec<&Var> = trained.map(|(_, variable)| variable).collect();
+        let ownership = Ownership::new(&trained, collective);
         let average = settings.ema.map(|decay| Ema::new(decay, variables));
         Ok(Self {
             rule: settings.adamw(),
             schedule: settings.schedule(total_steps),
             groups,
             max_norm: settings.max_norm,
+            ownership,
             moments: Moments::default(),
             average: average.transpose()?,
         })
@@ -62,45 +81,115 @@ impl Updater {
         &'a self,
         variables: &'a BTreeMap<String, Var>,
     ) -> impl Iterator<Item = (&'a String, &'a Var)> {
-        variables.iter().filter(|(name, _)| {
-            let group = self.groups.group(name);
-            group.is_ok_and(|group| group.kind != GroupKind::Frozen)
-        })
+        variables
+            .iter()
+            .filter(|(name, _)| is_trained(&self.groups, name))
     }
 
-    /// Moments and averages, as a state file keeps them.
+    /// Numbers whose moments this rank keeps.
     #[must_use]
-    pub fn kept_moments(&self) -> &Moments {
-        &self.moments
+    pub fn n_owned(&self) -> u64 {
+        self.ownership.n_owned()
     }
 
-    /// Puts the averages of the weights among what is kept.
-    pub fn gather_averages(&mut self) {
-        if let Some(average) = &self.average {
-            let averages = average.averages().iter();
-            self.moments.averages = averages
-                .map(|(name, tensor)| (name.clone(), Moment::Device(tensor.clone())))
-                .collect();
-        }
+    /// What a state file keeps, the same on all ranks: names, and how many numbers each has.
+    #[must_use]
+    pub fn kept(&self) -> Vec<(String, usize)> {
+        let averages = self.average.iter().flat_map(|average| average.averages());
+        let averages =
+            averages.map(|(name, tensor)| (format!("average/{name}"), tensor.elem_count()));
+        let moments = |group: &'static str| {
+            let lengths = self.moments.lengths();
+            lengths.map(move |(name, n)| (format!("{group}/{name}"), n))
+        };
+        averages
+            .chain(moments("first"))
+            .chain(moments("second"))
+            .collect()
     }
 
-    /// Takes up kept moments.
+    /// The numbers of an entry of [`kept`](Self::kept), put together from all ranks, each of which
+    /// asks for the same one.
     ///
     /// # Errors
-    /// [`Error::BadState`]-like errors are the caller's; here only the device can fail.
+    /// When a rank is gone or the device fails.
+    pub fn whole(&self, key: &str, collective: &dyn Collective) -> Result<Cow<'_, [f32]>> {
+        let (group, name) = key.split_once('/').unwrap_or(("", key));
+        let lost = || Error::OtherMoments { name: name.into() };
+        if group == "average" {
+            let average = self.average.as_ref().and_then(|a| a.averages().get(name));
+            let flat = average.ok_or_else(lost)?.to_device(&Device::Cpu)?;
+            return Ok(Cow::Owned(flat.flatten_all()?.to_vec1()?));
+        }
+        let pair = self.moments.get(name).ok_or_else(lost)?;
+        let own = match group {
+            "first" => pair.first.values()?,
+            _ => pair.second.values()?,
+        };
+        if collective.size() == 1 {
+            return Ok(own);
+        }
+        // Stretches follow one another in the order of the ranks.
+        let parts = collective.gather(bytemuck::cast_slice(&own))?;
+        let whole = parts
+            .iter()
+            .flat_map(|bytes| bytemuck::pod_collect_to_vec::<u8, f32>(bytes));
+        Ok(Cow::Owned(whole.collect()))
+    }
+
+    /// Takes up a kept state: of the moments, what this rank owns.
+    ///
+    /// # Errors
+    /// [`Error::BadState`] when it is of other variables; when the file or the device fails.
     pub fn resume(
         &mut self,
-        moments: Moments,
+        kept: &KeptState,
         settings: &OptimSettings,
         variables: &BTreeMap<String, Var>,
     ) -> Result<()> {
+        let trained: Vec<(&String, &Var)> = self.trained(variables).collect();
+        let lengths: BTreeMap<&str, usize> = kept.entries().collect();
+        let mut moments = Moments::default();
+        let mut n_known = 0;
+        for (index, (name, variable)) in trained.into_iter().enumerate() {
+            let keys = ["first", "second"].map(|group| format!("{group}/{name}"));
+            let found = keys
+                .each_ref()
+                .map(|key| lengths.get(key.as_str()).copied());
+            match found {
+                [None, None] => continue,
+                [Some(a), Some(b)] if [a, b] == [variable.elem_count(); 2] => {}
+                _ => {
+                    return Err(
+                        kept.refused(format!("the moments of `{name}` are not of its size"))
+                    );
+                }
+            }
+            let own = self.ownership.own(index);
+            let [first, second] = keys;
+            let own = [kept.read(&first, own.clone())?, kept.read(&second, own)?];
+            moments.put(name, variable, own)?;
+            n_known += 2;
+        }
+        let n_moments = lengths
+            .keys()
+            .filter(|key| !key.starts_with("average/"))
+            .count();
+        if n_known != n_moments {
+            let n = n_moments - n_known;
+            return Err(kept.refused(format!("{n} moments are of no variable that is trained")));
+        }
         if let Some(decay) = settings.ema {
             let mut averages = BTreeMap::new();
-            for (name, moment) in &moments.averages {
-                let Some(variable) = variables.get(name) else {
-                    continue;
-                };
-                let values = moment.values()?.into_owned();
+            for (name, variable) in variables {
+                let key = format!("average/{name}");
+                let n = variable.elem_count();
+                if lengths.get(key.as_str()) != Some(&n) {
+                    return Err(
+                        kept.refused(format!("there is no average of `{name}` of its size"))
+                    );
+                }
+                let values = kept.read(&key, 0..n)?;
                 let tensor = Tensor::from_vec(values, variable.dims(), &Device::Cpu)?;
                 averages.insert(name.clone(), tensor.to_device(variable.device())?);
             }
@@ -210,25 +299,29 @@ impl Updater {
     }
 
     /// Makes update number `index`, counted from 0, with gradients times `factor`, whose norm is
-    /// `norm`.
+    /// `norm`: every rank that of its own share, which it then gives to all.
     ///
     /// # Errors
-    /// When the device fails.
+    /// When a rank is gone or the device fails.
     pub fn update(
         &mut self,
         index: u64,
         variables: &BTreeMap<String, Var>,
         gradients: &Gradients,
-        factor: f64,
-        norm: f64,
+        (factor, norm): (f64, f64),
+        collective: &dyn Collective,
     ) -> Result<Updated> {
         let rate = self.schedule.rate(index);
         let clipped = self.max_norm.map_or(1.0, |max| clip_factor(norm, max));
+        let groups = &self.groups;
+        let mut trained = Vec::new();
         for (name, variable) in variables {
-            let group = self.groups.group(name)?;
-            if group.kind == GroupKind::Frozen {
-                continue;
+            let group = groups.group(name)?;
+            if group.kind != GroupKind::Frozen {
+                trained.push((name, variable, group));
             }
+        }
+        for (at, (name, variable, group)) in trained.iter().enumerate() {
             let Some(gradient) = gradients.get(variable) else {
                 continue;
             };
@@ -238,20 +331,27 @@ impl Updater {
                 decay: group.decay,
                 gradient_scale: factor * clipped,
             };
-            let (m, v) = self.moments.of(name, variable)?;
-            match (gradient, m, v) {
+            let own = self.ownership.own(at);
+            let pair = self.moments.of(name, variable, &own)?;
+            if own.is_empty() {
+                continue;
+            }
+            match (gradient, &mut pair.first, &mut pair.second) {
                 (Gradient::Host(g), Moment::Host(m), Moment::Host(v)) => {
-                    let range = 0..g.len();
-                    self.rule
-                        .update_in_place_by(step, variable, g, range, m, v)?;
+                    self.rule.update_in_place(step, variable, g, own, m, v)?;
                 }
                 (Gradient::Device(g), Moment::Device(m), Moment::Device(v)) => {
                     let g = g.to_dtype(DType::F32)?;
                     (*m, *v) = self.rule.update_by_operations(step, variable, &g, m, v)?;
                 }
-                _ => return Err(Error::OtherMoments { name: name.clone() }),
+                _ => {
+                    let name = (*name).clone();
+                    return Err(Error::OtherMoments { name });
+                }
             }
         }
+        let trained: Vec<&Var> = trained.iter().map(|(_, variable, _)| *variable).collect();
+        self.ownership.share(&trained, collective)?;
         if let Some(average) = &mut self.average {
             average.update(variables)?;
         }

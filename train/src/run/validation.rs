@@ -1,17 +1,9 @@
 //! Measuring on the way.
 
-use std::sync::Arc;
-
 use candle_core::{DType, Device};
-use evaluate::datasets::captions::CaptionSet;
-use evaluate::datasets::nlvr2::Nlvr2Set;
-use evaluate::datasets::vqa::{VqaSet, label_answers};
 use evaluate::metrics::retrieval::Ties;
 use evaluate::models::Multiway;
-use evaluate::tasks::nlvr2::Nlvr2;
-use evaluate::tasks::retrieval::Retrieval;
-use evaluate::tasks::vqa::Vqa;
-use evaluate::tasks::{Runner, Task};
+use evaluate::tasks::{Choice, Name, Ranks, Runner, Task};
 use evaluate::text::Tokenizer;
 use merge::Progress;
 
@@ -40,30 +32,21 @@ impl Validation {
     /// # Errors
     /// When there is no such task, data set or split, or a file is damaged.
     pub fn open(settings: &ValidationSettings, data: &DataSettings) -> Result<Self> {
-        let (folder, split) = (data.folder.as_path(), settings.split.as_str());
-        let limit = settings.limit.unwrap_or(usize::MAX);
-        let (task, usual): (Box<dyn Task>, &str) = match settings.task.as_str() {
-            "retrieval" => {
-                let set = CaptionSet::open(folder, &settings.dataset, split)?.first(limit);
-                let task = Retrieval::new(Arc::new(set), Ties::default());
-                (Box::new(task.without_examples()), "rsum")
-            }
-            "vqa" => {
-                let set = VqaSet::open(folder, split)?.first(limit);
-                let task = Vqa::new(Arc::new(set), label_answers(folder)?);
-                (Box::new(task), "vqa_score")
-            }
-            "nlvr2" => {
-                let set = Nlvr2Set::open(folder, split)?.first(limit);
-                (Box::new(Nlvr2::new(Arc::new(set))), "accuracy")
-            }
-            other => {
-                return Err(Error::BadSetting {
-                    key: "validation.task".into(),
-                    reason: format!("`{other}` is none of retrieval, vqa and nlvr2"),
-                });
-            }
+        let name: Name = (settings.task.parse()).map_err(|reason| Error::BadSetting {
+            key: "validation.task".into(),
+            reason,
+        })?;
+        let task = Choice {
+            task: name,
+            dataset: &settings.dataset,
+            split: &settings.split,
+            limit: settings.limit,
+            without_repeats: false,
+            with_examples: false,
+            ties: Ties::default(),
         };
+        let task = task.open(&data.folder)?;
+        let usual = name.usual_metric();
         Ok(Self {
             task,
             metric: settings.metric.clone().unwrap_or_else(|| usual.into()),
@@ -71,7 +54,7 @@ impl Validation {
         })
     }
 
-    /// Measures a model.
+    /// Measures a model; ranks that share the passes all get the same numbers.
     ///
     /// # Errors
     /// When the model lacks the task's head, a picture cannot be read, the device fails, or the
@@ -83,8 +66,10 @@ impl Validation {
         device: &Device,
         dtype: DType,
         progress: &dyn Progress,
+        ranks: &dyn Ranks,
     ) -> Result<Measured> {
         let runner = Runner::new(model, tokenizer, device, dtype, self.batch_size, progress)?;
+        let runner = runner.shared(ranks);
         let sample = self.task.run(&runner)?.sample;
         let value = |quantity| Some((quantity, sample.value(quantity)?));
         let values: Vec<(String, f64)> = (sample.quantities.iter())

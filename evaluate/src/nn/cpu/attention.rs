@@ -77,8 +77,14 @@ fn columns(data: &[f32], sizes: Sizes, head: usize) -> Matrix<'_> {
 
 /// `qkv: (b, n, 3 d) -> (b, queries, d)`.
 pub fn forward(qkv: &[f32], added: Added<'_>, sizes: Sizes) -> Vec<f32> {
+    let mut out = vec![0.0; sizes.batch * sizes.queries * sizes.width()];
+    forward_into(&mut out, qkv, added, sizes);
+    out
+}
+
+/// [`forward`] into `out: (b, queries, d)`.
+pub fn forward_into(out: &mut [f32], qkv: &[f32], added: Added<'_>, sizes: Sizes) {
     let (n, d) = (sizes.tokens, sizes.width());
-    let mut out = vec![0.0; sizes.batch * sizes.queries * d];
     let sequences = out.par_chunks_mut(sizes.queries * d).enumerate();
     sequences.for_each_init(
         || vec![0.0; sizes.queries * n],
@@ -113,7 +119,6 @@ pub fn forward(qkv: &[f32], added: Added<'_>, sizes: Sizes) -> Vec<f32> {
             }
         },
     );
-    out
 }
 
 fn row(mask: &[f32], sequence: usize, n: usize) -> &[f32] {
@@ -179,14 +184,24 @@ fn probabilities(
 
 /// Gradients by `qkv` and by the bias (empty without one): `g: (b, n, d)`, every token asking.
 pub fn gradients(g: &[f32], qkv: &[f32], added: Added<'_>, sizes: Sizes) -> (Vec<f32>, Vec<f32>) {
-    let (n, d) = (sizes.tokens, sizes.width());
     let mut by_qkv = vec![0.0; qkv.len()];
+    let has_bias = !added.bias.is_empty();
+    let by_bias = gradients_into(&mut by_qkv, g, qkv, added, sizes, has_bias);
+    (by_qkv, by_bias)
+}
+
+/// [`gradients`] with those by `qkv` into `by_qkv`; those by the bias are computed only if `wants_bias`.
+pub fn gradients_into(
+    by_qkv: &mut [f32],
+    g: &[f32],
+    qkv: &[f32],
+    added: Added<'_>,
+    sizes: Sizes,
+    wants_bias: bool,
+) -> Vec<f32> {
+    let (n, d) = (sizes.tokens, sizes.width());
     let per_part = sizes.batch.div_ceil(SUM_PARTS).max(1);
-    let n_bias = if added.bias.is_empty() {
-        0
-    } else {
-        sizes.bias()
-    };
+    let n_bias = if wants_bias { sizes.bias() } else { 0 };
     let parts: Vec<Vec<f32>> = (by_qkv.par_chunks_mut(per_part * n * 3 * d).enumerate())
         .map(|(part, by_qkv)| {
             let mut by_bias = vec![0.0; n_bias];
@@ -216,7 +231,7 @@ pub fn gradients(g: &[f32], qkv: &[f32], added: Added<'_>, sizes: Sizes) -> (Vec
             *sum += value;
         }
     }
-    (by_qkv, by_bias)
+    by_bias
 }
 
 /// Gradients of one head of one sequence, from its probabilities `p`.

@@ -6,14 +6,17 @@
 //! are split by the shape alone, never by the number of threads, so results do not depend on it.
 
 pub(super) mod attention;
+pub(super) mod buffers;
 pub(super) mod gemm;
+pub(super) mod host;
 pub(super) mod math;
 pub(super) mod ops;
 pub(super) mod slices;
+pub(super) mod weight_gradient;
 
 use candle_core::{DType, Tensor};
 
 /// Whether a tensor is one that these operations take.
-pub(super) fn takes(tensor: &Tensor) -> bool {
+pub(crate) fn takes(tensor: &Tensor) -> bool {
     tensor.device().is_cpu() && tensor.dtype() == DType::F32
 }

@@ -19,19 +19,43 @@ pub enum Then<'a> {
     Nothing,
     /// Exact GELU.
     Gelu,
-    /// `residual + scale ∘ y`; without a scale, `residual + y`.
+    /// `residual + keep scale ∘ y`, each factor being 1 where there is none.
     Add {
         residual: &'a [f32],
         scale: Option<&'a [f32]>,
+        keep: Option<Keep<'a>>,
     },
+}
+
+/// Factors of whole sequences, each of so many rows.
+#[derive(Clone, Copy)]
+pub struct Keep<'a> {
+    /// One per sequence.
+    pub factors: &'a [f32],
+    /// Rows of a sequence.
+    pub rows: usize,
+}
+
+impl Keep<'_> {
+    /// The factor of a row.
+    #[inline(always)]
+    pub fn of(self, row: usize) -> f32 {
+        self.factors[row / self.rows]
+    }
 }
 
 /// `y = x Wᵀ + b` and what follows. `x: (m, k)`, `w: (n, k)`, `bias: (n)` or empty.
 pub fn linear(x: &[f32], w: &[f32], bias: &[f32], k: usize, then: Then<'_>) -> Vec<f32> {
+    let mut out = vec![0.0; x.len() / k * (w.len() / k)];
+    linear_into(&mut out, x, w, bias, k, then);
+    out
+}
+
+/// [`linear`] into `out: (m, n)`.
+pub fn linear_into(out: &mut [f32], x: &[f32], w: &[f32], bias: &[f32], k: usize, then: Then<'_>) {
     let (m, n) = (x.len() / k, w.len() / k);
-    let mut out = vec![0.0; m * n];
     let (x, w) = (Matrix::packed(x, m, k), Matrix::packed(w, n, k));
-    product(&mut out, x.view(), w.view().transpose(), Accum::Replace);
+    product(out, x.view(), w.view().transpose(), Accum::Replace);
     if !bias.is_empty() || !matches!(then, Then::Nothing) {
         let rows = out.par_chunks_mut(ROWS_PER_TASK * n).enumerate();
         rows.for_each(|(task, rows)| {
@@ -46,7 +70,6 @@ pub fn linear(x: &[f32], w: &[f32], bias: &[f32], k: usize, then: Then<'_>) -> V
             );
         });
     }
-    out
 }
 
 /// Bias and what follows, for one row.
@@ -62,17 +85,22 @@ fn finish(y: &mut [f32], bias: &[f32], then: Then<'_>, row: usize) {
                 *y *= normal(*y).0;
             }
         }
-        Then::Add { residual, scale } => {
+        Then::Add {
+            residual,
+            scale,
+            keep,
+        } => {
             let residual = &residual[row * y.len()..][..y.len()];
+            let keep = keep.map_or(1.0, |keep| keep.of(row));
             match scale {
                 Some(scale) => {
                     for ((y, x), s) in y.iter_mut().zip(residual).zip(scale) {
-                        *y = x + s * *y;
+                        *y = x + keep * (s * *y);
                     }
                 }
                 None => {
                     for (y, x) in y.iter_mut().zip(residual) {
-                        *y += x;
+                        *y = x + keep * *y;
                     }
                 }
             }
@@ -82,12 +110,17 @@ fn finish(y: &mut [f32], bias: &[f32], then: Then<'_>, row: usize) {
 
 /// `∂x = g W`: `g: (m, n)`, `w: (n, k)`.
 pub fn linear_input_gradient(g: &[f32], w: &[f32], k: usize) -> Vec<f32> {
+    let mut out = vec![0.0; g.len() / (w.len() / k) * k];
+    linear_input_gradient_into(&mut out, g, w, k);
+    out
+}
+
+/// [`linear_input_gradient`] into `out: (m, k)`.
+pub fn linear_input_gradient_into(out: &mut [f32], g: &[f32], w: &[f32], k: usize) {
     let n = w.len() / k;
     let m = g.len() / n;
-    let mut out = vec![0.0; m * k];
     let (g, w) = (Matrix::packed(g, m, n), Matrix::packed(w, n, k));
-    product(&mut out, g.view(), w.view(), Accum::Replace);
-    out
+    product(out, g.view(), w.view(), Accum::Replace);
 }
 
 /// `∂W = gᵀ x`: `g: (m, n)`, `x: (m, k)`.
@@ -126,18 +159,41 @@ fn add_up(parts: Vec<Vec<f32>>, n: usize) -> Vec<f32> {
 
 /// Exact GELU, `x Φ(x)`.
 pub fn gelu(x: &[f32]) -> Vec<f32> {
-    let mut out = x.to_vec();
-    out.par_chunks_mut(1 << 14).for_each(|out| {
+    let mut out = vec![0.0; x.len()];
+    gelu_into(&mut out, x);
+    out
+}
+
+/// [`gelu`] into `out`.
+pub fn gelu_into(out: &mut [f32], x: &[f32]) {
+    let chunks = out.par_chunks_mut(1 << 14).zip(x.par_chunks(1 << 14));
+    chunks.for_each(|(out, x)| {
         merge::vectorized(
             #[inline(always)]
             || {
-                for x in out.iter_mut() {
-                    *x *= normal(*x).0;
+                for (out, &x) in out.iter_mut().zip(x) {
+                    *out = x * normal(x).0;
                 }
             },
         );
     });
-    out
+}
+
+/// Turns `g` into the gradient by the input `x` of GELU, and `x` into GELU's output.
+pub fn gelu_backward_in_place(g: &mut [f32], x: &mut [f32]) {
+    let chunks = g.par_chunks_mut(1 << 14).zip(x.par_chunks_mut(1 << 14));
+    chunks.for_each(|(g, x)| {
+        merge::vectorized(
+            #[inline(always)]
+            || {
+                for (g, x) in g.iter_mut().zip(x.iter_mut()) {
+                    let (below, density) = normal(*x);
+                    *g *= below + *x * density;
+                    *x *= below;
+                }
+            },
+        );
+    });
 }
 
 /// `∂x = g (Φ(x) + x φ(x))`.
@@ -169,8 +225,14 @@ fn moments(x: &[f32], epsilon: f32) -> (f32, f32) {
 
 /// LayerNorm over rows of `weight.len()`.
 pub fn layer_norm(x: &[f32], weight: &[f32], bias: &[f32], epsilon: f32) -> Vec<f32> {
-    let n = weight.len();
     let mut out = vec![0.0; x.len()];
+    layer_norm_into(&mut out, x, weight, bias, epsilon);
+    out
+}
+
+/// [`layer_norm`] into `out`.
+pub fn layer_norm_into(out: &mut [f32], x: &[f32], weight: &[f32], bias: &[f32], epsilon: f32) {
+    let n = weight.len();
     let step = ROWS_PER_TASK * n;
     let tasks = out.par_chunks_mut(step).zip(x.par_chunks(step));
     tasks.for_each(|(out, x)| {
@@ -187,7 +249,6 @@ pub fn layer_norm(x: &[f32], weight: &[f32], bias: &[f32], epsilon: f32) -> Vec<
             },
         );
     });
-    out
 }
 
 /// Gradients of LayerNorm by input, weight and bias.
@@ -197,33 +258,44 @@ pub fn layer_norm_gradients(
     weight: &[f32],
     epsilon: f32,
 ) -> (Vec<f32>, Vec<f32>, Vec<f32>) {
-    let n = weight.len();
     let mut by_input = vec![0.0; x.len()];
+    let (by_weight, by_bias) = layer_norm_gradients_onto(&mut by_input, g, x, weight, epsilon);
+    (by_input, by_weight, by_bias)
+}
+
+/// Adds the gradient of LayerNorm by its input to `sum`; gives those by weight and bias.
+pub fn layer_norm_gradients_onto(
+    sum: &mut [f32],
+    g: &[f32],
+    x: &[f32],
+    weight: &[f32],
+    epsilon: f32,
+) -> (Vec<f32>, Vec<f32>) {
+    let n = weight.len();
     let step = (x.len() / n).div_ceil(SUM_PARTS).max(1) * n;
-    let tasks = (by_input.par_chunks_mut(step))
+    let tasks = (sum.par_chunks_mut(step))
         .zip(x.par_chunks(step))
         .zip(g.par_chunks(step));
     let parts: Vec<(Vec<f32>, Vec<f32>)> = tasks
-        .map(|((out, x), g)| {
+        .map(|((sum, x), g)| {
             let (mut by_weight, mut by_bias) = (vec![0.0; n], vec![0.0; n]);
-            let mut scaled = vec![0.0; n];
+            let (mut scaled, mut normed) = (vec![0.0; n], vec![0.0; n]);
             merge::vectorized(
                 #[inline(always)]
                 || {
-                    let rows = out.chunks_exact_mut(n).zip(x.chunks_exact(n));
-                    for ((out, x), g) in rows.zip(g.chunks_exact(n)) {
+                    let rows = sum.chunks_exact_mut(n).zip(x.chunks_exact(n));
+                    for ((sum, x), g) in rows.zip(g.chunks_exact(n)) {
                         let (mean, scale) = moments(x, epsilon);
                         for i in 0..n {
-                            // `out` holds the normalized input until the sums are known.
-                            out[i] = (x[i] - mean) * scale;
-                            by_weight[i] += g[i] * out[i];
+                            normed[i] = (x[i] - mean) * scale;
+                            by_weight[i] += g[i] * normed[i];
                             by_bias[i] += g[i];
                             scaled[i] = g[i] * weight[i];
                         }
                         let mean_g = sum_of(&scaled, &scaled, |g, _| g) / n as f32;
-                        let mean_gx = sum_of(&scaled, out, |g, x| g * x) / n as f32;
-                        for (out, g) in out.iter_mut().zip(&scaled) {
-                            *out = scale * (g - mean_g - *out * mean_gx);
+                        let mean_gx = sum_of(&scaled, &normed, |g, x| g * x) / n as f32;
+                        for ((sum, g), x) in sum.iter_mut().zip(&scaled).zip(&normed) {
+                            *sum += scale * (g - mean_g - x * mean_gx);
                         }
                     }
                 },
@@ -232,7 +304,7 @@ pub fn layer_norm_gradients(
         })
         .collect();
     let (weights, biases) = parts.into_iter().unzip();
-    (by_input, add_up(weights, n), add_up(biases, n))
+    (add_up(weights, n), add_up(biases, n))
 }
 
 /// `sum += values`.

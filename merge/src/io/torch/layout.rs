@@ -10,7 +10,7 @@ use super::strided::Strided;
 use super::tensor::{ElementType, StorageRef};
 use super::unsupported;
 use super::value::Arena;
-use crate::{Error, Result, TensorInfo};
+use crate::{Error, Result, TensorInfo, TorchFault};
 
 /// How far the values of a tensor may exceed its storage, as those of an expanded one do.
 const EXPANSION_LIMIT_BYTES: u64 = 1 << 30;
@@ -95,21 +95,21 @@ impl Layout {
                 .and_then(|end| end.checked_mul(dtype.size_bytes() as u64))
                 .unwrap_or(u64::MAX);
             if needs > has {
-                return Err(Error::TensorOutOfStorage {
+                return Err(Error::Torch(TorchFault::TensorOutOfStorage {
                     path: path.into(),
                     key: object_path.to_string(),
                     entry: layout.storages[storage].entry.clone(),
                     needs,
                     has,
-                });
+                }));
             }
             if info.n_bytes() > has.saturating_add(EXPANSION_LIMIT_BYTES) {
-                return Err(Error::TensorExpanded {
+                return Err(Error::Torch(TorchFault::TensorExpanded {
                     path: path.into(),
                     key: object_path.to_string(),
                     n_bytes: info.n_bytes(),
                     has,
-                });
+                }));
             }
             layout.tensors.push((Placed { storage, elements }, info));
         }

@@ -36,7 +36,7 @@ use read_at::{ByteStream, FileAt, ReadAt};
 use source::TorchSource;
 
 use crate::io::{Container, ObjectPath, OpenOptions, TensorSource};
-use crate::{Error, Result};
+use crate::{Error, Result, TorchFault};
 
 /// Tells a torch file by its first bytes; at least 16 should be given if the file has them.
 pub(crate) fn sniff(first_bytes: &[u8]) -> Option<Container> {
@@ -108,9 +108,11 @@ fn open_source(
 
 fn open_zip(path: &Path, source: Box<dyn ReadAt>, options: &OpenOptions) -> Result<TorchSource> {
     let archive = Archive::open(&*source).map_err(|error| archive_error(path, error))?;
-    let missing = |entry: String| Error::MissingEntry {
-        path: path.into(),
-        entry,
+    let missing = |entry: String| {
+        Error::Torch(TorchFault::MissingEntry {
+            path: path.into(),
+            entry,
+        })
     };
     let name = archive.name_of("data.pkl");
     let entry = archive
@@ -153,11 +155,12 @@ fn open_legacy(path: &Path, source: Box<dyn ReadAt>, options: &OpenOptions) -> R
     let contents = contents::walk(&legacy.arena, legacy.root)
         .map_err(|error| walk_error(path, "object", error))?;
     let layout = Layout::new(path, &legacy.arena, &contents, |storage| {
-        let (start, n_bytes) =
-            *(legacy.storages.get(&*storage.key)).ok_or_else(|| Error::MissingEntry {
+        let (start, n_bytes) = *(legacy.storages.get(&*storage.key)).ok_or_else(|| {
+            Error::Torch(TorchFault::MissingEntry {
                 path: path.into(),
                 entry: format!("storage {}", storage.key),
-            })?;
+            })
+        })?;
         let skipped = storage
             .first
             .saturating_mul(storage.element.size_bytes() as u64)
@@ -184,11 +187,11 @@ fn open_legacy(path: &Path, source: Box<dyn ReadAt>, options: &OpenOptions) -> R
 fn failed(path: &Path, entry: &str, failure: Failure) -> Error {
     match failure {
         Failure::Fault(offset, fault) => pickle_error(path, entry, offset, fault),
-        Failure::Refused(calls) => Error::UnsafePickle {
+        Failure::Refused(calls) => Error::Torch(TorchFault::UnsafePickle {
             path: path.into(),
             entry: entry.into(),
             calls,
-        },
+        }),
     }
 }
 
@@ -201,12 +204,12 @@ fn io_error(path: &Path, source: std::io::Error) -> Error {
 }
 
 fn pickle_error(path: &Path, entry: &str, offset: u64, fault: PickleFault) -> Error {
-    Error::Pickle {
+    Error::Torch(TorchFault::Pickle {
         path: path.into(),
         entry: entry.into(),
         offset,
         fault,
-    }
+    })
 }
 
 fn walk_error(path: &Path, entry: &str, error: WalkError) -> Error {
@@ -221,30 +224,30 @@ fn walk_error(path: &Path, entry: &str, error: WalkError) -> Error {
 }
 
 fn unsupported(path: &Path, object_path: &ObjectPath, kind: &'static str) -> Error {
-    Error::UnsupportedTensor {
+    Error::Torch(TorchFault::UnsupportedTensor {
         path: path.into(),
         key: object_path.to_string(),
         kind,
-    }
+    })
 }
 
 fn archive_error(path: &Path, error: ArchiveError) -> Error {
     match error {
         ArchiveError::Io(source) => io_error(path, source),
-        ArchiveError::Fault(entry, fault) => Error::Zip {
+        ArchiveError::Fault(entry, fault) => Error::Torch(TorchFault::Zip {
             path: path.into(),
             entry,
             fault,
-        },
+        }),
         ArchiveError::Checksum {
             entry,
             stored,
             computed,
-        } => Error::Checksum {
+        } => Error::Torch(TorchFault::Checksum {
             path: path.into(),
             entry,
             stored,
             computed,
-        },
+        }),
     }
 }

@@ -13,7 +13,7 @@ use super::read_at::ReadAt;
 use super::strided::Span;
 use super::{io_error, roots};
 use crate::io::{Container, OpenOptions, SourceFile, SourceInfo, TensorEntry, TensorSource};
-use crate::{Error, Result};
+use crate::{Error, Result, TorchFault};
 
 /// Bytes that are read at once to compute a checksum.
 const CHECK_BYTES: usize = 256 << 10;
@@ -40,10 +40,10 @@ impl TorchSource {
         if contents.tensors.is_empty()
             && let Some(class) = contents.root_class
         {
-            return Err(Error::PickledObject {
+            return Err(Error::Torch(TorchFault::PickledObject {
                 path: path.into(),
                 class,
-            });
+            }));
         }
         let (placed, infos): (Vec<_>, Vec<_>) = layout.tensors.into_iter().unzip();
         let mut entries: Vec<TensorEntry> = (contents.tensors.into_iter().zip(infos))
@@ -121,12 +121,14 @@ impl TorchSource {
     /// Refuses a storage whose checksum is known to be wrong.
     fn compare(&self, storage: &Storage) -> Result<()> {
         match (storage.crc, lock(storage).computed()) {
-            (Some(stored), Some(computed)) if stored != computed => Err(Error::Checksum {
-                path: self.info.path.clone(),
-                entry: storage.entry.clone(),
-                stored,
-                computed,
-            }),
+            (Some(stored), Some(computed)) if stored != computed => {
+                Err(Error::Torch(TorchFault::Checksum {
+                    path: self.info.path.clone(),
+                    entry: storage.entry.clone(),
+                    stored,
+                    computed,
+                }))
+            }
             _ => Ok(()),
         }
     }

@@ -7,7 +7,7 @@ use std::path::{Path, PathBuf};
 
 use tempfile::{NamedTempFile, TempPath};
 
-use crate::{Error, Result};
+use crate::{Error, Result, WriteFault};
 
 /// What `open` takes for a new file; the umask removes the rest.
 const NEW_FILE_MODE: u32 = 0o666;
@@ -153,15 +153,15 @@ pub(super) fn sync_folder(target: &Path) -> Result<()> {
 /// Refuses targets that cannot be written or must not be replaced.
 pub(super) fn check_target(target: &Path, force: bool) -> Result<()> {
     if target.is_dir() || target.file_name().is_none() {
-        return Err(Error::TargetIsFolder {
+        return Err(Error::Write(WriteFault::TargetIsFolder {
             path: target.into(),
-        });
+        }));
     }
     let folder = folder_of(target);
     if !folder.is_dir() {
-        return Err(Error::MissingFolder {
+        return Err(Error::Write(WriteFault::MissingFolder {
             folder: folder.into(),
-        });
+        }));
     }
     // A dangling link counts: the rename would replace it.
     if !force && target.symlink_metadata().is_ok() {
@@ -176,9 +176,9 @@ pub(super) fn check_target(target: &Path, force: bool) -> Result<()> {
 pub(super) fn check_new_folder(folder: &Path) -> Result<()> {
     let parent = folder_of(folder);
     if !parent.is_dir() {
-        return Err(Error::MissingFolder {
+        return Err(Error::Write(WriteFault::MissingFolder {
             folder: parent.into(),
-        });
+        }));
     }
     match folder.symlink_metadata() {
         Ok(_) => Err(Error::TargetExists {
@@ -196,11 +196,11 @@ pub(super) fn check_space(target: &Path, needed: u64) -> Result<()> {
     let available = disk.f_bavail.saturating_mul(disk.f_frsize);
     // Some network file systems have no size at all.
     if disk.f_blocks > 0 && available < needed {
-        return Err(Error::DiskSpace {
+        return Err(Error::Write(WriteFault::DiskSpace {
             folder: folder.into(),
             needed,
             available,
-        });
+        }));
     }
     Ok(())
 }

@@ -7,7 +7,7 @@ use serde_json::{Map, Value, json};
 
 use super::layout::{Layout, Piece};
 use crate::io::safetensors::{MAX_HEADER_BYTES, METADATA_KEY};
-use crate::{Error, Result, TensorInfo};
+use crate::{Error, Result, TensorInfo, WriteFault};
 
 /// Data begin at a multiple of this, so that a reader may map them as elements of any dtype.
 const ALIGNMENT_BYTES: usize = 8;
@@ -34,10 +34,10 @@ impl SafetensorsLayout {
         let mut end = 0;
         for (name, info) in tensors {
             if name == METADATA_KEY {
-                return Err(Error::ReservedName {
+                return Err(Error::Write(WriteFault::ReservedName {
                     path: path.into(),
                     key: name.clone(),
-                });
+                }));
             }
             let first = end;
             end += info.n_bytes();
@@ -51,10 +51,10 @@ impl SafetensorsLayout {
         }
         let n_text_bytes = render(&entries, metadata).len() as u64;
         if n_text_bytes > MAX_HEADER_BYTES - ALIGNMENT_BYTES as u64 {
-            return Err(Error::HeaderTooLong {
+            return Err(Error::Write(WriteFault::HeaderTooLong {
                 path: path.into(),
                 n_bytes: n_text_bytes,
-            });
+            }));
         }
         let n_header_bytes = size_of::<u64>() + n_text_bytes as usize;
         let n_header_bytes = n_header_bytes.next_multiple_of(ALIGNMENT_BYTES);
@@ -83,10 +83,10 @@ impl Layout for SafetensorsLayout {
         let text = render(&self.entries, metadata);
         let n_text_bytes = self.n_header_bytes - size_of::<u64>();
         if text.len() > n_text_bytes {
-            return Err(Error::MetadataGrew {
+            return Err(Error::Write(WriteFault::MetadataGrew {
                 path: path.into(),
                 n_bytes: (text.len() - n_text_bytes) as u64,
-            });
+            }));
         }
         let mut header = (n_text_bytes as u64).to_le_bytes().to_vec();
         header.extend(text.as_bytes());

@@ -10,7 +10,7 @@ use serde_json::json;
 use super::layout::{Layout, Piece};
 use super::pickle;
 use super::zip::Archive;
-use crate::{Error, Result, TensorInfo};
+use crate::{Error, Result, TensorInfo, WriteFault};
 
 /// The record of a torch archive in which this program keeps the metadata, as a JSON object.
 pub(crate) const METADATA_RECORD: &str = "vlmerge.json";
@@ -104,10 +104,10 @@ impl Layout for TorchLayout {
     fn frame(&self, path: &Path, metadata: &BTreeMap<String, String>) -> Result<Vec<Piece>> {
         let mut text = json!(metadata).to_string().into_bytes();
         if text.len() > self.n_metadata_bytes {
-            return Err(Error::MetadataGrew {
+            return Err(Error::Write(WriteFault::MetadataGrew {
                 path: path.into(),
                 n_bytes: (text.len() - self.n_metadata_bytes) as u64,
-            });
+            }));
         }
         text.resize(self.n_metadata_bytes, b' ');
         let small: [&[u8]; N_RECORDS_BEFORE] = [&self.pickle, BYTE_ORDER, VERSION, &text];

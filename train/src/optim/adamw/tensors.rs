@@ -3,42 +3,19 @@
 use std::ops::Range;
 use std::sync::{Mutex, PoisonError};
 
-use candle_core::{CpuStorage, InplaceOp1, Layout, Storage, Tensor, Var};
+use candle_core::{CpuStorage, InplaceOp1, Layout, Tensor, Var};
 
 use super::{AdamW, Step};
 use crate::{Error, Result};
 
 impl AdamW {
     /// [`AdamW::update`] on the elements `range` of an f32 variable on the CPU, in row-major order,
-    /// without a copy of it. `gradient` has the shape of the whole variable, `m` and `v` the length of
-    /// the range.
+    /// without a copy of it. `g` is as long as the whole variable, `m` and `v` as the range.
     ///
     /// # Errors
-    /// [`Error::SliceLengths`] when the lengths differ; [`Error::Device`] when the variable or
-    /// the gradient is not f32, not contiguous or not on the CPU.
+    /// [`Error::SliceLengths`] when the lengths differ; [`Error::Device`] when the variable is not
+    /// f32, not contiguous or not on the CPU.
     pub fn update_in_place(
-        &self,
-        step: Step,
-        variable: &Var,
-        gradient: &Tensor,
-        range: Range<usize>,
-        m: &mut [f32],
-        v: &mut [f32],
-    ) -> Result<()> {
-        let gradient = gradient.contiguous()?;
-        let (storage, layout) = gradient.storage_and_layout();
-        let Storage::Cpu(storage) = &*storage else {
-            return Err(unusable("the gradient is not on the CPU"));
-        };
-        let g = elements(storage.as_slice::<f32>()?, layout)?;
-        self.update_in_place_by(step, variable, g, range, m, v)
-    }
-
-    /// The same with the gradient as a plain slice, as long as the whole variable.
-    ///
-    /// # Errors
-    /// As [`AdamW::update_in_place`].
-    pub fn update_in_place_by(
         &self,
         step: Step,
         variable: &Var,
@@ -125,16 +102,4 @@ impl InplaceOp1 for InPlace<'_> {
         *self.outcome.lock().unwrap_or_else(PoisonError::into_inner) = outcome;
         Ok(())
     }
-}
-
-/// The elements of a contiguous tensor.
-fn elements<'a>(values: &'a [f32], layout: &Layout) -> Result<&'a [f32]> {
-    let (start, end) = layout
-        .contiguous_offsets()
-        .ok_or_else(|| unusable("the gradient is not contiguous"))?;
-    Ok(&values[start..end])
-}
-
-fn unusable(what: &str) -> Error {
-    Error::Device(candle_core::Error::Msg(what.to_owned()))
 }

@@ -1,0 +1,161 @@
+//! The first half of a block.
+
+use candle_core::{Result, Tensor};
+
+use super::outlet::Outlet;
+use super::{input_gradient, norm_backward, norm_into, weight_gradient};
+use crate::nn::cpu::attention::{self, Added, Sizes};
+use crate::nn::cpu::host::Host;
+use crate::nn::cpu::slices::{self, Keep, Then};
+use crate::nn::{Attended, Attention, Buffer, Buffers, Gradients, LayerNorm, Mask};
+
+/// `x + keep scale ∘ proj(attention(norm(x)))`, the norm being that of each token's expert.
+pub(crate) struct AttentionBranch<'a> {
+    /// Norms and how many tokens of a sequence each serves, one after the other.
+    pub norms: Vec<(&'a LayerNorm, usize)>,
+    pub attention: &'a Attention,
+    /// LayerScale's factors per channel.
+    pub scale: Option<&'a Tensor>,
+    /// Drop path's factors per sequence.
+    pub keep: Option<Keep<'a>>,
+    /// Position bias and padding.
+    pub attended: Attended<'a>,
+    /// Sequences.
+    pub batch: usize,
+    /// Tokens of a sequence.
+    pub tokens: usize,
+}
+
+/// What the backward pass wants.
+pub(crate) struct KeptAttention {
+    /// Queries, keys and values: `(b, n, 3 d)`.
+    qkv: Buffer,
+    /// Before the projection: `(b, n, d)`.
+    mixed: Buffer,
+}
+
+/// Position bias and padding as slices.
+struct HostAdded<'a> {
+    bias: Option<Host<'a>>,
+    mask: Option<Host<'a>>,
+}
+
+impl<'a> HostAdded<'a> {
+    fn of(attended: Attended<'a>) -> Result<Self> {
+        Ok(Self {
+            bias: attended.bias.map(Host::of).transpose()?,
+            mask: attended.mask.map(Mask::added).map(Host::of).transpose()?,
+        })
+    }
+
+    fn added(&self) -> Added<'_> {
+        Added {
+            bias: self.bias.as_ref().map_or(&[], Host::values),
+            mask: self.mask.as_ref().map_or(&[], Host::values),
+        }
+    }
+}
+
+impl<'a> AttentionBranch<'a> {
+    fn outlet(&self) -> Outlet<'a> {
+        Outlet {
+            linear: self.attention.proj(),
+            scale: self.scale,
+            keep: self.keep,
+        }
+    }
+
+    fn sizes(&self, width: usize) -> Sizes {
+        Sizes {
+            batch: self.batch,
+            tokens: self.tokens,
+            queries: self.tokens,
+            heads: self.attention.heads(),
+            head_width: width / self.attention.heads(),
+        }
+    }
+
+    /// Where the tokens of each norm stand in `(b, n, d)`.
+    fn stretches(&self, width: usize) -> Vec<(&'a LayerNorm, std::ops::Range<usize>)> {
+        if let [(norm, _)] = self.norms[..] {
+            return vec![(norm, 0..self.batch * self.tokens * width)];
+        }
+        let mut from = 0;
+        let mut stretches = Vec::new();
+        for _ in 0..self.batch {
+            for &(norm, n) in &self.norms {
+                stretches.push((norm, from..from + n * width));
+                from += n * width;
+            }
+        }
+        stretches
+    }
+
+    fn normed(&self, x: &[f32], width: usize, buffers: &Buffers) -> Result<Buffer> {
+        let mut normed = buffers.take(x.len());
+        for (norm, stretch) in self.stretches(width) {
+            norm_into(&mut normed[stretch.clone()], &x[stretch], norm)?;
+        }
+        Ok(normed)
+    }
+
+    /// `x: (b, n, d)` to `out: (b, n, d)`.
+    pub fn forward(&self, out: &mut [f32], x: &[f32], buffers: &Buffers) -> Result<KeptAttention> {
+        let weight = self.attention.qkv().weight();
+        let (packed, width) = weight.dims2()?;
+        let weight = Host::of(weight)?;
+        let mut bias = vec![0.0; packed];
+        let (q_bias, v_bias) = self.attention.biases();
+        bias[..width].copy_from_slice(Host::of(q_bias)?.values());
+        bias[2 * width..].copy_from_slice(Host::of(v_bias)?.values());
+        let mut qkv = buffers.take(3 * x.len());
+        {
+            let normed = self.normed(x, width, buffers)?;
+            let weight = weight.values();
+            slices::linear_into(&mut qkv, &normed, weight, &bias, width, Then::Nothing);
+        }
+        let mut mixed = buffers.take(x.len());
+        let added = HostAdded::of(self.attended)?;
+        attention::forward_into(&mut mixed, &qkv, added.added(), self.sizes(width));
+        self.outlet().forward(out, &mixed, x)?;
+        Ok(KeptAttention { qkv, mixed })
+    }
+
+    /// Turns `g: (b, n, d)`, the gradient by the output, into the one by `x`; gives the one by the
+    /// position bias, empty unless `wants_bias`.
+    pub fn backward(
+        &self,
+        g: &mut [f32],
+        x: &[f32],
+        kept: KeptAttention,
+        wants_bias: bool,
+        gradients: &mut Gradients,
+        buffers: &Buffers,
+    ) -> Result<Vec<f32>> {
+        let weight = self.attention.qkv().weight();
+        let width = weight.dim(1)?;
+        let outlet = self.outlet();
+        outlet.parameter_gradients(g, &kept.mixed, gradients, buffers)?;
+        let mut by_qkv = buffers.take(kept.qkv.len()); // (b, n, 3 d)
+        let by_bias = {
+            let by_mixed = outlet.input_gradient(g, buffers)?; // (b, n, d)
+            let (added, sizes) = (HostAdded::of(self.attended)?, self.sizes(width));
+            let added = added.added();
+            attention::gradients_into(&mut by_qkv, &by_mixed, &kept.qkv, added, sizes, wants_bias)
+        };
+        drop(kept);
+        {
+            let normed = self.normed(x, width, buffers)?;
+            let sums = weight_gradient(weight, &by_qkv, &normed, gradients, buffers)?;
+            let (q_bias, v_bias) = self.attention.biases();
+            gradients.add_values(q_bias, &sums[..width]);
+            gradients.add_values(v_bias, &sums[2 * width..]);
+        }
+        let by_normed = input_gradient(self.attention.qkv(), &by_qkv, buffers)?;
+        for (norm, stretch) in self.stretches(width) {
+            let (g, by_normed) = (&mut g[stretch.clone()], &by_normed[stretch.clone()]);
+            norm_backward(g, by_normed, &x[stretch], norm, gradients)?;
+        }
+        Ok(by_bias)
+    }
+}

@@ -1,0 +1,85 @@
+//! The two halves of a block on slices, forward and backward, each scheduled by hand.
+//!
+//! On the CPU in f32 a block is two branches: LayerNorm, attention, projection, LayerScale, drop path,
+//! sum; and LayerNorm, FFN, LayerScale, drop path, sum. What a branch keeps for its backward pass is
+//! what costs a product to compute again: packed projections, attention's output, the FFN before
+//! GELU. Norms, probabilities and GELU are computed anew. Gradients of weights are added to their
+//! sums by the product that computes them, and all memory in between comes from [`Buffers`].
+//!
+//! The graph of candle's operations stays the reference, and serves other devices and dtypes, and
+//! weights that are themselves computed.
+
+mod attention;
+mod ffn;
+mod outlet;
+
+pub(crate) use attention::{AttentionBranch, KeptAttention};
+pub(crate) use ffn::FfnBranch;
+
+use candle_core::{Result, Tensor};
+use faer::Accum;
+
+use super::cpu::host::Host;
+use super::cpu::{slices, takes, weight_gradient};
+use super::{Buffer, Buffers, Gradients, LayerNorm, Linear};
+
+/// Whether a gradient by this tensor, if any, is one that [`Gradients`] sums.
+pub(crate) fn is_leaf(tensor: &Tensor) -> bool {
+    takes(tensor) && tensor.is_contiguous() && (tensor.is_variable() || !tensor.track_op())
+}
+
+/// LayerNorm of `x` into `out`.
+fn norm_into(out: &mut [f32], x: &[f32], norm: &LayerNorm) -> Result<()> {
+    let (weight, bias) = (Host::of(norm.weight())?, Host::of(norm.bias())?);
+    slices::layer_norm_into(out, x, weight.values(), bias.values(), norm.epsilon());
+    Ok(())
+}
+
+/// Adds the gradient of LayerNorm by its input `x` to `sum`, and those by its weights to `gradients`.
+fn norm_backward(
+    sum: &mut [f32],
+    g: &[f32],
+    x: &[f32],
+    norm: &LayerNorm,
+    gradients: &mut Gradients,
+) -> Result<()> {
+    let weight = Host::of(norm.weight())?;
+    let (by_weight, by_bias) =
+        slices::layer_norm_gradients_onto(sum, g, x, weight.values(), norm.epsilon());
+    gradients.add_values(norm.weight(), &by_weight);
+    gradients.add_values(norm.bias(), &by_bias);
+    Ok(())
+}
+
+/// `g W`: the gradient by the input of `linear`.
+fn input_gradient(linear: &Linear, g: &[f32], buffers: &Buffers) -> Result<Buffer> {
+    let weight = Host::of(linear.weight())?;
+    let (n, k) = linear.weight().dims2()?;
+    let mut by_input = buffers.take(g.len() / n * k);
+    slices::linear_input_gradient_into(&mut by_input, g, weight.values(), k);
+    Ok(by_input)
+}
+
+/// Adds `gᵀ x` to the gradient of a weight, and gives the sums of `g` by column.
+fn weight_gradient(
+    weight: &Tensor,
+    g: &[f32],
+    x: &[f32],
+    gradients: &mut Gradients,
+    buffers: &Buffers,
+) -> Result<Vec<f32>> {
+    let n = weight.dim(0)?;
+    let mut g_t = buffers.take(g.len());
+    weight_gradient::transpose(&mut g_t, g, n, None);
+    if let Some((sum, accum)) = gradients.sum(weight) {
+        weight_gradient::weight(sum, &g_t, x, n, accum);
+    }
+    Ok(weight_gradient::bias(&g_t, n))
+}
+
+/// Memory for the result of a product that is not the sum itself.
+fn product_apart(g_t: &[f32], x: &[f32], n: usize, buffers: &Buffers) -> Buffer {
+    let mut product = buffers.take(n * (x.len() / (g_t.len() / n)));
+    weight_gradient::weight(&mut product, g_t, x, n, Accum::Replace);
+    product
+}

@@ -1,0 +1,81 @@
+//! Why a checkpoint cannot be written.
+
+use std::path::PathBuf;
+
+/// Why a checkpoint cannot be written, with the target.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum WriteFault {
+    /// The extension of the target names no kind of file that is written here.
+    #[error("{}: the extension does not say what kind of file to write", path.display())]
+    UnknownOutput {
+        /// The target.
+        path: PathBuf,
+    },
+    /// Lightning checkpoints are single files.
+    #[error("{}: a Lightning checkpoint cannot be split into shards", path.display())]
+    CannotShard {
+        /// The target.
+        path: PathBuf,
+    },
+    /// The target is a folder.
+    #[error("{}: is a folder, not a file to write", path.display())]
+    TargetIsFolder {
+        /// The target.
+        path: PathBuf,
+    },
+    /// The folder of the target does not exist.
+    #[error("{}: the folder does not exist", folder.display())]
+    MissingFolder {
+        /// The folder.
+        folder: PathBuf,
+    },
+    /// The disk has no room for the output.
+    #[error(
+        "{}: the disk has room for {available} bytes, the output needs {needed}", folder.display()
+    )]
+    DiskSpace {
+        /// The folder of the target.
+        folder: PathBuf,
+        /// Bytes of the output.
+        needed: u64,
+        /// Bytes that are free.
+        available: u64,
+    },
+    /// A tensor cannot have this name in this kind of file.
+    #[error("{}: no tensor may be called `{key}` in this kind of file", path.display())]
+    ReservedName {
+        /// The target.
+        path: PathBuf,
+        /// The name.
+        key: String,
+    },
+    /// The final metadata need more room than the placeholders had.
+    #[error("{}: the metadata grew by {n_bytes} bytes while the file was written", path.display())]
+    MetadataGrew {
+        /// The target.
+        path: PathBuf,
+        /// Bytes for which there is no room.
+        n_bytes: u64,
+    },
+    /// The names, shapes and metadata are longer than a safetensors header may be.
+    #[error("{}: the header would have {n_bytes} bytes, safetensors allows 100000000", path.display())]
+    HeaderTooLong {
+        /// The target.
+        path: PathBuf,
+        /// Bytes of the header.
+        n_bytes: u64,
+    },
+    /// The output was to be finished before all of its data had been written.
+    #[error("{}: {written} of {n_bytes} bytes of `{key}` were written", path.display())]
+    Incomplete {
+        /// The target.
+        path: PathBuf,
+        /// The tensor.
+        key: String,
+        /// Bytes that were written.
+        written: u64,
+        /// Its size.
+        n_bytes: u64,
+    },
+}

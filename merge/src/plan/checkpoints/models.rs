@@ -1,0 +1,126 @@
+//! The checkpoints of a recipe, opened, each once.
+
+use std::sync::Arc;
+
+use crate::methods::{Base, MergeMethod};
+use crate::plan::stages::Opener;
+use crate::recipe::{ModelRef, Place};
+use crate::{Checkpoint, Error, MergeFault, MergeRecipe, Result};
+
+/// The open checkpoints.
+pub(in crate::plan) struct Models {
+    /// Each once.
+    pub(in crate::plan) sources: Vec<Arc<Checkpoint>>,
+    /// What each was opened as.
+    refs: Vec<ModelRef>,
+    /// The base among them, for methods that measure from one.
+    pub(in crate::plan) base: Option<usize>,
+}
+
+impl Models {
+    pub(super) fn open(
+        recipe: &MergeRecipe,
+        method: &dyn MergeMethod,
+        opener: &Opener,
+    ) -> Result<Self> {
+        let sliced = recipe.slices.iter().flat_map(|slice| &slice.sources);
+        let listed: Vec<ModelRef> = (recipe.models.iter().cloned())
+            .chain(sliced.map(|source| source.model_ref()))
+            .collect();
+        let mut models = Self {
+            sources: Vec::new(),
+            refs: Vec::new(),
+            base: None,
+        };
+        for model in &listed {
+            models.add(model, opener)?;
+        }
+        let needs = method.needs();
+        match (&recipe.base_model, needs.base) {
+            (Some(base), Base::None) => {
+                // Named for its tokenizer alone; else it would be averaged in unnoticed.
+                if models.find(base).is_none() {
+                    return Err(Error::MethodHasNoUse {
+                        method: method.name(),
+                        what: "a base_model that is none of its models",
+                    });
+                }
+            }
+            (Some(base), _) => models.base = Some(models.add(base, opener)?),
+            (None, Base::Required) => {
+                return Err(Error::MethodNeeds {
+                    method: method.name(),
+                    what: "a base_model",
+                });
+            }
+            (None, _) => {}
+        }
+        let counts: Vec<(usize, Place)> = match recipe.slices.as_slice() {
+            [] => {
+                let members = (recipe.models.iter()).filter(|model| !models.is_base(model));
+                let place = recipe.models.first().map(|model| model.place);
+                vec![(members.count(), place.unwrap_or_default())]
+            }
+            slices => (slices.iter())
+                .map(|slice| {
+                    let members = slice.sources.iter();
+                    let members = members.filter(|source| !models.is_base(&source.model_ref()));
+                    let place = slice.sources.first().map(|source| source.place);
+                    (members.count(), place.unwrap_or_default())
+                })
+                .collect(),
+        };
+        for (found, place) in counts {
+            if !needs.takes(found, models.base.is_some()) {
+                return Err(MergeFault::InputCount {
+                    method: method.name(),
+                    wanted: needs.in_words(),
+                    found,
+                    place,
+                }
+                .into());
+            }
+        }
+        Ok(models)
+    }
+
+    fn add(&mut self, model: &ModelRef, opener: &Opener) -> Result<usize> {
+        if let Some(known) = self.find(model) {
+            return Ok(known);
+        }
+        self.sources.push(opener.open(model)?);
+        self.refs.push(model.clone());
+        Ok(self.sources.len() - 1)
+    }
+
+    /// The source that a model was opened as.
+    pub(in crate::plan) fn find(&self, model: &ModelRef) -> Option<usize> {
+        self.refs
+            .iter()
+            .position(|known| known.is_same_model(model))
+    }
+
+    /// What each source was opened as.
+    pub(in crate::plan) fn refs(&self) -> &[ModelRef] {
+        &self.refs
+    }
+
+    pub(in crate::plan) fn is_base(&self, model: &ModelRef) -> bool {
+        self.base.is_some() && self.find(model) == self.base
+    }
+
+    /// Where a source stands in the recipe.
+    pub(in crate::plan) fn place(&self, source: usize) -> Place {
+        let model = self.refs.get(source);
+        model.map_or_else(Place::default, |model| model.place)
+    }
+
+    /// What a source is called.
+    pub(in crate::plan) fn name(&self, source: usize) -> String {
+        // Files opened for parameters come after the models.
+        self.refs.get(source).map_or_else(
+            || self.sources[source].path().display().to_string(),
+            ModelRef::name,
+        )
+    }
+}

@@ -1,0 +1,311 @@
+//! Whether the inputs of an output tensor fit together, and what is read beside them.
+
+use std::collections::BTreeSet;
+use std::path::Path;
+use std::sync::Arc;
+
+use super::{Builder, Wanted};
+use crate::gram::GramStore;
+use crate::io::{self, OpenOptions};
+use crate::layouts::Layout;
+use crate::methods::{GramRef, Member, Setting, Values};
+use crate::plan::settings::Own;
+use crate::plan::{Action, Entry, TensorRef, resolve};
+use crate::recipe::{ModelRef, OnMissing, Place};
+use crate::{DType, Error, MergeFault, ParamKind, Result, Role, Slot, TensorInfo};
+
+/// An output tensor whose inputs fit together.
+pub(super) struct Ready {
+    pub(super) name: String,
+    pub(super) slot: Slot,
+    pub(super) members: Vec<Member>,
+    pub(super) tensors: Vec<TensorRef>,
+    pub(super) base: Option<TensorRef>,
+    pub(super) shape: Vec<usize>,
+    pub(super) dtype: DType,
+    pub(super) values: Values,
+    pub(super) grams: Vec<Option<GramRef>>,
+    pub(super) aside: Vec<TensorRef>,
+}
+
+impl Builder<'_> {
+    /// Checks that the inputs of an output tensor fit together. Tensors that are not merged get their
+    /// entry here.
+    pub(super) fn prepare(&mut self, wanted: &Wanted<'_>) -> Result<Option<Ready>> {
+        let inputs: Vec<TensorRef> = wanted
+            .members
+            .iter()
+            .map(|input| input.tensor.clone())
+            .collect();
+        let all: Vec<&TensorRef> = inputs.iter().chain(&wanted.base).collect();
+        let (present, absent): (Vec<&TensorRef>, Vec<&TensorRef>) = (all.iter().copied())
+            .partition(|tensor| {
+                self.models.sources[tensor.source]
+                    .get(&tensor.key)
+                    .is_some()
+            });
+        if !absent.is_empty() {
+            return self.place_partial(wanted, &present, &absent).map(|()| None);
+        }
+        let infos: Vec<TensorInfo> = (all.iter())
+            .map(|tensor| {
+                self.models.sources[tensor.source]
+                    .require(&tensor.key)
+                    .cloned()
+            })
+            .collect::<Result<_>>()?;
+        let first = &infos[0];
+        let name = |index: usize| self.models.name(all[index].source);
+        let mut faults = Vec::new();
+        for (index, info) in infos.iter().enumerate() {
+            if info.shape != first.shape {
+                faults.push(Error::from(MergeFault::Shapes {
+                    key: wanted.name.clone(),
+                    model: name(index),
+                    found: info.shape.clone(),
+                    first: name(0),
+                    expected: first.shape.clone(),
+                    place: self.models.place(all[index].source),
+                }));
+            } else if !info.dtype.is_float() && info.dtype != first.dtype
+                || info.dtype.is_float() != first.dtype.is_float()
+            {
+                faults.push(Error::from(MergeFault::DTypes {
+                    key: wanted.name.clone(),
+                    model: name(index),
+                    found: info.dtype,
+                    first: name(0),
+                    expected: first.dtype,
+                    place: self.models.place(all[index].source),
+                }));
+            }
+        }
+        if !faults.is_empty() {
+            for fault in faults {
+                let _: Option<()> = self.note(Err(fault));
+            }
+            return Ok(None);
+        }
+        if !first.dtype.is_float() {
+            let action = match all.as_slice() {
+                [only] => Action::Copy((*only).clone()),
+                _ => Action::Agree(all.into_iter().cloned().collect()),
+            };
+            self.entries.push(Entry {
+                name: wanted.name.clone(),
+                info: first.clone(),
+                action,
+                why: "no floats: the same in all models".into(),
+            });
+            return Ok(None);
+        }
+        let dtype = infos
+            .iter()
+            .map(|info| info.dtype)
+            .reduce(common)
+            .unwrap_or(first.dtype);
+        let members: Vec<Member> = (wanted.members.iter())
+            .map(|input| Member::Model(self.models.name(input.tensor.source)))
+            .collect();
+        let own: Vec<Own<'_>> = wanted.members.iter().map(|input| input.own).collect();
+        let values =
+            self.settings
+                .resolve(&wanted.name, wanted.layer, &members, &own, &wanted.shared)?;
+        let slot = self.slot(wanted, first.shape.len());
+        let grams = self.gram_refs(&slot, &inputs, &members, &values, &first.shape)?;
+        let aside = self.aside_refs(&inputs, &values, &first.shape)?;
+        Ok(Some(Ready {
+            name: wanted.name.clone(),
+            slot,
+            members,
+            tensors: inputs,
+            base: wanted.base.clone(),
+            shape: first.shape.clone(),
+            dtype,
+            values,
+            grams,
+            aside,
+        }))
+    }
+
+    fn slot(&self, wanted: &Wanted<'_>, rank: usize) -> Slot {
+        match self.kinds.role(&wanted.name) {
+            Ok(Role::Shared(slot)) => Slot {
+                block: wanted.layer.map(|layer| layer.layer),
+                // The guess needs the rank, which the first model may not know.
+                kind: match (slot.kind, rank) {
+                    (ParamKind::Other, 2) if wanted.name.ends_with(".weight") => {
+                        ParamKind::LinearWeight
+                    }
+                    (kind, _) => kind,
+                },
+                ..slot
+            },
+            _ => Slot {
+                key: wanted.name.clone(),
+                block: None,
+                module: wanted.name.clone(),
+                kind: ParamKind::Other,
+            },
+        }
+    }
+
+    /// A tensor that only some of the checkpoints have.
+    fn place_partial(
+        &mut self,
+        wanted: &Wanted<'_>,
+        present: &[&TensorRef],
+        absent: &[&TensorRef],
+    ) -> Result<()> {
+        let names = |tensors: &[&TensorRef]| {
+            let names: BTreeSet<String> = (tensors.iter())
+                .map(|tensor| self.models.name(tensor.source))
+                .collect();
+            names.into_iter().collect()
+        };
+        match self.recipe.on_missing {
+            OnMissing::Error => Err(MergeFault::OnlyInSome {
+                key: wanted.name.clone(),
+                present: names(present),
+                absent: names(absent),
+                place: (absent.first())
+                    .map_or_else(Place::default, |tensor| self.models.place(tensor.source)),
+            }
+            .into()),
+            OnMissing::Skip => {
+                for tensor in present {
+                    let place = (tensor.source, tensor.key.clone());
+                    self.left_out
+                        .insert(place, "only some of the models have it");
+                }
+                Ok(())
+            }
+            OnMissing::Copy => {
+                let from_base =
+                    (present.iter()).find(|tensor| wanted.base.as_ref() == Some(**tensor));
+                let Some(tensor) = from_base.or(present.first()) else {
+                    return Ok(());
+                };
+                let info = self.models.sources[tensor.source].require(&tensor.key)?;
+                let info = TensorInfo {
+                    dtype: self.recipe.stored_dtype().apply(info.dtype),
+                    shape: info.shape.clone(),
+                };
+                let why = format!(
+                    "missing in {}",
+                    names(absent)
+                        .into_iter()
+                        .collect::<Vec<String>>()
+                        .join(", ")
+                );
+                self.entries.push(Entry {
+                    name: wanted.name.clone(),
+                    info,
+                    action: Action::Copy((*tensor).clone()),
+                    why,
+                });
+                Ok(())
+            }
+        }
+    }
+
+    /// The gram matrices of a linear weight, from each member's file.
+    fn gram_refs(
+        &mut self,
+        slot: &Slot,
+        inputs: &[TensorRef],
+        members: &[Member],
+        values: &Values,
+        shape: &[usize],
+    ) -> Result<Vec<Option<GramRef>>> {
+        let mut refs = vec![None; inputs.len()];
+        if !self.method.needs().grams || slot.kind != ParamKind::LinearWeight {
+            return Ok(refs);
+        }
+        for (index, input) in inputs.iter().enumerate() {
+            let Some((Setting::Text(path), _)) = values.members[index].get("grams") else {
+                continue;
+            };
+            let store = match self.stores.get(path) {
+                Some(&store) => store,
+                None => {
+                    let file = io::open(Path::new(path), &OpenOptions::default())?;
+                    self.grams.push(Arc::new(GramStore::new(Arc::new(file))?));
+                    self.stores.insert(path.clone(), self.grams.len() - 1);
+                    self.grams.len() - 1
+                }
+            };
+            let key = input.key.strip_suffix(".weight").unwrap_or(&input.key);
+            let Some(width) = self.grams[store].width(key) else {
+                continue;
+            };
+            if shape.last() != Some(&width) {
+                return Err(Error::GramShape {
+                    slot: slot.key.clone(),
+                    member: members[index].clone(),
+                    weight: shape.to_vec(),
+                    gram: vec![width, width],
+                });
+            }
+            refs[index] = Some(GramRef {
+                store,
+                key: key.to_owned(),
+            });
+        }
+        Ok(refs)
+    }
+
+    /// The tensors beside the members that the method asks for.
+    fn aside_refs(
+        &mut self,
+        inputs: &[TensorRef],
+        values: &Values,
+        shape: &[usize],
+    ) -> Result<Vec<TensorRef>> {
+        let Some(parameter) = self.method.needs().aside else {
+            return Ok(Vec::new());
+        };
+        let mut refs = Vec::with_capacity(inputs.len());
+        for (index, input) in inputs.iter().enumerate() {
+            let Some((Setting::Text(path), _)) = values.members[index].get(parameter) else {
+                continue;
+            };
+            let source = match self.aside.get(path) {
+                Some(&source) => source,
+                None => {
+                    let source = resolve::open(&ModelRef::new(path))?;
+                    self.models.sources.push(source);
+                    self.aside
+                        .insert(path.clone(), self.models.sources.len() - 1);
+                    self.models.sources.len() - 1
+                }
+            };
+            let info = self.models.sources[source].require(&input.key)?;
+            if info.shape != shape {
+                return Err(MergeFault::Shapes {
+                    key: input.key.clone(),
+                    model: path.clone(),
+                    found: info.shape.clone(),
+                    first: self.models.name(input.source),
+                    expected: shape.to_vec(),
+                    place: self.models.place(input.source),
+                }
+                .into());
+            }
+            refs.push(TensorRef {
+                source,
+                key: input.key.clone(),
+            });
+        }
+        Ok(refs)
+    }
+}
+
+/// The smallest dtype that holds the values of both.
+fn common(a: DType, b: DType) -> DType {
+    match (a, b) {
+        (a, b) if a == b => a,
+        (DType::F64, _) | (_, DType::F64) => DType::F64,
+        _ => DType::F32,
+    }
+}

@@ -1,0 +1,33 @@
+//! The ranks that the program was started as: one, unless `mpirun` or `WORLD_SIZE` says otherwise.
+
+use std::process::ExitCode;
+
+use anyhow::Result;
+use candle_core::Device;
+use train::collective::{self, Collective};
+
+use crate::output::{self, Output};
+
+/// Does work as one of the ranks, of which the first alone shows what it does. `device` is where a
+/// rank computes.
+pub fn among(
+    device: &Device,
+    output: &Output,
+    work: impl FnOnce(&dyn Collective, &Output) -> Result<ExitCode>,
+) -> Result<ExitCode> {
+    let ranks = collective::start(device)?;
+    let silent = Output::silent();
+    let output = match ranks.is_first() {
+        true => output,
+        false => &silent,
+    };
+    match work(ranks.as_ref(), output) {
+        Ok(code) => {
+            ranks.finish()?;
+            Ok(code)
+        }
+        // A rank that has failed ends all when it is dropped: what is wrong must be said before.
+        Err(error) if ranks.size() > 1 => Ok(output::report(&error)),
+        Err(error) => Err(error),
+    }
+}

@@ -1,0 +1,136 @@
+//! Times steps of retrieval fine-tuning on fixed inputs and prints a JSON line, for
+//! `benches/training_step.py`: the same weights, inputs, batch and threads as PyTorch there.
+//!
+//! `RAYON_NUM_THREADS=2 training_speed CHECKPOINT BATCH STEPS [checkpointing]`
+#![allow(clippy::print_stdout, reason = "an example prints")]
+
+use std::error::Error;
+use std::path::Path;
+use std::time::Instant;
+
+use candle_core::{DType, Device, Tensor};
+use evaluate::models::Config;
+use evaluate::nn::{Buffers, Gradients, Tape};
+use train::batch::{Batch, Words};
+use train::collective::Alone;
+use train::objectives::{self, Shared, Step};
+use train::optim::{Flavor, OptimSettings, Warmup};
+use train::recipe::ModelSettings;
+use train::run::{Start, Updater};
+
+/// What torch's optimizer does with its own defaults for the moments, at a constant rate.
+fn settings() -> OptimSettings {
+    OptimSettings {
+        flavor: Flavor::Torch,
+        lr: 1e-5,
+        end_lr: 1e-5,
+        warmup: Warmup::Steps(0),
+        beta2: 0.999,
+        weight_decay: 0.0,
+        head_weight_decay: 0.0,
+        ..OptimSettings::default()
+    }
+}
+
+/// Inputs that depend on their place only, as the reference makes them.
+fn inputs(config: &Config, n: usize) -> Result<Batch, Box<dyn Error>> {
+    let (t, side) = (config.text_len, config.image_size);
+    let n_tokens: Vec<usize> = (0..n).map(|text| 8 + text * 5 % (t - 7)).collect();
+    let id = |at: usize| match at % t < n_tokens[at / t] {
+        true => (at * 7919 % config.vocabulary) as u32,
+        false => 0,
+    };
+    let turn = std::f64::consts::TAU;
+    let pixels = (0..n * 3 * side * side).map(|at| (at as f64 * 0.05 % turn).sin() as f32);
+    let image = Tensor::from_vec(pixels.collect(), (n, 3, side, side), &Device::Cpu)?;
+    let words = Words::new((0..n * t).map(id).collect(), &n_tokens, &Device::Cpu)?;
+    Ok(Batch {
+        n,
+        image: Some(image),
+        text: Some(words),
+        ..Batch::default()
+    })
+}
+
+/// Processor time of this process so far.
+fn cpu_seconds() -> Option<f64> {
+    let stat = std::fs::read_to_string("/proc/self/stat").ok()?;
+    // After the name: the state is field 3, user and system time in hundredths are 14 and 15.
+    let fields: Vec<&str> = stat.rsplit(')').next()?.split_whitespace().collect();
+    let hundredths = |at: usize| fields.get(at)?.parse::<f64>().ok();
+    Some((hundredths(11)? + hundredths(12)?) / 100.0)
+}
+
+fn main() -> Result<(), Box<dyn Error>> {
+    let arguments: Vec<String> = std::env::args().skip(1).collect();
+    let [checkpoint, batch, n_steps, rest @ ..] = &arguments[..] else {
+        return Err("training_speed CHECKPOINT BATCH STEPS [checkpointing]".into());
+    };
+    let n_steps: u64 = n_steps.parse()?;
+    let objective = objectives::by_name("retrieval", None)?;
+    let checkpoint = merge::io::open(Path::new(checkpoint), &merge::io::OpenOptions::default())?;
+    let start = Start::load(
+        checkpoint.into(),
+        &ModelSettings::default(),
+        [objective.as_ref()],
+        &[],
+        1,
+        &Device::Cpu,
+        DType::F32,
+    )?;
+    let batch = inputs(&start.config, batch.parse()?)?;
+    let mut updater = Updater::new(&settings(), n_steps, &start.variables, &Alone)?;
+    let mut gradients = Gradients::of(updater.trained(&start.variables).map(|(_, var)| var));
+    let (mut seconds, mut losses) = (Vec::new(), Vec::new());
+    let mut parts = [0.0; 3];
+    let buffers = Buffers::default();
+    let mut cpu_before = 0.0;
+    for step in 0..n_steps {
+        if step == 1 {
+            cpu_before = cpu_seconds().unwrap_or(0.0);
+        }
+        let started = Instant::now();
+        let mut last = started;
+        let mut lap = |part: usize| {
+            parts[part] += last.elapsed().as_secs_f64();
+            last = Instant::now();
+        };
+        gradients.clear();
+        let tape = match rest.first().is_some_and(|word| word == "checkpointing") {
+            true => Tape::checkpointing(),
+            false => Tape::new(),
+        }
+        .reusing(&buffers);
+        let loss = objective.loss(&Step {
+            model: &start.model,
+            batch: &batch,
+            collective: &Alone,
+            randomness: None,
+            tape: Some(&tape),
+            shared: &Shared::default(),
+        })?;
+        lap(0);
+        tape.backward(&loss.value, &mut gradients)?;
+        lap(1);
+        let norm = updater.norm(&start.variables, &gradients, 1.0)?;
+        updater.update(step, &start.variables, &gradients, (1.0, norm), &Alone)?;
+        lap(2);
+        seconds.push(started.elapsed().as_secs_f64());
+        losses.push(loss.reported);
+    }
+    let cpu = cpu_seconds().unwrap_or(0.0) - cpu_before;
+    let status = std::fs::read_to_string("/proc/self/status").unwrap_or_default();
+    let peak = status.lines().find_map(|line| line.strip_prefix("VmHWM:"));
+    let peak = peak.and_then(|text| text.trim().split(' ').next()?.parse::<u64>().ok());
+    let [forward, backward, update] = parts.map(|sum| sum / n_steps as f64);
+    println!(
+        "{{\"engine\": \"vlmerge\", \"threads\": {}, \"seconds\": {seconds:?}, \"losses\": {losses:?}, \
+         \"mean_cpu_seconds\": {:.3}, \
+         \"mean_forward_seconds\": {forward:.4}, \"mean_backward_seconds\": {backward:.4}, \
+         \"mean_update_seconds\": {update:.4}, \"peak_rss_bytes\": {}}}",
+        rayon::current_num_threads(),
+        cpu / (n_steps.max(2) - 1) as f64,
+        peak.unwrap_or(0) * 1024,
+    );
+    Ok(())
+}

@@ -1,0 +1,110 @@
+//! Masked image modeling (MIM) on discrete tokens.
+
+use std::sync::Arc;
+
+use candle_core::Tensor;
+use evaluate::models::Dvae;
+
+use super::masked_language::{Guesses, guess};
+use super::{Loss, Needs, Objective, Step};
+use crate::{Error, Result};
+
+/// Guessing the visual tokens of masked patches; the tokens are those of a discrete autoencoder.
+///
+/// Bao et al. 2021, "BEiT", <https://arxiv.org/abs/2106.08254>, section 2; Ramesh et al. 2021,
+/// "DALL-E", <https://arxiv.org/abs/2102.12092>.
+pub struct MaskedImage {
+    tokenizer: Arc<Dvae>,
+    sees_text: bool,
+}
+
+impl MaskedImage {
+    /// With the text in sight.
+    #[must_use]
+    pub fn with_text(tokenizer: Arc<Dvae>) -> Self {
+        Self {
+            tokenizer,
+            sees_text: true,
+        }
+    }
+
+    /// From the image alone: VLMo's vision stage.
+    #[must_use]
+    pub fn alone(tokenizer: Arc<Dvae>) -> Self {
+        Self {
+            tokenizer,
+            sees_text: false,
+        }
+    }
+
+    /// Image tokens after the last norm, without the class token: `(b p, d)`.
+    fn patches(&self, step: &Step<'_>, masked: &Tensor) -> Result<Tensor> {
+        let omission = step.omission(self.name());
+        let (image, pass) = (step.image()?, step.pass(&omission));
+        let tokens = match self.sees_text {
+            true => {
+                let text = step.text()?;
+                let joint =
+                    (step.model).joint(&text.ids, &text.mask, image, Some(masked), 0, &pass)?;
+                joint.image
+            }
+            false => {
+                let hidden = step.model.image(image, Some(masked), &pass)?;
+                step.model.normed(&hidden)?
+            }
+        };
+        let patches = tokens.narrow(1, 1, tokens.dim(1)? - 1)?;
+        Ok(patches.contiguous()?.flatten_to(1)?)
+    }
+}
+
+impl Objective for MaskedImage {
+    fn name(&self) -> &'static str {
+        match self.sees_text {
+            true => "mim",
+            false => "image_mim",
+        }
+    }
+
+    fn needs(&self) -> Needs {
+        Needs {
+            image: true,
+            text: self.sees_text,
+            masked_patches: true,
+            ..Needs::default()
+        }
+    }
+
+    fn heads(&self) -> &'static [&'static str] {
+        &["mim_score", "transformer.mask_token"]
+    }
+
+    fn loss(&self, step: &Step<'_>) -> Result<Loss> {
+        let patches = step.masked_patches()?;
+        let tokens = self.tokenizer.encode(&patches.target_image)?;
+        let tokens: Vec<u32> = tokens.flatten_all()?.to_vec1()?; // (b p)
+        let masked: Vec<u8> = patches.masked.flatten_all()?.to_vec1()?; // (b p)
+        if tokens.len() != masked.len() {
+            return Err(Error::OtherPatches {
+                tokens: tokens.len(),
+                patches: masked.len(),
+            });
+        }
+        let hidden =
+            (masked.iter().zip(tokens).enumerate()).filter(|(_, (masked, _))| **masked > 0);
+        let (places, labels): (Vec<u32>, Vec<u32>) =
+            hidden.map(|(at, (_, token))| (at as u32, token)).unzip();
+        let guesses = Guesses {
+            hidden: self.patches(step, &patches.masked)?,
+            places: &places,
+            labels: &labels,
+            measure: match self.sees_text {
+                true => "mim_accuracy",
+                false => "image_mim_accuracy",
+            },
+        };
+        guess(guesses, step, |rows| {
+            Ok(step.model.heads().masked_image()?.forward(rows)?)
+        })
+    }
+}

@@ -1,0 +1,133 @@
+//! Which rank keeps the optimizer's state of which variables, and updates them.
+
+use std::ops::Range;
+
+use candle_core::{CpuStorage, InplaceOp1, Layout, Storage, Var};
+
+use crate::Result;
+use crate::collective::{Collective, Parameters, Part, Shards};
+
+/// Who owns what of a model's variables. In memory they are laid end to end and cut into a stretch
+/// for each rank ([`Shards`]); on another device each belongs, as a whole, to the rank in whose
+/// stretch it begins.
+pub(super) struct Ownership {
+    shards: Shards,
+    /// What this rank owns of each variable.
+    own: Vec<Range<usize>>,
+}
+
+impl Ownership {
+    /// Of variables in an order that is the same on all ranks.
+    pub(super) fn new(variables: &[&Var], collective: &dyn Collective) -> Self {
+        let lengths = variables.iter().map(|variable| variable.elem_count());
+        let shards = Shards::new(lengths, collective.size());
+        let mut own = vec![0..0; variables.len()];
+        for part in shards.parts(collective.rank()) {
+            let (variable, range) = (variables[part.parameter], part.of_parameter);
+            own[part.parameter] = match (variable.device().is_cpu(), range.start) {
+                (true, _) => range,
+                (false, 0) => 0..variable.elem_count(),
+                (false, _) => 0..0,
+            };
+        }
+        Self { shards, own }
+    }
+
+    /// What this rank owns of a variable.
+    pub(super) fn own(&self, index: usize) -> Range<usize> {
+        self.own[index].clone()
+    }
+
+    /// Numbers that this rank owns.
+    pub(super) fn n_owned(&self) -> u64 {
+        self.own.iter().map(|range| range.len() as u64).sum()
+    }
+
+    /// Gives all ranks what each has changed of its own.
+    ///
+    /// # Errors
+    /// When a rank is gone or the device fails.
+    pub(super) fn share(&self, variables: &[&Var], collective: &dyn Collective) -> Result<()> {
+        if collective.size() == 1 {
+            return Ok(());
+        }
+        if variables.iter().all(|variable| variable.device().is_cpu()) {
+            return self
+                .shards
+                .gather_ranges(collective, &mut InMemory(variables));
+        }
+        for (variable, own) in variables.iter().zip(&self.own) {
+            let tensor = variable.as_detached_tensor();
+            // All but the owner add nothing.
+            let given = match own.is_empty() {
+                true => tensor.zeros_like()?,
+                false => tensor,
+            };
+            variable.set(&collective.sum_tensor(&given)?)?;
+        }
+        Ok(())
+    }
+}
+
+/// Variables in f32 in memory.
+struct InMemory<'a>(&'a [&'a Var]);
+
+impl Parameters for InMemory<'_> {
+    fn lengths(&self) -> Vec<usize> {
+        self.0
+            .iter()
+            .map(|variable| variable.elem_count())
+            .collect()
+    }
+
+    fn read(&self, part: &Part, out: &mut [f32]) -> Result<()> {
+        let (storage, layout) = self.0[part.parameter].storage_and_layout();
+        let Storage::Cpu(storage) = &*storage else {
+            return Err(unusable("the variable is not in memory").into());
+        };
+        let values = storage.as_slice::<f32>()?;
+        let own = range_of(layout, &part.of_parameter)?;
+        out.copy_from_slice(&values[own]);
+        Ok(())
+    }
+
+    fn write(&mut self, part: &Part, values: &[f32]) -> Result<()> {
+        let range = part.of_parameter.clone();
+        Ok(self.0[part.parameter].inplace_op1(&Overwrite { range, values })?)
+    }
+}
+
+/// New values for a part of a variable, as an operation of candle's, which lends its memory.
+struct Overwrite<'a> {
+    range: Range<usize>,
+    values: &'a [f32],
+}
+
+impl InplaceOp1 for Overwrite<'_> {
+    fn name(&self) -> &'static str {
+        "overwrite"
+    }
+
+    fn cpu_fwd(&self, storage: &mut CpuStorage, layout: &Layout) -> candle_core::Result<()> {
+        let CpuStorage::F32(values) = storage else {
+            candle_core::bail!("the variable is not f32");
+        };
+        values[range_of(layout, &self.range)?].copy_from_slice(self.values);
+        Ok(())
+    }
+}
+
+/// Where elements `range` of a contiguous tensor stand in its storage.
+fn range_of(layout: &Layout, range: &Range<usize>) -> candle_core::Result<Range<usize>> {
+    let (start, end) = layout
+        .contiguous_offsets()
+        .ok_or_else(|| unusable("the variable is not contiguous"))?;
+    match range.end <= end - start {
+        true => Ok(start + range.start..start + range.end),
+        false => Err(unusable("a part lies outside of its variable")),
+    }
+}
+
+fn unusable(what: &str) -> candle_core::Error {
+    candle_core::Error::Msg(what.to_owned())
+}
