@@ -30,6 +30,7 @@ pub mod gram;
 pub mod io;
 pub mod layouts;
 pub mod linear_algebra;
+mod lora;
 pub mod methods;
 pub mod plan;
 pub mod progress;
@@ -41,8 +42,8 @@ pub mod statistics;
 pub mod synth;
 
 pub use dtype::{DType, decode_f32, decode_f64, encode_f32, encode_f64};
-pub use error::{ConversionFault, Error, MergeFault, RemoteFault, Result, SafetensorsFault};
-pub use error::{SplitFault, TorchFault, WriteFault};
+pub use error::{AdapterFault, ConversionFault, Error, MergeFault, RemoteFault, Result};
+pub use error::{SafetensorsFault, SplitFault, TorchFault, WriteFault};
 pub use expert::Expert;
 pub use group::{ParamKind, Role, Slot};
 pub use io::{Checkpoint, ObjectPath, PathSegment, TensorInfo, TensorSource};

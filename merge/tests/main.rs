@@ -12,6 +12,7 @@ mod golden_merge;
 mod large_tensors;
 mod layout_families;
 mod layouts;
+mod lora;
 mod memory;
 mod mergekit;
 mod methods_document;
