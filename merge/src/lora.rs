@@ -2,12 +2,15 @@
 //!
 //! The folder is PEFT's: `adapter_config.json` and `adapter_model.safetensors` (or `.bin`). The sum is
 //! computed in f32, or f64 where the base is f64, and what comes out is as wide: f32 for bf16, so that
-//! whatever is merged next rounds once. PEFT rounds product and sum to the base's dtype.
+//! whatever is merged next rounds once.
+//!
+//! [`extract`] goes the other way, from two models to an adapter.
 //!
 //! Reference: Hu et al. 2021, <https://arxiv.org/abs/2106.09685>, section 4.1.
 
 mod changes;
 mod config;
+mod extract;
 mod factors;
 mod part;
 
@@ -18,6 +21,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 use changes::Change;
 use config::Config;
 pub(crate) use config::named_base;
+pub use extract::{ExtractOptions, ExtractTarget, Extracted, Extraction, LeftOut, extract};
 use factors::{Factors, Pair};
 use regex::Regex;
 

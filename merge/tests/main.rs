@@ -7,6 +7,7 @@ mod convert;
 mod diff;
 mod distance;
 mod every_method;
+mod extract;
 mod fixture;
 mod golden_merge;
 mod large_tensors;

@@ -95,6 +95,25 @@ pub enum AdapterFault {
         /// The model's entry.
         place: Place,
     },
+    /// The iteration for singular values found no end.
+    #[error("`{key}`: no singular value decomposition was found")]
+    NoConvergence {
+        /// The tensor.
+        key: String,
+    },
+    /// Two models between which nothing differs that an adapter can hold.
+    #[error(
+        "{}: of {n_tensors} tensors none differs in a way that an adapter is made of; {n_left_out} differ otherwise",
+        path.display()
+    )]
+    NothingToExtract {
+        /// The fine-tuned model.
+        path: PathBuf,
+        /// Tensors that were looked at.
+        n_tensors: usize,
+        /// Those among them that differ.
+        n_left_out: usize,
+    },
 }
 
 impl AdapterFault {
@@ -111,7 +130,16 @@ impl AdapterFault {
             Self::Kind { .. } | Self::Setting { .. } => {
                 Some("merge it with PEFT's merge_and_unload, and the result here")
             }
-            Self::Settings { .. } | Self::Half { .. } | Self::Twice { .. } => None,
+            Self::NothingToExtract {
+                n_left_out: 1.., ..
+            } => Some(
+                "--save-whole keeps norms and biases whole, --embeddings decomposes embeddings",
+            ),
+            Self::Settings { .. }
+            | Self::Half { .. }
+            | Self::Twice { .. }
+            | Self::NoConvergence { .. }
+            | Self::NothingToExtract { .. } => None,
         }
     }
 }

@@ -1,7 +1,7 @@
 //! What an adapter's tensor is, by its name.
 
 /// What PEFT puts before the names of the model that it wraps.
-const PREFIX: &str = "base_model.model.";
+pub(super) const PREFIX: &str = "base_model.model.";
 
 /// What an adapter's tensor is, by its name.
 #[derive(Debug, PartialEq)]
