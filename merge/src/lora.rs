@@ -121,6 +121,13 @@ impl TensorSource for Adapted {
         self.own[index].1
     }
 
+    fn held_bytes(&self) -> u64 {
+        let pairs = (self.own.iter()).filter_map(|(_, _, change)| change.as_ref()?.added.as_ref());
+        let mut sizes: Vec<u64> = pairs.map(Pair::n_bytes).collect();
+        sizes.sort_unstable_by(|a, b| b.cmp(a));
+        sizes.iter().take(N_KEPT).sum()
+    }
+
     fn read(&self, index: usize, first: usize, out: &mut [u8]) -> Result<()> {
         let (key, _, change) = &self.own[index];
         let Some(change) = change else {

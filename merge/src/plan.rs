@@ -255,7 +255,11 @@ impl MergePlan {
             }
             _ => None,
         });
-        let own = chunks.max(whole.max().unwrap_or(0));
+        let held = self
+            .sources
+            .iter()
+            .map(|source| source.source().held_bytes());
+        let own = chunks.max(whole.max().unwrap_or(0)) + held.sum::<u64>();
         let earlier = self
             .stages
             .iter()

@@ -396,6 +396,17 @@ fn every_method_gives_the_bytes_that_merged_files_give() {
 }
 
 #[test]
+fn a_plan_counts_the_factors_that_are_kept() {
+    let folder = large();
+    let peak = |model: &str| {
+        let yaml = format!("merge_method: passthrough\nmodels: [{{model: {model}}}]\n");
+        folder.plan(&yaml).expect("a plan").peak_bytes(2)
+    };
+    let factors = 2 * 4 * 3 * (ODD[0] + ODD[1]);
+    assert_eq!(peak("<base>+a"), peak("<base>") + factors as u64);
+}
+
+#[test]
 fn slices_and_documents_take_adapters_too() {
     let folder = large();
     let whole = folder.with("a").expect("merges");

@@ -178,6 +178,11 @@ pub trait TensorSource: Send + Sync {
         self.tensors()[index].info.dtype
     }
 
+    /// Most bytes that are kept in memory from one read to the next, where tensors are computed.
+    fn held_bytes(&self) -> u64 {
+        0
+    }
+
     /// Reads elements `first..` of tensor `index` of [`TensorSource::tensors`], in row-major order
     /// and little-endian, until `out` is full.
     ///

@@ -63,6 +63,12 @@ impl Pair {
         }
     }
 
+    /// Bytes of both once they are read.
+    pub(super) fn n_bytes(&self) -> u64 {
+        let both = std::iter::once(&self.a).chain(&self.b);
+        both.map(|(_, info)| 4 * info.n_elements() as u64).sum()
+    }
+
     /// Reads both.
     pub(super) fn read(&self, adapter: &Checkpoint) -> Result<Factors> {
         let values = |(key, info): &(String, TensorInfo)| {

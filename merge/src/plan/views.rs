@@ -79,6 +79,10 @@ impl TensorSource for Renamed {
         stored.unwrap_or(self.entries[index].info.dtype)
     }
 
+    fn held_bytes(&self) -> u64 {
+        self.inner.source().held_bytes()
+    }
+
     fn read(&self, index: usize, first: usize, out: &mut [u8]) -> Result<()> {
         self.inner.read(&self.keys[index], first, out)
     }

@@ -338,6 +338,10 @@ impl TensorSource for ByToken {
         stored.unwrap_or(self.tensors[index].info.dtype)
     }
 
+    fn held_bytes(&self) -> u64 {
+        self.all[self.own].source().held_bytes()
+    }
+
     fn read(&self, index: usize, first: usize, out: &mut [u8]) -> Result<()> {
         let name = self.names[index].as_str();
         let Some(rows) = &self.rows[index] else {
