@@ -75,6 +75,8 @@ pub enum Command {
     Recipe(commands::recipe::Args),
     /// Run a merge recipe
     Merge(commands::merge::Args),
+    /// Make a low-rank adapter of what fine-tuning changed
+    ExtractLora(commands::extract_lora::Args),
     /// Build arrow files from public downloads, and look at what is in them
     Data(commands::data::Args),
     /// Sum the gram matrices of a model's layers over data, for RegMean

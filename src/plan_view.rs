@@ -14,7 +14,7 @@ use serde_json::json;
 
 use crate::cli::WriteArgs;
 use crate::commands::merge::no_target;
-use crate::output::{Output, bytes, fetched_bytes};
+use crate::output::{Output, bytes, fetched_bytes, printable};
 
 /// Prints the plan on `--dry-run`, else runs it and prints where the result is.
 pub fn carry_out(
@@ -26,6 +26,9 @@ pub fn carry_out(
 ) -> Result<ExitCode> {
     // Conversions write the file that is asked for and nothing beside it.
     let may_be_folder = !plan.beside.ingredients.is_empty();
+    for note in (plan.beside.ingredients.iter()).filter_map(|model| model.note.as_ref()) {
+        output.note(printable(note));
+    }
     if write.dry_run {
         let options = target.map(|target| write.write_options(target, may_be_folder));
         if let Some(options) = &options {

@@ -8,6 +8,7 @@ mod corpus;
 mod data;
 mod evaluating;
 mod inspect;
+mod lora;
 mod merging;
 mod program;
 #[cfg(feature = "remote")]

@@ -91,12 +91,26 @@ pub enum Content {
 pub struct Ingredient {
     /// What the recipe calls it, without folders.
     pub name: String,
-    /// Whether differences are measured from it.
-    pub is_base: bool,
+    /// What it gives.
+    pub share: Share,
     /// Its name on the hub, if its path says so.
     pub hub: Option<String>,
     /// What its own card says of its license.
     pub license: Option<License>,
+    /// What is odd about it, but may be meant.
+    pub note: Option<String>,
+}
+
+/// What a model gives to a merge.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Share {
+    /// Differences are measured from it.
+    Base,
+    /// Its weights are merged.
+    Merged,
+    /// It is merged into a model first.
+    Adapter,
 }
 
 /// Everything that goes beside the output of a plan.

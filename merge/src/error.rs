@@ -1,5 +1,6 @@
 //! Everything that can go wrong in this crate, one variant per fault.
 
+mod adapter;
 mod advice;
 mod conversion;
 mod merging;
@@ -9,6 +10,7 @@ mod split;
 mod torch;
 mod write;
 
+pub use adapter::AdapterFault;
 pub use conversion::ConversionFault;
 pub use merging::MergeFault;
 pub use remote::RemoteFault;
@@ -409,6 +411,9 @@ pub enum Error {
     /// What is wrong with a merge of several checkpoints, with the recipe's line and the tensor.
     #[error(transparent)]
     Merge(Box<MergeFault>),
+    /// What is wrong with a low-rank adapter.
+    #[error(transparent)]
+    Adapter(Box<AdapterFault>),
     /// Several faults that were found at once.
     #[error("{}", list_note(.0))]
     Several(Vec<Error>),
@@ -457,6 +462,12 @@ pub enum Error {
 impl From<MergeFault> for Error {
     fn from(fault: MergeFault) -> Self {
         Self::Merge(Box::new(fault))
+    }
+}
+
+impl From<AdapterFault> for Error {
+    fn from(fault: AdapterFault) -> Self {
+        Self::Adapter(Box::new(fault))
     }
 }
 

@@ -22,6 +22,7 @@ pub(crate) mod stages;
 mod views;
 mod vocabularies;
 
+pub use settings::name_pattern;
 pub use stages::Stage;
 
 /// A tensor of one of the plan's sources.

@@ -18,6 +18,8 @@ mod hub;
 #[cfg(feature = "remote")]
 mod session;
 #[cfg(feature = "remote")]
+mod single;
+#[cfg(feature = "remote")]
 mod store;
 #[cfg(feature = "remote")]
 mod web;
@@ -28,6 +30,7 @@ pub use session::{Remote, RemoteOptions, Traffic};
 use std::path::Path;
 
 use crate::Result;
+use crate::io::read_at::ReadAt;
 use crate::io::{Checkpoint, OpenOptions};
 
 /// Opens a checkpoint by its address, with the session that was installed.
@@ -36,11 +39,28 @@ pub(crate) fn open(path: &Path, options: &OpenOptions) -> Result<Checkpoint> {
     Remote::installed().open(path, options)
 }
 
+/// Opens a file by its address, with the session that was installed.
+#[cfg(feature = "remote")]
+pub(crate) fn open_bytes(path: &Path) -> Result<Box<dyn ReadAt>> {
+    Remote::installed().open_bytes(path)
+}
+
 /// Says that this program reads no addresses.
 #[cfg(not(feature = "remote"))]
 pub(crate) fn open(path: &Path, _: &OpenOptions) -> Result<Checkpoint> {
-    Err(crate::RemoteFault::NotBuilt {
+    Err(not_built(path))
+}
+
+/// Says that this program reads no addresses.
+#[cfg(not(feature = "remote"))]
+pub(crate) fn open_bytes(path: &Path) -> Result<Box<dyn ReadAt>> {
+    Err(not_built(path))
+}
+
+#[cfg(not(feature = "remote"))]
+fn not_built(path: &Path) -> crate::Error {
+    crate::RemoteFault::NotBuilt {
         address: path.display().to_string(),
     }
-    .into())
+    .into()
 }

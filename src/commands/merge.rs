@@ -17,13 +17,14 @@ const EXAMPLES: &str = "\
 Examples:
   vlmerge merge recipe.yaml --out merged.safetensors
   vlmerge merge recipe.yaml --out merged/ --shard-size 5GB
-  vlmerge merge recipe.yaml --out merged.safetensors --dry-run";
+  vlmerge merge recipe.yaml --out merged.safetensors --dry-run
+  vlmerge merge base+adapter --out merged.safetensors";
 
 /// Flags of `vlmerge merge`.
 #[derive(Debug, ClapArgs)]
 #[command(after_help = EXAMPLES)]
 pub struct Args {
-    /// The recipe
+    /// The recipe; or a model and a low-rank adapter to merge into it, as `MODEL+ADAPTER`
     recipe: PathBuf,
     #[command(flatten)]
     target: Target,
@@ -131,7 +132,15 @@ impl Specific {
 
 /// Runs the verb.
 pub fn run(args: Args, output: &Output) -> Result<ExitCode> {
-    let mut recipe = MergeRecipe::open(&args.recipe)?;
+    let model = ModelRef::new(&args.recipe);
+    let mut recipe = match model.adapter {
+        Some(_) => MergeRecipe {
+            merge_method: "passthrough".to_owned(),
+            models: vec![model],
+            ..MergeRecipe::default()
+        },
+        None => MergeRecipe::open(&args.recipe)?,
+    };
     if args.target.write.dtype != crate::cli::DTypeArg::Keep {
         recipe.out_dtype = args.target.write.dtype.into();
     }

@@ -7,6 +7,7 @@ pub mod diff;
 pub mod distance;
 pub mod evaluate;
 pub mod expand;
+pub mod extract_lora;
 pub mod finetune;
 pub mod gram;
 pub mod inspect;
@@ -44,6 +45,7 @@ pub fn run(command: Command, output: &Output) -> Result<ExitCode> {
         Command::Regmean(args) => regmean::run(args, output),
         Command::Recipe(args) => recipe::run(&args, output),
         Command::Merge(args) => merge::run(args, output),
+        Command::ExtractLora(args) => extract_lora::run(&args, output),
         Command::Data(args) => data::run(args, output),
         Command::Gram(args) => gram::run(args, output),
         Command::Evaluate(args) => evaluate::run(args, output),

@@ -2,7 +2,7 @@
 
 use serde::Serialize;
 
-use super::{Beside, Ingredient};
+use super::{Beside, Ingredient, Share};
 use crate::provenance::{InputFile, Provenance};
 use crate::{Error, MergeRecipe, Result};
 
@@ -125,7 +125,11 @@ fn model_row(model: &Ingredient) -> String {
             None => license.ids.join(", "),
         },
     };
-    let part = if model.is_base { "base" } else { "merged" };
+    let part = match model.share {
+        Share::Base => "base",
+        Share::Merged => "merged",
+        Share::Adapter => "adapter",
+    };
     let name = match &model.hub {
         Some(hub) => format!("[{0}](https://huggingface.co/{0})", plain(hub)),
         None => plain(&model.name),
@@ -179,9 +183,10 @@ mod tests {
     fn model(name: &str, license: Option<License>) -> Ingredient {
         Ingredient {
             name: name.to_owned(),
-            is_base: false,
+            share: Share::Merged,
             hub: name.strip_prefix("hf://").map(str::to_owned),
             license,
+            note: None,
         }
     }
 

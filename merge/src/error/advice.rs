@@ -51,6 +51,7 @@ impl Error {
                       modality-specific checkpoints through a merge".into())
             }
             Self::Merge(fault) => fault.hint().map(str::to_owned),
+            Self::Adapter(fault) => fault.hint().map(str::to_owned),
             Self::Remote(fault) => fault.hint().map(str::to_owned),
             Self::Several(faults) => faults.iter().find_map(Self::hint),
             Self::Stopped { .. } => Some("the same command goes on with the next file".into()),

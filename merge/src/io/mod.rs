@@ -48,6 +48,14 @@ pub fn open(path: &Path, options: &OpenOptions) -> Result<Checkpoint> {
     open_with(path, options, &open_file)
 }
 
+/// Opens a file, here or by its address, whatever is in it.
+pub(crate) fn open_bytes(path: &Path) -> Result<Box<dyn ReadAt>> {
+    match address::is_address(path) {
+        true => crate::remote::open_bytes(path),
+        false => open_file(path),
+    }
+}
+
 /// Opens a checkpoint whose files are opened by `open_file`.
 pub(crate) fn open_with(
     path: &Path,

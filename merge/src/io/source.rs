@@ -173,6 +173,11 @@ pub trait TensorSource: Send + Sync {
     /// Every tensor of the file, whatever its root, in file order.
     fn tensors(&self) -> &[TensorEntry];
 
+    /// What tensor `index` is kept in, which is narrower than what is read where it is computed.
+    fn stored_dtype(&self, index: usize) -> DType {
+        self.tensors()[index].info.dtype
+    }
+
     /// Reads elements `first..` of tensor `index` of [`TensorSource::tensors`], in row-major order
     /// and little-endian, until `out` is full.
     ///
@@ -249,6 +254,13 @@ impl Checkpoint {
         self.names
             .get(name)
             .map(|&index| &self.source.tensors()[index].info)
+    }
+
+    /// What a tensor of the chosen root is kept in: its dtype, unless it is computed.
+    #[must_use]
+    pub fn stored_dtype(&self, name: &str) -> Option<DType> {
+        let index = self.names.get(name)?;
+        Some(self.source.stored_dtype(*index))
     }
 
     /// Shape and dtype of a tensor that must be there.

@@ -1,16 +1,17 @@
 //! Which files go beside the output of a merge.
 
 use std::collections::BTreeMap;
+use std::path::Path;
 
 use super::stacks::Stacks;
 use super::stages::Opener;
 use super::vocabularies::Alignment;
 use super::{Entry, checkpoints::Models};
 use crate::beside::config::{self, Changes, Layers};
-use crate::beside::{Beside, Companion, Content, Ingredient, license};
+use crate::beside::{Beside, Companion, Content, Ingredient, Share, license};
 use crate::io::model_folder;
 use crate::recipe::{ModelRef, TokenizerSource};
-use crate::{Checkpoint, DType, MergeRecipe, Result};
+use crate::{Checkpoint, DType, MergeRecipe, Result, lora};
 
 /// Everything that goes beside the output of a recipe: the files of the base or, without a base, of
 /// the first model.
@@ -124,36 +125,57 @@ fn main_dtype(entries: &[Entry]) -> Option<DType> {
     Some(most.0)
 }
 
-/// All models that a recipe and its documents merge, each once.
+/// All models and adapters that a recipe and its documents merge, each once.
 fn ingredients(recipe: &MergeRecipe, opener: &Opener) -> Result<Vec<Ingredient>> {
-    let mut found: Vec<(ModelRef, bool)> = Vec::new();
+    let mut found: Vec<Ingredient> = Vec::new();
     for document in recipe.earlier.iter().chain([recipe]) {
         let sliced = document.slices.iter().flat_map(|slice| &slice.sources);
         let members = (document.models.iter().cloned())
             .chain(sliced.map(|source| source.model_ref()))
-            .map(|model| (model, false));
-        let base = document.base_model.iter().cloned().map(|base| (base, true));
-        for (model, is_base) in members.chain(base) {
-            match found
-                .iter_mut()
-                .find(|(known, _)| known.model == model.model)
-            {
-                Some(known) => known.1 |= is_base,
-                None => found.push((model, is_base)),
+            .map(|model| (model, Share::Merged));
+        let base = (document.base_model.iter().cloned()).map(|base| (base, Share::Base));
+        for (model, share) in members.chain(base) {
+            if !opener.is_document(&model) {
+                let own = ingredient(&model.model, share)?;
+                match found.iter_mut().find(|known| known.name == own.name) {
+                    Some(known) => known.share = known.share.min(share),
+                    None => found.push(own),
+                }
+            }
+            if let Some(adapter) = &model.adapter {
+                let own = Ingredient {
+                    note: adapter_note(&model, adapter)?,
+                    ..ingredient(adapter, Share::Adapter)?
+                };
+                if found.iter().all(|known| known.name != own.name) {
+                    found.push(own);
+                }
             }
         }
     }
-    (found.into_iter())
-        .filter(|(model, _)| !opener.is_document(model))
-        .map(|(model, is_base)| {
-            let folder = model_folder(&model.model);
-            let license = folder.as_deref().map(license::of_folder).transpose()?;
-            Ok(Ingredient {
-                name: model.name(),
-                is_base,
-                hub: license::hub_name(&model.model),
-                license: license.flatten(),
-            })
-        })
-        .collect()
+    Ok(found)
+}
+
+fn ingredient(path: &Path, share: Share) -> Result<Ingredient> {
+    let folder = model_folder(path);
+    let license = folder.as_deref().map(license::of_folder).transpose()?;
+    Ok(Ingredient {
+        name: path.display().to_string(),
+        share,
+        hub: license::hub_name(path),
+        license: license.flatten(),
+        note: None,
+    })
+}
+
+/// What is odd about an adapter, but may be meant.
+fn adapter_note(model: &ModelRef, adapter: &Path) -> Result<Option<String>> {
+    let named = lora::named_base(adapter, &model.model, model.place)?;
+    Ok(named.map(|named| {
+        format!(
+            "{}: made for `{named}`, merged into `{}`",
+            adapter.display(),
+            model.model.display()
+        )
+    }))
 }

@@ -262,7 +262,7 @@ impl Builder<'_> {
 
     fn copy(&mut self, name: String, key: &str, info: &TensorInfo, why: &str) -> Result<()> {
         let info = TensorInfo {
-            dtype: self.recipe.stored_dtype().apply(info.dtype),
+            dtype: self.recipe.stored_dtype().apply(self.stored(key)?),
             shape: info.shape.clone(),
         };
         let action = Action::Copy(TensorRef {
@@ -466,11 +466,17 @@ impl Builder<'_> {
         Ok(expected)
     }
 
+    /// What a tensor of the merged checkpoint is kept in.
+    fn stored(&self, key: &str) -> Result<DType> {
+        let dtype = self.info(INPUT, key)?.dtype;
+        Ok(self.sources[INPUT].stored_dtype(key).unwrap_or(dtype))
+    }
+
     /// The members' dtype, or the smallest that holds all of theirs.
     fn common_dtype(&self, slot: &Slot, keys: &[&String]) -> Result<DType> {
-        let mut common = self.info(INPUT, keys[0])?.dtype;
+        let mut common = self.stored(keys[0])?;
         for key in keys {
-            let dtype = self.info(INPUT, key)?.dtype;
+            let dtype = self.stored(key)?;
             if !dtype.is_float() {
                 return Err(Error::NotFloat {
                     slot: slot.key.clone(),

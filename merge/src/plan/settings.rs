@@ -201,6 +201,18 @@ pub(super) fn compile(pattern: &str, written: &str, place: Place) -> Result<Rege
     })
 }
 
+/// A pattern of tensor names as a flag has it: with `*` for any characters and `?` for one, or a regular
+/// expression between slashes.
+///
+/// # Errors
+/// When that is none.
+pub fn name_pattern(written: &str) -> std::result::Result<Regex, regex::Error> {
+    let inner = written
+        .strip_prefix('/')
+        .and_then(|rest| rest.strip_suffix('/'));
+    Regex::new(&inner.map_or_else(|| glob_pattern(written), str::to_owned))
+}
+
 /// `*` for any characters, `?` for one, all else as it is.
 fn glob_pattern(glob: &str) -> String {
     let mut pattern = String::from("^");

@@ -8,7 +8,7 @@ use crate::beside::Companions;
 use crate::io::{Container, Root, SourceInfo, TensorEntry, model_folder};
 use crate::recipe::{ModelRef, Place};
 use crate::{Checkpoint, Error, MergeFault, MergeRecipe, ObjectPath, PathSegment, Result};
-use crate::{TensorSource, io};
+use crate::{TensorSource, io, lora};
 
 /// A merge that must be done before the plan that it belongs to.
 pub struct Stage {
@@ -38,17 +38,26 @@ pub(super) struct Opener {
 impl Opener {
     /// Opens a model.
     pub(super) fn open(&self, model: &ModelRef) -> Result<Arc<Checkpoint>> {
-        let name = model.name();
-        let checkpoint = match self.made.get(&name) {
+        let checkpoint = match self.made.get(&model.document()) {
             Some(made) => Arc::clone(made),
             None => resolve::open(model)?,
+        };
+        let checkpoint = match &model.adapter {
+            Some(adapter) => {
+                let renames = views::compiled(&model.adapter_rename, model.place)?;
+                lora::adapted(checkpoint, adapter, &renames, model.place)?
+            }
+            None => checkpoint,
         };
         views::renamed(checkpoint, model)
     }
 
     /// The files beside a model.
     pub(super) fn companions(&self, model: &ModelRef) -> Result<Companions> {
-        match (self.beside.get(&model.name()), model_folder(&model.model)) {
+        match (
+            self.beside.get(&model.document()),
+            model_folder(&model.model),
+        ) {
             (Some(made), _) => Ok(made.clone()),
             (None, Some(folder)) => Companions::of_folder(&folder),
             (None, None) => Ok(Companions::default()),
@@ -57,7 +66,7 @@ impl Opener {
 
     /// Whether a model is the result of another document.
     pub(super) fn is_document(&self, model: &ModelRef) -> bool {
-        self.made.contains_key(&model.name())
+        self.made.contains_key(&model.document())
     }
 }
 
@@ -144,8 +153,8 @@ fn make(
 fn used_documents(document: &MergeRecipe, all: &MergeRecipe) -> Vec<(String, Place)> {
     let sources = document.slices.iter().flat_map(|slice| &slice.sources);
     let models = (document.models.iter().chain(&document.base_model))
-        .map(|model| (model.name(), model.place))
-        .chain(sources.map(|source| (source.value.model.display().to_string(), source.place)));
+        .map(|model| (model.document(), model.place))
+        .chain(sources.map(|source| (source.model_ref().document(), source.place)));
     let names: Vec<&String> = all
         .earlier
         .iter()

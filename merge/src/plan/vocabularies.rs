@@ -10,7 +10,7 @@ use crate::beside::tokenizer::Union;
 use crate::beside::vocabulary::{self, Tokenizer, Vocabulary};
 use crate::io::{SourceInfo, TensorEntry};
 use crate::recipe::{ModelRef, TokenizerSource};
-use crate::{Checkpoint, MergeFault, MergeRecipe, Result, TensorInfo, TensorSource};
+use crate::{Checkpoint, DType, MergeFault, MergeRecipe, Result, TensorInfo, TensorSource};
 use crate::{decode_f64, encode_f64};
 
 /// How the names of tensors end that have a row for every token.
@@ -331,6 +331,11 @@ impl TensorSource for ByToken {
 
     fn tensors(&self) -> &[TensorEntry] {
         &self.tensors
+    }
+
+    fn stored_dtype(&self, index: usize) -> DType {
+        let stored = self.all[self.own].stored_dtype(&self.names[index]);
+        stored.unwrap_or(self.tensors[index].info.dtype)
     }
 
     fn read(&self, index: usize, first: usize, out: &mut [u8]) -> Result<()> {

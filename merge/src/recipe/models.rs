@@ -1,7 +1,7 @@
 //! Checkpoints as a recipe names them, whole or by slices.
 
 use std::fmt;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 use serde::de::value::MapAccessDeserializer;
 use serde::de::{MapAccess, Visitor};
@@ -9,14 +9,19 @@ use serde::{Deserialize, Deserializer, Serialize, Serializer};
 use serde_saphyr::Spanned;
 
 use super::{Located, Parameters, Place};
+use crate::remote::address::is_address;
 
 /// A checkpoint named in a recipe: a path alone, or a path and more.
 #[derive(Clone, Debug, Default, PartialEq)]
 pub struct ModelRef {
     /// The file or folder, relative to the working directory; or the `name` of another document.
     pub model: PathBuf,
+    /// The folder of a low-rank adapter that is merged into it first; written `model+adapter`.
+    pub adapter: Option<PathBuf>,
     /// The dictionary that holds the weights, instead of the one found by rule.
     pub root: Option<String>,
+    /// Changes of the names of the base's tensors that the adapter has, done one after the other.
+    pub adapter_rename: Vec<Rename>,
     /// Changes of its tensors' names, done one after the other.
     pub rename: Vec<Rename>,
     /// Parameters for this model.
@@ -39,8 +44,10 @@ impl ModelRef {
     /// A checkpoint whose weights are found by rule.
     #[must_use]
     pub fn new(model: impl Into<PathBuf>) -> Self {
+        let (model, adapter) = split_adapter(model.into());
         Self {
-            model: model.into(),
+            model,
+            adapter,
             ..Self::default()
         }
     }
@@ -49,13 +56,54 @@ impl ModelRef {
     #[must_use]
     pub fn is_same_model(&self, other: &Self) -> bool {
         (&self.model, &self.root, &self.rename) == (&other.model, &other.root, &other.rename)
+            && (&self.adapter, &self.adapter_rename) == (&other.adapter, &other.adapter_rename)
     }
 
     /// What it is called in messages and plans.
     #[must_use]
     pub fn name(&self) -> String {
+        self.path().display().to_string()
+    }
+
+    /// The name of the document that the model would be.
+    pub(crate) fn document(&self) -> String {
         self.model.display().to_string()
     }
+
+    /// As it is written.
+    fn path(&self) -> PathBuf {
+        joined(&self.model, self.adapter.as_deref())
+    }
+}
+
+/// A path as written, with one `+` between a model and its adapter. A file that has a `+` in its own
+/// name is meant as it is, and so is an address with one, unless what follows is an address or a folder.
+pub(super) fn split_adapter(path: PathBuf) -> (PathBuf, Option<PathBuf>) {
+    let Some((model, adapter)) = path.to_str().and_then(|text| text.split_once('+')) else {
+        return (path, None);
+    };
+    let (model, adapter) = (PathBuf::from(model), PathBuf::from(adapter));
+    let is_one = |part: &Path| !part.as_os_str().is_empty();
+    let is_certain = is_address(&adapter) || adapter.is_dir();
+    let is_pair = is_one(&model)
+        && is_one(&adapter)
+        && !adapter.to_string_lossy().contains('+')
+        && (is_certain || !is_address(&model))
+        && !path.exists();
+    match is_pair {
+        true => (model, Some(adapter)),
+        false => (path, None),
+    }
+}
+
+/// The path that [`split_adapter`] takes apart.
+pub(super) fn joined(model: &Path, adapter: Option<&Path>) -> PathBuf {
+    let mut path = model.as_os_str().to_owned();
+    if let Some(adapter) = adapter {
+        path.push("+");
+        path.push(adapter);
+    }
+    path.into()
 }
 
 /// The form with everything.
@@ -66,6 +114,8 @@ struct Full {
     #[serde(default, skip_serializing_if = "Option::is_none")]
     root: Option<String>,
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    adapter_rename: Vec<Rename>,
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
     rename: Vec<Rename>,
     #[serde(default, skip_serializing_if = "Parameters::is_empty")]
     parameters: Parameters,
@@ -74,8 +124,9 @@ struct Full {
 impl Serialize for ModelRef {
     fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
         let full = Full {
-            model: self.model.clone(),
+            model: self.path(),
             root: self.root.clone(),
+            adapter_rename: self.adapter_rename.clone(),
             rename: self.rename.clone(),
             parameters: self.parameters.clone(),
         };
@@ -101,6 +152,7 @@ impl<'de> Deserialize<'de> for Either {
                 Ok(Full {
                     model: path.into(),
                     root: None,
+                    adapter_rename: Vec::new(),
                     rename: Vec::new(),
                     parameters: Parameters::default(),
                 })
@@ -119,9 +171,12 @@ impl<'de> Deserialize<'de> for ModelRef {
     fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
         let spanned = Spanned::<Either>::deserialize(deserializer)?;
         let Either(full) = spanned.value;
+        let (model, adapter) = split_adapter(full.model);
         Ok(Self {
-            model: full.model,
+            model,
+            adapter,
             root: full.root,
+            adapter_rename: full.adapter_rename,
             rename: full.rename,
             parameters: full.parameters,
             place: spanned.referenced.into(),

@@ -3,6 +3,7 @@
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 
+use super::models::{joined, split_adapter};
 use super::{MergeRecipe, ModelRef, Parameter, Parameters, TokenizerSource};
 use crate::provenance::short_names;
 
@@ -77,14 +78,21 @@ impl MergeRecipe {
 fn each_path(recipe: &mut MergeRecipe, change: &mut dyn FnMut(&mut PathBuf)) {
     for model in recipe.models.iter_mut().chain(&mut recipe.base_model) {
         let ModelRef {
-            model, parameters, ..
+            model,
+            adapter,
+            parameters,
+            ..
         } = model;
         change(model);
+        adapter.iter_mut().for_each(&mut *change);
         in_parameters(parameters, change);
     }
     for slice in &mut recipe.slices {
         for source in &mut slice.sources {
-            change(&mut source.value.model);
+            let (mut model, mut adapter) = split_adapter(source.value.model.clone());
+            change(&mut model);
+            adapter.iter_mut().for_each(&mut *change);
+            source.value.model = joined(&model, adapter.as_deref());
             in_parameters(&mut source.value.parameters, change);
         }
         in_parameters(&mut slice.parameters, change);

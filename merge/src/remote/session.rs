@@ -232,7 +232,7 @@ impl Remote {
         io::folder::model_among(shown, &names)
     }
 
-    fn web_file(&self, target: Target, is_fixed: bool) -> Result<Box<dyn ReadAt>> {
+    pub(super) fn web_file(&self, target: Target, is_fixed: bool) -> Result<Box<dyn ReadAt>> {
         self.0.client.check_scheme(&target.address, &target.url)?;
         // Kept under the address without a query: the signature of a link changes, its file does
         // not, or its tag tells.

@@ -99,9 +99,8 @@ impl Builder<'_> {
             });
             return Ok(None);
         }
-        let dtype = infos
-            .iter()
-            .map(|info| info.dtype)
+        let dtype = (all.iter())
+            .filter_map(|tensor| self.models.sources[tensor.source].stored_dtype(&tensor.key))
             .reduce(common)
             .unwrap_or(first.dtype);
         let members: Vec<Member> = (wanted.members.iter())
@@ -186,9 +185,11 @@ impl Builder<'_> {
                 let Some(tensor) = from_base.or(present.first()) else {
                     return Ok(());
                 };
-                let info = self.models.sources[tensor.source].require(&tensor.key)?;
+                let source = &self.models.sources[tensor.source];
+                let info = source.require(&tensor.key)?;
+                let stored = source.stored_dtype(&tensor.key).unwrap_or(info.dtype);
                 let info = TensorInfo {
-                    dtype: self.recipe.stored_dtype().apply(info.dtype),
+                    dtype: self.recipe.stored_dtype().apply(stored),
                     shape: info.shape.clone(),
                 };
                 let why = format!(

@@ -1,0 +1,145 @@
+//! What is wrong with a low-rank adapter, with its file, its tensor and the recipe's line.
+
+use std::path::PathBuf;
+
+use crate::DType;
+use crate::recipe::Place;
+
+/// What is wrong with a low-rank adapter that a recipe names.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum AdapterFault {
+    /// An adapter that is not `W + s B A`.
+    #[error("{}: adapters of the kind {kind} are not merged{place}", path.display())]
+    Kind {
+        /// The file that says so.
+        path: PathBuf,
+        /// The kind: a `peft_type`, or DoRA.
+        kind: String,
+        /// The model's entry.
+        place: Place,
+    },
+    /// Settings that are no JSON, or not what they should be.
+    #[error("{}: {reason}{place}", path.display())]
+    Settings {
+        /// The file.
+        path: PathBuf,
+        /// What is wrong, and where.
+        reason: String,
+        /// The model's entry.
+        place: Place,
+    },
+    /// A setting under which weights are made otherwise.
+    #[error("{}: adapters with {setting} are not merged{place}", path.display())]
+    Setting {
+        /// The file.
+        path: PathBuf,
+        /// The setting.
+        setting: String,
+        /// The model's entry.
+        place: Place,
+    },
+    /// An adapter for a base with other tensors.
+    #[error("{}: `{key}` changes `{target}`, which {} does not have{place}", path.display(), base.display())]
+    Target {
+        /// The adapter.
+        path: PathBuf,
+        /// Its tensor.
+        key: String,
+        /// The tensor that it changes.
+        target: String,
+        /// The base.
+        base: PathBuf,
+        /// The model's entry.
+        place: Place,
+    },
+    /// One half of a product without the other.
+    #[error("{}: `{key}` needs `{other}`, which is not there{place}", path.display())]
+    Half {
+        /// The adapter.
+        path: PathBuf,
+        /// Its tensor.
+        key: String,
+        /// The other half.
+        other: String,
+        /// The model's entry.
+        place: Place,
+    },
+    /// Two changes of one tensor where one is meant.
+    #[error("{}: `{key}` is a second change of `{target}`{place}", path.display())]
+    Twice {
+        /// The adapter.
+        path: PathBuf,
+        /// Its tensor.
+        key: String,
+        /// The tensor that it changes.
+        target: String,
+        /// The model's entry.
+        place: Place,
+    },
+    /// An adapter for a base with other shapes, or a base whose numbers are no plain floats.
+    #[error("{}: `{key}` ({found}) does not fit `{target}`, {dtype} {expected:?}{place}", path.display())]
+    Shape {
+        /// The adapter.
+        path: PathBuf,
+        /// Its tensor.
+        key: String,
+        /// The shapes there, in words.
+        found: String,
+        /// The tensor that it changes.
+        target: String,
+        /// The shape of that.
+        expected: Vec<usize>,
+        /// The dtype of that.
+        dtype: DType,
+        /// The model's entry.
+        place: Place,
+    },
+    /// The iteration for singular values found no end.
+    #[error("`{key}`: no singular value decomposition was found")]
+    NoConvergence {
+        /// The tensor.
+        key: String,
+    },
+    /// Two models between which nothing differs that an adapter can hold.
+    #[error(
+        "{}: of {n_tensors} tensors none differs in a way that an adapter is made of; {n_left_out} differ otherwise",
+        path.display()
+    )]
+    NothingToExtract {
+        /// The fine-tuned model.
+        path: PathBuf,
+        /// Tensors that were looked at.
+        n_tensors: usize,
+        /// Those among them that differ.
+        n_left_out: usize,
+    },
+}
+
+impl AdapterFault {
+    /// What the user may try.
+    pub(super) const fn hint(&self) -> Option<&'static str> {
+        match self {
+            Self::Target { .. } => Some(
+                "the adapter was trained on another base, which adapter_config.json names, or on one whose \
+                 tensors have other names: `adapter_rename` brings its names to the base's",
+            ),
+            Self::Shape { .. } => {
+                Some("the adapter was trained on another base; its adapter_config.json may name it")
+            }
+            Self::Kind { .. } | Self::Setting { .. } => {
+                Some("merge it with PEFT's merge_and_unload, and the result here")
+            }
+            Self::NothingToExtract {
+                n_left_out: 1.., ..
+            } => Some(
+                "--save-whole keeps norms and biases whole, --embeddings decomposes embeddings",
+            ),
+            Self::Settings { .. }
+            | Self::Half { .. }
+            | Self::Twice { .. }
+            | Self::NoConvergence { .. }
+            | Self::NothingToExtract { .. } => None,
+        }
+    }
+}

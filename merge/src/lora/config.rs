@@ -1,0 +1,273 @@
+//! What an adapter's `adapter_config.json` says.
+
+use std::collections::BTreeMap;
+use std::path::Path;
+
+use regex::Regex;
+use serde::Deserialize;
+use serde_json::{Map, Value};
+
+use crate::io::{SourceFile, model_folder};
+use crate::recipe::Place;
+use crate::{AdapterFault, Error, Result};
+
+/// The file's name.
+pub(super) const NAME: &str = "adapter_config.json";
+
+/// Settings are short; anything larger is none.
+const MAX_BYTES: u64 = 1 << 20;
+
+/// Settings under which weights are made otherwise than by `W + s B A`. They must be absent, null,
+/// false or empty.
+const REFUSED: [&str; 10] = [
+    "use_dora",
+    "use_qalora",
+    "use_bdlora",
+    "layer_replication",
+    "trainable_token_indices",
+    "alora_invocation_tokens",
+    "target_parameters",
+    "arrow_config",
+    "kasa_config",
+    "monteclora_config",
+];
+
+/// Ways to begin training that leave the base as it is. Others subtract the adapter's first values
+/// from the base, so that it fits no published one.
+const STARTS: [&str; 4] = ["gaussian", "eva", "orthogonal", "true"];
+
+#[derive(Deserialize)]
+struct Raw {
+    peft_type: Option<String>,
+    r: Option<usize>,
+    lora_alpha: Option<f64>,
+    #[serde(default)]
+    use_rslora: bool,
+    #[serde(default)]
+    fan_in_fan_out: bool,
+    /// In the order of the file, of which the first that fits decides.
+    rank_pattern: Option<Map<String, Value>>,
+    alpha_pattern: Option<Map<String, Value>>,
+    #[serde(default)]
+    init_lora_weights: Value,
+    base_model_name_or_path: Option<String>,
+    #[serde(flatten)]
+    others: BTreeMap<String, Value>,
+}
+
+/// An adapter's settings, of which every one that changes numbers is known.
+#[derive(Debug)]
+pub(super) struct Config {
+    rank: usize,
+    alpha: f64,
+    by_root: bool,
+    /// Whether weights are stored as `(in, out)`.
+    pub(super) fan_in_fan_out: bool,
+    ranks: Vec<(Regex, usize)>,
+    alphas: Vec<(Regex, f64)>,
+}
+
+impl Config {
+    /// Reads the settings of the adapter in `folder`; returns their file, too.
+    pub(super) fn open(folder: &Path, place: Place) -> Result<(Self, SourceFile)> {
+        let path = folder.join(NAME);
+        let (raw, file) = read(&path, place)?;
+        let refused = |setting: String| {
+            Error::from(AdapterFault::Setting {
+                path: path.clone(),
+                setting,
+                place,
+            })
+        };
+        let kind = |kind: String| {
+            Error::from(AdapterFault::Kind {
+                path: path.clone(),
+                kind,
+                place,
+            })
+        };
+        match raw.peft_type.as_deref() {
+            Some("LORA") => {}
+            other => return Err(kind(other.unwrap_or("that `peft_type` should name").into())),
+        }
+        for name in REFUSED {
+            match raw.others.get(name).is_some_and(is_set) {
+                true if name == "use_dora" => return Err(kind("DoRA".into())),
+                true => return Err(refused(format!("`{name}`"))),
+                false => {}
+            }
+        }
+        if let Value::String(start) = &raw.init_lora_weights
+            && !STARTS.contains(&start.as_str())
+        {
+            return Err(refused(format!("`init_lora_weights: {start}`")));
+        }
+        let (Some(rank @ 1..), Some(alpha)) = (raw.r, raw.lora_alpha) else {
+            return Err(refused("no `r` above 0, or no `lora_alpha`,".into()));
+        };
+        let bad = |reason: String| {
+            Error::from(AdapterFault::Settings {
+                path: path.clone(),
+                reason,
+                place,
+            })
+        };
+        let ranks = patterns(raw.rank_pattern, |value| {
+            let rank = value.as_u64().filter(|&rank| rank > 0)?;
+            usize::try_from(rank).ok()
+        });
+        let alphas = patterns(raw.alpha_pattern, Value::as_f64);
+        let config = Self {
+            rank,
+            alpha,
+            by_root: raw.use_rslora,
+            fan_in_fan_out: raw.fan_in_fan_out,
+            ranks: ranks.map_err(|reason| bad(format!("rank_pattern: {reason}")))?,
+            alphas: alphas.map_err(|reason| bad(format!("alpha_pattern: {reason}")))?,
+        };
+        Ok((config, file))
+    }
+
+    /// The rank of a module's update.
+    pub(super) fn rank(&self, module: &str) -> usize {
+        let found = self.ranks.iter().find(|(name, _)| name.is_match(module));
+        found.map_or(self.rank, |&(_, rank)| rank)
+    }
+
+    /// The factor on a module's update: α/r, or α/√r.
+    pub(super) fn scale(&self, module: &str) -> f64 {
+        let found = self.alphas.iter().find(|(name, _)| name.is_match(module));
+        let alpha = found.map_or(self.alpha, |&(_, alpha)| alpha);
+        let rank = self.rank(module) as f64;
+        match self.by_root {
+            true => alpha / rank.sqrt(),
+            false => alpha / rank,
+        }
+    }
+}
+
+/// The base that an adapter names, if that is not what `base` is called.
+pub(crate) fn named_base(folder: &Path, base: &Path, place: Place) -> Result<Option<String>> {
+    let (raw, _) = read(&folder.join(NAME), place)?;
+    let named = raw.base_model_name_or_path.filter(|name| !name.is_empty());
+    let folder = model_folder(base).unwrap_or_else(|| base.to_owned());
+    let called = last_part(&folder);
+    Ok(named.filter(|name| !last_part(Path::new(name)).eq_ignore_ascii_case(&called)))
+}
+
+/// What a path calls a model: its last part without a revision or a file's extension.
+fn last_part(path: &Path) -> String {
+    let name = path.file_name().unwrap_or_default().to_string_lossy();
+    let name = name.split('@').next().unwrap_or_default();
+    let name = name.strip_suffix(".safetensors").unwrap_or(name);
+    name.strip_suffix(".bin").unwrap_or(name).to_owned()
+}
+
+fn read(path: &Path, place: Place) -> Result<(Raw, SourceFile)> {
+    let (text, file) = super::read_settings(path, MAX_BYTES)?;
+    let raw = serde_json::from_str(&text).map_err(|error| AdapterFault::Settings {
+        path: path.into(),
+        reason: error.to_string(),
+        place,
+    })?;
+    Ok((raw, file))
+}
+
+/// Whether a setting is neither absent nor off.
+fn is_set(value: &Value) -> bool {
+    match value {
+        Value::Null | Value::Bool(false) => false,
+        Value::Array(items) => !items.is_empty(),
+        Value::Object(items) => !items.is_empty(),
+        _ => true,
+    }
+}
+
+/// Patterns of module names, which fit a name's end after a dot, with their values.
+fn patterns<T>(
+    written: Option<Map<String, Value>>,
+    value: impl Fn(&Value) -> Option<T>,
+) -> Result<Vec<(Regex, T)>, String> {
+    let written = written.unwrap_or_default();
+    (written.iter())
+        .map(|(pattern, given)| {
+            let compiled = Regex::new(&format!(r"^(?:.*\.)?(?:{pattern})$"));
+            let compiled = compiled.map_err(|error| error.to_string())?;
+            let value = value(given).ok_or_else(|| format!("`{pattern}` is {given}"))?;
+            Ok((compiled, value))
+        })
+        .collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn config(text: &str) -> Result<Config> {
+        let folder = tempfile::tempdir().expect("a temporary folder");
+        std::fs::write(folder.path().join(NAME), text).expect("written");
+        Config::open(folder.path(), Place::default()).map(|(config, _)| config)
+    }
+
+    #[test]
+    fn the_first_pattern_in_the_order_of_the_file_decides() {
+        let config = config(
+            r#"{"peft_type": "LORA", "r": 8, "lora_alpha": 16,
+                "rank_pattern": {"z.*proj": 2, "a.q_proj": 4, "^layers.0.k": 16},
+                "alpha_pattern": {"q_proj": 1.5}}"#,
+        )
+        .expect("valid");
+        assert_eq!(config.rank("layers.1.a.q_proj"), 4);
+        assert_eq!(config.rank("layers.1.z.q_proj"), 2);
+        assert_eq!(config.rank("layers.1.za.q_proj"), 2);
+        assert_eq!(config.rank("layers.0.k"), 16);
+        // A pattern begins after a dot.
+        assert_eq!(config.rank("layers.1.ba.q_proj"), 8);
+        assert_eq!(config.scale("layers.1.a.q_proj"), 1.5 / 4.0);
+        assert_eq!(config.scale("layers.1.v_proj"), 2.0);
+    }
+
+    #[test]
+    fn with_rslora_the_factor_is_alpha_by_the_root_of_the_rank() {
+        let text = r#"{"peft_type": "LORA", "r": 4, "lora_alpha": 16, "use_rslora": true}"#;
+        assert_eq!(config(text).expect("valid").scale("x"), 8.0);
+    }
+
+    #[test]
+    fn what_is_no_plain_lora_is_named() {
+        let with = |more: &str| {
+            let text = format!(r#"{{"peft_type": "LORA", "r": 4, "lora_alpha": 16, {more}}}"#);
+            config(&text).expect_err("refused").to_string()
+        };
+        assert!(with(r#""use_dora": true"#).contains("of the kind DoRA"));
+        assert!(with(r#""layer_replication": [[0, 2]]"#).contains("`layer_replication`"));
+        assert!(with(r#""init_lora_weights": "pissa"}"#).contains("column"));
+        assert!(with(r#""init_lora_weights": "pissa""#).contains("`init_lora_weights: pissa`"));
+        assert!(with(r#""rank_pattern": {"q": 0}"#).contains("rank_pattern: `q` is 0"));
+        assert!(with(r#""rank_pattern": {"(": 1}"#).contains("rank_pattern: "));
+        assert!(
+            config(r#"{"peft_type": "IA3"}"#)
+                .expect_err("refused")
+                .to_string()
+                .contains("IA3")
+        );
+        assert!(config(r#"{"peft_type": "LORA", "r": 0, "lora_alpha": 1}"#).is_err());
+        let plain = r#"{"peft_type": "LORA", "r": 4, "lora_alpha": 16, "use_dora": false,
+            "trainable_token_indices": null, "init_lora_weights": true, "lora_bias": false}"#;
+        assert!(config(plain).is_ok());
+    }
+
+    #[test]
+    fn a_base_is_told_by_the_last_part_of_its_name() {
+        let folder = tempfile::tempdir().expect("a temporary folder");
+        let text = r#"{"base_model_name_or_path": "org/Tiny-1.5"}"#;
+        std::fs::write(folder.path().join(NAME), text).expect("written");
+        let named = |base: &str| {
+            named_base(folder.path(), Path::new(base), Place::default()).expect("readable")
+        };
+        assert_eq!(named("models/tiny-1.5"), None);
+        assert_eq!(named("hf://org/Tiny-1.5@main"), None);
+        assert_eq!(named("models/tiny-1.5.safetensors"), None);
+        assert_eq!(named("models/tiny-1.6"), Some("org/Tiny-1.5".into()));
+    }
+}

@@ -1,0 +1,333 @@
+//! Where an extracted adapter goes: factors wait in a temporary file until all ranks are known.
+
+use std::fs::File;
+use std::os::unix::fs::FileExt;
+use std::path::{Path, PathBuf};
+
+use ndarray::Array2;
+use serde_json::{Map, Value, json};
+
+use super::kind::{Form, module};
+use super::{ExtractOptions, Extracted};
+use crate::beside::license::hub_name;
+use crate::io::{SourceFile, WriteOptions, Writer, check_file_target, write_file};
+use crate::lora::config::NAME;
+use crate::lora::part::PREFIX;
+use crate::plan::CHUNK_ELEMENTS;
+use crate::provenance::{Hashes, Provenance};
+use crate::{Checkpoint, DType, Error, Progress, Result, TensorInfo, decode_f32, encode_f32};
+
+/// Where an adapter is written.
+#[derive(Clone, Debug)]
+pub struct ExtractTarget {
+    /// The folder, made if it is not there.
+    pub folder: PathBuf,
+    /// Replace files that are there.
+    pub force: bool,
+    /// The command, for the file's metadata.
+    pub command: String,
+    /// The base as it was named.
+    pub base: PathBuf,
+}
+
+/// A tensor that is kept whole.
+#[derive(Clone, Debug)]
+pub(super) struct Whole {
+    /// Its name in the models.
+    pub(super) name: String,
+    /// Its name in the adapter.
+    key: String,
+    /// Whether its module has factors.
+    is_beside_factors: bool,
+}
+
+impl Whole {
+    pub(super) fn of(name: &str) -> Self {
+        Self {
+            key: format!("{PREFIX}{name}"),
+            name: name.to_owned(),
+            is_beside_factors: false,
+        }
+    }
+
+    /// The same tensor of a module that has factors, whose own tensors PEFT has under another name.
+    pub(super) fn beside_factors(self) -> Self {
+        let (start, leaf) = self.name.rsplit_once('.').unwrap_or(("", &self.name));
+        Self {
+            key: format!("{PREFIX}{start}.base_layer.{leaf}"),
+            is_beside_factors: true,
+            ..self
+        }
+    }
+}
+
+/// A factor in the temporary file.
+struct Kept {
+    key: String,
+    info: TensorInfo,
+    at: u64,
+}
+
+/// Factors on their way.
+pub(super) struct Spool {
+    file: File,
+    path: PathBuf,
+    kept: Vec<Kept>,
+    end: u64,
+}
+
+impl Spool {
+    /// The values that are left of a factor once it is stored.
+    pub(super) fn rounded(
+        &self,
+        name: &str,
+        factor: Array2<f32>,
+        dtype: DType,
+    ) -> Result<Array2<f32>> {
+        if dtype == DType::F32 {
+            return Ok(factor);
+        }
+        let bytes = encoded(name, &factor, dtype)?;
+        let mut rounded = Array2::zeros(factor.dim());
+        // Made row by row just now.
+        let values = rounded.as_slice_mut().unwrap_or_default();
+        decode_f32(name, dtype, &bytes, values)?;
+        Ok(rounded)
+    }
+
+    /// Keeps the factors of a tensor, of the shape `(rows, rank)` and `(rank, columns)`.
+    pub(super) fn keep(
+        &mut self,
+        name: &str,
+        info: &TensorInfo,
+        form: Form,
+        (left, right): (&Array2<f32>, &Array2<f32>),
+        dtype: DType,
+    ) -> Result<()> {
+        let rank = left.ncols();
+        let module = format!("{PREFIX}{}", module(name));
+        let turned = |factor: &Array2<f32>| factor.t().as_standard_layout().into_owned();
+        let (a, b) = match form {
+            Form::Linear => (right.clone(), left.clone()),
+            Form::Transposed | Form::Embedding => (turned(left), turned(right)),
+        };
+        let (first, second) = match form {
+            Form::Embedding => (".lora_embedding_A", ".lora_embedding_B"),
+            Form::Linear | Form::Transposed => (".lora_A.weight", ".lora_B.weight"),
+        };
+        let (mut a_shape, mut b_shape) = (vec![rank, a.ncols()], vec![b.nrows(), rank]);
+        if info.shape.len() > 2 {
+            a_shape.splice(1.., info.shape[1..].iter().copied());
+            b_shape.resize(info.shape.len(), 1);
+        }
+        for (end, shape, factor) in [(first, a_shape, a), (second, b_shape, b)] {
+            let bytes = encoded(name, &factor, dtype)?;
+            let written = self.file.write_all_at(&bytes, self.end);
+            written.map_err(|source| Error::io("write", &self.path, source))?;
+            self.kept.push(Kept {
+                key: format!("{module}{end}"),
+                info: TensorInfo { dtype, shape },
+                at: self.end,
+            });
+            self.end += bytes.len() as u64;
+        }
+        Ok(())
+    }
+}
+
+fn encoded(name: &str, factor: &Array2<f32>, dtype: DType) -> Result<Vec<u8>> {
+    let mut bytes = vec![0; factor.len() * dtype.size_bytes()];
+    let values = factor.as_standard_layout();
+    encode_f32(
+        name,
+        dtype,
+        values.as_slice().unwrap_or_default(),
+        &mut bytes,
+    )?;
+    Ok(bytes)
+}
+
+impl ExtractTarget {
+    fn weights(&self) -> PathBuf {
+        self.folder.join(crate::lora::WEIGHTS[0])
+    }
+
+    /// Checks that nothing is in the way, before any work.
+    pub(super) fn check(&self) -> Result<()> {
+        match self.folder.is_dir() {
+            true => {
+                check_file_target(&self.weights(), self.force)?;
+                check_file_target(&self.folder.join(NAME), self.force)
+            }
+            // Is a file, or its own folder is not there.
+            false => check_file_target(&self.folder, false),
+        }
+    }
+
+    /// A file without a name on the disk that the adapter will be on.
+    pub(super) fn spool(&self) -> Result<Spool> {
+        let folder = match self.folder.is_dir() {
+            true => self.folder.as_path(),
+            false => match self.folder.parent() {
+                Some(parent) if parent != Path::new("") => parent,
+                _ => Path::new("."),
+            },
+        };
+        let file = tempfile::tempfile_in(folder);
+        Ok(Spool {
+            file: file.map_err(|source| Error::io("create a file in", folder, source))?,
+            path: folder.to_owned(),
+            kept: Vec::new(),
+            end: 0,
+        })
+    }
+
+    /// Writes settings and tensors; returns the files and the tensors' bytes.
+    pub(super) fn write(
+        &self,
+        spool: &Spool,
+        whole: &[Whole],
+        tuned: &Checkpoint,
+        settings: &Value,
+        inputs: &[SourceFile],
+        progress: &dyn Progress,
+    ) -> Result<(Vec<PathBuf>, u64)> {
+        let hashes = Hashes::default().of(inputs, progress)?;
+        let made = Provenance::new(self.command.clone(), inputs).with_hashes(hashes);
+        let mut sources: Vec<(String, TensorInfo, Source<'_>)> = (spool.kept.iter())
+            .map(|kept| (kept.key.clone(), kept.info.clone(), Source::Factor(kept.at)))
+            .collect();
+        for whole in whole {
+            let info = tuned.require(&whole.name)?.clone();
+            sources.push((whole.key.clone(), info, Source::Whole(&whole.name)));
+        }
+        sources.sort_by(|a, b| a.0.cmp(&b.0));
+        let tensors: Vec<(String, TensorInfo)> = (sources.iter())
+            .map(|(key, info, _)| (key.clone(), info.clone()))
+            .collect();
+        let n_bytes = tensors.iter().map(|(_, info)| info.n_bytes()).sum();
+        let _folder = NewFolder::make(&self.folder)?;
+        let write = WriteOptions {
+            force: self.force,
+            ..WriteOptions::new(self.weights())
+        };
+        let metadata = made.to_metadata();
+        let writer = Writer::create(&tensors, &metadata, &write)?;
+        progress.start("writing", n_bytes);
+        for (index, (_, info, source)) in sources.iter().enumerate() {
+            let size = info.dtype.size_bytes();
+            for first in (0..info.n_elements()).step_by(CHUNK_ELEMENTS) {
+                let n = CHUNK_ELEMENTS.min(info.n_elements() - first);
+                let mut bytes = vec![0; n * size];
+                let start = (first * size) as u64;
+                match source {
+                    Source::Whole(name) => tuned.read(name, first, &mut bytes)?,
+                    Source::Factor(at) => {
+                        let read = spool.file.read_exact_at(&mut bytes, at + start);
+                        read.map_err(|source| Error::io("read", &spool.path, source))?;
+                    }
+                }
+                writer.write(index, start, &bytes)?;
+                progress.advance(bytes.len() as u64);
+            }
+        }
+        progress.finish();
+        // Before the weights have their name: who finds those finds all.
+        let path = self.folder.join(NAME);
+        let text = format!("{settings:#}\n");
+        write_file(&path, text.as_bytes(), self.force)?;
+        let mut files = writer.finish(&metadata)?;
+        files.push(path);
+        Ok((files, n_bytes))
+    }
+}
+
+/// A folder that is made if it is not there, and removed again if it stays empty.
+struct NewFolder<'a>(Option<&'a Path>);
+
+impl<'a> NewFolder<'a> {
+    fn make(folder: &'a Path) -> Result<Self> {
+        if folder.is_dir() {
+            return Ok(Self(None));
+        }
+        let made = std::fs::create_dir(folder);
+        made.map_err(|source| Error::io("create", folder, source))?;
+        Ok(Self(Some(folder)))
+    }
+}
+
+impl Drop for NewFolder<'_> {
+    fn drop(&mut self) {
+        if let Some(folder) = self.0 {
+            // Refused by the system if anything is in it.
+            let _ = std::fs::remove_dir(folder);
+        }
+    }
+}
+
+/// Where the bytes of a tensor are.
+enum Source<'a> {
+    /// In the temporary file, from here on.
+    Factor(u64),
+    /// In the fine-tuned model.
+    Whole(&'a str),
+}
+
+/// The adapter's settings as PEFT reads them.
+pub(super) fn settings(
+    base: &Checkpoint,
+    tensors: &[Extracted],
+    whole: &[Whole],
+    options: &ExtractOptions,
+    target: &ExtractTarget,
+) -> Value {
+    let rank = tensors.iter().map(|tensor| tensor.rank).max().unwrap_or(1);
+    // Fits nothing but the name from its beginning.
+    let pattern = |tensor: &Extracted| format!("^{}", regex::escape(module(&tensor.name)));
+    let others = tensors.iter().filter(|tensor| tensor.rank != rank);
+    let ranks: Map<String, Value> = others
+        .map(|tensor| (pattern(tensor), json!(tensor.rank)))
+        .collect();
+    let modules = (whole.iter()).filter(|whole| !whole.is_beside_factors);
+    let mut modules: Vec<&str> = modules.map(|whole| module(&whole.name)).collect();
+    modules.dedup();
+    let has_biases = whole.iter().any(|whole| whole.is_beside_factors);
+    json!({
+        "peft_type": "LORA",
+        "base_model_name_or_path": hub_name(&target.base).unwrap_or_else(|| target.base.display().to_string()),
+        "task_type": null,
+        "inference_mode": true,
+        "r": rank,
+        // Factors hold the singular values: the factor on them is 1.
+        "lora_alpha": rank,
+        "rank_pattern": ranks.clone(),
+        "alpha_pattern": ranks,
+        "use_rslora": false,
+        "use_dora": false,
+        "lora_dropout": 0.0,
+        "fan_in_fan_out": options.fan_in_fan_out,
+        "init_lora_weights": true,
+        "bias": if has_biases { "lora_only" } else { "none" },
+        "target_modules": target_modules(base, tensors),
+        "modules_to_save": if modules.is_empty() { Value::Null } else { json!(modules) },
+    })
+}
+
+/// Names of the modules with factors: by their last part where all modules of the base that end so have
+/// factors, else in full.
+fn target_modules(base: &Checkpoint, tensors: &[Extracted]) -> Vec<String> {
+    let own: std::collections::BTreeSet<&str> =
+        tensors.iter().map(|tensor| module(&tensor.name)).collect();
+    let last = |module: &str| module.rsplit('.').next().unwrap_or(module).to_owned();
+    let strangers: std::collections::BTreeSet<String> = (base.tensors())
+        .map(|(name, _)| module(name))
+        .filter(|module| !own.contains(module))
+        .map(last)
+        .collect();
+    let names = own.into_iter().map(|module| match last(module) {
+        last if strangers.contains(&last) => module.to_owned(),
+        last => last,
+    });
+    let names: std::collections::BTreeSet<String> = names.collect();
+    names.into_iter().collect()
+}

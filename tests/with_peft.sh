@@ -1,0 +1,22 @@
+#!/usr/bin/env bash
+# Runs a Python script with PEFT, transformers and torch, from a virtual environment that is made once. Where there
+# is no Python, or they cannot be installed, it says so and succeeds: the script is an extra.
+#   tests/with_peft.sh SCRIPT [ARGUMENT ...]
+set -euo pipefail
+
+environment="${VLMERGE_PEFT_ENV:-${XDG_CACHE_HOME:-$HOME/.cache}/vlmerge/peft}"
+python="$environment/bin/python"
+
+if ! "$python" -c 'import peft, transformers, torch' 2>/dev/null; then
+    if ! command -v python3 >/dev/null; then
+        echo "SKIPPED: $1 needs Python, and there is none on this machine"
+        exit 0
+    fi
+    echo "installing PEFT into $environment"
+    if ! { python3 -m venv "$environment" &&
+        "$python" -m pip install --quiet torch==2.8.0 peft==0.21.2 transformers==5.24.0; }; then
+        echo "SKIPPED: $1 needs PEFT, which could not be installed"
+        exit 0
+    fi
+fi
+exec "$python" "$@"
