@@ -7,8 +7,9 @@
 FOLDER needs about 12 GB. The models have TinyLlama's shapes and random weights; they are made once. Everything is read
 from a warm page cache. `cp` copies as many bytes as are written, after reading the rest of the input; neither it nor
 mergekit hashes its inputs or waits for the disk, so vlmerge runs with --no-hash --no-sync (and once with its defaults).
-For methods without chance the largest distance from the value computed in f64 follows, in steps of bf16, over all
-tensors of the first two layers and the last.
+Masks are drawn as either program does unless told otherwise. Then, unmeasured, vlmerge merges once more, by chance with
+mergekit's draws, and the largest distance from the value computed in f64 is given in steps of bf16, over all tensors of
+the first two layers and the last; torch draws the masks for that value.
 """
 
 import argparse
@@ -74,21 +75,25 @@ def make_models(folder):
         (target / "config.json").write_text(json.dumps(CONFIG))
 
 
-def recipe(folder, method, ours):
+def is_drawn(method):
+    return method.startswith(("dare", "della"))
+
+
+def recipe(folder, method, name, rng=None):
     lines = [f"merge_method: {method}", "dtype: bfloat16"]
-    if ours:
-        lines += ["rng: mergekit", f"seed: {SEED}"] if method.startswith(("dare", "della")) else []
+    if rng:
+        lines += [f"rng: {rng}", f"seed: {SEED}"]
     names = [folder / "a", folder / "b"]
     if method == "slerp":
         lines += [f"base_model: {names[0]}", "parameters: {t: 0.4}"]
     elif method != "linear":
         lines += [f"base_model: {folder / 'base'}"]
     lines.append("models:")
-    for name in names:
-        lines.append(f"  - model: {name}")
+    for model in names:
+        lines.append(f"  - model: {model}")
         if PARAMETERS[method]:
             lines.append(f"    parameters: {json.dumps(PARAMETERS[method])}")
-    path = folder / f"{method}-{'vlmerge' if ours else 'mergekit'}.yaml"
+    path = folder / f"{method}-{name}.yaml"
     path.write_text("\n".join(lines) + "\n")
     return path
 
@@ -140,8 +145,29 @@ def step_of(value):
     return numpy.ldexp(1.0, numpy.maximum(exponent, -125) - 8)
 
 
-def exact(method, base, a, b):
-    """The merged tensor in f64, for methods without chance."""
+def chances(method, delta):
+    """Each element's chance to stay, in float32: one number, or by rank in its row."""
+    if not method.startswith("della"):
+        return torch.full(delta.shape, 0.5)
+    low, high = numpy.float32(0.5 - 0.15), numpy.float32(0.5 + 0.15)
+    rows = numpy.abs(delta).reshape(-1, delta.shape[-1])
+    order = numpy.argsort(rows, axis=1, kind="stable")
+    ranks = numpy.empty(rows.shape, dtype=numpy.float32)
+    numpy.put_along_axis(ranks, order, numpy.arange(rows.shape[1], dtype=numpy.float32)[None, :], axis=1)
+    shares = low + (high - low) * (ranks / numpy.float32(rows.shape[1] - 1))
+    return torch.from_numpy(shares.astype(numpy.float32).reshape(delta.shape))
+
+
+def largest(delta):
+    """The larger half, and of equals the first."""
+    keep = max(1, int(0.5 * delta.size))
+    mask = numpy.zeros(delta.size)
+    mask[numpy.argsort(-numpy.abs(delta).ravel(), kind="stable")[:keep]] = 1
+    return mask.reshape(delta.shape)
+
+
+def exact(method, base, a, b, masks):
+    """The merged tensor in f64."""
     if method == "linear":
         return 0.5 * a + 0.5 * b
     if method == "slerp":
@@ -152,32 +178,46 @@ def exact(method, base, a, b):
         angle = numpy.arccos(cosine)
         return (numpy.sin((1 - t) * angle) * a + numpy.sin(t * angle) * b) / numpy.sin(angle)
     terms = []
-    for value in (a, b):
-        delta = (value - base).ravel()
-        keep = max(1, int(0.5 * delta.size))
-        order = numpy.argsort(-numpy.abs(delta), kind="stable")
-        delta[order[keep:]] = 0
-        terms.append(0.5 * delta.reshape(base.shape))
+    for value, mask in zip((a, b), masks):
+        delta = value - base
+        factor = numpy.abs(delta).sum() / numpy.abs(delta * mask).sum() if is_drawn(method) else 1
+        terms.append(0.5 * (delta * mask) * factor)
+    if method == "dare_linear":
+        return base + sum(terms)
     sign = numpy.where(sum(terms) >= 0, 1, -1)
     agrees = [numpy.sign(term) == sign for term in terms]
     total = sum(term * agree for term, agree in zip(terms, agrees))
+    if method == "dare_ties":
+        return base + total
     share = sum(0.5 * agree for agree in agrees)
     return base + total / numpy.where(share == 0, 1, share)
 
 
 def deviation(folder, method, merged):
-    """Largest distance from the exact value, over all tensors of the first two layers and the last."""
-    worst = 0.0
+    """Largest distance from the exact value over all tensors of the first two layers and the last, and how many
+    elements are more than a step away from it."""
+    worst, far, looked_at = 0.0, 0, 0
+    draws = torch.Generator().manual_seed(SEED)
     files = [safe_open(folder / name / "model.safetensors", "pt") for name in ("base", "a", "b")]
     with safe_open(merged, "pt") as ours:
-        for key in ours.keys():
-            if not any(f".layers.{layer}." in key for layer in (0, 1, LAYERS - 1)):
+        # mergekit draws for the tensors in the order of their names.
+        for key, shape in sorted(shapes()):
+            is_looked_at = any(f".layers.{layer}." in key for layer in (0, 1, LAYERS - 1))
+            if not is_looked_at:
+                for _ in range(2 if is_drawn(method) else 0):
+                    torch.bernoulli(torch.full(shape, 0.5), generator=draws)
                 continue
             base, a, b = (file.get_tensor(key).double().numpy() for file in files)
-            wanted = exact(method, base, a, b)
+            deltas = [a - base, b - base]
+            if is_drawn(method):
+                masks = [torch.bernoulli(chances(method, delta), generator=draws).double().numpy() for delta in deltas]
+            else:
+                masks = [largest(delta) for delta in deltas] if method == "ties" else []
+            wanted = exact(method, base, a, b, masks)
             found = ours.get_tensor(key).double().numpy()
-            worst = max(worst, float((numpy.abs(found - wanted) / step_of(wanted)).max()))
-    return worst
+            distance = numpy.abs(found - wanted) / step_of(wanted)
+            worst, far, looked_at = max(worst, float(distance.max())), far + int((distance > 1).sum()), looked_at + distance.size
+    return worst, far, looked_at
 
 
 def main():
@@ -187,6 +227,7 @@ def main():
     parser.add_argument("--rounds", type=int, default=1)
     parser.add_argument("--methods", default=",".join(PARAMETERS))
     parser.add_argument("--only-ours", action="store_true")
+    parser.add_argument("--deviation", action="store_true", help="look at the values, too")
     arguments = parser.parse_args()
     program, folder = arguments.program.resolve(), arguments.folder.resolve()
     make_models(folder)
@@ -201,23 +242,29 @@ def main():
         read = "; ".join(f"cat {source} >/dev/null" for source in sources[1:])
         for source in sources:
             subprocess.run(["cat", source], stdout=subprocess.DEVNULL, check=True)
-        merge = [program, "-q", "merge", recipe(folder, method, True), "--force", "--out", out]
+        merge = [program, "-q", "merge", recipe(folder, method, "vlmerge"), "--force", "--out", out]
         commands = {
             "cp": ["sh", "-c", f"{read}; cp --reflink=never {sources[0]} {folder / 'copy'}"],
             "vlmerge --no-hash --no-sync": [*merge, "--no-hash", "--no-sync"],
             "vlmerge": merge,
         }
+        if is_drawn(method):
+            same = recipe(folder, method, "same", "mergekit")
+            same_draws = [program, "-q", "merge", same, "--force", "--out", out, "--no-hash", "--no-sync"]
+            commands["vlmerge, rng: mergekit, likewise"] = same_draws
         if not arguments.only_ours:
-            commands["mergekit"] = [theirs, recipe(folder, method, False), other, "--random-seed", str(SEED), "--no-copy-tokenizer"]
+            commands["mergekit"] = [theirs, recipe(folder, method, "mergekit"), other, "--random-seed", str(SEED), "--no-copy-tokenizer"]
         for round_ in range(arguments.rounds):
             for name, command in commands.items():
                 for old in (out, folder / "copy"):
                     old.unlink(missing_ok=True)
                 shutil.rmtree(other, ignore_errors=True)
                 wall, processor, peak = run(command)
-                print(f"{method:12} {name:28} {wall:8.2f} s wall {processor:8.2f} s processor {peak:8.1f} MiB", flush=True)
-                if name == "vlmerge" and method in ("linear", "slerp", "ties") and round_ == 0:
-                    print(f"{method:12} largest deviation {deviation(folder, method, out):.3f} steps of bf16", flush=True)
+                print(f"{method:12} {name:32} {wall:8.2f} s wall {processor:8.2f} s processor {peak:8.1f} MiB", flush=True)
+        if arguments.deviation:
+            subprocess.run(same_draws if is_drawn(method) else [*merge, "--no-hash", "--no-sync"], check=True)
+            worst, far, looked_at = deviation(folder, method, out)
+            print(f"{method:12} {worst:.3f} steps of bf16 from the exact value; {far} of {looked_at} elements beyond one")
     shutil.rmtree(other, ignore_errors=True)
     for old in (out, folder / "copy"):
         old.unlink(missing_ok=True)

@@ -1,5 +1,7 @@
 //! vlmerge: merges, converts and compares vision-language checkpoints.
 
+#![forbid(unsafe_code)]
+
 mod cli;
 mod commands;
 mod key_tree;

@@ -11,6 +11,8 @@
 //!
 //! This crate knows no model: it works on bytes, dtypes and [`ndarray`] arrays.
 
+#![forbid(unsafe_code)]
+
 #[cfg(target_endian = "big")]
 compile_error!("vlmerge reads and writes little-endian tensor data in place");
 

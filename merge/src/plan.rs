@@ -232,16 +232,18 @@ impl MergePlan {
         // Each thread holds a chunk per tensor in up to f64, raw bytes and the result; surveys hold
         // as many again while they compute.
         let chunked = self.entries.iter().map(|entry| {
-            let (buffers, unit) = match &entry.action {
+            let (buffers, unit, kept) = match &entry.action {
                 Action::Elementwise { kernel, .. } => {
-                    (entry.action.tensors().count() + 2, kernel.unit())
+                    (entry.action.tensors().count() + 2, kernel.unit(), 0)
                 }
-                Action::Survey { survey, .. } => {
-                    (2 * entry.action.tensors().count() + 4, survey.unit())
-                }
-                _ => (3, 1),
+                Action::Survey { survey, .. } => (
+                    2 * entry.action.tensors().count() + 4,
+                    survey.unit(),
+                    survey.kept_bytes(entry.info.n_elements()),
+                ),
+                _ => (3, 1, 0),
             };
-            n_threads as u64 * buffers as u64 * chunk_elements(unit) as u64 * 8
+            n_threads as u64 * buffers as u64 * chunk_elements(unit) as u64 * 8 + kept
         });
         let chunks = chunked.max().unwrap_or(0);
         let whole = self.entries.iter().filter_map(|entry| match &entry.action {

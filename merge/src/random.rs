@@ -88,6 +88,38 @@ impl Draws {
         }
     }
 
+    /// Writes bytes `first..first + out.len()` of the row, for draws of so few bits that a word each
+    /// would be wasted.
+    pub fn fill_bytes(&self, first: usize, out: &mut [u8]) {
+        let mut generator = ChaCha8Rng::from_seed(self.key);
+        generator.set_word_pos((first / 4) as u128);
+        let skipped = first % 4;
+        let (head, body) = out.split_at_mut((4 - skipped).min(out.len()) % 4);
+        if !head.is_empty() {
+            let mut word = [0; 4];
+            generator.fill_bytes(&mut word);
+            head.copy_from_slice(&word[skipped..skipped + head.len()]);
+        }
+        // Whole words, of which the last may be cut.
+        let (whole, rest) = body.split_at_mut(body.len() / 4 * 4);
+        generator.fill_bytes(whole);
+        generator.fill_bytes(rest);
+    }
+
+    /// Sixteen more bits for element `index`, where those of its byte do not decide: key and index,
+    /// mixed as in SplitMix64 (Steele, Lea and Flood 2014, with the constants of Stafford's variant 13).
+    #[must_use]
+    pub fn fine(&self, index: usize) -> u16 {
+        let [key, ..] = self.key.as_chunks::<8>().0 else {
+            return 0;
+        };
+        let mut bits = u64::from_le_bytes(*key)
+            .wrapping_add((index as u64).wrapping_mul(0x9e37_79b9_7f4a_7c15));
+        bits = (bits ^ bits >> 30).wrapping_mul(0xbf58_476d_1ce4_e5b9);
+        bits = (bits ^ bits >> 27).wrapping_mul(0x94d0_49bb_1331_11eb);
+        ((bits ^ bits >> 31) >> 48) as u16
+    }
+
     /// Draws one after the other, for whatever needs a number of them that is not known before.
     #[must_use]
     pub fn sequence(&self) -> Sequence {
@@ -253,6 +285,26 @@ mod tests {
         let mean = whole.iter().sum::<f32>() / whole.len() as f32;
         // Five standard errors of sqrt(1 / 12 / n).
         assert!((mean - 0.5).abs() < 0.015, "{mean}");
+    }
+
+    #[test]
+    fn bytes_are_those_of_the_words_whatever_the_chunks() {
+        let draws = Draws::new(5, "mask");
+        let mut whole = vec![0; 4000];
+        draws.fill_bytes(0, &mut whole);
+        let mut words = vec![0.0; 1000];
+        draws.fill_uniform(0, &mut words);
+        for (bytes, word) in whole.chunks_exact(4).zip(words) {
+            let expected = u32::from_le_bytes([bytes[0], bytes[1], bytes[2], bytes[3]]);
+            assert_eq!((expected >> 8) as f32 * UNIT, word);
+        }
+        for size in [1, 2, 3, 5, 1023, 3999] {
+            let mut pieces = vec![0; 4000];
+            for (index, piece) in pieces.chunks_mut(size).enumerate() {
+                draws.fill_bytes(index * size, piece);
+            }
+            assert_eq!(whole, pieces, "in chunks of {size}");
+        }
     }
 
     #[test]

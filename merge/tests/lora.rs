@@ -490,7 +490,8 @@ fn adapters_that_do_not_fit_are_refused_by_line_and_tensor_all_at_once() {
     ] {
         assert!(said.contains(part), "no {part} in {said}");
     }
-    let cases: [(&str, Vec<(&str, Raw)>, &str); 5] = [
+    type Case<'a> = (&'a str, Vec<(&'a str, Raw)>, &'a str);
+    let cases: [Case<'_>; 5] = [
         (
             "rank",
             vec![

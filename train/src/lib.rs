@@ -7,6 +7,8 @@
 //! 3. [`optim`] holds the update rule, which parameter gets which rate and decay, the schedule.
 //! 4. [`log`] writes what happens: JSON lines and TensorBoard's event files.
 
+#![forbid(unsafe_code)]
+
 mod error;
 
 pub mod augment;

@@ -40,11 +40,11 @@ fn batch() -> Batch {
     }
 }
 
-fn gradients(
-    name: &str,
-    architecture: &str,
-    tape: Option<Tape>,
-) -> (f64, BTreeMap<String, Vec<f64>>, BTreeMap<String, Vec<f64>>) {
+/// Numbers of each variable.
+type ByName = BTreeMap<String, Vec<f64>>;
+
+/// The loss, its gradients, and the variables.
+fn gradients(name: &str, architecture: &str, tape: Option<Tape>) -> (f64, ByName, ByName) {
     let (model, weights) = trainable(architecture);
     let batch = batch();
     let step = Step {

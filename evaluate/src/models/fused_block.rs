@@ -52,11 +52,16 @@ pub(super) fn record_fused(
         inside: None,
     };
     let mut out = vec![0.0; x.elem_count()];
-    let inside = fused.forward(&mut out)?;
+    let inside = in_pool(|| fused.forward(&mut out))?;
     fused.inside = (!tape.keeps_inputs_alone()).then_some(inside);
     let mut inputs = vec![x.clone()];
     inputs.extend(attended.bias.cloned());
     tape.record_values(inputs, out, x.shape(), Box::new(fused))
+}
+
+/// Runs a block on a thread of the pool, so that its many loops start without waking the pool for each.
+fn in_pool<T: Send>(work: impl FnOnce() -> T + Send) -> T {
+    rayon::join(work, || ()).0
 }
 
 impl Fused {
@@ -141,7 +146,17 @@ impl Fused {
 
 impl Recorded for Fused {
     fn backward(
-        mut self: Box<Self>,
+        self: Box<Self>,
+        by_output: &Tensor,
+        gradients: &mut Gradients,
+    ) -> Result<Vec<Option<Tensor>>> {
+        in_pool(|| self.gradients_by_inputs(by_output, gradients))
+    }
+}
+
+impl Fused {
+    fn gradients_by_inputs(
+        mut self,
         by_output: &Tensor,
         gradients: &mut Gradients,
     ) -> Result<Vec<Option<Tensor>>> {

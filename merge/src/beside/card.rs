@@ -214,7 +214,7 @@ mod tests {
             model("b", license("mit")),
         ]);
         for part in [
-            "---\nlicense: mit\nbase_model:\n  - org/a\nbase_model_relation: merge\ntags:\n",
+            "---\nlicense: mit\nbase_model:\n- org/a\nbase_model_relation: merge\ntags:\n",
             "# out\n",
             "the method `linear`",
             "| [org/a](https://huggingface.co/org/a) | merged | mit |",
@@ -232,7 +232,7 @@ mod tests {
             model("a", license("mit")),
             model("b", license("gpl-3.0")),
         ]);
-        assert!(both.contains("license:\n  - mit\n  - gpl-3.0\n"), "{both}");
+        assert!(both.contains("license:\n- mit\n- gpl-3.0\n"), "{both}");
         assert!(both.contains("different licenses"));
         let half = card_of(vec![model("a", license("mit")), model("b", None)]);
         assert!(half.contains("Not every model's card states a license."));

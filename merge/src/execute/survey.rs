@@ -86,6 +86,7 @@ impl Passes for Data<'_> {
     fn visit(
         &self,
         chunks: Range<usize>,
+        parts: usize,
         see: &(dyn Fn(usize, &AnyChunk<'_>) + Sync),
     ) -> Result<()> {
         let one = |index: usize| {
@@ -98,7 +99,7 @@ impl Passes for Data<'_> {
                 .unwrap_or_else(PoisonError::into_inner)
                 .pop();
             let mut buffers = idle.unwrap_or_default();
-            let seen = self.see(index, &mut buffers, see);
+            let seen = self.see(index, parts, &mut buffers, see);
             self.idle
                 .lock()
                 .unwrap_or_else(PoisonError::into_inner)
@@ -116,11 +117,13 @@ impl Data<'_> {
     fn see(
         &self,
         index: usize,
+        parts: usize,
         buffers: &mut Buffers,
         see: &(dyn Fn(usize, &AnyChunk<'_>) + Sync),
     ) -> Result<()> {
         let first = index * self.chunk_elements;
-        let length = self.chunk_elements.min(self.n_elements - first);
+        let length = (self.chunk_elements / parts.max(1)).max(1);
+        let length = length.min(self.n_elements - first);
         let Buffers {
             bytes,
             single,

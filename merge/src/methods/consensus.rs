@@ -3,7 +3,8 @@
 use std::sync::Arc;
 
 use super::selection::{BLOCK, length};
-use super::sparsify::{Rescale, Row, Sparsifier, Thinned, Thinning};
+use super::sparsify::{Rescale, Row, Sparsifier, Thinning};
+use super::thinned::Thinned;
 use super::values::{Fallback, Kind, ParameterSpec, weighted_names};
 use super::weighted::Deltas;
 use super::{Base, MergeMethod, Needs, Values};
@@ -170,6 +171,10 @@ impl Survey for Merge {
         }))
     }
 
+    fn kept_bytes(&self, n_elements: usize) -> u64 {
+        self.thinning.kept_bytes(n_elements)
+    }
+
     fn unit(&self) -> usize {
         let by_rank = |way: &Sparsifier| matches!(way, Sparsifier::ChanceByRank { .. });
         match self.thinning.members.iter().any(by_rank) {
@@ -196,13 +201,9 @@ impl Elementwise for Ready {
     // Must be part of its caller, which chooses the vector instructions.
     #[inline(always)]
     fn combine<T: Real>(&self, chunk: &Chunk<'_, T>, _: impl Fn(T) -> T, out: &mut [T]) {
-        let mut terms = self.thinned.deltas(chunk);
         let weights: Vec<T> = self.weights.iter().map(|&w| T::from_f64(w)).collect();
-        for (term, &weight) in terms.iter_mut().zip(&weights) {
-            for value in term {
-                *value = weight * *value;
-            }
-        }
+        let mut terms = self.thinned.terms(chunk);
+        let mut weighted = vec![[T::ZERO; BLOCK]; terms.len()];
         let lambda = T::from_f64(self.lambda);
         let base = chunk.base.unwrap_or_default();
         let total = T::from_f64(self.weights.iter().sum());
@@ -210,17 +211,19 @@ impl Elementwise for Ready {
             let block = first..(first + BLOCK).min(out.len());
             let n = block.len();
             let mut sum = [T::ZERO; BLOCK];
-            for term in &terms {
-                for (sum, &value) in sum.iter_mut().zip(&term[block.clone()]) {
-                    *sum += value;
+            for ((term, values), &weight) in terms.iter_mut().zip(&mut weighted).zip(&weights) {
+                term.fill(chunk, first, &mut values[..n]);
+                for (sum, value) in sum.iter_mut().zip(values) {
+                    *value = weight * *value;
+                    *sum += *value;
                 }
             }
             if self.by_sign {
                 let mut agreed = [T::ZERO; BLOCK];
                 let mut weight_of = [T::ZERO; BLOCK];
-                for (term, &weight) in terms.iter().zip(&weights) {
+                for (values, &weight) in weighted.iter().zip(&weights) {
                     let places = agreed.iter_mut().zip(&mut weight_of).zip(&sum);
-                    for (((agreed, share), &sum), &value) in places.zip(&term[block.clone()]) {
+                    for (((agreed, share), &sum), &value) in places.zip(values) {
                         let agrees = if sum >= T::ZERO {
                             value > T::ZERO
                         } else {

@@ -2,6 +2,8 @@
 
 use std::sync::{Arc, OnceLock};
 
+use super::masks::{WORD, each_set, pack};
+use super::selection::BLOCK;
 use crate::random::{Draws, Mersenne};
 
 /// Where the draws of one group come from.
@@ -97,6 +99,29 @@ impl DrawKey {
 }
 
 impl MemberDraws {
+    /// Which of elements `first..first + n` of a chunk have a draw below `share`, one bit each.
+    pub(super) fn below(&self, share: f32, first: usize, n: usize) -> Vec<u32> {
+        let mut words = vec![0; n.div_ceil(WORD)];
+        match self {
+            Self::Keyed(draws) => below_by_bytes(draws, share, first, n, &mut words),
+            Self::InARow(starts, chunk_elements) => {
+                let mut generator = starts.get(first / chunk_elements).cloned();
+                let mut block = [0.0; BLOCK];
+                for (index, words) in words.chunks_mut(BLOCK / WORD).enumerate() {
+                    let block = &mut block[..BLOCK.min(n - index * BLOCK)];
+                    if let Some(generator) = &mut generator {
+                        generator.fill_unit(block);
+                    }
+                    crate::vectorized(
+                        #[inline(always)]
+                        || pack(block, words, |draw| draw < share),
+                    );
+                }
+            }
+        }
+        words
+    }
+
     /// The draws of a chunk that begins at element `first` of the tensor, uniform in [0, 1) with 24
     /// bits.
     pub(super) fn fill(&self, first: usize, out: &mut [f32]) {
@@ -109,5 +134,59 @@ impl MemberDraws {
                 }
             }
         }
+    }
+}
+
+/// Likewise, for draws of 24 bits: a byte of the row decides but for one element in 256.
+fn below_by_bytes(draws: &Draws, share: f32, first: usize, n: usize, words: &mut [u32]) {
+    let scaled = f64::from(share) * 256.0;
+    if scaled >= 256.0 {
+        return words.fill(u32::MAX);
+    }
+    let byte = scaled as u8;
+    let fine = ((scaled - f64::from(byte)) * 65536.0).ceil() as u32;
+    let mut block = [0; BLOCK];
+    let mut equal = [0; BLOCK / WORD];
+    for (index, words) in words.chunks_mut(BLOCK / WORD).enumerate() {
+        let first = first + index * BLOCK;
+        let block = &mut block[..BLOCK.min(n - index * BLOCK)];
+        draws.fill_bytes(first, block);
+        crate::vectorized(
+            #[inline(always)]
+            || pack(block, words, |draw| draw < byte),
+        );
+        if fine == 0 {
+            continue;
+        }
+        crate::vectorized(
+            #[inline(always)]
+            || pack(block, &mut equal, |draw| draw == byte),
+        );
+        each_set(&equal[..words.len()], |place| {
+            if u32::from(draws.fine(first + place)) < fine {
+                words[place / WORD] |= 1 << (place % WORD);
+            }
+        });
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn as_many_stay_as_their_chance_says() {
+        let draws = MemberDraws::Keyed(Draws::new(1, "w#0"));
+        let n = 1 << 20;
+        for share in [0.5, 0.3, 0.9, 0.001, 0.003, 0.999] {
+            let words = draws.below(share, 0, n);
+            let stay: u32 = words.iter().map(|word| word.count_ones()).sum();
+            let (mean, share) = (f64::from(stay) / n as f64, f64::from(share));
+            let error = (share * (1.0 - share) / n as f64).sqrt();
+            assert!((mean - share).abs() < 5.0 * error, "{share}: {mean}");
+            let tail = draws.below(share as f32, 3 * 1024 + 32, 100);
+            assert_eq!(tail[..3], words[3 * 32 + 1..3 * 32 + 4]);
+        }
+        assert!(draws.below(1.0, 0, 64).iter().all(|&word| word == u32::MAX));
     }
 }

@@ -1,7 +1,6 @@
 //! Methods between two ends: the base and the one member, or two members without a base.
 
-use super::products::Products;
-use super::survey::{Look, sums};
+use super::survey::{Look, dot, sums};
 use super::weighted::Weighted;
 use super::{Chunk, GroupShape, Passes, Real};
 use crate::{MergeFault, Result};
@@ -55,8 +54,8 @@ pub(super) fn blend(has_base: bool, p: f64, q: f64) -> Weighted {
 
 /// `(a·a, a·b, b·b)`.
 pub(super) fn products(data: &dyn Passes) -> Result<(f64, f64, f64)> {
-    let found = sums(data, 4, &Ends)?;
-    Ok((found[0], found[1], found[3]))
+    let found = sums(data, 3, &Ends)?;
+    Ok((found[0], found[1], found[2]))
 }
 
 struct Ends;
@@ -66,6 +65,6 @@ impl Look for Ends {
 
     fn look<T: Real>(&self, _: usize, chunk: &Chunk<'_, T>) -> Vec<f64> {
         let (a, b) = of(chunk);
-        Products::of_vectors(&[a, b]).into_values()
+        vec![dot(a, a), dot(a, b), dot(b, b)]
     }
 }

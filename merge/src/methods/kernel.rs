@@ -24,6 +24,8 @@ pub trait Real:
     const ONE: Self;
     /// Bits of a value without its sign: exponent and mantissa.
     const MAGNITUDE_BITS: u32;
+    /// Those of the mantissa.
+    const MANTISSA_BITS: u32;
     /// The value as `f64`.
     fn to_f64(self) -> f64;
     /// The value without its sign.
@@ -31,6 +33,12 @@ pub trait Real:
     fn abs(self) -> Self;
     /// The bits of the value without its sign, which are ordered like the values themselves.
     fn magnitude(self) -> u64;
+    /// Whether the magnitude's bits lie between two numbers, both included.
+    fn is_within(self, low: u64, high: u64) -> bool;
+    /// The value where all bits of `mask` are set, zero where none is. A choice between the two would
+    /// become a write that skips elements, which whoever reads them next must wait for.
+    #[must_use]
+    fn and(self, mask: u32) -> Self;
     /// Rounds a coefficient of a recipe to this type.
     fn from_f64(value: f64) -> Self;
     /// Rounds to bf16 and back.
@@ -45,6 +53,7 @@ impl Real for f32 {
     const ZERO: Self = 0.0;
     const ONE: Self = 1.0;
     const MAGNITUDE_BITS: u32 = 31;
+    const MANTISSA_BITS: u32 = 23;
     #[inline(always)]
     fn to_f64(self) -> f64 {
         f64::from(self)
@@ -56,6 +65,17 @@ impl Real for f32 {
     #[inline(always)]
     fn magnitude(self) -> u64 {
         u64::from(self.to_bits() & 0x7fff_ffff)
+    }
+    // In 32 bits, so that twice as many elements fit into a vector.
+    #[inline(always)]
+    fn is_within(self, low: u64, high: u64) -> bool {
+        let key = self.to_bits() & 0x7fff_ffff;
+        let cut = |bits: u64| bits.min(u64::from(u32::MAX)) as u32;
+        key >= cut(low) && key <= cut(high)
+    }
+    #[inline(always)]
+    fn and(self, mask: u32) -> Self {
+        Self::from_bits(self.to_bits() & mask)
     }
     #[inline]
     fn from_f64(value: f64) -> Self {
@@ -75,6 +95,7 @@ impl Real for f64 {
     const ZERO: Self = 0.0;
     const ONE: Self = 1.0;
     const MAGNITUDE_BITS: u32 = 63;
+    const MANTISSA_BITS: u32 = 52;
     #[inline(always)]
     fn to_f64(self) -> f64 {
         self
@@ -86,6 +107,14 @@ impl Real for f64 {
     #[inline(always)]
     fn magnitude(self) -> u64 {
         self.to_bits() & !(1 << 63)
+    }
+    #[inline(always)]
+    fn is_within(self, low: u64, high: u64) -> bool {
+        (low..=high).contains(&self.magnitude())
+    }
+    #[inline(always)]
+    fn and(self, mask: u32) -> Self {
+        Self::from_bits(self.to_bits() & (u64::from(mask) << 32 | u64::from(mask)))
     }
     #[inline]
     fn from_f64(value: f64) -> Self {

@@ -59,7 +59,7 @@ pub(super) fn overlaps(
     epsilon: f64,
     n_members: usize,
 ) -> Result<Vec<(u64, u64)>> {
-    let counts = tally(data, 2 * n_members, &Shared(epsilon))?;
+    let counts = tally(data, 1, 2 * n_members, &Shared(epsilon))?;
     Ok(counts.chunks(2).map(|pair| (pair[0], pair[1])).collect())
 }
 

@@ -32,11 +32,6 @@ impl Products {
         Self { n, values }
     }
 
-    /// All of them, row by row.
-    pub(super) fn into_values(self) -> Vec<f64> {
-        self.values
-    }
-
     /// `vᵢ · vⱼ`.
     pub(super) fn at(&self, i: usize, j: usize) -> f64 {
         self.values[i * self.n + j]

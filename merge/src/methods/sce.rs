@@ -94,7 +94,7 @@ impl Survey for Select {
 /// The window of variances that are kept; an empty one if none are.
 fn kept(data: &dyn Passes, share: f64) -> Result<Window> {
     let n = data.n_elements() as u64;
-    let nonzero = tally(data, 1, &Nonzero)?[0];
+    let nonzero = tally(data, 1, 1, &Nonzero)?[0];
     let count = (share * nonzero as f64) as u64;
     if count == 0 {
         return Ok(Window {

@@ -4,6 +4,7 @@
 //! tells which bin holds the rank; a count of the next 16 bits within that bin, and so on, ends at
 //! one value. Which of several equal values are taken is decided by their order in the tensor.
 
+use super::masks::{WORD, each_set, pack};
 use super::survey::{Count, Look, notes, tally};
 use super::{Chunk, Passes, Real};
 use crate::Result;
@@ -81,7 +82,7 @@ pub(super) fn find(
             known,
             below,
         };
-        let counts = tally(data, wanted.len() << digit, &histogram)?;
+        let counts = tally(data, 1, wanted.len() << digit, &histogram)?;
         for search in &mut searches {
             let place = wanted
                 .iter()
@@ -124,13 +125,13 @@ fn distinct(searches: &[Search]) -> Vec<(usize, u64)> {
 }
 
 /// Counts of one digit, for each wanted row and prefix.
-struct Histogram<'a, M> {
-    measure: &'a M,
-    wanted: &'a [(usize, u64)],
+pub(super) struct Histogram<'a, M> {
+    pub(super) measure: &'a M,
+    pub(super) wanted: &'a [(usize, u64)],
     /// Bits below the prefix.
-    known: u32,
+    pub(super) known: u32,
     /// Bits below the digit.
-    below: u32,
+    pub(super) below: u32,
 }
 
 impl<M: Measure> Count for Histogram<'_, M> {
@@ -247,31 +248,61 @@ impl Window {
                 #[inline(always)]
                 || {
                     for value in values.iter_mut() {
-                        let key = value.magnitude();
-                        let stays = key >= lowest && key <= highest;
-                        *value = if stays { *value } else { T::ZERO };
+                        *value =
+                            value.and(u32::from(value.is_within(lowest, highest)).wrapping_neg());
                     }
                 },
             );
             return;
         }
+        // Those strictly between stay, and for now all that are equal to an end.
         let before = self.before.get(index).copied().unwrap_or_default();
-        for value in values {
-            let key = value.magnitude();
-            let stays = if key == self.low {
-                let place = before.0 + seen.0;
-                seen.0 += 1;
-                (self.low_from..self.low_to).contains(&place)
-            } else if key == self.high {
-                let place = before.1 + seen.1;
-                seen.1 += 1;
-                place < self.high_to
-            } else {
-                key > self.low && key < self.high
-            };
-            if !stays {
-                *value = T::ZERO;
-            }
+        let mut equal = [0; BLOCK / WORD];
+        for block in values.chunks_mut(BLOCK) {
+            crate::vectorized(
+                #[inline(always)]
+                || {
+                    pack(block, &mut equal, |value: T| {
+                        value.is_within(self.low, self.low) | value.is_within(self.high, self.high)
+                    });
+                    for value in block.iter_mut() {
+                        *value = value
+                            .and(u32::from(value.is_within(self.low, self.high)).wrapping_neg());
+                    }
+                },
+            );
+            each_set(&equal[..block.len().div_ceil(WORD)], |place| {
+                let stays = if block[place].magnitude() == self.low {
+                    seen.0 += 1;
+                    (self.low_from..self.low_to).contains(&(before.0 + seen.0 - 1))
+                } else {
+                    seen.1 += 1;
+                    before.1 + seen.1 - 1 < self.high_to
+                };
+                if !stays {
+                    block[place] = T::ZERO;
+                }
+            });
+        }
+    }
+
+    /// Notes where equal values stand if that matters: for each chunk how many in it are equal to
+    /// `first` and to `last`, the values at the window's ends.
+    pub(super) fn place_equals(
+        &mut self,
+        first: Found,
+        last: Found,
+        low_in_chunks: &[u64],
+        high_in_chunks: &[u64],
+    ) {
+        if !self.is_split(first.equal, last.equal) {
+            return;
+        }
+        let mut so_far = (0, 0);
+        for (low, high) in low_in_chunks.iter().zip(high_in_chunks) {
+            self.before.push(so_far);
+            so_far.0 += low;
+            so_far.1 += high;
         }
     }
 }

@@ -1,9 +1,10 @@
 //! Thinning task vectors: by magnitude, by chance, without outliers, or by chance that grows with rank.
 
-use super::draws::{DrawKey, MemberDraws};
-use super::selection::{BLOCK, Draft, Measure, Rank, Window, find, length, place_equals};
-use super::survey::{Look, lanes, sums};
-use super::{Chunk, Passes, Real};
+use super::draws::DrawKey;
+use super::row_ranks::RowChances;
+use super::selection::{Draft, Measure, Rank, Window, find, place_equals};
+use super::thinned::{Ready, Thinned};
+use super::{Chunk, Passes, Real, near};
 use crate::Result;
 
 /// How one task vector is thinned.
@@ -40,6 +41,13 @@ pub(super) enum Sparsifier {
     },
 }
 
+impl Sparsifier {
+    /// Whether chance decides.
+    const fn is_drawn(&self) -> bool {
+        matches!(self, Self::Chance { .. } | Self::ChanceByRank { .. })
+    }
+}
+
 /// By what a thinned task vector is multiplied.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Rescale {
@@ -62,8 +70,9 @@ impl Rescale {
     }
 }
 
-/// Below this a sum of magnitudes counts as zero, as in mergekit.
-const MIN_SUM: f64 = 1e-7;
+/// Masks of a tensor are kept from the pass that sums up what they leave to the one that writes, if
+/// they take no more; beyond it they are drawn twice.
+const MAX_MASK_BYTES: u64 = 32 << 20;
 
 /// How the task vectors of a group are thinned.
 #[derive(Clone)]
@@ -135,31 +144,6 @@ pub(super) fn delta<T: Real>(chunk: &Chunk<'_, T>, member: usize, first: usize, 
     );
 }
 
-/// Thinning with everything that had to be looked up in the whole tensor.
-pub(super) struct Thinned {
-    members: Vec<Ready>,
-    row: Row,
-    inverse: bool,
-    chunk_elements: usize,
-    /// Factor on each thinned task vector.
-    factors: Vec<f64>,
-}
-
-enum Ready {
-    Keep,
-    Clear,
-    Window(Window),
-    Chance {
-        share: f32,
-        draws: MemberDraws,
-    },
-    ChanceByRank {
-        low: f32,
-        high: f32,
-        draws: MemberDraws,
-    },
-}
-
 impl Thinning {
     /// Whether any member is thinned by what is found in the whole tensor or rescaled by it.
     pub(super) fn looks(&self) -> bool {
@@ -169,14 +153,7 @@ impl Thinning {
     /// Looks at the data.
     pub(super) fn survey(&self, data: &dyn Passes) -> Result<Thinned> {
         let n = data.n_elements() as u64;
-        let is_drawn: Vec<bool> = (self.members.iter())
-            .map(|way| {
-                matches!(
-                    way,
-                    Sparsifier::Chance { .. } | Sparsifier::ChanceByRank { .. }
-                )
-            })
-            .collect();
+        let is_drawn: Vec<bool> = self.members.iter().map(Sparsifier::is_drawn).collect();
         let mut draws = self
             .draws
             .members(&is_drawn, data.n_elements(), data.chunk_elements());
@@ -189,8 +166,7 @@ impl Thinning {
                     draws,
                 },
                 (&Sparsifier::ChanceByRank { low, high }, Some(draws)) => Ready::ChanceByRank {
-                    low: low as f32,
-                    high: high as f32,
+                    chances: RowChances::new(self.row, low as f32, high as f32),
                     draws,
                 },
                 (Sparsifier::Largest { .. } | Sparsifier::WithoutOutliers { .. }, _) => {
@@ -199,22 +175,29 @@ impl Thinning {
                 _ => Ready::Clear,
             })
             .collect();
-        let mut thinned = Thinned {
-            members,
-            row: self.row,
-            inverse: self.rescale == Rescale::Inverse,
-            chunk_elements: data.chunk_elements(),
-            factors: vec![1.0; self.members.len()],
-        };
+        let inverse = self.rescale == Rescale::Inverse;
+        let mut thinned = Thinned::new(members, inverse, data.chunk_elements());
         if self.rescale == Rescale::Norm {
-            let norms = sums(data, 2 * self.members.len(), &Norms(&thinned))?;
-            for (pair, factor) in norms.chunks(2).zip(&mut thinned.factors) {
-                if pair[0] >= MIN_SUM && pair[1] >= MIN_SUM {
-                    *factor = pair[0] / pair[1];
-                }
-            }
+            thinned.rescale(data, self.mask_bytes(data.n_elements()) <= MAX_MASK_BYTES)?;
         }
         Ok(thinned)
+    }
+
+    /// Bytes of all masks of a tensor.
+    fn mask_bytes(&self, n_elements: usize) -> u64 {
+        let n_drawn = self.members.iter().filter(|way| way.is_drawn()).count();
+        (n_elements.div_ceil(8) * n_drawn) as u64
+    }
+
+    /// Most bytes that a survey keeps.
+    pub(super) fn kept_bytes(&self, n_elements: usize) -> u64 {
+        let by_chance = self.mask_bytes(n_elements).min(MAX_MASK_BYTES);
+        let by_rank = self.members.iter().map(|way| match way {
+            Sparsifier::Largest { .. } => near::kept_bytes(n_elements),
+            Sparsifier::WithoutOutliers { .. } => 2 * near::kept_bytes(n_elements),
+            _ => 0,
+        });
+        by_chance + by_rank.sum::<u64>()
     }
 
     /// The windows of members that are thinned by rank; `None` where nothing stays.
@@ -247,18 +230,28 @@ impl Thinning {
         if ranks.is_empty() {
             return Ok(windows);
         }
-        let found = find(data, &DeltaSize, &ranks)?;
+        let near = near::find(data, &DeltaSize, &ranks)?;
+        let found = match &near {
+            Some(near) => near.iter().map(|near| near.found).collect(),
+            None => find(data, &DeltaSize, &ranks)?,
+        };
         let mut drafts = Vec::new();
         for (row, way) in self.members.iter().enumerate() {
-            let mut own = ranks.iter().zip(&found).filter(|(rank, _)| rank.row == row);
-            let Some((rank, &first)) = own.next() else {
+            let mut own = (0..ranks.len()).filter(|&index| ranks[index].row == row);
+            let Some(low) = own.next() else {
                 continue;
             };
-            let last = own.next().map_or(first, |(_, &last)| last);
-            let window = match way {
-                Sparsifier::Largest { .. } => Window::largest(first, n - rank.rank),
+            let high = own.next().unwrap_or(low);
+            let (first, last) = (found[low], found[high]);
+            let mut window = match way {
+                Sparsifier::Largest { .. } => Window::largest(first, n - ranks[low].rank),
                 _ => Window::between(first, last),
             };
+            if let Some(near) = &near {
+                window.place_equals(first, last, &near[low].in_chunks, &near[high].in_chunks);
+                windows[row] = Some(window);
+                continue;
+            }
             drafts.push(Draft {
                 row,
                 window,
@@ -277,130 +270,6 @@ impl Thinning {
 /// `⌊share · n⌋`.
 fn part(share: f64, n: u64) -> u64 {
     (share * n as f64) as u64
-}
-
-impl Thinned {
-    /// Elements of a chunk's thinned and rescaled task vectors, one buffer a member.
-    pub(super) fn deltas<T: Real>(&self, chunk: &Chunk<'_, T>) -> Vec<Vec<T>> {
-        let mut all = self.thin(chunk);
-        for (delta, &factor) in all.iter_mut().zip(&self.factors) {
-            if factor != 1.0 {
-                let factor = T::from_f64(factor);
-                crate::vectorized(
-                    #[inline(always)]
-                    || delta.iter_mut().for_each(|value| *value = *value * factor),
-                );
-            }
-        }
-        all
-    }
-
-    fn thin<T: Real>(&self, chunk: &Chunk<'_, T>) -> Vec<Vec<T>> {
-        (0..self.members.len())
-            .map(|member| self.thin_member(chunk, member))
-            .collect()
-    }
-
-    fn thin_member<T: Real>(&self, chunk: &Chunk<'_, T>, member: usize) -> Vec<T> {
-        let n = length(chunk);
-        let mut out = vec![T::ZERO; n];
-        delta(chunk, member, 0, &mut out);
-        let index = chunk.first / self.chunk_elements.max(1);
-        match &self.members[member] {
-            Ready::Keep => {}
-            Ready::Clear => out.fill(T::ZERO),
-            Ready::Window(window) => {
-                let mut seen = (0, 0);
-                for block in out.chunks_mut(BLOCK) {
-                    window.apply(index, &mut seen, block);
-                }
-            }
-            Ready::Chance { share, draws } => {
-                let mut uniform = vec![0.0; n];
-                draws.fill(chunk.first, &mut uniform);
-                let factor = match self.inverse {
-                    true => T::from_f64(1.0 / f64::from(*share)),
-                    false => T::ONE,
-                };
-                for (out, &draw) in out.iter_mut().zip(&uniform) {
-                    *out = if draw < *share {
-                        *out * factor
-                    } else {
-                        T::ZERO
-                    };
-                }
-            }
-            Ready::ChanceByRank { low, high, draws } => {
-                let mut uniform = vec![0.0; n];
-                draws.fill(chunk.first, &mut uniform);
-                self.thin_by_rank(&mut out, &uniform, *low, *high);
-            }
-        }
-        out
-    }
-
-    /// Row by row: ranks, probabilities, decisions.
-    fn thin_by_rank<T: Real>(&self, values: &mut [T], draws: &[f32], low: f32, high: f32) {
-        let Row { length, stride } = self.row;
-        if length == 0 {
-            return;
-        }
-        let mut order: Vec<(u64, u32)> = Vec::with_capacity(length);
-        let span = high - low;
-        for block in (0..values.len()).step_by(length * stride) {
-            for lane in 0..stride {
-                let at = |place: usize| block + lane + place * stride;
-                order.clear();
-                order.extend((0..length).map(|k| (values[at(k)].magnitude(), k as u32)));
-                order.sort_unstable();
-                for (rank, &(_, place)) in order.iter().enumerate() {
-                    let share = match length {
-                        1 => low + span * 0.5,
-                        n => low + span * (rank as f32 / (n - 1) as f32),
-                    };
-                    let index = at(place as usize);
-                    let stays = draws[index] < share;
-                    let factor = match self.inverse {
-                        true => T::from_f64(1.0 / f64::from(share)),
-                        false => T::ONE,
-                    };
-                    values[index] = if stays {
-                        values[index] * factor
-                    } else {
-                        T::ZERO
-                    };
-                }
-            }
-        }
-    }
-}
-
-/// Sums of magnitudes of each task vector, before and after.
-struct Norms<'a>(&'a Thinned);
-
-impl Look for Norms<'_> {
-    type Note = Vec<f64>;
-
-    fn look<T: Real>(&self, _: usize, chunk: &Chunk<'_, T>) -> Vec<f64> {
-        let n = length(chunk);
-        let mut before = vec![T::ZERO; n];
-        let mut notes = Vec::with_capacity(2 * self.0.members.len());
-        for (member, way) in self.0.members.iter().enumerate() {
-            if matches!(way, Ready::Keep) {
-                notes.extend([0.0, 0.0]);
-                continue;
-            }
-            delta(chunk, member, 0, &mut before);
-            let after = self.0.thin_member(chunk, member);
-            for values in [&before, &after] {
-                notes.push(crate::vectorized(
-                    #[inline(always)]
-                    || lanes(n, |k| values[k].abs().to_f64()),
-                ));
-            }
-        }
-        notes
-    }
 }
 
 /// The way of dare. Where mergekit's masks are asked for, the probability is rounded as it does.

@@ -28,13 +28,15 @@ pub trait Passes: Sync {
     /// Whether chunks come in `f64`.
     fn is_double(&self) -> bool;
 
-    /// Calls `see` with each chunk of the range and its number, on all cores and in any order.
+    /// Calls `see` with the first of `parts` equal parts of each chunk of the range and the chunk's
+    /// number, on all cores and in any order.
     ///
     /// # Errors
     /// When a checkpoint cannot be read, or the user stops it.
     fn visit(
         &self,
         chunks: Range<usize>,
+        parts: usize,
         see: &(dyn Fn(usize, &AnyChunk<'_>) + Sync),
     ) -> Result<()>;
 }
@@ -50,6 +52,12 @@ pub trait Survey: Send + Sync {
     /// How many elements must be in a chunk together.
     fn unit(&self) -> usize {
         1
+    }
+
+    /// Most bytes that it keeps between its passes for a tensor of so many elements.
+    fn kept_bytes(&self, n_elements: usize) -> u64 {
+        let _ = n_elements;
+        0
     }
 }
 
@@ -73,11 +81,15 @@ pub(super) fn notes<L: Look>(data: &dyn Passes, look: &L) -> Result<Vec<L::Note>
 }
 
 /// Hands the notes over in the order of the chunks, a wave of them in memory at a time.
-fn in_order<L: Look>(data: &dyn Passes, look: &L, mut take: impl FnMut(L::Note)) -> Result<()> {
+pub(super) fn in_order<L: Look>(
+    data: &dyn Passes,
+    look: &L,
+    mut take: impl FnMut(L::Note),
+) -> Result<()> {
     for first in (0..data.n_chunks()).step_by(WAVE) {
         let wave = first..(first + WAVE).min(data.n_chunks());
         let places: Vec<Mutex<Option<L::Note>>> = wave.clone().map(|_| Mutex::new(None)).collect();
-        data.visit(wave, &|index, chunk| {
+        data.visit(wave, 1, &|index, chunk| {
             let note = match chunk {
                 AnyChunk::Single(chunk) => look.look(index, chunk),
                 AnyChunk::Double(chunk) => look.look(index, chunk),
@@ -116,11 +128,16 @@ pub(super) trait Count: Sync {
     fn count<T: Real>(&self, index: usize, chunk: &Chunk<'_, T>, counts: &mut [u64]);
 }
 
-/// Counts over all chunks. Integers add up to the same in any order, so that each thread may have
-/// counts of its own.
-pub(super) fn tally(data: &dyn Passes, n: usize, count: &impl Count) -> Result<Vec<u64>> {
+/// Counts over the first of `parts` equal parts of all chunks. Integers add up to the same in any
+/// order, so that each thread may have counts of its own.
+pub(super) fn tally(
+    data: &dyn Passes,
+    parts: usize,
+    n: usize,
+    count: &impl Count,
+) -> Result<Vec<u64>> {
     let idle: Mutex<Vec<Vec<u64>>> = Mutex::new(Vec::new());
-    data.visit(0..data.n_chunks(), &|index, chunk| {
+    data.visit(0..data.n_chunks(), parts, &|index, chunk| {
         let own = idle.lock().unwrap_or_else(PoisonError::into_inner).pop();
         let mut own = own.unwrap_or_else(|| vec![0; n]);
         match chunk {
@@ -140,11 +157,12 @@ pub(super) fn tally(data: &dyn Passes, n: usize, count: &impl Count) -> Result<V
     Ok(total)
 }
 
-/// `Σ aₖ bₖ` of `f` of the elements, in `f64`. Sixteen running sums, whose order is the same for any
-/// width of the processor's vectors.
+/// Running sums of a sum, whose order is the same for any width of the processor's vectors.
+const LANES: usize = 16;
+
+/// `Σ f(k)` in `f64`.
 #[inline(always)]
 pub(super) fn lanes(n: usize, f: impl Fn(usize) -> f64) -> f64 {
-    const LANES: usize = 16;
     let mut sums = [0.0; LANES];
     let whole = n - n % LANES;
     for first in (0..whole).step_by(LANES) {
@@ -158,12 +176,46 @@ pub(super) fn lanes(n: usize, f: impl Fn(usize) -> f64) -> f64 {
     sums.iter().sum()
 }
 
+/// `Σ f(aₖ, bₖ)` likewise, without a look at bounds: four running sums are a vector, and only one sum
+/// is made at a time, for of two at once compilers make narrower vectors.
+#[inline(always)]
+fn lanes_of<T: Copy>(a: &[T], b: &[T], f: impl Fn(T, T) -> f64) -> f64 {
+    const WIDTH: usize = 4;
+    let mut sums = [[0.0; WIDTH]; LANES / WIDTH];
+    let (a_whole, a_rest) = a.as_chunks::<LANES>();
+    let (b_whole, b_rest) = b.as_chunks::<LANES>();
+    for (a, b) in a_whole.iter().zip(b_whole) {
+        let vectors = a
+            .as_chunks::<WIDTH>()
+            .0
+            .iter()
+            .zip(b.as_chunks::<WIDTH>().0);
+        for (sums, (a, b)) in sums.iter_mut().zip(vectors) {
+            let terms: [f64; WIDTH] = std::array::from_fn(|lane| f(a[lane], b[lane]));
+            for (sum, term) in sums.iter_mut().zip(terms) {
+                *sum += term;
+            }
+        }
+    }
+    let sums = sums.as_flattened_mut();
+    for (sum, (&a, &b)) in sums.iter_mut().zip(a_rest.iter().zip(b_rest)) {
+        *sum += f(a, b);
+    }
+    sums.iter().sum()
+}
+
 /// The product `a · b` in `f64`.
 pub(super) fn dot<T: Real>(a: &[T], b: &[T]) -> f64 {
-    let n = a.len().min(b.len());
-    let (a, b) = (&a[..n], &b[..n]);
     crate::vectorized(
         #[inline(always)]
-        || lanes(n, |k| a[k].to_f64() * b[k].to_f64()),
+        || lanes_of(a, b, |a, b| a.to_f64() * b.to_f64()),
+    )
+}
+
+/// The sum of magnitudes in `f64`.
+pub(super) fn magnitudes<T: Real>(values: &[T]) -> f64 {
+    crate::vectorized(
+        #[inline(always)]
+        || lanes_of(values, values, |value, _| value.abs().to_f64()),
     )
 }

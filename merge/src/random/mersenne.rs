@@ -51,29 +51,54 @@ impl Mersenne {
     }
 
     /// Draws in [0, 1): the lower 24 bits of each word over 2²⁴, as torch takes them.
-    pub fn fill_unit(&mut self, out: &mut [f32]) {
-        for out in out {
-            *out = (self.next_u32() & 0x00ff_ffff) as f32 * super::UNIT;
+    pub fn fill_unit(&mut self, mut out: &mut [f32]) {
+        while !out.is_empty() {
+            if self.next == N {
+                self.turn();
+            }
+            let n = out.len().min(N - self.next);
+            let (now, later) = std::mem::take(&mut out).split_at_mut(n);
+            let words = &self.state[self.next..self.next + n];
+            crate::vectorized(
+                #[inline(always)]
+                || {
+                    for (out, &word) in now.iter_mut().zip(words) {
+                        *out = (temper(word) & 0x00ff_ffff) as f32 * super::UNIT;
+                    }
+                },
+            );
+            self.next += n;
+            out = later;
         }
     }
 
+    /// The next 624 words of state. Each loop reads what it wrote 227 places before, at the nearest,
+    /// so that it goes by whole vectors.
     fn turn(&mut self) {
         let state = &mut *self.state;
-        let mix = |upper: u32, lower: u32| {
-            let word = upper & 0x8000_0000 | lower & 0x7fff_ffff;
-            word >> 1 ^ if word & 1 == 0 { 0 } else { 0x9908_b0df }
-        };
-        for index in 0..N - M {
-            state[index] = state[index + M] ^ mix(state[index], state[index + 1]);
-        }
-        for index in N - M..N - 1 {
-            state[index] = state[index + M - N] ^ mix(state[index], state[index + 1]);
-        }
-        state[N - 1] = state[M - 1] ^ mix(state[N - 1], state[0]);
+        crate::vectorized(
+            #[inline(always)]
+            || {
+                for index in 0..N - M {
+                    state[index] = state[index + M] ^ mix(state[index], state[index + 1]);
+                }
+                for index in N - M..N - 1 {
+                    state[index] = state[index + M - N] ^ mix(state[index], state[index + 1]);
+                }
+                state[N - 1] = state[M - 1] ^ mix(state[N - 1], state[0]);
+            },
+        );
         self.next = 0;
     }
 }
 
+#[inline(always)]
+fn mix(upper: u32, lower: u32) -> u32 {
+    let word = upper & 0x8000_0000 | lower & 0x7fff_ffff;
+    word >> 1 ^ (word & 1).wrapping_neg() & 0x9908_b0df
+}
+
+#[inline(always)]
 fn temper(mut word: u32) -> u32 {
     word ^= word >> 11;
     word ^= word << 7 & 0x9d2c_5680;
