@@ -97,10 +97,18 @@ mod tests {
         for n in [0_usize, 1, 31, 32, 33, 100, 256, 300, 777] {
             let values: Vec<f32> = (1..=n).map(|k| k as f32).collect();
             let mut words = vec![0; n.div_ceil(WORD)];
-            pack(&values, &mut words, |value| value as usize % 3 == 0);
+            pack(&values, &mut words, |value| {
+                (value as usize).is_multiple_of(3)
+            });
             let mut left = values.clone();
             clear(&words, &mut left);
-            let stays = |value: f32| if value as usize % 3 == 0 { value } else { 0.0 };
+            let stays = |value: f32| {
+                if (value as usize).is_multiple_of(3) {
+                    value
+                } else {
+                    0.0
+                }
+            };
             let expected: Vec<f32> = values.iter().map(|&value| stays(value)).collect();
             assert_eq!(left, expected);
             let mut places = Vec::new();

@@ -211,3 +211,136 @@ fn select(rank: u64, parts: &[&Part]) -> Option<Near> {
     let in_chunks = parts.iter().map(|part| equal_to(&part.between)).collect();
     Some(Near { found, in_chunks })
 }
+
+#[cfg(test)]
+mod tests {
+    use std::ops::Range;
+
+    use super::*;
+    use crate::methods::AnyChunk;
+    use crate::random::Draws;
+
+    const CHUNK: usize = 1 << 16;
+
+    /// One tensor, in chunks.
+    struct Values(Vec<f32>);
+
+    impl Passes for Values {
+        fn n_chunks(&self) -> usize {
+            self.0.len().div_ceil(CHUNK)
+        }
+
+        fn chunk_elements(&self) -> usize {
+            CHUNK
+        }
+
+        fn n_elements(&self) -> usize {
+            self.0.len()
+        }
+
+        fn is_double(&self) -> bool {
+            false
+        }
+
+        fn visit(
+            &self,
+            chunks: Range<usize>,
+            parts: usize,
+            see: &(dyn Fn(usize, &AnyChunk<'_>) + Sync),
+        ) -> Result<()> {
+            for index in chunks {
+                let first = index * CHUNK;
+                let values = &self.0[first..(first + CHUNK).min(self.0.len())];
+                let part = &values[..values.len().min(CHUNK / parts)];
+                let chunk = Chunk {
+                    members: &[part],
+                    base: None,
+                    aside: &[],
+                    first,
+                };
+                see(index, &AnyChunk::Single(chunk));
+            }
+            Ok(())
+        }
+    }
+
+    struct Itself;
+
+    impl Measure for Itself {
+        fn measure<T: Real>(&self, row: usize, chunk: &Chunk<'_, T>, first: usize, out: &mut [T]) {
+            out.copy_from_slice(&chunk.members[row][first..first + out.len()]);
+        }
+    }
+
+    fn draws() -> Vec<f32> {
+        let mut values = vec![0.0; 20 * CHUNK + 77];
+        Draws::new(1, "near").add_normal(1.0, 0, &mut values);
+        values
+    }
+
+    #[test]
+    fn ranks_are_those_of_a_sort_and_equals_are_counted_in_their_chunks() {
+        let fine = draws();
+        // Four decimal places, so that some values are equal; and a third of zeros.
+        let coarse: Vec<f32> = fine.iter().map(|x| (x * 1e4).round() / 1e4).collect();
+        let mut sparse = coarse.clone();
+        sparse.iter_mut().step_by(3).for_each(|value| *value = 0.0);
+        for values in [fine, coarse, sparse] {
+            let mut keys: Vec<u64> = values.iter().map(|value| value.magnitude()).collect();
+            keys.sort_unstable();
+            let last = keys.len() as u64 - 1;
+            let ranks = [0, 1, last / 10, last / 2, last * 9 / 10, last];
+            let ranks = ranks.map(|rank| Rank { row: 0, rank });
+            let data = Values(values);
+            let found = find(&data, &Itself, &ranks).expect("there are values");
+            for (near, rank) in found
+                .expect("nothing lies out of the brackets")
+                .iter()
+                .zip(ranks)
+            {
+                let key = keys[rank.rank as usize];
+                let first = keys.partition_point(|&other| other < key) as u64;
+                let end = keys.partition_point(|&other| other <= key) as u64;
+                let expected = Found {
+                    key,
+                    before: rank.rank - first,
+                    equal: end - first,
+                };
+                assert_eq!(near.found, expected);
+                if key > 0 {
+                    let equal = |chunk: &[f32]| {
+                        chunk.iter().filter(|x| x.magnitude() == key).count() as u64
+                    };
+                    let in_chunks: Vec<u64> = data.0.chunks(CHUNK).map(equal).collect();
+                    assert_eq!(near.in_chunks, in_chunks);
+                }
+            }
+        }
+    }
+
+    #[test]
+    fn too_many_between_and_a_sample_that_misleads_are_left_to_the_count() {
+        let rank = [Rank {
+            row: 0,
+            rank: 700_000,
+        }];
+        let same = Values(vec![1.0; 20 * CHUNK]);
+        assert!(
+            find(&same, &Itself, &rank)
+                .expect("there are values")
+                .is_none()
+        );
+        // Small only where the sample looks.
+        let mut values = draws();
+        for chunk in values.chunks_mut(CHUNK) {
+            let n = chunk.len().min(CHUNK / SAMPLE_PARTS);
+            chunk[..n].iter_mut().for_each(|value| *value *= 1e-3);
+        }
+        let misleading = Values(values);
+        assert!(
+            find(&misleading, &Itself, &rank)
+                .expect("there are values")
+                .is_none()
+        );
+    }
+}
