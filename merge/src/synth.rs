@@ -62,7 +62,7 @@ impl Synthesis {
     /// Says how every tensor is made.
     ///
     /// # Errors
-    /// [`Error::UnfitSizes`](crate::Error::UnfitSizes).
+    /// [`Error::UnfitSizes`].
     pub fn plan(&self) -> Result<MergePlan> {
         self.spec.sizes.check()?;
         self.spread.check()?;
