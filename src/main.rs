@@ -5,6 +5,7 @@
 mod cli;
 mod commands;
 mod key_tree;
+mod locks;
 mod measuring;
 mod output;
 mod plan_view;

@@ -1,7 +1,7 @@
 //! Measuring several weights on one split, and keeping what is finished.
 
 use std::collections::BTreeMap;
-use std::fs::{File, TryLockError};
+use std::fs::File;
 use std::path::{Path, PathBuf};
 use std::time::Instant;
 
@@ -18,6 +18,7 @@ use merge::provenance::Hashes;
 use serde_json::{Value, json};
 use train::collective::{Collective, Together};
 
+use crate::locks;
 use crate::output::{Output, UsageError};
 use crate::result_table;
 use crate::running::{DataArgs, ModelArgs, Opened, Target};
@@ -334,20 +335,11 @@ impl<'a> Study<'a> {
 
 /// The journal as this process's own, until it ends.
 fn locked(journal: &Journal) -> Result<File> {
-    let path = journal.folder().join("lock");
-    let failed = || format!("cannot lock {}", path.display());
-    let lock = File::create(&path).with_context(failed)?;
-    match lock.try_lock() {
-        Ok(()) => Ok(lock),
-        Err(TryLockError::WouldBlock) => {
-            let what = format!(
-                "another process is at work in {}",
-                journal.folder().display()
-            );
-            Err(UsageError(what).into())
-        }
-        Err(TryLockError::Error(error)) => Err(error).with_context(failed),
-    }
+    let folder = journal.folder();
+    locks::own(&folder.join("lock"))?.ok_or_else(|| {
+        let what = format!("another process is at work in {}", folder.display());
+        UsageError(what).into()
+    })
 }
 
 /// A name for the content of the tokenizer's file.

@@ -20,7 +20,8 @@ const PAUSE: Duration = Duration::from_millis(20);
 /// What is said after a signal.
 const STOPPED: &str = "stopped; the same command goes on";
 
-/// Tells a process of a step that it ends with the one that started it.
+/// Tells a process of a step that it ends with the one that started it: by its number, or by anything else
+/// if a launcher stands between.
 const ENDS_WITH_PARENT: &str = "VLMERGE_ENDS_WITH_PARENT";
 
 /// How steps are run.
@@ -63,10 +64,15 @@ struct Running<'a> {
 /// without its study, and writes where the next one works.
 pub fn end_with_parent() {
     #[cfg(target_os = "linux")]
-    if std::env::var_os(ENDS_WITH_PARENT).is_some() {
-        // Where the system does not know this, the lock of the run's folder still holds.
-        let _ =
-            rustix::process::set_parent_process_death_signal(Some(rustix::process::Signal::KILL));
+    if let Some(parent) = std::env::var_os(ENDS_WITH_PARENT) {
+        use rustix::process::{Pid, Signal, getppid, set_parent_process_death_signal};
+        // Where the system does not know this, locks still hold.
+        let _ = set_parent_process_death_signal(Some(Signal::KILL));
+        // It may have ended before that.
+        let parent = parent.to_str().and_then(|text| text.parse().ok());
+        if parent.is_some_and(|parent: i32| parent != Pid::as_raw(getppid())) {
+            std::process::exit(1);
+        }
     }
 }
 
@@ -163,13 +169,13 @@ impl Runner {
     fn start(&self, step: &Step, at: usize, store: &Store) -> Result<Child> {
         let folder = store.of(&step.name);
         let words = store.words(&step.name, &step.commands[at]);
-        let mut command = match (self.launcher.split_first(), step.kind) {
+        let (mut command, parent) = match (self.launcher.split_first(), step.kind) {
             (Some((launcher, rest)), Kind::Train) => {
                 let mut command = Command::new(launcher);
                 command.args(rest).arg(&self.program);
-                command
+                (command, "a launcher".into())
             }
-            _ => Command::new(&self.program),
+            _ => (Command::new(&self.program), std::process::id().to_string()),
         };
         command.args(words);
         if let (Some(device), Kind::Train | Kind::Run) = (&self.device, step.kind) {
@@ -188,7 +194,7 @@ impl Runner {
         if !shows {
             command.stderr(create("log.txt")?);
         }
-        command.env(ENDS_WITH_PARENT, "1");
+        command.env(ENDS_WITH_PARENT, parent);
         let program = command.get_program().to_string_lossy().into_owned();
         command
             .spawn()

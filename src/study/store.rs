@@ -16,6 +16,7 @@ use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
 
 use super::step::{Place, Step, Word};
+use crate::locks;
 use crate::output::UsageError;
 
 /// Of larger files size and time stand for the content.
@@ -65,24 +66,15 @@ impl Store {
         }
         let failed = || format!("cannot create {}", folder.display());
         fs::create_dir_all(folder).with_context(failed)?;
-        let lock =
-            File::create(&path).with_context(|| format!("cannot create {}", path.display()))?;
-        match lock.try_lock() {
-            Ok(()) => {
-                fs::create_dir_all(&steps).with_context(failed)?;
-                Ok(Self {
-                    folder: folder.into(),
-                    _lock: Some(lock),
-                })
-            }
-            Err(fs::TryLockError::WouldBlock) => {
-                let what = format!("{} is at work in another process", folder.display());
-                Err(UsageError(what).into())
-            }
-            Err(fs::TryLockError::Error(error)) => {
-                Err(error).with_context(|| format!("cannot lock {}", path.display()))
-            }
-        }
+        let Some(lock) = locks::own(&path)? else {
+            let what = format!("{} is at work in another process", folder.display());
+            return Err(UsageError(what).into());
+        };
+        fs::create_dir_all(&steps).with_context(failed)?;
+        Ok(Self {
+            folder: folder.into(),
+            _lock: Some(lock),
+        })
     }
 
     /// The folder, to look at.
