@@ -6,7 +6,6 @@ use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 
 use serde::Serialize;
-use url::Url;
 
 use super::address::{Address, shown};
 use super::bucket::Bucket;
@@ -196,17 +195,8 @@ impl Remote {
                     // A signature belongs to the one file that was named.
                     let is_named = path == shown_path;
                     let query = query.as_deref().filter(|_| is_named).unwrap_or("");
-                    let url = Url::parse(&format!("{address}{query}"));
-                    let url = url.map_err(|error| RemoteFault::Settings {
-                        address: address.clone(),
-                        reason: error.to_string(),
-                    })?;
-                    let target = Target {
-                        address,
-                        url,
-                        token: None,
-                    };
-                    self.web_file(target, false)
+                    let url = format!("{address}{query}");
+                    self.web_file(Target::open_to_all(address, &url)?, false)
                 })
             }
         }

@@ -2,16 +2,14 @@
 
 use std::path::Path;
 
-use url::Url;
-
 use super::Remote;
 use super::address::{Address, shown};
 use super::bucket::Bucket;
 use super::file::RemoteFile;
 use super::hub;
 use super::web::Target;
+use crate::Result;
 use crate::io::read_at::ReadAt;
-use crate::{RemoteFault, Result};
 
 impl Remote {
     /// Opens a file by its address, which names no folder.
@@ -41,19 +39,7 @@ impl Remote {
                     self, address, &text, false, object,
                 )?))
             }
-            Address::Web { url } => {
-                let address = shown(&url);
-                let url = Url::parse(&url).map_err(|error| RemoteFault::Settings {
-                    address: address.clone(),
-                    reason: error.to_string(),
-                })?;
-                let target = Target {
-                    address,
-                    url,
-                    token: None,
-                };
-                self.web_file(target, false)
-            }
+            Address::Web { url } => self.web_file(Target::open_to_all(shown(&url), &url)?, false),
         }
     }
 }

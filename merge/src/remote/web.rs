@@ -37,6 +37,23 @@ pub(super) struct Target {
     pub(super) token: Option<String>,
 }
 
+impl Target {
+    /// What anyone may read at `url`.
+    pub(super) fn open_to_all(address: String, url: &str) -> Result<Self, RemoteFault> {
+        match Url::parse(url) {
+            Ok(url) => Ok(Self {
+                address,
+                url,
+                token: None,
+            }),
+            Err(error) => Err(RemoteFault::Settings {
+                address,
+                reason: error.to_string(),
+            }),
+        }
+    }
+}
+
 impl Client {
     pub(super) fn new(allow_http: bool, timeout: Duration) -> Self {
         let config = Agent::config_builder()
