@@ -3,6 +3,7 @@
 mod adamw;
 mod ema;
 mod groups;
+mod part;
 mod scale;
 mod schedule;
 
@@ -15,6 +16,7 @@ use crate::{Error, Result};
 pub use adamw::{AdamW, Flavor, Step};
 pub use ema::Ema;
 pub use groups::{Group, GroupKind, GroupRules, GroupSettings, ParamGroups};
+pub(crate) use part::{part_mut, range_of};
 pub use scale::{LossScale, LossScaleSettings};
 pub use schedule::{Curve, Decay, Schedule, Warmup, accumulation, total_steps};
 

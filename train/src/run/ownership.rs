@@ -6,6 +6,7 @@ use candle_core::{CpuStorage, InplaceOp1, Layout, Storage, Var};
 
 use crate::Result;
 use crate::collective::{Collective, Parameters, Part, Shards};
+use crate::optim::{part_mut, range_of};
 
 /// Who owns what of a model's variables. In memory they are laid end to end and cut into a stretch
 /// for each rank ([`Shards`]); on another device each belongs, as a whole, to the rank in whose
@@ -83,7 +84,8 @@ impl Parameters for InMemory<'_> {
     fn read(&self, part: &Part, out: &mut [f32]) -> Result<()> {
         let (storage, layout) = self.0[part.parameter].storage_and_layout();
         let Storage::Cpu(storage) = &*storage else {
-            return Err(unusable("the variable is not in memory").into());
+            let what = "the variable is not in memory".to_owned();
+            return Err(candle_core::Error::Msg(what).into());
         };
         let values = storage.as_slice::<f32>()?;
         let own = range_of(layout, &part.of_parameter)?;
@@ -109,25 +111,7 @@ impl InplaceOp1 for Overwrite<'_> {
     }
 
     fn cpu_fwd(&self, storage: &mut CpuStorage, layout: &Layout) -> candle_core::Result<()> {
-        let CpuStorage::F32(values) = storage else {
-            candle_core::bail!("the variable is not f32");
-        };
-        values[range_of(layout, &self.range)?].copy_from_slice(self.values);
+        part_mut(storage, layout, &self.range)?.copy_from_slice(self.values);
         Ok(())
     }
-}
-
-/// Where elements `range` of a contiguous tensor stand in its storage.
-fn range_of(layout: &Layout, range: &Range<usize>) -> candle_core::Result<Range<usize>> {
-    let (start, end) = layout
-        .contiguous_offsets()
-        .ok_or_else(|| unusable("the variable is not contiguous"))?;
-    match range.end <= end - start {
-        true => Ok(start + range.start..start + range.end),
-        false => Err(unusable("a part lies outside of its variable")),
-    }
-}
-
-fn unusable(what: &str) -> candle_core::Error {
-    candle_core::Error::Msg(what.to_owned())
 }

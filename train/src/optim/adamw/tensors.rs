@@ -6,6 +6,7 @@ use std::sync::{Mutex, PoisonError};
 use candle_core::{CpuStorage, InplaceOp1, Layout, Tensor, Var};
 
 use super::{AdamW, Step};
+use crate::optim::part_mut;
 use crate::{Error, Result};
 
 impl AdamW {
@@ -87,15 +88,7 @@ impl InplaceOp1 for InPlace<'_> {
     }
 
     fn cpu_fwd(&self, storage: &mut CpuStorage, layout: &Layout) -> candle_core::Result<()> {
-        let CpuStorage::F32(values) = storage else {
-            candle_core::bail!("the variable is not f32");
-        };
-        let Some((start, end)) = layout.contiguous_offsets() else {
-            candle_core::bail!("the variable is not contiguous");
-        };
-        let Some(p) = values[start..end].get_mut(self.range.clone()) else {
-            candle_core::bail!("{:?} lies outside of the variable", self.range);
-        };
+        let p = part_mut(storage, layout, &self.range)?;
         let mut rest = self.rest.lock().unwrap_or_else(PoisonError::into_inner);
         let (g, m, v) = &mut *rest;
         let outcome = self.rule.update(self.step, p, g, m, v);
