@@ -1,6 +1,9 @@
 //! Running the program.
 
-use std::process::{Command, Output};
+use std::ffi::OsStr;
+use std::path::Path;
+use std::process::{Child, Command, Output, Stdio};
+use std::time::Duration;
 
 /// What a run of the program said.
 pub struct Said {
@@ -34,4 +37,28 @@ pub fn vlmerge(arguments: &[&str]) -> Said {
         .output()
         .expect("the program starts");
     Said::new(&output)
+}
+
+/// Starts the program in the folder of the repository; what it says goes nowhere.
+pub fn start<S: AsRef<OsStr>>(arguments: &[S]) -> Child {
+    let child = Command::new(env!("CARGO_BIN_EXE_vlmerge"))
+        .args(arguments)
+        .current_dir(env!("CARGO_MANIFEST_DIR"))
+        .stdout(Stdio::null())
+        .stderr(Stdio::null())
+        .spawn();
+    child.expect("it starts")
+}
+
+/// Waits until the program has kept so many results in a folder, or has ended.
+pub fn wait_until_kept(child: &mut Child, folder: &Path, n: usize) {
+    let n_kept = || {
+        let entries = std::fs::read_dir(folder).into_iter().flatten().flatten();
+        entries
+            .filter(|e| e.path().extension().is_some_and(|x| x == "json"))
+            .count()
+    };
+    while n_kept() < n && child.try_wait().expect("asked").is_none() {
+        std::thread::sleep(Duration::from_millis(2));
+    }
 }

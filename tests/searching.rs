@@ -1,10 +1,8 @@
 //! Searching the numbers of a recipe, as a user does.
 
 use std::path::Path;
-use std::process::{Command, Stdio};
-use std::time::Duration;
 
-use crate::program::{Said, vlmerge};
+use crate::program::{Said, start, vlmerge, wait_until_kept};
 
 const RECIPE: &str = "\
 merge_method: interpolate
@@ -102,23 +100,9 @@ fn a_search_that_is_killed_goes_the_same_way_again() {
     let flags = ["--split", "val", "--trials", "10", "--search-seed", "7"];
     let said = search(folder.path(), "whole.json", &flags);
     assert_eq!(said.code, Some(0), "{}", said.stderr);
-    let child = Command::new(env!("CARGO_BIN_EXE_vlmerge"))
-        .args(arguments(folder.path(), "killed.json", &flags))
-        .current_dir(env!("CARGO_MANIFEST_DIR"))
-        .stdout(Stdio::null())
-        .stderr(Stdio::null())
-        .spawn();
-    let mut child = child.expect("it starts");
+    let mut child = start(&arguments(folder.path(), "killed.json", &flags));
     let kept = folder.path().join("killed.json.unfinished");
-    let n_kept = || {
-        let entries = std::fs::read_dir(&kept).into_iter().flatten().flatten();
-        entries
-            .filter(|e| e.path().extension().is_some_and(|x| x == "json"))
-            .count()
-    };
-    while n_kept() < 2 && child.try_wait().expect("asked").is_none() {
-        std::thread::sleep(Duration::from_millis(2));
-    }
+    wait_until_kept(&mut child, &kept, 2);
     let second = search(folder.path(), "killed.json", &flags);
     if second.code != Some(0) {
         assert!(

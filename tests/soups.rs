@@ -1,12 +1,10 @@
 //! Greedy soups, as a user cooks them.
 
 use std::path::Path;
-use std::process::{Command, Stdio};
-use std::time::Duration;
 
 use serde_json::Value;
 
-use crate::program::{Said, vlmerge};
+use crate::program::{Said, start, vlmerge, wait_until_kept};
 
 const SPECIFIC: &str = "fixtures/ckpt/all_moe_pretrain.ckpt";
 
@@ -140,23 +138,15 @@ fn a_soup_that_is_killed_goes_the_same_way_again() {
     let all = ["d", "a", "c"];
     let said = run(&arguments(folder.path(), "soup", &all, "whole.json", "val"));
     assert_eq!(said.code, Some(0), "{}", said.stderr);
-    let child = Command::new(env!("CARGO_BIN_EXE_vlmerge"))
-        .args(arguments(folder.path(), "soup", &all, "killed.json", "val"))
-        .current_dir(env!("CARGO_MANIFEST_DIR"))
-        .stdout(Stdio::null())
-        .stderr(Stdio::null())
-        .spawn();
-    let mut child = child.expect("it starts");
+    let mut child = start(&arguments(
+        folder.path(),
+        "soup",
+        &all,
+        "killed.json",
+        "val",
+    ));
     let kept = folder.path().join("killed.json.unfinished");
-    let n_kept = || {
-        let entries = std::fs::read_dir(&kept).into_iter().flatten().flatten();
-        entries
-            .filter(|e| e.path().extension().is_some_and(|x| x == "json"))
-            .count()
-    };
-    while n_kept() < 2 && child.try_wait().expect("asked").is_none() {
-        std::thread::sleep(Duration::from_millis(2));
-    }
+    wait_until_kept(&mut child, &kept, 2);
     child.kill().expect("killed");
     let was_killed = !child.wait().expect("ended").success();
     let mut again = arguments(folder.path(), "soup", &all, "killed.json", "val");

@@ -2,10 +2,9 @@
 
 use std::collections::BTreeMap;
 use std::path::Path;
-use std::process::{Command, Stdio};
 use std::time::{Duration, Instant};
 
-use crate::program::{Said, vlmerge};
+use crate::program::{Said, start, vlmerge};
 
 /// The study of the README, cut down to a few steps of training.
 const SHORT: [&str; 6] = [
@@ -153,13 +152,7 @@ fn a_study_that_is_killed_goes_on_and_ends_in_the_same_weights() {
     assert_eq!(said.code, Some(0), "{}", said.stderr);
     let share = begun.elapsed() / 6;
     for kill in 0..5_u32 {
-        let child = Command::new(env!("CARGO_BIN_EXE_vlmerge"))
-            .args(arguments(&killed_name, &[]))
-            .current_dir(env!("CARGO_MANIFEST_DIR"))
-            .stdout(Stdio::null())
-            .stderr(Stdio::null())
-            .spawn();
-        let mut child = child.expect("it starts");
+        let mut child = start(&arguments(&killed_name, &[]));
         std::thread::sleep(share + Duration::from_millis(u64::from(kill) * 37));
         // SIGKILL: nothing is tidied up, and the process of the step dies with it.
         child.kill().expect("killed");
