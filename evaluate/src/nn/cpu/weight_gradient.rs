@@ -1,7 +1,7 @@
 //! Gradients of a linear layer's weight, bias and following LayerScale.
 //!
-//! `∂W = gᵀ x` sums over rows. The kernels of faer want the summed axis of their right side to be
-//! the one without gaps, and lose a third of their speed otherwise, so `g` is transposed first.
+//! `∂W = gᵀ x` sums over rows. `g` is transposed first: products are a tenth slower where the summed axis of
+//! their left side has gaps, and the gradient of the bias is read off the same rows.
 
 use faer::Accum;
 use rayon::prelude::*;
