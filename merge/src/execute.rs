@@ -8,13 +8,16 @@ use rayon::prelude::*;
 use serde::Serialize;
 
 use crate::io::{WriteOptions, Writer, check_target, n_complete_files};
-use crate::plan::{Action, CHUNK_ELEMENTS, Entry, chunk_elements};
+use crate::plan::{Action, Entry, PIECE_ELEMENTS, piece_elements};
 use crate::provenance::{Hashes, Provenance};
 use crate::{Error, MergePlan, Progress, Result, TensorInfo};
 
 mod beside;
 mod chunk;
 mod fingerprint;
+mod idle;
+mod inputs;
+mod kept;
 mod memory;
 mod stages;
 mod survey;
@@ -23,6 +26,7 @@ mod whole;
 pub use memory::in_memory;
 
 use chunk::Worker;
+use idle::Idle;
 
 /// Where the bytes of results go: a file, or memory.
 trait Sink: Sync {
@@ -230,53 +234,47 @@ fn write_entries(
                 Action::Elementwise { kernel, .. } => kernel.unit(),
                 _ => 1,
             };
-            pieces_of(index, entry.info.n_elements(), chunk_elements(unit))
+            pieces_of(index, entry.info.n_elements(), unit)
         })
         .collect();
-    pieces.par_iter().try_for_each_init(
-        || Worker::new(plan, sink, run),
-        |worker,
-         &Piece {
-             entry,
-             first,
-             length,
-         }| {
+    let workers = Idle::default();
+    let new_worker = || Worker::new(plan, sink, run);
+    let each = |pieces: Vec<Piece>,
+                write: &(dyn Fn(&mut Worker<'_>, Piece) -> Result<u64> + Sync)| {
+        pieces.into_par_iter().try_for_each(|piece| {
             if progress.is_cancelled() {
                 return Err(Error::Cancelled);
             }
-            let n_bytes = worker.write(entry, first, length)?;
-            progress.advance(n_bytes);
+            progress.advance(workers.with(new_worker, |worker| write(worker, piece))?);
             Ok(())
-        },
-    )?;
+        })
+    };
+    each(pieces, &|worker, piece| worker.write(piece))?;
     let surveys = entries().filter(|(_, entry)| is_survey(entry));
     // Small tensors go to the cores as wholes, the large ones chunk by chunk: a thread that waits for
     // the chunks of one tensor never begins another, so that buffers stay few.
     let (small, large): (Vec<_>, Vec<_>) =
         surveys.partition(|(_, entry)| entry.info.n_elements() <= SMALL_ELEMENTS);
-    small.into_par_iter().try_for_each_init(
-        || Worker::new(plan, sink, run),
-        |worker, (index, entry)| survey_small(plan, worker, index, entry, progress),
-    )?;
+    let memory = survey::Memory::new();
+    small.into_par_iter().try_for_each(|(index, entry)| {
+        let Some(surveyed) = survey::survey(plan, entry, &memory, progress, false)? else {
+            return Ok(());
+        };
+        workers.with(new_worker, |worker| {
+            for piece in surveyed.pieces(index, entry) {
+                progress.advance(worker.write_surveyed(&surveyed, piece)?);
+            }
+            Ok::<(), Error>(())
+        })
+    })?;
     for (index, entry) in large {
-        let Some(kernel) = survey::kernel(plan, entry, progress, true)? else {
+        let Some(surveyed) = survey::survey(plan, entry, &memory, progress, true)? else {
             continue;
         };
-        let pieces = pieces_of(
-            index,
-            entry.info.n_elements(),
-            chunk_elements(kernel.unit()),
-        );
-        pieces.collect::<Vec<_>>().par_iter().try_for_each_init(
-            || Worker::new(plan, sink, run),
-            |worker, &Piece { first, length, .. }| {
-                if progress.is_cancelled() {
-                    return Err(Error::Cancelled);
-                }
-                progress.advance(worker.write_surveyed(index, kernel.as_ref(), first, length)?);
-                Ok(())
-            },
-        )?;
+        let pieces = surveyed.pieces(index, entry).collect();
+        each(pieces, &|worker, piece| {
+            worker.write_surveyed(&surveyed, piece)
+        })?;
     }
     // Whole-tensor operations use all cores themselves, one tensor at a time to bound memory.
     for (index, entry) in entries().filter(|(_, entry)| is_whole(entry)) {
@@ -286,57 +284,25 @@ fn write_entries(
         let merged = whole::merge(plan, entry)?;
         let values = merged.as_standard_layout();
         let values = values.as_slice().unwrap_or_default();
-        pieces_of(index, values.len(), CHUNK_ELEMENTS)
-            .collect::<Vec<_>>()
-            .par_iter()
-            .try_for_each_init(
-                || Worker::new(plan, sink, run),
-                |worker, &Piece { first, length, .. }| {
-                    let n_bytes =
-                        worker.write_values(index, first, &values[first..first + length])?;
-                    progress.advance(n_bytes);
-                    Ok::<(), Error>(())
-                },
-            )?;
+        let pieces = pieces_of(index, values.len(), 1).collect();
+        each(pieces, &|worker, Piece { first, length, .. }| {
+            worker.write_values(index, first, &values[first..first + length])
+        })?;
     }
     Ok(())
 }
 
 /// Tensors of up to so many elements are surveyed and written by one thread.
-const SMALL_ELEMENTS: usize = 4 * CHUNK_ELEMENTS;
+const SMALL_ELEMENTS: usize = 4 * PIECE_ELEMENTS;
 
-/// Surveys and writes a tensor on one thread.
-fn survey_small(
-    plan: &MergePlan,
-    worker: &mut Worker<'_>,
-    index: usize,
-    entry: &Entry,
-    progress: &dyn Progress,
-) -> Result<()> {
-    let Some(kernel) = survey::kernel(plan, entry, progress, false)? else {
-        return Ok(());
-    };
-    let pieces = pieces_of(
-        index,
-        entry.info.n_elements(),
-        chunk_elements(kernel.unit()),
-    );
-    for Piece { first, length, .. } in pieces {
-        progress.advance(worker.write_surveyed(index, kernel.as_ref(), first, length)?);
-    }
-    Ok(())
-}
-
-fn pieces_of(
-    entry: usize,
-    n_elements: usize,
-    chunk_elements: usize,
-) -> impl Iterator<Item = Piece> {
+/// The pieces of an entry of which chunks hold whole units.
+fn pieces_of(entry: usize, n_elements: usize, unit: usize) -> impl Iterator<Item = Piece> {
+    let piece_elements = piece_elements(unit);
     (0..n_elements)
-        .step_by(chunk_elements)
+        .step_by(piece_elements)
         .map(move |first| Piece {
             entry,
             first,
-            length: chunk_elements.min(n_elements - first),
+            length: piece_elements.min(n_elements - first),
         })
 }

@@ -236,14 +236,17 @@ impl MergePlan {
                 Action::Elementwise { kernel, .. } => {
                     (entry.action.tensors().count() + 2, kernel.unit(), 0)
                 }
-                Action::Survey { survey, .. } => (
-                    2 * entry.action.tensors().count() + 4,
-                    survey.unit(),
-                    survey.kept_bytes(entry.info.n_elements()),
-                ),
+                Action::Survey { survey, .. } => {
+                    let inputs = n_threads as u64 * self.entry_input_bytes(entry);
+                    (
+                        2 * entry.action.tensors().count() + 4,
+                        survey.unit(),
+                        survey.kept_bytes(entry.info.n_elements()) + inputs.min(KEPT_BYTES as u64),
+                    )
+                }
                 _ => (3, 1, 0),
             };
-            n_threads as u64 * buffers as u64 * chunk_elements(unit) as u64 * 8 + kept
+            n_threads as u64 * buffers as u64 * piece_elements(unit) as u64 * 8 + kept
         });
         let chunks = chunked.max().unwrap_or(0);
         let whole = self.entries.iter().filter_map(|entry| match &entry.action {
@@ -272,7 +275,13 @@ impl MergePlan {
 
 /// Elements that are decoded, combined and written at a time by one thread: small enough that a few
 /// chunks stay in a core's cache, large enough that a system call costs nothing beside it.
-pub(crate) const CHUNK_ELEMENTS: usize = 1 << 16;
+pub(crate) const CHUNK_ELEMENTS: usize = 1 << 13;
+
+/// Elements of a tensor that are read, and written, at a time.
+pub(crate) const PIECE_ELEMENTS: usize = 1 << 16;
+
+/// Most bytes of inputs that are kept from the passes over a tensor to its writing.
+pub(crate) const KEPT_BYTES: usize = 68 << 20;
 
 /// Elements of a chunk that holds whole units: as near to [`CHUNK_ELEMENTS`] as may be.
 pub(crate) const fn chunk_elements(unit: usize) -> usize {
@@ -280,5 +289,14 @@ pub(crate) const fn chunk_elements(unit: usize) -> usize {
         0 | 1 => CHUNK_ELEMENTS,
         unit if unit >= CHUNK_ELEMENTS => unit,
         unit => CHUNK_ELEMENTS / unit * unit,
+    }
+}
+
+/// Elements of a piece of whole chunks: as near to [`PIECE_ELEMENTS`] as may be.
+pub(crate) const fn piece_elements(unit: usize) -> usize {
+    let chunk = chunk_elements(unit);
+    match PIECE_ELEMENTS / chunk {
+        0 => chunk,
+        n_chunks => n_chunks * chunk,
     }
 }

@@ -88,25 +88,19 @@ impl Draws {
         }
     }
 
-    /// Writes bytes `first..first + out.len()` of the row, for draws of so few bits that a word each
-    /// would be wasted.
-    pub fn fill_bytes(&self, first: usize, out: &mut [u8]) {
+    /// Writes words `first..first + out.len()` of another row, for draws of single bits. Row 0 is that
+    /// of all other draws.
+    pub fn fill_bits(&self, row: u32, first: usize, out: &mut [u32]) {
         let mut generator = ChaCha8Rng::from_seed(self.key);
-        generator.set_word_pos((first / 4) as u128);
-        let skipped = first % 4;
-        let (head, body) = out.split_at_mut((4 - skipped).min(out.len()) % 4);
-        if !head.is_empty() {
-            let mut word = [0; 4];
-            generator.fill_bytes(&mut word);
-            head.copy_from_slice(&word[skipped..skipped + head.len()]);
+        generator.set_stream(u64::from(row));
+        generator.set_word_pos(first as u128);
+        generator.fill_bytes(bytemuck::cast_slice_mut(out));
+        for word in out {
+            *word = u32::from_le(*word);
         }
-        // Whole words, of which the last may be cut.
-        let (whole, rest) = body.split_at_mut(body.len() / 4 * 4);
-        generator.fill_bytes(whole);
-        generator.fill_bytes(rest);
     }
 
-    /// Sixteen more bits for element `index`, where those of its byte do not decide: key and index,
+    /// Sixteen more bits for element `index`, where those of the rows do not decide: key and index,
     /// mixed as in SplitMix64 (Steele, Lea and Flood 2014, with the constants of Stafford's variant 13).
     #[must_use]
     pub fn fine(&self, index: usize) -> u16 {
@@ -288,23 +282,26 @@ mod tests {
     }
 
     #[test]
-    fn bytes_are_those_of_the_words_whatever_the_chunks() {
+    fn bits_are_those_of_the_words_whatever_the_chunks_and_rows_differ() {
         let draws = Draws::new(5, "mask");
-        let mut whole = vec![0; 4000];
-        draws.fill_bytes(0, &mut whole);
-        let mut words = vec![0.0; 1000];
-        draws.fill_uniform(0, &mut words);
-        for (bytes, word) in whole.chunks_exact(4).zip(words) {
-            let expected = u32::from_le_bytes([bytes[0], bytes[1], bytes[2], bytes[3]]);
-            assert_eq!((expected >> 8) as f32 * UNIT, word);
+        let mut whole = vec![0; 1000];
+        draws.fill_bits(0, 0, &mut whole);
+        let mut uniform = vec![0.0; 1000];
+        draws.fill_uniform(0, &mut uniform);
+        for (&word, uniform) in whole.iter().zip(uniform) {
+            assert_eq!((word >> 8) as f32 * UNIT, uniform);
         }
-        for size in [1, 2, 3, 5, 1023, 3999] {
-            let mut pieces = vec![0; 4000];
+        draws.fill_bits(3, 0, &mut whole);
+        for size in [1, 2, 3, 15, 16, 17, 999] {
+            let mut pieces = vec![0; 1000];
             for (index, piece) in pieces.chunks_mut(size).enumerate() {
-                draws.fill_bytes(index * size, piece);
+                draws.fill_bits(3, index * size, piece);
             }
             assert_eq!(whole, pieces, "in chunks of {size}");
         }
+        let mut other = vec![0; 1000];
+        draws.fill_bits(4, 0, &mut other);
+        assert!(whole.iter().zip(&other).all(|(a, b)| a != b));
     }
 
     #[test]

@@ -2,9 +2,11 @@
 
 use bytemuck::Pod;
 
-use super::{RunOptions, Sink};
+use super::inputs::Inputs;
+use super::survey::Surveyed;
+use super::{Piece, RunOptions, Sink};
 use crate::methods::{Chunk, ElementKernel, StepRounding};
-use crate::plan::{Action, TensorRef};
+use crate::plan::{Action, Entry, TensorRef, chunk_elements};
 use crate::{
     DType, Error, MergeFault, MergePlan, Result, decode_f32, decode_f64, encode_f32, encode_f64,
 };
@@ -14,6 +16,7 @@ pub(super) struct Worker<'a> {
     plan: &'a MergePlan,
     sink: &'a dyn Sink,
     run: &'a RunOptions,
+    raw: Vec<u8>,
     bytes: Vec<u8>,
     single: Buffers<f32>,
     double: Buffers<f64>,
@@ -87,11 +90,18 @@ impl Computed for f64 {
 
 /// What a kernel needs besides data.
 pub(super) struct Combination<'a> {
-    members: &'a [TensorRef],
-    base: Option<&'a TensorRef>,
-    aside: &'a [TensorRef],
+    n_members: usize,
+    has_base: bool,
     kernel: &'a dyn ElementKernel,
     step: StepRounding,
+    /// Whether it computes in `f64`.
+    is_double: bool,
+}
+
+/// A piece of an entry's inputs.
+struct Raw<'a> {
+    inputs: &'a Inputs<'a>,
+    bytes: &'a [u8],
 }
 
 impl<'a> Worker<'a> {
@@ -100,16 +110,22 @@ impl<'a> Worker<'a> {
             plan,
             sink,
             run,
+            raw: Vec::new(),
             bytes: Vec::new(),
             single: Buffers::default(),
             double: Buffers::default(),
         }
     }
 
-    /// Makes and writes elements `first..first + length` of an entry; returns the bytes written.
-    pub(super) fn write(&mut self, entry: usize, first: usize, length: usize) -> Result<u64> {
+    /// Makes and writes a piece; returns the bytes written.
+    pub(super) fn write(&mut self, piece: Piece) -> Result<u64> {
+        let Piece {
+            entry,
+            first,
+            length,
+        } = piece;
         match &self.plan.entries[entry].action {
-            Action::Copy(tensor) => self.copy(entry, tensor, first, length),
+            Action::Copy(tensor) => self.copy(tensor, piece),
             Action::Elementwise {
                 members,
                 base,
@@ -118,14 +134,25 @@ impl<'a> Worker<'a> {
                 step,
                 is_double,
             } => {
+                let tensors = members.iter().chain(base).chain(aside);
+                let inputs = Inputs::new(self.plan, tensors);
                 let combination = Combination {
-                    members,
-                    base: base.as_ref(),
-                    aside,
+                    n_members: members.len(),
+                    has_base: base.is_some(),
                     kernel: kernel.as_ref(),
                     step: *step,
+                    is_double: *is_double || inputs.any_is(DType::F64),
                 };
-                self.combine_either(entry, &combination, *is_double, first, length)
+                let mut bytes = std::mem::take(&mut self.raw);
+                bytes.resize(inputs.n_bytes(length), 0);
+                inputs.read(first, length, &mut bytes)?;
+                let raw = Raw {
+                    inputs: &inputs,
+                    bytes: &bytes,
+                };
+                let written = self.combine_either(piece, &combination, &raw);
+                self.raw = bytes;
+                written
             }
             Action::Agree(tensors) => self.agree(entry, tensors, first, length),
             Action::Generate(generator) => {
@@ -142,46 +169,34 @@ impl<'a> Worker<'a> {
         }
     }
 
-    /// Likewise for an entry that was looked at in passes, with the kernel that these gave.
-    pub(super) fn write_surveyed(
-        &mut self,
-        entry: usize,
-        kernel: &dyn ElementKernel,
-        first: usize,
-        length: usize,
-    ) -> Result<u64> {
-        let Action::Survey {
-            members,
-            base,
-            is_double,
-            ..
-        } = &self.plan.entries[entry].action
-        else {
-            unreachable!("only surveys have such a kernel");
-        };
+    /// Likewise for an entry that was looked at in passes.
+    pub(super) fn write_surveyed(&mut self, surveyed: &Surveyed<'_>, piece: Piece) -> Result<u64> {
         let combination = Combination {
-            members,
-            base: base.as_ref(),
-            aside: &[],
-            kernel,
+            n_members: surveyed.n_members,
+            has_base: surveyed.has_base,
+            kernel: surveyed.kernel.as_ref(),
             step: StepRounding::None,
+            is_double: surveyed.is_double,
         };
-        self.combine_either(entry, &combination, *is_double, first, length)
+        let mut scratch = std::mem::take(&mut self.raw);
+        let raw = Raw {
+            inputs: &surveyed.kept.inputs,
+            bytes: surveyed.kept.piece(piece.first, &mut scratch)?,
+        };
+        let written = self.combine_either(piece, &combination, &raw);
+        self.raw = scratch;
+        written
     }
 
     fn combine_either(
         &mut self,
-        entry: usize,
+        piece: Piece,
         combination: &Combination<'_>,
-        is_double: bool,
-        first: usize,
-        length: usize,
+        raw: &Raw<'_>,
     ) -> Result<u64> {
-        let is_f64 = |tensor| self.dtype(tensor) == DType::F64;
-        let mut inputs = combination.members.iter().chain(combination.base);
-        match is_double || inputs.any(is_f64) {
-            true => self.combine::<f64>(entry, combination, first, length),
-            false => self.combine::<f32>(entry, combination, first, length),
+        match combination.is_double {
+            true => self.combine::<f64>(piece, combination, raw),
+            false => self.combine::<f32>(piece, combination, raw),
         }
     }
 
@@ -214,55 +229,59 @@ impl<'a> Worker<'a> {
         self.put(entry, first, &self.bytes)
     }
 
-    fn dtype(&self, tensor: &TensorRef) -> DType {
-        // The plan refers to tensors that are there.
-        let info = self.plan.sources[tensor.source].get(&tensor.key);
-        info.map_or(DType::F32, |info| info.dtype)
-    }
-
-    fn copy(
-        &mut self,
-        entry: usize,
-        tensor: &TensorRef,
-        first: usize,
-        length: usize,
-    ) -> Result<u64> {
-        let (from, to) = (self.dtype(tensor), self.plan.entries[entry].info.dtype);
-        if from == to {
-            self.bytes.resize(length * from.size_bytes(), 0);
-            let source = &self.plan.sources[tensor.source];
-            source.read(&tensor.key, first, &mut self.bytes)?;
+    fn copy(&mut self, tensor: &TensorRef, piece: Piece) -> Result<u64> {
+        let Piece {
+            entry,
+            first,
+            length,
+        } = piece;
+        let inputs = Inputs::new(self.plan, std::iter::once(tensor));
+        let to = self.plan.entries[entry].info.dtype;
+        let mut raw = std::mem::take(&mut self.raw);
+        raw.resize(inputs.n_bytes(length), 0);
+        inputs.read(first, length, &mut raw)?;
+        let written = if inputs.any_is(to) {
             if self.run.check_copies {
-                self.check(entry, to, &self.bytes)?;
+                self.check(entry, to, &raw)?;
             }
-            return self.put(entry, first, &self.bytes);
-        }
-        // f64 holds every value of every dtype that can be cast, so this rounds once.
-        let mut out = std::mem::take(&mut self.double.out);
-        out.resize(length, 0.0);
-        let written = read(self.plan, tensor, first, &mut self.bytes, &mut out)
-            .and_then(|()| self.write_values(entry, first, &out));
-        self.double.out = out;
+            self.put(entry, first, &raw)
+        } else {
+            // f64 holds every value of every dtype that can be cast, so this rounds once.
+            let mut values = std::mem::take(&mut self.double.members);
+            inputs.decode(&raw, length, 0..length, &mut values)?;
+            let written = self.write_values::<f64>(entry, first, &values[0]);
+            self.double.members = values;
+            written
+        };
+        self.raw = raw;
         written
     }
 
+    /// Chunk after chunk, so that decoded values do not leave the core's own cache.
     fn combine<T: Computed>(
         &mut self,
-        entry: usize,
+        piece: Piece,
         combination: &Combination<'_>,
-        first: usize,
-        length: usize,
+        raw: &Raw<'_>,
     ) -> Result<u64> {
+        let Entry { name, info, .. } = &self.plan.entries[piece.entry];
+        let size = info.dtype.size_bytes();
         let mut buffers = std::mem::take(T::buffers(self));
-        let written = (|| {
-            buffers.fill(combination, length, |tensor, out| {
-                read(self.plan, tensor, first, &mut self.bytes, out)
-            })?;
-            buffers.combine(combination, first);
-            self.write_values(entry, first, &buffers.out)
-        })();
+        self.bytes.resize(piece.length * size, 0);
+        let chunk_elements = chunk_elements(combination.kernel.unit());
+        for start in (0..piece.length).step_by(chunk_elements) {
+            let range = start..(start + chunk_elements).min(piece.length);
+            let out = &mut self.bytes[range.start * size..range.end * size];
+            let n = range.len();
+            raw.inputs
+                .decode(raw.bytes, piece.length, range, &mut buffers.members)?;
+            buffers.out.resize(n, T::zeroed());
+            buffers.combine(combination, raw.inputs.len(), piece.first + start);
+            T::encode(name, info.dtype, &buffers.out, out)?;
+        }
         *T::buffers(self) = buffers;
-        written
+        self.check(piece.entry, info.dtype, &self.bytes)?;
+        self.put(piece.entry, piece.first, &self.bytes)
     }
 
     /// Rounds and writes results.
@@ -301,67 +320,20 @@ impl<'a> Worker<'a> {
 }
 
 impl<T: Computed> Buffers<T> {
-    /// Reads the members, then the base, with `read`.
-    fn fill(
-        &mut self,
-        combination: &Combination<'_>,
-        length: usize,
-        mut read: impl FnMut(&TensorRef, &mut [T]) -> Result<()>,
-    ) -> Result<()> {
-        let tensors = (combination.members.iter())
-            .chain(combination.base)
-            .chain(combination.aside);
-        let n_tensors = tensors.clone().count();
-        if self.members.len() < n_tensors {
-            self.members.resize_with(n_tensors, Vec::new);
-        }
-        self.out.resize(length, T::zeroed());
-        for (tensor, buffer) in tensors.zip(&mut self.members) {
-            buffer.resize(length, T::zeroed());
-            read(tensor, buffer)?;
-        }
-        Ok(())
-    }
-
-    fn combine(&mut self, combination: &Combination<'_>, first: usize) {
-        let n_members = combination.members.len();
-        let members: Vec<&[T]> = self.members[..n_members]
-            .iter()
-            .map(Vec::as_slice)
-            .collect();
-        let base = combination.base.map(|_| self.members[n_members].as_slice());
-        let n_before = n_members + usize::from(base.is_some());
-        let aside: Vec<&[T]> = self.members[n_before..n_before + combination.aside.len()]
-            .iter()
-            .map(Vec::as_slice)
-            .collect();
+    /// Combines a chunk of so many tensors: members, base, and what stands aside.
+    fn combine(&mut self, combination: &Combination<'_>, n_tensors: usize, first: usize) {
+        let tensors = self.members[..n_tensors].iter().map(Vec::as_slice);
+        let tensors: Vec<&[T]> = tensors.collect();
+        let (members, others) = tensors.split_at(combination.n_members);
+        let (base, aside) = others.split_at(usize::from(combination.has_base));
         let chunk = Chunk {
-            members: &members,
-            base,
-            aside: &aside,
+            members,
+            base: base.first().copied(),
+            aside,
             first,
         };
         T::run(combination, &chunk, &mut self.out);
     }
-}
-
-/// Reads and decodes elements `first..` of a tensor until `out` is full.
-pub(super) fn read<T: Computed>(
-    plan: &MergePlan,
-    tensor: &TensorRef,
-    first: usize,
-    bytes: &mut Vec<u8>,
-    out: &mut [T],
-) -> Result<()> {
-    let source = &plan.sources[tensor.source];
-    let dtype = source.require(&tensor.key)?.dtype;
-    if dtype == T::DTYPE {
-        // Straight into place, without a second buffer.
-        return source.read(&tensor.key, first, bytemuck::cast_slice_mut(out));
-    }
-    bytes.resize(out.len() * dtype.size_bytes(), 0);
-    source.read(&tensor.key, first, bytes)?;
-    T::decode(&tensor.key, dtype, bytes, out)
 }
 
 /// Whether no element is infinite or NaN; other dtypes than floats always are finite.

@@ -1,22 +1,61 @@
 //! Entries that are looked at in passes before they are made.
 
 use std::ops::Range;
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::Arc;
 
 use rayon::prelude::*;
 
-use super::chunk::{Computed, read};
+use super::idle::Idle;
+use super::inputs::Inputs;
+use super::kept::{Kept, Pool};
+use super::{Piece, pieces_of};
 use crate::methods::{AnyChunk, Chunk, ElementKernel, Passes};
-use crate::plan::{Action, Entry, TensorRef, chunk_elements};
+use crate::plan::{Action, Entry, chunk_elements, piece_elements};
 use crate::{DType, Error, MergePlan, Progress, Result};
 
+/// Memory that surveys use one after the other.
+pub(super) struct Memory {
+    kept: Pool,
+    idle: Idle<Buffers>,
+}
+
+impl Memory {
+    pub(super) fn new() -> Self {
+        Self {
+            kept: Pool::new(),
+            idle: Idle::default(),
+        }
+    }
+}
+
+/// What was found out of an entry: how to make it, and what is kept of its inputs.
+pub(super) struct Surveyed<'a> {
+    pub(super) kernel: Arc<dyn ElementKernel>,
+    pub(super) n_members: usize,
+    pub(super) has_base: bool,
+    pub(super) is_double: bool,
+    pub(super) kept: Kept<'a>,
+}
+
+impl Surveyed<'_> {
+    /// The pieces of the entry, with number `index` in the plan.
+    pub(super) fn pieces(
+        &self,
+        index: usize,
+        entry: &Entry,
+    ) -> impl Iterator<Item = Piece> + use<> {
+        pieces_of(index, entry.info.n_elements(), self.kernel.unit())
+    }
+}
+
 /// Runs the passes of an entry; `None` for entries that need none.
-pub(super) fn kernel(
-    plan: &MergePlan,
-    entry: &Entry,
+pub(super) fn survey<'a>(
+    plan: &'a MergePlan,
+    entry: &'a Entry,
+    memory: &'a Memory,
     progress: &dyn Progress,
     in_parallel: bool,
-) -> Result<Option<Arc<dyn ElementKernel>>> {
+) -> Result<Option<Surveyed<'a>>> {
     let Action::Survey {
         members,
         base,
@@ -26,41 +65,51 @@ pub(super) fn kernel(
     else {
         return Ok(None);
     };
-    let is_f64 = |tensor: &TensorRef| {
-        let info = plan.sources[tensor.source].get(&tensor.key);
-        info.is_some_and(|info| info.dtype == DType::F64)
-    };
+    let inputs = Inputs::new(plan, members.iter().chain(base));
+    let n_elements = entry.info.n_elements();
+    let unit = survey.unit();
+    let is_double = *is_double || inputs.any_is(DType::F64);
+    let kept = Kept::new(inputs, n_elements, piece_elements(unit), &memory.kept);
     let data = Data {
-        plan,
-        members,
-        base: base.as_ref(),
-        n_elements: entry.info.n_elements(),
-        chunk_elements: chunk_elements(survey.unit()),
-        is_double: *is_double || members.iter().chain(base).any(is_f64),
+        n_members: members.len(),
+        has_base: base.is_some(),
+        n_elements,
+        chunk_elements: chunk_elements(unit),
+        piece_elements: piece_elements(unit),
+        is_double,
         in_parallel,
         progress,
-        idle: Mutex::new(Vec::new()),
+        idle: &memory.idle,
+        kept: &kept,
     };
-    survey.survey(&data).map(Some)
+    let kernel = survey.survey(&data)?;
+    Ok(Some(Surveyed {
+        kernel,
+        n_members: members.len(),
+        has_base: base.is_some(),
+        is_double,
+        kept,
+    }))
 }
 
 /// The tensors of one group, read chunk by chunk.
 struct Data<'a> {
-    plan: &'a MergePlan,
-    members: &'a [TensorRef],
-    base: Option<&'a TensorRef>,
+    n_members: usize,
+    has_base: bool,
     n_elements: usize,
     chunk_elements: usize,
+    /// A whole number of chunks.
+    piece_elements: usize,
     is_double: bool,
-    /// Whether chunks are spread over the cores; small tensors are, as wholes.
+    /// Whether pieces are spread over the cores; small tensors are, as wholes.
     in_parallel: bool,
     progress: &'a dyn Progress,
-    /// Buffers that no thread is using.
-    idle: Mutex<Vec<Buffers>>,
+    idle: &'a Idle<Buffers>,
+    kept: &'a Kept<'a>,
 }
 
 #[derive(Default)]
-struct Buffers {
+pub(super) struct Buffers {
     bytes: Vec<u8>,
     single: Vec<Vec<f32>>,
     double: Vec<Vec<f64>>,
@@ -89,81 +138,72 @@ impl Passes for Data<'_> {
         parts: usize,
         see: &(dyn Fn(usize, &AnyChunk<'_>) + Sync),
     ) -> Result<()> {
-        let one = |index: usize| {
+        let per_piece = self.piece_elements / self.chunk_elements.max(1);
+        let one = |piece: usize| {
             if self.progress.is_cancelled() {
                 return Err(Error::Cancelled);
             }
-            let idle = self
-                .idle
-                .lock()
-                .unwrap_or_else(PoisonError::into_inner)
-                .pop();
-            let mut buffers = idle.unwrap_or_default();
-            let seen = self.see(index, parts, &mut buffers, see);
-            self.idle
-                .lock()
-                .unwrap_or_else(PoisonError::into_inner)
-                .push(buffers);
-            seen
+            let own = (piece * per_piece).max(chunks.start)
+                ..((piece + 1) * per_piece)
+                    .min(chunks.end)
+                    .min(self.n_chunks());
+            self.idle.with(Buffers::default, |buffers| {
+                self.see(piece, own, parts, buffers, see)
+            })
         };
+        let pieces = chunks.start / per_piece..chunks.end.div_ceil(per_piece);
         match self.in_parallel {
-            true => chunks.into_par_iter().try_for_each(one),
-            false => chunks.into_iter().try_for_each(one),
+            true => pieces.into_par_iter().try_for_each(one),
+            false => pieces.into_iter().try_for_each(one),
         }
     }
 }
 
 impl Data<'_> {
+    /// Sees those of `chunks`, all of one piece, that lie in its first part.
     fn see(
         &self,
-        index: usize,
+        piece: usize,
+        chunks: Range<usize>,
         parts: usize,
         buffers: &mut Buffers,
         see: &(dyn Fn(usize, &AnyChunk<'_>) + Sync),
     ) -> Result<()> {
-        let first = index * self.chunk_elements;
-        let length = (self.chunk_elements / parts.max(1)).max(1);
-        let length = length.min(self.n_elements - first);
         let Buffers {
             bytes,
             single,
             double,
         } = buffers;
-        if self.is_double {
-            self.fill(first, length, bytes, double)?;
-            self.with_chunk(first, double, |chunk| see(index, &AnyChunk::Double(chunk)));
-        } else {
-            self.fill(first, length, bytes, single)?;
-            self.with_chunk(first, single, |chunk| see(index, &AnyChunk::Single(chunk)));
-        }
-        Ok(())
-    }
-
-    fn fill<T: Computed>(
-        &self,
-        first: usize,
-        length: usize,
-        bytes: &mut Vec<u8>,
-        buffers: &mut Vec<Vec<T>>,
-    ) -> Result<()> {
-        let tensors = self.members.iter().chain(self.base);
-        buffers.resize_with(
-            self.members.len() + usize::from(self.base.is_some()),
-            Vec::new,
-        );
-        for (tensor, buffer) in tensors.zip(buffers) {
-            buffer.resize(length, T::zeroed());
-            read(self.plan, tensor, first, bytes, buffer)?;
+        let elements = self.kept.elements(piece);
+        let bytes = self.kept.piece(elements.start, bytes)?;
+        let end = elements.start + (elements.len() / parts.max(1)).max(1);
+        for index in chunks {
+            let first = index * self.chunk_elements;
+            let last = (first + self.chunk_elements).min(end);
+            if first >= last {
+                break;
+            }
+            let range = first - elements.start..last - elements.start;
+            let inputs = &self.kept.inputs;
+            if self.is_double {
+                inputs.decode(bytes, elements.len(), range, double)?;
+                self.with_chunk(first, double, |chunk| see(index, &AnyChunk::Double(chunk)));
+            } else {
+                inputs.decode(bytes, elements.len(), range, single)?;
+                self.with_chunk(first, single, |chunk| see(index, &AnyChunk::Single(chunk)));
+            }
         }
         Ok(())
     }
 
     fn with_chunk<T>(&self, first: usize, buffers: &[Vec<T>], see: impl FnOnce(Chunk<'_, T>)) {
-        let n_members = self.members.len();
-        let members: Vec<&[T]> = buffers[..n_members].iter().map(Vec::as_slice).collect();
+        let members: Vec<&[T]> = buffers[..self.n_members]
+            .iter()
+            .map(Vec::as_slice)
+            .collect();
         see(Chunk {
             members: &members,
-            base: self.base.map(|_| buffers[n_members].as_slice()),
+            base: (self.has_base).then(|| buffers[self.n_members].as_slice()),
             aside: &[],
             first,
         });

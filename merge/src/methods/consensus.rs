@@ -201,52 +201,63 @@ impl Elementwise for Ready {
     // Must be part of its caller, which chooses the vector instructions.
     #[inline(always)]
     fn combine<T: Real>(&self, chunk: &Chunk<'_, T>, _: impl Fn(T) -> T, out: &mut [T]) {
-        let weights: Vec<T> = self.weights.iter().map(|&w| T::from_f64(w)).collect();
         let mut terms = self.thinned.terms(chunk);
-        let mut weighted = vec![[T::ZERO; BLOCK]; terms.len()];
-        let lambda = T::from_f64(self.lambda);
+        // In f64, for terms may all but cancel each other or the base.
+        let mut weighted = vec![[0.0; BLOCK]; if self.by_sign { terms.len() } else { 0 }];
         let base = chunk.base.unwrap_or_default();
-        let total = T::from_f64(self.weights.iter().sum());
+        let factor = match self.normalize && !self.by_sign {
+            true => self.lambda / self.weights.iter().sum::<f64>(),
+            false => self.lambda,
+        };
         for first in (0..length(chunk)).step_by(BLOCK) {
             let block = first..(first + BLOCK).min(out.len());
             let n = block.len();
-            let mut sum = [T::ZERO; BLOCK];
-            for ((term, values), &weight) in terms.iter_mut().zip(&mut weighted).zip(&weights) {
-                term.fill(chunk, first, &mut values[..n]);
-                for (sum, value) in sum.iter_mut().zip(values) {
-                    *value = weight * *value;
-                    *sum += *value;
+            let mut sum = [0.0; BLOCK];
+            for (index, (term, &weight)) in terms.iter_mut().zip(&self.weights).enumerate() {
+                match weighted.get_mut(index) {
+                    Some(own) => {
+                        let own = &mut own[..n];
+                        term.each(chunk, weight, first, own, |own, value| *own = value);
+                        for (sum, &own) in sum.iter_mut().zip(&*own) {
+                            *sum += own;
+                        }
+                    }
+                    None => {
+                        let sum = &mut sum[..n];
+                        term.each(chunk, weight, first, sum, |sum, value| *sum += value);
+                    }
                 }
             }
             if self.by_sign {
-                let mut agreed = [T::ZERO; BLOCK];
-                let mut weight_of = [T::ZERO; BLOCK];
-                for (values, &weight) in weighted.iter().zip(&weights) {
-                    let places = agreed.iter_mut().zip(&mut weight_of).zip(&sum);
-                    for (((agreed, share), &sum), &value) in places.zip(values) {
-                        let agrees = if sum >= T::ZERO {
-                            value > T::ZERO
-                        } else {
-                            value < T::ZERO
-                        };
-                        *agreed += if agrees { value } else { T::ZERO };
-                        *share += if agrees { weight } else { T::ZERO };
-                    }
-                }
-                if self.normalize {
-                    for (agreed, &share) in agreed.iter_mut().zip(&weight_of) {
-                        let divisor = if share == T::ZERO { T::ONE } else { share };
-                        *agreed = *agreed / divisor;
-                    }
-                }
-                sum = agreed;
-            } else if self.normalize {
-                sum.iter_mut().for_each(|sum| *sum = *sum / total);
+                sum = self.agreed(&weighted, &sum);
             }
             let places = out[block.clone()].iter_mut().zip(&base[block]);
             for ((out, &base), &sum) in places.zip(&sum[..n]) {
-                *out = base + lambda * sum;
+                *out = T::from_f64(base.to_f64() + factor * sum);
             }
         }
+    }
+}
+
+impl Ready {
+    /// The sum of those terms that have the sign of the sum of all.
+    #[inline(always)]
+    fn agreed(&self, weighted: &[[f64; BLOCK]], sum: &[f64; BLOCK]) -> [f64; BLOCK] {
+        let mut agreed = [0.0; BLOCK];
+        let mut weight_of = [0.0; BLOCK];
+        for (values, &weight) in weighted.iter().zip(&self.weights) {
+            let places = agreed.iter_mut().zip(&mut weight_of).zip(sum);
+            for (((agreed, share), &sum), &value) in places.zip(values) {
+                let agrees = if sum >= 0.0 { value > 0.0 } else { value < 0.0 };
+                *agreed += if agrees { value } else { 0.0 };
+                *share += if agrees { weight } else { 0.0 };
+            }
+        }
+        if self.normalize {
+            for (agreed, &share) in agreed.iter_mut().zip(&weight_of) {
+                *agreed /= if share == 0.0 { 1.0 } else { share };
+            }
+        }
+        agreed
     }
 }

@@ -103,7 +103,7 @@ impl MemberDraws {
     pub(super) fn below(&self, share: f32, first: usize, n: usize) -> Vec<u32> {
         let mut words = vec![0; n.div_ceil(WORD)];
         match self {
-            Self::Keyed(draws) => below_by_bytes(draws, share, first, n, &mut words),
+            Self::Keyed(draws) => below_by_bits(draws, share, first, &mut words),
             Self::InARow(starts, chunk_elements) => {
                 let mut generator = starts.get(first / chunk_elements).cloned();
                 let mut block = [0.0; BLOCK];
@@ -137,32 +137,42 @@ impl MemberDraws {
     }
 }
 
-/// Likewise, for draws of 24 bits: a byte of the row decides but for one element in 256.
-fn below_by_bytes(draws: &Draws, share: f32, first: usize, n: usize, words: &mut [u32]) {
-    let scaled = f64::from(share) * 256.0;
-    if scaled >= 256.0 {
+/// Bits of a draw that come from rows of bits, one row for each.
+const N_ROWS: u32 = 8;
+
+/// Likewise, for draws of 24 bits, where `first` is a multiple of [`WORD`]. The draws of a word's
+/// elements are compared at once, bit after bit from the highest: a draw is below `share` if at the
+/// first bit that differs it has a 0. No more rows are drawn than `share` has bits; after eight of
+/// them one element in 256 is still undecided.
+fn below_by_bits(draws: &Draws, share: f32, first: usize, words: &mut [u32]) {
+    debug_assert!(first.is_multiple_of(WORD));
+    let scaled = (f64::from(share) * f64::from(1 << 24)).ceil() as u32;
+    if scaled >= 1 << 24 {
         return words.fill(u32::MAX);
     }
-    let byte = scaled as u8;
-    let fine = ((scaled - f64::from(byte)) * 65536.0).ceil() as u32;
-    let mut block = [0; BLOCK];
-    let mut equal = [0; BLOCK / WORD];
-    for (index, words) in words.chunks_mut(BLOCK / WORD).enumerate() {
-        let first = first + index * BLOCK;
-        let block = &mut block[..BLOCK.min(n - index * BLOCK)];
-        draws.fill_bytes(first, block);
-        crate::vectorized(
-            #[inline(always)]
-            || pack(block, words, |draw| draw < byte),
-        );
-        if fine == 0 {
-            continue;
+    words.fill(0);
+    let mut equal = vec![u32::MAX; words.len()];
+    let mut row = vec![0; words.len()];
+    for bit in 0..N_ROWS {
+        let left = scaled << (8 + bit);
+        if left == 0 {
+            return;
         }
+        draws.fill_bits(bit, first / WORD, &mut row);
+        let is_one = (left >> 31).wrapping_neg();
         crate::vectorized(
             #[inline(always)]
-            || pack(block, &mut equal, |draw| draw == byte),
+            || {
+                for ((word, equal), &row) in words.iter_mut().zip(&mut equal).zip(&row) {
+                    *word |= *equal & !row & is_one;
+                    *equal &= !(row ^ is_one);
+                }
+            },
         );
-        each_set(&equal[..words.len()], |place| {
+    }
+    let fine = scaled & 0xffff;
+    if fine > 0 {
+        each_set(&equal, |place| {
             if u32::from(draws.fine(first + place)) < fine {
                 words[place / WORD] |= 1 << (place % WORD);
             }

@@ -1,7 +1,5 @@
 //! Which elements of a chunk stay, one bit each.
 
-use super::Real;
-
 /// Elements of a word.
 pub(super) const WORD: usize = u32::BITS as usize;
 
@@ -32,48 +30,48 @@ pub(super) fn pack<V: Copy>(values: &[V], words: &mut [u32], is_set: impl Fn(V) 
     }
 }
 
-/// For each byte eight masks: all bits where it has one.
-static MASKS: [[u32; 8]; 256] = {
-    let mut masks = [[0; 8]; 256];
+/// For each byte eight: all bits where it has one.
+static FLAGS: [[u8; 8]; 256] = {
+    let mut flags = [[0; 8]; 256];
     let mut byte = 0;
-    while byte < masks.len() {
+    while byte < flags.len() {
         let mut place = 0;
         while place < 8 {
-            masks[byte][place] = (byte as u32 >> place & 1).wrapping_neg();
+            flags[byte][place] = (byte as u8 >> place & 1).wrapping_neg();
             place += 1;
         }
         byte += 1;
     }
-    masks
+    flags
 };
 
-/// Sets to zero the values whose bits are not set.
+/// Makes a byte of each bit, of which all bits are set or none. They are looked up, for of shifts
+/// compilers make steps over many words at once; of bytes they make masks of whole vectors.
 #[inline(always)]
-pub(super) fn clear<T: Real>(words: &[u32], values: &mut [T]) {
-    let (whole, rest) = values.as_chunks_mut::<WORD>();
-    let n_whole = whole.len();
-    // Looked up, for of shifts compilers make steps over many words at once.
-    for (bits, values) in words.iter().zip(whole) {
-        for (byte, values) in bits
-            .to_le_bytes()
-            .into_iter()
-            .zip(values.as_chunks_mut::<8>().0)
-        {
-            and(values, &MASKS[usize::from(byte)]);
-        }
+pub(super) fn expand(words: &[u32], flags: &mut [u8]) {
+    let (whole, rest) = flags.as_chunks_mut::<WORD>();
+    if let Some(bits) = words.get(whole.len()) {
+        let mut last = [[0; WORD]];
+        expand_whole(&[*bits], &mut last);
+        rest.copy_from_slice(&last[0][..rest.len()]);
     }
-    if let Some(bits) = words.get(n_whole) {
-        for (byte, values) in bits.to_le_bytes().into_iter().zip(rest.chunks_mut(8)) {
-            and(values, &MASKS[usize::from(byte)]);
+    expand_whole(words, whole);
+}
+
+#[inline(always)]
+fn expand_whole(words: &[u32], flags: &mut [[u8; WORD]]) {
+    for (bits, flags) in words.iter().zip(flags) {
+        let places = flags.as_chunks_mut::<8>().0.iter_mut();
+        for (byte, flags) in bits.to_le_bytes().into_iter().zip(places) {
+            *flags = FLAGS[usize::from(byte)];
         }
     }
 }
 
+/// The value where a flag is set, and zero where it is not.
 #[inline(always)]
-fn and<T: Real>(values: &mut [T], masks: &[u32; 8]) {
-    for (value, &mask) in values.iter_mut().zip(masks) {
-        *value = value.and(mask);
-    }
+pub(super) fn keep(value: f64, flag: u8) -> f64 {
+    f64::from_bits(value.to_bits() & i64::from(flag as i8) as u64)
 }
 
 /// Calls `see` with the places of the bits that are set, in order.
@@ -95,22 +93,15 @@ mod tests {
     #[test]
     fn what_is_packed_stays_and_the_rest_goes() {
         for n in [0_usize, 1, 31, 32, 33, 100, 256, 300, 777] {
-            let values: Vec<f32> = (1..=n).map(|k| k as f32).collect();
+            let values: Vec<usize> = (1..=n).collect();
             let mut words = vec![0; n.div_ceil(WORD)];
-            pack(&values, &mut words, |value| {
-                (value as usize).is_multiple_of(3)
-            });
-            let mut left = values.clone();
-            clear(&words, &mut left);
-            let stays = |value: f32| {
-                if (value as usize).is_multiple_of(3) {
-                    value
-                } else {
-                    0.0
-                }
-            };
-            let expected: Vec<f32> = values.iter().map(|&value| stays(value)).collect();
-            assert_eq!(left, expected);
+            pack(&values, &mut words, |value| value.is_multiple_of(3));
+            let mut flags = vec![1; n];
+            expand(&words, &mut flags);
+            for (&value, &flag) in values.iter().zip(&flags) {
+                let stays = if value.is_multiple_of(3) { -1.5 } else { 0.0 };
+                assert_eq!(keep(-1.5, flag), stays, "{value} of {n}");
+            }
             let mut places = Vec::new();
             each_set(&words, |place| places.push(place));
             let multiples: Vec<usize> = (0..n).filter(|place| (place + 1) % 3 == 0).collect();

@@ -3,6 +3,8 @@
 use std::ops::Range;
 use std::sync::{Arc, Mutex, PoisonError};
 
+use super::masks::{WORD, expand, keep};
+use super::selection::BLOCK;
 use super::{Chunk, ElementKernel, Real};
 use crate::Result;
 
@@ -71,7 +73,7 @@ pub(super) trait Look: Sync {
 }
 
 /// Notes that are kept at a time when they are added up.
-const WAVE: usize = 64;
+const WAVE: usize = 512;
 
 /// The note of every chunk, in order.
 pub(super) fn notes<L: Look>(data: &dyn Passes, look: &L) -> Result<Vec<L::Note>> {
@@ -176,28 +178,18 @@ pub(super) fn lanes(n: usize, f: impl Fn(usize) -> f64) -> f64 {
     sums.iter().sum()
 }
 
-/// `Σ f(aₖ, bₖ)` likewise, without a look at bounds: four running sums are a vector, and only one sum
-/// is made at a time, for of two at once compilers make narrower vectors.
+/// `Σ f(aₖ, bₖ)` likewise, without a look at bounds. One sum at a time: of several at once compilers
+/// make steps of single elements.
 #[inline(always)]
 fn lanes_of<T: Copy>(a: &[T], b: &[T], f: impl Fn(T, T) -> f64) -> f64 {
-    const WIDTH: usize = 4;
-    let mut sums = [[0.0; WIDTH]; LANES / WIDTH];
+    let mut sums = [0.0; LANES];
     let (a_whole, a_rest) = a.as_chunks::<LANES>();
     let (b_whole, b_rest) = b.as_chunks::<LANES>();
     for (a, b) in a_whole.iter().zip(b_whole) {
-        let vectors = a
-            .as_chunks::<WIDTH>()
-            .0
-            .iter()
-            .zip(b.as_chunks::<WIDTH>().0);
-        for (sums, (a, b)) in sums.iter_mut().zip(vectors) {
-            let terms: [f64; WIDTH] = std::array::from_fn(|lane| f(a[lane], b[lane]));
-            for (sum, term) in sums.iter_mut().zip(terms) {
-                *sum += term;
-            }
+        for (sum, (&a, &b)) in sums.iter_mut().zip(a.iter().zip(b)) {
+            *sum += f(a, b);
         }
     }
-    let sums = sums.as_flattened_mut();
     for (sum, (&a, &b)) in sums.iter_mut().zip(a_rest.iter().zip(b_rest)) {
         *sum += f(a, b);
     }
@@ -210,6 +202,42 @@ pub(super) fn dot<T: Real>(a: &[T], b: &[T]) -> f64 {
         #[inline(always)]
         || lanes_of(a, b, |a, b| a.to_f64() * b.to_f64()),
     )
+}
+
+/// Sums of the magnitudes of `a − b` in `f64`: of all, and of those whose bit in `words` is set.
+pub(super) fn masked_magnitudes<T: Real>(a: &[T], b: &[T], words: &[u32]) -> [f64; 2] {
+    let mut sums = [[0.0; LANES]; 2];
+    let mut flags = [0; BLOCK];
+    crate::vectorized(
+        #[inline(always)]
+        || {
+            let blocks = a.chunks(BLOCK).zip(b.chunks(BLOCK));
+            for ((a, b), words) in blocks.zip(words.chunks(BLOCK / WORD)) {
+                let flags = &mut flags[..a.len()];
+                expand(words, flags);
+                let (whole, rest) = a.as_chunks::<LANES>();
+                let n_whole = whole.len() * LANES;
+                let others = b.as_chunks::<LANES>().0.iter();
+                let places = whole.iter().zip(others).zip(flags.as_chunks::<LANES>().0);
+                for ((a, b), flags) in places {
+                    add_magnitudes(&mut sums, a, b, flags);
+                }
+                add_magnitudes(&mut sums, rest, &b[n_whole..], &flags[n_whole..]);
+            }
+        },
+    );
+    sums.map(|sums| sums.iter().sum())
+}
+
+/// Adds one difference to each running sum.
+#[inline(always)]
+fn add_magnitudes<T: Real>(sums: &mut [[f64; LANES]; 2], a: &[T], b: &[T], flags: &[u8]) {
+    let [before, after] = sums;
+    for (lane, (&a, &b)) in a.iter().zip(b).enumerate() {
+        let magnitude = (a - b).abs().to_f64();
+        before[lane] += magnitude;
+        after[lane] += keep(magnitude, flags[lane]);
+    }
 }
 
 /// The sum of magnitudes in `f64`.

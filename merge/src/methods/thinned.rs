@@ -3,11 +3,11 @@
 use std::borrow::Cow;
 
 use super::draws::MemberDraws;
-use super::masks::{self, WORD};
+use super::masks::{WORD, expand, keep};
 use super::row_ranks::RowChances;
 use super::selection::{BLOCK, Window, length};
 use super::sparsify::delta;
-use super::survey::{Look, in_order, magnitudes};
+use super::survey::{Look, in_order, magnitudes, masked_magnitudes};
 use super::{Chunk, Passes, Real};
 use crate::Result;
 
@@ -53,7 +53,7 @@ pub(super) enum Ready {
 pub(super) struct Term<'a, T> {
     member: usize,
     way: Way<'a, T>,
-    factor: T,
+    factor: f64,
 }
 
 enum Way<'a, T> {
@@ -119,7 +119,7 @@ impl Thinned {
                 Term {
                     member,
                     way,
-                    factor: T::from_f64(self.factors[member] * own),
+                    factor: self.factors[member] * own,
                 }
             })
             .collect()
@@ -174,44 +174,101 @@ impl Thinned {
 }
 
 impl<T: Real> Term<'_, T> {
-    /// Writes the elements `first..` of the chunk; blocks of a multiple of [`WORD`] must come in order.
-    pub(super) fn fill(&mut self, chunk: &Chunk<'_, T>, first: usize, out: &mut [T]) {
-        delta(chunk, self.member, first, out);
-        self.thin(first, out);
-        if self.factor != T::ONE {
-            let factor = self.factor;
-            crate::vectorized(
-                #[inline(always)]
-                || out.iter_mut().for_each(|value| *value = *value * factor),
-            );
-        }
-    }
-
-    /// Thins a block of the task vector.
-    fn thin(&mut self, first: usize, out: &mut [T]) {
+    /// Hands each place of `out` the elements `first..` of the chunk times `weight`; blocks of a multiple
+    /// of [`WORD`], at most [`BLOCK`], must come in order.
+    #[inline(always)]
+    pub(super) fn each(
+        &mut self,
+        chunk: &Chunk<'_, T>,
+        weight: f64,
+        first: usize,
+        out: &mut [f64],
+        put: impl Fn(&mut f64, f64),
+    ) {
+        let factor = self.factor * weight;
+        let value = &chunk.members[self.member][first..first + out.len()];
+        let base = &chunk.base.unwrap_or_default()[first..first + out.len()];
+        let inputs = value.iter().zip(base);
         match &mut self.way {
-            Way::Keep => {}
-            Way::Clear => out.fill(T::ZERO),
+            Way::Keep => crate::vectorized(
+                #[inline(always)]
+                || {
+                    for (out, (&value, &base)) in out.iter_mut().zip(inputs.clone()) {
+                        put(out, factor * (value - base).to_f64());
+                    }
+                },
+            ),
+            Way::Clear => out.iter_mut().for_each(|out| put(out, 0.0)),
             Way::Window {
                 window,
                 index,
                 seen,
-            } => window.apply(*index, seen, out),
+            } => {
+                // Ranked by what their difference is in the type they are computed in.
+                let mut block = [T::ZERO; BLOCK];
+                let block = &mut block[..out.len()];
+                delta(chunk, self.member, first, block);
+                window.apply(*index, seen, block);
+                for (out, value) in out.iter_mut().zip(block) {
+                    put(out, factor * value.to_f64());
+                }
+            }
             Way::Mask(words) => {
+                let mut flags = [0; BLOCK];
                 let words = &words[first / WORD..];
                 crate::vectorized(
                     #[inline(always)]
-                    || masks::clear(words, out),
+                    || {
+                        expand(words, &mut flags[..out.len()]);
+                        let places = out.iter_mut().zip(inputs.clone());
+                        for ((out, (&value, &base)), &flag) in places.zip(&flags) {
+                            put(out, keep(factor * (value - base).to_f64(), flag));
+                        }
+                    },
                 );
             }
             Way::Factors(factors) => {
-                for (out, &factor) in out.iter_mut().zip(&factors[first..]) {
-                    *out = if factor == T::ZERO {
-                        T::ZERO
-                    } else {
-                        *out * factor
-                    };
+                for ((out, (&value, &base)), &own) in
+                    out.iter_mut().zip(inputs).zip(&factors[first..])
+                {
+                    let scaled = factor * own.to_f64() * (value - base).to_f64();
+                    put(out, if own == T::ZERO { 0.0 } else { scaled });
                 }
+            }
+        }
+    }
+
+    /// Sums of magnitudes of the member's task vector in the chunk, before and after.
+    fn sums(&mut self, chunk: &Chunk<'_, T>) -> [f64; 2] {
+        let member = self.member;
+        let base = chunk.base.unwrap_or_default();
+        match &mut self.way {
+            Way::Keep => [0.0; 2],
+            Way::Mask(words) => masked_magnitudes(chunk.members[member], base, words),
+            way => {
+                let mut sums = [0.0; 2];
+                let mut block = [T::ZERO; BLOCK];
+                for first in (0..length(chunk)).step_by(BLOCK) {
+                    let n = BLOCK.min(length(chunk) - first);
+                    let block = &mut block[..n];
+                    delta(chunk, member, first, block);
+                    sums[0] += magnitudes(block);
+                    match way {
+                        Way::Window {
+                            window,
+                            index,
+                            seen,
+                        } => window.apply(*index, seen, block),
+                        Way::Factors(factors) => {
+                            for (value, &own) in block.iter_mut().zip(&factors[first..]) {
+                                *value = *value * own;
+                            }
+                        }
+                        _ => block.fill(T::ZERO),
+                    }
+                    sums[1] += magnitudes(block);
+                }
+                sums
             }
         }
     }
@@ -234,25 +291,12 @@ impl Look for Norms<'_> {
     type Note = Note;
 
     fn look<T: Real>(&self, _: usize, chunk: &Chunk<'_, T>) -> Note {
-        let n = length(chunk);
-        let (mut before, mut after) = ([T::ZERO; BLOCK], [T::ZERO; BLOCK]);
         let mut note = Note {
             sums: Vec::new(),
             masks: Vec::new(),
         };
         for mut term in self.thinned.terms(chunk) {
-            let mut sums = [0.0; 2];
-            if !matches!(term.way, Way::Keep) {
-                for first in (0..n).step_by(BLOCK) {
-                    let n = BLOCK.min(n - first);
-                    delta(chunk, term.member, first, &mut before[..n]);
-                    after[..n].copy_from_slice(&before[..n]);
-                    term.thin(first, &mut after[..n]);
-                    sums[0] += magnitudes(&before[..n]);
-                    sums[1] += magnitudes(&after[..n]);
-                }
-            }
-            note.sums.push(sums);
+            note.sums.push(term.sums(chunk));
             note.masks.push(match term.way {
                 Way::Mask(mask) if self.keep_masks => mask.into_owned(),
                 _ => Vec::new(),

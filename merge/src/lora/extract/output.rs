@@ -13,7 +13,7 @@ use crate::beside::license::hub_name;
 use crate::io::{SourceFile, WriteOptions, Writer, check_file_target, write_file};
 use crate::lora::config::NAME;
 use crate::lora::part::PREFIX;
-use crate::plan::CHUNK_ELEMENTS;
+use crate::plan::PIECE_ELEMENTS;
 use crate::provenance::{Hashes, Provenance};
 use crate::{Checkpoint, DType, Error, Progress, Result, TensorInfo, decode_f32, encode_f32};
 
@@ -216,8 +216,8 @@ impl ExtractTarget {
         progress.start("writing", n_bytes);
         for (index, (_, info, source)) in sources.iter().enumerate() {
             let size = info.dtype.size_bytes();
-            for first in (0..info.n_elements()).step_by(CHUNK_ELEMENTS) {
-                let n = CHUNK_ELEMENTS.min(info.n_elements() - first);
+            for first in (0..info.n_elements()).step_by(PIECE_ELEMENTS) {
+                let n = PIECE_ELEMENTS.min(info.n_elements() - first);
                 let mut bytes = vec![0; n * size];
                 let start = (first * size) as u64;
                 match source {

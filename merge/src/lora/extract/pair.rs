@@ -4,7 +4,7 @@ use ndarray::Array2;
 use rayon::prelude::*;
 
 use super::zeros;
-use crate::plan::CHUNK_ELEMENTS;
+use crate::plan::PIECE_ELEMENTS;
 use crate::recipe::Place;
 use crate::{Checkpoint, Error, MergeFault, Result, TensorInfo, decode_f64};
 
@@ -80,8 +80,8 @@ impl Pair<'_> {
         let mut matrix = zeros(&info.shape);
         // Made row by row just now.
         let values = matrix.as_slice_mut().unwrap_or_default();
-        let parts = (values.par_chunks_mut(CHUNK_ELEMENTS).enumerate())
-            .map(|(chunk, out)| self.subtract(name, chunk * CHUNK_ELEMENTS, out))
+        let parts = (values.par_chunks_mut(PIECE_ELEMENTS).enumerate())
+            .map(|(chunk, out)| self.subtract(name, chunk * PIECE_ELEMENTS, out))
             .collect::<Result<Vec<Squares>>>()?;
         Ok((matrix, Squares::sum(parts)))
     }
@@ -89,10 +89,10 @@ impl Pair<'_> {
     /// The sums of squares alone.
     pub(super) fn squares(&self, name: &str, info: &TensorInfo) -> Result<Squares> {
         let n_elements = info.n_elements();
-        let starts: Vec<usize> = (0..n_elements).step_by(CHUNK_ELEMENTS).collect();
+        let starts: Vec<usize> = (0..n_elements).step_by(PIECE_ELEMENTS).collect();
         let parts = (starts.into_par_iter())
             .map(|first| {
-                let mut out = vec![0.0; CHUNK_ELEMENTS.min(n_elements - first)];
+                let mut out = vec![0.0; PIECE_ELEMENTS.min(n_elements - first)];
                 self.subtract(name, first, &mut out)
             })
             .collect::<Result<Vec<Squares>>>()?;
