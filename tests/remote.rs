@@ -114,3 +114,40 @@ fn a_recipe_of_addresses_gives_the_bytes_of_local_files_and_runs_again_offline()
     assert_eq!(plain.status.code(), Some(2));
     assert!(String::from_utf8_lossy(&plain.stderr).contains("--allow-http"));
 }
+
+#[test]
+fn a_bucket_of_google_cloud_storage_gives_the_bytes_of_local_files() {
+    let (cloud, folder) = (Server::start(), tempfile::tempdir().expect("a folder"));
+    let bytes = std::fs::read(FIXTURE).expect("a fixture");
+    let listing = format!(
+        "<?xml version='1.0'?><ListBucketResult><Contents><Key>one/model.ckpt</Key>\
+         <LastModified>2026-07-01T00:00:00.000Z</LastModified><ETag>\"g\"</ETag>\
+         <Size>{}</Size></Contents></ListBucketResult>",
+        bytes.len()
+    );
+    cloud.put("/models", listing.into_bytes(), "\"l\"");
+    cloud.put("/models/one%2Fmodel%2Eckpt", bytes, "\"g\"");
+    let run = |arguments: &[&str]| {
+        let output = Command::new(env!("CARGO_BIN_EXE_vlmerge"))
+            .current_dir(folder.path())
+            .env("GOOGLE_BASE_URL", cloud.address(""))
+            .env("GOOGLE_SKIP_SIGNATURE", "true")
+            .args(["--cache-dir", "cache"])
+            .args(arguments)
+            .output();
+        output.expect("the program runs")
+    };
+    for address in ["gs://models/one/model.ckpt", "gs://models/one"] {
+        let same = run(&["diff", address, FIXTURE]);
+        let said = String::from_utf8_lossy(&same.stderr);
+        assert!(same.status.success(), "{address}: {said}");
+    }
+    assert!(cloud.asked().iter().any(|asked| asked.range.is_some()));
+    let offline = run(&["diff", "gs://models/one/model.ckpt", FIXTURE, "--offline"]);
+    assert!(offline.status.success());
+    assert!(cloud.asked().is_empty());
+    let absent = run(&["inspect", "gs://models/none.safetensors"]);
+    let said = String::from_utf8_lossy(&absent.stderr);
+    assert!(!absent.status.success());
+    assert!(said.contains("gs://models/none.safetensors") && said.contains("404"));
+}

@@ -1,8 +1,11 @@
 //! Everything that can go wrong in this crate, one variant per fault.
 
 mod advice;
+mod data;
 
 use std::path::{Path, PathBuf};
+
+pub use data::DataFault;
 
 /// The result of everything in this crate.
 pub type Result<T, E = Error> = std::result::Result<T, E>;
@@ -233,108 +236,9 @@ pub enum Error {
         fault: String,
     },
 
-    // ---- data sets --------------------------------------------------------------------------
-    /// A name is no data set, or a data set of another kind.
-    #[error("{name:?} is no data set of this kind; there are: {known}")]
-    UnknownDataset {
-        /// The name as given.
-        name: String,
-        /// The names there are.
-        known: String,
-    },
-    /// A data set has no split of this name.
-    #[error("{dataset} has no split {name:?}; there are: {known}")]
-    UnknownSplit {
-        /// The data set.
-        dataset: &'static str,
-        /// The name as given.
-        name: String,
-        /// The names there are.
-        known: String,
-    },
-    /// A file that belongs to a split is not there.
-    #[error("{}: holds no {names}", folder.display())]
-    MissingTable {
-        /// The folder.
-        folder: PathBuf,
-        /// The names that were looked for.
-        names: String,
-    },
-    /// An arrow file is damaged or of a kind that is not read.
-    #[error("{}: is not a readable arrow file: {fault}", path.display())]
-    Arrow {
-        /// The file.
-        path: PathBuf,
-        /// What is wrong with it, as a clause.
-        fault: String,
-    },
-    /// A table lacks a column.
-    #[error("{}: has no column `{column}`; it has: {found}", path.display())]
-    MissingColumn {
-        /// The file.
-        path: PathBuf,
-        /// The column.
-        column: String,
-        /// The columns it has.
-        found: String,
-    },
-    /// A column is of another type.
-    #[error("{}: column `{column}` is {found}, expected {expected}", path.display())]
-    ColumnType {
-        /// The file.
-        path: PathBuf,
-        /// The column.
-        column: String,
-        /// Its type.
-        found: String,
-        /// What it should be, in words.
-        expected: &'static str,
-    },
-    /// A row of a table is wrong.
-    #[error("{}: row {row}: {fault}", path.display())]
-    Row {
-        /// The file.
-        path: PathBuf,
-        /// The row, from 0.
-        row: usize,
-        /// What is wrong with it, with its column, as a clause.
-        fault: String,
-    },
-
-    /// Annotations hold nothing of what is asked for.
-    #[error("{}: {fault}", path.display())]
-    NoSuchExamples {
-        /// The annotation file.
-        path: PathBuf,
-        /// What is missing, as a sentence.
-        fault: String,
-    },
-    /// Pictures that a data set needs cannot be read or decoded.
-    #[error("{}: {n} of its pictures cannot be used:\n{list}", path.display())]
-    BadPictures {
-        /// The file that was to hold them.
-        path: PathBuf,
-        /// How many.
-        n: usize,
-        /// The first of them with their faults, one a line.
-        list: String,
-    },
-    /// A file in the way was not made from these inputs.
-    #[error("{}: is in the way: {fault}", path.display())]
-    OtherTable {
-        /// The file.
-        path: PathBuf,
-        /// How it differs, as a clause.
-        fault: String,
-    },
-    /// A row beyond the last was asked for.
-    #[error("there is no row {row}: the data set has {n_rows}")]
-    NoSuchRow {
-        /// The row, from 0.
-        row: usize,
-        /// How many there are.
-        n_rows: usize,
-    },
+    /// What is wrong with a data set.
+    #[error(transparent)]
+    Data(#[from] DataFault),
 
     // ---- ids --------------------------------------------------------------------------------
     /// An id occurs twice where it may occur once.

@@ -34,6 +34,6 @@ pub mod reports;
 pub mod tasks;
 pub mod text;
 
-pub use error::{Error, Result};
+pub use error::{DataFault, Error, Result};
 pub use sample::{Combination, Contribution, Quantity, Ratio, Sample, Unit};
 pub use weights::Weights;

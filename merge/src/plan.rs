@@ -275,7 +275,7 @@ impl MergePlan {
 
 /// Elements that are decoded, combined and written at a time by one thread: small enough that a few
 /// chunks stay in a core's cache, large enough that a system call costs nothing beside it.
-pub(crate) const CHUNK_ELEMENTS: usize = 1 << 13;
+pub(crate) const CHUNK_ELEMENTS: usize = 1 << 14;
 
 /// Elements of a tensor that are read, and written, at a time.
 pub(crate) const PIECE_ELEMENTS: usize = 1 << 16;

@@ -175,7 +175,11 @@ impl Server {
         let n_bytes = page.bytes.len() as u64;
         let tag = match fault {
             Fault::HasNoTag => String::new(),
-            _ => format!("etag: {}\r\n", page.etag),
+            // Buckets tell the time of the last change, too, and their clients insist on it.
+            _ => format!(
+                "etag: {}\r\nlast-modified: Wed, 01 Jul 2026 00:00:00 GMT\r\n",
+                page.etag
+            ),
         };
         let range = range.filter(|_| fault != Fault::HasNoRanges);
         let Some(range) = range else {

@@ -9,7 +9,7 @@ use serde::Deserialize;
 use super::plan::{CAPTIONS, Cell, Picture, Place, Row, TablePlan};
 use super::{BuildOptions, chosen};
 use crate::predictions::file;
-use crate::{Error, Result};
+use crate::{DataFault, Error, Result};
 
 /// One of the two data sets.
 pub(super) struct Source {
@@ -123,7 +123,7 @@ pub(super) fn plan(source: &Source, options: &BuildOptions) -> Result<Vec<TableP
     for (plan, split) in plans.iter().zip(&splits) {
         if plan.rows.is_empty() {
             let fault = format!("no image is of split {split:?}");
-            return Err(Error::NoSuchExamples { path: json, fault });
+            return Err(Error::Data(DataFault::NoSuchExamples { path: json, fault }));
         }
     }
     Ok(plans)

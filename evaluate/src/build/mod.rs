@@ -20,7 +20,7 @@ use serde::Serialize;
 
 use crate::datasets::arrow::Table;
 use crate::datasets::{DATASETS, prefetch};
-use crate::{Error, Result};
+use crate::{DataFault, Error, Result};
 use plan::{Picture, TablePlan};
 use write::Writer;
 
@@ -85,9 +85,9 @@ pub struct BadPicture {
 /// as their original bytes; each is decoded once, to know that it can be.
 ///
 /// # Errors
-/// [`Error::UnknownDataset`] and [`Error::UnknownSplit`] for names; an error that names file and
-/// row for annotations that are damaged or do not fit each other; [`Error::BadPictures`] when
-/// pictures are missing or broken, unless they are to be skipped; [`Error::OtherTable`] when a
+/// [`DataFault::UnknownDataset`] and [`DataFault::UnknownSplit`] for names; an error that names file and
+/// row for annotations that are damaged or do not fit each other; [`DataFault::BadPictures`] when
+/// pictures are missing or broken, unless they are to be skipped; [`DataFault::OtherTable`] when a
 /// file is in the way.
 pub fn build(
     dataset: &str,
@@ -102,12 +102,12 @@ pub fn build(
         "vg" => regions::plan(options),
         "vqa" => vqa::plan(options),
         "nlvr2" => statements::plan(options),
-        _ => Err(Error::UnknownDataset {
+        _ => Err(Error::Data(DataFault::UnknownDataset {
             name: dataset.into(),
             known: (DATASETS.iter().map(|dataset| dataset.name))
                 .collect::<Vec<_>>()
                 .join(", "),
-        }),
+        })),
     }?;
     let out = &options.out;
     std::fs::create_dir_all(out).map_err(|source| Error::io("create", out, source))?;
@@ -149,10 +149,12 @@ fn chosen<'a>(
     }
     let chosen = options.splits.iter().map(|name| {
         let found = known.iter().find(|known| *known == name);
-        found.copied().ok_or_else(|| Error::UnknownSplit {
-            dataset,
-            name: name.clone(),
-            known: known.join(", "),
+        found.copied().ok_or_else(|| {
+            Error::Data(DataFault::UnknownSplit {
+                dataset,
+                name: name.clone(),
+                known: known.join(", "),
+            })
         })
     });
     chosen.collect()
@@ -163,9 +165,11 @@ fn finished(path: &Path, note: &str, force: bool) -> Result<Option<usize>> {
     if !path.exists() {
         return Ok(None);
     }
-    let other = |fault: &str| Error::OtherTable {
-        path: path.into(),
-        fault: fault.into(),
+    let other = |fault: &str| {
+        Error::Data(DataFault::OtherTable {
+            path: path.into(),
+            fault: fault.into(),
+        })
     };
     let fault = match Table::open(path) {
         Ok(table) => match table.notes().get(NOTE) {
@@ -224,11 +228,11 @@ fn build_table(
             let BadPicture { path, place, fault } = bad;
             format!("  {} ({place}): {fault}", path.display())
         });
-        return Err(Error::BadPictures {
+        return Err(Error::Data(DataFault::BadPictures {
             path: path.into(),
             n: bad.len(),
             list: listed.collect::<Vec<_>>().join("\n"),
-        });
+        }));
     }
     if writer.n_rows() == 0 && !bad.is_empty() {
         return Err(Error::Empty {

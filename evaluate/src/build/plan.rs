@@ -6,7 +6,7 @@ use std::sync::Arc;
 use serde_json::json;
 
 use super::BuildOptions;
-use crate::Error;
+use crate::{DataFault, Error};
 
 /// The type of a column beside the pictures.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -54,11 +54,11 @@ impl std::fmt::Display for Place {
 impl Place {
     /// An error here.
     pub(super) fn fault(&self, fault: impl Into<String>) -> Error {
-        Error::Row {
+        Error::Data(DataFault::Row {
             path: self.file.to_path_buf(),
             row: self.row,
             fault: fault.into(),
-        }
+        })
     }
 
     /// Refuses names that lead out of their folder.

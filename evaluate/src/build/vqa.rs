@@ -11,7 +11,7 @@ use super::shuffle::shuffle;
 use super::{BuildOptions, chosen};
 use crate::metrics::answers::{soft_score_of_count, vocabulary};
 use crate::predictions::file;
-use crate::{Error, Result};
+use crate::{DataFault, Error, Result};
 
 /// How often an answer must occur to become a class.
 const LEAST: usize = 9;
@@ -220,10 +220,10 @@ fn judged(
         });
     }
     if rows.is_empty() {
-        return Err(Error::NoSuchExamples {
+        return Err(Error::Data(DataFault::NoSuchExamples {
             path: path.clone(),
             fault: format!("no question has an answer that occurs {LEAST} times"),
-        });
+        }));
     }
     Ok(rows)
 }

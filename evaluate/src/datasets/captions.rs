@@ -25,9 +25,9 @@ impl CaptionSet {
     /// Opens a split such as `test` of a data set such as `coco` in a folder of arrow files.
     ///
     /// # Errors
-    /// [`Error::UnknownDataset`](crate::Error::UnknownDataset) and
-    /// [`Error::UnknownSplit`](crate::Error::UnknownSplit) for names,
-    /// [`Error::MissingTable`](crate::Error::MissingTable) when a file is not there,
+    /// [`DataFault::UnknownDataset`](crate::DataFault::UnknownDataset) and
+    /// [`DataFault::UnknownSplit`](crate::DataFault::UnknownSplit) for names,
+    /// [`DataFault::MissingTable`](crate::DataFault::MissingTable) when a file is not there,
     /// [`Error::Empty`](crate::Error::Empty) when the split has no rows, and an error that names
     /// file and row when an image has no caption.
     pub fn open(folder: &Path, dataset: &str, split: &str) -> Result<Self> {

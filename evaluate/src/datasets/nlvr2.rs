@@ -35,8 +35,8 @@ impl Nlvr2Set {
     /// Opens a split such as `dev` or `test1` in a folder of arrow files.
     ///
     /// # Errors
-    /// [`Error::UnknownSplit`](crate::Error::UnknownSplit) for its name,
-    /// [`Error::MissingTable`](crate::Error::MissingTable) when a file is not there,
+    /// [`DataFault::UnknownSplit`](crate::DataFault::UnknownSplit) for its name,
+    /// [`DataFault::MissingTable`](crate::DataFault::MissingTable) when a file is not there,
     /// [`Error::Empty`](crate::Error::Empty) when it has no rows, and an error that names file
     /// and row when a pair has no statement or a label is neither true nor false.
     pub fn open(folder: &Path, split: &str) -> Result<Self> {

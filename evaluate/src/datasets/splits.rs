@@ -3,7 +3,7 @@
 use std::path::{Path, PathBuf};
 
 use super::arrow::Table;
-use crate::{Error, Result};
+use crate::{DataFault, Error, Result};
 
 /// Another spelling of file names, that of published programs which store pictures at 224 pixels.
 const OTHER_PREFIX: &str = "code224_";
@@ -139,26 +139,30 @@ impl Dataset {
     /// The data set of this name and kind.
     ///
     /// # Errors
-    /// [`Error::UnknownDataset`] when there is none.
+    /// [`DataFault::UnknownDataset`] when there is none.
     pub fn find(name: &str, kind: Kind) -> Result<&'static Self> {
         let of_kind = || DATASETS.iter().filter(|dataset| dataset.kind == kind);
         let found = of_kind().find(|dataset| dataset.name == name);
-        found.ok_or_else(|| Error::UnknownDataset {
-            name: name.into(),
-            known: listed(of_kind().map(|dataset| dataset.name)),
+        found.ok_or_else(|| {
+            Error::Data(DataFault::UnknownDataset {
+                name: name.into(),
+                known: listed(of_kind().map(|dataset| dataset.name)),
+            })
         })
     }
 
     /// The split of this name.
     ///
     /// # Errors
-    /// [`Error::UnknownSplit`] when there is none.
+    /// [`DataFault::UnknownSplit`] when there is none.
     pub fn split(&self, name: &str) -> Result<&'static Split> {
         let found = self.splits.iter().find(|split| split.name == name);
-        found.ok_or_else(|| Error::UnknownSplit {
-            dataset: self.name,
-            name: name.into(),
-            known: listed(self.splits.iter().map(|split| split.name)),
+        found.ok_or_else(|| {
+            Error::Data(DataFault::UnknownSplit {
+                dataset: self.name,
+                name: name.into(),
+                known: listed(self.splits.iter().map(|split| split.name)),
+            })
         })
     }
 }
@@ -167,7 +171,7 @@ impl Split {
     /// The files of the split in a folder, in both spellings of names.
     ///
     /// # Errors
-    /// [`Error::MissingTable`] when one is not there.
+    /// [`DataFault::MissingTable`] when one is not there.
     pub fn files(&self, folder: &Path) -> Result<Vec<PathBuf>> {
         let mut files = Vec::new();
         for table in self.tables {
@@ -219,10 +223,10 @@ fn count(folder: &Path, table: &str) -> Result<usize> {
 }
 
 fn missing(folder: &Path, table: &str) -> Error {
-    Error::MissingTable {
+    Error::Data(DataFault::MissingTable {
         folder: folder.into(),
         names: format!("{table}.arrow nor {OTHER_PREFIX}{table}.arrow"),
-    }
+    })
 }
 
 fn listed(names: impl Iterator<Item = &'static str>) -> String {
@@ -268,10 +272,10 @@ impl Tables {
     pub(super) fn bytes(&self, column: &str, index: usize) -> Result<Vec<u8>> {
         match self.place(index) {
             Some((table, row)) => table.bytes(column, row),
-            None => Err(Error::NoSuchRow {
+            None => Err(Error::Data(DataFault::NoSuchRow {
                 row: index,
                 n_rows: self.n_rows(),
-            }),
+            })),
         }
     }
 

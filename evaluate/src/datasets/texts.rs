@@ -16,8 +16,9 @@ impl TextSet {
     /// `caption`, one after the other.
     ///
     /// # Errors
-    /// [`Error::UnknownDataset`] and [`Error::UnknownSplit`] for names, [`Error::MissingTable`] when
-    /// a file is not there, [`Error::Empty`] when there is no text.
+    /// [`DataFault::UnknownDataset`](crate::DataFault::UnknownDataset) and
+    /// [`DataFault::UnknownSplit`](crate::DataFault::UnknownSplit) for names,
+    /// [`DataFault::MissingTable`](crate::DataFault::MissingTable) when a file is not there, [`Error::Empty`] when there is no text.
     pub fn open(folder: &Path, dataset: &str, split: &str) -> Result<Self> {
         let dataset = Dataset::find(dataset, Kind::Texts)?;
         let tables = Tables::new(dataset.split(split)?.open(folder)?);

@@ -6,7 +6,7 @@ use std::path::{Path, PathBuf};
 use super::arrow::Table;
 use super::splits::{DATASETS, Dataset, Kind, Tables};
 use crate::images::Rgb;
-use crate::{Error, Result};
+use crate::{DataFault, Error, Result};
 
 const IMAGE: &str = "image";
 
@@ -40,7 +40,7 @@ impl VqaSet {
     /// Opens a split such as `rest_val` or `test-dev` in a folder of arrow files.
     ///
     /// # Errors
-    /// [`Error::UnknownSplit`] for its name, [`Error::MissingTable`] when a file is not there,
+    /// [`DataFault::UnknownSplit`] for its name, [`DataFault::MissingTable`] when a file is not there,
     /// [`Error::Empty`] when it has no rows, [`Error::DuplicateId`] when a question occurs twice,
     /// and an error that names file and row when the lists of a row differ in length.
     pub fn open(folder: &Path, split: &str) -> Result<Self> {
@@ -188,7 +188,7 @@ fn rows(table: &Table) -> Result<Vec<Vec<Question>>> {
 /// are not there are passed over, for any of them is enough if it has all classes.
 ///
 /// # Errors
-/// [`Error::MissingTable`] when none of the files is there, an error that names file and row when
+/// [`DataFault::MissingTable`] when none of the files is there, an error that names file and row when
 /// a class has two answers or a label is negative.
 pub fn label_answers(folder: &Path) -> Result<BTreeMap<i64, String>> {
     let names = ["train", "val", "trainable_val", "rest_val"];
@@ -227,10 +227,10 @@ pub fn label_answers(folder: &Path) -> Result<BTreeMap<i64, String>> {
         let splits = of_vqa.flat_map(|dataset| dataset.splits);
         let tables = splits.filter(|split| names.contains(&split.name));
         let tables: Vec<_> = tables.flat_map(|split| split.tables).copied().collect();
-        return Err(Error::MissingTable {
+        return Err(Error::Data(DataFault::MissingTable {
             folder: folder.into(),
             names: format!("answers: none of {} is there", tables.join(", ")),
-        });
+        }));
     }
     Ok(answers)
 }

@@ -1,6 +1,6 @@
 //! What to do about errors, and whose fault they are.
 
-use super::Error;
+use super::{DataFault, Error};
 
 impl Error {
     /// What the user can do about it, where that is not plain from the message.
@@ -41,10 +41,10 @@ impl Error {
             Self::TokenizerFromHub { .. } => Some(
                 "give the path of a vocab.txt or tokenizer.json: it works without a network".into(),
             ),
-            Self::BadPictures { .. } => {
+            Self::Data(DataFault::BadPictures { .. }) => {
                 Some("repair them, or leave them out with --skip-bad, which lists them".into())
             }
-            Self::OtherTable { .. } => Some("replace it with --force".into()),
+            Self::Data(DataFault::OtherTable { .. }) => Some("replace it with --force".into()),
             Self::NotPaired { .. } => Some("score the files one by one".into()),
             Self::ReportSchema { .. } => Some(
                 "reports are made of what `vlmerge evaluate`, `sweep`, `score` and `distance` \
@@ -64,8 +64,8 @@ impl Error {
             Self::Merge(error) => error.is_usage(),
             Self::ResampleCount { .. }
             | Self::NoHeatMap { .. }
-            | Self::UnknownDataset { .. }
-            | Self::UnknownSplit { .. } => true,
+            | Self::Data(DataFault::UnknownDataset { .. })
+            | Self::Data(DataFault::UnknownSplit { .. }) => true,
             _ => false,
         }
     }

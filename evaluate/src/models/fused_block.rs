@@ -6,7 +6,7 @@ use super::multiway_block::Kept;
 use super::{Block, Segment};
 use crate::nn::{
     Attended, AttentionBranch, Buffer, Buffers, FfnBranch, Gradients, Host, Keep, KeptAttention,
-    Mask, Recorded, Tape, host_values,
+    Mask, Recorded, Tape, host_values, in_pool,
 };
 
 /// A block that ran on slices, and what its backward pass needs.
@@ -57,11 +57,6 @@ pub(super) fn record_fused(
     let mut inputs = vec![x.clone()];
     inputs.extend(attended.bias.cloned());
     tape.record_values(inputs, out, x.shape(), Box::new(fused))
-}
-
-/// Runs a block on a thread of the pool, so that its many loops start without waking the pool for each.
-fn in_pool<T: Send>(work: impl FnOnce() -> T + Send) -> T {
-    rayon::join(work, || ()).0
 }
 
 impl Fused {

@@ -21,6 +21,7 @@ pub use attention::{Attended, Attention, attend};
 pub(crate) use cpu::buffers::Buffer;
 pub use cpu::buffers::Buffers;
 pub(crate) use cpu::host::{Host, host_values};
+pub use cpu::pool::in_pool;
 pub(crate) use cpu::slices::Keep;
 pub(crate) use cpu::takes as is_on_host;
 pub use cross_entropy::cross_entropy;

@@ -4,7 +4,7 @@ use std::borrow::Cow;
 use std::collections::BTreeMap;
 
 use candle_core::{DType, Device, Tensor, Var};
-use evaluate::nn::{Gradient, Gradients};
+use evaluate::nn::{Gradient, Gradients, in_pool};
 
 use super::KeptState;
 use super::moments::{Moment, Moments};
@@ -31,6 +31,15 @@ pub struct Updater {
 fn is_trained(groups: &ParamGroups, name: &str) -> bool {
     let group = groups.group(name);
     group.is_ok_and(|group| group.kind != GroupKind::Frozen)
+}
+
+/// Runs work on many variables: on the CPU in the thread pool, which is then called upon for each.
+fn near<T: Send>(variables: &BTreeMap<String, Var>, work: impl FnOnce() -> T + Send) -> T {
+    let mut devices = variables.values().map(|variable| variable.device());
+    match devices.all(Device::is_cpu) {
+        true => in_pool(work),
+        false => work(),
+    }
 }
 
 /// What an update was made of.
@@ -259,17 +268,19 @@ impl Updater {
         gradients: &Gradients,
         factor: f64,
     ) -> Result<f64> {
-        let mut sum = 0.0;
-        for (_, variable) in self.trained(variables) {
-            sum += match gradients.get(variable) {
+        let squares = |variable: &Var| -> Result<f64> {
+            Ok(match gradients.get(variable) {
                 None => 0.0,
                 Some(Gradient::Host(values)) => square_sum(values),
                 Some(Gradient::Device(tensor)) => {
                     let squares = tensor.to_dtype(DType::F32)?.sqr()?.sum_all()?;
                     f64::from(squares.to_scalar::<f32>()?)
                 }
-            };
-        }
+            })
+        };
+        let trained: Vec<&Var> = self.trained(variables).map(|(_, var)| var).collect();
+        let sum = || trained.into_iter().map(squares).sum::<Result<f64>>();
+        let sum = near(variables, sum)?;
         Ok(sum.sqrt() * factor)
     }
 
@@ -321,35 +332,39 @@ impl Updater {
                 trained.push((name, variable, group));
             }
         }
-        for (at, (name, variable, group)) in trained.iter().enumerate() {
-            let Some(gradient) = gradients.get(variable) else {
-                continue;
-            };
-            let step = Step {
-                index,
-                rate: rate * group.rate_factor,
-                decay: group.decay,
-                gradient_scale: factor * clipped,
-            };
-            let own = self.ownership.own(at);
-            let pair = self.moments.of(name, variable, &own)?;
-            if own.is_empty() {
-                continue;
+        let (rule, ownership, moments) = (&self.rule, &self.ownership, &mut self.moments);
+        near(variables, || {
+            for (at, (name, variable, group)) in trained.iter().enumerate() {
+                let Some(gradient) = gradients.get(variable) else {
+                    continue;
+                };
+                let step = Step {
+                    index,
+                    rate: rate * group.rate_factor,
+                    decay: group.decay,
+                    gradient_scale: factor * clipped,
+                };
+                let own = ownership.own(at);
+                let pair = moments.of(name, variable, &own)?;
+                if own.is_empty() {
+                    continue;
+                }
+                match (gradient, &mut pair.first, &mut pair.second) {
+                    (Gradient::Host(g), Moment::Host(m), Moment::Host(v)) => {
+                        rule.update_in_place(step, variable, g, own, m, v)?;
+                    }
+                    (Gradient::Device(g), Moment::Device(m), Moment::Device(v)) => {
+                        let g = g.to_dtype(DType::F32)?;
+                        (*m, *v) = rule.update_by_operations(step, variable, &g, m, v)?;
+                    }
+                    _ => {
+                        let name = (*name).clone();
+                        return Err(Error::OtherMoments { name });
+                    }
+                }
             }
-            match (gradient, &mut pair.first, &mut pair.second) {
-                (Gradient::Host(g), Moment::Host(m), Moment::Host(v)) => {
-                    self.rule.update_in_place(step, variable, g, own, m, v)?;
-                }
-                (Gradient::Device(g), Moment::Device(m), Moment::Device(v)) => {
-                    let g = g.to_dtype(DType::F32)?;
-                    (*m, *v) = self.rule.update_by_operations(step, variable, &g, m, v)?;
-                }
-                _ => {
-                    let name = (*name).clone();
-                    return Err(Error::OtherMoments { name });
-                }
-            }
-        }
+            Ok(())
+        })?;
         let trained: Vec<&Var> = trained.iter().map(|(_, variable, _)| *variable).collect();
         self.ownership.share(&trained, collective)?;
         if let Some(average) = &mut self.average {

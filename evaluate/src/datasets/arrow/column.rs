@@ -4,7 +4,7 @@ use std::ops::Range;
 
 use super::messages::Batch;
 use super::{Field, Kind, MAX_VALUE_BYTES, Table};
-use crate::{Error, Result};
+use crate::{DataFault, Error, Result};
 
 /// The values of a column.
 #[derive(Clone, Debug, PartialEq)]
@@ -169,12 +169,14 @@ impl Table {
                 let items = self.decode_range(batch, item, &mut inner, items, None)?;
                 Ok(Column::Lists(lengths, Box::new(items)))
             }
-            Kind::Null | Kind::Bytes { .. } | Kind::Other(..) => Err(Error::ColumnType {
-                path: self.path.clone(),
-                column: field.name.clone(),
-                found: field.describe(),
-                expected: "text, numbers or lists of them",
-            }),
+            Kind::Null | Kind::Bytes { .. } | Kind::Other(..) => {
+                Err(Error::Data(DataFault::ColumnType {
+                    path: self.path.clone(),
+                    column: field.name.clone(),
+                    found: field.describe(),
+                    expected: "text, numbers or lists of them",
+                }))
+            }
         }
     }
 

@@ -9,7 +9,7 @@ use std::path::Path;
 use arrow_ipc::{CompressionType, MessageHeader, root_as_footer, root_as_message};
 
 use super::Field;
-use crate::{Error, Result};
+use crate::{DataFault, Error, Result};
 
 /// What a file begins and ends with; a stream has no such mark.
 const MAGIC: &[u8; 6] = b"ARROW1";
@@ -76,10 +76,10 @@ impl Messages {
 
 impl Reader<'_> {
     fn fault(&self, fault: impl Into<String>) -> Error {
-        Error::Arrow {
+        Error::Data(DataFault::Arrow {
             path: self.path.into(),
             fault: fault.into(),
-        }
+        })
     }
 
     fn bytes(&self, position: u64, n_bytes: u64) -> Result<Vec<u8>> {

@@ -15,7 +15,7 @@ use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex};
 
-use crate::{Error, Result};
+use crate::{DataFault, Error, Result};
 pub use column::Column;
 use column::{Cursor, Wanted};
 pub use fields::{Field, Kind};
@@ -57,7 +57,7 @@ impl Table {
     /// Opens a file and reads its schema and where its batches lie.
     ///
     /// # Errors
-    /// [`Error::Arrow`] when the file is damaged, truncated or of a kind that is not read.
+    /// [`DataFault::Arrow`] when the file is damaged, truncated or of a kind that is not read.
     pub fn open(path: &Path) -> Result<Self> {
         let failed = |source| Error::io("open", path, source);
         let metadata = std::fs::metadata(path).map_err(failed)?;
@@ -71,9 +71,11 @@ impl Table {
         for batch in &messages.batches {
             let end = usize::try_from(batch.n_rows).ok();
             let end = end.and_then(|rows| n_rows.checked_add(rows));
-            n_rows = end.ok_or_else(|| Error::Arrow {
-                path: path.into(),
-                fault: "it claims more rows than can be counted".into(),
+            n_rows = end.ok_or_else(|| {
+                Error::Data(DataFault::Arrow {
+                    path: path.into(),
+                    fault: "it claims more rows than can be counted".into(),
+                })
             })?;
             ends.push(n_rows);
         }
@@ -126,47 +128,51 @@ impl Table {
     }
 
     fn fault(&self, fault: impl Into<String>) -> Error {
-        Error::Arrow {
+        Error::Data(DataFault::Arrow {
             path: self.path.clone(),
             fault: fault.into(),
-        }
+        })
     }
 
     /// An error at a row.
     pub fn row_fault(&self, row: usize, fault: impl Into<String>) -> Error {
-        Error::Row {
+        Error::Data(DataFault::Row {
             path: self.path.clone(),
             row,
             fault: fault.into(),
-        }
+        })
     }
 
     fn index_of(&self, column: &str) -> Result<usize> {
         let index = self.fields.iter().position(|field| field.name == column);
-        index.ok_or_else(|| Error::MissingColumn {
-            path: self.path.clone(),
-            column: column.into(),
-            found: (self.fields.iter().map(|field| field.name.as_str()))
-                .collect::<Vec<_>>()
-                .join(", "),
+        index.ok_or_else(|| {
+            Error::Data(DataFault::MissingColumn {
+                path: self.path.clone(),
+                column: column.into(),
+                found: (self.fields.iter().map(|field| field.name.as_str()))
+                    .collect::<Vec<_>>()
+                    .join(", "),
+            })
         })
     }
 
     /// A column of text or numbers, or of lists of them, from all batches.
     ///
     /// # Errors
-    /// [`Error::MissingColumn`], [`Error::ColumnType`] when the column is of another type,
-    /// [`Error::Row`] when a value is null, [`Error::Arrow`] when the file is damaged.
+    /// [`DataFault::MissingColumn`], [`DataFault::ColumnType`] when the column is of another type,
+    /// [`DataFault::Row`] when a value is null, [`DataFault::Arrow`] when the file is damaged.
     pub fn column<T: Value>(&self, name: &str) -> Result<Vec<T>> {
         let mut values = Vec::new();
         for column in self.columns(name)? {
             let column = column?;
             let found = column.describe();
-            values.extend(T::from_column(column).ok_or_else(|| Error::ColumnType {
-                path: self.path.clone(),
-                column: name.into(),
-                found,
-                expected: T::EXPECTED,
+            values.extend(T::from_column(column).ok_or_else(|| {
+                Error::Data(DataFault::ColumnType {
+                    path: self.path.clone(),
+                    column: name.into(),
+                    found,
+                    expected: T::EXPECTED,
+                })
             })?);
         }
         Ok(values)
@@ -213,7 +219,7 @@ impl Table {
     /// One value of a binary (or text) column, without reading any other.
     ///
     /// # Errors
-    /// [`Error::Row`] when the row does not exist or the value is null or too large, and as
+    /// [`DataFault::Row`] when the row does not exist or the value is null or too large, and as
     /// [`column`](Self::column)'s.
     pub fn bytes(&self, name: &str, row: usize) -> Result<Vec<u8>> {
         self.head(name, row, u64::MAX)
@@ -257,12 +263,12 @@ impl Table {
     }
 
     fn not_bytes(&self, field: &Field) -> Error {
-        Error::ColumnType {
+        Error::Data(DataFault::ColumnType {
             path: self.path.clone(),
             column: field.name.clone(),
             found: field.describe(),
             expected: "binary",
-        }
+        })
     }
 
     /// Length and null count of a node of the batch's header.

@@ -11,7 +11,7 @@ use serde::Serialize;
 
 use super::arrow::{Kind, Table};
 use crate::text::Tokenizer;
-use crate::{Error, Result, images};
+use crate::{DataFault, Error, Result, images};
 
 pub use sheet::sheet;
 
@@ -102,7 +102,7 @@ pub struct FileOverview {
 /// The arrow files of a folder, by name; of a file, itself.
 ///
 /// # Errors
-/// [`Error::MissingTable`] when the folder holds none.
+/// [`DataFault::MissingTable`] when the folder holds none.
 pub fn files(path: &Path) -> Result<Vec<PathBuf>> {
     if path.is_file() {
         return Ok(vec![path.into()]);
@@ -121,10 +121,10 @@ pub fn files(path: &Path) -> Result<Vec<PathBuf>> {
     }
     files.sort();
     if files.is_empty() {
-        return Err(Error::MissingTable {
+        return Err(Error::Data(DataFault::MissingTable {
             folder: path.into(),
             names: "arrow file".into(),
-        });
+        }));
     }
     Ok(files)
 }

@@ -225,13 +225,26 @@ pub fn gradients_into(
             by_bias
         })
         .collect();
-    let mut by_bias = vec![0.0; n_bias];
-    for part in parts {
-        for (sum, value) in by_bias.iter_mut().zip(part) {
-            *sum += value;
+    sum_of_parts(parts)
+}
+
+/// Elements of a sum that one task adds up.
+const SUMS_PER_TASK: usize = 1 << 14;
+
+/// The sum of slices of the same length, in their order.
+fn sum_of_parts(mut parts: Vec<Vec<f32>>) -> Vec<f32> {
+    let Some((first, others)) = parts.split_first_mut() else {
+        return Vec::new();
+    };
+    let tasks = first.par_chunks_mut(SUMS_PER_TASK).enumerate();
+    tasks.for_each(|(task, sums)| {
+        for part in others.iter() {
+            for (sum, value) in sums.iter_mut().zip(&part[task * SUMS_PER_TASK..]) {
+                *sum += value;
+            }
         }
-    }
-    by_bias
+    });
+    std::mem::take(first)
 }
 
 /// Gradients of one head of one sequence, from its probabilities `p`.

@@ -11,6 +11,7 @@ pub(super) mod gemm;
 pub(super) mod host;
 pub(super) mod math;
 pub(super) mod ops;
+pub(super) mod pool;
 pub(super) mod slices;
 pub(super) mod weight_gradient;
 
