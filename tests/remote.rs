@@ -151,3 +151,85 @@ fn a_bucket_of_google_cloud_storage_gives_the_bytes_of_local_files() {
     assert!(!absent.status.success());
     assert!(said.contains("gs://models/none.safetensors") && said.contains("404"));
 }
+
+#[test]
+fn what_lies_beside_weights_of_the_hub_travels_along() {
+    let (hub, folder) = (Server::start(), tempfile::tempdir().expect("a folder"));
+    let weights = std::fs::read(FIXTURE).expect("a fixture");
+    let tokenizer = |word: &str| {
+        format!(r#"{{"model":{{"type":"WordPiece","vocab":{{"[UNK]":0,"{word}":1}}}}}}"#)
+    };
+    let put = |name: &str, commit: &str, word: &str| {
+        let files = [
+            "README.md",
+            "config.json",
+            "model.bin",
+            "tokenizer.json",
+            "train.py",
+        ];
+        let siblings = files
+            .map(|file| format!(r#"{{"rfilename":"{file}"}}"#))
+            .join(",");
+        let info = format!(r#"{{"sha":"{commit}","siblings":[{siblings}]}}"#);
+        hub.put(
+            &format!("/api/models/org/{name}/revision/main"),
+            info.into_bytes(),
+            "\"i\"",
+        );
+        let contents = [
+            b"---\nlicense: mit\n---\n# A model\n".to_vec(),
+            br#"{"model_type":"vlmo","note":"from afar"}"#.to_vec(),
+            weights.clone(),
+            tokenizer(word).into_bytes(),
+        ];
+        for (file, content) in files.into_iter().zip(contents) {
+            let tag = format!("\"{commit}{file}\"");
+            hub.put(
+                &format!("/org/{name}/resolve/{commit}/{file}"),
+                content,
+                &tag,
+            );
+        }
+    };
+    put("one", &"1".repeat(40), "[PAD]");
+    put("two", &"2".repeat(40), "[PAD]");
+    put("other", &"3".repeat(40), "[SEP]");
+    let recipe = |name: &str, second: &str| {
+        let text = format!(
+            "merge_method: linear\nmodels:\n- model: hf://org/one\n  parameters: {{weight: 0.25}}\n\
+             - model: hf://org/{second}\n  parameters: {{weight: 0.75}}\n"
+        );
+        std::fs::write(folder.path().join(name), text).expect("written");
+    };
+    recipe("same.yaml", "two");
+    recipe("different.yaml", "other");
+    let merge = |arguments: &[&str]| vlmerge(folder.path(), &hub, arguments);
+    let first = merge(&["merge", "same.yaml", "--out", "merged/", "--json"]);
+    assert!(fetched(&first) > 0);
+    hub.asked();
+    let again = merge(&[
+        "merge",
+        "same.yaml",
+        "--out",
+        "again/",
+        "--json",
+        "--offline",
+    ]);
+    assert_eq!(fetched(&again), 0);
+    assert!(hub.asked().is_empty());
+    for out in ["merged", "again"] {
+        let read = |name: &str| std::fs::read_to_string(folder.path().join(out).join(name));
+        assert_eq!(read("tokenizer.json").expect("written"), tokenizer("[PAD]"));
+        assert!(read("config.json").expect("written").contains("from afar"));
+        let card = read("README.md").expect("written");
+        assert!(card.contains("org/two") && card.contains("mit"), "{card}");
+        assert!(read("train.py").is_err());
+    }
+    let refused = merge(&["merge", "different.yaml", "--out", "refused/"]);
+    let said = String::from_utf8_lossy(&refused.stderr);
+    assert!(!refused.status.success());
+    assert!(
+        said.contains("tokenizer_source") && said.contains("[PAD]"),
+        "{said}"
+    );
+}

@@ -1,12 +1,12 @@
 //! What goes beside the weights of a model: its configuration, its tokenizer, its processor.
 
 use std::collections::BTreeMap;
-use std::fs::File;
-use std::io::Read;
 use std::path::{Path, PathBuf};
 
 use serde::Serialize;
 
+use crate::io::{self, model_folder};
+use crate::remote::{self, address::is_address};
 use crate::{Error, MergeFault, Result};
 
 pub(crate) mod card;
@@ -63,7 +63,7 @@ const TOKENIZER_NAMES: [&str; 11] = [
 ];
 
 /// Tokenizers of a quarter of a million tokens have some 30 MB.
-const MAX_TEXT_BYTES: u64 = 256 << 20;
+const MAX_BYTES: u64 = 256 << 20;
 
 /// A file that is written beside the merged weights.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
@@ -80,7 +80,7 @@ pub struct Companion {
 /// What is in a companion file.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Content {
-    /// The same as in another file.
+    /// The same as in another file, here or by its address.
     Copy(PathBuf),
     /// This text.
     Text(String),
@@ -127,8 +127,25 @@ pub struct Beside {
 pub(crate) struct Companions(pub(crate) BTreeMap<String, Content>);
 
 impl Companions {
+    /// Those beside a model, here or by its address.
+    pub(crate) fn of_model(path: &Path) -> Result<Self> {
+        if is_address(path) {
+            let files = remote::neighbors(path)?.into_iter();
+            let known = files.filter(|(name, _)| NAMES.iter().any(|pattern| fits(pattern, name)));
+            return Ok(Self(
+                known
+                    .map(|(name, address)| (name, Content::Copy(address)))
+                    .collect(),
+            ));
+        }
+        match model_folder(path) {
+            Some(folder) => Self::of_folder(&folder),
+            None => Ok(Self::default()),
+        }
+    }
+
     /// Those in a folder.
-    pub(crate) fn of_folder(folder: &Path) -> Result<Self> {
+    fn of_folder(folder: &Path) -> Result<Self> {
         let failed = |source| Error::io("read", folder, source);
         let mut files = BTreeMap::new();
         for entry in std::fs::read_dir(folder).map_err(failed)? {
@@ -183,21 +200,28 @@ fn fits(pattern: &str, name: &str) -> bool {
     }
 }
 
-/// A text file of bounded length.
+/// A file of bounded length, here or by its address.
+pub(crate) fn read_bytes(path: &Path) -> Result<Vec<u8>> {
+    let file = io::open_bytes(path)?;
+    let n_bytes = file.n_bytes();
+    if n_bytes > MAX_BYTES {
+        return Err(bad(path, "longer than 256 MiB").into());
+    }
+    let mut bytes = vec![0; n_bytes as usize];
+    (file.read_exact_at(&mut bytes, 0)).map_err(|source| Error::io("read", path, source))?;
+    Ok(bytes)
+}
+
+/// Likewise, as text.
 pub(crate) fn read_text(path: &Path) -> Result<String> {
-    let file = File::open(path).map_err(|source| Error::io("open", path, source))?;
-    let mut bytes = Vec::new();
-    file.take(MAX_TEXT_BYTES + 1)
-        .read_to_end(&mut bytes)
-        .map_err(|source| Error::io("read", path, source))?;
-    let bad = |reason: &str| MergeFault::Companion {
+    String::from_utf8(read_bytes(path)?).map_err(|_| bad(path, "no UTF-8").into())
+}
+
+fn bad(path: &Path, reason: &str) -> MergeFault {
+    MergeFault::Companion {
         path: path.into(),
         reason: reason.into(),
-    };
-    if bytes.len() as u64 > MAX_TEXT_BYTES {
-        return Err(bad("longer than 256 MiB").into());
     }
-    String::from_utf8(bytes).map_err(|_| bad("no UTF-8").into())
 }
 
 #[cfg(test)]

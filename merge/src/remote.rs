@@ -16,6 +16,8 @@ mod file;
 #[cfg(feature = "remote")]
 mod hub;
 #[cfg(feature = "remote")]
+mod neighbors;
+#[cfg(feature = "remote")]
 mod session;
 #[cfg(feature = "remote")]
 mod single;
@@ -27,7 +29,7 @@ mod web;
 #[cfg(feature = "remote")]
 pub use session::{Remote, RemoteOptions, Traffic};
 
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 use crate::Result;
 use crate::io::read_at::ReadAt;
@@ -43,6 +45,18 @@ pub(crate) fn open(path: &Path, options: &OpenOptions) -> Result<Checkpoint> {
 #[cfg(feature = "remote")]
 pub(crate) fn open_bytes(path: &Path) -> Result<Box<dyn ReadAt>> {
     Remote::installed().open_bytes(path)
+}
+
+/// Names and addresses of the files beside a model, with the session that was installed.
+#[cfg(feature = "remote")]
+pub(crate) fn neighbors(path: &Path) -> Result<Vec<(String, PathBuf)>> {
+    Remote::installed().neighbors(path)
+}
+
+/// Says that this program reads no addresses.
+#[cfg(not(feature = "remote"))]
+pub(crate) fn neighbors(path: &Path) -> Result<Vec<(String, PathBuf)>> {
+    Err(not_built(path))
 }
 
 /// Says that this program reads no addresses.

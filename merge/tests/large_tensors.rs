@@ -206,3 +206,28 @@ fn one_thread_and_many_give_the_same_bytes_for_every_method_of_several_passes() 
         }
     }
 }
+
+#[test]
+fn what_does_not_fit_into_memory_between_two_passes_is_read_again() {
+    let folder = Folder(tempfile::tempdir().expect("a temporary folder"));
+    // Together more than is kept; one is twice the other, so that the way between them is straight.
+    let n = 11 << 20;
+    let value = |at: usize| (at % 1021) as f32;
+    for (name, factor) in [("a", 1.0), ("b", 2.0)] {
+        let raw = Raw {
+            dtype: Dtype::F32,
+            shape: vec![n],
+            bytes: (0..n)
+                .flat_map(|at| (factor * value(at)).to_le_bytes())
+                .collect(),
+        };
+        fixture::write(&folder.path(name), &BTreeMap::from([("w".to_owned(), raw)]));
+    }
+    let yaml =
+        "merge_method: slerp\nbase_model: <a>\nmodels: [{model: <b>}]\nparameters: {t: 0.5}\n";
+    let merged = folder.merge(yaml, 2);
+    assert_eq!(merged.len(), n);
+    for (at, found) in merged.into_iter().enumerate() {
+        assert_eq!(found, 1.5 * value(at), "element {at}");
+    }
+}

@@ -6,6 +6,8 @@ use serde::{Deserialize, Serialize};
 
 use super::read_text;
 use crate::Result;
+use crate::io::model_folder;
+use crate::remote::{self, address::is_address};
 
 /// The license fields of a model card.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
@@ -33,13 +35,23 @@ enum OneOrMany {
     Many(Vec<String>),
 }
 
-/// What the card in a folder says, if there is one that says anything.
-pub(crate) fn of_folder(folder: &Path) -> Result<Option<License>> {
-    let card = folder.join("README.md");
-    if !card.is_file() {
-        return Ok(None);
-    }
-    Ok(of_card(&read_text(&card)?))
+/// What a model's card is called.
+const CARD: &str = "README.md";
+
+/// What the card of a model says, here or by its address, if there is one that says anything.
+pub(crate) fn of_model(path: &Path) -> Result<Option<License>> {
+    let card = if is_address(path) {
+        let files = remote::neighbors(path)?.into_iter();
+        let mut cards = files.filter(|(name, _)| name == CARD);
+        cards.next().map(|(_, address)| address)
+    } else {
+        let card = model_folder(path).map(|folder| folder.join(CARD));
+        card.filter(|card| card.is_file())
+    };
+    Ok(match card {
+        Some(card) => of_card(&read_text(&card)?),
+        None => None,
+    })
 }
 
 fn of_card(text: &str) -> Option<License> {

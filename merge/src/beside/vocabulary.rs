@@ -1,12 +1,11 @@
 //! Which tokens a model has, and which row of its embeddings is whose.
 
 use std::collections::BTreeMap;
-use std::path::PathBuf;
 
 use serde_json::Value;
 
-use super::{Companions, Content};
-use crate::{Error, MergeFault, Result};
+use super::{Companions, Content, read_bytes};
+use crate::{MergeFault, Result, io};
 
 /// No vocabulary is larger; an id beyond would only make rows of nothing.
 const MAX_TOKENS: u64 = 1 << 24;
@@ -145,19 +144,13 @@ pub(crate) fn difference(one: &Companions, other: &Companions) -> Result<Option<
 fn is_same(one: &Content, other: &Content) -> Result<bool> {
     let bytes = |content: &Content| match content {
         Content::Text(text) => Ok(text.clone().into_bytes()),
-        Content::Copy(path) => {
-            std::fs::read(path).map_err(|source| Error::io("read", path, source))
-        }
+        Content::Copy(path) => read_bytes(path),
     };
     if let (Content::Copy(one), Content::Copy(other)) = (one, other) {
-        let length = |path: &PathBuf| {
-            let metadata = std::fs::metadata(path);
-            metadata.map_err(|source| Error::io("open", path, source))
-        };
         if one == other {
             return Ok(true);
         }
-        if length(one)?.len() != length(other)?.len() {
+        if io::open_bytes(one)?.n_bytes() != io::open_bytes(other)?.n_bytes() {
             return Ok(false);
         }
     }

@@ -2,7 +2,7 @@
 
 use std::path::{Path, PathBuf};
 
-use crate::beside::{Content, card};
+use crate::beside::{Content, card, read_bytes};
 use crate::io::{WriteOptions, check_file_target, write_file};
 use crate::provenance::Provenance;
 use crate::{Error, MergePlan, Result};
@@ -63,9 +63,7 @@ pub(super) fn write(
     for file in &plan.beside.files {
         let bytes = match &file.content {
             Content::Text(text) => text.clone().into_bytes(),
-            Content::Copy(path) => {
-                std::fs::read(path).map_err(|source| Error::io("read", path, source))?
-            }
+            Content::Copy(path) => read_bytes(path)?,
         };
         write_file(&folder.join(&file.name), &bytes, write.force)?;
     }

@@ -7,7 +7,6 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use super::idle::Idle;
 use super::inputs::Inputs;
 use crate::Result;
-use crate::plan::KEPT_BYTES;
 
 /// Memory for kept bytes, used again for one tensor after the other.
 pub(super) struct Pool {
@@ -17,10 +16,11 @@ pub(super) struct Pool {
 }
 
 impl Pool {
-    pub(super) fn new() -> Self {
+    /// Room for so many bytes.
+    pub(super) fn new(n_bytes: usize) -> Self {
         Self {
             idle: Idle::default(),
-            left: AtomicUsize::new(KEPT_BYTES),
+            left: AtomicUsize::new(n_bytes),
         }
     }
 
@@ -108,5 +108,22 @@ impl Drop for Kept<'_> {
                 self.pool.idle.give(buffer);
             }
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_pool_lends_no_more_than_it_has_and_gives_up_buffers_that_are_too_small() {
+        let pool = Pool::new(100);
+        let (first, second) = (pool.take(40).expect("room"), pool.take(40).expect("room"));
+        assert!(pool.take(40).is_none());
+        pool.idle.give(first);
+        assert_eq!(pool.take(30).expect("a used one").len(), 30);
+        pool.idle.give(second);
+        assert_eq!(pool.take(60).expect("the room of a smaller one").len(), 60);
+        assert!(pool.take(1).is_none());
     }
 }

@@ -10,7 +10,7 @@ use super::inputs::Inputs;
 use super::kept::{Kept, Pool};
 use super::{Piece, pieces_of};
 use crate::methods::{AnyChunk, Chunk, ElementKernel, Passes};
-use crate::plan::{Action, Entry, chunk_elements, piece_elements};
+use crate::plan::{Action, Entry, KEPT_BYTES, chunk_elements, piece_elements};
 use crate::{DType, Error, MergePlan, Progress, Result};
 
 /// Memory that surveys use one after the other.
@@ -22,7 +22,7 @@ pub(super) struct Memory {
 impl Memory {
     pub(super) fn new() -> Self {
         Self {
-            kept: Pool::new(),
+            kept: Pool::new(KEPT_BYTES),
             idle: Idle::default(),
         }
     }

@@ -68,12 +68,18 @@ pub(crate) fn model_folder(path: &Path) -> Option<PathBuf> {
     if path.is_dir() {
         return Some(path.to_owned());
     }
-    let (stem, _) = path.file_name()?.to_str()?.split_once('.')?;
     let folder = match path.parent()? {
         folder if folder == Path::new("") => Path::new("."),
         folder => folder,
     };
-    (MODEL_STEMS.contains(&stem) && folder.is_dir()).then(|| folder.to_owned())
+    (is_model_name(path) && folder.is_dir()).then(|| folder.to_owned())
+}
+
+/// Whether a file has a name by which programs look for the model of a folder, or for its index.
+pub(crate) fn is_model_name(path: &Path) -> bool {
+    let name = path.file_name().and_then(|name| name.to_str());
+    let stem = name.and_then(|name| name.split_once('.'));
+    stem.is_some_and(|(stem, _)| MODEL_STEMS.contains(&stem))
 }
 
 /// Names of the folder's visible files, sorted.

@@ -9,7 +9,6 @@ use super::vocabularies::Alignment;
 use super::{Entry, checkpoints::Models};
 use crate::beside::config::{self, Changes, Layers};
 use crate::beside::{Beside, Companion, Content, Ingredient, Share, license};
-use crate::io::model_folder;
 use crate::recipe::{ModelRef, TokenizerSource};
 use crate::{Checkpoint, DType, MergeRecipe, Result, lora};
 
@@ -157,13 +156,11 @@ fn ingredients(recipe: &MergeRecipe, opener: &Opener) -> Result<Vec<Ingredient>>
 }
 
 fn ingredient(path: &Path, share: Share) -> Result<Ingredient> {
-    let folder = model_folder(path);
-    let license = folder.as_deref().map(license::of_folder).transpose()?;
     Ok(Ingredient {
         name: path.display().to_string(),
         share,
         hub: license::hub_name(path),
-        license: license.flatten(),
+        license: license::of_model(path)?,
         note: None,
     })
 }

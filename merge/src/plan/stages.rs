@@ -5,7 +5,7 @@ use std::sync::{Arc, OnceLock};
 
 use super::{MergePlan, checkpoints, resolve, views};
 use crate::beside::Companions;
-use crate::io::{Container, Root, SourceInfo, TensorEntry, model_folder};
+use crate::io::{Container, Root, SourceInfo, TensorEntry};
 use crate::recipe::{ModelRef, Place};
 use crate::{Checkpoint, Error, MergeFault, MergeRecipe, ObjectPath, PathSegment, Result};
 use crate::{TensorSource, io, lora};
@@ -54,13 +54,9 @@ impl Opener {
 
     /// The files beside a model.
     pub(super) fn companions(&self, model: &ModelRef) -> Result<Companions> {
-        match (
-            self.beside.get(&model.document()),
-            model_folder(&model.model),
-        ) {
-            (Some(made), _) => Ok(made.clone()),
-            (None, Some(folder)) => Companions::of_folder(&folder),
-            (None, None) => Ok(Companions::default()),
+        match self.beside.get(&model.document()) {
+            Some(made) => Ok(made.clone()),
+            None => Companions::of_model(&model.model),
         }
     }
 

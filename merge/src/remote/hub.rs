@@ -80,13 +80,33 @@ pub(super) fn model(
         .map(|file| file.rfilename)
         .collect();
     files.sort_unstable();
-    Ok(Model {
-        repo: Repo::with_revision(model.to_owned(), RepoType::Model, info.sha),
-        files,
-    })
+    let repo = Repo::with_revision(model.to_owned(), RepoType::Model, info.sha);
+    if !is_commit {
+        // Whoever asks for the commit by its name gets the same answer.
+        let url = format!("{endpoint}/api/{}", repo.api_url());
+        remote.cache().keep_document(&url, &text)?;
+    }
+    Ok(Model { repo, files })
+}
+
+/// Names of the visible files right below a folder of a model.
+pub(super) fn names_below<'a>(files: &'a [String], folder: &str) -> Vec<&'a str> {
+    let prefix = match folder {
+        "" => String::new(),
+        folder => format!("{folder}/"),
+    };
+    let below = files.iter().filter_map(|file| file.strip_prefix(&prefix));
+    below
+        .filter(|name| !name.contains('/') && !name.starts_with('.'))
+        .collect()
 }
 
 impl Model {
+    /// The commit.
+    pub(super) fn commit(&self) -> String {
+        self.repo.url_revision()
+    }
+
     /// Where a file of the model is, at this commit.
     pub(super) fn file(
         &self,

@@ -204,15 +204,8 @@ impl Remote {
 
     /// The model among the files right below a folder of a hub model.
     fn model_below(&self, shown: &Path, folder: &str, files: &[String]) -> Result<PathBuf> {
-        let prefix = match folder {
-            "" => String::new(),
-            folder => format!("{folder}/"),
-        };
-        let names: Vec<String> = (files.iter())
-            .filter_map(|file| file.strip_prefix(&prefix))
-            .filter(|name| !name.contains('/') && !name.starts_with('.'))
-            .map(str::to_owned)
-            .collect();
+        let names = hub::names_below(files, folder);
+        let names: Vec<String> = names.into_iter().map(str::to_owned).collect();
         if names.is_empty() {
             return Err(Error::from(RemoteFault::Refused {
                 address: shown.display().to_string(),
@@ -237,7 +230,7 @@ impl Remote {
     }
 
     /// A list of names, kept for when there is no network.
-    fn listing(
+    pub(super) fn listing(
         &self,
         address: &str,
         ask: impl FnOnce() -> Result<Vec<String>, RemoteFault>,
