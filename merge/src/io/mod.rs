@@ -10,7 +10,7 @@ mod source;
 mod torch;
 mod writer;
 
-pub(crate) use folder::{is_model_name, model_folder};
+pub(crate) use folder::model_folder;
 pub use source::{
     Checkpoint, Container, ObjectPath, OpaqueObject, OpenOptions, PathSegment, PlainValue, Root,
     SourceFile, SourceInfo, TensorEntry, TensorInfo, TensorSource,

@@ -7,7 +7,7 @@ use super::address::Address;
 use super::bucket::Bucket;
 use super::hub;
 use crate::Result;
-use crate::io::is_model_name;
+use crate::io::folder::is_model_name;
 
 impl Remote {
     /// Names and addresses of the files beside a model, as of a local one's: those of a folder, or of the
