@@ -16,6 +16,8 @@ mod file;
 #[cfg(feature = "remote")]
 mod hub;
 #[cfg(feature = "remote")]
+mod location;
+#[cfg(feature = "remote")]
 mod neighbors;
 #[cfg(feature = "remote")]
 mod session;

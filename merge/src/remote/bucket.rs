@@ -19,8 +19,8 @@ use object_store::{BackoffConfig, ClientOptions, GetOptions, ObjectStore, RetryC
 use url::{Host, Url};
 
 use super::Remote;
-use super::address::Provider;
 use super::cache::Version;
+use super::location::Provider;
 use super::store::{Answer, Store, Trouble};
 use super::web::{Client, reason};
 use crate::RemoteFault;

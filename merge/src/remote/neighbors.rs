@@ -3,9 +3,9 @@
 use std::path::{Path, PathBuf};
 
 use super::Remote;
-use super::address::Address;
 use super::bucket::Bucket;
 use super::hub;
+use super::location::Address;
 use crate::Result;
 use crate::io::folder::is_model_name;
 

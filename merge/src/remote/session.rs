@@ -7,11 +7,11 @@ use std::time::Duration;
 
 use serde::Serialize;
 
-use super::address::{Address, shown};
 use super::bucket::Bucket;
 use super::cache::Cache;
 use super::file::RemoteFile;
 use super::hub;
+use super::location::{Address, shown};
 use super::web::{Client, Target, WebFile};
 use crate::io::read_at::ReadAt;
 use crate::io::{self, Checkpoint, OpenOptions};

@@ -3,10 +3,10 @@
 use std::path::Path;
 
 use super::Remote;
-use super::address::{Address, shown};
 use super::bucket::Bucket;
 use super::file::RemoteFile;
 use super::hub;
+use super::location::{Address, shown};
 use super::web::Target;
 use crate::Result;
 use crate::io::read_at::ReadAt;
