@@ -64,8 +64,7 @@ impl Error {
             Self::Merge(error) => error.is_usage(),
             Self::ResampleCount { .. }
             | Self::NoHeatMap { .. }
-            | Self::Data(DataFault::UnknownDataset { .. })
-            | Self::Data(DataFault::UnknownSplit { .. }) => true,
+            | Self::Data(DataFault::UnknownDataset { .. } | DataFault::UnknownSplit { .. }) => true,
             _ => false,
         }
     }

@@ -3,7 +3,7 @@
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread;
 
-use rayon::Yield;
+use rayon::{Scope, Yield};
 
 /// Runs `work` on a thread of the pool. Until it is done the other threads look for its tasks without
 /// falling asleep: each of its loops would else have to wake them, which takes as long as a small loop
@@ -11,27 +11,24 @@ use rayon::Yield;
 pub fn in_pool<T: Send>(work: impl FnOnce() -> T + Send) -> T {
     let is_done = &AtomicBool::new(false);
     rayon::scope(|scope| {
-        let own = rayon::current_thread_index();
         for _ in 1..rayon::current_num_threads() {
-            scope.spawn(move |_| {
-                // The thread that works takes this up itself where it waits for others; it would then
-                // wait for itself.
-                if rayon::current_thread_index() != own {
-                    stay_awake(is_done);
-                }
-            });
+            scope.spawn(|scope| stay_awake(scope, is_done));
         }
         let _end = SetAtEnd(is_done);
         work()
     })
 }
 
-fn stay_awake(is_done: &AtomicBool) {
-    while !is_done.load(Ordering::Acquire) {
-        if rayon::yield_now() != Some(Yield::Executed) {
-            thread::yield_now();
-        }
+/// Looks for one task, and asks to be called again. It never waits for the end: whoever takes it up may
+/// itself be waited for, so that two of them would wait for each other.
+fn stay_awake<'scope>(scope: &Scope<'scope>, is_done: &'scope AtomicBool) {
+    if is_done.load(Ordering::Acquire) {
+        return;
     }
+    if rayon::yield_now() != Some(Yield::Executed) {
+        thread::yield_now();
+    }
+    scope.spawn(|scope| stay_awake(scope, is_done));
 }
 
 /// Sets a flag at its end, be it a panic's.
@@ -61,6 +58,23 @@ mod tests {
             assert_eq!(pool.install(nested), 161_700);
         }
         assert_eq!(in_pool(|| 7), 7);
+    }
+
+    #[test]
+    fn works_at_the_same_time_do_not_wait_for_each_other() {
+        let pool = rayon::ThreadPoolBuilder::new().num_threads(3);
+        let pool = pool.build().expect("threads");
+        let sum = |n: u64| (0..n).into_par_iter().map(|k| k % 7).sum::<u64>();
+        std::thread::scope(|threads| {
+            for _ in 0..4 {
+                threads.spawn(|| {
+                    for n in 0..2000 {
+                        let found = pool.install(|| in_pool(|| sum(n)));
+                        assert_eq!(found, (0..n).map(|k| k % 7).sum::<u64>());
+                    }
+                });
+            }
+        });
     }
 
     #[test]
