@@ -45,28 +45,28 @@ pub(super) fn model(
     let endpoint = &remote.options().hub_endpoint;
     let url = format!("{endpoint}/api/{}", repo.api_url());
     let is_commit = revision.len() == 40 && revision.bytes().all(|b| b.is_ascii_hexdigit());
-    let cached = match is_commit || remote.is_offline() {
-        true => remote.cache().document(&url),
-        false => None,
-    };
-    let text = match cached {
-        Some(text) => text,
-        None if remote.is_offline() => {
-            return Err(RemoteFault::OfflineUnknown {
+    let text = remote.told(&url, || {
+        let cached = match is_commit || remote.is_offline() {
+            true => remote.cache().document(&url),
+            false => None,
+        };
+        match cached {
+            Some(text) => Ok(text),
+            None if remote.is_offline() => Err(RemoteFault::OfflineUnknown {
                 address: address.to_owned(),
                 cache: remote.cache().folder.clone(),
-            });
+            }),
+            None => {
+                let about = About {
+                    client: remote.client().clone(),
+                    target: target(remote, address, &url)?,
+                };
+                let answer = fetch(remote, address, &about, 0..MAX_ANSWER_BYTES, None)?;
+                remote.cache().keep_document(&url, &answer.bytes)?;
+                Ok(answer.bytes)
+            }
         }
-        None => {
-            let about = About {
-                client: remote.client().clone(),
-                target: target(remote, address, &url)?,
-            };
-            let answer = fetch(remote, address, &about, 0..MAX_ANSWER_BYTES, None)?;
-            remote.cache().keep_document(&url, &answer.bytes)?;
-            answer.bytes
-        }
-    };
+    })?;
     let bad = |reason: String| RemoteFault::BadAnswer {
         address: address.to_owned(),
         reason,
@@ -81,11 +81,8 @@ pub(super) fn model(
         .collect();
     files.sort_unstable();
     let repo = Repo::with_revision(model.to_owned(), RepoType::Model, info.sha);
-    if !is_commit {
-        // Whoever asks for the commit by its name gets the same answer.
-        let url = format!("{endpoint}/api/{}", repo.api_url());
-        remote.cache().keep_document(&url, &text)?;
-    }
+    // Whoever asks for the commit by its name gets the same answer.
+    remote.told(&format!("{endpoint}/api/{}", repo.api_url()), || Ok(text))?;
     Ok(Model { repo, files })
 }
 

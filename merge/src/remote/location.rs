@@ -118,6 +118,13 @@ fn is_plain(path: &str) -> bool {
     path.is_empty() || path.split('/').all(|part| !["", ".", ".."].contains(&part))
 }
 
+/// Whether a key of a bucket is a file's rather than a folder's: only a name with an extension can be
+/// that of a model's file.
+pub(super) fn names_a_file(key: &str) -> bool {
+    let last = key.rsplit('/').next().unwrap_or("");
+    last.contains('.')
+}
+
 /// An address for messages and files: without a query, which may hold a signature.
 pub(super) fn shown(text: &str) -> String {
     text.split(['?', '#']).next().unwrap_or(text).to_owned()

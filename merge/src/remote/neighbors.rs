@@ -5,7 +5,7 @@ use std::path::{Path, PathBuf};
 use super::Remote;
 use super::bucket::Bucket;
 use super::hub;
-use super::location::Address;
+use super::location::{Address, names_a_file};
 use crate::Result;
 use crate::io::folder::is_model_name;
 
@@ -45,12 +45,11 @@ impl Remote {
                 bucket,
                 key,
             } => {
-                let last = key.rsplit('/').next().unwrap_or("");
-                if !key.ends_with('/') && last.contains('.') {
+                if names_a_file(&key) {
                     return Ok(Vec::new());
                 }
                 let store = Bucket::open(self, &text, provider, &bucket)?;
-                let names = self.listing(&text, || store.names(&text, &key))?;
+                let names = self.listing(&text, &store, &key)?;
                 let folder = PathBuf::from(text.trim_end_matches('/'));
                 let address = |name: String| {
                     let address = folder.join(&name);

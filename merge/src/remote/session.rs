@@ -1,8 +1,9 @@
 //! Settings, client, cache and counters that all remote files share.
 
+use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::{Arc, OnceLock};
+use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 use std::time::Duration;
 
 use serde::Serialize;
@@ -11,7 +12,7 @@ use super::bucket::Bucket;
 use super::cache::Cache;
 use super::file::RemoteFile;
 use super::hub;
-use super::location::{Address, shown};
+use super::location::{Address, names_a_file, shown};
 use super::web::{Client, Target, WebFile};
 use crate::io::read_at::ReadAt;
 use crate::io::{self, Checkpoint, OpenOptions};
@@ -88,6 +89,8 @@ struct Shared {
     cache: Cache,
     fetched_bytes: AtomicU64,
     n_answers: AtomicU64,
+    /// What servers said of models and folders, by what was asked.
+    told: Mutex<BTreeMap<String, Vec<u8>>>,
 }
 
 static INSTALLED: OnceLock<Remote> = OnceLock::new();
@@ -104,6 +107,7 @@ impl Remote {
             options,
             fetched_bytes: AtomicU64::new(0),
             n_answers: AtomicU64::new(0),
+            told: Mutex::default(),
         }))
     }
 
@@ -178,12 +182,10 @@ impl Remote {
                     let file = RemoteFile::open(self, address.clone(), &address, false, object)?;
                     Ok(Box::new(file))
                 };
-                // Only a name with an extension can be a model's file.
-                let last = key.rsplit('/').next().unwrap_or("");
-                if !key.ends_with('/') && last.contains('.') {
+                if names_a_file(&key) {
                     return io::open_with(&shown_path, options, &open);
                 }
-                let names = self.listing(&text, || store.names(&text, &key))?;
+                let names = self.listing(&text, &store, &key)?;
                 let folder = PathBuf::from(text.trim_end_matches('/'));
                 let path = io::folder::model_among(&folder, &names)?;
                 io::open_with(&path, options, &open)
@@ -229,24 +231,42 @@ impl Remote {
         Ok(Box::new(file))
     }
 
-    /// A list of names, kept for when there is no network.
+    /// The answer to a question, asked once in a session: all that is read of a model is of one commit.
+    pub(super) fn told(
+        &self,
+        question: &str,
+        ask: impl FnOnce() -> Result<Vec<u8>, RemoteFault>,
+    ) -> Result<Vec<u8>, RemoteFault> {
+        let lock = || self.0.told.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(known) = lock().get(question) {
+            return Ok(known.clone());
+        }
+        let answer = ask()?;
+        lock().insert(question.to_owned(), answer.clone());
+        Ok(answer)
+    }
+
+    /// Names of the objects right below a key, kept for when there is no network.
     pub(super) fn listing(
         &self,
         address: &str,
-        ask: impl FnOnce() -> Result<Vec<String>, RemoteFault>,
+        store: &Bucket,
+        key: &str,
     ) -> Result<Vec<String>, RemoteFault> {
-        if self.is_offline() {
-            let kept = self.0.cache.document(address);
-            let names = kept.and_then(|text| serde_json::from_slice(&text).ok());
-            return names.ok_or_else(|| RemoteFault::OfflineUnknown {
-                address: address.to_owned(),
-                cache: self.0.cache.folder.clone(),
-            });
-        }
-        let names = ask()?;
-        let text = serde_json::to_vec(&names).unwrap_or_default();
-        self.0.cache.keep_document(address, &text)?;
-        Ok(names)
+        let unknown = || RemoteFault::OfflineUnknown {
+            address: address.to_owned(),
+            cache: self.0.cache.folder.clone(),
+        };
+        let text = self.told(address, || {
+            if self.is_offline() {
+                return self.0.cache.document(address).ok_or_else(unknown);
+            }
+            let names = store.names(address, key)?;
+            let text = serde_json::to_vec(&names).unwrap_or_default();
+            self.0.cache.keep_document(address, &text)?;
+            Ok(text)
+        })?;
+        serde_json::from_slice(&text).map_err(|_| unknown())
     }
 
     pub(super) fn options(&self) -> &RemoteOptions {
