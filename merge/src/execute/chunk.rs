@@ -2,14 +2,12 @@
 
 use bytemuck::Pod;
 
-use super::inputs::Inputs;
+use super::inputs::{Decoded, Inputs};
 use super::survey::Surveyed;
 use super::{Piece, RunOptions, Sink};
-use crate::methods::{Chunk, ElementKernel, StepRounding};
+use crate::methods::{AnyChunk, ElementKernel, StepRounding};
 use crate::plan::{Action, Entry, TensorRef, chunk_elements};
-use crate::{
-    DType, Error, MergeFault, MergePlan, Result, decode_f32, decode_f64, encode_f32, encode_f64,
-};
+use crate::{DType, Error, MergeFault, MergePlan, Result, decode_f64, encode_f32, encode_f64};
 
 /// Reads, combines and writes chunks of a plan's entries.
 pub(super) struct Worker<'a> {
@@ -17,75 +15,12 @@ pub(super) struct Worker<'a> {
     sink: &'a dyn Sink,
     run: &'a RunOptions,
     raw: Vec<u8>,
+    /// What is written.
     bytes: Vec<u8>,
-    single: Buffers<f32>,
-    double: Buffers<f64>,
-}
-
-/// Decoded members (the base last) and the result, in one of the two types that kernels know.
-pub(super) struct Buffers<T> {
-    members: Vec<Vec<T>>,
-    out: Vec<T>,
-}
-
-impl<T> Default for Buffers<T> {
-    fn default() -> Self {
-        Self {
-            members: Vec::new(),
-            out: Vec::new(),
-        }
-    }
-}
-
-/// The two types that chunks are computed in, each with its own buffers.
-pub(super) trait Computed: Pod {
-    /// The dtype whose bytes these are.
-    const DTYPE: DType;
-
-    fn buffers<'w>(worker: &'w mut Worker<'_>) -> &'w mut Buffers<Self>;
-    fn decode(key: &str, dtype: DType, bytes: &[u8], out: &mut [Self]) -> Result<()>;
-    fn encode(key: &str, dtype: DType, values: &[Self], out: &mut [u8]) -> Result<()>;
-    fn run(combination: &Combination<'_>, chunk: &Chunk<'_, Self>, out: &mut [Self]);
-}
-
-impl Computed for f32 {
-    const DTYPE: DType = DType::F32;
-
-    fn buffers<'w>(worker: &'w mut Worker<'_>) -> &'w mut Buffers<Self> {
-        &mut worker.single
-    }
-
-    fn decode(key: &str, dtype: DType, bytes: &[u8], out: &mut [Self]) -> Result<()> {
-        decode_f32(key, dtype, bytes, out)
-    }
-
-    fn encode(key: &str, dtype: DType, values: &[Self], out: &mut [u8]) -> Result<()> {
-        encode_f32(key, dtype, values, out)
-    }
-
-    fn run(combination: &Combination<'_>, chunk: &Chunk<'_, Self>, out: &mut [Self]) {
-        combination.kernel.combine_f32(chunk, combination.step, out);
-    }
-}
-
-impl Computed for f64 {
-    const DTYPE: DType = DType::F64;
-
-    fn buffers<'w>(worker: &'w mut Worker<'_>) -> &'w mut Buffers<Self> {
-        &mut worker.double
-    }
-
-    fn decode(key: &str, dtype: DType, bytes: &[u8], out: &mut [Self]) -> Result<()> {
-        decode_f64(key, dtype, bytes, out)
-    }
-
-    fn encode(key: &str, dtype: DType, values: &[Self], out: &mut [u8]) -> Result<()> {
-        encode_f64(key, dtype, values, out)
-    }
-
-    fn run(combination: &Combination<'_>, chunk: &Chunk<'_, Self>, out: &mut [Self]) {
-        combination.kernel.combine_f64(chunk, combination.step, out);
-    }
+    decoded: Decoded,
+    /// Results before they are rounded, in one of the two types that kernels compute in.
+    single: Vec<f32>,
+    double: Vec<f64>,
 }
 
 /// What a kernel needs besides data.
@@ -112,8 +47,9 @@ impl<'a> Worker<'a> {
             run,
             raw: Vec::new(),
             bytes: Vec::new(),
-            single: Buffers::default(),
-            double: Buffers::default(),
+            decoded: Decoded::default(),
+            single: Vec::new(),
+            double: Vec::new(),
         }
     }
 
@@ -150,18 +86,18 @@ impl<'a> Worker<'a> {
                     inputs: &inputs,
                     bytes: &bytes,
                 };
-                let written = self.combine_either(piece, &combination, &raw);
+                let written = self.combine(piece, &combination, &raw);
                 self.raw = bytes;
                 written
             }
             Action::Agree(tensors) => self.agree(entry, tensors, first, length),
             Action::Generate(generator) => {
-                let mut out = std::mem::take(&mut self.single.out);
-                out.resize(length, 0.0);
-                generator.fill(first, &mut out);
-                let written = self.write_values(entry, first, &out);
-                self.single.out = out;
-                written
+                let Entry { name, info, .. } = &self.plan.entries[entry];
+                let size = info.dtype.size_bytes();
+                generator.fill(first, sized(&mut self.single, length));
+                let bytes = sized(&mut self.bytes, length * size);
+                encode_f32(name, info.dtype, &self.single, bytes)?;
+                self.finish(entry, first)
             }
             Action::Whole { .. } | Action::Survey { .. } => {
                 unreachable!("the caller merges whole tensors and surveys")
@@ -183,21 +119,9 @@ impl<'a> Worker<'a> {
             inputs: &surveyed.kept.inputs,
             bytes: surveyed.kept.piece(piece.first, &mut scratch)?,
         };
-        let written = self.combine_either(piece, &combination, &raw);
+        let written = self.combine(piece, &combination, &raw);
         self.raw = scratch;
         written
-    }
-
-    fn combine_either(
-        &mut self,
-        piece: Piece,
-        combination: &Combination<'_>,
-        raw: &Raw<'_>,
-    ) -> Result<u64> {
-        match combination.is_double {
-            true => self.combine::<f64>(piece, combination, raw),
-            false => self.combine::<f32>(piece, combination, raw),
-        }
     }
 
     /// Copies a tensor that must be the same in all members.
@@ -247,59 +171,77 @@ impl<'a> Worker<'a> {
             self.put(entry, first, &raw)
         } else {
             // f64 holds every value of every dtype that can be cast, so this rounds once.
-            let mut values = std::mem::take(&mut self.double.members);
-            inputs.decode(&raw, length, 0..length, &mut values)?;
-            let written = self.write_values::<f64>(entry, first, &values[0]);
-            self.double.members = values;
+            let mut decoded = std::mem::take(&mut self.decoded);
+            let buffers = &mut decoded.double;
+            let values = inputs.decode(&raw, length, 0..length, buffers, decode_f64)?;
+            let written = self.write_values(entry, first, values[0]);
+            self.decoded = decoded;
             written
         };
         self.raw = raw;
         written
     }
 
-    /// Chunk after chunk, so that decoded values do not leave the core's own cache.
-    fn combine<T: Computed>(
+    /// Chunk after chunk, so that values do not leave the core's own cache.
+    fn combine(
         &mut self,
         piece: Piece,
         combination: &Combination<'_>,
         raw: &Raw<'_>,
     ) -> Result<u64> {
         let Entry { name, info, .. } = &self.plan.entries[piece.entry];
+        let &Combination {
+            n_members,
+            has_base,
+            kernel,
+            step,
+            is_double,
+        } = combination;
         let size = info.dtype.size_bytes();
-        let mut buffers = std::mem::take(T::buffers(self));
-        self.bytes.resize(piece.length * size, 0);
-        let chunk_elements = chunk_elements(combination.kernel.unit());
-        for start in (0..piece.length).step_by(chunk_elements) {
-            let range = start..(start + chunk_elements).min(piece.length);
-            let out = &mut self.bytes[range.start * size..range.end * size];
-            let n = range.len();
-            raw.inputs
-                .decode(raw.bytes, piece.length, range, &mut buffers.members)?;
-            buffers.out.resize(n, T::zeroed());
-            buffers.combine(combination, raw.inputs.len(), piece.first + start);
-            T::encode(name, info.dtype, &buffers.out, out)?;
+        let chunk_elements = chunk_elements(kernel.unit());
+        let bytes = sized(&mut self.bytes, piece.length * size);
+        for (index, out) in bytes.chunks_mut(chunk_elements * size).enumerate() {
+            let (start, n) = (index * chunk_elements, out.len() / size);
+            let decoded = &mut self.decoded;
+            let range = start..start + n;
+            let tensors = raw
+                .inputs
+                .tensors(raw.bytes, piece.length, range, is_double, decoded)?;
+            match tensors.chunk(n_members, has_base, piece.first + start) {
+                AnyChunk::Bf16(chunk) => {
+                    kernel.combine_bf16(&chunk, step, sized(&mut self.single, n));
+                }
+                AnyChunk::F32(chunk) => {
+                    kernel.combine_f32(&chunk, step, sized(&mut self.single, n));
+                }
+                AnyChunk::F64(chunk) => {
+                    kernel.combine_f64(&chunk, step, sized(&mut self.double, n));
+                }
+            }
+            match is_double {
+                true => encode_f64(name, info.dtype, &self.double, out)?,
+                false => encode_f32(name, info.dtype, &self.single, out)?,
+            }
         }
-        *T::buffers(self) = buffers;
-        self.check(piece.entry, info.dtype, &self.bytes)?;
-        self.put(piece.entry, piece.first, &self.bytes)
+        self.finish(piece.entry, piece.first)
     }
 
     /// Rounds and writes results.
-    pub(super) fn write_values<T: Computed>(
+    pub(super) fn write_values(
         &mut self,
         entry: usize,
         first: usize,
-        values: &[T],
+        values: &[f64],
     ) -> Result<u64> {
-        let to = self.plan.entries[entry].info.dtype;
-        if to == T::DTYPE {
-            let bytes = bytemuck::cast_slice(values);
-            self.check(entry, to, bytes)?;
-            return self.put(entry, first, bytes);
-        }
-        self.bytes.resize(values.len() * to.size_bytes(), 0);
-        T::encode(&self.plan.entries[entry].name, to, values, &mut self.bytes)?;
-        self.check(entry, to, &self.bytes)?;
+        let Entry { name, info, .. } = &self.plan.entries[entry];
+        let bytes = sized(&mut self.bytes, values.len() * info.dtype.size_bytes());
+        encode_f64(name, info.dtype, values, bytes)?;
+        self.finish(entry, first)
+    }
+
+    /// Checks and writes the bytes that were made.
+    fn finish(&self, entry: usize, first: usize) -> Result<u64> {
+        self.check(entry, self.plan.entries[entry].info.dtype, &self.bytes)?;
         self.put(entry, first, &self.bytes)
     }
 
@@ -319,21 +261,10 @@ impl<'a> Worker<'a> {
     }
 }
 
-impl<T: Computed> Buffers<T> {
-    /// Combines a chunk of so many tensors: members, base, and what stands aside.
-    fn combine(&mut self, combination: &Combination<'_>, n_tensors: usize, first: usize) {
-        let tensors = self.members[..n_tensors].iter().map(Vec::as_slice);
-        let tensors: Vec<&[T]> = tensors.collect();
-        let (members, others) = tensors.split_at(combination.n_members);
-        let (base, aside) = others.split_at(usize::from(combination.has_base));
-        let chunk = Chunk {
-            members,
-            base: base.first().copied(),
-            aside,
-            first,
-        };
-        T::run(combination, &chunk, &mut self.out);
-    }
+/// A buffer of so many elements; what was in it stays.
+fn sized<T: Pod>(buffer: &mut Vec<T>, n: usize) -> &mut [T] {
+    buffer.resize(n, T::zeroed());
+    buffer
 }
 
 /// Whether no element is infinite or NaN; other dtypes than floats always are finite.

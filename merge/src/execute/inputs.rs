@@ -2,9 +2,11 @@
 
 use std::ops::Range;
 
-use super::chunk::Computed;
+use half::bf16;
+
+use crate::methods::{AnyChunk, Chunk};
 use crate::plan::TensorRef;
-use crate::{DType, MergePlan, Result};
+use crate::{DType, MergePlan, Result, decode_f32, decode_f64};
 
 /// Tensors of the same number of elements.
 pub(super) struct Inputs<'a> {
@@ -23,11 +25,6 @@ impl<'a> Inputs<'a> {
             plan,
             tensors: tensors.map(|tensor| (tensor, dtype(tensor))).collect(),
         }
-    }
-
-    /// Number of tensors.
-    pub(super) fn len(&self) -> usize {
-        self.tensors.len()
     }
 
     /// Whether any is of this dtype.
@@ -53,24 +50,99 @@ impl<'a> Inputs<'a> {
         Ok(())
     }
 
+    /// The tensors in a range of the `n_elements` that were read, for kernels to read: bf16 as it is
+    /// stored, everything else decoded.
+    pub(super) fn tensors<'b>(
+        &self,
+        bytes: &'b [u8],
+        n_elements: usize,
+        range: Range<usize>,
+        is_double: bool,
+        decoded: &'b mut Decoded,
+    ) -> Result<Tensors<'b>> {
+        if is_double {
+            let to = &mut decoded.double;
+            let tensors = self.decode(bytes, n_elements, range, to, decode_f64)?;
+            return Ok(Tensors::F64(tensors));
+        }
+        let is_bf16 = self.tensors.iter().all(|&(_, dtype)| dtype == DType::BF16);
+        // Buffers of bytes may begin anywhere; in practice they do at even addresses.
+        if let Ok(stored) = bytemuck::try_cast_slice::<u8, bf16>(bytes)
+            && is_bf16
+        {
+            let tensors = stored.chunks_exact(n_elements.max(1));
+            let tensors = tensors.map(|tensor| &tensor[range.clone()]).collect();
+            return Ok(Tensors::Bf16(tensors));
+        }
+        let to = &mut decoded.single;
+        let tensors = self.decode(bytes, n_elements, range, to, decode_f32)?;
+        Ok(Tensors::F32(tensors))
+    }
+
     /// Decodes a range of the `n_elements` that were read, into a buffer for each tensor.
-    pub(super) fn decode<T: Computed>(
+    pub(super) fn decode<'b, T: Clone + Default>(
         &self,
         bytes: &[u8],
         n_elements: usize,
         range: Range<usize>,
-        buffers: &mut Vec<Vec<T>>,
-    ) -> Result<()> {
+        buffers: &'b mut Vec<Vec<T>>,
+        decode: impl Fn(&str, DType, &[u8], &mut [T]) -> Result<()>,
+    ) -> Result<Vec<&'b [T]>> {
         buffers.resize_with(self.tensors.len().max(buffers.len()), Vec::new);
         let mut left = bytes;
-        for (&(tensor, dtype), buffer) in self.tensors.iter().zip(buffers) {
+        for (&(tensor, dtype), buffer) in self.tensors.iter().zip(&mut *buffers) {
             let size = dtype.size_bytes();
             let (own, others) = left.split_at(n_elements * size);
             left = others;
-            buffer.resize(range.len(), T::zeroed());
+            buffer.resize(range.len(), T::default());
             let own = &own[range.start * size..range.end * size];
-            T::decode(&tensor.key, dtype, own, buffer)?;
+            decode(&tensor.key, dtype, own, buffer)?;
         }
-        Ok(())
+        let decoded = buffers[..self.tensors.len()].iter();
+        Ok(decoded.map(Vec::as_slice).collect())
+    }
+}
+
+/// Memory for decoded tensors, used again for every chunk.
+#[derive(Default)]
+pub(super) struct Decoded {
+    single: Vec<Vec<f32>>,
+    pub(super) double: Vec<Vec<f64>>,
+}
+
+/// A chunk's tensors: members, base, and what stands aside.
+pub(super) enum Tensors<'b> {
+    /// As they are stored.
+    Bf16(Vec<&'b [bf16]>),
+    /// Decoded.
+    F32(Vec<&'b [f32]>),
+    /// Decoded.
+    F64(Vec<&'b [f64]>),
+}
+
+impl Tensors<'_> {
+    /// The chunk that begins with element `first`.
+    pub(super) fn chunk(&self, n_members: usize, has_base: bool, first: usize) -> AnyChunk<'_> {
+        match self {
+            Self::Bf16(tensors) => AnyChunk::Bf16(chunk(tensors, n_members, has_base, first)),
+            Self::F32(tensors) => AnyChunk::F32(chunk(tensors, n_members, has_base, first)),
+            Self::F64(tensors) => AnyChunk::F64(chunk(tensors, n_members, has_base, first)),
+        }
+    }
+}
+
+fn chunk<'a, V>(
+    tensors: &'a [&'a [V]],
+    n_members: usize,
+    has_base: bool,
+    first: usize,
+) -> Chunk<'a, V> {
+    let (members, others) = tensors.split_at(n_members);
+    let (base, aside) = others.split_at(usize::from(has_base));
+    Chunk {
+        members,
+        base: base.first().copied(),
+        aside,
+        first,
     }
 }

@@ -6,10 +6,10 @@ use std::sync::Arc;
 use rayon::prelude::*;
 
 use super::idle::Idle;
-use super::inputs::Inputs;
+use super::inputs::{Decoded, Inputs};
 use super::kept::{Kept, Pool};
 use super::{Piece, pieces_of};
-use crate::methods::{AnyChunk, Chunk, ElementKernel, Passes};
+use crate::methods::{AnyChunk, ElementKernel, Passes};
 use crate::plan::{Action, Entry, KEPT_BYTES, chunk_elements, piece_elements};
 use crate::{DType, Error, MergePlan, Progress, Result};
 
@@ -111,8 +111,7 @@ struct Data<'a> {
 #[derive(Default)]
 pub(super) struct Buffers {
     bytes: Vec<u8>,
-    single: Vec<Vec<f32>>,
-    double: Vec<Vec<f64>>,
+    decoded: Decoded,
 }
 
 impl Passes for Data<'_> {
@@ -169,11 +168,7 @@ impl Data<'_> {
         buffers: &mut Buffers,
         see: &(dyn Fn(usize, &AnyChunk<'_>) + Sync),
     ) -> Result<()> {
-        let Buffers {
-            bytes,
-            single,
-            double,
-        } = buffers;
+        let Buffers { bytes, decoded } = buffers;
         let elements = self.kept.elements(piece);
         let bytes = self.kept.piece(elements.start, bytes)?;
         let end = elements.start + (elements.len() / parts.max(1)).max(1);
@@ -185,27 +180,9 @@ impl Data<'_> {
             }
             let range = first - elements.start..last - elements.start;
             let inputs = &self.kept.inputs;
-            if self.is_double {
-                inputs.decode(bytes, elements.len(), range, double)?;
-                self.with_chunk(first, double, |chunk| see(index, &AnyChunk::Double(chunk)));
-            } else {
-                inputs.decode(bytes, elements.len(), range, single)?;
-                self.with_chunk(first, single, |chunk| see(index, &AnyChunk::Single(chunk)));
-            }
+            let tensors = inputs.tensors(bytes, elements.len(), range, self.is_double, decoded)?;
+            see(index, &tensors.chunk(self.n_members, self.has_base, first));
         }
         Ok(())
-    }
-
-    fn with_chunk<T>(&self, first: usize, buffers: &[Vec<T>], see: impl FnOnce(Chunk<'_, T>)) {
-        let members: Vec<&[T]> = buffers[..self.n_members]
-            .iter()
-            .map(Vec::as_slice)
-            .collect();
-        see(Chunk {
-            members: &members,
-            base: (self.has_base).then(|| buffers[self.n_members].as_slice()),
-            aside: &[],
-            first,
-        });
     }
 }

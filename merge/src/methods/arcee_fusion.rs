@@ -3,7 +3,10 @@ use std::sync::Arc;
 use super::selection::{Measure, Rank, find};
 use super::survey::{Look, notes};
 use super::values::ParameterSpec;
-use super::{Chunk, ElementKernel, Elementwise, GroupShape, MergeMethod, Needs, Operation, Passes};
+use super::{
+    Chunk, ElementKernel, Elementwise, GroupShape, MergeMethod, Needs, Operation, Passes, Value,
+    reals,
+};
 use super::{Real, Survey, ends, lines};
 use crate::Result;
 
@@ -91,7 +94,7 @@ impl Survey for Fuse {
 impl Look for Fuse {
     type Note = Vec<f64>;
 
-    fn look<T: Real>(&self, _: usize, chunk: &Chunk<'_, T>) -> Vec<f64> {
+    fn look<T: Real, V: Value<Real = T>>(&self, _: usize, chunk: &Chunk<'_, V>) -> Vec<f64> {
         let (base, other) = ends::of(chunk);
         let pairs = base.chunks(self.length).zip(other.chunks(self.length));
         pairs.map(|(base, other)| divergence(other, base)).collect()
@@ -99,9 +102,9 @@ impl Look for Fuse {
 }
 
 /// `Σ P ln(P/Q)` of two lines' softmax.
-fn divergence<T: Real>(p: &[T], q: &[T]) -> f64 {
-    let softmax = |values: &[T]| -> Vec<f64> {
-        let values = values.iter().map(|value| value.to_f64());
+fn divergence<V: Value>(p: &[V], q: &[V]) -> f64 {
+    let softmax = |values: &[V]| -> Vec<f64> {
+        let values = reals(values).map(Real::to_f64);
         let largest = values.clone().fold(f64::NEG_INFINITY, f64::max);
         let powers: Vec<f64> = values.map(|value| (value - largest).exp()).collect();
         let sum: f64 = powers.iter().sum();
@@ -117,14 +120,20 @@ struct Importance {
 }
 
 impl Measure for Importance {
-    fn measure<T: Real>(&self, _: usize, chunk: &Chunk<'_, T>, first: usize, out: &mut [T]) {
+    fn measure<T: Real, V: Value<Real = T>>(
+        &self,
+        _: usize,
+        chunk: &Chunk<'_, V>,
+        first: usize,
+        out: &mut [T],
+    ) {
         let (base, other) = ends::of(chunk);
         for (index, out) in out.iter_mut().enumerate() {
             let at = first + index;
             let line = (chunk.first + at) / self.length;
             let factor = self.divergences.get(line).copied().unwrap_or_default();
             // Rounding may leave the divergence of equal lines just below zero.
-            let apart = (other[at] - base[at]).abs() * T::from_f64(factor);
+            let apart = (other[at].real() - base[at].real()).abs() * T::from_f64(factor);
             *out = if apart > T::ZERO { apart } else { T::ZERO };
         }
     }
@@ -142,11 +151,16 @@ impl Elementwise for Replace {
 
     // Must be part of its caller, which chooses the vector instructions.
     #[inline(always)]
-    fn combine<T: Real>(&self, chunk: &Chunk<'_, T>, _: impl Fn(T) -> T, out: &mut [T]) {
+    fn combine<T: Real, V: Value<Real = T>>(
+        &self,
+        chunk: &Chunk<'_, V>,
+        _: impl Fn(T) -> T,
+        out: &mut [T],
+    ) {
         let (base, other) = ends::of(chunk);
         let threshold = T::from_f64(self.threshold);
         self.importance.measure(0, chunk, 0, out);
-        for ((out, &base), &other) in out.iter_mut().zip(base).zip(other) {
+        for ((out, base), other) in out.iter_mut().zip(reals(base)).zip(reals(other)) {
             *out = if *out >= threshold { other } else { base };
         }
     }

@@ -1,6 +1,8 @@
 use std::sync::Arc;
 
-use super::{Base, Chunk, Elementwise, GroupShape, MergeMethod, Needs, Operation, Real};
+use super::{
+    Base, Chunk, Elementwise, GroupShape, MergeMethod, Needs, Operation, Real, Value, reals, widen,
+};
 use crate::Result;
 use crate::recipe::Parameters;
 
@@ -78,12 +80,18 @@ struct FromSeed(f64);
 impl Elementwise for FromSeed {
     // Must be part of its caller, which chooses the vector instructions.
     #[inline(always)]
-    fn combine<T: Real>(&self, chunk: &Chunk<'_, T>, step: impl Fn(T) -> T, out: &mut [T]) {
+    fn combine<T: Real, V: Value<Real = T>>(
+        &self,
+        chunk: &Chunk<'_, V>,
+        step: impl Fn(T) -> T,
+        out: &mut [T],
+    ) {
         let lambda = T::from_f64(self.0);
         let base = chunk.base.unwrap_or_default();
         match *chunk.members {
             [a, b] => {
-                for (((out, &s), &a), &b) in out.iter_mut().zip(base).zip(a).zip(b) {
+                let inputs = reals(base).zip(reals(a)).zip(reals(b));
+                for (out, ((s, a), b)) in out.iter_mut().zip(inputs) {
                     let sum = step(step(a - s) + step(b - s));
                     *out = step(s + step(lambda * sum));
                 }
@@ -91,11 +99,11 @@ impl Elementwise for FromSeed {
             ref members => {
                 out.fill(T::from_f64(0.0));
                 for member in members {
-                    for ((out, &s), &value) in out.iter_mut().zip(base).zip(*member) {
+                    for ((out, s), value) in out.iter_mut().zip(reals(base)).zip(reals(member)) {
                         *out = step(*out + step(value - s));
                     }
                 }
-                for (out, &s) in out.iter_mut().zip(base) {
+                for (out, s) in out.iter_mut().zip(reals(base)) {
                     *out = step(s + step(lambda * *out));
                 }
             }
@@ -109,11 +117,16 @@ struct InPlace(f64);
 impl Elementwise for InPlace {
     // Must be part of its caller, which chooses the vector instructions.
     #[inline(always)]
-    fn combine<T: Real>(&self, chunk: &Chunk<'_, T>, step: impl Fn(T) -> T, out: &mut [T]) {
+    fn combine<T: Real, V: Value<Real = T>>(
+        &self,
+        chunk: &Chunk<'_, V>,
+        step: impl Fn(T) -> T,
+        out: &mut [T],
+    ) {
         let lambda = T::from_f64(self.0);
-        out.copy_from_slice(chunk.base.unwrap_or_default());
+        widen(chunk.base.unwrap_or_default(), out);
         for member in chunk.members {
-            for (out, &value) in out.iter_mut().zip(*member) {
+            for (out, value) in out.iter_mut().zip(reals(member)) {
                 *out = step(*out + step(lambda * step(value - *out)));
             }
         }

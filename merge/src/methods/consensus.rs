@@ -2,13 +2,16 @@
 
 use std::sync::Arc;
 
+use super::lanes::LANES;
 use super::selection::{BLOCK, length};
 use super::sparsify::{Rescale, Row, Sparsifier, Thinning};
-use super::thinned::Thinned;
+use super::thinned::{Mask, Thinned, masks};
 use super::values::{Fallback, Kind, ParameterSpec, weighted_names};
 use super::weighted::Deltas;
 use super::{Base, MergeMethod, Needs, Values};
-use super::{Chunk, ElementKernel, Elementwise, GroupShape, Operation, Passes, Real, Survey};
+use super::{
+    Chunk, ElementKernel, Elementwise, GroupShape, Operation, Passes, Real, Survey, Value, reals,
+};
 use crate::{MergeFault, Result};
 
 /// `rescale` as all these methods take it.
@@ -200,7 +203,12 @@ impl Elementwise for Ready {
 
     // Must be part of its caller, which chooses the vector instructions.
     #[inline(always)]
-    fn combine<T: Real>(&self, chunk: &Chunk<'_, T>, _: impl Fn(T) -> T, out: &mut [T]) {
+    fn combine<T: Real, V: Value<Real = T>>(
+        &self,
+        chunk: &Chunk<'_, V>,
+        _: impl Fn(T) -> T,
+        out: &mut [T],
+    ) {
         let mut terms = self.thinned.terms(chunk);
         // In f64, for terms may all but cancel each other or the base.
         let mut weighted = vec![[0.0; BLOCK]; if self.by_sign { terms.len() } else { 0 }];
@@ -209,6 +217,11 @@ impl Elementwise for Ready {
             true => self.lambda / self.weights.iter().sum::<f64>(),
             false => self.lambda,
         };
+        if let Some(masks) = masks(&terms)
+            && !self.by_sign
+        {
+            return self.add_masked(chunk, &masks, factor, out);
+        }
         for first in (0..length(chunk)).step_by(BLOCK) {
             let block = first..(first + BLOCK).min(out.len());
             let n = block.len();
@@ -224,29 +237,77 @@ impl Elementwise for Ready {
                     }
                     None => {
                         let sum = &mut sum[..n];
-                        term.each(chunk, weight, first, sum, |sum, value| *sum += value);
+                        term.each(chunk, weight, first, sum, add);
                     }
                 }
             }
             if self.by_sign {
-                sum = self.agreed(&weighted, &sum);
+                self.agree(&weighted, &mut sum);
             }
-            let places = out[block.clone()].iter_mut().zip(&base[block]);
-            for ((out, &base), &sum) in places.zip(&sum[..n]) {
-                *out = T::from_f64(base.to_f64() + factor * sum);
-            }
+            add_to(&base[block.clone()], factor, &sum[..n], &mut out[block]);
         }
     }
 }
 
+/// Adds a term to a sum.
+#[inline(always)]
+fn add(sum: &mut f64, term: f64) {
+    *sum += term;
+}
+
+/// `out = base + factor · sum`.
+#[inline(always)]
+fn add_to<V: Value>(base: &[V], factor: f64, sum: &[f64], out: &mut [V::Real]) {
+    for ((out, base), &sum) in out.iter_mut().zip(reals(base)).zip(sum) {
+        *out = Real::from_f64(base.to_f64() + factor * sum);
+    }
+}
+
 impl Ready {
-    /// The sum of those terms that have the sign of the sum of all.
+    /// As [`Elementwise::combine`] where all members are thinned by masks and all terms count, in one go.
     #[inline(always)]
-    fn agreed(&self, weighted: &[[f64; BLOCK]], sum: &[f64; BLOCK]) -> [f64; BLOCK] {
+    fn add_masked<V: Value>(
+        &self,
+        chunk: &Chunk<'_, V>,
+        masks: &[Mask<'_>],
+        factor: f64,
+        out: &mut [V::Real],
+    ) {
+        let base = chunk.base.unwrap_or_default();
+        let (whole, rest) = out.as_chunks_mut::<LANES>();
+        let (whole_base, rest_base) = base.as_chunks::<LANES>();
+        let n_whole = whole.len();
+        let weighted = || chunk.members.iter().zip(masks).zip(&self.weights);
+        for (index, (out, base)) in whole.iter_mut().zip(whole_base).enumerate() {
+            // All in arrays of this loop's own: of memory that `out` might share, elements are read one
+            // by one.
+            let mut base = base.map(V::real);
+            let mut sum = [0.0; LANES];
+            for ((member, mask), &weight) in weighted() {
+                let member = &member.as_chunks::<LANES>().0[index];
+                mask.each(index, weight, member, &base, &mut sum, add);
+            }
+            for (base, sum) in base.iter_mut().zip(sum) {
+                *base = Real::from_f64(base.to_f64() + factor * sum);
+            }
+            *out = base;
+        }
+        let mut sum = [0.0; LANES];
+        let sum = &mut sum[..rest.len()];
+        for ((member, mask), &weight) in weighted() {
+            let member = member.as_chunks::<LANES>().1;
+            mask.each(n_whole, weight, member, rest_base, sum, add);
+        }
+        add_to(rest_base, factor, sum, rest);
+    }
+
+    /// Leaves the sum of those terms that have the sign of the sum of all.
+    #[inline(always)]
+    fn agree(&self, weighted: &[[f64; BLOCK]], sum: &mut [f64; BLOCK]) {
         let mut agreed = [0.0; BLOCK];
         let mut weight_of = [0.0; BLOCK];
         for (values, &weight) in weighted.iter().zip(&self.weights) {
-            let places = agreed.iter_mut().zip(&mut weight_of).zip(sum);
+            let places = agreed.iter_mut().zip(&mut weight_of).zip(&*sum);
             for (((agreed, share), &sum), &value) in places.zip(values) {
                 let agrees = if sum >= 0.0 { value > 0.0 } else { value < 0.0 };
                 *agreed += if agrees { value } else { 0.0 };
@@ -258,6 +319,6 @@ impl Ready {
                 *agreed /= if share == 0.0 { 1.0 } else { share };
             }
         }
-        agreed
+        *sum = agreed;
     }
 }

@@ -1,8 +1,9 @@
 //! Methods between two ends: the base and the one member, or two members without a base.
 
-use super::survey::{Look, dot, sums};
+use super::lanes::pair_products;
+use super::survey::{Look, sums};
 use super::weighted::Weighted;
-use super::{Chunk, GroupShape, Passes, Real};
+use super::{Chunk, GroupShape, Passes, Real, Value};
 use crate::{MergeFault, Result};
 
 /// Checks that a group has two ends.
@@ -21,7 +22,7 @@ pub(super) fn check(group: &GroupShape<'_>, method: &'static str) -> Result<()> 
 }
 
 /// The first end, the base if there is one, and the second.
-pub(super) fn of<'a, T>(chunk: &Chunk<'a, T>) -> (&'a [T], &'a [T]) {
+pub(super) fn of<'a, V>(chunk: &Chunk<'a, V>) -> (&'a [V], &'a [V]) {
     match (chunk.base, chunk.members) {
         (Some(base), [member, ..]) => (base, member),
         (None, [first, second, ..]) => (first, second),
@@ -63,8 +64,8 @@ struct Ends;
 impl Look for Ends {
     type Note = Vec<f64>;
 
-    fn look<T: Real>(&self, _: usize, chunk: &Chunk<'_, T>) -> Vec<f64> {
+    fn look<T: Real, V: Value<Real = T>>(&self, _: usize, chunk: &Chunk<'_, V>) -> Vec<f64> {
         let (a, b) = of(chunk);
-        vec![dot(a, a), dot(a, b), dot(b, b)]
+        pair_products(a, b).to_vec()
     }
 }

@@ -1,7 +1,7 @@
 use std::sync::Arc;
 
 use super::values::{FINITE, Fallback, Kind, NOT_NEGATIVE, ParameterSpec};
-use super::{Base, Chunk, Elementwise, GroupShape, MergeMethod, Needs, Operation, Real};
+use super::{Base, Chunk, Elementwise, GroupShape, MergeMethod, Needs, Operation, Real, Value};
 use crate::Result;
 
 /// ## What it does
@@ -66,14 +66,19 @@ struct ByInformation {
 impl Elementwise for ByInformation {
     // Must be part of its caller, which chooses the vector instructions.
     #[inline(always)]
-    fn combine<T: Real>(&self, chunk: &Chunk<'_, T>, _: impl Fn(T) -> T, out: &mut [T]) {
+    fn combine<T: Real, V: Value<Real = T>>(
+        &self,
+        chunk: &Chunk<'_, V>,
+        _: impl Fn(T) -> T,
+        out: &mut [T],
+    ) {
         for (index, out) in out.iter_mut().enumerate() {
             // In f64: information spans many powers of ten, and its squares are tiny in f32.
             let (mut sum, mut total) = (0.0, 0.0);
             let inputs = chunk.members.iter().zip(chunk.aside).zip(&self.weights);
             for ((member, information), weight) in inputs {
-                let share = weight * (information[index].to_f64() + self.floor);
-                sum += share * member[index].to_f64();
+                let share = weight * (information[index].real().to_f64() + self.floor);
+                sum += share * member[index].real().to_f64();
                 total += share;
             }
             *out = T::from_f64(sum / total);

@@ -1,6 +1,8 @@
 use std::sync::Arc;
 
-use super::{Base, Chunk, Elementwise, GroupShape, MergeMethod, Needs, Operation, Real};
+use super::{
+    Base, Chunk, Elementwise, GroupShape, MergeMethod, Needs, Operation, Real, Value, reals,
+};
 use crate::recipe::Parameters;
 use crate::{Error, Expert, Result};
 
@@ -121,24 +123,30 @@ pub(super) struct Shares(pub(super) Vec<f64>);
 impl Elementwise for Shares {
     // Must be part of its caller, which chooses the vector instructions.
     #[inline(always)]
-    fn combine<T: Real>(&self, chunk: &Chunk<'_, T>, step: impl Fn(T) -> T, out: &mut [T]) {
+    fn combine<T: Real, V: Value<Real = T>>(
+        &self,
+        chunk: &Chunk<'_, V>,
+        step: impl Fn(T) -> T,
+        out: &mut [T],
+    ) {
         let shares: Vec<T> = self.0.iter().map(|&share| T::from_f64(share)).collect();
         // Two and three members, the usual cases, go through memory once.
         match (chunk.members, shares.as_slice()) {
             (&[a, b], &[p, q]) => {
-                for ((out, &a), &b) in out.iter_mut().zip(a).zip(b) {
+                for ((out, a), b) in out.iter_mut().zip(reals(a)).zip(reals(b)) {
                     *out = step(step(p * a) + step(q * b));
                 }
             }
             (&[a, b, c], &[p, q, r]) => {
-                for (((out, &a), &b), &c) in out.iter_mut().zip(a).zip(b).zip(c) {
+                let inputs = reals(a).zip(reals(b)).zip(reals(c));
+                for (out, ((a, b), c)) in out.iter_mut().zip(inputs) {
                     *out = step(step(step(p * a) + step(q * b)) + step(r * c));
                 }
             }
             (members, shares) => {
                 out.fill(T::from_f64(0.0));
                 for (member, &share) in members.iter().zip(shares) {
-                    for (out, &value) in out.iter_mut().zip(*member) {
+                    for (out, value) in out.iter_mut().zip(reals(member)) {
                         *out = step(*out + step(share * value));
                     }
                 }

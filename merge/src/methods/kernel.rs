@@ -4,11 +4,58 @@ use std::ops::{Add, AddAssign, Div, Mul, Sub};
 
 use half::{bf16, f16};
 
+/// A number as it is stored. Kernels widen it where they read it, so that bf16 tensors need no decoded
+/// copies.
+pub trait Value: Copy + Send + Sync + 'static {
+    /// The type it is computed in.
+    type Real: Real;
+
+    /// Widens, which is exact.
+    fn real(self) -> Self::Real;
+}
+
+impl Value for bf16 {
+    type Real = f32;
+    // The upper half of an f32. `to_f32` would look for NaNs, too, which those who check results find.
+    #[inline(always)]
+    fn real(self) -> f32 {
+        f32::from_bits(u32::from(self.to_bits()) << 16)
+    }
+}
+
+impl Value for f32 {
+    type Real = Self;
+    #[inline(always)]
+    fn real(self) -> Self {
+        self
+    }
+}
+
+impl Value for f64 {
+    type Real = Self;
+    #[inline(always)]
+    fn real(self) -> Self {
+        self
+    }
+}
+
+/// Stored numbers, widened one after the other.
+#[inline(always)]
+pub(super) fn reals<V: Value>(values: &[V]) -> impl Iterator<Item = V::Real> + Clone {
+    values.iter().map(|&value| value.real())
+}
+
+/// Writes stored numbers to `out`, widened.
+#[inline(always)]
+pub(super) fn widen<V: Value>(values: &[V], out: &mut [V::Real]) {
+    for (out, value) in out.iter_mut().zip(reals(values)) {
+        *out = value;
+    }
+}
+
 /// The two types that kernels compute in.
 pub trait Real:
-    Copy
-    + Send
-    + Sync
+    Value<Real = Self>
     + PartialOrd
     + Add<Output = Self>
     + Sub<Output = Self>
@@ -16,7 +63,6 @@ pub trait Real:
     + Div<Output = Self>
     + AddAssign
     + Default
-    + 'static
 {
     /// Zero.
     const ZERO: Self;
@@ -143,19 +189,19 @@ pub enum StepRounding {
 }
 
 /// The same elements of every member of a group.
-pub struct Chunk<'a, T> {
+pub struct Chunk<'a, V> {
     /// One slice per member, all of the same length.
-    pub members: &'a [&'a [T]],
+    pub members: &'a [&'a [V]],
     /// The base's elements, where the method needs a base.
-    pub base: Option<&'a [T]>,
+    pub base: Option<&'a [V]>,
     /// For each member the elements of its side tensor, e.g. of its Fisher information; empty where
     /// the method needs none.
-    pub aside: &'a [&'a [T]],
+    pub aside: &'a [&'a [V]],
     /// Position of the first element in the tensor, row-major.
     pub first: usize,
 }
 
-/// An element-wise method, generic over the type it computes in.
+/// An element-wise method, generic over the type it reads and the one it computes in.
 pub trait Elementwise: Send + Sync {
     /// How many elements must be in a chunk together, e.g. those of a row: chunks begin at multiples
     /// of it.
@@ -164,7 +210,12 @@ pub trait Elementwise: Send + Sync {
     }
 
     /// Writes the merged elements to `out`; `step` rounds the result of each product and sum.
-    fn combine<T: Real>(&self, chunk: &Chunk<'_, T>, step: impl Fn(T) -> T, out: &mut [T]);
+    fn combine<T: Real, V: Value<Real = T>>(
+        &self,
+        chunk: &Chunk<'_, V>,
+        step: impl Fn(T) -> T,
+        out: &mut [T],
+    );
 }
 
 /// An [`Elementwise`] method behind a pointer.
@@ -173,6 +224,8 @@ pub trait ElementKernel: Send + Sync {
     fn unit(&self) -> usize;
     /// Combines in `f32`.
     fn combine_f32(&self, chunk: &Chunk<'_, f32>, step: StepRounding, out: &mut [f32]);
+    /// Combines bf16 tensors, in `f32`.
+    fn combine_bf16(&self, chunk: &Chunk<'_, bf16>, step: StepRounding, out: &mut [f32]);
     /// Combines in `f64`.
     fn combine_f64(&self, chunk: &Chunk<'_, f64>, step: StepRounding, out: &mut [f64]);
 }
@@ -186,6 +239,10 @@ impl<K: Elementwise> ElementKernel for K {
         dispatch(self, chunk, step, out);
     }
 
+    fn combine_bf16(&self, chunk: &Chunk<'_, bf16>, step: StepRounding, out: &mut [f32]) {
+        dispatch(self, chunk, step, out);
+    }
+
     fn combine_f64(&self, chunk: &Chunk<'_, f64>, step: StepRounding, out: &mut [f64]) {
         dispatch(self, chunk, step, out);
     }
@@ -193,9 +250,9 @@ impl<K: Elementwise> ElementKernel for K {
 
 /// Runs a kernel with the widest vectors of the processor at hand. The same operations in the same
 /// order give the same bits whatever the width.
-fn dispatch<T: Real>(
+fn dispatch<T: Real, V: Value<Real = T>>(
     kernel: &impl Elementwise,
-    chunk: &Chunk<'_, T>,
+    chunk: &Chunk<'_, V>,
     step: StepRounding,
     out: &mut [T],
 ) {

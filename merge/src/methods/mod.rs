@@ -28,6 +28,7 @@ mod fisher;
 mod interpolate;
 mod karcher;
 mod kernel;
+mod lanes;
 mod linear;
 mod lines;
 mod masks;
@@ -81,7 +82,8 @@ pub use task_arithmetic::TaskArithmetic;
 pub use ties::Ties;
 
 pub use draws::{DrawKey, Tape};
-pub use kernel::{Chunk, ElementKernel, Elementwise, Real, StepRounding};
+pub use kernel::{Chunk, ElementKernel, Elementwise, Real, StepRounding, Value};
+use kernel::{reals, widen};
 pub use member::Member;
 pub use survey::{AnyChunk, Passes, Survey};
 pub use values::{Fallback, Kind, ParameterSpec, Scope, Setting, Values};

@@ -3,7 +3,9 @@ use std::sync::Arc;
 use super::products::{Products, difference};
 use super::values::{Fallback, Kind, ParameterSpec};
 use super::weighted::Deltas;
-use super::{Base, Chunk, ElementKernel, Elementwise, GroupShape, MergeMethod, Needs, Operation};
+use super::{
+    Base, Chunk, ElementKernel, Elementwise, GroupShape, MergeMethod, Needs, Operation, Value,
+};
 use super::{Passes, Real, Survey, lines};
 use crate::Result;
 
@@ -100,7 +102,12 @@ impl Elementwise for ByLine {
 
     // Must be part of its caller, which chooses the vector instructions.
     #[inline(always)]
-    fn combine<T: Real>(&self, chunk: &Chunk<'_, T>, _: impl Fn(T) -> T, out: &mut [T]) {
+    fn combine<T: Real, V: Value<Real = T>>(
+        &self,
+        chunk: &Chunk<'_, V>,
+        _: impl Fn(T) -> T,
+        out: &mut [T],
+    ) {
         let base = chunk.base.unwrap_or_default();
         let n = chunk.members.len();
         for first in (0..out.len()).step_by(self.length) {
@@ -114,7 +121,7 @@ impl Elementwise for ByLine {
                 for delta in &deltas {
                     sum += delta[index];
                 }
-                *out = base[index] + share * sum;
+                *out = base[index].real() + share * sum;
             }
         }
     }

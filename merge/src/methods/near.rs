@@ -9,7 +9,7 @@ use rayon::prelude::*;
 use super::masks::{WORD, each_set, pack};
 use super::selection::{BLOCK, Found, Histogram, Measure, Rank, length};
 use super::survey::{Look, in_order, tally};
-use super::{Chunk, Passes, Real};
+use super::{Chunk, Passes, Real, Value};
 use crate::Result;
 
 /// One part of so many of each chunk is the sample.
@@ -136,7 +136,7 @@ impl<M: Measure> Look for Between<'_, M> {
     /// Nothing where too many lie between.
     type Note = Option<Vec<Part>>;
 
-    fn look<T: Real>(&self, _: usize, chunk: &Chunk<'_, T>) -> Self::Note {
+    fn look<T: Real, V: Value<Real = T>>(&self, _: usize, chunk: &Chunk<'_, V>) -> Self::Note {
         let n = length(chunk);
         let mut block = [T::ZERO; BLOCK];
         let mut words = [0; BLOCK / WORD];
@@ -217,7 +217,7 @@ mod tests {
     use std::ops::Range;
 
     use super::*;
-    use crate::methods::AnyChunk;
+    use crate::methods::{AnyChunk, widen};
     use crate::random::Draws;
 
     const CHUNK: usize = 1 << 16;
@@ -258,7 +258,7 @@ mod tests {
                     aside: &[],
                     first,
                 };
-                see(index, &AnyChunk::Single(chunk));
+                see(index, &AnyChunk::F32(chunk));
             }
             Ok(())
         }
@@ -267,8 +267,14 @@ mod tests {
     struct Itself;
 
     impl Measure for Itself {
-        fn measure<T: Real>(&self, row: usize, chunk: &Chunk<'_, T>, first: usize, out: &mut [T]) {
-            out.copy_from_slice(&chunk.members[row][first..first + out.len()]);
+        fn measure<T: Real, V: Value<Real = T>>(
+            &self,
+            row: usize,
+            chunk: &Chunk<'_, V>,
+            first: usize,
+            out: &mut [T],
+        ) {
+            widen(&chunk.members[row][first..first + out.len()], out);
         }
     }
 

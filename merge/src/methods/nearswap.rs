@@ -2,7 +2,7 @@ use std::sync::Arc;
 
 use super::ends;
 use super::values::{FINITE, Fallback, ParameterSpec};
-use super::{Chunk, Elementwise, GroupShape, MergeMethod, Needs, Operation, Real};
+use super::{Chunk, Elementwise, GroupShape, MergeMethod, Needs, Operation, Real, Value, reals};
 use crate::Result;
 
 /// ## What it does
@@ -54,10 +54,15 @@ struct Near(f64);
 impl Elementwise for Near {
     // Must be part of its caller, which chooses the vector instructions.
     #[inline(always)]
-    fn combine<T: Real>(&self, chunk: &Chunk<'_, T>, step: impl Fn(T) -> T, out: &mut [T]) {
+    fn combine<T: Real, V: Value<Real = T>>(
+        &self,
+        chunk: &Chunk<'_, V>,
+        step: impl Fn(T) -> T,
+        out: &mut [T],
+    ) {
         let (t, least) = (T::from_f64(self.0), T::from_f64(1e-6));
         let (a, b) = ends::of(chunk);
-        for ((out, &a), &b) in out.iter_mut().zip(a).zip(b) {
+        for ((out, a), b) in out.iter_mut().zip(reals(a)).zip(reals(b)) {
             let apart = step(a - b).abs();
             let share = t / if apart > least { apart } else { least };
             let share = if share > T::ONE { T::ONE } else { share };

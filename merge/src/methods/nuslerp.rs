@@ -4,7 +4,10 @@ use super::products::{Products, difference};
 use super::survey::{Look, sums};
 use super::values::{Fallback, Kind, ParameterSpec, WEIGHT, weighted_names};
 use super::weighted::{Deltas, Weighted};
-use super::{Base, Chunk, ElementKernel, Elementwise, GroupShape, MergeMethod, Needs, Operation};
+use super::{
+    Base, Chunk, ElementKernel, Elementwise, GroupShape, MergeMethod, Needs, Operation, Value,
+    widen,
+};
 use super::{Passes, Real, Survey, lines};
 use crate::Result;
 
@@ -143,21 +146,27 @@ impl Elementwise for ByLine {
 
     // Must be part of its caller, which chooses the vector instructions.
     #[inline(always)]
-    fn combine<T: Real>(&self, chunk: &Chunk<'_, T>, _: impl Fn(T) -> T, out: &mut [T]) {
-        let zeros = vec![T::ZERO; self.length];
+    fn combine<T: Real, V: Value<Real = T>>(
+        &self,
+        chunk: &Chunk<'_, V>,
+        _: impl Fn(T) -> T,
+        out: &mut [T],
+    ) {
         for first in (0..out.len()).step_by(self.length) {
-            let base = chunk.base.map(|base| &base[first..first + self.length]);
-            let base = base.unwrap_or(&zeros);
+            let mut base = vec![T::ZERO; self.length];
+            if let Some(stored) = chunk.base {
+                widen(&stored[first..first + self.length], &mut base);
+            }
             let vectors: Vec<Vec<T>> = lines::of(chunk.members, first, self.length)
                 .iter()
-                .map(|line| difference(line, base))
+                .map(|line| difference(line, &base))
                 .collect();
             let [a, b] = vectors.as_slice() else { return };
             let products = Products::of_vectors(&[a, b]);
             let (aa, ab, bb) = (products.at(0, 0), products.at(0, 1), products.at(1, 1));
             let (p, q) = factors(aa, ab, bb, self.t);
             let (p, q) = (T::from_f64(p), T::from_f64(q));
-            let places = out[first..first + self.length].iter_mut().zip(base);
+            let places = out[first..first + self.length].iter_mut().zip(&base);
             for (((out, &base), &a), &b) in places.zip(a).zip(b) {
                 *out = base + (p * a + q * b);
             }
@@ -188,15 +197,16 @@ fn factors_of(line: &[f64], t: f64) -> (f64, f64) {
 impl Look for Columns {
     type Note = Vec<f64>;
 
-    fn look<T: Real>(&self, _: usize, chunk: &Chunk<'_, T>) -> Vec<f64> {
+    fn look<T: Real, V: Value<Real = T>>(&self, _: usize, chunk: &Chunk<'_, V>) -> Vec<f64> {
         let mut note = vec![0.0; 3 * self.n_lines];
         let [a, b] = chunk.members else { return note };
         for index in 0..a.len() {
             let base = match chunk.base {
-                Some(base) if self.has_base => base[index],
+                Some(base) if self.has_base => base[index].real(),
                 _ => T::ZERO,
             };
-            let (a, b) = ((a[index] - base).to_f64(), (b[index] - base).to_f64());
+            let apart = |value: V| (value.real() - base).to_f64();
+            let (a, b) = (apart(a[index]), apart(b[index]));
             let line = 3 * ((chunk.first + index) % self.n_lines);
             note[line] += a * a;
             note[line + 1] += a * b;
@@ -211,12 +221,18 @@ struct ByColumn(Vec<(f64, f64)>);
 impl Elementwise for ByColumn {
     // Must be part of its caller, which chooses the vector instructions.
     #[inline(always)]
-    fn combine<T: Real>(&self, chunk: &Chunk<'_, T>, _: impl Fn(T) -> T, out: &mut [T]) {
+    fn combine<T: Real, V: Value<Real = T>>(
+        &self,
+        chunk: &Chunk<'_, V>,
+        _: impl Fn(T) -> T,
+        out: &mut [T],
+    ) {
         let [a, b] = chunk.members else { return };
         for (index, out) in out.iter_mut().enumerate() {
-            let base = chunk.base.map_or(T::ZERO, |base| base[index]);
+            let base = chunk.base.map_or(T::ZERO, |base| base[index].real());
             let (p, q) = self.0[(chunk.first + index) % self.0.len()];
-            let sum = T::from_f64(p) * (a[index] - base) + T::from_f64(q) * (b[index] - base);
+            let (a, b) = (a[index].real() - base, b[index].real() - base);
+            let sum = T::from_f64(p) * a + T::from_f64(q) * b;
             *out = base + sum;
         }
     }

@@ -3,7 +3,7 @@
 use super::selection::length;
 use super::survey::{Count, tally};
 use super::values::{Fallback, NOT_NEGATIVE, ParameterSpec};
-use super::{Chunk, Elementwise, Passes, Real};
+use super::{Chunk, Elementwise, Passes, Real, Value, reals, widen};
 use crate::Result;
 
 /// From which difference on an input counts as active.
@@ -20,22 +20,27 @@ pub(super) struct Overlap {
 impl Elementwise for Overlap {
     // Must be part of its caller, which chooses the vector instructions.
     #[inline(always)]
-    fn combine<T: Real>(&self, chunk: &Chunk<'_, T>, step: impl Fn(T) -> T, out: &mut [T]) {
+    fn combine<T: Real, V: Value<Real = T>>(
+        &self,
+        chunk: &Chunk<'_, V>,
+        step: impl Fn(T) -> T,
+        out: &mut [T],
+    ) {
         let base = chunk.base.unwrap_or_default();
         let epsilon = T::from_f64(self.epsilon);
         let mut active = vec![T::ZERO; out.len()];
         let delta = |value: T, base: T| step(value - base);
         for member in chunk.members {
-            for ((active, &value), &base) in active.iter_mut().zip(*member).zip(base) {
+            for ((active, value), base) in active.iter_mut().zip(reals(member)).zip(reals(base)) {
                 let is_active = delta(value, base).abs() > epsilon;
                 *active += if is_active { T::ONE } else { T::ZERO };
             }
         }
-        out.copy_from_slice(base);
+        widen(base, out);
         for (member, &lone) in chunk.members.iter().zip(&self.lone) {
             let lone = T::from_f64(lone);
-            let places = out.iter_mut().zip(&active).zip(*member).zip(base);
-            for (((out, &active), &value), &base) in places {
+            let inputs = active.iter().zip(reals(member)).zip(reals(base));
+            for (out, ((&active, value), base)) in out.iter_mut().zip(inputs) {
                 let delta = delta(value, base);
                 let factor = if active > T::ONE {
                     T::ONE / active
@@ -66,10 +71,17 @@ pub(super) fn overlaps(
 struct Shared(f64);
 
 impl Count for Shared {
-    fn count<T: Real>(&self, _: usize, chunk: &Chunk<'_, T>, counts: &mut [u64]) {
+    fn count<T: Real, V: Value<Real = T>>(
+        &self,
+        _: usize,
+        chunk: &Chunk<'_, V>,
+        counts: &mut [u64],
+    ) {
         let base = chunk.base.unwrap_or_default();
         let epsilon = T::from_f64(self.0);
-        let is_active = |member: &[T], index: usize| (member[index] - base[index]).abs() > epsilon;
+        let is_active = |member: &[V], index: usize| {
+            (member[index].real() - base[index].real()).abs() > epsilon
+        };
         for index in 0..length(chunk) {
             let members = chunk.members.iter();
             let n_active = members.filter(|member| is_active(member, index)).count();

@@ -1,7 +1,8 @@
 //! Inner products of a group's inputs, from which angles and norms of any of their sums follow.
 
-use super::survey::{Look, dot, sums};
-use super::{Chunk, Passes, Real};
+use super::lanes::dot;
+use super::survey::{Look, sums};
+use super::{Chunk, Passes, Real, Value, reals};
 use crate::Result;
 
 /// The products `vᵢ · vⱼ` of a group's inputs (minus the base, if so asked), in `f64`.
@@ -19,7 +20,7 @@ impl Products {
     }
 
     /// Of given vectors.
-    pub(super) fn of_vectors<T: Real>(vectors: &[&[T]]) -> Self {
+    pub(super) fn of_vectors<V: Value>(vectors: &[&[V]]) -> Self {
         let n = vectors.len();
         let mut values = vec![0.0; n * n];
         for i in 0..n {
@@ -67,7 +68,7 @@ struct Pairs {
 impl Look for Pairs {
     type Note = Vec<f64>;
 
-    fn look<T: Real>(&self, _: usize, chunk: &Chunk<'_, T>) -> Vec<f64> {
+    fn look<T: Real, V: Value<Real = T>>(&self, _: usize, chunk: &Chunk<'_, V>) -> Vec<f64> {
         if !self.from_base {
             return Products::of_vectors(chunk.members).values;
         }
@@ -81,6 +82,6 @@ impl Look for Pairs {
 }
 
 /// `a − b`.
-pub(super) fn difference<T: Real>(a: &[T], b: &[T]) -> Vec<T> {
-    a.iter().zip(b).map(|(&a, &b)| a - b).collect()
+pub(super) fn difference<V: Value>(a: &[V], b: &[impl Value<Real = V::Real>]) -> Vec<V::Real> {
+    reals(a).zip(reals(b)).map(|(a, b)| a - b).collect()
 }

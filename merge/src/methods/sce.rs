@@ -1,10 +1,13 @@
 use std::sync::Arc;
 
 use super::consensus::INT8_MASK;
+use super::lanes::lanes;
 use super::selection::{BLOCK, Draft, Measure, Rank, Window, find, length, place_equals};
-use super::survey::{Count, Look, lanes, sums, tally};
+use super::survey::{Count, Look, sums, tally};
 use super::values::{Fallback, ParameterSpec, SHARE};
-use super::{Base, Chunk, ElementKernel, Elementwise, GroupShape, MergeMethod, Needs, Operation};
+use super::{
+    Base, Chunk, ElementKernel, Elementwise, GroupShape, MergeMethod, Needs, Operation, Value,
+};
 use super::{Passes, Real, Survey};
 use crate::Result;
 
@@ -123,19 +126,25 @@ fn kept(data: &dyn Passes, share: f64) -> Result<Window> {
 struct Variance;
 
 impl Measure for Variance {
-    fn measure<T: Real>(&self, _: usize, chunk: &Chunk<'_, T>, first: usize, out: &mut [T]) {
+    fn measure<T: Real, V: Value<Real = T>>(
+        &self,
+        _: usize,
+        chunk: &Chunk<'_, V>,
+        first: usize,
+        out: &mut [T],
+    ) {
         let base = chunk.base.unwrap_or_default();
         let n = T::from_f64(chunk.members.len() as f64);
         for (index, out) in out.iter_mut().enumerate() {
             let at = first + index;
             let mut sum = T::ZERO;
             for member in chunk.members {
-                sum += member[at] - base[at];
+                sum += member[at].real() - base[at].real();
             }
             let mean = sum / n;
             let mut squares = T::ZERO;
             for member in chunk.members {
-                let off = member[at] - base[at] - mean;
+                let off = member[at].real() - base[at].real() - mean;
                 squares += off * off;
             }
             *out = squares / n;
@@ -146,7 +155,12 @@ impl Measure for Variance {
 struct Nonzero;
 
 impl Count for Nonzero {
-    fn count<T: Real>(&self, _: usize, chunk: &Chunk<'_, T>, counts: &mut [u64]) {
+    fn count<T: Real, V: Value<Real = T>>(
+        &self,
+        _: usize,
+        chunk: &Chunk<'_, V>,
+        counts: &mut [u64],
+    ) {
         let n = length(chunk);
         let mut block = [T::ZERO; BLOCK];
         for first in (0..n).step_by(BLOCK) {
@@ -165,7 +179,7 @@ struct Vote {
 
 impl Vote {
     /// For each element whether it is kept.
-    fn mask<T: Real>(&self, chunk: &Chunk<'_, T>) -> Option<Vec<T>> {
+    fn mask<T: Real, V: Value<Real = T>>(&self, chunk: &Chunk<'_, V>) -> Option<Vec<T>> {
         let window = self.window.as_ref()?;
         let mut variances = vec![T::ZERO; length(chunk)];
         Variance.measure(0, chunk, 0, &mut variances);
@@ -181,7 +195,7 @@ struct Squares<'a>(&'a Vote);
 impl Look for Squares<'_> {
     type Note = Vec<f64>;
 
-    fn look<T: Real>(&self, _: usize, chunk: &Chunk<'_, T>) -> Vec<f64> {
+    fn look<T: Real, V: Value<Real = T>>(&self, _: usize, chunk: &Chunk<'_, V>) -> Vec<f64> {
         let base = chunk.base.unwrap_or_default();
         let mask = self.0.mask(chunk);
         let members = chunk.members.iter();
@@ -189,7 +203,7 @@ impl Look for Squares<'_> {
             .map(|member| {
                 lanes(length(chunk), |k| {
                     let stays = mask.as_ref().is_none_or(|mask| mask[k] != T::ZERO);
-                    let delta = (member[k] - base[k]).to_f64();
+                    let delta = (member[k].real() - base[k].real()).to_f64();
                     if stays { delta * delta } else { 0.0 }
                 })
             })
@@ -200,25 +214,30 @@ impl Look for Squares<'_> {
 impl Elementwise for Vote {
     // Must be part of its caller, which chooses the vector instructions.
     #[inline(always)]
-    fn combine<T: Real>(&self, chunk: &Chunk<'_, T>, _: impl Fn(T) -> T, out: &mut [T]) {
+    fn combine<T: Real, V: Value<Real = T>>(
+        &self,
+        chunk: &Chunk<'_, V>,
+        _: impl Fn(T) -> T,
+        out: &mut [T],
+    ) {
         let base = chunk.base.unwrap_or_default();
         let mask = self.mask(chunk);
         let shares: Vec<T> = self.shares.iter().map(|&q| T::from_f64(q)).collect();
         let floor = T::from_f64(FLOOR);
         for (index, out) in out.iter_mut().enumerate() {
             let stays = mask.as_ref().is_none_or(|mask| mask[index] != T::ZERO);
-            let base = base[index];
+            let base = base[index].real();
             if !stays {
                 *out = base;
                 continue;
             }
             let mut sum = T::ZERO;
             for member in chunk.members {
-                sum += member[index] - base;
+                sum += member[index].real() - base;
             }
             let (mut agreed, mut total) = (T::ZERO, T::ZERO);
             for (member, &share) in chunk.members.iter().zip(&shares) {
-                let delta = member[index] - base;
+                let delta = member[index].real() - base;
                 let agrees = if sum >= T::ZERO {
                     delta > T::ZERO
                 } else {

@@ -6,7 +6,7 @@
 
 use super::masks::{WORD, each_set, pack};
 use super::survey::{Count, Look, notes, tally};
-use super::{Chunk, Passes, Real};
+use super::{Chunk, Passes, Real, Value};
 use crate::Result;
 
 /// Bits that one count tells apart.
@@ -18,7 +18,13 @@ pub(super) const BLOCK: usize = 1024;
 /// What is ranked: one number per element, of which the magnitude counts.
 pub(super) trait Measure: Sync {
     /// Writes the numbers of elements `first..first + out.len()` of a chunk, in row `row` of several.
-    fn measure<T: Real>(&self, row: usize, chunk: &Chunk<'_, T>, first: usize, out: &mut [T]);
+    fn measure<T: Real, V: Value<Real = T>>(
+        &self,
+        row: usize,
+        chunk: &Chunk<'_, V>,
+        first: usize,
+        out: &mut [T],
+    );
 }
 
 /// A rank that is looked for: the `rank`-th smallest magnitude of a row, counted from 0.
@@ -135,7 +141,12 @@ pub(super) struct Histogram<'a, M> {
 }
 
 impl<M: Measure> Count for Histogram<'_, M> {
-    fn count<T: Real>(&self, _: usize, chunk: &Chunk<'_, T>, counts: &mut [u64]) {
+    fn count<T: Real, V: Value<Real = T>>(
+        &self,
+        _: usize,
+        chunk: &Chunk<'_, V>,
+        counts: &mut [u64],
+    ) {
         let digit = self.known - self.below;
         let mask = (1_u64 << digit) - 1;
         let n = length(chunk);
@@ -360,7 +371,7 @@ struct Equals<'a, M> {
 impl<M: Measure> Look for Equals<'_, M> {
     type Note = Vec<(u64, u64)>;
 
-    fn look<T: Real>(&self, _: usize, chunk: &Chunk<'_, T>) -> Self::Note {
+    fn look<T: Real, V: Value<Real = T>>(&self, _: usize, chunk: &Chunk<'_, V>) -> Self::Note {
         let n = length(chunk);
         let mut block = [T::ZERO; BLOCK];
         let ends = self.ends.iter();

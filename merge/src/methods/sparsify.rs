@@ -4,7 +4,7 @@ use super::draws::DrawKey;
 use super::row_ranks::RowChances;
 use super::selection::{Draft, Measure, Rank, Window, find, place_equals};
 use super::thinned::{Ready, Thinned};
-use super::{Chunk, Passes, Real, near};
+use super::{Chunk, Passes, Real, Value, near, reals};
 use crate::Result;
 
 /// How one task vector is thinned.
@@ -125,19 +125,30 @@ impl Row {
 pub(super) struct DeltaSize;
 
 impl Measure for DeltaSize {
-    fn measure<T: Real>(&self, row: usize, chunk: &Chunk<'_, T>, first: usize, out: &mut [T]) {
+    fn measure<T: Real, V: Value<Real = T>>(
+        &self,
+        row: usize,
+        chunk: &Chunk<'_, V>,
+        first: usize,
+        out: &mut [T],
+    ) {
         delta(chunk, row, first, out);
     }
 }
 
 /// Elements `first..` of member `member` minus the base.
-pub(super) fn delta<T: Real>(chunk: &Chunk<'_, T>, member: usize, first: usize, out: &mut [T]) {
+pub(super) fn delta<V: Value>(
+    chunk: &Chunk<'_, V>,
+    member: usize,
+    first: usize,
+    out: &mut [V::Real],
+) {
     let value = &chunk.members[member][first..first + out.len()];
     let base = &chunk.base.unwrap_or_default()[first..first + out.len()];
     crate::vectorized(
         #[inline(always)]
         || {
-            for ((out, &value), &base) in out.iter_mut().zip(value).zip(base) {
+            for ((out, value), base) in out.iter_mut().zip(reals(value)).zip(reals(base)) {
                 *out = value - base;
             }
         },

@@ -3,17 +3,19 @@
 use std::ops::Range;
 use std::sync::{Arc, Mutex, PoisonError};
 
-use super::masks::{WORD, expand, keep};
-use super::selection::BLOCK;
-use super::{Chunk, ElementKernel, Real};
+use half::bf16;
+
+use super::{Chunk, ElementKernel, Real, Value};
 use crate::Result;
 
-/// A chunk in one of the two types that kernels compute in.
+/// A chunk in one of the types that kernels read.
 pub enum AnyChunk<'a> {
+    /// Read as bf16, computed in `f32`.
+    Bf16(Chunk<'a, bf16>),
     /// In `f32`.
-    Single(Chunk<'a, f32>),
+    F32(Chunk<'a, f32>),
     /// In `f64`.
-    Double(Chunk<'a, f64>),
+    F64(Chunk<'a, f64>),
 }
 
 /// The data of a group, chunk by chunk.
@@ -69,7 +71,7 @@ pub(super) trait Look: Sync {
     type Note: Send;
 
     /// Looks at a chunk.
-    fn look<T: Real>(&self, index: usize, chunk: &Chunk<'_, T>) -> Self::Note;
+    fn look<T: Real, V: Value<Real = T>>(&self, index: usize, chunk: &Chunk<'_, V>) -> Self::Note;
 }
 
 /// Notes that are kept at a time when they are added up.
@@ -93,8 +95,9 @@ pub(super) fn in_order<L: Look>(
         let places: Vec<Mutex<Option<L::Note>>> = wave.clone().map(|_| Mutex::new(None)).collect();
         data.visit(wave, 1, &|index, chunk| {
             let note = match chunk {
-                AnyChunk::Single(chunk) => look.look(index, chunk),
-                AnyChunk::Double(chunk) => look.look(index, chunk),
+                AnyChunk::Bf16(chunk) => look.look(index, chunk),
+                AnyChunk::F32(chunk) => look.look(index, chunk),
+                AnyChunk::F64(chunk) => look.look(index, chunk),
             };
             *places[index - first]
                 .lock()
@@ -127,7 +130,12 @@ pub(super) fn sums<L: Look<Note = Vec<f64>>>(
 /// What a pass counts in a chunk.
 pub(super) trait Count: Sync {
     /// Adds to the counts.
-    fn count<T: Real>(&self, index: usize, chunk: &Chunk<'_, T>, counts: &mut [u64]);
+    fn count<T: Real, V: Value<Real = T>>(
+        &self,
+        index: usize,
+        chunk: &Chunk<'_, V>,
+        counts: &mut [u64],
+    );
 }
 
 /// Counts over the first of `parts` equal parts of all chunks. Integers add up to the same in any
@@ -143,8 +151,9 @@ pub(super) fn tally(
         let own = idle.lock().unwrap_or_else(PoisonError::into_inner).pop();
         let mut own = own.unwrap_or_else(|| vec![0; n]);
         match chunk {
-            AnyChunk::Single(chunk) => count.count(index, chunk, &mut own),
-            AnyChunk::Double(chunk) => count.count(index, chunk, &mut own),
+            AnyChunk::Bf16(chunk) => count.count(index, chunk, &mut own),
+            AnyChunk::F32(chunk) => count.count(index, chunk, &mut own),
+            AnyChunk::F64(chunk) => count.count(index, chunk, &mut own),
         }
         idle.lock()
             .unwrap_or_else(PoisonError::into_inner)
@@ -157,93 +166,4 @@ pub(super) fn tally(
         }
     }
     Ok(total)
-}
-
-/// Running sums of a sum, whose order is the same for any width of the processor's vectors.
-const LANES: usize = 16;
-
-/// `Σ f(k)` in `f64`.
-#[inline(always)]
-pub(super) fn lanes(n: usize, f: impl Fn(usize) -> f64) -> f64 {
-    let mut sums = [0.0; LANES];
-    let whole = n - n % LANES;
-    for first in (0..whole).step_by(LANES) {
-        for (lane, sum) in sums.iter_mut().enumerate() {
-            *sum += f(first + lane);
-        }
-    }
-    for index in whole..n {
-        sums[index - whole] += f(index);
-    }
-    sums.iter().sum()
-}
-
-/// `Σ f(aₖ, bₖ)` likewise, without a look at bounds. One sum at a time: of several at once compilers
-/// make steps of single elements.
-#[inline(always)]
-fn lanes_of<T: Copy>(a: &[T], b: &[T], f: impl Fn(T, T) -> f64) -> f64 {
-    let mut sums = [0.0; LANES];
-    let (a_whole, a_rest) = a.as_chunks::<LANES>();
-    let (b_whole, b_rest) = b.as_chunks::<LANES>();
-    for (a, b) in a_whole.iter().zip(b_whole) {
-        for (sum, (&a, &b)) in sums.iter_mut().zip(a.iter().zip(b)) {
-            *sum += f(a, b);
-        }
-    }
-    for (sum, (&a, &b)) in sums.iter_mut().zip(a_rest.iter().zip(b_rest)) {
-        *sum += f(a, b);
-    }
-    sums.iter().sum()
-}
-
-/// The product `a · b` in `f64`.
-pub(super) fn dot<T: Real>(a: &[T], b: &[T]) -> f64 {
-    crate::vectorized(
-        #[inline(always)]
-        || lanes_of(a, b, |a, b| a.to_f64() * b.to_f64()),
-    )
-}
-
-/// Sums of the magnitudes of `a − b` in `f64`: of all, and of those whose bit in `words` is set.
-pub(super) fn masked_magnitudes<T: Real>(a: &[T], b: &[T], words: &[u32]) -> [f64; 2] {
-    let mut sums = [[0.0; LANES]; 2];
-    let mut flags = [0; BLOCK];
-    crate::vectorized(
-        #[inline(always)]
-        || {
-            let blocks = a.chunks(BLOCK).zip(b.chunks(BLOCK));
-            for ((a, b), words) in blocks.zip(words.chunks(BLOCK / WORD)) {
-                let flags = &mut flags[..a.len()];
-                expand(words, flags);
-                let (whole, rest) = a.as_chunks::<LANES>();
-                let n_whole = whole.len() * LANES;
-                let others = b.as_chunks::<LANES>().0.iter();
-                let places = whole.iter().zip(others).zip(flags.as_chunks::<LANES>().0);
-                for ((a, b), flags) in places {
-                    add_magnitudes(&mut sums, a, b, flags);
-                }
-                add_magnitudes(&mut sums, rest, &b[n_whole..], &flags[n_whole..]);
-            }
-        },
-    );
-    sums.map(|sums| sums.iter().sum())
-}
-
-/// Adds one difference to each running sum.
-#[inline(always)]
-fn add_magnitudes<T: Real>(sums: &mut [[f64; LANES]; 2], a: &[T], b: &[T], flags: &[u8]) {
-    let [before, after] = sums;
-    for (lane, (&a, &b)) in a.iter().zip(b).enumerate() {
-        let magnitude = (a - b).abs().to_f64();
-        before[lane] += magnitude;
-        after[lane] += keep(magnitude, flags[lane]);
-    }
-}
-
-/// The sum of magnitudes in `f64`.
-pub(super) fn magnitudes<T: Real>(values: &[T]) -> f64 {
-    crate::vectorized(
-        #[inline(always)]
-        || lanes_of(values, values, |value, _| value.abs().to_f64()),
-    )
 }

@@ -3,12 +3,13 @@
 use std::borrow::Cow;
 
 use super::draws::MemberDraws;
-use super::masks::{WORD, expand, keep};
+use super::lanes::{LANES, magnitudes, masked_magnitudes};
+use super::masks::WORD;
 use super::row_ranks::RowChances;
 use super::selection::{BLOCK, Window, length};
 use super::sparsify::delta;
-use super::survey::{Look, in_order, magnitudes, masked_magnitudes};
-use super::{Chunk, Passes, Real};
+use super::survey::{Look, in_order};
+use super::{Chunk, Passes, Real, Value, reals};
 use crate::Result;
 
 /// Below this a sum of magnitudes counts as zero, as in mergekit.
@@ -111,7 +112,7 @@ impl Thinned {
     }
 
     /// The members' task vectors in a chunk.
-    pub(super) fn terms<'a, T: Real>(&'a self, chunk: &Chunk<'_, T>) -> Vec<Term<'a, T>> {
+    pub(super) fn terms<'a, V: Value>(&'a self, chunk: &Chunk<'_, V>) -> Vec<Term<'a, V::Real>> {
         let index = chunk.first / self.chunk_elements.max(1);
         (0..self.members.len())
             .map(|member| {
@@ -126,9 +127,9 @@ impl Thinned {
     }
 
     /// How a member is thinned in a chunk, and the factor on what is left.
-    fn way<'a, T: Real>(
+    fn way<'a, T: Real, V: Value<Real = T>>(
         &'a self,
-        chunk: &Chunk<'_, T>,
+        chunk: &Chunk<'_, V>,
         index: usize,
         member: usize,
     ) -> (Way<'a, T>, f64) {
@@ -177,9 +178,9 @@ impl<T: Real> Term<'_, T> {
     /// Hands each place of `out` the elements `first..` of the chunk times `weight`; blocks of a multiple
     /// of [`WORD`], at most [`BLOCK`], must come in order.
     #[inline(always)]
-    pub(super) fn each(
+    pub(super) fn each<V: Value<Real = T>>(
         &mut self,
-        chunk: &Chunk<'_, T>,
+        chunk: &Chunk<'_, V>,
         weight: f64,
         first: usize,
         out: &mut [f64],
@@ -188,12 +189,12 @@ impl<T: Real> Term<'_, T> {
         let factor = self.factor * weight;
         let value = &chunk.members[self.member][first..first + out.len()];
         let base = &chunk.base.unwrap_or_default()[first..first + out.len()];
-        let inputs = value.iter().zip(base);
+        let inputs = reals(value).zip(reals(base));
         match &mut self.way {
             Way::Keep => crate::vectorized(
                 #[inline(always)]
                 || {
-                    for (out, (&value, &base)) in out.iter_mut().zip(inputs.clone()) {
+                    for (out, (value, base)) in out.iter_mut().zip(inputs.clone()) {
                         put(out, factor * (value - base).to_f64());
                     }
                 },
@@ -214,21 +215,29 @@ impl<T: Real> Term<'_, T> {
                 }
             }
             Way::Mask(words) => {
-                let mut flags = [0; BLOCK];
-                let words = &words[first / WORD..];
+                let mask = Mask {
+                    words: &words[first / WORD..],
+                    factor: self.factor,
+                };
                 crate::vectorized(
                     #[inline(always)]
                     || {
-                        expand(words, &mut flags[..out.len()]);
-                        let places = out.iter_mut().zip(inputs.clone());
-                        for ((out, (&value, &base)), &flag) in places.zip(&flags) {
-                            put(out, keep(factor * (value - base).to_f64(), flag));
+                        let (whole, rest) = out.as_chunks_mut::<LANES>();
+                        let n_whole = whole.len();
+                        let values = value.as_chunks::<LANES>().0.iter();
+                        let places = whole
+                            .iter_mut()
+                            .zip(values.zip(base.as_chunks::<LANES>().0));
+                        for (index, (out, (value, base))) in places.enumerate() {
+                            mask.each(index, weight, value, base, out, &put);
                         }
+                        let n = n_whole * LANES;
+                        mask.each(n_whole, weight, &value[n..], &base[n..], rest, &put);
                     },
                 );
             }
             Way::Factors(factors) => {
-                for ((out, (&value, &base)), &own) in
+                for ((out, (value, base)), &own) in
                     out.iter_mut().zip(inputs).zip(&factors[first..])
                 {
                     let scaled = factor * own.to_f64() * (value - base).to_f64();
@@ -239,7 +248,7 @@ impl<T: Real> Term<'_, T> {
     }
 
     /// Sums of magnitudes of the member's task vector in the chunk, before and after.
-    fn sums(&mut self, chunk: &Chunk<'_, T>) -> [f64; 2] {
+    fn sums<V: Value<Real = T>>(&mut self, chunk: &Chunk<'_, V>) -> [f64; 2] {
         let member = self.member;
         let base = chunk.base.unwrap_or_default();
         match &mut self.way {
@@ -274,6 +283,54 @@ impl<T: Real> Term<'_, T> {
     }
 }
 
+/// A task vector of which those elements stay whose bit is set, times a factor.
+pub(super) struct Mask<'a> {
+    words: &'a [u32],
+    factor: f64,
+}
+
+/// The masks of terms, if all have one.
+pub(super) fn masks<'a, T>(terms: &'a [Term<'_, T>]) -> Option<Vec<Mask<'a>>> {
+    let masks = terms.iter().map(|term| match &term.way {
+        Way::Mask(words) => Some(Mask {
+            words,
+            factor: term.factor,
+        }),
+        _ => None,
+    });
+    masks.collect()
+}
+
+impl Mask<'_> {
+    /// As [`Term::each`], for the `index`-th [`LANES`] elements. Where all slices are known to be as
+    /// long as that, bits become masks of vectors.
+    #[inline(always)]
+    pub(super) fn each<V: Value>(
+        &self,
+        index: usize,
+        weight: f64,
+        value: &[V],
+        base: &[impl Value<Real = V::Real>],
+        out: &mut [f64],
+        put: impl Fn(&mut f64, f64),
+    ) {
+        let first = index * LANES;
+        // No word, no elements.
+        let word = self.words.get(first / WORD).copied().unwrap_or_default();
+        let bits = word >> (first % WORD);
+        let factor = self.factor * weight;
+        let mut deltas = [V::Real::ZERO; LANES];
+        for (lane, (value, base)) in value.iter().zip(base).enumerate() {
+            let delta = value.real() - base.real();
+            let is_set = bits & 1 << lane != 0;
+            deltas[lane] = if is_set { delta } else { V::Real::ZERO };
+        }
+        for (out, delta) in out.iter_mut().zip(&deltas) {
+            put(out, factor * delta.to_f64());
+        }
+    }
+}
+
 /// Sums of magnitudes of each task vector, before and after.
 struct Norms<'a> {
     thinned: &'a Thinned,
@@ -290,7 +347,7 @@ struct Note {
 impl Look for Norms<'_> {
     type Note = Note;
 
-    fn look<T: Real>(&self, _: usize, chunk: &Chunk<'_, T>) -> Note {
+    fn look<T: Real, V: Value<Real = T>>(&self, _: usize, chunk: &Chunk<'_, V>) -> Note {
         let mut note = Note {
             sums: Vec::new(),
             masks: Vec::new(),
