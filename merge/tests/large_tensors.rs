@@ -16,14 +16,21 @@ const SHAPE: [usize; 2] = [1009, 307];
 struct Folder(tempfile::TempDir);
 
 impl Folder {
-    /// A base and two models whose differences from it are multiples of 1/64, so that many are equal.
     fn new() -> Self {
+        Self::of(Dtype::F32)
+    }
+
+    /// A base and two models whose differences from it are multiples of 1/64, so that many are equal.
+    fn of(dtype: Dtype) -> Self {
         let folder = Self(tempfile::tempdir().expect("a temporary folder"));
         for name in ["base", "a", "b"] {
             let raw = Raw {
-                dtype: Dtype::F32,
+                dtype,
                 shape: SHAPE.to_vec(),
-                bytes: values(name).iter().flat_map(|v| v.to_le_bytes()).collect(),
+                bytes: match dtype {
+                    Dtype::BF16 => stored(name, |value| half::bf16::from_f32(value).to_le_bytes()),
+                    _ => stored(name, f32::to_le_bytes),
+                },
             };
             fixture::write(&folder.path(name), &BTreeMap::from([("w".to_owned(), raw)]));
         }
@@ -65,6 +72,11 @@ impl Folder {
     }
 }
 
+fn stored<const N: usize>(name: &str, encode: impl Fn(f32) -> [u8; N]) -> Vec<u8> {
+    values(name).into_iter().flat_map(encode).collect()
+}
+
+/// Numbers that bf16 has, too.
 fn values(name: &str) -> Vec<f32> {
     let mut draws = vec![0.0; SHAPE[0] * SHAPE[1]];
     merge::random::Draws::new(3, name).add_normal(1.0, 0, &mut draws);
@@ -229,5 +241,62 @@ fn what_does_not_fit_into_memory_between_two_passes_is_read_again() {
     assert_eq!(merged.len(), n);
     for (at, found) in merged.into_iter().enumerate() {
         assert_eq!(found, 1.5 * value(at), "element {at}");
+    }
+}
+
+#[test]
+fn tensors_stored_in_bf16_merge_like_the_same_numbers_in_f32() {
+    let (single, half) = (Folder::of(Dtype::F32), Folder::of(Dtype::BF16));
+    let with_base = "base_model: <base>\nmodels: [{model: <a>}, {model: <b>}]";
+    let without_base = "models: [{model: <a>}, {model: <b>}]";
+    let two_ends = "base_model: <base>\nmodels: [{model: <a>}]";
+    let weights = "weight: 0.6";
+    let thinned = "weight: 0.6, density: 0.4";
+    for (method, models, parameters) in [
+        ("linear", without_base, weights),
+        ("slerp", two_ends, "t: 0.3"),
+        ("nuslerp", without_base, weights),
+        ("nuslerp", with_base, "weight: 0.6, nuslerp_flatten: false"),
+        (
+            "nuslerp",
+            with_base,
+            "weight: 0.6, nuslerp_flatten: false, nuslerp_row_wise: true",
+        ),
+        ("multislerp", without_base, weights),
+        ("karcher", without_base, ""),
+        ("task_arithmetic", with_base, weights),
+        ("ties", with_base, thinned),
+        ("dare_linear", with_base, thinned),
+        (
+            "dare_linear",
+            with_base,
+            "weight: 0.6, density: 0.4, rescale: inverse",
+        ),
+        ("dare_ties", with_base, thinned),
+        ("breadcrumbs", with_base, thinned),
+        ("breadcrumbs_ties", with_base, thinned),
+        ("della", with_base, thinned),
+        (
+            "della_linear",
+            with_base,
+            "weight: 0.6, density: 0.4, rescale: inverse",
+        ),
+        ("sce", with_base, "select_topk: 0.4"),
+        ("model_stock", with_base, ""),
+        ("model_stock", with_base, "filter_wise: true"),
+        ("nearswap", two_ends, "t: 0.3"),
+        ("arcee_fusion", two_ends, ""),
+        ("ram", with_base, ""),
+        ("ramplus_tl", with_base, ""),
+    ] {
+        let yaml = format!(
+            "merge_method: {method}\nout_dtype: float32\nparameters: {{{parameters}}}\n{models}"
+        );
+        let wanted = single.merge(&yaml, 2);
+        let unlike = (half.merge(&yaml, 2).iter().zip(&wanted))
+            .filter(|(found, wanted)| found != wanted)
+            .count();
+        assert_eq!(unlike, 0, "elements of {method} with {parameters}");
+        assert!(wanted.iter().any(|&value| value != 0.0), "{method}");
     }
 }

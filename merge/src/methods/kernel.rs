@@ -79,6 +79,8 @@ pub trait Real:
     fn abs(self) -> Self;
     /// The bits of the value without its sign, which are ordered like the values themselves.
     fn magnitude(self) -> u64;
+    /// The magnitude's bits but for the lowest `shift`, of which no more than 32 may be left.
+    fn upper_bits(self, shift: u32) -> u32;
     /// Whether the magnitude's bits lie between two numbers, both included.
     fn is_within(self, low: u64, high: u64) -> bool;
     /// The value where all bits of `mask` are set, zero where none is. A choice between the two would
@@ -111,6 +113,10 @@ impl Real for f32 {
     #[inline(always)]
     fn magnitude(self) -> u64 {
         u64::from(self.to_bits() & 0x7fff_ffff)
+    }
+    #[inline(always)]
+    fn upper_bits(self, shift: u32) -> u32 {
+        (self.to_bits() & 0x7fff_ffff) >> shift
     }
     // In 32 bits, so that twice as many elements fit into a vector.
     #[inline(always)]
@@ -153,6 +159,10 @@ impl Real for f64 {
     #[inline(always)]
     fn magnitude(self) -> u64 {
         self.to_bits() & !(1 << 63)
+    }
+    #[inline(always)]
+    fn upper_bits(self, shift: u32) -> u32 {
+        (self.magnitude() >> shift) as u32
     }
     #[inline(always)]
     fn is_within(self, low: u64, high: u64) -> bool {

@@ -2,21 +2,21 @@
 //!
 //! An element stays when its draw is below the chance of its rank. Few ranks must be known for that: a
 //! count of the magnitudes' upper bits tells between which ranks an element stands, and nearly always
-//! its draw is below the chances of both or of neither. The others are ranked among their bin.
+//! its draw is below the chances of both or of neither. The others are ranked in their row.
 
 use super::Real;
 use super::masks::{WORD, pack};
 use super::sparsify::Row;
 
-/// Counters of a row: sixteen powers of two, of 128 steps each; what is smaller is counted together.
-const BINS: usize = 2048;
+/// Counters of a row: sixteen powers of two, of 64 steps each; what is smaller is counted together.
+const BINS: usize = 1024;
 
 /// Bits of a mantissa that tell bins apart.
-const STEP_BITS: u32 = 7;
+const STEP_BITS: u32 = 6;
 
-/// So many comparisons for each element of a row rank single ones; where more are needed the row is
-/// sorted.
-const MAX_COMPARED: usize = 32;
+/// So many elements of a row are ranked one by one; where there are more the row is sorted, which takes
+/// as long.
+const MAX_RANKED: usize = 256;
 
 /// The chances of a row's elements, by rank: `low` for the smallest to `high` for the largest.
 pub(super) struct RowChances {
@@ -51,23 +51,18 @@ impl RowChances {
             let rows = values.chunks_exact(length.max(1));
             let rows = rows.zip(draws.chunks_exact(length.max(1)));
             for ((values, draws), stays) in rows.zip(stays.chunks_exact_mut(length.max(1))) {
-                ranking.set(values.iter());
-                ranking.decide::<T>(&chances, draws, stays);
+                ranking.decide(values, &chances, draws, stays);
             }
         } else {
+            let mut row_values = vec![T::ZERO; length];
             let mut row_draws = vec![0.0; length];
             let mut row_stays = vec![false; length];
             for block in (0..values.len()).step_by(self.row.unit().max(1)) {
                 for lane in 0..stride {
                     let first = block + lane;
-                    ranking.set(values[first..].iter().step_by(stride));
-                    for (to, &from) in row_draws
-                        .iter_mut()
-                        .zip(draws[first..].iter().step_by(stride))
-                    {
-                        *to = from;
-                    }
-                    ranking.decide::<T>(&chances, &row_draws, &mut row_stays);
+                    gather(&values[first..], stride, &mut row_values);
+                    gather(&draws[first..], stride, &mut row_draws);
+                    ranking.decide(&row_values, &chances, &row_draws, &mut row_stays);
                     for (to, &from) in stays[first..].iter_mut().step_by(stride).zip(&row_stays) {
                         *to = from;
                     }
@@ -87,13 +82,12 @@ impl RowChances {
         let Row { length, stride } = self.row;
         let mut factors = vec![T::ZERO; values.len()];
         let mut ranking = Ranking::new(length);
+        let mut row_values = vec![T::ZERO; length];
         for block in (0..values.len()).step_by(self.row.unit().max(1)) {
             for lane in 0..stride {
                 let at = |k: usize| block + lane + k * stride;
-                for (k, key) in ranking.keys.iter_mut().enumerate() {
-                    *key = values[at(k)].magnitude();
-                }
-                for (rank, &(_, k)) in (0..).zip(ranking.sorted()) {
+                gather(&values[block + lane..], stride, &mut row_values);
+                for (rank, &(_, k)) in (0..).zip(ranking.sorted(&row_values)) {
                     let chance = self.of(rank);
                     if draws[at(k as usize)] < chance {
                         factors[at(k as usize)] = T::from_f64(1.0 / f64::from(chance));
@@ -105,61 +99,51 @@ impl RowChances {
     }
 }
 
+/// Takes every `stride`-th number.
+fn gather<T: Copy>(from: &[T], stride: usize, to: &mut [T]) {
+    for (to, &from) in to.iter_mut().zip(from.iter().step_by(stride)) {
+        *to = from;
+    }
+}
+
 /// Buffers for the ranks of a row.
 struct Ranking {
-    /// Magnitudes.
-    keys: Vec<u64>,
-    /// Their bins.
+    /// The bin of each magnitude.
     bins: Vec<u16>,
     /// The rank at which each bin starts, and the last one ends.
-    starts: Vec<u32>,
-    /// Where the next element of each bin goes.
-    next: Vec<u32>,
-    /// Magnitudes in the order of their bins, and within a bin in the order of the row.
-    grouped: Vec<u64>,
-    /// Elements that must be ranked, and their places in `grouped`.
-    unsure: Vec<(u32, u32)>,
+    starts: Box<[u32; BINS + 1]>,
+    /// The chances of each bin's first rank and of its last.
+    ends: Box<[[f32; 2]; BINS]>,
+    /// Elements that must be ranked.
+    unsure: Vec<u32>,
     order: Vec<(u64, u32)>,
 }
 
 impl Ranking {
     fn new(length: usize) -> Self {
         Self {
-            keys: vec![0; length],
             bins: vec![0; length],
-            starts: vec![0; BINS + 1],
-            next: vec![0; BINS],
-            grouped: vec![0; length],
-            unsure: vec![(0, 0); length],
+            starts: Box::new([0; BINS + 1]),
+            ends: Box::new([[0.0; 2]; BINS]),
+            unsure: vec![0; length],
             order: Vec::new(),
         }
     }
 
-    /// Takes a row's values.
-    #[inline(always)]
-    fn set<'a, T: Real>(&mut self, values: impl Iterator<Item = &'a T>) {
-        for (key, value) in self.keys.iter_mut().zip(values) {
-            *key = value.magnitude();
-        }
-    }
-
-    /// Finds the bin of each key and where each bin starts.
-    fn count<T: Real>(&mut self) {
-        let Self {
-            keys,
-            bins,
-            starts,
-            next,
-            ..
-        } = self;
+    /// Finds the bin of each value and where each bin starts.
+    fn count<T: Real>(&mut self, values: &[T]) {
+        let Self { bins, starts, .. } = self;
         let shift = T::MANTISSA_BITS - STEP_BITS;
         crate::vectorized(
             #[inline(always)]
             || {
-                let largest = keys.iter().fold(0, |largest, &key| key.max(largest));
-                let lowest = (largest >> shift).saturating_sub(BINS as u64 - 1);
-                for (bin, &key) in bins.iter_mut().zip(&*keys) {
-                    *bin = (key >> shift).saturating_sub(lowest) as u16;
+                let mut largest = 0;
+                for value in values {
+                    largest = value.upper_bits(shift).max(largest);
+                }
+                let lowest = largest.saturating_sub(BINS as u32 - 1);
+                for (bin, value) in bins.iter_mut().zip(values) {
+                    *bin = value.upper_bits(shift).saturating_sub(lowest) as u16;
                 }
             },
         );
@@ -168,77 +152,105 @@ impl Ranking {
             starts[usize::from(bin) % BINS + 1] += 1;
         }
         let mut sum = 0;
-        for start in &mut *starts {
+        for start in &mut **starts {
             sum += *start;
             *start = sum;
         }
-        next.copy_from_slice(&starts[..BINS]);
+    }
+
+    /// Looks up the chances of each bin's ends.
+    fn bound(&mut self, chances: &[f32]) {
+        let bins = self.ends.iter_mut().zip(self.starts.array_windows());
+        for (ends, &[start, end]) in bins {
+            // Of an empty bin nobody asks.
+            if start < end {
+                *ends = [chances[start as usize], chances[end as usize - 1]];
+            }
+        }
     }
 
     /// Decides which elements stay, by the chances of all ranks.
-    fn decide<T: Real>(&mut self, chances: &[f32], draws: &[f32], stays: &mut [bool]) {
-        self.count::<T>();
+    fn decide<T: Real>(
+        &mut self,
+        values: &[T],
+        chances: &[f32],
+        draws: &[f32],
+        stays: &mut [bool],
+    ) {
+        self.count(values);
+        self.bound(chances);
         let mut n_unsure = 0;
-        let row = self.keys.iter().zip(&self.bins).zip(draws);
-        for (k, (((&key, &bin), &draw), stays)) in (0_u32..).zip(row.zip(&mut *stays)) {
-            let bin = usize::from(bin) % BINS;
-            let place = self.next[bin];
-            self.next[bin] = place + 1;
-            self.grouped[place as usize] = key;
-            // The place is the rank if all of the bin are equal, and between its least and its
-            // greatest rank in any case.
-            *stays = draw < chances[place as usize];
-            let least = chances[self.starts[bin] as usize];
-            let most = chances[self.starts[bin + 1] as usize - 1];
+        let row = self.bins.iter().zip(draws).zip(&mut *stays);
+        for (k, ((&bin, &draw), stays)) in (0..).zip(row) {
+            let [least, most] = self.ends[usize::from(bin) % BINS];
+            *stays = draw < least;
             // Written over by the next one where it is not unsure.
-            self.unsure[n_unsure] = (k, place);
-            n_unsure += usize::from(draw >= least && draw < most);
+            self.unsure[n_unsure] = k;
+            n_unsure += usize::from((draw >= least) & (draw < most));
         }
-        // Untrained elements, of which there may be many, need no ranking if they have their bin.
-        let n_lowest = self.starts[1] as usize;
-        let are_zeros = self.grouped[..n_lowest].iter().all(|&key| key == 0);
-        let mut left = MAX_COMPARED * self.keys.len();
-        for index in 0..n_unsure {
-            let (k, place) = self.unsure[index];
-            let (k, bin) = (k as usize, usize::from(self.bins[k as usize]) % BINS);
-            if bin == 0 && are_zeros {
-                continue;
-            }
-            let bin = self.starts[bin] as usize..self.starts[bin + 1] as usize;
-            if left < bin.len() {
-                return self.decide_by_sorting(chances, draws, stays);
-            }
-            left -= bin.len();
-            stays[k] = draws[k]
-                < chances[bin.start + rank(&self.grouped[bin.clone()], place as usize - bin.start)];
-        }
+        let unsure = std::mem::take(&mut self.unsure);
+        self.rank_unsure(&unsure[..n_unsure], values, chances, draws, stays);
+        self.unsure = unsure;
     }
 
-    fn decide_by_sorting(&mut self, chances: &[f32], draws: &[f32], stays: &mut [bool]) {
-        for (&(_, k), &chance) in self.sorted().iter().zip(chances) {
-            stays[k as usize] = draws[k as usize] < chance;
+    /// Decides for elements between whose possible chances their draws lie.
+    fn rank_unsure<T: Real>(
+        &mut self,
+        unsure: &[u32],
+        values: &[T],
+        chances: &[f32],
+        draws: &[f32],
+        stays: &mut [bool],
+    ) {
+        // Untrained elements, of which there may be many, stand in their order.
+        let zeros = || (0..values.len()).filter(|&k| values[k] == T::ZERO);
+        let is_lowest = |&k: &u32| self.bins[k as usize] == 0;
+        let n_lowest = unsure.iter().filter(|k| is_lowest(k)).count();
+        let are_zeros = n_lowest > 0 && zeros().count() == self.starts[1] as usize;
+        if are_zeros {
+            for (k, &chance) in zeros().zip(chances) {
+                stays[k] = draws[k] < chance;
+            }
+        }
+        if unsure.len() - if are_zeros { n_lowest } else { 0 } > MAX_RANKED {
+            for (&(_, k), &chance) in self.sorted(values).iter().zip(chances) {
+                stays[k as usize] = draws[k as usize] < chance;
+            }
+            return;
+        }
+        for &k in unsure.iter().filter(|k| !(are_zeros && is_lowest(k))) {
+            let k = k as usize;
+            stays[k] = draws[k] < chances[rank(values, k)];
         }
     }
 
     /// All elements in the order of their ranks.
-    fn sorted(&mut self) -> &[(u64, u32)] {
+    fn sorted<T: Real>(&mut self, values: &[T]) -> &[(u64, u32)] {
+        let keys = values.iter().map(|value| value.magnitude());
         self.order.clear();
-        self.order.extend(self.keys.iter().copied().zip(0..));
+        self.order.extend(keys.zip(0..));
         self.order.sort_unstable();
         &self.order
     }
 }
 
-/// The rank of one of several keys: equal ones stand in their order.
-fn rank(keys: &[u64], place: usize) -> usize {
-    let own = keys[place];
-    let (before, after) = keys.split_at(place);
+/// The rank of one of several magnitudes: equal ones stand in their order.
+fn rank<T: Real>(values: &[T], place: usize) -> usize {
+    let own = values[place].magnitude();
+    let (before, after) = values.split_at(place);
     let n = crate::vectorized(
         #[inline(always)]
         || {
-            let not_above = before.iter().map(|&key| u64::from(key <= own));
-            let below = after.iter().map(|&key| u64::from(key < own));
-            not_above.sum::<u64>() + below.sum::<u64>()
+            let mut n = 0;
+            for value in before {
+                n += u32::from(value.is_within(0, own));
+            }
+            if own > 0 {
+                for value in after {
+                    n += u32::from(value.is_within(0, own - 1));
+                }
+            }
+            n
         },
     );
     n as usize
