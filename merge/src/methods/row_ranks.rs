@@ -147,12 +147,14 @@ impl Ranking {
                 }
             },
         );
+        // Borrowed once: writes to other buffers could move what is borrowed anew in each step.
+        let starts = &mut **starts;
         starts.fill(0);
         for &bin in &*bins {
             starts[usize::from(bin) % BINS + 1] += 1;
         }
         let mut sum = 0;
-        for start in &mut **starts {
+        for start in starts {
             sum += *start;
             *start = sum;
         }
@@ -160,12 +162,12 @@ impl Ranking {
 
     /// Looks up the chances of each bin's ends.
     fn bound(&mut self, chances: &[f32]) {
+        // Of an empty bin nobody asks; a branch for them would be guessed wrong.
+        let last = chances.len().saturating_sub(1);
         let bins = self.ends.iter_mut().zip(self.starts.array_windows());
         for (ends, &[start, end]) in bins {
-            // Of an empty bin nobody asks.
-            if start < end {
-                *ends = [chances[start as usize], chances[end as usize - 1]];
-            }
+            let end = (end as usize).saturating_sub(1);
+            *ends = [chances[last.min(start as usize)], chances[last.min(end)]];
         }
     }
 
@@ -180,13 +182,16 @@ impl Ranking {
         self.count(values);
         self.bound(chances);
         let mut n_unsure = 0;
+        // Borrowed once, likewise.
+        let (ends, unsure) = (&*self.ends, &mut self.unsure[..values.len()]);
         let row = self.bins.iter().zip(draws).zip(&mut *stays);
         for (k, ((&bin, &draw), stays)) in (0..).zip(row) {
-            let [least, most] = self.ends[usize::from(bin) % BINS];
-            *stays = draw < least;
+            let [least, most] = ends[usize::from(bin) % BINS];
+            let (is_below_least, is_below_most) = (draw < least, draw < most);
+            *stays = is_below_least;
             // Written over by the next one where it is not unsure.
-            self.unsure[n_unsure] = k;
-            n_unsure += usize::from((draw >= least) & (draw < most));
+            unsure[n_unsure] = k;
+            n_unsure += usize::from(is_below_least != is_below_most);
         }
         let unsure = std::mem::take(&mut self.unsure);
         self.rank_unsure(&unsure[..n_unsure], values, chances, draws, stays);
