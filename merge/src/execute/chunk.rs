@@ -281,8 +281,8 @@ fn is_finite(dtype: DType, bytes: &[u8]) -> bool {
     }
 }
 
-/// Whether in no word all bits of `mask`, a format's exponent, are set. Looks at whole blocks
-/// without branching, which compilers turn into vector instructions.
+/// Whether in no word all bits of `mask`, a format's exponent, are set. Looks at everything without
+/// branching, which compilers turn into vector instructions.
 fn exponents_below<W>(bytes: &[u8], mask: W) -> bool
 where
     W: Pod + std::ops::BitAnd<Output = W> + PartialEq,
@@ -291,17 +291,33 @@ where
     crate::vectorized(
         #[inline(always)]
         || {
-            let any_hit = |words: &[W]| {
-                let hits = words.iter().map(|&word| word & mask == mask);
-                hits.fold(false, |any, hit| any | hit)
-            };
-            let any_hit = |block: &[u8]| match bytemuck::try_cast_slice(block) {
-                Ok(words) => any_hit(words),
-                Err(_) => any_hit(&bytemuck::allocation::pod_collect_to_vec::<u8, W>(block)),
-            };
-            !bytes.chunks(BLOCK).any(any_hit)
+            let mut is_hit = false;
+            for block in bytes.chunks(BLOCK) {
+                is_hit |= match bytemuck::try_cast_slice(block) {
+                    Ok(words) => is_any_full(words, mask),
+                    Err(_) => is_any_full(
+                        &bytemuck::allocation::pod_collect_to_vec::<u8, W>(block),
+                        mask,
+                    ),
+                };
+            }
+            !is_hit
         },
     )
+}
+
+// A loop, for the library's searches do not become part of their caller, which chooses the vector
+// instructions.
+#[inline(always)]
+fn is_any_full<W>(words: &[W], mask: W) -> bool
+where
+    W: Pod + std::ops::BitAnd<Output = W> + PartialEq,
+{
+    let mut is_hit = false;
+    for &word in words {
+        is_hit |= word & mask == mask;
+    }
+    is_hit
 }
 
 #[cfg(test)]

@@ -1,4 +1,4 @@
-//! The tensors that one result is made of, read together and decoded chunk by chunk.
+//! The tensors that one result is made of, read together and handed over chunk by chunk.
 
 use std::ops::Range;
 
