@@ -124,8 +124,8 @@ pub fn decode_f32(key: &str, dtype: DType, bytes: &[u8], out: &mut [f32]) -> Res
     );
     match dtype {
         DType::F32 => bytemuck::cast_slice_mut(out).copy_from_slice(bytes),
-        DType::F16 => with_aligned::<f16>(bytes, |from| from.convert_to_f32_slice(out)),
-        DType::BF16 => each(bytes, out, bf16_to_f32),
+        DType::F16 => with_aligned(bytes, |from: &[f16]| from.convert_to_f32_slice(out)),
+        DType::BF16 => each(bytes, out, |b| bf16_to_f32(u16::from_le_bytes(b))),
         DType::F64 => each(bytes, out, |b| f64::from_le_bytes(b) as f32),
         DType::F8E4M3 => each(bytes, out, |[b]| f8_e4m3_to_f32(b)),
         DType::F8E5M2 => each(bytes, out, |[b]| f8_e5m2_to_f32(b)),
@@ -261,8 +261,8 @@ fn put<const N: usize, T: Copy>(values: &[T], out: &mut [u8], encode: impl Fn(T)
 
 /// The upper half of an f32, written without branches so that it becomes vector instructions.
 #[inline(always)]
-fn bf16_to_f32(bytes: [u8; 2]) -> f32 {
-    f32::from_bits(u32::from(u16::from_le_bytes(bytes)) << 16)
+pub(crate) fn bf16_to_f32(bits: u16) -> f32 {
+    f32::from_bits(u32::from(bits) << 16)
 }
 
 /// Rounds to nearest, ties to even, likewise; a NaN stays one.
@@ -276,7 +276,7 @@ fn f32_to_bf16(value: f32) -> [u8; 2] {
 }
 
 /// Sees bytes as elements; copies them only if they are not aligned.
-fn with_aligned<T: bytemuck::Pod>(bytes: &[u8], body: impl FnOnce(&[T])) {
+pub(crate) fn with_aligned<T: bytemuck::Pod, R>(bytes: &[u8], body: impl FnOnce(&[T]) -> R) -> R {
     match bytemuck::try_cast_slice(bytes) {
         Ok(elements) => body(elements),
         Err(_) => body(&bytemuck::allocation::pod_collect_to_vec::<u8, T>(bytes)),

@@ -5,6 +5,7 @@ use bytemuck::Pod;
 use super::inputs::{Decoded, Inputs};
 use super::survey::Surveyed;
 use super::{Piece, RunOptions, Sink};
+use crate::dtype::with_aligned;
 use crate::methods::{AnyChunk, ElementKernel, StepRounding};
 use crate::plan::{Action, Entry, TensorRef, chunk_elements};
 use crate::{DType, Error, MergeFault, MergePlan, Result, decode_f64, encode_f32, encode_f64};
@@ -282,42 +283,24 @@ fn is_finite(dtype: DType, bytes: &[u8]) -> bool {
 }
 
 /// Whether in no word all bits of `mask`, a format's exponent, are set. Looks at everything without
-/// branching, which compilers turn into vector instructions.
+/// branching, which compilers turn into vector instructions; in a loop, for the library's searches do
+/// not become part of the closure that chooses those.
 fn exponents_below<W>(bytes: &[u8], mask: W) -> bool
 where
     W: Pod + std::ops::BitAnd<Output = W> + PartialEq,
 {
-    const BLOCK: usize = 1024;
-    crate::vectorized(
-        #[inline(always)]
-        || {
-            let mut is_hit = false;
-            for block in bytes.chunks(BLOCK) {
-                is_hit |= match bytemuck::try_cast_slice(block) {
-                    Ok(words) => is_any_full(words, mask),
-                    Err(_) => is_any_full(
-                        &bytemuck::allocation::pod_collect_to_vec::<u8, W>(block),
-                        mask,
-                    ),
-                };
-            }
-            !is_hit
-        },
-    )
-}
-
-// A loop, for the library's searches do not become part of their caller, which chooses the vector
-// instructions.
-#[inline(always)]
-fn is_any_full<W>(words: &[W], mask: W) -> bool
-where
-    W: Pod + std::ops::BitAnd<Output = W> + PartialEq,
-{
-    let mut is_hit = false;
-    for &word in words {
-        is_hit |= word & mask == mask;
-    }
-    is_hit
+    with_aligned(bytes, |words: &[W]| {
+        crate::vectorized(
+            #[inline(always)]
+            || {
+                let mut is_hit = false;
+                for &word in words {
+                    is_hit |= word & mask == mask;
+                }
+                !is_hit
+            },
+        )
+    })
 }
 
 #[cfg(test)]

@@ -4,6 +4,8 @@ use std::ops::{Add, AddAssign, Div, Mul, Sub};
 
 use half::{bf16, f16};
 
+use crate::dtype::bf16_to_f32;
+
 /// A number as it is stored. Kernels widen it where they read it, so that bf16 tensors need no decoded
 /// copies.
 pub trait Value: Copy + Send + Sync + 'static {
@@ -16,10 +18,10 @@ pub trait Value: Copy + Send + Sync + 'static {
 
 impl Value for bf16 {
     type Real = f32;
-    // The upper half of an f32. `to_f32` would look for NaNs, too, which those who check results find.
+    // `to_f32` would look for NaNs, too, which those who check results find.
     #[inline(always)]
     fn real(self) -> f32 {
-        f32::from_bits(u32::from(self.to_bits()) << 16)
+        bf16_to_f32(self.to_bits())
     }
 }
 
