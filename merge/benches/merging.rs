@@ -53,7 +53,7 @@ fn bench_kernel(bencher: Bencher<'_, '_>, method: &dyn MergeMethod) {
             let chunk = Chunk {
                 members: &[&members[0], &members[1]],
                 base: (method.needs().base == Base::Required).then_some(&base),
-                aside: &[],
+                paired: &[],
                 first: 0,
             };
             kernel.combine_f32(&chunk, StepRounding::None, &mut out);

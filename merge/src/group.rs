@@ -1,4 +1,6 @@
-//! A place in the merged model, and what each key of a checkpoint is to it.
+//! A place in the merged model, what each key of a checkpoint is to it, and whose copy of it is merged.
+
+use std::fmt;
 
 use serde::Serialize;
 
@@ -56,4 +58,43 @@ pub enum Role {
     Routing,
     /// A buffer that a loader rebuilds from the configuration, such as an index table.
     Derived,
+}
+
+/// Whose copy of a tensor a member of a group is: an expert of the one checkpoint, or one of several
+/// checkpoints.
+#[derive(Clone, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Member {
+    /// An expert.
+    Expert(Expert),
+    /// A checkpoint, as the recipe names it.
+    Model(String),
+}
+
+impl Member {
+    /// What it is called in formulas of the printed plan.
+    #[must_use]
+    pub fn label(&self) -> String {
+        match self {
+            Self::Expert(expert) => expert.to_string(),
+            Self::Model(name) => name.clone(),
+        }
+    }
+}
+
+impl fmt::Display for Member {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Expert(expert) => write!(f, "the {expert} expert"),
+            Self::Model(name) => f.write_str(name),
+        }
+    }
+}
+
+impl fmt::Debug for Member {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Expert(expert) => fmt::Debug::fmt(expert, f),
+            Self::Model(name) => f.write_str(name),
+        }
+    }
 }

@@ -379,7 +379,7 @@ fn of_checkpoints(toy: &Toy, method: &str, model: &Path, dtype: Dtype) -> MergeR
     recipe.experts = None;
     recipe.base_model = (needs.base == Base::Required).then(|| ModelRef::new(model));
     recipe.models = (0..needs.max_inputs.min(2)).map(copy).collect();
-    if let Some(name) = needs.aside {
+    if let Some(name) = needs.paired {
         let file = model.to_str().expect("UTF-8").to_owned();
         recipe.parameters.set(name, Parameter::Text(file));
     }

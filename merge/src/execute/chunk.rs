@@ -66,12 +66,12 @@ impl<'a> Worker<'a> {
             Action::Elementwise {
                 members,
                 base,
-                aside,
+                paired,
                 kernel,
                 step,
                 is_double,
             } => {
-                let tensors = members.iter().chain(base).chain(aside);
+                let tensors = members.iter().chain(base).chain(paired);
                 let inputs = Inputs::new(self.plan, tensors);
                 let combination = Combination {
                     n_members: members.len(),

@@ -110,7 +110,7 @@ pub(super) struct Decoded {
     pub(super) double: Vec<Vec<f64>>,
 }
 
-/// A chunk's tensors: members, base, and what stands aside.
+/// A chunk's tensors: members, base, and the tensors paired with the members.
 pub(super) enum Tensors<'b> {
     /// As they are stored.
     Bf16(Vec<&'b [bf16]>),
@@ -138,11 +138,11 @@ fn chunk<'a, V>(
     first: usize,
 ) -> Chunk<'a, V> {
     let (members, others) = tensors.split_at(n_members);
-    let (base, aside) = others.split_at(usize::from(has_base));
+    let (base, paired) = others.split_at(usize::from(has_base));
     Chunk {
         members,
         base: base.first().copied(),
-        aside,
+        paired,
         first,
     }
 }

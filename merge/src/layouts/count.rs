@@ -6,7 +6,8 @@ use serde::Serialize;
 
 use crate::{Checkpoint, Expert, ParamKind, Role, Slot};
 
-use super::{Layout, Part, grammar};
+use super::multiway::grammar;
+use super::{Layout, Part};
 
 /// Tensors and their elements.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize)]

@@ -1,26 +1,14 @@
 //! Model families: which key is what.
 
-pub mod beit;
-mod catalog;
 mod count;
 mod generic;
-mod grammar;
-mod record;
-mod relative_position;
-mod sizes;
-mod survey;
-pub mod vl_merging;
-pub mod vlmo;
+mod multiway;
 
-pub use beit::Beit;
-pub use catalog::{CatalogSpec, Form, Heads, catalog};
 pub use count::{Count, PartCounts, count};
 pub use generic::Generic;
-pub use record::{ModelRecord, ShallowAttention};
-pub use relative_position::{Buffer, Window};
-pub use sizes::{GivenSizes, Sizes};
-pub use vl_merging::VlMerging;
-pub use vlmo::Vlmo;
+pub use multiway::{Beit, VlMerging, Vlmo, beit, vl_merging, vlmo};
+pub use multiway::{Buffer, CatalogSpec, Form, GivenSizes, Heads, ModelRecord};
+pub use multiway::{ShallowAttention, Sizes, Window, catalog};
 
 use serde::Serialize;
 

@@ -1,14 +1,16 @@
 use std::sync::Arc;
 
-use super::selection::{Measure, Rank, find};
-use super::survey::{Look, notes};
-use super::values::ParameterSpec;
-use super::{
+use crate::Result;
+use crate::methods::kernels::last_axis;
+use crate::methods::kernels::passes::{Look, notes};
+use crate::methods::kernels::two_ends;
+use crate::methods::parameters::ParameterSpec;
+use crate::methods::ranking::by_count::{Measure, Rank, find};
+use crate::methods::{
     Chunk, ElementKernel, Elementwise, GroupShape, MergeMethod, Needs, Operation, Passes, Value,
     reals,
 };
-use super::{Real, Survey, ends, lines};
-use crate::Result;
+use crate::methods::{Real, Survey};
 
 /// ## What it does
 /// Takes the other model's elements where they matter most: an element's importance is its difference from
@@ -45,14 +47,14 @@ impl MergeMethod for ArceeFusion {
     }
 
     fn operation(&self, group: &GroupShape<'_>) -> Result<Operation> {
-        ends::check(group, self.name())?;
+        two_ends::check(group, self.name())?;
         Ok(Operation::Survey(Arc::new(Fuse {
-            length: lines::length(group.shape),
+            length: last_axis::length(group.shape),
         })))
     }
 
     fn describe(&self, group: &GroupShape<'_>) -> String {
-        let (a, b) = ends::names(group);
+        let (a, b) = two_ends::names(group);
         format!("{a}, with the most important elements of {b}")
     }
 }
@@ -95,7 +97,7 @@ impl Look for Fuse {
     type Note = Vec<f64>;
 
     fn look<T: Real, V: Value<Real = T>>(&self, _: usize, chunk: &Chunk<'_, V>) -> Vec<f64> {
-        let (base, other) = ends::of(chunk);
+        let (base, other) = two_ends::of(chunk);
         let pairs = base.chunks(self.length).zip(other.chunks(self.length));
         pairs.map(|(base, other)| divergence(other, base)).collect()
     }
@@ -127,7 +129,7 @@ impl Measure for Importance {
         first: usize,
         out: &mut [T],
     ) {
-        let (base, other) = ends::of(chunk);
+        let (base, other) = two_ends::of(chunk);
         for (index, out) in out.iter_mut().enumerate() {
             let at = first + index;
             let line = (chunk.first + at) / self.length;
@@ -157,7 +159,7 @@ impl Elementwise for Replace {
         _: impl Fn(T) -> T,
         out: &mut [T],
     ) {
-        let (base, other) = ends::of(chunk);
+        let (base, other) = two_ends::of(chunk);
         let threshold = T::from_f64(self.threshold);
         self.importance.measure(0, chunk, 0, out);
         for ((out, base), other) in out.iter_mut().zip(reals(base)).zip(reals(other)) {

@@ -1,9 +1,9 @@
 use std::sync::Arc;
 
-use super::{
+use crate::Result;
+use crate::methods::{
     Base, Chunk, Elementwise, GroupShape, MergeMethod, Needs, Operation, Real, Value, reals, widen,
 };
-use crate::Result;
 use crate::recipe::Parameters;
 
 /// ## What it does
@@ -144,7 +144,7 @@ mod tests {
         let chunk = Chunk {
             members,
             base: Some(&[1.0]),
-            aside: &[],
+            paired: &[],
             first: 0,
         };
         kernel.combine_f64(&chunk, StepRounding::None, &mut out);

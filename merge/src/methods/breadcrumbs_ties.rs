@@ -1,8 +1,8 @@
-use super::consensus::ThinningMethod;
-use super::sparsify::Sparsifier;
-use super::values::ParameterSpec;
-use super::{Breadcrumbs, GroupShape};
 use crate::Result;
+use crate::methods::parameters::ParameterSpec;
+use crate::methods::thinning::consensus::ThinningMethod;
+use crate::methods::thinning::sparsifier::Sparsifier;
+use crate::methods::{Breadcrumbs, GroupShape};
 
 /// ## What it does
 /// Drops the largest and the smallest elements of each task vector and adds the weighted rest to the base.

@@ -1,8 +1,10 @@
-use super::GroupShape;
-use super::consensus::{DENSITY, INT8_MASK, LAMBDA, RESCALE, ThinningMethod, by_density};
-use super::sparsify::{Sparsifier, chance};
-use super::values::{Fallback, Kind, ParameterSpec, WEIGHT};
 use crate::Result;
+use crate::methods::GroupShape;
+use crate::methods::parameters::{Fallback, Kind, ParameterSpec, WEIGHT};
+use crate::methods::thinning::consensus::{
+    DENSITY, INT8_MASK, LAMBDA, RESCALE, ThinningMethod, by_density,
+};
+use crate::methods::thinning::sparsifier::{Sparsifier, chance};
 
 /// ## What it does
 /// Drops elements of each task vector by chance, rescales what is left, and adds the weighted rest to the

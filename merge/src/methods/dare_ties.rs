@@ -1,8 +1,8 @@
-use super::consensus::ThinningMethod;
-use super::sparsify::Sparsifier;
-use super::values::ParameterSpec;
-use super::{DareLinear, GroupShape};
 use crate::Result;
+use crate::methods::parameters::ParameterSpec;
+use crate::methods::thinning::consensus::ThinningMethod;
+use crate::methods::thinning::sparsifier::Sparsifier;
+use crate::methods::{DareLinear, GroupShape};
 
 /// ## What it does
 /// Drops elements of each task vector by chance, rescales what is left, and adds those that have the

@@ -1,8 +1,10 @@
-use super::GroupShape;
-use super::consensus::{DENSITY, INT8_MASK, LAMBDA, RESCALE, ThinningMethod, by_rank};
-use super::sparsify::Sparsifier;
-use super::values::{Fallback, Kind, ParameterSpec, SHARE, WEIGHT};
 use crate::Result;
+use crate::methods::GroupShape;
+use crate::methods::parameters::{Fallback, Kind, ParameterSpec, SHARE, WEIGHT};
+use crate::methods::thinning::consensus::{
+    DENSITY, INT8_MASK, LAMBDA, RESCALE, ThinningMethod, by_rank,
+};
+use crate::methods::thinning::sparsifier::Sparsifier;
 
 /// ## What it does
 /// Drops elements of each task vector by chance, small ones more likely than large ones, and merges

@@ -1,9 +1,9 @@
-use super::consensus::ThinningMethod;
-use super::della::parameters;
-use super::sparsify::Sparsifier;
-use super::values::ParameterSpec;
-use super::{Della, GroupShape};
 use crate::Result;
+use crate::methods::della::parameters;
+use crate::methods::parameters::ParameterSpec;
+use crate::methods::thinning::consensus::ThinningMethod;
+use crate::methods::thinning::sparsifier::Sparsifier;
+use crate::methods::{Della, GroupShape};
 
 /// ## What it does
 /// Drops elements of each task vector by chance, small ones more likely than large ones, and merges

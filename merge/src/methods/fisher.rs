@@ -1,8 +1,10 @@
 use std::sync::Arc;
 
-use super::values::{FINITE, Fallback, Kind, NOT_NEGATIVE, ParameterSpec};
-use super::{Base, Chunk, Elementwise, GroupShape, MergeMethod, Needs, Operation, Real, Value};
 use crate::Result;
+use crate::methods::parameters::{FINITE, Fallback, Kind, NOT_NEGATIVE, ParameterSpec};
+use crate::methods::{
+    Base, Chunk, Elementwise, GroupShape, MergeMethod, Needs, Operation, Real, Value,
+};
 
 /// ## What it does
 /// Averages each element by how sure each model is of it: `W = Σ wᵢ (Fᵢ + floor) xᵢ / Σ wᵢ (Fᵢ + floor)`,
@@ -28,7 +30,7 @@ impl MergeMethod for Fisher {
 
     fn needs(&self) -> Needs {
         Needs {
-            aside: Some("fisher"),
+            paired: Some("fisher"),
             ..Needs::inputs(Base::None, 1, usize::MAX)
         }
     }
@@ -75,7 +77,7 @@ impl Elementwise for ByInformation {
         for (index, out) in out.iter_mut().enumerate() {
             // In f64: information spans many powers of ten, and its squares are tiny in f32.
             let (mut sum, mut total) = (0.0, 0.0);
-            let inputs = chunk.members.iter().zip(chunk.aside).zip(&self.weights);
+            let inputs = chunk.members.iter().zip(chunk.paired).zip(&self.weights);
             for ((member, information), weight) in inputs {
                 let share = weight * (information[index].real().to_f64() + self.floor);
                 sum += share * member[index].real().to_f64();
@@ -100,7 +102,7 @@ mod tests {
         let chunk = Chunk {
             members: &[&[1.0, 1.0], &[5.0, 5.0]],
             base: None,
-            aside: &[&[3e-6 - 1e-6, 0.0], &[0.0, 0.0]],
+            paired: &[&[3e-6 - 1e-6, 0.0], &[0.0, 0.0]],
             first: 0,
         };
         let mut out = [0.0f64; 2];

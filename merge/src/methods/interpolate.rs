@@ -1,6 +1,6 @@
 use std::sync::Arc;
 
-use super::{
+use crate::methods::{
     Base, Chunk, Elementwise, GroupShape, MergeMethod, Needs, Operation, Real, Value, reals,
 };
 use crate::recipe::Parameters;
@@ -173,7 +173,7 @@ mod tests {
         let chunk = Chunk {
             members: &[&[2.0], &[4.0], &[8.0]],
             base: None,
-            aside: &[],
+            paired: &[],
             first: 0,
         };
         kernel.combine_f64(&chunk, StepRounding::None, &mut out);
@@ -196,7 +196,7 @@ mod tests {
         let chunk = Chunk {
             members: &members,
             base: None,
-            aside: &[],
+            paired: &[],
             first: 0,
         };
         let mut out = [0.0f32; 2];

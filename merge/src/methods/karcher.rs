@@ -1,10 +1,12 @@
 use std::sync::Arc;
 
-use super::products::Products;
-use super::values::{Fallback, Kind, NOT_NEGATIVE, ParameterSpec};
-use super::weighted::Weighted;
-use super::{Base, ElementKernel, GroupShape, MergeMethod, Needs, Operation, Passes, Survey};
 use crate::Result;
+use crate::methods::kernels::inner_products::Products;
+use crate::methods::kernels::weighted::Weighted;
+use crate::methods::parameters::{Fallback, Kind, NOT_NEGATIVE, ParameterSpec};
+use crate::methods::{
+    Base, ElementKernel, GroupShape, MergeMethod, Needs, Operation, Passes, Survey,
+};
 
 /// ## What it does
 /// Finds the Karcher mean of the inputs' directions, the point of the sphere with the least sum of squared

@@ -1,9 +1,9 @@
 use std::sync::Arc;
 
-use super::interpolate::Shares;
-use super::values::{Fallback, Kind, ParameterSpec, WEIGHT, weighted_names};
-use super::{Base, GroupShape, MergeMethod, Needs, Operation};
 use crate::Result;
+use crate::methods::interpolate::Shares;
+use crate::methods::parameters::{Fallback, Kind, ParameterSpec, WEIGHT, weighted_names};
+use crate::methods::{Base, GroupShape, MergeMethod, Needs, Operation};
 
 /// ## What it does
 /// Averages by weight: `W = Σ wᵢ xᵢ / Σ wᵢ`, without the division if `normalize` is off.

@@ -1,4 +1,6 @@
-//! Merge methods: tensors in, a tensor out. One file each, and one line in [`by_name`].
+//! Merge methods: tensors in, a tensor out. One file each, and one row of [`METHODS`]. What several of
+//! them share is in `kernels` (arithmetic of chunks), `ranking` (which value has a given rank) and
+//! `thinning` (which elements of a task vector stay).
 //!
 //! A method decides once per group which [`Operation`] makes the merged tensor. Element-wise
 //! operations are kernels on chunks, so that a tensor of any size is merged in bounded memory on
@@ -10,51 +12,38 @@ use std::sync::Arc;
 use ndarray::{Array2, ArrayD};
 
 use crate::layouts::Task;
-use crate::recipe::Parameters;
-use crate::{DType, Error, Expert, Result, Slot};
+use crate::{DType, Expert, Result, Slot};
 
 mod arcee_fusion;
 mod arithmetic;
 mod breadcrumbs;
 mod breadcrumbs_ties;
-mod consensus;
 mod dare_linear;
 mod dare_ties;
 mod della;
 mod della_linear;
-mod draws;
-mod ends;
 mod fisher;
 mod interpolate;
 mod karcher;
-mod kernel;
-mod lanes;
 mod linear;
-mod lines;
-mod masks;
-mod member;
 mod model_stock;
 mod multislerp;
-mod near;
 mod nearswap;
 mod nuslerp;
-mod overlap;
 mod passthrough;
-mod products;
 mod ram;
 mod ramplus_tl;
 mod regmean;
-mod row_ranks;
 mod sce;
-mod selection;
 mod slerp;
-mod sparsify;
-mod survey;
 mod task_arithmetic;
-mod thinned;
 mod ties;
-mod values;
-mod weighted;
+
+mod kernels;
+mod parameters;
+mod ranking;
+pub(crate) mod table;
+mod thinning;
 
 pub use arcee_fusion::ArceeFusion;
 pub use arithmetic::Arithmetic;
@@ -81,83 +70,14 @@ pub use slerp::Slerp;
 pub use task_arithmetic::TaskArithmetic;
 pub use ties::Ties;
 
-pub use draws::{DrawKey, Tape};
-pub use kernel::{Chunk, ElementKernel, Elementwise, Real, StepRounding, Value};
-use kernel::{reals, widen};
-pub use member::Member;
-pub use survey::{AnyChunk, Passes, Survey};
-pub use values::{Fallback, Kind, ParameterSpec, Scope, Setting, Values};
+pub use table::{METHODS, MethodRow, NAMES, by_name};
 
-/// Names of all methods, for messages and documentation.
-pub const NAMES: [&str; 24] = [
-    "interpolate",
-    "arithmetic",
-    "regmean",
-    "linear",
-    "slerp",
-    "nuslerp",
-    "multislerp",
-    "karcher",
-    "task_arithmetic",
-    "ties",
-    "dare_linear",
-    "dare_ties",
-    "breadcrumbs",
-    "breadcrumbs_ties",
-    "della",
-    "della_linear",
-    "sce",
-    "model_stock",
-    "nearswap",
-    "arcee_fusion",
-    "ram",
-    "ramplus_tl",
-    "passthrough",
-    "fisher",
-];
-
-/// The method of this name with these parameters.
-///
-/// # Errors
-/// [`Error::UnknownMethod`], or what is wrong with the parameters.
-pub fn by_name(
-    name: &str,
-    parameters: &Parameters,
-    as_published: bool,
-) -> Result<Box<dyn MergeMethod>> {
-    Ok(match name {
-        "interpolate" => Box::new(Interpolate::from_parameters(parameters)?),
-        "arithmetic" => Box::new(Arithmetic::from_parameters(parameters, as_published)?),
-        "regmean" => Box::new(RegMean::from_parameters(parameters, as_published)?),
-        "linear" => Box::new(Linear),
-        "slerp" => Box::new(Slerp),
-        "nuslerp" => Box::new(NuSlerp),
-        "multislerp" => Box::new(MultiSlerp),
-        "karcher" => Box::new(Karcher),
-        "task_arithmetic" => Box::new(TaskArithmetic),
-        "ties" => Box::new(Ties),
-        "dare_linear" => Box::new(DareLinear),
-        "dare_ties" => Box::new(DareTies),
-        "breadcrumbs" => Box::new(Breadcrumbs),
-        "breadcrumbs_ties" => Box::new(BreadcrumbsTies),
-        "della" => Box::new(Della),
-        "della_linear" => Box::new(DellaLinear),
-        "sce" => Box::new(Sce),
-        "model_stock" => Box::new(ModelStock),
-        "nearswap" => Box::new(NearSwap),
-        "arcee_fusion" => Box::new(ArceeFusion),
-        "ram" => Box::new(Ram),
-        "ramplus_tl" => Box::new(RamPlus),
-        "passthrough" => Box::new(Passthrough),
-        "fisher" => Box::new(Fisher),
-        _ => {
-            return Err(Error::UnknownMethod {
-                name: name.to_owned(),
-                known: NAMES.join(", "),
-            });
-        }
-    })
-}
+pub use crate::group::Member;
+pub use kernels::element::{Chunk, ElementKernel, Elementwise, Real, StepRounding, Value};
+use kernels::element::{reals, widen};
+pub use kernels::passes::{AnyChunk, Passes, Survey};
+pub use parameters::{Fallback, Kind, ParameterSpec, Scope, Setting, Values};
+pub use thinning::draws::{DrawKey, Tape};
 
 /// What a method does with a base.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -178,7 +98,7 @@ pub struct Needs {
     /// Whether linear weights need gram matrices.
     pub grams: bool,
     /// The parameter that names a file with a tensor beside each tensor of a model.
-    pub aside: Option<&'static str>,
+    pub paired: Option<&'static str>,
     /// Least number of inputs beside the base.
     pub min_inputs: usize,
     /// Greatest number of inputs beside the base.
@@ -194,7 +114,7 @@ impl Needs {
         Self {
             base,
             grams: false,
-            aside: None,
+            paired: None,
             min_inputs,
             max_inputs,
             two_ends: false,

@@ -1,13 +1,14 @@
 use std::sync::Arc;
 
-use super::products::{Products, difference};
-use super::values::{Fallback, Kind, ParameterSpec};
-use super::weighted::Deltas;
-use super::{
+use crate::Result;
+use crate::methods::kernels::inner_products::{Products, difference};
+use crate::methods::kernels::last_axis;
+use crate::methods::kernels::weighted::Deltas;
+use crate::methods::parameters::{Fallback, Kind, ParameterSpec};
+use crate::methods::{
     Base, Chunk, ElementKernel, Elementwise, GroupShape, MergeMethod, Needs, Operation, Value,
 };
-use super::{Passes, Real, Survey, lines};
-use crate::Result;
+use crate::methods::{Passes, Real, Survey};
 
 /// ## What it does
 /// Goes from the base towards the mean of the models as far as the angles between them say: with `c` the
@@ -50,7 +51,7 @@ impl MergeMethod for ModelStock {
         let n_members = group.members.len();
         if group.values.flag("filter_wise") {
             return Ok(Operation::Elementwise(Arc::new(ByLine {
-                length: lines::length(group.shape),
+                length: last_axis::length(group.shape),
             })));
         }
         Ok(Operation::Survey(Arc::new(Whole { n_members })))
@@ -112,7 +113,7 @@ impl Elementwise for ByLine {
         let n = chunk.members.len();
         for first in (0..out.len()).step_by(self.length) {
             let base = &base[first..first + self.length];
-            let members = lines::of(chunk.members, first, self.length);
+            let members = last_axis::of(chunk.members, first, self.length);
             let deltas: Vec<Vec<T>> = members.iter().map(|line| difference(line, base)).collect();
             let deltas: Vec<&[T]> = deltas.iter().map(Vec::as_slice).collect();
             let share = T::from_f64(step(&Products::of_vectors(&deltas), n) / n as f64);

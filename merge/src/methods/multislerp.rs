@@ -1,9 +1,13 @@
 use std::sync::Arc;
 
-use super::products::Products;
-use super::values::{Fallback, Kind, NOT_NEGATIVE, ParameterSpec, WEIGHT, weighted_names};
-use super::weighted::{Deltas, Weighted};
-use super::{Base, ElementKernel, GroupShape, MergeMethod, Needs, Operation, Passes, Survey};
+use crate::methods::kernels::inner_products::Products;
+use crate::methods::kernels::weighted::{Deltas, Weighted};
+use crate::methods::parameters::{
+    Fallback, Kind, NOT_NEGATIVE, ParameterSpec, WEIGHT, weighted_names,
+};
+use crate::methods::{
+    Base, ElementKernel, GroupShape, MergeMethod, Needs, Operation, Passes, Survey,
+};
 use crate::{MergeFault, Result};
 
 /// ## What it does

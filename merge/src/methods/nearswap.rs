@@ -1,9 +1,11 @@
 use std::sync::Arc;
 
-use super::ends;
-use super::values::{FINITE, Fallback, ParameterSpec};
-use super::{Chunk, Elementwise, GroupShape, MergeMethod, Needs, Operation, Real, Value, reals};
 use crate::Result;
+use crate::methods::kernels::two_ends;
+use crate::methods::parameters::{FINITE, Fallback, ParameterSpec};
+use crate::methods::{
+    Chunk, Elementwise, GroupShape, MergeMethod, Needs, Operation, Real, Value, reals,
+};
 
 /// ## What it does
 /// Takes over the other model's values where they are near the base's: with
@@ -34,14 +36,14 @@ impl MergeMethod for NearSwap {
     }
 
     fn operation(&self, group: &GroupShape<'_>) -> Result<Operation> {
-        ends::check(group, self.name())?;
+        two_ends::check(group, self.name())?;
         Ok(Operation::Elementwise(Arc::new(Near(
             group.values.number("t"),
         ))))
     }
 
     fn describe(&self, group: &GroupShape<'_>) -> String {
-        let (a, b) = ends::names(group);
+        let (a, b) = two_ends::names(group);
         format!(
             "{a}, moved towards {b} by at most {}",
             group.values.number("t")
@@ -61,7 +63,7 @@ impl Elementwise for Near {
         out: &mut [T],
     ) {
         let (t, least) = (T::from_f64(self.0), T::from_f64(1e-6));
-        let (a, b) = ends::of(chunk);
+        let (a, b) = two_ends::of(chunk);
         for ((out, a), b) in out.iter_mut().zip(reals(a)).zip(reals(b)) {
             let apart = step(a - b).abs();
             let share = t / if apart > least { apart } else { least };
@@ -82,7 +84,7 @@ mod tests {
         let chunk = Chunk {
             members: &[&[1.25, 3.0, 1.0]],
             base: Some(&[1.0, 1.0, 1.0]),
-            aside: &[],
+            paired: &[],
             first: 0,
         };
         let mut out = [0.0; 3];

@@ -1,15 +1,16 @@
 use std::sync::Arc;
 
-use super::products::{Products, difference};
-use super::survey::{Look, sums};
-use super::values::{Fallback, Kind, ParameterSpec, WEIGHT, weighted_names};
-use super::weighted::{Deltas, Weighted};
-use super::{
+use crate::Result;
+use crate::methods::kernels::inner_products::{Products, difference};
+use crate::methods::kernels::last_axis;
+use crate::methods::kernels::passes::{Look, sums};
+use crate::methods::kernels::weighted::{Deltas, Weighted};
+use crate::methods::parameters::{Fallback, Kind, ParameterSpec, WEIGHT, weighted_names};
+use crate::methods::{
     Base, Chunk, ElementKernel, Elementwise, GroupShape, MergeMethod, Needs, Operation, Value,
     widen,
 };
-use super::{Passes, Real, Survey, lines};
-use crate::Result;
+use crate::methods::{Passes, Real, Survey};
 
 /// ## What it does
 /// Walks along the great circle between the directions of two models, or, with a base, between their
@@ -81,7 +82,7 @@ impl MergeMethod for NuSlerp {
                 (true, _) => Operation::Survey(Arc::new(Whole { t, has_base })),
                 (false, false) => Operation::Elementwise(Arc::new(ByLine {
                     t,
-                    length: lines::length(group.shape),
+                    length: last_axis::length(group.shape),
                 })),
                 (false, true) => Operation::Survey(Arc::new(Columns {
                     t,
@@ -157,7 +158,7 @@ impl Elementwise for ByLine {
             if let Some(stored) = chunk.base {
                 widen(&stored[first..first + self.length], &mut base);
             }
-            let vectors: Vec<Vec<T>> = lines::of(chunk.members, first, self.length)
+            let vectors: Vec<Vec<T>> = last_axis::of(chunk.members, first, self.length)
                 .iter()
                 .map(|line| difference(line, &base))
                 .collect();

@@ -1,9 +1,9 @@
 use std::sync::Arc;
 
-use super::values::{FINITE, Fallback, ParameterSpec};
-use super::weighted::Weighted;
-use super::{Base, GroupShape, MergeMethod, Needs, Operation};
 use crate::Result;
+use crate::methods::kernels::weighted::Weighted;
+use crate::methods::parameters::{FINITE, Fallback, ParameterSpec};
+use crate::methods::{Base, GroupShape, MergeMethod, Needs, Operation};
 
 /// ## What it does
 /// Takes the one input as it is, or times `scale`. With `slices` it stacks layers of several models.

@@ -1,9 +1,9 @@
 use std::sync::Arc;
 
-use super::overlap::{EPSILON, Overlap};
-use super::values::ParameterSpec;
-use super::{Base, GroupShape, MergeMethod, Needs, Operation};
 use crate::Result;
+use crate::methods::kernels::overlap::{EPSILON, Overlap};
+use crate::methods::parameters::ParameterSpec;
+use crate::methods::{Base, GroupShape, MergeMethod, Needs, Operation};
 
 /// ## What it does
 /// Averages where models changed the same element, adds where one alone did: an input is active where

@@ -1,9 +1,11 @@
 use std::sync::Arc;
 
-use super::overlap::{EPSILON, Overlap, overlaps};
-use super::values::{FINITE, Fallback, NOT_NEGATIVE, ParameterSpec};
-use super::{Base, ElementKernel, GroupShape, MergeMethod, Needs, Operation, Passes, Survey};
 use crate::Result;
+use crate::methods::kernels::overlap::{EPSILON, Overlap, overlaps};
+use crate::methods::parameters::{FINITE, Fallback, NOT_NEGATIVE, ParameterSpec};
+use crate::methods::{
+    Base, ElementKernel, GroupShape, MergeMethod, Needs, Operation, Passes, Survey,
+};
 
 /// ## What it does
 /// As `ram`, but what one model alone changed is amplified by `1 + r · clamp(ρ, 0, alpha)`, where ρ is, for

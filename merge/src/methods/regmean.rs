@@ -2,11 +2,13 @@ use std::sync::Arc;
 
 use ndarray::{Array2, ArrayD, Ix2};
 
-use super::interpolate::Shares;
-use super::values::{Fallback, Kind, NOT_NEGATIVE, ParameterSpec, SHARE};
-use super::{Base, GroupData, GroupShape, Member, MergeMethod, Needs, Operation, WholeKernel};
 use crate::layouts::Task;
 use crate::linear_algebra::{LinearAlgebra, NotPositiveDefinite, default_algebra};
+use crate::methods::interpolate::Shares;
+use crate::methods::parameters::{Fallback, Kind, NOT_NEGATIVE, ParameterSpec, SHARE};
+use crate::methods::{
+    Base, GroupData, GroupShape, Member, MergeMethod, Needs, Operation, WholeKernel,
+};
 use crate::recipe::Parameters;
 use crate::{Error, ParamKind, Result, Slot};
 

@@ -1,15 +1,17 @@
 use std::sync::Arc;
 
-use super::consensus::INT8_MASK;
-use super::lanes::lanes;
-use super::selection::{BLOCK, Draft, Measure, Rank, Window, find, length, place_equals};
-use super::survey::{Count, Look, sums, tally};
-use super::values::{Fallback, ParameterSpec, SHARE};
-use super::{
+use crate::Result;
+use crate::methods::kernels::passes::{Count, Look, sums, tally};
+use crate::methods::kernels::sums::lanes;
+use crate::methods::parameters::{Fallback, ParameterSpec, SHARE};
+use crate::methods::ranking::by_count::{
+    BLOCK, Draft, Measure, Rank, Window, find, length, place_equals,
+};
+use crate::methods::thinning::consensus::INT8_MASK;
+use crate::methods::{
     Base, Chunk, ElementKernel, Elementwise, GroupShape, MergeMethod, Needs, Operation, Value,
 };
-use super::{Passes, Real, Survey};
-use crate::Result;
+use crate::methods::{Passes, Real, Survey};
 
 /// ## What it does
 /// Selects the elements in which the models differ most, calculates how much each model changed, erases

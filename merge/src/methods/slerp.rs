@@ -1,9 +1,9 @@
 use std::sync::Arc;
 
-use super::ends;
-use super::values::{FINITE, Fallback, ParameterSpec};
-use super::{ElementKernel, GroupShape, MergeMethod, Needs, Operation, Passes, Survey};
 use crate::Result;
+use crate::methods::kernels::two_ends;
+use crate::methods::parameters::{FINITE, Fallback, ParameterSpec};
+use crate::methods::{ElementKernel, GroupShape, MergeMethod, Needs, Operation, Passes, Survey};
 
 /// ## What it does
 /// Walks from the base to the other model along the great circle between them: with `c` the cosine of
@@ -42,7 +42,7 @@ impl MergeMethod for Slerp {
     }
 
     fn operation(&self, group: &GroupShape<'_>) -> Result<Operation> {
-        ends::check(group, self.name())?;
+        two_ends::check(group, self.name())?;
         Ok(Operation::Survey(Arc::new(Path {
             t: group.values.number("t"),
             has_base: group.has_base,
@@ -50,7 +50,7 @@ impl MergeMethod for Slerp {
     }
 
     fn describe(&self, group: &GroupShape<'_>) -> String {
-        let (a, b) = ends::names(group);
+        let (a, b) = two_ends::names(group);
         format!("{} of the way from {a} to {b}", group.values.number("t"))
     }
 }
@@ -62,13 +62,13 @@ struct Path {
 
 impl Survey for Path {
     fn survey(&self, data: &dyn Passes) -> Result<Arc<dyn ElementKernel>> {
-        let (aa, ab, bb) = ends::products(data)?;
+        let (aa, ab, bb) = two_ends::products(data)?;
         let norm = |square: f64| match square.sqrt() {
             norm if norm > MIN_NORM => norm,
             _ => 1.0,
         };
         let (p, q) = factors(ab / (norm(aa) * norm(bb)), self.t);
-        Ok(Arc::new(ends::blend(self.has_base, p, q)))
+        Ok(Arc::new(two_ends::blend(self.has_base, p, q)))
     }
 }
 

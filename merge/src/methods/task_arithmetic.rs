@@ -1,8 +1,8 @@
-use super::GroupShape;
-use super::consensus::{DENSITY, INT8_MASK, LAMBDA, RESCALE, ThinningMethod};
-use super::sparsify::Sparsifier;
-use super::values::{Fallback, Kind, ParameterSpec, WEIGHT};
 use crate::Result;
+use crate::methods::GroupShape;
+use crate::methods::parameters::{Fallback, Kind, ParameterSpec, WEIGHT};
+use crate::methods::thinning::consensus::{DENSITY, INT8_MASK, LAMBDA, RESCALE, ThinningMethod};
+use crate::methods::thinning::sparsifier::Sparsifier;
 
 /// ## What it does
 /// Adds the weighted task vectors to the base: `W = b + λ Σ wᵢ (xᵢ − b)`, with `normalize` divided by

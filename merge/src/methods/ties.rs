@@ -1,8 +1,10 @@
-use super::GroupShape;
-use super::consensus::{DENSITY, INT8_MASK, LAMBDA, RESCALE, ThinningMethod, by_density};
-use super::sparsify::Sparsifier;
-use super::values::{Fallback, Kind, ParameterSpec, WEIGHT};
 use crate::Result;
+use crate::methods::GroupShape;
+use crate::methods::parameters::{Fallback, Kind, ParameterSpec, WEIGHT};
+use crate::methods::thinning::consensus::{
+    DENSITY, INT8_MASK, LAMBDA, RESCALE, ThinningMethod, by_density,
+};
+use crate::methods::thinning::sparsifier::Sparsifier;
 
 /// ## What it does
 /// Keeps the largest elements of each task vector `xᵢ − b`, elects a sign for each element, and averages

@@ -41,7 +41,7 @@ impl MergePlan {
             &recipe.parameters,
             recipe.as_published,
         )?;
-        if method.needs().aside.is_some() {
+        if method.needs().paired.is_some() {
             return Err(MergeFault::CheckpointsOnly {
                 method: method.name(),
             }
@@ -377,7 +377,7 @@ impl Builder<'_> {
             Operation::Elementwise(kernel) => Action::Elementwise {
                 base: self.base_of(slot, keys[0], &shape)?,
                 members,
-                aside: Vec::new(),
+                paired: Vec::new(),
                 kernel,
                 step: match (self.recipe.as_published, dtype) {
                     (true, DType::BF16) => StepRounding::Bf16,

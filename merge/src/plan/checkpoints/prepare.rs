@@ -25,7 +25,7 @@ pub(super) struct Ready {
     pub(super) dtype: DType,
     pub(super) values: Values,
     pub(super) grams: Vec<Option<GramRef>>,
-    pub(super) aside: Vec<TensorRef>,
+    pub(super) paired: Vec<TensorRef>,
 }
 
 impl Builder<'_> {
@@ -112,7 +112,7 @@ impl Builder<'_> {
                 .resolve(&wanted.name, wanted.layer, &members, &own, &wanted.shared)?;
         let slot = self.slot(wanted, first.shape.len());
         let grams = self.gram_refs(&slot, &inputs, &members, &values, &first.shape)?;
-        let aside = self.aside_refs(&inputs, &values, &first.shape)?;
+        let paired = self.paired_refs(&inputs, &values, &first.shape)?;
         Ok(Some(Ready {
             name: wanted.name.clone(),
             slot,
@@ -123,7 +123,7 @@ impl Builder<'_> {
             dtype,
             values,
             grams,
-            aside,
+            paired,
         }))
     }
 
@@ -257,13 +257,13 @@ impl Builder<'_> {
     }
 
     /// The tensors beside the members that the method asks for.
-    fn aside_refs(
+    fn paired_refs(
         &mut self,
         inputs: &[TensorRef],
         values: &Values,
         shape: &[usize],
     ) -> Result<Vec<TensorRef>> {
-        let Some(parameter) = self.method.needs().aside else {
+        let Some(parameter) = self.method.needs().paired else {
             return Ok(Vec::new());
         };
         let mut refs = Vec::with_capacity(inputs.len());
@@ -271,12 +271,12 @@ impl Builder<'_> {
             let Some((Setting::Text(path), _)) = values.members[index].get(parameter) else {
                 continue;
             };
-            let source = match self.aside.get(path) {
+            let source = match self.paired.get(path) {
                 Some(&source) => source,
                 None => {
                     let source = resolve::open(&ModelRef::new(path))?;
                     self.models.sources.push(source);
-                    self.aside
+                    self.paired
                         .insert(path.clone(), self.models.sources.len() - 1);
                     self.models.sources.len() - 1
                 }

@@ -1,0 +1,174 @@
+//! What a file says of its model beside the weights.
+
+use std::collections::BTreeMap;
+
+use serde::{Deserialize, Serialize};
+
+use crate::io::PlainValue;
+use crate::{Checkpoint, Error, Result};
+
+use super::Sizes;
+
+/// The key of the record in a file's metadata.
+const KEY: &str = "vlmerge.model";
+
+/// Who attends to whom in the blocks before the fusion start, where a pass has text and image.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum ShallowAttention {
+    /// Text and image apart, as vl-merging has it.
+    PerModality,
+    /// Everybody to everybody, as in VLMo, in vl-merging's ln-specific form and in its plain
+    /// architecture.
+    Joint,
+}
+
+/// What weights do not tell of their model, as whoever made them knew it. Files that this program
+/// writes carry it along, so that it need not be said again; what is said all the same wins.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct ModelRecord {
+    /// Attention heads of each block.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub heads: Option<usize>,
+    /// First block in which text and image are one sequence.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub fusion_start: Option<usize>,
+    /// Text positions that the bias table has room for.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub text_table_len: Option<usize>,
+    /// Whether text and image see each other before the fusion start, where the family does it
+    /// otherwise.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub shallow_attention: Option<ShallowAttention>,
+}
+
+impl From<&Sizes> for ModelRecord {
+    fn from(sizes: &Sizes) -> Self {
+        Self {
+            heads: Some(sizes.n_heads),
+            fusion_start: Some(sizes.fusion_start),
+            text_table_len: Some(sizes.text_table_len),
+            shallow_attention: None,
+        }
+    }
+}
+
+impl ModelRecord {
+    /// The record of a checkpoint; an empty one if it has none.
+    ///
+    /// # Errors
+    /// [`Error::BadModelRecord`].
+    pub fn of(checkpoint: &Checkpoint) -> Result<Self> {
+        let Some(text) = checkpoint.info().metadata.get(KEY) else {
+            return Ok(Self::default());
+        };
+        serde_json::from_str(text).map_err(|error| Error::BadModelRecord {
+            path: checkpoint.path().into(),
+            reason: error.to_string(),
+        })
+    }
+
+    /// The record of a checkpoint, or, where a Lightning checkpoint carries its configuration, what that
+    /// says and the tensors do not contradict.
+    fn known(checkpoint: &Checkpoint) -> Result<Self> {
+        let record = Self::of(checkpoint)?;
+        let names = [
+            "num_heads",
+            "vlffn_start_layer_index",
+            "max_text_len_of_initckpt",
+        ];
+        let [heads, fusion_start, text_table_len] = names.map(|name| stored(checkpoint, name));
+        if record != Self::default() || [heads, fusion_start, text_table_len] == [None; 3] {
+            return Ok(record);
+        }
+        let layout = crate::layouts::detect(checkpoint)?;
+        let sizes = layout.dimensions();
+        Ok(Self {
+            heads: heads.filter(|_| heads == sizes.n_heads),
+            fusion_start: fusion_start.filter(|_| fusion_start == sizes.fusion_start),
+            text_table_len: text_table_len.filter(|_| text_table_len == sizes.text_table_len),
+            shallow_attention: None,
+        })
+    }
+
+    /// Adds the record to a file's metadata, unless it is empty.
+    pub(crate) fn add_to(&self, metadata: &mut BTreeMap<String, String>) {
+        if *self != Self::default() {
+            // Numbers and names always have a JSON form.
+            let text = serde_json::to_string(self).unwrap_or_default();
+            metadata.insert(KEY.to_owned(), text);
+        }
+    }
+
+    /// This record, and what it leaves open as all of `sources` that know it have it.
+    ///
+    /// # Errors
+    /// [`Error::ModelsDiffer`] when they do not agree.
+    pub(crate) fn joined<'a>(
+        self,
+        sources: impl IntoIterator<Item = &'a Checkpoint>,
+    ) -> Result<Self> {
+        let mut found = Self::default();
+        for source in sources {
+            let record = Self::known(source)?;
+            let differ = |what, first: String, second: String| Error::ModelsDiffer {
+                path: source.path().into(),
+                what,
+                first,
+                second,
+            };
+            let numbers = [
+                ("heads", self.heads, &mut found.heads, record.heads),
+                (
+                    "fusion_start",
+                    self.fusion_start,
+                    &mut found.fusion_start,
+                    record.fusion_start,
+                ),
+                (
+                    "text_table_len",
+                    self.text_table_len,
+                    &mut found.text_table_len,
+                    record.text_table_len,
+                ),
+            ];
+            for (what, own, found, recorded) in numbers {
+                match (own, *found, recorded) {
+                    (None, Some(first), Some(second)) if first != second => {
+                        return Err(differ(what, first.to_string(), second.to_string()));
+                    }
+                    (_, None, _) => *found = recorded,
+                    _ => {}
+                }
+            }
+            match (found.shallow_attention, record.shallow_attention) {
+                (Some(first), Some(second))
+                    if first != second && self.shallow_attention.is_none() =>
+                {
+                    let (first, second) = (format!("{first:?}"), format!("{second:?}"));
+                    return Err(differ("shallow_attention", first, second));
+                }
+                (None, recorded) => found.shallow_attention = recorded,
+                _ => {}
+            }
+        }
+        Ok(Self {
+            heads: self.heads.or(found.heads),
+            fusion_start: self.fusion_start.or(found.fusion_start),
+            text_table_len: self.text_table_len.or(found.text_table_len),
+            shallow_attention: self.shallow_attention.or(found.shallow_attention),
+        })
+    }
+}
+
+/// An integer of the configuration that a Lightning checkpoint carries.
+pub(super) fn stored(checkpoint: &Checkpoint, name: &str) -> Option<usize> {
+    let wanted = format!("hyper_parameters.config.{name}");
+    let values = &checkpoint.info().values;
+    let (_, value) = values.iter().find(|(path, _)| path.to_string() == wanted)?;
+    match value {
+        PlainValue::Integer(value) => usize::try_from(*value).ok(),
+        _ => None,
+    }
+}

@@ -1,0 +1,117 @@
+//! The table of merge methods: recipes, messages, documentation and tests read it.
+
+use super::{
+    ArceeFusion, Arithmetic, Breadcrumbs, BreadcrumbsTies, DareLinear, DareTies, Della,
+    DellaLinear, Fisher, Interpolate, Karcher, Linear, MergeMethod, ModelStock, MultiSlerp,
+    NearSwap, NuSlerp, Passthrough, Ram, RamPlus, RegMean, Sce, Slerp, TaskArithmetic, Ties,
+};
+use crate::recipe::Parameters;
+use crate::{Error, Result};
+
+/// One method.
+pub struct MethodRow {
+    /// The name in recipes.
+    pub name: &'static str,
+    /// Whether a recipe with a single model and nothing else asks for a merge of its experts.
+    pub merges_experts: bool,
+    make: fn(&Parameters, bool) -> Result<Box<dyn MergeMethod>>,
+}
+
+impl MethodRow {
+    /// A method of checkpoints whose parameters are read for each tensor.
+    const fn of_checkpoints(
+        name: &'static str,
+        make: fn(&Parameters, bool) -> Result<Box<dyn MergeMethod>>,
+    ) -> Self {
+        Self {
+            name,
+            merges_experts: false,
+            make,
+        }
+    }
+
+    /// A method of experts, which reads its parameters once for the whole merge.
+    const fn of_experts(
+        name: &'static str,
+        make: fn(&Parameters, bool) -> Result<Box<dyn MergeMethod>>,
+    ) -> Self {
+        Self {
+            name,
+            merges_experts: true,
+            make,
+        }
+    }
+}
+
+/// All methods, in the order of the documentation.
+pub const METHODS: &[MethodRow] = &[
+    MethodRow::of_experts("interpolate", |parameters, _| {
+        Ok(Box::new(Interpolate::from_parameters(parameters)?))
+    }),
+    MethodRow::of_experts("arithmetic", |parameters, as_published| {
+        Ok(Box::new(Arithmetic::from_parameters(
+            parameters,
+            as_published,
+        )?))
+    }),
+    MethodRow::of_experts("regmean", |parameters, as_published| {
+        Ok(Box::new(RegMean::from_parameters(
+            parameters,
+            as_published,
+        )?))
+    }),
+    MethodRow::of_checkpoints("linear", |_, _| Ok(Box::new(Linear))),
+    MethodRow::of_checkpoints("slerp", |_, _| Ok(Box::new(Slerp))),
+    MethodRow::of_checkpoints("nuslerp", |_, _| Ok(Box::new(NuSlerp))),
+    MethodRow::of_checkpoints("multislerp", |_, _| Ok(Box::new(MultiSlerp))),
+    MethodRow::of_checkpoints("karcher", |_, _| Ok(Box::new(Karcher))),
+    MethodRow::of_checkpoints("task_arithmetic", |_, _| Ok(Box::new(TaskArithmetic))),
+    MethodRow::of_checkpoints("ties", |_, _| Ok(Box::new(Ties))),
+    MethodRow::of_checkpoints("dare_linear", |_, _| Ok(Box::new(DareLinear))),
+    MethodRow::of_checkpoints("dare_ties", |_, _| Ok(Box::new(DareTies))),
+    MethodRow::of_checkpoints("breadcrumbs", |_, _| Ok(Box::new(Breadcrumbs))),
+    MethodRow::of_checkpoints("breadcrumbs_ties", |_, _| Ok(Box::new(BreadcrumbsTies))),
+    MethodRow::of_checkpoints("della", |_, _| Ok(Box::new(Della))),
+    MethodRow::of_checkpoints("della_linear", |_, _| Ok(Box::new(DellaLinear))),
+    MethodRow::of_checkpoints("sce", |_, _| Ok(Box::new(Sce))),
+    MethodRow::of_checkpoints("model_stock", |_, _| Ok(Box::new(ModelStock))),
+    MethodRow::of_checkpoints("nearswap", |_, _| Ok(Box::new(NearSwap))),
+    MethodRow::of_checkpoints("arcee_fusion", |_, _| Ok(Box::new(ArceeFusion))),
+    MethodRow::of_checkpoints("ram", |_, _| Ok(Box::new(Ram))),
+    MethodRow::of_checkpoints("ramplus_tl", |_, _| Ok(Box::new(RamPlus))),
+    MethodRow::of_checkpoints("passthrough", |_, _| Ok(Box::new(Passthrough))),
+    MethodRow::of_checkpoints("fisher", |_, _| Ok(Box::new(Fisher))),
+];
+
+/// Names of all methods, for messages and documentation.
+pub const NAMES: [&str; METHODS.len()] = {
+    let mut names = [""; METHODS.len()];
+    let mut index = 0;
+    while index < names.len() {
+        names[index] = METHODS[index].name;
+        index += 1;
+    }
+    names
+};
+
+/// The row of the method called `name`.
+#[must_use]
+pub(crate) fn row(name: &str) -> Option<&'static MethodRow> {
+    METHODS.iter().find(|row| row.name == name)
+}
+
+/// The method of this name with these parameters.
+///
+/// # Errors
+/// [`Error::UnknownMethod`], or what is wrong with the parameters.
+pub fn by_name(
+    name: &str,
+    parameters: &Parameters,
+    as_published: bool,
+) -> Result<Box<dyn MergeMethod>> {
+    let row = row(name).ok_or_else(|| Error::UnknownMethod {
+        name: name.to_owned(),
+        known: NAMES.join(", "),
+    })?;
+    (row.make)(parameters, as_published)
+}

@@ -1,0 +1,313 @@
+//! From a recipe over several checkpoints to a plan: tensor by tensor, by name.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::sync::Arc;
+
+use super::settings::{Layer, Settings};
+use super::stages::Opener;
+use super::vocabularies;
+use super::{Action, Dropped, Entry, MergePlan, TensorRef, companions};
+use crate::gram::GramStore;
+use crate::layouts::{Generic, ModelRecord};
+use crate::methods::{self, DrawKey, GroupShape, MergeMethod, Operation, StepRounding, Tape};
+use crate::recipe::{OutputDType, Parameters, RandomSource};
+use crate::{Error, MergeFault, MergeRecipe, Result, TensorInfo};
+
+mod models;
+mod prepare;
+mod wanted;
+
+pub(super) use models::Models;
+pub(super) use wanted::Wanted;
+
+use prepare::Ready;
+
+/// Resolves a recipe that merges checkpoints. All faults of tensors are found before any is reported.
+pub(super) fn resolve(recipe: &MergeRecipe, opener: &Opener) -> Result<(MergePlan, MergeRecipe)> {
+    let method = methods::by_name(
+        &recipe.merge_method,
+        &recipe.parameters,
+        recipe.as_published,
+    )?;
+    if method.is_for_experts() {
+        return Err(MergeFault::ExpertsOnly {
+            method: method.name(),
+        }
+        .into());
+    }
+    if recipe.models.is_empty() == recipe.slices.is_empty() {
+        return Err(MergeFault::ModelsOrSlices.into());
+    }
+    let mut models = Models::open(recipe, method.as_ref(), opener)?;
+    let alignment = vocabularies::align(recipe, &mut models, opener)?;
+    let changes = companions::changes(recipe, &models, alignment.as_ref());
+    let wanted = models.wanted(recipe)?;
+    let mut builder = Builder {
+        recipe,
+        method: method.as_ref(),
+        settings: Settings::new(method.as_ref()),
+        kinds: Generic::read(&models.sources[0]),
+        models,
+        paired: BTreeMap::new(),
+        stores: BTreeMap::new(),
+        grams: Vec::new(),
+        faults: Vec::new(),
+        entries: Vec::new(),
+        left_out: BTreeMap::new(),
+    };
+    builder.check_names();
+    builder.place_all(&wanted)?;
+    if builder.faults.len() > 1 {
+        return Err(Error::Several(builder.faults));
+    }
+    if let Some(fault) = builder.faults.pop() {
+        return Err(fault);
+    }
+    let dropped = builder.dropped();
+    let beside = companions::beside(
+        recipe,
+        opener,
+        &builder.entries,
+        changes,
+        alignment.as_ref(),
+    )?;
+    let plan = MergePlan {
+        recipe: recipe.without_folders().to_yaml()?,
+        sources: builder.models.sources,
+        stages: Vec::new(),
+        grams: builder.grams,
+        model: ModelRecord::default(),
+        entries: builder.entries,
+        dropped,
+        beside,
+    };
+    Ok((plan, recipe.clone()))
+}
+
+/// A plan under construction.
+struct Builder<'a> {
+    recipe: &'a MergeRecipe,
+    method: &'a dyn MergeMethod,
+    settings: Settings,
+    /// What parameters do, guessed by their names.
+    kinds: Generic,
+    models: Models,
+    /// Sources of files beside models, by path.
+    paired: BTreeMap<String, usize>,
+    /// Gram files by path.
+    stores: BTreeMap<String, usize>,
+    grams: Vec<Arc<GramStore>>,
+    faults: Vec<Error>,
+    entries: Vec<Entry>,
+    /// Why input tensors were left out, by source and key.
+    left_out: BTreeMap<(usize, String), &'static str>,
+}
+
+impl Builder<'_> {
+    /// Notes parameters that the method does not have.
+    fn check_names(&mut self) {
+        let recipe = self.recipe;
+        let sources = recipe.slices.iter().flat_map(|slice| &slice.sources);
+        let all = std::iter::once(&recipe.parameters)
+            .chain(recipe.models.iter().map(|model| &model.parameters))
+            .chain(recipe.slices.iter().map(|slice| &slice.parameters))
+            .chain(sources.map(|source| &source.value.parameters));
+        for parameters in all {
+            let checked = self.settings.check_names(parameters);
+            self.note(checked);
+        }
+    }
+
+    fn note<T>(&mut self, result: Result<T>) -> Option<T> {
+        match result {
+            Ok(value) => Some(value),
+            Err(fault) => {
+                // What is wrong in the recipe comes back for every tensor.
+                if self
+                    .faults
+                    .iter()
+                    .all(|known| !is_same_cause(known, &fault))
+                {
+                    self.faults.push(fault);
+                }
+                None
+            }
+        }
+    }
+
+    fn place_all(&mut self, wanted: &[Wanted<'_>]) -> Result<()> {
+        let mut ready = Vec::new();
+        for wanted in wanted {
+            let prepared = self.prepare(wanted);
+            if let Some(Some(group)) = self.note(prepared) {
+                ready.push(group);
+            }
+            // Parameters that are wrong for all tensors are named once or twice, not thousands of times.
+            if self.faults.len() > MAX_FAULTS {
+                return Ok(());
+            }
+        }
+        let tape = self.tape(&ready);
+        for (index, group) in ready.into_iter().enumerate() {
+            let draws = DrawKey {
+                seed: self.recipe.seed,
+                name: group.name.clone(),
+                tape: tape.as_ref().map(|tape| (Arc::clone(tape), index)),
+            };
+            let entry = self.entry(group, &draws);
+            if let Some(entry) = self.note(entry) {
+                self.entries.push(entry);
+            }
+        }
+        self.entries.sort_by(|a, b| a.name.cmp(&b.name));
+        Ok(())
+    }
+
+    /// The row of draws that all groups share, if mergekit's are asked for.
+    fn tape(&self, groups: &[Ready]) -> Option<Arc<Tape>> {
+        if self.recipe.rng != RandomSource::Mergekit {
+            return None;
+        }
+        let lengths = groups.iter().map(|group| {
+            let n_elements: usize = group.shape.iter().product();
+            (self.method.n_drawn(&group.values) * n_elements) as u64
+        });
+        Some(Arc::new(Tape::new(self.recipe.seed, lengths.collect())))
+    }
+
+    /// Asks the method what makes the tensor.
+    fn entry(&self, group: Ready, draws: &DrawKey) -> Result<Entry> {
+        let shape = GroupShape {
+            slot: &group.slot,
+            members: &group.members,
+            experts: &[],
+            has_base: group.base.is_some(),
+            shape: &group.shape,
+            dtype: group.dtype,
+            grams: &group.grams,
+            values: &group.values,
+            draws,
+        };
+        let why = self.method.describe(&shape);
+        let is_double = self.recipe.dtype == OutputDType::F64;
+        let operation = self.method.operation(&shape)?;
+        let (members, base) = (group.tensors, group.base);
+        let action = match operation {
+            Operation::Take(index) => Action::Copy(members[index].clone()),
+            Operation::TakeBase => match base {
+                Some(base) => Action::Copy(base),
+                None => {
+                    return Err(Error::MethodNeeds {
+                        method: self.method.name(),
+                        what: "a base_model",
+                    });
+                }
+            },
+            Operation::Elementwise(kernel) => Action::Elementwise {
+                members,
+                base,
+                paired: group.paired,
+                kernel,
+                step: StepRounding::None,
+                is_double,
+            },
+            Operation::Survey(survey) => Action::Survey {
+                members,
+                base,
+                survey,
+                is_double,
+            },
+            Operation::Whole(kernel) => Action::Whole {
+                members,
+                base,
+                grams: group.grams,
+                kernel,
+            },
+        };
+        Ok(Entry {
+            name: group.name,
+            info: TensorInfo {
+                dtype: self.recipe.stored_dtype().apply(group.dtype),
+                shape: group.shape,
+            },
+            action,
+            why,
+        })
+    }
+
+    /// Input tensors that no output is made of.
+    fn dropped(&self) -> Vec<Dropped> {
+        let used: BTreeSet<(usize, &str)> = (self.entries.iter())
+            .flat_map(|entry| entry.action.tensors())
+            .map(|tensor| (tensor.source, tensor.key.as_str()))
+            .collect();
+        let mut dropped = Vec::new();
+        for (index, source) in self.models.sources.iter().enumerate() {
+            for (key, _) in source.tensors() {
+                if used.contains(&(index, key)) {
+                    continue;
+                }
+                let known = self.left_out.get(&(index, key.to_owned()));
+                let why = match known {
+                    Some(why) => *why,
+                    None if self.recipe.slices.is_empty() => {
+                        "the method takes it from another model"
+                    }
+                    None => "in no slice",
+                };
+                dropped.push(Dropped {
+                    tensor: TensorRef {
+                        source: index,
+                        key: key.to_owned(),
+                    },
+                    why: why.to_owned(),
+                });
+            }
+        }
+        dropped.sort_by(|a, b| a.tensor.key.cmp(&b.tensor.key));
+        dropped
+    }
+}
+
+/// Whether mending the recipe in one place mends both.
+fn is_same_cause(a: &Error, b: &Error) -> bool {
+    use MergeFault::{BadValue, MissingParameter, WeightsSumToZero};
+    let (Error::Merge(one), Error::Merge(other)) = (a, b) else {
+        return a.to_string() == b.to_string();
+    };
+    match (one.as_ref(), other.as_ref()) {
+        (
+            MissingParameter { name, member, .. },
+            MissingParameter {
+                name: other_name,
+                member: other_member,
+                ..
+            },
+        ) => name == other_name && member == other_member,
+        (
+            BadValue {
+                name, place: one, ..
+            },
+            BadValue {
+                name: other_name,
+                place: other,
+                ..
+            },
+        ) => name == other_name && (one.line, one.column) == (other.line, other.column),
+        (WeightsSumToZero { place: one, .. }, WeightsSumToZero { place: other, .. }) => {
+            one.line > 0 && (one.line, one.column) == (other.line, other.column)
+        }
+        (one, other) => one.to_string() == other.to_string(),
+    }
+}
+
+/// Beyond so many faults the list is cut.
+const MAX_FAULTS: usize = 1000;
+
+/// Nothing given.
+pub(super) static NOTHING: Parameters = Parameters(BTreeMap::new());
+
+/// A tensor's place among layers, for gradients.
+pub(super) const fn layer(layer: usize, n_layers: usize) -> Option<Layer> {
+    Some(Layer { layer, n_layers })
+}

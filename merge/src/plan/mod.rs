@@ -1,0 +1,302 @@
+//! What happens to every key: the checked form of a recipe or of a conversion.
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+
+use serde::Serialize;
+
+use crate::beside::Beside;
+use crate::gram::GramStore;
+use crate::io::SourceFile;
+use crate::layouts::ModelRecord;
+use crate::methods::{ElementKernel, GramRef, StepRounding, Survey, WholeKernel};
+use crate::provenance::Provenance;
+use crate::{Checkpoint, Result, TensorInfo};
+
+mod checkpoints;
+mod companions;
+mod resolve;
+mod settings;
+mod stacks;
+pub(crate) mod stages;
+mod views;
+mod vocabularies;
+
+pub use settings::name_pattern;
+pub use stages::Stage;
+
+/// A tensor of one of the plan's sources.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize)]
+pub struct TensorRef {
+    /// Index into [`MergePlan::sources`].
+    pub source: usize,
+    /// Its name there.
+    pub key: String,
+}
+
+/// Makes elements of a tensor out of nothing, for fresh heads and synthetic checkpoints.
+pub trait Generator: Send + Sync {
+    /// Writes elements `first..first + out.len()`, the same for any split into chunks.
+    fn fill(&self, first: usize, out: &mut [f32]);
+}
+
+/// How an output tensor is made.
+#[derive(Clone)]
+#[non_exhaustive]
+pub enum Action {
+    /// The same values; cast if the output dtype differs.
+    Copy(TensorRef),
+    /// Element by element from members of the same shape.
+    Elementwise {
+        /// The members in order.
+        members: Vec<TensorRef>,
+        /// What the method measures from.
+        base: Option<TensorRef>,
+        /// A tensor beside each member, e.g. its Fisher information; empty if none are needed.
+        paired: Vec<TensorRef>,
+        /// The arithmetic.
+        kernel: Arc<dyn ElementKernel>,
+        /// Rounding of intermediate results.
+        step: StepRounding,
+        /// Whether to compute in f64 whatever the inputs' dtype.
+        is_double: bool,
+    },
+    /// Element by element, after passes over the whole tensors.
+    Survey {
+        /// The members in order.
+        members: Vec<TensorRef>,
+        /// What the method measures from.
+        base: Option<TensorRef>,
+        /// The passes, and the arithmetic.
+        survey: Arc<dyn Survey>,
+        /// Whether to compute in f64 whatever the inputs' dtype.
+        is_double: bool,
+    },
+    /// The same integers or booleans in all members, which is checked.
+    Agree(Vec<TensorRef>),
+    /// From whole arrays.
+    Whole {
+        /// The members in order.
+        members: Vec<TensorRef>,
+        /// What the method measures from.
+        base: Option<TensorRef>,
+        /// Names of the members' gram matrices in [`MergePlan::grams`]; empty if none are needed.
+        grams: Vec<Option<GramRef>>,
+        /// The arithmetic.
+        kernel: Arc<dyn WholeKernel>,
+    },
+    /// From a generator.
+    Generate(Arc<dyn Generator>),
+}
+
+impl Action {
+    /// The tensors that are read, members first, then the base, then what is beside the members.
+    pub fn tensors(&self) -> impl Iterator<Item = &TensorRef> {
+        let (members, base, paired) = match self {
+            Self::Copy(tensor) => (std::slice::from_ref(tensor), None, &[][..]),
+            Self::Agree(members) => (members.as_slice(), None, &[][..]),
+            Self::Elementwise {
+                members,
+                base,
+                paired,
+                ..
+            } => (members.as_slice(), base.as_ref(), paired.as_slice()),
+            Self::Survey { members, base, .. } | Self::Whole { members, base, .. } => {
+                (members.as_slice(), base.as_ref(), &[][..])
+            }
+            Self::Generate(_) => (&[][..], None, &[][..]),
+        };
+        members.iter().chain(base).chain(paired)
+    }
+
+    /// Names of the gram matrices that are read.
+    pub fn grams(&self) -> impl Iterator<Item = &GramRef> {
+        let grams = match self {
+            Self::Whole { grams, .. } => grams.as_slice(),
+            _ => &[],
+        };
+        grams.iter().flatten()
+    }
+}
+
+/// One output tensor.
+#[derive(Clone)]
+pub struct Entry {
+    /// Its name.
+    pub name: String,
+    /// Its shape and dtype.
+    pub info: TensorInfo,
+    /// How it is made.
+    pub action: Action,
+    /// Why, in a few words for the printed plan, e.g. `0.5 vision + 0.5 language`.
+    pub why: String,
+}
+
+/// An input tensor that has no place in the output.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+pub struct Dropped {
+    /// The tensor.
+    pub tensor: TensorRef,
+    /// Why it is left out.
+    pub why: String,
+}
+
+/// What happens to every key. A plan is complete and consistent by construction: every key of the
+/// merged source is used or dropped with a reason, and all shapes and dtypes agree.
+pub struct MergePlan {
+    /// What the output is made by, for its provenance: a resolved recipe or a command, with file
+    /// names instead of paths so that the same inputs give the same bytes anywhere.
+    pub recipe: String,
+    /// The open inputs.
+    pub sources: Vec<Arc<Checkpoint>>,
+    /// Merges that must be done first, for sources of this one.
+    pub stages: Vec<Stage>,
+    /// Where gram matrices are read from.
+    pub grams: Vec<Arc<GramStore>>,
+    /// What is known of the output's model; what is open here is as the inputs say.
+    pub model: ModelRecord,
+    /// Output tensors, by name.
+    pub entries: Vec<Entry>,
+    /// Input tensors without a place in the output, by name.
+    pub dropped: Vec<Dropped>,
+    /// What may be written beside the output.
+    pub beside: Beside,
+}
+
+impl MergePlan {
+    /// Every file that the plan reads from, each once.
+    #[must_use]
+    pub fn files(&self) -> Vec<SourceFile> {
+        let grams = self.grams.iter().map(|store| store.checkpoint());
+        let own = self.sources.iter().chain(grams);
+        let own = own.flat_map(|source| source.info().files.clone());
+        let earlier = self.stages.iter().flat_map(|stage| stage.plan.files());
+        let mut files: Vec<SourceFile> = Vec::new();
+        for file in earlier.chain(own) {
+            if files.iter().all(|known| known.path != file.path) {
+                files.push(file);
+            }
+        }
+        files
+    }
+
+    /// What the output's file says of its model.
+    ///
+    /// # Errors
+    /// [`crate::Error::BadModelRecord`]; [`crate::Error::ModelsDiffer`] when inputs do not agree on
+    /// what is open.
+    pub fn record(&self) -> Result<ModelRecord> {
+        self.model.joined(self.sources.iter().map(AsRef::as_ref))
+    }
+
+    /// The metadata of the output's file.
+    pub(crate) fn metadata(&self, provenance: &Provenance) -> Result<BTreeMap<String, String>> {
+        let mut metadata = provenance.to_metadata();
+        self.record()?.add_to(&mut metadata);
+        Ok(metadata)
+    }
+
+    /// Tensor bytes of the output.
+    #[must_use]
+    pub fn output_bytes(&self) -> u64 {
+        self.entries.iter().map(|entry| entry.info.n_bytes()).sum()
+    }
+
+    /// Tensor bytes that are read, gram matrices included.
+    #[must_use]
+    pub fn input_bytes(&self) -> u64 {
+        self.entries
+            .iter()
+            .map(|entry| self.entry_input_bytes(entry))
+            .sum()
+    }
+
+    /// Tensor bytes that one entry reads.
+    #[must_use]
+    pub fn entry_input_bytes(&self, entry: &Entry) -> u64 {
+        let size = |tensor: &TensorRef| {
+            let info = self.sources[tensor.source].get(&tensor.key);
+            info.map_or(0, TensorInfo::n_bytes)
+        };
+        let gram_size = |gram: &GramRef| {
+            let info = self.grams[gram.store].checkpoint().get(&gram.key);
+            info.map_or(0, TensorInfo::n_bytes)
+        };
+        let action = &entry.action;
+        action.tensors().map(size).sum::<u64>() + action.grams().map(gram_size).sum::<u64>()
+    }
+
+    /// Most bytes of tensor data that running the plan holds in memory at once.
+    #[must_use]
+    pub fn peak_bytes(&self, n_threads: usize) -> u64 {
+        // Each thread holds a chunk per tensor in up to f64, raw bytes and the result; surveys hold
+        // as many again while they compute.
+        let chunked = self.entries.iter().map(|entry| {
+            let (buffers, unit, kept) = match &entry.action {
+                Action::Elementwise { kernel, .. } => {
+                    (entry.action.tensors().count() + 2, kernel.unit(), 0)
+                }
+                Action::Survey { survey, .. } => {
+                    let inputs = n_threads as u64 * self.entry_input_bytes(entry);
+                    (
+                        2 * entry.action.tensors().count() + 4,
+                        survey.unit(),
+                        survey.kept_bytes(entry.info.n_elements()) + inputs.min(KEPT_BYTES as u64),
+                    )
+                }
+                _ => (3, 1, 0),
+            };
+            n_threads as u64 * buffers as u64 * piece_elements(unit) as u64 * 8 + kept
+        });
+        let chunks = chunked.max().unwrap_or(0);
+        let whole = self.entries.iter().filter_map(|entry| match &entry.action {
+            Action::Whole {
+                members, kernel, ..
+            } => {
+                let shape = &self.sources[members.first()?.source]
+                    .get(&members.first()?.key)?
+                    .shape;
+                Some(kernel.peak_bytes(shape, members.len()))
+            }
+            _ => None,
+        });
+        let held = self
+            .sources
+            .iter()
+            .map(|source| source.source().held_bytes());
+        let own = chunks.max(whole.max().unwrap_or(0)) + held.sum::<u64>();
+        let earlier = self
+            .stages
+            .iter()
+            .map(|stage| stage.plan.peak_bytes(n_threads));
+        own.max(earlier.max().unwrap_or(0))
+    }
+}
+
+/// Elements that are decoded, combined and written at a time by one thread: small enough that a few
+/// chunks stay in a core's cache, large enough that a system call costs nothing beside it.
+pub(crate) const CHUNK_ELEMENTS: usize = 1 << 14;
+
+/// Elements of a tensor that are read, and written, at a time.
+pub(crate) const PIECE_ELEMENTS: usize = 1 << 16;
+
+/// Most bytes of inputs that are kept from the passes over a tensor to its writing.
+pub(crate) const KEPT_BYTES: usize = 68 << 20;
+
+/// Elements of a chunk that holds whole units: as near to [`CHUNK_ELEMENTS`] as may be.
+pub(crate) const fn chunk_elements(unit: usize) -> usize {
+    match unit {
+        0 | 1 => CHUNK_ELEMENTS,
+        unit if unit >= CHUNK_ELEMENTS => unit,
+        unit => CHUNK_ELEMENTS / unit * unit,
+    }
+}
+
+/// Elements of a piece of whole chunks: as near to [`PIECE_ELEMENTS`] as may be.
+pub(crate) const fn piece_elements(unit: usize) -> usize {
+    let chunk = chunk_elements(unit);
+    match PIECE_ELEMENTS / chunk {
+        0 => chunk,
+        n_chunks => n_chunks * chunk,
+    }
+}

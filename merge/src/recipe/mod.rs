@@ -1,0 +1,238 @@
+//! Recipes: what is wanted, as written. A recipe may be wrong; [`crate::MergePlan`] cannot.
+
+use std::fs::File;
+use std::io::Read;
+use std::path::Path;
+
+use serde::{Deserialize, Serialize};
+
+use crate::layouts::Task;
+use crate::methods;
+use crate::{DType, Error, Result};
+
+mod documents;
+mod experts;
+mod models;
+mod parameters;
+mod paths;
+mod place;
+mod tokenizer;
+
+pub use experts::{BlockRange, ExpertChoice};
+pub use models::{ModelRef, OutputSlice, Rename, SliceSource};
+pub use parameters::{Case, CaseValue, Parameter, Parameters, Scalar};
+pub use place::{Located, Place};
+pub use tokenizer::TokenizerSource;
+
+/// Recipes are written by hand; anything larger is not one.
+const MAX_RECIPE_BYTES: u64 = 1 << 20;
+
+/// A merge as written in YAML. Keys that mergekit has keep mergekit's names.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct MergeRecipe {
+    /// What other documents of the same file call its result.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub name: Option<String>,
+    /// Name of the method, one of [`crate::methods::NAMES`].
+    pub merge_method: String,
+    /// The checkpoints that are merged tensor by tensor; or one, whose experts are merged with each
+    /// other.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub models: Vec<ModelRef>,
+    /// Instead of `models`, layers of the output and what they are merged from.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub slices: Vec<OutputSlice>,
+    /// What differences are measured from.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub base_model: Option<ModelRef>,
+    /// The family to read the keys by, instead of the one found by the keys.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub layout: Option<String>,
+    /// The task whose published choice of experts fills `experts`.
+    #[serde(default, rename = "for", skip_serializing_if = "Option::is_none")]
+    pub task: Option<Task>,
+    /// Which experts act in which blocks; every expert a block owns unless given.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub experts: Option<ExpertChoice>,
+    /// The stack of layers that `slices` cut, e.g. `model.layers`, where a model has several.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub layers: Option<String>,
+    /// The method's parameters.
+    #[serde(default, skip_serializing_if = "Parameters::is_empty")]
+    pub parameters: Parameters,
+    /// Do as the published program does where it differs from the paper (`docs/parity.md`).
+    #[serde(default)]
+    pub as_published: bool,
+    /// Element type of the output, and of the computation if it is f64, unless `out_dtype` is given.
+    #[serde(default, skip_serializing_if = "OutputDType::is_keep")]
+    pub dtype: OutputDType,
+    /// Element type of the output; integers keep theirs.
+    #[serde(default)]
+    pub out_dtype: OutputDType,
+    /// What to do with keys that the layout does not know.
+    #[serde(default)]
+    pub unknown_keys: UnknownKeys,
+    /// What to do with a tensor that only some of the checkpoints have.
+    #[serde(default, skip_serializing_if = "OnMissing::is_error")]
+    pub on_missing: OnMissing,
+    /// Where random masks come from.
+    #[serde(default, skip_serializing_if = "RandomSource::is_counter")]
+    pub rng: RandomSource,
+    /// The seed of random masks.
+    #[serde(default, skip_serializing_if = "is_zero")]
+    pub seed: u64,
+    /// How vocabularies that differ become one.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub tokenizer_source: Option<TokenizerSource>,
+    /// The other documents of the file, whose results may be models of this one.
+    #[serde(skip)]
+    pub earlier: Vec<MergeRecipe>,
+}
+
+fn is_zero(seed: &u64) -> bool {
+    *seed == 0
+}
+
+/// Element type of an output. The names that mergekit takes from torch are understood, too.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum OutputDType {
+    /// That of the inputs.
+    #[default]
+    Keep,
+    /// 64-bit.
+    #[serde(alias = "float64")]
+    F64,
+    /// 32-bit.
+    #[serde(alias = "float32")]
+    F32,
+    /// 16-bit with the exponent range of f32.
+    #[serde(alias = "bfloat16")]
+    Bf16,
+    /// IEEE 16-bit.
+    #[serde(alias = "float16")]
+    F16,
+}
+
+impl OutputDType {
+    const fn is_keep(&self) -> bool {
+        matches!(self, Self::Keep)
+    }
+
+    /// The dtype that an input of `dtype` is written in: integers and booleans keep theirs.
+    #[must_use]
+    pub const fn apply(self, dtype: DType) -> DType {
+        match self {
+            _ if !dtype.is_float() => dtype,
+            Self::Keep => dtype,
+            Self::F64 => DType::F64,
+            Self::F32 => DType::F32,
+            Self::Bf16 => DType::BF16,
+            Self::F16 => DType::F16,
+        }
+    }
+}
+
+/// What to do with keys that the layout does not know.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum UnknownKeys {
+    /// Refuse: nothing may be lost or carried along unnoticed.
+    #[default]
+    Error,
+    /// Copy them as they are.
+    Copy,
+}
+
+/// What to do with a tensor that only some of the checkpoints have.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum OnMissing {
+    /// Refuse, naming every such tensor.
+    #[default]
+    Error,
+    /// Take it from the base, or else from the first model that has it.
+    Copy,
+    /// Leave it out.
+    Skip,
+}
+
+impl OnMissing {
+    const fn is_error(&self) -> bool {
+        matches!(self, Self::Error)
+    }
+}
+
+/// Where the draws of random masks come from.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum RandomSource {
+    /// Draws keyed by seed, tensor, input and element: the same whatever else is merged.
+    #[default]
+    Counter,
+    /// One after the other through the whole model, as mergekit on a CPU draws them.
+    Mergekit,
+}
+
+impl RandomSource {
+    const fn is_counter(&self) -> bool {
+        matches!(self, Self::Counter)
+    }
+}
+
+impl MergeRecipe {
+    /// What the output is stored in.
+    #[must_use]
+    pub const fn stored_dtype(&self) -> OutputDType {
+        match self.out_dtype {
+            OutputDType::Keep => self.dtype,
+            given => given,
+        }
+    }
+
+    /// Whether the experts of one checkpoint are merged, and not checkpoints with each other.
+    #[must_use]
+    pub fn merges_experts(&self) -> bool {
+        let says_so = self.experts.is_some() || self.task.is_some() || self.layout.is_some();
+        let is_for_experts =
+            methods::table::row(&self.merge_method).is_some_and(|method| method.merges_experts);
+        says_so || (is_for_experts && self.models.len() < 2 && self.slices.is_empty())
+    }
+
+    /// Reads a recipe from a YAML file.
+    ///
+    /// # Errors
+    /// When the file cannot be read, or [`Error::BadRecipe`] with line and column.
+    pub fn open(path: &Path) -> Result<Self> {
+        let file = File::open(path).map_err(|error| Error::io("open", path, error))?;
+        let mut text = String::new();
+        let mut limited = file.take(MAX_RECIPE_BYTES + 1);
+        limited
+            .read_to_string(&mut text)
+            .map_err(|error| Error::io("read", path, error))?;
+        if text.len() as u64 > MAX_RECIPE_BYTES {
+            return Err(Error::BadRecipe {
+                path: path.to_owned(),
+                reason: format!("longer than {MAX_RECIPE_BYTES} bytes"),
+            });
+        }
+        Self::parse(&text, path)
+    }
+
+    /// Reads a recipe from YAML text; `path` is for messages only.
+    ///
+    /// # Errors
+    /// [`Error::BadRecipe`] with line and column.
+    pub fn parse(text: &str, path: &Path) -> Result<Self> {
+        documents::parse(text, path)
+    }
+
+    /// The recipe as YAML that [`MergeRecipe::parse`] reads back.
+    ///
+    /// # Errors
+    /// [`Error::BadRecipe`] for a path that is not UTF-8.
+    pub fn to_yaml(&self) -> Result<String> {
+        documents::to_yaml(self)
+    }
+}
