@@ -12,16 +12,18 @@ use evaluate::metrics::bootstrap::Bootstrap;
 use evaluate::metrics::retrieval::Ties;
 use evaluate::reports::journal::{Finished, Journal, key_of};
 use evaluate::reports::{self, Report, SweepPoint, TaskResult};
-use evaluate::tasks::{FeatureCache, Outcome, Ranks, Task};
+use evaluate::tasks::answers_of;
+use evaluate::tasks::{FeatureCache, Outcome, Ranks, Task, TaskOption};
 use evaluate::text::Tokenizer;
 use merge::provenance::Hashes;
 use serde_json::{Value, json};
 use train::collective::{Collective, Together};
 
+use crate::args::data::DataArgs;
 use crate::locks;
 use crate::output::{Output, UsageError};
 use crate::result_table;
-use crate::running::{DataArgs, ModelArgs, Opened, Target};
+use crate::running::{ModelArgs, Opened, Target};
 
 /// Results that fit beside each other, with intervals and tests, in a terminal.
 const MAX_SIDE_BY_SIDE: usize = 3;
@@ -36,9 +38,9 @@ pub struct ResultArgs {
     /// Replace an existing report
     #[arg(long)]
     pub force: bool,
-    /// How equal scores count in retrieval: expected, pessimistic, optimistic, first
-    #[arg(long, value_name = "HOW", default_value_t)]
-    pub ties: Ties,
+    /// How equal scores count in retrieval: expected (the default), pessimistic, optimistic, first
+    #[arg(long, value_name = "HOW")]
+    pub ties: Option<Ties>,
     /// Bootstrap draws for the intervals and tests
     #[arg(long, value_name = "N", default_value_t = 1000)]
     pub resamples: usize,
@@ -105,6 +107,13 @@ impl<'a> Study<'a> {
         let first = journal.as_ref().filter(|_| ranks.is_first());
         let lock = first.map(locked).transpose()?;
         let task = data.open(results.ties)?;
+        if results.predictions.is_some() {
+            if task.spec().prediction_ending.is_none() {
+                let what = format!("--predictions: {} has no such file", task.spec().name);
+                return Err(UsageError(what).into());
+            }
+            task.check_predictions()?;
+        }
         let tokenizer = Tokenizer::open(&data.tokenizer)?;
         Ok(Self {
             task,
@@ -159,11 +168,9 @@ impl<'a> Study<'a> {
         })
     }
 
-    /// What points are compared by: the sum of recalls, or else the first number.
+    /// What points are compared by: the headline number of the task.
     pub fn worth(&self, finished: &Finished) -> Option<f64> {
-        let quantities = &finished.sample.quantities;
-        let sum = quantities.iter().find(|quantity| quantity.name == "rsum");
-        finished.sample.value(sum.or(quantities.first())?)
+        self.task.spec().worth(&finished.sample)
     }
 
     /// Writes the report of all points, after which nothing is left to go on with.
@@ -202,12 +209,13 @@ impl<'a> Study<'a> {
         let settings = self.settings();
         let key = key_of(&json!({
             "weights": { "files": found.files, "recipe": found.recipe },
-            "task": self.task.name(),
+            "task": self.task.spec().name,
             "dataset": self.data.dataset(),
             "split": self.data.split(),
             "data": self.data.identity()?,
             "limit": self.data.limit,
             "without_repeats": self.data.without_repeats,
+            "allow_other_answers": self.data.allow_other_answers,
             "tokenizer": self.tokenizer_key,
             "model": self.model.identity(),
             "settings": settings,
@@ -236,10 +244,11 @@ impl<'a> Study<'a> {
         let finished = Finished {
             result: TaskResult {
                 name: point.target.name(),
-                task: self.task.name().to_owned(),
+                task: self.task.spec().name.to_owned(),
                 dataset: Some(self.data.dataset().to_owned()),
                 split: Some(self.data.split().to_owned()),
                 counts: outcome.counts,
+                left_out: self.task.left_out()?,
                 settings,
                 checkpoint: Some(opened.record),
                 point: point.at.clone(),
@@ -261,7 +270,8 @@ impl<'a> Study<'a> {
         let runner = self
             .model
             .runner(&model, &self.tokenizer, &self.device, self.output)?
-            .shared(&self.ranks);
+            .shared(&self.ranks)
+            .with_answers(answers_of(&opened.checkpoint)?);
         let folder = self.results.cache_features.as_deref();
         let folder = folder.or(self.journal.as_ref().map(Journal::folder));
         let runner = match folder {
@@ -284,8 +294,9 @@ impl<'a> Study<'a> {
         if let Some(size) = self.model.image_size {
             settings.insert("image_size".into(), json!(size));
         }
-        if self.task.name() == "retrieval" {
-            settings.insert("ties".into(), json!(self.results.ties.to_string()));
+        if self.task.spec().takes(TaskOption::Ties) {
+            let ties = self.results.ties.unwrap_or_default();
+            settings.insert("ties".into(), json!(ties.to_string()));
         }
         if let Some(limit) = self.data.limit {
             settings.insert("limit".into(), json!(limit));
@@ -312,23 +323,20 @@ impl<'a> Study<'a> {
     }
 
     fn write_predictions(&self, name: &str, outcome: &Outcome) -> Result<()> {
-        let (Some(folder), Some(text)) = (&self.results.predictions, outcome.predictions.to_text())
-        else {
+        let ending = self.task.spec().prediction_ending;
+        let (Some(folder), Some(ending)) = (&self.results.predictions, ending) else {
             return Ok(());
         };
         std::fs::create_dir_all(folder)
             .with_context(|| format!("cannot create {}", folder.display()))?;
-        let ending = match self.task.name() {
-            "nlvr2" => "csv",
-            _ => "json",
-        };
         let stem = Path::new(name)
             .file_stem()
             .unwrap_or_default()
             .to_string_lossy();
         let path = folder.join(format!("{stem}.{}.{ending}", self.data.split()));
-        merge::io::write_file(&path, text.as_bytes(), true)?;
-        self.output.note(format!("predictions: {}", path.display()));
+        if outcome.predictions.write(&path)? {
+            self.output.note(format!("predictions: {}", path.display()));
+        }
         Ok(())
     }
 }
@@ -349,18 +357,14 @@ fn tokenizer_identity(tokenizer: &Tokenizer) -> Result<String> {
     Ok(key_of(&bytes))
 }
 
-/// Marks the point of a sweep with the best RSUM, or else with the best first number.
+/// Marks the point of a sweep with the best headline number.
 fn mark_best(report: &mut Report) {
-    let value = |result: &TaskResult| {
-        let sum = result.measurements.iter().find(|m| m.name == "rsum");
-        sum.or(result.measurements.first())?.value
-    };
     let of_sweep = report
         .results
         .iter()
         .enumerate()
         .filter(|(_, result)| result.point.is_some());
-    let best = of_sweep.filter_map(|(index, result)| Some((index, value(result)?)));
+    let best = of_sweep.filter_map(|(index, result)| Some((index, result.worth()?)));
     // Of several equal ones the first.
     let best = best.reduce(|best, next| if next.1 > best.1 { next } else { best });
     for (index, result) in report.results.iter_mut().enumerate() {
@@ -384,6 +388,9 @@ pub fn print(report: &Report, results: &ResultArgs, output: &Output) -> Result<(
             data.join(" "),
             counts.collect::<Vec<_>>().join(", ")
         ))?;
+        for omission in &first.left_out {
+            output.line(format!("  {}: {omission}", omission.file))?;
+        }
         output.line("")?;
     }
     if report

@@ -3,63 +3,22 @@
 use std::path::PathBuf;
 use std::sync::Arc;
 
-use anyhow::{Context, Result};
+use anyhow::Result;
 use candle_core::Device;
 use clap::{Args, ValueEnum};
 use evaluate::device::{DeviceName, Precision};
-use evaluate::metrics::retrieval::Ties;
 use evaluate::models::{Multiway, Overrides, ShallowAttention};
 use evaluate::reports::CheckpointRecord;
-use evaluate::tasks::{Choice, Name, Runner, Task};
+use evaluate::tasks::Runner;
 use evaluate::text::Tokenizer;
 use merge::convert::Conversion;
 use merge::execute::{RunOptions, in_memory};
 use merge::io::OpenOptions;
 use merge::provenance::{Hashes, InputFile, Provenance};
 use merge::{Checkpoint, MergePlan, MergeRecipe, layouts};
-use serde::Serialize;
 
 use crate::cli::parse_positive;
 use crate::output::Output;
-
-/// On which data, for which task.
-#[derive(Args, Clone, Debug)]
-#[command(next_help_heading = "Data")]
-pub struct DataArgs {
-    /// What is to be done
-    #[arg(long, value_enum, value_name = "TASK")]
-    pub task: TaskName,
-    /// Folder of arrow files, as `vlmerge data build` writes them
-    #[arg(long, value_name = "DIR")]
-    pub data: PathBuf,
-    /// Captioned images to retrieve: coco, f30k, sbu, gcc, vg
-    #[arg(long, value_name = "NAME", default_value = "coco")]
-    pub dataset: String,
-    /// Part of the data set [default: test; rest_val for vqa, dev for nlvr2]
-    #[arg(long, value_name = "NAME")]
-    pub split: Option<String>,
-    /// Tokenizer: a vocab.txt or tokenizer.json, a folder with one, or a name on the hub
-    #[arg(long, value_name = "NAME", default_value = "bert-base-uncased")]
-    pub tokenizer: String,
-    /// The first N images, questions or statements alone
-    #[arg(long, value_name = "N", value_parser = parse_positive)]
-    pub limit: Option<usize>,
-    /// Count a caption that an image has twice once, as published code does
-    #[arg(long)]
-    pub without_repeats: bool,
-}
-
-/// A task that can be evaluated.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum, Serialize)]
-#[serde(rename_all = "snake_case")]
-pub enum TaskName {
-    /// Texts for images and images for texts
-    Retrieval,
-    /// Questions about images
-    Vqa,
-    /// Statements about two images
-    Nlvr2,
-}
 
 /// How a model is run.
 #[derive(Args, Clone, Debug)]
@@ -98,63 +57,6 @@ pub enum AttentionArg {
     PerModality,
     /// All to all, as in VLMo
     Joint,
-}
-
-impl DataArgs {
-    /// The data set: that of captions by name, one each for the other tasks.
-    pub fn dataset(&self) -> &str {
-        match self.task {
-            TaskName::Retrieval => &self.dataset,
-            TaskName::Vqa => "vqa",
-            TaskName::Nlvr2 => "nlvr2",
-        }
-    }
-
-    /// The split.
-    pub fn split(&self) -> &str {
-        self.split.as_deref().unwrap_or(match self.task {
-            TaskName::Retrieval => "test",
-            TaskName::Vqa => "rest_val",
-            TaskName::Nlvr2 => "dev",
-        })
-    }
-
-    /// Opens the split.
-    pub fn open(&self, ties: Ties) -> Result<Box<dyn Task>> {
-        let (folder, split) = (self.data.as_path(), self.split());
-        // A folder that is not there is said to be missing, not to lack a file.
-        std::fs::read_dir(folder).with_context(|| format!("{}: cannot list", folder.display()))?;
-        let task = Choice {
-            task: match self.task {
-                TaskName::Retrieval => Name::Retrieval,
-                TaskName::Vqa => Name::Vqa,
-                TaskName::Nlvr2 => Name::Nlvr2,
-            },
-            dataset: &self.dataset,
-            split,
-            limit: self.limit,
-            without_repeats: self.without_repeats,
-            with_examples: true,
-            ties,
-        };
-        Ok(task.open(folder)?)
-    }
-
-    /// What the data are, for recognizing results that were made before.
-    pub fn identity(&self) -> Result<Vec<(String, u64)>> {
-        let mut files = Vec::new();
-        let folder = std::fs::read_dir(&self.data);
-        let failed = || format!("{}: cannot list", self.data.display());
-        for entry in folder.with_context(failed)? {
-            let entry = entry.with_context(failed)?;
-            let name = entry.file_name().to_string_lossy().into_owned();
-            if name.ends_with(".arrow") {
-                files.push((name, entry.metadata().with_context(failed)?.len()));
-            }
-        }
-        files.sort();
-        Ok(files)
-    }
 }
 
 /// Weights to run: a file, or a recipe that is merged in memory.

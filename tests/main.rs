@@ -6,6 +6,7 @@ mod compare;
 mod convert;
 mod corpus;
 mod data;
+mod data_cases;
 mod evaluating;
 mod inspect;
 mod lora;

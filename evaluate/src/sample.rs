@@ -90,6 +90,11 @@ pub enum Combination {
     /// Their means are added.
     #[default]
     Sum,
+    /// Their means are added in groups, one group a fold, and the sums are averaged over folds.
+    Folds {
+        /// How many folds there are; as many groups of ratios.
+        n: usize,
+    },
     /// [`bleu`](crate::metrics::captions::bleu) of their sums: the lengths of captions and of
     /// references, then for each n matches and n-grams.
     Bleu,
@@ -165,6 +170,7 @@ impl Quantity {
         let own = self.ratios.iter().map(|&ratio| sums[ratio]);
         let value = match self.combination {
             Combination::Sum => own.map(Sums::mean).sum::<Option<f64>>()?,
+            Combination::Folds { n } => own.map(Sums::mean).sum::<Option<f64>>()? / n as f64,
             Combination::Bleu => {
                 let above: Vec<f64> = own.map(|sums| sums.above).collect();
                 let ([lengths, counts @ ..], []) = above.as_chunks::<2>() else {

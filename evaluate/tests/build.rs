@@ -23,7 +23,7 @@ fn options(raw: &Path, out: &Path) -> BuildOptions {
 }
 
 fn run(dataset: &str, options: &BuildOptions) -> Result<BuildReport, Error> {
-    build(dataset, options, &Silent)
+    build(dataset, options, &Silent, |_, _| ())
 }
 
 /// The rows of a file as JSON, pictures as their bytes' lengths and sums, by id: the order of

@@ -6,8 +6,10 @@ use evaluate::Error;
 use evaluate::reports::file::{self, Source};
 use evaluate::reports::published::Published;
 use evaluate::reports::{
-    Comparison, Difference, Document, Input, Item, Report, TaskResult, csv, html, latex, markdown,
+    Comparison, Difference, Document, Input, Item, Measurement, Report, TaskResult, csv, html,
+    latex, markdown,
 };
+use evaluate::tasks::TASKS;
 
 fn path(name: &str) -> PathBuf {
     let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("../fixtures/reports");
@@ -346,5 +348,50 @@ fn figures_of_the_user_stand_beside_ours() {
     assert!(
         text.contains("| A \\| B \\[published: a table\\] | 70.5 | – |"),
         "{text}"
+    );
+}
+
+#[test]
+fn the_headline_of_every_task_has_its_label_alone_and_in_the_overview() {
+    let results: Vec<TaskResult> = (TASKS.iter())
+        .map(|task| TaskResult {
+            name: "model".into(),
+            task: task.name.into(),
+            dataset: Some(task.dataset.into()),
+            split: Some(task.default_split.into()),
+            measurements: vec![Measurement {
+                name: task.headline.into(),
+                value: Some(0.5),
+                unit: task.number(task.headline).expect("a number").unit,
+                higher_is_better: true,
+                n: 4,
+                interval: None,
+            }],
+            ..TaskResult::default()
+        })
+        .collect();
+    let input = Input {
+        label: "all.json".into(),
+        source: Source::Report(Report::new(results, Vec::new())),
+    };
+    let document = Document::new("All", &[input], &Published::default());
+    let overview = document.overview.as_ref().expect("several groups");
+    for (group, task) in document.groups.iter().zip(TASKS) {
+        let label = task.number(task.headline).expect("a number").label;
+        let titles: Vec<&str> = group
+            .grid
+            .columns
+            .iter()
+            .map(|c| c.title.as_str())
+            .collect();
+        assert_eq!(titles, [label], "{}", task.name);
+        assert!(overview.columns.iter().any(|column| column.title == label));
+        assert!(group.title.contains(task.title) || group.title.contains("VQAv2"));
+    }
+    assert_eq!(document.groups.len(), TASKS.len());
+    let page = markdown::markdown(&document).expect("a page");
+    assert!(
+        page.contains("VQA score") && !page.contains("vqa_score"),
+        "{page}"
     );
 }

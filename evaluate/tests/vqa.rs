@@ -33,7 +33,7 @@ fn normal_forms_are_those_of_both_programs() {
 fn accuracy_is_official_for_each_question_and_each_kind() {
     let annotations = read_annotations(&path(ANNOTATIONS)).expect("annotations");
     let results = read_results(&path(RESULTS)).expect("results");
-    check_questions(&path(QUESTIONS), &annotations, &path(ANNOTATIONS)).expect("questions");
+    check_questions(&path(QUESTIONS), &annotations, &path(ANNOTATIONS), false).expect("questions");
     let judged = judge(&path(RESULTS), &results, &annotations, &path(ANNOTATIONS))
         .expect("every question is answered");
     let expected = json("metrics/vqa_expected.json");

@@ -6,10 +6,11 @@ use std::process::ExitCode;
 use anyhow::Result;
 use merge::MergeRecipe;
 
+use crate::args::data::DataArgs;
 use crate::measuring::{Point, ResultArgs, Study, print};
 use crate::output::{Output, UsageError};
 use crate::ranks;
-use crate::running::{DataArgs, ModelArgs, Target};
+use crate::running::{ModelArgs, Target};
 
 const EXAMPLES: &str = "\
 Examples:

@@ -4,10 +4,12 @@ use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
 use anyhow::Result;
+use evaluate::datasets::DatasetSpec;
+use evaluate::tasks::{TaskOption, TaskSpec};
 use train::recipe::TrainRecipe;
 
+use crate::args::data::task_that_runs;
 use crate::output::{Output, UsageError};
-use crate::running::TaskName;
 use crate::training::{self, RunArgs};
 
 const EXAMPLES: &str = "\
@@ -43,14 +45,14 @@ pub struct Args {
     /// What is learned, by the published recipe of the base size
     #[arg(
         long,
-        value_enum,
         value_name = "TASK",
+        value_parser = task_that_runs(),
         required_unless_present = "recipe"
     )]
-    task: Option<TaskName>,
-    /// Captioned images of retrieval: coco or f30k
-    #[arg(long, value_name = "NAME", default_value = "coco")]
-    dataset: String,
+    task: Option<&'static TaskSpec>,
+    /// Captioned images of retrieval: coco or f30k [default: coco]
+    #[arg(long, value_name = "NAME", requires = "task")]
+    dataset: Option<String>,
     /// A recipe instead of the published one
     #[arg(long, value_name = "FILE", conflicts_with = "task")]
     recipe: Option<PathBuf>,
@@ -90,11 +92,15 @@ impl Args {
         if let Some(path) = &self.recipe {
             return Ok(TrainRecipe::open(path, &settings)?);
         }
-        let name = match self.task {
-            Some(TaskName::Vqa) => "vqa",
-            Some(TaskName::Nlvr2) => "nlvr2",
-            _ => self.dataset.as_str(),
+        let Some(task) = self.task else {
+            return Err(UsageError("give --task or --recipe".into()).into());
         };
+        if self.dataset.is_some() && !task.takes(TaskOption::Dataset) {
+            let what = format!("--dataset: the task {} has one data set alone", task.name);
+            return Err(UsageError(what).into());
+        }
+        let name = self.dataset.as_deref().unwrap_or(task.dataset);
+        let name = DatasetSpec::of(name).map_or(name, |set| set.name);
         let published = PUBLISHED.iter().find(|(known, _)| *known == name);
         let (_, text) = published.ok_or_else(|| {
             UsageError(format!("no published recipe for `{name}`; give --recipe"))

@@ -4,11 +4,12 @@ use std::path::PathBuf;
 use std::process::ExitCode;
 
 use anyhow::Result;
-use clap::{Args as ClapArgs, ValueEnum};
-use merge::layouts::Task;
+use clap::Args as ClapArgs;
+use evaluate::tasks::TaskSpec;
 use merge::recipe::{ModelRef, OutputDType, Parameters, UnknownKeys};
 use merge::{MergePlan, MergeRecipe};
 
+use crate::args::data::task_with_experts;
 use crate::cli::WriteArgs;
 use crate::output::{Output, UsageError};
 use crate::plan_view;
@@ -61,25 +62,14 @@ pub struct Specific {
     #[arg(long)]
     root: Option<String>,
     /// Merge the experts that this task uses, as published [default: all a block has]
-    #[arg(long = "for", value_enum, value_name = "TASK", id = "merge_for")]
-    task: Option<TaskArg>,
+    #[arg(long = "for", value_name = "TASK", id = "merge_for", value_parser = task_with_experts())]
+    task: Option<&'static TaskSpec>,
     /// Do as the published program does where it differs from the paper
     #[arg(long)]
     as_published: bool,
     /// Copy keys that the layout does not know instead of refusing them
     #[arg(long)]
     copy_unknown: bool,
-}
-
-/// A task with a published choice of experts.
-#[derive(Clone, Copy, Debug, ValueEnum)]
-enum TaskArg {
-    /// Image-text retrieval
-    Irtr,
-    /// Visual question answering
-    Vqa,
-    /// Reasoning over two images
-    Nlvr2,
 }
 
 impl Source {
@@ -112,11 +102,7 @@ impl Specific {
             }],
             base_model: base_model.map(ModelRef::new),
             layout: None,
-            task: self.task.map(|task| match task {
-                TaskArg::Irtr => Task::Irtr,
-                TaskArg::Vqa => Task::Vqa,
-                TaskArg::Nlvr2 => Task::Nlvr2,
-            }),
+            task: self.task.and_then(|task| task.published_experts),
             experts: None,
             parameters,
             as_published: self.as_published,

@@ -10,10 +10,11 @@ use evaluate::reports::journal::Finished;
 use serde_json::json;
 use train::collective::Alone;
 
+use crate::args::data::DataArgs;
 use crate::cli::parse_positive;
 use crate::measuring::{Point, ResultArgs, Study};
 use crate::output::{Output, UsageError};
-use crate::running::{DataArgs, ModelArgs, Target};
+use crate::running::{ModelArgs, Target};
 use crate::search::{Space, cma_es, grid};
 
 const EXAMPLES: &str = "\

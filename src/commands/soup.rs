@@ -11,9 +11,10 @@ use merge::{MergePlan, MergeRecipe};
 use serde_json::json;
 use train::collective::{Alone, Collective};
 
+use crate::args::data::DataArgs;
 use crate::measuring::{Point, ResultArgs, Study};
 use crate::output::{Output, UsageError};
-use crate::running::{DataArgs, ModelArgs, Target};
+use crate::running::{ModelArgs, Target};
 
 const EXAMPLES: &str = "\
 Examples:

@@ -10,10 +10,11 @@ use merge::MergeRecipe;
 use merge::recipe::{Parameter, Parameters};
 
 use super::merge::Specific;
+use crate::args::data::DataArgs;
 use crate::measuring::{Point, ResultArgs, Study, print};
 use crate::output::{Output, UsageError};
 use crate::ranks;
-use crate::running::{DataArgs, ModelArgs, Target};
+use crate::running::{ModelArgs, Target};
 
 const EXAMPLES: &str = "\
 Examples:

@@ -6,12 +6,13 @@
 //! ```
 
 use anyhow::Result;
+use evaluate::tasks::TaskOption;
 use merge::methods::{self, Base};
 use merge::recipe::Parameters;
 use serde_json::{Value, json};
 use train::recipe::{Span, overlay};
 
-use super::recipe::{MergePoint, StudyRecipe, StudyTask, TaskKind, Training, checked};
+use super::recipe::{MergePoint, StudyRecipe, StudyTask, Training, checked};
 use super::step::{Draft, Kind, Place, Step, Word};
 
 /// Weights that are measured on a task.
@@ -253,7 +254,7 @@ impl Builder<'_> {
     fn on(&self, task: &StudyTask, split: &str) -> Vec<Word> {
         let mut words: Vec<Word> = vec![
             "--task".into(),
-            task.task.name().into(),
+            task.task.name.into(),
             "--data".into(),
             self.arrow().into(),
             "--split".into(),
@@ -261,7 +262,7 @@ impl Builder<'_> {
             "--tokenizer".into(),
             self.tokenizer(),
         ];
-        if task.task == TaskKind::Retrieval {
+        if task.task.takes(TaskOption::Dataset) {
             words.extend(["--dataset".into(), task.dataset().into()]);
         }
         let model = &self.recipe.model;
@@ -307,7 +308,7 @@ impl Builder<'_> {
         let mut document = json!({
             "merge_method": point.method,
             "models": [{ "model": "specific.safetensors" }],
-            "for": task.task.experts(),
+            "for": task.task.published_experts,
             "parameters": point.parameters,
         });
         let mut paths = vec![("/models/0/model".to_owned(), specific.clone())];

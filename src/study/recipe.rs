@@ -3,6 +3,7 @@
 use std::path::{Path, PathBuf};
 
 use anyhow::Result;
+use evaluate::tasks::{TaskOption, TaskSpec};
 use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value};
 use train::recipe::{ExpertForm, Init, ModelSettings, TrainRecipe, open_document, overlay};
@@ -115,10 +116,10 @@ pub struct MergeSettings {
 #[serde(deny_unknown_fields)]
 pub struct StudyTask {
     /// What is to be done.
-    pub task: TaskKind,
-    /// The data set of retrieval.
-    #[serde(default = "coco_name")]
-    pub dataset: String,
+    pub task: &'static TaskSpec,
+    /// The data set of a task that works on several.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub dataset: Option<String>,
     /// The split that parameters are chosen on.
     pub validation: String,
     /// The split of the table.
@@ -131,44 +132,10 @@ pub struct StudyTask {
     pub finetune: Option<Training>,
 }
 
-/// What is to be done.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "snake_case")]
-pub enum TaskKind {
-    /// Texts for images and images for texts.
-    Retrieval,
-    /// Questions about images.
-    Vqa,
-    /// Statements about two images.
-    Nlvr2,
-}
-
-impl TaskKind {
-    /// As flags spell it.
-    pub fn name(self) -> &'static str {
-        match self {
-            Self::Retrieval => "retrieval",
-            Self::Vqa => "vqa",
-            Self::Nlvr2 => "nlvr2",
-        }
-    }
-
-    /// As merge recipes spell the choice of experts.
-    pub fn experts(self) -> &'static str {
-        match self {
-            Self::Retrieval => "irtr",
-            _ => self.name(),
-        }
-    }
-}
-
 impl StudyTask {
     /// The data set.
     pub fn dataset(&self) -> &str {
-        match self.task {
-            TaskKind::Retrieval => &self.dataset,
-            _ => self.task.name(),
-        }
+        self.dataset.as_deref().unwrap_or(self.task.dataset)
     }
 }
 
@@ -214,6 +181,15 @@ impl StudyRecipe {
             return bad("`tasks`: there is none".into());
         }
         for task in &self.tasks {
+            let name = task.task.name;
+            if task.task.open.is_none() {
+                return bad(format!("`tasks`: no model is run on {name}"));
+            }
+            if task.dataset.is_some() && !task.task.takes(TaskOption::Dataset) {
+                return bad(format!(
+                    "`tasks`: {name} has one data set alone; leave out `dataset`"
+                ));
+            }
             if task.validation == task.test {
                 let (data, split) = (task.dataset(), &task.test);
                 return bad(format!(
@@ -308,10 +284,6 @@ fn all_specific() -> ExpertForm {
 
 fn bert_name() -> String {
     "bert-base-uncased".into()
-}
-
-fn coco_name() -> String {
-    "coco".into()
 }
 
 fn train_name() -> String {

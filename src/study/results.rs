@@ -5,7 +5,7 @@ use std::path::Path;
 use anyhow::{Result, bail};
 use evaluate::reports::file::{self, Source};
 use evaluate::reports::published::Published;
-use evaluate::reports::{Document, Input, Report, SweepPoint, TaskResult};
+use evaluate::reports::{Document, Input, Report, SweepPoint};
 
 use super::graph::{Graph, Measured, Model, Origin};
 use super::recipe::StudyRecipe;
@@ -107,12 +107,6 @@ fn check<'a>(path: &Path, report: &Report, names: impl Iterator<Item = &'a str>)
     bail!("{}: its results are not those of the study", path.display())
 }
 
-/// The number that points are compared by: the sum of recalls, or else the first one.
-fn worth(result: &TaskResult) -> Option<f64> {
-    let sum = result.measurements.iter().find(|m| m.name == "rsum");
-    sum.or(result.measurements.first())?.value
-}
-
 /// Of each method the place of the best point on validation data; of equal ones the first.
 fn choose(measured: &Measured, validation: &Report) -> Vec<usize> {
     let mut chosen: Vec<(&str, usize)> = Vec::new();
@@ -120,12 +114,12 @@ fn choose(measured: &Measured, validation: &Report) -> Vec<usize> {
         let Origin::Merge(point) = &model.origin else {
             continue;
         };
-        let own = worth(&validation.results[index]);
+        let own = validation.results[index].worth();
         match chosen
             .iter_mut()
             .find(|(method, _)| *method == point.method)
         {
-            Some((_, best)) if own > worth(&validation.results[*best]) => *best = index,
+            Some((_, best)) if own > validation.results[*best].worth() => *best = index,
             Some(_) => {}
             None => chosen.push((&point.method, index)),
         }

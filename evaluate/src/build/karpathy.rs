@@ -6,13 +6,13 @@ use std::sync::Arc;
 
 use serde::Deserialize;
 
-use super::plan::{CAPTIONS, Cell, Picture, Place, Row, TablePlan};
+use super::plan::{CAPTIONS, Cell, Picture, Place, Row, TablePlan, Textless};
 use super::{BuildOptions, chosen};
 use crate::predictions::file;
 use crate::{DataFault, Error, Result};
 
 /// One of the two data sets.
-pub(super) struct Source {
+pub(crate) struct Source {
     dataset: &'static str,
     json: &'static str,
     /// The folder of all pictures, or none where each image names its own.
@@ -21,7 +21,7 @@ pub(super) struct Source {
     splits: &'static [&'static str],
 }
 
-pub(super) const COCO: Source = Source {
+pub(crate) const COCO: Source = Source {
     dataset: "coco",
     json: "karpathy/dataset_coco.json",
     folder: None,
@@ -29,7 +29,7 @@ pub(super) const COCO: Source = Source {
     splits: &["train", "restval", "val", "test"],
 };
 
-pub(super) const FLICKR30K: Source = Source {
+pub(crate) const FLICKR30K: Source = Source {
     dataset: "f30k",
     json: "karpathy/dataset_flickr30k.json",
     folder: Some("flickr30k-images"),
@@ -55,7 +55,7 @@ struct Sentence {
     raw: String,
 }
 
-pub(super) fn plan(source: &Source, options: &BuildOptions) -> Result<Vec<TablePlan>> {
+pub(crate) fn plan(source: &Source, options: &BuildOptions) -> Result<Vec<TablePlan>> {
     let splits = chosen(source.dataset, source.splits, options)?;
     let json = options.raw.join(source.json);
     let what = "a list of images in Karpathy's form";
@@ -67,10 +67,16 @@ pub(super) fn plan(source: &Source, options: &BuildOptions) -> Result<Vec<TableP
             columns: CAPTIONS.to_vec(),
             is_pair: false,
             rows: Vec::new(),
+            left_out: Vec::new(),
+            notes: Vec::new(),
         })
         .collect();
     let file: Arc<Path> = json.as_path().into();
     let mut seen = HashSet::new();
+    let new = || Textless::new("caption", options);
+    let mut textless: Vec<Textless> = splits.iter().map(|_| new()).collect();
+    // Images of splits that are not built are checked, too.
+    let mut others = new();
     for (row, image) in annotations.images.into_iter().enumerate() {
         let place = Place {
             file: Arc::clone(&file),
@@ -87,8 +93,14 @@ pub(super) fn plan(source: &Source, options: &BuildOptions) -> Result<Vec<TableP
                 id: image.filename,
             });
         }
-        if image.sentences.is_empty() {
-            return Err(place.fault(format!("image {} has no caption", image.filename)));
+        let number = splits.iter().position(|split| *split == image.split);
+        let n_texts = image.sentences.len();
+        let of_split = match number {
+            Some(number) => &mut textless[number],
+            None => &mut others,
+        };
+        if !of_split.has_text(&place, &image.filename, n_texts)? {
+            continue;
         }
         let folder = match (source.folder, &image.filepath) {
             (Some(folder), _) => folder,
@@ -99,7 +111,7 @@ pub(super) fn plan(source: &Source, options: &BuildOptions) -> Result<Vec<TableP
             (None, None) if image.filename.contains("_train2014_") => "train2014",
             (None, None) => "val2014",
         };
-        let Some(number) = splits.iter().position(|split| *split == image.split) else {
+        let Some(number) = number else {
             continue;
         };
         plans[number].rows.push(Row {
@@ -119,6 +131,9 @@ pub(super) fn plan(source: &Source, options: &BuildOptions) -> Result<Vec<TableP
                 Cell::Text(image.split),
             ],
         });
+    }
+    for (plan, textless) in plans.iter_mut().zip(textless) {
+        plan.left_out = textless.left_out();
     }
     for (plan, split) in plans.iter().zip(&splits) {
         if plan.rows.is_empty() {

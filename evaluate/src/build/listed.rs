@@ -13,13 +13,13 @@ use crate::{Error, Result};
 const MAX_ROWS: usize = 100_000;
 
 /// One of the two data sets.
-pub(super) struct Source {
+pub(crate) struct Source {
     dataset: &'static str,
     /// Name of a split, its list, the folder of its pictures, the beginning of its files' names.
     splits: &'static [(&'static str, &'static str, &'static str, &'static str)],
 }
 
-pub(super) const CONCEPTUAL_CAPTIONS: Source = Source {
+pub(crate) const CONCEPTUAL_CAPTIONS: Source = Source {
     dataset: "gcc",
     splits: &[
         (
@@ -37,12 +37,12 @@ pub(super) const CONCEPTUAL_CAPTIONS: Source = Source {
     ],
 };
 
-pub(super) const SBU: Source = Source {
+pub(crate) const SBU: Source = Source {
     dataset: "sbu",
     splits: &[("train", "annot.json", "images_train", "sbu_")],
 };
 
-pub(super) fn plan(source: &Source, options: &BuildOptions) -> Result<Vec<TablePlan>> {
+pub(crate) fn plan(source: &Source, options: &BuildOptions) -> Result<Vec<TablePlan>> {
     let names: Vec<&str> = source.splits.iter().map(|split| split.0).collect();
     let wanted = chosen(source.dataset, &names, options)?;
     let mut plans = Vec::new();
@@ -55,6 +55,8 @@ pub(super) fn plan(source: &Source, options: &BuildOptions) -> Result<Vec<TableP
                     columns: CAPTIONS.to_vec(),
                     is_pair: false,
                     rows: rows.to_vec(),
+                    left_out: Vec::new(),
+                    notes: Vec::new(),
                 });
             }
         }

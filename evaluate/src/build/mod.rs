@@ -4,25 +4,31 @@
 //! pictures in parallel and writes file by file: beside its target, then renamed, so that a file
 //! with its right name is whole. Files that are there already are not made again.
 
-mod karpathy;
-mod listed;
-mod plan;
-mod regions;
+pub(crate) mod karpathy;
+pub(crate) mod listed;
+pub(crate) mod plan;
+pub(crate) mod regions;
 mod shuffle;
-mod statements;
-mod vqa;
+pub(crate) mod statements;
+pub(crate) mod vqa;
 mod write;
 
+use std::collections::BTreeSet;
 use std::path::{Path, PathBuf};
 
 use merge::Progress;
 use serde::Serialize;
 
 use crate::datasets::arrow::Table;
-use crate::datasets::{DATASETS, prefetch};
+pub use crate::datasets::left_out::BadPicture;
+use crate::datasets::left_out::{self, LeftOut, Omission};
+use crate::datasets::{DATASETS, DatasetSpec, prefetch};
 use crate::{DataFault, Error, Result};
 use plan::{Picture, TablePlan};
 use write::Writer;
+
+/// Plans the files of a data set from its annotations.
+pub(crate) type Planner = fn(&BuildOptions) -> Result<Vec<TablePlan>>;
 
 /// Where a file says of what it was made.
 const NOTE: &str = "vlmerge.build";
@@ -66,20 +72,14 @@ pub struct BuiltFile {
     pub n_rows: usize,
     /// Whether it was there already.
     pub is_old: bool,
+    /// What it leaves out though the annotations have it.
+    pub left_out: Vec<Omission>,
 }
 
-/// A picture that cannot be used.
-#[derive(Clone, Debug, Serialize)]
-pub struct BadPicture {
-    /// The picture file.
-    pub path: PathBuf,
-    /// The annotation that refers to it: file and row.
-    pub place: String,
-    /// What is wrong with it.
-    pub fault: String,
-}
-
-/// Builds the arrow files of `dataset`: `coco`, `f30k`, `vqa`, `nlvr2`, `sbu`, `gcc` or `vg`.
+/// Builds the arrow files of `dataset`, one of those rows of [`DATASETS`] that can be built.
+///
+/// `done` is called after every file, so that what it leaves out is told even if a later one fails.
+/// A file that is there and lacks pictures which have been repaired since is built again.
 ///
 /// The row order is that of the annotations, but for VQA's validation images. Pictures are stored
 /// as their original bytes; each is decoded once, to know that it can be.
@@ -93,22 +93,17 @@ pub fn build(
     dataset: &str,
     options: &BuildOptions,
     progress: &dyn Progress,
+    mut done: impl FnMut(&BuiltFile, &[BadPicture]),
 ) -> Result<BuildReport> {
-    let plans = match dataset {
-        "coco" => karpathy::plan(&karpathy::COCO, options),
-        "f30k" => karpathy::plan(&karpathy::FLICKR30K, options),
-        "gcc" => listed::plan(&listed::CONCEPTUAL_CAPTIONS, options),
-        "sbu" => listed::plan(&listed::SBU, options),
-        "vg" => regions::plan(options),
-        "vqa" => vqa::plan(options),
-        "nlvr2" => statements::plan(options),
-        _ => Err(Error::Data(DataFault::UnknownDataset {
+    let planned = DatasetSpec::of(dataset).and_then(|set| set.plan);
+    let plan = planned.ok_or_else(|| {
+        let built = DATASETS.iter().filter(|dataset| dataset.is_built());
+        Error::Data(DataFault::UnknownDataset {
             name: dataset.into(),
-            known: (DATASETS.iter().map(|dataset| dataset.name))
-                .collect::<Vec<_>>()
-                .join(", "),
-        })),
-    }?;
+            known: built.map(|set| set.name).collect::<Vec<_>>().join(", "),
+        })
+    })?;
+    let plans = plan(options)?;
     let out = &options.out;
     std::fs::create_dir_all(out).map_err(|source| Error::io("create", out, source))?;
     let mut report = BuildReport {
@@ -118,22 +113,22 @@ pub fn build(
     for plan in plans {
         let path = out.join(format!("{}.arrow", plan.name));
         let note = plan.note(dataset, options);
-        let n_rows = match finished(&path, &note, options.force)? {
-            Some(n_rows) => {
-                report.files.push(BuiltFile {
-                    path,
-                    n_rows,
-                    is_old: true,
-                });
-                continue;
+        let (n_rows, left_out, is_old) = match finished(&path, &note, &plan, options)? {
+            Some((n_rows, left_out)) => (n_rows, left_out, true),
+            None => {
+                let (n_rows, left_out) = build_table(plan, &path, &note, options, progress)?;
+                (n_rows, left_out, false)
             }
-            None => build_table(plan, &path, &note, options, progress, &mut report.skipped)?,
         };
-        report.files.push(BuiltFile {
+        let file = BuiltFile {
             path,
             n_rows,
-            is_old: false,
-        });
+            is_old,
+            left_out: left_out.omissions(),
+        };
+        done(&file, &left_out.skipped);
+        report.files.push(file);
+        report.skipped.extend(left_out.skipped);
     }
     Ok(report)
 }
@@ -160,26 +155,96 @@ fn chosen<'a>(
     chosen.collect()
 }
 
-/// The rows of a file that was made of the same before.
-fn finished(path: &Path, note: &str, force: bool) -> Result<Option<usize>> {
+/// The rows of a file that was made of the same before, and what it leaves out; `None` when it is
+/// to be built, for there is none, or pictures that it lacks have been repaired.
+fn finished(
+    path: &Path,
+    note: &str,
+    plan: &TablePlan,
+    options: &BuildOptions,
+) -> Result<Option<(usize, LeftOut)>> {
     if !path.exists() {
         return Ok(None);
     }
-    let other = |fault: &str| {
-        Error::Data(DataFault::OtherTable {
+    match known(path, note, plan) {
+        Ok((n_rows, mut left_out)) => {
+            if left_out.skipped.is_empty() {
+                return Ok(Some((n_rows, left_out)));
+            }
+            // Only the pictures that it lacks are looked at again.
+            let n_before = left_out.skipped.len();
+            left_out.skipped = still_bad(&left_out.skipped, plan);
+            if left_out.skipped.is_empty() {
+                return Ok(None);
+            }
+            if !options.skip_bad {
+                return Err(bad_pictures(path, &left_out.skipped));
+            }
+            let is_same = left_out.skipped.len() == n_before;
+            Ok(is_same.then_some((n_rows, left_out)))
+        }
+        Err(_) if options.force => Ok(None),
+        Err(fault) => Err(Error::Data(DataFault::OtherTable {
             path: path.into(),
-            fault: fault.into(),
-        })
-    };
-    let fault = match Table::open(path) {
-        Ok(table) => match table.notes().get(NOTE) {
-            Some(found) if found == note => return Ok(Some(table.n_rows())),
-            Some(_) => "it was built of other inputs or with other options",
-            None => "this program did not build it",
-        },
-        Err(_) => "it is no arrow file, or a damaged one",
-    };
-    if force { Ok(None) } else { Err(other(fault)) }
+            fault,
+        })),
+    }
+}
+
+/// A file that was made of the same plan, or how it differs.
+fn known(path: &Path, note: &str, plan: &TablePlan) -> Result<(usize, LeftOut), String> {
+    let damaged = |_| "it is no arrow file, or a damaged one".to_owned();
+    let table = Table::open(path).map_err(damaged)?;
+    let found = table.notes().get(NOTE);
+    let found = found.ok_or("this program did not build it")?;
+    let left_out = LeftOut::of(&table).map_err(damaged)?;
+    let left_out =
+        left_out.ok_or("an older version built it, which did not note what it left out")?;
+    let has_note = |(key, note): &(&str, String)| table.notes().get(*key) == Some(note);
+    let is_same = found == note
+        && left_out.by_rule == plan.left_out
+        && left_out.skipped.iter().all(|bad| bad.row < plan.rows.len())
+        && plan.notes.iter().all(has_note);
+    match is_same {
+        true => Ok((table.n_rows(), left_out)),
+        false => Err("it was built of other inputs or with other options".into()),
+    }
+}
+
+/// Those pictures that still cannot be used, with what is wrong with them now.
+fn still_bad(bad: &[BadPicture], plan: &TablePlan) -> Vec<BadPicture> {
+    let rows: BTreeSet<usize> = bad.iter().map(|bad| bad.row).collect();
+    let mut found = Vec::new();
+    for (number, row) in rows
+        .into_iter()
+        .filter_map(|n| Some((n, plan.rows.get(n)?)))
+    {
+        for picture in &row.pictures {
+            if let Err(fault) = read_checked(picture) {
+                found.push(BadPicture {
+                    path: picture.path.clone(),
+                    place: row.place.to_string(),
+                    fault,
+                    row: number,
+                });
+            }
+        }
+    }
+    found
+}
+
+fn bad_pictures(path: &Path, bad: &[BadPicture]) -> Error {
+    let listed = bad.iter().take(MAX_LISTED).map(|bad| {
+        let BadPicture {
+            path, place, fault, ..
+        } = bad;
+        format!("  {} ({place}): {fault}", path.display())
+    });
+    Error::Data(DataFault::BadPictures {
+        path: path.into(),
+        n: bad.len(),
+        list: listed.collect::<Vec<_>>().join("\n"),
+    })
 }
 
 fn build_table(
@@ -188,18 +253,20 @@ fn build_table(
     note: &str,
     options: &BuildOptions,
     progress: &dyn Progress,
-    skipped: &mut Vec<BadPicture>,
-) -> Result<usize> {
+) -> Result<(usize, LeftOut)> {
     let n_workers = std::thread::available_parallelism().map_or(1, usize::from);
     let sizes = plan.rows.iter().flat_map(|row| &row.pictures).map(size_of);
     progress.start(&format!("build {}", plan.name), sizes.sum());
-    let mut writer = Writer::create(path, &plan.columns, plan.is_pair, note)?;
+    let mut notes = vec![(NOTE, note)];
+    notes.extend(plan.notes.iter().map(|(key, note)| (*key, note.as_str())));
+    let mut writer = Writer::create(path, &plan.columns, plan.is_pair, &notes)?;
+    let planned_rows = plan.rows.len();
     let jobs: Vec<Vec<Picture>> = plan.rows.iter().map(|row| row.pictures.clone()).collect();
     let pictures = prefetch(jobs, n_workers, 4 * n_workers, |pictures| {
         Ok(pictures.iter().map(read_checked).collect::<Vec<_>>())
     });
     let mut bad = Vec::new();
-    for (row, pictures) in plan.rows.into_iter().zip(pictures) {
+    for (number, (row, pictures)) in plan.rows.into_iter().zip(pictures).enumerate() {
         if progress.is_cancelled() {
             return Err(merge::Error::Cancelled.into());
         }
@@ -214,6 +281,7 @@ fn build_table(
                     path: picture.path.clone(),
                     place: row.place.to_string(),
                     fault,
+                    row: number,
                 }),
             }
         }
@@ -224,15 +292,7 @@ fn build_table(
     }
     progress.finish();
     if !bad.is_empty() && !options.skip_bad {
-        let listed = bad.iter().take(MAX_LISTED).map(|bad| {
-            let BadPicture { path, place, fault } = bad;
-            format!("  {} ({place}): {fault}", path.display())
-        });
-        return Err(Error::Data(DataFault::BadPictures {
-            path: path.into(),
-            n: bad.len(),
-            list: listed.collect::<Vec<_>>().join("\n"),
-        }));
+        return Err(bad_pictures(path, &bad));
     }
     if writer.n_rows() == 0 && !bad.is_empty() {
         return Err(Error::Empty {
@@ -240,8 +300,15 @@ fn build_table(
             what: "rows, for no picture can be used",
         });
     }
-    skipped.extend(bad);
-    writer.finish()
+    let left_out = LeftOut {
+        by_rule: plan.left_out,
+        skipped: bad,
+        planned_rows,
+    };
+    // Names and numbers always have a JSON form.
+    let last_note = serde_json::to_string(&left_out).unwrap_or_default();
+    let n_rows = writer.finish(left_out::NOTE, &last_note)?;
+    Ok((n_rows, left_out))
 }
 
 fn size_of(picture: &Picture) -> u64 {

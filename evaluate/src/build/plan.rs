@@ -6,11 +6,12 @@ use std::sync::Arc;
 use serde_json::json;
 
 use super::BuildOptions;
+use crate::datasets::left_out::Omission;
 use crate::{DataFault, Error};
 
 /// The type of a column beside the pictures.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum Kind {
+pub(crate) enum Kind {
     Text,
     Texts,
     TextLists,
@@ -22,7 +23,7 @@ pub(super) enum Kind {
 
 /// A value of such a column.
 #[derive(Clone, Debug)]
-pub(super) enum Cell {
+pub(crate) enum Cell {
     Text(String),
     Texts(Vec<String>),
     TextLists(Vec<Vec<String>>),
@@ -34,15 +35,15 @@ pub(super) enum Cell {
 
 /// A picture file.
 #[derive(Clone, Debug)]
-pub(super) struct Picture {
-    pub(super) path: PathBuf,
+pub(crate) struct Picture {
+    pub(crate) path: PathBuf,
 }
 
 /// Where an annotation stands.
 #[derive(Clone, Debug)]
-pub(super) struct Place {
-    pub(super) file: Arc<Path>,
-    pub(super) row: usize,
+pub(crate) struct Place {
+    pub(crate) file: Arc<Path>,
+    pub(crate) row: usize,
 }
 
 impl std::fmt::Display for Place {
@@ -53,7 +54,7 @@ impl std::fmt::Display for Place {
 
 impl Place {
     /// An error here.
-    pub(super) fn fault(&self, fault: impl Into<String>) -> Error {
+    pub(crate) fn fault(&self, fault: impl Into<String>) -> Error {
         Error::Data(DataFault::Row {
             path: self.file.to_path_buf(),
             row: self.row,
@@ -62,7 +63,7 @@ impl Place {
     }
 
     /// Refuses names that lead out of their folder.
-    pub(super) fn check_name(&self, name: &str) -> Result<(), Error> {
+    pub(crate) fn check_name(&self, name: &str) -> Result<(), Error> {
         let mut parts = Path::new(name).components();
         match (parts.next(), parts.next()) {
             (Some(Component::Normal(_)), None) if !name.ends_with('/') => Ok(()),
@@ -73,29 +74,33 @@ impl Place {
 
 /// A row of a table.
 #[derive(Clone, Debug)]
-pub(super) struct Row {
-    pub(super) place: Place,
+pub(crate) struct Row {
+    pub(crate) place: Place,
     /// One picture, or the two of a pair.
-    pub(super) pictures: Vec<Picture>,
+    pub(crate) pictures: Vec<Picture>,
     /// In the order of the columns.
-    pub(super) cells: Vec<Cell>,
+    pub(crate) cells: Vec<Cell>,
 }
 
 /// A file that is to be written.
 #[derive(Clone, Debug)]
-pub(super) struct TablePlan {
+pub(crate) struct TablePlan {
     /// Its name without the ending.
-    pub(super) name: String,
+    pub(crate) name: String,
     /// The columns beside the pictures.
-    pub(super) columns: Vec<(&'static str, Kind)>,
+    pub(crate) columns: Vec<(&'static str, Kind)>,
     /// Whether a row has two pictures: `image_0` and `image_1`.
-    pub(super) is_pair: bool,
-    pub(super) rows: Vec<Row>,
+    pub(crate) is_pair: bool,
+    pub(crate) rows: Vec<Row>,
+    /// What a rule leaves out.
+    pub(crate) left_out: Vec<Omission>,
+    /// What else the file notes, by key.
+    pub(crate) notes: Vec<(&'static str, String)>,
 }
 
 impl TablePlan {
     /// What is written into the file to know it again.
-    pub(super) fn note(&self, dataset: &str, options: &BuildOptions) -> String {
+    pub(crate) fn note(&self, dataset: &str, options: &BuildOptions) -> String {
         let n_pictures: usize = self.rows.iter().map(|row| row.pictures.len()).sum();
         json!({
             "version": env!("CARGO_PKG_VERSION"),
@@ -105,7 +110,6 @@ impl TablePlan {
             "planned_pictures": n_pictures,
             "annotations": format!("{:016x}", self.fingerprint()),
             "seed": options.seed,
-            "skip_bad": options.skip_bad,
         })
         .to_string()
     }
@@ -133,8 +137,70 @@ impl TablePlan {
     }
 }
 
+/// Images without a text: an error, or left out and listed where bad examples are to be skipped.
+pub(crate) struct Textless {
+    texts: &'static str,
+    is_skipped: bool,
+    n_images: usize,
+    ids: Vec<String>,
+}
+
+impl Textless {
+    /// `texts` is what an image should have: `caption`, `region`.
+    pub(crate) fn new(texts: &'static str, options: &BuildOptions) -> Self {
+        Self {
+            texts,
+            is_skipped: options.skip_bad,
+            n_images: 0,
+            ids: Vec::new(),
+        }
+    }
+
+    /// Counts an image; whether it has a text and so makes a row.
+    ///
+    /// # Errors
+    /// [`DataFault::NoText`] when it has none and is not to be skipped.
+    pub(crate) fn has_text(
+        &mut self,
+        place: &Place,
+        id: &dyn std::fmt::Display,
+        n_texts: usize,
+    ) -> Result<bool, Error> {
+        self.n_images += 1;
+        if n_texts > 0 {
+            return Ok(true);
+        }
+        if !self.is_skipped {
+            return Err(Error::Data(DataFault::NoText {
+                path: place.file.to_path_buf(),
+                row: place.row,
+                image: id.to_string(),
+                texts: self.texts,
+            }));
+        }
+        self.ids.push(id.to_string());
+        Ok(false)
+    }
+
+    /// What was left out.
+    pub(crate) fn left_out(self) -> Vec<Omission> {
+        let omission = Omission {
+            what: "images".into(),
+            why: format!("no {}", self.texts),
+            n: self.ids.len(),
+            of: self.n_images,
+            ids: self.ids,
+            file: String::new(),
+        };
+        match omission.n {
+            0 => Vec::new(),
+            _ => vec![omission],
+        }
+    }
+}
+
 /// Columns of images with captions.
-pub(super) const CAPTIONS: [(&str, Kind); 3] = [
+pub(crate) const CAPTIONS: [(&str, Kind); 3] = [
     ("caption", Kind::Texts),
     ("image_id", Kind::Text),
     ("split", Kind::Text),

@@ -6,7 +6,7 @@ use std::sync::Arc;
 
 use serde::Deserialize;
 
-use super::plan::{Cell, Kind, Picture, Place, Row, TablePlan};
+use super::plan::{Cell, Kind, Picture, Place, Row, TablePlan, Textless};
 use super::{BuildOptions, chosen};
 use crate::predictions::file;
 use crate::{Error, Result};
@@ -15,6 +15,7 @@ const FOLDERS: [&str; 2] = ["images/VG_100K", "images/VG_100K_2"];
 
 #[derive(Deserialize)]
 struct Image {
+    id: Option<i64>,
     regions: Vec<Region>,
 }
 
@@ -28,20 +29,26 @@ struct Region {
     y: i64,
 }
 
-pub(super) fn plan(options: &BuildOptions) -> Result<Vec<TablePlan>> {
+pub(crate) fn plan(options: &BuildOptions) -> Result<Vec<TablePlan>> {
     chosen("vg", &["train"], options)?;
     let json = options.raw.join("annotations/region_descriptions.json");
     let images: Vec<Image> = file::json(&json, "a list of images with their regions")?;
     let file: Arc<Path> = json.as_path().into();
     let mut seen = HashSet::new();
     let mut rows = Vec::new();
+    let mut textless = Textless::new("region", options);
     for (row, image) in images.into_iter().enumerate() {
         let place = Place {
             file: Arc::clone(&file),
             row,
         };
-        // An image without regions has no text, and is no example.
-        let Some(id) = image.regions.first().map(|region| region.image_id) else {
+        let of_regions = image.regions.first().map(|region| region.image_id);
+        let name = match of_regions.or(image.id) {
+            Some(id) => id.to_string(),
+            None => format!("of row {row}"),
+        };
+        let has_text = textless.has_text(&place, &name, image.regions.len())?;
+        let Some(id) = of_regions.filter(|_| has_text) else {
             continue;
         };
         if let Some(other) = image.regions.iter().find(|region| region.image_id != id) {
@@ -97,5 +104,7 @@ pub(super) fn plan(options: &BuildOptions) -> Result<Vec<TablePlan>> {
         ],
         is_pair: false,
         rows,
+        left_out: textless.left_out(),
+        notes: Vec::new(),
     }])
 }

@@ -8,6 +8,7 @@ use serde::Deserialize;
 
 use super::plan::{Cell, Kind, Picture, Place, Row, TablePlan};
 use super::{BuildOptions, chosen};
+use crate::datasets::nlvr2::{SENTENCES, SentenceNumbers};
 use crate::predictions::file;
 use crate::{Error, Result};
 
@@ -37,11 +38,12 @@ enum Directory {
     Name(String),
 }
 
-pub(super) fn plan(options: &BuildOptions) -> Result<Vec<TablePlan>> {
+pub(crate) fn plan(options: &BuildOptions) -> Result<Vec<TablePlan>> {
     let names = FILES.map(|(name, _)| name);
     let wanted = chosen("nlvr2", &names, options)?;
     let files = FILES.iter().filter(|(name, _)| wanted.contains(name));
     let plans = files.map(|(name, json)| {
+        let (rows, numbers) = rows(&options.raw, &options.raw.join("nlvr2/data").join(json))?;
         Ok(TablePlan {
             name: format!("nlvr2_{name}"),
             columns: vec![
@@ -50,7 +52,9 @@ pub(super) fn plan(options: &BuildOptions) -> Result<Vec<TablePlan>> {
                 ("identifier", Kind::Text),
             ],
             is_pair: true,
-            rows: rows(&options.raw, &options.raw.join("nlvr2/data").join(json))?,
+            rows,
+            left_out: Vec::new(),
+            notes: vec![(SENTENCES, numbers)],
         })
     });
     plans.collect()
@@ -63,14 +67,20 @@ struct Pair {
     folder: PathBuf,
     sentences: Vec<String>,
     labels: Vec<String>,
+    /// The official number of each sentence, the last part of its identifier.
+    numbers: Vec<String>,
 }
 
-fn rows(raw: &Path, json: &Path) -> Result<Vec<Row>> {
+/// The rows, and the official numbers of sentences as the file notes them.
+fn rows(raw: &Path, json: &Path) -> Result<(Vec<Row>, String)> {
     let path: Arc<Path> = json.into();
     let mut pairs: Vec<Pair> = Vec::new();
     let mut pair_of: HashMap<String, usize> = HashMap::new();
     let mut seen = HashSet::new();
     file::lines(json, |line, text| {
+        if text.starts_with('[') {
+            return Err("is a JSON list; a JSON object per line is expected".into());
+        }
         let statement: Statement =
             serde_json::from_str(text).map_err(|error| format!("is no statement: {error}"))?;
         let Statement {
@@ -83,7 +93,7 @@ fn rows(raw: &Path, json: &Path) -> Result<Vec<Row>> {
             return Err(format!("the label {label:?} is not True or False"));
         }
         let parts = identifier.rsplit_once('-').zip(identifier.split_once('-'));
-        let Some(((id, _), (split, _))) = parts else {
+        let Some(((id, sentence_number), (split, _))) = parts else {
             return Err(format!(
                 "the identifier {identifier:?} is not like dev-0-0-0"
             ));
@@ -111,7 +121,7 @@ fn rows(raw: &Path, json: &Path) -> Result<Vec<Row>> {
                 raw.join("images/train").join(name)
             }
         };
-        let id = id.to_owned();
+        let (id, sentence_number) = (id.to_owned(), sentence_number.to_owned());
         let number = *pair_of.entry(id.clone()).or_insert(pairs.len());
         if number == pairs.len() {
             pairs.push(Pair {
@@ -120,6 +130,7 @@ fn rows(raw: &Path, json: &Path) -> Result<Vec<Row>> {
                 folder,
                 sentences: Vec::new(),
                 labels: Vec::new(),
+                numbers: Vec::new(),
             });
         } else if pairs[number].folder != folder {
             return Err(format!("{id} has its pictures elsewhere on another line"));
@@ -129,6 +140,7 @@ fn rows(raw: &Path, json: &Path) -> Result<Vec<Row>> {
         }
         pairs[number].sentences.push(sentence);
         pairs[number].labels.push(label);
+        pairs[number].numbers.push(sentence_number);
         Ok(())
     })?;
     if pairs.is_empty() {
@@ -137,6 +149,10 @@ fn rows(raw: &Path, json: &Path) -> Result<Vec<Row>> {
             what: "statements",
         });
     }
+    let numbers = pairs
+        .iter()
+        .map(|pair| (pair.id.as_str(), &pair.numbers[..]));
+    let numbers = SentenceNumbers::note(numbers);
     let rows = pairs.into_iter().map(|pair| Row {
         place: pair.place,
         pictures: [0, 1]
@@ -150,5 +166,5 @@ fn rows(raw: &Path, json: &Path) -> Result<Vec<Row>> {
             Cell::Text(pair.id),
         ],
     });
-    Ok(rows.collect())
+    Ok((rows.collect(), numbers))
 }

@@ -9,6 +9,8 @@ use serde::Deserialize;
 use super::plan::{Cell, Kind, Picture, Place, Row, TablePlan};
 use super::shuffle::shuffle;
 use super::{BuildOptions, chosen};
+use crate::datasets::left_out::Omission;
+use crate::datasets::vqa::ANSWERS;
 use crate::metrics::answers::{soft_score_of_count, vocabulary};
 use crate::predictions::file;
 use crate::{DataFault, Error, Result};
@@ -51,7 +53,7 @@ struct Answer {
     answer: String,
 }
 
-pub(super) fn plan(options: &BuildOptions) -> Result<Vec<TablePlan>> {
+pub(crate) fn plan(options: &BuildOptions) -> Result<Vec<TablePlan>> {
     let wanted = chosen("vqa", &SPLITS, options)?;
     let mut plans = Vec::new();
     if wanted.contains(&"train") || wanted.contains(&"val") {
@@ -62,17 +64,18 @@ pub(super) fn plan(options: &BuildOptions) -> Result<Vec<TablePlan>> {
         let words = vocabulary(all.map(|a| a.multiple_choice_answer.as_str()), LEAST);
         let labels: HashMap<&str, i64> = words.iter().map(String::as_str).zip(0..).collect();
         if wanted.contains(&"train") {
-            let rows = judged(&options.raw, "train", "train2014", &train, &labels)?;
-            plans.push(table("train", rows));
+            let (rows, dropped) = judged(&options.raw, "train", "train2014", &train, &labels)?;
+            plans.push(dropped.table("train", rows, true, &words));
         }
         if wanted.contains(&"val") {
-            let mut rows = judged(&options.raw, "val", "val2014", &val, &labels)?;
+            let (mut rows, dropped) = judged(&options.raw, "val", "val2014", &val, &labels)?;
             shuffle(&mut rows, options.seed);
             let rest = rows.split_at(rows.len().saturating_sub(N_REST));
             let (trainable, rest) = (rest.0.to_vec(), rest.1.to_vec());
-            plans.push(table("val", rows));
-            plans.push(table("trainable_val", trainable));
-            plans.push(table("rest_val", rest));
+            plans.push(dropped.table("val", rows, true, &words));
+            // Images without a question left are of no part; they are listed with the larger one.
+            plans.push(dropped.table("trainable_val", trainable, true, &words));
+            plans.push(dropped.table("rest_val", rest, false, &words));
         }
     }
     for (split, year) in [("test", "test2015"), ("test-dev", "test-dev2015")] {
@@ -81,13 +84,18 @@ pub(super) fn plan(options: &BuildOptions) -> Result<Vec<TablePlan>> {
             let rows = images.into_iter().map(|(image_id, image)| {
                 row(&options.raw, split, "test2015", image_id, image, None)
             });
-            plans.push(table(split, rows.collect()));
+            plans.push(table(split, rows.collect(), Vec::new(), Vec::new()));
         }
     }
     Ok(plans)
 }
 
-fn table(split: &str, rows: Vec<Row>) -> TablePlan {
+fn table(
+    split: &str,
+    rows: Vec<Row>,
+    left_out: Vec<Omission>,
+    notes: Vec<(&'static str, String)>,
+) -> TablePlan {
     TablePlan {
         name: format!("vqav2_{split}"),
         columns: vec![
@@ -101,6 +109,60 @@ fn table(split: &str, rows: Vec<Row>) -> TablePlan {
         ],
         is_pair: false,
         rows,
+        left_out,
+        notes,
+    }
+}
+
+/// Questions without an answer of the vocabulary.
+struct Dropped {
+    /// By image, of images that keep other questions.
+    of_kept: HashMap<i64, Vec<i64>>,
+    /// Images that keep none, with their questions.
+    images: Vec<(i64, Vec<i64>)>,
+}
+
+impl Dropped {
+    /// The table of some images; it tells what they lost, and with `has_images` which went whole.
+    fn table(&self, split: &str, rows: Vec<Row>, has_images: bool, words: &[String]) -> TablePlan {
+        let mut questions: Vec<i64> = Vec::new();
+        let (mut n_kept, n_rows) = (0, rows.len());
+        for row in &rows {
+            for cell in &row.cells {
+                match cell {
+                    Cell::Integer(image) => {
+                        questions.extend(self.of_kept.get(image).into_iter().flatten());
+                    }
+                    Cell::Integers(ids) => n_kept += ids.len(),
+                    _ => {}
+                }
+            }
+        }
+        let gone = self.images.iter().filter(|_| has_images);
+        let images: Vec<i64> = gone.clone().map(|(image, _)| *image).collect();
+        questions.extend(gone.flat_map(|(_, questions)| questions));
+        questions.sort_unstable();
+        let omission = |what: &str, why: &str, ids: Vec<i64>, n_kept: usize| Omission {
+            what: what.into(),
+            why: why.into(),
+            n: ids.len(),
+            of: ids.len() + n_kept,
+            ids: ids.iter().map(ToString::to_string).collect(),
+            file: String::new(),
+        };
+        let left_out = [
+            omission(
+                "questions",
+                "no answer in the vocabulary",
+                questions,
+                n_kept,
+            ),
+            omission("images", "no question left", images, n_rows),
+        ];
+        let left_out = left_out.into_iter().filter(|omission| omission.n > 0);
+        // Strings always have a JSON form.
+        let words = serde_json::to_string(words).unwrap_or_default();
+        table(split, rows, left_out.collect(), vec![(ANSWERS, words)])
     }
 }
 
@@ -161,7 +223,7 @@ fn judged(
     year: &str,
     (path, annotations): &(PathBuf, Vec<Annotation>),
     labels: &HashMap<&str, i64>,
-) -> Result<Vec<Row>> {
+) -> Result<(Vec<Row>, Dropped)> {
     let (questions_path, images) = questions(raw, year)?;
     let mut of_question: HashMap<i64, &Annotation> = HashMap::new();
     for annotation in annotations {
@@ -175,9 +237,13 @@ fn judged(
         }
     }
     let mut rows = Vec::new();
+    let mut lost = Dropped {
+        of_kept: HashMap::new(),
+        images: Vec::new(),
+    };
     for (image_id, mut image) in images {
         let mut answers = Vec::new();
-        let mut kept = Vec::new();
+        let (mut kept, mut dropped) = (Vec::new(), Vec::new());
         for question in image.questions.drain(..) {
             let id = question.question_id;
             let Some(annotation) = of_question.remove(&id) else {
@@ -198,15 +264,22 @@ fn judged(
                 });
             }
             let scored = scored(annotation, labels);
-            if !scored.is_empty() {
+            if scored.is_empty() {
+                dropped.push(id);
+            } else {
                 answers.push(scored);
                 kept.push(question);
             }
         }
         image.questions = kept;
-        if !image.questions.is_empty() {
-            rows.push(row(raw, split, year, image_id, image, Some(answers)));
+        if image.questions.is_empty() {
+            lost.images.push((image_id, dropped));
+            continue;
         }
+        if !dropped.is_empty() {
+            lost.of_kept.insert(image_id, dropped);
+        }
+        rows.push(row(raw, split, year, image_id, image, Some(answers)));
     }
     if let Some(annotation) = annotations
         .iter()
@@ -225,7 +298,7 @@ fn judged(
             fault: format!("no question has an answer that occurs {LEAST} times"),
         }));
     }
-    Ok(rows)
+    Ok((rows, lost))
 }
 
 /// An answer, its class and its score.

@@ -12,7 +12,6 @@ use arrow_array::{ArrayRef, Int64Array, RecordBatch, StringArray};
 use arrow_ipc::writer::FileWriter;
 use arrow_schema::{ArrowError, DataType, Field, Schema};
 
-use super::NOTE;
 use super::plan::{Cell, Kind};
 use crate::{Error, Result};
 
@@ -37,7 +36,7 @@ impl Writer {
         target: &Path,
         columns: &[(&'static str, Kind)],
         is_pair: bool,
-        note: &str,
+        notes: &[(&str, &str)],
     ) -> Result<Self> {
         let images: &[&str] = if is_pair {
             &["image_0", "image_1"]
@@ -51,7 +50,10 @@ impl Writer {
             .iter()
             .map(|(name, kind)| Field::new(*name, data_type(*kind), true));
         let fields: Vec<Field> = images.chain(others).collect();
-        let metadata = std::collections::HashMap::from([(NOTE.to_owned(), note.to_owned())]);
+        let notes = notes
+            .iter()
+            .map(|(key, note)| ((*key).to_owned(), (*note).to_owned()));
+        let metadata: std::collections::HashMap<String, String> = notes.collect();
         let schema = Arc::new(Schema::new_with_metadata(fields, metadata));
         let name = target.file_name().unwrap_or_default().to_string_lossy();
         // What a killed run left behind is overwritten.
@@ -117,11 +119,12 @@ impl Writer {
         written.map_err(|error| unwritten(&self.target, &error))
     }
 
-    /// Writes what is left, waits for the disk, and gives the file its name.
-    pub(super) fn finish(mut self) -> Result<usize> {
+    /// Writes what is left and a last note, waits for the disk, and gives the file its name.
+    pub(super) fn finish(mut self, key: &str, note: &str) -> Result<usize> {
         if !self.rows.is_empty() {
             self.write_batch()?;
         }
+        self.file.write_metadata(key, note);
         let failed = |error: &ArrowError| unwritten(&self.target, error);
         self.file.finish().map_err(|error| failed(&error))?;
         let io = |source| Error::io("write", &self.target, source);

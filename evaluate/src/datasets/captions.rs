@@ -4,7 +4,9 @@ use std::collections::HashSet;
 use std::path::{Path, PathBuf};
 
 use super::arrow::Table;
-use super::splits::{Dataset, Kind, Tables};
+use super::left_out::Omission;
+use super::splits::Tables;
+use super::{DatasetSpec, Kind};
 use crate::Result;
 use crate::images::Rgb;
 
@@ -31,7 +33,7 @@ impl CaptionSet {
     /// [`Error::Empty`](crate::Error::Empty) when the split has no rows, and an error that names
     /// file and row when an image has no caption.
     pub fn open(folder: &Path, dataset: &str, split: &str) -> Result<Self> {
-        let dataset = Dataset::find(dataset, Kind::Captions)?;
+        let dataset = DatasetSpec::find(dataset, Kind::Captions)?;
         Self::of_tables(dataset.split(split)?.open(folder)?)
     }
 
@@ -80,6 +82,14 @@ impl CaptionSet {
         self.captions.truncate(n);
         self.image_ids.truncate(n);
         self
+    }
+
+    /// What the files leave out though the annotations have it, as they say.
+    ///
+    /// # Errors
+    /// When a file's note of it is damaged.
+    pub fn left_out(&self) -> Result<Vec<Omission>> {
+        self.tables.left_out()
     }
 
     /// Number of images.

@@ -1,16 +1,71 @@
 //! Benchmarks as users have them: folders of arrow files.
 //!
-//! [`captions::CaptionSet`], [`vqa::VqaSet`] and [`nlvr2::Nlvr2Set`] open a split: texts and ids
-//! are read at once, pictures on request. [`prefetch()`] runs the decoding ahead on other threads.
+//! [`DATASETS`] lists them: one row each. [`Dataset::open`] opens a split of any by its name, as a
+//! [`captions::CaptionSet`], [`vqa::VqaSet`], [`nlvr2::Nlvr2Set`] or [`texts::TextSet`]: texts and
+//! ids are read at once, pictures on request. [`prefetch()`] runs the decoding ahead on other threads.
 
 pub mod arrow;
 pub mod captions;
+pub mod left_out;
 pub mod nlvr2;
 pub mod overview;
 pub mod prefetch;
 mod splits;
+mod table;
 pub mod texts;
 pub mod vqa;
 
 pub use prefetch::{Prefetch, prefetch};
-pub use splits::{DATASETS, Dataset, Kind, Split};
+pub use table::{DATASETS, DatasetSpec, Kind, Split};
+
+use std::path::Path;
+
+use crate::{DataFault, Error, Result};
+
+/// A split of any data set, opened.
+#[derive(Debug)]
+pub enum Dataset {
+    /// Images with captions.
+    Captions(captions::CaptionSet),
+    /// Images with questions.
+    Questions(vqa::VqaSet),
+    /// Pairs of images with statements.
+    Statements(nlvr2::Nlvr2Set),
+    /// Texts.
+    Texts(texts::TextSet),
+}
+
+impl Dataset {
+    /// Opens a split of a data set, by their names, in a folder of arrow files.
+    ///
+    /// # Errors
+    /// [`DataFault::UnknownDataset`] and [`DataFault::UnknownSplit`] for names,
+    /// [`DataFault::MissingTable`] when a file is not there, and what the set of its kind returns.
+    pub fn open(folder: &Path, name: &str, split: &str) -> Result<Self> {
+        Ok(match kind(name)? {
+            Kind::Captions => Self::Captions(captions::CaptionSet::open(folder, name, split)?),
+            Kind::Questions => Self::Questions(vqa::VqaSet::open(folder, split)?),
+            Kind::Statements => Self::Statements(nlvr2::Nlvr2Set::open(folder, split)?),
+            Kind::Texts => Self::Texts(texts::TextSet::open(folder, name, split)?),
+        })
+    }
+}
+
+/// What the rows of the data set of this name are.
+///
+/// # Errors
+/// [`DataFault::UnknownDataset`] when there is none.
+pub fn kind(name: &str) -> Result<Kind> {
+    let found = DatasetSpec::of(name);
+    let unknown = || {
+        Error::Data(DataFault::UnknownDataset {
+            name: name.into(),
+            known: listed(DATASETS.iter().map(|dataset| dataset.name)),
+        })
+    };
+    Ok(found.ok_or_else(unknown)?.kind)
+}
+
+fn listed(names: impl Iterator<Item = &'static str>) -> String {
+    names.collect::<Vec<_>>().join(", ")
+}

@@ -1,13 +1,47 @@
 //! NLVR2: statements about pairs of images, true or false.
 
+use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 
+use serde::{Deserialize, Serialize};
+
 use super::arrow::Table;
-use super::splits::{Dataset, Kind, Tables};
+use super::left_out::Omission;
+use super::splits::Tables;
+use super::{DatasetSpec, Kind};
 use crate::Result;
 use crate::images::Rgb;
 
 const IMAGES: [&str; 2] = ["image_0", "image_1"];
+
+/// Where a file notes the official numbers of sentences.
+pub(crate) const SENTENCES: &str = "vlmerge.sentences";
+
+/// The official numbers of the sentences of pairs, for those pairs whose sentences are not simply
+/// 0, 1, 2 and so on: a pair may lack a sentence, or the annotations may have another order.
+#[derive(Debug, Default, Deserialize, Serialize)]
+#[serde(transparent)]
+pub(crate) struct SentenceNumbers(BTreeMap<String, Vec<String>>);
+
+impl SentenceNumbers {
+    /// The note of a file, from the identifier of each pair and the numbers of its sentences.
+    pub(crate) fn note<'a>(pairs: impl Iterator<Item = (&'a str, &'a [String])>) -> String {
+        let is_plain =
+            |numbers: &[String]| (0..).zip(numbers).all(|(n, s)| *s == i32::to_string(&n));
+        let others = pairs.filter(|(_, numbers)| !is_plain(numbers));
+        let others = others.map(|(pair, numbers)| (pair.to_owned(), numbers.to_vec()));
+        // Strings always have a JSON form.
+        serde_json::to_string(&Self(others.collect())).unwrap_or_default()
+    }
+
+    /// The number of the sentence at a place of a pair.
+    fn of(&self, pair: &str, place: usize) -> Option<String> {
+        match self.0.get(pair) {
+            Some(numbers) => numbers.get(place).cloned(),
+            None => Some(place.to_string()),
+        }
+    }
+}
 
 /// A statement about a pair of images.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -22,6 +56,8 @@ pub struct Statement {
     pub pair: usize,
     /// Its place among the statements of the pair, from 0.
     pub place: usize,
+    /// Its official identifier: `dev-850-0-1`; `None` where the file does not tell the number.
+    pub official: Option<String>,
 }
 
 /// A split of statements. Sentences are in memory, pictures are read on request.
@@ -40,7 +76,7 @@ impl Nlvr2Set {
     /// [`Error::Empty`](crate::Error::Empty) when it has no rows, and an error that names file
     /// and row when a pair has no statement or a label is neither true nor false.
     pub fn open(folder: &Path, split: &str) -> Result<Self> {
-        let split = Dataset::find("nlvr2", Kind::Statements)?.split(split)?;
+        let split = DatasetSpec::find("nlvr2", Kind::Statements)?.split(split)?;
         Self::of_tables(split.open(folder)?)
     }
 
@@ -62,6 +98,13 @@ impl Nlvr2Set {
             let sentences: Vec<Vec<String>> = table.column("questions")?;
             let labels: Vec<Vec<String>> = table.column("answers")?;
             let identifiers: Vec<String> = table.column("identifier")?;
+            let note = table.notes().get(SENTENCES);
+            let numbers: Option<SentenceNumbers> = note
+                .map(|note| serde_json::from_str(note))
+                .transpose()
+                .map_err(|error| {
+                    table.fault(format!("its note `{SENTENCES}` is damaged: {error}"))
+                })?;
             let rows = sentences.into_iter().zip(labels).zip(identifiers);
             for (row, ((sentences, labels), identifier)) in rows.enumerate() {
                 if sentences.is_empty() {
@@ -88,6 +131,9 @@ impl Nlvr2Set {
                         identifier: identifier.clone(),
                         pair,
                         place,
+                        official: (numbers.as_ref())
+                            .and_then(|numbers| numbers.of(&identifier, place))
+                            .map(|number| format!("{identifier}-{number}")),
                     });
                 }
                 pair += 1;
@@ -101,6 +147,14 @@ impl Nlvr2Set {
     pub fn first(mut self, n: usize) -> Self {
         self.statements.truncate(n);
         self
+    }
+
+    /// What the files leave out though the annotations have it, as they say.
+    ///
+    /// # Errors
+    /// When a file's note of it is damaged.
+    pub fn left_out(&self) -> Result<Vec<Omission>> {
+        self.tables.left_out()
     }
 
     /// Number of pairs of images.

@@ -1,171 +1,14 @@
-//! Which files make up a split: one table.
+//! The files of a split, and the rows of several tables as one.
 
 use std::path::{Path, PathBuf};
 
+use super::Split;
 use super::arrow::Table;
+use super::left_out::{self, Omission};
 use crate::{DataFault, Error, Result};
 
 /// Another spelling of file names, that of published programs which store pictures at 224 pixels.
 const OTHER_PREFIX: &str = "code224_";
-
-/// What the rows of a data set are.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Kind {
-    /// An image with its captions.
-    Captions,
-    /// An image with its questions and answers.
-    Questions,
-    /// A pair of images with statements about it.
-    Statements,
-    /// Texts without an image.
-    Texts,
-}
-
-/// A split and the files that hold it.
-#[derive(Clone, Copy, Debug)]
-pub struct Split {
-    /// Its name.
-    pub name: &'static str,
-    /// Names of files without their ending. A `{}` stands for a number, from 0: as many as
-    /// follow one another.
-    pub tables: &'static [&'static str],
-}
-
-/// A data set: one line in the table of all.
-#[derive(Clone, Copy, Debug)]
-pub struct Dataset {
-    /// Its name.
-    pub name: &'static str,
-    /// What its rows are.
-    pub kind: Kind,
-    /// Its splits.
-    pub splits: &'static [Split],
-}
-
-const fn split(name: &'static str, tables: &'static [&'static str]) -> Split {
-    Split { name, tables }
-}
-
-/// Every data set that is known by name. `published_train` and the like are the splits of the
-/// published program where it departs from what the names say: its Flickr30K trains on the
-/// validation images too, and validates on the test images.
-pub const DATASETS: &[Dataset] = &[
-    Dataset {
-        name: "coco",
-        kind: Kind::Captions,
-        splits: &[
-            split("train", &["coco_caption_karpathy_train"]),
-            split(
-                "train+restval",
-                &[
-                    "coco_caption_karpathy_train",
-                    "coco_caption_karpathy_restval",
-                ],
-            ),
-            split("restval", &["coco_caption_karpathy_restval"]),
-            split("val", &["coco_caption_karpathy_val"]),
-            split("test", &["coco_caption_karpathy_test"]),
-        ],
-    },
-    Dataset {
-        name: "f30k",
-        kind: Kind::Captions,
-        splits: &[
-            split("train", &["f30k_caption_karpathy_train"]),
-            split(
-                "published_train",
-                &["f30k_caption_karpathy_train", "f30k_caption_karpathy_val"],
-            ),
-            split("val", &["f30k_caption_karpathy_val"]),
-            split("published_val", &["f30k_caption_karpathy_test"]),
-            split("test", &["f30k_caption_karpathy_test"]),
-        ],
-    },
-    Dataset {
-        name: "gcc",
-        kind: Kind::Captions,
-        splits: &[
-            split("train", &["conceptual_caption_train_{}"]),
-            split("val", &["conceptual_caption_val_{}"]),
-        ],
-    },
-    Dataset {
-        name: "sbu",
-        kind: Kind::Captions,
-        splits: &[split("train", &["sbu_{}"])],
-    },
-    Dataset {
-        name: "vg",
-        kind: Kind::Captions,
-        splits: &[split("train", &["vg"])],
-    },
-    Dataset {
-        name: "vqa",
-        kind: Kind::Questions,
-        splits: &[
-            split("train", &["vqav2_train"]),
-            split("train+val", &["vqav2_train", "vqav2_trainable_val"]),
-            split("val", &["vqav2_val"]),
-            split("trainable_val", &["vqav2_trainable_val"]),
-            split("rest_val", &["vqav2_rest_val"]),
-            split("test", &["vqav2_test"]),
-            split("test-dev", &["vqav2_test-dev"]),
-        ],
-    },
-    Dataset {
-        name: "nlvr2",
-        kind: Kind::Statements,
-        splits: &[
-            split("train", &["nlvr2_train"]),
-            split("dev", &["nlvr2_dev"]),
-            split("test1", &["nlvr2_test1"]),
-            split("balanced_dev", &["nlvr2_balanced_dev"]),
-            split("balanced_test1", &["nlvr2_balanced_test1"]),
-            split("unbalanced_dev", &["nlvr2_unbalanced_dev"]),
-            split("unbalanced_test1", &["nlvr2_unbalanced_test1"]),
-        ],
-    },
-    Dataset {
-        name: "wikibk",
-        kind: Kind::Texts,
-        splits: &[
-            split("train", &["wikibk_train_{}"]),
-            split("val", &["wikibk_val_{}"]),
-        ],
-    },
-];
-
-impl Dataset {
-    /// The data set of this name and kind.
-    ///
-    /// # Errors
-    /// [`DataFault::UnknownDataset`] when there is none.
-    pub fn find(name: &str, kind: Kind) -> Result<&'static Self> {
-        let of_kind = || DATASETS.iter().filter(|dataset| dataset.kind == kind);
-        let found = of_kind().find(|dataset| dataset.name == name);
-        found.ok_or_else(|| {
-            Error::Data(DataFault::UnknownDataset {
-                name: name.into(),
-                known: listed(of_kind().map(|dataset| dataset.name)),
-            })
-        })
-    }
-
-    /// The split of this name.
-    ///
-    /// # Errors
-    /// [`DataFault::UnknownSplit`] when there is none.
-    pub fn split(&self, name: &str) -> Result<&'static Split> {
-        let found = self.splits.iter().find(|split| split.name == name);
-        found.ok_or_else(|| {
-            Error::Data(DataFault::UnknownSplit {
-                dataset: self.name,
-                name: name.into(),
-                known: listed(self.splits.iter().map(|split| split.name)),
-            })
-        })
-    }
-}
 
 impl Split {
     /// The files of the split in a folder, in both spellings of names.
@@ -229,10 +72,6 @@ fn missing(folder: &Path, table: &str) -> Error {
     })
 }
 
-fn listed(names: impl Iterator<Item = &'static str>) -> String {
-    names.collect::<Vec<_>>().join(", ")
-}
-
 /// The rows of several tables as one.
 #[derive(Debug)]
 pub(super) struct Tables {
@@ -259,6 +98,11 @@ impl Tables {
 
     pub(super) fn n_rows(&self) -> usize {
         self.ends.last().copied().unwrap_or(0)
+    }
+
+    /// What the tables leave out, as they say.
+    pub(super) fn left_out(&self) -> Result<Vec<Omission>> {
+        left_out::of_tables(self.iter())
     }
 
     /// The table that holds row `index` of all, and the row in it.

@@ -2,7 +2,8 @@
 
 use std::path::Path;
 
-use super::splits::{Dataset, Kind, Tables};
+use super::splits::Tables;
+use super::{DatasetSpec, Kind};
 use crate::{Error, Result};
 
 /// A split of texts. All are in memory.
@@ -20,7 +21,7 @@ impl TextSet {
     /// [`DataFault::UnknownSplit`](crate::DataFault::UnknownSplit) for names,
     /// [`DataFault::MissingTable`](crate::DataFault::MissingTable) when a file is not there, [`Error::Empty`] when there is no text.
     pub fn open(folder: &Path, dataset: &str, split: &str) -> Result<Self> {
-        let dataset = Dataset::find(dataset, Kind::Texts)?;
+        let dataset = DatasetSpec::find(dataset, Kind::Texts)?;
         let tables = Tables::new(dataset.split(split)?.open(folder)?);
         tables.check_rows("texts")?;
         let mut texts = Vec::new();

@@ -4,11 +4,17 @@ use std::collections::{BTreeMap, HashSet};
 use std::path::{Path, PathBuf};
 
 use super::arrow::Table;
-use super::splits::{DATASETS, Dataset, Kind, Tables};
+use super::left_out::Omission;
+use super::splits::Tables;
+use super::{DATASETS, DatasetSpec, Kind};
 use crate::images::Rgb;
 use crate::{DataFault, Error, Result};
 
 const IMAGE: &str = "image";
+
+/// Where a file, and a checkpoint with a VQA head, notes the answer of each class: a JSON list in
+/// the order of the classes.
+pub const ANSWERS: &str = "vlmerge.answers";
 
 /// A question about an image.
 #[derive(Clone, Debug, PartialEq)]
@@ -44,7 +50,7 @@ impl VqaSet {
     /// [`Error::Empty`] when it has no rows, [`Error::DuplicateId`] when a question occurs twice,
     /// and an error that names file and row when the lists of a row differ in length.
     pub fn open(folder: &Path, split: &str) -> Result<Self> {
-        let split = Dataset::find("vqa", Kind::Questions)?.split(split)?;
+        let split = DatasetSpec::find("vqa", Kind::Questions)?.split(split)?;
         let mut tables = split.open(folder)?;
         if tables.len() > 1 {
             // On small data sets `trainable_val` is empty.
@@ -91,6 +97,14 @@ impl VqaSet {
     pub fn first(mut self, n: usize) -> Self {
         self.questions.truncate(n);
         self
+    }
+
+    /// What the files leave out though the annotations have it, as they say.
+    ///
+    /// # Errors
+    /// When a file's note of it is damaged.
+    pub fn left_out(&self) -> Result<Vec<Omission>> {
+        self.tables.left_out()
     }
 
     /// Number of images.
@@ -192,7 +206,7 @@ fn rows(table: &Table) -> Result<Vec<Vec<Question>>> {
 /// a class has two answers or a label is negative.
 pub fn label_answers(folder: &Path) -> Result<BTreeMap<i64, String>> {
     let names = ["train", "val", "trainable_val", "rest_val"];
-    let dataset = Dataset::find("vqa", Kind::Questions)?;
+    let dataset = DatasetSpec::find("vqa", Kind::Questions)?;
     let mut answers: BTreeMap<i64, String> = BTreeMap::new();
     let mut n_files = 0;
     for name in names {
@@ -202,6 +216,19 @@ pub fn label_answers(folder: &Path) -> Result<BTreeMap<i64, String>> {
         for file in files {
             n_files += 1;
             let table = Table::open(&file)?;
+            if let Some(list) = table.notes().get(ANSWERS) {
+                let list: Vec<String> = serde_json::from_str(list).map_err(|error| {
+                    table.fault(format!("its note `{ANSWERS}` is damaged: {error}"))
+                })?;
+                for (label, answer) in (0..).zip(list) {
+                    let known = answers.entry(label).or_insert_with(|| answer.clone());
+                    if *known != answer {
+                        let fault = format!("label {label} is {answer:?}, elsewhere {known:?}");
+                        return Err(table.fault(fault));
+                    }
+                }
+                continue;
+            }
             let of_rows = rows(&table)?;
             for (row, questions) in of_rows.into_iter().enumerate() {
                 for question in questions {

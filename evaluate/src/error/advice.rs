@@ -9,10 +9,20 @@ impl Error {
         match self {
             Self::Merge(error) => error.hint(),
             Self::DuplicateId {
-                what: "question", ..
+                what: "the answer to question",
+                ..
             } => Some(
                 "published evaluation code repeats questions to fill its last batch; keep the \
                  first answer of each"
+                    .into(),
+            ),
+            Self::DuplicateId {
+                what: "question", ..
+            } => Some("official files have each id once; download the file again".into()),
+            Self::MissingPredictions {
+                what: "question", ..
+            } => Some(
+                "--partial judges the questions that have an answer, such as those of one split"
                     .into(),
             ),
             Self::MissingPredictions { what: "image", .. } => {
@@ -34,6 +44,11 @@ impl Error {
             Self::OtherVocabulary { .. } => {
                 Some("the published models use the vocabulary of bert-base-uncased".into())
             }
+            Self::OtherAnswers { .. } | Self::AnswersDiffer { .. } => Some(
+                "build the data of the annotations that the model was trained on, or measure all \
+                 the same with --allow-other-answers"
+                    .into(),
+            ),
             Self::NoHead { .. } => Some(
                 "this checkpoint was not trained for the task; use one that was fine-tuned on it"
                     .into(),
@@ -44,7 +59,15 @@ impl Error {
             Self::Data(DataFault::BadPictures { .. }) => {
                 Some("repair them, or leave them out with --skip-bad, which lists them".into())
             }
+            Self::Data(DataFault::NoText { .. }) => {
+                Some("--skip-bad leaves such images out and lists them".into())
+            }
             Self::Data(DataFault::OtherTable { .. }) => Some("replace it with --force".into()),
+            Self::NoOfficialNumber { .. } => Some(
+                "build it with `vlmerge data build nlvr2`, which keeps the numbers, or leave out \
+                 --predictions"
+                    .into(),
+            ),
             Self::NotPaired { .. } => Some("score the files one by one".into()),
             Self::ReportSchema { .. } => Some(
                 "reports are made of what `vlmerge evaluate`, `sweep`, `score` and `distance` \

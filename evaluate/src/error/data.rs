@@ -72,6 +72,18 @@ pub enum DataFault {
         /// What is wrong with it, with its column, as a clause.
         fault: String,
     },
+    /// An image of the annotations has no text.
+    #[error("{}: row {row}: image {image} has no {texts}", path.display())]
+    NoText {
+        /// The annotation file.
+        path: PathBuf,
+        /// The row, from 0.
+        row: usize,
+        /// The id of the image.
+        image: String,
+        /// What it should have: `caption`, `region`.
+        texts: &'static str,
+    },
     /// Annotations hold nothing of what is asked for.
     #[error("{}: {fault}", path.display())]
     NoSuchExamples {

@@ -54,6 +54,16 @@ pub enum Error {
         /// The fault, with its line and column.
         source: serde_json::Error,
     },
+    /// An entry of a JSON file is damaged or of another form.
+    #[error("{}: is not {what}: {fault}", path.display())]
+    JsonEntry {
+        /// The file.
+        path: PathBuf,
+        /// What it should be, as a noun phrase.
+        what: &'static str,
+        /// The entry and its fault.
+        fault: String,
+    },
     /// A line of a line-based file is malformed.
     #[error("{}: line {line}: {fault}", path.display())]
     BadLine {
@@ -152,11 +162,70 @@ pub enum Error {
         /// Rows of the model's word embedding.
         expected: usize,
     },
-    /// A data set has answers that the model's head does not know.
-    #[error("the data have answers up to class {label}, but the model knows {n_classes}")]
+    /// A name is no task.
+    #[error("{name:?} is no task; there are: {}", known.join(", "))]
+    UnknownTask {
+        /// The name as given.
+        name: String,
+        /// The names there are.
+        known: Vec<&'static str>,
+    },
+    /// A task that judges files of predictions was to run a model.
+    #[error("{task}: no model is run on this task; `vlmerge score {task}` judges files")]
+    NotRun {
+        /// The task.
+        task: &'static str,
+    },
+    /// Images do not part evenly into folds.
+    #[error("{n_images} images do not part into {n_folds} folds of one size")]
+    UnevenFolds {
+        /// How many images there are.
+        n_images: usize,
+        /// How many folds were asked for.
+        n_folds: usize,
+    },
+    /// A data set does not tell the official numbers of its sentences.
+    #[error(
+        "the data set does not tell the official number of the sentences of pair {pair}, which predictions are written by"
+    )]
+    NoOfficialNumber {
+        /// The identifier of the pair.
+        pair: String,
+    },
+    /// A model's head and a data set do not name as many answers.
+    #[error(
+        "the head has {n_classes} classes, but the data name {n_data} classes: their labels may not \
+         belong together"
+    )]
     OtherAnswers {
-        /// The largest class of the data.
+        /// Classes of the head.
+        n_classes: usize,
+        /// Classes of the data.
+        n_data: usize,
+    },
+    /// A class stands for one answer in the model and for another in the data.
+    #[error("class {label} is {model:?} in the model's list of answers, but {data:?} in the data")]
+    AnswersDiffer {
+        /// The class.
         label: i64,
+        /// What the model calls it.
+        model: String,
+        /// What the data call it.
+        data: String,
+    },
+    /// A checkpoint's list of answers is damaged.
+    #[error("the checkpoint's metadata `{key}` are no list of answers: {source}")]
+    BadAnswerList {
+        /// The key.
+        key: &'static str,
+        /// What is wrong.
+        source: serde_json::Error,
+    },
+    /// A model's list of answers is not of its head.
+    #[error("the model's list has {n_answers} answers, but its head has {n_classes} classes")]
+    AnswerList {
+        /// Answers of the list.
+        n_answers: usize,
         /// Classes of the head.
         n_classes: usize,
     },

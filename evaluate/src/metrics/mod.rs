@@ -4,6 +4,7 @@ pub mod accuracy;
 pub mod answers;
 pub mod bootstrap;
 pub mod captions;
+pub mod folds;
 pub mod nlvr2;
 pub mod retrieval;
 pub mod vqa;

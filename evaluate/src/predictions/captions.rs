@@ -41,14 +41,15 @@ struct Image {
     id: i64,
 }
 
-/// Reads an annotation file: `{"images": [{"id": 1}], "annotations": [{"image_id": 1, "caption": "a
+/// Reads an annotation file; with `is_partial` images without a caption are passed over. It reads
+/// `{"images": [{"id": 1}], "annotations": [{"image_id": 1, "caption": "a
 /// dog"}]}`, other fields passed over.
 ///
 /// # Errors
 /// [`Error::Json`] with line and column, [`Error::Empty`], [`Error::DuplicateId`],
 /// [`Error::UnknownId`] for a caption whose image is not listed, [`Error::NoCaptions`] for an image
 /// without one, [`Error::CaptionTooLong`], and what opening and reading the file may return.
-pub fn read_annotations(path: &Path) -> Result<References> {
+pub fn read_annotations(path: &Path, is_partial: bool) -> Result<References> {
     let file: AnnotationFile = file::json(path, "an annotation file of captions")?;
     if file.images.is_empty() {
         return Err(Error::Empty {
@@ -69,6 +70,16 @@ pub fn read_annotations(path: &Path) -> Result<References> {
             other: path.into(),
         })?;
         images[place].1.push(said.caption);
+    }
+    if is_partial {
+        // Nobody is asked about an image that no caption tells of; a result for one is refused later.
+        images.retain(|(_, captions)| !captions.is_empty());
+        if images.is_empty() {
+            return Err(Error::Empty {
+                path: path.into(),
+                what: "captions",
+            });
+        }
     }
     if let Some((mute, _)) = images.iter().find(|(_, captions)| captions.is_empty()) {
         return Err(Error::NoCaptions {

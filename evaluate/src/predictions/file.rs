@@ -6,10 +6,17 @@ use std::path::Path;
 
 use serde::de::DeserializeOwned;
 
+use super::json_place::Place;
 use crate::{Error, Result};
 
 /// The largest file that is read; VQA v2's training annotations, the largest in use, have 0.4 GB.
 const MAX_FILE_BYTES: u64 = 2 << 30;
+
+/// In files up to this size the entry of a fault is looked for.
+const MAX_TOLD_BYTES: u64 = 512 << 20;
+
+/// The byte-order mark that some editors and libraries put before a text.
+const MARK: &str = "\u{feff}";
 
 /// The longest line that is read.
 const MAX_LINE_BYTES: u64 = 1 << 20;
@@ -34,12 +41,48 @@ fn open(path: &Path) -> Result<BufReader<std::io::Take<File>>> {
     Ok(BufReader::with_capacity(1 << 16, file.take(MAX_FILE_BYTES)))
 }
 
-/// Reads a JSON file of a known form, without holding its text.
+/// Reads a JSON file of a known form, without holding its text. A byte-order mark is passed over. A
+/// fault is told with the row, the id and the key of the entry.
 pub fn json<T: DeserializeOwned>(path: &Path, what: &'static str) -> Result<T> {
-    serde_json::from_reader(open(path)?).map_err(|source| Error::Json {
+    let mut file = open(path)?;
+    let failed = |source| Error::io("read", path, source);
+    let n_mark = match file
+        .fill_buf()
+        .map_err(failed)?
+        .starts_with(MARK.as_bytes())
+    {
+        true => MARK.len(),
+        false => 0,
+    };
+    file.consume(n_mark);
+    let fault = match serde_json::from_reader(file) {
+        Ok(read) => return Ok(read),
+        Err(fault) => fault,
+    };
+    let n_bytes = std::fs::metadata(path).map_err(failed)?.len();
+    if fault.is_io() || fault.is_eof() || n_bytes > MAX_TOLD_BYTES {
+        return Err(Error::Json {
+            path: path.into(),
+            what,
+            source: fault,
+        });
+    }
+    let text = std::fs::read(path).map_err(failed)?;
+    let text = String::from_utf8_lossy(&text);
+    let text = text.strip_prefix(MARK).unwrap_or(&text);
+    let place = Place::of(text, fault.line(), fault.column());
+    let fault = match place.is_not_a_number {
+        true => "is NaN or infinite, which JSON cannot say; pandas and Python write NaN for a \
+                 missing value"
+            .to_owned(),
+        false => fault
+            .to_string()
+            .replace("expected i64", "expected a whole number"),
+    };
+    Err(Error::JsonEntry {
         path: path.into(),
         what,
-        source,
+        fault: format!("{}{fault}", place.in_words()),
     })
 }
 
@@ -67,7 +110,7 @@ pub fn lines(path: &Path, mut each: impl FnMut(usize, &str) -> Result<(), String
         }
         let text = std::str::from_utf8(&bytes).map_err(|_| bad("is not UTF-8".into()))?;
         // Some editors put a mark before the first line.
-        let text = text.strip_prefix('\u{feff}').unwrap_or(text).trim();
+        let text = text.strip_prefix(MARK).unwrap_or(text).trim();
         if !text.is_empty() {
             each(line, text).map_err(bad)?;
         }

@@ -2,6 +2,8 @@
 
 pub mod captions;
 pub(crate) mod file;
+mod json_place;
 pub mod nlvr2;
 pub mod retrieval;
+pub mod score_file;
 pub mod vqa;

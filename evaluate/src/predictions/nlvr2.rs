@@ -29,6 +29,12 @@ struct Example {
 pub fn read_labels(path: &Path) -> Result<Labels> {
     let mut examples = Vec::new();
     file::lines(path, |_, text| {
+        if text.starts_with('[') {
+            return Err(
+                "is a JSON list; a JSON object per line is expected, as in the official files"
+                    .into(),
+            );
+        }
         let example: Example =
             serde_json::from_str(text).map_err(|fault| format!("is no example: {fault}"))?;
         let is_true = truth(&example.label)?;

@@ -6,8 +6,9 @@ use std::path::Path;
 use merge::io::OpenOptions;
 use merge::{Checkpoint, DType, decode_f32, decode_f64};
 
-use crate::metrics::retrieval::{Captions, Score, ScoreMatrix, Standings, standings};
-use crate::{Error, Result};
+use crate::metrics::folds::sample_of_folds;
+use crate::metrics::retrieval::{Captions, Score, ScoreMatrix, Standings, Ties, standings};
+use crate::{Error, Result, Sample};
 
 /// Scores: images × texts, any floating point type.
 pub const SCORES: &str = "scores";
@@ -58,6 +59,18 @@ impl ScoreFile {
         match self.checkpoint.require(SCORES)?.dtype {
             DType::F64 => standings(&self.matrix::<f64>(), captions),
             _ => standings(&self.matrix::<f32>(), captions),
+        }
+    }
+
+    /// The numbers of folds of the images, averaged: see [`sample_of_folds`].
+    ///
+    /// # Errors
+    /// What [`sample_of_folds`] returns, and [`Error::Merge`] when scores cannot be read.
+    pub fn folds(&self, n_folds: usize, ties: Ties) -> Result<Sample> {
+        let (images, texts) = (&self.image_ids, &self.text_image_ids);
+        match self.checkpoint.require(SCORES)?.dtype {
+            DType::F64 => sample_of_folds(&self.matrix::<f64>(), images, texts, n_folds, ties),
+            _ => sample_of_folds(&self.matrix::<f32>(), images, texts, n_folds, ties),
         }
     }
 

@@ -10,6 +10,10 @@ use super::file;
 use crate::metrics::vqa::{Judged, accuracy, soft_score};
 use crate::{Error, Result};
 
+/// What an id names in files of predictions, and in official files: hints differ.
+const ANSWERED: &str = "the answer to question";
+const ASKED: &str = "question";
+
 /// An answer of a model, as in a result file.
 #[derive(Clone, Debug, PartialEq, Eq, Deserialize, Serialize)]
 pub struct Answer {
@@ -75,7 +79,7 @@ pub fn read_annotations(path: &Path) -> Result<Vec<Annotation>> {
             what: "annotations",
         });
     }
-    index(path, annotations.iter().map(|a| a.question_id))?;
+    index(path, ASKED, annotations.iter().map(|a| a.question_id))?;
     if let Some(mute) = annotations.iter().find(|a| a.answers.is_empty()) {
         return Err(Error::NoAnswers {
             path: path.into(),
@@ -93,7 +97,35 @@ pub fn read_results(path: &Path) -> Result<Vec<Answer>> {
     file::json(path, "a VQA result file")
 }
 
-/// Checks that a question file holds the questions of the annotations, about the same images.
+/// The annotations of the questions that have an answer, in their order: those of a part of a split.
+///
+/// # Errors
+/// [`Error::Empty`] when no question has one; [`Error::DuplicateId`].
+pub fn answered(
+    path: &Path,
+    results: &[Answer],
+    annotations: &[Annotation],
+) -> Result<Vec<Annotation>> {
+    let answered = index(
+        path,
+        ANSWERED,
+        results.iter().map(|answer| answer.question_id),
+    )?;
+    let kept = annotations
+        .iter()
+        .filter(|a| answered.contains_key(&a.question_id));
+    let kept: Vec<Annotation> = kept.cloned().collect();
+    match kept.is_empty() {
+        true => Err(Error::Empty {
+            path: path.into(),
+            what: "answers to these questions",
+        }),
+        false => Ok(kept),
+    }
+}
+
+/// Checks that a question file holds the questions of the annotations, about the same images. With
+/// `is_partial` either file may hold more than the other.
 ///
 /// # Errors
 /// [`Error::UnknownId`], [`Error::DuplicateId`], [`Error::ImageDiffers`], [`Error::Json`], and what
@@ -102,9 +134,10 @@ pub fn check_questions(
     path: &Path,
     annotations: &[Annotation],
     annotation_path: &Path,
+    is_partial: bool,
 ) -> Result<()> {
     let file: QuestionFile = file::json(path, "a VQA question file")?;
-    let asked = index(path, file.questions.iter().map(|q| q.question_id))?;
+    let asked = index(path, ASKED, file.questions.iter().map(|q| q.question_id))?;
     let unknown = |path: &Path, other: &Path, id: i64| Error::UnknownId {
         path: path.into(),
         what: "question",
@@ -113,9 +146,11 @@ pub fn check_questions(
     };
     for annotation in annotations {
         let id = annotation.question_id;
-        let &position = asked
-            .get(&id)
-            .ok_or_else(|| unknown(annotation_path, path, id))?;
+        let position = match asked.get(&id) {
+            Some(&position) => position,
+            None if is_partial => continue,
+            None => return Err(unknown(annotation_path, path, id)),
+        };
         let found = file.questions[position].image_id;
         if found != annotation.image_id {
             return Err(Error::ImageDiffers {
@@ -127,8 +162,12 @@ pub fn check_questions(
             });
         }
     }
-    if asked.len() > annotations.len() {
-        let annotated = index(annotation_path, annotations.iter().map(|a| a.question_id))?;
+    if asked.len() > annotations.len() && !is_partial {
+        let annotated = index(
+            annotation_path,
+            ASKED,
+            annotations.iter().map(|a| a.question_id),
+        )?;
         let left_over = file.questions.iter().map(|q| q.question_id);
         for id in left_over {
             if !annotated.contains_key(&id) {
@@ -150,8 +189,16 @@ pub fn judge<'a>(
     annotations: &'a [Annotation],
     annotation_path: &Path,
 ) -> Result<Vec<Judged<'a>>> {
-    let answered = index(path, results.iter().map(|answer| answer.question_id))?;
-    let asked = index(annotation_path, annotations.iter().map(|a| a.question_id))?;
+    let answered = index(
+        path,
+        ANSWERED,
+        results.iter().map(|answer| answer.question_id),
+    )?;
+    let asked = index(
+        annotation_path,
+        ASKED,
+        annotations.iter().map(|a| a.question_id),
+    )?;
     if let Some(stray) = results.iter().find(|r| !asked.contains_key(&r.question_id)) {
         return Err(Error::UnknownId {
             path: path.into(),
@@ -187,13 +234,17 @@ pub fn judge<'a>(
 }
 
 /// The position of each question.
-fn index(path: &Path, ids: impl Iterator<Item = i64>) -> Result<HashMap<i64, usize>> {
+fn index(
+    path: &Path,
+    what: &'static str,
+    ids: impl Iterator<Item = i64>,
+) -> Result<HashMap<i64, usize>> {
     let mut positions = HashMap::with_capacity(ids.size_hint().0);
     for (position, id) in ids.enumerate() {
         if positions.insert(id, position).is_some() {
             return Err(Error::DuplicateId {
                 path: path.into(),
-                what: "question",
+                what,
                 id: id.to_string(),
             });
         }

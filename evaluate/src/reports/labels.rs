@@ -1,7 +1,9 @@
 //! What numbers, tasks and data sets are called in text for people, and how values are written.
 
+use crate::datasets::DatasetSpec;
 use crate::metrics::bootstrap::Interval;
 use crate::sample::Unit;
+use crate::tasks::{TASKS, TaskSpec};
 
 /// A number's name for people: `tr_r1` is `TR@1`; names that are not ours stay as they are.
 pub fn number(name: &str) -> String {
@@ -13,48 +15,22 @@ pub fn number(name: &str) -> String {
     if let Some(recall) = name.split_once("_r").and_then(recall) {
         return recall;
     }
-    match name {
-        "rsum" => "RSUM",
-        "accuracy" => "Accuracy",
-        "soft_score" => "Soft score",
-        "consistency" => "Consistency",
-        "bleu_1" => "BLEU-1",
-        "bleu_2" => "BLEU-2",
-        "bleu_3" => "BLEU-3",
-        "bleu_4" => "BLEU-4",
-        "rouge_l" => "ROUGE-L",
-        "cider" => "CIDEr",
-        "tr_median_rank" => "TR median rank",
-        "tr_mean_rank" => "TR mean rank",
-        "ir_median_rank" => "IR median rank",
-        "ir_mean_rank" => "IR mean rank",
-        other => other,
-    }
-    .to_owned()
+    let known = TASKS.iter().find_map(|task| task.number(name));
+    known.map_or(name, |number| number.label).to_owned()
 }
 
 /// A task's name for people.
 pub fn task(name: &str) -> String {
-    match name {
-        "retrieval" => "Retrieval",
-        "vqa" => "VQA",
-        "nlvr2" => "NLVR2",
-        "captions" => "Captions",
-        other => other,
-    }
-    .to_owned()
+    TaskSpec::of(name)
+        .map_or(name, |task| task.title)
+        .to_owned()
 }
 
 /// A data set's name for people.
 pub fn dataset(name: &str) -> String {
-    match name {
-        "coco" => "COCO",
-        "f30k" | "flickr30k" => "Flickr30K",
-        "vqa" | "vqav2" => "VQAv2",
-        "nlvr2" => "NLVR2",
-        other => other,
-    }
-    .to_owned()
+    DatasetSpec::of(name)
+        .map_or(name, |set| set.title)
+        .to_owned()
 }
 
 /// Task, data set and split in a few words.

@@ -27,9 +27,11 @@ use std::collections::BTreeMap;
 use serde::{Deserialize, Serialize};
 
 use crate::Result;
+use crate::datasets::left_out::Omission;
 use crate::metrics::bootstrap::{Bootstrap, Interval, check_paired};
 use crate::metrics::retrieval::{Standings, Ties, median_and_mean};
 use crate::sample::{Sample, Unit};
+use crate::tasks::TaskSpec;
 
 pub use course::Course;
 pub use document::{Document, Input};
@@ -70,6 +72,9 @@ pub struct TaskResult {
     /// How many images, texts, questions, ... there were.
     #[serde(default)]
     pub counts: BTreeMap<String, u64>,
+    /// What the data set leaves out though the annotations have it.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub left_out: Vec<Omission>,
     /// How it was measured: treatment of ties, image size, dtype, draws of the bootstrap, ...
     #[serde(default)]
     pub settings: BTreeMap<String, serde_json::Value>,
@@ -198,6 +203,17 @@ pub enum Item {
         /// A small version as a `data:` address, so that a report needs no other file.
         thumbnail: String,
     },
+}
+
+impl TaskResult {
+    /// What results are compared by: the headline number of the task, or else the first one.
+    #[must_use]
+    pub fn worth(&self) -> Option<f64> {
+        let headline = TaskSpec::of(&self.task).map(|task| task.headline);
+        let mut measurements = self.measurements.iter();
+        let found = measurements.find(|m| Some(m.name.as_str()) == headline);
+        found.or(self.measurements.first())?.value
+    }
 }
 
 impl Report {

@@ -1,6 +1,6 @@
 //! Tasks: a data set and a model, to numbers.
 
-mod choice;
+pub mod captions;
 mod features;
 pub mod grams;
 pub mod nlvr2;
@@ -8,16 +8,21 @@ mod ranks;
 pub mod retrieval;
 mod runner;
 mod scores;
+mod spec;
 pub mod vqa;
 
-pub use choice::{Choice, Name};
 pub use features::FeatureCache;
 pub use ranks::{Ranks, Single};
 pub use runner::Runner;
 pub use scores::Similarities;
+pub use spec::{NumberSpec, TASKS, TaskOption, TaskOptions, TaskSpec};
+pub use vqa::answers_of;
 
 use std::collections::BTreeMap;
+use std::path::Path;
 
+use crate::datasets::left_out::Omission;
+use crate::predictions::score_file::Retrieved;
 use crate::predictions::vqa::Answer;
 use crate::reports::Example;
 use crate::{Result, Sample};
@@ -44,28 +49,52 @@ pub enum Predictions {
     Answers(Vec<Answer>),
     /// True or false by identifier: a CSV file.
     Verdicts(Vec<(String, bool)>),
+    /// Scores and ranks: a score file.
+    Retrieved(Box<Retrieved>),
 }
 
 impl Predictions {
-    /// The text of the official file; `None` where the task has none.
-    #[must_use]
-    pub fn to_text(&self) -> Option<String> {
-        match self {
-            Self::None => None,
+    /// Writes the file of the task, replacing one that is there; whether there is such a file.
+    ///
+    /// # Errors
+    /// When the file cannot be written.
+    pub fn write(&self, path: &Path) -> Result<bool> {
+        let text = match self {
+            Self::None => return Ok(false),
             // Numbers and strings always have a JSON form.
-            Self::Answers(answers) => Some(serde_json::to_string(answers).unwrap_or_default()),
+            Self::Answers(answers) => serde_json::to_string(answers).unwrap_or_default(),
             Self::Verdicts(verdicts) => {
                 let verdicts = verdicts.iter().map(|(id, verdict)| (id.as_str(), *verdict));
-                Some(crate::predictions::nlvr2::csv(verdicts))
+                crate::predictions::nlvr2::csv(verdicts)
             }
-        }
+            Self::Retrieved(retrieved) => {
+                retrieved.write(path)?;
+                return Ok(true);
+            }
+        };
+        merge::io::write_file(path, text.as_bytes(), true)?;
+        Ok(true)
     }
 }
 
 /// A split of a benchmark, opened.
 pub trait Task {
-    /// `retrieval`, `vqa` or `nlvr2`.
-    fn name(&self) -> &'static str;
+    /// The row of the task.
+    fn spec(&self) -> &'static TaskSpec;
+
+    /// What the data set leaves out though the annotations have it.
+    ///
+    /// # Errors
+    /// When a file's note of it is damaged.
+    fn left_out(&self) -> Result<Vec<Omission>>;
+
+    /// Whether predictions in the official form can be written of this split.
+    ///
+    /// # Errors
+    /// Why they cannot, where the data set lacks what the form needs.
+    fn check_predictions(&self) -> Result<()> {
+        Ok(())
+    }
 
     /// Runs a model on the split.
     ///

@@ -3,16 +3,45 @@
 use std::collections::HashMap;
 use std::sync::Arc;
 
+use merge::layouts;
+
 use super::grams::Batch;
 use super::runner::by_length;
+use super::spec::{TaskSpec, number};
 use super::vqa::largest;
 use super::{Outcome, Predictions, Runner, Task};
 use crate::capture::Capture;
+use crate::datasets::Kind;
+use crate::datasets::left_out::Omission;
 use crate::datasets::nlvr2::Nlvr2Set;
 use crate::nn::Pass;
-use crate::sample::{Contribution, Ratio};
+use crate::sample::{Contribution, Ratio, Unit};
 use crate::text::Encoded;
-use crate::{Result, Sample};
+use crate::{Error, Result, Sample};
+
+/// The row of NLVR2.
+pub const SPEC: TaskSpec = TaskSpec {
+    name: "nlvr2",
+    aliases: &[],
+    title: "NLVR2",
+    about: "Statements about two images",
+    kind: Kind::Statements,
+    dataset: "nlvr2",
+    default_split: "dev",
+    headline: "accuracy",
+    numbers: &[
+        number("accuracy", "Accuracy", Unit::Fraction, true),
+        number("consistency", "Consistency", Unit::Fraction, true),
+    ],
+    prediction_ending: Some("csv"),
+    published_experts: Some(layouts::Task::Nlvr2),
+    options: &[],
+    open: Some(|options, folder| {
+        let set = Nlvr2Set::open(folder, options.split)?;
+        let set = set.first(options.limit.unwrap_or(usize::MAX));
+        Ok(Box::new(Nlvr2::new(Arc::new(set))))
+    }),
+};
 
 /// Statements about pairs of images, true or false.
 pub struct Nlvr2 {
@@ -85,8 +114,22 @@ impl Nlvr2 {
 }
 
 impl Task for Nlvr2 {
-    fn name(&self) -> &'static str {
-        "nlvr2"
+    fn spec(&self) -> &'static TaskSpec {
+        &SPEC
+    }
+
+    fn left_out(&self) -> Result<Vec<Omission>> {
+        self.set.left_out()
+    }
+
+    fn check_predictions(&self) -> Result<()> {
+        let mut statements = self.set.statements().iter();
+        match statements.find(|statement| statement.official.is_none()) {
+            None => Ok(()),
+            Some(statement) => Err(Error::NoOfficialNumber {
+                pair: statement.identifier.clone(),
+            }),
+        }
     }
 
     fn run(&self, runner: &Runner<'_>) -> Result<Outcome> {
@@ -124,7 +167,12 @@ impl Task for Nlvr2 {
             sample.report("consistency", consistent);
         }
         let said = statements.iter().zip(&verdicts);
-        let said = said.map(|(s, &verdict)| (format!("{}-{}", s.identifier, s.place), verdict));
+        let said = said.map(|(s, &verdict)| Some((s.official.clone()?, verdict)));
+        // Without official numbers no file is written: its identifiers might be of other sentences.
+        let predictions = match said.collect::<Option<Vec<_>>>() {
+            Some(said) => Predictions::Verdicts(said),
+            None => Predictions::None,
+        };
         let counts = [
             ("pairs", self.set.n_pairs()),
             ("statements", statements.len()),
@@ -134,7 +182,7 @@ impl Task for Nlvr2 {
             sample,
             counts: counts.map(|(name, n)| (name.to_owned(), n as u64)).into(),
             examples: Vec::new(),
-            predictions: Predictions::Verdicts(said.collect()),
+            predictions,
         })
     }
 

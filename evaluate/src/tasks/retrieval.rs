@@ -3,17 +3,24 @@
 use std::collections::{BTreeMap, HashMap};
 use std::sync::Arc;
 
+use merge::layouts;
+
 use super::grams::Batch;
 use super::runner::by_length;
 use super::scores::Similarities;
+use super::spec::{NumberSpec, TaskOption, TaskSpec, number};
 use super::{Outcome, Predictions, Runner, Task};
 use crate::Result;
 use crate::capture::Capture;
+use crate::datasets::Kind;
 use crate::datasets::captions::CaptionSet;
+use crate::datasets::left_out::Omission;
 use crate::images::thumbnail;
 use crate::metrics::retrieval::{Captions, ScoreMatrix, Standing, Ties, sample, standings};
 use crate::nn::Pass;
-use crate::reports::{Example, Item, Retrieved};
+use crate::predictions::score_file::Retrieved;
+use crate::reports::{Example, Item, Retrieved as Shown};
+use crate::sample::Unit;
 use crate::text::Encoded;
 
 /// Queries that are shown of the best and of the worst, each way.
@@ -24,6 +31,53 @@ const THUMBNAIL: usize = 128;
 
 /// Items that are shown of each.
 const N_SHOWN: usize = 5;
+
+/// The row of retrieval.
+pub const SPEC: TaskSpec = TaskSpec {
+    name: "retrieval",
+    aliases: &["irtr"],
+    title: "Retrieval",
+    about: "Texts for images and images for texts",
+    kind: Kind::Captions,
+    dataset: "coco",
+    default_split: "test",
+    headline: "rsum",
+    numbers: NUMBERS,
+    prediction_ending: Some("safetensors"),
+    published_experts: Some(layouts::Task::Irtr),
+    options: &[
+        TaskOption::Dataset,
+        TaskOption::Ties,
+        TaskOption::WithoutRepeats,
+    ],
+    open: Some(|options, folder| {
+        let set = CaptionSet::open(folder, options.dataset, options.split)?;
+        let set = set.first(options.limit.unwrap_or(usize::MAX));
+        let set = match options.without_repeats {
+            true => set.without_repeats(),
+            false => set,
+        };
+        let task = Retrieval::new(Arc::new(set), options.ties);
+        Ok(Box::new(match options.with_examples {
+            true => task,
+            false => task.without_examples(),
+        }))
+    }),
+};
+
+const NUMBERS: &[NumberSpec] = &[
+    number("tr_r1", "TR@1", Unit::Fraction, true),
+    number("tr_r5", "TR@5", Unit::Fraction, false),
+    number("tr_r10", "TR@10", Unit::Fraction, false),
+    number("ir_r1", "IR@1", Unit::Fraction, true),
+    number("ir_r5", "IR@5", Unit::Fraction, false),
+    number("ir_r10", "IR@10", Unit::Fraction, false),
+    number("rsum", "RSUM", Unit::PercentSum, true),
+    number("tr_median_rank", "TR median rank", Unit::Rank, false),
+    number("tr_mean_rank", "TR mean rank", Unit::Rank, false),
+    number("ir_median_rank", "IR median rank", Unit::Rank, false),
+    number("ir_mean_rank", "IR mean rank", Unit::Rank, false),
+];
 
 /// Retrieval on a split of captioned images. An image may have any number of captions.
 pub struct Retrieval {
@@ -183,18 +237,36 @@ impl Retrieval {
             .flat_map(|image| std::iter::repeat_n(image as i64, self.set.captions(image).len()))
             .collect();
         let captions = Captions::new(&image_ids, &text_image_ids)?;
-        let scores = Similarities::new(features.images, features.texts, features.width);
+        let Features {
+            images,
+            texts,
+            width,
+        } = features;
+        let scores = Similarities::new(images.clone(), texts.clone(), width);
         let found = standings(&scores, &captions)?;
         let examples = match self.with_examples {
             true => self.examples(&scores, &found.of_images, &text_image_ids)?,
             false => Vec::new(),
         };
         let counts = [("images", n_images), ("texts", text_image_ids.len())];
+        let ranks = |of: &[Standing]| of.iter().map(|s| s.rank(self.ties)).collect();
+        let retrieved = Retrieved {
+            images,
+            texts,
+            width,
+            image_names: (0..n_images)
+                .map(|image| self.set.image_id(image).to_owned())
+                .collect(),
+            image_of_text: text_image_ids,
+            image_ranks: ranks(&found.of_images),
+            text_ranks: ranks(&found.of_texts),
+            ties: self.ties.to_string(),
+        };
         Ok(Outcome {
             sample: sample(&found, &captions, self.ties),
             counts: counts.map(|(name, n)| (name.to_owned(), n as u64)).into(),
             examples,
-            predictions: Predictions::None,
+            predictions: Predictions::Retrieved(Box::new(retrieved)),
         })
     }
 
@@ -223,12 +295,12 @@ impl Retrieval {
             scores.read(image, 0, &mut row)?;
             let mut found: Vec<usize> = (0..row.len()).collect();
             found.sort_by(|&a, &b| row[b].total_cmp(&row[a]).then(a.cmp(&b)));
-            let retrieved = found.iter().take(N_SHOWN).map(|&text| Retrieved {
+            let retrieved = found.iter().take(N_SHOWN).map(|&text| Shown {
                 item: Item::Text(texts[text].to_owned()),
                 score: f64::from(row[text]),
                 is_right: image_of_text[text] == image as i64,
             });
-            let retrieved: Vec<Retrieved> = retrieved.collect();
+            let retrieved: Vec<Shown> = retrieved.collect();
             let has_right = retrieved.iter().any(|item| item.is_right);
             examples.push(Example {
                 is_best,
@@ -246,8 +318,12 @@ impl Retrieval {
 }
 
 impl Task for Retrieval {
-    fn name(&self) -> &'static str {
-        "retrieval"
+    fn spec(&self) -> &'static TaskSpec {
+        &SPEC
+    }
+
+    fn left_out(&self) -> Result<Vec<Omission>> {
+        self.set.left_out()
     }
 
     fn run(&self, runner: &Runner<'_>) -> Result<Outcome> {

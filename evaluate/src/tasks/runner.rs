@@ -26,6 +26,7 @@ pub struct Runner<'a> {
     progress: &'a dyn Progress,
     cache: Option<FeatureCache>,
     ranks: &'a dyn Ranks,
+    answers: Option<Vec<String>>,
 }
 
 impl<'a> Runner<'a> {
@@ -58,7 +59,21 @@ impl<'a> Runner<'a> {
             progress,
             cache: None,
             ranks: &Single,
+            answers: None,
         })
+    }
+
+    /// With the answers that the classes of the model's VQA head stand for.
+    #[must_use]
+    pub fn with_answers(mut self, answers: Option<Vec<String>>) -> Self {
+        self.answers = answers;
+        self
+    }
+
+    /// The answers that the classes of the model's VQA head stand for, where the model keeps them.
+    #[must_use]
+    pub fn answers(&self) -> Option<&[String]> {
+        self.answers.as_deref()
     }
 
     /// Keeps features on disk, and takes those that are there.

@@ -3,31 +3,138 @@
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
+use merge::layouts;
+
 use super::grams::Batch;
 use super::runner::by_length;
+use super::spec::{TaskOption, TaskSpec, number};
 use super::{Outcome, Predictions, Runner, Task};
 use crate::capture::Capture;
-use crate::datasets::vqa::VqaSet;
+use crate::datasets::Kind;
+use crate::datasets::left_out::Omission;
+use crate::datasets::vqa::{ANSWERS, VqaSet, label_answers};
 use crate::nn::Pass;
 use crate::predictions::vqa::Answer;
-use crate::sample::Ratio;
+use crate::sample::{Ratio, Unit};
 use crate::text::Encoded;
 use crate::{Error, Result, Sample};
 
 /// What published code answers where the list of answers has no word for a class.
 const UNKNOWN: &str = "unknown";
 
+/// The row of VQA v2. `vqa_score` is what a model gets of the soft scores in the data set's files;
+/// `accuracy` and `soft_score` judge answers in words by the official annotations.
+pub const SPEC: TaskSpec = TaskSpec {
+    name: "vqa",
+    aliases: &[],
+    title: "VQA",
+    about: "Questions about images",
+    kind: Kind::Questions,
+    dataset: "vqa",
+    default_split: "rest_val",
+    headline: "vqa_score",
+    numbers: &[
+        number("vqa_score", "VQA score", Unit::Fraction, true),
+        number("accuracy", "Accuracy", Unit::Fraction, true),
+        number("soft_score", "Soft score", Unit::Fraction, false),
+    ],
+    prediction_ending: Some("json"),
+    published_experts: Some(layouts::Task::Vqa),
+    options: &[TaskOption::OtherAnswers],
+    open: Some(|options, folder| {
+        let set = VqaSet::open(folder, options.split)?;
+        let set = set.first(options.limit.unwrap_or(usize::MAX));
+        let task = Vqa::new(Arc::new(set), label_answers(folder)?);
+        Ok(Box::new(match options.allow_other_answers {
+            true => task.allowing_other_answers(),
+            false => task,
+        }))
+    }),
+};
+
+/// The answers that the classes of a checkpoint's VQA head stand for, where its metadata keep them.
+///
+/// # Errors
+/// [`Error::BadAnswerList`] when the list is damaged.
+pub fn answers_of(checkpoint: &merge::Checkpoint) -> Result<Option<Vec<String>>> {
+    let info = checkpoint.info();
+    let list = info.metadata.get(ANSWERS);
+    let read = list.map(|list| serde_json::from_str(list));
+    read.transpose().map_err(|source| Error::BadAnswerList {
+        key: ANSWERS,
+        source,
+    })
+}
+
 /// Question answering on a split.
 pub struct Vqa {
     set: Arc<VqaSet>,
     answers: BTreeMap<i64, String>,
+    allows_other_answers: bool,
 }
 
 impl Vqa {
     /// On an opened split; `answers` are the words of the classes.
     #[must_use]
     pub fn new(set: Arc<VqaSet>, answers: BTreeMap<i64, String>) -> Self {
-        Self { set, answers }
+        Self {
+            set,
+            answers,
+            allows_other_answers: false,
+        }
+    }
+
+    /// Measures heads that have other classes than the data name, too.
+    #[must_use]
+    pub fn allowing_other_answers(self) -> Self {
+        Self {
+            allows_other_answers: true,
+            ..self
+        }
+    }
+
+    /// Checks that the classes of a head are those of the data: by the model's list of answers where
+    /// it keeps one, else by their number.
+    fn check_classes(&self, n_classes: usize, list: Option<&[String]>) -> Result<()> {
+        let labels = self.set.questions().iter().flat_map(|q| &q.answer_labels);
+        let largest = self.answers.keys().chain(labels.clone()).max();
+        let n_data = largest.map_or(0, |&label| label as usize + 1);
+        let other = Error::OtherAnswers { n_classes, n_data };
+        if labels.max().is_some_and(|&label| label >= n_classes as i64) {
+            return Err(other);
+        }
+        let Some(list) = list else {
+            return match n_data == n_classes || self.allows_other_answers {
+                true => Ok(()),
+                false => Err(other),
+            };
+        };
+        if list.len() != n_classes {
+            return Err(Error::AnswerList {
+                n_answers: list.len(),
+                n_classes,
+            });
+        }
+        for (&label, data) in &self.answers {
+            let model = usize::try_from(label)
+                .ok()
+                .and_then(|label| list.get(label));
+            if model != Some(data) && !self.allows_other_answers {
+                return Err(Error::AnswersDiffer {
+                    label,
+                    model: model.cloned().unwrap_or_default(),
+                    data: data.clone(),
+                });
+            }
+        }
+        Ok(())
+    }
+
+    /// The word of a class: the model's own where it keeps a list.
+    fn word<'a>(&'a self, class: i64, list: Option<&'a [String]>) -> &'a str {
+        let own = list.and_then(|list| list.get(usize::try_from(class).ok()?));
+        let word = own.or_else(|| self.answers.get(&class));
+        word.map_or(UNKNOWN, String::as_str)
     }
 
     /// The class with the largest logit of every question; of several the first.
@@ -82,22 +189,18 @@ pub(super) fn largest(logits: &[f32], example: usize) -> Result<i64> {
 }
 
 impl Task for Vqa {
-    fn name(&self) -> &'static str {
-        "vqa"
+    fn spec(&self) -> &'static TaskSpec {
+        &SPEC
+    }
+
+    fn left_out(&self) -> Result<Vec<Omission>> {
+        self.set.left_out()
     }
 
     fn run(&self, runner: &Runner<'_>) -> Result<Outcome> {
         let questions = self.set.questions();
         let n_classes = runner.model().heads().vqa()?.n_classes();
-        let known = questions
-            .iter()
-            .flat_map(|question| &question.answer_labels);
-        if let Some(&target) = known.max().filter(|&&label| label >= n_classes as i64) {
-            return Err(Error::OtherAnswers {
-                label: target,
-                n_classes,
-            });
-        }
+        self.check_classes(n_classes, runner.answers())?;
         runner
             .progress()
             .start_items("questions", questions.len() as u64);
@@ -125,11 +228,7 @@ impl Task for Vqa {
             .zip(&classes)
             .map(|(question, class)| Answer {
                 question_id: question.question_id,
-                answer: self
-                    .answers
-                    .get(class)
-                    .map_or(UNKNOWN, String::as_str)
-                    .to_owned(),
+                answer: self.word(*class, runner.answers()).to_owned(),
             });
         let counts = [
             ("images", self.set.n_images()),

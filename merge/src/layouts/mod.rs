@@ -107,7 +107,8 @@ pub trait Layout: Send + Sync {
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, serde::Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Task {
-    /// Image-text retrieval: COCO, Flickr30K.
+    /// Image-text retrieval: COCO, Flickr30K. Published programs write `irtr`.
+    #[serde(rename = "retrieval", alias = "irtr")]
     Irtr,
     /// Visual question answering.
     Vqa,

@@ -4,9 +4,10 @@ use std::path::PathBuf;
 use std::process::ExitCode;
 
 use anyhow::Result;
-use clap::ValueEnum;
-use evaluate::build::{BuildOptions, build};
+use evaluate::build::{BadPicture, BuildOptions, BuiltFile, build};
+use evaluate::datasets::DatasetSpec;
 
+use crate::args::data::dataset_that_is_built;
 use crate::output::Output;
 
 const EXAMPLES: &str = "\
@@ -33,8 +34,8 @@ name when it is whole; run the same command again to go on after an interruption
 #[command(after_help = EXAMPLES)]
 pub struct Args {
     /// The data set
-    #[arg(value_enum, value_name = "DATASET")]
-    dataset: DatasetArg,
+    #[arg(value_name = "DATASET", value_parser = dataset_that_is_built())]
+    dataset: &'static DatasetSpec,
     /// The folder of the downloads
     #[arg(long, value_name = "DIR")]
     raw: PathBuf,
@@ -55,38 +56,6 @@ pub struct Args {
     force: bool,
 }
 
-#[derive(Clone, Copy, Debug, ValueEnum)]
-enum DatasetArg {
-    /// COCO captions in Karpathy's splits
-    Coco,
-    /// Flickr30K captions in Karpathy's splits
-    F30k,
-    /// VQA v2
-    Vqa,
-    /// NLVR2
-    Nlvr2,
-    /// SBU captions
-    Sbu,
-    /// Conceptual Captions
-    Gcc,
-    /// Visual Genome regions
-    Vg,
-}
-
-impl DatasetArg {
-    fn name(self) -> &'static str {
-        match self {
-            Self::Coco => "coco",
-            Self::F30k => "f30k",
-            Self::Vqa => "vqa",
-            Self::Nlvr2 => "nlvr2",
-            Self::Sbu => "sbu",
-            Self::Gcc => "gcc",
-            Self::Vg => "vg",
-        }
-    }
-}
-
 /// Runs the verb.
 pub fn run(args: &Args, output: &Output) -> Result<ExitCode> {
     let options = BuildOptions {
@@ -97,19 +66,30 @@ pub fn run(args: &Args, output: &Output) -> Result<ExitCode> {
         skip_bad: args.skip_bad,
         force: args.force,
     };
-    let report = build(args.dataset.name(), &options, output)?;
+    let mut told = Ok(());
+    let report = build(args.dataset.name, &options, output, |file, skipped| {
+        if told.is_ok() && !output.json {
+            told = tell(file, skipped, output);
+        }
+    })?;
+    told?;
     if output.json {
         output.json(&report)?;
-        return Ok(ExitCode::SUCCESS);
     }
-    for file in &report.files {
-        let was_there = if file.is_old { ", was there" } else { "" };
-        let (path, n_rows) = (file.path.display(), file.n_rows);
-        output.line(format!("{path}: {n_rows} rows{was_there}"))?;
+    Ok(ExitCode::SUCCESS)
+}
+
+/// Says what a file holds and what it leaves out.
+fn tell(file: &BuiltFile, skipped: &[BadPicture], output: &Output) -> Result<()> {
+    let was_there = if file.is_old { ", was there" } else { "" };
+    let (path, n_rows) = (file.path.display(), file.n_rows);
+    output.line(format!("{path}: {n_rows} rows{was_there}"))?;
+    for omission in &file.left_out {
+        output.line(format!("  {omission}"))?;
     }
-    for bad in &report.skipped {
+    for bad in skipped {
         let (path, place, fault) = (bad.path.display(), &bad.place, &bad.fault);
         output.line(format!("left out: {path} ({place}): {fault}"))?;
     }
-    Ok(ExitCode::SUCCESS)
+    Ok(())
 }

@@ -111,6 +111,9 @@ fn print(files: &[FileOverview], has_tokens: bool, output: &Output) -> Result<()
     }
     output.text(&table.to_string())?;
     for file in files {
+        for omission in &file.left_out {
+            output.line(format!("{}: {omission}", file.path.display()))?;
+        }
         for (row, fault) in &file.pictures.damaged {
             output.line(format!("{}: row {row}: {fault}", file.path.display()))?;
         }

@@ -10,7 +10,6 @@ use std::time::{Duration, Instant};
 use anyhow::Result;
 use candle_core::Device;
 use evaluate::capture::Capture;
-use evaluate::metrics::retrieval::Ties;
 use evaluate::reports::journal::key_of;
 use evaluate::tasks::grams::{collect, summed};
 use evaluate::text::Tokenizer;
@@ -20,9 +19,10 @@ use merge::provenance::Hashes;
 use serde_json::json;
 use train::collective::{Collective, Together};
 
+use crate::args::data::DataArgs;
 use crate::output::{Output, UsageError};
 use crate::ranks;
-use crate::running::{DataArgs, ModelArgs, Target};
+use crate::running::{ModelArgs, Target};
 
 const EXAMPLES: &str = "\
 Examples:
@@ -133,7 +133,7 @@ fn cache(
         ..WriteOptions::new(&args.out)
     };
     check_target(&[], &BTreeMap::new(), &write)?;
-    let task = args.data.open(Ties::default())?;
+    let task = args.data.open(None)?;
     let tokenizer = Tokenizer::open(&args.data.tokenizer)?;
     let found = Target::File(args.checkpoint.clone()).find(&Hashes::default(), output)?;
     let opened = args.model.open(found, output)?;
@@ -156,7 +156,7 @@ fn cache(
     let size = model.config().image_size;
     let mut record = GramRecord {
         data: vec![format!("{} {}", args.data.dataset(), args.data.split())],
-        task: task.name().to_owned(),
+        task: task.spec().name.to_owned(),
         checkpoint: opened.record.files.clone(),
         n_examples,
         counts_padding: args.count_padding,

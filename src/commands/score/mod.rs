@@ -29,12 +29,16 @@ const RETRIEVAL_EXAMPLES: &str = "\
 Examples:
   vlmerge score retrieval --scores coco.safetensors
   vlmerge score retrieval --scores seed.safetensors merged.safetensors --ties pessimistic
+  vlmerge score retrieval --scores out/model.test.safetensors --folds 5
 
 A score file is a safetensors file with the tensors `scores` (images x texts, floating point, larger
 is better), `image_id` (the image of each row) and `text_image_id` (the image of each text), both
 integers. An image may have any number of texts. TR: text retrieval, from an image; a hit needs one
 of its texts among the k best. IR: image retrieval, from a text. RSUM: the six in percent, summed.
-Intervals draw images, each with its texts.
+Intervals draw images, each with its texts. `evaluate --task retrieval --predictions DIR` writes such
+a file. With --folds N the images part into N runs of one length, in the order of the file; each is
+ranked among its own images and texts, and the numbers are averaged: COCO's 1K numbers are the five
+folds of its 5,000 test images.
 
 Ties: `expected` is the mean over all orders of equal scores, `pessimistic` puts right items last,
 `optimistic` first, `first` keeps the order of the file.";
@@ -43,8 +47,12 @@ const VQA_EXAMPLES: &str = "\
 Examples:
   vlmerge score vqa --results results.json --annotations v2_mscoco_val2014_annotations.json
   vlmerge score vqa --results a.json b.json --questions questions.json --annotations annotations.json
+  vlmerge score vqa --results pred/model.rest_val.json --annotations annotations.json --partial
 
 Files are of the official forms; a result file is a list of {\"question_id\": 1, \"answer\": \"yes\"}.
+What `evaluate --task vqa --predictions DIR` writes answers the questions of one split that have an
+answer in the vocabulary: judge it with --partial. With --questions a partial judgement takes the
+official file of the split or a part of it.
 `accuracy` is that of the official program, with its normalization of answers; `soft_score` is that
 of published training code: 0.3, 0.6, 0.9 or 1 for one, two, three or more people who gave exactly
 this answer. Intervals draw images, each with its questions.";
@@ -113,6 +121,9 @@ struct RetrievalArgs {
     /// How equal scores count: expected, pessimistic, optimistic, first
     #[arg(long, value_name = "HOW", default_value_t)]
     ties: Ties,
+    /// Average over N parts of the images, each ranked alone: 5 for COCO's 1K rule
+    #[arg(long, value_name = "N", value_parser = crate::cli::parse_positive)]
+    folds: Option<usize>,
     #[command(flatten)]
     draws: DrawArgs,
 }
@@ -128,6 +139,9 @@ struct VqaArgs {
     /// The question file, to check that the annotations belong to it
     #[arg(long, value_name = "FILE")]
     questions: Option<PathBuf>,
+    /// Judge only the questions that have an answer, as of a part of the split
+    #[arg(long)]
+    partial: bool,
     #[command(flatten)]
     draws: DrawArgs,
 }
@@ -193,6 +207,9 @@ fn score_retrieval(args: &RetrievalArgs) -> Result<Judged> {
     let mut first: Option<(Vec<i64>, Vec<i64>)> = None;
     let mut judged = Judged::new("retrieval", "images");
     judged.setting("ties", args.ties.to_string());
+    if let Some(folds) = args.folds {
+        judged.setting("folds", folds);
+    }
     for path in &args.scores {
         let of_file = || path.display().to_string();
         let file = predictions::retrieval::ScoreFile::open(path)?;
@@ -202,8 +219,12 @@ fn score_retrieval(args: &RetrievalArgs) -> Result<Judged> {
         match &first {
             None => {
                 let (n_images, n_texts) = captions.shape();
-                judged.headline =
-                    format!("{n_images} images, {n_texts} texts; ties: {}", args.ties);
+                let folds = args.folds.map(|n| format!(" in {n} folds"));
+                judged.headline = format!(
+                    "{n_images} images, {n_texts} texts{}; ties: {}",
+                    folds.unwrap_or_default(),
+                    args.ties
+                );
                 judged.count("images", n_images);
                 judged.count("texts", n_texts);
                 first = Some(ids);
@@ -215,6 +236,11 @@ fn score_retrieval(args: &RetrievalArgs) -> Result<Judged> {
             }
             Some(_) => {}
         }
+        if let Some(n_folds) = args.folds {
+            let sample = file.folds(n_folds, args.ties).with_context(of_file)?;
+            judged.add(path, sample, Vec::new());
+            continue;
+        }
         let standings = file.standings(&captions).with_context(of_file)?;
         let sample = retrieval::sample(&standings, &captions, args.ties);
         judged.add(path, sample, reports::ranks(&standings, args.ties));
@@ -225,18 +251,47 @@ fn score_retrieval(args: &RetrievalArgs) -> Result<Judged> {
 fn score_vqa(args: &VqaArgs) -> Result<Judged> {
     let annotations = predictions::vqa::read_annotations(&args.annotations)?;
     if let Some(questions) = &args.questions {
-        predictions::vqa::check_questions(questions, &annotations, &args.annotations)?;
+        predictions::vqa::check_questions(
+            questions,
+            &annotations,
+            &args.annotations,
+            args.partial,
+        )?;
     }
     let mut judged = Judged::new("vqa", "images");
     judged.setting("annotations", args.annotations.display().to_string());
     if let Some(questions) = &args.questions {
         judged.setting("questions", questions.display().to_string());
     }
-    judged.headline = format!("{} questions", annotations.len());
-    judged.count("questions", annotations.len());
+    judged.setting("partial", args.partial);
+    let mut first: Option<Vec<i64>> = None;
     for path in &args.results {
         let results = predictions::vqa::read_results(path)?;
-        let questions = predictions::vqa::judge(path, &results, &annotations, &args.annotations)?;
+        let judged_annotations = match args.partial {
+            true => predictions::vqa::answered(path, &results, &annotations)?,
+            false => annotations.clone(),
+        };
+        let ids: Vec<i64> = (judged_annotations.iter())
+            .map(|annotation| annotation.question_id)
+            .collect();
+        match &first {
+            None => {
+                judged.headline = match args.partial {
+                    true => format!("{} of {} questions", ids.len(), annotations.len()),
+                    false => format!("{} questions", ids.len()),
+                };
+                judged.count("questions", ids.len());
+                first = Some(ids);
+            }
+            Some(first) if *first != ids => {
+                let fault = "the answers are to other questions".into();
+                let error = evaluate::Error::NotPaired { fault };
+                return Err(error).with_context(|| path.display().to_string());
+            }
+            Some(_) => {}
+        }
+        let of = (judged_annotations.as_slice(), args.annotations.as_path());
+        let questions = predictions::vqa::judge(path, &results, of.0, of.1)?;
         judged.add(path, vqa::sample(&questions), Vec::new());
     }
     Ok(judged)
@@ -272,7 +327,7 @@ fn score_nlvr2(args: &Nlvr2Args, output: &Output) -> Result<Judged> {
 }
 
 fn score_captions(args: &CaptionsArgs) -> Result<Judged> {
-    let references = predictions::captions::read_annotations(&args.annotations)?;
+    let references = predictions::captions::read_annotations(&args.annotations, args.partial)?;
     let mut judged = Judged::new("captions", "images");
     judged.setting("annotations", args.annotations.display().to_string());
     judged.setting("partial", args.partial);

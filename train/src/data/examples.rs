@@ -2,6 +2,7 @@
 
 use std::path::Path;
 
+use evaluate::datasets::Dataset;
 use evaluate::datasets::captions::CaptionSet;
 use evaluate::datasets::nlvr2::Nlvr2Set;
 use evaluate::datasets::texts::TextSet;
@@ -212,9 +213,8 @@ pub fn open(
         dataset: dataset.into(),
         split: split.into(),
     };
-    Ok(match dataset {
-        "vqa" => {
-            let set = VqaSet::open(folder, split)?;
+    Ok(match Dataset::open(folder, dataset, split)? {
+        Dataset::Questions(set) => {
             let labels = set.questions().iter().flat_map(|q| &q.answer_labels);
             if let Some(&label) = labels.clone().find(|label| **label < 0) {
                 return Err(Error::NegativeLabel { label });
@@ -225,23 +225,17 @@ pub fn open(
             let n_answers = largest.ok_or_else(unlabelled)? as usize + 1;
             Box::new(Questions { set, n_answers })
         }
-        "nlvr2" => {
-            let set = Nlvr2Set::open(folder, split)?;
+        Dataset::Statements(set) => {
             if set.statements().iter().any(|s| s.label.is_none()) {
                 return Err(unlabelled());
             }
             Box::new(Statements(set))
         }
-        "wikibk" => Box::new(Texts(TextSet::open(folder, dataset, split)?)),
-        captions => {
-            let set = CaptionSet::open(folder, captions, split)?;
-            if !sees_text {
-                return Ok(Box::new(Pairs::pictures(set)));
-            }
-            Box::new(Pairs::new(match without_repeats {
-                true => set.without_repeats(),
-                false => set,
-            }))
-        }
+        Dataset::Texts(set) => Box::new(Texts(set)),
+        Dataset::Captions(set) if !sees_text => Box::new(Pairs::pictures(set)),
+        Dataset::Captions(set) => Box::new(Pairs::new(match without_repeats {
+            true => set.without_repeats(),
+            false => set,
+        })),
     })
 }

@@ -355,14 +355,12 @@ impl TrainRecipe {
             }
             _ => {}
         }
-        let kind = |dataset: &str| match dataset {
-            "vqa" => "questions",
-            "nlvr2" => "statements",
-            "wikibk" => "texts",
-            _ => "captions",
-        };
-        let kinds: std::collections::BTreeSet<&str> =
-            self.data.train.iter().map(|s| kind(&s.dataset)).collect();
+        let mut kinds = std::collections::BTreeSet::new();
+        for set in &self.data.train {
+            let kind = evaluate::datasets::kind(&set.dataset);
+            let kind = kind.map_err(|error| bad("data.train", error.to_string()))?;
+            kinds.insert(kind.name());
+        }
         if kinds.len() > 1 {
             let reason = format!("{kinds:?} cannot be in one batch");
             return Err(bad("data.train", reason));

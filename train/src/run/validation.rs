@@ -3,7 +3,7 @@
 use candle_core::{DType, Device};
 use evaluate::metrics::retrieval::Ties;
 use evaluate::models::Multiway;
-use evaluate::tasks::{Choice, Name, Ranks, Runner, Task};
+use evaluate::tasks::{Ranks, Runner, Task, TaskOptions, TaskSpec};
 use evaluate::text::Tokenizer;
 use merge::Progress;
 
@@ -32,21 +32,21 @@ impl Validation {
     /// # Errors
     /// When there is no such task, data set or split, or a file is damaged.
     pub fn open(settings: &ValidationSettings, data: &DataSettings) -> Result<Self> {
-        let name: Name = (settings.task.parse()).map_err(|reason| Error::BadSetting {
+        let spec = TaskSpec::find(&settings.task).map_err(|error| Error::BadSetting {
             key: "validation.task".into(),
-            reason,
+            reason: error.to_string(),
         })?;
-        let task = Choice {
-            task: name,
+        let options = TaskOptions {
             dataset: &settings.dataset,
             split: &settings.split,
             limit: settings.limit,
             without_repeats: false,
             with_examples: false,
             ties: Ties::default(),
+            allow_other_answers: false,
         };
-        let task = task.open(&data.folder)?;
-        let usual = name.usual_metric();
+        let task = spec.open(&options, &data.folder)?;
+        let usual = spec.headline;
         Ok(Self {
             task,
             metric: settings.metric.clone().unwrap_or_else(|| usual.into()),

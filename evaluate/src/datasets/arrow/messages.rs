@@ -57,6 +57,9 @@ impl Messages {
             return Err(reader.fault("it has no bytes"));
         }
         let head = reader.bytes(0, 8.min(n_bytes))?;
+        if head.starts_with(b"PAR1") {
+            return Err(reader.fault("it is Parquet; write it again as arrow (IPC)"));
+        }
         if head.starts_with(MAGIC) {
             reader.file_format()
         } else {
@@ -117,6 +120,12 @@ impl Reader<'_> {
             .ok_or_else(|| self.fault("it has no schema"))?;
         let mut messages = Messages::new();
         self.schema(schema, &mut messages)?;
+        // The footer is written last, so it tells what was not known when the file was begun.
+        for note in footer.custom_metadata().into_iter().flatten() {
+            if let (Some(key), Some(value)) = (note.key(), note.value()) {
+                messages.notes.insert(key.to_owned(), value.to_owned());
+            }
+        }
         let dictionaries = footer.dictionaries().into_iter().flatten();
         let batches = footer.recordBatches().into_iter().flatten();
         for block in dictionaries.chain(batches) {

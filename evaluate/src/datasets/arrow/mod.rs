@@ -127,7 +127,7 @@ impl Table {
         self.fields.iter().any(|field| field.name == column)
     }
 
-    fn fault(&self, fault: impl Into<String>) -> Error {
+    pub(crate) fn fault(&self, fault: impl Into<String>) -> Error {
         Error::Data(DataFault::Arrow {
             path: self.path.clone(),
             fault: fault.into(),

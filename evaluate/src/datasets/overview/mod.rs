@@ -10,6 +10,7 @@ use rayon::prelude::*;
 use serde::Serialize;
 
 use super::arrow::{Kind, Table};
+use super::left_out::{LeftOut, Omission};
 use crate::text::Tokenizer;
 use crate::{DataFault, Error, Result, images};
 
@@ -17,6 +18,9 @@ pub use sheet::sheet;
 
 /// Columns that hold texts, lists of them per row.
 const TEXTS: [&str; 2] = ["caption", "questions"];
+
+/// Columns that hold pictures.
+const PICTURES: [&str; 3] = ["image", "image_0", "image_1"];
 
 /// The size of a picture stands in so many bytes, or else the whole is read.
 const HEAD_BYTES: u64 = 1 << 16;
@@ -97,6 +101,8 @@ pub struct FileOverview {
     pub texts: Option<TextOverview>,
     /// Its pictures.
     pub pictures: PictureOverview,
+    /// What it leaves out though the annotations have it, as it says.
+    pub left_out: Vec<Omission>,
 }
 
 /// The arrow files of a folder, by name; of a file, itself.
@@ -140,6 +146,17 @@ pub fn overview(
     progress: &dyn Progress,
 ) -> Result<FileOverview> {
     let table = Table::open(path)?;
+    for field in table.fields() {
+        let is_binary = matches!(field.kind, Kind::Bytes { text: false, .. });
+        if PICTURES.contains(&field.name.as_str()) && !is_binary {
+            return Err(Error::Data(DataFault::ColumnType {
+                path: path.into(),
+                column: field.name.clone(),
+                found: field.describe(),
+                expected: "binary, the bytes of a picture file",
+            }));
+        }
+    }
     let texts = match TEXTS.into_iter().find(|column| table.has(column)) {
         Some(column) => Some(text_overview(&table, column, tokenizer)?),
         None => None,
@@ -155,6 +172,9 @@ pub fn overview(
             .collect(),
         texts,
         pictures,
+        left_out: LeftOut::of(&table)?
+            .map(|left_out| left_out.omissions())
+            .unwrap_or_default(),
     })
 }
 

@@ -6,6 +6,7 @@ use super::Placed;
 use super::group::Group;
 use crate::metrics::bootstrap::Interval;
 use crate::sample::Unit;
+use crate::tasks::TaskSpec;
 
 /// A table: methods down, numbers across.
 #[derive(Clone, Debug, Default, PartialEq)]
@@ -224,16 +225,9 @@ pub(super) fn breakdown(members: &[&Placed]) -> Option<Grid> {
 pub(super) fn overview(groups: &[Group]) -> Grid {
     let mut grid = Grid::default();
     for group in groups {
-        let wanted: &[&str] = match group.task.as_str() {
-            "retrieval" => &["tr_r1", "ir_r1", "rsum"],
-            "vqa" => &["accuracy"],
-            "nlvr2" => &["accuracy", "consistency"],
-            "captions" => &["bleu_4", "cider"],
-            _ => &[],
-        };
         let columns = group.grid.columns.iter().enumerate();
         let mut chosen: Vec<usize> = columns
-            .filter(|(_, column)| wanted.contains(&column.name.as_str()))
+            .filter(|(_, column)| is_in_overview(&group.task, &column.name))
             .map(|(index, _)| index)
             .collect();
         if chosen.is_empty() && !group.grid.columns.is_empty() {
@@ -277,6 +271,12 @@ pub(super) fn overview(groups: &[Group]) -> Grid {
         row.cells.resize(n_columns, Cell::Missing);
     }
     grid
+}
+
+/// Whether a number of a task stands in tables of several tasks, and has a curve in sweeps.
+pub(super) fn is_in_overview(task: &str, number: &str) -> bool {
+    let row = TaskSpec::of(task).and_then(|task| task.number(number));
+    row.is_some_and(|number| number.is_in_overview)
 }
 
 /// A table of results: all that are no points of a sweep, and its best ones.

@@ -73,6 +73,10 @@ fn group(members: &[&Placed], published: &Published) -> Group {
         .map(|(what, &n)| format!("{} {what}", labels::grouped(n)))
         .collect();
     let mut remarks: Vec<String> = settings_remark(members).into_iter().collect();
+    let left_out = first.left_out.iter();
+    remarks.extend(
+        left_out.map(|omission| labels::one_line(&format!("{}: {omission}.", omission.file))),
+    );
     if let Some(benchmark) = benchmark {
         let (name, size) = benchmark.size();
         if let Some((what, n)) = size

@@ -120,7 +120,7 @@ fn table(points: &[(&Placed, &SweepPoint)]) -> Grid {
     grid
 }
 
-/// Curves of the numbers that say most: recall at 1 and the sum, or else the whole table.
+/// Curves of the numbers that the task's row calls principal, or else of the whole table.
 fn curves(points: &[(&Placed, &SweepPoint)]) -> Vec<Curve> {
     let table = table(points);
     let columns = table.columns.iter().enumerate();
@@ -146,9 +146,12 @@ fn curves(points: &[(&Placed, &SweepPoint)]) -> Vec<Curve> {
         })
         .filter(|curve| !curve.points.is_empty() && curve.unit != Unit::Rank)
         .collect();
-    let principal = |curve: &Curve| matches!(curve.name.as_str(), "tr_r1" | "ir_r1" | "rsum");
-    match curves.iter().any(principal) {
-        true => curves.into_iter().filter(principal).collect(),
+    let task = points
+        .first()
+        .map(|(member, _)| member.result.task.as_str());
+    let is_told = |curve: &Curve| grid::is_in_overview(task.unwrap_or_default(), &curve.name);
+    match curves.iter().any(is_told) {
+        true => curves.into_iter().filter(is_told).collect(),
         false => curves,
     }
 }

@@ -1,0 +1,118 @@
+//! What a data set leaves out, as its files say.
+
+use std::path::PathBuf;
+
+use serde::{Deserialize, Serialize};
+
+use super::arrow::Table;
+use crate::Result;
+
+/// Where a file says what it leaves out.
+pub const NOTE: &str = "vlmerge.left_out";
+
+/// At most so many ids are listed in a report; the file itself lists all.
+const MAX_IN_REPORTS: usize = 100;
+
+/// What a file of a data set leaves out, though the annotations have it.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct LeftOut {
+    /// Left out by a rule: questions without a known answer, images without texts.
+    pub by_rule: Vec<Omission>,
+    /// Pictures that could not be used, with which their rows went.
+    pub skipped: Vec<BadPicture>,
+    /// Rows that the annotations ask for, of which `skipped` took some.
+    pub planned_rows: usize,
+}
+
+/// Examples that are left out for one reason.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Omission {
+    /// What they are: `questions`, `images`, `pairs`.
+    pub what: String,
+    /// Why, as a noun phrase.
+    pub why: String,
+    /// How many are left out.
+    pub n: usize,
+    /// Of how many.
+    pub of: usize,
+    /// Which: ids of the annotations.
+    pub ids: Vec<String>,
+    /// The file of the data set; empty in the file itself.
+    #[serde(default, skip_serializing_if = "String::is_empty")]
+    pub file: String,
+}
+
+/// A picture that cannot be used.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct BadPicture {
+    /// The picture file.
+    pub path: PathBuf,
+    /// The annotation that refers to it: file and row.
+    pub place: String,
+    /// What is wrong with it.
+    pub fault: String,
+    /// The row that it takes with it, counted over all planned rows from 0.
+    pub row: usize,
+}
+
+impl std::fmt::Display for Omission {
+    fn fmt(&self, formatter: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        let Self {
+            what, why, n, of, ..
+        } = self;
+        write!(formatter, "{n} of {of} {what} left out: {why}")
+    }
+}
+
+impl LeftOut {
+    /// What a file says that it leaves out; `None` if it does not say.
+    ///
+    /// # Errors
+    /// [`DataFault::Arrow`](crate::DataFault::Arrow) when the note is damaged.
+    pub fn of(table: &Table) -> Result<Option<Self>> {
+        let note = table.notes().get(NOTE);
+        let read = note.map(|note| serde_json::from_str(note));
+        read.transpose()
+            .map_err(|error| table.fault(format!("its note `{NOTE}` is damaged: {error}")))
+    }
+
+    /// Everything that is left out, pictures as one entry.
+    #[must_use]
+    pub fn omissions(&self) -> Vec<Omission> {
+        let mut omissions = self.by_rule.clone();
+        if !self.skipped.is_empty() {
+            let rows: std::collections::BTreeSet<usize> =
+                self.skipped.iter().map(|bad| bad.row).collect();
+            let ids = self
+                .skipped
+                .iter()
+                .map(|bad| bad.path.display().to_string());
+            omissions.push(Omission {
+                what: "rows".into(),
+                why: "a picture is missing or broken".into(),
+                n: rows.len(),
+                of: self.planned_rows,
+                ids: ids.collect(),
+                file: String::new(),
+            });
+        }
+        omissions
+    }
+}
+
+/// What tables leave out, for a report: each entry with its file, long lists of ids cut.
+pub(super) fn of_tables<'a>(tables: impl Iterator<Item = &'a Table>) -> Result<Vec<Omission>> {
+    let mut all = Vec::new();
+    for table in tables {
+        let Some(left_out) = LeftOut::of(table)? else {
+            continue;
+        };
+        let name = table.path().file_name().unwrap_or_default();
+        all.extend(left_out.omissions().into_iter().map(|mut omission| {
+            omission.ids.truncate(MAX_IN_REPORTS);
+            omission.file = name.to_string_lossy().into_owned();
+            omission
+        }));
+    }
+    Ok(all)
+}

@@ -1,0 +1,256 @@
+//! The table of data sets: one row says everything that a program needs to know of one.
+
+use super::listed;
+use crate::build::{Planner, karpathy, listed as lists, regions, statements, vqa};
+use crate::{DataFault, Error, Result};
+
+/// What the rows of a data set are.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Kind {
+    /// An image with its captions.
+    Captions,
+    /// An image with its questions and answers.
+    Questions,
+    /// A pair of images with statements about it.
+    Statements,
+    /// Texts without an image.
+    Texts,
+}
+
+impl Kind {
+    /// Its name in messages.
+    #[must_use]
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Captions => "captions",
+            Self::Questions => "questions",
+            Self::Statements => "statements",
+            Self::Texts => "texts",
+        }
+    }
+}
+
+/// A split and the files that hold it.
+#[derive(Clone, Copy, Debug)]
+pub struct Split {
+    /// Its name.
+    pub name: &'static str,
+    /// Names of files without their ending. A `{}` stands for a number, from 0: as many as
+    /// follow one another.
+    pub tables: &'static [&'static str],
+}
+
+/// A data set: one row of [`DATASETS`].
+#[derive(Clone, Copy, Debug)]
+pub struct DatasetSpec {
+    /// Its name in flags, recipes and reports.
+    pub name: &'static str,
+    /// Other names that reports of other programs use.
+    pub aliases: &'static [&'static str],
+    /// Its name for people.
+    pub title: &'static str,
+    /// What it holds, in a few words.
+    pub about: &'static str,
+    /// What its rows are.
+    pub kind: Kind,
+    /// Its splits.
+    pub splits: &'static [Split],
+    /// Plans its files from public downloads; `None` where `data build` makes none.
+    pub(crate) plan: Option<Planner>,
+}
+
+const fn split(name: &'static str, tables: &'static [&'static str]) -> Split {
+    Split { name, tables }
+}
+
+/// Every data set that is known by name. `published_train` and the like are the splits of the
+/// published program where it departs from what the names say: its Flickr30K trains on the
+/// validation images too, and validates on the test images.
+pub const DATASETS: &[DatasetSpec] = &[
+    DatasetSpec {
+        name: "coco",
+        aliases: &[],
+        title: "COCO",
+        about: "COCO captions in Karpathy's splits",
+        kind: Kind::Captions,
+        splits: &[
+            split("train", &["coco_caption_karpathy_train"]),
+            split(
+                "train+restval",
+                &[
+                    "coco_caption_karpathy_train",
+                    "coco_caption_karpathy_restval",
+                ],
+            ),
+            split("restval", &["coco_caption_karpathy_restval"]),
+            split("val", &["coco_caption_karpathy_val"]),
+            split("test", &["coco_caption_karpathy_test"]),
+        ],
+        plan: Some(|options| karpathy::plan(&karpathy::COCO, options)),
+    },
+    DatasetSpec {
+        name: "f30k",
+        aliases: &["flickr30k"],
+        title: "Flickr30K",
+        about: "Flickr30K captions in Karpathy's splits",
+        kind: Kind::Captions,
+        splits: &[
+            split("train", &["f30k_caption_karpathy_train"]),
+            split(
+                "published_train",
+                &["f30k_caption_karpathy_train", "f30k_caption_karpathy_val"],
+            ),
+            split("val", &["f30k_caption_karpathy_val"]),
+            split("published_val", &["f30k_caption_karpathy_test"]),
+            split("test", &["f30k_caption_karpathy_test"]),
+        ],
+        plan: Some(|options| karpathy::plan(&karpathy::FLICKR30K, options)),
+    },
+    DatasetSpec {
+        name: "gcc",
+        aliases: &[],
+        title: "Conceptual Captions",
+        about: "Conceptual Captions",
+        kind: Kind::Captions,
+        splits: &[
+            split("train", &["conceptual_caption_train_{}"]),
+            split("val", &["conceptual_caption_val_{}"]),
+        ],
+        plan: Some(|options| lists::plan(&lists::CONCEPTUAL_CAPTIONS, options)),
+    },
+    DatasetSpec {
+        name: "sbu",
+        aliases: &[],
+        title: "SBU",
+        about: "SBU captions",
+        kind: Kind::Captions,
+        splits: &[split("train", &["sbu_{}"])],
+        plan: Some(|options| lists::plan(&lists::SBU, options)),
+    },
+    DatasetSpec {
+        name: "vg",
+        aliases: &[],
+        title: "Visual Genome",
+        about: "Visual Genome regions",
+        kind: Kind::Captions,
+        splits: &[split("train", &["vg"])],
+        plan: Some(regions::plan),
+    },
+    DatasetSpec {
+        name: "vqa",
+        aliases: &["vqav2"],
+        title: "VQAv2",
+        about: "VQA v2",
+        kind: Kind::Questions,
+        splits: &[
+            split("train", &["vqav2_train"]),
+            split("train+val", &["vqav2_train", "vqav2_trainable_val"]),
+            split("val", &["vqav2_val"]),
+            split("trainable_val", &["vqav2_trainable_val"]),
+            split("rest_val", &["vqav2_rest_val"]),
+            split("test", &["vqav2_test"]),
+            split("test-dev", &["vqav2_test-dev"]),
+        ],
+        plan: Some(vqa::plan),
+    },
+    DatasetSpec {
+        name: "nlvr2",
+        aliases: &[],
+        title: "NLVR2",
+        about: "NLVR2",
+        kind: Kind::Statements,
+        splits: &[
+            split("train", &["nlvr2_train"]),
+            split("dev", &["nlvr2_dev"]),
+            split("test1", &["nlvr2_test1"]),
+            split("balanced_dev", &["nlvr2_balanced_dev"]),
+            split("balanced_test1", &["nlvr2_balanced_test1"]),
+            split("unbalanced_dev", &["nlvr2_unbalanced_dev"]),
+            split("unbalanced_test1", &["nlvr2_unbalanced_test1"]),
+        ],
+        plan: Some(statements::plan),
+    },
+    DatasetSpec {
+        name: "wikibk",
+        aliases: &[],
+        title: "Wikipedia and BookCorpus",
+        about: "Texts of Wikipedia and BookCorpus",
+        kind: Kind::Texts,
+        splits: &[
+            split("train", &["wikibk_train_{}"]),
+            split("val", &["wikibk_val_{}"]),
+        ],
+        plan: None,
+    },
+];
+
+impl DatasetSpec {
+    /// The data set of this name or alias.
+    #[must_use]
+    pub fn of(name: &str) -> Option<&'static Self> {
+        let is_it = |set: &&Self| set.name == name || set.aliases.contains(&name);
+        DATASETS.iter().find(is_it)
+    }
+
+    /// The data set of this name and kind.
+    ///
+    /// # Errors
+    /// [`DataFault::UnknownDataset`] when there is none.
+    pub fn find(name: &str, kind: Kind) -> Result<&'static Self> {
+        let found = Self::of(name).filter(|dataset| dataset.kind == kind);
+        let of_kind = DATASETS.iter().filter(|dataset| dataset.kind == kind);
+        found.ok_or_else(|| {
+            Error::Data(DataFault::UnknownDataset {
+                name: name.into(),
+                known: listed(of_kind.map(|dataset| dataset.name)),
+            })
+        })
+    }
+
+    /// Whether `data build` makes its files of public downloads.
+    #[must_use]
+    pub fn is_built(&self) -> bool {
+        self.plan.is_some()
+    }
+
+    /// The split of this name.
+    ///
+    /// # Errors
+    /// [`DataFault::UnknownSplit`] when there is none.
+    pub fn split(&self, name: &str) -> Result<&'static Split> {
+        let found = self.splits.iter().find(|split| split.name == name);
+        found.ok_or_else(|| {
+            Error::Data(DataFault::UnknownSplit {
+                dataset: self.name,
+                name: name.into(),
+                known: listed(self.splits.iter().map(|split| split.name)),
+            })
+        })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn every_row_is_whole_and_has_its_own_names() {
+        for set in DATASETS {
+            assert!(
+                !set.title.is_empty() && !set.about.is_empty(),
+                "{}",
+                set.name
+            );
+            assert!(!set.splits.is_empty(), "{}", set.name);
+            assert!(
+                set.splits.iter().all(|s| !s.tables.is_empty()),
+                "{}",
+                set.name
+            );
+            for name in set.aliases.iter().chain([&set.name]) {
+                let found = DatasetSpec::of(name).expect("a row");
+                assert_eq!(found.name, set.name);
+            }
+        }
+    }
+}

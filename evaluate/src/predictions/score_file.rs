@@ -1,0 +1,115 @@
+//! Writing what a model retrieved: scores of every image with every text, and ranks.
+
+use std::collections::BTreeMap;
+use std::path::Path;
+
+use merge::io::{WriteOptions, Writer};
+use merge::{DType, TensorInfo};
+
+use super::retrieval::{IMAGE_ID, SCORES, TEXT_IMAGE_ID};
+use crate::metrics::retrieval::ScoreMatrix;
+use crate::tasks::Similarities;
+use crate::{Error, Result};
+
+/// The rank of the best text of each image.
+pub const IMAGE_RANK: &str = "image_rank";
+/// The rank of the image of each text.
+pub const TEXT_RANK: &str = "text_rank";
+
+/// Features and ranks of a split; scores are computed as they are written.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Retrieved {
+    /// `n_images × width`.
+    pub images: Vec<f32>,
+    /// `n_texts × width`.
+    pub texts: Vec<f32>,
+    /// Numbers of a feature.
+    pub width: usize,
+    /// The id of each image in the data set.
+    pub image_names: Vec<String>,
+    /// The image of each text, from 0.
+    pub image_of_text: Vec<i64>,
+    /// The rank of the best right text of each image, from 1.
+    pub image_ranks: Vec<f64>,
+    /// The rank of the right image of each text, from 1.
+    pub text_ranks: Vec<f64>,
+    /// How equal scores counted.
+    pub ties: String,
+}
+
+impl Retrieved {
+    /// Writes a score file as `vlmerge score retrieval` reads it, with ranks beside the scores.
+    ///
+    /// # Errors
+    /// When a score is not a number, or the file cannot be written.
+    pub fn write(&self, path: &Path) -> Result<()> {
+        let (n_images, n_texts) = (self.image_names.len(), self.image_of_text.len());
+        let info = |dtype, shape: &[usize]| TensorInfo {
+            dtype,
+            shape: shape.to_vec(),
+        };
+        let image_ids: Vec<i64> = (0..n_images as i64).collect();
+        let small: [(&str, DType, usize, &[u8]); 4] = [
+            (
+                IMAGE_ID,
+                DType::I64,
+                n_images,
+                bytemuck::cast_slice(&image_ids),
+            ),
+            (
+                IMAGE_RANK,
+                DType::F64,
+                n_images,
+                bytemuck::cast_slice(&self.image_ranks),
+            ),
+            (
+                TEXT_IMAGE_ID,
+                DType::I64,
+                n_texts,
+                bytemuck::cast_slice(&self.image_of_text),
+            ),
+            (
+                TEXT_RANK,
+                DType::F64,
+                n_texts,
+                bytemuck::cast_slice(&self.text_ranks),
+            ),
+        ];
+        let mut tensors = vec![(SCORES.to_owned(), info(DType::F32, &[n_images, n_texts]))];
+        tensors.extend(
+            small
+                .iter()
+                .map(|(name, dtype, n, _)| ((*name).to_owned(), info(*dtype, &[*n]))),
+        );
+        // Names always have a JSON form.
+        let names = serde_json::to_string(&self.image_names).unwrap_or_default();
+        let metadata = BTreeMap::from([
+            ("image_names".to_owned(), names),
+            ("ties".to_owned(), self.ties.clone()),
+        ]);
+        let options = WriteOptions {
+            force: true,
+            ..WriteOptions::new(path)
+        };
+        let writer = Writer::create(&tensors, &metadata, &options)?;
+        let scores = Similarities::new(self.images.clone(), self.texts.clone(), self.width);
+        let n_at_once = scores.rows_at_once();
+        for first in (0..n_images).step_by(n_at_once) {
+            let n = n_at_once.min(n_images - first);
+            let mut rows = vec![0.0_f32; n * n_texts];
+            scores.read_rows(first, &mut rows)?;
+            if let Some(place) = rows.iter().position(|score| score.is_nan()) {
+                return Err(Error::ScoreNotANumber {
+                    row: first + place / n_texts,
+                });
+            }
+            let at = (first * n_texts * size_of::<f32>()) as u64;
+            writer.write(0, at, bytemuck::cast_slice(&rows))?;
+        }
+        for (index, (.., bytes)) in small.iter().enumerate() {
+            writer.write(index + 1, 0, bytes)?;
+        }
+        writer.finish(&metadata)?;
+        Ok(())
+    }
+}

@@ -1,0 +1,236 @@
+//! The table of tasks: one row says everything that a program needs to know of a task.
+
+use std::path::Path;
+
+use merge::layouts;
+use serde::{Deserialize, Deserializer, Serialize, Serializer};
+
+use super::{Task, captions, nlvr2, retrieval, vqa};
+use crate::datasets::{DATASETS, DatasetSpec, Kind};
+use crate::metrics::retrieval::Ties;
+use crate::sample::Unit;
+use crate::{Error, Result, Sample};
+
+/// Every task. Flags, recipes, studies, journals, reports and sweeps read these rows; no other
+/// place knows a task by its name.
+pub const TASKS: &[TaskSpec] = &[retrieval::SPEC, vqa::SPEC, nlvr2::SPEC, captions::SPEC];
+
+/// A task: one row of [`TASKS`].
+#[derive(Debug)]
+pub struct TaskSpec {
+    /// Its name in flags, recipes and reports.
+    pub name: &'static str,
+    /// Other names that mean the same.
+    pub aliases: &'static [&'static str],
+    /// Its name for people.
+    pub title: &'static str,
+    /// What a model does, in a few words.
+    pub about: &'static str,
+    /// What the rows of its data sets are.
+    pub kind: Kind,
+    /// Its data set; where it works on any set of its kind, the usual one.
+    pub dataset: &'static str,
+    /// The split that is measured unless another is named.
+    pub default_split: &'static str,
+    /// The number that weights are chosen by unless another is named.
+    pub headline: &'static str,
+    /// The numbers that it may report of a whole data set.
+    pub numbers: &'static [NumberSpec],
+    /// How the name of a file of predictions ends; `None` if the task writes none.
+    pub prediction_ending: Option<&'static str>,
+    /// The published choice of experts for this task.
+    pub published_experts: Option<layouts::Task>,
+    /// Settings of [`TaskOptions`] that only some tasks have a use for.
+    pub options: &'static [TaskOption],
+    /// Opens a split; `None` where only files of predictions are judged.
+    pub open: Option<fn(&TaskOptions<'_>, &Path) -> Result<Box<dyn Task>>>,
+}
+
+/// A number that a task reports.
+#[derive(Debug)]
+pub struct NumberSpec {
+    /// Its name in reports, such as `tr_r1`.
+    pub name: &'static str,
+    /// Its name for people, such as `TR@1`.
+    pub label: &'static str,
+    /// What it is measured in.
+    pub unit: Unit,
+    /// Whether tables of several tasks, and curves of sweeps, show it.
+    pub is_in_overview: bool,
+}
+
+/// A setting that only some tasks have a use for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum TaskOption {
+    /// Which data set of the task's kind.
+    Dataset,
+    /// How equal scores count.
+    Ties,
+    /// Whether a caption that an image has twice counts once.
+    WithoutRepeats,
+    /// Whether a head may have other classes than the data name.
+    OtherAnswers,
+}
+
+/// On which split a task is opened, and how.
+#[derive(Clone, Copy, Debug)]
+pub struct TaskOptions<'a> {
+    /// The data set.
+    pub dataset: &'a str,
+    /// The split.
+    pub split: &'a str,
+    /// The first images, questions or statements alone.
+    pub limit: Option<usize>,
+    /// Count a caption that an image has twice once.
+    pub without_repeats: bool,
+    /// Show what was retrieved well and badly.
+    pub with_examples: bool,
+    /// How equal scores count in retrieval.
+    pub ties: Ties,
+    /// Measure a head that has other classes than the data name.
+    pub allow_other_answers: bool,
+}
+
+/// A number without the rest of its row.
+pub(crate) const fn number(
+    name: &'static str,
+    label: &'static str,
+    unit: Unit,
+    is_in_overview: bool,
+) -> NumberSpec {
+    NumberSpec {
+        name,
+        label,
+        unit,
+        is_in_overview,
+    }
+}
+
+impl TaskSpec {
+    /// The task of this name or alias.
+    #[must_use]
+    pub fn of(name: &str) -> Option<&'static Self> {
+        let is_it = |task: &&TaskSpec| task.name == name || task.aliases.contains(&name);
+        TASKS.iter().find(is_it)
+    }
+
+    /// The task of this name or alias.
+    ///
+    /// # Errors
+    /// [`Error::UnknownTask`] with the names that there are.
+    pub fn find(name: &str) -> Result<&'static Self> {
+        Self::of(name).ok_or_else(|| Error::UnknownTask {
+            name: name.into(),
+            known: TASKS.iter().map(|task| task.name).collect(),
+        })
+    }
+
+    /// Whether the task has a use for a setting.
+    #[must_use]
+    pub fn takes(&self, option: TaskOption) -> bool {
+        self.options.contains(&option)
+    }
+
+    /// Data sets that the task can be opened on.
+    pub fn datasets(&self) -> impl Iterator<Item = &'static DatasetSpec> {
+        let (kind, own) = (self.kind, self.dataset);
+        let is_free = self.takes(TaskOption::Dataset);
+        let of_kind = DATASETS.iter().filter(move |set| set.kind == kind);
+        of_kind.filter(move |set| is_free || set.name == own)
+    }
+
+    /// Opens a split in a folder of data sets.
+    ///
+    /// # Errors
+    /// [`Error::NotRun`] for a task that judges files alone; when there is no such data set or
+    /// split, or a file is damaged.
+    pub fn open(&self, options: &TaskOptions<'_>, folder: &Path) -> Result<Box<dyn Task>> {
+        match self.open {
+            Some(open) => open(options, folder),
+            None => Err(Error::NotRun { task: self.name }),
+        }
+    }
+
+    /// What results are compared by: the headline number, or else the first one.
+    #[must_use]
+    pub fn worth(&self, sample: &Sample) -> Option<f64> {
+        let quantities = &sample.quantities;
+        let headline = quantities.iter().find(|q| q.name == self.headline);
+        sample.value(headline.or(quantities.first())?)
+    }
+
+    /// The row of a number.
+    #[must_use]
+    pub fn number(&self, name: &str) -> Option<&'static NumberSpec> {
+        self.numbers.iter().find(|number| number.name == name)
+    }
+}
+
+impl PartialEq for TaskSpec {
+    fn eq(&self, other: &Self) -> bool {
+        self.name == other.name
+    }
+}
+
+impl Eq for TaskSpec {}
+
+impl Serialize for TaskSpec {
+    fn serialize<S: Serializer>(&self, to: S) -> Result<S::Ok, S::Error> {
+        to.serialize_str(self.name)
+    }
+}
+
+impl<'de> Deserialize<'de> for &'static TaskSpec {
+    fn deserialize<D: Deserializer<'de>>(from: D) -> Result<Self, D::Error> {
+        let name = String::deserialize(from)?;
+        TaskSpec::find(&name).map_err(serde::de::Error::custom)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn every_row_is_whole() {
+        for task in TASKS {
+            let name = task.name;
+            assert!(!task.title.is_empty() && !task.about.is_empty(), "{name}");
+            assert!(!task.default_split.is_empty(), "{name}");
+            let headline = task.number(task.headline).expect("a headline number");
+            assert!(headline.is_in_overview, "{name}");
+            assert!(task.numbers.iter().all(|n| !n.label.is_empty()), "{name}");
+            if task.open.is_some() {
+                assert!(task.prediction_ending.is_some(), "{name}");
+                let own = task.datasets().find(|set| set.name == task.dataset);
+                let splits = own.expect("its data set").splits;
+                assert!(
+                    splits.iter().any(|s| s.name == task.default_split),
+                    "{name}"
+                );
+            }
+            for other in TASKS.iter().filter(|other| *other != task) {
+                let names = |task: &TaskSpec| [&[task.name], task.aliases].concat();
+                let shared = names(task).iter().any(|n| names(other).contains(n));
+                assert!(!shared, "{name} and {}", other.name);
+                for number in task.numbers {
+                    // Tables find a label by the number's name.
+                    let same = other.number(number.name);
+                    assert!(same.is_none_or(|same| same.label == number.label), "{name}");
+                }
+            }
+        }
+    }
+
+    #[test]
+    fn names_and_aliases_lead_to_a_row_and_others_are_refused() {
+        assert_eq!(TaskSpec::find("irtr").expect("a task").name, "retrieval");
+        let read: &TaskSpec = serde_json::from_str("\"vqa\"").expect("a task");
+        assert_eq!(serde_json::to_string(read).expect("text"), "\"vqa\"");
+        let error = TaskSpec::find("vqav3").expect_err("no task");
+        assert!(
+            error.to_string().contains("retrieval, vqa, nlvr2"),
+            "{error}"
+        );
+    }
+}

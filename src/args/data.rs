@@ -1,0 +1,151 @@
+//! On which data, for which task: flags of every verb that runs a model on a split.
+
+use std::path::PathBuf;
+
+use anyhow::{Context, Result};
+use clap::Args;
+use clap::builder::{PossibleValue, PossibleValuesParser, TypedValueParser};
+use evaluate::datasets::{DATASETS, DatasetSpec};
+use evaluate::metrics::retrieval::Ties;
+use evaluate::tasks::{TASKS, Task, TaskOption, TaskOptions, TaskSpec};
+
+use crate::cli::parse_positive;
+use crate::output::UsageError;
+
+/// On which data, for which task.
+#[derive(Args, Clone, Debug)]
+#[command(next_help_heading = "Data")]
+pub struct DataArgs {
+    /// What the model does
+    #[arg(long, value_name = "TASK", value_parser = task_that_runs())]
+    pub task: &'static TaskSpec,
+    /// Folder of arrow files, as `vlmerge data build` writes them
+    #[arg(long, value_name = "DIR")]
+    pub data: PathBuf,
+    /// Data set of a task that works on several: coco, f30k, sbu, gcc, vg [default: coco]
+    #[arg(long, value_name = "NAME")]
+    pub dataset: Option<String>,
+    /// Part of the data set [default: test; rest_val for vqa, dev for nlvr2]
+    #[arg(long, value_name = "NAME")]
+    pub split: Option<String>,
+    /// Tokenizer: a vocab.txt or tokenizer.json, a folder with one, or a name on the hub
+    #[arg(long, value_name = "NAME", default_value = "bert-base-uncased")]
+    pub tokenizer: String,
+    /// The first N images, questions or statements alone
+    #[arg(long, value_name = "N", value_parser = parse_positive)]
+    pub limit: Option<usize>,
+    /// Count a caption that an image has twice once, as published code does
+    #[arg(long)]
+    pub without_repeats: bool,
+    /// Measure a head that has other classes than the data name; what it calls them is unknown
+    #[arg(long)]
+    pub allow_other_answers: bool,
+}
+
+/// Takes the tasks that a model can be run on, by name or alias.
+pub fn task_that_runs() -> impl TypedValueParser<Value = &'static TaskSpec> {
+    task_among(|task| task.open.is_some())
+}
+
+/// Takes the tasks with a published choice of experts.
+pub fn task_with_experts() -> impl TypedValueParser<Value = &'static TaskSpec> {
+    task_among(|task| task.published_experts.is_some())
+}
+
+fn task_among(
+    is_wanted: fn(&&TaskSpec) -> bool,
+) -> impl TypedValueParser<Value = &'static TaskSpec> {
+    let wanted = TASKS.iter().filter(is_wanted);
+    let values = wanted.map(|task| {
+        PossibleValue::new(task.name)
+            .aliases(task.aliases)
+            .help(task.about)
+    });
+    PossibleValuesParser::new(values.collect::<Vec<_>>()).try_map(|name| TaskSpec::find(&name))
+}
+
+/// Takes the data sets that `data build` makes.
+pub fn dataset_that_is_built() -> impl TypedValueParser<Value = &'static DatasetSpec> {
+    let built = DATASETS.iter().filter(|set| set.is_built());
+    let values = built.map(|set| PossibleValue::new(set.name).help(set.about));
+    PossibleValuesParser::new(values.collect::<Vec<_>>()).try_map(|name| {
+        // The names are those of the table.
+        DatasetSpec::of(&name).ok_or(format!("{name:?} is no data set"))
+    })
+}
+
+impl DataArgs {
+    /// The data set, by the name in its row.
+    pub fn dataset(&self) -> &str {
+        let name = self.dataset.as_deref().unwrap_or(self.task.dataset);
+        DatasetSpec::of(name).map_or(name, |set| set.name)
+    }
+
+    /// The split.
+    pub fn split(&self) -> &str {
+        self.split.as_deref().unwrap_or(self.task.default_split)
+    }
+
+    /// Refuses flags that the task has no use for. `has_ties` says whether `--ties` was given.
+    pub fn check(&self, has_ties: bool) -> Result<()> {
+        let given = [
+            (TaskOption::Dataset, "--dataset", self.dataset.is_some()),
+            (TaskOption::Ties, "--ties", has_ties),
+            (
+                TaskOption::WithoutRepeats,
+                "--without-repeats",
+                self.without_repeats,
+            ),
+            (
+                TaskOption::OtherAnswers,
+                "--allow-other-answers",
+                self.allow_other_answers,
+            ),
+        ];
+        for (option, flag, is_given) in given {
+            if is_given && !self.task.takes(option) {
+                let task = self.task.name;
+                let users = TASKS.iter().filter(|task| task.takes(option));
+                let users: Vec<&str> = users.map(|task| task.name).collect();
+                let users = users.join(" and ");
+                let what = format!("{flag}: the task {task} has no use for it, only {users} has");
+                return Err(UsageError(what).into());
+            }
+        }
+        Ok(())
+    }
+
+    /// Opens the split.
+    pub fn open(&self, ties: Option<Ties>) -> Result<Box<dyn Task>> {
+        self.check(ties.is_some())?;
+        let (folder, split) = (self.data.as_path(), self.split());
+        // Report a missing folder as such, not as a missing file in it.
+        std::fs::read_dir(folder).with_context(|| format!("{}: cannot list", folder.display()))?;
+        let options = TaskOptions {
+            dataset: self.dataset(),
+            split,
+            limit: self.limit,
+            without_repeats: self.without_repeats,
+            with_examples: true,
+            ties: ties.unwrap_or_default(),
+            allow_other_answers: self.allow_other_answers,
+        };
+        Ok(self.task.open(&options, folder)?)
+    }
+
+    /// What the data are, for recognizing results that were made before.
+    pub fn identity(&self) -> Result<Vec<(String, u64)>> {
+        let mut files = Vec::new();
+        let folder = std::fs::read_dir(&self.data);
+        let failed = || format!("{}: cannot list", self.data.display());
+        for entry in folder.with_context(failed)? {
+            let entry = entry.with_context(failed)?;
+            let name = entry.file_name().to_string_lossy().into_owned();
+            if name.ends_with(".arrow") {
+                files.push((name, entry.metadata().with_context(failed)?.len()));
+            }
+        }
+        files.sort();
+        Ok(files)
+    }
+}

@@ -1,0 +1,3 @@
+//! Flags that several verbs share, below the verbs.
+
+pub mod data;
