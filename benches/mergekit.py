@@ -2,7 +2,7 @@
 """Times merges of two models of 1.1 B parameters in bf16, with mergekit and cp beside them, in turn, in one run.
 
     cargo build --release
-    tests/with_mergekit.sh benches/mergekit.py target/release/vlmerge FOLDER [--rounds 1] [--methods linear,slerp]
+    tests/with_torch.sh benches/mergekit.py target/release/vlmerge FOLDER [--rounds 1] [--methods linear,slerp]
 
 FOLDER needs about 12 GB. The models have TinyLlama's shapes and random weights; they are made once. Everything is read
 from a warm page cache. `cp` copies as many bytes as are written, after reading the rest of the input; neither it nor

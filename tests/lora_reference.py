@@ -1,7 +1,7 @@
 """Low-rank adapters made by PEFT: what its `merge_and_unload` gives, beside `vlmerge merge base+adapter`. Then adapters
 of `vlmerge extract-lora`: PEFT loads them, and what they miss is what torch's singular values say.
 
-    tests/with_mergekit.sh tests/lora_reference.py target/release/vlmerge
+    tests/with_torch.sh tests/lora_reference.py target/release/vlmerge
 """
 
 import json

@@ -1,8 +1,8 @@
 #!/usr/bin/env python3
 """Writes fixtures/mergekit: small models and what mergekit 0.1.5 makes of them, in float32 on a CPU.
 
-    tests/with_mergekit.sh tests/mergekit_reference.py           writes the fixtures anew
-    tests/with_mergekit.sh tests/mergekit_reference.py PROGRAM   compares PROGRAM with mergekit, here and now
+    tests/with_torch.sh tests/mergekit_reference.py           writes the fixtures anew
+    tests/with_torch.sh tests/mergekit_reference.py PROGRAM   compares PROGRAM with mergekit, here and now
 
 Each case is a recipe that mergekit runs as it stands. Paths in it are relative to fixtures/mergekit.
 """

@@ -9,7 +9,7 @@ use merge::progress::Silent;
 use merge::{Error, MergePlan, MergeRecipe};
 use serde_json::{Value, json};
 
-use crate::fixture;
+use fixtures as fixture;
 
 /// A recipe over the fixtures' model folders, named `<name>`.
 fn recipe(yaml: &str) -> MergeRecipe {

@@ -10,7 +10,7 @@ use merge::recipe::{ExpertChoice, ModelRef, OutputDType, Parameter, Parameters};
 use merge::{Error, MergePlan, MergeRecipe};
 use safetensors::Dtype;
 
-use crate::fixture::{self, Raw};
+use fixtures::{self as fixture, Raw};
 
 /// A model of one shallow and one deep block, with LayerNorms and one linear layer, as f32 bits.
 struct Toy {

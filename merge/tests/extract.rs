@@ -12,7 +12,7 @@ use merge::random::Draws;
 use merge::{DType, Error, MergePlan, MergeRecipe};
 use safetensors::Dtype;
 
-use crate::fixture::{self, Raw};
+use fixtures::{self as fixture, Raw};
 
 type Model = BTreeMap<String, (Vec<usize>, Vec<f32>)>;
 

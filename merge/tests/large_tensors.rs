@@ -8,7 +8,7 @@ use merge::io::WriteOptions;
 use merge::{MergePlan, MergeRecipe};
 use safetensors::Dtype;
 
-use crate::fixture::{self, Raw};
+use fixtures::{self as fixture, Raw};
 
 /// Not a multiple of anything, and of several chunks; above what one thread does alone.
 const SHAPE: [usize; 2] = [1009, 307];

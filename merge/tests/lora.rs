@@ -10,7 +10,7 @@ use merge::random::Draws;
 use merge::{Error, MergePlan, MergeRecipe};
 use safetensors::Dtype;
 
-use crate::fixture::{self, Raw};
+use fixtures::{self as fixture, Raw};
 
 /// A folder with a base and adapters.
 struct Folder(tempfile::TempDir);

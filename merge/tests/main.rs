@@ -8,8 +8,7 @@ mod diff;
 mod distance;
 mod every_method;
 mod extract;
-mod fixture;
-mod golden_merge;
+mod golden;
 mod large_tensors;
 mod layout_families;
 mod layouts;
@@ -24,7 +23,6 @@ mod relative_position;
 #[cfg(feature = "remote")]
 mod remote;
 mod safetensors;
-mod safetensors_corpus;
 mod sharded;
 mod statistics;
 mod stored;

@@ -81,5 +81,5 @@ pub fn shapes(tensors: &[(&str, &[usize])]) -> Checkpoint {
 
 /// A fixture, opened.
 pub fn fixture(name: &str) -> Checkpoint {
-    merge::io::open(&crate::fixture::path(name), &OpenOptions::default()).expect("a valid fixture")
+    merge::io::open(&fixtures::path(name), &OpenOptions::default()).expect("a valid fixture")
 }

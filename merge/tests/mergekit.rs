@@ -8,7 +8,7 @@ use merge::io::WriteOptions;
 use merge::recipe::RandomSource;
 use merge::{MergePlan, MergeRecipe};
 
-use crate::fixture::{self, Raw};
+use fixtures::{self as fixture, Raw};
 
 /// Of the largest value of a tensor; what float32 leaves after a few operations.
 const TOLERANCE: f64 = 1e-6;

@@ -9,7 +9,7 @@ use merge::plan::Action;
 use merge::{Error, MergePlan, MergeRecipe};
 use safetensors::Dtype;
 
-use crate::fixture::{self, Raw};
+use fixtures::{self as fixture, Raw};
 
 /// A folder of small models, which recipes name as `<name>`.
 struct Folder(tempfile::TempDir);

@@ -1,156 +1,8 @@
-//! Every torch file of the corpus behaves as its manifest says.
+//! Torch files of the corpus of which more is known than its manifest says.
 
-use std::path::{Path, PathBuf};
-use std::time::{Duration, Instant};
+use merge::io::OpenOptions;
 
-use merge::io::{OpenOptions, PathSegment, PlainValue, TensorSource};
-use serde_json::Value;
-use sha2::{Digest, Sha256};
-
-/// Time in which a hostile file must be refused; the sum of opening and reading.
-const REFUSAL_LIMIT: Duration = Duration::from_secs(1);
-
-fn corpus() -> PathBuf {
-    Path::new(concat!(env!("CARGO_MANIFEST_DIR"), "/../fixtures/corpus")).to_path_buf()
-}
-
-fn entries() -> Vec<Value> {
-    let bytes = std::fs::read(corpus().join("manifest.json")).expect("the manifest is a fixture");
-    let manifest: Value = serde_json::from_slice(&bytes).expect("the manifest is JSON");
-    let entries = manifest["entries"].as_array().expect("a list of entries");
-    (entries.iter())
-        .filter(|entry| text(&entry["file"]).starts_with("torch/"))
-        .cloned()
-        .collect()
-}
-
-fn text(value: &Value) -> &str {
-    value.as_str().expect("a string in the manifest")
-}
-
-fn hex(bytes: &[u8]) -> String {
-    bytes.iter().map(|byte| format!("{byte:02x}")).collect()
-}
-
-fn path_json(path: &[PathSegment]) -> Value {
-    (path.iter())
-        .map(|segment| match segment {
-            PathSegment::Key(key) => Value::from(key.as_str()),
-            PathSegment::Index(index) => Value::from(*index),
-        })
-        .collect()
-}
-
-/// Path, dtype, shape and hash of every tensor, in an order that does not depend on the file.
-type Listing = Vec<(String, String, Value, String)>;
-
-/// Opens a file and reads every tensor whole, then once more in pieces of an odd size.
-fn load(file: &Path) -> merge::Result<(Listing, Vec<(Value, Value)>)> {
-    let checkpoint = merge::io::open(file, &OpenOptions::default())?;
-    let source = checkpoint.source();
-    let mut listing = Listing::new();
-    for (index, entry) in source.tensors().iter().enumerate() {
-        let mut bytes = vec![0; entry.info.n_bytes() as usize];
-        source.read(index, 0, &mut bytes)?;
-        assert_eq!(bytes, read_in_pieces(source, index)?, "{}", entry.path);
-        listing.push((
-            path_json(&entry.path.0).to_string(),
-            entry.info.dtype.name().to_owned(),
-            Value::from(entry.info.shape.clone()),
-            hex(&Sha256::digest(&bytes)),
-        ));
-    }
-    listing.sort_by(|a, b| a.0.cmp(&b.0));
-    let values = (checkpoint.info().values.iter())
-        .map(|(path, value)| (path_json(&path.0), plain_json(value)))
-        .collect();
-    Ok((listing, values))
-}
-
-fn read_in_pieces(source: &dyn TensorSource, index: usize) -> merge::Result<Vec<u8>> {
-    let info = &source.tensors()[index].info;
-    let mut bytes = Vec::new();
-    while bytes.len() < info.n_bytes() as usize {
-        let n = (info.n_bytes() as usize - bytes.len()).min(7 * info.dtype.size_bytes());
-        let mut piece = vec![0; n];
-        source.read(index, bytes.len() / info.dtype.size_bytes(), &mut piece)?;
-        bytes.extend(piece);
-    }
-    Ok(bytes)
-}
-
-fn plain_json(value: &PlainValue) -> Value {
-    match value {
-        PlainValue::None => Value::Null,
-        PlainValue::Bool(value) => (*value).into(),
-        PlainValue::Integer(value) => (*value).into(),
-        PlainValue::Float(value) => (*value).into(),
-        PlainValue::Text(value) => value.as_str().into(),
-        other => panic!("a kind of value this test does not know: {other:?}"),
-    }
-}
-
-fn expected(entry: &Value) -> Listing {
-    let mut listing: Listing = (entry["tensors"].as_array().into_iter().flatten())
-        .map(|tensor| {
-            (
-                tensor["path"].to_string(),
-                text(&tensor["dtype"]).to_owned(),
-                tensor["shape"].clone(),
-                text(&tensor["sha256"]).to_owned(),
-            )
-        })
-        .collect();
-    listing.sort_by(|a, b| a.0.cmp(&b.0));
-    listing
-}
-
-fn sentinels() -> Vec<PathBuf> {
-    let folder = std::fs::read_dir("/tmp").expect("/tmp can be listed");
-    (folder.filter_map(Result::ok))
-        .map(|entry| entry.path())
-        .filter(|path| path.to_string_lossy().starts_with("/tmp/VLMERGE_PWNED"))
-        .collect()
-}
-
-#[test]
-fn every_torch_file_of_the_corpus_behaves_as_its_manifest_says() {
-    let entries = entries();
-    assert!(entries.len() > 100, "only {} entries", entries.len());
-    let mut faults = Vec::new();
-    for entry in &entries {
-        let name = text(&entry["file"]);
-        let started = Instant::now();
-        let loaded = load(&corpus().join(name));
-        if started.elapsed() > REFUSAL_LIMIT {
-            faults.push(format!("{name}: took {:?}", started.elapsed()));
-        }
-        match (text(&entry["expect"]), loaded) {
-            ("load" | "safe", Ok((listing, values))) => {
-                if listing != expected(entry) {
-                    faults.push(format!("{name}: {listing:?} is not as listed"));
-                }
-                for value in entry["values"].as_array().into_iter().flatten() {
-                    let wanted = (value["path"].clone(), value["value"].clone());
-                    if !values.contains(&wanted) {
-                        faults.push(format!("{name}: {wanted:?} is not there"));
-                    }
-                }
-            }
-            ("refuse" | "safe", Err(error)) => {
-                let file = name.rsplit('/').next().unwrap_or(name);
-                if !error.to_string().contains(file) {
-                    faults.push(format!("{name}: `{error}` does not name the file"));
-                }
-            }
-            ("load", Err(error)) => faults.push(format!("{name}: {error}")),
-            ("refuse", Ok(_)) => faults.push(format!("{name}: was not refused")),
-            (other, _) => panic!("a manifest word this test does not know: {other}"),
-        }
-    }
-    assert!(faults.is_empty(), "{}", faults.join("\n"));
-    assert_eq!(sentinels(), Vec::<PathBuf>::new());
-}
+use crate::golden::torch_corpus::load;
 
 #[test]
 fn a_file_that_calls_a_function_is_refused_by_its_name() {
@@ -164,7 +16,7 @@ fn a_file_that_calls_a_function_is_refused_by_its_name() {
         ("exec_legacy_os_system.pt", "posix.system"),
         ("exec_legacy_in_sysinfo.pt", "posix.system"),
     ] {
-        let path = corpus().join("torch/hostile").join(file);
+        let path = fixtures::path("corpus/torch/hostile").join(file);
         let error = load(&path).expect_err("hostile");
         assert!(
             matches!(&error, merge::Error::Torch(merge::TorchFault::UnsafePickle { calls, .. }) if calls[0].callable == callable),
@@ -176,7 +28,7 @@ fn a_file_that_calls_a_function_is_refused_by_its_name() {
 
 #[test]
 fn the_weights_of_a_lightning_file_are_its_state_dict() {
-    let path = corpus().join("torch/valid/zip_lightning.ckpt");
+    let path = fixtures::path("corpus/torch/valid/zip_lightning.ckpt");
     let checkpoint = merge::io::open(&path, &OpenOptions::default()).expect("valid");
     assert_eq!(checkpoint.info().root, "state_dict");
     assert!(checkpoint.get("lin.weight").is_some());

@@ -1,0 +1,22 @@
+//! Golden sets: every number that published programs printed, driven by the sets' manifests alone.
+//! `VLMERGE_GOLDEN=DIR` runs these tests over another set (`CONTRIBUTING.md`, *Golden sets*).
+
+mod convert;
+mod merging;
+mod refusals;
+mod relative_position;
+mod safetensors_corpus;
+pub mod torch_corpus;
+
+#[test]
+fn every_operation_of_this_package_has_its_test() {
+    fixtures::assert_handled(
+        "merge",
+        &[
+            convert::HANDLED,
+            merging::HANDLED,
+            refusals::HANDLED,
+            relative_position::HANDLED,
+        ],
+    );
+}
