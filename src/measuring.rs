@@ -13,11 +13,11 @@ use evaluate::metrics::retrieval::Ties;
 use evaluate::reports::journal::{Finished, Journal, key_of};
 use evaluate::reports::{self, Report, SweepPoint, TaskResult};
 use evaluate::tasks::answers_of;
-use evaluate::tasks::{FeatureCache, Outcome, Ranks, Task, TaskOption};
+use evaluate::tasks::{FeatureCache, Outcome, Task, TaskOption};
 use evaluate::text::Tokenizer;
 use merge::provenance::Hashes;
 use serde_json::{Value, json};
-use train::collective::{Collective, Together};
+use train::collective::Collective;
 
 use crate::args::data::DataArgs;
 use crate::locks;
@@ -80,7 +80,7 @@ pub struct Study<'a> {
     /// Of the inputs of points, most of which share them.
     hashes: Hashes,
     /// Those who share the passes; the first one writes.
-    ranks: Together<'a>,
+    ranks: &'a dyn Collective,
     output: &'a Output,
 }
 
@@ -120,7 +120,7 @@ impl<'a> Study<'a> {
             tokenizer_key: tokenizer_identity(&tokenizer)?,
             tokenizer,
             device,
-            ranks: Together(ranks),
+            ranks,
             bootstrap: Bootstrap::new(results.resamples, results.seed)?,
             data,
             model,
@@ -142,7 +142,7 @@ impl<'a> Study<'a> {
             finished.push(measured);
             self.write(&finished)?;
         }
-        if !self.ranks.0.is_first() {
+        if !self.ranks.is_first() {
             return Ok(None);
         }
         let report = self.report(&finished)?;
@@ -195,7 +195,7 @@ impl<'a> Study<'a> {
 
     /// What was kept of a point, if it is finished: all ranks go by what the first one finds.
     fn kept(&self, key: &str) -> Result<(bool, Option<Finished>)> {
-        let is_first = self.ranks.0.is_first();
+        let is_first = self.ranks.is_first();
         let kept = match &self.journal {
             Some(journal) if is_first => journal.get(key)?,
             _ => None,
@@ -237,7 +237,7 @@ impl<'a> Study<'a> {
         let started = Instant::now();
         let outcome = self.run(&opened, &key)?;
         let seconds = started.elapsed().as_secs_f64();
-        if !self.ranks.0.is_first() {
+        if !self.ranks.is_first() {
             return Ok(None);
         }
         self.write_predictions(&point.target.name(), &outcome)?;
@@ -269,8 +269,8 @@ impl<'a> Study<'a> {
         let model = self.model.load(opened, &self.device, self.output)?;
         let runner = self
             .model
-            .runner(&model, &self.tokenizer, &self.device, self.output)?
-            .shared(&self.ranks)
+            .runner(model.as_ref(), &self.tokenizer, &self.device, self.output)?
+            .shared(self.ranks)
             .with_answers(answers_of(&opened.checkpoint)?);
         let folder = self.results.cache_features.as_deref();
         let folder = folder.or(self.journal.as_ref().map(Journal::folder));

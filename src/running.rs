@@ -7,7 +7,7 @@ use anyhow::Result;
 use candle_core::Device;
 use clap::{Args, ValueEnum};
 use evaluate::device::{DeviceName, Precision};
-use evaluate::models::{Multiway, Overrides, ShallowAttention};
+use evaluate::models::{self, Model, Overrides, ShallowAttention};
 use evaluate::reports::CheckpointRecord;
 use evaluate::tasks::Runner;
 use evaluate::text::Tokenizer;
@@ -181,7 +181,12 @@ impl ModelArgs {
     }
 
     /// Loads the model, and notes keys that no part of it reads.
-    pub fn load(&self, opened: &Opened, device: &Device, output: &Output) -> Result<Multiway> {
+    pub fn load(
+        &self,
+        opened: &Opened,
+        device: &Device,
+        output: &Output,
+    ) -> Result<Box<dyn Model>> {
         let overrides = Overrides {
             n_heads: self.heads,
             fusion_start: self.fusion_start,
@@ -193,8 +198,8 @@ impl ModelArgs {
         };
         let checkpoint = Arc::clone(&opened.checkpoint);
         let dtype = self.precision.dtype();
-        let (model, weights) = Multiway::open(checkpoint, &overrides, device, dtype)?;
-        let unused: Vec<String> = weights.report().unused;
+        let opened = models::open(checkpoint, &overrides, device, dtype)?;
+        let unused: Vec<String> = opened.weights.report().unused;
         let unread = |key: &&String| {
             let known = [
                 "temporal_relative_position_bias_table",
@@ -208,13 +213,13 @@ impl ModelArgs {
                 "{n} tensors are no part of the model; the first is `{first}`"
             ));
         }
-        Ok(model)
+        Ok(opened.model)
     }
 
     /// A runner of a model.
     pub fn runner<'a>(
         &self,
-        model: &'a Multiway,
+        model: &'a dyn Model,
         tokenizer: &'a Tokenizer,
         device: &'a Device,
         output: &'a Output,

@@ -17,9 +17,11 @@
 //!
 //! [`predictions`] judges what others predicted, from files, without a model.
 
+pub mod batch;
 pub mod capture;
 pub mod device;
 mod error;
+pub mod ranks;
 mod sample;
 pub mod weights;
 

@@ -273,7 +273,7 @@ fn check_forward(name: &str, expected: &Expected) -> evaluate::Result<()> {
     let (checkpoint, _) = architecture(name);
     let model = model(name);
     let (plain, heads) = (Pass::new(), model.heads());
-    let evaluate::models::config::Positions::Relative(window) = model.config().positions else {
+    let evaluate::models::multiway::Positions::Relative(window) = model.config().positions else {
         panic!("relative positions");
     };
     let first = |x: &Tensor| x.narrow(1, 0, 1)?.squeeze(1);

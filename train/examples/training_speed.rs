@@ -9,13 +9,12 @@ use std::path::Path;
 use std::time::Instant;
 
 use candle_core::{DType, Device, Tensor};
-use evaluate::models::Config;
+use evaluate::models::{ModelInput, Overrides};
 use evaluate::nn::{Buffers, Gradients, Tape};
-use train::batch::{Batch, Words};
+use train::batch::{Batch, Images, Texts};
 use train::collective::Alone;
 use train::objectives::{self, Shared, Step};
 use train::optim::{Flavor, OptimSettings, Warmup};
-use train::recipe::ModelSettings;
 use train::run::{Start, Updater};
 
 /// What torch's optimizer does with its own defaults for the moments, at a constant rate.
@@ -34,20 +33,20 @@ fn settings() -> OptimSettings {
 }
 
 /// Inputs that depend on their place only, as the reference makes them.
-fn inputs(config: &Config, n: usize) -> Result<Batch, Box<dyn Error>> {
-    let (t, side) = (config.text_len, config.image_size);
+fn inputs(input: &ModelInput, n: usize) -> Result<Batch, Box<dyn Error>> {
+    let (t, side) = (input.text.len, input.image.side);
     let n_tokens: Vec<usize> = (0..n).map(|text| 8 + text * 5 % (t - 7)).collect();
     let id = |at: usize| match at % t < n_tokens[at / t] {
-        true => (at * 7919 % config.vocabulary) as u32,
+        true => (at * 7919 % input.text.vocabulary) as u32,
         false => 0,
     };
     let turn = std::f64::consts::TAU;
     let pixels = (0..n * 3 * side * side).map(|at| (at as f64 * 0.05 % turn).sin() as f32);
     let image = Tensor::from_vec(pixels.collect(), (n, 3, side, side), &Device::Cpu)?;
-    let words = Words::new((0..n * t).map(id).collect(), &n_tokens, &Device::Cpu)?;
+    let words = Texts::new((0..n * t).map(id).collect(), &n_tokens, &Device::Cpu)?;
     Ok(Batch {
         n,
-        image: Some(image),
+        image: Some(Images::new(image)),
         text: Some(words),
         ..Batch::default()
     })
@@ -72,14 +71,14 @@ fn main() -> Result<(), Box<dyn Error>> {
     let checkpoint = merge::io::open(Path::new(checkpoint), &merge::io::OpenOptions::default())?;
     let start = Start::load(
         checkpoint.into(),
-        &ModelSettings::default(),
+        &Overrides::default(),
         [objective.as_ref()],
         &[],
         1,
         &Device::Cpu,
         DType::F32,
     )?;
-    let batch = inputs(&start.config, batch.parse()?)?;
+    let batch = inputs(start.model.input(), batch.parse()?)?;
     let mut updater = Updater::new(&settings(), n_steps, &start.variables, &Alone)?;
     let mut gradients = Gradients::of(updater.trained(&start.variables).map(|(_, var)| var));
     let (mut seconds, mut losses) = (Vec::new(), Vec::new());
@@ -103,7 +102,7 @@ fn main() -> Result<(), Box<dyn Error>> {
         }
         .reusing(&buffers);
         let loss = objective.loss(&Step {
-            model: &start.model,
+            model: start.model.as_ref(),
             batch: &batch,
             collective: &Alone,
             randomness: None,

@@ -6,7 +6,7 @@ use std::collections::BTreeMap;
 use candle_core::{DType, Device, Tensor};
 use evaluate::nn::{Gradient, Gradients, Tape};
 use merge::random::Draws;
-use train::batch::{Batch, MaskedPatches, MaskedWords, Words};
+use train::batch::{Batch, Images, MaskedPatches, MaskedWords, Texts};
 use train::collective::{Alone, Collective, Parameters, Part, Shards};
 use train::objectives::{self, Randomness, Shared, Step};
 
@@ -104,8 +104,8 @@ fn whole_batch(uneven: bool) -> Batch {
     let inputs = tensors("forward/inputs.safetensors");
     let get = |name: &str| inputs[name].clone();
     let ids = get("irtr_text_ids").to_dtype(DType::U32).expect("ids");
-    let text = Words::of_tensors(ids.clone(), get("irtr_text_masks")).expect("words");
-    let image = get("irtr_image");
+    let text = Texts::of_tensors(ids.clone(), get("irtr_text_masks")).expect("words");
+    let image = Images::new(get("irtr_image"));
     let last_first = Tensor::new(&[3u32, 2, 1, 0], &Device::Cpu).expect("numbers");
     let t = ids.dim(1).expect("a length") as u32;
     let mut ids: Vec<u32> = ids
@@ -127,7 +127,7 @@ fn whole_batch(uneven: bool) -> Batch {
     Batch {
         first: 0,
         n: 4,
-        second_image: Some(image.index_select(&last_first, 0).expect("images")),
+        second_image: Some(image.select(&last_first).expect("images")),
         image: Some(image),
         masked_words: Some(MaskedWords {
             ids: Tensor::from_vec(ids, (4, t as usize), &Device::Cpu).expect("ids"),
@@ -149,6 +149,7 @@ fn part(whole: &Batch, rank: usize, n_ranks: usize) -> Batch {
     let n = whole.n / n_ranks;
     let first = rank * n;
     let rows = |tensor: &Tensor| tensor.narrow(0, first, n).expect("rows");
+    let images = |images: &Images| images.narrow(first, n).expect("images");
     let words = whole.masked_words.as_ref().map(|words| {
         let t = words.ids.dim(1).expect("a length");
         let own = (first * t) as u32..((first + n) * t) as u32;
@@ -166,12 +167,12 @@ fn part(whole: &Batch, rank: usize, n_ranks: usize) -> Batch {
     Batch {
         first: whole.first + first,
         n,
-        image: whole.image.as_ref().map(rows),
-        second_image: whole.second_image.as_ref().map(rows),
+        image: whole.image.as_ref().map(images),
+        second_image: whole.second_image.as_ref().map(images),
         text: whole
             .text
             .as_ref()
-            .map(|text| Words::of_tensors(rows(&text.ids), rows(&text.kept)).expect("words")),
+            .map(|text| Texts::of_tensors(rows(&text.ids), rows(&text.kept)).expect("words")),
         masked_words: words,
         masked_patches: whole.masked_patches.as_ref().map(|patches| MaskedPatches {
             masked: rows(&patches.masked),

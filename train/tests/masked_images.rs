@@ -7,7 +7,7 @@ use std::path::Path;
 use candle_core::{DType, Device, Tensor};
 use evaluate::nn::{Gradient, Gradients, Tape};
 use merge::progress::Silent;
-use train::batch::{Batch, MaskedPatches, Words};
+use train::batch::{Batch, Images, MaskedPatches, Texts};
 use train::collective::Alone;
 use train::log::{LINES_FILE, read};
 use train::objectives::{self, Shared, Step};
@@ -24,11 +24,11 @@ const GRADIENT_TOLERANCE: f64 = 1e-3;
 fn batch() -> Batch {
     let inputs = tensors("forward/inputs.safetensors");
     let ids = inputs["text_ids"].to_dtype(DType::U32).expect("ids");
-    let text = Words::of_tensors(ids, inputs["text_masks"].clone()).expect("words");
+    let text = Texts::of_tensors(ids, inputs["text_masks"].clone()).expect("words");
     Batch {
         first: 0,
         n: 2,
-        image: Some(inputs["image"].clone()),
+        image: Some(Images::new(inputs["image"].clone())),
         text: Some(text),
         masked_patches: Some(MaskedPatches {
             masked: inputs["bool_masked_pos"]

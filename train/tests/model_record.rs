@@ -44,7 +44,8 @@ fn trained(folder: &Path) -> (Arc<Checkpoint>, Config) {
     };
     let mut trainer = Trainer::open(recipe, place).expect("no setting of the model is missing");
     trainer.run().expect("it runs");
-    let config = trainer.start().config.clone();
+    let started_from = trainer.start().weights.checkpoint();
+    let config = config(started_from, &Overrides::default()).expect("known");
     (open(&folder.join("model.safetensors")), config)
 }
 

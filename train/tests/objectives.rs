@@ -5,7 +5,7 @@ use std::collections::BTreeMap;
 
 use candle_core::{DType, Tensor};
 use evaluate::nn::{Gradient, Gradients, Tape};
-use train::batch::{Batch, MaskedPatches, MaskedWords, Words};
+use train::batch::{Batch, Images, MaskedPatches, MaskedWords, Texts};
 use train::collective::Alone;
 use train::objectives::{self, Randomness, Shared, Step};
 
@@ -45,11 +45,11 @@ fn batch(loss: &str) -> Batch {
     } else {
         ""
     };
-    let text = Words::of_tensors(
+    let text = Texts::of_tensors(
         ids(&format!("{prefix}text_ids")),
         ids(&format!("{prefix}text_masks")),
     );
-    let image = get(&format!("{prefix}image"));
+    let image = Images::new(get(&format!("{prefix}image")));
     let labels = values(&get("text_labels_mlm"));
     let masked = labels
         .iter()
@@ -58,9 +58,9 @@ fn batch(loss: &str) -> Batch {
     let (places, labels) = masked.map(|(at, label)| (at as u32, *label as u32)).unzip();
     Batch {
         first: 0,
-        n: image.dim(0).expect("a batch"),
+        n: image.pixels.dim(0).expect("a batch"),
         image: Some(image),
-        second_image: Some(get("image_1")),
+        second_image: Some(Images::new(get("image_1"))),
         text: Some(text.expect("words")),
         masked_words: Some(MaskedWords {
             ids: ids("text_ids_mlm"),
@@ -245,9 +245,7 @@ fn a_batch_of_one_has_nothing_to_be_matched_with() {
     let one = Tensor::new(&[0u32], &candle_core::Device::Cpu).expect("an index");
     let batch = Batch {
         n: 1,
-        image: whole
-            .image
-            .map(|image| image.index_select(&one, 0).expect("one")),
+        image: whole.image.map(|image| image.select(&one).expect("one")),
         text: whole.text.map(|text| text.select(&one).expect("one")),
         ..Batch::default()
     };

@@ -17,7 +17,7 @@ use evaluate::tasks::{FeatureCache, Runner, Task};
 use evaluate::text::Tokenizer;
 use merge::gram::Gram;
 use merge::progress::Silent;
-use train::collective::{Alone, Collective, Together};
+use train::collective::{Alone, Collective};
 
 use crate::fixture::{path, trainable};
 use crate::threads::Threads;
@@ -54,8 +54,7 @@ fn run(name: &str, ranks: &dyn Collective, cache: Option<FeatureCache>) -> Found
     let tokenizer = Tokenizer::open(&path("real/vocab.txt").display().to_string());
     let tokenizer = tokenizer.expect("a tokenizer");
     let runner = Runner::new(&model, &tokenizer, &Device::Cpu, DType::F32, 3, &Silent);
-    let together = Together(ranks);
-    let mut runner = runner.expect("they fit").shared(&together);
+    let mut runner = runner.expect("they fit").shared(ranks);
     if let Some(cache) = cache {
         runner = runner.with_cache(cache);
     }
@@ -68,7 +67,7 @@ fn run(name: &str, ranks: &dyn Collective, cache: Option<FeatureCache>) -> Found
     let capture = Capture::new();
     let batches = runner.own(task.gram_batches(3));
     collect(task.as_ref(), &runner, &capture, &batches, 0, |_| Ok(())).expect("summed");
-    let sums = summed(&together, capture.into_grams()).expect("put together");
+    let sums = summed(ranks, capture.into_grams()).expect("put together");
     (values.collect(), sums)
 }
 

@@ -93,7 +93,7 @@ fn texts_alone_are_learned_from_and_longer_positions_are_cut() {
         progress: &Silent,
     };
     let mut trainer = Trainer::open(recipe, place).expect("it opens");
-    assert_eq!(trainer.start().config.text_len, 8);
+    assert_eq!(trainer.start().model.input().text.len, 8);
     trainer.run().expect("it runs");
 }
 

@@ -2,7 +2,7 @@
 
 use std::sync::mpsc::{Receiver, Sender, channel};
 
-use train::Result;
+use evaluate::Result;
 use train::collective::Collective;
 
 /// A rank with a channel to and from every rank.

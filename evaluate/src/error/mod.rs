@@ -125,6 +125,22 @@ pub enum Error {
         /// What the model needs.
         expected: Vec<usize>,
     },
+    /// A family of models does not do what was asked for.
+    #[error("models of the family {family} cannot {what}")]
+    Incapable {
+        /// The family.
+        family: &'static str,
+        /// What was asked for, as a verb phrase.
+        what: &'static str,
+    },
+    /// A setting that a family of models does not know, and would ignore.
+    #[error("`{setting}` means nothing to models of the family {family}; leave it out")]
+    IgnoredSetting {
+        /// The setting.
+        setting: &'static str,
+        /// The family.
+        family: &'static str,
+    },
     /// An image tensor is of another size than the model is for.
     #[error("an image batch of shape {found:?}, but the model is for {expected} x {expected} px")]
     ImageSize {

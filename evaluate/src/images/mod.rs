@@ -5,10 +5,12 @@
 //!    as published code ignores them.
 //! 2. [`Resampler`] resizes a picture, or a [`Part`] of it, with a [`Filter`] of Pillow, equal bit
 //!    by bit.
-//! 3. [`Transform`] does what a model needs: resize to a square, normalize, channels first.
+//! 3. [`Transform`] does what a model's [`ImageInput`] asks for: resize, cut out the center, normalize,
+//!    channels first.
 
 mod decode;
 mod filter;
+mod input;
 mod jpeg;
 mod part;
 mod resample;
@@ -17,10 +19,11 @@ mod transform;
 
 pub use decode::{Format, MAX_PIXELS, decode, size};
 pub use filter::Filter;
+pub use input::{ImageInput, Resize};
 pub use part::Part;
 pub use resample::Resampler;
 pub use thumbnail::thumbnail;
-pub use transform::{Transform, channels_into, normalize_into};
+pub use transform::{Normalization, Transform, center, channels_into, normalize_into};
 
 /// A picture: rows from the top, pixels from the left, red, green and blue in eight bits each.
 #[derive(Clone, Debug, PartialEq, Eq)]

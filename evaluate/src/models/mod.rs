@@ -1,23 +1,35 @@
-//! Model families that can be run.
+//! Model families that can be run, and what everybody else may know of a model.
+//!
+//! 1. [`open`] finds the [`Family`] of a checkpoint in [`FAMILIES`], checks its [`Blueprint`], and
+//!    loads the [`Model`].
+//! 2. Tasks and objectives ask a model for a capability: [`DualEncoder`], [`FusionEncoder`],
+//!    [`Captioner`]; for its [`ModelInput`]; and for what stands on top of it, by [`Head`].
+//! 3. A family is one folder or file: its configuration, its passes, its blueprint, and one row of
+//!    [`FAMILIES`].
 
 pub mod bert;
-pub mod config;
+mod blueprint;
 mod dvae;
-mod experts;
-mod fused_block;
+mod families;
+mod head;
 pub mod heads;
-mod multiway;
-mod multiway_block;
-mod recorded_block;
-mod text_embeddings;
+pub mod input;
+mod model;
+pub mod multiway;
+mod settings;
 mod tower;
 pub mod vit;
 
 pub use bert::Bert;
-pub use config::{Config, Overrides, ShallowAttention};
+pub use blueprint::{Activations, Blueprint, Setting};
 pub use dvae::Dvae;
-pub use experts::Experts;
-pub use heads::Heads;
-pub use multiway::{Joint, Multiway};
-pub use multiway_block::{Block, Segment};
+pub use families::{FAMILIES, Family, Opened, blueprint, check_settings, open, prepare};
+pub use head::Head;
+pub use input::{Filter, ImageInput, ModelInput, Padding, Resize, TextInput};
+pub use model::{
+    Branch, Captioner, DualEncoder, Fused, FusionEncoder, Model, Seen, Similarity, image_features,
+    text_features,
+};
+pub use multiway::{Block, Config, Experts, Heads, Joint, Multiway, Segment};
+pub use settings::{Overrides, ShallowAttention};
 pub use vit::Vit;

@@ -2,12 +2,12 @@
 
 use std::collections::BTreeMap;
 
-use candle_core::Tensor;
 use merge::gram::Gram;
 
-use super::{Ranks, Runner, Task};
+use super::{Runner, Task};
+use crate::batch::Texts;
 use crate::capture::Capture;
-use crate::nn::Mask;
+use crate::ranks::Collective;
 use crate::text::Encoded;
 use crate::{Error, Result};
 
@@ -46,10 +46,10 @@ pub(super) fn texts_in_batches(n: usize, size: usize) -> Vec<Batch> {
 impl Capture {
     /// Texts of a batch: cut to the longest where padding does not count, else padded to the
     /// model's length, for published code counts that padding too.
-    pub(super) fn texts(&self, runner: &Runner<'_>, encoded: &[Encoded]) -> Result<(Tensor, Mask)> {
+    pub(super) fn texts(&self, runner: &Runner<'_>, encoded: &[Encoded]) -> Result<Texts> {
         let texts: Vec<&Encoded> = encoded.iter().collect();
         match self.counts_padding() {
-            true => runner.padded_texts(&texts, runner.model().config().text_len),
+            true => runner.padded_texts(&texts, runner.model().input().text.len),
             false => runner.texts(&texts),
         }
     }
@@ -60,7 +60,7 @@ impl Capture {
 /// # Errors
 /// When a process is gone or does something else.
 pub fn summed(
-    ranks: &dyn Ranks,
+    ranks: &dyn Collective,
     own: BTreeMap<String, Gram>,
 ) -> Result<Option<BTreeMap<String, Gram>>> {
     if ranks.size() == 1 {

@@ -4,7 +4,6 @@ pub mod captions;
 mod features;
 pub mod grams;
 pub mod nlvr2;
-mod ranks;
 pub mod retrieval;
 mod runner;
 mod scores;
@@ -12,7 +11,6 @@ mod spec;
 pub mod vqa;
 
 pub use features::FeatureCache;
-pub use ranks::{Ranks, Single};
 pub use runner::Runner;
 pub use scores::Similarities;
 pub use spec::{NumberSpec, TASKS, TaskOption, TaskOptions, TaskSpec};

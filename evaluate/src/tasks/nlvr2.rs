@@ -10,10 +10,12 @@ use super::runner::by_length;
 use super::spec::{TaskSpec, number};
 use super::vqa::largest;
 use super::{Outcome, Predictions, Runner, Task};
+use crate::batch::Pair;
 use crate::capture::Capture;
 use crate::datasets::Kind;
 use crate::datasets::left_out::Omission;
 use crate::datasets::nlvr2::Nlvr2Set;
+use crate::models::Head;
 use crate::nn::Pass;
 use crate::sample::{Contribution, Ratio, Unit};
 use crate::text::Encoded;
@@ -71,15 +73,15 @@ impl Nlvr2 {
         let pixels = runner.pictures(images.collect(), move |&(pair, side)| {
             set.picture(pair, side)
         });
+        let model = runner.model().fusion()?;
         let mut own: Vec<u8> = Vec::new();
         for (pixels, batch) in pixels.zip(&batches) {
             let n = batch.len();
-            let pixels = runner.pixels(pixels?, 2 * n)?;
-            let images = [pixels.narrow(0, 0, n)?, pixels.narrow(0, n, n)?];
+            let images = runner.pixels(pixels?, 2 * n)?;
+            let images = [images.narrow(0, n)?, images.narrow(n, n)?];
             let texts: Vec<&Encoded> = batch.iter().map(|&s| &encoded[s]).collect();
-            let (ids, mask) = runner.texts(&texts)?;
-            let images = [&images[0], &images[1]];
-            let logits = runner.model().judge(&ids, &mask, images, &Pass::new())?;
+            let texts = runner.texts(&texts)?;
+            let logits = model.judge(&texts, images.each_ref(), [Pass::new(); 2])?;
             let logits = runner.rows(&logits)?;
             for (&statement, logits) in batch.iter().zip(logits.chunks_exact(2)) {
                 own.push(u8::from(largest(logits, statement)? == 1));
@@ -134,7 +136,7 @@ impl Task for Nlvr2 {
 
     fn run(&self, runner: &Runner<'_>) -> Result<Outcome> {
         let statements = self.set.statements();
-        runner.model().heads().nlvr2()?;
+        runner.model().n_classes(Head::Nlvr2)?;
         runner
             .progress()
             .start_items("statements", statements.len() as u64);
@@ -197,14 +199,13 @@ impl Task for Nlvr2 {
             .map(|&index| &self.set.statements()[index])
             .collect();
         let encoded = runner.encode(statements.iter().map(|s| s.sentence.as_str()))?;
-        let (ids, mask) = capture.texts(runner, &encoded)?;
+        let texts = capture.texts(runner, &encoded)?;
         for side in [0, 1] {
             let picture = |s: &&crate::datasets::nlvr2::Statement| self.set.picture(s.pair, side);
-            let pixels = runner.picture_batch(&statements, picture)?;
+            let images = runner.picture_batch(&statements, picture)?;
             let tap = capture.times(1);
-            runner
-                .model()
-                .joint(&ids, &mask, &pixels, None, side, &Pass::tapped(&tap))?;
+            let pair = Pair::new(&texts, &images).nth(side);
+            runner.model().fusion()?.fuse(&pair, &Pass::tapped(&tap))?;
         }
         Ok(())
     }

@@ -17,6 +17,7 @@ use crate::datasets::captions::CaptionSet;
 use crate::datasets::left_out::Omission;
 use crate::images::thumbnail;
 use crate::metrics::retrieval::{Captions, ScoreMatrix, Standing, Ties, sample, standings};
+use crate::models::{Branch, image_features, text_features};
 use crate::nn::Pass;
 use crate::predictions::score_file::Retrieved;
 use crate::reports::{Example, Item, Retrieved as Shown};
@@ -153,8 +154,8 @@ impl Retrieval {
         let pixels = runner.pictures(batches, move |&image| set.picture(image));
         let mut features = Vec::new();
         for (pixels, n) in pixels.zip(sizes) {
-            let pixels = runner.pixels(pixels?, n)?;
-            let found = runner.model().image_features(&pixels, &Pass::new())?;
+            let images = runner.pixels(pixels?, n)?;
+            let found = image_features(runner.model(), &images, Branch::Apart, &Pass::new())?;
             features.extend(runner.rows(&found)?);
             runner.advance(n)?;
         }
@@ -195,8 +196,8 @@ impl Retrieval {
         let mut own = Vec::new();
         for batch in runner.own(batches.clone()) {
             let texts: Vec<&Encoded> = batch.iter().map(|&index| &encoded[index]).collect();
-            let (ids, mask) = runner.texts(&texts)?;
-            let found = runner.model().text_features(&ids, &mask, &Pass::new())?;
+            let texts = runner.texts(&texts)?;
+            let found = text_features(runner.model(), &texts, Branch::Apart, &Pass::new())?;
             own.extend(runner.rows(&found)?);
             runner.advance(batch.len())?;
         }
@@ -362,17 +363,18 @@ impl Task for Retrieval {
     fn run_gram_batch(&self, runner: &Runner<'_>, batch: &Batch, capture: &Capture) -> Result<()> {
         match batch {
             Batch::Images { examples, times } => {
-                let pixels = runner.picture_batch(examples, |&image| self.set.picture(image))?;
+                let images = runner.picture_batch(examples, |&image| self.set.picture(image))?;
                 let tap = capture.times(*times);
-                runner.model().image(&pixels, None, &Pass::tapped(&tap))?;
+                let pass = Pass::tapped(&tap);
+                runner.model().dual()?.image_states(&images, None, &pass)?;
             }
             Batch::Texts(examples) => {
                 let texts = examples.iter().map(|&text| self.text(text));
                 let encoded = runner.encode(texts)?;
-                let (ids, mask) = capture.texts(runner, &encoded)?;
-                runner
-                    .model()
-                    .text(&ids, &mask, &Pass::tapped(&capture.times(1)))?;
+                let texts = capture.texts(runner, &encoded)?;
+                let tap = capture.times(1);
+                let pass = Pass::tapped(&tap);
+                runner.model().dual()?.text_states(&texts, &pass)?;
             }
         }
         Ok(())

@@ -5,11 +5,12 @@ use merge::Progress;
 
 use bytemuck::Pod;
 
-use super::{FeatureCache, Ranks, Single, ranks};
+use super::FeatureCache;
+use crate::batch::{Images, Texts};
 use crate::datasets::{Prefetch, prefetch};
 use crate::images::{Rgb, Transform};
-use crate::models::Multiway;
-use crate::nn::Mask;
+use crate::models::Model;
+use crate::ranks::{self, Alone, Collective};
 use crate::text::{Encoded, Tokenizer};
 use crate::{Error, Result};
 
@@ -18,14 +19,14 @@ const BATCHES_AHEAD: usize = 4;
 
 /// A model with all that passes over a data set need.
 pub struct Runner<'a> {
-    model: &'a Multiway,
+    model: &'a dyn Model,
     tokenizer: &'a Tokenizer,
     device: &'a Device,
     dtype: DType,
     batch_size: usize,
     progress: &'a dyn Progress,
     cache: Option<FeatureCache>,
-    ranks: &'a dyn Ranks,
+    ranks: &'a dyn Collective,
     answers: Option<Vec<String>>,
 }
 
@@ -35,14 +36,14 @@ impl<'a> Runner<'a> {
     /// # Errors
     /// [`Error::OtherVocabulary`].
     pub fn new(
-        model: &'a Multiway,
+        model: &'a dyn Model,
         tokenizer: &'a Tokenizer,
         device: &'a Device,
         dtype: DType,
         batch_size: usize,
         progress: &'a dyn Progress,
     ) -> Result<Self> {
-        let (found, expected) = (tokenizer.vocabulary_size(), model.config().vocabulary);
+        let (found, expected) = (tokenizer.vocabulary_size(), model.input().text.vocabulary);
         if found != expected {
             return Err(Error::OtherVocabulary {
                 path: tokenizer.path().into(),
@@ -58,7 +59,7 @@ impl<'a> Runner<'a> {
             batch_size: batch_size.max(1),
             progress,
             cache: None,
-            ranks: &Single,
+            ranks: &Alone,
             answers: None,
         })
     }
@@ -85,13 +86,13 @@ impl<'a> Runner<'a> {
 
     /// Shares the passes with other processes.
     #[must_use]
-    pub fn shared(self, ranks: &'a dyn Ranks) -> Self {
+    pub fn shared(self, ranks: &'a dyn Collective) -> Self {
         Self { ranks, ..self }
     }
 
     /// The processes that share the passes.
     #[must_use]
-    pub fn ranks(&self) -> &'a dyn Ranks {
+    pub fn ranks(&self) -> &'a dyn Collective {
         self.ranks
     }
 
@@ -137,7 +138,7 @@ impl<'a> Runner<'a> {
 
     /// The model.
     #[must_use]
-    pub fn model(&self) -> &'a Multiway {
+    pub fn model(&self) -> &'a dyn Model {
         self.model
     }
 
@@ -170,50 +171,35 @@ impl<'a> Runner<'a> {
     /// # Errors
     /// When the tokenizer fails.
     pub fn encode<'t>(&self, texts: impl IntoIterator<Item = &'t str>) -> Result<Vec<Encoded>> {
-        let len = self.model.config().text_len;
+        let len = self.model.input().text.len;
         let texts = texts.into_iter();
         texts.map(|text| self.tokenizer.encode(text, len)).collect()
     }
 
-    /// Texts as `ids: (b, t)` with their mask, cut to the longest of them: what lies behind is
-    /// padding for all, and no token sees it.
+    /// Texts as tensors, padded as the model's input says.
     ///
     /// # Errors
     /// When the device fails.
-    pub fn texts(&self, texts: &[&Encoded]) -> Result<(Tensor, Mask)> {
-        let longest = texts.iter().map(|text| text.n_tokens).max();
-        self.padded_texts(texts, longest.unwrap_or(0))
+    pub fn texts(&self, texts: &[&Encoded]) -> Result<Texts> {
+        let n_tokens = texts.iter().map(|text| text.n_tokens);
+        self.padded_texts(texts, self.model.input().text.padded_len(n_tokens))
     }
 
     /// Texts padded to `len` tokens.
     ///
     /// # Errors
     /// When the device fails.
-    pub fn padded_texts(&self, texts: &[&Encoded], len: usize) -> Result<(Tensor, Mask)> {
-        let shape = (texts.len(), len);
-        let ids: Vec<u32> = texts
-            .iter()
-            .flat_map(|text| &text.ids[..len])
-            .copied()
-            .collect();
-        let kept = texts
-            .iter()
-            .flat_map(|text| (0..len).map(|at| u8::from(at < text.n_tokens)));
-        let kept = Tensor::from_vec(kept.collect::<Vec<_>>(), shape, self.device)?;
-        Ok((
-            Tensor::from_vec(ids, shape, self.device)?,
-            Mask::new(&kept)?,
-        ))
+    pub fn padded_texts(&self, texts: &[&Encoded], len: usize) -> Result<Texts> {
+        Texts::of_encoded(texts, len, self.device)
     }
 
-    /// Pixels of `n` pictures, one after the other, as `(n, 3, s, s)`.
+    /// Pixels of `n` pictures, one after the other.
     ///
     /// # Errors
     /// When the device fails.
-    pub fn pixels(&self, values: Vec<f32>, n: usize) -> Result<Tensor> {
-        let side = self.model.config().image_size;
-        let pixels = Tensor::from_vec(values, (n, 3, side, side), &Device::Cpu)?;
-        Ok(pixels.to_device(self.device)?.to_dtype(self.dtype)?)
+    pub fn pixels(&self, values: Vec<f32>, n: usize) -> Result<Images> {
+        let side = self.model.input().image.side;
+        Images::of_values(values, n, side, self.device, self.dtype)
     }
 
     /// Decodes and resizes pictures ahead, batch by batch: each job is a batch of pictures.
@@ -222,7 +208,7 @@ impl<'a> Runner<'a> {
         batches: Vec<Vec<J>>,
         picture: impl Fn(&J) -> Result<Rgb> + Send + Sync + 'static,
     ) -> Prefetch<Vec<f32>> {
-        let transform = Transform::square(self.model.config().image_size);
+        let transform = Transform::new(&self.model.input().image);
         let load = move |batch: Vec<J>| {
             let mut values = vec![0.0; batch.len() * transform.len()];
             for (job, values) in batch.iter().zip(values.chunks_exact_mut(transform.len())) {
@@ -241,9 +227,9 @@ impl<'a> Runner<'a> {
         &self,
         jobs: &[J],
         picture: impl Fn(&J) -> Result<Rgb> + Sync,
-    ) -> Result<Tensor> {
+    ) -> Result<Images> {
         use rayon::prelude::*;
-        let transform = Transform::square(self.model.config().image_size);
+        let transform = Transform::new(&self.model.input().image);
         let mut values = vec![0.0; jobs.len() * transform.len()];
         let pairs = jobs
             .par_iter()

@@ -9,10 +9,12 @@ use super::grams::Batch;
 use super::runner::by_length;
 use super::spec::{TaskOption, TaskSpec, number};
 use super::{Outcome, Predictions, Runner, Task};
+use crate::batch::Pair;
 use crate::capture::Capture;
 use crate::datasets::Kind;
 use crate::datasets::left_out::Omission;
 use crate::datasets::vqa::{ANSWERS, VqaSet, label_answers};
+use crate::models::Head;
 use crate::nn::Pass;
 use crate::predictions::vqa::Answer;
 use crate::sample::{Ratio, Unit};
@@ -151,12 +153,14 @@ impl Vqa {
         });
         let set = Arc::clone(&self.set);
         let pixels = runner.pictures(images.collect(), move |&image| set.picture(image));
+        let model = runner.model().fusion()?;
         let mut own = Vec::new();
         for (pixels, batch) in pixels.zip(&batches) {
-            let pixels = runner.pixels(pixels?, batch.len())?;
+            let images = runner.pixels(pixels?, batch.len())?;
             let texts: Vec<&Encoded> = batch.iter().map(|&question| &encoded[question]).collect();
-            let (ids, mask) = runner.texts(&texts)?;
-            let logits = runner.model().answer(&ids, &mask, &pixels, &Pass::new())?;
+            let texts = runner.texts(&texts)?;
+            let pair = Pair::new(&texts, &images);
+            let logits = model.answer(&pair, &Pass::new())?;
             let n_classes = logits.dim(1)?;
             let logits = runner.rows(&logits)?;
             for (&question, logits) in batch.iter().zip(logits.chunks_exact(n_classes)) {
@@ -199,7 +203,7 @@ impl Task for Vqa {
 
     fn run(&self, runner: &Runner<'_>) -> Result<Outcome> {
         let questions = self.set.questions();
-        let n_classes = runner.model().heads().vqa()?.n_classes();
+        let n_classes = runner.model().n_classes(Head::Vqa)?;
         self.check_classes(n_classes, runner.answers())?;
         runner
             .progress()
@@ -252,14 +256,13 @@ impl Task for Vqa {
             .iter()
             .map(|&index| &self.set.questions()[index])
             .collect();
-        let pixels =
+        let images =
             runner.picture_batch(&questions, |question| self.set.picture(question.image))?;
         let encoded = runner.encode(questions.iter().map(|question| question.text.as_str()))?;
-        let (ids, mask) = capture.texts(runner, &encoded)?;
+        let texts = capture.texts(runner, &encoded)?;
         let tap = capture.times(1);
-        runner
-            .model()
-            .joint(&ids, &mask, &pixels, None, 0, &Pass::tapped(&tap))?;
+        let pair = Pair::new(&texts, &images);
+        runner.model().fusion()?.fuse(&pair, &Pass::tapped(&tap))?;
         Ok(())
     }
 }

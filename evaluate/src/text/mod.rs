@@ -1,9 +1,12 @@
 //! Captions and questions to token ids.
 
 mod hub;
+mod input;
 mod vocabulary;
 
 use std::path::{Path, PathBuf};
+
+pub use input::{Padding, TextInput};
 
 use crate::{Error, Result};
 

@@ -17,7 +17,7 @@ use merge::gram::{Gram, GramRecord, GramStore, Shard};
 use merge::io::{OpenOptions, WriteOptions, check_target};
 use merge::provenance::Hashes;
 use serde_json::json;
-use train::collective::{Collective, Together};
+use train::collective::Collective;
 
 use crate::args::data::DataArgs;
 use crate::output::{Output, UsageError};
@@ -138,7 +138,9 @@ fn cache(
     let found = Target::File(args.checkpoint.clone()).find(&Hashes::default(), output)?;
     let opened = args.model.open(found, output)?;
     let model = args.model.load(&opened, device, output)?;
-    let runner = args.model.runner(&model, &tokenizer, device, output)?;
+    let runner = args
+        .model
+        .runner(model.as_ref(), &tokenizer, device, output)?;
     let mut batches = task.gram_batches(runner.batch_size());
     if let Some(shard) = args.shard {
         let n_batches = batches.len();
@@ -150,10 +152,9 @@ fn cache(
     }
     let n_examples = batches.iter().map(|batch| batch.n_examples() as u64).sum();
     // Every rank sums some batches; the sums are put together at the end.
-    let together = Together(ranks);
-    let runner = runner.shared(&together);
+    let runner = runner.shared(ranks);
     let batches = runner.own(batches);
-    let size = model.config().image_size;
+    let size = model.input().image.side;
     let mut record = GramRecord {
         data: vec![format!("{} {}", args.data.dataset(), args.data.split())],
         task: task.spec().name.to_owned(),
@@ -213,7 +214,7 @@ fn cache(
         return Err(error.into());
     }
     let seconds = started.elapsed().as_secs_f64();
-    let Some(grams) = summed(&together, capture.into_grams())? else {
+    let Some(grams) = summed(ranks, capture.into_grams())? else {
         // What this rank has kept must stay until the sum is written.
         ranks.barrier()?;
         unfinished.remove()?;

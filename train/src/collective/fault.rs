@@ -99,3 +99,9 @@ pub enum Fault {
         code: String,
     },
 }
+
+impl From<Fault> for evaluate::Error {
+    fn from(fault: Fault) -> Self {
+        Self::Ranks(Box::new(fault))
+    }
+}

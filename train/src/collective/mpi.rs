@@ -3,6 +3,7 @@
 use std::cell::Cell;
 use std::ops::AddAssign;
 
+use evaluate::Result;
 use mpi::datatype::PartitionMut;
 use mpi::environment::Universe;
 use mpi::topology::SimpleCommunicator;
@@ -10,7 +11,6 @@ use mpi::traits::{Communicator, CommunicatorCollectives, Equivalence, Root};
 use mpi::{Count, Threading};
 
 use super::{Collective, Fault};
-use crate::Result;
 
 /// Elements that a rank adds up at a time, and bytes of a rank that are gathered at a time: room for
 /// two pieces of all ranks is all that operations need, and MPI's counts of 32 bits are never

@@ -9,10 +9,10 @@ use candle_core::cuda_backend::cudarc::nccl::{Comm, Id, NcclType, ReduceOp};
 use candle_core::cuda_backend::{CudaDType, CudaStorage};
 use candle_core::op::BackpropOp;
 use candle_core::{CudaDevice, DType, Device, Layout, Storage, Tensor};
+use evaluate::Result;
 
 use super::rendezvous::Rendezvous;
 use super::{Collective, Fault};
-use crate::Result;
 
 /// Bytes of NCCL's name for a group of ranks.
 const ID: usize = 128;
@@ -123,7 +123,7 @@ impl Collective for Nccl {
         let sum = {
             let (storage, layout) = own.storage_and_layout();
             let Storage::Cuda(storage) = &*storage else {
-                return super::sum_through_memory(self, tensor);
+                return evaluate::ranks::sum_through_memory(self, tensor);
             };
             match own.dtype() {
                 DType::F64 => self.sum_on_card::<f64>(storage, layout)?,

@@ -7,6 +7,7 @@ use std::time::Instant;
 use candle_core::{DType, Device, Tensor};
 use evaluate::datasets::{Prefetch, prefetch};
 use evaluate::images::{Rgb, Transform};
+use evaluate::models::ModelInput;
 use evaluate::text::Tokenizer;
 use merge::random::{Draws, Sequence};
 
@@ -15,7 +16,7 @@ use crate::augment::{
     PatchMasking, RandomAugment, RandomCrop, TrainTransform, TwoViews, WordMasking, WordPieces,
     target_into, target_view,
 };
-use crate::batch::{Batch, MaskedPatches, MaskedWords, Words};
+use crate::batch::{Batch, Images, MaskedPatches, MaskedWords, Texts};
 use crate::objectives::Needs;
 use crate::recipe::{Augmentation, Masking};
 use crate::{Error, Result};
@@ -29,10 +30,8 @@ pub struct Loader {
     pub examples: Arc<dyn Examples>,
     /// Words to ids.
     pub tokenizer: Arc<Tokenizer>,
-    /// Text positions.
-    pub text_len: usize,
-    /// Side of the image in pixels.
-    pub image_size: usize,
+    /// Pixels and tokens that the model takes.
+    pub input: ModelInput,
     /// What is wanted of an example.
     pub needs: Needs,
     /// What draws are keyed by.
@@ -87,16 +86,14 @@ impl Loader {
     pub fn new(
         examples: Arc<dyn Examples>,
         tokenizer: Arc<Tokenizer>,
-        text_len: usize,
-        image_size: usize,
+        input: ModelInput,
         needs: Needs,
         seed: u64,
     ) -> Self {
         Self {
             examples,
             tokenizer,
-            text_len,
-            image_size,
+            input,
             needs,
             seed,
             n_answers: None,
@@ -133,7 +130,7 @@ impl Loader {
                 flip,
                 least_area,
             } => Some(TrainTransform {
-                side: self.image_size,
+                side: self.input.image.side,
                 crop: RandomCrop {
                     area: [least_area, 1.0],
                     ..RandomCrop::default()
@@ -188,7 +185,7 @@ impl Loader {
             place,
             first,
             n: indices.len(),
-            side: self.image_size,
+            side: self.input.image.side,
             images: Vec::new(),
             ids: Vec::new(),
             n_tokens: Vec::new(),
@@ -238,10 +235,10 @@ impl Loader {
             }
         }
         if self.needs.text {
-            let text = self.tokenizer.encode(&example.text, self.text_len)?;
+            let text = self.tokenizer.encode(&example.text, self.input.text.len)?;
             if let Some((masking, pieces)) = &self.masking {
                 let masked = masking.apply(pieces, &text.ids, draws);
-                let first = (at * self.text_len) as u32;
+                let first = (at * self.input.text.len) as u32;
                 let places = masked.places.iter().map(|place| first + place);
                 loaded.places.extend(places);
                 loaded.labels.extend(masked.labels);
@@ -291,7 +288,7 @@ impl Loader {
     }
 
     fn add_picture(&self, picture: &Rgb, values: &mut Vec<f32>, draws: &mut Sequence) {
-        let transform = Transform::square(self.image_size);
+        let transform = Transform::new(&self.input.image);
         let from = values.len();
         values.resize(from + transform.len(), 0.0);
         match &self.view {
@@ -310,14 +307,13 @@ impl Loaded {
         let (n, side) = (self.n, self.side);
         let mut images = Vec::new();
         for values in self.images {
-            let image = Tensor::from_vec(values, (n, 3, side, side), &Device::Cpu)?;
-            images.push(image.to_device(device)?.to_dtype(dtype)?);
+            images.push(Images::of_values(values, n, side, device, dtype)?);
         }
         let mut images = images.into_iter();
         let shape = (n, self.ids.len() / n.max(1));
         let text = match self.ids.is_empty() {
             true => None,
-            false => Some(Words::new(self.ids, &self.n_tokens, device)?),
+            false => Some(Texts::new(self.ids, &self.n_tokens, device)?),
         };
         let masked_words = match self.masked_ids.is_empty() {
             true => None,

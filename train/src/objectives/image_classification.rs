@@ -1,5 +1,6 @@
 //! Classes of images.
 
+use evaluate::models::Head;
 use evaluate::nn::cross_entropy;
 
 use super::{Loss, Needs, Objective, Step};
@@ -21,17 +22,15 @@ impl Objective for ImageClassification {
         }
     }
 
-    fn heads(&self) -> &'static [&'static str] {
-        &["img_cls_classifier"]
+    fn heads(&self) -> &'static [Head] {
+        &[Head::ImageClasses]
     }
 
     fn loss(&self, step: &Step<'_>) -> Result<Loss> {
         let omission = step.omission("image_classification");
-        let hidden = step
-            .model
-            .image(step.image()?, None, &step.pass(&omission))?;
-        let mean = step.model.normed(&hidden)?.mean(1)?; // (b, d)
-        let logits = step.model.heads().image_classes()?.forward(&mean)?;
+        let (model, pass) = (step.model.dual()?, step.pass(&omission));
+        let states = model.image_states(step.image()?, None, &pass)?;
+        let logits = step.model.score(Head::ImageClasses, &states.mean(1)?)?;
         let classes = step.classes()?;
         let n_right = super::n_right(&logits, classes)?;
         let measures = vec![("image_accuracy", n_right, step.batch.n as f64)];

@@ -3,7 +3,8 @@
 use std::sync::Arc;
 
 use candle_core::Tensor;
-use evaluate::models::Dvae;
+use evaluate::batch::Pair;
+use evaluate::models::{Dvae, Head};
 
 use super::masked_language::{Guesses, guess};
 use super::{Loss, Needs, Objective, Step};
@@ -43,15 +44,10 @@ impl MaskedImage {
         let (image, pass) = (step.image()?, step.pass(&omission));
         let tokens = match self.sees_text {
             true => {
-                let text = step.text()?;
-                let joint =
-                    (step.model).joint(&text.ids, &text.mask, image, Some(masked), 0, &pass)?;
-                joint.image
+                let pair = Pair::new(step.text()?, image).masked(masked);
+                step.model.fusion()?.fuse(&pair, &pass)?.image
             }
-            false => {
-                let hidden = step.model.image(image, Some(masked), &pass)?;
-                step.model.normed(&hidden)?
-            }
+            false => (step.model.dual()?).image_states(image, Some(masked), &pass)?,
         };
         let patches = tokens.narrow(1, 1, tokens.dim(1)? - 1)?;
         Ok(patches.contiguous()?.flatten_to(1)?)
@@ -75,8 +71,8 @@ impl Objective for MaskedImage {
         }
     }
 
-    fn heads(&self) -> &'static [&'static str] {
-        &["mim_score", "transformer.mask_token"]
+    fn heads(&self) -> &'static [Head] {
+        &[Head::MaskedImage]
     }
 
     fn loss(&self, step: &Step<'_>) -> Result<Loss> {
@@ -104,7 +100,7 @@ impl Objective for MaskedImage {
             },
         };
         guess(guesses, step, |rows| {
-            Ok(step.model.heads().masked_image()?.forward(rows)?)
+            Ok(step.model.score(Head::MaskedImage, rows)?)
         })
     }
 }

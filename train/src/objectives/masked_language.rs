@@ -1,6 +1,8 @@
 //! Masked language modeling (MLM) with the image in sight.
 
 use candle_core::Tensor;
+use evaluate::batch::Pair;
+use evaluate::models::Head;
 use evaluate::nn::cross_entropy;
 
 use super::{Loss, Needs, Objective, Step};
@@ -27,16 +29,18 @@ impl Objective for MaskedLanguage {
         }
     }
 
-    fn heads(&self) -> &'static [&'static str] {
-        &["mlm_score"]
+    fn heads(&self) -> &'static [Head] {
+        &[Head::MaskedLanguage]
     }
 
     fn loss(&self, step: &Step<'_>) -> Result<Loss> {
         let (words, text) = (step.masked_words()?, step.text()?);
         let omission = step.omission("mlm");
         let pass = step.pass(&omission);
-        let joint = (step.model).joint(&words.ids, &text.mask, step.image()?, None, 0, &pass)?;
-        guess_words(&joint.text, step, "mlm_accuracy")
+        let text = text.with_ids(&words.ids);
+        let pair = Pair::new(&text, step.image()?);
+        let fused = step.model.fusion()?.fuse(&pair, &pass)?;
+        guess_words(&fused.text, step, "mlm_accuracy")
     }
 }
 
@@ -50,7 +54,7 @@ pub(super) fn guess_words(hidden: &Tensor, step: &Step<'_>, measure: &'static st
         measure,
     };
     guess(guesses, step, |rows| {
-        Ok(step.model.heads().masked_language()?.forward(rows)?)
+        Ok(step.model.score(Head::MaskedLanguage, rows)?)
     })
 }
 

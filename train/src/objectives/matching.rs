@@ -1,12 +1,14 @@
 //! Image-text matching (ITM) with hard negatives.
 
 use candle_core::{DType, Device, Tensor};
+use evaluate::batch::Pair;
+use evaluate::models::{Branch, Head, image_features, text_features};
 use evaluate::nn::{Pass, cross_entropy};
 
 use super::similarity::contrast;
 use super::step::Similarities;
 use super::{Loss, Needs, Objective, Step};
-use crate::batch::Words;
+use crate::batch::{Images, Texts};
 use crate::{Error, Result};
 
 /// What a pair that does not belong together is drawn with at least, in shares of the softmax: the
@@ -34,8 +36,8 @@ impl Objective for Matching {
         }
     }
 
-    fn heads(&self) -> &'static [&'static str] {
-        &["itm_score"]
+    fn heads(&self) -> &'static [Head] {
+        &[Head::Matching]
     }
 
     fn loss(&self, step: &Step<'_>) -> Result<Loss> {
@@ -49,21 +51,23 @@ impl Objective for Matching {
         let other_image = draw(&similarities.texts, "itm.image", step)?;
         let other_text = draw(&similarities.images, "itm.text", step)?;
         let (other_image, other_text) = (
-            all_images.index_select(&other_image, 0)?,
+            all_images.select(&other_image)?,
             all_texts.select(&other_text)?,
         );
-        let pooled = |name: &str, text: &Words, image: &Tensor| {
+        let model = step.model.fusion()?;
+        let pooled = |name: &str, text: &Texts, image: &Images| {
             let omission = step.omission(name);
             let pass = step.pass(&omission);
-            step.model.pooled(&text.ids, &text.mask, image, 0, &pass)
+            model.pooled(&model.fuse(&Pair::new(text, image), &pass)?)
         };
         let pooled = [
             pooled("itm.positive", text, image)?,
             pooled("itm.other_image", text, &other_image)?,
             pooled("itm.other_text", &other_text, image)?,
         ];
-        let matching = step.model.heads().matching()?;
-        let logits = matching.forward(&Tensor::cat(&pooled, 0)?)?;
+        let logits = step
+            .model
+            .score(Head::Matching, &Tensor::cat(&pooled, 0)?)?;
         let targets: Vec<u32> = (0..3 * b).map(|row| u32::from(row < b)).collect();
         let value = cross_entropy(&logits, &targets)?;
         let n_right = super::n_right(&logits, &targets)?;
@@ -73,13 +77,11 @@ impl Objective for Matching {
 
 /// Similarities, where no objective before has left them.
 fn similarities(step: &Step<'_>) -> Result<Similarities> {
-    let text = step.text()?;
-    let image = step.model.image_features(step.image()?, &Pass::new())?;
-    let text = step
-        .model
-        .text_features(&text.ids, &text.mask, &Pass::new())?;
-    let scale = step.model.heads().contrastive()?.scale()?.detach();
-    Ok(contrast(&image.detach(), &text.detach(), &scale, step)?.similarities)
+    let (model, branch, pass) = (step.model, Branch::Apart, Pass::new());
+    let image = image_features(model, step.image()?, branch, &pass)?;
+    let text = text_features(model, step.text()?, branch, &pass)?;
+    let similarity = model.dual()?.similarity(branch)?.detached();
+    Ok(contrast(&image.detach(), &text.detach(), &similarity, step)?.similarities)
 }
 
 /// For each row of this rank another one of the whole batch, by the softmax of `similarities`.
@@ -104,14 +106,15 @@ fn draw(similarities: &Tensor, name: &str, step: &Step<'_>) -> Result<Tensor> {
         let other = step.draws(name, step.batch.first + row).weighted(&weights);
         drawn.push(other.ok_or(Error::NotFinite { part: "itm".into() })? as u32);
     }
-    Ok(Tensor::new(drawn, step.image()?.device())?)
+    Ok(Tensor::new(drawn, step.image()?.pixels.device())?)
 }
 
 /// The pictures of all ranks in their order.
-fn all_images(own: &Tensor, step: &Step<'_>) -> Result<Tensor> {
+fn all_images(own: &Images, step: &Step<'_>) -> Result<Images> {
     if step.collective.size() == 1 {
         return Ok(own.clone());
     }
+    let own = &own.pixels;
     let values: Vec<f32> = own.to_dtype(DType::F32)?.flatten_all()?.to_vec1()?;
     let mut parts = Vec::new();
     for bytes in step.collective.gather(bytemuck::cast_slice(&values))? {
@@ -119,11 +122,11 @@ fn all_images(own: &Tensor, step: &Step<'_>) -> Result<Tensor> {
         let part = Tensor::from_vec(values, own.shape(), &Device::Cpu)?;
         parts.push(part.to_device(own.device())?.to_dtype(own.dtype())?);
     }
-    Ok(Tensor::cat(&parts, 0)?)
+    Ok(Images::new(Tensor::cat(&parts, 0)?))
 }
 
 /// The texts of all ranks in their order.
-fn all_texts(own: &Words, step: &Step<'_>) -> Result<Words> {
+fn all_texts(own: &Texts, step: &Step<'_>) -> Result<Texts> {
     if step.collective.size() == 1 {
         return Ok(own.clone());
     }
@@ -138,5 +141,6 @@ fn all_texts(own: &Words, step: &Step<'_>) -> Result<Words> {
     for bytes in step.collective.gather(&kept)? {
         all_kept.push(Tensor::from_vec(bytes, shape, own.ids.device())?);
     }
-    Words::of_tensors(Tensor::cat(&all_ids, 0)?, Tensor::cat(&all_kept, 0)?)
+    let all = Texts::of_tensors(Tensor::cat(&all_ids, 0)?, Tensor::cat(&all_kept, 0)?);
+    Ok(all?)
 }

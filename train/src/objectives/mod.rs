@@ -28,7 +28,7 @@ pub use vqa::Vqa;
 use std::sync::Arc;
 
 use candle_core::Tensor;
-use evaluate::models::Dvae;
+use evaluate::models::{Dvae, Head};
 
 use crate::{Error, Result};
 
@@ -93,9 +93,8 @@ pub trait Objective: Send + Sync {
     /// What it learns from.
     fn needs(&self) -> Needs;
 
-    /// Names of the weights that only this objective uses, by their beginnings: they may start
-    /// fresh.
-    fn heads(&self) -> &'static [&'static str];
+    /// The heads that it uses: they may start fresh.
+    fn heads(&self) -> &'static [Head];
 
     /// The loss on a batch.
     ///

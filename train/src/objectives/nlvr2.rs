@@ -1,5 +1,6 @@
 //! Statements about two images.
 
+use evaluate::models::Head;
 use evaluate::nn::cross_entropy;
 
 use super::{Loss, Needs, Objective, Step};
@@ -22,8 +23,8 @@ impl Objective for Nlvr2 {
         }
     }
 
-    fn heads(&self) -> &'static [&'static str] {
-        &["nlvr2_classifier", "pooler"]
+    fn heads(&self) -> &'static [Head] {
+        &[Head::Nlvr2]
     }
 
     fn loss(&self, step: &Step<'_>) -> Result<Loss> {
@@ -31,7 +32,7 @@ impl Objective for Nlvr2 {
         let omissions = ["nlvr2.first", "nlvr2.second"].map(|name| step.omission(name));
         let images = [step.image()?, step.second_image()?];
         let passes = [step.pass(&omissions[0]), step.pass(&omissions[1])];
-        let logits = (step.model).judge_with(&text.ids, &text.mask, images, passes)?;
+        let logits = step.model.fusion()?.judge(text, images, passes)?;
         let classes = step.classes()?;
         let n_right = super::n_right(&logits, classes)?;
         let measures = vec![("nlvr2_accuracy", n_right, step.batch.n as f64)];

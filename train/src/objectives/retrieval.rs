@@ -1,5 +1,7 @@
 //! Fine-tuning for retrieval.
 
+use evaluate::models::{Branch, Head, image_features, text_features};
+
 use super::similarity::contrast;
 use super::{Loss, Needs, Objective, Step};
 use crate::Result;
@@ -21,18 +23,17 @@ impl Objective for Retrieval {
         }
     }
 
-    fn heads(&self) -> &'static [&'static str] {
-        &["ifm_text_proj", "ifm_image_proj", "logit_scale"]
+    fn heads(&self) -> &'static [Head] {
+        &[Head::Contrastive]
     }
 
     fn loss(&self, step: &Step<'_>) -> Result<Loss> {
-        let (model, text) = (step.model, step.text()?);
+        let (model, branch) = (step.model, Branch::Apart);
         let omission = step.omission("retrieval.image");
-        let image = model.image_features(step.image()?, &step.pass(&omission))?;
+        let image = image_features(model, step.image()?, branch, &step.pass(&omission))?;
         let omission = step.omission("retrieval.text");
-        let text = model.text_features(&text.ids, &text.mask, &step.pass(&omission))?;
-        let scale = model.heads().contrastive()?.scale()?;
-        let contrast = contrast(&image, &text, &scale, step)?;
+        let text = text_features(model, step.text()?, branch, &step.pass(&omission))?;
+        let contrast = contrast(&image, &text, &model.dual()?.similarity(branch)?, step)?;
         let n = step.batch.n as f64;
         Ok(Loss {
             value: contrast.value,

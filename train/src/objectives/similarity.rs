@@ -1,6 +1,7 @@
 //! Similarities of images and texts over all ranks.
 
 use candle_core::{DType, Tensor};
+use evaluate::models::Similarity;
 use evaluate::nn::cross_entropy;
 
 use super::step::{Similarities, Step};
@@ -44,12 +45,12 @@ fn gathered(own: &Tensor, collective: &dyn Collective) -> Result<Tensor> {
 ///
 /// Every rank computes the whole batch's loss, with a graph behind its own features alone. Averaged
 /// over W ranks, the gradients by features would be a W-th of what they should be, so the value is
-/// W times the loss; the factor of similarities, which every rank sees whole, gets a W-th of its
-/// gradient in turn.
+/// W times the loss; the similarity's scale and bias, which every rank sees whole, get a W-th of
+/// their gradients in turn.
 pub(super) fn contrast(
     image: &Tensor,
     text: &Tensor,
-    scale: &Tensor,
+    similarity: &Similarity,
     step: &Step<'_>,
 ) -> Result<Contrast> {
     let (image, text) = (image.to_dtype(DType::F32)?, text.to_dtype(DType::F32)?);
@@ -57,12 +58,11 @@ pub(super) fn contrast(
     let images = gathered(&image, step.collective)?;
     let texts = gathered(&text, step.collective)?;
     let share = 1.0 / n_ranks as f64;
-    let scale = scale.to_dtype(DType::F32)?;
-    let scale = match n_ranks {
-        1 => scale,
-        _ => ((&scale * share)? + (scale.detach() * (1.0 - share))?)?,
+    let similarity = match n_ranks {
+        1 => similarity.clone(),
+        _ => similarity.sharing(share)?,
     };
-    let logits = images.matmul(&texts.t()?)?.broadcast_mul(&scale)?; // (g, g)
+    let logits = similarity.logits(&images, &texts)?; // (g, g)
     let targets: Vec<u32> = (0..logits.dim(0)? as u32).collect();
     let by_text = logits.t()?.contiguous()?;
     let loss = ((cross_entropy(&logits, &targets)? + cross_entropy(&by_text, &targets)?)? * 0.5)?;

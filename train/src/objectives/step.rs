@@ -3,11 +3,11 @@
 use std::cell::RefCell;
 
 use candle_core::Tensor;
-use evaluate::models::Multiway;
+use evaluate::models::Model;
 use evaluate::nn::{Omission, Pass, Tape};
 use merge::random::{Draws, Sequence};
 
-use crate::batch::{Batch, MaskedPatches, MaskedWords, Words};
+use crate::batch::{Batch, Images, MaskedPatches, MaskedWords, Texts};
 use crate::collective::Collective;
 use crate::{Error, Result};
 
@@ -42,7 +42,7 @@ pub(super) struct Similarities {
 /// A batch, a model, and how passes are run.
 pub struct Step<'a> {
     /// The model.
-    pub model: &'a Multiway,
+    pub model: &'a dyn Model,
     /// The examples.
     pub batch: &'a Batch,
     /// The other ranks.
@@ -98,7 +98,7 @@ impl<'a> Step<'a> {
     ///
     /// # Errors
     /// [`Error::NotInBatch`].
-    pub fn image(&self) -> Result<&'a Tensor> {
+    pub fn image(&self) -> Result<&'a Images> {
         self.part(self.batch.image.as_ref(), "image")
     }
 
@@ -106,7 +106,7 @@ impl<'a> Step<'a> {
     ///
     /// # Errors
     /// [`Error::NotInBatch`].
-    pub fn second_image(&self) -> Result<&'a Tensor> {
+    pub fn second_image(&self) -> Result<&'a Images> {
         self.part(self.batch.second_image.as_ref(), "second image")
     }
 
@@ -114,7 +114,7 @@ impl<'a> Step<'a> {
     ///
     /// # Errors
     /// [`Error::NotInBatch`].
-    pub fn text(&self) -> Result<&'a Words> {
+    pub fn text(&self) -> Result<&'a Texts> {
         self.part(self.batch.text.as_ref(), "text")
     }
 

@@ -1,5 +1,7 @@
 //! Masked language modeling of text alone.
 
+use evaluate::models::Head;
+
 use super::masked_language::guess_words;
 use super::{Loss, Needs, Objective, Step};
 use crate::Result;
@@ -21,16 +23,15 @@ impl Objective for TextMaskedLanguage {
         }
     }
 
-    fn heads(&self) -> &'static [&'static str] {
-        &["mlm_score"]
+    fn heads(&self) -> &'static [Head] {
+        &[Head::MaskedLanguage]
     }
 
     fn loss(&self, step: &Step<'_>) -> Result<Loss> {
         let (words, text) = (step.masked_words()?, step.text()?);
         let omission = step.omission("text_mlm");
-        let hidden = step
-            .model
-            .text(&words.ids, &text.mask, &step.pass(&omission))?;
-        guess_words(&step.model.normed(&hidden)?, step, "text_mlm_accuracy")
+        let (model, pass) = (step.model.dual()?, step.pass(&omission));
+        let states = model.text_states(&text.with_ids(&words.ids), &pass)?;
+        guess_words(&states, step, "text_mlm_accuracy")
     }
 }

@@ -1,6 +1,8 @@
 //! Question answering.
 
 use candle_core::{D, DType};
+use evaluate::batch::Pair;
+use evaluate::models::Head;
 
 use super::{Loss, Needs, Objective, Step};
 use crate::Result;
@@ -26,15 +28,16 @@ impl Objective for Vqa {
         }
     }
 
-    fn heads(&self) -> &'static [&'static str] {
-        &["vqa_classifier", "pooler"]
+    fn heads(&self) -> &'static [Head] {
+        &[Head::Vqa]
     }
 
     fn loss(&self, step: &Step<'_>) -> Result<Loss> {
         let (text, targets) = (step.text()?, step.answers()?);
         let omission = step.omission("vqa");
         let pass = step.pass(&omission);
-        let logits = (step.model).answer(&text.ids, &text.mask, step.image()?, &pass)?;
+        let pair = Pair::new(text, step.image()?);
+        let logits = step.model.fusion()?.answer(&pair, &pass)?;
         let logits = logits.to_dtype(DType::F32)?; // (b, answers)
         // max(x, 0) - x t + ln(1 + exp(-|x|))
         let soft = (logits.abs()?.neg()?.exp()? + 1.0)?.log()?;

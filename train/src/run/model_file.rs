@@ -6,11 +6,10 @@ use std::sync::Arc;
 
 use candle_core::{DType, Device, Tensor};
 use evaluate::Weights;
-use evaluate::models::Config;
+use evaluate::models::Blueprint;
 use merge::beside::Beside;
 use merge::execute::{RunOptions, execute};
 use merge::io::WriteOptions;
-use merge::layouts::vlmo;
 use merge::plan::{Action, Entry, Generator, TensorRef};
 use merge::progress::Silent;
 use merge::{MergePlan, TensorInfo};
@@ -36,7 +35,7 @@ pub fn write_model(
     path: &Path,
     weights: &Weights,
     tensors: &BTreeMap<String, Tensor>,
-    config: &Config,
+    blueprint: &dyn Blueprint,
     recipe: &str,
 ) -> Result<()> {
     let source = Arc::clone(weights.checkpoint());
@@ -45,8 +44,7 @@ pub fn write_model(
     for (name, tensor) in tensors {
         let key = match weights.key_of(name) {
             Some(key) => key.to_owned(),
-            None if config.layout.starts_with("vlmo/") => vlmo::from_vl_merging(name),
-            None => name.clone(),
+            None => blueprint.spell(name),
         };
         let values = tensor.to_device(&Device::Cpu)?.to_dtype(DType::F32)?;
         written.insert(key.clone());
@@ -77,7 +75,7 @@ pub fn write_model(
         sources: vec![source],
         stages: Vec::new(),
         grams: Vec::new(),
-        model: config.record(),
+        model: blueprint.record(),
         entries,
         dropped: Vec::new(),
         beside: Beside::default(),

@@ -5,69 +5,69 @@ use std::sync::Arc;
 
 use candle_core::{DType, Device, Var};
 use evaluate::Weights;
-use evaluate::models::{Config, Multiway};
+use evaluate::models::{self, Blueprint, Head, Model, Overrides};
 use merge::Checkpoint;
 
 use crate::Result;
 use crate::objectives::Objective;
-use crate::recipe::ModelSettings;
 
 /// A model whose weights are variables.
 pub struct Start {
     /// The weights.
     pub weights: Weights,
     /// The model.
-    pub model: Multiway,
-    /// Its sizes.
-    pub config: Config,
+    pub model: Box<dyn Model>,
+    /// What was known of it before its weights were loaded.
+    pub blueprint: Box<dyn Blueprint>,
     /// Variables by name.
     pub variables: BTreeMap<String, Var>,
 }
 
 impl Start {
-    /// Loads a checkpoint for training: heads that only the objectives use may be missing, and are
-    /// then drawn anew under `seed`. `classes` says how many such heads tell apart, by the beginning
-    /// of their names.
+    /// Loads a checkpoint for training: heads that the objectives use may be missing, and are then
+    /// drawn anew under `seed`. `classes` says how many such heads tell apart.
     ///
     /// # Errors
     /// When a tensor is missing or of another shape.
     pub fn load<'a>(
         checkpoint: Arc<Checkpoint>,
-        model: &ModelSettings,
+        overrides: &Overrides,
         objectives: impl IntoIterator<Item = &'a dyn Objective>,
-        classes: &[(&str, usize)],
+        classes: &[(Head, usize)],
         seed: u64,
         device: &Device,
         dtype: DType,
     ) -> Result<Self> {
-        let prepared = Multiway::prepare(checkpoint, &model.overrides(), device, dtype)?;
-        let (config, weights) = prepared;
-        let heads: Vec<&str> = (objectives.into_iter())
+        let (blueprint, weights) = models::prepare(checkpoint, overrides, device, dtype)?;
+        let fresh: Vec<&str> = (objectives.into_iter())
             .flat_map(|objective| objective.heads())
+            .flat_map(|&head| blueprint.prefixes(head))
             .copied()
             .collect();
-        let mut weights = weights.with_fresh(&heads, seed).trainable();
-        for &(name, n) in classes {
-            weights = weights.with_fresh_classes(name, n);
+        let mut weights = weights.with_fresh(&fresh, seed).trainable();
+        for &(head, n) in classes {
+            if let Some(prefix) = blueprint.prefixes(head).first() {
+                weights = weights.with_fresh_classes(prefix, n);
+            }
         }
-        let model = Multiway::load(&weights, config.clone())?;
+        let model = blueprint.build(&weights)?;
         let variables = weights.variables();
         Ok(Self {
             weights,
             model,
-            config,
+            blueprint,
             variables,
         })
     }
 
-    /// Puts the model together anew after an update, where it computes in another dtype than f32.
+    /// Builds the model again after an update, where it computes in another dtype than f32.
     ///
     /// # Errors
     /// When the device fails.
     pub fn recast(&mut self) -> Result<()> {
         if self.weights.dtype() != DType::F32 {
             self.weights.recast();
-            self.model = Multiway::load(&self.weights, self.config.clone())?;
+            self.model = self.blueprint.build(&self.weights)?;
         }
         Ok(())
     }
@@ -76,10 +76,7 @@ impl Start {
     ///
     /// # Errors
     /// When the device fails.
-    pub fn frozen(&self) -> Result<Multiway> {
-        Ok(Multiway::load(
-            &self.weights.detached()?,
-            self.config.clone(),
-        )?)
+    pub fn frozen(&self) -> Result<Box<dyn Model>> {
+        Ok(self.blueprint.build(&self.weights.detached()?)?)
     }
 }

@@ -2,8 +2,9 @@
 
 use candle_core::{DType, Device};
 use evaluate::metrics::retrieval::Ties;
-use evaluate::models::Multiway;
-use evaluate::tasks::{Ranks, Runner, Task, TaskOptions, TaskSpec};
+use evaluate::models::Model;
+use evaluate::ranks::Collective;
+use evaluate::tasks::{Runner, Task, TaskOptions, TaskSpec};
 use evaluate::text::Tokenizer;
 use merge::Progress;
 
@@ -61,12 +62,12 @@ impl Validation {
     /// user stops it.
     pub fn measure(
         &self,
-        model: &Multiway,
+        model: &dyn Model,
         tokenizer: &Tokenizer,
         device: &Device,
         dtype: DType,
         progress: &dyn Progress,
-        ranks: &dyn Ranks,
+        ranks: &dyn Collective,
     ) -> Result<Measured> {
         let runner = Runner::new(model, tokenizer, device, dtype, self.batch_size, progress)?;
         let runner = runner.shared(ranks);

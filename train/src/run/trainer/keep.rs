@@ -6,7 +6,6 @@ use std::path::Path;
 use candle_core::Tensor;
 
 use super::Trainer;
-use crate::collective::Together;
 use crate::log::Record;
 use crate::run::{Best, Measured, write_model};
 use crate::{Error, Result};
@@ -22,7 +21,7 @@ impl Trainer<'_> {
         self.updater.swap_averages(&self.start.variables)?;
         measured?;
         self.validated_at = Some(self.state.step);
-        self.place.collective.barrier()
+        Ok(self.place.collective.barrier()?)
     }
 
     fn measure(&mut self) -> Result<Option<Measured>> {
@@ -31,10 +30,16 @@ impl Trainer<'_> {
         };
         let model = self.start.frozen()?;
         let (device, progress) = (&self.place.device, self.place.progress);
-        let ranks = Together(self.place.collective);
+        let ranks = self.place.collective;
         let tokenizer = &self.loader.tokenizer;
-        let measured =
-            validation.measure(&model, tokenizer, device, self.dtype, progress, &ranks)?;
+        let measured = validation.measure(
+            model.as_ref(),
+            tokenizer,
+            device,
+            self.dtype,
+            progress,
+            ranks,
+        )?;
         if let Some(log) = &mut self.log {
             let values = measured.values.iter();
             log.write(&Record {
@@ -78,8 +83,8 @@ impl Trainer<'_> {
         let tensors: BTreeMap<String, Tensor> = variables
             .map(|(name, variable)| (name.clone(), variable.as_detached_tensor()))
             .collect();
-        let (weights, config) = (&self.start.weights, &self.start.config);
-        write_model(path, weights, &tensors, config, &self.recipe.to_yaml()?)
+        let (weights, blueprint) = (&self.start.weights, self.start.blueprint.as_ref());
+        write_model(path, weights, &tensors, blueprint, &self.recipe.to_yaml()?)
     }
 
     /// Keeps the state: the first rank writes, the others hand it what they own.
@@ -106,6 +111,6 @@ impl Trainer<'_> {
                 self.updater.whole(key, collective)?;
             }
         }
-        collective.barrier()
+        Ok(collective.barrier()?)
     }
 }

@@ -1,11 +1,9 @@
 //! What a run takes in memory, before its first step.
 
+use evaluate::models::Activations;
 use merge::io::Container;
 
 use super::Trainer;
-
-/// Blocks' worth of activations that the block at work takes in its backward pass, as measured.
-const AT_WORK: u64 = 3;
 
 /// What a run takes in memory.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -47,23 +45,18 @@ impl Trainer<'_> {
             Some(_) => n_parameters,
             None => 0,
         };
-        let (config, start) = (&self.start.config, self.start.weights.checkpoint());
-        let n_tokens = (config.n_patches() + 1 + config.text_len) as u64;
+        let start = self.start.weights.checkpoint();
         let part = self.order.batch_size() / self.place.collective.size() / self.n_parts;
-        let per_token = part as u64 * n_tokens * 4;
-        // Input, norms, packed projections, attention, the FFN before and after GELU, sums.
-        let whole = per_token * (10 * config.width + 2 * config.ffn_width) as u64;
-        let kept = match self.recipe.checkpoint_activations {
-            true => per_token * config.width as u64,
-            false => whole,
+        let is_contrast = (self.objectives.iter()).any(|(objective, _)| objective.name() == "itc");
+        let branches = match self.start.model.dual() {
+            Ok(model) if is_contrast => model.branches(),
+            _ => &[],
         };
-        let is_fused = (self.objectives.iter()).any(|(objective, _)| objective.name() == "itc");
-        // Contrast runs the fusion blocks twice.
-        let n_twice = match is_fused {
-            true => config.n_blocks.saturating_sub(config.fusion_start),
-            false => 0,
-        };
-        let n_run = (config.n_blocks + n_twice) as u64;
+        let activation_bytes = self.start.blueprint.activation_bytes(&Activations {
+            n_examples: part,
+            are_recomputed: self.recipe.checkpoint_activations,
+            branches,
+        });
         Memory {
             n_parameters,
             gradient_bytes: 4 * n_trained,
@@ -76,7 +69,7 @@ impl Trainer<'_> {
                 false => 0,
             },
             optimizer_bytes: 2 * 4 * self.updater.n_owned() + 4 * averaged,
-            activation_bytes: n_run * kept + AT_WORK * whole,
+            activation_bytes,
         }
     }
 }

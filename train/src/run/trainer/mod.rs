@@ -256,7 +256,7 @@ impl<'a> Trainer<'a> {
             }
             .reusing(&self.buffers);
             let step = Step {
-                model: &self.start.model,
+                model: self.start.model.as_ref(),
                 batch,
                 collective: self.place.collective,
                 randomness: Some(Randomness {

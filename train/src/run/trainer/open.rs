@@ -3,7 +3,7 @@
 use std::sync::Arc;
 
 use candle_core::DType;
-use evaluate::models::Dvae;
+use evaluate::models::{Dvae, Head};
 use evaluate::nn::{Buffers, Gradients};
 use evaluate::text::Tokenizer;
 use merge::io::OpenOptions;
@@ -42,12 +42,12 @@ impl<'a> Trainer<'a> {
         };
         let is_nlvr2 = objectives.iter().any(|(o, _)| o.name() == "nlvr2");
         let checkpoint = checkpoint.open(&recipe.model, is_nlvr2, place.progress)?;
-        let answers = examples.n_answers().map(|n| ("vqa_classifier", n));
-        let tokens = (image_tokenizer.as_ref()).map(|dvae| ("mim_score", dvae.vocabulary()));
-        let classes: Vec<(&str, usize)> = answers.into_iter().chain(tokens).collect();
+        let answers = examples.n_answers().map(|n| (Head::Vqa, n));
+        let tokens = (image_tokenizer.as_ref()).map(|dvae| (Head::MaskedImage, dvae.vocabulary()));
+        let classes: Vec<(Head, usize)> = answers.into_iter().chain(tokens).collect();
         let start = Start::load(
             checkpoint,
-            &recipe.model,
+            &recipe.model.overrides(),
             objectives.iter().map(|(objective, _)| objective.as_ref()),
             &classes,
             recipe.seed,
@@ -96,8 +96,7 @@ impl<'a> Trainer<'a> {
         let loader = Loader::new(
             examples,
             tokenizer,
-            start.config.text_len,
-            start.config.image_size,
+            *start.model.input(),
             needs,
             recipe.seed,
         )
@@ -171,7 +170,10 @@ fn examples(recipe: &TrainRecipe, needs: Needs) -> Result<Arc<dyn data::Examples
 }
 
 fn check_vocabulary(tokenizer: &Tokenizer, start: &Start) -> Result<()> {
-    let (found, expected) = (tokenizer.vocabulary_size(), start.config.vocabulary);
+    let (found, expected) = (
+        tokenizer.vocabulary_size(),
+        start.model.input().text.vocabulary,
+    );
     if found == expected {
         return Ok(());
     }
@@ -188,7 +190,7 @@ fn n_answers(examples: &dyn data::Examples, start: &Start) -> Result<Option<usiz
     let Some(known) = examples.n_answers() else {
         return Ok(None);
     };
-    let n_classes = start.model.heads().vqa()?.n_classes();
+    let n_classes = start.model.n_classes(Head::Vqa)?;
     if known > n_classes {
         return Err(Error::TooManyAnswers { known, n_classes });
     }
@@ -197,13 +199,13 @@ fn n_answers(examples: &dyn data::Examples, start: &Start) -> Result<Option<usiz
 
 /// How patches are masked, and how large the view is that gives a token for each.
 fn patches(tokenizer: &Dvae, masking: &ImageMasking, start: &Start) -> Result<Patches> {
-    let head = start.variables.get("mim_score.weight");
-    let n_classes = head.map_or(0, |head| head.dims().first().copied().unwrap_or(0));
+    let n_classes = start.model.n_classes(Head::MaskedImage)?;
     if n_classes != tokenizer.vocabulary() {
         let known = tokenizer.vocabulary();
         return Err(Error::OtherImageTokens { known, n_classes });
     }
-    let side = start.config.image_size / start.config.patch_size;
+    let side = start.blueprint.patch_side();
+    let side = side.ok_or_else(|| start.model.cannot("guess hidden patches"))?;
     let mut drawn = PatchMasking::new(side);
     if let Some(share) = masking.share {
         drawn = drawn.with_share(share);

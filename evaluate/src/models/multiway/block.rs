@@ -3,8 +3,8 @@
 use candle_core::{Result, Tensor};
 use merge::Expert;
 
-use super::fused_block::record_fused;
-use super::recorded_block::record;
+use super::fused::record_fused;
+use super::taped::record;
 use super::{Config, Experts};
 use crate::Weights;
 use crate::nn::{

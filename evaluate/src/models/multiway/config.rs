@@ -4,9 +4,8 @@ use merge::layouts::{ModelRecord, Window};
 use merge::{Checkpoint, Layout};
 use serde::Serialize;
 
+use crate::models::{Overrides, ShallowAttention};
 use crate::{Error, Result};
-
-pub use merge::layouts::ShallowAttention;
 
 /// How positions are told apart.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
@@ -51,20 +50,12 @@ pub struct Config {
     pub shallow_attention: ShallowAttention,
 }
 
-/// What a checkpoint does not say, or says wrongly, as the caller knows it.
-#[derive(Clone, Copy, Debug, Default)]
-pub struct Overrides {
-    /// Attention heads.
-    pub n_heads: Option<usize>,
-    /// First fusion block.
-    pub fusion_start: Option<usize>,
-    /// Who attends to whom before it.
-    pub shallow_attention: Option<ShallowAttention>,
-    /// Text positions that the bias table has room for; its rows alone do not tell.
-    pub text_table_len: Option<usize>,
-}
-
 impl Config {
+    /// Whether checkpoints of this family and form can be run.
+    pub(super) fn reads(layout: &str) -> bool {
+        layout.starts_with("vl_merging/") || layout.starts_with("vlmo/")
+    }
+
     /// The model that a checkpoint of the vl-merging or VLMo family holds.
     ///
     /// # Errors
@@ -78,7 +69,7 @@ impl Config {
     ) -> Result<Self> {
         let path = checkpoint.path();
         let name = layout.name();
-        if !name.starts_with("vl_merging/") && !name.starts_with("vlmo/") {
+        if !Self::reads(name) {
             return Err(Error::NotRunnable {
                 path: path.into(),
                 layout: name.to_owned(),

@@ -2,7 +2,7 @@
 
 use candle_core::{Result, Tensor};
 
-use super::multiway_block::Kept;
+use super::block::Kept;
 use super::{Block, Segment};
 use crate::nn::{
     Attended, AttentionBranch, Buffer, Buffers, FfnBranch, Gradients, Host, Keep, KeptAttention,

@@ -2,7 +2,7 @@
 
 use candle_core::{Result, Tensor, Var};
 
-use super::multiway_block::Kept;
+use super::block::Kept;
 use super::{Block, Segment};
 use crate::nn::{Attended, Gradients, Mask, Pass, Recorded, Tape};
 

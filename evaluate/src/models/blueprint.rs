@@ -1,0 +1,97 @@
+//! A model that is not loaded yet.
+
+use merge::layouts::ModelRecord;
+
+use super::{Branch, Head, Model, ModelInput};
+use crate::{Result, Weights};
+
+/// Settings that only some families know. One that a family ignores is an error, not a wish.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+#[non_exhaustive]
+pub enum Setting {
+    /// Attention heads, where the weights do not tell.
+    Heads,
+    /// First block in which text and image are one sequence.
+    FusionStart,
+    /// Who attends to whom before it.
+    ShallowAttention,
+    /// Text positions that the bias table has room for.
+    TextTableLen,
+    /// Leaving out residual branches at random.
+    DropPath,
+    /// Leaving out numbers at random.
+    Dropout,
+    /// Computing the inside of blocks again in the backward pass.
+    CheckpointActivations,
+}
+
+impl Setting {
+    /// Its key in recipes.
+    #[must_use]
+    pub fn key(self) -> &'static str {
+        match self {
+            Self::Heads => "heads",
+            Self::FusionStart => "fusion_start",
+            Self::ShallowAttention => "shallow_attention",
+            Self::TextTableLen => "text_table_len",
+            Self::DropPath => "drop_path",
+            Self::Dropout => "dropout",
+            Self::CheckpointActivations => "checkpoint_activations",
+        }
+    }
+}
+
+/// What is computed at once in training, for an estimate of its memory.
+#[derive(Clone, Copy, Debug)]
+pub struct Activations<'a> {
+    /// Examples that are computed together.
+    pub n_examples: usize,
+    /// Whether the inside of blocks is computed again in the backward pass.
+    pub are_recomputed: bool,
+    /// Branches of features in one pass; empty where nothing is contrasted.
+    pub branches: &'a [Branch],
+}
+
+/// A checked description of a model that is not loaded yet: its sizes fit together, and its
+/// [`settings`](Blueprint::takes) are those of its family.
+pub trait Blueprint: Send + Sync {
+    /// The family, such as `multiway`.
+    fn family(&self) -> &'static str;
+
+    /// Pixels and tokens that the model takes.
+    fn input(&self) -> &ModelInput;
+
+    /// Patches of an image in a row, and rows, where objectives may hide patches.
+    fn patch_side(&self) -> Option<usize> {
+        None
+    }
+
+    /// Whether the family knows a setting.
+    fn takes(&self, setting: Setting) -> bool;
+
+    /// Beginnings of the names of a head's weights, which may start fresh. The first one is that of
+    /// the weights that have its classes. Empty where the family has no such head.
+    fn prefixes(&self, head: Head) -> &'static [&'static str];
+
+    /// The model's name of a key of the checkpoint, `module.` being gone already.
+    fn name_of(&self, key: &str) -> String {
+        key.to_owned()
+    }
+
+    /// The key of a name that the checkpoint lacks, in the spelling of its other keys.
+    fn spell(&self, name: &str) -> String {
+        name.to_owned()
+    }
+
+    /// What the weights do not tell of the model, for a file that they go to.
+    fn record(&self) -> ModelRecord;
+
+    /// Builds the model of its weights.
+    ///
+    /// # Errors
+    /// As [`Weights::get`].
+    fn build(&self, weights: &Weights) -> Result<Box<dyn Model>>;
+
+    /// Bytes that training keeps for the backward pass, by estimate.
+    fn activation_bytes(&self, of: &Activations<'_>) -> u64;
+}

@@ -1,0 +1,105 @@
+//! The families that can be run, and opening a checkpoint of any of them.
+
+use std::sync::Arc;
+
+use candle_core::{DType, Device};
+use merge::{Checkpoint, Layout, layouts};
+
+use super::{Blueprint, Model, Overrides, Setting, multiway};
+use crate::{Error, Result, Weights};
+
+/// A family of models that can be run.
+pub struct Family {
+    /// Its name.
+    pub name: &'static str,
+    /// Whether it runs checkpoints of a layout.
+    pub reads: fn(&dyn Layout) -> bool,
+    /// The model that such a checkpoint holds.
+    pub blueprint: fn(&Checkpoint, &dyn Layout, &Overrides) -> Result<Box<dyn Blueprint>>,
+}
+
+/// All families.
+pub const FAMILIES: &[Family] = &[multiway::FAMILY];
+
+/// A model with where it comes from.
+pub struct Opened {
+    /// What was known before its weights were loaded.
+    pub blueprint: Box<dyn Blueprint>,
+    /// The model.
+    pub model: Box<dyn Model>,
+    /// Its weights, which tell what was used.
+    pub weights: Weights,
+}
+
+/// The model that a checkpoint holds, of whatever family. Nothing is loaded.
+///
+/// # Errors
+/// [`Error::NotRunnable`] where no family reads the layout, [`Error::IgnoredSetting`] for a setting
+/// that the family does not know, and what the family finds wrong.
+pub fn blueprint(
+    checkpoint: &Checkpoint,
+    layout: &dyn Layout,
+    overrides: &Overrides,
+) -> Result<Box<dyn Blueprint>> {
+    let family = FAMILIES.iter().find(|family| (family.reads)(layout));
+    let family = family.ok_or_else(|| Error::NotRunnable {
+        path: checkpoint.path().into(),
+        layout: layout.name().to_owned(),
+    })?;
+    let blueprint = (family.blueprint)(checkpoint, layout, overrides)?;
+    check_settings(blueprint.as_ref(), overrides.given())?;
+    Ok(blueprint)
+}
+
+/// Checks that a family knows settings.
+///
+/// # Errors
+/// [`Error::IgnoredSetting`] with the first that it does not.
+pub fn check_settings(
+    blueprint: &dyn Blueprint,
+    given: impl IntoIterator<Item = Setting>,
+) -> Result<()> {
+    match given.into_iter().find(|&setting| !blueprint.takes(setting)) {
+        None => Ok(()),
+        Some(setting) => Err(Error::IgnoredSetting {
+            setting: setting.key(),
+            family: blueprint.family(),
+        }),
+    }
+}
+
+/// The tensors of a checkpoint under the names of its model.
+///
+/// # Errors
+/// As [`blueprint`] and [`Weights::new`].
+pub fn prepare(
+    checkpoint: Arc<Checkpoint>,
+    overrides: &Overrides,
+    device: &Device,
+    dtype: DType,
+) -> Result<(Box<dyn Blueprint>, Weights)> {
+    let layout = layouts::detect(&checkpoint)?;
+    let blueprint = blueprint(&checkpoint, layout.as_ref(), overrides)?;
+    let name_of = |key: &str| blueprint.name_of(key);
+    let weights = Weights::new(checkpoint, layout.as_ref(), name_of, device, dtype)?;
+    Ok((blueprint, weights))
+}
+
+/// Loads a checkpoint of any family for inference: every tensor of the model must be there; heads
+/// are those that are there.
+///
+/// # Errors
+/// As [`prepare`] and [`Blueprint::build`].
+pub fn open(
+    checkpoint: Arc<Checkpoint>,
+    overrides: &Overrides,
+    device: &Device,
+    dtype: DType,
+) -> Result<Opened> {
+    let (blueprint, weights) = prepare(checkpoint, overrides, device, dtype)?;
+    Ok(Opened {
+        model: blueprint.build(&weights)?,
+        blueprint,
+        weights,
+    })
+}

@@ -1,0 +1,13 @@
+//! What a model takes: it comes with the family, and with the weights.
+
+pub use crate::images::{Filter, ImageInput, Resize};
+pub use crate::text::{Padding, TextInput};
+
+/// Pixels and tokens that a model takes.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct ModelInput {
+    /// Pixels.
+    pub image: ImageInput,
+    /// Tokens.
+    pub text: TextInput,
+}

@@ -1,0 +1,282 @@
+//! What everybody else may know of a model: capabilities, none of a family's own words.
+
+use candle_core::{DType, Tensor};
+
+use super::{Head, ModelInput};
+use crate::batch::{Images, Pair, Texts};
+use crate::nn::Pass;
+use crate::{Error, Result};
+
+/// A model of any family, with what it can do. A family implements the capabilities that it has;
+/// asking for another one is an error that names the family.
+pub trait Model: Send + Sync {
+    /// The family that it belongs to, such as `multiway`.
+    fn family(&self) -> &'static str;
+
+    /// Pixels and tokens that it takes.
+    fn input(&self) -> &ModelInput;
+
+    /// What a head gives for rows of hidden states: `(.., d) -> (.., classes)`, where `d` is what the
+    /// head reads (see [`FusionEncoder::pooled`] and the states of the encoders).
+    ///
+    /// # Errors
+    /// [`Error::NoHead`] when the checkpoint lacks the head, or when the device fails.
+    fn score(&self, head: Head, x: &Tensor) -> Result<Tensor>;
+
+    /// How many classes a head tells apart.
+    ///
+    /// # Errors
+    /// [`Error::NoHead`].
+    fn n_classes(&self, head: Head) -> Result<usize>;
+
+    /// The model as one that encodes images and texts apart.
+    ///
+    /// # Errors
+    /// [`Error::Incapable`] where the family does not.
+    fn dual(&self) -> Result<&dyn DualEncoder> {
+        Err(self.cannot("encode images and texts apart"))
+    }
+
+    /// The model as one that reads texts together with images.
+    ///
+    /// # Errors
+    /// [`Error::Incapable`] where the family does not.
+    fn fusion(&self) -> Result<&dyn FusionEncoder> {
+        Err(self.cannot("read texts together with images"))
+    }
+
+    /// The model as one that writes texts.
+    ///
+    /// # Errors
+    /// [`Error::Incapable`] where the family does not.
+    fn captioner(&self) -> Result<&dyn Captioner> {
+        Err(self.cannot("write captions"))
+    }
+
+    /// The error for what the family cannot do: `what` is a verb phrase.
+    fn cannot(&self, what: &'static str) -> Error {
+        Error::Incapable {
+            family: self.family(),
+            what,
+        }
+    }
+}
+
+/// Features that a dual encoder can compare by.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub enum Branch {
+    /// Of image and text alone: what retrieval compares.
+    Apart,
+    /// After blocks that have a joint expert: the second contrast of vl-merging's pre-training.
+    Fused,
+}
+
+/// Images and texts apart.
+pub trait DualEncoder: Model {
+    /// The branches that the family has. Pre-training contrasts all of them.
+    fn branches(&self) -> &'static [Branch] {
+        &[Branch::Apart]
+    }
+
+    /// Features of images, `(b, d)` of length one, for each branch asked for, in that order. What
+    /// branches have in common is computed once.
+    ///
+    /// # Errors
+    /// [`Error::NoHead`], or when shapes do not fit or the device fails.
+    fn image_features(
+        &self,
+        images: &Images,
+        of: &[Branch],
+        pass: &Pass<'_>,
+    ) -> Result<Vec<Tensor>>;
+
+    /// Features of texts, `(b, d)` of length one, likewise.
+    ///
+    /// # Errors
+    /// As [`DualEncoder::image_features`].
+    fn text_features(&self, texts: &Texts, of: &[Branch], pass: &Pass<'_>) -> Result<Vec<Tensor>>;
+
+    /// How features of a branch become logits.
+    ///
+    /// # Errors
+    /// [`Error::NoHead`], or when the device fails.
+    fn similarity(&self, of: Branch) -> Result<Similarity>;
+
+    /// Hidden states of images alone after the last norm, `(b, n, d)`, class token first where there
+    /// is one. Patches where `masked: (b, p)` is 1 are hidden.
+    ///
+    /// # Errors
+    /// When the model cannot hide patches, shapes do not fit or the device fails.
+    fn image_states(
+        &self,
+        images: &Images,
+        masked: Option<&Tensor>,
+        pass: &Pass<'_>,
+    ) -> Result<Tensor>;
+
+    /// Hidden states of texts alone after the last norm, `(b, t, d)`.
+    ///
+    /// # Errors
+    /// When shapes do not fit or the device fails.
+    fn text_states(&self, texts: &Texts, pass: &Pass<'_>) -> Result<Tensor>;
+}
+
+/// Features of one branch: `(b, d)`.
+///
+/// # Errors
+/// [`Error::Incapable`], and as [`DualEncoder::image_features`].
+pub fn image_features(
+    model: &dyn Model,
+    images: &Images,
+    of: Branch,
+    pass: &Pass<'_>,
+) -> Result<Tensor> {
+    let features = model.dual()?.image_features(images, &[of], pass)?;
+    only(model, features)
+}
+
+/// Features of one branch: `(b, d)`.
+///
+/// # Errors
+/// [`Error::Incapable`], and as [`DualEncoder::text_features`].
+pub fn text_features(
+    model: &dyn Model,
+    texts: &Texts,
+    of: Branch,
+    pass: &Pass<'_>,
+) -> Result<Tensor> {
+    let features = model.dual()?.text_features(texts, &[of], pass)?;
+    only(model, features)
+}
+
+fn only(model: &dyn Model, features: Vec<Tensor>) -> Result<Tensor> {
+    let mut features = features.into_iter();
+    features
+        .next()
+        .ok_or_else(|| model.cannot("give features of that branch"))
+}
+
+/// How features of length one become logits: `scale · cos + bias`.
+///
+/// The scale is ready to use, whatever the family stores: `exp(logit_scale)` of CLIP, `1 / τ` of a
+/// clamped temperature. Gradients go through both to what is stored.
+#[derive(Clone, Debug)]
+pub struct Similarity {
+    /// Factor of cosines, a scalar.
+    pub scale: Tensor,
+    /// What is added afterwards, a scalar (SigLIP).
+    pub bias: Option<Tensor>,
+}
+
+impl Similarity {
+    /// Logits in f32 of all pairs: `images: (m, d)` and `texts: (n, d)` of length one give `(m, n)`.
+    ///
+    /// # Errors
+    /// When shapes do not fit or the device fails.
+    pub fn logits(&self, images: &Tensor, texts: &Tensor) -> Result<Tensor> {
+        let scale = self.scale.to_dtype(DType::F32)?;
+        let logits = images.matmul(&texts.t()?)?.broadcast_mul(&scale)?;
+        Ok(match &self.bias {
+            Some(bias) => logits.broadcast_add(&bias.to_dtype(DType::F32)?)?,
+            None => logits,
+        })
+    }
+
+    /// The same numbers, with `share` of their gradients: where every one of several ranks computes
+    /// the whole batch's loss, each adds its share.
+    ///
+    /// # Errors
+    /// When the device fails.
+    pub fn sharing(&self, share: f64) -> Result<Self> {
+        let part = |x: &Tensor| (x * share)? + (x.detach() * (1.0 - share))?;
+        Ok(Self {
+            scale: part(&self.scale.to_dtype(DType::F32)?)?,
+            bias: match &self.bias {
+                Some(bias) => Some(part(&bias.to_dtype(DType::F32)?)?),
+                None => None,
+            },
+        })
+    }
+
+    /// The same without a graph.
+    #[must_use]
+    pub fn detached(&self) -> Self {
+        Self {
+            scale: self.scale.detach(),
+            bias: self.bias.as_ref().map(Tensor::detach),
+        }
+    }
+}
+
+/// What a fusion encoder makes of texts and their images: the hidden states of all tokens. Their
+/// order within the family's sequence is its own business.
+#[derive(Clone, Debug)]
+pub struct Fused {
+    /// Text tokens after the last norm, `(b, t, d)`.
+    pub text: Tensor,
+    /// Image tokens after the last norm, class token first where there is one, `(b, n, d)`.
+    pub image: Tensor,
+}
+
+/// Texts together with images.
+pub trait FusionEncoder: Model {
+    /// Texts and images together.
+    ///
+    /// # Errors
+    /// When shapes do not fit or the device fails.
+    fn fuse(&self, pair: &Pair<'_>, pass: &Pass<'_>) -> Result<Fused>;
+
+    /// What classifiers read of it, `(b, d)`.
+    ///
+    /// # Errors
+    /// [`Error::NoHead`] where the checkpoint lacks the pooler, or when the device fails.
+    fn pooled(&self, fused: &Fused) -> Result<Tensor>;
+
+    /// Logits of answers to questions, `(b, answers)`.
+    ///
+    /// # Errors
+    /// As [`FusionEncoder::fuse`] and [`FusionEncoder::pooled`].
+    fn answer(&self, pair: &Pair<'_>, pass: &Pass<'_>) -> Result<Tensor> {
+        let pooled = self.pooled(&self.fuse(pair, pass)?)?;
+        self.score(Head::Vqa, &pooled)
+    }
+
+    /// Logits of false and true for sentences about two images each, `(b, 2)`; each image has a pass
+    /// of its own. A family whose head reads all tokens of both passes overrides this.
+    ///
+    /// # Errors
+    /// As [`FusionEncoder::answer`].
+    fn judge(&self, texts: &Texts, images: [&Images; 2], passes: [Pass<'_>; 2]) -> Result<Tensor> {
+        let [one, two] = [0, 1].map(|nth| {
+            let pair = Pair::new(texts, images[nth]).nth(nth);
+            self.pooled(&self.fuse(&pair, &passes[nth])?)
+        });
+        self.score(Head::Nlvr2, &Tensor::cat(&[one?, two?], 1)?)
+    }
+}
+
+/// What a captioner keeps of images, and of the words that it has written so far.
+#[derive(Clone, Debug)]
+pub struct Seen {
+    /// Keys and values of the images for each layer that looks at them.
+    pub images: Vec<[Tensor; 2]>,
+    /// Keys and values of the words so far for each layer.
+    pub words: Vec<[Tensor; 2]>,
+    /// Words so far.
+    pub n_words: usize,
+}
+
+/// Captions of images, word by word.
+pub trait Captioner: Model {
+    /// Looks at images once.
+    ///
+    /// # Errors
+    /// When shapes do not fit or the device fails.
+    fn see(&self, images: &Images, pass: &Pass<'_>) -> Result<Seen>;
+
+    /// Logits of the next word, `(b, vocabulary)`, after another one: `ids: (b)`.
+    ///
+    /// # Errors
+    /// [`Error::NoHead`], or when shapes do not fit or the device fails.
+    fn next(&self, seen: &mut Seen, ids: &Tensor) -> Result<Tensor>;
+}

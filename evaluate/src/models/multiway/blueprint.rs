@@ -1,0 +1,138 @@
+//! A multiway model that is not loaded yet.
+
+use merge::layouts::{ModelRecord, vlmo};
+use merge::{Checkpoint, Layout};
+
+use super::{Config, Multiway};
+use crate::images::ImageInput;
+use crate::models::{
+    Activations, Blueprint, Branch, Family, Head, Model, ModelInput, Overrides, Setting,
+};
+use crate::text::{Padding, TextInput};
+use crate::{Result, Weights};
+
+/// Blocks' worth of activations that the block at work takes in its backward pass, as measured.
+const AT_WORK: u64 = 3;
+
+/// Checkpoints in the spelling of vl-merging and of VLMo.
+pub const FAMILY: Family = Family {
+    name: NAME,
+    reads: |layout| Config::reads(layout.name()),
+    blueprint,
+};
+
+/// The name of the family.
+pub(super) const NAME: &str = "multiway";
+
+fn blueprint(
+    checkpoint: &Checkpoint,
+    layout: &dyn Layout,
+    overrides: &Overrides,
+) -> Result<Box<dyn Blueprint>> {
+    let config = Config::read(checkpoint, layout, overrides)?;
+    Ok(Box::new(MultiwayBlueprint {
+        input: config.input(),
+        config,
+    }))
+}
+
+/// A multiway model that is not loaded yet.
+#[derive(Clone, Debug)]
+pub struct MultiwayBlueprint {
+    config: Config,
+    input: ModelInput,
+}
+
+impl Config {
+    /// Pixels and tokens that the model takes: the square transform, and texts whose padding no token
+    /// sees.
+    #[must_use]
+    pub fn input(&self) -> ModelInput {
+        ModelInput {
+            image: ImageInput::square(self.image_size),
+            text: TextInput {
+                len: self.text_len,
+                padding: Padding::Longest,
+                vocabulary: self.vocabulary,
+            },
+        }
+    }
+}
+
+impl Blueprint for MultiwayBlueprint {
+    fn family(&self) -> &'static str {
+        NAME
+    }
+
+    fn input(&self) -> &ModelInput {
+        &self.input
+    }
+
+    fn patch_side(&self) -> Option<usize> {
+        Some(self.config.image_size / self.config.patch_size)
+    }
+
+    fn takes(&self, setting: Setting) -> bool {
+        match setting {
+            Setting::Heads
+            | Setting::FusionStart
+            | Setting::ShallowAttention
+            | Setting::TextTableLen
+            | Setting::DropPath
+            | Setting::Dropout
+            | Setting::CheckpointActivations => true,
+        }
+    }
+
+    fn prefixes(&self, head: Head) -> &'static [&'static str] {
+        match head {
+            Head::Contrastive => &["ifm_text_proj", "ifm_image_proj", "logit_scale"],
+            Head::FusedContrastive => &["ifm_vl_text_proj", "ifm_vl_image_proj", "logit_vl_scale"],
+            Head::Matching => &["itm_score"],
+            Head::MaskedLanguage => &["mlm_score"],
+            Head::MaskedImage => &["mim_score", "transformer.mask_token"],
+            Head::Vqa => &["vqa_classifier", "pooler"],
+            Head::Nlvr2 => &["nlvr2_classifier", "pooler"],
+            Head::ImageClasses => &["img_cls_classifier"],
+            Head::Ranking | Head::CausalLanguage => &[],
+        }
+    }
+
+    fn name_of(&self, key: &str) -> String {
+        vlmo::to_vl_merging(key)
+    }
+
+    fn spell(&self, name: &str) -> String {
+        match self.config.layout.starts_with("vlmo/") {
+            true => vlmo::from_vl_merging(name),
+            false => name.to_owned(),
+        }
+    }
+
+    fn record(&self) -> ModelRecord {
+        self.config.record()
+    }
+
+    fn build(&self, weights: &Weights) -> Result<Box<dyn Model>> {
+        Ok(Box::new(Multiway::load(weights, self.config.clone())?))
+    }
+
+    fn activation_bytes(&self, of: &Activations<'_>) -> u64 {
+        let config = &self.config;
+        let n_tokens = (config.n_patches() + 1 + config.text_len) as u64;
+        let per_token = of.n_examples as u64 * n_tokens * 4;
+        // Input, norms, packed projections, attention, the FFN before and after GELU, sums.
+        let whole = per_token * (10 * config.width + 2 * config.ffn_width) as u64;
+        let kept = match of.are_recomputed {
+            true => per_token * config.width as u64,
+            false => whole,
+        };
+        // Contrast of both branches runs the fusion blocks twice.
+        let n_twice = match of.branches.contains(&Branch::Fused) {
+            true => config.n_blocks.saturating_sub(config.fusion_start),
+            false => 0,
+        };
+        let n_run = (config.n_blocks + n_twice) as u64;
+        n_run * kept + AT_WORK * whole
+    }
+}

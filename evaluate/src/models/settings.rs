@@ -1,0 +1,33 @@
+//! What a checkpoint does not say of its model, as the caller knows it.
+
+pub use merge::layouts::ShallowAttention;
+
+use super::Setting;
+
+/// What a checkpoint does not say, or says wrongly, as the caller knows it. A family that does not
+/// know one of these refuses it.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Overrides {
+    /// Attention heads.
+    pub n_heads: Option<usize>,
+    /// First fusion block.
+    pub fusion_start: Option<usize>,
+    /// Who attends to whom before it.
+    pub shallow_attention: Option<ShallowAttention>,
+    /// Text positions that the bias table has room for; its rows alone do not tell.
+    pub text_table_len: Option<usize>,
+}
+
+impl Overrides {
+    /// The settings that are given.
+    pub fn given(&self) -> impl Iterator<Item = Setting> {
+        let given = [
+            (Setting::Heads, self.n_heads.is_some()),
+            (Setting::FusionStart, self.fusion_start.is_some()),
+            (Setting::ShallowAttention, self.shallow_attention.is_some()),
+            (Setting::TextTableLen, self.text_table_len.is_some()),
+        ];
+        let given = given.into_iter().filter(|(_, is_given)| *is_given);
+        given.map(|(setting, _)| setting)
+    }
+}

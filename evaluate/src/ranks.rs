@@ -1,0 +1,233 @@
+//! Processes that work together: on the passes over a data set, or on one model.
+
+use bytemuck::Pod;
+use candle_core::{DType, Device, Tensor};
+
+use crate::{Error, Result};
+
+/// What ranks do together. Every rank calls the same operations in the same order; sums are taken
+/// in the order of the ranks, so a run gives the same numbers every time.
+///
+/// Passes over a data set share its batches: rank r of N computes every N-th batch from the r-th on
+/// ([`own`]), and then receives what all have computed ([`gathered`]). The batches are those of one
+/// process alone, so the numbers are the same.
+pub trait Collective {
+    /// The number of this process, from 0.
+    fn rank(&self) -> usize;
+
+    /// How many processes there are.
+    fn size(&self) -> usize;
+
+    /// Adds up `values` of all ranks, element by element, for all.
+    ///
+    /// # Errors
+    /// [`Error::Ranks`] when a rank is gone or does something else.
+    fn sum(&self, values: &mut [f32]) -> Result<()>;
+
+    /// The same in f64.
+    ///
+    /// # Errors
+    /// As [`Collective::sum`].
+    fn sum_f64(&self, values: &mut [f64]) -> Result<()>;
+
+    /// The same for a tensor, without a graph: by way of memory, or on the device where ranks meet
+    /// there. Numbers of 16 bits are added up in f32 and rounded once.
+    ///
+    /// # Errors
+    /// As [`Collective::sum`], and when the device fails.
+    fn sum_tensor(&self, tensor: &Tensor) -> Result<Tensor> {
+        sum_through_memory(self, tensor)
+    }
+
+    /// The bytes of every rank, in the order of the ranks; they may differ in length.
+    ///
+    /// # Errors
+    /// As [`Collective::sum`].
+    fn gather(&self, own: &[u8]) -> Result<Vec<Vec<u8>>>;
+
+    /// Gives rank `root`'s `values` to all.
+    ///
+    /// # Errors
+    /// As [`Collective::sum`].
+    fn broadcast(&self, root: usize, values: &mut [f32]) -> Result<()>;
+
+    /// Waits for all.
+    ///
+    /// # Errors
+    /// As [`Collective::sum`].
+    fn barrier(&self) -> Result<()>;
+
+    /// Whether this process is the one that writes and prints.
+    fn is_first(&self) -> bool {
+        self.rank() == 0
+    }
+
+    /// Waits for all at the end of their work. A rank that goes without has failed, and takes the
+    /// others with it, which would wait for it forever: say what went wrong before dropping it.
+    ///
+    /// # Errors
+    /// As [`Collective::sum`].
+    fn finish(&self) -> Result<()> {
+        self.barrier()
+    }
+}
+
+/// [`Collective::sum_tensor`] by way of memory: what ranks do that do not meet on a device.
+///
+/// # Errors
+/// As [`Collective::sum_tensor`].
+pub fn sum_through_memory<C: Collective + ?Sized>(ranks: &C, tensor: &Tensor) -> Result<Tensor> {
+    let (flat, shape) = (tensor.detach().flatten_all()?, tensor.shape());
+    let sum = match tensor.dtype() {
+        DType::F64 => {
+            let mut values: Vec<f64> = flat.to_vec1()?;
+            ranks.sum_f64(&mut values)?;
+            Tensor::from_vec(values, shape, &Device::Cpu)?
+        }
+        _ => {
+            let mut values: Vec<f32> = flat.to_dtype(DType::F32)?.to_vec1()?;
+            ranks.sum(&mut values)?;
+            Tensor::from_vec(values, shape, &Device::Cpu)?
+        }
+    };
+    Ok(sum.to_device(tensor.device())?.to_dtype(tensor.dtype())?)
+}
+
+/// One process, which has nobody to wait for.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct Alone;
+
+impl Collective for Alone {
+    fn rank(&self) -> usize {
+        0
+    }
+
+    fn size(&self) -> usize {
+        1
+    }
+
+    fn sum(&self, _: &mut [f32]) -> Result<()> {
+        Ok(())
+    }
+
+    fn sum_f64(&self, _: &mut [f64]) -> Result<()> {
+        Ok(())
+    }
+
+    fn gather(&self, own: &[u8]) -> Result<Vec<Vec<u8>>> {
+        Ok(vec![own.to_vec()])
+    }
+
+    fn broadcast(&self, _: usize, _: &mut [f32]) -> Result<()> {
+        Ok(())
+    }
+
+    fn barrier(&self) -> Result<()> {
+        Ok(())
+    }
+}
+
+/// The items that a rank takes of a list.
+#[must_use]
+pub fn own<T>(ranks: &dyn Collective, items: Vec<T>) -> Vec<T> {
+    let own = items.into_iter().skip(ranks.rank());
+    own.step_by(ranks.size().max(1)).collect()
+}
+
+/// The results of all batches in their order, from those of this rank's batches: a batch has
+/// `n_examples` of them, and each example as many values as any other.
+///
+/// # Errors
+/// [`Error::UnevenResults`] when a rank has computed other batches than it should; as
+/// [`Collective::gather`].
+pub fn gathered<T: Pod>(
+    ranks: &dyn Collective,
+    own: Vec<T>,
+    n_examples: &[usize],
+) -> Result<Vec<Vec<T>>> {
+    let n_ranks = ranks.size().max(1);
+    let mut results: Vec<Vec<T>> = Vec::new();
+    results.resize_with(n_examples.len(), Vec::new);
+    let all = ranks.gather(bytemuck::cast_slice(&own))?;
+    for (rank, bytes) in all.iter().enumerate() {
+        let values: Vec<T> = bytemuck::pod_collect_to_vec(bytes);
+        let batches = || (rank..n_examples.len()).step_by(n_ranks);
+        let n: usize = batches().map(|batch| n_examples[batch]).sum();
+        let width = values.len() / n.max(1);
+        if width * n != values.len() {
+            return Err(Error::UnevenResults {
+                rank,
+                n_values: values.len(),
+                n_examples: n,
+            });
+        }
+        let mut rest = values.as_slice();
+        for batch in batches() {
+            let (values, next) = rest.split_at(width * n_examples[batch]);
+            results[batch] = values.to_vec();
+            rest = next;
+        }
+    }
+    Ok(results)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// One of three, which knows what the others send.
+    struct Third(Vec<Vec<u8>>);
+
+    impl Collective for Third {
+        fn rank(&self) -> usize {
+            2
+        }
+
+        fn size(&self) -> usize {
+            3
+        }
+
+        fn gather(&self, own: &[u8]) -> Result<Vec<Vec<u8>>> {
+            let mut all = self.0.clone();
+            all.push(own.to_vec());
+            Ok(all)
+        }
+
+        fn sum(&self, _: &mut [f32]) -> Result<()> {
+            Ok(())
+        }
+
+        fn sum_f64(&self, _: &mut [f64]) -> Result<()> {
+            Ok(())
+        }
+
+        fn broadcast(&self, _: usize, _: &mut [f32]) -> Result<()> {
+            Ok(())
+        }
+
+        fn barrier(&self) -> Result<()> {
+            Ok(())
+        }
+    }
+
+    #[test]
+    fn results_of_all_ranks_come_in_the_order_of_the_batches() {
+        // Batches 0 to 4 of 2, 2, 2, 2 and 1 examples with two values each.
+        let ranks = Third(vec![
+            vec![0, 1, 2, 3, 30, 31, 32, 33],
+            vec![10, 11, 12, 13, 40, 41],
+        ]);
+        assert_eq!(own(&ranks, vec![0, 1, 2, 3, 4]), [2]);
+        let all = gathered::<u8>(&ranks, vec![20, 21, 22, 23], &[2, 2, 2, 2, 1]);
+        let expected: [&[u8]; 5] = [
+            &[0, 1, 2, 3],
+            &[10, 11, 12, 13],
+            &[20, 21, 22, 23],
+            &[30, 31, 32, 33],
+            &[40, 41],
+        ];
+        assert_eq!(all.expect("gathered"), expected);
+        let uneven = gathered::<u8>(&ranks, vec![20, 21, 22], &[2, 2, 2, 2, 1]);
+        assert!(matches!(uneven, Err(Error::UnevenResults { rank: 2, .. })));
+    }
+}
