@@ -83,6 +83,8 @@ pub enum Command {
     Gram(commands::gram::Args),
     /// Measure checkpoints and merges on a task
     Evaluate(commands::evaluate::Args),
+    /// Write embeddings of pictures and texts
+    Encode(commands::encode::Args),
     /// Merge and measure along a grid of a parameter
     Sweep(commands::sweep::Args),
     /// Search numbers of a merge recipe for the best result on validation data

@@ -7,6 +7,7 @@ mod convert;
 mod corpus;
 mod data;
 mod data_cases;
+mod encode;
 mod evaluating;
 mod inspect;
 mod lora;

@@ -15,7 +15,7 @@
 //!    units anew: intervals, and a paired test between two samples.
 //! 5. [`reports`] are results in one form for every task, and pages and tables of them.
 //!
-//! [`predictions`] judges what others predicted, from files, without a model.
+//! [`encode`] writes embeddings of any pictures and texts. [`predictions`] judges what others predicted, from files, without a model.
 
 pub mod batch;
 pub mod capture;
@@ -27,6 +27,7 @@ pub mod weights;
 
 pub mod build;
 pub mod datasets;
+pub mod encode;
 pub mod images;
 pub mod metrics;
 pub mod models;

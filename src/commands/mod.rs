@@ -5,6 +5,7 @@ pub mod convert;
 pub mod data;
 pub mod diff;
 pub mod distance;
+pub mod encode;
 pub mod evaluate;
 pub mod expand;
 pub mod extract_lora;
@@ -49,6 +50,7 @@ pub fn run(command: Command, output: &Output) -> Result<ExitCode> {
         Command::Data(args) => data::run(args, output),
         Command::Gram(args) => gram::run(args, output),
         Command::Evaluate(args) => evaluate::run(args, output),
+        Command::Encode(args) => encode::run(&args, output),
         Command::Soup(args) => soup::run(args, output),
         Command::Sweep(args) => sweep::run(args, output),
         Command::Pretrain(args) => pretrain::run(args, output),

@@ -132,6 +132,20 @@ pub enum Error {
         /// The loss part or gradient.
         part: String,
     },
+    /// A loss or a gradient became infinite or not a number, so the run stopped.
+    #[error(
+        "step {step}: {part} is not finite; {}. Try a smaller `optim.lr`, a longer `optim.warmup` or \
+         `optim.max_norm`, in a run with another --out",
+        kept_state(*kept)
+    )]
+    Diverged {
+        /// The loss part or gradient.
+        part: String,
+        /// The step, from 1.
+        step: u64,
+        /// Steps that are done in the state that is kept.
+        kept: Option<u64>,
+    },
     /// Ranks do not get along.
     #[error(transparent)]
     Ranks(#[from] crate::collective::Fault),
@@ -253,5 +267,13 @@ impl Error {
             path: path.into(),
             source,
         }
+    }
+}
+
+/// What is kept, as a clause.
+fn kept_state(step: Option<u64>) -> String {
+    match step {
+        Some(step) => format!("the state after step {step} is kept"),
+        None => "no state is kept".to_owned(),
     }
 }

@@ -154,10 +154,11 @@ fn a_loss_that_is_not_finite_stops_the_run_and_names_the_part() {
         &["optim.lr=1e15", "optim.warmup=0", "save.every={steps: 1}"],
     );
     let error = run(&recipe, folder.path(), &merge::progress::Silent);
-    let Err(Error::NotFinite { part }) = error else {
+    let Err(Error::Diverged { part, kept, .. }) = error else {
         panic!("{error:?}");
     };
     assert!(part.contains("loss") || part.contains("gradient"), "{part}");
+    assert!(kept.is_some());
     assert!(
         folder
             .path()

@@ -192,6 +192,36 @@ pub enum Error {
         /// The task.
         task: &'static str,
     },
+    /// Rows of features are wider or narrower than those before.
+    #[error("a row of features has {found} numbers, those before have {expected}")]
+    FeatureWidth {
+        /// Numbers of the row.
+        found: usize,
+        /// Numbers of the rows before.
+        expected: usize,
+    },
+    /// A feature is not a finite number.
+    #[error("the features of item {row} are not finite numbers")]
+    FeatureNotFinite {
+        /// The item, from 0.
+        row: usize,
+    },
+    /// A picture file cannot be read or decoded.
+    #[error("{}: {fault}", path.display())]
+    BadPicture {
+        /// The file.
+        path: PathBuf,
+        /// What is wrong with it.
+        fault: String,
+    },
+    /// An image is of a class that has no text.
+    #[error("image {image} is of class {class}, which has no text")]
+    UnknownClass {
+        /// The image, from 0.
+        image: usize,
+        /// Its class.
+        class: i64,
+    },
     /// Images do not part evenly into folds.
     #[error("{n_images} images do not part into {n_folds} folds of one size")]
     UnevenFolds {

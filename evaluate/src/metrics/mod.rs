@@ -8,3 +8,4 @@ pub mod folds;
 pub mod nlvr2;
 pub mod retrieval;
 pub mod vqa;
+pub mod zero_shot;

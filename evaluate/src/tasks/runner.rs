@@ -43,14 +43,7 @@ impl<'a> Runner<'a> {
         batch_size: usize,
         progress: &'a dyn Progress,
     ) -> Result<Self> {
-        let (found, expected) = (tokenizer.vocabulary_size(), model.input().text.vocabulary);
-        if found != expected {
-            return Err(Error::OtherVocabulary {
-                path: tokenizer.path().into(),
-                found,
-                expected,
-            });
-        }
+        tokenizer.check_vocabulary(model.input().text.vocabulary)?;
         Ok(Self {
             model,
             tokenizer,

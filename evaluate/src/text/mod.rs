@@ -17,6 +17,12 @@ const MAX_TOKENIZER_BYTES: u64 = 64 << 20;
 const PADDING: [&str; 2] = ["[PAD]", "<pad>"];
 const SEPARATORS: [&str; 2] = ["[SEP]", "</s>"];
 
+/// Tables of word embeddings are padded to multiples of powers of two up to this one.
+const LARGEST_MULTIPLE: usize = 1024;
+
+/// So many rows may be room for tokens that were added to a model, but not to this vocabulary.
+const MAX_ADDED_ROWS: usize = 8;
+
 /// A text as ids, filled up to the asked length.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Encoded {
@@ -115,6 +121,32 @@ impl Tokenizer {
     #[must_use]
     pub fn vocabulary_size(&self) -> usize {
         self.inner.get_vocab_size(true)
+    }
+
+    /// Checks that every id is a row of the model's word embeddings. Rows beyond the tokens must be
+    /// padding (the table has the next multiple of a power of two) or a few: more are the sign of another
+    /// vocabulary, whose ids would stand for other words.
+    ///
+    /// # Errors
+    /// [`Error::OtherVocabulary`].
+    pub fn check_vocabulary(&self, n_embeddings: usize) -> Result<()> {
+        let ids = self.inner.get_vocab(true);
+        let found = ids
+            .values()
+            .max()
+            .map_or(0, |&largest| largest as usize + 1);
+        let mut multiples = std::iter::successors(Some(2), |&m| Some(2 * m))
+            .take_while(|&m| m <= LARGEST_MULTIPLE)
+            .map(|m| found.next_multiple_of(m));
+        let is_close = (found..=found + MAX_ADDED_ROWS).contains(&n_embeddings);
+        match is_close || multiples.any(|multiple| multiple == n_embeddings) {
+            true => Ok(()),
+            false => Err(Error::OtherVocabulary {
+                path: self.path().into(),
+                found,
+                expected: n_embeddings,
+            }),
+        }
     }
 
     /// The id of a token such as `[MASK]`.

@@ -4,9 +4,11 @@
 //! asked for, and [`batches`] loads them ahead on worker threads.
 
 mod examples;
+mod identity;
 mod loader;
 mod order;
 
 pub use examples::{Example, Examples, Joined, open};
+pub use identity::{difference, identity};
 pub use loader::{Loaded, Loader, Patches, batches};
 pub use order::{Order, Place};

@@ -1,9 +1,11 @@
 //! What a run does, as written in YAML. A recipe says everything; nothing is inferred from a name.
 
+mod difference;
 mod init;
 mod overrides;
 mod read;
 
+pub use difference::differences;
 pub use init::{ExpertForm, Init, Synth, SynthSize};
 pub use overrides::{overlay, overlay_setting};
 pub use read::open_document;
@@ -314,8 +316,8 @@ impl TrainRecipe {
             of_unit("image_masking.share", share)?;
         }
         for objective in &self.objectives {
-            let spec = objectives::spec(&objective.name)?;
-            if spec.needs.masked_patches && self.image_masking.is_none() {
+            let needs_tokenizer = objectives::needs_image_tokenizer(&objective.name);
+            if needs_tokenizer && self.image_masking.is_none() {
                 let name = objective.name.clone();
                 return Err(Error::NoImageTokenizer { name });
             }

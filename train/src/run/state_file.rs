@@ -47,6 +47,10 @@ pub struct TrainState {
     pub best: Option<Best>,
     /// Stands for the recipe; another recipe cannot go on with this state.
     pub recipe: String,
+    /// What the data are: see [`identity`](crate::data::identity). Other data cannot go on with this
+    /// state. Empty in states of versions that did not keep it.
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    pub data: BTreeMap<String, String>,
 }
 
 impl TrainState {

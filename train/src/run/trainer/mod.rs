@@ -131,7 +131,7 @@ impl<'a> Trainer<'a> {
     /// Trains to the end, or until the user stops it.
     ///
     /// # Errors
-    /// [`Error::NotFinite`] with the part that is not, the last good state being kept; when data
+    /// [`Error::Diverged`] with the part that is not finite, the last good state being kept; when data
     /// cannot be read, the disk is full or a device fails.
     pub fn run(&mut self) -> Result<Ended> {
         let progress = self.place.progress;
@@ -179,12 +179,18 @@ impl<'a> Trainer<'a> {
                 return Ok(Ended::Stopped);
             }
             if let Err(error) = self.step(&mut loaded) {
-                if matches!(error, Error::NotFinite { .. }) {
-                    // The weights are those before the step. If they are not good either, and so
-                    // are refused, the states before stay; the first error is the one to tell of.
-                    let _ = self.save();
-                }
-                return Err(error);
+                let Error::NotFinite { part } = error else {
+                    return Err(error);
+                };
+                // The weights are those before the step. If they are not good either, and so are
+                // refused, the states before stay; the first error is the one to tell of.
+                let _ = self.save();
+                let kept = self.folder.kept().ok().and_then(|mut kept| kept.pop());
+                return Err(Error::Diverged {
+                    part,
+                    step: self.state.step + 1,
+                    kept: kept.map(|(step, _)| step),
+                });
             }
             self.place.progress.advance(1);
             let step = self.state.step;
@@ -207,10 +213,16 @@ impl<'a> Trainer<'a> {
 
     fn step(&mut self, loaded: &mut impl Iterator<Item = evaluate::Result<Loaded>>) -> Result<()> {
         let started = Instant::now();
-        let mut told = Told::default();
+        let (mut told, mut waited) = (Told::default(), 0.0);
         self.gradients.clear();
         let scale = self.state.loss_scale.as_ref().map_or(1.0, LossScale::scale);
-        let waited = self.backward_of_parts(loaded, scale, &mut told)?;
+        for _ in 0..self.n_parts {
+            let waiting = Instant::now();
+            let part_loaded = loaded.next().ok_or(Error::NoData)??;
+            waited += waiting.elapsed().as_secs_f64();
+            let batch = part_loaded.batch(&self.place.device, self.dtype)?;
+            self.backward(&batch, scale, &mut told)?;
+        }
         let collective = self.place.collective;
         all_finite(&told, collective)?;
         self.updater
@@ -237,25 +249,6 @@ impl<'a> Trainer<'a> {
         let share = 1.0 / collective.size() as f64;
         told.add("input_examples_per_second", rate, share);
         self.tell(told, updated)
-    }
-
-    /// Adds the gradients of this rank's share of the batch, part by part; how many seconds it has
-    /// waited for data.
-    fn backward_of_parts(
-        &mut self,
-        loaded: &mut impl Iterator<Item = evaluate::Result<Loaded>>,
-        scale: f64,
-        told: &mut Told,
-    ) -> Result<f64> {
-        let mut waited = 0.0;
-        for _ in 0..self.n_parts {
-            let waiting = Instant::now();
-            let part = loaded.next().ok_or(Error::NoData)??;
-            waited += waiting.elapsed().as_secs_f64();
-            let batch = part.batch(&self.place.device, self.dtype)?;
-            self.backward(&batch, scale, told)?;
-        }
-        Ok(waited)
     }
 
     /// Adds the gradients of every objective on a part of the batch.

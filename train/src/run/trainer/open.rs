@@ -14,7 +14,7 @@ use crate::data::{self, Loader, Order, Patches};
 use crate::log::Log;
 use crate::objectives::{self, Needs, Objective};
 use crate::optim::LossScale;
-use crate::recipe::{ImageMasking, Init, TrainRecipe};
+use crate::recipe::{ImageMasking, Init, TrainRecipe, differences};
 use crate::run::update::Updater;
 use crate::run::{KeptState, RunFolder, Start, TrainState, Validation};
 use crate::{Error, Result};
@@ -29,9 +29,9 @@ impl<'a> Trainer<'a> {
         let collective = place.collective;
         let folder = RunFolder::open(place.folder, collective.is_first())?;
         let dtype = dtype(&recipe.precision)?;
-        let needs = needs(&recipe)?;
-        let image_tokenizer = image_tokenizer(&recipe, needs, &place)?;
+        let image_tokenizer = image_tokenizer(&recipe, &place)?;
         let objectives = objectives(&recipe, image_tokenizer.as_ref())?;
+        let needs = (objectives.iter()).fold(Needs::default(), |n, (o, _)| n.and(o.needs()));
         let examples = examples(&recipe, needs)?;
         let tokenizer = Arc::new(Tokenizer::open(&recipe.data.tokenizer)?);
 
@@ -40,7 +40,8 @@ impl<'a> Trainer<'a> {
             Some((_, state)) => Init::from_checkpoint(state.join("model.safetensors")),
             None => recipe.init.clone(),
         };
-        let checkpoint = checkpoint.open(&recipe.model, needs.second_image, place.progress)?;
+        let is_nlvr2 = objectives.iter().any(|(o, _)| o.name() == "nlvr2");
+        let checkpoint = checkpoint.open(&recipe.model, is_nlvr2, place.progress)?;
         let answers = examples.n_answers().map(|n| (Head::Vqa, n));
         let tokens = (image_tokenizer.as_ref()).map(|dvae| (Head::MaskedImage, dvae.vocabulary()));
         let classes: Vec<(Head, usize)> = answers.into_iter().chain(tokens).collect();
@@ -53,7 +54,7 @@ impl<'a> Trainer<'a> {
             &place.device,
             dtype,
         )?;
-        check_vocabulary(&tokenizer, &start)?;
+        tokenizer.check_vocabulary(start.model.input().text.vocabulary)?;
         let n_answers = n_answers(examples.as_ref(), &start)?;
         let patches = match (&image_tokenizer, &recipe.image_masking) {
             (Some(tokenizer), Some(masking)) => Some(patches(tokenizer, masking, &start)?),
@@ -64,8 +65,10 @@ impl<'a> Trainer<'a> {
         let n_steps = recipe.length.steps(order.n_batches());
         let mut updater = Updater::new(&recipe.optim, n_steps, &start.variables, collective)?;
         let fingerprint = fingerprint(&recipe)?;
+        let identity = data::identity(&recipe.data, examples.as_ref())?;
         let mut state = TrainState {
             recipe: fingerprint.clone(),
+            data: identity.clone(),
             loss_scale: (dtype == DType::F16).then(|| LossScale::new(recipe.optim.loss_scale)),
             ..TrainState::default()
         };
@@ -73,13 +76,23 @@ impl<'a> Trainer<'a> {
             let path = kept.join("state.safetensors");
             let found = KeptState::open(&path)?;
             if found.state.recipe != fingerprint {
-                return Err(Error::BadState {
-                    path,
-                    reason: "it is the state of another recipe; give another --out".into(),
-                });
+                let differences = differences(&found.state.recipe, &fingerprint).join("; ");
+                let reason = format!(
+                    "it is the state of another recipe ({differences}); give another --out"
+                );
+                return Err(Error::BadState { path, reason });
+            }
+            let other = data::difference(&found.state.data, &identity);
+            if let Some(other) = other.filter(|_| !found.state.data.is_empty()) {
+                let reason =
+                    format!("it is the state of a run on other data ({other}); give another --out");
+                return Err(Error::BadState { path, reason });
             }
             updater.resume(&found, &recipe.optim, &start.variables)?;
-            state = found.state;
+            state = TrainState {
+                data: identity,
+                ..found.state
+            };
         }
         let resumed_at = kept.is_some().then_some(state.step);
         let is_first = collective.is_first();
@@ -125,22 +138,12 @@ impl<'a> Trainer<'a> {
     }
 }
 
-/// What the objectives of a recipe learn from, all together.
-fn needs(recipe: &TrainRecipe) -> Result<Needs> {
-    let mut all = Needs::NOTHING;
-    for objective in &recipe.objectives {
-        all = all.and(objectives::spec(&objective.name)?.needs);
-    }
-    Ok(all)
-}
-
 /// The tokenizer of images, where an objective guesses their tokens.
-fn image_tokenizer(
-    recipe: &TrainRecipe,
-    needs: Needs,
-    place: &Where<'_>,
-) -> Result<Option<Arc<Dvae>>> {
-    let Some(masking) = (recipe.image_masking.as_ref()).filter(|_| needs.masked_patches) else {
+fn image_tokenizer(recipe: &TrainRecipe, place: &Where<'_>) -> Result<Option<Arc<Dvae>>> {
+    let mut names = recipe.objectives.iter().map(|o| o.name.as_str());
+    let Some(masking) =
+        (recipe.image_masking.as_ref()).filter(|_| names.any(objectives::needs_image_tokenizer))
+    else {
         return Ok(None);
     };
     let checkpoint = merge::io::open(&masking.tokenizer, &OpenOptions::default())?;
@@ -157,7 +160,8 @@ fn objectives(
         Ok((objective, settings.weight))
     };
     let mut objectives: Vec<_> = recipe.objectives.iter().map(open).collect::<Result<_>>()?;
-    objectives::in_order(&mut objectives);
+    // Matching draws by the similarities that contrast leaves, wherever in the recipe it stands.
+    objectives.sort_by_key(|(objective, _): &(Box<dyn Objective>, f64)| objective.name() == "itm");
     Ok(objectives)
 }
 
@@ -175,22 +179,6 @@ fn examples(recipe: &TrainRecipe, needs: Needs) -> Result<Arc<dyn data::Examples
     });
     let parts = parts.collect::<Result<_>>()?;
     Ok(Arc::new(data::Joined::new(parts)))
-}
-
-fn check_vocabulary(tokenizer: &Tokenizer, start: &Start) -> Result<()> {
-    let (found, expected) = (
-        tokenizer.vocabulary_size(),
-        start.model.input().text.vocabulary,
-    );
-    if found == expected {
-        return Ok(());
-    }
-    Err(evaluate::Error::OtherVocabulary {
-        path: tokenizer.path().into(),
-        found,
-        expected,
-    }
-    .into())
 }
 
 /// Answers that the model tells apart, for questions.

@@ -1,0 +1,117 @@
+//! Zero-shot classification: the class whose text is nearest to an image.
+
+use std::collections::HashMap;
+
+use super::retrieval::{ScoreMatrix, Standing, Ties};
+use crate::sample::Ratio;
+use crate::{Error, Result, Sample};
+
+/// How many of the nearest classes may hold the right one.
+const RANKS: [usize; 2] = [1, 5];
+
+/// Top-1 and top-5 accuracy. `scores` has a row per class, in the order of `classes`, and a column per
+/// image, whose class is in `labels`: an image is ranked among the texts of all classes, those without an
+/// image too. Units are images.
+///
+/// # Errors
+/// [`Error::UnknownClass`] when an image is of no class, [`Error::ScoreNotANumber`], and what reading the
+/// matrix returns.
+pub fn sample<M: ScoreMatrix<Score = f32>>(
+    scores: &M,
+    classes: &[i64],
+    labels: &[i64],
+    ties: Ties,
+) -> Result<Sample> {
+    let rows: HashMap<i64, usize> = classes.iter().copied().zip(0..).collect();
+    let own_rows: Vec<usize> = (labels.iter().enumerate())
+        .map(|(image, label)| {
+            let row = rows.get(label).copied();
+            row.ok_or(Error::UnknownClass {
+                image,
+                class: *label,
+            })
+        })
+        .collect::<Result<_>>()?;
+    let mut row = vec![0.0; labels.len()];
+    let mut own = vec![0.0; labels.len()];
+    for number in 0..classes.len() {
+        scores.read(number, 0, &mut row)?;
+        if row.iter().any(|score| score.is_nan()) {
+            return Err(Error::ScoreNotANumber { row: number });
+        }
+        for (image, score) in row.iter().enumerate() {
+            if own_rows[image] == number {
+                own[image] = *score;
+            }
+        }
+    }
+    let mut found = vec![
+        Standing {
+            n_higher: 0,
+            n_right_tied: 1,
+            n_wrong_tied: 0,
+            n_wrong_tied_before: 0,
+        };
+        labels.len()
+    ];
+    for number in 0..classes.len() {
+        scores.read(number, 0, &mut row)?;
+        for (image, standing) in found.iter_mut().enumerate() {
+            let (score, own, own_row) = (row[image], own[image], own_rows[image]);
+            if score > own {
+                standing.n_higher += 1;
+            } else if score == own && number != own_row {
+                standing.n_wrong_tied += 1;
+                standing.n_wrong_tied_before += u32::from(number < own_row);
+            }
+        }
+    }
+    let mut sample = Sample::new(labels.len());
+    for k in RANKS {
+        let cases =
+            (found.iter().enumerate()).map(|(image, standing)| (image, standing.hit(k, ties)));
+        sample.report(format!("top{k}"), Ratio::of_cases(cases));
+    }
+    Ok(sample)
+}
+
+/// The rows of each id, by rising id: how pairs of an image and a text make up images with several texts,
+/// and classes with several images.
+#[must_use]
+pub fn rows_by_id(ids: &[i64]) -> Vec<(i64, Vec<usize>)> {
+    let mut rows: std::collections::BTreeMap<i64, Vec<usize>> = Default::default();
+    for (row, &id) in ids.iter().enumerate() {
+        rows.entry(id).or_default().push(row);
+    }
+    rows.into_iter().collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use ndarray::arr2;
+
+    use super::*;
+
+    #[test]
+    fn an_image_counts_if_the_text_of_its_class_is_among_the_nearest() {
+        // Seven classes; the first image is nearest to its own, the second finds it sixth.
+        let scores = arr2(&[
+            [0.9_f32, 0.1],
+            [0.5, 0.9],
+            [0.4, 0.8],
+            [0.3, 0.7],
+            [0.2, 0.6],
+            [0.1, 0.5],
+            [0.0, 0.0],
+        ]);
+        let classes: Vec<i64> = (0..7).collect();
+        let sample = sample(&scores.view(), &classes, &[0, 0], Ties::default());
+        // Classes without an image are no fault.
+        let sample = sample.expect("ranks");
+        let values: Vec<_> = (sample.quantities.iter())
+            .map(|quantity| (quantity.name.as_str(), sample.value(quantity)))
+            .collect();
+        assert_eq!(values, [("top1", Some(0.5)), ("top5", Some(0.5))]);
+        assert_eq!(rows_by_id(&[5, 2, 5]), [(2, vec![1]), (5, vec![0, 2])]);
+    }
+}

@@ -1,0 +1,121 @@
+//! What a run's data are, so that it goes on with the same.
+
+use std::collections::BTreeMap;
+use std::fs::File;
+use std::os::unix::fs::FileExt;
+use std::path::Path;
+
+use evaluate::datasets::DatasetSpec;
+
+use super::Examples;
+use crate::recipe::DataSettings;
+use crate::{Error, Result};
+
+/// So much of the beginning and of the end of a file is looked at whole.
+const END_BYTES: u64 = 1 << 20;
+
+/// Between them, so many pieces of so many bytes.
+const N_PIECES: u64 = 256;
+const PIECE_BYTES: u64 = 4096;
+
+/// Texts of so many examples are looked at: all of most data sets.
+const MAX_EXAMPLES: usize = 1 << 20;
+
+/// The key of the examples' texts.
+const TEXTS: &str = "texts and labels";
+
+/// What the data of a run are: of each file its size and a hash of parts of it, and a hash of the texts
+/// and labels of the examples in their order. A file of pictures is not read whole.
+///
+/// # Errors
+/// When a file or an example cannot be read.
+pub fn identity(data: &DataSettings, examples: &dyn Examples) -> Result<BTreeMap<String, String>> {
+    let mut found = BTreeMap::new();
+    for split in &data.train {
+        // Sets that are no table of arrow files are known by their texts alone.
+        let files = DatasetSpec::of(&split.dataset)
+            .and_then(|set| set.split(&split.split).ok())
+            .and_then(|split| split.files(&data.folder).ok());
+        for path in files.into_iter().flatten() {
+            let name = path.file_name().unwrap_or_default().to_string_lossy();
+            found.insert(name.into_owned(), of_file(&path)?);
+        }
+    }
+    let n = examples.len();
+    let every = n.div_ceil(MAX_EXAMPLES).max(1);
+    let mut hash = Hash::default();
+    for index in (0..n).step_by(every) {
+        let example = examples.example(index, false)?;
+        hash.add(example.text.as_bytes());
+        for (answer, score) in &example.answers {
+            hash.add(&answer.to_le_bytes());
+            hash.add(&score.to_le_bytes());
+        }
+        hash.add(&example.class.unwrap_or(u32::MAX).to_le_bytes());
+    }
+    found.insert(TEXTS.into(), format!("{n} examples, {:016x}", hash.0));
+    Ok(found)
+}
+
+/// How the data of a state differ from those at hand, in words; `None` where they are the same.
+#[must_use]
+pub fn difference(
+    then: &BTreeMap<String, String>,
+    now: &BTreeMap<String, String>,
+) -> Option<String> {
+    let names: std::collections::BTreeSet<&String> = then.keys().chain(now.keys()).collect();
+    let changed = names
+        .into_iter()
+        .filter(|name| then.get(*name) != now.get(*name));
+    let said = |value: Option<&String>| match value {
+        Some(value) => value.clone(),
+        None => "none".to_owned(),
+    };
+    let changed = changed.map(|name| {
+        let (then, now) = (said(then.get(name)), said(now.get(name)));
+        format!("{name}: {then} then, {now} now")
+    });
+    let changed: Vec<String> = changed.collect();
+    (!changed.is_empty()).then(|| changed.join("; "))
+}
+
+fn of_file(path: &Path) -> Result<String> {
+    let failed = |source| Error::Io {
+        action: "read",
+        path: path.into(),
+        source,
+    };
+    let file = File::open(path).map_err(failed)?;
+    let n_bytes = file.metadata().map_err(failed)?.len();
+    let mut hash = Hash::default();
+    let mut add = |from: u64, n: u64| {
+        let mut bytes = vec![0; n.min(n_bytes.saturating_sub(from)) as usize];
+        file.read_exact_at(&mut bytes, from).map_err(failed)?;
+        hash.add(&bytes);
+        Ok::<(), Error>(())
+    };
+    add(0, END_BYTES)?;
+    for piece in 0..N_PIECES {
+        add(n_bytes / N_PIECES * piece, PIECE_BYTES)?;
+    }
+    add(n_bytes.saturating_sub(END_BYTES), END_BYTES)?;
+    Ok(format!("{n_bytes} bytes, {:016x}", hash.0))
+}
+
+/// FNV-1a of parts.
+struct Hash(u64);
+
+impl Default for Hash {
+    fn default() -> Self {
+        Self(0xcbf2_9ce4_8422_2325)
+    }
+}
+
+impl Hash {
+    fn add(&mut self, bytes: &[u8]) {
+        // A part that ends elsewhere is another part.
+        for &byte in bytes.iter().chain(&(bytes.len() as u64).to_le_bytes()) {
+            self.0 = (self.0 ^ u64::from(byte)).wrapping_mul(0x0100_0000_01b3);
+        }
+    }
+}
