@@ -3,7 +3,7 @@
 use evaluate::models::Head;
 
 use super::similarity::contrast;
-use super::{Loss, Needs, Objective, Step};
+use super::{Loss, Needs, Objective, ObjectiveSpec, Step};
 use crate::Result;
 
 /// Image-text contrast of pre-training: the mean of the losses by each branch of the model's
@@ -15,21 +15,22 @@ use crate::Result;
 #[derive(Clone, Copy, Debug)]
 pub struct Contrastive;
 
+/// Its row of the table.
+pub(super) const SPEC: ObjectiveSpec = ObjectiveSpec {
+    name: "itc",
+    needs: Needs {
+        image: true,
+        text: true,
+        ..Needs::NOTHING
+    },
+    heads: &[Head::Contrastive, Head::FusedContrastive],
+    after: &[],
+    open: |_| Ok(Box::new(Contrastive)),
+};
+
 impl Objective for Contrastive {
-    fn name(&self) -> &'static str {
-        "itc"
-    }
-
-    fn needs(&self) -> Needs {
-        Needs {
-            image: true,
-            text: true,
-            ..Needs::default()
-        }
-    }
-
-    fn heads(&self) -> &'static [Head] {
-        &[Head::Contrastive, Head::FusedContrastive]
+    fn spec(&self) -> &'static ObjectiveSpec {
+        &SPEC
     }
 
     fn loss(&self, step: &Step<'_>) -> Result<Loss> {

@@ -3,27 +3,28 @@
 use evaluate::models::Head;
 use evaluate::nn::cross_entropy;
 
-use super::{Loss, Needs, Objective, Step};
+use super::{Loss, Needs, Objective, ObjectiveSpec, Step};
 use crate::Result;
 
 /// The class of an image, from the mean of its tokens after the last norm.
 #[derive(Clone, Copy, Debug)]
 pub struct ImageClassification;
 
+/// Its row of the table.
+pub(super) const SPEC: ObjectiveSpec = ObjectiveSpec {
+    name: "image_classification",
+    needs: Needs {
+        image: true,
+        ..Needs::NOTHING
+    },
+    heads: &[Head::ImageClasses],
+    after: &[],
+    open: |_| Ok(Box::new(ImageClassification)),
+};
+
 impl Objective for ImageClassification {
-    fn name(&self) -> &'static str {
-        "image_classification"
-    }
-
-    fn needs(&self) -> Needs {
-        Needs {
-            image: true,
-            ..Needs::default()
-        }
-    }
-
-    fn heads(&self) -> &'static [Head] {
-        &[Head::ImageClasses]
+    fn spec(&self) -> &'static ObjectiveSpec {
+        &SPEC
     }
 
     fn loss(&self, step: &Step<'_>) -> Result<Loss> {

@@ -7,7 +7,7 @@ use evaluate::batch::Pair;
 use evaluate::models::{Dvae, Head};
 
 use super::masked_language::{Guesses, guess};
-use super::{Loss, Needs, Objective, Step};
+use super::{Loss, Needs, Objective, ObjectiveSpec, Step};
 use crate::{Error, Result};
 
 /// Guessing the visual tokens of masked patches; the tokens are those of a discrete autoencoder.
@@ -54,25 +54,47 @@ impl MaskedImage {
     }
 }
 
+/// Masked image modeling with the text in sight.
+pub(super) const WITH_TEXT: ObjectiveSpec = ObjectiveSpec {
+    name: "mim",
+    needs: Needs {
+        image: true,
+        text: true,
+        masked_patches: true,
+        ..Needs::NOTHING
+    },
+    heads: &[Head::MaskedImage],
+    after: &[],
+    open: |with| {
+        Ok(Box::new(MaskedImage::with_text(
+            with.image_tokenizer("mim")?,
+        )))
+    },
+};
+
+/// Masked image modeling from the image alone.
+pub(super) const ALONE: ObjectiveSpec = ObjectiveSpec {
+    name: "image_mim",
+    needs: Needs {
+        image: true,
+        masked_patches: true,
+        ..Needs::NOTHING
+    },
+    heads: &[Head::MaskedImage],
+    after: &[],
+    open: |with| {
+        Ok(Box::new(MaskedImage::alone(
+            with.image_tokenizer("image_mim")?,
+        )))
+    },
+};
+
 impl Objective for MaskedImage {
-    fn name(&self) -> &'static str {
+    fn spec(&self) -> &'static ObjectiveSpec {
         match self.sees_text {
-            true => "mim",
-            false => "image_mim",
+            true => &WITH_TEXT,
+            false => &ALONE,
         }
-    }
-
-    fn needs(&self) -> Needs {
-        Needs {
-            image: true,
-            text: self.sees_text,
-            masked_patches: true,
-            ..Needs::default()
-        }
-    }
-
-    fn heads(&self) -> &'static [Head] {
-        &[Head::MaskedImage]
     }
 
     fn loss(&self, step: &Step<'_>) -> Result<Loss> {

@@ -5,7 +5,7 @@ use evaluate::batch::Pair;
 use evaluate::models::Head;
 use evaluate::nn::cross_entropy;
 
-use super::{Loss, Needs, Objective, Step};
+use super::{Loss, Needs, Objective, ObjectiveSpec, Step};
 use crate::Result;
 
 /// Guessing masked words from text and image together.
@@ -15,22 +15,23 @@ use crate::Result;
 #[derive(Clone, Copy, Debug)]
 pub struct MaskedLanguage;
 
+/// Its row of the table.
+pub(super) const SPEC: ObjectiveSpec = ObjectiveSpec {
+    name: "mlm",
+    needs: Needs {
+        image: true,
+        text: true,
+        masked_words: true,
+        ..Needs::NOTHING
+    },
+    heads: &[Head::MaskedLanguage],
+    after: &[],
+    open: |_| Ok(Box::new(MaskedLanguage)),
+};
+
 impl Objective for MaskedLanguage {
-    fn name(&self) -> &'static str {
-        "mlm"
-    }
-
-    fn needs(&self) -> Needs {
-        Needs {
-            image: true,
-            text: true,
-            masked_words: true,
-            ..Needs::default()
-        }
-    }
-
-    fn heads(&self) -> &'static [Head] {
-        &[Head::MaskedLanguage]
+    fn spec(&self) -> &'static ObjectiveSpec {
+        &SPEC
     }
 
     fn loss(&self, step: &Step<'_>) -> Result<Loss> {

@@ -7,7 +7,7 @@ use evaluate::nn::{Pass, cross_entropy};
 
 use super::similarity::contrast;
 use super::step::Similarities;
-use super::{Loss, Needs, Objective, Step};
+use super::{Loss, Needs, Objective, ObjectiveSpec, Step};
 use crate::batch::{Images, Texts};
 use crate::{Error, Result};
 
@@ -23,21 +23,22 @@ const FLOOR: f32 = 1e-6;
 #[derive(Clone, Copy, Debug)]
 pub struct Matching;
 
+/// Its row of the table.
+pub(super) const SPEC: ObjectiveSpec = ObjectiveSpec {
+    name: "itm",
+    needs: Needs {
+        image: true,
+        text: true,
+        ..Needs::NOTHING
+    },
+    heads: &[Head::Matching],
+    after: &["itc"],
+    open: |_| Ok(Box::new(Matching)),
+};
+
 impl Objective for Matching {
-    fn name(&self) -> &'static str {
-        "itm"
-    }
-
-    fn needs(&self) -> Needs {
-        Needs {
-            image: true,
-            text: true,
-            ..Needs::default()
-        }
-    }
-
-    fn heads(&self) -> &'static [Head] {
-        &[Head::Matching]
+    fn spec(&self) -> &'static ObjectiveSpec {
+        &SPEC
     }
 
     fn loss(&self, step: &Step<'_>) -> Result<Loss> {

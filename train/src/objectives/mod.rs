@@ -1,6 +1,6 @@
 //! What is learned: each objective turns a batch into a loss.
 //!
-//! One file each; [`by_name`] is the table of all.
+//! One file each; [`OBJECTIVES`] is the table of all.
 
 mod contrastive;
 mod image_classification;
@@ -10,6 +10,7 @@ mod matching;
 mod nlvr2;
 mod retrieval;
 mod similarity;
+mod spec;
 mod step;
 mod text_masked_language;
 mod vqa;
@@ -21,42 +22,14 @@ pub use masked_language::MaskedLanguage;
 pub use matching::Matching;
 pub use nlvr2::Nlvr2;
 pub use retrieval::Retrieval;
+pub use spec::{Needs, OBJECTIVES, ObjectiveSpec, Opening, by_name, in_order, spec};
 pub use step::{Randomness, Shared, Step};
 pub use text_masked_language::TextMaskedLanguage;
 pub use vqa::Vqa;
 
-use std::sync::Arc;
-
 use candle_core::Tensor;
-use evaluate::models::{Dvae, Head};
 
-use crate::{Error, Result};
-
-/// What an objective learns from.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub struct Needs {
-    /// Pictures.
-    pub image: bool,
-    /// Texts.
-    pub text: bool,
-    /// Texts with words masked.
-    pub masked_words: bool,
-    /// Pictures with patches masked, and a second view of them for the tokenizer of images.
-    pub masked_patches: bool,
-}
-
-impl Needs {
-    /// What two objectives need together.
-    #[must_use]
-    pub fn and(self, other: Self) -> Self {
-        Self {
-            image: self.image || other.image,
-            text: self.text || other.text,
-            masked_words: self.masked_words || other.masked_words,
-            masked_patches: self.masked_patches || other.masked_patches,
-        }
-    }
-}
+use crate::Result;
 
 /// A loss and what is told of it.
 #[derive(Clone, Debug)]
@@ -87,69 +60,42 @@ impl Loss {
 
 /// Something to be learned.
 pub trait Objective: Send + Sync {
+    /// Its row of [`OBJECTIVES`].
+    fn spec(&self) -> &'static ObjectiveSpec;
+
     /// Its name in recipes and logs.
-    fn name(&self) -> &'static str;
-
-    /// What it learns from.
-    fn needs(&self) -> Needs;
-
-    /// The heads that it uses: they may start fresh.
-    fn heads(&self) -> &'static [Head];
+    fn name(&self) -> &'static str {
+        self.spec().name
+    }
 
     /// The loss on a batch.
     ///
     /// # Errors
     /// When the model lacks a head, the batch lacks what is needed, or the device fails.
     fn loss(&self, step: &Step<'_>) -> Result<Loss>;
+
+    /// The objective as a loss over features of the whole batch, where it is one.
+    fn of_features(&self) -> Option<&dyn FeatureLoss> {
+        None
+    }
 }
 
-/// The names that recipes know.
-pub const NAMES: [&str; 10] = [
-    "itc",
-    "itm",
-    "mlm",
-    "text_mlm",
-    "mim",
-    "image_mim",
-    "image_classification",
-    "retrieval",
-    "vqa",
-    "nlvr2",
-];
+/// A loss over features of the whole batch: features of all parts can be computed first, without a
+/// graph, then the loss and its gradients by features once, then each part again. So it does not
+/// depend on how many examples are computed at once.
+pub trait FeatureLoss {
+    /// Features of a part, `(b, d)` each, in an order of the objective's own.
+    ///
+    /// # Errors
+    /// As [`Objective::loss`].
+    fn features(&self, step: &Step<'_>) -> Result<Vec<Tensor>>;
 
-/// Whether an objective guesses tokens of images, so that it needs their tokenizer.
-#[must_use]
-pub fn needs_image_tokenizer(name: &str) -> bool {
-    matches!(name, "mim" | "image_mim")
-}
-
-/// The objective of a name; `image_tokenizer` is for those that guess tokens of images.
-///
-/// # Errors
-/// [`Error::UnknownObjective`]; [`Error::NoImageTokenizer`].
-pub fn by_name(name: &str, image_tokenizer: Option<&Arc<Dvae>>) -> Result<Box<dyn Objective>> {
-    let tokenizer = || {
-        let tokenizer = image_tokenizer.cloned();
-        tokenizer.ok_or_else(|| Error::NoImageTokenizer { name: name.into() })
-    };
-    Ok(match name {
-        "mim" => Box::new(MaskedImage::with_text(tokenizer()?)),
-        "image_mim" => Box::new(MaskedImage::alone(tokenizer()?)),
-        "itc" => Box::new(Contrastive),
-        "itm" => Box::new(Matching),
-        "mlm" => Box::new(MaskedLanguage),
-        "text_mlm" => Box::new(TextMaskedLanguage),
-        "image_classification" => Box::new(ImageClassification),
-        "retrieval" => Box::new(Retrieval),
-        "vqa" => Box::new(Vqa),
-        "nlvr2" => Box::new(Nlvr2),
-        _ => {
-            return Err(Error::UnknownObjective {
-                name: name.into(),
-                known: NAMES.join(", "),
-            });
-        }
-    })
+    /// The loss of the features of all parts of this rank, in the order of
+    /// [`features`](FeatureLoss::features), the parts one after the other.
+    ///
+    /// # Errors
+    /// As [`Objective::loss`].
+    fn loss(&self, features: &[Tensor], step: &Step<'_>) -> Result<Loss>;
 }
 
 /// Rows of `logits: (n, classes)` whose largest number is the target's.

@@ -3,28 +3,30 @@
 use evaluate::models::Head;
 use evaluate::nn::cross_entropy;
 
-use super::{Loss, Needs, Objective, Step};
+use super::{Loss, Needs, Objective, ObjectiveSpec, Step};
 use crate::Result;
 
 /// True or false: the text with each image in turn, both results together to one classifier.
 #[derive(Clone, Copy, Debug)]
 pub struct Nlvr2;
 
+/// Its row of the table.
+pub(super) const SPEC: ObjectiveSpec = ObjectiveSpec {
+    name: "nlvr2",
+    needs: Needs {
+        image: true,
+        second_image: true,
+        text: true,
+        ..Needs::NOTHING
+    },
+    heads: &[Head::Nlvr2],
+    after: &[],
+    open: |_| Ok(Box::new(Nlvr2)),
+};
+
 impl Objective for Nlvr2 {
-    fn name(&self) -> &'static str {
-        "nlvr2"
-    }
-
-    fn needs(&self) -> Needs {
-        Needs {
-            image: true,
-            text: true,
-            ..Needs::default()
-        }
-    }
-
-    fn heads(&self) -> &'static [Head] {
-        &[Head::Nlvr2]
+    fn spec(&self) -> &'static ObjectiveSpec {
+        &SPEC
     }
 
     fn loss(&self, step: &Step<'_>) -> Result<Loss> {

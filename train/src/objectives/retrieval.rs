@@ -3,28 +3,29 @@
 use evaluate::models::{Branch, Head, image_features, text_features};
 
 use super::similarity::contrast;
-use super::{Loss, Needs, Objective, Step};
+use super::{Loss, Needs, Objective, ObjectiveSpec, Step};
 use crate::Result;
 
 /// Image-text contrast by the features of either modality alone.
 #[derive(Clone, Copy, Debug)]
 pub struct Retrieval;
 
+/// Its row of the table.
+pub(super) const SPEC: ObjectiveSpec = ObjectiveSpec {
+    name: "retrieval",
+    needs: Needs {
+        image: true,
+        text: true,
+        ..Needs::NOTHING
+    },
+    heads: &[Head::Contrastive],
+    after: &[],
+    open: |_| Ok(Box::new(Retrieval)),
+};
+
 impl Objective for Retrieval {
-    fn name(&self) -> &'static str {
-        "retrieval"
-    }
-
-    fn needs(&self) -> Needs {
-        Needs {
-            image: true,
-            text: true,
-            ..Needs::default()
-        }
-    }
-
-    fn heads(&self) -> &'static [Head] {
-        &[Head::Contrastive]
+    fn spec(&self) -> &'static ObjectiveSpec {
+        &SPEC
     }
 
     fn loss(&self, step: &Step<'_>) -> Result<Loss> {

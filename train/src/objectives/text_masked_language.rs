@@ -3,28 +3,29 @@
 use evaluate::models::Head;
 
 use super::masked_language::guess_words;
-use super::{Loss, Needs, Objective, Step};
+use super::{Loss, Needs, Objective, ObjectiveSpec, Step};
 use crate::Result;
 
 /// Guessing masked words from the text alone: VLMo's language stage (Bao et al. 2021, section 3.4).
 #[derive(Clone, Copy, Debug)]
 pub struct TextMaskedLanguage;
 
+/// Its row of the table.
+pub(super) const SPEC: ObjectiveSpec = ObjectiveSpec {
+    name: "text_mlm",
+    needs: Needs {
+        text: true,
+        masked_words: true,
+        ..Needs::NOTHING
+    },
+    heads: &[Head::MaskedLanguage],
+    after: &[],
+    open: |_| Ok(Box::new(TextMaskedLanguage)),
+};
+
 impl Objective for TextMaskedLanguage {
-    fn name(&self) -> &'static str {
-        "text_mlm"
-    }
-
-    fn needs(&self) -> Needs {
-        Needs {
-            text: true,
-            masked_words: true,
-            ..Needs::default()
-        }
-    }
-
-    fn heads(&self) -> &'static [Head] {
-        &[Head::MaskedLanguage]
+    fn spec(&self) -> &'static ObjectiveSpec {
+        &SPEC
     }
 
     fn loss(&self, step: &Step<'_>) -> Result<Loss> {

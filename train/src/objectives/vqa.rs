@@ -4,7 +4,7 @@ use candle_core::{D, DType};
 use evaluate::batch::Pair;
 use evaluate::models::Head;
 
-use super::{Loss, Needs, Objective, Step};
+use super::{Loss, Needs, Objective, ObjectiveSpec, Step};
 use crate::Result;
 
 /// Answers as classes with soft scores: binary cross entropy, summed over answers, averaged over
@@ -15,21 +15,22 @@ use crate::Result;
 #[derive(Clone, Copy, Debug)]
 pub struct Vqa;
 
+/// Its row of the table.
+pub(super) const SPEC: ObjectiveSpec = ObjectiveSpec {
+    name: "vqa",
+    needs: Needs {
+        image: true,
+        text: true,
+        ..Needs::NOTHING
+    },
+    heads: &[Head::Vqa],
+    after: &[],
+    open: |_| Ok(Box::new(Vqa)),
+};
+
 impl Objective for Vqa {
-    fn name(&self) -> &'static str {
-        "vqa"
-    }
-
-    fn needs(&self) -> Needs {
-        Needs {
-            image: true,
-            text: true,
-            ..Needs::default()
-        }
-    }
-
-    fn heads(&self) -> &'static [Head] {
-        &[Head::Vqa]
+    fn spec(&self) -> &'static ObjectiveSpec {
+        &SPEC
     }
 
     fn loss(&self, step: &Step<'_>) -> Result<Loss> {

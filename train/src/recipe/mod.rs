@@ -316,8 +316,8 @@ impl TrainRecipe {
             of_unit("image_masking.share", share)?;
         }
         for objective in &self.objectives {
-            let needs_tokenizer = objectives::needs_image_tokenizer(&objective.name);
-            if needs_tokenizer && self.image_masking.is_none() {
+            let spec = objectives::spec(&objective.name)?;
+            if spec.needs.masked_patches && self.image_masking.is_none() {
                 let name = objective.name.clone();
                 return Err(Error::NoImageTokenizer { name });
             }

@@ -40,7 +40,7 @@ impl Start {
     ) -> Result<Self> {
         let (blueprint, weights) = models::prepare(checkpoint, overrides, device, dtype)?;
         let fresh: Vec<&str> = (objectives.into_iter())
-            .flat_map(|objective| objective.heads())
+            .flat_map(|objective| objective.spec().heads)
             .flat_map(|&head| blueprint.prefixes(head))
             .copied()
             .collect();

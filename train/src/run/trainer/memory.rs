@@ -47,15 +47,15 @@ impl Trainer<'_> {
         };
         let start = self.start.weights.checkpoint();
         let part = self.order.batch_size() / self.place.collective.size() / self.n_parts;
-        let is_contrast = (self.objectives.iter()).any(|(objective, _)| objective.name() == "itc");
-        let branches = match self.start.model.dual() {
-            Ok(model) if is_contrast => model.branches(),
-            _ => &[],
-        };
+        let specs = self
+            .objectives
+            .iter()
+            .map(|(objective, _)| objective.spec());
+        let branches: Vec<_> = specs.flat_map(|spec| spec.branches()).collect();
         let activation_bytes = self.start.blueprint.activation_bytes(&Activations {
             n_examples: part,
             are_recomputed: self.recipe.checkpoint_activations,
-            branches,
+            branches: &branches,
         });
         Memory {
             n_parameters,

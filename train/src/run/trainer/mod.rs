@@ -213,16 +213,10 @@ impl<'a> Trainer<'a> {
 
     fn step(&mut self, loaded: &mut impl Iterator<Item = evaluate::Result<Loaded>>) -> Result<()> {
         let started = Instant::now();
-        let (mut told, mut waited) = (Told::default(), 0.0);
+        let mut told = Told::default();
         self.gradients.clear();
         let scale = self.state.loss_scale.as_ref().map_or(1.0, LossScale::scale);
-        for _ in 0..self.n_parts {
-            let waiting = Instant::now();
-            let part_loaded = loaded.next().ok_or(Error::NoData)??;
-            waited += waiting.elapsed().as_secs_f64();
-            let batch = part_loaded.batch(&self.place.device, self.dtype)?;
-            self.backward(&batch, scale, &mut told)?;
-        }
+        let waited = self.backward_of_parts(loaded, scale, &mut told)?;
         let collective = self.place.collective;
         all_finite(&told, collective)?;
         self.updater
@@ -249,6 +243,25 @@ impl<'a> Trainer<'a> {
         let share = 1.0 / collective.size() as f64;
         told.add("input_examples_per_second", rate, share);
         self.tell(told, updated)
+    }
+
+    /// Adds the gradients of this rank's share of the batch, part by part; how many seconds it has
+    /// waited for data.
+    fn backward_of_parts(
+        &mut self,
+        loaded: &mut impl Iterator<Item = evaluate::Result<Loaded>>,
+        scale: f64,
+        told: &mut Told,
+    ) -> Result<f64> {
+        let mut waited = 0.0;
+        for _ in 0..self.n_parts {
+            let waiting = Instant::now();
+            let part = loaded.next().ok_or(Error::NoData)??;
+            waited += waiting.elapsed().as_secs_f64();
+            let batch = part.batch(&self.place.device, self.dtype)?;
+            self.backward(&batch, scale, told)?;
+        }
+        Ok(waited)
     }
 
     /// Adds the gradients of every objective on a part of the batch.

@@ -29,9 +29,9 @@ impl<'a> Trainer<'a> {
         let collective = place.collective;
         let folder = RunFolder::open(place.folder, collective.is_first())?;
         let dtype = dtype(&recipe.precision)?;
-        let image_tokenizer = image_tokenizer(&recipe, &place)?;
+        let needs = needs(&recipe)?;
+        let image_tokenizer = image_tokenizer(&recipe, needs, &place)?;
         let objectives = objectives(&recipe, image_tokenizer.as_ref())?;
-        let needs = (objectives.iter()).fold(Needs::default(), |n, (o, _)| n.and(o.needs()));
         let examples = examples(&recipe, needs)?;
         let tokenizer = Arc::new(Tokenizer::open(&recipe.data.tokenizer)?);
 
@@ -40,8 +40,7 @@ impl<'a> Trainer<'a> {
             Some((_, state)) => Init::from_checkpoint(state.join("model.safetensors")),
             None => recipe.init.clone(),
         };
-        let is_nlvr2 = objectives.iter().any(|(o, _)| o.name() == "nlvr2");
-        let checkpoint = checkpoint.open(&recipe.model, is_nlvr2, place.progress)?;
+        let checkpoint = checkpoint.open(&recipe.model, needs.second_image, place.progress)?;
         let answers = examples.n_answers().map(|n| (Head::Vqa, n));
         let tokens = (image_tokenizer.as_ref()).map(|dvae| (Head::MaskedImage, dvae.vocabulary()));
         let classes: Vec<(Head, usize)> = answers.into_iter().chain(tokens).collect();
@@ -138,12 +137,22 @@ impl<'a> Trainer<'a> {
     }
 }
 
+/// What the objectives of a recipe learn from, all together.
+fn needs(recipe: &TrainRecipe) -> Result<Needs> {
+    let mut all = Needs::NOTHING;
+    for objective in &recipe.objectives {
+        all = all.and(objectives::spec(&objective.name)?.needs);
+    }
+    Ok(all)
+}
+
 /// The tokenizer of images, where an objective guesses their tokens.
-fn image_tokenizer(recipe: &TrainRecipe, place: &Where<'_>) -> Result<Option<Arc<Dvae>>> {
-    let mut names = recipe.objectives.iter().map(|o| o.name.as_str());
-    let Some(masking) =
-        (recipe.image_masking.as_ref()).filter(|_| names.any(objectives::needs_image_tokenizer))
-    else {
+fn image_tokenizer(
+    recipe: &TrainRecipe,
+    needs: Needs,
+    place: &Where<'_>,
+) -> Result<Option<Arc<Dvae>>> {
+    let Some(masking) = (recipe.image_masking.as_ref()).filter(|_| needs.masked_patches) else {
         return Ok(None);
     };
     let checkpoint = merge::io::open(&masking.tokenizer, &OpenOptions::default())?;
@@ -160,8 +169,7 @@ fn objectives(
         Ok((objective, settings.weight))
     };
     let mut objectives: Vec<_> = recipe.objectives.iter().map(open).collect::<Result<_>>()?;
-    // Matching draws by the similarities that contrast leaves, wherever in the recipe it stands.
-    objectives.sort_by_key(|(objective, _): &(Box<dyn Objective>, f64)| objective.name() == "itm");
+    objectives::in_order(&mut objectives);
     Ok(objectives)
 }
 

@@ -1,0 +1,175 @@
+//! The table of objectives.
+
+use std::sync::Arc;
+
+use evaluate::models::{Branch, Dvae, Head};
+
+use super::{
+    Objective, contrastive, image_classification, masked_image, masked_language, matching, nlvr2,
+    retrieval, text_masked_language, vqa,
+};
+use crate::{Error, Result};
+
+/// What an objective learns from.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Needs {
+    /// Pictures.
+    pub image: bool,
+    /// A second picture of each example.
+    pub second_image: bool,
+    /// Texts.
+    pub text: bool,
+    /// Texts with words masked.
+    pub masked_words: bool,
+    /// Pictures with patches masked, and a second view of them for the tokenizer of images, which the
+    /// recipe must name.
+    pub masked_patches: bool,
+}
+
+impl Needs {
+    /// Nothing at all.
+    pub const NOTHING: Self = Self {
+        image: false,
+        second_image: false,
+        text: false,
+        masked_words: false,
+        masked_patches: false,
+    };
+
+    /// What two objectives need together.
+    #[must_use]
+    pub fn and(self, other: Self) -> Self {
+        Self {
+            image: self.image || other.image,
+            second_image: self.second_image || other.second_image,
+            text: self.text || other.text,
+            masked_words: self.masked_words || other.masked_words,
+            masked_patches: self.masked_patches || other.masked_patches,
+        }
+    }
+}
+
+/// What is at hand when an objective is opened.
+#[derive(Clone, Copy, Default)]
+pub struct Opening<'a> {
+    /// What makes tokens of images, where the recipe names it.
+    pub image_tokenizer: Option<&'a Arc<Dvae>>,
+}
+
+impl Opening<'_> {
+    /// The tokenizer of images, for the objective `name`.
+    ///
+    /// # Errors
+    /// [`Error::NoImageTokenizer`].
+    pub fn image_tokenizer(&self, name: &str) -> Result<Arc<Dvae>> {
+        let tokenizer = self.image_tokenizer.cloned();
+        tokenizer.ok_or_else(|| Error::NoImageTokenizer { name: name.into() })
+    }
+}
+
+/// An objective as everybody else knows it before it is opened.
+#[derive(Debug)]
+pub struct ObjectiveSpec {
+    /// Its name in recipes and logs.
+    pub name: &'static str,
+    /// What it learns from.
+    pub needs: Needs,
+    /// The heads that it uses: they may start fresh.
+    pub heads: &'static [Head],
+    /// Objectives that come before it in a step, wherever the recipe lists them: it uses what they
+    /// leave.
+    pub after: &'static [&'static str],
+    /// Opens it.
+    pub open: fn(&Opening<'_>) -> Result<Box<dyn Objective>>,
+}
+
+/// All objectives.
+pub const OBJECTIVES: &[&ObjectiveSpec] = &[
+    &contrastive::SPEC,
+    &matching::SPEC,
+    &masked_language::SPEC,
+    &text_masked_language::SPEC,
+    &masked_image::WITH_TEXT,
+    &masked_image::ALONE,
+    &image_classification::SPEC,
+    &retrieval::SPEC,
+    &vqa::SPEC,
+    &nlvr2::SPEC,
+];
+
+impl ObjectiveSpec {
+    /// The branches of features that it compares.
+    pub fn branches(&self) -> impl Iterator<Item = Branch> {
+        self.heads.iter().filter_map(|head| match head {
+            Head::Contrastive => Some(Branch::Apart),
+            Head::FusedContrastive => Some(Branch::Fused),
+            _ => None,
+        })
+    }
+
+    /// How many objectives must come before it, one after the other.
+    fn depth(&self) -> usize {
+        let before = self.after.iter().filter_map(|name| spec(name).ok());
+        before.map(|spec| spec.depth() + 1).max().unwrap_or(0)
+    }
+}
+
+/// The row of a name.
+///
+/// # Errors
+/// [`Error::UnknownObjective`].
+pub fn spec(name: &str) -> Result<&'static ObjectiveSpec> {
+    let spec = OBJECTIVES.iter().find(|spec| spec.name == name);
+    spec.copied().ok_or_else(|| {
+        let names: Vec<&str> = OBJECTIVES.iter().map(|spec| spec.name).collect();
+        Error::UnknownObjective {
+            name: name.into(),
+            known: names.join(", "),
+        }
+    })
+}
+
+/// The objective of a name; `image_tokenizer` is for those that guess tokens of images.
+///
+/// # Errors
+/// [`Error::UnknownObjective`]; [`Error::NoImageTokenizer`].
+pub fn by_name(name: &str, image_tokenizer: Option<&Arc<Dvae>>) -> Result<Box<dyn Objective>> {
+    (spec(name)?.open)(&Opening { image_tokenizer })
+}
+
+/// Brings objectives into the order of a step: each after those whose results it uses, otherwise as
+/// they are listed.
+pub fn in_order<T>(objectives: &mut [(Box<dyn Objective>, T)]) {
+    objectives.sort_by_key(|(objective, _)| objective.spec().depth());
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_objective_comes_after_those_whose_results_it_uses() {
+        let open = |name: &str| (by_name(name, None).expect("known"), ());
+        let mut objectives: Vec<_> = ["itm", "mlm", "itc"].map(open).into();
+        in_order(&mut objectives);
+        let names: Vec<&str> = objectives.iter().map(|(o, ())| o.name()).collect();
+        assert_eq!(names, ["mlm", "itc", "itm"]);
+    }
+
+    #[test]
+    fn every_row_has_its_own_name_and_names_rows_only() {
+        for (at, row) in OBJECTIVES.iter().enumerate() {
+            assert!(
+                OBJECTIVES[at + 1..]
+                    .iter()
+                    .all(|other| other.name != row.name)
+            );
+            assert!(
+                row.after.iter().all(|name| spec(name).is_ok()),
+                "{}",
+                row.name
+            );
+            assert!(!row.heads.is_empty(), "{}", row.name);
+        }
+    }
+}
