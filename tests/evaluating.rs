@@ -16,10 +16,10 @@ const SEED: &str = "fixtures/ckpt/ufo_pretrain.ckpt";
 const VOCABULARY: &str = "fixtures/real/vocab.txt";
 
 /// A folder with the arrow files of the real pictures.
-struct Data(TempDir);
+pub(crate) struct Data(TempDir);
 
 impl Data {
-    fn build(data_sets: &[&str]) -> Self {
+    pub(crate) fn build(data_sets: &[&str]) -> Self {
         let folder = TempDir::new().expect("a folder");
         let data = Self(folder);
         for name in data_sets {
@@ -38,12 +38,12 @@ impl Data {
         data
     }
 
-    fn path(&self, name: &str) -> String {
+    pub(crate) fn path(&self, name: &str) -> String {
         shown(&self.0.path().join(name))
     }
 
     /// Flags of a verb that runs a tiny checkpoint on the data.
-    fn flags(&self, task: &str, split: &str) -> Vec<String> {
+    pub(crate) fn flags(&self, task: &str, split: &str) -> Vec<String> {
         let arrow = self.path("arrow");
         let flags = [
             "--task",
@@ -65,12 +65,12 @@ fn shown(path: &Path) -> String {
     path.to_str().expect("the path is UTF-8").to_owned()
 }
 
-fn ok(said: &Said) -> &Said {
+pub(crate) fn ok(said: &Said) -> &Said {
     assert_eq!(said.code, Some(0), "{}", said.stderr);
     said
 }
 
-fn run(arguments: &[&str], flags: &[String]) -> Said {
+pub(crate) fn run(arguments: &[&str], flags: &[String]) -> Said {
     let flags = flags.iter().map(String::as_str);
     vlmerge(&arguments.iter().copied().chain(flags).collect::<Vec<_>>())
 }

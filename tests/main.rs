@@ -9,6 +9,7 @@ mod data;
 mod data_cases;
 mod encode;
 mod evaluating;
+mod grams_between_checkpoints;
 mod inspect;
 mod lora;
 mod merging;

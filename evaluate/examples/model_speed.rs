@@ -14,6 +14,7 @@ use evaluate::capture::Capture;
 use evaluate::models::{Multiway, Overrides};
 use evaluate::nn::{Mask, Pass};
 use merge::io::OpenOptions;
+use merge::layouts::GramNames;
 
 /// Inputs that depend on their place only, as the reference makes them.
 struct Inputs {
@@ -67,6 +68,8 @@ fn main() -> Result<()> {
         checkpoint.as_ref(),
         &OpenOptions::default(),
     )?);
+    let layout = merge::layouts::detect(&file)?;
+    let names = GramNames::of(&file, layout.as_ref());
     let (model, _) = Multiway::open(file, &Overrides::default(), &Device::Cpu, DType::F32)?;
     let Ok(batch) = batch.parse::<usize>() else {
         return compare(&model, batch);
@@ -74,7 +77,7 @@ fn main() -> Result<()> {
     let rounds = rest.first().and_then(|text| text.parse().ok()).unwrap_or(5);
     let grams = rest.get(1).is_some_and(|word| word == "grams");
     let inputs = Inputs::new(&model, batch)?;
-    let capture = Capture::new().with_shared(true);
+    let capture = Capture::new(names).with_shared(true);
     let tap = capture.times(1);
     let pass = if grams {
         Pass::tapped(&tap)

@@ -1,10 +1,12 @@
-//! Filling gram matrices from the inputs of linear layers as they pass by.
+//! Filling gram matrices from the inputs of linear layers as they pass by. What they are called is the
+//! layout's to say ([`GramNames`]); a layer that passes by under another name is an error.
 
 use std::collections::BTreeMap;
 use std::sync::{Mutex, PoisonError};
 
 use candle_core::{DType, Result, Tensor};
 use merge::gram::Gram;
+use merge::layouts::GramNames;
 
 use crate::nn::{Mask, Tap};
 
@@ -21,6 +23,7 @@ struct Sums {
 /// <https://arxiv.org/abs/2212.09849>, section 3.2.
 #[derive(Debug, Default)]
 pub struct Capture {
+    names: GramNames,
     sums: Mutex<Sums>,
     counts_padding: bool,
     takes_shared: bool,
@@ -29,8 +32,11 @@ pub struct Capture {
 impl Capture {
     /// Of the layers that experts own: those are merged. Rows of padding are left out.
     #[must_use]
-    pub fn new() -> Self {
-        Self::default()
+    pub fn new(names: GramNames) -> Self {
+        Self {
+            names,
+            ..Self::default()
+        }
     }
 
     /// Rows of padding are counted, as published code does.
@@ -61,7 +67,7 @@ impl Capture {
         self
     }
 
-    /// A tap that counts every row `times` times: as many as there are examples with one image.
+    /// A tap that counts every row `times` times: once for each text that shares the image.
     #[must_use]
     pub fn times(&self, times: u32) -> Counted<'_> {
         Counted {
@@ -85,8 +91,13 @@ impl Capture {
     }
 
     fn add(&self, key: &str, input: &Tensor, mask: Option<&Mask>, times: u32) -> Result<()> {
-        if !self.takes_shared && !is_owned(key) {
-            return Ok(());
+        match self.names.is_owned(key) {
+            Some(is_owned) if is_owned || self.takes_shared => {}
+            Some(_) => return Ok(()),
+            None => candle_core::bail!(
+                "a layer called `{key}` passes by, and the layout {} has no such gram matrix",
+                self.names.layout()
+            ),
         }
         let width = input.dim(candle_core::D::Minus1)?;
         let rows: Vec<f32> = input.to_dtype(DType::F32)?.flatten_all()?.to_vec1()?;
@@ -109,12 +120,6 @@ impl Capture {
         gram.add_rows(&rows, times, products);
         Ok(())
     }
-}
-
-/// Whether a gram key is that of an expert's layer: `transformer.blocks.3.attn.v.proj`.
-fn is_owned(key: &str) -> bool {
-    key.split('.')
-        .any(|segment| ["v", "l", "vl"].contains(&segment))
 }
 
 /// A [`Capture`] that counts rows several times.

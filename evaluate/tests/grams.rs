@@ -9,6 +9,7 @@ use evaluate::models::{Multiway, Overrides};
 use evaluate::nn::{Mask, Pass};
 use merge::gram::{Gram, GramRecord, GramStore};
 use merge::io::{OpenOptions, WriteOptions};
+use merge::layouts::GramNames;
 use merge::progress::Silent;
 
 use crate::fixture::{json, list, path};
@@ -24,7 +25,7 @@ fn open(name: &str) -> Arc<merge::Checkpoint> {
     Arc::new(opened.expect("the fixture opens"))
 }
 
-fn model() -> Multiway {
+fn model() -> (Multiway, GramNames) {
     let overrides = Overrides {
         text_table_len: Some(16),
         ..Overrides::default()
@@ -44,8 +45,11 @@ fn model() -> Multiway {
         ..Default::default()
     };
     let converted = merge::execute::in_memory(&plan, &run, &Silent).expect("converted");
-    let opened = Multiway::open(Arc::new(converted), &overrides, &Device::Cpu, DType::F32);
-    opened.expect("the model loads").0
+    let converted = Arc::new(converted);
+    let layout = merge::layouts::detect(&converted).expect("a layout");
+    let names = GramNames::of(&converted, layout.as_ref());
+    let opened = Multiway::open(converted, &overrides, &Device::Cpu, DType::F32);
+    (opened.expect("the model loads").0, names)
 }
 
 /// 24 samples: two images and a padded text each.
@@ -102,7 +106,7 @@ fn capture(task: &str, model: &Multiway, capture: &Capture) {
 
 #[test]
 fn grams_are_those_that_the_published_program_caches() {
-    let model = model();
+    let (model, names) = model();
     let manifest = json("manifest.json");
     let cases = list(&manifest["cases"])
         .iter()
@@ -110,7 +114,7 @@ fn grams_are_those_that_the_published_program_caches() {
     let mut n_cases = 0;
     for case in cases {
         let task = case["params"]["task"].as_str().expect("a task");
-        let sums = Capture::new().counting_padding(true);
+        let sums = Capture::new(names.clone()).counting_padding(true);
         capture(task, &model, &sums);
         let grams = sums.into_grams();
         let expected = GramStore::new(open(case["expected"].as_str().expect("a file")));
@@ -135,9 +139,9 @@ fn grams_are_those_that_the_published_program_caches() {
 
 #[test]
 fn padding_is_left_out_unless_it_is_asked_for() {
-    let model = model();
+    let (model, names) = model();
     let count = |capture_padding| {
-        let sums = Capture::new().counting_padding(capture_padding);
+        let sums = Capture::new(names.clone()).counting_padding(capture_padding);
         capture("irtr", &model, &sums);
         sums.into_grams()["transformer.blocks.0.attn.l"].rows()
     };

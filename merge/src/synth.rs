@@ -79,6 +79,7 @@ impl Synthesis {
             sources: Vec::new(),
             stages: Vec::new(),
             grams: Vec::new(),
+            gram_uses: Vec::new(),
             model: self.record(),
             entries,
             dropped: Vec::new(),

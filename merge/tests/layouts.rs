@@ -218,7 +218,7 @@ fn gram_names_of_each_task_are_those_of_the_published_files() {
             };
             let block = slot.block.expect("experts live in blocks");
             if layout.used_experts(task, block).contains(&expert) {
-                names.extend(layout.gram_key(&slot, expert));
+                names.extend(layout.gram_key(&slot, Some(expert)));
             }
         }
         let grams = fixture(&format!("merge/gram_{file}.safetensors"));

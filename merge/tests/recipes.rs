@@ -501,7 +501,7 @@ fn fisher_files_weigh_element_by_element_and_must_fit() {
 }
 
 #[test]
-fn regmean_between_checkpoints_solves_layers_with_grams_and_averages_the_rest() {
+fn regmean_between_checkpoints_refuses_a_layer_without_a_gram_unless_it_may_take_the_mean() {
     let folder = Folder::three();
     for (name, gram) in [
         ("ga", [3.0f64, 0.0, 0.0, 1.0]),
@@ -517,11 +517,15 @@ fn regmean_between_checkpoints_solves_layers_with_grams_and_averages_the_rest() 
             &BTreeMap::from([("layers.0.mlp.fc".to_owned(), raw)]),
         );
     }
+    let recipe = "merge_method: regmean\nmodels:\n- {model: <a>, parameters: {grams: <ga>}}\n- \
+                  {model: <b>, parameters: {grams: <gb>}}";
+    let fault = folder.fault(recipe);
+    assert!(
+        fault.contains("`layers.1.mlp.fc.weight`") && fault.contains("has no `layers.1.mlp.fc`"),
+        "{fault}"
+    );
     let merged = folder
-        .merge(
-            "merge_method: regmean\nmodels:\n- {model: <a>, parameters: {grams: <ga>}}\n- {model: <b>, \
-             parameters: {grams: <gb>}}",
-        )
+        .merge(&format!("{recipe}\non_missing_gram: mean"))
         .expect("merges");
     // Columns weigh by the diagonals: (3 · 2 + 1 · 4) / 4 and (1 · 2 + 3 · 4) / 4.
     assert_eq!(merged["layers.0.mlp.fc.weight"].values()[..2], [2.5, 3.5]);

@@ -189,6 +189,7 @@ impl Draft {
             sources: self.sources,
             stages: Vec::new(),
             grams: Vec::new(),
+            gram_uses: Vec::new(),
             model,
             entries: self.entries.into_values().collect(),
             dropped: self.dropped,

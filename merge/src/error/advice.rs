@@ -4,6 +4,7 @@ use std::io::ErrorKind;
 
 use super::{ConversionFault, Error, SplitFault, TorchFault, WriteFault};
 use crate::io::ZipFault;
+use crate::methods::Member;
 
 impl Error {
     /// Whether the fault lies in the arguments or the recipe (exit code 2) rather than in a file.
@@ -60,9 +61,14 @@ impl Error {
                 "cache the gram matrices from more data, or pass --shrink below 1 or a --ridge"
                     .into(),
             ),
-            Self::MissingGram { .. } => Some(
+            Self::MissingGram { member: Member::Expert(_), .. } => Some(
                 "were the gram matrices cached for another task? --for names the task whose \
                  experts are merged"
+                    .into(),
+            ),
+            Self::MissingGram { .. } => Some(
+                "`vlmerge gram --shared` sums the inputs of all layers; `on_missing_gram: mean` in the \
+                 recipe takes the plain mean of such weights"
                     .into(),
             ),
             Self::NonFinite { .. } => Some("pass --allow-non-finite to write it all the same".into()),

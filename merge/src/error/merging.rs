@@ -92,6 +92,19 @@ pub enum MergeFault {
         /// The first of those.
         place: Place,
     },
+    /// Gram matrices of another model.
+    #[error(
+        "{} was summed over {summed}, not over {}: RegMean needs the inputs of the weights that it merges",
+        grams.display(), model.display()
+    )]
+    ForeignGrams {
+        /// The gram file.
+        grams: PathBuf,
+        /// The files it was summed over.
+        summed: String,
+        /// The model it is given for.
+        model: PathBuf,
+    },
     /// Tensors of one name and different shapes.
     #[error("`{key}` has shape {found:?} in {model}, expected {expected:?} as in {first}{place}")]
     Shapes {
@@ -274,6 +287,7 @@ impl MergeFault {
                 | Self::NoEmbeddings { .. }
                 | Self::Companion { .. }
                 | Self::NoDirection { .. }
+                | Self::ForeignGrams { .. }
         )
     }
 
@@ -283,6 +297,10 @@ impl MergeFault {
             Self::OnlyInSome { .. } => Some(
                 "`on_missing: copy` takes such tensors from the base or the first model that has them, \
                  `on_missing: skip` leaves them out",
+            ),
+            Self::ForeignGrams { .. } => Some(
+                "give each model the grams that were summed over it; `foreign_grams: allow` in the recipe \
+                 takes them if that file held the same weights",
             ),
             Self::SeveralStacks { .. } => Some("name one of them as `layers:`"),
             Self::Vocabularies { .. } => Some(

@@ -351,13 +351,17 @@ pub enum Error {
         /// The experts.
         experts: Vec<Expert>,
     },
-    /// The gram file lacks the matrix of an expert that takes part.
-    #[error("cannot merge `{slot}`: no gram matrix for {member}")]
+    /// The gram file lacks the matrix of a member of a linear weight.
+    #[error("cannot merge `{slot}`: no gram matrix for {member}: {} has no `{key}`", path.display())]
     MissingGram {
         /// The merged key.
         slot: String,
         /// Whose it would be.
         member: Member,
+        /// The name that it would have.
+        key: String,
+        /// The gram file.
+        path: PathBuf,
     },
     /// A gram matrix that does not fit its layer.
     #[error("cannot merge `{slot}`: {member} has shape {weight:?}, its gram matrix {gram:?}")]

@@ -184,6 +184,7 @@ fn write_all(
         Some(hashes) => provenance.with_hashes(hashes),
         None => provenance,
     };
+    plan.check_grams(&provenance)?;
     // Before the weights have their name: who finds those finds all.
     let companions = beside::write(plan, write, &provenance)?;
     let mut files = writer.finish(&plan.metadata(&provenance)?)?;

@@ -3,9 +3,9 @@
 
 use std::collections::BTreeMap;
 
-use crate::{Checkpoint, ParamKind, Result, Role, Slot};
+use crate::{Checkpoint, Expert, ParamKind, Result, Role, Slot};
 
-use super::{Description, Dimensions, Layout};
+use super::{Description, Dimensions, Layout, layer_of};
 
 /// A checkpoint of no known family.
 #[derive(Clone, Debug)]
@@ -79,6 +79,11 @@ fn guess(key: &str, rank: usize) -> ParamKind {
 impl Layout for Generic {
     fn description(&self) -> &Description {
         &self.description
+    }
+
+    /// The layer's own name: the key without `.weight`.
+    fn gram_key(&self, slot: &Slot, _: Option<Expert>) -> Option<String> {
+        layer_of(slot)
     }
 
     /// Never an error: a name that the checkpoint lacks is judged without its rank.

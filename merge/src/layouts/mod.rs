@@ -2,17 +2,19 @@
 
 mod count;
 mod generic;
+mod gram_names;
 mod multiway;
 
 pub use count::{Count, PartCounts, count};
 pub use generic::Generic;
+pub use gram_names::GramNames;
 pub use multiway::{Beit, VlMerging, Vlmo, beit, vl_merging, vlmo};
 pub use multiway::{Buffer, CatalogSpec, Form, GivenSizes, Heads, ModelRecord};
 pub use multiway::{ShallowAttention, Sizes, Window, catalog};
 
 use serde::Serialize;
 
-use crate::{Checkpoint, Error, Expert, Result, Role, Slot};
+use crate::{Checkpoint, Error, Expert, ParamKind, Result, Role, Slot};
 
 /// Sizes of a model, read off its tensors (and its stored configuration where there is one).
 /// Symbols are those of the papers; what cannot be known is `None`.
@@ -79,12 +81,10 @@ pub trait Layout: Send + Sync {
     /// [`Error::UnknownKey`] for a key outside the family's grammar.
     fn role(&self, key: &str) -> Result<Role>;
 
-    /// The name under which published code stores the gram matrix of the inputs of `slot`, a
-    /// linear weight, for one expert; `None` where the family has no such name.
-    fn gram_key(&self, slot: &Slot, expert: Expert) -> Option<String> {
-        let _ = (slot, expert);
-        None
-    }
+    /// The name of the gram matrix of the inputs of `slot`, for one expert's copy or for the one that all
+    /// share: passes record it, gram files keep it and merges look for it under this name alone. `None`
+    /// for what is no linear weight, and for linear weights whose inputs the family does not record.
+    fn gram_key(&self, slot: &Slot, expert: Option<Expert>) -> Option<String>;
 
     /// Experts that own something in a block, in the order of [`Expert`]; empty where all is shared.
     fn block_experts(&self, block: usize) -> Vec<Expert> {
@@ -194,6 +194,13 @@ pub fn by_name(name: &str, checkpoint: &Checkpoint) -> Result<Box<dyn Layout>> {
         return Err(mismatch(format!("it is {}", layout.name())));
     }
     Ok(layout)
+}
+
+/// The linear layer that a slot is the weight of, as its key names it; `None` for any other slot.
+pub(crate) fn layer_of(slot: &Slot) -> Option<String> {
+    let is_linear = slot.kind == ParamKind::LinearWeight;
+    let layer = slot.key.strip_suffix(".weight").filter(|_| is_linear)?;
+    Some(layer.to_owned())
 }
 
 fn boxed<L: Layout + 'static>(layout: Option<L>) -> Option<Box<dyn Layout>> {

@@ -10,18 +10,19 @@ use crate::methods::{
     Base, GroupData, GroupShape, Member, MergeMethod, Needs, Operation, WholeKernel,
 };
 use crate::recipe::Parameters;
-use crate::{Error, ParamKind, Result, Slot};
+use crate::{Error, Result, Slot};
 
 /// ## What it does
 /// Finds the linear layer whose outputs are closest, in least squares over the cached inputs, to
 /// those of all experts: `W = (Σₑ Wₑ G̃ₑ) (Σₑ G̃ₑ)⁻¹`, where `Gₑ = XᵀX` is the gram matrix of the
 /// layer's inputs and `G̃ = γ G + (1 − γ) diag(G)`. Computed in f64 by a Cholesky factorization,
-/// never an inverse. Biases and norms take the plain mean of the same experts. Checkpoints are merged
-/// likewise; there, a weight for which no model has a gram matrix takes the plain mean.
+/// never an inverse. Biases and norms take the plain mean of the same experts, and so do linear weights
+/// whose inputs the family does not record (heads of the multiway models). Checkpoints are merged
+/// likewise, in any family.
 /// ## Parameters
 /// | name | default | range | meaning |
 /// |---|---|---|---|
-/// | `grams` | required | file | gram matrices: this program's file, or full matrices under the published names in safetensors or `.pth`; between checkpoints one file for each model, with the layers' names |
+/// | `grams` | required | file | gram matrices: this program's file, or full matrices under the published names in safetensors or `.pth`; between checkpoints one file for each model |
 /// | `shrink` | 1 | `[0, 1]` | γ, the factor on the off-diagonal |
 /// | `ridge` | 0 | `≥ 0` | adds `ridge` times the mean diagonal to every expert's diagonal, which pulls towards the plain mean |
 /// ## As published
@@ -32,7 +33,9 @@ use crate::{Error, ParamKind, Result, Slot};
 /// <https://arxiv.org/abs/2212.09849>, section 3; Sung et al. 2023,
 /// <https://arxiv.org/abs/2304.14933>, for experts of one model.
 /// # Errors
-/// [`Error::MissingGram`] naming the expert; [`Error::SingularGram`] when the summed gram is not
+/// [`Error::MissingGram`] naming the weight, unless the recipe says `on_missing_gram: mean`;
+/// [`crate::MergeFault::ForeignGrams`] for grams of another file, unless it says `foreign_grams: allow`;
+/// [`Error::SingularGram`] when the summed gram is not
 /// positive definite, as with fewer rows than inputs or with dead inputs.
 #[derive(Clone)]
 pub struct RegMean {
@@ -90,9 +93,8 @@ impl MergeMethod for RegMean {
     }
 
     fn operation(&self, group: &GroupShape<'_>) -> Result<Operation> {
-        // Between checkpoints, layers are known by their gram matrices alone.
-        let has_none = group.experts.is_empty() && group.grams.iter().all(Option::is_none);
-        if group.slot.kind != ParamKind::LinearWeight || has_none {
+        // The plan has asked for the matrices of every weight that should have some.
+        if group.grams.is_empty() {
             return Ok(match group.members.len() {
                 1 => Operation::Take(0),
                 n => Operation::Elementwise(Arc::new(Shares(vec![1.0 / n as f64; n]))),
@@ -101,13 +103,9 @@ impl MergeMethod for RegMean {
         let solved: Vec<usize> = (0..group.members.len())
             .filter(|&member| group.grams[member].is_some())
             .collect();
-        if let Some(missing) = group.grams.iter().position(Option::is_none)
-            && (!self.skip_missing || solved.is_empty())
-        {
-            return Err(Error::MissingGram {
-                slot: group.slot.key.clone(),
-                member: group.members[missing].clone(),
-            });
+        let is_complete = solved.len() == group.members.len();
+        if solved.is_empty() || (!is_complete && !self.skip_missing) {
+            return Err(NO_GRAM);
         }
         if group.members.len() == 1 && !self.skip_missing {
             return Ok(Operation::Take(0));
@@ -122,15 +120,19 @@ impl MergeMethod for RegMean {
 
     fn describe(&self, group: &GroupShape<'_>) -> String {
         let names = group.labels();
-        match group.slot.kind {
+        match group.grams.is_empty() {
             _ if names.len() == 1 => names.concat(),
-            ParamKind::LinearWeight if group.grams.iter().any(Option::is_some) => {
-                format!("least squares of {}", names.join(", "))
-            }
-            _ => format!("mean of {}", names.join(", ")),
+            false => format!("least squares of {}", names.join(", ")),
+            true => format!("mean of {}", names.join(", ")),
         }
     }
 }
+
+/// What a plan has made sure of before it asks for an operation.
+const NO_GRAM: Error = Error::MethodNeeds {
+    method: "regmean",
+    what: "a gram matrix for each member of a linear weight",
+};
 
 /// The solution for one linear weight.
 struct Solve {
@@ -147,10 +149,7 @@ impl WholeKernel for Solve {
     fn merge(&self, group: &dyn GroupData) -> Result<ArrayD<f64>> {
         // `operation` never builds this without a solved member; there is no answer to none.
         let Some((&last, others)) = self.solved.split_last() else {
-            return Err(Error::MissingGram {
-                slot: self.slot.key.clone(),
-                member: self.members[0].clone(),
-            });
+            return Err(NO_GRAM);
         };
         let (last_weight, mut denominator) = self.terms(group, last)?;
         if others.is_empty() {

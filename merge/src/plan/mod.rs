@@ -15,6 +15,7 @@ use crate::{Checkpoint, Result, TensorInfo};
 
 mod checkpoints;
 mod companions;
+mod grams;
 mod resolve;
 mod settings;
 mod stacks;
@@ -22,6 +23,7 @@ pub(crate) mod stages;
 mod views;
 mod vocabularies;
 
+pub use grams::GramUse;
 pub use settings::name_pattern;
 pub use stages::Stage;
 
@@ -153,6 +155,8 @@ pub struct MergePlan {
     pub stages: Vec<Stage>,
     /// Where gram matrices are read from.
     pub grams: Vec<Arc<GramStore>>,
+    /// Which sources the gram files were summed over.
+    pub gram_uses: Vec<GramUse>,
     /// What is known of the output's model; what is open here is as the inputs say.
     pub model: ModelRecord,
     /// Output tensors, by name.
@@ -194,6 +198,19 @@ impl MergePlan {
         let mut metadata = provenance.to_metadata();
         self.record()?.add_to(&mut metadata);
         Ok(metadata)
+    }
+
+    /// Whether gram files were summed over the files that they are used for, by the hashes of
+    /// `provenance`.
+    ///
+    /// # Errors
+    /// [`crate::MergeFault::ForeignGrams`].
+    pub(crate) fn check_grams(&self, provenance: &Provenance) -> Result<()> {
+        let files = self.files();
+        self.gram_uses.iter().try_for_each(|of| {
+            let (store, model) = (&self.grams[of.store], &self.sources[of.source]);
+            grams::check_hashes(store, model, &files, &provenance.inputs)
+        })
     }
 
     /// Tensor bytes of the output.

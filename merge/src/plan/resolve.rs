@@ -1,13 +1,12 @@
 //! From a recipe to a plan: every key gets its place, or the merge is refused.
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::path::Path;
 use std::sync::Arc;
 
+use super::grams::{Due, GramFiles};
 use super::settings::{Layer, Settings};
 use super::{Action, Dropped, Entry, MergePlan, TensorRef, companions, stages};
 use crate::beside::config::Changes;
-use crate::gram::GramStore;
 use crate::io::{self, OpenOptions};
 use crate::layouts::{self, Layout, ModelRecord};
 use crate::methods::{self, Base, DrawKey, GramRef, GroupShape, Member, MergeMethod};
@@ -59,20 +58,23 @@ impl MergePlan {
         };
         let resolved = resolved_recipe(recipe, method.as_ref(), layout.as_ref())?;
         let base = open_base(method.as_ref(), recipe, opener)?;
-        let grams = open_grams(method.as_ref(), recipe)?;
+        let mut grams = GramFiles::default();
+        let gram_store = open_grams(method.as_ref(), recipe, &input, &mut grams)?;
         let mut builder = Builder {
             recipe: &resolved,
             method: method.as_ref(),
             layout: layout.as_ref(),
             base: base.as_ref().map(|base| base_slots(base)).transpose()?,
             sources: std::iter::once(input).chain(base).collect(),
-            grams: grams.as_deref(),
+            grams,
+            gram_store,
             settings: Settings::new(method.as_ref()),
             entries: BTreeMap::new(),
             dropped: Vec::new(),
         };
         builder.place_all()?;
         let entries: Vec<Entry> = builder.entries.into_values().collect();
+        let (grams, gram_uses) = builder.grams.into_parts();
         let beside = companions::beside(recipe, opener, &entries, Changes::default(), None)?;
         let plan = Self {
             recipe: resolved.without_folders().to_yaml()?,
@@ -81,7 +83,8 @@ impl MergePlan {
             dropped: builder.dropped,
             sources: builder.sources,
             stages: Vec::new(),
-            grams: grams.into_iter().collect(),
+            grams,
+            gram_uses,
             model: ModelRecord::default(),
         };
         Ok((plan, resolved))
@@ -116,7 +119,13 @@ fn open_base(
     }
 }
 
-fn open_grams(method: &dyn MergeMethod, recipe: &MergeRecipe) -> Result<Option<Arc<GramStore>>> {
+/// The gram file of the one checkpoint, for methods that need it.
+fn open_grams(
+    method: &dyn MergeMethod,
+    recipe: &MergeRecipe,
+    input: &Checkpoint,
+    grams: &mut GramFiles,
+) -> Result<Option<usize>> {
     if !method.needs().grams {
         return Ok(None);
     }
@@ -124,8 +133,7 @@ fn open_grams(method: &dyn MergeMethod, recipe: &MergeRecipe) -> Result<Option<A
         method: method.name(),
         what: "the parameter `grams`",
     })?;
-    let checkpoint = io::open(Path::new(path), &OpenOptions::default())?;
-    Ok(Some(Arc::new(GramStore::new(Arc::new(checkpoint))?)))
+    grams.open(path, (INPUT, input), recipe).map(Some)
 }
 
 /// The recipe with layout and experts said outright.
@@ -217,7 +225,9 @@ struct Builder<'a> {
     /// Slot key → key in the base, for methods that have one.
     base: Option<BTreeMap<String, String>>,
     sources: Vec<Arc<Checkpoint>>,
-    grams: Option<&'a GramStore>,
+    grams: GramFiles,
+    /// The gram file among them, for methods that need one.
+    gram_store: Option<usize>,
     settings: Settings,
     entries: BTreeMap<String, Entry>,
     dropped: Vec<Dropped>,
@@ -320,7 +330,7 @@ impl Builder<'_> {
         }
         let shape = self.common_shape(slot, &keys)?;
         let dtype = self.common_dtype(slot, &keys)?;
-        let grams = self.gram_keys(slot, &experts, &shape)?;
+        let grams = self.grams_of(slot, &experts, &shape)?;
         let members: Vec<Member> = experts.iter().map(|&e| Member::Expert(e)).collect();
         let values = self.values_of(slot, &members)?;
         let draws = DrawKey {
@@ -492,32 +502,25 @@ impl Builder<'_> {
         Ok(common)
     }
 
-    /// Names of the members' gram matrices, for linear weights of methods that need them.
-    fn gram_keys(
+    /// The gram matrices of a linear weight's members, for methods that need them.
+    fn grams_of(
         &self,
         slot: &Slot,
         experts: &[Expert],
         shape: &[usize],
     ) -> Result<Vec<Option<GramRef>>> {
-        let mut keys = Vec::with_capacity(experts.len());
-        for &expert in experts {
-            let key = self.grams.and_then(|store| {
-                let key = self.layout.gram_key(slot, expert)?;
-                store.width(&key).map(|width| (key, width))
-            });
-            if let Some((_, width)) = key
-                && shape.last() != Some(&width)
-            {
-                return Err(Error::GramShape {
-                    slot: slot.key.clone(),
-                    member: Member::Expert(expert),
-                    weight: shape.to_vec(),
-                    gram: vec![width, width],
-                });
-            }
-            keys.push(key.map(|(key, _)| GramRef { store: 0, key }));
-        }
-        Ok(keys)
+        let Some(store) = self.gram_store else {
+            return Ok(Vec::new());
+        };
+        let due = experts.iter().map(|&expert| Due {
+            member: Member::Expert(expert),
+            store,
+            key: self.layout.gram_key(slot, Some(expert)),
+        });
+        let due: Vec<Due> = due.collect();
+        let on_missing = self.recipe.on_missing_gram;
+        let skips = self.recipe.as_published;
+        (self.grams).of_group(&slot.key, shape, &due, on_missing, skips)
     }
 
     /// The slot's tensor in the base, of the members' shape.

@@ -76,6 +76,12 @@ pub struct MergeRecipe {
     /// What to do with a tensor that only some of the checkpoints have.
     #[serde(default, skip_serializing_if = "OnMissing::is_error")]
     pub on_missing: OnMissing,
+    /// What to do with a linear weight that should have a gram matrix and has none.
+    #[serde(default, skip_serializing_if = "OnMissingGram::is_error")]
+    pub on_missing_gram: OnMissingGram,
+    /// Whether gram matrices may have been summed over other files than the models they are given for.
+    #[serde(default, skip_serializing_if = "ForeignGrams::is_error")]
+    pub foreign_grams: ForeignGrams,
     /// Where random masks come from.
     #[serde(default, skip_serializing_if = "RandomSource::is_counter")]
     pub rng: RandomSource,
@@ -143,6 +149,40 @@ pub enum UnknownKeys {
     Error,
     /// Copy them as they are.
     Copy,
+}
+
+/// What to do with a linear weight whose layer should have a gram matrix and has none.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum OnMissingGram {
+    /// Refuse, naming the weight.
+    #[default]
+    Error,
+    /// Take the plain mean of the weight's members.
+    Mean,
+}
+
+impl OnMissingGram {
+    const fn is_error(&self) -> bool {
+        matches!(self, Self::Error)
+    }
+}
+
+/// What to do with gram matrices that were summed over another file than the model they are given for.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum ForeignGrams {
+    /// Refuse.
+    #[default]
+    Error,
+    /// Use them, as for the same weights in another file.
+    Allow,
+}
+
+impl ForeignGrams {
+    const fn is_error(&self) -> bool {
+        matches!(self, Self::Error)
+    }
 }
 
 /// What to do with a tensor that only some of the checkpoints have.

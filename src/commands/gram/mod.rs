@@ -15,6 +15,7 @@ use evaluate::tasks::grams::{collect, summed};
 use evaluate::text::Tokenizer;
 use merge::gram::{Gram, GramRecord, GramStore, Shard};
 use merge::io::{OpenOptions, WriteOptions, check_target};
+use merge::layouts::GramNames;
 use merge::provenance::Hashes;
 use serde_json::json;
 use train::collective::Collective;
@@ -188,7 +189,8 @@ fn cache(
             batches.len()
         ));
     }
-    let capture = Capture::new()
+    let layout = merge::layouts::detect(&opened.checkpoint)?;
+    let capture = Capture::new(GramNames::of(&opened.checkpoint, layout.as_ref()))
         .counting_padding(args.count_padding)
         .with_shared(args.shared)
         .resumed(grams);

@@ -306,6 +306,7 @@ fn filled(checkpoint: Arc<Checkpoint>, fresh: Arc<Checkpoint>) -> Result<MergePl
         sources: vec![checkpoint, fresh],
         stages: Vec::new(),
         grams: Vec::new(),
+        gram_uses: Vec::new(),
         entries,
         dropped: Vec::new(),
         beside: Beside::default(),

@@ -75,6 +75,7 @@ pub fn write_model(
         sources: vec![source],
         stages: Vec::new(),
         grams: Vec::new(),
+        gram_uses: Vec::new(),
         model: blueprint.record(),
         entries,
         dropped: Vec::new(),

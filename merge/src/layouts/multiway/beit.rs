@@ -5,7 +5,7 @@
 //! <https://github.com/microsoft/unilm/tree/master/beit>, with or without the `transformer.`
 //! that vl-merging and VLMo put before them.
 
-use crate::{Checkpoint, Error, ParamKind, Result, Role, Slot};
+use crate::{Checkpoint, Error, Expert, ParamKind, Result, Role, Slot};
 
 use super::grammar::{self, BEIT_BLOCK_TABLE};
 use super::survey::{Findings, Survey, without_module};
@@ -97,6 +97,10 @@ fn block_table(key: &str) -> Option<usize> {
 impl Layout for Beit {
     fn description(&self) -> &Description {
         &self.description
+    }
+
+    fn gram_key(&self, slot: &Slot, expert: Option<Expert>) -> Option<String> {
+        vl_merging::gram_key(slot, expert)
     }
 
     fn role(&self, key: &str) -> Result<Role> {

@@ -23,8 +23,6 @@ const AGNOSTIC: &str = "vl_merging/agnostic";
 pub struct VlMerging {
     description: Description,
     experts: BTreeMap<usize, BTreeSet<Expert>>,
-    /// Stems whose linear layers have grams by expert.
-    specific: Vec<&'static str>,
 }
 
 impl VlMerging {
@@ -62,10 +60,6 @@ impl VlMerging {
         } else {
             format!("blocks own {}", quoted(survey.specific_keys()))
         };
-        let specific = ["attn", "mlp"]
-            .into_iter()
-            .filter(|stem| survey.is_specific(stem))
-            .collect();
         Ok(Some(Self {
             description: Description {
                 name,
@@ -73,7 +67,6 @@ impl VlMerging {
                 dimensions,
             },
             experts: survey.into_experts(),
-            specific,
         }))
     }
 }
@@ -146,8 +139,8 @@ impl Layout for VlMerging {
         })
     }
 
-    fn gram_key(&self, slot: &Slot, expert: Expert) -> Option<String> {
-        gram_key(slot, expert, &self.specific)
+    fn gram_key(&self, slot: &Slot, expert: Option<Expert>) -> Option<String> {
+        gram_key(slot, expert)
     }
 
     fn block_experts(&self, block: usize) -> Vec<Expert> {
@@ -180,15 +173,17 @@ pub fn role_of(key: &str) -> Option<Role> {
     Some(Role::Shared(grammar::outer_slot(key, kind)))
 }
 
-/// Published gram names: the module that the inputs go into, with the expert after its stem. The
-/// attention module itself stands for its `qkv`.
-pub(super) fn gram_key(slot: &Slot, expert: Expert, specific: &[&str]) -> Option<String> {
+/// Published gram names: the module that the inputs go into, with the expert that owns it after its stem.
+/// The attention module itself stands for its `qkv`. Only the inputs of blocks are recorded.
+pub(super) fn gram_key(slot: &Slot, expert: Option<Expert>) -> Option<String> {
     let block = slot
         .block
         .filter(|_| slot.kind == ParamKind::LinearWeight)?;
     let (stem, layer) = slot.module.split_once('.')?;
-    let segment = grammar::segment(expert).filter(|_| specific.contains(&stem))?;
-    let module = format!("{}{block}.{stem}.{segment}", grammar::BLOCKS);
+    let mut module = format!("{}{block}.{stem}", grammar::BLOCKS);
+    if let Some(expert) = expert {
+        module = format!("{module}.{}", grammar::segment(expert)?);
+    }
     Some(match layer {
         "qkv" => module,
         _ => format!("{module}.{layer}"),

@@ -138,8 +138,8 @@ impl Layout for Vlmo {
         })
     }
 
-    fn gram_key(&self, slot: &Slot, expert: Expert) -> Option<String> {
-        vl_merging::gram_key(slot, expert, &["mlp"])
+    fn gram_key(&self, slot: &Slot, expert: Option<Expert>) -> Option<String> {
+        vl_merging::gram_key(slot, expert)
     }
 
     fn block_experts(&self, block: usize) -> Vec<Expert> {

@@ -3,12 +3,12 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
+use super::grams::GramFiles;
 use super::settings::{Layer, Settings};
 use super::stages::Opener;
 use super::vocabularies;
 use super::{Action, Dropped, Entry, MergePlan, TensorRef, companions};
-use crate::gram::GramStore;
-use crate::layouts::{Generic, ModelRecord};
+use crate::layouts::{Generic, Layout, ModelRecord};
 use crate::methods::{self, DrawKey, GroupShape, MergeMethod, Operation, StepRounding, Tape};
 use crate::recipe::{OutputDType, Parameters, RandomSource};
 use crate::{Error, MergeFault, MergeRecipe, Result, TensorInfo};
@@ -49,8 +49,8 @@ pub(super) fn resolve(recipe: &MergeRecipe, opener: &Opener) -> Result<(MergePla
         kinds: Generic::read(&models.sources[0]),
         models,
         paired: BTreeMap::new(),
-        stores: BTreeMap::new(),
-        grams: Vec::new(),
+        grams: GramFiles::default(),
+        layouts: BTreeMap::new(),
         faults: Vec::new(),
         entries: Vec::new(),
         left_out: BTreeMap::new(),
@@ -71,11 +71,13 @@ pub(super) fn resolve(recipe: &MergeRecipe, opener: &Opener) -> Result<(MergePla
         changes,
         alignment.as_ref(),
     )?;
+    let (grams, gram_uses) = builder.grams.into_parts();
     let plan = MergePlan {
         recipe: recipe.without_folders().to_yaml()?,
         sources: builder.models.sources,
         stages: Vec::new(),
-        grams: builder.grams,
+        grams,
+        gram_uses,
         model: ModelRecord::default(),
         entries: builder.entries,
         dropped,
@@ -94,9 +96,9 @@ struct Builder<'a> {
     models: Models,
     /// Sources of files beside models, by path.
     paired: BTreeMap<String, usize>,
-    /// Gram files by path.
-    stores: BTreeMap<String, usize>,
-    grams: Vec<Arc<GramStore>>,
+    grams: GramFiles,
+    /// Families of the sources whose grams are needed.
+    layouts: BTreeMap<usize, Box<dyn Layout>>,
     faults: Vec<Error>,
     entries: Vec<Entry>,
     /// Why input tensors were left out, by source and key.

@@ -1,16 +1,15 @@
 //! Whether the inputs of an output tensor fit together, and what is read beside them.
 
 use std::collections::BTreeSet;
-use std::path::Path;
+use std::collections::btree_map::Entry;
 use std::sync::Arc;
 
 use super::{Builder, Wanted};
-use crate::gram::GramStore;
-use crate::io::{self, OpenOptions};
-use crate::layouts::Layout;
+use crate::layouts::{self, Layout};
 use crate::methods::{GramRef, Member, Setting, Values};
+use crate::plan::grams::Due;
 use crate::plan::settings::Own;
-use crate::plan::{Action, Entry, TensorRef, resolve};
+use crate::plan::{self, Action, TensorRef, resolve};
 use crate::recipe::{ModelRef, OnMissing, Place};
 use crate::{DType, Error, MergeFault, ParamKind, Result, Role, Slot, TensorInfo};
 
@@ -91,7 +90,7 @@ impl Builder<'_> {
                 [only] => Action::Copy((*only).clone()),
                 _ => Action::Agree(all.into_iter().cloned().collect()),
             };
-            self.entries.push(Entry {
+            self.entries.push(plan::Entry {
                 name: wanted.name.clone(),
                 info: first.clone(),
                 action,
@@ -199,7 +198,7 @@ impl Builder<'_> {
                         .collect::<Vec<String>>()
                         .join(", ")
                 );
-                self.entries.push(Entry {
+                self.entries.push(plan::Entry {
                     name: wanted.name.clone(),
                     info,
                     action: Action::Copy((*tensor).clone()),
@@ -219,41 +218,39 @@ impl Builder<'_> {
         values: &Values,
         shape: &[usize],
     ) -> Result<Vec<Option<GramRef>>> {
-        let mut refs = vec![None; inputs.len()];
-        if !self.method.needs().grams || slot.kind != ParamKind::LinearWeight {
-            return Ok(refs);
+        if !self.method.needs().grams {
+            return Ok(Vec::new());
         }
+        let mut due = Vec::with_capacity(inputs.len());
         for (index, input) in inputs.iter().enumerate() {
+            // The method's parameter `grams` is required of each model.
             let Some((Setting::Text(path), _)) = values.members[index].get("grams") else {
                 continue;
             };
-            let store = match self.stores.get(path) {
-                Some(&store) => store,
-                None => {
-                    let file = io::open(Path::new(path), &OpenOptions::default())?;
-                    self.grams.push(Arc::new(GramStore::new(Arc::new(file))?));
-                    self.stores.insert(path.clone(), self.grams.len() - 1);
-                    self.grams.len() - 1
-                }
-            };
-            let key = input.key.strip_suffix(".weight").unwrap_or(&input.key);
-            let Some(width) = self.grams[store].width(key) else {
-                continue;
-            };
-            if shape.last() != Some(&width) {
-                return Err(Error::GramShape {
-                    slot: slot.key.clone(),
-                    member: members[index].clone(),
-                    weight: shape.to_vec(),
-                    gram: vec![width, width],
-                });
-            }
-            refs[index] = Some(GramRef {
-                store,
-                key: key.to_owned(),
+            let model = Arc::clone(&self.models.sources[input.source]);
+            due.push(Due {
+                member: members[index].clone(),
+                store: (self.grams).open(path, (input.source, &model), self.recipe)?,
+                key: self.gram_key(input)?,
             });
         }
-        Ok(refs)
+        let (on_missing, skips) = (self.recipe.on_missing_gram, self.recipe.as_published);
+        (self.grams).of_group(&slot.key, shape, &due, on_missing, skips)
+    }
+
+    /// The name of the gram matrix of an input, as its own family has it.
+    fn gram_key(&mut self, input: &TensorRef) -> Result<Option<String>> {
+        let layout = match self.layouts.entry(input.source) {
+            Entry::Occupied(known) => known.into_mut(),
+            Entry::Vacant(place) => {
+                place.insert(layouts::detect(&self.models.sources[input.source])?)
+            }
+        };
+        Ok(match layout.role(&input.key) {
+            Ok(Role::Shared(slot)) => layout.gram_key(&slot, None),
+            Ok(Role::Expert { expert, slot }) => layout.gram_key(&slot, Some(expert)),
+            _ => None,
+        })
     }
 
     /// The tensors beside the members that the method asks for.

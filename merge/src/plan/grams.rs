@@ -1,0 +1,193 @@
+//! Which gram matrix belongs to which weight, and whose inputs it was summed over.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::path::Path;
+use std::sync::Arc;
+
+use crate::gram::{GramRecord, GramStore};
+use crate::io::{self, OpenOptions, SourceFile};
+use crate::methods::{GramRef, Member};
+use crate::provenance::InputFile;
+use crate::recipe::{ForeignGrams, OnMissingGram};
+use crate::{Checkpoint, Error, MergeFault, MergeRecipe, Result};
+
+/// The gram files of a plan, each opened once.
+#[derive(Default)]
+pub(super) struct GramFiles {
+    stores: Vec<Arc<GramStore>>,
+    by_path: BTreeMap<String, usize>,
+    uses: BTreeSet<GramUse>,
+}
+
+/// A gram file, and the source of the plan whose weights its matrices are used for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub struct GramUse {
+    /// Index into the plan's gram files.
+    pub store: usize,
+    /// Index into the plan's sources.
+    pub source: usize,
+}
+
+/// The matrix that a member of a group should have.
+pub(super) struct Due {
+    /// Whose weight it is.
+    pub member: Member,
+    /// The gram file of that member.
+    pub store: usize,
+    /// The name of its matrix; none where the family keeps no matrix of this layer.
+    pub key: Option<String>,
+}
+
+impl GramFiles {
+    /// Opens a gram file for the weights of `model`, the plan's source number `source`.
+    ///
+    /// # Errors
+    /// When the file is no gram file, and [`MergeFault::ForeignGrams`] when it says that it was summed
+    /// over a file of another size.
+    pub(super) fn open(
+        &mut self,
+        path: &str,
+        (source, model): (usize, &Checkpoint),
+        recipe: &MergeRecipe,
+    ) -> Result<usize> {
+        let store = match self.by_path.get(path) {
+            Some(&store) => store,
+            None => {
+                let file = io::open(Path::new(path), &OpenOptions::default())?;
+                self.stores.push(Arc::new(GramStore::new(Arc::new(file))?));
+                let store = self.stores.len() - 1;
+                self.by_path.insert(path.to_owned(), store);
+                store
+            }
+        };
+        if recipe.foreign_grams == ForeignGrams::Error {
+            check_sizes(&self.stores[store], model)?;
+            self.uses.insert(GramUse { store, source });
+        }
+        Ok(store)
+    }
+
+    /// The matrices of one weight of `shape`, one for each member: `None` for a member without where
+    /// the method does without it (`skips`). Empty if the weight is to take the plain mean.
+    ///
+    /// # Errors
+    /// [`Error::MissingGram`] for a member whose file lacks its matrix, unless the recipe says what to do
+    /// then; [`Error::GramShape`].
+    pub(super) fn of_group(
+        &self,
+        slot: &str,
+        shape: &[usize],
+        due: &[Due],
+        on_missing: OnMissingGram,
+        skips: bool,
+    ) -> Result<Vec<Option<GramRef>>> {
+        if due.iter().all(|due| due.key.is_none()) {
+            return Ok(Vec::new());
+        }
+        let is_there = |due: &Due| {
+            let width = |key: &String| self.stores[due.store].width(key);
+            due.key.as_ref().is_some_and(|key| width(key).is_some())
+        };
+        let skips = skips && due.iter().any(is_there);
+        let mut grams = Vec::with_capacity(due.len());
+        for Due { member, store, key } in due {
+            let file = &self.stores[*store];
+            let found = (key.as_ref()).and_then(|key| Some((key, file.width(key)?)));
+            let Some((key, width)) = found else {
+                match on_missing {
+                    _ if skips => grams.push(None),
+                    OnMissingGram::Mean => return Ok(Vec::new()),
+                    OnMissingGram::Error => {
+                        return Err(Error::MissingGram {
+                            slot: slot.to_owned(),
+                            member: member.clone(),
+                            key: key.clone().unwrap_or_default(),
+                            path: file.checkpoint().path().into(),
+                        });
+                    }
+                }
+                continue;
+            };
+            if shape.last() != Some(&width) {
+                return Err(Error::GramShape {
+                    slot: slot.to_owned(),
+                    member: member.clone(),
+                    weight: shape.to_vec(),
+                    gram: vec![width, width],
+                });
+            }
+            grams.push(Some(GramRef {
+                store: *store,
+                key: key.clone(),
+            }));
+        }
+        Ok(grams)
+    }
+
+    /// The open files, and which sources they belong to.
+    pub(super) fn into_parts(self) -> (Vec<Arc<GramStore>>, Vec<GramUse>) {
+        (self.stores, self.uses.into_iter().collect())
+    }
+}
+
+/// Whether the files that a gram file was summed over are as large as the model's.
+fn check_sizes(store: &GramStore, model: &Checkpoint) -> Result<()> {
+    let Some(record) = recorded(store) else {
+        return Ok(());
+    };
+    let mut summed: Vec<u64> = record.checkpoint.iter().map(|file| file.n_bytes).collect();
+    let mut given: Vec<u64> = model.info().files.iter().map(|file| file.n_bytes).collect();
+    summed.sort_unstable();
+    given.sort_unstable();
+    // A result of another document has no files yet.
+    match summed == given || given.is_empty() {
+        true => Ok(()),
+        false => Err(foreign(store, &record, model.path())),
+    }
+}
+
+/// Whether the files that a gram file was summed over are the model's, by their hashes as `inputs` has
+/// them, the files of the whole plan. Files without a hash are not compared.
+pub(super) fn check_hashes(
+    store: &GramStore,
+    model: &Checkpoint,
+    files: &[SourceFile],
+    inputs: &[InputFile],
+) -> Result<()> {
+    let Some(record) = recorded(store) else {
+        return Ok(());
+    };
+    let own = |file: &SourceFile| {
+        let index = files.iter().position(|known| known.path == file.path)?;
+        version(inputs.get(index)?)
+    };
+    let given: Option<BTreeSet<String>> = model.info().files.iter().map(own).collect();
+    let summed: Option<BTreeSet<String>> = record.checkpoint.iter().map(version).collect();
+    match (given, summed) {
+        (Some(given), Some(summed)) if given != summed && !given.is_empty() => {
+            Err(foreign(store, &record, model.path()))
+        }
+        _ => Ok(()),
+    }
+}
+
+/// What tells one content of a file from another.
+fn version(file: &InputFile) -> Option<String> {
+    file.sha256.clone().or_else(|| file.etag.clone())
+}
+
+/// What a gram file was summed over, if it says so.
+fn recorded(store: &GramStore) -> Option<GramRecord> {
+    let record = store.record()?;
+    (!record.checkpoint.is_empty()).then_some(record)
+}
+
+fn foreign(store: &GramStore, record: &GramRecord, model: &Path) -> Error {
+    let names = record.checkpoint.iter().map(|file| file.name.as_str());
+    MergeFault::ForeignGrams {
+        grams: store.checkpoint().path().into(),
+        summed: names.collect::<Vec<_>>().join(", "),
+        model: model.into(),
+    }
+    .into()
+}
