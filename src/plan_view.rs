@@ -25,8 +25,8 @@ pub fn carry_out(
     output: &Output,
 ) -> Result<ExitCode> {
     // Conversions write the file that is asked for and nothing beside it.
-    let may_be_folder = !plan.beside.ingredients.is_empty();
-    for note in (plan.beside.ingredients.iter()).filter_map(|model| model.note.as_ref()) {
+    let may_be_folder = !plan.beside().ingredients.is_empty();
+    for note in (plan.beside().ingredients.iter()).filter_map(|model| model.note.as_ref()) {
         output.note(printable(note));
     }
     if write.dry_run {
@@ -37,7 +37,7 @@ pub fn carry_out(
         let files = match options {
             Some(WriteOptions {
                 is_folder: true, ..
-            }) => plan.beside.files.as_slice(),
+            }) => plan.beside().files.as_slice(),
             _ => &[],
         };
         show(plan, files, output)?;
@@ -77,10 +77,10 @@ pub fn carry_out(
 fn show(plan: &MergePlan, beside: &[Companion], output: &Output) -> Result<()> {
     let peak_bytes = plan.peak_bytes(rayon::current_num_threads());
     if output.json {
-        let entries: Vec<_> = plan.entries.iter().map(entry_json).collect();
+        let entries: Vec<_> = plan.entries().iter().map(entry_json).collect();
         return output.json(&json!({
             "entries": entries,
-            "dropped": plan.dropped,
+            "dropped": plan.dropped(),
             "beside": beside,
             "files": plan.files(),
             "input_bytes": plan.input_bytes(),
@@ -88,7 +88,7 @@ fn show(plan: &MergePlan, beside: &[Companion], output: &Output) -> Result<()> {
             "peak_bytes": peak_bytes,
         }));
     }
-    for entry in &plan.entries {
+    for entry in plan.entries() {
         let (verb, from) = verb_and_sources(entry);
         output.line(format!(
             "{verb:8} {}  {} {:?}  <- {}  ({})",
@@ -103,7 +103,7 @@ fn show(plan: &MergePlan, beside: &[Companion], output: &Output) -> Result<()> {
             entry.why
         ))?;
     }
-    for dropped in &plan.dropped {
+    for dropped in plan.dropped() {
         output.line(format!(
             "drop     {}  ({})",
             dropped.tensor.key, dropped.why
@@ -114,8 +114,8 @@ fn show(plan: &MergePlan, beside: &[Companion], output: &Output) -> Result<()> {
     }
     output.line(format!(
         "{} tensors out, {} left out; reads {}, writes {}; peak memory for tensor data about {}",
-        plan.entries.len(),
-        plan.dropped.len(),
+        plan.entries().len(),
+        plan.dropped().len(),
         bytes(plan.input_bytes()),
         bytes(plan.output_bytes()),
         bytes(peak_bytes),

@@ -98,7 +98,7 @@ impl Target {
             }
             Self::Merge(_, recipe) => {
                 let (plan, _) = MergePlan::resolve(recipe)?;
-                let (files, recipe) = (plan.files(), plan.recipe.clone());
+                let (files, recipe) = (plan.files(), plan.recipe().to_owned());
                 (Source::Plan(Box::new(plan)), files, Some(recipe))
             }
         };

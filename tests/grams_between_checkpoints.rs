@@ -77,7 +77,8 @@ fn grams_of_two_agnostic_models_merge_every_matrix_by_the_closed_form() {
     let second = data.path("second.safetensors");
     perturbed(FIRST, &second);
     let models = [FIRST, second.as_str()];
-    let grams = [data.path("first.gram"), data.path("second.gram")].map(|name| name + ".safetensors");
+    let grams =
+        [data.path("first.gram"), data.path("second.gram")].map(|name| name + ".safetensors");
     for ((model, grams), split) in models.iter().zip(&grams).zip(["val", "test"]) {
         let flags = data.flags("retrieval", split);
         let said = run(
@@ -126,7 +127,10 @@ fn grams_of_two_agnostic_models_merge_every_matrix_by_the_closed_form() {
         for (store, input) in stores.iter().zip(&inputs) {
             let gram = store.read(name).expect("it reads");
             let gram = gram.as_slice().expect("row by row");
-            let sides = [(&mut left, found.clone()), (&mut right, values(input, &key))];
+            let sides = [
+                (&mut left, found.clone()),
+                (&mut right, values(input, &key)),
+            ];
             for (sum, weight) in sides {
                 for (sum, term) in sum.iter_mut().zip(times_shrunk(&weight, gram, width)) {
                     *sum += term;
@@ -147,7 +151,11 @@ fn grams_of_two_agnostic_models_merge_every_matrix_by_the_closed_form() {
     let out = data.path("swapped.safetensors");
     let said = vlmerge(&["merge", &swapped, "--out", &out]);
     assert_eq!(said.code, Some(1), "{}", said.stderr);
-    for name in ["second.gram.safetensors", "second.safetensors", "ufo.safetensors"] {
+    for name in [
+        "second.gram.safetensors",
+        "second.safetensors",
+        "ufo.safetensors",
+    ] {
         assert!(said.stderr.contains(name), "{name}: {}", said.stderr);
     }
     assert!(!Path::new(&out).exists());

@@ -7,7 +7,7 @@ use divan::counter::{BytesCount, ItemsCount};
 use merge::linear_algebra::{Faer, LinearAlgebra};
 use merge::methods::{Arithmetic, GroupShape, Interpolate, MergeMethod, Operation};
 use merge::methods::{Base, Chunk, DrawKey, Member, StepRounding, Values};
-use merge::{DType, Expert, ParamKind, Slot};
+use merge::{BlockId, DType, Expert, ParamKind, Slot};
 use ndarray::Array2;
 
 fn main() {
@@ -20,7 +20,7 @@ const FC1_BASE: usize = 3072 * 768;
 fn bench_kernel(bencher: Bencher<'_, '_>, method: &dyn MergeMethod) {
     let slot = Slot {
         key: "transformer.blocks.0.mlp.fc1.weight".into(),
-        block: Some(0),
+        block: Some(BlockId::only(0)),
         module: "mlp.fc1".into(),
         kind: ParamKind::LinearWeight,
     };

@@ -27,13 +27,30 @@ pub enum ParamKind {
     Other,
 }
 
+/// One block of one of a model's stacks.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize)]
+pub struct BlockId {
+    /// Index of the stack in [`crate::layouts::Dimensions::stacks`].
+    pub stack: u8,
+    /// Index of the block in its stack, counted from 0.
+    pub index: usize,
+}
+
+impl BlockId {
+    /// A block of the only stack.
+    #[must_use]
+    pub const fn only(index: usize) -> Self {
+        Self { stack: 0, index }
+    }
+}
+
 /// A place in the merged model.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize)]
 pub struct Slot {
     /// The key in the merged checkpoint, e.g. `transformer.blocks.3.attn.qkv.weight`.
     pub key: String,
-    /// Index of the block, counted from 0; `None` outside the blocks.
-    pub block: Option<usize>,
+    /// The block; `None` outside the blocks.
+    pub block: Option<BlockId>,
     /// The part of a block a slot belongs to, e.g. `attn.qkv`, `mlp.fc1`, `norm2`; outside the
     /// blocks the key without its last segment.
     pub module: String,
@@ -53,6 +70,11 @@ pub enum Role {
         expert: Expert,
         /// The slot that the copies are merged into.
         slot: Slot,
+    },
+    /// The same tensor as another key's: merged, drawn and written once, under the other key.
+    Alias {
+        /// The other key.
+        of: String,
     },
     /// A router's own weights: they lose their meaning in a merge.
     Routing,

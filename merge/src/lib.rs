@@ -45,10 +45,10 @@ pub mod statistics;
 pub mod synth;
 
 pub use dtype::{DType, decode_f32, decode_f64, encode_f32, encode_f64};
-pub use error::{AdapterFault, ConversionFault, Error, MergeFault, RemoteFault, Result};
+pub use error::{AdapterFault, ConversionFault, Error, MergeFault, PlanFault, RemoteFault, Result};
 pub use error::{SafetensorsFault, SplitFault, TorchFault, WriteFault};
 pub use expert::Expert;
-pub use group::{ParamKind, Role, Slot};
+pub use group::{BlockId, ParamKind, Role, Slot};
 pub use io::{Checkpoint, ObjectPath, PathSegment, TensorInfo, TensorSource};
 pub use layouts::Layout;
 pub use methods::MergeMethod;

@@ -1,33 +1,30 @@
-//! Random checkpoints of published shape, for rehearsals and benches without a download.
+//! Random checkpoints of published shape, for rehearsals, benches and training from scratch.
 //!
-//! Weights are drawn as for a fresh model, except that what a fresh model has at zero or one, and
-//! so alike in every expert, is moved a little: a merge of norms or biases can then be seen.
-//! Experts start from one seed: each is the seed's weight plus a deviation of its own, so that the
-//! distances between them are those of relatives. The same seed number gives the same seed weights
-//! in every form and family: `agnostic` is the seed of `all-specific`.
+//! A family says what a fresh model holds ([`Fresh`]). Weights are drawn as for a fresh model, except that
+//! what a fresh model has at zero or one, and so alike in every expert, is moved a little: a merge of norms
+//! or biases can then be seen. Experts start from one seed: each is the seed's weight plus a deviation of its
+//! own, so that the distances between them are those of relatives. The same seed number gives the same seed
+//! weights in every form and family of multiway models: `agnostic` is the seed of `all-specific`.
 
+use std::fmt;
 use std::sync::Arc;
 
-use crate::beside::Beside;
 use crate::convert::buffers;
-use crate::layouts::{CatalogSpec, Form, ModelRecord, beit, catalog, vl_merging, vlmo};
-use crate::plan::{Action, Entry, Generator};
+use crate::layouts::{Buffer, CatalogSpec, ModelRecord};
+use crate::plan::{Action, Entry, Generator, PlanBuilder};
 use crate::random::Draws;
 use crate::recipe::OutputDType;
-use crate::{Error, MergePlan, ParamKind, Result, Role, TensorInfo};
+use crate::{Error, MergePlan, ParamKind, Result, TensorInfo};
 
 /// Deviation of an expert from its seed, in deviations of the seed's weights.
 const EXPERT_DEVIATION: f32 = 0.1;
-
-/// Logit scale of a fresh model: ln(1 / 0.07).
-const LOGIT_SCALE: f32 = 2.659_26;
 
 /// How large fresh weights are.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct Spread {
     /// Standard deviation of linear weights and embeddings.
     pub deviation: f32,
-    /// LayerScale of a fresh model.
+    /// LayerScale of a fresh model, where the family has it.
     pub layer_scale: f32,
 }
 
@@ -42,11 +39,67 @@ impl Default for Spread {
     }
 }
 
+/// What a fresh model of a family holds.
+pub trait Fresh: fmt::Debug {
+    /// Checks the sizes.
+    ///
+    /// # Errors
+    /// [`Error::UnfitSizes`].
+    fn check(&self) -> Result<()>;
+
+    /// Every tensor of the checkpoint, in any order.
+    fn tensors(&self, spread: Spread) -> Vec<FreshTensor>;
+
+    /// Facts that the weights will not hold.
+    fn record(&self) -> ModelRecord;
+
+    /// Family, form and sizes, for provenance.
+    fn describe(&self) -> String;
+}
+
+/// A tensor of a fresh model.
+#[derive(Clone, Debug)]
+pub struct FreshTensor {
+    /// Its name in the checkpoint.
+    pub name: String,
+    /// Shape, and the element type of published checkpoints.
+    pub info: TensorInfo,
+    /// What it does.
+    pub kind: ParamKind,
+    /// The mean of its elements.
+    pub mean: f32,
+    /// Their standard deviation.
+    pub deviation: f32,
+    /// The name that its draws are keyed by.
+    pub draw: String,
+    /// For an expert's copy the name that the draws of its seed are keyed by.
+    pub seed: Option<String>,
+    /// The values of a buffer, which are not drawn.
+    pub buffer: Option<Buffer>,
+}
+
+impl FreshTensor {
+    /// A buffer that a loader rebuilds.
+    #[must_use]
+    pub fn buffer(name: String, buffer: Buffer) -> Self {
+        Self {
+            info: buffer.info.clone(),
+            kind: ParamKind::Other,
+            mean: 0.0,
+            deviation: 0.0,
+            draw: name.clone(),
+            seed: None,
+            buffer: Some(buffer),
+            name,
+        }
+    }
+}
+
 /// A random checkpoint.
 #[derive(Clone, Debug)]
-pub struct Synthesis {
-    /// Family, form, sizes and heads.
-    pub spec: CatalogSpec,
+pub struct Synthesis<S = CatalogSpec> {
+    /// What it holds.
+    pub spec: S,
     /// What the draws are keyed by.
     pub seed: u64,
     /// How large the weights are.
@@ -58,98 +111,63 @@ pub struct Synthesis {
     pub is_fresh: bool,
 }
 
-impl Synthesis {
+impl<S: Fresh> Synthesis<S> {
     /// Says how every tensor is made.
     ///
     /// # Errors
     /// [`Error::UnfitSizes`].
     pub fn plan(&self) -> Result<MergePlan> {
-        self.spec.sizes.check()?;
+        self.spec.check()?;
         self.spread.check()?;
-        let window = self.spec.window();
-        let entries = catalog(&self.spec)
-            .into_iter()
-            .map(|(name, info, kind)| match window.buffer(&name) {
-                Some(buffer) => buffers::entry(name, buffer),
-                None => self.parameter(name, info, kind),
-            })
-            .collect();
-        Ok(MergePlan {
-            recipe: self.recipe(),
-            sources: Vec::new(),
-            stages: Vec::new(),
-            grams: Vec::new(),
-            gram_uses: Vec::new(),
-            model: self.record(),
-            entries,
-            dropped: Vec::new(),
-            beside: Beside::default(),
-        })
+        let mut builder = PlanBuilder::new(self.recipe());
+        for tensor in self.spec.tensors(self.spread) {
+            builder.add(match tensor.buffer {
+                Some(buffer) => buffers::entry(tensor.name, buffer),
+                None => self.parameter(tensor),
+            })?;
+        }
+        builder.model(self.spec.record()).finish()
     }
 
-    /// What the weights will not tell. BEiT's have no text and no fusion.
-    fn record(&self) -> ModelRecord {
-        let record = ModelRecord::from(&self.spec.sizes);
-        match self.spec.form {
-            form if form.is_beit() => ModelRecord {
-                heads: record.heads,
-                ..ModelRecord::default()
-            },
-            Form::VlmoAbsolute => ModelRecord {
-                text_table_len: None,
-                ..record
-            },
-            _ => record,
-        }
-    }
-
-    fn parameter(&self, name: String, info: TensorInfo, kind: ParamKind) -> Entry {
-        let key = agnostic_spelling(&name, self.spec.form.is_beit());
-        let (mean, mut deviation) = self.spread.of(&key, kind);
-        if self.is_fresh && !matches!(kind, ParamKind::LinearWeight | ParamKind::Embedding) {
-            deviation = 0.0;
-        }
-        let (seed_key, is_expert) = match vl_merging::role_of(&key) {
-            Some(Role::Expert { slot, .. }) => (slot.key, true),
-            _ => (key.clone(), false),
+    fn parameter(&self, tensor: FreshTensor) -> Entry {
+        let mean = tensor.mean;
+        let is_drawn_when_fresh =
+            matches!(tensor.kind, ParamKind::LinearWeight | ParamKind::Embedding);
+        let deviation = match self.is_fresh && !is_drawn_when_fresh {
+            true => 0.0,
+            false => tensor.deviation,
         };
-        let mut parts = vec![(Draws::new(self.seed, &seed_key), deviation)];
+        let seed_key = tensor.seed.as_ref().unwrap_or(&tensor.draw);
+        let mut parts = vec![(Draws::new(self.seed, seed_key), deviation)];
         let mut why = match deviation {
             0.0 => format!("{mean}"),
             _ => format!("{mean} ± {deviation:.2e}"),
         };
-        if is_expert && !self.is_fresh {
+        if tensor.seed.is_some() && !self.is_fresh {
             let own = deviation * EXPERT_DEVIATION;
-            parts.push((Draws::new(self.seed, &key), own));
+            parts.push((Draws::new(self.seed, &tensor.draw), own));
             why = format!("`{seed_key}` of the seed ± {own:.2e}");
         }
         parts.retain(|(_, deviation)| *deviation > 0.0);
         Entry {
-            name,
             info: TensorInfo {
-                dtype: self.dtype.apply(info.dtype),
-                ..info
+                dtype: self.dtype.apply(tensor.info.dtype),
+                shape: tensor.info.shape,
             },
             action: Action::Generate(Arc::new(Fill { mean, parts })),
+            name: tensor.name,
             why,
         }
     }
 
     fn recipe(&self) -> String {
-        let CatalogSpec { form, heads, .. } = &self.spec;
         format!(
-            "synth: {{ form: {form:?}, heads: {heads:?}, seed: {}, fresh: {}, sizes: {:?}, {:?} }}",
-            self.seed, self.is_fresh, self.spec.sizes, self.spread
+            "synth: {{ {}, seed: {}, fresh: {}, {:?} }}",
+            self.spec.describe(),
+            self.seed,
+            self.is_fresh,
+            self.spread
         )
-    }
-}
-
-/// The key in vl-merging spelling.
-fn agnostic_spelling(name: &str, is_beit: bool) -> String {
-    if is_beit {
-        beit::prefixed(name)
-    } else {
-        vlmo::to_vl_merging(name)
     }
 }
 
@@ -172,31 +190,6 @@ impl Spread {
                 reason: "deviation and LayerScale must be finite and not below zero",
             }),
         }
-    }
-
-    /// Mean and standard deviation of a fresh parameter, by its key in vl-merging spelling.
-    fn of(self, key: &str, kind: ParamKind) -> (f32, f32) {
-        match kind {
-            ParamKind::Norm if key.ends_with("weight") => (1.0, self.deviation),
-            ParamKind::Scale if key.contains("gamma_") => {
-                (self.layer_scale, self.layer_scale / 10.0)
-            }
-            ParamKind::Scale => (LOGIT_SCALE, 0.0),
-            ParamKind::LinearWeight => (0.0, self.deviation * residual_share(key)),
-            _ => (0.0, self.deviation),
-        }
-    }
-}
-
-/// Weights of the residual branches of block i shrink by √(2 (i + 1)), as in the published start.
-fn residual_share(key: &str) -> f32 {
-    let (Some(Role::Shared(slot)) | Some(Role::Expert { slot, .. })) = vl_merging::role_of(key)
-    else {
-        return 1.0;
-    };
-    match slot.block {
-        Some(block) if slot.module != "attn.qkv" => 1.0 / (2.0 * (block as f32 + 1.0)).sqrt(),
-        _ => 1.0,
     }
 }
 

@@ -180,7 +180,7 @@ fn the_tokens_may_be_those_of_any_model() {
     let rows = |source: &str| {
         let (plan, _) = plan(source).expect("resolves");
         let head = plan
-            .entries
+            .entries()
             .iter()
             .find(|entry| entry.name == "lm_head.weight");
         head.expect("there").info.shape[0]

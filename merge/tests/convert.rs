@@ -77,7 +77,7 @@ fn without_changes_every_tensor_is_copied_bit_for_bit() {
         let path = fixture::path(name);
         let plan = convert(&opened(&path), &Conversion::default()).expect("plans");
         assert_eq!(run(&plan), fixture::tensors(&path), "{name}");
-        assert!(plan.dropped.is_empty(), "{name}");
+        assert!(plan.dropped().is_empty(), "{name}");
     }
 }
 
@@ -113,20 +113,20 @@ fn beit_heads_are_dropped_with_a_reason_unless_as_published() {
     let source = fixture_opened("convert/beit_perlayer.safetensors");
     let expansion = Expansion::to(Form::Agnostic);
     let plan = expand(&source, &expansion).expect("plans");
-    let dropped = plan.dropped.iter();
+    let dropped = plan.dropped().iter();
     let heads: Vec<_> = dropped
         .filter(|dropped| dropped.tensor.key.starts_with("transformer.head."))
         .collect();
     assert_eq!(heads.len(), 2);
     assert_eq!(heads[0].why, "head of BEiT's own task");
     // Every tensor of the input is used or dropped, once.
-    let used: usize = (plan.entries.iter())
+    let used: usize = (plan.entries().iter())
         .map(|entry| match &entry.action {
             Action::Whole { members, .. } => members.len(),
             _ => 1,
         })
         .sum();
-    assert_eq!(used + plan.dropped.len(), source.tensors().count());
+    assert_eq!(used + plan.dropped().len(), source.tensors().count());
 }
 
 #[test]
@@ -234,7 +234,11 @@ fn vl_merging_to_vlmo_says_what_it_leaves_out_and_refuses_what_would_be_lost() {
     let folder = tempfile::tempdir().expect("a temporary folder");
     let specific = synthetic(folder.path(), Form::FfnSpecific);
     let plan = convert(&specific, &respelled(Spelling::Vlmo)).expect("plans");
-    let dropped: Vec<_> = plan.dropped.iter().map(|d| d.tensor.key.as_str()).collect();
+    let dropped: Vec<_> = plan
+        .dropped()
+        .iter()
+        .map(|d| d.tensor.key.as_str())
+        .collect();
     assert_eq!(
         dropped,
         [

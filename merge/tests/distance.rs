@@ -4,7 +4,7 @@ use merge::distance::{
     Comparison, Distance, DistanceOptions, Grain, Keep, Metric, Operands, PairSet,
     checkpoint_pairs, expert_pairs, measure,
 };
-use merge::layouts::{Description, Dimensions};
+use merge::layouts::{BlockId, Description, Dimensions, Part};
 use merge::progress::Silent;
 use merge::{Checkpoint, Error, Expert, Layout, ParamKind, Result, Role, Slot};
 use proptest::prelude::*;
@@ -21,11 +21,19 @@ impl Layout for Toy {
         &self.description
     }
 
+    fn part(&self, _: &Slot) -> Part {
+        Part::Other
+    }
+
+    fn gram_key(&self, _: &Slot, _: Option<Expert>) -> Option<String> {
+        None
+    }
+
     fn role(&self, key: &str) -> Result<Role> {
         let segments: Vec<&str> = key.split('.').collect();
         let slot = |module: &str, param: &str| Slot {
             key: format!("{}.{module}.{param}", segments[0]),
-            block: segments[0].parse().ok(),
+            block: segments[0].parse().ok().map(BlockId::only),
             module: module.to_owned(),
             kind: ParamKind::LinearWeight,
         };
@@ -49,10 +57,7 @@ const TOY: Toy = Toy {
         name: "toy",
         evidence: Vec::new(),
         dimensions: Dimensions {
-            n_blocks: 0,
-            width: 0,
-            n_heads: None,
-            ffn_width: None,
+            stacks: Vec::new(),
             fusion_start: None,
             patch_size: None,
             image_size: None,
@@ -60,6 +65,7 @@ const TOY: Toy = Toy {
             text_table_len: None,
             vocabulary: None,
             n_token_types: None,
+            joint_width: None,
         },
     },
 };

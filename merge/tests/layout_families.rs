@@ -1,6 +1,6 @@
 //! Families told apart, and what is refused.
 
-use merge::layouts::{self, Form, Heads, Sizes, Task, vlmo};
+use merge::layouts::{self, BlockId, Form, GramNames, Heads, Sizes, Task, vlmo};
 use merge::{DType, Error, Expert, ParamKind, TensorInfo};
 
 use crate::catalog::listed;
@@ -98,7 +98,7 @@ fn every_fixture_is_detected_in_its_form() {
         let (_, layout) = detected(file);
         let dimensions = layout.dimensions();
         assert_eq!(layout.name(), name, "{file}");
-        assert_eq!(dimensions.n_blocks, n_blocks, "{file}");
+        assert_eq!(dimensions.n_blocks(), n_blocks, "{file}");
         assert_eq!(dimensions.fusion_start, fusion_start, "{file}");
         assert!(!layout.evidence().is_empty(), "{file}");
     }
@@ -112,10 +112,10 @@ fn beit_sizes_come_from_its_own_tables() {
     ] {
         let (_, layout) = detected(file);
         let dimensions = layout.dimensions();
-        assert_eq!(dimensions.n_heads, Some(3), "{file}");
+        assert_eq!(dimensions.n_heads(), Some(3), "{file}");
         // 52 rows = (2·4 − 1)² + 3
         assert_eq!(dimensions.image_size, Some(64), "{file}");
-        assert_eq!(dimensions.width, 24, "{file}");
+        assert_eq!(dimensions.width(), 24, "{file}");
     }
 }
 
@@ -166,33 +166,36 @@ fn two_keys_for_one_place_are_refused() {
 }
 
 #[test]
-fn shared_parts_have_no_gram_name() {
-    let qkv = "transformer.blocks.0.attn.qkv.weight";
-    let fc2 = "transformer.blocks.0.mlp.fc2.weight";
-    for (form, attn, mlp) in [
-        (Form::Agnostic, None, None),
-        (
-            Form::FfnSpecific,
-            None,
-            Some("transformer.blocks.0.mlp.l.fc2"),
-        ),
-        (Form::Vlmo, None, Some("transformer.blocks.0.mlp.l.fc2")),
-        (
-            Form::AttnSpecific,
-            Some("transformer.blocks.0.attn.l"),
-            None,
-        ),
+fn a_gram_name_says_whose_layer_it_is_and_shared_layers_have_the_same_name_in_every_form() {
+    let attn = ["transformer.blocks.0.attn", "transformer.blocks.0.attn.l"];
+    let fc2 = [
+        "transformer.blocks.0.mlp.fc2",
+        "transformer.blocks.0.mlp.l.fc2",
+    ];
+    for (form, owned) in [
+        (Form::Agnostic, [false, false]),
+        (Form::LnSpecific, [false, false]),
+        (Form::FfnSpecific, [false, true]),
+        (Form::Vlmo, [false, true]),
+        (Form::AttnSpecific, [true, false]),
+        (Form::AllSpecific, [true, true]),
     ] {
-        let (tensors, _) = listed(form, &Sizes::tiny(), Heads::None, false);
-        let layout = layouts::detect(&checkpoint(tensors, &[])).expect("a sound checkpoint");
-        for (key, expected) in [(qkv, attn), (fc2, mlp)] {
-            let (_, slot) = slot_of(layout.as_ref(), key);
-            assert_eq!(
-                layout.gram_key(&slot, Language).as_deref(),
-                expected,
-                "{form:?}"
-            );
+        let (tensors, _) = listed(form, &Sizes::tiny(), Heads::Pretrain, false);
+        let checkpoint = checkpoint(tensors, &[]);
+        let layout = layouts::detect(&checkpoint).expect("a sound checkpoint");
+        let names = GramNames::of(&checkpoint, layout.as_ref());
+        for (names_of, is_owned) in [attn, fc2].into_iter().zip(owned) {
+            let [shared, language] = names_of;
+            let expected = [(!is_owned).then_some(false), is_owned.then_some(true)];
+            let found = [names.is_owned(shared), names.is_owned(language)];
+            assert_eq!(found, expected, "{form:?}: {shared}");
         }
+        // Inputs of heads are not recorded.
+        assert!(
+            names
+                .iter()
+                .all(|name| name.starts_with("transformer.blocks."))
+        );
     }
 }
 
@@ -212,7 +215,7 @@ fn vlmo_sizes_are_named_and_its_keys_fill_the_slots_of_vl_merging() {
         assert_eq!(dimensions.fusion_start, Some(sizes.fusion_start), "{name}");
         assert_eq!(dimensions.image_size, Some(224), "{name}");
         if form == Form::Vlmo {
-            assert_eq!(dimensions.n_heads, Some(sizes.n_heads), "{name}");
+            assert_eq!(dimensions.n_heads(), Some(sizes.n_heads), "{name}");
         }
         for (key, _) in released.tensors() {
             assert_eq!(vlmo::from_vl_merging(&vlmo::to_vl_merging(key)), key);
@@ -276,7 +279,7 @@ fn beit_is_read_in_both_spellings() {
     assert_eq!(slot_keys(&original, found.as_ref()), slots);
     assert!(slots.contains("transformer.blocks.0.attn.relative_position_bias_table"));
     assert!(slots.contains("transformer.fc_norm.weight"));
-    assert!(found.used_experts(Task::Irtr, 0).is_empty());
+    assert!(found.used_experts(Task::Irtr, BlockId::only(0)).is_empty());
 }
 
 #[test]
@@ -292,7 +295,7 @@ fn other_vision_transformers_stay_generic() {
     ]);
     let layout = layouts::detect(&timm).expect("always a layout");
     assert_eq!(
-        (layout.name(), layout.dimensions().n_blocks),
+        (layout.name(), layout.dimensions().n_blocks()),
         ("generic", 11)
     );
     for (key, block, module, kind) in [
@@ -322,7 +325,7 @@ fn other_vision_transformers_stay_generic() {
         let (expert, slot) = slot_of(layout.as_ref(), key);
         assert_eq!(
             (expert, slot.block, slot.kind),
-            (None, block, kind),
+            (None, block.map(BlockId::only), kind),
             "{key}"
         );
         assert_eq!((slot.key.as_str(), slot.module.as_str()), (key, module));

@@ -2,7 +2,7 @@
 
 use std::collections::BTreeSet;
 
-use merge::layouts::{self, Dimensions, Form, Heads, Layout, Sizes, Task};
+use merge::layouts::{self, BlockId, Dimensions, Form, Heads, Layout, Sizes, Stack, Task};
 use merge::{Checkpoint, Expert, ParamKind, Role, Slot};
 
 use crate::catalog::listed;
@@ -41,10 +41,13 @@ fn sizes_are_read_off_the_tensors() {
     let (_, layout) = detected("ckpt/all_moe.safetensors");
     // fixtures/config.json
     let expected = Dimensions {
-        n_blocks: 12,
-        width: 24,
-        n_heads: Some(3),
-        ffn_width: Some(96),
+        stacks: vec![Stack {
+            name: "blocks",
+            n_blocks: 12,
+            width: 24,
+            n_heads: Some(3),
+            ffn_width: Some(96),
+        }],
         fusion_start: Some(10),
         patch_size: Some(16),
         image_size: Some(48),
@@ -52,6 +55,7 @@ fn sizes_are_read_off_the_tensors() {
         text_table_len: Some(16),
         vocabulary: Some(101),
         n_token_types: Some(3),
+        joint_width: None,
     };
     assert_eq!(layout.dimensions(), &expected);
     let evidence = layout.evidence().join("\n");
@@ -94,7 +98,7 @@ fn the_weights_win_over_the_stored_configuration_and_say_so() {
     ];
     let layout = layouts::detect(&checkpoint(tensors, &config)).expect("a sound checkpoint");
     let dimensions = layout.dimensions();
-    assert_eq!(dimensions.n_heads, Some(3));
+    assert_eq!(dimensions.n_heads(), Some(3));
     assert_eq!(dimensions.image_size, Some(224));
     assert_eq!(dimensions.fusion_start, Some(10));
     let complaints: Vec<&String> = layout
@@ -154,7 +158,10 @@ fn the_value_bias_is_not_the_vision_expert() {
     let (expert, slot) = slot_of(layout.as_ref(), "transformer.blocks.3.attn.v.v_bias");
     assert_eq!(expert, Some(Vision));
     assert_eq!(slot.key, "transformer.blocks.3.attn.v_bias");
-    assert_eq!((slot.block, slot.kind), (Some(3), ParamKind::Bias));
+    assert_eq!(
+        (slot.block, slot.kind),
+        (Some(BlockId::only(3)), ParamKind::Bias)
+    );
 
     let (expert, slot) = slot_of(layout.as_ref(), "module.transformer.blocks.3.attn.v_bias");
     assert_eq!(expert, None);
@@ -231,12 +238,22 @@ fn gram_names_of_each_task_are_those_of_the_published_files() {
 #[test]
 fn tasks_use_the_published_experts() {
     let (_, layout) = detected("ckpt/all_moe.safetensors");
-    assert_eq!(layout.block_experts(9), [Vision, Language]);
-    assert_eq!(layout.block_experts(10), [Vision, Language, VisionLanguage]);
+    let block = BlockId::only;
+    assert_eq!(layout.block_experts(block(9)), [Vision, Language]);
+    assert_eq!(
+        layout.block_experts(block(10)),
+        [Vision, Language, VisionLanguage]
+    );
     for task in [Task::Irtr, Task::Vqa, Task::Nlvr2] {
-        assert_eq!(layout.used_experts(task, 9), [Vision, Language]);
+        assert_eq!(layout.used_experts(task, block(9)), [Vision, Language]);
     }
-    assert_eq!(layout.used_experts(Task::Irtr, 10), [Vision, Language]);
-    assert_eq!(layout.used_experts(Task::Vqa, 11), [VisionLanguage]);
-    assert_eq!(layout.used_experts(Task::Nlvr2, 10), [VisionLanguage]);
+    assert_eq!(
+        layout.used_experts(Task::Irtr, block(10)),
+        [Vision, Language]
+    );
+    assert_eq!(layout.used_experts(Task::Vqa, block(11)), [VisionLanguage]);
+    assert_eq!(
+        layout.used_experts(Task::Nlvr2, block(10)),
+        [VisionLanguage]
+    );
 }

@@ -29,3 +29,4 @@ mod stored;
 mod torch_corpus;
 mod torch_reader;
 mod writer;
+mod zerovl;

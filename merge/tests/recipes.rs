@@ -162,7 +162,11 @@ fn slices_stack_layers_and_take_the_ends_from_the_first_and_the_last() {
     let plan = folder
         .plan("merge_method: passthrough\nslices:\n- sources: [{model: <a>, layer_range: [0, 1]}]")
         .expect("resolves");
-    let dropped: Vec<&str> = plan.dropped.iter().map(|d| d.tensor.key.as_str()).collect();
+    let dropped: Vec<&str> = plan
+        .dropped()
+        .iter()
+        .map(|d| d.tensor.key.as_str())
+        .collect();
     assert_eq!(dropped, ["layers.1.mlp.fc.weight", "layers.1.norm.weight"]);
 }
 
@@ -239,11 +243,11 @@ fn a_tensor_that_some_lack_is_an_error_or_copied_or_skipped_as_the_recipe_says()
     let plan = folder
         .plan(&format!("{yaml}on_missing: skip"))
         .expect("resolves");
-    assert_eq!((plan.entries.len(), plan.dropped.len()), (6, 2));
+    assert_eq!((plan.entries().len(), plan.dropped().len()), (6, 2));
     assert!(
-        plan.dropped[0].why.contains("only some"),
+        plan.dropped()[0].why.contains("only some"),
         "{}",
-        plan.dropped[0].why
+        plan.dropped()[0].why
     );
 }
 
@@ -544,7 +548,7 @@ fn a_base_among_the_models_is_the_base_and_alone_it_comes_out() {
         .plan("merge_method: linear\nmodels: [<a>]\nparameters: {weight: 3}")
         .expect("resolves");
     assert!(
-        plan.entries
+        plan.entries()
             .iter()
             .all(|entry| matches!(entry.action, Action::Copy(_)))
     );

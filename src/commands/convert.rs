@@ -6,7 +6,7 @@ use std::sync::Arc;
 
 use anyhow::Result;
 use clap::ValueEnum;
-use merge::convert::{Conversion, Resize, Spelling};
+use merge::convert::{Conversion, Resize, Spelling, Wrapper};
 use merge::io::{OpenOptions, open};
 use merge::layouts::{by_name, detect};
 use merge::{Checkpoint, Layout};
@@ -21,6 +21,7 @@ Examples:
   vlmerge convert model.ckpt model.safetensors --dtype bf16          rounded once
   vlmerge convert model.safetensors folder/model.safetensors --max-shard-size 2GB
   vlmerge convert vlmo_base.pt out.safetensors --to vl-merging       VLMo keys as vl-merging's
+  vlmerge convert zerovl.pth zerovl.safetensors --module remove      keys without data-parallel prefix
   vlmerge convert model.ckpt coco.safetensors --image-size 384       tables for a larger image
   vlmerge convert model.ckpt nlvr2.safetensors --image-size 384 --nlvr2 --dry-run";
 
@@ -39,6 +40,9 @@ pub struct Args {
     /// Spell the keys of a model with an FFN for each modality in another way, where that is exact
     #[arg(long, value_enum, value_name = "SPELLING")]
     to: Option<SpellingArg>,
+    /// Put the `module.` of data-parallel wrappers before every key, or take it off
+    #[arg(long, value_enum, value_name = "WHAT")]
+    module: Option<ModuleArg>,
     /// Resize position tables for images of this side in pixels
     #[arg(long, value_name = "PIXELS")]
     image_size: Option<usize>,
@@ -70,6 +74,15 @@ enum SpellingArg {
     Vlmo,
 }
 
+/// What to do with the prefix `module.`.
+#[derive(Clone, Copy, Debug, ValueEnum)]
+enum ModuleArg {
+    /// Put it before every key that has none
+    Add,
+    /// Take it off every key that has it
+    Remove,
+}
+
 /// How relative position tables are resized.
 #[derive(Clone, Copy, Debug, ValueEnum)]
 pub enum ResizeArg {
@@ -95,6 +108,10 @@ pub fn run(args: Args, output: &Output) -> Result<ExitCode> {
         spelling: args.to.map(|to| match to {
             SpellingArg::VlMerging => Spelling::VlMerging,
             SpellingArg::Vlmo => Spelling::Vlmo,
+        }),
+        wrapper: args.module.map(|module| match module {
+            ModuleArg::Add => Wrapper::Add,
+            ModuleArg::Remove => Wrapper::Remove,
         }),
         image_size: args.image_size,
         resize: args.resize.map(Into::into),

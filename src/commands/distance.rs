@@ -262,11 +262,12 @@ fn print_tables(
 }
 
 fn place(distance: &Distance) -> String {
+    let stack = (distance.stack).map_or_else(String::new, |stack| format!("{stack} "));
     match (&distance.key, &distance.module, distance.block) {
         (Some(key), ..) => key.clone(),
         (None, Some(module), None) => module.clone(),
-        (None, Some(module), Some(block)) => format!("{block} {module}"),
-        (None, None, Some(block)) => block.to_string(),
+        (None, Some(module), Some(block)) => format!("{stack}{block} {module}"),
+        (None, None, Some(block)) => format!("{stack}{block}"),
         (None, None, None) if distance.grain == Grain::All => "all".to_owned(),
         (None, None, None) => "outside".to_owned(),
     }

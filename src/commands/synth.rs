@@ -5,8 +5,10 @@ use std::process::ExitCode;
 
 use anyhow::Result;
 use clap::ValueEnum;
+use merge::MergePlan;
 use merge::layouts::{CatalogSpec, Form, GivenSizes, Heads, Sizes};
-use merge::synth::{Spread, Synthesis};
+use merge::layouts::{TowerSizes, ZerovlSizes, ZerovlSpec};
+use merge::synth::{Fresh, Spread, Synthesis};
 
 use crate::cli::WriteArgs;
 use crate::output::{Output, UsageError};
@@ -18,6 +20,9 @@ Examples:
   vlmerge synth --size base --layout agnostic seed.safetensors        the seed of the same experts
   vlmerge synth --family vlmo --size base-plus --heads irtr --image-size 384 vlmo.pt
   vlmerge synth --family beit --layout per-block-tables --original-spelling beit.pth
+  vlmerge synth --family zerovl --temperature learned zerovl.safetensors
+  vlmerge synth --family zerovl --blocks 2 --width 64 --vocabulary 101 --image-size 32 --patch-size 8 \
+                --joint-width 32 tiny.safetensors
   vlmerge synth --size custom --blocks 4 --width 128 --attention-heads 2 --fusion-start 3 small.pt";
 
 /// Flags of `vlmerge synth`.
@@ -33,12 +38,15 @@ pub struct Args {
     /// A published size; single sizes below change it
     #[arg(long, value_enum, default_value = "base")]
     size: Size,
-    /// Form of the family [default: agnostic; for beit shared-table; for vlmo there is one a size]
+    /// Form of the family [default: agnostic; for beit shared-table; vlmo and zerovl have one a size]
     #[arg(long, value_enum, value_name = "FORM")]
     layout: Option<LayoutArg>,
-    /// Heads beside the pooler
-    #[arg(long, value_enum, value_name = "TASK", default_value = "pretrain")]
-    heads: HeadsArg,
+    /// Heads beside the pooler [default: pretrain; zerovl has none]
+    #[arg(long, value_enum, value_name = "TASK")]
+    heads: Option<HeadsArg>,
+    /// Temperature of zerovl: constant ones are no part of a checkpoint [default: constant]
+    #[arg(long, value_enum, value_name = "HOW")]
+    temperature: Option<TemperatureArg>,
     /// Seed of the draws: the same gives the same weights in every family and form
     #[arg(long, value_name = "N", default_value_t = 0)]
     seed: u64,
@@ -100,6 +108,21 @@ struct SizeArgs {
     /// Answers of the vqa head [default: 3129]
     #[arg(long, value_name = "N")]
     answers: Option<usize>,
+    /// Number of blocks of zerovl's text tower [default: as the image tower]
+    #[arg(long, value_name = "N")]
+    text_blocks: Option<usize>,
+    /// Width of zerovl's text tower [default: as the image tower]
+    #[arg(long, value_name = "N")]
+    text_width: Option<usize>,
+    /// Heads of each block of zerovl's text tower [default: as the image tower]
+    #[arg(long, value_name = "N")]
+    text_attention_heads: Option<usize>,
+    /// Inner size of the FFN of zerovl's text tower [default: 4 times its width]
+    #[arg(long, value_name = "N")]
+    text_ffn_width: Option<usize>,
+    /// Width of zerovl's joint space [default: 512]
+    #[arg(long, value_name = "N")]
+    joint_width: Option<usize>,
 }
 
 /// A model family.
@@ -111,6 +134,17 @@ enum Family {
     Vlmo,
     /// BEiT, vision only
     Beit,
+    /// ZeroVL: a ViT and a BERT
+    Zerovl,
+}
+
+/// Whether the temperature is learned.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+enum TemperatureArg {
+    /// No part of the checkpoint
+    Constant,
+    /// A parameter
+    Learned,
 }
 
 /// A published size.
@@ -180,6 +214,7 @@ impl Args {
         let layout = match (self.family, self.layout) {
             (Family::Vlmo, None) if self.size == Size::BasePlus => return Ok(Form::VlmoAbsolute),
             (Family::Vlmo, None) => return Ok(Form::Vlmo),
+            (Family::Zerovl, _) => return Err(no_such_layout()),
             (Family::VlMerging, layout) => layout.unwrap_or(LayoutArg::Agnostic),
             (Family::Beit, layout) => layout.unwrap_or(LayoutArg::SharedTable),
             (Family::Vlmo, Some(layout)) => layout,
@@ -192,10 +227,105 @@ impl Args {
             (Family::VlMerging, LayoutArg::LnSpecific) => Ok(Form::LnSpecific),
             (Family::Beit, LayoutArg::SharedTable) => Ok(Form::BeitSharedTable),
             (Family::Beit, LayoutArg::PerBlockTables) => Ok(Form::BeitPerBlockTables),
-            _ => Err(UsageError(
-                "this family has no such layout; see `vlmerge synth --help`".into(),
-            )),
+            _ => Err(no_such_layout()),
         }
+    }
+
+    /// The first flag given that the family has no use for.
+    fn unused_flag(&self) -> Option<&'static str> {
+        let of = &self.sizes;
+        let multiway = [
+            ("--layout", self.layout.is_some()),
+            ("--heads", self.heads.is_some()),
+            ("--layer-scale", self.layer_scale.is_some()),
+            ("--original-spelling", self.original_spelling),
+            ("--fusion-start", of.fusion_start.is_some()),
+            ("--text-table-len", of.text_table_len.is_some()),
+            ("--answers", of.answers.is_some()),
+        ];
+        let towers = [
+            ("--temperature", self.temperature.is_some()),
+            ("--text-blocks", of.text_blocks.is_some()),
+            ("--text-width", of.text_width.is_some()),
+            ("--text-attention-heads", of.text_attention_heads.is_some()),
+            ("--text-ffn-width", of.text_ffn_width.is_some()),
+            ("--joint-width", of.joint_width.is_some()),
+        ];
+        let others = match self.family {
+            Family::Zerovl => multiway.as_slice(),
+            _ => towers.as_slice(),
+        };
+        let given = others.iter().find(|(_, is_given)| *is_given);
+        given.map(|(flag, _)| *flag)
+    }
+
+    /// A ZeroVL of the base size, with the sizes that are given. Heads stay 64 wide, as far as they divide
+    /// a given width.
+    fn zerovl(&self) -> Result<ZerovlSpec, UsageError> {
+        if self.size != Size::Base {
+            return Err(UsageError(
+                "zerovl has the published size base; single sizes change it".into(),
+            ));
+        }
+        let (base, of) = (ZerovlSizes::BASE, &self.sizes);
+        let tower = |n_blocks,
+                     width: Option<usize>,
+                     heads: Option<usize>,
+                     ffn: Option<usize>,
+                     like: TowerSizes| {
+            let given = width.unwrap_or(like.width);
+            TowerSizes {
+                n_blocks,
+                width: given,
+                n_heads: heads.unwrap_or(match width {
+                    Some(width) => (width / 64).max(1),
+                    None => like.n_heads,
+                }),
+                ffn_width: ffn.unwrap_or(match width {
+                    Some(width) => width.saturating_mul(4),
+                    None => like.ffn_width,
+                }),
+            }
+        };
+        let image = tower(
+            of.blocks.unwrap_or(base.image.n_blocks),
+            of.width,
+            of.attention_heads,
+            of.ffn_width,
+            base.image,
+        );
+        let text = tower(
+            of.text_blocks.unwrap_or(image.n_blocks),
+            of.text_width,
+            of.text_attention_heads,
+            of.text_ffn_width,
+            image,
+        );
+        Ok(ZerovlSpec {
+            sizes: ZerovlSizes {
+                image,
+                text,
+                patch_size: of.patch_size.unwrap_or(base.patch_size),
+                image_size: of.image_size.unwrap_or(base.image_size),
+                vocabulary: of.vocabulary.unwrap_or(base.vocabulary),
+                text_len: of.text_len.unwrap_or(base.text_len),
+                n_token_types: base.n_token_types,
+                joint_width: of.joint_width.unwrap_or(base.joint_width),
+            },
+            has_temperature: self.temperature == Some(TemperatureArg::Learned),
+            with_buffers: self.with_buffers,
+        })
+    }
+
+    fn plan<S: Fresh>(&self, spec: S) -> merge::Result<MergePlan> {
+        let synthesis = Synthesis {
+            spec,
+            seed: self.seed,
+            spread: Spread::given(self.deviation, self.layer_scale),
+            is_fresh: self.fresh,
+            dtype: self.write.dtype.into(),
+        };
+        synthesis.plan()
     }
 
     fn sizes(&self) -> Sizes {
@@ -222,26 +352,31 @@ impl Args {
     }
 }
 
+fn no_such_layout() -> UsageError {
+    UsageError("this family has no such layout; see `vlmerge synth --help`".into())
+}
+
 /// Runs the verb.
 pub fn run(args: Args, output: &Output) -> Result<ExitCode> {
-    let synthesis = Synthesis {
-        spec: CatalogSpec {
+    if let Some(flag) = args.unused_flag() {
+        return Err(UsageError(format!("this family has no use for {flag}")).into());
+    }
+    let plan = match args.family {
+        Family::Zerovl => args.plan(args.zerovl()?)?,
+        _ => args.plan(CatalogSpec {
             form: args.form()?,
             sizes: args.sizes(),
-            heads: args.heads.into(),
+            heads: args.heads.unwrap_or(HeadsArg::Pretrain).into(),
             with_buffers: args.with_buffers,
             original_spelling: args.original_spelling,
-        },
-        seed: args.seed,
-        spread: Spread::given(args.deviation, args.layer_scale),
-        is_fresh: args.fresh,
-        dtype: args.write.dtype.into(),
+        })?,
     };
-    let plan = synthesis.plan()?;
-    let n_elements: usize = plan.entries.iter().map(|e| e.info.n_elements()).sum();
+    let n_elements: usize = (plan.entries().iter())
+        .map(|entry| entry.info.n_elements())
+        .sum();
     output.note(format!(
         "{} random tensors of {n_elements} elements",
-        plan.entries.len()
+        plan.entries().len()
     ));
     plan_view::carry_out(&plan, args.out, &args.write, false, output)
 }

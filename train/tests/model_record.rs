@@ -77,7 +77,7 @@ fn trained_weights_say_of_their_model_what_tensors_do_not() {
     for (plan, image_size) in plans.into_iter().zip([64, 32]) {
         let made = in_memory(&plan.expect("a plan"), &run, &Silent).expect("made");
         let found = config(&Arc::new(made), &Overrides::default()).expect("known");
-        let sizes = (found.n_heads, found.fusion_start, found.image_size);
+        let sizes = (found.n_heads(), found.fusion_start, found.image_size);
         assert_eq!(sizes, (2, 1, image_size));
     }
 }

@@ -16,6 +16,7 @@ use evaluate::tasks::vqa::Vqa;
 use evaluate::tasks::{FeatureCache, Runner, Task};
 use evaluate::text::Tokenizer;
 use merge::gram::Gram;
+use merge::layouts::GramNames;
 use merge::progress::Silent;
 use train::collective::{Alone, Collective};
 
@@ -50,7 +51,7 @@ fn task(name: &str) -> Box<dyn Task> {
 type Found = (BTreeMap<String, f64>, Option<BTreeMap<String, Gram>>);
 
 fn run(name: &str, ranks: &dyn Collective, cache: Option<FeatureCache>) -> Found {
-    let (model, _) = trainable("all_moe");
+    let (model, weights) = trainable("all_moe");
     let tokenizer = Tokenizer::open(&path("real/vocab.txt").display().to_string());
     let tokenizer = tokenizer.expect("a tokenizer");
     let runner = Runner::new(&model, &tokenizer, &Device::Cpu, DType::F32, 3, &Silent);
@@ -64,7 +65,9 @@ fn run(name: &str, ranks: &dyn Collective, cache: Option<FeatureCache>) -> Found
         let value = sample.value(quantity).expect("a value");
         (quantity.name.clone(), value)
     });
-    let capture = Capture::new();
+    let checkpoint = weights.checkpoint();
+    let layout = merge::layouts::detect(checkpoint).expect("a layout");
+    let capture = Capture::new(GramNames::of(checkpoint, layout.as_ref()));
     let batches = runner.own(task.gram_batches(3));
     collect(task.as_ref(), &runner, &capture, &batches, 0, |_| Ok(())).expect("summed");
     let sums = summed(ranks, capture.into_grams()).expect("put together");

@@ -3,10 +3,9 @@
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
-use crate::beside::Beside;
 use crate::layouts::ModelRecord;
 use crate::methods::WholeKernel;
-use crate::plan::{Action, Dropped, Entry, TensorRef};
+use crate::plan::{Action, Dropped, Entry, PlanBuilder, TensorRef};
 use crate::recipe::OutputDType;
 use crate::{Checkpoint, ConversionFault, Error, Layout, MergePlan, Result, Role, TensorInfo};
 
@@ -165,15 +164,18 @@ impl Draft {
     }
 
     /// The finished plan of what `recipe` says, its floats in `dtype`, with what the conversion
-    /// knows of the model. Buffers that loaders rebuild
-    /// keep theirs: some hold row numbers as `f32`, which no half can.
+    /// knows of the model. Buffers that loaders rebuild keep theirs: some hold row numbers as `f32`,
+    /// which no half can.
+    ///
+    /// # Errors
+    /// As [`PlanBuilder::finish`].
     pub(super) fn finish(
         mut self,
         layout: &dyn Layout,
         recipe: String,
         dtype: OutputDType,
         model: ModelRecord,
-    ) -> MergePlan {
+    ) -> Result<MergePlan> {
         for entry in self.entries.values_mut() {
             let is_buffer = match &entry.action {
                 Action::Copy(tensor) => matches!(layout.role(&tensor.key), Ok(Role::Derived)),
@@ -183,18 +185,28 @@ impl Draft {
                 entry.info.dtype = dtype.apply(entry.info.dtype);
             }
         }
-        self.dropped.sort_by(|a, b| a.tensor.cmp(&b.tensor));
-        MergePlan {
-            recipe,
-            sources: self.sources,
-            stages: Vec::new(),
-            grams: Vec::new(),
-            gram_uses: Vec::new(),
-            model,
-            entries: self.entries.into_values().collect(),
-            dropped: self.dropped,
-            beside: Beside::default(),
+        let mut plan = PlanBuilder::new(recipe);
+        for (index, source) in self.sources.into_iter().enumerate() {
+            match index {
+                0 => plan.source(source),
+                _ => plan.side_source(source),
+            };
         }
+        for dropped in self.dropped {
+            plan.drop_tensor(dropped.tensor, dropped.why);
+        }
+        for entry in self.entries.into_values() {
+            plan.add(entry)?;
+        }
+        plan.model(model).finish()
+    }
+
+    /// Notes why a tensor of the main source has no place in the output.
+    pub(super) fn drop_tensor(&mut self, tensor: TensorRef, why: &str) {
+        self.dropped.push(Dropped {
+            tensor,
+            why: why.to_owned(),
+        });
     }
 }
 

@@ -5,11 +5,11 @@ use std::fmt;
 use std::sync::Arc;
 
 use super::draft::Draft;
-use super::keys::{self, BeitTable, without_module};
+use super::keys::{self, BeitTable};
 use super::positions::Resize;
 use super::tables::{self, Windows};
 use crate::layouts::vl_merging::{expert_key, owned_part, usual_fusion_start};
-use crate::layouts::{Form, ModelRecord};
+use crate::layouts::{Form, ModelRecord, without_module};
 use crate::plan::{Action, Entry, TensorRef};
 use crate::recipe::OutputDType;
 use crate::{Checkpoint, ConversionFault, Error, Expert, Layout, MergePlan, Result};
@@ -116,7 +116,7 @@ impl Expansion {
             text_table_len: self.text_table_len,
             ..ModelRecord::default()
         };
-        Ok(draft.finish(layout, recipe, self.dtype, model))
+        draft.finish(layout, recipe, self.dtype, model)
     }
 
     /// Gives experts their copies; the fusion start, where it was needed.
@@ -139,6 +139,7 @@ impl Expansion {
             let Some(entry) = draft.take(&name) else {
                 continue;
             };
+            let mut is_used = false;
             for expert in self.experts(block >= fusion_start) {
                 let Some(key) = expert_key(without_module(&name), expert) else {
                     continue;
@@ -147,11 +148,15 @@ impl Expansion {
                     Some(&seed) => from_other_seed(draft, seed, &name, &entry)?,
                     None => entry.clone(),
                 };
+                is_used |= !seeds.contains_key(&expert);
                 draft.put(Entry {
                     name: key,
                     why: format!("{expert} starts as {}", origin(draft, &copy)),
                     ..copy
                 })?;
+            }
+            for tensor in entry.action.tensors().filter(|_| !is_used) {
+                draft.drop_tensor(tensor.clone(), "every expert starts from another seed");
             }
         }
         Ok(fusion_start)
@@ -167,7 +172,7 @@ impl Expansion {
 
     fn find_fusion_start(&self, draft: &Draft, layout: &dyn Layout) -> Result<usize> {
         let sizes = layout.dimensions();
-        let n_blocks = sizes.n_blocks;
+        let n_blocks = sizes.n_blocks();
         let found = (self.fusion_start)
             .or(sizes.fusion_start)
             .or_else(|| usual_fusion_start(n_blocks));

@@ -6,7 +6,7 @@ use std::sync::Arc;
 use super::draft::Draft;
 use super::positions::{Resize, side};
 use super::tables::{RelativeTable, Windows};
-use crate::layouts::{beit, vlmo};
+use crate::layouts::{beit, vlmo, without_module};
 use crate::{ConversionFault, Error, Layout, ParamKind, Result, Role};
 
 /// A way to spell the keys of the multiway model with an FFN for each modality.
@@ -148,7 +148,7 @@ pub(super) fn beit_to_seed(
         match layout.role(&name)? {
             Role::Derived => draft.drop_entry(&name, "index of BEiT; loaders rebuild it"),
             Role::Shared(slot) if slot.kind == ParamKind::PositionBias => {
-                tables.push((slot.block, name));
+                tables.push((slot.block.map(|block| block.index), name));
             }
             _ if is_beit_head(&key) && !keep_heads => {
                 draft.drop_entry(&name, "head of BEiT's own task");
@@ -192,7 +192,7 @@ impl BeitTable {
         layout: &dyn Layout,
         tables: Vec<(Option<usize>, String)>,
     ) -> Result<()> {
-        let n_blocks = layout.dimensions().n_blocks;
+        let n_blocks = layout.dimensions().n_blocks();
         let Windows { from, to } = self.windows;
         let names: Vec<String> = match tables.first() {
             Some((None, shared)) => vec![shared.clone()],
@@ -253,9 +253,4 @@ impl BeitTable {
             kernel.to_string(),
         )
     }
-}
-
-/// The key without the prefix that data-parallel wrappers add.
-pub(super) fn without_module(key: &str) -> &str {
-    key.strip_prefix("module.").unwrap_or(key)
 }

@@ -10,6 +10,7 @@ mod keys;
 pub mod positions;
 mod resample;
 mod tables;
+mod wrapper;
 
 use std::fmt;
 use std::sync::Arc;
@@ -18,6 +19,7 @@ pub use experts::{Expansion, Start};
 pub use keys::Spelling;
 pub use positions::Resize;
 pub use tables::sizes_with_text;
+pub use wrapper::Wrapper;
 
 use crate::execute::{RunOptions, in_memory};
 use crate::layouts::{self, Dimensions, ModelRecord, Window};
@@ -32,6 +34,8 @@ use tables::Windows;
 pub struct Conversion {
     /// How keys are spelled, if not as they are.
     pub spelling: Option<Spelling>,
+    /// Whether keys have the `module.` of data-parallel wrappers before them, if not as they are.
+    pub wrapper: Option<Wrapper>,
     /// Side of the image in pixels, if it changes.
     pub image_size: Option<usize>,
     /// How position tables are resized; as the family's own program does unless given.
@@ -64,14 +68,14 @@ impl Conversion {
         }
         if self.image_size.is_some() {
             let windows = Windows::new(&self.sizes(&source, layout)?, self.image_size)?;
-            let resize = self.resize.unwrap_or_else(|| default_resize(layout));
+            let resize = self.resize.unwrap_or_else(|| layout.default_resize());
             tables::change_window(&mut draft, layout, windows, resize)?;
         }
         if let Some(text_len) = self.text_len {
             tables::cut_text(&mut draft, layout, text_len)?;
         }
         if is_resized && draft.is_changed() {
-            let window = match self.with_buffers {
+            let window = match self.with_buffers && tables::has_indices(&draft, layout)? {
                 true => Some(self.window(&self.sizes(&source, layout)?)?),
                 false => None,
             };
@@ -83,11 +87,14 @@ impl Conversion {
         if let Some(spelling) = self.spelling {
             keys::respell(&mut draft, layout, spelling)?;
         }
+        if let Some(wrapper) = self.wrapper {
+            wrapper::change(&mut draft, wrapper)?;
+        }
         let model = ModelRecord {
             text_table_len: self.text_table_len,
             ..ModelRecord::default()
         };
-        Ok(draft.finish(layout, self.to_string(), self.dtype, model))
+        draft.finish(layout, self.to_string(), self.dtype, model)
     }
 
     /// The checkpoint brought to the sizes and the token types of this conversion, in memory; the same
@@ -148,21 +155,17 @@ impl Conversion {
     }
 }
 
-/// As the family's own program resizes its tables.
-fn default_resize(layout: &dyn Layout) -> Resize {
-    if layout.name().starts_with("vlmo/") {
-        Resize::Geometric
-    } else {
-        Resize::Bicubic
-    }
-}
-
 impl fmt::Display for Conversion {
     /// What was asked for, for provenance.
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let mut said = Vec::new();
         if let Some(spelling) = self.spelling {
             said.push(format!("to: {spelling}"));
+        }
+        match self.wrapper {
+            Some(Wrapper::Add) => said.push("module: add".to_owned()),
+            Some(Wrapper::Remove) => said.push("module: remove".to_owned()),
+            None => {}
         }
         if let Some(image_size) = self.image_size {
             said.push(format!("image_size: {image_size}"));

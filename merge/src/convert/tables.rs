@@ -6,11 +6,10 @@ use ndarray::{Array2, ArrayD, Axis, Slice, concatenate};
 
 use super::buffers;
 use super::draft::Draft;
-use super::keys::without_module;
 use super::positions::{Resize, resize_absolute, resize_relative, side, stack_rows};
-use crate::layouts::{Dimensions, Window};
+use crate::layouts::{Dimensions, PositionTable, TableForm, Window, without_module};
 use crate::methods::{GroupData, WholeKernel};
-use crate::{Checkpoint, ConversionFault, Layout, ParamKind, Result, Role};
+use crate::{Checkpoint, ConversionFault, Layout, Result, Role};
 
 /// The most patches a side: a picture of 1,536 pixels in patches of 16. Its attention alone takes
 /// 4 GB for 12 heads; published models have at most 48.
@@ -109,11 +108,8 @@ pub(super) fn change_window(
     if from == to {
         return Ok(());
     }
-    for name in draft.names() {
-        let Role::Shared(slot) = layout.role(&name)? else {
-            continue;
-        };
-        let shape = draft.shape(&name)?;
+    for PositionTable { key: name, form } in layout.position_tables() {
+        let shape = draft.shape(name)?;
         let wrong = || {
             ConversionFault::TableShape {
                 key: name.clone(),
@@ -122,41 +118,44 @@ pub(super) fn change_window(
             }
             .into()
         };
-        if slot.key == "transformer.pos_embed" {
-            let &[1, rows, width] = shape.as_slice() else {
-                return Err(wrong());
-            };
-            if rows != from * from + 1 {
-                return Err(wrong());
+        match form {
+            TableForm::Absolute => {
+                let &[1, rows, width] = shape.as_slice() else {
+                    return Err(wrong());
+                };
+                if rows != from * from + 1 {
+                    return Err(wrong());
+                }
+                draft.compute(
+                    std::slice::from_ref(name),
+                    name,
+                    vec![1, to * to + 1, width],
+                    Arc::new(AbsoluteTable { from, to }),
+                    format!("{from}x{from} positions to {to}x{to}, bicubic"),
+                )?;
             }
-            draft.compute(
-                std::slice::from_ref(&name),
-                &name,
-                vec![1, to * to + 1, width],
-                Arc::new(AbsoluteTable { from, to }),
-                format!("{from}x{from} positions to {to}x{to}, bicubic"),
-            )?;
-        } else if slot.kind == ParamKind::PositionBias && !slot.key.starts_with("temporal") {
-            let &[rows, columns] = shape.as_slice() else {
-                return Err(wrong());
-            };
-            resize.check(&name, from, to)?;
-            let others = rows.checked_sub(side(from).pow(2)).ok_or_else(wrong)?;
-            let kernel = RelativeTable {
-                n_tables: 1,
-                n_repeats: 1,
-                from,
-                to,
-                resize,
-                n_new_rows: 0,
-            };
-            draft.compute(
-                std::slice::from_ref(&name),
-                &name,
-                vec![side(to).pow(2) + others, columns],
-                Arc::new(kernel),
-                kernel.to_string(),
-            )?;
+            TableForm::Relative => {
+                let &[rows, columns] = shape.as_slice() else {
+                    return Err(wrong());
+                };
+                resize.check(name, from, to)?;
+                let others = rows.checked_sub(side(from).pow(2)).ok_or_else(wrong)?;
+                let kernel = RelativeTable {
+                    n_tables: 1,
+                    n_repeats: 1,
+                    from,
+                    to,
+                    resize,
+                    n_new_rows: 0,
+                };
+                draft.compute(
+                    std::slice::from_ref(name),
+                    name,
+                    vec![side(to).pow(2) + others, columns],
+                    Arc::new(kernel),
+                    kernel.to_string(),
+                )?;
+            }
         }
     }
     Ok(())
@@ -181,7 +180,7 @@ pub(super) fn cut_text(draft: &mut Draft, layout: &dyn Layout, text_len: usize) 
     for name in draft.names() {
         let axis = if name.ends_with(POSITION_IDS) {
             1
-        } else if name.ends_with("text_embeddings.position_embeddings.weight") {
+        } else if name.ends_with("embeddings.position_embeddings.weight") {
             0
         } else {
             continue;
@@ -240,7 +239,20 @@ pub(super) fn add_third_token_type(draft: &mut Draft) -> Result<()> {
 }
 
 /// The one buffer that does not depend on the window.
-const POSITION_IDS: &str = "text_embeddings.position_ids";
+const POSITION_IDS: &str = "embeddings.position_ids";
+
+/// Whether there are index buffers that depend on the window.
+///
+/// # Errors
+/// [`crate::Error::UnknownKey`].
+pub(super) fn has_indices(draft: &Draft, layout: &dyn Layout) -> Result<bool> {
+    for name in draft.names() {
+        if layout.role(&name)? == Role::Derived && !name.ends_with(POSITION_IDS) {
+            return Ok(true);
+        }
+    }
+    Ok(false)
+}
 
 /// Leaves out the index buffers for the old sizes, or computes those of `window` in their place.
 ///

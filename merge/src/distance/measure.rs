@@ -10,7 +10,7 @@ use super::sums::{SignSums, Sums};
 use super::threshold::{Selection, Tally};
 use super::{Keep, Metric};
 use crate::spans::{self, RUN_ELEMENTS, Run, Span};
-use crate::{Error, Progress, Result};
+use crate::{BlockId, Error, Progress, Result};
 
 /// What is pooled into one value.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
@@ -44,6 +44,9 @@ pub struct Distance {
     pub comparison: Comparison,
     /// What is pooled.
     pub grain: Grain,
+    /// The stack of the block, where the model has several.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub stack: Option<&'static str>,
     /// The block, where the grain has one; `None` also for what is outside the blocks.
     pub block: Option<usize>,
     /// The module, where the grain has one.
@@ -64,13 +67,19 @@ fn as_map<S: Serializer>(
     serializer.collect_map(values.iter().map(|(metric, value)| (metric, value)))
 }
 
-/// Block, module and key that a pair is pooled under: those that the grain tells apart.
-type Scope<'a> = (Comparison, Option<usize>, Option<&'a str>, Option<&'a str>);
+/// Block (with the name of its stack, where there are several), module and key that a pair is pooled under:
+/// those that the grain tells apart.
+type Scope<'a> = (
+    Comparison,
+    Option<(BlockId, Option<&'static str>)>,
+    Option<&'a str>,
+    Option<&'a str>,
+);
 
 impl Grain {
     fn scope<'a>(self, pair: &'a Pair<'_>) -> Scope<'a> {
         let (block, module, key) = (
-            pair.slot.block,
+            pair.slot.block.map(|block| (block, pair.stack)),
             Some(pair.slot.module.as_str()),
             Some(pair.slot.key.as_str()),
         );
@@ -129,7 +138,8 @@ pub fn measure(
             distances.push(Distance {
                 comparison,
                 grain,
-                block,
+                stack: block.and_then(|(_, stack)| stack),
+                block: block.map(|(block, _)| block.index),
                 module: module.map(str::to_owned),
                 key: key.map(str::to_owned),
                 n_elements: pooled.n,

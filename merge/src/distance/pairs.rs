@@ -57,6 +57,8 @@ pub struct Pair<'a> {
     pub comparison: Comparison,
     /// The place in the model.
     pub slot: Slot,
+    /// The stack of the slot's block, where the model has several.
+    pub(super) stack: Option<&'static str>,
     pub(super) left: Operand<'a>,
     pub(super) right: Operand<'a>,
     pub(super) base: Option<Operand<'a>>,
@@ -96,6 +98,8 @@ pub struct PairSet<'a> {
     pub pairs: Vec<Pair<'a>>,
     /// Tensors of the inputs that are in no pair.
     pub skipped: Vec<Skipped>,
+    /// Names of the stacks of a model that has several.
+    stacks: Vec<&'static str>,
 }
 
 /// Pairs up the experts of one checkpoint: in each slot every expert with every other. With a
@@ -117,7 +121,7 @@ pub fn expert_pairs<'a>(
             copies.insert(expert, Operand::new(checkpoint, key, info));
         }
     }
-    let mut set = PairSet::new(seed);
+    let mut set = PairSet::new(seed, layout);
     for (slot, copies) in slots {
         let copies: Vec<_> = copies.into_iter().collect();
         for (position, (left_expert, left)) in copies.iter().enumerate() {
@@ -144,11 +148,15 @@ pub fn checkpoint_pairs<'a>(
 ) -> Result<PairSet<'a>> {
     left.require_unique_names()?;
     right.require_unique_names()?;
-    let mut set = PairSet::new(seed);
+    let mut set = PairSet::new(seed, layout);
     for (key, info) in left.tensors() {
         let (expert, slot) = match layout.role(key)? {
             Role::Shared(slot) => (None, slot),
             Role::Expert { expert, slot } => (Some(expert), slot),
+            Role::Alias { .. } => {
+                set.skip(key, "the same tensor as another");
+                continue;
+            }
             Role::Routing => {
                 set.skip(key, "router");
                 continue;
@@ -179,7 +187,7 @@ pub fn checkpoint_pairs<'a>(
 }
 
 impl<'a> PairSet<'a> {
-    fn new(seed: Option<&Checkpoint>) -> Self {
+    fn new(seed: Option<&Checkpoint>, layout: &dyn Layout) -> Self {
         let operands = match seed {
             Some(_) => Operands::ModalityVectors,
             None => Operands::RawWeights,
@@ -188,6 +196,10 @@ impl<'a> PairSet<'a> {
             operands,
             pairs: Vec::new(),
             skipped: Vec::new(),
+            stacks: match layout.dimensions().stacks.as_slice() {
+                [_] => Vec::new(),
+                several => several.iter().map(|stack| stack.name).collect(),
+            },
         }
     }
 
@@ -229,6 +241,8 @@ impl<'a> PairSet<'a> {
         self.pairs.push(Pair {
             comparison,
             slot: slot.clone(),
+            stack: (slot.block)
+                .and_then(|block| self.stacks.get(usize::from(block.stack)).copied()),
             left,
             right,
             base,

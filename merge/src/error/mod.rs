@@ -4,6 +4,7 @@ mod adapter;
 mod advice;
 mod conversion;
 mod merging;
+mod plan;
 mod remote;
 mod safetensors;
 mod split;
@@ -13,6 +14,7 @@ mod write;
 pub use adapter::AdapterFault;
 pub use conversion::ConversionFault;
 pub use merging::MergeFault;
+pub use plan::PlanFault;
 pub use remote::RemoteFault;
 pub use safetensors::SafetensorsFault;
 pub use split::SplitFault;
@@ -415,6 +417,9 @@ pub enum Error {
     /// What is wrong with a merge of several checkpoints, with the recipe's line and the tensor.
     #[error(transparent)]
     Merge(Box<MergeFault>),
+    /// A plan that does not hold together.
+    #[error(transparent)]
+    Plan(#[from] PlanFault),
     /// What is wrong with a low-rank adapter.
     #[error(transparent)]
     Adapter(Box<AdapterFault>),

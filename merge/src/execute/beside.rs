@@ -60,7 +60,7 @@ pub(super) fn write(
         return Ok(Vec::new());
     }
     let folder = folder_of(write);
-    for file in &plan.beside.files {
+    for file in &plan.beside().files {
         let bytes = match &file.content {
             Content::Text(text) => text.clone().into_bytes(),
             Content::Copy(path) => read_bytes(path)?,
@@ -69,13 +69,13 @@ pub(super) fn write(
     }
     let absolute = std::path::absolute(folder).unwrap_or_else(|_| folder.to_owned());
     let title = absolute.file_name().unwrap_or(absolute.as_os_str());
-    let text = card::card(&title.to_string_lossy(), &plan.beside, made)?;
+    let text = card::card(&title.to_string_lossy(), plan.beside(), made)?;
     write_file(&folder.join(CARD), text.as_bytes(), write.force)?;
     Ok(paths(plan, write).collect())
 }
 
 fn paths<'a>(plan: &'a MergePlan, write: &'a WriteOptions) -> impl Iterator<Item = PathBuf> + 'a {
-    let names = plan.beside.files.iter().map(|file| file.name.as_str());
+    let names = plan.beside().files.iter().map(|file| file.name.as_str());
     names.chain([CARD]).map(|name| folder_of(write).join(name))
 }
 

@@ -61,7 +61,7 @@ impl<'a> Worker<'a> {
             first,
             length,
         } = piece;
-        match &self.plan.entries[entry].action {
+        match &self.plan.entries()[entry].action {
             Action::Copy(tensor) => self.copy(tensor, piece),
             Action::Elementwise {
                 members,
@@ -93,7 +93,7 @@ impl<'a> Worker<'a> {
             }
             Action::Agree(tensors) => self.agree(entry, tensors, first, length),
             Action::Generate(generator) => {
-                let Entry { name, info, .. } = &self.plan.entries[entry];
+                let Entry { name, info, .. } = &self.plan.entries()[entry];
                 let size = info.dtype.size_bytes();
                 generator.fill(first, sized(&mut self.single, length));
                 let bytes = sized(&mut self.bytes, length * size);
@@ -133,11 +133,11 @@ impl<'a> Worker<'a> {
         first: usize,
         length: usize,
     ) -> Result<u64> {
-        let size = self.plan.entries[entry].info.dtype.size_bytes();
+        let size = self.plan.entries()[entry].info.dtype.size_bytes();
         self.bytes.resize(length * size, 0);
         let mut other = Vec::new();
         for (index, tensor) in tensors.iter().enumerate() {
-            let source = &self.plan.sources[tensor.source];
+            let source = &self.plan.sources()[tensor.source];
             if index == 0 {
                 source.read(&tensor.key, first, &mut self.bytes)?;
                 continue;
@@ -146,7 +146,7 @@ impl<'a> Worker<'a> {
             source.read(&tensor.key, first, &mut other)?;
             if other != self.bytes {
                 return Err(MergeFault::UnequalIntegers {
-                    key: self.plan.entries[entry].name.clone(),
+                    key: self.plan.entries()[entry].name.clone(),
                 }
                 .into());
             }
@@ -161,7 +161,7 @@ impl<'a> Worker<'a> {
             length,
         } = piece;
         let inputs = Inputs::new(self.plan, std::iter::once(tensor));
-        let to = self.plan.entries[entry].info.dtype;
+        let to = self.plan.entries()[entry].info.dtype;
         let mut raw = std::mem::take(&mut self.raw);
         raw.resize(inputs.n_bytes(length), 0);
         inputs.read(first, length, &mut raw)?;
@@ -190,7 +190,7 @@ impl<'a> Worker<'a> {
         combination: &Combination<'_>,
         raw: &Raw<'_>,
     ) -> Result<u64> {
-        let Entry { name, info, .. } = &self.plan.entries[piece.entry];
+        let Entry { name, info, .. } = &self.plan.entries()[piece.entry];
         let &Combination {
             n_members,
             has_base,
@@ -234,7 +234,7 @@ impl<'a> Worker<'a> {
         first: usize,
         values: &[f64],
     ) -> Result<u64> {
-        let Entry { name, info, .. } = &self.plan.entries[entry];
+        let Entry { name, info, .. } = &self.plan.entries()[entry];
         let bytes = sized(&mut self.bytes, values.len() * info.dtype.size_bytes());
         encode_f64(name, info.dtype, values, bytes)?;
         self.finish(entry, first)
@@ -242,7 +242,7 @@ impl<'a> Worker<'a> {
 
     /// Checks and writes the bytes that were made.
     fn finish(&self, entry: usize, first: usize) -> Result<u64> {
-        self.check(entry, self.plan.entries[entry].info.dtype, &self.bytes)?;
+        self.check(entry, self.plan.entries()[entry].info.dtype, &self.bytes)?;
         self.put(entry, first, &self.bytes)
     }
 
@@ -251,12 +251,12 @@ impl<'a> Worker<'a> {
             return Ok(());
         }
         Err(Error::NonFinite {
-            key: self.plan.entries[entry].name.clone(),
+            key: self.plan.entries()[entry].name.clone(),
         })
     }
 
     fn put(&self, entry: usize, first: usize, bytes: &[u8]) -> Result<u64> {
-        let size = self.plan.entries[entry].info.dtype.size_bytes();
+        let size = self.plan.entries()[entry].info.dtype.size_bytes();
         self.sink.write(entry, (first * size) as u64, bytes)?;
         Ok(bytes.len() as u64)
     }

@@ -35,14 +35,14 @@ pub(super) fn of(
         add(&file.n_bytes.to_string());
         add(&changed(&file.path));
     }
-    for file in &plan.beside.files {
+    for file in &plan.beside().files {
         add(&file.name);
         match &file.content {
             Content::Text(text) => add(text),
             Content::Copy(path) => add(&format!("{} {}", path.display(), changed(path))),
         }
     }
-    for entry in &plan.entries {
+    for entry in plan.entries() {
         add(&entry.name);
         add(&format!("{} {:?}", entry.info.dtype, entry.info.shape));
         for tensor in entry.action.tensors() {

@@ -18,7 +18,7 @@ impl<'a> Inputs<'a> {
     pub(super) fn new(plan: &'a MergePlan, tensors: impl Iterator<Item = &'a TensorRef>) -> Self {
         // The plan refers to tensors that are there.
         let dtype = |tensor: &TensorRef| {
-            let info = plan.sources[tensor.source].get(&tensor.key);
+            let info = plan.sources()[tensor.source].get(&tensor.key);
             info.map_or(DType::F32, |info| info.dtype)
         };
         Self {
@@ -44,7 +44,7 @@ impl<'a> Inputs<'a> {
         for &(tensor, dtype) in &self.tensors {
             let (own, others) = left.split_at_mut(n_elements * dtype.size_bytes());
             left = others;
-            let source = &self.plan.sources[tensor.source];
+            let source = &self.plan.sources()[tensor.source];
             source.read(&tensor.key, first, own)?;
         }
         Ok(())

@@ -25,17 +25,17 @@ pub fn in_memory(
 }
 
 fn fill(plan: &MergePlan, run: &RunOptions, progress: &dyn Progress) -> Result<Memory> {
-    let entries = plan.entries.iter();
+    let entries = plan.entries().iter();
     let buffers = entries.map(|entry| Mutex::new(vec![0; entry.info.n_bytes() as usize]));
     let buffers = Buffers(buffers.collect());
-    write_entries(plan, &(0..plan.entries.len()), &buffers, run, progress)?;
+    write_entries(plan, &(0..plan.entries().len()), &buffers, run, progress)?;
     let files = plan.files();
-    let provenance = Provenance::new(plan.recipe.clone(), &files);
+    let provenance = Provenance::new(plan.recipe().to_owned(), &files);
     let provenance = match run.hash {
         true => provenance.with_hashes(Hashes::default().of(&files, progress)?),
         false => provenance,
     };
-    let tensors: Vec<TensorEntry> = (plan.entries.iter())
+    let tensors: Vec<TensorEntry> = (plan.entries().iter())
         .map(|entry| TensorEntry {
             path: ObjectPath(vec![PathSegment::Key(entry.name.clone())]),
             name: Some(entry.name.clone()),

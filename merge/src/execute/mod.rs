@@ -99,7 +99,7 @@ pub fn execute(
     run: &RunOptions,
     progress: &dyn Progress,
 ) -> Result<Summary> {
-    let placeholder = Provenance::new(plan.recipe.clone(), &plan.files());
+    let placeholder = Provenance::new(plan.recipe().to_owned(), &plan.files());
     let placeholder = placeholder.with_placeholder_hashes(run.hash);
     let fingerprint = fingerprint::of(plan, &plan.metadata(&placeholder)?, write, run);
     let n_files_kept = n_complete_files(&write.path, &fingerprint);
@@ -116,12 +116,12 @@ pub fn execute(
     let files = write_all(plan, write, run, &fingerprint, progress);
     progress.finish();
     let is_copy = |entry: &&Entry| matches!(entry.action, Action::Copy(_));
-    let n_copied = plan.entries.iter().filter(is_copy).count();
+    let n_copied = plan.entries().iter().filter(is_copy).count();
     Ok(Summary {
         files: files?,
         n_copied,
-        n_combined: plan.entries.len() - n_copied,
-        n_dropped: plan.dropped.len(),
+        n_combined: plan.entries().len() - n_copied,
+        n_dropped: plan.dropped().len(),
         n_files_kept,
         input_bytes: plan.input_bytes(),
         output_bytes: plan.output_bytes(),
@@ -133,7 +133,7 @@ pub fn execute(
 /// # Errors
 /// When the target cannot be written; nothing is created.
 pub fn check(plan: &MergePlan, write: &WriteOptions, run: &RunOptions) -> Result<()> {
-    let placeholder = Provenance::new(plan.recipe.clone(), &plan.files());
+    let placeholder = Provenance::new(plan.recipe().to_owned(), &plan.files());
     let metadata = plan.metadata(&placeholder.with_placeholder_hashes(run.hash))?;
     beside::check(plan, write)?;
     check_target(&tensors(plan), &metadata, write)
@@ -141,7 +141,7 @@ pub fn check(plan: &MergePlan, write: &WriteOptions, run: &RunOptions) -> Result
 
 /// Names, shapes and dtypes of the output.
 fn tensors(plan: &MergePlan) -> Vec<(String, TensorInfo)> {
-    let entries = plan.entries.iter();
+    let entries = plan.entries().iter();
     entries
         .map(|entry| (entry.name.clone(), entry.info.clone()))
         .collect()
@@ -156,7 +156,7 @@ fn write_all(
     progress: &dyn Progress,
 ) -> Result<Vec<PathBuf>> {
     let files = plan.files();
-    let provenance = Provenance::new(plan.recipe.clone(), &files);
+    let provenance = Provenance::new(plan.recipe().to_owned(), &files);
     let placeholder = provenance.clone().with_placeholder_hashes(run.hash);
     let metadata = plan.metadata(&placeholder)?;
     let writer = Writer::resume(&tensors(plan), &metadata, write, fingerprint)?;
@@ -201,7 +201,7 @@ fn write_runs(
 ) -> Result<()> {
     let open = writer.open_runs();
     let n_bytes = |run: &Range<usize>| -> u64 {
-        let entries = plan.entries[run.clone()].iter();
+        let entries = plan.entries()[run.clone()].iter();
         entries.map(|entry| entry.info.n_bytes()).sum()
     };
     let kept = plan.output_bytes() - open.iter().map(n_bytes).sum::<u64>();
@@ -222,7 +222,7 @@ fn write_entries(
     progress: &dyn Progress,
 ) -> Result<()> {
     let entries = || {
-        (plan.entries.iter().enumerate())
+        (plan.entries().iter().enumerate())
             .take(range.end)
             .skip(range.start)
     };

@@ -21,7 +21,7 @@ pub(super) fn write(
         Some(folder) if folder != Path::new("") => folder,
         _ => Path::new("."),
     };
-    for stage in &plan.stages {
+    for stage in plan.stages() {
         let failed = |source| Error::io("create", &write.path, source);
         let file = tempfile::Builder::new()
             .prefix(".stage.")
@@ -59,7 +59,7 @@ pub(super) fn in_memory(plan: &MergePlan, run: &RunOptions, progress: &dyn Progr
         hash: false,
         ..*run
     };
-    for stage in &plan.stages {
+    for stage in plan.stages() {
         stage.finish(super::in_memory(&stage.plan, &run, progress)?);
     }
     Ok(())

@@ -50,7 +50,7 @@ impl GroupData for Data<'_> {
 
     fn gram(&self, index: usize) -> Result<Array2<f64>> {
         match self.grams.get(index) {
-            Some(Some(gram)) => self.plan.grams[gram.store].read(&gram.key),
+            Some(Some(gram)) => self.plan.grams()[gram.store].read(&gram.key),
             _ => Err(Error::MethodNeeds {
                 method: "this method",
                 what: "gram matrices",
@@ -61,7 +61,7 @@ impl GroupData for Data<'_> {
 
 impl Data<'_> {
     fn array(&self, tensor: &TensorRef) -> Result<ArrayD<f64>> {
-        let source = &self.plan.sources[tensor.source];
+        let source = &self.plan.sources()[tensor.source];
         let info = source.require(&tensor.key)?;
         let mut values = vec![0.0; info.n_elements()];
         if info.dtype == DType::F64 {

@@ -4,9 +4,8 @@ use std::collections::BTreeMap;
 
 use serde::Serialize;
 
-use crate::{Checkpoint, Expert, ParamKind, Role, Slot};
+use crate::{Checkpoint, Expert, Role};
 
-use super::multiway::grammar;
 use super::{Layout, Part};
 
 /// Tensors and their elements.
@@ -56,10 +55,17 @@ impl PartCounts {
         self.all_but(&[Part::Buffers])
     }
 
-    /// The parameters that VLMo counts: without heads, pooler and logit scales.
+    /// The parameters that VLMo counts: without heads, projections, pooler and temperatures.
     #[must_use]
     pub fn without_heads(&self) -> Count {
-        self.all_but(&[Part::Buffers, Part::Heads, Part::Pooler, Part::LogitScales])
+        self.all_but(&[
+            Part::Buffers,
+            Part::Heads,
+            Part::Projections,
+            Part::Pooler,
+            Part::LogitScales,
+            Part::Temperature,
+        ])
     }
 
     fn all_but(&self, left_out: &[Part]) -> Count {
@@ -80,33 +86,17 @@ pub fn count(checkpoint: &Checkpoint, layout: &dyn Layout) -> PartCounts {
         let n_elements = info.n_elements() as u64;
         let part = match layout.role(key) {
             Ok(Role::Derived) => Part::Buffers,
-            Ok(Role::Shared(slot)) => part_of(&slot),
+            Ok(Role::Shared(slot)) => layout.part(&slot),
             Ok(Role::Expert { expert, slot }) => {
                 counts.by_expert.entry(expert).or_default().add(n_elements);
-                part_of(&slot)
+                layout.part(&slot)
             }
             Ok(Role::Routing) => Part::Blocks,
+            // Counted under the key that it stands for.
+            Ok(Role::Alias { .. }) => continue,
             Err(_) => Part::Other,
         };
         counts.by_part.entry(part).or_default().add(n_elements);
     }
     counts
-}
-
-/// The part of a place: by the family's table, else by what its name says it does.
-fn part_of(slot: &Slot) -> Part {
-    if slot.block.is_some() {
-        return Part::Blocks;
-    }
-    if let Some(row) = grammar::outer_parameter(&slot.key) {
-        return row.part;
-    }
-    if grammar::is_image_tokenizer(&slot.key) {
-        return Part::Heads;
-    }
-    match slot.kind {
-        ParamKind::Embedding => Part::Embeddings,
-        ParamKind::PositionBias => Part::PositionTables,
-        _ => Part::Other,
-    }
 }

@@ -5,7 +5,15 @@ use std::collections::BTreeMap;
 
 use crate::{Checkpoint, Expert, ParamKind, Result, Role, Slot};
 
-use super::{Description, Dimensions, Layout, layer_of};
+use super::{BlockId, Description, Dimensions, Layout, LayoutFamily, Part, Stack};
+use super::{boxed, layer_of};
+
+/// The row of this family in the table of layouts.
+pub(super) const FAMILY: LayoutFamily = LayoutFamily {
+    name: "generic",
+    deciding: "",
+    read: |checkpoint| Ok(boxed(Some(Generic::read(checkpoint)))),
+};
 
 /// A checkpoint of no known family.
 #[derive(Clone, Debug)]
@@ -35,10 +43,13 @@ impl Generic {
             description: Description {
                 name: "generic",
                 evidence: vec!["no key of a known family".to_owned(), blocks],
-                dimensions: Dimensions {
+                dimensions: Dimensions::of_one_stack(Stack {
+                    name: "blocks",
                     n_blocks,
-                    ..Dimensions::default()
-                },
+                    width: 0,
+                    n_heads: None,
+                    ffn_width: None,
+                }),
             },
             kinds,
         }
@@ -81,6 +92,15 @@ impl Layout for Generic {
         &self.description
     }
 
+    fn part(&self, slot: &Slot) -> Part {
+        match slot.kind {
+            _ if slot.block.is_some() => Part::Blocks,
+            ParamKind::Embedding => Part::Embeddings,
+            ParamKind::PositionBias => Part::PositionTables,
+            _ => Part::Other,
+        }
+    }
+
     /// The layer's own name: the key without `.weight`.
     fn gram_key(&self, slot: &Slot, _: Option<Expert>) -> Option<String> {
         layer_of(slot)
@@ -91,7 +111,7 @@ impl Layout for Generic {
         let kind = self.kinds.get(key).copied();
         Ok(Role::Shared(Slot {
             key: key.to_owned(),
-            block: block_of(key),
+            block: block_of(key).map(BlockId::only),
             module: module_of(key),
             kind: kind.unwrap_or_else(|| guess(key, 0)),
         }))

@@ -1,53 +1,39 @@
-//! Model families: which key is what.
+//! Model families: which key is what. One file or folder a family, and one row of [`LAYOUTS`].
 
 mod count;
+mod dimensions;
 mod generic;
 mod gram_names;
+mod keys;
 mod multiway;
+mod record;
+mod table;
+mod zerovl;
 
 pub use count::{Count, PartCounts, count};
+pub use dimensions::{Dimensions, Stack};
 pub use generic::Generic;
 pub use gram_names::GramNames;
+pub use keys::{WRAPPER, without_module};
 pub use multiway::{Beit, VlMerging, Vlmo, beit, vl_merging, vlmo};
-pub use multiway::{Buffer, CatalogSpec, Form, GivenSizes, Heads, ModelRecord};
-pub use multiway::{ShallowAttention, Sizes, Window, catalog};
+pub use multiway::{Buffer, CatalogSpec, Form, GivenSizes, Heads, Sizes, Window, catalog};
+pub use record::{ModelRecord, RecordFamily, ShallowAttention};
+pub use table::{LAYOUTS, LayoutFamily, NAMES, by_name, detect};
+pub use zerovl::{TowerSizes, Zerovl, ZerovlSizes, ZerovlSpec};
+
+use keys::{nearest, split_block};
+use table::boxed;
 
 use serde::Serialize;
 
-use crate::{Checkpoint, Error, Expert, ParamKind, Result, Role, Slot};
-
-/// Sizes of a model, read off its tensors (and its stored configuration where there is one).
-/// Symbols are those of the papers; what cannot be known is `None`.
-#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize)]
-pub struct Dimensions {
-    /// Number of blocks, L.
-    pub n_blocks: usize,
-    /// Hidden size, D.
-    pub width: usize,
-    /// Attention heads of each block.
-    pub n_heads: Option<usize>,
-    /// Inner size of the feed-forward network.
-    pub ffn_width: Option<usize>,
-    /// First block with a vision-language expert.
-    pub fusion_start: Option<usize>,
-    /// Side of a patch in pixels.
-    pub patch_size: Option<usize>,
-    /// Side of the image in pixels.
-    pub image_size: Option<usize>,
-    /// Text positions, T.
-    pub text_len: Option<usize>,
-    /// Text positions that the relative position bias table has room for.
-    pub text_table_len: Option<usize>,
-    /// Size of the word-piece vocabulary.
-    pub vocabulary: Option<usize>,
-    /// Rows of the outer token type table: 2, or 3 for NLVR2.
-    pub n_token_types: Option<usize>,
-}
+use crate::convert::Resize;
+pub use crate::group::BlockId;
+use crate::{Expert, ParamKind, Result, Role, Slot};
 
 /// What a checkpoint was found to be.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Description {
-    /// The family and form, e.g. `vl_merging/all_specific`, `vlmo/base`, `beit/shared_table`.
+    /// The family and form, e.g. `vl_merging/all_specific`, `vlmo/base`, `zerovl`.
     pub name: &'static str,
     /// Why the checkpoint was taken for this family, and how its sizes were found, in sentences.
     pub evidence: Vec<String>,
@@ -78,16 +64,29 @@ pub trait Layout: Send + Sync {
     /// What a key is.
     ///
     /// # Errors
-    /// [`Error::UnknownKey`] for a key outside the family's grammar.
+    /// [`crate::Error::UnknownKey`] for a key outside the family's grammar.
     fn role(&self, key: &str) -> Result<Role>;
+
+    /// What the parameters of a slot are counted under.
+    fn part(&self, slot: &Slot) -> Part;
 
     /// The name of the gram matrix of the inputs of `slot`, for one expert's copy or for the one that all
     /// share: passes record it, gram files keep it and merges look for it under this name alone. `None`
     /// for what is no linear weight, and for linear weights whose inputs the family does not record.
     fn gram_key(&self, slot: &Slot, expert: Option<Expert>) -> Option<String>;
 
+    /// The tables that another image size changes, as the file spells them.
+    fn position_tables(&self) -> &[PositionTable] {
+        &[]
+    }
+
+    /// How the family's own program resizes them.
+    fn default_resize(&self) -> Resize {
+        Resize::Bicubic
+    }
+
     /// Experts that own something in a block, in the order of [`Expert`]; empty where all is shared.
-    fn block_experts(&self, block: usize) -> Vec<Expert> {
+    fn block_experts(&self, block: BlockId) -> Vec<Expert> {
         let _ = block;
         Vec::new()
     }
@@ -97,10 +96,29 @@ pub trait Layout: Send + Sync {
     /// blocks; from the fusion start on the same for retrieval, `vision_language` for the rest.
     /// Empty where the family publishes no choice. The published RegMean chooses by a rule of its
     /// own.
-    fn used_experts(&self, task: Task, block: usize) -> Vec<Expert> {
+    fn used_experts(&self, task: Task, block: BlockId) -> Vec<Expert> {
         let _ = (task, block);
         Vec::new()
     }
+}
+
+/// A table of positions in the image.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct PositionTable {
+    /// Its key.
+    pub key: String,
+    /// What its rows stand for.
+    pub form: TableForm,
+}
+
+/// What the rows of a table of positions stand for, in a window of `w × w` patches.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum TableForm {
+    /// Shape `(1, 1 + w², d)`: the class token, then patches row by row.
+    Absolute,
+    /// Shape `((2w − 1)² + others, heads)`: pairs of patches by their offset, then rows that do not
+    /// depend on the window.
+    Relative,
 }
 
 /// A downstream task with a published choice of experts.
@@ -123,6 +141,10 @@ pub enum Task {
 pub enum Part {
     /// The transformer's blocks.
     Blocks,
+    /// The image tower, all of it.
+    ImageEncoder,
+    /// The text tower, all of it.
+    TextEncoder,
     /// Tokens, types, patches, class and mask token, text positions.
     Embeddings,
     /// Relative position bias tables and image position embeddings.
@@ -131,69 +153,18 @@ pub enum Part {
     FinalNorm,
     /// The pooler.
     Pooler,
+    /// Projections of a dual encoder into the joint space.
+    Projections,
     /// Task heads and projections, the frozen image tokenizer included.
     Heads,
-    /// Temperatures of contrastive losses.
+    /// Temperatures of contrastive losses, as logarithms of a factor.
     LogitScales,
+    /// The temperature of a contrastive loss, as the divisor itself.
+    Temperature,
     /// Buffers that a loader rebuilds.
     Buffers,
     /// Keys that the layout does not know, or knows nothing about.
     Other,
-}
-
-/// Names that [`by_name`] takes.
-pub const NAMES: [&str; 4] = ["vl_merging", "vlmo", "beit", "generic"];
-
-/// Finds the family of a checkpoint by its keys and shapes; the generic layout if none fits.
-///
-/// # Errors
-/// [`Error::BrokenLayout`] when the keys are a family's but two of them claim one place.
-pub fn detect(checkpoint: &Checkpoint) -> Result<Box<dyn Layout>> {
-    if let Some(layout) = boxed(Vlmo::read(checkpoint)?) {
-        return Ok(layout);
-    }
-    if let Some(layout) = boxed(Beit::read(checkpoint)?) {
-        return Ok(layout);
-    }
-    if let Some(layout) = boxed(VlMerging::read(checkpoint)?) {
-        return Ok(layout);
-    }
-    Ok(Box::new(Generic::read(checkpoint)))
-}
-
-/// The layout of the family called `name` for a checkpoint: one of [`NAMES`], or with its form, as
-/// [`Layout::name`] gives it.
-///
-/// # Errors
-/// [`Error::UnknownLayout`], [`Error::LayoutMismatch`] when the checkpoint holds none of the
-/// family's deciding keys or is of another form, and [`Error::BrokenLayout`].
-pub fn by_name(name: &str, checkpoint: &Checkpoint) -> Result<Box<dyn Layout>> {
-    let family = name.split('/').next().unwrap_or(name);
-    let (found, missing) = match family {
-        "vl_merging" => (boxed(VlMerging::read(checkpoint)?), vl_merging::DECIDING),
-        "vlmo" => (boxed(Vlmo::read(checkpoint)?), vlmo::DECIDING),
-        "beit" => (boxed(Beit::read(checkpoint)?), beit::DECIDING),
-        "generic" => (boxed(Some(Generic::read(checkpoint))), ""),
-        _ => {
-            return Err(Error::UnknownLayout {
-                name: name.to_owned(),
-                nearest: NAMES
-                    .iter()
-                    .max_by(|a, b| strsim::jaro(a, name).total_cmp(&strsim::jaro(b, name)))
-                    .map(|nearest| (*nearest).to_owned()),
-            });
-        }
-    };
-    let mismatch = |reason| Error::LayoutMismatch {
-        path: checkpoint.path().into(),
-        layout: name.to_owned(),
-        reason,
-    };
-    let layout = found.ok_or_else(|| mismatch(missing.to_owned()))?;
-    if name != family && name != layout.name() {
-        return Err(mismatch(format!("it is {}", layout.name())));
-    }
-    Ok(layout)
 }
 
 /// The linear layer that a slot is the weight of, as its key names it; `None` for any other slot.
@@ -201,8 +172,4 @@ pub(crate) fn layer_of(slot: &Slot) -> Option<String> {
     let is_linear = slot.kind == ParamKind::LinearWeight;
     let layer = slot.key.strip_suffix(".weight").filter(|_| is_linear)?;
     Some(layer.to_owned())
-}
-
-fn boxed<L: Layout + 'static>(layout: Option<L>) -> Option<Box<dyn Layout>> {
-    layout.map(|layout| Box::new(layout) as Box<dyn Layout>)
 }

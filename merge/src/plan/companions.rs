@@ -3,8 +3,8 @@
 use std::collections::BTreeMap;
 use std::path::Path;
 
+use super::opener::Opener;
 use super::stacks::Stacks;
-use super::stages::Opener;
 use super::vocabularies::Alignment;
 use super::{Entry, checkpoints::Models};
 use crate::beside::config::{self, Changes, Layers};
@@ -17,7 +17,7 @@ use crate::{Checkpoint, DType, MergeRecipe, Result, lora};
 pub(super) fn beside(
     recipe: &MergeRecipe,
     opener: &Opener,
-    entries: &[Entry],
+    entries: &[&Entry],
     changes: Changes,
     alignment: Option<&Alignment>,
 ) -> Result<Beside> {
@@ -111,7 +111,7 @@ fn sliced_layers(recipe: &MergeRecipe, donor: &Checkpoint) -> Option<Layers> {
 }
 
 /// The element type of most bytes.
-fn main_dtype(entries: &[Entry]) -> Option<DType> {
+fn main_dtype(entries: &[&Entry]) -> Option<DType> {
     let mut n_bytes: Vec<(DType, u64)> = Vec::new();
     for entry in entries.iter().filter(|entry| entry.info.dtype.is_float()) {
         let dtype = entry.info.dtype;

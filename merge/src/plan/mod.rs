@@ -13,17 +13,20 @@ use crate::methods::{ElementKernel, GramRef, StepRounding, Survey, WholeKernel};
 use crate::provenance::Provenance;
 use crate::{Checkpoint, Result, TensorInfo};
 
+mod builder;
 mod checkpoints;
 mod companions;
+mod experts;
 mod grams;
-mod resolve;
+mod opener;
 mod settings;
 mod stacks;
 pub(crate) mod stages;
 mod views;
 mod vocabularies;
 
-pub use grams::GramUse;
+pub use builder::PlanBuilder;
+use grams::GramUse;
 pub use settings::name_pattern;
 pub use stages::Stage;
 
@@ -143,31 +146,71 @@ pub struct Dropped {
     pub why: String,
 }
 
-/// What happens to every key. A plan is complete and consistent by construction: every key of the
-/// merged source is used or dropped with a reason, and all shapes and dtypes agree.
+/// What happens to every key. A plan is complete and consistent, for [`PlanBuilder::finish`], the only way to
+/// one, has checked it: every key of the merged sources is used or dropped with a reason, and all shapes and
+/// dtypes agree.
 pub struct MergePlan {
-    /// What the output is made by, for its provenance: a resolved recipe or a command, with file
-    /// names instead of paths so that the same inputs give the same bytes anywhere.
-    pub recipe: String,
-    /// The open inputs.
-    pub sources: Vec<Arc<Checkpoint>>,
-    /// Merges that must be done first, for sources of this one.
-    pub stages: Vec<Stage>,
-    /// Where gram matrices are read from.
-    pub grams: Vec<Arc<GramStore>>,
-    /// Which sources the gram files were summed over.
-    pub gram_uses: Vec<GramUse>,
-    /// What is known of the output's model; what is open here is as the inputs say.
-    pub model: ModelRecord,
-    /// Output tensors, by name.
-    pub entries: Vec<Entry>,
-    /// Input tensors without a place in the output, by name.
-    pub dropped: Vec<Dropped>,
-    /// What may be written beside the output.
-    pub beside: Beside,
+    recipe: String,
+    sources: Vec<Arc<Checkpoint>>,
+    stages: Vec<Stage>,
+    grams: Vec<Arc<GramStore>>,
+    gram_uses: Vec<GramUse>,
+    model: ModelRecord,
+    entries: Vec<Entry>,
+    dropped: Vec<Dropped>,
+    beside: Beside,
 }
 
 impl MergePlan {
+    /// What the output is made by, for its provenance: a resolved recipe or a command, with file
+    /// names instead of paths so that the same inputs give the same bytes anywhere.
+    #[must_use]
+    pub fn recipe(&self) -> &str {
+        &self.recipe
+    }
+
+    /// The open inputs.
+    #[must_use]
+    pub fn sources(&self) -> &[Arc<Checkpoint>] {
+        &self.sources
+    }
+
+    /// Merges that must be done first, for sources of this one.
+    #[must_use]
+    pub fn stages(&self) -> &[Stage] {
+        &self.stages
+    }
+
+    /// Where gram matrices are read from.
+    #[must_use]
+    pub fn grams(&self) -> &[Arc<GramStore>] {
+        &self.grams
+    }
+
+    /// Output tensors, by name.
+    #[must_use]
+    pub fn entries(&self) -> &[Entry] {
+        &self.entries
+    }
+
+    /// Input tensors without a place in the output, by source and name.
+    #[must_use]
+    pub fn dropped(&self) -> &[Dropped] {
+        &self.dropped
+    }
+
+    /// What may be written beside the output.
+    #[must_use]
+    pub fn beside(&self) -> &Beside {
+        &self.beside
+    }
+
+    /// Does earlier merges first, of which results are sources already; `recipe` has their documents, too.
+    fn build_on(&mut self, stages: Vec<Stage>, recipe: String) {
+        self.stages = stages;
+        self.recipe = recipe;
+    }
+
     /// Every file that the plan reads from, each once.
     #[must_use]
     pub fn files(&self) -> Vec<SourceFile> {

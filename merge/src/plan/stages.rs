@@ -3,12 +3,13 @@
 use std::collections::BTreeMap;
 use std::sync::{Arc, OnceLock};
 
-use super::{MergePlan, checkpoints, resolve, views};
+use super::opener::Opener;
+use super::{MergePlan, checkpoints, experts};
 use crate::beside::Companions;
 use crate::io::{Container, Root, SourceInfo, TensorEntry};
-use crate::recipe::{ModelRef, Place};
+use crate::recipe::Place;
 use crate::{Checkpoint, Error, MergeFault, MergeRecipe, ObjectPath, PathSegment, Result};
-use crate::{TensorSource, io, lora};
+use crate::{TensorSource, io};
 
 /// A merge that must be done before the plan that it belongs to.
 pub struct Stage {
@@ -27,47 +28,19 @@ impl Stage {
     }
 }
 
-/// Opens models: files, folders, and results of other documents.
-#[derive(Default)]
-pub(super) struct Opener {
-    made: BTreeMap<String, Arc<Checkpoint>>,
-    /// What goes beside them.
-    beside: BTreeMap<String, Companions>,
-}
-
-impl Opener {
-    /// Opens a model.
-    pub(super) fn open(&self, model: &ModelRef) -> Result<Arc<Checkpoint>> {
-        let checkpoint = match self.made.get(&model.document()) {
-            Some(made) => Arc::clone(made),
-            None => resolve::open(model)?,
-        };
-        let checkpoint = match &model.adapter {
-            Some(adapter) => {
-                let renames = views::compiled(&model.adapter_rename, model.place)?;
-                lora::adapted(checkpoint, adapter, &renames, model.place)?
-            }
-            None => checkpoint,
-        };
-        views::renamed(checkpoint, model)
-    }
-
-    /// The files beside a model.
-    pub(super) fn companions(&self, model: &ModelRef) -> Result<Companions> {
-        match self.beside.get(&model.document()) {
-            Some(made) => Ok(made.clone()),
-            None => Companions::of_model(&model.model),
-        }
-    }
-
-    /// Whether a model is the result of another document.
-    pub(super) fn is_document(&self, model: &ModelRef) -> bool {
-        self.made.contains_key(&model.document())
+impl MergePlan {
+    /// Checks a recipe against its files' headers and says what happens to every key. Returns the
+    /// recipe as well, with everything that was left open filled in.
+    ///
+    /// # Errors
+    /// When a file cannot be opened, or anything in the recipe, the keys, shapes or dtypes does
+    /// not fit. No tensor data is read.
+    pub fn resolve(recipe: &MergeRecipe) -> Result<(Self, MergeRecipe)> {
+        resolve(recipe)
     }
 }
 
-/// The plan of a recipe, whatever it merges and whatever it builds on.
-pub(super) fn resolve(recipe: &MergeRecipe) -> Result<(MergePlan, MergeRecipe)> {
+fn resolve(recipe: &MergeRecipe) -> Result<(MergePlan, MergeRecipe)> {
     let mut opener = Opener::default();
     if recipe.earlier.is_empty() {
         return one(recipe, &opener);
@@ -92,9 +65,8 @@ pub(super) fn resolve(recipe: &MergeRecipe) -> Result<(MergePlan, MergeRecipe)> 
         return Err(MergeFault::UnusedDocument { name: name.clone() }.into());
     }
     let (mut plan, mut resolved) = one(recipe, &opener)?;
-    plan.stages = stages;
     resolved.earlier.clone_from(&recipe.earlier);
-    plan.recipe = resolved.without_folders().to_yaml()?;
+    plan.build_on(stages, resolved.without_folders().to_yaml()?);
     Ok((plan, resolved))
 }
 
@@ -133,9 +105,8 @@ fn make(
     let (plan, _) = one(document, opener)?;
     let result = Arc::new(Deferred::of(name, &plan)?);
     let checkpoint = Checkpoint::new(Box::new(Handle(Arc::clone(&result))));
-    opener.made.insert(name.to_owned(), Arc::new(checkpoint));
     let companions = Companions::of_plan(&plan.beside);
-    opener.beside.insert(name.to_owned(), companions);
+    opener.keep(name, Arc::new(checkpoint), companions);
     stages.push(Stage {
         name: name.to_owned(),
         plan,
@@ -162,7 +133,7 @@ fn used_documents(document: &MergeRecipe, all: &MergeRecipe) -> Vec<(String, Pla
 
 fn one(recipe: &MergeRecipe, opener: &Opener) -> Result<(MergePlan, MergeRecipe)> {
     match recipe.merges_experts() {
-        true => MergePlan::of_experts(recipe, opener),
+        true => experts::resolve(recipe, opener),
         false => checkpoints::resolve(recipe, opener),
     }
 }

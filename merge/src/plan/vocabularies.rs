@@ -4,7 +4,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
 use super::checkpoints::Models;
-use super::stages::Opener;
+use super::opener::Opener;
 use crate::beside::Companions;
 use crate::beside::tokenizer::Union;
 use crate::beside::vocabulary::{self, Tokenizer, Vocabulary};

@@ -4,7 +4,7 @@ use anyhow::Result;
 use evaluate::reports::grouped;
 use merge::Role;
 use merge::io::{Container, PlainValue};
-use merge::layouts::{self, Dimensions, Layout};
+use merge::layouts::{self, Dimensions, Layout, Stack};
 
 use super::{Inspection, called};
 use crate::key_tree;
@@ -243,10 +243,24 @@ fn snake(variant: &impl serde::Serialize) -> String {
     }
 }
 
+/// Sizes of a stack, after its name if the model has several.
+fn stack_sizes(stack: &Stack, is_only: bool) -> String {
+    let name = match is_only {
+        true => String::new(),
+        false => format!("{} ", stack.name),
+    };
+    let mut sizes = vec![format!("{name}{} blocks", stack.n_blocks)];
+    // A generic layout knows of no width.
+    if stack.width > 0 {
+        sizes.push(format!("width {}", stack.width));
+    }
+    sizes.extend(stack.n_heads.map(|heads| format!("{heads} heads")));
+    sizes.extend(stack.ffn_width.map(|width| format!("{width} wide FFN")));
+    sizes.join(", ")
+}
+
 fn sizes(dimensions: &Dimensions) -> String {
     let optional = [
-        (dimensions.n_heads, "heads"),
-        (dimensions.ffn_width, "wide FFN"),
         (dimensions.patch_size, "pixel patches"),
         (dimensions.image_size, "pixel images"),
         (dimensions.text_len, "text tokens"),
@@ -256,12 +270,11 @@ fn sizes(dimensions: &Dimensions) -> String {
         ),
         (dimensions.vocabulary, "word pieces"),
         (dimensions.n_token_types, "token types"),
+        (dimensions.joint_width, "wide joint space"),
     ];
-    let mut sizes = vec![format!("{} blocks", dimensions.n_blocks)];
-    // A generic layout knows of no width.
-    if dimensions.width > 0 {
-        sizes.push(format!("width {}", dimensions.width));
-    }
+    let is_only = dimensions.stacks.len() == 1;
+    let stacks = dimensions.stacks.iter();
+    let mut sizes: Vec<String> = stacks.map(|stack| stack_sizes(stack, is_only)).collect();
     sizes.extend(
         optional
             .into_iter()

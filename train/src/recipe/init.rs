@@ -3,15 +3,14 @@
 use std::path::PathBuf;
 use std::sync::Arc;
 
-use merge::beside::Beside;
 use merge::convert::{Conversion, Expansion};
 use merge::execute::{RunOptions, in_memory};
 use merge::io::OpenOptions;
-use merge::layouts::{self, CatalogSpec, Form, GivenSizes, Heads, ModelRecord, Sizes};
-use merge::plan::{Action, Entry, TensorRef};
+use merge::layouts::{self, CatalogSpec, Form, GivenSizes, Heads, Sizes};
+use merge::plan::PlanBuilder;
 use merge::recipe::OutputDType;
 use merge::synth::{Spread, Synthesis};
-use merge::{Checkpoint, Layout, MergePlan, MergeRecipe, Progress, TensorInfo};
+use merge::{Checkpoint, Layout, MergePlan, MergeRecipe, Progress};
 use serde::{Deserialize, Serialize};
 
 use super::ModelSettings;
@@ -274,19 +273,15 @@ fn form(layout: &dyn Layout) -> Result<Form> {
 
 /// The tensors of `checkpoint`, and of `fresh` those that it lacks.
 fn filled(checkpoint: Arc<Checkpoint>, fresh: Arc<Checkpoint>) -> Result<MergePlan> {
-    let copy = |source: usize, (key, info): (&str, &TensorInfo)| Entry {
-        name: key.to_owned(),
-        info: info.clone(),
-        action: Action::Copy(TensorRef {
-            source,
-            key: key.to_owned(),
-        }),
-        why: "copied".into(),
-    };
-    let mut entries: Vec<Entry> = checkpoint.tensors().map(|tensor| copy(0, tensor)).collect();
+    let mut plan = PlanBuilder::new("fill: fresh weights".into());
+    let own = plan.source(Arc::clone(&checkpoint));
+    let side = plan.side_source(Arc::clone(&fresh));
+    for (key, _) in checkpoint.tensors() {
+        plan.copy(own, key, "copied")?;
+    }
     for (key, info) in fresh.tensors() {
         match checkpoint.get(key) {
-            None => entries.push(copy(1, (key, info))),
+            None => plan.copy(side, key, "fresh")?,
             Some(found) if found.shape == info.shape => {}
             Some(found) => {
                 return Err(merge::Error::ShapeMismatch {
@@ -299,16 +294,5 @@ fn filled(checkpoint: Arc<Checkpoint>, fresh: Arc<Checkpoint>) -> Result<MergePl
             }
         }
     }
-    entries.sort_by(|a, b| a.name.cmp(&b.name));
-    Ok(MergePlan {
-        recipe: "fill: fresh weights".into(),
-        model: ModelRecord::default(),
-        sources: vec![checkpoint, fresh],
-        stages: Vec::new(),
-        grams: Vec::new(),
-        gram_uses: Vec::new(),
-        entries,
-        dropped: Vec::new(),
-        beside: Beside::default(),
-    })
+    Ok(plan.finish()?)
 }

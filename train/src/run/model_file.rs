@@ -1,18 +1,17 @@
 //! Weights to a checkpoint file.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeMap;
 use std::path::Path;
 use std::sync::Arc;
 
 use candle_core::{DType, Device, Tensor};
 use evaluate::Weights;
 use evaluate::models::Blueprint;
-use merge::beside::Beside;
+use merge::TensorInfo;
 use merge::execute::{RunOptions, execute};
 use merge::io::WriteOptions;
-use merge::plan::{Action, Entry, Generator, TensorRef};
+use merge::plan::{Action, Entry, Generator, PlanBuilder, TensorRef};
 use merge::progress::Silent;
-use merge::{MergePlan, TensorInfo};
 
 use crate::Result;
 
@@ -39,16 +38,15 @@ pub fn write_model(
     recipe: &str,
 ) -> Result<()> {
     let source = Arc::clone(weights.checkpoint());
-    let mut entries = Vec::with_capacity(tensors.len());
-    let mut written = BTreeSet::new();
+    let mut plan = PlanBuilder::new(recipe.to_owned());
+    let index = plan.source(Arc::clone(&source));
     for (name, tensor) in tensors {
         let key = match weights.key_of(name) {
             Some(key) => key.to_owned(),
             None => blueprint.spell(name),
         };
         let values = tensor.to_device(&Device::Cpu)?.to_dtype(DType::F32)?;
-        written.insert(key.clone());
-        entries.push(Entry {
+        plan.add(Entry {
             name: key,
             info: TensorInfo {
                 dtype: merge::DType::F32,
@@ -56,31 +54,17 @@ pub fn write_model(
             },
             action: Action::Generate(Arc::new(Values(values.flatten_all()?.to_vec1()?))),
             why: "trained".into(),
-        });
+        })?;
     }
-    for (key, info) in source.tensors().filter(|(key, _)| !written.contains(*key)) {
-        entries.push(Entry {
-            name: key.to_owned(),
-            info: info.clone(),
-            action: Action::Copy(TensorRef {
-                source: 0,
-                key: key.to_owned(),
-            }),
-            why: "no part of the model".into(),
-        });
+    for (key, _) in source.tensors() {
+        if plan.has(key) {
+            let key = key.to_owned();
+            plan.drop_tensor(TensorRef { source: index, key }, "trained");
+        } else {
+            plan.copy(index, key, "no part of the model")?;
+        }
     }
-    entries.sort_by(|a, b| a.name.cmp(&b.name));
-    let plan = MergePlan {
-        recipe: recipe.to_owned(),
-        sources: vec![source],
-        stages: Vec::new(),
-        grams: Vec::new(),
-        gram_uses: Vec::new(),
-        model: blueprint.record(),
-        entries,
-        dropped: Vec::new(),
-        beside: Beside::default(),
-    };
+    let plan = plan.model(blueprint.record()).finish()?;
     let write = WriteOptions {
         force: true,
         ..WriteOptions::new(path)

@@ -1,6 +1,6 @@
 //! Sizes and forms of multiway models, read off a checkpoint.
 
-use merge::layouts::{ModelRecord, Window};
+use merge::layouts::{ModelRecord, RecordFamily, Window};
 use merge::{Checkpoint, Layout};
 use serde::Serialize;
 
@@ -90,14 +90,14 @@ impl Config {
         let is_absolute = checkpoint
             .tensors()
             .any(|(key, _)| key.ends_with("transformer.pos_embed"));
-        let heads = overrides.n_heads.or(found.n_heads);
+        let heads = overrides.n_heads.or(found.n_heads());
         let heads = heads.or((name == "vlmo/base_plus").then_some(BASE_PLUS_HEADS));
         let mut config = Self {
             layout: name.to_owned(),
-            n_blocks: known("the number of blocks", Some(found.n_blocks))?,
-            width: known("the width", Some(found.width))?,
+            n_blocks: known("the number of blocks", Some(found.n_blocks()))?,
+            width: known("the width", Some(found.width()))?,
             n_heads: known("the number of heads", heads)?,
-            ffn_width: known("the width of the FFN", found.ffn_width)?,
+            ffn_width: known("the width of the FFN", found.ffn_width())?,
             fusion_start: known(
                 "the fusion start",
                 overrides.fusion_start.or(found.fusion_start),
@@ -149,6 +149,7 @@ impl Config {
     pub fn record(&self) -> ModelRecord {
         let is_usual = self.shallow_attention == usual_attention(&self.layout);
         ModelRecord {
+            family: Some(RecordFamily::Multiway),
             heads: Some(self.n_heads),
             fusion_start: Some(self.fusion_start),
             text_table_len: match self.positions {
@@ -156,6 +157,7 @@ impl Config {
                 Positions::Absolute => None,
             },
             shallow_attention: (!is_usual).then_some(self.shallow_attention),
+            ..ModelRecord::default()
         }
     }
 

@@ -5,16 +5,22 @@
 //! <https://github.com/microsoft/unilm/tree/master/beit>, with or without the `transformer.`
 //! that vl-merging and VLMo put before them.
 
-use crate::{Checkpoint, Error, Expert, ParamKind, Result, Role, Slot};
+use crate::{BlockId, Checkpoint, Error, Expert, ParamKind, Result, Role, Slot};
 
 use super::grammar::{self, BEIT_BLOCK_TABLE};
-use super::survey::{Findings, Survey, without_module};
+use super::survey::{Findings, Survey};
 use super::vl_merging;
-use crate::layouts::{Description, Layout};
+use crate::layouts::{Description, Layout, LayoutFamily, Part, PositionTable};
+use crate::layouts::{boxed, without_module};
 
-/// What a checkpoint of this family holds.
-pub(in crate::layouts) const DECIDING: &str = "no `rel_pos_bias.relative_position_bias_table`, no \
-     `blocks.<i>.attn.relative_position_bias_table`, and no `blocks.<i>.attn.q_bias` without `transformer.`";
+/// The row of this family in the table of layouts.
+pub(in crate::layouts) const FAMILY: LayoutFamily = LayoutFamily {
+    name: "beit",
+    deciding: "no `rel_pos_bias.relative_position_bias_table`, no \
+               `blocks.<i>.attn.relative_position_bias_table`, and no `blocks.<i>.attn.q_bias` without \
+               `transformer.`",
+    read: |checkpoint| Ok(boxed(Beit::read(checkpoint)?)),
+};
 
 const PREFIX: &str = "transformer.";
 const SHARED_TABLE: &str = "transformer.rel_pos_bias.relative_position_bias_table";
@@ -23,6 +29,7 @@ const SHARED_TABLE: &str = "transformer.rel_pos_bias.relative_position_bias_tabl
 #[derive(Clone, Debug)]
 pub struct Beit {
     description: Description,
+    positions: Vec<PositionTable>,
 }
 
 impl Beit {
@@ -67,13 +74,16 @@ impl Beit {
             evidence: sizes,
         } = survey.measure()?;
         let evidence = [decision, spelling.to_owned()].into_iter().chain(sizes);
-        Ok(Some(Self {
+        let mut layout = Self {
             description: Description {
                 name,
                 evidence: evidence.collect(),
                 dimensions,
             },
-        }))
+            positions: Vec::new(),
+        };
+        layout.positions = super::position_tables(checkpoint, &layout);
+        Ok(Some(layout))
     }
 }
 
@@ -99,6 +109,14 @@ impl Layout for Beit {
         &self.description
     }
 
+    fn part(&self, slot: &Slot) -> Part {
+        super::part(slot)
+    }
+
+    fn position_tables(&self) -> &[PositionTable] {
+        &self.positions
+    }
+
     fn gram_key(&self, slot: &Slot, expert: Option<Expert>) -> Option<String> {
         vl_merging::gram_key(slot, expert)
     }
@@ -108,7 +126,7 @@ impl Layout for Beit {
         if let Some(block) = block_table(&key) {
             return Ok(Role::Shared(Slot {
                 key,
-                block: Some(block),
+                block: Some(BlockId::only(block)),
                 module: BEIT_BLOCK_TABLE.stem.to_owned(),
                 kind: ParamKind::PositionBias,
             }));

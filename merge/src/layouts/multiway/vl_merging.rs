@@ -6,15 +6,20 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use crate::{Checkpoint, Error, Expert, ParamKind, Result, Role, Slot};
+use crate::{BlockId, Checkpoint, Error, Expert, ParamKind, Result, Role, Slot};
 
 use super::grammar::{self, BlockKey};
-use super::survey::{Findings, Survey, in_order, quoted, without_module};
-use crate::layouts::{Description, Layout, Task};
+use super::survey::{Findings, Survey, in_order, quoted};
+use crate::layouts::{Description, Layout, LayoutFamily, Part, PositionTable, Task};
+use crate::layouts::{boxed, without_module};
 
-/// What a checkpoint of this family holds.
-pub(in crate::layouts) const DECIDING: &str = "no `transformer.blocks.<i>.attn.q_bias` and no block key with \
-                                   an expert, such as `transformer.blocks.<i>.attn.v.qkv.weight`";
+/// The row of this family in the table of layouts.
+pub(in crate::layouts) const FAMILY: LayoutFamily = LayoutFamily {
+    name: "vl_merging",
+    deciding: "no `transformer.blocks.<i>.attn.q_bias` and no block key with an expert, such as \
+               `transformer.blocks.<i>.attn.v.qkv.weight`",
+    read: |checkpoint| Ok(boxed(VlMerging::read(checkpoint)?)),
+};
 
 const AGNOSTIC: &str = "vl_merging/agnostic";
 
@@ -23,6 +28,7 @@ const AGNOSTIC: &str = "vl_merging/agnostic";
 pub struct VlMerging {
     description: Description,
     experts: BTreeMap<usize, BTreeSet<Expert>>,
+    positions: Vec<PositionTable>,
 }
 
 impl VlMerging {
@@ -47,12 +53,12 @@ impl VlMerging {
         } = survey.measure()?;
         if name == AGNOSTIC
             && dimensions.fusion_start.is_none()
-            && let Some(block) = usual_fusion_start(dimensions.n_blocks)
+            && let Some(block) = usual_fusion_start(dimensions.n_blocks())
         {
             dimensions.fusion_start = Some(block);
             sizes.push(format!(
                 "fusion start not recorded; block {block} is usual for {} blocks",
-                dimensions.n_blocks
+                dimensions.n_blocks()
             ));
         }
         let decision = if name == AGNOSTIC {
@@ -60,14 +66,17 @@ impl VlMerging {
         } else {
             format!("blocks own {}", quoted(survey.specific_keys()))
         };
-        Ok(Some(Self {
+        let mut layout = Self {
             description: Description {
                 name,
                 evidence: std::iter::once(decision).chain(sizes).collect(),
                 dimensions,
             },
             experts: survey.into_experts(),
-        }))
+            positions: Vec::new(),
+        };
+        layout.positions = super::position_tables(checkpoint, &layout);
+        Ok(Some(layout))
     }
 }
 
@@ -131,6 +140,14 @@ impl Layout for VlMerging {
         &self.description
     }
 
+    fn part(&self, slot: &Slot) -> Part {
+        super::part(slot)
+    }
+
+    fn position_tables(&self) -> &[PositionTable] {
+        &self.positions
+    }
+
     fn role(&self, key: &str) -> Result<Role> {
         role_of(without_module(key)).ok_or_else(|| Error::UnknownKey {
             layout: self.name(),
@@ -143,11 +160,11 @@ impl Layout for VlMerging {
         gram_key(slot, expert)
     }
 
-    fn block_experts(&self, block: usize) -> Vec<Expert> {
-        in_order(self.experts.get(&block))
+    fn block_experts(&self, block: BlockId) -> Vec<Expert> {
+        in_order(self.experts.get(&block.index))
     }
 
-    fn used_experts(&self, task: Task, block: usize) -> Vec<Expert> {
+    fn used_experts(&self, task: Task, block: BlockId) -> Vec<Expert> {
         used_experts(self.dimensions().fusion_start, task, block)
     }
 }
@@ -176,9 +193,7 @@ pub fn role_of(key: &str) -> Option<Role> {
 /// Published gram names: the module that the inputs go into, with the expert that owns it after its stem.
 /// The attention module itself stands for its `qkv`. Only the inputs of blocks are recorded.
 pub(super) fn gram_key(slot: &Slot, expert: Option<Expert>) -> Option<String> {
-    let block = slot
-        .block
-        .filter(|_| slot.kind == ParamKind::LinearWeight)?;
+    let block = super::index_of(slot).filter(|_| slot.kind == ParamKind::LinearWeight)?;
     let (stem, layer) = slot.module.split_once('.')?;
     let mut module = format!("{}{block}.{stem}", grammar::BLOCKS);
     if let Some(expert) = expert {
@@ -191,8 +206,8 @@ pub(super) fn gram_key(slot: &Slot, expert: Option<Expert>) -> Option<String> {
 }
 
 /// The published choice of experts by task.
-pub(super) fn used_experts(fusion_start: Option<usize>, task: Task, block: usize) -> Vec<Expert> {
-    let is_deep = fusion_start.is_some_and(|start| block >= start);
+pub(super) fn used_experts(fusion_start: Option<usize>, task: Task, block: BlockId) -> Vec<Expert> {
+    let is_deep = fusion_start.is_some_and(|start| block.index >= start);
     match (is_deep, task) {
         (false, _) | (true, Task::Irtr) => vec![Expert::Vision, Expert::Language],
         (true, Task::Vqa | Task::Nlvr2) => vec![Expert::VisionLanguage],

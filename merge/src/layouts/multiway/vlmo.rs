@@ -6,15 +6,20 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use crate::{Checkpoint, Error, Expert, Result, Role, Slot};
+use crate::{BlockId, Checkpoint, Error, Expert, Result, Role, Slot};
 
-use super::survey::{Findings, Survey, in_order, quoted, without_module};
+use super::survey::{Findings, Survey, in_order, quoted};
 use super::{grammar, vl_merging};
-use crate::layouts::{Description, Dimensions, Layout, Task};
+use crate::convert::Resize;
+use crate::layouts::{Description, Dimensions, Layout, LayoutFamily, Part, PositionTable, Task};
+use crate::layouts::{boxed, without_module};
 
-/// What a checkpoint of this family holds.
-pub(in crate::layouts) const DECIDING: &str =
-    "no `transformer.blocks.<i>.mlp_text`, `mlp_imag` or `mlp_vl` key";
+/// The row of this family in the table of layouts.
+pub(in crate::layouts) const FAMILY: LayoutFamily = LayoutFamily {
+    name: "vlmo",
+    deciding: "no `transformer.blocks.<i>.mlp_text`, `mlp_imag` or `mlp_vl` key",
+    read: |checkpoint| Ok(boxed(Vlmo::read(checkpoint)?)),
+};
 
 /// Stems of blocks: VLMo's, and the same in vl-merging.
 const STEMS: [(&str, &str); 6] = [
@@ -34,6 +39,7 @@ const HEADS: (&str, &str) = ("itc_", "ifm_");
 pub struct Vlmo {
     description: Description,
     experts: BTreeMap<usize, BTreeSet<Expert>>,
+    positions: Vec<PositionTable>,
 }
 
 impl Vlmo {
@@ -61,20 +67,23 @@ impl Vlmo {
             "no absolute image positions"
         };
         let evidence = [decision, positions.to_owned()].into_iter().chain(sizes);
-        Ok(Some(Self {
+        let mut layout = Self {
             description: Description {
                 name: size(&dimensions, is_absolute),
                 evidence: evidence.collect(),
                 dimensions,
             },
             experts: survey.into_experts(),
-        }))
+            positions: Vec::new(),
+        };
+        layout.positions = super::position_tables(checkpoint, &layout);
+        Ok(Some(layout))
     }
 }
 
 /// Name of the released size with these dimensions.
 fn size(dimensions: &Dimensions, is_absolute: bool) -> &'static str {
-    match (dimensions.n_blocks, dimensions.width, is_absolute) {
+    match (dimensions.n_blocks(), dimensions.width(), is_absolute) {
         (12, 768, false) => "vlmo/base",
         (24, 544, true) => "vlmo/base_plus",
         (24, 1024, false) => "vlmo/large",
@@ -129,6 +138,18 @@ impl Layout for Vlmo {
         &self.description
     }
 
+    fn part(&self, slot: &Slot) -> Part {
+        super::part(slot)
+    }
+
+    fn position_tables(&self) -> &[PositionTable] {
+        &self.positions
+    }
+
+    fn default_resize(&self) -> Resize {
+        Resize::Geometric
+    }
+
     fn role(&self, key: &str) -> Result<Role> {
         let translated = to_vl_merging(without_module(key));
         vl_merging::role_of(&translated).ok_or_else(|| Error::UnknownKey {
@@ -142,11 +163,11 @@ impl Layout for Vlmo {
         vl_merging::gram_key(slot, expert)
     }
 
-    fn block_experts(&self, block: usize) -> Vec<Expert> {
-        in_order(self.experts.get(&block))
+    fn block_experts(&self, block: BlockId) -> Vec<Expert> {
+        in_order(self.experts.get(&block.index))
     }
 
-    fn used_experts(&self, task: Task, block: usize) -> Vec<Expert> {
+    fn used_experts(&self, task: Task, block: BlockId) -> Vec<Expert> {
         vl_merging::used_experts(self.dimensions().fusion_start, task, block)
     }
 }

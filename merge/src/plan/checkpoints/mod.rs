@@ -3,13 +3,14 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
+use super::builder::{Operands, PlanBuilder};
 use super::grams::GramFiles;
+use super::opener::Opener;
 use super::settings::{Layer, Settings};
-use super::stages::Opener;
 use super::vocabularies;
-use super::{Action, Dropped, Entry, MergePlan, TensorRef, companions};
-use crate::layouts::{Generic, Layout, ModelRecord};
-use crate::methods::{self, DrawKey, GroupShape, MergeMethod, Operation, StepRounding, Tape};
+use super::{Entry, MergePlan, TensorRef, companions};
+use crate::layouts::{Generic, Layout};
+use crate::methods::{self, DrawKey, GroupShape, MergeMethod, StepRounding, Tape};
 use crate::recipe::{OutputDType, Parameters, RandomSource};
 use crate::{Error, MergeFault, MergeRecipe, Result, TensorInfo};
 
@@ -52,7 +53,7 @@ pub(super) fn resolve(recipe: &MergeRecipe, opener: &Opener) -> Result<(MergePla
         grams: GramFiles::default(),
         layouts: BTreeMap::new(),
         faults: Vec::new(),
-        entries: Vec::new(),
+        plan: PlanBuilder::new(recipe.without_folders().to_yaml()?),
         left_out: BTreeMap::new(),
     };
     builder.check_names();
@@ -63,26 +64,20 @@ pub(super) fn resolve(recipe: &MergeRecipe, opener: &Opener) -> Result<(MergePla
     if let Some(fault) = builder.faults.pop() {
         return Err(fault);
     }
-    let dropped = builder.dropped();
-    let beside = companions::beside(
-        recipe,
-        opener,
-        &builder.entries,
-        changes,
-        alignment.as_ref(),
-    )?;
-    let (grams, gram_uses) = builder.grams.into_parts();
-    let plan = MergePlan {
-        recipe: recipe.without_folders().to_yaml()?,
-        sources: builder.models.sources,
-        stages: Vec::new(),
+    builder.drop_the_rest();
+    let Builder {
+        mut plan,
+        models,
         grams,
-        gram_uses,
-        model: ModelRecord::default(),
-        entries: builder.entries,
-        dropped,
-        beside,
-    };
+        ..
+    } = builder;
+    for source in models.sources {
+        plan.source(source);
+    }
+    let (grams, uses) = grams.into_parts();
+    let entries = plan.entries();
+    let beside = companions::beside(recipe, opener, &entries, changes, alignment.as_ref())?;
+    let plan = plan.grams(grams, uses).beside(beside).finish()?;
     Ok((plan, recipe.clone()))
 }
 
@@ -100,7 +95,7 @@ struct Builder<'a> {
     /// Families of the sources whose grams are needed.
     layouts: BTreeMap<usize, Box<dyn Layout>>,
     faults: Vec<Error>,
-    entries: Vec<Entry>,
+    plan: PlanBuilder,
     /// Why input tensors were left out, by source and key.
     left_out: BTreeMap<(usize, String), &'static str>,
 }
@@ -158,10 +153,9 @@ impl Builder<'_> {
             };
             let entry = self.entry(group, &draws);
             if let Some(entry) = self.note(entry) {
-                self.entries.push(entry);
+                self.plan.add(entry)?;
             }
         }
-        self.entries.sort_by(|a, b| a.name.cmp(&b.name));
         Ok(())
     }
 
@@ -193,39 +187,14 @@ impl Builder<'_> {
         let why = self.method.describe(&shape);
         let is_double = self.recipe.dtype == OutputDType::F64;
         let operation = self.method.operation(&shape)?;
-        let (members, base) = (group.tensors, group.base);
-        let action = match operation {
-            Operation::Take(index) => Action::Copy(members[index].clone()),
-            Operation::TakeBase => match base {
-                Some(base) => Action::Copy(base),
-                None => {
-                    return Err(Error::MethodNeeds {
-                        method: self.method.name(),
-                        what: "a base_model",
-                    });
-                }
-            },
-            Operation::Elementwise(kernel) => Action::Elementwise {
-                members,
-                base,
-                paired: group.paired,
-                kernel,
-                step: StepRounding::None,
-                is_double,
-            },
-            Operation::Survey(survey) => Action::Survey {
-                members,
-                base,
-                survey,
-                is_double,
-            },
-            Operation::Whole(kernel) => Action::Whole {
-                members,
-                base,
-                grams: group.grams,
-                kernel,
-            },
+        let operands = Operands {
+            members: group.tensors,
+            paired: group.paired,
+            grams: group.grams,
+            step: StepRounding::None,
+            is_double,
         };
+        let action = operands.action(operation, self.method.name(), || Ok(group.base))?;
         Ok(Entry {
             name: group.name,
             info: TensorInfo {
@@ -237,37 +206,29 @@ impl Builder<'_> {
         })
     }
 
-    /// Input tensors that no output is made of.
-    fn dropped(&self) -> Vec<Dropped> {
-        let used: BTreeSet<(usize, &str)> = (self.entries.iter())
+    /// Says why input tensors that no output is made of are left out.
+    fn drop_the_rest(&mut self) {
+        let used: BTreeSet<(usize, String)> = (self.plan.entries().iter())
             .flat_map(|entry| entry.action.tensors())
-            .map(|tensor| (tensor.source, tensor.key.as_str()))
+            .map(|tensor| (tensor.source, tensor.key.clone()))
             .collect();
-        let mut dropped = Vec::new();
         for (index, source) in self.models.sources.iter().enumerate() {
             for (key, _) in source.tensors() {
-                if used.contains(&(index, key)) {
+                let place = (index, key.to_owned());
+                if used.contains(&place) {
                     continue;
                 }
-                let known = self.left_out.get(&(index, key.to_owned()));
-                let why = match known {
+                let why = match self.left_out.get(&place) {
                     Some(why) => *why,
                     None if self.recipe.slices.is_empty() => {
                         "the method takes it from another model"
                     }
                     None => "in no slice",
                 };
-                dropped.push(Dropped {
-                    tensor: TensorRef {
-                        source: index,
-                        key: key.to_owned(),
-                    },
-                    why: why.to_owned(),
-                });
+                let (source, key) = place;
+                self.plan.drop_tensor(TensorRef { source, key }, why);
             }
         }
-        dropped.sort_by(|a, b| a.tensor.key.cmp(&b.tensor.key));
-        dropped
     }
 }
 

@@ -3,7 +3,7 @@
 use std::sync::Arc;
 
 use crate::methods::{Base, MergeMethod};
-use crate::plan::stages::Opener;
+use crate::plan::opener::Opener;
 use crate::recipe::{ModelRef, Place};
 use crate::{Checkpoint, Error, MergeFault, MergeRecipe, Result};
 

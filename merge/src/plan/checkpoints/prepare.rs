@@ -9,9 +9,9 @@ use crate::layouts::{self, Layout};
 use crate::methods::{GramRef, Member, Setting, Values};
 use crate::plan::grams::Due;
 use crate::plan::settings::Own;
-use crate::plan::{self, Action, TensorRef, resolve};
+use crate::plan::{self, Action, TensorRef, opener};
 use crate::recipe::{ModelRef, OnMissing, Place};
-use crate::{DType, Error, MergeFault, ParamKind, Result, Role, Slot, TensorInfo};
+use crate::{BlockId, DType, Error, MergeFault, ParamKind, Result, Role, Slot, TensorInfo};
 
 /// An output tensor whose inputs fit together.
 pub(super) struct Ready {
@@ -90,12 +90,12 @@ impl Builder<'_> {
                 [only] => Action::Copy((*only).clone()),
                 _ => Action::Agree(all.into_iter().cloned().collect()),
             };
-            self.entries.push(plan::Entry {
+            self.plan.add(plan::Entry {
                 name: wanted.name.clone(),
                 info: first.clone(),
                 action,
                 why: "no floats: the same in all models".into(),
-            });
+            })?;
             return Ok(None);
         }
         let dtype = (all.iter())
@@ -129,7 +129,7 @@ impl Builder<'_> {
     fn slot(&self, wanted: &Wanted<'_>, rank: usize) -> Slot {
         match self.kinds.role(&wanted.name) {
             Ok(Role::Shared(slot)) => Slot {
-                block: wanted.layer.map(|layer| layer.layer),
+                block: wanted.layer.map(|layer| BlockId::only(layer.layer)),
                 // The guess needs the rank, which the first model may not know.
                 kind: match (slot.kind, rank) {
                     (ParamKind::Other, 2) if wanted.name.ends_with(".weight") => {
@@ -198,13 +198,12 @@ impl Builder<'_> {
                         .collect::<Vec<String>>()
                         .join(", ")
                 );
-                self.entries.push(plan::Entry {
+                self.plan.add(plan::Entry {
                     name: wanted.name.clone(),
                     info,
                     action: Action::Copy((*tensor).clone()),
                     why,
-                });
-                Ok(())
+                })
             }
         }
     }
@@ -271,7 +270,7 @@ impl Builder<'_> {
             let source = match self.paired.get(path) {
                 Some(&source) => source,
                 None => {
-                    let source = resolve::open(&ModelRef::new(path))?;
+                    let source = opener::open(&ModelRef::new(path))?;
                     self.models.sources.push(source);
                     self.paired
                         .insert(path.clone(), self.models.sources.len() - 1);

@@ -4,29 +4,31 @@
 
 mod table;
 
-pub(in crate::layouts) use table::{
+pub(super) use table::{
     Axis, BEIT_BLOCK_TABLE, BLOCK, BlockParameter, Holder, OUTER, OuterParameter,
 };
 
-use crate::{Expert, ParamKind, Slot};
+use crate::layouts::keys;
+pub(super) use crate::layouts::keys::split_block;
+use crate::{BlockId, Expert, ParamKind, Slot};
 
 /// Experts in the order in which published code walks them, with their key segments.
-pub(in crate::layouts) const EXPERTS: [(Expert, &str); 3] = [
+pub(super) const EXPERTS: [(Expert, &str); 3] = [
     (Expert::Vision, "v"),
     (Expert::Language, "l"),
     (Expert::VisionLanguage, "vl"),
 ];
 
 /// Where the blocks stand in every spelling but BEiT's own.
-pub(in crate::layouts) const BLOCKS: &str = "transformer.blocks.";
+pub(super) const BLOCKS: &str = "transformer.blocks.";
 
 /// Whether experts may own copies of this stem. LayerScale serves everybody in every form.
-pub(in crate::layouts) fn is_owned(stem: &str) -> bool {
+pub(super) fn is_owned(stem: &str) -> bool {
     ["attn", "mlp", "norm1", "norm2"].contains(&stem)
 }
 
 /// The key segment of an expert of this family.
-pub(in crate::layouts) fn segment(expert: Expert) -> Option<&'static str> {
+pub(super) fn segment(expert: Expert) -> Option<&'static str> {
     EXPERTS
         .iter()
         .find(|(known, _)| *known == expert)
@@ -34,7 +36,7 @@ pub(in crate::layouts) fn segment(expert: Expert) -> Option<&'static str> {
 }
 
 /// A key inside a block, taken apart.
-pub(in crate::layouts) struct BlockKey {
+pub(super) struct BlockKey {
     /// Index of the block.
     pub block: usize,
     /// Whose copy it is, if not everybody's.
@@ -46,7 +48,7 @@ pub(in crate::layouts) struct BlockKey {
 impl BlockKey {
     /// Parses a key in vl-merging spelling, segment by segment: `attn.v_bias` is the value bias of
     /// everybody, `attn.v.v_bias` that of the vision expert.
-    pub(in crate::layouts) fn parse(key: &str) -> Option<Self> {
+    pub(super) fn parse(key: &str) -> Option<Self> {
         let (block, rest) = split_block(key.strip_prefix(BLOCKS)?)?;
         let (stem, rest) = rest.split_once('.').unwrap_or((rest, ""));
         let owned = EXPERTS.iter().find_map(|(expert, segment)| {
@@ -71,7 +73,7 @@ impl BlockKey {
     }
 
     /// The place in the merged model.
-    pub(in crate::layouts) fn slot(&self) -> Slot {
+    pub(super) fn slot(&self) -> Slot {
         let row = self.parameter;
         let module = match row.rest.rsplit_once('.') {
             Some((layer, _)) => format!("{}.{layer}", row.stem),
@@ -79,7 +81,7 @@ impl BlockKey {
         };
         Slot {
             key: block_key(self.block, row, None),
-            block: Some(self.block),
+            block: Some(BlockId::only(self.block)),
             module,
             kind: row.kind,
         }
@@ -87,11 +89,7 @@ impl BlockKey {
 }
 
 /// The key of a block parameter in vl-merging spelling.
-pub(in crate::layouts) fn block_key(
-    block: usize,
-    row: &BlockParameter,
-    expert: Option<Expert>,
-) -> String {
+pub(super) fn block_key(block: usize, row: &BlockParameter, expert: Option<Expert>) -> String {
     let mut key = format!("{BLOCKS}{block}.{}", row.stem);
     for part in [expert.and_then(segment).unwrap_or(""), row.rest] {
         if !part.is_empty() {
@@ -102,23 +100,13 @@ pub(in crate::layouts) fn block_key(
     key
 }
 
-/// Splits `12.attn.qkv.weight` into the block index and the rest. Indices are plain decimals below
-/// 65,536, so that a hostile name cannot ask for a model of absurd depth.
-pub(in crate::layouts) fn split_block(key: &str) -> Option<(usize, &str)> {
-    let (index, rest) = key.split_once('.')?;
-    let plain = index.bytes().all(|byte| byte.is_ascii_digit())
-        && (index.len() == 1 || !index.starts_with('0'));
-    let block: u16 = plain.then(|| index.parse().ok())??;
-    Some((block.into(), rest))
-}
-
 /// The row of a parameter outside the blocks, by its key in vl-merging spelling.
-pub(in crate::layouts) fn outer_parameter(key: &str) -> Option<&'static OuterParameter> {
+pub(super) fn outer_parameter(key: &str) -> Option<&'static OuterParameter> {
     OUTER.iter().find(|row| row.key == key)
 }
 
 /// The place in the merged model of a parameter outside the blocks.
-pub(in crate::layouts) fn outer_slot(key: &str, kind: ParamKind) -> Slot {
+pub(super) fn outer_slot(key: &str, kind: ParamKind) -> Slot {
     Slot {
         key: key.to_owned(),
         block: None,
@@ -131,7 +119,7 @@ pub(in crate::layouts) fn outer_slot(key: &str, kind: ParamKind) -> Slot {
 }
 
 /// Whether a key is a buffer that a loader rebuilds from the sizes.
-pub(in crate::layouts) fn is_buffer(key: &str) -> bool {
+pub(super) fn is_buffer(key: &str) -> bool {
     let last = key.rsplit('.').next().unwrap_or(key);
     last.ends_with("relative_position_index")
         || key == "text_embeddings.position_ids"
@@ -139,12 +127,12 @@ pub(in crate::layouts) fn is_buffer(key: &str) -> bool {
 }
 
 /// Whether a key belongs to the frozen image tokenizer.
-pub(in crate::layouts) fn is_image_tokenizer(key: &str) -> bool {
+pub(super) fn is_image_tokenizer(key: &str) -> bool {
     key.starts_with("d_vae.")
 }
 
 /// The key of the family that is most like `key`, in vl-merging spelling.
-pub(in crate::layouts) fn nearest(key: &str) -> Option<String> {
+pub(super) fn nearest(key: &str) -> Option<String> {
     let block = key.strip_prefix(BLOCKS).and_then(split_block);
     let candidates: Vec<String> = match block {
         Some((index, _)) => BLOCK
@@ -162,9 +150,5 @@ pub(in crate::layouts) fn nearest(key: &str) -> Option<String> {
             .collect(),
         None => OUTER.iter().map(|row| row.key.to_owned()).collect(),
     };
-    candidates.into_iter().max_by(|a, b| {
-        strsim::jaro(a, key)
-            .total_cmp(&strsim::jaro(b, key))
-            .then_with(|| b.cmp(a))
-    })
+    keys::nearest(candidates.into_iter(), key)
 }

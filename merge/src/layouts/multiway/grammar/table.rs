@@ -5,7 +5,7 @@ use crate::layouts::Part;
 
 /// Length of an axis, in the sizes of a model.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(in crate::layouts) enum Axis {
+pub(in crate::layouts::multiway) enum Axis {
     /// The same in every model.
     Fixed(usize),
     /// So many times the hidden size.
@@ -38,7 +38,7 @@ pub(in crate::layouts) enum Axis {
 
 /// A parameter of a block.
 #[derive(Debug)]
-pub(in crate::layouts) struct BlockParameter {
+pub(in crate::layouts::multiway) struct BlockParameter {
     /// First segment of the key in the block; experts own whole stems.
     pub stem: &'static str,
     /// The rest of the key; empty if there is none.
@@ -66,7 +66,7 @@ const fn block(
 const D: Axis = Axis::Width(1);
 
 /// Every parameter of a block.
-pub(in crate::layouts) const BLOCK: &[BlockParameter] = &[
+pub(in crate::layouts::multiway) const BLOCK: &[BlockParameter] = &[
     block("gamma_1", "", ParamKind::Scale, &[D]),
     block("gamma_2", "", ParamKind::Scale, &[D]),
     block("norm1", "weight", ParamKind::Norm, &[D]),
@@ -100,7 +100,7 @@ pub(in crate::layouts) const BLOCK: &[BlockParameter] = &[
 ];
 
 /// The bias table that BEiT's fine-tuned checkpoints keep in each block.
-pub(in crate::layouts) const BEIT_BLOCK_TABLE: BlockParameter = block(
+pub(in crate::layouts::multiway) const BEIT_BLOCK_TABLE: BlockParameter = block(
     "attn",
     "relative_position_bias_table",
     ParamKind::PositionBias,
@@ -109,7 +109,7 @@ pub(in crate::layouts) const BEIT_BLOCK_TABLE: BlockParameter = block(
 
 /// Which checkpoints hold a parameter outside the blocks.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(in crate::layouts) enum Holder {
+pub(in crate::layouts::multiway) enum Holder {
     /// All of the family.
     Always,
     /// All with text, so not BEiT.
@@ -148,7 +148,7 @@ pub(in crate::layouts) enum Holder {
 
 /// A parameter outside the blocks.
 #[derive(Debug)]
-pub(in crate::layouts) struct OuterParameter {
+pub(in crate::layouts::multiway) struct OuterParameter {
     /// The whole key in vl-merging spelling.
     pub key: &'static str,
     /// What it does.
@@ -182,7 +182,7 @@ const TWO: Axis = Axis::Fixed(2);
 
 /// Every parameter outside the blocks but the frozen image tokenizer's (`d_vae.*`).
 #[rustfmt::skip] // a table: one row a line
-pub(in crate::layouts) const OUTER: &[OuterParameter] = {
+pub(in crate::layouts::multiway) const OUTER: &[OuterParameter] = {
     use Axis::{Answers, Classes, Fixed, Heads, ImageTableRows, ImageTokens, Patch, TableColumns, TableRows, Text, TokenTypes, Vocabulary};
     use Holder as H;
     use ParamKind::{Bias, Embedding, LinearWeight, Norm, PositionBias, Scale};

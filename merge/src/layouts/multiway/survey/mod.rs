@@ -6,10 +6,9 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use crate::{Checkpoint, Error, Expert, Result, TensorInfo};
 
-use super::ModelRecord;
 use super::grammar::{self, BlockKey};
-use super::record::stored;
-use crate::layouts::Dimensions;
+use crate::layouts::record::stored;
+use crate::layouts::{Dimensions, ModelRecord, Stack, without_module};
 
 /// Channels of one head in every published model with a relative bias table.
 const PUBLISHED_HEAD_WIDTH: usize = 64;
@@ -145,7 +144,13 @@ impl<'a> Survey<'a> {
     /// [`Error::RecordContradicted`].
     pub(super) fn measure(&self) -> Result<Findings> {
         let mut sizes = Findings {
-            dimensions: Dimensions::default(),
+            dimensions: Dimensions::of_one_stack(Stack {
+                name: "blocks",
+                n_blocks: 0,
+                width: 0,
+                n_heads: None,
+                ffn_width: None,
+            }),
             evidence: Vec::new(),
         };
         self.measure_blocks(&mut sizes);
@@ -165,7 +170,7 @@ impl<'a> Survey<'a> {
     fn check_record(&self, found: &Dimensions) -> Result<()> {
         let has_table = self.shape("relative_position_bias_table").is_some();
         let pairs = [
-            ("heads", self.record.heads, found.n_heads, true),
+            ("heads", self.record.heads, found.n_heads(), true),
             (
                 "fusion_start",
                 self.record.fusion_start,
@@ -201,9 +206,10 @@ impl<'a> Survey<'a> {
             .width
             .or_else(|| self.axis("transformer.norm.weight", 0))
             .or_else(|| self.axis("transformer.cls_token", 2));
-        sizes.dimensions.n_blocks = n_blocks;
-        sizes.dimensions.width = width.unwrap_or(0);
-        sizes.dimensions.ffn_width = self.ffn_width;
+        let stack = sizes.stack();
+        stack.n_blocks = n_blocks;
+        stack.width = width.unwrap_or(0);
+        stack.ffn_width = self.ffn_width;
         let mut sentence = format!("{n_blocks} blocks");
         if let Some(width) = width {
             sentence += &format!(" of width {width}");
@@ -225,7 +231,7 @@ impl<'a> Survey<'a> {
     }
 
     fn measure_heads(&self, sizes: &mut Findings) {
-        let (n_blocks, width) = (sizes.dimensions.n_blocks, sizes.dimensions.width);
+        let (n_blocks, width) = (sizes.dimensions.n_blocks(), sizes.dimensions.width());
         let stored = self.stored("num_heads");
         // Columns of all blocks side by side; with blocks missing, their number is uncertain.
         let from_table = self
@@ -238,7 +244,7 @@ impl<'a> Survey<'a> {
             .filter(|heads| *heads > 0 && width % heads == 0);
         sizes.compare("num_heads", stored, from_table);
         let heads = from_table.or(self.record.heads).or(stored);
-        sizes.dimensions.n_heads = heads.or_else(|| {
+        let heads = heads.or_else(|| {
             let guess = width / PUBLISHED_HEAD_WIDTH;
             (guess > 0 && width % PUBLISHED_HEAD_WIDTH == 0).then(|| {
                 sizes.evidence.push(format!(
@@ -247,6 +253,7 @@ impl<'a> Survey<'a> {
                 guess
             })
         });
+        sizes.stack().n_heads = heads;
         if let Some(heads) = from_table {
             sizes
                 .evidence
@@ -280,6 +287,11 @@ impl<'a> Survey<'a> {
 }
 
 impl Findings {
+    /// The only stack.
+    fn stack(&mut self) -> &mut Stack {
+        &mut self.dimensions.stacks[0]
+    }
+
     /// Notes where the stored configuration and the weights disagree; the weights win.
     fn compare(&mut self, name: &str, stored: Option<usize>, found: Option<usize>) {
         if let (Some(stored), Some(found)) = (stored, found)
@@ -290,11 +302,6 @@ impl Findings {
             ));
         }
     }
-}
-
-/// The key without the prefix that data-parallel wrappers add.
-pub(super) fn without_module(key: &str) -> &str {
-    key.strip_prefix("module.").unwrap_or(key)
 }
 
 /// At most the first eight names, so that a sparse checkpoint does not flood the screen.

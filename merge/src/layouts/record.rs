@@ -7,7 +7,7 @@ use serde::{Deserialize, Serialize};
 use crate::io::PlainValue;
 use crate::{Checkpoint, Error, Result};
 
-use super::Sizes;
+use super::{Dimensions, Sizes};
 
 /// The key of the record in a file's metadata.
 const KEY: &str = "vlmerge.model";
@@ -23,11 +23,24 @@ pub enum ShallowAttention {
     Joint,
 }
 
-/// What weights do not tell of their model, as whoever made them knew it. Files that this program
-/// writes carry it along, so that it need not be said again; what is said all the same wins.
+/// Whose facts a record holds.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum RecordFamily {
+    /// The multiway models: vl-merging, VLMo, BEiT.
+    Multiway,
+    /// ZeroVL.
+    Zerovl,
+}
+
+/// Facts about a model that its weights do not hold, as its maker knew them. Files that this program writes
+/// carry them along; an explicit setting overrides them.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields, default)]
 pub struct ModelRecord {
+    /// Whose facts these are; records without it are of multiway models.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub family: Option<RecordFamily>,
     /// Attention heads of each block.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub heads: Option<usize>,
@@ -41,15 +54,22 @@ pub struct ModelRecord {
     /// otherwise.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub shallow_attention: Option<ShallowAttention>,
+    /// Attention heads of each block of the image tower.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub image_heads: Option<usize>,
+    /// Attention heads of each block of the text tower.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub text_heads: Option<usize>,
 }
 
 impl From<&Sizes> for ModelRecord {
     fn from(sizes: &Sizes) -> Self {
         Self {
+            family: Some(RecordFamily::Multiway),
             heads: Some(sizes.n_heads),
             fusion_start: Some(sizes.fusion_start),
             text_table_len: Some(sizes.text_table_len),
-            shallow_attention: None,
+            ..Self::default()
         }
     }
 }
@@ -63,10 +83,65 @@ impl ModelRecord {
         let Some(text) = checkpoint.info().metadata.get(KEY) else {
             return Ok(Self::default());
         };
-        serde_json::from_str(text).map_err(|error| Error::BadModelRecord {
+        let bad = |reason: String| Error::BadModelRecord {
             path: checkpoint.path().into(),
-            reason: error.to_string(),
-        })
+            reason,
+        };
+        let record: Self = serde_json::from_str(text).map_err(|error| bad(error.to_string()))?;
+        match record.foreign() {
+            Some(name) => Err(bad(format!("`{name}` is no fact of its family"))),
+            None => Ok(record),
+        }
+    }
+
+    /// A fact that the record's family does not have.
+    fn foreign(&self) -> Option<&'static str> {
+        let multiway = [
+            ("heads", self.heads.is_some()),
+            ("fusion_start", self.fusion_start.is_some()),
+            ("text_table_len", self.text_table_len.is_some()),
+            ("shallow_attention", self.shallow_attention.is_some()),
+        ];
+        let towers = [
+            ("image_heads", self.image_heads.is_some()),
+            ("text_heads", self.text_heads.is_some()),
+        ];
+        let others = match self.family {
+            None | Some(RecordFamily::Multiway) => towers.as_slice(),
+            Some(RecordFamily::Zerovl) => multiway.as_slice(),
+        };
+        let known = others.iter().find(|(_, is_there)| *is_there);
+        known.map(|(name, _)| *name)
+    }
+
+    /// The heads of a tower, by the name of its stack.
+    pub(super) fn heads_of(&self, stack: &str) -> Option<usize> {
+        match stack {
+            "image" => self.image_heads,
+            "text" => self.text_heads,
+            _ => self.heads,
+        }
+    }
+
+    /// Whether the heads of towers divide their widths.
+    ///
+    /// # Errors
+    /// [`Error::RecordContradicted`].
+    pub(super) fn check_heads(&self, checkpoint: &Checkpoint, found: &Dimensions) -> Result<()> {
+        for (what, stack) in [("image_heads", "image"), ("text_heads", "text")] {
+            let Some((heads, stack)) = self.heads_of(stack).zip(found.stack(stack)) else {
+                continue;
+            };
+            if heads == 0 || !stack.width.is_multiple_of(heads) {
+                return Err(Error::RecordContradicted {
+                    path: checkpoint.path().into(),
+                    what,
+                    recorded: heads,
+                    found: format!("a width of {}", stack.width),
+                });
+            }
+        }
+        Ok(())
     }
 
     /// The record of a checkpoint, or, where a Lightning checkpoint carries its configuration, what that
@@ -82,13 +157,13 @@ impl ModelRecord {
         if record != Self::default() || [heads, fusion_start, text_table_len] == [None; 3] {
             return Ok(record);
         }
-        let layout = crate::layouts::detect(checkpoint)?;
+        let layout = super::detect(checkpoint)?;
         let sizes = layout.dimensions();
         Ok(Self {
-            heads: heads.filter(|_| heads == sizes.n_heads),
+            heads: heads.filter(|_| heads == sizes.n_heads()),
             fusion_start: fusion_start.filter(|_| fusion_start == sizes.fusion_start),
             text_table_len: text_table_len.filter(|_| text_table_len == sizes.text_table_len),
-            shallow_attention: None,
+            ..Self::default()
         })
     }
 
@@ -132,6 +207,18 @@ impl ModelRecord {
                     &mut found.text_table_len,
                     record.text_table_len,
                 ),
+                (
+                    "image_heads",
+                    self.image_heads,
+                    &mut found.image_heads,
+                    record.image_heads,
+                ),
+                (
+                    "text_heads",
+                    self.text_heads,
+                    &mut found.text_heads,
+                    record.text_heads,
+                ),
             ];
             for (what, own, found, recorded) in numbers {
                 match (own, *found, recorded) {
@@ -142,6 +229,7 @@ impl ModelRecord {
                     _ => {}
                 }
             }
+            found.family = found.family.or(record.family);
             match (found.shallow_attention, record.shallow_attention) {
                 (Some(first), Some(second))
                     if first != second && self.shallow_attention.is_none() =>
@@ -154,10 +242,13 @@ impl ModelRecord {
             }
         }
         Ok(Self {
+            family: self.family.or(found.family),
             heads: self.heads.or(found.heads),
             fusion_start: self.fusion_start.or(found.fusion_start),
             text_table_len: self.text_table_len.or(found.text_table_len),
             shallow_attention: self.shallow_attention.or(found.shallow_attention),
+            image_heads: self.image_heads.or(found.image_heads),
+            text_heads: self.text_heads.or(found.text_heads),
         })
     }
 }

@@ -3,107 +3,83 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
+use super::builder::{Operands, PlanBuilder};
 use super::grams::{Due, GramFiles};
+use super::opener::Opener;
 use super::settings::{Layer, Settings};
-use super::{Action, Dropped, Entry, MergePlan, TensorRef, companions, stages};
+use super::{Action, Entry, MergePlan, TensorRef, companions};
 use crate::beside::config::Changes;
-use crate::io::{self, OpenOptions};
-use crate::layouts::{self, Layout, ModelRecord};
+use crate::layouts::{self, Layout};
 use crate::methods::{self, Base, DrawKey, GramRef, GroupShape, Member, MergeMethod};
 use crate::methods::{Operation, StepRounding, Values};
 use crate::recipe::UnknownKeys;
-use crate::recipe::{ExpertChoice, MergeRecipe, ModelRef, OutputDType, Parameters};
-use crate::{Checkpoint, DType, Error, Expert, MergeFault, Result, Role, Slot, TensorInfo};
+use crate::recipe::{ExpertChoice, MergeRecipe, OutputDType, Parameters};
+use crate::{
+    BlockId, Checkpoint, DType, Error, Expert, MergeFault, Result, Role, Slot, TensorInfo,
+};
 
 /// The merged checkpoint is the first source of a plan, the base the second.
 const INPUT: usize = 0;
 const BASE: usize = 1;
 
-impl MergePlan {
-    /// Checks a recipe against its files' headers and says what happens to every key. Returns the
-    /// recipe as well, with everything that was left open filled in.
-    ///
-    /// # Errors
-    /// When a file cannot be opened, or anything in the recipe, the keys, shapes or dtypes does
-    /// not fit. No tensor data is read.
-    pub fn resolve(recipe: &MergeRecipe) -> Result<(Self, MergeRecipe)> {
-        stages::resolve(recipe)
-    }
-
-    /// A plan for the experts of one checkpoint.
-    pub(super) fn of_experts(
-        recipe: &MergeRecipe,
-        opener: &stages::Opener,
-    ) -> Result<(Self, MergeRecipe)> {
-        let method = methods::by_name(
-            &recipe.merge_method,
-            &recipe.parameters,
-            recipe.as_published,
-        )?;
-        if method.needs().paired.is_some() {
-            return Err(MergeFault::CheckpointsOnly {
-                method: method.name(),
-            }
-            .into());
+/// A plan for the experts of one checkpoint.
+pub(super) fn resolve(recipe: &MergeRecipe, opener: &Opener) -> Result<(MergePlan, MergeRecipe)> {
+    let method = methods::by_name(
+        &recipe.merge_method,
+        &recipe.parameters,
+        recipe.as_published,
+    )?;
+    if method.needs().paired.is_some() {
+        return Err(MergeFault::CheckpointsOnly {
+            method: method.name(),
         }
-        let [model] = recipe.models.as_slice() else {
-            return Err(Error::ModelCount {
-                found: recipe.models.len(),
-            });
-        };
-        let input = opener.open(model)?;
-        let layout = match &recipe.layout {
-            Some(name) => layouts::by_name(name, &input)?,
-            None => layouts::detect(&input)?,
-        };
-        let resolved = resolved_recipe(recipe, method.as_ref(), layout.as_ref())?;
-        let base = open_base(method.as_ref(), recipe, opener)?;
-        let mut grams = GramFiles::default();
-        let gram_store = open_grams(method.as_ref(), recipe, &input, &mut grams)?;
-        let mut builder = Builder {
-            recipe: &resolved,
-            method: method.as_ref(),
-            layout: layout.as_ref(),
-            base: base.as_ref().map(|base| base_slots(base)).transpose()?,
-            sources: std::iter::once(input).chain(base).collect(),
-            grams,
-            gram_store,
-            settings: Settings::new(method.as_ref()),
-            entries: BTreeMap::new(),
-            dropped: Vec::new(),
-        };
-        builder.place_all()?;
-        let entries: Vec<Entry> = builder.entries.into_values().collect();
-        let (grams, gram_uses) = builder.grams.into_parts();
-        let beside = companions::beside(recipe, opener, &entries, Changes::default(), None)?;
-        let plan = Self {
-            recipe: resolved.without_folders().to_yaml()?,
-            entries,
-            beside,
-            dropped: builder.dropped,
-            sources: builder.sources,
-            stages: Vec::new(),
-            grams,
-            gram_uses,
-            model: ModelRecord::default(),
-        };
-        Ok((plan, resolved))
+        .into());
     }
-}
-
-pub(super) fn open(model: &ModelRef) -> Result<Arc<Checkpoint>> {
-    let options = OpenOptions {
-        root: model.root.clone(),
+    let [model] = recipe.models.as_slice() else {
+        return Err(Error::ModelCount {
+            found: recipe.models.len(),
+        });
     };
-    let checkpoint = io::open(&model.model, &options)?;
-    checkpoint.require_unique_names()?;
-    Ok(Arc::new(checkpoint))
+    let input = opener.open(model)?;
+    let layout = match &recipe.layout {
+        Some(name) => layouts::by_name(name, &input)?,
+        None => layouts::detect(&input)?,
+    };
+    let resolved = resolved_recipe(recipe, method.as_ref(), layout.as_ref())?;
+    let base = open_base(method.as_ref(), recipe, opener)?;
+    let mut grams = GramFiles::default();
+    let gram_store = open_grams(method.as_ref(), recipe, &input, &mut grams)?;
+    let mut plan = PlanBuilder::new(resolved.without_folders().to_yaml()?);
+    plan.source(Arc::clone(&input));
+    let base = match base {
+        Some(base) => {
+            plan.side_source(Arc::clone(&base));
+            Some((base_slots(&base)?, base))
+        }
+        None => None,
+    };
+    let mut builder = Builder {
+        recipe: &resolved,
+        method: method.as_ref(),
+        layout: layout.as_ref(),
+        input,
+        base,
+        grams,
+        gram_store,
+        settings: Settings::new(method.as_ref()),
+        plan,
+    };
+    builder.place_all()?;
+    let Builder { grams, plan, .. } = builder;
+    let (grams, uses) = grams.into_parts();
+    let beside = companions::beside(recipe, opener, &plan.entries(), Changes::default(), None)?;
+    Ok((plan.grams(grams, uses).beside(beside).finish()?, resolved))
 }
 
 fn open_base(
     method: &dyn MergeMethod,
     recipe: &MergeRecipe,
-    opener: &stages::Opener,
+    opener: &Opener,
 ) -> Result<Option<Arc<Checkpoint>>> {
     match (&recipe.base_model, method.needs().base) {
         (Some(base), Base::Optional | Base::Required) => Ok(Some(opener.open(base)?)),
@@ -142,7 +118,7 @@ fn resolved_recipe(
     method: &dyn MergeMethod,
     layout: &dyn Layout,
 ) -> Result<MergeRecipe> {
-    let n_blocks = layout.dimensions().n_blocks;
+    let n_blocks = layout.dimensions().n_blocks();
     let experts = match (&recipe.experts, recipe.task) {
         (Some(_), Some(_)) => {
             return Err(Error::MethodHasNoUse {
@@ -156,7 +132,7 @@ fn resolved_recipe(
             let takes_all = method.takes_unused_experts(task);
             let choice = ExpertChoice::from_blocks(n_blocks, |block| match takes_all {
                 true => all(block),
-                false => layout.used_experts(task, block),
+                false => layout.used_experts(task, BlockId::only(block)),
             });
             if choice.0.values().all(Vec::is_empty) {
                 return Err(Error::NoPublishedChoice {
@@ -188,14 +164,15 @@ fn resolved_recipe(
 /// one is noticed.
 fn present_experts(layout: &dyn Layout) -> impl Fn(usize) -> Vec<Expert> + use<> {
     let dimensions = layout.dimensions();
-    let start = dimensions.fusion_start.unwrap_or(dimensions.n_blocks);
+    let n_blocks = dimensions.n_blocks();
+    let start = dimensions.fusion_start.unwrap_or(n_blocks);
     let union = |blocks: std::ops::Range<usize>| -> Vec<Expert> {
         let all: BTreeSet<Expert> = blocks
-            .flat_map(|block| layout.block_experts(block))
+            .flat_map(|block| layout.block_experts(BlockId::only(block)))
             .collect();
         all.into_iter().collect()
     };
-    let (shallow, deep) = (union(0..start), union(start..dimensions.n_blocks));
+    let (shallow, deep) = (union(0..start), union(start..n_blocks));
     move |block| {
         if block < start {
             shallow.clone()
@@ -222,20 +199,20 @@ struct Builder<'a> {
     recipe: &'a MergeRecipe,
     method: &'a dyn MergeMethod,
     layout: &'a dyn Layout,
-    /// Slot key → key in the base, for methods that have one.
-    base: Option<BTreeMap<String, String>>,
-    sources: Vec<Arc<Checkpoint>>,
+    /// The merged checkpoint.
+    input: Arc<Checkpoint>,
+    /// Slot key → key in the base, and the base, for methods that have one.
+    base: Option<(BTreeMap<String, String>, Arc<Checkpoint>)>,
     grams: GramFiles,
     /// The gram file among them, for methods that need one.
     gram_store: Option<usize>,
     settings: Settings,
-    entries: BTreeMap<String, Entry>,
-    dropped: Vec<Dropped>,
+    plan: PlanBuilder,
 }
 
 impl Builder<'_> {
     fn place_all(&mut self) -> Result<()> {
-        let input = Arc::clone(&self.sources[INPUT]);
+        let input = Arc::clone(&self.input);
         let mut groups: BTreeMap<Slot, BTreeMap<Expert, String>> = BTreeMap::new();
         for (key, info) in input.tensors() {
             match self.layout.role(key) {
@@ -250,6 +227,9 @@ impl Builder<'_> {
                     self.copy(key.to_owned(), key, info, "derived, kept as published")?;
                 }
                 Ok(Role::Derived) => self.drop_key(key, "derived: a loader rebuilds it"),
+                Ok(Role::Alias { of }) => {
+                    self.drop_key(key, &format!("the same tensor as `{of}`"));
+                }
                 Ok(Role::Routing) => self.drop_key(key, "routing: meaningless once merged"),
                 Err(_) if self.recipe.unknown_keys == UnknownKeys::Copy => {
                     self.copy(key.to_owned(), key, info, "unknown to the layout")?;
@@ -266,7 +246,6 @@ impl Builder<'_> {
         for (slot, copies) in groups {
             self.merge_group(&slot, &copies)?;
         }
-        self.dropped.sort_by(|a, b| a.tensor.cmp(&b.tensor));
         Ok(())
     }
 
@@ -290,29 +269,26 @@ impl Builder<'_> {
         why: String,
         key: &str,
     ) -> Result<()> {
-        let entry = Entry {
-            name: name.clone(),
+        if self.plan.has(&name) {
+            return Err(Error::AmbiguousSlot {
+                slot: name,
+                key: key.to_owned(),
+            });
+        }
+        self.plan.add(Entry {
+            name,
             info,
             action,
             why,
-        };
-        match self.entries.insert(name.clone(), entry) {
-            None => Ok(()),
-            Some(_) => Err(Error::AmbiguousSlot {
-                slot: name,
-                key: key.to_owned(),
-            }),
-        }
+        })
     }
 
     fn drop_key(&mut self, key: &str, why: &str) {
-        self.dropped.push(Dropped {
-            tensor: TensorRef {
-                source: INPUT,
-                key: key.to_owned(),
-            },
-            why: why.to_owned(),
-        });
+        let tensor = TensorRef {
+            source: INPUT,
+            key: key.to_owned(),
+        };
+        self.plan.drop_tensor(tensor, why);
     }
 
     /// Places the copies of one slot.
@@ -371,42 +347,23 @@ impl Builder<'_> {
                 key: (*key).clone(),
             })
             .collect();
-        let mut out_dtype = self.recipe.stored_dtype().apply(dtype);
-        let action = match operation {
-            Operation::TakeBase => {
-                // Methods say so of groups without members only.
-                Action::Copy(members[0].clone())
-            }
-            Operation::Survey(survey) => Action::Survey {
-                base: self.base_of(slot, keys[0], &shape)?,
-                members,
-                survey,
-                is_double: self.recipe.dtype == OutputDType::F64,
+        let operands = Operands {
+            members,
+            paired: Vec::new(),
+            grams,
+            step: match (self.recipe.as_published, dtype) {
+                (true, DType::BF16) => StepRounding::Bf16,
+                (true, DType::F16) => StepRounding::F16,
+                _ => StepRounding::None,
             },
-            Operation::Take(index) => Action::Copy(members[index].clone()),
-            Operation::Elementwise(kernel) => Action::Elementwise {
-                base: self.base_of(slot, keys[0], &shape)?,
-                members,
-                paired: Vec::new(),
-                kernel,
-                step: match (self.recipe.as_published, dtype) {
-                    (true, DType::BF16) => StepRounding::Bf16,
-                    (true, DType::F16) => StepRounding::F16,
-                    _ => StepRounding::None,
-                },
-                is_double: self.recipe.dtype == OutputDType::F64,
-            },
-            Operation::Whole(kernel) => {
-                if self.recipe.as_published && self.recipe.out_dtype == OutputDType::Keep {
-                    out_dtype = DType::F64;
-                }
-                Action::Whole {
-                    base: self.base_of(slot, keys[0], &shape)?,
-                    members,
-                    grams,
-                    kernel,
-                }
-            }
+            is_double: self.recipe.dtype == OutputDType::F64,
+        };
+        let base = || self.base_of(slot, keys[0], &shape);
+        let action = operands.action(operation, self.method.name(), base)?;
+        let is_whole = matches!(action, Action::Whole { .. });
+        let out_dtype = match self.recipe.out_dtype {
+            OutputDType::Keep if is_whole && self.recipe.as_published => DType::F64,
+            _ => self.recipe.stored_dtype().apply(dtype),
         };
         let info = TensorInfo {
             dtype: out_dtype,
@@ -427,9 +384,12 @@ impl Builder<'_> {
         }
         let none = Parameters::default();
         let own = vec![(&none, crate::recipe::Place::default()); members.len()];
-        let layer = slot.block.map(|layer| Layer {
-            layer,
-            n_layers: self.layout.dimensions().n_blocks,
+        let layer = slot.block.and_then(|block| {
+            let stack = (self.layout.dimensions().stacks).get(usize::from(block.stack))?;
+            Some(Layer {
+                layer: block.index,
+                n_layers: stack.n_blocks,
+            })
         });
         let shared = [&self.recipe.parameters];
         self.settings
@@ -439,7 +399,7 @@ impl Builder<'_> {
     /// The experts that take part in the slot, each of which must have a copy.
     fn experts_of(&self, slot: &Slot, copies: &BTreeMap<Expert, String>) -> Result<Vec<Expert>> {
         let choice = self.recipe.experts.as_ref();
-        let chosen = slot.block.and_then(|block| choice?.of_block(block));
+        let chosen = slot.block.and_then(|block| choice?.of_block(block.index));
         // Expert copies outside the blocks follow no range: all of them take part.
         let chosen = chosen.unwrap_or_else(|| copies.keys().copied().collect());
         match (
@@ -456,14 +416,10 @@ impl Builder<'_> {
         }
     }
 
-    fn info(&self, source: usize, key: &str) -> Result<TensorInfo> {
-        self.sources[source].require(key).cloned()
-    }
-
     fn common_shape(&self, slot: &Slot, keys: &[&String]) -> Result<Vec<usize>> {
-        let expected = self.info(INPUT, keys[0])?.shape;
+        let expected = self.input.require(keys[0])?.clone().shape;
         for key in keys {
-            let found = self.info(INPUT, key)?.shape;
+            let found = self.input.require(key)?.clone().shape;
             if found != expected {
                 return Err(Error::ShapeMismatch {
                     slot: slot.key.clone(),
@@ -478,8 +434,8 @@ impl Builder<'_> {
 
     /// What a tensor of the merged checkpoint is kept in.
     fn stored(&self, key: &str) -> Result<DType> {
-        let dtype = self.info(INPUT, key)?.dtype;
-        Ok(self.sources[INPUT].stored_dtype(key).unwrap_or(dtype))
+        let dtype = self.input.require(key)?.clone().dtype;
+        Ok(self.input.stored_dtype(key).unwrap_or(dtype))
     }
 
     /// The members' dtype, or the smallest that holds all of theirs.
@@ -525,28 +481,27 @@ impl Builder<'_> {
 
     /// The slot's tensor in the base, of the members' shape.
     fn base_of(&self, slot: &Slot, member: &str, shape: &[usize]) -> Result<Option<TensorRef>> {
-        let Some(slots) = &self.base else {
+        let Some((slots, base)) = &self.base else {
             return Ok(None);
         };
         let key = match slots.get(&slot.key) {
             Some(key) => key,
             // Names the nearest key of the base.
             None => {
-                return Err(self.sources[BASE]
-                    .require(&slot.key)
-                    .err()
-                    .unwrap_or_else(|| Error::AmbiguousSlot {
+                return Err(base.require(&slot.key).err().unwrap_or_else(|| {
+                    Error::AmbiguousSlot {
                         slot: slot.key.clone(),
                         key: member.to_owned(),
-                    }));
+                    }
+                }));
             }
         };
-        let found = self.info(BASE, key)?;
+        let found = base.require(key)?;
         if found.shape != shape {
             return Err(Error::ShapeMismatch {
                 slot: slot.key.clone(),
                 key: key.clone(),
-                found: found.shape,
+                found: found.shape.clone(),
                 expected: shape.to_vec(),
             });
         }

@@ -1,0 +1,66 @@
+//! What can be wrong with a plan that is put together.
+
+use std::path::PathBuf;
+
+use crate::DType;
+
+/// Why a plan is refused by its builder. None of these can be reached from a recipe or a file alone: the
+/// checks before name what is wrong there.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum PlanFault {
+    /// Two output tensors of one name.
+    #[error("two tensors of the output are called `{name}`")]
+    NameTwice {
+        /// The name.
+        name: String,
+    },
+    /// A tensor of a source that the plan does not have.
+    #[error("`{key}` is to be read from source {source_index}, and there is none of this number")]
+    NoSource {
+        /// The tensor.
+        key: String,
+        /// The source's number.
+        source_index: usize,
+    },
+    /// A gram matrix that no gram file of the plan has.
+    #[error("`{name}` is to be made with the gram matrix `{key}`, which its file lacks")]
+    NoGram {
+        /// The output tensor.
+        name: String,
+        /// The matrix.
+        key: String,
+    },
+    /// An input of another shape than the output that is made of it element by element.
+    #[error("`{name}` has shape {expected:?}, and `{key}`, of which it is made, {found:?}")]
+    Shapes {
+        /// The output tensor.
+        name: String,
+        /// Its shape.
+        expected: Vec<usize>,
+        /// The input.
+        key: String,
+        /// The input's shape.
+        found: Vec<usize>,
+    },
+    /// A cast that changes what values are.
+    #[error("`{name}` is to be {to}, and `{key}`, of which it is made, is {from}")]
+    Casts {
+        /// The output tensor.
+        name: String,
+        /// Its dtype.
+        to: DType,
+        /// The input.
+        key: String,
+        /// The input's dtype.
+        from: DType,
+    },
+    /// A source key that is neither used nor dropped for a reason.
+    #[error("{}: `{key}` is neither used nor left out for a reason", path.display())]
+    LeftOver {
+        /// The source.
+        path: PathBuf,
+        /// The key.
+        key: String,
+    },
+}

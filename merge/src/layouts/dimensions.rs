@@ -1,0 +1,125 @@
+//! Sizes of a model, and its stacks of blocks.
+
+use serde::Serialize;
+use serde::ser::{SerializeMap, Serializer};
+
+/// One of a model's stacks of blocks.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+pub struct Stack {
+    /// What the family calls it: `image`, `text`; `blocks` where there is one.
+    pub name: &'static str,
+    /// Number of blocks, L.
+    pub n_blocks: usize,
+    /// Hidden size, D; 0 if unknown.
+    pub width: usize,
+    /// Attention heads of each block.
+    pub n_heads: Option<usize>,
+    /// Inner size of the feed-forward network.
+    pub ffn_width: Option<usize>,
+}
+
+/// Sizes of a model, read off its tensors (and its stored configuration where there is one).
+/// Symbols are those of the papers; what cannot be known is `None`.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Dimensions {
+    /// The stacks of blocks, in the order of [`super::BlockId::stack`].
+    pub stacks: Vec<Stack>,
+    /// First block with a vision-language expert.
+    pub fusion_start: Option<usize>,
+    /// Side of a patch in pixels.
+    pub patch_size: Option<usize>,
+    /// Side of the image in pixels.
+    pub image_size: Option<usize>,
+    /// Text positions, T.
+    pub text_len: Option<usize>,
+    /// Text positions that the relative position bias table has room for.
+    pub text_table_len: Option<usize>,
+    /// Size of the word-piece vocabulary.
+    pub vocabulary: Option<usize>,
+    /// Rows of the outer token type table: 2, or 3 for NLVR2.
+    pub n_token_types: Option<usize>,
+    /// Width of the space in which a dual encoder compares image and text.
+    pub joint_width: Option<usize>,
+}
+
+impl Dimensions {
+    /// Of a model with one stack.
+    #[must_use]
+    pub fn of_one_stack(stack: Stack) -> Self {
+        Self {
+            stacks: vec![stack],
+            ..Self::default()
+        }
+    }
+
+    /// The stack of a name.
+    #[must_use]
+    pub fn stack(&self, name: &str) -> Option<&Stack> {
+        self.stacks.iter().find(|stack| stack.name == name)
+    }
+
+    /// The stack of a model that has one; `None` if it has several or none.
+    #[must_use]
+    pub fn only_stack(&self) -> Option<&Stack> {
+        match self.stacks.as_slice() {
+            [stack] => Some(stack),
+            _ => None,
+        }
+    }
+
+    /// Blocks of the only stack; 0 if there is not exactly one.
+    #[must_use]
+    pub fn n_blocks(&self) -> usize {
+        self.only_stack().map_or(0, |stack| stack.n_blocks)
+    }
+
+    /// Width of the only stack; 0 if unknown.
+    #[must_use]
+    pub fn width(&self) -> usize {
+        self.only_stack().map_or(0, |stack| stack.width)
+    }
+
+    /// Heads of the only stack.
+    #[must_use]
+    pub fn n_heads(&self) -> Option<usize> {
+        self.only_stack()?.n_heads
+    }
+
+    /// Inner size of the FFN of the only stack.
+    #[must_use]
+    pub fn ffn_width(&self) -> Option<usize> {
+        self.only_stack()?.ffn_width
+    }
+}
+
+impl Serialize for Dimensions {
+    /// A model of one stack has the stack's sizes beside its own; others have them by stack.
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        let mut map = serializer.serialize_map(None)?;
+        match self.only_stack() {
+            Some(stack) => {
+                map.serialize_entry("n_blocks", &stack.n_blocks)?;
+                map.serialize_entry("width", &stack.width)?;
+                map.serialize_entry("n_heads", &stack.n_heads)?;
+                map.serialize_entry("ffn_width", &stack.ffn_width)?;
+            }
+            None => map.serialize_entry("stacks", &self.stacks)?,
+        }
+        let others = [
+            ("fusion_start", self.fusion_start),
+            ("patch_size", self.patch_size),
+            ("image_size", self.image_size),
+            ("text_len", self.text_len),
+            ("text_table_len", self.text_table_len),
+            ("vocabulary", self.vocabulary),
+            ("n_token_types", self.n_token_types),
+        ];
+        for (name, size) in others {
+            map.serialize_entry(name, &size)?;
+        }
+        if let Some(width) = self.joint_width {
+            map.serialize_entry("joint_width", &width)?;
+        }
+        map.end()
+    }
+}

@@ -1,0 +1,80 @@
+//! The table of layouts, and finding the one of a checkpoint.
+
+use crate::{Checkpoint, Error, Result};
+
+use super::multiway::{beit, vl_merging, vlmo};
+use super::{Layout, generic, zerovl};
+
+/// A family of checkpoints.
+pub struct LayoutFamily {
+    /// What recipes call it; its layouts are called this, or this with a form behind a `/`.
+    pub name: &'static str,
+    /// What a checkpoint of another family lacks, in words.
+    pub deciding: &'static str,
+    /// Reads names and shapes; `None` if the checkpoint is none of the family.
+    pub read: fn(&Checkpoint) -> Result<Option<Box<dyn Layout>>>,
+}
+
+/// All families, in the order in which [`detect`] asks them. The last one takes every checkpoint.
+pub const LAYOUTS: &[LayoutFamily] = &[
+    vlmo::FAMILY,
+    beit::FAMILY,
+    vl_merging::FAMILY,
+    zerovl::FAMILY,
+    generic::FAMILY,
+];
+
+/// Names that [`by_name`] takes.
+pub const NAMES: [&str; LAYOUTS.len()] = {
+    let mut names = [""; LAYOUTS.len()];
+    let mut index = 0;
+    while index < names.len() {
+        names[index] = LAYOUTS[index].name;
+        index += 1;
+    }
+    names
+};
+
+/// Finds the family of a checkpoint by its keys and shapes; the generic layout if none fits.
+///
+/// # Errors
+/// [`Error::BrokenLayout`] when the keys are a family's but two of them claim one place.
+pub fn detect(checkpoint: &Checkpoint) -> Result<Box<dyn Layout>> {
+    for family in LAYOUTS {
+        if let Some(layout) = (family.read)(checkpoint)? {
+            return Ok(layout);
+        }
+    }
+    Ok(Box::new(generic::Generic::read(checkpoint)))
+}
+
+/// The layout of the family called `name` for a checkpoint: one of [`NAMES`], or with its form, as
+/// [`Layout::name`] gives it.
+///
+/// # Errors
+/// [`Error::UnknownLayout`], [`Error::LayoutMismatch`] when the checkpoint holds none of the
+/// family's deciding keys or is of another form, and [`Error::BrokenLayout`].
+pub fn by_name(name: &str, checkpoint: &Checkpoint) -> Result<Box<dyn Layout>> {
+    let wanted = name.split('/').next().unwrap_or(name);
+    let family = LAYOUTS.iter().find(|family| family.name == wanted);
+    let family = family.ok_or_else(|| Error::UnknownLayout {
+        name: name.to_owned(),
+        nearest: super::nearest(NAMES.iter().map(|&name| name.to_owned()), name),
+    })?;
+    let mismatch = |reason| Error::LayoutMismatch {
+        path: checkpoint.path().into(),
+        layout: name.to_owned(),
+        reason,
+    };
+    let found = (family.read)(checkpoint)?;
+    let layout = found.ok_or_else(|| mismatch(family.deciding.to_owned()))?;
+    if name != family.name && name != layout.name() {
+        return Err(mismatch(format!("it is {}", layout.name())));
+    }
+    Ok(layout)
+}
+
+/// A family's layout behind the trait.
+pub(super) fn boxed<L: Layout + 'static>(layout: Option<L>) -> Option<Box<dyn Layout>> {
+    layout.map(|layout| Box::new(layout) as Box<dyn Layout>)
+}

@@ -1,0 +1,288 @@
+//! The one way to a plan: entries are added, source keys are dropped with a reason, and `finish` checks that
+//! nothing is left over and everything fits.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::sync::Arc;
+
+use super::{Action, Dropped, Entry, GramUse, MergePlan, TensorRef};
+use crate::beside::Beside;
+use crate::gram::GramStore;
+use crate::layouts::ModelRecord;
+use crate::methods::{GramRef, Operation, StepRounding};
+use crate::{Checkpoint, Error, PlanFault, Result, TensorInfo};
+
+/// A plan under construction.
+pub struct PlanBuilder {
+    recipe: String,
+    sources: Vec<Arc<Checkpoint>>,
+    /// Sources of which every key must be used or dropped.
+    whole: BTreeSet<usize>,
+    grams: Vec<Arc<GramStore>>,
+    gram_uses: Vec<GramUse>,
+    model: ModelRecord,
+    entries: BTreeMap<String, Entry>,
+    dropped: Vec<Dropped>,
+    beside: Beside,
+}
+
+impl PlanBuilder {
+    /// A plan of nothing yet, made by `recipe`: a resolved recipe or a command, for its provenance.
+    #[must_use]
+    pub fn new(recipe: String) -> Self {
+        Self {
+            recipe,
+            sources: Vec::new(),
+            whole: BTreeSet::new(),
+            grams: Vec::new(),
+            gram_uses: Vec::new(),
+            model: ModelRecord::default(),
+            entries: BTreeMap::new(),
+            dropped: Vec::new(),
+            beside: Beside::default(),
+        }
+    }
+
+    /// Adds a source of which every key must be used or dropped; returns its index.
+    pub fn source(&mut self, source: Arc<Checkpoint>) -> usize {
+        let index = self.side_source(source);
+        self.whole.insert(index);
+        index
+    }
+
+    /// Adds a source from which single tensors are taken, as a base; returns its index.
+    pub fn side_source(&mut self, source: Arc<Checkpoint>) -> usize {
+        self.sources.push(source);
+        self.sources.len() - 1
+    }
+
+    /// Adds an output tensor.
+    ///
+    /// # Errors
+    /// [`PlanFault::NameTwice`].
+    pub fn add(&mut self, entry: Entry) -> Result<()> {
+        let name = entry.name.clone();
+        match self.entries.insert(name.clone(), entry) {
+            None => Ok(()),
+            Some(_) => Err(PlanFault::NameTwice { name }.into()),
+        }
+    }
+
+    /// Adds a tensor of a source under its own name, with its values and dtype.
+    ///
+    /// # Errors
+    /// [`Error::MissingKey`] and [`PlanFault::NameTwice`].
+    pub fn copy(&mut self, source: usize, key: &str, why: &str) -> Result<()> {
+        let info = self.sources[source].require(key)?.clone();
+        self.add(Entry {
+            name: key.to_owned(),
+            info,
+            action: Action::Copy(TensorRef {
+                source,
+                key: key.to_owned(),
+            }),
+            why: why.to_owned(),
+        })
+    }
+
+    /// Whether there is an output tensor of this name.
+    #[must_use]
+    pub fn has(&self, name: &str) -> bool {
+        self.entries.contains_key(name)
+    }
+
+    /// The output tensors so far, by name.
+    pub(super) fn entries(&self) -> Vec<&Entry> {
+        self.entries.values().collect()
+    }
+
+    /// Leaves a tensor of a source out, for a reason.
+    pub fn drop_tensor(&mut self, tensor: TensorRef, why: impl Into<String>) {
+        let why = why.into();
+        self.dropped.push(Dropped { tensor, why });
+    }
+
+    /// Facts about the output's model; fields left `None` are inherited from the sources.
+    #[must_use]
+    pub fn model(mut self, model: ModelRecord) -> Self {
+        self.model = model;
+        self
+    }
+
+    /// Files that may be written beside the output.
+    #[must_use]
+    pub(super) fn beside(mut self, beside: Beside) -> Self {
+        self.beside = beside;
+        self
+    }
+
+    /// Gram files that entries read, and the sources they were summed over.
+    #[must_use]
+    pub(super) fn grams(mut self, grams: Vec<Arc<GramStore>>, uses: Vec<GramUse>) -> Self {
+        self.grams = grams;
+        self.gram_uses = uses;
+        self
+    }
+
+    /// The plan: entries and dropped tensors by name.
+    ///
+    /// # Errors
+    /// [`Error::MissingKey`] for a tensor that its source lacks; [`PlanFault`] for a source key that is
+    /// neither used nor dropped, for tensors of other shapes than their entry, and for integers that would
+    /// have to be rounded or floats that would become integers.
+    pub fn finish(mut self) -> Result<MergePlan> {
+        for entry in self.entries.values() {
+            self.check(entry)?;
+        }
+        self.check_complete()?;
+        self.dropped.sort_by(|a, b| a.tensor.cmp(&b.tensor));
+        Ok(MergePlan {
+            recipe: self.recipe,
+            sources: self.sources,
+            stages: Vec::new(),
+            grams: self.grams,
+            gram_uses: self.gram_uses,
+            model: self.model,
+            entries: self.entries.into_values().collect(),
+            dropped: self.dropped,
+            beside: self.beside,
+        })
+    }
+
+    fn info(&self, tensor: &TensorRef) -> Result<&TensorInfo> {
+        match self.sources.get(tensor.source) {
+            Some(source) => source.require(&tensor.key),
+            None => Err(PlanFault::NoSource {
+                key: tensor.key.clone(),
+                source_index: tensor.source,
+            }
+            .into()),
+        }
+    }
+
+    /// Whether an entry's inputs are there and fit it.
+    fn check(&self, entry: &Entry) -> Result<()> {
+        for gram in entry.action.grams() {
+            let is_there =
+                (self.grams.get(gram.store)).is_some_and(|g| g.width(&gram.key).is_some());
+            if !is_there {
+                return Err(PlanFault::NoGram {
+                    name: entry.name.clone(),
+                    key: gram.key.clone(),
+                }
+                .into());
+            }
+        }
+        let is_whole = matches!(entry.action, Action::Whole { .. });
+        for tensor in entry.action.tensors() {
+            let found = self.info(tensor)?;
+            // Whole-tensor operations may change the shape.
+            if !is_whole && found.shape != entry.info.shape {
+                return Err(PlanFault::Shapes {
+                    name: entry.name.clone(),
+                    expected: entry.info.shape.clone(),
+                    key: tensor.key.clone(),
+                    found: found.shape.clone(),
+                }
+                .into());
+            }
+            let is_cast = found.dtype != entry.info.dtype;
+            if is_cast && !(found.dtype.is_float() && entry.info.dtype.is_float()) {
+                return Err(PlanFault::Casts {
+                    name: entry.name.clone(),
+                    to: entry.info.dtype,
+                    key: tensor.key.clone(),
+                    from: found.dtype,
+                }
+                .into());
+            }
+        }
+        Ok(())
+    }
+
+    /// Whether every key of the sources that are to be used up is used or dropped.
+    fn check_complete(&self) -> Result<()> {
+        let used: BTreeSet<&TensorRef> = (self.entries.values())
+            .flat_map(|entry| entry.action.tensors())
+            .chain(self.dropped.iter().map(|dropped| &dropped.tensor))
+            .collect();
+        for &index in &self.whole {
+            let source = &self.sources[index];
+            for (key, _) in source.tensors() {
+                let tensor = TensorRef {
+                    source: index,
+                    key: key.to_owned(),
+                };
+                if !used.contains(&tensor) {
+                    return Err(PlanFault::LeftOver {
+                        path: source.path().into(),
+                        key: tensor.key,
+                    }
+                    .into());
+                }
+            }
+        }
+        Ok(())
+    }
+}
+
+/// The tensors that an operation combines, and how.
+pub(super) struct Operands {
+    /// The members in order.
+    pub members: Vec<TensorRef>,
+    /// A tensor beside each member; empty if none are needed.
+    pub paired: Vec<TensorRef>,
+    /// The members' gram matrices; empty if none are needed.
+    pub grams: Vec<Option<GramRef>>,
+    /// Rounding of intermediate results.
+    pub step: StepRounding,
+    /// Whether to compute in f64 whatever the inputs' dtype.
+    pub is_double: bool,
+}
+
+impl Operands {
+    /// What an operation of `method` makes of them. The base is looked for only where it is read.
+    ///
+    /// # Errors
+    /// [`Error::MethodNeeds`] for an operation on a base that there is none of; what `base` returns.
+    pub(super) fn action(
+        self,
+        operation: Operation,
+        method: &'static str,
+        base: impl FnOnce() -> Result<Option<TensorRef>>,
+    ) -> Result<Action> {
+        let Self {
+            mut members,
+            paired,
+            grams,
+            step,
+            is_double,
+        } = self;
+        Ok(match operation {
+            Operation::Take(index) => Action::Copy(members.swap_remove(index)),
+            Operation::TakeBase => Action::Copy(base()?.ok_or(Error::MethodNeeds {
+                method,
+                what: "a base_model",
+            })?),
+            Operation::Elementwise(kernel) => Action::Elementwise {
+                members,
+                base: base()?,
+                paired,
+                kernel,
+                step,
+                is_double,
+            },
+            Operation::Survey(survey) => Action::Survey {
+                members,
+                base: base()?,
+                survey,
+                is_double,
+            },
+            Operation::Whole(kernel) => Action::Whole {
+                members,
+                base: base()?,
+                grams,
+                kernel,
+            },
+        })
+    }
+}
