@@ -77,7 +77,7 @@ fn trained_weights_say_of_their_model_what_tensors_do_not() {
     for (plan, image_size) in plans.into_iter().zip([64, 32]) {
         let made = in_memory(&plan.expect("a plan"), &run, &Silent).expect("made");
         let found = config(&Arc::new(made), &Overrides::default()).expect("known");
-        let sizes = (found.n_heads(), found.fusion_start, found.image_size);
+        let sizes = (found.n_heads, found.fusion_start, found.image_size);
         assert_eq!(sizes, (2, 1, image_size));
     }
 }
@@ -119,10 +119,15 @@ fn a_record_that_tensors_contradict_is_refused() {
             other => panic!("{record}: {other:?}"),
         }
     }
-    for (index, record) in ["{", r#"{"layers": 3}"#, r#"{"heads": -1}"#]
-        .iter()
-        .enumerate()
-    {
+    let bad = [
+        "{",
+        r#"{"layers": 3}"#,
+        r#"{"heads": -1}"#,
+        // Facts of another family.
+        r#"{"family": "multiway", "image_heads": 2}"#,
+        r#"{"family": "zerovl", "fusion_start": 2}"#,
+    ];
+    for (index, record) in bad.iter().enumerate() {
         let file = folder.path().join(format!("bad{index}.safetensors"));
         let error = layouts::detect(&rewritten(&checkpoint, record, &file)).err();
         assert!(

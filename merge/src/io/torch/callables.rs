@@ -99,6 +99,8 @@ fn understood(module: &str, name: &str) -> Option<Meaning> {
             | "_rebuild_device_tensor_from_cpu_tensor"
             | "_rebuild_xla_tensor",
         ) => Meaning::UnsupportedTensor("device-specific"),
+        // A string that compares as a version; training programs keep it beside the weights.
+        ("torch.torch_version", "TorchVersion") => Meaning::FirstArgument,
         ("torch", "Size") => Meaning::Tuple,
         ("collections", "OrderedDict" | "Counter") => Meaning::Dict(0),
         // Its first argument makes values for missing keys.
