@@ -7,15 +7,14 @@ use anyhow::Result;
 use candle_core::Device;
 use clap::{Args, ValueEnum};
 use evaluate::device::{DeviceName, Precision};
-use evaluate::models::{self, Model, Overrides, ShallowAttention};
+use evaluate::models::{self, Model, Overrides, ShallowAttention, Source};
 use evaluate::reports::CheckpointRecord;
 use evaluate::tasks::Runner;
 use evaluate::text::Tokenizer;
 use merge::convert::Conversion;
-use merge::execute::{RunOptions, in_memory};
-use merge::io::OpenOptions;
+use merge::execute::RunOptions;
 use merge::provenance::{Hashes, InputFile, Provenance};
-use merge::{Checkpoint, MergePlan, MergeRecipe, layouts};
+use merge::{Checkpoint, MergeRecipe, layouts};
 
 use crate::cli::parse_positive;
 use crate::output::Output;
@@ -84,24 +83,11 @@ impl Target {
 
     /// Reads headers and hashes, and plans the merge: enough to tell the weights from others.
     pub fn find(&self, hashes: &Hashes, output: &Output) -> Result<Found> {
-        let (source, files, recipe) = match self {
-            Self::File(path) | Self::Named(_, path) => {
-                let checkpoint = merge::io::open(path, &OpenOptions::default())?;
-                let info = checkpoint.info();
-                let made = Provenance::from_metadata(&info.metadata);
-                let files = info.files.clone();
-                (
-                    Source::Open(checkpoint),
-                    files,
-                    made.map(|made| made.recipe),
-                )
-            }
-            Self::Merge(_, recipe) => {
-                let (plan, _) = MergePlan::resolve(recipe)?;
-                let (files, recipe) = (plan.files(), plan.recipe().to_owned());
-                (Source::Plan(Box::new(plan)), files, Some(recipe))
-            }
+        let source = match self {
+            Self::File(path) | Self::Named(_, path) => Source::file(path)?,
+            Self::Merge(_, recipe) => Source::merge(recipe)?,
         };
+        let (files, recipe) = (source.files(), source.recipe());
         let inputs = Provenance::new(String::new(), &files);
         let inputs = inputs.with_hashes(hashes.of(&files, output)?);
         Ok(Found {
@@ -121,11 +107,6 @@ pub struct Found {
     pub recipe: Option<String>,
 }
 
-enum Source {
-    Open(Checkpoint),
-    Plan(Box<MergePlan>),
-}
-
 /// Weights that are open, and where they come from.
 pub struct Opened {
     /// The weights, resized if that was asked for.
@@ -143,10 +124,7 @@ impl ModelArgs {
             hash: false,
             ..RunOptions::default()
         };
-        let checkpoint = Arc::new(match found.source {
-            Source::Open(checkpoint) => checkpoint,
-            Source::Plan(plan) => in_memory(&plan, &run, output)?,
-        });
+        let checkpoint = Arc::new(found.source.checkpoint(output)?);
         let layout = layouts::detect(&checkpoint)?;
         let record = CheckpointRecord {
             files: found.files,

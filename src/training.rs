@@ -9,7 +9,7 @@ use clap::Args;
 use evaluate::device::{DeviceName, Precision};
 use train::collective::Collective;
 use train::recipe::TrainRecipe;
-use train::run::{Ended, Pace, RunFolder, Trainer, Where};
+use train::run::{Ended, Pace, RunFolder, TrainPlan, Trainer, Where};
 
 use crate::output::{Output, UsageError};
 use crate::ranks;
@@ -60,31 +60,27 @@ fn train(
     args: &RunArgs,
     output: &Output,
 ) -> Result<ExitCode> {
-    let temporary;
-    let folder = match args.dry_run {
-        false => args.out.as_path(),
-        true => {
-            temporary = std::env::temp_dir().join(format!("vlmerge-dry-{}", std::process::id()));
-            temporary.as_path()
-        }
-    };
     let place = Where {
-        folder,
+        folder: &args.out,
         device,
         collective: ranks,
         progress: output,
     };
-    let trainer = Trainer::open(recipe, place);
+    let plan = match args.dry_run && !args.resume {
+        true => TrainPlan::fresh(recipe, &place)?,
+        false => TrainPlan::of(recipe, &place)?,
+    };
+    if let (Some([from, to]), true) = (plan.resized_images(), ranks.is_first()) {
+        output.note(format!(
+            "images of {to} x {to} px, where the checkpoint was trained on {from} x {from} px; \
+             --set model.image_size={from} keeps its size"
+        ));
+    }
     if args.dry_run {
-        let shown = trainer
-            .map_err(Into::into)
-            .and_then(|t| dry_run(&t, output));
-        // Only what was made a moment ago is in it.
-        let _ = std::fs::remove_dir_all(folder);
-        shown?;
+        dry_run(&plan, output)?;
         return Ok(ExitCode::SUCCESS);
     }
-    let mut trainer = trainer?;
+    let mut trainer = Trainer::begin(plan, place)?;
     let from = trainer.state().step;
     if ranks.is_first() {
         let n = trainer.n_steps();
@@ -120,10 +116,10 @@ fn train(
     }
 }
 
-fn dry_run(trainer: &Trainer<'_>, output: &Output) -> Result<()> {
-    let memory = trainer.memory();
+fn dry_run(plan: &TrainPlan, output: &Output) -> Result<()> {
+    let memory = plan.memory();
     let megabytes = |bytes: u64| format!("{:.1} MB", bytes as f64 / 1e6);
-    output.line(format!("{} steps", trainer.n_steps()))?;
+    output.line(format!("{} steps", plan.n_steps()))?;
     output.line(format!(
         "{} parameters, {}",
         memory.n_parameters,

@@ -48,6 +48,29 @@ fn tensors(path: &Path) -> BTreeMap<String, Vec<u8>> {
 }
 
 #[test]
+fn a_dry_run_writes_nothing_and_tells_of_resized_images() {
+    let temporary = tempfile::tempdir().expect("a folder");
+    let out = temporary.path().join("run").display().to_string();
+    // The checkpoint's images are 48 px.
+    let dry = |settings: &[&str]| {
+        let output = vlmerge().args(finetune(&out, settings)).arg("--dry-run").output();
+        let output = output.expect("it runs");
+        let said = String::from_utf8_lossy(&output.stderr).into_owned();
+        assert!(output.status.success(), "{said}");
+        let shown = String::from_utf8_lossy(&output.stdout).into_owned();
+        assert!(shown.starts_with("12 steps\n"), "{shown}");
+        said
+    };
+    let resized = dry(&["model={text_table_len: 16, image_size: 64}"]);
+    assert!(resized.contains("images of 64 x 64 px"), "{resized}");
+    assert!(resized.contains("--set model.image_size=48"), "{resized}");
+    let kept = dry(&["model={text_table_len: 16, image_size: 48}"]);
+    assert!(!kept.contains(" px"), "{kept}");
+    let left = std::fs::read_dir(temporary.path()).expect("listed").count();
+    assert_eq!(left, 0, "a dry run leaves no folder");
+}
+
+#[test]
 fn a_run_that_is_killed_ten_times_ends_in_the_same_weights() {
     let temporary = tempfile::tempdir().expect("a folder");
     let folder = |name: &str| temporary.path().join(name).display().to_string();

@@ -15,7 +15,7 @@ use train::batch::{Batch, Images, Texts};
 use train::collective::Alone;
 use train::objectives::{self, Shared, Step};
 use train::optim::{Flavor, OptimSettings, Warmup};
-use train::run::{Start, Updater};
+use train::run::{Start, Updater, Wanted};
 
 /// What torch's optimizer does with its own defaults for the moments, at a constant rate.
 fn settings() -> OptimSettings {
@@ -69,15 +69,14 @@ fn main() -> Result<(), Box<dyn Error>> {
     let n_steps: u64 = n_steps.parse()?;
     let objective = objectives::by_name("retrieval", None)?;
     let checkpoint = merge::io::open(Path::new(checkpoint), &merge::io::OpenOptions::default())?;
-    let start = Start::load(
-        checkpoint.into(),
-        &Overrides::default(),
-        [objective.as_ref()],
-        &[],
-        1,
-        &Device::Cpu,
-        DType::F32,
-    )?;
+    let wanted = Wanted {
+        overrides: Overrides::default(),
+        settings: Vec::new(),
+        objectives: vec![objective.spec()],
+        classes: Vec::new(),
+        seed: 1,
+    };
+    let start = Start::load(checkpoint.into(), &wanted, &Device::Cpu, DType::F32)?;
     let batch = inputs(start.model.input(), batch.parse()?)?;
     let mut updater = Updater::new(&settings(), n_steps, &start.variables, &Alone)?;
     let mut gradients = Gradients::of(updater.trained(&start.variables).map(|(_, var)| var));

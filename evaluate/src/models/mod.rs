@@ -17,6 +17,7 @@ pub mod input;
 mod model;
 pub mod multiway;
 mod settings;
+mod source;
 mod tower;
 pub mod vit;
 
@@ -32,4 +33,5 @@ pub use model::{
 };
 pub use multiway::{Block, Config, Experts, Heads, Joint, Multiway, Segment};
 pub use settings::{Overrides, ShallowAttention};
+pub use source::Source;
 pub use vit::Vit;

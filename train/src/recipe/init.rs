@@ -3,9 +3,9 @@
 use std::path::PathBuf;
 use std::sync::Arc;
 
+use evaluate::models::{self, Source};
 use merge::convert::{Conversion, Expansion};
 use merge::execute::{RunOptions, in_memory};
-use merge::io::OpenOptions;
 use merge::layouts::{self, CatalogSpec, Form, GivenSizes, Heads, Sizes};
 use merge::plan::PlanBuilder;
 use merge::recipe::OutputDType;
@@ -63,6 +63,14 @@ impl From<ExpertForm> for Form {
             ExpertForm::LnSpecific => Self::LnSpecific,
         }
     }
+}
+
+/// Weights that a run starts from.
+pub struct Initial {
+    /// The weights, in the sizes of the run.
+    pub checkpoint: Arc<Checkpoint>,
+    /// Side of the images that they saw before, in pixels.
+    pub image_side: Option<usize>,
 }
 
 /// A published size.
@@ -207,9 +215,8 @@ impl Init {
         model: &ModelSettings,
         third_token_type: bool,
         progress: &dyn Progress,
-    ) -> Result<Arc<Checkpoint>> {
-        self.check()?;
-        let mut checkpoint = Arc::new(self.open_as_it_is(progress)?);
+    ) -> Result<Initial> {
+        let mut checkpoint = Arc::new(self.source()?.checkpoint(progress)?);
         if let Some(form) = self.expand {
             let layout = layouts::detect(&checkpoint)?;
             let fill = self.fill.as_ref();
@@ -236,22 +243,30 @@ impl Init {
             text_table_len: model.text_table_len,
             ..Conversion::default()
         };
-        Ok(conversion.in_memory(checkpoint, &IN_MEMORY, progress)?)
+        Ok(Initial {
+            image_side: image_side(&checkpoint, model),
+            checkpoint: conversion.in_memory(checkpoint, &IN_MEMORY, progress)?,
+        })
     }
 
-    fn open_as_it_is(&self, progress: &dyn Progress) -> Result<Checkpoint> {
-        if let Some(path) = &self.checkpoint {
-            return Ok(merge::io::open(path, &OpenOptions::default())?);
-        }
-        let plan = match (&self.recipe, &self.synth) {
-            (Some(path), _) => MergePlan::resolve(&MergeRecipe::open(path)?)?.0,
-            (None, synth) => {
+    /// Where the weights come from.
+    fn source(&self) -> Result<Source> {
+        Ok(match (&self.checkpoint, &self.recipe, &self.synth) {
+            (Some(path), _, _) => Source::file(path)?,
+            (None, Some(path), _) => Source::merge(&MergeRecipe::open(path)?)?,
+            (None, None, synth) => {
                 let synth = synth.clone().unwrap_or_default();
-                synth.plan(Form::Agnostic)?
+                Source::Plan(Box::new(synth.plan(Form::Agnostic)?))
             }
-        };
-        Ok(in_memory(&plan, &IN_MEMORY, progress)?)
+        })
     }
+}
+
+/// The side of the images that a model sees before it is resized, where the weights and settings tell.
+fn image_side(checkpoint: &Checkpoint, model: &ModelSettings) -> Option<usize> {
+    let layout = layouts::detect(checkpoint).ok()?;
+    let blueprint = models::blueprint(checkpoint, layout.as_ref(), &model.overrides()).ok()?;
+    Some(blueprint.input().image.side)
 }
 
 /// The form that fresh weights must have to go with those of a layout.

@@ -12,7 +12,7 @@ pub use read::open_document;
 
 use std::path::PathBuf;
 
-use evaluate::models::{Overrides, ShallowAttention};
+use evaluate::models::{Overrides, Setting, ShallowAttention};
 use serde::{Deserialize, Serialize};
 
 use crate::augment::MAX_MAGNITUDE;
@@ -291,6 +291,18 @@ pub struct ValidationSettings {
 }
 
 impl TrainRecipe {
+    /// Settings of the run that a family of models may not know.
+    #[must_use]
+    pub fn model_settings(&self) -> Vec<Setting> {
+        let given = [
+            (Setting::DropPath, self.drop_path > 0.0),
+            (Setting::Dropout, self.dropout > 0.0),
+            (Setting::CheckpointActivations, self.checkpoint_activations),
+        ];
+        let given = given.into_iter().filter(|(_, is_given)| *is_given);
+        given.map(|(setting, _)| setting).collect()
+    }
+
     /// Looks for what cannot be.
     ///
     /// # Errors

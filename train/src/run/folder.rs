@@ -50,6 +50,18 @@ impl RunFolder {
         path.join("recipe.yaml").exists()
     }
 
+    /// The newest complete state of a run, where the folder has one; nothing is written.
+    ///
+    /// # Errors
+    /// When the folder is there and cannot be listed.
+    pub fn newest_in(path: &Path) -> Result<Option<PathBuf>> {
+        let folder = Self { path: path.into() };
+        match folder.states().is_dir() {
+            true => Ok(folder.kept()?.pop().map(|(_, state)| state)),
+            false => Ok(None),
+        }
+    }
+
     /// The folder.
     #[must_use]
     pub fn path(&self) -> &Path {

@@ -1,9 +1,11 @@
 //! A run: its start, its folder, its state, the one loop.
 
 mod folder;
+mod memory;
 mod model_file;
 mod moments;
 mod ownership;
+mod plan;
 mod start;
 mod state_file;
 mod trainer;
@@ -11,9 +13,11 @@ mod update;
 mod validation;
 
 pub use folder::RunFolder;
+pub use memory::Memory;
 pub use model_file::write_model;
-pub use start::Start;
+pub use plan::TrainPlan;
+pub use start::{Start, Wanted};
 pub use state_file::{Best, KeptState, TrainState};
-pub use trainer::{Ended, Memory, Pace, Trainer, Where};
+pub use trainer::{Ended, Pace, Trainer, Where};
 pub use update::{Updated, Updater};
 pub use validation::{Measured, Validation};

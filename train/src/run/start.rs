@@ -5,11 +5,25 @@ use std::sync::Arc;
 
 use candle_core::{DType, Device, Var};
 use evaluate::Weights;
-use evaluate::models::{self, Blueprint, Head, Model, Overrides};
+use evaluate::models::{self, Blueprint, Head, Model, Overrides, Setting};
 use merge::Checkpoint;
 
 use crate::Result;
-use crate::objectives::Objective;
+use crate::objectives::ObjectiveSpec;
+
+/// What a run asks of the model that it starts from.
+pub struct Wanted {
+    /// What the checkpoint does not say of its model.
+    pub overrides: Overrides,
+    /// Settings of the run that the family must know.
+    pub settings: Vec<Setting>,
+    /// The objectives, whose heads may be missing.
+    pub objectives: Vec<&'static ObjectiveSpec>,
+    /// How many classes heads tell apart that are drawn anew.
+    pub classes: Vec<(Head, usize)>,
+    /// What their draws are keyed by.
+    pub seed: u64,
+}
 
 /// A model whose weights are variables.
 pub struct Start {
@@ -25,27 +39,25 @@ pub struct Start {
 
 impl Start {
     /// Loads a checkpoint for training: heads that the objectives use may be missing, and are then
-    /// drawn anew under `seed`. `classes` says how many such heads tell apart.
+    /// drawn anew.
     ///
     /// # Errors
-    /// When a tensor is missing or of another shape.
-    pub fn load<'a>(
+    /// When the family ignores a setting of the run, or a tensor is missing or of another shape.
+    pub fn load(
         checkpoint: Arc<Checkpoint>,
-        overrides: &Overrides,
-        objectives: impl IntoIterator<Item = &'a dyn Objective>,
-        classes: &[(Head, usize)],
-        seed: u64,
+        wanted: &Wanted,
         device: &Device,
         dtype: DType,
     ) -> Result<Self> {
-        let (blueprint, weights) = models::prepare(checkpoint, overrides, device, dtype)?;
-        let fresh: Vec<&str> = (objectives.into_iter())
-            .flat_map(|objective| objective.spec().heads)
+        let (blueprint, weights) = models::prepare(checkpoint, &wanted.overrides, device, dtype)?;
+        models::check_settings(blueprint.as_ref(), wanted.settings.iter().copied())?;
+        let fresh: Vec<&str> = (wanted.objectives.iter())
+            .flat_map(|spec| spec.heads)
             .flat_map(|&head| blueprint.prefixes(head))
             .copied()
             .collect();
-        let mut weights = weights.with_fresh(&fresh, seed).trainable();
-        for &(head, n) in classes {
+        let mut weights = weights.with_fresh(&fresh, wanted.seed).trainable();
+        for &(head, n) in &wanted.classes {
             if let Some(prefix) = blueprint.prefixes(head).first() {
                 weights = weights.with_fresh_classes(prefix, n);
             }

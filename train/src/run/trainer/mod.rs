@@ -1,7 +1,6 @@
 //! The one loop.
 
 mod keep;
-mod memory;
 mod open;
 
 use std::path::Path;
@@ -13,7 +12,7 @@ use evaluate::nn::{Buffers, Gradients, Tape};
 use merge::Progress;
 
 use super::update::{Updated, Updater};
-use super::{RunFolder, Start, TrainState, Validation};
+use super::{Memory, RunFolder, Start, TrainState, Validation};
 use crate::batch::Batch;
 use crate::collective::Collective;
 use crate::data::{self, Loaded, Loader, Order};
@@ -22,8 +21,6 @@ use crate::objectives::{Loss, Objective, Randomness, Shared, Step};
 use crate::optim::LossScale;
 use crate::recipe::TrainRecipe;
 use crate::{Error, Result};
-
-pub use memory::Memory;
 
 /// Where a run takes place.
 pub struct Where<'a> {
@@ -80,6 +77,7 @@ pub struct Trainer<'a> {
     log: Option<Log>,
     pace: Pace,
     dtype: DType,
+    memory: Memory,
 }
 
 /// Numbers of a step, summed over its parts.
@@ -114,6 +112,12 @@ impl<'a> Trainer<'a> {
     #[must_use]
     pub fn pace(&self) -> Pace {
         self.pace
+    }
+
+    /// What the run takes in memory.
+    #[must_use]
+    pub fn memory(&self) -> Memory {
+        self.memory
     }
 
     /// Steps of the whole run.

@@ -1,266 +1,60 @@
-//! Opening data and weights, and taking up a state.
+//! Beginning a run.
 
 use std::sync::Arc;
 
-use candle_core::DType;
-use evaluate::models::{Dvae, Head};
 use evaluate::nn::{Buffers, Gradients};
-use evaluate::text::Tokenizer;
-use merge::io::OpenOptions;
 
 use super::{Pace, Trainer, Where};
-use crate::augment::PatchMasking;
-use crate::data::{self, Loader, Order, Patches};
+use crate::Result;
 use crate::log::Log;
-use crate::objectives::{self, Needs, Objective};
-use crate::optim::LossScale;
-use crate::recipe::{ImageMasking, Init, TrainRecipe, differences};
-use crate::run::update::Updater;
-use crate::run::{KeptState, RunFolder, Start, TrainState, Validation};
-use crate::{Error, Result};
+use crate::recipe::TrainRecipe;
+use crate::run::{RunFolder, TrainPlan};
 
 impl<'a> Trainer<'a> {
-    /// Opens data and weights, and takes up the newest state of the folder if there is one.
+    /// Plans a run and begins it, or takes it up where its folder has a state.
     ///
     /// # Errors
-    /// When the recipe, a file or the weights are wrong, or the folder holds another run.
+    /// As [`TrainPlan::of`] and [`Trainer::begin`].
     pub fn open(recipe: TrainRecipe, place: Where<'a>) -> Result<Self> {
-        recipe.check()?;
-        let collective = place.collective;
-        let folder = RunFolder::open(place.folder, collective.is_first())?;
-        let dtype = dtype(&recipe.precision)?;
-        let needs = needs(&recipe)?;
-        let image_tokenizer = image_tokenizer(&recipe, needs, &place)?;
-        let objectives = objectives(&recipe, image_tokenizer.as_ref())?;
-        let examples = examples(&recipe, needs)?;
-        let tokenizer = Arc::new(Tokenizer::open(&recipe.data.tokenizer)?);
+        Self::begin(TrainPlan::of(recipe, &place)?, place)
+    }
 
-        let kept = folder.kept()?.pop();
-        let checkpoint = match &kept {
-            Some((_, state)) => Init::from_checkpoint(state.join("model.safetensors")),
-            None => recipe.init.clone(),
-        };
-        let checkpoint = checkpoint.open(&recipe.model, needs.second_image, place.progress)?;
-        let answers = examples.n_answers().map(|n| (Head::Vqa, n));
-        let tokens = (image_tokenizer.as_ref()).map(|dvae| (Head::MaskedImage, dvae.vocabulary()));
-        let classes: Vec<(Head, usize)> = answers.into_iter().chain(tokens).collect();
-        let start = Start::load(
-            checkpoint,
-            &recipe.model.overrides(),
-            objectives.iter().map(|(objective, _)| objective.as_ref()),
-            &classes,
-            recipe.seed,
-            &place.device,
-            dtype,
-        )?;
-        tokenizer.check_vocabulary(start.model.input().text.vocabulary)?;
-        let n_answers = n_answers(examples.as_ref(), &start)?;
-        let patches = match (&image_tokenizer, &recipe.image_masking) {
-            (Some(tokenizer), Some(masking)) => Some(patches(tokenizer, masking, &start)?),
-            _ => None,
-        };
-        let order = Order::new(examples.len(), recipe.batch_size, recipe.seed);
-        let n_parts = n_parts(&recipe, &order, collective.size())?;
-        let n_steps = recipe.length.steps(order.n_batches());
-        let mut updater = Updater::new(&recipe.optim, n_steps, &start.variables, collective)?;
-        let fingerprint = fingerprint(&recipe)?;
-        let identity = data::identity(&recipe.data, examples.as_ref())?;
-        let mut state = TrainState {
-            recipe: fingerprint.clone(),
-            data: identity.clone(),
-            loss_scale: (dtype == DType::F16).then(|| LossScale::new(recipe.optim.loss_scale)),
-            ..TrainState::default()
-        };
-        if let Some((_, kept)) = &kept {
-            let path = kept.join("state.safetensors");
-            let found = KeptState::open(&path)?;
-            if found.state.recipe != fingerprint {
-                let differences = differences(&found.state.recipe, &fingerprint).join("; ");
-                let reason = format!(
-                    "it is the state of another recipe ({differences}); give another --out"
-                );
-                return Err(Error::BadState { path, reason });
-            }
-            let other = data::difference(&found.state.data, &identity);
-            if let Some(other) = other.filter(|_| !found.state.data.is_empty()) {
-                let reason =
-                    format!("it is the state of a run on other data ({other}); give another --out");
-                return Err(Error::BadState { path, reason });
-            }
-            updater.resume(&found, &recipe.optim, &start.variables)?;
-            state = TrainState {
-                data: identity,
-                ..found.state
-            };
-        }
-        let resumed_at = kept.is_some().then_some(state.step);
-        let is_first = collective.is_first();
+    /// Makes the folder of a planned run and writes its recipe.
+    ///
+    /// # Errors
+    /// When the folder or a file in it cannot be written.
+    pub fn begin(plan: TrainPlan, place: Where<'a>) -> Result<Self> {
+        let is_first = place.collective.is_first();
+        let folder = RunFolder::open(place.folder, is_first)?;
         let log = is_first
-            .then(|| Log::open(folder.path(), resumed_at))
+            .then(|| Log::open(folder.path(), plan.resumed_at))
             .transpose()?;
         if is_first {
-            let yaml = recipe.to_yaml()?;
+            let yaml = plan.recipe.to_yaml()?;
             merge::io::write_file(&folder.file("recipe.yaml"), yaml.as_bytes(), true)?;
         }
-        let validation = (recipe.validation.as_ref()).map(|v| Validation::open(v, &recipe.data));
-        let gradients = Gradients::of(updater.trained(&start.variables).map(|(_, var)| var));
-        let loader = Loader::new(
-            examples,
-            tokenizer,
-            *start.model.input(),
-            needs,
-            recipe.seed,
-        )
-        .answering(n_answers)
-        .masking_patches(patches)
-        .augmented(&recipe.augmentation, recipe.masking)?;
+        let trained = plan.updater.trained(&plan.start.variables);
+        let gradients = Gradients::of(trained.map(|(_, var)| var));
         Ok(Self {
-            loader: Arc::new(loader),
-            validation: validation.transpose()?,
+            memory: plan.memory(),
+            loader: Arc::new(plan.loader),
+            validation: plan.validation,
             validated_at: None,
-            recipe,
+            recipe: plan.recipe,
             place,
             folder,
-            objectives,
-            start,
-            updater,
+            objectives: plan.objectives,
+            start: plan.start,
+            updater: plan.updater,
             gradients,
             buffers: Buffers::default(),
-            order,
-            n_parts,
-            n_steps,
-            state,
+            order: plan.order,
+            n_parts: plan.n_parts,
+            n_steps: plan.n_steps,
+            state: plan.state,
             log,
             pace: Pace::default(),
-            dtype,
+            dtype: plan.dtype,
         })
     }
-}
-
-/// What the objectives of a recipe learn from, all together.
-fn needs(recipe: &TrainRecipe) -> Result<Needs> {
-    let mut all = Needs::NOTHING;
-    for objective in &recipe.objectives {
-        all = all.and(objectives::spec(&objective.name)?.needs);
-    }
-    Ok(all)
-}
-
-/// The tokenizer of images, where an objective guesses their tokens.
-fn image_tokenizer(
-    recipe: &TrainRecipe,
-    needs: Needs,
-    place: &Where<'_>,
-) -> Result<Option<Arc<Dvae>>> {
-    let Some(masking) = (recipe.image_masking.as_ref()).filter(|_| needs.masked_patches) else {
-        return Ok(None);
-    };
-    let checkpoint = merge::io::open(&masking.tokenizer, &OpenOptions::default())?;
-    let weights = Dvae::weights(Arc::new(checkpoint), &place.device, DType::F32)?;
-    Ok(Some(Arc::new(Dvae::load(&weights)?)))
-}
-
-fn objectives(
-    recipe: &TrainRecipe,
-    image_tokenizer: Option<&Arc<Dvae>>,
-) -> Result<Vec<(Box<dyn Objective>, f64)>> {
-    let open = |settings: &crate::recipe::ObjectiveSettings| {
-        let objective = objectives::by_name(&settings.name, image_tokenizer)?;
-        Ok((objective, settings.weight))
-    };
-    let mut objectives: Vec<_> = recipe.objectives.iter().map(open).collect::<Result<_>>()?;
-    objectives::in_order(&mut objectives);
-    Ok(objectives)
-}
-
-fn examples(recipe: &TrainRecipe, needs: Needs) -> Result<Arc<dyn data::Examples>> {
-    let data = &recipe.data;
-    let parts = data.train.iter().map(|split| {
-        let (dataset, split) = (&split.dataset, &split.split);
-        data::open(
-            &data.folder,
-            dataset,
-            split,
-            data.without_repeats,
-            needs.text,
-        )
-    });
-    let parts = parts.collect::<Result<_>>()?;
-    Ok(Arc::new(data::Joined::new(parts)))
-}
-
-/// Answers that the model tells apart, for questions.
-fn n_answers(examples: &dyn data::Examples, start: &Start) -> Result<Option<usize>> {
-    let Some(known) = examples.n_answers() else {
-        return Ok(None);
-    };
-    let n_classes = start.model.n_classes(Head::Vqa)?;
-    if known > n_classes {
-        return Err(Error::TooManyAnswers { known, n_classes });
-    }
-    Ok(Some(n_classes))
-}
-
-/// How patches are masked, and how large the view is that gives a token for each.
-fn patches(tokenizer: &Dvae, masking: &ImageMasking, start: &Start) -> Result<Patches> {
-    let n_classes = start.model.n_classes(Head::MaskedImage)?;
-    if n_classes != tokenizer.vocabulary() {
-        let known = tokenizer.vocabulary();
-        return Err(Error::OtherImageTokens { known, n_classes });
-    }
-    let side = start.blueprint.patch_side();
-    let side = side.ok_or_else(|| start.model.cannot("guess hidden patches"))?;
-    let mut drawn = PatchMasking::new(side);
-    if let Some(share) = masking.share {
-        drawn = drawn.with_share(share);
-    }
-    if let Some(least) = masking.least_block {
-        drawn.least = least;
-    }
-    Ok(Patches {
-        masking: drawn,
-        target_side: side * tokenizer.stride(),
-    })
-}
-
-fn dtype(precision: &str) -> Result<DType> {
-    match precision {
-        "f32" => Ok(DType::F32),
-        "bf16" => Ok(DType::BF16),
-        "f16" => Ok(DType::F16),
-        other => Err(Error::BadSetting {
-            key: "precision".into(),
-            reason: format!("`{other}` is none of f32, bf16 and f16"),
-        }),
-    }
-}
-
-/// How many parts a rank's share of a batch is computed in.
-fn n_parts(recipe: &TrainRecipe, order: &Order, n_ranks: usize) -> Result<usize> {
-    let bad = |reason: String| Error::BadSetting {
-        key: "batch_size".into(),
-        reason,
-    };
-    let batch = order.batch_size();
-    if !batch.is_multiple_of(n_ranks) {
-        return Err(bad(format!(
-            "{batch} examples cannot be shared by {n_ranks} ranks"
-        )));
-    }
-    let share = batch / n_ranks;
-    let per_part = recipe.per_device_batch.unwrap_or(share).min(share);
-    if !share.is_multiple_of(per_part) {
-        return Err(bad(format!(
-            "{share} examples of a rank are no multiple of {per_part}"
-        )));
-    }
-    Ok(share / per_part)
-}
-
-/// What two recipes must have in common for one to go on with the state of the other.
-fn fingerprint(recipe: &TrainRecipe) -> Result<String> {
-    let mut recipe = recipe.clone();
-    recipe.save.every = None;
-    recipe.save.keep = 1;
-    recipe.to_yaml()
 }

@@ -3,7 +3,10 @@
 use evaluate::models::Activations;
 use merge::io::Container;
 
-use super::Trainer;
+use super::{Start, Updater};
+use crate::collective::Collective;
+use crate::objectives::ObjectiveSpec;
+use crate::recipe::TrainRecipe;
 
 /// What a run takes in memory.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -33,43 +36,43 @@ impl Memory {
     }
 }
 
-impl Trainer<'_> {
-    /// What the run takes in memory.
-    #[must_use]
-    pub fn memory(&self) -> Memory {
-        let variables = self.start.variables.values();
+impl Memory {
+    /// Of a run whose parts of a batch have `n_examples` each.
+    pub(super) fn of(
+        recipe: &TrainRecipe,
+        start: &Start,
+        updater: &Updater,
+        specs: impl Iterator<Item = &'static ObjectiveSpec>,
+        n_examples: usize,
+        collective: &dyn Collective,
+    ) -> Self {
+        let variables = start.variables.values();
         let n_parameters: u64 = variables.map(|variable| variable.elem_count() as u64).sum();
-        let trained = self.updater.trained(&self.start.variables);
+        let trained = updater.trained(&start.variables);
         let n_trained: u64 = trained.map(|(_, var)| var.elem_count() as u64).sum();
-        let averaged = match self.recipe.optim.ema {
+        let averaged = match recipe.optim.ema {
             Some(_) => n_parameters,
             None => 0,
         };
-        let start = self.start.weights.checkpoint();
-        let part = self.order.batch_size() / self.place.collective.size() / self.n_parts;
-        let specs = self
-            .objectives
-            .iter()
-            .map(|(objective, _)| objective.spec());
-        let branches: Vec<_> = specs.flat_map(|spec| spec.branches()).collect();
-        let activation_bytes = self.start.blueprint.activation_bytes(&Activations {
-            n_examples: part,
-            are_recomputed: self.recipe.checkpoint_activations,
-            branches: &branches,
-        });
-        Memory {
+        let branches: Vec<_> = specs.flat_map(ObjectiveSpec::branches).collect();
+        let source = start.weights.checkpoint();
+        Self {
             n_parameters,
             gradient_bytes: 4 * n_trained,
-            start_bytes: match start.info().container {
-                Container::Memory => start.tensors().map(|(_, info)| info.n_bytes()).sum(),
+            start_bytes: match source.info().container {
+                Container::Memory => source.tensors().map(|(_, info)| info.n_bytes()).sum(),
                 _ => 0,
             },
-            saving_bytes: match self.place.collective.is_first() {
+            saving_bytes: match collective.is_first() {
                 true => 4 * n_parameters,
                 false => 0,
             },
-            optimizer_bytes: 2 * 4 * self.updater.n_owned() + 4 * averaged,
-            activation_bytes,
+            optimizer_bytes: 2 * 4 * updater.n_owned() + 4 * averaged,
+            activation_bytes: start.blueprint.activation_bytes(&Activations {
+                n_examples,
+                are_recomputed: recipe.checkpoint_activations,
+                branches: &branches,
+            }),
         }
     }
 }

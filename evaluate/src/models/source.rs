@@ -1,0 +1,73 @@
+//! Where the weights of a model come from.
+
+use std::path::Path;
+
+use merge::execute::{RunOptions, in_memory};
+use merge::io::{OpenOptions, SourceFile};
+use merge::provenance::Provenance;
+use merge::{Checkpoint, MergePlan, MergeRecipe, Progress};
+
+use crate::Result;
+
+/// Weights that are a file, or that a plan makes in memory.
+pub enum Source {
+    /// A checkpoint.
+    Checkpoint(Box<Checkpoint>),
+    /// A merge, or fresh weights.
+    Plan(Box<MergePlan>),
+}
+
+impl Source {
+    /// A checkpoint file or folder, whose headers are read.
+    ///
+    /// # Errors
+    /// As [`merge::io::open`].
+    pub fn file(path: &Path) -> Result<Self> {
+        let checkpoint = merge::io::open(path, &OpenOptions::default())?;
+        Ok(Self::Checkpoint(Box::new(checkpoint)))
+    }
+
+    /// A merge, which is planned.
+    ///
+    /// # Errors
+    /// As [`MergePlan::resolve`].
+    pub fn merge(recipe: &MergeRecipe) -> Result<Self> {
+        Ok(Self::Plan(Box::new(MergePlan::resolve(recipe)?.0)))
+    }
+
+    /// The files that the weights come from.
+    #[must_use]
+    pub fn files(&self) -> Vec<SourceFile> {
+        match self {
+            Self::Checkpoint(checkpoint) => checkpoint.info().files.clone(),
+            Self::Plan(plan) => plan.files(),
+        }
+    }
+
+    /// The recipe that makes them, or made them as far as the file says.
+    #[must_use]
+    pub fn recipe(&self) -> Option<String> {
+        match self {
+            Self::Checkpoint(checkpoint) => {
+                let made = Provenance::from_metadata(&checkpoint.info().metadata);
+                made.map(|made| made.recipe)
+            }
+            Self::Plan(plan) => Some(plan.recipe().to_owned()),
+        }
+    }
+
+    /// The weights: a plan is carried out in memory, where nothing need be hashed.
+    ///
+    /// # Errors
+    /// As [`in_memory`].
+    pub fn checkpoint(self, progress: &dyn Progress) -> Result<Checkpoint> {
+        let run = RunOptions {
+            hash: false,
+            ..RunOptions::default()
+        };
+        Ok(match self {
+            Self::Checkpoint(checkpoint) => *checkpoint,
+            Self::Plan(plan) => in_memory(&plan, &run, progress)?,
+        })
+    }
+}
