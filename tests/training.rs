@@ -53,7 +53,10 @@ fn a_dry_run_writes_nothing_and_tells_of_resized_images() {
     let out = temporary.path().join("run").display().to_string();
     // The checkpoint's images are 48 px.
     let dry = |settings: &[&str]| {
-        let output = vlmerge().args(finetune(&out, settings)).arg("--dry-run").output();
+        let output = vlmerge()
+            .args(finetune(&out, settings))
+            .arg("--dry-run")
+            .output();
         let output = output.expect("it runs");
         let said = String::from_utf8_lossy(&output.stderr).into_owned();
         assert!(output.status.success(), "{said}");
