@@ -50,7 +50,44 @@ pub struct Weights {
     /// Classes of heads that are drawn anew, by the beginning of their names.
     fresh_classes: BTreeMap<String, usize>,
     is_trainable: bool,
+    /// Nothing is read: what does not fit is noted.
+    is_survey: bool,
     taken: Mutex<Taken>,
+}
+
+/// A weight that a checkpoint lacks or has in another shape.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Misfit {
+    /// It is not there.
+    Missing {
+        /// The model's name.
+        name: String,
+    },
+    /// It has another shape.
+    Shape {
+        /// The key in the file.
+        key: String,
+        /// Its shape.
+        found: Vec<usize>,
+        /// What the model needs.
+        expected: Vec<usize>,
+    },
+}
+
+impl std::fmt::Display for Misfit {
+    fn fmt(&self, formatter: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        match self {
+            Self::Missing { name } => write!(formatter, "`{name}` is missing"),
+            Self::Shape {
+                key,
+                found,
+                expected,
+            } => write!(
+                formatter,
+                "`{key}` has shape {found:?}, expected {expected:?}"
+            ),
+        }
+    }
 }
 
 #[derive(Default)]
@@ -58,6 +95,7 @@ struct Taken {
     tensors: BTreeMap<String, Tensor>,
     variables: BTreeMap<String, Var>,
     fresh: Vec<String>,
+    misfits: Vec<Misfit>,
 }
 
 impl Weights {
@@ -93,8 +131,92 @@ impl Weights {
             seed: 0,
             fresh_classes: BTreeMap::new(),
             is_trainable: false,
+            is_survey: false,
             taken: Mutex::default(),
         })
+    }
+
+    /// Checks everything that `build` asks for, before anything is read: names and shapes of all
+    /// weights, in one error.
+    ///
+    /// # Errors
+    /// [`Error::MissingWeight`] or [`Error::WeightShape`] where one weight does not fit,
+    /// [`Error::OtherWeights`] with all of them where several do not, and what `build` returns.
+    pub fn check<T>(&self, build: impl FnOnce(&Self) -> Result<T>) -> Result<()> {
+        let survey = Self {
+            device: Device::Cpu,
+            is_survey: true,
+            taken: Mutex::default(),
+            ..self.clone_unread()
+        };
+        drop(build(&survey)?);
+        let misfits = std::mem::take(&mut survey.taken().misfits);
+        let path = self.checkpoint.path();
+        match <[Misfit; 1]>::try_from(misfits) {
+            Ok([Misfit::Missing { name }]) => Err(Error::MissingWeight {
+                path: path.into(),
+                nearest: self.nearest(&name),
+                name,
+            }),
+            Ok(
+                [
+                    Misfit::Shape {
+                        key,
+                        found,
+                        expected,
+                    },
+                ],
+            ) => Err(Error::WeightShape {
+                path: path.into(),
+                key,
+                found,
+                expected,
+            }),
+            Err(misfits) if misfits.is_empty() => Ok(()),
+            Err(misfits) => Err(Error::OtherWeights {
+                path: path.into(),
+                misfits,
+                unused: survey.report().unused,
+            }),
+        }
+    }
+
+    /// Stands in for a tensor in a survey: zeros that take no memory.
+    fn survey(&self, name: &str, shape: &[usize], is_fresh: bool) -> Result<Tensor> {
+        let misfit = match self.names.get(name) {
+            None if is_fresh => None,
+            None => Some(Misfit::Missing { name: name.into() }),
+            Some(key) => {
+                let found = &self.checkpoint.require(key)?.shape;
+                (found != shape).then(|| Misfit::Shape {
+                    key: key.clone(),
+                    found: found.clone(),
+                    expected: shape.to_vec(),
+                })
+            }
+        };
+        let tensor = Tensor::zeros((), self.dtype, &Device::Cpu)?.broadcast_as(shape)?;
+        let mut taken = self.taken();
+        taken.misfits.extend(misfit);
+        taken.tensors.insert(name.to_owned(), tensor.clone());
+        Ok(tensor)
+    }
+
+    /// The same weights, of which nothing is read yet.
+    fn clone_unread(&self) -> Self {
+        Self {
+            checkpoint: Arc::clone(&self.checkpoint),
+            names: self.names.clone(),
+            derived: self.derived.clone(),
+            device: self.device.clone(),
+            dtype: self.dtype,
+            fresh: self.fresh.clone(),
+            seed: self.seed,
+            fresh_classes: self.fresh_classes.clone(),
+            is_trainable: false,
+            is_survey: false,
+            taken: Mutex::default(),
+        }
     }
 
     /// Parameters whose names begin with one of `prefixes` may be missing: they are then drawn
@@ -177,6 +299,9 @@ impl Weights {
         }
         let is_fresh = !self.names.contains_key(name)
             && self.fresh.iter().any(|prefix| name.starts_with(prefix));
+        if self.is_survey {
+            return self.survey(name, shape, is_fresh);
+        }
         let values = match is_fresh {
             true => self.draw(name, shape, init),
             false => self.read(name, shape)?,
@@ -278,19 +403,11 @@ impl Weights {
             tensors.insert(name, tensor);
         }
         Ok(Self {
-            checkpoint: Arc::clone(&self.checkpoint),
-            names: self.names.clone(),
-            derived: self.derived.clone(),
-            device: self.device.clone(),
-            dtype: self.dtype,
-            fresh: self.fresh.clone(),
-            seed: self.seed,
-            fresh_classes: self.fresh_classes.clone(),
-            is_trainable: false,
             taken: Mutex::new(Taken {
                 tensors,
                 ..Taken::default()
             }),
+            ..self.clone_unread()
         })
     }
 

@@ -11,6 +11,7 @@ mod fused;
 mod grams;
 mod images;
 mod nlvr2;
+mod opening;
 mod reports;
 mod retrieval;
 mod scores;

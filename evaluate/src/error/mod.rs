@@ -7,6 +7,29 @@ use std::path::{Path, PathBuf};
 
 pub use data::DataFault;
 
+/// The most of a list that a message shows.
+const SHOWN: usize = 12;
+
+/// The beginning of a list.
+fn listed(items: &[impl std::fmt::Display]) -> String {
+    let shown: Vec<String> = items.iter().take(SHOWN).map(ToString::to_string).collect();
+    match items.len().saturating_sub(SHOWN) {
+        0 => shown.join("; "),
+        rest => format!("{}; and {rest} more", shown.join("; ")),
+    }
+}
+
+/// What a file has that nobody asks for.
+fn unused_note(unused: &[String]) -> String {
+    match unused {
+        [] => String::new(),
+        [first, ..] => format!(
+            "; the model does not read {} others, the first of which is `{first}`",
+            unused.len()
+        ),
+    }
+}
+
 /// The result of everything in this crate.
 pub type Result<T, E = Error> = std::result::Result<T, E>;
 
@@ -124,6 +147,16 @@ pub enum Error {
         found: Vec<usize>,
         /// What the model needs.
         expected: Vec<usize>,
+    },
+    /// Several parameters of the model are missing or have another shape.
+    #[error("{}: {} weights do not fit the model: {}{}", path.display(), misfits.len(), listed(misfits), unused_note(unused))]
+    OtherWeights {
+        /// The checkpoint.
+        path: PathBuf,
+        /// What does not fit, in the order in which the model asks for it.
+        misfits: Vec<crate::weights::Misfit>,
+        /// Names in the checkpoint that the model does not ask for.
+        unused: Vec<String>,
     },
     /// A family of models does not do what was asked for.
     #[error("models of the family {family} cannot {what}")]

@@ -97,9 +97,72 @@ pub fn open(
     dtype: DType,
 ) -> Result<Opened> {
     let (blueprint, weights) = prepare(checkpoint, overrides, device, dtype)?;
+    weights.check(|weights| blueprint.build(weights))?;
     Ok(Opened {
         model: blueprint.build(&weights)?,
         blueprint,
         weights,
     })
+}
+
+#[cfg(test)]
+mod tests {
+    use merge::layouts::ModelRecord;
+
+    use super::*;
+    use crate::models::{Activations, Head, ModelInput};
+
+    /// A family that takes attention heads and nothing else.
+    struct Towers(ModelInput);
+
+    impl Blueprint for Towers {
+        fn family(&self) -> &'static str {
+            "towers"
+        }
+
+        fn input(&self) -> &ModelInput {
+            &self.0
+        }
+
+        fn takes(&self, setting: Setting) -> bool {
+            setting == Setting::Heads
+        }
+
+        fn prefixes(&self, _: Head) -> &'static [&'static str] {
+            &[]
+        }
+
+        fn record(&self) -> ModelRecord {
+            ModelRecord::default()
+        }
+
+        fn build(&self, _: &Weights) -> Result<Box<dyn Model>> {
+            Err(Error::Incapable {
+                family: "towers",
+                what: "be built",
+            })
+        }
+
+        fn activation_bytes(&self, _: &Activations<'_>) -> u64 {
+            0
+        }
+    }
+
+    #[test]
+    fn a_setting_that_a_family_ignores_is_an_error_that_names_both() {
+        let towers = Towers(ModelInput {
+            image: crate::images::ImageInput::square(8),
+            text: crate::text::TextInput {
+                len: 4,
+                padding: crate::text::Padding::Full,
+                vocabulary: 10,
+            },
+        });
+        assert!(check_settings(&towers, [Setting::Heads]).is_ok());
+        let error = check_settings(&towers, [Setting::Heads, Setting::DropPath]);
+        assert_eq!(
+            error.err().map(|error| error.to_string()).as_deref(),
+            Some("`drop_path` means nothing to models of the family towers; leave it out")
+        );
+    }
 }

@@ -62,6 +62,7 @@ impl Start {
                 weights = weights.with_fresh_classes(prefix, n);
             }
         }
+        weights.check(|weights| blueprint.build(weights))?;
         let model = blueprint.build(&weights)?;
         let variables = weights.variables();
         Ok(Self {
