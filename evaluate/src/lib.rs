@@ -2,9 +2,9 @@
 //!
 //! The main types in the order in which `vlmerge evaluate` uses them:
 //!
-//! 1. [`models::Multiway`] runs checkpoints of the vl-merging and VLMo families; [`Weights`] hands
-//!    it their tensors by name, [`nn`] holds the blocks it is made of. [`models`] has an image and a
-//!    text tower of their own, too.
+//! 1. [`models::open`] opens a checkpoint of any family in [`models::FAMILIES`]; what it can do is asked
+//!    for by capability ([`models::DualEncoder`], [`models::FusionEncoder`], [`models::Captioner`]).
+//!    [`Weights`] hands a family its tensors by name, [`nn`] holds the blocks that models are made of.
 //! 2. [`datasets`] opens benchmarks as arrow files, which [`build()`](build::build) makes of public
 //!    downloads; [`images`] and [`text`] turn pictures and words into what models take.
 //! 3. A [`tasks::Task`] runs a model on a split through a [`tasks::Runner`];

@@ -14,8 +14,8 @@ use crate::training::{self, RunArgs};
 
 const EXAMPLES: &str = "\
 Examples:
-  vlmerge finetune --task retrieval --init merged.safetensors --data arrow --out run
-  vlmerge finetune --task vqa --init-recipe merge.yaml --data arrow --out run --device cuda
+  vlmerge finetune --task retrieval --init merged.safetensors --data arrow --set model.image_size=224 --out run
+  vlmerge finetune --task vqa --init-recipe merge.yaml --data arrow --out run --device cuda   (at 480 px)
   vlmerge finetune --recipe run.yaml --set optim.lr=3e-5 --out run --resume";
 
 /// Published recipes: task, data set, text.
