@@ -178,13 +178,7 @@ impl ModelArgs {
         let dtype = self.precision.dtype();
         let opened = models::open(checkpoint, &overrides, device, dtype)?;
         let unused: Vec<String> = opened.weights.report().unused;
-        let unread = |key: &&String| {
-            let known = [
-                "temporal_relative_position_bias_table",
-                "position_embeddings.weight",
-            ];
-            !known.iter().any(|known| key.ends_with(known))
-        };
+        let unread = |name: &&String| !opened.blueprint.leaves_out(name);
         if let Some(first) = unused.iter().find(unread) {
             let n = unused.iter().filter(unread).count();
             output.note(format!(

@@ -29,7 +29,9 @@ impl Error {
                 Some("--partial judges the images that have a caption".into())
             }
             Self::NotRunnable { .. } => {
-                Some("models of the vl-merging and VLMo families can be run".into())
+                let families = crate::models::FAMILIES.iter().map(|family| family.runs);
+                let families: Vec<&str> = families.collect();
+                Some(format!("checkpoints of {} can be run", families.join(", ")))
             }
             Self::UnknownSize { what, .. } => match *what {
                 "the number of heads" => Some("give it with --heads".into()),

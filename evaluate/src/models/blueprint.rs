@@ -83,6 +83,13 @@ pub trait Blueprint: Send + Sync {
         name.to_owned()
     }
 
+    /// Whether the family's published program has a tensor of this name that it never uses, so that
+    /// nobody need be told of it.
+    fn leaves_out(&self, name: &str) -> bool {
+        let _ = name;
+        false
+    }
+
     /// What the weights do not tell of the model, for a file that they go to.
     fn record(&self) -> ModelRecord;
 

@@ -12,6 +12,8 @@ use crate::{Error, Result, Weights};
 pub struct Family {
     /// Its name.
     pub name: &'static str,
+    /// Whose checkpoints it runs, for messages.
+    pub runs: &'static str,
     /// Whether it runs checkpoints of a layout.
     pub reads: fn(&dyn Layout) -> bool,
     /// The model that such a checkpoint holds.

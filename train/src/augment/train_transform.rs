@@ -1,6 +1,6 @@
 //! From a picture to a random view of it, the input of a model in training.
 
-use evaluate::images::{Filter, Part, Resampler, Rgb, channels_into, normalize_into};
+use evaluate::images::{Filter, Normalization, Part, Resampler, Rgb, channels_into};
 use merge::random::Sequence;
 
 use super::{RandomAugment, RandomCrop};
@@ -17,6 +17,8 @@ pub struct TrainTransform {
     pub flip: f64,
     /// What is done to it.
     pub augment: RandomAugment,
+    /// What its values become: it belongs to the model.
+    pub normalization: Normalization,
 }
 
 impl TrainTransform {
@@ -28,6 +30,7 @@ impl TrainTransform {
             crop: RandomCrop::default(),
             flip: 0.5,
             augment: RandomAugment::default(),
+            normalization: Normalization::new([0.5; 3], [0.5; 3]),
         }
     }
 
@@ -55,10 +58,10 @@ impl TrainTransform {
         view
     }
 
-    /// The normalized view, `(3, side, side)` in `[-1, 1]`, into a buffer of [`len`](Self::len)
+    /// The normalized view, `(3, side, side)`, into a buffer of [`len`](Self::len)
     /// values.
     pub fn apply_into(&self, picture: &Rgb, draws: &mut Sequence, values: &mut [f32]) {
-        normalize_into(&self.view(picture, draws), values);
+        self.normalization.write(&self.view(picture, draws), values);
     }
 }
 
@@ -102,7 +105,7 @@ impl TwoViews {
         ]
     }
 
-    /// Both views: `(3, side, side)` in `[-1, 1]` into `values`, and `(3, target_side,
+    /// Both views: `(3, side, side)`, normalized, into `values`, and `(3, target_side,
     /// target_side)` in `[0.1, 0.9]` into `target`.
     pub fn apply_into(
         &self,
@@ -112,7 +115,7 @@ impl TwoViews {
         target: &mut [f32],
     ) {
         let [view, target_view] = self.views(picture, draws);
-        normalize_into(&view, values);
+        self.train.normalization.write(&view, values);
         target_into(&target_view, target);
     }
 }

@@ -6,7 +6,7 @@ use std::time::Instant;
 
 use candle_core::{DType, Device, Tensor};
 use evaluate::datasets::{Prefetch, prefetch};
-use evaluate::images::{Rgb, Transform};
+use evaluate::images::{Normalization, Rgb, Transform};
 use evaluate::models::ModelInput;
 use evaluate::text::Tokenizer;
 use merge::random::{Draws, Sequence};
@@ -141,6 +141,10 @@ impl Loader {
                     magnitude,
                     ..RandomAugment::default()
                 },
+                normalization: Normalization::new(
+                    self.input.image.mean,
+                    self.input.image.deviation,
+                ),
             }),
         };
         let masking = match self.needs.masked_words {

@@ -17,6 +17,7 @@ const AT_WORK: u64 = 3;
 /// Checkpoints in the spelling of vl-merging and of VLMo.
 pub const FAMILY: Family = Family {
     name: NAME,
+    runs: "vl-merging and VLMo",
     reads: |layout| Config::reads(layout.name()),
     blueprint,
 };
@@ -107,6 +108,14 @@ impl Blueprint for MultiwayBlueprint {
             true => vlmo::from_vl_merging(name),
             false => name.to_owned(),
         }
+    }
+
+    fn leaves_out(&self, name: &str) -> bool {
+        let unused = [
+            "temporal_relative_position_bias_table",
+            "position_embeddings.weight",
+        ];
+        unused.iter().any(|end| name.ends_with(end))
     }
 
     fn record(&self) -> ModelRecord {
