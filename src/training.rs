@@ -8,7 +8,7 @@ use candle_core::Device;
 use clap::Args;
 use evaluate::device::{DeviceName, Precision};
 use train::collective::Collective;
-use train::recipe::TrainRecipe;
+use train::recipe::CheckedRecipe;
 use train::run::{Ended, Pace, RunFolder, TrainPlan, Trainer, Where};
 
 use crate::output::{Output, UsageError};
@@ -36,7 +36,7 @@ pub struct RunArgs {
 }
 
 /// Runs a recipe to its end, or until the user stops it.
-pub fn carry_out(recipe: TrainRecipe, args: &RunArgs, output: &Output) -> Result<ExitCode> {
+pub fn carry_out(recipe: CheckedRecipe, args: &RunArgs, output: &Output) -> Result<ExitCode> {
     let is_begun = RunFolder::is_begun(&args.out);
     if is_begun && !args.resume && !args.dry_run {
         let what = format!(
@@ -55,7 +55,7 @@ pub fn carry_out(recipe: TrainRecipe, args: &RunArgs, output: &Output) -> Result
 /// Runs a recipe as one of `ranks`.
 fn train(
     ranks: &dyn Collective,
-    recipe: TrainRecipe,
+    recipe: CheckedRecipe,
     device: Device,
     args: &RunArgs,
     output: &Output,

@@ -6,7 +6,7 @@ use std::process::ExitCode;
 use anyhow::Result;
 use evaluate::datasets::DatasetSpec;
 use evaluate::tasks::{TaskOption, TaskSpec};
-use train::recipe::TrainRecipe;
+use train::recipe::{CheckedRecipe, TrainRecipe};
 
 use crate::args::data::task_that_runs;
 use crate::output::{Output, UsageError};
@@ -73,7 +73,7 @@ pub struct Args {
 }
 
 impl Args {
-    fn recipe(&self) -> Result<TrainRecipe> {
+    fn recipe(&self) -> Result<CheckedRecipe> {
         let mut settings = Vec::new();
         let quoted = |path: &Path| serde_json::json!(path.display().to_string()).to_string();
         if let Some(init) = &self.init {

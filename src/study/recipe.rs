@@ -6,7 +6,9 @@ use anyhow::Result;
 use evaluate::tasks::{TaskOption, TaskSpec};
 use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value};
-use train::recipe::{ExpertForm, Init, ModelSettings, TrainRecipe, open_document, overlay};
+use train::recipe::{
+    CheckedRecipe, ExpertForm, Init, ModelSettings, TrainRecipe, open_document, overlay,
+};
 
 use crate::output::UsageError;
 
@@ -274,7 +276,7 @@ impl MergeSettings {
 }
 
 /// The recipe of a run, checked.
-pub fn checked(document: &Value, of: &str) -> Result<TrainRecipe> {
+pub fn checked(document: &Value, of: &str) -> Result<CheckedRecipe> {
     Ok(TrainRecipe::from_document(document.clone(), Path::new(of))?)
 }
 

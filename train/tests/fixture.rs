@@ -12,7 +12,7 @@ use merge::io::OpenOptions;
 use merge::random::Draws;
 use merge::{Checkpoint, MergePlan, MergeRecipe};
 use serde_json::Value;
-use train::recipe::TrainRecipe;
+use train::recipe::{CheckedRecipe, TrainRecipe};
 
 /// Every architecture of the fixture, with its weights.
 pub const ARCHITECTURES: [&str; 4] = ["ufo", "all_moe", "merged", "joint"];
@@ -117,7 +117,7 @@ pub fn trainable(name: &str) -> (Multiway, Weights) {
 }
 
 /// A short run on the real pictures.
-pub fn recipe(checkpoint: &str, objectives: &str, settings: &[&str]) -> TrainRecipe {
+pub fn recipe(checkpoint: &str, objectives: &str, settings: &[&str]) -> CheckedRecipe {
     let yaml = format!(
         "init: {{ checkpoint: \"{}\" }}\n\
          model: {{ text_table_len: 16 }}\n\

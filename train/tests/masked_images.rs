@@ -11,7 +11,7 @@ use train::batch::{Batch, Images, MaskedPatches, Texts};
 use train::collective::Alone;
 use train::log::{LINES_FILE, read};
 use train::objectives::{self, Shared, Step};
-use train::recipe::TrainRecipe;
+use train::recipe::{CheckedRecipe, TrainRecipe};
 use train::run::{Trainer, Where};
 use train::{Error, batch};
 
@@ -164,7 +164,7 @@ fn losses_and_gradients_follow_from_the_published_features() {
 }
 
 /// A short run on pictures alone.
-fn pictures(settings: &[&str]) -> TrainRecipe {
+fn pictures(settings: &[&str]) -> CheckedRecipe {
     let masking = format!(
         "image_masking={{tokenizer: \"{}\"}}",
         path("dvae/model.safetensors").display()
@@ -173,7 +173,7 @@ fn pictures(settings: &[&str]) -> TrainRecipe {
     recipe("ckpt/ufo_pretrain.ckpt", "[{ name: image_mim }]", &settings)
 }
 
-fn run(recipe: &TrainRecipe, folder: &Path) -> train::Result<Vec<f64>> {
+fn run(recipe: &CheckedRecipe, folder: &Path) -> train::Result<Vec<f64>> {
     let place = Where {
         folder,
         device: Device::Cpu,

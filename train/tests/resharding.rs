@@ -8,7 +8,7 @@ use candle_core::Device;
 use merge::Progress;
 use merge::progress::Silent;
 use train::collective::{Alone, Collective};
-use train::recipe::TrainRecipe;
+use train::recipe::CheckedRecipe;
 use train::run::{Ended, KeptState, Trainer, Where};
 
 use crate::fixture::recipe;
@@ -31,7 +31,7 @@ impl Progress for StopAfter {
     }
 }
 
-fn run(recipe: &TrainRecipe, folder: &Path, ranks: &dyn Collective, steps: Option<u64>) -> Ended {
+fn run(recipe: &CheckedRecipe, folder: &Path, ranks: &dyn Collective, steps: Option<u64>) -> Ended {
     let stop = StopAfter(Mutex::new(steps.unwrap_or(0)));
     let place = Where {
         folder,

@@ -10,7 +10,7 @@ use merge::Progress;
 use train::Error;
 use train::collective::Alone;
 use train::log::{LINES_FILE, read};
-use train::recipe::TrainRecipe;
+use train::recipe::{CheckedRecipe, TrainRecipe};
 use train::run::{Ended, Trainer, Where};
 
 use crate::fixture::{path, recipe};
@@ -35,7 +35,7 @@ impl Progress for StopAfter {
     }
 }
 
-fn run(recipe: &TrainRecipe, folder: &Path, progress: &dyn Progress) -> train::Result<Ended> {
+fn run(recipe: &CheckedRecipe, folder: &Path, progress: &dyn Progress) -> train::Result<Ended> {
     let place = Where {
         folder,
         device: Device::Cpu,

@@ -7,12 +7,12 @@ use candle_core::Device;
 use merge::progress::Silent;
 use train::collective::Alone;
 use train::log::{LINES_FILE, read};
-use train::recipe::TrainRecipe;
+use train::recipe::CheckedRecipe;
 use train::run::{Trainer, Where};
 
 use crate::fixture::{path, recipe};
 
-fn run(recipe: TrainRecipe, folder: &Path) -> train::Result<Vec<f64>> {
+fn run(recipe: CheckedRecipe, folder: &Path) -> train::Result<Vec<f64>> {
     let place = Where {
         folder,
         device: Device::Cpu,

@@ -1,10 +1,12 @@
 //! What a run does, as written in YAML. A recipe says everything; nothing is inferred from a name.
 
+mod checked;
 mod difference;
 mod init;
 mod overrides;
 mod read;
 
+pub use checked::CheckedRecipe;
 pub use difference::differences;
 pub use init::{ExpertForm, Init, Synth, SynthSize};
 pub use overrides::{overlay, overlay_setting};
@@ -307,7 +309,7 @@ impl TrainRecipe {
     ///
     /// # Errors
     /// [`Error::BadRecipe`] with the key and what is wrong with it.
-    pub fn check(&self) -> Result<()> {
+    fn check(&self) -> Result<()> {
         let bad = |key: &str, reason: String| Error::BadSetting {
             key: key.into(),
             reason,

@@ -5,20 +5,21 @@ use std::path::Path;
 use serde::de::DeserializeOwned;
 use serde_json::Value;
 
-use super::TrainRecipe;
 use super::overrides::overlay_setting;
+use super::{CheckedRecipe, TrainRecipe};
 use crate::{Error, Result};
 
 /// Recipes are written by hand; anything larger is not one.
 const MAX_RECIPE_BYTES: u64 = 1 << 20;
 
 impl TrainRecipe {
-    /// Reads a recipe, with `settings` such as `optim.lr=3e-5` in the place of what it says.
+    /// Reads a recipe, with `settings` such as `optim.lr=3e-5` in the place of what it says, and checks
+    /// it.
     ///
     /// # Errors
-    /// [`Error::BadRecipe`] with line and column, or with the nearest key that exists;
-    /// [`Error::BadSetting`].
-    pub fn open(path: &Path, settings: &[String]) -> Result<Self> {
+    /// [`Error::BadRecipe`] with line and column, or with the nearest key that exists; as
+    /// [`TrainRecipe::checked`].
+    pub fn open(path: &Path, settings: &[String]) -> Result<CheckedRecipe> {
         Self::parse(&text_of(path)?, path, settings)
     }
 
@@ -26,20 +27,16 @@ impl TrainRecipe {
     ///
     /// # Errors
     /// As [`TrainRecipe::open`].
-    pub fn parse(text: &str, path: &Path, settings: &[String]) -> Result<Self> {
-        let recipe: Self = parse_with(text, path, settings)?;
-        recipe.check()?;
-        Ok(recipe)
+    pub fn parse(text: &str, path: &Path, settings: &[String]) -> Result<CheckedRecipe> {
+        parse_with::<Self>(text, path, settings)?.checked()
     }
 
     /// Reads a recipe from a document; `path` is for messages.
     ///
     /// # Errors
     /// As [`TrainRecipe::open`], without lines.
-    pub fn from_document(document: Value, path: &Path) -> Result<Self> {
-        let recipe: Self = of_document(document, path)?;
-        recipe.check()?;
-        Ok(recipe)
+    pub fn from_document(document: Value, path: &Path) -> Result<CheckedRecipe> {
+        of_document::<Self>(document, path)?.checked()
     }
 
     /// The recipe as YAML that [`TrainRecipe::parse`] reads back.

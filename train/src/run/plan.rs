@@ -14,13 +14,13 @@ use crate::augment::PatchMasking;
 use crate::data::{self, Loader, Order, Patches};
 use crate::objectives::{self, Needs, Objective};
 use crate::optim::LossScale;
-use crate::recipe::{ImageMasking, Init, TrainRecipe, differences};
+use crate::recipe::{CheckedRecipe, ImageMasking, Init, TrainRecipe, differences};
 use crate::{Error, Result};
 
 /// A run that is checked and has not begun: data and weights are open, the newest state of its folder
 /// is taken up, and nothing is written. [`Trainer::begin`](super::Trainer::begin) begins it.
 pub struct TrainPlan {
-    pub(super) recipe: TrainRecipe,
+    pub(super) recipe: CheckedRecipe,
     pub(super) objectives: Vec<(Box<dyn Objective>, f64)>,
     pub(super) start: Start,
     pub(super) updater: Updater,
@@ -37,12 +37,12 @@ pub struct TrainPlan {
 }
 
 impl TrainPlan {
-    /// Checks a recipe, opens data and weights, and takes up the newest state of the folder if there
+    /// Opens data and weights of a recipe, and takes up the newest state of the folder if there
     /// is one.
     ///
     /// # Errors
     /// When the recipe, a file or the weights are wrong, or the folder holds another run.
-    pub fn of(recipe: TrainRecipe, place: &Where<'_>) -> Result<Self> {
+    pub fn of(recipe: CheckedRecipe, place: &Where<'_>) -> Result<Self> {
         let kept = RunFolder::newest_in(place.folder)?;
         Self::from(recipe, place, kept)
     }
@@ -51,7 +51,7 @@ impl TrainPlan {
     ///
     /// # Errors
     /// As [`TrainPlan::of`].
-    pub fn fresh(recipe: TrainRecipe, place: &Where<'_>) -> Result<Self> {
+    pub fn fresh(recipe: CheckedRecipe, place: &Where<'_>) -> Result<Self> {
         Self::from(recipe, place, None)
     }
 
@@ -76,8 +76,7 @@ impl TrainPlan {
         from.map(|from| [from, side])
     }
 
-    fn from(recipe: TrainRecipe, place: &Where<'_>, kept: Option<PathBuf>) -> Result<Self> {
-        recipe.check()?;
+    fn from(recipe: CheckedRecipe, place: &Where<'_>, kept: Option<PathBuf>) -> Result<Self> {
         let collective = place.collective;
         let dtype = dtype(&recipe.precision)?;
         let needs = needs(&recipe)?;

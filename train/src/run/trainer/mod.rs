@@ -19,7 +19,7 @@ use crate::data::{self, Loaded, Loader, Order};
 use crate::log::{Log, Record};
 use crate::objectives::{Loss, Objective, Randomness, Shared, Step};
 use crate::optim::LossScale;
-use crate::recipe::TrainRecipe;
+use crate::recipe::CheckedRecipe;
 use crate::{Error, Result};
 
 /// Where a run takes place.
@@ -58,7 +58,7 @@ pub struct Pace {
 
 /// A run under way.
 pub struct Trainer<'a> {
-    recipe: TrainRecipe,
+    recipe: CheckedRecipe,
     place: Where<'a>,
     folder: RunFolder,
     objectives: Vec<(Box<dyn Objective>, f64)>,

@@ -7,7 +7,7 @@ use evaluate::nn::{Buffers, Gradients};
 use super::{Pace, Trainer, Where};
 use crate::Result;
 use crate::log::Log;
-use crate::recipe::TrainRecipe;
+use crate::recipe::CheckedRecipe;
 use crate::run::{RunFolder, TrainPlan};
 
 impl<'a> Trainer<'a> {
@@ -15,7 +15,7 @@ impl<'a> Trainer<'a> {
     ///
     /// # Errors
     /// As [`TrainPlan::of`] and [`Trainer::begin`].
-    pub fn open(recipe: TrainRecipe, place: Where<'a>) -> Result<Self> {
+    pub fn open(recipe: CheckedRecipe, place: Where<'a>) -> Result<Self> {
         Self::begin(TrainPlan::of(recipe, &place)?, place)
     }
 
