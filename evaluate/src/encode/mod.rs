@@ -87,7 +87,7 @@ pub fn images(
         Ok(values)
     };
     let loaded = prefetch(batches, rayon::current_num_threads(), BATCHES_AHEAD, load);
-    let mut run = || {
+    let run = || {
         for (values, n) in loaded.zip(sizes) {
             let images = Images::of_values(values?, n, side, encoder.device, encoder.dtype)?;
             let features = image_features(encoder.model, &images, Branch::Apart, &Pass::new())?;

@@ -43,7 +43,7 @@ impl ImageInput {
     /// Mean and deviation of CLIP (Radford et al. 2021, <https://arxiv.org/abs/2103.00020>).
     pub const CLIP: [[f32; 3]; 2] = [
         [0.481_454_66, 0.457_827_5, 0.408_210_73],
-        [0.268_629_54, 0.261_302_58, 0.275_777_11],
+        [0.268_629_54, 0.261_302_6, 0.275_777_1],
     ];
 
     /// What published code calls the square transform: squashed to `side` by `side`, bicubic, each

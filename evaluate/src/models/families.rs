@@ -8,6 +8,9 @@ use merge::{Checkpoint, Layout, layouts};
 use super::{Blueprint, Model, Overrides, Setting, multiway};
 use crate::{Error, Result, Weights};
 
+/// Describes the model that a checkpoint holds, without loading it.
+pub type Describe = fn(&Checkpoint, &dyn Layout, &Overrides) -> Result<Box<dyn Blueprint>>;
+
 /// A family of models that can be run.
 pub struct Family {
     /// Its name.
@@ -17,7 +20,7 @@ pub struct Family {
     /// Whether it runs checkpoints of a layout.
     pub reads: fn(&dyn Layout) -> bool,
     /// The model that such a checkpoint holds.
-    pub blueprint: fn(&Checkpoint, &dyn Layout, &Overrides) -> Result<Box<dyn Blueprint>>,
+    pub blueprint: Describe,
 }
 
 /// All families.

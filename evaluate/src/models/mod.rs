@@ -24,7 +24,7 @@ pub mod vit;
 pub use bert::Bert;
 pub use blueprint::{Activations, Blueprint, Setting};
 pub use dvae::Dvae;
-pub use families::{FAMILIES, Family, Opened, blueprint, check_settings, open, prepare};
+pub use families::{Describe, FAMILIES, Family, Opened, blueprint, check_settings, open, prepare};
 pub use head::Head;
 pub use input::{Filter, ImageInput, ModelInput, Padding, Resize, TextInput};
 pub use model::{
