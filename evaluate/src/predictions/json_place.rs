@@ -96,7 +96,9 @@ fn open_at(bytes: &[u8]) -> Vec<Open> {
             }
             b'"' => {
                 let end = string_end(bytes, at);
-                let is_key = bytes[end..].iter().find(|b| !b.is_ascii_whitespace()) == Some(&b':');
+                // A string that the text breaks off ends behind it.
+                let rest = bytes.get(end..).unwrap_or_default();
+                let is_key = rest.iter().find(|b| !b.is_ascii_whitespace()) == Some(&b':');
                 if let (true, Some(Open::Object(key, _))) = (is_key, open.last_mut()) {
                     let inner = &bytes[at + 1..end - 1];
                     *key = String::from_utf8_lossy(inner).into_owned();
