@@ -239,7 +239,10 @@ fn trained_weights_are_measured_without_a_word_about_their_model() {
         let said = String::from_utf8_lossy(&output.stderr).into_owned();
         assert!(output.status.success(), "{said}");
         let report: serde_json::Value = serde_json::from_slice(&output.stdout).expect("JSON");
-        report["results"][0]["measurements"].clone()
+        let numbers = report["results"][0]["measurements"].clone();
+        let n = numbers.as_array().map_or(0, Vec::len);
+        assert!(n > 0, "the report has numbers: {report}");
+        numbers
     };
     assert_eq!(numbers(&[]), numbers(&["--text-table-len", "16"]));
 }

@@ -265,7 +265,7 @@ fn damaged_annotations_are_errors_that_name_file_and_row() {
             "v2_mscoco_train2014_annotations.json",
             "\"image_id\": ",
             "\"image_id\": 7",
-            "in ",
+            "belongs to image ",
         ),
         (
             "nlvr2",

@@ -103,6 +103,8 @@ fn a_few_queries_give_the_first_rows_of_all() {
         .expect("flat");
     let found = first.flatten_all().expect("flat");
     let [found, expected] = [found, expected].map(|t| t.to_vec1::<f32>().expect("numbers"));
+    // One query of three sequences, two heads of six channels.
+    assert_eq!((found.len(), expected.len()), (36, 36));
     for (a, b) in found.iter().zip(&expected) {
         assert!((a - b).abs() < 1e-6, "{a}, expected {b}");
     }

@@ -104,6 +104,7 @@ fn the_order_of_rows_and_columns_does_not_matter() {
                 .map(|q| judged.value(q))
                 .collect::<Vec<_>>()
         });
+        assert!(a.len() == b.len() && a.len() > 6, "{}: {a:?}", case["name"]);
         for (a, b) in a.iter().zip(&b) {
             let (a, b) = (a.expect("queries"), b.expect("queries"));
             assert!((a - b).abs() < 1e-9, "{}: {a} and {b}", case["name"]);

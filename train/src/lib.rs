@@ -2,10 +2,16 @@
 //!
 //! The main types in the order in which a run uses them:
 //!
-//! 1. [`augment`] turns a picture into a random view of it, and words into masked words.
-//! 2. [`objectives`] turn a batch and a model into losses.
-//! 3. [`optim`] holds the update rule, which parameter gets which rate and decay, the schedule.
-//! 4. [`log`] writes what happens: JSON lines and TensorBoard's event files.
+//! 1. A [`recipe::TrainRecipe`] says what is done; [`checked`](recipe::TrainRecipe::checked), it is a
+//!    [`recipe::CheckedRecipe`].
+//! 2. A [`run::TrainPlan`] opens data and weights and writes nothing; a [`run::Trainer`] begins it, takes it
+//!    up and brings it to its end: the one loop.
+//! 3. [`augment`] turns a picture into a random view of it, and words into masked words; [`data`] loads
+//!    them ahead.
+//! 4. [`objectives`] turn a batch and a model into losses; [`objectives::OBJECTIVES`] is their table.
+//! 5. [`optim`] holds the update rule, which parameter gets which rate and decay, the schedule.
+//! 6. [`collective`] joins processes that train one model together.
+//! 7. [`log`] writes what happens: JSON lines and TensorBoard's event files.
 
 #![forbid(unsafe_code)]
 

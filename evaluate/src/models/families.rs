@@ -93,6 +93,25 @@ pub fn prepare(
 /// Loads a checkpoint of any family for inference: every tensor of the model must be there; heads
 /// are those that are there.
 ///
+/// # Example
+/// ```no_run
+/// use std::path::Path;
+/// use std::sync::Arc;
+///
+/// use candle_core::{DType, Device};
+/// use evaluate::models::{self, Overrides};
+///
+/// # fn main() -> evaluate::Result<()> {
+/// let file = merge::io::open(Path::new("model.safetensors"), &Default::default())?;
+/// let opened = models::open(Arc::new(file), &Overrides::default(), &Device::Cpu, DType::F32)?;
+/// let input = opened.model.input();
+/// println!("{} x {} px, {} tokens", input.image.side, input.image.side, input.text.len);
+/// let retrieves = opened.model.dual().is_ok();
+/// # let _ = retrieves;
+/// # Ok(())
+/// # }
+/// ```
+///
 /// # Errors
 /// As [`prepare`] and [`Blueprint::build`].
 pub fn open(
