@@ -11,7 +11,7 @@ use anyhow::{Context, Result};
 use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
 use serde::Serialize;
 
-use crate::cli::Global;
+use crate::args::global::Global;
 
 /// Set by SIGINT and SIGTERM; long operations look at it between chunks.
 static CANCELLED: AtomicBool = AtomicBool::new(false);

@@ -12,7 +12,7 @@ use merge::io::WriteOptions;
 use merge::plan::{Action, Entry};
 use serde_json::json;
 
-use crate::cli::WriteArgs;
+use crate::args::write::WriteArgs;
 use crate::commands::merge::no_target;
 use crate::output::{Output, bytes, fetched_bytes, printable};
 

@@ -16,7 +16,7 @@ use merge::execute::RunOptions;
 use merge::provenance::{Hashes, InputFile, Provenance};
 use merge::{Checkpoint, MergeRecipe, layouts};
 
-use crate::cli::parse_positive;
+use crate::args::number::parse_positive;
 use crate::output::Output;
 
 /// How a model is run.

@@ -1,39 +1,17 @@
-//! Flags of verbs that train, and running a recipe.
+//! Running a training recipe.
 
-use std::path::PathBuf;
 use std::process::ExitCode;
 
 use anyhow::Result;
 use candle_core::Device;
-use clap::Args;
-use evaluate::device::{DeviceName, Precision};
+use evaluate::device::Precision;
 use train::collective::Collective;
 use train::recipe::CheckedRecipe;
 use train::run::{Ended, Pace, RunFolder, TrainPlan, Trainer, Where};
 
+use crate::args::run::RunArgs;
 use crate::output::{Output, UsageError};
 use crate::ranks;
-
-/// Where a run goes and on what it computes; the same in every verb that trains.
-#[derive(Args, Clone, Debug)]
-#[command(next_help_heading = "Run")]
-pub struct RunArgs {
-    /// Folder of the run: recipe, log, states, weights
-    #[arg(long, value_name = "DIR")]
-    pub out: PathBuf,
-    /// Change a setting of the recipe, e.g. optim.lr=3e-5; may be given again
-    #[arg(long = "set", value_name = "KEY=VALUE")]
-    pub settings: Vec<String>,
-    /// Go on with the run in the folder
-    #[arg(long)]
-    pub resume: bool,
-    /// cpu, cuda or cuda:N
-    #[arg(long, value_name = "NAME", default_value_t)]
-    pub device: DeviceName,
-    /// Check everything, print sizes and memory, train nothing
-    #[arg(long)]
-    pub dry_run: bool,
-}
 
 /// Runs a recipe to its end, or until the user stops it.
 pub fn carry_out(recipe: CheckedRecipe, args: &RunArgs, output: &Output) -> Result<ExitCode> {

@@ -9,7 +9,7 @@ use evaluate::datasets::{DATASETS, DatasetSpec};
 use evaluate::metrics::retrieval::Ties;
 use evaluate::tasks::{TASKS, Task, TaskOption, TaskOptions, TaskSpec};
 
-use crate::cli::parse_positive;
+use crate::args::number::parse_positive;
 use crate::output::UsageError;
 
 /// On which data, for which task.

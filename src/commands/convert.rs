@@ -11,7 +11,8 @@ use merge::io::{OpenOptions, open};
 use merge::layouts::{by_name, detect};
 use merge::{Checkpoint, Layout};
 
-use crate::cli::{WriteArgs, parse_positive};
+use crate::args::number::parse_positive;
+use crate::args::write::WriteArgs;
 use crate::output::Output;
 use crate::plan_view;
 

@@ -13,7 +13,7 @@ use merge::layouts::{Form, detect};
 use merge::{Checkpoint, Expert};
 
 use super::convert::{ResizeArg, open_source};
-use crate::cli::WriteArgs;
+use crate::args::write::WriteArgs;
 use crate::output::Output;
 use crate::plan_view;
 

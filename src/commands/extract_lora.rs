@@ -11,7 +11,7 @@ use merge::lora::{ExtractOptions, ExtractTarget, Extraction, extract};
 use merge::low_rank::Truncation;
 use merge::plan::name_pattern;
 
-use crate::cli::parse_positive;
+use crate::args::number::parse_positive;
 use crate::output::{Output, UsageError, bytes};
 use crate::table::{Align, Table, significant};
 

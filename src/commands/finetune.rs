@@ -9,8 +9,9 @@ use evaluate::tasks::{TaskOption, TaskSpec};
 use train::recipe::{CheckedRecipe, TrainRecipe};
 
 use crate::args::data::task_that_runs;
+use crate::args::run::RunArgs;
 use crate::output::{Output, UsageError};
-use crate::training::{self, RunArgs};
+use crate::training;
 
 const EXAMPLES: &str = "\
 Examples:

@@ -10,7 +10,7 @@ use merge::recipe::{ModelRef, OutputDType, Parameters, UnknownKeys};
 use merge::{MergePlan, MergeRecipe};
 
 use crate::args::data::task_with_experts;
-use crate::cli::WriteArgs;
+use crate::args::write::WriteArgs;
 use crate::output::{Output, UsageError};
 use crate::plan_view;
 
@@ -127,7 +127,7 @@ pub fn run(args: Args, output: &Output) -> Result<ExitCode> {
         },
         None => MergeRecipe::open(&args.recipe)?,
     };
-    if args.target.write.dtype != crate::cli::DTypeArg::Keep {
+    if args.target.write.dtype != crate::args::write::DTypeArg::Keep {
         recipe.out_dtype = args.target.write.dtype.into();
     }
     run_recipe(&recipe, &args.target, output)

@@ -6,8 +6,9 @@ use std::process::ExitCode;
 use anyhow::Result;
 use train::recipe::TrainRecipe;
 
+use crate::args::run::RunArgs;
 use crate::output::Output;
-use crate::training::{self, RunArgs};
+use crate::training;
 
 const EXAMPLES: &str = "\
 Examples:

@@ -11,7 +11,7 @@ use serde_json::json;
 use train::collective::Alone;
 
 use crate::args::data::DataArgs;
-use crate::cli::parse_positive;
+use crate::args::number::parse_positive;
 use crate::measuring::{Point, ResultArgs, Study};
 use crate::output::{Output, UsageError};
 use crate::running::{ModelArgs, Target};

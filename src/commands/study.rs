@@ -7,7 +7,7 @@ use anyhow::{Context, Result};
 use evaluate::reports::html;
 use serde_json::json;
 
-use crate::cli::parse_positive;
+use crate::args::number::parse_positive;
 use crate::output::{Output, UsageError};
 use crate::result_table;
 use crate::study::{Graph, Runner, Standing, Store, StudyRecipe, dependencies, results};

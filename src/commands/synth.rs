@@ -10,7 +10,7 @@ use merge::layouts::{CatalogSpec, Form, GivenSizes, Heads, Sizes};
 use merge::layouts::{TowerSizes, ZerovlSizes, ZerovlSpec};
 use merge::synth::{Fresh, Spread, Synthesis};
 
-use crate::cli::WriteArgs;
+use crate::args::write::WriteArgs;
 use crate::output::{Output, UsageError};
 use crate::plan_view;
 

@@ -122,7 +122,7 @@ struct RetrievalArgs {
     #[arg(long, value_name = "HOW", default_value_t)]
     ties: Ties,
     /// Average over N parts of the images, each ranked alone: 5 for COCO's 1K rule
-    #[arg(long, value_name = "N", value_parser = crate::cli::parse_positive)]
+    #[arg(long, value_name = "N", value_parser = crate::args::number::parse_positive)]
     folds: Option<usize>,
     #[command(flatten)]
     draws: DrawArgs,

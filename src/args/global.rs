@@ -1,0 +1,34 @@
+//! Flags that mean the same in every verb.
+
+use std::path::PathBuf;
+
+use clap::Args;
+
+/// Flags that mean the same in every verb.
+#[derive(Args, Clone, Debug)]
+pub struct Global {
+    /// Threads to use [default: all cores]
+    #[arg(long, global = true, value_name = "N")]
+    pub threads: Option<usize>,
+    /// No progress bars and no notes, only results and errors
+    #[arg(long, short, global = true)]
+    pub quiet: bool,
+    /// Results as JSON on standard output
+    #[arg(long, global = true)]
+    pub json: bool,
+    /// Remote files only as far as they are in the cache
+    #[arg(long, global = true, help_heading = "Remote files")]
+    pub offline: bool,
+    /// Folder for what was read of remote files [default: vlmerge in the user's cache folder]
+    #[arg(
+        long,
+        global = true,
+        value_name = "DIR",
+        env = "VLMERGE_CACHE",
+        help_heading = "Remote files"
+    )]
+    pub cache_dir: Option<PathBuf>,
+    /// Read remote files without encryption from other machines too
+    #[arg(long, global = true, help_heading = "Remote files")]
+    pub allow_http: bool,
+}
