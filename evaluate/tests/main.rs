@@ -1,6 +1,7 @@
 //! The one test harness of this crate: one module per subject.
 #![allow(missing_docs, reason = "test names are the documentation")]
 
+mod annotations;
 mod build;
 mod captions;
 mod conformance;
@@ -8,6 +9,7 @@ mod dvae;
 mod fixture;
 mod forward;
 mod fused;
+mod golden_zerovl_data;
 mod grams;
 mod images;
 mod nlvr2;

@@ -109,6 +109,19 @@ pub enum Error {
     /// The data came to an end, which they never should.
     #[error("no more data came")]
     NoData,
+    /// A data set does not fill one batch.
+    #[error(
+        "data set {number} of `data.train`, counted from 0, has {found} {}: too few for a batch of {batch_size} that comes from one data set",
+        if *found == 1 { "example" } else { "examples" }
+    )]
+    TooFewExamples {
+        /// Its place in the recipe.
+        number: usize,
+        /// Its examples.
+        found: usize,
+        /// Examples of a batch.
+        batch_size: usize,
+    },
     /// A split has no labels to learn from.
     #[error("the split `{split}` of {dataset} has no labels to learn from")]
     NoLabels {

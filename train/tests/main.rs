@@ -4,6 +4,7 @@
 mod checks;
 mod fixture;
 mod fused_blocks;
+mod golden_zerovl;
 mod groups;
 mod logs;
 mod masked_images;

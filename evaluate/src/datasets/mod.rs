@@ -2,8 +2,10 @@
 //!
 //! [`DATASETS`] lists them: one row each. [`Dataset::open`] opens a split of any by its name, as a
 //! [`captions::CaptionSet`], [`vqa::VqaSet`], [`nlvr2::Nlvr2Set`] or [`texts::TextSet`]: texts and
-//! ids are read at once, pictures on request. [`prefetch()`] runs the decoding ahead on other threads.
+//! ids are read at once, pictures on request. [`annotations::Annotations`] reads CSV files beside folders of
+//! pictures. [`prefetch()`] runs the decoding ahead on other threads.
 
+pub mod annotations;
 pub mod arrow;
 pub mod captions;
 pub mod left_out;

@@ -14,6 +14,14 @@ pub enum DataFault {
         /// The names there are.
         known: String,
     },
+    /// The name of a data set is no folder's name.
+    #[error(
+        "{name:?} cannot be the folder of a data set; give a name without `..` and without a leading `/`"
+    )]
+    DatasetName {
+        /// The name as given.
+        name: String,
+    },
     /// A data set has no split of this name.
     #[error("{dataset} has no split {name:?}; there are: {known}")]
     UnknownSplit {

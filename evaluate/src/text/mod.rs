@@ -2,6 +2,7 @@
 
 mod hub;
 mod input;
+mod pieces;
 mod vocabulary;
 
 use std::path::{Path, PathBuf};

@@ -3,24 +3,39 @@
 //! 1. [`TrainTransform`] makes the input of a model of a picture: a part of it ([`RandomCrop`]),
 //!    mirrored or not, changed by [`RandomAugment`], which draws from [`Operation`]s. [`TwoViews`]
 //!    makes a second view of it for the tokenizer of images.
-//! 2. [`WordMasking`] says which words of a text are to be guessed, [`PatchMasking`] which patches
+//!    [`PictureStep`]s are a list of what is done instead, as ZeroVL's recipes write it, with
+//!    [`auto_augment`] and [`RandomErasing`].
+//! 2. [`corrupted`] changes the words of a caption. [`WordMasking`] says which words of a text are to be guessed, [`PatchMasking`] which patches
 //!    of an image.
 //!
 //! All is drawn from a [`Sequence`](merge::random::Sequence), so the same key gives the same view.
 
+mod affine;
+mod auto_augment;
+mod blend;
+mod blur;
 mod color;
+mod corruption;
 mod crop;
+mod erasing;
 mod geometry;
+mod hue;
 mod operation;
 mod patches;
 mod random_augment;
+mod steps;
 mod train_transform;
 mod words;
 
+pub use auto_augment::{Change, Choice, POLICY, auto_augment};
+pub use blur::gaussian_blur;
+pub use corruption::corrupted;
 pub use crop::RandomCrop;
+pub use erasing::{ErasedBox, ErasedWith, RandomErasing};
 pub use geometry::{Affine, warp};
 pub use operation::{MAX_MAGNITUDE, Operation};
 pub use patches::PatchMasking;
 pub use random_augment::RandomAugment;
+pub use steps::{PictureStep, resized_part};
 pub use train_transform::{TrainTransform, TwoViews, mirror, target_into, target_view};
 pub use words::{MaskedText, WordMasking, WordPieces};

@@ -11,4 +11,4 @@ mod order;
 pub use examples::{Example, Examples, Joined, open};
 pub use identity::{difference, identity};
 pub use loader::{Loaded, Loader, Patches, batches};
-pub use order::{Order, Place};
+pub use order::{Order, Place, Sampling, Visit, Visits, share_out};

@@ -2,11 +2,13 @@
 //!
 //! One file each; [`OBJECTIVES`] is the table of all.
 
+mod comparison;
 mod contrastive;
 mod image_classification;
 mod masked_image;
 mod masked_language;
 mod matching;
+mod mixup;
 mod nlvr2;
 mod retrieval;
 mod similarity;
@@ -15,11 +17,13 @@ mod step;
 mod text_masked_language;
 mod vqa;
 
+pub use comparison::{Compared, Comparison, Features, Mixed, compare};
 pub use contrastive::Contrastive;
 pub use image_classification::ImageClassification;
 pub use masked_image::MaskedImage;
 pub use masked_language::MaskedLanguage;
 pub use matching::Matching;
+pub use mixup::MixDraw;
 pub use nlvr2::Nlvr2;
 pub use retrieval::Retrieval;
 pub use spec::{Needs, OBJECTIVES, ObjectiveSpec, Opening, by_name, in_order, spec};

@@ -2,6 +2,7 @@
 
 use std::collections::BTreeMap;
 
+use regex::Regex;
 use serde::{Deserialize, Serialize};
 
 use crate::{Error, Result};
@@ -36,6 +37,22 @@ pub enum GroupRules {
     Published,
     /// Likewise, but no norm's weight decays: any `weight` with one dimension is one.
     Exact,
+    /// Every variable decays, biases and norms too, as ZeroVL has it.
+    All,
+}
+
+/// A rate or a decay of the variables in whose names a pattern is found.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Override {
+    /// A regular expression that is looked for anywhere in the name.
+    pub pattern: String,
+    /// The highest learning rate, in the place of `lr`.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub lr: Option<f64>,
+    /// The weight decay, in the place of all others.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub weight_decay: Option<f64>,
 }
 
 /// What the groups depend on.
@@ -56,6 +73,10 @@ pub struct GroupSettings {
     pub raised: Vec<String>,
     /// Parts of the names of what is trained, all else being frozen. Empty: all is trained.
     pub trainable: Vec<String>,
+    /// What holds for variables by their names; later ones win.
+    pub overrides: Vec<Override>,
+    /// The highest rate of all other variables, which rates of overrides are divided by.
+    pub lr: f64,
 }
 
 /// Where a variable belongs.
@@ -80,6 +101,8 @@ pub struct Group {
     pub kind: GroupKind,
     /// Factor on the schedule's rate; 0 where frozen.
     pub rate_factor: f64,
+    /// The highest rate that an override gives, in the place of the schedule's.
+    pub lr: Option<f64>,
     /// Weight decay.
     pub decay: f64,
     /// Names, sorted.
@@ -100,7 +123,8 @@ impl ParamGroups {
     ///
     /// # Errors
     /// [`Error::GroupedTwice`] for a name that comes twice; [`Error::MatchesNothing`] for an entry of
-    /// `raised` or `trainable` that is in no name.
+    /// `raised`, `trainable` or `overrides` that is in no name; [`Error::BadSetting`] for a pattern that
+    /// cannot be read.
     pub fn of<'a>(
         variables: impl IntoIterator<Item = (&'a str, &'a [usize])>,
         settings: &GroupSettings,
@@ -112,10 +136,35 @@ impl ParamGroups {
             }
         }
         settings.check(|is_meant| sorted.keys().any(|name| is_meant(name)))?;
-        let mut by_kind: BTreeMap<GroupKind, Group> = BTreeMap::new();
+        let overrides = settings.overrides()?;
+        for (pattern, of) in &overrides {
+            if !sorted.keys().any(|name| pattern.is_match(name)) {
+                return Err(Error::MatchesNothing {
+                    setting: "overrides",
+                    entry: of.pattern.clone(),
+                });
+            }
+        }
+        let mut by_kind: BTreeMap<(GroupKind, [Option<u64>; 2]), Group> = BTreeMap::new();
         for (name, shape) in sorted {
             let kind = settings.kind(name, shape);
-            let group = by_kind.entry(kind).or_insert_with(|| settings.empty(kind));
+            let matching = overrides.iter().filter(|(regex, _)| regex.is_match(name));
+            let (lr, decay) = matching.fold((None, None), |(lr, decay), (_, of)| {
+                (of.lr.or(lr), of.weight_decay.or(decay))
+            });
+            // Frozen variables stay frozen.
+            let (lr, decay) = match kind {
+                GroupKind::Frozen => (None, None),
+                _ => (lr, decay),
+            };
+            let key = (kind, [lr, decay].map(|number| number.map(f64::to_bits)));
+            let group = by_kind.entry(key).or_insert_with(|| {
+                let mut group = settings.empty(kind);
+                group.rate_factor = lr.map_or(group.rate_factor, |lr| lr / settings.lr);
+                group.lr = lr;
+                group.decay = decay.unwrap_or(group.decay);
+                group
+            });
             group.names.push(name.to_owned());
             group.elements += shape.iter().product::<usize>();
         }
@@ -182,13 +231,33 @@ impl GroupSettings {
         }
     }
 
+    /// The overrides with their patterns.
+    fn overrides(&self) -> Result<Vec<(Regex, &Override)>> {
+        let compiled = self.overrides.iter().map(|of| {
+            let bad = |reason: String| Error::BadSetting {
+                key: "optim.overrides".into(),
+                reason,
+            };
+            if of.lr.is_some() && self.lr == 0.0 {
+                let reason = "a rate of its own cannot follow the schedule of `lr: 0`";
+                return Err(bad(reason.into()));
+            }
+            let regex = Regex::new(&of.pattern).map_err(|error| bad(error.to_string()))?;
+            Ok((regex, of))
+        });
+        compiled.collect()
+    }
+
     fn decays(&self, name: &str, shape: &[usize]) -> bool {
+        if self.rules == GroupRules::All {
+            return true;
+        }
         if NOT_DECAYED.iter().any(|part| name.contains(part)) {
             return false;
         }
         let is_norm = shape.len() == 1 && name.rsplit('.').next() == Some("weight");
         match self.rules {
-            GroupRules::Published => true,
+            GroupRules::Published | GroupRules::All => true,
             GroupRules::Exact => !is_norm,
         }
     }
@@ -204,6 +273,7 @@ impl GroupSettings {
         Group {
             kind,
             rate_factor,
+            lr: None,
             decay,
             names: Vec::new(),
             elements: 0,

@@ -3,6 +3,7 @@
 mod adamw;
 mod ema;
 mod groups;
+mod lars;
 mod part;
 mod scale;
 mod schedule;
@@ -15,15 +16,31 @@ use crate::{Error, Result};
 
 pub use adamw::{AdamW, Flavor, Step};
 pub use ema::Ema;
-pub use groups::{Group, GroupKind, GroupRules, GroupSettings, ParamGroups};
+pub use groups::{Group, GroupKind, GroupRules, GroupSettings, Override, ParamGroups};
+pub use lars::Lars;
 pub(crate) use part::{part_mut, range_of};
 pub use scale::{LossScale, LossScaleSettings};
-pub use schedule::{Curve, Decay, Schedule, Warmup, accumulation, total_steps};
+pub use schedule::{
+    Curve, Decay, Milestones, Schedule, Stairs, Warmup, Wave, accumulation, total_steps,
+};
+
+/// The update rule.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Rule {
+    /// [`AdamW`].
+    #[default]
+    AdamW,
+    /// [`Lars`]: `beta1` is its momentum, `epsilon` its ε, and it has no second moment.
+    Lars,
+}
 
 /// The part `optim` of a recipe. Defaults, in parentheses, are those of the published programs.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields, default)]
 pub struct OptimSettings {
+    /// `adamw` or `lars` (`adamw`).
+    pub rule: Rule,
     /// Where correction and decay stand in the update (`published`).
     pub flavor: Flavor,
     /// The highest learning rate (1e-4).
@@ -32,7 +49,7 @@ pub struct OptimSettings {
     pub end_lr: f64,
     /// `2500` steps or `0.1` of all (2500).
     pub warmup: Warmup,
-    /// `1` for a line, another power, or `cosine` (1).
+    /// `1` for a line, another power, `cosine`, `constant`, a [`Wave`] or [`Stairs`] (1).
     pub decay: Decay,
     /// Share of the first moment that is kept (0.9).
     pub beta1: f64,
@@ -48,7 +65,7 @@ pub struct OptimSettings {
     pub head_weight_decay: f64,
     /// Factor on the head's rate (1).
     pub lr_mult: f64,
-    /// `published` or `exact`: which variables decay (`published`).
+    /// `published`, `exact` or `all`: which variables decay (`published`).
     pub rules: GroupRules,
     /// Parts of the names of the head's variables (the classifiers of VQA, NLVR2 and images).
     pub heads: Vec<String>,
@@ -56,6 +73,9 @@ pub struct OptimSettings {
     pub raised: Vec<String>,
     /// Parts of the names of what is trained, all else being frozen (empty: all is trained).
     pub trainable: Vec<String>,
+    /// Rates and decays of variables by their names, later ones winning (none).
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub overrides: Vec<Override>,
     /// The largest norm of all gradients together (none).
     pub max_norm: Option<f64>,
     /// Decay of the moving average of the weights (none: no average is kept).
@@ -67,6 +87,7 @@ pub struct OptimSettings {
 impl Default for OptimSettings {
     fn default() -> Self {
         Self {
+            rule: Rule::AdamW,
             flavor: Flavor::Published,
             lr: 1e-4,
             end_lr: 0.0,
@@ -85,6 +106,7 @@ impl Default for OptimSettings {
                 .to_vec(),
             raised: Vec::new(),
             trainable: Vec::new(),
+            overrides: Vec::new(),
             max_norm: None,
             ema: None,
             loss_scale: LossScaleSettings::default(),
@@ -104,9 +126,11 @@ impl OptimSettings {
             Warmup::Share(share) => *share,
             Warmup::Steps(_) => 0.0,
         };
-        let power = match decay {
-            Decay::Power(power) => *power,
-            Decay::Named(_) => 1.0,
+        let (power, floor, cycles, factor) = match decay {
+            Decay::Power(power) => (*power, 0.0, 1.0, 1.0),
+            Decay::Named(_) => (1.0, 0.0, 1.0, 1.0),
+            Decay::Wave(wave) => (1.0, wave.floor, wave.cycles, 1.0),
+            Decay::Stairs(stairs) => (1.0, 0.0, 1.0, stairs.factor),
         };
         let scale = &self.loss_scale;
         let at_least_0 = |x: f64| x >= 0.0 && x.is_finite();
@@ -125,6 +149,14 @@ impl OptimSettings {
                 "a share from 0 to 1",
             ),
             ("decay", power, above_0(power), ABOVE_0),
+            ("decay.cycles", cycles, above_0(cycles), ABOVE_0),
+            (
+                "decay.floor",
+                floor,
+                (0.0..=1.0).contains(&floor),
+                "a share from 0 to 1",
+            ),
+            ("decay.factor", factor, at_least_0(factor), AT_LEAST_0),
             ("beta1", self.beta1, share_below_1(self.beta1), SHARE),
             ("beta2", self.beta2, share_below_1(self.beta2), SHARE),
             ("epsilon", self.epsilon, above_0(self.epsilon), ABOVE_0),
@@ -177,7 +209,18 @@ impl OptimSettings {
                 "between 0 and 1",
             ),
         ];
-        match checks.into_iter().find(|(_, _, holds, _)| !holds) {
+        let of_overrides = self.overrides.iter().flat_map(|of| {
+            let numbers = [
+                ("overrides.lr", of.lr),
+                ("overrides.weight_decay", of.weight_decay),
+            ];
+            let given = numbers.into_iter();
+            given.filter_map(|(name, number)| {
+                number.map(|number| (name, number, at_least_0(number), AT_LEAST_0))
+            })
+        });
+        let mut all = checks.into_iter().chain(of_overrides);
+        match all.find(|(_, _, holds, _)| !holds) {
             Some((setting, value, _, range)) => Err(Error::OutOfRange {
                 setting,
                 value,
@@ -222,6 +265,8 @@ impl OptimSettings {
             heads: self.heads.clone(),
             raised: self.raised.clone(),
             trainable: self.trainable.clone(),
+            overrides: self.overrides.clone(),
+            lr: self.lr,
         }
     }
 }

@@ -11,7 +11,7 @@ use super::moments::{Moment, Moments};
 use super::ownership::Ownership;
 use crate::collective::Collective;
 use crate::optim::clip::{clip_factor, square_sum};
-use crate::optim::{AdamW, Ema, GroupKind, OptimSettings, ParamGroups, Schedule, Step};
+use crate::optim::{AdamW, Ema, GroupKind, Lars, OptimSettings, ParamGroups, Rule, Schedule, Step};
 use crate::{Error, Result};
 
 /// The optimizer of a run. With several ranks each keeps the moments of its own share of the
@@ -19,13 +19,32 @@ use crate::{Error, Result};
 ///
 /// Rajbhandari et al. 2020, "ZeRO", <https://arxiv.org/abs/1910.02054>, section 5.1.
 pub struct Updater {
-    rule: AdamW,
+    rule: Update,
     schedule: Schedule,
     groups: ParamGroups,
     max_norm: Option<f64>,
     ownership: Ownership,
     moments: Moments,
     average: Option<Ema>,
+}
+
+/// The update rule of a run.
+enum Update {
+    AdamW(AdamW),
+    Lars(Lars),
+}
+
+impl Update {
+    fn of(settings: &OptimSettings) -> Self {
+        match settings.rule {
+            Rule::AdamW => Self::AdamW(settings.adamw()),
+            Rule::Lars => Self::Lars(Lars {
+                momentum: settings.beta1,
+                epsilon: settings.epsilon,
+                ..Lars::default()
+            }),
+        }
+    }
 }
 
 fn is_trained(groups: &ParamGroups, name: &str) -> bool {
@@ -75,7 +94,7 @@ impl Updater {
         let ownership = Ownership::new(&trained, collective);
         let average = settings.ema.map(|decay| Ema::new(decay, variables));
         Ok(Self {
-            rule: settings.adamw(),
+            rule: Update::of(settings),
             schedule: settings.schedule(total_steps),
             groups,
             max_norm: settings.max_norm,
@@ -350,12 +369,24 @@ impl Updater {
                     continue;
                 }
                 match (gradient, &mut pair.first, &mut pair.second) {
-                    (Gradient::Host(g), Moment::Host(m), Moment::Host(v)) => {
-                        rule.update_in_place(step, variable, g, own, m, v)?;
-                    }
+                    (Gradient::Host(g), Moment::Host(m), Moment::Host(v)) => match rule {
+                        Update::AdamW(rule) => {
+                            rule.update_in_place(step, variable, g, own, m, v)?;
+                        }
+                        Update::Lars(rule) => {
+                            rule.update_in_place(step, variable, g, own, m)?;
+                        }
+                    },
                     (Gradient::Device(g), Moment::Device(m), Moment::Device(v)) => {
                         let g = g.to_dtype(DType::F32)?;
-                        (*m, *v) = rule.update_by_operations(step, variable, &g, m, v)?;
+                        match rule {
+                            Update::AdamW(rule) => {
+                                (*m, *v) = rule.update_by_operations(step, variable, &g, m, v)?;
+                            }
+                            Update::Lars(rule) => {
+                                *m = rule.update_by_operations(step, variable, &g, m)?;
+                            }
+                        }
                     }
                     _ => {
                         let name = (*name).clone();

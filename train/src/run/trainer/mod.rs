@@ -162,7 +162,7 @@ impl<'a> Trainer<'a> {
         let from = self.state.place;
         let mut loaded = data::batches(
             &self.loader,
-            self.order,
+            self.order.clone(),
             from,
             (rank, size),
             self.n_parts,

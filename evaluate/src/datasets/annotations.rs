@@ -1,0 +1,471 @@
+//! Pairs of picture and caption in a CSV file beside a folder of pictures, as ZeroVL keeps them.
+//!
+//! | path | holds |
+//! |---|---|
+//! | `<folder>/<data set>/train_anno.csv`, `train/` | what is learned from |
+//! | `<folder>/<data set>/valid_anno.csv`, `valid/` | what is measured on |
+//!
+//! The first line names the columns: `image` and `caption`, and for `valid` also `image_id` and
+//! `caption_id`. Their order is free and other columns are ignored. Captions are kept as they are:
+//! `NA`, `null`, numbers and empty ones are texts like others.
+
+use std::cell::Cell;
+use std::fs::File;
+use std::io::{Read, Seek, SeekFrom};
+use std::path::{Component, Path, PathBuf};
+use std::rc::Rc;
+use std::sync::{Mutex, PoisonError};
+
+use csv::{ByteRecord, ReaderBuilder};
+use rayon::prelude::*;
+
+use crate::images::{self, Rgb};
+use crate::{DataFault, Error, Result};
+
+/// The longest row that is read: far more than any caption has.
+const MAX_ROW_BYTES: u64 = 1 << 20;
+
+/// The largest picture file that is read.
+const MAX_PICTURE_BYTES: u64 = 1 << 30;
+
+/// Which of the two files of a data set.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Half {
+    /// `train_anno.csv`: ids are not read.
+    Train,
+    /// `valid_anno.csv`: ids tie captions to pictures.
+    Valid,
+}
+
+impl Half {
+    /// The half that a split's name stands for.
+    #[must_use]
+    pub fn of(split: &str) -> Option<Self> {
+        match split {
+            "train" => Some(Self::Train),
+            "valid" => Some(Self::Valid),
+            _ => None,
+        }
+    }
+
+    /// The name of its folder of pictures.
+    #[must_use]
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Train => "train",
+            Self::Valid => "valid",
+        }
+    }
+}
+
+/// A pair of picture and caption.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Annotation {
+    /// The picture's path within its folder.
+    pub image: String,
+    /// What ties captions to a picture; 0 in `train_anno.csv`.
+    pub image_id: i64,
+    /// The caption, as it is written.
+    pub caption: String,
+    /// The caption's number; 0 in `train_anno.csv`.
+    pub caption_id: i64,
+}
+
+/// Places of the columns.
+#[derive(Clone, Copy, Debug)]
+struct Columns {
+    image: usize,
+    caption: usize,
+    /// Of a picture and of a caption.
+    ids: Option<[usize; 2]>,
+    /// How many there are, others included.
+    n: usize,
+}
+
+/// Where a row stands in the file.
+#[derive(Clone, Copy, Debug)]
+struct Place {
+    begin: u64,
+    n_bytes: u32,
+    line: u32,
+}
+
+/// The pairs of one CSV file. Texts stay in the file: a row takes 16 bytes of memory, and 16 more where
+/// ids are read.
+#[derive(Debug)]
+pub struct Annotations {
+    path: PathBuf,
+    pictures: PathBuf,
+    half: Half,
+    columns: Columns,
+    file: Mutex<File>,
+    places: Vec<Place>,
+    image_ids: Vec<i64>,
+    caption_ids: Vec<i64>,
+    n_ignored: usize,
+}
+
+impl Annotations {
+    /// Opens one half of a data set in a folder, and reads the CSV file through once.
+    ///
+    /// Rows of `valid_anno.csv` whose `image_id` is below 0 are left out, as published:
+    /// [`n_ignored`](Self::n_ignored) counts them.
+    ///
+    /// # Errors
+    /// [`Error::Io`] when the file is not there; [`Error::BadLine`] with line and column when the first
+    /// line lacks a column, a row has another number of fields or is no UTF-8, an id is no whole number,
+    /// or a picture's name leads out of its folder; [`Error::Empty`] when no row is left.
+    pub fn open(folder: &Path, dataset: &str, half: Half) -> Result<Self> {
+        if !is_inside(dataset) {
+            return Err(Error::Data(DataFault::DatasetName {
+                name: dataset.into(),
+            }));
+        }
+        let folder = folder.join(dataset);
+        let path = folder.join(format!("{}_anno.csv", half.name()));
+        Self::of_file(&path, &folder.join(half.name()), half)
+    }
+
+    /// Opens a CSV file of any name with a folder of pictures.
+    ///
+    /// # Errors
+    /// As [`open`](Self::open)'s.
+    pub fn of_file(path: &Path, pictures: &Path, half: Half) -> Result<Self> {
+        let opened = || File::open(path).map_err(|source| Error::io("open", path, source));
+        let file = opened()?;
+        let metadata = file.metadata();
+        let metadata = metadata.map_err(|source| Error::io("open", path, source))?;
+        if !metadata.is_file() {
+            return Err(Error::NotAFile { path: path.into() });
+        }
+        let n_read = Rc::new(Cell::new(0));
+        let mut rows = ReaderBuilder::new()
+            .has_headers(false)
+            .flexible(true)
+            .from_reader(Bounded {
+                inner: file,
+                n_read: Rc::clone(&n_read),
+            });
+        let mut row = ByteRecord::new();
+        let fault = |line: u64, fault: String| bad_line(path, line, fault);
+        let mut next = |row: &mut ByteRecord, line: u64| {
+            n_read.set(0);
+            rows.read_byte_record(row)
+                .map_err(|error| fault(line, error.to_string()))
+                .map(|is_row| (is_row, rows.position().clone()))
+        };
+        let (is_row, mut before) = next(&mut row, 1)?;
+        if !is_row {
+            return Err(fault(1, "names no columns".into()));
+        }
+        let mut found = Self {
+            path: path.into(),
+            pictures: pictures.into(),
+            half,
+            columns: columns(&row, half, path)?,
+            file: Mutex::new(opened()?),
+            places: Vec::new(),
+            image_ids: Vec::new(),
+            caption_ids: Vec::new(),
+            n_ignored: 0,
+        };
+        // Behind CR LF the reader has not seen the line break yet.
+        let n_seen = u64::from(before.line() > n_breaks(&row) + 1);
+        loop {
+            let (is_row, after) = next(&mut row, before.line() + 1 - n_seen)?;
+            if !is_row {
+                break;
+            }
+            let line = (after.line() - n_breaks(&row) - n_seen).max(before.line() + 1 - n_seen);
+            let annotation = found.parsed(&row, line)?;
+            if annotation.image_id < 0 {
+                found.n_ignored += 1;
+            } else {
+                found.places.push(Place {
+                    begin: before.byte(),
+                    // Rows are bounded, and lines that no `u32` counts are only named wrongly.
+                    n_bytes: (after.byte() - before.byte()) as u32,
+                    line: u32::try_from(line).unwrap_or(u32::MAX),
+                });
+                if half == Half::Valid {
+                    found.image_ids.push(annotation.image_id);
+                    found.caption_ids.push(annotation.caption_id);
+                }
+            }
+            before = after;
+        }
+        match found.places.is_empty() {
+            true => Err(Error::Empty {
+                path: path.into(),
+                what: "pairs",
+            }),
+            false => Ok(found),
+        }
+    }
+
+    /// Number of pairs.
+    #[must_use]
+    pub fn len(&self) -> usize {
+        self.places.len()
+    }
+
+    /// Whether there are none, which [`open`](Self::open) refuses.
+    #[must_use]
+    pub fn is_empty(&self) -> bool {
+        self.places.is_empty()
+    }
+
+    /// Rows that were left out because their `image_id` is below 0.
+    #[must_use]
+    pub fn n_ignored(&self) -> usize {
+        self.n_ignored
+    }
+
+    /// The CSV file.
+    #[must_use]
+    pub fn path(&self) -> &Path {
+        &self.path
+    }
+
+    /// What ties captions to pictures, one for each pair; none of `train_anno.csv`.
+    #[must_use]
+    pub fn image_ids(&self) -> &[i64] {
+        &self.image_ids
+    }
+
+    /// The captions' numbers, one for each pair; none of `train_anno.csv`.
+    #[must_use]
+    pub fn caption_ids(&self) -> &[i64] {
+        &self.caption_ids
+    }
+
+    /// The first `n` pairs alone.
+    #[must_use]
+    pub fn first(mut self, n: usize) -> Self {
+        self.places.truncate(n);
+        self.image_ids.truncate(n);
+        self.caption_ids.truncate(n);
+        self
+    }
+
+    /// A pair.
+    ///
+    /// # Errors
+    /// When there is no such row, or the file has changed since it was opened.
+    pub fn annotation(&self, row: usize) -> Result<Annotation> {
+        let Some(&place) = self.places.get(row) else {
+            return Err(Error::Data(DataFault::NoSuchRow {
+                row,
+                n_rows: self.len(),
+            }));
+        };
+        let mut bytes = vec![0; place.n_bytes as usize];
+        {
+            let mut file = self.file.lock().unwrap_or_else(PoisonError::into_inner);
+            (file.seek(SeekFrom::Start(place.begin)))
+                .and_then(|_| file.read_exact(&mut bytes))
+                .map_err(|source| Error::io("read", &self.path, source))?;
+        }
+        let mut rows = ReaderBuilder::new()
+            .has_headers(false)
+            .from_reader(bytes.as_slice());
+        let (mut record, line) = (ByteRecord::new(), u64::from(place.line));
+        match rows.read_byte_record(&mut record) {
+            Ok(true) => self.parsed(&record, line),
+            _ => Err(bad_line(
+                &self.path,
+                line,
+                "is not what it was when the file was opened".into(),
+            )),
+        }
+    }
+
+    /// The decoded picture of a pair.
+    ///
+    /// # Errors
+    /// As [`annotation`](Self::annotation)'s; when the picture is not there, lies behind a link that
+    /// leads out of the folder, is too large or damaged. File, line and name are told.
+    pub fn picture(&self, row: usize) -> Result<Rgb> {
+        let annotation = self.annotation(row)?;
+        let path = self.picture_path(row, &annotation.image)?;
+        let bytes = read_picture(&path).and_then(|bytes| images::decode(&bytes));
+        bytes.map_err(|error| self.picture_fault(row, &annotation.image, &error.to_string()))
+    }
+
+    /// Looks whether the picture of every pair is there, on all threads.
+    ///
+    /// # Errors
+    /// For the first that is not: file, line and name are told.
+    pub fn check_pictures(&self) -> Result<()> {
+        let fault = (0..self.len()).into_par_iter().find_map_first(|row| {
+            let annotation = self.annotation(row);
+            annotation
+                .and_then(|annotation| self.picture_path(row, &annotation.image))
+                .err()
+        });
+        fault.map_or(Ok(()), Err)
+    }
+
+    /// The picture's place, with links resolved, within the folder of pictures.
+    fn picture_path(&self, row: usize, name: &str) -> Result<PathBuf> {
+        let fault = |fault: &str| self.picture_fault(row, name, fault);
+        let folder = self.pictures.canonicalize();
+        let folder = folder.map_err(|source| Error::io("open", &self.pictures, source))?;
+        let path = self.pictures.join(name).canonicalize();
+        let path = path.map_err(|source| fault(&source.to_string()))?;
+        match path.starts_with(&folder) && path.is_file() {
+            true => Ok(path),
+            false if path.starts_with(&folder) => Err(fault("is not a file")),
+            false => Err(fault(&format!(
+                "is a link to {}, which is not in the folder of pictures",
+                path.display()
+            ))),
+        }
+    }
+
+    fn picture_fault(&self, row: usize, name: &str, fault: &str) -> Error {
+        let line = self.places.get(row).map_or(0, |place| place.line);
+        let half = self.half.name();
+        bad_line(
+            &self.path,
+            u64::from(line),
+            format!("`image`: the picture {half}/{name}: {fault}"),
+        )
+    }
+
+    /// The fields of a row.
+    fn parsed(&self, row: &ByteRecord, line: u64) -> Result<Annotation> {
+        let Columns {
+            image,
+            caption,
+            ids,
+            n,
+        } = self.columns;
+        let fault = |fault: String| bad_line(&self.path, line, fault);
+        if row.len() != n {
+            let found = row.len();
+            return Err(fault(format!(
+                "has {found} fields, but the first line names {n} columns; a text with a comma, a quote or a line break must stand in double quotes"
+            )));
+        }
+        let text = |column: usize, name: &str| {
+            let bytes = row.get(column).unwrap_or_default();
+            std::str::from_utf8(bytes).map_err(|_| fault(format!("`{name}` is not UTF-8")))
+        };
+        let id = |column: usize, name: &str| {
+            let text = text(column, name)?;
+            let number = text.trim().parse::<i64>();
+            number.map_err(|_| {
+                fault(format!(
+                    "`{name}` is {text:?}, which is no whole number of 64 bits"
+                ))
+            })
+        };
+        let image = text(image, "image")?;
+        if !is_inside(image) {
+            return Err(fault(format!(
+                "`image` is {image:?}, which is no path within the folder of pictures"
+            )));
+        }
+        let [image_id, caption_id] = match ids {
+            None => [0, 0],
+            Some([image, caption]) => [id(image, "image_id")?, id(caption, "caption_id")?],
+        };
+        Ok(Annotation {
+            image: image.into(),
+            image_id,
+            caption: text(caption, "caption")?.into(),
+            caption_id,
+        })
+    }
+}
+
+/// Finds the columns by the first line.
+fn columns(row: &ByteRecord, half: Half, path: &Path) -> Result<Columns> {
+    let find = |name: &str| {
+        let mut places = (0..row.len()).filter(|&column| row.get(column) == Some(name.as_bytes()));
+        match (places.next(), places.next()) {
+            (Some(place), None) => Ok(place),
+            (Some(_), Some(_)) => Err(bad_line(
+                path,
+                1,
+                format!("names the column `{name}` twice"),
+            )),
+            (None, _) => {
+                let known = row.iter().map(String::from_utf8_lossy);
+                let known: Vec<_> = known.collect();
+                let known = known.join(", ");
+                Err(bad_line(
+                    path,
+                    1,
+                    format!("names no column `{name}`; it names: {known}"),
+                ))
+            }
+        }
+    };
+    Ok(Columns {
+        image: find("image")?,
+        caption: find("caption")?,
+        ids: match half {
+            Half::Train => None,
+            Half::Valid => Some([find("image_id")?, find("caption_id")?]),
+        },
+        n: row.len(),
+    })
+}
+
+/// Line breaks within the fields of a row.
+fn n_breaks(row: &ByteRecord) -> u64 {
+    let breaks = row.as_slice().iter().filter(|&&byte| byte == b'\n');
+    breaks.count() as u64
+}
+
+/// Whether a path stays in the folder that it is joined to.
+fn is_inside(path: &str) -> bool {
+    let mut components = Path::new(path).components().peekable();
+    components.peek().is_some()
+        && !path.contains('\0')
+        && components.all(|component| matches!(component, Component::Normal(_)))
+}
+
+fn read_picture(path: &Path) -> Result<Vec<u8>> {
+    let n_bytes = std::fs::metadata(path)
+        .map_err(|source| Error::io("open", path, source))?
+        .len();
+    if n_bytes > MAX_PICTURE_BYTES {
+        return Err(Error::FileTooLarge {
+            path: path.into(),
+            n_bytes,
+            limit: MAX_PICTURE_BYTES,
+        });
+    }
+    std::fs::read(path).map_err(|source| Error::io("read", path, source))
+}
+
+fn bad_line(path: &Path, line: u64, fault: String) -> Error {
+    Error::BadLine {
+        path: path.into(),
+        line: usize::try_from(line).unwrap_or(usize::MAX),
+        fault,
+    }
+}
+
+/// A reader that gives up when a row has no end, as behind a quote that nothing closes.
+struct Bounded<R> {
+    inner: R,
+    /// Bytes that were read since the row began.
+    n_read: Rc<Cell<u64>>,
+}
+
+impl<R: Read> Read for Bounded<R> {
+    fn read(&mut self, buffer: &mut [u8]) -> std::io::Result<usize> {
+        if self.n_read.get() > MAX_ROW_BYTES {
+            return Err(std::io::Error::other(format!(
+                "has more than {MAX_ROW_BYTES} bytes; is a quote not closed?"
+            )));
+        }
+        let n = self.inner.read(buffer)?;
+        self.n_read.set(self.n_read.get() + n as u64);
+        Ok(n)
+    }
+}

@@ -1,0 +1,397 @@
+//! The loss of comparing every image with every text, and its gradients by the features.
+//!
+//! Nothing here has a graph: the loss is a closed formula of features, so its gradients are one too.
+//! Rows are computed in stretches, and no matrix has a row for each image and a column for each text of
+//! the whole batch.
+
+use candle_core::{DType, Device, Tensor};
+
+use crate::collective::Collective;
+use crate::{Error, Result};
+
+/// Numbers of a stretch of rows: 16 MiB in `f32`.
+const STRETCH: usize = 1 << 22;
+
+/// Rules of a comparison.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct Comparison {
+    /// Share of the target that is spread over all candidates.
+    pub smoothing: f64,
+    /// Ranks whose features are compared with one another, in a row; all unless given.
+    pub group: Option<usize>,
+    /// Whether features learn from the rows of all ranks that they are candidates in. Without it a
+    /// feature learns as a query alone, even with one rank.
+    pub learns_as_candidate: bool,
+}
+
+impl Default for Comparison {
+    fn default() -> Self {
+        Self {
+            smoothing: 0.0,
+            group: None,
+            learns_as_candidate: true,
+        }
+    }
+}
+
+/// Pairs that were mixed: each row's target is its own partner by a share of `alpha`, else that of the row
+/// that stands as far from the end of its block as this one from the beginning.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct Mixed {
+    /// Share of the row itself.
+    pub alpha: f64,
+    /// Rows of a block.
+    pub block: usize,
+}
+
+impl Mixed {
+    /// The row that row `row` of a rank is mixed with.
+    #[must_use]
+    pub fn partner(self, row: usize, n_rows: usize) -> usize {
+        let first = row / self.block * self.block;
+        let end = (first + self.block).min(n_rows);
+        first + (end - 1 - row)
+    }
+}
+
+/// Features of one rank that belong together, without a graph.
+#[derive(Clone, Copy, Debug)]
+pub struct Features<'a> {
+    /// `(b, d)`, f32, of length one.
+    pub images: &'a Tensor,
+    /// `(b, d)`, f32, of length one.
+    pub texts: &'a Tensor,
+    /// What similarities are multiplied with.
+    pub scale: f64,
+    /// Rows that neither learn nor are candidates: their feature becomes zero.
+    pub ignored: Option<&'a [bool]>,
+    /// How pairs were mixed.
+    pub mixed: Option<Mixed>,
+}
+
+/// Whose rows are queries.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Query {
+    /// Images ask for their texts.
+    Image,
+    /// Texts ask for their images.
+    Text,
+}
+
+/// A loss and its gradients.
+#[derive(Clone, Debug)]
+pub struct Compared {
+    /// The mean loss of this rank's images as queries.
+    pub image_loss: f64,
+    /// The mean loss of this rank's texts as queries.
+    pub text_loss: f64,
+    /// Gradient of the sum of all ranks' losses by this rank's images, `(b, d)`.
+    pub images: Tensor,
+    /// Gradient of the sum of all ranks' losses by this rank's texts, `(b, d)`.
+    pub texts: Tensor,
+    /// Gradient of this rank's loss by the scale.
+    pub scale: f64,
+    /// Of this rank's images, how many have their own text as the nearest.
+    pub images_hit: f64,
+    /// Of this rank's texts, how many have their own image as the nearest.
+    pub texts_hit: f64,
+    /// Rows of this rank that are not ignored.
+    pub n_rows: f64,
+}
+
+impl Compared {
+    /// This rank's loss; averaged over the ranks, that of the whole batch.
+    #[must_use]
+    pub fn loss(&self) -> f64 {
+        0.5 * (self.image_loss + self.text_loss)
+    }
+}
+
+/// Features of a group of ranks.
+struct Group {
+    images: Tensor,
+    texts: Tensor,
+    /// 1, or 0 for what is ignored.
+    kept: Option<Vec<f32>>,
+    /// Of this rank's first row.
+    first: usize,
+}
+
+/// What one way of asking gives.
+struct Asked {
+    loss: f64,
+    hits: f64,
+    /// `ln Σ exp` of each row of the group.
+    log_sums: Vec<f32>,
+}
+
+/// Compares this rank's rows with those of its group, both ways.
+///
+/// Queries of row `i` have the loss `ln Σⱼ exp sᵢⱼ − Σⱼ qᵢⱼ sᵢⱼ`, where `s` are similarities times the
+/// scale and `q` is the target. A rank's loss is the mean over its rows and both ways.
+///
+/// # Errors
+/// [`Error::BadSetting`] when the ranks cannot be cut into groups; when a rank is gone or the device fails.
+pub fn compare(
+    features: &Features<'_>,
+    rules: &Comparison,
+    collective: &dyn Collective,
+) -> Result<Compared> {
+    let group = Group::gather(features, rules, collective)?;
+    let work = Work {
+        features,
+        rules,
+        group: &group,
+        n_rows: features.images.dim(0)?,
+    };
+    let image = work.ask(Query::Image, collective)?;
+    let text = work.ask(Query::Text, collective)?;
+    let (images, image_scale) = work.gradient(Query::Image, &image.log_sums, &text.log_sums)?;
+    let (texts, text_scale) = work.gradient(Query::Text, &text.log_sums, &image.log_sums)?;
+    Ok(Compared {
+        image_loss: image.loss,
+        text_loss: text.loss,
+        images,
+        texts,
+        scale: image_scale + text_scale,
+        images_hit: image.hits,
+        texts_hit: text.hits,
+        n_rows: (0..work.n_rows).filter(|&row| work.is_kept(row)).count() as f64,
+    })
+}
+
+impl Group {
+    fn gather(
+        features: &Features<'_>,
+        rules: &Comparison,
+        collective: &dyn Collective,
+    ) -> Result<Self> {
+        let (rank, n_ranks) = (collective.rank(), collective.size());
+        let size = rules.group.unwrap_or(n_ranks);
+        if size == 0 || !n_ranks.is_multiple_of(size) {
+            return Err(Error::BadSetting {
+                key: "group_size".into(),
+                reason: format!("{n_ranks} ranks cannot be cut into groups of {size}"),
+            });
+        }
+        let ranks = rank / size * size..(rank / size + 1) * size;
+        let n_rows = features.images.dim(0)?;
+        let kept = features.ignored.map(|ignored| {
+            let kept = ignored.iter().map(|&ignored| f32::from(u8::from(!ignored)));
+            kept.collect::<Vec<f32>>()
+        });
+        let kept = match kept {
+            Some(kept) => {
+                let all = collective.gather(bytemuck::cast_slice(&kept))?;
+                let of_group = all[ranks.clone()].iter();
+                let numbers =
+                    of_group.flat_map(|bytes| bytemuck::pod_collect_to_vec::<u8, f32>(bytes));
+                Some(numbers.collect())
+            }
+            None => None,
+        };
+        Ok(Self {
+            first: (rank - ranks.start) * n_rows,
+            images: gathered(features.images, &ranks, collective)?,
+            texts: gathered(features.texts, &ranks, collective)?,
+            kept,
+        })
+    }
+}
+
+/// Rows of some ranks in their order.
+fn gathered(
+    own: &Tensor,
+    ranks: &std::ops::Range<usize>,
+    collective: &dyn Collective,
+) -> Result<Tensor> {
+    if collective.size() == 1 {
+        return Ok(own.clone());
+    }
+    let values: Vec<f32> = own.flatten_all()?.to_vec1()?;
+    let all = collective.gather(bytemuck::cast_slice(&values))?;
+    let mut parts = Vec::with_capacity(ranks.len());
+    for bytes in &all[ranks.clone()] {
+        let values: Vec<f32> = bytemuck::pod_collect_to_vec(bytes);
+        parts.push(Tensor::from_vec(values, own.shape(), &Device::Cpu)?.to_device(own.device())?);
+    }
+    Ok(Tensor::cat(&parts, 0)?)
+}
+
+struct Work<'a> {
+    features: &'a Features<'a>,
+    rules: &'a Comparison,
+    group: &'a Group,
+    n_rows: usize,
+}
+
+impl Work<'_> {
+    /// This rank's rows of one side, and the group's of the other.
+    fn sides(&self, query: Query) -> (&Tensor, &Tensor) {
+        match query {
+            Query::Image => (self.features.images, &self.group.texts),
+            Query::Text => (self.features.texts, &self.group.images),
+        }
+    }
+
+    fn is_kept(&self, row: usize) -> bool {
+        let ignored = self.features.ignored;
+        !ignored.is_some_and(|ignored| ignored.get(row).copied().unwrap_or(false))
+    }
+
+    /// The rows, in stretches: where each begins and how many it has.
+    fn stretches(&self, n_candidates: usize) -> impl Iterator<Item = (usize, usize)> {
+        let (n_rows, at_once) = (self.n_rows, (STRETCH / n_candidates.max(1)).max(1));
+        (0..n_rows)
+            .step_by(at_once)
+            .map(move |from| (from, at_once.min(n_rows - from)))
+    }
+
+    /// Similarities of a stretch of rows with all candidates, times the scale.
+    fn similarities(&self, query: Query, (from, n): (usize, usize)) -> Result<Tensor> {
+        let (own, others) = self.sides(query);
+        let rows = own.narrow(0, from, n)?.contiguous()?;
+        Ok((rows.matmul(&others.t()?)? * self.features.scale)?)
+    }
+
+    /// The group's flags as a row.
+    fn kept(&self, device: &Device) -> Result<Option<Tensor>> {
+        let Some(kept) = &self.group.kept else {
+            return Ok(None);
+        };
+        Ok(Some(Tensor::from_slice(kept, (1, kept.len()), device)?))
+    }
+
+    /// This rank's flags of a stretch, as a column.
+    fn kept_rows(&self, (from, n): (usize, usize), device: &Device) -> Result<Option<Tensor>> {
+        let Some(kept) = &self.group.kept else {
+            return Ok(None);
+        };
+        let first = self.group.first + from;
+        Ok(Some(Tensor::from_slice(
+            &kept[first..first + n],
+            (n, 1),
+            device,
+        )?))
+    }
+
+    /// What each row of a stretch should find, `(rows, candidates)`.
+    fn targets(&self, (from, n): (usize, usize), n_candidates: usize) -> Vec<f32> {
+        let smoothing = self.rules.smoothing;
+        let mut targets = vec![(smoothing / n_candidates as f64) as f32; n * n_candidates];
+        let sharp = 1.0 - smoothing;
+        for (at, row) in (from..from + n).enumerate() {
+            let of_row = &mut targets[at * n_candidates..(at + 1) * n_candidates];
+            let first = self.group.first;
+            match self.features.mixed {
+                None => of_row[first + row] += sharp as f32,
+                Some(mixed) => {
+                    of_row[first + row] += (sharp * mixed.alpha) as f32;
+                    let partner = first + mixed.partner(row, self.n_rows);
+                    of_row[partner] += (sharp * (1.0 - mixed.alpha)) as f32;
+                }
+            }
+        }
+        targets
+    }
+
+    /// The losses of this rank's rows, and the sums behind those of the group.
+    fn ask(&self, query: Query, collective: &dyn Collective) -> Result<Asked> {
+        let (own, others) = self.sides(query);
+        let (device, n_candidates) = (own.device(), others.dim(0)?);
+        let kept = self.kept(device)?;
+        let (mut loss, mut hits) = (0.0, 0.0);
+        let mut log_sums: Vec<f32> = Vec::with_capacity(self.n_rows);
+        for stretch in self.stretches(n_candidates) {
+            let mut rows = self.similarities(query, stretch)?;
+            if let Some(kept) = &kept {
+                rows = rows.broadcast_mul(kept)?;
+            }
+            let most = rows.max_keepdim(1)?;
+            let sums = rows.broadcast_sub(&most)?.exp()?.sum_keepdim(1)?;
+            let of_rows: Vec<f32> = (sums.log()? + most)?.flatten_all()?.to_vec1()?;
+            let targets = self.targets(stretch, n_candidates);
+            let targets = Tensor::from_vec(targets, rows.shape(), &Device::Cpu)?;
+            let found = (&rows * targets.to_device(device)?)?.sum(1)?;
+            let found: Vec<f32> = found.to_vec1()?;
+            let best: Vec<u32> = rows.argmax(1)?.to_vec1()?;
+            for (at, row) in (stretch.0..stretch.0 + stretch.1).enumerate() {
+                if self.is_kept(row) {
+                    loss += f64::from(of_rows[at]) - f64::from(found[at]);
+                    let is_hit = best[at] as usize == self.group.first + row;
+                    hits += f64::from(u8::from(is_hit));
+                }
+            }
+            log_sums.extend(of_rows);
+        }
+        Ok(Asked {
+            loss: loss / self.n_rows as f64,
+            hits,
+            log_sums: self.of_group(&log_sums, collective)?,
+        })
+    }
+
+    /// A number for each row of the group.
+    fn of_group(&self, own: &[f32], collective: &dyn Collective) -> Result<Vec<f32>> {
+        if collective.size() == 1 {
+            return Ok(own.to_vec());
+        }
+        let size = self.rules.group.unwrap_or(collective.size());
+        let first = collective.rank() / size * size;
+        let all = collective.gather(bytemuck::cast_slice(own))?;
+        let of_group = all[first..first + size].iter();
+        let numbers = of_group.flat_map(|bytes| bytemuck::pod_collect_to_vec::<u8, f32>(bytes));
+        Ok(numbers.collect())
+    }
+
+    /// The gradient by this rank's rows of one side, and that by the scale of their own loss. `own` and
+    /// `others` are the logarithms of the sums of this side's queries and of the other's.
+    fn gradient(&self, query: Query, own: &[f32], others: &[f32]) -> Result<(Tensor, f64)> {
+        let (rows, candidates) = self.sides(query);
+        let (device, n_candidates) = (rows.device(), candidates.dim(0)?);
+        let kept = self.kept(device)?;
+        let others = Tensor::from_slice(others, (1, n_candidates), device)?;
+        // Of the mean over this rank's rows, and of both ways.
+        let share = 0.5 / self.n_rows as f64;
+        let mut parts = Vec::new();
+        let mut by_scale = 0.0;
+        for stretch in self.stretches(n_candidates) {
+            let (from, n) = stretch;
+            let plain = self.similarities(query, stretch)?;
+            let targets = self.targets(stretch, n_candidates);
+            let targets = Tensor::from_vec(targets, (n, n_candidates), &Device::Cpu)?;
+            let targets = targets.to_device(device)?;
+            let first = self.group.first + from;
+            let own = Tensor::from_slice(&own[first..first + n], (n, 1), device)?;
+            let kept_rows = self.kept_rows(stretch, device)?;
+            let both = |tensor: Tensor| -> Result<Tensor> {
+                Ok(match (&kept, &kept_rows) {
+                    (Some(kept), Some(rows)) => tensor.broadcast_mul(kept)?.broadcast_mul(rows)?,
+                    _ => tensor,
+                })
+            };
+            let asked = match &kept {
+                Some(kept) => plain.broadcast_mul(kept)?,
+                None => plain.clone(),
+            };
+            let as_query = both((asked.broadcast_sub(&own)?.exp()? - &targets)?)?;
+            let sums: Vec<f32> = (&as_query * &plain)?.sum(1)?.to_vec1()?;
+            by_scale += sums.into_iter().map(f64::from).sum::<f64>();
+            let moved = match self.rules.learns_as_candidate {
+                false => as_query,
+                true => {
+                    let asked = match &kept_rows {
+                        Some(rows) => plain.broadcast_mul(rows)?,
+                        None => plain,
+                    };
+                    let as_candidate = (asked.broadcast_sub(&others)?.exp()? - targets)?;
+                    (as_query + both(as_candidate)?)?
+                }
+            };
+            let scale = share * self.features.scale;
+            parts.push((moved.matmul(candidates)? * scale)?);
+        }
+        let by_scale = share * by_scale / self.features.scale;
+        Ok((Tensor::cat(&parts, 0)?.to_dtype(DType::F32)?, by_scale))
+    }
+}

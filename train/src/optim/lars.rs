@@ -1,0 +1,169 @@
+//! LARS (You, Gitman and Ginsburg 2017, <https://arxiv.org/abs/1708.03888>) as ZeroVL's linear probe has
+//! it.
+
+use std::ops::Range;
+use std::sync::{Mutex, PoisonError};
+
+use candle_core::{CpuStorage, DType, InplaceOp1, Layout, Tensor, Var};
+
+use super::clip::square_sum;
+use super::{Step, part_mut};
+use crate::{Error, Result};
+
+/// The update rule, with one rate for each variable:
+///
+/// | | |
+/// |---|---|
+/// | `local` | `η ‖p‖ / (‖g‖ + wd ‖p‖ + ε)`, and 1 where either norm is 0 |
+/// | `u` | `(g + wd p) · local · lr` |
+/// | `b` | `momentum · b + u`; `u` in the first step |
+/// | `p` | `p − b` |
+///
+/// The rate is inside of the momentum: a step keeps what earlier steps had of theirs.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct Lars {
+    /// Share of the last change that is kept.
+    pub momentum: f64,
+    /// `η`, the trust in a variable's size.
+    pub trust: f64,
+    /// Added to the sum of the norms.
+    pub epsilon: f64,
+}
+
+impl Default for Lars {
+    fn default() -> Self {
+        Self {
+            momentum: 0.9,
+            trust: 1e-3,
+            epsilon: 1e-8,
+        }
+    }
+}
+
+impl Lars {
+    /// The factor on `g + wd p` of a variable, its rate included, by the norms of all of it.
+    #[must_use]
+    pub fn rate(&self, norm: f64, gradient_norm: f64, rate: f64, decay: f64) -> f64 {
+        let local = match norm == 0.0 || gradient_norm == 0.0 {
+            true => 1.0,
+            false => self.trust * norm / (gradient_norm + decay * norm + self.epsilon),
+        };
+        local * rate
+    }
+
+    /// Moves a variable, or a part of it, and keeps its last change in `b`.
+    ///
+    /// `rate` is [`Lars::rate`]'s, `scale` multiplies the gradient as it is read.
+    ///
+    /// # Errors
+    /// [`Error::SliceLengths`] when the three lengths differ; nothing has been changed then.
+    pub fn update(
+        &self,
+        (rate, decay, scale): (f64, f64, f64),
+        p: &mut [f32],
+        g: &[f32],
+        b: &mut [f32],
+    ) -> Result<()> {
+        if [g.len(), b.len()] != [p.len(); 2] {
+            return Err(Error::SliceLengths {
+                parameter: p.len(),
+                gradient: g.len(),
+                first_moment: b.len(),
+                second_moment: b.len(),
+            });
+        }
+        let [rate, decay, scale, momentum] =
+            [rate, decay, scale, self.momentum].map(|number| number as f32);
+        for ((p, g), b) in p.iter_mut().zip(g).zip(b) {
+            *b = momentum * *b + (g * scale + decay * *p) * rate;
+            *p -= *b;
+        }
+        Ok(())
+    }
+
+    /// [`Lars::update`] on the elements `range` of an f32 variable on the CPU. `g` is as long as the whole
+    /// variable, `b` as the range; the norms are those of the whole variable.
+    ///
+    /// # Errors
+    /// [`Error::SliceLengths`] when the lengths differ; [`Error::Device`] when the variable is not f32, not
+    /// contiguous or not on the CPU.
+    pub fn update_in_place(
+        &self,
+        step: Step,
+        variable: &Var,
+        g: &[f32],
+        range: Range<usize>,
+        b: &mut [f32],
+    ) -> Result<()> {
+        let part = g.get(range.clone()).ok_or_else(|| Error::SliceLengths {
+            parameter: range.len(),
+            gradient: g.len(),
+            first_moment: b.len(),
+            second_moment: b.len(),
+        })?;
+        let gradient_norm = square_sum(g).sqrt() * step.gradient_scale;
+        let rate = self.rate(norm(variable)?, gradient_norm, step.rate, step.decay);
+        let operation = InPlace {
+            rule: *self,
+            numbers: (rate, step.decay, step.gradient_scale),
+            range,
+            rest: Mutex::new((part, b)),
+            outcome: Mutex::new(Ok(())),
+        };
+        variable.inplace_op1(&operation)?;
+        operation
+            .outcome
+            .into_inner()
+            .unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// The same step by tensor operations, on any device. Gives the new last change.
+    ///
+    /// # Errors
+    /// [`Error::Device`] when shapes, dtypes or devices differ.
+    pub fn update_by_operations(
+        &self,
+        step: Step,
+        variable: &Var,
+        gradient: &Tensor,
+        b: &Tensor,
+    ) -> Result<Tensor> {
+        let g = (gradient * step.gradient_scale)?;
+        let gradient_norm = f64::from(g.sqr()?.sum_all()?.to_scalar::<f32>()?).sqrt();
+        let rate = self.rate(norm(variable)?, gradient_norm, step.rate, step.decay);
+        let change = ((g + (variable.as_tensor() * step.decay)?)? * rate)?;
+        let b = ((b * self.momentum)? + change)?.detach();
+        variable.set(&(variable.as_tensor() - &b)?.detach())?;
+        Ok(b)
+    }
+}
+
+/// `‖p‖` of a whole variable.
+fn norm(variable: &Var) -> Result<f64> {
+    let squares = variable.to_dtype(DType::F32)?.sqr()?.sum_all()?;
+    Ok(f64::from(squares.to_scalar::<f32>()?).sqrt())
+}
+
+/// One step as an operation of candle's, which lends the variable's memory to write to.
+struct InPlace<'a> {
+    rule: Lars,
+    numbers: (f64, f64, f64),
+    range: Range<usize>,
+    rest: Mutex<(&'a [f32], &'a mut [f32])>,
+    outcome: Mutex<Result<()>>,
+}
+
+impl InplaceOp1 for InPlace<'_> {
+    fn name(&self) -> &'static str {
+        "lars"
+    }
+
+    fn cpu_fwd(&self, storage: &mut CpuStorage, layout: &Layout) -> candle_core::Result<()> {
+        let p = part_mut(storage, layout, &self.range)?;
+        let mut rest = self.rest.lock().unwrap_or_else(PoisonError::into_inner);
+        let (g, b) = &mut *rest;
+        let outcome = self.rule.update(self.numbers, p, g, b);
+        *self.outcome.lock().unwrap_or_else(PoisonError::into_inner) = outcome;
+        Ok(())
+    }
+}
