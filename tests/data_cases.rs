@@ -1,7 +1,10 @@
 //! Data sets and judges say what they left out: cases of public reports, `fixtures/data_cases`.
 
+use std::collections::BTreeMap;
 use std::path::Path;
 
+use merge::TensorInfo;
+use merge::io::{OpenOptions, WriteOptions, Writer};
 use tempfile::TempDir;
 
 use crate::program::{Said, vlmerge};
@@ -21,10 +24,14 @@ fn ok(said: Said) -> Said {
     said
 }
 
-/// Runs the program on words with `{}` for a folder.
+/// Runs the program on words with `{}` for a folder; `~` is a blank within a word.
 fn run(line: &str, folder: &TempDir) -> Said {
     let line = line.replace("{}", shown(folder.path()));
-    vlmerge(&line.split_whitespace().collect::<Vec<_>>())
+    let words: Vec<String> = line
+        .split_whitespace()
+        .map(|word| word.replace('~', " "))
+        .collect();
+    vlmerge(&words.iter().map(String::as_str).collect::<Vec<_>>())
 }
 
 fn new_folder() -> TempDir {
@@ -420,6 +427,148 @@ fn refusals_say_what_is_wrong() {
     let said = run("data build vqa --raw {}/raw --out {}/arrow", &folder);
     assert!(
         said.stderr.contains("occurs more than once") && !said.stderr.contains("evaluation code"),
+        "{}",
+        said.stderr
+    );
+}
+
+/// A copy of a checkpoint whose tensors of these names have zero rows at the end.
+fn padded(from: &str, to: &Path, names: &[&str], n: usize) {
+    let source = merge::io::open(Path::new(from), &OpenOptions::default()).expect("a checkpoint");
+    let is_padded = |key: &str| names.iter().any(|name| key.ends_with(name));
+    let tensors: Vec<(String, TensorInfo)> = (source.tensors())
+        .map(|(key, info)| {
+            let mut info = info.clone();
+            if is_padded(key) {
+                info.shape[0] += n;
+            }
+            (key.to_owned(), info)
+        })
+        .collect();
+    let metadata = BTreeMap::new();
+    let writer = Writer::create(&tensors, &metadata, &WriteOptions::new(to)).expect("a writer");
+    for (index, (key, info)) in tensors.iter().enumerate() {
+        let mut bytes = source.read_all(key).expect("read").to_vec();
+        bytes.resize(info.n_elements() * info.dtype.size_bytes(), 0);
+        writer.write(index, 0, &bytes).expect("written");
+    }
+    writer.finish(&metadata).expect("finished");
+}
+
+#[test]
+fn padded_word_embeddings_give_the_same_numbers() {
+    let folder = new_folder();
+    ok(run(
+        "data build coco --raw fixtures/real/raw --out {}/arrow --split test",
+        &folder,
+    ));
+    let embeddings = "word_embeddings.weight";
+    let all = [embeddings, "mlm_score.bias", "mlm_score.decoder.weight"];
+    let measured = |path: &str| {
+        let said = ok(run(
+            &format!("{} --json", on(path, "retrieval", "test")),
+            &folder,
+        ));
+        said.json()["results"][0]["measurements"].clone()
+    };
+    let expected = measured(WITH_HEADS);
+    // 101 rows to 128 as padding, all of them or the embeddings alone to 104.
+    for (name, names, n) in [("all", &all[..], 27), ("embeddings", &all[..1], 3)] {
+        let path = folder.path().join(format!("{name}.safetensors"));
+        padded(WITH_HEADS, &path, names, n);
+        assert_eq!(measured(shown(&path)), expected, "{name}");
+    }
+    // Another vocabulary is still refused.
+    let line = on(WITH_HEADS, "retrieval", "test");
+    let said = run(
+        &line.replace(VOCABULARY, "fixtures/text/vocab.txt"),
+        &folder,
+    );
+    assert!(
+        said.stderr.contains("but the model knows 101"),
+        "{}",
+        said.stderr
+    );
+}
+
+#[test]
+fn a_trained_model_keeps_its_answers_and_other_data_are_refused() {
+    let folder = new_folder();
+    ok(run(
+        "data build vqa --raw fixtures/real/raw --out {}/arrow",
+        &folder,
+    ));
+    let finetune = format!(
+        "finetune --task vqa --init {SPECIFIC} --tokenizer {VOCABULARY} --data {{}}/arrow --out {{}}/run \
+         --set batch_size=4 --set length={{steps:~1}} --set model.text_table_len=16 \
+         --set model.image_size=48"
+    );
+    let said = run(&finetune, &folder);
+    assert_eq!(said.code, Some(0), "{}", said.stderr);
+    let model = folder.path().join("run/model.safetensors");
+    let file = merge::io::open(&model, &OpenOptions::default()).expect("a model");
+    let answers: Vec<String> =
+        serde_json::from_str(&file.info().metadata["vlmerge.answers"]).expect("a list");
+    assert!(answers.len() > 2, "{answers:?}");
+    // A merge keeps them, too.
+    let merged = format!(
+        "interpolate {} --ratio 0.5 --out {{}}/merged.safetensors",
+        shown(&model)
+    );
+    ok(run(&merged, &folder));
+    let merged = folder.path().join("merged.safetensors");
+    let file = merge::io::open(&merged, &OpenOptions::default()).expect("a model");
+    assert!(file.info().metadata.contains_key("vlmerge.answers"));
+    ok(run(&on(shown(&merged), "vqa", "val"), &folder));
+    // The same numbers of classes, other words.
+    let other = new_folder();
+    let raw = other.path().join("raw");
+    copied(Path::new("fixtures/real/raw"), &raw);
+    for year in ["train", "val"] {
+        let json = raw.join(format!("v2_mscoco_{year}2014_annotations.json"));
+        let text = std::fs::read_to_string(&json).expect("read");
+        std::fs::write(&json, text.replace("\"yes\"", "\"aye\"")).expect("written");
+    }
+    ok(run("data build vqa --raw {}/raw --out {}/arrow", &other));
+    let said = run(&on(shown(&merged), "vqa", "val"), &other);
+    assert_eq!(said.code, Some(1), "{}", said.stdout);
+    assert!(
+        said.stderr.contains("in the model's list of answers"),
+        "{}",
+        said.stderr
+    );
+}
+
+#[test]
+fn a_run_goes_on_with_its_own_data_and_settings_alone() {
+    let folder = new_folder();
+    ok(run(
+        "data build coco --raw fixtures/real/raw --out {}/arrow",
+        &folder,
+    ));
+    let finetune = format!(
+        "finetune --task retrieval --init {SPECIFIC} --tokenizer {VOCABULARY} --data {{}}/arrow --out {{}}/run \
+         --set length={{steps:~2}} --set save={{every:~{{steps:~1}}}} --set model.text_table_len=16 \
+         --set model.image_size=48"
+    );
+    ok(run(&format!("{finetune} --set batch_size=4"), &folder));
+    let said = run(&format!("{finetune} --set batch_size=6 --resume"), &folder);
+    assert_ne!(said.code, Some(0));
+    assert!(
+        said.stderr.contains("`batch_size`: 4 then, 6 now"),
+        "{}",
+        said.stderr
+    );
+    let arrow = folder.path().join("arrow");
+    std::fs::copy(
+        arrow.join("coco_caption_karpathy_test.arrow"),
+        arrow.join("coco_caption_karpathy_train.arrow"),
+    )
+    .expect("copied");
+    let said = run(&format!("{finetune} --set batch_size=4 --resume"), &folder);
+    assert_ne!(said.code, Some(0));
+    assert!(
+        said.stderr.contains("other data") && said.stderr.contains("karpathy_train.arrow"),
         "{}",
         said.stderr
     );

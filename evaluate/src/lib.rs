@@ -13,7 +13,8 @@
 //!    unit of the data set (an image with its captions, an image with its questions, a sentence
 //!    with its pictures) adds to each number. [`Bootstrap`](metrics::bootstrap::Bootstrap) draws
 //!    units anew: intervals, and a paired test between two samples.
-//! 5. [`reports`] are results in one form for every task, and pages and tables of them.
+//! 5. [`measure`] measures several models on one split and keeps what is finished.
+//! 6. [`reports`] are results in one form for every task, and pages and tables of them.
 //!
 //! [`encode`] writes embeddings of any pictures and texts. [`predictions`] judges what others predicted, from files, without a model.
 
@@ -29,6 +30,7 @@ pub mod build;
 pub mod datasets;
 pub mod encode;
 pub mod images;
+pub mod measure;
 pub mod metrics;
 pub mod models;
 pub mod nn;

@@ -10,6 +10,7 @@ mod fixture;
 mod forward;
 mod fused;
 mod golden_zerovl_data;
+mod golden_zerovl_scores;
 mod grams;
 mod images;
 mod nlvr2;

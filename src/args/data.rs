@@ -19,10 +19,11 @@ pub struct DataArgs {
     /// What the model does
     #[arg(long, value_name = "TASK", value_parser = task_that_runs())]
     pub task: &'static TaskSpec,
-    /// Folder of arrow files, as `vlmerge data build` writes them
+    /// Folder of arrow files, as `vlmerge data build` writes them, or of folders with CSV tables
     #[arg(long, value_name = "DIR")]
     pub data: PathBuf,
-    /// Data set of a task that works on several: coco, f30k, sbu, gcc, vg [default: coco]
+    /// Data set of a task that works on several: coco, f30k, sbu, gcc, vg, or the folder of a CSV table
+    /// [default: coco]
     #[arg(long, value_name = "NAME")]
     pub dataset: Option<String>,
     /// Part of the data set [default: test; rest_val for vqa, dev for nlvr2]
@@ -144,6 +145,11 @@ impl DataArgs {
             if name.ends_with(".arrow") {
                 files.push((name, entry.metadata().with_context(failed)?.len()));
             }
+        }
+        // A CSV table beside its folder of pictures.
+        let table = format!("{}/{}_anno.csv", self.dataset(), self.split());
+        if let Ok(metadata) = std::fs::metadata(self.data.join(&table)) {
+            files.push((table, metadata.len()));
         }
         files.sort();
         Ok(files)

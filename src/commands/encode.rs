@@ -9,7 +9,7 @@ use std::time::Instant;
 use anyhow::{Context, Result};
 use evaluate::datasets::captions::CaptionSet;
 use evaluate::encode::{self, Container, Embeddings, Encoder, Rows};
-use evaluate::reports::journal::key_of;
+use evaluate::measure::key_of;
 use evaluate::text::Tokenizer;
 use merge::provenance::Hashes;
 use serde_json::json;

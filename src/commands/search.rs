@@ -5,8 +5,8 @@ use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
 use anyhow::{Context, Result};
+use evaluate::measure::Finished;
 use evaluate::reports::SweepPoint;
-use evaluate::reports::journal::Finished;
 use serde_json::json;
 use train::collective::Alone;
 

@@ -4,8 +4,8 @@ use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
 use anyhow::{Context, Result};
+use evaluate::measure::Finished;
 use evaluate::reports::SweepPoint;
-use evaluate::reports::journal::Finished;
 use merge::recipe::{ModelRef, Parameter, Parameters};
 use merge::{MergePlan, MergeRecipe};
 use serde_json::json;

@@ -11,7 +11,7 @@ use std::path::{Path, PathBuf};
 use std::time::UNIX_EPOCH;
 
 use anyhow::{Context, Result};
-use evaluate::reports::journal::key_of;
+use evaluate::measure::key_of;
 use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
 

@@ -19,6 +19,7 @@ use std::sync::{Mutex, PoisonError};
 use csv::{ByteRecord, ReaderBuilder};
 use rayon::prelude::*;
 
+use super::left_out::Omission;
 use crate::images::{self, Rgb};
 use crate::{DataFault, Error, Result};
 
@@ -219,6 +220,39 @@ impl Annotations {
     #[must_use]
     pub fn n_ignored(&self) -> usize {
         self.n_ignored
+    }
+
+    /// What is left out of the table: rows whose `image_id` is below 0.
+    #[must_use]
+    pub fn left_out(&self) -> Vec<Omission> {
+        let omission = Omission {
+            what: "rows".into(),
+            why: "`image_id` is below 0".into(),
+            n: self.n_ignored,
+            of: self.n_ignored + self.len(),
+            ids: Vec::new(),
+            file: self
+                .path
+                .file_name()
+                .unwrap_or_default()
+                .to_string_lossy()
+                .into_owned(),
+        };
+        match self.n_ignored {
+            0 => Vec::new(),
+            _ => vec![omission],
+        }
+    }
+
+    /// The half of a data set in a folder that is a CSV table there: the split is one of the two
+    /// names, and the table exists.
+    #[must_use]
+    pub fn half(folder: &Path, dataset: &str, split: &str) -> Option<Half> {
+        let half = Half::of(split).filter(|_| is_inside(dataset))?;
+        let table = folder
+            .join(dataset)
+            .join(format!("{}_anno.csv", half.name()));
+        table.exists().then_some(half)
     }
 
     /// The CSV file.

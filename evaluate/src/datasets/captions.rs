@@ -3,12 +3,14 @@
 use std::collections::HashSet;
 use std::path::{Path, PathBuf};
 
+use super::annotations::Annotations;
 use super::arrow::Table;
 use super::left_out::Omission;
 use super::splits::Tables;
 use super::{DatasetSpec, Kind};
-use crate::Result;
 use crate::images::Rgb;
+use crate::metrics::zero_shot::rows_by_id;
+use crate::{DataFault, Error, Result};
 
 const IMAGE: &str = "image";
 
@@ -18,13 +20,14 @@ const IMAGE: &str = "image";
 /// An image whose id occurs in several rows stays several images, as published code has it.
 #[derive(Debug)]
 pub struct CaptionSet {
-    tables: Tables,
+    source: Source,
     image_ids: Vec<String>,
     captions: Vec<Vec<String>>,
 }
 
 impl CaptionSet {
-    /// Opens a split such as `test` of a data set such as `coco` in a folder of arrow files.
+    /// Opens a split such as `test` of a data set such as `coco` in a folder of arrow files, or a CSV
+    /// table `<dataset>/valid_anno.csv` there as split `valid` (see [`Annotations`]).
     ///
     /// # Errors
     /// [`DataFault::UnknownDataset`](crate::DataFault::UnknownDataset) and
@@ -33,8 +36,40 @@ impl CaptionSet {
     /// [`Error::Empty`](crate::Error::Empty) when the split has no rows, and an error that names
     /// file and row when an image has no caption.
     pub fn open(folder: &Path, dataset: &str, split: &str) -> Result<Self> {
+        if let Some(half) = super::table_half(folder, dataset, split) {
+            return Self::of_annotations(Annotations::open(folder, dataset, half)?);
+        }
         let dataset = DatasetSpec::find(dataset, Kind::Captions)?;
         Self::of_tables(dataset.split(split)?.open(folder)?)
+    }
+
+    /// The pairs of a CSV table as images with captions. Rows of one `image_id` are one image, with the
+    /// picture of the last of them, as published; images come by rising id. Pairs of `train` have no
+    /// ids: each is an image.
+    ///
+    /// # Errors
+    /// When a row cannot be read.
+    pub fn of_annotations(annotations: Annotations) -> Result<Self> {
+        let groups = match annotations.image_ids() {
+            [] => (0..annotations.len())
+                .map(|row| (row as i64, vec![row]))
+                .collect(),
+            ids => rows_by_id(ids),
+        };
+        let (mut image_ids, mut captions, mut rows) = (Vec::new(), Vec::new(), Vec::new());
+        for (id, of_image) in groups {
+            let texts = of_image
+                .iter()
+                .map(|&row| Ok(annotations.annotation(row)?.caption));
+            captions.push(texts.collect::<Result<_>>()?);
+            image_ids.push(id.to_string());
+            rows.push(of_image.last().copied().unwrap_or_default());
+        }
+        Ok(Self {
+            source: Source::Pairs { annotations, rows },
+            image_ids,
+            captions,
+        })
     }
 
     /// Opens arrow files of any names as one split.
@@ -59,7 +94,7 @@ impl CaptionSet {
             image_ids.extend(table.ids("image_id")?);
         }
         Ok(Self {
-            tables,
+            source: Source::Tables(tables),
             image_ids,
             captions,
         })
@@ -89,7 +124,10 @@ impl CaptionSet {
     /// # Errors
     /// When a file's note of it is damaged.
     pub fn left_out(&self) -> Result<Vec<Omission>> {
-        self.tables.left_out()
+        match &self.source {
+            Source::Tables(tables) => tables.left_out(),
+            Source::Pairs { annotations, .. } => Ok(annotations.left_out()),
+        }
     }
 
     /// Number of images.
@@ -122,19 +160,43 @@ impl CaptionSet {
         &self.captions[image]
     }
 
-    /// The bytes of the picture file.
-    ///
-    /// # Errors
-    /// When the row does not exist or cannot be read; file and row are named.
-    pub fn image_bytes(&self, image: usize) -> Result<Vec<u8>> {
-        self.tables.bytes(IMAGE, image)
-    }
-
     /// The decoded picture.
     ///
     /// # Errors
-    /// As [`image_bytes`](Self::image_bytes)'s, and when it is damaged.
+    /// When the row does not exist, or the picture cannot be read or is damaged; file and row are named.
     pub fn picture(&self, image: usize) -> Result<Rgb> {
-        self.tables.picture(IMAGE, image)
+        match &self.source {
+            Source::Tables(tables) => tables.picture(IMAGE, image),
+            Source::Pairs { annotations, rows } => {
+                annotations.picture(rows.get(image).copied().unwrap_or(usize::MAX))
+            }
+        }
     }
+
+    /// The bytes of the picture file, of a set in arrow files.
+    ///
+    /// # Errors
+    /// When the row does not exist or cannot be read; file and row are named. A CSV table has no such
+    /// bytes: [`DataFault::NoSuchRow`](crate::DataFault::NoSuchRow).
+    pub fn image_bytes(&self, image: usize) -> Result<Vec<u8>> {
+        match &self.source {
+            Source::Tables(tables) => tables.bytes(IMAGE, image),
+            Source::Pairs { rows, .. } => Err(Error::Data(DataFault::NoSuchRow {
+                row: image,
+                n_rows: rows.len(),
+            })),
+        }
+    }
+}
+
+/// Where pictures and captions come from.
+#[derive(Debug)]
+enum Source {
+    /// Arrow files.
+    Tables(Tables),
+    /// A CSV table, with the row of each image's picture.
+    Pairs {
+        annotations: Annotations,
+        rows: Vec<usize>,
+    },
 }

@@ -38,12 +38,17 @@ pub enum Dataset {
 }
 
 impl Dataset {
-    /// Opens a split of a data set, by their names, in a folder of arrow files.
+    /// Opens a split of a data set, by their names, in a folder of arrow files, or a CSV
+    /// table in `<folder>/<name>` as split `train` or `valid`.
     ///
     /// # Errors
     /// [`DataFault::UnknownDataset`] and [`DataFault::UnknownSplit`] for names,
     /// [`DataFault::MissingTable`] when a file is not there, and what the set of its kind returns.
     pub fn open(folder: &Path, name: &str, split: &str) -> Result<Self> {
+        if let Some(half) = table_half(folder, name, split) {
+            let pairs = annotations::Annotations::open(folder, name, half)?;
+            return Ok(Self::Captions(captions::CaptionSet::of_annotations(pairs)?));
+        }
         Ok(match kind(name)? {
             Kind::Captions => Self::Captions(captions::CaptionSet::open(folder, name, split)?),
             Kind::Questions => Self::Questions(vqa::VqaSet::open(folder, split)?),
@@ -66,6 +71,15 @@ pub fn kind(name: &str) -> Result<Kind> {
         })
     };
     Ok(found.ok_or_else(unknown)?.kind)
+}
+
+/// The half of a CSV table that a name and a split stand for: arrow files of the same name go first.
+fn table_half(folder: &Path, name: &str, split: &str) -> Option<annotations::Half> {
+    let half = annotations::Annotations::half(folder, name, split)?;
+    let arrow = DatasetSpec::of(name).and_then(|set| set.split(split).ok());
+    let is_arrow =
+        arrow.is_some_and(|split| !split.tables.is_empty() && split.files(folder).is_ok());
+    (!is_arrow).then_some(half)
 }
 
 fn listed(names: impl Iterator<Item = &'static str>) -> String {

@@ -88,6 +88,7 @@ impl Error {
         match self {
             Self::Merge(error) => error.is_usage(),
             Self::ResampleCount { .. }
+            | Self::NoPredictions { .. }
             | Self::NoHeatMap { .. }
             | Self::Data(DataFault::UnknownDataset { .. } | DataFault::UnknownSplit { .. }) => true,
             _ => false,

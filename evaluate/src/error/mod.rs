@@ -255,6 +255,12 @@ pub enum Error {
         /// Its class.
         class: i64,
     },
+    /// Predictions are asked of a task that writes none.
+    #[error("{task} has no file of predictions")]
+    NoPredictions {
+        /// The task.
+        task: &'static str,
+    },
     /// Images do not part evenly into folds.
     #[error("{n_images} images do not part into {n_folds} folds of one size")]
     UnevenFolds {

@@ -16,7 +16,6 @@ pub mod document;
 pub mod file;
 pub mod heat_map;
 pub mod html;
-pub mod journal;
 mod labels;
 pub mod latex;
 pub mod markdown;
@@ -217,6 +216,19 @@ impl TaskResult {
 }
 
 impl Report {
+    /// Marks the point of a sweep with the best headline number; of several equal ones the first.
+    pub fn mark_best(&mut self) {
+        let of_sweep = self.results.iter().enumerate();
+        let of_sweep = of_sweep.filter(|(_, result)| result.point.is_some());
+        let best = of_sweep.filter_map(|(index, result)| Some((index, result.worth()?)));
+        let best = best.reduce(|best, next| if next.1 > best.1 { next } else { best });
+        for (index, result) in self.results.iter_mut().enumerate() {
+            if let Some(point) = &mut result.point {
+                point.is_best = best.is_some_and(|(best, _)| best == index);
+            }
+        }
+    }
+
     /// A report of results, in the order in which they are to be read.
     #[must_use]
     pub fn new(results: Vec<TaskResult>, comparisons: Vec<Comparison>) -> Self {

@@ -130,11 +130,11 @@ impl Benchmark {
             Self::VqaTestStd => ("vqa", &["vqa", "vqav2"], &["test-std", "test_std"]),
             Self::Nlvr2Dev => ("nlvr2", &["nlvr2"], &["dev"]),
             Self::Nlvr2TestP => ("nlvr2", &["nlvr2"], &["test1", "test-P", "testP", "test_p"]),
-            Self::Coco5k => ("retrieval", &["coco"], &["test", "karpathy_test"]),
+            Self::Coco5k => ("retrieval", &["coco"], &["test", "karpathy_test", "valid"]),
             Self::F30k1k => (
                 "retrieval",
                 &["f30k", "flickr30k"],
-                &["test", "karpathy_test"],
+                &["test", "karpathy_test", "valid"],
             ),
         }
     }

@@ -4,11 +4,13 @@ pub mod captions;
 mod features;
 pub mod grams;
 pub mod nlvr2;
+mod passes;
 pub mod retrieval;
 mod runner;
 mod scores;
 mod spec;
 pub mod vqa;
+pub mod zero_shot;
 
 pub use features::FeatureCache;
 pub use runner::Runner;
@@ -47,6 +49,8 @@ pub enum Predictions {
     Answers(Vec<Answer>),
     /// True or false by identifier: a CSV file.
     Verdicts(Vec<(String, bool)>),
+    /// The class of each image by its name: a CSV file.
+    Classes(Vec<(String, i64)>),
     /// Scores and ranks: a score file.
     Retrieved(Box<Retrieved>),
 }
@@ -64,6 +68,12 @@ impl Predictions {
             Self::Verdicts(verdicts) => {
                 let verdicts = verdicts.iter().map(|(id, verdict)| (id.as_str(), *verdict));
                 crate::predictions::nlvr2::csv(verdicts)
+            }
+            Self::Classes(classes) => {
+                let quoted = |name: &String| format!("\"{}\"", name.replace('"', "\"\""));
+                let lines = classes.iter();
+                let lines = lines.map(|(name, class)| format!("{},{class}\n", quoted(name)));
+                format!("image,class\n{}", lines.collect::<String>())
             }
             Self::Retrieved(retrieved) => {
                 retrieved.write(path)?;

@@ -1,12 +1,12 @@
 //! Retrieval: images and texts apart, then every image with every text.
 
-use std::collections::{BTreeMap, HashMap};
+use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use merge::layouts;
 
 use super::grams::Batch;
-use super::runner::by_length;
+use super::passes;
 use super::scores::Similarities;
 use super::spec::{NumberSpec, TaskOption, TaskSpec, number};
 use super::{Outcome, Predictions, Runner, Task};
@@ -17,12 +17,10 @@ use crate::datasets::captions::CaptionSet;
 use crate::datasets::left_out::Omission;
 use crate::images::thumbnail;
 use crate::metrics::retrieval::{Captions, ScoreMatrix, Standing, Ties, sample, standings};
-use crate::models::{Branch, image_features, text_features};
 use crate::nn::Pass;
 use crate::predictions::score_file::Retrieved;
 use crate::reports::{Example, Item, Retrieved as Shown};
 use crate::sample::Unit;
-use crate::text::Encoded;
 
 /// Queries that are shown of the best and of the worst, each way.
 const N_EXAMPLES: usize = 3;
@@ -134,32 +132,8 @@ impl Retrieval {
     /// # Errors
     /// As [`Task::run`].
     pub fn image_features(&self, runner: &Runner<'_>) -> Result<Vec<f32>> {
-        let n = self.set.n_images();
-        runner.progress().start_items("images", n as u64);
-        let features = self.run_images(runner);
-        runner.progress().finish();
-        features
-    }
-
-    fn run_images(&self, runner: &Runner<'_>) -> Result<Vec<f32>> {
-        let images: Vec<usize> = (0..self.set.n_images()).collect();
-        let batches: Vec<Vec<usize>> = images
-            .chunks(runner.batch_size())
-            .map(<[_]>::to_vec)
-            .collect();
-        let all_sizes: Vec<usize> = batches.iter().map(Vec::len).collect();
-        let batches = runner.own(batches);
-        let sizes: Vec<usize> = batches.iter().map(Vec::len).collect();
         let set = Arc::clone(&self.set);
-        let pixels = runner.pictures(batches, move |&image| set.picture(image));
-        let mut features = Vec::new();
-        for (pixels, n) in pixels.zip(sizes) {
-            let images = runner.pixels(pixels?, n)?;
-            let found = image_features(runner.model(), &images, Branch::Apart, &Pass::new())?;
-            features.extend(runner.rows(&found)?);
-            runner.advance(n)?;
-        }
-        Ok(runner.gathered(features, &all_sizes)?.concat())
+        passes::of_images(runner, self.set.n_images(), move |image| set.picture(image))
     }
 
     /// Features of every caption, computed once for each distinct one.
@@ -167,50 +141,7 @@ impl Retrieval {
     /// # Errors
     /// As [`Task::run`].
     pub fn text_features(&self, runner: &Runner<'_>) -> Result<Vec<f32>> {
-        let mut places: HashMap<&str, usize> = HashMap::new();
-        let mut distinct: Vec<&str> = Vec::new();
-        let mut of_texts = Vec::with_capacity(self.set.n_captions());
-        for caption in self.texts() {
-            let place = *places.entry(caption).or_insert_with(|| {
-                distinct.push(caption);
-                distinct.len() - 1
-            });
-            of_texts.push(place);
-        }
-        runner
-            .progress()
-            .start_items("texts", distinct.len() as u64);
-        let features = self.run_texts(runner, &distinct);
-        runner.progress().finish();
-        let features = features?;
-        let width = features.len() / distinct.len().max(1);
-        let rows = of_texts
-            .iter()
-            .flat_map(|&place| &features[place * width..][..width]);
-        Ok(rows.copied().collect())
-    }
-
-    fn run_texts(&self, runner: &Runner<'_>, texts: &[&str]) -> Result<Vec<f32>> {
-        let encoded = runner.encode(texts.iter().copied())?;
-        let batches = by_length(&encoded, runner.batch_size());
-        let mut own = Vec::new();
-        for batch in runner.own(batches.clone()) {
-            let texts: Vec<&Encoded> = batch.iter().map(|&index| &encoded[index]).collect();
-            let texts = runner.texts(&texts)?;
-            let found = text_features(runner.model(), &texts, Branch::Apart, &Pass::new())?;
-            own.extend(runner.rows(&found)?);
-            runner.advance(batch.len())?;
-        }
-        let sizes: Vec<usize> = batches.iter().map(Vec::len).collect();
-        let mut features = Vec::new();
-        for (batch, rows) in batches.iter().zip(runner.gathered(own, &sizes)?) {
-            let width = rows.len() / batch.len().max(1);
-            features.resize(encoded.len() * width, 0.0);
-            for (&index, row) in batch.iter().zip(rows.chunks_exact(width.max(1))) {
-                features[index * width..][..width].copy_from_slice(row);
-            }
-        }
-        Ok(features)
+        passes::of_texts(runner, self.texts())
     }
 
     /// Captions of all images, one image after the other.

@@ -5,7 +5,7 @@ use std::path::Path;
 use merge::layouts;
 use serde::{Deserialize, Deserializer, Serialize, Serializer};
 
-use super::{Task, captions, nlvr2, retrieval, vqa};
+use super::{Task, captions, nlvr2, retrieval, vqa, zero_shot};
 use crate::datasets::{DATASETS, DatasetSpec, Kind};
 use crate::metrics::retrieval::Ties;
 use crate::sample::Unit;
@@ -13,7 +13,13 @@ use crate::{Error, Result, Sample};
 
 /// Every task. Flags, recipes, studies, journals, reports and sweeps read these rows; no other
 /// place knows a task by its name.
-pub const TASKS: &[TaskSpec] = &[retrieval::SPEC, vqa::SPEC, nlvr2::SPEC, captions::SPEC];
+pub const TASKS: &[TaskSpec] = &[
+    retrieval::SPEC,
+    vqa::SPEC,
+    nlvr2::SPEC,
+    zero_shot::SPEC,
+    captions::SPEC,
+];
 
 /// A task: one row of [`TASKS`].
 #[derive(Debug)]
@@ -229,7 +235,9 @@ mod tests {
         assert_eq!(serde_json::to_string(read).expect("text"), "\"vqa\"");
         let error = TaskSpec::find("vqav3").expect_err("no task");
         assert!(
-            error.to_string().contains("retrieval, vqa, nlvr2"),
+            error
+                .to_string()
+                .contains("retrieval, vqa, nlvr2, zero_shot"),
             "{error}"
         );
     }

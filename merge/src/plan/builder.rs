@@ -20,6 +20,7 @@ pub struct PlanBuilder {
     grams: Vec<Arc<GramStore>>,
     gram_uses: Vec<GramUse>,
     model: ModelRecord,
+    notes: BTreeMap<String, String>,
     entries: BTreeMap<String, Entry>,
     dropped: Vec<Dropped>,
     beside: Beside,
@@ -36,6 +37,7 @@ impl PlanBuilder {
             grams: Vec::new(),
             gram_uses: Vec::new(),
             model: ModelRecord::default(),
+            notes: BTreeMap::new(),
             entries: BTreeMap::new(),
             dropped: Vec::new(),
             beside: Beside::default(),
@@ -108,6 +110,14 @@ impl PlanBuilder {
         self
     }
 
+    /// A fact about the output in words, by the metadata's key: `vlmerge.answers`, the answers of the
+    /// classes of a VQA head. Without it the sources' is kept.
+    #[must_use]
+    pub fn note(mut self, key: &str, note: String) -> Self {
+        self.notes.insert(key.to_owned(), note);
+        self
+    }
+
     /// Files that may be written beside the output.
     #[must_use]
     pub(super) fn beside(mut self, beside: Beside) -> Self {
@@ -142,6 +152,7 @@ impl PlanBuilder {
             grams: self.grams,
             gram_uses: self.gram_uses,
             model: self.model,
+            notes: self.notes,
             entries: self.entries.into_values().collect(),
             dropped: self.dropped,
             beside: self.beside,

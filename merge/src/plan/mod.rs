@@ -146,6 +146,9 @@ pub struct Dropped {
     pub why: String,
 }
 
+/// Notes in the metadata of inputs that the output keeps: inputs that have one must agree.
+const INHERITED: &[(&str, &str)] = &[("vlmerge.answers", "the answers of its classes")];
+
 /// What happens to every key. A plan is complete and consistent, for [`PlanBuilder::finish`], the only way to
 /// one, has checked it: every key of the merged sources is used or dropped with a reason, and all shapes and
 /// dtypes agree.
@@ -156,6 +159,8 @@ pub struct MergePlan {
     grams: Vec<Arc<GramStore>>,
     gram_uses: Vec<GramUse>,
     model: ModelRecord,
+    /// Facts in words, by the metadata's key.
+    notes: BTreeMap<String, String>,
     entries: Vec<Entry>,
     dropped: Vec<Dropped>,
     beside: Beside,
@@ -239,8 +244,37 @@ impl MergePlan {
     /// The metadata of the output's file.
     pub(crate) fn metadata(&self, provenance: &Provenance) -> Result<BTreeMap<String, String>> {
         let mut metadata = provenance.to_metadata();
-        self.record()?.add_to(&mut metadata);
+        self.add_facts(&mut metadata)?;
         Ok(metadata)
+    }
+
+    /// Adds what the output's file says of its model: its record, and notes of its own or of its
+    /// inputs.
+    pub(crate) fn add_facts(&self, metadata: &mut BTreeMap<String, String>) -> Result<()> {
+        self.record()?.add_to(metadata);
+        for (key, what) in INHERITED {
+            if let Some(note) = self.notes.get(*key) {
+                metadata.insert((*key).to_owned(), note.clone());
+                continue;
+            }
+            for source in &self.sources {
+                let Some(note) = source.info().metadata.get(*key) else {
+                    continue;
+                };
+                let known = metadata.entry((*key).to_owned());
+                let known = known.or_insert_with(|| note.clone());
+                if known != note {
+                    let start = |text: &str| text.chars().take(60).collect::<String>() + "…";
+                    return Err(crate::Error::ModelsDiffer {
+                        path: source.path().into(),
+                        what,
+                        first: start(known),
+                        second: start(note),
+                    });
+                }
+            }
+        }
+        Ok(())
     }
 
     /// Whether gram files were summed over the files that they are used for, by the hashes of

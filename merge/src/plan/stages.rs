@@ -148,7 +148,7 @@ struct Deferred {
 impl Deferred {
     fn of(name: &str, plan: &MergePlan) -> Result<Self> {
         let mut metadata = BTreeMap::new();
-        plan.record()?.add_to(&mut metadata);
+        plan.add_facts(&mut metadata)?;
         let tensors: Vec<TensorEntry> = (plan.entries.iter())
             .map(|entry| TensorEntry {
                 path: ObjectPath(vec![PathSegment::Key(entry.name.clone())]),

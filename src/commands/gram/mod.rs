@@ -10,11 +10,12 @@ use std::time::{Duration, Instant};
 use anyhow::Result;
 use candle_core::Device;
 use evaluate::capture::Capture;
-use evaluate::reports::journal::key_of;
+use evaluate::measure::key_of;
+use evaluate::measure::sums::{Unfinished, rows};
 use evaluate::tasks::grams::{collect, summed};
 use evaluate::text::Tokenizer;
-use merge::gram::{Gram, GramRecord, GramStore, Shard};
-use merge::io::{OpenOptions, WriteOptions, check_target};
+use merge::gram::{Gram, GramRecord, Shard};
+use merge::io::{WriteOptions, check_target};
 use merge::layouts::GramNames;
 use merge::provenance::Hashes;
 use serde_json::json;
@@ -37,12 +38,6 @@ Examples:
 Then: vlmerge regmean specific.ckpt --grams coco.gram.safetensors --for irtr --out merged.ckpt
 
 A run that is stopped goes on where it was when it is started again with the same flags.";
-
-/// Key of the number of batches in an unfinished file.
-const BATCHES_DONE: &str = "batches_done";
-
-/// Key of everything that the sums depend on.
-const OF: &str = "of";
 
 /// Flags of `vlmerge gram`.
 #[derive(Debug, clap::Args)]
@@ -234,14 +229,6 @@ fn cache(
     Ok(ExitCode::SUCCESS)
 }
 
-/// Rows per key.
-fn rows(grams: &BTreeMap<String, Gram>) -> BTreeMap<String, u64> {
-    grams
-        .iter()
-        .map(|(key, gram)| (key.clone(), gram.rows()))
-        .collect()
-}
-
 /// Says what was written.
 fn report(
     out: &Path,
@@ -273,83 +260,4 @@ fn report(
         record.n_examples,
         record.data.join(", "),
     ))
-}
-
-/// Sums of a run that was stopped.
-struct Unfinished {
-    path: PathBuf,
-    of: String,
-}
-
-impl Unfinished {
-    fn beside(out: &Path, of: String, ranks: &dyn Collective) -> Self {
-        let mut path = out.as_os_str().to_owned();
-        if ranks.size() > 1 {
-            path.push(format!(".rank{}of{}", ranks.rank(), ranks.size()));
-        }
-        path.push(".unfinished.safetensors");
-        Self {
-            path: path.into(),
-            of,
-        }
-    }
-
-    /// The sums and the number of batches in them; nothing if there are none of this run.
-    fn read(&self) -> Result<(BTreeMap<String, Gram>, usize)> {
-        if !self.path.exists() {
-            return Ok((BTreeMap::new(), 0));
-        }
-        let file = merge::io::open(&self.path, &OpenOptions::default())?;
-        let store = GramStore::new(file.into())?;
-        let settings = store
-            .record()
-            .map(|record| record.settings)
-            .unwrap_or_default();
-        let is_ours = settings.get(OF) == Some(&self.of);
-        let done = settings
-            .get(BATCHES_DONE)
-            .and_then(|done| done.parse().ok());
-        let (true, Some(done)) = (is_ours, done) else {
-            return Ok((BTreeMap::new(), 0));
-        };
-        let keys = store.checkpoint().tensors().map(|(key, _)| key.to_owned());
-        let mut grams = BTreeMap::new();
-        for key in keys {
-            let gram = store.sum(&key)?;
-            grams.insert(key, gram);
-        }
-        Ok((grams, done))
-    }
-
-    fn write(
-        &self,
-        grams: &BTreeMap<String, Gram>,
-        record: &GramRecord,
-        done: usize,
-    ) -> evaluate::Result<()> {
-        let mut record = record.clone();
-        record.rows = rows(grams);
-        record.settings.insert(OF.to_owned(), self.of.clone());
-        record
-            .settings
-            .insert(BATCHES_DONE.to_owned(), done.to_string());
-        let write = WriteOptions {
-            force: true,
-            ..WriteOptions::new(&self.path)
-        };
-        Ok(merge::gram::write(
-            grams,
-            &record,
-            false,
-            &write,
-            &merge::progress::Silent,
-        )?)
-    }
-
-    fn remove(&self) -> Result<()> {
-        match std::fs::remove_file(&self.path) {
-            Err(error) if error.kind() != std::io::ErrorKind::NotFound => Err(error.into()),
-            _ => Ok(()),
-        }
-    }
 }

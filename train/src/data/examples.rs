@@ -44,6 +44,11 @@ pub trait Examples: Send + Sync {
     fn n_answers(&self) -> Option<usize> {
         None
     }
+
+    /// The answers by class, where all of them are known.
+    fn answers(&self) -> Option<&[String]> {
+        None
+    }
 }
 
 /// Every caption with its image, or every image once.
@@ -95,6 +100,8 @@ impl Examples for Pairs {
 struct Questions {
     set: VqaSet,
     n_answers: usize,
+    /// By class; empty where some are not known.
+    answers: Vec<String>,
 }
 
 impl Examples for Questions {
@@ -119,6 +126,10 @@ impl Examples for Questions {
 
     fn n_answers(&self) -> Option<usize> {
         Some(self.n_answers)
+    }
+
+    fn answers(&self) -> Option<&[String]> {
+        (!self.answers.is_empty()).then_some(self.answers.as_slice())
     }
 }
 
@@ -195,6 +206,10 @@ impl Examples for Joined {
     fn n_answers(&self) -> Option<usize> {
         self.parts.iter().filter_map(|part| part.n_answers()).max()
     }
+
+    fn answers(&self) -> Option<&[String]> {
+        self.parts.iter().find_map(|part| part.answers())
+    }
 }
 
 /// Opens a split of a data set in a folder of arrow files for training. Captions come with their
@@ -223,7 +238,16 @@ pub fn open(
             let known = evaluate::datasets::vqa::label_answers(folder)?;
             let largest = labels.max().copied().max(known.keys().last().copied());
             let n_answers = largest.ok_or_else(unlabelled)? as usize + 1;
-            Box::new(Questions { set, n_answers })
+            let answers: Vec<String> = known.into_values().collect();
+            Box::new(Questions {
+                set,
+                n_answers,
+                // Classes without gaps are in the order of their labels.
+                answers: match answers.len() == n_answers {
+                    true => answers,
+                    false => Vec::new(),
+                },
+            })
         }
         Dataset::Statements(set) => {
             if set.statements().iter().any(|s| s.label.is_none()) {

@@ -26,7 +26,8 @@ impl Generator for Values {
 
 /// Writes `tensors` (by the model's names) as a checkpoint in the spelling of the one that
 /// training started from; tensors of that one which no part of the model reads go along. The file
-/// says what the tensors do not tell of the model.
+/// says what the tensors do not tell of the model, and with `answers`, a JSON list, what the classes of
+/// its VQA head stand for.
 ///
 /// # Errors
 /// When the disk is full or fails; an older file stays as it was.
@@ -36,6 +37,7 @@ pub fn write_model(
     tensors: &BTreeMap<String, Tensor>,
     blueprint: &dyn Blueprint,
     recipe: &str,
+    answers: Option<&str>,
 ) -> Result<()> {
     let source = Arc::clone(weights.checkpoint());
     let mut plan = PlanBuilder::new(recipe.to_owned());
@@ -64,7 +66,11 @@ pub fn write_model(
             plan.copy(index, key, "no part of the model")?;
         }
     }
-    let plan = plan.model(blueprint.record()).finish()?;
+    let mut plan = plan.model(blueprint.record());
+    if let Some(answers) = answers {
+        plan = plan.note(evaluate::datasets::vqa::ANSWERS, answers.to_owned());
+    }
+    let plan = plan.finish()?;
     let write = WriteOptions {
         force: true,
         ..WriteOptions::new(path)

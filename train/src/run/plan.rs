@@ -31,6 +31,8 @@ pub struct TrainPlan {
     pub(super) validation: Option<Validation>,
     pub(super) state: TrainState,
     pub(super) resumed_at: Option<u64>,
+    /// The answers by class, a JSON list, where the model's file does not have them yet.
+    pub(super) answers: Option<String>,
     pub(super) dtype: DType,
     resized_from: Option<usize>,
     memory: Memory,
@@ -103,6 +105,7 @@ impl TrainPlan {
         let start = Start::load(initial.checkpoint, &wanted, &place.device, dtype)?;
         tokenizer.check_vocabulary(start.model.input().text.vocabulary)?;
         let n_answers = n_answers(examples.as_ref(), &start)?;
+        let answers = answer_list(examples.as_ref(), &start)?;
         let patches = match (&image_tokenizer, &recipe.image_masking) {
             (Some(tokenizer), Some(masking)) => Some(patches(tokenizer, masking, &start)?),
             _ => None,
@@ -168,6 +171,7 @@ impl TrainPlan {
             n_steps,
             state,
             resumed_at,
+            answers,
             dtype,
             resized_from: initial.image_side,
             memory,
@@ -237,6 +241,28 @@ fn n_answers(examples: &dyn data::Examples, start: &Start) -> Result<Option<usiz
         return Err(Error::TooManyAnswers { known, n_classes });
     }
     Ok(Some(n_classes))
+}
+
+/// The answers by class, for the model's file. A model that keeps a list was trained on its answers: data
+/// that call a class otherwise would teach it another.
+fn answer_list(examples: &dyn data::Examples, start: &Start) -> Result<Option<String>> {
+    let known = evaluate::tasks::answers_of(start.weights.checkpoint())?;
+    let Some(answers) = examples.answers() else {
+        return Ok(None);
+    };
+    for (label, (model, data)) in known.iter().flatten().zip(answers).enumerate() {
+        if model != data {
+            return Err(evaluate::Error::AnswersDiffer {
+                label: label as i64,
+                model: model.clone(),
+                data: data.clone(),
+            }
+            .into());
+        }
+    }
+    let is_whole = start.model.n_classes(Head::Vqa)? == answers.len();
+    // Strings always have a JSON form.
+    Ok((known.is_none() && is_whole).then(|| serde_json::json!(answers).to_string()))
 }
 
 /// How patches are masked, and how large the view is that gives a token for each.

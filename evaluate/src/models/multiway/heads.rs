@@ -60,7 +60,11 @@ impl Heads {
         };
         let masked_language = weights
             .has("mlm_score.")
-            .then(|| MaskedLanguage::load(weights, "mlm_score", d, config.vocabulary));
+            // A table of word embeddings may be padded without the head.
+            .then(|| {
+                let n = classes("mlm_score.bias", config.vocabulary);
+                MaskedLanguage::load(weights, "mlm_score", d, n)
+            });
         Ok(Self {
             pooler: linear("pooler.dense", d)?,
             contrastive: contrastive(["ifm_text_proj.fc", "ifm_image_proj.fc", "logit_scale"])?,

@@ -84,7 +84,9 @@ impl Trainer<'_> {
             .map(|(name, variable)| (name.clone(), variable.as_detached_tensor()))
             .collect();
         let (weights, blueprint) = (&self.start.weights, self.start.blueprint.as_ref());
-        write_model(path, weights, &tensors, blueprint, &self.recipe.to_yaml()?)
+        let answers = self.answers.as_deref();
+        let recipe = self.recipe.to_yaml()?;
+        write_model(path, weights, &tensors, blueprint, &recipe, answers)
     }
 
     /// Keeps the state: the first rank writes, the others hand it what they own.

@@ -6,7 +6,7 @@ use std::path::{Path, PathBuf};
 use serde::{Deserialize, Serialize};
 use sha2::{Digest, Sha256};
 
-use super::TaskResult;
+use crate::reports::TaskResult;
 use crate::{Error, Result, Sample};
 
 /// A folder of finished results, one file each, beside the report that will hold them all.

@@ -1,0 +1,241 @@
+//! Measuring models on one split, one after the other, and keeping what is finished.
+//!
+//! [`Measuring`] runs a task for each [`Candidate`], takes from a [`Journal`] what an earlier run has
+//! measured, and makes the report of all. [`sums`] keeps the gram matrices of a run that is stopped.
+
+pub mod journal;
+pub mod sums;
+
+use std::collections::BTreeMap;
+use std::path::{Path, PathBuf};
+use std::time::Instant;
+
+use serde_json::{Value, json};
+
+pub use journal::{Finished, Journal, key_of};
+
+use crate::metrics::bootstrap::Bootstrap;
+use crate::ranks::Collective;
+use crate::reports::{self, CheckpointRecord, Report, SweepPoint, TaskResult};
+use crate::tasks::{FeatureCache, Outcome, Task};
+use crate::{Error, Result};
+
+/// What is the same for all candidates.
+#[derive(Clone, Debug, Default)]
+pub struct Frame {
+    /// The data set, as reports call it.
+    pub dataset: String,
+    /// Its split.
+    pub split: String,
+    /// The device, in words.
+    pub device: String,
+    /// How it is measured, as reports tell it.
+    pub settings: BTreeMap<String, Value>,
+    /// Everything that the numbers depend on but the weights: a result that was measured under the same
+    /// identity is taken as it is.
+    pub identity: Value,
+    /// The report.
+    pub out: Option<PathBuf>,
+    /// The folder of predictions.
+    pub predictions: Option<PathBuf>,
+    /// The folder of features; without it that of the journal.
+    pub features: Option<PathBuf>,
+}
+
+/// Weights that are measured.
+#[derive(Clone, Debug)]
+pub struct Candidate {
+    /// What they are called in results.
+    pub name: String,
+    /// Where they stand in a sweep.
+    pub at: Option<SweepPoint>,
+    /// Tells them from others.
+    pub identity: Value,
+}
+
+/// A result, and how it came about.
+#[derive(Clone, Debug)]
+pub struct Measured {
+    /// The result.
+    pub finished: Finished,
+    /// Whether an earlier run had measured it.
+    pub was_kept: bool,
+    /// The file of predictions that was written.
+    pub predictions: Option<PathBuf>,
+}
+
+/// Everything that measuring needs but the weights.
+pub struct Measuring<'a> {
+    task: Box<dyn Task>,
+    bootstrap: Bootstrap,
+    journal: Option<Journal>,
+    /// Those who share the passes; the first one writes.
+    ranks: &'a dyn Collective,
+    frame: Frame,
+}
+
+impl<'a> Measuring<'a> {
+    /// A task on an opened split. The journal beside the report must be there.
+    ///
+    /// # Errors
+    /// [`Error::NoPredictions`] when predictions are asked for and the task writes none, and what
+    /// [`Task::check_predictions`] returns.
+    pub fn new(
+        task: Box<dyn Task>,
+        bootstrap: Bootstrap,
+        ranks: &'a dyn Collective,
+        frame: Frame,
+    ) -> Result<Self> {
+        if frame.predictions.is_some() {
+            if task.spec().prediction_ending.is_none() {
+                let task = task.spec().name;
+                return Err(Error::NoPredictions { task });
+            }
+            task.check_predictions()?;
+        }
+        Ok(Self {
+            task,
+            bootstrap,
+            journal: frame.out.as_deref().map(Journal::beside),
+            ranks,
+            frame,
+        })
+    }
+
+    /// Measures a candidate with `run`, or takes what was measured before. Of several ranks the first
+    /// one has it. `run` gets the task, and where features may be kept.
+    ///
+    /// # Errors
+    /// What `run` returns, and when the journal or the predictions cannot be read or written.
+    pub fn measure<E: From<Error>>(
+        &self,
+        of: &Candidate,
+        run: impl FnOnce(&dyn Task, Option<FeatureCache>) -> Result<(Outcome, CheckpointRecord), E>,
+    ) -> Result<Option<Measured>, E> {
+        let key = key_of(&json!({
+            "weights": of.identity,
+            "frame": self.frame.identity,
+            "settings": self.frame.settings,
+        }));
+        let (is_kept, kept) = self.kept(&key)?;
+        if is_kept && kept.is_none() {
+            return Ok(None);
+        }
+        if let Some(mut finished) = kept {
+            finished.result.name.clone_from(&of.name);
+            finished.result.point.clone_from(&of.at);
+            return Ok(Some(Measured {
+                finished,
+                was_kept: true,
+                predictions: None,
+            }));
+        }
+        let folder = self.frame.features.as_deref();
+        let folder = folder.or(self.journal.as_ref().map(Journal::folder));
+        let cache = folder.map(|folder| FeatureCache::new(folder, &key));
+        let started = Instant::now();
+        let (outcome, checkpoint) = run(self.task.as_ref(), cache)?;
+        let seconds = started.elapsed().as_secs_f64();
+        if !self.ranks.is_first() {
+            return Ok(None);
+        }
+        let predictions = self.write_predictions(&of.name, &outcome)?;
+        let finished = Finished {
+            result: TaskResult {
+                name: of.name.clone(),
+                task: self.task.spec().name.to_owned(),
+                dataset: Some(self.frame.dataset.clone()),
+                split: Some(self.frame.split.clone()),
+                counts: outcome.counts,
+                left_out: self.task.left_out()?,
+                settings: self.frame.settings.clone(),
+                checkpoint: Some(checkpoint),
+                point: of.at.clone(),
+                seconds: Some(seconds),
+                device: Some(self.frame.device.clone()),
+                examples: outcome.examples,
+                ..TaskResult::default()
+            },
+            sample: outcome.sample,
+        };
+        if let Some(journal) = &self.journal {
+            journal.put(&key, &finished)?;
+        }
+        Ok(Some(Measured {
+            finished,
+            was_kept: false,
+            predictions,
+        }))
+    }
+
+    /// What was kept of a point, if it is finished: all ranks go by what the first one finds.
+    fn kept(&self, key: &str) -> Result<(bool, Option<Finished>)> {
+        let is_first = self.ranks.is_first();
+        let kept = match &self.journal {
+            Some(journal) if is_first => journal.get(key)?,
+            _ => None,
+        };
+        let seen = self.ranks.gather(&[u8::from(kept.is_some())])?;
+        Ok((seen.first().map(Vec::as_slice) == Some(&[1]), kept))
+    }
+
+    /// What candidates are compared by: the headline number of the task.
+    #[must_use]
+    pub fn worth(&self, finished: &Finished) -> Option<f64> {
+        self.task.spec().worth(&finished.sample)
+    }
+
+    /// The report of all that is finished, with intervals and tests.
+    ///
+    /// # Errors
+    /// As [`reports::measure`]'s.
+    pub fn report(&self, finished: &[Finished]) -> Result<Report> {
+        let samples = finished.iter().map(|finished| finished.sample.clone());
+        let samples: Vec<_> = samples.collect();
+        let (measured, comparisons) = reports::measure(&samples, &self.bootstrap)?;
+        let results = finished.iter().zip(measured);
+        let results = results.map(|(finished, measurements)| TaskResult {
+            measurements,
+            ..finished.result.clone()
+        });
+        let mut report = Report::new(results.collect(), comparisons);
+        report.mark_best();
+        Ok(report)
+    }
+
+    /// Writes the report, where one is asked for.
+    ///
+    /// # Errors
+    /// As [`report`](Self::report)'s, and when the file cannot be written.
+    pub fn write(&self, finished: &[Finished]) -> Result<()> {
+        match &self.frame.out {
+            Some(out) => reports::file::write(out, &self.report(finished)?),
+            None => Ok(()),
+        }
+    }
+
+    /// Writes the last report, after which nothing is left to go on with.
+    ///
+    /// # Errors
+    /// As [`write`](Self::write)'s.
+    pub fn close(&self, finished: &[Finished]) -> Result<()> {
+        self.write(finished)?;
+        match &self.journal {
+            Some(journal) => journal.remove(),
+            None => Ok(()),
+        }
+    }
+
+    fn write_predictions(&self, name: &str, outcome: &Outcome) -> Result<Option<PathBuf>> {
+        let ending = self.task.spec().prediction_ending;
+        let (Some(folder), Some(ending)) = (&self.frame.predictions, ending) else {
+            return Ok(None);
+        };
+        let created = std::fs::create_dir_all(folder);
+        created.map_err(|source| Error::io("create", folder, source))?;
+        let stem = Path::new(name).file_stem().unwrap_or_default();
+        let stem = stem.to_string_lossy();
+        let path = folder.join(format!("{stem}.{}.{ending}", self.frame.split));
+        Ok(outcome.predictions.write(&path)?.then_some(path))
+    }
+}
