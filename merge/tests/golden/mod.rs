@@ -7,6 +7,7 @@ mod refusals;
 mod relative_position;
 mod safetensors_corpus;
 pub mod torch_corpus;
+mod zerovl;
 
 #[test]
 fn every_operation_of_this_package_has_its_test() {
@@ -17,6 +18,7 @@ fn every_operation_of_this_package_has_its_test() {
             merging::HANDLED,
             refusals::HANDLED,
             relative_position::HANDLED,
+            zerovl::HANDLED,
         ],
     );
 }
