@@ -84,31 +84,65 @@ fn described(tensors: &serde_json::Value) -> Listing {
         .collect()
 }
 
-/// Through the conversion of a whole checkpoint whose table is the case's.
+/// Through the conversion of a whole checkpoint: the case's, or one made around its table.
 fn resample(case: &Case) {
-    let input = case.tensors("input");
-    let (source, target) = (case.param("source"), case.param("target"));
-    let (source, target) = (source.expect("a name"), target.expect("a name"));
-    let grid = |name| case.count(name).expect("a grid");
-    let (from, to) = (grid("grid_from"), grid("grid_to"));
-    let table = &input[source];
+    let name = |field| case.param(field).expect("a name");
+    let (table, target) = (name("source"), name("target"));
+    let size = |field| case.count(field);
+    let folder = tempfile::tempdir().expect("a folder");
+    let (path, to) = match (size("image_to"), size("grid_from"), size("grid_to")) {
+        (Some(to), ..) => (case.file("input"), to),
+        (None, Some(from), Some(to)) => {
+            let path = folder.path().join("model.safetensors");
+            around(&case.tensors("input")[table], from, &path);
+            (path, PATCH * to)
+        }
+        _ => panic!("no sizes"),
+    };
+    let tensors = fixtures::tensors(&path);
+    let conversion = Conversion {
+        image_size: Some(to),
+        with_buffers: true,
+        ..Conversion::default()
+    };
+    let source = Arc::new(opened(&path));
+    let resized = conversion.in_memory(source, &RunOptions::default(), &Silent);
+    let resized = resized.expect("it is resized");
+    let expected = &case.tensors("expected")[target];
+    let (rtol, atol) = (case.tolerance("", "rtol"), case.tolerance("", "atol"));
+    let found = values(&resized, POSITIONS);
+    let difference = fixtures::first_difference(&found, &expected.values(), rtol, atol);
+    assert_eq!(difference, None);
+    let info = resized.require(POSITIONS).expect("there");
+    assert_eq!(info.shape, expected.shape);
+    // All else is as it was, the buffer of text positions too.
+    assert_eq!(resized.tensors().count(), tensors.len());
+    for (name, raw) in tensors.iter().filter(|(name, _)| *name != POSITIONS) {
+        let bytes = resized.read_all(name).expect("it reads");
+        assert_eq!(bytes, raw.bytes, "{name}");
+    }
+}
+
+const POSITIONS: &str = "image_encoder.model.model.pos_embed";
+
+/// Side of a patch of the models that are made.
+const PATCH: usize = 2;
+
+/// Writes a small model with this table of positions for a grid of `side` patches a side.
+fn around(table: &Raw, side: usize, path: &Path) {
     let width = *table.shape.last().expect("a width");
+    let tower = |width| TowerSizes {
+        n_blocks: 1,
+        width,
+        n_heads: 1,
+        ffn_width: 4,
+    };
     let spec = ZerovlSpec {
         sizes: ZerovlSizes {
-            image: TowerSizes {
-                n_blocks: 1,
-                width,
-                n_heads: 1,
-                ffn_width: 4,
-            },
-            text: TowerSizes {
-                n_blocks: 1,
-                width: 4,
-                n_heads: 1,
-                ffn_width: 4,
-            },
-            patch_size: 2,
-            image_size: 2 * from,
+            image: tower(width),
+            text: tower(4),
+            patch_size: PATCH,
+            image_size: PATCH * side,
             vocabulary: 3,
             text_len: 4,
             n_token_types: 2,
@@ -117,36 +151,8 @@ fn resample(case: &Case) {
         has_temperature: false,
         with_buffers: true,
     };
-    let folder = tempfile::tempdir().expect("a folder");
-    let path = folder.path().join("model.safetensors");
-    write(&synthesis(spec), &path);
-    let key = "image_encoder.model.model.pos_embed";
-    let mut tensors = fixtures::tensors(&path);
-    tensors.insert(key.to_owned(), table.clone());
-    fixtures::write(&path, &tensors);
-    let conversion = Conversion {
-        image_size: Some(2 * to),
-        with_buffers: true,
-        ..Conversion::default()
-    };
-    let source = Arc::new(opened(&path));
-    let resized = conversion.in_memory(source, &RunOptions::default(), &Silent);
-    let resized = resized.expect("it is resized");
-    let (rtol, atol) = (case.tolerance("", "rtol"), case.tolerance("", "atol"));
-    let difference =
-        fixtures::first_difference(&values(&resized, key), &input[target].values(), rtol, atol);
-    assert_eq!(difference, None);
-    assert_eq!(
-        resized.require(key).expect("there").shape,
-        input[target].shape
-    );
-    // All else is as it was, the buffer of text positions too.
-    assert_eq!(resized.tensors().count(), tensors.len());
-    for (name, raw) in tensors.iter().filter(|(name, _)| *name != key) {
-        assert_eq!(
-            &resized.read_all(name).expect("it reads"),
-            &raw.bytes,
-            "{name}"
-        );
-    }
+    write(&synthesis(spec), path);
+    let mut tensors = fixtures::tensors(path);
+    tensors.insert(POSITIONS.to_owned(), table.clone());
+    fixtures::write(path, &tensors);
 }
