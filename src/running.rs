@@ -173,6 +173,7 @@ impl ModelArgs {
                 AttentionArg::Joint => ShallowAttention::Joint,
             }),
             text_table_len: self.text_table_len,
+            ..Overrides::default()
         };
         let checkpoint = Arc::clone(&opened.checkpoint);
         let dtype = self.precision.dtype();

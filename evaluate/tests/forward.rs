@@ -225,8 +225,8 @@ impl Tap for Blocks<'_> {
         Ok(())
     }
 
-    fn block_output(&self, block: usize, parts: &[Tensor]) -> Result<()> {
-        let name = format!("{}.block{block}", self.pass);
+    fn block_output(&self, block: &str, parts: &[Tensor]) -> Result<()> {
+        let name = format!("{}.{block}", self.pass);
         if self.expected.has(&name) {
             self.expected.check(&name, &Tensor::cat(parts, 1)?);
         }
@@ -295,7 +295,7 @@ fn check_forward(name: &str, expected: &Expected) -> evaluate::Result<()> {
     expected.check("embed.text", &model.embed_text(&ids, &Pass::new())?);
     expected.check("embed.image_no_type", &model.embed_patches(image, None)?);
 
-    let tap = blocks("text_ft", window.text(t), Some(mask.added().clone()));
+    let tap = blocks("text_ft", window.text(t), mask.added().cloned());
     let text = model.text(&ids, &mask, &Pass::tapped(&tap))?;
     expected.check("text_ft.raw_cls_feats", &first(&text)?);
     let normed = model.normed(&text)?;
@@ -344,7 +344,7 @@ fn check_forward(name: &str, expected: &Expected) -> evaluate::Result<()> {
         model.config().fusion_start,
         bias(&checkpoint, &model, window.image()),
     );
-    let mut tap = blocks("vl", window.joint(t), Some(joint_mask.added().clone()));
+    let mut tap = blocks("vl", window.joint(t), joint_mask.added().cloned());
     if model.config().shallow_attention == ShallowAttention::PerModality {
         let joint_bias = tap.bias;
         tap.bias = Box::new(move |block| match block < start {

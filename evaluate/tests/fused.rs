@@ -1,7 +1,7 @@
 //! Fused operations against the same composed of candle's own, and their gradients.
 
 use candle_core::{DType, Device, Result, Tensor, Var};
-use evaluate::nn::{Attended, Mask, attend, gelu};
+use evaluate::nn::{Bias, Mask, attend_packed, gelu};
 use merge::random::Draws;
 
 /// Of values and gradients, relative to the largest: two orders of summation in f32 on hundreds
@@ -64,11 +64,11 @@ fn compare(shapes: &[&[usize]], f: impl Fn(&[Tensor]) -> Result<Tensor>) {
 fn attention_and_its_gradients_are_those_of_the_plain_formula() {
     for (b, n, heads, width) in [(1, 1, 1, 4), (2, 5, 2, 8), (9, 37, 3, 24)] {
         compare(&[&[b, n, 3 * width], &[heads, n, n]], |inputs| {
-            let attended = Attended {
-                bias: Some(&inputs[1]),
+            let attended = Bias {
+                pairs: Some(&inputs[1]),
                 mask: None,
             };
-            attend(&inputs[0], heads, usize::MAX, attended)
+            attend_packed(&inputs[0], heads, usize::MAX, attended)
         });
     }
 }
@@ -78,11 +78,11 @@ fn padding_is_not_attended_to_and_gets_no_gradient_through_keys() {
     let kept = Tensor::new(&[[1u8, 1, 1, 0], [1, 0, 0, 0]], &Device::Cpu).expect("a mask");
     let mask = Mask::new(&kept).expect("a mask");
     compare(&[&[2, 4, 12]], |inputs| {
-        let attended = Attended {
-            bias: None,
+        let attended = Bias {
+            pairs: None,
             mask: Some(&mask),
         };
-        attend(&inputs[0], 2, usize::MAX, attended)
+        attend_packed(&inputs[0], 2, usize::MAX, attended)
     });
 }
 
@@ -90,11 +90,11 @@ fn padding_is_not_attended_to_and_gets_no_gradient_through_keys() {
 fn a_few_queries_give_the_first_rows_of_all() {
     let qkv = draw("qkv", &[3, 7, 36]);
     let bias = draw("bias", &[2, 7, 7]);
-    let attended = Attended {
-        bias: Some(&bias),
+    let attended = Bias {
+        pairs: Some(&bias),
         mask: None,
     };
-    let run = |queries| attend(&qkv, 2, queries, attended).expect("it runs");
+    let run = |queries| attend_packed(&qkv, 2, queries, attended).expect("it runs");
     let (all, first) = (run(usize::MAX), run(1));
     let expected = all
         .narrow(1, 0, 1)

@@ -2,7 +2,9 @@
 #![allow(missing_docs, reason = "test names are the documentation")]
 
 mod annotations;
+mod attention;
 mod build;
+mod candle_layers;
 mod captions;
 mod conformance;
 mod dvae;
@@ -20,5 +22,7 @@ mod retrieval;
 mod scores;
 mod tables;
 mod text;
+mod tower_gradients;
 mod towers;
+mod two_towers;
 mod vqa;

@@ -42,13 +42,14 @@ fn bert_weights(folder: &Path) -> Weights {
 }
 
 fn vit(weights: &Weights, heads: Option<usize>) -> Vit {
-    let config = vit::Config::read(weights, heads).expect("sizes are known");
-    Vit::load(weights, config).expect("it loads")
+    let config = vit::Config::read(weights, "", heads).expect("sizes are known");
+    Vit::load(weights, "", config).expect("it loads")
 }
 
 fn bert(weights: &Weights, heads: Option<usize>) -> Bert {
-    let config = bert::Config::read(weights, heads).expect("sizes are known");
-    Bert::load(weights, config).expect("it loads")
+    let prefix = Bert::prefix(weights);
+    let config = bert::Config::read(weights, prefix, heads).expect("sizes are known");
+    Bert::load(weights, prefix, config).expect("it loads")
 }
 
 /// Asserts |a − b| ≤ t + t |b| everywhere.
@@ -104,7 +105,7 @@ fn real_towers_compute_what_torch_computes() {
 
 #[test]
 fn sizes_are_read_off_the_weights() {
-    let config = vit::Config::read(&vit_weights(&path("towers")), Some(HEADS));
+    let config = vit::Config::read(&vit_weights(&path("towers")), "", Some(HEADS));
     let expected = vit::Config {
         n_blocks: 2,
         width: 32,
@@ -115,7 +116,7 @@ fn sizes_are_read_off_the_weights() {
         has_layer_scale: true,
     };
     assert_eq!(config.expect("sizes"), expected);
-    let config = bert::Config::read(&bert_weights(&path("towers")), Some(HEADS));
+    let config = bert::Config::read(&bert_weights(&path("towers")), "", Some(HEADS));
     let expected = bert::Config {
         n_blocks: 2,
         width: 32,
@@ -204,14 +205,14 @@ fn a_text_longer_than_the_positions_is_an_error() -> Result<()> {
 
 #[test]
 fn heads_that_do_not_divide_the_width_are_an_error() {
-    let error = vit::Config::read(&vit_weights(&path("towers")), Some(5));
+    let error = vit::Config::read(&vit_weights(&path("towers")), "", Some(5));
     let error = error.expect_err("5 does not divide 32").to_string();
     assert!(
         error.ends_with("5 heads do not divide a width of 32"),
         "{error}"
     );
     // 64 wide is the default, and wider than the tower.
-    let error = bert::Config::read(&bert_weights(&path("towers")), None);
+    let error = bert::Config::read(&bert_weights(&path("towers")), "", None);
     assert!(matches!(error, Err(Error::BadSize { .. })));
 }
 
@@ -219,7 +220,7 @@ fn heads_that_do_not_divide_the_width_are_an_error() {
 fn a_checkpoint_of_another_kind_is_an_error() {
     let file = open(&path("towers/bert.safetensors"));
     let weights = Vit::weights(file, &Device::Cpu, DType::F32).expect("names");
-    let error = vit::Config::read(&weights, Some(HEADS)).expect_err("it is no image tower");
+    let error = vit::Config::read(&weights, "", Some(HEADS)).expect_err("it is no image tower");
     assert!(
         error.to_string().ends_with("does not tell the patch size"),
         "{error}"

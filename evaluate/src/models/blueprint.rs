@@ -17,6 +17,12 @@ pub enum Setting {
     ShallowAttention,
     /// Text positions that the bias table has room for.
     TextTableLen,
+    /// Attention heads of the image tower.
+    ImageHeads,
+    /// Attention heads of the text tower.
+    TextHeads,
+    /// What similarities are divided by, of a model that does not learn it.
+    Temperature,
     /// Leaving out residual branches at random.
     DropPath,
     /// Leaving out numbers at random.
@@ -34,6 +40,9 @@ impl Setting {
             Self::FusionStart => "fusion_start",
             Self::ShallowAttention => "shallow_attention",
             Self::TextTableLen => "text_table_len",
+            Self::ImageHeads => "image_heads",
+            Self::TextHeads => "text_heads",
+            Self::Temperature => "temperature",
             Self::DropPath => "drop_path",
             Self::Dropout => "dropout",
             Self::CheckpointActivations => "checkpoint_activations",

@@ -10,19 +10,13 @@ use candle_core::{D, DType, Device, Tensor};
 use merge::Checkpoint;
 use merge::layouts::Generic;
 
-use super::tower;
+use super::towers::sizes;
+use crate::nn::Convolution;
 use crate::weights::Init;
 use crate::{Error, Result, Weights};
 
 /// How the encoder's keys begin in models that carry one, longest first; alone it has none.
 const PREFIXES: [&str; 2] = ["d_vae.encoder.", "encoder."];
-
-/// A convolution keeps the size of the image: beyond the border are zeros.
-#[derive(Clone, Debug)]
-struct Convolution {
-    weight: Tensor,
-    bias: Tensor,
-}
 
 /// Four convolutions, each after a ReLU, beside a residual branch.
 #[derive(Clone, Debug)]
@@ -44,45 +38,35 @@ pub struct Dvae {
     res_gain: f64,
 }
 
-impl Convolution {
-    fn load(weights: &Weights, name: &str) -> Result<Self> {
-        let (w, b) = (format!("{name}.w"), format!("{name}.b"));
-        let shape = weights.shape(&w);
-        let &[outputs, inputs, height, width] =
-            tower::known(weights, "the size of a convolution", shape)?
-        else {
-            return Err(tower::bad(weights, &format!("`{w}` is no convolution")));
-        };
-        if height != width || height.is_multiple_of(2) {
-            let fault = format!("`{w}` has a kernel of {height} x {width}, which has no center");
-            return Err(tower::bad(weights, &fault));
-        }
-        Ok(Self {
-            weight: weights.get(&w, &[outputs, inputs, height, width], Init::Zeros)?,
-            bias: weights.get(&b, &[outputs], Init::Zeros)?,
-        })
+fn convolution(weights: &Weights, name: &str) -> Result<Convolution> {
+    let (w, b) = (format!("{name}.w"), format!("{name}.b"));
+    let shape = weights.shape(&w);
+    let &[outputs, inputs, height, width] =
+        sizes::known(weights, "the size of a convolution", shape)?
+    else {
+        return Err(sizes::bad(weights, &format!("`{w}` is no convolution")));
+    };
+    if height != width || height.is_multiple_of(2) {
+        let fault = format!("`{w}` has a kernel of {height} x {width}, which has no center");
+        return Err(sizes::bad(weights, &fault));
     }
-
-    /// `(b, inputs, h, w) -> (b, outputs, h, w)`.
-    fn forward(&self, x: &Tensor) -> candle_core::Result<Tensor> {
-        let (outputs, _, kernel, _) = self.weight.dims4()?;
-        let y = x.conv2d(&self.weight, kernel / 2, 1, 1, 1)?;
-        y.broadcast_add(&self.bias.reshape((1, outputs, 1, 1))?)
-    }
+    let weight = weights.get(&w, &[outputs, inputs, height, width], Init::Zeros)?;
+    let bias = weights.get(&b, &[outputs], Init::Zeros)?;
+    Ok(Convolution::new(weight, bias)?)
 }
 
 impl Block {
     fn load(weights: &Weights, name: &str) -> Result<Self> {
         let id_path = format!("{name}.id_path");
         let conv = |index: usize| format!("{name}.res_path.conv_{}", index + 1);
-        let n = tower::count(weights, |index| format!("{}.w", conv(index)));
+        let n = sizes::count(weights, |index| format!("{}.w", conv(index)));
         Ok(Self {
             id_path: match weights.has(&format!("{id_path}.")) {
-                true => Some(Convolution::load(weights, &id_path)?),
+                true => Some(convolution(weights, &id_path)?),
                 false => None,
             },
             res_path: (0..n)
-                .map(|index| Convolution::load(weights, &conv(index)))
+                .map(|index| convolution(weights, &conv(index)))
                 .collect::<Result<_>>()?,
         })
     }
@@ -130,22 +114,22 @@ impl Dvae {
     pub fn load(weights: &Weights) -> Result<Self> {
         let block =
             |group: usize, block: usize| format!("blocks.group_{}.block_{}", group + 1, block + 1);
-        let input = Convolution::load(weights, "blocks.input")?;
-        let n_groups = tower::count(weights, |group| {
+        let input = convolution(weights, "blocks.input")?;
+        let n_groups = sizes::count(weights, |group| {
             format!("{}.res_path.conv_1.w", block(group, 0))
         });
         let mut groups = Vec::with_capacity(n_groups);
         for group in 0..n_groups {
-            let n_blocks = tower::count(weights, |index| {
+            let n_blocks = sizes::count(weights, |index| {
                 format!("{}.res_path.conv_1.w", block(group, index))
             });
             let blocks = (0..n_blocks).map(|index| Block::load(weights, &block(group, index)));
             groups.push(blocks.collect::<Result<Vec<_>>>()?);
         }
-        let output = Convolution::load(weights, "blocks.output.conv")?;
+        let output = convolution(weights, "blocks.output.conv")?;
         let n_blocks: usize = groups.iter().map(Vec::len).sum();
         let model = Self {
-            vocabulary: output.bias.elem_count(),
+            vocabulary: output.channels()?.0,
             res_gain: 1.0 / (n_blocks.max(1) as f64).powi(2),
             input,
             groups,
@@ -158,12 +142,12 @@ impl Dvae {
     /// Every convolution takes as many channels as the one before it gives.
     fn check(&self, weights: &Weights) -> Result<()> {
         let step = |at: &str, convolution: &Convolution, channels: usize| {
-            let (outputs, inputs, ..) = convolution.weight.dims4()?;
+            let (outputs, inputs) = convolution.channels()?;
             match inputs == channels {
                 true => Ok(outputs),
                 false => {
                     let fault = format!("{at} takes {inputs} channels, but gets {channels}");
-                    Err(tower::bad(weights, &fault))
+                    Err(sizes::bad(weights, &fault))
                 }
             }
         };
@@ -180,7 +164,7 @@ impl Dvae {
                 }
                 if channels != inside {
                     let fault = format!("{name} adds {inside} channels to {channels}");
-                    return Err(tower::bad(weights, &fault));
+                    return Err(sizes::bad(weights, &fault));
                 }
             }
         }

@@ -7,7 +7,6 @@
 //! 3. A family is one folder or file: its configuration, its passes, its blueprint, and one row of
 //!    [`FAMILIES`].
 
-pub mod bert;
 mod blueprint;
 mod dvae;
 mod families;
@@ -18,10 +17,9 @@ mod model;
 pub mod multiway;
 mod settings;
 mod source;
-mod tower;
-pub mod vit;
+pub mod towers;
+pub mod two_towers;
 
-pub use bert::Bert;
 pub use blueprint::{Activations, Blueprint, Setting};
 pub use dvae::Dvae;
 pub use families::{Describe, FAMILIES, Family, Opened, blueprint, check_settings, open, prepare};
@@ -34,4 +32,5 @@ pub use model::{
 pub use multiway::{Block, Config, Experts, Heads, Joint, Multiway, Segment};
 pub use settings::{Overrides, ShallowAttention};
 pub use source::Source;
-pub use vit::Vit;
+pub use towers::{Bert, Vit, bert, vit};
+pub use two_towers::TwoTowers;

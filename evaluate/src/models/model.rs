@@ -71,6 +71,9 @@ pub enum Branch {
     Fused,
 }
 
+/// What a family cannot whose features come out scaled.
+const NO_PROJECTIONS: &str = "give features before they are scaled to length one";
+
 /// Images and texts apart.
 pub trait DualEncoder: Model {
     /// The branches that the family has. Pre-training contrasts all of them.
@@ -95,6 +98,34 @@ pub trait DualEncoder: Model {
     /// # Errors
     /// As [`DualEncoder::image_features`].
     fn text_features(&self, texts: &Texts, of: &[Branch], pass: &Pass<'_>) -> Result<Vec<Tensor>>;
+
+    /// Images before their features are scaled to length one, `(b, d)`, of [`Branch::Apart`].
+    ///
+    /// # Errors
+    /// [`Error::Incapable`] where the family has no such step, and as
+    /// [`DualEncoder::image_features`].
+    fn image_projections(&self, images: &Images, pass: &Pass<'_>) -> Result<Tensor> {
+        let _ = (images, pass);
+        Err(self.cannot(NO_PROJECTIONS))
+    }
+
+    /// Texts before their features are scaled to length one, `(b, d)`: what mixing of texts works on.
+    ///
+    /// # Errors
+    /// As [`DualEncoder::image_projections`].
+    fn text_projections(&self, texts: &Texts, pass: &Pass<'_>) -> Result<Tensor> {
+        let _ = (texts, pass);
+        Err(self.cannot(NO_PROJECTIONS))
+    }
+
+    /// Projections scaled to length one, as features are: `(b, d)`.
+    ///
+    /// # Errors
+    /// As [`DualEncoder::image_projections`].
+    fn unit(&self, projections: &Tensor) -> Result<Tensor> {
+        let _ = projections;
+        Err(self.cannot(NO_PROJECTIONS))
+    }
 
     /// How features of a branch become logits.
     ///

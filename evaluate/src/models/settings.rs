@@ -6,7 +6,7 @@ use super::Setting;
 
 /// What a checkpoint does not say, or says wrongly, as the caller knows it. A family that does not
 /// know one of these refuses it.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, Default, PartialEq)]
 pub struct Overrides {
     /// Attention heads.
     pub n_heads: Option<usize>,
@@ -16,6 +16,12 @@ pub struct Overrides {
     pub shallow_attention: Option<ShallowAttention>,
     /// Text positions that the bias table has room for; its rows alone do not tell.
     pub text_table_len: Option<usize>,
+    /// Attention heads of the image tower, where a family has towers.
+    pub image_heads: Option<usize>,
+    /// Attention heads of the text tower.
+    pub text_heads: Option<usize>,
+    /// What similarities are divided by, of a model that does not learn it.
+    pub temperature: Option<f64>,
 }
 
 impl Overrides {
@@ -26,6 +32,9 @@ impl Overrides {
             (Setting::FusionStart, self.fusion_start.is_some()),
             (Setting::ShallowAttention, self.shallow_attention.is_some()),
             (Setting::TextTableLen, self.text_table_len.is_some()),
+            (Setting::ImageHeads, self.image_heads.is_some()),
+            (Setting::TextHeads, self.text_heads.is_some()),
+            (Setting::Temperature, self.temperature.is_some()),
         ];
         let given = given.into_iter().filter(|(_, is_given)| *is_given);
         given.map(|(setting, _)| setting)

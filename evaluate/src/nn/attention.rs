@@ -1,20 +1,11 @@
 //! Self-attention with packed projections.
 
-use candle_core::{D, DType, Result, Tensor};
+use candle_core::{Result, Tensor};
 
-use super::cpu::{self, ops};
-use super::{Linear, Mask, Pass, Residual};
+use super::fused::{Packed, PackedBias};
+use super::{Bias, Linear, Pass, Residual, attend_packed};
 use crate::Weights;
 use crate::weights::Init;
-
-/// What attention adds to its scores.
-#[derive(Clone, Copy, Debug, Default)]
-pub struct Attended<'a> {
-    /// Relative position bias, `(h, n, n)`.
-    pub bias: Option<&'a Tensor>,
-    /// Padding.
-    pub mask: Option<&'a Mask>,
-}
 
 /// Multi-head self-attention: BEiT's, whose keys have no bias.
 #[derive(Clone, Debug)]
@@ -45,30 +36,23 @@ impl Attention {
         })
     }
 
-    /// The packed projection; its bias is [`Attention::biases`].
-    pub(crate) fn qkv(&self) -> &Linear {
-        &self.qkv
-    }
-
-    /// Biases of queries and of values; keys have none.
-    pub(crate) fn biases(&self) -> (&Tensor, &Tensor) {
-        (&self.q_bias, &self.v_bias)
-    }
-
-    /// The projection after attention.
-    pub(crate) fn proj(&self) -> &Linear {
-        &self.proj
+    /// What a branch on slices wants.
+    pub(crate) fn packed(&self) -> Packed<'_> {
+        Packed {
+            qkv: &self.qkv,
+            bias: PackedBias::WithoutKeys {
+                q: &self.q_bias,
+                v: &self.v_bias,
+            },
+            proj: &self.proj,
+            heads: self.heads,
+        }
     }
 
     /// All weights.
     pub(crate) fn weights(&self) -> Vec<&Tensor> {
         let (qkv, proj) = (self.qkv.weight(), self.proj.weight());
         vec![qkv, &self.q_bias, &self.v_bias, proj, self.proj.bias()]
-    }
-
-    /// Heads.
-    pub(crate) fn heads(&self) -> usize {
-        self.heads
     }
 
     /// Queries, keys and values: `(b, n, d) -> (b, n, 3 d)`. The bias is put together anew each
@@ -100,13 +84,13 @@ impl Attention {
         &self,
         x: &Tensor,
         residual: Residual<'_>,
-        attended: Attended<'_>,
+        bias: Bias<'_>,
         pass: &Pass<'_>,
     ) -> Result<Tensor> {
-        pass.show(|| self.name.clone(), x, attended.mask)?;
+        pass.show(|| self.name.clone(), x, bias.mask)?;
         let qkv = self.project(x)?; // (b, n, 3 d)
-        let mixed = attend(&qkv, self.heads, usize::MAX, attended)?; // (b, n, d)
-        pass.show(|| format!("{}.proj", self.name), &mixed, attended.mask)?;
+        let mixed = attend_packed(&qkv, self.heads, usize::MAX, bias)?; // (b, n, d)
+        pass.show(|| format!("{}.proj", self.name), &mixed, bias.mask)?;
         self.proj.forward_add(&mixed, residual)
     }
 
@@ -119,62 +103,10 @@ impl Attention {
         &self,
         x: &Tensor,
         residual: Residual<'_>,
-        attended: Attended<'_>,
+        bias: Bias<'_>,
     ) -> Result<Tensor> {
         let qkv = self.project(x)?; // (b, n, 3 d)
-        let mixed = attend(&qkv, self.heads, 1, attended)?; // (b, 1, d)
+        let mixed = attend_packed(&qkv, self.heads, 1, bias)?; // (b, 1, d)
         self.proj.forward_add(&mixed, residual)
     }
-}
-
-/// Attention from packed `qkv: (b, n, 3 d)` to `(b, queries, d)`, where only the first `queries`
-/// tokens ask. Scores and softmax are computed in f32 or wider.
-///
-/// # Errors
-/// When shapes do not fit or the device fails.
-pub fn attend(
-    qkv: &Tensor,
-    heads: usize,
-    queries: usize,
-    attended: Attended<'_>,
-) -> Result<Tensor> {
-    if cpu::takes(qkv) {
-        let nothing = Tensor::zeros(0, DType::F32, qkv.device())?;
-        let bias = attended.bias.unwrap_or(&nothing).contiguous()?;
-        let mask = attended.mask.map_or(&nothing, Mask::added).contiguous()?;
-        let op = ops::Attention { heads, queries };
-        return qkv.contiguous()?.apply_op3(&bias, &mask, op);
-    }
-    let (b, n, packed) = qkv.dims3()?;
-    let (d, queries) = (packed / 3, queries.min(n));
-    let part = |which: usize| {
-        let part = qkv.narrow(D::Minus1, which * d, d)?;
-        part.reshape((b, n, heads, d / heads))?
-            .transpose(1, 2)?
-            .contiguous() // (b, h, n, e)
-    };
-    let (q, k, v) = (part(0)?.narrow(2, 0, queries)?, part(1)?, part(2)?);
-    let q = (q * (1.0 / ((d / heads) as f64).sqrt()))?;
-    let scores = q.contiguous()?.matmul(&k.t()?.contiguous()?)?; // (b, h, queries, n)
-    let mut scores = match scores.dtype() {
-        DType::F16 | DType::BF16 => scores.to_dtype(DType::F32)?,
-        _ => scores,
-    };
-    if let Some(bias) = attended.bias {
-        let bias = bias.narrow(1, 0, queries)?.to_dtype(scores.dtype())?;
-        scores = scores.broadcast_add(&bias.unsqueeze(0)?)?;
-    }
-    if let Some(mask) = attended.mask {
-        let mask = mask.added().to_dtype(scores.dtype())?;
-        scores = scores.broadcast_add(&mask.reshape((b, 1, 1, n))?)?;
-    }
-    // Composed of operations with a gradient: the fused softmax of candle has none.
-    let largest = scores.max_keepdim(D::Minus1)?.detach();
-    let raised = scores.broadcast_sub(&largest)?.exp()?;
-    let shares = raised.broadcast_div(&raised.sum_keepdim(D::Minus1)?)?;
-    let mixed = shares.to_dtype(v.dtype())?.matmul(&v)?; // (b, h, queries, e)
-    mixed
-        .transpose(1, 2)?
-        .contiguous()?
-        .reshape((b, queries, d))
 }

@@ -1,6 +1,7 @@
 //! Embeddings: rows of a table.
 
-use candle_core::{Result, Tensor};
+use candle_core::{DType, Result, Tensor};
+use candle_nn::Module;
 
 use super::{Gradients, Host, Linear, Pass, Recorded, is_leaf};
 use crate::Weights;
@@ -27,9 +28,8 @@ impl Embedding {
     /// # Errors
     /// For an id outside the table, or when the device fails.
     pub fn forward(&self, ids: &Tensor) -> Result<Tensor> {
-        let (b, n) = ids.dims2()?;
-        let rows = self.table.index_select(&ids.flatten_all()?, 0)?;
-        rows.reshape((b, n, ()))
+        ids.dims2()?;
+        candle_nn::Embedding::new(self.table.clone(), self.table.dim(1)?).forward(ids)
     }
 
     /// The same on the pass's tape, if there is one: the gradient of a row is then added where it
@@ -44,7 +44,7 @@ impl Embedding {
                 let rows = Self { table }.forward(ids)?;
                 let segment = Rows {
                     table: self.table.clone(),
-                    ids: ids.flatten_all()?.to_vec1()?,
+                    ids: ids.flatten_all()?.to_dtype(DType::U32)?.to_vec1()?,
                 };
                 tape.record(Vec::new(), &rows, Box::new(segment))
             }

@@ -2,8 +2,8 @@
 
 use candle_core::{Result, Tensor};
 
-use super::Residual;
 use super::cpu::{self, ops, slices};
+use super::{Activation, Residual};
 use crate::Weights;
 use crate::weights::Init;
 
@@ -17,7 +17,7 @@ pub struct Linear {
 /// What follows a linear layer in the same pass over memory.
 enum Then<'a> {
     Nothing,
-    Gelu,
+    Activate(Activation),
     Add(Residual<'a>),
 }
 
@@ -97,7 +97,15 @@ impl Linear {
     /// # Errors
     /// As [`Linear::forward`].
     pub fn forward_gelu(&self, x: &Tensor) -> Result<Tensor> {
-        self.run(x, Then::Gelu)
+        self.forward_active(x, Activation::Gelu)
+    }
+
+    /// `activation(forward(x))`.
+    ///
+    /// # Errors
+    /// As [`Linear::forward`].
+    pub fn forward_active(&self, x: &Tensor, activation: Activation) -> Result<Tensor> {
+        self.run(x, Then::Activate(activation))
     }
 
     /// `residual + keep scale ∘ forward(x)`.
@@ -134,9 +142,11 @@ impl Linear {
             Then::Nothing => ops::with_slices([&x, &self.weight, &self.bias], |[x, w, b]| {
                 slices::linear(x, w, b, k, slices::Then::Nothing)
             }),
-            Then::Gelu => ops::with_slices([&x, &self.weight, &self.bias], |[x, w, b]| {
-                slices::linear(x, w, b, k, slices::Then::Gelu)
-            }),
+            Then::Activate(activation) => {
+                ops::with_slices([&x, &self.weight, &self.bias], |[x, w, b]| {
+                    slices::linear(x, w, b, k, slices::Then::Activate(activation))
+                })
+            }
             Then::Add(residual) => {
                 let scale = residual.scale;
                 let scaled = scale.unwrap_or(residual.x);
@@ -171,18 +181,7 @@ impl Linear {
 fn follow(y: Tensor, then: Then<'_>) -> Result<Tensor> {
     match then {
         Then::Nothing => Ok(y),
-        Then::Gelu => gelu(&y),
+        Then::Activate(activation) => activation.forward(&y),
         Then::Add(residual) => residual.add(y),
-    }
-}
-
-/// Exact GELU, `x Φ(x)`.
-///
-/// # Errors
-/// When the device fails.
-pub fn gelu(x: &Tensor) -> Result<Tensor> {
-    match cpu::takes(x) {
-        true => x.contiguous()?.apply_op1(ops::Gelu),
-        false => x.gelu_erf(),
     }
 }

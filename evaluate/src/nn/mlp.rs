@@ -2,14 +2,15 @@
 
 use candle_core::{Result, Tensor};
 
-use super::{Linear, Mask, Pass, Residual};
+use super::{Activation, Linear, Mask, Pass, Residual};
 use crate::Weights;
 
-/// Two linear layers with exact GELU between them.
+/// Two linear layers with an activation between them: exact GELU unless the family says otherwise.
 #[derive(Clone, Debug)]
 pub struct Mlp {
     fc1: Linear,
     fc2: Linear,
+    activation: Activation,
     name: String,
 }
 
@@ -22,8 +23,20 @@ impl Mlp {
         Ok(Self {
             fc1: Linear::load(weights, &format!("{name}.fc1"), width, inner)?,
             fc2: Linear::load(weights, &format!("{name}.fc2"), inner, width)?,
+            activation: Activation::Gelu,
             name: name.to_owned(),
         })
+    }
+
+    /// The same with another activation.
+    #[must_use]
+    pub fn with_activation(self, activation: Activation) -> Self {
+        Self { activation, ..self }
+    }
+
+    /// What stands between the layers.
+    pub(crate) fn activation(&self) -> Activation {
+        self.activation
     }
 
     /// All weights.
@@ -48,11 +61,12 @@ impl Mlp {
         Self {
             fc1: self.fc1.detached(),
             fc2: self.fc2.detached(),
+            activation: self.activation,
             name: self.name.clone(),
         }
     }
 
-    /// `residual + keep scale ∘ fc2(gelu(fc1(x)))`: `(b, n, d) -> (b, n, d)`.
+    /// `residual + keep scale ∘ fc2(activation(fc1(x)))`: `(b, n, d) -> (b, n, d)`.
     ///
     /// # Errors
     /// When shapes do not fit or the device fails.
@@ -64,7 +78,7 @@ impl Mlp {
         pass: &Pass<'_>,
     ) -> Result<Tensor> {
         pass.show(|| format!("{}.fc1", self.name), x, mask)?;
-        let inner = self.fc1.forward_gelu(x)?; // (b, n, f)
+        let inner = self.fc1.forward_active(x, self.activation)?; // (b, n, f)
         pass.show(|| format!("{}.fc2", self.name), &inner, mask)?;
         self.fc2.forward_add(&inner, residual)
     }

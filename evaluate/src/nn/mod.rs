@@ -1,13 +1,18 @@
 //! Blocks that models share.
 
+mod activation;
+mod attend;
 mod attention;
+mod convolution;
 mod cpu;
 mod cross_entropy;
+mod dropping;
 mod embedding;
 mod fused;
 mod gradients;
 mod layer_scale;
 mod linear;
+mod mask;
 mod mlp;
 mod norm;
 mod omission;
@@ -15,9 +20,13 @@ mod pass;
 mod patch_embed;
 mod relative_position;
 mod residual;
+mod side_losses;
 mod tape;
 
-pub use attention::{Attended, Attention, attend};
+pub use activation::{Activation, gelu};
+pub use attend::{Bias, attend, attend_packed, attention_shares, mix};
+pub use attention::Attention;
+pub use convolution::Convolution;
 pub(crate) use cpu::buffers::Buffer;
 pub use cpu::buffers::Buffers;
 pub(crate) use cpu::host::{Host, host_values};
@@ -25,16 +34,22 @@ pub use cpu::pool::in_pool;
 pub(crate) use cpu::slices::Keep;
 pub(crate) use cpu::takes as is_on_host;
 pub use cross_entropy::cross_entropy;
+pub use dropping::{Dropping, GivenDrops};
 pub use embedding::Embedding;
-pub(crate) use fused::{AttentionBranch, FfnBranch, KeptAttention, is_leaf};
+pub(crate) use fused::{
+    AttentionBranch, AttentionHalf, FfnBranch, FfnHalf, KeptAttention, KeptHalf, Packed,
+    PackedBias, Separate, is_leaf, norm_again, side_by_side,
+};
 pub use gradients::{Gradient, Gradients};
 pub use layer_scale::LayerScale;
-pub use linear::{Linear, gelu};
+pub use linear::Linear;
+pub use mask::Mask;
 pub use mlp::Mlp;
-pub use norm::{LayerNorm, unit_length};
+pub use norm::{LayerNorm, unit_length, unit_length_with};
 pub use omission::Omission;
-pub use pass::{Mask, Pass, Tap};
+pub use pass::{Pass, Tap};
 pub use patch_embed::PatchEmbed;
 pub use relative_position::{Pairs, RelativePosition};
 pub use residual::Residual;
+pub use side_losses::SideLosses;
 pub use tape::{Recorded, Tape};

@@ -86,9 +86,26 @@ impl LayerNorm {
 /// # Errors
 /// When the device fails.
 pub fn unit_length(x: &Tensor) -> Result<Tensor> {
-    let wide = match x.dtype() {
-        DType::F16 | DType::BF16 => x.to_dtype(DType::F32)?,
-        _ => x.clone(),
-    };
-    wide.broadcast_div(&wide.sqr()?.sum_keepdim(D::Minus1)?.sqrt()?)
+    let x = widened(x)?;
+    x.broadcast_div(&length(&x)?)
+}
+
+/// `x / (‖x‖ + epsilon)` along the last axis, as ZeroVL has it.
+///
+/// # Errors
+/// When the device fails.
+pub fn unit_length_with(x: &Tensor, epsilon: f64) -> Result<Tensor> {
+    let x = widened(x)?;
+    x.broadcast_div(&(length(&x)? + epsilon)?)
+}
+
+fn widened(x: &Tensor) -> Result<Tensor> {
+    match x.dtype() {
+        DType::F16 | DType::BF16 => x.to_dtype(DType::F32),
+        _ => Ok(x.clone()),
+    }
+}
+
+fn length(x: &Tensor) -> Result<Tensor> {
+    x.sqr()?.sum_keepdim(D::Minus1)?.sqrt()
 }

@@ -1,18 +1,24 @@
 //! What training leaves out at random: whole residual branches, single numbers.
 
+use std::fmt;
+use std::sync::Arc;
+
 use candle_core::{Device, Result, Tensor};
 use merge::random::Draws;
+
+use super::GivenDrops;
 
 /// Drop path and dropout of one pass.
 ///
 /// Draws are keyed by seed, name and the number of the example in the whole batch, so they are the
 /// same on every device, for every number of ranks and however the batch is cut.
-#[derive(Clone, Debug)]
+#[derive(Clone, Default)]
 pub struct Omission {
     /// The probability of leaving out a branch of the last block; it rises linearly from 0 at the
     /// first.
     pub drop_path: f64,
-    /// The probability of leaving out a number of the text embedding.
+    /// The probability of leaving out a number at a dropout site: the multiway family has one after
+    /// its text embedding, BERT three a layer and one after its embedding.
     pub dropout: f64,
     /// What draws are keyed by.
     pub seed: u64,
@@ -20,6 +26,21 @@ pub struct Omission {
     pub name: String,
     /// The number of the first example in the whole batch.
     pub first: usize,
+    /// Masks that take the place of draws at dropout sites.
+    pub given: Option<Arc<dyn GivenDrops>>,
+}
+
+impl fmt::Debug for Omission {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Omission")
+            .field("drop_path", &self.drop_path)
+            .field("dropout", &self.dropout)
+            .field("seed", &self.seed)
+            .field("name", &self.name)
+            .field("first", &self.first)
+            .field("is_given", &self.given.is_some())
+            .finish()
+    }
 }
 
 impl Omission {
@@ -87,6 +108,7 @@ mod tests {
             seed: 3,
             name: "7/pass".into(),
             first,
+            given: None,
         }
     }
 

@@ -1,8 +1,10 @@
 //! What one forward pass carries besides data.
 
-use candle_core::{DType, Result, Tensor};
+use std::fmt;
 
-use super::{Omission, Tape};
+use candle_core::{Result, Tensor};
+
+use super::{Dropping, Mask, Omission, SideLosses, Tape};
 
 /// Sees the inputs of linear layers as they pass by.
 pub trait Tap: Sync {
@@ -13,12 +15,28 @@ pub trait Tap: Sync {
     /// Whatever keeps the tap from taking them; it ends the pass.
     fn linear_input(&self, key: &str, input: &Tensor, mask: Option<&Mask>) -> Result<()>;
 
-    /// What a block puts out, `(b, n, d)` each: one sequence, or text and image apart.
+    /// What a block puts out, `(b, n, d)` each: one sequence, or text and image apart. A block is
+    /// called by its stack and number, `image.block3`, or `block3` where a model has one stack.
     ///
     /// # Errors
     /// As [`Tap::linear_input`].
-    fn block_output(&self, block: usize, parts: &[Tensor]) -> Result<()> {
+    fn block_output(&self, block: &str, parts: &[Tensor]) -> Result<()> {
         let _ = (block, parts);
+        Ok(())
+    }
+
+    /// Whether [`Tap::output`] wants the tensor of this name, which may have to be computed for it.
+    fn wants(&self, name: &str) -> bool {
+        let _ = name;
+        false
+    }
+
+    /// Another tensor on the way that was wanted: `image.embed`, `text.attn0`, `image.norm`.
+    ///
+    /// # Errors
+    /// As [`Tap::linear_input`].
+    fn output(&self, name: &str, tensor: &Tensor) -> Result<()> {
+        let _ = (name, tensor);
         Ok(())
     }
 }
@@ -29,6 +47,8 @@ pub struct Pass<'a> {
     tap: Option<&'a dyn Tap>,
     omission: Option<&'a Omission>,
     tape: Option<&'a Tape>,
+    side_losses: Option<&'a SideLosses>,
+    stack: &'a str,
 }
 
 impl<'a> Pass<'a> {
@@ -65,6 +85,55 @@ impl<'a> Pass<'a> {
         }
     }
 
+    /// The pass with side losses collected.
+    #[must_use]
+    pub fn collecting(self, side_losses: &'a SideLosses) -> Self {
+        Self {
+            side_losses: Some(side_losses),
+            ..self
+        }
+    }
+
+    /// The pass within a stack of blocks, in whose name taps see what it computes and dropout draws:
+    /// two towers do not collide.
+    #[must_use]
+    pub fn within(self, stack: &'a str) -> Self {
+        Self { stack, ..self }
+    }
+
+    /// `name` within the stack: `block3`, `image.block3`.
+    #[must_use]
+    pub fn name(&self, name: &str) -> String {
+        match self.stack {
+            "" => name.to_owned(),
+            stack => format!("{stack}.{name}"),
+        }
+    }
+
+    /// Dropout at `site`, to be applied later, or several times.
+    #[must_use]
+    pub fn dropping(&self, site: &str) -> Dropping {
+        match self.omission {
+            Some(omission) => Dropping::at(omission, self.name(site)),
+            None => Dropping::none(),
+        }
+    }
+
+    /// `x: (b, ...)` after dropout at `site`.
+    ///
+    /// # Errors
+    /// When the device fails.
+    pub fn drop(&self, site: &str, x: &Tensor) -> Result<Tensor> {
+        self.dropping(site).apply(x)
+    }
+
+    /// Adds a scalar to what the pass is trained for, if anybody collects side losses.
+    pub fn add_loss(&self, name: &str, loss: &Tensor) {
+        if let Some(side_losses) = self.side_losses {
+            side_losses.add(self.name(name), loss);
+        }
+    }
+
     /// What is left out at random.
     #[must_use]
     pub fn omission(&self) -> Option<&'a Omission> {
@@ -90,11 +159,30 @@ impl<'a> Pass<'a> {
         }
     }
 
-    /// Shows what a block puts out.
-    pub(crate) fn show_block(&self, block: usize, parts: &[Tensor]) -> Result<()> {
+    /// Shows what block `index` of the stack puts out.
+    pub(crate) fn show_block(&self, index: usize, parts: &[Tensor]) -> Result<()> {
+        self.show_named_block(&format!("block{index}"), parts)
+    }
+
+    /// [`Pass::show_block`] for stacks whose blocks are called otherwise: `layer3`.
+    pub(crate) fn show_named_block(&self, name: &str, parts: &[Tensor]) -> Result<()> {
         match self.tap {
-            Some(tap) => tap.block_output(block, parts),
+            Some(tap) => tap.block_output(&self.name(name), parts),
             None => Ok(()),
+        }
+    }
+
+    /// Shows another tensor by its name within the stack, which is computed only if it is wanted.
+    pub(crate) fn show_output(
+        &self,
+        name: fmt::Arguments<'_>,
+        tensor: impl FnOnce() -> Result<Tensor>,
+    ) -> Result<()> {
+        let Some(tap) = self.tap else { return Ok(()) };
+        let name = self.name(&name.to_string());
+        match tap.wants(&name) {
+            true => tap.output(&name, &tensor()?),
+            false => Ok(()),
         }
     }
 
@@ -102,53 +190,5 @@ impl<'a> Pass<'a> {
     #[must_use]
     pub fn is_tapped(&self) -> bool {
         self.tap.is_some()
-    }
-}
-
-/// Which tokens of a batch are real: `(b, n)`, 0 for a token, −∞ for padding, ready to be added to
-/// attention scores.
-#[derive(Clone, Debug)]
-pub struct Mask(Tensor);
-
-impl Mask {
-    /// From `kept: (b, n)` of any number type, other than 0 for a token.
-    ///
-    /// # Errors
-    /// When the device fails.
-    pub fn new(kept: &Tensor) -> Result<Self> {
-        let kept = kept.ne(0.0)?;
-        let zeros = Tensor::zeros(kept.shape(), DType::F32, kept.device())?;
-        let out = Tensor::full(f32::NEG_INFINITY, kept.shape(), kept.device())?;
-        Ok(Self(kept.where_cond(&zeros, &out)?))
-    }
-
-    /// This mask followed by `n` tokens that are all real.
-    ///
-    /// # Errors
-    /// When the device fails.
-    pub fn followed_by_tokens(&self, n: usize) -> Result<Self> {
-        let b = self.0.dim(0)?;
-        let tokens = Tensor::zeros((b, n), DType::F32, self.0.device())?;
-        Ok(Self(Tensor::cat(&[&self.0, &tokens], 1)?.contiguous()?))
-    }
-
-    /// The mask of tokens `from..from + len`.
-    pub(crate) fn narrow(&self, from: usize, len: usize) -> Result<Self> {
-        Ok(Self(self.0.narrow(1, from, len)?.contiguous()?))
-    }
-
-    /// What is added to attention scores: `(b, n)`.
-    #[must_use]
-    pub fn added(&self) -> &Tensor {
-        &self.0
-    }
-
-    /// Token by token, sequence after sequence, whether it is real.
-    ///
-    /// # Errors
-    /// When the device fails.
-    pub fn kept(&self) -> Result<Vec<bool>> {
-        let added: Vec<f32> = self.0.flatten_all()?.to_vec1()?;
-        Ok(added.into_iter().map(|added| added == 0.0).collect())
     }
 }

@@ -19,9 +19,32 @@ impl PatchEmbed {
     /// # Errors
     /// As [`Weights::get`].
     pub fn load(weights: &Weights, name: &str, width: usize, patch: usize) -> crate::Result<Self> {
+        let bias = weights.get(&format!("{name}.bias"), &[width], Init::Zeros)?;
+        Self::load_with(weights, name, width, patch, bias)
+    }
+
+    /// Loads `{name}.weight` alone, as CLIP has it.
+    ///
+    /// # Errors
+    /// As [`Weights::get`].
+    pub fn load_without_bias(
+        weights: &Weights,
+        name: &str,
+        width: usize,
+        patch: usize,
+    ) -> crate::Result<Self> {
+        Self::load_with(weights, name, width, patch, weights.nothing()?)
+    }
+
+    fn load_with(
+        weights: &Weights,
+        name: &str,
+        width: usize,
+        patch: usize,
+        bias: Tensor,
+    ) -> crate::Result<Self> {
         let shape = [width, 3, patch, patch];
         let weight = weights.get(&format!("{name}.weight"), &shape, Linear::INIT)?;
-        let bias = weights.get(&format!("{name}.bias"), &[width], Init::Zeros)?;
         // A view of the same memory, so it follows the weight through training.
         let weight = weight.reshape((width, 3 * patch * patch))?;
         Ok(Self {

@@ -138,6 +138,33 @@ impl Tape {
         Ok(self.note(inputs, output, segment))
     }
 
+    /// Runs any part of a pass as a segment: `f` computes the output from its inputs, of candle's
+    /// operations, and gives the same whenever it is called with the same inputs, so whatever it
+    /// draws must not change. A tape that keeps inputs alone calls it again in the backward pass;
+    /// another one keeps the graph that `f` made.
+    ///
+    /// # Errors
+    /// As `f`, or when the device fails.
+    pub fn segment(
+        &self,
+        inputs: Vec<Tensor>,
+        f: impl Fn(&[Tensor]) -> Result<Tensor> + 'static,
+    ) -> Result<Tensor> {
+        let own: Vec<Tensor> = inputs.iter().map(Tensor::detach).collect();
+        if self.keeps_inputs_alone {
+            // The graph behind the output, of the weights, ends here.
+            let output = f(&own)?.detach();
+            return self.record(inputs, &output, Box::new(Recomputed { inputs: own, f }));
+        }
+        let own = variables(&own)?;
+        let output = f(&own)?;
+        let graph = Graph {
+            inputs: own,
+            output: output.clone(),
+        };
+        self.record(inputs, &output, Box::new(graph))
+    }
+
     /// [`Tape::record`] of a segment that has put out values on the CPU, without a copy of them.
     pub(crate) fn record_values(
         &self,
@@ -193,5 +220,47 @@ impl Tape {
             }
         }
         Ok(())
+    }
+}
+
+fn variables(tensors: &[Tensor]) -> Result<Vec<Tensor>> {
+    let variable = |tensor| Ok(Var::from_tensor(tensor)?.as_tensor().clone());
+    tensors.iter().map(variable).collect()
+}
+
+/// A segment that keeps its inputs alone.
+struct Recomputed<F> {
+    inputs: Vec<Tensor>,
+    f: F,
+}
+
+impl<F: Fn(&[Tensor]) -> Result<Tensor>> Recorded for Recomputed<F> {
+    fn backward(
+        self: Box<Self>,
+        by_output: &Tensor,
+        gradients: &mut Gradients,
+    ) -> Result<Vec<Option<Tensor>>> {
+        let inputs = variables(&self.inputs)?;
+        let output = (self.f)(&inputs)?;
+        Box::new(Graph { inputs, output }).backward(by_output, gradients)
+    }
+}
+
+/// A segment that keeps its graph.
+struct Graph {
+    inputs: Vec<Tensor>,
+    output: Tensor,
+}
+
+impl Recorded for Graph {
+    fn backward(
+        self: Box<Self>,
+        by_output: &Tensor,
+        gradients: &mut Gradients,
+    ) -> Result<Vec<Option<Tensor>>> {
+        let found = (&self.output * by_output)?.sum_all()?.backward()?;
+        gradients.absorb(&found)?;
+        let by_inputs = self.inputs.iter().map(|input| found.get(input).cloned());
+        Ok(by_inputs.collect())
     }
 }

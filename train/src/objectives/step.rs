@@ -65,6 +65,7 @@ impl<'a> Step<'a> {
             seed: randomness.seed,
             name: format!("{}/{name}", randomness.step),
             first: self.batch.first,
+            given: None,
         })
     }
 

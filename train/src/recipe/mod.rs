@@ -80,7 +80,7 @@ pub struct TrainRecipe {
 }
 
 /// What a checkpoint does not say of its model, and the sizes to bring it to.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields, default)]
 pub struct ModelSettings {
     /// Side of the image in pixels; position tables are resized.
@@ -101,6 +101,15 @@ pub struct ModelSettings {
     /// Whether text and image see each other before the fusion start.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub shallow_attention: Option<ShallowAttention>,
+    /// Attention heads of the image tower, where a family has towers.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub image_heads: Option<usize>,
+    /// Attention heads of the text tower.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub text_heads: Option<usize>,
+    /// What similarities are divided by, of a model that does not learn it.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub temperature: Option<f64>,
 }
 
 impl ModelSettings {
@@ -112,6 +121,9 @@ impl ModelSettings {
             fusion_start: self.fusion_start,
             shallow_attention: self.shallow_attention,
             text_table_len: self.text_table_len,
+            image_heads: self.image_heads,
+            text_heads: self.text_heads,
+            temperature: self.temperature,
         }
     }
 }

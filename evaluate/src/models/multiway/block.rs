@@ -8,8 +8,7 @@ use super::taped::record;
 use super::{Config, Experts};
 use crate::Weights;
 use crate::nn::{
-    Attended, Attention, LayerNorm, LayerScale, Mask, Mlp, Pass, Residual, Tape, is_leaf,
-    is_on_host,
+    Attention, Bias, LayerNorm, LayerScale, Mask, Mlp, Pass, Residual, Tape, is_leaf, is_on_host,
 };
 
 /// LayerNorm of blocks adds this to the variance.
@@ -115,7 +114,7 @@ impl Block {
         &self,
         x: &Tensor,
         segments: &[Segment],
-        attended: Attended<'_>,
+        attended: Bias<'_>,
         pass: &Pass<'_>,
     ) -> Result<Tensor> {
         let kept = self.kept(x, segments, pass)?;
@@ -194,7 +193,7 @@ impl Block {
         &self,
         x: &Tensor,
         segments: &[Segment],
-        attended: Attended<'_>,
+        attended: Bias<'_>,
         kept: &Kept,
         pass: &Pass<'_>,
     ) -> Result<Tensor> {
@@ -230,12 +229,7 @@ impl Block {
     ///
     /// # Errors
     /// As [`Block::forward`].
-    pub fn forward_first(
-        &self,
-        x: &Tensor,
-        expert: Expert,
-        attended: Attended<'_>,
-    ) -> Result<Tensor> {
+    pub fn forward_first(&self, x: &Tensor, expert: Expert, attended: Bias<'_>) -> Result<Tensor> {
         let normed = self.norm1.of(expert)?.forward(x)?;
         let first = x.narrow(1, 0, 1)?.contiguous()?; // (b, 1, d)
         let attn = self.attn.of(expert)?;

@@ -82,6 +82,7 @@ impl Blueprint for MultiwayBlueprint {
             | Setting::DropPath
             | Setting::Dropout
             | Setting::CheckpointActivations => true,
+            Setting::ImageHeads | Setting::TextHeads | Setting::Temperature => false,
         }
     }
 

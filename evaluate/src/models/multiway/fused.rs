@@ -5,8 +5,8 @@ use candle_core::{Result, Tensor};
 use super::block::Kept;
 use super::{Block, Segment};
 use crate::nn::{
-    Attended, AttentionBranch, Buffer, Buffers, FfnBranch, Gradients, Host, Keep, KeptAttention,
-    Mask, Recorded, Tape, host_values, in_pool,
+    AttentionBranch, Bias, Buffer, Buffers, FfnBranch, Gradients, Host, Keep, KeptAttention, Mask,
+    Recorded, Tape, host_values, in_pool,
 };
 
 /// A block that ran on slices, and what its backward pass needs.
@@ -38,14 +38,14 @@ pub(super) fn record_fused(
     block: &Block,
     x: &Tensor,
     segments: &[Segment],
-    attended: Attended<'_>,
+    attended: Bias<'_>,
     kept: Kept,
 ) -> Result<Tensor> {
     let mut fused = Fused {
         block: block.clone(),
         x: x.detach().contiguous()?,
         segments: segments.to_vec(),
-        bias: attended.bias.map(Tensor::contiguous).transpose()?,
+        bias: attended.pairs.map(Tensor::contiguous).transpose()?,
         mask: attended.mask.cloned(),
         kept,
         buffers: tape.buffers().clone(),
@@ -55,7 +55,7 @@ pub(super) fn record_fused(
     let inside = in_pool(|| fused.forward(&mut out))?;
     fused.inside = (!tape.keeps_inputs_alone()).then_some(inside);
     let mut inputs = vec![x.clone()];
-    inputs.extend(attended.bias.cloned());
+    inputs.extend(attended.pairs.cloned());
     tape.record_values(inputs, out, x.shape(), Box::new(fused))
 }
 
@@ -66,14 +66,14 @@ impl Fused {
             .map(|segment| Ok((self.block.norm1(segment.expert)?, segment.len)));
         Ok(AttentionBranch {
             norms: norms.collect::<Result<_>>()?,
-            attention: self.block.attention(self.segments[0].expert)?,
+            attention: self.block.attention(self.segments[0].expert)?.packed(),
             scale: self.block.gamma_1(),
             keep: keep.map(|factors| Keep {
                 factors,
                 rows: tokens,
             }),
-            attended: Attended {
-                bias: self.bias.as_ref(),
+            attended: Bias {
+                pairs: self.bias.as_ref(),
                 mask: self.mask.as_ref(),
             },
             batch,

@@ -7,7 +7,7 @@ use merge::Expert;
 
 use super::{Multiway, Segment};
 use crate::models::ShallowAttention;
-use crate::nn::{Attended, Mask, Pairs, Pass, RelativePosition};
+use crate::nn::{Bias, Mask, Pairs, Pass, RelativePosition};
 use crate::{Error, Result};
 
 /// Token type of text.
@@ -149,8 +149,8 @@ impl Multiway {
                 .as_ref()
                 .map(|pairs| pairs.bias(index, pass))
                 .transpose()?;
-            let attended = Attended {
-                bias: bias.as_ref(),
+            let attended = Bias {
+                pairs: bias.as_ref(),
                 mask: of.mask,
             };
             of.x = self.blocks[index].forward(&of.x, &[segment], attended, pass)?;
@@ -222,8 +222,8 @@ impl Multiway {
             mask,
         } = self.run(of, 0..n - 1, pass)?;
         let bias = pairs.map(|pairs| pairs.bias(n - 1, pass)).transpose()?;
-        let attended = Attended {
-            bias: bias.as_ref(),
+        let attended = Bias {
+            pairs: bias.as_ref(),
             mask,
         };
         let x = self.blocks[n - 1].forward_first(&x, expert, attended)?; // (b, 1, d)
@@ -347,8 +347,8 @@ impl Multiway {
                         .as_ref()
                         .map(|pairs| pairs.bias(block, pass))
                         .transpose()?;
-                    let attended = Attended {
-                        bias: bias.as_ref(),
+                    let attended = Bias {
+                        pairs: bias.as_ref(),
                         mask: Some(&joint_mask),
                     };
                     x = self.blocks[block].forward(&x, &segments, attended, pass)?;
@@ -387,8 +387,8 @@ impl Multiway {
             let bias =
                 |pairs: &Option<Pairs>| pairs.as_ref().map(|p| p.bias(index, pass)).transpose();
             let (text_bias, image_bias) = (bias(&text_pairs)?, bias(&image_pairs)?);
-            let attended = Attended {
-                bias: text_bias.as_ref(),
+            let attended = Bias {
+                pairs: text_bias.as_ref(),
                 mask: Some(mask),
             };
             let segment = Segment {
@@ -396,8 +396,8 @@ impl Multiway {
                 expert: Expert::Language,
             };
             text = block.forward(&text, &[segment], attended, pass)?;
-            let attended = Attended {
-                bias: image_bias.as_ref(),
+            let attended = Bias {
+                pairs: image_bias.as_ref(),
                 mask: None,
             };
             let segment = Segment {

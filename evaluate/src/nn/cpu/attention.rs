@@ -40,13 +40,15 @@ impl Sizes {
     }
 }
 
-/// What is added to the scores before the softmax. Empty slices add nothing.
-#[derive(Clone, Copy)]
+/// What is done to scores and shares. Empty slices do nothing.
+#[derive(Clone, Copy, Default)]
 pub struct Added<'a> {
     /// `(h, n, n)`.
     pub bias: &'a [f32],
-    /// `(b, n)`: 0 for tokens that may be attended to, −∞ for the others.
+    /// `(b, n)`: 0 for tokens that may be attended to, −∞ or a low number for the others.
     pub mask: &'a [f32],
+    /// Dropout's factors of the shares, `(b, h, queries, n)`.
+    pub keep: &'a [f32],
 }
 
 /// One head's slice of a sequence's `(n, 3 d)`: queries, keys or values.
@@ -100,6 +102,8 @@ pub fn forward_into(out: &mut [f32], qkv: &[f32], added: Added<'_>, sizes: Sizes
                     sizes,
                     head,
                 );
+                let keep = head_keep(added.keep, sizes, sequence, head);
+                scores.iter_mut().zip(keep).for_each(|(s, keep)| *s *= keep);
                 let out = view_mut(
                     &mut out[head * sizes.head_width..],
                     sizes.queries,
@@ -133,6 +137,15 @@ fn head_bias(bias: &[f32], sizes: Sizes, head: usize) -> &[f32] {
     match bias.is_empty() {
         true => &[],
         false => &bias[head * n..][..n],
+    }
+}
+
+/// One head's factors of one sequence, `(queries, n)`.
+fn head_keep(keep: &[f32], sizes: Sizes, sequence: usize, head: usize) -> &[f32] {
+    let n = sizes.queries * sizes.tokens;
+    match keep.is_empty() {
+        true => &[],
+        false => &keep[(sequence * sizes.heads + head) * n..][..n],
     }
 }
 
@@ -170,6 +183,11 @@ fn probabilities(
                     *score += mask;
                 }
                 let largest = max(scores);
+                if largest == f32::NEG_INFINITY {
+                    // All is hidden: nothing is attended to.
+                    scores.fill(0.0);
+                    continue;
+                }
                 for score in scores.iter_mut() {
                     *score = exp(*score - largest);
                 }
@@ -207,6 +225,7 @@ pub fn gradients_into(
             let mut by_bias = vec![0.0; n_bias];
             let mut p = vec![0.0; n * n];
             let mut dp = vec![0.0; n * n];
+            let mut dropped = vec![0.0; if added.keep.is_empty() { 0 } else { n * n }];
             for (index, by_qkv) in by_qkv.chunks_exact_mut(n * 3 * d).enumerate() {
                 let sequence = part * per_part + index;
                 let qkv = &qkv[sequence * n * 3 * d..][..n * 3 * d];
@@ -219,7 +238,16 @@ pub fn gradients_into(
                         0 => &mut [][..],
                         _ => &mut by_bias[head * n * n..][..n * n],
                     };
-                    one_head(by_qkv, by_bias, &p, &mut dp, qkv, g, sizes, head);
+                    let keep = head_keep(added.keep, sizes, sequence, head);
+                    for ((dropped, p), keep) in dropped.iter_mut().zip(&p).zip(keep) {
+                        *dropped = p * keep;
+                    }
+                    let shares = Shares {
+                        p: &p,
+                        dropped: if keep.is_empty() { &p } else { &dropped },
+                        keep,
+                    };
+                    one_head(by_qkv, by_bias, shares, &mut dp, qkv, g, sizes, head);
                 }
             }
             by_bias
@@ -247,7 +275,18 @@ fn sum_of_parts(mut parts: Vec<Vec<f32>>) -> Vec<f32> {
     std::mem::take(first)
 }
 
-/// Gradients of one head of one sequence, from its probabilities `p`.
+/// Softmax of one head of one sequence.
+#[derive(Clone, Copy)]
+struct Shares<'a> {
+    /// Before dropout, `(n, n)`.
+    p: &'a [f32],
+    /// After it.
+    dropped: &'a [f32],
+    /// Dropout's factors, or nothing.
+    keep: &'a [f32],
+}
+
+/// Gradients of one head of one sequence.
 #[expect(
     clippy::too_many_arguments,
     reason = "two results, one scratch and the five things they depend on"
@@ -255,7 +294,7 @@ fn sum_of_parts(mut parts: Vec<Vec<f32>>) -> Vec<f32> {
 fn one_head(
     by_qkv: &mut [f32],
     by_bias: &mut [f32],
-    p: &[f32],
+    Shares { p, dropped, keep }: Shares<'_>,
     dp: &mut [f32],
     qkv: &[f32],
     g: &[f32],
@@ -265,7 +304,7 @@ fn one_head(
     let (n, d) = (sizes.tokens, sizes.width());
     let g = columns(g, sizes, head).view();
     let [queries, keys, values] = [0, 1, 2].map(|which| part(qkv, sizes, which, head).view());
-    let p_view = Matrix::packed(p, n, n).view();
+    let p_view = Matrix::packed(dropped, n, n).view();
     let mut write = |which: usize, lhs, rhs, scale| {
         let first = which * d + head * sizes.head_width;
         let out = view_mut(&mut by_qkv[first..], n, sizes.head_width, 3 * d);
@@ -277,6 +316,9 @@ fn one_head(
     merge::vectorized(
         #[inline(always)]
         || {
+            for (dp, keep) in dp.iter_mut().zip(keep) {
+                *dp *= keep;
+            }
             for (dp, p) in dp.chunks_exact_mut(n).zip(p.chunks_exact(n)) {
                 let mean = sum_of(dp, p, |dp, p| dp * p);
                 for (dp, p) in dp.iter_mut().zip(p) {

@@ -39,6 +39,21 @@ pub fn view_mut(data: &mut [f32], rows: usize, columns: usize, stride: usize) ->
 
 /// `out = lhs · rhs`, or `out += lhs · rhs`, where `out` has rows without gaps.
 ///
+/// # Panics
+///
+/// If the shapes do not go together.
+pub fn product(out: &mut [f32], lhs: MatRef<'_, f32>, rhs: MatRef<'_, f32>, accum: Accum) {
+    let columns = rhs.ncols();
+    assert_eq!(
+        Some(out.len()),
+        lhs.nrows().checked_mul(columns),
+        "rows by columns"
+    );
+    product_with_gaps(out, columns, lhs, rhs, accum);
+}
+
+/// [`product`] into rows that begin `stride` elements after one another; what lies between them stays.
+///
 /// By the `gemm` crate, whose kernels for these shapes are a sixth faster than faer's and share what
 /// they bring into order between threads; its interface takes pointers, hence the one `unsafe` here.
 ///
@@ -46,29 +61,41 @@ pub fn view_mut(data: &mut [f32], rows: usize, columns: usize, stride: usize) ->
 ///
 /// If the shapes do not go together.
 #[expect(unsafe_code, reason = "the interface of gemm takes pointers")]
-pub fn product(out: &mut [f32], lhs: MatRef<'_, f32>, rhs: MatRef<'_, f32>, accum: Accum) {
+pub fn product_with_gaps(
+    out: &mut [f32],
+    stride: usize,
+    lhs: MatRef<'_, f32>,
+    rhs: MatRef<'_, f32>,
+    accum: Accum,
+) {
     let (rows, columns, depth) = (lhs.nrows(), rhs.ncols(), lhs.ncols());
     assert_eq!(
         depth,
         rhs.nrows(),
         "a row of the left meets a column of the right"
     );
-    assert_eq!(
-        Some(out.len()),
-        rows.checked_mul(columns),
-        "rows by columns"
+    if rows == 0 || columns == 0 {
+        return;
+    }
+    let end = (rows - 1)
+        .checked_mul(stride)
+        .and_then(|last| last.checked_add(columns));
+    assert!(
+        columns <= stride && end.is_some_and(|end| end <= out.len()),
+        "rows apart from each other, within the slice"
     );
     let adds = matches!(accum, Accum::Add);
     if depth == 0 {
         if !adds {
-            out.fill(0.0);
+            let rows = out.chunks_mut(stride).take(rows);
+            rows.for_each(|row| row[..columns].fill(0.0));
         }
         return;
     }
-    // SAFETY: `out` holds `rows × columns` elements (asserted), of which element (r, c) is at
-    // `r · columns + c`, and no one else can see them while it is borrowed mutably. Of `lhs` and `rhs`
-    // faer's views guarantee that every element within their sizes can be read at their pointers and
-    // strides; their sizes are (rows, depth) and (depth, columns) (asserted). The kernels read and
+    // SAFETY: element (r, c) of the result is at `r · stride + c` of `out`, below `out.len()` and of no
+    // other row (asserted), and no one else can see `out` while it is borrowed mutably. Of `lhs` and
+    // `rhs` faer's views guarantee that every element within their sizes can be read at their pointers
+    // and strides; their sizes are (rows, depth) and (depth, columns) (asserted). The kernels read and
     // write nothing beyond these sizes.
     unsafe {
         gemm::gemm(
@@ -77,7 +104,7 @@ pub fn product(out: &mut [f32], lhs: MatRef<'_, f32>, rhs: MatRef<'_, f32>, accu
             depth,
             out.as_mut_ptr(),
             1,
-            columns as isize,
+            stride as isize,
             adds,
             lhs.as_ptr(),
             lhs.col_stride(),

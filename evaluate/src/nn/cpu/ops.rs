@@ -202,6 +202,7 @@ impl CustomOp3 for Attention {
         let added = Added {
             bias: slice(bias, bias_layout)?,
             mask: slice(mask, mask_layout)?,
+            keep: &[],
         };
         let out = attention::forward(slice(qkv, qkv_layout)?, added, sizes);
         let shape = (sizes.batch, sizes.queries, sizes.heads * sizes.head_width);
@@ -221,7 +222,12 @@ impl CustomOp3 for Attention {
             bail!("no gradient of attention where some tokens do not ask");
         }
         let (by_qkv, by_bias) = with_slices([g, qkv, bias, mask], |[g, qkv, bias, mask]| {
-            attention::gradients(g, qkv, Added { bias, mask }, sizes)
+            let added = Added {
+                bias,
+                mask,
+                keep: &[],
+            };
+            attention::gradients(g, qkv, added, sizes)
         })?;
         let by_bias = match bias.elem_count() {
             0 => None,

@@ -3,8 +3,9 @@
 use faer::Accum;
 use rayon::prelude::*;
 
-use super::gemm::{Matrix, product};
-use super::math::{normal, sum_of};
+use super::gemm::{Matrix, product, product_with_gaps};
+use super::math::{exp, normal, sum_of};
+use crate::nn::Activation;
 
 /// Rows that one task takes: enough to be worth a task, few enough to stay in the cache.
 const ROWS_PER_TASK: usize = 64;
@@ -17,8 +18,8 @@ const SUM_PARTS: usize = 8;
 pub enum Then<'a> {
     /// Nothing.
     Nothing,
-    /// Exact GELU.
-    Gelu,
+    /// An activation.
+    Activate(Activation),
     /// `residual + keep scale ∘ y`, each factor being 1 where there is none.
     Add {
         residual: &'a [f32],
@@ -72,6 +73,69 @@ pub fn linear_into(out: &mut [f32], x: &[f32], w: &[f32], bias: &[f32], k: usize
     }
 }
 
+/// Three linear layers of one width side by side, `(m, 3 n)`: weights `(n, k)`, biases `(n)`.
+pub fn three_linear_into(
+    out: &mut [f32],
+    x: &[f32],
+    weights: [&[f32]; 3],
+    biases: [&[f32]; 3],
+    k: usize,
+) {
+    let (m, n) = (x.len() / k, weights[0].len() / k);
+    let x = Matrix::packed(x, m, k);
+    for (which, weight) in weights.into_iter().enumerate() {
+        let weight = Matrix::packed(weight, n, k).view().transpose();
+        let out = &mut out[which * n..];
+        product_with_gaps(out, 3 * n, x.view(), weight, Accum::Replace);
+    }
+    let bias = biases.concat();
+    let rows = out.par_chunks_mut(ROWS_PER_TASK * 3 * n);
+    rows.for_each(|rows| {
+        merge::vectorized(
+            #[inline(always)]
+            || {
+                for row in rows.chunks_exact_mut(3 * n) {
+                    add_to(row, &bias);
+                }
+            },
+        );
+    });
+}
+
+/// `out = x + factors ∘ out`, element by element.
+pub fn scaled_onto(out: &mut [f32], x: &[f32], factors: &[f32]) {
+    let chunks = out.par_chunks_mut(1 << 14).enumerate();
+    chunks.for_each(|(chunk, out)| {
+        let first = chunk << 14;
+        merge::vectorized(
+            #[inline(always)]
+            || {
+                let rest = x[first..].iter().zip(&factors[first..]);
+                for (out, (x, factor)) in out.iter_mut().zip(rest) {
+                    *out = x + factor * *out;
+                }
+            },
+        );
+    });
+}
+
+/// `out = factors ∘ x`, element by element.
+pub fn scaled_into(out: &mut [f32], x: &[f32], factors: &[f32]) {
+    let chunks = out.par_chunks_mut(1 << 14).enumerate();
+    chunks.for_each(|(chunk, out)| {
+        let first = chunk << 14;
+        merge::vectorized(
+            #[inline(always)]
+            || {
+                let rest = x[first..].iter().zip(&factors[first..]);
+                for (out, (x, factor)) in out.iter_mut().zip(rest) {
+                    *out = factor * x;
+                }
+            },
+        );
+    });
+}
+
 /// Bias and what follows, for one row.
 #[inline(always)]
 fn finish(y: &mut [f32], bias: &[f32], then: Then<'_>, row: usize) {
@@ -80,9 +144,14 @@ fn finish(y: &mut [f32], bias: &[f32], then: Then<'_>, row: usize) {
     }
     match then {
         Then::Nothing => {}
-        Then::Gelu => {
+        Then::Activate(Activation::Gelu) => {
             for y in y.iter_mut() {
                 *y *= normal(*y).0;
+            }
+        }
+        Then::Activate(Activation::QuickGelu) => {
+            for y in y.iter_mut() {
+                *y *= quick(*y);
             }
         }
         Then::Add {
@@ -179,17 +248,50 @@ pub fn gelu_into(out: &mut [f32], x: &[f32]) {
     });
 }
 
-/// Turns `g` into the gradient by the input `x` of GELU, and `x` into GELU's output.
-pub fn gelu_backward_in_place(g: &mut [f32], x: &mut [f32]) {
+/// σ(1.702 x): the factor of QuickGELU.
+#[inline(always)]
+fn quick(x: f32) -> f32 {
+    1.0 / (1.0 + exp(-1.702 * x))
+}
+
+/// An activation of `x` into `out`.
+pub fn activate_into(out: &mut [f32], x: &[f32], activation: Activation) {
+    if activation == Activation::Gelu {
+        return gelu_into(out, x);
+    }
+    let chunks = out.par_chunks_mut(1 << 14).zip(x.par_chunks(1 << 14));
+    chunks.for_each(|(out, x)| {
+        merge::vectorized(
+            #[inline(always)]
+            || {
+                for (out, &x) in out.iter_mut().zip(x) {
+                    *out = x * quick(x);
+                }
+            },
+        );
+    });
+}
+
+/// Turns `g` into the gradient by the input `x` of an activation, and `x` into its output.
+pub fn activate_backward_in_place(g: &mut [f32], x: &mut [f32], activation: Activation) {
     let chunks = g.par_chunks_mut(1 << 14).zip(x.par_chunks_mut(1 << 14));
     chunks.for_each(|(g, x)| {
         merge::vectorized(
             #[inline(always)]
-            || {
-                for (g, x) in g.iter_mut().zip(x.iter_mut()) {
-                    let (below, density) = normal(*x);
-                    *g *= below + *x * density;
-                    *x *= below;
+            || match activation {
+                Activation::Gelu => {
+                    for (g, x) in g.iter_mut().zip(x.iter_mut()) {
+                        let (below, density) = normal(*x);
+                        *g *= below + *x * density;
+                        *x *= below;
+                    }
+                }
+                Activation::QuickGelu => {
+                    for (g, x) in g.iter_mut().zip(x.iter_mut()) {
+                        let share = quick(*x);
+                        *g *= share + 1.702 * *x * share * (1.0 - share);
+                        *x *= share;
+                    }
                 }
             },
         );
@@ -316,4 +418,38 @@ pub fn add_into(sum: &mut [f32], values: &[f32]) {
             || add_to(sum, values),
         );
     });
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn activations_and_their_gradients_are_those_of_the_formulas() {
+        for activation in [Activation::Gelu, Activation::QuickGelu] {
+            let x: Vec<f32> = (-40..=40).map(|step| step as f32 / 8.0).collect();
+            let exact = |x: f64| match activation {
+                Activation::Gelu => x * f64::from(normal(x as f32).0),
+                Activation::QuickGelu => x / (1.0 + (-1.702 * x).exp()),
+            };
+            let mut out = vec![0.0; x.len()];
+            activate_into(&mut out, &x, activation);
+            let (mut g, mut y) = (vec![2.0; x.len()], x.clone());
+            activate_backward_in_place(&mut g, &mut y, activation);
+            assert_eq!(y, out);
+            for ((&x, &y), &g) in x.iter().zip(&out).zip(&g) {
+                let x = f64::from(x);
+                assert!(
+                    (f64::from(y) - exact(x)).abs() < 1e-6,
+                    "{activation:?}({x})"
+                );
+                // Gelu's step is wide, for Φ is known to 1.5e-7 only.
+                let slope = (exact(x + 1e-2) - exact(x - 1e-2)) / 2e-2;
+                assert!(
+                    (f64::from(g) - 2.0 * slope).abs() < 3e-4,
+                    "{activation:?}'({x})"
+                );
+            }
+        }
+    }
 }

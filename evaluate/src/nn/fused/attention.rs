@@ -7,19 +7,62 @@ use super::{input_gradient, norm_backward, norm_into, weight_gradient};
 use crate::nn::cpu::attention::{self, Added, Sizes};
 use crate::nn::cpu::host::Host;
 use crate::nn::cpu::slices::{self, Keep, Then};
-use crate::nn::{Attended, Attention, Buffer, Buffers, Gradients, LayerNorm, Mask};
+use crate::nn::{Bias, Buffer, Buffers, Gradients, LayerNorm, Linear, Mask};
+
+/// The weights of a self-attention with packed projections.
+#[derive(Clone, Copy)]
+pub(crate) struct Packed<'a> {
+    /// Its weight, `(3 d, d)`.
+    pub qkv: &'a Linear,
+    pub bias: PackedBias<'a>,
+    pub proj: &'a Linear,
+    pub heads: usize,
+}
+
+/// The bias of packed projections.
+#[derive(Clone, Copy)]
+pub(crate) enum PackedBias<'a> {
+    /// `(3 d)`.
+    Whole(&'a Tensor),
+    /// `(d)` each; keys have none.
+    WithoutKeys { q: &'a Tensor, v: &'a Tensor },
+}
+
+impl PackedBias<'_> {
+    fn values(self, width: usize) -> Result<Vec<f32>> {
+        match self {
+            Self::Whole(bias) => Ok(Host::of(bias)?.values().to_vec()),
+            Self::WithoutKeys { q, v } => {
+                let mut bias = vec![0.0; 3 * width];
+                bias[..width].copy_from_slice(Host::of(q)?.values());
+                bias[2 * width..].copy_from_slice(Host::of(v)?.values());
+                Ok(bias)
+            }
+        }
+    }
+
+    fn add_gradient(self, sums: &[f32], width: usize, gradients: &mut Gradients) {
+        match self {
+            Self::Whole(bias) => gradients.add_values(bias, sums),
+            Self::WithoutKeys { q, v } => {
+                gradients.add_values(q, &sums[..width]);
+                gradients.add_values(v, &sums[2 * width..]);
+            }
+        }
+    }
+}
 
 /// `x + keep scale ∘ proj(attention(norm(x)))`, the norm being that of each token's expert.
 pub(crate) struct AttentionBranch<'a> {
     /// Norms and how many tokens of a sequence each serves, one after the other.
     pub norms: Vec<(&'a LayerNorm, usize)>,
-    pub attention: &'a Attention,
+    pub attention: Packed<'a>,
     /// LayerScale's factors per channel.
     pub scale: Option<&'a Tensor>,
     /// Drop path's factors per sequence.
     pub keep: Option<Keep<'a>>,
     /// Position bias and padding.
-    pub attended: Attended<'a>,
+    pub attended: Bias<'a>,
     /// Sequences.
     pub batch: usize,
     /// Tokens of a sequence.
@@ -41,10 +84,15 @@ struct HostAdded<'a> {
 }
 
 impl<'a> HostAdded<'a> {
-    fn of(attended: Attended<'a>) -> Result<Self> {
+    fn of(attended: Bias<'a>) -> Result<Self> {
+        let padding = match attended.mask {
+            None => None,
+            Some(Mask::Padding(added)) => Some(added),
+            Some(_) => candle_core::bail!("a block on slices knows no mask but padding"),
+        };
         Ok(Self {
-            bias: attended.bias.map(Host::of).transpose()?,
-            mask: attended.mask.map(Mask::added).map(Host::of).transpose()?,
+            bias: attended.pairs.map(Host::of).transpose()?,
+            mask: padding.map(Host::of).transpose()?,
         })
     }
 
@@ -52,6 +100,7 @@ impl<'a> HostAdded<'a> {
         Added {
             bias: self.bias.as_ref().map_or(&[], Host::values),
             mask: self.mask.as_ref().map_or(&[], Host::values),
+            keep: &[],
         }
     }
 }
@@ -59,7 +108,7 @@ impl<'a> HostAdded<'a> {
 impl<'a> AttentionBranch<'a> {
     fn outlet(&self) -> Outlet<'a> {
         Outlet {
-            linear: self.attention.proj(),
+            linear: self.attention.proj,
             scale: self.scale,
             keep: self.keep,
         }
@@ -70,8 +119,8 @@ impl<'a> AttentionBranch<'a> {
             batch: self.batch,
             tokens: self.tokens,
             queries: self.tokens,
-            heads: self.attention.heads(),
-            head_width: width / self.attention.heads(),
+            heads: self.attention.heads,
+            head_width: width / self.attention.heads,
         }
     }
 
@@ -101,13 +150,10 @@ impl<'a> AttentionBranch<'a> {
 
     /// `x: (b, n, d)` to `out: (b, n, d)`.
     pub fn forward(&self, out: &mut [f32], x: &[f32], buffers: &Buffers) -> Result<KeptAttention> {
-        let weight = self.attention.qkv().weight();
-        let (packed, width) = weight.dims2()?;
+        let weight = self.attention.qkv.weight();
+        let width = weight.dim(1)?;
         let weight = Host::of(weight)?;
-        let mut bias = vec![0.0; packed];
-        let (q_bias, v_bias) = self.attention.biases();
-        bias[..width].copy_from_slice(Host::of(q_bias)?.values());
-        bias[2 * width..].copy_from_slice(Host::of(v_bias)?.values());
+        let bias = self.attention.bias.values(width)?;
         let mut qkv = buffers.take(3 * x.len());
         {
             let normed = self.normed(x, width, buffers)?;
@@ -132,7 +178,7 @@ impl<'a> AttentionBranch<'a> {
         gradients: &mut Gradients,
         buffers: &Buffers,
     ) -> Result<Vec<f32>> {
-        let weight = self.attention.qkv().weight();
+        let weight = self.attention.qkv.weight();
         let width = weight.dim(1)?;
         let outlet = self.outlet();
         outlet.parameter_gradients(g, &kept.mixed, gradients, buffers)?;
@@ -147,11 +193,9 @@ impl<'a> AttentionBranch<'a> {
         {
             let normed = self.normed(x, width, buffers)?;
             let sums = weight_gradient(weight, &by_qkv, &normed, gradients, buffers)?;
-            let (q_bias, v_bias) = self.attention.biases();
-            gradients.add_values(q_bias, &sums[..width]);
-            gradients.add_values(v_bias, &sums[2 * width..]);
+            self.attention.bias.add_gradient(&sums, width, gradients);
         }
-        let by_normed = input_gradient(self.attention.qkv(), &by_qkv, buffers)?;
+        let by_normed = input_gradient(self.attention.qkv, &by_qkv, buffers)?;
         for (norm, stretch) in self.stretches(width) {
             let (g, by_normed) = (&mut g[stretch.clone()], &by_normed[stretch.clone()]);
             norm_backward(g, by_normed, &x[stretch], norm, gradients)?;

@@ -41,7 +41,7 @@ impl<'a> FfnBranch<'a> {
             slices::linear_into(&mut before, &normed, weight, bias, width, Then::Nothing);
         }
         let mut after = buffers.take(before.len());
-        slices::gelu_into(&mut after, &before);
+        slices::activate_into(&mut after, &before, self.mlp.activation());
         self.outlet().forward(out, &after, x)?;
         Ok(before)
     }
@@ -58,7 +58,7 @@ impl<'a> FfnBranch<'a> {
         let outlet = self.outlet();
         let mut by_inner = outlet.input_gradient(g, buffers)?; // (m, f)
         let mut after = before;
-        slices::gelu_backward_in_place(&mut by_inner, &mut after);
+        slices::activate_backward_in_place(&mut by_inner, &mut after, self.mlp.activation());
         outlet.parameter_gradients(g, &after, gradients, buffers)?;
         drop(after);
         let fc1 = self.mlp.fc1();

@@ -12,9 +12,11 @@
 mod attention;
 mod ffn;
 mod outlet;
+mod post_norm;
 
-pub(crate) use attention::{AttentionBranch, KeptAttention};
+pub(crate) use attention::{AttentionBranch, KeptAttention, Packed, PackedBias};
 pub(crate) use ffn::FfnBranch;
+pub(crate) use post_norm::{AttentionHalf, FfnHalf, KeptHalf, Separate, norm_again, side_by_side};
 
 use candle_core::{Result, Tensor};
 use faer::Accum;

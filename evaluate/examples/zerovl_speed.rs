@@ -1,0 +1,112 @@
+//! Times ZeroVL's towers and prints a JSON line, for `benches/zerovl_towers.py`: the same weights,
+//! inputs, batch and threads as PyTorch there.
+//!
+//! `RAYON_NUM_THREADS=2 zerovl_speed CHECKPOINT image|text|step BATCH ROUNDS`
+//!
+//! `step` is a contrastive step without the update: features of all pairs, the symmetric cross entropy
+//! of their similarities, and the gradient of every variable.
+
+use std::io::Write;
+use std::sync::Arc;
+use std::time::Instant;
+
+use candle_core::{DType, Device, Tensor};
+use evaluate::batch::{Images, Texts};
+use evaluate::models::{Branch, DualEncoder, Overrides, blueprint};
+use evaluate::nn::{Buffers, Gradients, Pass, Tape, cross_entropy};
+use evaluate::{Result, Weights};
+use merge::io::OpenOptions;
+
+/// Inputs that depend on their place only, as the reference makes them.
+fn inputs(side: usize, t: usize, vocabulary: usize, batch: usize) -> Result<(Images, Texts)> {
+    let turn = std::f64::consts::TAU;
+    let pixels = (0..batch * 3 * side * side).map(|n| (n as f64 * 0.05 % turn).sin() as f32);
+    let n_tokens: Vec<usize> = (0..batch).map(|text| 8 + text * 5 % (t - 7)).collect();
+    let id = |at: usize| match at % t < n_tokens[at / t] {
+        true => (at * 7919 % vocabulary) as u32,
+        false => 0,
+    };
+    let (device, dtype) = (Device::Cpu, DType::F32);
+    Ok((
+        Images::of_values(pixels.collect(), batch, side, &device, dtype)?,
+        Texts::new((0..batch * t).map(id).collect(), &n_tokens, &device)?,
+    ))
+}
+
+/// The symmetric cross entropy of all pairs.
+fn contrast(model: &dyn DualEncoder, images: &Tensor, texts: &Tensor) -> Result<Tensor> {
+    let logits = model.similarity(Branch::Apart)?.logits(images, texts)?;
+    let own: Vec<u32> = (0..logits.dim(0)? as u32).collect();
+    let both = (cross_entropy(&logits, &own)? + cross_entropy(&logits.t()?.contiguous()?, &own)?)?;
+    Ok((both * 0.5)?)
+}
+
+fn main() -> Result<()> {
+    let arguments: Vec<String> = std::env::args().skip(1).collect();
+    let [checkpoint, which, batch, rounds] = &arguments[..] else {
+        return say("zerovl_speed CHECKPOINT image|text|step BATCH ROUNDS");
+    };
+    let (batch, rounds) = (batch.parse().unwrap_or(8), rounds.parse().unwrap_or(5));
+    let options = OpenOptions::default();
+    let file = Arc::new(merge::io::open(checkpoint.as_ref(), &options)?);
+    let layout = merge::layouts::detect(&file)?;
+    let blueprint = blueprint(&file, layout.as_ref(), &Overrides::default())?;
+    let name = |key: &str| blueprint.name_of(key);
+    let weights = Weights::new(file, layout.as_ref(), name, &Device::Cpu, DType::F32)?;
+    let weights = if which == "step" {
+        weights.trainable()
+    } else {
+        weights
+    };
+    let model = blueprint.build(&weights)?;
+    let (model, input) = (model.dual()?, blueprint.input());
+    let (images, texts) = inputs(
+        input.image.side,
+        input.text.len,
+        input.text.vocabulary,
+        batch,
+    )?;
+    let (buffers, of) = (Buffers::default(), [Branch::Apart]);
+    let variables = weights.variables();
+    let mut gradients = Gradients::of(variables.values());
+    let (mut seconds, mut shown) = (Vec::new(), 0.0);
+    for _ in 0..=rounds {
+        let started = Instant::now();
+        let result = match which.as_str() {
+            "image" => model.image_features(&images, &of, &Pass::new())?[0].clone(),
+            "text" => model.text_features(&texts, &of, &Pass::new())?[0].clone(),
+            _ => {
+                gradients.clear();
+                let tape = Tape::new().reusing(&buffers);
+                let pass = Pass::new().recorded(&tape);
+                let image = &model.image_features(&images, &of, &pass)?[0];
+                let text = &model.text_features(&texts, &of, &pass)?[0];
+                let loss = contrast(model, image, text)?;
+                tape.backward(&loss, &mut gradients)?;
+                loss.detach()
+            }
+        };
+        seconds.push(started.elapsed().as_secs_f64());
+        shown = result.flatten_all()?.to_vec1::<f32>()?[0];
+    }
+    let mut timed = seconds[1..].to_vec();
+    timed.sort_by(f64::total_cmp);
+    let status = std::fs::read_to_string("/proc/self/status").unwrap_or_default();
+    let peak = status.lines().find_map(|line| line.strip_prefix("VmHWM:"));
+    let peak = peak.and_then(|text| text.trim().split(' ').next()?.parse::<u64>().ok());
+    say(&format!(
+        "{{\"engine\": \"vlmerge\", \"which\": \"{which}\", \"batch\": {batch}, \"threads\": {}, \
+         \"seconds\": {:.4}, \"fastest_seconds\": {:.4}, \"first_number\": {shown:.6}, \
+         \"peak_rss_bytes\": {}}}",
+        rayon::current_num_threads(),
+        timed[timed.len() / 2],
+        timed[0],
+        peak.unwrap_or(0) * 1024,
+    ))
+}
+
+fn say(line: &str) -> Result<()> {
+    // A closed standard output is no reason to fail.
+    let _ = writeln!(std::io::stdout(), "{line}");
+    Ok(())
+}

@@ -1,0 +1,348 @@
+//! The vision transformer as an image tower, with LayerScale where the checkpoint has it.
+//!
+//! Dosovitskiy et al. 2020, "An Image is Worth 16x16 Words", <https://arxiv.org/abs/2010.11929>,
+//! section 3.1; Oquab et al. 2023, "DINOv2", <https://arxiv.org/abs/2304.07193>. Reference, whose
+//! names these are: <https://github.com/huggingface/pytorch-image-models>.
+
+use std::sync::Arc;
+
+use candle_core::{D, DType, Device, Tensor};
+use merge::Checkpoint;
+use merge::layouts::Generic;
+
+use super::{Shapes, sizes, vit_fused};
+use crate::nn::{
+    Bias, LayerNorm, LayerScale, Linear, Mlp, Pass, PatchEmbed, Residual, Tape, attend_packed,
+    attention_shares, is_leaf, is_on_host,
+};
+use crate::weights::Init;
+use crate::{Error, Result, Weights};
+
+/// Every LayerNorm adds this to the variance.
+const EPSILON: f64 = 1e-6;
+
+/// Sizes of a vision transformer.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Config {
+    /// Number of blocks.
+    pub n_blocks: usize,
+    /// Hidden size.
+    pub width: usize,
+    /// Attention heads of each block.
+    pub n_heads: usize,
+    /// Inner size of the feed-forward network.
+    pub ffn_width: usize,
+    /// Side of a patch in pixels.
+    pub patch_size: usize,
+    /// Side of the image in pixels.
+    pub image_size: usize,
+    /// Whether residual branches have LayerScale.
+    pub has_layer_scale: bool,
+}
+
+impl Config {
+    /// The sizes of a tower under `prefix`. Heads are 64 wide unless `n_heads` says otherwise:
+    /// weights do not tell.
+    ///
+    /// # Errors
+    /// [`Error::UnknownSize`] and [`Error::BadSize`].
+    pub fn read(shapes: &dyn Shapes, prefix: &str, n_heads: Option<usize>) -> Result<Self> {
+        let shape = |part: &str| shapes.shape(&format!("{prefix}{part}"));
+        let patches = shape("patch_embed.proj.weight");
+        let &[width, 3, patch_size, _] = sizes::known(shapes, "the patch size", patches)? else {
+            return Err(sizes::bad(shapes, "patches are not those of an RGB image"));
+        };
+        let positions = shape("pos_embed");
+        let &[1, n_tokens, _] = sizes::known(shapes, "the image size", positions)? else {
+            return Err(sizes::bad(shapes, "positions are not those of one image"));
+        };
+        let side = n_tokens.saturating_sub(1).isqrt();
+        if side == 0 || side * side + 1 != n_tokens {
+            let fault = format!("{n_tokens} positions are not a square and a class token");
+            return Err(sizes::bad(shapes, &fault));
+        }
+        let inner = format!("{prefix}blocks.0.mlp.fc1.bias");
+        let norm = |block| format!("{prefix}blocks.{block}.norm1.weight");
+        Ok(Self {
+            n_blocks: sizes::count(shapes, norm),
+            width,
+            n_heads: sizes::heads(shapes, width, n_heads)?,
+            ffn_width: sizes::length(shapes, "the width of the FFN", &inner)?,
+            patch_size,
+            image_size: side * patch_size,
+            has_layer_scale: shape("blocks.0.ls1.gamma").is_some(),
+        })
+    }
+
+    /// Tokens of an image: its patches and the class token.
+    #[must_use]
+    pub fn n_tokens(&self) -> usize {
+        (self.image_size / self.patch_size).pow(2) + 1
+    }
+}
+
+/// Multi-head self-attention whose projections all have a bias.
+#[derive(Clone, Debug)]
+pub(super) struct Attention {
+    pub(super) qkv: Linear,
+    pub(super) proj: Linear,
+    pub(super) n_heads: usize,
+    name: String,
+}
+
+/// Attention and FFN with residual branches, norms before each.
+#[derive(Clone, Debug)]
+pub(super) struct Block {
+    pub(super) norm1: LayerNorm,
+    pub(super) attn: Attention,
+    pub(super) ls1: LayerScale,
+    pub(super) norm2: LayerNorm,
+    pub(super) mlp: Mlp,
+    pub(super) ls2: LayerScale,
+    index: usize,
+    n_blocks: usize,
+}
+
+/// Drop path's factors per sequence, `(b)`, of the two branches.
+#[derive(Clone, Debug, Default)]
+pub(super) struct Kept {
+    pub(super) attn: Option<Tensor>,
+    pub(super) mlp: Option<Tensor>,
+}
+
+/// A vision transformer without a classifier.
+#[derive(Clone, Debug)]
+pub struct Vit {
+    config: Config,
+    patch_embed: PatchEmbed,
+    cls_token: Tensor,
+    pos_embed: Tensor,
+    blocks: Vec<Block>,
+    norm: LayerNorm,
+}
+
+impl Attention {
+    fn load(weights: &Weights, name: &str, config: &Config) -> Result<Self> {
+        let d = config.width;
+        Ok(Self {
+            qkv: Linear::load(weights, &format!("{name}.qkv"), d, 3 * d)?,
+            proj: Linear::load(weights, &format!("{name}.proj"), d, d)?,
+            n_heads: config.n_heads,
+            name: name.to_owned(),
+        })
+    }
+
+    /// `residual + keep scale ∘ proj(attention(x))` of the first `queries` tokens:
+    /// `(b, n, d) -> (b, queries, d)`.
+    fn forward(
+        &self,
+        x: &Tensor,
+        residual: Residual<'_>,
+        queries: usize,
+        index: usize,
+        pass: &Pass<'_>,
+    ) -> candle_core::Result<Tensor> {
+        pass.show(|| format!("{}.qkv", self.name), x, None)?;
+        let qkv = self.qkv.forward(x)?; // (b, n, 3 d)
+        pass.show_output(format_args!("attn{index}"), || {
+            let d = qkv.dim(D::Minus1)? / 3;
+            let (q, k) = (qkv.narrow(D::Minus1, 0, d)?, qkv.narrow(D::Minus1, d, d)?);
+            attention_shares(&q, &k, Bias::default(), self.n_heads)
+        })?;
+        let mixed = attend_packed(&qkv, self.n_heads, queries, Bias::default())?;
+        pass.show(|| format!("{}.proj", self.name), &mixed, None)?;
+        self.proj.forward_add(&mixed, residual)
+    }
+}
+
+impl Block {
+    fn load(weights: &Weights, name: &str, index: usize, config: &Config) -> Result<Self> {
+        let d = config.width;
+        let part = |part: &str| format!("{name}.{part}");
+        let scale = |name: &str| match config.has_layer_scale {
+            true => LayerScale::load(weights, name, d),
+            false => Ok(LayerScale::none()),
+        };
+        Ok(Self {
+            norm1: LayerNorm::load(weights, &part("norm1"), d, EPSILON)?,
+            attn: Attention::load(weights, &part("attn"), config)?,
+            ls1: scale(&part("ls1.gamma"))?,
+            norm2: LayerNorm::load(weights, &part("norm2"), d, EPSILON)?,
+            mlp: Mlp::load(weights, &part("mlp"), d, config.ffn_width)?,
+            ls2: scale(&part("ls2.gamma"))?,
+            index,
+            n_blocks: config.n_blocks,
+        })
+    }
+
+    /// `(b, n, d) -> (b, n, d)`.
+    fn forward(&self, x: &Tensor, pass: &Pass<'_>) -> candle_core::Result<Tensor> {
+        let kept = self.kept(x, pass)?;
+        match pass.tape() {
+            Some(tape) if self.is_fusible(x, tape) => vit_fused::record(tape, self, x, kept),
+            Some(tape) => {
+                let block = self.clone();
+                tape.segment(vec![x.clone()], move |inputs| {
+                    block.compute(&inputs[0], usize::MAX, &kept, &Pass::new())
+                })
+            }
+            None => self.compute(x, usize::MAX, &kept, pass),
+        }
+    }
+
+    /// The block itself, for the first `queries` tokens: `(b, n, d) -> (b, queries, d)`.
+    fn compute(
+        &self,
+        x: &Tensor,
+        queries: usize,
+        kept: &Kept,
+        pass: &Pass<'_>,
+    ) -> candle_core::Result<Tensor> {
+        let normed = self.norm1.forward(x)?;
+        let first = match queries < x.dim(1)? {
+            true => x.narrow(1, 0, queries)?.contiguous()?,
+            false => x.clone(),
+        };
+        let residual = Residual {
+            x: &first,
+            scale: self.ls1.factors(),
+            keep: kept.attn.as_ref(),
+        };
+        let x = (self.attn).forward(&normed, residual, queries, self.index, pass)?; // (b, queries, d)
+        let normed = self.norm2.forward(&x)?;
+        let residual = Residual {
+            x: &x,
+            scale: self.ls2.factors(),
+            keep: kept.mlp.as_ref(),
+        };
+        self.mlp.forward(&normed, residual, None, pass)
+    }
+
+    fn kept(&self, x: &Tensor, pass: &Pass<'_>) -> candle_core::Result<Kept> {
+        let Some(omission) = pass.omission() else {
+            return Ok(Kept::default());
+        };
+        let branch =
+            |branch| omission.branch(self.index, self.n_blocks, branch, x.dim(0)?, x.device());
+        Ok(Kept {
+            attn: branch("attn")?,
+            mlp: branch("mlp")?,
+        })
+    }
+
+    /// Whether the branches can run on slices: on the CPU in f32, with weights that are variables
+    /// or frozen, not themselves computed.
+    fn is_fusible(&self, x: &Tensor, tape: &Tape) -> bool {
+        let (qkv, proj) = (&self.attn.qkv, &self.attn.proj);
+        let mut weights = vec![qkv.weight(), qkv.bias(), proj.weight(), proj.bias()];
+        weights.extend(self.norm1.weights());
+        weights.extend(self.norm2.weights());
+        weights.extend(self.mlp.weights());
+        weights.extend(self.ls1.factors());
+        weights.extend(self.ls2.factors());
+        tape.fuses() && is_on_host(x) && weights.into_iter().all(is_leaf)
+    }
+}
+
+impl Vit {
+    /// The tensors of a checkpoint under the names of this model, which are those in the file.
+    ///
+    /// # Errors
+    /// As [`Weights::new`].
+    pub fn weights(checkpoint: Arc<Checkpoint>, device: &Device, dtype: DType) -> Result<Weights> {
+        let layout = Generic::read(&checkpoint);
+        Weights::new(checkpoint, &layout, str::to_owned, device, dtype)
+    }
+
+    /// Loads every part of the tower under `prefix`.
+    ///
+    /// # Errors
+    /// As [`Weights::get`].
+    pub fn load(weights: &Weights, prefix: &str, config: Config) -> Result<Self> {
+        let (d, n_tokens) = (config.width, config.n_tokens());
+        let name = |part: &str| format!("{prefix}{part}");
+        let block = |i| Block::load(weights, &name(&format!("blocks.{i}")), i, &config);
+        let patches = name("patch_embed.proj");
+        Ok(Self {
+            patch_embed: PatchEmbed::load(weights, &patches, d, config.patch_size)?,
+            cls_token: weights.get(&name("cls_token"), &[1, 1, d], Init::Zeros)?,
+            pos_embed: weights.get(&name("pos_embed"), &[1, n_tokens, d], Linear::INIT)?,
+            blocks: (0..config.n_blocks).map(block).collect::<Result<_>>()?,
+            norm: LayerNorm::load(weights, &name("norm"), d, EPSILON)?,
+            config,
+        })
+    }
+
+    /// Its sizes.
+    #[must_use]
+    pub fn config(&self) -> &Config {
+        &self.config
+    }
+
+    /// Tokens before the first block, class token first: `(b, 3, s, s) -> (b, n, d)`.
+    fn embed(&self, image: &Tensor, pass: &Pass<'_>) -> Result<Tensor> {
+        let side = self.config.image_size;
+        let &[b, 3, height, width] = image.dims() else {
+            return Err(self.wrong_size(image));
+        };
+        if (height, width) != (side, side) {
+            return Err(self.wrong_size(image));
+        }
+        let patches = self.patch_embed.forward(image)?; // (b, p, d)
+        let class = self.cls_token.expand((b, 1, self.config.width))?;
+        let x = Tensor::cat(&[&class, &patches], 1)?.broadcast_add(&self.pos_embed)?; // (b, n, d)
+        pass.show_output(format_args!("embed"), || Ok(x.clone()))?;
+        Ok(x)
+    }
+
+    fn run(&self, mut x: Tensor, blocks: &[Block], pass: &Pass<'_>) -> Result<Tensor> {
+        for block in blocks {
+            x = block.forward(&x, pass)?;
+            pass.show_block(block.index, std::slice::from_ref(&x))?;
+        }
+        Ok(x)
+    }
+
+    fn normed(&self, x: &Tensor, pass: &Pass<'_>) -> Result<Tensor> {
+        let normed = self.norm.forward(x)?;
+        pass.show_output(format_args!("norm"), || Ok(normed.clone()))?;
+        Ok(normed)
+    }
+
+    /// Tokens after the last norm, class token first: `(b, 3, s, s) -> (b, n, d)`.
+    ///
+    /// # Errors
+    /// [`Error::ImageSize`], or when the device fails.
+    pub fn tokens(&self, image: &Tensor, pass: &Pass<'_>) -> Result<Tensor> {
+        let x = self.run(self.embed(image, pass)?, &self.blocks, pass)?;
+        self.normed(&x, pass)
+    }
+
+    /// The class token after the last norm: `(b, 3, s, s) -> (b, d)`. Where nobody looks on and no
+    /// gradient is asked for, the last block computes that token alone.
+    ///
+    /// # Errors
+    /// As [`Vit::tokens`].
+    pub fn class(&self, image: &Tensor, pass: &Pass<'_>) -> Result<Tensor> {
+        let x = self.embed(image, pass)?;
+        let Some((last, others)) = self.blocks.split_last() else {
+            return Ok(self.normed(&x, pass)?.narrow(1, 0, 1)?.squeeze(1)?);
+        };
+        let x = self.run(x, others, pass)?;
+        let is_trained = x.track_op() || last.attn.qkv.weight().track_op();
+        if pass.is_tapped() || is_trained || pass.tape().is_some() {
+            let x = self.run(x, std::slice::from_ref(last), pass)?;
+            return Ok(self.normed(&x, pass)?.narrow(1, 0, 1)?.squeeze(1)?);
+        }
+        let kept = last.kept(&x, pass)?;
+        let x = last.compute(&x, 1, &kept, pass)?; // (b, 1, d)
+        Ok(self.normed(&x, pass)?.squeeze(1)?)
+    }
+
+    fn wrong_size(&self, image: &Tensor) -> Error {
+        Error::ImageSize {
+            found: image.dims().to_vec(),
+            expected: self.config.image_size,
+        }
+    }
+}

@@ -1,0 +1,106 @@
+//! A pair of towers that is not loaded yet.
+
+use merge::layouts::{ModelRecord, RecordFamily};
+use merge::{Checkpoint, Layout};
+
+use super::{Config, TwoTowers};
+use crate::models::{Activations, Blueprint, Family, Head, Model, ModelInput, Overrides, Setting};
+use crate::{Result, Weights};
+
+/// The name of the family, and of the layout of its checkpoints.
+pub(super) const NAME: &str = "zerovl";
+
+/// Checkpoints of ZeroVL.
+pub const FAMILY: Family = Family {
+    name: NAME,
+    runs: "ZeroVL",
+    reads: |layout| layout.name() == NAME,
+    blueprint,
+};
+
+/// Blocks' worth of activations that the block at work takes in its backward pass.
+const AT_WORK: u64 = 3;
+
+fn blueprint(
+    checkpoint: &Checkpoint,
+    layout: &dyn Layout,
+    overrides: &Overrides,
+) -> Result<Box<dyn Blueprint>> {
+    let config = Config::read(checkpoint, layout, overrides)?;
+    Ok(Box::new(TwoTowersBlueprint { config }))
+}
+
+/// A pair of towers that is not loaded yet.
+#[derive(Clone, Debug)]
+struct TwoTowersBlueprint {
+    config: Config,
+}
+
+impl Blueprint for TwoTowersBlueprint {
+    fn family(&self) -> &'static str {
+        NAME
+    }
+
+    fn input(&self) -> &ModelInput {
+        &self.config.input
+    }
+
+    fn takes(&self, setting: Setting) -> bool {
+        matches!(
+            setting,
+            Setting::Heads
+                | Setting::ImageHeads
+                | Setting::TextHeads
+                | Setting::Temperature
+                | Setting::DropPath
+                | Setting::Dropout
+                | Setting::CheckpointActivations
+        )
+    }
+
+    fn prefixes(&self, head: Head) -> &'static [&'static str] {
+        match head {
+            Head::Contrastive => &["image_projection", "text_projection"],
+            _ => &[],
+        }
+    }
+
+    fn record(&self) -> ModelRecord {
+        ModelRecord {
+            family: Some(RecordFamily::Zerovl),
+            image_heads: Some(self.config.image.n_heads),
+            text_heads: Some(self.config.text.n_heads),
+            ..ModelRecord::default()
+        }
+    }
+
+    fn build(&self, weights: &Weights) -> Result<Box<dyn Model>> {
+        Ok(Box::new(TwoTowers::load(weights, self.config.clone())?))
+    }
+
+    fn activation_bytes(&self, of: &Activations<'_>) -> u64 {
+        let (image, text) = (&self.config.image, &self.config.text);
+        // Input, packed projections, attention, the sum between, the FFN before its activation; norms
+        // after the sums keep one more.
+        let towers = [
+            (
+                image.n_blocks,
+                image.n_tokens(),
+                image.width,
+                6 * image.width + image.ffn_width,
+            ),
+            (
+                text.n_blocks,
+                self.config.input.text.len,
+                text.width,
+                7 * text.width + text.ffn_width,
+            ),
+        ];
+        let of_tower = |(n_blocks, n_tokens, width, whole): (usize, usize, usize, usize)| {
+            let per_number = 4 * of.n_examples as u64 * n_tokens as u64;
+            let kept = if of.are_recomputed { width } else { whole };
+            per_number * (n_blocks as u64 * kept as u64 + AT_WORK * whole as u64)
+        };
+        towers.into_iter().map(of_tower).sum()
+    }
+}

@@ -1,0 +1,247 @@
+//! Two towers that meet in one space: ZeroVL, a ViT for images and a BERT for texts.
+//!
+//! Cui et al. 2022, "Contrastive Vision-Language Pre-training with Limited Resources",
+//! <https://arxiv.org/abs/2112.09331>. Reference, whose names these are:
+//! <https://github.com/zerovl/ZeroVL>.
+
+mod blueprint;
+mod config;
+
+use candle_core::{DType, Tensor};
+
+pub use blueprint::FAMILY;
+pub use config::{Config, Temperature};
+
+use blueprint::NAME;
+use config::{IMAGE, PROJECTIONS, TEMPERATURE, TEXT};
+
+use super::towers::{Bert, Vit};
+use super::{Branch, DualEncoder, Head, Model, ModelInput, Similarity};
+use crate::batch::{Images, Texts};
+use crate::nn::{Linear, Mask, Pass, unit_length_with};
+use crate::weights::Init;
+use crate::{Result, Weights};
+
+/// What is added to a length before it divides.
+const EPSILON: f64 = 1e-8;
+
+/// The temperature is kept within these bounds wherever it is used.
+const BOUNDS: [f64; 2] = [0.001, 0.5];
+
+/// Where a fresh temperature starts, as published.
+const INITIAL_TEMPERATURE: f32 = 0.02;
+
+/// BERT hides padding by the lowest number.
+const HIDDEN: f32 = f32::MIN;
+
+/// An image tower and a text tower, each with a projection into the joint space.
+#[derive(Clone, Debug)]
+pub struct TwoTowers {
+    config: Config,
+    image: Vit,
+    text: Bert,
+    image_projection: Linear,
+    text_projection: Linear,
+    /// The divisor itself, where it is learned.
+    temperature: Option<Tensor>,
+}
+
+impl TwoTowers {
+    /// Loads every part.
+    ///
+    /// # Errors
+    /// As [`Weights::get`].
+    pub fn load(weights: &Weights, config: Config) -> Result<Self> {
+        let joint = config.joint_width;
+        let projection = |name: &str, width| Linear::load_without_bias(weights, name, width, joint);
+        let initial = Init::Constant(INITIAL_TEMPERATURE);
+        let temperature = match config.temperature {
+            Temperature::Learned => Some(weights.get(TEMPERATURE, &[], initial)?),
+            Temperature::Constant(_) => None,
+        };
+        Ok(Self {
+            image: Vit::load(weights, IMAGE, config.image.clone())?,
+            text: Bert::load(weights, TEXT, config.text.clone())?,
+            image_projection: projection(PROJECTIONS[0], config.image.width)?,
+            text_projection: projection(PROJECTIONS[1], config.text.width)?,
+            temperature,
+            config,
+        })
+    }
+
+    /// Its sizes.
+    #[must_use]
+    pub fn config(&self) -> &Config {
+        &self.config
+    }
+
+    /// Similarities are divided by this, a scalar in f32 within [0.001, 0.5]. Outside of these bounds
+    /// no gradient reaches the parameter.
+    ///
+    /// # Errors
+    /// When the device fails.
+    pub fn temperature(&self) -> Result<Tensor> {
+        let temperature = match (&self.temperature, self.config.temperature) {
+            (Some(temperature), _) => temperature.to_dtype(wide(temperature.dtype()))?,
+            (None, Temperature::Constant(constant)) => {
+                let device = self.image_projection.weight().device();
+                Tensor::new(constant as f32, device)?
+            }
+            (None, Temperature::Learned) => return Err(self.cannot("give a temperature")),
+        };
+        let value = temperature.to_dtype(DType::F64)?.to_scalar::<f64>()?;
+        let [low, high] = BOUNDS;
+        // candle halves the gradient of `clamp` at the bounds, where torch gives all of it.
+        match (f64::from(low as f32)..=f64::from(high as f32)).contains(&value) {
+            true => Ok(temperature),
+            false => Ok(temperature.clamp(low, high)?),
+        }
+    }
+}
+
+/// What a head would be for.
+fn no_head(head: Head) -> &'static str {
+    match head {
+        Head::Vqa => "answer questions",
+        Head::Nlvr2 => "judge statements about two images",
+        Head::Matching | Head::Ranking => "match texts with images in one pass",
+        Head::MaskedLanguage | Head::CausalLanguage => "predict words",
+        Head::MaskedImage => "predict patches",
+        _ => "classify hidden states",
+    }
+}
+
+/// Softmax and norms are computed in f32 or wider.
+fn wide(dtype: DType) -> DType {
+    match dtype {
+        DType::F64 => DType::F64,
+        _ => DType::F32,
+    }
+}
+
+/// BERT's mask of a batch.
+fn padding(texts: &Texts) -> Result<Mask> {
+    Ok(Mask::padding(&texts.kept, HIDDEN)?)
+}
+
+/// `(b, w) -> (b, d)`.
+fn project(linear: &Linear, name: &str, class: &Tensor, pass: &Pass<'_>) -> Result<Tensor> {
+    pass.show_output(format_args!("feature"), || Ok(class.clone()))?;
+    if pass.is_tapped() {
+        pass.show(|| name.to_owned(), &class.unsqueeze(1)?, None)?;
+    }
+    let projected = linear.forward(class)?;
+    pass.show_output(format_args!("projection"), || Ok(projected.clone()))?;
+    Ok(projected)
+}
+
+impl Model for TwoTowers {
+    fn family(&self) -> &'static str {
+        NAME
+    }
+
+    fn input(&self) -> &ModelInput {
+        &self.config.input
+    }
+
+    fn score(&self, head: Head, _: &Tensor) -> Result<Tensor> {
+        Err(self.cannot(no_head(head)))
+    }
+
+    fn n_classes(&self, head: Head) -> Result<usize> {
+        Err(self.cannot(no_head(head)))
+    }
+
+    fn dual(&self) -> Result<&dyn DualEncoder> {
+        Ok(self)
+    }
+}
+
+impl DualEncoder for TwoTowers {
+    fn image_projections(&self, images: &Images, pass: &Pass<'_>) -> Result<Tensor> {
+        let pass = pass.within("image");
+        let class = self.image.class(&images.pixels, &pass)?;
+        project(&self.image_projection, PROJECTIONS[0], &class, &pass)
+    }
+
+    fn text_projections(&self, texts: &Texts, pass: &Pass<'_>) -> Result<Tensor> {
+        let (pass, mask) = (pass.within("text"), padding(texts)?);
+        let class = self.text.class(&texts.ids, &mask, &pass)?;
+        project(&self.text_projection, PROJECTIONS[1], &class, &pass)
+    }
+
+    /// `z / (‖z‖ + 1e-8)`.
+    fn unit(&self, projections: &Tensor) -> Result<Tensor> {
+        Ok(unit_length_with(projections, EPSILON)?)
+    }
+
+    fn image_features(
+        &self,
+        images: &Images,
+        of: &[Branch],
+        pass: &Pass<'_>,
+    ) -> Result<Vec<Tensor>> {
+        self.for_branches(of, || {
+            let unit = self.unit(&self.image_projections(images, pass)?)?;
+            let shown = pass.within("image");
+            shown.show_output(format_args!("embedding"), || Ok(unit.clone()))?;
+            Ok(unit)
+        })
+    }
+
+    fn text_features(&self, texts: &Texts, of: &[Branch], pass: &Pass<'_>) -> Result<Vec<Tensor>> {
+        self.for_branches(of, || {
+            let unit = self.unit(&self.text_projections(texts, pass)?)?;
+            let shown = pass.within("text");
+            shown.show_output(format_args!("embedding"), || Ok(unit.clone()))?;
+            Ok(unit)
+        })
+    }
+
+    fn similarity(&self, of: Branch) -> Result<Similarity> {
+        self.check_branch(of)?;
+        Ok(Similarity {
+            scale: self.temperature()?.recip()?,
+            bias: None,
+        })
+    }
+
+    fn image_states(
+        &self,
+        images: &Images,
+        masked: Option<&Tensor>,
+        pass: &Pass<'_>,
+    ) -> Result<Tensor> {
+        match masked {
+            None => self.image.tokens(&images.pixels, &pass.within("image")),
+            Some(_) => Err(self.cannot("hide patches")),
+        }
+    }
+
+    fn text_states(&self, texts: &Texts, pass: &Pass<'_>) -> Result<Tensor> {
+        let (pass, mask) = (pass.within("text"), padding(texts)?);
+        self.text.tokens(&texts.ids, &mask, &pass)
+    }
+}
+
+impl TwoTowers {
+    fn check_branch(&self, of: Branch) -> Result<()> {
+        match of {
+            Branch::Apart => Ok(()),
+            Branch::Fused => Err(self.cannot("give features of fusion blocks")),
+        }
+    }
+
+    fn for_branches(
+        &self,
+        of: &[Branch],
+        features: impl FnOnce() -> Result<Tensor>,
+    ) -> Result<Vec<Tensor>> {
+        of.iter()
+            .try_for_each(|&branch| self.check_branch(branch))?;
+        match of.len() {
+            0 => Ok(Vec::new()),
+            n => Ok(vec![features()?; n]),
+        }
+    }
+}

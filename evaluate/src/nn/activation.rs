@@ -1,0 +1,39 @@
+//! What stands between the two layers of a feed-forward network.
+
+use candle_core::{Result, Tensor};
+
+use super::cpu::{self, ops};
+
+/// The function between two linear layers.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Activation {
+    /// Exact GELU, `x Φ(x)`: BERT, BEiT, timm's ViT.
+    #[default]
+    Gelu,
+    /// `x σ(1.702 x)`: CLIP.
+    QuickGelu,
+}
+
+impl Activation {
+    /// The function of every element.
+    ///
+    /// # Errors
+    /// When the device fails.
+    pub fn forward(self, x: &Tensor) -> Result<Tensor> {
+        match self {
+            Self::Gelu => gelu(x),
+            Self::QuickGelu => x * candle_nn::ops::sigmoid(&(x * 1.702)?)?,
+        }
+    }
+}
+
+/// Exact GELU, `x Φ(x)`.
+///
+/// # Errors
+/// When the device fails.
+pub fn gelu(x: &Tensor) -> Result<Tensor> {
+    match cpu::takes(x) {
+        true => x.contiguous()?.apply_op1(ops::Gelu),
+        false => x.gelu_erf(),
+    }
+}

@@ -1,0 +1,119 @@
+//! Attention from queries, keys and values.
+
+use candle_core::{D, DType, Result, Tensor};
+
+use super::Mask;
+use super::cpu::{self, ops};
+
+/// What attention adds to its scores.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct Bias<'a> {
+    /// A number for each pair of query and key, `(h, n, m)`: relative position bias.
+    pub pairs: Option<&'a Tensor>,
+    /// What is hidden.
+    pub mask: Option<&'a Mask>,
+}
+
+/// Attention of `q: (b, n, d)` to `k` and `v: (b, m, d)`, giving `(b, n, d)`: self-attention where
+/// all three come from one sequence, cross-attention where keys and values come from another.
+/// Scores and softmax are computed in f32 or wider.
+///
+/// # Errors
+/// When shapes do not fit or the device fails.
+pub fn attend(q: &Tensor, k: &Tensor, v: &Tensor, bias: Bias<'_>, heads: usize) -> Result<Tensor> {
+    let shares = attention_shares(q, k, bias, heads)?;
+    mix(&shares, v)
+}
+
+/// Attention as [`attend`] has it, from packed `qkv: (b, n, 3 d)` to `(b, queries, d)`, where only
+/// the first `queries` tokens ask.
+///
+/// # Errors
+/// When shapes do not fit or the device fails.
+pub fn attend_packed(qkv: &Tensor, heads: usize, queries: usize, bias: Bias<'_>) -> Result<Tensor> {
+    let padding = match bias.mask {
+        None => Some(None),
+        Some(Mask::Padding(added)) => Some(Some(added)),
+        Some(_) => None,
+    };
+    if let (true, Some(padding)) = (cpu::takes(qkv), padding) {
+        let nothing = Tensor::zeros(0, DType::F32, qkv.device())?;
+        let pairs = bias.pairs.unwrap_or(&nothing).contiguous()?;
+        let mask = padding.unwrap_or(&nothing).contiguous()?;
+        let op = ops::Attention { heads, queries };
+        return qkv.contiguous()?.apply_op3(&pairs, &mask, op);
+    }
+    let (_, n, packed) = qkv.dims3()?;
+    let (d, queries) = (packed / 3, queries.min(n));
+    let part = |which: usize| qkv.narrow(D::Minus1, which * d, d);
+    let (q, k, v) = (part(0)?.narrow(1, 0, queries)?, part(1)?, part(2)?);
+    if queries == n {
+        return attend(&q, &k, &v, bias, heads);
+    }
+    let pairs = bias.pairs.map(|pairs| pairs.narrow(1, 0, queries));
+    let pairs = pairs.transpose()?;
+    // The first queries of a causal mask or of one of pairs see what they see among all.
+    let mask = match bias.mask {
+        Some(Mask::Causal) => candle_core::bail!("the first tokens of a causal sequence alone"),
+        Some(Mask::Pairs(added)) => Some(Mask::Pairs(added.narrow(1, 0, queries)?)),
+        mask => mask.cloned(),
+    };
+    let bias = Bias {
+        pairs: pairs.as_ref(),
+        mask: mask.as_ref(),
+    };
+    attend(&q, &k, &v, bias, heads)
+}
+
+/// Softmax of the scores, `(b, h, n, m)`: how each query of `q: (b, n, d)` shares its attention among
+/// the keys of `k: (b, m, d)`. A query that sees no key has zeros.
+///
+/// # Errors
+/// When shapes do not fit or the device fails.
+pub fn attention_shares(q: &Tensor, k: &Tensor, bias: Bias<'_>, heads: usize) -> Result<Tensor> {
+    let (n, m) = (q.dim(1)?, k.dim(1)?);
+    let (q, k) = (split(q, heads)?, split(k, heads)?);
+    let q = (&q * (1.0 / (q.dim(D::Minus1)? as f64).sqrt()))?;
+    let scores = q.contiguous()?.matmul(&k.t()?.contiguous()?)?; // (b, h, n, m)
+    let mut scores = match scores.dtype() {
+        DType::F16 | DType::BF16 => scores.to_dtype(DType::F32)?,
+        _ => scores,
+    };
+    if let Some(pairs) = bias.pairs {
+        let pairs = pairs.to_dtype(scores.dtype())?;
+        scores = scores.broadcast_add(&pairs.unsqueeze(0)?)?;
+    }
+    if let Some(mask) = bias.mask {
+        let added = mask.for_scores(n, m, scores.device())?;
+        scores = scores.broadcast_add(&added.to_dtype(scores.dtype())?)?;
+    }
+    // Composed of operations with a gradient: the fused softmax of candle has none. Where all is
+    // hidden by −∞ the largest score is −∞ too; a finite one in its place makes every share 0.
+    let largest = scores.max_keepdim(D::Minus1)?.detach();
+    let largest = largest.maximum(f64::from(f32::MIN))?;
+    let raised = scores.broadcast_sub(&largest)?.exp()?;
+    let sum = raised.sum_keepdim(D::Minus1)?;
+    let nothing = sum.detach().eq(0.0)?.to_dtype(sum.dtype())?;
+    raised.broadcast_div(&(sum + nothing)?)
+}
+
+/// `shares: (b, h, n, m)` of `v: (b, m, d)`, giving `(b, n, d)`.
+///
+/// # Errors
+/// When shapes do not fit or the device fails.
+pub fn mix(shares: &Tensor, v: &Tensor) -> Result<Tensor> {
+    let (b, heads, n, _) = shares.dims4()?;
+    let d = v.dim(D::Minus1)?;
+    let mixed = shares.to_dtype(v.dtype())?.matmul(&split(v, heads)?)?; // (b, h, n, e)
+    mixed.transpose(1, 2)?.contiguous()?.reshape((b, n, d))
+}
+
+/// `(b, n, d) -> (b, h, n, d / h)`.
+fn split(x: &Tensor, heads: usize) -> Result<Tensor> {
+    let (b, n, d) = x.dims3()?;
+    if heads == 0 || !d.is_multiple_of(heads) {
+        candle_core::bail!("{heads} heads do not divide a width of {d}");
+    }
+    let x = x.contiguous()?.reshape((b, n, heads, d / heads))?;
+    x.transpose(1, 2)?.contiguous()
+}

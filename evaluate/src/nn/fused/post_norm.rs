@@ -1,0 +1,314 @@
+//! The two halves of a block with norms after its residual sums, as BERT has them.
+
+use candle_core::{Result, Tensor};
+use faer::Accum;
+
+use super::{input_gradient, norm_backward, norm_into, weight_gradient};
+use crate::nn::cpu::attention::{self, Added, Sizes};
+use crate::nn::cpu::gemm::{Matrix, product};
+use crate::nn::cpu::host::Host;
+use crate::nn::cpu::slices::{self, Then};
+use crate::nn::cpu::weight_gradient as by_weight;
+use crate::nn::{Activation, Buffer, Buffers, Gradients, LayerNorm, Linear, Mask};
+
+/// The weights of a self-attention with separate projections, and of the layer after it.
+#[derive(Clone, Copy)]
+pub(crate) struct Separate<'a> {
+    /// Queries, keys, values: `(d, d)` each.
+    pub projections: [&'a Linear; 3],
+    pub output: &'a Linear,
+    pub heads: usize,
+}
+
+/// `norm(x + drop(output(attention(x))))`.
+pub(crate) struct AttentionHalf<'a> {
+    pub attention: Separate<'a>,
+    pub norm: &'a LayerNorm,
+    /// Padding.
+    pub mask: Option<&'a Mask>,
+    /// Dropout's factors of the shares, `(b, h, n, n)`, or nothing.
+    pub keep_shares: &'a [f32],
+    /// Dropout's factors of the output, `(b, n, d)`, or nothing.
+    pub keep_output: &'a [f32],
+    /// Sequences.
+    pub batch: usize,
+    /// Tokens of a sequence.
+    pub tokens: usize,
+}
+
+/// `norm(x + drop(output(activation(inner(x)))))`.
+#[derive(Clone, Copy)]
+pub(crate) struct FfnHalf<'a> {
+    pub inner: &'a Linear,
+    pub activation: Activation,
+    pub output: &'a Linear,
+    pub norm: &'a LayerNorm,
+    /// Dropout's factors of the output, `(m, d)`, or nothing.
+    pub keep_output: &'a [f32],
+}
+
+/// What the backward pass of a half wants.
+pub(crate) struct KeptHalf {
+    /// Queries, keys and values, `(b, n, 3 d)`; or the FFN before its activation, `(m, f)`.
+    inside: Buffer,
+    /// Attention's output, `(b, n, d)`; the FFN computes its own again.
+    mixed: Option<Buffer>,
+    /// Before the norm, `(m, d)`.
+    sum: Buffer,
+}
+
+/// The end of a half: `norm(x + drop(y Wᵀ + b))`.
+#[derive(Clone, Copy)]
+struct Tail<'a> {
+    linear: &'a Linear,
+    norm: &'a LayerNorm,
+    keep: &'a [f32],
+}
+
+impl Tail<'_> {
+    /// `y: (m, k)`, `x: (m, d)` to `out: (m, d)`. Gives what stands before the norm.
+    fn forward(self, out: &mut [f32], y: &[f32], x: &[f32], buffers: &Buffers) -> Result<Buffer> {
+        let k = self.linear.weight().dim(1)?;
+        let mut sum = buffers.take(x.len());
+        {
+            let weight = Host::of(self.linear.weight())?;
+            let bias = Host::of(self.linear.bias())?;
+            let then = match self.keep.is_empty() {
+                true => Then::Add {
+                    residual: x,
+                    scale: None,
+                    keep: None,
+                },
+                false => Then::Nothing,
+            };
+            slices::linear_into(&mut sum, y, weight.values(), bias.values(), k, then);
+        }
+        if !self.keep.is_empty() {
+            slices::scaled_onto(&mut sum, x, self.keep);
+        }
+        norm_into(out, &sum, self.norm)?;
+        Ok(sum)
+    }
+
+    /// From `g: (m, d)`, the gradient by the output: those by the sum before the norm, which is also
+    /// that by `x` through the sum, and by `y`.
+    fn backward(
+        self,
+        g: &[f32],
+        y: &[f32],
+        sum: &[f32],
+        gradients: &mut Gradients,
+        buffers: &Buffers,
+    ) -> Result<[Buffer; 2]> {
+        let mut by_sum = buffers.take(g.len());
+        by_sum.fill(0.0);
+        norm_backward(&mut by_sum, g, sum, self.norm, gradients)?;
+        let scaled = match self.keep.is_empty() {
+            true => None,
+            false => {
+                let mut scaled = buffers.take(g.len());
+                slices::scaled_into(&mut scaled, &by_sum, self.keep);
+                Some(scaled)
+            }
+        };
+        let by_linear = scaled.as_deref().unwrap_or(&by_sum);
+        let by_bias = weight_gradient(self.linear.weight(), by_linear, y, gradients, buffers)?;
+        gradients.add_values(self.linear.bias(), &by_bias);
+        let by_y = input_gradient(self.linear, by_linear, buffers)?;
+        drop(scaled);
+        Ok([by_sum, by_y])
+    }
+}
+
+impl<'a> AttentionHalf<'a> {
+    fn tail(&self) -> Tail<'a> {
+        Tail {
+            linear: self.attention.output,
+            norm: self.norm,
+            keep: self.keep_output,
+        }
+    }
+
+    fn sizes(&self, width: usize) -> Sizes {
+        Sizes {
+            batch: self.batch,
+            tokens: self.tokens,
+            queries: self.tokens,
+            heads: self.attention.heads,
+            head_width: width / self.attention.heads,
+        }
+    }
+
+    fn padding(&self) -> Result<Option<Host<'a>>> {
+        match self.mask {
+            None => Ok(None),
+            Some(Mask::Padding(added)) => Host::of(added).map(Some),
+            Some(_) => candle_core::bail!("a block on slices knows no mask but padding"),
+        }
+    }
+
+    fn added<'b>(&'b self, padding: &'b Option<Host<'_>>) -> Added<'b> {
+        Added {
+            bias: &[],
+            mask: padding.as_ref().map_or(&[], Host::values),
+            keep: self.keep_shares,
+        }
+    }
+
+    /// `x: (b, n, d)` to `out: (b, n, d)`.
+    pub fn forward(&self, out: &mut [f32], x: &[f32], buffers: &Buffers) -> Result<KeptHalf> {
+        let width = self.attention.output.weight().dim(0)?;
+        let mut qkv = buffers.take(3 * x.len());
+        three_linear(&mut qkv, x, self.attention.projections, width)?;
+        let mut mixed = buffers.take(x.len());
+        let padding = self.padding()?;
+        let (added, sizes) = (self.added(&padding), self.sizes(width));
+        attention::forward_into(&mut mixed, &qkv, added, sizes);
+        let sum = self.tail().forward(out, &mixed, x, buffers)?;
+        Ok(KeptHalf {
+            inside: qkv,
+            mixed: Some(mixed),
+            sum,
+        })
+    }
+
+    /// Turns `g: (b, n, d)`, the gradient by the output, into the one by `x`.
+    pub fn backward(
+        &self,
+        g: &mut [f32],
+        x: &[f32],
+        kept: KeptHalf,
+        gradients: &mut Gradients,
+        buffers: &Buffers,
+    ) -> Result<()> {
+        let width = self.attention.output.weight().dim(0)?;
+        let KeptHalf { inside, mixed, sum } = kept;
+        let Some(mixed) = mixed else {
+            candle_core::bail!("what an attention half has kept is that of an FFN");
+        };
+        let (tail, padding) = (self.tail(), self.padding()?);
+        let [by_sum, by_mixed] = tail.backward(g, &mixed, &sum, gradients, buffers)?;
+        drop((mixed, sum));
+        let mut by_qkv = buffers.take(inside.len()); // (b, n, 3 d)
+        let (added, sizes) = (self.added(&padding), self.sizes(width));
+        attention::gradients_into(&mut by_qkv, &by_mixed, &inside, added, sizes, false);
+        drop((inside, by_mixed));
+        let rows = x.len() / width;
+        let mut g_t = buffers.take(by_qkv.len()); // (3 d, b n)
+        by_weight::transpose(&mut g_t, &by_qkv, 3 * width, None);
+        g.copy_from_slice(&by_sum);
+        for (which, linear) in self.attention.projections.into_iter().enumerate() {
+            let g_t = &g_t[which * x.len()..][..x.len()];
+            if let Some((sum, accum)) = gradients.sum(linear.weight()) {
+                by_weight::weight(sum, g_t, x, width, accum);
+            }
+            gradients.add_values(linear.bias(), &by_weight::bias(g_t, width));
+            let weight = Host::of(linear.weight())?;
+            let weight = Matrix::packed(weight.values(), width, width).view();
+            let by_projection = Matrix {
+                data: &by_qkv[which * width..],
+                rows,
+                columns: width,
+                stride: 3 * width,
+            };
+            product(g, by_projection.view(), weight, Accum::Add);
+        }
+        Ok(())
+    }
+}
+
+/// Three projections of `x: (m, d)` side by side, into `out: (m, 3 d)`.
+fn three_linear(out: &mut [f32], x: &[f32], linear: [&Linear; 3], width: usize) -> Result<()> {
+    let [q, k, v] = linear
+        .map(|linear| -> Result<_> { Ok((Host::of(linear.weight())?, Host::of(linear.bias())?)) });
+    let (q, k, v) = (q?, k?, v?);
+    let weights = [q.0.values(), k.0.values(), v.0.values()];
+    let biases = [q.1.values(), k.1.values(), v.1.values()];
+    slices::three_linear_into(out, x, weights, biases, width);
+    Ok(())
+}
+
+/// Three projections of `x: (b, n, d)` side by side, `(b, n, 3 d)`, without a graph.
+pub(crate) fn side_by_side(x: &Tensor, linear: [&Linear; 3]) -> Result<Tensor> {
+    let (b, n, width) = x.dims3()?;
+    let x = x.contiguous()?;
+    let mut out = vec![0.0; 3 * x.elem_count()];
+    three_linear(&mut out, Host::of(&x)?.values(), linear, width)?;
+    Tensor::from_vec(out, (b, n, 3 * width), x.device())
+}
+
+impl<'a> FfnHalf<'a> {
+    fn tail(&self) -> Tail<'a> {
+        Tail {
+            linear: self.output,
+            norm: self.norm,
+            keep: self.keep_output,
+        }
+    }
+
+    /// `x: (m, d)` to `out: (m, d)`.
+    pub fn forward(&self, out: &mut [f32], x: &[f32], buffers: &Buffers) -> Result<KeptHalf> {
+        let (inner, width) = self.inner.weight().dims2()?;
+        let mut before = buffers.take(x.len() / width * inner); // (m, f)
+        {
+            let weight = Host::of(self.inner.weight())?;
+            let bias = Host::of(self.inner.bias())?;
+            let (weight, bias) = (weight.values(), bias.values());
+            slices::linear_into(&mut before, x, weight, bias, width, Then::Nothing);
+        }
+        let mut after = buffers.take(before.len());
+        slices::activate_into(&mut after, &before, self.activation);
+        let sum = self.tail().forward(out, &after, x, buffers)?;
+        Ok(KeptHalf {
+            inside: before,
+            mixed: None,
+            sum,
+        })
+    }
+
+    /// Turns `g: (m, d)`, the gradient by the output, into the one by `x`.
+    pub fn backward(
+        &self,
+        g: &mut [f32],
+        x: &[f32],
+        kept: KeptHalf,
+        gradients: &mut Gradients,
+        buffers: &Buffers,
+    ) -> Result<()> {
+        let KeptHalf {
+            inside: before,
+            sum,
+            ..
+        } = kept;
+        let mut after = buffers.take(before.len());
+        slices::activate_into(&mut after, &before, self.activation);
+        let tail = self.tail();
+        let [by_sum, mut by_inner] = tail.backward(g, &after, &sum, gradients, buffers)?;
+        drop((after, sum));
+        let mut before = before;
+        slices::activate_backward_in_place(&mut by_inner, &mut before, self.activation);
+        drop(before);
+        let by_bias = weight_gradient(self.inner.weight(), &by_inner, x, gradients, buffers)?;
+        gradients.add_values(self.inner.bias(), &by_bias);
+        g.copy_from_slice(&by_sum);
+        let (inner, width) = self.inner.weight().dims2()?;
+        let weight = Host::of(self.inner.weight())?;
+        let weight = Matrix::packed(weight.values(), inner, width).view();
+        let rows = by_inner.len() / inner;
+        let by_inner = Matrix::packed(&by_inner, rows, inner);
+        product(g, by_inner.view(), weight, Accum::Add);
+        Ok(())
+    }
+}
+
+impl KeptHalf {
+    /// What stands before the norm, `(m, d)`.
+    pub fn sum(&self) -> &[f32] {
+        &self.sum
+    }
+}
+
+/// The norm of a half of its sum, into `out`: the output again.
+pub(crate) fn norm_again(out: &mut [f32], kept: &KeptHalf, norm: &LayerNorm) -> Result<()> {
+    norm_into(out, kept.sum(), norm)
+}
