@@ -1,5 +1,7 @@
-"""Low-rank adapters made by PEFT: what its `merge_and_unload` gives, beside `vlmerge merge base+adapter`. Then adapters
-of `vlmerge extract-lora`: PEFT loads them, and what they miss is what torch's singular values say.
+"""Low-rank adapters made by PEFT: what its `merge_and_unload` gives, beside `vlmerge merge base+adapter`; with tied
+embeddings what the model computes while the adapter is on; LyCORIS's own files where it is installed. Then adapters of
+`vlmerge extract-lora` and `vlmerge merge --as-adapter`: PEFT loads them, and what they miss is what torch's singular
+values say.
 
     tests/with_torch.sh tests/lora_reference.py target/release/vlmerge
 """
@@ -18,7 +20,7 @@ warnings.filterwarnings("ignore")
 import peft
 import torch
 import transformers
-from peft import LoraConfig, PeftModel, get_peft_model
+from peft import LoHaConfig, LoKrConfig, LoraConfig, PeftModel, get_peft_model
 from safetensors.torch import load_file, save_file
 from transformers import GPT2Config, GPT2LMHeadModel, LlamaConfig, LlamaForCausalLM
 
@@ -61,6 +63,26 @@ def gpt2():
     return GPT2LMHeadModel(GPT2Config(n_embd=32, n_layer=2, n_head=4, n_positions=16, vocab_size=40))
 
 
+def qwen_moe():
+    return transformers.Qwen3MoeForCausalLM(
+        transformers.Qwen3MoeConfig(
+            hidden_size=32, intermediate_size=48, moe_intermediate_size=24, num_hidden_layers=1, num_attention_heads=4,
+            num_key_value_heads=2, head_dim=8, num_experts=3, num_experts_per_tok=2, vocab_size=40,
+            tie_word_embeddings=False,
+        )
+    )
+
+
+def gpt_oss():
+    return transformers.GptOssForCausalLM(
+        transformers.GptOssConfig(
+            hidden_size=32, intermediate_size=24, num_hidden_layers=1, num_attention_heads=4, num_key_value_heads=2,
+            head_dim=8, num_local_experts=3, num_experts_per_tok=2, vocab_size=40, tie_word_embeddings=False,
+        )
+    )
+
+
+EXPERTS = ["mlp.experts.gate_up_proj", "mlp.experts.down_proj"]
 ATTENTION = ["q_proj", "k_proj", "v_proj", "o_proj"]
 EVERY = ATTENTION + ["gate_proj", "up_proj", "down_proj"]
 CASES = {
@@ -84,6 +106,17 @@ CASES = {
     "bias_of_b": (llama, {"target_modules": ATTENTION, "lora_bias": True}),
     "transposed": (gpt2, {"target_modules": ["c_attn", "c_proj", "c_fc"], "fan_in_fan_out": True}),
     "convolutions": (Small, {"target_modules": ["embed", "patch", "point", "line", "head"]}),
+    "dora": (llama, {"target_modules": EVERY + ["embed_tokens"], "use_dora": True}),
+    "dora_transposed": (gpt2, {"target_modules": ["c_attn", "c_fc"], "fan_in_fan_out": True, "use_dora": True}),
+    "dora_convolutions": (Small, {"target_modules": ["patch", "line", "head"], "use_dora": True}),
+    "experts": (qwen_moe, {"target_modules": ["q_proj"], "target_parameters": EXPERTS, "lora_dropout": 0.0}),
+    "turned_experts": (gpt_oss, {"target_modules": ["q_proj"], "target_parameters": EXPERTS, "lora_dropout": 0.0}),
+    "tokens": (llama, {"target_modules": ["q_proj"], "trainable_token_indices": [3, 7, 8]}),
+    "loha": (llama, {"kind": LoHaConfig, "target_modules": EVERY}),
+    "loha_kernels": (Small, {"kind": LoHaConfig, "target_modules": ["patch", "head"], "use_effective_conv2d": True}),
+    "lokr": (llama, {"kind": LoKrConfig, "target_modules": EVERY}),
+    "lokr_split": (llama, {"kind": LoKrConfig, "target_modules": EVERY, "decompose_both": True, "decompose_factor": 4}),
+    "lokr_kernels": (Small, {"kind": LoKrConfig, "target_modules": ["patch", "head"], "use_effective_conv2d": True}),
 }
 
 
@@ -92,11 +125,18 @@ def made(build, settings):
     torch.manual_seed(1)
     base = build()
     weights = {name: tensor.clone() for name, tensor in base.state_dict().items()}
-    settings = {"r": 4, "lora_alpha": 8, "init_lora_weights": False, **settings}
-    model = get_peft_model(base, LoraConfig(**settings))
+    settings = dict(settings)
+    kind = settings.pop("kind", LoraConfig)
+    if kind is LoraConfig:
+        settings = {"r": 4, "lora_alpha": 8, "init_lora_weights": False, **settings}
+    else:
+        settings = {"r": 4, "alpha": 8, "init_weights": False, **settings}
+    model = get_peft_model(base, kind(**settings))
     with torch.no_grad():
         for name, parameter in model.named_parameters():
-            if parameter.requires_grad and "lora_" not in name:
+            if "hada_" in name or "lokr_" in name:
+                parameter.copy_(torch.randn_like(parameter) * 0.3)
+            elif parameter.requires_grad and "lora_" not in name:
                 parameter.add_(torch.randn_like(parameter) * 0.1)
             elif name.endswith("lora_B.default.bias"):
                 parameter.copy_(torch.randn_like(parameter))
@@ -158,13 +198,148 @@ def bfloat16_is_rounded_once():
         print(f"bfloat16: error {ours:.2e} here, {theirs:.2e} by merge_and_unload, of {exact.norm().item():.2e}")
 
 
-def refusals():
+def tied_llama():
+    config = llama().config
+    config.tie_word_embeddings = True
+    return LlamaForCausalLM(config)
+
+
+TIED = {
+    "embeddings": {"target_modules": ["embed_tokens"]},
+    "head": {"target_modules": ["lm_head", "q_proj"]},
+    "both": {"target_modules": ["embed_tokens", "lm_head"]},
+    "both_tied": {"target_modules": ["embed_tokens"], "ensure_weight_tying": True},
+    "saved_embeddings": {"target_modules": ["q_proj"], "modules_to_save": ["embed_tokens"]},
+    "saved_both": {"target_modules": ["q_proj"], "modules_to_save": ["embed_tokens", "lm_head"]},
+    "saved_tied": {"target_modules": ["q_proj"], "modules_to_save": ["embed_tokens"], "ensure_weight_tying": True},
+    "tokens": {"target_modules": ["q_proj"], "trainable_token_indices": [1, 5]},
+}
+
+
+def tied_models_compute_what_peft_computes():
+    ids = torch.arange(1, 9)[None]
+    for name, settings in TIED.items():
+        with tempfile.TemporaryDirectory() as folder:
+            folder = pathlib.Path(folder)
+            torch.manual_seed(4)
+            base = tied_llama()
+            base.save_pretrained(folder / "base")
+            settings = {"r": 4, "lora_alpha": 8, "init_lora_weights": False, **settings}
+            model = get_peft_model(base, LoraConfig(**settings))
+            with torch.no_grad():
+                for key, parameter in model.named_parameters():
+                    if parameter.requires_grad and "lora_" not in key:
+                        parameter.add_(torch.randn_like(parameter) * 0.1)
+            model.save_pretrained(folder / "adapter")
+            # As a program that has only the files computes it.
+            plain = LlamaForCausalLM.from_pretrained(folder / "base")
+            expected = PeftModel.from_pretrained(plain, folder / "adapter")(ids).logits
+            vlmerge("merge", f"{folder}/base+{folder}/adapter", "--out", folder / "merged")
+            found = LlamaForCausalLM.from_pretrained(folder / "merged")
+            error = ((found(ids).logits - expected).abs().max() / expected.abs().max()).item()
+            assert error <= 1e-5, (name, error)
+            keys = load_file(folder / "merged" / "model.safetensors").keys()
+            config = json.loads((folder / "merged" / "config.json").read_text())
+            assert config["tie_word_embeddings"] == ("lm_head.weight" not in keys), name
+            print(f"tied, {name}: logits off by {error:.1e}, {'a head of its own' if 'lm_head.weight' in keys else 'still tied'}")
     with tempfile.TemporaryDirectory() as folder:
         folder = pathlib.Path(folder)
-        base, adapter = saved(*made(llama, {"target_modules": ["q_proj"], "use_dora": True}), folder)
-        run = subprocess.run([PROGRAM, "merge", f"{base}+{adapter}", "--dry-run"], capture_output=True, text=True)
-        assert run.returncode == 1 and "of the kind DoRA" in run.stderr, run.stderr
-    print("DoRA is refused by name")
+        torch.manual_seed(5)
+        base = tied_llama()
+        base.save_pretrained(folder / "base")
+        with torch.no_grad():
+            for parameter in base.parameters():
+                parameter.add_(torch.randn_like(parameter) * 0.05)
+        expected = base(ids).logits
+        base.save_pretrained(folder / "tuned")
+        flags = ["--rank", "64", "--embeddings", "--save-whole"]
+        vlmerge("extract-lora", folder / "base", folder / "tuned", "--out", folder / "adapter", *flags)
+        plain = LlamaForCausalLM.from_pretrained(folder / "base")
+        found = PeftModel.from_pretrained(plain, folder / "adapter")(ids).logits
+        error = ((found - expected).abs().max() / expected.abs().max()).item()
+        assert error <= 1e-4, error
+        print(f"an extracted adapter of a tied model, on in PEFT: logits off by {error:.1e}")
+
+
+def stacked_adapters_add_up():
+    with tempfile.TemporaryDirectory() as folder:
+        folder = pathlib.Path(folder)
+        torch.manual_seed(6)
+        base = llama()
+        weights = {name: tensor.clone() for name, tensor in base.state_dict().items()}
+        save_file(weights, folder / "base.safetensors")
+        expected = {name: tensor.double() for name, tensor in weights.items()}
+        for name, weight, settings in [
+            ("a", 0.5, {"r": 3, "lora_alpha": 5, "target_modules": ATTENTION}),
+            ("b", 1.0, {"r": 6, "lora_alpha": 4, "use_rslora": True, "target_modules": EVERY}),
+        ]:
+            base.load_state_dict(weights)
+            model = get_peft_model(base, LoraConfig(init_lora_weights=False, **settings))
+            model.save_pretrained(folder / name)
+            base = model.merge_and_unload()
+            for key, tensor in base.state_dict().items():
+                expected[key] += weight * (tensor.double() - weights[key].double())
+        both = f"{folder}/a*0.5+{folder}/b"
+        vlmerge("merge", f"{folder}/base.safetensors+{both}", "--out", folder / "merged.safetensors")
+        vlmerge("merge", both, "--as-adapter", "--out", folder / "joined")
+        base.load_state_dict(weights)
+        joined = PeftModel.from_pretrained(base, folder / "joined").merge_and_unload().state_dict()
+        worst = 0.0
+        for key, tensor in load_file(folder / "merged.safetensors").items():
+            for found in (tensor, joined[key]):
+                error = (found.double() - expected[key]).abs().max() / expected[key].abs().max()
+                assert error <= 3 * TOLERANCE, (key, error)
+                worst = max(worst, error.item())
+        found = json.loads(vlmerge("merge", both, "--as-adapter", "--rank", "4", "--out", folder / "cut", "--json"))
+        base.load_state_dict(weights)
+        cut = PeftModel.from_pretrained(base, folder / "cut").merge_and_unload().state_dict()
+        energy = missed = 0.0
+        for key, tensor in expected.items():
+            change = tensor - weights[key].double()
+            if change.abs().max() > 1e-3:
+                squares = torch.linalg.svdvals(change).square()
+                energy, missed = energy + squares.sum(), missed + squares[4:].sum()
+                off = (cut[key].double() - tensor).norm().square() - squares[4:].sum()
+                assert off.abs() <= 1e-4 * squares.sum(), (key, off)
+        assert abs(found["relative_error"] - (missed / energy).sqrt()) <= 1e-4, found
+        print(f"stacked with weights, and joined to one: off by {worst:.1e}; cut to rank 4: {found['relative_error']:.3f} missed")
+
+
+def lycoris_files():
+    try:
+        from lycoris import LycorisNetwork, create_lycoris
+    except ImportError:
+        print("LyCORIS is not installed: its files are not compared")
+        return
+    for algorithm, more in [("lora", {}), ("loha", {}), ("lokr", {"factor": 4}), ("lokr", {"factor": 4, "full_matrix": True})]:
+        with tempfile.TemporaryDirectory() as folder:
+            folder = pathlib.Path(folder)
+            torch.manual_seed(7)
+            model = llama()
+            weights = {name: tensor.clone() for name, tensor in model.state_dict().items()}
+            LycorisNetwork.apply_preset({"target_name": [".*_proj"]})
+            network = create_lycoris(model, 1.0, linear_dim=4, linear_alpha=2.0, algo=algorithm, **more)
+            network.apply_to()
+            with torch.no_grad():
+                for parameter in network.parameters():
+                    parameter.copy_(torch.randn_like(parameter) * 0.3)
+            save_file(weights, folder / "base.safetensors")
+            save_file({k: v.contiguous() for k, v in network.state_dict().items()}, folder / "kohya.safetensors")
+            expected = {}
+            for lora in network.loras:
+                name = lora.lora_name.removeprefix("lycoris_")
+                expected[name] = lora.org_weight.detach() + lora.get_weight(lora.shape).detach() * lora.scalar
+            base = f"{folder}/base.safetensors"
+            vlmerge("merge", f"{base}+{folder}/kohya.safetensors", "--out", folder / "merged.safetensors")
+            worst, n = 0.0, 0
+            for key, tensor in load_file(folder / "merged.safetensors").items():
+                value = expected.get(key.removesuffix(".weight").replace(".", "_"))
+                if value is not None:
+                    error = ((tensor - value).abs().max() / value.abs().max()).item()
+                    assert error <= 3 * TOLERANCE, (algorithm, key, error)
+                    worst, n = max(worst, error), n + 1
+            assert n == len(expected) > 0, (algorithm, n, len(expected))
+            print(f"LyCORIS {algorithm} {more}: {n} modules, off by {worst:.1e}")
 
 
 # The model, flags, and whether every changed tensor is in the adapter.
@@ -229,7 +404,9 @@ def extractions_load():
 def main():
     merges_agree()
     bfloat16_is_rounded_once()
-    refusals()
+    tied_models_compute_what_peft_computes()
+    stacked_adapters_add_up()
+    lycoris_files()
     extractions_load()
     print(f"equal to PEFT {peft.__version__} with transformers {transformers.__version__} and torch {torch.__version__}")
 

@@ -1,5 +1,6 @@
 #!/usr/bin/env bash
-# Runs a Python script with mergekit, PEFT, transformers and torch, from a virtual environment that is made once. Where there is no
+# Runs a Python script with mergekit, PEFT, transformers, torch and libraries of quantized models and adapters, from a virtual
+# environment that is made once. Where there is no
 # Python, or they cannot be installed, it says so and succeeds: the script is an extra.
 #   tests/with_mergekit.sh SCRIPT [ARGUMENT ...]
 set -euo pipefail
@@ -7,14 +8,15 @@ set -euo pipefail
 environment="${VLMERGE_MERGEKIT_ENV:-${XDG_CACHE_HOME:-$HOME/.cache}/vlmerge/mergekit}"
 python="$environment/bin/python"
 
-if ! "$python" -c 'import mergekit, peft, transformers, torch' 2>/dev/null; then
+if ! "$python" -c 'import mergekit, peft, transformers, torch, bitsandbytes, compressed_tensors, lycoris' 2>/dev/null; then
     if ! command -v python3 >/dev/null; then
         echo "SKIPPED: $1 needs Python, and there is none on this machine"
         exit 0
     fi
     echo "installing mergekit into $environment"
     if ! { python3 -m venv "$environment" &&
-        "$python" -m pip install --quiet torch==2.8.0 mergekit==0.1.5 peft==0.21.2 transformers==5.24.0; }; then
+        "$python" -m pip install --quiet torch==2.8.0 mergekit==0.1.5 peft==0.21.2 transformers==5.24.0 \
+            bitsandbytes==0.50.2 compressed-tensors==0.15.0.1 lycoris_lora==4.1.3; }; then
         echo "SKIPPED: $1 needs mergekit, which could not be installed"
         exit 0
     fi

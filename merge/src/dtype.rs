@@ -1,10 +1,14 @@
 //! Element types, and rows of them to and from `f32` and `f64`.
 
+mod small;
+
 use std::fmt;
 
 use half::slice::HalfFloatSliceExt;
 use half::{bf16, f16};
 use serde::{Deserialize, Serialize};
+
+pub(crate) use small::{e2m1_to_f32, e8m0_to_f32, f8_e4m3_to_f32};
 
 use crate::{Error, Result};
 
@@ -15,6 +19,11 @@ use crate::{Error, Result};
 pub enum DType {
     #[serde(rename = "BOOL")]
     Bool,
+    F4,
+    #[serde(rename = "F6_E2M3")]
+    F6E2M3,
+    #[serde(rename = "F6_E3M2")]
+    F6E3M2,
     U8,
     I8,
     U16,
@@ -27,16 +36,26 @@ pub enum DType {
     F8E4M3,
     #[serde(rename = "F8_E5M2")]
     F8E5M2,
+    #[serde(rename = "F8_E8M0")]
+    F8E8M0,
+    #[serde(rename = "F8_E4M3FNUZ")]
+    F8E4M3Fnuz,
+    #[serde(rename = "F8_E5M2FNUZ")]
+    F8E5M2Fnuz,
     F16,
     BF16,
     F32,
     F64,
+    C64,
 }
 
 impl DType {
     /// Every dtype, in the order of the variants.
-    pub const ALL: [Self; 15] = [
+    pub const ALL: [Self; 22] = [
         Self::Bool,
+        Self::F4,
+        Self::F6E2M3,
+        Self::F6E3M2,
         Self::U8,
         Self::I8,
         Self::U16,
@@ -47,10 +66,14 @@ impl DType {
         Self::I64,
         Self::F8E4M3,
         Self::F8E5M2,
+        Self::F8E8M0,
+        Self::F8E4M3Fnuz,
+        Self::F8E5M2Fnuz,
         Self::F16,
         Self::BF16,
         Self::F32,
         Self::F64,
+        Self::C64,
     ];
 
     /// The name in a safetensors header, e.g. `BF16`.
@@ -58,6 +81,9 @@ impl DType {
     pub const fn name(self) -> &'static str {
         match self {
             Self::Bool => "BOOL",
+            Self::F4 => "F4",
+            Self::F6E2M3 => "F6_E2M3",
+            Self::F6E3M2 => "F6_E3M2",
             Self::U8 => "U8",
             Self::I8 => "I8",
             Self::U16 => "U16",
@@ -68,10 +94,14 @@ impl DType {
             Self::I64 => "I64",
             Self::F8E4M3 => "F8_E4M3",
             Self::F8E5M2 => "F8_E5M2",
+            Self::F8E8M0 => "F8_E8M0",
+            Self::F8E4M3Fnuz => "F8_E4M3FNUZ",
+            Self::F8E5M2Fnuz => "F8_E5M2FNUZ",
             Self::F16 => "F16",
             Self::BF16 => "BF16",
             Self::F32 => "F32",
             Self::F64 => "F64",
+            Self::C64 => "C64",
         }
     }
 
@@ -81,23 +111,51 @@ impl DType {
         Self::ALL.into_iter().find(|dtype| dtype.name() == name)
     }
 
-    /// Bytes of one element.
+    /// Bits of one element.
     #[must_use]
-    pub const fn size_bytes(self) -> usize {
+    pub const fn bits(self) -> usize {
         match self {
-            Self::Bool | Self::U8 | Self::I8 | Self::F8E4M3 | Self::F8E5M2 => 1,
-            Self::U16 | Self::I16 | Self::F16 | Self::BF16 => 2,
-            Self::U32 | Self::I32 | Self::F32 => 4,
-            Self::U64 | Self::I64 | Self::F64 => 8,
+            Self::F4 => 4,
+            Self::F6E2M3 | Self::F6E3M2 => 6,
+            Self::Bool | Self::U8 | Self::I8 => 8,
+            Self::F8E4M3 | Self::F8E5M2 | Self::F8E8M0 => 8,
+            Self::F8E4M3Fnuz | Self::F8E5M2Fnuz => 8,
+            Self::U16 | Self::I16 | Self::F16 | Self::BF16 => 16,
+            Self::U32 | Self::I32 | Self::F32 => 32,
+            Self::U64 | Self::I64 | Self::F64 | Self::C64 => 64,
         }
     }
 
-    /// Whether merge methods may do arithmetic on it.
+    /// Bytes of one element. Types of fewer bits than a byte share bytes: [`DType::bytes_of`] counts
+    /// those, and here they have one.
+    #[must_use]
+    pub const fn size_bytes(self) -> usize {
+        self.bits().div_ceil(8)
+    }
+
+    /// Bytes of so many elements, which begin with a byte. Four elements always fill whole bytes.
+    #[must_use]
+    pub const fn bytes_of(self, n_elements: usize) -> usize {
+        match self.bits() {
+            bits @ (4 | 6) => (n_elements / 4 * (bits / 2)) + (n_elements % 4 * bits).div_ceil(8),
+            bits => n_elements * (bits / 8),
+        }
+    }
+
+    /// Whether merge methods may do arithmetic on it. Scales (F8_E8M0), types that share bytes and
+    /// complex numbers are opened, compared and copied.
     #[must_use]
     pub const fn is_float(self) -> bool {
         matches!(
             self,
-            Self::F8E4M3 | Self::F8E5M2 | Self::F16 | Self::BF16 | Self::F32 | Self::F64
+            Self::F8E4M3
+                | Self::F8E5M2
+                | Self::F8E4M3Fnuz
+                | Self::F8E5M2Fnuz
+                | Self::F16
+                | Self::BF16
+                | Self::F32
+                | Self::F64
         )
     }
 }
@@ -112,14 +170,14 @@ impl fmt::Display for DType {
 /// significant bits, rounded once otherwise.
 ///
 /// # Errors
-/// [`Error::UnsupportedCast`] (naming `key`) for booleans.
+/// [`Error::UnsupportedCast`] (naming `key`) for booleans and complex numbers.
 ///
 /// # Panics
 /// When `bytes` and `out` differ in their number of elements: a fault of the caller.
 pub fn decode_f32(key: &str, dtype: DType, bytes: &[u8], out: &mut [f32]) -> Result<()> {
     assert_eq!(
         bytes.len(),
-        out.len() * dtype.size_bytes(),
+        dtype.bytes_of(out.len()),
         "one output per element"
     );
     match dtype {
@@ -128,7 +186,11 @@ pub fn decode_f32(key: &str, dtype: DType, bytes: &[u8], out: &mut [f32]) -> Res
         DType::BF16 => each(bytes, out, |b| bf16_to_f32(u16::from_le_bytes(b))),
         DType::F64 => each(bytes, out, |b| f64::from_le_bytes(b) as f32),
         DType::F8E4M3 => each(bytes, out, |[b]| f8_e4m3_to_f32(b)),
-        DType::F8E5M2 => each(bytes, out, |[b]| f8_e5m2_to_f32(b)),
+        DType::F8E5M2 => each(bytes, out, |[b]| small::f8_e5m2_to_f32(b)),
+        DType::F8E8M0 => each(bytes, out, |[b]| e8m0_to_f32(b)),
+        DType::F8E4M3Fnuz => each(bytes, out, |[b]| small::f8_e4m3fnuz_to_f32(b)),
+        DType::F8E5M2Fnuz => each(bytes, out, |[b]| small::f8_e5m2fnuz_to_f32(b)),
+        DType::F4 | DType::F6E2M3 | DType::F6E3M2 => small::unpack(dtype, bytes, out),
         DType::U8 => each(bytes, out, |[b]| f32::from(b)),
         DType::I8 => each(bytes, out, |b| f32::from(i8::from_le_bytes(b))),
         DType::U16 => each(bytes, out, |b| f32::from(u16::from_le_bytes(b))),
@@ -137,7 +199,7 @@ pub fn decode_f32(key: &str, dtype: DType, bytes: &[u8], out: &mut [f32]) -> Res
         DType::I32 => each(bytes, out, |b| i32::from_le_bytes(b) as f32),
         DType::U64 => each(bytes, out, |b| u64::from_le_bytes(b) as f32),
         DType::I64 => each(bytes, out, |b| i64::from_le_bytes(b) as f32),
-        DType::Bool => return Err(unsupported(key, dtype, DType::F32)),
+        DType::Bool | DType::C64 => return Err(unsupported(key, dtype, DType::F32)),
     }
     Ok(())
 }
@@ -145,14 +207,14 @@ pub fn decode_f32(key: &str, dtype: DType, bytes: &[u8], out: &mut [f32]) -> Res
 /// Converts little-endian elements of `dtype` to `f64`; exact but for integers beyond 2⁵³.
 ///
 /// # Errors
-/// [`Error::UnsupportedCast`] (naming `key`) for booleans.
+/// [`Error::UnsupportedCast`] (naming `key`) for booleans and complex numbers.
 ///
 /// # Panics
 /// When `bytes` and `out` differ in their number of elements: a fault of the caller.
 pub fn decode_f64(key: &str, dtype: DType, bytes: &[u8], out: &mut [f64]) -> Result<()> {
     assert_eq!(
         bytes.len(),
-        out.len() * dtype.size_bytes(),
+        dtype.bytes_of(out.len()),
         "one output per element"
     );
     match dtype {
@@ -160,8 +222,20 @@ pub fn decode_f64(key: &str, dtype: DType, bytes: &[u8], out: &mut [f64]) -> Res
         DType::F32 => each(bytes, out, |b| f64::from(f32::from_le_bytes(b))),
         DType::F16 => each(bytes, out, |b| f16::from_le_bytes(b).to_f64()),
         DType::BF16 => each(bytes, out, |b| bf16::from_le_bytes(b).to_f64()),
-        DType::F8E4M3 => each(bytes, out, |[b]| f64::from(f8_e4m3_to_f32(b))),
-        DType::F8E5M2 => each(bytes, out, |[b]| f64::from(f8_e5m2_to_f32(b))),
+        DType::F8E4M3
+        | DType::F8E5M2
+        | DType::F8E8M0
+        | DType::F8E4M3Fnuz
+        | DType::F8E5M2Fnuz
+        | DType::F4
+        | DType::F6E2M3
+        | DType::F6E3M2 => {
+            let mut single = vec![0.0; out.len()];
+            decode_f32(key, dtype, bytes, &mut single)?;
+            for (out, value) in out.iter_mut().zip(single) {
+                *out = f64::from(value);
+            }
+        }
         DType::U8 => each(bytes, out, |[b]| f64::from(b)),
         DType::I8 => each(bytes, out, |b| f64::from(i8::from_le_bytes(b))),
         DType::U16 => each(bytes, out, |b| f64::from(u16::from_le_bytes(b))),
@@ -170,7 +244,7 @@ pub fn decode_f64(key: &str, dtype: DType, bytes: &[u8], out: &mut [f64]) -> Res
         DType::I32 => each(bytes, out, |b| f64::from(i32::from_le_bytes(b))),
         DType::U64 => each(bytes, out, |b| u64::from_le_bytes(b) as f64),
         DType::I64 => each(bytes, out, |b| i64::from_le_bytes(b) as f64),
-        DType::Bool => return Err(unsupported(key, dtype, DType::F64)),
+        DType::Bool | DType::C64 => return Err(unsupported(key, dtype, DType::F64)),
     }
     Ok(())
 }
@@ -293,23 +367,6 @@ fn with_aligned_mut<T: bytemuck::Pod>(bytes: &mut [u8], body: impl FnOnce(&mut [
     bytes.copy_from_slice(bytemuck::cast_slice(&elements));
 }
 
-/// IEEE-like 1-4-3 with bias 7, no infinities, NaN where all of exponent and mantissa are set
-/// (the "FN" form of OCP 8-bit floating point, section 5.2).
-fn f8_e4m3_to_f32(bits: u8) -> f32 {
-    let sign = if bits & 0x80 == 0 { 1.0 } else { -1.0 };
-    let (exponent, mantissa) = (i32::from((bits >> 3) & 0xf), f32::from(bits & 7));
-    match (exponent, bits & 7) {
-        (15, 7) => f32::NAN,
-        (0, _) => sign * mantissa * 2f32.powi(-9),
-        _ => sign * (1.0 + mantissa / 8.0) * 2f32.powi(exponent - 7),
-    }
-}
-
-/// IEEE 1-5-2 with bias 15: the upper byte of an f16.
-fn f8_e5m2_to_f32(bits: u8) -> f32 {
-    f16::from_bits(u16::from(bits) << 8).to_f32()
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -350,17 +407,6 @@ mod tests {
                 );
             }
         }
-    }
-
-    #[test]
-    fn eight_bit_floats_have_their_published_extremes() {
-        // OCP 8-bit floating point, table 1: largest normal and smallest subnormal.
-        assert_eq!(f8_e4m3_to_f32(0x7e), 448.0);
-        assert_eq!(f8_e4m3_to_f32(0x01), 2f32.powi(-9));
-        assert!(f8_e4m3_to_f32(0x7f).is_nan());
-        assert_eq!(f8_e5m2_to_f32(0x7b), 57344.0);
-        assert_eq!(f8_e5m2_to_f32(0x01), 2f32.powi(-16));
-        assert_eq!(f8_e5m2_to_f32(0xfc), f32::NEG_INFINITY);
     }
 
     #[test]

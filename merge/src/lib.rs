@@ -20,7 +20,9 @@ mod dtype;
 mod error;
 mod expert;
 mod group;
+mod model_config;
 mod spans;
+mod ties;
 mod vectorized;
 
 pub mod beside;
@@ -38,6 +40,7 @@ pub mod methods;
 pub mod plan;
 pub mod progress;
 pub mod provenance;
+pub mod quantized;
 pub mod random;
 pub mod recipe;
 pub mod remote;
@@ -45,8 +48,8 @@ pub mod statistics;
 pub mod synth;
 
 pub use dtype::{DType, decode_f32, decode_f64, encode_f32, encode_f64};
-pub use error::{AdapterFault, ConversionFault, Error, MergeFault, PlanFault, RemoteFault, Result};
-pub use error::{SafetensorsFault, SplitFault, TorchFault, WriteFault};
+pub use error::{AdapterFault, ConversionFault, Error, MergeFault, PlanFault, QuantizationFault};
+pub use error::{RemoteFault, Result, SafetensorsFault, SplitFault, TorchFault, WriteFault};
 pub use expert::Expert;
 pub use group::{BlockId, ParamKind, Role, Slot};
 pub use io::{Checkpoint, ObjectPath, PathSegment, TensorInfo, TensorSource};

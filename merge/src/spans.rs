@@ -58,6 +58,7 @@ pub(crate) fn map<State, T: Send>(
 pub(crate) struct Run {
     pub(crate) bytes: Vec<u8>,
     pub(crate) values: Vec<f64>,
+    n_elements: usize,
 }
 
 impl Run {
@@ -70,7 +71,8 @@ impl Run {
         len: usize,
     ) -> Result<()> {
         let dtype = source.tensors()[index].info.dtype;
-        self.bytes.resize(len * dtype.size_bytes(), 0);
+        self.bytes.resize(dtype.bytes_of(len), 0);
+        self.n_elements = len;
         source.read(index, first, &mut self.bytes)
     }
 
@@ -82,21 +84,47 @@ impl Run {
         dtype: DType,
         span: Span,
     ) -> Result<()> {
-        self.bytes.resize(span.len * dtype.size_bytes(), 0);
+        self.bytes.resize(dtype.bytes_of(span.len), 0);
+        self.n_elements = span.len;
         checkpoint.read(key, span.first, &mut self.bytes)
     }
 
-    /// Decodes what was read; booleans become 0 and 1.
+    /// Decodes what was read; booleans become 0 and 1, complex numbers their absolute values.
     pub(crate) fn decode(&mut self, key: &str, dtype: DType) -> Result<&mut [f64]> {
+        if dtype == DType::C64 {
+            self.values = moduli(&self.bytes);
+            return Ok(&mut self.values);
+        }
         // A boolean is stored as a byte.
         let dtype = match dtype {
             DType::Bool => DType::U8,
             dtype => dtype,
         };
-        self.values
-            .resize(self.bytes.len() / dtype.size_bytes(), 0.0);
+        self.values.resize(self.n_elements, 0.0);
         decode_f64(key, dtype, &self.bytes, &mut self.values)?;
         Ok(&mut self.values)
+    }
+}
+
+/// Absolute values of complex numbers.
+pub(crate) fn moduli(bytes: &[u8]) -> Vec<f64> {
+    let (numbers, _) = bytes.as_chunks::<8>();
+    numbers
+        .iter()
+        .map(|&bytes| modulus(complex(bytes)))
+        .collect()
+}
+
+/// Real and imaginary part.
+pub(crate) fn complex([a, b, c, d, e, f, g, h]: [u8; 8]) -> [f64; 2] {
+    [[a, b, c, d], [e, f, g, h]].map(|part| f64::from(f32::from_le_bytes(part)))
+}
+
+/// The absolute value of a complex number; not a number if a part is none.
+pub(crate) fn modulus([real, imaginary]: [f64; 2]) -> f64 {
+    match real.is_nan() || imaginary.is_nan() {
+        true => f64::NAN,
+        false => real.hypot(imaginary),
     }
 }
 

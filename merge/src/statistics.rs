@@ -98,7 +98,8 @@ impl Moments {
     }
 }
 
-/// Statistics of the tensors `indices` of a source, in that order. Booleans count as 0 and 1.
+/// Statistics of the tensors `indices` of a source, in that order. Booleans count as 0 and 1,
+/// complex numbers as their absolute values.
 /// The result does not depend on the number of threads.
 ///
 /// # Errors
@@ -157,15 +158,15 @@ pub fn sha256(
         .par_iter()
         .with_max_len(1)
         .map_init(Vec::new, |buffer, &index| {
-            let element_bytes = info(index).dtype.size_bytes();
+            let dtype = info(index).dtype;
             let n_elements = info(index).n_elements();
-            let run_elements = HASH_BYTES / element_bytes;
+            let run_elements = HASH_BYTES / dtype.size_bytes();
             let mut hasher = Sha256::new();
             for first in (0..n_elements).step_by(run_elements) {
                 if progress.is_cancelled() {
                     return Err(Error::Cancelled);
                 }
-                buffer.resize(run_elements.min(n_elements - first) * element_bytes, 0);
+                buffer.resize(dtype.bytes_of(run_elements.min(n_elements - first)), 0);
                 source.read(index, first, buffer)?;
                 hasher.update(&buffer);
                 progress.advance(buffer.len() as u64);

@@ -61,7 +61,11 @@ impl Folder {
     fn adapter(&self, name: &str, settings: &str, tensors: Vec<(&str, Raw)>) {
         let folder = self.0.path().join(name);
         std::fs::create_dir_all(&folder).expect("made");
-        let settings = format!("{{\"peft_type\": \"LORA\", {settings}}}");
+        let kind = match settings.contains("peft_type") {
+            true => "",
+            false => "\"peft_type\": \"LORA\", ",
+        };
+        let settings = format!("{{{kind}{settings}}}");
         std::fs::write(folder.join("adapter_config.json"), settings).expect("written");
         let tensors = (tensors.into_iter())
             .map(|(name, raw)| (format!("base_model.model.{name}"), raw))
@@ -512,8 +516,8 @@ fn adapters_that_do_not_fit_are_refused_by_line_and_tensor_all_at_once() {
         ),
         (
             "dora",
-            vec![("fc.lora_magnitude_vector", a(&[2]))],
-            "of the kind DoRA",
+            vec![("fc.lora_magnitude_vector", a(&[3]))],
+            "fc.lora_magnitude_vector` ([3]) does not fit `fc.weight`",
         ),
         (
             "twice",
@@ -543,4 +547,264 @@ fn values_that_are_not_finite_are_found_in_the_sum() {
     ];
     folder.adapter("a", R1, tensors);
     assert!(folder.fault("a").contains("`fc.weight`"));
+}
+
+#[test]
+fn adapters_are_stacked_in_their_order_each_with_its_weight() {
+    let folder = Folder::new(vec![("fc.weight", raw(&[1, 2], &[1.0, 2.0]))]);
+    for (name, value) in [("one", 1.0), ("two", 3.0)] {
+        let product = vec![
+            ("fc.lora_A.weight", raw(&[1, 2], &[value, 1.0])),
+            ("fc.lora_B.weight", raw(&[1, 1], &[1.0])),
+        ];
+        folder.adapter(name, R1, product);
+    }
+    folder.adapter("whole", R1, vec![("fc.weight", raw(&[1, 2], &[9.0, 9.0]))]);
+    // 2 B A of each: (2, 2) and (6, 2).
+    let of = |adapters: &str| folder.with(adapters).expect("merges")["fc.weight"].values();
+    assert_eq!(of("one+two"), [9.0, 6.0]);
+    assert_eq!(of("one*0.5+two"), [8.0, 5.0]);
+    assert_eq!(of("one*-1"), [-1.0, 0.0]);
+    assert_eq!(of("one+whole"), [9.0, 9.0]);
+    // Half the way from (3, 4) to (9, 9).
+    assert_eq!(of("one+whole*0.5"), [6.0, 6.5]);
+}
+
+#[test]
+fn dora_brings_the_rows_of_the_sum_to_its_lengths() {
+    let folder = Folder::new(vec![
+        ("fc.weight", raw(&[2, 2], &[3.0, 3.0, 0.0, 1.0])),
+        ("embed.weight", raw(&[2, 1], &[3.0, 4.0])),
+    ]);
+    folder.adapter(
+        "dora",
+        r#""r": 1, "lora_alpha": 1, "use_dora": true"#,
+        vec![
+            ("fc.lora_A.weight", raw(&[1, 2], &[0.0, 1.0])),
+            ("fc.lora_B.weight", raw(&[2, 1], &[1.0, 1.0])),
+            ("fc.lora_magnitude_vector", raw(&[2], &[10.0, 3.0])),
+            ("embed.lora_embedding_A", raw(&[1, 2], &[0.0, 0.0])),
+            ("embed.lora_embedding_B", raw(&[1, 1], &[0.0])),
+            ("embed.lora_magnitude_vector", raw(&[1], &[10.0])),
+        ],
+    );
+    let merged = folder.with("dora").expect("merges");
+    // (3, 4) of length 5 to 10, (0, 2) to 3; columns of embeddings.
+    assert_eq!(merged["fc.weight"].values(), [6.0, 8.0, 0.0, 3.0]);
+    assert_eq!(merged["embed.weight"].values(), [6.0, 8.0]);
+}
+
+#[test]
+fn fused_experts_get_a_product_each_whichever_way_they_are_kept() {
+    let settings =
+        r#""r": 1, "lora_alpha": 1, "target_parameters": ["experts.up", "experts.down"]"#;
+    // Two experts; A has a row for each, B a column.
+    let inner = |module: &str| {
+        vec![
+            (
+                format!("{module}.lora_A.weight"),
+                raw(&[2, 3], &[1.0, 2.0, 3.0, 10.0, 20.0, 30.0]),
+            ),
+            (
+                format!("{module}.lora_B.weight"),
+                raw(&[2, 2], &[1.0, 2.0, 3.0, 4.0]),
+            ),
+        ]
+    };
+    let folder = Folder::new(vec![
+        ("experts.up", raw(&[2, 3, 2], &[0.0; 12])),
+        ("experts.down", raw(&[2, 2, 3], &[0.0; 12])),
+    ]);
+    let outer = inner("experts.base_layer");
+    let outer = outer
+        .iter()
+        .map(|(name, raw)| (name.as_str(), raw.clone()))
+        .collect();
+    // One adapter for two tensors that both fit is ambiguous.
+    folder.adapter("both", settings, outer);
+    assert!(folder.fault("both").contains("do not tell which is meant"));
+    for (parameter, expected) in [
+        (
+            "up",
+            vec![
+                1.0, 3.0, 2.0, 6.0, 3.0, 9.0, 20.0, 40.0, 40.0, 80.0, 60.0, 120.0,
+            ],
+        ),
+        (
+            "down",
+            vec![
+                1.0, 2.0, 3.0, 3.0, 6.0, 9.0, 20.0, 40.0, 60.0, 40.0, 80.0, 120.0,
+            ],
+        ),
+    ] {
+        let own = inner("experts");
+        let own = own
+            .iter()
+            .map(|(name, raw)| (name.as_str(), raw.clone()))
+            .collect();
+        let settings =
+            format!(r#""r": 1, "lora_alpha": 1, "target_parameters": ["experts.{parameter}"]"#);
+        folder.adapter(parameter, &settings, own);
+        let merged = folder.with(parameter).expect("merges");
+        assert_eq!(merged[&format!("experts.{parameter}")].values(), expected);
+    }
+}
+
+#[test]
+fn products_by_element_and_of_kronecker_are_added() {
+    let folder = Folder::new(vec![("fc.weight", raw(&[2, 2], &[0.0; 4]))]);
+    folder.adapter(
+        "loha",
+        r#""r": 1, "alpha": 2, "peft_type": "LOHA""#,
+        vec![
+            ("fc.hada_w1_a", raw(&[2, 1], &[1.0, 2.0])),
+            ("fc.hada_w1_b", raw(&[1, 2], &[1.0, 3.0])),
+            ("fc.hada_w2_a", raw(&[2, 1], &[1.0, 1.0])),
+            ("fc.hada_w2_b", raw(&[1, 2], &[5.0, 7.0])),
+        ],
+    );
+    folder.adapter(
+        "lokr",
+        r#""r": 1, "alpha": 1, "peft_type": "LOKR""#,
+        vec![
+            ("fc.lokr_w1", raw(&[1, 2], &[1.0, 10.0])),
+            ("fc.lokr_w2_a", raw(&[2, 1], &[1.0, 2.0])),
+            ("fc.lokr_w2_b", raw(&[1, 1], &[3.0])),
+        ],
+    );
+    let of = |adapter: &str| folder.with(adapter).expect("merges")["fc.weight"].values();
+    assert_eq!(of("loha"), [10.0, 42.0, 20.0, 84.0]);
+    assert_eq!(of("lokr"), [3.0, 30.0, 6.0, 60.0]);
+}
+
+#[test]
+fn names_of_kohya_and_diffusers_mean_the_modules_of_the_base() {
+    let folder = Folder::new(vec![
+        ("down.0.attn1.to_q.weight", raw(&[1, 2], &[0.0; 2])),
+        ("down.0.attn1.to_out.0.weight", raw(&[1, 2], &[0.0; 2])),
+    ]);
+    let product = |down: &str, up: &str| {
+        vec![
+            (down.to_owned(), raw(&[1, 2], &[1.0, 2.0])),
+            (up.to_owned(), raw(&[1, 1], &[1.0])),
+        ]
+    };
+    let file = |name: &str, mut tensors: Vec<(String, Raw)>, more: Vec<(&str, Raw)>| {
+        tensors.extend(more.into_iter().map(|(name, raw)| (name.to_owned(), raw)));
+        let path = folder.path(name);
+        fixture::write(&path, &tensors.into_iter().collect());
+        format!("{name}.safetensors")
+    };
+    let q = "down.0.attn1.to_q.weight";
+    let kohya = "lora_unet_down_0_attn1_to_q";
+    let name = file(
+        "kohya",
+        product(
+            &format!("{kohya}.lora_down.weight"),
+            &format!("{kohya}.lora_up.weight"),
+        ),
+        vec![
+            ("lora_unet_down_0_attn1_to_q.alpha", raw(&[], &[3.0])),
+            // For a text encoder, which is another file.
+            (
+                "lora_te_layers_0_q.lora_down.weight",
+                raw(&[1, 2], &[1.0, 2.0]),
+            ),
+            ("lora_te_layers_0_q.lora_up.weight", raw(&[1, 1], &[1.0])),
+            ("lora_te_layers_0_q.alpha", raw(&[], &[3.0])),
+        ],
+    );
+    assert_eq!(folder.with(&name).expect("merges")[q].values(), [3.0, 6.0]);
+    let yaml = format!("merge_method: passthrough\nmodels:\n- model: <base>+{name}\n");
+    let plan = folder.plan(&yaml).expect("resolves");
+    let notes: Vec<&str> = (plan.beside().ingredients.iter())
+        .filter_map(|ingredient| ingredient.note.as_deref())
+        .collect();
+    assert!(
+        notes[0].contains("3 tensors are for other parts"),
+        "{notes:?}"
+    );
+    for (name, down, up) in [
+        (
+            "new",
+            "unet.down.0.attn1.to_q.lora_A.weight",
+            "unet.down.0.attn1.to_q.lora_B.weight",
+        ),
+        (
+            "old",
+            "unet.down.0.attn1.to_q.lora.down.weight",
+            "unet.down.0.attn1.to_q.lora.up.weight",
+        ),
+        (
+            "older",
+            "unet.down.0.attn1.processor.to_q_lora.down.weight",
+            "unet.down.0.attn1.processor.to_q_lora.up.weight",
+        ),
+    ] {
+        let name = file(name, product(down, up), Vec::new());
+        assert_eq!(
+            folder.with(&name).expect("merges")[q].values(),
+            [1.0, 2.0],
+            "{name}"
+        );
+    }
+    let output = "unet.down.0.attn1.processor.to_out_lora";
+    let tensors = product(
+        &format!("{output}.down.weight"),
+        &format!("{output}.up.weight"),
+    );
+    let name = file("output", tensors, Vec::new());
+    let merged = folder.with(&name).expect("merges");
+    assert_eq!(merged["down.0.attn1.to_out.0.weight"].values(), [1.0, 2.0]);
+}
+
+#[test]
+fn several_adapters_become_one_side_by_side_or_cut_to_a_rank() {
+    let folder = Folder::new(vec![("fc.weight", raw(&[3, 4], &noise(1, &[3, 4])))]);
+    for (name, rank, seed) in [("one", 1, 2), ("two", 2, 3)] {
+        let product = vec![
+            (
+                "fc.lora_A.weight",
+                raw(&[rank, 4], &noise(seed, &[rank, 4])),
+            ),
+            (
+                "fc.lora_B.weight",
+                raw(&[3, rank], &noise(seed + 10, &[3, rank])),
+            ),
+        ];
+        folder.adapter(name, &format!(r#""r": {rank}, "lora_alpha": 3"#), product);
+    }
+    let both = [
+        (folder.0.path().join("one"), 0.5),
+        (folder.0.path().join("two"), -1.0),
+    ];
+    let combine = |name: &str, rank| {
+        let target = merge::lora::ExtractTarget {
+            folder: folder.0.path().join(name),
+            force: false,
+            command: "test".into(),
+            base: PathBuf::new(),
+        };
+        merge::lora::combine(&both, rank, &target, &merge::progress::Silent).expect("combines")
+    };
+    let found = combine("joined", None);
+    assert_eq!(
+        (found.n_modules, found.rank, found.relative_error),
+        (1, 3, 0.0)
+    );
+    let stacked = folder.with("one*0.5+two*-1").expect("merges")["fc.weight"].values();
+    let joined = folder.with("joined").expect("merges")["fc.weight"].values();
+    assert_eq!(
+        fixture::first_difference(&joined, &stacked, 0.0, 1e-6),
+        None
+    );
+    let cut = combine("cut", Some(2));
+    assert_eq!(cut.rank, 2);
+    assert!(cut.relative_error > 0.0 && cut.relative_error < 1.0);
+    let near = folder.with("cut").expect("merges")["fc.weight"].values();
+    let base = noise(1, &[3, 4]);
+    let squares = |of: &dyn Fn(usize) -> f64| (0..12).map(|at| of(at).powi(2)).sum::<f64>();
+    let missed = squares(&|at| near[at] - stacked[at]);
+    let whole = squares(&|at| stacked[at] - f64::from(base[at]));
+    assert!(((missed / whole).sqrt() - cut.relative_error).abs() < 1e-5);
 }

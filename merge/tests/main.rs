@@ -16,6 +16,8 @@ mod lora;
 mod memory;
 mod mergekit;
 mod methods_document;
+mod non_finite;
+mod quantized;
 #[cfg(feature = "remote")]
 mod range_server;
 mod recipes;
@@ -26,6 +28,7 @@ mod safetensors;
 mod sharded;
 mod statistics;
 mod stored;
+mod ties;
 mod torch_corpus;
 mod torch_reader;
 mod writer;

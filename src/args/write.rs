@@ -1,6 +1,6 @@
 //! How a checkpoint is written.
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 use clap::{Args, ValueEnum};
 use merge::execute::RunOptions;
@@ -42,9 +42,7 @@ impl WriteArgs {
     /// for a model folder.
     pub fn write_options(&self, path: PathBuf, may_be_folder: bool) -> WriteOptions {
         let container = self.container.map(Into::into);
-        let ends = path.as_os_str().as_encoded_bytes().ends_with(b"/");
-        let is_folder = ends || path.is_dir() || path.extension().is_none();
-        let options = match may_be_folder && is_folder {
+        let options = match may_be_folder && self.is_folder(&path) {
             true => WriteOptions::in_folder(&path, container),
             false => WriteOptions::new(path),
         };
@@ -55,6 +53,12 @@ impl WriteArgs {
             sync: !self.no_sync,
             ..options
         }
+    }
+
+    /// Whether a target is a folder for a model, there or to be made.
+    pub fn is_folder(&self, path: &Path) -> bool {
+        let ends = path.as_os_str().as_encoded_bytes().ends_with(b"/");
+        ends || path.is_dir() || path.extension().is_none()
     }
 
     /// How to run the plan. Copies are looked at for infinities only by verbs that compute

@@ -9,10 +9,11 @@ use clap::ValueEnum;
 use merge::convert::{Conversion, Resize, Spelling, Wrapper};
 use merge::io::{OpenOptions, open};
 use merge::layouts::{by_name, detect};
-use merge::{Checkpoint, Layout};
+use merge::recipe::ModelRef;
+use merge::{Checkpoint, Layout, MergePlan, MergeRecipe, quantized};
 
 use crate::args::number::parse_positive;
-use crate::args::write::WriteArgs;
+use crate::args::write::{DTypeArg, WriteArgs};
 use crate::output::Output;
 use crate::plan_view;
 
@@ -24,6 +25,7 @@ Examples:
   vlmerge convert vlmo_base.pt out.safetensors --to vl-merging       VLMo keys as vl-merging's
   vlmerge convert zerovl.pth zerovl.safetensors --module remove      keys without data-parallel prefix
   vlmerge convert model.ckpt coco.safetensors --image-size 384       tables for a larger image
+  vlmerge convert fp8/ bf16/ --dequantize                            codes and scales as numbers
   vlmerge convert model.ckpt nlvr2.safetensors --image-size 384 --nlvr2 --dry-run";
 
 /// Flags of `vlmerge convert`.
@@ -59,6 +61,10 @@ pub struct Args {
     /// Add a third token type, for the second image of NLVR2, equal to the second
     #[arg(long)]
     nlvr2: bool,
+    /// Write quantized weights as the numbers that they stand for: bf16, or what --dtype says. Into a
+    /// folder, the files beside the weights go along
+    #[arg(long)]
+    dequantize: bool,
     /// Rebuild index buffers for the new sizes instead of leaving them out
     #[arg(long)]
     keep_derived: bool,
@@ -104,7 +110,7 @@ impl From<ResizeArg> for Resize {
 
 /// Runs the verb.
 pub fn run(args: Args, output: &Output) -> Result<ExitCode> {
-    let source = open_source(&args.input, args.root.clone(), output)?;
+    let mut source = open_source(&args.input, args.root.clone(), output)?;
     let conversion = Conversion {
         spelling: args.to.map(|to| match to {
             SpellingArg::VlMerging => Spelling::VlMerging,
@@ -122,6 +128,28 @@ pub fn run(args: Args, output: &Output) -> Result<ExitCode> {
         with_buffers: args.keep_derived,
         dtype: args.write.dtype.into(),
     };
+    if args.dequantize {
+        source = quantized::dequantized(source)?;
+    } else if args.write.dtype != DTypeArg::Keep {
+        quantized::check_castable(&source)?;
+    }
+    if let (true, Some(out)) = (args.dequantize && !conversion.needs_family(), &args.out)
+        && args.write.is_folder(out)
+    {
+        // The files beside the weights go along, and config.json must no longer say that they are codes.
+        let model = ModelRef {
+            root: args.root.clone(),
+            ..ModelRef::new(&args.input)
+        };
+        let recipe = MergeRecipe {
+            merge_method: "passthrough".into(),
+            models: vec![model],
+            dtype: args.write.dtype.into(),
+            ..MergeRecipe::default()
+        };
+        let (plan, _) = MergePlan::resolve(&recipe)?;
+        return plan_view::carry_out(&plan, args.out, &args.write, false, output);
+    }
     let layout = layout_of(&source, &conversion)?;
     let plan = conversion.plan(source, layout.as_ref())?;
     plan_view::carry_out(&plan, args.out, &args.write, false, output)

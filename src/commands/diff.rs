@@ -1,11 +1,12 @@
 //! `vlmerge diff`.
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::process::ExitCode;
+use std::sync::Arc;
 
 use anyhow::Result;
 use merge::diff::{DiffOptions, DiffReport, ValueDifference, diff};
-use merge::io::{OpenOptions, open};
+use merge::io::OpenOptions;
 use serde_json::json;
 
 use crate::output::{Output, UsageError};
@@ -19,7 +20,7 @@ Examples:
 
 Exit code 0: no difference beyond the tolerance. 1: different, or an error, which starts with
 `error:` on stderr. Two NaNs at the same place are equal; a NaN or an infinity on one side only
-differs whatever the tolerance.";
+differs whatever the tolerance. Quantized weights are compared as the numbers that they stand for.";
 
 /// Flags of `vlmerge diff`.
 #[derive(Debug, clap::Args)]
@@ -35,6 +36,9 @@ pub struct Args {
     /// Compare names, shapes and dtypes only
     #[arg(long, conflicts_with = "tolerance")]
     headers_only: bool,
+    /// Compare quantized weights as they are stored, not as the numbers that they stand for
+    #[arg(long)]
+    raw: bool,
     /// The dictionary of the first file that holds the weights [default: found by rule]
     #[arg(long)]
     root: Option<String>,
@@ -48,18 +52,15 @@ pub fn run(args: Args, output: &Output) -> Result<ExitCode> {
     if args.tolerance.is_nan() || args.tolerance < 0.0 {
         return Err(UsageError("--tolerance must not be negative".into()).into());
     }
-    let left = open(
-        &args.left,
-        &OpenOptions {
-            root: args.root.clone(),
-        },
-    )?;
-    let right = open(
-        &args.right,
-        &OpenOptions {
-            root: args.other_root.clone(),
-        },
-    )?;
+    let open = |path: &Path, root: &Option<String>| {
+        let options = OpenOptions { root: root.clone() };
+        match args.raw {
+            true => merge::io::open(path, &options).map(Arc::new),
+            false => merge::quantized::open(path, &options),
+        }
+    };
+    let left = open(&args.left, &args.root)?;
+    let right = open(&args.right, &args.other_root)?;
     let options = DiffOptions {
         tolerance: args.tolerance,
         headers_only: args.headers_only,

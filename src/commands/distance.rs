@@ -10,8 +10,9 @@ use merge::distance::{
     Distance, DistanceOptions, Grain, Keep, Metric, PairSet, RECONSTRUCTION_NOTE, checkpoint_pairs,
     expert_pairs, measure,
 };
-use merge::io::{OpenOptions, open};
+use merge::io::OpenOptions;
 use merge::layouts;
+use merge::quantized::open;
 
 use crate::output::{Output, UsageError};
 use crate::table::{Align, Table, significant};
@@ -119,8 +120,8 @@ pub fn run(args: Args, output: &Output) -> Result<ExitCode> {
         .transpose()?;
     let layout = layouts::detect(&input)?;
     let set = match &other {
-        None => expert_pairs(&input, layout.as_ref(), seed.as_ref())?,
-        Some(other) => checkpoint_pairs(&input, other, layout.as_ref(), seed.as_ref())?,
+        None => expert_pairs(&input, layout.as_ref(), seed.as_deref())?,
+        Some(other) => checkpoint_pairs(&input, other, layout.as_ref(), seed.as_deref())?,
     };
     let grains = args.grains(output.json);
     let mut options = DistanceOptions {

@@ -6,7 +6,7 @@ use std::process::ExitCode;
 use anyhow::Result;
 use clap::ValueEnum;
 use merge::DType;
-use merge::io::{OpenOptions, open};
+use merge::io::OpenOptions;
 use merge::lora::{ExtractOptions, ExtractTarget, Extraction, extract};
 use merge::low_rank::Truncation;
 use merge::plan::name_pattern;
@@ -80,8 +80,8 @@ enum FactorDType {
 /// Runs the verb.
 pub fn run(args: &Args, output: &Output) -> Result<ExitCode> {
     let options = args.options()?;
-    let base = open(&args.base, &OpenOptions::default())?;
-    let finetuned = open(&args.finetuned, &OpenOptions::default())?;
+    let base = merge::quantized::open(&args.base, &OpenOptions::default())?;
+    let finetuned = merge::quantized::open(&args.finetuned, &OpenOptions::default())?;
     for source in [&base, &finetuned] {
         source.require_unique_names()?;
     }
@@ -92,6 +92,9 @@ pub fn run(args: &Args, output: &Output) -> Result<ExitCode> {
         base: args.base.clone(),
     };
     let found = extract(&base, &finetuned, &options, &target, output)?;
+    if let Some(note) = &found.note {
+        output.note(note);
+    }
     if output.json {
         output.json(&found)?;
     } else {

@@ -6,10 +6,12 @@ use std::process::ExitCode;
 use anyhow::Result;
 use clap::Args as ClapArgs;
 use evaluate::tasks::TaskSpec;
-use merge::recipe::{ModelRef, OutputDType, Parameters, UnknownKeys};
+use merge::lora::{ExtractTarget, combine};
+use merge::recipe::{ModelRef, OutputDType, Parameters, UnknownKeys, adapters};
 use merge::{MergePlan, MergeRecipe};
 
 use crate::args::data::task_with_experts;
+use crate::args::number::parse_positive;
 use crate::args::write::WriteArgs;
 use crate::output::{Output, UsageError};
 use crate::plan_view;
@@ -19,14 +21,23 @@ Examples:
   vlmerge merge recipe.yaml --out merged.safetensors
   vlmerge merge recipe.yaml --out merged/ --shard-size 5GB
   vlmerge merge recipe.yaml --out merged.safetensors --dry-run
-  vlmerge merge base+adapter --out merged.safetensors";
+  vlmerge merge base+adapter --out merged.safetensors
+  vlmerge merge base+one*0.5+other --out merged/
+  vlmerge merge one*0.5+other --as-adapter --rank 16 --out both";
 
 /// Flags of `vlmerge merge`.
 #[derive(Debug, ClapArgs)]
 #[command(after_help = EXAMPLES)]
 pub struct Args {
-    /// The recipe; or a model and a low-rank adapter to merge into it, as `MODEL+ADAPTER`
+    /// The recipe; or a model and low-rank adapters to merge into it, as `MODEL+ADAPTER`, each with a weight
+    /// as `MODEL+ADAPTER*0.5`
     recipe: PathBuf,
+    /// Make one adapter of several, `ADAPTER+ADAPTER*0.5`: their factors side by side, or cut to --rank
+    #[arg(long)]
+    as_adapter: bool,
+    /// The rank of the adapter, by singular values; without it the sum of the ranks
+    #[arg(long, value_name = "R", value_parser = parse_positive, requires = "as_adapter")]
+    rank: Option<usize>,
     #[command(flatten)]
     target: Target,
 }
@@ -118,6 +129,9 @@ impl Specific {
 
 /// Runs the verb.
 pub fn run(args: Args, output: &Output) -> Result<ExitCode> {
+    if args.as_adapter {
+        return combine_adapters(&args, output);
+    }
     let model = ModelRef::new(&args.recipe);
     let mut recipe = match model.adapter {
         Some(_) => MergeRecipe {
@@ -131,6 +145,35 @@ pub fn run(args: Args, output: &Output) -> Result<ExitCode> {
         recipe.out_dtype = args.target.write.dtype.into();
     }
     run_recipe(&recipe, &args.target, output)
+}
+
+/// Writes one adapter that does what several do together.
+fn combine_adapters(args: &Args, output: &Output) -> Result<ExitCode> {
+    let Some(folder) = args.target.out.clone() else {
+        return Err(UsageError("--as-adapter needs --out, a folder".into()).into());
+    };
+    let target = ExtractTarget {
+        folder,
+        force: args.target.write.force,
+        command: match args.rank {
+            Some(rank) => format!("vlmerge merge --as-adapter --rank {rank}"),
+            None => "vlmerge merge --as-adapter".to_owned(),
+        },
+        base: PathBuf::new(),
+    };
+    let found = combine(&adapters(&args.recipe), args.rank, &target, output)?;
+    if output.json {
+        output.json(&found)?;
+    } else {
+        for file in &found.files {
+            output.line(file.display().to_string())?;
+        }
+        output.note(format!(
+            "{} modules of rank {} at most; error {:.1e} of the change",
+            found.n_modules, found.rank, found.relative_error
+        ));
+    }
+    Ok(ExitCode::SUCCESS)
 }
 
 /// Resolves a recipe and prints it, prints its plan, or carries it out.

@@ -25,6 +25,10 @@ pub(crate) struct Changes {
     pub(crate) layers: Option<Layers>,
     /// Tokens before and after.
     pub(crate) vocabulary: Option<(usize, usize)>,
+    /// Whether the model whose configuration it gets has a head of its own.
+    pub(crate) had_head: bool,
+    /// Whether the head shares its weights with the embeddings, where that is known.
+    pub(crate) is_tied: Option<bool>,
 }
 
 /// A stack of layers before and after.
@@ -70,6 +74,10 @@ pub(crate) fn changed(
     {
         set_layers(top, layers, &mut keys);
     }
+    if let Some(is_tied) = changes.is_tied {
+        set_tie(top, is_tied, &mut keys);
+    }
+    remove_quantization(top, "", &mut keys);
     if keys.is_empty() {
         return Ok(None);
     }
@@ -104,6 +112,38 @@ fn set_everywhere(
             // Parts have no parts, and a stranger's file could nest without end.
             if place.is_empty() {
                 set_everywhere(part, &format!("{key}."), changed, new);
+            }
+        }
+    }
+}
+
+/// Says whether the head shares its weights. Where nothing is said, loaders take it to be so.
+fn set_tie(top: &mut Map<String, Value>, is_tied: bool, changed: &mut Vec<String>) {
+    const TIE: &str = "tie_word_embeddings";
+    let n_before = changed.len();
+    set_everywhere(top, "", changed, &|key, value| {
+        (key == TIE && value == &json!(!is_tied)).then(|| json!(is_tied))
+    });
+    let in_text = top
+        .get("text_config")
+        .is_some_and(|part| part.get(TIE).is_some());
+    if changed.len() == n_before && !is_tied && !in_text && !top.contains_key(TIE) {
+        top.insert(TIE.to_owned(), json!(false));
+        changed.push(TIE.to_owned());
+    }
+}
+
+/// Takes out what says that weights are codes: merged weights are numbers.
+fn remove_quantization(top: &mut Map<String, Value>, place: &str, changed: &mut Vec<String>) {
+    for key in ["quantization_config", "compression_config"] {
+        if top.remove(key).is_some() {
+            changed.push(format!("{place}{key}"));
+        }
+    }
+    if place.is_empty() {
+        for (key, part) in top.iter_mut().filter(|(key, _)| is_part(key)) {
+            if let Some(part) = part.as_object_mut() {
+                remove_quantization(part, &format!("{key}."), changed);
             }
         }
     }
@@ -167,6 +207,7 @@ mod tests {
                 after: 6,
             }),
             vocabulary: Some((10, 12)),
+            ..Changes::default()
         };
         let (config, keys) = after(VISION_LANGUAGE, &changes);
         assert_eq!(config["torch_dtype"], "float32");
@@ -205,5 +246,30 @@ mod tests {
         assert_eq!(changed, None);
         let error = super::changed("[1]", path, &changes).expect_err("no object");
         assert_eq!(error.to_string(), "config.json: not an object");
+    }
+
+    #[test]
+    fn a_head_that_is_written_is_not_tied_and_numbers_are_not_quantized() {
+        let changes = Changes {
+            is_tied: Some(false),
+            ..Changes::default()
+        };
+        let (config, keys) = after(
+            r#"{"tie_word_embeddings": true, "quantization_config": {"quant_method": "fp8"},
+                "text_config": {"tie_word_embeddings": true, "quantization_config": {}}}"#,
+            &changes,
+        );
+        let expected =
+            json!({"tie_word_embeddings": false, "text_config": {"tie_word_embeddings": false}});
+        assert_eq!(config, expected);
+        assert_eq!(keys.len(), 4);
+        let (config, _) = after("{}", &changes);
+        assert_eq!(config, json!({"tie_word_embeddings": false}));
+        let changes = Changes {
+            is_tied: Some(true),
+            ..Changes::default()
+        };
+        let (config, _) = after(r#"{"tie_word_embeddings": false}"#, &changes);
+        assert_eq!(config, json!({"tie_word_embeddings": true}));
     }
 }

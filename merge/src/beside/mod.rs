@@ -179,6 +179,12 @@ impl Companions {
         })
     }
 
+    /// Whether a file among them says what the tokens are.
+    pub(crate) fn has_tokenizer(&self) -> bool {
+        let is_tokenizer = |name: &String| TOKENIZER_NAMES.iter().any(|p| fits(p, name));
+        self.0.keys().any(is_tokenizer)
+    }
+
     /// Takes the tokenizer's files from another model.
     pub(crate) fn with_tokenizer_of(mut self, other: &Self) -> Self {
         let is_tokenizer = |name: &String| TOKENIZER_NAMES.iter().any(|p| fits(p, name));

@@ -25,7 +25,14 @@ impl Draft {
         source.require_unique_names()?;
         let entries = source
             .tensors()
-            .map(|(name, info)| (name.to_owned(), copy(0, name, info)))
+            .map(|(name, info)| {
+                // Computed tensors are wider than what they are made of.
+                let info = TensorInfo {
+                    dtype: source.stored_dtype(name).unwrap_or(info.dtype),
+                    shape: info.shape.clone(),
+                };
+                (name.to_owned(), copy(0, name, &info))
+            })
             .collect();
         Ok(Self {
             sources: vec![source],

@@ -76,7 +76,7 @@ impl Pair<'_> {
         [&self.left, &self.right]
             .into_iter()
             .chain(&self.base)
-            .map(|operand| (n_elements * operand.info.dtype.size_bytes()) as u64)
+            .map(|operand| operand.info.dtype.bytes_of(n_elements) as u64)
             .sum()
     }
 }

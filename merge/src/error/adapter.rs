@@ -95,6 +95,39 @@ pub enum AdapterFault {
         /// The model's entry.
         place: Place,
     },
+    /// A change of embeddings that a head shares which is not known by its name.
+    #[error(
+        "{}: it changes `{embedding}`, which the head of {} shares (`tie_word_embeddings`), and the adapter changes \
+         the embeddings alone{place}", path.display(), base.display()
+    )]
+    Tied {
+        /// The adapter.
+        path: PathBuf,
+        /// The embeddings.
+        embedding: String,
+        /// The base.
+        base: PathBuf,
+        /// The model's entry.
+        place: Place,
+    },
+    /// Embeddings with rows for more tokens than the head has, or the other way round.
+    #[error(
+        "{}: `{changed}` has rows for {n_rows} tokens, and `{other}` has {n_others}{place}", path.display()
+    )]
+    Rows {
+        /// The adapter.
+        path: PathBuf,
+        /// The tensor that the adapter brings whole.
+        changed: String,
+        /// Its rows.
+        n_rows: usize,
+        /// Another tensor with a row for each token.
+        other: String,
+        /// Its rows.
+        n_others: usize,
+        /// The model's entry.
+        place: Place,
+    },
     /// The iteration for singular values found no end.
     #[error("`{key}`: no singular value decomposition was found")]
     NoConvergence {
@@ -130,6 +163,13 @@ impl AdapterFault {
             Self::Kind { .. } | Self::Setting { .. } => {
                 Some("merge it with PEFT's merge_and_unload, and the result here")
             }
+            Self::Tied { .. } => Some(
+                "store the head in the base first, as a tensor of its own with `tie_word_embeddings: false`",
+            ),
+            Self::Rows { .. } => Some(
+                "tokens were added before the adapter was trained: resize the embeddings and the head of the base \
+                 to as many rows first",
+            ),
             Self::NothingToExtract {
                 n_left_out: 1.., ..
             } => Some(

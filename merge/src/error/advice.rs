@@ -53,6 +53,7 @@ impl Error {
             }
             Self::Merge(fault) => fault.hint().map(str::to_owned),
             Self::Adapter(fault) => fault.hint().map(str::to_owned),
+            Self::Quantization(fault) => fault.hint().map(str::to_owned),
             Self::Remote(fault) => fault.hint().map(str::to_owned),
             Self::Several(faults) => faults.iter().find_map(Self::hint),
             Self::Stopped { .. } => Some("the same command goes on with the next file".into()),
@@ -102,6 +103,7 @@ impl Error {
                 Some("fetch or copy the whole folder again".into())
             }
             Self::Split(SplitFault::SeveralModels { .. }) => Some("name one of the files".into()),
+            Self::Write(WriteFault::NoSuchDType { .. }) => Some("write .safetensors".into()),
             Self::Write(WriteFault::CannotShard { .. }) => Some("write .safetensors or .bin".into()),
             Self::Write(WriteFault::UnknownOutput { .. }) => {
                 Some("use .safetensors, .pt, .pth, .bin or .ckpt, or name the container".into())

@@ -145,6 +145,18 @@ pub enum MergeFault {
         /// The tensor.
         key: String,
     },
+    /// An element of an input that is no number. A method may drop it, so that its result would look sound.
+    #[error("{}: `{key}` {index:?} is {value}", path.display())]
+    NonFiniteInput {
+        /// The model.
+        path: PathBuf,
+        /// The tensor.
+        key: String,
+        /// The element, one number per axis.
+        index: Vec<usize>,
+        /// NaN or an infinity.
+        value: f64,
+    },
     /// Two tensors got one name by a `rename`.
     #[error("{}: `{first}` and `{second}` would both be called `{name}`{place}", path.display())]
     RenamedAlike {
@@ -282,6 +294,7 @@ impl MergeFault {
                 | Self::Shapes { .. }
                 | Self::DTypes { .. }
                 | Self::UnequalIntegers { .. }
+                | Self::NonFiniteInput { .. }
                 | Self::Vocabularies { .. }
                 | Self::NoTokenizer { .. }
                 | Self::NoEmbeddings { .. }
@@ -302,6 +315,9 @@ impl MergeFault {
                 "give each model the grams that were summed over it; `foreign_grams: allow` in the recipe \
                  takes them if that file held the same weights",
             ),
+            Self::NonFiniteInput { .. } => {
+                Some("the model is broken there; --allow-non-finite merges it all the same")
+            }
             Self::SeveralStacks { .. } => Some("name one of them as `layers:`"),
             Self::Vocabularies { .. } => Some(
                 "`tokenizer_source: base` keeps the base's tokens, `tokenizer_source: union` those of \

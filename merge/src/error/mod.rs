@@ -5,6 +5,7 @@ mod advice;
 mod conversion;
 mod merging;
 mod plan;
+mod quantization;
 mod remote;
 mod safetensors;
 mod split;
@@ -15,6 +16,7 @@ pub use adapter::AdapterFault;
 pub use conversion::ConversionFault;
 pub use merging::MergeFault;
 pub use plan::PlanFault;
+pub use quantization::QuantizationFault;
 pub use remote::RemoteFault;
 pub use safetensors::SafetensorsFault;
 pub use split::SplitFault;
@@ -423,6 +425,9 @@ pub enum Error {
     /// What is wrong with a low-rank adapter.
     #[error(transparent)]
     Adapter(Box<AdapterFault>),
+    /// What is wrong with quantized tensors.
+    #[error(transparent)]
+    Quantization(Box<QuantizationFault>),
     /// Several faults that were found at once.
     #[error("{}", list_note(.0))]
     Several(Vec<Error>),
@@ -471,6 +476,12 @@ pub enum Error {
 impl From<MergeFault> for Error {
     fn from(fault: MergeFault) -> Self {
         Self::Merge(Box::new(fault))
+    }
+}
+
+impl From<QuantizationFault> for Error {
+    fn from(fault: QuantizationFault) -> Self {
+        Self::Quantization(Box::new(fault))
     }
 }
 

@@ -12,6 +12,16 @@ pub enum WriteFault {
         /// The target.
         path: PathBuf,
     },
+    /// A kind of file that has no tensors of this dtype.
+    #[error("{}: torch has no dtype {dtype}, which `{key}` has", path.display())]
+    NoSuchDType {
+        /// The target.
+        path: PathBuf,
+        /// The tensor.
+        key: String,
+        /// Its dtype.
+        dtype: crate::DType,
+    },
     /// Lightning checkpoints are single files.
     #[error("{}: a Lightning checkpoint cannot be split into shards", path.display())]
     CannotShard {

@@ -2,10 +2,10 @@
 
 use bytemuck::Pod;
 
+use super::finite::is_finite;
 use super::inputs::{Decoded, Inputs};
 use super::survey::Surveyed;
 use super::{Piece, RunOptions, Sink};
-use crate::dtype::with_aligned;
 use crate::methods::{AnyChunk, ElementKernel, StepRounding};
 use crate::plan::{Action, Entry, TensorRef, chunk_elements};
 use crate::{DType, Error, MergeFault, MergePlan, Result, decode_f64, encode_f32, encode_f64};
@@ -72,7 +72,7 @@ impl<'a> Worker<'a> {
                 is_double,
             } => {
                 let tensors = members.iter().chain(base).chain(paired);
-                let inputs = Inputs::new(self.plan, tensors);
+                let inputs = Inputs::new(self.plan, tensors, !self.run.allow_non_finite);
                 let combination = Combination {
                     n_members: members.len(),
                     has_base: base.is_some(),
@@ -133,8 +133,8 @@ impl<'a> Worker<'a> {
         first: usize,
         length: usize,
     ) -> Result<u64> {
-        let size = self.plan.entries()[entry].info.dtype.size_bytes();
-        self.bytes.resize(length * size, 0);
+        let dtype = self.plan.entries()[entry].info.dtype;
+        self.bytes.resize(dtype.bytes_of(length), 0);
         let mut other = Vec::new();
         for (index, tensor) in tensors.iter().enumerate() {
             let source = &self.plan.sources()[tensor.source];
@@ -160,15 +160,14 @@ impl<'a> Worker<'a> {
             first,
             length,
         } = piece;
-        let inputs = Inputs::new(self.plan, std::iter::once(tensor));
         let to = self.plan.entries()[entry].info.dtype;
+        let is_cast = (self.plan.sources()[tensor.source].require(&tensor.key)?).dtype != to;
+        let is_checked = !self.run.allow_non_finite && (is_cast || self.run.check_copies);
+        let inputs = Inputs::new(self.plan, std::iter::once(tensor), is_checked);
         let mut raw = std::mem::take(&mut self.raw);
         raw.resize(inputs.n_bytes(length), 0);
         inputs.read(first, length, &mut raw)?;
-        let written = if inputs.any_is(to) {
-            if self.run.check_copies {
-                self.check(entry, to, &raw)?;
-            }
+        let written = if !is_cast {
             self.put(entry, first, &raw)
         } else {
             // f64 holds every value of every dtype that can be cast, so this rounds once.
@@ -256,8 +255,9 @@ impl<'a> Worker<'a> {
     }
 
     fn put(&self, entry: usize, first: usize, bytes: &[u8]) -> Result<u64> {
-        let size = self.plan.entries()[entry].info.dtype.size_bytes();
-        self.sink.write(entry, (first * size) as u64, bytes)?;
+        let dtype = self.plan.entries()[entry].info.dtype;
+        self.sink
+            .write(entry, dtype.bytes_of(first) as u64, bytes)?;
         Ok(bytes.len() as u64)
     }
 }
@@ -266,67 +266,4 @@ impl<'a> Worker<'a> {
 fn sized<T: Pod>(buffer: &mut Vec<T>, n: usize) -> &mut [T] {
     buffer.resize(n, T::zeroed());
     buffer
-}
-
-/// Whether no element is infinite or NaN; other dtypes than floats always are finite.
-fn is_finite(dtype: DType, bytes: &[u8]) -> bool {
-    match dtype {
-        DType::F64 => exponents_below(bytes, 0x7ff0_0000_0000_0000u64),
-        DType::F32 => exponents_below(bytes, 0x7f80_0000u32),
-        DType::F16 => exponents_below(bytes, 0x7c00u16),
-        DType::BF16 => exponents_below(bytes, 0x7f80u16),
-        DType::F8E5M2 => exponents_below(bytes, 0x7cu8),
-        // This form has no infinities, and NaN is the one pattern with all bits set.
-        DType::F8E4M3 => bytes.iter().all(|byte| byte & 0x7f != 0x7f),
-        _ => true,
-    }
-}
-
-/// Whether in no word all bits of `mask`, a format's exponent, are set. Looks at everything without
-/// branching, which compilers turn into vector instructions; in a loop, for the library's searches do
-/// not become part of the closure that chooses those.
-fn exponents_below<W>(bytes: &[u8], mask: W) -> bool
-where
-    W: Pod + std::ops::BitAnd<Output = W> + PartialEq,
-{
-    with_aligned(bytes, |words: &[W]| {
-        crate::vectorized(
-            #[inline(always)]
-            || {
-                let mut is_hit = false;
-                for &word in words {
-                    is_hit |= word & mask == mask;
-                }
-                !is_hit
-            },
-        )
-    })
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn infinities_and_nans_are_found_in_every_float_dtype() {
-        let cases: [(DType, &[u8], &[u8]); 6] = [
-            (DType::F64, &1.0f64.to_le_bytes(), &f64::NAN.to_le_bytes()),
-            (
-                DType::F32,
-                &f32::MAX.to_le_bytes(),
-                &f32::INFINITY.to_le_bytes(),
-            ),
-            (DType::F16, &[0xff, 0x7b], &[0x00, 0x7c]),
-            (DType::BF16, &[0x7f, 0x7f], &[0x80, 0xff]),
-            (DType::F8E5M2, &[0x7b], &[0xfc]),
-            (DType::F8E4M3, &[0x7e], &[0xff]),
-        ];
-        for (dtype, fine, bad) in cases {
-            assert!(is_finite(dtype, fine), "{dtype}");
-            let mut long = fine.repeat(700);
-            long.extend_from_slice(bad);
-            assert!(!is_finite(dtype, &long), "{dtype}");
-        }
-        assert!(is_finite(DType::I64, &[0xff; 16]));
-    }
 }

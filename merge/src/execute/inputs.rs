@@ -4,6 +4,7 @@ use std::ops::Range;
 
 use half::bf16;
 
+use super::finite;
 use crate::methods::{AnyChunk, Chunk};
 use crate::plan::TensorRef;
 use crate::{DType, MergePlan, Result, decode_f32, decode_f64};
@@ -12,10 +13,16 @@ use crate::{DType, MergePlan, Result, decode_f32, decode_f64};
 pub(super) struct Inputs<'a> {
     plan: &'a MergePlan,
     tensors: Vec<(&'a TensorRef, DType)>,
+    /// Whether an infinity or a NaN among them is refused.
+    is_checked: bool,
 }
 
 impl<'a> Inputs<'a> {
-    pub(super) fn new(plan: &'a MergePlan, tensors: impl Iterator<Item = &'a TensorRef>) -> Self {
+    pub(super) fn new(
+        plan: &'a MergePlan,
+        tensors: impl Iterator<Item = &'a TensorRef>,
+        is_checked: bool,
+    ) -> Self {
         // The plan refers to tensors that are there.
         let dtype = |tensor: &TensorRef| {
             let info = plan.sources()[tensor.source].get(&tensor.key);
@@ -24,6 +31,7 @@ impl<'a> Inputs<'a> {
         Self {
             plan,
             tensors: tensors.map(|tensor| (tensor, dtype(tensor))).collect(),
+            is_checked,
         }
     }
 
@@ -34,18 +42,22 @@ impl<'a> Inputs<'a> {
 
     /// Bytes of so many elements of all.
     pub(super) fn n_bytes(&self, n_elements: usize) -> usize {
-        let sizes = self.tensors.iter().map(|(_, dtype)| dtype.size_bytes());
-        n_elements * sizes.sum::<usize>()
+        let sizes = self.tensors.iter();
+        sizes.map(|(_, dtype)| dtype.bytes_of(n_elements)).sum()
     }
 
-    /// Reads `n_elements` from `first` on of each tensor, one tensor after the other.
+    /// Reads `n_elements` from `first` on of each tensor, one tensor after the other, and checks that all
+    /// are numbers: a method may drop an element that is none, and so hide that its model is broken.
     pub(super) fn read(&self, first: usize, n_elements: usize, bytes: &mut [u8]) -> Result<()> {
         let mut left = bytes;
         for &(tensor, dtype) in &self.tensors {
-            let (own, others) = left.split_at_mut(n_elements * dtype.size_bytes());
+            let (own, others) = left.split_at_mut(dtype.bytes_of(n_elements));
             left = others;
             let source = &self.plan.sources()[tensor.source];
             source.read(&tensor.key, first, own)?;
+            if self.is_checked {
+                finite::check(self.plan, tensor, dtype, first, own)?;
+            }
         }
         Ok(())
     }
@@ -91,11 +103,10 @@ impl<'a> Inputs<'a> {
         buffers.resize_with(self.tensors.len().max(buffers.len()), Vec::new);
         let mut left = bytes;
         for (&(tensor, dtype), buffer) in self.tensors.iter().zip(&mut *buffers) {
-            let size = dtype.size_bytes();
-            let (own, others) = left.split_at(n_elements * size);
+            let (own, others) = left.split_at(dtype.bytes_of(n_elements));
             left = others;
             buffer.resize(range.len(), T::default());
-            let own = &own[range.start * size..range.end * size];
+            let own = &own[dtype.bytes_of(range.start)..dtype.bytes_of(range.end)];
             decode(&tensor.key, dtype, own, buffer)?;
         }
         let decoded = buffers[..self.tensors.len()].iter();

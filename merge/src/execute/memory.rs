@@ -11,7 +11,7 @@ use crate::{Checkpoint, MergePlan, ObjectPath, PathSegment, Progress, Result, Te
 /// of the plan's first input, and its metadata say how it was made.
 ///
 /// # Errors
-/// When an input cannot be read, a result is not finite, or the user stops it.
+/// When an input cannot be read, an input or a result is not finite, or the user stops it.
 pub fn in_memory(
     plan: &MergePlan,
     run: &RunOptions,
@@ -98,7 +98,7 @@ impl TensorSource for Memory {
     }
 
     fn read(&self, index: usize, first: usize, out: &mut [u8]) -> Result<()> {
-        let start = first * self.tensors[index].info.dtype.size_bytes();
+        let start = self.tensors[index].info.dtype.bytes_of(first);
         out.copy_from_slice(&self.data[index][start..start + out.len()]);
         Ok(())
     }

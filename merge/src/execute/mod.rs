@@ -15,6 +15,7 @@ use crate::{Error, MergePlan, Progress, Result, TensorInfo};
 mod beside;
 mod chunk;
 mod fingerprint;
+mod finite;
 mod idle;
 mod inputs;
 mod kept;
@@ -43,7 +44,7 @@ impl Sink for Writer {
 /// How to run a plan.
 #[derive(Clone, Copy, Debug)]
 pub struct RunOptions {
-    /// Write infinities and NaNs instead of refusing them.
+    /// Read and write infinities and NaNs instead of refusing them.
     pub allow_non_finite: bool,
     /// Look for them in tensors that are copied untouched, too.
     pub check_copies: bool,
@@ -91,7 +92,7 @@ struct Piece {
 /// Runs a plan and puts the result in place. Inputs are hashed at the same time.
 ///
 /// # Errors
-/// When an input cannot be read, a result is not finite, the target cannot be written, or the user
+/// When an input cannot be read, an input or a result is not finite, the target cannot be written, or the user
 /// stops it; the target is then as it was before.
 pub fn execute(
     plan: &MergePlan,
@@ -257,8 +258,10 @@ fn write_entries(
     let (small, large): (Vec<_>, Vec<_>) =
         surveys.partition(|(_, entry)| entry.info.n_elements() <= SMALL_ELEMENTS);
     let memory = survey::Memory::new();
+    let is_checked = !run.allow_non_finite;
     small.into_par_iter().try_for_each(|(index, entry)| {
-        let Some(surveyed) = survey::survey(plan, entry, &memory, progress, false)? else {
+        let Some(surveyed) = survey::survey(plan, entry, &memory, is_checked, progress, false)?
+        else {
             return Ok(());
         };
         workers.with(new_worker, |worker| {
@@ -269,7 +272,8 @@ fn write_entries(
         })
     })?;
     for (index, entry) in large {
-        let Some(surveyed) = survey::survey(plan, entry, &memory, progress, true)? else {
+        let Some(surveyed) = survey::survey(plan, entry, &memory, is_checked, progress, true)?
+        else {
             continue;
         };
         let pieces = surveyed.pieces(index, entry).collect();
@@ -282,7 +286,7 @@ fn write_entries(
         if progress.is_cancelled() {
             return Err(Error::Cancelled);
         }
-        let merged = whole::merge(plan, entry)?;
+        let merged = whole::merge(plan, entry, is_checked)?;
         let values = merged.as_standard_layout();
         let values = values.as_slice().unwrap_or_default();
         let pieces = pieces_of(index, values.len(), 1).collect();

@@ -48,11 +48,13 @@ impl Surveyed<'_> {
     }
 }
 
-/// Runs the passes of an entry; `None` for entries that need none.
+/// Runs the passes of an entry; `None` for entries that need none. Inputs that are not numbers are refused
+/// if `is_checked`.
 pub(super) fn survey<'a>(
     plan: &'a MergePlan,
     entry: &'a Entry,
     memory: &'a Memory,
+    is_checked: bool,
     progress: &dyn Progress,
     in_parallel: bool,
 ) -> Result<Option<Surveyed<'a>>> {
@@ -65,7 +67,7 @@ pub(super) fn survey<'a>(
     else {
         return Ok(None);
     };
-    let inputs = Inputs::new(plan, members.iter().chain(base));
+    let inputs = Inputs::new(plan, members.iter().chain(base), is_checked);
     let n_elements = entry.info.n_elements();
     let unit = survey.unit();
     let is_double = *is_double || inputs.any_is(DType::F64);

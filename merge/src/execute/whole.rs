@@ -2,12 +2,14 @@
 
 use ndarray::{Array2, ArrayD, IxDyn};
 
+use super::finite;
 use crate::methods::{GramRef, GroupData};
 use crate::plan::{Action, Entry, TensorRef};
 use crate::{DType, Error, MergePlan, Result, decode_f64};
 
-/// The merged tensor of an entry whose action is [`Action::Whole`].
-pub(super) fn merge(plan: &MergePlan, entry: &Entry) -> Result<ArrayD<f64>> {
+/// The merged tensor of an entry whose action is [`Action::Whole`]. Inputs that are not numbers are refused
+/// if `is_checked`.
+pub(super) fn merge(plan: &MergePlan, entry: &Entry, is_checked: bool) -> Result<ArrayD<f64>> {
     let Action::Whole {
         members,
         base,
@@ -23,6 +25,7 @@ pub(super) fn merge(plan: &MergePlan, entry: &Entry) -> Result<ArrayD<f64>> {
         base: base.as_ref(),
         grams,
         name: &entry.name,
+        is_checked,
     };
     kernel.merge(&data)
 }
@@ -33,6 +36,7 @@ struct Data<'a> {
     base: Option<&'a TensorRef>,
     grams: &'a [Option<GramRef>],
     name: &'a str,
+    is_checked: bool,
 }
 
 impl GroupData for Data<'_> {
@@ -64,15 +68,17 @@ impl Data<'_> {
         let source = &self.plan.sources()[tensor.source];
         let info = source.require(&tensor.key)?;
         let mut values = vec![0.0; info.n_elements()];
+        let check = |bytes: &[u8]| match self.is_checked {
+            true => finite::check(self.plan, tensor, info.dtype, 0, bytes),
+            false => Ok(()),
+        };
         if info.dtype == DType::F64 {
             source.read(&tensor.key, 0, bytemuck::cast_slice_mut(&mut values))?;
+            check(bytemuck::cast_slice(&values))?;
         } else {
-            decode_f64(
-                &tensor.key,
-                info.dtype,
-                &source.read_all(&tensor.key)?,
-                &mut values,
-            )?;
+            let bytes = source.read_all(&tensor.key)?;
+            check(&bytes)?;
+            decode_f64(&tensor.key, info.dtype, &bytes, &mut values)?;
         }
         // One element per place of the shape, by the line above.
         ArrayD::from_shape_vec(IxDyn(&info.shape), values).map_err(|_| Error::ShapeMismatch {

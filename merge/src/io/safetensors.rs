@@ -107,7 +107,7 @@ impl TensorSource for SafetensorsFile {
 
     fn read(&self, index: usize, first: usize, out: &mut [u8]) -> Result<()> {
         let entry = &self.tensors[index];
-        let skipped = first as u64 * entry.info.dtype.size_bytes() as u64;
+        let skipped = entry.info.dtype.bytes_of(first) as u64;
         assert!(
             skipped + out.len() as u64 <= entry.info.n_bytes(),
             "the range lies within the tensor"
@@ -212,12 +212,11 @@ fn check_size(path: &Path, key: &str, raw: &RawInfo) -> Result<TensorInfo> {
         }
         .into());
     };
-    let n_bytes = raw
-        .shape
-        .iter()
-        .try_fold(dtype.size_bytes(), |product, &size| {
-            product.checked_mul(size)
-        })
+    let n_elements =
+        (raw.shape.iter()).try_fold(1usize, |product, &size| product.checked_mul(size));
+    let n_bytes = n_elements
+        .filter(|n_elements| n_elements.checked_mul(dtype.bits()).is_some())
+        .map(|n_elements| dtype.bytes_of(n_elements))
         .ok_or_else(|| SafetensorsFault::ShapeOverflow {
             path: path.into(),
             key: key.to_owned(),

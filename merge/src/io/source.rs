@@ -58,7 +58,22 @@ impl TensorInfo {
     /// Size of the row-major data. Readers have checked that the product does not overflow.
     #[must_use]
     pub fn n_bytes(&self) -> u64 {
-        self.n_elements() as u64 * self.dtype.size_bytes() as u64
+        self.dtype.bytes_of(self.n_elements()) as u64
+    }
+
+    /// The index, one number per axis, of an element counted in row-major order.
+    #[must_use]
+    pub fn index_of(&self, mut element: usize) -> Vec<usize> {
+        let axes = self.shape.iter().rev();
+        let mut index: Vec<usize> = axes
+            .map(|&size| {
+                let at = element % size.max(1);
+                element /= size.max(1);
+                at
+            })
+            .collect();
+        index.reverse();
+        index
     }
 }
 
@@ -184,7 +199,7 @@ pub trait TensorSource: Send + Sync {
     }
 
     /// Reads elements `first..` of tensor `index` of [`TensorSource::tensors`], in row-major order
-    /// and little-endian, until `out` is full.
+    /// and little-endian, until `out` is full. Where elements share bytes, `first` is a multiple of 4.
     ///
     /// # Errors
     /// When the file cannot be read, was cut since it was opened, or fails its checksum.
@@ -324,5 +339,25 @@ impl Checkpoint {
             key: name.to_owned(),
             nearest,
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::TensorInfo;
+    use crate::DType;
+
+    #[test]
+    fn an_index_counts_the_last_axis_fastest() {
+        let index = |element, shape: &[usize]| {
+            let info = TensorInfo {
+                dtype: DType::U8,
+                shape: shape.to_vec(),
+            };
+            info.index_of(element)
+        };
+        assert_eq!(index(0, &[]), Vec::<usize>::new());
+        assert_eq!(index(7, &[2, 4]), [1, 3]);
+        assert_eq!(index(23, &[2, 3, 4]), [1, 2, 3]);
     }
 }

@@ -9,6 +9,7 @@ use serde_json::{Map, Value};
 
 use crate::io::{SourceFile, model_folder};
 use crate::recipe::Place;
+use crate::remote::address::is_address;
 use crate::{AdapterFault, Error, Result};
 
 /// The file's name.
@@ -19,14 +20,11 @@ const MAX_BYTES: u64 = 1 << 20;
 
 /// Settings under which weights are made otherwise than by `W + s B A`. They must be absent, null,
 /// false or empty.
-const REFUSED: [&str; 10] = [
-    "use_dora",
+const REFUSED: [&str; 7] = [
     "use_qalora",
     "use_bdlora",
     "layer_replication",
-    "trainable_token_indices",
     "alora_invocation_tokens",
-    "target_parameters",
     "arrow_config",
     "kasa_config",
     "monteclora_config",
@@ -41,6 +39,14 @@ struct Raw {
     peft_type: Option<String>,
     r: Option<usize>,
     lora_alpha: Option<f64>,
+    /// What LoHa and LoKr call it.
+    alpha: Option<f64>,
+    #[serde(default)]
+    ensure_weight_tying: bool,
+    #[serde(default)]
+    target_parameters: Option<Vec<String>>,
+    #[serde(default)]
+    trainable_token_indices: Value,
     #[serde(default)]
     use_rslora: bool,
     #[serde(default)]
@@ -58,9 +64,17 @@ struct Raw {
 /// An adapter's settings, of which every one that changes numbers is known.
 #[derive(Debug)]
 pub(super) struct Config {
-    rank: usize,
-    alpha: f64,
+    /// None where no file says it: the factors do.
+    rank: Option<usize>,
+    /// None where the adapter's tensors say it.
+    alpha: Option<f64>,
     by_root: bool,
+    /// Whether embeddings and a head that shares them stay one.
+    pub(super) keeps_ties: bool,
+    /// Parameters, by the ends of their names, that are changed without their modules.
+    pub(super) parameters: Vec<String>,
+    /// Rows of embeddings, by the end of their module's name; of every one under an empty name.
+    tokens: Vec<(String, Vec<usize>)>,
     /// Whether weights are stored as `(in, out)`.
     pub(super) fan_in_fan_out: bool,
     ranks: Vec<(Regex, usize)>,
@@ -87,14 +101,12 @@ impl Config {
             })
         };
         match raw.peft_type.as_deref() {
-            Some("LORA") => {}
+            Some("LORA" | "LOHA" | "LOKR") => {}
             other => return Err(kind(other.unwrap_or("that `peft_type` should name").into())),
         }
         for name in REFUSED {
-            match raw.others.get(name).is_some_and(is_set) {
-                true if name == "use_dora" => return Err(kind("DoRA".into())),
-                true => return Err(refused(format!("`{name}`"))),
-                false => {}
+            if raw.others.get(name).is_some_and(is_set) {
+                return Err(refused(format!("`{name}`")));
             }
         }
         if let Value::String(start) = &raw.init_lora_weights
@@ -102,7 +114,7 @@ impl Config {
         {
             return Err(refused(format!("`init_lora_weights: {start}`")));
         }
-        let (Some(rank @ 1..), Some(alpha)) = (raw.r, raw.lora_alpha) else {
+        let (Some(rank @ 1..), Some(alpha)) = (raw.r, raw.lora_alpha.or(raw.alpha)) else {
             return Err(refused("no `r` above 0, or no `lora_alpha`,".into()));
         };
         let bad = |reason: String| {
@@ -117,10 +129,15 @@ impl Config {
             usize::try_from(rank).ok()
         });
         let alphas = patterns(raw.alpha_pattern, Value::as_f64);
+        let tokens = tokens(&raw.trainable_token_indices)
+            .ok_or_else(|| bad("trainable_token_indices: no lists of tokens".into()))?;
         let config = Self {
-            rank,
-            alpha,
+            rank: Some(rank),
+            alpha: Some(alpha),
             by_root: raw.use_rslora,
+            keeps_ties: raw.ensure_weight_tying,
+            parameters: raw.target_parameters.unwrap_or_default(),
+            tokens,
             fan_in_fan_out: raw.fan_in_fan_out,
             ranks: ranks.map_err(|reason| bad(format!("rank_pattern: {reason}")))?,
             alphas: alphas.map_err(|reason| bad(format!("alpha_pattern: {reason}")))?,
@@ -128,31 +145,99 @@ impl Config {
         Ok((config, file))
     }
 
-    /// The rank of a module's update.
-    pub(super) fn rank(&self, module: &str) -> usize {
-        let found = self.ranks.iter().find(|(name, _)| name.is_match(module));
-        found.map_or(self.rank, |&(_, rank)| rank)
-    }
-
-    /// The factor on a module's update: α/r, or α/√r.
-    pub(super) fn scale(&self, module: &str) -> f64 {
-        let found = self.alphas.iter().find(|(name, _)| name.is_match(module));
-        let alpha = found.map_or(self.alpha, |&(_, alpha)| alpha);
-        let rank = self.rank(module) as f64;
-        match self.by_root {
-            true => alpha / rank.sqrt(),
-            false => alpha / rank,
+    /// Those of an adapter without settings: ranks are those of its factors, and each factor α is beside
+    /// them or the rank itself.
+    pub(super) fn without_settings() -> Self {
+        Self {
+            rank: None,
+            alpha: None,
+            by_root: false,
+            keeps_ties: false,
+            parameters: Vec::new(),
+            tokens: Vec::new(),
+            fan_in_fan_out: false,
+            ranks: Vec::new(),
+            alphas: Vec::new(),
         }
     }
+
+    /// Whether no file says anything.
+    pub(super) const fn is_without_settings(&self) -> bool {
+        self.rank.is_none()
+    }
+
+    /// The rank of a module's update, of which the factors have `found`.
+    pub(super) fn rank(&self, module: &str, found: usize) -> usize {
+        let known = self.ranks.iter().find(|(name, _)| name.is_match(module));
+        known.map_or(self.rank.unwrap_or(found), |&(_, rank)| rank)
+    }
+
+    /// The factor on a module's update: α/r, or α/√r. `beside` is an α that is stored beside the factors.
+    pub(super) fn scale(&self, module: &str, found: usize, beside: Option<f64>) -> f64 {
+        let rank = self.rank(module, found);
+        let known = self.alphas.iter().find(|(name, _)| name.is_match(module));
+        let alpha = known.map(|&(_, alpha)| alpha).or(self.alpha).or(beside);
+        let alpha = alpha.unwrap_or(rank as f64);
+        match self.by_root {
+            true => alpha / (rank as f64).sqrt(),
+            false => alpha / rank as f64,
+        }
+    }
+
+    /// The rows of a module's embeddings that were trained.
+    pub(super) fn tokens(&self, module: &str) -> Option<&[usize]> {
+        let fits = |name: &str| {
+            let start = module.strip_suffix(name);
+            name.is_empty() || start.is_some_and(|start| start.is_empty() || start.ends_with('.'))
+        };
+        let found = self.tokens.iter().find(|(name, _)| fits(name));
+        found.map(|(_, tokens)| tokens.as_slice())
+    }
+}
+
+/// Lists of tokens: one, or one for each of several modules.
+fn tokens(value: &Value) -> Option<Vec<(String, Vec<usize>)>> {
+    let list = |value: &Value| -> Option<Vec<usize>> {
+        let items = value.as_array()?.iter();
+        items
+            .map(|item| usize::try_from(item.as_u64()?).ok())
+            .collect()
+    };
+    match value {
+        Value::Null => Some(Vec::new()),
+        Value::Object(modules) => (modules.iter())
+            .map(|(name, value)| Some((name.clone(), list(value)?)))
+            .collect(),
+        value => Some(vec![(String::new(), list(value)?)]),
+    }
+}
+
+/// The base that an adapter names.
+pub(super) fn base_name(folder: &Path) -> Result<Option<String>> {
+    let (raw, _) = read(&folder.join(NAME), Place::default())?;
+    Ok(raw.base_model_name_or_path)
 }
 
 /// The base that an adapter names, if that is not what `base` is called.
 pub(crate) fn named_base(folder: &Path, base: &Path, place: Place) -> Result<Option<String>> {
+    if !has_settings(folder) {
+        return Ok(None);
+    }
     let (raw, _) = read(&folder.join(NAME), place)?;
     let named = raw.base_model_name_or_path.filter(|name| !name.is_empty());
     let folder = model_folder(base).unwrap_or_else(|| base.to_owned());
     let called = last_part(&folder);
     Ok(named.filter(|name| !last_part(Path::new(name)).eq_ignore_ascii_case(&called)))
+}
+
+/// Whether an adapter has a file of settings: kohya's and diffusers' have none.
+pub(super) fn has_settings(adapter: &Path) -> bool {
+    match is_address(adapter) {
+        true => adapter
+            .extension()
+            .is_none_or(|extension| extension != "safetensors"),
+        false => adapter.join(NAME).is_file() || !adapter.exists(),
+    }
 }
 
 /// What a path calls a model: its last part without a revision or a file's extension.
@@ -217,20 +302,24 @@ mod tests {
                 "alpha_pattern": {"q_proj": 1.5}}"#,
         )
         .expect("valid");
-        assert_eq!(config.rank("layers.1.a.q_proj"), 4);
-        assert_eq!(config.rank("layers.1.z.q_proj"), 2);
-        assert_eq!(config.rank("layers.1.za.q_proj"), 2);
-        assert_eq!(config.rank("layers.0.k"), 16);
+        assert_eq!(config.rank("layers.1.a.q_proj", 1), 4);
+        assert_eq!(config.rank("layers.1.z.q_proj", 1), 2);
+        assert_eq!(config.rank("layers.1.za.q_proj", 1), 2);
+        assert_eq!(config.rank("layers.0.k", 1), 16);
         // A pattern begins after a dot.
-        assert_eq!(config.rank("layers.1.ba.q_proj"), 8);
-        assert_eq!(config.scale("layers.1.a.q_proj"), 1.5 / 4.0);
-        assert_eq!(config.scale("layers.1.v_proj"), 2.0);
+        assert_eq!(config.rank("layers.1.ba.q_proj", 1), 8);
+        assert_eq!(config.scale("layers.1.a.q_proj", 1, None), 1.5 / 4.0);
+        assert_eq!(config.scale("layers.1.v_proj", 1, Some(9.0)), 2.0);
+        // Without settings the factors say all.
+        let bare = Config::without_settings();
+        assert_eq!(bare.scale("x", 4, Some(1.0)), 0.25);
+        assert_eq!(bare.scale("x", 4, None), 1.0);
     }
 
     #[test]
     fn with_rslora_the_factor_is_alpha_by_the_root_of_the_rank() {
         let text = r#"{"peft_type": "LORA", "r": 4, "lora_alpha": 16, "use_rslora": true}"#;
-        assert_eq!(config(text).expect("valid").scale("x"), 8.0);
+        assert_eq!(config(text).expect("valid").scale("x", 1, None), 8.0);
     }
 
     #[test]
@@ -239,7 +328,6 @@ mod tests {
             let text = format!(r#"{{"peft_type": "LORA", "r": 4, "lora_alpha": 16, {more}}}"#);
             config(&text).expect_err("refused").to_string()
         };
-        assert!(with(r#""use_dora": true"#).contains("of the kind DoRA"));
         assert!(with(r#""layer_replication": [[0, 2]]"#).contains("`layer_replication`"));
         assert!(with(r#""init_lora_weights": "pissa"}"#).contains("column"));
         assert!(with(r#""init_lora_weights": "pissa""#).contains("`init_lora_weights: pissa`"));

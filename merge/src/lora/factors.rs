@@ -121,6 +121,22 @@ pub(super) struct Factors {
 }
 
 impl Factors {
+    /// `scale · left · right` of matrices in rows.
+    pub(super) fn new(rank: usize, left: Vec<f32>, right: Vec<f32>, scale: f64) -> Self {
+        Self {
+            rank,
+            width: right.len() / rank.max(1),
+            left,
+            right,
+            scale: scale as f32,
+        }
+    }
+
+    /// Elements of the product.
+    pub(super) fn n_elements(&self) -> usize {
+        self.left.len() / self.rank.max(1) * self.width
+    }
+
     /// Writes elements `first..` of the product to `out`, which holds zeros.
     pub(super) fn fill(&self, first: usize, out: &mut [f32]) {
         let (mut at, mut rest) = (first, out);

@@ -1,191 +1,127 @@
-//! Low-rank adapters on top of a checkpoint: `W + s B A`, made while it is read.
+//! Low-rank adapters on top of a checkpoint: `W + s B A` and its relatives, made while it is read.
 //!
-//! The folder is PEFT's: `adapter_config.json` and `adapter_model.safetensors` (or `.bin`). The sum is
-//! computed in f32, or f64 where the base is f64, and what comes out is as wide: f32 for bf16, so that
-//! whatever is merged next rounds once.
+//! The folder is PEFT's: `adapter_config.json` and `adapter_model.safetensors` (or `.bin`). A file, or a
+//! folder without settings, is one of kohya, LyCORIS or diffusers. The sum is computed in f32, or f64 where
+//! the base is f64, and what comes out is as wide: f32 for bf16, so that whatever is merged next rounds once.
 //!
-//! [`extract`] goes the other way, from two models to an adapter.
+//! [`extract`] goes the other way, from two models to an adapter; [`combine`] makes one adapter of several.
 //!
-//! Reference: Hu et al. 2021, <https://arxiv.org/abs/2106.09685>, section 4.1.
+//! References: Hu et al. 2021, <https://arxiv.org/abs/2106.09685>, section 4.1; Liu et al. 2024 (DoRA),
+//! <https://arxiv.org/abs/2402.09353>, section 4.1; PEFT's `merge_and_unload`.
 
+mod adapted;
 mod changes;
+mod combine;
 mod config;
 mod extract;
 mod factors;
+mod modules;
 mod part;
+mod updates;
 
-use std::collections::VecDeque;
 use std::path::{Path, PathBuf};
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::Arc;
 
-use changes::Change;
+pub use combine::{Combination, combine};
 use config::Config;
 pub(crate) use config::named_base;
 pub use extract::{ExtractOptions, ExtractTarget, Extracted, Extraction, LeftOut, extract};
-use factors::{Factors, Pair};
 use regex::Regex;
 
-use crate::io::{self, OpenOptions, SourceInfo, TensorEntry};
+use crate::io::{self, OpenOptions};
 use crate::recipe::Place;
 use crate::remote::address::is_address;
-use crate::{Checkpoint, DType, Error, Result, TensorInfo, TensorSource, decode_f32, decode_f64};
+use crate::{Checkpoint, Error, Result};
 
 /// Names of the file with an adapter's tensors, the better first.
-const WEIGHTS: [&str; 2] = ["adapter_model.safetensors", "adapter_model.bin"];
-
-/// How many tensors' factors are kept: as many as threads are likely to be at.
-const N_KEPT: usize = 8;
+const WEIGHTS: [&str; 4] = [
+    "adapter_model.safetensors",
+    "adapter_model.bin",
+    "pytorch_lora_weights.safetensors",
+    "pytorch_lora_weights.bin",
+];
 
 /// Changes of names: a pattern, and what stands in the place of the first part that it fits.
 pub(crate) type Renames = Vec<(Regex, String)>;
 
-/// The checkpoint with the adapter of `folder` merged into it, whose names of the base's tensors are
-/// changed by `renames`.
+/// The checkpoint with adapters merged into it, one after the other, each with its weight: of a weight `w`
+/// the result is as far as `w` from what was there to what the adapter makes of it.
 ///
 /// # Errors
-/// [`crate::AdapterFault`], every misfit at once; and as [`io::open`].
-pub(crate) fn adapted(
+/// [`crate::AdapterFault`], every misfit of an adapter at once; and as [`io::open`].
+pub(crate) fn stacked(
     base: Arc<Checkpoint>,
-    folder: &Path,
+    adapters: &[(PathBuf, f64)],
     renames: &Renames,
     place: Place,
 ) -> Result<Arc<Checkpoint>> {
-    let (config, settings) = Config::open(folder, place)?;
+    let mut below = Arc::clone(&base);
+    for (folder, weight) in adapters {
+        below = adapted(&base, below, (folder, *weight), renames, place)?;
+    }
+    Ok(below)
+}
+
+/// The checkpoint `below` with the adapter of `folder` merged into it, whose names of the tensors are changed
+/// by `renames`. Lengths of weights are those of `unmerged`, as PEFT takes them.
+fn adapted(
+    unmerged: &Arc<Checkpoint>,
+    below: Arc<Checkpoint>,
+    (folder, weight): (&Path, f64),
+    renames: &Renames,
+    place: Place,
+) -> Result<Arc<Checkpoint>> {
+    let (config, settings) = match config::has_settings(folder) {
+        true => {
+            let (config, file) = Config::open(folder, place)?;
+            (config, Some(file))
+        }
+        false => (Config::without_settings(), None),
+    };
     let adapter = io::open(&weights(folder), &OpenOptions::default())?;
     adapter.require_unique_names()?;
-    let mut changes = changes::of(&base, &adapter, &config, renames, place)?;
-    let mut info = base.info().clone();
-    info.files.extend(adapter.info().files.iter().cloned());
-    info.files.push(settings);
-    let mut tensors = Vec::new();
-    for (key, stored) in base.tensors() {
-        let change = changes.remove(key);
-        let dtype = match (&change, stored.dtype) {
-            (Some(_), DType::F16 | DType::BF16) => DType::F32,
-            (_, dtype) => dtype,
-        };
-        let entry = TensorEntry {
-            path: crate::ObjectPath(vec![crate::PathSegment::Key(key.to_owned())]),
-            name: Some(key.to_owned()),
-            info: TensorInfo {
-                dtype,
-                shape: stored.shape.clone(),
-            },
-        };
-        tensors.push((entry, (key.to_owned(), stored.dtype, change)));
-    }
-    let (tensors, own) = tensors.into_iter().unzip();
-    Ok(Arc::new(Checkpoint::new(Box::new(Adapted {
-        base,
+    let changes = changes::of(&below, &adapter, &config, renames, place)?;
+    let view = adapted::Adapted::new(
+        Arc::clone(unmerged),
+        below,
         adapter,
-        info,
-        tensors,
-        own,
-        kept: Mutex::default(),
-    }))))
+        settings,
+        changes,
+        weight,
+    )?;
+    Ok(Arc::new(Checkpoint::new(Box::new(view))))
+}
+
+/// Names in an adapter that stand for other parts of a pipeline than the base, and how many it has.
+///
+/// # Errors
+/// As [`stacked`].
+pub(crate) fn other_parts(
+    base: &Checkpoint,
+    folder: &Path,
+    renames: &Renames,
+    place: Place,
+) -> Result<Vec<String>> {
+    if config::has_settings(folder) {
+        return Ok(Vec::new());
+    }
+    // Headers alone are read, as for the merge itself.
+    let adapter = io::open(&weights(folder), &OpenOptions::default())?;
+    let changes = changes::of(base, &adapter, &Config::without_settings(), renames, place)?;
+    Ok(changes.others)
 }
 
 /// The file with an adapter's tensors.
 fn weights(folder: &Path) -> PathBuf {
+    if folder.is_file() || is_address(folder) && !config::has_settings(folder) {
+        return folder.to_owned();
+    }
     let mut paths = WEIGHTS.iter().map(|name| folder.join(name));
     let found = match is_address(folder) {
         true => None,
         false => paths.find(|path| path.is_file()),
     };
     found.unwrap_or_else(|| folder.join(WEIGHTS[0]))
-}
-
-/// Factors of some tensors, by their index, while they are likely to be used again.
-type Kept = VecDeque<(usize, Arc<Factors>)>;
-
-struct Adapted {
-    base: Arc<Checkpoint>,
-    adapter: Checkpoint,
-    info: SourceInfo,
-    tensors: Vec<TensorEntry>,
-    /// Each tensor's name, what the base has it in, and what the adapter does to it.
-    own: Vec<(String, DType, Option<Change>)>,
-    kept: Mutex<Kept>,
-}
-
-impl TensorSource for Adapted {
-    fn info(&self) -> &SourceInfo {
-        &self.info
-    }
-
-    fn tensors(&self) -> &[TensorEntry] {
-        &self.tensors
-    }
-
-    fn stored_dtype(&self, index: usize) -> DType {
-        self.own[index].1
-    }
-
-    fn held_bytes(&self) -> u64 {
-        let pairs = (self.own.iter()).filter_map(|(_, _, change)| change.as_ref()?.added.as_ref());
-        let mut sizes: Vec<u64> = pairs.map(Pair::n_bytes).collect();
-        sizes.sort_unstable_by(|a, b| b.cmp(a));
-        sizes.iter().take(N_KEPT).sum()
-    }
-
-    fn read(&self, index: usize, first: usize, out: &mut [u8]) -> Result<()> {
-        let (key, _, change) = &self.own[index];
-        let Some(change) = change else {
-            return self.base.read(key, first, out);
-        };
-        let (source, name) = match &change.replaced {
-            Some(name) => (&self.adapter, name),
-            None => (&*self.base, key),
-        };
-        let from = source.require(name)?.dtype;
-        let to = self.tensors[index].info.dtype;
-        if from == to && change.added.is_none() {
-            return source.read(name, first, out);
-        }
-        let n = out.len() / to.size_bytes();
-        let mut bytes = vec![0; n * from.size_bytes()];
-        source.read(name, first, &mut bytes)?;
-        let mut added = vec![0.0; n];
-        if let Some(pair) = &change.added {
-            self.factors(index, pair)?.fill(first, &mut added);
-        }
-        match to {
-            DType::F64 => {
-                let mut values = vec![0.0; n];
-                decode_f64(name, from, &bytes, &mut values)?;
-                for (value, &added) in values.iter_mut().zip(&added) {
-                    *value += f64::from(added);
-                }
-                out.copy_from_slice(bytemuck::cast_slice(&values));
-            }
-            _ => {
-                let mut values = vec![0.0; n];
-                decode_f32(name, from, &bytes, &mut values)?;
-                for (value, &added) in values.iter_mut().zip(&added) {
-                    *value += added;
-                }
-                out.copy_from_slice(bytemuck::cast_slice(&values));
-            }
-        }
-        Ok(())
-    }
-}
-
-impl Adapted {
-    /// The factors of a tensor, read unless they were used a short while ago.
-    fn factors(&self, index: usize, pair: &Pair) -> Result<Arc<Factors>> {
-        let lock = || self.kept.lock().unwrap_or_else(PoisonError::into_inner);
-        if let Some((_, known)) = lock().iter().find(|(known, _)| *known == index) {
-            return Ok(Arc::clone(known));
-        }
-        let factors = Arc::new(pair.read(&self.adapter)?);
-        let mut kept = lock();
-        if kept.len() >= N_KEPT {
-            kept.pop_front();
-        }
-        kept.push_back((index, Arc::clone(&factors)));
-        Ok(factors)
-    }
 }
 
 /// Text of a file of at most `max_bytes`, here or by its address, and the file for the list of inputs.

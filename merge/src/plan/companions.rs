@@ -9,8 +9,8 @@ use super::vocabularies::Alignment;
 use super::{Entry, checkpoints::Models};
 use crate::beside::config::{self, Changes, Layers};
 use crate::beside::{Beside, Companion, Content, Ingredient, Share, license};
-use crate::recipe::{ModelRef, TokenizerSource};
-use crate::{Checkpoint, DType, MergeRecipe, Result, lora};
+use crate::recipe::{ModelRef, TokenizerSource, adapters};
+use crate::{Checkpoint, DType, MergeRecipe, Result, lora, ties};
 
 /// Everything that goes beside the output of a recipe: the files of the base or, without a base, of
 /// the first model.
@@ -41,6 +41,7 @@ pub(super) fn beside(
     }
     let changes = Changes {
         dtype: main_dtype(entries),
+        is_tied: is_tied(entries, changes.had_head),
         ..changes
     };
     if let Some((path, text)) = companions.text("config.json")?
@@ -72,10 +73,12 @@ fn donor(recipe: &MergeRecipe) -> Option<ModelRef> {
 /// How the output differs from the model whose configuration it gets.
 pub(super) fn changes(
     recipe: &MergeRecipe,
+    opener: &Opener,
     models: &Models,
     alignment: Option<&Alignment>,
-) -> Changes {
-    let donor = donor(recipe).and_then(|donor| models.find(&donor));
+) -> Result<Changes> {
+    let donor_ref = donor(recipe);
+    let donor = donor_ref.as_ref().and_then(|donor| models.find(donor));
     let layers = donor.and_then(|donor| {
         let source = models.sources.get(donor)?;
         sliced_layers(recipe, source)
@@ -84,11 +87,21 @@ pub(super) fn changes(
         let before = alignment.n_rows_before.get(donor?).copied().flatten()?;
         Some((before, alignment.n_rows))
     });
-    Changes {
+    // What adapters added comes before what an alignment did.
+    let added = donor_ref.map_or(Ok(None), |donor| opener.added_tokens(&donor))?;
+    let vocabulary = match (added, vocabulary) {
+        (Some((before, _)), Some((_, after))) => Some((before, after)),
+        (added, vocabulary) => vocabulary.or(added),
+    };
+    let had_head = donor
+        .and_then(|donor| models.sources.get(donor))
+        .is_some_and(|source| source.tensors().any(|(name, _)| ties::is_head(name)));
+    Ok(Changes {
         layers,
         vocabulary,
+        had_head,
         ..Changes::default()
-    }
+    })
 }
 
 /// The layers that slices made of a donor's.
@@ -108,6 +121,21 @@ fn sliced_layers(recipe: &MergeRecipe, donor: &Checkpoint) -> Option<Layers> {
         before,
         after,
     })
+}
+
+/// Whether the head of the output shares its weights with the embeddings, where the tensors tell: a head
+/// that is written is one of its own, and one that the donor had and the output has not is gone.
+fn is_tied(entries: &[&Entry], had_head: bool) -> Option<bool> {
+    let has = |is_it: &dyn Fn(&str) -> bool| entries.iter().any(|entry| is_it(&entry.name));
+    // T5 and its kin scale what a tied head sees, so that the setting means more than where weights are.
+    if has(&|name| name.ends_with("shared.weight")) {
+        return None;
+    }
+    match (has(&ties::is_embedding), has(&ties::is_head)) {
+        (true, true) => Some(false),
+        (true, false) if had_head => Some(true),
+        _ => None,
+    }
 }
 
 /// The element type of most bytes.
@@ -141,10 +169,10 @@ fn ingredients(recipe: &MergeRecipe, opener: &Opener) -> Result<Vec<Ingredient>>
                     None => found.push(own),
                 }
             }
-            if let Some(adapter) = &model.adapter {
+            for (adapter, _) in model.adapter.iter().flat_map(|text| adapters(text)) {
                 let own = Ingredient {
-                    note: adapter_note(&model, adapter)?,
-                    ..ingredient(adapter, Share::Adapter)?
+                    note: adapter_note(opener, &model, &adapter)?,
+                    ..ingredient(&adapter, Share::Adapter)?
                 };
                 if found.iter().all(|known| known.name != own.name) {
                     found.push(own);
@@ -166,7 +194,15 @@ fn ingredient(path: &Path, share: Share) -> Result<Ingredient> {
 }
 
 /// What is odd about an adapter, but may be meant.
-fn adapter_note(model: &ModelRef, adapter: &Path) -> Result<Option<String>> {
+fn adapter_note(opener: &Opener, model: &ModelRef, adapter: &Path) -> Result<Option<String>> {
+    let others = opener.other_parts(model, adapter)?;
+    if let Some(first) = others.first() {
+        return Ok(Some(format!(
+            "{}: {} tensors are for other parts of the pipeline, and left out: `{first}` …",
+            adapter.display(),
+            others.len()
+        )));
+    }
     let named = lora::named_base(adapter, &model.model, model.place)?;
     Ok(named.map(|named| {
         format!(

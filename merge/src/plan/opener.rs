@@ -1,13 +1,14 @@
 //! Opening the models of a recipe: files, folders, and results of other documents.
 
 use std::collections::BTreeMap;
+use std::path::Path;
 use std::sync::Arc;
 
 use super::views;
 use crate::beside::Companions;
 use crate::io::{self, OpenOptions};
-use crate::recipe::ModelRef;
-use crate::{Checkpoint, Result, lora};
+use crate::recipe::{ModelRef, adapters};
+use crate::{Checkpoint, Result, lora, quantized, ties};
 
 /// Opens models: files, folders, and results of other documents.
 #[derive(Default)]
@@ -22,24 +23,63 @@ impl Opener {
     pub(super) fn open(&self, model: &ModelRef) -> Result<Arc<Checkpoint>> {
         let checkpoint = match self.made.get(&model.document()) {
             Some(made) => Arc::clone(made),
-            None => open(model)?,
+            None => quantized::dequantized(open(model)?)?,
         };
         let checkpoint = match &model.adapter {
-            Some(adapter) => {
+            Some(text) => {
                 let renames = views::compiled(&model.adapter_rename, model.place)?;
-                lora::adapted(checkpoint, adapter, &renames, model.place)?
+                lora::stacked(checkpoint, &adapters(text), &renames, model.place)?
             }
             None => checkpoint,
         };
         views::renamed(checkpoint, model)
     }
 
-    /// The files beside a model.
+    /// The files beside a model. An adapter that was trained with more tokens brings its tokenizer.
     pub(super) fn companions(&self, model: &ModelRef) -> Result<Companions> {
-        match self.beside.get(&model.document()) {
-            Some(made) => Ok(made.clone()),
-            None => Companions::of_model(&model.model),
+        let mut companions = match self.beside.get(&model.document()) {
+            Some(made) => made.clone(),
+            None => Companions::of_model(&model.model)?,
+        };
+        if self.added_tokens(model)?.is_some() {
+            for (adapter, _) in model.adapter.iter().flat_map(|text| adapters(text)) {
+                let own = Companions::of_model(&adapter)?;
+                if own.has_tokenizer() {
+                    companions = companions.with_tokenizer_of(&own);
+                }
+            }
         }
+        Ok(companions)
+    }
+
+    /// A model without its adapters.
+    fn plain(&self, model: &ModelRef) -> Result<Arc<Checkpoint>> {
+        self.open(&ModelRef {
+            adapter: None,
+            ..model.clone()
+        })
+    }
+
+    /// Rows of the embeddings before and after adapters, where those bring more.
+    pub(super) fn added_tokens(&self, model: &ModelRef) -> Result<Option<(usize, usize)>> {
+        if model.adapter.is_none() {
+            return Ok(None);
+        }
+        let (before, after) = (self.plain(model)?, self.open(model)?);
+        let rows = before
+            .tensors()
+            .filter(|(name, _)| ties::is_embedding(name));
+        let mut rows = rows.filter_map(|(name, info)| {
+            Some((*info.shape.first()?, *after.get(name)?.shape.first()?))
+        });
+        Ok(rows.find(|(before, after)| before != after))
+    }
+
+    /// Tensors of an adapter that are for other parts of a pipeline than the model.
+    pub(super) fn other_parts(&self, model: &ModelRef, adapter: &Path) -> Result<Vec<String>> {
+        let renames = views::compiled(&model.adapter_rename, model.place)?;
+        let plain = self.plain(model)?;
+        lora::other_parts(&plain, adapter, &renames, model.place)
     }
 
     /// Whether a model is the result of another document.

@@ -58,7 +58,10 @@ pub(super) fn align(
         .map(|model| opener.companions(model))
         .collect::<Result<Vec<_>>>()?;
     match &recipe.tokenizer_source {
-        None => check_equal(models.refs(), &companions).map(|()| None),
+        None => {
+            check_equal(models.refs(), &companions)?;
+            pad_alike(recipe, models, &companions)
+        }
         Some(source) => bring_to(source, recipe, models, &companions, opener).map(Some),
     }
 }
@@ -79,6 +82,92 @@ fn check_equal(models: &[ModelRef], companions: &[Companions]) -> Result<()> {
         }
     }
     Ok(())
+}
+
+/// Gives models of one vocabulary the same number of rows. Some have more rows than tokens, which fill the
+/// table up to a size that suits a machine: models are merged over their tokens, and the rows that fill up
+/// are those of the base or the first model.
+fn pad_alike(
+    recipe: &MergeRecipe,
+    models: &mut Models,
+    companions: &[Companions],
+) -> Result<Option<Alignment>> {
+    let originals = models.sources.clone();
+    let names: BTreeSet<String> = (originals.iter())
+        .flat_map(|source| source.tensors().map(|(name, _)| name))
+        .filter(|name| has_row_per_token(name))
+        .map(str::to_owned)
+        .collect();
+    let sizes = |name: &str| -> Vec<(usize, usize)> {
+        (originals.iter().enumerate())
+            .filter_map(|(index, source)| Some((index, *source.get(name)?.shape.first()?)))
+            .collect()
+    };
+    let differs = |sizes: &[(usize, usize)]| sizes.iter().any(|(_, n)| *n != sizes[0].1);
+    if !names.iter().any(|name| differs(&sizes(name))) {
+        return Ok(None);
+    }
+    let mut n_tokens = None;
+    for own in companions {
+        if let Some(tokenizer) = Tokenizer::of(own)? {
+            n_tokens = n_tokens.max(Some(tokenizer.vocabulary.n_rows()));
+        }
+    }
+    // Without a vocabulary nobody knows which rows are tokens: the shapes are refused later.
+    let Some(n_tokens) = n_tokens else {
+        return Ok(None);
+    };
+    let base = (recipe.base_model.as_ref()).and_then(|base| models.find(base));
+    let donor = base.unwrap_or(0);
+    let mut rows: Vec<BTreeMap<String, Arc<[Row]>>> = vec![BTreeMap::new(); originals.len()];
+    let mut n_before = vec![None; originals.len()];
+    let mut n_rows = 0;
+    for name in &names {
+        let sizes = sizes(name);
+        for &(source, n) in &sizes {
+            n_before[source].get_or_insert(n);
+        }
+        let of_donor = sizes.iter().find(|(source, _)| *source == donor);
+        let most = sizes.iter().map(|(_, n)| *n).max().unwrap_or(0);
+        let n = match of_donor {
+            Some(&(_, n)) if n >= n_tokens => n,
+            _ => most,
+        };
+        n_rows = n_rows.max(n);
+        let filled = |row: usize| {
+            let has = |&&(_, n): &&(usize, usize)| row < n;
+            let found = of_donor.filter(has).or_else(|| sizes.iter().find(has));
+            found.map_or(Row::Zero, |&(source, _)| Row::Of { source, row })
+        };
+        for &(source, own) in sizes.iter().filter(|(_, own)| *own != n) {
+            let all = (0..n).map(|row| match row < own {
+                true => Row::Of { source, row },
+                false => filled(row),
+            });
+            rows[source].insert(name.clone(), all.collect());
+        }
+    }
+    view_rows(models, &originals, rows);
+    let is_changed = n_before[donor].is_some_and(|before| before != n_rows);
+    Ok(is_changed.then(|| Alignment {
+        tokenizer: companions[donor].clone(),
+        n_rows_before: n_before,
+        n_rows,
+    }))
+}
+
+/// Puts views in place of the sources of which some tensors have other rows.
+fn view_rows(
+    models: &mut Models,
+    originals: &[Arc<Checkpoint>],
+    rows: Vec<BTreeMap<String, Arc<[Row]>>>,
+) {
+    for (index, rows) in rows.into_iter().enumerate() {
+        if !rows.is_empty() {
+            let view = ByToken::new(index, originals, rows);
+            models.sources[index] = Arc::new(Checkpoint::new(Box::new(view)));
+        }
+    }
 }
 
 fn bring_to(
@@ -129,11 +218,11 @@ fn bring_to(
         models: tokenizers.iter().map(|found| &found.vocabulary).collect(),
         base,
     };
-    let n_rows_before = rows.rearrange(models)?;
+    let (n_rows_before, n_rows) = rows.rearrange(models)?;
     Ok(Alignment {
         tokenizer,
         n_rows_before,
-        n_rows: vocabulary.n_rows(),
+        n_rows,
     })
 }
 
@@ -160,8 +249,8 @@ struct Rows<'a> {
 
 impl Rows<'_> {
     /// Puts views in place of the sources whose tensors have a row per token. Returns how many rows
-    /// those had.
-    fn rearrange(&self, models: &mut Models) -> Result<Vec<Option<usize>>> {
+    /// those had, and how many all have now.
+    fn rearrange(&self, models: &mut Models) -> Result<(Vec<Option<usize>>, usize)> {
         let originals = models.sources.clone();
         let names: BTreeSet<String> = (originals.iter())
             .flat_map(|source| source.tensors().map(|(name, _)| name))
@@ -178,6 +267,7 @@ impl Rows<'_> {
         let mut known: BTreeMap<Vec<(usize, usize)>, RowsOfEach> = BTreeMap::new();
         let mut rows: Vec<BTreeMap<String, Arc<[Row]>>> = vec![BTreeMap::new(); originals.len()];
         let mut n_before = vec![None; originals.len()];
+        let mut n_rows = 0;
         for name in names {
             let sizes: Vec<(usize, usize)> = (originals.iter().enumerate())
                 .filter_map(|(index, source)| Some((index, *source.get(&name)?.shape.first()?)))
@@ -185,23 +275,38 @@ impl Rows<'_> {
             let each = known
                 .entry(sizes.clone())
                 .or_insert_with(|| self.of(&sizes));
-            for (&(source, n_rows), rows_of) in sizes.iter().zip(each.iter()) {
+            for (&(source, own_rows), rows_of) in sizes.iter().zip(each.iter()) {
+                n_rows = n_rows.max(rows_of.len());
                 rows[source].insert(name.clone(), Arc::clone(rows_of));
-                n_before[source].get_or_insert(n_rows);
+                n_before[source].get_or_insert(own_rows);
             }
         }
-        for (index, rows) in rows.into_iter().enumerate() {
-            if !rows.is_empty() {
-                let view = ByToken::new(index, &originals, rows);
-                models.sources[index] = Arc::new(Checkpoint::new(Box::new(view)));
-            }
-        }
-        Ok(n_before)
+        view_rows(models, &originals, rows);
+        Ok((n_before, n_rows))
     }
 
     /// The rows of each of the sources that have a tensor, given how many rows it has there.
     fn of(&self, sizes: &[(usize, usize)]) -> RowsOfEach {
-        let mut rows = vec![vec![Row::Zero; self.wanted.n_rows()]; sizes.len()];
+        let donor = self.base.unwrap_or(0);
+        let of_donor = sizes.iter().find(|(source, _)| *source == donor);
+        // Rows that only fill up stay: those of the base or the first model, if it has any.
+        let filled = of_donor.filter(|(source, n)| *n > self.models[*source].n_rows());
+        let n_rows = filled.map_or(0, |(_, n)| *n).max(self.wanted.n_rows());
+        let taken: BTreeSet<usize> = self.wanted.0.values().copied().collect();
+        let ids: Vec<BTreeSet<usize>> = (self.models.iter())
+            .map(|vocabulary| vocabulary.0.values().copied().collect())
+            .collect();
+        let is_filling = |source: usize, row: usize| !ids[source].contains(&row);
+        let mut rows = vec![vec![Row::Zero; n_rows]; sizes.len()];
+        for row in (0..n_rows).filter(|row| !taken.contains(row)) {
+            let fills = |&&(source, n): &&(usize, usize)| row < n && is_filling(source, row);
+            let common = of_donor.filter(fills);
+            for (own, rows) in sizes.iter().zip(&mut rows) {
+                if let Some(&(source, _)) = Some(own).filter(fills).or(common) {
+                    rows[row] = Row::Of { source, row };
+                }
+            }
+        }
         for (token, &id) in &self.wanted.0 {
             let found: Vec<(usize, usize)> = (sizes.iter())
                 .filter_map(|&(source, n_rows)| {

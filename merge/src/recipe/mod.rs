@@ -10,6 +10,7 @@ use crate::layouts::Task;
 use crate::methods;
 use crate::{DType, Error, Result};
 
+mod adapters;
 mod documents;
 mod experts;
 mod models;
@@ -18,6 +19,7 @@ mod paths;
 mod place;
 mod tokenizer;
 
+pub use adapters::{adapters, spelled};
 pub use experts::{BlockRange, ExpertChoice};
 pub use models::{ModelRef, OutputSlice, Rename, SliceSource};
 pub use parameters::{Case, CaseValue, Parameter, Parameters, Scalar};

@@ -8,6 +8,7 @@ use serde::de::{MapAccess, Visitor};
 use serde::{Deserialize, Deserializer, Serialize, Serializer};
 use serde_saphyr::Spanned;
 
+use super::adapters::adapters;
 use super::{Located, Parameters, Place};
 use crate::remote::address::is_address;
 
@@ -16,7 +17,8 @@ use crate::remote::address::is_address;
 pub struct ModelRef {
     /// The file or folder, relative to the working directory; or the `name` of another document.
     pub model: PathBuf,
-    /// The folder of a low-rank adapter that is merged into it first; written `model+adapter`.
+    /// The low-rank adapters that are merged into it first, as they are written behind `model+`; see
+    /// [`super::adapters`].
     pub adapter: Option<PathBuf>,
     /// The dictionary that holds the weights, instead of the one found by rule.
     pub root: Option<String>,
@@ -76,18 +78,19 @@ impl ModelRef {
     }
 }
 
-/// A path as written, with one `+` between a model and its adapter. A file that has a `+` in its own
-/// name is meant as it is, and so is an address with one, unless what follows is an address or a folder.
+/// A path as written, with a `+` between a model and its adapters ([`super::adapters`]). A file that has
+/// a `+` in its own name is meant as it is, and so is an address with one, unless what follows is an address
+/// or a folder.
 pub(super) fn split_adapter(path: PathBuf) -> (PathBuf, Option<PathBuf>) {
     let Some((model, adapter)) = path.to_str().and_then(|text| text.split_once('+')) else {
         return (path, None);
     };
     let (model, adapter) = (PathBuf::from(model), PathBuf::from(adapter));
     let is_one = |part: &Path| !part.as_os_str().is_empty();
-    let is_certain = is_address(&adapter) || adapter.is_dir();
+    let all = adapters(&adapter);
+    let is_certain = (all.first()).is_some_and(|(path, _)| is_address(path) || path.is_dir());
     let is_pair = is_one(&model)
-        && is_one(&adapter)
-        && !adapter.to_string_lossy().contains('+')
+        && all.iter().all(|(path, _)| is_one(path))
         && (is_certain || !is_address(&model))
         && !path.exists();
     match is_pair {

@@ -3,6 +3,7 @@
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 
+use super::adapters::{adapters, spelled};
 use super::models::{joined, split_adapter};
 use super::{MergeRecipe, ModelRef, Parameter, Parameters, TokenizerSource};
 use crate::provenance::short_names;
@@ -84,14 +85,14 @@ fn each_path(recipe: &mut MergeRecipe, change: &mut dyn FnMut(&mut PathBuf)) {
             ..
         } = model;
         change(model);
-        adapter.iter_mut().for_each(&mut *change);
+        in_adapters(adapter, change);
         in_parameters(parameters, change);
     }
     for slice in &mut recipe.slices {
         for source in &mut slice.sources {
             let (mut model, mut adapter) = split_adapter(source.value.model.clone());
             change(&mut model);
-            adapter.iter_mut().for_each(&mut *change);
+            in_adapters(&mut adapter, change);
             source.value.model = joined(&model, adapter.as_deref());
             in_parameters(&mut source.value.parameters, change);
         }
@@ -100,6 +101,14 @@ fn each_path(recipe: &mut MergeRecipe, change: &mut dyn FnMut(&mut PathBuf)) {
     in_parameters(&mut recipe.parameters, change);
     if let Some(TokenizerSource::Model(path)) = &mut recipe.tokenizer_source {
         change(path);
+    }
+}
+
+fn in_adapters(adapter: &mut Option<PathBuf>, change: &mut dyn FnMut(&mut PathBuf)) {
+    if let Some(text) = adapter {
+        let mut all = adapters(text);
+        all.iter_mut().for_each(|(path, _)| change(path));
+        *text = spelled(&all);
     }
 }
 

@@ -10,6 +10,7 @@ use anyhow::Result;
 use merge::io::{OpenOptions, SourceInfo, TensorEntry, open};
 use merge::layouts::{self, Layout};
 use merge::provenance::Provenance;
+use merge::quantized::{Quantization, recognize};
 use merge::statistics::{Statistics, sha256, statistics};
 use merge::{Checkpoint, DType};
 use serde_json::{Value, json};
@@ -53,6 +54,8 @@ struct Inspection {
     /// The layout, or why none was found.
     layout: Result<Box<dyn Layout>, merge::Error>,
     provenance: Option<Provenance>,
+    /// What is quantized, or why it cannot be told.
+    quantization: Result<Option<Quantization>, merge::Error>,
     /// Tensors to list, as indices into the source's.
     listed: Vec<usize>,
     /// Of the listed tensors, where asked for.
@@ -86,6 +89,7 @@ pub fn run(args: Args, output: &Output) -> Result<ExitCode> {
     };
     let inspection = Inspection {
         layout: layouts::detect(&checkpoint),
+        quantization: recognize(&checkpoint),
         provenance: Provenance::from_metadata(&checkpoint.info().metadata),
         listed,
         statistics,
@@ -150,6 +154,7 @@ impl Inspection {
             "root": info.root,
             "layout": self.layout_json(),
             "dtypes": dtypes.collect::<serde_json::Map<_, _>>(),
+            "quantization": self.quantization_json(),
             "metadata": info.metadata,
             "provenance": self.provenance.as_ref().map(|provenance| json!({
                 "recipe": provenance.recipe,
@@ -169,6 +174,20 @@ impl Inspection {
                 "evidence": layout.evidence(),
                 "dimensions": layout.dimensions(),
                 "counts": layouts::count(&self.checkpoint, layout.as_ref()),
+            }),
+            Err(error) => json!({ "error": error.to_string() }),
+        }
+    }
+
+    fn quantization_json(&self) -> Value {
+        match &self.quantization {
+            Ok(None) => Value::Null,
+            Ok(Some(found)) => json!({
+                "schemes": found.schemes(),
+                "n_parameters": found.n_parameters(&self.checkpoint),
+                "weights": found.weights().map(|(name, weight)| json!({
+                    "name": name, "scheme": weight.scheme, "shape": weight.shape,
+                })).collect::<Vec<_>>(),
             }),
             Err(error) => json!({ "error": error.to_string() }),
         }

@@ -23,6 +23,7 @@ impl Inspection {
             Ok(layout) => self.print_layout(layout.as_ref(), output)?,
             Err(error) => output.line(format!("layout      none: {error}"))?,
         }
+        self.print_quantization(output)?;
         self.print_dtypes(output)?;
         self.print_beside(output)?;
         self.print_provenance(output)?;
@@ -103,6 +104,30 @@ impl Inspection {
             output.text(&table.to_string())?;
         }
         Ok(())
+    }
+
+    /// How weights are stored as codes, and how many numbers they stand for.
+    fn print_quantization(&self, output: &Output) -> Result<()> {
+        match &self.quantization {
+            Ok(None) => Ok(()),
+            Ok(Some(found)) => {
+                let n_parameters = found.n_parameters(&self.checkpoint);
+                let n_parameters = grouped(n_parameters);
+                output.line(format!(
+                    "quantized   {n_parameters} parameters once dequantized"
+                ))?;
+                for count in found.schemes() {
+                    output.line(format!(
+                        "  {}: {} weights, {} elements",
+                        count.scheme,
+                        count.n_weights,
+                        grouped(count.n_elements)
+                    ))?;
+                }
+                Ok(())
+            }
+            Err(error) => output.line(format!("quantized   {error}")),
+        }
     }
 
     fn print_dtypes(&self, output: &Output) -> Result<()> {

@@ -490,6 +490,16 @@ fn shape(
         None => atomic::check_target(path, options.force)?,
     }
     let runs = shards::split(tensors, options.max_shard_bytes.unwrap_or(u64::MAX));
+    let shares_bytes = |(_, info): &&(String, TensorInfo)| info.dtype.bits() < 8;
+    if container != OutputContainer::Safetensors
+        && let Some((key, info)) = tensors.iter().find(shares_bytes)
+    {
+        return Err(Error::Write(WriteFault::NoSuchDType {
+            path: path.into(),
+            key: key.clone(),
+            dtype: info.dtype,
+        }));
+    }
     if runs.len() > 1 && container == OutputContainer::TorchLightning {
         return Err(Error::Write(WriteFault::CannotShard { path: path.into() }));
     }

@@ -147,6 +147,12 @@ fn torch_names(dtype: DType) -> (&'static str, bool) {
         DType::U64 => ("uint64", true),
         DType::F8E4M3 => ("float8_e4m3fn", true),
         DType::F8E5M2 => ("float8_e5m2", true),
+        DType::F8E8M0 => ("float8_e8m0fnu", true),
+        DType::F8E4M3Fnuz => ("float8_e4m3fnuz", true),
+        DType::F8E5M2Fnuz => ("float8_e5m2fnuz", true),
+        DType::C64 => ("ComplexFloatStorage", false),
+        // torch has no such types: the writer refuses them before.
+        DType::F4 | DType::F6E2M3 | DType::F6E3M2 => ("uint8", true),
     }
 }
 

@@ -15,6 +15,7 @@ use pair::Pair;
 use crate::io::SourceFile;
 use crate::low_rank::{LowRank, Truncation, residual_energy, truncated};
 use crate::random::Draws;
+use crate::ties::{self, TiedHead};
 use crate::{AdapterFault, Checkpoint, DType, Progress, Result, TensorInfo};
 
 pub use output::ExtractTarget;
@@ -90,6 +91,9 @@ pub struct Extraction {
     pub output_bytes: u64,
     /// The files in place.
     pub files: Vec<std::path::PathBuf>,
+    /// What must be known to use the adapter.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub note: Option<String>,
 }
 
 /// Writes the adapter that turns `base` into something near `tuned`. One tensor is in memory at a time,
@@ -132,6 +136,7 @@ struct Found {
     /// Squares of all differences, and of what the adapter misses of them.
     energy: f64,
     missed: f64,
+    note: Option<String>,
 }
 
 impl Found {
@@ -150,6 +155,7 @@ impl Found {
             n_unchanged: 0,
             energy: 0.0,
             missed: 0.0,
+            note: None,
         };
         for (name, info) in names {
             if progress.is_cancelled() {
@@ -190,17 +196,44 @@ impl Found {
         let rank = left.ncols();
         self.spool
             .keep(name, info, form, (&left, &right), options.dtype)?;
+        let head = match form {
+            kind::Form::Embedding => self.head(pair, name)?,
+            _ => None,
+        };
+        if let Some(head) = &head {
+            let form = kind::Form::Linear;
+            self.spool
+                .keep(head, info, form, (&left, &right), options.dtype)?;
+        }
         self.energy += squares.difference;
         self.missed += missed;
-        self.tensors.push(Extracted {
-            name: name.to_owned(),
-            shape: info.shape.clone(),
-            rank,
-            relative_change: squares.relative_change(),
-            relative_error: (missed / squares.difference).sqrt(),
-            energy: 1.0 - missed / squares.difference,
-        });
+        for name in std::iter::once(name.to_owned()).chain(head) {
+            self.tensors.push(Extracted {
+                name,
+                shape: info.shape.clone(),
+                rank,
+                relative_change: squares.relative_change(),
+                relative_error: (missed / squares.difference).sqrt(),
+                energy: 1.0 - missed / squares.difference,
+            });
+        }
         Ok(())
+    }
+
+    /// The head that shares embeddings in both models: PEFT changes the embeddings alone, so the head needs the
+    /// same change of its own.
+    fn head(&mut self, pair: &Pair<'_>, embedding: &str) -> Result<Option<String>> {
+        Ok(match ties::head_of(pair.base, embedding)? {
+            TiedHead::None => None,
+            TiedHead::Named(head) => Some(head),
+            TiedHead::Unknown => {
+                self.note = Some(format!(
+                    "the head shares `{embedding}`, and PEFT changes the embeddings alone: the adapter is right once \
+                     it is merged by `vlmerge merge` into a base that has its head stored, not while it is on"
+                ));
+                None
+            }
+        })
     }
 
     /// Notes a tensor that gets no factors, if it is changed.
@@ -259,6 +292,9 @@ impl Found {
                     self.whole.push(Whole::of(sibling));
                 }
             }
+            if let Some(head) = self.head(pair, &whole.name)? {
+                self.whole.push(Whole::of_head(&whole.name, &head));
+            }
         }
         self.whole.sort_by(|a, b| a.name.cmp(&b.name));
         match self.tensors.is_empty() && self.whole.is_empty() {
@@ -294,6 +330,7 @@ impl Found {
         let whole = self.whole.into_iter().map(|whole| whole.name);
         Ok(Extraction {
             whole: whole.collect(),
+            note: self.note,
             tensors: self.tensors,
             left_out: self.left_out,
             n_unchanged: self.n_unchanged,

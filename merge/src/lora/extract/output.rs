@@ -50,6 +50,20 @@ impl Whole {
         }
     }
 
+    /// The same tensor for the head that shares it.
+    pub(super) fn of_head(name: &str, head: &str) -> Self {
+        Self {
+            key: format!("{PREFIX}{head}"),
+            name: name.to_owned(),
+            is_beside_factors: false,
+        }
+    }
+
+    /// What it is called in the adapter's model.
+    fn place(&self) -> &str {
+        self.key.strip_prefix(PREFIX).unwrap_or(&self.key)
+    }
+
     /// The same tensor of a module that has factors, whose own tensors PEFT has under another name.
     pub(super) fn beside_factors(self) -> Self {
         let (start, leaf) = self.name.rsplit_once('.').unwrap_or(("", &self.name));
@@ -148,12 +162,13 @@ fn encoded(name: &str, factor: &Array2<f32>, dtype: DType) -> Result<Vec<u8>> {
 }
 
 impl ExtractTarget {
-    fn weights(&self) -> PathBuf {
+    /// The file of the tensors.
+    pub(in crate::lora) fn weights(&self) -> PathBuf {
         self.folder.join(crate::lora::WEIGHTS[0])
     }
 
     /// Checks that nothing is in the way, before any work.
-    pub(super) fn check(&self) -> Result<()> {
+    pub(in crate::lora) fn check(&self) -> Result<()> {
         match self.folder.is_dir() {
             true => {
                 check_file_target(&self.weights(), self.force)?;
@@ -162,6 +177,11 @@ impl ExtractTarget {
             // Is a file, or its own folder is not there.
             false => check_file_target(&self.folder, false),
         }
+    }
+
+    /// The folder, made if it is not there; removed again if it stays empty.
+    pub(in crate::lora) fn make_folder(&self) -> Result<impl Drop + '_> {
+        NewFolder::make(&self.folder)
     }
 
     /// A file without a name on the disk that the adapter will be on.
@@ -215,11 +235,10 @@ impl ExtractTarget {
         let writer = Writer::create(&tensors, &metadata, &write)?;
         progress.start("writing", n_bytes);
         for (index, (_, info, source)) in sources.iter().enumerate() {
-            let size = info.dtype.size_bytes();
             for first in (0..info.n_elements()).step_by(PIECE_ELEMENTS) {
                 let n = PIECE_ELEMENTS.min(info.n_elements() - first);
-                let mut bytes = vec![0; n * size];
-                let start = (first * size) as u64;
+                let mut bytes = vec![0; info.dtype.bytes_of(n)];
+                let start = info.dtype.bytes_of(first) as u64;
                 match source {
                     Source::Whole(name) => tuned.read(name, first, &mut bytes)?,
                     Source::Factor(at) => {
@@ -289,7 +308,8 @@ pub(super) fn settings(
         .map(|tensor| (pattern(tensor), json!(tensor.rank)))
         .collect();
     let modules = (whole.iter()).filter(|whole| !whole.is_beside_factors);
-    let mut modules: Vec<&str> = modules.map(|whole| module(&whole.name)).collect();
+    let mut modules: Vec<&str> = modules.map(|whole| module(whole.place())).collect();
+    modules.sort_unstable();
     modules.dedup();
     let has_biases = whole.iter().any(|whole| whole.is_beside_factors);
     json!({

@@ -12,7 +12,7 @@ use super::{Entry, MergePlan, TensorRef, companions};
 use crate::layouts::{Generic, Layout};
 use crate::methods::{self, DrawKey, GroupShape, MergeMethod, StepRounding, Tape};
 use crate::recipe::{OutputDType, Parameters, RandomSource};
-use crate::{Error, MergeFault, MergeRecipe, Result, TensorInfo};
+use crate::{Error, MergeFault, MergeRecipe, Result, TensorInfo, ties};
 
 mod models;
 mod prepare;
@@ -40,8 +40,9 @@ pub(super) fn resolve(recipe: &MergeRecipe, opener: &Opener) -> Result<(MergePla
         return Err(MergeFault::ModelsOrSlices.into());
     }
     let mut models = Models::open(recipe, method.as_ref(), opener)?;
+    ties::complete(&mut models.sources)?;
     let alignment = vocabularies::align(recipe, &mut models, opener)?;
-    let changes = companions::changes(recipe, &models, alignment.as_ref());
+    let changes = companions::changes(recipe, opener, &models, alignment.as_ref())?;
     let wanted = models.wanted(recipe)?;
     let mut builder = Builder {
         recipe,

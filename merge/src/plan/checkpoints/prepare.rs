@@ -102,6 +102,11 @@ impl Builder<'_> {
             .filter_map(|tensor| self.models.sources[tensor.source].stored_dtype(&tensor.key))
             .reduce(common)
             .unwrap_or(first.dtype);
+        // Nothing is rounded to eight bits, of which bf16 holds every value.
+        let dtype = match dtype.bits() {
+            8 => DType::BF16,
+            _ => dtype,
+        };
         let members: Vec<Member> = (wanted.members.iter())
             .map(|input| Member::Model(self.models.name(input.tensor.source)))
             .collect();

@@ -1,0 +1,83 @@
+//! What is wrong with quantized tensors.
+
+use std::path::PathBuf;
+
+use crate::DType;
+
+/// Why a model whose weights are stored as codes cannot be read.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum QuantizationFault {
+    /// A way of quantizing that is not read.
+    #[error("{}: the model is quantized ({scheme}), and `{key}` is not read as numbers: {reason}", path.display())]
+    Unreadable {
+        /// The model.
+        path: PathBuf,
+        /// The way.
+        scheme: String,
+        /// A tensor.
+        key: String,
+        /// Why not.
+        reason: String,
+    },
+    /// Codes whose scales have another shape.
+    #[error("{}: {codes} is quantized, and {scales} beside it does not fit", path.display())]
+    Misfit {
+        /// The model.
+        path: PathBuf,
+        /// The codes, with dtype and shape.
+        codes: String,
+        /// The scales, likewise.
+        scales: String,
+    },
+    /// Codes without what gives them a meaning.
+    #[error("{}: `{key}` is quantized, and `{missing}` is not there", path.display())]
+    Missing {
+        /// The model.
+        path: PathBuf,
+        /// The codes.
+        key: String,
+        /// What is missing.
+        missing: String,
+    },
+    /// Scales beside weights that are no codes.
+    #[error("{}: `{key}` is {dtype}, but `{scales}` says that it is quantized", path.display())]
+    Orphan {
+        /// The model.
+        path: PathBuf,
+        /// The weight.
+        key: String,
+        /// Its dtype.
+        dtype: DType,
+        /// The scales.
+        scales: String,
+    },
+    /// Codes that were to be converted to another dtype as if they were numbers.
+    #[error("{}: the model is quantized ({scheme}), so that another dtype would change what `{key}` means", path.display())]
+    Cast {
+        /// The model.
+        path: PathBuf,
+        /// The way.
+        scheme: String,
+        /// A weight.
+        key: String,
+    },
+}
+
+impl QuantizationFault {
+    /// What the user may try.
+    pub(super) const fn hint(&self) -> Option<&'static str> {
+        match self {
+            Self::Unreadable { .. } | Self::Misfit { .. } => Some(
+                "take the model that it was quantized from, or a copy that its own library has dequantized",
+            ),
+            Self::Missing { .. } => Some("fetch or copy the whole model again"),
+            Self::Orphan { .. } => {
+                Some("a program has converted codes without their scales: take the original model")
+            }
+            Self::Cast { .. } => {
+                Some("pass --dequantize to write the numbers that the codes stand for")
+            }
+        }
+    }
+}

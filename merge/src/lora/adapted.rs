@@ -1,0 +1,337 @@
+//! A checkpoint with an adapter merged into it, tensor by tensor while it is read.
+
+use std::collections::VecDeque;
+use std::ops::{Add, AddAssign, Mul, Sub};
+use std::sync::{Arc, Mutex, PoisonError};
+
+use super::changes::{Change, Changes, Magnitude};
+use super::updates::{Delta, Update};
+use crate::io::{self, SourceInfo, TensorEntry};
+use crate::plan::PIECE_ELEMENTS;
+use crate::{Checkpoint, DType, MergeFault, Result, TensorInfo, TensorSource};
+use crate::{decode_f32, decode_f64};
+
+/// How many tensors' factors are kept: as many as threads are likely to be at.
+const N_KEPT: usize = 8;
+
+/// What an adapter adds to a tensor, read.
+#[derive(Default)]
+struct Ready {
+    update: Option<Update>,
+    /// What each row, or column, is multiplied by.
+    stretch: Vec<f32>,
+}
+
+/// Updates of some tensors, by their index, while they are likely to be used again.
+type Kept = VecDeque<(usize, Arc<Ready>)>;
+
+/// A tensor of the view.
+struct Own {
+    /// What the base calls it.
+    key: String,
+    /// What it is kept in.
+    stored: DType,
+    change: Option<Change>,
+}
+
+pub(super) struct Adapted {
+    unmerged: Arc<Checkpoint>,
+    base: Arc<Checkpoint>,
+    adapter: Checkpoint,
+    weight: f64,
+    info: SourceInfo,
+    tensors: Vec<TensorEntry>,
+    own: Vec<Own>,
+    kept: Mutex<Kept>,
+}
+
+impl Adapted {
+    /// The view. Lengths of rows are taken from `unmerged`.
+    pub(super) fn new(
+        unmerged: Arc<Checkpoint>,
+        base: Arc<Checkpoint>,
+        adapter: Checkpoint,
+        settings: Option<io::SourceFile>,
+        mut changes: Changes,
+        weight: f64,
+    ) -> Result<Self> {
+        let mut info = base.info().clone();
+        info.files.extend(adapter.info().files.iter().cloned());
+        info.files.extend(settings);
+        let of_base = base
+            .tensors()
+            .map(|(key, _)| (key.to_owned(), key.to_owned()));
+        let mut names: Vec<(String, String)> = of_base.chain(changes.heads).collect();
+        names.sort();
+        let (mut tensors, mut own) = (Vec::new(), Vec::new());
+        for (name, key) in names {
+            let stored = base.require(&key)?;
+            let change = changes.by_target.remove(&name);
+            let dtype = match (&change, stored.dtype) {
+                (Some(_), DType::F16 | DType::BF16) => DType::F32,
+                (_, dtype) => dtype,
+            };
+            let whole = change.as_ref().and_then(|change| change.replaced.as_ref());
+            let shape = whole
+                .map_or(&stored.shape, |(_, whole)| &whole.shape)
+                .clone();
+            if weight != 1.0 && shape != stored.shape {
+                return Err(MergeFault::Shapes {
+                    key: name,
+                    model: adapter.path().display().to_string(),
+                    found: shape,
+                    first: base.path().display().to_string(),
+                    expected: stored.shape.clone(),
+                    place: crate::recipe::Place::default(),
+                }
+                .into());
+            }
+            tensors.push(TensorEntry {
+                path: crate::ObjectPath(vec![crate::PathSegment::Key(name.clone())]),
+                name: Some(name),
+                info: TensorInfo { dtype, shape },
+            });
+            own.push(Own {
+                stored: base.stored_dtype(&key).unwrap_or(stored.dtype),
+                key,
+                change,
+            });
+        }
+        Ok(Self {
+            unmerged,
+            base,
+            adapter,
+            weight,
+            info,
+            tensors,
+            own,
+            kept: Mutex::default(),
+        })
+    }
+
+    /// The update of a tensor, read unless it was used a short while ago.
+    fn ready(&self, index: usize, change: &Change) -> Result<Arc<Ready>> {
+        if change.added.is_none() && change.magnitude.is_none() {
+            return Ok(Arc::default());
+        }
+        let lock = || self.kept.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some((_, known)) = lock().iter().find(|(known, _)| *known == index) {
+            return Ok(Arc::clone(known));
+        }
+        let added = change.added.as_ref();
+        let mut ready = Ready {
+            update: added.map(|delta| delta.read(&self.adapter)).transpose()?,
+            stretch: Vec::new(),
+        };
+        if let Some(magnitude) = &change.magnitude {
+            ready.stretch = self.stretch(index, magnitude, ready.update.as_ref())?;
+        }
+        let ready = Arc::new(ready);
+        let mut kept = lock();
+        if kept.len() >= N_KEPT {
+            kept.pop_front();
+        }
+        kept.push_back((index, Arc::clone(&ready)));
+        Ok(ready)
+    }
+
+    /// Lengths of the adapter over those of the sums: a pass over the tensor, in bounded memory.
+    fn stretch(
+        &self,
+        index: usize,
+        magnitude: &Magnitude,
+        update: Option<&Update>,
+    ) -> Result<Vec<f32>> {
+        let key = &self.own[index].key;
+        let info = self.unmerged.require(key)?;
+        let width: usize = info.shape.iter().skip(1).product::<usize>().max(1);
+        let (name, lengths) = &magnitude.lengths;
+        let mut stretch = vec![0.0; lengths.n_elements()];
+        decode_f32(
+            name,
+            lengths.dtype,
+            &self.adapter.read_all(name)?,
+            &mut stretch,
+        )?;
+        let mut squares = vec![0.0f64; stretch.len()];
+        let n_elements = info.n_elements();
+        for first in (0..n_elements).step_by(PIECE_ELEMENTS) {
+            let n = PIECE_ELEMENTS.min(n_elements - first);
+            let mut bytes = vec![0; info.dtype.bytes_of(n)];
+            self.unmerged.read(key, first, &mut bytes)?;
+            let mut values = vec![0.0f32; n];
+            decode_f32(key, info.dtype, &bytes, &mut values)?;
+            let mut added = vec![0.0; n];
+            if let Some(update) = update {
+                update.fill(first, &mut added);
+            }
+            for (at, (value, added)) in values.iter().zip(&added).enumerate() {
+                let (row, column) = ((first + at) / width, (first + at) % width);
+                let sum = f64::from(value + added);
+                squares[if magnitude.is_by_column { column } else { row }] += sum * sum;
+            }
+        }
+        for (stretch, squares) in stretch.iter_mut().zip(squares) {
+            *stretch /= squares.sqrt() as f32;
+        }
+        Ok(stretch)
+    }
+
+    /// Elements `first..` of a changed tensor.
+    fn make<T: Number>(
+        &self,
+        index: usize,
+        change: &Change,
+        first: usize,
+        out: &mut [T],
+    ) -> Result<()> {
+        let own = &self.own[index];
+        let start = match &change.replaced {
+            Some((name, _)) => (&self.adapter, name),
+            None => (&*self.base, &own.key),
+        };
+        read(start, first, out)?;
+        let ready = self.ready(index, change)?;
+        if let Some(update) = &ready.update {
+            let mut added = vec![0.0; out.len()];
+            update.fill(first, &mut added);
+            for (value, added) in out.iter_mut().zip(added) {
+                *value += T::from(added);
+            }
+        }
+        let width = self.tensors[index]
+            .info
+            .shape
+            .iter()
+            .skip(1)
+            .product::<usize>()
+            .max(1);
+        if let Some(magnitude) = &change.magnitude {
+            for (at, value) in out.iter_mut().enumerate() {
+                let (row, column) = ((first + at) / width, (first + at) % width);
+                let stretch = ready.stretch[if magnitude.is_by_column { column } else { row }];
+                *value = T::from(stretch) * *value;
+            }
+        }
+        if let Some((rows, tokens)) = &change.rows {
+            let last = first + out.len();
+            for (place, &token) in tokens.iter().enumerate() {
+                let (start, end) = ((token * width).max(first), ((token + 1) * width).min(last));
+                if start < end {
+                    let at = place * width + start - token * width;
+                    read(
+                        (&self.adapter, &rows.0),
+                        at,
+                        &mut out[start - first..end - first],
+                    )?;
+                }
+            }
+        }
+        if self.weight != 1.0 {
+            let mut before = vec![T::default(); out.len()];
+            read((&*self.base, &own.key), first, &mut before)?;
+            let weight = T::of(self.weight);
+            for (value, before) in out.iter_mut().zip(before) {
+                *value = before + weight * (*value - before);
+            }
+        }
+        Ok(())
+    }
+}
+
+/// The two types that are computed in.
+trait Number:
+    bytemuck::Pod
+    + Default
+    + From<f32>
+    + Add<Output = Self>
+    + AddAssign
+    + Sub<Output = Self>
+    + Mul<Output = Self>
+{
+    fn of(value: f64) -> Self;
+    fn decode(key: &str, dtype: DType, bytes: &[u8], out: &mut [Self]) -> Result<()>;
+}
+
+impl Number for f32 {
+    fn of(value: f64) -> Self {
+        value as Self
+    }
+
+    fn decode(key: &str, dtype: DType, bytes: &[u8], out: &mut [Self]) -> Result<()> {
+        decode_f32(key, dtype, bytes, out)
+    }
+}
+
+impl Number for f64 {
+    fn of(value: f64) -> Self {
+        value
+    }
+
+    fn decode(key: &str, dtype: DType, bytes: &[u8], out: &mut [Self]) -> Result<()> {
+        decode_f64(key, dtype, bytes, out)
+    }
+}
+
+/// Elements `first..` of a tensor as numbers.
+fn read<T: Number>(
+    (source, key): (&Checkpoint, &String),
+    first: usize,
+    out: &mut [T],
+) -> Result<()> {
+    let dtype = source.require(key)?.dtype;
+    let mut bytes = vec![0; dtype.bytes_of(out.len())];
+    source.read(key, first, &mut bytes)?;
+    T::decode(key, dtype, &bytes, out)
+}
+
+impl TensorSource for Adapted {
+    fn info(&self) -> &SourceInfo {
+        &self.info
+    }
+
+    fn tensors(&self) -> &[TensorEntry] {
+        &self.tensors
+    }
+
+    fn stored_dtype(&self, index: usize) -> DType {
+        self.own[index].stored
+    }
+
+    fn held_bytes(&self) -> u64 {
+        let deltas = (self.own.iter()).filter_map(|own| own.change.as_ref()?.added.as_ref());
+        let mut sizes: Vec<u64> = deltas.map(Delta::n_bytes).collect();
+        sizes.sort_unstable_by(|a, b| b.cmp(a));
+        self.base.source().held_bytes() + sizes.iter().take(N_KEPT).sum::<u64>()
+    }
+
+    fn read(&self, index: usize, first: usize, out: &mut [u8]) -> Result<()> {
+        let own = &self.own[index];
+        let Some(change) = &own.change else {
+            return self.base.read(&own.key, first, out);
+        };
+        let to = self.tensors[index].info.dtype;
+        if let Some((name, whole)) = &change.replaced
+            && change.added.is_none()
+            && change.magnitude.is_none()
+            && change.rows.is_none()
+            && self.weight == 1.0
+            && whole.dtype == to
+        {
+            return self.adapter.read(name, first, out);
+        }
+        match to {
+            DType::F64 => {
+                let mut values = vec![0.0f64; out.len() / size_of::<f64>()];
+                self.make(index, change, first, &mut values)?;
+                out.copy_from_slice(bytemuck::cast_slice(&values));
+            }
+            _ => {
+                let mut values = vec![0.0f32; out.len() / size_of::<f32>()];
+                self.make(index, change, first, &mut values)?;
+                out.copy_from_slice(bytemuck::cast_slice(&values));
+            }
+        }
+        Ok(())
+    }
+}

@@ -1,0 +1,236 @@
+//! Heads that share their weights with the embeddings, and so are in no file.
+//!
+//! A model with `tie_word_embeddings` has one tensor for both. It says nothing of the head where another
+//! model, or an adapter, has one of its own: then the embeddings stand for it.
+
+use std::sync::Arc;
+
+use serde_json::Value;
+
+use crate::io::{SourceInfo, TensorEntry};
+use crate::{Checkpoint, DType, ObjectPath, PathSegment, Result, TensorSource, model_config};
+
+/// How the names of heads end.
+const HEADS: [&str; 6] = [
+    "lm_head.weight",
+    "embed_out.weight",
+    "output_layer.weight",
+    "lm_head.decoder.weight",
+    "predictions.decoder.weight",
+    "generator_lm_head.weight",
+];
+
+/// How the names of embeddings end that heads share.
+const EMBEDDINGS: [&str; 5] = [
+    "embed_tokens.weight",
+    "wte.weight",
+    "word_embeddings.weight",
+    "embed_in.weight",
+    "tok_embeddings.weight",
+];
+
+/// Whether a tensor is the weight of a head that gives each token a score.
+pub(crate) fn is_head(name: &str) -> bool {
+    name == "output.weight" || HEADS.iter().any(|end| ends_with(name, end))
+}
+
+/// Whether a tensor is embeddings of tokens that a head may share.
+pub(crate) fn is_embedding(name: &str) -> bool {
+    EMBEDDINGS.iter().any(|end| ends_with(name, end))
+}
+
+fn ends_with(name: &str, end: &str) -> bool {
+    let start = name.strip_suffix(end);
+    start.is_some_and(|start| start.is_empty() || start.ends_with('.'))
+}
+
+/// What a model's configuration says of its head.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Said {
+    /// It shares its weights with the embeddings.
+    Tied,
+    /// It has weights of its own.
+    Apart,
+    /// Nothing.
+    Nothing,
+}
+
+/// What the configuration beside a checkpoint says of its head.
+pub(crate) fn said(checkpoint: &Checkpoint) -> Result<Said> {
+    let config = model_config::of(checkpoint)?;
+    Ok(config.as_ref().map_or(Said::Nothing, said_by))
+}
+
+fn said_by(config: &Value) -> Said {
+    match model_config::setting(config, "tie_word_embeddings") {
+        Some(Value::Bool(true)) => Said::Tied,
+        Some(Value::Bool(false)) => Said::Apart,
+        _ => Said::Nothing,
+    }
+}
+
+/// The embeddings that stand for a head which the checkpoint does not have; `None` if its configuration
+/// says that the head is apart, or several tensors could be meant.
+pub(crate) fn stand_in(checkpoint: &Checkpoint, head: &str) -> Result<Option<String>> {
+    if !is_head(head) || checkpoint.get(head).is_some() || said(checkpoint)? == Said::Apart {
+        return Ok(None);
+    }
+    Ok(shared_embeddings(checkpoint))
+}
+
+/// The embeddings of a model that has one such tensor outside of other towers.
+pub(crate) fn shared_embeddings(checkpoint: &Checkpoint) -> Option<String> {
+    let of_text = |name: &&str| {
+        let towers = ["vision", "visual", "audio", "encoder.embed"];
+        is_embedding(name) && !towers.iter().any(|tower| name.contains(tower))
+    };
+    let mut found = checkpoint.tensors().map(|(name, _)| name).filter(of_text);
+    let first = found.next()?;
+    found.next().is_none().then(|| first.to_owned())
+}
+
+/// What a change of tied embeddings means for the head.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) enum TiedHead {
+    /// The model has no head that shares them, or has it stored.
+    None,
+    /// The head is called so, and is not stored.
+    Named(String),
+    /// There is one, whose name is not known.
+    Unknown,
+}
+
+/// The head that shares `embedding` with a model and is not in its file.
+pub(crate) fn head_of(checkpoint: &Checkpoint, embedding: &str) -> Result<TiedHead> {
+    let is_stored = checkpoint.tensors().any(|(name, _)| is_head(name));
+    let is_shared = is_embedding(embedding) || ends_with(embedding, "shared.weight");
+    if is_stored || !is_shared {
+        return Ok(TiedHead::None);
+    }
+    let Some(config) = model_config::of(checkpoint)? else {
+        return Ok(TiedHead::None);
+    };
+    let architecture = (config.get("architectures"))
+        .and_then(|all| all.get(0)?.as_str())
+        .unwrap_or_default();
+    let makes_text = [
+        "ForCausalLM",
+        "LMHeadModel",
+        "ForConditionalGeneration",
+        "ForMaskedLM",
+    ];
+    if said_by(&config) == Said::Apart || !makes_text.iter().any(|end| architecture.ends_with(end))
+    {
+        return Ok(TiedHead::None);
+    }
+    let is_decoder = !architecture.ends_with("ForMaskedLM");
+    let is_only = shared_embeddings(checkpoint).as_deref() == Some(embedding);
+    Ok(match is_only && is_decoder {
+        true if ends_with(embedding, "embed_in.weight") => {
+            TiedHead::Named("embed_out.weight".into())
+        }
+        true if ends_with(embedding, "tok_embeddings.weight") => {
+            TiedHead::Named("output.weight".into())
+        }
+        true => TiedHead::Named("lm_head.weight".into()),
+        false => TiedHead::Unknown,
+    })
+}
+
+/// Gives every model the heads that another one has, where its embeddings stand for them.
+///
+/// # Errors
+/// When a configuration cannot be read.
+pub(crate) fn complete(sources: &mut [Arc<Checkpoint>]) -> Result<()> {
+    let names = sources.iter().flat_map(|source| source.tensors());
+    let heads: std::collections::BTreeSet<String> = names
+        .map(|(name, _)| name)
+        .filter(|name| is_head(name))
+        .map(str::to_owned)
+        .collect();
+    for source in sources {
+        for head in &heads {
+            if let Some(embedding) = stand_in(source, head)? {
+                let view = WithHead::new(Arc::clone(source), head, &embedding)?;
+                *source = Arc::new(Checkpoint::new(Box::new(view)));
+            }
+        }
+    }
+    Ok(())
+}
+
+/// A checkpoint with its embeddings under the name of the head, too.
+struct WithHead {
+    inner: Arc<Checkpoint>,
+    tensors: Vec<TensorEntry>,
+    /// What each tensor is called in the checkpoint.
+    keys: Vec<String>,
+}
+
+impl WithHead {
+    fn new(inner: Arc<Checkpoint>, head: &str, embedding: &str) -> Result<Self> {
+        let entry = |name: &str, info: &crate::TensorInfo| TensorEntry {
+            path: ObjectPath(vec![PathSegment::Key(name.to_owned())]),
+            name: Some(name.to_owned()),
+            info: info.clone(),
+        };
+        let own = inner.tensors();
+        let mut all: Vec<(TensorEntry, String)> = own
+            .map(|(name, info)| (entry(name, info), name.to_owned()))
+            .collect();
+        let info = inner.require(embedding)?;
+        all.push((entry(head, info), embedding.to_owned()));
+        let (tensors, keys) = all.into_iter().unzip();
+        Ok(Self {
+            inner,
+            tensors,
+            keys,
+        })
+    }
+}
+
+impl TensorSource for WithHead {
+    fn info(&self) -> &SourceInfo {
+        self.inner.info()
+    }
+
+    fn tensors(&self) -> &[TensorEntry] {
+        &self.tensors
+    }
+
+    fn stored_dtype(&self, index: usize) -> DType {
+        let stored = self.inner.stored_dtype(&self.keys[index]);
+        stored.unwrap_or(self.tensors[index].info.dtype)
+    }
+
+    fn held_bytes(&self) -> u64 {
+        self.inner.source().held_bytes()
+    }
+
+    fn read(&self, index: usize, first: usize, out: &mut [u8]) -> Result<()> {
+        self.inner.read(&self.keys[index], first, out)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use serde_json::json;
+
+    use super::*;
+
+    #[test]
+    fn heads_and_embeddings_are_known_by_the_ends_of_their_names() {
+        assert!(is_head("lm_head.weight") && is_head("language_model.lm_head.weight"));
+        assert!(is_head("output.weight") && !is_head("layers.0.output.weight"));
+        assert!(!is_head("my_lm_head.weight"));
+        assert!(is_embedding("model.embed_tokens.weight") && !is_embedding("lm_head.weight"));
+    }
+
+    #[test]
+    fn a_configuration_says_whether_a_head_is_tied_at_its_top_or_for_its_text() {
+        assert_eq!(said_by(&json!({"tie_word_embeddings": true})), Said::Tied);
+        let part = json!({"text_config": {"tie_word_embeddings": false}});
+        assert_eq!(said_by(&part), Said::Apart);
+        assert_eq!(said_by(&json!({})), Said::Nothing);
+    }
+}
