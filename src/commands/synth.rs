@@ -7,7 +7,7 @@ use anyhow::Result;
 use clap::ValueEnum;
 use merge::MergePlan;
 use merge::layouts::{CatalogSpec, Form, GivenSizes, Heads, Sizes};
-use merge::layouts::{TowerSizes, ZerovlSizes, ZerovlSpec};
+use merge::layouts::{GivenTower, GivenZerovlSizes, ZerovlSizes, ZerovlSpec};
 use merge::synth::{Fresh, Spread, Synthesis};
 
 use crate::args::write::WriteArgs;
@@ -267,51 +267,28 @@ impl Args {
                 "zerovl has the published size base; single sizes change it".into(),
             ));
         }
-        let (base, of) = (ZerovlSizes::BASE, &self.sizes);
-        let tower = |n_blocks,
-                     width: Option<usize>,
-                     heads: Option<usize>,
-                     ffn: Option<usize>,
-                     like: TowerSizes| {
-            let given = width.unwrap_or(like.width);
-            TowerSizes {
-                n_blocks,
-                width: given,
-                n_heads: heads.unwrap_or(match width {
-                    Some(width) => (width / 64).max(1),
-                    None => like.n_heads,
-                }),
-                ffn_width: ffn.unwrap_or(match width {
-                    Some(width) => width.saturating_mul(4),
-                    None => like.ffn_width,
-                }),
-            }
-        };
-        let image = tower(
-            of.blocks.unwrap_or(base.image.n_blocks),
-            of.width,
-            of.attention_heads,
-            of.ffn_width,
-            base.image,
-        );
-        let text = tower(
-            of.text_blocks.unwrap_or(image.n_blocks),
-            of.text_width,
-            of.text_attention_heads,
-            of.text_ffn_width,
-            image,
-        );
-        Ok(ZerovlSpec {
-            sizes: ZerovlSizes {
-                image,
-                text,
-                patch_size: of.patch_size.unwrap_or(base.patch_size),
-                image_size: of.image_size.unwrap_or(base.image_size),
-                vocabulary: of.vocabulary.unwrap_or(base.vocabulary),
-                text_len: of.text_len.unwrap_or(base.text_len),
-                n_token_types: base.n_token_types,
-                joint_width: of.joint_width.unwrap_or(base.joint_width),
+        let of = &self.sizes;
+        let given = GivenZerovlSizes {
+            image: GivenTower {
+                n_blocks: of.blocks,
+                width: of.width,
+                n_heads: of.attention_heads,
+                ffn_width: of.ffn_width,
             },
+            text: GivenTower {
+                n_blocks: of.text_blocks,
+                width: of.text_width,
+                n_heads: of.text_attention_heads,
+                ffn_width: of.text_ffn_width,
+            },
+            patch_size: of.patch_size,
+            image_size: of.image_size,
+            vocabulary: of.vocabulary,
+            text_len: of.text_len,
+            joint_width: of.joint_width,
+        };
+        Ok(ZerovlSpec {
+            sizes: ZerovlSizes::BASE.with(&given),
             has_temperature: self.temperature == Some(TemperatureArg::Learned),
             with_buffers: self.with_buffers,
         })

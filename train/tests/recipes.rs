@@ -18,3 +18,35 @@ fn every_shipped_recipe_reads_and_says_what_it_starts_from() {
     }
     assert_eq!(n, 33);
 }
+
+#[test]
+fn fresh_weights_take_the_sizes_of_their_family_alone() {
+    let parse = |init: &str| {
+        let yaml = format!(
+            "init: {{ {init} }}\ndata: {{ folder: arrow, train: [{{ dataset: coco, split: train }}] }}\n\
+             objectives: [{{ name: retrieval }}]\nlength: {{ steps: 1 }}\nbatch_size: 2\n"
+        );
+        let recipe = TrainRecipe::parse(&yaml, std::path::Path::new("recipe.yaml"), &[]);
+        recipe.map_err(|error| error.to_string())
+    };
+    let zerovl = parse("synth: { family: zerovl, blocks: 2, width: 64, joint_width: 32 }");
+    let zerovl = zerovl.expect("sizes of zerovl");
+    // What was written is read back.
+    let yaml = zerovl.to_yaml().expect("YAML");
+    let again = TrainRecipe::parse(&yaml, std::path::Path::new("recipe.yaml"), &[]);
+    assert_eq!(again.expect("a recipe").init, zerovl.init);
+    for (init, key) in [
+        (
+            "synth: { family: zerovl, fusion_start: 1 }",
+            "`synth.fusion_start`",
+        ),
+        ("synth: { joint_width: 32 }", "`synth.joint_width`"),
+        (
+            "checkpoint: a.pt, fill: { family: zerovl }",
+            "`init.fill.family`",
+        ),
+    ] {
+        let error = parse(init).expect_err(key);
+        assert!(error.contains(key), "{error}");
+    }
+}

@@ -89,6 +89,7 @@ impl Error {
             Self::Merge(error) => error.is_usage(),
             Self::ResampleCount { .. }
             | Self::NoPredictions { .. }
+            | Self::IgnoredSetting { .. }
             | Self::NoHeatMap { .. }
             | Self::Data(DataFault::UnknownDataset { .. } | DataFault::UnknownSplit { .. }) => true,
             _ => false,

@@ -19,7 +19,7 @@ pub use multiway::{Beit, VlMerging, Vlmo, beit, vl_merging, vlmo};
 pub use multiway::{Buffer, CatalogSpec, Form, GivenSizes, Heads, Sizes, Window, catalog};
 pub use record::{ModelRecord, RecordFamily, ShallowAttention};
 pub use table::{LAYOUTS, LayoutFamily, NAMES, by_name, detect};
-pub use zerovl::{TowerSizes, Zerovl, ZerovlSizes, ZerovlSpec};
+pub use zerovl::{GivenTower, GivenZerovlSizes, TowerSizes, Zerovl, ZerovlSizes, ZerovlSpec};
 
 use keys::{nearest, split_block};
 use table::boxed;

@@ -6,14 +6,12 @@ use std::sync::Arc;
 use evaluate::models::{self, Source};
 use merge::convert::{Conversion, Expansion};
 use merge::execute::{RunOptions, in_memory};
-use merge::layouts::{self, CatalogSpec, Form, GivenSizes, Heads, Sizes};
+use merge::layouts::{self, Form};
 use merge::plan::PlanBuilder;
-use merge::recipe::OutputDType;
-use merge::synth::{Spread, Synthesis};
 use merge::{Checkpoint, Layout, MergePlan, MergeRecipe, Progress};
 use serde::{Deserialize, Serialize};
 
-use super::ModelSettings;
+use super::{ModelSettings, Synth};
 use crate::{Error, Result};
 
 /// A checkpoint, a merge in memory, or fresh weights; just one of them.
@@ -73,96 +71,6 @@ pub struct Initial {
     pub image_side: Option<usize>,
 }
 
-/// A published size.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "kebab-case")]
-pub enum SynthSize {
-    /// 12 blocks of width 768.
-    #[default]
-    Base,
-    /// 24 blocks of width 544.
-    BasePlus,
-    /// 24 blocks of width 1024.
-    Large,
-    /// 12 blocks of width 192.
-    Tiny,
-}
-
-/// Fresh weights, drawn as published training from scratch does.
-#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
-#[serde(deny_unknown_fields, default)]
-pub struct Synth {
-    /// A published size; single sizes below change it.
-    pub size: SynthSize,
-    /// What the draws are keyed by.
-    pub seed: u64,
-    /// Standard deviation of linear weights and embeddings; 0.02 unless given.
-    pub deviation: Option<f32>,
-    /// LayerScale; 0.1 unless given.
-    pub layer_scale: Option<f32>,
-    /// Number of blocks.
-    pub blocks: Option<usize>,
-    /// Hidden size; the FFN is four times as wide unless it is given.
-    pub width: Option<usize>,
-    /// Attention heads of each block.
-    pub attention_heads: Option<usize>,
-    /// Inner size of the feed-forward network.
-    pub ffn_width: Option<usize>,
-    /// First block with a vision-language expert.
-    pub fusion_start: Option<usize>,
-    /// Side of a patch in pixels.
-    pub patch_size: Option<usize>,
-    /// Side of the image in pixels.
-    pub image_size: Option<usize>,
-    /// Text positions.
-    pub text_len: Option<usize>,
-    /// Text positions that the bias table has room for.
-    pub text_table_len: Option<usize>,
-    /// Word pieces.
-    pub vocabulary: Option<usize>,
-}
-
-impl Synth {
-    fn sizes(&self) -> Sizes {
-        let sizes = match self.size {
-            SynthSize::Base => Sizes::base(),
-            SynthSize::BasePlus => Sizes::base_plus(),
-            SynthSize::Large => Sizes::large(),
-            SynthSize::Tiny => Sizes::tiny(),
-        };
-        sizes.with(&GivenSizes {
-            n_blocks: self.blocks,
-            width: self.width,
-            n_heads: self.attention_heads,
-            ffn_width: self.ffn_width,
-            fusion_start: self.fusion_start,
-            patch_size: self.patch_size,
-            image_size: self.image_size,
-            text_len: self.text_len,
-            text_table_len: self.text_table_len,
-            vocabulary: self.vocabulary,
-            n_answers: None,
-        })
-    }
-
-    fn plan(&self, form: Form) -> Result<MergePlan> {
-        let synthesis = Synthesis {
-            spec: CatalogSpec {
-                form,
-                sizes: self.sizes(),
-                heads: Heads::Pretrain,
-                with_buffers: false,
-                original_spelling: false,
-            },
-            seed: self.seed,
-            spread: Spread::given(self.deviation, self.layer_scale),
-            dtype: OutputDType::F32,
-            is_fresh: true,
-        };
-        Ok(synthesis.plan()?)
-    }
-}
-
 /// Nothing is written here, so nothing need be hashed.
 const IN_MEMORY: RunOptions = RunOptions {
     allow_non_finite: false,
@@ -189,6 +97,15 @@ impl Init {
             return Err(Error::BadSetting {
                 key: "init.fill".into(),
                 reason: "fresh weights lack nothing".into(),
+            });
+        }
+        for synth in self.synth.iter().chain(&self.fill) {
+            synth.check()?;
+        }
+        if let Some(fill) = self.fill.as_ref().filter(|fill| !fill.family.is_usual()) {
+            return Err(Error::BadSetting {
+                key: "init.fill.family".into(),
+                reason: format!("nothing is filled up with {:?}", fill.family),
             });
         }
         let given = [

@@ -5,12 +5,14 @@ mod difference;
 mod init;
 mod overrides;
 mod read;
+mod synth;
 
 pub use checked::CheckedRecipe;
 pub use difference::differences;
-pub use init::{ExpertForm, Init, Synth, SynthSize};
+pub use init::{ExpertForm, Init};
 pub use overrides::{overlay, overlay_setting};
 pub use read::open_document;
+pub use synth::{Synth, SynthFamily, SynthSize};
 
 use std::path::PathBuf;
 

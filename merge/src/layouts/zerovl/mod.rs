@@ -5,10 +5,12 @@
 //! `module.` of data-parallel wrappers.
 
 mod fresh;
+mod given;
 mod survey;
 mod table;
 
 pub use fresh::{TowerSizes, ZerovlSizes, ZerovlSpec};
+pub use given::{GivenTower, GivenZerovlSizes};
 
 use crate::{Checkpoint, Error, Expert, Result, Role, Slot};
 

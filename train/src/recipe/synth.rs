@@ -1,0 +1,207 @@
+//! Fresh weights that a run starts from.
+
+use merge::MergePlan;
+use merge::layouts::{
+    CatalogSpec, Form, GivenSizes, GivenTower, GivenZerovlSizes, Heads, Sizes, ZerovlSizes,
+    ZerovlSpec,
+};
+use merge::recipe::OutputDType;
+use merge::synth::{Fresh, Spread, Synthesis};
+use serde::{Deserialize, Serialize};
+
+use crate::{Error, Result};
+
+/// A published size.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum SynthSize {
+    /// 12 blocks of width 768.
+    #[default]
+    Base,
+    /// 24 blocks of width 544.
+    BasePlus,
+    /// 24 blocks of width 1024.
+    Large,
+    /// 12 blocks of width 192.
+    Tiny,
+}
+
+/// A family that fresh weights can be drawn of.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum SynthFamily {
+    /// vl-merging, or VLMo's spelling where another file has it.
+    #[default]
+    VlMerging,
+    /// ZeroVL: a ViT and a BERT.
+    Zerovl,
+}
+
+impl SynthFamily {
+    pub(super) fn is_usual(&self) -> bool {
+        *self == Self::default()
+    }
+}
+
+/// Fresh weights, drawn as published training from scratch does.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct Synth {
+    /// The model family: vl-merging unless given.
+    #[serde(skip_serializing_if = "SynthFamily::is_usual")]
+    pub family: SynthFamily,
+    /// A published size; single sizes below change it.
+    pub size: SynthSize,
+    /// What the draws are keyed by.
+    pub seed: u64,
+    /// Standard deviation of linear weights and embeddings; 0.02 unless given.
+    pub deviation: Option<f32>,
+    /// LayerScale; 0.1 unless given.
+    pub layer_scale: Option<f32>,
+    /// Number of blocks.
+    pub blocks: Option<usize>,
+    /// Hidden size; the FFN is four times as wide unless it is given.
+    pub width: Option<usize>,
+    /// Attention heads of each block.
+    pub attention_heads: Option<usize>,
+    /// Inner size of the feed-forward network.
+    pub ffn_width: Option<usize>,
+    /// First block with a vision-language expert.
+    pub fusion_start: Option<usize>,
+    /// Side of a patch in pixels.
+    pub patch_size: Option<usize>,
+    /// Side of the image in pixels.
+    pub image_size: Option<usize>,
+    /// Text positions.
+    pub text_len: Option<usize>,
+    /// Text positions that the bias table has room for.
+    pub text_table_len: Option<usize>,
+    /// Word pieces.
+    pub vocabulary: Option<usize>,
+    /// Number of blocks of ZeroVL's text tower; that of the image tower unless given.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub text_blocks: Option<usize>,
+    /// Hidden size of ZeroVL's text tower.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub text_width: Option<usize>,
+    /// Attention heads of each block of ZeroVL's text tower.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub text_attention_heads: Option<usize>,
+    /// Inner size of the feed-forward network of ZeroVL's text tower.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub text_ffn_width: Option<usize>,
+    /// Width of ZeroVL's joint space.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub joint_width: Option<usize>,
+    /// Whether ZeroVL's temperature is learned; it is constant, and no part of the weights, unless given.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub learned_temperature: Option<bool>,
+}
+
+impl Synth {
+    fn sizes(&self) -> Sizes {
+        let sizes = match self.size {
+            SynthSize::Base => Sizes::base(),
+            SynthSize::BasePlus => Sizes::base_plus(),
+            SynthSize::Large => Sizes::large(),
+            SynthSize::Tiny => Sizes::tiny(),
+        };
+        sizes.with(&GivenSizes {
+            n_blocks: self.blocks,
+            width: self.width,
+            n_heads: self.attention_heads,
+            ffn_width: self.ffn_width,
+            fusion_start: self.fusion_start,
+            patch_size: self.patch_size,
+            image_size: self.image_size,
+            text_len: self.text_len,
+            text_table_len: self.text_table_len,
+            vocabulary: self.vocabulary,
+            n_answers: None,
+        })
+    }
+
+    /// Checks that no setting is given that the family has no use for.
+    ///
+    /// # Errors
+    /// [`Error::BadSetting`] with its key.
+    pub(super) fn check(&self) -> Result<()> {
+        let multiway = [
+            ("layer_scale", self.layer_scale.is_some()),
+            ("fusion_start", self.fusion_start.is_some()),
+            ("text_table_len", self.text_table_len.is_some()),
+            ("size", self.size != SynthSize::Base),
+        ];
+        let towers = [
+            ("text_blocks", self.text_blocks.is_some()),
+            ("text_width", self.text_width.is_some()),
+            ("text_attention_heads", self.text_attention_heads.is_some()),
+            ("text_ffn_width", self.text_ffn_width.is_some()),
+            ("joint_width", self.joint_width.is_some()),
+            ("learned_temperature", self.learned_temperature.is_some()),
+        ];
+        let (others, family) = match self.family {
+            SynthFamily::Zerovl => (multiway.as_slice(), "zerovl"),
+            SynthFamily::VlMerging => (towers.as_slice(), "vl-merging"),
+        };
+        match others.iter().find(|(_, is_given)| *is_given) {
+            None => Ok(()),
+            Some((key, _)) => Err(Error::BadSetting {
+                key: format!("synth.{key}"),
+                reason: format!("models of the family {family} have no such size; leave it out"),
+            }),
+        }
+    }
+
+    fn zerovl(&self) -> ZerovlSpec {
+        let sizes = ZerovlSizes::BASE.with(&GivenZerovlSizes {
+            image: GivenTower {
+                n_blocks: self.blocks,
+                width: self.width,
+                n_heads: self.attention_heads,
+                ffn_width: self.ffn_width,
+            },
+            text: GivenTower {
+                n_blocks: self.text_blocks,
+                width: self.text_width,
+                n_heads: self.text_attention_heads,
+                ffn_width: self.text_ffn_width,
+            },
+            patch_size: self.patch_size,
+            image_size: self.image_size,
+            vocabulary: self.vocabulary,
+            text_len: self.text_len,
+            joint_width: self.joint_width,
+        });
+        ZerovlSpec {
+            sizes,
+            has_temperature: self.learned_temperature == Some(true),
+            with_buffers: false,
+        }
+    }
+
+    /// How the weights are drawn; `form` is that of a multiway model.
+    pub(super) fn plan(&self, form: Form) -> Result<MergePlan> {
+        match self.family {
+            SynthFamily::Zerovl => self.drawn(self.zerovl()),
+            SynthFamily::VlMerging => self.drawn(CatalogSpec {
+                form,
+                sizes: self.sizes(),
+                heads: Heads::Pretrain,
+                with_buffers: false,
+                original_spelling: false,
+            }),
+        }
+    }
+
+    fn drawn<S: Fresh>(&self, spec: S) -> Result<MergePlan> {
+        let synthesis = Synthesis {
+            spec,
+            seed: self.seed,
+            spread: Spread::given(self.deviation, self.layer_scale),
+            dtype: OutputDType::F32,
+            is_fresh: true,
+        };
+        Ok(synthesis.plan()?)
+    }
+}
