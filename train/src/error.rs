@@ -109,6 +109,20 @@ pub enum Error {
     /// The data came to an end, which they never should.
     #[error("no more data came")]
     NoData,
+    /// Steps of `augmentation.listed` do not end with a picture of the model's size.
+    #[error(
+        "`augmentation.listed.steps` end with {}, the model sees {expected} x {expected} px; let a step such as `center_crop` have `size: {expected}`",
+        match found {
+            Some(side) => format!("{side} x {side} px"),
+            None => "no square".into(),
+        }
+    )]
+    OtherPictureSide {
+        /// Side of the square at the end.
+        found: Option<usize>,
+        /// Side of the model's image.
+        expected: usize,
+    },
     /// A data set does not fill one batch.
     #[error(
         "data set {number} of `data.train`, counted from 0, has {found} {}: too few for a batch of {batch_size} that comes from one data set",
@@ -266,6 +280,7 @@ impl Error {
             | Self::BadSetting { .. }
             | Self::UnknownObjective { .. }
             | Self::NoImageTokenizer { .. }
+            | Self::OtherPictureSide { .. }
             | Self::OutOfRange { .. } => true,
             Self::Evaluate(error) => error.is_usage(),
             Self::Merge(error) => error.is_usage(),

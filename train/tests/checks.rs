@@ -4,11 +4,14 @@
 use std::collections::BTreeMap;
 
 use candle_core::{DType, Device, Tensor};
-use evaluate::nn::{Gradient, Gradients, Tape};
+use evaluate::nn::{Buffers, Gradient, Gradients, Tape};
 use merge::random::Draws;
 use train::batch::{Batch, Images, MaskedPatches, MaskedWords, Texts};
 use train::collective::{Alone, Collective, Parameters, Part, Shards};
-use train::objectives::{self, Randomness, Shared, Step};
+use train::objectives::{
+    self, ContrastSettings, MixDraw, Objective, Opening, Others, Randomness, Shared, Step,
+};
+use train::run::{Backward, Told};
 
 use crate::fixture::{image_tokenizer, target_images, tensors, trainable, values};
 
@@ -202,9 +205,11 @@ fn run(architecture: &str, names: &[&str], batch: &Batch, ranks: &dyn Collective
             step: 7,
             drop_path: 0.4,
             dropout: 0.1,
+            mix: None,
         }),
         tape: Some(&tape),
         shared: &shared,
+        whole: None,
     };
     let variables = weights.variables();
     let mut gradients = Gradients::of(variables.values());
@@ -290,6 +295,153 @@ pub fn objectives_learn_what_one_process_learns(ranks: &dyn Collective, architec
         }
     }
     largest_error
+}
+
+/// Objectives that look beyond an example, with how pairs are mixed.
+const BEYOND: [(&[&str], Option<MixDraw>); 6] = [
+    (&["itc"], None),
+    (&["retrieval"], None),
+    (&["itm"], None),
+    (&["itc", "itm"], None),
+    (&["nce"], None),
+    (
+        &["mixup_nce"],
+        Some(MixDraw {
+            alpha: 0.3,
+            mixes_images: true,
+        }),
+    ),
+];
+
+/// Examples of a batch in memory.
+struct InMemory<'a>(&'a Batch);
+
+impl Others for InMemory<'_> {
+    fn images(&self, rows: &[u32]) -> train::Result<Images> {
+        let rows = Tensor::new(rows, &Device::Cpu)?;
+        Ok(self.0.image.as_ref().expect("images").select(&rows)?)
+    }
+
+    fn texts(&self, rows: &[u32]) -> train::Result<Texts> {
+        let rows = Tensor::new(rows, &Device::Cpu)?;
+        Ok(self.0.text.as_ref().expect("texts").select(&rows)?)
+    }
+}
+
+/// Gradients of a rank's share of a batch in so many parts, averaged over parts and ranks, and the losses.
+fn in_parts(
+    architecture: &str,
+    (names, mix): (&[&str], Option<MixDraw>),
+    whole: &Batch,
+    n_parts: usize,
+    ranks: &dyn Collective,
+) -> (BTreeMap<String, Vec<f32>>, BTreeMap<String, f64>) {
+    let (model, weights) = trainable(architecture);
+    let opening = Opening {
+        contrast: mix.map(|_| ContrastSettings {
+            block: Some(1 + usize::from(whole.n / ranks.size() / n_parts > 1)),
+            ..ContrastSettings::default()
+        }),
+        part: whole.n / ranks.size() / n_parts,
+        ..Opening::default()
+    };
+    let objectives: Vec<(Box<dyn Objective>, f64)> = names
+        .iter()
+        .map(|name| {
+            let spec = objectives::spec(name).expect("known");
+            ((spec.open)(&opening).expect("opened"), 1.0)
+        })
+        .collect();
+    let buffers = Buffers::default();
+    let backward = Backward {
+        model: &model,
+        objectives: &objectives,
+        collective: ranks,
+        randomness: Randomness {
+            seed: 5,
+            step: 7,
+            drop_path: 0.4,
+            dropout: 0.1,
+            mix,
+        },
+        recomputes: n_parts == 2,
+        buffers: &buffers,
+        scale: 1.0,
+        n_parts,
+    };
+    let own = part(whole, ranks.rank(), ranks.size());
+    let parts: Vec<Batch> = (0..n_parts).map(|at| part(&own, at, n_parts)).collect();
+    let variables = weights.variables();
+    let mut gradients = Gradients::of(variables.values());
+    let mut told = Told::default();
+    assert_eq!(backward.is_twice(), n_parts > 1);
+    let found = backward.is_twice().then(|| {
+        let mut parts = parts.iter().map(|part| Ok(part.clone()));
+        backward.look(&mut parts, &mut told).expect("looked")
+    });
+    let others = InMemory(whole);
+    for part in &parts {
+        let found = found.as_ref().map(|found| (found, &others as &dyn Others));
+        let learned = backward.learn(part, found, &mut told, &mut gradients);
+        learned.expect("learned");
+    }
+    assert_eq!(told.not_finite, None);
+    let mut by_name = BTreeMap::new();
+    for (name, variable) in variables {
+        let mut values = match gradients.get(&variable) {
+            Some(Gradient::Host(gradient)) => gradient.to_vec(),
+            Some(Gradient::Device(_)) => panic!("a gradient on another device"),
+            None => vec![0.0; variable.elem_count()],
+        };
+        ranks.sum(&mut values).expect("a sum");
+        let share = 1.0 / (ranks.size() * n_parts) as f32;
+        values.iter_mut().for_each(|value| *value *= share);
+        by_name.insert(name, values);
+    }
+    let mut losses = BTreeMap::new();
+    for (name, (sum, n)) in told.values {
+        let mut pair = [sum, n];
+        ranks.sum_f64(&mut pair).expect("a sum");
+        losses.insert(name, pair[0] / pair[1]);
+    }
+    (by_name, losses)
+}
+
+/// A batch in parts learns what it learns at once, with the same random omissions: losses and gradients
+/// depend neither on the parts nor on the ranks.
+pub fn parts_learn_what_the_whole_learns(ranks: &dyn Collective, architecture: &str) {
+    let whole = whole_batch(false);
+    let share = whole.n / ranks.size();
+    for (names, mix) in BEYOND {
+        for n_parts in [1, 2, 4].into_iter().filter(|n| share.is_multiple_of(*n)) {
+            // Partners are those of a part: the same blocks on one rank.
+            let block = 1 + usize::from(share / n_parts > 1);
+            if mix.is_some() && block == 1 {
+                // A row that is mixed with itself is of another batch.
+                continue;
+            }
+            let expected = in_parts(architecture, (names, mix), &whole, 1, &Alone);
+            let found = in_parts(architecture, (names, mix), &whole, n_parts, ranks);
+            let shown = format!("{architecture} {names:?} in {n_parts} parts");
+            assert!(found.1.keys().eq(expected.1.keys()), "{shown}");
+            for (name, expected) in &expected.1 {
+                let error = (found.1[name] - expected).abs();
+                assert!(
+                    error <= TOLERANCE * expected.abs().max(1.0),
+                    "{shown} {name}: {error}"
+                );
+            }
+            let norms = expected.0.values().map(|g| l2(g.iter().copied()));
+            let largest = norms.fold(0.0, f64::max);
+            assert!(largest > 0.0, "{shown} learns something");
+            for (name, expected) in &expected.0 {
+                let norm = l2(expected.iter().copied()).max(FLOOR * largest);
+                let differences = found.0[name].iter().zip(expected).map(|(a, b)| a - b);
+                let error = l2(differences) / norm;
+                assert!(error <= TOLERANCE, "{shown} {name}: {error}");
+            }
+        }
+    }
 }
 
 /// The optimizer's state of a stretch of the parameters.

@@ -22,6 +22,7 @@ const RANDOMNESS: Randomness = Randomness {
     step: 3,
     drop_path: 0.5,
     dropout: 0.1,
+    mix: None,
 };
 
 type Gradients = BTreeMap<String, Vec<f64>>;

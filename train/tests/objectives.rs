@@ -119,6 +119,7 @@ pub fn run_with(
         randomness,
         tape: tape.as_ref(),
         shared: &Shared::default(),
+        whole: None,
     };
     let objective = objectives::by_name(ours, Some(&image_tokenizer())).expect("an objective");
     let loss = objective.loss(&step).expect("a loss");
@@ -256,6 +257,7 @@ fn a_batch_of_one_has_nothing_to_be_matched_with() {
         randomness: None,
         tape: None,
         shared: &Shared::default(),
+        whole: None,
     };
     let error = objectives::by_name("itm", None).expect("known").loss(&step);
     assert!(matches!(error, Err(train::Error::NoNegative)));

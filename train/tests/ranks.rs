@@ -42,6 +42,16 @@ fn every_objective_learns_on_four_ranks_what_it_learns_on_one() {
 }
 
 #[test]
+fn a_batch_in_parts_learns_what_it_learns_at_once() {
+    for architecture in ["all_moe", "ufo"] {
+        checks::parts_learn_what_the_whole_learns(&Alone, architecture);
+        Threads::run(2, |rank| {
+            checks::parts_learn_what_the_whole_learns(rank, architecture)
+        });
+    }
+}
+
+#[test]
 fn a_run_of_two_ranks_ends_where_that_of_one_ends() {
     let folder = tempfile::tempdir().expect("a folder");
     Threads::run(2, |rank| {

@@ -3,6 +3,7 @@
 use std::path::Path;
 
 use evaluate::datasets::Dataset;
+use evaluate::datasets::annotations::{Annotations, Half};
 use evaluate::datasets::captions::CaptionSet;
 use evaluate::datasets::nlvr2::Nlvr2Set;
 use evaluate::datasets::texts::TextSet;
@@ -175,6 +176,46 @@ impl Examples for Texts {
     }
 }
 
+/// Rows of a CSV file, each with its picture.
+struct Rows(Annotations);
+
+impl Examples for Rows {
+    fn len(&self) -> usize {
+        self.0.len()
+    }
+
+    fn example(&self, index: usize, with_pictures: bool) -> evaluate::Result<Example> {
+        let picture = with_pictures.then(|| self.0.picture(index)).transpose()?;
+        Ok(Example {
+            pictures: picture.into_iter().collect(),
+            text: self.0.annotation(index)?.caption,
+            ..Example::default()
+        })
+    }
+}
+
+/// Opens `train_anno.csv` or `valid_anno.csv` of a data set in a folder, and looks for every picture where
+/// pictures are learned from.
+///
+/// # Errors
+/// When a file is not there or a row is not as it should be; file, line and column are named.
+pub fn open_annotations(
+    folder: &Path,
+    dataset: &str,
+    split: &str,
+    sees_pictures: bool,
+) -> Result<Box<dyn Examples>> {
+    let half = Half::of(split).ok_or_else(|| Error::BadSetting {
+        key: "data.train".into(),
+        reason: format!("`{split}` is no split of CSV files; there are train and valid"),
+    })?;
+    let set = Annotations::open(folder, dataset, half)?;
+    if sees_pictures {
+        set.check_pictures()?;
+    }
+    Ok(Box::new(Rows(set)))
+}
+
 /// Several data sets, one after the other.
 pub struct Joined {
     parts: Vec<Box<dyn Examples>>,
@@ -185,6 +226,12 @@ impl Joined {
     #[must_use]
     pub fn new(parts: Vec<Box<dyn Examples>>) -> Self {
         Self { parts }
+    }
+
+    /// How many examples each has.
+    #[must_use]
+    pub fn lengths(&self) -> Vec<usize> {
+        self.parts.iter().map(|part| part.len()).collect()
     }
 }
 

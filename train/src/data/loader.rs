@@ -1,5 +1,6 @@
 //! Examples, loaded ahead on worker threads and put together to batches.
 
+use std::cell::RefCell;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Instant;
@@ -10,11 +11,12 @@ use evaluate::images::{Normalization, Rgb, Transform};
 use evaluate::models::ModelInput;
 use evaluate::text::Tokenizer;
 use merge::random::{Draws, Sequence};
+use rayon::prelude::*;
 
 use super::{Example, Examples, Order, Place};
 use crate::augment::{
-    PatchMasking, RandomAugment, RandomCrop, TrainTransform, TwoViews, WordMasking, WordPieces,
-    target_into, target_view,
+    PatchMasking, PictureStep, RandomAugment, RandomCrop, RandomErasing, TrainTransform, TwoViews,
+    WordMasking, WordPieces, corrupted, target_into, target_view,
 };
 use crate::batch::{Batch, Images, MaskedPatches, MaskedWords, Texts};
 use crate::objectives::Needs;
@@ -39,12 +41,42 @@ pub struct Loader {
     /// Answers that the model tells apart.
     n_answers: Option<usize>,
     view: Option<TrainTransform>,
+    /// Steps in the place of a view.
+    listed: Option<Listed>,
+    corruption: Option<Corruption>,
     masking: Option<(WordMasking, WordPieces)>,
     patches: Option<Patches>,
     /// Time that workers have spent, in microseconds.
     busy: AtomicU64,
     /// Examples that they have loaded in it.
     n_loaded: AtomicU64,
+}
+
+/// What is done to a picture, step by step.
+struct Listed {
+    steps: Vec<PictureStep>,
+    normalization: Normalization,
+    erasing: RandomErasing,
+}
+
+/// What changes captions.
+struct Corruption {
+    /// Takes `[MASK]` for a text like others.
+    tokenizer: Tokenizer,
+    entries: Vec<String>,
+}
+
+impl Corruption {
+    fn apply(&self, text: &str, draws: &mut Sequence) -> evaluate::Result<String> {
+        let pieces = self.tokenizer.pieces(text)?;
+        let pieces: Vec<&str> = pieces.iter().map(String::as_str).collect();
+        let draws = RefCell::new(draws);
+        Ok(corrupted(
+            &pieces,
+            || draws.borrow_mut().uniform(),
+            || self.entries[draws.borrow_mut().below(self.entries.len())].as_str(),
+        ))
+    }
 }
 
 /// Patches that are masked, and the view of the tokenizer of images.
@@ -63,6 +95,8 @@ pub struct Loaded {
     pub place: Place,
     /// The number of the first example in the whole batch.
     pub first: usize,
+    /// The examples of the whole batch, by number.
+    pub whole: Arc<[usize]>,
     n: usize,
     side: usize,
     /// One vector for each picture of an example.
@@ -98,6 +132,8 @@ impl Loader {
             seed,
             n_answers: None,
             view: None,
+            listed: None,
+            corruption: None,
             masking: None,
             patches: None,
             busy: AtomicU64::new(0),
@@ -122,8 +158,25 @@ impl Loader {
     /// # Errors
     /// When the vocabulary lacks a token that masking needs.
     pub fn augmented(self, augmentation: &Augmentation, masking: Masking) -> Result<Self> {
+        let listed = match augmentation {
+            Augmentation::Listed { steps, erasing } => {
+                let (found, expected) = (PictureStep::side(steps), self.input.image.side);
+                if found != Some(expected) {
+                    return Err(Error::OtherPictureSide { found, expected });
+                }
+                Some(Listed {
+                    steps: steps.clone(),
+                    normalization: Normalization::new(
+                        self.input.image.mean,
+                        self.input.image.deviation,
+                    ),
+                    erasing: *erasing,
+                })
+            }
+            _ => None,
+        };
         let view = match *augmentation {
-            Augmentation::Square => None,
+            Augmentation::Square | Augmentation::Listed { .. } => None,
             Augmentation::Random {
                 operations,
                 magnitude,
@@ -160,9 +213,25 @@ impl Loader {
         };
         Ok(Self {
             view,
+            listed,
             masking,
             ..self
         })
+    }
+
+    /// With captions changed, as ZeroVL does ([`corrupted`]).
+    ///
+    /// # Errors
+    /// When the tokenizer's file cannot be read again.
+    pub fn corrupting(self, corrupts: bool) -> Result<Self> {
+        let open = || -> Result<Corruption> {
+            let path = self.tokenizer.path().display().to_string();
+            let tokenizer = Tokenizer::open(&path)?.with_special_as_text();
+            let entries = tokenizer.entries();
+            Ok(Corruption { tokenizer, entries })
+        };
+        let corruption = corrupts.then(open).transpose()?;
+        Ok(Self { corruption, ..self })
     }
 
     /// Seconds that worker threads have spent so far, all together.
@@ -184,10 +253,59 @@ impl Loader {
     /// # Errors
     /// When one cannot be read, decoded or split into tokens.
     pub fn load(&self, place: Place, first: usize, indices: &[usize]) -> evaluate::Result<Loaded> {
+        self.load_part(place, first, indices, self.needs.image)
+    }
+
+    /// Loads examples of a batch again, on all threads, with pictures or without: those of other rows, with
+    /// the same draws.
+    ///
+    /// # Errors
+    /// As [`Loader::load`].
+    pub fn load_again(
+        &self,
+        place: Place,
+        indices: &[usize],
+        with_pictures: bool,
+    ) -> evaluate::Result<Loaded> {
+        let at_once = indices.len().div_ceil(rayon::current_num_threads()).max(1);
+        let parts: Vec<evaluate::Result<Loaded>> = indices
+            .par_chunks(at_once)
+            .map(|indices| self.load_part(place, 0, indices, with_pictures))
+            .collect();
+        let mut parts = parts.into_iter();
+        let mut whole = match parts.next() {
+            Some(first) => first?,
+            None => self.load_part(place, 0, &[], with_pictures)?,
+        };
+        for part in parts {
+            let part = part?;
+            whole.n += part.n;
+            for (images, more) in whole.images.iter_mut().zip(part.images) {
+                images.extend(more);
+            }
+            whole.ids.extend(part.ids);
+            whole.n_tokens.extend(part.n_tokens);
+        }
+        // What belongs to other objectives is not of these rows.
+        whole.masked_ids.clear();
+        whole.masked_patches.clear();
+        whole.answers = None;
+        whole.classes = None;
+        Ok(whole)
+    }
+
+    fn load_part(
+        &self,
+        place: Place,
+        first: usize,
+        indices: &[usize],
+        with_pictures: bool,
+    ) -> evaluate::Result<Loaded> {
         let started = Instant::now();
         let mut loaded = Loaded {
             place,
             first,
+            whole: Arc::from([]),
             n: indices.len(),
             side: self.input.image.side,
             images: Vec::new(),
@@ -203,10 +321,10 @@ impl Loader {
             target_images: Vec::new(),
         };
         for (at, &index) in indices.iter().enumerate() {
-            let example = self.examples.example(index, self.needs.image)?;
+            let example = self.examples.example(index, with_pictures)?;
             let name = format!("example {index} of epoch {}", place.epoch);
             let mut draws = Draws::new(self.seed, &name).sequence();
-            self.add(&mut loaded, at, &example, &mut draws)?;
+            self.add(&mut loaded, at, &example, &name, &mut draws)?;
             if let Some(patches) = &self.patches {
                 let mut draws = Draws::new(self.seed, &format!("patches of {name}")).sequence();
                 loaded
@@ -225,6 +343,7 @@ impl Loader {
         loaded: &mut Loaded,
         at: usize,
         example: &Example,
+        name: &str,
         draws: &mut Sequence,
     ) -> evaluate::Result<()> {
         for (index, picture) in example.pictures.iter().enumerate() {
@@ -235,11 +354,18 @@ impl Loader {
                 Some(patches) if index == 0 => {
                     self.add_two_views(picture, patches.target_side, loaded, draws);
                 }
-                _ => self.add_picture(picture, &mut loaded.images[index], draws),
+                _ => self.add_picture(picture, &mut loaded.images[index], name, draws),
             }
         }
         if self.needs.text {
-            let text = self.tokenizer.encode(&example.text, self.input.text.len)?;
+            let text = match &self.corruption {
+                None => self.tokenizer.encode(&example.text, self.input.text.len)?,
+                Some(corruption) => {
+                    let draws = Draws::new(self.seed, &format!("caption of {name}"));
+                    let text = corruption.apply(&example.text, &mut draws.sequence())?;
+                    corruption.tokenizer.encode(&text, self.input.text.len)?
+                }
+            };
             if let Some((masking, pieces)) = &self.masking {
                 let masked = masking.apply(pieces, &text.ids, draws);
                 let first = (at * self.input.text.len) as u32;
@@ -279,7 +405,7 @@ impl Loader {
         let target = &mut loaded.target_images[from..];
         let Some(view) = &self.view else {
             target_into(&target_view(picture, target_side), target);
-            return self.add_picture(picture, &mut loaded.images[0], draws);
+            return self.add_picture(picture, &mut loaded.images[0], "", draws);
         };
         let values = &mut loaded.images[0];
         let from = values.len();
@@ -291,10 +417,21 @@ impl Loader {
         views.apply_into(picture, draws, &mut values[from..], target);
     }
 
-    fn add_picture(&self, picture: &Rgb, values: &mut Vec<f32>, draws: &mut Sequence) {
+    fn add_picture(&self, picture: &Rgb, values: &mut Vec<f32>, name: &str, draws: &mut Sequence) {
         let transform = Transform::new(&self.input.image);
         let from = values.len();
         values.resize(from + transform.len(), 0.0);
+        if let Some(listed) = &self.listed {
+            let view =
+                (listed.steps.iter()).fold(picture.clone(), |view, step| step.apply(view, draws));
+            listed.normalization.write(&view, &mut values[from..]);
+            let noise = Draws::new(self.seed, &format!("erased of {name}"));
+            let side = self.input.image.side;
+            listed
+                .erasing
+                .apply(&mut values[from..], side, draws, &noise);
+            return;
+        }
         match &self.view {
             Some(view) => view.apply_into(picture, draws, &mut values[from..]),
             None => transform.apply_into(picture, &mut values[from..]),
@@ -355,26 +492,31 @@ impl Loaded {
 }
 
 /// A rank's parts of the batches from `place` on, loaded ahead, without end: each whole batch comes
-/// as `n_parts` parts in a row.
+/// as `n_parts` parts in a row, `n_passes` times.
 pub fn batches(
     loader: &Arc<Loader>,
     order: Order,
     place: Place,
     (rank, n_ranks): (usize, usize),
-    n_parts: usize,
+    (n_parts, n_passes): (usize, usize),
     n_workers: usize,
 ) -> Prefetch<Loaded> {
     let per_rank = order.batch_size() / n_ranks;
     let per_part = (per_rank / n_parts).max(1);
     let jobs = order.from(place).flat_map(move |(place, examples)| {
-        (0..n_parts).map(move |part| {
-            let first = rank * per_rank + part * per_part;
-            (place, first, examples[first..first + per_part].to_vec())
+        let examples: Arc<[usize]> = examples.into();
+        (0..n_parts * n_passes).map(move |job| {
+            let first = rank * per_rank + job % n_parts * per_part;
+            (place, first, per_part, Arc::clone(&examples))
         })
     });
     let loader = Arc::clone(loader);
     prefetch(jobs, n_workers, BATCHES_AHEAD, move |job| {
-        let (place, first, examples): (Place, usize, Vec<usize>) = job;
-        loader.load(place, first, &examples)
+        let (place, first, n, examples): (Place, usize, usize, Arc<[usize]>) = job;
+        let loaded = loader.load(place, first, &examples[first..first + n])?;
+        Ok(Loaded {
+            whole: examples,
+            ..loaded
+        })
     })
 }

@@ -2,7 +2,7 @@
 
 use evaluate::models::Head;
 
-use super::similarity::contrast;
+use super::feature_loss::{FeatureLoss, PairFeatures, in_one_part};
 use super::{Loss, Needs, Objective, ObjectiveSpec, Step};
 use crate::Result;
 
@@ -34,42 +34,33 @@ impl Objective for Contrastive {
     }
 
     fn loss(&self, step: &Step<'_>) -> Result<Loss> {
+        in_one_part(self, step)
+    }
+
+    fn of_features(&self) -> Option<&dyn FeatureLoss> {
+        Some(self)
+    }
+}
+
+impl FeatureLoss for Contrastive {
+    fn features(&self, step: &Step<'_>) -> Result<Vec<PairFeatures>> {
         let model = step.model.dual()?;
         let branches = model.branches();
         let omission = step.omission("itc.image");
         let images = model.image_features(step.image()?, branches, &step.pass(&omission))?;
         let omission = step.omission("itc.text");
         let texts = model.text_features(step.text()?, branches, &step.pass(&omission))?;
-        let share = 1.0 / branches.len() as f64;
-        let n = step.batch.n as f64;
-        let mut loss: Option<Loss> = None;
-        for ((&branch, image), text) in branches.iter().zip(&images).zip(&texts) {
-            let found = contrast(image, text, &model.similarity(branch)?, step)?;
-            loss = Some(match loss {
-                // The numbers beside the loss are those of image and text alone, which come first.
-                None => {
-                    step.shared.similarities.replace(Some(found.similarities));
-                    Loss {
-                        value: found.value,
-                        reported: found.reported,
-                        measures: vec![
-                            ("itc_i2t_accuracy", found.images_hit, n),
-                            ("itc_t2i_accuracy", found.texts_hit, n),
-                        ],
-                    }
-                }
-                Some(loss) => Loss {
-                    value: (loss.value + found.value)?,
-                    reported: loss.reported + found.reported,
-                    ..loss
-                },
-            });
-        }
-        let loss = loss.ok_or_else(|| step.model.cannot("contrast images with texts"))?;
-        Ok(Loss {
-            value: (loss.value * share)?,
-            reported: loss.reported * share,
-            ..loss
-        })
+        let pairs = branches.iter().zip(images).zip(texts);
+        Ok(pairs
+            .map(|((&branch, images), texts)| PairFeatures {
+                branch,
+                images,
+                texts,
+            })
+            .collect())
+    }
+
+    fn accuracies(&self) -> [&'static str; 2] {
+        ["itc_i2t_accuracy", "itc_t2i_accuracy"]
     }
 }

@@ -5,15 +5,9 @@ use evaluate::batch::Pair;
 use evaluate::models::{Branch, Head, image_features, text_features};
 use evaluate::nn::{Pass, cross_entropy};
 
-use super::similarity::contrast;
-use super::step::Similarities;
-use super::{Loss, Needs, Objective, ObjectiveSpec, Step};
+use super::{Loss, Needs, Objective, ObjectiveSpec, PairFeatures, Step, draw_negatives};
+use crate::Result;
 use crate::batch::{Images, Texts};
-use crate::{Error, Result};
-
-/// What a pair that does not belong together is drawn with at least, in shares of the softmax: the
-/// published program has no such floor, and fails where the softmax gives one pair everything.
-const FLOOR: f32 = 1e-6;
 
 /// Whether text and image belong together: each pair of the batch, each text with another image,
 /// each image with another text, the others drawn by their similarity over all ranks.
@@ -41,20 +35,16 @@ impl Objective for Matching {
         &SPEC
     }
 
+    fn draws_negatives(&self) -> bool {
+        true
+    }
+
     fn loss(&self, step: &Step<'_>) -> Result<Loss> {
         let (image, text, b) = (step.image()?, step.text()?, step.batch.n);
-        let similarities = match step.shared.similarities.borrow().as_ref() {
-            Some(similarities) => similarities.clone(),
-            None => similarities(step)?,
+        let (other_image, other_text) = match step.whole {
+            Some(whole) => whole.others_of(step.batch)?,
+            None => others(step)?,
         };
-        let all_images = all_images(image, step)?;
-        let all_texts = all_texts(text, step)?;
-        let other_image = draw(&similarities.texts, "itm.image", step)?;
-        let other_text = draw(&similarities.images, "itm.text", step)?;
-        let (other_image, other_text) = (
-            all_images.select(&other_image)?,
-            all_texts.select(&other_text)?,
-        );
         let model = step.model.fusion()?;
         let pooled = |name: &str, text: &Texts, image: &Images| {
             let omission = step.omission(name);
@@ -76,38 +66,33 @@ impl Objective for Matching {
     }
 }
 
-/// Similarities, where no objective before has left them.
-fn similarities(step: &Step<'_>) -> Result<Similarities> {
-    let (model, branch, pass) = (step.model, Branch::Apart, Pass::new());
-    let image = image_features(model, step.image()?, branch, &pass)?;
-    let text = text_features(model, step.text()?, branch, &pass)?;
-    let similarity = model.dual()?.similarity(branch)?.detached();
-    Ok(contrast(&image.detach(), &text.detach(), &similarity, step)?.similarities)
+/// Negatives of a batch that is computed in one part: an image for each text, a text for each image.
+fn others(step: &Step<'_>) -> Result<(Images, Texts)> {
+    let left = step.shared.features.borrow().clone();
+    let features = match left {
+        Some(features) => features,
+        None => features(step)?,
+    };
+    // All ranks meet here before any of them may fail to draw.
+    let images = all_images(step.image()?, step)?;
+    let texts = all_texts(step.text()?, step)?;
+    let negatives = draw_negatives(&features, step)?;
+    let device = images.pixels.device();
+    Ok((
+        images.select(&Tensor::new(negatives.images, device)?)?,
+        texts.select(&Tensor::new(negatives.texts, device)?)?,
+    ))
 }
 
-/// For each row of this rank another one of the whole batch, by the softmax of `similarities`.
-fn draw(similarities: &Tensor, name: &str, step: &Step<'_>) -> Result<Tensor> {
-    let (b, g) = similarities.dims2()?;
-    if g < 2 {
-        return Err(Error::NoNegative);
-    }
-    let rows: Vec<Vec<f32>> = similarities.to_device(&Device::Cpu)?.to_vec2()?;
-    let first_of_rank = step.collective.rank() * b;
-    let mut drawn = Vec::with_capacity(b);
-    for (row, mut weights) in rows.into_iter().enumerate() {
-        let largest = weights.iter().copied().fold(f32::NEG_INFINITY, f32::max);
-        weights
-            .iter_mut()
-            .for_each(|weight| *weight = (*weight - largest).exp());
-        let sum: f32 = weights.iter().sum();
-        weights
-            .iter_mut()
-            .for_each(|weight| *weight = *weight / sum + FLOOR);
-        weights[first_of_rank + row] = 0.0;
-        let other = step.draws(name, step.batch.first + row).weighted(&weights);
-        drawn.push(other.ok_or(Error::NotFinite { part: "itm".into() })? as u32);
-    }
-    Ok(Tensor::new(drawn, step.image()?.pixels.device())?)
+/// Features, where no objective before has left them.
+fn features(step: &Step<'_>) -> Result<PairFeatures> {
+    let (model, branch, pass) = (step.model, Branch::Apart, Pass::new());
+    let features = PairFeatures {
+        branch,
+        images: image_features(model, step.image()?, branch, &pass)?,
+        texts: text_features(model, step.text()?, branch, &pass)?,
+    };
+    features.detached()
 }
 
 /// The pictures of all ranks in their order.

@@ -4,14 +4,16 @@
 
 mod comparison;
 mod contrastive;
+mod feature_loss;
 mod image_classification;
 mod masked_image;
 mod masked_language;
 mod matching;
 mod mixup;
+mod nce;
+mod negatives;
 mod nlvr2;
 mod retrieval;
-mod similarity;
 mod spec;
 mod step;
 mod text_masked_language;
@@ -19,11 +21,15 @@ mod vqa;
 
 pub use comparison::{Compared, Comparison, Features, Mixed, compare};
 pub use contrastive::Contrastive;
+pub use feature_loss::{FeatureGradients, FeatureLoss, PairFeatures};
 pub use image_classification::ImageClassification;
 pub use masked_image::MaskedImage;
 pub use masked_language::MaskedLanguage;
 pub use matching::Matching;
 pub use mixup::MixDraw;
+pub use nce::{ContrastSettings, Nce};
+pub(crate) use negatives::draw_negatives;
+pub use negatives::{Negatives, Others, Whole};
 pub use nlvr2::Nlvr2;
 pub use retrieval::Retrieval;
 pub use spec::{Needs, OBJECTIVES, ObjectiveSpec, Opening, by_name, in_order, spec};
@@ -78,28 +84,16 @@ pub trait Objective: Send + Sync {
     /// When the model lacks a head, the batch lacks what is needed, or the device fails.
     fn loss(&self, step: &Step<'_>) -> Result<Loss>;
 
-    /// The objective as a loss over features of the whole batch, where it is one.
+    /// The objective as a loss over features of the whole batch, where it is one: then it does not
+    /// depend on how many examples are computed at once.
     fn of_features(&self) -> Option<&dyn FeatureLoss> {
         None
     }
-}
 
-/// A loss over features of the whole batch: features of all parts can be computed first, without a
-/// graph, then the loss and its gradients by features once, then each part again. So it does not
-/// depend on how many examples are computed at once.
-pub trait FeatureLoss {
-    /// Features of a part, `(b, d)` each, in an order of the objective's own.
-    ///
-    /// # Errors
-    /// As [`Objective::loss`].
-    fn features(&self, step: &Step<'_>) -> Result<Vec<Tensor>>;
-
-    /// The loss of the features of all parts of this rank, in the order of
-    /// [`features`](FeatureLoss::features), the parts one after the other.
-    ///
-    /// # Errors
-    /// As [`Objective::loss`].
-    fn loss(&self, features: &[Tensor], step: &Step<'_>) -> Result<Loss>;
+    /// Whether it compares with negatives of the whole batch ([`Negatives`]).
+    fn draws_negatives(&self) -> bool {
+        false
+    }
 }
 
 /// Rows of `logits: (n, classes)` whose largest number is the target's.

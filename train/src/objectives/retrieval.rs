@@ -2,7 +2,7 @@
 
 use evaluate::models::{Branch, Head, image_features, text_features};
 
-use super::similarity::contrast;
+use super::feature_loss::{FeatureLoss, PairFeatures, in_one_part};
 use super::{Loss, Needs, Objective, ObjectiveSpec, Step};
 use crate::Result;
 
@@ -29,20 +29,29 @@ impl Objective for Retrieval {
     }
 
     fn loss(&self, step: &Step<'_>) -> Result<Loss> {
+        in_one_part(self, step)
+    }
+
+    fn of_features(&self) -> Option<&dyn FeatureLoss> {
+        Some(self)
+    }
+}
+
+impl FeatureLoss for Retrieval {
+    fn features(&self, step: &Step<'_>) -> Result<Vec<PairFeatures>> {
         let (model, branch) = (step.model, Branch::Apart);
         let omission = step.omission("retrieval.image");
-        let image = image_features(model, step.image()?, branch, &step.pass(&omission))?;
+        let images = image_features(model, step.image()?, branch, &step.pass(&omission))?;
         let omission = step.omission("retrieval.text");
-        let text = text_features(model, step.text()?, branch, &step.pass(&omission))?;
-        let contrast = contrast(&image, &text, &model.dual()?.similarity(branch)?, step)?;
-        let n = step.batch.n as f64;
-        Ok(Loss {
-            value: contrast.value,
-            reported: contrast.reported,
-            measures: vec![
-                ("retrieval_i2t_accuracy", contrast.images_hit, n),
-                ("retrieval_t2i_accuracy", contrast.texts_hit, n),
-            ],
-        })
+        let texts = text_features(model, step.text()?, branch, &step.pass(&omission))?;
+        Ok(vec![PairFeatures {
+            branch,
+            images,
+            texts,
+        }])
+    }
+
+    fn accuracies(&self) -> [&'static str; 2] {
+        ["retrieval_i2t_accuracy", "retrieval_t2i_accuracy"]
     }
 }

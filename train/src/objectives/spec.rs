@@ -5,8 +5,8 @@ use std::sync::Arc;
 use evaluate::models::{Branch, Dvae, Head};
 
 use super::{
-    Objective, contrastive, image_classification, masked_image, masked_language, matching, nlvr2,
-    retrieval, text_masked_language, vqa,
+    ContrastSettings, Objective, contrastive, image_classification, masked_image, masked_language,
+    matching, nce, nlvr2, retrieval, text_masked_language, vqa,
 };
 use crate::{Error, Result};
 
@@ -54,6 +54,10 @@ impl Needs {
 pub struct Opening<'a> {
     /// What makes tokens of images, where the recipe names it.
     pub image_tokenizer: Option<&'a Arc<Dvae>>,
+    /// How images and texts are compared, where the recipe says it.
+    pub contrast: Option<ContrastSettings>,
+    /// Examples that a rank computes at once.
+    pub part: usize,
 }
 
 impl Opening<'_> {
@@ -93,6 +97,8 @@ pub const OBJECTIVES: &[&ObjectiveSpec] = &[
     &masked_image::ALONE,
     &image_classification::SPEC,
     &retrieval::SPEC,
+    &nce::PLAIN,
+    &nce::MIXING,
     &vqa::SPEC,
     &nlvr2::SPEC,
 ];
@@ -134,7 +140,10 @@ pub fn spec(name: &str) -> Result<&'static ObjectiveSpec> {
 /// # Errors
 /// [`Error::UnknownObjective`]; [`Error::NoImageTokenizer`].
 pub fn by_name(name: &str, image_tokenizer: Option<&Arc<Dvae>>) -> Result<Box<dyn Objective>> {
-    (spec(name)?.open)(&Opening { image_tokenizer })
+    (spec(name)?.open)(&Opening {
+        image_tokenizer,
+        ..Opening::default()
+    })
 }
 
 /// Brings objectives into the order of a step: each after those whose results it uses, otherwise as

@@ -7,6 +7,7 @@ use evaluate::models::Model;
 use evaluate::nn::{Omission, Pass, Tape};
 use merge::random::{Draws, Sequence};
 
+use super::{MixDraw, PairFeatures, Whole};
 use crate::batch::{Batch, Images, MaskedPatches, MaskedWords, Texts};
 use crate::collective::Collective;
 use crate::{Error, Result};
@@ -22,21 +23,14 @@ pub struct Randomness {
     pub drop_path: f64,
     /// Probability of leaving out a number of the text embedding.
     pub dropout: f64,
+    /// How pairs are mixed, in the place of what would be drawn.
+    pub mix: Option<MixDraw>,
 }
 
-/// What one objective leaves for the next: similarities of all images and texts of a batch.
+/// What one objective leaves for the next: features of a batch, without a graph.
 #[derive(Debug, Default)]
 pub struct Shared {
-    pub(super) similarities: RefCell<Option<Similarities>>,
-}
-
-/// Similarities times their factor, without a graph.
-#[derive(Clone, Debug)]
-pub(super) struct Similarities {
-    /// Of this rank's images with the texts of all ranks, `(b, g)`.
-    pub images: Tensor,
-    /// Of this rank's texts with the images of all ranks, `(b, g)`.
-    pub texts: Tensor,
+    pub(super) features: RefCell<Option<PairFeatures>>,
 }
 
 /// A batch, a model, and how passes are run.
@@ -53,6 +47,8 @@ pub struct Step<'a> {
     pub tape: Option<&'a Tape>,
     /// What objectives leave for one another.
     pub shared: &'a Shared,
+    /// The batch that this one is a part of, where its parts are passed through twice.
+    pub whole: Option<&'a Whole<'a>>,
 }
 
 impl<'a> Step<'a> {

@@ -19,8 +19,9 @@ use std::path::PathBuf;
 use evaluate::models::{Overrides, Setting, ShallowAttention};
 use serde::{Deserialize, Serialize};
 
-use crate::augment::MAX_MAGNITUDE;
-use crate::objectives;
+use crate::augment::{MAX_MAGNITUDE, PictureStep, RandomErasing};
+use crate::data::Sampling;
+use crate::objectives::{self, ContrastSettings};
 use crate::optim::OptimSettings;
 use crate::{Error, Result};
 
@@ -144,7 +145,7 @@ pub struct SplitName {
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct DataSettings {
-    /// Folder of arrow files.
+    /// Folder of arrow files, or of data sets in CSV.
     pub folder: PathBuf,
     /// Splits, one after the other; captions, or questions, or statements.
     pub train: Vec<SplitName>,
@@ -154,6 +155,31 @@ pub struct DataSettings {
     /// Count a caption that an image has twice once.
     #[serde(default)]
     pub without_repeats: bool,
+    /// `arrow`: arrow files in the folder. `csv`: a folder for each data set, with `train_anno.csv` and
+    /// `train/`, as ZeroVL keeps them.
+    #[serde(default, skip_serializing_if = "is_default")]
+    pub format: DataFormat,
+    /// `shuffle`, `sequential` or `debias`: which data set the examples of a batch come from.
+    #[serde(default, skip_serializing_if = "is_default")]
+    pub sampling: Sampling,
+    /// Mask, replace and leave out words of captions, as ZeroVL does.
+    #[serde(default, skip_serializing_if = "is_default")]
+    pub caption_corruption: bool,
+}
+
+/// How data sets are kept.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum DataFormat {
+    /// Arrow files.
+    #[default]
+    Arrow,
+    /// CSV files beside folders of pictures.
+    Csv,
+}
+
+fn is_default<T: Default + PartialEq>(value: &T) -> bool {
+    *value == T::default()
 }
 
 /// An objective and its weight in the sum.
@@ -161,11 +187,14 @@ pub struct DataSettings {
 #[serde(deny_unknown_fields)]
 pub struct ObjectiveSettings {
     /// `itc`, `itm`, `mlm`, `text_mlm`, `mim`, `image_mim`, `image_classification`, `retrieval`,
-    /// `vqa`, `nlvr2`.
+    /// `vqa`, `nlvr2`, `nce`, `mixup_nce`.
     pub name: String,
     /// Factor of its loss.
     #[serde(default = "one_f64")]
     pub weight: f64,
+    /// How `nce` and `mixup_nce` compare and mix.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub contrast: Option<ContrastSettings>,
 }
 
 /// A length of training: so many steps, or so many times through the data.
@@ -210,6 +239,14 @@ pub enum Augmentation {
         /// The least share of the picture's area that is kept.
         #[serde(default = "half")]
         least_area: f64,
+    },
+    /// A list of steps, as ZeroVL's recipes have it.
+    Listed {
+        /// What is done, in order; the end is a square of the model's size.
+        steps: Vec<PictureStep>,
+        /// Boxes that are erased afterwards.
+        #[serde(default)]
+        erasing: RandomErasing,
     },
 }
 
@@ -319,6 +356,32 @@ impl TrainRecipe {
         given.map(|(setting, _)| setting).collect()
     }
 
+    /// Whether an objective has settings that it reads, and all that it needs.
+    fn check_contrast(&self, objective: &ObjectiveSettings) -> Result<()> {
+        let bad = |key: &str, reason: &str| {
+            Err(Error::BadSetting {
+                key: key.into(),
+                reason: reason.into(),
+            })
+        };
+        let mixes = objective.name == "mixup_nce";
+        if objective.contrast.is_some() && !mixes && objective.name != "nce" {
+            let reason = format!(
+                "`{}` does not read it: only `nce` and `mixup_nce` do",
+                objective.name
+            );
+            return bad("objectives.contrast", &reason);
+        }
+        let block = objective.contrast.and_then(|contrast| contrast.block);
+        if mixes && block.is_none() && self.per_device_batch.is_some() {
+            return bad(
+                "objectives.contrast.block",
+                "say within how many rows pairs are mixed, for what is learned must not depend on `per_device_batch`; the published program takes as many as it computes at once",
+            );
+        }
+        Ok(())
+    }
+
     /// Looks for what cannot be.
     ///
     /// # Errors
@@ -349,6 +412,7 @@ impl TrainRecipe {
                 let name = objective.name.clone();
                 return Err(Error::NoImageTokenizer { name });
             }
+            self.check_contrast(objective)?;
         }
         if let Augmentation::Random {
             magnitude,
@@ -364,6 +428,38 @@ impl TrainRecipe {
             let key = "augmentation.random.least_area";
             if !(least_area > 0.0 && least_area <= 1.0) {
                 return Err(bad(key, format!("{least_area} is not in (0, 1]")));
+            }
+        }
+        if let Augmentation::Listed { steps, erasing } = &self.augmentation {
+            for (number, step) in steps.iter().enumerate() {
+                if let Some(fault) = step.fault() {
+                    return Err(bad(&format!("augmentation.listed.steps[{number}]"), fault));
+                }
+            }
+            let key = "augmentation.listed.erasing";
+            if !(0.0..=1.0).contains(&erasing.probability) || erasing.count == 0 {
+                let reason = format!(
+                    "`probability` is {}, a share from 0 to 1, and `count` is {}, at least 1",
+                    erasing.probability, erasing.count
+                );
+                return Err(bad(key, reason));
+            }
+            if self.image_masking.is_some() {
+                let reason =
+                    "masked patches need two views of a picture, which a list does not give";
+                return Err(bad("augmentation.listed", reason.into()));
+            }
+        }
+        if self.data.caption_corruption {
+            let masks = |name: &str| Ok::<_, Error>(objectives::spec(name)?.needs.masked_words);
+            for objective in &self.objectives {
+                if masks(&objective.name)? {
+                    let reason = format!(
+                        "`{}` masks words itself; leave out one of the two",
+                        objective.name
+                    );
+                    return Err(bad("data.caption_corruption", reason));
+                }
             }
         }
         if self.objectives.is_empty() {
@@ -386,7 +482,8 @@ impl TrainRecipe {
             _ => {}
         }
         let mut kinds = std::collections::BTreeSet::new();
-        for set in &self.data.train {
+        let tables = self.data.train.iter();
+        for set in tables.filter(|_| self.data.format == DataFormat::Arrow) {
             let kind = evaluate::datasets::kind(&set.dataset);
             let kind = kind.map_err(|error| bad("data.train", error.to_string()))?;
             kinds.insert(kind.name());

@@ -1,5 +1,6 @@
 //! A run: its start, its folder, its state, the one loop.
 
+mod backward;
 mod folder;
 mod memory;
 mod model_file;
@@ -12,6 +13,7 @@ mod trainer;
 mod update;
 mod validation;
 
+pub use backward::{Backward, Found, Told, looks_beyond};
 pub use folder::RunFolder;
 pub use memory::Memory;
 pub use model_file::write_model;

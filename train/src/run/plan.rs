@@ -11,10 +11,10 @@ use merge::io::OpenOptions;
 use super::update::Updater;
 use super::{KeptState, Memory, RunFolder, Start, TrainState, Validation, Wanted, Where};
 use crate::augment::PatchMasking;
-use crate::data::{self, Loader, Order, Patches};
-use crate::objectives::{self, Needs, Objective};
+use crate::data::{self, Loader, Order, Patches, Sampling};
+use crate::objectives::{self, Needs, Objective, Opening};
 use crate::optim::LossScale;
-use crate::recipe::{CheckedRecipe, ImageMasking, Init, TrainRecipe, differences};
+use crate::recipe::{CheckedRecipe, DataFormat, ImageMasking, Init, TrainRecipe, differences};
 use crate::{Error, Result};
 
 /// A run that is checked and has not begun: data and weights are open, the newest state of its folder
@@ -83,8 +83,8 @@ impl TrainPlan {
         let dtype = dtype(&recipe.precision)?;
         let needs = needs(&recipe)?;
         let image_tokenizer = image_tokenizer(&recipe, needs, place)?;
-        let objectives = objectives(&recipe, image_tokenizer.as_ref())?;
-        let examples = examples(&recipe, needs)?;
+        let objectives = objectives(&recipe, image_tokenizer.as_ref(), collective.size())?;
+        let (examples, lengths) = examples(&recipe, needs)?;
         let tokenizer = Arc::new(Tokenizer::open(&recipe.data.tokenizer)?);
 
         let init = match &kept {
@@ -110,7 +110,7 @@ impl TrainPlan {
             (Some(tokenizer), Some(masking)) => Some(patches(tokenizer, masking, &start)?),
             _ => None,
         };
-        let order = Order::new(examples.len(), recipe.batch_size, recipe.seed);
+        let order = order(&recipe, &lengths, collective.size())?;
         let n_parts = n_parts(&recipe, &order, collective.size())?;
         let n_steps = recipe.length.steps(order.n_batches());
         let mut updater = Updater::new(&recipe.optim, n_steps, &start.variables, collective)?;
@@ -155,7 +155,8 @@ impl TrainPlan {
         )
         .answering(n_answers)
         .masking_patches(patches)
-        .augmented(&recipe.augmentation, recipe.masking)?;
+        .augmented(&recipe.augmentation, recipe.masking)?
+        .corrupting(recipe.data.caption_corruption)?;
         let batch = order.batch_size() / collective.size() / n_parts;
         let specs = objectives.iter().map(|(objective, _)| objective.spec());
         let memory = Memory::of(&recipe, &start, &updater, specs, batch, collective);
@@ -205,9 +206,16 @@ fn image_tokenizer(
 fn objectives(
     recipe: &TrainRecipe,
     image_tokenizer: Option<&Arc<Dvae>>,
+    n_ranks: usize,
 ) -> Result<Vec<(Box<dyn Objective>, f64)>> {
+    let share = (recipe.batch_size / n_ranks.max(1)).max(1);
     let open = |settings: &crate::recipe::ObjectiveSettings| {
-        let objective = objectives::by_name(&settings.name, image_tokenizer)?;
+        let opening = Opening {
+            image_tokenizer,
+            contrast: settings.contrast,
+            part: recipe.per_device_batch.unwrap_or(share).min(share),
+        };
+        let objective = (objectives::spec(&settings.name)?.open)(&opening)?;
         Ok((objective, settings.weight))
     };
     let mut objectives: Vec<_> = recipe.objectives.iter().map(open).collect::<Result<_>>()?;
@@ -215,20 +223,34 @@ fn objectives(
     Ok(objectives)
 }
 
-fn examples(recipe: &TrainRecipe, needs: Needs) -> Result<Arc<dyn data::Examples>> {
+/// The examples of all data sets, and how many each has.
+fn examples(recipe: &TrainRecipe, needs: Needs) -> Result<(Arc<dyn data::Examples>, Vec<usize>)> {
     let data = &recipe.data;
     let parts = data.train.iter().map(|split| {
         let (dataset, split) = (&split.dataset, &split.split);
-        data::open(
-            &data.folder,
-            dataset,
-            split,
-            data.without_repeats,
-            needs.text,
-        )
+        match data.format {
+            DataFormat::Csv => data::open_annotations(&data.folder, dataset, split, needs.image),
+            DataFormat::Arrow => data::open(
+                &data.folder,
+                dataset,
+                split,
+                data.without_repeats,
+                needs.text,
+            ),
+        }
     });
-    let parts = parts.collect::<Result<_>>()?;
-    Ok(Arc::new(data::Joined::new(parts)))
+    let joined = data::Joined::new(parts.collect::<Result<_>>()?);
+    let lengths = joined.lengths();
+    Ok((Arc::new(joined), lengths))
+}
+
+/// In which order examples come.
+fn order(recipe: &TrainRecipe, lengths: &[usize], n_ranks: usize) -> Result<Order> {
+    let (data, batch, seed) = (&recipe.data, recipe.batch_size, recipe.seed);
+    match (data.format, data.sampling) {
+        (DataFormat::Arrow, Sampling::Shuffle) => Ok(Order::new(lengths.iter().sum(), batch, seed)),
+        (_, sampling) => Order::of_sets(lengths, sampling, batch, n_ranks, seed),
+    }
 }
 
 /// Answers that the model tells apart, for questions.

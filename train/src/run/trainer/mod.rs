@@ -3,21 +3,22 @@
 mod keep;
 mod open;
 
+use std::cell::{Cell, RefCell};
 use std::path::Path;
 use std::sync::Arc;
 use std::time::Instant;
 
 use candle_core::{DType, Device};
-use evaluate::nn::{Buffers, Gradients, Tape};
+use evaluate::nn::{Buffers, Gradients};
 use merge::Progress;
 
 use super::update::{Updated, Updater};
-use super::{Memory, RunFolder, Start, TrainState, Validation};
-use crate::batch::Batch;
+use super::{Backward, Memory, RunFolder, Start, Told, TrainState, Validation, looks_beyond};
+use crate::batch::{Batch, Images, Texts};
 use crate::collective::Collective;
-use crate::data::{self, Loaded, Loader, Order};
+use crate::data::{self, Loaded, Loader, Order, Place};
 use crate::log::{Log, Record};
-use crate::objectives::{Loss, Objective, Randomness, Shared, Step};
+use crate::objectives::{Objective, Others, Randomness};
 use crate::optim::LossScale;
 use crate::recipe::CheckedRecipe;
 use crate::{Error, Result};
@@ -82,27 +83,6 @@ pub struct Trainer<'a> {
     memory: Memory,
 }
 
-/// Numbers of a step, summed over its parts.
-#[derive(Default)]
-struct Told {
-    /// Name, sum, cases: averaged at the end, over all ranks.
-    values: Vec<(String, f64, f64)>,
-    /// The first loss that is not finite.
-    not_finite: Option<String>,
-}
-
-impl Told {
-    fn add(&mut self, name: &str, sum: f64, n: f64) {
-        match self.values.iter_mut().find(|(known, ..)| known == name) {
-            Some((_, total, count)) => {
-                *total += sum;
-                *count += n;
-            }
-            None => self.values.push((name.to_owned(), sum, n)),
-        }
-    }
-}
-
 impl<'a> Trainer<'a> {
     /// Where the run stands.
     #[must_use]
@@ -162,12 +142,13 @@ impl<'a> Trainer<'a> {
         let (rank, size) = (self.place.collective.rank(), self.place.collective.size());
         let n_workers = rayon::current_num_threads();
         let from = self.state.place;
+        let n_passes = 1 + usize::from(looks_beyond(&self.objectives, self.n_parts));
         let mut loaded = data::batches(
             &self.loader,
             self.order.clone(),
             from,
             (rank, size),
-            self.n_parts,
+            (self.n_parts, n_passes),
             n_workers,
         );
         let per_epoch = self.order.n_batches();
@@ -259,67 +240,48 @@ impl<'a> Trainer<'a> {
         scale: f64,
         told: &mut Told,
     ) -> Result<f64> {
-        let mut waited = 0.0;
-        for _ in 0..self.n_parts {
+        let (device, dtype) = (&self.place.device, self.dtype);
+        let backward = Backward {
+            model: self.start.model.as_ref(),
+            objectives: &self.objectives,
+            collective: self.place.collective,
+            randomness: Randomness {
+                seed: self.recipe.seed,
+                step: self.state.step,
+                drop_path: self.recipe.drop_path,
+                dropout: self.recipe.dropout,
+                mix: None,
+            },
+            recomputes: self.recipe.checkpoint_activations,
+            buffers: &self.buffers,
+            scale,
+            n_parts: self.n_parts,
+        };
+        let waited = Cell::new(0.0);
+        let whole: RefCell<Option<(Place, Arc<[usize]>)>> = RefCell::default();
+        let mut parts = (0..).map(|_| {
             let waiting = Instant::now();
             let part = loaded.next().ok_or(Error::NoData)??;
-            waited += waiting.elapsed().as_secs_f64();
-            let batch = part.batch(&self.place.device, self.dtype)?;
-            self.backward(&batch, scale, told)?;
-        }
-        Ok(waited)
-    }
-
-    /// Adds the gradients of every objective on a part of the batch.
-    fn backward(&mut self, batch: &Batch, scale: f64, told: &mut Told) -> Result<()> {
-        let shared = Shared::default();
-        let mut total = 0.0;
-        for (objective, weight) in &self.objectives {
-            let tape = match self.recipe.checkpoint_activations {
-                true => Tape::checkpointing(),
-                false => Tape::new(),
-            }
-            .reusing(&self.buffers);
-            let step = Step {
-                model: self.start.model.as_ref(),
-                batch,
-                collective: self.place.collective,
-                randomness: Some(Randomness {
-                    seed: self.recipe.seed,
-                    step: self.state.step,
-                    drop_path: self.recipe.drop_path,
-                    dropout: self.recipe.dropout,
-                }),
-                tape: Some(&tape),
-                shared: &shared,
+            waited.set(waited.get() + waiting.elapsed().as_secs_f64());
+            whole.replace(Some((part.place, Arc::clone(&part.whole))));
+            part.batch(device, dtype)
+        });
+        let found = match backward.is_twice() {
+            true => Some(backward.look(&mut parts.by_ref().take(self.n_parts), told)?),
+            false => None,
+        };
+        for batch in parts.take(self.n_parts) {
+            let batch = batch?;
+            let others = FromData {
+                loader: &self.loader,
+                whole: whole.borrow().clone(),
+                device,
+                dtype,
             };
-            let loss = match objective.loss(&step) {
-                // All ranks go on to the end of the step, and learn of it there.
-                Err(Error::NotFinite { part }) => {
-                    told.not_finite.get_or_insert(part);
-                    continue;
-                }
-                loss => loss?,
-            };
-            let Loss {
-                value,
-                reported,
-                measures,
-            } = loss;
-            if !reported.is_finite() {
-                let part = || format!("the loss {}", objective.name());
-                told.not_finite.get_or_insert_with(part);
-            }
-            total += weight * reported;
-            told.add(&format!("loss/{}", objective.name()), reported, 1.0);
-            for (name, sum, n) in measures {
-                told.add(name, sum, n);
-            }
-            let value = (value.to_dtype(DType::F32)? * (weight * scale))?;
-            tape.backward(&value, &mut self.gradients)?;
+            let found = found.as_ref().map(|found| (found, &others as &dyn Others));
+            backward.learn(&batch, found, told, &mut self.gradients)?;
         }
-        told.add("loss", total, 1.0);
-        Ok(())
+        Ok(waited.get())
     }
 
     fn update(&mut self, norm: f64, factor: f64) -> Result<Option<Updated>> {
@@ -356,8 +318,8 @@ impl<'a> Trainer<'a> {
     fn tell(&mut self, told: Told, updated: Option<Updated>) -> Result<()> {
         let mut sums: Vec<f64> = told
             .values
-            .iter()
-            .flat_map(|(_, sum, n)| [*sum, *n])
+            .values()
+            .flat_map(|(sum, n)| [*sum, *n])
             .collect();
         self.place.collective.sum_f64(&mut sums)?;
         let Some(log) = &mut self.log else {
@@ -368,7 +330,7 @@ impl<'a> Trainer<'a> {
             examples: self.state.examples,
             ..Record::default()
         };
-        for ((name, ..), pair) in told.values.into_iter().zip(sums.chunks_exact(2)) {
+        for ((name, _), pair) in told.values.into_iter().zip(sums.chunks_exact(2)) {
             if pair[1] > 0.0 {
                 record.values.insert(name, pair[0] / pair[1]);
             }
@@ -382,6 +344,35 @@ impl<'a> Trainer<'a> {
             record.values.insert("gradient_norm".into(), updated.norm);
         }
         log.write(&record)
+    }
+}
+
+/// Examples of a batch, read again by their rows in it.
+struct FromData<'a> {
+    loader: &'a Loader,
+    whole: Option<(Place, Arc<[usize]>)>,
+    device: &'a Device,
+    dtype: DType,
+}
+
+impl FromData<'_> {
+    fn load(&self, rows: &[u32], with_pictures: bool) -> Result<Batch> {
+        let (place, whole) = self.whole.as_ref().ok_or(Error::NoData)?;
+        let indices: Vec<usize> = rows.iter().map(|&row| whole[row as usize]).collect();
+        let loaded = self.loader.load_again(*place, &indices, with_pictures)?;
+        loaded.batch(self.device, self.dtype)
+    }
+}
+
+impl Others for FromData<'_> {
+    fn images(&self, rows: &[u32]) -> Result<Images> {
+        let image = self.load(rows, true)?.image;
+        image.ok_or(Error::NotInBatch { what: "image" })
+    }
+
+    fn texts(&self, rows: &[u32]) -> Result<Texts> {
+        let text = self.load(rows, false)?.text;
+        text.ok_or(Error::NotInBatch { what: "text" })
     }
 }
 

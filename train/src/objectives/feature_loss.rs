@@ -1,0 +1,200 @@
+//! Losses over the features of the whole batch, in whatever parts it is computed.
+
+use candle_core::{DType, Tensor};
+use evaluate::models::{Branch, Similarity};
+
+use super::comparison::{Comparison, Features, Mixed, compare};
+use super::{Loss, Objective, Step};
+use crate::Result;
+
+/// Features of images and texts that belong together.
+#[derive(Clone, Debug)]
+pub struct PairFeatures {
+    /// What they are features of.
+    pub branch: Branch,
+    /// `(b, d)` of length one.
+    pub images: Tensor,
+    /// `(b, d)` of length one.
+    pub texts: Tensor,
+}
+
+impl PairFeatures {
+    /// The same in f32, without a graph.
+    ///
+    /// # Errors
+    /// When the device fails.
+    pub fn detached(&self) -> Result<Self> {
+        Ok(Self {
+            branch: self.branch,
+            images: self.images.detach().to_dtype(DType::F32)?,
+            texts: self.texts.detach().to_dtype(DType::F32)?,
+        })
+    }
+
+    /// Those of several parts in their order.
+    ///
+    /// # Errors
+    /// When the device fails.
+    pub fn joined(parts: &[Vec<Self>]) -> Result<Vec<Self>> {
+        let n_branches = parts.first().map_or(0, Vec::len);
+        let join = |branch: usize| {
+            let of = |side: fn(&Self) -> &Tensor| {
+                let parts: Vec<&Tensor> = parts.iter().map(|part| side(&part[branch])).collect();
+                Tensor::cat(&parts, 0)
+            };
+            Ok(Self {
+                branch: parts[0][branch].branch,
+                images: of(|pair| &pair.images)?,
+                texts: of(|pair| &pair.texts)?,
+            })
+        };
+        (0..n_branches).map(join).collect()
+    }
+}
+
+/// An objective whose loss sees features alone, those of the whole batch of all ranks.
+///
+/// The loop computes the features of all parts, then their loss and its gradients once, then each part
+/// again, with the gradients by its features. So the memory of a part is enough for a batch of any size, and
+/// the parts change nothing that is learned.
+///
+/// Cui et al. 2022, "Contrastive vision-language pre-training with limited resources",
+/// <https://arxiv.org/abs/2112.09331>, section 3.2, decoupled gradient accumulation; Gao et al. 2021,
+/// "Scaling deep contrastive learning batch size", <https://arxiv.org/abs/2101.06983>.
+pub trait FeatureLoss: Objective {
+    /// The features of a part, a pair for each branch.
+    ///
+    /// # Errors
+    /// When the model does not have them, or the device fails.
+    fn features(&self, step: &Step<'_>) -> Result<Vec<PairFeatures>>;
+
+    /// How the features of a branch are compared.
+    fn comparison(&self) -> Comparison {
+        Comparison::default()
+    }
+
+    /// How pairs of this step were mixed.
+    fn mixed(&self, step: &Step<'_>) -> Option<Mixed> {
+        let _ = step;
+        None
+    }
+
+    /// The names of the shares of images and of texts that find their partner.
+    fn accuracies(&self) -> [&'static str; 2];
+}
+
+/// Gradients of a loss by the features of all parts of this rank.
+#[derive(Clone, Debug)]
+pub struct FeatureGradients {
+    /// The loss of this rank; averaged over the ranks, that of the whole batch.
+    pub reported: f64,
+    /// Numbers beside it.
+    pub measures: Vec<(&'static str, f64, f64)>,
+    branches: Vec<OfBranch>,
+}
+
+#[derive(Clone, Debug)]
+struct OfBranch {
+    images: Tensor,
+    texts: Tensor,
+    scale: f64,
+}
+
+impl FeatureGradients {
+    /// The loss of `features`, those of all parts of this rank without a graph, and its gradients.
+    ///
+    /// # Errors
+    /// When a rank is gone or the device fails.
+    pub fn of(
+        objective: &dyn FeatureLoss,
+        features: &[PairFeatures],
+        step: &Step<'_>,
+    ) -> Result<Self> {
+        let rules = objective.comparison();
+        let model = step.model.dual()?;
+        let share = 1.0 / features.len().max(1) as f64;
+        let mut found = Self {
+            reported: 0.0,
+            measures: Vec::new(),
+            branches: Vec::with_capacity(features.len()),
+        };
+        for pair in features {
+            let scale = model.similarity(pair.branch)?.scale.to_dtype(DType::F32)?;
+            let input = Features {
+                images: &pair.images,
+                texts: &pair.texts,
+                scale: f64::from(scale.detach().to_scalar::<f32>()?),
+                ignored: None,
+                mixed: objective.mixed(step),
+            };
+            let compared = compare(&input, &rules, step.collective)?;
+            found.reported += share * compared.loss();
+            if found.measures.is_empty() {
+                // Of several branches the first one, image and text alone, is told of.
+                let [image, text] = objective.accuracies();
+                found.measures = vec![
+                    (image, compared.images_hit, compared.n_rows),
+                    (text, compared.texts_hit, compared.n_rows),
+                ];
+            }
+            found.branches.push(OfBranch {
+                images: (compared.images * share)?,
+                texts: (compared.texts * share)?,
+                scale: share * compared.scale,
+            });
+        }
+        Ok(found)
+    }
+
+    /// A scalar whose gradients are a part's share of those of the loss. `features` are those of the part
+    /// with their graphs, which begin at row `first` of this rank's, of which there are `n_rows`.
+    ///
+    /// # Errors
+    /// When the device fails.
+    pub fn surrogate(
+        &self,
+        features: &[PairFeatures],
+        first: usize,
+        similarity: impl Fn(Branch) -> Result<Similarity>,
+    ) -> Result<Tensor> {
+        let mut sum: Option<Tensor> = None;
+        for (pair, of) in features.iter().zip(&self.branches) {
+            let n = pair.images.dim(0)?;
+            let dot = |features: &Tensor, gradient: &Tensor| {
+                let gradient = gradient.narrow(0, first, n)?;
+                (features.to_dtype(DType::F32)? * gradient)?.sum_all()
+            };
+            let by_features = (dot(&pair.images, &of.images)? + dot(&pair.texts, &of.texts)?)?;
+            let part = n as f64 / of.images.dim(0)? as f64;
+            let scale = similarity(pair.branch)?.scale.to_dtype(DType::F32)?;
+            let by_scale = (scale.reshape(())? * (of.scale * part))?;
+            let value = (by_features + by_scale)?;
+            sum = Some(match sum {
+                Some(sum) => (sum + value)?,
+                None => value,
+            });
+        }
+        sum.ok_or(crate::Error::NotInBatch { what: "features" })
+    }
+}
+
+/// The loss of a batch that is computed in one part.
+///
+/// # Errors
+/// As [`Objective::loss`].
+pub fn in_one_part(objective: &dyn FeatureLoss, step: &Step<'_>) -> Result<Loss> {
+    let features = objective.features(step)?;
+    let detached: Vec<PairFeatures> = features
+        .iter()
+        .map(PairFeatures::detached)
+        .collect::<Result<_>>()?;
+    let gradients = FeatureGradients::of(objective, &detached, step)?;
+    step.shared.features.replace(detached.first().cloned());
+    let model = step.model.dual()?;
+    let value = gradients.surrogate(&features, 0, |branch| Ok(model.similarity(branch)?))?;
+    Ok(Loss {
+        value,
+        reported: gradients.reported,
+        measures: gradients.measures,
+    })
+}

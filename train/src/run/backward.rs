@@ -1,0 +1,260 @@
+//! From the examples of a step to gradients, in one part or several.
+
+use std::collections::BTreeMap;
+
+use candle_core::DType;
+use evaluate::models::{Branch, Model, image_features, text_features};
+use evaluate::nn::{Buffers, Gradients, Pass, Tape};
+
+use crate::batch::Batch;
+use crate::collective::Collective;
+use crate::objectives::{
+    FeatureGradients, Loss, Negatives, Objective, Others, PairFeatures, Randomness, Shared, Step,
+    Whole, draw_negatives,
+};
+use crate::{Error, Result};
+
+/// Numbers of a step, summed over its parts.
+#[derive(Clone, Debug, Default)]
+pub struct Told {
+    /// By name: sum and cases; averaged at the end, over all ranks.
+    pub values: BTreeMap<String, (f64, f64)>,
+    /// The first loss that is not finite.
+    pub not_finite: Option<String>,
+}
+
+impl Told {
+    /// Adds a sum over `n` cases.
+    pub fn add(&mut self, name: &str, sum: f64, n: f64) {
+        let (total, count) = self.values.entry(name.to_owned()).or_default();
+        *total += sum;
+        *count += n;
+    }
+}
+
+/// What the gradients of a step depend on, besides the examples.
+pub struct Backward<'a> {
+    /// The model.
+    pub model: &'a dyn Model,
+    /// What is learned, with weights.
+    pub objectives: &'a [(Box<dyn Objective>, f64)],
+    /// The other ranks.
+    pub collective: &'a dyn Collective,
+    /// What is drawn, and how.
+    pub randomness: Randomness,
+    /// Whether the inside of blocks is computed again in the backward pass.
+    pub recomputes: bool,
+    /// Memory that is used again.
+    pub buffers: &'a Buffers,
+    /// What losses are multiplied with before their gradients are computed.
+    pub scale: f64,
+    /// Parts of this rank's share of the batch, all of one size.
+    pub n_parts: usize,
+}
+
+/// What was found in a first pass over all parts of this rank.
+#[derive(Debug)]
+pub struct Found {
+    /// For each objective, where it is one of features.
+    gradients: Vec<Option<FeatureGradients>>,
+    negatives: Option<Negatives>,
+    /// The first example of this rank in the whole batch.
+    first: usize,
+}
+
+impl Backward<'_> {
+    /// Whether the parts of a batch are passed through twice: an objective looks beyond its part.
+    #[must_use]
+    pub fn is_twice(&self) -> bool {
+        looks_beyond(self.objectives, self.n_parts)
+    }
+
+    /// The first pass: features of all parts, without keeping what they are made of; then the losses of the
+    /// whole batch by features, with their gradients, and negatives.
+    ///
+    /// # Errors
+    /// When a part cannot be read, a rank is gone or the device fails.
+    pub fn look(
+        &self,
+        parts: &mut dyn Iterator<Item = Result<Batch>>,
+        told: &mut Told,
+    ) -> Result<Found> {
+        let shared = Shared::default();
+        let mut features: Vec<Vec<Vec<PairFeatures>>> = vec![Vec::new(); self.objectives.len()];
+        // Where negatives are drawn and no objective has features to draw by.
+        let mut plain: Vec<Vec<PairFeatures>> = Vec::new();
+        let mut objectives = self.objectives.iter().map(|(objective, _)| objective);
+        let draws_negatives = objectives
+            .clone()
+            .any(|objective| objective.draws_negatives());
+        let has_features = objectives.any(|objective| objective.of_features().is_some());
+        let mut whole = Batch::default();
+        for (number, batch) in parts.enumerate() {
+            let batch = batch?;
+            if number == 0 {
+                whole.first = batch.first;
+            }
+            whole.n += batch.n;
+            for ((objective, _), features) in self.objectives.iter().zip(&mut features) {
+                let Some(objective) = objective.of_features() else {
+                    continue;
+                };
+                let tape = Tape::checkpointing().reusing(self.buffers);
+                let step = self.step(&batch, Some(&tape), &shared, None);
+                let pairs = objective.features(&step)?;
+                let pairs = pairs.iter().map(PairFeatures::detached);
+                features.push(pairs.collect::<Result<_>>()?);
+            }
+            if draws_negatives && !has_features {
+                let tape = Tape::checkpointing().reusing(self.buffers);
+                let step = self.step(&batch, Some(&tape), &shared, None);
+                plain.push(vec![plain_features(&step)?.detached()?]);
+            }
+        }
+        let step = self.step(&whole, None, &shared, None);
+        let mut found = Found {
+            gradients: Vec::with_capacity(self.objectives.len()),
+            negatives: None,
+            first: whole.first,
+        };
+        let mut compared = None;
+        for ((objective, _), parts) in self.objectives.iter().zip(&features) {
+            let Some(objective) = objective.of_features() else {
+                found.gradients.push(None);
+                continue;
+            };
+            let pairs = PairFeatures::joined(parts)?;
+            let gradients = FeatureGradients::of(objective, &pairs, &step)?;
+            found.gradients.push(Some(gradients));
+            compared = compared.or_else(|| pairs.into_iter().next());
+        }
+        if draws_negatives {
+            let pair = match compared {
+                Some(pair) => Some(pair),
+                None => PairFeatures::joined(&plain)?.into_iter().next(),
+            };
+            let pair = pair.ok_or(Error::NotInBatch { what: "features" })?;
+            match draw_negatives(&pair, &step) {
+                // All ranks go on to the end of the step, and learn of it there.
+                Err(Error::NotFinite { part }) => {
+                    told.not_finite.get_or_insert(part);
+                }
+                drawn => found.negatives = Some(drawn?),
+            }
+        }
+        Ok(found)
+    }
+
+    /// Adds the gradients of every objective on a part of the batch. `found` and `others` are those of the
+    /// whole batch, where there was a first pass.
+    ///
+    /// # Errors
+    /// When the model lacks a head, a rank is gone or the device fails. A loss that is not finite is told.
+    pub fn learn(
+        &self,
+        batch: &Batch,
+        found: Option<(&Found, &dyn Others)>,
+        told: &mut Told,
+        gradients: &mut Gradients,
+    ) -> Result<()> {
+        let shared = Shared::default();
+        let mut total = 0.0;
+        for (number, (objective, weight)) in self.objectives.iter().enumerate() {
+            let tape = match self.recomputes {
+                true => Tape::checkpointing(),
+                false => Tape::new(),
+            }
+            .reusing(self.buffers);
+            let whole = found.map(|(found, others)| Whole {
+                negatives: found.negatives.as_ref(),
+                first: found.first,
+                others,
+            });
+            let step = self.step(batch, Some(&tape), &shared, whole.as_ref());
+            let of_whole = found.and_then(|(found, _)| {
+                let gradients = found.gradients.get(number)?.as_ref()?;
+                Some((gradients, found.first))
+            });
+            let loss = match (of_whole, objective.of_features()) {
+                (Some((whole, first)), Some(objective)) => {
+                    let features = objective.features(&step)?;
+                    let model = self.model.dual()?;
+                    let row = batch.first - first;
+                    let value =
+                        whole.surrogate(&features, row, |branch| Ok(model.similarity(branch)?))?;
+                    Ok(Loss {
+                        value: (value * self.n_parts as f64)?,
+                        reported: whole.reported,
+                        measures: match row {
+                            0 => whole.measures.clone(),
+                            _ => Vec::new(),
+                        },
+                    })
+                }
+                _ => objective.loss(&step),
+            };
+            let loss = match loss {
+                // All ranks go on to the end of the step, and learn of it there.
+                Err(Error::NotFinite { part }) => {
+                    told.not_finite.get_or_insert(part);
+                    continue;
+                }
+                loss => loss?,
+            };
+            if !loss.reported.is_finite() {
+                let part = || format!("the loss {}", objective.name());
+                told.not_finite.get_or_insert_with(part);
+            }
+            total += weight * loss.reported;
+            told.add(&format!("loss/{}", objective.name()), loss.reported, 1.0);
+            for (name, sum, n) in loss.measures {
+                told.add(name, sum, n);
+            }
+            let value = (loss.value.to_dtype(DType::F32)? * (weight * self.scale))?;
+            tape.backward(&value, gradients)?;
+        }
+        told.add("loss", total, 1.0);
+        Ok(())
+    }
+
+    fn step<'s>(
+        &'s self,
+        batch: &'s Batch,
+        tape: Option<&'s Tape>,
+        shared: &'s Shared,
+        whole: Option<&'s Whole<'s>>,
+    ) -> Step<'s> {
+        Step {
+            model: self.model,
+            batch,
+            collective: self.collective,
+            randomness: Some(self.randomness),
+            tape,
+            shared,
+            whole,
+        }
+    }
+}
+
+/// Whether an objective looks beyond one of `n_parts` parts, so that they are passed through twice.
+#[must_use]
+pub fn looks_beyond(objectives: &[(Box<dyn Objective>, f64)], n_parts: usize) -> bool {
+    let mut objectives = objectives.iter().map(|(objective, _)| objective);
+    n_parts > 1
+        && objectives
+            .any(|objective| objective.of_features().is_some() || objective.draws_negatives())
+}
+
+/// Features that nothing is left out of.
+fn plain_features(step: &Step<'_>) -> Result<PairFeatures> {
+    let (model, branch) = (step.model, Branch::Apart);
+    let pass = match step.tape {
+        Some(tape) => Pass::new().recorded(tape),
+        None => Pass::new(),
+    };
+    Ok(PairFeatures {
+        branch,
+        images: image_features(model, step.image()?, branch, &pass)?,
+        texts: text_features(model, step.text()?, branch, &pass)?,
+    })
+}
