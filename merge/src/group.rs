@@ -71,7 +71,8 @@ pub enum Role {
         /// The slot that the copies are merged into.
         slot: Slot,
     },
-    /// The same tensor as another key's: merged, drawn and written once, under the other key.
+    /// The same tensor as another key's, which it is merged, compared and counted under. The output has it
+    /// under that key alone.
     Alias {
         /// The other key.
         of: String,

@@ -228,7 +228,7 @@ impl Builder<'_> {
                 }
                 Ok(Role::Derived) => self.drop_key(key, "derived: a loader rebuilds it"),
                 Ok(Role::Alias { of }) => {
-                    self.drop_key(key, &format!("the same tensor as `{of}`"));
+                    self.drop_key(key, &format!("the same tensor as `{of}`, which stays"));
                 }
                 Ok(Role::Routing) => self.drop_key(key, "routing: meaningless once merged"),
                 Err(_) if self.recipe.unknown_keys == UnknownKeys::Copy => {
