@@ -73,13 +73,13 @@ fn questions_that_no_class_answers_are_counted_wherever_the_data_are_used() {
     // The same of a file that is there.
     let said = ok(run(&format!("{build} --json"), &folder)).json();
     let val = said["files"].as_array().expect("files").iter();
-    let val = val.filter(|file| {
+    let mut val = val.filter(|file| {
         file["path"]
             .as_str()
             .expect("a path")
             .ends_with("vqav2_val.arrow")
     });
-    let val = val.last().expect("the file");
+    let val = val.next_back().expect("the file");
     assert_eq!(val["is_old"], true);
     assert_eq!(val["left_out"][0]["n"], 4);
     assert_eq!(val["left_out"][0]["of"], 18);

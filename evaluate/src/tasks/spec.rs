@@ -21,6 +21,9 @@ pub const TASKS: &[TaskSpec] = &[
     captions::SPEC,
 ];
 
+/// Opens a split of a task in a folder.
+pub type OpenTask = fn(&TaskOptions<'_>, &Path) -> Result<Box<dyn Task>>;
+
 /// A task: one row of [`TASKS`].
 #[derive(Debug)]
 pub struct TaskSpec {
@@ -49,7 +52,7 @@ pub struct TaskSpec {
     /// Settings of [`TaskOptions`] that only some tasks have a use for.
     pub options: &'static [TaskOption],
     /// Opens a split; `None` where only files of predictions are judged.
-    pub open: Option<fn(&TaskOptions<'_>, &Path) -> Result<Box<dyn Task>>>,
+    pub open: Option<OpenTask>,
 }
 
 /// A number that a task reports.

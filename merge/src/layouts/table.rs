@@ -5,6 +5,9 @@ use crate::{Checkpoint, Error, Result};
 use super::multiway::{beit, vl_merging, vlmo};
 use super::{Layout, generic, zerovl};
 
+/// Reads names and shapes; `None` if the checkpoint is none of the family.
+pub type ReadLayout = fn(&Checkpoint) -> Result<Option<Box<dyn Layout>>>;
+
 /// A family of checkpoints.
 pub struct LayoutFamily {
     /// What recipes call it; its layouts are called this, or this with a form behind a `/`.
@@ -12,7 +15,7 @@ pub struct LayoutFamily {
     /// What a checkpoint of another family lacks, in words.
     pub deciding: &'static str,
     /// Reads names and shapes; `None` if the checkpoint is none of the family.
-    pub read: fn(&Checkpoint) -> Result<Option<Box<dyn Layout>>>,
+    pub read: ReadLayout,
 }
 
 /// All families, in the order in which [`detect`] asks them. The last one takes every checkpoint.

@@ -212,13 +212,12 @@ impl Adapter {
     }
 }
 
+/// Both factors, and the squares of the whole and of what is missed.
+type Joined = (Array2<f32>, Array2<f32>, (f64, f64));
+
 impl Module {
     /// All factors side by side, cut to a rank, with the squares of the whole and of what is missed.
-    fn joined(
-        &self,
-        name: &str,
-        rank: Option<usize>,
-    ) -> Result<(Array2<f32>, Array2<f32>, (f64, f64))> {
+    fn joined(&self, name: &str, rank: Option<usize>) -> Result<Joined> {
         let a: Vec<_> = self.parts.iter().map(|part| part.a.view()).collect();
         let b: Vec<_> = self.parts.iter().map(|part| part.b.view()).collect();
         let joined = |axis, views: &[ndarray::ArrayView2<'_, f32>]| {

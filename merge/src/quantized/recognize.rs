@@ -418,7 +418,7 @@ impl Reader<'_> {
             .collect();
         let method = self.config.method.clone();
         let unknown = method.as_deref().filter(|method| {
-            !KNOWN.contains(method) && !(method.contains("auto-round") && !self.weights.is_empty())
+            !KNOWN.contains(method) && (self.weights.is_empty() || !method.contains("auto-round"))
         });
         let mut beside = BTreeSet::new();
         if self.faults.is_empty() {

@@ -125,7 +125,7 @@ fn blocks_of(
         high > 0 && wide > 0 && rows.div_ceil(high) == down && width.div_ceil(wide) == across
     };
     let even = [rows / down, width / across];
-    let is_even = rows % down == 0 && width % across == 0;
+    let is_even = rows.is_multiple_of(down) && width.is_multiple_of(across);
     let candidates = (known.iter().copied())
         .chain([[128, 128], [1, 32], [1, 128]])
         .chain(is_even.then_some(even));

@@ -74,9 +74,12 @@ impl Stored {
     }
 }
 
+/// A part of a stored tensor: its key, its number, its words.
+type Part = (String, usize, Arc<Vec<u32>>);
+
 /// Parts of stored tensors that several reads need, by their key and number.
 #[derive(Default)]
-pub(super) struct Kept(Mutex<VecDeque<(String, usize, Arc<Vec<u32>>)>>);
+pub(super) struct Kept(Mutex<VecDeque<Part>>);
 
 /// How many parts are kept: as many as threads are likely to be at.
 pub(super) const N_KEPT: usize = 8;

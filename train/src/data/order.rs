@@ -51,7 +51,7 @@ impl Order {
     #[must_use]
     pub fn new(n_examples: usize, batch_size: usize, seed: u64) -> Self {
         Self {
-            sets: vec![0..n_examples],
+            sets: std::iter::once(0..n_examples).collect(),
             sampling: Sampling::Shuffle,
             batch_size: batch_size.clamp(1, n_examples.max(1)),
             n_ranks: 1,
@@ -79,7 +79,7 @@ impl Order {
             end += n;
         }
         if sampling == Sampling::Shuffle {
-            sets = vec![0..end];
+            sets = std::iter::once(0..end).collect();
         }
         let order = Self {
             sets,
