@@ -42,6 +42,8 @@ pub enum Command {
     Recipe(commands::recipe::Args),
     /// Run a merge recipe
     Merge(commands::merge::Args),
+    /// Check that a merged checkpoint is what its recipe says, and that loaders can use it
+    Verify(commands::verify::Args),
     /// Make a low-rank adapter of what fine-tuning changed
     ExtractLora(commands::extract_lora::Args),
     /// Build arrow files from public downloads, and look at what is in them

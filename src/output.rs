@@ -16,6 +16,9 @@ use crate::args::global::Global;
 /// Set by SIGINT and SIGTERM; long operations look at it between chunks.
 static CANCELLED: AtomicBool = AtomicBool::new(false);
 
+/// The exit code of a program that a signal ended, as shells have it.
+const INTERRUPTED: i32 = 130;
+
 /// Wrong arguments or a wrong recipe: exit code 2, as clap's own.
 #[derive(Debug, thiserror::Error)]
 #[error("{0}")]
@@ -38,18 +41,29 @@ impl Output {
             if threads == 0 {
                 return Err(UsageError("--threads must be at least 1".into()).into());
             }
+        }
+        let threads = global.threads.map(|threads| threads.min(most_threads()));
+        if let Some(threads) = threads {
             rayon::ThreadPoolBuilder::new()
                 .num_threads(threads)
                 .build_global()
                 .context("cannot start the thread pool")?;
         }
         install_remote(global);
-        Ok(Self {
+        let output = Self {
             json: global.json,
-            threads: global.threads,
+            threads,
             quiet: global.quiet,
             bar: Mutex::new(None),
-        })
+        };
+        if let (Some(used), Some(asked)) = (threads, global.threads)
+            && used < asked
+        {
+            output.note(format!(
+                "note: {used} threads are used; {asked} would not be faster here"
+            ));
+        }
+        Ok(output)
     }
 
     /// Says nothing but errors.
@@ -92,6 +106,12 @@ impl Output {
             let _ = writeln!(std::io::stderr().lock(), "{}", text.as_ref());
         }
     }
+}
+
+/// Threads beyond which no more helps on this machine: more only wait for each other.
+fn most_threads() -> usize {
+    let n_cores = std::thread::available_parallelism().map_or(1, std::num::NonZero::get);
+    (4 * n_cores).max(16)
 }
 
 /// Applies the flags for remote files.
@@ -186,8 +206,12 @@ fn watch_for_signals() {
     static ONCE: Once = Once::new();
     ONCE.call_once(|| {
         // Without a handler the signal ends the program at once, and no target is ever half
-        // written: not worth failing for.
-        let _ = ctrlc::set_handler(|| CANCELLED.store(true, Ordering::Relaxed));
+        // written: not worth failing for. The second signal does the same, wherever the program is.
+        let _ = ctrlc::set_handler(|| {
+            if CANCELLED.swap(true, Ordering::Relaxed) {
+                std::process::exit(INTERRUPTED);
+            }
+        });
     });
 }
 

@@ -26,8 +26,9 @@ pub fn carry_out(
 ) -> Result<ExitCode> {
     // Conversions write the file that is asked for and nothing beside it.
     let may_be_folder = !plan.beside().ingredients.is_empty();
-    for note in (plan.beside().ingredients.iter()).filter_map(|model| model.note.as_ref()) {
-        output.note(printable(note));
+    let of_models = (plan.beside().ingredients.iter()).filter_map(|model| model.note.as_ref());
+    for note in of_models.chain(&plan.beside().notes) {
+        output.note(format!("note: {}", printable(note)));
     }
     if write.dry_run {
         let options = target.map(|target| write.write_options(target, may_be_folder));
@@ -63,9 +64,10 @@ pub fn carry_out(
             ));
         }
         output.note(format!(
-            "{} tensors copied, {} computed, {} left out; {} read, {} written in {seconds:.2} s",
-            summary.n_copied,
+            "{} tensors combined ({} of them unchanged), {} copied, {} left out; {} read, {} written in {seconds:.2} s",
             summary.n_combined,
+            summary.n_unchanged,
+            summary.n_copied,
             summary.n_dropped,
             bytes(summary.input_bytes),
             bytes(summary.output_bytes),

@@ -11,6 +11,10 @@ pub enum Align {
     Right,
 }
 
+/// Columns are filled up to at most so many characters: one long name in a stranger's file must not make
+/// every line as long.
+const MAX_WIDTH: usize = 160;
+
 /// A table under construction; displays with a line break after each row.
 pub struct Table {
     columns: Vec<(String, Align)>,
@@ -43,6 +47,7 @@ impl fmt::Display for Table {
                 .map(|cell| cell.chars().count())
                 .max()
                 .unwrap_or(0)
+                .min(MAX_WIDTH)
         };
         let widths: Vec<usize> = (0..self.columns.len()).map(width).collect();
         for cells in lines() {
@@ -51,10 +56,11 @@ impl fmt::Display for Table {
                 if !line.is_empty() {
                     line.push_str("  ");
                 }
-                line.push_str(&match align {
-                    Align::Left => format!("{cell:<width$}"),
-                    Align::Right => format!("{cell:>width$}"),
-                });
+                let room = " ".repeat(width.saturating_sub(cell.chars().count()));
+                match align {
+                    Align::Left => line.extend([cell.as_str(), room.as_str()]),
+                    Align::Right => line.extend([room.as_str(), cell.as_str()]),
+                }
             }
             writeln!(f, "{}", line.trim_end())?;
         }
@@ -90,6 +96,27 @@ mod tests {
         ]);
         table.row(vec!["a".to_owned(), "100".to_owned()]);
         assert_eq!(table.to_string(), "name    n\na     100\n");
+    }
+
+    #[test]
+    fn a_name_may_be_of_any_length() {
+        let mut table = Table::new(vec![
+            ("name".to_owned(), Align::Left),
+            ("n".to_owned(), Align::Right),
+        ]);
+        table.row(vec!["a".repeat(100_000), "1".to_owned()]);
+        table.row(vec!["b".to_owned(), "2".to_owned()]);
+        let text = table.to_string();
+        assert!(
+            text.lines()
+                .nth(1)
+                .is_some_and(|line| line.len() == 100_003)
+        );
+        assert!(
+            text.lines()
+                .nth(2)
+                .is_some_and(|line| line.len() == MAX_WIDTH + 3)
+        );
     }
 
     #[test]

@@ -2,6 +2,7 @@
 #![allow(missing_docs, reason = "test names are the documentation")]
 
 mod bad_recipes;
+mod cases;
 mod compare;
 mod convert;
 mod corpus;
@@ -10,6 +11,7 @@ mod data_cases;
 mod encode;
 mod evaluating;
 mod grams_between_checkpoints;
+mod hardened;
 mod inspect;
 mod lora;
 mod merging;

@@ -31,9 +31,14 @@ impl Said {
 
 /// Runs the program in the folder of the repository.
 pub fn vlmerge(arguments: &[&str]) -> Said {
+    vlmerge_in(Path::new(env!("CARGO_MANIFEST_DIR")), arguments)
+}
+
+/// Runs the program in a folder.
+pub fn vlmerge_in(folder: &Path, arguments: &[&str]) -> Said {
     let output = Command::new(env!("CARGO_BIN_EXE_vlmerge"))
         .args(arguments)
-        .current_dir(env!("CARGO_MANIFEST_DIR"))
+        .current_dir(folder)
         .output()
         .expect("the program starts");
     Said::new(&output)

@@ -46,6 +46,7 @@ pub mod recipe;
 pub mod remote;
 pub mod statistics;
 pub mod synth;
+pub mod verify;
 
 pub use dtype::{DType, decode_f32, decode_f64, encode_f32, encode_f64};
 pub use error::{AdapterFault, ConversionFault, Error, MergeFault, PlanFault, QuantizationFault};

@@ -252,6 +252,7 @@ mod tests {
             path: "/some/folder/seed.ckpt".into(),
             n_bytes: 12,
             etag: None,
+            stamp: None,
         };
         let bare = Provenance::new("merge_method: interpolate\n".into(), &[file]);
         assert_eq!(bare.inputs[0].name, "seed.ckpt");
@@ -286,6 +287,7 @@ mod tests {
             path: file.path().into(),
             n_bytes: 3,
             etag: None,
+            stamp: None,
         };
         // FIPS 180-2, appendix B.1.
         let expected = "ba7816bf8f01cfea414140de5dae2223b00361a396177a9cb410ff61f20015ad";
@@ -300,6 +302,7 @@ mod tests {
             path: file.path().into(),
             n_bytes: 3,
             etag: None,
+            stamp: None,
         };
         let hashes = Hashes::default();
         let hash = |hashes: &Hashes| {

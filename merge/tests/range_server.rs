@@ -21,6 +21,8 @@ pub enum Fault {
     HasNoRanges,
     /// Gives no name to the version of a file.
     HasNoTag,
+    /// Sends a byte each 50 ms.
+    Drips,
     /// Is busy so many times.
     IsBusy { times: usize },
 }
@@ -207,6 +209,13 @@ impl Server {
         if let Fault::Drops { after, times: 1.. } = fault {
             stream.write_all(&body[..after.min(body.len())])?;
             return stream.shutdown(Shutdown::Both);
+        }
+        if fault == Fault::Drips {
+            for byte in body {
+                stream.write_all(std::slice::from_ref(byte))?;
+                std::thread::sleep(std::time::Duration::from_millis(50));
+            }
+            return Ok(());
         }
         stream.write_all(body)
     }

@@ -83,6 +83,96 @@ impl Folder {
     }
 }
 
+#[test]
+fn an_input_that_changes_before_the_end_is_an_error_and_nothing_is_written() {
+    let folder = Folder::three();
+    let yaml = "merge_method: linear\nparameters: {weight: 1}\nmodels: [<a>, <b>]";
+    for hash in [true, false] {
+        let plan = folder.plan(yaml).expect("resolves");
+        let bytes = std::fs::read(folder.path("b")).expect("readable");
+        std::fs::write(folder.path("b"), &bytes).expect("the same bytes, at another time");
+        let target = folder.path("merged");
+        let run = RunOptions {
+            hash,
+            ..RunOptions::default()
+        };
+        let write = WriteOptions::new(&target);
+        let said = execute(&plan, &write, &run, &merge::progress::Silent).expect_err("changed");
+        assert!(matches!(said, Error::InputChanged { .. }), "{said}");
+        assert!(!target.exists());
+    }
+}
+
+#[test]
+fn parameters_of_other_methods_are_notes_and_others_are_errors() {
+    let folder = Folder::three();
+    let plan = folder.plan(
+        "merge_method: slerp\nbase_model: <a>\nmodels: [<a>, <b>]\nparameters: {t: 0.5, embed_slerp: true, normalize: \
+         true, int8_mask: true}",
+    );
+    let notes = plan.expect("resolves").beside().notes.clone();
+    assert_eq!(notes.len(), 3, "{notes:?}");
+    assert!(
+        notes[0].contains("slerp has no use for `embed_slerp`"),
+        "{notes:?}"
+    );
+    let said = folder.fault(
+        "merge_method: slerp\nbase_model: <a>\nmodels: [<a>, <b>]\nparameters: {t: 0.5, wieght: 1}",
+    );
+    assert!(said.contains("slerp has no parameter `wieght`"), "{said}");
+}
+
+#[test]
+fn a_slice_may_have_a_base_of_its_own() {
+    let folder = Folder::three();
+    let merged = folder.merge(
+        "merge_method: task_arithmetic\nparameters: {weight: 1}\nslices:\n- base_model: <base>\n  residual_weight: 1\n  \
+         sources: [{model: <a>, layer_range: [0, 1]}, {model: <base>, layer_range: [0, 1]}]\n- base_model: <a>\n  sources: \
+         [{model: <b>, layer_range: [1, 2]}, {model: <a>, layer_range: [1, 2]}]",
+    );
+    let merged = merged.expect("merges");
+    // base + (a - base) and a + (b - a).
+    assert_eq!(first(&merged, "layers.0.norm.weight"), 2.0);
+    assert_eq!(first(&merged, "layers.1.norm.weight"), 4.0);
+}
+
+#[test]
+fn tensors_that_are_only_spelled_otherwise_are_told_with_the_way_out() {
+    let folder = Folder::new();
+    let names = [
+        "encoder.layer.0.fc.weight",
+        "encoder.layer.1.fc.weight",
+        "pooler.dense.weight",
+    ];
+    let prefixed = names.map(|name| format!("bert.{name}"));
+    let tensors: Vec<(&str, &[usize], f32)> = names
+        .iter()
+        .map(|name| (*name, &[2_usize][..], 1.0))
+        .collect();
+    folder.model("bare", &tensors);
+    let tensors: Vec<(&str, &[usize], f32)> = prefixed
+        .iter()
+        .map(|name| (name.as_str(), &[2_usize][..], 3.0))
+        .collect();
+    folder.model("prefixed", &tensors);
+    for on_missing in ["error", "copy", "skip"] {
+        let yaml = format!(
+            "merge_method: linear\nparameters: {{weight: 1}}\non_missing: {on_missing}\nmodels: [<bare>, <prefixed>]"
+        );
+        let fault = folder.plan(&yaml).map(drop).expect_err("nothing in common");
+        let hint = fault.hint().expect("a way out");
+        assert!(
+            hint.contains(r"rename: [{ from: '^bert\.', to: '' }]"),
+            "{fault}: {hint}"
+        );
+    }
+    let merged = folder.merge(
+        "merge_method: linear\nparameters: {weight: 1}\nmodels: [<bare>, {model: <prefixed>, rename: [{from: '^bert\\.', \
+         to: ''}]}]",
+    );
+    assert_eq!(first(&merged.expect("merges"), "pooler.dense.weight"), 2.0);
+}
+
 fn layers(n: usize, value: f32) -> Vec<(&'static str, &'static [usize], f32)> {
     let all: [(&str, &[usize]); 8] = [
         ("embed.weight", &[3, 2]),

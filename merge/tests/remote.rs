@@ -358,3 +358,21 @@ fn a_torch_file_is_read_from_its_end() {
         );
     }
 }
+
+#[test]
+fn a_server_that_sends_drop_by_drop_is_given_up() {
+    let server = Server::start();
+    server.put("/model.safetensors", model(1), "\"one\"");
+    server.misbehave(Fault::Drips);
+    let cache = tempfile::tempdir().expect("a temporary folder");
+    let remote = Remote::new(RemoteOptions {
+        timeout: Duration::from_secs(3),
+        retries: 1,
+        ..options(cache.path())
+    });
+    let begun = std::time::Instant::now();
+    let said = open(&remote, &server.address("/model.safetensors")).map(drop);
+    let said = said.expect_err("given up").to_string();
+    assert!(said.contains("bytes came in"), "{said}");
+    assert!(begun.elapsed() < Duration::from_secs(20));
+}

@@ -7,7 +7,7 @@ use clap::Args;
 /// Flags that mean the same in every verb.
 #[derive(Args, Clone, Debug)]
 pub struct Global {
-    /// Threads to use [default: all cores]
+    /// Threads to use, at most four for each core [default: all cores]
     #[arg(long, global = true, value_name = "N")]
     pub threads: Option<usize>,
     /// No progress bars and no notes, only results and errors

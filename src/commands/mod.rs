@@ -24,6 +24,7 @@ pub mod soup;
 pub mod study;
 pub mod sweep;
 pub mod synth;
+pub mod verify;
 
 use std::process::ExitCode;
 
@@ -59,5 +60,6 @@ pub fn run(command: Command, output: &Output) -> Result<ExitCode> {
         Command::Study(args) => study::run(args, output),
         Command::Score(args) => score::run(args, output),
         Command::Report(args) => report::run(args, output),
+        Command::Verify(args) => verify::run(&args, output),
     }
 }

@@ -72,6 +72,12 @@ pub enum Error {
         /// What is wrong with it.
         reason: String,
     },
+    /// Another process works in the folder of a run.
+    #[error("{}: another run works in this folder", path.display())]
+    RunBusy {
+        /// The folder.
+        path: PathBuf,
+    },
     /// The state of a run cannot be taken up.
     #[error("{}: {reason}", path.display())]
     BadState {

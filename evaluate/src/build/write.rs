@@ -56,10 +56,14 @@ impl Writer {
         let metadata: std::collections::HashMap<String, String> = notes.collect();
         let schema = Arc::new(Schema::new_with_metadata(fields, metadata));
         let name = target.file_name().unwrap_or_default().to_string_lossy();
-        // What a killed run left behind is overwritten.
+        // What a killed run left behind goes; what others may put there is not followed.
         let partial = target.with_file_name(format!(".{name}.partial"));
         let failed = |source| Error::io("create", &partial, source);
-        let file = BufWriter::with_capacity(1 << 20, File::create(&partial).map_err(failed)?);
+        let made = match std::fs::remove_file(&partial) {
+            Err(error) if error.kind() != std::io::ErrorKind::NotFound => Err(error),
+            _ => File::create_new(&partial),
+        };
+        let file = BufWriter::with_capacity(1 << 20, made.map_err(failed)?);
         let file = FileWriter::try_new(file, &schema).map_err(|e| unwritten(target, &e))?;
         Ok(Self {
             target: target.into(),

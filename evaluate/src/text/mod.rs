@@ -1,5 +1,6 @@
 //! Captions and questions to token ids.
 
+mod growth;
 mod hub;
 mod input;
 mod pieces;
@@ -90,6 +91,7 @@ impl Tokenizer {
                 .extension()
                 .is_some_and(|extension| extension == "json");
         let mut inner = if is_json {
+            growth::check(&bytes).map_err(unusable)?;
             tokenizers::Tokenizer::from_bytes(&bytes).map_err(|e| unusable(e.to_string()))?
         } else {
             vocabulary::bert_uncased(path, &bytes)?

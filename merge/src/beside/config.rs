@@ -4,17 +4,8 @@ use std::path::Path;
 
 use serde_json::{Map, Value, json};
 
+use super::layers::{self, Layers};
 use crate::{DType, MergeFault, Result};
-
-/// Keys under which configurations have their number of layers.
-const LAYER_KEYS: [&str; 6] = [
-    "num_hidden_layers",
-    "n_layer",
-    "n_layers",
-    "num_layers",
-    "depth",
-    "encoder_layers",
-];
 
 /// How the merged model differs from the one whose configuration it gets.
 #[derive(Clone, Debug, Default)]
@@ -31,57 +22,65 @@ pub(crate) struct Changes {
     pub(crate) is_tied: Option<bool>,
 }
 
-/// A stack of layers before and after.
-#[derive(Clone, Debug)]
-pub(crate) struct Layers {
-    /// What the names of its tensors begin with.
-    pub(crate) prefix: String,
-    /// How many layers it had.
-    pub(crate) before: usize,
-    /// How many it has.
-    pub(crate) after: usize,
+/// A configuration with changes.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub(crate) struct Changed {
+    /// The new text, unless it says so already.
+    pub(crate) text: Option<String>,
+    /// Which keys were changed.
+    pub(crate) keys: Vec<String>,
+    /// What it cannot say.
+    pub(crate) notes: Vec<String>,
 }
 
-/// The configuration with the changes, and which keys were changed; `None` if it says so already.
-pub(crate) fn changed(
-    text: &str,
-    path: &Path,
-    changes: &Changes,
-) -> Result<Option<(String, Vec<String>)>> {
+/// The configuration with the changes.
+pub(crate) fn changed(text: &str, path: &Path, changes: &Changes) -> Result<Changed> {
+    let mut config = parsed(text, path)?;
+    let mut changed = Changed::default();
+    if let Some(top) = config.as_object_mut() {
+        set_sizes(top, changes, &mut changed.keys);
+    }
+    if let Some(layers) = &changes.layers {
+        let (keys, notes) = layers::set(&mut config, layers);
+        changed.keys.extend(keys);
+        changed.notes = notes;
+    }
+    if !changed.keys.is_empty() {
+        changed.text = Some(format!("{config:#}\n"));
+    }
+    Ok(changed)
+}
+
+/// A configuration, which is an object.
+pub(crate) fn parsed(text: &str, path: &Path) -> Result<Value> {
     let bad = |reason: String| MergeFault::Companion {
         path: path.into(),
         reason,
     };
-    let mut config: Value = serde_json::from_str(text).map_err(|error| bad(error.to_string()))?;
-    let Some(top) = config.as_object_mut() else {
-        return Err(bad("not an object".into()).into());
-    };
-    let mut keys = Vec::new();
+    let config: Value = serde_json::from_str(text).map_err(|error| bad(error.to_string()))?;
+    match config.is_object() {
+        true => Ok(config),
+        false => Err(bad("not an object".into()).into()),
+    }
+}
+
+fn set_sizes(top: &mut Map<String, Value>, changes: &Changes, keys: &mut Vec<String>) {
     if let Some(dtype) = changes.dtype.and_then(torch_name) {
-        set_everywhere(top, "", &mut keys, &|key, value| {
+        set_everywhere(top, "", keys, &|key, value| {
             let is_type = key == "torch_dtype" || key == "dtype";
             (is_type && value.is_string() && value != dtype).then(|| json!(dtype))
         });
     }
     if let Some((before, after)) = changes.vocabulary {
-        set_everywhere(top, "", &mut keys, &|key, value| {
+        set_everywhere(top, "", keys, &|key, value| {
             let is_size = key == "vocab_size" && value == &json!(before);
             (is_size && before != after).then(|| json!(after))
         });
     }
-    if let Some(layers) = &changes.layers
-        && layers.before != layers.after
-    {
-        set_layers(top, layers, &mut keys);
-    }
     if let Some(is_tied) = changes.is_tied {
-        set_tie(top, is_tied, &mut keys);
+        set_tie(top, is_tied, keys);
     }
-    remove_quantization(top, "", &mut keys);
-    if keys.is_empty() {
-        return Ok(None);
-    }
-    Ok(Some((format!("{config:#}\n"), keys)))
+    remove_quantization(top, "", keys);
 }
 
 /// The name that configurations have for an element type.
@@ -154,33 +153,6 @@ fn is_part(key: &str) -> bool {
     key.ends_with("_config")
 }
 
-/// Sets the number of layers where it is that of the stack: in the vision part for a stack of the
-/// vision tower, outside of it for any other.
-fn set_layers(top: &mut Map<String, Value>, layers: &Layers, changed: &mut Vec<String>) {
-    let is_vision = |name: &str| name.contains("vision") || name.contains("visual");
-    let of_vision = is_vision(&layers.prefix);
-    let new = |key: &str, value: &Value| {
-        let is_number = LAYER_KEYS.contains(&key) && value == &json!(layers.before);
-        is_number.then(|| json!(layers.after))
-    };
-    if !of_vision {
-        for (key, value) in top.iter_mut() {
-            if let Some(new) = new(key, value) {
-                *value = new;
-                changed.push(key.clone());
-            }
-        }
-    }
-    let parts = top
-        .iter_mut()
-        .filter(|(key, _)| is_part(key) && is_vision(key) == of_vision);
-    for (key, part) in parts {
-        if let Some(part) = part.as_object_mut() {
-            set_everywhere(part, &format!("{key}."), changed, &new);
-        }
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -191,21 +163,28 @@ mod tests {
         "vision_config": {"num_hidden_layers": 4, "vocab_size": 3}
     }"#;
 
+    /// Four layers become `after`, one after the other.
+    fn layers(prefix: &str, after: usize) -> Layers {
+        let config = serde_json::from_str(VISION_LANGUAGE).expect("JSON");
+        Layers {
+            prefix: prefix.to_owned(),
+            before: vec![4],
+            configs: vec![config],
+            order: (0..after).map(|layer| (0, layer % 4)).collect(),
+        }
+    }
+
     fn after(text: &str, changes: &Changes) -> (Value, Vec<String>) {
         let changed = changed(text, Path::new("config.json"), changes).expect("an object");
-        let (text, keys) = changed.expect("something changes");
-        (serde_json::from_str(&text).expect("JSON"), keys)
+        let text = changed.text.expect("something changes");
+        (serde_json::from_str(&text).expect("JSON"), changed.keys)
     }
 
     #[test]
     fn types_layers_and_tokens_are_changed_where_they_belong() {
         let changes = Changes {
             dtype: Some(DType::F32),
-            layers: Some(Layers {
-                prefix: "model.language_model.layers".into(),
-                before: 4,
-                after: 6,
-            }),
+            layers: Some(layers("model.language_model.layers", 6)),
             vocabulary: Some((10, 12)),
             ..Changes::default()
         };
@@ -221,13 +200,8 @@ mod tests {
 
     #[test]
     fn the_vision_towers_layers_are_in_its_own_part() {
-        let layers = Layers {
-            prefix: "model.visual.blocks".into(),
-            before: 4,
-            after: 2,
-        };
         let changes = Changes {
-            layers: Some(layers),
+            layers: Some(layers("model.visual.blocks", 2)),
             ..Changes::default()
         };
         let (config, keys) = after(VISION_LANGUAGE, &changes);
@@ -243,7 +217,7 @@ mod tests {
         };
         let path = Path::new("config.json");
         let changed = changed(VISION_LANGUAGE, path, &changes).expect("an object");
-        assert_eq!(changed, None);
+        assert_eq!(changed, Changed::default());
         let error = super::changed("[1]", path, &changes).expect_err("no object");
         assert_eq!(error.to_string(), "config.json: not an object");
     }

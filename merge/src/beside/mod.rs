@@ -4,23 +4,25 @@ use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 
 use serde::Serialize;
+use travel::{Files, fits, is_below, travelling};
 
 use crate::io::{self, model_folder};
 use crate::remote::{self, address::is_address};
 use crate::{Error, MergeFault, Result};
 
 pub(crate) mod card;
+pub(crate) mod chat;
 pub(crate) mod config;
+pub(crate) mod layers;
 pub(crate) mod license;
 pub(crate) mod tokenizer;
+pub(crate) mod travel;
 pub(crate) mod vocabulary;
 
 pub use license::License;
 
-/// Files that loaders look for beside weights, `*` standing for anything.
-const NAMES: [&str; 26] = [
-    "config.json",
-    "generation_config.json",
+/// Files that say what tokens there are, and how texts become tokens.
+const TOKENIZER_NAMES: [&str; 13] = [
     "tokenizer.json",
     "tokenizer_config.json",
     "special_tokens_map.json",
@@ -32,34 +34,8 @@ const NAMES: [&str; 26] = [
     "spiece.model",
     "sentencepiece.bpe.model",
     "*.tiktoken",
-    "chat_template.json",
-    "chat_template.jinja",
-    "preprocessor_config.json",
-    "processor_config.json",
-    "image_processor_config.json",
-    "video_preprocessor_config.json",
-    "configuration_*.py",
-    "modeling_*.py",
-    "tokenization_*.py",
-    "processing_*.py",
-    "image_processing_*.py",
-    "video_processing_*.py",
-    "feature_extraction_*.py",
-];
-
-/// Files among them that say what tokens there are, and how texts become tokens.
-const TOKENIZER_NAMES: [&str; 11] = [
-    "tokenizer.json",
-    "tokenizer_config.json",
-    "special_tokens_map.json",
-    "added_tokens.json",
-    "vocab.json",
-    "vocab.txt",
-    "merges.txt",
-    "tokenizer.model",
-    "spiece.model",
-    "sentencepiece.bpe.model",
-    "*.tiktoken",
+    "*.spm",
+    "tekken.json",
 ];
 
 /// Tokenizers of a quarter of a million tokens have some 30 MB.
@@ -68,7 +44,7 @@ const MAX_BYTES: u64 = 256 << 20;
 /// A file that is written beside the merged weights.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
 pub struct Companion {
-    /// Its name, without folders.
+    /// Its name, with a folder where it is in one.
     pub name: String,
     /// What is in it.
     #[serde(skip)]
@@ -120,6 +96,8 @@ pub struct Beside {
     pub files: Vec<Companion>,
     /// The models that are merged, in the order of the recipe, the base last.
     pub ingredients: Vec<Ingredient>,
+    /// What users should know.
+    pub notes: Vec<String>,
 }
 
 /// The companion files of one model.
@@ -129,35 +107,21 @@ pub(crate) struct Companions(pub(crate) BTreeMap<String, Content>);
 impl Companions {
     /// Those beside a model, here or by its address.
     pub(crate) fn of_model(path: &Path) -> Result<Self> {
-        if is_address(path) {
+        let files = if is_address(path) {
             let files = remote::neighbors(path)?.into_iter();
-            let known = files.filter(|(name, _)| NAMES.iter().any(|pattern| fits(pattern, name)));
-            return Ok(Self(
-                known
-                    .map(|(name, address)| (name, Content::Copy(address)))
-                    .collect(),
-            ));
-        }
-        match model_folder(path) {
-            Some(folder) => Self::of_folder(&folder),
-            None => Ok(Self::default()),
-        }
-    }
-
-    /// Those in a folder.
-    fn of_folder(folder: &Path) -> Result<Self> {
-        let failed = |source| Error::io("read", folder, source);
-        let mut files = BTreeMap::new();
-        for entry in std::fs::read_dir(folder).map_err(failed)? {
-            let entry = entry.map_err(failed)?;
-            if let Ok(name) = entry.file_name().into_string()
-                && NAMES.iter().any(|pattern| fits(pattern, &name))
-                && entry.path().is_file()
-            {
-                files.insert(name, Content::Copy(entry.path()));
+            Files::There(files.filter(|(name, _)| is_below(name)).collect())
+        } else {
+            match model_folder(path) {
+                Some(folder) => Files::Here(folder),
+                None => return Ok(Self::default()),
             }
-        }
-        Ok(Self(files))
+        };
+        let files = travelling(&files)?.into_iter();
+        Ok(Self(
+            files
+                .map(|(name, path)| (name, Content::Copy(path)))
+                .collect(),
+        ))
     }
 
     /// Those that a plan writes.
@@ -196,16 +160,6 @@ impl Companions {
     }
 }
 
-/// Whether a name fits a pattern with at most one `*`.
-fn fits(pattern: &str, name: &str) -> bool {
-    match pattern.split_once('*') {
-        None => pattern == name,
-        Some((start, end)) => {
-            name.len() >= pattern.len() - 1 && name.starts_with(start) && name.ends_with(end)
-        }
-    }
-}
-
 /// A file of bounded length, here or by its address.
 pub(crate) fn read_bytes(path: &Path) -> Result<Vec<u8>> {
     let file = io::open_bytes(path)?;
@@ -215,6 +169,17 @@ pub(crate) fn read_bytes(path: &Path) -> Result<Vec<u8>> {
     }
     let mut bytes = vec![0; n_bytes as usize];
     (file.read_exact_at(&mut bytes, 0)).map_err(|source| Error::io("read", path, source))?;
+    // A license may be a web page; what programs read is none.
+    let is_read = path
+        .extension()
+        .is_some_and(|name| name != "md" && name != "html" && name != "txt");
+    let looks_like = io::not_fetched(&bytes);
+    if let Some(looks_like) = looks_like.filter(|found| is_read || found.contains("git-lfs")) {
+        return Err(Error::UnknownFormat {
+            path: path.into(),
+            looks_like: looks_like.into(),
+        });
+    }
     Ok(bytes)
 }
 
@@ -227,21 +192,5 @@ fn bad(path: &Path, reason: &str) -> MergeFault {
     MergeFault::Companion {
         path: path.into(),
         reason: reason.into(),
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn companions_are_known_by_their_names() {
-        let is_known = |name: &str| NAMES.iter().any(|pattern| fits(pattern, name));
-        assert!(is_known("tokenizer.json"));
-        assert!(is_known("modeling_tiny.py"));
-        assert!(is_known("qwen.tiktoken"));
-        assert!(!is_known("train.py"));
-        assert!(!is_known("model.safetensors"));
-        assert!(!is_known("README.md"));
     }
 }

@@ -10,6 +10,9 @@ use crate::{MergeFault, Result, io};
 /// No vocabulary is larger; an id beyond would only make rows of nothing.
 const MAX_TOKENS: u64 = 1 << 24;
 
+/// Ids that no token has, beside four for each that one has: embeddings have a row for each.
+const MAX_HOLES: usize = 1 << 16;
+
 /// The tokens of a model and their ids.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub(crate) struct Vocabulary(pub(crate) BTreeMap<String, usize>);
@@ -45,6 +48,11 @@ impl Vocabulary {
                 (Some(token), Some(id)) => tokens.insert(token.to_owned(), id),
                 _ => return Err(bad(format!("not an added token: {added}")).into()),
             };
+        }
+        let n_rows = tokens.values().max().map_or(0, |last| last + 1);
+        if n_rows > MAX_HOLES + 4 * tokens.len() {
+            let n = tokens.len();
+            return Err(bad(format!("{n} tokens have ids up to {}", n_rows - 1)).into());
         }
         Ok(Self(tokens))
     }

@@ -56,6 +56,10 @@ impl Error {
             Self::Quantization(fault) => fault.hint().map(str::to_owned),
             Self::Remote(fault) => fault.hint().map(str::to_owned),
             Self::Several(faults) => faults.iter().find_map(Self::hint),
+            Self::InputChanged { .. } => Some("run it again when no other program writes the file".into()),
+            Self::UnknownFormat { looks_like, .. } if looks_like.contains("git-lfs") => {
+                Some("run `git lfs pull` in its folder to fetch the file itself".into())
+            }
             Self::Stopped { .. } => Some("the same command goes on with the next file".into()),
             Self::TargetExists { .. } => Some("pass --force to replace it".into()),
             Self::SingularGram { .. } => Some(
@@ -98,6 +102,8 @@ impl Error {
             {
                 Some("check the permissions of the file and its folder".into())
             }
+            Self::Write(WriteFault::NotOurs { .. }) => Some("look at what it is, and remove it".into()),
+            Self::Write(WriteFault::InputInTheWay { .. }) => Some("choose another folder for the output".into()),
             Self::Write(WriteFault::MissingFolder { .. }) => Some("create it, or correct the path".into()),
             Self::Split(SplitFault::MissingShard { .. }) | Self::Split(SplitFault::LoneShard { .. }) => {
                 Some("fetch or copy the whole folder again".into())

@@ -105,6 +105,24 @@ pub enum MergeFault {
         /// The model it is given for.
         model: PathBuf,
     },
+    /// The same tensors are called otherwise in another model.
+    #[error("{n_missing} tensors are in some of the models only: {cause}{place}")]
+    OtherSpelling {
+        /// How many.
+        n_missing: usize,
+        /// How the names differ, as a clause.
+        cause: String,
+        /// What mends it.
+        advice: String,
+        /// The model's entry.
+        place: Place,
+    },
+    /// No tensor is in all models.
+    #[error("nothing would be merged: each of {n_missing} tensors is in some of the models only")]
+    NothingCombined {
+        /// How many.
+        n_missing: usize,
+    },
     /// Tensors of one name and different shapes.
     #[error("`{key}` has shape {found:?} in {model}, expected {expected:?} as in {first}{place}")]
     Shapes {
@@ -239,6 +257,26 @@ pub enum MergeFault {
         /// The entry of the other.
         place: Place,
     },
+    /// Renaming makes a name that no tensor has.
+    #[error("`rename`: `{pattern}` makes of `{name}` a name of more than {limit} bytes{place}")]
+    LongName {
+        /// The tensor.
+        name: String,
+        /// The pattern.
+        pattern: String,
+        /// The longest name.
+        limit: usize,
+        /// The model's entry.
+        place: Place,
+    },
+    /// More models, slices and tensors than any merge has.
+    #[error(
+        "the recipe names more than {limit} tensors, each once for each output tensor that it goes into"
+    )]
+    TooManyInputs {
+        /// The limit.
+        limit: usize,
+    },
     /// A checkpoint without the file that says what its tokens are.
     #[error("{model}: no tokenizer.json beside it, which `tokenizer_source` needs{place}")]
     NoTokenizer {
@@ -246,6 +284,22 @@ pub enum MergeFault {
         model: String,
         /// Its entry.
         place: Place,
+    },
+    /// `chat_template` is neither a template nor the name of one.
+    #[error("`chat_template: {asked}` is neither a template in Jinja nor one of auto, {known}")]
+    ChatTemplate {
+        /// What the recipe says.
+        asked: String,
+        /// Templates with names.
+        known: String,
+    },
+    /// `tokenizer` says of a token what cannot be.
+    #[error("`tokenizer`: {}{reason}", if token.is_empty() { String::new() } else { format!("`{token}`: ") })]
+    TokenRule {
+        /// The token.
+        token: String,
+        /// What is wrong.
+        reason: String,
     },
     /// No tensor has a row for every token.
     #[error(
@@ -291,6 +345,8 @@ impl MergeFault {
         !matches!(
             self,
             Self::OnlyInSome { .. }
+                | Self::OtherSpelling { .. }
+                | Self::NothingCombined { .. }
                 | Self::Shapes { .. }
                 | Self::DTypes { .. }
                 | Self::UnequalIntegers { .. }
@@ -305,8 +361,12 @@ impl MergeFault {
     }
 
     /// What the user may try.
-    pub(super) const fn hint(&self) -> Option<&'static str> {
+    pub(super) fn hint(&self) -> Option<&str> {
         match self {
+            Self::OtherSpelling { advice, .. } => Some(advice),
+            Self::NothingCombined { .. } => {
+                Some("are these models of one architecture? `rename` brings names together")
+            }
             Self::OnlyInSome { .. } => Some(
                 "`on_missing: copy` takes such tensors from the base or the first model that has them, \
                  `on_missing: skip` leaves them out",

@@ -61,6 +61,12 @@ pub enum Error {
         /// What its first bytes look like, as a clause.
         looks_like: String,
     },
+    /// An input was written to while it was read.
+    #[error("{}: changed while it was read; nothing was written", path.display())]
+    InputChanged {
+        /// The file.
+        path: PathBuf,
+    },
     /// Another run is writing to the same target.
     #[error("{}: another run is writing it", path.display())]
     TargetBusy {

@@ -34,6 +34,20 @@ pub enum WriteFault {
         /// The target.
         path: PathBuf,
     },
+    /// What stands where this program keeps a file of an unfinished run is none of its files.
+    #[error(
+        "{}: is in the way: not a file that an unfinished run of this user left here", path.display()
+    )]
+    NotOurs {
+        /// The file.
+        path: PathBuf,
+    },
+    /// A file of the folder that is to be replaced is read by the merge.
+    #[error("{}: is an input of the merge, and would be removed from the output's folder", path.display())]
+    InputInTheWay {
+        /// The file.
+        path: PathBuf,
+    },
     /// The folder of the target does not exist.
     #[error("{}: the folder does not exist", folder.display())]
     MissingFolder {

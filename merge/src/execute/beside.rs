@@ -2,76 +2,148 @@
 
 use std::path::{Path, PathBuf};
 
+use crate::beside::travel::{Files, travelling};
 use crate::beside::{Content, card, read_bytes};
-use crate::io::{WriteOptions, check_file_target, write_file};
+use crate::io::folder::is_weights_name;
+use crate::io::{Belongings, ReadyFile, WriteOptions, check_file_target};
 use crate::provenance::Provenance;
-use crate::{Error, MergePlan, Result};
+use crate::{Error, MergePlan, Result, WriteFault};
 
 /// What the model card is called.
 const CARD: &str = "README.md";
 
-/// The folder of an output that is a folder, made if it was not there. Dropped while it is empty, it
-/// is removed again.
+/// The folders of an output that is a folder, made if they were not there. Dropped while they are empty,
+/// they are removed again.
 pub(super) struct OutputFolder {
-    made: Option<PathBuf>,
+    made: Vec<PathBuf>,
 }
 
 impl OutputFolder {
-    /// Makes the folder if the output is one and it is not there.
-    pub(super) fn make(write: &WriteOptions) -> Result<Self> {
-        let folder = folder_of(write);
-        if !write.is_folder || folder.is_dir() {
-            return Ok(Self { made: None });
+    /// Makes the folder, and those in it, if the output is one and they are not there.
+    pub(super) fn make(plan: &MergePlan, write: &WriteOptions) -> Result<Self> {
+        let mut output = Self { made: Vec::new() };
+        if !write.is_folder {
+            return Ok(output);
         }
-        std::fs::create_dir(folder).map_err(|source| Error::io("create", folder, source))?;
-        Ok(Self {
-            made: Some(folder.to_owned()),
-        })
+        output.make_one(folder_of(write))?;
+        for path in paths(plan, write) {
+            if let Some(folder) = path.parent() {
+                output.make_one(folder)?;
+            }
+        }
+        Ok(output)
+    }
+
+    fn make_one(&mut self, folder: &Path) -> Result<()> {
+        if !folder.is_dir() {
+            std::fs::create_dir(folder).map_err(|source| Error::io("create", folder, source))?;
+            self.made.push(folder.to_owned());
+        }
+        Ok(())
     }
 }
 
 impl Drop for OutputFolder {
     fn drop(&mut self) {
-        if let Some(folder) = &self.made {
+        for folder in self.made.iter().rev() {
             // Refused by the system if anything is in it.
             let _ = std::fs::remove_dir(folder);
         }
     }
 }
 
-/// Checks that nothing is in the way of the files.
-pub(super) fn check(plan: &MergePlan, write: &WriteOptions) -> Result<()> {
+/// Checks that nothing is in the way of the files, and returns what of an older model is to be removed.
+/// A folder with another model is refused, unless the run `may_replace` it.
+pub(super) fn check(
+    plan: &MergePlan,
+    write: &WriteOptions,
+    may_replace: bool,
+) -> Result<Vec<PathBuf>> {
     if !write.is_folder || !folder_of(write).is_dir() {
-        return Ok(());
+        return Ok(Vec::new());
     }
-    for path in paths(plan, write) {
-        check_file_target(&path, write.force)?;
+    for path in paths(plan, write).filter(|path| path.parent().is_some_and(Path::is_dir)) {
+        check_file_target(&path, may_replace)?;
     }
-    Ok(())
+    let stale = stale(plan, write)?;
+    let is_weights = |path: &&PathBuf| path.parent() == Some(folder_of(write)) && is_weights(path);
+    if let Some(weights) = stale.iter().find(is_weights).filter(|_| !may_replace) {
+        return Err(Error::TargetExists {
+            path: weights.clone(),
+        });
+    }
+    if !may_replace {
+        return Ok(Vec::new());
+    }
+    let same = |path: &Path| std::fs::canonicalize(path).ok();
+    let inputs: Vec<Option<PathBuf>> = plan.files().iter().map(|file| same(&file.path)).collect();
+    match stale.iter().find(|path| inputs.contains(&same(path))) {
+        Some(path) => Err(Error::Write(WriteFault::InputInTheWay {
+            path: path.clone(),
+        })),
+        None => Ok(stale),
+    }
 }
 
-/// Writes the files of the inputs and the model card; returns where they are.
-pub(super) fn write(
+fn is_weights(path: &Path) -> bool {
+    let name = path.file_name().and_then(|name| name.to_str());
+    name.is_some_and(is_weights_name)
+}
+
+/// Files of another model in the output's folder that the plan does not replace.
+fn stale(plan: &MergePlan, write: &WriteOptions) -> Result<Vec<PathBuf>> {
+    let folder = folder_of(write);
+    let own: Vec<PathBuf> = paths(plan, write).chain([write.path.clone()]).collect();
+    let failed = |source| Error::io("read", folder, source);
+    let mut found: Vec<PathBuf> = Vec::new();
+    for entry in std::fs::read_dir(folder).map_err(failed)? {
+        let path = folder.join(entry.map_err(failed)?.file_name());
+        if is_weights(&path) && path.is_file() {
+            found.push(path);
+        }
+    }
+    let companions = travelling(&Files::Here(folder.to_owned()))?;
+    found.extend(companions.into_values());
+    found.sort_unstable();
+    found.retain(|path| !own.contains(path));
+    Ok(found)
+}
+
+/// Makes the files of the inputs and the model card, ready to get their names.
+pub(super) fn prepare(
     plan: &MergePlan,
     write: &WriteOptions,
     made: &Provenance,
-) -> Result<Vec<PathBuf>> {
+    stale: &[PathBuf],
+) -> Result<Belongings> {
     if !write.is_folder {
-        return Ok(Vec::new());
+        return Ok(Belongings::default());
     }
     let folder = folder_of(write);
+    let mut files = Vec::new();
     for file in &plan.beside().files {
         let bytes = match &file.content {
             Content::Text(text) => text.clone().into_bytes(),
             Content::Copy(path) => read_bytes(path)?,
         };
-        write_file(&folder.join(&file.name), &bytes, write.force)?;
+        files.push(ReadyFile::new(
+            &folder.join(&file.name),
+            &bytes,
+            write.force,
+        )?);
     }
     let absolute = std::path::absolute(folder).unwrap_or_else(|_| folder.to_owned());
     let title = absolute.file_name().unwrap_or(absolute.as_os_str());
     let text = card::card(&title.to_string_lossy(), plan.beside(), made)?;
-    write_file(&folder.join(CARD), text.as_bytes(), write.force)?;
-    Ok(paths(plan, write).collect())
+    files.push(ReadyFile::new(
+        &folder.join(CARD),
+        text.as_bytes(),
+        write.force,
+    )?);
+    Ok(Belongings {
+        files,
+        stale: stale.to_vec(),
+    })
 }
 
 fn paths<'a>(plan: &'a MergePlan, write: &'a WriteOptions) -> impl Iterator<Item = PathBuf> + 'a {

@@ -2,7 +2,7 @@
 
 use std::sync::{Mutex, PoisonError};
 
-use super::{RunOptions, Sink, write_entries};
+use super::{Chosen, RunOptions, Sink, write_entries};
 use crate::io::{Container, Root, SourceInfo, TensorEntry};
 use crate::provenance::{Hashes, Provenance};
 use crate::{Checkpoint, MergePlan, ObjectPath, PathSegment, Progress, Result, TensorSource};
@@ -28,13 +28,15 @@ fn fill(plan: &MergePlan, run: &RunOptions, progress: &dyn Progress) -> Result<M
     let entries = plan.entries().iter();
     let buffers = entries.map(|entry| Mutex::new(vec![0; entry.info.n_bytes() as usize]));
     let buffers = Buffers(buffers.collect());
-    write_entries(plan, &(0..plan.entries().len()), &buffers, run, progress)?;
+    let range = 0..plan.entries().len();
+    write_entries(plan, &range, &buffers, run, Chosen::All, progress)?;
     let files = plan.files();
     let provenance = Provenance::new(plan.recipe().to_owned(), &files);
     let provenance = match run.hash {
         true => provenance.with_hashes(Hashes::default().of(&files, progress)?),
         false => provenance,
     };
+    super::require_unchanged(&files)?;
     let tensors: Vec<TensorEntry> = (plan.entries().iter())
         .map(|entry| TensorEntry {
             path: ObjectPath(vec![PathSegment::Key(entry.name.clone())]),

@@ -7,13 +7,14 @@ use std::thread;
 use rayon::prelude::*;
 use serde::Serialize;
 
-use crate::io::{WriteOptions, Writer, check_target, n_complete_files};
+use crate::io::{SourceFile, WriteOptions, Writer, check_target, n_complete_files};
 use crate::plan::{Action, Entry, PIECE_ELEMENTS, piece_elements};
 use crate::provenance::{Hashes, Provenance};
 use crate::{Error, MergePlan, Progress, Result, TensorInfo};
 
 mod beside;
 mod chunk;
+mod compare;
 mod fingerprint;
 mod finite;
 mod idle;
@@ -22,12 +23,15 @@ mod kept;
 mod memory;
 mod stages;
 mod survey;
+mod verdict;
 mod whole;
 
+pub use compare::{Comparison, Differing, compare};
 pub use memory::in_memory;
 
 use chunk::Worker;
 use idle::Idle;
+use verdict::Watched;
 
 /// Where the bytes of results go: a file, or memory.
 trait Sink: Sync {
@@ -71,6 +75,9 @@ pub struct Summary {
     pub n_copied: usize,
     /// Tensors combined from several or made anew.
     pub n_combined: usize,
+    /// Tensors among those combined from several that are bit for bit what they are measured from: the base, or
+    /// else the first model.
+    pub n_unchanged: usize,
     /// Input tensors left out.
     pub n_dropped: usize,
     /// Files that a run before had completed.
@@ -79,6 +86,30 @@ pub struct Summary {
     pub input_bytes: u64,
     /// Tensor bytes written.
     pub output_bytes: u64,
+}
+
+/// Which pieces of tensors are made.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Chosen {
+    All,
+    /// Of each tensor the first, the last and one between.
+    Sample,
+}
+
+impl Chosen {
+    fn of(self, pieces: Vec<Piece>) -> Vec<Piece> {
+        let (Self::Sample, Some(last)) = (self, pieces.len().checked_sub(1)) else {
+            return pieces;
+        };
+        // Which one differs from tensor to tensor.
+        let between = match pieces.first() {
+            Some(first) if last > 1 => 1 + (first.entry * 7919) % (last - 1),
+            _ => 0,
+        };
+        let is_chosen = |&(at, _): &(usize, Piece)| at == 0 || at == last || at == between;
+        let chosen = pieces.into_iter().enumerate().filter(is_chosen);
+        chosen.map(|(_, piece)| piece).collect()
+    }
 }
 
 /// Elements `first..first + length` of an entry.
@@ -105,23 +136,26 @@ pub fn execute(
     let fingerprint = fingerprint::of(plan, &plan.metadata(&placeholder)?, write, run);
     let n_files_kept = n_complete_files(&write.path, &fingerprint);
     // What stands under the target's names is what an unfinished run put there.
+    let may_replace = write.force || n_files_kept > 0;
+    let stale = beside::check(plan, write, may_replace)?;
     let write = &WriteOptions {
-        force: write.force || n_files_kept > 0,
+        force: may_replace,
         ..write.clone()
     };
-    beside::check(plan, write)?;
-    let _folder = beside::OutputFolder::make(write)?;
+    let _folder = beside::OutputFolder::make(plan, write)?;
     // Announced before the first file is made, for from here on an interrupt must clean up.
     stages::write(plan, write, run, progress, &mut Vec::new())?;
     progress.start("writing", plan.output_bytes());
-    let files = write_all(plan, write, run, &fingerprint, progress);
+    let files = write_all(plan, write, run, (&fingerprint, &stale), progress);
     progress.finish();
     let is_copy = |entry: &&Entry| matches!(entry.action, Action::Copy(_));
     let n_copied = plan.entries().iter().filter(is_copy).count();
+    let (files, n_unchanged) = files?;
     Ok(Summary {
-        files: files?,
+        files,
         n_copied,
         n_combined: plan.entries().len() - n_copied,
+        n_unchanged,
         n_dropped: plan.dropped().len(),
         n_files_kept,
         input_bytes: plan.input_bytes(),
@@ -136,7 +170,7 @@ pub fn execute(
 pub fn check(plan: &MergePlan, write: &WriteOptions, run: &RunOptions) -> Result<()> {
     let placeholder = Provenance::new(plan.recipe().to_owned(), &plan.files());
     let metadata = plan.metadata(&placeholder.with_placeholder_hashes(run.hash))?;
-    beside::check(plan, write)?;
+    beside::check(plan, write, write.force)?;
     check_target(&tensors(plan), &metadata, write)
 }
 
@@ -148,26 +182,28 @@ fn tensors(plan: &MergePlan) -> Vec<(String, TensorInfo)> {
         .collect()
 }
 
-/// Writes the whole output and puts it in place.
+/// Writes the whole output and puts it in place of the `stale` files. Returns its files, and how many tensors
+/// were combined without a change.
 fn write_all(
     plan: &MergePlan,
     write: &WriteOptions,
     run: &RunOptions,
-    fingerprint: &str,
+    (fingerprint, stale): (&str, &[PathBuf]),
     progress: &dyn Progress,
-) -> Result<Vec<PathBuf>> {
+) -> Result<(Vec<PathBuf>, usize)> {
     let files = plan.files();
     let provenance = Provenance::new(plan.recipe().to_owned(), &files);
     let placeholder = provenance.clone().with_placeholder_hashes(run.hash);
     let metadata = plan.metadata(&placeholder)?;
     let writer = Writer::resume(&tensors(plan), &metadata, write, fingerprint)?;
+    let watched = Watched::new(plan, &writer);
     let (written, hashes) = thread::scope(|scope| {
         let hashes = scope.spawn(|| {
             run.hash
                 .then(|| Hashes::default().of(&files, progress))
                 .transpose()
         });
-        let written = write_runs(plan, &writer, run, progress);
+        let written = write_runs(plan, &writer, &watched, run, progress);
         // A panic of the hashing thread is a bug and goes on as one.
         let hashes = hashes
             .join()
@@ -186,17 +222,24 @@ fn write_all(
         None => provenance,
     };
     plan.check_grams(&provenance)?;
-    // Before the weights have their name: who finds those finds all.
-    let companions = beside::write(plan, write, &provenance)?;
-    let mut files = writer.finish(&plan.metadata(&provenance)?)?;
-    files.extend(companions);
-    Ok(files)
+    let belongings = beside::prepare(plan, write, &provenance, stale)?;
+    // After the last byte was read and hashed: both are of the files that were opened.
+    require_unchanged(&files)?;
+    let n_unchanged = watched.n_unchanged();
+    let files = writer.finish_with(&plan.metadata(&provenance)?, belongings)?;
+    Ok((files, n_unchanged))
+}
+
+/// Checks that the inputs are still those that were opened.
+fn require_unchanged(files: &[SourceFile]) -> Result<()> {
+    files.iter().try_for_each(SourceFile::require_unchanged)
 }
 
 /// Writes one file after the other, where there are several.
 fn write_runs(
     plan: &MergePlan,
     writer: &Writer,
+    sink: &dyn Sink,
     run: &RunOptions,
     progress: &dyn Progress,
 ) -> Result<()> {
@@ -208,7 +251,7 @@ fn write_runs(
     let kept = plan.output_bytes() - open.iter().map(n_bytes).sum::<u64>();
     progress.advance(kept);
     for entries in &open {
-        write_entries(plan, entries, writer, run, progress)?;
+        write_entries(plan, entries, sink, run, Chosen::All, progress)?;
         writer.complete(entries)?;
     }
     Ok(())
@@ -220,6 +263,7 @@ fn write_entries(
     range: &Range<usize>,
     sink: &dyn Sink,
     run: &RunOptions,
+    chosen: Chosen,
     progress: &dyn Progress,
 ) -> Result<()> {
     let entries = || {
@@ -236,7 +280,7 @@ fn write_entries(
                 Action::Elementwise { kernel, .. } => kernel.unit(),
                 _ => 1,
             };
-            pieces_of(index, entry.info.n_elements(), unit)
+            chosen.of(pieces_of(index, entry.info.n_elements(), unit).collect())
         })
         .collect();
     let workers = Idle::default();
@@ -265,7 +309,7 @@ fn write_entries(
             return Ok(());
         };
         workers.with(new_worker, |worker| {
-            for piece in surveyed.pieces(index, entry) {
+            for piece in chosen.of(surveyed.pieces(index, entry).collect()) {
                 progress.advance(worker.write_surveyed(&surveyed, piece)?);
             }
             Ok::<(), Error>(())
@@ -276,7 +320,7 @@ fn write_entries(
         else {
             continue;
         };
-        let pieces = surveyed.pieces(index, entry).collect();
+        let pieces = chosen.of(surveyed.pieces(index, entry).collect());
         each(pieces, &|worker, piece| {
             worker.write_surveyed(&surveyed, piece)
         })?;
@@ -289,7 +333,7 @@ fn write_entries(
         let merged = whole::merge(plan, entry, is_checked)?;
         let values = merged.as_standard_layout();
         let values = values.as_slice().unwrap_or_default();
-        let pieces = pieces_of(index, values.len(), 1).collect();
+        let pieces = chosen.of(pieces_of(index, values.len(), 1).collect());
         each(pieces, &|worker, Piece { first, length, .. }| {
             worker.write_values(index, first, &values[first..first + length])
         })?;

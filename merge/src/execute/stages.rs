@@ -43,7 +43,7 @@ pub(super) fn write(
         };
         progress.start(&format!("making {}", stage.name), stage.plan.output_bytes());
         // A stage is one file, which no later run goes on with.
-        let written = write_all(&stage.plan, &options, &run, "", progress);
+        let written = write_all(&stage.plan, &options, &run, ("", &[]), progress);
         progress.finish();
         written?;
         stage.finish(open_result(&path)?);

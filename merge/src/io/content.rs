@@ -36,28 +36,42 @@ fn classify(seen: &[u8], claims_safetensors: bool) -> Content {
         // Before everything else: the length of a header may look like any other mark, but no
         // other kind of file goes on with four zero bytes of a length and a brace.
         [_, _, _, _, 0, 0, 0, 0, b'{', ..] => Content::Safetensors,
+        _ if is_no_file(seen).is_some() => Content::Unknown(describe(seen)),
         _ if super::torch::sniff(seen).is_some() => Content::Torch,
         _ if trimmed.starts_with(b"{") => Content::Json,
         // The name decides only which reader explains what is wrong.
         _ if claims_safetensors => Content::Safetensors,
-        _ => Content::Unknown(describe(seen, trimmed)),
+        _ => Content::Unknown(describe(seen)),
     }
 }
 
-fn describe(seen: &[u8], trimmed: &[u8]) -> String {
-    let is_page = [&b"<!doctype"[..], b"<html", b"<?xml", b"<head"]
-        .iter()
-        .any(|mark| {
-            trimmed
-                .get(..mark.len())
-                .is_some_and(|start| start.eq_ignore_ascii_case(mark))
-        });
+/// What stands in the place of a file that was not fetched, whatever the file is called.
+pub(crate) fn is_no_file(seen: &[u8]) -> Option<&'static str> {
+    let starts = |mark: &&[u8]| {
+        let start = seen.trim_ascii_start().get(..mark.len());
+        start.is_some_and(|start| start.eq_ignore_ascii_case(mark))
+    };
+    if seen.starts_with(b"version https://git-lfs") {
+        return Some("is a git-lfs pointer; the file itself was not fetched");
+    }
+    let page = [&b"<!doctype"[..], b"<html", b"<?xml", b"<head"];
+    let refusal = [
+        &b"Entry not found"[..],
+        b"Invalid username or password",
+        b"Repository not found",
+    ];
+    if page.iter().any(starts) {
+        return Some("is a web page, not a checkpoint");
+    }
+    (refusal.iter().any(starts)).then_some("is the refusal of a server, not a checkpoint")
+}
+
+fn describe(seen: &[u8]) -> String {
+    if let Some(known) = is_no_file(seen) {
+        return known.to_owned();
+    }
     let known = match seen {
         [] => "is empty",
-        _ if is_page => "is a web page, not a checkpoint",
-        _ if seen.starts_with(b"version https://git-lfs") => {
-            "is a git-lfs pointer; the file itself was not fetched"
-        }
         [0x1f, 0x8b, ..] => "is compressed with gzip",
         [0x28, 0xb5, 0x2f, 0xfd, ..] => "is compressed with zstd",
         [b'B', b'Z', b'h', ..] => "is compressed with bzip2",

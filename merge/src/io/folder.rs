@@ -1,6 +1,6 @@
 //! Which file of a folder is the model.
 
-use std::path::{Path, PathBuf};
+use std::path::{Component, Path, PathBuf};
 
 use crate::{Error, Result, SplitFault};
 
@@ -10,14 +10,61 @@ const INDEX_SUFFIX: &str = ".index.json";
 /// Extensions of single model files, the better first.
 const MODEL_EXTENSIONS: [&[&str]; 2] = [&["safetensors"], &["bin", "pt", "pth", "ckpt"]];
 
-/// Names by which programs look for the model of a folder first.
-const MODEL_STEMS: [&str; 2] = ["model", "pytorch_model"];
+/// The files that loaders ask for by name, in their order: transformers takes a single file before an
+/// index, diffusers an index before a single file.
+const LOOKED_FOR: [&str; 8] = [
+    "model.safetensors",
+    "model.safetensors.index.json",
+    "diffusion_pytorch_model.safetensors.index.json",
+    "diffusion_pytorch_model.safetensors",
+    "pytorch_model.bin",
+    "pytorch_model.bin.index.json",
+    "diffusion_pytorch_model.bin.index.json",
+    "diffusion_pytorch_model.bin",
+];
 
-/// The index of the folder, or else its single model file.
+/// Names by which programs look for the model of a folder first.
+const MODEL_STEMS: [&str; 3] = ["model", "pytorch_model", "diffusion_pytorch_model"];
+
+/// What files are called that lie beside models and are none: the state of a trainer.
+const OTHER_STEMS: [&str; 7] = [
+    "training_args",
+    "optimizer",
+    "scheduler",
+    "scaler",
+    "rng_state",
+    "random_states",
+    "adapter_model",
+];
+
+/// The model of a folder.
+#[derive(Debug, PartialEq, Eq)]
+pub(crate) struct Found {
+    /// Its file, or its index.
+    pub(crate) path: PathBuf,
+    /// Other models of the folder.
+    pub(crate) passed_over: Vec<String>,
+}
+
+impl Found {
+    /// Says what else was there.
+    pub(crate) fn note(&self) -> Option<String> {
+        let others = self.passed_over.join(", ");
+        (!others.is_empty()).then(|| {
+            format!(
+                "{}: taken as loaders take it; passed over in its folder: {others}",
+                self.path.display()
+            )
+        })
+    }
+}
+
+/// The file of the folder that loaders take for its model.
 ///
 /// # Errors
 /// When there is none, or several of the same rank.
-pub(super) fn model_file(folder: &Path) -> Result<PathBuf> {
+pub(super) fn model_file(folder: &Path) -> Result<Found> {
+    let folder = &snapshot(folder)?;
     model_among(folder, &names(folder)?)
 }
 
@@ -25,29 +72,84 @@ pub(super) fn model_file(folder: &Path) -> Result<PathBuf> {
 ///
 /// # Errors
 /// When there is none, or several of the same rank.
-pub(crate) fn model_among(folder: &Path, names: &[String]) -> Result<PathBuf> {
-    let indices = names.iter().filter(|name| name.ends_with(INDEX_SUFFIX));
-    let ranks = std::iter::once(indices.collect()).chain(MODEL_EXTENSIONS.map(|extensions| {
-        names
+pub(crate) fn model_among(folder: &Path, names: &[String]) -> Result<Found> {
+    let chosen = choose(folder, names)?;
+    let own_shards = chosen
+        .strip_suffix(INDEX_SUFFIX)
+        .and_then(|file| file.rsplit_once('.'));
+    let is_own = |name: &str| {
+        own_shards.is_some_and(|(stem, extension)| {
+            let start = name.strip_suffix(extension);
+            is_shard(name) && start.is_some_and(|start| start.starts_with(&format!("{stem}-")))
+        })
+    };
+    let mut passed_over: Vec<String> = Vec::new();
+    for name in names {
+        let is_chosen = name == chosen || is_own(name);
+        if is_chosen || is_other(name) || !(is_index(name) || extension_rank(name).is_some()) {
+            continue;
+        }
+        // The first part stands for all.
+        let stem = |name: &str| name.rsplit_once("-of-").map(|(stem, _)| stem.len());
+        let is_known = |known: &String| {
+            is_shard(known) && stem(known) == stem(name) && same_family(known, name)
+        };
+        if !(is_shard(name) && passed_over.iter().any(is_known)) {
+            passed_over.push(name.clone());
+        }
+    }
+    Ok(Found {
+        path: folder.join(chosen),
+        passed_over,
+    })
+}
+
+/// Whether both are parts of one split model.
+fn same_family(a: &str, b: &str) -> bool {
+    let family = |name: &str| {
+        let (before, total) = name.rsplit_once("-of-")?;
+        let (stem, _) = before.rsplit_once('-')?;
+        Some((stem.to_owned(), total.to_owned()))
+    };
+    family(a) == family(b)
+}
+
+fn choose<'a>(folder: &Path, names: &'a [String]) -> Result<&'a str> {
+    let looked_for = LOOKED_FOR.iter();
+    let mut usual = looked_for.filter_map(|name| names.iter().find(|other| other == name));
+    if let Some(name) = usual.next() {
+        return Ok(name);
+    }
+    let is_main = |name: &&String| !is_variant(name) && !name.starts_with("consolidated");
+    let indices: Vec<&String> = names.iter().filter(|name| is_index(name)).collect();
+    let ranked = |rank: usize| -> Vec<&String> {
+        let of_rank = names
             .iter()
-            .filter(|name| {
-                let extension = name.rsplit_once('.').map(|(_, extension)| extension);
-                extension.is_some_and(|extension| extensions.contains(&extension))
-            })
-            .collect::<Vec<_>>()
-    }));
-    for candidates in ranks {
-        match choose(&candidates) {
-            Choice::None => {}
-            Choice::One(name) if is_shard(name) => {
+            .filter(|name| extension_rank(name) == Some(rank));
+        of_rank.filter(|name| !is_other(name)).collect()
+    };
+    let adapters: Vec<&String> = names
+        .iter()
+        .filter(|n| n.starts_with("adapter_model."))
+        .collect();
+    for candidates in [indices, ranked(0), ranked(1), adapters] {
+        let main: Vec<&String> = candidates.iter().copied().filter(is_main).collect();
+        let candidates = match main.is_empty() {
+            true => candidates,
+            false => main,
+        };
+        match candidates.as_slice() {
+            [] => {}
+            // All of them parts: the first stands for the fault.
+            [name, ..] if candidates.iter().all(|name| is_shard(name)) => {
                 return Err(SplitFault::LoneShard {
                     folder: folder.into(),
-                    shard: name.to_owned(),
+                    shard: (*name).clone(),
                 }
                 .into());
             }
-            Choice::One(name) => return Ok(folder.join(name)),
-            Choice::Several => {
+            [name] => return Ok(name),
+            _ => {
                 return Err(SplitFault::SeveralModels {
                     folder: folder.into(),
                     files: candidates.into_iter().cloned().collect(),
@@ -62,11 +164,84 @@ pub(crate) fn model_among(folder: &Path, names: &[String]) -> Result<PathBuf> {
     .into())
 }
 
-/// The folder that a model stands for as a whole: the folder itself, or that of a file with a usual
-/// name, such as `model.safetensors` or its index.
+/// An index, of a variant too (`model.safetensors.index.fp16.json`).
+fn is_index(name: &str) -> bool {
+    let variant = name
+        .strip_suffix(".json")
+        .and_then(|name| name.rsplit_once('.'))
+        .is_some_and(|(name, _)| name.ends_with(".index"));
+    name.ends_with(INDEX_SUFFIX) || variant
+}
+
+/// A usual name with the name of a variant in it: `model.fp16.safetensors`.
+fn is_variant(name: &str) -> bool {
+    let name = name.strip_suffix(".json").unwrap_or(name);
+    let n_parts = match is_index(&format!("{name}.json")) {
+        true => 3,
+        false => 2,
+    };
+    MODEL_STEMS.iter().any(|stem| {
+        let rest = name.strip_prefix(stem);
+        rest.is_some_and(|rest| rest.starts_with(['.', '-']))
+    }) && name.split('.').count() > n_parts
+}
+
+fn is_other(name: &str) -> bool {
+    OTHER_STEMS.iter().any(|stem| name.starts_with(stem))
+}
+
+fn extension_rank(name: &str) -> Option<usize> {
+    let (_, extension) = name.rsplit_once('.')?;
+    let has = |extensions: &&[&str]| extensions.contains(&extension);
+    MODEL_EXTENSIONS
+        .iter()
+        .position(|extensions| has(&extensions))
+}
+
+/// The folder of the newest snapshot, if this is a model in the cache of the Hugging Face hub; else the
+/// folder itself.
+fn snapshot(folder: &Path) -> Result<PathBuf> {
+    let snapshots = folder.join("snapshots");
+    if !snapshots.is_dir() || !folder.join("blobs").is_dir() {
+        return Ok(folder.to_owned());
+    }
+    if let Ok(revision) = std::fs::read_to_string(folder.join("refs/main")) {
+        let revision = Path::new(revision.trim());
+        let is_name = matches!(
+            revision.components().collect::<Vec<_>>().as_slice(),
+            [Component::Normal(_)]
+        );
+        if is_name && snapshots.join(revision).is_dir() {
+            return Ok(snapshots.join(revision));
+        }
+    }
+    let failed = |source| Error::io("read", &snapshots, source);
+    let mut found = Vec::new();
+    for entry in std::fs::read_dir(&snapshots).map_err(failed)? {
+        let path = entry.map_err(failed)?.path();
+        if path.is_dir() {
+            found.push(path);
+        }
+    }
+    found.sort_unstable();
+    match found.len() {
+        1 => Ok(found.remove(0)),
+        0 => Ok(folder.to_owned()),
+        _ => Err(SplitFault::SeveralModels {
+            folder: snapshots,
+            files: (found.iter().filter_map(|path| path.file_name()))
+                .map(|name| name.to_string_lossy().into_owned())
+                .collect(),
+        }
+        .into()),
+    }
+}
+
+/// The folder that a model stands for as a whole: the folder itself (its snapshot, in the cache of the
+/// Hugging Face hub), or that of a file with a usual name, such as `model.safetensors` or its index.
 pub(crate) fn model_folder(path: &Path) -> Option<PathBuf> {
     if path.is_dir() {
-        return Some(path.to_owned());
+        return Some(snapshot(path).unwrap_or_else(|_| path.to_owned()));
     }
     let folder = match path.parent()? {
         folder if folder == Path::new("") => Path::new("."),
@@ -80,6 +255,17 @@ pub(crate) fn is_model_name(path: &Path) -> bool {
     let name = path.file_name().and_then(|name| name.to_str());
     let stem = name.and_then(|name| name.split_once('.'));
     stem.is_some_and(|(stem, _)| MODEL_STEMS.contains(&stem))
+}
+
+/// Whether a file of a folder holds weights, or is the index of such files, under a name that loaders
+/// of models look for.
+pub(crate) fn is_weights_name(name: &str) -> bool {
+    let of_model = MODEL_STEMS.iter().chain(&["consolidated"]).any(|stem| {
+        let rest = name.strip_prefix(stem);
+        rest.is_some_and(|rest| rest.starts_with(['.', '-']))
+    });
+    let elsewhere = ["tf_model.h5", "flax_model.msgpack"];
+    of_model && (is_index(name) || extension_rank(name).is_some()) || elsewhere.contains(&name)
 }
 
 /// Names of the folder's visible files, sorted.
@@ -99,33 +285,13 @@ fn names(folder: &Path) -> Result<Vec<String>> {
     Ok(names)
 }
 
-enum Choice<'a> {
-    None,
-    One(&'a str),
-    Several,
-}
-
-fn choose<'a>(candidates: &[&'a String]) -> Choice<'a> {
-    let usual = candidates.iter().find(|name| {
-        name.split_once('.')
-            .is_some_and(|(stem, _)| MODEL_STEMS.contains(&stem))
-    });
-    match (candidates, usual) {
-        ([], _) => Choice::None,
-        (_, Some(name)) => Choice::One(name),
-        ([name], None) => Choice::One(name),
-        // All of them shards: the first stands for the fault.
-        ([name, ..], None) if candidates.iter().all(|name| is_shard(name)) => Choice::One(name),
-        _ => Choice::Several,
-    }
-}
-
 /// Whether a file is called like a part of a split model, `stem-00001-of-00003.extension`.
 fn is_shard(name: &str) -> bool {
     let is_number = |text: &str| !text.is_empty() && text.bytes().all(|b| b.is_ascii_digit());
-    let stem = name.rsplit_once('.').map_or(name, |(stem, _)| stem);
-    stem.rsplit_once("-of-").is_some_and(|(before, total)| {
+    name.rsplit_once("-of-").is_some_and(|(before, rest)| {
         let number = before.rsplit_once('-').map_or("", |(_, number)| number);
+        // A variant's name may follow: `model-00001-of-00002.fp16.safetensors`.
+        let total = rest.split_once('.').map_or(rest, |(total, _)| total);
         is_number(number) && is_number(total)
     })
 }
@@ -137,7 +303,88 @@ mod tests {
     #[test]
     fn shards_are_known_by_their_names() {
         assert!(is_shard("model-00001-of-00003.safetensors"));
+        assert!(is_shard("model-00001-of-00003.fp16.safetensors"));
         assert!(!is_shard("model.safetensors"));
         assert!(!is_shard("best-of-3.pt"));
+    }
+
+    fn found(names: &[&str]) -> (String, Vec<String>) {
+        let names: Vec<String> = names.iter().map(|name| (*name).to_owned()).collect();
+        let found = model_among(Path::new(""), &names).expect("a model");
+        (found.path.display().to_string(), found.passed_over)
+    }
+
+    #[test]
+    fn a_folder_stands_for_the_file_that_loaders_take() {
+        for (names, taken, others) in [
+            // transformers: the file without a variant, the single file before the index.
+            (
+                &["model.fp16.safetensors", "model.safetensors"][..],
+                "model.safetensors",
+                &["model.fp16.safetensors"][..],
+            ),
+            (
+                &[
+                    "model-00001-of-00002.safetensors",
+                    "model-00002-of-00002.safetensors",
+                    "model.safetensors",
+                    "model.safetensors.index.json",
+                ],
+                "model.safetensors",
+                &[
+                    "model-00001-of-00002.safetensors",
+                    "model.safetensors.index.json",
+                ],
+            ),
+            // diffusers: the index before the single file.
+            (
+                &[
+                    "diffusion_pytorch_model.safetensors",
+                    "diffusion_pytorch_model.safetensors.index.json",
+                ],
+                "diffusion_pytorch_model.safetensors.index.json",
+                &["diffusion_pytorch_model.safetensors"],
+            ),
+            (
+                &[
+                    "consolidated.safetensors",
+                    "model-00001-of-00001.safetensors",
+                    "model.safetensors.index.json",
+                ],
+                "model.safetensors.index.json",
+                &["consolidated.safetensors"],
+            ),
+            (
+                &[
+                    "model.safetensors",
+                    "model.safetensors.index.fp32.json",
+                    "optimizer.pt",
+                    "training_args.bin",
+                ],
+                "model.safetensors",
+                &["model.safetensors.index.fp32.json"],
+            ),
+            (&["model.fp16.safetensors"], "model.fp16.safetensors", &[]),
+            (
+                &["consolidated.safetensors", "mine.safetensors"],
+                "mine.safetensors",
+                &["consolidated.safetensors"],
+            ),
+            (
+                &["pytorch_model.bin", "training_args.bin"],
+                "pytorch_model.bin",
+                &[],
+            ),
+        ] {
+            let others: Vec<String> = others.iter().map(|name| (*name).to_owned()).collect();
+            assert_eq!(found(names), (taken.to_owned(), others), "{names:?}");
+        }
+        let several = ["a.fp16.safetensors".to_owned(), "b.safetensors".to_owned()];
+        assert!(model_among(Path::new(""), &several).is_err());
+        let variants = [
+            "model.bf16.safetensors".to_owned(),
+            "model.fp16.safetensors".to_owned(),
+        ];
+        assert!(model_among(Path::new(""), &variants).is_err());
     }
 }

@@ -10,17 +10,18 @@ mod source;
 mod torch;
 mod writer;
 
+pub(crate) use content::is_no_file as not_fetched;
 pub(crate) use folder::model_folder;
 pub use source::{
     Checkpoint, Container, ObjectPath, OpaqueObject, OpenOptions, PathSegment, PlainValue, Root,
-    SourceFile, SourceInfo, TensorEntry, TensorInfo, TensorSource,
+    SourceFile, SourceInfo, Stamp, TensorEntry, TensorInfo, TensorSource,
 };
 pub use torch::{PickleCall, PickleFault, ZipFault};
 #[doc(hidden)]
 pub use torch::{open_bytes as open_torch_bytes, walk_pickle};
 pub use writer::{
-    OutputContainer, WriteOptions, Writer, check_file_target, check_target, n_complete_files,
-    write_file,
+    Belongings, OutputContainer, ReadyFile, WriteOptions, Writer, check_file_target, check_target,
+    lock_file, n_complete_files, write_file,
 };
 
 use std::fs::File;
@@ -43,7 +44,8 @@ pub fn open(path: &Path, options: &OpenOptions) -> Result<Checkpoint> {
         return crate::remote::open(path, options);
     }
     if path.is_dir() {
-        return open(&folder::model_file(path)?, options);
+        let found = folder::model_file(path)?;
+        return Ok(open(&found.path, options)?.with_note(found.note()));
     }
     open_with(path, options, &open_file)
 }

@@ -5,6 +5,8 @@ use std::io;
 use std::ops::Range;
 use std::os::unix::fs::FileExt;
 
+use super::source::Stamp;
+
 /// Something whose bytes can be read at any position by many threads at once.
 pub(crate) trait ReadAt: Send + Sync {
     /// The size when it was opened.
@@ -24,24 +26,38 @@ pub(crate) trait ReadAt: Send + Sync {
     fn etag(&self) -> Option<String> {
         None
     }
+
+    /// What tells whether a file of this machine is still the one that was opened.
+    fn stamp(&self) -> Option<Stamp> {
+        None
+    }
 }
 
 /// An open file: positioned reads share one descriptor and no cursor.
 pub(crate) struct FileAt {
     file: File,
     n_bytes: u64,
+    stamp: Stamp,
 }
 
 impl FileAt {
     pub(crate) fn new(file: File) -> io::Result<Self> {
-        let n_bytes = file.metadata()?.len();
-        Ok(Self { file, n_bytes })
+        let metadata = file.metadata()?;
+        Ok(Self {
+            file,
+            n_bytes: metadata.len(),
+            stamp: Stamp::new(&metadata),
+        })
     }
 }
 
 impl ReadAt for FileAt {
     fn n_bytes(&self) -> u64 {
         self.n_bytes
+    }
+
+    fn stamp(&self) -> Option<Stamp> {
+        Some(self.stamp)
     }
 
     fn read_exact_at(&self, out: &mut [u8], offset: u64) -> io::Result<()> {

@@ -76,6 +76,7 @@ impl SafetensorsFile {
                 path: path.into(),
                 n_bytes: n_file_bytes,
                 etag: file.etag(),
+                stamp: file.stamp(),
             }],
             metadata,
             roots: vec![Root {

@@ -57,6 +57,7 @@ pub(super) fn open(
         path: path.into(),
         n_bytes: file.n_bytes(),
         etag: file.etag(),
+        stamp: file.stamp(),
     };
     let metadata = plain_metadata(index.metadata);
     let root = options.root.clone().unwrap_or_default();

@@ -2,6 +2,8 @@
 
 use std::collections::BTreeMap;
 use std::fmt;
+use std::fs::Metadata;
+use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 
 use serde::Serialize;
@@ -115,6 +117,52 @@ pub struct SourceFile {
     /// What the server calls this version of a remote file.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub etag: Option<String>,
+    /// What tells whether a file of this machine is still the one that was opened.
+    #[serde(skip)]
+    pub stamp: Option<Stamp>,
+}
+
+/// Which file it is, how long, and when it was changed last.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub struct Stamp {
+    device: u64,
+    inode: u64,
+    n_bytes: u64,
+    /// Seconds and nanoseconds: of the content, then of the file's own record.
+    changed: [(i64, i64); 2],
+}
+
+impl Stamp {
+    /// Of a file as the system describes it.
+    pub(crate) fn new(metadata: &Metadata) -> Self {
+        Self {
+            device: metadata.dev(),
+            inode: metadata.ino(),
+            n_bytes: metadata.size(),
+            changed: [
+                (metadata.mtime(), metadata.mtime_nsec()),
+                (metadata.ctime(), metadata.ctime_nsec()),
+            ],
+        }
+    }
+}
+
+impl SourceFile {
+    /// Checks that the file is still the one that was opened, unchanged.
+    ///
+    /// # Errors
+    /// [`Error::InputChanged`].
+    pub fn require_unchanged(&self) -> Result<()> {
+        let Some(stamp) = self.stamp else {
+            return Ok(());
+        };
+        match std::fs::metadata(&self.path) {
+            Ok(metadata) if Stamp::new(&metadata) == stamp => Ok(()),
+            _ => Err(Error::InputChanged {
+                path: self.path.clone(),
+            }),
+        }
+    }
 }
 
 /// A dictionary (or list) of a file that directly or indirectly holds tensors.
@@ -221,6 +269,7 @@ pub struct Checkpoint {
     source: Box<dyn TensorSource>,
     names: BTreeMap<String, usize>,
     duplicate: Option<String>,
+    notes: Vec<String>,
 }
 
 impl Checkpoint {
@@ -240,7 +289,21 @@ impl Checkpoint {
             source,
             names,
             duplicate,
+            notes: Vec::new(),
         }
+    }
+
+    /// With something that users should know of how it was found.
+    pub(crate) fn with_note(mut self, note: Option<String>) -> Self {
+        self.notes.extend(note);
+        self
+    }
+
+    /// What users should know of how it was found, e.g. which other models of its folder were passed
+    /// over.
+    #[must_use]
+    pub fn notes(&self) -> &[String] {
+        &self.notes
     }
 
     /// What the headers say.

@@ -142,6 +142,7 @@ fn read_settings(path: &Path, max_bytes: u64) -> Result<(String, io::SourceFile)
         path: path.into(),
         n_bytes,
         etag: file.etag(),
+        stamp: file.stamp(),
     };
     Ok((text, file))
 }

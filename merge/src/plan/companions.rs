@@ -7,10 +7,12 @@ use super::opener::Opener;
 use super::stacks::Stacks;
 use super::vocabularies::Alignment;
 use super::{Entry, checkpoints::Models};
-use crate::beside::config::{self, Changes, Layers};
+use crate::beside::chat;
+use crate::beside::config::{self, Changes};
+use crate::beside::layers::Layers;
 use crate::beside::{Beside, Companion, Content, Ingredient, Share, license};
 use crate::recipe::{ModelRef, TokenizerSource, adapters};
-use crate::{Checkpoint, DType, MergeRecipe, Result, lora, ties};
+use crate::{DType, MergeRecipe, Result, lora, ties};
 
 /// Everything that goes beside the output of a recipe: the files of the base or, without a base, of
 /// the first model.
@@ -23,13 +25,16 @@ pub(super) fn beside(
 ) -> Result<Beside> {
     let ingredients = ingredients(recipe, opener)?;
     let Some(donor) = donor(recipe) else {
-        return Ok(Beside::default());
+        return Ok(Beside {
+            notes: opener.notes(),
+            ..Beside::default()
+        });
     };
     let mut companions = opener.companions(&donor)?;
     let of_donor = format!("that of {}", donor.name());
     let mut whys: BTreeMap<String, String> = BTreeMap::new();
     if let Some(alignment) = alignment {
-        let why = match &recipe.tokenizer_source {
+        let why = match &recipe.token_source() {
             Some(TokenizerSource::Union) => "with the tokens of all models".to_owned(),
             Some(TokenizerSource::Model(path)) => format!("that of {}", path.display()),
             Some(TokenizerSource::Base) | None => of_donor.clone(),
@@ -39,18 +44,33 @@ pub(super) fn beside(
         }
         companions = companions.with_tokenizer_of(&alignment.tokenizer);
     }
+    if let Some(asked) = &recipe.chat_template {
+        let models = (referenced(recipe).iter())
+            .map(|model| opener.companions(model))
+            .collect::<Result<Vec<_>>>()?;
+        if let Some(template) = chat::wanted(asked, &models)? {
+            let name = chat::set(&mut companions, &template)?;
+            whys.insert(
+                name.to_owned(),
+                "with the recipe's chat template".to_owned(),
+            );
+        }
+    }
     let changes = Changes {
         dtype: main_dtype(entries),
         is_tied: is_tied(entries, changes.had_head),
         ..changes
     };
-    if let Some((path, text)) = companions.text("config.json")?
-        && let Some((text, keys)) = config::changed(&text, &path, &changes)?
-    {
-        let name = "config.json".to_owned();
-        let why = format!("{of_donor}, with {} changed", keys.join(", "));
-        whys.insert(name.clone(), why);
-        companions.0.insert(name, Content::Text(text));
+    let mut notes = opener.notes();
+    if let Some((path, text)) = companions.text("config.json")? {
+        let changed = config::changed(&text, &path, &changes)?;
+        notes.extend(changed.notes);
+        if let Some(text) = changed.text {
+            let name = "config.json".to_owned();
+            let why = format!("{of_donor}, with {} changed", changed.keys.join(", "));
+            whys.insert(name.clone(), why);
+            companions.0.insert(name, Content::Text(text));
+        }
     }
     let files = companions.0.into_iter().map(|(name, content)| Companion {
         why: whys.remove(&name).unwrap_or_else(|| of_donor.clone()),
@@ -60,7 +80,23 @@ pub(super) fn beside(
     Ok(Beside {
         files: files.collect(),
         ingredients,
+        notes,
     })
+}
+
+/// The models that a recipe names, each once, the base first.
+fn referenced(recipe: &MergeRecipe) -> Vec<ModelRef> {
+    let sliced = recipe.slices.iter().flat_map(|slice| &slice.sources);
+    let all = (recipe.base_model.iter().cloned())
+        .chain(recipe.models.iter().cloned())
+        .chain(sliced.map(|source| source.model_ref()));
+    let mut models: Vec<ModelRef> = Vec::new();
+    for model in all {
+        if models.iter().all(|known| !known.is_same_model(&model)) {
+            models.push(model);
+        }
+    }
+    models
 }
 
 /// The model whose files are taken.
@@ -79,10 +115,10 @@ pub(super) fn changes(
 ) -> Result<Changes> {
     let donor_ref = donor(recipe);
     let donor = donor_ref.as_ref().and_then(|donor| models.find(donor));
-    let layers = donor.and_then(|donor| {
-        let source = models.sources.get(donor)?;
-        sliced_layers(recipe, source)
-    });
+    let layers = match donor {
+        Some(donor) => sliced_layers(recipe, models, opener, donor)?,
+        None => None,
+    };
     let vocabulary = alignment.and_then(|alignment| {
         let before = alignment.n_rows_before.get(donor?).copied().flatten()?;
         Some((before, alignment.n_rows))
@@ -104,23 +140,57 @@ pub(super) fn changes(
     })
 }
 
-/// The layers that slices made of a donor's.
-fn sliced_layers(recipe: &MergeRecipe, donor: &Checkpoint) -> Option<Layers> {
-    let lengths = recipe.slices.iter().filter_map(|slice| {
-        let [first, end] = slice.sources.first()?.value.layer_range;
-        Some(end.saturating_sub(first))
-    });
-    let after: usize = lengths.sum();
-    let stacks = Stacks::of(donor.tensors().map(|(name, _)| name));
-    let (prefix, &before) = match &recipe.layers {
-        Some(prefix) => stacks.0.get_key_value(prefix)?,
-        None => stacks.0.first_key_value()?,
-    };
-    (!recipe.slices.is_empty()).then(|| Layers {
-        prefix: prefix.clone(),
-        before,
-        after,
-    })
+/// The layers that slices made, each as its first source has it.
+fn sliced_layers(
+    recipe: &MergeRecipe,
+    models: &Models,
+    opener: &Opener,
+    donor: usize,
+) -> Result<Option<Layers>> {
+    if recipe.slices.is_empty() {
+        return Ok(None);
+    }
+    let mut layers = Layers::default();
+    let mut places: Vec<usize> = Vec::new();
+    let firsts = recipe
+        .slices
+        .iter()
+        .filter_map(|slice| slice.sources.first());
+    let firsts: Vec<(usize, [usize; 2])> = firsts
+        .filter_map(|source| Some((models.find(&source.model_ref())?, source.value.layer_range)))
+        .collect();
+    for model in std::iter::once(donor).chain(firsts.iter().map(|(model, _)| *model)) {
+        if places.contains(&model) {
+            continue;
+        }
+        let names = models.sources[model].tensors().map(|(name, _)| name);
+        let stacks = Stacks::of(names);
+        let found = match &recipe.layers {
+            Some(prefix) => stacks.0.get_key_value(prefix),
+            None => stacks.0.first_key_value(),
+        };
+        let Some((prefix, &before)) = found else {
+            return Ok(None);
+        };
+        if places.is_empty() {
+            layers.prefix.clone_from(prefix);
+        }
+        let companions = opener.companions(&models.refs()[model])?;
+        let config = match companions.text("config.json")? {
+            Some((path, text)) => config::parsed(&text, &path)?,
+            None => serde_json::Value::Null,
+        };
+        places.push(model);
+        layers.before.push(before);
+        layers.configs.push(config);
+    }
+    for (model, [first, end]) in firsts {
+        let place = places.iter().position(|known| *known == model).unwrap_or(0);
+        layers
+            .order
+            .extend((first..end).map(|layer| (place, layer)));
+    }
+    Ok(Some(layers))
 }
 
 /// Whether the head of the output shares its weights with the embeddings, where the tensors tell: a head
@@ -160,7 +230,9 @@ fn ingredients(recipe: &MergeRecipe, opener: &Opener) -> Result<Vec<Ingredient>>
         let members = (document.models.iter().cloned())
             .chain(sliced.map(|source| source.model_ref()))
             .map(|model| (model, Share::Merged));
-        let base = (document.base_model.iter().cloned()).map(|base| (base, Share::Base));
+        let bases = document.slices.iter().flat_map(|slice| &slice.base_model);
+        let base =
+            (document.base_model.iter().chain(bases)).map(|base| (base.clone(), Share::Base));
         for (model, share) in members.chain(base) {
             if !opener.is_document(&model) {
                 let own = ingredient(&model.model, share)?;

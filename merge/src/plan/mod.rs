@@ -20,7 +20,7 @@ mod experts;
 mod grams;
 mod opener;
 mod settings;
-mod stacks;
+pub(crate) mod stacks;
 pub(crate) mod stages;
 mod views;
 mod vocabularies;

@@ -1,5 +1,6 @@
 //! Opening the models of a recipe: files, folders, and results of other documents.
 
+use std::cell::RefCell;
 use std::collections::BTreeMap;
 use std::path::Path;
 use std::sync::Arc;
@@ -16,6 +17,8 @@ pub(super) struct Opener {
     made: BTreeMap<String, Arc<Checkpoint>>,
     /// What goes beside them.
     beside: BTreeMap<String, Companions>,
+    /// What users should know of how models were found.
+    notes: RefCell<Vec<String>>,
 }
 
 impl Opener {
@@ -25,6 +28,7 @@ impl Opener {
             Some(made) => Arc::clone(made),
             None => quantized::dequantized(open(model)?)?,
         };
+        self.note(checkpoint.notes());
         let checkpoint = match &model.adapter {
             Some(text) => {
                 let renames = views::compiled(&model.adapter_rename, model.place)?;
@@ -33,6 +37,21 @@ impl Opener {
             None => checkpoint,
         };
         views::renamed(checkpoint, model)
+    }
+
+    /// Keeps notes, each once.
+    pub(super) fn note(&self, notes: &[String]) {
+        let mut known = self.notes.borrow_mut();
+        for note in notes {
+            if !known.contains(note) {
+                known.push(note.clone());
+            }
+        }
+    }
+
+    /// What users should know of the models that were opened.
+    pub(super) fn notes(&self) -> Vec<String> {
+        self.notes.borrow().clone()
     }
 
     /// The files beside a model. An adapter that was trained with more tokens brings its tokenizer.

@@ -2,9 +2,10 @@
 
 use std::collections::BTreeMap;
 
-use regex::Regex;
+use regex::{Regex, RegexBuilder};
 
 use crate::methods::{Fallback, Kind, Member, MergeMethod, ParameterSpec, Scope, Setting, Values};
+use crate::methods::{METHODS, by_name};
 use crate::recipe::{Case, CaseValue, Parameter, Parameters, Place, Scalar};
 use crate::{Error, MergeFault, Result};
 
@@ -38,10 +39,25 @@ impl Settings {
         }
     }
 
-    /// Refuses parameters that the method does not have.
-    pub(super) fn check_names(&self, parameters: &Parameters) -> Result<()> {
-        let known: Vec<&'static str> = self.specs.iter().map(|spec| spec.name).collect();
-        parameters.allow_only(self.method, &known)
+    /// Refuses parameters that no method has. Those that other methods have are left over from another
+    /// recipe: mergekit passes them over, and so does this; each is a note.
+    pub(super) fn check_names(&self, parameters: &Parameters) -> Result<Vec<String>> {
+        let mut notes = Vec::new();
+        let mut known: Vec<&'static str> = self.specs.iter().map(|spec| spec.name).collect();
+        for (name, value) in &parameters.0 {
+            if known.contains(&name.as_str()) {
+                continue;
+            }
+            if let Some(of_others) = of_other_methods(name) {
+                let (method, place) = (self.method, value.place);
+                notes.push(format!(
+                    "{method} has no use for `{name}`{place}; it is passed over"
+                ));
+                known.push(of_others);
+            }
+        }
+        parameters.allow_only(self.method, &known)?;
+        Ok(notes)
     }
 
     /// The values for the tensor `key`. `own` are each member's own parameters; `shared` those of the
@@ -189,16 +205,65 @@ impl Settings {
     }
 }
 
+/// Parameters of mergekit that it reads nowhere, or that mean nothing here.
+const WITHOUT_USE: [&str; 4] = ["embed_slerp", "int8_mask", "filter_wise", "rescale"];
+
+/// The name, if any method has such a parameter.
+fn of_other_methods(name: &str) -> Option<&'static str> {
+    let methods = METHODS
+        .iter()
+        .filter_map(|row| by_name(row.name, &Parameters::default(), false).ok());
+    let specs = methods.flat_map(|method| method.parameters());
+    let names = specs.map(|spec| spec.name).chain(WITHOUT_USE);
+    names.into_iter().find(|known| *known == name)
+}
+
 /// Compiles a regular expression of a recipe.
 pub(super) fn compile(pattern: &str, written: &str, place: Place) -> Result<Regex> {
-    Regex::new(pattern).map_err(|error| {
+    bounded(pattern).map_err(|error| {
         MergeFault::BadPattern {
-            pattern: written.to_owned(),
+            pattern: written.chars().take(SHOWN_CHARS).collect(),
             reason: error.to_string(),
             place,
         }
         .into()
     })
+}
+
+/// Patterns are shown in messages up to so many characters.
+const SHOWN_CHARS: usize = 200;
+
+/// The longest pattern: names have some hundred bytes.
+const MAX_PATTERN_BYTES: usize = 4096;
+
+/// The most memory that a pattern may take when it is compiled.
+const MAX_COMPILED_BYTES: usize = 1 << 20;
+
+/// How often a pattern may repeat something by numbers in braces, all of them multiplied.
+const MAX_REPEATS: usize = 10_000;
+
+/// Compiles a pattern that a stranger may have written.
+fn bounded(pattern: &str) -> std::result::Result<Regex, regex::Error> {
+    // Asked before it is compiled, for that takes time as well.
+    if pattern.len() > MAX_PATTERN_BYTES || repeats(pattern) > MAX_REPEATS {
+        return Err(regex::Error::CompiledTooBig(MAX_COMPILED_BYTES));
+    }
+    (RegexBuilder::new(pattern).size_limit(MAX_COMPILED_BYTES)).build()
+}
+
+/// The product of the largest numbers in braces.
+fn repeats(pattern: &str) -> usize {
+    let braces = pattern
+        .split('{')
+        .skip(1)
+        .filter_map(|rest| rest.split_once('}'));
+    let most = braces.filter_map(|(inner, _)| {
+        let numbers = inner
+            .split(',')
+            .filter_map(|number| number.trim().parse::<usize>().ok());
+        numbers.max()
+    });
+    most.fold(1, |product, number| product.saturating_mul(number.max(1)))
 }
 
 /// A pattern of tensor names as a flag has it: with `*` for any characters and `?` for one, or a regular
@@ -210,18 +275,22 @@ pub fn name_pattern(written: &str) -> std::result::Result<Regex, regex::Error> {
     let inner = written
         .strip_prefix('/')
         .and_then(|rest| rest.strip_suffix('/'));
-    Regex::new(&inner.map_or_else(|| glob_pattern(written), str::to_owned))
+    bounded(&inner.map_or_else(|| glob_pattern(written), str::to_owned))
 }
 
 /// `*` for any characters, `?` for one, all else as it is.
 fn glob_pattern(glob: &str) -> String {
     let mut pattern = String::from("^");
+    let mut before = None;
     for c in glob.chars() {
         match c {
+            // Several are as one.
+            '*' if before == Some('*') => {}
             '*' => pattern += ".*",
             '?' => pattern.push('.'),
             c => pattern += &regex::escape(&c.to_string()),
         }
+        before = Some(c);
     }
     pattern + "$"
 }
@@ -321,5 +390,21 @@ mod tests {
         assert!(fits("*.mlp.fc?.weight", "blocks.0.mlp.fc1.weight"));
         assert!(!fits("mlp.*", "blocks.0.mlp.fc1.weight"));
         assert!(!fits("a.b", "axb"));
+        assert_eq!(glob_pattern(&"*".repeat(16_000)), "^.*$");
+    }
+
+    #[test]
+    fn patterns_that_would_take_long_are_refused_at_once() {
+        let begun = std::time::Instant::now();
+        for pattern in [
+            r"\pL{1000}{1000}",
+            r"(\w{100}){90}\d{9}",
+            &"a".repeat(5000),
+            r"\pL{1000}",
+        ] {
+            assert!(bounded(pattern).is_err(), "{pattern}");
+        }
+        assert!(begun.elapsed().as_secs_f64() < 1.0);
+        assert!(bounded(r"^model\.layers\.\d{1,3}\.(\w+)").is_ok());
     }
 }

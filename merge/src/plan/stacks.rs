@@ -4,20 +4,20 @@ use std::collections::{BTreeMap, BTreeSet};
 
 /// A name that says its layer: `prefix.layer.rest`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) struct Place<'a> {
-    pub(super) prefix: &'a str,
-    pub(super) layer: usize,
-    pub(super) rest: &'a str,
+pub(crate) struct Place<'a> {
+    pub(crate) prefix: &'a str,
+    pub(crate) layer: usize,
+    pub(crate) rest: &'a str,
 }
 
 /// The stacks of layers of a checkpoint, and how many layers each has.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub(super) struct Stacks(pub(super) BTreeMap<String, usize>);
+pub(crate) struct Stacks(pub(crate) BTreeMap<String, usize>);
 
 impl Stacks {
     /// Finds stacks: names with a number in them that runs from 0 to at least 1 without a gap, where
     /// what follows the number has at least two parts, as the modules of a layer have.
-    pub(super) fn of<'a>(names: impl Iterator<Item = &'a str>) -> Self {
+    pub(crate) fn of<'a>(names: impl Iterator<Item = &'a str>) -> Self {
         let mut layers: BTreeMap<&str, (BTreeSet<usize>, bool)> = BTreeMap::new();
         for place in names.filter_map(split) {
             let (seen, has_modules) = layers.entry(place.prefix).or_default();
@@ -35,7 +35,7 @@ impl Stacks {
     }
 
     /// The layer that a name belongs to, and how many its stack has.
-    pub(super) fn layer<'a>(&self, name: &'a str) -> Option<(Place<'a>, usize)> {
+    pub(crate) fn layer<'a>(&self, name: &'a str) -> Option<(Place<'a>, usize)> {
         let place = split(name)?;
         let n_layers = *self.0.get(place.prefix)?;
         (place.layer < n_layers).then_some((place, n_layers))

@@ -41,7 +41,9 @@ impl MergePlan {
 }
 
 fn resolve(recipe: &MergeRecipe) -> Result<(MergePlan, MergeRecipe)> {
+    let recipe = &recipe.with_hub_names();
     let mut opener = Opener::default();
+    opener.note(&recipe.notes());
     if recipe.earlier.is_empty() {
         return one(recipe, &opener);
     }
@@ -119,9 +121,14 @@ fn make(
 /// Names of documents whose results a document merges, and where it names them.
 fn used_documents(document: &MergeRecipe, all: &MergeRecipe) -> Vec<(String, Place)> {
     let sources = document.slices.iter().flat_map(|slice| &slice.sources);
-    let models = (document.models.iter().chain(&document.base_model))
-        .map(|model| (model.document(), model.place))
-        .chain(sources.map(|source| (source.model_ref().document(), source.place)));
+    let bases = document.slices.iter().flat_map(|slice| &slice.base_model);
+    let models = (document
+        .models
+        .iter()
+        .chain(&document.base_model)
+        .chain(bases))
+    .map(|model| (model.document(), model.place))
+    .chain(sources.map(|source| (source.model_ref().document(), source.place)));
     let names: Vec<&String> = all
         .earlier
         .iter()

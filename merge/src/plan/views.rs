@@ -18,10 +18,7 @@ pub(super) fn renamed(checkpoint: Arc<Checkpoint>, model: &ModelRef) -> Result<A
     let mut tensors = Vec::new();
     let mut taken: BTreeMap<String, String> = BTreeMap::new();
     for (key, info) in checkpoint.tensors() {
-        let mut name = key.to_owned();
-        for (pattern, to) in &renames {
-            name = pattern.replace(&name, to.as_str()).into_owned();
-        }
+        let name = new_name(key, &renames, model.place)?;
         if let Some(first) = taken.insert(name.clone(), key.to_owned()) {
             return Err(MergeFault::RenamedAlike {
                 path: checkpoint.path().into(),
@@ -45,6 +42,33 @@ pub(super) fn renamed(checkpoint: Arc<Checkpoint>, model: &ModelRef) -> Result<A
         keys,
         entries,
     }))))
+}
+
+/// The longest name that renaming may make: names of published models have some hundred bytes.
+const MAX_NAME_BYTES: usize = 4096;
+
+/// A name after all changes, one after the other.
+pub(crate) fn new_name(key: &str, renames: &Renames, place: Place) -> Result<String> {
+    let mut name = key.to_owned();
+    for (pattern, to) in renames {
+        let Some(found) = pattern.find(&name) else {
+            continue;
+        };
+        // At most what each `$` stands for, asked before the text is made.
+        let n_groups = to.matches('$').count();
+        let n_bytes = name.len() - found.len() + to.len() + n_groups * found.len();
+        if n_bytes > MAX_NAME_BYTES.max(key.len()) {
+            return Err(MergeFault::LongName {
+                name: key.to_owned(),
+                pattern: pattern.as_str().to_owned(),
+                limit: MAX_NAME_BYTES,
+                place,
+            }
+            .into());
+        }
+        name = pattern.replace(&name, to.as_str()).into_owned();
+    }
+    Ok(name)
 }
 
 /// Changes of names, ready to be done.

@@ -9,7 +9,9 @@ use crate::beside::Companions;
 use crate::beside::tokenizer::Union;
 use crate::beside::vocabulary::{self, Tokenizer, Vocabulary};
 use crate::io::{SourceInfo, TensorEntry};
-use crate::recipe::{ModelRef, TokenizerSource};
+use crate::recipe::{
+    ModelName, ModelRef, TokenKind, TokenSource, TokenizerSettings, TokenizerSource,
+};
 use crate::{Checkpoint, DType, MergeFault, MergeRecipe, Result, TensorInfo, TensorSource};
 use crate::{decode_f64, encode_f64};
 
@@ -57,7 +59,7 @@ pub(super) fn align(
     let companions = (models.refs().iter())
         .map(|model| opener.companions(model))
         .collect::<Result<Vec<_>>>()?;
-    match &recipe.tokenizer_source {
+    match &recipe.token_source() {
         None => {
             check_equal(models.refs(), &companions)?;
             pad_alike(recipe, models, &companions)
@@ -213,9 +215,28 @@ fn bring_to(
             (tokenizer_of(&model, &files)?.vocabulary, files)
         }
     };
+    let of_models: Vec<&Vocabulary> = tokenizers.iter().map(|found| &found.vocabulary).collect();
+    let settings = recipe.tokenizer.clone().unwrap_or_default();
+    let multiple = settings.pad_to_multiple_of.filter(|multiple| *multiple > 0);
+    if let Some(multiple) = multiple
+        && vocabulary
+            .n_rows()
+            .checked_next_multiple_of(multiple)
+            .is_none_or(|n| n > MAX_ROWS)
+    {
+        return Err(MergeFault::TokenRule {
+            token: String::new(),
+            reason: format!(
+                "`pad_to_multiple_of: {multiple}` makes more rows than any vocabulary has"
+            ),
+        }
+        .into());
+    }
     let rows = Rows {
         wanted: &vocabulary,
-        models: tokenizers.iter().map(|found| &found.vocabulary).collect(),
+        multiple,
+        rules: rules(&settings, &vocabulary, models, &of_models)?,
+        models: of_models,
         base,
     };
     let (n_rows_before, n_rows) = rows.rearrange(models)?;
@@ -224,6 +245,77 @@ fn bring_to(
         n_rows_before,
         n_rows,
     })
+}
+
+/// No vocabulary has more tokens.
+const MAX_ROWS: usize = 1 << 24;
+
+/// What the recipe says of single tokens, by their new numbers.
+fn rules(
+    settings: &TokenizerSettings,
+    wanted: &Vocabulary,
+    models: &Models,
+    vocabularies: &[&Vocabulary],
+) -> Result<BTreeMap<usize, Rule>> {
+    let mut rules = BTreeMap::new();
+    for (token, rule) in &settings.tokens {
+        let bad = |reason: String| MergeFault::TokenRule {
+            token: token.clone(),
+            reason,
+        };
+        let &id =
+            (wanted.0.get(token)).ok_or_else(|| bad("the output has no such token".into()))?;
+        let source_of = |name: &ModelName| {
+            let found = models.find(&ModelRef::new(&name.path));
+            found.ok_or_else(|| bad(format!("`{}` is none of the models", name.path.display())))
+        };
+        let row_of = |source: usize, token: &str| {
+            let row = vocabularies[source].0.get(token).copied();
+            row.ok_or_else(|| bad(format!("{} has no token `{token}`", models.name(source))))
+        };
+        let row = match &rule.source {
+            None => None,
+            Some(TokenSource::Kind(TokenKind::Zero {})) => Some(Row::Zero),
+            Some(TokenSource::Model(name)) => {
+                let source = source_of(name)?;
+                let row = row_of(source, token)?;
+                Some(Row::Of { source, row })
+            }
+            Some(TokenSource::Kind(TokenKind::ModelToken {
+                model,
+                token: other,
+                token_id,
+            })) => {
+                let source = source_of(model)?;
+                let row = match (other, token_id) {
+                    (Some(other), _) => row_of(source, other)?,
+                    (None, Some(id)) => *id,
+                    (None, None) => {
+                        return Err(
+                            bad("a `model_token` needs `token` or `token_id`".into()).into()
+                        );
+                    }
+                };
+                Some(Row::Of { source, row })
+            }
+        };
+        rules.insert(
+            id,
+            Rule {
+                row,
+                force: rule.force,
+            },
+        );
+    }
+    Ok(rules)
+}
+
+/// What the recipe says of a token.
+struct Rule {
+    /// The row that models without the token get.
+    row: Option<Row>,
+    /// Whether models with the token get it, too.
+    force: bool,
 }
 
 /// Where a row of a rearranged tensor comes from.
@@ -243,6 +335,10 @@ type RowsOfEach = Vec<Arc<[Row]>>;
 /// Decides where rows come from.
 struct Rows<'a> {
     wanted: &'a Vocabulary,
+    /// What the number of rows is to be a multiple of.
+    multiple: Option<usize>,
+    /// What the recipe says of single tokens.
+    rules: BTreeMap<usize, Rule>,
     models: Vec<&'a Vocabulary>,
     base: Option<usize>,
 }
@@ -290,8 +386,12 @@ impl Rows<'_> {
         let donor = self.base.unwrap_or(0);
         let of_donor = sizes.iter().find(|(source, _)| *source == donor);
         // Rows that only fill up stay: those of the base or the first model, if it has any.
-        let filled = of_donor.filter(|(source, n)| *n > self.models[*source].n_rows());
+        // mergekit's `pad_to_multiple_of` counts from the tokens.
+        let filled = of_donor
+            .filter(|_| self.multiple.is_none())
+            .filter(|(source, n)| *n > self.models[*source].n_rows());
         let n_rows = filled.map_or(0, |(_, n)| *n).max(self.wanted.n_rows());
+        let n_rows = n_rows.next_multiple_of(self.multiple.unwrap_or(1));
         let taken: BTreeSet<usize> = self.wanted.0.values().copied().collect();
         let ids: Vec<BTreeSet<usize>> = (self.models.iter())
             .map(|vocabulary| vocabulary.0.values().copied().collect())
@@ -320,8 +420,22 @@ impl Rows<'_> {
                 (&[(source, row)], _) | (_, Some(&(source, row))) => Row::Of { source, row },
                 (several, None) => Row::Mean(several.to_vec()),
             };
+            let rule = self.rules.get(&id);
+            // A row that the model does not have is nobody's.
+            let has_row = |row: &Row| match row {
+                &Row::Of { source, row } => sizes
+                    .iter()
+                    .any(|&(of, n_rows)| of == source && row < n_rows),
+                _ => true,
+            };
+            let ruled = rule.and_then(|rule| rule.row.clone()).filter(has_row);
+            let instead = ruled.unwrap_or(instead);
+            let is_forced = rule.is_some_and(|rule| rule.force);
             for (&(source, _), rows) in sizes.iter().zip(&mut rows) {
-                let own = found.iter().find(|(of, _)| *of == source);
+                let own = found
+                    .iter()
+                    .find(|(of, _)| *of == source)
+                    .filter(|_| !is_forced);
                 rows[id] = match own {
                     Some(&(source, row)) => Row::Of { source, row },
                     None => instead.clone(),
@@ -514,6 +628,8 @@ mod tests {
         ];
         let rows = Rows {
             wanted: &wanted,
+            multiple: None,
+            rules: BTreeMap::new(),
             models: of_models.iter().collect(),
             base: Some(0),
         };

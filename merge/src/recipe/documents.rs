@@ -36,30 +36,10 @@ pub(super) fn parse(text: &str, path: &Path) -> Result<MergeRecipe> {
 }
 
 /// Keys that mergekit has and this program has not, and what to do instead.
-const ONLY_MERGEKITS: [(&str, &str); 7] = [
-    (
-        "base_model",
-        "a recipe has one `base_model` for all its slices",
-    ),
-    (
-        "modules",
-        "tensors of all modules are merged by name; `parameters` differ by `filter`",
-    ),
-    (
-        "tokenizer",
-        "write `tokenizer_source: base`, `union` or the path of a model",
-    ),
-    (
-        "chat_template",
-        "the base's travels along; put another beside the output",
-    ),
-    (
-        "residual_weight",
-        "scale the tensors that write to the residual by a `filter` on their names",
-    ),
-    ("path", "write the path as `model: PATH`"),
-    ("revision", "name a folder or file that holds this revision"),
-];
+const ONLY_MERGEKITS: [(&str, &str); 1] = [(
+    "modules",
+    "tensors of all modules are merged by name; `parameters` differ by `filter`",
+)];
 
 /// A parser's message, with what to do about keys that only mergekit has.
 fn with_advice(reason: &str) -> String {

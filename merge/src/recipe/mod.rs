@@ -17,6 +17,7 @@ mod models;
 mod parameters;
 mod paths;
 mod place;
+mod reference;
 mod tokenizer;
 
 pub use adapters::{adapters, spelled};
@@ -24,7 +25,8 @@ pub use experts::{BlockRange, ExpertChoice};
 pub use models::{ModelRef, OutputSlice, Rename, SliceSource};
 pub use parameters::{Case, CaseValue, Parameter, Parameters, Scalar};
 pub use place::{Located, Place};
-pub use tokenizer::TokenizerSource;
+pub use reference::ModelName;
+pub use tokenizer::{TokenKind, TokenRule, TokenSource, TokenizerSettings, TokenizerSource};
 
 /// Recipes are written by hand; anything larger is not one.
 const MAX_RECIPE_BYTES: u64 = 1 << 20;
@@ -93,6 +95,12 @@ pub struct MergeRecipe {
     /// How vocabularies that differ become one.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub tokenizer_source: Option<TokenizerSource>,
+    /// The same with more: which rows single tokens get, and to what number of rows embeddings are filled up.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub tokenizer: Option<TokenizerSettings>,
+    /// How conversations are written down: `auto`, a name, or a template in Jinja.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub chat_template: Option<String>,
     /// The other documents of the file, whose results may be models of this one.
     #[serde(skip)]
     pub earlier: Vec<MergeRecipe>,
@@ -231,6 +239,45 @@ impl MergeRecipe {
             OutputDType::Keep => self.dtype,
             given => given,
         }
+    }
+
+    /// Whose tokens the output has, in either form.
+    #[must_use]
+    pub fn token_source(&self) -> Option<TokenizerSource> {
+        let given = self
+            .tokenizer
+            .as_ref()
+            .map(|tokenizer| tokenizer.source.clone());
+        given.or_else(|| self.tokenizer_source.clone())
+    }
+
+    /// What of the recipe means nothing here, though mergekit takes it.
+    #[must_use]
+    pub fn notes(&self) -> Vec<String> {
+        let mut notes = Vec::new();
+        for document in self.earlier.iter().chain([self]) {
+            let sliced = document.slices.iter().flat_map(|slice| &slice.base_model);
+            let models = document
+                .models
+                .iter()
+                .chain(&document.base_model)
+                .chain(sliced);
+            if models.clone().any(|model| model.overrides_architecture) {
+                notes.push(
+                    "`override_architecture` is passed over: tensors are merged by their names"
+                        .to_owned(),
+                );
+            }
+            if document
+                .slices
+                .iter()
+                .any(|slice| slice.residual_weight.is_some())
+            {
+                notes.push("`residual_weight` is passed over, as mergekit does".to_owned());
+            }
+        }
+        notes.dedup();
+        notes
     }
 
     /// Whether the experts of one checkpoint are merged, and not checkpoints with each other.

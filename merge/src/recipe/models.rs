@@ -9,6 +9,7 @@ use serde::{Deserialize, Deserializer, Serialize, Serializer};
 use serde_saphyr::Spanned;
 
 use super::adapters::adapters;
+use super::reference::ModelName;
 use super::{Located, Parameters, Place};
 use crate::remote::address::is_address;
 
@@ -28,6 +29,8 @@ pub struct ModelRef {
     pub rename: Vec<Rename>,
     /// Parameters for this model.
     pub parameters: Parameters,
+    /// Whether mergekit is told to take it for another architecture, which means nothing here.
+    pub overrides_architecture: bool,
     /// Where it stands.
     pub place: Place,
 }
@@ -110,10 +113,19 @@ pub(super) fn joined(model: &Path, adapter: Option<&Path>) -> PathBuf {
 }
 
 /// The form with everything.
-#[derive(Serialize, Deserialize)]
+#[derive(Default, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 struct Full {
-    model: PathBuf,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    model: Option<ModelName>,
+    #[serde(default, skip_serializing)]
+    path: Option<PathBuf>,
+    #[serde(default, skip_serializing)]
+    revision: Option<String>,
+    #[serde(default, skip_serializing)]
+    lora: Option<ModelName>,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    override_architecture: Option<String>,
     #[serde(default, skip_serializing_if = "Option::is_none")]
     root: Option<String>,
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
@@ -127,11 +139,16 @@ struct Full {
 impl Serialize for ModelRef {
     fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
         let full = Full {
-            model: self.path(),
+            model: Some(ModelName {
+                path: self.path(),
+                overrides_architecture: false,
+            }),
             root: self.root.clone(),
             adapter_rename: self.adapter_rename.clone(),
             rename: self.rename.clone(),
             parameters: self.parameters.clone(),
+            override_architecture: (self.overrides_architecture).then(|| "passed over".to_owned()),
+            ..Full::default()
         };
         full.serialize(serializer)
     }
@@ -153,11 +170,8 @@ impl<'de> Deserialize<'de> for Either {
 
             fn visit_str<E: serde::de::Error>(self, path: &str) -> Result<Full, E> {
                 Ok(Full {
-                    model: path.into(),
-                    root: None,
-                    adapter_rename: Vec::new(),
-                    rename: Vec::new(),
-                    parameters: Parameters::default(),
+                    path: Some(path.into()),
+                    ..Full::default()
                 })
             }
 
@@ -174,7 +188,16 @@ impl<'de> Deserialize<'de> for ModelRef {
     fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
         let spanned = Spanned::<Either>::deserialize(deserializer)?;
         let Either(full) = spanned.value;
-        let (model, adapter) = split_adapter(full.model);
+        let overrides = full.override_architecture.is_some()
+            || (full.model.as_ref()).is_some_and(|model| model.overrides_architecture);
+        let name = ModelName::of_parts(
+            full.model.map(|model| model.path).or(full.path),
+            full.revision.as_deref(),
+            full.lora.as_ref().map(|lora| lora.path.as_path()),
+            overrides,
+        );
+        let name = name.map_err(serde::de::Error::custom)?;
+        let (model, adapter) = split_adapter(name.path);
         Ok(Self {
             model,
             adapter,
@@ -182,6 +205,7 @@ impl<'de> Deserialize<'de> for ModelRef {
             adapter_rename: full.adapter_rename,
             rename: full.rename,
             parameters: full.parameters,
+            overrides_architecture: name.overrides_architecture,
             place: spanned.referenced.into(),
         })
     }
@@ -193,6 +217,12 @@ impl<'de> Deserialize<'de> for ModelRef {
 pub struct OutputSlice {
     /// The layers, from one model or from several.
     pub sources: Vec<Located<SliceSource>>,
+    /// What differences are measured from in these layers, instead of the recipe's base.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub base_model: Option<ModelRef>,
+    /// A key that mergekit has and never reads.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub residual_weight: Option<f64>,
     /// Parameters for this slice.
     #[serde(default, skip_serializing_if = "Parameters::is_empty")]
     pub parameters: Parameters,
@@ -203,12 +233,18 @@ pub struct OutputSlice {
 #[serde(deny_unknown_fields)]
 pub struct SliceSource {
     /// The file or folder, as [`ModelRef::model`].
+    #[serde(deserialize_with = "path_of_name")]
     pub model: PathBuf,
     /// The first layer, and one past the last.
     pub layer_range: [usize; 2],
     /// Parameters for this source.
     #[serde(default, skip_serializing_if = "Parameters::is_empty")]
     pub parameters: Parameters,
+}
+
+/// The path of a model in any of its forms.
+fn path_of_name<'de, D: Deserializer<'de>>(deserializer: D) -> Result<PathBuf, D::Error> {
+    ModelName::deserialize(deserializer).map(|name| name.path)
 }
 
 impl Located<SliceSource> {

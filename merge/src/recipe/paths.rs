@@ -5,6 +5,8 @@ use std::path::{Path, PathBuf};
 
 use super::adapters::{adapters, spelled};
 use super::models::{joined, split_adapter};
+use super::reference::found;
+use super::tokenizer::{TokenKind, TokenSource};
 use super::{MergeRecipe, ModelRef, Parameter, Parameters, TokenizerSource};
 use crate::provenance::short_names;
 
@@ -43,6 +45,24 @@ impl MergeRecipe {
         })
     }
 
+    /// The recipe with names of models of the hub (`org/model@revision`) in place of paths where there is no
+    /// such file or folder, as addresses.
+    #[must_use]
+    pub(crate) fn with_hub_names(&self) -> Self {
+        let documents = self.documents();
+        let mut recipe = self.clone();
+        let mut change = |path: &mut PathBuf| {
+            if !documents.contains(path) {
+                *path = found(path);
+            }
+        };
+        for document in recipe.earlier.iter_mut() {
+            each_model(document, &mut change);
+        }
+        each_model(&mut recipe, &mut change);
+        recipe
+    }
+
     /// Every path, document by document.
     fn paths(&self) -> Vec<PathBuf> {
         let mut paths = Vec::new();
@@ -77,31 +97,73 @@ impl MergeRecipe {
 
 /// Every path of one document.
 fn each_path(recipe: &mut MergeRecipe, change: &mut dyn FnMut(&mut PathBuf)) {
+    each_model(recipe, change);
     for model in recipe.models.iter_mut().chain(&mut recipe.base_model) {
-        let ModelRef {
-            model,
-            adapter,
-            parameters,
-            ..
-        } = model;
-        change(model);
-        in_adapters(adapter, change);
-        in_parameters(parameters, change);
+        in_parameters(&mut model.parameters, change);
     }
     for slice in &mut recipe.slices {
         for source in &mut slice.sources {
-            let (mut model, mut adapter) = split_adapter(source.value.model.clone());
-            change(&mut model);
-            in_adapters(&mut adapter, change);
-            source.value.model = joined(&model, adapter.as_deref());
             in_parameters(&mut source.value.parameters, change);
         }
         in_parameters(&mut slice.parameters, change);
     }
     in_parameters(&mut recipe.parameters, change);
-    if let Some(TokenizerSource::Model(path)) = &mut recipe.tokenizer_source {
-        change(path);
+}
+
+/// Every model of one document.
+fn each_model(recipe: &mut MergeRecipe, change: &mut dyn FnMut(&mut PathBuf)) {
+    let bases = recipe
+        .slices
+        .iter_mut()
+        .flat_map(|slice| &mut slice.base_model);
+    for model in recipe
+        .models
+        .iter_mut()
+        .chain(&mut recipe.base_model)
+        .chain(bases)
+    {
+        let ModelRef { model, adapter, .. } = model;
+        change(model);
+        in_adapters(adapter, change);
     }
+    for source in recipe
+        .slices
+        .iter_mut()
+        .flat_map(|slice| &mut slice.sources)
+    {
+        change_joined(&mut source.value.model, change);
+    }
+    let sources = (recipe.tokenizer_source.iter_mut()).chain(
+        recipe
+            .tokenizer
+            .iter_mut()
+            .map(|tokenizer| &mut tokenizer.source),
+    );
+    for source in sources {
+        if let TokenizerSource::Model(path) = source {
+            change(path);
+        }
+    }
+    let rules = recipe
+        .tokenizer
+        .iter_mut()
+        .flat_map(|tokenizer| tokenizer.tokens.values_mut());
+    for source in rules.filter_map(|rule| rule.source.as_mut()) {
+        match source {
+            TokenSource::Model(model) | TokenSource::Kind(TokenKind::ModelToken { model, .. }) => {
+                change_joined(&mut model.path, change);
+            }
+            TokenSource::Kind(TokenKind::Zero {}) => {}
+        }
+    }
+}
+
+/// Changes the parts of a model with an adapter.
+fn change_joined(path: &mut PathBuf, change: &mut dyn FnMut(&mut PathBuf)) {
+    let (mut model, mut adapter) = split_adapter(path.clone());
+    change(&mut model);
+    in_adapters(&mut adapter, change);
+    *path = joined(&model, adapter.as_deref());
 }
 
 fn in_adapters(adapter: &mut Option<PathBuf>, change: &mut dyn FnMut(&mut PathBuf)) {

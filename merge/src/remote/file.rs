@@ -14,6 +14,9 @@ use crate::io::read_at::ReadAt;
 /// The most blocks that one request asks for: 8 MiB.
 const MAX_BLOCKS: u64 = 32;
 
+/// Bytes that a broken answer must have brought, or the next failure counts as one more in a row.
+const MIN_PROGRESS_BYTES: usize = 4096;
+
 /// A remote file of which one version was opened.
 pub(super) struct RemoteFile {
     remote: Remote,
@@ -171,8 +174,8 @@ pub(super) fn fetch(
                     found: part.version.describe(),
                 });
             }
-            // Whatever arrives is progress.
-            if !part.bytes.is_empty() {
+            // What arrives is progress, unless it is no more than drops.
+            if part.bytes.len() >= MIN_PROGRESS_BYTES {
                 n_failures = 0;
             }
             match &mut whole {

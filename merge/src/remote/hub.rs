@@ -86,6 +86,22 @@ pub(super) fn model(
     Ok(Model { repo, files })
 }
 
+/// Names of the visible files below a folder of a model, with the folders in between.
+pub(super) fn all_below<'a>(files: &'a [String], folder: &str) -> Vec<&'a str> {
+    let prefix = match folder {
+        "" => String::new(),
+        folder => format!("{folder}/"),
+    };
+    let below = files.iter().filter_map(|file| file.strip_prefix(&prefix));
+    below
+        .filter(|name| {
+            !name
+                .split('/')
+                .any(|part| part.is_empty() || part.starts_with('.'))
+        })
+        .collect()
+}
+
 /// Names of the visible files right below a folder of a model.
 pub(super) fn names_below<'a>(files: &'a [String], folder: &str) -> Vec<&'a str> {
     let prefix = match folder {

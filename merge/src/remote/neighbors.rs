@@ -10,8 +10,8 @@ use crate::Result;
 use crate::io::folder::is_model_name;
 
 impl Remote {
-    /// Names and addresses of the files beside a model, as of a local one's: those of a folder, or of the
-    /// folder of a file with a usual name. Web servers list no folders, and of buckets only those that
+    /// Names and addresses of the files beside a model, as of a local one's: those of a folder (of a model of
+    /// the hub with those of its folders), or of the folder of a file with a usual name. Web servers list no folders, and of buckets only those that
     /// were named are listed, for to list is a right of its own.
     ///
     /// # Errors
@@ -35,7 +35,7 @@ impl Remote {
                     "" => format!("hf://{model}@{commit}/{name}"),
                     folder => format!("hf://{model}@{commit}/{folder}/{name}"),
                 };
-                let names = hub::names_below(&found.files, folder).into_iter();
+                let names = hub::all_below(&found.files, folder).into_iter();
                 Ok(names
                     .map(|name| (name.to_owned(), address(name).into()))
                     .collect())

@@ -14,6 +14,7 @@ use super::file::RemoteFile;
 use super::hub;
 use super::location::{Address, names_a_file, shown};
 use super::web::{Client, Target, WebFile};
+use crate::io::folder::Found;
 use crate::io::read_at::ReadAt;
 use crate::io::{self, Checkpoint, OpenOptions};
 use crate::{Error, RemoteFault, Result};
@@ -154,19 +155,24 @@ impl Remote {
                 let text = text.trim_end_matches('/');
                 let shown_path = PathBuf::from(text);
                 let found = hub::model(self, text, &model, &revision)?;
-                let path = match found.files.binary_search(&file) {
-                    Ok(_) => shown_path,
-                    Err(_) => self.model_below(&shown_path, &file, &found.files)?,
+                let (path, note) = match found.files.binary_search(&file) {
+                    Ok(_) => (shown_path, None),
+                    Err(_) => {
+                        let below = self.model_below(&shown_path, &file, &found.files)?;
+                        let note = below.note();
+                        (below.path, note)
+                    }
                 };
                 // The commit is found once, so that all files are of the same.
                 let start = text.len() - file.len();
                 let root = text[..start].trim_end_matches('/').to_owned();
-                io::open_with(&path, options, &|path| {
+                let opened = io::open_with(&path, options, &|path| {
                     let address = path.to_string_lossy().into_owned();
                     let name = address.strip_prefix(&root).unwrap_or("");
                     let target = found.file(self, &address, name.trim_start_matches('/'))?;
                     self.web_file(target, true)
-                })
+                })?;
+                Ok(opened.with_note(note))
             }
             Address::Bucket {
                 provider,
@@ -187,8 +193,8 @@ impl Remote {
                 }
                 let names = self.listing(&text, &store, &key)?;
                 let folder = PathBuf::from(text.trim_end_matches('/'));
-                let path = io::folder::model_among(&folder, &names)?;
-                io::open_with(&path, options, &open)
+                let found = io::folder::model_among(&folder, &names)?;
+                Ok(io::open_with(&found.path, options, &open)?.with_note(found.note()))
             }
             Address::Web { url } => {
                 let query = url.find('?').map(|start| url[start..].to_owned());
@@ -205,7 +211,7 @@ impl Remote {
     }
 
     /// The model among the files right below a folder of a hub model.
-    fn model_below(&self, shown: &Path, folder: &str, files: &[String]) -> Result<PathBuf> {
+    fn model_below(&self, shown: &Path, folder: &str, files: &[String]) -> Result<Found> {
         let names = hub::names_below(files, folder);
         let names: Vec<String> = names.into_iter().map(str::to_owned).collect();
         if names.is_empty() {

@@ -2,7 +2,7 @@
 
 use std::io::Read;
 use std::ops::Range;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use ureq::http::{HeaderMap, Response};
 use ureq::{Agent, Body};
@@ -15,6 +15,18 @@ use crate::RemoteFault;
 /// How many times an answer may send on to another address.
 const MAX_REDIRECTS: usize = 5;
 
+/// Bytes a second below which a server counts as one that does not answer.
+pub(super) const MIN_RATE: f64 = 1024.0;
+
+/// How many times in the time-out of a read the rate is looked at.
+const WINDOWS: u32 = 6;
+
+/// How many such time-outs a whole request may take.
+const MAX_TIMEOUTS: u32 = 10;
+
+/// Bytes that are read at a time.
+const PIECE_BYTES: usize = 64 << 10;
+
 /// The longest pause that a server may ask for.
 const MAX_PAUSE: Duration = Duration::from_secs(30);
 
@@ -24,6 +36,8 @@ const MAX_PAUSE: Duration = Duration::from_secs(30);
 pub(super) struct Client {
     agent: Agent,
     allow_http: bool,
+    /// How long a server may take for what the slowest line would bring in that time.
+    window: Duration,
 }
 
 /// A request that can be repeated.
@@ -64,10 +78,12 @@ impl Client {
             .timeout_connect(Some(timeout))
             .timeout_per_read(Some(timeout))
             .timeout_recv_response(Some(timeout))
+            .timeout_global(Some(timeout * MAX_TIMEOUTS))
             .build();
         Self {
             agent: config.into(),
             allow_http,
+            window: timeout / WINDOWS,
         }
     }
 
@@ -135,6 +151,30 @@ impl Client {
         }))
     }
 
+    /// All that comes, and why no more did. A server that sends less than [`MIN_RATE`] is not waited for.
+    fn read(&self, mut body: impl Read) -> (Vec<u8>, Result<(), String>) {
+        let mut bytes = Vec::new();
+        let mut piece = vec![0; PIECE_BYTES];
+        let (mut begun, mut n_before) = (Instant::now(), 0);
+        loop {
+            match body.read(&mut piece) {
+                Ok(0) => return (bytes, Ok(())),
+                Ok(n) => bytes.extend_from_slice(&piece[..n]),
+                Err(error) if error.kind() == std::io::ErrorKind::Interrupted => {}
+                Err(error) => return (bytes, Err(error.to_string())),
+            }
+            let seconds = begun.elapsed().as_secs_f64();
+            if seconds >= self.window.as_secs_f64() {
+                let n_bytes = bytes.len() - n_before;
+                if (n_bytes as f64) < MIN_RATE * seconds {
+                    let reason = format!("only {n_bytes} bytes came in {seconds:.0} s");
+                    return (bytes, Err(reason));
+                }
+                (begun, n_before) = (Instant::now(), bytes.len());
+            }
+        }
+    }
+
     /// A whole document of at most `limit` bytes.
     pub(super) fn document(&self, target: &Target, limit: u64) -> Result<Answer, Trouble> {
         let (answer, _) = self.send(target, None)?;
@@ -142,12 +182,10 @@ impl Client {
         if status != 200 {
             return Err(refused(target, status, answer.headers()));
         }
-        let mut bytes = Vec::new();
-        let body = answer.into_body().into_reader();
-        let read = body.take(limit + 1).read_to_end(&mut bytes);
-        read.map_err(|error| Trouble::Again {
+        let (bytes, read) = self.read(answer.into_body().into_reader().take(limit + 1));
+        read.map_err(|reason| Trouble::Again {
             part: None,
-            reason: error.to_string(),
+            reason,
             after: None,
         })?;
         if bytes.len() as u64 > limit {
@@ -216,10 +254,8 @@ impl Client {
             .or_else(|| header(headers, "etag"))
             .or_else(|| header(headers, "last-modified"))
             .ok_or_else(|| RemoteFault::NoTag { address: address() })?;
-        let mut bytes = Vec::new();
-        let body = answer.into_body().into_reader();
         // One more than is due, to see whether more comes.
-        let read = body.take(n_wanted + 1).read_to_end(&mut bytes);
+        let (bytes, read) = self.read(answer.into_body().into_reader().take(n_wanted + 1));
         let n_read = bytes.len() as u64;
         if n_read > n_wanted {
             return Err(Trouble::Final(wrong_length(n_read)));
@@ -231,7 +267,7 @@ impl Client {
         let reason = match read {
             Ok(_) if n_read == n_wanted => return Ok(answer),
             Ok(_) => "the connection ended".to_owned(),
-            Err(error) => error.to_string(),
+            Err(reason) => reason,
         };
         Err(Trouble::Again {
             part: Some(answer),

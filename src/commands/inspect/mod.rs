@@ -67,6 +67,9 @@ struct Inspection {
 /// Runs the verb.
 pub fn run(args: Args, output: &Output) -> Result<ExitCode> {
     let checkpoint = open(&args.file, &OpenOptions { root: args.root })?;
+    for note in checkpoint.notes() {
+        output.note(format!("note: {}", crate::output::printable(note)));
+    }
     let source = checkpoint.source();
     let is_listed = |entry: &TensorEntry| match &args.keys {
         None => true,

@@ -7,20 +7,29 @@
 //! states/step-00000120/          model.safetensors and state.safetensors: where a run goes on
 //! best.safetensors, best.json    the best weights by validation
 //! model.safetensors              the last weights, when the run is over
+//! SHA256SUMS                     checksums of both, then; each state has such a list, too
+//! run.lock                       locked by the process that works here
 //! ```
 
-use std::fs;
+use std::fs::{self, File};
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 
+use super::sums;
 use crate::{Error, Result};
 
 /// What a state is called before it is complete.
 const PARTIAL: &str = ".partial";
 
-/// The folder of a run.
+/// The files that a run keeps at the end.
+const RESULTS: [&str; 2] = ["best.safetensors", "model.safetensors"];
+
+/// The folder of a run, in which one process works at a time.
 #[derive(Clone, Debug)]
 pub struct RunFolder {
     path: PathBuf,
+    /// Held until the process ends, however it ends.
+    _lock: Option<Arc<File>>,
 }
 
 impl RunFolder {
@@ -28,13 +37,19 @@ impl RunFolder {
     /// clears away what a killed run has left.
     ///
     /// # Errors
-    /// When the system does not let it.
+    /// [`Error::RunBusy`] when another process works in it, and when the system does not let it.
     pub fn open(path: &Path, is_writer: bool) -> Result<Self> {
-        let folder = Self { path: path.into() };
+        let mut folder = Self {
+            path: path.into(),
+            _lock: None,
+        };
         fs::create_dir_all(folder.states()).map_err(|e| Error::io("create", path, e))?;
         if !is_writer {
             return Ok(folder);
         }
+        let lock = merge::io::lock_file(&folder.file("run.lock"))?;
+        let lock = lock.ok_or_else(|| Error::RunBusy { path: path.into() })?;
+        folder._lock = Some(Arc::new(lock));
         for name in folder.state_names()? {
             if name.ends_with(PARTIAL) {
                 let partial = folder.states().join(&name);
@@ -55,7 +70,10 @@ impl RunFolder {
     /// # Errors
     /// When the folder is there and cannot be listed.
     pub fn newest_in(path: &Path) -> Result<Option<PathBuf>> {
-        let folder = Self { path: path.into() };
+        let folder = Self {
+            path: path.into(),
+            _lock: None,
+        };
         match folder.states().is_dir() {
             true => Ok(folder.kept()?.pop().map(|(_, state)| state)),
             false => Ok(None),
@@ -114,6 +132,46 @@ impl RunFolder {
         Some(self.kept().ok()?.pop()?.1)
     }
 
+    /// Compares a state, and the results of a run that is over, with their checksums.
+    ///
+    /// # Errors
+    /// [`Error::BadState`] when a file is not what was written.
+    pub fn check(path: &Path, state: &Path) -> Result<()> {
+        sums::check(state)?;
+        sums::check(path)
+    }
+
+    /// Checks that the newest state is the one after `step`: another process may have worked here since it was
+    /// looked for.
+    ///
+    /// # Errors
+    /// [`Error::RunBusy`].
+    pub fn require_newest(&self, step: Option<u64>) -> Result<()> {
+        match self.kept()?.last().map(|(step, _)| *step) == step {
+            true => Ok(()),
+            false => Err(Error::RunBusy {
+                path: self.path.clone(),
+            }),
+        }
+    }
+
+    /// Notes the checksums of the results, when the run is over.
+    ///
+    /// # Errors
+    /// When the disk fails.
+    pub fn seal(&self) -> Result<()> {
+        let there = RESULTS.iter().filter(|name| self.file(name).exists());
+        sums::write(&self.path, &there.copied().collect::<Vec<_>>())
+    }
+
+    /// Forgets the checksums of results that are about to change.
+    ///
+    /// # Errors
+    /// When the disk fails.
+    pub fn unseal(&self) -> Result<()> {
+        sums::remove(&self.path)
+    }
+
     /// Keeps a state: `write` fills a folder, which gets its name when everything in it is on the
     /// disk. States beyond the newest `keep` then go.
     ///
@@ -134,6 +192,17 @@ impl RunFolder {
             let _ = fs::remove_dir_all(&partial);
             return Err(error);
         }
+        let mut names = Vec::new();
+        let entries = fs::read_dir(&partial).map_err(|e| Error::io("list", &partial, e))?;
+        for entry in entries {
+            let entry = entry.map_err(|e| Error::io("list", &partial, e))?;
+            names.push(entry.file_name().to_string_lossy().into_owned());
+        }
+        names.sort_unstable();
+        sums::write(
+            &partial,
+            &names.iter().map(String::as_str).collect::<Vec<_>>(),
+        )?;
         if place.exists() {
             fs::remove_dir_all(&place).map_err(|e| Error::io("remove", &place, e))?;
         }
@@ -183,6 +252,11 @@ mod tests {
         assert!(failed.is_err());
         assert_eq!(steps(&folder), [5, 9]);
         fs::create_dir(temporary.path().join("states/step-00000012.partial")).expect("made");
+        let said = RunFolder::open(temporary.path(), true)
+            .map(drop)
+            .expect_err("two at once");
+        assert!(matches!(said, Error::RunBusy { .. }), "{said}");
+        drop(folder);
         let folder = RunFolder::open(temporary.path(), true).expect("it opens");
         assert_eq!(folder.state_names().expect("listed").len(), 2);
     }

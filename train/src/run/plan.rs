@@ -8,6 +8,7 @@ use evaluate::models::{Dvae, Head};
 use evaluate::text::Tokenizer;
 use merge::io::OpenOptions;
 
+use super::origin;
 use super::update::Updater;
 use super::{KeptState, Memory, RunFolder, Start, TrainState, Validation, Wanted, Where};
 use crate::augment::PatchMasking;
@@ -87,6 +88,9 @@ impl TrainPlan {
         let (examples, lengths) = examples(&recipe, needs)?;
         let tokenizer = Arc::new(Tokenizer::open(&recipe.data.tokenizer)?);
 
+        if let Some(state) = &kept {
+            RunFolder::check(place.folder, state)?;
+        }
         let init = match &kept {
             Some(state) => Init::from_checkpoint(state.join("model.safetensors")),
             None => recipe.init.clone(),
@@ -102,7 +106,16 @@ impl TrainPlan {
             classes,
             seed: recipe.seed,
         };
-        let start = Start::load(initial.checkpoint, &wanted, &place.device, dtype)?;
+        let taken_up = match &kept {
+            Some(state) => Some(KeptState::open(&state.join("state.safetensors"))?),
+            None => None,
+        };
+        let inputs = match &taken_up {
+            Some(found) => found.state.inputs.clone(),
+            None => origin::of(&initial.checkpoint),
+        };
+        let checkpoint = origin::with(initial.checkpoint, &inputs);
+        let start = Start::load(checkpoint, &wanted, &place.device, dtype)?;
         tokenizer.check_vocabulary(start.model.input().text.vocabulary)?;
         let n_answers = n_answers(examples.as_ref(), &start)?;
         let answers = answer_list(examples.as_ref(), &start)?;
@@ -119,12 +132,12 @@ impl TrainPlan {
         let mut state = TrainState {
             recipe: fingerprint.clone(),
             data: identity.clone(),
+            inputs,
             loss_scale: (dtype == DType::F16).then(|| LossScale::new(recipe.optim.loss_scale)),
             ..TrainState::default()
         };
-        if let Some(kept) = &kept {
+        if let (Some(kept), Some(found)) = (&kept, taken_up) {
             let path = kept.join("state.safetensors");
-            let found = KeptState::open(&path)?;
             if found.state.recipe != fingerprint {
                 let differences = differences(&found.state.recipe, &fingerprint).join("; ");
                 let reason = format!(

@@ -6,6 +6,7 @@ use std::ops::Range;
 use std::path::Path;
 
 use merge::io::{OpenOptions, WriteOptions, Writer};
+use merge::provenance::InputFile;
 use merge::{Checkpoint, TensorInfo};
 use serde::{Deserialize, Serialize};
 
@@ -51,6 +52,9 @@ pub struct TrainState {
     /// state. Empty in states of versions that did not keep it.
     #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
     pub data: BTreeMap<String, String>,
+    /// The files that the run began from.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub inputs: Vec<InputFile>,
 }
 
 impl TrainState {

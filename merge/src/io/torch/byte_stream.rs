@@ -78,17 +78,26 @@ impl<'a> ByteStream<'a> {
     pub(crate) fn line(&mut self, limit: u64) -> Result<&[u8], PickleFault> {
         let mut n_searched = 0;
         loop {
-            let n = (n_searched + 256).min(self.n_left());
+            // Twice as many each time, so that a long line is read and searched about once.
+            let n = (2 * n_searched).max(256).min(self.n_left());
             self.fill(n)?;
             let start = (self.position - self.window_start) as usize;
             let found = self.window[start..start + n as usize]
                 .iter()
+                .skip(n_searched as usize)
                 .position(|&byte| byte == b'\n');
             if let Some(length) = found {
+                let length = n_searched as usize + length;
+                if length as u64 > limit {
+                    return Err(PickleFault::LineTooLong { limit });
+                }
                 self.position += length as u64 + 1;
                 return Ok(&self.window[start..start + length]);
             }
-            if n == self.n_left() || n > limit {
+            if n > limit {
+                return Err(PickleFault::LineTooLong { limit });
+            }
+            if n == self.n_left() {
                 return Err(self.too_short(n + 1));
             }
             n_searched = n;
@@ -158,5 +167,35 @@ mod tests {
         let mut stream = ByteStream::new(&bytes, 0, bytes.len() as u64, u64::MAX);
         assert_eq!(stream.line(1 << 20).expect("there").len(), 70_000);
         assert!(stream.line(1 << 20).is_err());
+    }
+
+    #[test]
+    fn a_line_that_is_too_long_is_said_to_be() {
+        let mut bytes = vec![b'9'; 3 << 20];
+        bytes.push(b'\n');
+        let mut stream = ByteStream::new(&bytes, 0, bytes.len() as u64, u64::MAX);
+        let said = stream.line(1 << 20).expect_err("too long");
+        assert_eq!(said, PickleFault::LineTooLong { limit: 1 << 20 });
+    }
+
+    #[test]
+    fn a_long_line_is_read_about_once() {
+        struct Counted(Vec<u8>, std::sync::atomic::AtomicUsize);
+        impl ReadAt for Counted {
+            fn n_bytes(&self) -> u64 {
+                self.0.len() as u64
+            }
+            fn read_exact_at(&self, out: &mut [u8], offset: u64) -> std::io::Result<()> {
+                self.1
+                    .fetch_add(out.len(), std::sync::atomic::Ordering::Relaxed);
+                self.0.read_exact_at(out, offset)
+            }
+        }
+        let mut bytes = vec![b'a'; 1_000_000];
+        bytes.push(b'\n');
+        let source = Counted(bytes, std::sync::atomic::AtomicUsize::new(0));
+        let mut stream = ByteStream::new(&source, 0, source.n_bytes(), u64::MAX);
+        assert_eq!(stream.line(1 << 20).expect("there").len(), 1_000_000);
+        assert!(source.1.into_inner() < 3_000_000);
     }
 }

@@ -138,6 +138,7 @@ const HARMLESS: &[(&str, &[&str])] = &[
     ("numpy._core.numeric", &["_frombuffer"]),
     ("numpy.core.multiarray", &["_reconstruct", "scalar"]),
     ("numpy.core.numeric", &["_frombuffer"]),
+    ("numpy.random.bit_generator", &["__pyx_unpickle_SeedSequence"]),
     ("numpy.random._pickle", &["__bit_generator_ctor", "__generator_ctor", "__randomstate_ctor"]),
     ("pathlib", &[
         "Path", "PosixPath", "PurePath", "PurePosixPath", "PureWindowsPath", "WindowsPath",

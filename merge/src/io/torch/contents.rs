@@ -18,6 +18,10 @@ const TENSOR_DEPTH_LIMIT: usize = 512;
 const LISTED_DEPTH: usize = 64;
 /// How many values, and how many opaque objects, are listed.
 const LISTED: usize = 65_536;
+/// Memory for values and opaque objects that are listed, with their paths. What does not fit is not listed.
+const LISTED_LIMIT_BYTES: usize = 16 << 20;
+/// Bytes of keys that are followed, each as often as it is met.
+const KEY_LIMIT_BYTES: usize = 1 << 30;
 
 /// What stands in a file, in file order.
 #[derive(Debug, Default)]
@@ -77,6 +81,8 @@ pub(crate) fn walk(arena: &Arena, root: Id) -> Result<Contents, WalkError> {
         n_containers: 0,
         n_children: 0,
         path_bytes: 0,
+        listed_bytes: 0,
+        key_bytes: 0,
     };
     walker.visit(root, false, false)?;
     if let Value::Object(object) = arena.get(root) {
@@ -103,6 +109,8 @@ struct Walker<'a> {
     n_containers: u64,
     n_children: u64,
     path_bytes: usize,
+    listed_bytes: usize,
+    key_bytes: usize,
 }
 
 impl Walker<'_> {
@@ -144,6 +152,12 @@ impl Walker<'_> {
             }
             Some(Ok((key, child))) => match self.arena.get(key) {
                 Value::Text(key) => {
+                    self.key_bytes += key.len();
+                    if self.key_bytes > KEY_LIMIT_BYTES {
+                        return Err(WalkError::Fault(PickleFault::TooMuchMemory {
+                            limit: KEY_LIMIT_BYTES as u64,
+                        }));
+                    }
                     self.path.push(PathSegment::Key(key.to_string()));
                     self.visit(child, true, is_hidden)?;
                 }
@@ -250,10 +264,11 @@ impl Walker<'_> {
             &Value::Float(value) => PlainValue::Float(value),
             Value::Text(text) | Value::BigInteger(text) => {
                 // Copied only if it will be listed.
-                if self.is_full(self.contents.values.len()) {
+                if !self.has_room(self.contents.values.len(), text.len()) {
                     return Ok(());
                 }
-                PlainValue::Text(text.to_string())
+                self.list_value(PlainValue::Text(text.to_string()));
+                return Ok(());
             }
             Value::Global(class) => {
                 self.list_opaque(class.full_name());
@@ -265,11 +280,24 @@ impl Walker<'_> {
             }
             _ => return Ok(()),
         };
-        if !self.is_full(self.contents.values.len()) {
-            let path = ObjectPath(self.path.clone());
-            self.contents.values.push((path, value));
+        if self.has_room(self.contents.values.len(), 0) {
+            self.list_value(value);
         }
         Ok(())
+    }
+
+    fn list_value(&mut self, value: PlainValue) {
+        let path = ObjectPath(self.path.clone());
+        self.contents.values.push((path, value));
+    }
+
+    /// Memory of the current path.
+    fn path_size(&self) -> usize {
+        let sizes = self.path.iter().map(|segment| match segment {
+            PathSegment::Key(key) => 48 + key.len(),
+            PathSegment::Index(_) => 32,
+        });
+        96 + sizes.sum::<usize>()
     }
 
     fn tensor(&mut self, index: u32) -> Result<(), WalkError> {
@@ -278,13 +306,7 @@ impl Walker<'_> {
                 limit: TENSOR_DEPTH_LIMIT,
             }));
         }
-        self.path_bytes += 96
-            + (self.path.iter())
-                .map(|segment| match segment {
-                    PathSegment::Key(key) => 48 + key.len(),
-                    PathSegment::Index(_) => 32,
-                })
-                .sum::<usize>();
+        self.path_bytes += self.path_size();
         if self.path_bytes > PATH_LIMIT_BYTES {
             return Err(WalkError::Fault(PickleFault::TooMuchMemory {
                 limit: PATH_LIMIT_BYTES as u64,
@@ -296,14 +318,23 @@ impl Walker<'_> {
     }
 
     fn list_opaque(&mut self, callable: String) {
-        if !self.is_full(self.contents.opaque.len()) {
+        if self.has_room(self.contents.opaque.len(), callable.len()) {
             let path = ObjectPath(self.path.clone());
             self.contents.opaque.push(OpaqueObject { path, callable });
         }
     }
 
-    fn is_full(&self, n_listed: usize) -> bool {
-        n_listed >= LISTED || self.path.len() > LISTED_DEPTH
+    /// Whether one more can be listed with `n_bytes` of its own; if so, they are counted.
+    fn has_room(&mut self, n_listed: usize, n_bytes: usize) -> bool {
+        if n_listed >= LISTED || self.path.len() > LISTED_DEPTH {
+            return false;
+        }
+        let wanted = self.listed_bytes + self.path_size() + n_bytes;
+        let has_room = wanted <= LISTED_LIMIT_BYTES;
+        if has_room {
+            self.listed_bytes = wanted;
+        }
+        has_room
     }
 
     /// Python would keep the last of two equal keys; no writer makes such a dictionary.

@@ -20,6 +20,29 @@ pub enum PickleFault {
         /// The limit.
         limit: u64,
     },
+    /// A line of text, as protocol 0 has them, is longer than this program reads.
+    #[error("a line of the pickle is longer than {limit} bytes")]
+    LineTooLong {
+        /// The limit.
+        limit: u64,
+    },
+    /// A key of a dictionary or an element of a set that Python cannot look up.
+    #[error(
+        "a {kind} is the key of a dictionary or an element of a set, which Python does not allow"
+    )]
+    Unhashable {
+        /// What it is.
+        kind: &'static str,
+    },
+    /// Attributes are set on a value that has none.
+    #[error("attributes are set on {kind}, which has none")]
+    NoAttributes {
+        /// What it is.
+        kind: &'static str,
+    },
+    /// A legacy stream of another protocol than the one that torch has written.
+    #[error("the protocol number of the stream is not 1001, which torch reads")]
+    OtherProtocol,
     /// The operating system could not read the bytes.
     #[error("cannot read the pickle: {0}")]
     Unreadable(String),

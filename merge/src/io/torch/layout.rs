@@ -15,6 +15,10 @@ use crate::{Error, Result, TensorInfo, TorchFault};
 /// How far the values of a tensor may exceed its storage, as those of an expanded one do.
 const EXPANSION_LIMIT_BYTES: u64 = 1 << 30;
 
+/// How many times the storages all tensors together may have, as far as they exceed that limit: some share
+/// one, but a file must not stand for what is out of all proportion to it.
+const SHARING_LIMIT: u64 = 8;
+
 /// A storage in the file.
 pub(crate) struct Storage {
     /// Name of its entry, for errors.
@@ -113,6 +117,29 @@ impl Layout {
             }
             layout.tensors.push((Placed { storage, elements }, info));
         }
+        layout.check_total(path)?;
         Ok(layout)
+    }
+
+    /// Compares what all tensors hold with what all storages do.
+    fn check_total(&self, path: &Path) -> Result<()> {
+        let sizes = self.tensors.iter().map(|(_, info)| info.n_bytes());
+        let n_bytes = sizes.fold(0, u64::saturating_add);
+        let has = self
+            .storages
+            .iter()
+            .fold(0_u64, |sum, storage| sum.saturating_add(storage.n_bytes));
+        let most = has
+            .saturating_mul(SHARING_LIMIT)
+            .saturating_add(EXPANSION_LIMIT_BYTES);
+        if n_bytes > most {
+            return Err(Error::Torch(TorchFault::TensorExpanded {
+                path: path.into(),
+                key: format!("all {} tensors", self.tensors.len()),
+                n_bytes,
+                has,
+            }));
+        }
+        Ok(())
     }
 }

@@ -35,7 +35,10 @@ pub(crate) fn read(source: &dyn ReadAt) -> Result<Legacy, LegacyError> {
     if !is_torch {
         return Err(fault("magic number", 0, PickleFault::NotTorch));
     }
-    part(source, &mut at, "protocol number")?;
+    let (arena, protocol) = part(source, &mut at, "protocol number")?;
+    if !matches!(arena.get(protocol), Value::Integer(1001)) {
+        return Err(fault("protocol number", 0, PickleFault::OtherProtocol));
+    }
     let (arena, facts) = part(source, &mut at, "system information")?;
     if is_big_endian(&arena, facts) {
         return Err(fault("system information", 0, PickleFault::BigEndian));

@@ -194,6 +194,7 @@ impl Machine<'_, '_> {
             b'd' => {
                 let ids = self.pop_mark()?;
                 let items = pair_up(&ids)?;
+                self.require_hashable(items.iter().map(|(key, _)| *key))?;
                 self.push(Value::Dict(items))
             }
             b's' => {
@@ -273,7 +274,16 @@ impl Machine<'_, '_> {
 
     fn call(&mut self, callable: Id, arguments: Id, usage: Use) -> Step {
         match call(&mut self.arena, callable, arguments, usage)? {
-            Built::Value(id) => self.push_id(id),
+            Built::Value(id) => {
+                let is_class_of_dictionaries = self.arena.global(callable).is_some_and(|class| {
+                    &*class.module == "collections"
+                        && matches!(&*class.name, "OrderedDict" | "Counter")
+                });
+                if is_class_of_dictionaries {
+                    self.arena.note_attributes(id)?;
+                }
+                self.push_id(id)
+            }
             // The rest is read all the same, so that the error can name every such call.
             Built::Refused(name) => {
                 if self.refused.len() < LISTED_CALLS {
@@ -332,11 +342,33 @@ impl Machine<'_, '_> {
     /// Adds items to the dictionary or dictionary-like object on top.
     fn insert(&mut self, items: Vec<(Id, Id)>) -> Step {
         let top = self.top()?;
+        self.require_hashable(items.iter().map(|(key, _)| *key))?;
         self.arena.charge(2 * size_of_val(&items[..]))?;
         match self.arena.get_mut(top) {
             Value::Dict(known) => known.extend(items),
             Value::Object(object) => object.items.extend(items),
             other => return Err(wrong_type("a dictionary", other)),
+        }
+        Ok(())
+    }
+
+    /// Refuses keys that Python cannot look up: what it would not load is not read here either.
+    fn require_hashable(&self, keys: impl Iterator<Item = Id>) -> Step {
+        for key in keys {
+            let within = match self.arena.get(key) {
+                Value::Tuple(ids) => ids.as_slice(),
+                _ => &[],
+            };
+            for &id in std::iter::once(&key).chain(within) {
+                if let Value::List(_) | Value::Dict(_) = self.arena.get(id) {
+                    return Err(PickleFault::Unhashable {
+                        kind: match self.arena.get(id) {
+                            Value::List(_) => "list",
+                            _ => "dictionary",
+                        },
+                    });
+                }
+            }
         }
         Ok(())
     }

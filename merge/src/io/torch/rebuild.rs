@@ -118,14 +118,17 @@ pub(crate) fn set_state(arena: &mut Arena, object: Id, state: Id) -> Result<(), 
             object.state = Some(state);
             Ok(())
         }
-        // Attributes of dictionaries (such as a state dict's `_metadata`) and of tensors are no
-        // part of their content.
-        Value::Dict(_)
-        | Value::List(_)
-        | Value::Set(_)
-        | Value::Tuple(_)
-        | Value::Tensor(_)
-        | Value::UnsupportedTensor(_) => Ok(()),
+        // Attributes of dictionaries with a class (such as a state dict's `_metadata`) and of tensors are
+        // no part of their content.
+        Value::Tensor(_) | Value::UnsupportedTensor(_) => Ok(()),
+        Value::Dict(_) | Value::List(_) | Value::Set(_) | Value::Tuple(_) => {
+            match arena.has_attributes(object) || state == Id::NONE {
+                true => Ok(()),
+                false => Err(PickleFault::NoAttributes {
+                    kind: arena.get(object).kind(),
+                }),
+            }
+        }
         other => Err(wrong_type("an object with attributes", other)),
     }
 }

@@ -70,6 +70,7 @@ impl TorchSource {
                 path: path.into(),
                 n_bytes: source.n_bytes(),
                 etag: source.etag(),
+                stamp: source.stamp(),
             }],
             metadata,
             roots: choice.roots,

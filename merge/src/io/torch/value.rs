@@ -1,6 +1,8 @@
 //! The values of a pickle in one arena: objects refer to each other by number, so cycles, shared
 //! objects and any depth of nesting are built, walked and dropped without recursion.
 
+use std::collections::HashSet;
+
 use super::fault::PickleFault;
 use super::tensor::{StorageRef, TensorRecord};
 
@@ -106,6 +108,8 @@ pub(crate) struct Arena {
     pub(crate) tensors: Vec<TensorRecord>,
     pub(crate) storages: Vec<StorageRef>,
     n_bytes: u64,
+    /// Containers of classes whose instances have attributes.
+    attributed: HashSet<Id>,
 }
 
 impl Arena {
@@ -115,7 +119,19 @@ impl Arena {
             tensors: Vec::new(),
             storages: Vec::new(),
             n_bytes: 0,
+            attributed: HashSet::new(),
         }
+    }
+
+    /// Notes that a container is of a class whose instances have attributes.
+    pub(crate) fn note_attributes(&mut self, id: Id) -> Result<(), PickleFault> {
+        self.attributed.insert(id);
+        self.charge(16)
+    }
+
+    /// Whether a container is of a class whose instances have attributes.
+    pub(crate) fn has_attributes(&self, id: Id) -> bool {
+        self.attributed.contains(&id)
     }
 
     /// How many values there are.

@@ -1,10 +1,12 @@
 //! Files that appear whole or not at all.
 
-use std::fs::{File, OpenOptions, Permissions};
+use std::fs::{File, OpenOptions, Permissions, TryLockError};
 use std::io::ErrorKind;
-use std::os::unix::fs::{FileExt, OpenOptionsExt, PermissionsExt};
+use std::os::unix::fs::{FileExt, MetadataExt, OpenOptionsExt, PermissionsExt};
 use std::path::{Path, PathBuf};
+use std::time::{Duration, Instant};
 
+use rustix::fs::OFlags;
 use tempfile::{NamedTempFile, TempPath};
 
 use crate::{Error, Result, WriteFault};
@@ -49,14 +51,7 @@ impl PartialFile {
     /// Returns whether it was there in full length.
     pub(super) fn keep(partial: &Path, target: &Path, n_bytes: u64) -> Result<(Self, bool)> {
         let failed = |source| Error::io("create", target, source);
-        let file = OpenOptions::new()
-            .read(true)
-            .write(true)
-            .create(true)
-            .truncate(false)
-            .mode(NEW_FILE_MODE)
-            .open(partial)
-            .map_err(failed)?;
+        let file = open_own(partial, true)?;
         let was_whole = file.metadata().map_err(failed)?.len() == n_bytes;
         file.set_len(n_bytes).map_err(failed)?;
         let mut path = TempPath::try_from_path(partial).map_err(failed)?;
@@ -74,6 +69,11 @@ impl PartialFile {
             .as_file()
             .write_all_at(bytes, first)
             .map_err(|source| Error::io("write", &self.target, source))
+    }
+
+    /// The name that it gets.
+    pub(super) fn target(&self) -> &Path {
+        &self.target
     }
 
     /// Another handle of the same file.
@@ -106,6 +106,63 @@ impl PartialFile {
                 Err(Error::TargetExists { path: target })
             }
             Err(fault) => Err(Error::io("rename a file to", &target, fault.error)),
+        }
+    }
+}
+
+/// Opens a file that a run before has left, for reading and writing, or makes a new one if it is to be
+/// there. What others may have put in its place is refused: no link is followed, nothing is waited for, and
+/// a file that has another owner or another name belongs to somebody else.
+pub(super) fn open_own(path: &Path, is_made: bool) -> Result<File> {
+    let failed = |source| Error::io("open", path, source);
+    let not_ours = || {
+        Error::Write(WriteFault::NotOurs {
+            path: path.to_owned(),
+        })
+    };
+    let flags = (OFlags::NOFOLLOW | OFlags::NONBLOCK | OFlags::CLOEXEC).bits() as i32;
+    let mut options = OpenOptions::new();
+    options.read(true).write(true).custom_flags(flags);
+    if is_made {
+        let made = (options.clone().create_new(true).mode(NEW_FILE_MODE)).open(path);
+        match made {
+            Err(error) if error.kind() == ErrorKind::AlreadyExists => {}
+            made => return made.map_err(failed),
+        }
+    }
+    let file = match options.open(path) {
+        Err(error) if error.kind() == ErrorKind::NotFound => return Err(failed(error)),
+        // A link, or a pipe without a reader.
+        Err(error) if path.symlink_metadata().is_ok_and(|found| !found.is_file()) => {
+            let _: std::io::Error = error;
+            return Err(not_ours());
+        }
+        opened => opened.map_err(failed)?,
+    };
+    let found = file.metadata().map_err(failed)?;
+    let is_ours =
+        found.is_file() && found.nlink() == 1 && found.uid() == rustix::process::geteuid().as_raw();
+    match is_ours {
+        true => Ok(file),
+        false => Err(not_ours()),
+    }
+}
+
+/// How long a process that was killed may take until the system has let its lock go.
+const PATIENCE: Duration = Duration::from_secs(1);
+
+/// A file as this process's own, until it ends however it ends; none if another process has it.
+pub(super) fn lock_file(path: &Path) -> Result<Option<File>> {
+    let file = open_own(path, true)?;
+    let begun = Instant::now();
+    loop {
+        match file.try_lock() {
+            Ok(()) => return Ok(Some(file)),
+            Err(TryLockError::WouldBlock) if begun.elapsed() < PATIENCE => {
+                std::thread::sleep(PATIENCE / 50);
+            }
+            Err(TryLockError::WouldBlock) => return Ok(None),
+            Err(TryLockError::Error(source)) => return Err(Error::io("lock", path, source)),
         }
     }
 }
@@ -205,7 +262,7 @@ pub(super) fn check_space(target: &Path, needed: u64) -> Result<()> {
     Ok(())
 }
 
-fn folder_of(target: &Path) -> &Path {
+pub(super) fn folder_of(target: &Path) -> &Path {
     match target.parent() {
         Some(folder) if folder != Path::new("") => folder,
         _ => Path::new("."),

@@ -109,18 +109,49 @@ pub fn check_file_target(path: &Path, force: bool) -> Result<()> {
     atomic::check_target(path, force)
 }
 
+/// The file as this process's own, made if it is not there, until the process ends however it ends; none if
+/// another process has it.
+///
+/// # Errors
+/// When the file cannot be made or locked, or is no file of this user alone.
+pub fn lock_file(path: &Path) -> Result<Option<std::fs::File>> {
+    atomic::lock_file(path)
+}
+
 /// Writes a small file as a whole: beside its target, synced, renamed. Whoever opens `path` sees the
 /// old file or the new one.
 ///
 /// # Errors
 /// When the target exists (without `force`), is a folder, or cannot be written.
 pub fn write_file(path: &Path, bytes: &[u8], force: bool) -> Result<()> {
-    atomic::check_target(path, force)?;
-    let file = PartialFile::create(path, bytes.len() as u64)?;
-    file.write_at(0, bytes)?;
-    file.sync()?;
-    file.place(force)?;
+    ReadyFile::new(path, bytes, force)?.0.place(force)?;
     atomic::sync_folder(path)
+}
+
+/// A small file that is complete and on the disk, but does not have its name yet. Dropped, it is removed.
+pub struct ReadyFile(PartialFile);
+
+impl ReadyFile {
+    /// Writes the file beside its target.
+    ///
+    /// # Errors
+    /// When the target exists (without `force`), is a folder, or cannot be written.
+    pub fn new(path: &Path, bytes: &[u8], force: bool) -> Result<Self> {
+        atomic::check_target(path, force)?;
+        let file = PartialFile::create(path, bytes.len() as u64)?;
+        file.write_at(0, bytes)?;
+        file.sync()?;
+        Ok(Self(file))
+    }
+}
+
+/// What goes with the weights into a model folder.
+#[derive(Default)]
+pub struct Belongings {
+    /// Files beside the weights.
+    pub files: Vec<ReadyFile>,
+    /// Files of an older model in the folder, which are removed.
+    pub stale: Vec<PathBuf>,
 }
 
 /// An output file under way, or several if it is split. Dropping it without [`Writer::finish`]
@@ -313,6 +344,19 @@ impl Writer {
     /// When data are missing, the disk is full or fails, or the target appeared meanwhile (without
     /// `force`). Until the first rename the old target is untouched.
     pub fn finish(self, metadata: &BTreeMap<String, String>) -> Result<Vec<PathBuf>> {
+        self.finish_with(metadata, Belongings::default())
+    }
+
+    /// As [`Writer::finish`], for the weights of a model folder: when all is complete, the older model is
+    /// removed, then the files beside the weights get their names, and the weights theirs.
+    ///
+    /// # Errors
+    /// As [`Writer::finish`].
+    pub fn finish_with(
+        self,
+        metadata: &BTreeMap<String, String>,
+        belongings: Belongings,
+    ) -> Result<Vec<PathBuf>> {
         self.check_complete()?;
         let path = self.options.path.as_path();
         let sync = self.options.sync;
@@ -328,25 +372,42 @@ impl Writer {
                 part.file.sync()?;
             }
         }
+        if let Some(index) = self.index.as_ref().filter(|_| sync) {
+            index.sync()?;
+        }
+        let force = self.options.force;
+        if force && (self.index.is_some() || !belongings.files.is_empty()) {
+            // From here on there is no model until the new one is whole: never a mixture of both.
+            atomic::remove(path)?;
+            atomic::remove(&shards::index_path(path))?;
+            let parts = self.parts.iter().map(|part| part.file.target());
+            let own: HashSet<&Path> = parts.collect();
+            for stale in belongings
+                .stale
+                .iter()
+                .filter(|path| !own.contains(path.as_path()))
+            {
+                atomic::remove(stale)?;
+            }
+            if sync {
+                atomic::sync_folder(path)?;
+            }
+        }
+        let beside = belongings.files.into_iter().map(|file| file.0);
         let parts = self.parts.into_iter().map(|part| part.file);
-        let placed = match self.index {
-            None => atomic::place_all(parts, self.options.force)?,
-            Some(index) => {
-                if sync {
-                    index.sync()?;
+        // The weights come last: who finds those finds all.
+        let mut beside = atomic::place_all(beside, force)?;
+        let mut placed = match atomic::place_all(parts.chain(self.index), force) {
+            Ok(placed) => placed,
+            Err(fault) => {
+                for path in &beside {
+                    // The first fault is the one to report.
+                    let _ = std::fs::remove_file(path);
                 }
-                if self.options.force {
-                    // From here on there is no model until the new index stands: never a mixture
-                    // of old and new shards.
-                    atomic::remove(path)?;
-                    atomic::remove(&shards::index_path(path))?;
-                    if sync {
-                        atomic::sync_folder(path)?;
-                    }
-                }
-                atomic::place_all(parts.chain([index]), self.options.force)?
+                return Err(fault);
             }
         };
+        placed.append(&mut beside);
         if let Some(ledger) = self.ledger {
             ledger.close()?;
         }

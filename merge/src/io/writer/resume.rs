@@ -2,20 +2,29 @@
 //! are complete, and of what.
 
 use std::collections::BTreeSet;
-use std::fs::{File, OpenOptions, TryLockError};
+use std::ffi::OsStr;
+use std::fs::{File, TryLockError};
+use std::hash::{BuildHasher, Hasher, RandomState};
 use std::io::{Read, Write};
+use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Mutex, PoisonError};
 
 use super::{atomic, shards};
-use crate::{Error, Result};
+use crate::{Error, Result, WriteFault};
 
 /// What a ledger begins with.
-const MARK: &str = "vlmerge.resume/1";
+const MARK: &str = "vlmerge.resume/2";
+
+/// What the ledgers of every version begin with.
+const ANY_MARK: &str = "vlmerge.resume/";
 
 /// A line for each file of the largest model is far less.
 const MAX_LEDGER_BYTES: u64 = 1 << 20;
+
+/// Files have five digits in their names.
+const MAX_PARTS: usize = 99_999;
 
 /// The ledger of an output under way; no other run may hold it at the same time.
 pub(super) struct Ledger {
@@ -33,6 +42,8 @@ pub(super) struct Ledger {
 struct Entries {
     fingerprint: String,
     n_parts: usize,
+    /// What the names of the files have in them that nobody can guess.
+    token: String,
     done: BTreeSet<usize>,
 }
 
@@ -42,12 +53,7 @@ impl Ledger {
     pub(super) fn open(target: &Path, fingerprint: &str, n_parts: usize) -> Result<Self> {
         let path = ledger_path(target);
         let failed = |source| Error::io("open", &path, source);
-        let mut file = OpenOptions::new()
-            .read(true)
-            .append(true)
-            .create(true)
-            .open(&path)
-            .map_err(failed)?;
+        let mut file = atomic::open_own(&path, true)?;
         match file.try_lock() {
             Ok(()) => {}
             Err(TryLockError::WouldBlock) => {
@@ -57,27 +63,29 @@ impl Ledger {
             }
             Err(TryLockError::Error(source)) => return Err(failed(source)),
         }
-        let entries = read(&mut file, &path)?;
-        let partials = |n_parts| {
-            let parts = (0..n_parts).map(move |part| partial_path(target, part, n_parts));
-            parts.chain([hidden(&shards::index_path(target), "partial")])
-        };
-        let done = match entries {
-            Some(known) if known.fingerprint == fingerprint && known.n_parts == n_parts => {
-                known.done
+        let said = read(&mut file, &path)?;
+        let (token, done) = match said {
+            Said::Entries(known)
+                if known.fingerprint == fingerprint && known.n_parts == n_parts =>
+            {
+                (known.token, known.done)
             }
-            other => {
-                for partial in other.iter().flat_map(|other| partials(other.n_parts)) {
-                    atomic::remove(&partial)?;
-                }
+            Said::Strange => return Err(Error::Write(WriteFault::NotOurs { path })),
+            Said::Nothing | Said::Entries(_) => {
+                remove_partials(target)?;
+                let token = format!("{:016x}", RandomState::new().build_hasher().finish());
                 file.set_len(0).map_err(failed)?;
-                writeln!(file, "{MARK} {fingerprint} {n_parts}").map_err(failed)?;
-                BTreeSet::new()
+                writeln!(file, "{MARK} {fingerprint} {n_parts} {token}").map_err(failed)?;
+                (token, BTreeSet::new())
             }
         };
+        let parts = (0..n_parts).map(|part| shards::shard_path(target, part, n_parts));
+        let all = parts.chain([shards::index_path(target)]);
         Ok(Self {
             file: Mutex::new(file),
-            partials: partials(n_parts).collect(),
+            partials: all
+                .map(|path| hidden(&path, &format!("{token}.partial")))
+                .collect(),
             n_complete: AtomicUsize::new(done.len()),
             done,
             path,
@@ -140,64 +148,134 @@ impl Drop for Ledger {
     }
 }
 
+/// Removes the files of a stopped run of any output of this target: regular files called as one of its
+/// parts, or its index, while they are under way.
+fn remove_partials(target: &Path) -> Result<()> {
+    let folder = atomic::folder_of(target);
+    let failed = |source| Error::io("read", folder, source);
+    for entry in std::fs::read_dir(folder).map_err(failed)? {
+        let entry = entry.map_err(failed)?;
+        let is_file = entry.file_type().is_ok_and(|kind| kind.is_file());
+        if is_file && is_partial(target, &entry.file_name()) {
+            atomic::remove(&entry.path())?;
+        }
+    }
+    Ok(())
+}
+
+/// Whether a file is called as a part or the index of `target` while it is under way.
+fn is_partial(target: &Path, name: &OsStr) -> bool {
+    let index = shards::index_path(target);
+    let (Some(stem), Some(index), Some(name)) =
+        (target.file_stem(), index.file_name(), name.to_str())
+    else {
+        return false;
+    };
+    let Some(inner) = name
+        .strip_prefix('.')
+        .and_then(|name| name.strip_suffix(".partial"))
+    else {
+        return false;
+    };
+    let inner = match inner.rsplit_once('.') {
+        Some((rest, token))
+            if token.len() == 16 && token.bytes().all(|b| b.is_ascii_hexdigit()) =>
+        {
+            rest
+        }
+        _ => inner,
+    };
+    let is_number = |text: &str| text.len() == 5 && text.bytes().all(|byte| byte.is_ascii_digit());
+    let is_part = inner
+        .strip_prefix(&*stem.to_string_lossy())
+        .is_some_and(|rest| {
+            let rest = match target.extension().and_then(OsStr::to_str) {
+                Some(extension) => rest.strip_suffix(&format!(".{extension}")).unwrap_or(""),
+                None => rest,
+            };
+            let numbers = rest
+                .strip_prefix('-')
+                .and_then(|rest| rest.split_once("-of-"));
+            numbers.is_some_and(|(part, all)| is_number(part) && is_number(all))
+        });
+    is_part || OsStr::new(inner) == index
+}
+
+/// What the ledger of an output says, if it is there and of this program.
+fn entries(target: &Path) -> Option<Entries> {
+    let path = ledger_path(target);
+    let mut file = atomic::open_own(&path, false).ok()?;
+    match read(&mut file, &path) {
+        Ok(Said::Entries(known)) => Some(known),
+        _ => None,
+    }
+}
+
 /// How many files of an output with this fingerprint are complete.
 pub(super) fn n_complete(target: &Path, fingerprint: &str) -> usize {
-    let path = ledger_path(target);
-    let Ok(mut file) = File::open(&path) else {
-        return 0;
-    };
-    match read(&mut file, &path) {
-        Ok(Some(known)) if known.fingerprint == fingerprint => known.done.len(),
-        _ => 0,
-    }
+    let known = entries(target).filter(|known| known.fingerprint == fingerprint);
+    known.map_or(0, |known| known.done.len())
 }
 
 /// Bytes on the disk that files of a stopped run have already.
 pub(super) fn kept_bytes(target: &Path, n_parts: usize) -> u64 {
-    use std::os::unix::fs::MetadataExt;
-    let partials = (0..n_parts).map(|part| partial_path(target, part, n_parts));
-    let sizes = partials.filter_map(|path| std::fs::metadata(path).ok());
+    let Some(known) = entries(target).filter(|known| known.n_parts == n_parts) else {
+        return 0;
+    };
+    let paths = (0..n_parts).map(|part| {
+        let path = shards::shard_path(target, part, n_parts);
+        hidden(&path, &format!("{}.partial", known.token))
+    });
+    let sizes = paths.filter_map(|path| std::fs::symlink_metadata(path).ok());
     sizes.map(|metadata| metadata.blocks() * 512).sum()
 }
 
-/// `None` for a ledger without a valid first line, which says nothing.
-fn read(file: &mut File, path: &Path) -> Result<Option<Entries>> {
-    let mut text = String::new();
-    let read = file.take(MAX_LEDGER_BYTES).read_to_string(&mut text);
-    match read {
-        Err(error) if error.kind() == std::io::ErrorKind::InvalidData => return Ok(None),
-        Err(error) => return Err(Error::io("read", path, error)),
-        Ok(_) => {}
+/// What is found in the place of a ledger.
+enum Said {
+    /// An empty file, or a ledger of another version or without a valid first line.
+    Nothing,
+    /// What another program wrote.
+    Strange,
+    Entries(Entries),
+}
+
+fn read(file: &mut File, path: &Path) -> Result<Said> {
+    let mut bytes = Vec::new();
+    file.take(MAX_LEDGER_BYTES)
+        .read_to_end(&mut bytes)
+        .map_err(|source| Error::io("read", path, source))?;
+    let Ok(text) = String::from_utf8(bytes) else {
+        return Ok(Said::Strange);
+    };
+    if !text.is_empty() && !text.starts_with(ANY_MARK) {
+        return Ok(Said::Strange);
     }
+    Ok(parsed(&text).map_or(Said::Nothing, Said::Entries))
+}
+
+fn parsed(text: &str) -> Option<Entries> {
     // A last line that was cut has no end.
     let mut lines = text
         .split_inclusive('\n')
         .filter_map(|line| line.strip_suffix('\n'));
-    let Some(first) = lines.next() else {
-        return Ok(None);
-    };
-    let mut words = first.split(' ');
-    let (Some(MARK), Some(fingerprint), Some(Ok(n_parts))) =
-        (words.next(), words.next(), words.next().map(str::parse))
-    else {
-        return Ok(None);
-    };
+    let mut words = lines.next()?.split(' ');
+    words.next().filter(|mark| *mark == MARK)?;
+    let fingerprint = words.next()?.to_owned();
+    let n_parts = words.next()?.parse().ok().filter(|n| *n <= MAX_PARTS)?;
+    let token = words.next()?;
+    let is_token = token.len() == 16 && token.bytes().all(|byte| byte.is_ascii_hexdigit());
     let done = lines.filter_map(|line| line.strip_prefix("done ")?.parse().ok());
-    Ok(Some(Entries {
-        fingerprint: fingerprint.to_owned(),
+    is_token.then(|| Entries {
+        fingerprint,
         n_parts,
+        token: token.to_owned(),
         done: done.filter(|part| *part < n_parts).collect(),
-    }))
+    })
 }
 
 /// The ledger beside `target`.
 fn ledger_path(target: &Path) -> PathBuf {
     hidden(target, "resume")
-}
-
-/// The file of a part until it has its name.
-fn partial_path(target: &Path, part: usize, n_parts: usize) -> PathBuf {
-    hidden(&shards::shard_path(target, part, n_parts), "partial")
 }
 
 fn hidden(path: &Path, ending: &str) -> PathBuf {
@@ -247,10 +325,21 @@ mod tests {
         let target = target(&folder);
         let ledger = ledger_path(&target);
         for (text, n_done) in [
-            ("vlmerge.resume/1 one 12\ndone 3\ndone 1", 1),
-            ("vlmerge.resume/1 one 2\ndone 3\ndone x\n\n", 0),
-            ("vlmerge.resume/1 one", 0),
-            ("vlmerge.resume/2 one 4\ndone 1\n", 0),
+            (
+                "vlmerge.resume/2 one 12 0123456789abcdef\ndone 3\ndone 1",
+                1,
+            ),
+            (
+                "vlmerge.resume/2 one 2 0123456789abcdef\ndone 3\ndone x\n\n",
+                0,
+            ),
+            (
+                "vlmerge.resume/2 one 18446744073709551615 0123456789abcdef\ndone 1\n",
+                0,
+            ),
+            ("vlmerge.resume/2 one 12 ../../../../etc\ndone 1\n", 0),
+            ("vlmerge.resume/2 one", 0),
+            ("vlmerge.resume/3 one 4 0123456789abcdef\ndone 1\n", 0),
             ("", 0),
         ] {
             std::fs::write(&ledger, text).expect("written");
@@ -258,5 +347,57 @@ mod tests {
         }
         std::fs::write(&ledger, [0xff, 0xfe, b'\n']).expect("written");
         assert_eq!(n_complete(&target, "one"), 0);
+    }
+
+    #[test]
+    fn what_was_planted_is_refused_and_nothing_else_is_touched() {
+        let folder = tempfile::tempdir().expect("a temporary folder");
+        let target = target(&folder);
+        let (ledger, victim) = (ledger_path(&target), folder.path().join("victim"));
+        std::fs::write(&victim, "precious").expect("written");
+        let refused = || {
+            let said = Ledger::open(&target, "one", 3)
+                .map(drop)
+                .expect_err("refused");
+            assert!(
+                matches!(said, Error::Write(WriteFault::NotOurs { .. })),
+                "{said}"
+            );
+            assert_eq!(
+                std::fs::read_to_string(&victim).expect("readable"),
+                "precious"
+            );
+        };
+        std::os::unix::fs::symlink(&victim, &ledger).expect("linked");
+        refused();
+        std::fs::remove_file(&ledger).expect("removed");
+        std::fs::hard_link(&victim, &ledger).expect("linked");
+        refused();
+        std::fs::remove_file(&ledger).expect("removed");
+        std::fs::write(&ledger, "mine").expect("written");
+        refused();
+        std::fs::remove_file(&ledger).expect("removed");
+        let pipe = std::process::Command::new("mkfifo").arg(&ledger).status();
+        if pipe.is_ok_and(|status| status.success()) {
+            refused();
+            std::fs::remove_file(&ledger).expect("removed");
+        }
+        // However many parts a ledger claims, only files that are there are looked at.
+        std::fs::write(&ledger, "vlmerge.resume/1 deadbeef 18446744073709551615\n")
+            .expect("written");
+        let stale = folder
+            .path()
+            .join(".model-00001-of-00002.safetensors.partial");
+        std::fs::write(&stale, "old").expect("written");
+        drop(Ledger::open(&target, "one", 3).expect("opens"));
+        assert!(!stale.exists());
+        assert!(!is_partial(
+            &target,
+            OsStr::new(".other-00001-of-00002.safetensors.partial")
+        ));
+        assert!(!is_partial(
+            &target,
+            OsStr::new(".model-notes.safetensors.partial")
+        ));
     }
 }

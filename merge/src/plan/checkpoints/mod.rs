@@ -16,6 +16,7 @@ use crate::{Error, MergeFault, MergeRecipe, Result, TensorInfo, ties};
 
 mod models;
 mod prepare;
+mod spelling;
 mod wanted;
 
 pub(super) use models::Models;
@@ -42,8 +43,8 @@ pub(super) fn resolve(recipe: &MergeRecipe, opener: &Opener) -> Result<(MergePla
     let mut models = Models::open(recipe, method.as_ref(), opener)?;
     ties::complete(&mut models.sources)?;
     let alignment = vocabularies::align(recipe, &mut models, opener)?;
-    let changes = companions::changes(recipe, opener, &models, alignment.as_ref())?;
     let wanted = models.wanted(recipe)?;
+    let changes = companions::changes(recipe, opener, &models, alignment.as_ref())?;
     let mut builder = Builder {
         recipe,
         method: method.as_ref(),
@@ -56,9 +57,13 @@ pub(super) fn resolve(recipe: &MergeRecipe, opener: &Opener) -> Result<(MergePla
         faults: Vec::new(),
         plan: PlanBuilder::new(recipe.without_folders().to_yaml()?),
         left_out: BTreeMap::new(),
+        n_partial: 0,
     };
-    builder.check_names();
+    builder.check_names(opener);
     builder.place_all(&wanted)?;
+    if let Some(fault) = builder.spelling() {
+        return Err(fault);
+    }
     if builder.faults.len() > 1 {
         return Err(Error::Several(builder.faults));
     }
@@ -99,11 +104,13 @@ struct Builder<'a> {
     plan: PlanBuilder,
     /// Why input tensors were left out, by source and key.
     left_out: BTreeMap<(usize, String), &'static str>,
+    /// Output tensors that only some of the models have, whatever becomes of them.
+    n_partial: usize,
 }
 
 impl Builder<'_> {
     /// Notes parameters that the method does not have.
-    fn check_names(&mut self) {
+    fn check_names(&mut self, opener: &Opener) {
         let recipe = self.recipe;
         let sources = recipe.slices.iter().flat_map(|slice| &slice.sources);
         let all = std::iter::once(&recipe.parameters)
@@ -112,7 +119,55 @@ impl Builder<'_> {
             .chain(sources.map(|source| &source.value.parameters));
         for parameters in all {
             let checked = self.settings.check_names(parameters);
-            self.note(checked);
+            if let Some(notes) = self.note(checked) {
+                opener.note(&notes);
+            }
+        }
+    }
+
+    /// What is wrong if most tensors are in some models only: models of which one is spelled otherwise, so
+    /// that next to nothing would be merged.
+    fn spelling(&self) -> Option<Error> {
+        let is_missing = |fault: &&Error| matches!(fault, Error::Merge(fault) if matches!(**fault, MergeFault::OnlyInSome { .. }));
+        let n_missing = self
+            .faults
+            .iter()
+            .filter(is_missing)
+            .count()
+            .max(self.n_partial);
+        let n_combined = (self.plan.entries().iter())
+            .filter(|entry| entry.action.tensors().count() > 1)
+            .count();
+        let others = self.faults.len() - self.faults.iter().filter(is_missing).count();
+        if n_missing == 0 || others > 0 {
+            return None;
+        }
+        let names = |source: usize| self.models.sources[source].tensors().map(|(name, _)| name);
+        let n_models = self.models.refs().len();
+        let found = (1..n_models).find_map(|second| {
+            let (one, other) = (self.models.name(second), self.models.name(0));
+            let found = spelling::compare((&one, names(second)), (&other, names(0)))?;
+            Some((second, found))
+        });
+        let is_nothing = NEARLY_NOTHING * n_combined < n_combined + n_missing;
+        match found {
+            Some((second, found)) if is_nothing || !self.faults.is_empty() => Some(
+                MergeFault::OtherSpelling {
+                    n_missing,
+                    cause: found.cause,
+                    advice: found.advice,
+                    place: self.models.place(second),
+                }
+                .into(),
+            ),
+            None if n_combined == 0
+                && self.faults.is_empty()
+                && self.recipe.slices.is_empty()
+                && n_models > 1 =>
+            {
+                Some(MergeFault::NothingCombined { n_missing }.into())
+            }
+            _ => None,
         }
     }
 
@@ -264,6 +319,9 @@ fn is_same_cause(a: &Error, b: &Error) -> bool {
         (one, other) => one.to_string() == other.to_string(),
     }
 }
+
+/// A merge that combines less than one tensor of so many merges nothing.
+const NEARLY_NOTHING: usize = 20;
 
 /// Beyond so many faults the list is cut.
 const MAX_FAULTS: usize = 1000;

@@ -4,7 +4,7 @@ use std::sync::Arc;
 
 use crate::methods::{Base, MergeMethod};
 use crate::plan::opener::Opener;
-use crate::recipe::{ModelRef, Place};
+use crate::recipe::{ModelRef, OutputSlice, Place};
 use crate::{Checkpoint, Error, MergeFault, MergeRecipe, Result};
 
 /// The open checkpoints.
@@ -47,7 +47,10 @@ impl Models {
                 }
             }
             (Some(base), _) => models.base = Some(models.add(base, opener)?),
-            (None, Base::Required) => {
+            (None, Base::Required)
+                if recipe.slices.is_empty()
+                    || recipe.slices.iter().any(|slice| slice.base_model.is_none()) =>
+            {
                 return Err(Error::MethodNeeds {
                     method: method.name(),
                     what: "a base_model",
@@ -55,23 +58,47 @@ impl Models {
             }
             (None, _) => {}
         }
-        let counts: Vec<(usize, Place)> = match recipe.slices.as_slice() {
+        let sliced_bases = recipe
+            .slices
+            .iter()
+            .filter_map(|slice| slice.base_model.as_ref());
+        if needs.base == Base::None && sliced_bases.clone().any(|base| models.find(base).is_none())
+        {
+            return Err(Error::MethodHasNoUse {
+                method: method.name(),
+                what: "a base_model that is none of its models",
+            });
+        }
+        if needs.base != Base::None {
+            for base in recipe
+                .slices
+                .iter()
+                .filter_map(|slice| slice.base_model.as_ref())
+            {
+                models.add(base, opener)?;
+            }
+        }
+        let counts: Vec<(usize, bool, Place)> = match recipe.slices.as_slice() {
             [] => {
                 let members = (recipe.models.iter()).filter(|model| !models.is_base(model));
                 let place = recipe.models.first().map(|model| model.place);
-                vec![(members.count(), place.unwrap_or_default())]
+                let has_base = models.base.is_some();
+                vec![(members.count(), has_base, place.unwrap_or_default())]
             }
             slices => (slices.iter())
                 .map(|slice| {
+                    let base = models.base_of(slice);
                     let members = slice.sources.iter();
-                    let members = members.filter(|source| !models.is_base(&source.model_ref()));
+                    let members = members.filter(|source| {
+                        base.is_none() || models.find(&source.model_ref()) != base
+                    });
                     let place = slice.sources.first().map(|source| source.place);
-                    (members.count(), place.unwrap_or_default())
+                    (members.count(), base.is_some(), place.unwrap_or_default())
                 })
                 .collect(),
         };
-        for (found, place) in counts {
-            if !needs.takes(found, models.base.is_some()) {
+        for (found, has_base, place) in counts {
+            if !needs.takes(found, has_base) {
                 return Err(MergeFault::InputCount {
                     method: method.name(),
                     wanted: needs.in_words(),
@@ -103,6 +130,12 @@ impl Models {
     /// What each source was opened as.
     pub(in crate::plan) fn refs(&self) -> &[ModelRef] {
         &self.refs
+    }
+
+    /// The base of a slice: its own, or the recipe's.
+    pub(in crate::plan) fn base_of(&self, slice: &OutputSlice) -> Option<usize> {
+        let own = slice.base_model.as_ref().and_then(|base| self.find(base));
+        own.or(self.base)
     }
 
     pub(in crate::plan) fn is_base(&self, model: &ModelRef) -> bool {

@@ -11,7 +11,9 @@ use crate::plan::grams::Due;
 use crate::plan::settings::Own;
 use crate::plan::{self, Action, TensorRef, opener};
 use crate::recipe::{ModelRef, OnMissing, Place};
-use crate::{BlockId, DType, Error, MergeFault, ParamKind, Result, Role, Slot, TensorInfo};
+use crate::{
+    BlockId, DType, Error, MergeFault, ParamKind, Result, Role, Slot, TensorInfo, decode_f64,
+};
 
 /// An output tensor whose inputs fit together.
 pub(super) struct Ready {
@@ -79,6 +81,15 @@ impl Builder<'_> {
                 }));
             }
         }
+        if !faults.is_empty() && self.are_same_numbers(&all, &infos)? {
+            self.plan.add(plan::Entry {
+                name: wanted.name.clone(),
+                info: first.clone(),
+                action: Action::Copy(all[0].clone()),
+                why: "the same whole numbers in all models".into(),
+            })?;
+            return Ok(None);
+        }
         if !faults.is_empty() {
             for fault in faults {
                 let _: Option<()> = self.note(Err(fault));
@@ -131,6 +142,35 @@ impl Builder<'_> {
         }))
     }
 
+    /// Whether small tensors of which some are integers and others floats hold the same numbers, as
+    /// `position_ids` do that a tool has cast.
+    fn are_same_numbers(&self, all: &[&TensorRef], infos: &[TensorInfo]) -> Result<bool> {
+        let (Some(first), is_mixed) = (
+            infos.first(),
+            infos.iter().any(|info| info.dtype.is_float())
+                && infos.iter().any(|info| !info.dtype.is_float()),
+        ) else {
+            return Ok(false);
+        };
+        let is_small = first.n_elements() <= MAX_COMPARED;
+        if !is_mixed || !is_small || infos.iter().any(|info| info.shape != first.shape) {
+            return Ok(false);
+        }
+        let values = |tensor: &TensorRef, info: &TensorInfo| {
+            let bytes = self.models.sources[tensor.source].read_all(&tensor.key)?;
+            let mut values = vec![0.0; info.n_elements()];
+            decode_f64(&tensor.key, info.dtype, &bytes, &mut values)?;
+            Ok::<_, Error>(values)
+        };
+        let expected = values(all[0], first)?;
+        for (tensor, info) in all.iter().zip(infos).skip(1) {
+            if values(tensor, info)? != expected {
+                return Ok(false);
+            }
+        }
+        Ok(true)
+    }
+
     fn slot(&self, wanted: &Wanted<'_>, rank: usize) -> Slot {
         match self.kinds.role(&wanted.name) {
             Ok(Role::Shared(slot)) => Slot {
@@ -166,6 +206,7 @@ impl Builder<'_> {
                 .collect();
             names.into_iter().collect()
         };
+        self.n_partial += 1;
         match self.recipe.on_missing {
             OnMissing::Error => Err(MergeFault::OnlyInSome {
                 key: wanted.name.clone(),
@@ -302,6 +343,9 @@ impl Builder<'_> {
         Ok(refs)
     }
 }
+
+/// Elements of tensors that are looked at before the merge.
+const MAX_COMPARED: usize = 1 << 16;
 
 /// The smallest dtype that holds the values of both.
 fn common(a: DType, b: DType) -> DType {

@@ -29,14 +29,14 @@ impl Models {
     /// The output tensors, in the order of their names.
     pub(super) fn wanted<'a>(&self, recipe: &'a MergeRecipe) -> Result<Vec<Wanted<'a>>> {
         let wanted = match recipe.slices.as_slice() {
-            [] => self.by_name(recipe),
+            [] => self.by_name(recipe)?,
             slices => self.by_slice(recipe, slices)?,
         };
         Ok(wanted.into_values().collect())
     }
 
     /// Every name that any of the models has.
-    fn by_name<'a>(&self, recipe: &'a MergeRecipe) -> BTreeMap<String, Wanted<'a>> {
+    fn by_name<'a>(&self, recipe: &'a MergeRecipe) -> Result<BTreeMap<String, Wanted<'a>>> {
         let members: Vec<(usize, &ModelRef)> = (recipe.models.iter())
             .filter(|model| !self.is_base(model))
             .filter_map(|model| Some((self.find(model)?, model)))
@@ -49,6 +49,7 @@ impl Models {
         let names: BTreeSet<&str> = (sources.iter())
             .flat_map(|&source| self.sources[source].tensors().map(|(name, _)| name))
             .collect();
+        within_budget(names.len().saturating_mul(members.len()))?;
         let stacks = Stacks::of(names.iter().copied());
         let place = |name: &str| {
             let tensor = |source| TensorRef {
@@ -71,7 +72,7 @@ impl Models {
             };
             (name.to_owned(), wanted)
         };
-        names.into_iter().map(place).collect()
+        Ok(names.into_iter().map(place).collect())
     }
 
     /// The layers of each slice one after the other, and what is outside the layers: what comes before
@@ -86,10 +87,12 @@ impl Models {
             .collect::<Result<Vec<_>>>()?;
         let prefix = cuts[0].prefix.clone();
         let mut wanted = BTreeMap::new();
-        let mut offset = 0;
+        let (mut offset, mut n_inputs) = (0, 0);
         for cut in &cuts {
             for index in 0..cut.n_layers {
                 for rest in cut.rests(self, index) {
+                    n_inputs += cut.parts.len();
+                    within_budget(n_inputs)?;
                     let name = format!("{prefix}.{}.{rest}", offset + index);
                     let tensor = cut.wanted(&name, layer(index, cut.n_layers), |part| {
                         format!("{}.{}.{rest}", part.prefix, part.first + index)
@@ -109,6 +112,17 @@ impl Models {
             }
         }
         Ok(wanted)
+    }
+}
+
+/// Inputs of all output tensors together: the largest published models have a hundred thousand tensors.
+const MAX_INPUTS: usize = 10_000_000;
+
+/// Refuses recipes whose plan would be out of proportion to any model.
+fn within_budget(n_inputs: usize) -> Result<()> {
+    match n_inputs > MAX_INPUTS {
+        true => Err(MergeFault::TooManyInputs { limit: MAX_INPUTS }.into()),
+        false => Ok(()),
     }
 }
 
@@ -141,6 +155,7 @@ struct Cut<'a> {
 
 impl<'a> Cut<'a> {
     fn new(models: &Models, recipe: &'a MergeRecipe, slice: &'a OutputSlice) -> Result<Self> {
+        let base = models.base_of(slice);
         let mut parts: Vec<Part<'a>> = Vec::new();
         let mut n_layers = None;
         for source in &slice.sources {
@@ -158,9 +173,9 @@ impl<'a> Cut<'a> {
                 }
                 Some(_) => {}
             }
-            parts.push(part(models, recipe, source)?);
+            parts.push(part(models, recipe, source, base)?);
         }
-        if let (Some(base), Some(first)) = (models.base, parts.first())
+        if let (Some(base), Some(first)) = (base, parts.first())
             && parts.iter().all(|part| !part.is_base)
         {
             // A base that a slice does not name gives the layers that its first source gives.
@@ -246,6 +261,7 @@ fn part<'a>(
     models: &Models,
     recipe: &MergeRecipe,
     source: &'a Located<SliceSource>,
+    base: Option<usize>,
 ) -> Result<Part<'a>> {
     let model = source.model_ref();
     let place = source.place;
@@ -288,6 +304,6 @@ fn part<'a>(
         prefix: prefix.clone(),
         first,
         own: (&source.value.parameters, place),
-        is_base: models.is_base(&model),
+        is_base: base == Some(index),
     })
 }

@@ -75,6 +75,7 @@ impl Trainer<'_> {
     }
 
     pub(super) fn write_weights(&self, name: &str) -> Result<()> {
+        self.folder.unseal()?;
         self.write_weights_to(&self.folder.file(name))
     }
 

@@ -132,6 +132,7 @@ impl<'a> Trainer<'a> {
             self.save()?;
             if self.place.collective.is_first() {
                 self.write_weights("model.safetensors")?;
+                self.folder.seal()?;
             }
         }
         self.place.collective.barrier()?;

@@ -26,6 +26,7 @@ impl<'a> Trainer<'a> {
     pub fn begin(plan: TrainPlan, place: Where<'a>) -> Result<Self> {
         let is_first = place.collective.is_first();
         let folder = RunFolder::open(place.folder, is_first)?;
+        folder.require_newest(plan.resumed_at)?;
         let log = is_first
             .then(|| Log::open(folder.path(), plan.resumed_at))
             .transpose()?;

@@ -1,0 +1,136 @@
+//! How much longer a `tokenizer.json` makes a text: a stranger's file must not turn a caption into gigabytes.
+
+use serde_json::Value;
+
+/// Characters that the normalizers and pre-tokenizers together may make of one. Published ones make at most
+/// eighteen, by compatibility forms.
+const MAX_GROWTH: f64 = 64.0;
+
+/// Tokens that are put around every text. Published tokenizers put four.
+const MAX_SPECIAL_IDS: usize = 1024;
+
+/// Parts that a normalizer or a pre-tokenizer may have, at any depth.
+const MAX_PARTS: usize = 1000;
+
+/// Refuses files that make texts longer than any published one does.
+///
+/// # Errors
+/// What is wrong, in words.
+pub(super) fn check(bytes: &[u8]) -> Result<(), String> {
+    // What is no JSON is the library's to refuse.
+    let Ok(file) = serde_json::from_slice::<Value>(bytes) else {
+        return Ok(());
+    };
+    let mut growth = 1.0;
+    let mut n_parts = 0;
+    let mut open: Vec<&Value> = [file.get("normalizer"), file.get("pre_tokenizer")]
+        .into_iter()
+        .flatten()
+        .collect();
+    while let Some(part) = open.pop() {
+        n_parts += 1;
+        if n_parts > MAX_PARTS {
+            return Err(format!("its normalizer has more than {MAX_PARTS} parts"));
+        }
+        for list in ["normalizers", "pretokenizers"] {
+            open.extend(
+                part.get(list)
+                    .and_then(Value::as_array)
+                    .into_iter()
+                    .flatten(),
+            );
+        }
+        let text = |key: &str| {
+            part.get(key)
+                .and_then(Value::as_str)
+                .map_or(0, |text| text.chars().count())
+        };
+        growth *= match part.get("type").and_then(Value::as_str) {
+            // A pattern may fit a single character, or nothing before each.
+            Some("Replace") => {
+                let pattern = part
+                    .get("pattern")
+                    .and_then(|pattern| pattern.get("String")?.as_str());
+                let n_replaced = pattern.map_or(1, |pattern| pattern.chars().count().max(1));
+                (text("content") as f64 / n_replaced as f64).max(1.0)
+            }
+            // Once for each text, which may have a single character.
+            Some("Prepend") => 1.0 + text("prepend") as f64,
+            _ => 1.0,
+        };
+    }
+    if growth > MAX_GROWTH {
+        return Err(format!(
+            "its normalizer may make texts {growth:.0} times as long, at most {MAX_GROWTH} are taken"
+        ));
+    }
+    let processor = file.get("post_processor");
+    let n_ids = processor.map_or(0, |processor| special_ids(processor, 0));
+    if n_ids > MAX_SPECIAL_IDS {
+        return Err(format!(
+            "its template puts {n_ids} tokens around a text, at most {MAX_SPECIAL_IDS} are taken"
+        ));
+    }
+    Ok(())
+}
+
+/// Tokens that a post-processor adds: of each piece of its templates those of the special token.
+fn special_ids(processor: &Value, depth: usize) -> usize {
+    if depth > 4 {
+        return 0;
+    }
+    let inner = processor
+        .get("processors")
+        .and_then(Value::as_array)
+        .into_iter()
+        .flatten();
+    let inner: usize = inner
+        .take(MAX_PARTS)
+        .map(|processor| special_ids(processor, depth + 1))
+        .sum();
+    let tokens = processor.get("special_tokens");
+    let n_ids = |piece: &Value| {
+        let id = piece.get("SpecialToken")?.get("id")?.as_str()?;
+        Some(tokens?.get(id)?.get("ids")?.as_array()?.len())
+    };
+    let own = ["single", "pair"].iter().map(|template| {
+        let pieces = processor
+            .get(template)
+            .and_then(Value::as_array)
+            .into_iter()
+            .flatten();
+        pieces.filter_map(n_ids).fold(0, usize::saturating_add)
+    });
+    own.max().unwrap_or(0).saturating_add(inner)
+}
+
+#[cfg(test)]
+mod tests {
+    use serde_json::json;
+
+    use super::*;
+
+    fn check_file(file: &Value) -> Result<(), String> {
+        check(file.to_string().as_bytes())
+    }
+
+    #[test]
+    fn a_tokenizer_that_multiplies_texts_is_refused() {
+        let replace =
+            json!({"type": "Replace", "pattern": {"Regex": "."}, "content": "aaaaaaaaaa"});
+        let nine =
+            json!({"normalizer": {"type": "Sequence", "normalizers": vec![replace.clone(); 9]}});
+        let said = check_file(&nine).expect_err("refused");
+        assert!(said.contains("times as long"), "{said}");
+        let llama = json!({"normalizer": {"type": "Sequence", "normalizers": [
+            {"type": "Prepend", "prepend": "▁"},
+            {"type": "Replace", "pattern": {"String": " "}, "content": "▁"},
+        ]}});
+        assert_eq!(check_file(&llama), Ok(()));
+        let tokens = json!({"post_processor": {"type": "TemplateProcessing",
+            "single": vec![json!({"SpecialToken": {"id": "a", "type_id": 0}}); 100],
+            "special_tokens": {"a": {"id": "a", "ids": vec![1; 1000], "tokens": []}}}});
+        let said = check_file(&tokens).expect_err("refused");
+        assert!(said.contains("100000 tokens"), "{said}");
+    }
+}

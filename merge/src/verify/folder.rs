@@ -1,0 +1,238 @@
+//! Whether the files beside the weights fit them and each other.
+
+use std::collections::BTreeSet;
+use std::path::Path;
+
+use serde_json::Value;
+
+use super::{Check, Outcome};
+use crate::beside::vocabulary::Tokenizer;
+use crate::beside::{Companions, chat, config, layers};
+use crate::plan::stacks::Stacks;
+use crate::{Checkpoint, Result};
+
+/// How the names of input embeddings end.
+const EMBEDDINGS: [&str; 5] = [
+    "embed_tokens.weight",
+    "wte.weight",
+    "word_embeddings.weight",
+    "embed_in.weight",
+    "tok_embeddings.weight",
+];
+
+/// What the last part of a stack's name is, where its layers are those of the model.
+const STACKS: [&str; 6] = [
+    "layers",
+    "layer",
+    "h",
+    "block",
+    "blocks",
+    "transformer_blocks",
+];
+
+/// The checks of a folder; one that is skipped for a file alone.
+pub(super) fn checks(path: &Path, found: &Checkpoint) -> Result<Vec<Check>> {
+    let files = Companions::of_model(path)?;
+    let Some((place, text)) = files.text("config.json")? else {
+        return Ok(vec![Check::said(
+            "config",
+            Outcome::Skipped,
+            "no config.json beside the weights",
+        )]);
+    };
+    let config = config::parsed(&text, &place)?;
+    let mut checks = vec![
+        Check::failing("config", contradictions(&config, found)),
+        quantization(&config, found),
+    ];
+    let Some(tokenizer) = Tokenizer::of(&files)? else {
+        checks.push(Check::said(
+            "tokenizer",
+            Outcome::Skipped,
+            "no tokenizer.json beside the weights",
+        ));
+        return Ok(checks);
+    };
+    let mut findings = Vec::new();
+    let n_tokens = tokenizer.vocabulary.n_rows();
+    if let Some((name, rows)) = embeddings(found).filter(|(_, rows)| *rows < n_tokens) {
+        findings.push(format!(
+            "the tokenizer has ids up to {}, `{name}` has {rows} rows",
+            n_tokens - 1
+        ));
+    }
+    let tokens = tokenizer.vocabulary.by_id();
+    let token_of = |id: u64| {
+        let at = tokens
+            .binary_search_by_key(&(id as usize), |(id, _)| *id)
+            .ok()?;
+        Some(tokens[at].1)
+    };
+    let generation = parsed(&files, "generation_config.json")?;
+    let settings = parsed(&files, "tokenizer_config.json")?;
+    let ends = ids(&config, "eos_token_id")
+        .into_iter()
+        .chain(ids(&generation, "eos_token_id"));
+    let ends: BTreeSet<u64> = ends.collect();
+    for id in &ends {
+        if token_of(*id).is_none() {
+            findings.push(format!("`eos_token_id` {id} is the id of no token"));
+        }
+    }
+    let eos = settings
+        .get("eos_token")
+        .map(|token| token.get("content").unwrap_or(token));
+    if let Some(eos) = eos.and_then(Value::as_str)
+        && let Some(&id) = tokenizer.vocabulary.0.get(eos)
+        && !ends.is_empty()
+        && !ends.contains(&(id as u64))
+    {
+        findings.push(format!(
+            "the tokenizer ends texts with `{eos}` ({id}), the model with {ends:?}"
+        ));
+    }
+    checks.push(Check::failing("tokenizer", findings));
+    let template = chat::of(&files)?.unwrap_or_default();
+    let unknown: BTreeSet<&str> = (marks(&template).into_iter())
+        .filter(|mark| !tokenizer.vocabulary.0.contains_key(*mark))
+        .collect();
+    let unknown = unknown
+        .into_iter()
+        .map(|mark| format!("the tokenizer has no token `{mark}`"));
+    checks.push(Check::new(
+        "chat template",
+        Outcome::Note,
+        unknown.collect(),
+    ));
+    Ok(checks)
+}
+
+fn parsed(files: &Companions, name: &str) -> Result<Value> {
+    match files.text(name)? {
+        Some((place, text)) => config::parsed(&text, &place),
+        None => Ok(Value::Null),
+    }
+}
+
+/// One id or a list of them.
+fn ids(config: &Value, key: &str) -> Vec<u64> {
+    match config.get(key) {
+        Some(Value::Array(ids)) => ids.iter().filter_map(Value::as_u64).collect(),
+        Some(id) => id.as_u64().into_iter().collect(),
+        None => Vec::new(),
+    }
+}
+
+/// The input embeddings and their rows, where there are such of one name.
+fn embeddings(found: &Checkpoint) -> Option<(&str, usize)> {
+    let mut all = found.tensors().filter(|(name, info)| {
+        info.shape.len() == 2 && EMBEDDINGS.iter().any(|end| name.ends_with(end))
+    });
+    let (name, info) = all.next()?;
+    // Of models with several vocabularies nothing is known.
+    all.next().is_none().then_some((name, info.shape[0]))
+}
+
+/// Where the configuration says something else than the weights.
+fn contradictions(config: &Value, found: &Checkpoint) -> Vec<String> {
+    let mut findings = Vec::new();
+    let stacks = Stacks::of(found.tensors().map(|(name, _)| name));
+    for (prefix, n_layers) in &stacks.0 {
+        let last = prefix.rsplit('.').next().unwrap_or(prefix);
+        if STACKS.contains(&last) {
+            findings.extend(layers::contradictions(config, prefix, *n_layers));
+        }
+    }
+    let text = config.get("text_config").unwrap_or(config);
+    let says = |key: &str| text.get(key).or_else(|| config.get(key));
+    if let (Some((name, rows)), Some(size)) = (
+        embeddings(found),
+        says("vocab_size").and_then(Value::as_u64),
+    ) && size != rows as u64
+    {
+        findings.push(format!("`vocab_size` is {size}, `{name}` has {rows} rows"));
+    }
+    let head = found
+        .tensors()
+        .find(|(name, _)| name.ends_with("lm_head.weight"));
+    let is_tied = says("tie_word_embeddings").and_then(Value::as_bool);
+    if let (Some(true), Some((head, info)), Some((embeddings, _))) =
+        (is_tied, head, embeddings(found))
+        && found.get(embeddings) == Some(info)
+        && differ(found, head, embeddings)
+    {
+        findings.push(format!(
+            "`tie_word_embeddings` is true, but `{head}` is not `{embeddings}`"
+        ));
+    }
+    findings
+}
+
+/// Whether two tensors of one shape differ; what cannot be read is another check's.
+fn differ(found: &Checkpoint, one: &str, other: &str) -> bool {
+    let Some(info) = found.get(one) else {
+        return false;
+    };
+    let (n, size) = (info.n_elements(), info.dtype.size_bytes());
+    (0..n).step_by(super::PIECE_ELEMENTS).any(|first| {
+        let n = super::PIECE_ELEMENTS.min(n - first);
+        let read = |name: &str| {
+            let mut bytes = vec![0; n * size];
+            found.read(name, first, &mut bytes).map(|()| bytes)
+        };
+        matches!((read(one), read(other)), (Ok(one), Ok(other)) if one != other)
+    })
+}
+
+/// Whether the configuration calls weights quantized that are not.
+fn quantization(config: &Value, found: &Checkpoint) -> Check {
+    let says = config
+        .get("quantization_config")
+        .is_some_and(Value::is_object);
+    let is_narrow = |(name, info): (&str, &crate::TensorInfo)| {
+        let is_scale = [
+            ".weight_scale",
+            "_scale_inv",
+            ".qweight",
+            ".qzeros",
+            ".absmax",
+            "_scales",
+            "_blocks",
+        ];
+        info.dtype.size_bytes() == 1 && info.shape.len() > 1
+            || is_scale.iter().any(|end| name.ends_with(end))
+    };
+    let is_quantized = found.tensors().any(is_narrow);
+    let finding = match (says, is_quantized) {
+        (true, false) => "config.json has a `quantization_config`, but no tensor is quantized",
+        (false, true) => "tensors look quantized, but config.json has no `quantization_config`",
+        _ => return Check::failing("quantization", Vec::new()),
+    };
+    let outcome = if says { Outcome::Failed } else { Outcome::Note };
+    Check::said("quantization", outcome, finding)
+}
+
+/// Marks of chat templates: `<|im_start|>`.
+fn marks(template: &str) -> Vec<&str> {
+    let starts = template.match_indices("<|").map(|(at, _)| at);
+    starts
+        .filter_map(|at| {
+            let mark = &template[at..];
+            let end = mark.find("|>")? + 2;
+            let is_plain =
+                !mark[..end].contains(|c: char| c.is_whitespace() || c == '\'' || c == '"');
+            is_plain.then_some(&mark[..end])
+        })
+        .collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn marks_of_templates_are_found() {
+        let template = "{{ '<|im_start|>' + role + '<|' }} {{ '<|im_end|>' }}";
+        assert_eq!(marks(template), ["<|im_start|>", "<|im_end|>"]);
+    }
+}

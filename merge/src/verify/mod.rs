@@ -1,0 +1,260 @@
+//! Whether a merged file is what its recipe says, and whether loaders can use it.
+
+mod folder;
+
+use std::path::Path;
+
+use rayon::prelude::*;
+use serde::Serialize;
+
+use crate::execute::compare;
+use crate::io::{self, OpenOptions};
+use crate::provenance::{Hashes, Provenance};
+use crate::recipe::OutputDType;
+use crate::{Checkpoint, Error, MergePlan, MergeRecipe, Progress, Result, decode_f32};
+
+/// Findings of one check that are listed; the others are counted.
+const LISTED: usize = 20;
+
+/// Elements that are looked at at a time.
+const PIECE_ELEMENTS: usize = 1 << 16;
+
+/// What came of one check.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Outcome {
+    /// All is well.
+    Passed,
+    /// It may be meant, but should be looked at.
+    Note,
+    /// Something is wrong.
+    Failed,
+    /// There was nothing to check it by.
+    Skipped,
+}
+
+/// One check.
+#[derive(Clone, Debug, Serialize)]
+pub struct Check {
+    /// What was checked.
+    pub name: &'static str,
+    /// What came of it.
+    pub outcome: Outcome,
+    /// What was found, in words.
+    pub findings: Vec<String>,
+}
+
+impl Check {
+    /// Fails if anything was found.
+    fn failing(name: &'static str, findings: Vec<String>) -> Self {
+        Self::new(name, Outcome::Failed, findings)
+    }
+
+    fn new(name: &'static str, if_found: Outcome, mut findings: Vec<String>) -> Self {
+        let n = findings.len();
+        let outcome = if n == 0 { Outcome::Passed } else { if_found };
+        findings.truncate(LISTED);
+        if n > LISTED {
+            findings.push(format!("and {} more", n - LISTED));
+        }
+        Self {
+            name,
+            outcome,
+            findings,
+        }
+    }
+
+    fn said(name: &'static str, outcome: Outcome, finding: impl Into<String>) -> Self {
+        Self {
+            name,
+            outcome,
+            findings: vec![finding.into()],
+        }
+    }
+}
+
+/// What came of all checks.
+#[derive(Clone, Debug, Serialize)]
+pub struct Verdict {
+    /// Whether none failed.
+    pub passed: bool,
+    /// The checks.
+    pub checks: Vec<Check>,
+}
+
+/// Checks a file or folder that a merge wrote: that its values are finite, that its configuration, tokenizer and
+/// template fit its weights; and, given its recipe, that it was made from these inputs and holds what the recipe
+/// gives: all elements (`is_full`), or some of each tensor.
+///
+/// # Errors
+/// When the file or an input cannot be read, the recipe is wrong, or the user stops it.
+pub fn verify(
+    path: &Path,
+    against: Option<&MergeRecipe>,
+    is_full: bool,
+    progress: &dyn Progress,
+) -> Result<Verdict> {
+    let found = io::open(path, &OpenOptions::default())?;
+    found.require_unique_names()?;
+    let made = Provenance::from_metadata(&found.info().metadata);
+    let mut checks = vec![finite(&found, progress)?];
+    checks.extend(folder::checks(path, &found)?);
+    match against {
+        None => checks.push(Check::said(
+            "recipe",
+            Outcome::Skipped,
+            "give the recipe, or the folder of the inputs, to compare values with it",
+        )),
+        Some(recipe) => checks.extend(by_recipe(recipe, &found, made.as_ref(), is_full, progress)?),
+    }
+    Ok(Verdict {
+        passed: checks.iter().all(|check| check.outcome != Outcome::Failed),
+        checks,
+    })
+}
+
+/// Whether all floats are finite.
+fn finite(found: &Checkpoint, progress: &dyn Progress) -> Result<Check> {
+    let floats: Vec<_> = (found.tensors())
+        .filter(|(_, info)| info.dtype.is_float())
+        .collect();
+    let n_bytes = floats.iter().map(|(_, info)| info.n_bytes()).sum();
+    progress.start("reading", n_bytes);
+    let looked = floats.par_iter().map(|(name, info)| {
+        let n = info.n_elements();
+        let mut values = vec![0.0; PIECE_ELEMENTS.min(n)];
+        for first in (0..n).step_by(PIECE_ELEMENTS) {
+            if progress.is_cancelled() {
+                return Err(Error::Cancelled);
+            }
+            let values = &mut values[..PIECE_ELEMENTS.min(n - first)];
+            let mut bytes = vec![0; values.len() * info.dtype.size_bytes()];
+            found.read(name, first, &mut bytes)?;
+            decode_f32(name, info.dtype, &bytes, values)?;
+            progress.advance(bytes.len() as u64);
+            if let Some(at) = values.iter().position(|value| !value.is_finite()) {
+                return Ok(Some(format!(
+                    "`{name}`: element {} is {}",
+                    first + at,
+                    values[at]
+                )));
+            }
+        }
+        Ok(None)
+    });
+    let findings: Result<Vec<Option<String>>> = looked.collect();
+    progress.finish();
+    Ok(Check::failing(
+        "finite",
+        findings?.into_iter().flatten().collect(),
+    ))
+}
+
+/// What can be compared with the recipe.
+fn by_recipe(
+    recipe: &MergeRecipe,
+    found: &Checkpoint,
+    made: Option<&Provenance>,
+    is_full: bool,
+    progress: &dyn Progress,
+) -> Result<Vec<Check>> {
+    let mut recipe = recipe.clone();
+    // A type that was asked for by a flag is in the file's own recipe only.
+    let own = made.and_then(|made| MergeRecipe::parse(&made.recipe, found.path()).ok());
+    if let Some(own) = own.filter(|_| recipe.out_dtype == OutputDType::Keep) {
+        recipe.out_dtype = own.out_dtype;
+    }
+    let (plan, _) = MergePlan::resolve(&recipe)?;
+    let mut checks = vec![inputs(&plan, made, progress)?];
+    let compared = compare(&plan, found, is_full, progress)?;
+    let unexpected = compared
+        .unexpected
+        .iter()
+        .map(|name| format!("`{name}` is not of the recipe"));
+    let unfit = compared.unfit.iter().cloned().chain(unexpected);
+    checks.push(Check::failing("tensors", unfit.collect()));
+    let differing = compared.differing.iter().map(|tensor| {
+        format!(
+            "`{}`: {} elements differ from what the recipe gives, the first is element {}",
+            tensor.name, tensor.n_elements, tensor.first
+        )
+    });
+    let mut values = Check::failing("values", differing.collect());
+    if values.outcome == Outcome::Passed {
+        let extent = if is_full {
+            "all"
+        } else {
+            "some of each tensor"
+        };
+        values
+            .findings
+            .push(format!("{} bytes compared, {extent}", compared.n_bytes));
+    }
+    checks.push(values);
+    let n_combined = (plan.entries().iter())
+        .filter(|entry| entry.action.tensors().count() > 1)
+        .count();
+    let unchanged = match (compared.n_unchanged, n_combined) {
+        (0, _) => Check::new("changed", Outcome::Failed, Vec::new()),
+        (n, all) if n == all => Check::said(
+            "changed",
+            Outcome::Failed,
+            format!(
+                "all {n} tensors that the recipe combines are those of its base or first model"
+            ),
+        ),
+        (n, all) => Check::said(
+            "changed",
+            Outcome::Note,
+            format!(
+                "{n} of {all} tensors that the recipe combines are those of its base or first model"
+            ),
+        ),
+    };
+    checks.push(unchanged);
+    Ok(checks)
+}
+
+/// Whether the inputs are those that the file was made from.
+fn inputs(plan: &MergePlan, made: Option<&Provenance>, progress: &dyn Progress) -> Result<Check> {
+    let Some(made) = made else {
+        return Ok(Check::said(
+            "inputs",
+            Outcome::Skipped,
+            "the file does not say what it was made from",
+        ));
+    };
+    let files = plan.files();
+    let own = Provenance::new(String::new(), &files);
+    if made.inputs.len() != own.inputs.len() {
+        let finding = format!(
+            "the file was made from {} files, the recipe has {}",
+            made.inputs.len(),
+            own.inputs.len()
+        );
+        return Ok(Check::said("inputs", Outcome::Failed, finding));
+    }
+    let is_hashed = made.inputs.iter().any(|input| input.sha256.is_some());
+    let own = match is_hashed {
+        true => own.with_hashes(Hashes::default().of(&files, progress)?),
+        false => own,
+    };
+    let pairs = made.inputs.iter().zip(&own.inputs);
+    let differing = pairs.filter(|(then, now)| {
+        let is_hashed = then.sha256.is_some() && now.sha256.is_some();
+        then.n_bytes != now.n_bytes
+            || (is_hashed && then.sha256 != now.sha256)
+            || (then.etag.is_some() && now.etag.is_some() && then.etag != now.etag)
+    });
+    let findings: Vec<String> = differing
+        .map(|(_, now)| format!("{} is not the file that the output was made from", now.name))
+        .collect();
+    Ok(match is_hashed || !findings.is_empty() {
+        true => Check::failing("inputs", findings),
+        false => Check::said(
+            "inputs",
+            Outcome::Note,
+            "made without hashes; only sizes were compared",
+        ),
+    })
+}

@@ -1,0 +1,86 @@
+//! `vlmerge verify`.
+
+use std::path::PathBuf;
+use std::process::ExitCode;
+
+use anyhow::{Result, bail};
+use merge::MergeRecipe;
+use merge::io::OpenOptions;
+use merge::provenance::Provenance;
+use merge::verify::{Outcome, verify};
+use serde_json::json;
+
+use crate::output::Output;
+
+const EXAMPLES: &str = "\
+Examples:
+  vlmerge verify merged/
+  vlmerge verify merged/ --against recipe.yaml
+  vlmerge verify merged/ --inputs models/ --full --json
+
+Without a recipe the weights are looked at, and the files beside them. With one, some elements of every
+tensor are made once more from the inputs and compared (all with --full).";
+
+/// Flags of `vlmerge verify`.
+#[derive(Debug, clap::Args)]
+#[command(after_help = EXAMPLES)]
+pub struct Args {
+    /// A checkpoint or folder that a merge wrote
+    out: PathBuf,
+    /// The recipe it should be made by
+    #[arg(long, value_name = "RECIPE")]
+    against: Option<PathBuf>,
+    /// Take the recipe from the checkpoint itself, with its inputs in this folder
+    #[arg(long, value_name = "DIR", conflicts_with = "against")]
+    inputs: Option<PathBuf>,
+    /// Compare every element
+    #[arg(long)]
+    full: bool,
+}
+
+/// Runs the verb.
+pub fn run(args: &Args, output: &Output) -> Result<ExitCode> {
+    let recipe = match (&args.against, &args.inputs) {
+        (Some(path), _) => Some(MergeRecipe::open(path)?),
+        (None, Some(folder)) => {
+            let checkpoint = merge::io::open(&args.out, &OpenOptions::default())?;
+            let made = Provenance::from_metadata(&checkpoint.info().metadata);
+            let recipe =
+                made.and_then(|made| MergeRecipe::parse(&made.recipe, checkpoint.path()).ok());
+            let Some(recipe) = recipe else {
+                bail!(
+                    "{}: there is no recipe in it; give it with --against",
+                    args.out.display()
+                );
+            };
+            Some(recipe.in_folder(folder))
+        }
+        (None, None) => None,
+    };
+    let verdict = verify(&args.out, recipe.as_ref(), args.full, output)?;
+    if output.json {
+        output.json(&json!({
+            "schema": "vlmerge.verify/1",
+            "out": args.out.display().to_string(),
+            "passed": verdict.passed,
+            "checks": verdict.checks,
+        }))?;
+    } else {
+        for check in &verdict.checks {
+            let outcome = match check.outcome {
+                Outcome::Passed => "passed",
+                Outcome::Note => "note",
+                Outcome::Failed => "FAILED",
+                Outcome::Skipped => "skipped",
+            };
+            output.line(format!("{outcome:8} {}", check.name))?;
+            for finding in &check.findings {
+                output.line(format!("         {finding}"))?;
+            }
+        }
+    }
+    Ok(match verdict.passed {
+        true => ExitCode::SUCCESS,
+        false => ExitCode::FAILURE,
+    })
+}

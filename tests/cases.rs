@@ -1,0 +1,450 @@
+//! Merges of public bug reports, re-created small: what is written is what loaders need.
+
+use std::collections::BTreeMap;
+use std::path::{Path, PathBuf};
+
+use serde_json::{Value, json};
+
+use crate::program::{Said, vlmerge_in};
+
+/// A case of `fixtures/cases`, and a folder for what is written.
+struct Case {
+    inputs: PathBuf,
+    out: tempfile::TempDir,
+}
+
+impl Case {
+    fn new(name: &str) -> Self {
+        Self {
+            inputs: Path::new(env!("CARGO_MANIFEST_DIR"))
+                .join("fixtures/cases")
+                .join(name),
+            out: tempfile::tempdir().expect("a temporary folder"),
+        }
+    }
+
+    /// A folder for an output.
+    fn folder(&self, name: &str) -> String {
+        format!("{}/", self.out.path().join(name).display())
+    }
+
+    fn run(&self, arguments: &[&str]) -> Said {
+        vlmerge_in(&self.inputs, arguments)
+    }
+
+    fn merge(&self, recipe: &str, out: &str, more: &[&str]) -> Said {
+        let folder = self.folder(out);
+        let said = self.run(&[&["merge", recipe, "--out", &folder], more].concat());
+        assert_eq!(said.code, Some(0), "{}", said.stderr);
+        said
+    }
+
+    fn config(&self, out: &str) -> Value {
+        let path = self.out.path().join(out).join("config.json");
+        let text = std::fs::read_to_string(path).expect("readable");
+        serde_json::from_str(&text).expect("JSON")
+    }
+
+    fn names(&self, out: &str) -> Vec<String> {
+        let mut names = Vec::new();
+        let mut open = vec![self.out.path().join(out)];
+        while let Some(folder) = open.pop() {
+            for entry in std::fs::read_dir(&folder).expect("a folder") {
+                let path = entry.expect("readable").path();
+                match path.is_dir() {
+                    true => open.push(path),
+                    false => names.push(path),
+                }
+            }
+        }
+        let root = self.out.path().join(out);
+        let relative = |path: &PathBuf| {
+            path.strip_prefix(&root)
+                .expect("below")
+                .display()
+                .to_string()
+        };
+        let mut names: Vec<String> = names.iter().map(relative).collect();
+        names.sort();
+        names
+    }
+}
+
+fn values(path: &Path) -> BTreeMap<String, Vec<u8>> {
+    let file = merge::io::open(path, &merge::io::OpenOptions::default()).expect("it opens");
+    (file.tensors())
+        .map(|(name, _)| (name.to_owned(), file.read_all(name).expect("readable")))
+        .collect()
+}
+
+#[test]
+fn slices_of_a_decoder_change_the_decoders_number_of_layers() {
+    let case = Case::new("decoder-slices-change-encoder-count");
+    case.merge("t5.yaml", "t5", &[]);
+    let config = case.config("t5");
+    assert_eq!(
+        (&config["num_layers"], &config["num_decoder_layers"]),
+        (&json!(2), &json!(3))
+    );
+    case.merge("whisper.yaml", "whisper", &[]);
+    let config = case.config("whisper");
+    assert_eq!(
+        (&config["encoder_layers"], &config["decoder_layers"]),
+        (&json!(2), &json!(3))
+    );
+}
+
+#[test]
+fn types_of_layers_follow_the_layers() {
+    let case = Case::new("layer-types-not-updated");
+    case.merge("qwen3.yaml", "out", &[]);
+    let config = case.config("out");
+    assert_eq!(config["num_hidden_layers"], 6);
+    let (full, sliding) = ("full_attention", "sliding_attention");
+    assert_eq!(
+        config["layer_types"],
+        json!([full, full, sliding, full, sliding, sliding])
+    );
+}
+
+#[test]
+fn a_forced_merge_leaves_nothing_of_the_older_model() {
+    let case = Case::new("force-leaves-older-weights");
+    let b = values(&case.inputs.join("b/model.safetensors"));
+    case.merge("a.yaml", "out", &["--shard-size", "4KB"]);
+    let said = case.run(&["merge", "b.yaml", "--out", &case.folder("out")]);
+    assert_eq!(
+        said.code,
+        Some(1),
+        "another model is refused: {}",
+        said.stderr
+    );
+    assert!(
+        said.stderr.contains("already exists") && said.stderr.contains("--force"),
+        "{}",
+        said.stderr
+    );
+    case.merge("b.yaml", "out", &["--force"]);
+    let names = [
+        "README.md",
+        "config.json",
+        "generation_config.json",
+        "model.safetensors",
+    ];
+    assert_eq!(case.names("out"), names);
+    assert_eq!(values(&case.out.path().join("out/model.safetensors")), b);
+    // The other way round, and another container.
+    case.merge("a.yaml", "out", &["--force", "--shard-size", "4KB"]);
+    assert!(!case.names("out").contains(&"model.safetensors".to_owned()));
+    case.merge("b.yaml", "out", &["--force", "--container", "torch"]);
+    let names = [
+        "README.md",
+        "config.json",
+        "generation_config.json",
+        "pytorch_model.bin",
+    ];
+    assert_eq!(case.names("out"), names);
+    // Files that are no model's stay.
+    std::fs::write(case.out.path().join("out/notes.md"), "mine").expect("written");
+    std::fs::write(case.out.path().join("out/tokenizer.json"), "{}").expect("written");
+    case.merge("b.yaml", "out", &["--force"]);
+    let names = [
+        "README.md",
+        "config.json",
+        "generation_config.json",
+        "model.safetensors",
+        "notes.md",
+    ];
+    assert_eq!(case.names("out"), names);
+}
+
+#[test]
+fn an_input_in_the_output_folder_is_not_removed() {
+    let case = Case::new("force-leaves-older-weights");
+    let folder = case.out.path().join("out");
+    std::fs::create_dir(&folder).expect("made");
+    let input = folder.join("model.fp16.safetensors");
+    std::fs::copy(case.inputs.join("a/model.safetensors"), &input).expect("copied");
+    let recipe = case.out.path().join("r.yaml");
+    let yaml = format!("merge_method: passthrough\nmodels: [{}]", input.display());
+    std::fs::write(&recipe, yaml).expect("written");
+    let recipe = recipe.display().to_string();
+    let said = case.run(&["merge", &recipe, "--out", &case.folder("out"), "--force"]);
+    assert_eq!(said.code, Some(1));
+    assert!(
+        said.stderr.contains("is an input of the merge"),
+        "{}",
+        said.stderr
+    );
+    assert!(input.exists());
+}
+
+#[test]
+fn of_several_models_in_a_folder_loaders_choice_is_taken_with_a_note() {
+    let case = Case::new("variant-files");
+    let said = case.run(&["inspect", "variant", "--json"]);
+    assert!(
+        said.json()["path"]
+            .as_str()
+            .expect("a path")
+            .ends_with("variant/model.safetensors")
+    );
+    assert!(
+        said.stderr.contains("model.fp16.safetensors"),
+        "{}",
+        said.stderr
+    );
+    let said = case.run(&["inspect", "single-and-index", "--json"]);
+    assert!(
+        said.json()["path"]
+            .as_str()
+            .expect("a path")
+            .ends_with("/model.safetensors")
+    );
+    assert!(
+        said.stderr.contains("model.safetensors.index.json"),
+        "{}",
+        said.stderr
+    );
+    let recipe = case.out.path().join("r.yaml");
+    std::fs::write(&recipe, "merge_method: passthrough\nmodels: [variant]").expect("written");
+    let said = case.merge(&recipe.display().to_string(), "out", &[]);
+    assert!(
+        said.stderr
+            .contains("passed over in its folder: model.fp16.safetensors"),
+        "{}",
+        said.stderr
+    );
+}
+
+#[test]
+fn a_model_in_the_cache_of_the_hub_is_read_as_it_is() {
+    let case = Case::new("variant-files");
+    let root = case.out.path().join("models--org--tiny");
+    let (blobs, snapshot) = (root.join("blobs"), root.join("snapshots/abc123"));
+    std::fs::create_dir_all(&blobs).expect("made");
+    std::fs::create_dir_all(&snapshot).expect("made");
+    std::fs::create_dir_all(root.join("snapshots/older")).expect("made");
+    std::fs::create_dir_all(root.join("refs")).expect("made");
+    std::fs::write(root.join("refs/main"), "abc123").expect("written");
+    for name in ["config.json", "model.safetensors"] {
+        std::fs::copy(case.inputs.join("variant").join(name), blobs.join(name)).expect("copied");
+        let target = Path::new("../../blobs").join(name);
+        std::os::unix::fs::symlink(target, snapshot.join(name)).expect("linked");
+    }
+    let recipe = case.out.path().join("r.yaml");
+    let yaml = format!("merge_method: passthrough\nmodels: [{}]", root.display());
+    std::fs::write(&recipe, yaml).expect("written");
+    case.merge(&recipe.display().to_string(), "out", &[]);
+    assert_eq!(
+        case.names("out"),
+        ["README.md", "config.json", "model.safetensors"]
+    );
+    let card = std::fs::read_to_string(case.out.path().join("out/README.md")).expect("readable");
+    assert!(card.contains("org/tiny"), "{card}");
+}
+
+#[test]
+fn modules_that_the_code_of_a_model_imports_travel_along() {
+    let case = Case::new("helper-modules-of-remote-code");
+    case.merge("merge.yaml", "out", &[]);
+    let expected = [
+        "LICENSE",
+        "README.md",
+        "config.json",
+        "configuration_x.py",
+        "conversation.py",
+        "generation_config.json",
+        "model.safetensors",
+        "modeling_x.py",
+        "resampler.py",
+    ];
+    assert_eq!(case.names("out"), expected);
+}
+
+#[test]
+fn modules_of_sentence_transformers_travel_along() {
+    let case = Case::new("sentence-transformers-modules");
+    case.merge("merge.yaml", "out", &[]);
+    let expected = [
+        "1_Pooling/config.json",
+        "2_Normalize/config.json",
+        "README.md",
+        "config.json",
+        "config_sentence_transformers.json",
+        "model.safetensors",
+        "modules.json",
+        "sentence_bert_config.json",
+        "tokenizer.json",
+        "tokenizer_config.json",
+    ];
+    assert_eq!(case.names("out"), expected);
+    // In place of another model, its modules go.
+    let other = Case::new("variant-files");
+    let recipe = case.out.path().join("r.yaml");
+    let yaml = format!(
+        "merge_method: passthrough\nmodels: [{}/variant]",
+        other.inputs.display()
+    );
+    std::fs::write(&recipe, yaml).expect("written");
+    case.merge(&recipe.display().to_string(), "out", &["--force"]);
+    assert_eq!(
+        case.names("out"),
+        [
+            "README.md",
+            "config.json",
+            "generation_config.json",
+            "model.safetensors"
+        ]
+    );
+}
+
+#[test]
+fn recipes_of_mergekit_run_as_they_are_published() {
+    let case = Case::new("mergekit-notations");
+    case.merge("tokenizer.yaml", "tokenizer", &[]);
+    let said = case.merge("slerp.yaml", "slerp", &[]);
+    assert!(
+        said.stderr
+            .contains("slerp has no use for `normalize` (line"),
+        "{}",
+        said.stderr
+    );
+    // Names of the hub are looked for there; none of this needs the network.
+    let said = case.run(&[
+        "merge",
+        "ids.yaml",
+        "--out",
+        &case.folder("ids"),
+        "--offline",
+    ]);
+    assert_eq!(said.code, Some(1));
+    assert!(said.stderr.contains("hf://org/model-a"), "{}", said.stderr);
+    let copy = |from: &str, to: &str| {
+        let to = case.out.path().join(to);
+        std::fs::create_dir_all(&to).expect("made");
+        for entry in std::fs::read_dir(case.inputs.join(from)).expect("a folder") {
+            let path = entry.expect("readable").path();
+            std::fs::copy(&path, to.join(path.file_name().expect("a name"))).expect("copied");
+        }
+    };
+    // A folder of that name wins, and models may be maps.
+    copy("a", "org/model-a");
+    copy("b", "org/model-b");
+    let recipe = "merge_method: linear\nmodels:\n- model: {model: {path: org/model-a, revision: v1}, override_architecture: \
+                  X}\n  parameters: {weight: 1}\n- {path: org/model-b, parameters: {weight: 1}}\ntokenizer: {source: union, \
+                  pad_to_multiple_of: 8}\nchat_template: chatml\n";
+    std::fs::write(case.out.path().join("r.yaml"), recipe).expect("written");
+    let said = vlmerge_in(case.out.path(), &["merge", "r.yaml", "--out", "maps/"]);
+    assert_eq!(said.code, Some(0), "{}", said.stderr);
+    assert!(
+        said.stderr
+            .contains("`override_architecture` is passed over"),
+        "{}",
+        said.stderr
+    );
+    assert_eq!(
+        case.config("maps")["vocab_size"]
+            .as_u64()
+            .expect("a number")
+            % 8,
+        0
+    );
+    let text = std::fs::read_to_string(case.out.path().join("maps/tokenizer_config.json"))
+        .expect("readable");
+    assert!(text.contains("<|im_start|>"), "{text}");
+}
+
+#[test]
+fn small_refusals_are_gone_or_say_the_way_on() {
+    let case = Case::new("small-refusals");
+    let said = case.run(&["inspect", "generator.ckpt", "--json"]);
+    assert_eq!(said.code, Some(0), "{}", said.stderr);
+    let out = case
+        .out
+        .path()
+        .join("ids.safetensors")
+        .display()
+        .to_string();
+    let said = case.run(&["merge", "ids.yaml", "--out", &out]);
+    assert_eq!(said.code, Some(0), "{}", said.stderr);
+}
+
+#[test]
+fn what_was_not_fetched_is_said_whatever_it_is_called() {
+    let case = Case::new("lfs-pointer");
+    for name in ["model.safetensors", "model.bin"] {
+        let said = case.run(&["inspect", name]);
+        assert_eq!(said.code, Some(1));
+        assert!(
+            said.stderr.contains("is a git-lfs pointer"),
+            "{}",
+            said.stderr
+        );
+        assert!(said.stderr.contains("git lfs pull"), "{}", said.stderr);
+    }
+    let page = case.out.path().join("model.safetensors");
+    std::fs::write(&page, "\n<!DOCTYPE html><html></html>").expect("written");
+    let said = case.run(&["inspect", &page.display().to_string()]);
+    assert!(said.stderr.contains("is a web page"), "{}", said.stderr);
+}
+
+#[test]
+fn a_merge_is_verified_and_damage_is_found() {
+    let case = Case::new("layer-types-not-updated");
+    case.merge("qwen3.yaml", "out", &[]);
+    let out = case.folder("out");
+    let outcomes = |said: &Said| -> BTreeMap<String, String> {
+        let checks = said.json()["checks"].as_array().expect("a list").clone();
+        let text = |value: &Value| value.as_str().expect("a text").to_owned();
+        checks
+            .iter()
+            .map(|check| (text(&check["name"]), text(&check["outcome"])))
+            .collect()
+    };
+    for more in [
+        &["--against", "qwen3.yaml"][..],
+        &["--inputs", "."],
+        &["--inputs", ".", "--full"],
+        &[],
+    ] {
+        let said = case.run(&[&["verify", &out, "--json"], more].concat());
+        assert_eq!(said.code, Some(0), "{}{}", said.stdout, said.stderr);
+        let outcomes = outcomes(&said);
+        assert_eq!(outcomes["config"], "passed", "{}", said.stdout);
+        assert_eq!(outcomes["finite"], "passed");
+        let recipe = if more.is_empty() { "recipe" } else { "values" };
+        assert_eq!(
+            outcomes[recipe],
+            if more.is_empty() { "skipped" } else { "passed" }
+        );
+    }
+    // A bit of the weights, a number of the configuration.
+    let weights = case.out.path().join("out/model.safetensors");
+    let mut bytes = std::fs::read(&weights).expect("readable");
+    let last = bytes.len() - 2;
+    bytes[last] ^= 1;
+    std::fs::write(&weights, bytes).expect("written");
+    let config = case.out.path().join("out/config.json");
+    let text = std::fs::read_to_string(&config).expect("readable");
+    std::fs::write(
+        &config,
+        text.replace("\"num_hidden_layers\": 6", "\"num_hidden_layers\": 4"),
+    )
+    .expect("written");
+    let said = case.run(&["verify", &out, "--inputs", ".", "--full", "--json"]);
+    assert_eq!(said.code, Some(1), "{}{}", said.stdout, said.stderr);
+    let outcomes = outcomes(&said);
+    assert_eq!(
+        (outcomes["values"].as_str(), outcomes["config"].as_str()),
+        ("failed", "failed"),
+        "{}",
+        said.stdout
+    );
+    assert!(
+        said.stdout
+            .contains("`num_hidden_layers` is 4; `model.layers` has 6 layers"),
+        "{}",
+        said.stdout
+    );
+}
