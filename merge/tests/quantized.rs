@@ -185,7 +185,7 @@ fn quantized_bases_take_adapters_and_are_merged() {
         assert_eq!(plain["model.norm.weight"], with["model.norm.weight"]);
     }
     let mean = merged(
-        "merge_method: linear\nmodels: [<gptq_a>, <gptq_b>]\n",
+        "merge_method: linear\nparameters: {weight: 1}\nmodels: [<gptq_a>, <gptq_b>]\n",
         &target,
     );
     assert_eq!(mean.expect("merges")[key].shape, [12, 8]);
