@@ -48,6 +48,8 @@ pub enum Command {
     ExtractLora(commands::extract_lora::Args),
     /// Build arrow files from public downloads, and look at what is in them
     Data(commands::data::Args),
+    /// Run a model on given tensors and write every output by name, to compare it with another program
+    Forward(commands::forward::Args),
     /// Sum the gram matrices of a model's layers over data, for RegMean
     Gram(commands::gram::Args),
     /// Measure checkpoints and merges on a task

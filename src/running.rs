@@ -1,5 +1,6 @@
 //! Flags of verbs that run models on data, and opening what they name.
 
+use std::ops::Deref;
 use std::path::PathBuf;
 use std::sync::Arc;
 
@@ -19,25 +20,42 @@ use merge::{Checkpoint, MergeRecipe, layouts};
 use crate::args::number::parse_positive;
 use crate::output::Output;
 
-/// How a model is run.
+/// How a model is run on data.
 #[derive(Args, Clone, Debug)]
 #[command(next_help_heading = "Model")]
 pub struct ModelArgs {
+    #[command(flatten)]
+    load: LoadArgs,
+    /// Examples that are computed together
+    #[arg(long, value_name = "N", default_value_t = 16, value_parser = parse_positive)]
+    pub batch_size: usize,
+}
+
+/// How a model is loaded.
+#[derive(Args, Clone, Debug)]
+#[command(next_help_heading = "Model")]
+pub struct LoadArgs {
     /// cpu, cuda or cuda:N
     #[arg(long, value_name = "NAME", default_value_t)]
     pub device: DeviceName,
     /// f32; on cards also bf16 and f16
     #[arg(long, value_name = "TYPE", default_value_t)]
     pub precision: Precision,
-    /// Examples that are computed together
-    #[arg(long, value_name = "N", default_value_t = 16, value_parser = parse_positive)]
-    pub batch_size: usize,
     /// Side of the image in pixels; position tables are resized [default: the checkpoint's]
     #[arg(long, value_name = "PIXELS", value_parser = parse_positive)]
     pub image_size: Option<usize>,
     /// Attention heads, where the checkpoint does not tell
     #[arg(long, value_name = "N")]
     pub heads: Option<usize>,
+    /// Attention heads of the image tower, where the checkpoint does not tell
+    #[arg(long, value_name = "N")]
+    pub image_heads: Option<usize>,
+    /// Attention heads of the text tower, where the checkpoint does not tell
+    #[arg(long, value_name = "N")]
+    pub text_heads: Option<usize>,
+    /// What similarities are divided by, of a model that does not learn it
+    #[arg(long, value_name = "NUMBER")]
+    pub temperature: Option<f64>,
     /// First block in which text and image are one sequence, where the checkpoint does not tell
     #[arg(long, value_name = "BLOCK")]
     pub fusion_start: Option<usize>,
@@ -115,7 +133,15 @@ pub struct Opened {
     pub record: CheckpointRecord,
 }
 
-impl ModelArgs {
+impl Deref for ModelArgs {
+    type Target = LoadArgs;
+
+    fn deref(&self) -> &LoadArgs {
+        &self.load
+    }
+}
+
+impl LoadArgs {
     /// Merges if that is what makes the weights, says where they come from, and resizes their
     /// position tables if asked to.
     pub fn open(&self, found: Found, output: &Output) -> Result<Opened> {
@@ -150,12 +176,31 @@ impl ModelArgs {
             "fusion_start": self.fusion_start,
             "text_table_len": self.text_table_len,
             "shallow_attention": self.shallow_attention.map(|how| format!("{how:?}")),
+            "image_heads": self.image_heads,
+            "text_heads": self.text_heads,
+            "temperature": self.temperature,
         })
     }
 
     /// The device.
     pub fn device(&self) -> Result<Device> {
         Ok(self.device.open(self.precision)?)
+    }
+
+    /// What the checkpoint does not tell of the model.
+    pub fn overrides(&self) -> Overrides {
+        Overrides {
+            n_heads: self.heads,
+            fusion_start: self.fusion_start,
+            shallow_attention: self.shallow_attention.map(|how| match how {
+                AttentionArg::PerModality => ShallowAttention::PerModality,
+                AttentionArg::Joint => ShallowAttention::Joint,
+            }),
+            text_table_len: self.text_table_len,
+            image_heads: self.image_heads,
+            text_heads: self.text_heads,
+            temperature: self.temperature,
+        }
     }
 
     /// Loads the model, and notes keys that no part of it reads.
@@ -165,19 +210,9 @@ impl ModelArgs {
         device: &Device,
         output: &Output,
     ) -> Result<Box<dyn Model>> {
-        let overrides = Overrides {
-            n_heads: self.heads,
-            fusion_start: self.fusion_start,
-            shallow_attention: self.shallow_attention.map(|how| match how {
-                AttentionArg::PerModality => ShallowAttention::PerModality,
-                AttentionArg::Joint => ShallowAttention::Joint,
-            }),
-            text_table_len: self.text_table_len,
-            ..Overrides::default()
-        };
         let checkpoint = Arc::clone(&opened.checkpoint);
         let dtype = self.precision.dtype();
-        let opened = models::open(checkpoint, &overrides, device, dtype)?;
+        let opened = models::open(checkpoint, &self.overrides(), device, dtype)?;
         let unused: Vec<String> = opened.weights.report().unused;
         let unread = |name: &&String| !opened.blueprint.leaves_out(name);
         if let Some(first) = unused.iter().find(unread) {
@@ -188,7 +223,9 @@ impl ModelArgs {
         }
         Ok(opened.model)
     }
+}
 
+impl ModelArgs {
     /// A runner of a model.
     pub fn runner<'a>(
         &self,

@@ -10,6 +10,7 @@ mod data;
 mod data_cases;
 mod encode;
 mod evaluating;
+mod forward;
 mod grams_between_checkpoints;
 mod hardened;
 mod inspect;

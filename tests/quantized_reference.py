@@ -1,8 +1,8 @@
 """Quantized models as the libraries write them: what those libraries make of the codes, beside what
 `vlmerge convert --dequantize` does.
 
-    tests/with_mergekit.sh tests/quantized_reference.py target/release/vlmerge
-    tests/with_mergekit.sh tests/quantized_reference.py --write fixtures/quantized
+    tests/with_torch.sh tests/quantized_reference.py target/release/vlmerge
+    tests/with_torch.sh tests/quantized_reference.py --write fixtures/quantized
 
 transformers, compressed-tensors and bitsandbytes quantize and dequantize on the CPU. The libraries of GPTQ and AWQ
 need a GPU to be installed, so their published formulas are written here once more, in numpy. `--write` writes the

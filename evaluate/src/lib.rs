@@ -24,11 +24,13 @@ pub mod device;
 mod error;
 pub mod ranks;
 mod sample;
+mod var_builder;
 pub mod weights;
 
 pub mod build;
 pub mod datasets;
 pub mod encode;
+pub mod forward;
 pub mod images;
 pub mod measure;
 pub mod metrics;

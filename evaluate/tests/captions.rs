@@ -1,98 +1,10 @@
-//! Captions against the official scorers and the official tokenizer, as recorded in the fixtures.
+//! Captions: odd words, intervals, and hypotheses that are right or wrong altogether.
 
 use evaluate::Sample;
 use evaluate::metrics::bootstrap::Bootstrap;
 use evaluate::metrics::captions::{BleuCounts, Captioned, judge, sample, tokenize};
-use serde_json::Value;
 
-use crate::fixture::{json, list, number};
-
-/// The scorers add in another order; measured: 3e-15.
-const TOLERANCE: f64 = 1e-12;
-
-fn text(value: &Value) -> String {
-    value.as_str().expect("a string").to_owned()
-}
-
-/// The tokenized captions of a corpus.
-fn captioned(items: &Value) -> Vec<Captioned> {
-    let of_image = |item: &Value| Captioned {
-        caption: text(&item["hyp_tok"]),
-        references: list(&item["refs_tok"]).iter().map(text).collect(),
-    };
-    list(items).iter().map(of_image).collect()
-}
-
-fn assert_close(what: &str, found: f64, expected: &Value) {
-    let expected = number(expected);
-    let is_close = (found - expected).abs() <= TOLERANCE * expected.abs().max(1e-3);
-    assert!(is_close, "{what}: {found}, expected {expected}");
-}
-
-/// Number by number, of the corpus and of each image.
-fn assert_official(name: &str, corpus: &Value) {
-    let judged = judge(&captioned(&corpus["items"]));
-    let sample = sample(&judged);
-    let expected = &corpus["expected"];
-    let keys = [
-        ("bleu_1", "Bleu_1"),
-        ("bleu_2", "Bleu_2"),
-        ("bleu_3", "Bleu_3"),
-        ("bleu_4", "Bleu_4"),
-        ("rouge_l", "ROUGE_L"),
-        ("cider", "CIDEr"),
-    ];
-    assert_eq!(sample.quantities.len(), keys.len());
-    for (quantity, (own, official)) in sample.quantities.iter().zip(keys) {
-        assert_eq!(quantity.name, own);
-        assert_eq!(sample.n_cases(quantity), judged.len() as u64);
-        let found = sample.value(quantity).expect("there are images");
-        assert_close(
-            &format!("{name}, {own}"),
-            found,
-            &expected["corpus"][official],
-        );
-    }
-    let images = list(&expected["per_image"]);
-    assert_eq!(images.len(), judged.len());
-    for (judged, image) in judged.iter().zip(images) {
-        let what = |score: &str| format!("{name}, image {}, {score}", image["image_id"]);
-        for n in 1..=4 {
-            let official = format!("Bleu_{n}");
-            assert_close(&what(&official), judged.bleu.score(n), &image[&official]);
-        }
-        assert_close(&what("ROUGE_L"), judged.rouge_l, &image["ROUGE_L"]);
-        assert_close(&what("CIDEr"), judged.cider, &image["CIDEr"]);
-    }
-}
-
-#[test]
-fn scores_are_official_for_the_corpus_and_each_image() {
-    let corpus = json("metrics/captions.json");
-    assert_eq!(list(&corpus["items"]).len(), 60);
-    assert_official("60 images", &corpus);
-}
-
-#[test]
-fn scores_are_official_for_small_and_odd_corpora() {
-    let corpora = json("metrics/captions_small.json");
-    let corpora = list(&corpora["cases"]);
-    assert_eq!(corpora.len(), 7);
-    for corpus in corpora {
-        assert_official(corpus["name"].as_str().expect("a name"), corpus);
-    }
-}
-
-#[test]
-fn tokens_are_official() {
-    let cases = json("metrics/ptb_tokenizer.json");
-    let cases = list(&cases["cases"]);
-    assert_eq!(cases.len(), 364);
-    for case in cases {
-        let raw = text(&case["raw"]);
-        assert_eq!(tokenize(&raw), case["tok"], "{raw:?}");
-    }
-}
+use crate::golden::captions::captioned;
 
 /// What the official tool answered to probes, beyond the recorded cases: words with marks inside,
 /// numbers, addresses, abbreviations before letters, digits and ends.
@@ -171,7 +83,7 @@ fn value(sample: &Sample, name: &str) -> f64 {
 #[test]
 fn a_draw_is_the_score_of_the_images_drawn() {
     // Of one image taken over and over every draw is the image itself.
-    let images = captioned(&json("metrics/captions.json")["items"]);
+    let images = captioned(&fixtures::json("metrics/captions.json")["items"]);
     let one = &judge(&images)[..1];
     let sample = sample(&[one, one, one].concat());
     let alone = BleuCounts::new(&images[0].caption, &images[0].references).score(4);

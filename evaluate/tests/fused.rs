@@ -46,6 +46,7 @@ fn compare(shapes: &[&[usize]], f: impl Fn(&[Tensor]) -> Result<Tensor>) {
         run(DType::F32).expect("fused"),
         run(DType::F64).expect("composed"),
     );
+    assert_eq!(fused.len(), composed.len());
     for (index, (a, b)) in fused.iter().zip(&composed).enumerate() {
         assert_eq!(a.dims(), b.dims());
         let flat = |t: &Tensor| t.to_dtype(DType::F64)?.flatten_all()?.to_vec1::<f64>();

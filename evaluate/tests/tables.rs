@@ -1,120 +1,13 @@
-//! Arrow files against `arrow/expected.json`, which pyarrow and Pillow made of the same files.
+//! Arrow files: other writers, splits, faults, and files that are cut short.
 
 use std::path::{Path, PathBuf};
 
-use evaluate::Error;
 use evaluate::datasets::arrow::Table;
 use evaluate::datasets::captions::CaptionSet;
-use evaluate::datasets::nlvr2::Nlvr2Set;
 use evaluate::datasets::vqa::{VqaSet, label_answers};
-use evaluate::images;
 use proptest::prelude::*;
-use serde_json::{Value, json};
-use sha2::{Digest, Sha256};
 
-use crate::fixture::{integers, json as fixture, list, path};
-
-fn sha256(bytes: &[u8]) -> String {
-    let digest = Sha256::digest(bytes);
-    digest.iter().map(|byte| format!("{byte:02x}")).collect()
-}
-
-fn check_picture(bytes: &[u8], expected: &Value, place: &str) {
-    assert_eq!(bytes.len() as i64, expected["bytes"], "{place}");
-    assert_eq!(sha256(bytes), expected["sha256"], "{place}");
-    let picture = images::decode(bytes).unwrap_or_else(|error| panic!("{place}: {error}"));
-    let (width, height) = (picture.width, picture.height);
-    assert_eq!(expected["width"], json!(width), "{place}");
-    assert_eq!(expected["height"], json!(height), "{place}");
-    let mean = list(&expected["pillow_rgb_mean"]).iter().enumerate();
-    for (channel, expected) in mean {
-        let sum: u64 = picture
-            .pixels
-            .iter()
-            .skip(channel)
-            .step_by(3)
-            .map(|&v| u64::from(v))
-            .sum();
-        let mean = sum as f64 / (width * height) as f64;
-        let expected = expected.as_f64().expect("a number");
-        assert!(
-            (mean - expected).abs() <= 1.0,
-            "{place}: mean {mean}, expected {expected}"
-        );
-    }
-    // The corners, the middles of the sides, the center; equal, for the decoder is Pillow's.
-    let steps = |n: usize| [0, (n - 1) / 2, n - 1];
-    let places = steps(height)
-        .into_iter()
-        .flat_map(|y| steps(width).map(|x| (x, y)));
-    for ((x, y), expected) in places.zip(list(&expected["pillow_rgb_3x3"])) {
-        let pixel = picture.pixel(x, y).expect("a pixel").map(i64::from);
-        assert_eq!(
-            pixel.to_vec(),
-            integers(expected),
-            "{place}: pixel {x}, {y}"
-        );
-    }
-}
-
-fn column(table: &Table, name: &str, kind: &str) -> Value {
-    let read = |outcome: Result<Value, Error>| outcome.unwrap_or_else(|e| panic!("{name}: {e}"));
-    match kind {
-        "string" => read(table.column::<String>(name).map(|c| json!(c))),
-        "int64" => read(table.column::<i64>(name).map(|c| json!(c))),
-        "list<string>" => read(table.column::<Vec<String>>(name).map(|c| json!(c))),
-        "list<int64>" => read(table.column::<Vec<i64>>(name).map(|c| json!(c))),
-        "list<list<string>>" => read(table.column::<Vec<Vec<String>>>(name).map(|c| json!(c))),
-        "list<list<int64>>" => read(table.column::<Vec<Vec<i64>>>(name).map(|c| json!(c))),
-        "list<list<double>>" => read(table.column::<Vec<Vec<f64>>>(name).map(|c| json!(c))),
-        // Any type fits a column without values.
-        "null" | "list<null>" => read(table.column::<Vec<Vec<String>>>(name).map(|c| json!(c))),
-        other => panic!("{name}: {other}"),
-    }
-}
-
-#[test]
-fn every_file_holds_exactly_what_pyarrow_reads() {
-    let expected = fixture("arrow/expected.json");
-    let expected = expected.as_object().expect("an object");
-    assert_eq!(expected.len(), 44);
-    let mut n_pictures = 0;
-    for (name, expected) in expected {
-        let table = Table::open(&path("arrow").join(name)).unwrap_or_else(|e| panic!("{e}"));
-        assert_eq!(expected["rows"], json!(table.n_rows()), "{name}");
-        assert_eq!(
-            expected["record_batches"],
-            json!(table.n_batches()),
-            "{name}"
-        );
-        let (schema, columns) = (list(&expected["schema"]), &expected["columns"]);
-        assert_eq!(schema.len(), table.fields().len(), "{name}");
-        for (field, expected) in table.fields().iter().zip(schema) {
-            assert_eq!(expected[0], json!(field.name), "{name}");
-            let kind = expected[1]
-                .as_str()
-                .expect("a string")
-                .replace("item: ", "");
-            assert_eq!(field.describe(), kind, "{name}, {}", field.name);
-            let values = list(&columns[&field.name]);
-            if kind.contains("binary") {
-                for (row, expected) in values.iter().enumerate() {
-                    let place = format!("{name}, row {row}, {}", field.name);
-                    let bytes = table.bytes(&field.name, row).expect("bytes");
-                    check_picture(&bytes, expected, &place);
-                    n_pictures += 1;
-                }
-                let lengths = table.lengths(&field.name).expect("lengths");
-                let expected: Vec<_> = values.iter().map(|v| v["bytes"].clone()).collect();
-                assert_eq!(json!(lengths), json!(expected), "{name}");
-            } else {
-                let kind = kind.replace("large_", "");
-                assert_eq!(column(&table, &field.name, &kind), json!(values), "{name}");
-            }
-        }
-    }
-    assert_eq!(n_pictures, 268);
-}
+use crate::fixture::path;
 
 fn other(name: &str) -> PathBuf {
     path("arrow/other_writers").join(name)
@@ -276,40 +169,7 @@ fn repeated_captions_go_only_when_asked() {
 }
 
 #[test]
-fn questions_are_flat_and_know_their_image() {
-    let expected = &fixture("arrow/expected.json")["vqav2_train.arrow"]["columns"];
-    for folder in ["arrow", "arrow/modern_writer", "arrow/multi_batch"] {
-        let set = VqaSet::open(&path(folder), "train").unwrap_or_else(|e| panic!("{e}"));
-        assert_eq!(
-            set.questions().len(),
-            list(&expected["questions"])
-                .iter()
-                .map(|q| list(q).len())
-                .sum::<usize>()
-        );
-        let mut questions = set.questions().iter();
-        for image in 0..set.n_images() {
-            for place in 0..list(&expected["questions"][image]).len() {
-                let question = questions.next().expect("a question");
-                assert_eq!(question.image, image);
-                assert_eq!(expected["image_id"][image], json!(question.image_id));
-                assert_eq!(expected["questions"][image][place], json!(question.text));
-                assert_eq!(
-                    expected["question_id"][image][place],
-                    json!(question.question_id)
-                );
-                assert_eq!(expected["answers"][image][place], json!(question.answers));
-                assert_eq!(
-                    expected["answer_labels"][image][place],
-                    json!(question.answer_labels)
-                );
-                assert_eq!(
-                    expected["answer_scores"][image][place],
-                    json!(question.answer_scores)
-                );
-            }
-        }
-    }
+fn questions_of_splits_without_answers_or_without_rows() {
     let test = VqaSet::open(&path("arrow"), "test-dev").expect("a split");
     assert_eq!(test.questions().len(), 8);
     assert!(
@@ -340,37 +200,6 @@ fn the_classes_of_the_answers_come_from_the_tables() {
         .expect_err("no tables")
         .to_string();
     assert!(error.contains("vqav2_train"), "{error}");
-}
-
-#[test]
-fn statements_know_their_pair() {
-    let expected = &fixture("arrow/expected.json")["nlvr2_dev.arrow"]["columns"];
-    let set = Nlvr2Set::open(&path("arrow"), "dev").expect("a split");
-    let mut statements = set.statements().iter();
-    for pair in 0..set.n_pairs() {
-        for place in 0..list(&expected["questions"][pair]).len() {
-            let statement = statements.next().expect("a statement");
-            assert_eq!((statement.pair, statement.place), (pair, place));
-            assert_eq!(
-                expected["questions"][pair][place],
-                json!(statement.sentence)
-            );
-            assert_eq!(expected["identifier"][pair], json!(statement.identifier));
-            let label = statement.label.expect("a label");
-            assert_eq!(
-                expected["answers"][pair][place],
-                if label { "True" } else { "False" }
-            );
-        }
-        for side in 0..2 {
-            let expected = &expected[format!("image_{side}")][pair]["sha256"];
-            assert_eq!(
-                sha256(&set.image_bytes(pair, side).expect("bytes")),
-                *expected
-            );
-        }
-    }
-    assert_eq!(statements.next(), None);
 }
 
 proptest! {

@@ -10,6 +10,7 @@ pub mod evaluate;
 pub mod expand;
 pub mod extract_lora;
 pub mod finetune;
+pub mod forward;
 pub mod gram;
 pub mod inspect;
 pub mod interpolate;
@@ -49,6 +50,7 @@ pub fn run(command: Command, output: &Output) -> Result<ExitCode> {
         Command::Merge(args) => merge::run(args, output),
         Command::ExtractLora(args) => extract_lora::run(&args, output),
         Command::Data(args) => data::run(args, output),
+        Command::Forward(args) => forward::run(args, output),
         Command::Gram(args) => gram::run(args, output),
         Command::Evaluate(args) => evaluate::run(args, output),
         Command::Encode(args) => encode::run(&args, output),

@@ -26,6 +26,16 @@ pub enum Error {
         /// All names.
         known: String,
     },
+    /// A family has no loss of this name.
+    #[error("there is no loss `{name}` of the family {family}; known are {known}")]
+    UnknownLoss {
+        /// The name.
+        name: String,
+        /// The family.
+        family: String,
+        /// Those of the family.
+        known: String,
+    },
     /// An objective guesses tokens of images, and no tokenizer makes them.
     #[error("`image_masking`: the objective `{name}` needs `image_masking.tokenizer`")]
     NoImageTokenizer {
@@ -285,6 +295,7 @@ impl Error {
             Self::BadRecipe { .. }
             | Self::BadSetting { .. }
             | Self::UnknownObjective { .. }
+            | Self::UnknownLoss { .. }
             | Self::NoImageTokenizer { .. }
             | Self::OtherPictureSide { .. }
             | Self::OutOfRange { .. } => true,

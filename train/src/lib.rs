@@ -22,6 +22,7 @@ pub mod batch;
 pub mod collective;
 pub mod data;
 pub mod log;
+pub mod losses;
 pub mod objectives;
 pub mod optim;
 pub mod recipe;

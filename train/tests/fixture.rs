@@ -1,7 +1,7 @@
 //! Files of the repository's fixtures, and the tiny models in them.
 
 use std::collections::HashMap;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::sync::Arc;
 
 use candle_core::{DType, Device, Tensor};
@@ -11,24 +11,12 @@ use merge::execute::{RunOptions, in_memory};
 use merge::io::OpenOptions;
 use merge::random::Draws;
 use merge::{Checkpoint, MergePlan, MergeRecipe};
-use serde_json::Value;
 use train::recipe::{CheckedRecipe, TrainRecipe};
+
+pub use fixtures::{json, path};
 
 /// Every architecture of the fixture, with its weights.
 pub const ARCHITECTURES: [&str; 4] = ["ufo", "all_moe", "merged", "joint"];
-
-/// A file of the fixtures.
-pub fn path(name: &str) -> PathBuf {
-    Path::new(env!("CARGO_MANIFEST_DIR"))
-        .join("../fixtures")
-        .join(name)
-}
-
-/// A file of JSON.
-pub fn json(name: &str) -> Value {
-    let text = std::fs::read_to_string(path(name)).expect("the file reads");
-    serde_json::from_str(&text).expect("JSON")
-}
 
 /// An open checkpoint.
 pub fn open(name: &str) -> Arc<Checkpoint> {
@@ -38,19 +26,8 @@ pub fn open(name: &str) -> Arc<Checkpoint> {
 
 /// Every tensor of a file.
 pub fn tensors(name: &str) -> HashMap<String, Tensor> {
-    let file = open(name);
-    let read = |(key, info): (&str, &merge::TensorInfo)| {
-        let bytes = file.read_all(key).expect("it reads");
-        let dtype = match info.dtype {
-            merge::DType::F32 => DType::F32,
-            merge::DType::I64 => DType::I64,
-            merge::DType::Bool => DType::U8,
-            other => panic!("no fixture has {other}"),
-        };
-        let tensor = Tensor::from_raw_buffer(&bytes, dtype, &info.shape, &Device::Cpu);
-        (key.to_owned(), tensor.expect("a tensor"))
-    };
-    file.tensors().map(read).collect()
+    let tensors = fixtures::tensors(&path(name)).into_iter();
+    tensors.map(|(name, raw)| (name, raw.tensor())).collect()
 }
 
 /// The values of a tensor.

@@ -4,6 +4,7 @@
 mod checks;
 mod fixture;
 mod fused_blocks;
+mod golden;
 mod golden_zerovl;
 mod groups;
 mod logs;

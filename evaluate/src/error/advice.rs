@@ -91,6 +91,7 @@ impl Error {
             | Self::NoPredictions { .. }
             | Self::IgnoredSetting { .. }
             | Self::NoHeatMap { .. }
+            | Self::UnknownPass { .. }
             | Self::Data(DataFault::UnknownDataset { .. } | DataFault::UnknownSplit { .. }) => true,
             _ => false,
         }

@@ -4,6 +4,7 @@ use candle_core::{DType, Tensor};
 
 use super::{Head, ModelInput};
 use crate::batch::{Images, Pair, Texts};
+use crate::forward::NamedPasses;
 use crate::nn::Pass;
 use crate::{Error, Result};
 
@@ -51,6 +52,14 @@ pub trait Model: Send + Sync {
     /// [`Error::Incapable`] where the family does not.
     fn captioner(&self) -> Result<&dyn Captioner> {
         Err(self.cannot("write captions"))
+    }
+
+    /// The passes that the model can run on given tensors, by name (`vlmerge forward`).
+    ///
+    /// # Errors
+    /// [`Error::Incapable`] where the family names none.
+    fn named_passes(&self) -> Result<&dyn NamedPasses> {
+        Err(self.cannot("run named passes on given tensors"))
     }
 
     /// The error for what the family cannot do: `what` is a verb phrase.

@@ -1,9 +1,9 @@
 //! Self-attention with packed projections.
 
-use candle_core::{Result, Tensor};
+use candle_core::{D, Result, Tensor};
 
 use super::fused::{Packed, PackedBias};
-use super::{Bias, Linear, Pass, Residual, attend_packed};
+use super::{Bias, Linear, Pass, Residual, attend_packed, attention_shares};
 use crate::Weights;
 use crate::weights::Init;
 
@@ -76,7 +76,7 @@ impl Attention {
         }
     }
 
-    /// `residual + keep scale ∘ proj(attention(x))`: `(b, n, d) -> (b, n, d)`.
+    /// `residual + keep scale ∘ proj(attention(x))`: `(b, n, d) -> (b, n, d)`, in block `block`.
     ///
     /// # Errors
     /// When shapes do not fit or the device fails.
@@ -85,10 +85,16 @@ impl Attention {
         x: &Tensor,
         residual: Residual<'_>,
         bias: Bias<'_>,
+        block: usize,
         pass: &Pass<'_>,
     ) -> Result<Tensor> {
         pass.show(|| self.name.clone(), x, bias.mask)?;
         let qkv = self.project(x)?; // (b, n, 3 d)
+        pass.show_output(format_args!("attn{block}"), || {
+            let d = qkv.dim(D::Minus1)? / 3;
+            let (q, k) = (qkv.narrow(D::Minus1, 0, d)?, qkv.narrow(D::Minus1, d, d)?);
+            attention_shares(&q, &k, bias, self.heads)
+        })?;
         let mixed = attend_packed(&qkv, self.heads, usize::MAX, bias)?; // (b, n, d)
         pass.show(|| format!("{}.proj", self.name), &mixed, bias.mask)?;
         self.proj.forward_add(&mixed, residual)

@@ -8,17 +8,3 @@ mod relative_position;
 mod safetensors_corpus;
 pub mod torch_corpus;
 mod zerovl;
-
-#[test]
-fn every_operation_of_this_package_has_its_test() {
-    fixtures::assert_handled(
-        "merge",
-        &[
-            convert::HANDLED,
-            merging::HANDLED,
-            refusals::HANDLED,
-            relative_position::HANDLED,
-            zerovl::HANDLED,
-        ],
-    );
-}

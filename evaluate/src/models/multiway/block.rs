@@ -209,7 +209,7 @@ impl Block {
             scale: self.gamma_1.factors(),
             keep: kept.attn.as_ref(),
         };
-        let x = attn.forward(&normed, residual, attended, pass)?; // (b, n, d)
+        let x = attn.forward(&normed, residual, attended, self.index, pass)?; // (b, n, d)
         let masks = split_mask(segments, attended.mask)?;
         by_segment(segments, &x, |index, expert, part| {
             let normed = self.norm2.of(expert)?.forward(part)?;

@@ -6,6 +6,7 @@ use super::Multiway;
 use super::blueprint::NAME;
 use crate::Result;
 use crate::batch::{Images, Pair, Texts};
+use crate::forward::NamedPasses;
 use crate::models::{
     Branch, DualEncoder, Fused, FusionEncoder, Head, Model, ModelInput, Similarity,
 };
@@ -33,6 +34,10 @@ impl Model for Multiway {
     }
 
     fn fusion(&self) -> Result<&dyn FusionEncoder> {
+        Ok(self)
+    }
+
+    fn named_passes(&self) -> Result<&dyn NamedPasses> {
         Ok(self)
     }
 }

@@ -14,6 +14,7 @@ mod config;
 mod experts;
 mod fused;
 mod heads;
+mod named;
 mod passes;
 mod taped;
 mod text_embeddings;

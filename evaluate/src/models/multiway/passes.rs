@@ -46,7 +46,7 @@ impl Joint {
 }
 
 /// The first token of each sequence: `(b, n, d) -> (b, d)`.
-fn first(x: &Tensor) -> Result<Tensor> {
+pub(super) fn first(x: &Tensor) -> Result<Tensor> {
     Ok(x.narrow(1, 0, 1)?.squeeze(1)?)
 }
 

@@ -6,6 +6,7 @@
 
 mod blueprint;
 mod config;
+mod named;
 
 use candle_core::{DType, Tensor};
 
@@ -18,6 +19,7 @@ use config::{IMAGE, PROJECTIONS, TEMPERATURE, TEXT};
 use super::towers::{Bert, Vit};
 use super::{Branch, DualEncoder, Head, Model, ModelInput, Similarity};
 use crate::batch::{Images, Texts};
+use crate::forward::NamedPasses;
 use crate::nn::{Linear, Mask, Pass, unit_length_with};
 use crate::weights::Init;
 use crate::{Result, Weights};
@@ -153,6 +155,10 @@ impl Model for TwoTowers {
     }
 
     fn dual(&self) -> Result<&dyn DualEncoder> {
+        Ok(self)
+    }
+
+    fn named_passes(&self) -> Result<&dyn NamedPasses> {
         Ok(self)
     }
 }

@@ -1,0 +1,95 @@
+//! What tensors a family takes.
+
+use std::fmt;
+
+/// A tensor that a file of inputs may have.
+#[derive(Clone, Debug)]
+pub struct Input {
+    /// Its name.
+    pub name: &'static str,
+    /// Its sizes.
+    pub shape: Vec<Size>,
+    /// What its elements are.
+    pub kind: Kind,
+}
+
+/// One size of a tensor.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Size {
+    /// This one, for the model has it.
+    Exactly(usize),
+    /// Any, the same in all inputs of a pass that call it so: `b`.
+    Any(&'static str),
+    /// Any up to the model's, likewise: `t`.
+    UpTo(&'static str, usize),
+}
+
+/// What the elements of a tensor are, and which dtypes say it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Kind {
+    /// Whole numbers from 0: tokens, classes. Any integer dtype.
+    Ids {
+        /// How many there are.
+        below: usize,
+    },
+    /// Likewise, or −100 where there is nothing to learn.
+    Labels {
+        /// How many there are.
+        below: usize,
+    },
+    /// 0 or 1: which tokens are no padding, which patches are masked. Flags or any integer dtype.
+    Flags,
+    /// Numbers. Any floating dtype.
+    Floats,
+    /// Pixels as they are stored, u8. No pass reads them.
+    Bytes,
+}
+
+impl Size {
+    /// Whether a tensor may have this size.
+    pub(super) fn allows(self, size: usize) -> bool {
+        match self {
+            Self::Exactly(expected) => size == expected,
+            Self::Any(_) => size > 0,
+            Self::UpTo(_, most) => size > 0 && size <= most,
+        }
+    }
+
+    /// What inputs of a pass must agree on.
+    pub(super) fn letter(self) -> Option<&'static str> {
+        match self {
+            Self::Exactly(_) => None,
+            Self::Any(letter) | Self::UpTo(letter, _) => Some(letter),
+        }
+    }
+}
+
+impl fmt::Display for Size {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Exactly(size) => write!(f, "{size}"),
+            Self::Any(letter) => write!(f, "{letter}"),
+            Self::UpTo(letter, most) => write!(f, "{letter} <= {most}"),
+        }
+    }
+}
+
+impl fmt::Display for Kind {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Ids { below } => write!(f, "integers below {below}"),
+            Self::Labels { below } => write!(f, "integers below {below}, or -100"),
+            Self::Flags => write!(f, "flags or integers of 0 and 1"),
+            Self::Floats => write!(f, "floating-point numbers"),
+            Self::Bytes => write!(f, "u8"),
+        }
+    }
+}
+
+/// `image: (b, 3, 48, 48), floating-point numbers`.
+impl fmt::Display for Input {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let sizes: Vec<String> = self.shape.iter().map(Size::to_string).collect();
+        write!(f, "{}: ({}), {}", self.name, sizes.join(", "), self.kind)
+    }
+}

@@ -1,0 +1,129 @@
+//! Named passes over given tensors: what `vlmerge forward` runs, and what golden tests compare.
+//!
+//! A family lists its passes and the tensors that they read in its own folder
+//! ([`NamedPasses`]); names are those of the golden folders, so that a port or another program can be
+//! compared tensor by tensor.
+//!
+//! 1. [`Given::open`] reads tensors from a file and checks each against the family's [`Input`]s.
+//! 2. [`run`] runs the passes whose inputs are there, and returns every output by its name.
+
+mod given;
+mod input;
+mod recorder;
+mod write;
+
+use std::collections::BTreeMap;
+
+use candle_core::Tensor;
+
+pub use given::Given;
+pub use input::{Input, Kind, Size};
+pub use recorder::Recorder;
+pub use write::write;
+
+use crate::models::Model;
+use crate::{Error, Result};
+
+/// A pass of a family, as its table has it.
+pub struct PassSpec<M> {
+    /// Its name, with which most of its outputs begin.
+    pub name: &'static str,
+    /// The inputs that it reads.
+    pub inputs: &'static [&'static str],
+    /// Runs it, and adds its outputs.
+    pub run: fn(&M, &Given, &Recorder) -> Result<()>,
+}
+
+impl<M: Sync> PassSpec<M> {
+    /// The pass of one model.
+    pub fn of<'m>(&self, model: &'m M) -> NamedPass<'m> {
+        let run = self.run;
+        NamedPass {
+            name: self.name,
+            inputs: self.inputs,
+            run: Box::new(move |given, out| run(model, given, out)),
+        }
+    }
+}
+
+type Run<'m> = dyn Fn(&Given, &Recorder) -> Result<()> + 'm;
+
+/// A pass of a model.
+pub struct NamedPass<'m> {
+    /// Its name.
+    pub name: &'static str,
+    /// The inputs that it reads.
+    pub inputs: &'static [&'static str],
+    run: Box<Run<'m>>,
+}
+
+/// A model with passes over given tensors.
+pub trait NamedPasses: Model {
+    /// Every tensor that a file of inputs may have: those that passes read, those that losses read,
+    /// and those that stand beside them in the golden files.
+    fn inputs(&self) -> Vec<Input>;
+
+    /// Every pass.
+    fn passes(&self) -> Vec<NamedPass<'_>>;
+}
+
+/// What came of the passes.
+#[derive(Debug)]
+pub struct Outcome {
+    /// Outputs by name, in f32 or as computed where that is wider.
+    pub tensors: BTreeMap<String, Tensor>,
+    /// The passes that were run.
+    pub passes: Vec<&'static str>,
+    /// What was left out and why, as sentences.
+    pub notes: Vec<String>,
+}
+
+/// Runs the passes that `names` lists, or all whose inputs are given; with `hidden`, outputs include
+/// the hidden state after each block and its attention probabilities.
+///
+/// # Errors
+/// [`Error::Incapable`] for a family without named passes, [`Error::UnknownPass`],
+/// [`Error::MissingInput`] for a named pass, [`Error::BadInput`] where sizes of two inputs disagree,
+/// and what the passes themselves fail with.
+pub fn run(model: &dyn Model, given: &Given, names: &[String], hidden: bool) -> Result<Outcome> {
+    let passes = model.named_passes()?.passes();
+    for name in names {
+        if !passes.iter().any(|pass| pass.name == name) {
+            let known: Vec<&str> = passes.iter().map(|pass| pass.name).collect();
+            return Err(Error::UnknownPass {
+                name: name.clone(),
+                known: known.join(", "),
+            });
+        }
+    }
+    let (mut run, mut notes) = (Vec::new(), Vec::new());
+    let out = Recorder::new(hidden);
+    for pass in &passes {
+        let is_named = names.iter().any(|name| name == pass.name);
+        if !names.is_empty() && !is_named {
+            continue;
+        }
+        match given.check(pass.name, pass.inputs) {
+            Err(Error::MissingInput { name, .. }) if !is_named => {
+                notes.push(format!(
+                    "pass {}: skipped, for `{name}` is not given",
+                    pass.name
+                ));
+                continue;
+            }
+            checked => checked?,
+        }
+        match (pass.run)(given, &out) {
+            Err(fault @ Error::NoHead { .. }) if !is_named => {
+                notes.push(format!("pass {}: incomplete: {fault}", pass.name));
+            }
+            outcome => outcome?,
+        }
+        run.push(pass.name);
+    }
+    Ok(Outcome {
+        tensors: out.into_tensors(),
+        passes: run,
+        notes,
+    })
+}

@@ -1,0 +1,235 @@
+//! `vlmerge forward`.
+
+use std::collections::BTreeMap;
+use std::path::{Path, PathBuf};
+use std::process::ExitCode;
+use std::sync::Arc;
+
+use anyhow::Result;
+use candle_core::Tensor;
+use evaluate::Weights;
+use evaluate::forward::{self, Given, NamedPasses};
+use evaluate::models::{self, Blueprint, Model};
+use merge::MergeRecipe;
+use merge::io::{OpenOptions, WriteOptions};
+use merge::provenance::Hashes;
+use serde_json::json;
+use train::losses::{self, Computed};
+
+use crate::output::{Output, UsageError};
+use crate::running::{LoadArgs, Target};
+
+const EXAMPLES: &str = "\
+Examples:
+  vlmerge forward model.safetensors --list
+  vlmerge forward model.safetensors --inputs inputs.safetensors --out outputs.safetensors --hidden
+  vlmerge forward model.safetensors --inputs inputs.safetensors --out out.safetensors --pass vl,vqa
+  vlmerge forward half.yaml --inputs inputs.safetensors --loss vqa --gradients gradients.safetensors
+
+A recipe (.yaml) is merged in memory. `--list` prints the passes of the model, the losses, and the tensors
+that they read. Every tensor of the file of inputs must be one of them.";
+
+/// Flags of `vlmerge forward`.
+#[derive(Debug, clap::Args)]
+#[command(after_help = EXAMPLES)]
+pub struct Args {
+    /// Checkpoint, or a recipe whose result is run without being written (.yaml, .yml)
+    checkpoint: PathBuf,
+    /// File of tensors to run the model on
+    #[arg(long, value_name = "FILE", required_unless_present = "list")]
+    inputs: Option<PathBuf>,
+    /// Where outputs go, each under its name
+    #[arg(long, value_name = "FILE", required_unless_present_any = ["list", "loss"])]
+    out: Option<PathBuf>,
+    /// Passes to run [default: all whose inputs are given]
+    #[arg(long, value_name = "NAME", value_delimiter = ',', requires = "out")]
+    pass: Vec<String>,
+    /// Write the hidden state after each block and its attention probabilities too
+    #[arg(long, requires = "out")]
+    hidden: bool,
+    /// Compute a loss on the inputs and print it
+    #[arg(long, value_name = "NAME")]
+    loss: Option<String>,
+    /// Where the loss's gradients go, one for each variable that it reaches
+    #[arg(long, value_name = "FILE", requires = "loss")]
+    gradients: Option<PathBuf>,
+    /// Print the passes of the model, its losses and the tensors that they read
+    #[arg(long, conflicts_with_all = ["inputs", "out", "loss"])]
+    list: bool,
+    /// Replace existing files
+    #[arg(long)]
+    force: bool,
+    #[command(flatten)]
+    model: LoadArgs,
+}
+
+/// A model whose weights are variables where a loss is asked for.
+struct Loaded {
+    blueprint: Box<dyn Blueprint>,
+    model: Box<dyn Model>,
+    weights: Weights,
+}
+
+/// Runs the verb.
+pub fn run(args: Args, output: &Output) -> Result<ExitCode> {
+    for target in [&args.out, &args.gradients].into_iter().flatten() {
+        merge::io::check_file_target(target, args.force)?;
+    }
+    let Loaded {
+        blueprint,
+        model,
+        weights,
+    } = load(&args, output)?;
+    let named = model.named_passes()?;
+    if args.list {
+        return list(named, blueprint.family(), output);
+    }
+    let Some(inputs) = &args.inputs else {
+        return Err(UsageError("name a file of tensors with --inputs".into()).into());
+    };
+    let file = merge::io::open(inputs, &OpenOptions::default())?;
+    let given = Given::open(&file, named.inputs(), weights.device(), weights.dtype())?;
+    let spec = match &args.loss {
+        Some(name) => Some(losses::by_name(blueprint.family(), name)?),
+        None => None,
+    };
+    if let Some(loss) = spec {
+        given.check(loss.name, loss.inputs)?;
+    }
+    let mut said = serde_json::Map::new();
+    let ran = match &args.out {
+        Some(out) => {
+            let outcome = forward::run(model.as_ref(), &given, &args.pass, args.hidden)?;
+            for note in &outcome.notes {
+                output.note(note);
+            }
+            if outcome.passes.is_empty() {
+                let what = "no pass has all its inputs; `--list` prints what each reads";
+                return Err(UsageError(what.into()).into());
+            }
+            write(&outcome.tensors, out, args.force)?;
+            said.insert("passes".into(), json!(outcome.passes));
+            said.insert("notes".into(), json!(outcome.notes));
+            said.insert("outputs".into(), shapes(&outcome.tensors));
+            Some((outcome, out))
+        }
+        None => None,
+    };
+    let loss = match spec {
+        Some(loss) => {
+            let computed = loss.compute(model.as_ref(), &weights, &given)?;
+            if let Some(path) = &args.gradients {
+                write(&by_key(&computed, &weights), path, args.force)?;
+            }
+            let measures: serde_json::Map<_, _> = (computed.measures.iter())
+                .map(|&(name, value)| (name.to_owned(), json!(value)))
+                .collect();
+            said.insert(
+                "loss".into(),
+                json!({ "name": loss.name, "value": computed.loss, "measures": measures }),
+            );
+            Some((loss.name, computed))
+        }
+        None => None,
+    };
+    if output.json {
+        output.json(&said)?;
+        return Ok(ExitCode::SUCCESS);
+    }
+    if let Some((outcome, out)) = ran {
+        let (n, passes) = (outcome.tensors.len(), outcome.passes.join(", "));
+        output.line(format!("{n} tensors of {passes} -> {}", out.display()))?;
+    }
+    if let Some((name, computed)) = loss {
+        output.line(format!("{name}: {}", computed.loss))?;
+        for (measure, value) in &computed.measures {
+            output.line(format!("{measure}: {value}"))?;
+        }
+        if let Some(path) = &args.gradients {
+            let n = computed.gradients.len();
+            output.line(format!("{n} gradients -> {}", path.display()))?;
+        }
+    }
+    Ok(ExitCode::SUCCESS)
+}
+
+fn load(args: &Args, output: &Output) -> Result<Loaded> {
+    let path = &args.checkpoint;
+    let is_recipe = (path.extension()).is_some_and(|ending| ending == "yaml" || ending == "yml");
+    let target = match is_recipe {
+        true => Target::Merge(
+            path.display().to_string(),
+            Box::new(MergeRecipe::open(path)?),
+        ),
+        false => Target::File(path.clone()),
+    };
+    let device = args.model.device()?;
+    let found = target.find(&Hashes::default(), output)?;
+    let opened = args.model.open(found, output)?;
+    let (overrides, dtype) = (args.model.overrides(), args.model.precision.dtype());
+    let checkpoint = Arc::clone(&opened.checkpoint);
+    let (blueprint, weights) = models::prepare(checkpoint, &overrides, &device, dtype)?;
+    let weights = match args.loss {
+        Some(_) => weights.trainable(),
+        None => weights,
+    };
+    weights.check(|weights| blueprint.build(weights))?;
+    Ok(Loaded {
+        model: blueprint.build(&weights)?,
+        blueprint,
+        weights,
+    })
+}
+
+/// Gradients under the names that the checkpoint has for their variables.
+fn by_key(computed: &Computed, weights: &Weights) -> BTreeMap<String, Tensor> {
+    let gradients = computed.gradients.iter().map(|(name, gradient)| {
+        let key = weights.key_of(name).unwrap_or(name);
+        (key.to_owned(), gradient.clone())
+    });
+    gradients.collect()
+}
+
+fn write(tensors: &BTreeMap<String, Tensor>, path: &Path, force: bool) -> Result<()> {
+    let options = WriteOptions {
+        force,
+        ..WriteOptions::new(path)
+    };
+    Ok(forward::write(tensors, &BTreeMap::new(), &options)?)
+}
+
+fn shapes(tensors: &BTreeMap<String, Tensor>) -> serde_json::Value {
+    let shapes = tensors
+        .iter()
+        .map(|(name, tensor)| (name.clone(), json!(tensor.dims())));
+    serde_json::Value::Object(shapes.collect())
+}
+
+fn list(named: &dyn NamedPasses, family: &'static str, output: &Output) -> Result<ExitCode> {
+    let (inputs, passes) = (named.inputs(), named.passes());
+    let losses: Vec<_> = losses::of_family(family).collect();
+    if output.json {
+        let inputs: Vec<String> = inputs.iter().map(ToString::to_string).collect();
+        let reads = |name: &str, inputs: &[&str]| json!({ "name": name, "inputs": inputs });
+        output.json(&json!({
+            "family": family,
+            "inputs": inputs,
+            "passes": passes.iter().map(|p| reads(p.name, p.inputs)).collect::<Vec<_>>(),
+            "losses": losses.iter().map(|l| reads(l.name, l.inputs)).collect::<Vec<_>>(),
+        }))?;
+        return Ok(ExitCode::SUCCESS);
+    }
+    output.line("passes")?;
+    for pass in &passes {
+        output.line(format!("  {:<14} {}", pass.name, pass.inputs.join(", ")))?;
+    }
+    output.line("losses")?;
+    for loss in &losses {
+        output.line(format!("  {:<14} {}", loss.name, loss.inputs.join(", ")))?;
+    }
+    output.line("tensors")?;
+    for input in &inputs {
+        output.line(format!("  {input}"))?;
+    }
+    Ok(ExitCode::SUCCESS)
+}

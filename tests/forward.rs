@@ -1,0 +1,216 @@
+//! `vlmerge forward` from the command line against what the published program recorded.
+
+use std::collections::BTreeMap;
+use std::path::Path;
+use std::process::{Command, Output};
+
+use fixtures::{Raw, first_difference, path, tensors};
+
+fn forward(arguments: &[&str]) -> Output {
+    Command::new(env!("CARGO_BIN_EXE_vlmerge"))
+        .arg("forward")
+        .arg(path("ckpt/ufo.safetensors"))
+        .args(["--text-table-len", "16"])
+        .args(arguments)
+        .output()
+        .expect("it runs")
+}
+
+fn shown(path: &Path) -> &str {
+    path.to_str().expect("UTF-8")
+}
+
+fn said(output: &Output) -> String {
+    String::from_utf8_lossy(&output.stderr).into_owned()
+}
+
+#[test]
+fn golden_files_come_out_under_the_same_names() {
+    let folder = tempfile::tempdir().expect("a folder");
+    let [out, gradients] =
+        ["out", "gradients"].map(|n| folder.path().join(format!("{n}.safetensors")));
+    let inputs = path("forward/inputs.safetensors");
+    let output = forward(&[
+        "--inputs",
+        shown(&inputs),
+        "--out",
+        shown(&out),
+        "--hidden",
+        "--loss",
+        "vqa",
+        "--gradients",
+        shown(&gradients),
+        "--json",
+    ]);
+    assert!(output.status.success(), "{}", said(&output));
+    let found = tensors(&out);
+    let expected = tensors(&path("forward/ufo.safetensors"));
+    assert!(!expected.is_empty());
+    for (name, expected) in &expected {
+        let found = found.get(name).unwrap_or_else(|| panic!("no {name}"));
+        assert_eq!(found.shape, expected.shape, "{name}");
+        // The tolerance of the set's manifest.
+        let difference = first_difference(&found.values(), &expected.values(), 1e-5, 1e-5);
+        assert_eq!(difference, None, "{name}");
+    }
+    let found = tensors(&gradients);
+    for (name, expected) in tensors(&path("forward/ufo_grad_vqa.safetensors")) {
+        let found = found
+            .get(&name)
+            .unwrap_or_else(|| panic!("no gradient of {name}"));
+        assert_eq!(found.shape, expected.shape, "{name}");
+    }
+    let report: serde_json::Value = serde_json::from_slice(&output.stdout).expect("JSON");
+    let expected = fixtures::json("forward/losses.json")["losses"]["ufo"]["vqa"].as_f64();
+    let (loss, expected) = (report["loss"]["value"].as_f64(), expected.expect("a loss"));
+    let error = (loss.expect("a loss") - expected).abs() / expected;
+    assert!(error < 1e-5, "{report}");
+    assert_eq!(report["notes"], serde_json::json!([]));
+}
+
+/// What a run on changed inputs says as it fails; nothing is written.
+fn refused(change: impl FnOnce(&mut BTreeMap<String, Raw>), arguments: &[&str]) -> String {
+    let folder = tempfile::tempdir().expect("a folder");
+    let [file, out] = ["in", "out"].map(|n| folder.path().join(format!("{n}.safetensors")));
+    let mut inputs = tensors(&path("forward/inputs.safetensors"));
+    change(&mut inputs);
+    fixtures::write(&file, &inputs);
+    let mut all = vec!["--inputs", shown(&file), "--out", shown(&out)];
+    all.extend(arguments);
+    let output = forward(&all);
+    assert!(!output.status.success());
+    assert!(!out.exists());
+    said(&output)
+}
+
+#[test]
+fn inputs_of_another_name_shape_type_or_range_are_refused_with_what_is_expected() {
+    let rename = |inputs: &mut BTreeMap<String, Raw>| {
+        let image = inputs.remove("image").expect("there");
+        inputs.insert("picture".into(), image);
+    };
+    let message = refused(rename, &[]);
+    assert!(message.contains("no tensor `picture`"), "{message}");
+    assert!(
+        message.contains("image: (b, 3, 48, 48), floating-point numbers"),
+        "{message}"
+    );
+
+    let cut = |inputs: &mut BTreeMap<String, Raw>| {
+        let image = inputs.get_mut("image").expect("there");
+        image.shape = vec![2, 3, 24, 96];
+    };
+    let message = refused(cut, &[]);
+    assert!(
+        message.contains("`image` has shape [2, 3, 24, 96]"),
+        "{message}"
+    );
+
+    let retype = |inputs: &mut BTreeMap<String, Raw>| {
+        let image = inputs["image"].clone();
+        let ids = inputs.get_mut("text_ids").expect("there");
+        ids.bytes = image.bytes[..ids.shape.iter().product::<usize>() * 4].to_vec();
+        ids.dtype = image.dtype;
+    };
+    let message = refused(retype, &[]);
+    assert!(message.contains("`text_ids` holds F32"), "{message}");
+
+    let beyond = |inputs: &mut BTreeMap<String, Raw>| {
+        let ids = inputs.get_mut("text_ids").expect("there");
+        ids.bytes[..8].copy_from_slice(&101i64.to_le_bytes());
+    };
+    let message = refused(beyond, &[]);
+    assert!(message.contains("element 0 is 101"), "{message}");
+    assert!(message.contains("integers below 101"), "{message}");
+
+    let halve = |inputs: &mut BTreeMap<String, Raw>| {
+        let image = inputs.get_mut("image").expect("there");
+        image.shape[0] = 1;
+        image.bytes.truncate(image.bytes.len() / 2);
+    };
+    let message = refused(halve, &["--pass", "vl"]);
+    assert!(message.contains("b = 1"), "{message}");
+}
+
+#[test]
+fn a_named_pass_needs_its_inputs_and_others_are_skipped_with_a_note() {
+    let drop = |inputs: &mut BTreeMap<String, Raw>| {
+        inputs.remove("image_1").expect("there");
+    };
+    let message = refused(drop, &["--pass", "nlvr2"]);
+    assert!(
+        message.contains("has no `image_1`, which nlvr2 needs"),
+        "{message}"
+    );
+    let message = refused(|_| (), &["--pass", "nlvr3"]);
+    assert!(
+        message.contains("no pass `nlvr3`") && message.contains("nlvr2"),
+        "{message}"
+    );
+    let message = refused(|_| (), &["--loss", "contrast"]);
+    assert!(message.contains("no loss `contrast`"), "{message}");
+
+    let folder = tempfile::tempdir().expect("a folder");
+    let [file, out] = ["in", "out"].map(|n| folder.path().join(format!("{n}.safetensors")));
+    let mut inputs = tensors(&path("forward/inputs.safetensors"));
+    inputs.retain(|name, _| name.starts_with("text_"));
+    fixtures::write(&file, &inputs);
+    let output = forward(&["--inputs", shown(&file), "--out", shown(&out)]);
+    assert!(output.status.success(), "{}", said(&output));
+    assert!(said(&output).contains("pass image: skipped, for `image` is not given"));
+    let names: Vec<String> = tensors(&out).into_keys().collect();
+    assert!(
+        names.contains(&"text_ft.text_feats".to_owned()),
+        "{names:?}"
+    );
+    assert!(
+        !names.iter().any(|name| name.contains("block")),
+        "{names:?}"
+    );
+}
+
+#[test]
+fn golden_files_of_zerovl_come_out_under_the_same_names() {
+    let config = fixtures::json("zerovl/config.json");
+    let heads = |tower: &str| config[tower]["heads"].to_string();
+    let folder = tempfile::tempdir().expect("a folder");
+    let [out, gradients] =
+        ["out", "gradients"].map(|n| folder.path().join(format!("{n}.safetensors")));
+    let output = Command::new(env!("CARGO_BIN_EXE_vlmerge"))
+        .arg("forward")
+        .arg(path("zerovl/ckpt/model.safetensors"))
+        .args(["--image-heads", &heads("vision")])
+        .args(["--text-heads", &heads("text")])
+        .arg("--inputs")
+        .arg(path("zerovl/forward/inputs.safetensors"))
+        .args(["--out", shown(&out), "--hidden", "--json"])
+        .args(["--loss", "nce", "--gradients", shown(&gradients)])
+        .output()
+        .expect("it runs");
+    assert!(output.status.success(), "{}", said(&output));
+    let found = tensors(&out);
+    for (name, expected) in tensors(&path("zerovl/forward/eval.safetensors")) {
+        let found = found.get(&name).unwrap_or_else(|| panic!("no {name}"));
+        // The tolerance of the set's manifest.
+        let difference = first_difference(&found.values(), &expected.values(), 2e-5, 2e-5);
+        assert_eq!(difference, None, "{name}");
+    }
+    let (found, expected) = (
+        tensors(&gradients),
+        tensors(&path("zerovl/grad/nce_learned.safetensors")),
+    );
+    let norm = |values: &[f64]| values.iter().map(|v| v * v).sum::<f64>().sqrt();
+    let largest = expected.values().map(|raw| norm(&raw.values()));
+    let floor = 1e-6 * largest.fold(0.0, f64::max);
+    for (name, expected) in &expected {
+        let found = found
+            .get(name)
+            .unwrap_or_else(|| panic!("no gradient of {name}"));
+        let (found, expected) = (found.values(), expected.values());
+        let apart: Vec<f64> = found.iter().zip(&expected).map(|(a, b)| a - b).collect();
+        assert!(
+            norm(&apart) <= (1e-3 * norm(&expected)).max(floor),
+            "{name}"
+        );
+    }
+}

@@ -1,0 +1,129 @@
+//! Losses over given tensors: what `vlmerge forward --loss` computes, and what golden tests compare.
+//!
+//! One row for each loss of each family, by the names of the golden folders. The loss itself is an
+//! objective's.
+
+mod multiway;
+mod two_towers;
+
+use std::collections::BTreeMap;
+
+use candle_core::{DType, Tensor};
+use evaluate::Weights;
+use evaluate::forward::Given;
+use evaluate::models::Model;
+use evaluate::nn::{Gradient, Gradients, Tape};
+
+use crate::batch::Batch;
+use crate::collective::Alone;
+use crate::objectives::{Objective, Shared, Step};
+use crate::{Error, Result, objectives};
+
+/// A loss of a family.
+pub struct LossSpec {
+    /// The family of models.
+    pub family: &'static str,
+    /// Its name in the golden folders.
+    pub name: &'static str,
+    /// The objective that computes it, by its name in recipes.
+    pub objective: &'static str,
+    /// The tensors that it reads.
+    pub inputs: &'static [&'static str],
+    /// The batch that they make.
+    pub batch: fn(&Given) -> Result<Batch>,
+}
+
+/// Every loss.
+pub const LOSSES: &[&[LossSpec]] = &[multiway::LOSSES, two_towers::LOSSES];
+
+/// A loss with its gradients.
+#[derive(Debug)]
+pub struct Computed {
+    /// The loss.
+    pub loss: f64,
+    /// Numbers beside it, such as accuracies.
+    pub measures: Vec<(&'static str, f64)>,
+    /// The gradient of every variable that it reaches, in f32, by the variable's name.
+    pub gradients: BTreeMap<String, Tensor>,
+}
+
+/// Every loss of a family.
+pub fn of_family(family: &str) -> impl Iterator<Item = &'static LossSpec> {
+    let all = LOSSES.iter().flat_map(|losses| losses.iter());
+    all.filter(move |loss| loss.family == family)
+}
+
+/// The loss of a family by its name in the golden folders or in recipes.
+///
+/// # Errors
+/// [`Error::UnknownLoss`] with those of the family.
+pub fn by_name(family: &str, name: &str) -> Result<&'static LossSpec> {
+    let found = of_family(family).find(|loss| loss.name == name);
+    let found = found.or_else(|| of_family(family).find(|loss| loss.objective == name));
+    found.ok_or_else(|| {
+        let known: Vec<&str> = of_family(family).map(|loss| loss.name).collect();
+        Error::UnknownLoss {
+            name: name.to_owned(),
+            family: family.to_owned(),
+            known: known.join(", "),
+        }
+    })
+}
+
+impl LossSpec {
+    /// The objective.
+    ///
+    /// # Errors
+    /// As [`objectives::by_name`].
+    pub fn objective(&self) -> Result<Box<dyn Objective>> {
+        objectives::by_name(self.objective, None)
+    }
+
+    /// The batch of given tensors.
+    ///
+    /// # Errors
+    /// When one of [`LossSpec::inputs`] is missing, or sizes disagree.
+    pub fn batch(&self, given: &Given) -> Result<Batch> {
+        given.check(self.name, self.inputs)?;
+        (self.batch)(given)
+    }
+
+    /// The loss and its gradients, where the weights of `model` are variables of `weights`: by tape, as
+    /// training computes them. Nothing is left out at random.
+    ///
+    /// # Errors
+    /// As [`LossSpec::batch`], when the model lacks a head, or the device fails.
+    pub fn compute(&self, model: &dyn Model, weights: &Weights, given: &Given) -> Result<Computed> {
+        let (batch, tape) = (self.batch(given)?, Tape::new());
+        let step = Step {
+            model,
+            batch: &batch,
+            collective: &Alone,
+            whole: None,
+            randomness: None,
+            tape: Some(&tape),
+            shared: &Shared::default(),
+        };
+        let loss = self.objective()?.loss(&step)?;
+        let variables = weights.variables();
+        let mut gradients = Gradients::of(variables.values());
+        tape.backward(&loss.value, &mut gradients)?;
+        let mut by_name = BTreeMap::new();
+        for (name, variable) in variables {
+            let gradient = match gradients.get(&variable) {
+                Some(Gradient::Host(values)) => {
+                    Tensor::from_slice(values, variable.shape(), given.device())?
+                }
+                Some(Gradient::Device(gradient)) => gradient.to_dtype(DType::F32)?,
+                None => continue,
+            };
+            by_name.insert(name, gradient);
+        }
+        let mean = |&(name, sum, n): &(&'static str, f64, f64)| (name, sum / n);
+        Ok(Computed {
+            loss: loss.reported,
+            measures: loss.measures.iter().map(mean).collect(),
+            gradients: by_name,
+        })
+    }
+}

@@ -1,0 +1,147 @@
+//! Losses of the multiway family.
+
+use evaluate::forward::Given;
+
+use super::LossSpec;
+use crate::Result;
+use crate::batch::{Batch, MaskedWords};
+
+/// By the names of vl-merging's golden folder.
+pub(super) const LOSSES: &[LossSpec] = &[
+    loss(
+        "vqa",
+        "vqa",
+        &["text_ids", "text_masks", "image", "vqa_targets"],
+        vqa,
+    ),
+    loss(
+        "nlvr2",
+        "nlvr2",
+        &["text_ids", "text_masks", "image", "image_1", "nlvr2_labels"],
+        nlvr2,
+    ),
+    loss("irtr", "retrieval", PAIRS, pairs),
+    loss("ifm", "itc", PAIRS, pairs),
+    loss("itm", "itm", &["text_ids", "text_masks", "image"], pair),
+    loss(
+        "mlm",
+        "mlm",
+        &[
+            "text_ids",
+            "text_masks",
+            "image",
+            "text_ids_mlm",
+            "text_labels_mlm",
+        ],
+        mlm,
+    ),
+    loss(
+        "text_only_mlm",
+        "text_mlm",
+        &["text_ids", "text_masks", "text_ids_mlm", "text_labels_mlm"],
+        text_only_mlm,
+    ),
+    loss(
+        "img_cls",
+        "image_classification",
+        &["image", "cls_labels"],
+        img_cls,
+    ),
+];
+
+/// What the contrastive losses read.
+const PAIRS: &[&str] = &["irtr_text_ids", "irtr_text_masks", "irtr_image"];
+
+const fn loss(
+    name: &'static str,
+    objective: &'static str,
+    inputs: &'static [&'static str],
+    batch: fn(&Given) -> Result<Batch>,
+) -> LossSpec {
+    LossSpec {
+        family: "multiway",
+        name,
+        objective,
+        inputs,
+        batch,
+    }
+}
+
+fn of_image(given: &Given, name: &str) -> Result<Batch> {
+    let image = given.images(name)?;
+    Ok(Batch {
+        n: image.pixels.dim(0)?,
+        image: Some(image),
+        ..Batch::default()
+    })
+}
+
+fn pair(given: &Given) -> Result<Batch> {
+    Ok(Batch {
+        text: Some(given.texts("text_ids", "text_masks")?),
+        ..of_image(given, "image")?
+    })
+}
+
+fn pairs(given: &Given) -> Result<Batch> {
+    Ok(Batch {
+        text: Some(given.texts("irtr_text_ids", "irtr_text_masks")?),
+        ..of_image(given, "irtr_image")?
+    })
+}
+
+fn vqa(given: &Given) -> Result<Batch> {
+    Ok(Batch {
+        answers: Some(given.tensor("vqa_targets")?.clone()),
+        ..pair(given)?
+    })
+}
+
+fn nlvr2(given: &Given) -> Result<Batch> {
+    Ok(Batch {
+        second_image: Some(given.images("image_1")?),
+        classes: Some(classes(given, "nlvr2_labels")?),
+        ..pair(given)?
+    })
+}
+
+fn img_cls(given: &Given) -> Result<Batch> {
+    Ok(Batch {
+        classes: Some(classes(given, "cls_labels")?),
+        ..of_image(given, "image")?
+    })
+}
+
+fn mlm(given: &Given) -> Result<Batch> {
+    Ok(Batch {
+        masked_words: Some(masked_words(given)?),
+        ..pair(given)?
+    })
+}
+
+fn text_only_mlm(given: &Given) -> Result<Batch> {
+    let text = given.texts("text_ids", "text_masks")?;
+    Ok(Batch {
+        n: text.ids.dim(0)?,
+        text: Some(text),
+        masked_words: Some(masked_words(given)?),
+        ..Batch::default()
+    })
+}
+
+/// Labels are −100 where nothing is to be guessed.
+fn masked_words(given: &Given) -> Result<MaskedWords> {
+    let labels = given.integers("text_labels_mlm")?;
+    let masked = labels.iter().enumerate().filter(|(_, label)| **label >= 0);
+    let (places, labels) = masked.map(|(at, label)| (at as u32, *label as u32)).unzip();
+    Ok(MaskedWords {
+        ids: given.tensor("text_ids_mlm")?.clone(),
+        places,
+        labels,
+    })
+}
+
+fn classes(given: &Given, name: &str) -> Result<Vec<u32>> {
+    let classes = given.integers(name)?.into_iter();
+    Ok(classes.map(|class| class as u32).collect())
+}
