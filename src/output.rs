@@ -37,10 +37,8 @@ pub struct Output {
 impl Output {
     /// Applies the global flags: thread count, bars.
     pub fn new(global: &Global) -> Result<Self> {
-        if let Some(threads) = global.threads {
-            if threads == 0 {
-                return Err(UsageError("--threads must be at least 1".into()).into());
-            }
+        if global.threads == Some(0) {
+            return Err(UsageError("--threads must be at least 1".into()).into());
         }
         let threads = global.threads.map(|threads| threads.min(most_threads()));
         if let Some(threads) = threads {

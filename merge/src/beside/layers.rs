@@ -240,20 +240,20 @@ impl View<'_> {
         keys.retain(|key| !changed.contains(key));
         for key in &keys {
             match own.get(key) {
-                Some(Value::String(pattern)) if key.contains("pattern") => {
-                    // A letter for each layer, as in Nemotron-H.
-                    if pattern.chars().count() == self.before() {
-                        let letters = self.layers.order.iter().filter_map(|&(model, layer)| {
-                            self.sources
-                                .get(model)?
-                                .get(key)?
-                                .as_str()?
-                                .chars()
-                                .nth(layer)
-                        });
-                        let letters: String = letters.collect();
-                        replace(own, key, json!(letters), changed);
-                    }
+                // A letter for each layer, as in Nemotron-H.
+                Some(Value::String(pattern))
+                    if key.contains("pattern") && pattern.chars().count() == self.before() =>
+                {
+                    let letters = self.layers.order.iter().filter_map(|&(model, layer)| {
+                        self.sources
+                            .get(model)?
+                            .get(key)?
+                            .as_str()?
+                            .chars()
+                            .nth(layer)
+                    });
+                    let letters: String = letters.collect();
+                    replace(own, key, json!(letters), changed);
                 }
                 Some(Value::Array(list)) if is_layer_list(key, list, self.before()) => {
                     let ordered: Vec<Value> = (self.layers.order.iter())
@@ -464,7 +464,7 @@ fn count_keys<'a>(part: &'a Map<String, Value>, prefix: &str) -> Vec<&'a str> {
     let side = |ending: &str| {
         let is_side =
             |component: &&str| *component == ending || component.ends_with(&format!("_{ending}"));
-        components.iter().rposition(|component| is_side(&component))
+        components.iter().rposition(is_side)
     };
     let (encoder, decoder) = (side("encoder"), side("decoder"));
     let is_decoder = decoder.is_some() && decoder > encoder;

@@ -195,7 +195,7 @@ fn extension_rank(name: &str) -> Option<usize> {
     let has = |extensions: &&[&str]| extensions.contains(&extension);
     MODEL_EXTENSIONS
         .iter()
-        .position(|extensions| has(&extensions))
+        .position(has)
 }
 
 /// The folder of the newest snapshot, if this is a model in the cache of the Hugging Face hub; else the

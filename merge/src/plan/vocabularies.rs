@@ -12,7 +12,7 @@ use crate::io::{SourceInfo, TensorEntry};
 use crate::recipe::{
     ModelName, ModelRef, TokenKind, TokenSource, TokenizerSettings, TokenizerSource,
 };
-use crate::{Checkpoint, DType, MergeFault, MergeRecipe, Result, TensorInfo, TensorSource};
+use crate::{Checkpoint, DType, Error, MergeFault, MergeRecipe, Result, TensorInfo, TensorSource};
 use crate::{decode_f64, encode_f64};
 
 /// How the names of tensors end that have a row for every token.
@@ -259,9 +259,11 @@ fn rules(
 ) -> Result<BTreeMap<usize, Rule>> {
     let mut rules = BTreeMap::new();
     for (token, rule) in &settings.tokens {
-        let bad = |reason: String| MergeFault::TokenRule {
-            token: token.clone(),
-            reason,
+        let bad = |reason: String| {
+            Error::from(MergeFault::TokenRule {
+                token: token.clone(),
+                reason,
+            })
         };
         let &id =
             (wanted.0.get(token)).ok_or_else(|| bad("the output has no such token".into()))?;
@@ -291,9 +293,7 @@ fn rules(
                     (Some(other), _) => row_of(source, other)?,
                     (None, Some(id)) => *id,
                     (None, None) => {
-                        return Err(
-                            bad("a `model_token` needs `token` or `token_id`".into()).into()
-                        );
+                        return Err(bad("a `model_token` needs `token` or `token_id`".into()));
                     }
                 };
                 Some(Row::Of { source, row })
