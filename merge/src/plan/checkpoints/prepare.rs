@@ -143,7 +143,7 @@ impl Builder<'_> {
     }
 
     /// Whether small tensors of which some are integers and others floats hold the same numbers, as
-    /// `position_ids` do that a tool has cast.
+    /// `position_ids` do that a tool has cast. Weights are no such tensors, whatever they hold.
     fn are_same_numbers(&self, all: &[&TensorRef], infos: &[TensorInfo]) -> Result<bool> {
         let (Some(first), is_mixed) = (
             infos.first(),
@@ -153,6 +153,12 @@ impl Builder<'_> {
             return Ok(false);
         };
         let is_small = first.n_elements() <= MAX_COMPARED;
+        let is_weight = |tensor: &&TensorRef| {
+            tensor.key.ends_with(".weight") || tensor.key.ends_with(".bias")
+        };
+        if all.iter().any(is_weight) {
+            return Ok(false);
+        }
         if !is_mixed || !is_small || infos.iter().any(|info| info.shape != first.shape) {
             return Ok(false);
         }
