@@ -6,6 +6,7 @@ mod cases;
 mod compare;
 mod convert;
 mod corpus;
+mod csv_tables;
 mod data;
 mod data_cases;
 mod encode;
