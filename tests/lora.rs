@@ -178,7 +178,7 @@ fn a_base_of_another_name_is_a_note_and_an_adapter_of_another_kind_an_error() {
         (
             "dora",
             json!({"use_dora": true}),
-            "adapters of the kind DoRA are not merged",
+            "needs `lora_magnitude_vector`",
         ),
         (
             "ia3",

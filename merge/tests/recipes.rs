@@ -500,7 +500,7 @@ fn bad_values_are_named_with_line_and_tensor() {
         ),
         (
             "merge_method: linear\nmodels:\n- model: <a>\n  lora: x",
-            vec!["lora", "line 4"],
+            vec!["x/adapter_config.json: cannot open"],
         ),
         ("merge_method: linear", vec!["either `models` or `slices`"]),
     ];
@@ -650,7 +650,7 @@ fn a_recipe_with_everything_survives_being_written() {
                 {weight: 1}}\n  parameters: {density: [{filter: mlp, value: [0.1, 1]}, {value: 0.3}]}\nbase_model: \
                 q\nlayers: m.l\nparameters: {rescale: true, weight: {glob: '*', value: 1}}\ndtype: \
                 float32\nout_dtype: bfloat16\non_missing: skip\nrng: mergekit\nseed: 3\ntokenizer_source: \
-                union\n---\nmerge_method: linear\nmodels: [x, {model: y, root: z, rename: [{from: a, to: b}]}]";
+                union\n---\nmerge_method: linear\nmodels: [x, {model: w, root: z, rename: [{from: a, to: b}]}]";
     let recipe = MergeRecipe::parse(yaml, Path::new("test")).expect("valid");
     assert_eq!(recipe.earlier.len(), 1);
     let again = recipe.to_yaml().expect("written");

@@ -382,9 +382,24 @@ fn names() -> impl Strategy<Value = String> {
     ]
 }
 
-fn tensors() -> impl Strategy<Value = Tensors> {
+/// Elements of less than a byte are none of torch's.
+fn is_of_torch(dtype: DType) -> bool {
+    dtype.bits() >= 8
+}
+
+/// Tensors of dtypes that a file of some kind has, whole bytes each.
+fn tensors_of(is_in: fn(DType) -> bool) -> impl Strategy<Value = Tensors> {
     let shape = prop::collection::vec(0_usize..5, 0..4);
-    let info = (prop::sample::select(&DType::ALL[..]), shape);
+    let dtypes: Vec<DType> = DType::ALL
+        .into_iter()
+        .filter(|&dtype| is_in(dtype))
+        .collect();
+    let info = (prop::sample::select(dtypes), shape).prop_map(|(dtype, mut shape)| {
+        if dtype.bits() < 8 {
+            shape.push(4);
+        }
+        (dtype, shape)
+    });
     prop::collection::btree_map(names(), info, 0..12).prop_map(|map| {
         map.into_iter()
             .filter(|(name, _)| name != "__metadata__")
@@ -416,29 +431,29 @@ proptest! {
     #![proptest_config(ProptestConfig::with_cases(64))]
 
     #[test]
-    fn any_tensors_survive_a_safetensors_file(tensors in tensors()) {
+    fn any_tensors_survive_a_safetensors_file(tensors in tensors_of(|_| true)) {
         check_round_trip(&tensors, "a.safetensors", None);
     }
 
     #[test]
-    fn any_tensors_survive_split_safetensors_files(tensors in tensors()) {
+    fn any_tensors_survive_split_safetensors_files(tensors in tensors_of(|_| true)) {
         check_round_trip(&tensors, "a.safetensors", Some(64));
     }
 
     #[test]
-    fn any_tensors_survive_a_torch_file(tensors in tensors()) {
+    fn any_tensors_survive_a_torch_file(tensors in tensors_of(is_of_torch)) {
         prop_assume!(!tensors.is_empty());
         check_round_trip(&tensors, "a.pt", None);
     }
 
     #[test]
-    fn any_tensors_survive_a_lightning_file(tensors in tensors()) {
+    fn any_tensors_survive_a_lightning_file(tensors in tensors_of(is_of_torch)) {
         prop_assume!(!tensors.is_empty());
         check_round_trip(&tensors, "a.ckpt", None);
     }
 
     #[test]
-    fn any_tensors_survive_split_torch_files(tensors in tensors()) {
+    fn any_tensors_survive_split_torch_files(tensors in tensors_of(is_of_torch)) {
         prop_assume!(!tensors.is_empty());
         check_round_trip(&tensors, "a.bin", Some(64));
     }

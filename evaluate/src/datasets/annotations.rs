@@ -11,7 +11,7 @@
 
 use std::cell::Cell;
 use std::fs::File;
-use std::io::{Read, Seek, SeekFrom};
+use std::io::{BufReader, Read, Seek, SeekFrom};
 use std::path::{Component, Path, PathBuf};
 use std::rc::Rc;
 use std::sync::{Mutex, PoisonError};
@@ -88,7 +88,6 @@ struct Columns {
 struct Place {
     begin: u64,
     n_bytes: u32,
-    line: u32,
 }
 
 /// The pairs of one CSV file. Texts stay in the file: a row takes 16 bytes of memory, and 16 more where
@@ -148,16 +147,15 @@ impl Annotations {
                 n_read: Rc::clone(&n_read),
             });
         let mut row = ByteRecord::new();
-        let fault = |line: u64, fault: String| bad_line(path, line, fault);
-        let mut next = |row: &mut ByteRecord, line: u64| {
+        let mut next = |row: &mut ByteRecord, begin: u64| {
             n_read.set(0);
             rows.read_byte_record(row)
-                .map_err(|error| fault(line, error.to_string()))
-                .map(|is_row| (is_row, rows.position().clone()))
+                .map_err(|error| bad_line(path, line_at(path, begin), error.to_string()))
+                .map(|is_row| (is_row, rows.position().byte()))
         };
-        let (is_row, mut before) = next(&mut row, 1)?;
+        let (is_row, mut begin) = next(&mut row, 0)?;
         if !is_row {
-            return Err(fault(1, "names no columns".into()));
+            return Err(bad_line(path, 1, "names no columns".into()));
         }
         let mut found = Self {
             path: path.into(),
@@ -170,30 +168,26 @@ impl Annotations {
             caption_ids: Vec::new(),
             n_ignored: 0,
         };
-        // Behind CR LF the reader has not seen the line break yet.
-        let n_seen = u64::from(before.line() > n_breaks(&row) + 1);
         loop {
-            let (is_row, after) = next(&mut row, before.line() + 1 - n_seen)?;
+            let (is_row, end) = next(&mut row, begin)?;
             if !is_row {
                 break;
             }
-            let line = (after.line() - n_breaks(&row) - n_seen).max(before.line() + 1 - n_seen);
-            let annotation = found.parsed(&row, line)?;
+            let annotation = found.parsed(&row, begin)?;
             if annotation.image_id < 0 {
                 found.n_ignored += 1;
             } else {
                 found.places.push(Place {
-                    begin: before.byte(),
-                    // Rows are bounded, and lines that no `u32` counts are only named wrongly.
-                    n_bytes: (after.byte() - before.byte()) as u32,
-                    line: u32::try_from(line).unwrap_or(u32::MAX),
+                    begin,
+                    // Rows are bounded.
+                    n_bytes: (end - begin) as u32,
                 });
                 if half == Half::Valid {
                     found.image_ids.push(annotation.image_id);
                     found.caption_ids.push(annotation.caption_id);
                 }
             }
-            before = after;
+            begin = end;
         }
         match found.places.is_empty() {
             true => Err(Error::Empty {
@@ -303,12 +297,12 @@ impl Annotations {
         let mut rows = ReaderBuilder::new()
             .has_headers(false)
             .from_reader(bytes.as_slice());
-        let (mut record, line) = (ByteRecord::new(), u64::from(place.line));
+        let mut record = ByteRecord::new();
         match rows.read_byte_record(&mut record) {
-            Ok(true) => self.parsed(&record, line),
+            Ok(true) => self.parsed(&record, place.begin),
             _ => Err(bad_line(
                 &self.path,
-                line,
+                line_at(&self.path, place.begin),
                 "is not what it was when the file was opened".into(),
             )),
         }
@@ -358,24 +352,24 @@ impl Annotations {
     }
 
     fn picture_fault(&self, row: usize, name: &str, fault: &str) -> Error {
-        let line = self.places.get(row).map_or(0, |place| place.line);
+        let begin = self.places.get(row).map_or(0, |place| place.begin);
         let half = self.half.name();
         bad_line(
             &self.path,
-            u64::from(line),
+            line_at(&self.path, begin),
             format!("`image`: the picture {half}/{name}: {fault}"),
         )
     }
 
-    /// The fields of a row.
-    fn parsed(&self, row: &ByteRecord, line: u64) -> Result<Annotation> {
+    /// The fields of a row that begins at a byte of the file.
+    fn parsed(&self, row: &ByteRecord, begin: u64) -> Result<Annotation> {
         let Columns {
             image,
             caption,
             ids,
             n,
         } = self.columns;
-        let fault = |fault: String| bad_line(&self.path, line, fault);
+        let fault = |fault: String| bad_line(&self.path, line_at(&self.path, begin), fault);
         if row.len() != n {
             let found = row.len();
             return Err(fault(format!(
@@ -448,10 +442,23 @@ fn columns(row: &ByteRecord, half: Half, path: &Path) -> Result<Columns> {
     })
 }
 
-/// Line breaks within the fields of a row.
-fn n_breaks(row: &ByteRecord) -> u64 {
-    let breaks = row.as_slice().iter().filter(|&&byte| byte == b'\n');
-    breaks.count() as u64
+/// The line on which the row that begins at a byte of a file stands, counted from 1. The line break
+/// behind the row before and empty lines count as what they are, whether lines end in LF or CR LF. A
+/// file that cannot be read any more gives the lines that could be.
+fn line_at(path: &Path, begin: u64) -> u64 {
+    let Ok(file) = File::open(path) else {
+        return 1;
+    };
+    let mut line = 1;
+    for (at, byte) in (0..).zip(BufReader::new(file).bytes()) {
+        match byte {
+            Ok(b'\n') => line += 1,
+            Ok(b'\r') => {}
+            Ok(_) if at < begin => {}
+            _ => break,
+        }
+    }
+    line
 }
 
 /// Whether a path stays in the folder that it is joined to.

@@ -193,9 +193,7 @@ fn is_other(name: &str) -> bool {
 fn extension_rank(name: &str) -> Option<usize> {
     let (_, extension) = name.rsplit_once('.')?;
     let has = |extensions: &&[&str]| extensions.contains(&extension);
-    MODEL_EXTENSIONS
-        .iter()
-        .position(has)
+    MODEL_EXTENSIONS.iter().position(has)
 }
 
 /// The folder of the newest snapshot, if this is a model in the cache of the Hugging Face hub; else the

@@ -87,6 +87,7 @@ pub(super) fn of(
             faults.push(fault);
         }
     }
+    faults.extend(reader.without_magnitudes(&found));
     if faults.is_empty()
         && let Err(fault) = reader
             .untie(&mut found)
@@ -528,6 +529,26 @@ impl Reader<'_> {
         let target = self.target(module, "weight");
         self.fit(key, &target, Some(&delta))?;
         Ok(Some((target, added(delta))))
+    }
+
+    /// Weights that lack the lengths which the settings promise (DoRA).
+    fn without_magnitudes(&self, found: &Changes) -> Vec<Error> {
+        if !self.config.has_magnitudes {
+            return Vec::new();
+        }
+        let lacks = |(target, change): (&String, &Change)| {
+            let is_bias = target.ends_with(".bias");
+            let lacks = change.added.is_some() && change.magnitude.is_none() && !is_bias;
+            lacks.then(|| {
+                Error::from(AdapterFault::Half {
+                    path: self.path(),
+                    key: target.clone(),
+                    other: "lora_magnitude_vector".into(),
+                    place: self.place,
+                })
+            })
+        };
+        found.by_target.iter().filter_map(lacks).collect()
     }
 
     /// The lengths of a module's outputs.

@@ -49,6 +49,7 @@ struct Raw {
     trainable_token_indices: Value,
     #[serde(default)]
     use_rslora: bool,
+    use_dora: Option<bool>,
     #[serde(default)]
     fan_in_fan_out: bool,
     /// In the order of the file, of which the first that fits decides.
@@ -69,6 +70,8 @@ pub(super) struct Config {
     /// None where the adapter's tensors say it.
     alpha: Option<f64>,
     by_root: bool,
+    /// Whether every weight comes with the lengths that its rows are brought to (DoRA).
+    pub(super) has_magnitudes: bool,
     /// Whether embeddings and a head that shares them stay one.
     pub(super) keeps_ties: bool,
     /// Parameters, by the ends of their names, that are changed without their modules.
@@ -135,6 +138,7 @@ impl Config {
             rank: Some(rank),
             alpha: Some(alpha),
             by_root: raw.use_rslora,
+            has_magnitudes: raw.use_dora == Some(true),
             keeps_ties: raw.ensure_weight_tying,
             parameters: raw.target_parameters.unwrap_or_default(),
             tokens,
@@ -152,6 +156,7 @@ impl Config {
             rank: None,
             alpha: None,
             by_root: false,
+            has_magnitudes: false,
             keeps_ties: false,
             parameters: Vec::new(),
             tokens: Vec::new(),

@@ -153,9 +153,8 @@ impl Builder<'_> {
             return Ok(false);
         };
         let is_small = first.n_elements() <= MAX_COMPARED;
-        let is_weight = |tensor: &&TensorRef| {
-            tensor.key.ends_with(".weight") || tensor.key.ends_with(".bias")
-        };
+        let is_weight =
+            |tensor: &&TensorRef| tensor.key.ends_with(".weight") || tensor.key.ends_with(".bias");
         if all.iter().any(is_weight) {
             return Ok(false);
         }
