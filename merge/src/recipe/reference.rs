@@ -79,6 +79,19 @@ impl<'de> Deserialize<'de> for ModelName {
                 })
             }
 
+            // Plain texts that look like something else: a model may be called `y` or `7`.
+            fn visit_bool<E: serde::de::Error>(self, is_yes: bool) -> Result<ModelName, E> {
+                self.visit_str(if is_yes { "y" } else { "n" })
+            }
+
+            fn visit_u64<E: serde::de::Error>(self, number: u64) -> Result<ModelName, E> {
+                self.visit_str(&number.to_string())
+            }
+
+            fn visit_i64<E: serde::de::Error>(self, number: i64) -> Result<ModelName, E> {
+                self.visit_str(&number.to_string())
+            }
+
             fn visit_map<A: MapAccess<'de>>(self, map: A) -> Result<ModelName, A::Error> {
                 let map = Map::deserialize(MapAccessDeserializer::new(map))?;
                 let inner = map.model.map(|model| model.path);
