@@ -1,7 +1,7 @@
 #!/usr/bin/env python3
 """Merges tiny models of current architectures, and loads what comes out with transformers.
 
-    tests/with_mergekit.sh tests/architectures.py target/release/vlmerge [--only NAME]
+    tests/with_torch.sh tests/architectures.py target/release/vlmerge [--only NAME]
 
 Each model is made twice with random weights. Three merges of the two (linear, slerp, task_arithmetic) are loaded, with no tensor
 missing or unexpected, and give the logits of a model whose weights were merged here in torch. A merge of each with itself, whose
