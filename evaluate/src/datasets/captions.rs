@@ -30,10 +30,10 @@ impl CaptionSet {
     /// table `<dataset>/valid_anno.csv` there as split `valid` (see [`Annotations`]).
     ///
     /// # Errors
-    /// [`DataFault::UnknownDataset`](crate::DataFault::UnknownDataset) and
-    /// [`DataFault::UnknownSplit`](crate::DataFault::UnknownSplit) for names,
-    /// [`DataFault::MissingTable`](crate::DataFault::MissingTable) when a file is not there,
-    /// [`Error::Empty`](crate::Error::Empty) when the split has no rows, and an error that names
+    /// [`DataFault::UnknownDataset`] and
+    /// [`DataFault::UnknownSplit`] for names,
+    /// [`DataFault::MissingTable`] when a file is not there,
+    /// [`Error::Empty`] when the split has no rows, and an error that names
     /// file and row when an image has no caption.
     pub fn open(folder: &Path, dataset: &str, split: &str) -> Result<Self> {
         if let Some(half) = super::table_half(folder, dataset, split) {
@@ -177,7 +177,7 @@ impl CaptionSet {
     ///
     /// # Errors
     /// When the row does not exist or cannot be read; file and row are named. A CSV table has no such
-    /// bytes: [`DataFault::NoSuchRow`](crate::DataFault::NoSuchRow).
+    /// bytes: [`DataFault::NoSuchRow`].
     pub fn image_bytes(&self, image: usize) -> Result<Vec<u8>> {
         match &self.source {
             Source::Tables(tables) => tables.bytes(IMAGE, image),

@@ -9,11 +9,11 @@
 //!
 //! | module | formats |
 //! |---|---|
-//! | [`scaled`] | 8-bit floats and integers with a scale per tensor, row, block or group; MXFP8 |
-//! | [`fours`] | 4-bit floats with scales: MXFP4 (in rows, and turned as in gpt-oss), NVFP4 |
-//! | [`columns`] | GPTQ and AWQ: integers of few bits, packed by columns |
-//! | [`packed`] | compressed-tensors' packed integers |
-//! | [`lookup`] | bitsandbytes' NF4 and FP4 |
+//! | `scaled` | 8-bit floats and integers with a scale per tensor, row, block or group; MXFP8 |
+//! | `fours` | 4-bit floats with scales: MXFP4 (in rows, and turned as in gpt-oss), NVFP4 |
+//! | `columns` | GPTQ and AWQ: integers of few bits, packed by columns |
+//! | `packed` | compressed-tensors' packed integers |
+//! | `lookup` | bitsandbytes' NF4 and FP4 |
 
 mod columns;
 mod config;

@@ -12,11 +12,9 @@ pub(super) fn of(checkpoint: &Checkpoint) -> Vec<InputFile> {
 }
 
 /// A checkpoint that names other files as its origin than the one it was read from, so that a run that was
-/// taken up writes the same bytes as one that was not stopped.
+/// taken up writes the same bytes as one that was not stopped. A run that began from fresh weights has no
+/// origin: the state that it was taken up from may go while it runs.
 pub(super) fn with(checkpoint: Arc<Checkpoint>, inputs: &[InputFile]) -> Arc<Checkpoint> {
-    if inputs.is_empty() {
-        return checkpoint;
-    }
     let files = inputs.iter().map(|input| SourceFile {
         path: input.name.clone().into(),
         n_bytes: input.n_bytes,
