@@ -107,6 +107,7 @@ fn main() -> Result<(), Box<dyn Error>> {
             randomness: None,
             tape: Some(&tape),
             shared: &Shared::default(),
+            drops: None,
             whole: None,
         })?;
         lap(0);

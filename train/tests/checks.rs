@@ -209,6 +209,7 @@ fn run(architecture: &str, names: &[&str], batch: &Batch, ranks: &dyn Collective
         }),
         tape: Some(&tape),
         shared: &shared,
+        drops: None,
         whole: None,
     };
     let variables = weights.variables();
@@ -364,6 +365,7 @@ fn in_parts(
             dropout: 0.1,
             mix,
         },
+        drops: None,
         recomputes: n_parts == 2,
         buffers: &buffers,
         scale: 1.0,

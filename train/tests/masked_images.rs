@@ -54,6 +54,7 @@ fn gradients(name: &str, architecture: &str, tape: Option<Tape>) -> (f64, ByName
         randomness: None,
         tape: tape.as_ref(),
         shared: &Shared::default(),
+        drops: None,
         whole: None,
     };
     let objective = objectives::by_name(name, Some(&image_tokenizer())).expect("known");

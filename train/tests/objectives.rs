@@ -106,6 +106,7 @@ pub fn run_with(
         randomness,
         tape: tape.as_ref(),
         shared: &Shared::default(),
+        drops: None,
         whole: None,
     };
     let objective = objectives::by_name(ours, Some(&image_tokenizer())).expect("an objective");
@@ -175,6 +176,7 @@ fn a_batch_of_one_has_nothing_to_be_matched_with() {
         randomness: None,
         tape: None,
         shared: &Shared::default(),
+        drops: None,
         whole: None,
     };
     let error = objectives::by_name("itm", None).expect("known").loss(&step);

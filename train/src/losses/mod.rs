@@ -99,6 +99,7 @@ impl LossSpec {
             model,
             batch: &batch,
             collective: &Alone,
+            drops: None,
             whole: None,
             randomness: None,
             tape: Some(&tape),

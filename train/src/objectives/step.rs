@@ -1,10 +1,11 @@
 //! What an objective sees of a step.
 
 use std::cell::RefCell;
+use std::sync::Arc;
 
 use candle_core::Tensor;
 use evaluate::models::Model;
-use evaluate::nn::{Omission, Pass, Tape};
+use evaluate::nn::{GivenDrops, Omission, Pass, Tape};
 use merge::random::{Draws, Sequence};
 
 use super::{MixDraw, PairFeatures, Whole};
@@ -43,6 +44,8 @@ pub struct Step<'a> {
     pub collective: &'a dyn Collective,
     /// Random omissions, `None` where nothing is left out.
     pub randomness: Option<Randomness>,
+    /// Dropout masks in the place of those that would be drawn.
+    pub drops: Option<&'a Arc<dyn GivenDrops>>,
     /// Where blocks are recorded; without one, candle keeps the graph of everything.
     pub tape: Option<&'a Tape>,
     /// What objectives leave for one another.
@@ -61,7 +64,7 @@ impl<'a> Step<'a> {
             seed: randomness.seed,
             name: format!("{}/{name}", randomness.step),
             first: self.batch.first,
-            given: None,
+            given: self.drops.cloned(),
         })
     }
 

@@ -1,10 +1,11 @@
 //! From the examples of a step to gradients, in one part or several.
 
 use std::collections::BTreeMap;
+use std::sync::Arc;
 
 use candle_core::DType;
 use evaluate::models::{Branch, Model, image_features, text_features};
-use evaluate::nn::{Buffers, Gradients, Pass, Tape};
+use evaluate::nn::{Buffers, GivenDrops, Gradients, Pass, Tape};
 
 use crate::batch::Batch;
 use crate::collective::Collective;
@@ -42,6 +43,8 @@ pub struct Backward<'a> {
     pub collective: &'a dyn Collective,
     /// What is drawn, and how.
     pub randomness: Randomness,
+    /// Dropout masks in the place of those that would be drawn, to compute what another program computed.
+    pub drops: Option<&'a Arc<dyn GivenDrops>>,
     /// Whether the inside of blocks is computed again in the backward pass.
     pub recomputes: bool,
     /// Memory that is used again.
@@ -229,6 +232,7 @@ impl Backward<'_> {
             batch,
             collective: self.collective,
             randomness: Some(self.randomness),
+            drops: self.drops,
             tape,
             shared,
             whole,

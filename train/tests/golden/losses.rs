@@ -79,6 +79,7 @@ fn run(start: &Start, loss: &LossSpec, case: &Case, how: How) -> (f64, BTreeMap<
         model: start.model.as_ref(),
         batch: &batch,
         collective: &Alone,
+        drops: None,
         whole: None,
         randomness: None,
         tape: tape.as_ref(),

@@ -15,8 +15,8 @@ fixtures::golden_tests! {
     updates_are_those_of_torch: "optimizer" => optimizer,
 }
 
-fn curve(example: &Value) -> (Decay, bool) {
-    let params = &example["params"];
+/// A schedule by its published name, and whether it is warmed up.
+pub fn curve(name: &Value, params: &Value) -> (Decay, bool) {
     let param = |name: &str, default: f64| params[name].as_f64().unwrap_or(default);
     let wave = |floor: f64| {
         Decay::Wave(Wave {
@@ -24,7 +24,7 @@ fn curve(example: &Value) -> (Decay, bool) {
             floor,
         })
     };
-    match text(&example["schedule"]) {
+    match text(name) {
         "cosine_schedule_with_warmup_min_lr_scale" => (wave(param("min_lr_scale", 0.01)), true),
         "cosine_schedule_with_warmup" => (wave(0.0), true),
         "linear_schedule_with_warmup" => (Decay::Power(1.0), true),
@@ -45,7 +45,7 @@ fn curve(example: &Value) -> (Decay, bool) {
 
 fn schedule(case: &Case) {
     for example in list(&case.json("expected")) {
-        let (decay, is_warmed_up) = curve(example);
+        let (decay, is_warmed_up) = curve(&example["schedule"], &example["params"]);
         let warmup = example["warmup_steps"].as_u64().expect("steps");
         let schedule = Schedule {
             peak: number(&example["base_lr"]),
@@ -64,22 +64,27 @@ fn schedule(case: &Case) {
     }
 }
 
+/// The published rules of groups, by whatever names.
+pub fn overrides(rules: &Value) -> Vec<Override> {
+    let rules = rules.as_object().into_iter().flatten();
+    let overrides = rules.map(|(_, rule)| Override {
+        pattern: text(&rule["regex"]).into(),
+        lr: rule["param"]["lr"].as_f64(),
+        weight_decay: rule["param"]["weight_decay"].as_f64(),
+    });
+    overrides.collect()
+}
+
 fn param_groups(case: &Case) {
     let all = case.json("expected");
     let mut examples = list(&all).iter();
     let example = examples.find(|example| example["id"] == case["key"]);
     let example = example.expect("the example");
-    let rules = example["rules"].as_object().expect("rules");
-    let overrides = rules.values().map(|rule| Override {
-        pattern: text(&rule["regex"]).into(),
-        lr: rule["param"]["lr"].as_f64(),
-        weight_decay: rule["param"]["weight_decay"].as_f64(),
-    });
     let settings = OptimSettings {
         lr: number(&example["base_lr"]),
         weight_decay: number(&example["base_weight_decay"]),
         rules: GroupRules::All,
-        overrides: overrides.collect(),
+        overrides: overrides(&example["rules"]),
         ..OptimSettings::default()
     };
     let tensors = case.tensors("input");

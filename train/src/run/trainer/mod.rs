@@ -253,6 +253,7 @@ impl<'a> Trainer<'a> {
                 dropout: self.recipe.dropout,
                 mix: None,
             },
+            drops: None,
             recomputes: self.recipe.checkpoint_activations,
             buffers: &self.buffers,
             scale,
