@@ -329,7 +329,11 @@ def lycoris_files():
             expected = {}
             for lora in network.loras:
                 name = lora.lora_name.removeprefix("lycoris_")
-                expected[name] = lora.get_merged_weight(1.0, lora.shape)[0].detach()
+                # What its forward pass adds: `get_diff_weight` of LoHa and LoKr scales twice.
+                if hasattr(lora, "get_weight"):
+                    expected[name] = (lora.org_weight + lora.get_weight(lora.shape) * lora.scalar).detach()
+                else:
+                    expected[name] = lora.get_merged_weight(1.0, lora.shape)[0].detach()
             base = f"{folder}/base.safetensors"
             vlmerge("merge", f"{base}+{folder}/kohya.safetensors", "--out", folder / "merged.safetensors")
             worst, n = 0.0, 0
