@@ -78,7 +78,7 @@ pub struct BuiltFile {
 
 /// Builds the arrow files of `dataset`, one of those rows of [`DATASETS`] that can be built.
 ///
-/// `done` is called after every file, so that what it leaves out is told even if a later one fails.
+/// Calls `done` after every file, so the caller can list what that file leaves out even if a later one fails.
 /// A file that is there and lacks pictures which have been repaired since is built again.
 ///
 /// The row order is that of the annotations, but for VQA's validation images. Pictures are stored
@@ -211,7 +211,7 @@ fn known(path: &Path, note: &str, plan: &TablePlan) -> Result<(usize, LeftOut), 
     }
 }
 
-/// Those pictures that still cannot be used, with what is wrong with them now.
+/// Decodes bad pictures again; returns those that still fail, each with its present fault.
 fn still_bad(bad: &[BadPicture], plan: &TablePlan) -> Vec<BadPicture> {
     let rows: BTreeSet<usize> = bad.iter().map(|bad| bad.row).collect();
     let mut found = Vec::new();

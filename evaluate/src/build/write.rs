@@ -123,7 +123,7 @@ impl Writer {
         written.map_err(|error| unwritten(&self.target, &error))
     }
 
-    /// Writes what is left and a last note, waits for the disk, and gives the file its name.
+    /// Writes the remaining rows and a last note, syncs the file, and renames it to its name.
     pub(super) fn finish(mut self, key: &str, note: &str) -> Result<usize> {
         if !self.rows.is_empty() {
             self.write_batch()?;

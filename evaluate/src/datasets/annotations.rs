@@ -312,7 +312,8 @@ impl Annotations {
     ///
     /// # Errors
     /// As [`annotation`](Self::annotation)'s; when the picture is not there, lies behind a link that
-    /// leads out of the folder, is too large or damaged. File, line and name are told.
+    /// leads out of the folder, is too large or damaged. The error names
+    /// file, line and picture.
     pub fn picture(&self, row: usize) -> Result<Rgb> {
         let annotation = self.annotation(row)?;
         let path = self.picture_path(row, &annotation.image)?;
@@ -323,7 +324,7 @@ impl Annotations {
     /// Looks whether the picture of every pair is there, on all threads.
     ///
     /// # Errors
-    /// For the first that is not: file, line and name are told.
+    /// As [`picture`](Self::picture)'s, for the first picture that is not there.
     pub fn check_pictures(&self) -> Result<()> {
         let fault = (0..self.len()).into_par_iter().find_map_first(|row| {
             let annotation = self.annotation(row);

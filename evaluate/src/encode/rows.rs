@@ -37,8 +37,8 @@ pub struct Rows {
 }
 
 impl Rows {
-    /// Takes up the rows of a file that was begun under the same `key`, whole batches of `batch_size`
-    /// alone; begins anew if there is none or it is of another key.
+    /// Continues a file that an earlier run began under the same `key`, after its last whole batch of
+    /// `batch_size` rows. Starts a new file if there is none, or if its key differs.
     ///
     /// # Errors
     /// When the file cannot be read, or is a link or a folder.

@@ -18,7 +18,7 @@ impl SideLosses {
         Self::default()
     }
 
-    /// Names and scalars. What follows collects anew.
+    /// Returns names and scalars, and leaves the collection empty.
     #[must_use]
     pub fn take(&self) -> Vec<(String, Tensor)> {
         self.0.take()

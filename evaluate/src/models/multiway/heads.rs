@@ -24,11 +24,11 @@ pub struct Heads {
     file: std::path::PathBuf,
 }
 
-/// Answers of the published question answering head, for one that is drawn anew.
+/// Answers of the published question answering head; a fresh head has as many.
 const PUBLISHED_ANSWERS: usize = 3129;
 
 impl Heads {
-    /// Loads every head that is there, or may be drawn anew.
+    /// Loads every head that the checkpoint has, and every head that may start fresh.
     ///
     /// # Errors
     /// As [`Weights::get`].
