@@ -37,8 +37,8 @@ pub use cross_entropy::cross_entropy;
 pub use dropping::{Dropping, GivenDrops};
 pub use embedding::Embedding;
 pub(crate) use fused::{
-    AttentionBranch, AttentionHalf, FfnBranch, FfnHalf, KeptAttention, KeptHalf, Packed,
-    PackedBias, Separate, is_leaf, norm_again, side_by_side,
+    AttentionBranch, AttentionHalf, FfnBranch, FfnHalf, KeptAttention, KeptHalf, OnSlices, Packed,
+    PackedBias, Separate, is_leaf, norm_again, record_on_slices, side_by_side,
 };
 pub use gradients::{Gradient, Gradients};
 pub use layer_scale::LayerScale;

@@ -8,7 +8,7 @@ use ndarray::{Array2, Axis};
 use serde::Serialize;
 use serde_json::{Map, Value, json};
 
-use super::config::{self, Config, NAME};
+use super::config::{self, Config, NAME, Written};
 use super::extract::ExtractTarget;
 use super::part::{PREFIX, Part};
 use super::updates::Named;
@@ -264,25 +264,16 @@ fn settings(
     let ranks: Map<String, Value> = others
         .map(|(module, own)| (pattern(module), json!(own)))
         .collect();
-    Ok(json!({
-        "peft_type": "LORA",
-        "base_model_name_or_path": config::base_name(&adapters[0].folder)?,
-        "task_type": null,
-        "inference_mode": true,
-        "r": rank,
-        // The second factors hold the weights and scales: the factor on the products is 1.
-        "lora_alpha": rank,
-        "rank_pattern": ranks.clone(),
-        "alpha_pattern": ranks,
-        "use_rslora": false,
-        "use_dora": false,
-        "lora_dropout": 0.0,
-        "fan_in_fan_out": transposed.first().copied().unwrap_or_default(),
-        "init_lora_weights": true,
-        "bias": "none",
-        "target_modules": modules.keys().collect::<Vec<_>>(),
-        "modules_to_save": null,
-    }))
+    let written = Written {
+        base: json!(config::base_name(&adapters[0].folder)?),
+        rank,
+        ranks,
+        fan_in_fan_out: transposed.first().copied().unwrap_or_default(),
+        bias: "none",
+        target_modules: modules.keys().cloned().collect(),
+        modules_to_save: Value::Null,
+    };
+    Ok(written.to_json())
 }
 
 fn write(

@@ -5,7 +5,7 @@ use std::path::Path;
 
 use regex::Regex;
 use serde::Deserialize;
-use serde_json::{Map, Value};
+use serde_json::{Map, Value, json};
 
 use crate::io::{SourceFile, model_folder};
 use crate::recipe::Place;
@@ -17,6 +17,42 @@ pub(super) const NAME: &str = "adapter_config.json";
 
 /// Settings are short; anything larger is none.
 const MAX_BYTES: u64 = 1 << 20;
+
+/// The settings of a plain adapter that this program writes. Its factors hold all scales, so α is the rank.
+pub(super) struct Written {
+    pub(super) base: Value,
+    pub(super) rank: usize,
+    /// Ranks of modules that have another one, by patterns of their names.
+    pub(super) ranks: Map<String, Value>,
+    pub(super) fan_in_fan_out: bool,
+    pub(super) bias: &'static str,
+    pub(super) target_modules: Vec<String>,
+    pub(super) modules_to_save: Value,
+}
+
+impl Written {
+    /// The text of `adapter_config.json`, as a value.
+    pub(super) fn to_json(&self) -> Value {
+        json!({
+            "peft_type": "LORA",
+            "base_model_name_or_path": self.base,
+            "task_type": null,
+            "inference_mode": true,
+            "r": self.rank,
+            "lora_alpha": self.rank,
+            "rank_pattern": self.ranks,
+            "alpha_pattern": self.ranks,
+            "use_rslora": false,
+            "use_dora": false,
+            "lora_dropout": 0.0,
+            "fan_in_fan_out": self.fan_in_fan_out,
+            "init_lora_weights": true,
+            "bias": self.bias,
+            "target_modules": self.target_modules,
+            "modules_to_save": self.modules_to_save,
+        })
+    }
+}
 
 /// Settings under which weights are made otherwise than by `W + s B A`. They must be absent, null,
 /// false or empty.

@@ -95,11 +95,7 @@ fn pad_alike(
     companions: &[Companions],
 ) -> Result<Option<Alignment>> {
     let originals = models.sources.clone();
-    let names: BTreeSet<String> = (originals.iter())
-        .flat_map(|source| source.tensors().map(|(name, _)| name))
-        .filter(|name| has_row_per_token(name))
-        .map(str::to_owned)
-        .collect();
+    let names = names_with_rows(&originals);
     let sizes = |name: &str| -> Vec<(usize, usize)> {
         (originals.iter().enumerate())
             .filter_map(|(index, source)| Some((index, *source.get(name)?.shape.first()?)))
@@ -348,11 +344,7 @@ impl Rows<'_> {
     /// those had, and how many all have now.
     fn rearrange(&self, models: &mut Models) -> Result<(Vec<Option<usize>>, usize)> {
         let originals = models.sources.clone();
-        let names: BTreeSet<String> = (originals.iter())
-            .flat_map(|source| source.tensors().map(|(name, _)| name))
-            .filter(|name| has_row_per_token(name))
-            .map(str::to_owned)
-            .collect();
+        let names = names_with_rows(&originals);
         if names.is_empty() {
             return Err(MergeFault::NoEmbeddings {
                 known: ROW_PER_TOKEN.join(", "),
@@ -444,6 +436,15 @@ impl Rows<'_> {
         }
         rows.into_iter().map(Arc::from).collect()
     }
+}
+
+/// The names under which any of the models has a row for every token.
+fn names_with_rows(models: &[Arc<Checkpoint>]) -> BTreeSet<String> {
+    (models.iter())
+        .flat_map(|model| model.tensors().map(|(name, _)| name))
+        .filter(|name| has_row_per_token(name))
+        .map(str::to_owned)
+        .collect()
 }
 
 fn has_row_per_token(name: &str) -> bool {

@@ -3,7 +3,7 @@
 //!
 //! Reference: compressed-tensors' `unpack_from_int32` and `dequantize`.
 
-use super::stored::{Kept, Stored, each_row};
+use super::stored::{Kept, Stored, each_row, keys_of};
 use super::{Dequantize, Weight};
 use crate::{Checkpoint, Result};
 
@@ -141,12 +141,7 @@ impl Dequantize for Packed {
     }
 
     fn keys(&self) -> Vec<&str> {
-        let zeros = self.zeros.as_ref().map(|zeros| zeros.key.as_str());
-        let others = self.others.iter().map(String::as_str);
-        [self.codes.key.as_str(), self.scales.key.as_str()]
-            .into_iter()
-            .chain(zeros)
-            .chain(others)
-            .collect()
+        let stored = [&self.codes, &self.scales].into_iter().chain(&self.zeros);
+        keys_of(stored, &self.others)
     }
 }

@@ -10,7 +10,7 @@
 //! References: DeepSeek-V3's `weight_dequant`, compressed-tensors' `dequantize`, bitsandbytes'
 //! `int8_vectorwise_dequant`; OCP microscaling formats 1.0, section 6.
 
-use super::stored::{Kept, Stored, each_row};
+use super::stored::{Kept, Stored, each_row, keys_of};
 use super::{Dequantize, Weight};
 use crate::{Checkpoint, Result};
 
@@ -190,13 +190,8 @@ impl Dequantize for Scaled {
     }
 
     fn keys(&self) -> Vec<&str> {
-        let zeros = self.zeros.as_ref().map(|zeros| zeros.key.as_str());
-        let others = self.others.iter().map(String::as_str);
-        [self.codes.key.as_str(), self.scales.key.as_str()]
-            .into_iter()
-            .chain(zeros)
-            .chain(others)
-            .collect()
+        let stored = [&self.codes, &self.scales].into_iter().chain(&self.zeros);
+        keys_of(stored, &self.others)
     }
 }
 

@@ -74,6 +74,18 @@ impl Stored {
     }
 }
 
+/// The keys of tensors, and those of others that belong to them.
+pub(super) fn keys_of<'a>(
+    stored: impl Iterator<Item = &'a Stored>,
+    others: &'a [String],
+) -> Vec<&'a str> {
+    let others = others.iter().map(String::as_str);
+    stored
+        .map(|stored| stored.key.as_str())
+        .chain(others)
+        .collect()
+}
+
 /// A part of a stored tensor: its key, its number, its words.
 type Part = (String, usize, Arc<Vec<u32>>);
 

@@ -9,16 +9,7 @@ use super::{Check, Outcome};
 use crate::beside::vocabulary::Tokenizer;
 use crate::beside::{Companions, chat, config, layers};
 use crate::plan::stacks::Stacks;
-use crate::{Checkpoint, Result};
-
-/// How the names of input embeddings end.
-const EMBEDDINGS: [&str; 5] = [
-    "embed_tokens.weight",
-    "wte.weight",
-    "word_embeddings.weight",
-    "embed_in.weight",
-    "tok_embeddings.weight",
-];
+use crate::{Checkpoint, Result, ties};
 
 /// What the last part of a stack's name is, where its layers are those of the model.
 const STACKS: [&str; 6] = [
@@ -125,9 +116,8 @@ fn ids(config: &Value, key: &str) -> Vec<u64> {
 
 /// The input embeddings and their rows, where there are such of one name.
 fn embeddings(found: &Checkpoint) -> Option<(&str, usize)> {
-    let mut all = found.tensors().filter(|(name, info)| {
-        info.shape.len() == 2 && EMBEDDINGS.iter().any(|end| name.ends_with(end))
-    });
+    let mut all =
+        (found.tensors()).filter(|(name, info)| info.shape.len() == 2 && ties::is_embedding(name));
     let (name, info) = all.next()?;
     // Of models with several vocabularies nothing is known.
     all.next().is_none().then_some((name, info.shape[0]))

@@ -2,12 +2,11 @@
 //! it.
 
 use std::ops::Range;
-use std::sync::{Mutex, PoisonError};
 
-use candle_core::{CpuStorage, DType, InplaceOp1, Layout, Tensor, Var};
+use candle_core::{DType, Tensor, Var};
 
 use super::clip::square_sum;
-use super::{Step, part_mut};
+use super::{Step, change_in_place};
 use crate::{Error, Result};
 
 /// The update rule, with one rate for each variable:
@@ -103,18 +102,8 @@ impl Lars {
         })?;
         let gradient_norm = square_sum(g).sqrt() * step.gradient_scale;
         let rate = self.rate(norm(variable)?, gradient_norm, step.rate, step.decay);
-        let operation = InPlace {
-            rule: *self,
-            numbers: (rate, step.decay, step.gradient_scale),
-            range,
-            rest: Mutex::new((part, b)),
-            outcome: Mutex::new(Ok(())),
-        };
-        variable.inplace_op1(&operation)?;
-        operation
-            .outcome
-            .into_inner()
-            .unwrap_or_else(PoisonError::into_inner)
+        let numbers = (rate, step.decay, step.gradient_scale);
+        change_in_place(variable, range, |p| self.update(numbers, p, part, b))
     }
 
     /// The same step by tensor operations, on any device. Gives the new last change.
@@ -142,28 +131,4 @@ impl Lars {
 fn norm(variable: &Var) -> Result<f64> {
     let squares = variable.to_dtype(DType::F32)?.sqr()?.sum_all()?;
     Ok(f64::from(squares.to_scalar::<f32>()?).sqrt())
-}
-
-/// One step as an operation of candle's, which lends the variable's memory to write to.
-struct InPlace<'a> {
-    rule: Lars,
-    numbers: (f64, f64, f64),
-    range: Range<usize>,
-    rest: Mutex<(&'a [f32], &'a mut [f32])>,
-    outcome: Mutex<Result<()>>,
-}
-
-impl InplaceOp1 for InPlace<'_> {
-    fn name(&self) -> &'static str {
-        "lars"
-    }
-
-    fn cpu_fwd(&self, storage: &mut CpuStorage, layout: &Layout) -> candle_core::Result<()> {
-        let p = part_mut(storage, layout, &self.range)?;
-        let mut rest = self.rest.lock().unwrap_or_else(PoisonError::into_inner);
-        let (g, b) = &mut *rest;
-        let outcome = self.rule.update(self.numbers, p, g, b);
-        *self.outcome.lock().unwrap_or_else(PoisonError::into_inner) = outcome;
-        Ok(())
-    }
 }

@@ -18,7 +18,7 @@ pub use adamw::{AdamW, Flavor, Step};
 pub use ema::Ema;
 pub use groups::{Group, GroupKind, GroupRules, GroupSettings, Override, ParamGroups};
 pub use lars::Lars;
-pub(crate) use part::{part_mut, range_of};
+pub(crate) use part::{change_in_place, range_of};
 pub use scale::{LossScale, LossScaleSettings};
 pub use schedule::{
     Curve, Decay, Milestones, Schedule, Stairs, Warmup, Wave, accumulation, total_steps,

@@ -1,8 +1,9 @@
 //! A part of an f32 variable on the CPU, where it stands in memory.
 
 use std::ops::Range;
+use std::sync::{Mutex, PoisonError};
 
-use candle_core::{CpuStorage, Layout, Result, bail};
+use candle_core::{CpuStorage, InplaceOp1, Layout, Result, Var, bail};
 
 /// Where elements `range` of a contiguous tensor stand in its storage.
 ///
@@ -22,7 +23,7 @@ pub(crate) fn range_of(layout: &Layout, range: &Range<usize>) -> Result<Range<us
 ///
 /// # Errors
 /// As [`range_of`], and when the tensor is not f32.
-pub(crate) fn part_mut<'a>(
+fn part_mut<'a>(
     storage: &'a mut CpuStorage,
     layout: &Layout,
     range: &Range<usize>,
@@ -31,4 +32,51 @@ pub(crate) fn part_mut<'a>(
         bail!("the variable is not f32");
     };
     Ok(&mut values[range_of(layout, range)?])
+}
+
+/// Lends elements `range` of an f32 variable on the CPU to `change`, without a copy of them.
+///
+/// # Errors
+/// [`crate::Error::Device`] when the variable is not f32, not contiguous or not on the CPU; and what
+/// `change` gives.
+pub(crate) fn change_in_place(
+    variable: &Var,
+    range: Range<usize>,
+    change: impl FnOnce(&mut [f32]) -> crate::Result<()> + Send,
+) -> crate::Result<()> {
+    let operation = InPlace {
+        range,
+        change: Mutex::new(Some(change)),
+        outcome: Mutex::new(Ok(())),
+    };
+    variable.inplace_op1(&operation)?;
+    let outcome = operation.outcome.into_inner();
+    outcome.unwrap_or_else(PoisonError::into_inner)
+}
+
+/// An operation of candle's, which lends the variable's memory to write to. Operations are shared, so what
+/// this one uses up lies behind a lock.
+struct InPlace<F> {
+    range: Range<usize>,
+    change: Mutex<Option<F>>,
+    outcome: Mutex<crate::Result<()>>,
+}
+
+impl<F: FnOnce(&mut [f32]) -> crate::Result<()>> InplaceOp1 for InPlace<F> {
+    fn name(&self) -> &'static str {
+        "change of a part"
+    }
+
+    fn cpu_fwd(&self, storage: &mut CpuStorage, layout: &Layout) -> Result<()> {
+        let part = part_mut(storage, layout, &self.range)?;
+        let change = self
+            .change
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+            .take();
+        if let Some(change) = change {
+            *self.outcome.lock().unwrap_or_else(PoisonError::into_inner) = change(part);
+        }
+        Ok(())
+    }
 }

@@ -2,11 +2,11 @@
 
 use std::ops::Range;
 
-use candle_core::{CpuStorage, InplaceOp1, Layout, Storage, Var};
+use candle_core::{Storage, Var};
 
 use crate::Result;
 use crate::collective::{Collective, Parameters, Part, Shards};
-use crate::optim::{part_mut, range_of};
+use crate::optim::{change_in_place, range_of};
 
 /// Who owns what of a model's variables. In memory they are laid end to end and cut into a stretch
 /// for each rank ([`Shards`]); on another device each belongs, as a whole, to the rank in whose
@@ -94,24 +94,10 @@ impl Parameters for InMemory<'_> {
     }
 
     fn write(&mut self, part: &Part, values: &[f32]) -> Result<()> {
-        let range = part.of_parameter.clone();
-        Ok(self.0[part.parameter].inplace_op1(&Overwrite { range, values })?)
-    }
-}
-
-/// New values for a part of a variable, as an operation of candle's, which lends its memory.
-struct Overwrite<'a> {
-    range: Range<usize>,
-    values: &'a [f32],
-}
-
-impl InplaceOp1 for Overwrite<'_> {
-    fn name(&self) -> &'static str {
-        "overwrite"
-    }
-
-    fn cpu_fwd(&self, storage: &mut CpuStorage, layout: &Layout) -> candle_core::Result<()> {
-        part_mut(storage, layout, &self.range)?.copy_from_slice(self.values);
-        Ok(())
+        let variable = self.0[part.parameter];
+        change_in_place(variable, part.of_parameter.clone(), |own| {
+            own.copy_from_slice(values);
+            Ok(())
+        })
     }
 }

@@ -1,4 +1,4 @@
-//! A block on a tape whose two branches are scheduled by hand.
+//! A multiway block whose two branches are scheduled by hand.
 
 use candle_core::{Result, Tensor};
 
@@ -6,21 +6,16 @@ use super::block::Kept;
 use super::{Block, Segment};
 use crate::nn::{
     AttentionBranch, Bias, Buffer, Buffers, FfnBranch, Gradients, Host, Keep, KeptAttention, Mask,
-    Recorded, Tape, host_values, in_pool,
+    OnSlices, Tape, host_values, record_on_slices,
 };
 
-/// A block that ran on slices, and what its backward pass needs.
-pub(super) struct Fused {
+/// A block, and what it is run with.
+struct Fused {
     block: Block,
-    /// `(b, n, d)`.
-    x: Tensor,
     segments: Vec<Segment>,
     bias: Option<Tensor>,
     mask: Option<Mask>,
     kept: Kept,
-    buffers: Buffers,
-    /// Computed anew where it is not there.
-    inside: Option<Inside>,
 }
 
 /// What costs a product to compute again.
@@ -41,27 +36,19 @@ pub(super) fn record_fused(
     attended: Bias<'_>,
     kept: Kept,
 ) -> Result<Tensor> {
-    let mut fused = Fused {
+    let fused = Fused {
         block: block.clone(),
-        x: x.detach().contiguous()?,
         segments: segments.to_vec(),
         bias: attended.pairs.map(Tensor::contiguous).transpose()?,
         mask: attended.mask.cloned(),
         kept,
-        buffers: tape.buffers().clone(),
-        inside: None,
     };
-    let mut out = vec![0.0; x.elem_count()];
-    let inside = in_pool(|| fused.forward(&mut out))?;
-    fused.inside = (!tape.keeps_inputs_alone()).then_some(inside);
-    let mut inputs = vec![x.clone()];
-    inputs.extend(attended.pairs.cloned());
-    tape.record_values(inputs, out, x.shape(), Box::new(fused))
+    record_on_slices(tape, fused, x, attended.pairs)
 }
 
 impl Fused {
-    fn attention<'a>(&'a self, keep: Option<&'a [f32]>) -> Result<AttentionBranch<'a>> {
-        let (batch, tokens, _) = self.x.dims3()?;
+    fn attention<'a>(&'a self, x: &Tensor, keep: Option<&'a [f32]>) -> Result<AttentionBranch<'a>> {
+        let (batch, tokens, _) = x.dims3()?;
         let norms = (self.segments.iter())
             .map(|segment| Ok((self.block.norm1(segment.expert)?, segment.len)));
         Ok(AttentionBranch {
@@ -93,37 +80,9 @@ impl Fused {
         })
     }
 
-    fn forward(&self, out: &mut [f32]) -> Result<Inside> {
-        let mut middle = self.buffers.take(out.len());
-        let keep = self.kept.attn().map(host_values).transpose()?;
-        let attention = {
-            let x = Host::of(&self.x)?;
-            let branch = self.attention(keep.as_deref())?;
-            branch.forward(&mut middle, x.values(), &self.buffers)?
-        };
-        let mut ffn = Vec::with_capacity(self.segments.len());
-        for (index, segment, rows) in self.stretches()? {
-            let keep = self.kept.mlp(index).map(host_values).transpose()?;
-            let branch = self.ffn(&segment, keep.as_deref())?;
-            let Some(rows) = rows else {
-                ffn.push(branch.forward(out, &middle, &self.buffers)?);
-                continue;
-            };
-            let part = rows.gather(&middle, &self.buffers);
-            let mut result = self.buffers.take(part.len());
-            ffn.push(branch.forward(&mut result, &part, &self.buffers)?);
-            rows.scatter(&result, out);
-        }
-        Ok(Inside {
-            attention,
-            middle,
-            ffn,
-        })
-    }
-
     /// Each segment with its number and, unless it is all there is, where its rows stand.
-    fn stretches(&self) -> Result<Vec<(usize, Segment, Option<Rows>)>> {
-        let (_, tokens, width) = self.x.dims3()?;
+    fn stretches(&self, x: &Tensor) -> Result<Vec<(usize, Segment, Option<Rows>)>> {
+        let (_, tokens, width) = x.dims3()?;
         let mut from = 0;
         let mut stretches = Vec::with_capacity(self.segments.len());
         for (index, segment) in self.segments.iter().enumerate() {
@@ -139,69 +98,72 @@ impl Fused {
     }
 }
 
-impl Recorded for Fused {
-    fn backward(
-        self: Box<Self>,
-        by_output: &Tensor,
-        gradients: &mut Gradients,
-    ) -> Result<Vec<Option<Tensor>>> {
-        in_pool(|| self.gradients_by_inputs(by_output, gradients))
-    }
-}
+impl OnSlices for Fused {
+    type Inside = Inside;
 
-impl Fused {
-    fn gradients_by_inputs(
-        mut self,
-        by_output: &Tensor,
+    fn forward(&self, x: &Tensor, out: &mut [f32], buffers: &Buffers) -> Result<Inside> {
+        let mut middle = buffers.take(out.len());
+        let keep = self.kept.attn().map(host_values).transpose()?;
+        let branch = self.attention(x, keep.as_deref())?;
+        let attention = branch.forward(&mut middle, Host::of(x)?.values(), buffers)?;
+        let mut ffn = Vec::with_capacity(self.segments.len());
+        for (index, segment, rows) in self.stretches(x)? {
+            let keep = self.kept.mlp(index).map(host_values).transpose()?;
+            let branch = self.ffn(&segment, keep.as_deref())?;
+            let Some(rows) = rows else {
+                ffn.push(branch.forward(out, &middle, buffers)?);
+                continue;
+            };
+            let part = rows.gather(&middle, buffers);
+            let mut result = buffers.take(part.len());
+            ffn.push(branch.forward(&mut result, &part, buffers)?);
+            rows.scatter(&result, out);
+        }
+        Ok(Inside {
+            attention,
+            middle,
+            ffn,
+        })
+    }
+
+    fn backward(
+        &self,
+        x: &Tensor,
+        g: &mut [f32],
+        inside: Inside,
         gradients: &mut Gradients,
+        buffers: &Buffers,
     ) -> Result<Vec<Option<Tensor>>> {
-        let mut g = host_values(by_output)?;
-        let inside = match self.inside.take() {
-            Some(inside) => inside,
-            None => self.forward(&mut self.buffers.take(g.len()))?,
-        };
         let Inside {
             attention,
             middle,
             ffn,
         } = inside;
-        for ((index, segment, rows), before) in self.stretches()?.into_iter().zip(ffn) {
+        for ((index, segment, rows), before) in self.stretches(x)?.into_iter().zip(ffn) {
             let keep = self.kept.mlp(index).map(host_values).transpose()?;
             let branch = self.ffn(&segment, keep.as_deref())?;
             let Some(rows) = rows else {
-                branch.backward(&mut g, &middle, before, gradients, &self.buffers)?;
+                branch.backward(g, &middle, before, gradients, buffers)?;
                 continue;
             };
-            let part = rows.gather(&middle, &self.buffers);
-            let mut part_g = rows.gather(&g, &self.buffers);
-            branch.backward(&mut part_g, &part, before, gradients, &self.buffers)?;
-            rows.scatter(&part_g, &mut g);
+            let part = rows.gather(&middle, buffers);
+            let mut part_g = rows.gather(g, buffers);
+            branch.backward(&mut part_g, &part, before, gradients, buffers)?;
+            rows.scatter(&part_g, g);
         }
         drop(middle);
         let keep = self.kept.attn().map(host_values).transpose()?;
-        let by_bias = {
-            let x = Host::of(&self.x)?;
-            let branch = self.attention(keep.as_deref())?;
-            let wants_bias = self.bias.as_ref().is_some_and(Tensor::track_op);
-            let buffers = &self.buffers;
-            branch.backward(
-                &mut g,
-                x.values(),
-                attention,
-                wants_bias,
-                gradients,
-                buffers,
-            )?
+        let branch = self.attention(x, keep.as_deref())?;
+        let wants_bias = self.bias.as_ref().is_some_and(Tensor::track_op);
+        let x = Host::of(x)?;
+        let by_bias = branch.backward(g, x.values(), attention, wants_bias, gradients, buffers)?;
+        let Some(bias) = &self.bias else {
+            return Ok(Vec::new());
         };
-        let by_x = Tensor::from_vec(g, self.x.shape(), self.x.device())?;
-        let mut by_inputs = vec![Some(by_x)];
-        if let Some(bias) = &self.bias {
-            by_inputs.push(match by_bias.is_empty() {
-                true => None,
-                false => Some(Tensor::from_vec(by_bias, bias.shape(), bias.device())?),
-            });
-        }
-        Ok(by_inputs)
+        Ok(vec![match by_bias.is_empty() {
+            true => None,
+            false => Some(Tensor::from_vec(by_bias, bias.shape(), bias.device())?),
+        }])
     }
 }
 

@@ -1,22 +1,17 @@
-//! A block of the vision transformer on a tape, its two branches scheduled by hand.
+//! A block of the vision transformer, its two branches scheduled by hand.
 
 use candle_core::{Result, Tensor};
 
 use super::vit::{Block, Kept};
 use crate::nn::{
     AttentionBranch, Bias, Buffer, Buffers, FfnBranch, Gradients, Host, Keep, KeptAttention,
-    Packed, PackedBias, Recorded, Tape, host_values, in_pool,
+    OnSlices, Packed, PackedBias, Tape, host_values, record_on_slices,
 };
 
-/// A block that ran on slices, and what its backward pass needs.
+/// A block, and its draws.
 struct Fused {
     block: Block,
-    /// `(b, n, d)`.
-    x: Tensor,
     kept: Kept,
-    buffers: Buffers,
-    /// Computed again where it is missing.
-    inside: Option<Inside>,
 }
 
 /// What costs a product to compute again.
@@ -30,22 +25,13 @@ struct Inside {
 
 /// Runs a block on slices and notes it on the tape.
 pub(super) fn record(tape: &Tape, block: &Block, x: &Tensor, kept: Kept) -> Result<Tensor> {
-    let mut fused = Fused {
-        block: block.clone(),
-        x: x.detach().contiguous()?,
-        kept,
-        buffers: tape.buffers().clone(),
-        inside: None,
-    };
-    let mut out = vec![0.0; x.elem_count()];
-    let inside = in_pool(|| fused.forward(&mut out))?;
-    fused.inside = (!tape.keeps_inputs_alone()).then_some(inside);
-    tape.record_values(vec![x.clone()], out, x.shape(), Box::new(fused))
+    let block = block.clone();
+    record_on_slices(tape, Fused { block, kept }, x, None)
 }
 
 impl Fused {
-    fn attention<'a>(&'a self, keep: Option<&'a [f32]>) -> Result<AttentionBranch<'a>> {
-        let (batch, tokens, _) = self.x.dims3()?;
+    fn attention<'a>(&'a self, x: &Tensor, keep: Option<&'a [f32]>) -> Result<AttentionBranch<'a>> {
+        let (batch, tokens, _) = x.dims3()?;
         let attn = &self.block.attn;
         Ok(AttentionBranch {
             norms: vec![(&self.block.norm1, tokens)],
@@ -56,38 +42,38 @@ impl Fused {
                 heads: attn.n_heads,
             },
             scale: self.block.ls1.factors(),
-            keep: self.keep(keep)?,
+            keep: keep.map(|factors| Keep {
+                factors,
+                rows: tokens,
+            }),
             attended: Bias::default(),
             batch,
             tokens,
         })
     }
 
-    fn ffn<'a>(&'a self, keep: Option<&'a [f32]>) -> Result<FfnBranch<'a>> {
+    fn ffn<'a>(&'a self, x: &Tensor, keep: Option<&'a [f32]>) -> Result<FfnBranch<'a>> {
+        let rows = x.dim(1)?;
         Ok(FfnBranch {
             norm: &self.block.norm2,
             mlp: &self.block.mlp,
             scale: self.block.ls2.factors(),
-            keep: self.keep(keep)?,
+            keep: keep.map(|factors| Keep { factors, rows }),
         })
     }
+}
 
-    fn keep<'a>(&self, factors: Option<&'a [f32]>) -> Result<Option<Keep<'a>>> {
-        let rows = self.x.dim(1)?;
-        Ok(factors.map(|factors| Keep { factors, rows }))
-    }
+impl OnSlices for Fused {
+    type Inside = Inside;
 
-    fn forward(&self, out: &mut [f32]) -> Result<Inside> {
-        let mut middle = self.buffers.take(out.len());
+    fn forward(&self, x: &Tensor, out: &mut [f32], buffers: &Buffers) -> Result<Inside> {
+        let mut middle = buffers.take(out.len());
         let keep = self.kept.attn.as_ref().map(host_values).transpose()?;
-        let attention = {
-            let x = Host::of(&self.x)?;
-            let branch = self.attention(keep.as_deref())?;
-            branch.forward(&mut middle, x.values(), &self.buffers)?
-        };
+        let attention = self.attention(x, keep.as_deref())?;
+        let attention = attention.forward(&mut middle, Host::of(x)?.values(), buffers)?;
         let keep = self.kept.mlp.as_ref().map(host_values).transpose()?;
-        let ffn = self.ffn(keep.as_deref())?;
-        let ffn = ffn.forward(out, &middle, &self.buffers)?;
+        let ffn = self.ffn(x, keep.as_deref())?;
+        let ffn = ffn.forward(out, &middle, buffers)?;
         Ok(Inside {
             attention,
             middle,
@@ -95,39 +81,27 @@ impl Fused {
         })
     }
 
-    fn gradient_by_x(mut self, by_output: &Tensor, gradients: &mut Gradients) -> Result<Tensor> {
-        let mut g = host_values(by_output)?;
-        let inside = match self.inside.take() {
-            Some(inside) => inside,
-            None => self.forward(&mut self.buffers.take(g.len()))?,
-        };
+    fn backward(
+        &self,
+        x: &Tensor,
+        g: &mut [f32],
+        inside: Inside,
+        gradients: &mut Gradients,
+        buffers: &Buffers,
+    ) -> Result<Vec<Option<Tensor>>> {
         let Inside {
             attention,
             middle,
             ffn,
         } = inside;
-        let buffers = &self.buffers;
         let keep = self.kept.mlp.as_ref().map(host_values).transpose()?;
-        let branch = self.ffn(keep.as_deref())?;
-        branch.backward(&mut g, &middle, ffn, gradients, buffers)?;
+        let branch = self.ffn(x, keep.as_deref())?;
+        branch.backward(g, &middle, ffn, gradients, buffers)?;
         drop(middle);
         let keep = self.kept.attn.as_ref().map(host_values).transpose()?;
-        {
-            let x = Host::of(&self.x)?;
-            let branch = self.attention(keep.as_deref())?;
-            branch.backward(&mut g, x.values(), attention, false, gradients, buffers)?;
-        }
-        Tensor::from_vec(g, self.x.shape(), self.x.device())
-    }
-}
-
-impl Recorded for Fused {
-    fn backward(
-        self: Box<Self>,
-        by_output: &Tensor,
-        gradients: &mut Gradients,
-    ) -> Result<Vec<Option<Tensor>>> {
-        let by_x = in_pool(|| self.gradient_by_x(by_output, gradients))?;
-        Ok(vec![Some(by_x)])
+        let branch = self.attention(x, keep.as_deref())?;
+        let x = Host::of(x)?;
+        branch.backward(g, x.values(), attention, false, gradients, buffers)?;
+        Ok(Vec::new())
     }
 }

@@ -104,23 +104,33 @@ pub fn three_linear_into(
 
 /// `out = x + factors ∘ out`, element by element.
 pub fn scaled_onto(out: &mut [f32], x: &[f32], factors: &[f32]) {
-    let chunks = out.par_chunks_mut(1 << 14).enumerate();
-    chunks.for_each(|(chunk, out)| {
-        let first = chunk << 14;
-        merge::vectorized(
-            #[inline(always)]
-            || {
-                let rest = x[first..].iter().zip(&factors[first..]);
-                for (out, (x, factor)) in out.iter_mut().zip(rest) {
-                    *out = x + factor * *out;
-                }
-            },
-        );
-    });
+    by_element(
+        out,
+        x,
+        factors,
+        #[inline(always)]
+        |out, x, factor| *out = x + factor * *out,
+    );
 }
 
 /// `out = factors ∘ x`, element by element.
 pub fn scaled_into(out: &mut [f32], x: &[f32], factors: &[f32]) {
+    by_element(
+        out,
+        x,
+        factors,
+        #[inline(always)]
+        |out, x, factor| *out = factor * x,
+    );
+}
+
+/// Calls `each` with every element of `out`, that of `x` and that of `factors`.
+fn by_element(
+    out: &mut [f32],
+    x: &[f32],
+    factors: &[f32],
+    each: impl Fn(&mut f32, f32, f32) + Sync,
+) {
     let chunks = out.par_chunks_mut(1 << 14).enumerate();
     chunks.for_each(|(chunk, out)| {
         let first = chunk << 14;
@@ -128,8 +138,8 @@ pub fn scaled_into(out: &mut [f32], x: &[f32], factors: &[f32]) {
             #[inline(always)]
             || {
                 let rest = x[first..].iter().zip(&factors[first..]);
-                for (out, (x, factor)) in out.iter_mut().zip(rest) {
-                    *out = factor * x;
+                for (out, (&x, &factor)) in out.iter_mut().zip(rest) {
+                    each(out, x, factor);
                 }
             },
         );

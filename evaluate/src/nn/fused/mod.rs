@@ -13,10 +13,12 @@ mod attention;
 mod ffn;
 mod outlet;
 mod post_norm;
+mod recorded;
 
 pub(crate) use attention::{AttentionBranch, KeptAttention, Packed, PackedBias};
 pub(crate) use ffn::FfnBranch;
 pub(crate) use post_norm::{AttentionHalf, FfnHalf, KeptHalf, Separate, norm_again, side_by_side};
+pub(crate) use recorded::{OnSlices, record_on_slices};
 
 use candle_core::{Result, Tensor};
 use faer::Accum;

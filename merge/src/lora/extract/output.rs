@@ -11,7 +11,7 @@ use super::kind::{Form, module};
 use super::{ExtractOptions, Extracted};
 use crate::beside::license::hub_name;
 use crate::io::{SourceFile, WriteOptions, Writer, check_file_target, write_file};
-use crate::lora::config::NAME;
+use crate::lora::config::{NAME, Written};
 use crate::lora::part::PREFIX;
 use crate::plan::PIECE_ELEMENTS;
 use crate::provenance::{Hashes, Provenance};
@@ -312,25 +312,20 @@ pub(super) fn settings(
     modules.sort_unstable();
     modules.dedup();
     let has_biases = whole.iter().any(|whole| whole.is_beside_factors);
-    json!({
-        "peft_type": "LORA",
-        "base_model_name_or_path": hub_name(&target.base).unwrap_or_else(|| target.base.display().to_string()),
-        "task_type": null,
-        "inference_mode": true,
-        "r": rank,
-        // Factors hold the singular values: the factor on them is 1.
-        "lora_alpha": rank,
-        "rank_pattern": ranks.clone(),
-        "alpha_pattern": ranks,
-        "use_rslora": false,
-        "use_dora": false,
-        "lora_dropout": 0.0,
-        "fan_in_fan_out": options.fan_in_fan_out,
-        "init_lora_weights": true,
-        "bias": if has_biases { "lora_only" } else { "none" },
-        "target_modules": target_modules(base, tensors),
-        "modules_to_save": if modules.is_empty() { Value::Null } else { json!(modules) },
-    })
+    let base_name = hub_name(&target.base).unwrap_or_else(|| target.base.display().to_string());
+    Written {
+        base: json!(base_name),
+        rank,
+        ranks,
+        fan_in_fan_out: options.fan_in_fan_out,
+        bias: if has_biases { "lora_only" } else { "none" },
+        target_modules: target_modules(base, tensors),
+        modules_to_save: match modules.is_empty() {
+            true => Value::Null,
+            false => json!(modules),
+        },
+    }
+    .to_json()
 }
 
 /// Names of the modules with factors: by their last part where all modules of the base that end so have

@@ -1,12 +1,11 @@
 //! The step on candle's tensors: in place on the CPU, by tensor operations elsewhere.
 
 use std::ops::Range;
-use std::sync::{Mutex, PoisonError};
 
-use candle_core::{CpuStorage, InplaceOp1, Layout, Tensor, Var};
+use candle_core::{Tensor, Var};
 
 use super::{AdamW, Step};
-use crate::optim::part_mut;
+use crate::optim::change_in_place;
 use crate::{Error, Result};
 
 impl AdamW {
@@ -31,18 +30,7 @@ impl AdamW {
             first_moment: m.len(),
             second_moment: v.len(),
         })?;
-        let operation = InPlace {
-            rule: *self,
-            step,
-            range,
-            rest: Mutex::new((g, m, v)),
-            outcome: Mutex::new(Ok(())),
-        };
-        variable.inplace_op1(&operation)?;
-        operation
-            .outcome
-            .into_inner()
-            .unwrap_or_else(PoisonError::into_inner)
+        change_in_place(variable, range, |p| self.update(step, p, g, m, v))
     }
 
     /// The same step by tensor operations, on any device. Gives the new moments.
@@ -67,32 +55,5 @@ impl AdamW {
         let moved = (&moved - (&moved * factors.lost_after)?)?;
         variable.set(&moved.detach())?;
         Ok((m.detach(), v.detach()))
-    }
-}
-
-type Rest<'a> = (&'a [f32], &'a mut [f32], &'a mut [f32]);
-
-/// One step as an operation of candle's, which lends the variable's memory to write to. Operations are
-/// shared, so what this one changes lies behind a lock.
-struct InPlace<'a> {
-    rule: AdamW,
-    step: Step,
-    range: Range<usize>,
-    rest: Mutex<Rest<'a>>,
-    outcome: Mutex<Result<()>>,
-}
-
-impl InplaceOp1 for InPlace<'_> {
-    fn name(&self) -> &'static str {
-        "adamw"
-    }
-
-    fn cpu_fwd(&self, storage: &mut CpuStorage, layout: &Layout) -> candle_core::Result<()> {
-        let p = part_mut(storage, layout, &self.range)?;
-        let mut rest = self.rest.lock().unwrap_or_else(PoisonError::into_inner);
-        let (g, m, v) = &mut *rest;
-        let outcome = self.rule.update(self.step, p, g, m, v);
-        *self.outcome.lock().unwrap_or_else(PoisonError::into_inner) = outcome;
-        Ok(())
     }
 }
