@@ -4,20 +4,10 @@ use std::path::Path;
 
 use tempfile::TempDir;
 
-use crate::program::{Said, vlmerge};
+use crate::program::{ok, run};
 
 const CHECKPOINT: &str = "fixtures/ckpt/all_moe_pretrain.ckpt";
 const VOCABULARY: &str = "fixtures/real/vocab.txt";
-
-fn run(line: &str, folder: &TempDir) -> Said {
-    let line = line.replace("{}", folder.path().to_str().expect("UTF-8"));
-    vlmerge(&line.split_whitespace().collect::<Vec<_>>())
-}
-
-fn ok(said: Said) -> Said {
-    assert_eq!(said.code, Some(0), "{}{}", said.stdout, said.stderr);
-    said
-}
 
 /// A table of the first pictures of the fixtures, `rows` being picture, image id, caption and class.
 fn table(folder: &TempDir, name: &str, rows: &[(usize, i64, &str, i64)]) {

@@ -7,7 +7,7 @@ use merge::TensorInfo;
 use merge::io::{OpenOptions, WriteOptions, Writer};
 use tempfile::TempDir;
 
-use crate::program::{Said, vlmerge};
+use crate::program::{ok, run};
 
 const CASES: &str = "fixtures/data_cases";
 const WITH_HEADS: &str = "fixtures/ckpt/all_moe.safetensors";
@@ -17,21 +17,6 @@ const OFFICIAL: &str = "fixtures/data_cases/questions_dropped/v2_mscoco_val2014_
 
 fn shown(path: &Path) -> &str {
     path.to_str().expect("the path is UTF-8")
-}
-
-fn ok(said: Said) -> Said {
-    assert_eq!(said.code, Some(0), "{}{}", said.stdout, said.stderr);
-    said
-}
-
-/// Runs the program on words with `{}` for a folder; `~` is a blank within a word.
-fn run(line: &str, folder: &TempDir) -> Said {
-    let line = line.replace("{}", shown(folder.path()));
-    let words: Vec<String> = line
-        .split_whitespace()
-        .map(|word| word.replace('~', " "))
-        .collect();
-    vlmerge(&words.iter().map(String::as_str).collect::<Vec<_>>())
 }
 
 fn new_folder() -> TempDir {

@@ -5,21 +5,11 @@ use std::path::Path;
 use merge::io::OpenOptions;
 use tempfile::TempDir;
 
-use crate::program::{Said, vlmerge};
+use crate::program::{ok, run};
 
 const CHECKPOINT: &str = "fixtures/ckpt/all_moe_pretrain.ckpt";
 const VOCABULARY: &str = "fixtures/real/vocab.txt";
 const PICTURES: &str = "fixtures/real/raw/val2014";
-
-fn run(line: &str, folder: &TempDir) -> Said {
-    let line = line.replace("{}", folder.path().to_str().expect("UTF-8"));
-    vlmerge(&line.split_whitespace().collect::<Vec<_>>())
-}
-
-fn ok(said: Said) -> Said {
-    assert_eq!(said.code, Some(0), "{}{}", said.stdout, said.stderr);
-    said
-}
 
 fn encode(more: &str) -> String {
     format!("encode {CHECKPOINT} --text-table-len 16 --tokenizer {VOCABULARY} {more}")

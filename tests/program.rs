@@ -5,6 +5,8 @@ use std::path::Path;
 use std::process::{Child, Command, Output, Stdio};
 use std::time::Duration;
 
+use tempfile::TempDir;
+
 /// What a run of the program said.
 pub struct Said {
     pub code: Option<i32>,
@@ -32,6 +34,20 @@ impl Said {
 /// Runs the program in the folder of the repository.
 pub fn vlmerge(arguments: &[&str]) -> Said {
     vlmerge_in(Path::new(env!("CARGO_MANIFEST_DIR")), arguments)
+}
+
+/// Runs the program with a line of words, in which `{}` stands for `folder` and `~` for a blank.
+pub fn run(line: &str, folder: &TempDir) -> Said {
+    let line = line.replace("{}", folder.path().to_str().expect("UTF-8"));
+    let words = line.split_whitespace().map(|word| word.replace('~', " "));
+    let words: Vec<String> = words.collect();
+    vlmerge(&words.iter().map(String::as_str).collect::<Vec<_>>())
+}
+
+/// What a run said that succeeded.
+pub fn ok(said: Said) -> Said {
+    assert_eq!(said.code, Some(0), "{}{}", said.stdout, said.stderr);
+    said
 }
 
 /// Runs the program in a folder.

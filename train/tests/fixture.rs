@@ -1,12 +1,13 @@
 //! Files of the repository's fixtures, and the tiny models in them.
 
-use std::collections::HashMap;
+use std::collections::{BTreeMap, HashMap};
 use std::path::Path;
 use std::sync::Arc;
 
-use candle_core::{DType, Device, Tensor};
+use candle_core::{DType, Device, Tensor, Var};
 use evaluate::Weights;
 use evaluate::models::{Dvae, Multiway, Overrides, ShallowAttention};
+use evaluate::nn::{Gradient, Gradients, Tape};
 use merge::execute::{RunOptions, in_memory};
 use merge::io::OpenOptions;
 use merge::random::Draws;
@@ -113,4 +114,38 @@ pub fn recipe(checkpoint: &str, objectives: &str, settings: &[&str]) -> CheckedR
     );
     let settings: Vec<String> = settings.iter().map(|&s| s.to_owned()).collect();
     TrainRecipe::parse(&yaml, Path::new("recipe.yaml"), &settings).expect("a recipe")
+}
+
+/// Gradients of a loss by name of variable, by its graph or by the tape that its passes were recorded on.
+pub fn gradients_by_name(
+    loss: &Tensor,
+    tape: Option<Tape>,
+    variables: BTreeMap<String, Var>,
+) -> BTreeMap<String, Vec<f64>> {
+    let mut gradients = Gradients::of(variables.values());
+    match tape {
+        Some(tape) => tape.backward(loss, &mut gradients).expect("backward"),
+        None => {
+            let found = loss.backward().expect("backward");
+            gradients.absorb(&found).expect("absorbed");
+        }
+    }
+    let mut by_name = BTreeMap::new();
+    for (name, variable) in variables {
+        match gradients.get(&variable) {
+            Some(Gradient::Host(gradient)) => {
+                by_name.insert(name, gradient.iter().map(|&g| f64::from(g)).collect());
+            }
+            Some(Gradient::Device(gradient)) => {
+                by_name.insert(name, values(gradient));
+            }
+            None => {}
+        }
+    }
+    by_name
+}
+
+/// The length of a vector.
+pub fn l2(values: impl Iterator<Item = f64>) -> f64 {
+    values.map(|value| value * value).sum::<f64>().sqrt()
 }

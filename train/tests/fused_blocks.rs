@@ -5,7 +5,8 @@ use std::collections::BTreeMap;
 use train::objectives::Randomness;
 
 use crate::fixture::ARCHITECTURES;
-use crate::objectives::{How, LOSSES, l2, run_with};
+use crate::fixture::l2;
+use crate::objectives::{How, LOSSES, run_with};
 
 /// Of losses, relative: sums in another order.
 const LOSS_TOLERANCE: f64 = 1e-6;

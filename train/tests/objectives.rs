@@ -4,12 +4,14 @@
 use std::collections::BTreeMap;
 
 use candle_core::{DType, Tensor};
-use evaluate::nn::{Gradient, Gradients, Tape};
+use evaluate::nn::Tape;
 use train::batch::{Batch, Images, MaskedPatches, MaskedWords, Texts};
 use train::collective::Alone;
 use train::objectives::{self, Randomness, Shared, Step};
 
-use crate::fixture::{image_tokenizer, target_images, tensors, trainable, values};
+use crate::fixture::{
+    gradients_by_name, image_tokenizer, target_images, tensors, trainable, values,
+};
 
 /// The fixture's name of a loss, and ours.
 pub const LOSSES: [(&str, &str); 8] = [
@@ -113,33 +115,8 @@ pub fn run_with(
     let loss = objective.loss(&step).expect("a loss");
     let mut variables = weights.variables();
     variables.retain(|name, _| is_trained(name));
-    let mut gradients = Gradients::of(variables.values());
-    match tape {
-        Some(tape) => tape
-            .backward(&loss.value, &mut gradients)
-            .expect("backward"),
-        None => {
-            let found = loss.value.backward().expect("backward");
-            gradients.absorb(&found).expect("absorbed");
-        }
-    }
-    let mut by_name = BTreeMap::new();
-    for (name, variable) in variables {
-        match gradients.get(&variable) {
-            Some(Gradient::Host(gradient)) => {
-                by_name.insert(name, gradient.iter().map(|&g| f64::from(g)).collect());
-            }
-            Some(Gradient::Device(gradient)) => {
-                by_name.insert(name, values(gradient));
-            }
-            None => {}
-        }
-    }
-    (loss.reported, by_name)
-}
-
-pub fn l2(values: impl Iterator<Item = f64>) -> f64 {
-    values.map(|value| value * value).sum::<f64>().sqrt()
+    let gradients = gradients_by_name(&loss.value, tape, variables);
+    (loss.reported, gradients)
 }
 
 #[test]

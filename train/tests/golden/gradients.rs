@@ -2,8 +2,9 @@
 
 use fixtures::Case;
 
-use super::losses::{given, l2, start};
+use super::losses::{given, start};
 use super::models::values;
+use crate::fixture::l2;
 
 fixtures::golden_tests! {
     package: "train", set: "vl_merging",

@@ -6,7 +6,7 @@ use std::collections::BTreeMap;
 use candle_core::{DType, Device};
 use evaluate::forward::Given;
 use evaluate::models::{Overrides, ShallowAttention};
-use evaluate::nn::{Gradient, Gradients, Tape};
+use evaluate::nn::Tape;
 use fixtures::{Case, Set};
 use serde_json::Value;
 use train::collective::Alone;
@@ -14,7 +14,8 @@ use train::losses::LossSpec;
 use train::objectives::{Shared, Step};
 use train::run::{Start, Wanted};
 
-use super::models::{open, overrides, values, weights_of};
+use super::models::{open, overrides, weights_of};
+use crate::fixture::{gradients_by_name, l2};
 
 /// Of losses, relative, as the set's README states.
 const LOSS_TOLERANCE: f64 = 1e-5;
@@ -88,33 +89,8 @@ fn run(start: &Start, loss: &LossSpec, case: &Case, how: How) -> (f64, BTreeMap<
     let loss = loss.objective().and_then(|objective| objective.loss(&step));
     let loss = loss.expect("a loss");
     let variables = start.weights.variables();
-    let mut gradients = Gradients::of(variables.values());
-    match tape {
-        Some(tape) => tape
-            .backward(&loss.value, &mut gradients)
-            .expect("backward"),
-        None => {
-            let found = loss.value.backward().expect("backward");
-            gradients.absorb(&found).expect("absorbed");
-        }
-    }
-    let mut by_name = BTreeMap::new();
-    for (name, variable) in variables {
-        match gradients.get(&variable) {
-            Some(Gradient::Host(gradient)) => {
-                by_name.insert(name, gradient.iter().map(|&g| f64::from(g)).collect());
-            }
-            Some(Gradient::Device(gradient)) => {
-                by_name.insert(name, values(gradient));
-            }
-            None => {}
-        }
-    }
-    (loss.reported, by_name)
-}
-
-pub fn l2(values: impl Iterator<Item = f64>) -> f64 {
-    values.map(|value| value * value).sum::<f64>().sqrt()
+    let gradients = gradients_by_name(&loss.value, tape, variables);
+    (loss.reported, gradients)
 }
 
 /// The architectures of `forward/losses.json`: their name, the case that has their weights, and the

@@ -16,6 +16,7 @@ use train::collective::{Alone, Collective};
 use train::objectives::{ContrastSettings, MixDraw, Objective, Opening, Others, Randomness, spec};
 use train::run::{Backward, Told};
 
+use crate::fixture::l2;
 use crate::threads::Threads;
 
 fixtures::golden_tests! {
@@ -261,10 +262,6 @@ fn check_told(case: &Case, expected: &Value, rank: usize, told: &Told) {
     }
     close("nce_i2t_accuracy", &expected["i2t_acc"]);
     close("nce_t2i_accuracy", &expected["t2i_acc"]);
-}
-
-fn l2(values: impl Iterator<Item = f64>) -> f64 {
-    values.map(|value| value * value).sum::<f64>().sqrt()
 }
 
 fn gradients(case: &Case) {
