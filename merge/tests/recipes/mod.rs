@@ -1,5 +1,9 @@
 //! Recipes over several checkpoints: what they may say, and what is said of wrong ones.
 
+mod documents;
+mod parameters;
+mod slices;
+
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 
@@ -104,39 +108,6 @@ fn an_input_that_changes_before_the_end_is_an_error_and_nothing_is_written() {
 }
 
 #[test]
-fn parameters_of_other_methods_are_notes_and_others_are_errors() {
-    let folder = Folder::three();
-    let plan = folder.plan(
-        "merge_method: slerp\nbase_model: <a>\nmodels: [<a>, <b>]\nparameters: {t: 0.5, embed_slerp: true, normalize: \
-         true, int8_mask: true}",
-    );
-    let notes = plan.expect("resolves").beside().notes.clone();
-    assert_eq!(notes.len(), 3, "{notes:?}");
-    assert!(
-        notes[0].contains("slerp has no use for `embed_slerp`"),
-        "{notes:?}"
-    );
-    let said = folder.fault(
-        "merge_method: slerp\nbase_model: <a>\nmodels: [<a>, <b>]\nparameters: {t: 0.5, wieght: 1}",
-    );
-    assert!(said.contains("slerp has no parameter `wieght`"), "{said}");
-}
-
-#[test]
-fn a_slice_may_have_a_base_of_its_own() {
-    let folder = Folder::three();
-    let merged = folder.merge(
-        "merge_method: task_arithmetic\nparameters: {weight: 1}\nslices:\n- base_model: <base>\n  residual_weight: 1\n  \
-         sources: [{model: <a>, layer_range: [0, 1]}, {model: <base>, layer_range: [0, 1]}]\n- base_model: <a>\n  sources: \
-         [{model: <b>, layer_range: [1, 2]}, {model: <a>, layer_range: [1, 2]}]",
-    );
-    let merged = merged.expect("merges");
-    // base + (a - base) and a + (b - a).
-    assert_eq!(first(&merged, "layers.0.norm.weight"), 2.0);
-    assert_eq!(first(&merged, "layers.1.norm.weight"), 4.0);
-}
-
-#[test]
 fn tensors_that_are_only_spelled_otherwise_are_told_with_the_way_out() {
     let folder = Folder::new();
     let names = [
@@ -191,105 +162,6 @@ fn layers(n: usize, value: f32) -> Vec<(&'static str, &'static [usize], f32)> {
 
 fn first(merged: &BTreeMap<String, Raw>, key: &str) -> f64 {
     merged[key].values()[0]
-}
-
-#[test]
-fn filters_globs_and_regexes_choose_a_value_by_name_and_the_first_that_fits_decides() {
-    let folder = Folder::three();
-    let merged = folder
-        .merge(
-            "merge_method: task_arithmetic\nbase_model: <base>\nmodels:\n- model: <a>\n  parameters:\n    \
-             weight:\n    - {filter: norm, value: 10}\n    - {glob: 'layers.1.*', value: 20}\n    - {regex: \
-             '^(embed|head)', value: [30, 40]}\n    - 0.0",
-        )
-        .expect_err("a bare number is no case");
-    assert!(merged.to_string().contains("recipe.yaml"), "{merged}");
-    let merged = folder
-        .merge(
-            "merge_method: task_arithmetic\nbase_model: <base>\nmodels:\n- model: <a>\n  parameters:\n    \
-             weight:\n    - {filter: norm, value: 10}\n    - {glob: 'layers.1.*', value: 20}\n    - {regex: \
-             '^(embed|head)', value: [30, 40]}\n    - value: 0.0",
-        )
-        .expect("merges");
-    // 1 + w (2 − 1).
-    assert_eq!(first(&merged, "layers.1.norm.weight"), 11.0);
-    assert_eq!(first(&merged, "layers.1.mlp.fc.weight"), 21.0);
-    assert_eq!(first(&merged, "layers.0.mlp.fc.weight"), 1.0);
-    // Outside the layers a gradient is at its beginning.
-    assert_eq!(first(&merged, "head.weight"), 31.0);
-}
-
-#[test]
-fn a_models_parameters_come_before_the_recipes() {
-    let folder = Folder::three();
-    let merged = folder
-        .merge(
-            "merge_method: linear\nmodels: [{model: <a>, parameters: {weight: [0, 1]}}, <b>]\nparameters: \
-             {weight: 1.0, normalize: false}",
-        )
-        .expect("merges");
-    assert_eq!(first(&merged, "layers.0.norm.weight"), 4.0);
-    assert_eq!(first(&merged, "layers.1.norm.weight"), 6.0);
-}
-
-#[test]
-fn slices_stack_layers_and_take_the_ends_from_the_first_and_the_last() {
-    let folder = Folder::three();
-    let merged = folder
-        .merge(
-            "merge_method: passthrough\nslices:\n- sources: [{model: <a>, layer_range: [0, 2]}]\n- sources: \
-             [{model: <b>, layer_range: [1, 2]}]",
-        )
-        .expect("merges");
-    assert_eq!(merged.len(), 8);
-    let firsts = [
-        "embed.weight",
-        "layers.0.norm.weight",
-        "layers.2.norm.weight",
-        "head.weight",
-    ];
-    assert_eq!(firsts.map(|key| first(&merged, key)), [2.0, 2.0, 4.0, 4.0]);
-    let plan = folder
-        .plan("merge_method: passthrough\nslices:\n- sources: [{model: <a>, layer_range: [0, 1]}]")
-        .expect("resolves");
-    let dropped: Vec<&str> = plan
-        .dropped()
-        .iter()
-        .map(|d| d.tensor.key.as_str())
-        .collect();
-    assert_eq!(dropped, ["layers.1.mlp.fc.weight", "layers.1.norm.weight"]);
-}
-
-#[test]
-fn slices_that_cannot_be_cut_are_named_with_their_line() {
-    let folder = Folder::three();
-    let said = folder.fault(
-        "merge_method: passthrough\nslices:\n- sources:\n  - {model: <a>, layer_range: [0, 3]}",
-    );
-    assert!(said.contains("layers 0..3 of 2 (line 4, column"), "{said}");
-    let said = folder.fault(
-        "merge_method: slerp\nbase_model: <a>\nparameters: {t: 1}\nslices:\n- sources:\n  - {model: <a>, \
-         layer_range: [0, 2]}\n  - {model: <b>, layer_range: [0, 1]}",
-    );
-    assert!(said.contains("2 and 1 layers (line 7, column"), "{said}");
-    folder.model(
-        "two",
-        &[
-            ("x.0.a.w", &[1], 0.0),
-            ("x.1.a.w", &[1], 0.0),
-            ("y.0.a.w", &[1], 0.0),
-            ("y.1.a.w", &[1], 0.0),
-        ],
-    );
-    let yaml =
-        "merge_method: passthrough\nslices:\n- sources:\n  - {model: <two>, layer_range: [0, 1]}";
-    let said = folder.fault(yaml);
-    assert!(said.contains("x (2), y (2)"), "{said}");
-    let merged = folder.merge(&format!("layers: x\n{yaml}")).expect("merges");
-    assert_eq!(
-        merged.into_keys().collect::<Vec<_>>(),
-        ["x.0.a.w", "y.0.a.w", "y.1.a.w"]
-    );
 }
 
 #[test]
@@ -377,139 +249,6 @@ fn names_of_another_spelling_are_mapped_by_expressions() {
             .fault(broken)
             .contains("no regular expression (line 3, column")
     );
-}
-
-#[test]
-fn documents_build_on_each_other_in_any_order() {
-    let folder = Folder::three();
-    let merged = folder
-        .merge(
-            "merge_method: linear\nparameters: {weight: 1}\nmodels: [first, second]\n---\nname: second\n\
-             merge_method: task_arithmetic\nbase_model: <base>\nmodels: [{model: first, parameters: {weight: \
-             2}}]\n---\nname: first\nmerge_method: linear\nparameters: {weight: 1}\nmodels: [<a>, <b>]",
-        )
-        .expect("merges");
-    // first = 3, second = 1 + 2 (3 − 1) = 5, their mean = 4.
-    assert_eq!(first(&merged, "embed.weight"), 4.0);
-    let left: Vec<_> = std::fs::read_dir(folder.0.path())
-        .expect("readable")
-        .map(|entry| entry.expect("readable").file_name())
-        .filter(|name| name.to_string_lossy().starts_with('.'))
-        .collect();
-    assert!(left.is_empty(), "{left:?}");
-}
-
-#[test]
-fn documents_in_a_circle_or_in_vain_are_refused_by_name() {
-    let folder = Folder::three();
-    let document = |name: &str, of: &str| {
-        format!("name: {name}\nmerge_method: linear\nparameters: {{weight: 1}}\nmodels: [{of}]\n")
-    };
-    let circle = format!(
-        "merge_method: linear\nparameters: {{weight: 1}}\nmodels: [one]\n---\n{}---\n{}",
-        document("one", "two"),
-        document("two", "one")
-    );
-    assert!(folder.fault(&circle).contains("one -> two -> one"));
-    let vain = format!(
-        "merge_method: linear\nparameters: {{weight: 1}}\nmodels: [<a>]\n---\n{}",
-        document("x", "<b>")
-    );
-    assert!(folder.fault(&vain).contains("`x` is used by no other"));
-    let twice = format!("{}---\n{}", document("x", "<a>"), document("x", "<b>"));
-    assert!(
-        folder
-            .fault(&twice)
-            .contains("two documents are called `x`")
-    );
-}
-
-#[test]
-fn bad_values_are_named_with_line_and_tensor() {
-    let folder = Folder::three();
-    let cases = [
-        (
-            "merge_method: linear\nmodels:\n- {model: <a>, parameters: {weight: 1}}\n- {model: <b>, \
-             parameters: {weight: -1}}",
-            vec![
-                "`embed.weight`",
-                "the weights add up to 0",
-                "(line 3, column",
-            ],
-        ),
-        (
-            "merge_method: ties\nbase_model: <base>\nmodels:\n- model: <a>\n  parameters:\n    weight: 1\n    \
-             density: 1.5",
-            vec![
-                "cannot merge `embed.weight`: `density` must be a number from 0 to 1",
-                "(line 7, column",
-            ],
-        ),
-        (
-            "merge_method: della\nbase_model: <base>\nmodels:\n- model: <a>\n  parameters: {weight: 1, \
-             density: 0.9}",
-            vec![
-                "`embed.weight`",
-                "`density` must be such that",
-                "(line 5, column",
-            ],
-        ),
-        (
-            "merge_method: slerp\nparameters: {t: 0.5}\nmodels:\n- <a>",
-            vec![
-                "slerp merges two models",
-                "the recipe has 1",
-                "(line 4, column",
-            ],
-        ),
-        (
-            "merge_method: model_stock\nbase_model: <base>\nmodels:\n- <base>\n- <a>",
-            vec!["at least 2 models beside the base", "has 1"],
-        ),
-        (
-            "merge_method: linear\nmodels:\n- <a>\n- <b>",
-            vec![
-                "linear needs `weight` for",
-                "`embed.weight`",
-                "(line 3, column",
-            ],
-        ),
-        (
-            "merge_method: linear\nmodels:\n- model: <a>\n  parameters: {wieght: 1}",
-            vec!["linear has no parameter `wieght` (line 4, column"],
-        ),
-        (
-            "merge_method: linear\nbase_model: <base>\nparameters: {weight: 1}\nmodels: [<a>, <b>]",
-            vec!["linear has no use for a base_model that is none of its models"],
-        ),
-        (
-            "merge_method: ties\nmodels: [<a>]",
-            vec!["ties needs a base_model"],
-        ),
-        (
-            "merge_method: interpolate\nmodels: [<a>, <b>]",
-            vec!["interpolate merges experts of one checkpoint"],
-        ),
-        (
-            "merge_method: passthrough\nmodels: [<a>]\nlayout: generic",
-            vec!["nothing to merge"],
-        ),
-        (
-            "merge_method: linear\nmodels: [<a>]\nmodules: {text: {}}",
-            vec!["modules", "line 3"],
-        ),
-        (
-            "merge_method: linear\nmodels:\n- model: <a>\n  lora: x",
-            vec!["x/adapter_config.json: cannot open"],
-        ),
-        ("merge_method: linear", vec!["either `models` or `slices`"]),
-    ];
-    for (yaml, parts) in cases {
-        let said = folder.fault(yaml);
-        for part in parts {
-            assert!(said.contains(part), "no {part} in {said}");
-        }
-    }
 }
 
 #[test]
@@ -642,37 +381,4 @@ fn a_base_among_the_models_is_the_base_and_alone_it_comes_out() {
             .iter()
             .all(|entry| matches!(entry.action, Action::Copy(_)))
     );
-}
-
-#[test]
-fn a_recipe_with_everything_survives_being_written() {
-    let yaml = "name: x\nmerge_method: ties\nslices:\n- sources:\n  - {model: p, layer_range: [0, 2], parameters: \
-                {weight: 1}}\n  parameters: {density: [{filter: mlp, value: [0.1, 1]}, {value: 0.3}]}\nbase_model: \
-                q\nlayers: m.l\nparameters: {rescale: true, weight: {glob: '*', value: 1}}\ndtype: \
-                float32\nout_dtype: bfloat16\non_missing: skip\nrng: mergekit\nseed: 3\ntokenizer_source: \
-                union\n---\nmerge_method: linear\nmodels: [x, {model: w, root: z, rename: [{from: a, to: b}]}]";
-    let recipe = MergeRecipe::parse(yaml, Path::new("test")).expect("valid");
-    assert_eq!(recipe.earlier.len(), 1);
-    let again = recipe.to_yaml().expect("written");
-    assert_eq!(
-        MergeRecipe::parse(&again, Path::new("test")).expect(&again),
-        recipe
-    );
-}
-
-#[test]
-fn every_key_of_a_recipe_is_in_its_document() {
-    let said = MergeRecipe::parse("nothing: 1", Path::new("test")).expect_err("no such key");
-    let said = said.to_string();
-    let (_, keys) = said.split_once("expected one of").expect("a list of keys");
-    let keys = keys.lines().next().unwrap_or_default();
-    let keys: Vec<&str> = keys.split(',').map(str::trim).collect();
-    assert!(keys.len() > 15, "{keys:?}");
-    let document = std::fs::read_to_string(fixture::path("../docs/recipes.md")).expect("readable");
-    for key in keys {
-        assert!(
-            document.contains(&format!("| `{key}` | ")),
-            "{key} is not in docs/recipes.md"
-        );
-    }
 }

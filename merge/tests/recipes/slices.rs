@@ -1,0 +1,77 @@
+//! Slices: layers of several models one after the other.
+
+use super::{Folder, first};
+
+#[test]
+fn a_slice_may_have_a_base_of_its_own() {
+    let folder = Folder::three();
+    let merged = folder.merge(
+        "merge_method: task_arithmetic\nparameters: {weight: 1}\nslices:\n- base_model: <base>\n  residual_weight: 1\n  \
+         sources: [{model: <a>, layer_range: [0, 1]}, {model: <base>, layer_range: [0, 1]}]\n- base_model: <a>\n  sources: \
+         [{model: <b>, layer_range: [1, 2]}, {model: <a>, layer_range: [1, 2]}]",
+    );
+    let merged = merged.expect("merges");
+    // base + (a - base) and a + (b - a).
+    assert_eq!(first(&merged, "layers.0.norm.weight"), 2.0);
+    assert_eq!(first(&merged, "layers.1.norm.weight"), 4.0);
+}
+
+#[test]
+fn slices_stack_layers_and_take_the_ends_from_the_first_and_the_last() {
+    let folder = Folder::three();
+    let merged = folder
+        .merge(
+            "merge_method: passthrough\nslices:\n- sources: [{model: <a>, layer_range: [0, 2]}]\n- sources: \
+             [{model: <b>, layer_range: [1, 2]}]",
+        )
+        .expect("merges");
+    assert_eq!(merged.len(), 8);
+    let firsts = [
+        "embed.weight",
+        "layers.0.norm.weight",
+        "layers.2.norm.weight",
+        "head.weight",
+    ];
+    assert_eq!(firsts.map(|key| first(&merged, key)), [2.0, 2.0, 4.0, 4.0]);
+    let plan = folder
+        .plan("merge_method: passthrough\nslices:\n- sources: [{model: <a>, layer_range: [0, 1]}]")
+        .expect("resolves");
+    let dropped: Vec<&str> = plan
+        .dropped()
+        .iter()
+        .map(|d| d.tensor.key.as_str())
+        .collect();
+    assert_eq!(dropped, ["layers.1.mlp.fc.weight", "layers.1.norm.weight"]);
+}
+
+#[test]
+fn slices_that_cannot_be_cut_are_named_with_their_line() {
+    let folder = Folder::three();
+    let said = folder.fault(
+        "merge_method: passthrough\nslices:\n- sources:\n  - {model: <a>, layer_range: [0, 3]}",
+    );
+    assert!(said.contains("layers 0..3 of 2 (line 4, column"), "{said}");
+    let said = folder.fault(
+        "merge_method: slerp\nbase_model: <a>\nparameters: {t: 1}\nslices:\n- sources:\n  - {model: <a>, \
+         layer_range: [0, 2]}\n  - {model: <b>, layer_range: [0, 1]}",
+    );
+    assert!(said.contains("2 and 1 layers (line 7, column"), "{said}");
+    folder.model(
+        "two",
+        &[
+            ("x.0.a.w", &[1], 0.0),
+            ("x.1.a.w", &[1], 0.0),
+            ("y.0.a.w", &[1], 0.0),
+            ("y.1.a.w", &[1], 0.0),
+        ],
+    );
+    let yaml =
+        "merge_method: passthrough\nslices:\n- sources:\n  - {model: <two>, layer_range: [0, 1]}";
+    let said = folder.fault(yaml);
+    assert!(said.contains("x (2), y (2)"), "{said}");
+    let merged = folder.merge(&format!("layers: x\n{yaml}")).expect("merges");
+    assert_eq!(
+        merged.into_keys().collect::<Vec<_>>(),
+        ["x.0.a.w", "y.0.a.w", "y.1.a.w"]
+    );
+}
