@@ -3,6 +3,19 @@
 use serde::Serialize;
 use serde::ser::{SerializeMap, Serializer};
 
+/// Channels of one head in every published model of a known family.
+pub(super) const HEAD_WIDTH: usize = 64;
+
+/// The heads of blocks of this width if they are as wide as published ones, and a sentence that says so;
+/// `None` for a width that such heads do not divide.
+pub(super) fn published_heads(width: usize) -> Option<(usize, String)> {
+    let heads = width / HEAD_WIDTH;
+    (heads > 0 && width.is_multiple_of(HEAD_WIDTH)).then(|| {
+        let said = format!("{heads} heads if they have {HEAD_WIDTH} channels each, as published");
+        (heads, said)
+    })
+}
+
 /// One of a model's stacks of blocks.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
 pub struct Stack {

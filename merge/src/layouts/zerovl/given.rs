@@ -1,9 +1,8 @@
 //! Sizes of a ZeroVL that differ from the published ones.
 
-use super::fresh::{TowerSizes, ZerovlSizes};
+use crate::layouts::dimensions::HEAD_WIDTH;
 
-/// Channels of a head in towers of a given width, as far as they divide it.
-const HEAD_WIDTH: usize = 64;
+use super::fresh::{TowerSizes, ZerovlSizes};
 
 /// Sizes of a tower that are given.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]

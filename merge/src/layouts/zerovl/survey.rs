@@ -2,14 +2,12 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
+use crate::layouts::dimensions::published_heads;
 use crate::layouts::{Description, Dimensions, ModelRecord, PositionTable, Stack};
 use crate::{Checkpoint, Error, Result, TensorInfo};
 
 use super::table::{POSITIONS, STACKS, TEMPERATURE};
 use super::{NAME, Place, position_table, without_module};
-
-/// Channels of one head in the published towers.
-const PUBLISHED_HEAD_WIDTH: usize = 64;
 
 /// The axes that tell a tower's width and the inner size of its FFN: a key outside the blocks, one in a
 /// block, each with the axis.
@@ -140,12 +138,8 @@ impl<'a> Survey<'a> {
             (self.evidence).push(format!("{name}: {heads} heads by the file's metadata"));
             return Some(heads);
         }
-        let width =
-            width.filter(|width| *width > 0 && width.is_multiple_of(PUBLISHED_HEAD_WIDTH))?;
-        let guess = width / PUBLISHED_HEAD_WIDTH;
-        self.evidence.push(format!(
-            "{name}: {guess} heads if they have {PUBLISHED_HEAD_WIDTH} channels each, as published"
-        ));
+        let (guess, said) = published_heads(width?)?;
+        self.evidence.push(format!("{name}: {said}"));
         Some(guess)
     }
 

@@ -7,11 +7,9 @@ use std::collections::{BTreeMap, BTreeSet};
 use crate::{Checkpoint, Error, Expert, Result, TensorInfo};
 
 use super::grammar::{self, BlockKey};
+use crate::layouts::dimensions::published_heads;
 use crate::layouts::record::stored;
 use crate::layouts::{Dimensions, ModelRecord, Stack, without_module};
-
-/// Channels of one head in every published model with a relative bias table.
-const PUBLISHED_HEAD_WIDTH: usize = 64;
 
 /// One checkpoint, its keys translated to vl-merging spelling.
 pub(super) struct Survey<'a> {
@@ -166,7 +164,7 @@ impl<'a> Survey<'a> {
         Ok(sizes)
     }
 
-    /// The record is asked only where tensors do not tell, so what differs from it tensors tell.
+    /// The record only fills gaps, so a disagreement means that the tensors contradict it.
     fn check_record(&self, found: &Dimensions) -> Result<()> {
         let has_table = self.shape("relative_position_bias_table").is_some();
         let pairs = [
@@ -245,13 +243,9 @@ impl<'a> Survey<'a> {
         sizes.compare("num_heads", stored, from_table);
         let heads = from_table.or(self.record.heads).or(stored);
         let heads = heads.or_else(|| {
-            let guess = width / PUBLISHED_HEAD_WIDTH;
-            (guess > 0 && width % PUBLISHED_HEAD_WIDTH == 0).then(|| {
-                sizes.evidence.push(format!(
-                    "{guess} heads if they have {PUBLISHED_HEAD_WIDTH} channels each, as published"
-                ));
-                guess
-            })
+            let (guess, said) = published_heads(width)?;
+            sizes.evidence.push(said);
+            Some(guess)
         });
         sizes.stack().n_heads = heads;
         if let Some(heads) = from_table {
