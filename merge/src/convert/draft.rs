@@ -51,6 +51,7 @@ impl Draft {
     pub(super) fn source(&self, index: usize) -> &Checkpoint {
         &self.sources[index]
     }
+
     /// The error for a conversion that this family does not have.
     pub(super) fn refused(&self, layout: &dyn Layout, wanted: &'static str) -> Error {
         ConversionFault::NoSuchConversion {

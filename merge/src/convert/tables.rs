@@ -1,4 +1,4 @@
-//! The steps of a conversion that compute tables anew, and their kernels.
+//! The steps of a conversion that compute new tables, and their kernels.
 
 use std::sync::Arc;
 
@@ -247,11 +247,16 @@ const POSITION_IDS: &str = "embeddings.position_ids";
 /// [`crate::Error::UnknownKey`].
 pub(super) fn has_indices(draft: &Draft, layout: &dyn Layout) -> Result<bool> {
     for name in draft.names() {
-        if layout.role(&name)? == Role::Derived && !name.ends_with(POSITION_IDS) {
+        if is_index(&name, layout)? {
             return Ok(true);
         }
     }
     Ok(false)
+}
+
+/// Whether a tensor is an index buffer that depends on the window.
+fn is_index(name: &str, layout: &dyn Layout) -> Result<bool> {
+    Ok(layout.role(name)? == Role::Derived && !name.ends_with(POSITION_IDS))
 }
 
 /// Leaves out the index buffers for the old sizes, or computes those of `window` in their place.
@@ -264,7 +269,7 @@ pub(super) fn replace_indices(
     window: Option<Window>,
 ) -> Result<()> {
     for name in draft.names() {
-        if layout.role(&name)? != Role::Derived || name.ends_with(POSITION_IDS) {
+        if !is_index(&name, layout)? {
             continue;
         }
         draft.drop_entry(&name, "index of the old sizes; loaders rebuild it");

@@ -78,20 +78,9 @@ impl Damage<'_> {
         for key in self.removed.as_array().into_iter().flatten() {
             let key = text(key);
             tensors.remove(key).expect("the key is there");
-            let expert = EXPERTS
-                .iter()
-                .find(|(letters, _)| key.split('.').any(|segment| segment == *letters));
-            match expert {
-                Some((letters, name)) => {
-                    said.push(key.replacen(&format!(".{letters}."), ".", 1));
-                    said.push((*name).to_owned());
-                }
-                None => {
-                    said.push(key.to_owned());
-                    let name = file.file_name().expect("a name");
-                    said.push(name.to_string_lossy().into_owned());
-                }
-            }
+            let (slot, expert) = slot_and_expert(key);
+            let file = file.file_name().expect("a name").to_string_lossy();
+            said.extend([slot, expert.unwrap_or(&file).to_owned()]);
         }
         for (key, how) in self.replaced.as_object().into_iter().flatten() {
             assert_eq!(how, "drop the last row", "what this test knows");

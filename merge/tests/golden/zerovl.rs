@@ -41,7 +41,7 @@ fn load(case: &Case) {
         );
     }
     let expected = match (case.file_if_any("expected"), case["key"].as_str()) {
-        (Some(path), Some(key)) => described(&fixtures_json(&path)[key]["tensors"]),
+        (Some(_), Some(key)) => described(&case.json("expected")[key]["tensors"]),
         (expected, _) => {
             let path = expected.unwrap_or_else(|| case.file("input"));
             let mut tensors = raw(fixtures::tensors(&path));
@@ -58,11 +58,6 @@ fn load(case: &Case) {
 }
 
 type Listing = BTreeMap<String, (Vec<usize>, String)>;
-
-fn fixtures_json(path: &Path) -> serde_json::Value {
-    let text = std::fs::read_to_string(path).expect("there");
-    serde_json::from_str(&text).expect("JSON")
-}
 
 fn raw(tensors: BTreeMap<String, Raw>) -> Listing {
     let listed = tensors.into_iter();

@@ -111,8 +111,7 @@ impl Inspection {
         match &self.quantization {
             Ok(None) => Ok(()),
             Ok(Some(found)) => {
-                let n_parameters = found.n_parameters(&self.checkpoint);
-                let n_parameters = grouped(n_parameters);
+                let n_parameters = grouped(found.n_parameters(&self.checkpoint));
                 output.line(format!(
                     "quantized   {n_parameters} parameters once dequantized"
                 ))?;
