@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 use std::path::Path;
 
-use super::opener::Opener;
+use super::opener::{Opener, merged};
 use super::stacks::Stacks;
 use super::vocabularies::Alignment;
 use super::{Entry, checkpoints::Models};
@@ -86,10 +86,7 @@ pub(super) fn beside(
 
 /// The models that a recipe names, each once, the base first.
 fn referenced(recipe: &MergeRecipe) -> Vec<ModelRef> {
-    let sliced = recipe.slices.iter().flat_map(|slice| &slice.sources);
-    let all = (recipe.base_model.iter().cloned())
-        .chain(recipe.models.iter().cloned())
-        .chain(sliced.map(|source| source.model_ref()));
+    let all = recipe.base_model.iter().cloned().chain(merged(recipe));
     let mut models: Vec<ModelRef> = Vec::new();
     for model in all {
         if models.iter().all(|known| !known.is_same_model(&model)) {
@@ -101,9 +98,7 @@ fn referenced(recipe: &MergeRecipe) -> Vec<ModelRef> {
 
 /// The model whose files are taken.
 fn donor(recipe: &MergeRecipe) -> Option<ModelRef> {
-    let sliced = || Some(recipe.slices.first()?.sources.first()?.model_ref());
-    let first = || recipe.models.first().cloned().or_else(sliced);
-    recipe.base_model.clone().or_else(first)
+    (recipe.base_model.clone()).or_else(|| merged(recipe).next())
 }
 
 /// How the output differs from the model whose configuration it gets.
@@ -226,10 +221,7 @@ fn main_dtype(entries: &[&Entry]) -> Option<DType> {
 fn ingredients(recipe: &MergeRecipe, opener: &Opener) -> Result<Vec<Ingredient>> {
     let mut found: Vec<Ingredient> = Vec::new();
     for document in recipe.earlier.iter().chain([recipe]) {
-        let sliced = document.slices.iter().flat_map(|slice| &slice.sources);
-        let members = (document.models.iter().cloned())
-            .chain(sliced.map(|source| source.model_ref()))
-            .map(|model| (model, Share::Merged));
+        let members = merged(document).map(|model| (model, Share::Merged));
         let bases = document.slices.iter().flat_map(|slice| &slice.base_model);
         let base =
             (document.base_model.iter().chain(bases)).map(|base| (base.clone(), Share::Base));

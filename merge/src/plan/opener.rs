@@ -9,12 +9,14 @@ use super::views;
 use crate::beside::Companions;
 use crate::io::{self, OpenOptions};
 use crate::recipe::{ModelRef, adapters};
-use crate::{Checkpoint, Result, lora, quantized, ties};
+use crate::{Checkpoint, MergeRecipe, Result, lora, quantized, ties};
 
 /// Opens models: files, folders, and results of other documents.
 #[derive(Default)]
 pub(super) struct Opener {
     made: BTreeMap<String, Arc<Checkpoint>>,
+    /// Models that were opened, each once.
+    opened: RefCell<Vec<(ModelRef, Arc<Checkpoint>)>>,
     /// What goes beside them.
     beside: BTreeMap<String, Companions>,
     /// What users should know of how models were found.
@@ -22,8 +24,21 @@ pub(super) struct Opener {
 }
 
 impl Opener {
-    /// Opens a model.
+    /// Opens a model, or returns it if it is open.
     pub(super) fn open(&self, model: &ModelRef) -> Result<Arc<Checkpoint>> {
+        let known = (self.opened.borrow().iter())
+            .find(|(known, _)| known.is_same_model(model))
+            .map(|(_, checkpoint)| Arc::clone(checkpoint));
+        if let Some(checkpoint) = known {
+            return Ok(checkpoint);
+        }
+        let checkpoint = self.open_first(model)?;
+        let kept = (model.clone(), Arc::clone(&checkpoint));
+        self.opened.borrow_mut().push(kept);
+        Ok(checkpoint)
+    }
+
+    fn open_first(&self, model: &ModelRef) -> Result<Arc<Checkpoint>> {
         let checkpoint = match self.made.get(&model.document()) {
             Some(made) => Arc::clone(made),
             None => quantized::dequantized(open(model)?)?,
@@ -111,6 +126,12 @@ impl Opener {
         self.made.insert(name.to_owned(), made);
         self.beside.insert(name.to_owned(), beside);
     }
+}
+
+/// The models that a recipe merges, those of slices after the others; bases are not among them.
+pub(super) fn merged(recipe: &MergeRecipe) -> impl Iterator<Item = ModelRef> {
+    let sliced = recipe.slices.iter().flat_map(|slice| &slice.sources);
+    (recipe.models.iter().cloned()).chain(sliced.map(|source| source.model_ref()))
 }
 
 /// Opens a file or a folder.

@@ -3,7 +3,7 @@
 use std::sync::Arc;
 
 use crate::methods::{Base, MergeMethod};
-use crate::plan::opener::Opener;
+use crate::plan::opener::{Opener, merged};
 use crate::recipe::{ModelRef, OutputSlice, Place};
 use crate::{Checkpoint, Error, MergeFault, MergeRecipe, Result};
 
@@ -23,60 +23,39 @@ impl Models {
         method: &dyn MergeMethod,
         opener: &Opener,
     ) -> Result<Self> {
-        let sliced = recipe.slices.iter().flat_map(|slice| &slice.sources);
-        let listed: Vec<ModelRef> = (recipe.models.iter().cloned())
-            .chain(sliced.map(|source| source.model_ref()))
-            .collect();
         let mut models = Self {
             sources: Vec::new(),
             refs: Vec::new(),
             base: None,
         };
-        for model in &listed {
-            models.add(model, opener)?;
+        for model in merged(recipe) {
+            models.add(&model, opener)?;
         }
         let needs = method.needs();
-        match (&recipe.base_model, needs.base) {
-            (Some(base), Base::None) => {
-                // Named for its tokenizer alone; else it would be averaged in unnoticed.
-                if models.find(base).is_none() {
-                    return Err(Error::MethodHasNoUse {
-                        method: method.name(),
-                        what: "a base_model that is none of its models",
-                    });
-                }
-            }
-            (Some(base), _) => models.base = Some(models.add(base, opener)?),
-            (None, Base::Required)
-                if recipe.slices.is_empty()
-                    || recipe.slices.iter().any(|slice| slice.base_model.is_none()) =>
-            {
-                return Err(Error::MethodNeeds {
-                    method: method.name(),
-                    what: "a base_model",
-                });
-            }
-            (None, _) => {}
-        }
-        let sliced_bases = recipe
-            .slices
-            .iter()
-            .filter_map(|slice| slice.base_model.as_ref());
-        if needs.base == Base::None && sliced_bases.clone().any(|base| models.find(base).is_none())
-        {
-            return Err(Error::MethodHasNoUse {
+        let all_sliced_have_one = !recipe.slices.is_empty()
+            && (recipe.slices.iter()).all(|slice| slice.base_model.is_some());
+        let has_base = recipe.base_model.is_some() || all_sliced_have_one;
+        if needs.base == Base::Required && !has_base {
+            return Err(Error::MethodNeeds {
                 method: method.name(),
-                what: "a base_model that is none of its models",
+                what: "a base_model",
             });
         }
-        if needs.base != Base::None {
-            for base in recipe
-                .slices
-                .iter()
-                .filter_map(|slice| slice.base_model.as_ref())
-            {
+        let sliced = recipe.slices.iter().flat_map(|slice| &slice.base_model);
+        for base in recipe.base_model.iter().chain(sliced) {
+            if needs.base != Base::None {
                 models.add(base, opener)?;
+            } else if models.find(base).is_none() {
+                // Named for its tokenizer alone; else it would be averaged in unnoticed.
+                return Err(Error::MethodHasNoUse {
+                    method: method.name(),
+                    what: "a base_model that is none of its models",
+                });
             }
+        }
+        if needs.base != Base::None {
+            let base = recipe.base_model.as_ref();
+            models.base = base.and_then(|base| models.find(base));
         }
         let counts: Vec<(usize, bool, Place)> = match recipe.slices.as_slice() {
             [] => {
