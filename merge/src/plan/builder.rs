@@ -4,12 +4,12 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
-use super::{Action, Dropped, Entry, GramUse, MergePlan, TensorRef};
+use super::grams::GramFiles;
+use super::{Action, Dropped, Entry, MergePlan, TensorRef};
 use crate::beside::Beside;
-use crate::gram::GramStore;
 use crate::layouts::ModelRecord;
 use crate::methods::{GramRef, Operation, StepRounding};
-use crate::{Checkpoint, Error, PlanFault, Result, TensorInfo};
+use crate::{Checkpoint, DType, Error, PlanFault, Result, TensorInfo};
 
 /// A plan under construction.
 pub struct PlanBuilder {
@@ -17,8 +17,8 @@ pub struct PlanBuilder {
     sources: Vec<Arc<Checkpoint>>,
     /// Sources of which every key must be used or dropped.
     whole: BTreeSet<usize>,
-    grams: Vec<Arc<GramStore>>,
-    gram_uses: Vec<GramUse>,
+    /// Gram files that entries read.
+    pub(super) grams: GramFiles,
     model: ModelRecord,
     notes: BTreeMap<String, String>,
     entries: BTreeMap<String, Entry>,
@@ -34,8 +34,7 @@ impl PlanBuilder {
             recipe,
             sources: Vec::new(),
             whole: BTreeSet::new(),
-            grams: Vec::new(),
-            gram_uses: Vec::new(),
+            grams: GramFiles::default(),
             model: ModelRecord::default(),
             notes: BTreeMap::new(),
             entries: BTreeMap::new(),
@@ -125,14 +124,6 @@ impl PlanBuilder {
         self
     }
 
-    /// Gram files that entries read, and the sources they were summed over.
-    #[must_use]
-    pub(super) fn grams(mut self, grams: Vec<Arc<GramStore>>, uses: Vec<GramUse>) -> Self {
-        self.grams = grams;
-        self.gram_uses = uses;
-        self
-    }
-
     /// The plan: entries and dropped tensors by name.
     ///
     /// # Errors
@@ -145,12 +136,13 @@ impl PlanBuilder {
         }
         self.check_complete()?;
         self.dropped.sort_by(|a, b| a.tensor.cmp(&b.tensor));
+        let (grams, gram_uses) = self.grams.into_parts();
         Ok(MergePlan {
             recipe: self.recipe,
             sources: self.sources,
             stages: Vec::new(),
-            grams: self.grams,
-            gram_uses: self.gram_uses,
+            grams,
+            gram_uses,
             model: self.model,
             notes: self.notes,
             entries: self.entries.into_values().collect(),
@@ -173,9 +165,7 @@ impl PlanBuilder {
     /// Whether an entry's inputs are there and fit it.
     fn check(&self, entry: &Entry) -> Result<()> {
         for gram in entry.action.grams() {
-            let is_there =
-                (self.grams.get(gram.store)).is_some_and(|g| g.width(&gram.key).is_some());
-            if !is_there {
+            if !self.grams.has(gram) {
                 return Err(PlanFault::NoGram {
                     name: entry.name.clone(),
                     key: gram.key.clone(),
@@ -233,6 +223,16 @@ impl PlanBuilder {
             }
         }
         Ok(())
+    }
+}
+
+/// The dtype that a merge of both is written in: theirs if it is one, else a wider one that holds the values
+/// of both.
+pub(super) fn common_dtype(a: DType, b: DType) -> DType {
+    match (a, b) {
+        (a, b) if a == b => a,
+        (DType::F64, _) | (_, DType::F64) => DType::F64,
+        _ => DType::F32,
     }
 }
 

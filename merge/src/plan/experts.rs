@@ -3,17 +3,17 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
-use super::builder::{Operands, PlanBuilder};
-use super::grams::{Due, GramFiles};
+use super::builder::{Operands, PlanBuilder, common_dtype};
+use super::checkpoints::NOTHING;
+use super::grams::Due;
 use super::opener::Opener;
 use super::settings::{Layer, Settings};
 use super::{Action, Entry, MergePlan, TensorRef, companions};
 use crate::beside::config::Changes;
 use crate::layouts::{self, Layout};
-use crate::methods::{self, Base, DrawKey, GramRef, GroupShape, Member, MergeMethod};
+use crate::methods::{Base, DrawKey, GramRef, GroupShape, Member, MergeMethod};
 use crate::methods::{Operation, StepRounding, Values};
-use crate::recipe::UnknownKeys;
-use crate::recipe::{ExpertChoice, MergeRecipe, OutputDType, Parameters};
+use crate::recipe::{ExpertChoice, MergeRecipe, OutputDType, Place, UnknownKeys};
 use crate::{
     BlockId, Checkpoint, DType, Error, Expert, MergeFault, Result, Role, Slot, TensorInfo,
 };
@@ -23,12 +23,11 @@ const INPUT: usize = 0;
 const BASE: usize = 1;
 
 /// A plan for the experts of one checkpoint.
-pub(super) fn resolve(recipe: &MergeRecipe, opener: &Opener) -> Result<(MergePlan, MergeRecipe)> {
-    let method = methods::by_name(
-        &recipe.merge_method,
-        &recipe.parameters,
-        recipe.as_published,
-    )?;
+pub(super) fn resolve(
+    recipe: &MergeRecipe,
+    method: &dyn MergeMethod,
+    opener: &Opener,
+) -> Result<(MergePlan, MergeRecipe)> {
     if method.needs().paired.is_some() {
         return Err(MergeFault::CheckpointsOnly {
             method: method.name(),
@@ -45,11 +44,10 @@ pub(super) fn resolve(recipe: &MergeRecipe, opener: &Opener) -> Result<(MergePla
         Some(name) => layouts::by_name(name, &input)?,
         None => layouts::detect(&input)?,
     };
-    let resolved = resolved_recipe(recipe, method.as_ref(), layout.as_ref())?;
-    let base = open_base(method.as_ref(), recipe, opener)?;
-    let mut grams = GramFiles::default();
-    let gram_store = open_grams(method.as_ref(), recipe, &input, &mut grams)?;
+    let resolved = resolved_recipe(recipe, method, layout.as_ref())?;
+    let base = open_base(method, recipe, opener)?;
     let mut plan = PlanBuilder::new(resolved.without_folders().to_yaml()?);
+    let gram_store = open_grams(method, recipe, &input, &mut plan)?;
     plan.source(Arc::clone(&input));
     let base = match base {
         Some(base) => {
@@ -60,20 +58,18 @@ pub(super) fn resolve(recipe: &MergeRecipe, opener: &Opener) -> Result<(MergePla
     };
     let mut builder = Builder {
         recipe: &resolved,
-        method: method.as_ref(),
+        method,
         layout: layout.as_ref(),
         input,
         base,
-        grams,
         gram_store,
-        settings: Settings::new(method.as_ref()),
+        settings: Settings::new(method),
         plan,
     };
     builder.place_all()?;
-    let Builder { grams, plan, .. } = builder;
-    let (grams, uses) = grams.into_parts();
+    let plan = builder.plan;
     let beside = companions::beside(recipe, opener, &plan.entries(), Changes::default(), None)?;
-    Ok((plan.grams(grams, uses).beside(beside).finish()?, resolved))
+    Ok((plan.beside(beside).finish()?, resolved))
 }
 
 fn open_base(
@@ -100,7 +96,7 @@ fn open_grams(
     method: &dyn MergeMethod,
     recipe: &MergeRecipe,
     input: &Checkpoint,
-    grams: &mut GramFiles,
+    plan: &mut PlanBuilder,
 ) -> Result<Option<usize>> {
     if !method.needs().grams {
         return Ok(None);
@@ -109,7 +105,7 @@ fn open_grams(
         method: method.name(),
         what: "the parameter `grams`",
     })?;
-    grams.open(path, (INPUT, input), recipe).map(Some)
+    (plan.grams).open(path, (INPUT, input), recipe).map(Some)
 }
 
 /// The recipe with layout and experts said outright.
@@ -203,8 +199,7 @@ struct Builder<'a> {
     input: Arc<Checkpoint>,
     /// Slot key → key in the base, and the base, for methods that have one.
     base: Option<(BTreeMap<String, String>, Arc<Checkpoint>)>,
-    grams: GramFiles,
-    /// The gram file among them, for methods that need one.
+    /// The gram file among the plan's, for methods that need one.
     gram_store: Option<usize>,
     settings: Settings,
     plan: PlanBuilder,
@@ -382,8 +377,7 @@ impl Builder<'_> {
         if self.reads_itself() {
             return Ok(Values::default());
         }
-        let none = Parameters::default();
-        let own = vec![(&none, crate::recipe::Place::default()); members.len()];
+        let own = vec![(&NOTHING, Place::default()); members.len()];
         let layer = slot.block.and_then(|block| {
             let stack = (self.layout.dimensions().stacks).get(usize::from(block.stack))?;
             Some(Layer {
@@ -417,25 +411,25 @@ impl Builder<'_> {
     }
 
     fn common_shape(&self, slot: &Slot, keys: &[&String]) -> Result<Vec<usize>> {
-        let expected = self.input.require(keys[0])?.clone().shape;
+        let expected = &self.input.require(keys[0])?.shape;
         for key in keys {
-            let found = self.input.require(key)?.clone().shape;
+            let found = &self.input.require(key)?.shape;
             if found != expected {
                 return Err(Error::ShapeMismatch {
                     slot: slot.key.clone(),
                     key: (*key).clone(),
-                    found,
-                    expected,
+                    found: found.clone(),
+                    expected: expected.clone(),
                 });
             }
         }
-        Ok(expected)
+        Ok(expected.clone())
     }
 
     /// What a tensor of the merged checkpoint is kept in.
     fn stored(&self, key: &str) -> Result<DType> {
-        let dtype = self.input.require(key)?.clone().dtype;
-        Ok(self.input.stored_dtype(key).unwrap_or(dtype))
+        let info = self.input.require(key)?;
+        Ok(self.input.stored_dtype(key).unwrap_or(info.dtype))
     }
 
     /// The members' dtype, or the smallest that holds all of theirs.
@@ -450,10 +444,7 @@ impl Builder<'_> {
                     dtype,
                 });
             }
-            if dtype != common {
-                let wide = dtype == DType::F64 || common == DType::F64;
-                common = if wide { DType::F64 } else { DType::F32 };
-            }
+            common = common_dtype(common, dtype);
         }
         Ok(common)
     }
@@ -476,7 +467,7 @@ impl Builder<'_> {
         let due: Vec<Due> = due.collect();
         let on_missing = self.recipe.on_missing_gram;
         let skips = self.recipe.as_published;
-        (self.grams).of_group(&slot.key, shape, &due, on_missing, skips)
+        (self.plan.grams).of_group(&slot.key, shape, &due, on_missing, skips)
     }
 
     /// The slot's tensor in the base, of the members' shape.

@@ -124,6 +124,12 @@ impl GramFiles {
         Ok(grams)
     }
 
+    /// Whether a file has this matrix.
+    pub(super) fn has(&self, gram: &GramRef) -> bool {
+        let store = self.stores.get(gram.store);
+        store.is_some_and(|store| store.width(&gram.key).is_some())
+    }
+
     /// The open files, and which sources they belong to.
     pub(super) fn into_parts(self) -> (Vec<Arc<GramStore>>, Vec<GramUse>) {
         (self.stores, self.uses.into_iter().collect())

@@ -167,8 +167,8 @@ pub struct MergePlan {
 }
 
 impl MergePlan {
-    /// What the output is made by, for its provenance: a resolved recipe or a command, with file
-    /// names instead of paths so that the same inputs give the same bytes anywhere.
+    /// What makes the output, for its provenance: a resolved recipe or a command, with file names
+    /// instead of paths, so that the same inputs give the same bytes anywhere.
     #[must_use]
     pub fn recipe(&self) -> &str {
         &self.recipe
@@ -210,7 +210,7 @@ impl MergePlan {
         &self.beside
     }
 
-    /// Does earlier merges first, of which results are sources already; `recipe` has their documents, too.
+    /// Adds earlier merges, whose results are sources of this one; `recipe` holds their documents, too.
     fn build_on(&mut self, stages: Vec<Stage>, recipe: String) {
         self.stages = stages;
         self.recipe = recipe;

@@ -230,7 +230,7 @@ pub(super) fn compile(pattern: &str, written: &str, place: Place) -> Result<Rege
     })
 }
 
-/// Patterns are shown in messages up to so many characters.
+/// Messages show patterns up to this many characters.
 const SHOWN_CHARS: usize = 200;
 
 /// The longest pattern: names have some hundred bytes.

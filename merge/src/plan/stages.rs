@@ -7,6 +7,7 @@ use super::opener::Opener;
 use super::{MergePlan, checkpoints, experts};
 use crate::beside::Companions;
 use crate::io::{Container, Root, SourceInfo, TensorEntry};
+use crate::methods;
 use crate::recipe::Place;
 use crate::{Checkpoint, Error, MergeFault, MergeRecipe, ObjectPath, PathSegment, Result};
 use crate::{TensorSource, io};
@@ -138,10 +139,16 @@ fn used_documents(document: &MergeRecipe, all: &MergeRecipe) -> Vec<(String, Pla
     models.filter(|(model, _)| names.contains(&model)).collect()
 }
 
+/// A plan for one document.
 fn one(recipe: &MergeRecipe, opener: &Opener) -> Result<(MergePlan, MergeRecipe)> {
+    let method = methods::by_name(
+        &recipe.merge_method,
+        &recipe.parameters,
+        recipe.as_published,
+    )?;
     match recipe.merges_experts() {
-        true => experts::resolve(recipe, opener),
-        false => checkpoints::resolve(recipe, opener),
+        true => experts::resolve(recipe, method.as_ref(), opener),
+        false => checkpoints::resolve(recipe, method.as_ref(), opener),
     }
 }
 
@@ -199,7 +206,7 @@ impl TensorSource for Handle {
         let name = self.0.tensors[index].name.as_deref().unwrap_or_default();
         match self.0.inner.get() {
             Some(made) => made.read(name, first, out),
-            // The executor runs stages first; whoever else reads a plan's source learns so.
+            // The executor runs stages first; any other reader gets this error.
             None => Err(Error::io(
                 "read",
                 &self.0.info.path,

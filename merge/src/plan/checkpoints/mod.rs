@@ -4,13 +4,12 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
 use super::builder::{Operands, PlanBuilder};
-use super::grams::GramFiles;
 use super::opener::Opener;
 use super::settings::{Layer, Settings};
 use super::vocabularies;
 use super::{Entry, MergePlan, TensorRef, companions};
 use crate::layouts::{Generic, Layout};
-use crate::methods::{self, DrawKey, GroupShape, MergeMethod, StepRounding, Tape};
+use crate::methods::{DrawKey, GroupShape, MergeMethod, StepRounding, Tape};
 use crate::recipe::{OutputDType, Parameters, RandomSource};
 use crate::{Error, MergeFault, MergeRecipe, Result, TensorInfo, ties};
 
@@ -24,13 +23,12 @@ pub(super) use wanted::Wanted;
 
 use prepare::Ready;
 
-/// Resolves a recipe that merges checkpoints. All faults of tensors are found before any is reported.
-pub(super) fn resolve(recipe: &MergeRecipe, opener: &Opener) -> Result<(MergePlan, MergeRecipe)> {
-    let method = methods::by_name(
-        &recipe.merge_method,
-        &recipe.parameters,
-        recipe.as_published,
-    )?;
+/// Resolves a recipe that merges checkpoints. Reports all faults of tensors together.
+pub(super) fn resolve(
+    recipe: &MergeRecipe,
+    method: &dyn MergeMethod,
+    opener: &Opener,
+) -> Result<(MergePlan, MergeRecipe)> {
     if method.is_for_experts() {
         return Err(MergeFault::ExpertsOnly {
             method: method.name(),
@@ -40,19 +38,18 @@ pub(super) fn resolve(recipe: &MergeRecipe, opener: &Opener) -> Result<(MergePla
     if recipe.models.is_empty() == recipe.slices.is_empty() {
         return Err(MergeFault::ModelsOrSlices.into());
     }
-    let mut models = Models::open(recipe, method.as_ref(), opener)?;
+    let mut models = Models::open(recipe, method, opener)?;
     ties::complete(&mut models.sources)?;
     let alignment = vocabularies::align(recipe, &mut models, opener)?;
     let wanted = models.wanted(recipe)?;
     let changes = companions::changes(recipe, opener, &models, alignment.as_ref())?;
     let mut builder = Builder {
         recipe,
-        method: method.as_ref(),
-        settings: Settings::new(method.as_ref()),
+        method,
+        settings: Settings::new(method),
         kinds: Generic::read(&models.sources[0]),
         models,
         paired: BTreeMap::new(),
-        grams: GramFiles::default(),
         layouts: BTreeMap::new(),
         faults: Vec::new(),
         plan: PlanBuilder::new(recipe.without_folders().to_yaml()?),
@@ -72,19 +69,14 @@ pub(super) fn resolve(recipe: &MergeRecipe, opener: &Opener) -> Result<(MergePla
     }
     builder.drop_the_rest();
     let Builder {
-        mut plan,
-        models,
-        grams,
-        ..
+        mut plan, models, ..
     } = builder;
     for source in models.sources {
         plan.source(source);
     }
-    let (grams, uses) = grams.into_parts();
     let entries = plan.entries();
     let beside = companions::beside(recipe, opener, &entries, changes, alignment.as_ref())?;
-    let plan = plan.grams(grams, uses).beside(beside).finish()?;
-    Ok((plan, recipe.clone()))
+    Ok((plan.beside(beside).finish()?, recipe.clone()))
 }
 
 /// A plan under construction.
@@ -97,7 +89,6 @@ struct Builder<'a> {
     models: Models,
     /// Sources of files beside models, by path.
     paired: BTreeMap<String, usize>,
-    grams: GramFiles,
     /// Families of the sources whose grams are needed.
     layouts: BTreeMap<usize, Box<dyn Layout>>,
     faults: Vec<Error>,
@@ -125,8 +116,8 @@ impl Builder<'_> {
         }
     }
 
-    /// What is wrong if most tensors are in some models only: models of which one is spelled otherwise, so
-    /// that next to nothing would be merged.
+    /// The fault if most tensors are in some models only, so that the merge would combine next to nothing:
+    /// another spelling of one model, where names show it.
     fn spelling(&self) -> Option<Error> {
         let is_missing = |fault: &&Error| matches!(fault, Error::Merge(fault) if matches!(**fault, MergeFault::OnlyInSome { .. }));
         let n_missing = self
@@ -320,10 +311,10 @@ fn is_same_cause(a: &Error, b: &Error) -> bool {
     }
 }
 
-/// A merge that combines less than one tensor of so many merges nothing.
+/// A merge that combines less than one tensor in this many merges nothing.
 const NEARLY_NOTHING: usize = 20;
 
-/// Beyond so many faults the list is cut.
+/// The list is cut beyond this many faults.
 const MAX_FAULTS: usize = 1000;
 
 /// Nothing given.

@@ -7,6 +7,7 @@ use std::sync::Arc;
 use super::{Builder, Wanted};
 use crate::layouts::{self, Layout};
 use crate::methods::{GramRef, Member, Setting, Values};
+use crate::plan::builder::common_dtype;
 use crate::plan::grams::Due;
 use crate::plan::settings::Own;
 use crate::plan::{self, Action, TensorRef, opener};
@@ -111,7 +112,7 @@ impl Builder<'_> {
         }
         let dtype = (all.iter())
             .filter_map(|tensor| self.models.sources[tensor.source].stored_dtype(&tensor.key))
-            .reduce(common)
+            .reduce(common_dtype)
             .unwrap_or(first.dtype);
         // Nothing is rounded to eight bits, of which bf16 holds every value.
         let dtype = match dtype.bits() {
@@ -280,12 +281,12 @@ impl Builder<'_> {
             let model = Arc::clone(&self.models.sources[input.source]);
             due.push(Due {
                 member: members[index].clone(),
-                store: (self.grams).open(path, (input.source, &model), self.recipe)?,
+                store: (self.plan.grams).open(path, (input.source, &model), self.recipe)?,
                 key: self.gram_key(input)?,
             });
         }
         let (on_missing, skips) = (self.recipe.on_missing_gram, self.recipe.as_published);
-        (self.grams).of_group(&slot.key, shape, &due, on_missing, skips)
+        (self.plan.grams).of_group(&slot.key, shape, &due, on_missing, skips)
     }
 
     /// The name of the gram matrix of an input, as its own family has it.
@@ -351,12 +352,3 @@ impl Builder<'_> {
 
 /// Elements of tensors that are looked at before the merge.
 const MAX_COMPARED: usize = 1 << 16;
-
-/// The smallest dtype that holds the values of both.
-fn common(a: DType, b: DType) -> DType {
-    match (a, b) {
-        (a, b) if a == b => a,
-        (DType::F64, _) | (_, DType::F64) => DType::F64,
-        _ => DType::F32,
-    }
-}
