@@ -6,7 +6,6 @@ mod args;
 mod cli;
 mod commands;
 mod key_tree;
-mod locks;
 mod measuring;
 mod output;
 mod plan_view;

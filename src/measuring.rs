@@ -18,7 +18,6 @@ use merge::provenance::Hashes;
 use serde_json::{Value, json};
 
 use crate::args::data::DataArgs;
-use crate::locks;
 use crate::output::{Output, UsageError};
 use crate::result_table;
 use crate::running::{ModelArgs, Target};
@@ -237,7 +236,7 @@ fn settings(data: &DataArgs, model: &ModelArgs, results: &ResultArgs) -> BTreeMa
 /// The journal as this process's own, until it ends.
 fn locked(journal: &Journal) -> Result<File> {
     let folder = journal.folder();
-    locks::own(&folder.join("lock"))?.ok_or_else(|| {
+    merge::io::lock_file(&folder.join("lock"))?.ok_or_else(|| {
         let what = format!("another process is at work in {}", folder.display());
         UsageError(what).into()
     })

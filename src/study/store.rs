@@ -16,7 +16,6 @@ use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
 
 use super::step::{Place, Step, Word};
-use crate::locks;
 use crate::output::UsageError;
 
 /// Of larger files size and time stand for the content.
@@ -66,7 +65,7 @@ impl Store {
         }
         let failed = || format!("cannot create {}", folder.display());
         fs::create_dir_all(folder).with_context(failed)?;
-        let Some(lock) = locks::own(&path)? else {
+        let Some(lock) = merge::io::lock_file(&path)? else {
             let what = format!("{} is at work in another process", folder.display());
             return Err(UsageError(what).into());
         };
