@@ -2,6 +2,7 @@
 
 mod judged;
 
+use std::borrow::Cow;
 use std::path::PathBuf;
 use std::process::ExitCode;
 
@@ -203,6 +204,20 @@ pub fn run(args: Args, output: &Output) -> Result<ExitCode> {
     Ok(ExitCode::SUCCESS)
 }
 
+/// Whether these are the ids of the first file, which are kept; those of other files must be the same.
+fn is_first<T: PartialEq>(first: &mut Option<T>, ids: T, fault: &str) -> evaluate::Result<bool> {
+    match first {
+        None => {
+            *first = Some(ids);
+            Ok(true)
+        }
+        Some(first) if *first != ids => Err(evaluate::Error::NotPaired {
+            fault: fault.into(),
+        }),
+        Some(_) => Ok(false),
+    }
+}
+
 fn score_retrieval(args: &RetrievalArgs) -> Result<Judged> {
     let mut first: Option<(Vec<i64>, Vec<i64>)> = None;
     let mut judged = Judged::new("retrieval", "images");
@@ -216,25 +231,17 @@ fn score_retrieval(args: &RetrievalArgs) -> Result<Judged> {
         let captions =
             Captions::new(&file.image_ids, &file.text_image_ids).with_context(of_file)?;
         let ids = (file.image_ids.clone(), file.text_image_ids.clone());
-        match &first {
-            None => {
-                let (n_images, n_texts) = captions.shape();
-                let folds = args.folds.map(|n| format!(" in {n} folds"));
-                judged.headline = format!(
-                    "{n_images} images, {n_texts} texts{}; ties: {}",
-                    folds.unwrap_or_default(),
-                    args.ties
-                );
-                judged.count("images", n_images);
-                judged.count("texts", n_texts);
-                first = Some(ids);
-            }
-            Some(first) if *first != ids => {
-                let fault = "the images and texts are others, or in another order".into();
-                let error = evaluate::Error::NotPaired { fault };
-                return Err(error).with_context(of_file);
-            }
-            Some(_) => {}
+        let fault = "the images and texts are others, or in another order";
+        if is_first(&mut first, ids, fault).with_context(of_file)? {
+            let (n_images, n_texts) = captions.shape();
+            let folds = args.folds.map(|n| format!(" in {n} folds"));
+            judged.headline = format!(
+                "{n_images} images, {n_texts} texts{}; ties: {}",
+                folds.unwrap_or_default(),
+                args.ties
+            );
+            judged.count("images", n_images);
+            judged.count("texts", n_texts);
         }
         if let Some(n_folds) = args.folds {
             let sample = file.folds(n_folds, args.ties).with_context(of_file)?;
@@ -267,31 +274,23 @@ fn score_vqa(args: &VqaArgs) -> Result<Judged> {
     let mut first: Option<Vec<i64>> = None;
     for path in &args.results {
         let results = predictions::vqa::read_results(path)?;
-        let judged_annotations = match args.partial {
-            true => predictions::vqa::answered(path, &results, &annotations)?,
-            false => annotations.clone(),
+        let asked = match args.partial {
+            true => Cow::Owned(predictions::vqa::answered(path, &results, &annotations)?),
+            false => Cow::Borrowed(&annotations[..]),
         };
-        let ids: Vec<i64> = (judged_annotations.iter())
+        let ids: Vec<i64> = (asked.iter())
             .map(|annotation| annotation.question_id)
             .collect();
-        match &first {
-            None => {
-                judged.headline = match args.partial {
-                    true => format!("{} of {} questions", ids.len(), annotations.len()),
-                    false => format!("{} questions", ids.len()),
-                };
-                judged.count("questions", ids.len());
-                first = Some(ids);
-            }
-            Some(first) if *first != ids => {
-                let fault = "the answers are to other questions".into();
-                let error = evaluate::Error::NotPaired { fault };
-                return Err(error).with_context(|| path.display().to_string());
-            }
-            Some(_) => {}
+        let of_file = || path.display().to_string();
+        let fault = "the answers are to other questions";
+        if is_first(&mut first, ids, fault).with_context(of_file)? {
+            judged.headline = match args.partial {
+                true => format!("{} of {} questions", asked.len(), annotations.len()),
+                false => format!("{} questions", asked.len()),
+            };
+            judged.count("questions", asked.len());
         }
-        let of = (judged_annotations.as_slice(), args.annotations.as_path());
-        let questions = predictions::vqa::judge(path, &results, of.0, of.1)?;
+        let questions = predictions::vqa::judge(path, &results, &asked, &args.annotations)?;
         judged.add(path, vqa::sample(&questions), Vec::new());
     }
     Ok(judged)
@@ -342,18 +341,12 @@ fn score_captions(args: &CaptionsArgs) -> Result<Judged> {
             args.partial,
         )?;
         let (ids, captioned): (Vec<i64>, Vec<_>) = pairs.into_iter().unzip();
-        match &first {
-            None => {
-                judged.headline = format!("{} of {} images", ids.len(), references.images.len());
-                judged.count("images", ids.len());
-                first = Some(ids);
-            }
-            Some(first) if *first != ids => {
-                let fault = "the captions are of other images".into();
-                let error = evaluate::Error::NotPaired { fault };
-                return Err(error).with_context(|| path.display().to_string());
-            }
-            Some(_) => {}
+        let of_file = || path.display().to_string();
+        let fault = "the captions are of other images";
+        if is_first(&mut first, ids, fault).with_context(of_file)? {
+            let n = captioned.len();
+            judged.headline = format!("{n} of {} images", references.images.len());
+            judged.count("images", n);
         }
         let sample = captions::sample(&captions::judge(&captioned));
         judged.add(path, sample, Vec::new());
