@@ -1,9 +1,9 @@
 //! Captions: odd words, intervals, and hypotheses that are right or wrong altogether.
 
-use evaluate::Sample;
 use evaluate::metrics::bootstrap::Bootstrap;
 use evaluate::metrics::captions::{BleuCounts, Captioned, judge, sample, tokenize};
 
+use crate::fixture::value;
 use crate::golden::captions::captioned;
 
 /// What the official tool answered to probes, beyond the recorded cases: words with marks inside,
@@ -71,13 +71,6 @@ fn a_text_without_end_takes_time_in_proportion() {
         assert!(!tokenize(&word.repeat(20_000)).is_empty() || word == "'");
     }
     assert!(started.elapsed().as_secs() < 30);
-}
-
-fn value(sample: &Sample, name: &str) -> f64 {
-    let quantity = sample.quantities.iter().find(|q| q.name == name);
-    sample
-        .value(quantity.expect("the quantity is reported"))
-        .expect("there are images")
 }
 
 #[test]

@@ -32,8 +32,7 @@ fn checked(case: &Case, sample: &Sample, names: &[(&str, &str)]) {
             .find(|(key, _): &(&String, &Value)| key.ends_with(published))
             .unwrap_or_else(|| panic!("no {published}"));
         let expected = value.as_f64().expect("a number");
-        let quantity = sample.quantities.iter().find(|q| q.name == *name);
-        let found = sample.value(quantity.expect("reported")).expect("cases");
+        let found = crate::fixture::value(sample, name);
         let found = match *name {
             "rsum" => found,
             _ => 100.0 * found,

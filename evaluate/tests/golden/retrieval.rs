@@ -1,6 +1,5 @@
 //! Retrieval against clip_benchmark, torchmetrics and torch.
 
-use evaluate::Sample;
 use evaluate::metrics::retrieval::{Captions, Standing, Standings, Ties, median_and_mean};
 use evaluate::metrics::retrieval::{sample, standings};
 
@@ -8,7 +7,7 @@ use serde_json::Value;
 
 use fixtures::{Set, integers, list, number};
 
-use crate::fixture::matrix;
+use crate::fixture::{matrix, value};
 
 /// What the fixture calls each way to count ties.
 const TIES: [(Ties, &str); 4] = [
@@ -26,12 +25,6 @@ fn judged_case(case: &Value) -> (Captions, Standings) {
         .expect("every image has captions");
     let found = standings(&scores.view(), &captions).expect("scores are numbers");
     (captions, found)
-}
-
-fn value(sample: &Sample, name: &str) -> f64 {
-    let quantity = sample.quantities.iter().find(|q| q.name == name);
-    let quantity = quantity.expect("the quantity is reported");
-    sample.value(quantity).expect("there are queries")
 }
 
 fn cases() -> Vec<Value> {

@@ -6,6 +6,8 @@ use evaluate::metrics::vqa::score_of_logits;
 use fixtures::{Case, Raw, number};
 use ndarray::Array2;
 
+use crate::fixture::value;
+
 fixtures::golden_tests! {
     package: "evaluate", set: "vl_merging",
     recall_vqa_score_and_accuracy_are_as_published: "scores" => scores,
@@ -35,9 +37,7 @@ fn scores(case: &Case) {
     let found = standings(&images.dot(&texts.t()).view(), &captions).expect("numbers");
     let judged = sample(&found, &captions, Ties::default());
     for (name, expected) in expected["recall"].as_object().expect("recalls by name") {
-        let quantity = judged.quantities.iter().find(|q| q.name == *name);
-        let quantity = quantity.unwrap_or_else(|| panic!("no quantity {name}"));
-        check(name, judged.value(quantity).expect("queries"), expected);
+        check(name, value(&judged, name), expected);
     }
 
     let [logits, targets] = ["vqa.logits", "vqa.targets"].map(|key| matrix(&file[key]));

@@ -46,7 +46,14 @@ fn check_picture(bytes: &[u8], expected: &Value, place: &str) {
     }
 }
 
-fn column(table: &Table, name: &str, kind: &str) -> Value {
+/// The type of a field of a schema, as [`Field::describe`](evaluate::datasets::arrow::Field::describe) has it.
+pub fn kind(field: &Value) -> String {
+    let kind = field[1].as_str().expect("a string");
+    kind.replace("item: ", "")
+}
+
+/// The values of a column of texts or numbers.
+pub fn column(table: &Table, name: &str, kind: &str) -> Value {
     let read = |outcome: Result<Value, Error>| outcome.unwrap_or_else(|e| panic!("{name}: {e}"));
     match kind {
         "string" => read(table.column::<String>(name).map(|c| json!(c))),
@@ -80,10 +87,7 @@ fn every_file_holds_exactly_what_pyarrow_reads() {
         assert_eq!(schema.len(), table.fields().len(), "{name}");
         for (field, expected) in table.fields().iter().zip(schema) {
             assert_eq!(expected[0], json!(field.name), "{name}");
-            let kind = expected[1]
-                .as_str()
-                .expect("a string")
-                .replace("item: ", "");
+            let kind = kind(expected);
             assert_eq!(field.describe(), kind, "{name}, {}", field.name);
             let values = list(&columns[&field.name]);
             if kind.contains("binary") {

@@ -1,12 +1,11 @@
 //! VQA against the official program and the published training code.
 
-use evaluate::Sample;
 use evaluate::metrics::answers::{clean, normalize, soft_score_of_count};
 use evaluate::metrics::vqa::{sample, score_of_logits};
 use evaluate::predictions::vqa::{check_questions, judge, read_annotations, read_results};
 use fixtures::{Set, list, number};
 
-use crate::fixture::matrix;
+use crate::fixture::{matrix, value};
 
 #[test]
 fn normal_forms_are_those_of_both_programs() {
@@ -79,12 +78,6 @@ fn accuracy_is_official_for_each_question_and_each_kind() {
         }
     }
     assert_eq!(sample.quantities.len(), n_kinds + 2);
-}
-
-fn value(sample: &Sample, name: &str) -> f64 {
-    let quantity = sample.quantities.iter().find(|q| q.name == name);
-    let quantity = quantity.expect("the quantity is reported");
-    sample.value(quantity).expect("there are questions")
 }
 
 #[test]
