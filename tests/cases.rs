@@ -28,6 +28,14 @@ impl Case {
         format!("{}/", self.out.path().join(name).display())
     }
 
+    /// A recipe that passes one model through, written beside the outputs.
+    fn passthrough(&self, model: &Path) -> String {
+        let recipe = self.out.path().join("r.yaml");
+        let yaml = format!("merge_method: passthrough\nmodels: [{}]", model.display());
+        std::fs::write(&recipe, yaml).expect("written");
+        recipe.display().to_string()
+    }
+
     fn run(&self, arguments: &[&str]) -> Said {
         vlmerge_in(&self.inputs, arguments)
     }
@@ -68,6 +76,10 @@ impl Case {
         names.sort();
         names
     }
+}
+
+fn assert_says(said: &Said, words: &str) {
+    assert!(said.stderr.contains(words), "{}", said.stderr);
 }
 
 fn values(path: &Path) -> BTreeMap<String, Vec<u8>> {
@@ -165,56 +177,35 @@ fn an_input_in_the_output_folder_is_not_removed() {
     std::fs::create_dir(&folder).expect("made");
     let input = folder.join("model.fp16.safetensors");
     std::fs::copy(case.inputs.join("a/model.safetensors"), &input).expect("copied");
-    let recipe = case.out.path().join("r.yaml");
-    let yaml = format!("merge_method: passthrough\nmodels: [{}]", input.display());
-    std::fs::write(&recipe, yaml).expect("written");
-    let recipe = recipe.display().to_string();
+    let recipe = case.passthrough(&input);
     let said = case.run(&["merge", &recipe, "--out", &case.folder("out"), "--force"]);
     assert_eq!(said.code, Some(1));
-    assert!(
-        said.stderr.contains("is an input of the merge"),
-        "{}",
-        said.stderr
-    );
+    assert_says(&said, "is an input of the merge");
     assert!(input.exists());
 }
 
 #[test]
 fn of_several_models_in_a_folder_loaders_choice_is_taken_with_a_note() {
     let case = Case::new("variant-files");
-    let said = case.run(&["inspect", "variant", "--json"]);
-    assert!(
-        said.json()["path"]
-            .as_str()
-            .expect("a path")
-            .ends_with("variant/model.safetensors")
-    );
-    assert!(
-        said.stderr.contains("model.fp16.safetensors"),
-        "{}",
-        said.stderr
-    );
-    let said = case.run(&["inspect", "single-and-index", "--json"]);
-    assert!(
-        said.json()["path"]
-            .as_str()
-            .expect("a path")
-            .ends_with("/model.safetensors")
-    );
-    assert!(
-        said.stderr.contains("model.safetensors.index.json"),
-        "{}",
-        said.stderr
-    );
-    let recipe = case.out.path().join("r.yaml");
-    std::fs::write(&recipe, "merge_method: passthrough\nmodels: [variant]").expect("written");
-    let said = case.merge(&recipe.display().to_string(), "out", &[]);
-    assert!(
-        said.stderr
-            .contains("passed over in its folder: model.fp16.safetensors"),
-        "{}",
-        said.stderr
-    );
+    for (folder, taken, passed_over) in [
+        (
+            "variant",
+            "variant/model.safetensors",
+            "model.fp16.safetensors",
+        ),
+        (
+            "single-and-index",
+            "/model.safetensors",
+            "model.safetensors.index.json",
+        ),
+    ] {
+        let said = case.run(&["inspect", folder, "--json"]);
+        let path = said.json()["path"].as_str().expect("a path").to_owned();
+        assert!(path.ends_with(taken), "{path}");
+        assert_says(&said, passed_over);
+    }
+    let said = case.merge(&case.passthrough(Path::new("variant")), "out", &[]);
+    assert_says(&said, "passed over in its folder: model.fp16.safetensors");
 }
 
 #[test]
@@ -232,10 +223,7 @@ fn a_model_in_the_cache_of_the_hub_is_read_as_it_is() {
         let target = Path::new("../../blobs").join(name);
         std::os::unix::fs::symlink(target, snapshot.join(name)).expect("linked");
     }
-    let recipe = case.out.path().join("r.yaml");
-    let yaml = format!("merge_method: passthrough\nmodels: [{}]", root.display());
-    std::fs::write(&recipe, yaml).expect("written");
-    case.merge(&recipe.display().to_string(), "out", &[]);
+    case.merge(&case.passthrough(&root), "out", &[]);
     assert_eq!(
         case.names("out"),
         ["README.md", "config.json", "model.safetensors"]
@@ -281,13 +269,8 @@ fn modules_of_sentence_transformers_travel_along() {
     assert_eq!(case.names("out"), expected);
     // In place of another model, its modules go.
     let other = Case::new("variant-files");
-    let recipe = case.out.path().join("r.yaml");
-    let yaml = format!(
-        "merge_method: passthrough\nmodels: [{}/variant]",
-        other.inputs.display()
-    );
-    std::fs::write(&recipe, yaml).expect("written");
-    case.merge(&recipe.display().to_string(), "out", &["--force"]);
+    let recipe = case.passthrough(&other.inputs.join("variant"));
+    case.merge(&recipe, "out", &["--force"]);
     assert_eq!(
         case.names("out"),
         [
@@ -304,12 +287,7 @@ fn recipes_of_mergekit_run_as_they_are_published() {
     let case = Case::new("mergekit-notations");
     case.merge("tokenizer.yaml", "tokenizer", &[]);
     let said = case.merge("slerp.yaml", "slerp", &[]);
-    assert!(
-        said.stderr
-            .contains("slerp has no use for `normalize` (line"),
-        "{}",
-        said.stderr
-    );
+    assert_says(&said, "slerp has no use for `normalize` (line");
     // Names of the hub are looked for there; none of this needs the network.
     let said = case.run(&[
         "merge",
@@ -319,7 +297,7 @@ fn recipes_of_mergekit_run_as_they_are_published() {
         "--offline",
     ]);
     assert_eq!(said.code, Some(1));
-    assert!(said.stderr.contains("hf://org/model-a"), "{}", said.stderr);
+    assert_says(&said, "hf://org/model-a");
     let copy = |from: &str, to: &str| {
         let to = case.out.path().join(to);
         std::fs::create_dir_all(&to).expect("made");
@@ -337,12 +315,7 @@ fn recipes_of_mergekit_run_as_they_are_published() {
     std::fs::write(case.out.path().join("r.yaml"), recipe).expect("written");
     let said = vlmerge_in(case.out.path(), &["merge", "r.yaml", "--out", "maps/"]);
     assert_eq!(said.code, Some(0), "{}", said.stderr);
-    assert!(
-        said.stderr
-            .contains("`override_architecture` is passed over"),
-        "{}",
-        said.stderr
-    );
+    assert_says(&said, "`override_architecture` is passed over");
     assert_eq!(
         case.config("maps")["vocab_size"]
             .as_u64()
@@ -376,17 +349,13 @@ fn what_was_not_fetched_is_said_whatever_it_is_called() {
     for name in ["model.safetensors", "model.bin"] {
         let said = case.run(&["inspect", name]);
         assert_eq!(said.code, Some(1));
-        assert!(
-            said.stderr.contains("is a git-lfs pointer"),
-            "{}",
-            said.stderr
-        );
-        assert!(said.stderr.contains("git lfs pull"), "{}", said.stderr);
+        assert_says(&said, "is a git-lfs pointer");
+        assert_says(&said, "git lfs pull");
     }
     let page = case.out.path().join("model.safetensors");
     std::fs::write(&page, "\n<!DOCTYPE html><html></html>").expect("written");
     let said = case.run(&["inspect", &page.display().to_string()]);
-    assert!(said.stderr.contains("is a web page"), "{}", said.stderr);
+    assert_says(&said, "is a web page");
 }
 
 #[test]
