@@ -35,6 +35,15 @@ impl Batch {
     }
 }
 
+/// Images, each counted `times` times, in order.
+pub(super) fn images_in_batches(images: &[usize], times: u32, size: usize) -> Vec<Batch> {
+    let batches = images.chunks(size).map(|examples| Batch::Images {
+        examples: examples.to_vec(),
+        times,
+    });
+    batches.collect()
+}
+
 /// All texts of a split in order.
 pub(super) fn texts_in_batches(n: usize, size: usize) -> Vec<Batch> {
     let all: Vec<usize> = (0..n).collect();

@@ -5,7 +5,7 @@ use std::sync::Arc;
 
 use merge::layouts;
 
-use super::grams::Batch;
+use super::grams::{Batch, texts_in_batches};
 use super::runner::by_length;
 use super::spec::{TaskSpec, number};
 use super::vqa::largest;
@@ -189,7 +189,7 @@ impl Task for Nlvr2 {
     }
 
     fn gram_batches(&self, size: usize) -> Vec<Batch> {
-        super::grams::texts_in_batches(self.set.statements().len(), size)
+        texts_in_batches(self.set.statements().len(), size)
     }
 
     fn run_gram_batch(&self, runner: &Runner<'_>, batch: &Batch, capture: &Capture) -> Result<()> {

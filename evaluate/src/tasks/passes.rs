@@ -3,8 +3,10 @@
 use std::collections::HashMap;
 
 use super::Runner;
+use super::grams::Batch;
 use super::runner::by_length;
 use crate::Result;
+use crate::capture::Capture;
 use crate::images::Rgb;
 use crate::models::{Branch, image_features, text_features};
 use crate::nn::Pass;
@@ -72,6 +74,32 @@ pub(super) fn of_texts<'t>(
         .iter()
         .flat_map(|&place| &features[place * width..][..width]);
     Ok(rows.copied().collect())
+}
+
+/// Runs a batch of images or of texts for gram matrices.
+pub(super) fn gram_batch<'t>(
+    runner: &Runner<'_>,
+    batch: &Batch,
+    capture: &Capture,
+    picture: impl Fn(usize) -> Result<Rgb> + Sync,
+    text: impl Fn(usize) -> &'t str,
+) -> Result<()> {
+    match batch {
+        Batch::Images { examples, times } => {
+            let images = runner.picture_batch(examples, |&image| picture(image))?;
+            let tap = capture.times(*times);
+            let pass = Pass::tapped(&tap);
+            runner.model().dual()?.image_states(&images, None, &pass)?;
+        }
+        Batch::Texts(examples) => {
+            let encoded = runner.encode(examples.iter().map(|&example| text(example)))?;
+            let texts = capture.texts(runner, &encoded)?;
+            let tap = capture.times(1);
+            let pass = Pass::tapped(&tap);
+            runner.model().dual()?.text_states(&texts, &pass)?;
+        }
+    }
+    Ok(())
 }
 
 fn run_texts(runner: &Runner<'_>, texts: &[&str]) -> Result<Vec<f32>> {

@@ -5,7 +5,7 @@ use std::sync::Arc;
 
 use merge::layouts;
 
-use super::grams::Batch;
+use super::grams::{Batch, images_in_batches, texts_in_batches};
 use super::passes;
 use super::scores::Similarities;
 use super::spec::{NumberSpec, TaskOption, TaskSpec, number};
@@ -17,7 +17,6 @@ use crate::datasets::captions::CaptionSet;
 use crate::datasets::left_out::Omission;
 use crate::images::thumbnail;
 use crate::metrics::retrieval::{Captions, ScoreMatrix, Standing, Ties, sample, standings};
-use crate::nn::Pass;
 use crate::predictions::score_file::Retrieved;
 use crate::reports::{Example, Item, Retrieved as Shown};
 use crate::sample::Unit;
@@ -262,7 +261,7 @@ impl Task for Retrieval {
         let (n_images, n_texts) = (self.set.n_images(), self.set.n_captions());
         let texts = runner.cached("texts", n_texts, || self.text_features(runner))?;
         let images = runner.cached("images", n_images, || self.image_features(runner))?;
-        let width = images.len() / self.set.n_images().max(1);
+        let width = images.len() / n_images.max(1);
         self.judge(Features {
             images,
             texts,
@@ -278,36 +277,16 @@ impl Task for Retrieval {
             let count = self.set.captions(image).len() as u32;
             by_count.entry(count).or_default().push(image);
         }
-        let images = by_count.iter().flat_map(|(&times, images)| {
-            images.chunks(size).map(move |examples| Batch::Images {
-                examples: examples.to_vec(),
-                times,
-            })
-        });
-        let texts: Vec<usize> = (0..self.set.n_captions()).collect();
-        let texts = texts
-            .chunks(size)
-            .map(|examples| Batch::Texts(examples.to_vec()));
+        let images = by_count
+            .iter()
+            .flat_map(|(&times, images)| images_in_batches(images, times, size));
+        let texts = texts_in_batches(self.set.n_captions(), size);
         images.chain(texts).collect()
     }
 
     fn run_gram_batch(&self, runner: &Runner<'_>, batch: &Batch, capture: &Capture) -> Result<()> {
-        match batch {
-            Batch::Images { examples, times } => {
-                let images = runner.picture_batch(examples, |&image| self.set.picture(image))?;
-                let tap = capture.times(*times);
-                let pass = Pass::tapped(&tap);
-                runner.model().dual()?.image_states(&images, None, &pass)?;
-            }
-            Batch::Texts(examples) => {
-                let texts = examples.iter().map(|&text| self.text(text));
-                let encoded = runner.encode(texts)?;
-                let texts = capture.texts(runner, &encoded)?;
-                let tap = capture.times(1);
-                let pass = Pass::tapped(&tap);
-                runner.model().dual()?.text_states(&texts, &pass)?;
-            }
-        }
-        Ok(())
+        let picture = |image| self.set.picture(image);
+        let text = |text| self.text(text);
+        passes::gram_batch(runner, batch, capture, picture, text)
     }
 }

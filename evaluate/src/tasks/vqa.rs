@@ -5,7 +5,7 @@ use std::sync::Arc;
 
 use merge::layouts;
 
-use super::grams::Batch;
+use super::grams::{Batch, texts_in_batches};
 use super::runner::by_length;
 use super::spec::{TaskOption, TaskSpec, number};
 use super::{Outcome, Predictions, Runner, Task};
@@ -247,7 +247,7 @@ impl Task for Vqa {
     }
 
     fn gram_batches(&self, size: usize) -> Vec<Batch> {
-        super::grams::texts_in_batches(self.set.questions().len(), size)
+        texts_in_batches(self.set.questions().len(), size)
     }
 
     fn run_gram_batch(&self, runner: &Runner<'_>, batch: &Batch, capture: &Capture) -> Result<()> {

@@ -3,7 +3,7 @@
 
 use std::sync::Arc;
 
-use super::grams::Batch;
+use super::grams::{Batch, images_in_batches, texts_in_batches};
 use super::scores::Similarities;
 use super::spec::{TaskOption, TaskSpec, number};
 use super::{Outcome, Predictions, Runner, Task, passes};
@@ -13,7 +13,6 @@ use crate::datasets::annotations::{Annotations, Half};
 use crate::datasets::left_out::Omission;
 use crate::metrics::retrieval::{ScoreMatrix, Ties};
 use crate::metrics::zero_shot::{rows_by_id, sample};
-use crate::nn::Pass;
 use crate::sample::Unit;
 use crate::{DataFault, Error, Result};
 
@@ -112,31 +111,15 @@ impl Task for ZeroShot {
 
     fn gram_batches(&self, size: usize) -> Vec<Batch> {
         let images: Vec<usize> = (0..self.rows.len()).collect();
-        let images = images.chunks(size).map(|examples| Batch::Images {
-            examples: examples.to_vec(),
-            times: 1,
-        });
-        images
-            .chain(super::grams::texts_in_batches(self.texts.len(), size))
-            .collect()
+        let mut batches = images_in_batches(&images, 1, size);
+        batches.extend(texts_in_batches(self.texts.len(), size));
+        batches
     }
 
     fn run_gram_batch(&self, runner: &Runner<'_>, batch: &Batch, capture: &Capture) -> Result<()> {
-        let tap = capture.times(1);
-        let pass = Pass::tapped(&tap);
-        match batch {
-            Batch::Images { examples, .. } => {
-                let images = runner.picture_batch(examples, |&row| self.rows.picture(row))?;
-                runner.model().dual()?.image_states(&images, None, &pass)?;
-            }
-            Batch::Texts(examples) => {
-                let texts = examples.iter().map(|&text| self.texts[text].as_str());
-                let encoded = runner.encode(texts)?;
-                let texts = capture.texts(runner, &encoded)?;
-                runner.model().dual()?.text_states(&texts, &pass)?;
-            }
-        }
-        Ok(())
+        let picture = |row| self.rows.picture(row);
+        let text = |text: usize| self.texts[text].as_str();
+        passes::gram_batch(runner, batch, capture, picture, text)
     }
 }
 
