@@ -5,6 +5,7 @@ use std::path::PathBuf;
 use anyhow::{Context, Result};
 use clap::Args;
 use clap::builder::{PossibleValue, PossibleValuesParser, TypedValueParser};
+use evaluate::datasets::annotations::Annotations;
 use evaluate::datasets::{DATASETS, DatasetSpec};
 use evaluate::metrics::retrieval::Ties;
 use evaluate::tasks::{TASKS, Task, TaskOption, TaskOptions, TaskSpec};
@@ -79,7 +80,7 @@ impl DataArgs {
     /// The data set, by the name in its row.
     pub fn dataset(&self) -> &str {
         let name = self.dataset.as_deref().unwrap_or(self.task.dataset);
-        DatasetSpec::of(name).map_or(name, |set| set.name)
+        DatasetSpec::name_of(name)
     }
 
     /// The split.
@@ -146,9 +147,9 @@ impl DataArgs {
                 files.push((name, entry.metadata().with_context(failed)?.len()));
             }
         }
-        // A CSV table beside its folder of pictures.
-        let table = format!("{}/{}_anno.csv", self.dataset(), self.split());
-        if let Ok(metadata) = std::fs::metadata(self.data.join(&table)) {
+        if let Some(half) = Annotations::half(&self.data, self.dataset(), self.split()) {
+            let table = format!("{}/{}", self.dataset(), half.table());
+            let metadata = std::fs::metadata(self.data.join(&table)).with_context(failed)?;
             files.push((table, metadata.len()));
         }
         files.sort();

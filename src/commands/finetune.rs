@@ -101,7 +101,7 @@ impl Args {
             return Err(UsageError(what).into());
         }
         let name = self.dataset.as_deref().unwrap_or(task.dataset);
-        let name = DatasetSpec::of(name).map_or(name, |set| set.name);
+        let name = DatasetSpec::name_of(name);
         let published = PUBLISHED.iter().find(|(known, _)| *known == name);
         let (_, text) = published.ok_or_else(|| {
             UsageError(format!("no published recipe for `{name}`; give --recipe"))

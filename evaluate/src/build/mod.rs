@@ -98,10 +98,7 @@ pub fn build(
     let planned = DatasetSpec::of(dataset).and_then(|set| set.plan);
     let plan = planned.ok_or_else(|| {
         let built = DATASETS.iter().filter(|dataset| dataset.is_built());
-        Error::Data(DataFault::UnknownDataset {
-            name: dataset.into(),
-            known: built.map(|set| set.name).collect::<Vec<_>>().join(", "),
-        })
+        DatasetSpec::unknown(dataset, built)
     })?;
     let plans = plan(options)?;
     let out = &options.out;
@@ -221,12 +218,7 @@ fn still_bad(bad: &[BadPicture], plan: &TablePlan) -> Vec<BadPicture> {
     {
         for picture in &row.pictures {
             if let Err(fault) = read_checked(picture) {
-                found.push(BadPicture {
-                    path: picture.path.clone(),
-                    place: row.place.to_string(),
-                    fault,
-                    row: number,
-                });
+                found.push(row.bad_picture(picture, fault, number));
             }
         }
     }
@@ -277,12 +269,7 @@ fn build_table(
                     progress.advance(bytes.len() as u64);
                     whole.push(bytes);
                 }
-                Err(fault) => bad.push(BadPicture {
-                    path: picture.path.clone(),
-                    place: row.place.to_string(),
-                    fault,
-                    row: number,
-                }),
+                Err(fault) => bad.push(row.bad_picture(picture, fault, number)),
             }
         }
         // After the first bad one the rest is only checked, for the list.

@@ -6,7 +6,7 @@ use std::sync::Arc;
 use serde_json::json;
 
 use super::BuildOptions;
-use crate::datasets::left_out::Omission;
+use crate::datasets::left_out::{BadPicture, Omission};
 use crate::{DataFault, Error};
 
 /// The type of a column beside the pictures.
@@ -80,6 +80,23 @@ pub(crate) struct Row {
     pub(crate) pictures: Vec<Picture>,
     /// In the order of the columns.
     pub(crate) cells: Vec<Cell>,
+}
+
+impl Row {
+    /// A picture of this row, row `number` of the plan, that cannot be used.
+    pub(crate) fn bad_picture(
+        &self,
+        picture: &Picture,
+        fault: String,
+        number: usize,
+    ) -> BadPicture {
+        BadPicture {
+            path: picture.path.clone(),
+            place: self.place.to_string(),
+            fault,
+            row: number,
+        }
+    }
 }
 
 /// A file that is to be written.
@@ -184,18 +201,9 @@ impl Textless {
 
     /// What was left out.
     pub(crate) fn left_out(self) -> Vec<Omission> {
-        let omission = Omission {
-            what: "images".into(),
-            why: format!("no {}", self.texts),
-            n: self.ids.len(),
-            of: self.n_images,
-            ids: self.ids,
-            file: String::new(),
-        };
-        match omission.n {
-            0 => Vec::new(),
-            _ => vec![omission],
-        }
+        let why = format!("no {}", self.texts);
+        let omission = Omission::of_ids("images", why, self.ids, self.n_images);
+        omission.into_iter().collect()
     }
 }
 

@@ -142,13 +142,10 @@ impl Dropped {
         let images: Vec<i64> = gone.clone().map(|(image, _)| *image).collect();
         questions.extend(gone.flat_map(|(_, questions)| questions));
         questions.sort_unstable();
-        let omission = |what: &str, why: &str, ids: Vec<i64>, n_kept: usize| Omission {
-            what: what.into(),
-            why: why.into(),
-            n: ids.len(),
-            of: ids.len() + n_kept,
-            ids: ids.iter().map(ToString::to_string).collect(),
-            file: String::new(),
+        let omission = |what: &str, why: &str, ids: Vec<i64>, n_kept: usize| {
+            let of = ids.len() + n_kept;
+            let ids = ids.iter().map(ToString::to_string).collect();
+            Omission::of_ids(what, why.into(), ids, of)
         };
         let left_out = [
             omission(
@@ -159,7 +156,7 @@ impl Dropped {
             ),
             omission("images", "no question left", images, n_rows),
         ];
-        let left_out = left_out.into_iter().filter(|omission| omission.n > 0);
+        let left_out = left_out.into_iter().flatten();
         // Strings always have a JSON form.
         let words = serde_json::to_string(words).unwrap_or_default();
         table(split, rows, left_out.collect(), vec![(ANSWERS, words)])

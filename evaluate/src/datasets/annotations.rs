@@ -57,6 +57,12 @@ impl Half {
             Self::Valid => "valid",
         }
     }
+
+    /// The name of its CSV file.
+    #[must_use]
+    pub fn table(self) -> String {
+        format!("{}_anno.csv", self.name())
+    }
 }
 
 /// A pair of picture and caption.
@@ -122,8 +128,7 @@ impl Annotations {
             }));
         }
         let folder = folder.join(dataset);
-        let path = folder.join(format!("{}_anno.csv", half.name()));
-        Self::of_file(&path, &folder.join(half.name()), half)
+        Self::of_file(&folder.join(half.table()), &folder.join(half.name()), half)
     }
 
     /// Opens a CSV file of any name with a folder of pictures.
@@ -243,9 +248,7 @@ impl Annotations {
     #[must_use]
     pub fn half(folder: &Path, dataset: &str, split: &str) -> Option<Half> {
         let half = Half::of(split).filter(|_| is_inside(dataset))?;
-        let table = folder
-            .join(dataset)
-            .join(format!("{}_anno.csv", half.name()));
+        let table = folder.join(dataset).join(half.table());
         table.exists().then_some(half)
     }
 

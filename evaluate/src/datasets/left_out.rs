@@ -55,6 +55,22 @@ pub struct BadPicture {
     pub row: usize,
 }
 
+impl Omission {
+    /// Examples that are left out of `of`, by their ids; `None` if there are no ids.
+    #[must_use]
+    pub fn of_ids(what: &str, why: String, ids: Vec<String>, of: usize) -> Option<Self> {
+        let omission = Self {
+            what: what.into(),
+            why,
+            n: ids.len(),
+            of,
+            ids,
+            file: String::new(),
+        };
+        (omission.n > 0).then_some(omission)
+    }
+}
+
 impl std::fmt::Display for Omission {
     fn fmt(&self, formatter: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         let Self {
@@ -70,10 +86,7 @@ impl LeftOut {
     /// # Errors
     /// [`DataFault::Arrow`](crate::DataFault::Arrow) when the note is damaged.
     pub fn of(table: &Table) -> Result<Option<Self>> {
-        let note = table.notes().get(NOTE);
-        let read = note.map(|note| serde_json::from_str(note));
-        read.transpose()
-            .map_err(|error| table.fault(format!("its note `{NOTE}` is damaged: {error}")))
+        table.note(NOTE)
     }
 
     /// Everything that is left out, pictures as one entry.

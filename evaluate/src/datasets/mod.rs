@@ -22,7 +22,7 @@ pub use table::{DATASETS, DatasetSpec, Kind, Split};
 
 use std::path::Path;
 
-use crate::{DataFault, Error, Result};
+use crate::Result;
 
 /// A split of any data set, opened.
 #[derive(Debug)]
@@ -42,14 +42,16 @@ impl Dataset {
     /// table in `<folder>/<name>` as split `train` or `valid`.
     ///
     /// # Errors
-    /// [`DataFault::UnknownDataset`] and [`DataFault::UnknownSplit`] for names,
-    /// [`DataFault::MissingTable`] when a file is not there, and what the set of its kind returns.
+    /// [`DataFault::UnknownDataset`](crate::DataFault::UnknownDataset) and
+    /// [`DataFault::UnknownSplit`](crate::DataFault::UnknownSplit) for names,
+    /// [`DataFault::MissingTable`](crate::DataFault::MissingTable) when a file is not there, and what the
+    /// set of its kind returns.
     pub fn open(folder: &Path, name: &str, split: &str) -> Result<Self> {
-        if let Some(half) = table_half(folder, name, split) {
-            let pairs = annotations::Annotations::open(folder, name, half)?;
-            return Ok(Self::Captions(captions::CaptionSet::of_annotations(pairs)?));
-        }
-        Ok(match kind(name)? {
+        let kind = match table_half(folder, name, split) {
+            Some(_) => Kind::Captions,
+            None => kind(name)?,
+        };
+        Ok(match kind {
             Kind::Captions => Self::Captions(captions::CaptionSet::open(folder, name, split)?),
             Kind::Questions => Self::Questions(vqa::VqaSet::open(folder, split)?),
             Kind::Statements => Self::Statements(nlvr2::Nlvr2Set::open(folder, split)?),
@@ -61,16 +63,10 @@ impl Dataset {
 /// What the rows of the data set of this name are.
 ///
 /// # Errors
-/// [`DataFault::UnknownDataset`] when there is none.
+/// [`DataFault::UnknownDataset`](crate::DataFault::UnknownDataset) when there is none.
 pub fn kind(name: &str) -> Result<Kind> {
-    let found = DatasetSpec::of(name);
-    let unknown = || {
-        Error::Data(DataFault::UnknownDataset {
-            name: name.into(),
-            known: listed(DATASETS.iter().map(|dataset| dataset.name)),
-        })
-    };
-    Ok(found.ok_or_else(unknown)?.kind)
+    let found = DatasetSpec::of(name).ok_or_else(|| DatasetSpec::unknown(name, DATASETS.iter()));
+    Ok(found?.kind)
 }
 
 /// The half of a CSV table that a name and a split stand for: arrow files of the same name go first.
@@ -80,8 +76,4 @@ fn table_half(folder: &Path, name: &str, split: &str) -> Option<annotations::Hal
     let is_arrow =
         arrow.is_some_and(|split| !split.tables.is_empty() && split.files(folder).is_ok());
     (!is_arrow).then_some(half)
-}
-
-fn listed(names: impl Iterator<Item = &'static str>) -> String {
-    names.collect::<Vec<_>>().join(", ")
 }

@@ -98,13 +98,7 @@ impl Nlvr2Set {
             let sentences: Vec<Vec<String>> = table.column("questions")?;
             let labels: Vec<Vec<String>> = table.column("answers")?;
             let identifiers: Vec<String> = table.column("identifier")?;
-            let note = table.notes().get(SENTENCES);
-            let numbers: Option<SentenceNumbers> = note
-                .map(|note| serde_json::from_str(note))
-                .transpose()
-                .map_err(|error| {
-                    table.fault(format!("its note `{SENTENCES}` is damaged: {error}"))
-                })?;
+            let numbers: Option<SentenceNumbers> = table.note(SENTENCES)?;
             let rows = sentences.into_iter().zip(labels).zip(identifiers);
             for (row, ((sentences, labels), identifier)) in rows.enumerate() {
                 if sentences.is_empty() {

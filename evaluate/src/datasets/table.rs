@@ -1,6 +1,5 @@
 //! The table of data sets: one row says everything that a program needs to know of one.
 
-use super::listed;
 use crate::build::{Planner, karpathy, listed as lists, regions, statements, vqa};
 use crate::{DataFault, Error, Result};
 
@@ -201,6 +200,12 @@ impl DatasetSpec {
         DATASETS.iter().find(is_it)
     }
 
+    /// The name in the row of the data set of this name or alias; other names stay as they are.
+    #[must_use]
+    pub fn name_of(name: &str) -> &str {
+        Self::of(name).map_or(name, |dataset| dataset.name)
+    }
+
     /// The data set of this name and kind.
     ///
     /// # Errors
@@ -208,11 +213,14 @@ impl DatasetSpec {
     pub fn find(name: &str, kind: Kind) -> Result<&'static Self> {
         let found = Self::of(name).filter(|dataset| dataset.kind == kind);
         let of_kind = DATASETS.iter().filter(|dataset| dataset.kind == kind);
-        found.ok_or_else(|| {
-            Error::Data(DataFault::UnknownDataset {
-                name: name.into(),
-                known: listed(of_kind.map(|dataset| dataset.name)),
-            })
+        found.ok_or_else(|| Self::unknown(name, of_kind))
+    }
+
+    /// The error that there is no data set of this name among those that would do.
+    pub(crate) fn unknown(name: &str, known: impl Iterator<Item = &'static Self>) -> Error {
+        Error::Data(DataFault::UnknownDataset {
+            name: name.into(),
+            known: listed(known.map(|dataset| dataset.name)),
         })
     }
 
@@ -236,6 +244,10 @@ impl DatasetSpec {
             })
         })
     }
+}
+
+fn listed(names: impl Iterator<Item = &'static str>) -> String {
+    names.collect::<Vec<_>>().join(", ")
 }
 
 #[cfg(test)]

@@ -208,6 +208,13 @@ pub fn label_answers(folder: &Path) -> Result<BTreeMap<i64, String>> {
     let names = ["train", "val", "trainable_val", "rest_val"];
     let dataset = DatasetSpec::find("vqa", Kind::Questions)?;
     let mut answers: BTreeMap<i64, String> = BTreeMap::new();
+    let mut add = |label: i64, answer: String| -> Result<(), String> {
+        if let Some(known) = answers.get(&label).filter(|known| **known != answer) {
+            return Err(format!("label {label} is {answer:?}, elsewhere {known:?}"));
+        }
+        answers.entry(label).or_insert(answer);
+        Ok(())
+    };
     let mut n_files = 0;
     for name in names {
         let Ok(files) = dataset.split(name)?.files(folder) else {
@@ -216,16 +223,9 @@ pub fn label_answers(folder: &Path) -> Result<BTreeMap<i64, String>> {
         for file in files {
             n_files += 1;
             let table = Table::open(&file)?;
-            if let Some(list) = table.notes().get(ANSWERS) {
-                let list: Vec<String> = serde_json::from_str(list).map_err(|error| {
-                    table.fault(format!("its note `{ANSWERS}` is damaged: {error}"))
-                })?;
+            if let Some(list) = table.note::<Vec<String>>(ANSWERS)? {
                 for (label, answer) in (0..).zip(list) {
-                    let known = answers.entry(label).or_insert_with(|| answer.clone());
-                    if *known != answer {
-                        let fault = format!("label {label} is {answer:?}, elsewhere {known:?}");
-                        return Err(table.fault(fault));
-                    }
+                    add(label, answer).map_err(|fault| table.fault(fault))?;
                 }
                 continue;
             }
@@ -237,11 +237,7 @@ pub fn label_answers(folder: &Path) -> Result<BTreeMap<i64, String>> {
                         if label < 0 {
                             return Err(table.row_fault(row, format!("label {label}")));
                         }
-                        let known = answers.entry(label).or_insert_with(|| answer.clone());
-                        if *known != answer {
-                            let fault = format!("label {label} is {answer:?}, elsewhere {known:?}");
-                            return Err(table.row_fault(row, fault));
-                        }
+                        add(label, answer).map_err(|fault| table.row_fault(row, fault))?;
                     }
                 }
             }

@@ -6,6 +6,7 @@ use std::path::Path;
 
 use serde::{Deserialize, Serialize};
 
+use crate::datasets::DatasetSpec;
 use crate::{Error, Result};
 
 /// The figures that come with this program.
@@ -111,31 +112,22 @@ impl Benchmark {
     /// The benchmark that a result of ours is of, by the names of its task, data set and split.
     #[must_use]
     pub fn of(task: &str, dataset: &str, split: &str) -> Option<Self> {
+        let dataset = DatasetSpec::name_of(dataset);
         Self::ALL.into_iter().find(|benchmark| {
-            let (of_task, datasets, splits) = benchmark.names();
-            of_task == task && datasets.contains(&dataset) && splits.contains(&split)
+            let (of_task, of_dataset, splits) = benchmark.names();
+            of_task == task && of_dataset == dataset && splits.contains(&split)
         })
     }
 
-    /// Task, and the names that data sets and splits go by.
-    fn names(
-        self,
-    ) -> (
-        &'static str,
-        &'static [&'static str],
-        &'static [&'static str],
-    ) {
+    /// The names of task and data set in their rows, and those that the split goes by.
+    fn names(self) -> (&'static str, &'static str, &'static [&'static str]) {
         match self {
-            Self::VqaTestDev => ("vqa", &["vqa", "vqav2"], &["test-dev", "test_dev"]),
-            Self::VqaTestStd => ("vqa", &["vqa", "vqav2"], &["test-std", "test_std"]),
-            Self::Nlvr2Dev => ("nlvr2", &["nlvr2"], &["dev"]),
-            Self::Nlvr2TestP => ("nlvr2", &["nlvr2"], &["test1", "test-P", "testP", "test_p"]),
-            Self::Coco5k => ("retrieval", &["coco"], &["test", "karpathy_test", "valid"]),
-            Self::F30k1k => (
-                "retrieval",
-                &["f30k", "flickr30k"],
-                &["test", "karpathy_test", "valid"],
-            ),
+            Self::VqaTestDev => ("vqa", "vqa", &["test-dev", "test_dev"]),
+            Self::VqaTestStd => ("vqa", "vqa", &["test-std", "test_std"]),
+            Self::Nlvr2Dev => ("nlvr2", "nlvr2", &["dev"]),
+            Self::Nlvr2TestP => ("nlvr2", "nlvr2", &["test1", "test-P", "testP", "test_p"]),
+            Self::Coco5k => ("retrieval", "coco", &["test", "karpathy_test", "valid"]),
+            Self::F30k1k => ("retrieval", "f30k", &["test", "karpathy_test", "valid"]),
         }
     }
 

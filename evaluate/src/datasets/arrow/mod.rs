@@ -15,6 +15,8 @@ use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex};
 
+use serde::de::DeserializeOwned;
+
 use crate::{DataFault, Error, Result};
 pub use column::Column;
 use column::{Cursor, Wanted};
@@ -119,6 +121,13 @@ impl Table {
     #[must_use]
     pub fn notes(&self) -> &BTreeMap<String, String> {
         &self.notes
+    }
+
+    /// A note that is JSON; `None` if the writer made no note under this key.
+    pub(crate) fn note<T: DeserializeOwned>(&self, key: &str) -> Result<Option<T>> {
+        let read = self.notes.get(key).map(|note| serde_json::from_str(note));
+        read.transpose()
+            .map_err(|error| self.fault(format!("its note `{key}` is damaged: {error}")))
     }
 
     /// Whether there is a column of this name.
