@@ -2,26 +2,20 @@
 
 use std::collections::BTreeMap;
 use std::path::Path;
-use std::process::{Command, Output};
 
 use fixtures::{Raw, first_difference, path, tensors};
 
-fn forward(arguments: &[&str]) -> Output {
-    Command::new(env!("CARGO_BIN_EXE_vlmerge"))
-        .arg("forward")
-        .arg(path("ckpt/ufo.safetensors"))
-        .args(["--text-table-len", "16"])
-        .args(arguments)
-        .output()
-        .expect("it runs")
+use crate::evaluating::ok;
+use crate::program::{Said, vlmerge};
+
+fn forward(arguments: &[&str]) -> Said {
+    let checkpoint = path("ckpt/ufo.safetensors");
+    let of = ["forward", shown(&checkpoint), "--text-table-len", "16"];
+    vlmerge(&[&of, arguments].concat())
 }
 
 fn shown(path: &Path) -> &str {
     path.to_str().expect("UTF-8")
-}
-
-fn said(output: &Output) -> String {
-    String::from_utf8_lossy(&output.stderr).into_owned()
 }
 
 #[test]
@@ -30,7 +24,7 @@ fn golden_files_come_out_under_the_same_names() {
     let [out, gradients] =
         ["out", "gradients"].map(|n| folder.path().join(format!("{n}.safetensors")));
     let inputs = path("forward/inputs.safetensors");
-    let output = forward(&[
+    let said = forward(&[
         "--inputs",
         shown(&inputs),
         "--out",
@@ -42,7 +36,7 @@ fn golden_files_come_out_under_the_same_names() {
         shown(&gradients),
         "--json",
     ]);
-    assert!(output.status.success(), "{}", said(&output));
+    ok(&said);
     let found = tensors(&out);
     let expected = tensors(&path("forward/ufo.safetensors"));
     assert!(!expected.is_empty());
@@ -60,7 +54,7 @@ fn golden_files_come_out_under_the_same_names() {
             .unwrap_or_else(|| panic!("no gradient of {name}"));
         assert_eq!(found.shape, expected.shape, "{name}");
     }
-    let report: serde_json::Value = serde_json::from_slice(&output.stdout).expect("JSON");
+    let report = said.json();
     let expected = fixtures::json("forward/losses.json")["losses"]["ufo"]["vqa"].as_f64();
     let (loss, expected) = (report["loss"]["value"].as_f64(), expected.expect("a loss"));
     let error = (loss.expect("a loss") - expected).abs() / expected;
@@ -77,10 +71,10 @@ fn refused(change: impl FnOnce(&mut BTreeMap<String, Raw>), arguments: &[&str]) 
     fixtures::write(&file, &inputs);
     let mut all = vec!["--inputs", shown(&file), "--out", shown(&out)];
     all.extend(arguments);
-    let output = forward(&all);
-    assert!(!output.status.success());
+    let said = forward(&all);
+    assert_ne!(said.code, Some(0));
     assert!(!out.exists());
-    said(&output)
+    said.stderr
 }
 
 #[test]
@@ -155,9 +149,9 @@ fn a_named_pass_needs_its_inputs_and_others_are_skipped_with_a_note() {
     let mut inputs = tensors(&path("forward/inputs.safetensors"));
     inputs.retain(|name, _| name.starts_with("text_"));
     fixtures::write(&file, &inputs);
-    let output = forward(&["--inputs", shown(&file), "--out", shown(&out)]);
-    assert!(output.status.success(), "{}", said(&output));
-    assert!(said(&output).contains("pass image: skipped, for `image` is not given"));
+    let said = forward(&["--inputs", shown(&file), "--out", shown(&out)]);
+    let skipped = "pass image: skipped, for `image` is not given";
+    assert!(ok(&said).stderr.contains(skipped));
     let names: Vec<String> = tensors(&out).into_keys().collect();
     assert!(
         names.contains(&"text_ft.text_feats".to_owned()),
@@ -176,18 +170,17 @@ fn golden_files_of_zerovl_come_out_under_the_same_names() {
     let folder = tempfile::tempdir().expect("a folder");
     let [out, gradients] =
         ["out", "gradients"].map(|n| folder.path().join(format!("{n}.safetensors")));
-    let output = Command::new(env!("CARGO_BIN_EXE_vlmerge"))
-        .arg("forward")
-        .arg(path("zerovl/ckpt/model.safetensors"))
-        .args(["--image-heads", &heads("vision")])
-        .args(["--text-heads", &heads("text")])
-        .arg("--inputs")
-        .arg(path("zerovl/forward/inputs.safetensors"))
-        .args(["--out", shown(&out), "--hidden", "--json"])
-        .args(["--loss", "nce", "--gradients", shown(&gradients)])
-        .output()
-        .expect("it runs");
-    assert!(output.status.success(), "{}", said(&output));
+    let [checkpoint, inputs] =
+        ["ckpt/model", "forward/inputs"].map(|name| path(&format!("zerovl/{name}.safetensors")));
+    let arguments = [
+        &["forward", shown(&checkpoint)][..],
+        &["--image-heads", &heads("vision")],
+        &["--text-heads", &heads("text")],
+        &["--inputs", shown(&inputs)],
+        &["--out", shown(&out), "--hidden", "--json"],
+        &["--loss", "nce", "--gradients", shown(&gradients)],
+    ];
+    ok(&vlmerge(&arguments.concat()));
     let found = tensors(&out);
     for (name, expected) in tensors(&path("zerovl/forward/eval.safetensors")) {
         let found = found.get(&name).unwrap_or_else(|| panic!("no {name}"));

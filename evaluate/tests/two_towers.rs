@@ -68,6 +68,15 @@ fn opened(case: &Case, is_trainable: bool) -> Result<Opened> {
     })
 }
 
+impl Opened {
+    /// The features of the images and of the texts.
+    fn features(&self, pass: &Pass<'_>) -> Result<[Tensor; 2]> {
+        let mut images = (self.model).image_features(&self.images, &[Branch::Apart], pass)?;
+        let mut texts = (self.model).text_features(&self.texts, &[Branch::Apart], pass)?;
+        Ok([images.remove(0), texts.remove(0)])
+    }
+}
+
 fn any_case() -> Case {
     let mut cases = Set::open("zerovl").cases("forward").into_iter();
     cases.next().expect("a forward case")
@@ -124,12 +133,7 @@ fn forward(case: &Case) {
         let opened = opened(case, false)?;
         let tap = Everything::default();
         let pass = Pass::tapped(&tap);
-        let image = &opened
-            .model
-            .image_features(&opened.images, &[Branch::Apart], &pass)?[0];
-        let text = &opened
-            .model
-            .text_features(&opened.texts, &[Branch::Apart], &pass)?[0];
+        let [image, text] = &opened.features(&pass)?;
         let mut found = tap.outputs.into_inner().expect("not poisoned");
         let similarity = opened.model.similarity(Branch::Apart)?;
         found.insert("similarity".into(), image.matmul(&text.t()?)?);
@@ -142,12 +146,7 @@ fn forward(case: &Case) {
             assert_close(name, found, expected, absolute, relative);
         }
         // Where nobody looks on, the last blocks compute one token alone.
-        let image = &opened
-            .model
-            .image_features(&opened.images, &[Branch::Apart], &Pass::new())?[0];
-        let text = &opened
-            .model
-            .text_features(&opened.texts, &[Branch::Apart], &Pass::new())?[0];
+        let [image, text] = &opened.features(&Pass::new())?;
         assert_close(
             "image.embedding",
             image,
@@ -199,12 +198,7 @@ fn each_variable_gets_a_gradient_on_the_tape_and_off_it() -> Result<()> {
         if let Some(tape) = &tape {
             pass = pass.recorded(tape);
         }
-        let image = &opened
-            .model
-            .image_features(&opened.images, &[Branch::Apart], &pass)?[0];
-        let text = &opened
-            .model
-            .text_features(&opened.texts, &[Branch::Apart], &pass)?[0];
+        let [image, text] = &opened.features(&pass)?;
         let logits = opened
             .model
             .similarity(Branch::Apart)?
