@@ -1,4 +1,4 @@
-//! Flags of verbs that measure, opened; and printing what was measured.
+//! Opens what the flags of measuring verbs name, measures it and prints the results.
 
 use std::collections::BTreeMap;
 use std::fs::File;
@@ -68,7 +68,7 @@ pub struct Study<'a> {
     device: Device,
     /// Keeps other processes from the same report.
     _lock: Option<File>,
-    /// Of the inputs of points, most of which share them.
+    /// Hashes of the inputs; most points share theirs.
     hashes: Hashes,
     ranks: &'a dyn Collective,
     output: &'a Output,
@@ -131,7 +131,7 @@ impl<'a> Study<'a> {
         })
     }
 
-    /// Measures all points, writing the report after each. Of several ranks the first one has it.
+    /// Measures all points and writes the report after each. Only the first of several ranks gets it.
     pub fn measure(&self, points: &[Point]) -> Result<Option<Report>> {
         let mut finished: Vec<Finished> = Vec::new();
         for point in points {
@@ -155,7 +155,7 @@ impl<'a> Study<'a> {
         measured.context("the first of several ranks has what is measured")
     }
 
-    /// The same on several ranks, the first of which has it.
+    /// Measures one point on all ranks; only the first one gets the result.
     fn shared(&self, point: &Point) -> Result<Option<Finished>> {
         let name = point.target.name();
         self.point(point).map_err(|error| {

@@ -11,7 +11,7 @@ pub enum Align {
     Right,
 }
 
-/// Columns are filled up to at most so many characters: one long name in a stranger's file must not make
+/// The most characters that a column is filled up to: one long name in a stranger's file must not make
 /// every line as long.
 const MAX_WIDTH: usize = 160;
 

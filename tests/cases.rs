@@ -1,4 +1,4 @@
-//! Merges of public bug reports, re-created small: what is written is what loaders need.
+//! Merges of public bug reports, made small: the program writes what loaders need.
 
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
@@ -7,7 +7,7 @@ use serde_json::{Value, json};
 
 use crate::program::{Said, vlmerge_in};
 
-/// A case of `fixtures/cases`, and a folder for what is written.
+/// A case of `fixtures/cases`, and a folder for outputs.
 struct Case {
     inputs: PathBuf,
     out: tempfile::TempDir,

@@ -20,7 +20,7 @@ fn open(folder: &Path) -> Result<Annotations, Error> {
     Annotations::open(folder, "set", Half::Valid)
 }
 
-/// What is said of a table.
+/// The error of opening a data set with this table.
 fn fault(table: impl AsRef<[u8]>) -> String {
     let folder = folder(table);
     let error = open(folder.path()).expect_err("a fault");

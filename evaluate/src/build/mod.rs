@@ -33,7 +33,7 @@ pub(crate) type Planner = fn(&BuildOptions) -> Result<Vec<TablePlan>>;
 /// Where a file says of what it was made.
 const NOTE: &str = "vlmerge.build";
 
-/// At most so many bad pictures are listed in an error.
+/// The most bad pictures that an error lists.
 const MAX_LISTED: usize = 20;
 
 /// What to build, from where to where.

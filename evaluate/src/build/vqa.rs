@@ -123,7 +123,8 @@ struct Dropped {
 }
 
 impl Dropped {
-    /// The table of some images; it tells what they lost, and with `has_images` which went whole.
+    /// The table of some images. It notes the questions that they lost, and with `has_images` the images
+    /// that lost all of theirs.
     fn table(&self, split: &str, rows: Vec<Row>, has_images: bool, words: &[String]) -> TablePlan {
         let mut questions: Vec<i64> = Vec::new();
         let (mut n_kept, n_rows) = (0, rows.len());

@@ -15,7 +15,7 @@ use arrow_schema::{ArrowError, DataType, Field, Schema};
 use super::plan::{Cell, Kind};
 use crate::{Error, Result};
 
-/// A batch ends when its pictures have so many bytes, or its rows are so many.
+/// A batch ends at this many bytes of pictures or this many rows, whichever comes first.
 const BATCH_BYTES: usize = 64 << 20;
 const BATCH_ROWS: usize = 4096;
 

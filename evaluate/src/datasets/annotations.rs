@@ -243,8 +243,7 @@ impl Annotations {
         }
     }
 
-    /// The half of a data set in a folder that is a CSV table there: the split is one of the two
-    /// names, and the table exists.
+    /// The half that a split's name stands for, if its CSV table is in the folder.
     #[must_use]
     pub fn half(folder: &Path, dataset: &str, split: &str) -> Option<Half> {
         let half = Half::of(split).filter(|_| is_inside(dataset))?;

@@ -119,7 +119,7 @@ impl CaptionSet {
         self
     }
 
-    /// What the files leave out though the annotations have it, as they say.
+    /// What the files leave out of the annotations, by their own notes.
     ///
     /// # Errors
     /// When a file's note of it is damaged.

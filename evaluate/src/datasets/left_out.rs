@@ -10,7 +10,7 @@ use crate::Result;
 /// Where a file says what it leaves out.
 pub const NOTE: &str = "vlmerge.left_out";
 
-/// At most so many ids are listed in a report; the file itself lists all.
+/// The most ids that a report lists; the file itself lists all.
 const MAX_IN_REPORTS: usize = 100;
 
 /// What a file of a data set leaves out, though the annotations have it.
@@ -18,9 +18,9 @@ const MAX_IN_REPORTS: usize = 100;
 pub struct LeftOut {
     /// Left out by a rule: questions without a known answer, images without texts.
     pub by_rule: Vec<Omission>,
-    /// Pictures that could not be used, with which their rows went.
+    /// Pictures that could not be used; their rows are left out.
     pub skipped: Vec<BadPicture>,
-    /// Rows that the annotations ask for, of which `skipped` took some.
+    /// Rows that the annotations ask for, those of `skipped` included.
     pub planned_rows: usize,
 }
 
@@ -51,7 +51,7 @@ pub struct BadPicture {
     pub place: String,
     /// What is wrong with it.
     pub fault: String,
-    /// The row that it takes with it, counted over all planned rows from 0.
+    /// The row that is left out because of it, counted over all planned rows from 0.
     pub row: usize,
 }
 

@@ -69,7 +69,7 @@ pub fn kind(name: &str) -> Result<Kind> {
     Ok(found?.kind)
 }
 
-/// The half of a CSV table that a name and a split stand for: arrow files of the same name go first.
+/// The half whose CSV table is opened for a name and a split; arrow files of the same names go first.
 fn table_half(folder: &Path, name: &str, split: &str) -> Option<annotations::Half> {
     let half = annotations::Annotations::half(folder, name, split)?;
     let arrow = DatasetSpec::of(name).and_then(|set| set.split(split).ok());

@@ -100,7 +100,7 @@ impl Tables {
         self.ends.last().copied().unwrap_or(0)
     }
 
-    /// What the tables leave out, as they say.
+    /// What the tables leave out, by their own notes.
     pub(super) fn left_out(&self) -> Result<Vec<Omission>> {
         left_out::of_tables(self.iter())
     }

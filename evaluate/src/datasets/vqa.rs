@@ -99,7 +99,7 @@ impl VqaSet {
         self
     }
 
-    /// What the files leave out though the annotations have it, as they say.
+    /// What the files leave out of the annotations, by their own notes.
     ///
     /// # Errors
     /// When a file's note of it is damaged.

@@ -49,7 +49,7 @@ pub struct Candidate {
     pub name: String,
     /// Where they stand in a sweep.
     pub at: Option<SweepPoint>,
-    /// Tells them from others.
+    /// Distinguishes them from other weights.
     pub identity: Value,
 }
 
@@ -69,7 +69,7 @@ pub struct Measuring<'a> {
     task: Box<dyn Task>,
     bootstrap: Bootstrap,
     journal: Option<Journal>,
-    /// Those who share the passes; the first one writes.
+    /// The processes that share the passes; the first one writes.
     ranks: &'a dyn Collective,
     frame: Frame,
 }
@@ -102,8 +102,8 @@ impl<'a> Measuring<'a> {
         })
     }
 
-    /// Measures a candidate with `run`, or takes what was measured before. Of several ranks the first
-    /// one has it. `run` gets the task, and where features may be kept.
+    /// The result of a candidate: that of an earlier run if the journal holds one, else that of `run`,
+    /// which receives the task and a place for features. Only the first of several ranks gets it.
     ///
     /// # Errors
     /// What `run` returns, and when the journal or the predictions cannot be read or written.
@@ -168,7 +168,7 @@ impl<'a> Measuring<'a> {
         }))
     }
 
-    /// What was kept of a point, if it is finished: all ranks go by what the first one finds.
+    /// Whether the first rank finds a result in the journal, and on that rank the result.
     fn kept(&self, key: &str) -> Result<(bool, Option<Finished>)> {
         let is_first = self.ranks.is_first();
         let kept = match &self.journal {

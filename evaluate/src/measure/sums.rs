@@ -67,7 +67,7 @@ impl Unfinished {
         Ok((grams, done))
     }
 
-    /// Keeps the sums of so many batches, in one step.
+    /// Writes the sums of the first `done` batches; the file is there whole or not at all.
     ///
     /// # Errors
     /// When the file cannot be written.

@@ -4,9 +4,9 @@ use super::retrieval::{Captions, ScoreMatrix, Standings, Ties, sample, standings
 use crate::sample::{Combination, Contribution, Quantity, Ratio};
 use crate::{Error, Result, Sample};
 
-/// Numbers of a part of the images each, averaged over the parts: COCO's 5,000 test images are five
-/// folds of 1,000, in the order of the file, each ranked among its own images and texts alone. Of a
-/// number the mean over folds is reported, as published; units are images.
+/// The mean of each number over folds, as published. A fold is a part of the images, in the order of the
+/// file, ranked among its own images and texts alone: COCO's 5,000 test images are five folds of 1,000.
+/// Units are images.
 ///
 /// # Errors
 /// [`Error::UnevenFolds`] when the images do not part evenly, and as [`standings`]'s.

@@ -41,9 +41,8 @@ struct Image {
     id: i64,
 }
 
-/// Reads an annotation file; with `is_partial` images without a caption are passed over. It reads
-/// `{"images": [{"id": 1}], "annotations": [{"image_id": 1, "caption": "a
-/// dog"}]}`, other fields passed over.
+/// Reads an annotation file: `{"images": [{"id": 1}], "annotations": [{"image_id": 1, "caption": "a
+/// dog"}]}`, and other fields that it ignores. With `is_partial` it skips images without a caption.
 ///
 /// # Errors
 /// [`Error::Json`] with line and column, [`Error::Empty`], [`Error::DuplicateId`],

@@ -12,7 +12,7 @@ use crate::{Error, Result};
 /// The largest file that is read; VQA v2's training annotations, the largest in use, have 0.4 GB.
 const MAX_FILE_BYTES: u64 = 2 << 30;
 
-/// In files up to this size the entry of a fault is looked for.
+/// The largest file in which an error names the faulty entry: to find it, the whole text is read.
 const MAX_TOLD_BYTES: u64 = 512 << 20;
 
 /// The byte-order mark that some editors and libraries put before a text.
@@ -41,8 +41,8 @@ fn open(path: &Path) -> Result<BufReader<std::io::Take<File>>> {
     Ok(BufReader::with_capacity(1 << 16, file.take(MAX_FILE_BYTES)))
 }
 
-/// Reads a JSON file of a known form, without holding its text. A byte-order mark is passed over. A
-/// fault is told with the row, the id and the key of the entry.
+/// Reads a JSON file of a known form, without holding its text. It skips a byte-order mark. An error
+/// names the row, the id and the key of the faulty entry.
 pub fn json<T: DeserializeOwned>(path: &Path, what: &'static str) -> Result<T> {
     let mut file = open(path)?;
     let failed = |source| Error::io("read", path, source);

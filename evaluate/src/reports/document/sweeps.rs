@@ -120,7 +120,7 @@ fn table(points: &[(&Placed, &SweepPoint)]) -> Grid {
     grid
 }
 
-/// Curves of the numbers that the task's row calls principal, or else of the whole table.
+/// Curves of the numbers that an overview of the task shows, or else of the whole table.
 fn curves(points: &[(&Placed, &SweepPoint)]) -> Vec<Curve> {
     let table = table(points);
     let columns = table.columns.iter().enumerate();
