@@ -4,8 +4,11 @@
 //! Rows are computed in stretches, and no matrix has a row for each image and a column for each text of
 //! the whole batch.
 
+use std::ops::Range;
+
 use candle_core::{DType, Device, Tensor};
 
+use super::gather;
 use crate::collective::Collective;
 use crate::{Error, Result};
 
@@ -113,6 +116,7 @@ struct Group {
     texts: Tensor,
     /// 1, or 0 for what is ignored.
     kept: Option<Vec<f32>>,
+    ranks: Range<usize>,
     /// Of this rank's first row.
     first: usize,
 }
@@ -178,44 +182,39 @@ impl Group {
         let n_rows = features.images.dim(0)?;
         let kept = features.ignored.map(|ignored| {
             let kept = ignored.iter().map(|&ignored| f32::from(u8::from(!ignored)));
-            kept.collect::<Vec<f32>>()
+            gather::numbers(&kept.collect::<Vec<_>>(), &ranks, collective)
         });
-        let kept = match kept {
-            Some(kept) => {
-                let all = collective.gather(bytemuck::cast_slice(&kept))?;
-                let of_group = all[ranks.clone()].iter();
-                let numbers =
-                    of_group.flat_map(|bytes| bytemuck::pod_collect_to_vec::<u8, f32>(bytes));
-                Some(numbers.collect())
-            }
-            None => None,
-        };
         Ok(Self {
+            kept: kept.transpose()?,
+            images: gather::rows::<f32>(features.images, &ranks, collective)?,
+            texts: gather::rows::<f32>(features.texts, &ranks, collective)?,
             first: (rank - ranks.start) * n_rows,
-            images: gathered(features.images, &ranks, collective)?,
-            texts: gathered(features.texts, &ranks, collective)?,
-            kept,
+            ranks,
         })
     }
 }
 
-/// Rows of some ranks in their order.
-fn gathered(
+/// Cuts rows into stretches that have few similarities with all candidates: where each begins and how many
+/// rows it has.
+pub(super) fn stretches(
+    n_rows: usize,
+    n_candidates: usize,
+) -> impl Iterator<Item = (usize, usize)> {
+    let at_once = (STRETCH / n_candidates.max(1)).max(1);
+    (0..n_rows)
+        .step_by(at_once)
+        .map(move |from| (from, at_once.min(n_rows - from)))
+}
+
+/// Similarities of a stretch of rows with all candidates, times the scale: `(rows, candidates)`.
+pub(super) fn similarities(
     own: &Tensor,
-    ranks: &std::ops::Range<usize>,
-    collective: &dyn Collective,
+    candidates: &Tensor,
+    scale: f64,
+    (from, n): (usize, usize),
 ) -> Result<Tensor> {
-    if collective.size() == 1 {
-        return Ok(own.clone());
-    }
-    let values: Vec<f32> = own.flatten_all()?.to_vec1()?;
-    let all = collective.gather(bytemuck::cast_slice(&values))?;
-    let mut parts = Vec::with_capacity(ranks.len());
-    for bytes in &all[ranks.clone()] {
-        let values: Vec<f32> = bytemuck::pod_collect_to_vec(bytes);
-        parts.push(Tensor::from_vec(values, own.shape(), &Device::Cpu)?.to_device(own.device())?);
-    }
-    Ok(Tensor::cat(&parts, 0)?)
+    let rows = own.narrow(0, from, n)?.contiguous()?;
+    Ok((rows.matmul(&candidates.t()?)? * scale)?)
 }
 
 struct Work<'a> {
@@ -237,21 +236,6 @@ impl Work<'_> {
     fn is_kept(&self, row: usize) -> bool {
         let ignored = self.features.ignored;
         !ignored.is_some_and(|ignored| ignored.get(row).copied().unwrap_or(false))
-    }
-
-    /// The rows, in stretches: where each begins and how many it has.
-    fn stretches(&self, n_candidates: usize) -> impl Iterator<Item = (usize, usize)> {
-        let (n_rows, at_once) = (self.n_rows, (STRETCH / n_candidates.max(1)).max(1));
-        (0..n_rows)
-            .step_by(at_once)
-            .map(move |from| (from, at_once.min(n_rows - from)))
-    }
-
-    /// Similarities of a stretch of rows with all candidates, times the scale.
-    fn similarities(&self, query: Query, (from, n): (usize, usize)) -> Result<Tensor> {
-        let (own, others) = self.sides(query);
-        let rows = own.narrow(0, from, n)?.contiguous()?;
-        Ok((rows.matmul(&others.t()?)? * self.features.scale)?)
     }
 
     /// The group's flags as a row.
@@ -302,8 +286,8 @@ impl Work<'_> {
         let kept = self.kept(device)?;
         let (mut loss, mut hits) = (0.0, 0.0);
         let mut log_sums: Vec<f32> = Vec::with_capacity(self.n_rows);
-        for stretch in self.stretches(n_candidates) {
-            let mut rows = self.similarities(query, stretch)?;
+        for stretch in stretches(self.n_rows, n_candidates) {
+            let mut rows = similarities(own, others, self.features.scale, stretch)?;
             if let Some(kept) = &kept {
                 rows = rows.broadcast_mul(kept)?;
             }
@@ -327,21 +311,8 @@ impl Work<'_> {
         Ok(Asked {
             loss: loss / self.n_rows as f64,
             hits,
-            log_sums: self.of_group(&log_sums, collective)?,
+            log_sums: gather::numbers(&log_sums, &self.group.ranks, collective)?,
         })
-    }
-
-    /// A number for each row of the group.
-    fn of_group(&self, own: &[f32], collective: &dyn Collective) -> Result<Vec<f32>> {
-        if collective.size() == 1 {
-            return Ok(own.to_vec());
-        }
-        let size = self.rules.group.unwrap_or(collective.size());
-        let first = collective.rank() / size * size;
-        let all = collective.gather(bytemuck::cast_slice(own))?;
-        let of_group = all[first..first + size].iter();
-        let numbers = of_group.flat_map(|bytes| bytemuck::pod_collect_to_vec::<u8, f32>(bytes));
-        Ok(numbers.collect())
     }
 
     /// The gradient by this rank's rows of one side, and that by the scale of their own loss. `own` and
@@ -355,9 +326,9 @@ impl Work<'_> {
         let share = 0.5 / self.n_rows as f64;
         let mut parts = Vec::new();
         let mut by_scale = 0.0;
-        for stretch in self.stretches(n_candidates) {
+        for stretch in stretches(self.n_rows, n_candidates) {
             let (from, n) = stretch;
-            let plain = self.similarities(query, stretch)?;
+            let plain = similarities(rows, candidates, self.features.scale, stretch)?;
             let targets = self.targets(stretch, n_candidates);
             let targets = Tensor::from_vec(targets, (n, n_candidates), &Device::Cpu)?;
             let targets = targets.to_device(device)?;

@@ -1,7 +1,8 @@
 //! Losses over the features of the whole batch, in whatever parts it is computed.
 
 use candle_core::{DType, Tensor};
-use evaluate::models::{Branch, Similarity};
+use evaluate::models::{Branch, DualEncoder, image_features, text_features};
+use evaluate::nn::Pass;
 
 use super::comparison::{Comparison, Features, Mixed, compare};
 use super::{Loss, Objective, Step};
@@ -19,6 +20,26 @@ pub struct PairFeatures {
 }
 
 impl PairFeatures {
+    /// Features of a batch's images and of its texts, apart, with a pass for each.
+    ///
+    /// # Errors
+    /// When the model does not have them, or the device fails.
+    pub(crate) fn apart(step: &Step<'_>, passes: [&Pass<'_>; 2]) -> Result<Self> {
+        let (model, branch, [of_images, of_texts]) = (step.model, Branch::Apart, passes);
+        Ok(Self {
+            branch,
+            images: image_features(model, step.image()?, branch, of_images)?,
+            texts: text_features(model, step.text()?, branch, of_texts)?,
+        })
+    }
+
+    /// What the model multiplies similarities of this branch with.
+    pub(super) fn scale(&self, step: &Step<'_>) -> Result<f64> {
+        let scale = step.model.dual()?.similarity(self.branch)?.scale;
+        let scale = scale.detach().to_dtype(DType::F32)?;
+        Ok(f64::from(scale.to_scalar::<f32>()?))
+    }
+
     /// The same in f32, without a graph.
     ///
     /// # Errors
@@ -111,7 +132,6 @@ impl FeatureGradients {
         step: &Step<'_>,
     ) -> Result<Self> {
         let rules = objective.comparison();
-        let model = step.model.dual()?;
         let share = 1.0 / features.len().max(1) as f64;
         let mut found = Self {
             reported: 0.0,
@@ -119,18 +139,17 @@ impl FeatureGradients {
             branches: Vec::with_capacity(features.len()),
         };
         for pair in features {
-            let scale = model.similarity(pair.branch)?.scale.to_dtype(DType::F32)?;
             let input = Features {
                 images: &pair.images,
                 texts: &pair.texts,
-                scale: f64::from(scale.detach().to_scalar::<f32>()?),
+                scale: pair.scale(step)?,
                 ignored: None,
                 mixed: objective.mixed(step),
             };
             let compared = compare(&input, &rules, step.collective)?;
             found.reported += share * compared.loss();
             if found.measures.is_empty() {
-                // Of several branches the first one, image and text alone, is told of.
+                // A run logs the first of several branches, image and text alone.
                 let [image, text] = objective.accuracies();
                 found.measures = vec![
                     (image, compared.images_hit, compared.n_rows),
@@ -146,16 +165,35 @@ impl FeatureGradients {
         Ok(found)
     }
 
-    /// A scalar whose gradients are a part's share of those of the loss. `features` are those of the part
-    /// with their graphs, which begin at row `first` of this rank's, of which there are `n_rows`.
+    /// The loss as one of `n_parts` parts gives it: averaged over the parts, the gradients are those of
+    /// the loss. `features` are those of the part with their graphs; they begin at row `first` of this
+    /// rank's.
     ///
     /// # Errors
     /// When the device fails.
-    pub fn surrogate(
+    pub fn of_part(
         &self,
         features: &[PairFeatures],
         first: usize,
-        similarity: impl Fn(Branch) -> Result<Similarity>,
+        n_parts: usize,
+        model: &dyn DualEncoder,
+    ) -> Result<Loss> {
+        Ok(Loss {
+            value: (self.surrogate(features, first, model)? * n_parts as f64)?,
+            reported: self.reported,
+            measures: match first {
+                0 => self.measures.clone(),
+                _ => Vec::new(),
+            },
+        })
+    }
+
+    /// A scalar whose gradients are a part's share of those of the loss.
+    fn surrogate(
+        &self,
+        features: &[PairFeatures],
+        first: usize,
+        model: &dyn DualEncoder,
     ) -> Result<Tensor> {
         let mut sum: Option<Tensor> = None;
         for (pair, of) in features.iter().zip(&self.branches) {
@@ -166,7 +204,7 @@ impl FeatureGradients {
             };
             let by_features = (dot(&pair.images, &of.images)? + dot(&pair.texts, &of.texts)?)?;
             let part = n as f64 / of.images.dim(0)? as f64;
-            let scale = similarity(pair.branch)?.scale.to_dtype(DType::F32)?;
+            let scale = model.similarity(pair.branch)?.scale.to_dtype(DType::F32)?;
             let by_scale = (scale.reshape(())? * (of.scale * part))?;
             let value = (by_features + by_scale)?;
             sum = Some(match sum {
@@ -190,11 +228,5 @@ pub fn in_one_part(objective: &dyn FeatureLoss, step: &Step<'_>) -> Result<Loss>
         .collect::<Result<_>>()?;
     let gradients = FeatureGradients::of(objective, &detached, step)?;
     step.shared.features.replace(detached.first().cloned());
-    let model = step.model.dual()?;
-    let value = gradients.surrogate(&features, 0, |branch| Ok(model.similarity(branch)?))?;
-    Ok(Loss {
-        value,
-        reported: gradients.reported,
-        measures: gradients.measures,
-    })
+    gradients.of_part(&features, 0, 1, step.model.dual()?)
 }

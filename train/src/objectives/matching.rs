@@ -1,13 +1,16 @@
 //! Image-text matching (ITM) with hard negatives.
 
-use candle_core::{DType, Device, Tensor};
+use std::ops::Range;
+
+use candle_core::Tensor;
 use evaluate::batch::Pair;
-use evaluate::models::{Branch, Head, image_features, text_features};
+use evaluate::models::Head;
 use evaluate::nn::{Pass, cross_entropy};
 
-use super::{Loss, Needs, Objective, ObjectiveSpec, PairFeatures, Step, draw_negatives};
+use super::{Loss, Needs, Objective, ObjectiveSpec, PairFeatures, Step, draw_negatives, gather};
 use crate::Result;
 use crate::batch::{Images, Texts};
+use crate::collective::Collective;
 
 /// Whether text and image belong together: each pair of the batch, each text with another image,
 /// each image with another text, the others drawn by their similarity over all ranks.
@@ -71,11 +74,13 @@ fn others(step: &Step<'_>) -> Result<(Images, Texts)> {
     let left = step.shared.features.borrow().clone();
     let features = match left {
         Some(features) => features,
-        None => features(step)?,
+        None => PairFeatures::apart(step, [&Pass::new(); 2])?.detached()?,
     };
     // All ranks meet here before any of them may fail to draw.
-    let images = all_images(step.image()?, step)?;
-    let texts = all_texts(step.text()?, step)?;
+    let everyone = 0..step.collective.size();
+    let pixels = gather::rows::<f32>(&step.image()?.pixels, &everyone, step.collective)?;
+    let images = Images::new(pixels);
+    let texts = all_texts(step.text()?, &everyone, step.collective)?;
     let negatives = draw_negatives(&features, step)?;
     let device = images.pixels.device();
     Ok((
@@ -84,49 +89,12 @@ fn others(step: &Step<'_>) -> Result<(Images, Texts)> {
     ))
 }
 
-/// Features, where no objective before has left them.
-fn features(step: &Step<'_>) -> Result<PairFeatures> {
-    let (model, branch, pass) = (step.model, Branch::Apart, Pass::new());
-    let features = PairFeatures {
-        branch,
-        images: image_features(model, step.image()?, branch, &pass)?,
-        texts: text_features(model, step.text()?, branch, &pass)?,
-    };
-    features.detached()
-}
-
-/// The pictures of all ranks in their order.
-fn all_images(own: &Images, step: &Step<'_>) -> Result<Images> {
-    if step.collective.size() == 1 {
-        return Ok(own.clone());
-    }
-    let own = &own.pixels;
-    let values: Vec<f32> = own.to_dtype(DType::F32)?.flatten_all()?.to_vec1()?;
-    let mut parts = Vec::new();
-    for bytes in step.collective.gather(bytemuck::cast_slice(&values))? {
-        let values: Vec<f32> = bytemuck::pod_collect_to_vec(&bytes);
-        let part = Tensor::from_vec(values, own.shape(), &Device::Cpu)?;
-        parts.push(part.to_device(own.device())?.to_dtype(own.dtype())?);
-    }
-    Ok(Images::new(Tensor::cat(&parts, 0)?))
-}
-
 /// The texts of all ranks in their order.
-fn all_texts(own: &Texts, step: &Step<'_>) -> Result<Texts> {
-    if step.collective.size() == 1 {
+fn all_texts(own: &Texts, ranks: &Range<usize>, collective: &dyn Collective) -> Result<Texts> {
+    if collective.size() == 1 {
         return Ok(own.clone());
     }
-    let shape = own.ids.shape();
-    let ids: Vec<u32> = own.ids.flatten_all()?.to_vec1()?;
-    let kept: Vec<u8> = own.kept.flatten_all()?.to_vec1()?;
-    let (mut all_ids, mut all_kept) = (Vec::new(), Vec::new());
-    for bytes in step.collective.gather(bytemuck::cast_slice(&ids))? {
-        let ids: Vec<u32> = bytemuck::pod_collect_to_vec(&bytes);
-        all_ids.push(Tensor::from_vec(ids, shape, own.ids.device())?);
-    }
-    for bytes in step.collective.gather(&kept)? {
-        all_kept.push(Tensor::from_vec(bytes, shape, own.ids.device())?);
-    }
-    let all = Texts::of_tensors(Tensor::cat(&all_ids, 0)?, Tensor::cat(&all_kept, 0)?);
-    Ok(all?)
+    let ids = gather::rows::<u32>(&own.ids, ranks, collective)?;
+    let kept = gather::rows::<u8>(&own.kept, ranks, collective)?;
+    Ok(Texts::of_tensors(ids, kept)?)
 }

@@ -5,6 +5,7 @@
 mod comparison;
 mod contrastive;
 mod feature_loss;
+mod gather;
 mod image_classification;
 mod masked_image;
 mod masked_language;
@@ -41,7 +42,7 @@ use candle_core::Tensor;
 
 use crate::Result;
 
-/// A loss and what is told of it.
+/// A loss and what a run logs of it.
 #[derive(Clone, Debug)]
 pub struct Loss {
     /// A scalar with a graph. Its gradients, averaged over the ranks, are those of the whole

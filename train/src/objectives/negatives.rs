@@ -1,18 +1,15 @@
 //! Hard negatives: for each image and text of the whole batch another one that is much like its own.
 
-use candle_core::{DType, Device, Tensor};
+use candle_core::{Device, Tensor};
 
-use super::{PairFeatures, Step};
+use super::comparison::{similarities, stretches};
+use super::{PairFeatures, Step, gather};
 use crate::batch::{Batch, Images, Texts};
-use crate::collective::Collective;
 use crate::{Error, Result};
 
 /// What a pair that does not belong together is drawn with at least, in shares of the softmax: the
 /// published program has no such floor, and fails where the softmax gives one pair everything.
 const FLOOR: f32 = 1e-6;
-
-/// Numbers of similarities at once.
-const STRETCH: usize = 1 << 22;
 
 /// Rows of the whole batch, one for each row of this rank.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -72,11 +69,10 @@ impl Whole<'_> {
 /// after all ranks have met; when a rank is gone or the device fails.
 pub(crate) fn draw_negatives(own: &PairFeatures, step: &Step<'_>) -> Result<Negatives> {
     let (images, texts) = (&own.images, &own.texts);
-    let similarity = step.model.dual()?.similarity(own.branch)?.detached();
-    let scale = similarity.scale.to_dtype(DType::F32)?.to_scalar::<f32>()?;
-    let scale = f64::from(scale);
-    let all_images = gathered(images, step.collective)?;
-    let all_texts = gathered(texts, step.collective)?;
+    let scale = own.scale(step)?;
+    let everyone = 0..step.collective.size();
+    let all_images = gather::rows::<f32>(images, &everyone, step.collective)?;
+    let all_texts = gather::rows::<f32>(texts, &everyone, step.collective)?;
     let first = step.collective.rank() * images.dim(0)?;
     let draws = |name: &str, row: usize| step.draws(name, step.batch.first + row);
     Ok(Negatives {
@@ -100,15 +96,12 @@ fn one_side(
     if n_others < 2 {
         return Err(Error::NoNegative);
     }
-    let at_once = (STRETCH / n_others).max(1);
     let mut drawn = Vec::with_capacity(n_rows);
-    for from in (0..n_rows).step_by(at_once) {
-        let n = at_once.min(n_rows - from);
-        let rows = own.narrow(0, from, n)?.contiguous()?;
-        let rows = (rows.matmul(&others.t()?)? * scale)?;
+    for stretch in stretches(n_rows, n_others) {
+        let rows = similarities(own, others, scale, stretch)?;
         let rows: Vec<Vec<f32>> = rows.to_device(&Device::Cpu)?.to_vec2()?;
         for (at, mut weights) in rows.into_iter().enumerate() {
-            let row = from + at;
+            let row = stretch.0 + at;
             let largest = weights.iter().copied().fold(f32::NEG_INFINITY, f32::max);
             weights
                 .iter_mut()
@@ -123,19 +116,4 @@ fn one_side(
         }
     }
     Ok(drawn)
-}
-
-/// Rows of all ranks in their order.
-pub(super) fn gathered(own: &Tensor, collective: &dyn Collective) -> Result<Tensor> {
-    if collective.size() == 1 {
-        return Ok(own.clone());
-    }
-    let values: Vec<f32> = own.to_dtype(DType::F32)?.flatten_all()?.to_vec1()?;
-    let mut parts = Vec::new();
-    for bytes in collective.gather(bytemuck::cast_slice(&values))? {
-        let values: Vec<f32> = bytemuck::pod_collect_to_vec(&bytes);
-        let part = Tensor::from_vec(values, own.shape(), &Device::Cpu)?;
-        parts.push(part.to_device(own.device())?.to_dtype(own.dtype())?);
-    }
-    Ok(Tensor::cat(&parts, 0)?)
 }

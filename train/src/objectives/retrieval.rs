@@ -1,6 +1,6 @@
 //! Fine-tuning for retrieval.
 
-use evaluate::models::{Branch, Head, image_features, text_features};
+use evaluate::models::Head;
 
 use super::feature_loss::{FeatureLoss, PairFeatures, in_one_part};
 use super::{Loss, Needs, Objective, ObjectiveSpec, Step};
@@ -39,16 +39,10 @@ impl Objective for Retrieval {
 
 impl FeatureLoss for Retrieval {
     fn features(&self, step: &Step<'_>) -> Result<Vec<PairFeatures>> {
-        let (model, branch) = (step.model, Branch::Apart);
-        let omission = step.omission("retrieval.image");
-        let images = image_features(model, step.image()?, branch, &step.pass(&omission))?;
-        let omission = step.omission("retrieval.text");
-        let texts = text_features(model, step.text()?, branch, &step.pass(&omission))?;
-        Ok(vec![PairFeatures {
-            branch,
-            images,
-            texts,
-        }])
+        let omissions = ["retrieval.image", "retrieval.text"].map(|name| step.omission(name));
+        let passes = [step.pass(&omissions[0]), step.pass(&omissions[1])];
+        let features = PairFeatures::apart(step, [&passes[0], &passes[1]])?;
+        Ok(vec![features])
     }
 
     fn accuracies(&self) -> [&'static str; 2] {

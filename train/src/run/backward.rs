@@ -4,14 +4,14 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use candle_core::DType;
-use evaluate::models::{Branch, Model, image_features, text_features};
-use evaluate::nn::{Buffers, GivenDrops, Gradients, Pass, Tape};
+use evaluate::models::Model;
+use evaluate::nn::{Buffers, GivenDrops, Gradients, Tape};
 
 use crate::batch::Batch;
 use crate::collective::Collective;
 use crate::objectives::{
-    FeatureGradients, Loss, Negatives, Objective, Others, PairFeatures, Randomness, Shared, Step,
-    Whole, draw_negatives,
+    FeatureGradients, Negatives, Objective, Others, PairFeatures, Randomness, Shared, Step, Whole,
+    draw_negatives,
 };
 use crate::{Error, Result};
 
@@ -111,7 +111,8 @@ impl Backward<'_> {
             if draws_negatives && !has_features {
                 let tape = Tape::checkpointing().reusing(self.buffers);
                 let step = self.step(&batch, Some(&tape), &shared, None);
-                plain.push(vec![plain_features(&step)?.detached()?]);
+                let pass = step.pass(&None);
+                plain.push(vec![PairFeatures::apart(&step, [&pass; 2])?.detached()?]);
             }
         }
         let step = self.step(&whole, None, &shared, None);
@@ -152,7 +153,8 @@ impl Backward<'_> {
     /// whole batch, where there was a first pass.
     ///
     /// # Errors
-    /// When the model lacks a head, a rank is gone or the device fails. A loss that is not finite is told.
+    /// When the model lacks a head, a rank is gone or the device fails. A loss that is not finite is no
+    /// error: `told` names it.
     pub fn learn(
         &self,
         batch: &Batch,
@@ -181,18 +183,8 @@ impl Backward<'_> {
             let loss = match (of_whole, objective.of_features()) {
                 (Some((whole, first)), Some(objective)) => {
                     let features = objective.features(&step)?;
-                    let model = self.model.dual()?;
                     let row = batch.first - first;
-                    let value =
-                        whole.surrogate(&features, row, |branch| Ok(model.similarity(branch)?))?;
-                    Ok(Loss {
-                        value: (value * self.n_parts as f64)?,
-                        reported: whole.reported,
-                        measures: match row {
-                            0 => whole.measures.clone(),
-                            _ => Vec::new(),
-                        },
-                    })
+                    whole.of_part(&features, row, self.n_parts, self.model.dual()?)
                 }
                 _ => objective.loss(&step),
             };
@@ -247,18 +239,4 @@ pub fn looks_beyond(objectives: &[(Box<dyn Objective>, f64)], n_parts: usize) ->
     n_parts > 1
         && objectives
             .any(|objective| objective.of_features().is_some() || objective.draws_negatives())
-}
-
-/// Features that nothing is left out of.
-fn plain_features(step: &Step<'_>) -> Result<PairFeatures> {
-    let (model, branch) = (step.model, Branch::Apart);
-    let pass = match step.tape {
-        Some(tape) => Pass::new().recorded(tape),
-        None => Pass::new(),
-    };
-    Ok(PairFeatures {
-        branch,
-        images: image_features(model, step.image()?, branch, &pass)?,
-        texts: text_features(model, step.text()?, branch, &pass)?,
-    })
 }

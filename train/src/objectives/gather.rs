@@ -1,0 +1,43 @@
+//! What ranks receive of one another.
+
+use std::ops::Range;
+
+use bytemuck::Pod;
+use candle_core::{Device, Tensor, WithDType};
+
+use crate::Result;
+use crate::collective::Collective;
+
+/// The numbers of `ranks`, in their order; all ranks have as many.
+pub(super) fn numbers<T: Pod>(
+    own: &[T],
+    ranks: &Range<usize>,
+    collective: &dyn Collective,
+) -> Result<Vec<T>> {
+    if collective.size() == 1 {
+        return Ok(own.to_vec());
+    }
+    let all = collective.gather(bytemuck::cast_slice(own))?;
+    let of_ranks = all[ranks.clone()].iter();
+    let numbers = of_ranks.flat_map(|bytes| bytemuck::pod_collect_to_vec::<u8, T>(bytes));
+    Ok(numbers.collect())
+}
+
+/// The rows of `ranks`, in their order, without a graph; they travel as numbers of type `T`.
+pub(super) fn rows<T: Pod + WithDType>(
+    own: &Tensor,
+    ranks: &Range<usize>,
+    collective: &dyn Collective,
+) -> Result<Tensor> {
+    if collective.size() == 1 {
+        return Ok(own.clone());
+    }
+    let values: Vec<T> = own.to_dtype(T::DTYPE)?.flatten_all()?.to_vec1()?;
+    let values = numbers(&values, ranks, collective)?;
+    let mut shape = own.dims().to_vec();
+    if let Some(n_rows) = shape.first_mut() {
+        *n_rows *= ranks.len();
+    }
+    let rows = Tensor::from_vec(values, shape, &Device::Cpu)?;
+    Ok(rows.to_device(own.device())?.to_dtype(own.dtype())?)
+}
