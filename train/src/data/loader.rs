@@ -40,9 +40,7 @@ pub struct Loader {
     pub seed: u64,
     /// Answers that the model tells apart.
     n_answers: Option<usize>,
-    view: Option<TrainTransform>,
-    /// Steps in the place of a view.
-    listed: Option<Listed>,
+    view: View,
     corruption: Option<Corruption>,
     masking: Option<(WordMasking, WordPieces)>,
     patches: Option<Patches>,
@@ -50,6 +48,16 @@ pub struct Loader {
     busy: AtomicU64,
     /// Examples that they have loaded in it.
     n_loaded: AtomicU64,
+}
+
+/// What a model sees of a picture.
+enum View {
+    /// All of it, resized to a square.
+    Square(Transform),
+    /// A random part of it, changed.
+    Random(TrainTransform),
+    /// What a list of steps makes of it.
+    Listed(Listed),
 }
 
 /// What is done to a picture, step by step.
@@ -125,14 +133,13 @@ impl Loader {
         seed: u64,
     ) -> Self {
         Self {
+            view: View::Square(Transform::new(&input.image)),
             examples,
             tokenizer,
             input,
             needs,
             seed,
             n_answers: None,
-            view: None,
-            listed: None,
             corruption: None,
             masking: None,
             patches: None,
@@ -141,7 +148,7 @@ impl Loader {
         }
     }
 
-    /// For questions with so many classes of answers.
+    /// With the number of classes that answers to questions have.
     #[must_use]
     pub fn answering(self, n_answers: Option<usize>) -> Self {
         Self { n_answers, ..self }
@@ -158,32 +165,28 @@ impl Loader {
     /// # Errors
     /// When the vocabulary lacks a token that masking needs.
     pub fn augmented(self, augmentation: &Augmentation, masking: Masking) -> Result<Self> {
-        let listed = match augmentation {
-            Augmentation::Listed { steps, erasing } => {
-                let (found, expected) = (PictureStep::side(steps), self.input.image.side);
+        let image = &self.input.image;
+        let normalization = Normalization::new(image.mean, image.deviation);
+        let view = match *augmentation {
+            Augmentation::Square => View::Square(Transform::new(image)),
+            Augmentation::Listed { ref steps, erasing } => {
+                let (found, expected) = (PictureStep::side(steps), image.side);
                 if found != Some(expected) {
                     return Err(Error::OtherPictureSide { found, expected });
                 }
-                Some(Listed {
+                View::Listed(Listed {
                     steps: steps.clone(),
-                    normalization: Normalization::new(
-                        self.input.image.mean,
-                        self.input.image.deviation,
-                    ),
-                    erasing: *erasing,
+                    normalization,
+                    erasing,
                 })
             }
-            _ => None,
-        };
-        let view = match *augmentation {
-            Augmentation::Square | Augmentation::Listed { .. } => None,
             Augmentation::Random {
                 operations,
                 magnitude,
                 flip,
                 least_area,
-            } => Some(TrainTransform {
-                side: self.input.image.side,
+            } => View::Random(TrainTransform {
+                side: image.side,
                 crop: RandomCrop {
                     area: [least_area, 1.0],
                     ..RandomCrop::default()
@@ -194,10 +197,7 @@ impl Loader {
                     magnitude,
                     ..RandomAugment::default()
                 },
-                normalization: Normalization::new(
-                    self.input.image.mean,
-                    self.input.image.deviation,
-                ),
+                normalization,
             }),
         };
         let masking = match self.needs.masked_words {
@@ -213,7 +213,6 @@ impl Loader {
         };
         Ok(Self {
             view,
-            listed,
             masking,
             ..self
         })
@@ -253,11 +252,10 @@ impl Loader {
     /// # Errors
     /// When one cannot be read, decoded or split into tokens.
     pub fn load(&self, place: Place, first: usize, indices: &[usize]) -> evaluate::Result<Loaded> {
-        self.load_part(place, first, indices, self.needs.image)
+        self.load_part(place, first, indices, self.needs)
     }
 
-    /// Loads examples of a batch again, on all threads, with pictures or without: those of other rows, with
-    /// the same draws.
+    /// Loads `wanted` pictures or texts of a batch's examples again, on all threads, with the same draws.
     ///
     /// # Errors
     /// As [`Loader::load`].
@@ -265,17 +263,17 @@ impl Loader {
         &self,
         place: Place,
         indices: &[usize],
-        with_pictures: bool,
+        wanted: Needs,
     ) -> evaluate::Result<Loaded> {
         let at_once = indices.len().div_ceil(rayon::current_num_threads()).max(1);
         let parts: Vec<evaluate::Result<Loaded>> = indices
             .par_chunks(at_once)
-            .map(|indices| self.load_part(place, 0, indices, with_pictures))
+            .map(|indices| self.load_part(place, 0, indices, wanted))
             .collect();
         let mut parts = parts.into_iter();
         let mut whole = match parts.next() {
             Some(first) => first?,
-            None => self.load_part(place, 0, &[], with_pictures)?,
+            None => self.load_part(place, 0, &[], wanted)?,
         };
         for part in parts {
             let part = part?;
@@ -287,8 +285,6 @@ impl Loader {
             whole.n_tokens.extend(part.n_tokens);
         }
         // What belongs to other objectives is not of these rows.
-        whole.masked_ids.clear();
-        whole.masked_patches.clear();
         whole.answers = None;
         whole.classes = None;
         Ok(whole)
@@ -299,7 +295,7 @@ impl Loader {
         place: Place,
         first: usize,
         indices: &[usize],
-        with_pictures: bool,
+        wanted: Needs,
     ) -> evaluate::Result<Loaded> {
         let started = Instant::now();
         let mut loaded = Loaded {
@@ -321,16 +317,9 @@ impl Loader {
             target_images: Vec::new(),
         };
         for (at, &index) in indices.iter().enumerate() {
-            let example = self.examples.example(index, with_pictures)?;
+            let example = self.examples.example(index, wanted.image)?;
             let name = format!("example {index} of epoch {}", place.epoch);
-            let mut draws = Draws::new(self.seed, &name).sequence();
-            self.add(&mut loaded, at, &example, &name, &mut draws)?;
-            if let Some(patches) = &self.patches {
-                let mut draws = Draws::new(self.seed, &format!("patches of {name}")).sequence();
-                loaded
-                    .masked_patches
-                    .extend(patches.masking.draw(&mut draws));
-            }
+            self.add(&mut loaded, at, &example, wanted, &name)?;
         }
         let micros = started.elapsed().as_micros() as u64;
         self.busy.fetch_add(micros, Ordering::Relaxed);
@@ -338,14 +327,16 @@ impl Loader {
         Ok(loaded)
     }
 
+    /// Adds what is `wanted` of an example; its draws are keyed by `name`.
     fn add(
         &self,
         loaded: &mut Loaded,
         at: usize,
         example: &Example,
+        wanted: Needs,
         name: &str,
-        draws: &mut Sequence,
     ) -> evaluate::Result<()> {
+        let draws = &mut Draws::new(self.seed, name).sequence();
         for (index, picture) in example.pictures.iter().enumerate() {
             if loaded.images.len() <= index {
                 loaded.images.push(Vec::new());
@@ -357,7 +348,7 @@ impl Loader {
                 _ => self.add_picture(picture, &mut loaded.images[index], name, draws),
             }
         }
-        if self.needs.text {
+        if wanted.text {
             let text = match &self.corruption {
                 None => self.tokenizer.encode(&example.text, self.input.text.len)?,
                 Some(corruption) => {
@@ -366,7 +357,7 @@ impl Loader {
                     corruption.tokenizer.encode(&text, self.input.text.len)?
                 }
             };
-            if let Some((masking, pieces)) = &self.masking {
+            if let Some((masking, pieces)) = self.masking.as_ref().filter(|_| wanted.masked_words) {
                 let masked = masking.apply(pieces, &text.ids, draws);
                 let first = (at * self.input.text.len) as u32;
                 let places = masked.places.iter().map(|place| first + place);
@@ -387,6 +378,10 @@ impl Loader {
         if let Some(class) = example.class {
             loaded.classes.get_or_insert_default().push(class);
         }
+        if let Some(patches) = self.patches.filter(|_| wanted.masked_patches) {
+            let mut draws = Draws::new(self.seed, &format!("patches of {name}")).sequence();
+            (loaded.masked_patches).extend(patches.masking.draw(&mut draws));
+        }
         Ok(())
     }
 
@@ -403,7 +398,7 @@ impl Loader {
             .target_images
             .resize(from + 3 * target_side * target_side, 0.0);
         let target = &mut loaded.target_images[from..];
-        let Some(view) = &self.view else {
+        let View::Random(view) = &self.view else {
             target_into(&target_view(picture, target_side), target);
             return self.add_picture(picture, &mut loaded.images[0], "", draws);
         };
@@ -418,23 +413,19 @@ impl Loader {
     }
 
     fn add_picture(&self, picture: &Rgb, values: &mut Vec<f32>, name: &str, draws: &mut Sequence) {
-        let transform = Transform::new(&self.input.image);
-        let from = values.len();
-        values.resize(from + transform.len(), 0.0);
-        if let Some(listed) = &self.listed {
-            let view =
-                (listed.steps.iter()).fold(picture.clone(), |view, step| step.apply(view, draws));
-            listed.normalization.write(&view, &mut values[from..]);
-            let noise = Draws::new(self.seed, &format!("erased of {name}"));
-            let side = self.input.image.side;
-            listed
-                .erasing
-                .apply(&mut values[from..], side, draws, &noise);
-            return;
-        }
+        let (from, side) = (values.len(), self.input.image.side);
+        values.resize(from + 3 * side * side, 0.0);
+        let values = &mut values[from..];
         match &self.view {
-            Some(view) => view.apply_into(picture, draws, &mut values[from..]),
-            None => transform.apply_into(picture, &mut values[from..]),
+            View::Square(transform) => transform.apply_into(picture, values),
+            View::Random(view) => view.apply_into(picture, draws, values),
+            View::Listed(listed) => {
+                let steps = listed.steps.iter();
+                let view = steps.fold(picture.clone(), |view, step| step.apply(view, draws));
+                listed.normalization.write(&view, values);
+                let noise = Draws::new(self.seed, &format!("erased of {name}"));
+                listed.erasing.apply(values, side, draws, &noise);
+            }
         }
     }
 }

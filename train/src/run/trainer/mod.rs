@@ -18,7 +18,7 @@ use crate::batch::{Batch, Images, Texts};
 use crate::collective::Collective;
 use crate::data::{self, Loaded, Loader, Order, Place};
 use crate::log::{Log, Record};
-use crate::objectives::{Objective, Others, Randomness};
+use crate::objectives::{Needs, Objective, Others, Randomness};
 use crate::optim::LossScale;
 use crate::recipe::CheckedRecipe;
 use crate::{Error, Result};
@@ -358,22 +358,30 @@ struct FromData<'a> {
 }
 
 impl FromData<'_> {
-    fn load(&self, rows: &[u32], with_pictures: bool) -> Result<Batch> {
+    fn load(&self, rows: &[u32], wanted: Needs) -> Result<Batch> {
         let (place, whole) = self.whole.as_ref().ok_or(Error::NoData)?;
         let indices: Vec<usize> = rows.iter().map(|&row| whole[row as usize]).collect();
-        let loaded = self.loader.load_again(*place, &indices, with_pictures)?;
+        let loaded = self.loader.load_again(*place, &indices, wanted)?;
         loaded.batch(self.device, self.dtype)
     }
 }
 
 impl Others for FromData<'_> {
     fn images(&self, rows: &[u32]) -> Result<Images> {
-        let image = self.load(rows, true)?.image;
+        let wanted = Needs {
+            image: true,
+            ..Needs::NOTHING
+        };
+        let image = self.load(rows, wanted)?.image;
         image.ok_or(Error::NotInBatch { what: "image" })
     }
 
     fn texts(&self, rows: &[u32]) -> Result<Texts> {
-        let text = self.load(rows, false)?.text;
+        let wanted = Needs {
+            text: true,
+            ..Needs::NOTHING
+        };
+        let text = self.load(rows, wanted)?.text;
         text.ok_or(Error::NotInBatch { what: "text" })
     }
 }
