@@ -41,7 +41,7 @@ pub const LOSSES: &[&[LossSpec]] = &[multiway::LOSSES, two_towers::LOSSES];
 pub struct Computed {
     /// The loss.
     pub loss: f64,
-    /// Numbers beside it, such as accuracies.
+    /// Further numbers, such as accuracies.
     pub measures: Vec<(&'static str, f64)>,
     /// The gradient of every variable that it reaches, in f32, by the variable's name.
     pub gradients: BTreeMap<String, Tensor>,
@@ -127,4 +127,23 @@ impl LossSpec {
             gradients: by_name,
         })
     }
+}
+
+/// A batch of images.
+fn images(given: &Given, name: &str) -> Result<Batch> {
+    let image = given.images(name)?;
+    Ok(Batch {
+        n: image.pixels.dim(0)?,
+        image: Some(image),
+        ..Batch::default()
+    })
+}
+
+/// A batch of images with their texts, of which `text` names the ids and the mask.
+fn pairs(given: &Given, image: &str, text: [&str; 2]) -> Result<Batch> {
+    let [ids, mask] = text;
+    Ok(Batch {
+        text: Some(given.texts(ids, mask)?),
+        ..images(given, image)?
+    })
 }

@@ -2,7 +2,7 @@
 
 use evaluate::forward::Given;
 
-use super::LossSpec;
+use super::{LossSpec, images, pairs};
 use crate::Result;
 use crate::batch::{Batch, MaskedWords};
 
@@ -20,8 +20,8 @@ pub(super) const LOSSES: &[LossSpec] = &[
         &["text_ids", "text_masks", "image", "image_1", "nlvr2_labels"],
         nlvr2,
     ),
-    loss("irtr", "retrieval", PAIRS, pairs),
-    loss("ifm", "itc", PAIRS, pairs),
+    loss("irtr", "retrieval", PAIRS, irtr),
+    loss("ifm", "itc", PAIRS, irtr),
     loss("itm", "itm", &["text_ids", "text_masks", "image"], pair),
     loss(
         "mlm",
@@ -67,27 +67,12 @@ const fn loss(
     }
 }
 
-fn of_image(given: &Given, name: &str) -> Result<Batch> {
-    let image = given.images(name)?;
-    Ok(Batch {
-        n: image.pixels.dim(0)?,
-        image: Some(image),
-        ..Batch::default()
-    })
-}
-
 fn pair(given: &Given) -> Result<Batch> {
-    Ok(Batch {
-        text: Some(given.texts("text_ids", "text_masks")?),
-        ..of_image(given, "image")?
-    })
+    pairs(given, "image", ["text_ids", "text_masks"])
 }
 
-fn pairs(given: &Given) -> Result<Batch> {
-    Ok(Batch {
-        text: Some(given.texts("irtr_text_ids", "irtr_text_masks")?),
-        ..of_image(given, "irtr_image")?
-    })
+fn irtr(given: &Given) -> Result<Batch> {
+    pairs(given, "irtr_image", ["irtr_text_ids", "irtr_text_masks"])
 }
 
 fn vqa(given: &Given) -> Result<Batch> {
@@ -108,7 +93,7 @@ fn nlvr2(given: &Given) -> Result<Batch> {
 fn img_cls(given: &Given) -> Result<Batch> {
     Ok(Batch {
         classes: Some(classes(given, "cls_labels")?),
-        ..of_image(given, "image")?
+        ..images(given, "image")?
     })
 }
 

@@ -2,7 +2,7 @@
 
 use evaluate::forward::Given;
 
-use super::LossSpec;
+use super::{LossSpec, pairs};
 use crate::Result;
 use crate::batch::Batch;
 
@@ -16,11 +16,5 @@ pub(super) const LOSSES: &[LossSpec] = &[LossSpec {
 }];
 
 fn batch(given: &Given) -> Result<Batch> {
-    let image = given.images("image")?;
-    Ok(Batch {
-        n: image.pixels.dim(0)?,
-        image: Some(image),
-        text: Some(given.texts("input_ids", "attention_mask")?),
-        ..Batch::default()
-    })
+    pairs(given, "image", ["input_ids", "attention_mask"])
 }
