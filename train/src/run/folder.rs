@@ -97,20 +97,7 @@ impl RunFolder {
     }
 
     fn state_names(&self) -> Result<Vec<String>> {
-        let states = self.states();
-        let failed = |source| Error::io("list", &states, source);
-        let mut names = Vec::new();
-        for entry in fs::read_dir(&states).map_err(failed)? {
-            names.push(
-                entry
-                    .map_err(failed)?
-                    .file_name()
-                    .to_string_lossy()
-                    .into_owned(),
-            );
-        }
-        names.sort();
-        Ok(names)
+        names_in(&self.states())
     }
 
     /// Complete states, oldest first: the step, and the folder.
@@ -192,17 +179,9 @@ impl RunFolder {
             let _ = fs::remove_dir_all(&partial);
             return Err(error);
         }
-        let mut names = Vec::new();
-        let entries = fs::read_dir(&partial).map_err(|e| Error::io("list", &partial, e))?;
-        for entry in entries {
-            let entry = entry.map_err(|e| Error::io("list", &partial, e))?;
-            names.push(entry.file_name().to_string_lossy().into_owned());
-        }
-        names.sort_unstable();
-        sums::write(
-            &partial,
-            &names.iter().map(String::as_str).collect::<Vec<_>>(),
-        )?;
+        let names = names_in(&partial)?;
+        let names: Vec<&str> = names.iter().map(String::as_str).collect();
+        sums::write(&partial, &names)?;
         if place.exists() {
             fs::remove_dir_all(&place).map_err(|e| Error::io("remove", &place, e))?;
         }
@@ -214,6 +193,18 @@ impl RunFolder {
         }
         Ok(place)
     }
+}
+
+/// The names of a folder's entries, sorted.
+fn names_in(folder: &Path) -> Result<Vec<String>> {
+    let failed = |source| Error::io("list", folder, source);
+    let mut names = Vec::new();
+    for entry in fs::read_dir(folder).map_err(failed)? {
+        let name = entry.map_err(failed)?.file_name();
+        names.push(name.to_string_lossy().into_owned());
+    }
+    names.sort_unstable();
+    Ok(names)
 }
 
 /// Waits until a folder's entries are on the disk.

@@ -127,33 +127,18 @@ impl TrainPlan {
         let n_parts = n_parts(&recipe, &order, collective.size())?;
         let n_steps = recipe.length.steps(order.n_batches());
         let mut updater = Updater::new(&recipe.optim, n_steps, &start.variables, collective)?;
-        let fingerprint = fingerprint(&recipe)?;
-        let identity = data::identity(&recipe.data, examples.as_ref())?;
         let mut state = TrainState {
-            recipe: fingerprint.clone(),
-            data: identity.clone(),
+            recipe: fingerprint(&recipe)?,
+            data: data::identity(&recipe.data, examples.as_ref())?,
             inputs,
             loss_scale: (dtype == DType::F16).then(|| LossScale::new(recipe.optim.loss_scale)),
             ..TrainState::default()
         };
-        if let (Some(kept), Some(found)) = (&kept, taken_up) {
-            let path = kept.join("state.safetensors");
-            if found.state.recipe != fingerprint {
-                let differences = differences(&found.state.recipe, &fingerprint).join("; ");
-                let reason = format!(
-                    "it is the state of another recipe ({differences}); give another --out"
-                );
-                return Err(Error::BadState { path, reason });
-            }
-            let other = data::difference(&found.state.data, &identity);
-            if let Some(other) = other.filter(|_| !found.state.data.is_empty()) {
-                let reason =
-                    format!("it is the state of a run on other data ({other}); give another --out");
-                return Err(Error::BadState { path, reason });
-            }
+        if let Some(found) = taken_up {
+            require_same_run(&found, &state)?;
             updater.resume(&found, &recipe.optim, &start.variables)?;
             state = TrainState {
-                data: identity,
+                data: state.data,
                 ..found.state
             };
         }
@@ -354,6 +339,25 @@ fn n_parts(recipe: &TrainRecipe, order: &Order, n_ranks: usize) -> Result<usize>
         )));
     }
     Ok(share / per_part)
+}
+
+/// Checks that a kept state is one of the run that begins with `state`.
+fn require_same_run(kept: &KeptState, state: &TrainState) -> Result<()> {
+    let found = &kept.state;
+    if found.recipe != state.recipe {
+        let differences = differences(&found.recipe, &state.recipe).join("; ");
+        return Err(kept.refused(format!(
+            "it is the state of another recipe ({differences}); give another --out"
+        )));
+    }
+    // States of older versions do not say what the data were.
+    let other = data::difference(&found.data, &state.data);
+    match other.filter(|_| !found.data.is_empty()) {
+        Some(other) => Err(kept.refused(format!(
+            "it is the state of a run on other data ({other}); give another --out"
+        ))),
+        None => Ok(()),
+    }
 }
 
 /// What two recipes must have in common for one to go on with the state of the other.
