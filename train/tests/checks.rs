@@ -3,7 +3,7 @@
 
 use std::collections::BTreeMap;
 
-use candle_core::{DType, Device, Tensor};
+use candle_core::{DType, Device, Tensor, Var};
 use evaluate::nn::{Buffers, Gradient, Gradients, Tape};
 use merge::random::Draws;
 use train::batch::{Batch, Images, MaskedPatches, MaskedWords, Texts};
@@ -186,6 +186,27 @@ fn part(whole: &Batch, rank: usize, n_ranks: usize) -> Batch {
     }
 }
 
+/// Gradients by variable, averaged over the parts of a rank and over the ranks.
+fn averaged(
+    variables: BTreeMap<String, Var>,
+    gradients: &Gradients,
+    n_parts: usize,
+    ranks: &dyn Collective,
+) -> BTreeMap<String, Vec<f32>> {
+    let share = 1.0 / (ranks.size() * n_parts) as f32;
+    let of = |(name, variable): (String, Var)| {
+        let mut values = match gradients.get(&variable) {
+            Some(Gradient::Host(gradient)) => gradient.to_vec(),
+            Some(Gradient::Device(_)) => panic!("a gradient on another device"),
+            None => vec![0.0; variable.elem_count()],
+        };
+        ranks.sum(&mut values).expect("a sum");
+        values.iter_mut().for_each(|value| *value *= share);
+        (name, values)
+    };
+    variables.into_iter().map(of).collect()
+}
+
 /// Losses, and their gradients by variable.
 struct Found {
     losses: Vec<f64>,
@@ -228,18 +249,7 @@ fn run(architecture: &str, names: &[&str], batch: &Batch, ranks: &dyn Collective
     }
     let value = value.expect("an objective");
     tape.backward(&value, &mut gradients).expect("backward");
-    let mut by_name = BTreeMap::new();
-    for (name, variable) in variables {
-        let mut values = match gradients.get(&variable) {
-            Some(Gradient::Host(gradient)) => gradient.to_vec(),
-            Some(Gradient::Device(_)) => panic!("a gradient on another device"),
-            None => vec![0.0; variable.elem_count()],
-        };
-        ranks.sum(&mut values).expect("a sum");
-        let share = 1.0 / ranks.size() as f32;
-        values.iter_mut().for_each(|value| *value *= share);
-        by_name.insert(name, values);
-    }
+    let by_name = averaged(variables, &gradients, 1, ranks);
     ranks.sum_f64(&mut losses).expect("a sum");
     ranks.sum_f64(&mut measures).expect("a sum");
     let share = 1.0 / ranks.size() as f64;
@@ -329,7 +339,7 @@ impl Others for InMemory<'_> {
     }
 }
 
-/// Gradients of a rank's share of a batch in so many parts, averaged over parts and ranks, and the losses.
+/// Computes a rank's share of a batch in `n_parts` parts: gradients averaged over parts and ranks, and losses.
 fn in_parts(
     architecture: &str,
     (names, mix): (&[&str], Option<MixDraw>),
@@ -388,18 +398,7 @@ fn in_parts(
         learned.expect("learned");
     }
     assert_eq!(told.not_finite, None);
-    let mut by_name = BTreeMap::new();
-    for (name, variable) in variables {
-        let mut values = match gradients.get(&variable) {
-            Some(Gradient::Host(gradient)) => gradient.to_vec(),
-            Some(Gradient::Device(_)) => panic!("a gradient on another device"),
-            None => vec![0.0; variable.elem_count()],
-        };
-        ranks.sum(&mut values).expect("a sum");
-        let share = 1.0 / (ranks.size() * n_parts) as f32;
-        values.iter_mut().for_each(|value| *value *= share);
-        by_name.insert(name, values);
-    }
+    let by_name = averaged(variables, &gradients, n_parts, ranks);
     let mut losses = BTreeMap::new();
     for (name, (sum, n)) in told.values {
         let mut pair = [sum, n];

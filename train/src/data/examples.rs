@@ -101,8 +101,8 @@ impl Examples for Pairs {
 struct Questions {
     set: VqaSet,
     n_answers: usize,
-    /// By class; empty where some are not known.
-    answers: Vec<String>,
+    /// By class, where all of them are known.
+    answers: Option<Vec<String>>,
 }
 
 impl Examples for Questions {
@@ -130,7 +130,7 @@ impl Examples for Questions {
     }
 
     fn answers(&self) -> Option<&[String]> {
-        (!self.answers.is_empty()).then_some(self.answers.as_slice())
+        self.answers.as_deref()
     }
 }
 
@@ -290,10 +290,7 @@ pub fn open(
                 set,
                 n_answers,
                 // Classes without gaps are in the order of their labels.
-                answers: match answers.len() == n_answers {
-                    true => answers,
-                    false => Vec::new(),
-                },
+                answers: (answers.len() == n_answers).then_some(answers),
             })
         }
         Dataset::Statements(set) => {
