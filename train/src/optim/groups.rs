@@ -249,16 +249,12 @@ impl GroupSettings {
     }
 
     fn decays(&self, name: &str, shape: &[usize]) -> bool {
-        if self.rules == GroupRules::All {
-            return true;
-        }
-        if NOT_DECAYED.iter().any(|part| name.contains(part)) {
-            return false;
-        }
+        let is_listed = NOT_DECAYED.iter().any(|part| name.contains(part));
         let is_norm = shape.len() == 1 && name.rsplit('.').next() == Some("weight");
         match self.rules {
-            GroupRules::Published | GroupRules::All => true,
-            GroupRules::Exact => !is_norm,
+            GroupRules::All => true,
+            GroupRules::Published => !is_listed,
+            GroupRules::Exact => !is_listed && !is_norm,
         }
     }
 

@@ -34,9 +34,7 @@ impl Memory {
         let lasting = 4 * self.n_parameters + self.gradient_bytes + self.optimizer_bytes;
         lasting + self.start_bytes + self.activation_bytes.max(self.saving_bytes)
     }
-}
 
-impl Memory {
     /// Of a run whose parts of a batch have `n_examples` each.
     pub(super) fn of(
         recipe: &TrainRecipe,

@@ -211,7 +211,7 @@ fn objectives(
         let opening = Opening {
             image_tokenizer,
             contrast: settings.contrast,
-            part: recipe.per_device_batch.unwrap_or(share).min(share),
+            part: at_once(recipe, share),
         };
         let objective = (objectives::spec(&settings.name)?.open)(&opening)?;
         Ok((objective, settings.weight))
@@ -319,6 +319,11 @@ fn dtype(precision: &str) -> Result<DType> {
     }
 }
 
+/// Examples of a rank's share of a batch that it computes at once.
+fn at_once(recipe: &TrainRecipe, share: usize) -> usize {
+    recipe.per_device_batch.unwrap_or(share).min(share)
+}
+
 /// How many parts a rank's share of a batch is computed in.
 fn n_parts(recipe: &TrainRecipe, order: &Order, n_ranks: usize) -> Result<usize> {
     let bad = |reason: String| Error::BadSetting {
@@ -332,7 +337,7 @@ fn n_parts(recipe: &TrainRecipe, order: &Order, n_ranks: usize) -> Result<usize>
         )));
     }
     let share = batch / n_ranks;
-    let per_part = recipe.per_device_batch.unwrap_or(share).min(share);
+    let per_part = at_once(recipe, share);
     if !share.is_multiple_of(per_part) {
         return Err(bad(format!(
             "{share} examples of a rank are no multiple of {per_part}"
