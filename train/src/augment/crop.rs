@@ -3,7 +3,7 @@
 use evaluate::images::{Part, Rgb};
 use merge::random::Sequence;
 
-/// How often a part is drawn anew that does not fit into the picture.
+/// The most draws of a part that does not fit into the picture.
 const N_ATTEMPTS: usize = 10;
 
 /// Draws a part of a picture: its share of the area uniform, its aspect ratio (width by height)

@@ -3,7 +3,7 @@
 use merge::random::{Draws, Sequence};
 use serde::{Deserialize, Serialize};
 
-/// How often a box is drawn anew that does not fit.
+/// The most draws of a box that does not fit.
 const N_ATTEMPTS: usize = 10;
 
 /// What stands in an erased box.

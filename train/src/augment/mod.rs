@@ -3,10 +3,10 @@
 //! 1. [`TrainTransform`] makes the input of a model of a picture: a part of it ([`RandomCrop`]),
 //!    mirrored or not, changed by [`RandomAugment`], which draws from [`Operation`]s. [`TwoViews`]
 //!    makes a second view of it for the tokenizer of images.
-//!    [`PictureStep`]s are a list of what is done instead, as ZeroVL's recipes write it, with
+//!    A list of [`PictureStep`]s does so instead where a recipe says so, as ZeroVL's do, with
 //!    [`auto_augment`] and [`RandomErasing`].
-//! 2. [`corrupted`] changes the words of a caption. [`WordMasking`] says which words of a text are to be guessed, [`PatchMasking`] which patches
-//!    of an image.
+//! 2. [`corrupted`] changes the words of a caption. [`WordMasking`] chooses the words of a text that a
+//!    model guesses, [`PatchMasking`] the patches of an image.
 //!
 //! All is drawn from a [`Sequence`](merge::random::Sequence), so the same key gives the same view.
 

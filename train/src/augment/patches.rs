@@ -2,10 +2,10 @@
 
 use merge::random::Sequence;
 
-/// How often a block is drawn anew that does not fit.
+/// The most draws of a block that does not fit.
 const N_ATTEMPTS: usize = 10;
 
-/// Masks patches in rectangular blocks, until so many are masked.
+/// Masks patches in rectangular blocks, until `n_masked` are masked.
 ///
 /// A block's area is uniform between `least` and what remains, its aspect ratio uniform in the
 /// logarithm; it counts only if both sides are smaller than the grid's and it masks at least one

@@ -11,14 +11,14 @@ use super::Examples;
 use crate::recipe::DataSettings;
 use crate::{Error, Result};
 
-/// So much of the beginning and of the end of a file is looked at whole.
+/// Bytes at the beginning and at the end of a file that the hash reads whole.
 const END_BYTES: u64 = 1 << 20;
 
-/// Between them, so many pieces of so many bytes.
+/// Pieces that the hash reads between them, and the bytes of each.
 const N_PIECES: u64 = 256;
 const PIECE_BYTES: u64 = 4096;
 
-/// Texts of so many examples are looked at: all of most data sets.
+/// The most examples whose texts the hash reads: all of most data sets.
 const MAX_EXAMPLES: usize = 1 << 20;
 
 /// The key of the examples' texts.

@@ -40,13 +40,13 @@ pub struct Order {
     sets: Vec<Range<usize>>,
     sampling: Sampling,
     batch_size: usize,
-    /// Data sets are filled up to a multiple of it, and a batch has the shares of so many ranks.
+    /// Ranks that share a batch; data sets are filled up to a multiple of them.
     n_ranks: usize,
     seed: u64,
 }
 
 impl Order {
-    /// Of so many examples, in whole batches of `batch_size`; a smaller data set is one batch of
+    /// Of `n_examples`, in whole batches of `batch_size`; a smaller data set is one batch of
     /// all its examples.
     #[must_use]
     pub fn new(n_examples: usize, batch_size: usize, seed: u64) -> Self {
@@ -217,7 +217,7 @@ pub struct Visits {
 }
 
 impl Visits {
-    /// At the beginning of an epoch, with so many batches of each data set.
+    /// At the beginning of an epoch; `n_batches` are those of each data set.
     #[must_use]
     pub fn new(n_batches: &[usize]) -> Self {
         let first = Visit { round: 0, batch: 0 };

@@ -20,7 +20,7 @@ pub struct JsonLines {
 }
 
 impl JsonLines {
-    /// Starts the file anew, or, with the step that a run goes on from, keeps the lines up to that step: what
+    /// Empties the file, or, with the step that a run goes on from, keeps the lines up to that step: what
     /// came after it will come again. A half line at the end, as a crash leaves it, goes too.
     ///
     /// # Errors

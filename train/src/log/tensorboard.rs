@@ -27,8 +27,8 @@ pub struct EventFile {
 }
 
 impl EventFile {
-    /// A new file in `folder`, with a name of its own. Where a run goes on from a step, TensorBoard is told to
-    /// forget what older files say of later ones.
+    /// A new file in `folder`, with a name of its own. Where a run goes on from a step, the file makes
+    /// TensorBoard forget what older files say of later ones.
     ///
     /// # Errors
     /// [`Error::Io`].

@@ -109,7 +109,7 @@ pub trait FeatureLoss: Objective {
 pub struct FeatureGradients {
     /// The loss of this rank; averaged over the ranks, that of the whole batch.
     pub reported: f64,
-    /// Numbers beside it.
+    /// Further numbers, as in [`Loss::measures`].
     pub measures: Vec<(&'static str, f64, f64)>,
     branches: Vec<OfBranch>,
 }

@@ -50,7 +50,7 @@ pub struct Loss {
     pub value: Tensor,
     /// The loss as it is reported: averaged over the ranks, that of the whole batch.
     pub reported: f64,
-    /// Numbers beside it, such as accuracies: name, sum over cases, cases.
+    /// Further numbers, such as accuracies: name, sum over cases, cases.
     pub measures: Vec<(&'static str, f64, f64)>,
 }
 

@@ -68,7 +68,7 @@ pub struct TrainRecipe {
     /// How patches of images are masked, for objectives that guess their tokens.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub image_masking: Option<ImageMasking>,
-    /// Compute the inside of blocks anew in the backward pass, for less memory.
+    /// Compute the inside of blocks again in the backward pass, for less memory.
     #[serde(default)]
     pub checkpoint_activations: bool,
     /// What all draws are keyed by.
@@ -197,7 +197,7 @@ pub struct ObjectiveSettings {
     pub contrast: Option<ContrastSettings>,
 }
 
-/// A length of training: so many steps, or so many times through the data.
+/// A length of training: a number of steps, or of times through the data.
 #[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Span {

@@ -19,7 +19,7 @@ pub struct Wanted {
     pub settings: Vec<Setting>,
     /// The objectives, whose heads may be missing.
     pub objectives: Vec<&'static ObjectiveSpec>,
-    /// How many classes heads tell apart that are drawn anew.
+    /// How many classes each freshly drawn head tells apart.
     pub classes: Vec<(Head, usize)>,
     /// What their draws are keyed by.
     pub seed: u64,
@@ -38,8 +38,8 @@ pub struct Start {
 }
 
 impl Start {
-    /// Loads a checkpoint for training: heads that the objectives use may be missing, and are then
-    /// drawn anew.
+    /// Loads a checkpoint for training. It draws the heads that the objectives use and the checkpoint
+    /// lacks.
     ///
     /// # Errors
     /// When the family ignores a setting of the run, or a tensor is missing or of another shape.
