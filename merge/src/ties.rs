@@ -8,7 +8,7 @@ use std::sync::Arc;
 use serde_json::Value;
 
 use crate::io::{SourceInfo, TensorEntry};
-use crate::{Checkpoint, DType, ObjectPath, PathSegment, Result, TensorSource, model_config};
+use crate::{Checkpoint, DType, Result, TensorSource, model_config};
 
 /// How the names of heads end.
 const HEADS: [&str; 6] = [
@@ -37,6 +37,11 @@ pub(crate) fn is_head(name: &str) -> bool {
 /// Whether a tensor is embeddings of tokens that a head may share.
 pub(crate) fn is_embedding(name: &str) -> bool {
     EMBEDDINGS.iter().any(|end| ends_with(name, end))
+}
+
+/// Whether a tensor is embeddings that a head may share: also those of an encoder and a decoder at once.
+pub(crate) fn may_be_shared(name: &str) -> bool {
+    is_embedding(name) || ends_with(name, "shared.weight")
 }
 
 fn ends_with(name: &str, end: &str) -> bool {
@@ -103,8 +108,7 @@ pub(crate) enum TiedHead {
 /// The head that shares `embedding` with a model and is not in its file.
 pub(crate) fn head_of(checkpoint: &Checkpoint, embedding: &str) -> Result<TiedHead> {
     let is_stored = checkpoint.tensors().any(|(name, _)| is_head(name));
-    let is_shared = is_embedding(embedding) || ends_with(embedding, "shared.weight");
-    if is_stored || !is_shared {
+    if is_stored || !may_be_shared(embedding) {
         return Ok(TiedHead::None);
     }
     let Some(config) = model_config::of(checkpoint)? else {
@@ -169,18 +173,15 @@ struct WithHead {
 
 impl WithHead {
     fn new(inner: Arc<Checkpoint>, head: &str, embedding: &str) -> Result<Self> {
-        let entry = |name: &str, info: &crate::TensorInfo| TensorEntry {
-            path: ObjectPath(vec![PathSegment::Key(name.to_owned())]),
-            name: Some(name.to_owned()),
-            info: info.clone(),
-        };
-        let own = inner.tensors();
-        let mut all: Vec<(TensorEntry, String)> = own
-            .map(|(name, info)| (entry(name, info), name.to_owned()))
-            .collect();
         let info = inner.require(embedding)?;
-        all.push((entry(head, info), embedding.to_owned()));
-        let (tensors, keys) = all.into_iter().unzip();
+        let own = inner.tensors().map(|(name, info)| (name, name, info));
+        let all = own.chain([(head, embedding, info)]);
+        let (tensors, keys) = all
+            .map(|(name, key, info)| {
+                let entry = TensorEntry::named(name.to_owned(), info.clone());
+                (entry, key.to_owned())
+            })
+            .unzip();
         Ok(Self {
             inner,
             tensors,

@@ -91,10 +91,9 @@ pub(crate) fn of(companions: &Companions) -> Result<Option<String>> {
     if let Some((_, text)) = companions.text(FILE)? {
         return Ok(Some(text));
     }
-    let Some((path, text)) = companions.text(SETTINGS)? else {
+    let Some(settings) = companions.settings(SETTINGS)? else {
         return Ok(None);
     };
-    let settings = super::config::parsed(&text, &path)?;
     Ok(match settings.get("chat_template") {
         Some(Value::String(template)) => Some(template.clone()),
         // Several, by name.
@@ -109,10 +108,8 @@ pub(crate) fn of(companions: &Companions) -> Result<Option<String>> {
 
 /// Puts a template where loaders look for it. Returns the file that was changed.
 pub(crate) fn set(companions: &mut Companions, template: &str) -> Result<&'static str> {
-    let settings = companions.text(SETTINGS)?;
     let has_file = companions.0.contains_key(FILE);
-    if let Some((path, text)) = settings {
-        let mut settings = super::config::parsed(&text, &path)?;
+    if let Some(mut settings) = companions.settings(SETTINGS)? {
         if let Some(settings) = settings.as_object_mut() {
             if has_file {
                 settings.remove("chat_template");

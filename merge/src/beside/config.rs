@@ -4,8 +4,9 @@ use std::path::Path;
 
 use serde_json::{Map, Value, json};
 
+use super::bad;
 use super::layers::{self, Layers};
-use crate::{DType, MergeFault, Result};
+use crate::{DType, Result};
 
 /// How the merged model differs from the one whose configuration it gets.
 #[derive(Clone, Debug, Default)]
@@ -53,14 +54,10 @@ pub(crate) fn changed(text: &str, path: &Path, changes: &Changes) -> Result<Chan
 
 /// A configuration, which is an object.
 pub(crate) fn parsed(text: &str, path: &Path) -> Result<Value> {
-    let bad = |reason: String| MergeFault::Companion {
-        path: path.into(),
-        reason,
-    };
-    let config: Value = serde_json::from_str(text).map_err(|error| bad(error.to_string()))?;
+    let config: Value = serde_json::from_str(text).map_err(|error| bad(path, error.to_string()))?;
     match config.is_object() {
         true => Ok(config),
-        false => Err(bad("not an object".into()).into()),
+        false => Err(bad(path, "not an object").into()),
     }
 }
 
@@ -105,13 +102,12 @@ fn set_everywhere(
         if let Some(new) = new(key, value) {
             *value = new;
             changed.push(format!("{place}{key}"));
-        } else if is_part(key)
+        } else if place.is_empty()
+            && is_part(key)
             && let Some(part) = value.as_object_mut()
         {
             // Parts have no parts, and a stranger's file could nest without end.
-            if place.is_empty() {
-                set_everywhere(part, &format!("{key}."), changed, new);
-            }
+            set_everywhere(part, &format!("{key}."), changed, new);
         }
     }
 }

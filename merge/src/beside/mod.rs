@@ -4,6 +4,7 @@ use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 
 use serde::Serialize;
+use serde_json::Value;
 use travel::{Files, fits, is_below, travelling};
 
 use crate::io::{self, model_folder};
@@ -60,6 +61,16 @@ pub enum Content {
     Copy(PathBuf),
     /// This text.
     Text(String),
+}
+
+impl Content {
+    /// All of it.
+    pub(crate) fn bytes(&self) -> Result<Vec<u8>> {
+        match self {
+            Self::Text(text) => Ok(text.clone().into_bytes()),
+            Self::Copy(path) => read_bytes(path),
+        }
+    }
 }
 
 /// A model that went into a merge, as the model card names it.
@@ -143,21 +154,32 @@ impl Companions {
         })
     }
 
+    /// A file of settings, which is a JSON object, if it is there.
+    pub(crate) fn settings(&self, name: &str) -> Result<Option<Value>> {
+        let found = self.text(name)?;
+        found
+            .map(|(path, text)| config::parsed(&text, &path))
+            .transpose()
+    }
+
     /// Whether a file among them says what the tokens are.
     pub(crate) fn has_tokenizer(&self) -> bool {
-        let is_tokenizer = |name: &String| TOKENIZER_NAMES.iter().any(|p| fits(p, name));
-        self.0.keys().any(is_tokenizer)
+        self.0.keys().any(|name| is_of_tokenizer(name))
     }
 
     /// Takes the tokenizer's files from another model.
     pub(crate) fn with_tokenizer_of(mut self, other: &Self) -> Self {
-        let is_tokenizer = |name: &String| TOKENIZER_NAMES.iter().any(|p| fits(p, name));
-        self.0.retain(|name, _| !is_tokenizer(name));
-        let files = other.0.iter().filter(|(name, _)| is_tokenizer(name));
+        self.0.retain(|name, _| !is_of_tokenizer(name));
+        let files = other.0.iter().filter(|(name, _)| is_of_tokenizer(name));
         self.0
             .extend(files.map(|(name, content)| (name.clone(), content.clone())));
         self
     }
+}
+
+/// Whether a file says what tokens there are, or how texts become tokens.
+fn is_of_tokenizer(name: &str) -> bool {
+    TOKENIZER_NAMES.iter().any(|pattern| fits(pattern, name))
 }
 
 /// A file of bounded length, here or by its address.
@@ -188,7 +210,8 @@ pub(crate) fn read_text(path: &Path) -> Result<String> {
     String::from_utf8(read_bytes(path)?).map_err(|_| bad(path, "no UTF-8").into())
 }
 
-fn bad(path: &Path, reason: &str) -> MergeFault {
+/// The fault of a companion file.
+fn bad(path: &Path, reason: impl Into<String>) -> MergeFault {
     MergeFault::Companion {
         path: path.into(),
         reason: reason.into(),

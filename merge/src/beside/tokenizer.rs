@@ -5,8 +5,8 @@ use std::collections::BTreeMap;
 use serde_json::{Value, json};
 
 use super::vocabulary::{Tokenizer, Vocabulary};
-use super::{Companions, Content};
-use crate::{MergeFault, Result};
+use super::{Companions, Content, bad, config};
+use crate::Result;
 
 /// The tokens of all, and the settings of those that the first lacks, in the order of their new ids.
 pub(crate) struct Union {
@@ -92,17 +92,12 @@ impl Union {
         let Some((path, text)) = companions.text(name)? else {
             return Ok(());
         };
-        let bad = |reason: String| MergeFault::Companion {
-            path: path.clone(),
-            reason,
-        };
-        let mut json: Value =
-            serde_json::from_str(&text).map_err(|error| bad(error.to_string()))?;
+        let mut json = config::parsed(&text, &path)?;
         let is_table = json
             .get("added_tokens_decoder")
             .is_none_or(Value::is_object);
-        if !json.is_object() || !is_table {
-            return Err(bad("not an object".into()).into());
+        if !is_table {
+            return Err(bad(&path, "not an object").into());
         }
         for entry in &self.added {
             put(&mut json, entry, entry["id"].as_u64().unwrap_or_default());

@@ -7,7 +7,8 @@ use regex::Regex;
 use serde_json::Value;
 
 use super::read_text;
-use crate::{Error, Result};
+use crate::Result;
+use crate::io::folder::visible_files;
 
 /// Files that loaders look for beside weights, in lower case, `*` standing for anything.
 const NAMES: [&str; 26] = [
@@ -94,19 +95,8 @@ impl Files {
         if !path.is_dir() {
             return Ok(Vec::new());
         }
-        let failed = |source| Error::io("read", &path, source);
-        let mut names = Vec::new();
-        for entry in std::fs::read_dir(&path).map_err(failed)? {
-            let entry = entry.map_err(failed)?;
-            if let Ok(name) = entry.file_name().into_string()
-                && !name.starts_with('.')
-                && entry.path().is_file()
-            {
-                names.push(format!("{start}{name}"));
-            }
-        }
-        names.sort_unstable();
-        Ok(names)
+        let names = visible_files(&path)?.into_iter();
+        Ok(names.map(|name| format!("{start}{name}")).collect())
     }
 
     fn there(&self) -> impl Iterator<Item = &String> {

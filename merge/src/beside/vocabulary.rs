@@ -4,8 +4,8 @@ use std::collections::BTreeMap;
 
 use serde_json::Value;
 
-use super::{Companions, Content, read_bytes};
-use crate::{MergeFault, Result, io};
+use super::{Companions, Content, bad};
+use crate::{Result, io};
 
 /// No vocabulary is larger; an id beyond would only make rows of nothing.
 const MAX_TOKENS: u64 = 1 << 24;
@@ -20,10 +20,7 @@ pub(crate) struct Vocabulary(pub(crate) BTreeMap<String, usize>);
 impl Vocabulary {
     /// Of a `tokenizer.json`, added tokens included.
     pub(crate) fn of_tokenizer(tokenizer: &Value, path: &std::path::Path) -> Result<Self> {
-        let bad = |reason: String| MergeFault::Companion {
-            path: path.into(),
-            reason,
-        };
+        let bad = |reason: String| bad(path, reason);
         let mut tokens = BTreeMap::new();
         match &tokenizer["model"]["vocab"] {
             Value::Object(vocabulary) => {
@@ -111,10 +108,8 @@ impl Tokenizer {
         let Some((path, text)) = companions.text("tokenizer.json")? else {
             return Ok(None);
         };
-        let json: Value = serde_json::from_str(&text).map_err(|error| MergeFault::Companion {
-            path: path.clone(),
-            reason: error.to_string(),
-        })?;
+        let json: Value =
+            serde_json::from_str(&text).map_err(|error| bad(&path, error.to_string()))?;
         let vocabulary = Vocabulary::of_tokenizer(&json, &path)?;
         Ok(Some(Self { json, vocabulary }))
     }
@@ -150,10 +145,6 @@ pub(crate) fn difference(one: &Companions, other: &Companions) -> Result<Option<
 
 /// Whether two files have the same bytes.
 fn is_same(one: &Content, other: &Content) -> Result<bool> {
-    let bytes = |content: &Content| match content {
-        Content::Text(text) => Ok(text.clone().into_bytes()),
-        Content::Copy(path) => read_bytes(path),
-    };
     if let (Content::Copy(one), Content::Copy(other)) = (one, other) {
         if one == other {
             return Ok(true);
@@ -162,7 +153,7 @@ fn is_same(one: &Content, other: &Content) -> Result<bool> {
             return Ok(false);
         }
     }
-    Ok(bytes(one)? == bytes(other)?)
+    Ok(one.bytes()? == other.bytes()?)
 }
 
 #[cfg(test)]

@@ -2,9 +2,9 @@
 
 use std::path::{Path, PathBuf};
 
+use crate::beside::card;
 use crate::beside::travel::{Files, travelling};
-use crate::beside::{Content, card, read_bytes};
-use crate::io::folder::is_weights_name;
+use crate::io::folder::{NewFolders, folder_of, is_weights_name};
 use crate::io::{Belongings, ReadyFile, WriteOptions, check_file_target};
 use crate::provenance::Provenance;
 use crate::{Error, MergePlan, Result, WriteFault};
@@ -12,44 +12,16 @@ use crate::{Error, MergePlan, Result, WriteFault};
 /// What the model card is called.
 const CARD: &str = "README.md";
 
-/// The folders of an output that is a folder, made if they were not there. Dropped while they are empty,
-/// they are removed again.
-pub(super) struct OutputFolder {
-    made: Vec<PathBuf>,
-}
-
-impl OutputFolder {
-    /// Makes the folder, and those in it, if the output is one and they are not there.
-    pub(super) fn make(plan: &MergePlan, write: &WriteOptions) -> Result<Self> {
-        let mut output = Self { made: Vec::new() };
-        if !write.is_folder {
-            return Ok(output);
-        }
-        output.make_one(folder_of(write))?;
+/// Makes the folder of an output that is one, and the folders in it.
+pub(super) fn make_folders(plan: &MergePlan, write: &WriteOptions) -> Result<NewFolders> {
+    let mut folders = NewFolders::default();
+    if write.is_folder {
+        folders.make(folder_of(&write.path))?;
         for path in paths(plan, write) {
-            if let Some(folder) = path.parent() {
-                output.make_one(folder)?;
-            }
-        }
-        Ok(output)
-    }
-
-    fn make_one(&mut self, folder: &Path) -> Result<()> {
-        if !folder.is_dir() {
-            std::fs::create_dir(folder).map_err(|source| Error::io("create", folder, source))?;
-            self.made.push(folder.to_owned());
-        }
-        Ok(())
-    }
-}
-
-impl Drop for OutputFolder {
-    fn drop(&mut self) {
-        for folder in self.made.iter().rev() {
-            // Refused by the system if anything is in it.
-            let _ = std::fs::remove_dir(folder);
+            folders.make(folder_of(&path))?;
         }
     }
+    Ok(folders)
 }
 
 /// Checks that nothing is in the way of the files, and returns what of an older model is to be removed.
@@ -59,14 +31,15 @@ pub(super) fn check(
     write: &WriteOptions,
     may_replace: bool,
 ) -> Result<Vec<PathBuf>> {
-    if !write.is_folder || !folder_of(write).is_dir() {
+    if !write.is_folder || !folder_of(&write.path).is_dir() {
         return Ok(Vec::new());
     }
     for path in paths(plan, write).filter(|path| path.parent().is_some_and(Path::is_dir)) {
         check_file_target(&path, may_replace)?;
     }
     let stale = stale(plan, write)?;
-    let is_weights = |path: &&PathBuf| path.parent() == Some(folder_of(write)) && is_weights(path);
+    let is_weights =
+        |path: &&PathBuf| path.parent() == Some(folder_of(&write.path)) && is_weights(path);
     if let Some(weights) = stale.iter().find(is_weights).filter(|_| !may_replace) {
         return Err(Error::TargetExists {
             path: weights.clone(),
@@ -92,7 +65,7 @@ fn is_weights(path: &Path) -> bool {
 
 /// Files of another model in the output's folder that the plan does not replace.
 fn stale(plan: &MergePlan, write: &WriteOptions) -> Result<Vec<PathBuf>> {
-    let folder = folder_of(write);
+    let folder = folder_of(&write.path);
     let own: Vec<PathBuf> = paths(plan, write).chain([write.path.clone()]).collect();
     let failed = |source| Error::io("read", folder, source);
     let mut found: Vec<PathBuf> = Vec::new();
@@ -119,16 +92,12 @@ pub(super) fn prepare(
     if !write.is_folder {
         return Ok(Belongings::default());
     }
-    let folder = folder_of(write);
+    let folder = folder_of(&write.path);
     let mut files = Vec::new();
     for file in &plan.beside().files {
-        let bytes = match &file.content {
-            Content::Text(text) => text.clone().into_bytes(),
-            Content::Copy(path) => read_bytes(path)?,
-        };
         files.push(ReadyFile::new(
             &folder.join(&file.name),
-            &bytes,
+            &file.content.bytes()?,
             write.force,
         )?);
     }
@@ -148,12 +117,7 @@ pub(super) fn prepare(
 
 fn paths<'a>(plan: &'a MergePlan, write: &'a WriteOptions) -> impl Iterator<Item = PathBuf> + 'a {
     let names = plan.beside().files.iter().map(|file| file.name.as_str());
-    names.chain([CARD]).map(|name| folder_of(write).join(name))
-}
-
-fn folder_of(write: &WriteOptions) -> &Path {
-    match write.path.parent() {
-        Some(folder) if folder != Path::new("") => folder,
-        _ => Path::new("."),
-    }
+    names
+        .chain([CARD])
+        .map(|name| folder_of(&write.path).join(name))
 }

@@ -5,7 +5,7 @@ use std::sync::{Mutex, PoisonError};
 use super::{Chosen, RunOptions, Sink, write_entries};
 use crate::io::{Container, Root, SourceInfo, TensorEntry};
 use crate::provenance::{Hashes, Provenance};
-use crate::{Checkpoint, MergePlan, ObjectPath, PathSegment, Progress, Result, TensorSource};
+use crate::{Checkpoint, MergePlan, Progress, Result, TensorSource};
 
 /// Runs a plan and keeps the result: a checkpoint like one read from a file. It goes by the path
 /// of the plan's first input, and its metadata say how it was made.
@@ -38,11 +38,7 @@ fn fill(plan: &MergePlan, run: &RunOptions, progress: &dyn Progress) -> Result<M
     };
     super::require_unchanged(&files)?;
     let tensors: Vec<TensorEntry> = (plan.entries().iter())
-        .map(|entry| TensorEntry {
-            path: ObjectPath(vec![PathSegment::Key(entry.name.clone())]),
-            name: Some(entry.name.clone()),
-            info: entry.info.clone(),
-        })
+        .map(|entry| TensorEntry::named(entry.name.clone(), entry.info.clone()))
         .collect();
     let root = Root {
         name: String::new(),

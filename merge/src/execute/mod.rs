@@ -1,5 +1,6 @@
 //! Running a plan: tensor by tensor, chunk by chunk, on all cores, in bounded memory.
 
+use std::collections::BTreeMap;
 use std::ops::Range;
 use std::path::PathBuf;
 use std::thread;
@@ -73,7 +74,7 @@ pub struct Summary {
     pub files: Vec<PathBuf>,
     /// Tensors copied.
     pub n_copied: usize,
-    /// Tensors combined from several or made anew.
+    /// Tensors combined from several, or made without an input.
     pub n_combined: usize,
     /// Tensors among those combined from several that are bit for bit what they are measured from: the base, or
     /// else the first model.
@@ -131,9 +132,7 @@ pub fn execute(
     run: &RunOptions,
     progress: &dyn Progress,
 ) -> Result<Summary> {
-    let placeholder = Provenance::new(plan.recipe().to_owned(), &plan.files());
-    let placeholder = placeholder.with_placeholder_hashes(run.hash);
-    let fingerprint = fingerprint::of(plan, &plan.metadata(&placeholder)?, write, run);
+    let fingerprint = fingerprint::of(plan, &placeholder(plan, run)?, write, run);
     let n_files_kept = n_complete_files(&write.path, &fingerprint);
     // What stands under the target's names is what an unfinished run put there.
     let may_replace = write.force || n_files_kept > 0;
@@ -142,7 +141,7 @@ pub fn execute(
         force: may_replace,
         ..write.clone()
     };
-    let _folder = beside::OutputFolder::make(plan, write)?;
+    let _folder = beside::make_folders(plan, write)?;
     // Announced before the first file is made, for from here on an interrupt must clean up.
     stages::write(plan, write, run, progress, &mut Vec::new())?;
     progress.start("writing", plan.output_bytes());
@@ -168,10 +167,15 @@ pub fn execute(
 /// # Errors
 /// When the target cannot be written; nothing is created.
 pub fn check(plan: &MergePlan, write: &WriteOptions, run: &RunOptions) -> Result<()> {
-    let placeholder = Provenance::new(plan.recipe().to_owned(), &plan.files());
-    let metadata = plan.metadata(&placeholder.with_placeholder_hashes(run.hash))?;
+    let metadata = placeholder(plan, run)?;
     beside::check(plan, write, write.force)?;
     check_target(&tensors(plan), &metadata, write)
+}
+
+/// The metadata of the output, with stand-ins for the hashes of the inputs.
+fn placeholder(plan: &MergePlan, run: &RunOptions) -> Result<BTreeMap<String, String>> {
+    let made = Provenance::new(plan.recipe().to_owned(), &plan.files());
+    plan.metadata(&made.with_placeholder_hashes(run.hash))
 }
 
 /// Names, shapes and dtypes of the output.
@@ -192,10 +196,7 @@ fn write_all(
     progress: &dyn Progress,
 ) -> Result<(Vec<PathBuf>, usize)> {
     let files = plan.files();
-    let provenance = Provenance::new(plan.recipe().to_owned(), &files);
-    let placeholder = provenance.clone().with_placeholder_hashes(run.hash);
-    let metadata = plan.metadata(&placeholder)?;
-    let writer = Writer::resume(&tensors(plan), &metadata, write, fingerprint)?;
+    let writer = Writer::resume(&tensors(plan), &placeholder(plan, run)?, write, fingerprint)?;
     let watched = Watched::new(plan, &writer);
     let (written, hashes) = thread::scope(|scope| {
         let hashes = scope.spawn(|| {
@@ -217,6 +218,7 @@ fn write_all(
         other => other,
     };
     written.map_err(stopped)?;
+    let provenance = Provenance::new(plan.recipe().to_owned(), &files);
     let provenance = match hashes.map_err(stopped)? {
         Some(hashes) => provenance.with_hashes(hashes),
         None => provenance,

@@ -1,10 +1,9 @@
 //! Merges that other merges build on: made first, beside the target, and removed at the end.
 
-use std::path::Path;
-
 use tempfile::TempPath;
 
 use super::{RunOptions, write_all};
+use crate::io::folder::folder_of;
 use crate::io::{OutputContainer, WriteOptions};
 use crate::plan::stages::open_result;
 use crate::{Error, MergePlan, Progress, Result};
@@ -17,16 +16,12 @@ pub(super) fn write(
     progress: &dyn Progress,
     files: &mut Vec<TempPath>,
 ) -> Result<()> {
-    let folder = match write.path.parent() {
-        Some(folder) if folder != Path::new("") => folder,
-        _ => Path::new("."),
-    };
     for stage in plan.stages() {
         let failed = |source| Error::io("create", &write.path, source);
         let file = tempfile::Builder::new()
             .prefix(".stage.")
             .suffix(".partial")
-            .tempfile_in(folder)
+            .tempfile_in(folder_of(&write.path))
             .map_err(failed)?;
         let path = file.into_temp_path();
         let options = WriteOptions {

@@ -65,7 +65,7 @@ impl Found {
 /// When there is none, or several of the same rank.
 pub(super) fn model_file(folder: &Path) -> Result<Found> {
     let folder = &snapshot(folder)?;
-    model_among(folder, &names(folder)?)
+    model_among(folder, &visible_files(folder)?)
 }
 
 /// The same of a folder whose files are called `names`, sorted.
@@ -190,7 +190,8 @@ fn is_other(name: &str) -> bool {
     OTHER_STEMS.iter().any(|stem| name.starts_with(stem))
 }
 
-fn extension_rank(name: &str) -> Option<usize> {
+/// How good the extension of a single model file is, 0 the best; `None` for any other.
+pub(crate) fn extension_rank(name: &str) -> Option<usize> {
     let (_, extension) = name.rsplit_once('.')?;
     let has = |extensions: &&[&str]| extensions.contains(&extension);
     MODEL_EXTENSIONS.iter().position(has)
@@ -241,11 +242,40 @@ pub(crate) fn model_folder(path: &Path) -> Option<PathBuf> {
     if path.is_dir() {
         return Some(snapshot(path).unwrap_or_else(|_| path.to_owned()));
     }
-    let folder = match path.parent()? {
-        folder if folder == Path::new("") => Path::new("."),
-        folder => folder,
-    };
+    let folder = folder_of(path);
     (is_model_name(path) && folder.is_dir()).then(|| folder.to_owned())
+}
+
+/// The folder that a file is in.
+pub(crate) fn folder_of(path: &Path) -> &Path {
+    match path.parent() {
+        Some(folder) if folder != Path::new("") => folder,
+        _ => Path::new("."),
+    }
+}
+
+/// Folders that this program makes where they are missing. Dropped, they are removed again if they are empty.
+#[derive(Default)]
+pub(crate) struct NewFolders(Vec<PathBuf>);
+
+impl NewFolders {
+    /// Makes a folder if it is not there.
+    pub(crate) fn make(&mut self, folder: &Path) -> Result<()> {
+        if !folder.is_dir() {
+            std::fs::create_dir(folder).map_err(|source| Error::io("create", folder, source))?;
+            self.0.push(folder.to_owned());
+        }
+        Ok(())
+    }
+}
+
+impl Drop for NewFolders {
+    fn drop(&mut self) {
+        for folder in self.0.iter().rev() {
+            // Refused by the system if anything is in it.
+            let _ = std::fs::remove_dir(folder);
+        }
+    }
 }
 
 /// Whether a file has a name by which programs look for the model of a folder, or for its index.
@@ -267,7 +297,7 @@ pub(crate) fn is_weights_name(name: &str) -> bool {
 }
 
 /// Names of the folder's visible files, sorted.
-fn names(folder: &Path) -> Result<Vec<String>> {
+pub(crate) fn visible_files(folder: &Path) -> Result<Vec<String>> {
     let failed = |source| Error::io("read", folder, source);
     let mut names = Vec::new();
     for entry in std::fs::read_dir(folder).map_err(failed)? {

@@ -10,7 +10,7 @@ use serde::de::{Deserializer, Error as _, MapAccess, Visitor};
 
 use super::pairs::StringPairs;
 use super::read_at::ReadAt;
-use super::source::{Container, ObjectPath, OpenOptions, PathSegment, Root};
+use super::source::{Container, OpenOptions, Root};
 use super::source::{SourceFile, SourceInfo, TensorEntry, TensorSource};
 use crate::{DType, Error, Result, SafetensorsFault, TensorInfo};
 
@@ -72,12 +72,7 @@ impl SafetensorsFile {
         let info = SourceInfo {
             path: path.into(),
             container: Container::Safetensors,
-            files: vec![SourceFile {
-                path: path.into(),
-                n_bytes: n_file_bytes,
-                etag: file.etag(),
-                stamp: file.stamp(),
-            }],
+            files: vec![SourceFile::of(path, file.as_ref())],
             metadata,
             roots: vec![Root {
                 name: String::new(),
@@ -182,11 +177,7 @@ fn check(
     let mut tensors = Vec::with_capacity(sorted.len());
     let mut starts = Vec::with_capacity(sorted.len());
     for (key, raw) in &sorted {
-        tensors.push(TensorEntry {
-            path: ObjectPath(vec![PathSegment::Key(key.clone())]),
-            name: Some(key.clone()),
-            info: check_size(path, key, raw)?,
-        });
+        tensors.push(TensorEntry::named(key.clone(), check_size(path, key, raw)?));
         starts.push(data_start.saturating_add(raw.data_offsets.0 as u64));
     }
     let n_data_bytes = n_file_bytes - data_start;

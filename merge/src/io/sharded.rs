@@ -53,12 +53,7 @@ pub(super) fn open(
     }
     check_names(path, &weight_map, &shards)?;
     let sources = shards.into_iter().map(|(_, source)| source).collect();
-    let index_file = SourceFile {
-        path: path.into(),
-        n_bytes: file.n_bytes(),
-        etag: file.etag(),
-        stamp: file.stamp(),
-    };
+    let index_file = SourceFile::of(path, file);
     let metadata = plain_metadata(index.metadata);
     let root = options.root.clone().unwrap_or_default();
     Ok(Box::new(ShardedModel::new(

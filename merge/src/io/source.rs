@@ -8,6 +8,7 @@ use std::path::{Path, PathBuf};
 
 use serde::Serialize;
 
+use super::read_at::ReadAt;
 use crate::{DType, Error, Result};
 
 /// One step from the root object of a file towards a tensor or a value.
@@ -90,6 +91,17 @@ pub struct TensorEntry {
     pub info: TensorInfo,
 }
 
+impl TensorEntry {
+    /// A tensor that stands in the root object under its name.
+    pub(crate) fn named(name: String, info: TensorInfo) -> Self {
+        Self {
+            path: ObjectPath(vec![PathSegment::Key(name.clone())]),
+            name: Some(name),
+            info,
+        }
+    }
+}
+
 /// The kind of a checkpoint file.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "snake_case")]
@@ -148,6 +160,16 @@ impl Stamp {
 }
 
 impl SourceFile {
+    /// Of a file that was opened.
+    pub(crate) fn of(path: &Path, file: &dyn ReadAt) -> Self {
+        Self {
+            path: path.into(),
+            n_bytes: file.n_bytes(),
+            etag: file.etag(),
+            stamp: file.stamp(),
+        }
+    }
+
     /// Checks that the file is still the one that was opened, unchanged.
     ///
     /// # Errors

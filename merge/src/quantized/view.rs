@@ -5,7 +5,7 @@ use std::sync::Arc;
 use super::stored::{Kept, N_KEPT};
 use super::{Quantization, Weight, info};
 use crate::io::{SourceInfo, TensorEntry};
-use crate::{Checkpoint, DType, ObjectPath, PathSegment, Result, TensorSource};
+use crate::{Checkpoint, DType, Result, TensorSource};
 
 pub(super) struct View {
     inner: Arc<Checkpoint>,
@@ -23,18 +23,14 @@ enum Own {
 impl View {
     pub(super) fn new(inner: Arc<Checkpoint>, found: Quantization) -> Self {
         let mut entries: Vec<(TensorEntry, Own)> = Vec::new();
-        let entry = |name: &str, info| TensorEntry {
-            path: ObjectPath(vec![PathSegment::Key(name.to_owned())]),
-            name: Some(name.to_owned()),
-            info,
-        };
         let parts = found.parts();
         for (key, info) in inner.tensors().filter(|(key, _)| !parts.contains(*key)) {
-            entries.push((entry(key, info.clone()), Own::Stored(key.to_owned())));
+            let entry = TensorEntry::named(key.to_owned(), info.clone());
+            entries.push((entry, Own::Stored(key.to_owned())));
         }
         for (name, weight) in found.weights {
-            let computed = info(&weight.shape);
-            entries.push((entry(&name, computed), Own::Weight(weight)));
+            let entry = TensorEntry::named(name, info(&weight.shape));
+            entries.push((entry, Own::Weight(weight)));
         }
         entries.sort_by(|a, b| a.0.name.cmp(&b.0.name));
         let (tensors, own) = entries.into_iter().unzip();

@@ -7,7 +7,8 @@ use serde_json::Value;
 
 use super::{Check, Outcome};
 use crate::beside::vocabulary::Tokenizer;
-use crate::beside::{Companions, chat, config, layers};
+use crate::beside::{Companions, chat, layers};
+use crate::plan::PIECE_ELEMENTS;
 use crate::plan::stacks::Stacks;
 use crate::{Checkpoint, Result, ties};
 
@@ -24,14 +25,13 @@ const STACKS: [&str; 6] = [
 /// The checks of a folder; one that is skipped for a file alone.
 pub(super) fn checks(path: &Path, found: &Checkpoint) -> Result<Vec<Check>> {
     let files = Companions::of_model(path)?;
-    let Some((place, text)) = files.text("config.json")? else {
+    let Some(config) = files.settings("config.json")? else {
         return Ok(vec![Check::said(
             "config",
             Outcome::Skipped,
             "no config.json beside the weights",
         )]);
     };
-    let config = config::parsed(&text, &place)?;
     let mut checks = vec![
         Check::failing("config", contradictions(&config, found)),
         quantization(&config, found),
@@ -59,8 +59,8 @@ pub(super) fn checks(path: &Path, found: &Checkpoint) -> Result<Vec<Check>> {
             .ok()?;
         Some(tokens[at].1)
     };
-    let generation = parsed(&files, "generation_config.json")?;
-    let settings = parsed(&files, "tokenizer_config.json")?;
+    let generation = (files.settings("generation_config.json")?).unwrap_or_default();
+    let settings = (files.settings("tokenizer_config.json")?).unwrap_or_default();
     let ends = ids(&config, "eos_token_id")
         .into_iter()
         .chain(ids(&generation, "eos_token_id"));
@@ -98,13 +98,6 @@ pub(super) fn checks(path: &Path, found: &Checkpoint) -> Result<Vec<Check>> {
     Ok(checks)
 }
 
-fn parsed(files: &Companions, name: &str) -> Result<Value> {
-    match files.text(name)? {
-        Some((place, text)) => config::parsed(&text, &place),
-        None => Ok(Value::Null),
-    }
-}
-
 /// One id or a list of them.
 fn ids(config: &Value, key: &str) -> Vec<u64> {
     match config.get(key) {
@@ -135,10 +128,10 @@ fn contradictions(config: &Value, found: &Checkpoint) -> Vec<String> {
     }
     let text = config.get("text_config").unwrap_or(config);
     let says = |key: &str| text.get(key).or_else(|| config.get(key));
-    if let (Some((name, rows)), Some(size)) = (
-        embeddings(found),
-        says("vocab_size").and_then(Value::as_u64),
-    ) && size != rows as u64
+    let embeddings = embeddings(found);
+    let size = says("vocab_size").and_then(Value::as_u64);
+    if let (Some((name, rows)), Some(size)) = (embeddings, size)
+        && size != rows as u64
     {
         findings.push(format!("`vocab_size` is {size}, `{name}` has {rows} rows"));
     }
@@ -146,8 +139,7 @@ fn contradictions(config: &Value, found: &Checkpoint) -> Vec<String> {
         .tensors()
         .find(|(name, _)| name.ends_with("lm_head.weight"));
     let is_tied = says("tie_word_embeddings").and_then(Value::as_bool);
-    if let (Some(true), Some((head, info)), Some((embeddings, _))) =
-        (is_tied, head, embeddings(found))
+    if let (Some(true), Some((head, info)), Some((embeddings, _))) = (is_tied, head, embeddings)
         && found.get(embeddings) == Some(info)
         && differ(found, head, embeddings)
     {
@@ -164,8 +156,8 @@ fn differ(found: &Checkpoint, one: &str, other: &str) -> bool {
         return false;
     };
     let (n, size) = (info.n_elements(), info.dtype.size_bytes());
-    (0..n).step_by(super::PIECE_ELEMENTS).any(|first| {
-        let n = super::PIECE_ELEMENTS.min(n - first);
+    (0..n).step_by(PIECE_ELEMENTS).any(|first| {
+        let n = PIECE_ELEMENTS.min(n - first);
         let read = |name: &str| {
             let mut bytes = vec![0; n * size];
             found.read(name, first, &mut bytes).map(|()| bytes)

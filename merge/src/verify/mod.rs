@@ -9,15 +9,13 @@ use serde::Serialize;
 
 use crate::execute::compare;
 use crate::io::{self, OpenOptions};
+use crate::plan::PIECE_ELEMENTS;
 use crate::provenance::{Hashes, Provenance};
 use crate::recipe::OutputDType;
 use crate::{Checkpoint, Error, MergePlan, MergeRecipe, Progress, Result, decode_f32};
 
 /// Findings of one check that are listed; the others are counted.
 const LISTED: usize = 20;
-
-/// Elements that are looked at at a time.
-const PIECE_ELEMENTS: usize = 1 << 16;
 
 /// What came of one check.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
@@ -195,7 +193,7 @@ fn by_recipe(
         .filter(|entry| entry.action.tensors().count() > 1)
         .count();
     let unchanged = match (compared.n_unchanged, n_combined) {
-        (0, _) => Check::new("changed", Outcome::Failed, Vec::new()),
+        (0, _) => Check::failing("changed", Vec::new()),
         (n, all) if n == all => Check::said(
             "changed",
             Outcome::Failed,

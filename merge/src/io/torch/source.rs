@@ -66,12 +66,7 @@ impl TorchSource {
         let info = SourceInfo {
             path: path.into(),
             container,
-            files: vec![SourceFile {
-                path: path.into(),
-                n_bytes: source.n_bytes(),
-                etag: source.etag(),
-                stamp: source.stamp(),
-            }],
+            files: vec![SourceFile::of(path, source.as_ref())],
             metadata,
             roots: choice.roots,
             root: choice.root,

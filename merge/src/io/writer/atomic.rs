@@ -9,6 +9,7 @@ use std::time::{Duration, Instant};
 use rustix::fs::OFlags;
 use tempfile::{NamedTempFile, TempPath};
 
+use crate::io::folder::folder_of;
 use crate::{Error, Result, WriteFault};
 
 /// What `open` takes for a new file; the umask removes the rest.
@@ -260,11 +261,4 @@ pub(super) fn check_space(target: &Path, needed: u64) -> Result<()> {
         }));
     }
     Ok(())
-}
-
-pub(super) fn folder_of(target: &Path) -> &Path {
-    match target.parent() {
-        Some(folder) if folder != Path::new("") => folder,
-        _ => Path::new("."),
-    }
 }

@@ -302,7 +302,7 @@ impl Writer {
         Ok(())
     }
 
-    /// Runs of tensors that are still to be written, each of which [`Writer::complete`] is told of.
+    /// Runs of tensors that are still to be written; the caller reports each to [`Writer::complete`].
     #[must_use]
     pub fn open_runs(&self) -> Vec<Range<usize>> {
         let Some(ledger) = &self.ledger else {

@@ -12,6 +12,7 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Mutex, PoisonError};
 
 use super::{atomic, shards};
+use crate::io::folder::folder_of;
 use crate::{Error, Result, WriteFault};
 
 /// What a ledger begins with.
@@ -151,7 +152,7 @@ impl Drop for Ledger {
 /// Removes the files of a stopped run of any output of this target: regular files called as one of its
 /// parts, or its index, while they are under way.
 fn remove_partials(target: &Path) -> Result<()> {
-    let folder = atomic::folder_of(target);
+    let folder = folder_of(target);
     let failed = |source| Error::io("read", folder, source);
     for entry in std::fs::read_dir(folder).map_err(failed)? {
         let entry = entry.map_err(failed)?;
