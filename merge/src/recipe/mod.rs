@@ -69,7 +69,7 @@ pub struct MergeRecipe {
     #[serde(default)]
     pub as_published: bool,
     /// Element type of the output, and of the computation if it is f64, unless `out_dtype` is given.
-    #[serde(default, skip_serializing_if = "OutputDType::is_keep")]
+    #[serde(default, skip_serializing_if = "is_default")]
     pub dtype: OutputDType,
     /// Element type of the output; integers keep theirs.
     #[serde(default)]
@@ -78,19 +78,19 @@ pub struct MergeRecipe {
     #[serde(default)]
     pub unknown_keys: UnknownKeys,
     /// What to do with a tensor that only some of the checkpoints have.
-    #[serde(default, skip_serializing_if = "OnMissing::is_error")]
+    #[serde(default, skip_serializing_if = "is_default")]
     pub on_missing: OnMissing,
     /// What to do with a linear weight that should have a gram matrix and has none.
-    #[serde(default, skip_serializing_if = "OnMissingGram::is_error")]
+    #[serde(default, skip_serializing_if = "is_default")]
     pub on_missing_gram: OnMissingGram,
     /// Whether gram matrices may have been summed over other files than the models they are given for.
-    #[serde(default, skip_serializing_if = "ForeignGrams::is_error")]
+    #[serde(default, skip_serializing_if = "is_default")]
     pub foreign_grams: ForeignGrams,
     /// Where random masks come from.
-    #[serde(default, skip_serializing_if = "RandomSource::is_counter")]
+    #[serde(default, skip_serializing_if = "is_default")]
     pub rng: RandomSource,
     /// The seed of random masks.
-    #[serde(default, skip_serializing_if = "is_zero")]
+    #[serde(default, skip_serializing_if = "is_default")]
     pub seed: u64,
     /// How vocabularies that differ become one.
     #[serde(default, skip_serializing_if = "Option::is_none")]
@@ -106,8 +106,8 @@ pub struct MergeRecipe {
     pub earlier: Vec<MergeRecipe>,
 }
 
-fn is_zero(seed: &u64) -> bool {
-    *seed == 0
+fn is_default<T: Default + PartialEq>(value: &T) -> bool {
+    *value == T::default()
 }
 
 /// Element type of an output. The names that mergekit takes from torch are understood, too.
@@ -132,10 +132,6 @@ pub enum OutputDType {
 }
 
 impl OutputDType {
-    const fn is_keep(&self) -> bool {
-        matches!(self, Self::Keep)
-    }
-
     /// The dtype that an input of `dtype` is written in: integers and booleans keep theirs.
     #[must_use]
     pub const fn apply(self, dtype: DType) -> DType {
@@ -172,12 +168,6 @@ pub enum OnMissingGram {
     Mean,
 }
 
-impl OnMissingGram {
-    const fn is_error(&self) -> bool {
-        matches!(self, Self::Error)
-    }
-}
-
 /// What to do with gram matrices that were summed over another file than the model they are given for.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
@@ -187,12 +177,6 @@ pub enum ForeignGrams {
     Error,
     /// Use them, as for the same weights in another file.
     Allow,
-}
-
-impl ForeignGrams {
-    const fn is_error(&self) -> bool {
-        matches!(self, Self::Error)
-    }
 }
 
 /// What to do with a tensor that only some of the checkpoints have.
@@ -208,12 +192,6 @@ pub enum OnMissing {
     Skip,
 }
 
-impl OnMissing {
-    const fn is_error(&self) -> bool {
-        matches!(self, Self::Error)
-    }
-}
-
 /// Where the draws of random masks come from.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
@@ -223,12 +201,6 @@ pub enum RandomSource {
     Counter,
     /// One after the other through the whole model, as mergekit on a CPU draws them.
     Mergekit,
-}
-
-impl RandomSource {
-    const fn is_counter(&self) -> bool {
-        matches!(self, Self::Counter)
-    }
 }
 
 impl MergeRecipe {

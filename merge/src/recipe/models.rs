@@ -29,7 +29,7 @@ pub struct ModelRef {
     pub rename: Vec<Rename>,
     /// Parameters for this model.
     pub parameters: Parameters,
-    /// Whether mergekit is told to take it for another architecture, which means nothing here.
+    /// Whether the recipe tells mergekit to take it for another architecture, which means nothing here.
     pub overrides_architecture: bool,
     /// Where it stands.
     pub place: Place,

@@ -49,18 +49,7 @@ impl MergeRecipe {
     /// such file or folder, as addresses.
     #[must_use]
     pub(crate) fn with_hub_names(&self) -> Self {
-        let documents = self.documents();
-        let mut recipe = self.clone();
-        let mut change = |path: &mut PathBuf| {
-            if !documents.contains(path) {
-                *path = found(path);
-            }
-        };
-        for document in recipe.earlier.iter_mut() {
-            each_model(document, &mut change);
-        }
-        each_model(&mut recipe, &mut change);
-        recipe
+        self.changed(each_model, &mut |path| *path = found(path))
     }
 
     /// Every path, document by document.
@@ -78,8 +67,17 @@ impl MergeRecipe {
             .collect()
     }
 
-    /// The recipe with its paths changed; names of documents are no paths.
+    /// The recipe with its paths changed.
     fn with_paths(&self, change: &mut dyn FnMut(&mut PathBuf)) -> Self {
+        self.changed(each_path, change)
+    }
+
+    /// The recipe with the paths changed that `each` finds in a document; names of documents are no paths.
+    fn changed(
+        &self,
+        each: impl Fn(&mut Self, &mut dyn FnMut(&mut PathBuf)),
+        change: &mut dyn FnMut(&mut PathBuf),
+    ) -> Self {
         let documents = self.documents();
         let mut change = |path: &mut PathBuf| {
             if !documents.contains(path) {
@@ -87,9 +85,9 @@ impl MergeRecipe {
             }
         };
         let mut recipe = self.clone();
-        each_path(&mut recipe, &mut change);
+        each(&mut recipe, &mut change);
         for document in &mut recipe.earlier {
-            each_path(document, &mut change);
+            each(document, &mut change);
         }
         recipe
     }

@@ -8,6 +8,7 @@ use serde::de::{MapAccess, Visitor};
 use serde::{Deserialize, Deserializer, Serialize, Serializer};
 
 use super::models::joined;
+use crate::io::folder::extension_rank;
 use crate::remote::address::is_address;
 
 /// A model as it is named: its path, with a revision behind `@` and an adapter behind `+`.
@@ -15,7 +16,7 @@ use crate::remote::address::is_address;
 pub struct ModelName {
     /// The path, the address or the name on the hub.
     pub path: PathBuf,
-    /// Whether mergekit is told to take it for another architecture, which means nothing here.
+    /// Whether the recipe tells mergekit to take it for another architecture, which means nothing here.
     pub overrides_architecture: bool,
 }
 
@@ -146,11 +147,7 @@ fn is_hub_name(text: &str) -> bool {
             && !word.starts_with('.')
             && word.chars().all(is_letter)
     };
-    let is_weights = |name: &str| {
-        let extension = name.rsplit_once('.').map(|(_, extension)| extension);
-        extension
-            .is_some_and(|e| matches!(e, "safetensors" | "bin" | "pt" | "pth" | "ckpt" | "json"))
-    };
+    let is_weights = |name: &str| extension_rank(name).is_some() || name.ends_with(".json");
     match text.split_once('/') {
         Some((organization, name)) => is_word(organization) && is_word(name) && !is_weights(name),
         None => false,
