@@ -5,6 +5,7 @@ use std::ops::{Add, AddAssign, Mul, Sub};
 use std::sync::{Arc, Mutex, PoisonError};
 
 use super::changes::{Change, Changes, Magnitude};
+use super::factors;
 use super::updates::{Delta, Update};
 use crate::io::{self, SourceInfo, TensorEntry};
 use crate::plan::PIECE_ELEMENTS;
@@ -86,11 +87,7 @@ impl Adapted {
                 }
                 .into());
             }
-            tensors.push(TensorEntry {
-                path: crate::ObjectPath(vec![crate::PathSegment::Key(name.clone())]),
-                name: Some(name),
-                info: TensorInfo { dtype, shape },
-            });
+            tensors.push(TensorEntry::named(name, TensorInfo { dtype, shape }));
             own.push(Own {
                 stored: base.stored_dtype(&key).unwrap_or(stored.dtype),
                 key,
@@ -144,37 +141,41 @@ impl Adapted {
     ) -> Result<Vec<f32>> {
         let key = &self.own[index].key;
         let info = self.unmerged.require(key)?;
-        let width: usize = info.shape.iter().skip(1).product::<usize>().max(1);
-        let (name, lengths) = &magnitude.lengths;
-        let mut stretch = vec![0.0; lengths.n_elements()];
-        decode_f32(
-            name,
-            lengths.dtype,
-            &self.adapter.read_all(name)?,
-            &mut stretch,
-        )?;
+        let width = width(info);
+        let mut stretch = factors::values(&self.adapter, &magnitude.lengths)?;
         let mut squares = vec![0.0f64; stretch.len()];
         let n_elements = info.n_elements();
         for first in (0..n_elements).step_by(PIECE_ELEMENTS) {
             let n = PIECE_ELEMENTS.min(n_elements - first);
-            let mut bytes = vec![0; info.dtype.bytes_of(n)];
-            self.unmerged.read(key, first, &mut bytes)?;
             let mut values = vec![0.0f32; n];
-            decode_f32(key, info.dtype, &bytes, &mut values)?;
+            read((&*self.unmerged, key), first, &mut values)?;
             let mut added = vec![0.0; n];
             if let Some(update) = update {
                 update.fill(first, &mut added);
             }
             for (at, (value, added)) in values.iter().zip(&added).enumerate() {
-                let (row, column) = ((first + at) / width, (first + at) % width);
                 let sum = f64::from(value + added);
-                squares[if magnitude.is_by_column { column } else { row }] += sum * sum;
+                squares[magnitude.index_of(first + at, width)] += sum * sum;
             }
         }
         for (stretch, squares) in stretch.iter_mut().zip(squares) {
             *stretch /= squares.sqrt() as f32;
         }
         Ok(stretch)
+    }
+
+    /// Elements `first..` of a changed tensor, as they are in memory.
+    fn make_bytes<T: Number>(
+        &self,
+        index: usize,
+        change: &Change,
+        first: usize,
+        out: &mut [u8],
+    ) -> Result<()> {
+        let mut values = vec![T::default(); out.len() / size_of::<T>()];
+        self.make(index, change, first, &mut values)?;
+        out.copy_from_slice(bytemuck::cast_slice(&values));
+        Ok(())
     }
 
     /// Elements `first..` of a changed tensor.
@@ -199,17 +200,10 @@ impl Adapted {
                 *value += T::from(added);
             }
         }
-        let width = self.tensors[index]
-            .info
-            .shape
-            .iter()
-            .skip(1)
-            .product::<usize>()
-            .max(1);
+        let width = width(&self.tensors[index].info);
         if let Some(magnitude) = &change.magnitude {
             for (at, value) in out.iter_mut().enumerate() {
-                let (row, column) = ((first + at) / width, (first + at) % width);
-                let stretch = ready.stretch[if magnitude.is_by_column { column } else { row }];
+                let stretch = ready.stretch[magnitude.index_of(first + at, width)];
                 *value = T::from(stretch) * *value;
             }
         }
@@ -237,6 +231,11 @@ impl Adapted {
         }
         Ok(())
     }
+}
+
+/// Elements of a row, further axes as columns.
+fn width(info: &TensorInfo) -> usize {
+    info.shape.iter().skip(1).product::<usize>().max(1)
 }
 
 /// The two types that are computed in.
@@ -321,17 +320,8 @@ impl TensorSource for Adapted {
             return self.adapter.read(name, first, out);
         }
         match to {
-            DType::F64 => {
-                let mut values = vec![0.0f64; out.len() / size_of::<f64>()];
-                self.make(index, change, first, &mut values)?;
-                out.copy_from_slice(bytemuck::cast_slice(&values));
-            }
-            _ => {
-                let mut values = vec![0.0f32; out.len() / size_of::<f32>()];
-                self.make(index, change, first, &mut values)?;
-                out.copy_from_slice(bytemuck::cast_slice(&values));
-            }
+            DType::F64 => self.make_bytes::<f64>(index, change, first, out),
+            _ => self.make_bytes::<f32>(index, change, first, out),
         }
-        Ok(())
     }
 }

@@ -10,12 +10,10 @@ use serde_json::{Map, Value, json};
 
 use super::config::{self, Config, NAME, Written};
 use super::extract::ExtractTarget;
+use super::factors::Named;
 use super::part::{PREFIX, Part};
-use super::updates::Named;
-use crate::io::{self, OpenOptions, SourceFile, WriteOptions, Writer, write_file};
+use crate::io::{self, OpenOptions, SourceFile};
 use crate::low_rank::{LowRank, Truncation, residual_energy, truncated};
-use crate::plan::PIECE_ELEMENTS;
-use crate::provenance::{Hashes, Provenance};
 use crate::random::Draws;
 use crate::recipe::Place;
 use crate::{AdapterFault, Checkpoint, DType, Error, Progress, Result, TensorInfo, decode_f32};
@@ -42,7 +40,7 @@ struct Adapter {
     settings: SourceFile,
 }
 
-/// The factors of a module: `A` of `(rank, in)` and `B` of `(out, rank)`, with the factor on their product.
+/// The factors of a module: `A` of `(rank, in)`, and `B` of `(out, rank)`, which holds the factor on the product.
 struct Factors {
     a: Array2<f32>,
     b: Array2<f32>,
@@ -100,7 +98,7 @@ pub fn combine(
     progress.finish();
     tensors.sort_by(|a, b| a.0.cmp(&b.0));
     let settings = settings(&adapters, &modules, &ranks)?;
-    let files = write(&adapters, &tensors, &settings, target, progress)?;
+    let files = write(&adapters, tensors, &settings, target, progress)?;
     Ok(Combination {
         n_modules: modules.len(),
         rank: ranks.values().copied().max().unwrap_or(0),
@@ -278,7 +276,7 @@ fn settings(
 
 fn write(
     adapters: &[Adapter],
-    tensors: &[(String, Array2<f32>, Vec<usize>)],
+    tensors: Vec<(String, Array2<f32>, Vec<usize>)>,
     settings: &Value,
     target: &ExtractTarget,
     progress: &dyn Progress,
@@ -288,35 +286,22 @@ fn write(
         files.chain([adapter.settings.clone()])
     });
     let inputs: Vec<SourceFile> = inputs.collect();
-    let hashes = Hashes::default().of(&inputs, progress)?;
-    let made = Provenance::new(target.command.clone(), &inputs).with_hashes(hashes);
-    let infos: Vec<(String, TensorInfo)> = (tensors.iter())
-        .map(|(key, _, shape)| {
-            let name = key.strip_prefix(PREFIX).unwrap_or(key);
+    let (infos, factors): (Vec<Named>, Vec<Array2<f32>>) = (tensors.into_iter())
+        .map(|(key, factor, shape)| {
+            let name = key.strip_prefix(PREFIX).unwrap_or(&key);
             let info = TensorInfo {
                 dtype: DType::F32,
-                shape: shape.clone(),
+                shape,
             };
-            (format!("{PREFIX}{name}"), info)
+            let in_rows = factor.as_standard_layout().into_owned();
+            ((format!("{PREFIX}{name}"), info), in_rows)
         })
-        .collect();
-    let metadata = made.to_metadata();
-    let _folder = target.make_folder()?;
-    let options = WriteOptions {
-        force: target.force,
-        ..WriteOptions::new(target.weights())
+        .unzip();
+    let read = |index: usize, first: usize, out: &mut [u8]| {
+        let bytes: &[u8] = bytemuck::cast_slice(factors[index].as_slice().unwrap_or_default());
+        let start = DType::F32.bytes_of(first);
+        out.copy_from_slice(&bytes[start..start + out.len()]);
+        Ok(())
     };
-    let writer = Writer::create(&infos, &metadata, &options)?;
-    for (index, (_, values, _)) in tensors.iter().enumerate() {
-        let values = values.as_standard_layout();
-        let bytes: &[u8] = bytemuck::cast_slice(values.as_slice().unwrap_or_default());
-        for (piece, bytes) in bytes.chunks(4 * PIECE_ELEMENTS).enumerate() {
-            writer.write(index, (piece * 4 * PIECE_ELEMENTS) as u64, bytes)?;
-        }
-    }
-    let path = target.folder.join(NAME);
-    write_file(&path, format!("{settings:#}\n").as_bytes(), target.force)?;
-    let mut files = writer.finish(&metadata)?;
-    files.push(path);
-    Ok(files)
+    target.write(&infos, settings, &inputs, &read, progress)
 }

@@ -2,13 +2,23 @@
 
 use crate::{Checkpoint, Result, TensorInfo, decode_f32};
 
+/// A tensor of an adapter.
+pub(super) type Named = (String, TensorInfo);
+
+/// All elements of a tensor.
+pub(super) fn values(adapter: &Checkpoint, (key, info): &Named) -> Result<Vec<f32>> {
+    let mut values = vec![0.0; info.n_elements()];
+    decode_f32(key, info.dtype, &adapter.read_all(key)?, &mut values)?;
+    Ok(values)
+}
+
 /// The tensors of an update, without their data.
 #[derive(Clone, Debug)]
 pub(super) struct Pair {
     /// `A`, `(r, in)`; or the bias of `B`, `(out)`.
-    pub(super) a: (String, TensorInfo),
+    pub(super) a: Named,
     /// `B`, `(out, r)`; none for a bias.
-    pub(super) b: Option<(String, TensorInfo)>,
+    pub(super) b: Option<Named>,
     /// The rank that the settings say.
     pub(super) rank: usize,
     /// The factor on the product.
@@ -71,34 +81,17 @@ impl Pair {
 
     /// Reads both.
     pub(super) fn read(&self, adapter: &Checkpoint) -> Result<Factors> {
-        let values = |(key, info): &(String, TensorInfo)| {
-            let mut values = vec![0.0; info.n_elements()];
-            decode_f32(key, info.dtype, &adapter.read_all(key)?, &mut values)?;
-            Ok::<_, crate::Error>(values)
-        };
-        let a = values(&self.a)?;
+        let a = values(adapter, &self.a)?;
         let Some(b) = &self.b else {
-            return Ok(Factors {
-                rank: 1,
-                width: 1,
-                left: a,
-                right: vec![1.0],
-                scale: self.scale as f32,
-            });
+            return Ok(Factors::new(1, a, vec![1.0], self.scale));
         };
-        let b = values(b)?;
+        let b = values(adapter, b)?;
         let rank = self.rank;
         let (left, right) = match self.is_transposed {
             false => (b, a),
             true => (transposed(&a, rank), transposed(&b, b.len() / rank)),
         };
-        Ok(Factors {
-            rank,
-            width: right.len() / rank,
-            left,
-            right,
-            scale: self.scale as f32,
-        })
+        Ok(Factors::new(rank, left, right, self.scale))
     }
 }
 
@@ -135,6 +128,13 @@ impl Factors {
     /// Elements of the product.
     pub(super) fn n_elements(&self) -> usize {
         self.left.len() / self.rank.max(1) * self.width
+    }
+
+    /// The whole product.
+    pub(super) fn product(&self) -> Vec<f32> {
+        let mut out = vec![0.0; self.n_elements()];
+        self.fill(0, &mut out);
+        out
     }
 
     /// Writes elements `first..` of the product to `out`, which holds zeros.

@@ -10,11 +10,8 @@
 //! References: PEFT's `ParamWrapper.get_delta_weight`, and its `loha` and `lokr` layers; LyCORIS; Hyeon-Woo et al.
 //! 2021, <https://arxiv.org/abs/2108.06098>; Yeh et al. 2023, <https://arxiv.org/abs/2309.14859>.
 
-use super::factors::{Factors, Pair};
-use crate::{Checkpoint, Result, TensorInfo, decode_f32};
-
-/// A tensor of an adapter.
-pub(super) type Named = (String, TensorInfo);
+use super::factors::{Factors, Named, Pair, values};
+use crate::{Checkpoint, Result, TensorInfo};
 
 /// The tensors of an update, without their data.
 #[derive(Clone, Debug)]
@@ -95,21 +92,11 @@ impl Side {
     }
 
     fn read(&self, adapter: &Checkpoint) -> Result<Vec<f32>> {
-        match self {
-            Self::Whole(whole) => values(adapter, whole),
-            Self::Product(a, b) => {
-                let product = product(adapter, a, b, 1.0)?;
-                let mut out = vec![0.0; product.n_elements()];
-                product.fill(0, &mut out);
-                Ok(out)
-            }
-            Self::Core { core, a, b } => {
-                let product = through_core(adapter, core, a, b, 1.0)?;
-                let mut out = vec![0.0; product.n_elements()];
-                product.fill(0, &mut out);
-                Ok(out)
-            }
-        }
+        Ok(match self {
+            Self::Whole(whole) => values(adapter, whole)?,
+            Self::Product(a, b) => product(adapter, a, b, 1.0)?.product(),
+            Self::Core { core, a, b } => through_core(adapter, core, a, b, 1.0)?.product(),
+        })
     }
 }
 
@@ -122,12 +109,6 @@ fn is_core(core: &Named, a: &Named, b: &Named) -> bool {
         return false;
     };
     r == p && s == q
-}
-
-fn values(adapter: &Checkpoint, (key, info): &Named) -> Result<Vec<f32>> {
-    let mut values = vec![0.0; info.n_elements()];
-    decode_f32(key, info.dtype, &adapter.read_all(key)?, &mut values)?;
-    Ok(values)
 }
 
 /// `a` of `(rows, rank)` times `b` of `(rank, …)`.

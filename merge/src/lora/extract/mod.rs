@@ -319,7 +319,7 @@ impl Found {
         let mut inputs: Vec<SourceFile> = pair.base.info().files.clone();
         inputs.extend(pair.tuned.info().files.iter().cloned());
         let settings = output::settings(pair.base, &self.tensors, &self.whole, options, target);
-        let (files, output_bytes) = target.write(
+        let (files, output_bytes) = target.write_extracted(
             &self.spool,
             &self.whole,
             pair.tuned,

@@ -2,7 +2,7 @@
 
 use std::fs::File;
 use std::os::unix::fs::FileExt;
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 
 use ndarray::Array2;
 use serde_json::{Map, Value, json};
@@ -10,8 +10,10 @@ use serde_json::{Map, Value, json};
 use super::kind::{Form, module};
 use super::{ExtractOptions, Extracted};
 use crate::beside::license::hub_name;
+use crate::io::folder::{NewFolders, folder_of};
 use crate::io::{SourceFile, WriteOptions, Writer, check_file_target, write_file};
 use crate::lora::config::{NAME, Written};
+use crate::lora::factors::Named;
 use crate::lora::part::PREFIX;
 use crate::plan::PIECE_ELEMENTS;
 use crate::provenance::{Hashes, Provenance};
@@ -29,6 +31,9 @@ pub struct ExtractTarget {
     /// The base as it was named.
     pub base: PathBuf,
 }
+
+/// Fills bytes with the elements of the tensor of an index, from one on.
+pub(in crate::lora) type ReadElements<'a> = dyn Fn(usize, usize, &mut [u8]) -> Result<()> + 'a;
 
 /// A tensor that is kept whole.
 #[derive(Clone, Debug)]
@@ -163,7 +168,7 @@ fn encoded(name: &str, factor: &Array2<f32>, dtype: DType) -> Result<Vec<u8>> {
 
 impl ExtractTarget {
     /// The file of the tensors.
-    pub(in crate::lora) fn weights(&self) -> PathBuf {
+    fn weights(&self) -> PathBuf {
         self.folder.join(crate::lora::WEIGHTS[0])
     }
 
@@ -179,19 +184,11 @@ impl ExtractTarget {
         }
     }
 
-    /// The folder, made if it is not there; removed again if it stays empty.
-    pub(in crate::lora) fn make_folder(&self) -> Result<impl Drop + '_> {
-        NewFolder::make(&self.folder)
-    }
-
     /// A file without a name on the disk that the adapter will be on.
     pub(super) fn spool(&self) -> Result<Spool> {
         let folder = match self.folder.is_dir() {
             true => self.folder.as_path(),
-            false => match self.folder.parent() {
-                Some(parent) if parent != Path::new("") => parent,
-                _ => Path::new("."),
-            },
+            false => folder_of(&self.folder),
         };
         let file = tempfile::tempfile_in(folder);
         Ok(Spool {
@@ -202,8 +199,8 @@ impl ExtractTarget {
         })
     }
 
-    /// Writes settings and tensors; returns the files and the tensors' bytes.
-    pub(super) fn write(
+    /// Writes settings, factors and whole tensors; returns the files and the tensors' bytes.
+    pub(super) fn write_extracted(
         &self,
         spool: &Spool,
         whole: &[Whole],
@@ -212,8 +209,6 @@ impl ExtractTarget {
         inputs: &[SourceFile],
         progress: &dyn Progress,
     ) -> Result<(Vec<PathBuf>, u64)> {
-        let hashes = Hashes::default().of(inputs, progress)?;
-        let made = Provenance::new(self.command.clone(), inputs).with_hashes(hashes);
         let mut sources: Vec<(String, TensorInfo, Source<'_>)> = (spool.kept.iter())
             .map(|kept| (kept.key.clone(), kept.info.clone(), Source::Factor(kept.at)))
             .collect();
@@ -222,31 +217,52 @@ impl ExtractTarget {
             sources.push((whole.key.clone(), info, Source::Whole(&whole.name)));
         }
         sources.sort_by(|a, b| a.0.cmp(&b.0));
-        let tensors: Vec<(String, TensorInfo)> = (sources.iter())
+        let tensors: Vec<Named> = (sources.iter())
             .map(|(key, info, _)| (key.clone(), info.clone()))
             .collect();
+        let read = |index: usize, first: usize, out: &mut [u8]| {
+            let (_, info, source) = &sources[index];
+            match source {
+                Source::Whole(name) => tuned.read(name, first, out),
+                Source::Factor(at) => {
+                    let start = info.dtype.bytes_of(first) as u64;
+                    let read = spool.file.read_exact_at(out, at + start);
+                    read.map_err(|source| Error::io("read", &spool.path, source))
+                }
+            }
+        };
         let n_bytes = tensors.iter().map(|(_, info)| info.n_bytes()).sum();
-        let _folder = NewFolder::make(&self.folder)?;
+        let files = self.write(&tensors, settings, inputs, &read, progress)?;
+        Ok((files, n_bytes))
+    }
+
+    /// Writes settings and tensors, of which `read` gives elements from one on; returns the files.
+    pub(in crate::lora) fn write(
+        &self,
+        tensors: &[Named],
+        settings: &Value,
+        inputs: &[SourceFile],
+        read: &ReadElements<'_>,
+        progress: &dyn Progress,
+    ) -> Result<Vec<PathBuf>> {
+        let hashes = Hashes::default().of(inputs, progress)?;
+        let made = Provenance::new(self.command.clone(), inputs).with_hashes(hashes);
+        let mut folder = NewFolders::default();
+        folder.make(&self.folder)?;
         let write = WriteOptions {
             force: self.force,
             ..WriteOptions::new(self.weights())
         };
         let metadata = made.to_metadata();
-        let writer = Writer::create(&tensors, &metadata, &write)?;
+        let writer = Writer::create(tensors, &metadata, &write)?;
+        let n_bytes = tensors.iter().map(|(_, info)| info.n_bytes()).sum();
         progress.start("writing", n_bytes);
-        for (index, (_, info, source)) in sources.iter().enumerate() {
+        for (index, (_, info)) in tensors.iter().enumerate() {
             for first in (0..info.n_elements()).step_by(PIECE_ELEMENTS) {
                 let n = PIECE_ELEMENTS.min(info.n_elements() - first);
                 let mut bytes = vec![0; info.dtype.bytes_of(n)];
-                let start = info.dtype.bytes_of(first) as u64;
-                match source {
-                    Source::Whole(name) => tuned.read(name, first, &mut bytes)?,
-                    Source::Factor(at) => {
-                        let read = spool.file.read_exact_at(&mut bytes, at + start);
-                        read.map_err(|source| Error::io("read", &spool.path, source))?;
-                    }
-                }
-                writer.write(index, start, &bytes)?;
+                read(index, first, &mut bytes)?;
+                writer.write(index, info.dtype.bytes_of(first) as u64, &bytes)?;
                 progress.advance(bytes.len() as u64);
             }
         }
@@ -257,30 +273,7 @@ impl ExtractTarget {
         write_file(&path, text.as_bytes(), self.force)?;
         let mut files = writer.finish(&metadata)?;
         files.push(path);
-        Ok((files, n_bytes))
-    }
-}
-
-/// A folder that is made if it is not there, and removed again if it stays empty.
-struct NewFolder<'a>(Option<&'a Path>);
-
-impl<'a> NewFolder<'a> {
-    fn make(folder: &'a Path) -> Result<Self> {
-        if folder.is_dir() {
-            return Ok(Self(None));
-        }
-        let made = std::fs::create_dir(folder);
-        made.map_err(|source| Error::io("create", folder, source))?;
-        Ok(Self(Some(folder)))
-    }
-}
-
-impl Drop for NewFolder<'_> {
-    fn drop(&mut self) {
-        if let Some(folder) = self.0 {
-            // Refused by the system if anything is in it.
-            let _ = std::fs::remove_dir(folder);
-        }
+        Ok(files)
     }
 }
 
