@@ -10,7 +10,7 @@
 //!
 //! References: AutoGPTQ's `qlinear_cuda`, GPTQModel's `gptq_v2`; AutoAWQ's `dequantize_gemm`.
 
-use super::stored::{Kept, Stored, each_row};
+use super::stored::{Kept, Stored, each_row, keys_of};
 use super::{Dequantize, Weight};
 use crate::{Checkpoint, DType, Result, decode_f32};
 
@@ -244,12 +244,8 @@ impl Dequantize for Columns {
     }
 
     fn keys(&self) -> Vec<&str> {
-        let groups = self.groups.as_ref().map(|groups| groups.key.as_str());
-        [&self.codes, &self.zeros, &self.scales]
-            .into_iter()
-            .map(|stored| stored.key.as_str())
-            .chain(groups)
-            .collect()
+        let own = [&self.codes, &self.zeros, &self.scales].into_iter();
+        keys_of(own.chain(&self.groups), &[])
     }
 
     fn kept_bytes(&self) -> u64 {

@@ -12,7 +12,7 @@
 //! References: OCP microscaling formats 1.0, sections 5.3.3 and 6.3; transformers'
 //! `convert_moe_packed_tensors`; compressed-tensors' `dequantize`; ModelOpt's `NVFP4QTensor.dequantize`.
 
-use super::stored::{Kept, Stored, each_row};
+use super::stored::{Kept, Stored, each_row, keys_of};
 use super::{Dequantize, Weight};
 use crate::dtype::{e2m1_to_f32, e8m0_to_f32};
 use crate::{Checkpoint, DType, Result};
@@ -146,12 +146,9 @@ impl Dequantize for Fours {
 
     fn keys(&self) -> Vec<&str> {
         let global = self.global.as_ref().map(|global| match global {
-            Global::Divisor(stored) | Global::Factor(stored) => stored.key.as_str(),
+            Global::Divisor(stored) | Global::Factor(stored) => stored,
         });
-        [self.codes.key.as_str(), self.scales.key.as_str()]
-            .into_iter()
-            .chain(global)
-            .collect()
+        keys_of([&self.codes, &self.scales].into_iter().chain(global), &[])
     }
 }
 

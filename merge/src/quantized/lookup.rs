@@ -7,7 +7,7 @@
 
 use serde::Deserialize;
 
-use super::stored::{Kept, Stored};
+use super::stored::{Kept, Stored, keys_of};
 use super::{Dequantize, Weight};
 use crate::{Checkpoint, Result};
 
@@ -131,13 +131,9 @@ impl Dequantize for Lookup {
     }
 
     fn keys(&self) -> Vec<&str> {
-        let nested = (self.nested.iter())
-            .flat_map(|nested| [nested.largest.key.as_str(), nested.table.key.as_str()]);
-        let own = [&self.codes, &self.largest, &self.table];
-        own.map(|stored| stored.key.as_str())
-            .into_iter()
-            .chain(nested)
-            .chain([self.state_key.as_str()])
-            .collect()
+        let nested = self.nested.iter();
+        let nested = nested.flat_map(|nested| [&nested.largest, &nested.table]);
+        let own = [&self.codes, &self.largest, &self.table].into_iter();
+        keys_of(own.chain(nested), std::slice::from_ref(&self.state_key))
     }
 }

@@ -37,10 +37,9 @@ impl Packed {
             return None;
         }
         let per_word = 32 / bits;
-        let n_groups = match scales.shape() {
-            &[n] if n == rows => 1,
-            &[n, n_groups] if n == rows => n_groups,
-            &[1] | &[] => return None,
+        let n_groups = match *scales.shape() {
+            [n] if n == rows => 1,
+            [n, n_groups] if n == rows => n_groups,
             _ => return None,
         };
         let zeros_fit = zeros

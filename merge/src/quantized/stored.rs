@@ -105,7 +105,7 @@ impl Kept {
         read: impl FnOnce() -> Result<Vec<u32>>,
     ) -> Result<Arc<Vec<u32>>> {
         let lock = || self.0.lock().unwrap_or_else(PoisonError::into_inner);
-        let is_it = |known: &&(String, usize, Arc<Vec<u32>>)| known.0 == key && known.1 == number;
+        let is_it = |known: &&Part| known.0 == key && known.1 == number;
         if let Some((.., part)) = lock().iter().find(is_it) {
             return Ok(Arc::clone(part));
         }
