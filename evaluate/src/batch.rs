@@ -23,15 +23,8 @@ impl Texts {
     /// # Errors
     /// When the device fails.
     pub fn new(ids: Vec<u32>, n_tokens: &[usize], device: &Device) -> Result<Self> {
-        let b = n_tokens.len();
-        let t = ids.len() / b.max(1);
-        let kept = n_tokens
-            .iter()
-            .flat_map(|&n| (0..t).map(move |at| u8::from(at < n)));
-        Self::of_tensors(
-            Tensor::from_vec(ids, (b, t), device)?,
-            Tensor::from_vec(kept.collect::<Vec<_>>(), (b, t), device)?,
-        )
+        let len = ids.len() / n_tokens.len().max(1);
+        Self::of_len(ids, n_tokens, len, device)
     }
 
     /// From encoded texts, cut to `len` tokens.
@@ -41,12 +34,15 @@ impl Texts {
     pub fn of_encoded(texts: &[&Encoded], len: usize, device: &Device) -> Result<Self> {
         let ids = (texts.iter()).flat_map(|text| text.ids.iter().take(len).copied());
         let n_tokens: Vec<usize> = texts.iter().map(|text| text.n_tokens).collect();
-        let shape = (texts.len(), len);
-        let kept = n_tokens
-            .iter()
-            .flat_map(|&n| (0..len).map(move |at| u8::from(at < n)));
+        Self::of_len(ids.collect(), &n_tokens, len, device)
+    }
+
+    /// From the ids of texts of `len` tokens each, padding included.
+    fn of_len(ids: Vec<u32>, n_tokens: &[usize], len: usize, device: &Device) -> Result<Self> {
+        let shape = (n_tokens.len(), len);
+        let kept = (n_tokens.iter()).flat_map(|&n| (0..len).map(move |at| u8::from(at < n)));
         Self::of_tensors(
-            Tensor::from_vec(ids.collect::<Vec<_>>(), shape, device)?,
+            Tensor::from_vec(ids, shape, device)?,
             Tensor::from_vec(kept.collect::<Vec<_>>(), shape, device)?,
         )
     }

@@ -16,7 +16,8 @@
 //! 5. [`measure`] measures several models on one split and keeps what is finished.
 //! 6. [`reports`] are results in one form for every task, and pages and tables of them.
 //!
-//! [`encode`] writes embeddings of any pictures and texts. [`predictions`] judges what others predicted, from files, without a model.
+//! [`encode`] writes embeddings of any pictures and texts. [`predictions`] judges what others predicted,
+//! from files, without a model.
 
 pub mod batch;
 pub mod capture;
@@ -41,6 +42,6 @@ pub mod reports;
 pub mod tasks;
 pub mod text;
 
-pub use error::{DataFault, Error, Result};
+pub use error::{DataFault, EncodeFault, Error, GivenFault, ModelFault, Result};
 pub use sample::{Combination, Contribution, Quantity, Ratio, Sample, Unit};
 pub use weights::Weights;

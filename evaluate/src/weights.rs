@@ -9,7 +9,7 @@ use merge::{Checkpoint, Layout, Role};
 
 use crate::{Error, Result};
 
-/// What a parameter starts from when it is drawn anew.
+/// What a parameter starts from when the checkpoint lacks it.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub enum Init {
     /// All zeros.
@@ -27,7 +27,7 @@ pub enum Init {
 pub struct LoadReport {
     /// Taken from the checkpoint.
     pub used: Vec<String>,
-    /// Not in the checkpoint, and drawn anew as the caller asked.
+    /// Not in the checkpoint, and drawn as the caller asked.
     pub fresh: Vec<String>,
     /// In the checkpoint, but no part of the model; buffers that a loader rebuilds aside.
     pub unused: Vec<String>,
@@ -36,7 +36,7 @@ pub struct LoadReport {
 /// Tensors of a checkpoint by name, for a model that asks for them one by one.
 ///
 /// Every name must be there unless a fresh head was asked for, so a misspelled key cannot go
-/// unnoticed; [`Weights::report`] tells what was used, drawn anew and left over.
+/// unnoticed; [`Weights::report`] tells what was used, drawn and left over.
 pub struct Weights {
     checkpoint: Arc<Checkpoint>,
     /// The model's names, with those in the file.
@@ -47,7 +47,7 @@ pub struct Weights {
     dtype: DType,
     fresh: Vec<String>,
     seed: u64,
-    /// Classes of heads that are drawn anew, by the beginning of their names.
+    /// Classes of heads that start fresh, by the beginning of their names.
     fresh_classes: BTreeMap<String, usize>,
     is_trainable: bool,
     /// Nothing is read: what does not fit is noted.
@@ -151,49 +151,60 @@ impl Weights {
         };
         drop(build(&survey)?);
         let misfits = std::mem::take(&mut survey.taken().misfits);
-        let path = self.checkpoint.path();
         match <[Misfit; 1]>::try_from(misfits) {
-            Ok([Misfit::Missing { name }]) => Err(Error::MissingWeight {
-                path: path.into(),
-                nearest: self.nearest(&name),
-                name,
-            }),
-            Ok(
-                [
-                    Misfit::Shape {
-                        key,
-                        found,
-                        expected,
-                    },
-                ],
-            ) => Err(Error::WeightShape {
-                path: path.into(),
-                key,
-                found,
-                expected,
-            }),
+            Ok([misfit]) => Err(self.error(misfit)),
             Err(misfits) if misfits.is_empty() => Ok(()),
             Err(misfits) => Err(Error::OtherWeights {
-                path: path.into(),
+                path: self.checkpoint.path().into(),
                 misfits,
                 unused: survey.report().unused,
             }),
         }
     }
 
+    /// The key behind a name whose tensor has this shape, or why there is none.
+    fn find(&self, name: &str, shape: &[usize]) -> Result<Result<&str, Misfit>> {
+        let Some(key) = self.names.get(name) else {
+            return Ok(Err(Misfit::Missing { name: name.into() }));
+        };
+        let found = &self.checkpoint.require(key)?.shape;
+        if found == shape {
+            return Ok(Ok(key));
+        }
+        Ok(Err(Misfit::Shape {
+            key: key.clone(),
+            found: found.clone(),
+            expected: shape.to_vec(),
+        }))
+    }
+
+    /// The error for a single weight that does not fit.
+    fn error(&self, misfit: Misfit) -> Error {
+        let path = self.checkpoint.path().into();
+        match misfit {
+            Misfit::Missing { name } => Error::MissingWeight {
+                path,
+                nearest: self.nearest(&name),
+                name,
+            },
+            Misfit::Shape {
+                key,
+                found,
+                expected,
+            } => Error::WeightShape {
+                path,
+                key,
+                found,
+                expected,
+            },
+        }
+    }
+
     /// Stands in for a tensor in a survey: zeros that take no memory.
     fn survey(&self, name: &str, shape: &[usize], is_fresh: bool) -> Result<Tensor> {
-        let misfit = match self.names.get(name) {
-            None if is_fresh => None,
-            None => Some(Misfit::Missing { name: name.into() }),
-            Some(key) => {
-                let found = &self.checkpoint.require(key)?.shape;
-                (found != shape).then(|| Misfit::Shape {
-                    key: key.clone(),
-                    found: found.clone(),
-                    expected: shape.to_vec(),
-                })
-            }
+        let misfit = match is_fresh {
+            true => None,
+            false => self.find(name, shape)?.err(),
         };
         let tensor = Tensor::zeros((), self.dtype, &Device::Cpu)?.broadcast_as(shape)?;
         let mut taken = self.taken();
@@ -220,7 +231,7 @@ impl Weights {
     }
 
     /// Parameters whose names begin with one of `prefixes` may be missing: they are then drawn
-    /// anew under `seed`.
+    /// under `seed`.
     #[must_use]
     pub fn with_fresh(mut self, prefixes: &[&str], seed: u64) -> Self {
         self.fresh = prefixes.iter().map(|&prefix| prefix.to_owned()).collect();
@@ -228,14 +239,14 @@ impl Weights {
         self
     }
 
-    /// A head whose names begin with `prefix` has so many classes if it is drawn anew.
+    /// A head whose names begin with `prefix` has so many classes if it starts fresh.
     #[must_use]
     pub fn with_fresh_classes(mut self, prefix: &str, n: usize) -> Self {
         self.fresh_classes.insert(prefix.to_owned(), n);
         self
     }
 
-    /// The classes of a head that is drawn anew, where the caller said.
+    /// The classes of a head that starts fresh, where the caller said.
     pub(crate) fn fresh_classes(&self, prefix: &str) -> Option<usize> {
         self.fresh_classes.get(prefix).copied()
     }
@@ -266,7 +277,7 @@ impl Weights {
         &self.checkpoint
     }
 
-    /// Whether a name beginning with `prefix` is in the checkpoint, or may be drawn anew.
+    /// Whether a name beginning with `prefix` is in the checkpoint, or may start fresh.
     #[must_use]
     pub fn has(&self, prefix: &str) -> bool {
         let mut from = self.names.range(prefix.to_owned()..);
@@ -330,21 +341,9 @@ impl Weights {
     }
 
     fn read(&self, name: &str, shape: &[usize]) -> Result<Vec<f32>> {
-        let path = self.checkpoint.path();
-        let key = self.names.get(name).ok_or_else(|| Error::MissingWeight {
-            path: path.into(),
-            name: name.to_owned(),
-            nearest: self.nearest(name),
-        })?;
+        let found = self.find(name, shape)?;
+        let key = found.map_err(|misfit| self.error(misfit))?;
         let info = self.checkpoint.require(key)?;
-        if info.shape != shape {
-            return Err(Error::WeightShape {
-                path: path.into(),
-                key: key.clone(),
-                found: info.shape.clone(),
-                expected: shape.to_vec(),
-            });
-        }
         let mut values = vec![0.0; info.n_elements()];
         if info.dtype == merge::DType::F32 {
             self.checkpoint
@@ -385,8 +384,8 @@ impl Weights {
         self.taken().variables.clone()
     }
 
-    /// Forgets the casts of variables to the dtype that is computed in: after an update a model
-    /// is put together anew, of new casts.
+    /// Forgets the casts of variables to the dtype that is computed in: after an update the
+    /// caller builds the model again, of new casts.
     pub fn recast(&self) {
         self.taken().tensors.clear();
     }
@@ -411,7 +410,7 @@ impl Weights {
         })
     }
 
-    /// The key in the file behind a name; `None` for one that was drawn anew.
+    /// The key in the file behind a name; `None` for one that started fresh.
     #[must_use]
     pub fn key_of(&self, name: &str) -> Option<&str> {
         self.names.get(name).map(String::as_str)

@@ -7,7 +7,7 @@ use std::sync::Arc;
 use candle_core::{DType, Device, Tensor};
 use evaluate::models::{Bert, Vit, bert, vit};
 use evaluate::nn::{Mask, Pass};
-use evaluate::{Error, Result, Weights};
+use evaluate::{Error, ModelFault, Result, Weights};
 use merge::Checkpoint;
 use merge::io::OpenOptions;
 
@@ -213,7 +213,10 @@ fn heads_that_do_not_divide_the_width_are_an_error() {
     );
     // 64 wide is the default, and wider than the tower.
     let error = bert::Config::read(&bert_weights(&path("towers")), "", None);
-    assert!(matches!(error, Err(Error::BadSize { .. })));
+    assert!(matches!(
+        error,
+        Err(Error::Model(ModelFault::BadSize { .. }))
+    ));
 }
 
 #[test]

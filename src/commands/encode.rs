@@ -1,10 +1,10 @@
 //! `vlmerge encode`.
 
 use std::collections::BTreeMap;
+use std::fs::Metadata;
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
-use std::sync::Arc;
-use std::time::Instant;
+use std::time::{Instant, UNIX_EPOCH};
 
 use anyhow::{Context, Result};
 use evaluate::datasets::captions::CaptionSet;
@@ -66,7 +66,7 @@ pub struct Args {
 }
 
 /// Decodes the picture of a number.
-type Picture = Arc<dyn Fn(usize) -> evaluate::Result<evaluate::images::Rgb> + Send + Sync>;
+type Picture = Box<dyn Fn(usize) -> evaluate::Result<evaluate::images::Rgb> + Send + Sync>;
 
 /// What is encoded.
 #[derive(Default)]
@@ -121,7 +121,6 @@ pub fn run(args: &Args, output: &Output) -> Result<ExitCode> {
     if let Some((ids, picture)) = input.pictures {
         let key = key("images", json!([ids, input.content]));
         let mut rows = args.rows("images", &key, ids.len(), output)?;
-        let picture = move |index: usize| picture(index);
         let done = encode::images(&encoder, ids.len(), picture, &mut rows);
         args.keep(done, &rows, ids.len(), output)?;
         all.push(Embeddings {
@@ -147,11 +146,10 @@ pub fn run(args: &Args, output: &Output) -> Result<ExitCode> {
             rows,
         });
     }
-    let files = opened.record.files.iter().map(|file| json!(file));
     let metadata = BTreeMap::from([
         (
             "checkpoint".to_owned(),
-            json!(files.collect::<Vec<_>>()).to_string(),
+            json!(opened.record.files).to_string(),
         ),
         ("layout".to_owned(), opened.record.layout.clone()),
         (
@@ -209,14 +207,11 @@ impl Args {
             for (_, path) in &found {
                 let failed = || format!("cannot read {}", path.display());
                 let metadata = std::fs::metadata(path).with_context(failed)?;
-                let time = metadata.modified().ok();
-                let time = time.and_then(|time| time.duration_since(std::time::UNIX_EPOCH).ok());
-                let time = time.map_or(0, |time| time.as_nanos());
-                input.content.push((metadata.len(), time));
+                input.content.push(stamp(&metadata));
             }
             let (ids, paths): (Vec<String>, Vec<PathBuf>) = found.into_iter().unzip();
             let picture = move |index: usize| encode::picture(&paths[index]);
-            input.pictures = Some((ids, Arc::new(picture)));
+            input.pictures = Some((ids, Box::new(picture)));
         }
         if let Some(path) = &self.texts {
             let texts = encode::lines(path)?;
@@ -224,7 +219,7 @@ impl Args {
             input.texts = Some((ids.collect(), texts));
         }
         if let Some(folder) = &self.data {
-            let set = Arc::new(CaptionSet::open(folder, &self.dataset, &self.split)?);
+            let set = CaptionSet::open(folder, &self.dataset, &self.split)?;
             let images = 0..set.n_images();
             let ids = images.clone().map(|image| set.image_id(image).to_owned());
             let texts = images
@@ -237,8 +232,7 @@ impl Args {
             input.texts = Some((text_ids.collect(), texts));
             input.image_of_text = Some(of_text);
             let ids = ids.collect();
-            let set = Arc::clone(&set);
-            input.pictures = Some((ids, Arc::new(move |image| set.picture(image))));
+            input.pictures = Some((ids, Box::new(move |image| set.picture(image))));
             input.content = content(folder)?;
         }
         Ok(input)
@@ -278,14 +272,16 @@ fn content(folder: &Path) -> Result<Vec<(u64, u128)>> {
     let failed = || format!("{}: cannot list", folder.display());
     let mut content = Vec::new();
     for entry in std::fs::read_dir(folder).with_context(failed)? {
-        let metadata = entry
-            .with_context(failed)?
-            .metadata()
-            .with_context(failed)?;
-        let time = metadata.modified().ok();
-        let time = time.and_then(|time| time.duration_since(std::time::UNIX_EPOCH).ok());
-        content.push((metadata.len(), time.map_or(0, |time| time.as_nanos())));
+        let entry = entry.with_context(failed)?;
+        content.push(stamp(&entry.metadata().with_context(failed)?));
     }
     content.sort_unstable();
     Ok(content)
+}
+
+/// Size and time of a file, which tell whether it has changed.
+fn stamp(metadata: &Metadata) -> (u64, u128) {
+    let time = metadata.modified().ok();
+    let since = time.and_then(|time| time.duration_since(UNIX_EPOCH).ok());
+    (metadata.len(), since.map_or(0, |since| since.as_nanos()))
 }

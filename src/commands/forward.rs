@@ -3,13 +3,12 @@
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
-use std::sync::Arc;
 
 use anyhow::Result;
 use candle_core::Tensor;
 use evaluate::Weights;
 use evaluate::forward::{self, Given, NamedPasses};
-use evaluate::models::{self, Blueprint, Model};
+use evaluate::models::{self, Opened};
 use merge::MergeRecipe;
 use merge::io::{OpenOptions, WriteOptions};
 use merge::provenance::Hashes;
@@ -63,19 +62,12 @@ pub struct Args {
     model: LoadArgs,
 }
 
-/// A model whose weights are variables where a loss is asked for.
-struct Loaded {
-    blueprint: Box<dyn Blueprint>,
-    model: Box<dyn Model>,
-    weights: Weights,
-}
-
 /// Runs the verb.
 pub fn run(args: Args, output: &Output) -> Result<ExitCode> {
     for target in [&args.out, &args.gradients].into_iter().flatten() {
         merge::io::check_file_target(target, args.force)?;
     }
-    let Loaded {
+    let Opened {
         blueprint,
         model,
         weights,
@@ -153,7 +145,8 @@ pub fn run(args: Args, output: &Output) -> Result<ExitCode> {
     Ok(ExitCode::SUCCESS)
 }
 
-fn load(args: &Args, output: &Output) -> Result<Loaded> {
+/// Opens a model whose weights are variables where a loss is asked for.
+fn load(args: &Args, output: &Output) -> Result<Opened> {
     let path = &args.checkpoint;
     let is_recipe = (path.extension()).is_some_and(|ending| ending == "yaml" || ending == "yml");
     let target = match is_recipe {
@@ -167,18 +160,12 @@ fn load(args: &Args, output: &Output) -> Result<Loaded> {
     let found = target.find(&Hashes::default(), output)?;
     let opened = args.model.open(found, output)?;
     let (overrides, dtype) = (args.model.overrides(), args.model.precision.dtype());
-    let checkpoint = Arc::clone(&opened.checkpoint);
-    let (blueprint, weights) = models::prepare(checkpoint, &overrides, &device, dtype)?;
+    let (blueprint, weights) = models::prepare(opened.checkpoint, &overrides, &device, dtype)?;
     let weights = match args.loss {
         Some(_) => weights.trainable(),
         None => weights,
     };
-    weights.check(|weights| blueprint.build(weights))?;
-    Ok(Loaded {
-        model: blueprint.build(&weights)?,
-        blueprint,
-        weights,
-    })
+    Ok(Opened::build(blueprint, weights)?)
 }
 
 /// Gradients under the names that the checkpoint has for their variables.

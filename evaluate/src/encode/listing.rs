@@ -4,7 +4,7 @@ use std::io::{BufRead, BufReader, Read};
 use std::path::{Path, PathBuf};
 
 use crate::images::{self, Rgb};
-use crate::{Error, Result};
+use crate::{EncodeFault, Error, Result};
 
 /// Endings of picture files, in small letters.
 const ENDINGS: [&str; 6] = ["jpg", "jpeg", "png", "gif", "webp", "bmp"];
@@ -63,11 +63,13 @@ pub fn pictures(path: &Path) -> Result<(Vec<(String, PathBuf)>, usize)> {
 /// Decodes a picture file.
 ///
 /// # Errors
-/// [`Error::BadPicture`] with the file when it cannot be read, is too large or damaged.
+/// [`EncodeFault::BadPicture`] with the file when it cannot be read, is too large or damaged.
 pub fn picture(path: &Path) -> Result<Rgb> {
-    let bad = |fault: String| Error::BadPicture {
-        path: path.into(),
-        fault,
+    let bad = |fault: String| {
+        Error::Encode(EncodeFault::BadPicture {
+            path: path.into(),
+            fault,
+        })
     };
     let metadata = std::fs::metadata(path).map_err(|error| bad(error.to_string()))?;
     if metadata.len() > MAX_PICTURE_BYTES {

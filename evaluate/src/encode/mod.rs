@@ -20,7 +20,7 @@ use crate::images::{Rgb, Transform};
 use crate::models::{Branch, Model, image_features, text_features};
 use crate::nn::Pass;
 use crate::text::Tokenizer;
-use crate::{Error, Result};
+use crate::{EncodeFault, Error, Result};
 
 /// Batches that are decoded ahead.
 const BATCHES_AHEAD: usize = 4;
@@ -45,9 +45,9 @@ impl Encoder<'_> {
         let values: Vec<f32> = features.to_dtype(DType::F32)?.flatten_all()?.to_vec1()?;
         if let Some(place) = values.iter().position(|value| !value.is_finite()) {
             let width = values.len() / n.max(1);
-            return Err(Error::FeatureNotFinite {
+            return Err(Error::Encode(EncodeFault::FeatureNotFinite {
                 row: rows.n_rows() + place / width.max(1),
-            });
+            }));
         }
         rows.append(&values, n)?;
         self.progress.advance(n as u64);
@@ -62,8 +62,9 @@ impl Encoder<'_> {
 /// a number, on several threads.
 ///
 /// # Errors
-/// [`Error::Incapable`] when the model does not encode images apart; when a picture cannot be read, the
-/// device or the disk fails, or the user stops it. Batches that are done stay.
+/// [`ModelFault::Incapable`](crate::ModelFault::Incapable) when the model does not encode images apart;
+/// when a picture cannot be read, the device or the disk fails, or the user stops it. Batches that are
+/// done stay.
 pub fn images(
     encoder: &Encoder<'_>,
     n: usize,
@@ -103,8 +104,9 @@ pub fn images(
 /// Computes the rows of texts that `rows` lacks: `(n, d)` of length one.
 ///
 /// # Errors
-/// [`Error::Incapable`] when the model does not encode texts apart; when the tokenizer is of another
-/// vocabulary, the device or the disk fails, or the user stops it. Batches that are done stay.
+/// [`ModelFault::Incapable`](crate::ModelFault::Incapable) when the model does not encode texts apart;
+/// when the tokenizer is of another vocabulary, the device or the disk fails, or the user stops it.
+/// Batches that are done stay.
 pub fn texts(
     encoder: &Encoder<'_>,
     tokenizer: &Tokenizer,

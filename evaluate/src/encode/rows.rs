@@ -6,7 +6,7 @@ use std::path::{Path, PathBuf};
 
 use serde::{Deserialize, Serialize};
 
-use crate::{Error, Result};
+use crate::{EncodeFault, Error, Result};
 
 /// The longest first line that is read.
 const MAX_HEAD_BYTES: usize = 1 << 12;
@@ -90,15 +90,15 @@ impl Rows {
     /// Adds `n` rows.
     ///
     /// # Errors
-    /// [`Error::FeatureWidth`] when they are wider or narrower than those before, or when the disk is
-    /// full or fails.
+    /// [`EncodeFault::FeatureWidth`] when they are wider or narrower than those before, or when the disk
+    /// is full or fails.
     pub fn append(&mut self, values: &[f32], n: usize) -> Result<()> {
         let width = values.len() / n.max(1);
         if self.width != 0 && self.width != width {
-            return Err(Error::FeatureWidth {
+            return Err(Error::Encode(EncodeFault::FeatureWidth {
                 found: width,
                 expected: self.width,
-            });
+            }));
         }
         let failed = |source| Error::io("write", &self.path, source);
         if self.file.is_none() {
@@ -210,7 +210,7 @@ mod tests {
         rows.append(&[5.0, 6.0], 1).expect("written");
         assert!(matches!(
             rows.append(&[7.0], 1),
-            Err(Error::FeatureWidth { .. })
+            Err(Error::Encode(EncodeFault::FeatureWidth { .. }))
         ));
         drop(rows);
         // Half a row, as a kill leaves it.

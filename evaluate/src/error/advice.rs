@@ -1,6 +1,6 @@
 //! What to do about errors, and whose fault they are.
 
-use super::{DataFault, Error};
+use super::{DataFault, Error, GivenFault, ModelFault};
 
 impl Error {
     /// What the user can do about it, where that is not plain from the message.
@@ -28,12 +28,12 @@ impl Error {
             Self::MissingPredictions { what: "image", .. } => {
                 Some("--partial judges the images that have a caption".into())
             }
-            Self::NotRunnable { .. } => {
+            Self::Model(ModelFault::NotRunnable { .. }) => {
                 let families = crate::models::FAMILIES.iter().map(|family| family.runs);
                 let families: Vec<&str> = families.collect();
                 Some(format!("checkpoints of {} can be run", families.join(", ")))
             }
-            Self::UnknownSize { what, .. } => match *what {
+            Self::Model(ModelFault::UnknownSize { what, .. }) => match *what {
                 "the number of heads" => Some("give it with --heads".into()),
                 "the image size" => Some("give --text-table-len".into()),
                 "the fusion start" => Some("give it with --fusion-start".into()),
@@ -89,9 +89,9 @@ impl Error {
             Self::Merge(error) => error.is_usage(),
             Self::ResampleCount { .. }
             | Self::NoPredictions { .. }
-            | Self::IgnoredSetting { .. }
+            | Self::Model(ModelFault::IgnoredSetting { .. })
             | Self::NoHeatMap { .. }
-            | Self::UnknownPass { .. }
+            | Self::Given(GivenFault::UnknownPass { .. })
             | Self::Data(DataFault::UnknownDataset { .. } | DataFault::UnknownSplit { .. }) => true,
             _ => false,
         }

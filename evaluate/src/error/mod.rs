@@ -2,33 +2,19 @@
 
 mod advice;
 mod data;
+mod encode;
+mod given;
+mod model;
+mod words;
 
 use std::path::{Path, PathBuf};
 
 pub use data::DataFault;
+pub use encode::EncodeFault;
+pub use given::GivenFault;
+pub use model::ModelFault;
 
-/// The most of a list that a message shows.
-const SHOWN: usize = 12;
-
-/// The beginning of a list.
-fn listed(items: &[impl std::fmt::Display]) -> String {
-    let shown: Vec<String> = items.iter().take(SHOWN).map(ToString::to_string).collect();
-    match items.len().saturating_sub(SHOWN) {
-        0 => shown.join("; "),
-        rest => format!("{}; and {rest} more", shown.join("; ")),
-    }
-}
-
-/// What a file has that nobody asks for.
-fn unused_note(unused: &[String]) -> String {
-    match unused {
-        [] => String::new(),
-        [first, ..] => format!(
-            "; the model does not read {} others, the first of which is `{first}`",
-            unused.len()
-        ),
-    }
-}
+use words::{listed, nearest_of, unused_note};
 
 /// The result of everything in this crate.
 pub type Result<T, E = Error> = std::result::Result<T, E>;
@@ -99,33 +85,18 @@ pub enum Error {
     },
 
     // ---- models -----------------------------------------------------------------------------
+    /// A checkpoint is not run as asked.
+    #[error(transparent)]
+    Model(#[from] ModelFault),
+    /// What is wrong with tensors that somebody gives to a model.
+    #[error(transparent)]
+    Given(#[from] GivenFault),
+    /// What is wrong with pictures to encode, or with their features.
+    #[error(transparent)]
+    Encode(#[from] EncodeFault),
     /// A tensor operation failed: shapes that do not fit, or the device.
     #[error("{0}")]
     Tensor(#[from] candle_core::Error),
-    /// A checkpoint is of a family that cannot be run.
-    #[error("{}: layout {layout} cannot be run", path.display())]
-    NotRunnable {
-        /// The checkpoint.
-        path: PathBuf,
-        /// The family it was taken for.
-        layout: String,
-    },
-    /// A checkpoint does not tell a size.
-    #[error("{}: does not tell {what}", path.display())]
-    UnknownSize {
-        /// The checkpoint.
-        path: PathBuf,
-        /// What is not known, as a noun phrase.
-        what: &'static str,
-    },
-    /// Sizes of a checkpoint do not fit together.
-    #[error("{}: {fault}", path.display())]
-    BadSize {
-        /// The checkpoint.
-        path: PathBuf,
-        /// What does not fit, as a clause.
-        fault: String,
-    },
     /// A parameter of the model is not in the checkpoint.
     #[error("{}: has no `{name}`{}", path.display(), nearest_of(nearest.as_deref()))]
     MissingWeight {
@@ -157,62 +128,6 @@ pub enum Error {
         misfits: Vec<crate::weights::Misfit>,
         /// Names in the checkpoint that the model does not ask for.
         unused: Vec<String>,
-    },
-    /// A family of models does not do what was asked for.
-    #[error("models of the family {family} cannot {what}")]
-    Incapable {
-        /// The family.
-        family: &'static str,
-        /// What was asked for, as a verb phrase.
-        what: &'static str,
-    },
-    /// A setting that a family of models does not know, and would ignore.
-    #[error("`{setting}` means nothing to models of the family {family}; leave it out")]
-    IgnoredSetting {
-        /// The setting.
-        setting: &'static str,
-        /// The family.
-        family: &'static str,
-    },
-    /// A family has no pass of this name.
-    #[error("there is no pass `{name}`; the model has: {known}")]
-    UnknownPass {
-        /// The name.
-        name: String,
-        /// Those that the family has.
-        known: String,
-    },
-    /// A file of inputs has a tensor that the model does not take.
-    #[error("{}: the model takes no tensor `{name}`; it takes {known}", path.display())]
-    UnknownInput {
-        /// The file.
-        path: PathBuf,
-        /// The tensor.
-        name: String,
-        /// Those that the model takes.
-        known: String,
-    },
-    /// A pass or a loss lacks an input.
-    #[error("{}: has no `{name}`, which {pass} needs; expected {expected}", path.display())]
-    MissingInput {
-        /// The file.
-        path: PathBuf,
-        /// The pass or the loss.
-        pass: String,
-        /// The tensor.
-        name: String,
-        /// What it should be.
-        expected: String,
-    },
-    /// A tensor of a file of inputs is not as the model takes it.
-    #[error("{}: `{name}` {fault}", path.display())]
-    BadInput {
-        /// The file.
-        path: PathBuf,
-        /// The tensor.
-        name: String,
-        /// What is wrong with it and what was expected, as a clause.
-        fault: String,
     },
     /// An image tensor is of another size than the model is for.
     #[error("an image batch of shape {found:?}, but the model is for {expected} x {expected} px")]
@@ -264,28 +179,6 @@ pub enum Error {
     NotRun {
         /// The task.
         task: &'static str,
-    },
-    /// Rows of features are wider or narrower than those before.
-    #[error("a row of features has {found} numbers, those before have {expected}")]
-    FeatureWidth {
-        /// Numbers of the row.
-        found: usize,
-        /// Numbers of the rows before.
-        expected: usize,
-    },
-    /// A feature is not a finite number.
-    #[error("the features of item {row} are not finite numbers")]
-    FeatureNotFinite {
-        /// The item, from 0.
-        row: usize,
-    },
-    /// A picture file cannot be read or decoded.
-    #[error("{}: {fault}", path.display())]
-    BadPicture {
-        /// The file.
-        path: PathBuf,
-        /// What is wrong with it.
-        fault: String,
     },
     /// An image is of a class that has no text.
     #[error("image {image} is of class {class}, which has no text")]
@@ -687,13 +580,6 @@ pub enum Error {
         /// The most.
         most: usize,
     },
-}
-
-/// The nearest name, as the end of a message.
-fn nearest_of(nearest: Option<&str>) -> String {
-    nearest.map_or_else(String::new, |name| {
-        format!("; the nearest name is `{name}`")
-    })
 }
 
 impl Error {

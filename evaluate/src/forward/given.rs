@@ -8,7 +8,7 @@ use merge::{Checkpoint, TensorInfo};
 
 use super::{Input, Kind};
 use crate::batch::{Images, Texts};
-use crate::{Error, Result};
+use crate::{Error, GivenFault, Result};
 
 /// What stands where nothing is to be learned.
 const IGNORED: i64 = -100;
@@ -27,8 +27,8 @@ impl Given {
     /// Reads every tensor of a file, for a model that computes on `device` in `dtype`.
     ///
     /// # Errors
-    /// [`Error::UnknownInput`] for a tensor of another name, [`Error::BadInput`] for one of another
-    /// shape, dtype or range, and when the file cannot be read.
+    /// [`GivenFault::UnknownInput`] for a tensor of another name, [`GivenFault::BadInput`] for one of
+    /// another shape, dtype or range, and when the file cannot be read.
     pub fn open(
         file: &Checkpoint,
         inputs: Vec<Input>,
@@ -56,19 +56,19 @@ impl Given {
     /// Checks that every input of a pass or a loss is there, and that they agree on their sizes.
     ///
     /// # Errors
-    /// [`Error::MissingInput`], [`Error::BadInput`].
+    /// [`GivenFault::MissingInput`], [`GivenFault::BadInput`].
     pub fn check(&self, pass: &str, names: &[&str]) -> Result<()> {
         let mut sizes: BTreeMap<&str, (&str, usize)> = BTreeMap::new();
         for &name in names {
             let input = self.inputs.iter().find(|input| input.name == name);
             let tensor = self.tensors.get(name);
             let (Some(input), Some(tensor)) = (input, tensor) else {
-                return Err(Error::MissingInput {
+                return Err(Error::Given(GivenFault::MissingInput {
                     path: self.path.clone(),
                     pass: pass.to_owned(),
                     name: name.to_owned(),
                     expected: input.map_or_else(|| name.to_owned(), Input::to_string),
-                });
+                }));
             };
             for (size, &found) in input.shape.iter().zip(tensor.dims()) {
                 let Some(letter) = size.letter() else {
@@ -85,11 +85,11 @@ impl Given {
     }
 
     fn bad(&self, name: &str, fault: String) -> Error {
-        Error::BadInput {
+        Error::Given(GivenFault::BadInput {
             path: self.path.clone(),
             name: name.to_owned(),
             fault,
-        }
+        })
     }
 
     /// Whether a tensor is there.
@@ -107,20 +107,22 @@ impl Given {
     /// A tensor as it was read: ids as u32, labels as i64, flags as u8, numbers as f32.
     ///
     /// # Errors
-    /// [`Error::MissingInput`].
+    /// [`GivenFault::MissingInput`].
     pub fn tensor(&self, name: &str) -> Result<&Tensor> {
-        self.tensors.get(name).ok_or_else(|| Error::MissingInput {
-            path: self.path.clone(),
-            pass: name.to_owned(),
-            name: name.to_owned(),
-            expected: name.to_owned(),
+        self.tensors.get(name).ok_or_else(|| {
+            Error::Given(GivenFault::MissingInput {
+                path: self.path.clone(),
+                pass: name.to_owned(),
+                name: name.to_owned(),
+                expected: name.to_owned(),
+            })
         })
     }
 
     /// Numbers in the dtype of the model.
     ///
     /// # Errors
-    /// [`Error::MissingInput`], or when the device fails.
+    /// [`GivenFault::MissingInput`], or when the device fails.
     pub fn floats(&self, name: &str) -> Result<Tensor> {
         Ok(self.tensor(name)?.to_dtype(self.dtype)?)
     }
@@ -153,11 +155,11 @@ impl Given {
 
 fn unknown(path: &Path, name: &str, inputs: &[Input]) -> Error {
     let known: Vec<String> = inputs.iter().map(Input::to_string).collect();
-    Error::UnknownInput {
+    Error::Given(GivenFault::UnknownInput {
         path: path.to_owned(),
         name: name.to_owned(),
         known: known.join("; "),
-    }
+    })
 }
 
 /// A tensor whose shape, dtype and values are checked.
@@ -168,10 +170,12 @@ fn read(
     bytes: &[u8],
     device: &Device,
 ) -> Result<Tensor> {
-    let bad = |fault: String| Error::BadInput {
-        path: path.to_owned(),
-        name: input.name.to_owned(),
-        fault: format!("{fault}; expected {input}"),
+    let bad = |fault: String| {
+        Error::Given(GivenFault::BadInput {
+            path: path.to_owned(),
+            name: input.name.to_owned(),
+            fault: format!("{fault}; expected {input}"),
+        })
     };
     let fits = info.shape.len() == input.shape.len()
         && (input.shape.iter().zip(&info.shape)).all(|(size, &found)| size.allows(found));

@@ -22,7 +22,7 @@ pub use recorder::Recorder;
 pub use write::write;
 
 use crate::models::Model;
-use crate::{Error, Result};
+use crate::{Error, GivenFault, Result};
 
 /// A pass of a family, as its table has it.
 pub struct PassSpec<M> {
@@ -82,18 +82,18 @@ pub struct Outcome {
 /// the hidden state after each block and its attention probabilities.
 ///
 /// # Errors
-/// [`Error::Incapable`] for a family without named passes, [`Error::UnknownPass`],
-/// [`Error::MissingInput`] for a named pass, [`Error::BadInput`] where sizes of two inputs disagree,
-/// and what the passes themselves fail with.
+/// [`ModelFault::Incapable`](crate::ModelFault::Incapable) for a family without named passes,
+/// [`GivenFault::UnknownPass`], [`GivenFault::MissingInput`] for a named pass, [`GivenFault::BadInput`]
+/// where sizes of two inputs disagree, and what the passes themselves fail with.
 pub fn run(model: &dyn Model, given: &Given, names: &[String], hidden: bool) -> Result<Outcome> {
     let passes = model.named_passes()?.passes();
     for name in names {
         if !passes.iter().any(|pass| pass.name == name) {
             let known: Vec<&str> = passes.iter().map(|pass| pass.name).collect();
-            return Err(Error::UnknownPass {
+            return Err(Error::Given(GivenFault::UnknownPass {
                 name: name.clone(),
                 known: known.join(", "),
-            });
+            }));
         }
     }
     let (mut run, mut notes) = (Vec::new(), Vec::new());
@@ -104,7 +104,7 @@ pub fn run(model: &dyn Model, given: &Given, names: &[String], hidden: bool) -> 
             continue;
         }
         match given.check(pass.name, pass.inputs) {
-            Err(Error::MissingInput { name, .. }) if !is_named => {
+            Err(Error::Given(GivenFault::MissingInput { name, .. })) if !is_named => {
                 notes.push(format!(
                     "pass {}: skipped, for `{name}` is not given",
                     pass.name

@@ -109,8 +109,8 @@ impl Dvae {
     /// Loads every part.
     ///
     /// # Errors
-    /// [`Error::UnknownSize`] when it is no such encoder, [`Error::BadSize`], and as
-    /// [`Weights::get`].
+    /// [`ModelFault::UnknownSize`](crate::ModelFault::UnknownSize) when it is no such encoder,
+    /// [`ModelFault::BadSize`](crate::ModelFault::BadSize), and as [`Weights::get`].
     pub fn load(weights: &Weights) -> Result<Self> {
         let block =
             |group: usize, block: usize| format!("blocks.group_{}.block_{}", group + 1, block + 1);

@@ -6,7 +6,7 @@ use candle_core::{DType, Device};
 use merge::{Checkpoint, Layout, layouts};
 
 use super::{Blueprint, Model, Overrides, Setting, multiway, two_towers};
-use crate::{Error, Result, Weights};
+use crate::{Error, ModelFault, Result, Weights};
 
 /// Describes the model that a checkpoint holds, without loading it.
 pub type Describe = fn(&Checkpoint, &dyn Layout, &Overrides) -> Result<Box<dyn Blueprint>>;
@@ -36,20 +36,37 @@ pub struct Opened {
     pub weights: Weights,
 }
 
+impl Opened {
+    /// Builds a model of weights, which are all checked before one is read.
+    ///
+    /// # Errors
+    /// As [`Weights::check`] and [`Blueprint::build`].
+    pub fn build(blueprint: Box<dyn Blueprint>, weights: Weights) -> Result<Self> {
+        weights.check(|weights| blueprint.build(weights))?;
+        Ok(Self {
+            model: blueprint.build(&weights)?,
+            blueprint,
+            weights,
+        })
+    }
+}
+
 /// The model that a checkpoint holds, of whatever family. Nothing is loaded.
 ///
 /// # Errors
-/// [`Error::NotRunnable`] where no family reads the layout, [`Error::IgnoredSetting`] for a setting
-/// that the family does not know, and what the family finds wrong.
+/// [`ModelFault::NotRunnable`] where no family reads the layout, [`ModelFault::IgnoredSetting`] for a
+/// setting that the family does not know, and what the family finds wrong.
 pub fn blueprint(
     checkpoint: &Checkpoint,
     layout: &dyn Layout,
     overrides: &Overrides,
 ) -> Result<Box<dyn Blueprint>> {
     let family = FAMILIES.iter().find(|family| (family.reads)(layout));
-    let family = family.ok_or_else(|| Error::NotRunnable {
-        path: checkpoint.path().into(),
-        layout: layout.name().to_owned(),
+    let family = family.ok_or_else(|| {
+        Error::Model(ModelFault::NotRunnable {
+            path: checkpoint.path().into(),
+            layout: layout.name().to_owned(),
+        })
     })?;
     let blueprint = (family.blueprint)(checkpoint, layout, overrides)?;
     check_settings(blueprint.as_ref(), overrides.given())?;
@@ -59,17 +76,17 @@ pub fn blueprint(
 /// Checks that a family knows settings.
 ///
 /// # Errors
-/// [`Error::IgnoredSetting`] with the first that it does not.
+/// [`ModelFault::IgnoredSetting`] with the first that it does not.
 pub fn check_settings(
     blueprint: &dyn Blueprint,
     given: impl IntoIterator<Item = Setting>,
 ) -> Result<()> {
     match given.into_iter().find(|&setting| !blueprint.takes(setting)) {
         None => Ok(()),
-        Some(setting) => Err(Error::IgnoredSetting {
+        Some(setting) => Err(Error::Model(ModelFault::IgnoredSetting {
             setting: setting.key(),
             family: blueprint.family(),
-        }),
+        })),
     }
 }
 
@@ -113,7 +130,7 @@ pub fn prepare(
 /// ```
 ///
 /// # Errors
-/// As [`prepare`] and [`Blueprint::build`].
+/// As [`prepare`] and [`Opened::build`].
 pub fn open(
     checkpoint: Arc<Checkpoint>,
     overrides: &Overrides,
@@ -121,12 +138,7 @@ pub fn open(
     dtype: DType,
 ) -> Result<Opened> {
     let (blueprint, weights) = prepare(checkpoint, overrides, device, dtype)?;
-    weights.check(|weights| blueprint.build(weights))?;
-    Ok(Opened {
-        model: blueprint.build(&weights)?,
-        blueprint,
-        weights,
-    })
+    Opened::build(blueprint, weights)
 }
 
 #[cfg(test)]
@@ -161,10 +173,10 @@ mod tests {
         }
 
         fn build(&self, _: &Weights) -> Result<Box<dyn Model>> {
-            Err(Error::Incapable {
+            Err(Error::Model(ModelFault::Incapable {
                 family: "towers",
                 what: "be built",
-            })
+            }))
         }
 
         fn activation_bytes(&self, _: &Activations<'_>) -> u64 {

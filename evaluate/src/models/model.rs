@@ -6,7 +6,7 @@ use super::{Head, ModelInput};
 use crate::batch::{Images, Pair, Texts};
 use crate::forward::NamedPasses;
 use crate::nn::Pass;
-use crate::{Error, Result};
+use crate::{Error, ModelFault, Result};
 
 /// A model of any family, with what it can do. A family implements the capabilities that it has;
 /// asking for another one is an error that names the family.
@@ -33,7 +33,7 @@ pub trait Model: Send + Sync {
     /// The model as one that encodes images and texts apart.
     ///
     /// # Errors
-    /// [`Error::Incapable`] where the family does not.
+    /// [`ModelFault::Incapable`] where the family does not.
     fn dual(&self) -> Result<&dyn DualEncoder> {
         Err(self.cannot("encode images and texts apart"))
     }
@@ -41,7 +41,7 @@ pub trait Model: Send + Sync {
     /// The model as one that reads texts together with images.
     ///
     /// # Errors
-    /// [`Error::Incapable`] where the family does not.
+    /// [`ModelFault::Incapable`] where the family does not.
     fn fusion(&self) -> Result<&dyn FusionEncoder> {
         Err(self.cannot("read texts together with images"))
     }
@@ -49,7 +49,7 @@ pub trait Model: Send + Sync {
     /// The model as one that writes texts.
     ///
     /// # Errors
-    /// [`Error::Incapable`] where the family does not.
+    /// [`ModelFault::Incapable`] where the family does not.
     fn captioner(&self) -> Result<&dyn Captioner> {
         Err(self.cannot("write captions"))
     }
@@ -57,17 +57,17 @@ pub trait Model: Send + Sync {
     /// The passes that the model can run on given tensors, by name (`vlmerge forward`).
     ///
     /// # Errors
-    /// [`Error::Incapable`] where the family names none.
+    /// [`ModelFault::Incapable`] where the family names none.
     fn named_passes(&self) -> Result<&dyn NamedPasses> {
         Err(self.cannot("run named passes on given tensors"))
     }
 
     /// The error for what the family cannot do: `what` is a verb phrase.
     fn cannot(&self, what: &'static str) -> Error {
-        Error::Incapable {
+        Error::Model(ModelFault::Incapable {
             family: self.family(),
             what,
-        }
+        })
     }
 }
 
@@ -111,7 +111,7 @@ pub trait DualEncoder: Model {
     /// Images before their features are scaled to length one, `(b, d)`, of [`Branch::Apart`].
     ///
     /// # Errors
-    /// [`Error::Incapable`] where the family has no such step, and as
+    /// [`ModelFault::Incapable`] where the family has no such step, and as
     /// [`DualEncoder::image_features`].
     fn image_projections(&self, images: &Images, pass: &Pass<'_>) -> Result<Tensor> {
         let _ = (images, pass);
@@ -164,7 +164,7 @@ pub trait DualEncoder: Model {
 /// Features of one branch: `(b, d)`.
 ///
 /// # Errors
-/// [`Error::Incapable`], and as [`DualEncoder::image_features`].
+/// [`ModelFault::Incapable`], and as [`DualEncoder::image_features`].
 pub fn image_features(
     model: &dyn Model,
     images: &Images,
@@ -178,7 +178,7 @@ pub fn image_features(
 /// Features of one branch: `(b, d)`.
 ///
 /// # Errors
-/// [`Error::Incapable`], and as [`DualEncoder::text_features`].
+/// [`ModelFault::Incapable`], and as [`DualEncoder::text_features`].
 pub fn text_features(
     model: &dyn Model,
     texts: &Texts,

@@ -43,10 +43,10 @@ pub fn attend_packed(qkv: &Tensor, heads: usize, queries: usize, bias: Bias<'_>)
         let op = ops::Attention { heads, queries };
         return qkv.contiguous()?.apply_op3(&pairs, &mask, op);
     }
-    let (_, n, packed) = qkv.dims3()?;
-    let (d, queries) = (packed / 3, queries.min(n));
-    let part = |which: usize| qkv.narrow(D::Minus1, which * d, d);
-    let (q, k, v) = (part(0)?.narrow(1, 0, queries)?, part(1)?, part(2)?);
+    let [q, k, v] = unpack(qkv)?;
+    let n = q.dim(1)?;
+    let queries = queries.min(n);
+    let q = q.narrow(1, 0, queries)?;
     if queries == n {
         return attend(&q, &k, &v, bias, heads);
     }
@@ -63,6 +63,14 @@ pub fn attend_packed(qkv: &Tensor, heads: usize, queries: usize, bias: Bias<'_>)
         mask: mask.as_ref(),
     };
     attend(&q, &k, &v, bias, heads)
+}
+
+/// Queries, keys and values of packed `qkv: (b, n, 3 d)`, views of `(b, n, d)` each.
+pub(crate) fn unpack(qkv: &Tensor) -> Result<[Tensor; 3]> {
+    let (_, _, packed) = qkv.dims3()?;
+    let d = packed / 3;
+    let part = |which: usize| qkv.narrow(D::Minus1, which * d, d);
+    Ok([part(0)?, part(1)?, part(2)?])
 }
 
 /// Softmax of the scores, `(b, h, n, m)`: how each query of `q: (b, n, d)` shares its attention among

@@ -1,9 +1,9 @@
 //! Self-attention with packed projections.
 
-use candle_core::{D, Result, Tensor};
+use candle_core::{Result, Tensor};
 
 use super::fused::{Packed, PackedBias};
-use super::{Bias, Linear, Pass, Residual, attend_packed, attention_shares};
+use super::{Bias, Linear, Pass, Residual, attend_packed, attention_shares, unpack};
 use crate::Weights;
 use crate::weights::Init;
 
@@ -51,12 +51,12 @@ impl Attention {
 
     /// All weights.
     pub(crate) fn weights(&self) -> Vec<&Tensor> {
-        let (qkv, proj) = (self.qkv.weight(), self.proj.weight());
-        vec![qkv, &self.q_bias, &self.v_bias, proj, self.proj.bias()]
+        let [weight, bias] = self.proj.weights();
+        vec![self.qkv.weight(), &self.q_bias, &self.v_bias, weight, bias]
     }
 
-    /// Queries, keys and values: `(b, n, d) -> (b, n, 3 d)`. The bias is put together anew each
-    /// time, for a copy would not follow its parts through training.
+    /// Queries, keys and values: `(b, n, d) -> (b, n, 3 d)`. Each call puts the bias together,
+    /// for a copy would not follow its parts through training.
     fn project(&self, x: &Tensor) -> Result<Tensor> {
         let none = self.q_bias.detach().zeros_like()?;
         let bias = Tensor::cat(&[&self.q_bias, &none, &self.v_bias], 0)?;
@@ -91,8 +91,7 @@ impl Attention {
         pass.show(|| self.name.clone(), x, bias.mask)?;
         let qkv = self.project(x)?; // (b, n, 3 d)
         pass.show_output(format_args!("attn{block}"), || {
-            let d = qkv.dim(D::Minus1)? / 3;
-            let (q, k) = (qkv.narrow(D::Minus1, 0, d)?, qkv.narrow(D::Minus1, d, d)?);
+            let [q, k, _] = unpack(&qkv)?;
             attention_shares(&q, &k, bias, self.heads)
         })?;
         let mixed = attend_packed(&qkv, self.heads, usize::MAX, bias)?; // (b, n, d)

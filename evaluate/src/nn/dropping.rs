@@ -3,10 +3,11 @@
 use std::fmt;
 use std::sync::Arc;
 
-use candle_core::{Device, Result, Tensor};
+use candle_core::{Result, Tensor};
 use merge::random::Draws;
 
 use super::Omission;
+use super::omission::{keep_or_drop, raised, scaled};
 
 /// Rows of a matrix of attention shares stand this far apart among the draws of an example, so that
 /// what a pair of tokens draws does not depend on the padding.
@@ -61,11 +62,10 @@ impl Dropping {
     /// # Errors
     /// When the device fails.
     pub fn apply(&self, x: &Tensor) -> Result<Tensor> {
-        let Some(factors) = self.factors(x.dims())? else {
-            return Ok(x.clone());
-        };
-        let factors = Tensor::from_vec(factors, x.shape(), &Device::Cpu)?;
-        x * factors.to_device(x.device())?.to_dtype(x.dtype())?
+        match self.factors(x.dims())? {
+            Some(factors) => scaled(x, factors),
+            None => Ok(x.clone()),
+        }
     }
 
     /// The factor of every number of a tensor `(b, ...)`; `None` where all stay.
@@ -90,7 +90,6 @@ impl Site {
             ref given,
             ..
         } = self.omission;
-        let raised = (1.0 / (1.0 - dropout)) as f32;
         let n: usize = shape.iter().product();
         if let Some(given) = given
             && let Some(kept) = given.kept(&self.name, first, shape)?
@@ -98,20 +97,20 @@ impl Site {
             if kept.len() != n {
                 candle_core::bail!("{} masks for {n} numbers at `{}`", kept.len(), self.name);
             }
+            let raised = raised(dropout);
             let factor = |&kept: &u8| if kept == 0 { 0.0 } else { raised };
             return Ok(kept.iter().map(factor).collect());
         }
-        let examples = shape.first().copied().unwrap_or(1).max(1);
-        // Shares, `(b, h, n, m)`, have rows of their own; tokens, `(b, n, d)`, follow one another.
-        let row = match shape {
-            &[_, _, _, m] => m,
-            _ => n / examples,
-        };
         let mut factors = vec![0.0; n];
         if n == 0 {
             return Ok(factors);
         }
-        let queries = if shape.len() == 4 { shape[2] } else { 1 };
+        let examples = shape.first().copied().unwrap_or(1);
+        // Shares, `(b, h, n, m)`, have rows of their own; tokens, `(b, n, d)`, follow one another.
+        let (queries, row) = match *shape {
+            [_, _, queries, keys] => (queries, keys),
+            _ => (1, n / examples),
+        };
         for (example, factors) in factors.chunks_exact_mut(n / examples).enumerate() {
             let key = format!("{name}/{}/{}", self.name, first + example);
             let draws = Draws::new(seed, &key);
@@ -120,12 +119,7 @@ impl Site {
                 draws.fill_uniform((head * ROW + query) * ROW, factors);
             }
         }
-        for factor in &mut factors {
-            *factor = match f64::from(*factor) < dropout {
-                true => 0.0,
-                false => raised,
-            };
-        }
+        keep_or_drop(&mut factors, dropout);
         Ok(factors)
     }
 }

@@ -54,7 +54,7 @@ impl Gradients {
         }
     }
 
-    /// Starts anew: as if nothing had reached any variable.
+    /// Starts again, as if nothing had reached any variable.
     pub fn clear(&mut self) {
         for sum in self.sums.values_mut() {
             match sum {

@@ -22,7 +22,7 @@ enum Then<'a> {
 }
 
 impl Linear {
-    /// Weights that are drawn anew, as BERT and BEiT have them.
+    /// What weights start from, as BERT and BEiT have them.
     pub(crate) const INIT: Init = Init::Normal(0.02);
 
     /// Loads `{name}.weight: (outputs, inputs)` and `{name}.bias: (outputs)`.
@@ -77,6 +77,11 @@ impl Linear {
     /// `(out)`, or nothing.
     pub(crate) fn bias(&self) -> &Tensor {
         &self.bias
+    }
+
+    /// Weight and bias.
+    pub(crate) fn weights(&self) -> [&Tensor; 2] {
+        [&self.weight, &self.bias]
     }
 
     /// The same layer with another bias.

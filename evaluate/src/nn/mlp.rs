@@ -40,9 +40,8 @@ impl Mlp {
     }
 
     /// All weights.
-    pub(crate) fn weights(&self) -> [&Tensor; 4] {
-        let (fc1, fc2) = (&self.fc1, &self.fc2);
-        [fc1.weight(), fc1.bias(), fc2.weight(), fc2.bias()]
+    pub(crate) fn weights(&self) -> impl Iterator<Item = &Tensor> {
+        [&self.fc1, &self.fc2].into_iter().flat_map(Linear::weights)
     }
 
     /// The first layer, `d -> f`.

@@ -24,6 +24,7 @@ mod side_losses;
 mod tape;
 
 pub use activation::{Activation, gelu};
+pub(crate) use attend::unpack;
 pub use attend::{Bias, attend, attend_packed, attention_shares, mix};
 pub use attention::Attention;
 pub use convolution::Convolution;
@@ -37,8 +38,9 @@ pub use cross_entropy::cross_entropy;
 pub use dropping::{Dropping, GivenDrops};
 pub use embedding::Embedding;
 pub(crate) use fused::{
-    AttentionBranch, AttentionHalf, FfnBranch, FfnHalf, KeptAttention, KeptHalf, OnSlices, Packed,
-    PackedBias, Separate, is_leaf, norm_again, record_on_slices, side_by_side,
+    AttentionBranch, AttentionHalf, FfnBranch, FfnHalf, KeptAttention, KeptAttentionHalf,
+    KeptFfnHalf, OnSlices, Packed, PackedBias, Separate, fits_slices, is_leaf, record_on_slices,
+    side_by_side,
 };
 pub use gradients::{Gradient, Gradients};
 pub use layer_scale::LayerScale;

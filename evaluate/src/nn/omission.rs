@@ -79,22 +79,37 @@ impl Omission {
         }
         let (b, n) = (x.dim(0)?.max(1), x.elem_count());
         let factors = self.factors("dropout", self.dropout, self.first * (n / b), n);
-        let factors = Tensor::from_vec(factors, x.shape(), &Device::Cpu)?;
-        x * factors.to_device(x.device())?.to_dtype(x.dtype())?
+        scaled(x, factors)
     }
 
     fn factors(&self, of: &str, probability: f64, first: usize, n: usize) -> Vec<f32> {
         let mut draws = vec![0.0; n];
         Draws::new(self.seed, &format!("{}/{of}", self.name)).fill_uniform(first, &mut draws);
-        let kept = (1.0 / (1.0 - probability)) as f32;
-        for draw in &mut draws {
-            *draw = match f64::from(*draw) < probability {
-                true => 0.0,
-                false => kept,
-            };
-        }
+        keep_or_drop(&mut draws, probability);
         draws
     }
+}
+
+/// The factor of what stays where others are left out with this probability.
+pub(super) fn raised(probability: f64) -> f32 {
+    (1.0 / (1.0 - probability)) as f32
+}
+
+/// Turns uniform draws into factors: 0 with this probability, or what makes up for it.
+pub(super) fn keep_or_drop(draws: &mut [f32], probability: f64) {
+    let raised = raised(probability);
+    for draw in draws {
+        *draw = match f64::from(*draw) < probability {
+            true => 0.0,
+            false => raised,
+        };
+    }
+}
+
+/// `x` with a factor for every number.
+pub(super) fn scaled(x: &Tensor, factors: Vec<f32>) -> Result<Tensor> {
+    let factors = Tensor::from_vec(factors, x.shape(), &Device::Cpu)?;
+    x * factors.to_device(x.device())?.to_dtype(x.dtype())?
 }
 
 #[cfg(test)]

@@ -3,7 +3,7 @@
 //! A pass that is [recorded](super::Pass::recorded) runs each block without a graph and notes what
 //! its backward pass needs. [`Tape::backward`] then goes through the blocks from the last to the
 //! first, and what a block has kept is freed as soon as its gradients are known. A block may keep
-//! just its input and compute the rest anew (Chen et al. 2016, "Training Deep Nets with Sublinear
+//! just its input and compute the rest again (Chen et al. 2016, "Training Deep Nets with Sublinear
 //! Memory Cost", <https://arxiv.org/abs/1604.06174>), or what its fused backward kernel wants.
 
 use std::cell::RefCell;
@@ -77,7 +77,7 @@ impl Tape {
         Self::default()
     }
 
-    /// A tape whose segments keep their inputs alone and compute the rest anew: a third more
+    /// A tape whose segments keep their inputs alone and compute the rest again: a third more
     /// work, a fraction of the memory.
     #[must_use]
     pub fn checkpointing() -> Self {

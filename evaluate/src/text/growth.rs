@@ -33,12 +33,7 @@ pub(super) fn check(bytes: &[u8]) -> Result<(), String> {
             return Err(format!("its normalizer has more than {MAX_PARTS} parts"));
         }
         for list in ["normalizers", "pretokenizers"] {
-            open.extend(
-                part.get(list)
-                    .and_then(Value::as_array)
-                    .into_iter()
-                    .flatten(),
-            );
+            open.extend(items(part, list));
         }
         let text = |key: &str| {
             part.get(key)
@@ -74,17 +69,18 @@ pub(super) fn check(bytes: &[u8]) -> Result<(), String> {
     Ok(())
 }
 
+/// The items of the list `key` of a part; none where there is no list.
+fn items<'a>(part: &'a Value, key: &str) -> impl Iterator<Item = &'a Value> + use<'a> {
+    let list = part.get(key).and_then(Value::as_array);
+    list.into_iter().flatten()
+}
+
 /// Tokens that a post-processor adds: of each piece of its templates those of the special token.
 fn special_ids(processor: &Value, depth: usize) -> usize {
     if depth > 4 {
         return 0;
     }
-    let inner = processor
-        .get("processors")
-        .and_then(Value::as_array)
-        .into_iter()
-        .flatten();
-    let inner: usize = inner
+    let inner: usize = items(processor, "processors")
         .take(MAX_PARTS)
         .map(|processor| special_ids(processor, depth + 1))
         .sum();
@@ -94,11 +90,7 @@ fn special_ids(processor: &Value, depth: usize) -> usize {
         Some(tokens?.get(id)?.get("ids")?.as_array()?.len())
     };
     let own = ["single", "pair"].iter().map(|template| {
-        let pieces = processor
-            .get(template)
-            .and_then(Value::as_array)
-            .into_iter()
-            .flatten();
+        let pieces = items(processor, template);
         pieces.filter_map(n_ids).fold(0, usize::saturating_add)
     });
     own.max().unwrap_or(0).saturating_add(inner)

@@ -208,11 +208,16 @@ impl Tokenizer {
 
     fn ids(&self, text: &str) -> Result<Vec<u32>> {
         let encoding = self.inner.encode_fast(text, true);
-        let encoding = encoding.map_err(|error| Error::Tokenization {
-            text: text.chars().take(80).collect(),
-            fault: error.to_string(),
-        })?;
+        let encoding = encoding.map_err(|error| refused(text, &*error))?;
         Ok(encoding.get_ids().to_vec())
+    }
+}
+
+/// The error for a text that the tokenizer refuses.
+fn refused(text: &str, fault: &dyn std::error::Error) -> Error {
+    Error::Tokenization {
+        text: text.chars().take(80).collect(),
+        fault: fault.to_string(),
     }
 }
 

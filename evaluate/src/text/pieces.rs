@@ -1,7 +1,7 @@
 //! The word pieces of a text.
 
-use super::Tokenizer;
-use crate::{Error, Result};
+use super::{Tokenizer, refused};
+use crate::Result;
 
 impl Tokenizer {
     /// The same tokenizer, for which `[MASK]` and the like in a text are characters like others, not
@@ -18,10 +18,7 @@ impl Tokenizer {
     /// [`Error::Tokenization`] when the tokenizer refuses the text.
     pub fn pieces(&self, text: &str) -> Result<Vec<String>> {
         let encoding = self.inner.encode(text, false);
-        let encoding = encoding.map_err(|error| Error::Tokenization {
-            text: text.chars().take(80).collect(),
-            fault: error.to_string(),
-        })?;
+        let encoding = encoding.map_err(|error| refused(text, &*error))?;
         Ok(encoding.get_tokens().to_vec())
     }
 

@@ -32,7 +32,7 @@ pub(super) fn check(
 }
 
 /// Whether no element is infinite or NaN; other dtypes than floats always are finite.
-pub(super) fn is_finite(dtype: DType, bytes: &[u8]) -> bool {
+pub(crate) fn is_finite(dtype: DType, bytes: &[u8]) -> bool {
     match dtype {
         DType::F64 => exponents_below(bytes, 0x7ff0_0000_0000_0000u64),
         DType::F32 | DType::C64 => exponents_below(bytes, 0x7f80_0000u32),
@@ -48,7 +48,7 @@ pub(super) fn is_finite(dtype: DType, bytes: &[u8]) -> bool {
 }
 
 /// The first element that is infinite or NaN, of bytes that have one. Rare, so it may take its time.
-fn first_of(key: &str, dtype: DType, bytes: &[u8]) -> Result<(usize, f64)> {
+pub(crate) fn first_of(key: &str, dtype: DType, bytes: &[u8]) -> Result<(usize, f64)> {
     // The parts of complex numbers are as wide as f32.
     let (parts, dtype) = match dtype {
         DType::C64 => (2, DType::F32),

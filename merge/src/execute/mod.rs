@@ -17,7 +17,7 @@ mod beside;
 mod chunk;
 mod compare;
 mod fingerprint;
-mod finite;
+pub(crate) mod finite;
 mod idle;
 mod inputs;
 mod kept;

@@ -8,11 +8,12 @@ use rayon::prelude::*;
 use serde::Serialize;
 
 use crate::execute::compare;
+use crate::execute::finite::{first_of, is_finite};
 use crate::io::{self, OpenOptions};
 use crate::plan::PIECE_ELEMENTS;
 use crate::provenance::{Hashes, Provenance};
 use crate::recipe::OutputDType;
-use crate::{Checkpoint, Error, MergePlan, MergeRecipe, Progress, Result, decode_f32};
+use crate::{Checkpoint, Error, MergePlan, MergeRecipe, Progress, Result};
 
 /// Findings of one check that are listed; the others are counted.
 const LISTED: usize = 20;
@@ -120,22 +121,16 @@ fn finite(found: &Checkpoint, progress: &dyn Progress) -> Result<Check> {
     progress.start("reading", n_bytes);
     let looked = floats.par_iter().map(|(name, info)| {
         let n = info.n_elements();
-        let mut values = vec![0.0; PIECE_ELEMENTS.min(n)];
         for first in (0..n).step_by(PIECE_ELEMENTS) {
             if progress.is_cancelled() {
                 return Err(Error::Cancelled);
             }
-            let values = &mut values[..PIECE_ELEMENTS.min(n - first)];
-            let mut bytes = vec![0; values.len() * info.dtype.size_bytes()];
+            let mut bytes = vec![0; info.dtype.bytes_of(PIECE_ELEMENTS.min(n - first))];
             found.read(name, first, &mut bytes)?;
-            decode_f32(name, info.dtype, &bytes, values)?;
             progress.advance(bytes.len() as u64);
-            if let Some(at) = values.iter().position(|value| !value.is_finite()) {
-                return Ok(Some(format!(
-                    "`{name}`: element {} is {}",
-                    first + at,
-                    values[at]
-                )));
+            if !is_finite(info.dtype, &bytes) {
+                let (at, value) = first_of(name, info.dtype, &bytes)?;
+                return Ok(Some(format!("`{name}`: element {} is {value}", first + at)));
             }
         }
         Ok(None)

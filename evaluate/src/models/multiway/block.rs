@@ -8,7 +8,7 @@ use super::taped::record;
 use super::{Config, Experts};
 use crate::Weights;
 use crate::nn::{
-    Attention, Bias, LayerNorm, LayerScale, Mask, Mlp, Pass, Residual, Tape, is_leaf, is_on_host,
+    Attention, Bias, LayerNorm, LayerScale, Mask, Mlp, Pass, Residual, Tape, fits_slices,
 };
 
 /// LayerNorm of blocks adds this to the variance.
@@ -35,7 +35,7 @@ pub struct Block {
     gamma_2: LayerScale,
     index: usize,
     n_blocks: usize,
-    /// Whether drop path draws anew for each segment of a sequence, as VLMo does.
+    /// Whether drop path draws for each segment of a sequence apart, as VLMo does.
     drops_segments_apart: bool,
 }
 
@@ -127,8 +127,7 @@ impl Block {
         }
     }
 
-    /// Whether the branches can run on slices: on the CPU in f32, with weights that are variables
-    /// or frozen, not themselves computed.
+    /// Whether the branches can run on slices.
     fn is_fusible(&self, x: &Tensor, segments: &[Segment], tape: &Tape) -> Result<bool> {
         let Some(first) = segments.first() else {
             return Ok(false);
@@ -141,7 +140,7 @@ impl Block {
         }
         weights.extend(self.gamma_1.factors());
         weights.extend(self.gamma_2.factors());
-        Ok(tape.fuses() && is_on_host(x) && weights.into_iter().all(is_leaf))
+        Ok(fits_slices(tape, x, weights))
     }
 
     pub(super) fn norm1(&self, expert: Expert) -> Result<&LayerNorm> {

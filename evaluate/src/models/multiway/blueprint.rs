@@ -3,6 +3,7 @@
 use merge::layouts::{ModelRecord, vlmo};
 use merge::{Checkpoint, Layout};
 
+use super::heads::prefixes;
 use super::{Config, Multiway};
 use crate::images::ImageInput;
 use crate::models::{
@@ -87,17 +88,7 @@ impl Blueprint for MultiwayBlueprint {
     }
 
     fn prefixes(&self, head: Head) -> &'static [&'static str] {
-        match head {
-            Head::Contrastive => &["ifm_text_proj", "ifm_image_proj", "logit_scale"],
-            Head::FusedContrastive => &["ifm_vl_text_proj", "ifm_vl_image_proj", "logit_vl_scale"],
-            Head::Matching => &["itm_score"],
-            Head::MaskedLanguage => &["mlm_score"],
-            Head::MaskedImage => &["mim_score", "transformer.mask_token"],
-            Head::Vqa => &["vqa_classifier", "pooler"],
-            Head::Nlvr2 => &["nlvr2_classifier", "pooler"],
-            Head::ImageClasses => &["img_cls_classifier"],
-            Head::Ranking | Head::CausalLanguage => &[],
-        }
+        prefixes(head)
     }
 
     fn name_of(&self, key: &str) -> String {

@@ -7,6 +7,7 @@ use super::blueprint::NAME;
 use crate::Result;
 use crate::batch::{Images, Pair, Texts};
 use crate::forward::NamedPasses;
+use crate::models::towers::first;
 use crate::models::{
     Branch, DualEncoder, Fused, FusionEncoder, Head, Model, ModelInput, Similarity,
 };
@@ -112,25 +113,17 @@ fn in_order(
     of: &[Branch],
     compute: impl FnOnce(Asked) -> Result<Vec<Tensor>>,
 ) -> Result<Vec<Tensor>> {
-    let first = match of {
-        [] => return Ok(Vec::new()),
-        [first, ..] => *first,
-    };
     let asked = match (of.contains(&Branch::Apart), of.contains(&Branch::Fused)) {
         (true, true) => Asked::Both,
         (true, false) => Asked::Apart,
-        (false, _) => Asked::Fused,
+        (false, true) => Asked::Fused,
+        (false, false) => return Ok(Vec::new()),
     };
-    let is_both = matches!(asked, Asked::Both);
     let found = compute(asked)?;
-    let place = |branch: &Branch| match is_both {
-        true => usize::from(*branch == Branch::Fused),
-        false => usize::from(*branch != first),
-    };
-    Ok(of
-        .iter()
-        .map(|branch| found[place(branch)].clone())
-        .collect())
+    // One alone is what all of them ask for.
+    let place = |branch: &Branch| usize::from(found.len() == 2 && *branch == Branch::Fused);
+    let features = of.iter().map(|branch| found[place(branch)].clone());
+    Ok(features.collect())
 }
 
 impl FusionEncoder for Multiway {
@@ -145,7 +138,6 @@ impl FusionEncoder for Multiway {
     }
 
     fn pooled(&self, fused: &Fused) -> Result<Tensor> {
-        let first = fused.text.narrow(1, 0, 1)?.squeeze(1)?; // (b, d)
-        self.heads().pool(&first)
+        self.heads().pool(&first(&fused.text)?)
     }
 }

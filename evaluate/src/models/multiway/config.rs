@@ -4,8 +4,9 @@ use merge::layouts::{ModelRecord, RecordFamily, Window};
 use merge::{Checkpoint, Layout};
 use serde::Serialize;
 
+use crate::models::towers::sizes;
 use crate::models::{Overrides, ShallowAttention};
-use crate::{Error, Result};
+use crate::{Error, ModelFault, Result};
 
 /// How positions are told apart.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
@@ -59,9 +60,9 @@ impl Config {
     /// The model that a checkpoint of the vl-merging or VLMo family holds.
     ///
     /// # Errors
-    /// [`Error::NotRunnable`] for another family, a [`merge::ConversionFault`] where the bias table
-    /// has no room for the text positions given, [`Error::UnknownSize`] for a size that neither
-    /// the checkpoint nor `overrides` tells, [`Error::BadSize`] for sizes that do not fit.
+    /// [`ModelFault::NotRunnable`] for another family, a [`merge::ConversionFault`] where the bias table
+    /// has no room for the text positions given, [`ModelFault::UnknownSize`] for a size that neither
+    /// the checkpoint nor `overrides` tells, [`ModelFault::BadSize`] for sizes that do not fit.
     pub fn read(
         checkpoint: &Checkpoint,
         layout: &dyn Layout,
@@ -70,22 +71,19 @@ impl Config {
         let path = checkpoint.path();
         let name = layout.name();
         if !Self::reads(name) {
-            return Err(Error::NotRunnable {
+            return Err(Error::Model(ModelFault::NotRunnable {
                 path: path.into(),
                 layout: name.to_owned(),
-            });
+            }));
         }
         let found = merge::convert::sizes_with_text(checkpoint, layout, overrides.text_table_len)?;
         let known = |what: &'static str, size: Option<usize>| match size {
-            Some(0) => Err(Error::BadSize {
-                path: path.into(),
-                fault: format!("{what} is 0"),
-            }),
+            Some(0) => Err(sizes::bad(checkpoint, &format!("{what} is 0"))),
             Some(size) => Ok(size),
-            None => Err(Error::UnknownSize {
+            None => Err(Error::Model(ModelFault::UnknownSize {
                 path: path.into(),
                 what,
-            }),
+            })),
         };
         let is_absolute = checkpoint
             .tensors()
@@ -116,23 +114,13 @@ impl Config {
                 .or(ModelRecord::of(checkpoint)?.shallow_attention)
                 .unwrap_or_else(|| usual_attention(name)),
         };
-        let bad = |fault: String| Error::BadSize {
-            path: path.into(),
-            fault,
-        };
-        if !config.width.is_multiple_of(config.n_heads) {
-            let (width, heads) = (config.width, config.n_heads);
-            return Err(bad(format!(
-                "{heads} heads do not divide a width of {width}"
-            )));
-        }
+        sizes::heads(checkpoint, config.width, Some(config.n_heads))?;
         if !is_absolute {
             let room = known("the text length of the bias table", found.text_table_len)?;
             if room < config.text_len {
                 let len = config.text_len;
-                return Err(bad(format!(
-                    "{len} text positions, but the bias table has room for {room}"
-                )));
+                let fault = format!("{len} text positions, but the bias table has room for {room}");
+                return Err(sizes::bad(checkpoint, &fault));
             }
             config.positions = Positions::Relative(Window {
                 side: config.image_size / config.patch_size,

@@ -7,7 +7,7 @@ use super::blueprint::NAME;
 use crate::models::Head;
 use crate::models::heads::{Classifier, Contrastive, MaskedLanguage};
 use crate::nn::Linear;
-use crate::{Error, Weights};
+use crate::{Error, ModelFault, Weights};
 
 /// The heads that a checkpoint has. Asking for one it lacks is [`Error::NoHead`].
 #[derive(Clone, Debug)]
@@ -110,6 +110,12 @@ impl Heads {
         })
     }
 
+    /// What a head is made of, which a checkpoint may lack.
+    fn of<'a, T>(&self, head: Head, part: &'a Option<T>) -> crate::Result<&'a T> {
+        let prefix = prefixes(head).first().copied().unwrap_or_default();
+        self.need(part.as_ref(), head.title(), prefix)
+    }
+
     /// The pooler: dense and tanh on the first token, `(b, d) -> (b, d)`.
     ///
     /// # Errors
@@ -124,11 +130,7 @@ impl Heads {
     /// # Errors
     /// [`Error::NoHead`].
     pub fn contrastive(&self) -> crate::Result<&Contrastive> {
-        self.need(
-            self.contrastive.as_ref(),
-            "retrieval projection",
-            "ifm_text_proj",
-        )
+        self.of(Head::Contrastive, &self.contrastive)
     }
 
     /// The same after the fusion blocks.
@@ -136,12 +138,7 @@ impl Heads {
     /// # Errors
     /// [`Error::NoHead`].
     pub fn fused_contrastive(&self) -> crate::Result<&Contrastive> {
-        let head = self.fused_contrastive.as_ref();
-        self.need(
-            head,
-            "retrieval projection of the fusion blocks",
-            "ifm_vl_text_proj",
-        )
+        self.of(Head::FusedContrastive, &self.fused_contrastive)
     }
 
     /// Answers to questions.
@@ -149,11 +146,7 @@ impl Heads {
     /// # Errors
     /// [`Error::NoHead`].
     pub fn vqa(&self) -> crate::Result<&Classifier> {
-        self.need(
-            self.vqa.as_ref(),
-            "question answering head",
-            "vqa_classifier",
-        )
+        self.of(Head::Vqa, &self.vqa)
     }
 
     /// True or false of two images.
@@ -161,7 +154,7 @@ impl Heads {
     /// # Errors
     /// [`Error::NoHead`].
     pub fn nlvr2(&self) -> crate::Result<&Classifier> {
-        self.need(self.nlvr2.as_ref(), "NLVR2 head", "nlvr2_classifier")
+        self.of(Head::Nlvr2, &self.nlvr2)
     }
 
     /// Masked words.
@@ -169,8 +162,7 @@ impl Heads {
     /// # Errors
     /// [`Error::NoHead`].
     pub fn masked_language(&self) -> crate::Result<&MaskedLanguage> {
-        let head = self.masked_language.as_ref();
-        self.need(head, "masked language modeling head", "mlm_score")
+        self.of(Head::MaskedLanguage, &self.masked_language)
     }
 
     /// Visual tokens of masked patches.
@@ -178,8 +170,7 @@ impl Heads {
     /// # Errors
     /// [`Error::NoHead`].
     pub fn masked_image(&self) -> crate::Result<&Linear> {
-        let head = self.masked_image.as_ref();
-        self.need(head, "masked image modeling head", "mim_score")
+        self.of(Head::MaskedImage, &self.masked_image)
     }
 
     /// Whether text and image belong together: class 1.
@@ -187,7 +178,7 @@ impl Heads {
     /// # Errors
     /// [`Error::NoHead`].
     pub fn matching(&self) -> crate::Result<&Linear> {
-        self.need(self.matching.as_ref(), "matching head", "itm_score")
+        self.of(Head::Matching, &self.matching)
     }
 
     /// Classes of images.
@@ -195,8 +186,7 @@ impl Heads {
     /// # Errors
     /// [`Error::NoHead`].
     pub fn image_classes(&self) -> crate::Result<&Linear> {
-        let head = self.image_classes.as_ref();
-        self.need(head, "image classification head", "img_cls_classifier")
+        self.of(Head::ImageClasses, &self.image_classes)
     }
 
     /// What a head gives for rows of hidden states.
@@ -236,14 +226,30 @@ impl Heads {
     }
 }
 
+/// Beginnings of the names of a head's weights; the first one is that of the weights that have its
+/// classes.
+pub(super) fn prefixes(head: Head) -> &'static [&'static str] {
+    match head {
+        Head::Contrastive => &["ifm_text_proj", "ifm_image_proj", "logit_scale"],
+        Head::FusedContrastive => &["ifm_vl_text_proj", "ifm_vl_image_proj", "logit_vl_scale"],
+        Head::Matching => &["itm_score"],
+        Head::MaskedLanguage => &["mlm_score"],
+        Head::MaskedImage => &["mim_score", "transformer.mask_token"],
+        Head::Vqa => &["vqa_classifier", "pooler"],
+        Head::Nlvr2 => &["nlvr2_classifier", "pooler"],
+        Head::ImageClasses => &["img_cls_classifier"],
+        Head::Ranking | Head::CausalLanguage => &[],
+    }
+}
+
 /// The error for a head that multiway models do not have, or that gives features.
 fn scores_nothing(head: Head) -> Error {
-    Error::Incapable {
+    Error::Model(ModelFault::Incapable {
         family: NAME,
         what: match head {
             Head::Ranking => "rank texts and images by a head of its own",
             Head::CausalLanguage => "write texts",
             _ => "score by a retrieval projection: it gives features",
         },
-    }
+    })
 }

@@ -3,10 +3,10 @@
 use candle_core::Tensor;
 
 use super::Multiway;
-use super::passes::first;
 use crate::Result;
 use crate::batch::Texts;
 use crate::forward::{Given, Input, Kind, NamedPass, NamedPasses, PassSpec, Recorder, Size};
+use crate::models::towers::first;
 use crate::models::{Head, Model};
 use crate::nn::Pass;
 

@@ -7,6 +7,7 @@ use merge::Expert;
 
 use super::{Multiway, Segment};
 use crate::models::ShallowAttention;
+use crate::models::towers::first;
 use crate::nn::{Bias, Mask, Pairs, Pass, RelativePosition};
 use crate::{Error, Result};
 
@@ -41,13 +42,8 @@ impl Joint {
     /// # Errors
     /// When the device fails.
     pub fn first(&self) -> Result<Tensor> {
-        first(&self.text)
+        Ok(first(&self.text)?)
     }
-}
-
-/// The first token of each sequence: `(b, n, d) -> (b, d)`.
-pub(super) fn first(x: &Tensor) -> Result<Tensor> {
-    Ok(x.narrow(1, 0, 1)?.squeeze(1)?)
 }
 
 impl Multiway {

@@ -11,10 +11,11 @@ use candle_core::{D, DType, Device, Tensor};
 use merge::Checkpoint;
 use merge::layouts::Generic;
 
-use super::{Shapes, bert_fused, sizes};
+use super::{Shapes, bert_fused, first, first_tokens, sizes};
 use crate::nn::{
     Activation, Bias, Dropping, Embedding, LayerNorm, Linear, Mask, Pass, Residual, Tape,
-    attend_packed, attention_shares, is_leaf, is_on_host, mix, side_by_side, unit_length,
+    attend_packed, attention_shares, fits_slices, is_on_host, mix, side_by_side, unit_length,
+    unpack,
 };
 use crate::{Result, Weights};
 
@@ -45,8 +46,8 @@ impl Config {
     /// weights do not tell.
     ///
     /// # Errors
-    /// [`Error::UnknownSize`](crate::Error::UnknownSize) and
-    /// [`Error::BadSize`](crate::Error::BadSize).
+    /// [`ModelFault::UnknownSize`](crate::ModelFault::UnknownSize) and
+    /// [`ModelFault::BadSize`](crate::ModelFault::BadSize).
     pub fn read(shapes: &dyn Shapes, prefix: &str, n_heads: Option<usize>) -> Result<Self> {
         let table = |what, part: &str| {
             let name = format!("{prefix}embeddings.{part}.weight");
@@ -187,29 +188,24 @@ impl Attention {
             mask: Some(mask),
         };
         let qkv = self.project(x)?; // (b, t, 3 d)
-        let d = x.dim(D::Minus1)?;
-        let part = |which: usize| qkv.narrow(D::Minus1, which * d, d);
-        let shares = || attention_shares(&part(0)?, &part(1)?, bias, self.n_heads);
+        let [q, k, v] = unpack(&qkv)?;
+        let shares = || attention_shares(&q, &k, bias, self.n_heads);
         pass.show_output(format_args!("attn{index}"), shares)?;
         let mixed = match dropped.shares.is_active() {
-            true => mix(&dropped.shares.apply(&shares()?)?, &part(2)?)?,
+            true => mix(&dropped.shares.apply(&shares()?)?, &v)?,
             false => attend_packed(&qkv, self.n_heads, queries, bias)?,
         };
         pass.show(|| format!("{}.output.dense", self.name), &mixed, Some(mask))?;
-        let first = match queries < x.dim(1)? {
-            true => x.narrow(1, 0, queries)?.contiguous()?,
-            false => x.clone(),
-        };
-        let sum = residual(&self.output, &mixed, &first, &dropped.attention)?;
+        let asking = first_tokens(x, queries)?;
+        let sum = residual(&self.output, &mixed, &asking, &dropped.attention)?;
         self.norm.forward(&sum)
     }
 
     /// `(b, t, d) -> (b, t, 3 d)`.
     fn project(&self, x: &Tensor) -> candle_core::Result<Tensor> {
         let linear = [&self.query, &self.key, &self.value];
-        let weights = linear.map(|linear| [linear.weight(), linear.bias()]);
-        let tracks = |tensor: &&Tensor| tensor.track_op();
-        let in_graph = x.track_op() || weights.as_flattened().iter().any(tracks);
+        let mut weights = linear.into_iter().flat_map(Linear::weights);
+        let in_graph = x.track_op() || weights.any(Tensor::track_op);
         if is_on_host(x) && !in_graph {
             return side_by_side(x, linear);
         }
@@ -290,8 +286,7 @@ impl Layer {
         }
     }
 
-    /// Whether the halves can run on slices: on the CPU in f32, with weights that are variables or
-    /// frozen, not themselves computed.
+    /// Whether the halves can run on slices, which know no mask but padding.
     fn is_fusible(&self, x: &Tensor, mask: &Mask, tape: &Tape) -> bool {
         let attention = &self.attention;
         let linear = [
@@ -302,13 +297,11 @@ impl Layer {
             &self.intermediate,
             &self.output,
         ];
-        let mut weights = linear
-            .map(|linear| [linear.weight(), linear.bias()])
-            .concat();
-        weights.extend(attention.norm.weights());
-        weights.extend(self.norm.weights());
+        let norms = [&attention.norm, &self.norm];
+        let weights = (linear.into_iter().flat_map(Linear::weights))
+            .chain(norms.into_iter().flat_map(LayerNorm::weights));
         let is_padding = matches!(mask, Mask::Padding(added) if is_on_host(added));
-        tape.fuses() && is_padding && is_on_host(x) && weights.into_iter().all(is_leaf)
+        is_padding && fits_slices(tape, x, weights)
     }
 }
 
@@ -382,18 +375,18 @@ impl Bert {
     /// As [`Bert::tokens`].
     pub fn class(&self, ids: &Tensor, mask: &Mask, pass: &Pass<'_>) -> Result<Tensor> {
         let x = self.embed(ids, pass)?;
-        let first = |x: &Tensor| Ok(x.narrow(1, 0, 1)?.squeeze(1)?);
         let Some((last, others)) = self.layers.split_last() else {
-            return first(&x);
+            return Ok(first(&x)?);
         };
         let x = self.run(x, others, mask, pass)?;
         let dropped = last.dropped(pass);
         let is_trained = x.track_op() || last.attention.query.weight().track_op();
         let is_plain = !is_trained && !dropped.shares.is_active();
-        if pass.is_tapped() || !is_plain || pass.tape().is_some() {
-            return first(&self.run(x, std::slice::from_ref(last), mask, pass)?);
-        }
-        first(&last.compute(&x, 1, mask, &dropped, pass)?)
+        let x = match pass.is_tapped() || !is_plain || pass.tape().is_some() {
+            true => self.run(x, std::slice::from_ref(last), mask, pass)?,
+            false => last.compute(&x, 1, mask, &dropped, pass)?, // (b, 1, d)
+        };
+        Ok(first(&x)?)
     }
 
     /// The mean of the real tokens, scaled to length one: `(b, t) -> (b, d)`. A text has at least

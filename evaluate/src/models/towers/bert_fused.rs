@@ -4,8 +4,8 @@ use candle_core::{Result, Tensor};
 
 use super::bert::{Dropped, Layer};
 use crate::nn::{
-    Activation, AttentionHalf, Buffers, FfnHalf, Gradients, Host, KeptHalf, Mask, OnSlices,
-    Separate, Tape, norm_again, record_on_slices,
+    Activation, AttentionHalf, Buffers, FfnHalf, Gradients, Host, KeptAttentionHalf, KeptFfnHalf,
+    Mask, OnSlices, Separate, Tape, record_on_slices,
 };
 
 /// A layer, and its draws.
@@ -18,8 +18,8 @@ struct Fused {
 
 /// What costs a product to compute again, of both halves.
 struct Inside {
-    attention: KeptHalf,
-    ffn: KeptHalf,
+    attention: KeptAttentionHalf,
+    ffn: KeptFfnHalf,
 }
 
 /// Dropout's factors, empty where nothing is left out.
@@ -108,13 +108,13 @@ impl OnSlices for Fused {
     ) -> Result<Vec<Option<Tensor>>> {
         let Inside { attention, ffn } = inside;
         let factors = self.factors(x)?;
+        let half = self.attention(x, &factors)?;
         {
             let mut middle = buffers.take(g.len());
-            norm_again(&mut middle, &attention, &self.layer.attention.norm)?;
-            let half = self.ffn(&factors);
-            half.backward(g, &middle, ffn, gradients, buffers)?;
+            half.output_again(&mut middle, &attention)?;
+            let ffn_half = self.ffn(&factors);
+            ffn_half.backward(g, &middle, ffn, gradients, buffers)?;
         }
-        let half = self.attention(x, &factors)?;
         let x = Host::of(x)?;
         half.backward(g, x.values(), attention, gradients, buffers)?;
         Ok(Vec::new())

@@ -9,6 +9,21 @@ pub(super) mod sizes;
 pub mod vit;
 mod vit_fused;
 
+use candle_core::{Result, Tensor};
+
 pub use bert::Bert;
 pub use sizes::Shapes;
 pub use vit::Vit;
+
+/// The first token of each sequence: `(b, n, d) -> (b, d)`.
+pub(super) fn first(x: &Tensor) -> Result<Tensor> {
+    x.narrow(1, 0, 1)?.squeeze(1)
+}
+
+/// The first `n` tokens of each sequence, or all if there are fewer.
+fn first_tokens(x: &Tensor, n: usize) -> Result<Tensor> {
+    match n < x.dim(1)? {
+        true => x.narrow(1, 0, n)?.contiguous(),
+        false => Ok(x.clone()),
+    }
+}

@@ -4,7 +4,7 @@ use std::path::Path;
 
 use merge::Checkpoint;
 
-use crate::{Error, Result, Weights};
+use crate::{Error, ModelFault, Result, Weights};
 
 /// Shapes of tensors by the names of a model, without a `module.` that wrappers add.
 pub trait Shapes {
@@ -45,9 +45,11 @@ pub(crate) fn known<'a>(
     what: &'static str,
     shape: Option<&'a [usize]>,
 ) -> Result<&'a [usize]> {
-    shape.ok_or_else(|| Error::UnknownSize {
-        path: shapes.path().into(),
-        what,
+    shape.ok_or_else(|| {
+        Error::Model(ModelFault::UnknownSize {
+            path: shapes.path().into(),
+            what,
+        })
     })
 }
 
@@ -61,10 +63,10 @@ pub(crate) fn length(shapes: &dyn Shapes, what: &'static str, name: &str) -> Res
 
 /// An error about sizes that do not fit.
 pub(crate) fn bad(shapes: &dyn Shapes, fault: &str) -> Error {
-    Error::BadSize {
+    Error::Model(ModelFault::BadSize {
         path: shapes.path().into(),
         fault: fault.to_owned(),
-    }
+    })
 }
 
 /// How many blocks there are: the first index whose `name` is missing.

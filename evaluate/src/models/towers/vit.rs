@@ -6,14 +6,14 @@
 
 use std::sync::Arc;
 
-use candle_core::{D, DType, Device, Tensor};
+use candle_core::{DType, Device, Tensor};
 use merge::Checkpoint;
 use merge::layouts::Generic;
 
-use super::{Shapes, sizes, vit_fused};
+use super::{Shapes, first, first_tokens, sizes, vit_fused};
 use crate::nn::{
     Bias, LayerNorm, LayerScale, Linear, Mlp, Pass, PatchEmbed, Residual, Tape, attend_packed,
-    attention_shares, is_leaf, is_on_host,
+    attention_shares, fits_slices, unpack,
 };
 use crate::weights::Init;
 use crate::{Error, Result, Weights};
@@ -45,7 +45,8 @@ impl Config {
     /// weights do not tell.
     ///
     /// # Errors
-    /// [`Error::UnknownSize`] and [`Error::BadSize`].
+    /// [`ModelFault::UnknownSize`](crate::ModelFault::UnknownSize) and
+    /// [`ModelFault::BadSize`](crate::ModelFault::BadSize).
     pub fn read(shapes: &dyn Shapes, prefix: &str, n_heads: Option<usize>) -> Result<Self> {
         let shape = |part: &str| shapes.shape(&format!("{prefix}{part}"));
         let patches = shape("patch_embed.proj.weight");
@@ -145,8 +146,7 @@ impl Attention {
         pass.show(|| format!("{}.qkv", self.name), x, None)?;
         let qkv = self.qkv.forward(x)?; // (b, n, 3 d)
         pass.show_output(format_args!("attn{index}"), || {
-            let d = qkv.dim(D::Minus1)? / 3;
-            let (q, k) = (qkv.narrow(D::Minus1, 0, d)?, qkv.narrow(D::Minus1, d, d)?);
+            let [q, k, _] = unpack(&qkv)?;
             attention_shares(&q, &k, Bias::default(), self.n_heads)
         })?;
         let mixed = attend_packed(&qkv, self.n_heads, queries, Bias::default())?;
@@ -199,10 +199,7 @@ impl Block {
         pass: &Pass<'_>,
     ) -> candle_core::Result<Tensor> {
         let normed = self.norm1.forward(x)?;
-        let first = match queries < x.dim(1)? {
-            true => x.narrow(1, 0, queries)?.contiguous()?,
-            false => x.clone(),
-        };
+        let first = first_tokens(x, queries)?;
         let residual = Residual {
             x: &first,
             scale: self.ls1.factors(),
@@ -230,17 +227,16 @@ impl Block {
         })
     }
 
-    /// Whether the branches can run on slices: on the CPU in f32, with weights that are variables
-    /// or frozen, not themselves computed.
+    /// Whether the branches can run on slices.
     fn is_fusible(&self, x: &Tensor, tape: &Tape) -> bool {
-        let (qkv, proj) = (&self.attn.qkv, &self.attn.proj);
-        let mut weights = vec![qkv.weight(), qkv.bias(), proj.weight(), proj.bias()];
-        weights.extend(self.norm1.weights());
-        weights.extend(self.norm2.weights());
-        weights.extend(self.mlp.weights());
-        weights.extend(self.ls1.factors());
-        weights.extend(self.ls2.factors());
-        tape.fuses() && is_on_host(x) && weights.into_iter().all(is_leaf)
+        let linear = [&self.attn.qkv, &self.attn.proj];
+        let norms = [&self.norm1, &self.norm2];
+        let weights = (linear.into_iter().flat_map(Linear::weights))
+            .chain(norms.into_iter().flat_map(LayerNorm::weights))
+            .chain(self.mlp.weights())
+            .chain(self.ls1.factors())
+            .chain(self.ls2.factors());
+        fits_slices(tape, x, weights)
     }
 }
 
@@ -326,17 +322,15 @@ impl Vit {
     pub fn class(&self, image: &Tensor, pass: &Pass<'_>) -> Result<Tensor> {
         let x = self.embed(image, pass)?;
         let Some((last, others)) = self.blocks.split_last() else {
-            return Ok(self.normed(&x, pass)?.narrow(1, 0, 1)?.squeeze(1)?);
+            return Ok(first(&self.normed(&x, pass)?)?);
         };
         let x = self.run(x, others, pass)?;
         let is_trained = x.track_op() || last.attn.qkv.weight().track_op();
-        if pass.is_tapped() || is_trained || pass.tape().is_some() {
-            let x = self.run(x, std::slice::from_ref(last), pass)?;
-            return Ok(self.normed(&x, pass)?.narrow(1, 0, 1)?.squeeze(1)?);
-        }
-        let kept = last.kept(&x, pass)?;
-        let x = last.compute(&x, 1, &kept, pass)?; // (b, 1, d)
-        Ok(self.normed(&x, pass)?.squeeze(1)?)
+        let x = match pass.is_tapped() || is_trained || pass.tape().is_some() {
+            true => self.run(x, std::slice::from_ref(last), pass)?,
+            false => last.compute(&x, 1, &last.kept(&x, pass)?, pass)?, // (b, 1, d)
+        };
+        Ok(first(&self.normed(&x, pass)?)?)
     }
 
     fn wrong_size(&self, image: &Tensor) -> Error {

@@ -55,8 +55,8 @@ impl Config {
     /// The sizes of a checkpoint.
     ///
     /// # Errors
-    /// [`Error::UnknownSize`](crate::Error::UnknownSize) and
-    /// [`Error::BadSize`](crate::Error::BadSize).
+    /// [`ModelFault::UnknownSize`](crate::ModelFault::UnknownSize) and
+    /// [`ModelFault::BadSize`](crate::ModelFault::BadSize).
     pub fn read(
         checkpoint: &Checkpoint,
         layout: &dyn Layout,
@@ -77,8 +77,8 @@ impl Config {
     /// constant temperature, if it learns none, is `temperature`, 0.02 unless given.
     ///
     /// # Errors
-    /// [`Error::UnknownSize`](crate::Error::UnknownSize) and
-    /// [`Error::BadSize`](crate::Error::BadSize).
+    /// [`ModelFault::UnknownSize`](crate::ModelFault::UnknownSize) and
+    /// [`ModelFault::BadSize`](crate::ModelFault::BadSize).
     pub fn of(
         shapes: &dyn Shapes,
         image_heads: Option<usize>,

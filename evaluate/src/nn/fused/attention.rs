@@ -3,11 +3,11 @@
 use candle_core::{Result, Tensor};
 
 use super::outlet::Outlet;
-use super::{input_gradient, norm_backward, norm_into, weight_gradient};
+use super::{input_gradient, norm_backward, norm_into, padding, self_attention, weight_gradient};
 use crate::nn::cpu::attention::{self, Added, Sizes};
 use crate::nn::cpu::host::Host;
 use crate::nn::cpu::slices::{self, Keep, Then};
-use crate::nn::{Bias, Buffer, Buffers, Gradients, LayerNorm, Linear, Mask};
+use crate::nn::{Bias, Buffer, Buffers, Gradients, LayerNorm, Linear};
 
 /// The weights of a self-attention with packed projections.
 #[derive(Clone, Copy)]
@@ -85,14 +85,9 @@ struct HostAdded<'a> {
 
 impl<'a> HostAdded<'a> {
     fn of(attended: Bias<'a>) -> Result<Self> {
-        let padding = match attended.mask {
-            None => None,
-            Some(Mask::Padding(added)) => Some(added),
-            Some(_) => candle_core::bail!("a block on slices knows no mask but padding"),
-        };
         Ok(Self {
             bias: attended.pairs.map(Host::of).transpose()?,
-            mask: padding.map(Host::of).transpose()?,
+            mask: padding(attended.mask)?,
         })
     }
 
@@ -115,13 +110,7 @@ impl<'a> AttentionBranch<'a> {
     }
 
     fn sizes(&self, width: usize) -> Sizes {
-        Sizes {
-            batch: self.batch,
-            tokens: self.tokens,
-            queries: self.tokens,
-            heads: self.attention.heads,
-            head_width: width / self.attention.heads,
-        }
+        self_attention(self.batch, self.tokens, self.attention.heads, width)
     }
 
     /// Where the tokens of each norm stand in `(b, n, d)`.

@@ -3,9 +3,8 @@
 use candle_core::{Result, Tensor};
 
 use super::outlet::Outlet;
-use super::{input_gradient, norm_backward, norm_into, weight_gradient};
-use crate::nn::cpu::host::Host;
-use crate::nn::cpu::slices::{self, Keep, Then};
+use super::{input_gradient, norm_backward, norm_into, output, weight_gradient};
+use crate::nn::cpu::slices::{self, Keep};
 use crate::nn::{Buffer, Buffers, Gradients, LayerNorm, Mlp};
 
 /// `x + keep scale ∘ fc2(gelu(fc1(norm(x))))`.
@@ -30,16 +29,11 @@ impl<'a> FfnBranch<'a> {
 
     /// `x: (m, d)` to `out: (m, d)`. Gives what the backward pass wants: the FFN before GELU.
     pub fn forward(&self, out: &mut [f32], x: &[f32], buffers: &Buffers) -> Result<Buffer> {
-        let fc1 = self.mlp.fc1();
-        let (inner, width) = fc1.weight().dims2()?;
-        let (weight, bias) = (Host::of(fc1.weight())?, Host::of(fc1.bias())?);
-        let mut before = buffers.take(x.len() / width * inner); // (m, f)
-        {
+        let before = {
             let mut normed = buffers.take(x.len());
             norm_into(&mut normed, x, self.norm)?;
-            let (weight, bias) = (weight.values(), bias.values());
-            slices::linear_into(&mut before, &normed, weight, bias, width, Then::Nothing);
-        }
+            output(self.mlp.fc1(), &normed, buffers)? // (m, f)
+        };
         let mut after = buffers.take(before.len());
         slices::activate_into(&mut after, &before, self.mlp.activation());
         self.outlet().forward(out, &after, x)?;

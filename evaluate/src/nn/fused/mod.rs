@@ -3,8 +3,8 @@
 //! On the CPU in f32 a block is two branches: LayerNorm, attention, projection, LayerScale, drop path,
 //! sum; and LayerNorm, FFN, LayerScale, drop path, sum. What a branch keeps for its backward pass is
 //! what costs a product to compute again: packed projections, attention's output, the FFN before
-//! GELU. Norms, probabilities and GELU are computed anew. Gradients of weights are added to their
-//! sums by the product that computes them, and all memory in between comes from [`Buffers`].
+//! GELU. The backward pass computes norms, probabilities and GELU again. The product that computes the
+//! gradient of a weight adds it to its sum, and all memory in between comes from [`Buffers`].
 //!
 //! The graph of candle's operations stays the reference, and serves other devices and dtypes, and
 //! weights that are themselves computed.
@@ -17,19 +17,63 @@ mod recorded;
 
 pub(crate) use attention::{AttentionBranch, KeptAttention, Packed, PackedBias};
 pub(crate) use ffn::FfnBranch;
-pub(crate) use post_norm::{AttentionHalf, FfnHalf, KeptHalf, Separate, norm_again, side_by_side};
+pub(crate) use post_norm::{
+    AttentionHalf, FfnHalf, KeptAttentionHalf, KeptFfnHalf, Separate, side_by_side,
+};
 pub(crate) use recorded::{OnSlices, record_on_slices};
 
 use candle_core::{Result, Tensor};
 use faer::Accum;
 
+use super::cpu::attention::Sizes;
 use super::cpu::host::Host;
-use super::cpu::{slices, takes, weight_gradient};
-use super::{Buffer, Buffers, Gradients, LayerNorm, Linear};
+use super::cpu::slices::{self, Then};
+use super::cpu::{takes, weight_gradient};
+use super::{Buffer, Buffers, Gradients, LayerNorm, Linear, Mask, Tape};
 
 /// Whether a gradient by this tensor, if any, is one that [`Gradients`] sums.
 pub(crate) fn is_leaf(tensor: &Tensor) -> bool {
     takes(tensor) && tensor.is_contiguous() && (tensor.is_variable() || !tensor.track_op())
+}
+
+/// Whether a block can run on slices: on the CPU in f32, with weights that are variables or frozen, not
+/// themselves computed.
+pub(crate) fn fits_slices<'t>(
+    tape: &Tape,
+    x: &Tensor,
+    weights: impl IntoIterator<Item = &'t Tensor>,
+) -> bool {
+    tape.fuses() && takes(x) && weights.into_iter().all(is_leaf)
+}
+
+/// Sizes of a self-attention in which every token asks.
+fn self_attention(batch: usize, tokens: usize, heads: usize, width: usize) -> Sizes {
+    Sizes {
+        batch,
+        tokens,
+        queries: tokens,
+        heads,
+        head_width: width / heads,
+    }
+}
+
+/// What a mask of padding adds to scores.
+fn padding(mask: Option<&Mask>) -> Result<Option<Host<'_>>> {
+    match mask {
+        None => Ok(None),
+        Some(Mask::Padding(added)) => Host::of(added).map(Some),
+        Some(_) => candle_core::bail!("a block on slices knows no mask but padding"),
+    }
+}
+
+/// `x Wᵀ + b`: the output of `linear`.
+fn output(linear: &Linear, x: &[f32], buffers: &Buffers) -> Result<Buffer> {
+    let (weight, bias) = (Host::of(linear.weight())?, Host::of(linear.bias())?);
+    let (n, k) = linear.weight().dims2()?;
+    let mut out = buffers.take(x.len() / k * n);
+    let (weight, bias) = (weight.values(), bias.values());
+    slices::linear_into(&mut out, x, weight, bias, k, Then::Nothing);
+    Ok(out)
 }
 
 /// LayerNorm of `x` into `out`.

@@ -3,7 +3,9 @@
 use candle_core::{Result, Tensor};
 use faer::Accum;
 
-use super::{input_gradient, norm_backward, norm_into, weight_gradient};
+use super::{
+    input_gradient, norm_backward, norm_into, output, padding, self_attention, weight_gradient,
+};
 use crate::nn::cpu::attention::{self, Added, Sizes};
 use crate::nn::cpu::gemm::{Matrix, product};
 use crate::nn::cpu::host::Host;
@@ -47,12 +49,20 @@ pub(crate) struct FfnHalf<'a> {
     pub keep_output: &'a [f32],
 }
 
-/// What the backward pass of a half wants.
-pub(crate) struct KeptHalf {
-    /// Queries, keys and values, `(b, n, 3 d)`; or the FFN before its activation, `(m, f)`.
-    inside: Buffer,
-    /// Attention's output, `(b, n, d)`; the FFN computes its own again.
-    mixed: Option<Buffer>,
+/// What the backward pass of an attention half wants.
+pub(crate) struct KeptAttentionHalf {
+    /// Queries, keys and values, `(b, n, 3 d)`.
+    qkv: Buffer,
+    /// Attention's output, `(b, n, d)`.
+    mixed: Buffer,
+    /// Before the norm, `(b, n, d)`.
+    sum: Buffer,
+}
+
+/// What the backward pass of an FFN half wants.
+pub(crate) struct KeptFfnHalf {
+    /// Before the activation, `(m, f)`.
+    before: Buffer,
     /// Before the norm, `(m, d)`.
     sum: Buffer,
 }
@@ -130,21 +140,7 @@ impl<'a> AttentionHalf<'a> {
     }
 
     fn sizes(&self, width: usize) -> Sizes {
-        Sizes {
-            batch: self.batch,
-            tokens: self.tokens,
-            queries: self.tokens,
-            heads: self.attention.heads,
-            head_width: width / self.attention.heads,
-        }
-    }
-
-    fn padding(&self) -> Result<Option<Host<'a>>> {
-        match self.mask {
-            None => Ok(None),
-            Some(Mask::Padding(added)) => Host::of(added).map(Some),
-            Some(_) => candle_core::bail!("a block on slices knows no mask but padding"),
-        }
+        self_attention(self.batch, self.tokens, self.attention.heads, width)
     }
 
     fn added<'b>(&'b self, padding: &'b Option<Host<'_>>) -> Added<'b> {
@@ -156,20 +152,26 @@ impl<'a> AttentionHalf<'a> {
     }
 
     /// `x: (b, n, d)` to `out: (b, n, d)`.
-    pub fn forward(&self, out: &mut [f32], x: &[f32], buffers: &Buffers) -> Result<KeptHalf> {
+    pub fn forward(
+        &self,
+        out: &mut [f32],
+        x: &[f32],
+        buffers: &Buffers,
+    ) -> Result<KeptAttentionHalf> {
         let width = self.attention.output.weight().dim(0)?;
         let mut qkv = buffers.take(3 * x.len());
         three_linear(&mut qkv, x, self.attention.projections, width)?;
         let mut mixed = buffers.take(x.len());
-        let padding = self.padding()?;
+        let padding = padding(self.mask)?;
         let (added, sizes) = (self.added(&padding), self.sizes(width));
         attention::forward_into(&mut mixed, &qkv, added, sizes);
         let sum = self.tail().forward(out, &mixed, x, buffers)?;
-        Ok(KeptHalf {
-            inside: qkv,
-            mixed: Some(mixed),
-            sum,
-        })
+        Ok(KeptAttentionHalf { qkv, mixed, sum })
+    }
+
+    /// The output once more, into `out`: the norm of the sum that is kept.
+    pub fn output_again(&self, out: &mut [f32], kept: &KeptAttentionHalf) -> Result<()> {
+        norm_into(out, &kept.sum, self.norm)
     }
 
     /// Turns `g: (b, n, d)`, the gradient by the output, into the one by `x`.
@@ -177,22 +179,19 @@ impl<'a> AttentionHalf<'a> {
         &self,
         g: &mut [f32],
         x: &[f32],
-        kept: KeptHalf,
+        kept: KeptAttentionHalf,
         gradients: &mut Gradients,
         buffers: &Buffers,
     ) -> Result<()> {
         let width = self.attention.output.weight().dim(0)?;
-        let KeptHalf { inside, mixed, sum } = kept;
-        let Some(mixed) = mixed else {
-            candle_core::bail!("what an attention half has kept is that of an FFN");
-        };
-        let (tail, padding) = (self.tail(), self.padding()?);
+        let KeptAttentionHalf { qkv, mixed, sum } = kept;
+        let (tail, padding) = (self.tail(), padding(self.mask)?);
         let [by_sum, by_mixed] = tail.backward(g, &mixed, &sum, gradients, buffers)?;
         drop((mixed, sum));
-        let mut by_qkv = buffers.take(inside.len()); // (b, n, 3 d)
+        let mut by_qkv = buffers.take(qkv.len()); // (b, n, 3 d)
         let (added, sizes) = (self.added(&padding), self.sizes(width));
-        attention::gradients_into(&mut by_qkv, &by_mixed, &inside, added, sizes, false);
-        drop((inside, by_mixed));
+        attention::gradients_into(&mut by_qkv, &by_mixed, &qkv, added, sizes, false);
+        drop((qkv, by_mixed));
         let rows = x.len() / width;
         let mut g_t = buffers.take(by_qkv.len()); // (3 d, b n)
         by_weight::transpose(&mut g_t, &by_qkv, 3 * width, None);
@@ -247,23 +246,12 @@ impl<'a> FfnHalf<'a> {
     }
 
     /// `x: (m, d)` to `out: (m, d)`.
-    pub fn forward(&self, out: &mut [f32], x: &[f32], buffers: &Buffers) -> Result<KeptHalf> {
-        let (inner, width) = self.inner.weight().dims2()?;
-        let mut before = buffers.take(x.len() / width * inner); // (m, f)
-        {
-            let weight = Host::of(self.inner.weight())?;
-            let bias = Host::of(self.inner.bias())?;
-            let (weight, bias) = (weight.values(), bias.values());
-            slices::linear_into(&mut before, x, weight, bias, width, Then::Nothing);
-        }
+    pub fn forward(&self, out: &mut [f32], x: &[f32], buffers: &Buffers) -> Result<KeptFfnHalf> {
+        let before = output(self.inner, x, buffers)?; // (m, f)
         let mut after = buffers.take(before.len());
         slices::activate_into(&mut after, &before, self.activation);
         let sum = self.tail().forward(out, &after, x, buffers)?;
-        Ok(KeptHalf {
-            inside: before,
-            mixed: None,
-            sum,
-        })
+        Ok(KeptFfnHalf { before, sum })
     }
 
     /// Turns `g: (m, d)`, the gradient by the output, into the one by `x`.
@@ -271,21 +259,16 @@ impl<'a> FfnHalf<'a> {
         &self,
         g: &mut [f32],
         x: &[f32],
-        kept: KeptHalf,
+        kept: KeptFfnHalf,
         gradients: &mut Gradients,
         buffers: &Buffers,
     ) -> Result<()> {
-        let KeptHalf {
-            inside: before,
-            sum,
-            ..
-        } = kept;
+        let KeptFfnHalf { mut before, sum } = kept;
         let mut after = buffers.take(before.len());
         slices::activate_into(&mut after, &before, self.activation);
         let tail = self.tail();
         let [by_sum, mut by_inner] = tail.backward(g, &after, &sum, gradients, buffers)?;
         drop((after, sum));
-        let mut before = before;
         slices::activate_backward_in_place(&mut by_inner, &mut before, self.activation);
         drop(before);
         let by_bias = weight_gradient(self.inner.weight(), &by_inner, x, gradients, buffers)?;
@@ -299,16 +282,4 @@ impl<'a> FfnHalf<'a> {
         product(g, by_inner.view(), weight, Accum::Add);
         Ok(())
     }
-}
-
-impl KeptHalf {
-    /// What stands before the norm, `(m, d)`.
-    pub fn sum(&self) -> &[f32] {
-        &self.sum
-    }
-}
-
-/// The norm of a half of its sum, into `out`: the output again.
-pub(crate) fn norm_again(out: &mut [f32], kept: &KeptHalf, norm: &LayerNorm) -> Result<()> {
-    norm_into(out, kept.sum(), norm)
 }

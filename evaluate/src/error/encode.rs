@@ -1,0 +1,31 @@
+//! What is wrong with pictures to encode, or with their features.
+
+use std::path::PathBuf;
+
+/// What is wrong with pictures to encode, or with their features.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum EncodeFault {
+    /// A picture file cannot be read or decoded.
+    #[error("{}: {fault}", path.display())]
+    BadPicture {
+        /// The file.
+        path: PathBuf,
+        /// What is wrong with it.
+        fault: String,
+    },
+    /// Rows of features are wider or narrower than those before.
+    #[error("a row of features has {found} numbers, those before have {expected}")]
+    FeatureWidth {
+        /// Numbers of the row.
+        found: usize,
+        /// Numbers of the rows before.
+        expected: usize,
+    },
+    /// A feature is not a finite number.
+    #[error("the features of item {row} are not finite numbers")]
+    FeatureNotFinite {
+        /// The item, from 0.
+        row: usize,
+    },
+}

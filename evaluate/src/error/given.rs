@@ -1,0 +1,49 @@
+//! What is wrong with tensors that somebody gives to a model.
+
+use std::path::PathBuf;
+
+/// What is wrong with tensors that somebody gives to a model.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum GivenFault {
+    /// A family has no pass of this name.
+    #[error("there is no pass `{name}`; the model has: {known}")]
+    UnknownPass {
+        /// The name.
+        name: String,
+        /// Those that the family has.
+        known: String,
+    },
+    /// A file of inputs has a tensor that the model does not take.
+    #[error("{}: the model takes no tensor `{name}`; it takes {known}", path.display())]
+    UnknownInput {
+        /// The file.
+        path: PathBuf,
+        /// The tensor.
+        name: String,
+        /// Those that the model takes.
+        known: String,
+    },
+    /// A pass or a loss lacks an input.
+    #[error("{}: has no `{name}`, which {pass} needs; expected {expected}", path.display())]
+    MissingInput {
+        /// The file.
+        path: PathBuf,
+        /// The pass or the loss.
+        pass: String,
+        /// The tensor.
+        name: String,
+        /// What it should be.
+        expected: String,
+    },
+    /// A tensor of a file of inputs is not as the model takes it.
+    #[error("{}: `{name}` {fault}", path.display())]
+    BadInput {
+        /// The file.
+        path: PathBuf,
+        /// The tensor.
+        name: String,
+        /// What is wrong with it and what was expected, as a clause.
+        fault: String,
+    },
+}

@@ -1,0 +1,49 @@
+//! Why a checkpoint is not run as asked.
+
+use std::path::PathBuf;
+
+/// Why a checkpoint is not run as asked.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum ModelFault {
+    /// A checkpoint is of a family that cannot be run.
+    #[error("{}: layout {layout} cannot be run", path.display())]
+    NotRunnable {
+        /// The checkpoint.
+        path: PathBuf,
+        /// The family it was taken for.
+        layout: String,
+    },
+    /// A checkpoint does not tell a size.
+    #[error("{}: does not tell {what}", path.display())]
+    UnknownSize {
+        /// The checkpoint.
+        path: PathBuf,
+        /// What is not known, as a noun phrase.
+        what: &'static str,
+    },
+    /// Sizes of a checkpoint do not fit together.
+    #[error("{}: {fault}", path.display())]
+    BadSize {
+        /// The checkpoint.
+        path: PathBuf,
+        /// What does not fit, as a clause.
+        fault: String,
+    },
+    /// A family of models does not do what was asked for.
+    #[error("models of the family {family} cannot {what}")]
+    Incapable {
+        /// The family.
+        family: &'static str,
+        /// What was asked for, as a verb phrase.
+        what: &'static str,
+    },
+    /// A setting that a family of models does not know, and would ignore.
+    #[error("`{setting}` means nothing to models of the family {family}; leave it out")]
+    IgnoredSetting {
+        /// The setting.
+        setting: &'static str,
+        /// The family.
+        family: &'static str,
+    },
+}
