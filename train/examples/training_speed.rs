@@ -78,7 +78,13 @@ fn main() -> Result<(), Box<dyn Error>> {
     };
     let start = Start::load(checkpoint.into(), &wanted, &Device::Cpu, DType::F32)?;
     let batch = inputs(start.model.input(), batch.parse()?)?;
-    let mut updater = Updater::new(&settings(), n_steps, &start.variables, &Alone)?;
+    let mut updater = Updater::new(
+        &settings(),
+        n_steps,
+        &start.variables,
+        start.blueprint.grouping(),
+        &Alone,
+    )?;
     let mut gradients = Gradients::of(updater.trained(&start.variables).map(|(_, var)| var));
     let (mut seconds, mut losses) = (Vec::new(), Vec::new());
     let mut parts = [0.0; 3];

@@ -1,5 +1,6 @@
 //! Which variable is in which group.
 
+use evaluate::models::{Grouping, multiway};
 use train::optim::{GroupKind, GroupRules, OptimSettings, ParamGroups};
 
 type Outcome = Result<(), Box<dyn std::error::Error>>;
@@ -17,7 +18,7 @@ const CASES: [(&str, &[usize], GroupKind, GroupKind); 15] = {
         ("transformer.blocks.0.norm1.weight", &[24], N, N),
         ("transformer.blocks.0.norm1.v.weight", &[24], D, N),
         ("transformer.blocks.0.norm1.v.bias", &[24], N, N),
-        ("transformer.blocks.0.norm2_text.weight", &[24], D, N),
+        ("transformer.blocks.0.norm2.l.weight", &[24], D, N),
         ("text_embeddings.LayerNorm.weight", &[24], N, N),
         ("relative_position_bias_table", &[732, 3], N, N),
         ("logit_scale", &[], D, D),
@@ -41,7 +42,7 @@ fn every_variable_is_where_the_rules_put_it() -> Outcome {
             head_weight_decay: 0.02,
             ..OptimSettings::default()
         };
-        let groups = ParamGroups::of(variables(), &settings.groups())?;
+        let groups = ParamGroups::of(variables(), &multiway::GROUPING, &settings.groups())?;
         for (name, _, published, exact) in CASES {
             let group = groups.group(name)?;
             let wanted = if rules == GroupRules::Exact {
@@ -72,7 +73,7 @@ fn a_raised_path_is_matched_by_whole_segments() -> Outcome {
         raised: vec!["attn.v".into()],
         ..OptimSettings::default()
     };
-    let groups = ParamGroups::of(variables(), &settings.groups())?;
+    let groups = ParamGroups::of(variables(), &multiway::GROUPING, &settings.groups())?;
     let kind = |name: &str| groups.group(name).map(|group| group.kind);
     let block = "transformer.blocks.0";
     assert_eq!(
@@ -94,15 +95,15 @@ fn a_raised_path_is_matched_by_whole_segments() -> Outcome {
 #[test]
 fn what_is_not_trainable_is_frozen() -> Outcome {
     let settings = OptimSettings {
-        trainable: vec!["norm2_text".into(), "text_embeddings".into()],
+        trainable: vec!["norm2.l".into(), "text_embeddings".into()],
         ..OptimSettings::default()
     };
-    let groups = ParamGroups::of(variables(), &settings.groups())?;
+    let groups = ParamGroups::of(variables(), &multiway::GROUPING, &settings.groups())?;
     let trained = (groups.groups().iter())
         .filter(|group| group.kind != GroupKind::Frozen)
         .flat_map(|group| &group.names);
     let wanted = [
-        "transformer.blocks.0.norm2_text.weight",
+        "transformer.blocks.0.norm2.l.weight",
         "text_embeddings.LayerNorm.weight",
     ];
     assert!(trained.eq(wanted), "{groups:?}");
@@ -112,7 +113,7 @@ fn what_is_not_trainable_is_frozen() -> Outcome {
 #[test]
 fn a_variable_in_no_group_in_two_or_missing_is_named() -> Outcome {
     let settings = OptimSettings::default().groups();
-    let groups = ParamGroups::of(variables(), &settings)?;
+    let groups = ParamGroups::of(variables(), &multiway::GROUPING, &settings)?;
     let names = || CASES.iter().map(|case| case.0);
     let said = |outcome: train::Result<()>| outcome.err().map(|e| e.to_string());
     let more = said(groups.check(names().chain(["new.weight"])));
@@ -121,7 +122,11 @@ fn a_variable_in_no_group_in_two_or_missing_is_named() -> Outcome {
     assert!(twice.is_some_and(|text| text.contains("`logit_scale` is twice")));
     let fewer = said(groups.check(names().skip(1)));
     assert!(fewer.is_some_and(|text| text.contains("transformer.cls_token")));
-    let twice = ParamGroups::of(variables().chain(variables()), &settings);
+    let twice = ParamGroups::of(
+        variables().chain(variables()),
+        &multiway::GROUPING,
+        &settings,
+    );
     assert!(matches!(twice, Err(train::Error::GroupedTwice { .. })));
     Ok(())
 }
@@ -137,8 +142,68 @@ fn a_setting_that_matches_nothing_is_refused() {
             raised: vec!["mlp.v".into()],
             ..OptimSettings::default()
         },
+        OptimSettings {
+            heads: Some(vec!["vqa_clasifier".into()]),
+            ..OptimSettings::default()
+        },
     ] {
-        let outcome = ParamGroups::of(variables(), &settings.groups());
+        let outcome = ParamGroups::of(variables(), &multiway::GROUPING, &settings.groups());
         assert!(matches!(outcome, Err(train::Error::MatchesNothing { .. })));
     }
+}
+
+#[test]
+fn heads_of_the_settings_take_the_place_of_the_familys() -> Outcome {
+    let settings = OptimSettings {
+        heads: Some(vec!["logit_scale".into()]),
+        ..OptimSettings::default()
+    };
+    let groups = ParamGroups::of(variables(), &multiway::GROUPING, &settings.groups())?;
+    let kind = |name: &str| groups.group(name).map(|group| group.kind);
+    assert_eq!(kind("logit_scale")?, GroupKind::HeadDecay);
+    assert_eq!(kind("vqa_classifier.0.weight")?, GroupKind::BodyDecay);
+    assert_eq!(kind("vqa_classifier.1.bias")?, GroupKind::BodyNoDecay);
+    Ok(())
+}
+
+#[test]
+fn cross_modal_layers_learn_at_a_rate_of_their_own_where_the_family_has_them() -> Outcome {
+    let family = Grouping {
+        heads: &["vqa_classifier"],
+        cross_modal: &["transformer.blocks.0"],
+        undecayed: &["bias", "norm1.weight"],
+    };
+    let settings = OptimSettings {
+        lr_mult: 50.0,
+        cross_modal_lr_mult: 5.0,
+        weight_decay: 0.05,
+        ..OptimSettings::default()
+    };
+    let groups = ParamGroups::of(variables(), &family, &settings.groups())?;
+    let of = |name: &str| -> train::Result<_> {
+        let group = groups.group(name)?;
+        Ok((group.kind, group.rate_factor, group.decay))
+    };
+    let block = "transformer.blocks.0";
+    let decayed = (GroupKind::CrossModalDecay, 5.0, 0.05);
+    assert_eq!(of(&format!("{block}.attn.v.qkv.weight"))?, decayed);
+    let undecayed = (GroupKind::CrossModalNoDecay, 5.0, 0.0);
+    assert_eq!(of(&format!("{block}.norm1.weight"))?, undecayed);
+    assert_eq!(
+        of("transformer.cls_token")?,
+        (GroupKind::BodyDecay, 1.0, 0.05)
+    );
+    assert_eq!(
+        of("vqa_classifier.1.bias")?,
+        (GroupKind::HeadNoDecay, 50.0, 0.0)
+    );
+
+    let refused = ParamGroups::of(variables(), &multiway::GROUPING, &settings.groups());
+    let text = refused.err().map(|error| error.to_string());
+    assert!(
+        text.as_deref()
+            .is_some_and(|text| text.contains("cross_modal_lr_mult")),
+        "{text:?}"
+    );
+    Ok(())
 }

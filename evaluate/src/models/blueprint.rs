@@ -2,7 +2,7 @@
 
 use merge::layouts::ModelRecord;
 
-use super::{Branch, Head, Model, ModelInput};
+use super::{Branch, Grouping, Head, Model, ModelInput};
 use crate::{Result, Weights};
 
 /// Settings that only some families know. One that a family ignores is an error, not a wish.
@@ -81,6 +81,9 @@ pub trait Blueprint: Send + Sync {
     /// Beginnings of the names of a head's weights, which may start fresh. The first one is that of
     /// the weights that have its classes. Empty where the family has no such head.
     fn prefixes(&self, head: Head) -> &'static [&'static str];
+
+    /// Which variables the family's program gives a rate of their own, and which it does not decay.
+    fn grouping(&self) -> &'static Grouping;
 
     /// The model's name of a key of the checkpoint, `module.` being gone already.
     fn name_of(&self, key: &str) -> String {

@@ -146,7 +146,7 @@ mod tests {
     use merge::layouts::ModelRecord;
 
     use super::*;
-    use crate::models::{Activations, Head, ModelInput};
+    use crate::models::{Activations, Grouping, Head, ModelInput};
 
     /// A family that takes attention heads and nothing else.
     struct Towers(ModelInput);
@@ -166,6 +166,14 @@ mod tests {
 
         fn prefixes(&self, _: Head) -> &'static [&'static str] {
             &[]
+        }
+
+        fn grouping(&self) -> &'static Grouping {
+            &Grouping {
+                heads: &[],
+                cross_modal: &[],
+                undecayed: &[],
+            }
         }
 
         fn record(&self) -> ModelRecord {

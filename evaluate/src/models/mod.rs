@@ -10,6 +10,7 @@
 mod blueprint;
 mod dvae;
 mod families;
+mod grouping;
 mod head;
 pub mod heads;
 pub mod input;
@@ -23,6 +24,7 @@ pub mod two_towers;
 pub use blueprint::{Activations, Blueprint, Setting};
 pub use dvae::Dvae;
 pub use families::{Describe, FAMILIES, Family, Opened, blueprint, check_settings, open, prepare};
+pub use grouping::{Grouping, Membership, Module};
 pub use head::Head;
 pub use input::{Filter, ImageInput, ModelInput, Padding, Resize, TextInput};
 pub use model::{

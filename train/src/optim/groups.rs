@@ -2,37 +2,19 @@
 
 use std::collections::BTreeMap;
 
+use evaluate::models::{Grouping, Membership, Module};
 use regex::Regex;
 use serde::{Deserialize, Serialize};
 
 use crate::{Error, Result};
 
-/// Parts of names whose variables the published programs do not decay.
-const NOT_DECAYED: [&str; 15] = [
-    "bias",
-    "LayerNorm.bias",
-    "LayerNorm.weight",
-    "norm.bias",
-    "norm.weight",
-    "norm1.bias",
-    "norm1.weight",
-    "norm2.bias",
-    "norm2.weight",
-    "norm.v.bias",
-    "norm.v.weight",
-    "norm.l.bias",
-    "norm.l.weight",
-    "norm.vl.bias",
-    "norm.vl.weight",
-];
-
 /// How it is decided whether a variable decays.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum GroupRules {
-    /// By parts of names, as the published programs do. The weights of experts' norms
-    /// (`norm1.v.weight`, `norm2_text.weight`) and of norms within classifiers
-    /// (`vqa_classifier.1.weight`) fall through their list and decay.
+    /// As the family of the model says ([`Grouping::undecayed`]): vl-merging and VLMo by the lists of
+    /// their programs, in which the weights of experts' norms (`norm1.v.weight`) and of norms within
+    /// classifiers (`vqa_classifier.1.weight`) are missing, so these decay.
     #[default]
     Published,
     /// Likewise, but no norm's weight decays: any `weight` with one dimension is one.
@@ -64,10 +46,12 @@ pub struct GroupSettings {
     pub head_weight_decay: f64,
     /// Factor on the head's rate.
     pub lr_mult: f64,
+    /// Factor on the rate of cross-modal layers.
+    pub cross_modal_lr_mult: f64,
     /// Which variables decay.
     pub rules: GroupRules,
-    /// Parts of the names of the head's variables.
-    pub heads: Vec<String>,
+    /// Parts of the names of the head's variables, in the place of the family's heads.
+    pub heads: Option<Vec<String>>,
     /// Further variables that learn like the head: paths of whole segments, `attn.v` is in
     /// `blocks.0.attn.v.weight` but neither in `attn.vl` nor in `attn.v_bias`.
     pub raised: Vec<String>,
@@ -86,6 +70,10 @@ pub enum GroupKind {
     BodyDecay,
     /// Their biases and norms.
     BodyNoDecay,
+    /// Weights of cross-modal layers.
+    CrossModalDecay,
+    /// Their biases and norms.
+    CrossModalNoDecay,
     /// Weights of a new head.
     HeadDecay,
     /// Its biases and norms.
@@ -119,14 +107,16 @@ pub struct ParamGroups {
 }
 
 impl ParamGroups {
-    /// Sorts variables, given as names and shapes, into groups. Groups without a member are left out.
+    /// Sorts variables, given as names and shapes, into groups by the rules of their model's family.
+    /// Groups without a member are left out.
     ///
     /// # Errors
     /// [`Error::GroupedTwice`] for a name that comes twice; [`Error::MatchesNothing`] for an entry of
-    /// `raised`, `trainable` or `overrides` that is in no name; [`Error::BadSetting`] for a pattern that
-    /// cannot be read.
+    /// `heads`, `raised`, `trainable` or `overrides` that is in no name; [`Error::BadSetting`] for a
+    /// pattern that cannot be read, or a factor on the rate of cross-modal layers that the family lacks.
     pub fn of<'a>(
         variables: impl IntoIterator<Item = (&'a str, &'a [usize])>,
+        family: &Grouping,
         settings: &GroupSettings,
     ) -> Result<Self> {
         let mut sorted: BTreeMap<&str, &[usize]> = BTreeMap::new();
@@ -135,7 +125,7 @@ impl ParamGroups {
                 return Err(Error::GroupedTwice { name: name.into() });
             }
         }
-        settings.check(|is_meant| sorted.keys().any(|name| is_meant(name)))?;
+        settings.check(family, |is_meant| sorted.keys().any(|name| is_meant(name)))?;
         let overrides = settings.overrides()?;
         for (pattern, of) in &overrides {
             if !sorted.keys().any(|name| pattern.is_match(name)) {
@@ -147,7 +137,7 @@ impl ParamGroups {
         }
         let mut by_kind: BTreeMap<(GroupKind, [Option<u64>; 2]), Group> = BTreeMap::new();
         for (name, shape) in sorted {
-            let kind = settings.kind(name, shape);
+            let kind = settings.kind(name, shape, family);
             let matching = overrides.iter().filter(|(regex, _)| regex.is_match(name));
             let (lr, decay) = matching.fold((None, None), |(lr, decay), (_, of)| {
                 (of.lr.or(lr), of.weight_decay.or(decay))
@@ -216,18 +206,26 @@ impl ParamGroups {
 }
 
 impl GroupSettings {
-    fn kind(&self, name: &str, shape: &[usize]) -> GroupKind {
+    fn kind(&self, name: &str, shape: &[usize], family: &Grouping) -> GroupKind {
         let is_part = |parts: &[String]| parts.iter().any(|part| name.contains(&**part));
         if !self.trainable.is_empty() && !is_part(&self.trainable) {
             return GroupKind::Frozen;
         }
-        let in_head =
-            is_part(&self.heads) || self.raised.iter().any(|path| has_segments(name, path));
-        match (in_head, self.decays(name, shape)) {
-            (false, true) => GroupKind::BodyDecay,
-            (false, false) => GroupKind::BodyNoDecay,
-            (true, true) => GroupKind::HeadDecay,
-            (true, false) => GroupKind::HeadNoDecay,
+        let member = family.membership(name);
+        let is_raised = self.raised.iter().any(|path| has_segments(name, path));
+        let module = match (&self.heads, member.module) {
+            _ if is_raised => Module::Head,
+            (Some(heads), _) if is_part(heads) => Module::Head,
+            (Some(_), Module::Head) => Module::Body,
+            (_, module) => module,
+        };
+        match (module, self.decays(member, name, shape)) {
+            (Module::Body, true) => GroupKind::BodyDecay,
+            (Module::Body, false) => GroupKind::BodyNoDecay,
+            (Module::CrossModal, true) => GroupKind::CrossModalDecay,
+            (Module::CrossModal, false) => GroupKind::CrossModalNoDecay,
+            (Module::Head, true) => GroupKind::HeadDecay,
+            (Module::Head, false) => GroupKind::HeadNoDecay,
         }
     }
 
@@ -248,13 +246,12 @@ impl GroupSettings {
         compiled.collect()
     }
 
-    fn decays(&self, name: &str, shape: &[usize]) -> bool {
-        let is_listed = NOT_DECAYED.iter().any(|part| name.contains(part));
+    fn decays(&self, member: Membership, name: &str, shape: &[usize]) -> bool {
         let is_norm = shape.len() == 1 && name.rsplit('.').next() == Some("weight");
         match self.rules {
             GroupRules::All => true,
-            GroupRules::Published => !is_listed,
-            GroupRules::Exact => !is_listed && !is_norm,
+            GroupRules::Published => member.decays,
+            GroupRules::Exact => member.decays && !is_norm,
         }
     }
 
@@ -262,6 +259,8 @@ impl GroupSettings {
         let (rate_factor, decay) = match kind {
             GroupKind::BodyDecay => (1.0, self.weight_decay),
             GroupKind::BodyNoDecay => (1.0, 0.0),
+            GroupKind::CrossModalDecay => (self.cross_modal_lr_mult, self.weight_decay),
+            GroupKind::CrossModalNoDecay => (self.cross_modal_lr_mult, 0.0),
             GroupKind::HeadDecay => (self.lr_mult, self.head_weight_decay),
             GroupKind::HeadNoDecay => (self.lr_mult, 0.0),
             GroupKind::Frozen => (0.0, 0.0),
@@ -276,24 +275,34 @@ impl GroupSettings {
         }
     }
 
-    /// Refuses entries that are in no name: most likely a slip, and silently without effect. `heads` is
-    /// exempt, for its default names the heads of all tasks.
-    fn check(&self, any: impl Fn(&dyn Fn(&str) -> bool) -> bool) -> Result<()> {
-        for entry in &self.trainable {
-            if !any(&|name| name.contains(&**entry)) {
+    /// Refuses entries that are in no name, and a factor without variables: most likely a slip, and
+    /// silently without effect.
+    fn check(&self, family: &Grouping, any: impl Fn(&dyn Fn(&str) -> bool) -> bool) -> Result<()> {
+        let contains: fn(&str, &str) -> bool = |name, part| name.contains(part);
+        let heads = self.heads.as_deref().unwrap_or_default();
+        let settings = [
+            ("heads", heads, contains),
+            ("trainable", &*self.trainable, contains),
+            ("raised", &*self.raised, has_segments),
+        ];
+        for (setting, entries, is_in) in settings {
+            if let Some(entry) = entries
+                .iter()
+                .find(|entry| !any(&|name| is_in(name, entry)))
+            {
                 return Err(Error::MatchesNothing {
-                    setting: "trainable",
+                    setting,
                     entry: entry.clone(),
                 });
             }
         }
-        for entry in &self.raised {
-            if !any(&|name| has_segments(name, entry)) {
-                return Err(Error::MatchesNothing {
-                    setting: "raised",
-                    entry: entry.clone(),
-                });
-            }
+        let is_cross_modal = |name: &str| family.membership(name).module == Module::CrossModal;
+        if self.cross_modal_lr_mult != 1.0 && !any(&is_cross_modal) {
+            return Err(Error::BadSetting {
+                key: "optim.cross_modal_lr_mult".into(),
+                reason: "the model's family has no cross-modal layers that learn at another rate; leave it out"
+                    .into(),
+            });
         }
         Ok(())
     }

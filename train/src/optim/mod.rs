@@ -35,6 +35,12 @@ pub enum Rule {
     Lars,
 }
 
+/// Whether a factor changes nothing.
+#[allow(clippy::trivially_copy_pass_by_ref, reason = "serde passes it so")]
+fn is_one(factor: &f64) -> bool {
+    *factor == 1.0
+}
+
 /// The part `optim` of a recipe. Defaults, in parentheses, are those of the published programs.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields, default)]
@@ -65,10 +71,15 @@ pub struct OptimSettings {
     pub head_weight_decay: f64,
     /// Factor on the head's rate (1).
     pub lr_mult: f64,
+    /// Factor on the rate of cross-modal layers, of families that group them apart (1).
+    #[serde(skip_serializing_if = "is_one")]
+    pub cross_modal_lr_mult: f64,
     /// `published`, `exact` or `all`: which variables decay (`published`).
     pub rules: GroupRules,
-    /// Parts of the names of the head's variables (the classifiers of VQA, NLVR2 and images).
-    pub heads: Vec<String>,
+    /// Parts of the names of the head's variables (those of the model's family: of vl-merging and VLMo the
+    /// classifiers of VQA, NLVR2 and images).
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub heads: Option<Vec<String>>,
     /// Further variables that learn like the head, as paths of whole segments such as `attn.v` (none).
     pub raised: Vec<String>,
     /// Parts of the names of what is trained, all else being frozen (empty: all is trained).
@@ -100,10 +111,9 @@ impl Default for OptimSettings {
             weight_decay: 0.01,
             head_weight_decay: 0.01,
             lr_mult: 1.0,
+            cross_modal_lr_mult: 1.0,
             rules: GroupRules::Published,
-            heads: ["vqa_classifier", "nlvr2_classifier", "img_cls_classifier"]
-                .map(str::to_owned)
-                .to_vec(),
+            heads: None,
             raised: Vec::new(),
             trainable: Vec::new(),
             overrides: Vec::new(),
@@ -176,6 +186,12 @@ impl OptimSettings {
                 "lr_mult",
                 self.lr_mult,
                 at_least_0(self.lr_mult),
+                AT_LEAST_0,
+            ),
+            (
+                "cross_modal_lr_mult",
+                self.cross_modal_lr_mult,
+                at_least_0(self.cross_modal_lr_mult),
                 AT_LEAST_0,
             ),
             (
@@ -261,6 +277,7 @@ impl OptimSettings {
             weight_decay: self.weight_decay,
             head_weight_decay: self.head_weight_decay,
             lr_mult: self.lr_mult,
+            cross_modal_lr_mult: self.cross_modal_lr_mult,
             rules: self.rules,
             heads: self.heads.clone(),
             raised: self.raised.clone(),

@@ -126,7 +126,13 @@ impl TrainPlan {
         let order = order(&recipe, &lengths, collective.size())?;
         let n_parts = n_parts(&recipe, &order, collective.size())?;
         let n_steps = recipe.length.steps(order.n_batches());
-        let mut updater = Updater::new(&recipe.optim, n_steps, &start.variables, collective)?;
+        let mut updater = Updater::new(
+            &recipe.optim,
+            n_steps,
+            &start.variables,
+            start.blueprint.grouping(),
+            collective,
+        )?;
         let mut state = TrainState {
             recipe: fingerprint(&recipe)?,
             data: data::identity(&recipe.data, examples.as_ref())?,

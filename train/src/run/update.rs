@@ -4,6 +4,7 @@ use std::borrow::Cow;
 use std::collections::BTreeMap;
 
 use candle_core::{DType, Device, Tensor, Var};
+use evaluate::models::Grouping;
 use evaluate::nn::{Gradient, Gradients, in_pool};
 
 use super::KeptState;
@@ -71,7 +72,8 @@ pub struct Updated {
 }
 
 impl Updater {
-    /// For these variables, each of which must be in just one group.
+    /// For these variables, which are grouped by the rules of their model's family, each in just one
+    /// group.
     ///
     /// # Errors
     /// When a setting is out of range or matches nothing.
@@ -79,13 +81,14 @@ impl Updater {
         settings: &OptimSettings,
         total_steps: u64,
         variables: &BTreeMap<String, Var>,
+        family: &Grouping,
         collective: &dyn Collective,
     ) -> Result<Self> {
         settings.check()?;
         let shapes = variables
             .iter()
             .map(|(name, var)| (name.as_str(), var.dims()));
-        let groups = ParamGroups::of(shapes, &settings.groups())?;
+        let groups = ParamGroups::of(shapes, family, &settings.groups())?;
         groups.check(variables.keys().map(String::as_str))?;
         let trained = variables
             .iter()

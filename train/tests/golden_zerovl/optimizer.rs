@@ -1,6 +1,7 @@
 //! Rates, groups of variables and update rules.
 
 use candle_core::{Device, Tensor, Var};
+use evaluate::models::two_towers;
 use fixtures::{Case, first_difference, list, number, text};
 use serde_json::Value;
 use train::optim::{
@@ -91,7 +92,8 @@ fn param_groups(case: &Case) {
     let expected = list(&example["groups"]);
     let names = expected.iter().map(|group| text(&group[0]));
     let variables = names.map(|name| (name, tensors[name].shape.as_slice()));
-    let groups = ParamGroups::of(variables, &settings.groups()).expect("groups");
+    let groups =
+        ParamGroups::of(variables, &two_towers::GROUPING, &settings.groups()).expect("groups");
     for of in expected {
         let name = text(&of[0]);
         let group = groups.group(name).expect("its group");

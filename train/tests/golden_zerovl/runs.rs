@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 
 use candle_core::{DType, Device, Tensor, Var};
-use evaluate::models::{Branch, Model};
+use evaluate::models::{Branch, Model, two_towers};
 use evaluate::nn::{Buffers, Gradients};
 use fixtures::{Case, Raw, list, number, text};
 use serde_json::Value;
@@ -156,7 +156,13 @@ fn train_run(case: &Case) {
     let n_steps = ["epochs", "steps_per_epoch"].map(|name| case.count(name).expect("a count"));
     let n_steps = (n_steps[0] * n_steps[1]) as u64;
     let inputs = case.tensors("input");
-    let updater = Updater::new(&settings(params), n_steps, &variables, &Alone);
+    let updater = Updater::new(
+        &settings(params),
+        n_steps,
+        &variables,
+        &two_towers::GROUPING,
+        &Alone,
+    );
     let mut updater = updater.expect("an updater");
     let buffers = Buffers::default();
     let steps = &case.json("expected")[case.text("key")]["steps"];

@@ -7,7 +7,7 @@ use super::heads::prefixes;
 use super::{Config, Multiway};
 use crate::images::ImageInput;
 use crate::models::{
-    Activations, Blueprint, Branch, Family, Head, Model, ModelInput, Overrides, Setting,
+    Activations, Blueprint, Branch, Family, Grouping, Head, Model, ModelInput, Overrides, Setting,
 };
 use crate::text::{Padding, TextInput};
 use crate::{Result, Weights};
@@ -21,6 +21,23 @@ pub const FAMILY: Family = Family {
     runs: "vl-merging and VLMo",
     reads: |layout| Config::reads(layout.name()),
     blueprint,
+};
+
+/// The groups of the published programs. The weights of norms within experts (`norm1.v.weight`) and within
+/// classifiers (`vqa_classifier.1.weight`) are not in their list, so these decay.
+pub const GROUPING: Grouping = Grouping {
+    heads: &["vqa_classifier", "nlvr2_classifier", "img_cls_classifier"],
+    cross_modal: &[],
+    undecayed: &[
+        "bias",
+        "LayerNorm.weight",
+        "norm.weight",
+        "norm1.weight",
+        "norm2.weight",
+        "norm.v.weight",
+        "norm.l.weight",
+        "norm.vl.weight",
+    ],
 };
 
 /// The name of the family.
@@ -89,6 +106,10 @@ impl Blueprint for MultiwayBlueprint {
 
     fn prefixes(&self, head: Head) -> &'static [&'static str] {
         prefixes(head)
+    }
+
+    fn grouping(&self) -> &'static Grouping {
+        &GROUPING
     }
 
     fn name_of(&self, key: &str) -> String {

@@ -20,7 +20,7 @@ mod taped;
 mod text_embeddings;
 
 pub use block::{Block, Segment};
-pub use blueprint::{FAMILY, MultiwayBlueprint};
+pub use blueprint::{FAMILY, GROUPING, MultiwayBlueprint};
 pub use config::{Config, Positions};
 pub use experts::Experts;
 pub use heads::Heads;

@@ -4,7 +4,9 @@ use merge::layouts::{ModelRecord, RecordFamily};
 use merge::{Checkpoint, Layout};
 
 use super::{Config, TwoTowers};
-use crate::models::{Activations, Blueprint, Family, Head, Model, ModelInput, Overrides, Setting};
+use crate::models::{
+    Activations, Blueprint, Family, Grouping, Head, Model, ModelInput, Overrides, Setting,
+};
 use crate::{Result, Weights};
 
 /// The name of the family, and of the layout of its checkpoints.
@@ -16,6 +18,20 @@ pub const FAMILY: Family = Family {
     runs: "ZeroVL",
     reads: |layout| layout.name() == NAME,
     blueprint,
+};
+
+/// Biases and norms do not decay. ZeroVL's own program decays everything, which its recipes ask for by
+/// `rules: all`.
+pub const GROUPING: Grouping = Grouping {
+    heads: &[],
+    cross_modal: &[],
+    undecayed: &[
+        "bias",
+        "LayerNorm.weight",
+        "norm.weight",
+        "norm1.weight",
+        "norm2.weight",
+    ],
 };
 
 /// Blocks' worth of activations that the block at work takes in its backward pass.
@@ -63,6 +79,10 @@ impl Blueprint for TwoTowersBlueprint {
             Head::Contrastive => &["image_projection", "text_projection"],
             _ => &[],
         }
+    }
+
+    fn grouping(&self) -> &'static Grouping {
+        &GROUPING
     }
 
     fn record(&self) -> ModelRecord {

@@ -10,7 +10,7 @@ mod named;
 
 use candle_core::{DType, Tensor};
 
-pub use blueprint::FAMILY;
+pub use blueprint::{FAMILY, GROUPING};
 pub use config::{Config, Temperature};
 
 use blueprint::NAME;
