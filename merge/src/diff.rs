@@ -156,7 +156,11 @@ pub fn diff(
         ..DiffReport::default()
     };
     let mut same_shape = Vec::new();
-    for (key, info) in left.tensors() {
+    // What is another name of a tensor on one side may be a tensor of its own on the other.
+    let of_both = |key: &str| left.aliases().contains_key(key) && right.get(key).is_some();
+    let tied = (right.tensors()).filter(|(key, _)| of_both(key));
+    let tied = tied.filter_map(|(key, _)| Some((key, left.get(key)?)));
+    for (key, info) in left.tensors().chain(tied) {
         let Some(other) = right.get(key) else {
             continue;
         };
@@ -178,9 +182,13 @@ pub fn diff(
     Ok(report)
 }
 
+/// Names that the other side knows under no name, other names of tied tensors included.
 fn unmatched(holder: &Checkpoint, other: &Checkpoint) -> Vec<Unmatched> {
+    let aliases = holder.aliases().keys();
+    let aliases = aliases.filter_map(|name| Some((name.as_str(), holder.get(name)?)));
     holder
         .tensors()
+        .chain(aliases)
         .filter(|(key, _)| other.get(key).is_none())
         .map(|(key, info)| Unmatched {
             key: key.to_owned(),

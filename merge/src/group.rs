@@ -71,8 +71,8 @@ pub enum Role {
         /// The slot that the copies are merged into.
         slot: Slot,
     },
-    /// The same tensor as another key's, which it is merged, compared and counted under. The output has it
-    /// under that key alone.
+    /// The same tensor as another key's, which it is merged, compared and counted under. The output has this key
+    /// as another name of that tensor.
     Alias {
         /// The other key.
         of: String,

@@ -7,8 +7,8 @@ use std::sync::Arc;
 
 use serde_json::Value;
 
-use crate::io::{SourceInfo, TensorEntry};
-use crate::{Checkpoint, DType, Result, TensorSource, model_config};
+use crate::io::{Aliases, SourceInfo, TensorEntry};
+use crate::{Checkpoint, DType, Result, TensorInfo, TensorSource, model_config};
 
 /// How the names of heads end.
 const HEADS: [&str; 6] = [
@@ -74,9 +74,12 @@ fn said_by(config: &Value) -> Said {
     }
 }
 
-/// The embeddings that stand for a head which the checkpoint does not have; `None` if its configuration
+/// The embeddings that a head is another name of, or that stand for a head which the checkpoint does not have; `None` if its configuration
 /// says that the head is apart, or several tensors could be meant.
 pub(crate) fn stand_in(checkpoint: &Checkpoint, head: &str) -> Result<Option<String>> {
+    if let Some(embedding) = checkpoint.aliases().get(head).filter(|_| is_head(head)) {
+        return Ok(Some(embedding.clone()));
+    }
     if !is_head(head) || checkpoint.get(head).is_some() || said(checkpoint)? == Said::Apart {
         return Ok(None);
     }
@@ -107,6 +110,10 @@ pub(crate) enum TiedHead {
 
 /// The head that shares `embedding` with a model and is not in its file.
 pub(crate) fn head_of(checkpoint: &Checkpoint, embedding: &str) -> Result<TiedHead> {
+    let mut aliases = checkpoint.aliases().iter();
+    if let Some((head, _)) = aliases.find(|(name, of)| *of == embedding && is_head(name)) {
+        return Ok(TiedHead::Named(head.clone()));
+    }
     let is_stored = checkpoint.tensors().any(|(name, _)| is_head(name));
     if is_stored || !may_be_shared(embedding) {
         return Ok(TiedHead::None);
@@ -155,48 +162,92 @@ pub(crate) fn complete(sources: &mut [Arc<Checkpoint>]) -> Result<()> {
     for source in sources {
         for head in &heads {
             if let Some(embedding) = stand_in(source, head)? {
-                let view = WithHead::new(Arc::clone(source), head, &embedding)?;
-                *source = Arc::new(Checkpoint::new(Box::new(view)));
+                let apart = Aliases::from([(head.clone(), embedding)]);
+                *source = with_apart(source, apart)?;
             }
         }
     }
     Ok(())
 }
 
-/// A checkpoint with its embeddings under the name of the head, too.
-struct WithHead {
+/// Makes names that several models do not tie alike tensors of their own, in those that tie them: models
+/// are merged name by name.
+///
+/// # Errors
+/// When an alias stands for nothing, which readers refuse.
+pub(crate) fn untie(sources: &mut [Arc<Checkpoint>]) -> Result<()> {
+    let is_tied_otherwise = |(name, of): &(&String, &String), other: &Checkpoint| {
+        let known = other.aliases().get(*name);
+        known.is_some_and(|known| known != *of) || (known.is_none() && other.get(name).is_some())
+    };
+    let apart: Vec<Aliases> = (sources.iter())
+        .map(|source| {
+            let aliases = source.aliases().iter();
+            let apart =
+                aliases.filter(|tie| sources.iter().any(|other| is_tied_otherwise(tie, other)));
+            apart.map(|(name, of)| (name.clone(), of.clone())).collect()
+        })
+        .collect();
+    for (source, apart) in sources.iter_mut().zip(apart) {
+        if !apart.is_empty() {
+            *source = with_apart(source, apart)?;
+        }
+    }
+    Ok(())
+}
+
+/// The checkpoint with names that stand for its tensors as tensors of their own.
+pub(crate) fn with_apart(source: &Arc<Checkpoint>, apart: Aliases) -> Result<Arc<Checkpoint>> {
+    let view = Apart::new(Arc::clone(source), apart)?;
+    Ok(Arc::new(Checkpoint::new(Box::new(view))))
+}
+
+/// A checkpoint in which some names are not another name of a tensor, but another tensor of the same values.
+struct Apart {
     inner: Arc<Checkpoint>,
     tensors: Vec<TensorEntry>,
     /// What each tensor is called in the checkpoint.
     keys: Vec<String>,
+    /// Names that are still tied.
+    aliases: Aliases,
 }
 
-impl WithHead {
-    fn new(inner: Arc<Checkpoint>, head: &str, embedding: &str) -> Result<Self> {
-        let info = inner.require(embedding)?;
+impl Apart {
+    fn new(inner: Arc<Checkpoint>, apart: Aliases) -> Result<Self> {
         let own = inner.tensors().map(|(name, info)| (name, name, info));
-        let all = own.chain([(head, embedding, info)]);
+        let mut all: Vec<(&str, &str, &TensorInfo)> = own.collect();
+        for (name, key) in &apart {
+            all.push((name, key, inner.require(key)?));
+        }
         let (tensors, keys) = all
+            .into_iter()
             .map(|(name, key, info)| {
                 let entry = TensorEntry::named(name.to_owned(), info.clone());
                 (entry, key.to_owned())
             })
             .unzip();
+        let mut aliases = inner.aliases().clone();
+        aliases.retain(|name, _| !apart.contains_key(name));
         Ok(Self {
             inner,
             tensors,
             keys,
+            aliases,
         })
     }
 }
 
-impl TensorSource for WithHead {
+impl TensorSource for Apart {
     fn info(&self) -> &SourceInfo {
         self.inner.info()
     }
 
     fn tensors(&self) -> &[TensorEntry] {
         &self.tensors
+    }
+
+    fn aliases(&self) -> Aliases {
+        self.aliases.clone()
     }
 
     fn stored_dtype(&self, index: usize) -> DType {

@@ -3,16 +3,21 @@
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
+use crate::io::Aliases;
 use crate::layouts::ModelRecord;
 use crate::methods::WholeKernel;
 use crate::plan::{Action, Dropped, Entry, PlanBuilder, TensorRef};
 use crate::recipe::OutputDType;
-use crate::{Checkpoint, ConversionFault, Error, Layout, MergePlan, Result, Role, TensorInfo};
+use crate::{
+    Checkpoint, ConversionFault, Error, Layout, MergePlan, Result, Role, TensorInfo, ties,
+};
 
 /// Entries by name, and what was left out so far.
 pub(super) struct Draft {
     sources: Vec<Arc<Checkpoint>>,
     entries: BTreeMap<String, Entry>,
+    /// Other names, each with that of the entry.
+    aliases: Aliases,
     dropped: Vec<Dropped>,
 }
 
@@ -35,10 +40,22 @@ impl Draft {
             })
             .collect();
         Ok(Self {
+            aliases: source.aliases().clone(),
             sources: vec![source],
             entries,
             dropped: Vec::new(),
         })
+    }
+
+    /// All names of a checkpoint, tied or not, as tensors of their own.
+    ///
+    /// # Errors
+    /// As [`Draft::copy_of`].
+    pub(super) fn untied(source: Arc<Checkpoint>) -> Result<Self> {
+        match source.aliases().clone() {
+            aliases if aliases.is_empty() => Self::copy_of(source),
+            aliases => Self::copy_of(ties::with_apart(&source, aliases)?),
+        }
     }
 
     /// Opens another input; returns its index.
@@ -84,6 +101,34 @@ impl Draft {
         }
     }
 
+    /// Other names of entries.
+    pub(super) fn aliases(&self) -> &Aliases {
+        &self.aliases
+    }
+
+    /// Gives an entry's other name another form.
+    ///
+    /// # Errors
+    /// [`ConversionFault::NameTaken`].
+    pub(super) fn rename_alias(&mut self, from: &str, to: &str) -> Result<()> {
+        let Some(of) = self.aliases.remove(from) else {
+            return Ok(());
+        };
+        let is_taken = self.entries.contains_key(to);
+        if self.aliases.insert(to.to_owned(), of).is_some() || is_taken {
+            return Err(self.taken(to));
+        }
+        Ok(())
+    }
+
+    fn taken(&self, name: &str) -> Error {
+        ConversionFault::NameTaken {
+            path: self.sources[0].path().into(),
+            key: name.to_owned(),
+        }
+        .into()
+    }
+
     /// Takes an entry out, to be put back changed or not at all.
     pub(super) fn take(&mut self, name: &str) -> Option<Entry> {
         self.entries.remove(name)
@@ -95,14 +140,10 @@ impl Draft {
     /// [`ConversionFault::NameTaken`] when there is one of this name.
     pub(super) fn put(&mut self, entry: Entry) -> Result<()> {
         let name = entry.name.clone();
-        if self.entries.insert(name.clone(), entry).is_some() {
-            return Err(ConversionFault::NameTaken {
-                path: self.sources[0].path().into(),
-                key: name,
-            }
-            .into());
+        match self.entries.insert(name.clone(), entry) {
+            None => Ok(()),
+            Some(_) => Err(self.taken(&name)),
         }
-        Ok(())
     }
 
     /// Gives an entry another name.
@@ -116,6 +157,9 @@ impl Draft {
         let Some(mut entry) = self.take(from) else {
             return Ok(());
         };
+        for of in self.aliases.values_mut().filter(|of| *of == from) {
+            to.clone_into(of);
+        }
         entry.name = to.to_owned();
         entry.why = format!("{}; was `{from}`", entry.why);
         self.put(entry)
@@ -202,6 +246,12 @@ impl Draft {
         }
         for dropped in self.dropped {
             plan.drop_tensor(dropped.tensor, dropped.why);
+        }
+        for (name, of) in &self.aliases {
+            // What an entry becomes that is left out, its other names become, too.
+            if self.entries.contains_key(of) {
+                plan.alias(name, of)?;
+            }
         }
         for entry in self.entries.into_values() {
             plan.add(entry)?;

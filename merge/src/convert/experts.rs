@@ -84,7 +84,7 @@ impl Expansion {
     /// [`ConversionFault::FusionStartUnknown`], [`ConversionFault::FusionStartRange`]; [`Error::MissingKey`] and
     /// [`Error::ShapeMismatch`] when another seed does not fit; those of the position tables.
     pub fn plan(&self, source: Arc<Checkpoint>, layout: &dyn Layout) -> Result<MergePlan> {
-        let mut draft = Draft::copy_of(Arc::clone(&source))?;
+        let mut draft = Draft::untied(Arc::clone(&source))?;
         if !FORMS.iter().any(|(form, _)| *form == self.form) {
             return Err(draft.refused(layout, "expanded into another family"));
         }

@@ -61,7 +61,11 @@ impl Conversion {
     /// [`crate::Error::UnknownKey`],
     /// [`ConversionFault::NoCounterpart`] and those of the position tables.
     pub fn plan(&self, source: Arc<Checkpoint>, layout: &dyn Layout) -> Result<MergePlan> {
-        let mut draft = Draft::copy_of(Arc::clone(&source))?;
+        // Spellings are of names, each of which has a place in the other.
+        let mut draft = match self.spelling {
+            Some(_) => Draft::untied(Arc::clone(&source))?,
+            None => Draft::copy_of(Arc::clone(&source))?,
+        };
         let is_resized = self.image_size.is_some() || self.text_len.is_some();
         if layout.name() == "generic" && (is_resized || self.third_token_type) {
             return Err(draft.refused(layout, "brought to other sizes"));

@@ -25,5 +25,13 @@ pub(super) fn change(draft: &mut Draft, wrapper: Wrapper) -> Result<()> {
             _ => {}
         }
     }
+    let aliases: Vec<String> = draft.aliases().keys().cloned().collect();
+    for name in aliases {
+        match (wrapper, name.strip_prefix(WRAPPER)) {
+            (Wrapper::Add, None) => draft.rename_alias(&name, &format!("{WRAPPER}{name}"))?,
+            (Wrapper::Remove, Some(rest)) => draft.rename_alias(&name, rest)?,
+            _ => {}
+        }
+    }
     Ok(())
 }

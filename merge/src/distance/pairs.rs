@@ -180,8 +180,12 @@ pub fn checkpoint_pairs<'a>(
         ];
         set.push(Comparison::Checkpoints(expert), &slot, operands, seed)?;
     }
-    for (key, _) in right.tensors().filter(|(key, _)| left.get(key).is_none()) {
-        set.skip(key, "not in the first checkpoint");
+    for (key, _) in right.tensors() {
+        if left.aliases().contains_key(key) {
+            set.skip(key, "another name of a tensor in the first checkpoint");
+        } else if left.get(key).is_none() {
+            set.skip(key, "not in the first checkpoint");
+        }
     }
     set.finish(left, "no tensor is in both checkpoints")
 }

@@ -15,6 +15,14 @@ pub enum PlanFault {
         /// The name.
         name: String,
     },
+    /// Another name of an output tensor that there is none of.
+    #[error("`{name}` is to be another name of `{of}`, which is no tensor of the output")]
+    AliasOfNothing {
+        /// The other name.
+        name: String,
+        /// The tensor.
+        of: String,
+    },
     /// A tensor of a source that the plan does not have.
     #[error("`{key}` is to be read from source {source_index}, and there is none of this number")]
     NoSource {

@@ -117,6 +117,44 @@ pub enum SafetensorsFault {
         /// Bytes after the header.
         found: u64,
     },
+    /// The metadata's record of other names is no JSON object of strings.
+    #[error(
+        "{}: the metadata's `vlmerge.aliases` is no JSON object of names: {source}", path.display()
+    )]
+    AliasesJson {
+        /// The file.
+        path: PathBuf,
+        /// What is wrong.
+        source: serde_json::Error,
+    },
+    /// A name that is recorded as another tensor's is a tensor of its own.
+    #[error(
+        "{}: the metadata's `vlmerge.aliases` says that `{name}` is another name of `{of}`, but `{name}` is a \
+         tensor of its own", path.display()
+    )]
+    AliasIsTensor {
+        /// The file.
+        path: PathBuf,
+        /// The name.
+        name: String,
+        /// What it is said to be another name of.
+        of: String,
+    },
+    /// A name is recorded as that of a tensor that is not there.
+    #[error(
+        "{}: the metadata's `vlmerge.aliases` says that `{name}` is another name of `{of}`, {}", path.display(),
+        if *is_alias { "which is no tensor but an alias itself" } else { "which is no tensor of the file" }
+    )]
+    AliasOfNothing {
+        /// The file.
+        path: PathBuf,
+        /// The name.
+        name: String,
+        /// What it is said to be another name of.
+        of: String,
+        /// Whether that is recorded as an alias itself.
+        is_alias: bool,
+    },
     /// The data of a tensor cannot be read.
     #[error("{}: cannot read bytes {first}..{end} of `{key}`: {source}", path.display())]
     ReadTensor {

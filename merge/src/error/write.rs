@@ -12,6 +12,19 @@ pub enum WriteFault {
         /// The target.
         path: PathBuf,
     },
+    /// Another name of a tensor that is a tensor itself, or that of none, or the name of the metadata.
+    #[error(
+        "{}: `{name}` cannot be written as another name of `{of}`: it must be no name of a tensor or of the \
+         metadata, and `{of}` must be a tensor", path.display()
+    )]
+    Alias {
+        /// The target.
+        path: PathBuf,
+        /// The other name.
+        name: String,
+        /// The tensor's.
+        of: String,
+    },
     /// A kind of file that has no tensors of this dtype.
     #[error("{}: torch has no dtype {dtype}, which `{key}` has", path.display())]
     NoSuchDType {

@@ -66,13 +66,24 @@ pub fn compare(
                 .push(format!("`{}` is missing", entry.name)),
         }
     }
+    for (name, of) in plan.aliases() {
+        if found.aliases().get(name) != Some(of) {
+            comparison.unfit.push(match found.get(name) {
+                None => format!("`{name}`, another name of `{of}`, is missing"),
+                Some(_) => format!("`{name}` is not the tensor `{of}`, as the recipe makes it"),
+            });
+        }
+    }
     let is_made = |name: &str| {
-        (plan
-            .entries()
-            .binary_search_by(|entry| entry.name.as_str().cmp(name)))
-        .is_ok()
+        let is_alias = plan.aliases().contains_key(name);
+        is_alias
+            || (plan
+                .entries()
+                .binary_search_by(|entry| entry.name.as_str().cmp(name)))
+            .is_ok()
     };
-    let names = found.tensors().map(|(name, _)| name);
+    let others = found.aliases().keys().map(String::as_str);
+    let names = found.tensors().map(|(name, _)| name).chain(others);
     comparison.unexpected = names
         .filter(|name| !is_made(name))
         .map(str::to_owned)

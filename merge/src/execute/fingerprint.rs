@@ -49,6 +49,9 @@ pub(super) fn of(
             add(&format!("{} {}", tensor.source, tensor.key));
         }
     }
+    for (name, of) in plan.aliases() {
+        add(&format!("{name} {of}"));
+    }
     add(&format!(
         "{:?} {:?}",
         write.container, write.max_shard_bytes

@@ -3,7 +3,7 @@
 use std::sync::{Mutex, PoisonError};
 
 use super::{Chosen, RunOptions, Sink, write_entries};
-use crate::io::{Container, Root, SourceInfo, TensorEntry};
+use crate::io::{Aliases, Container, Root, SourceInfo, TensorEntry};
 use crate::provenance::{Hashes, Provenance};
 use crate::{Checkpoint, MergePlan, Progress, Result, TensorSource};
 
@@ -63,6 +63,7 @@ fn fill(plan: &MergePlan, run: &RunOptions, progress: &dyn Progress) -> Result<M
     Ok(Memory {
         info,
         tensors,
+        aliases: plan.aliases().clone(),
         data: buffers.0.into_iter().map(unlocked).collect(),
     })
 }
@@ -83,6 +84,7 @@ impl Sink for Buffers {
 struct Memory {
     info: SourceInfo,
     tensors: Vec<TensorEntry>,
+    aliases: Aliases,
     data: Vec<Vec<u8>>,
 }
 
@@ -93,6 +95,10 @@ impl TensorSource for Memory {
 
     fn tensors(&self) -> &[TensorEntry] {
         &self.tensors
+    }
+
+    fn aliases(&self) -> Aliases {
+        self.aliases.clone()
     }
 
     fn read(&self, index: usize, first: usize, out: &mut [u8]) -> Result<()> {

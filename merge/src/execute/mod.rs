@@ -8,7 +8,7 @@ use std::thread;
 use rayon::prelude::*;
 use serde::Serialize;
 
-use crate::io::{SourceFile, WriteOptions, Writer, check_target, n_complete_files};
+use crate::io::{Contents, SourceFile, WriteOptions, Writer, check_target, n_complete_files};
 use crate::plan::{Action, Entry, PIECE_ELEMENTS, piece_elements};
 use crate::provenance::{Hashes, Provenance};
 use crate::{Error, MergePlan, Progress, Result, TensorInfo};
@@ -169,7 +169,7 @@ pub fn execute(
 pub fn check(plan: &MergePlan, write: &WriteOptions, run: &RunOptions) -> Result<()> {
     let metadata = placeholder(plan, run)?;
     beside::check(plan, write, write.force)?;
-    check_target(&tensors(plan), &metadata, write)
+    check_target(contents(plan, &tensors(plan)), &metadata, write)
 }
 
 /// The metadata of the output, with stand-ins for the hashes of the inputs.
@@ -186,6 +186,12 @@ fn tensors(plan: &MergePlan) -> Vec<(String, TensorInfo)> {
         .collect()
 }
 
+/// The tensors of the output with their other names.
+fn contents<'a>(plan: &'a MergePlan, tensors: &'a [(String, TensorInfo)]) -> Contents<'a> {
+    let aliases = plan.aliases();
+    Contents { tensors, aliases }
+}
+
 /// Writes the whole output and puts it in place of the `stale` files. Returns its files, and how many tensors
 /// were combined without a change.
 fn write_all(
@@ -196,7 +202,9 @@ fn write_all(
     progress: &dyn Progress,
 ) -> Result<(Vec<PathBuf>, usize)> {
     let files = plan.files();
-    let writer = Writer::resume(&tensors(plan), &placeholder(plan, run)?, write, fingerprint)?;
+    let tensors = tensors(plan);
+    let contents = contents(plan, &tensors);
+    let writer = Writer::resume(contents, &placeholder(plan, run)?, write, fingerprint)?;
     let watched = Watched::new(plan, &writer);
     let (written, hashes) = thread::scope(|scope| {
         let hashes = scope.spawn(|| {

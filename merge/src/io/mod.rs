@@ -1,5 +1,6 @@
 //! Checkpoint files in and out.
 
+pub(crate) mod aliases;
 mod content;
 pub(crate) mod folder;
 mod pairs;
@@ -10,6 +11,7 @@ mod source;
 mod torch;
 mod writer;
 
+pub use aliases::{ALIASES_KEY, Aliases};
 pub(crate) use content::is_no_file as not_fetched;
 pub(crate) use folder::model_folder;
 pub use source::{
@@ -20,8 +22,8 @@ pub use torch::{PickleCall, PickleFault, ZipFault};
 #[doc(hidden)]
 pub use torch::{open_bytes as open_torch_bytes, walk_pickle};
 pub use writer::{
-    Belongings, OutputContainer, ReadyFile, WriteOptions, Writer, check_file_target, check_target,
-    lock_file, n_complete_files, write_file,
+    Belongings, Contents, OutputContainer, ReadyFile, WriteOptions, Writer, check_file_target,
+    check_target, lock_file, n_complete_files, write_file,
 };
 
 use std::fs::File;

@@ -8,6 +8,7 @@ use ::safetensors::tensor::{Metadata, TensorInfo as RawInfo};
 use serde::Deserialize;
 use serde::de::{Deserializer, Error as _, MapAccess, Visitor};
 
+use super::aliases::{self, Aliases};
 use super::pairs::StringPairs;
 use super::read_at::ReadAt;
 use super::source::{Container, OpenOptions, Root};
@@ -52,6 +53,7 @@ struct SafetensorsFile {
     tensors: Vec<TensorEntry>,
     /// Where the data of each tensor start in the file.
     starts: Vec<u64>,
+    aliases: Aliases,
 }
 
 impl SafetensorsFile {
@@ -69,6 +71,7 @@ impl SafetensorsFile {
         let n_bytes = n_file_bytes - data_start;
         let n_tensors = tensors.len();
         let metadata = header.metadata.into_map(path, METADATA_KEY)?;
+        let aliases = aliases::recorded(path, &metadata, &tensors)?;
         let info = SourceInfo {
             path: path.into(),
             container: Container::Safetensors,
@@ -88,6 +91,7 @@ impl SafetensorsFile {
             info,
             tensors,
             starts,
+            aliases,
         })
     }
 }
@@ -99,6 +103,10 @@ impl TensorSource for SafetensorsFile {
 
     fn tensors(&self) -> &[TensorEntry] {
         &self.tensors
+    }
+
+    fn aliases(&self) -> Aliases {
+        self.aliases.clone()
     }
 
     fn read(&self, index: usize, first: usize, out: &mut [u8]) -> Result<()> {

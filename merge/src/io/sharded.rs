@@ -6,6 +6,7 @@ use std::path::{Component, Path, PathBuf};
 use serde::Deserialize;
 use serde_json::Value;
 
+use super::aliases::{self, Aliases};
 use super::pairs::StringPairs;
 use super::read_at::ReadAt;
 use super::source::{Container, OpenOptions, Root, SourceFile, SourceInfo};
@@ -52,13 +53,15 @@ pub(super) fn open(
         shards.push((name.as_str(), open_shard(&shard)?));
     }
     check_names(path, &weight_map, &shards)?;
-    let sources = shards.into_iter().map(|(_, source)| source).collect();
+    let sources: Vec<_> = shards.into_iter().map(|(_, source)| source).collect();
+    let aliases = joined_aliases(path, &sources)?;
     let index_file = SourceFile::of(path, file);
     let metadata = plain_metadata(index.metadata);
     let root = options.root.clone().unwrap_or_default();
-    Ok(Box::new(ShardedModel::new(
-        index_file, metadata, root, sources,
-    )))
+    Ok(Box::new(ShardedModel {
+        aliases,
+        ..ShardedModel::new(index_file, metadata, root, sources)
+    }))
 }
 
 fn read_text(path: &Path, file: &dyn ReadAt) -> Result<String> {
@@ -135,6 +138,33 @@ fn check_names(
     Ok(())
 }
 
+/// The other names that all shards record. Each shard's are of its own tensors.
+fn joined_aliases(path: &Path, shards: &[Box<dyn TensorSource>]) -> Result<Aliases> {
+    let mut joined = Aliases::new();
+    for (name, of) in shards.iter().flat_map(|shard| shard.aliases()) {
+        if joined.insert(name.clone(), of).is_some() {
+            return Err(Error::DuplicateKey {
+                path: path.into(),
+                key: name,
+            });
+        }
+    }
+    // In a torch file an alias is listed among the tensors; nowhere is it one of another shard.
+    for (index, shard) in shards.iter().enumerate() {
+        let own = shard.aliases();
+        let others: Aliases = (joined.iter())
+            .filter(|(name, _)| !own.contains_key(*name))
+            .map(|(name, of)| (name.clone(), of.clone()))
+            .collect();
+        aliases::check_apart(
+            shards[index].info().path.as_path(),
+            &others,
+            shard.tensors(),
+        )?;
+    }
+    Ok(joined)
+}
+
 /// Strings as they are, anything else (such as the total size) as JSON.
 fn plain_metadata(metadata: BTreeMap<String, Value>) -> BTreeMap<String, String> {
     metadata
@@ -153,6 +183,7 @@ struct ShardedModel {
     /// Shard, and index within it, of each tensor.
     places: Vec<(usize, usize)>,
     shards: Vec<Box<dyn TensorSource>>,
+    aliases: Aliases,
 }
 
 impl ShardedModel {
@@ -204,6 +235,7 @@ impl ShardedModel {
             tensors,
             places,
             shards,
+            aliases: Aliases::new(),
         }
     }
 }
@@ -215,6 +247,10 @@ impl TensorSource for ShardedModel {
 
     fn tensors(&self) -> &[TensorEntry] {
         &self.tensors
+    }
+
+    fn aliases(&self) -> Aliases {
+        self.aliases.clone()
     }
 
     fn read(&self, index: usize, first: usize, out: &mut [u8]) -> Result<()> {

@@ -8,6 +8,7 @@ use std::path::{Path, PathBuf};
 
 use serde::Serialize;
 
+use super::aliases::Aliases;
 use super::read_at::ReadAt;
 use crate::{DType, Error, Result};
 
@@ -258,6 +259,13 @@ pub trait TensorSource: Send + Sync {
     /// Every tensor of the file, whatever its root, in file order.
     fn tensors(&self) -> &[TensorEntry];
 
+    /// Other names of tensors in the chosen root, each with the name that the tensor goes by: tied
+    /// tensors are one tensor. An alias may be among [`TensorSource::tensors`], too; what it stands for
+    /// always is, and is no alias.
+    fn aliases(&self) -> Aliases {
+        Aliases::new()
+    }
+
     /// What tensor `index` is kept in, which is narrower than what is read where it is computed.
     fn stored_dtype(&self, index: usize) -> DType {
         self.tensors()[index].info.dtype
@@ -290,12 +298,15 @@ pub struct OpenOptions {
 pub struct Checkpoint {
     source: Box<dyn TensorSource>,
     names: BTreeMap<String, usize>,
+    /// Other names; none of them is in `names`.
+    aliases: Aliases,
     duplicate: Option<String>,
     notes: Vec<String>,
 }
 
 impl Checkpoint {
-    /// Wraps a source and indexes the names of its chosen root.
+    /// Wraps a source and indexes the names of its chosen root. Of a tied tensor's names it lists the one
+    /// that the tensor goes by, and finds it by any.
     #[must_use]
     pub fn new(source: Box<dyn TensorSource>) -> Self {
         let mut names = BTreeMap::new();
@@ -307,9 +318,14 @@ impl Checkpoint {
                 duplicate.get_or_insert_with(|| name.clone());
             }
         }
+        let aliases = source.aliases();
+        for name in aliases.keys() {
+            names.remove(name);
+        }
         Self {
             source,
             names,
+            aliases,
             duplicate,
             notes: Vec::new(),
         }
@@ -346,7 +362,24 @@ impl Checkpoint {
         self.source.as_ref()
     }
 
-    /// Names of the chosen root in order, with shape and dtype.
+    /// Other names of tensors, each with the name that [`Checkpoint::tensors`] lists: tied tensors
+    /// are one tensor.
+    #[must_use]
+    pub fn aliases(&self) -> &Aliases {
+        &self.aliases
+    }
+
+    /// The name that a tensor goes by: `name` itself unless it is an alias.
+    #[must_use]
+    pub fn name_of<'n>(&'n self, name: &'n str) -> &'n str {
+        self.aliases.get(name).map_or(name, String::as_str)
+    }
+
+    fn index(&self, name: &str) -> Option<usize> {
+        self.names.get(self.name_of(name)).copied()
+    }
+
+    /// Names of the chosen root in order, with shape and dtype; a tied tensor once.
     pub fn tensors(&self) -> impl Iterator<Item = (&str, &TensorInfo)> {
         self.names
             .iter()
@@ -356,16 +389,15 @@ impl Checkpoint {
     /// Shape and dtype of a tensor of the chosen root.
     #[must_use]
     pub fn get(&self, name: &str) -> Option<&TensorInfo> {
-        self.names
-            .get(name)
-            .map(|&index| &self.source.tensors()[index].info)
+        let index = self.index(name)?;
+        Some(&self.source.tensors()[index].info)
     }
 
     /// What a tensor of the chosen root is kept in: its dtype, unless it is computed.
     #[must_use]
     pub fn stored_dtype(&self, name: &str) -> Option<DType> {
-        let index = self.names.get(name)?;
-        Some(self.source.stored_dtype(*index))
+        let index = self.index(name)?;
+        Some(self.source.stored_dtype(index))
     }
 
     /// Shape and dtype of a tensor that must be there.
@@ -381,7 +413,7 @@ impl Checkpoint {
     /// # Errors
     /// As [`TensorSource::read`], and [`Error::MissingKey`].
     pub fn read(&self, name: &str, first: usize, out: &mut [u8]) -> Result<()> {
-        let &index = self.names.get(name).ok_or_else(|| self.missing(name))?;
+        let index = self.index(name).ok_or_else(|| self.missing(name))?;
         self.source.read(index, first, out)
     }
 

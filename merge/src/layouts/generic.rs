@@ -3,6 +3,7 @@
 
 use std::collections::BTreeMap;
 
+use crate::io::Aliases;
 use crate::{Checkpoint, Expert, ParamKind, Result, Role, Slot};
 
 use super::{BlockId, Description, Dimensions, Layout, LayoutFamily, Part, Stack};
@@ -20,6 +21,7 @@ pub(super) const FAMILY: LayoutFamily = LayoutFamily {
 pub struct Generic {
     description: Description,
     kinds: BTreeMap<String, ParamKind>,
+    aliases: Aliases,
 }
 
 impl Generic {
@@ -52,6 +54,7 @@ impl Generic {
                 }),
             },
             kinds,
+            aliases: checkpoint.aliases().clone(),
         }
     }
 }
@@ -108,6 +111,9 @@ impl Layout for Generic {
 
     /// Never an error: a name that the checkpoint lacks is judged without its rank.
     fn role(&self, key: &str) -> Result<Role> {
+        if let Some(of) = self.aliases.get(key) {
+            return Ok(Role::Alias { of: of.clone() });
+        }
         let kind = self.kinds.get(key).copied();
         Ok(Role::Shared(Slot {
             key: key.to_owned(),

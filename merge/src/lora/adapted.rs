@@ -7,7 +7,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 use super::changes::{Change, Changes, Magnitude};
 use super::factors;
 use super::updates::{Delta, Update};
-use crate::io::{self, SourceInfo, TensorEntry};
+use crate::io::{self, Aliases, SourceInfo, TensorEntry};
 use crate::plan::PIECE_ELEMENTS;
 use crate::{Checkpoint, DType, MergeFault, Result, TensorInfo, TensorSource};
 use crate::{decode_f32, decode_f64};
@@ -291,6 +291,15 @@ impl TensorSource for Adapted {
 
     fn tensors(&self) -> &[TensorEntry] {
         &self.tensors
+    }
+
+    /// Those of the base, but for heads that the adapter gives weights of their own.
+    fn aliases(&self) -> Aliases {
+        let mut aliases = self.base.aliases().clone();
+        for entry in &self.tensors {
+            aliases.remove(entry.name.as_deref().unwrap_or_default());
+        }
+        aliases
     }
 
     fn stored_dtype(&self, index: usize) -> DType {

@@ -7,6 +7,7 @@ use std::sync::Arc;
 use super::grams::GramFiles;
 use super::{Action, Dropped, Entry, MergePlan, TensorRef};
 use crate::beside::Beside;
+use crate::io::Aliases;
 use crate::layouts::ModelRecord;
 use crate::methods::{GramRef, Operation, StepRounding};
 use crate::{Checkpoint, DType, Error, PlanFault, Result, TensorInfo};
@@ -22,6 +23,7 @@ pub struct PlanBuilder {
     model: ModelRecord,
     notes: BTreeMap<String, String>,
     entries: BTreeMap<String, Entry>,
+    aliases: Aliases,
     dropped: Vec<Dropped>,
     beside: Beside,
 }
@@ -38,6 +40,7 @@ impl PlanBuilder {
             model: ModelRecord::default(),
             notes: BTreeMap::new(),
             entries: BTreeMap::new(),
+            aliases: Aliases::new(),
             dropped: Vec::new(),
             beside: Beside::default(),
         }
@@ -83,6 +86,21 @@ impl PlanBuilder {
             }),
             why: why.to_owned(),
         })
+    }
+
+    /// Gives an output tensor another name. Other names of the sources' tensors need no such call: where
+    /// the output has a tensor under the name that it goes by, it has its other names, too.
+    ///
+    /// # Errors
+    /// [`PlanFault::NameTwice`] for a name that is another tensor's already.
+    pub fn alias(&mut self, name: &str, of: &str) -> Result<()> {
+        match self.aliases.insert(name.to_owned(), of.to_owned()) {
+            Some(known) if known != of => Err(PlanFault::NameTwice {
+                name: name.to_owned(),
+            }
+            .into()),
+            _ => Ok(()),
+        }
     }
 
     /// Whether there is an output tensor of this name.
@@ -135,6 +153,7 @@ impl PlanBuilder {
             self.check(entry)?;
         }
         self.check_complete()?;
+        self.take_aliases()?;
         self.dropped.sort_by(|a, b| a.tensor.cmp(&b.tensor));
         let (grams, gram_uses) = self.grams.into_parts();
         Ok(MergePlan {
@@ -146,9 +165,35 @@ impl PlanBuilder {
             model: self.model,
             notes: self.notes,
             entries: self.entries.into_values().collect(),
+            aliases: self.aliases,
             dropped: self.dropped,
             beside: self.beside,
         })
+    }
+
+    /// Takes over the other names of tensors of whole sources, and checks all.
+    fn take_aliases(&mut self) -> Result<()> {
+        for &index in &self.whole {
+            for (name, of) in self.sources[index].aliases() {
+                if self.entries.contains_key(of) && !self.entries.contains_key(name) {
+                    let known = self.aliases.entry(name.clone());
+                    known.or_insert_with(|| of.clone());
+                }
+            }
+        }
+        for (name, of) in &self.aliases {
+            if self.entries.contains_key(name) {
+                return Err(PlanFault::NameTwice { name: name.clone() }.into());
+            }
+            if !self.entries.contains_key(of) {
+                return Err(PlanFault::AliasOfNothing {
+                    name: name.clone(),
+                    of: of.clone(),
+                }
+                .into());
+            }
+        }
+        Ok(())
     }
 
     fn info(&self, tensor: &TensorRef) -> Result<&TensorInfo> {

@@ -7,7 +7,7 @@ use serde::Serialize;
 
 use crate::beside::Beside;
 use crate::gram::GramStore;
-use crate::io::SourceFile;
+use crate::io::{Aliases, SourceFile};
 use crate::layouts::ModelRecord;
 use crate::methods::{ElementKernel, GramRef, StepRounding, Survey, WholeKernel};
 use crate::provenance::Provenance;
@@ -162,6 +162,8 @@ pub struct MergePlan {
     /// Facts in words, by the metadata's key.
     notes: BTreeMap<String, String>,
     entries: Vec<Entry>,
+    /// Other names of entries.
+    aliases: Aliases,
     dropped: Vec<Dropped>,
     beside: Beside,
 }
@@ -196,6 +198,12 @@ impl MergePlan {
     #[must_use]
     pub fn entries(&self) -> &[Entry] {
         &self.entries
+    }
+
+    /// Other names of output tensors, each with the tensor's: tied tensors are one tensor.
+    #[must_use]
+    pub fn aliases(&self) -> &Aliases {
+        &self.aliases
     }
 
     /// Input tensors without a place in the output, by source and name.

@@ -6,7 +6,7 @@ use std::sync::{Arc, OnceLock};
 use super::opener::Opener;
 use super::{MergePlan, checkpoints, experts};
 use crate::beside::Companions;
-use crate::io::{Container, Root, SourceInfo, TensorEntry};
+use crate::io::{Aliases, Container, Root, SourceInfo, TensorEntry};
 use crate::methods;
 use crate::recipe::Place;
 use crate::{Checkpoint, Error, MergeFault, MergeRecipe, ObjectPath, PathSegment, Result};
@@ -156,6 +156,7 @@ fn one(recipe: &MergeRecipe, opener: &Opener) -> Result<(MergePlan, MergeRecipe)
 struct Deferred {
     info: SourceInfo,
     tensors: Vec<TensorEntry>,
+    aliases: Aliases,
     inner: OnceLock<Checkpoint>,
 }
 
@@ -186,6 +187,7 @@ impl Deferred {
                 opaque: Vec::new(),
             },
             tensors,
+            aliases: plan.aliases.clone(),
             inner: OnceLock::new(),
         })
     }
@@ -200,6 +202,10 @@ impl TensorSource for Handle {
 
     fn tensors(&self) -> &[TensorEntry] {
         &self.0.tensors
+    }
+
+    fn aliases(&self) -> Aliases {
+        self.0.aliases.clone()
     }
 
     fn read(&self, index: usize, first: usize, out: &mut [u8]) -> Result<()> {

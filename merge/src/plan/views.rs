@@ -4,10 +4,10 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use super::settings::compile;
-use crate::io::{SourceInfo, TensorEntry};
+use crate::io::{Aliases, SourceInfo, TensorEntry};
 use crate::lora::Renames;
 use crate::recipe::{ModelRef, Place, Rename};
-use crate::{Checkpoint, DType, MergeFault, Result, TensorSource};
+use crate::{Checkpoint, DType, Error, MergeFault, Result, TensorSource};
 
 /// The checkpoint with its tensors renamed as the recipe says.
 pub(super) fn renamed(checkpoint: Arc<Checkpoint>, model: &ModelRef) -> Result<Arc<Checkpoint>> {
@@ -17,18 +17,21 @@ pub(super) fn renamed(checkpoint: Arc<Checkpoint>, model: &ModelRef) -> Result<A
     let renames = compiled(&model.rename, model.place)?;
     let mut tensors = Vec::new();
     let mut taken: BTreeMap<String, String> = BTreeMap::new();
-    for (key, info) in checkpoint.tensors() {
+    let mut rename = |key: &str| {
         let name = new_name(key, &renames, model.place)?;
-        if let Some(first) = taken.insert(name.clone(), key.to_owned()) {
-            return Err(MergeFault::RenamedAlike {
+        match taken.insert(name.clone(), key.to_owned()) {
+            None => Ok(name),
+            Some(first) => Err(Error::from(MergeFault::RenamedAlike {
                 path: checkpoint.path().into(),
                 first,
                 second: key.to_owned(),
                 name,
                 place: model.place,
-            }
-            .into());
+            })),
         }
+    };
+    for (key, info) in checkpoint.tensors() {
+        let name = rename(key)?;
         let entry = TensorEntry {
             path: crate::ObjectPath(vec![crate::PathSegment::Key(key.to_owned())]),
             name: Some(name),
@@ -36,11 +39,16 @@ pub(super) fn renamed(checkpoint: Arc<Checkpoint>, model: &ModelRef) -> Result<A
         };
         tensors.push((key.to_owned(), entry));
     }
+    let mut aliases = Aliases::new();
+    for (key, of) in checkpoint.aliases() {
+        aliases.insert(rename(key)?, new_name(of, &renames, model.place)?);
+    }
     let (keys, entries) = tensors.into_iter().unzip();
     Ok(Arc::new(Checkpoint::new(Box::new(Renamed {
         inner: checkpoint,
         keys,
         entries,
+        aliases,
     }))))
 }
 
@@ -87,6 +95,7 @@ struct Renamed {
     inner: Arc<Checkpoint>,
     keys: Vec<String>,
     entries: Vec<TensorEntry>,
+    aliases: Aliases,
 }
 
 impl TensorSource for Renamed {
@@ -96,6 +105,10 @@ impl TensorSource for Renamed {
 
     fn tensors(&self) -> &[TensorEntry] {
         &self.entries
+    }
+
+    fn aliases(&self) -> Aliases {
+        self.aliases.clone()
     }
 
     fn stored_dtype(&self, index: usize) -> DType {

@@ -4,7 +4,7 @@ use std::sync::Arc;
 
 use super::stored::{Kept, N_KEPT};
 use super::{Quantization, Weight, info};
-use crate::io::{SourceInfo, TensorEntry};
+use crate::io::{Aliases, SourceInfo, TensorEntry};
 use crate::{Checkpoint, DType, Result, TensorSource};
 
 pub(super) struct View {
@@ -50,6 +50,18 @@ impl TensorSource for View {
 
     fn tensors(&self) -> &[TensorEntry] {
         &self.tensors
+    }
+
+    /// Other names of what is as it is stored; parts of quantized weights are no tensors of the view.
+    fn aliases(&self) -> Aliases {
+        let is_stored = |key: &str| {
+            let mut own = self.own.iter();
+            own.any(|own| matches!(own, Own::Stored(stored) if stored == key))
+        };
+        (self.inner.aliases().iter())
+            .filter(|(_, of)| is_stored(of))
+            .map(|(name, of)| (name.clone(), of.clone()))
+            .collect()
     }
 
     fn stored_dtype(&self, index: usize) -> DType {

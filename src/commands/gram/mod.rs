@@ -15,7 +15,7 @@ use evaluate::measure::sums::{Unfinished, rows};
 use evaluate::tasks::grams::{collect, summed};
 use evaluate::text::Tokenizer;
 use merge::gram::{Gram, GramRecord, Shard};
-use merge::io::{WriteOptions, check_target};
+use merge::io::{Aliases, Contents, WriteOptions, check_target};
 use merge::layouts::GramNames;
 use merge::provenance::Hashes;
 use serde_json::json;
@@ -128,7 +128,11 @@ fn cache(
         force: args.force,
         ..WriteOptions::new(&args.out)
     };
-    check_target(&[], &BTreeMap::new(), &write)?;
+    let nothing = Contents {
+        tensors: &[],
+        aliases: &Aliases::new(),
+    };
+    check_target(nothing, &BTreeMap::new(), &write)?;
     let task = args.data.open(None)?;
     let tokenizer = Tokenizer::open(&args.data.tokenizer)?;
     let found = Target::File(args.checkpoint.clone()).find(&Hashes::default(), output)?;

@@ -71,7 +71,12 @@ pub fn run(args: Args, output: &Output) -> Result<ExitCode> {
         output.note(format!("note: {}", crate::output::printable(note)));
     }
     let source = checkpoint.source();
+    let is_alias = |entry: &TensorEntry| {
+        let name = entry.name.as_ref();
+        name.is_some_and(|name| checkpoint.aliases().contains_key(name))
+    };
     let is_listed = |entry: &TensorEntry| match &args.keys {
+        _ if is_alias(entry) => false,
         None => true,
         Some(pattern) => key_tree::matches(pattern, &called(entry)),
     };
@@ -167,6 +172,7 @@ impl Inspection {
             "opaque": info.opaque,
             "fetched_bytes": crate::output::fetched_bytes(),
             "tensors": self.tensors_json(),
+            "aliases": self.checkpoint.aliases(),
         })
     }
 

@@ -200,6 +200,9 @@ impl Inspection {
         }
         output.line("")?;
         output.text(&table.to_string())?;
+        let aliases = self.checkpoint.aliases().iter();
+        let aliases = aliases.map(|(name, of)| format!("{name}  is {of}"));
+        list("other names of tensors", aliases.collect(), output)?;
         let outside = self.listed().filter(|entry| entry.name.is_none());
         let lines = outside.map(|entry| {
             format!(

@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 
-use merge::io::{SourceFile, SourceInfo, TensorEntry};
+use merge::io::{Aliases, SourceFile, SourceInfo, TensorEntry};
 use merge::provenance::{InputFile, Provenance};
 use merge::{Checkpoint, DType, TensorSource};
 
@@ -43,6 +43,10 @@ impl TensorSource for Originated {
 
     fn tensors(&self) -> &[TensorEntry] {
         self.inner.source().tensors()
+    }
+
+    fn aliases(&self) -> Aliases {
+        self.inner.aliases().clone()
     }
 
     fn stored_dtype(&self, index: usize) -> DType {

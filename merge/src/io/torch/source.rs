@@ -11,6 +11,7 @@ use super::contents::Contents;
 use super::layout::{Layout, Placed, Storage};
 use super::strided::Span;
 use super::{io_error, roots};
+use crate::io::aliases::{self, Aliases};
 use crate::io::read_at::ReadAt;
 use crate::io::{Container, OpenOptions, SourceFile, SourceInfo, TensorEntry, TensorSource};
 use crate::{Error, Result, TorchFault};
@@ -25,6 +26,7 @@ pub(crate) struct TorchSource {
     entries: Vec<TensorEntry>,
     placed: Vec<Placed>,
     storages: Vec<Storage>,
+    aliases: Aliases,
 }
 
 impl TorchSource {
@@ -63,6 +65,14 @@ impl TorchSource {
         for (entry, name) in entries.iter_mut().zip(choice.names) {
             entry.name = name;
         }
+        // Of one storage, and in it the same elements in the same order. Views of other elements are tensors
+        // of their own; tensors without elements are nowhere.
+        let aliases = aliases::at_one_place(&entries, |index| {
+            let (Placed { storage, elements }, TensorEntry { info, .. }) =
+                (&placed[index], &entries[index]);
+            let is_somewhere = info.n_elements() > 0;
+            is_somewhere.then_some((*storage, elements, info.dtype, &info.shape))
+        });
         let info = SourceInfo {
             path: path.into(),
             container,
@@ -79,6 +89,7 @@ impl TorchSource {
             entries,
             placed,
             storages: layout.storages,
+            aliases,
         })
     }
 
@@ -145,6 +156,10 @@ impl TensorSource for TorchSource {
 
     fn tensors(&self) -> &[TensorEntry] {
         &self.entries
+    }
+
+    fn aliases(&self) -> Aliases {
+        self.aliases.clone()
     }
 
     fn read(&self, index: usize, first: usize, out: &mut [u8]) -> Result<()> {

@@ -15,14 +15,14 @@ const WINDOW_BYTES: usize = 256 << 10;
 const DENSE: u64 = 8;
 
 /// An axis: how many elements, and how many elements apart in storage.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 struct Axis {
     size: u64,
     stride: u64,
 }
 
 /// Where the elements of a tensor lie in its storage, in elements.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub(crate) struct Strided {
     offset: u64,
     /// Outermost first; neighbors that together are one axis are joined, and none has size 1.

@@ -22,6 +22,8 @@ use resume::Ledger;
 use safetensors::SafetensorsLayout;
 use torch::TorchLayout;
 
+use super::safetensors::METADATA_KEY;
+use super::{ALIASES_KEY, Aliases};
 use crate::{Error, Result, TensorInfo, WriteFault};
 
 /// The kind of file to write.
@@ -154,6 +156,16 @@ pub struct Belongings {
     pub stale: Vec<PathBuf>,
 }
 
+/// The tensors of an output, and their other names.
+#[derive(Clone, Copy, Debug)]
+pub struct Contents<'a> {
+    /// Names, shapes and dtypes, in the order in which they are stored.
+    pub tensors: &'a [(String, TensorInfo)],
+    /// Other names, each with that of a tensor. A safetensors file records them in its metadata; in a
+    /// torch file they are of one storage.
+    pub aliases: &'a Aliases,
+}
+
 /// An output file under way, or several if it is split. Dropping it without [`Writer::finish`]
 /// leaves no trace.
 pub struct Writer {
@@ -201,26 +213,39 @@ impl Writer {
         metadata: &BTreeMap<String, String>,
         options: &WriteOptions,
     ) -> Result<Self> {
-        Self::open(tensors, metadata, options, None)
+        let aliases = &Aliases::new();
+        Self::open(Contents { tensors, aliases }, metadata, options, None)
     }
 
-    /// As [`Writer::create`], but an output of several safetensors files is kept if it is not finished,
+    /// As [`Writer::create`], for tensors with other names.
+    ///
+    /// # Errors
+    /// As [`Writer::create`], and [`WriteFault::Alias`].
+    pub fn create_tied(
+        contents: Contents<'_>,
+        metadata: &BTreeMap<String, String>,
+        options: &WriteOptions,
+    ) -> Result<Self> {
+        Self::open(contents, metadata, options, None)
+    }
+
+    /// As [`Writer::create_tied`], but an output of several safetensors files is kept if it is not finished,
     /// as soon as one of its files is complete: the next writer of the same `fingerprint` goes on
     /// with it. The fingerprint must stand for everything that the bytes depend on.
     ///
     /// # Errors
-    /// As [`Writer::create`], and [`Error::TargetBusy`] while another writer has this target.
+    /// As [`Writer::create_tied`], and [`Error::TargetBusy`] while another writer has this target.
     pub fn resume(
-        tensors: &[(String, TensorInfo)],
+        contents: Contents<'_>,
         metadata: &BTreeMap<String, String>,
         options: &WriteOptions,
         fingerprint: &str,
     ) -> Result<Self> {
-        Self::open(tensors, metadata, options, Some(fingerprint))
+        Self::open(contents, metadata, options, Some(fingerprint))
     }
 
     fn open(
-        tensors: &[(String, TensorInfo)],
+        contents: Contents<'_>,
         metadata: &BTreeMap<String, String>,
         options: &WriteOptions,
         fingerprint: Option<&str>,
@@ -229,7 +254,8 @@ impl Writer {
             runs,
             layouts,
             container,
-        } = shape(tensors, metadata, options)?;
+        } = shape(contents, metadata, options)?;
+        let tensors = contents.tensors;
         let mut targets: Vec<Target> = (runs.iter().enumerate())
             .flat_map(|(part, run)| targets(tensors, run, part, layouts[part].as_ref()))
             .collect();
@@ -261,7 +287,18 @@ impl Writer {
         }
         let index = match runs.len() {
             1 => None,
-            _ => Some(create_index(tensors, &runs, options, ledger.as_ref())?),
+            _ => {
+                // Aliases in safetensors files are no entries of the files.
+                let listed = match container {
+                    OutputContainer::Safetensors => &Aliases::new(),
+                    _ => contents.aliases,
+                };
+                let of = Contents {
+                    tensors,
+                    aliases: listed,
+                };
+                Some(create_index(of, &runs, options, ledger.as_ref())?)
+            }
         };
         let flusher = match options.sync {
             false => None,
@@ -437,14 +474,14 @@ impl Writer {
 fn lay_out(
     path: &Path,
     container: OutputContainer,
-    tensors: &[(String, TensorInfo)],
+    contents: Contents<'_>,
     metadata: &BTreeMap<String, String>,
 ) -> Result<Box<dyn Layout>> {
     Ok(match container {
-        OutputContainer::Safetensors => Box::new(SafetensorsLayout::new(path, tensors, metadata)?),
-        OutputContainer::Torch => Box::new(TorchLayout::new(tensors, None, metadata)),
+        OutputContainer::Safetensors => Box::new(SafetensorsLayout::new(path, contents, metadata)?),
+        OutputContainer::Torch => Box::new(TorchLayout::new(contents, None, metadata)),
         OutputContainer::TorchLightning => {
-            Box::new(TorchLayout::new(tensors, Some("state_dict"), metadata))
+            Box::new(TorchLayout::new(contents, Some("state_dict"), metadata))
         }
     })
 }
@@ -472,14 +509,14 @@ fn targets(
 
 /// The index of a split model, complete but for its name.
 fn create_index(
-    tensors: &[(String, TensorInfo)],
+    contents: Contents<'_>,
     runs: &[Range<usize>],
     options: &WriteOptions,
     ledger: Option<&Ledger>,
 ) -> Result<PartialFile> {
     let path = shards::index_path(&options.path);
     atomic::check_target(&path, options.force)?;
-    let text = shards::index_text(tensors, runs, &options.path);
+    let text = shards::index_text(contents, runs, &options.path);
     let file = match ledger {
         None => PartialFile::create(&path, text.len() as u64)?,
         Some(ledger) => PartialFile::keep(ledger.index_partial(), &path, text.len() as u64)?.0,
@@ -488,16 +525,46 @@ fn create_index(
     Ok(file)
 }
 
-/// Names must be unique: a reader would lose the others.
-fn check_names(path: &Path, tensors: &[(String, TensorInfo)]) -> Result<()> {
+/// Names must be unique: a reader would lose the others. Aliases are names of tensors.
+fn check_names(path: &Path, contents: Contents<'_>) -> Result<()> {
     let mut seen = HashSet::new();
-    match tensors.iter().find(|(name, _)| !seen.insert(name)) {
-        Some((name, _)) => Err(Error::DuplicateKey {
+    let repeated = contents.tensors.iter().find(|(name, _)| !seen.insert(name));
+    if let Some((name, _)) = repeated {
+        return Err(Error::DuplicateKey {
             path: path.into(),
             key: name.clone(),
-        }),
-        None => Ok(()),
+        });
     }
+    let is_wrong = |(name, of): &(&String, &String)| {
+        seen.contains(name) || !seen.contains(of) || name.as_str() == METADATA_KEY
+    };
+    match contents.aliases.iter().find(is_wrong) {
+        None => Ok(()),
+        Some((name, of)) => Err(Error::Write(WriteFault::Alias {
+            path: path.into(),
+            name: name.clone(),
+            of: of.clone(),
+        })),
+    }
+}
+
+/// The other names of some of the tensors.
+fn aliases_of(tensors: &[(String, TensorInfo)], aliases: &Aliases) -> Aliases {
+    if aliases.is_empty() {
+        return Aliases::new();
+    }
+    let names: HashSet<&str> = tensors.iter().map(|(name, _)| name.as_str()).collect();
+    (aliases.iter())
+        .filter(|(_, of)| names.contains(of.as_str()))
+        .map(|(name, of)| (name.clone(), of.clone()))
+        .collect()
+}
+
+/// The metadata that are written, without a record of other names, which is the writer's own.
+fn without_aliases(metadata: &BTreeMap<String, String>) -> BTreeMap<String, String> {
+    let mut metadata = metadata.clone();
+    metadata.remove(ALIASES_KEY);
+    metadata
 }
 
 /// Checks what [`Writer::create`] would refuse, without creating anything.
@@ -505,11 +572,11 @@ fn check_names(path: &Path, tensors: &[(String, TensorInfo)]) -> Result<()> {
 /// # Errors
 /// As [`Writer::create`].
 pub fn check_target(
-    tensors: &[(String, TensorInfo)],
+    contents: Contents<'_>,
     metadata: &BTreeMap<String, String>,
     options: &WriteOptions,
 ) -> Result<()> {
-    shape(tensors, metadata, options).map(drop)
+    shape(contents, metadata, options).map(drop)
 }
 
 /// The folder of the target, if it is to be made.
@@ -535,7 +602,7 @@ struct Shape {
 
 /// Lays an output out; refuses what cannot be written.
 fn shape(
-    tensors: &[(String, TensorInfo)],
+    contents: Contents<'_>,
     metadata: &BTreeMap<String, String>,
     options: &WriteOptions,
 ) -> Result<Shape> {
@@ -544,7 +611,8 @@ fn shape(
         Some(container) => container,
         None => OutputContainer::from_extension(path)?,
     };
-    check_names(path, tensors)?;
+    check_names(path, contents)?;
+    let tensors = contents.tensors;
     let new_folder = new_folder(options);
     match new_folder {
         Some(folder) => atomic::check_new_folder(folder)?,
@@ -565,7 +633,11 @@ fn shape(
         return Err(Error::Write(WriteFault::CannotShard { path: path.into() }));
     }
     let layouts = (runs.iter())
-        .map(|run| lay_out(path, container, &tensors[run.clone()], metadata))
+        .map(|run| {
+            let tensors = &tensors[run.clone()];
+            let aliases = &aliases_of(tensors, contents.aliases);
+            lay_out(path, container, Contents { tensors, aliases }, metadata)
+        })
         .collect::<Result<Vec<_>>>()?;
     let needed: u64 = layouts.iter().map(|layout| layout.n_bytes()).sum();
     let needed = needed.saturating_sub(resume::kept_bytes(path, runs.len()));

@@ -3,6 +3,9 @@
 //! Objects are written in full wherever they occur, without the memo, so that the stream of a
 //! tensor depends on nothing before it.
 
+use std::collections::HashMap;
+
+use super::Contents;
 use crate::{DType, TensorInfo};
 
 const PROTO: u8 = 0x80;
@@ -21,8 +24,9 @@ const LONG1: u8 = 0x8a;
 const STOP: u8 = b'.';
 
 /// The pickle of `{name: tensor, ...}`, or of `{key: {name: tensor, ...}}` if `nested` gives a
-/// key. Storage `i` of the archive belongs to tensor `i`.
-pub(super) fn dictionary(tensors: &[(String, TensorInfo)], nested: Option<&str>) -> Vec<u8> {
+/// key. Storage `i` of the archive belongs to tensor `i` and to its other names, which come last.
+pub(super) fn dictionary(contents: Contents<'_>, nested: Option<&str>) -> Vec<u8> {
+    let tensors = contents.tensors;
     let mut pickle = Pickle(vec![PROTO, 2, EMPTY_DICT]);
     if let Some(key) = nested {
         pickle.op(MARK);
@@ -33,6 +37,14 @@ pub(super) fn dictionary(tensors: &[(String, TensorInfo)], nested: Option<&str>)
     for (index, (name, info)) in tensors.iter().enumerate() {
         pickle.text(name);
         pickle.tensor(index, info);
+    }
+    let places = (tensors.iter().enumerate()).map(|(index, (name, _))| (name.as_str(), index));
+    let places: HashMap<&str, usize> = places.collect();
+    for (name, of) in contents.aliases {
+        if let Some(&index) = places.get(of.as_str()) {
+            pickle.text(name);
+            pickle.tensor(index, &tensors[index].1);
+        }
     }
     pickle.op(SETITEMS);
     if nested.is_some() {

@@ -6,8 +6,10 @@ use std::path::Path;
 use serde_json::{Map, Value, json};
 
 use super::layout::{Layout, Piece};
+use super::{Contents, without_aliases};
+use crate::io::aliases::{self, ALIASES_KEY};
 use crate::io::safetensors::{MAX_HEADER_BYTES, METADATA_KEY};
-use crate::{Error, Result, TensorInfo, WriteFault};
+use crate::{Error, Result, WriteFault};
 
 /// Data begin at a multiple of this, so that a reader may map them as elements of any dtype.
 const ALIGNMENT_BYTES: usize = 8;
@@ -16,6 +18,8 @@ const ALIGNMENT_BYTES: usize = 8;
 pub(super) struct SafetensorsLayout {
     /// The tensors' part of the header; the metadata are known only at the end.
     entries: Map<String, Value>,
+    /// The metadata's record of other names, if there are any.
+    aliases: Option<String>,
     /// Bytes of the header with its length and its padding.
     n_header_bytes: usize,
     starts: Vec<u64>,
@@ -23,12 +27,13 @@ pub(super) struct SafetensorsLayout {
 }
 
 impl SafetensorsLayout {
-    /// Lays out `tensors` in the order given, with room for `metadata`.
+    /// Lays out the tensors in the order given, with room for `metadata`.
     pub(super) fn new(
         path: &Path,
-        tensors: &[(String, TensorInfo)],
+        contents: Contents<'_>,
         metadata: &BTreeMap<String, String>,
     ) -> Result<Self> {
+        let tensors = contents.tensors;
         let mut entries = Map::new();
         let mut starts = Vec::with_capacity(tensors.len());
         let mut end = 0;
@@ -49,7 +54,9 @@ impl SafetensorsLayout {
             });
             entries.insert(name.clone(), entry);
         }
-        let n_text_bytes = render(&entries, metadata).len() as u64;
+        let has_aliases = !contents.aliases.is_empty();
+        let aliases = has_aliases.then(|| aliases::to_text(contents.aliases));
+        let n_text_bytes = render(&entries, metadata, aliases.as_ref()).len() as u64;
         if n_text_bytes > MAX_HEADER_BYTES - ALIGNMENT_BYTES as u64 {
             return Err(Error::Write(WriteFault::HeaderTooLong {
                 path: path.into(),
@@ -63,6 +70,7 @@ impl SafetensorsLayout {
         }
         Ok(Self {
             entries,
+            aliases,
             n_header_bytes,
             starts,
             n_bytes: n_header_bytes as u64 + end,
@@ -80,7 +88,7 @@ impl Layout for SafetensorsLayout {
     }
 
     fn frame(&self, path: &Path, metadata: &BTreeMap<String, String>) -> Result<Vec<Piece>> {
-        let text = render(&self.entries, metadata);
+        let text = render(&self.entries, metadata, self.aliases.as_ref());
         let n_text_bytes = self.n_header_bytes - size_of::<u64>();
         if text.len() > n_text_bytes {
             return Err(Error::Write(WriteFault::MetadataGrew {
@@ -96,7 +104,13 @@ impl Layout for SafetensorsLayout {
 }
 
 /// The header as JSON, metadata first.
-fn render(entries: &Map<String, Value>, metadata: &BTreeMap<String, String>) -> String {
+fn render(
+    entries: &Map<String, Value>,
+    metadata: &BTreeMap<String, String>,
+    aliases: Option<&String>,
+) -> String {
+    let mut metadata = without_aliases(metadata);
+    metadata.extend(aliases.map(|text| (ALIASES_KEY.to_owned(), text.clone())));
     let mut text = String::from("{");
     if !metadata.is_empty() {
         text += &format!("{}:{}", json!(METADATA_KEY), json!(metadata));

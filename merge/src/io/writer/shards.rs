@@ -6,6 +6,7 @@ use std::path::{Path, PathBuf};
 
 use serde_json::json;
 
+use super::Contents;
 use crate::TensorInfo;
 
 /// Splits tensors, in their order, into runs of at most `max_bytes`; a larger tensor has a run of
@@ -45,11 +46,7 @@ pub(super) fn index_path(target: &Path) -> PathBuf {
 }
 
 /// The index's text: which tensor is in which file.
-pub(super) fn index_text(
-    tensors: &[(String, TensorInfo)],
-    runs: &[Range<usize>],
-    target: &Path,
-) -> String {
+pub(super) fn index_text(contents: Contents<'_>, runs: &[Range<usize>], target: &Path) -> String {
     let mut weight_map = BTreeMap::new();
     let mut total_size = 0;
     for (shard, run) in runs.iter().enumerate() {
@@ -59,9 +56,14 @@ pub(super) fn index_text(
             .unwrap_or_default()
             .to_string_lossy()
             .into_owned();
-        for (name, info) in &tensors[run.clone()] {
+        for (name, info) in &contents.tensors[run.clone()] {
             weight_map.insert(name, file.clone());
             total_size += info.n_bytes();
+        }
+    }
+    for (name, of) in contents.aliases {
+        if let Some(file) = weight_map.get(of).cloned() {
+            weight_map.insert(name, file);
         }
     }
     let index = json!({

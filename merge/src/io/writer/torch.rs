@@ -10,7 +10,8 @@ use serde_json::json;
 use super::layout::{Layout, Piece};
 use super::pickle;
 use super::zip::Archive;
-use crate::{Error, Result, TensorInfo, WriteFault};
+use super::{Contents, without_aliases};
+use crate::{Error, Result, WriteFault};
 
 /// The record of a torch archive in which this program keeps the metadata, as a JSON object.
 pub(crate) const METADATA_RECORD: &str = "vlmerge.json";
@@ -32,15 +33,16 @@ pub(super) struct TorchLayout {
 }
 
 impl TorchLayout {
-    /// Lays out `tensors` in the order given, below `nested` if that names a key, with room for
-    /// `metadata`.
+    /// Lays out the tensors in the order given, below `nested` if that names a key, with room for
+    /// `metadata`. Other names of a tensor are behind all tensors and refer to its storage.
     pub(super) fn new(
-        tensors: &[(String, TensorInfo)],
+        contents: Contents<'_>,
         nested: Option<&str>,
         metadata: &BTreeMap<String, String>,
     ) -> Self {
-        let pickle = pickle::dictionary(tensors, nested);
-        let n_metadata_bytes = json!(metadata).to_string().len();
+        let pickle = pickle::dictionary(contents, nested);
+        let tensors = contents.tensors;
+        let n_metadata_bytes = record(metadata).len();
         let small = [
             ("data.pkl", pickle.len()),
             ("byteorder", BYTE_ORDER.len()),
@@ -78,6 +80,11 @@ impl TorchLayout {
     }
 }
 
+/// The text of the record of metadata.
+fn record(metadata: &BTreeMap<String, String>) -> String {
+    json!(without_aliases(metadata)).to_string()
+}
+
 /// Contents of the record `byteorder`.
 const BYTE_ORDER: &[u8] = b"little";
 /// Contents of the record `version`: that of torch's archive format.
@@ -102,7 +109,7 @@ impl Layout for TorchLayout {
     }
 
     fn frame(&self, path: &Path, metadata: &BTreeMap<String, String>) -> Result<Vec<Piece>> {
-        let mut text = json!(metadata).to_string().into_bytes();
+        let mut text = record(metadata).into_bytes();
         if text.len() > self.n_metadata_bytes {
             return Err(Error::Write(WriteFault::MetadataGrew {
                 path: path.into(),

@@ -91,9 +91,12 @@ pub(super) fn of(
         let step = reader.step(key).and_then(|step| match step {
             None => Ok(()),
             Some((target, change)) => {
-                if base.get(&target).is_none()
-                    && let Some(embedding) = ties::stand_in(base, &target)?
-                {
+                // An alias is its tensor; only heads part from the embeddings.
+                let target = match ties::is_head(&target) {
+                    true => target,
+                    false => base.name_of(&target).to_owned(),
+                };
+                if let Some(embedding) = ties::stand_in(base, &target)? {
                     found.heads.insert(target.clone(), embedding);
                 }
                 add(&reader, found.by_target.entry(target), key, change)

@@ -225,7 +225,12 @@ impl Found {
     fn head(&mut self, pair: &Pair<'_>, embedding: &str) -> Result<Option<String>> {
         Ok(match ties::head_of(pair.base, embedding)? {
             TiedHead::None => None,
-            TiedHead::Named(head) => Some(head),
+            // A head that has parted from the embeddings has a difference of its own.
+            TiedHead::Named(head) => {
+                let is_tied = |model: &Checkpoint| model.name_of(&head) != head;
+                let is_own = pair.tuned.get(&head).is_some() && !is_tied(pair.tuned);
+                (!is_own).then_some(head)
+            }
             TiedHead::Unknown => {
                 self.note = Some(format!(
                     "the head shares `{embedding}`, and PEFT changes the embeddings alone: the adapter is right once \

@@ -60,8 +60,13 @@ impl Pair<'_> {
             }
         }
         for (name, _) in self.tuned.tensors().filter(|(name, _)| is_asked(name)) {
-            if let Err(fault) = self.base.require(name) {
-                faults.push(fault);
+            match self.base.require(name) {
+                Err(fault) => faults.push(fault),
+                // A tensor of its own that the base has as another name of one.
+                Ok(info) if self.base.aliases().contains_key(name) => {
+                    names.push((name.to_owned(), info.clone()));
+                }
+                Ok(_) => {}
             }
         }
         match faults.len() {

@@ -39,6 +39,7 @@ pub(super) fn resolve(
         return Err(MergeFault::ModelsOrSlices.into());
     }
     let mut models = Models::open(recipe, method, opener)?;
+    ties::untie(&mut models.sources)?;
     ties::complete(&mut models.sources)?;
     let alignment = vocabularies::align(recipe, &mut models, opener)?;
     let wanted = models.wanted(recipe)?;

@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
-use crate::io::{SourceInfo, TensorEntry};
+use crate::io::{Aliases, SourceInfo, TensorEntry};
 use crate::plan::checkpoints::Models;
 use crate::{Checkpoint, DType, Result, TensorInfo, TensorSource, decode_f64, encode_f64};
 
@@ -128,6 +128,10 @@ impl TensorSource for ByToken {
 
     fn tensors(&self) -> &[TensorEntry] {
         &self.tensors
+    }
+
+    fn aliases(&self) -> Aliases {
+        self.all[self.own].aliases().clone()
     }
 
     fn stored_dtype(&self, index: usize) -> DType {
