@@ -1,7 +1,7 @@
 //! Fused operations against the same composed of candle's own, and their gradients.
 
 use candle_core::{DType, Device, Result, Tensor, Var};
-use evaluate::nn::{Bias, Mask, attend_packed, gelu};
+use evaluate::nn::{Bias, Mask, attend_packed, attend_to, gelu};
 use merge::random::Draws;
 
 /// Of values and gradients, relative to the largest: two orders of summation in f32 on hundreds
@@ -72,6 +72,99 @@ fn attention_and_its_gradients_are_those_of_the_plain_formula() {
             attend_packed(&inputs[0], heads, usize::MAX, attended)
         });
     }
+}
+
+/// Which keys each query sees, drawn; every query sees its own place.
+fn seen(b: usize, n: usize, m: usize) -> Tensor {
+    let drawn = draw("seen", &[b, n, m])
+        .flatten_all()
+        .and_then(|x| x.to_vec1::<f32>());
+    let seen = drawn
+        .expect("numbers")
+        .into_iter()
+        .enumerate()
+        .map(|(at, x)| {
+            let (query, key) = (at / m % n, at % m);
+            u8::from(x > 0.0 || key == query % m)
+        });
+    Tensor::from_vec(seen.collect::<Vec<u8>>(), (b, n, m), &Device::Cpu).expect("a tensor")
+}
+
+#[test]
+fn attention_to_another_sequence_and_its_gradients_are_those_of_the_plain_formula() {
+    let sizes = [
+        (1, 1, 1, 1, 4),
+        (2, 5, 3, 2, 8),
+        (9, 7, 41, 3, 24),
+        (3, 1, 6, 2, 8),
+    ];
+    for (b, n, m, heads, width) in sizes {
+        let pairs = Mask::pairs(&seen(b, n, m), f32::NEG_INFINITY).expect("a mask");
+        let padding = Mask::padding(&seen(b, 1, m).squeeze(1).expect("a row"), f32::NEG_INFINITY);
+        let padding = padding.expect("a mask");
+        for mask in [None, Some(&pairs), Some(&padding)] {
+            compare(&[&[b, n, width], &[b, m, 2 * width]], |inputs| {
+                let attended = Bias { pairs: None, mask };
+                attend_to(&inputs[0], &inputs[1], attended, heads)
+            });
+        }
+    }
+}
+
+#[test]
+fn a_choice_for_each_pair_hides_on_slices_what_it_hides_in_the_plain_formula() {
+    for (b, n, heads, width) in [(2, 5, 2, 8), (9, 11, 3, 24)] {
+        let mask = Mask::pairs(&seen(b, n, n), f32::NEG_INFINITY).expect("a mask");
+        let attended = Bias {
+            pairs: None,
+            mask: Some(&mask),
+        };
+        compare(&[&[b, n, 3 * width]], |inputs| {
+            attend_packed(&inputs[0], heads, usize::MAX, attended)
+        });
+        let packed = draw("qkv", &[b, n, 3 * width]);
+        let all = attend_packed(&packed, heads, usize::MAX, attended).expect("all");
+        let first = attend_packed(&packed, heads, 2, attended).expect("the first");
+        let of_all = all.narrow(1, 0, 2).expect("two");
+        let difference = (first - of_all).and_then(|d| d.abs()?.max_all()?.to_scalar::<f32>());
+        assert!(difference.expect("a number") < 1e-6);
+    }
+}
+
+#[test]
+fn a_query_from_which_all_is_hidden_by_a_finite_number_shares_by_its_scores() -> Result<()> {
+    let nothing = Tensor::zeros((2, 3, 5), DType::U8, &Device::Cpu)?;
+    let hidden = Mask::pairs(&nothing, -10_000.0)?;
+    let (q, kv) = (draw("q", &[2, 3, 8]), draw("kv", &[2, 5, 16]));
+    let attend = |mask| attend_to(&q, &kv, Bias { pairs: None, mask }, 2);
+    let difference = (attend(Some(&hidden))? - attend(None)?)?;
+    let difference: f32 = difference.abs()?.max_all()?.to_scalar()?;
+    // Scores of about 10,000 have steps of 0.001 in f32.
+    assert!(difference > 0.0 && difference < 4e-3, "{difference}");
+    Ok(())
+}
+
+#[test]
+fn masks_and_sequences_that_do_not_fit_are_errors_on_slices() -> Result<()> {
+    let (q, kv) = (draw("q", &[2, 3, 8]), draw("kv", &[2, 5, 16]));
+    let mask = |b, n, m| Mask::pairs(&Tensor::ones((b, n, m), DType::U8, &Device::Cpu)?, -1.0);
+    for mask in [mask(2, 3, 4)?, mask(2, 5, 3)?, mask(1, 3, 5)?] {
+        let attended = Bias {
+            pairs: None,
+            mask: Some(&mask),
+        };
+        let error = attend_to(&q, &kv, attended, 2).expect_err("another mask");
+        assert!(
+            error
+                .to_string()
+                .contains("2 sequences of 3 queries and 5 keys")
+        );
+    }
+    let plain = Bias::default();
+    assert!(attend_to(&q, &draw("kv", &[1, 5, 16]), plain, 2).is_err());
+    assert!(attend_to(&q, &draw("kv", &[2, 5, 12]), plain, 2).is_err());
+    assert!(attend_to(&q, &kv, plain, 3).is_err());
+    Ok(())
 }
 
 #[test]

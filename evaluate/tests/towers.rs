@@ -5,7 +5,7 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use candle_core::{DType, Device, Tensor};
-use evaluate::models::{Bert, Vit, bert, vit};
+use evaluate::models::{Bert, Vit, VitForm, bert, vit};
 use evaluate::nn::{Mask, Pass};
 use evaluate::{Error, ModelFault, Result, Weights};
 use merge::Checkpoint;
@@ -107,6 +107,7 @@ fn real_towers_compute_what_torch_computes() {
 fn sizes_are_read_off_the_weights() {
     let config = vit::Config::read(&vit_weights(&path("towers")), "", Some(HEADS));
     let expected = vit::Config {
+        form: VitForm::Timm,
         n_blocks: 2,
         width: 32,
         n_heads: 4,
@@ -118,6 +119,7 @@ fn sizes_are_read_off_the_weights() {
     assert_eq!(config.expect("sizes"), expected);
     let config = bert::Config::read(&bert_weights(&path("towers")), "", Some(HEADS));
     let expected = bert::Config {
+        form: bert::Form::Bert,
         n_blocks: 2,
         width: 32,
         n_heads: 4,

@@ -34,5 +34,5 @@ pub use model::{
 pub use multiway::{Block, Config, Experts, Heads, Joint, Multiway, Segment};
 pub use settings::{Overrides, ShallowAttention};
 pub use source::Source;
-pub use towers::{Bert, Vit, bert, vit};
+pub use towers::{Bert, Vit, VitForm, bert, vit};
 pub use two_towers::TwoTowers;

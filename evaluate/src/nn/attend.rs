@@ -25,39 +25,97 @@ pub fn attend(q: &Tensor, k: &Tensor, v: &Tensor, bias: Bias<'_>, heads: usize) 
     mix(&shares, v)
 }
 
+/// Attention as [`attend`] has it, of `q: (b, n, d)` to keys and values side by side, `kv: (b, m, 2 d)`.
+///
+/// # Errors
+/// When shapes do not fit or the device fails.
+pub fn attend_to(q: &Tensor, kv: &Tensor, bias: Bias<'_>, heads: usize) -> Result<Tensor> {
+    if let (true, None, Some(mask)) = (cpu::takes(q), bias.pairs, added(bias.mask)) {
+        check_sizes(q, kv, mask, heads)?;
+        let nothing = Tensor::zeros(0, DType::F32, q.device())?;
+        let mask = mask.unwrap_or(&nothing).contiguous()?;
+        let (q, kv) = (q.contiguous()?, kv.contiguous()?);
+        return q.apply_op3(&kv, &mask, ops::CrossAttention { heads });
+    }
+    let [k, v] = halves(kv)?;
+    attend(q, &k, &v, bias, heads)
+}
+
+/// What a mask adds that is spelled out; `None` for one that is not.
+fn added(mask: Option<&Mask>) -> Option<Option<&Tensor>> {
+    match mask {
+        None => Some(None),
+        Some(mask) => mask.added().map(Some),
+    }
+}
+
+/// Slices know no shapes.
+fn check_sizes(q: &Tensor, kv: &Tensor, mask: Option<&Tensor>, heads: usize) -> Result<()> {
+    let ((b, n, d), (kv_b, m, packed)) = (q.dims3()?, kv.dims3()?);
+    if b != kv_b || packed != 2 * d {
+        let (q, kv) = (q.dims(), kv.dims());
+        candle_core::bail!("queries {q:?} cannot ask keys and values {kv:?}");
+    }
+    check_heads(packed, 2, heads)?;
+    check_mask(mask, [b, n, m])
+}
+
+/// `packed` holds `parts` of one width, which the heads share.
+fn check_heads(packed: usize, parts: usize, heads: usize) -> Result<()> {
+    if heads == 0 || !packed.is_multiple_of(parts * heads) {
+        candle_core::bail!("{heads} heads do not divide a width of {}", packed / parts);
+    }
+    Ok(())
+}
+
+fn check_mask(mask: Option<&Tensor>, [b, n, m]: [usize; 3]) -> Result<()> {
+    match mask.map(Tensor::dims) {
+        Some(dims) if *dims != [b, m] && *dims != [b, n, m] => {
+            candle_core::bail!("a mask of {dims:?} for {b} sequences of {n} queries and {m} keys")
+        }
+        _ => Ok(()),
+    }
+}
+
+/// Keys and values of `kv: (b, m, 2 d)`, views of `(b, m, d)` each.
+pub(crate) fn halves(kv: &Tensor) -> Result<[Tensor; 2]> {
+    let d = kv.dim(D::Minus1)? / 2;
+    let part = |which: usize| kv.narrow(D::Minus1, which * d, d);
+    Ok([part(0)?, part(1)?])
+}
+
 /// Attention as [`attend`] has it, from packed `qkv: (b, n, 3 d)` to `(b, queries, d)`, where only
 /// the first `queries` tokens ask.
 ///
 /// # Errors
 /// When shapes do not fit or the device fails.
 pub fn attend_packed(qkv: &Tensor, heads: usize, queries: usize, bias: Bias<'_>) -> Result<Tensor> {
-    let padding = match bias.mask {
-        None => Some(None),
-        Some(Mask::Padding(added)) => Some(Some(added)),
-        Some(_) => None,
+    let n = qkv.dim(1)?;
+    let queries = queries.min(n);
+    // The first queries of a causal mask or of one of pairs see what they see among all.
+    let mask = match bias.mask {
+        Some(Mask::Causal) if queries < n => {
+            candle_core::bail!("the first tokens of a causal sequence alone")
+        }
+        Some(Mask::Pairs(added)) if queries < n => {
+            Some(Mask::Pairs(added.narrow(1, 0, queries)?.contiguous()?))
+        }
+        mask => mask.cloned(),
     };
-    if let (true, Some(padding)) = (cpu::takes(qkv), padding) {
+    if let (true, Some(mask)) = (cpu::takes(qkv), added(mask.as_ref())) {
+        let (b, _, packed) = qkv.dims3()?;
+        check_heads(packed, 3, heads)?;
+        check_mask(mask, [b, queries, n])?;
         let nothing = Tensor::zeros(0, DType::F32, qkv.device())?;
         let pairs = bias.pairs.unwrap_or(&nothing).contiguous()?;
-        let mask = padding.unwrap_or(&nothing).contiguous()?;
+        let mask = mask.unwrap_or(&nothing).contiguous()?;
         let op = ops::Attention { heads, queries };
         return qkv.contiguous()?.apply_op3(&pairs, &mask, op);
     }
     let [q, k, v] = unpack(qkv)?;
-    let n = q.dim(1)?;
-    let queries = queries.min(n);
     let q = q.narrow(1, 0, queries)?;
-    if queries == n {
-        return attend(&q, &k, &v, bias, heads);
-    }
     let pairs = bias.pairs.map(|pairs| pairs.narrow(1, 0, queries));
     let pairs = pairs.transpose()?;
-    // The first queries of a causal mask or of one of pairs see what they see among all.
-    let mask = match bias.mask {
-        Some(Mask::Causal) => candle_core::bail!("the first tokens of a causal sequence alone"),
-        Some(Mask::Pairs(added)) => Some(Mask::Pairs(added.narrow(1, 0, queries)?)),
-        mask => mask.cloned(),
-    };
     let bias = Bias {
         pairs: pairs.as_ref(),
         mask: mask.as_ref(),

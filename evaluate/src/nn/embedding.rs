@@ -10,6 +10,8 @@ use crate::Weights;
 #[derive(Clone, Debug)]
 pub struct Embedding {
     table: Tensor,
+    /// The row that no gradient reaches.
+    padding: Option<u32>,
 }
 
 impl Embedding {
@@ -20,7 +22,19 @@ impl Embedding {
     pub fn load(weights: &Weights, name: &str, rows: usize, width: usize) -> crate::Result<Self> {
         let name = format!("{name}.weight");
         let table = weights.get(&name, &[rows, width], Linear::INIT)?;
-        Ok(Self { table })
+        Ok(Self {
+            table,
+            padding: None,
+        })
+    }
+
+    /// The same with a row that is looked up, but never learned.
+    #[must_use]
+    pub fn with_padding(self, row: u32) -> Self {
+        Self {
+            padding: Some(row),
+            ..self
+        }
     }
 
     /// `ids: (b, n) -> (b, n, width)`.
@@ -29,7 +43,15 @@ impl Embedding {
     /// For an id outside the table, or when the device fails.
     pub fn forward(&self, ids: &Tensor) -> Result<Tensor> {
         ids.dims2()?;
-        candle_nn::Embedding::new(self.table.clone(), self.table.dim(1)?).forward(ids)
+        let rows =
+            candle_nn::Embedding::new(self.table.clone(), self.table.dim(1)?).forward(ids)?;
+        match self.padding {
+            Some(padding) if self.table.track_op() => {
+                let is_padding = ids.eq(padding)?.unsqueeze(2)?.broadcast_as(rows.shape())?;
+                is_padding.where_cond(&rows.detach(), &rows)
+            }
+            _ => Ok(rows),
+        }
     }
 
     /// The same on the pass's tape, if there is one: the gradient of a row is then added where it
@@ -41,9 +63,11 @@ impl Embedding {
         match pass.tape() {
             Some(tape) if tape.fuses() && is_leaf(&self.table) && self.table.is_variable() => {
                 let table = self.table.detach();
-                let rows = Self { table }.forward(ids)?;
+                let padding = self.padding;
+                let rows = Self { table, padding }.forward(ids)?;
                 let segment = Rows {
                     table: self.table.clone(),
+                    padding,
                     ids: ids.flatten_all()?.to_dtype(DType::U32)?.to_vec1()?,
                 };
                 tape.record(Vec::new(), &rows, Box::new(segment))
@@ -70,6 +94,7 @@ impl Embedding {
 /// Rows of a table that a pass has looked up.
 struct Rows {
     table: Tensor,
+    padding: Option<u32>,
     ids: Vec<u32>,
 }
 
@@ -83,7 +108,8 @@ impl Recorded for Rows {
         let by_output = by_output.contiguous()?;
         let by_output = Host::of(&by_output)?;
         if let Some(sum) = gradients.host(&self.table) {
-            for (&id, row) in self.ids.iter().zip(by_output.values().chunks_exact(width)) {
+            let rows = self.ids.iter().zip(by_output.values().chunks_exact(width));
+            for (&id, row) in rows.filter(|(id, _)| Some(**id) != self.padding) {
                 let sum = sum[id as usize * width..].iter_mut();
                 sum.zip(row).for_each(|(sum, value)| *sum += value);
             }

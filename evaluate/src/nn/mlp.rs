@@ -11,7 +11,7 @@ pub struct Mlp {
     fc1: Linear,
     fc2: Linear,
     activation: Activation,
-    name: String,
+    names: [String; 2],
 }
 
 impl Mlp {
@@ -20,11 +20,25 @@ impl Mlp {
     /// # Errors
     /// As [`Weights::get`].
     pub fn load(weights: &Weights, name: &str, width: usize, inner: usize) -> crate::Result<Self> {
+        let names = ["fc1", "fc2"].map(|layer| format!("{name}.{layer}"));
+        Self::load_named(weights, names, width, inner)
+    }
+
+    /// Loads both layers under names of their own.
+    ///
+    /// # Errors
+    /// As [`Weights::get`].
+    pub fn load_named(
+        weights: &Weights,
+        names: [String; 2],
+        width: usize,
+        inner: usize,
+    ) -> crate::Result<Self> {
         Ok(Self {
-            fc1: Linear::load(weights, &format!("{name}.fc1"), width, inner)?,
-            fc2: Linear::load(weights, &format!("{name}.fc2"), inner, width)?,
+            fc1: Linear::load(weights, &names[0], width, inner)?,
+            fc2: Linear::load(weights, &names[1], inner, width)?,
             activation: Activation::Gelu,
-            name: name.to_owned(),
+            names,
         })
     }
 
@@ -61,7 +75,7 @@ impl Mlp {
             fc1: self.fc1.detached(),
             fc2: self.fc2.detached(),
             activation: self.activation,
-            name: self.name.clone(),
+            names: self.names.clone(),
         }
     }
 
@@ -76,9 +90,9 @@ impl Mlp {
         mask: Option<&Mask>,
         pass: &Pass<'_>,
     ) -> Result<Tensor> {
-        pass.show(|| format!("{}.fc1", self.name), x, mask)?;
+        pass.show(|| self.names[0].clone(), x, mask)?;
         let inner = self.fc1.forward_active(x, self.activation)?; // (b, n, f)
-        pass.show(|| format!("{}.fc2", self.name), &inner, mask)?;
+        pass.show(|| self.names[1].clone(), &inner, mask)?;
         self.fc2.forward_add(&inner, residual)
     }
 }

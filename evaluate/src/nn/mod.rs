@@ -24,8 +24,8 @@ mod side_losses;
 mod tape;
 
 pub use activation::{Activation, gelu};
-pub(crate) use attend::unpack;
-pub use attend::{Bias, attend, attend_packed, attention_shares, mix};
+pub use attend::{Bias, attend, attend_packed, attend_to, attention_shares, mix};
+pub(crate) use attend::{halves, unpack};
 pub use attention::Attention;
 pub use convolution::Convolution;
 pub(crate) use cpu::buffers::Buffer;
@@ -38,9 +38,9 @@ pub use cross_entropy::cross_entropy;
 pub use dropping::{Dropping, GivenDrops};
 pub use embedding::Embedding;
 pub(crate) use fused::{
-    AttentionBranch, AttentionHalf, FfnBranch, FfnHalf, KeptAttention, KeptAttentionHalf,
-    KeptFfnHalf, OnSlices, Packed, PackedBias, Separate, fits_slices, is_leaf, record_on_slices,
-    side_by_side,
+    AttentionBranch, AttentionHalf, CrossHalf, FfnBranch, FfnHalf, KeptAttention,
+    KeptAttentionHalf, KeptCrossHalf, KeptFfnHalf, OnSlices, Packed, PackedBias, Separate,
+    fits_slices, is_leaf, record_on_slices, record_projections, side_by_side,
 };
 pub use gradients::{Gradient, Gradients};
 pub use layer_scale::LayerScale;

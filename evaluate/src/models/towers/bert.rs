@@ -7,24 +7,58 @@
 
 use std::sync::Arc;
 
-use candle_core::{D, DType, Device, Tensor};
+use candle_core::{DType, Device, Tensor};
 use merge::Checkpoint;
 use merge::layouts::Generic;
 
-use super::{Shapes, bert_fused, first, first_tokens, sizes};
-use crate::nn::{
-    Activation, Bias, Dropping, Embedding, LayerNorm, Linear, Mask, Pass, Residual, Tape,
-    attend_packed, attention_shares, fits_slices, is_on_host, mix, side_by_side, unit_length,
-    unpack,
-};
+use super::bert_embeddings::Embeddings;
+use super::bert_layer::{Layer, LayerSizes, LooksAt, Shown, Sight};
+use super::{Shapes, first, sizes};
+use crate::nn::{Mask, Pass, unit_length};
 use crate::{Result, Weights};
 
-/// Every LayerNorm adds this to the variance.
-const EPSILON: f64 = 1e-12;
+/// Which BERT it is: they differ in numbers that weights do not tell.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Form {
+    /// Google's.
+    #[default]
+    Bert,
+    /// RoBERTa: Liu et al. 2019, <https://arxiv.org/abs/1907.11692>. Positions begin after that of padding,
+    /// whose rows are never learned.
+    Roberta,
+}
+
+impl Form {
+    /// What every LayerNorm adds to the variance.
+    #[must_use]
+    pub fn epsilon(self) -> f64 {
+        match self {
+            Self::Bert => 1e-12,
+            Self::Roberta => 1e-5,
+        }
+    }
+
+    /// The id of padding, where it has a part in counting positions.
+    #[must_use]
+    pub fn padding(self) -> Option<u32> {
+        match self {
+            Self::Bert => None,
+            Self::Roberta => Some(1),
+        }
+    }
+
+    /// The row of the position table that a text begins with.
+    #[must_use]
+    pub fn first_position(self) -> usize {
+        self.padding().map_or(0, |padding| padding as usize + 1)
+    }
+}
 
 /// Sizes of a BERT.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Config {
+    /// Which BERT.
+    pub form: Form,
     /// Number of blocks.
     pub n_blocks: usize,
     /// Hidden size.
@@ -49,6 +83,19 @@ impl Config {
     /// [`ModelFault::UnknownSize`](crate::ModelFault::UnknownSize) and
     /// [`ModelFault::BadSize`](crate::ModelFault::BadSize).
     pub fn read(shapes: &dyn Shapes, prefix: &str, n_heads: Option<usize>) -> Result<Self> {
+        Self::read_form(shapes, prefix, n_heads, Form::Bert)
+    }
+
+    /// As [`Config::read`], of any form.
+    ///
+    /// # Errors
+    /// As [`Config::read`].
+    pub fn read_form(
+        shapes: &dyn Shapes,
+        prefix: &str,
+        n_heads: Option<usize>,
+        form: Form,
+    ) -> Result<Self> {
         let table = |what, part: &str| {
             let name = format!("{prefix}embeddings.{part}.weight");
             match sizes::known(shapes, what, shapes.shape(&name))? {
@@ -57,11 +104,16 @@ impl Config {
             }
         };
         let (vocabulary, width) = table("the size of the vocabulary", "word_embeddings")?;
-        let (text_len, _) = table("the text length", "position_embeddings")?;
+        let (positions, _) = table("the text length", "position_embeddings")?;
+        let Some(text_len) = positions.checked_sub(form.first_position()) else {
+            let fault = format!("{positions} positions leave none for a text");
+            return Err(sizes::bad(shapes, &fault));
+        };
         let (n_token_types, _) = table("the number of token types", "token_type_embeddings")?;
         let inner = format!("{prefix}encoder.layer.0.intermediate.dense.bias");
         let last = |block| format!("{prefix}encoder.layer.{block}.output.LayerNorm.weight");
         Ok(Self {
+            form,
             n_blocks: sizes::count(shapes, last),
             width,
             n_heads: sizes::heads(shapes, width, n_heads)?,
@@ -73,47 +125,25 @@ impl Config {
     }
 }
 
-/// Words, positions and token types to vectors.
-#[derive(Clone, Debug)]
-struct Embeddings {
-    word_embeddings: Embedding,
-    position_embeddings: Embedding,
-    token_type_embeddings: Embedding,
-    norm: LayerNorm,
+impl Config {
+    /// Those of its layers.
+    pub(in crate::models) fn layer_sizes(&self) -> LayerSizes {
+        LayerSizes {
+            width: self.width,
+            n_heads: self.n_heads,
+            ffn_width: self.ffn_width,
+            epsilon: self.form.epsilon(),
+        }
+    }
 }
 
-/// Self-attention with a norm after its residual branch.
-#[derive(Clone, Debug)]
-pub(super) struct Attention {
-    pub(super) query: Linear,
-    pub(super) key: Linear,
-    pub(super) value: Linear,
-    pub(super) output: Linear,
-    pub(super) norm: LayerNorm,
-    pub(super) n_heads: usize,
-    name: String,
-}
-
-/// Attention, then the FFN with a norm after its residual branch.
-#[derive(Clone, Debug)]
-pub(super) struct Layer {
-    pub(super) attention: Attention,
-    pub(super) intermediate: Linear,
-    pub(super) output: Linear,
-    pub(super) norm: LayerNorm,
-    name: String,
-    index: usize,
-}
-
-/// The dropout sites of a layer, as published.
-#[derive(Clone, Debug)]
-pub(super) struct Dropped {
-    /// Of attention's shares, `(b, h, n, n)`.
-    pub(super) shares: Dropping,
-    /// Of attention's output, `(b, n, d)`.
-    pub(super) attention: Dropping,
-    /// Of the FFN's output, `(b, n, d)`.
-    pub(super) ffn: Dropping,
+/// Every token sees the real ones.
+fn padded(mask: &Mask) -> Sight<'_> {
+    Sight {
+        own: Some(mask),
+        real: Some(mask),
+        other: None,
+    }
 }
 
 /// A BERT without heads.
@@ -122,187 +152,6 @@ pub struct Bert {
     config: Config,
     embeddings: Embeddings,
     layers: Vec<Layer>,
-}
-
-impl Embeddings {
-    fn load(weights: &Weights, prefix: &str, config: &Config) -> Result<Self> {
-        let d = config.width;
-        let table = |part: &str, rows| {
-            let name = format!("{prefix}embeddings.{part}");
-            Embedding::load(weights, &name, rows, d)
-        };
-        let norm = format!("{prefix}embeddings.LayerNorm");
-        Ok(Self {
-            word_embeddings: table("word_embeddings", config.vocabulary)?,
-            position_embeddings: table("position_embeddings", config.text_len)?,
-            token_type_embeddings: table("token_type_embeddings", config.n_token_types)?,
-            norm: LayerNorm::load(weights, &norm, d, EPSILON)?,
-        })
-    }
-
-    /// `ids: (b, t) -> (b, t, d)`, all of the first token type.
-    fn forward(&self, ids: &Tensor, pass: &Pass<'_>) -> candle_core::Result<Tensor> {
-        let (_, t) = ids.dims2()?;
-        let rows = self.position_embeddings.rows();
-        if t > rows {
-            candle_core::bail!("a text of {t} tokens, but the model has {rows} positions");
-        }
-        let positions = Tensor::arange(0, t as u32, ids.device())?.unsqueeze(0)?;
-        let words = self.word_embeddings.forward_on(ids, pass)?; // (b, t, d)
-        let x = words.broadcast_add(&self.position_embeddings.forward(&positions)?)?;
-        let x = x.broadcast_add(&self.token_type_embeddings.row(0)?)?;
-        self.norm.forward(&x)
-    }
-}
-
-impl Attention {
-    fn load(weights: &Weights, name: &str, config: &Config) -> Result<Self> {
-        let d = config.width;
-        let linear = |part: &str| Linear::load(weights, &format!("{name}.{part}"), d, d);
-        Ok(Self {
-            query: linear("self.query")?,
-            key: linear("self.key")?,
-            value: linear("self.value")?,
-            output: linear("output.dense")?,
-            norm: LayerNorm::load(weights, &format!("{name}.output.LayerNorm"), d, EPSILON)?,
-            n_heads: config.n_heads,
-            name: name.to_owned(),
-        })
-    }
-
-    /// Of the first `queries` tokens: `(b, t, d) -> (b, queries, d)`.
-    fn forward(
-        &self,
-        x: &Tensor,
-        queries: usize,
-        mask: &Mask,
-        dropped: &Dropped,
-        index: usize,
-        pass: &Pass<'_>,
-    ) -> candle_core::Result<Tensor> {
-        for part in ["query", "key", "value"] {
-            pass.show(|| format!("{}.self.{part}", self.name), x, Some(mask))?;
-        }
-        let bias = Bias {
-            pairs: None,
-            mask: Some(mask),
-        };
-        let qkv = self.project(x)?; // (b, t, 3 d)
-        let [q, k, v] = unpack(&qkv)?;
-        let shares = || attention_shares(&q, &k, bias, self.n_heads);
-        pass.show_output(format_args!("attn{index}"), shares)?;
-        let mixed = match dropped.shares.is_active() {
-            true => mix(&dropped.shares.apply(&shares()?)?, &v)?,
-            false => attend_packed(&qkv, self.n_heads, queries, bias)?,
-        };
-        pass.show(|| format!("{}.output.dense", self.name), &mixed, Some(mask))?;
-        let asking = first_tokens(x, queries)?;
-        let sum = residual(&self.output, &mixed, &asking, &dropped.attention)?;
-        self.norm.forward(&sum)
-    }
-
-    /// `(b, t, d) -> (b, t, 3 d)`.
-    fn project(&self, x: &Tensor) -> candle_core::Result<Tensor> {
-        let linear = [&self.query, &self.key, &self.value];
-        let mut weights = linear.into_iter().flat_map(Linear::weights);
-        let in_graph = x.track_op() || weights.any(Tensor::track_op);
-        if is_on_host(x) && !in_graph {
-            return side_by_side(x, linear);
-        }
-        let [q, k, v] = linear.map(|linear| linear.forward(x));
-        Tensor::cat(&[q?, k?, v?], D::Minus1)
-    }
-}
-
-/// `x + drop(linear(y))`.
-fn residual(
-    linear: &Linear,
-    y: &Tensor,
-    x: &Tensor,
-    dropping: &Dropping,
-) -> candle_core::Result<Tensor> {
-    match dropping.is_active() {
-        true => x + dropping.apply(&linear.forward(y)?)?,
-        false => linear.forward_add(y, Residual::plain(x)),
-    }
-}
-
-impl Layer {
-    fn load(weights: &Weights, name: &str, index: usize, config: &Config) -> Result<Self> {
-        let (d, f) = (config.width, config.ffn_width);
-        let part = |part: &str| format!("{name}.{part}");
-        Ok(Self {
-            attention: Attention::load(weights, &part("attention"), config)?,
-            intermediate: Linear::load(weights, &part("intermediate.dense"), d, f)?,
-            output: Linear::load(weights, &part("output.dense"), f, d)?,
-            norm: LayerNorm::load(weights, &part("output.LayerNorm"), d, EPSILON)?,
-            name: name.to_owned(),
-            index,
-        })
-    }
-
-    /// `(b, t, d) -> (b, t, d)`.
-    fn forward(&self, x: &Tensor, mask: &Mask, pass: &Pass<'_>) -> candle_core::Result<Tensor> {
-        let dropped = self.dropped(pass);
-        match pass.tape() {
-            Some(tape) if self.is_fusible(x, mask, tape) => {
-                bert_fused::record(tape, self, x, mask, dropped)
-            }
-            Some(tape) => {
-                let (layer, mask) = (self.clone(), mask.clone());
-                tape.segment(vec![x.clone()], move |inputs| {
-                    layer.compute(&inputs[0], usize::MAX, &mask, &dropped, &Pass::new())
-                })
-            }
-            None => self.compute(x, usize::MAX, mask, &dropped, pass),
-        }
-    }
-
-    /// The layer itself, for the first `queries` tokens: `(b, t, d) -> (b, queries, d)`.
-    fn compute(
-        &self,
-        x: &Tensor,
-        queries: usize,
-        mask: &Mask,
-        dropped: &Dropped,
-        pass: &Pass<'_>,
-    ) -> candle_core::Result<Tensor> {
-        let attention = &self.attention;
-        let x = attention.forward(x, queries, mask, dropped, self.index, pass)?;
-        let inner = || format!("{}.intermediate.dense", self.name);
-        pass.show(inner, &x, Some(mask))?;
-        let inner = self.intermediate.forward_active(&x, Activation::Gelu)?; // (b, queries, f)
-        pass.show(|| format!("{}.output.dense", self.name), &inner, Some(mask))?;
-        self.norm
-            .forward(&residual(&self.output, &inner, &x, &dropped.ffn)?)
-    }
-
-    fn dropped(&self, pass: &Pass<'_>) -> Dropped {
-        let site = |part: &str| pass.dropping(&format!("layer{}.{part}", self.index));
-        Dropped {
-            shares: site("attention_probs"),
-            attention: site("attention_output"),
-            ffn: site("ffn_output"),
-        }
-    }
-
-    /// Whether the halves can run on slices, which know no mask but padding.
-    fn is_fusible(&self, x: &Tensor, mask: &Mask, tape: &Tape) -> bool {
-        let attention = &self.attention;
-        let linear = [
-            &attention.query,
-            &attention.key,
-            &attention.value,
-            &attention.output,
-            &self.intermediate,
-            &self.output,
-        ];
-        let norms = [&attention.norm, &self.norm];
-        let weights = (linear.into_iter().flat_map(Linear::weights))
-            .chain(norms.into_iter().flat_map(LayerNorm::weights));
-        let is_padding = matches!(mask, Mask::Padding(added) if is_on_host(added));
-        is_padding && fits_slices(tape, x, weights)
-    }
 }
 
 impl Bert {
@@ -329,8 +178,16 @@ impl Bert {
     /// # Errors
     /// As [`Weights::get`].
     pub fn load(weights: &Weights, prefix: &str, config: Config) -> Result<Self> {
-        let name = |i| format!("{prefix}encoder.layer.{i}");
-        let layer = |i| Layer::load(weights, &name(i), i, &config);
+        let sizes = config.layer_sizes();
+        let layer = |i| {
+            let name = format!("{prefix}encoder.layer.{i}");
+            let shown = Shown {
+                layer: format!("layer{i}"),
+                attn: format!("attn{i}"),
+                other: "",
+            };
+            Layer::load(weights, &name, LooksAt::Own, &sizes, shown)
+        };
         Ok(Self {
             embeddings: Embeddings::load(weights, prefix, &config)?,
             layers: (0..config.n_blocks).map(layer).collect::<Result<_>>()?,
@@ -344,18 +201,9 @@ impl Bert {
         &self.config
     }
 
-    /// Tokens before the first layer: `ids: (b, t) -> (b, t, d)`.
-    fn embed(&self, ids: &Tensor, pass: &Pass<'_>) -> Result<Tensor> {
-        let x = self.embeddings.forward(ids, pass)?;
-        pass.show_output(format_args!("embed"), || Ok(x.clone()))?;
-        Ok(pass.drop("embeddings", &x)?)
-    }
-
     fn run(&self, mut x: Tensor, layers: &[Layer], mask: &Mask, pass: &Pass<'_>) -> Result<Tensor> {
         for layer in layers {
-            x = layer.forward(&x, mask, pass)?;
-            let name = format!("layer{}", layer.index);
-            pass.show_named_block(&name, std::slice::from_ref(&x))?;
+            x = layer.forward(&x, padded(mask), pass)?;
         }
         Ok(x)
     }
@@ -365,7 +213,12 @@ impl Bert {
     /// # Errors
     /// For an id outside the vocabulary, a text that is too long, or when the device fails.
     pub fn tokens(&self, ids: &Tensor, mask: &Mask, pass: &Pass<'_>) -> Result<Tensor> {
-        self.run(self.embed(ids, pass)?, &self.layers, mask, pass)
+        self.run(
+            self.embeddings.forward(ids, pass)?,
+            &self.layers,
+            mask,
+            pass,
+        )
     }
 
     /// The first token after the last layer: `ids: (b, t) -> (b, d)`. Where nobody looks on and no
@@ -374,17 +227,16 @@ impl Bert {
     /// # Errors
     /// As [`Bert::tokens`].
     pub fn class(&self, ids: &Tensor, mask: &Mask, pass: &Pass<'_>) -> Result<Tensor> {
-        let x = self.embed(ids, pass)?;
+        let x = self.embeddings.forward(ids, pass)?;
         let Some((last, others)) = self.layers.split_last() else {
             return Ok(first(&x)?);
         };
         let x = self.run(x, others, mask, pass)?;
-        let dropped = last.dropped(pass);
-        let is_trained = x.track_op() || last.attention.query.weight().track_op();
-        let is_plain = !is_trained && !dropped.shares.is_active();
+        let is_trained = x.track_op() || last.is_trained();
+        let is_plain = !is_trained && !last.is_thinned(pass);
         let x = match pass.is_tapped() || !is_plain || pass.tape().is_some() {
             true => self.run(x, std::slice::from_ref(last), mask, pass)?,
-            false => last.compute(&x, 1, mask, &dropped, pass)?, // (b, 1, d)
+            false => last.forward_first(&x, padded(mask))?, // (b, 1, d)
         };
         Ok(first(&x)?)
     }

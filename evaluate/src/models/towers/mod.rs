@@ -4,9 +4,12 @@
 //! it shows to a tap is named after its keys, prefix and all.
 
 pub mod bert;
+pub(super) mod bert_embeddings;
 mod bert_fused;
+pub(super) mod bert_layer;
 pub(super) mod sizes;
 pub mod vit;
+mod vit_form;
 mod vit_fused;
 
 use candle_core::{Result, Tensor};
@@ -14,6 +17,7 @@ use candle_core::{Result, Tensor};
 pub use bert::Bert;
 pub use sizes::Shapes;
 pub use vit::Vit;
+pub use vit_form::Form as VitForm;
 
 /// The first token of each sequence: `(b, n, d) -> (b, d)`.
 pub(super) fn first(x: &Tensor) -> Result<Tensor> {

@@ -2,7 +2,9 @@
 //!
 //! Dosovitskiy et al. 2020, "An Image is Worth 16x16 Words", <https://arxiv.org/abs/2010.11929>,
 //! section 3.1; Oquab et al. 2023, "DINOv2", <https://arxiv.org/abs/2304.07193>. Reference, whose
-//! names these are: <https://github.com/huggingface/pytorch-image-models>.
+//! names these are: <https://github.com/huggingface/pytorch-image-models>. CLIP's, with a norm before the
+//! first block: Radford et al. 2021, <https://arxiv.org/abs/2103.00020>, section 2.4; names of
+//! <https://github.com/openai/CLIP>.
 
 use std::sync::Arc;
 
@@ -10,6 +12,7 @@ use candle_core::{DType, Device, Tensor};
 use merge::Checkpoint;
 use merge::layouts::Generic;
 
+use super::vit_form::Form;
 use super::{Shapes, first, first_tokens, sizes, vit_fused};
 use crate::nn::{
     Bias, LayerNorm, LayerScale, Linear, Mlp, Pass, PatchEmbed, Residual, Tape, attend_packed,
@@ -18,12 +21,11 @@ use crate::nn::{
 use crate::weights::Init;
 use crate::{Error, Result, Weights};
 
-/// Every LayerNorm adds this to the variance.
-const EPSILON: f64 = 1e-6;
-
 /// Sizes of a vision transformer.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Config {
+    /// Whose names and constants.
+    pub form: Form,
     /// Number of blocks.
     pub n_blocks: usize,
     /// Hidden size.
@@ -48,23 +50,40 @@ impl Config {
     /// [`ModelFault::UnknownSize`](crate::ModelFault::UnknownSize) and
     /// [`ModelFault::BadSize`](crate::ModelFault::BadSize).
     pub fn read(shapes: &dyn Shapes, prefix: &str, n_heads: Option<usize>) -> Result<Self> {
+        Self::read_form(shapes, prefix, n_heads, Form::Timm)
+    }
+
+    /// As [`Config::read`], of any form.
+    ///
+    /// # Errors
+    /// As [`Config::read`].
+    pub fn read_form(
+        shapes: &dyn Shapes,
+        prefix: &str,
+        n_heads: Option<usize>,
+        form: Form,
+    ) -> Result<Self> {
+        let names = form.names();
         let shape = |part: &str| shapes.shape(&format!("{prefix}{part}"));
-        let patches = shape("patch_embed.proj.weight");
+        let patches = shape(&format!("{}.weight", names.patches));
         let &[width, 3, patch_size, _] = sizes::known(shapes, "the patch size", patches)? else {
             return Err(sizes::bad(shapes, "patches are not those of an RGB image"));
         };
-        let positions = shape("pos_embed");
-        let &[1, n_tokens, _] = sizes::known(shapes, "the image size", positions)? else {
-            return Err(sizes::bad(shapes, "positions are not those of one image"));
+        let positions = sizes::known(shapes, "the image size", shape(names.positions))?;
+        let n_tokens = match *positions {
+            [1, n_tokens, _] if !form.has_bare_tables() => n_tokens,
+            [n_tokens, _] if form.has_bare_tables() => n_tokens,
+            _ => return Err(sizes::bad(shapes, "positions are not those of one image")),
         };
         let side = n_tokens.saturating_sub(1).isqrt();
         if side == 0 || side * side + 1 != n_tokens {
             let fault = format!("{n_tokens} positions are not a square and a class token");
             return Err(sizes::bad(shapes, &fault));
         }
-        let inner = format!("{prefix}blocks.0.mlp.fc1.bias");
-        let norm = |block| format!("{prefix}blocks.{block}.norm1.weight");
+        let inner = format!("{prefix}{}0.{}.bias", names.block, names.fc[0]);
+        let norm = |block| format!("{prefix}{}{block}.{}.weight", names.block, names.norms[0]);
         Ok(Self {
+            form,
             n_blocks: sizes::count(shapes, norm),
             width,
             n_heads: sizes::heads(shapes, width, n_heads)?,
@@ -88,7 +107,8 @@ pub(super) struct Attention {
     pub(super) qkv: Linear,
     pub(super) proj: Linear,
     pub(super) n_heads: usize,
-    name: String,
+    /// What its layers are called where somebody looks on.
+    names: [String; 2],
 }
 
 /// Attention and FFN with residual branches, norms before each.
@@ -118,18 +138,25 @@ pub struct Vit {
     patch_embed: PatchEmbed,
     cls_token: Tensor,
     pos_embed: Tensor,
+    pre_norm: Option<LayerNorm>,
     blocks: Vec<Block>,
     norm: LayerNorm,
 }
 
 impl Attention {
     fn load(weights: &Weights, name: &str, config: &Config) -> Result<Self> {
-        let d = config.width;
+        let (d, names) = (config.width, config.form.names());
+        let [weight, bias] = names.qkv.map(|part| format!("{name}.{part}"));
+        let proj = format!("{name}.{}", names.proj);
+        let qkv = Linear::new(
+            weights.get(&weight, &[3 * d, d], Linear::INIT)?,
+            weights.get(&bias, &[3 * d], Init::Zeros)?,
+        );
         Ok(Self {
-            qkv: Linear::load(weights, &format!("{name}.qkv"), d, 3 * d)?,
-            proj: Linear::load(weights, &format!("{name}.proj"), d, d)?,
+            qkv,
+            proj: Linear::load(weights, &proj, d, d)?,
             n_heads: config.n_heads,
-            name: name.to_owned(),
+            names: [format!("{name}.{}", names.qkv_gram), proj],
         })
     }
 
@@ -143,32 +170,36 @@ impl Attention {
         index: usize,
         pass: &Pass<'_>,
     ) -> candle_core::Result<Tensor> {
-        pass.show(|| format!("{}.qkv", self.name), x, None)?;
+        pass.show(|| self.names[0].clone(), x, None)?;
         let qkv = self.qkv.forward(x)?; // (b, n, 3 d)
         pass.show_output(format_args!("attn{index}"), || {
             let [q, k, _] = unpack(&qkv)?;
             attention_shares(&q, &k, Bias::default(), self.n_heads)
         })?;
         let mixed = attend_packed(&qkv, self.n_heads, queries, Bias::default())?;
-        pass.show(|| format!("{}.proj", self.name), &mixed, None)?;
+        pass.show(|| self.names[1].clone(), &mixed, None)?;
         self.proj.forward_add(&mixed, residual)
     }
 }
 
 impl Block {
     fn load(weights: &Weights, name: &str, index: usize, config: &Config) -> Result<Self> {
-        let d = config.width;
+        let (d, form) = (config.width, config.form);
+        let names = form.names();
         let part = |part: &str| format!("{name}.{part}");
+        let norm =
+            |nth: usize| LayerNorm::load(weights, &part(names.norms[nth]), d, form.epsilon());
+        let mlp = Mlp::load_named(weights, names.fc.map(part), d, config.ffn_width)?;
         let scale = |name: &str| match config.has_layer_scale {
             true => LayerScale::load(weights, name, d),
             false => Ok(LayerScale::none()),
         };
         Ok(Self {
-            norm1: LayerNorm::load(weights, &part("norm1"), d, EPSILON)?,
+            norm1: norm(0)?,
             attn: Attention::load(weights, &part("attn"), config)?,
             ls1: scale(&part("ls1.gamma"))?,
-            norm2: LayerNorm::load(weights, &part("norm2"), d, EPSILON)?,
-            mlp: Mlp::load(weights, &part("mlp"), d, config.ffn_width)?,
+            norm2: norm(1)?,
+            mlp: mlp.with_activation(form.activation()),
             ls2: scale(&part("ls2.gamma"))?,
             index,
             n_blocks: config.n_blocks,
@@ -255,16 +286,36 @@ impl Vit {
     /// # Errors
     /// As [`Weights::get`].
     pub fn load(weights: &Weights, prefix: &str, config: Config) -> Result<Self> {
-        let (d, n_tokens) = (config.width, config.n_tokens());
+        let (d, n_tokens, form) = (config.width, config.n_tokens(), config.form);
+        let names = form.names();
         let name = |part: &str| format!("{prefix}{part}");
-        let block = |i| Block::load(weights, &name(&format!("blocks.{i}")), i, &config);
-        let patches = name("patch_embed.proj");
+        let block = |i| {
+            let name = name(&format!("{}{i}", names.block));
+            Block::load(weights, &name, i, &config)
+        };
+        let norm = |part: &str| LayerNorm::load(weights, &name(part), d, form.epsilon());
+        let patches = name(names.patches);
+        let patch_embed = match form.has_patch_bias() {
+            true => PatchEmbed::load(weights, &patches, d, config.patch_size)?,
+            false => PatchEmbed::load_without_bias(weights, &patches, d, config.patch_size)?,
+        };
+        // Views of the same memory, so they follow the weights through training.
+        let table = |part: &str, shape: [usize; 3], init: Init| {
+            let [_, rows, _] = shape;
+            let own: &[usize] = match (form.has_bare_tables(), rows) {
+                (false, _) => &shape,
+                (true, 1) => &shape[2..],
+                (true, _) => &shape[1..],
+            };
+            Ok::<_, Error>(weights.get(&name(part), own, init)?.reshape(&shape)?)
+        };
         Ok(Self {
-            patch_embed: PatchEmbed::load(weights, &patches, d, config.patch_size)?,
-            cls_token: weights.get(&name("cls_token"), &[1, 1, d], Init::Zeros)?,
-            pos_embed: weights.get(&name("pos_embed"), &[1, n_tokens, d], Linear::INIT)?,
+            patch_embed,
+            cls_token: table(names.class, [1, 1, d], Init::Zeros)?,
+            pos_embed: table(names.positions, [1, n_tokens, d], Linear::INIT)?,
+            pre_norm: names.pre_norm.map(norm).transpose()?,
             blocks: (0..config.n_blocks).map(block).collect::<Result<_>>()?,
-            norm: LayerNorm::load(weights, &name("norm"), d, EPSILON)?,
+            norm: norm(names.norm)?,
             config,
         })
     }
@@ -288,6 +339,11 @@ impl Vit {
         let class = self.cls_token.expand((b, 1, self.config.width))?;
         let x = Tensor::cat(&[&class, &patches], 1)?.broadcast_add(&self.pos_embed)?; // (b, n, d)
         pass.show_output(format_args!("embed"), || Ok(x.clone()))?;
+        let Some(norm) = &self.pre_norm else {
+            return Ok(x);
+        };
+        let x = norm.forward(&x)?;
+        pass.show_output(format_args!("ln_pre"), || Ok(x.clone()))?;
         Ok(x)
     }
 

@@ -2,7 +2,7 @@
 
 use candle_core::{CpuStorage, CustomOp1, CustomOp3, Layout, Result, Shape, Tensor, bail};
 
-use super::attention::{self, Added, Sizes};
+use super::attention::{self, Added, Asked, Sizes};
 use super::slices::{self, Then};
 
 /// The elements of a contiguous argument.
@@ -164,7 +164,7 @@ impl CustomOp1 for Gelu {
     }
 }
 
-/// Attention: packed `qkv: (b, n, 3 d)`, bias `(h, n, n)` or empty, mask `(b, n)` or empty.
+/// Attention: packed `qkv: (b, n, 3 d)`, bias `(h, n, n)` or empty, mask `(b, n)`, `(b, queries, n)` or empty.
 pub struct Attention {
     pub heads: usize,
     /// How many tokens ask, from the first on. A gradient needs all to.
@@ -176,8 +176,8 @@ impl Attention {
         let (batch, tokens, packed) = qkv.dims3()?;
         Ok(Sizes {
             batch,
-            tokens,
             queries: self.queries.min(tokens),
+            keys: tokens,
             heads: self.heads,
             head_width: packed / 3 / self.heads,
         })
@@ -204,7 +204,8 @@ impl CustomOp3 for Attention {
             mask: slice(mask, mask_layout)?,
             keep: &[],
         };
-        let out = attention::forward(slice(qkv, qkv_layout)?, added, sizes);
+        let asked = Asked::packed(slice(qkv, qkv_layout)?, sizes);
+        let out = attention::forward(asked, added, sizes);
         let shape = (sizes.batch, sizes.queries, sizes.heads * sizes.head_width);
         Ok((CpuStorage::F32(out), shape.into()))
     }
@@ -218,7 +219,7 @@ impl CustomOp3 for Attention {
         g: &Tensor,
     ) -> Result<(Option<Tensor>, Option<Tensor>, Option<Tensor>)> {
         let sizes = self.sizes(qkv.shape())?;
-        if sizes.queries < sizes.tokens {
+        if sizes.queries < sizes.keys {
             bail!("no gradient of attention where some tokens do not ask");
         }
         let (by_qkv, by_bias) = with_slices([g, qkv, bias, mask], |[g, qkv, bias, mask]| {
@@ -234,5 +235,71 @@ impl CustomOp3 for Attention {
             _ => Some(tensor(by_bias, bias)?),
         };
         Ok((Some(tensor(by_qkv, qkv)?), by_bias, None))
+    }
+}
+
+/// Attention of `q: (b, n, d)` to keys and values side by side, `(b, m, 2 d)`; mask `(b, m)`, `(b, n, m)` or
+/// empty.
+pub struct CrossAttention {
+    pub heads: usize,
+}
+
+impl CrossAttention {
+    fn sizes(&self, q: &Shape, kv: &Shape) -> Result<Sizes> {
+        let (batch, queries, width) = q.dims3()?;
+        Ok(Sizes {
+            batch,
+            queries,
+            keys: kv.dims3()?.1,
+            heads: self.heads,
+            head_width: width / self.heads,
+        })
+    }
+}
+
+impl CustomOp3 for CrossAttention {
+    fn name(&self) -> &'static str {
+        "cross_attention"
+    }
+
+    fn cpu_fwd(
+        &self,
+        q: &CpuStorage,
+        q_layout: &Layout,
+        kv: &CpuStorage,
+        kv_layout: &Layout,
+        mask: &CpuStorage,
+        mask_layout: &Layout,
+    ) -> Result<(CpuStorage, Shape)> {
+        let sizes = self.sizes(q_layout.shape(), kv_layout.shape())?;
+        let added = Added {
+            mask: slice(mask, mask_layout)?,
+            ..Added::default()
+        };
+        let asked = Asked::apart(slice(q, q_layout)?, slice(kv, kv_layout)?, sizes);
+        let out = attention::forward(asked, added, sizes);
+        Ok((CpuStorage::F32(out), q_layout.shape().clone()))
+    }
+
+    fn bwd(
+        &self,
+        q: &Tensor,
+        kv: &Tensor,
+        mask: &Tensor,
+        _: &Tensor,
+        g: &Tensor,
+    ) -> Result<(Option<Tensor>, Option<Tensor>, Option<Tensor>)> {
+        let sizes = self.sizes(q.shape(), kv.shape())?;
+        let (by_q, by_kv) = with_slices([g, q, kv, mask], |[g, q, kv, mask]| {
+            let added = Added {
+                mask,
+                ..Added::default()
+            };
+            let (mut by_q, mut by_kv) = (vec![0.0; q.len()], vec![0.0; kv.len()]);
+            let by = [&mut by_q[..], &mut by_kv[..]];
+            attention::gradients_apart_into(by, g, [q, kv], added, sizes);
+            (by_q, by_kv)
+        })?;
+        Ok((Some(tensor(by_q, q)?), Some(tensor(by_kv, kv)?), None))
     }
 }

@@ -73,12 +73,12 @@ pub fn linear_into(out: &mut [f32], x: &[f32], w: &[f32], bias: &[f32], k: usize
     }
 }
 
-/// Three linear layers of one width side by side, `(m, 3 n)`: weights `(n, k)`, biases `(n)`.
-pub fn three_linear_into(
+/// Linear layers of one width side by side, `(m, N n)`: weights `(n, k)`, biases `(n)`.
+pub fn linear_side_by_side_into<const N: usize>(
     out: &mut [f32],
     x: &[f32],
-    weights: [&[f32]; 3],
-    biases: [&[f32]; 3],
+    weights: [&[f32]; N],
+    biases: [&[f32]; N],
     k: usize,
 ) {
     let (m, n) = (x.len() / k, weights[0].len() / k);
@@ -86,15 +86,15 @@ pub fn three_linear_into(
     for (which, weight) in weights.into_iter().enumerate() {
         let weight = Matrix::packed(weight, n, k).view().transpose();
         let out = &mut out[which * n..];
-        product_with_gaps(out, 3 * n, x.view(), weight, Accum::Replace);
+        product_with_gaps(out, N * n, x.view(), weight, Accum::Replace);
     }
     let bias = biases.concat();
-    let rows = out.par_chunks_mut(ROWS_PER_TASK * 3 * n);
+    let rows = out.par_chunks_mut(ROWS_PER_TASK * N * n);
     rows.for_each(|rows| {
         merge::vectorized(
             #[inline(always)]
             || {
-                for row in rows.chunks_exact_mut(3 * n) {
+                for row in rows.chunks_exact_mut(N * n) {
                     add_to(row, &bias);
                 }
             },

@@ -3,8 +3,8 @@
 use candle_core::{Result, Tensor};
 
 use super::outlet::Outlet;
-use super::{input_gradient, norm_backward, norm_into, padding, self_attention, weight_gradient};
-use crate::nn::cpu::attention::{self, Added, Sizes};
+use super::{hidden, input_gradient, norm_backward, norm_into, self_attention, weight_gradient};
+use crate::nn::cpu::attention::{self, Added, Asked, Sizes};
 use crate::nn::cpu::host::Host;
 use crate::nn::cpu::slices::{self, Keep, Then};
 use crate::nn::{Bias, Buffer, Buffers, Gradients, LayerNorm, Linear};
@@ -87,7 +87,7 @@ impl<'a> HostAdded<'a> {
     fn of(attended: Bias<'a>) -> Result<Self> {
         Ok(Self {
             bias: attended.pairs.map(Host::of).transpose()?,
-            mask: padding(attended.mask)?,
+            mask: hidden(attended.mask)?,
         })
     }
 
@@ -151,7 +151,9 @@ impl<'a> AttentionBranch<'a> {
         }
         let mut mixed = buffers.take(x.len());
         let added = HostAdded::of(self.attended)?;
-        attention::forward_into(&mut mixed, &qkv, added.added(), self.sizes(width));
+        let sizes = self.sizes(width);
+        let asked = Asked::packed(&qkv, sizes);
+        attention::forward_into(&mut mixed, asked, added.added(), sizes);
         self.outlet().forward(out, &mixed, x)?;
         Ok(KeptAttention { qkv, mixed })
     }

@@ -10,16 +10,18 @@
 //! weights that are themselves computed.
 
 mod attention;
+mod cross;
 mod ffn;
 mod outlet;
 mod post_norm;
+mod projections;
 mod recorded;
 
 pub(crate) use attention::{AttentionBranch, KeptAttention, Packed, PackedBias};
+pub(crate) use cross::{CrossHalf, KeptCrossHalf};
 pub(crate) use ffn::FfnBranch;
-pub(crate) use post_norm::{
-    AttentionHalf, FfnHalf, KeptAttentionHalf, KeptFfnHalf, Separate, side_by_side,
-};
+pub(crate) use post_norm::{AttentionHalf, FfnHalf, KeptAttentionHalf, KeptFfnHalf, Separate};
+pub(crate) use projections::{record_projections, side_by_side};
 pub(crate) use recorded::{OnSlices, record_on_slices};
 
 use candle_core::{Result, Tensor};
@@ -50,19 +52,21 @@ pub(crate) fn fits_slices<'t>(
 fn self_attention(batch: usize, tokens: usize, heads: usize, width: usize) -> Sizes {
     Sizes {
         batch,
-        tokens,
         queries: tokens,
+        keys: tokens,
         heads,
         head_width: width / heads,
     }
 }
 
-/// What a mask of padding adds to scores.
-fn padding(mask: Option<&Mask>) -> Result<Option<Host<'_>>> {
+/// What a mask adds to scores, `(b, m)` or `(b, n, m)`.
+fn hidden(mask: Option<&Mask>) -> Result<Option<Host<'_>>> {
     match mask {
         None => Ok(None),
-        Some(Mask::Padding(added)) => Host::of(added).map(Some),
-        Some(_) => candle_core::bail!("a block on slices knows no mask but padding"),
+        Some(Mask::Padding(added) | Mask::Pairs(added)) => Host::of(added).map(Some),
+        Some(Mask::Causal) => {
+            candle_core::bail!("a block on slices wants a causal mask spelled out")
+        }
     }
 }
 

@@ -1,16 +1,16 @@
 //! The two halves of a block with norms after its residual sums, as BERT has them.
 
-use candle_core::{Result, Tensor};
+use candle_core::Result;
 use faer::Accum;
 
+use super::projections::{project, projections_backward};
 use super::{
-    input_gradient, norm_backward, norm_into, output, padding, self_attention, weight_gradient,
+    hidden, input_gradient, norm_backward, norm_into, output, self_attention, weight_gradient,
 };
-use crate::nn::cpu::attention::{self, Added, Sizes};
+use crate::nn::cpu::attention::{self, Added, Asked, Sizes};
 use crate::nn::cpu::gemm::{Matrix, product};
 use crate::nn::cpu::host::Host;
 use crate::nn::cpu::slices::{self, Then};
-use crate::nn::cpu::weight_gradient as by_weight;
 use crate::nn::{Activation, Buffer, Buffers, Gradients, LayerNorm, Linear, Mask};
 
 /// The weights of a self-attention with separate projections, and of the layer after it.
@@ -26,7 +26,7 @@ pub(crate) struct Separate<'a> {
 pub(crate) struct AttentionHalf<'a> {
     pub attention: Separate<'a>,
     pub norm: &'a LayerNorm,
-    /// Padding.
+    /// What is hidden: padding, or a choice for each pair.
     pub mask: Option<&'a Mask>,
     /// Dropout's factors of the shares, `(b, h, n, n)`, or nothing.
     pub keep_shares: &'a [f32],
@@ -69,15 +69,21 @@ pub(crate) struct KeptFfnHalf {
 
 /// The end of a half: `norm(x + drop(y Wᵀ + b))`.
 #[derive(Clone, Copy)]
-struct Tail<'a> {
-    linear: &'a Linear,
-    norm: &'a LayerNorm,
-    keep: &'a [f32],
+pub(super) struct Tail<'a> {
+    pub linear: &'a Linear,
+    pub norm: &'a LayerNorm,
+    pub keep: &'a [f32],
 }
 
 impl Tail<'_> {
     /// `y: (m, k)`, `x: (m, d)` to `out: (m, d)`. Gives what stands before the norm.
-    fn forward(self, out: &mut [f32], y: &[f32], x: &[f32], buffers: &Buffers) -> Result<Buffer> {
+    pub fn forward(
+        self,
+        out: &mut [f32],
+        y: &[f32],
+        x: &[f32],
+        buffers: &Buffers,
+    ) -> Result<Buffer> {
         let k = self.linear.weight().dim(1)?;
         let mut sum = buffers.take(x.len());
         {
@@ -102,7 +108,7 @@ impl Tail<'_> {
 
     /// From `g: (m, d)`, the gradient by the output: those by the sum before the norm, which is also
     /// that by `x` through the sum, and by `y`.
-    fn backward(
+    pub fn backward(
         self,
         g: &[f32],
         y: &[f32],
@@ -143,10 +149,10 @@ impl<'a> AttentionHalf<'a> {
         self_attention(self.batch, self.tokens, self.attention.heads, width)
     }
 
-    fn added<'b>(&'b self, padding: &'b Option<Host<'_>>) -> Added<'b> {
+    fn added<'b>(&'b self, hidden: &'b Option<Host<'_>>) -> Added<'b> {
         Added {
             bias: &[],
-            mask: padding.as_ref().map_or(&[], Host::values),
+            mask: hidden.as_ref().map_or(&[], Host::values),
             keep: self.keep_shares,
         }
     }
@@ -160,11 +166,11 @@ impl<'a> AttentionHalf<'a> {
     ) -> Result<KeptAttentionHalf> {
         let width = self.attention.output.weight().dim(0)?;
         let mut qkv = buffers.take(3 * x.len());
-        three_linear(&mut qkv, x, self.attention.projections, width)?;
+        project(&mut qkv, x, self.attention.projections, width)?;
         let mut mixed = buffers.take(x.len());
-        let padding = padding(self.mask)?;
-        let (added, sizes) = (self.added(&padding), self.sizes(width));
-        attention::forward_into(&mut mixed, &qkv, added, sizes);
+        let hidden = hidden(self.mask)?;
+        let (added, sizes) = (self.added(&hidden), self.sizes(width));
+        attention::forward_into(&mut mixed, Asked::packed(&qkv, sizes), added, sizes);
         let sum = self.tail().forward(out, &mixed, x, buffers)?;
         Ok(KeptAttentionHalf { qkv, mixed, sum })
     }
@@ -185,55 +191,23 @@ impl<'a> AttentionHalf<'a> {
     ) -> Result<()> {
         let width = self.attention.output.weight().dim(0)?;
         let KeptAttentionHalf { qkv, mixed, sum } = kept;
-        let (tail, padding) = (self.tail(), padding(self.mask)?);
+        let (tail, hidden) = (self.tail(), hidden(self.mask)?);
         let [by_sum, by_mixed] = tail.backward(g, &mixed, &sum, gradients, buffers)?;
         drop((mixed, sum));
         let mut by_qkv = buffers.take(qkv.len()); // (b, n, 3 d)
-        let (added, sizes) = (self.added(&padding), self.sizes(width));
+        let (added, sizes) = (self.added(&hidden), self.sizes(width));
         attention::gradients_into(&mut by_qkv, &by_mixed, &qkv, added, sizes, false);
         drop((qkv, by_mixed));
-        let rows = x.len() / width;
-        let mut g_t = buffers.take(by_qkv.len()); // (3 d, b n)
-        by_weight::transpose(&mut g_t, &by_qkv, 3 * width, None);
         g.copy_from_slice(&by_sum);
-        for (which, linear) in self.attention.projections.into_iter().enumerate() {
-            let g_t = &g_t[which * x.len()..][..x.len()];
-            if let Some((sum, accum)) = gradients.sum(linear.weight()) {
-                by_weight::weight(sum, g_t, x, width, accum);
-            }
-            gradients.add_values(linear.bias(), &by_weight::bias(g_t, width));
-            let weight = Host::of(linear.weight())?;
-            let weight = Matrix::packed(weight.values(), width, width).view();
-            let by_projection = Matrix {
-                data: &by_qkv[which * width..],
-                rows,
-                columns: width,
-                stride: 3 * width,
-            };
-            product(g, by_projection.view(), weight, Accum::Add);
-        }
-        Ok(())
+        projections_backward(
+            Some(g),
+            &by_qkv,
+            x,
+            self.attention.projections,
+            gradients,
+            buffers,
+        )
     }
-}
-
-/// Three projections of `x: (m, d)` side by side, into `out: (m, 3 d)`.
-fn three_linear(out: &mut [f32], x: &[f32], linear: [&Linear; 3], width: usize) -> Result<()> {
-    let [q, k, v] = linear
-        .map(|linear| -> Result<_> { Ok((Host::of(linear.weight())?, Host::of(linear.bias())?)) });
-    let (q, k, v) = (q?, k?, v?);
-    let weights = [q.0.values(), k.0.values(), v.0.values()];
-    let biases = [q.1.values(), k.1.values(), v.1.values()];
-    slices::three_linear_into(out, x, weights, biases, width);
-    Ok(())
-}
-
-/// Three projections of `x: (b, n, d)` side by side, `(b, n, 3 d)`, without a graph.
-pub(crate) fn side_by_side(x: &Tensor, linear: [&Linear; 3]) -> Result<Tensor> {
-    let (b, n, width) = x.dims3()?;
-    let x = x.contiguous()?;
-    let mut out = vec![0.0; 3 * x.elem_count()];
-    three_linear(&mut out, Host::of(&x)?.values(), linear, width)?;
-    Tensor::from_vec(out, (b, n, 3 * width), x.device())
 }
 
 impl<'a> FfnHalf<'a> {
