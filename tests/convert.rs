@@ -218,3 +218,81 @@ fn what_cannot_be_converted_fails_with_a_reason_and_wrong_arguments_exit_with_2(
     }
     assert!(!out.exists());
 }
+
+/// A tiny FLM for a task.
+fn synth_flm(task: &str, path: &Path) {
+    let sizes = [
+        ("--task", task),
+        ("--blocks", "1"),
+        ("--width", "8"),
+        ("--text-blocks", "2"),
+        ("--text-width", "8"),
+        ("--cross-blocks", "1"),
+        ("--patch-size", "4"),
+        ("--image-size", "8"),
+        ("--vocabulary", "20"),
+        ("--text-len", "6"),
+    ];
+    let mut words = vec!["synth", "--family", "flm"];
+    for (flag, value) in sizes {
+        words.extend([flag, value]);
+    }
+    words.push(text(path));
+    fine(&words);
+}
+
+#[test]
+fn an_flm_goes_from_pre_training_to_a_task_with_its_ties() {
+    let folder = tempfile::tempdir().expect("a temporary folder");
+    let at = |name: &str| folder.path().join(name);
+    let (model, vqa, back) = (at("flm.safetensors"), at("vqa.ckpt"), at("vqa.safetensors"));
+    synth_flm("pretrain", &model);
+    let found = fine(&["inspect", "--json", text(&model)]).json();
+    assert_eq!(found["layout"]["name"], "flm/pretrain");
+    assert_eq!(
+        found["aliases"]["fusion_token_embedding.word_embeddings.weight"],
+        "text_transformer.embeddings.word_embeddings.weight"
+    );
+    let said = fine(&[
+        "expand",
+        text(&model),
+        text(&vqa),
+        "--to",
+        "flm-vqa",
+        "--image-size",
+        "16",
+        "--answers",
+        "7",
+    ]);
+    for wanted in [
+        "so drawn: vqa_classifier.0.weight",
+        "so left out: lm_score.bias",
+    ] {
+        assert!(said.stderr.contains(wanted), "{}", said.stderr);
+    }
+    let found = fine(&["inspect", "--json", text(&vqa)]).json();
+    assert_eq!(found["layout"]["name"], "flm/vqa");
+    assert_eq!(found["layout"]["dimensions"]["image_size"], 16);
+    fine(&["convert", text(&vqa), text(&back)]);
+    fine(&["diff", text(&vqa), text(&back)]);
+    assert_eq!(
+        fine(&["inspect", "--json", text(&back)]).json()["aliases"],
+        found["aliases"]
+    );
+    // Flags of other families are errors that name them.
+    let said = vlmerge(&[
+        "expand",
+        text(&model),
+        text(&at("x.safetensors")),
+        "--to",
+        "flm-vqa",
+        "--experts",
+        "copy",
+    ]);
+    assert_eq!(said.code, Some(2));
+    assert!(
+        said.stderr.contains("an FLM has no use for --experts"),
+        "{}",
+        said.stderr
+    );
+}

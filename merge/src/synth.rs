@@ -10,6 +10,7 @@ use std::fmt;
 use std::sync::Arc;
 
 use crate::convert::buffers;
+use crate::io::Aliases;
 use crate::layouts::{Buffer, CatalogSpec, ModelRecord};
 use crate::plan::{Action, Entry, Generator, PlanBuilder};
 use crate::random::Draws;
@@ -50,11 +51,26 @@ pub trait Fresh: fmt::Debug {
     /// Every tensor of the checkpoint, in any order.
     fn tensors(&self, spread: Spread) -> Vec<FreshTensor>;
 
+    /// Other names of its tensors, each with the tensor's.
+    fn aliases(&self) -> Aliases {
+        Aliases::new()
+    }
+
     /// Facts that the weights will not hold.
     fn record(&self) -> ModelRecord;
 
     /// Family, form and sizes, for provenance.
     fn describe(&self) -> String;
+}
+
+/// What the elements of a tensor are drawn from.
+#[derive(Clone, Copy, Debug, Default, PartialEq)]
+pub enum Distribution {
+    /// A normal one, of the tensor's mean and deviation.
+    #[default]
+    Normal,
+    /// A uniform one from minus this to this. It is drawn for biases of a fresh model, too.
+    Uniform(f32),
 }
 
 /// A tensor of a fresh model.
@@ -70,6 +86,8 @@ pub struct FreshTensor {
     pub mean: f32,
     /// Their standard deviation.
     pub deviation: f32,
+    /// What they are drawn from.
+    pub distribution: Distribution,
     /// The name that its draws are keyed by.
     pub draw: String,
     /// For an expert's copy the name that the draws of its seed are keyed by.
@@ -87,6 +105,7 @@ impl FreshTensor {
             kind: ParamKind::Other,
             mean: 0.0,
             deviation: 0.0,
+            distribution: Distribution::Normal,
             draw: name.clone(),
             seed: None,
             buffer: Some(buffer),
@@ -121,15 +140,36 @@ impl<S: Fresh> Synthesis<S> {
         self.spread.check()?;
         let mut builder = PlanBuilder::new(self.recipe());
         for tensor in self.spec.tensors(self.spread) {
-            builder.add(match tensor.buffer {
-                Some(buffer) => buffers::entry(tensor.name, buffer),
-                None => self.parameter(tensor),
-            })?;
+            builder.add(self.entry(tensor))?;
+        }
+        for (name, of) in self.spec.aliases() {
+            builder.alias(&name, &of)?;
         }
         builder.model(self.spec.record()).finish()
     }
 
+    /// How a tensor is made.
+    pub(crate) fn entry(&self, tensor: FreshTensor) -> Entry {
+        match tensor.buffer {
+            Some(buffer) => buffers::entry(tensor.name, buffer),
+            None => self.parameter(tensor),
+        }
+    }
+
     fn parameter(&self, tensor: FreshTensor) -> Entry {
+        let info = TensorInfo {
+            dtype: self.dtype.apply(tensor.info.dtype),
+            shape: tensor.info.shape.clone(),
+        };
+        if let Distribution::Uniform(bound) = tensor.distribution {
+            let draws = Draws::new(self.seed, &tensor.draw);
+            return Entry {
+                info,
+                action: Action::Generate(Arc::new(Uniform { bound, draws })),
+                why: format!("uniform in ±{bound:.2e}"),
+                name: tensor.name,
+            };
+        }
         let mean = tensor.mean;
         let is_drawn_when_fresh =
             matches!(tensor.kind, ParamKind::LinearWeight | ParamKind::Embedding);
@@ -150,10 +190,7 @@ impl<S: Fresh> Synthesis<S> {
         }
         parts.retain(|(_, deviation)| *deviation > 0.0);
         Entry {
-            info: TensorInfo {
-                dtype: self.dtype.apply(tensor.info.dtype),
-                shape: tensor.info.shape,
-            },
+            info,
             action: Action::Generate(Arc::new(Fill { mean, parts })),
             name: tensor.name,
             why,
@@ -189,6 +226,21 @@ impl Spread {
             false => Err(Error::UnfitSizes {
                 reason: "deviation and LayerScale must be finite and not below zero",
             }),
+        }
+    }
+}
+
+/// Draws that are as likely anywhere between two bounds.
+struct Uniform {
+    bound: f32,
+    draws: Draws,
+}
+
+impl Generator for Uniform {
+    fn fill(&self, first: usize, out: &mut [f32]) {
+        self.draws.fill_uniform(first, out);
+        for value in out {
+            *value = self.bound * (2.0 * *value - 1.0);
         }
     }
 }

@@ -9,6 +9,7 @@ mod diff;
 mod distance;
 mod every_method;
 mod extract;
+mod flm;
 mod golden;
 mod large_tensors;
 mod layout_families;

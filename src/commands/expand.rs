@@ -7,14 +7,14 @@ use std::sync::Arc;
 
 use anyhow::Result;
 use clap::ValueEnum;
-use merge::convert::{Expansion, Start};
+use merge::convert::{Expansion, FlmStart, FlmTowers, LoadReport, Start};
 use merge::io::{OpenOptions, open};
-use merge::layouts::{Form, detect};
+use merge::layouts::{FlmTask, Form, detect};
 use merge::{Checkpoint, Expert};
 
 use super::convert::{ResizeArg, open_source};
 use crate::args::write::WriteArgs;
-use crate::output::Output;
+use crate::output::{Output, UsageError};
 use crate::plan_view;
 
 const EXAMPLES: &str = "\
@@ -22,26 +22,53 @@ Examples:
   vlmerge expand beit_base.pth seed.safetensors --to agnostic
   vlmerge expand seed.ckpt specific.safetensors --to all-specific
   vlmerge expand seed.ckpt specific.safetensors --to ffn-specific --from language=text.ckpt
-  vlmerge expand beit_base.pth vision.safetensors --to all-specific --experts vision-only --dry-run";
+  vlmerge expand beit_base.pth vision.safetensors --to all-specific --experts vision-only --dry-run
+  vlmerge expand ViT-B-32.pt flm.safetensors --to flm-pretrain --text roberta-base --image-size 288
+  vlmerge expand pretrain_4m.ckpt vqa.safetensors --to flm-vqa --image-size 576
+  vlmerge expand pretrain_4m.ckpt captions.ckpt --to flm-caption";
 
 /// Flags of `vlmerge expand`.
 #[derive(Debug, clap::Args)]
 #[command(after_help = EXAMPLES)]
 pub struct Args {
-    /// A BEiT checkpoint, or a modality-agnostic one of vl-merging
+    /// A BEiT checkpoint, a modality-agnostic one of vl-merging, an FLM, or with --text an original CLIP
     input: PathBuf,
     /// The checkpoint to write
     #[arg(required_unless_present = "dry_run")]
     out: Option<PathBuf>,
-    /// Whom the blocks' weights of the result serve
+    /// Whom the blocks' weights of the result serve, or what the FLM is for
     #[arg(long, value_enum, value_name = "FORM")]
-    to: FormArg,
+    to: ToArg,
+    /// RoBERTa for the text tower of a new FLM, whose image tower is the input's
+    #[arg(long, value_name = "FILE")]
+    text: Option<PathBuf>,
+    /// Tokens of the FLM, if they become more [default: two more than before for captions]
+    #[arg(long, value_name = "N")]
+    vocabulary: Option<usize>,
+    /// Answers of a new VQA classifier [default: 3129]
+    #[arg(long, value_name = "N")]
+    answers: Option<usize>,
+    /// Layers of RoBERTa that a new FLM keeps [default: 6]
+    #[arg(long, value_name = "N", requires = "text")]
+    text_blocks: Option<usize>,
+    /// Cross-modal layers of a new FLM [default: 6]
+    #[arg(long, value_name = "N", requires = "text")]
+    cross_blocks: Option<usize>,
+    /// Layers of its reconstructor beside those of the text tower [default: as many]
+    #[arg(long, value_name = "N", requires = "text")]
+    reconstructor_bottom: Option<usize>,
+    /// Layers of its reconstructor beside the cross-modal ones [default: as many]
+    #[arg(long, value_name = "N", requires = "text")]
+    reconstructor_top: Option<usize>,
+    /// Seed of what an FLM has no weights for [default: 0]
+    #[arg(long, value_name = "N")]
+    seed: Option<u64>,
     /// The dictionary of the file that holds the weights [default: found by rule]
     #[arg(long)]
     root: Option<String>,
     /// Which experts start as copies; the others are left to whoever loads the result
-    #[arg(long, value_enum, value_name = "WHICH", default_value = "copy")]
-    experts: StartArg,
+    #[arg(long, value_enum, value_name = "WHICH")]
+    experts: Option<StartArg>,
     /// Start one expert from another agnostic checkpoint
     #[arg(long, value_name = "EXPERT=FILE", value_parser = parse_from)]
     from: Vec<(Expert, PathBuf)>,
@@ -64,9 +91,9 @@ pub struct Args {
     write: WriteArgs,
 }
 
-/// Form of a vl-merging checkpoint.
+/// What the input becomes.
 #[derive(Clone, Copy, Debug, ValueEnum)]
-pub enum FormArg {
+enum ToArg {
     /// One set of weights for all modalities: a seed
     Agnostic,
     /// Experts own attention, FFN and norms
@@ -78,16 +105,46 @@ pub enum FormArg {
     FfnSpecific,
     /// Experts own the norms
     LnSpecific,
+    /// FLM: free language modeling
+    FlmPretrain,
+    /// FLM: free language modeling and image-text matching
+    FlmItm,
+    /// FLM: masked language modeling, with one stream
+    FlmMlm,
+    /// FLM: language modeling from left to right, with one stream
+    FlmAr,
+    /// FLM: visual question answering
+    FlmVqa,
+    /// FLM: reasoning over two images
+    FlmNlvr2,
+    /// FLM: retrieval by ranking pairs
+    FlmIrtr,
+    /// FLM: writing captions
+    FlmCaption,
 }
 
-impl From<FormArg> for Form {
-    fn from(arg: FormArg) -> Self {
+/// A form of vl-merging, or what an FLM is for.
+enum To {
+    Form(Form),
+    Flm(FlmTask),
+}
+
+impl From<ToArg> for To {
+    fn from(arg: ToArg) -> Self {
         match arg {
-            FormArg::Agnostic => Self::Agnostic,
-            FormArg::AllSpecific => Self::AllSpecific,
-            FormArg::AttnSpecific => Self::AttnSpecific,
-            FormArg::FfnSpecific => Self::FfnSpecific,
-            FormArg::LnSpecific => Self::LnSpecific,
+            ToArg::Agnostic => Self::Form(Form::Agnostic),
+            ToArg::AllSpecific => Self::Form(Form::AllSpecific),
+            ToArg::AttnSpecific => Self::Form(Form::AttnSpecific),
+            ToArg::FfnSpecific => Self::Form(Form::FfnSpecific),
+            ToArg::LnSpecific => Self::Form(Form::LnSpecific),
+            ToArg::FlmPretrain => Self::Flm(FlmTask::Pretrain),
+            ToArg::FlmItm => Self::Flm(FlmTask::Itm),
+            ToArg::FlmMlm => Self::Flm(FlmTask::Mlm),
+            ToArg::FlmAr => Self::Flm(FlmTask::Ar),
+            ToArg::FlmVqa => Self::Flm(FlmTask::Vqa),
+            ToArg::FlmNlvr2 => Self::Flm(FlmTask::Nlvr2),
+            ToArg::FlmIrtr => Self::Flm(FlmTask::Irtr),
+            ToArg::FlmCaption => Self::Flm(FlmTask::Caption),
         }
     }
 }
@@ -114,13 +171,36 @@ fn parse_from(text: &str) -> Result<(Expert, PathBuf), String> {
 
 /// Runs the verb.
 pub fn run(args: Args, output: &Output) -> Result<ExitCode> {
+    match args.to.into() {
+        To::Form(form) => to_form(form, args, output),
+        To::Flm(task) => to_flm(task, args, output),
+    }
+}
+
+/// The error for a flag that is given and has no use.
+fn refuse(given: &[(&'static str, bool)], what: &str) -> Result<(), UsageError> {
+    match given.iter().find(|(_, is_given)| *is_given) {
+        None => Ok(()),
+        Some((flag, _)) => Err(UsageError(format!("{what} has no use for {flag}"))),
+    }
+}
+
+/// A model of vl-merging.
+fn to_form(form: Form, args: Args, output: &Output) -> Result<ExitCode> {
+    let of_flm = [
+        ("--text", args.text.is_some()),
+        ("--vocabulary", args.vocabulary.is_some()),
+        ("--answers", args.answers.is_some()),
+        ("--seed", args.seed.is_some()),
+    ];
+    refuse(&of_flm, "a model of vl-merging")?;
     let source = open_source(&args.input, args.root.clone(), output)?;
     let layout = detect(&source)?;
     let expansion = Expansion {
-        form: args.to.into(),
+        form,
         start: match args.experts {
-            StartArg::Copy => Start::Copy,
-            StartArg::VisionOnly => Start::VisionOnly,
+            None | Some(StartArg::Copy) => Start::Copy,
+            Some(StartArg::VisionOnly) => Start::VisionOnly,
         },
         fusion_start: args.fusion_start,
         seeds: seeds(&args.from)?,
@@ -135,6 +215,75 @@ pub fn run(args: Args, output: &Output) -> Result<ExitCode> {
         output.note("BEiT knows no text: embeddings, pooler and heads are left to the loader");
     }
     plan_view::carry_out(&plan, args.out, &args.write, false, output)
+}
+
+/// An FLM.
+fn to_flm(task: FlmTask, args: Args, output: &Output) -> Result<ExitCode> {
+    let of_forms = [
+        ("--experts", args.experts.is_some()),
+        ("--from", !args.from.is_empty()),
+        ("--fusion-start", args.fusion_start.is_some()),
+        ("--resize", args.resize.is_some()),
+        ("--text-table-len", args.text_table_len.is_some()),
+        ("--as-published", args.as_published),
+    ];
+    refuse(&of_forms, "an FLM")?;
+    let source = open_source(&args.input, args.root.clone(), output)?;
+    let seed = args.seed.unwrap_or(0);
+    let dtype = args.write.dtype.into();
+    let plan = match &args.text {
+        Some(text) => {
+            refuse(&[("--vocabulary", args.vocabulary.is_some())], "a new FLM")?;
+            let towers = FlmTowers {
+                task,
+                text: Arc::new(open(text, &OpenOptions::default())?),
+                image_size: args.image_size,
+                n_text_blocks: args.text_blocks,
+                n_cross_blocks: args.cross_blocks,
+                n_bottom: args.reconstructor_bottom,
+                n_top: args.reconstructor_top,
+                n_answers: args.answers,
+                seed,
+                dtype,
+            };
+            towers.plan(source)?
+        }
+        None => {
+            let start = FlmStart {
+                task,
+                image_size: args.image_size,
+                vocabulary: args.vocabulary,
+                n_answers: args.answers,
+                seed,
+                dtype,
+            };
+            let (plan, report) = start.plan(source)?;
+            say(&report, output);
+            plan
+        }
+    };
+    plan_view::carry_out(&plan, args.out, &args.write, false, output)
+}
+
+/// Names that are listed in a line.
+const MAX_LISTED: usize = 4;
+
+/// What is drawn, and what is left out.
+fn say(report: &LoadReport, output: &Output) {
+    for (names, what) in [
+        (&report.missing, "not in the input, so drawn"),
+        (&report.unexpected, "no part of the model, so left out"),
+    ] {
+        if names.is_empty() {
+            continue;
+        }
+        let listed = names.iter().take(MAX_LISTED).cloned().collect::<Vec<_>>();
+        let more = match names.len() - listed.len() {
+            0 => String::new(),
+            n => format!(" and {n} more"),
+        };
+        output.note(format!("{what}: {}{more}", listed.join(", ")));
+    }
 }
 
 fn seeds(from: &[(Expert, PathBuf)]) -> merge::Result<BTreeMap<Expert, Arc<Checkpoint>>> {

@@ -7,9 +7,10 @@ use anyhow::Result;
 use clap::ValueEnum;
 use merge::MergePlan;
 use merge::layouts::{CatalogSpec, Form, GivenSizes, Heads, Sizes};
-use merge::layouts::{GivenTower, GivenZerovlSizes, ZerovlSizes, ZerovlSpec};
+use merge::layouts::{FlmSpec, GivenTower, GivenZerovlSizes, ZerovlSizes, ZerovlSpec};
 use merge::synth::{Fresh, Spread, Synthesis};
 
+use crate::args::flm::TaskArg;
 use crate::args::write::WriteArgs;
 use crate::output::{Output, UsageError};
 use crate::plan_view;
@@ -23,6 +24,7 @@ Examples:
   vlmerge synth --family zerovl --temperature learned zerovl.safetensors
   vlmerge synth --family zerovl --blocks 2 --width 64 --vocabulary 101 --image-size 32 --patch-size 8 \
                 --joint-width 32 tiny.safetensors
+  vlmerge synth --family flm --task caption captions.ckpt
   vlmerge synth --size custom --blocks 4 --width 128 --attention-heads 2 --fusion-start 3 small.pt";
 
 /// Flags of `vlmerge synth`.
@@ -38,15 +40,18 @@ pub struct Args {
     /// A published size; single sizes below change it
     #[arg(long, value_enum, default_value = "base")]
     size: Size,
-    /// Form of the family [default: agnostic; for beit shared-table; vlmo and zerovl have one a size]
+    /// Form of the family [default: agnostic; for beit shared-table; vlmo, zerovl and flm have one a size]
     #[arg(long, value_enum, value_name = "FORM")]
     layout: Option<LayoutArg>,
-    /// Heads beside the pooler [default: pretrain; zerovl has none]
+    /// Heads beside the pooler [default: pretrain; zerovl has none, flm those of its task]
     #[arg(long, value_enum, value_name = "TASK")]
     heads: Option<HeadsArg>,
     /// Temperature of zerovl: constant ones are no part of a checkpoint [default: constant]
     #[arg(long, value_enum, value_name = "HOW")]
     temperature: Option<TemperatureArg>,
+    /// What an flm is built for [default: pretrain]
+    #[arg(long, value_enum, value_name = "TASK")]
+    task: Option<TaskArg>,
     /// Seed of the draws: the same gives the same weights in every family and form
     #[arg(long, value_name = "N", default_value_t = 0)]
     seed: u64,
@@ -108,21 +113,32 @@ struct SizeArgs {
     /// Answers of the vqa head [default: 3129]
     #[arg(long, value_name = "N")]
     answers: Option<usize>,
-    /// Number of blocks of zerovl's text tower [default: as the image tower]
+    /// Number of blocks of the text tower of zerovl [default: as the image tower] or flm [default: 6]
     #[arg(long, value_name = "N")]
     text_blocks: Option<usize>,
-    /// Width of zerovl's text tower [default: as the image tower]
+    /// Width of the text tower of zerovl [default: as the image tower] or flm, there of the cross-modal layers
+    /// and the reconstructor, too [default: 768]
     #[arg(long, value_name = "N")]
     text_width: Option<usize>,
-    /// Heads of each block of zerovl's text tower [default: as the image tower]
+    /// Heads of each block of the text tower of zerovl [default: as the image tower] or flm [default: of 64
+    /// channels]
     #[arg(long, value_name = "N")]
     text_attention_heads: Option<usize>,
-    /// Inner size of the FFN of zerovl's text tower [default: 4 times its width]
+    /// Inner size of the FFN of the text tower of zerovl or flm [default: 4 times its width]
     #[arg(long, value_name = "N")]
     text_ffn_width: Option<usize>,
     /// Width of zerovl's joint space [default: 512]
     #[arg(long, value_name = "N")]
     joint_width: Option<usize>,
+    /// Number of cross-modal layers of flm [default: 6]
+    #[arg(long, value_name = "N")]
+    cross_blocks: Option<usize>,
+    /// Layers of flm's reconstructor beside those of the text tower [default: as many]
+    #[arg(long, value_name = "N")]
+    reconstructor_bottom: Option<usize>,
+    /// Layers of flm's reconstructor beside the cross-modal ones [default: as many]
+    #[arg(long, value_name = "N")]
+    reconstructor_top: Option<usize>,
 }
 
 /// A model family.
@@ -136,6 +152,8 @@ enum Family {
     Beit,
     /// ZeroVL: a ViT and a BERT
     Zerovl,
+    /// FLM: CLIP's ViT, RoBERTa, cross-modal layers and a reconstructor
+    Flm,
 }
 
 /// Whether the temperature is learned.
@@ -214,7 +232,7 @@ impl Args {
         let layout = match (self.family, self.layout) {
             (Family::Vlmo, None) if self.size == Size::BasePlus => return Ok(Form::VlmoAbsolute),
             (Family::Vlmo, None) => return Ok(Form::Vlmo),
-            (Family::Zerovl, _) => return Err(no_such_layout()),
+            (Family::Zerovl | Family::Flm, _) => return Err(no_such_layout()),
             (Family::VlMerging, layout) => layout.unwrap_or(LayoutArg::Agnostic),
             (Family::Beit, layout) => layout.unwrap_or(LayoutArg::SharedTable),
             (Family::Vlmo, Some(layout)) => layout,
@@ -241,19 +259,28 @@ impl Args {
             ("--original-spelling", self.original_spelling),
             ("--fusion-start", of.fusion_start.is_some()),
             ("--text-table-len", of.text_table_len.is_some()),
-            ("--answers", of.answers.is_some()),
+        ];
+        let of_answers = [("--answers", of.answers.is_some())];
+        let of_zerovl = [
+            ("--temperature", self.temperature.is_some()),
+            ("--joint-width", of.joint_width.is_some()),
+        ];
+        let of_flm = [
+            ("--task", self.task.is_some()),
+            ("--cross-blocks", of.cross_blocks.is_some()),
+            ("--reconstructor-bottom", of.reconstructor_bottom.is_some()),
+            ("--reconstructor-top", of.reconstructor_top.is_some()),
         ];
         let towers = [
-            ("--temperature", self.temperature.is_some()),
             ("--text-blocks", of.text_blocks.is_some()),
             ("--text-width", of.text_width.is_some()),
             ("--text-attention-heads", of.text_attention_heads.is_some()),
             ("--text-ffn-width", of.text_ffn_width.is_some()),
-            ("--joint-width", of.joint_width.is_some()),
         ];
         let others = match self.family {
-            Family::Zerovl => multiway.as_slice(),
-            _ => towers.as_slice(),
+            Family::Zerovl => [&multiway[..], &of_answers, &of_flm].concat(),
+            Family::Flm => [&multiway[..], &of_zerovl].concat(),
+            _ => [&of_zerovl[..], &of_flm, &towers].concat(),
         };
         let given = others.iter().find(|(_, is_given)| *is_given);
         given.map(|(flag, _)| *flag)
@@ -292,6 +319,48 @@ impl Args {
             has_temperature: self.temperature == Some(TemperatureArg::Learned),
             with_buffers: self.with_buffers,
         })
+    }
+
+    /// An FLM of the published size of its task, with the sizes that are given. The text's width is that of the
+    /// cross-modal layers, too.
+    fn flm(&self) -> Result<FlmSpec, UsageError> {
+        if self.size != Size::Base {
+            return Err(UsageError(
+                "flm has the published size base; single sizes change it".into(),
+            ));
+        }
+        let of = &self.sizes;
+        let mut spec = FlmSpec::published(self.task.unwrap_or(TaskArg::Pretrain).into());
+        let text = |n_blocks| GivenTower {
+            n_blocks,
+            width: of.text_width,
+            n_heads: of.text_attention_heads,
+            ffn_width: of.text_ffn_width,
+        };
+        let sizes = &mut spec.sizes;
+        sizes.image = sizes.image.with(&GivenTower {
+            n_blocks: of.blocks,
+            width: of.width,
+            n_heads: of.attention_heads,
+            ffn_width: of.ffn_width,
+        });
+        sizes.text = sizes.text.with(&text(of.text_blocks));
+        sizes.cross = sizes.cross.with(&text(of.cross_blocks));
+        sizes.n_bottom = of.reconstructor_bottom.unwrap_or(sizes.text.n_blocks);
+        sizes.n_top = of.reconstructor_top.unwrap_or(sizes.cross.n_blocks);
+        for (size, given) in [
+            (&mut sizes.patch_size, of.patch_size),
+            (&mut sizes.image_size, of.image_size),
+            (&mut sizes.vocabulary, of.vocabulary),
+            (&mut sizes.n_answers, of.answers),
+        ] {
+            *size = given.unwrap_or(*size);
+        }
+        // The table's first two rows are of no position.
+        if let Some(text_len) = of.text_len {
+            sizes.text_positions = text_len.saturating_add(2);
+        }
+        Ok(spec)
     }
 
     fn plan<S: Fresh>(&self, spec: S) -> merge::Result<MergePlan> {
@@ -340,6 +409,7 @@ pub fn run(args: Args, output: &Output) -> Result<ExitCode> {
     }
     let plan = match args.family {
         Family::Zerovl => args.plan(args.zerovl()?)?,
+        Family::Flm => args.plan(args.flm()?)?,
         _ => args.plan(CatalogSpec {
             form: args.form()?,
             sizes: args.sizes(),

@@ -6,6 +6,7 @@
 pub(crate) mod buffers;
 mod draft;
 mod experts;
+mod flm;
 mod keys;
 pub mod positions;
 mod resample;
@@ -16,6 +17,7 @@ use std::fmt;
 use std::sync::Arc;
 
 pub use experts::{Expansion, Start};
+pub use flm::{FlmStart, FlmTowers, LoadReport};
 pub use keys::Spelling;
 pub use positions::Resize;
 pub use tables::sizes_with_text;

@@ -119,9 +119,11 @@ pub(super) fn change_window(
             .into()
         };
         match form {
-            TableForm::Absolute => {
-                let &[1, rows, width] = shape.as_slice() else {
-                    return Err(wrong());
+            TableForm::Absolute | TableForm::AbsoluteRows => {
+                let (new_shape, rows) = match (form, shape.as_slice()) {
+                    (TableForm::Absolute, &[1, rows, width]) => (vec![1, to * to + 1, width], rows),
+                    (TableForm::AbsoluteRows, &[rows, width]) => (vec![to * to + 1, width], rows),
+                    _ => return Err(wrong()),
                 };
                 if rows != from * from + 1 {
                     return Err(wrong());
@@ -129,7 +131,7 @@ pub(super) fn change_window(
                 draft.compute(
                     std::slice::from_ref(name),
                     name,
-                    vec![1, to * to + 1, width],
+                    new_shape,
                     Arc::new(AbsoluteTable { from, to }),
                     format!("{from}x{from} positions to {to}x{to}, bicubic"),
                 )?;
@@ -358,10 +360,19 @@ pub(super) struct AbsoluteTable {
 impl WholeKernel for AbsoluteTable {
     fn merge(&self, group: &dyn GroupData) -> Result<ArrayD<f64>> {
         let table = group.member(0)?;
+        let has_rows_alone = table.ndim() == 2;
+        let table = match has_rows_alone {
+            true => table.insert_axis(Axis(0)),
+            false => table,
+        };
         let table = table
             .into_dimensionality::<ndarray::Ix3>()
             .expect("the plan looked at the shape");
-        Ok(resize_absolute(table.view(), self.from, self.to).into_dyn())
+        let resized = resize_absolute(table.view(), self.from, self.to);
+        Ok(match has_rows_alone {
+            true => resized.index_axis_move(Axis(0), 0).into_dyn(),
+            false => resized.into_dyn(),
+        })
     }
 
     fn peak_bytes(&self, shape: &[usize], _: usize) -> u64 {

@@ -90,6 +90,28 @@ pub enum ConversionFault {
         /// Its shape.
         shape: Vec<usize>,
     },
+    /// A vocabulary can get tokens, but not lose any.
+    #[error(
+        "`{key}` has {from} tokens and cannot shrink to {to}: give the tokens that the file has, or more"
+    )]
+    FewerTokens {
+        /// The table, or the head.
+        key: String,
+        /// Tokens there are.
+        from: usize,
+        /// Tokens asked for.
+        to: usize,
+    },
+    /// A model for single images from one that was made for pairs.
+    #[error(
+        "`{key}` of shape {shape:?} is for pairs of images; a model for one image has 2 token types"
+    )]
+    PairTypes {
+        /// The table.
+        key: String,
+        /// Its shape.
+        shape: Vec<usize>,
+    },
     /// Two output tensors would have the same name.
     #[error("{}: two tensors would be called `{key}`", path.display())]
     NameTaken {

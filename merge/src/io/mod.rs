@@ -32,6 +32,7 @@ use std::path::Path;
 use content::Content;
 use read_at::{FileAt, ReadAt};
 
+use crate::layouts;
 use crate::remote::address;
 use crate::{Error, Result};
 
@@ -80,7 +81,7 @@ pub(crate) fn open_with(
         })?,
         other => open_single(path, file, other, options)?,
     };
-    Ok(Checkpoint::new(source))
+    layouts::tied(Checkpoint::new(source))
 }
 
 /// Opens a file of this machine.

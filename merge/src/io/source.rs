@@ -331,6 +331,11 @@ impl Checkpoint {
         }
     }
 
+    /// The source behind the names, for a view of it.
+    pub(crate) fn into_source(self) -> Box<dyn TensorSource> {
+        self.source
+    }
+
     /// With something that users should know of how it was found.
     pub(crate) fn with_note(mut self, note: Option<String>) -> Self {
         self.notes.extend(note);

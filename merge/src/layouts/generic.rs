@@ -7,13 +7,14 @@ use crate::io::Aliases;
 use crate::{Checkpoint, Expert, ParamKind, Result, Role, Slot};
 
 use super::{BlockId, Description, Dimensions, Layout, LayoutFamily, Part, Stack};
-use super::{boxed, layer_of};
+use super::{NO_TIES, boxed, layer_of};
 
 /// The row of this family in the table of layouts.
 pub(super) const FAMILY: LayoutFamily = LayoutFamily {
     name: "generic",
     deciding: "",
     read: |checkpoint| Ok(boxed(Some(Generic::read(checkpoint)))),
+    ties: NO_TIES,
 };
 
 /// A checkpoint of no known family.

@@ -2,16 +2,20 @@
 
 mod count;
 mod dimensions;
+mod flm;
 mod generic;
 mod gram_names;
 mod keys;
 mod multiway;
 mod record;
 mod table;
+mod ties;
 mod zerovl;
 
 pub use count::{Count, PartCounts, count};
 pub use dimensions::{Dimensions, Stack};
+pub(crate) use flm::POSITIONS as FLM_POSITIONS;
+pub use flm::{Flm, FlmSizes, FlmSpec, FlmTask};
 pub use generic::Generic;
 pub use gram_names::GramNames;
 pub use keys::{WRAPPER, without_module};
@@ -19,10 +23,13 @@ pub use multiway::{Beit, VlMerging, Vlmo, beit, vl_merging, vlmo};
 pub use multiway::{Buffer, CatalogSpec, Form, GivenSizes, Heads, Sizes, Window, catalog};
 pub use record::{ModelRecord, RecordFamily, ShallowAttention};
 pub use table::{LAYOUTS, LayoutFamily, NAMES, by_name, detect};
+pub(crate) use ties::tied;
+pub use ties::{ReadTies, Ties};
 pub use zerovl::{GivenTower, GivenZerovlSizes, TowerSizes, Zerovl, ZerovlSizes, ZerovlSpec};
 
 use keys::{nearest, split_block};
 use table::boxed;
+use ties::NO_TIES;
 
 use serde::Serialize;
 
@@ -116,6 +123,8 @@ pub struct PositionTable {
 pub enum TableForm {
     /// Shape `(1, 1 + w², d)`: the class token, then patches row by row.
     Absolute,
+    /// The same without the first axis: shape `(1 + w², d)`.
+    AbsoluteRows,
     /// Shape `((2w − 1)² + others, heads)`: pairs of patches by their offset, then rows that do not
     /// depend on the window.
     Relative,
@@ -145,6 +154,10 @@ pub enum Part {
     ImageEncoder,
     /// The text tower, all of it.
     TextEncoder,
+    /// Layers in which text and image meet, and the transforms before them.
+    CrossModal,
+    /// Layers that predict each token from both directions.
+    Reconstructor,
     /// Tokens, types, patches, class and mask token, text positions.
     Embeddings,
     /// Relative position bias tables and image position embeddings.

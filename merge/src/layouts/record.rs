@@ -31,6 +31,8 @@ pub enum RecordFamily {
     Multiway,
     /// ZeroVL.
     Zerovl,
+    /// FLM.
+    Flm,
 }
 
 /// Facts about a model that its weights do not hold, as its maker knew them. Files that this program writes
@@ -41,7 +43,7 @@ pub struct ModelRecord {
     /// Whose facts these are; records without it are of multiway models.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub family: Option<RecordFamily>,
-    /// Attention heads of each block.
+    /// Attention heads of each block; in FLM of each cross-modal layer and each of the reconstructor's.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub heads: Option<usize>,
     /// First block in which text and image are one sequence.
@@ -109,6 +111,8 @@ impl ModelRecord {
         let others = match self.family {
             None | Some(RecordFamily::Multiway) => towers.as_slice(),
             Some(RecordFamily::Zerovl) => multiway.as_slice(),
+            // Its `heads` are those of the cross-modal layers and the reconstructor.
+            Some(RecordFamily::Flm) => &multiway[1..],
         };
         let known = others.iter().find(|(_, is_there)| *is_there);
         known.map(|(name, _)| *name)
@@ -128,7 +132,12 @@ impl ModelRecord {
     /// # Errors
     /// [`Error::RecordContradicted`].
     pub(super) fn check_heads(&self, checkpoint: &Checkpoint, found: &Dimensions) -> Result<()> {
-        for (what, stack) in [("image_heads", "image"), ("text_heads", "text")] {
+        let towers = [
+            ("image_heads", "image"),
+            ("text_heads", "text"),
+            ("heads", "cross_modal"),
+        ];
+        for (what, stack) in towers {
             let Some((heads, stack)) = self.heads_of(stack).zip(found.stack(stack)) else {
                 continue;
             };

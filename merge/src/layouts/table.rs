@@ -3,7 +3,8 @@
 use crate::{Checkpoint, Error, Result};
 
 use super::multiway::{beit, vl_merging, vlmo};
-use super::{Layout, generic, zerovl};
+use super::ties::ReadTies;
+use super::{Layout, flm, generic, zerovl};
 
 /// Reads names and shapes; `None` if the checkpoint is none of the family.
 pub type ReadLayout = fn(&Checkpoint) -> Result<Option<Box<dyn Layout>>>;
@@ -16,6 +17,9 @@ pub struct LayoutFamily {
     pub deciding: &'static str,
     /// Reads names and shapes; `None` if the checkpoint is none of the family.
     pub read: ReadLayout,
+    /// Reads which names are of one tensor; `None` if the checkpoint is none of the family, or the file
+    /// itself says all of its ties.
+    pub ties: ReadTies,
 }
 
 /// All families, in the order in which [`detect`] asks them. The last one takes every checkpoint.
@@ -24,6 +28,7 @@ pub const LAYOUTS: &[LayoutFamily] = &[
     beit::FAMILY,
     vl_merging::FAMILY,
     zerovl::FAMILY,
+    flm::FAMILY,
     generic::FAMILY,
 ];
 

@@ -20,6 +20,7 @@ pub(in crate::layouts) const FAMILY: LayoutFamily = LayoutFamily {
                `blocks.<i>.attn.relative_position_bias_table`, and no `blocks.<i>.attn.q_bias` without \
                `transformer.`",
     read: |checkpoint| Ok(boxed(Beit::read(checkpoint)?)),
+    ties: crate::layouts::NO_TIES,
 };
 
 const PREFIX: &str = "transformer.";

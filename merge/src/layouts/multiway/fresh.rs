@@ -1,7 +1,7 @@
 //! How a fresh multiway model starts.
 
 use crate::layouts::ModelRecord;
-use crate::synth::{Fresh, FreshTensor, Spread};
+use crate::synth::{Distribution, Fresh, FreshTensor, Spread};
 use crate::{ParamKind, Result, Role};
 
 use super::{CatalogSpec, Form, beit, catalog, vl_merging, vlmo};
@@ -33,6 +33,7 @@ impl Fresh for CatalogSpec {
                 kind,
                 mean,
                 deviation,
+                distribution: Distribution::Normal,
                 draw,
                 seed,
                 buffer: None,

@@ -19,6 +19,7 @@ pub(in crate::layouts) const FAMILY: LayoutFamily = LayoutFamily {
     deciding: "no `transformer.blocks.<i>.attn.q_bias` and no block key with an expert, such as \
                `transformer.blocks.<i>.attn.v.qkv.weight`",
     read: |checkpoint| Ok(boxed(VlMerging::read(checkpoint)?)),
+    ties: crate::layouts::NO_TIES,
 };
 
 const AGNOSTIC: &str = "vl_merging/agnostic";

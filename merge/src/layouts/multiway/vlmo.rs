@@ -19,6 +19,7 @@ pub(in crate::layouts) const FAMILY: LayoutFamily = LayoutFamily {
     name: "vlmo",
     deciding: "no `transformer.blocks.<i>.mlp_text`, `mlp_imag` or `mlp_vl` key",
     read: |checkpoint| Ok(boxed(Vlmo::read(checkpoint)?)),
+    ties: crate::layouts::NO_TIES,
 };
 
 /// Stems of blocks: VLMo's, and the same in vl-merging.

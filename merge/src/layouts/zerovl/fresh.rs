@@ -1,7 +1,7 @@
 //! What a ZeroVL checkpoint holds, from sizes alone.
 
 use crate::layouts::{ModelRecord, RecordFamily};
-use crate::synth::{Fresh, FreshTensor, Spread};
+use crate::synth::{Distribution, Fresh, FreshTensor, Spread};
 use crate::{DType, Error, ParamKind, Result, TensorInfo};
 
 use super::table::{Axis, OUTER, POSITION_IDS, Parameter, Presence, STACKS};
@@ -157,6 +157,7 @@ impl ZerovlSpec {
             kind: parameter.kind,
             mean,
             deviation,
+            distribution: Distribution::Normal,
             draw: key.clone(),
             seed: None,
             buffer: None,

@@ -15,7 +15,7 @@ pub use given::{GivenTower, GivenZerovlSizes};
 use crate::{Checkpoint, Error, Expert, Result, Role, Slot};
 
 use super::{BlockId, Description, Layout, LayoutFamily, Part, PositionTable, TableForm};
-use super::{boxed, layer_of, split_block, without_module};
+use super::{NO_TIES, boxed, layer_of, split_block, without_module};
 use table::{IMAGE, OUTER, POSITION_IDS, POSITIONS, Parameter, STACKS, TEMPERATURE, TEXT};
 
 /// The row of this family in the table of layouts.
@@ -24,6 +24,7 @@ pub(super) const FAMILY: LayoutFamily = LayoutFamily {
     deciding: "no key of its towers, such as `image_encoder.model.model.blocks.<i>.attn.qkv.weight` or \
                `text_encoder.model.model.encoder.layer.<i>.attention.self.query.weight`",
     read: |checkpoint| Ok(boxed(Zerovl::read(checkpoint)?)),
+    ties: NO_TIES,
 };
 
 const NAME: &str = "zerovl";

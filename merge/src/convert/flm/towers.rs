@@ -1,0 +1,367 @@
+//! A fresh FLM around the image tower of an original CLIP and the lower layers of RoBERTa.
+
+use std::collections::BTreeSet;
+use std::fmt;
+use std::sync::Arc;
+
+use super::{copy_of, whole};
+use crate::convert::tables::{AbsoluteTable, Windows};
+use crate::layouts::{Dimensions, FLM_POSITIONS, FlmSizes, FlmSpec, FlmTask, TowerSizes};
+use crate::plan::{Action, Entry, PlanBuilder, TensorRef};
+use crate::recipe::OutputDType;
+use crate::synth::{Fresh, FreshTensor, Spread, Synthesis};
+use crate::{Checkpoint, ConversionFault, Error, MergePlan, Result};
+
+/// Channels of a head in both towers of published size.
+const HEAD_WIDTH: usize = 64;
+
+/// What FLM's keys of the image encoder begin with.
+const VIT: &str = "vit_model.";
+/// What its keys of the text encoder begin with.
+const ROBERTA: &str = "text_transformer.";
+
+/// An FLM whose towers are those of two other models, and whose other parts are drawn as the published program
+/// draws them. The last block of the image tower is left out, as the published program leaves it out.
+#[derive(Clone)]
+pub struct FlmTowers {
+    /// What the model is for.
+    pub task: FlmTask,
+    /// RoBERTa, spelled as Hugging Face spells it, with or without `roberta.`.
+    pub text: Arc<Checkpoint>,
+    /// Side of the image in pixels, if it is not that of the CLIP.
+    pub image_size: Option<usize>,
+    /// Layers of the text tower that are kept; 6 unless given.
+    pub n_text_blocks: Option<usize>,
+    /// Cross-modal layers; 6 unless given.
+    pub n_cross_blocks: Option<usize>,
+    /// Layers of the reconstructor beside those of the text; as many as those unless given.
+    pub n_bottom: Option<usize>,
+    /// Layers of the reconstructor beside the cross-modal ones; as many as those unless given.
+    pub n_top: Option<usize>,
+    /// Answers of a VQA classifier; 3,129 unless given.
+    pub n_answers: Option<usize>,
+    /// What draws are keyed by.
+    pub seed: u64,
+    /// Element type of the output.
+    pub dtype: OutputDType,
+}
+
+/// How a file spells a tower.
+struct Spelled<'a> {
+    file: &'a Checkpoint,
+    /// Its index among the plan's sources.
+    source: usize,
+    /// What stands before every key.
+    wrapper: &'static str,
+    /// What stands before the keys of the text part alone.
+    text: &'static str,
+}
+
+impl Spelled<'_> {
+    /// The file's key for one of FLM's, without FLM's prefix.
+    fn key(&self, rest: &str) -> String {
+        let text = match rest.starts_with("visual.") {
+            true => "",
+            false => self.text,
+        };
+        format!("{}{text}{rest}", self.wrapper)
+    }
+
+    fn axis(&self, rest: &str, axis: usize) -> Result<usize> {
+        let key = self.key(rest);
+        let info = self.file.require(&key)?;
+        info.shape
+            .get(axis)
+            .copied()
+            .ok_or_else(|| Error::ShapeMismatch {
+                slot: self.file.path().display().to_string(),
+                key,
+                found: info.shape.clone(),
+                expected: vec![0; axis + 1],
+            })
+    }
+
+    /// Blocks that are numbered between `before` and what follows.
+    fn n_blocks(&self, before: &str) -> usize {
+        let start = self.key(before);
+        let numbers = self.file.tensors().filter_map(|(key, _)| {
+            let (index, _) = key.strip_prefix(&start)?.split_once('.')?;
+            index.parse::<u16>().ok()
+        });
+        numbers.max().map_or(0, |last| usize::from(last) + 1)
+    }
+}
+
+/// The CLIP: OpenAI's spelling, or open_clip's, whose text part may be below `text.`.
+fn clip(file: &Checkpoint) -> Result<Spelled<'_>> {
+    let telling = "visual.transformer.resblocks.0.attn.in_proj_weight";
+    let has = |key: &str| file.get(key).is_some();
+    let wrappers = ["", "module.", "model.", "clip."];
+    let wrapper = wrappers
+        .into_iter()
+        .find(|wrapper| has(&format!("{wrapper}{telling}")));
+    let Some(wrapper) = wrapper else {
+        return Err(file
+            .require(telling)
+            .err()
+            .unwrap_or_else(|| not_a_tower(file, "CLIP")));
+    };
+    let below_text = has(&format!("{wrapper}text.positional_embedding"));
+    let text = if below_text { "text." } else { "" };
+    Ok(Spelled {
+        file,
+        source: 0,
+        wrapper,
+        text,
+    })
+}
+
+/// The RoBERTa: Hugging Face's spelling, of the encoder alone or of a model around it.
+fn roberta(file: &Checkpoint) -> Result<Spelled<'_>> {
+    let telling = "encoder.layer.0.attention.self.query.weight";
+    let has = |key: &str| file.get(key).is_some();
+    let wrappers = ["", "roberta.", "module.", "module.roberta."];
+    let wrapper = wrappers
+        .into_iter()
+        .find(|wrapper| has(&format!("{wrapper}{telling}")));
+    match wrapper {
+        Some(wrapper) => Ok(Spelled {
+            file,
+            source: 1,
+            wrapper,
+            text: "",
+        }),
+        None => Err(file
+            .require(telling)
+            .err()
+            .unwrap_or_else(|| not_a_tower(file, "RoBERTa"))),
+    }
+}
+
+fn not_a_tower(file: &Checkpoint, what: &'static str) -> Error {
+    ConversionFault::NoSuchConversion {
+        path: file.path().into(),
+        layout: what,
+        wanted: "read",
+    }
+    .into()
+}
+
+/// Sizes of a tower with heads of the published width, as far as they divide it.
+fn tower(n_blocks: usize, width: usize, ffn_width: usize) -> TowerSizes {
+    let heads = (width / HEAD_WIDTH).max(1);
+    TowerSizes {
+        n_blocks,
+        width,
+        n_heads: if width.is_multiple_of(heads) {
+            heads
+        } else {
+            1
+        },
+        ffn_width,
+    }
+}
+
+impl FlmTowers {
+    /// Says where every tensor of the FLM comes from. `source` is the CLIP.
+    ///
+    /// # Errors
+    /// [`Error::MissingKey`] for files that are no such models, [`Error::UnfitSizes`],
+    /// [`Error::ShapeMismatch`], and those of the position table.
+    pub fn plan(&self, source: Arc<Checkpoint>) -> Result<MergePlan> {
+        source.require_unique_names()?;
+        self.text.require_unique_names()?;
+        let towers = [clip(&source)?, roberta(&self.text)?];
+        let (spec, windows) = self.spec(&towers)?;
+        spec.check()?;
+        let fresh = Synthesis {
+            spec,
+            seed: self.seed,
+            spread: Spread::default(),
+            is_fresh: true,
+            dtype: OutputDType::Keep,
+        };
+        let mut plan = PlanBuilder::new(self.to_string());
+        plan.side_source(Arc::clone(&source));
+        plan.side_source(Arc::clone(&self.text));
+        let mut used: BTreeSet<TensorRef> = BTreeSet::new();
+        for tensor in spec.tensors(Spread::default()) {
+            let mut entry = match self.taken(&towers, &tensor, windows)? {
+                Some(entry) => entry,
+                None => fresh.entry(tensor),
+            };
+            if entry.info.dtype.is_float() {
+                entry.info.dtype = self.dtype.apply(entry.info.dtype);
+            }
+            used.extend(entry.action.tensors().cloned());
+            plan.add(entry)?;
+        }
+        for (name, of) in spec.aliases() {
+            plan.alias(&name, &of)?;
+        }
+        for spelled in &towers {
+            for (key, _) in spelled.file.tensors() {
+                let tensor = TensorRef {
+                    source: spelled.source,
+                    key: key.to_owned(),
+                };
+                if !used.contains(&tensor) {
+                    plan.drop_tensor(tensor, "no part of an FLM");
+                }
+            }
+        }
+        plan.model(spec.record()).finish()
+    }
+
+    fn spec(&self, [clip, text]: &[Spelled<'_>; 2]) -> Result<(FlmSpec, Windows)> {
+        let published = FlmSizes::published(self.task);
+        let n_image = clip.n_blocks("visual.transformer.resblocks.");
+        let patch = clip.axis("visual.conv1.weight", 3)?;
+        let rows = clip.axis("visual.positional_embedding", 0)?;
+        let side = rows.saturating_sub(1).isqrt();
+        if side == 0 || side * side + 1 != rows {
+            return Err(ConversionFault::TableShape {
+                key: clip.key("visual.positional_embedding"),
+                shape: clip
+                    .file
+                    .require(&clip.key("visual.positional_embedding"))?
+                    .shape
+                    .clone(),
+                window: side,
+            }
+            .into());
+        }
+        let windows = Windows::new(
+            &Dimensions {
+                patch_size: Some(patch),
+                image_size: Some(side * patch),
+                ..Dimensions::default()
+            },
+            self.image_size,
+        )?;
+        let image = tower(
+            n_image.saturating_sub(1),
+            clip.axis("visual.conv1.weight", 0)?,
+            clip.axis("visual.transformer.resblocks.0.mlp.c_fc.weight", 0)?,
+        );
+        let width = text.axis("embeddings.word_embeddings.weight", 1)?;
+        let ffn_width = text.axis("encoder.layer.0.intermediate.dense.weight", 0)?;
+        let n_text = self.n_text_blocks.unwrap_or(published.text.n_blocks);
+        let n_cross = self.n_cross_blocks.unwrap_or(published.cross.n_blocks);
+        if text.n_blocks("encoder.layer.") < n_text {
+            return Err(Error::UnfitSizes {
+                reason: "RoBERTa has fewer layers than the text tower is to have",
+            });
+        }
+        let vocabulary = text.axis("embeddings.word_embeddings.weight", 0)?;
+        let extra = match self.task {
+            FlmTask::Caption => super::N_CAPTION_TOKENS,
+            _ => 0,
+        };
+        let is_three_stream = self.task.is_three_stream();
+        let sizes = FlmSizes {
+            image,
+            text: tower(n_text, width, ffn_width),
+            cross: tower(n_cross, width, ffn_width),
+            n_bottom: self.n_bottom.unwrap_or(n_text),
+            n_top: self.n_top.unwrap_or(n_cross),
+            patch_size: patch,
+            image_size: windows.to * patch,
+            vocabulary: vocabulary + extra,
+            text_positions: text.axis("embeddings.position_embeddings.weight", 0)?,
+            n_token_types: published.n_token_types,
+            n_answers: self.n_answers.unwrap_or(published.n_answers),
+            clip_text_positions: clip.axis("positional_embedding", 0)?,
+            clip_text_width: clip.axis("positional_embedding", 1)?,
+        };
+        let spec = FlmSpec {
+            task: self.task,
+            is_three_stream,
+            shares_heads: true,
+            sizes,
+        };
+        Ok((spec, windows))
+    }
+
+    /// A tensor of one of the towers, if that has it.
+    fn taken(
+        &self,
+        [clip, text]: &[Spelled<'_>; 2],
+        tensor: &FreshTensor,
+        windows: Windows,
+    ) -> Result<Option<Entry>> {
+        let name = tensor.name.as_str();
+        let (spelled, key) = match (name.strip_prefix(VIT), name.strip_prefix(ROBERTA)) {
+            (Some(rest), _) => (clip, clip.key(rest)),
+            (_, Some(rest)) => (text, text.key(rest)),
+            _ => return Ok(None),
+        };
+        // RoBERTa's pooler and its buffer are in some files only; a fresh pooler is read by nothing.
+        let is_optional = name.contains(".pooler.") || tensor.buffer.is_some();
+        let found = match spelled.file.get(&key) {
+            Some(found) => found,
+            None if is_optional => return Ok(None),
+            None => spelled.file.require(&key)?,
+        };
+        let why = format!("`{key}` of {}", spelled.file.path().display());
+        let is_resized = name == FLM_POSITIONS && windows.from != windows.to;
+        let is_grown = name.ends_with("word_embeddings.weight") && self.task == FlmTask::Caption;
+        if is_resized {
+            let Windows { from, to } = windows;
+            let kernel = Arc::new(AbsoluteTable { from, to });
+            let why = format!("{why}, {from}x{from} positions to {to}x{to}, bicubic");
+            let shape = tensor.info.shape.clone();
+            return Ok(Some(whole(name, &key, (shape, found), kernel, why)));
+        }
+        if is_grown {
+            let kernel = super::AddedRows::new(super::N_CAPTION_TOKENS, self.seed, name);
+            let shape = tensor.info.shape.clone();
+            let mut entry = whole(name, &key, (shape, found), Arc::new(kernel), why);
+            if let Action::Whole { members, .. } = &mut entry.action {
+                members
+                    .iter_mut()
+                    .for_each(|member| member.source = spelled.source);
+            }
+            return Ok(Some(entry));
+        }
+        if found.shape != tensor.info.shape {
+            return Err(Error::ShapeMismatch {
+                slot: name.to_owned(),
+                key,
+                found: found.shape.clone(),
+                expected: tensor.info.shape.clone(),
+            });
+        }
+        Ok(Some(Entry {
+            why,
+            ..copy_of(spelled.source, name, &key, found)
+        }))
+    }
+}
+
+impl fmt::Display for FlmTowers {
+    /// The command, for provenance.
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let text = self.text.path().file_name().unwrap_or_default();
+        write!(
+            f,
+            "expand: {{ to: flm-{}, text: {}, seed: {}",
+            self.task.name(),
+            text.display(),
+            self.seed
+        )?;
+        for (name, value) in [
+            ("image_size", self.image_size),
+            ("text_blocks", self.n_text_blocks),
+            ("cross_blocks", self.n_cross_blocks),
+            ("reconstructor_bottom", self.n_bottom),
+            ("reconstructor_top", self.n_top),
+            ("answers", self.n_answers),
+        ] {
+            if let Some(value) = value {
+                write!(f, ", {name}: {value}")?;
+            }
+        }
+        f.write_str(" }")
+    }
+}
