@@ -118,6 +118,7 @@ fn install_remote(global: &Global) {
     let mut options = merge::remote::RemoteOptions::from_env();
     options.offline |= global.offline;
     options.allow_http = global.allow_http;
+    options.timeout = Duration::from_secs(global.timeout);
     if let Some(folder) = &global.cache_dir {
         options.cache.clone_from(folder);
     }
@@ -208,6 +209,14 @@ fn watch_for_signals() {
         let _ = ctrlc::set_handler(|| {
             if CANCELLED.swap(true, Ordering::Relaxed) {
                 std::process::exit(INTERRUPTED);
+            }
+            let mut stderr = std::io::stderr();
+            if stderr.is_terminal() {
+                // A closed stderr is no reason not to stop.
+                let _ = writeln!(
+                    stderr,
+                    "\nstopping in good order; Ctrl-C once more stops at once"
+                );
             }
         });
     });

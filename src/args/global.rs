@@ -31,4 +31,16 @@ pub struct Global {
     /// Read remote files without encryption from other machines too
     #[arg(long, global = true, help_heading = "Remote files")]
     pub allow_http: bool,
+    /// Seconds to wait for a connection or for the next bytes. A sixth of it is the time in which a server must send
+    /// 1 KiB a second on average, ten times as much is the most that one request may take
+    #[arg(
+        long,
+        global = true,
+        value_name = "SECONDS",
+        env = "VLMERGE_TIMEOUT",
+        default_value_t = 60,
+        value_parser = clap::value_parser!(u64).range(1..=3600),
+        help_heading = "Remote files"
+    )]
+    pub timeout: u64,
 }

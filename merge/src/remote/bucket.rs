@@ -231,13 +231,11 @@ impl HttpService for Service {
         let answer = self.client.agent().run(request);
         let answer = answer.map_err(|error| failed(HttpErrorKind::Connect, reason(&error)))?;
         let (parts, body) = answer.into_parts();
-        let mut bytes = Vec::new();
-        let read = body
-            .into_reader()
-            .take(MAX_BODY_BYTES + 1)
-            .read_to_end(&mut bytes);
+        let (bytes, read) = self
+            .client
+            .read(body.into_reader().take(MAX_BODY_BYTES + 1));
         // Whatever arrived of it is dropped: the whole request is made again.
-        read.map_err(|error| failed(HttpErrorKind::Interrupted, error.to_string()))?;
+        read.map_err(|why| failed(HttpErrorKind::Interrupted, why))?;
         if bytes.len() as u64 > MAX_BODY_BYTES {
             let why = format!("an answer of more than {MAX_BODY_BYTES} bytes is not read");
             return Err(failed(HttpErrorKind::Unknown, why));
@@ -251,5 +249,71 @@ fn is_metadata(url: &Url) -> bool {
         Some(Host::Domain(name)) => METADATA_HOSTS.contains(&name),
         Some(Host::Ipv4(ip)) => ip.is_link_local(),
         _ => false,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::io::{BufRead, BufReader, Write};
+    use std::net::TcpListener;
+    use std::time::Instant;
+
+    use object_store::client::HttpRequestBody;
+
+    use super::*;
+
+    /// A server that announces a megabyte and sends `piece` each `pause`; its address.
+    fn slow_server(piece: &'static [u8], pause: Duration) -> String {
+        let listener = TcpListener::bind("127.0.0.1:0").expect("a free port");
+        let port = listener.local_addr().expect("an address").port();
+        std::thread::spawn(move || {
+            for mut stream in listener.incoming().flatten() {
+                let lines = BufReader::new(stream.try_clone().expect("a stream")).lines();
+                for _ in lines.take_while(|line| line.as_ref().is_ok_and(|line| !line.is_empty())) {
+                }
+                let head = "HTTP/1.1 200 OK\r\ncontent-length: 1000000\r\n\r\n";
+                let mut sent = stream.write_all(head.as_bytes());
+                while sent.is_ok() {
+                    std::thread::sleep(pause);
+                    sent = stream.write_all(piece);
+                }
+            }
+        });
+        format!("http://127.0.0.1:{port}/x")
+    }
+
+    /// What an answer of the server ends with, and after how long.
+    fn answer(url: &str, timeout: Duration) -> (String, Duration) {
+        let service = Service {
+            client: Client::new(false, timeout),
+        };
+        let request = ureq::http::Request::get(url)
+            .body(HttpRequestBody::empty())
+            .expect("a request");
+        let begun = Instant::now();
+        let said = wait(service.call(request), url).expect("a runtime");
+        let said = said.map(drop).expect_err("given up");
+        (format!("{said:?}"), begun.elapsed())
+    }
+
+    #[test]
+    fn a_bucket_that_sends_drop_by_drop_is_given_up() {
+        let url = slow_server(b"x", Duration::from_millis(20));
+        let (said, seconds) = answer(&url, Duration::from_secs(3));
+        assert!(said.contains("bytes came in"), "{said}");
+        assert!(seconds < Duration::from_secs(3), "{seconds:?}");
+    }
+
+    #[test]
+    fn an_answer_of_a_bucket_has_an_end_however_steadily_it_comes() {
+        // Some 12 KiB a second: the megabyte would take more than a minute.
+        let url = slow_server(&[b'x'; 128], Duration::from_millis(10));
+        let (said, seconds) = answer(&url, Duration::from_millis(300));
+        assert!(
+            said.contains("timed out") || said.contains("timeout"),
+            "{said}"
+        );
+        assert!(seconds >= Duration::from_secs(2), "{seconds:?}");
+        assert!(seconds < Duration::from_secs(10), "{seconds:?}");
     }
 }

@@ -16,6 +16,12 @@ pub(super) const ENDPOINT: &str = "https://huggingface.co";
 /// The longest answer about a model that is read.
 const MAX_ANSWER_BYTES: u64 = 64 << 20;
 
+/// The longest name of a file on most disks.
+const MAX_NAME_BYTES: usize = 255;
+
+/// The longest name with folders.
+const MAX_PATH_BYTES: usize = 4096;
+
 /// A model at one commit.
 pub(super) struct Model {
     repo: Repo,
@@ -80,10 +86,23 @@ pub(super) fn model(
         .map(|file| file.rfilename)
         .collect();
     files.sort_unstable();
+    if let Some(name) = files.iter().find(|name| !is_plain(name)) {
+        let shown: String = name.chars().take(100).collect();
+        return Err(bad(format!(
+            "the hub lists a file named {shown:?}, which no model has"
+        )));
+    }
     let repo = Repo::with_revision(model.to_owned(), RepoType::Model, info.sha);
     // Whoever asks for the commit by its name gets the same answer.
     remote.told(&format!("{endpoint}/api/{}", repo.api_url()), || Ok(text))?;
     Ok(Model { repo, files })
+}
+
+/// Whether a name leads downwards from the model's folder, in characters that files have.
+fn is_plain(name: &str) -> bool {
+    let is_odd = |c: char| c.is_control() || c == '\\';
+    let is_part = |part: &str| !["", ".", ".."].contains(&part) && part.len() <= MAX_NAME_BYTES;
+    name.len() <= MAX_PATH_BYTES && !name.contains(is_odd) && name.split('/').all(is_part)
 }
 
 /// Names of the visible files below a folder of a model, with the folders in between.
@@ -129,12 +148,24 @@ impl Model {
     ) -> Result<Target, RemoteFault> {
         let endpoint = &remote.options().hub_endpoint;
         let (repo, commit) = (self.repo.url(), self.repo.url_revision());
+        let file = url_path(file);
         target(
             remote,
             address,
             &format!("{endpoint}/{repo}/resolve/{commit}/{file}"),
         )
     }
+}
+
+/// A name as the path of an address: a `?` or `#` in it is part of the name.
+fn url_path(name: &str) -> String {
+    let escaped = name.chars().map(|c| match c {
+        '%' => "%25".to_owned(),
+        '?' => "%3F".to_owned(),
+        '#' => "%23".to_owned(),
+        plain => plain.to_string(),
+    });
+    escaped.collect()
 }
 
 fn target(remote: &Remote, address: &str, url: &str) -> Result<Target, RemoteFault> {
@@ -158,5 +189,40 @@ struct About {
 impl Store for About {
     fn get(&self, range: std::ops::Range<u64>) -> Result<Answer, Trouble> {
         self.client.document(&self.target, range.end)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn names_of_files_lead_downwards() {
+        for name in [
+            "model.safetensors",
+            "a b/c.json",
+            "1_Pooling/config.json",
+            "x?y#z%.json",
+        ] {
+            assert!(is_plain(name), "{name}");
+        }
+        let long = "a".repeat(256);
+        let deep = "a/".repeat(3000) + "a";
+        for name in [
+            "",
+            "/etc/passwd",
+            "../x",
+            "a/../x",
+            "a//b",
+            "a/.",
+            "a\0b",
+            "a\\b",
+            "a\nb",
+            &long,
+            &deep,
+        ] {
+            assert!(!is_plain(name), "{name:?}");
+        }
+        assert_eq!(url_path("a?b/c#d%e.json"), "a%3Fb/c%23d%25e.json");
     }
 }

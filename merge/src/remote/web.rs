@@ -152,7 +152,7 @@ impl Client {
     }
 
     /// All that comes, and why no more did. A server that sends less than [`MIN_RATE`] is not waited for.
-    fn read(&self, mut body: impl Read) -> (Vec<u8>, Result<(), String>) {
+    pub(super) fn read(&self, mut body: impl Read) -> (Vec<u8>, Result<(), String>) {
         let mut bytes = Vec::new();
         let mut piece = vec![0; PIECE_BYTES];
         let (mut begun, mut n_before) = (Instant::now(), 0);
