@@ -6,7 +6,7 @@ use std::sync::Arc;
 
 use serde::Deserialize;
 
-use super::plan::{CAPTIONS, Cell, Picture, Place, Row, TablePlan, Textless};
+use super::plan::{CAPTIONS, Cell, Picture, Place, Row, TablePlan, Textless, shown};
 use super::{BuildOptions, chosen};
 use crate::predictions::file;
 use crate::{DataFault, Error, Result};
@@ -83,7 +83,7 @@ pub(crate) fn plan(source: &Source, options: &BuildOptions) -> Result<Vec<TableP
             row,
         };
         if !source.splits.contains(&image.split.as_str()) {
-            return Err(place.fault(format!("split {:?} is unknown", image.split)));
+            return Err(place.fault(format!("split {} is unknown", shown(&image.split))));
         }
         place.check_name(&image.filename)?;
         if !seen.insert(image.filename.clone()) {

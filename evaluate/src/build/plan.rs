@@ -62,13 +62,28 @@ impl Place {
         })
     }
 
-    /// Refuses names that lead out of their folder.
+    /// Refuses names that lead out of their folder, or that no disk has.
     pub(crate) fn check_name(&self, name: &str) -> Result<(), Error> {
         let mut parts = Path::new(name).components();
+        let is_odd = name.len() > MAX_NAME_BYTES || name.contains('\0');
         match (parts.next(), parts.next()) {
-            (Some(Component::Normal(_)), None) if !name.ends_with('/') => Ok(()),
-            _ => Err(self.fault(format!("{name:?} is not the name of a file"))),
+            (Some(Component::Normal(_)), None) if !name.ends_with('/') && !is_odd => Ok(()),
+            _ => Err(self.fault(format!("{} is not the name of a file", shown(name)))),
         }
+    }
+}
+
+/// The longest name of a file on most disks.
+const MAX_NAME_BYTES: usize = 255;
+
+/// Characters of a text that a message shows.
+const MAX_SHOWN_CHARS: usize = 80;
+
+/// A text of a file as messages show it: in quotes, and no more than its beginning.
+pub(crate) fn shown(text: &str) -> String {
+    match text.char_indices().nth(MAX_SHOWN_CHARS) {
+        Some((end, _)) => format!("{:?}… ({} bytes)", &text[..end], text.len()),
+        None => format!("{text:?}"),
     }
 }
 

@@ -6,7 +6,7 @@ use std::sync::Arc;
 
 use serde::Deserialize;
 
-use super::plan::{Cell, Kind, Picture, Place, Row, TablePlan};
+use super::plan::{Cell, Kind, Picture, Place, Row, TablePlan, shown};
 use super::{BuildOptions, chosen};
 use crate::datasets::nlvr2::{SENTENCES, SentenceNumbers};
 use crate::predictions::file;
@@ -90,12 +90,13 @@ fn rows(raw: &Path, json: &Path) -> Result<(Vec<Row>, String)> {
             directory,
         } = statement;
         if !matches!(label.as_str(), "True" | "False") {
-            return Err(format!("the label {label:?} is not True or False"));
+            return Err(format!("the label {} is not True or False", shown(&label)));
         }
         let parts = identifier.rsplit_once('-').zip(identifier.split_once('-'));
         let Some(((id, sentence_number), (split, _))) = parts else {
             return Err(format!(
-                "the identifier {identifier:?} is not like dev-0-0-0"
+                "the identifier {} is not like dev-0-0-0",
+                shown(&identifier)
             ));
         };
         let place = Place {
@@ -105,7 +106,7 @@ fn rows(raw: &Path, json: &Path) -> Result<(Vec<Row>, String)> {
         let safe = |name: &str| {
             place
                 .check_name(name)
-                .map_err(|_| format!("{name:?} is no name"))
+                .map_err(|_| format!("{} is no name", shown(name)))
         };
         safe(id)?;
         safe(split)?;

@@ -82,8 +82,22 @@ pub fn json<T: DeserializeOwned>(path: &Path, what: &'static str) -> Result<T> {
     Err(Error::JsonEntry {
         path: path.into(),
         what,
-        fault: format!("{}{fault}", place.in_words()),
+        fault: format!("{}{}", short(place.in_words()), short(fault)),
     })
+}
+
+/// The most bytes of a text of the file that a message repeats.
+const MAX_SHOWN_BYTES: usize = 300;
+
+/// A message without the rest of what it repeats of a long text.
+fn short(mut text: String) -> String {
+    if text.len() > MAX_SHOWN_BYTES {
+        let n_bytes = text.len();
+        let end = text.split_off(text.floor_char_boundary(n_bytes - MAX_SHOWN_BYTES / 3));
+        text.truncate(text.floor_char_boundary(2 * MAX_SHOWN_BYTES / 3));
+        text = format!("{text} … {end}");
+    }
+    text
 }
 
 /// Calls `each` with every line that is not blank and its number, from 1.

@@ -3,6 +3,9 @@
 /// Keys that name an entry of a list, in the order in which they are looked for.
 const IDS: [&str; 4] = ["question_id", "image_id", "identifier", "id"];
 
+/// Containers that are looked at; whatever is deeper within those counts as part of them.
+const MAX_OPEN: usize = 128;
+
 /// A container that is open at the fault.
 enum Open {
     /// A list, with the number of the item.
@@ -81,18 +84,24 @@ impl Place {
 /// The lists and objects that are open after some bytes.
 fn open_at(bytes: &[u8]) -> Vec<Open> {
     let mut open: Vec<Open> = Vec::new();
-    let mut at = 0;
+    let (mut at, mut n_deeper) = (0, 0_usize);
     while at < bytes.len() {
         match bytes[at] {
+            b'[' | b'{' if open.len() == MAX_OPEN => n_deeper += 1,
+            b']' | b'}' if n_deeper > 0 => n_deeper -= 1,
             b'[' => open.push(Open::List(0)),
             b'{' => open.push(Open::Object(String::new(), at)),
             b']' | b'}' => {
                 open.pop();
             }
-            b',' => {
+            b',' if n_deeper == 0 => {
                 if let Some(Open::List(row)) = open.last_mut() {
                     *row += 1;
                 }
+            }
+            b'"' if n_deeper > 0 => {
+                at = string_end(bytes, at);
+                continue;
             }
             b'"' => {
                 let end = string_end(bytes, at);
@@ -174,6 +183,23 @@ mod tests {
         assert_eq!(words(nested, "2}"), "row 0 (id 3): `answer`: ");
         assert_eq!(words(r#"[["a/b", "c"], ["d", NaN]]"#, "NaN"), "row 1: ");
         assert!(Place::of(list, 1, list.find("NaN").expect("there") + 1).is_not_a_number);
+    }
+
+    #[test]
+    fn a_place_below_a_million_levels_is_found_at_once() {
+        let begun = std::time::Instant::now();
+        for (level, end) in [(r#"{"a":"#, "}"), ("[", "]")] {
+            let deep = format!(
+                r#"[{{"id": 1, "x": {}{}, "y": NaN}}, {{"id": 2, "x": {}"#,
+                level.repeat(1_000_000),
+                format!("1{}", end.repeat(1_000_000)),
+                level.repeat(1_000_000),
+            );
+            assert_eq!(words(&deep, "NaN"), "row 0 (id 1): `y`: ");
+            let last = Place::of(&deep, 1, deep.len()).in_words();
+            assert!(last.starts_with("row 1 (id 2): "), "{last}");
+        }
+        assert!(begun.elapsed() < std::time::Duration::from_secs(20));
     }
 
     #[test]

@@ -49,6 +49,8 @@ pub(super) fn check(bytes: &[u8]) -> Result<(), String> {
                 let n_replaced = pattern.map_or(1, |pattern| pattern.chars().count().max(1));
                 (text("content") as f64 / n_replaced as f64).max(1.0)
             }
+            // A table of replacements for single characters, in base64.
+            Some("Precompiled") => longest_replacement(part).max(1.0),
             // Once for each text, which may have a single character.
             Some("Prepend") => 1.0 + text("prepend") as f64,
             _ => 1.0,
@@ -69,6 +71,42 @@ pub(super) fn check(bytes: &[u8]) -> Result<(), String> {
     Ok(())
 }
 
+/// Characters of the longest replacement in the table of sentencepiece: behind the length of an index (4 bytes)
+/// and the index are the replacements, each with a zero at its end.
+fn longest_replacement(part: &Value) -> f64 {
+    let text = (part.get("precompiled_charsmap")).and_then(Value::as_str);
+    let table = text.map(decoded).unwrap_or_default();
+    let Some((length, rest)) = table.split_first_chunk() else {
+        return 1.0;
+    };
+    let replacements = rest.get(u32::from_le_bytes(*length) as usize..);
+    let pieces = replacements.unwrap_or_default().split(|byte| *byte == 0);
+    let n_chars = |piece: &[u8]| piece.iter().filter(|byte| **byte & 0xc0 != 0x80).count();
+    pieces.map(n_chars).max().unwrap_or(0) as f64
+}
+
+/// The bytes of a text in base64; characters that it does not have are passed over.
+fn decoded(text: &str) -> Vec<u8> {
+    let value = |byte| match byte {
+        b'A'..=b'Z' => Some(byte - b'A'),
+        b'a'..=b'z' => Some(byte - b'a' + 26),
+        b'0'..=b'9' => Some(byte - b'0' + 52),
+        b'+' => Some(62),
+        b'/' => Some(63),
+        _ => None,
+    };
+    let (mut bytes, mut bits, mut n_bits) = (Vec::with_capacity(text.len() / 4 * 3), 0_u32, 0);
+    for value in text.bytes().filter_map(value) {
+        bits = (bits << 6) | u32::from(value);
+        n_bits += 6;
+        if n_bits >= 8 {
+            n_bits -= 8;
+            bytes.push((bits >> n_bits) as u8);
+        }
+    }
+    bytes
+}
+
 /// The items of the list `key` of a part; none where there is no list.
 fn items<'a>(part: &'a Value, key: &str) -> impl Iterator<Item = &'a Value> + use<'a> {
     let list = part.get(key).and_then(Value::as_array);
@@ -77,13 +115,13 @@ fn items<'a>(part: &'a Value, key: &str) -> impl Iterator<Item = &'a Value> + us
 
 /// Tokens that a post-processor adds: of each piece of its templates those of the special token.
 fn special_ids(processor: &Value, depth: usize) -> usize {
+    // Published ones are a sequence at most; what is deeper hides something.
     if depth > 4 {
-        return 0;
+        return usize::MAX;
     }
-    let inner: usize = items(processor, "processors")
-        .take(MAX_PARTS)
+    let inner = items(processor, "processors")
         .map(|processor| special_ids(processor, depth + 1))
-        .sum();
+        .fold(0, usize::saturating_add);
     let tokens = processor.get("special_tokens");
     let n_ids = |piece: &Value| {
         let id = piece.get("SpecialToken")?.get("id")?.as_str()?;
@@ -124,5 +162,23 @@ mod tests {
             "special_tokens": {"a": {"id": "a", "ids": vec![1; 1000], "tokens": []}}}});
         let said = check_file(&tokens).expect_err("refused");
         assert!(said.contains("100000 tokens"), "{said}");
+        // However deep it is hidden.
+        let mut hidden = tokens["post_processor"].clone();
+        for _ in 0..6 {
+            hidden = json!({"type": "Sequence", "processors": [hidden]});
+        }
+        assert!(check_file(&json!({"post_processor": hidden})).is_err());
+    }
+
+    #[test]
+    fn a_table_of_characters_with_a_long_replacement_is_refused() {
+        // An index of no bytes, then `ab` and `c`.
+        let table = |text: &str| json!({"normalizer": {"type": "Precompiled", "precompiled_charsmap": text}});
+        assert_eq!(decoded("AAAAAGFiAGMA"), b"\0\0\0\0ab\0c\0");
+        assert_eq!(check_file(&table("AAAAAGFiAGMA")), Ok(()));
+        let long = format!("AAAAAGFi{}AGMA", "YWFh".repeat(100));
+        let said = check_file(&table(&long)).expect_err("refused");
+        assert!(said.contains("302 times as long"), "{said}");
+        assert_eq!(check_file(&table("")), Ok(()));
     }
 }
