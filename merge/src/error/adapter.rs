@@ -50,6 +50,8 @@ pub enum AdapterFault {
         target: String,
         /// The base.
         base: PathBuf,
+        /// What mends it, by what the base has instead.
+        advice: String,
         /// The model's entry.
         place: Place,
     },
@@ -92,6 +94,8 @@ pub enum AdapterFault {
         expected: Vec<usize>,
         /// The dtype of that.
         dtype: DType,
+        /// What mends it, by what the tensor is.
+        advice: String,
         /// The model's entry.
         place: Place,
     },
@@ -151,15 +155,9 @@ pub enum AdapterFault {
 
 impl AdapterFault {
     /// What the user may try.
-    pub(super) const fn hint(&self) -> Option<&'static str> {
+    pub(super) fn hint(&self) -> Option<&str> {
         match self {
-            Self::Target { .. } => Some(
-                "the adapter was trained on another base, which adapter_config.json names, or on one whose \
-                 tensors have other names: `adapter_rename` brings its names to the base's",
-            ),
-            Self::Shape { .. } => {
-                Some("the adapter was trained on another base; its adapter_config.json may name it")
-            }
+            Self::Target { advice, .. } | Self::Shape { advice, .. } => Some(advice),
             Self::Kind { .. } | Self::Setting { .. } => {
                 Some("merge it with PEFT's merge_and_unload, and the result here")
             }

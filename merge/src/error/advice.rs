@@ -60,6 +60,10 @@ impl Error {
             Self::UnknownFormat { looks_like, .. } if looks_like.contains("git-lfs") => {
                 Some("run `git lfs pull` in its folder to fetch the file itself".into())
             }
+            Self::UnknownFormat { looks_like, .. } if looks_like.contains("web page") => Some(
+                "the address was that of a page about the file; on the hub files are under `resolve` instead of `blob`"
+                    .into(),
+            ),
             Self::Stopped { .. } => Some("the same command goes on with the next file".into()),
             Self::TargetExists { .. } => Some("pass --force to replace it".into()),
             Self::SingularGram { .. } => Some(

@@ -378,6 +378,14 @@ impl MergeFault {
             Self::NonFiniteInput { .. } => {
                 Some("the model is broken there; --allow-non-finite merges it all the same")
             }
+            Self::Shapes { key, .. }
+                if crate::ties::may_be_shared(key) || crate::ties::is_head(key) =>
+            {
+                Some(
+                    "such tables have a row for each token, and rows that fill them up: with the tokenizer.json of one of \
+                 the models beside it their tokens are merged, and `tokenizer_source: union` takes those of all",
+                )
+            }
             Self::SeveralStacks { .. } => Some("name one of them as `layers:`"),
             Self::Vocabularies { .. } => Some(
                 "`tokenizer_source: base` keeps the base's tokens, `tokenizer_source: union` those of \

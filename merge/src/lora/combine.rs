@@ -171,6 +171,8 @@ impl Adapter {
                 target: module.to_owned(),
                 expected: expected.to_vec(),
                 dtype: a.1.dtype,
+                advice: "only adapters whose factors fit the same tensors, and the ranks of their settings, are combined"
+                    .to_owned(),
                 place: Place::default(),
             })
         };

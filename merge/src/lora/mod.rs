@@ -19,6 +19,7 @@ mod modules;
 mod part;
 mod updates;
 
+use std::collections::BTreeSet;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
@@ -57,16 +58,54 @@ pub(crate) fn stacked(
 ) -> Result<Arc<Checkpoint>> {
     let mut below = Arc::clone(&base);
     for (folder, weight) in adapters {
-        below = adapted(&base, below, (folder, *weight), renames, place)?;
+        below = adapted(&base, &below, (folder, *weight), renames, place)?;
     }
     Ok(below)
 }
 
+/// What an adapter is for.
+pub(crate) struct Targets {
+    /// Tensors of the adapter.
+    pub(crate) n_tensors: usize,
+    /// Tensors of the base that it changes, and heads that it adds.
+    pub(crate) names: Vec<String>,
+    /// Its tensors for other parts of a pipeline.
+    pub(crate) others: Vec<String>,
+}
+
+/// What the adapter of `folder` changes of a checkpoint; its headers alone are read.
+///
+/// # Errors
+/// As [`stacked`].
+pub(crate) fn targets(
+    below: &Checkpoint,
+    folder: &Path,
+    renames: &Renames,
+    place: Place,
+) -> Result<Targets> {
+    let config = match config::has_settings(folder) {
+        true => Config::open(folder, place)?.0,
+        false => Config::without_settings(),
+    };
+    let adapter = io::open(&weights(folder), &OpenOptions::default())?;
+    let changes = changes::of(below, &adapter, &config, renames, place)?;
+    let names = changes.by_target.keys().chain(changes.heads.keys());
+    let names: BTreeSet<String> = names.cloned().collect();
+    Ok(Targets {
+        n_tensors: adapter.tensors().count(),
+        names: names.into_iter().collect(),
+        others: changes.others,
+    })
+}
+
 /// The checkpoint `below` with the adapter of `folder` merged into it, whose names of the tensors are changed
 /// by `renames`. Lengths of weights are those of `unmerged`, as PEFT takes them.
-fn adapted(
+///
+/// # Errors
+/// As [`stacked`].
+pub(crate) fn adapted(
     unmerged: &Arc<Checkpoint>,
-    below: Arc<Checkpoint>,
+    below: &Arc<Checkpoint>,
     (folder, weight): (&Path, f64),
     renames: &Renames,
     place: Place,
@@ -80,10 +119,10 @@ fn adapted(
     };
     let adapter = io::open(&weights(folder), &OpenOptions::default())?;
     adapter.require_unique_names()?;
-    let changes = changes::of(&below, &adapter, &config, renames, place)?;
+    let changes = changes::of(below, &adapter, &config, renames, place)?;
     let view = adapted::Adapted::new(
         Arc::clone(unmerged),
-        below,
+        Arc::clone(below),
         adapter,
         settings,
         changes,

@@ -14,15 +14,15 @@ use crate::provenance::Provenance;
 use crate::{Checkpoint, Result, TensorInfo};
 
 mod builder;
-mod checkpoints;
+pub(crate) mod checkpoints;
 mod companions;
 mod experts;
 mod grams;
-mod opener;
+pub(crate) mod opener;
 mod settings;
 pub(crate) mod stacks;
 pub(crate) mod stages;
-mod views;
+pub(crate) mod views;
 mod vocabularies;
 
 pub use builder::PlanBuilder;

@@ -1,5 +1,6 @@
 //! What an adapter does to each tensor of its base, all of it checked before anything is read.
 
+mod causes;
 mod heads;
 mod products;
 mod rows;
@@ -333,6 +334,7 @@ impl Reader<'_> {
             key: key.to_owned(),
             found,
             target: target.to_owned(),
+            advice: causes::of_misfit(target, &expected),
             expected: expected.shape,
             dtype: expected.dtype,
             place: self.place,
@@ -346,6 +348,7 @@ impl Reader<'_> {
             key: key.to_owned(),
             target: target.to_owned(),
             base: self.base.path().to_owned(),
+            advice: causes::of_missing(self.base, target),
             place: self.place,
         }
         .into()

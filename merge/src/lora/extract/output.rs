@@ -259,6 +259,9 @@ impl ExtractTarget {
         progress.start("writing", n_bytes);
         for (index, (_, info)) in tensors.iter().enumerate() {
             for first in (0..info.n_elements()).step_by(PIECE_ELEMENTS) {
+                if progress.is_cancelled() {
+                    return Err(Error::Cancelled);
+                }
                 let n = PIECE_ELEMENTS.min(info.n_elements() - first);
                 let mut bytes = vec![0; info.dtype.bytes_of(n)];
                 read(index, first, &mut bytes)?;
@@ -267,6 +270,7 @@ impl ExtractTarget {
             }
         }
         progress.finish();
+        inputs.iter().try_for_each(SourceFile::require_unchanged)?;
         // Before the weights have their name: who finds those finds all.
         let path = self.folder.join(NAME);
         let text = format!("{settings:#}\n");

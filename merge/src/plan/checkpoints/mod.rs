@@ -15,7 +15,7 @@ use crate::{Error, MergeFault, MergeRecipe, Result, TensorInfo, ties};
 
 mod models;
 mod prepare;
-mod spelling;
+pub(crate) mod spelling;
 mod wanted;
 
 pub(super) use models::Models;

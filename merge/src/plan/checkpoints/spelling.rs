@@ -75,7 +75,7 @@ fn prefixes(one: &str, own: &BTreeSet<&str>, foreign: &BTreeSet<&str>) -> Option
 }
 
 /// The longest common end of two names that begins with a whole part.
-fn common_end<'a>(one: &'a str, other: &str) -> &'a str {
+pub(crate) fn common_end<'a>(one: &'a str, other: &str) -> &'a str {
     let same = (one.bytes().rev().zip(other.bytes().rev()))
         .take_while(|(a, b)| a == b)
         .count();
