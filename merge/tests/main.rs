@@ -4,6 +4,7 @@
 mod aliases;
 mod beside;
 mod catalog;
+mod changing;
 mod convert;
 mod diff;
 mod distance;

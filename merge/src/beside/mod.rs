@@ -7,7 +7,7 @@ use serde::Serialize;
 use serde_json::Value;
 use travel::{Files, fits, is_below, travelling};
 
-use crate::io::{self, model_folder};
+use crate::io::{self, SourceFile, model_folder};
 use crate::remote::{self, address::is_address};
 use crate::{Error, MergeFault, Result};
 
@@ -109,6 +109,8 @@ pub struct Beside {
     pub ingredients: Vec<Ingredient>,
     /// What users should know.
     pub notes: Vec<String>,
+    /// The files beside the models as they were before the first of them was read.
+    pub(crate) seen: Vec<SourceFile>,
 }
 
 /// The companion files of one model.

@@ -6,7 +6,7 @@ use std::path::{Component, Path, PathBuf};
 use regex::Regex;
 use serde_json::Value;
 
-use super::read_text;
+use super::{bad, read_text};
 use crate::Result;
 use crate::io::folder::visible_files;
 
@@ -107,6 +107,17 @@ impl Files {
         files.into_iter().flatten()
     }
 
+    /// The folder, for messages.
+    fn root(&self) -> PathBuf {
+        match self {
+            Self::Here(root) => root.clone(),
+            Self::There(files) => {
+                let first = files.values().next().and_then(|path| path.parent());
+                first.unwrap_or(Path::new("")).to_owned()
+            }
+        }
+    }
+
     /// Where a file is, if it is there.
     fn path(&self, name: &str) -> Option<PathBuf> {
         match self {
@@ -130,7 +141,11 @@ pub(crate) fn travelling(files: &Files) -> Result<BTreeMap<String, PathBuf>> {
         names.extend(files.below(&folder)?);
     }
     names.extend(code(files, &top)?);
-    Ok((names.into_iter().take(MAX_FILES))
+    if names.len() > MAX_FILES {
+        let reason = format!("{} files go with the model; {MAX_FILES} may", names.len());
+        return Err(bad(&files.root(), reason).into());
+    }
+    Ok((names.into_iter())
         .filter_map(|name| Some((name.clone(), files.path(&name)?)))
         .collect())
 }
@@ -176,7 +191,7 @@ fn code(files: &Files, top: &[String]) -> Result<BTreeSet<String>> {
         .collect();
     let mut found = BTreeSet::new();
     while let Some(name) = open.pop() {
-        if found.len() >= MAX_FILES || !found.insert(name.clone()) {
+        if found.len() > MAX_FILES || !found.insert(name.clone()) {
             continue;
         }
         if let Some(path) = files.path(&name) {

@@ -21,7 +21,9 @@ pub struct Comparison {
     pub unfit: Vec<String>,
     /// Tensors of the file that the recipe does not make.
     pub unexpected: Vec<String>,
-    /// Tensors that the recipe combines, and that are what they are measured from.
+    /// Tensors that the recipe combines of several.
+    pub n_combined: usize,
+    /// Those among them that are what they are measured from.
     pub n_unchanged: usize,
 }
 
@@ -105,6 +107,7 @@ pub fn compare(
     let compared = write_entries(plan, &range, &watched, &run, chosen, progress);
     progress.finish();
     compared?;
+    comparison.n_combined = watched.n_combined();
     comparison.n_unchanged = watched.n_unchanged();
     comparison.n_bytes = comparing.n_bytes.into_inner();
     let differing = comparing.differing.into_inner();

@@ -1,17 +1,15 @@
 //! What the bytes of an output depend on, as one number.
 
 use std::collections::BTreeMap;
-use std::path::Path;
-use std::time::SystemTime;
 
 use sha2::{Digest, Sha256};
 
 use super::RunOptions;
 use crate::MergePlan;
 use crate::beside::Content;
-use crate::io::WriteOptions;
+use crate::io::{SourceFile, WriteOptions};
 
-/// SHA-256 of the recipe, the inputs as they are on the disk (path, size, time of the last change), and
+/// SHA-256 of the recipe, the inputs as they are on the disk (path, identity, size, times of the last change), and
 /// everything about the output, in hexadecimal.
 pub(super) fn of(
     plan: &MergePlan,
@@ -33,13 +31,16 @@ pub(super) fn of(
     for file in plan.files() {
         add(&file.path.to_string_lossy());
         add(&file.n_bytes.to_string());
-        add(&changed(&file.path));
+        add(&format!("{:?}", file.stamp));
     }
     for file in &plan.beside().files {
         add(&file.name);
         match &file.content {
             Content::Text(text) => add(text),
-            Content::Copy(path) => add(&format!("{} {}", path.display(), changed(path))),
+            Content::Copy(path) => {
+                let seen = SourceFile::seen(path).and_then(|file| file.stamp);
+                add(&format!("{} {seen:?}", path.display()));
+            }
         }
     }
     for entry in plan.entries() {
@@ -59,14 +60,4 @@ pub(super) fn of(
     add(&format!("{} {}", run.hash, run.allow_non_finite));
     let hash = hash.finalize();
     hash.iter().map(|byte| format!("{byte:02x}")).collect()
-}
-
-/// When a file was changed last; the same text for all files of systems without such times.
-fn changed(path: &Path) -> String {
-    let time = std::fs::metadata(path).and_then(|metadata| metadata.modified());
-    let since = time.map(|time| time.duration_since(SystemTime::UNIX_EPOCH));
-    match since {
-        Ok(Ok(since)) => since.as_nanos().to_string(),
-        _ => String::new(),
-    }
 }

@@ -37,6 +37,7 @@ fn fill(plan: &MergePlan, run: &RunOptions, progress: &dyn Progress) -> Result<M
         false => provenance,
     };
     super::require_unchanged(&files)?;
+    super::require_unchanged(&plan.beside().seen)?;
     let tensors: Vec<TensorEntry> = (plan.entries().iter())
         .map(|entry| TensorEntry::named(entry.name.clone(), entry.info.clone()))
         .collect();

@@ -141,8 +141,9 @@ pub fn execute(
         force: may_replace,
         ..write.clone()
     };
+    // Announced before the first folder is made, for from here on an interrupt must clean up.
+    progress.start("writing", plan.output_bytes());
     let _folder = beside::make_folders(plan, write)?;
-    // Announced before the first file is made, for from here on an interrupt must clean up.
     stages::write(plan, write, run, progress, &mut Vec::new())?;
     progress.start("writing", plan.output_bytes());
     let files = write_all(plan, write, run, (&fingerprint, &stale), progress);
@@ -235,6 +236,7 @@ fn write_all(
     let belongings = beside::prepare(plan, write, &provenance, stale)?;
     // After the last byte was read and hashed: both are of the files that were opened.
     require_unchanged(&files)?;
+    require_unchanged(&plan.beside().seen)?;
     let n_unchanged = watched.n_unchanged();
     let files = writer.finish_with(&plan.metadata(&provenance)?, belongings)?;
     Ok((files, n_unchanged))

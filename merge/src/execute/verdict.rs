@@ -35,6 +35,12 @@ impl<'a> Watched<'a> {
         self.seen.iter().enumerate().filter(is_unchanged).count()
     }
 
+    /// Tensors that are combined of several.
+    pub(super) fn n_combined(&self) -> usize {
+        let entries = self.plan.entries().iter();
+        entries.filter(|entry| reference(entry).is_some()).count()
+    }
+
     fn differs(&self, entry: &Entry, first_byte: u64, bytes: &[u8]) -> Result<bool> {
         let Some(reference) = reference(entry) else {
             return Ok(false);
@@ -61,6 +67,9 @@ fn reference(entry: &Entry) -> Option<&TensorRef> {
         | Action::Whole { members, base, .. } => (members, base),
         _ => return None,
     };
+    if members.len() + usize::from(base.is_some()) < 2 {
+        return None;
+    }
     base.as_ref().or_else(|| members.first())
 }
 

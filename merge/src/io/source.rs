@@ -121,7 +121,7 @@ pub enum Container {
 }
 
 /// A file that was opened.
-#[derive(Clone, Debug, Serialize)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
 pub struct SourceFile {
     /// Where it is.
     pub path: PathBuf,
@@ -169,6 +169,17 @@ impl SourceFile {
             etag: file.etag(),
             stamp: file.stamp(),
         }
+    }
+
+    /// Of a file of this machine that is going to be opened; `None` if the system does not show it.
+    pub(crate) fn seen(path: &Path) -> Option<Self> {
+        let metadata = std::fs::metadata(path).ok()?;
+        Some(Self {
+            path: path.into(),
+            n_bytes: metadata.size(),
+            etag: None,
+            stamp: Some(Stamp::new(&metadata)),
+        })
     }
 
     /// Checks that the file is still the one that was opened, unchanged.

@@ -27,6 +27,7 @@ pub(super) fn beside(
     let Some(donor) = donor(recipe) else {
         return Ok(Beside {
             notes: opener.notes(),
+            seen: opener.seen(),
             ..Beside::default()
         });
     };
@@ -81,6 +82,7 @@ pub(super) fn beside(
         files: files.collect(),
         ingredients,
         notes,
+        seen: opener.seen(),
     })
 }
 

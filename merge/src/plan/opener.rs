@@ -2,13 +2,14 @@
 
 use std::cell::RefCell;
 use std::collections::BTreeMap;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use super::views;
-use crate::beside::Companions;
-use crate::io::{self, OpenOptions};
+use crate::beside::{Companions, Content};
+use crate::io::{self, OpenOptions, SourceFile};
 use crate::recipe::{ModelRef, adapters};
+use crate::remote::address::is_address;
 use crate::{Checkpoint, MergeRecipe, Result, lora, quantized, ties};
 
 /// Opens models: files, folders, and results of other documents.
@@ -21,6 +22,8 @@ pub(super) struct Opener {
     beside: BTreeMap<String, Companions>,
     /// What users should know of how models were found.
     notes: RefCell<Vec<String>>,
+    /// The files beside models of this machine, as they were when they were found first.
+    seen: RefCell<BTreeMap<PathBuf, SourceFile>>,
 }
 
 impl Opener {
@@ -41,7 +44,13 @@ impl Opener {
     fn open_first(&self, model: &ModelRef) -> Result<Arc<Checkpoint>> {
         let checkpoint = match self.made.get(&model.document()) {
             Some(made) => Arc::clone(made),
-            None => quantized::dequantized(open(model)?)?,
+            None => {
+                if !is_address(&model.model) {
+                    // Before its configuration says how its weights are stored.
+                    self.found_beside(&model.model)?;
+                }
+                quantized::dequantized(open(model)?)?
+            }
         };
         self.note(checkpoint.notes());
         let checkpoint = match &model.adapter {
@@ -73,17 +82,37 @@ impl Opener {
     pub(super) fn companions(&self, model: &ModelRef) -> Result<Companions> {
         let mut companions = match self.beside.get(&model.document()) {
             Some(made) => made.clone(),
-            None => Companions::of_model(&model.model)?,
+            None => self.found_beside(&model.model)?,
         };
         if self.added_tokens(model)?.is_some() {
             for (adapter, _) in model.adapter.iter().flat_map(|text| adapters(text)) {
-                let own = Companions::of_model(&adapter)?;
+                let own = self.found_beside(&adapter)?;
                 if own.has_tokenizer() {
                     companions = companions.with_tokenizer_of(&own);
                 }
             }
         }
         Ok(companions)
+    }
+
+    /// The files beside a model, which must stay as they are until the merge is done.
+    fn found_beside(&self, model: &Path) -> Result<Companions> {
+        let companions = Companions::of_model(model)?;
+        let mut seen = self.seen.borrow_mut();
+        for content in companions.0.values() {
+            if let Content::Copy(path) = content
+                && !seen.contains_key(path)
+                && let Some(file) = SourceFile::seen(path)
+            {
+                seen.insert(path.clone(), file);
+            }
+        }
+        Ok(companions)
+    }
+
+    /// The files that were found beside models, as they were then.
+    pub(super) fn seen(&self) -> Vec<SourceFile> {
+        self.seen.borrow().values().cloned().collect()
     }
 
     /// A model without its adapters.
@@ -138,7 +167,7 @@ pub(super) fn merged(recipe: &MergeRecipe) -> impl Iterator<Item = ModelRef> {
 ///
 /// # Errors
 /// When it cannot be read, and [`crate::Error::DuplicateKey`].
-pub(super) fn open(model: &ModelRef) -> Result<Arc<Checkpoint>> {
+pub(crate) fn open(model: &ModelRef) -> Result<Arc<Checkpoint>> {
     let options = OpenOptions {
         root: model.root.clone(),
     };

@@ -18,20 +18,33 @@ impl Stacks {
     /// Finds stacks: names with a number in them that runs from 0 to at least 1 without a gap, where
     /// what follows the number has at least two parts, as the modules of a layer have.
     pub(crate) fn of<'a>(names: impl Iterator<Item = &'a str>) -> Self {
+        let stacks = Self::seen(names).into_iter();
+        let stacks =
+            stacks.filter(|(_, seen)| seen.len() > 1 && seen.last() == Some(&(seen.len() - 1)));
+        Self(
+            stacks
+                .map(|(prefix, seen)| (prefix.to_owned(), seen.len()))
+                .collect(),
+        )
+    }
+
+    /// The numbers behind the beginnings of names, where something of several parts follows: layers, whole
+    /// stacks or not.
+    pub(crate) fn seen<'a>(
+        names: impl Iterator<Item = &'a str>,
+    ) -> BTreeMap<&'a str, BTreeSet<usize>> {
         let mut layers: BTreeMap<&str, (BTreeSet<usize>, bool)> = BTreeMap::new();
         for place in names.filter_map(split) {
             let (seen, has_modules) = layers.entry(place.prefix).or_default();
             seen.insert(place.layer);
             *has_modules |= place.rest.contains('.');
         }
-        let stacks = layers.into_iter().filter(|(_, (seen, has_modules))| {
-            *has_modules && seen.len() > 1 && seen.last() == Some(&(seen.len() - 1))
-        });
-        Self(
-            stacks
-                .map(|(prefix, (seen, _))| (prefix.to_owned(), seen.len()))
-                .collect(),
-        )
+        let with_modules = layers
+            .into_iter()
+            .filter(|(_, (_, has_modules))| *has_modules);
+        with_modules
+            .map(|(prefix, (seen, _))| (prefix, seen))
+            .collect()
     }
 
     /// The layer that a name belongs to, and how many its stack has.

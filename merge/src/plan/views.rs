@@ -80,7 +80,7 @@ pub(crate) fn new_name(key: &str, renames: &Renames, place: Place) -> Result<Str
 }
 
 /// Changes of names, ready to be done.
-pub(super) fn compiled(renames: &[Rename], place: Place) -> Result<Renames> {
+pub(crate) fn compiled(renames: &[Rename], place: Place) -> Result<Renames> {
     (renames.iter())
         .map(|rename| {
             Ok((

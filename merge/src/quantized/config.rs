@@ -28,15 +28,7 @@ impl Config {
     }
 
     fn read(config: &Value) -> Self {
-        let parts = config.as_object().into_iter().flatten();
-        let nested = parts.filter(|(key, _)| key.ends_with("_config"));
-        let own = std::iter::once(config)
-            .chain(nested.map(|(_, part)| part))
-            .find_map(|part| {
-                let names = ["quantization_config", "compression_config"];
-                names.into_iter().find_map(|name| part.get(name))
-            });
-        let Some(own) = own.filter(|own| own.is_object()) else {
+        let Some(own) = said_by(config) else {
             return Self {
                 zero_offset: 1,
                 ..Self::default()
@@ -74,6 +66,19 @@ impl Config {
             obstacle,
         }
     }
+}
+
+/// The settings of quantization, of the model or of a part of it.
+pub(super) fn said_by(config: &Value) -> Option<&Value> {
+    let parts = config.as_object().into_iter().flatten();
+    let nested = parts.filter(|(key, _)| key.ends_with("_config"));
+    let own = std::iter::once(config)
+        .chain(nested.map(|(_, part)| part))
+        .find_map(|part| {
+            let names = ["quantization_config", "compression_config"];
+            names.into_iter().find_map(|name| part.get(name))
+        });
+    own.filter(|own| own.is_object())
 }
 
 /// Block sizes anywhere in the settings: compressed-tensors has them by groups of layers.

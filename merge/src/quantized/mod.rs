@@ -30,6 +30,7 @@ use std::path::Path;
 use std::sync::Arc;
 
 use serde::Serialize;
+use serde_json::Value;
 
 pub use recognize::recognize;
 
@@ -158,6 +159,11 @@ pub fn dequantized(checkpoint: Arc<Checkpoint>) -> Result<Arc<Checkpoint>> {
 /// As [`io::open`] and [`dequantized`].
 pub fn open(path: &Path, options: &OpenOptions) -> Result<Arc<Checkpoint>> {
     dequantized(Arc::new(io::open(path, options)?))
+}
+
+/// Whether a configuration says that weights are quantized.
+pub(crate) fn is_said(config: &Value) -> bool {
+    config::said_by(config).is_some()
 }
 
 /// What a dequantized weight is like: computed in f32.

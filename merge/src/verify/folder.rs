@@ -8,9 +8,10 @@ use serde_json::Value;
 use super::{Check, Outcome};
 use crate::beside::vocabulary::Tokenizer;
 use crate::beside::{Companions, chat, layers};
+use crate::io::model_folder;
 use crate::plan::PIECE_ELEMENTS;
 use crate::plan::stacks::Stacks;
-use crate::{Checkpoint, Result, ties};
+use crate::{Checkpoint, Result, quantized, ties};
 
 /// What the last part of a stack's name is, where its layers are those of the model.
 const STACKS: [&str; 6] = [
@@ -22,19 +23,29 @@ const STACKS: [&str; 6] = [
     "transformer_blocks",
 ];
 
+/// Files beside weights that say how they are quantized, where config.json does not.
+const SETTINGS_OF_QUANTIZATION: [&str; 3] = [
+    "hf_quant_config.json",
+    "quantize_config.json",
+    "quant_config.json",
+];
+
 /// The checks of a folder; one that is skipped for a file alone.
 pub(super) fn checks(path: &Path, found: &Checkpoint) -> Result<Vec<Check>> {
     let files = Companions::of_model(path)?;
-    let Some(config) = files.settings("config.json")? else {
-        return Ok(vec![Check::said(
+    let config = files.settings("config.json")?;
+    let quantization = quantization(config.as_ref(), path, found);
+    let Some(config) = config else {
+        let skipped = Check::said(
             "config",
             Outcome::Skipped,
             "no config.json beside the weights",
-        )]);
+        );
+        return Ok(vec![skipped, quantization]);
     };
     let mut checks = vec![
         Check::failing("config", contradictions(&config, found)),
-        quantization(&config, found),
+        quantization,
     ];
     let Some(tokenizer) = Tokenizer::of(&files)? else {
         checks.push(Check::said(
@@ -119,11 +130,25 @@ fn embeddings(found: &Checkpoint) -> Option<(&str, usize)> {
 /// Where the configuration says something else than the weights.
 fn contradictions(config: &Value, found: &Checkpoint) -> Vec<String> {
     let mut findings = Vec::new();
-    let stacks = Stacks::of(found.tensors().map(|(name, _)| name));
-    for (prefix, n_layers) in &stacks.0 {
-        let last = prefix.rsplit('.').next().unwrap_or(prefix);
-        if STACKS.contains(&last) {
-            findings.extend(layers::contradictions(config, prefix, *n_layers));
+    let names = found.tensors().map(|(name, _)| name);
+    let mut stacks = Stacks::seen(names);
+    stacks.retain(|prefix, _| STACKS.contains(&prefix.rsplit('.').next().unwrap_or(prefix)));
+    let has_several = stacks.values().any(|seen| seen.len() > 1);
+    for (prefix, seen) in &stacks {
+        let n_layers = seen.last().map_or(0, |last| last + 1);
+        if seen.len() < n_layers {
+            // Some parts have numbers without weights; a stack has as many layers as the configuration says.
+            let missing: Vec<usize> = (0..n_layers)
+                .filter(|layer| !seen.contains(layer))
+                .collect();
+            if layers::says(config, prefix, n_layers) {
+                findings.push(format!(
+                    "`{prefix}` has no tensor of the layers {missing:?}"
+                ));
+            }
+        } else if n_layers > 1 || !has_several {
+            // One layer beside a stack is that of a part without a number of its own.
+            findings.extend(layers::contradictions(config, prefix, n_layers));
         }
     }
     let text = config.get("text_config").unwrap_or(config);
@@ -135,10 +160,21 @@ fn contradictions(config: &Value, found: &Checkpoint) -> Vec<String> {
     {
         findings.push(format!("`vocab_size` is {size}, `{name}` has {rows} rows"));
     }
-    let head = found
-        .tensors()
-        .find(|(name, _)| name.ends_with("lm_head.weight"));
+    let pad = says("pad_token_id").and_then(Value::as_u64);
+    if let (Some((name, rows)), Some(pad)) = (embeddings, pad)
+        && pad >= rows as u64
+    {
+        findings.push(format!("`pad_token_id` is {pad}, `{name}` has {rows} rows"));
+    }
+    let head = found.tensors().find(|(name, _)| ties::is_head(name));
     let is_tied = says("tie_word_embeddings").and_then(Value::as_bool);
+    if let (Some(false), None, Some(_), Some(class)) =
+        (is_tied, head, embeddings, class_with_head(config))
+    {
+        findings.push(format!(
+            "`tie_word_embeddings` is false and no tensor is a head: loaders of {class} draw a new one"
+        ));
+    }
     if let (Some(true), Some((head, info)), Some((embeddings, _))) = (is_tied, head, embeddings)
         && found.get(embeddings) == Some(info)
         && differ(found, head, embeddings)
@@ -148,6 +184,13 @@ fn contradictions(config: &Value, found: &Checkpoint) -> Vec<String> {
         ));
     }
     findings
+}
+
+/// The class of the model, where it has a head that gives each token a score.
+fn class_with_head(config: &Value) -> Option<&str> {
+    let class = config.get("architectures")?.get(0)?.as_str()?;
+    let ends = ["ForCausalLM", "LMHeadModel", "ForConditionalGeneration"];
+    ends.iter().any(|end| class.ends_with(end)).then_some(class)
 }
 
 /// Whether two tensors of one shape differ; what cannot be read is another check's.
@@ -166,32 +209,37 @@ fn differ(found: &Checkpoint, one: &str, other: &str) -> bool {
     })
 }
 
-/// Whether the configuration calls weights quantized that are not.
-fn quantization(config: &Value, found: &Checkpoint) -> Check {
-    let says = config
-        .get("quantization_config")
-        .is_some_and(Value::is_object);
-    let is_narrow = |(name, info): (&str, &crate::TensorInfo)| {
-        let is_scale = [
-            ".weight_scale",
-            "_scale_inv",
-            ".qweight",
-            ".qzeros",
-            ".absmax",
-            "_scales",
-            "_blocks",
-        ];
-        info.dtype.size_bytes() == 1 && info.shape.len() > 1
-            || is_scale.iter().any(|end| name.ends_with(end))
+/// Whether weights are codes that the configuration does not tell of, or the other way round.
+fn quantization(config: Option<&Value>, path: &Path, found: &Checkpoint) -> Check {
+    let says = config.is_some_and(|config| quantized::is_said(config));
+    let schemes = match quantized::recognize(found) {
+        Ok(found) => found.map(|found| found.schemes()).unwrap_or_default(),
+        Err(fault) => return Check::said("quantization", Outcome::Failed, fault.to_string()),
     };
-    let is_quantized = found.tensors().any(is_narrow);
-    let finding = match (says, is_quantized) {
-        (true, false) => "config.json has a `quantization_config`, but no tensor is quantized",
-        (false, true) => "tensors look quantized, but config.json has no `quantization_config`",
-        _ => return Check::failing("quantization", Vec::new()),
+    let schemes: Vec<String> = (schemes.into_iter())
+        .map(|count| format!("{} weights are {}", count.n_weights, count.scheme))
+        .collect();
+    let folder = model_folder(path);
+    let is_beside = (folder.iter())
+        .flat_map(|folder| SETTINGS_OF_QUANTIZATION.map(|name| folder.join(name)))
+        .any(|path| path.is_file());
+    let (outcome, why) = match (says, schemes.is_empty()) {
+        (true, true) => (
+            Outcome::Failed,
+            "config.json has a `quantization_config`, but no tensor is quantized",
+        ),
+        (false, false) if config.is_some() && !is_beside => (
+            Outcome::Failed,
+            "config.json has no `quantization_config`: loaders take the codes for weights",
+        ),
+        (false, false) => (Outcome::Note, "there is no config.json that says so"),
+        (true, false) | (false, true) => return Check::failing("quantization", Vec::new()),
     };
-    let outcome = if says { Outcome::Failed } else { Outcome::Note };
-    Check::said("quantization", outcome, finding)
+    Check::said(
+        "quantization",
+        outcome,
+        [schemes, vec![why.to_owned()]].concat().join("; "),
+    )
 }
 
 /// Marks of chat templates: `<|im_start|>`.

@@ -1,5 +1,6 @@
 //! Whether a merged file is what its recipe says, and whether loaders can use it.
 
+mod adapters;
 mod folder;
 
 use std::path::Path;
@@ -61,6 +62,13 @@ impl Check {
             outcome,
             findings,
         }
+    }
+
+    /// With words about what passed.
+    fn with(mut self, findings: Vec<String>) -> Self {
+        self.findings = findings;
+        self.findings.truncate(LISTED);
+        self
     }
 
     fn said(name: &'static str, outcome: Outcome, finding: impl Into<String>) -> Self {
@@ -157,8 +165,17 @@ fn by_recipe(
     if let Some(own) = own.filter(|_| recipe.out_dtype == OutputDType::Keep) {
         recipe.out_dtype = own.out_dtype;
     }
+    let adapters = adapters::check(&recipe, progress)?;
+    if let Some(adapters) = adapters
+        .clone()
+        .filter(|check| check.outcome == Outcome::Failed)
+        && MergePlan::resolve(&recipe).is_err()
+    {
+        return Ok(vec![adapters]);
+    }
     let (plan, _) = MergePlan::resolve(&recipe)?;
     let mut checks = vec![inputs(&plan, made, progress)?];
+    checks.extend(adapters);
     let compared = compare(&plan, found, is_full, progress)?;
     let unexpected = compared
         .unexpected
@@ -184,10 +201,7 @@ fn by_recipe(
             .push(format!("{} bytes compared, {extent}", compared.n_bytes));
     }
     checks.push(values);
-    let n_combined = (plan.entries().iter())
-        .filter(|entry| entry.action.tensors().count() > 1)
-        .count();
-    let unchanged = match (compared.n_unchanged, n_combined) {
+    let unchanged = match (compared.n_unchanged, compared.n_combined) {
         (0, _) => Check::failing("changed", Vec::new()),
         (n, all) if n == all => Check::said(
             "changed",

@@ -2,7 +2,7 @@
 //!
 //! ```text
 //! recipe.yaml                    what is done, resolved
-//! log.jsonl                      one line a step
+//! metrics.jsonl                  one line a step
 //! events.out.tfevents.*          the same for TensorBoard
 //! states/step-00000120/          model.safetensors and state.safetensors: where a run goes on
 //! best.safetensors, best.json    the best weights by validation

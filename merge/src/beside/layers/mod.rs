@@ -74,7 +74,14 @@ pub(super) fn set(config: &mut Value, layers: &Layers) -> (Vec<String>, Vec<Stri
     (changed, notes)
 }
 
-/// Where a configuration says another number of layers than the stack has.
+/// Whether a configuration says that a stack has this number of layers.
+pub(crate) fn says(config: &Value, prefix: &str, n_layers: usize) -> bool {
+    let parts = parts_of_stack(config, prefix).into_iter();
+    let mut parts = parts.filter_map(|path| part(config, &path));
+    parts.any(|part| !counts(part, prefix, n_layers).is_empty())
+}
+
+/// Where a configuration says another number of layers than the stack has, or something of more layers or fewer.
 pub(crate) fn contradictions(config: &Value, prefix: &str, n_layers: usize) -> Vec<String> {
     let mut findings = Vec::new();
     for path in parts_of_stack(config, prefix) {
@@ -97,10 +104,15 @@ pub(crate) fn contradictions(config: &Value, prefix: &str, n_layers: usize) -> V
             findings.push(format!("{said}; `{prefix}` has {n_layers} layers"));
         }
         let types = part.get("layer_types").and_then(Value::as_array);
-        if let Some(types) = types.filter(|types| types.len() < n_layers) {
+        let said = keys
+            .iter()
+            .find_map(|key| Some((key, part.get(*key)?.as_u64()?)));
+        if let (Some(types), Some((key, said))) = (types, said)
+            && types.len() as u64 != said
+        {
             let n = types.len();
             findings.push(format!(
-                "`{place}layer_types` has {n} entries, `{prefix}` has {n_layers} layers"
+                "`{place}layer_types` has {n} entries, `{place}{key}` is {said}"
             ));
         }
     }
