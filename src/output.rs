@@ -273,9 +273,11 @@ fn hint(error: &anyhow::Error) -> Option<String> {
     error.chain().find_map(|cause| {
         let of_merge = cause.downcast_ref::<merge::Error>();
         let of_evaluate = cause.downcast_ref::<evaluate::Error>();
+        let of_train = cause.downcast_ref::<train::Error>();
         of_merge
             .and_then(merge::Error::hint)
             .or_else(|| of_evaluate?.hint())
+            .or_else(|| of_train?.hint())
     })
 }
 

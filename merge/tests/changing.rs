@@ -35,7 +35,7 @@ const RECIPES: [(&str, &str, &[&str]); 4] = [
         ],
     ),
     (
-        "merge_method: regmean\nmodels: [experts.ckpt]\nparameters: {grams: grams.safetensors}\ntask: irtr\n",
+        "merge_method: regmean\nmodels: [experts.ckpt]\nparameters: {grams: grams.safetensors}\nfor: irtr\n",
         "RegMean of experts",
         &["experts.ckpt", "grams.safetensors"],
     ),

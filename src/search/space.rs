@@ -52,6 +52,7 @@ impl Space {
             return Err(UsageError(what).into());
         }
         let text = std::fs::read_to_string(path).with_context(failed)?;
+        merge::io::require_fetched(path, text.as_bytes())?;
         let read: Vec<Value> = serde_saphyr::from_multiple(&text)
             .map_err(|error| UsageError(format!("{}: {error}", path.display())))?;
         let is_single = read.len() == 1;

@@ -288,6 +288,16 @@ fn kept_note(kept: Option<&std::path::Path>) -> String {
 }
 
 impl Error {
+    /// What the user may try, where something helps.
+    #[must_use]
+    pub fn hint(&self) -> Option<String> {
+        match self {
+            Self::Evaluate(error) => error.hint(),
+            Self::Merge(error) => error.hint(),
+            _ => None,
+        }
+    }
+
     /// Whether the arguments or the recipe are at fault, not the data or the machine.
     #[must_use]
     pub fn is_usage(&self) -> bool {

@@ -12,6 +12,7 @@
 use std::cell::Cell;
 use std::fs::File;
 use std::io::{BufReader, Read, Seek, SeekFrom};
+use std::os::unix::fs::FileExt;
 use std::path::{Component, Path, PathBuf};
 use std::rc::Rc;
 use std::sync::{Mutex, PoisonError};
@@ -143,6 +144,10 @@ impl Annotations {
         if !metadata.is_file() {
             return Err(Error::NotAFile { path: path.into() });
         }
+        let mut start = [0; 64];
+        let n_seen =
+            (file.read_at(&mut start, 0)).map_err(|source| Error::io("read", path, source))?;
+        merge::io::require_fetched(path, &start[..n_seen])?;
         let n_read = Rc::new(Cell::new(0));
         let mut rows = ReaderBuilder::new()
             .has_headers(false)

@@ -118,6 +118,9 @@ pub fn size(bytes: &[u8]) -> Result<(Format, usize, usize)> {
 }
 
 fn unknown(bytes: &[u8]) -> Error {
+    if let Some(looks_like) = merge::io::not_fetched(bytes) {
+        return broken(format!("it {looks_like}"));
+    }
     let fault = if bytes.is_empty() {
         "it has no bytes"
     } else {

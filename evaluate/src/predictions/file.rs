@@ -38,7 +38,9 @@ fn open(path: &Path) -> Result<BufReader<std::io::Take<File>>> {
     }
     let file = File::open(path).map_err(failed)?;
     // The file may grow while it is read.
-    Ok(BufReader::with_capacity(1 << 16, file.take(MAX_FILE_BYTES)))
+    let mut file = BufReader::with_capacity(1 << 16, file.take(MAX_FILE_BYTES));
+    merge::io::require_fetched(path, file.fill_buf().map_err(failed)?)?;
+    Ok(file)
 }
 
 /// Reads a JSON file of a known form, without holding its text. It skips a byte-order mark. An error

@@ -4,7 +4,7 @@
 const IDS: [&str; 4] = ["question_id", "image_id", "identifier", "id"];
 
 /// Containers that are looked at; whatever is deeper within those counts as part of them.
-const MAX_OPEN: usize = 128;
+const MAX_OPEN: usize = 16;
 
 /// A container that is open at the fault.
 enum Open {

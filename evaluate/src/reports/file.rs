@@ -114,6 +114,7 @@ fn content(path: &Path) -> Result<Vec<u8>> {
             limit: MAX_FILE_BYTES,
         });
     }
+    merge::io::require_fetched(path, &bytes)?;
     Ok(bytes)
 }
 

@@ -234,5 +234,7 @@ fn read(path: &Path) -> Result<Vec<u8>> {
             limit: MAX_TOKENIZER_BYTES,
         });
     }
-    std::fs::read(path).map_err(|source| Error::io("read", path, source))
+    let bytes = std::fs::read(path).map_err(|source| Error::io("read", path, source))?;
+    merge::io::require_fetched(path, &bytes)?;
+    Ok(bytes)
 }

@@ -45,8 +45,24 @@ fn classify(seen: &[u8], claims_safetensors: bool) -> Content {
     }
 }
 
-/// What stands in the place of a file that was not fetched, whatever the file is called.
-pub(crate) fn is_no_file(seen: &[u8]) -> Option<&'static str> {
+/// Checks that a file is not what stands in the place of one that was not fetched: a git-lfs pointer, a web page,
+/// the refusal of a server. `seen` are its first bytes, or all of them.
+///
+/// # Errors
+/// [`Error::UnknownFormat`], which says what it is.
+pub fn require_fetched(path: &Path, seen: &[u8]) -> Result<()> {
+    match is_no_file(seen) {
+        None => Ok(()),
+        Some(looks_like) => Err(Error::UnknownFormat {
+            path: path.into(),
+            looks_like: looks_like.into(),
+        }),
+    }
+}
+
+/// What stands in the place of a file that was not fetched, in words, whatever the file is called.
+#[must_use]
+pub fn is_no_file(seen: &[u8]) -> Option<&'static str> {
     let starts = |mark: &&[u8]| {
         let start = seen.trim_ascii_start().get(..mark.len());
         start.is_some_and(|start| start.eq_ignore_ascii_case(mark))
@@ -61,9 +77,9 @@ pub(crate) fn is_no_file(seen: &[u8]) -> Option<&'static str> {
         b"Repository not found",
     ];
     if page.iter().any(starts) {
-        return Some("is a web page, not a checkpoint");
+        return Some("is a web page, not the file");
     }
-    (refusal.iter().any(starts)).then_some("is the refusal of a server, not a checkpoint")
+    (refusal.iter().any(starts)).then_some("is the refusal of a server, not the file")
 }
 
 fn describe(seen: &[u8]) -> String {

@@ -12,7 +12,7 @@ mod torch;
 mod writer;
 
 pub use aliases::{ALIASES_KEY, Aliases};
-pub(crate) use content::is_no_file as not_fetched;
+pub use content::{is_no_file as not_fetched, require_fetched};
 pub(crate) use folder::model_folder;
 pub use source::{
     Checkpoint, Container, ObjectPath, OpaqueObject, OpenOptions, PathSegment, PlainValue, Root,

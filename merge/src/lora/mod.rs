@@ -176,6 +176,7 @@ fn read_settings(path: &Path, max_bytes: u64) -> Result<(String, io::SourceFile)
     }
     let mut bytes = vec![0; n_bytes as usize];
     (file.read_exact_at(&mut bytes, 0)).map_err(|source| Error::io("read", path, source))?;
+    io::require_fetched(path, &bytes)?;
     let text = String::from_utf8(bytes).map_err(|_| failed("no UTF-8".into()))?;
     Ok((text, io::SourceFile::of(path, file.as_ref())))
 }

@@ -278,6 +278,7 @@ impl MergeRecipe {
                 reason: format!("longer than {MAX_RECIPE_BYTES} bytes"),
             });
         }
+        crate::io::require_fetched(path, text.as_bytes())?;
         Self::parse(&text, path)
     }
 

@@ -67,7 +67,9 @@ fn text_of(path: &Path) -> Result<String> {
             reason: format!("longer than {MAX_RECIPE_BYTES} bytes"),
         });
     }
-    std::fs::read_to_string(path).map_err(|e| Error::io("read", path, e))
+    let text = std::fs::read_to_string(path).map_err(|e| Error::io("read", path, e))?;
+    merge::io::require_fetched(path, text.as_bytes())?;
+    Ok(text)
 }
 
 /// Any document in YAML, with settings changed.

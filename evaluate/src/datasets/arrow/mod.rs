@@ -67,6 +67,9 @@ impl Table {
             return Err(Error::NotAFile { path: path.into() });
         }
         let file = File::open(path).map_err(failed)?;
+        let mut start = [0; 64];
+        let n_seen = file.read_at(&mut start, 0).map_err(failed)?;
+        merge::io::require_fetched(path, &start[..n_seen])?;
         let messages = Messages::read(path, &file, metadata.len())?;
         let mut ends = Vec::with_capacity(messages.batches.len());
         let mut n_rows = 0_usize;
