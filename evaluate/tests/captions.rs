@@ -110,3 +110,14 @@ fn scores_of_whole_copies_are_full_and_of_strangers_nothing() {
         assert!(value(&other, name) < 1e-9, "{name}");
     }
 }
+
+#[test]
+fn words_with_apostrophes_are_split_as_the_official_tool_splits_them() {
+    let recorded = fixtures::json("metrics/ptb_apostrophes.json");
+    let cases = fixtures::list(&recorded["cases"]);
+    assert!(cases.len() > 1000);
+    for case in cases {
+        let [raw, expected] = [0, 1].map(|nth| fixtures::text(&case[nth]));
+        assert_eq!(tokenize(raw), expected, "{raw:?}");
+    }
+}

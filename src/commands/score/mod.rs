@@ -1,6 +1,7 @@
 //! `vlmerge score`.
 
 mod judged;
+mod meteor;
 
 use std::borrow::Cow;
 use std::path::PathBuf;
@@ -71,12 +72,13 @@ const CAPTIONS_EXAMPLES: &str = "\
 Examples:
   vlmerge score captions --results captions.json --annotations captions_val2014.json --partial
   vlmerge score captions --results a.json b.json --annotations captions_val2014.json
+  vlmerge score captions --results a.json --annotations a_val.json --meteor-jar meteor/meteor-1.5.jar
 
 Files are of the official forms; a result file is a list of {\"image_id\": 1, \"caption\": \"a dog\"}.
 BLEU-1 to BLEU-4, ROUGE-L and CIDEr (its variant D, times 100) are those of the official program, with
 its tokenizer. CIDEr weighs words by how rare they are in the images that are judged. Intervals draw
-images; the weights of CIDEr are not drawn. METEOR and SPICE need data of their programs and are not
-computed.";
+images; the weights of CIDEr are not drawn. METEOR is what its official program says, given with
+--meteor-jar, and has no interval. SPICE needs a trained parser and is not computed.";
 
 /// Flags of `vlmerge score`.
 #[derive(Debug, clap::Args)]
@@ -170,6 +172,9 @@ struct CaptionsArgs {
     /// Judge only the images that have a caption, as the official example does
     #[arg(long)]
     partial: bool,
+    /// The official program of METEOR, with its table of paraphrases beside it in `data/`; needs `java`
+    #[arg(long, value_name = "FILE")]
+    meteor_jar: Option<PathBuf>,
     #[command(flatten)]
     draws: DrawArgs,
 }
@@ -180,7 +185,7 @@ pub fn run(args: Args, output: &Output) -> Result<ExitCode> {
         Task::Retrieval(args) => (score_retrieval(args)?, args.draws),
         Task::Vqa(args) => (score_vqa(args)?, args.draws),
         Task::Nlvr2(args) => (score_nlvr2(args, output)?, args.draws),
-        Task::Captions(args) => (score_captions(args)?, args.draws),
+        Task::Captions(args) => (score_captions(args, output)?, args.draws),
     };
     let bootstrap = Bootstrap::new(draws.resamples, draws.seed)?;
     judged.setting("resamples", draws.resamples);
@@ -325,7 +330,7 @@ fn score_nlvr2(args: &Nlvr2Args, output: &Output) -> Result<Judged> {
     Ok(judged)
 }
 
-fn score_captions(args: &CaptionsArgs) -> Result<Judged> {
+fn score_captions(args: &CaptionsArgs, output: &Output) -> Result<Judged> {
     let references = predictions::captions::read_annotations(&args.annotations, args.partial)?;
     let mut judged = Judged::new("captions", "images");
     judged.setting("annotations", args.annotations.display().to_string());
@@ -349,7 +354,12 @@ fn score_captions(args: &CaptionsArgs) -> Result<Judged> {
             judged.count("images", n);
         }
         let sample = captions::sample(&captions::judge(&captioned));
-        judged.add(path, sample, Vec::new());
+        let meteor = (args.meteor_jar.as_ref()).map(|jar| meteor::measure(jar, &captioned));
+        judged.add(path, sample, meteor.transpose()?.into_iter().collect());
     }
+    output.note(match &args.meteor_jar {
+        Some(_) => "no SPICE: it needs a trained parser",
+        None => "no METEOR and no SPICE: they are programs of their own; --meteor-jar runs that of METEOR",
+    });
     Ok(judged)
 }

@@ -25,6 +25,11 @@ const CASED_ABBREVIATIONS: &str = "ARK Ark AZ Az DEL Del ILL Ill LA La MASS Mass
 /// The same, if a number follows.
 const NUMBERED_ABBREVIATIONS: &str = "art ca fig figs no nos op pp prop";
 
+/// A letter with which none of the verbs begins that are cut off behind an apostrophe: 's, 'd, 'm, 'll, 're
+/// and 've.
+const NO_SHORT_VERB: &str =
+    r"(?:[\p{L}--[sdmlrvSDMLRV]]|[lL](?:[\p{L}--[lL]]|\P{L}|$)|[rvRV](?:[\p{L}--[eE]]|\P{L}|$))";
+
 /// Longer words are split, so that the work grows with the text and not with its square.
 const MAX_TOKEN_BYTES: usize = 1024;
 
@@ -46,7 +51,7 @@ enum Form {
 }
 
 /// Patterns, in the order in which they win. In them `@L` is a letter, `@D` a digit, `@A` an
-/// apostrophe, `@H` a hyphen and `@E` the end of a word.
+/// apostrophe, `@H` a hyphen, `@E` the end of a word and `@V` [`NO_SHORT_VERB`].
 const RULES: &[(Form, &str)] = &[
     // Names of brackets, and words that are split in two.
     (Form::Typed, r"(?i)(-[lr][rsc]b-)"),
@@ -125,18 +130,26 @@ const RULES: &[(Form, &str)] = &[
     (Form::Straight, r"(?i)(’(?:ll|re|ve|s|m|d))"),
     (
         Form::Typed,
-        r"(?i)(@An@A|@Aem|@Atill?|@Acause|@A[2-9]0s|dunkin@A|somethin@A|[ldj]@A|c@Amon|s@Amores|ev@Ary|li@Al|nat@Al|e@Aer|’n)",
+        r"(?i)(@An@A|@Aem|@Atill?|@Acause|@A[2-9]0s|dunkin@A|somethin@A|[ld]@A|cap@An|c@Aest|’n)",
     ),
-    (Form::Typed, r"(?i)(@An@A?|ol@A)(?:\P{L}|$)"),
+    // These are whole with a straight apostrophe alone.
+    (
+        Form::Typed,
+        r"(?i)(c'mon|s'mores|ev'ry|li'l|nat'l|e'er|nor'easter)",
+    ),
+    (Form::Typed, r"(?i)(@An@A?|o'o)(?:\P{L}|$)"),
+    (Form::Typed, r"(?i)(j@A)(?:\P{L}|$)"),
     (
         Form::Typed,
         r"([A-HJ-XZn]@A\p{L}{2,}|\p{L}+[aeiouyAEIOUY]@A[aeiouA-Z]\p{L}*)",
     ),
-    (Form::Typed, r"([yY]@A)\p{L}"),
+    // Unless what follows begins as a verb does that is cut off there: `y'all`, but no `y'see`.
+    (Form::Typed, r"([jJyY]@A)@V"),
+    (Form::Typed, r"([oO][lL]@A)(?:@V|\P{L}|$)"),
     (Form::Typed, r"(@A[0-9]{2})(?:\s|$)"),
     // Signs.
     (Form::Typed, r"([A-Z]*\$)"),
-    (Form::Marks, r"(--+|\?[?!]*|![?!]*|\.\.\.|,|;)"),
+    (Form::Marks, r"(--+|''|\?[?!]*|![?!]*|\.\.\.|,|;)"),
     (Form::Typed, r"(\*+|_+|#+|@+|<<|>>)"),
 ];
 
@@ -174,6 +187,7 @@ static COMPILED: LazyLock<Vec<Rule>> = LazyLock::new(|| {
         let pattern = pattern.replace("CASED", &either(CASED_ABBREVIATIONS));
         let pattern = pattern.replace("ABBREVIATION", &either(ABBREVIATIONS));
         let pattern = pattern.replace("@E", r"(?:[^\p{L}0-9]|$)");
+        let pattern = pattern.replace("@V", NO_SHORT_VERB);
         let pattern = pattern.replace("@L", r"[[\p{L}\p{M}\u{AD}]--[\u{FE00}-\u{FE0F}]]");
         let pattern = pattern.replace("@D", r"\p{Nd}").replace("@A", "['’]");
         pattern.replace("@H", r"[-\u{2010}\u{2011}]")
