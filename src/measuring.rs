@@ -102,7 +102,7 @@ impl<'a> Study<'a> {
             dataset: data.dataset().to_owned(),
             split: data.split().to_owned(),
             device: model.device.to_string(),
-            settings: settings(data, model, results),
+            settings: settings(data, model, results)?,
             identity: json!({
                 "task": data.task,
                 "dataset": data.dataset(),
@@ -214,7 +214,11 @@ impl<'a> Study<'a> {
 }
 
 /// How it is measured, as it goes into the report.
-fn settings(data: &DataArgs, model: &ModelArgs, results: &ResultArgs) -> BTreeMap<String, Value> {
+fn settings(
+    data: &DataArgs,
+    model: &ModelArgs,
+    results: &ResultArgs,
+) -> Result<BTreeMap<String, Value>> {
     let mut settings = BTreeMap::from([
         ("precision".to_owned(), json!(model.precision.to_string())),
         ("resamples".to_owned(), json!(results.resamples)),
@@ -227,10 +231,20 @@ fn settings(data: &DataArgs, model: &ModelArgs, results: &ResultArgs) -> BTreeMa
         let ties = results.ties.unwrap_or_default();
         settings.insert("ties".into(), json!(ties.to_string()));
     }
+    if data.task.takes(TaskOption::Writing) {
+        let writing = data.writing()?;
+        settings.insert("beams".into(), json!(writing.beams));
+        settings.insert("length_penalty".into(), json!(writing.length_penalty));
+        settings.insert("max_tokens".into(), json!(writing.max_tokens));
+    }
+    if let (Some(n), Some(path)) = (data.candidates, &data.candidates_from) {
+        settings.insert("candidates".into(), json!(n));
+        settings.insert("candidates_from".into(), json!(path.display().to_string()));
+    }
     if let Some(limit) = data.limit {
         settings.insert("limit".into(), json!(limit));
     }
-    settings
+    Ok(settings)
 }
 
 /// The journal as this process's own, until it ends.
@@ -242,11 +256,16 @@ fn locked(journal: &Journal) -> Result<File> {
     })
 }
 
-/// A name for the content of the tokenizer's file.
+/// A name for the content of the tokenizer's files.
 fn tokenizer_identity(tokenizer: &Tokenizer) -> Result<String> {
-    let path = tokenizer.path();
-    let bytes = std::fs::read(path).with_context(|| format!("cannot read {}", path.display()))?;
-    Ok(key_of(&bytes))
+    let read = |path: &std::path::PathBuf| {
+        std::fs::read(path).with_context(|| format!("cannot read {}", path.display()))
+    };
+    let files: Vec<Vec<u8>> = tokenizer.files().iter().map(read).collect::<Result<_>>()?;
+    Ok(match files.as_slice() {
+        [file] => key_of(file),
+        files => key_of(&files),
+    })
 }
 
 /// Prints a report: a table, or JSON.

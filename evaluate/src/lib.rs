@@ -39,9 +39,11 @@ pub mod models;
 pub mod nn;
 pub mod predictions;
 pub mod reports;
+pub mod streams;
 pub mod tasks;
 pub mod text;
+pub mod writing;
 
-pub use error::{DataFault, EncodeFault, Error, GivenFault, ModelFault, Result};
+pub use error::{DataFault, EncodeFault, Error, GivenFault, ModelFault, Result, TextFault};
 pub use sample::{Combination, Contribution, Quantity, Ratio, Sample, Unit};
 pub use weights::Weights;

@@ -58,6 +58,7 @@ fn parts_of_a_picture_have_the_pixels_of_pillow_with_every_filter() {
         width,
         height,
         pixels: pixels.expect("bytes"),
+        alpha: None,
     };
     let cases = json("augment/crops.json");
     assert_eq!(list(&cases).len(), 7 * 3 * 3);

@@ -115,9 +115,7 @@ fn damaged_vocabularies_are_refused_by_line() {
     let folder = tempfile::tempdir().expect("a folder");
     let error = Tokenizer::open(folder.path().to_str().expect("UTF-8")).expect_err("empty");
     assert!(
-        error
-            .to_string()
-            .contains("neither tokenizer.json nor vocab.txt"),
+        error.to_string().contains("holds neither tokenizer.json"),
         "{error}"
     );
 }

@@ -9,6 +9,7 @@ use evaluate::datasets::annotations::Annotations;
 use evaluate::datasets::{DATASETS, DatasetSpec};
 use evaluate::metrics::retrieval::Ties;
 use evaluate::tasks::{TASKS, Task, TaskOption, TaskOptions, TaskSpec};
+use evaluate::writing::Writing;
 
 use crate::args::number::parse_positive;
 use crate::output::UsageError;
@@ -42,6 +43,22 @@ pub struct DataArgs {
     /// Measure a head that has other classes than the data name; what it calls them is unknown
     #[arg(long)]
     pub allow_other_answers: bool,
+    /// Ask a ranking head of the N best texts of each image and the N best images of each text alone, by the
+    /// scores of another model; pairs that are not asked come behind all others
+    #[arg(long, value_name = "N", value_parser = parse_positive, requires = "candidates_from")]
+    pub candidates: Option<usize>,
+    /// The scores that candidates are chosen by: a file of `evaluate --task retrieval --predictions DIR`
+    #[arg(long, value_name = "FILE", requires = "candidates")]
+    pub candidates_from: Option<PathBuf>,
+    /// Texts that are pursued at once for an image; 1 is greedy [default: 1]
+    #[arg(long, value_name = "N", value_parser = parse_positive)]
+    pub beams: Option<usize>,
+    /// Divide the logarithm of a caption's probability by its number of tokens to this power [default: 0]
+    #[arg(long, value_name = "POWER", requires = "beams")]
+    pub length_penalty: Option<f64>,
+    /// Tokens after which a caption ends, whatever it says [default: 30]
+    #[arg(long, value_name = "N", value_parser = parse_positive)]
+    pub max_tokens: Option<usize>,
 }
 
 /// Takes the tasks that a model can be run on, by name or alias.
@@ -103,6 +120,22 @@ impl DataArgs {
                 "--allow-other-answers",
                 self.allow_other_answers,
             ),
+            (
+                TaskOption::Candidates,
+                "--candidates",
+                self.candidates.is_some(),
+            ),
+            (TaskOption::Writing, "--beams", self.beams.is_some()),
+            (
+                TaskOption::Writing,
+                "--length-penalty",
+                self.length_penalty.is_some(),
+            ),
+            (
+                TaskOption::Writing,
+                "--max-tokens",
+                self.max_tokens.is_some(),
+            ),
         ];
         for (option, flag, is_given) in given {
             if is_given && !self.task.takes(option) {
@@ -115,6 +148,20 @@ impl DataArgs {
             }
         }
         Ok(())
+    }
+
+    /// How captions are written.
+    pub fn writing(&self) -> Result<Writing> {
+        let usual = Writing::default();
+        let length_penalty = self.length_penalty.unwrap_or(usual.length_penalty);
+        if !length_penalty.is_finite() {
+            return Err(UsageError("--length-penalty must be a number".into()).into());
+        }
+        Ok(Writing {
+            beams: self.beams.unwrap_or(usual.beams),
+            length_penalty,
+            max_tokens: self.max_tokens.unwrap_or(usual.max_tokens),
+        })
     }
 
     /// Opens the split.
@@ -131,6 +178,8 @@ impl DataArgs {
             with_examples: true,
             ties: ties.unwrap_or_default(),
             allow_other_answers: self.allow_other_answers,
+            writing: self.writing()?,
+            candidates: self.candidates.zip(self.candidates_from.as_deref()),
         };
         Ok(self.task.open(&options, folder)?)
     }

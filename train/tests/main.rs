@@ -5,6 +5,7 @@ mod checks;
 mod fixture;
 mod fused_blocks;
 mod golden;
+mod golden_flm;
 mod golden_zerovl;
 mod groups;
 mod logs;

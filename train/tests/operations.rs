@@ -23,6 +23,7 @@ pub fn pictures(name: &str) -> BTreeMap<String, Rgb> {
                 width,
                 height,
                 pixels,
+                alpha: None,
             },
         )
     };
@@ -100,6 +101,7 @@ fn a_translation_by_whole_pixels_moves_them_and_fills_up() {
         width: 4,
         height: 3,
         pixels,
+        alpha: None,
     };
     let before = picture.clone();
     warp(&mut picture, Affine::translate_x(-1.0), [1, 2, 3]);
@@ -117,6 +119,7 @@ fn a_quarter_turn_is_counter_clockwise() {
         width: 3,
         height: 3,
         pixels: (0..27).collect(),
+        alpha: None,
     };
     let before = picture.clone();
     let map = Affine::rotate(90.0, &picture);
@@ -136,6 +139,7 @@ fn a_map_onto_a_line_has_no_way_back_and_does_no_harm() {
         width: 5,
         height: 4,
         pixels: (0..60).collect(),
+        alpha: None,
     };
     let first = picture.pixel(0, 0);
     warp(&mut picture, Affine([[1.0, 1.0, 0.0]; 2]), [9; 3]);

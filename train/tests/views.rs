@@ -20,6 +20,7 @@ fn blank(width: usize, height: usize) -> Rgb {
         width,
         height,
         pixels: vec![7; 3 * width * height],
+        alpha: None,
     }
 }
 
@@ -183,6 +184,7 @@ fn the_tokenizer_sees_values_from_a_tenth_to_nine_tenths() {
         width: 2,
         height: 1,
         pixels: vec![0, 51, 255, 255, 0, 51],
+        alpha: None,
     };
     let mut values = [0.0; 6];
     target_into(&picture, &mut values);

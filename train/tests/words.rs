@@ -1,8 +1,8 @@
 //! Which words are to be guessed.
 
-use evaluate::text::Tokenizer;
+use evaluate::text::{Tokenizer, WordBoundaries};
 use merge::random::Draws;
-use train::augment::{MaskedText, WordMasking, WordPieces};
+use train::augment::{MaskedText, TokenKinds, WordMasking};
 
 use crate::fixture::path;
 
@@ -14,13 +14,15 @@ const MASK: u32 = 4;
 const N_IDS: usize = 3000;
 
 /// Ids from 2000 on go on with a word.
-fn pieces() -> WordPieces {
-    WordPieces {
-        continues: (0..N_IDS).map(|id| id >= 2000).collect(),
+fn pieces() -> TokenKinds {
+    let continues = (0..N_IDS).map(|id| id >= 2000).collect();
+    TokenKinds {
+        words: Some(WordBoundaries::marked(continues)),
+        n_ids: N_IDS,
         mask: MASK,
         padding: PADDING,
         borders: [FIRST, LAST],
-        unknown: UNKNOWN,
+        special: vec![PADDING, UNKNOWN, FIRST, LAST, MASK],
     }
 }
 
@@ -261,13 +263,39 @@ fn pieces_are_read_off_a_tokenizer() {
     let words = std::fs::read_to_string(&file).expect("the fixture is there");
     let words: Vec<&str> = words.lines().collect();
     let tokenizer = Tokenizer::open(&file.to_string_lossy()).expect("a vocabulary");
-    let pieces = WordPieces::read(&tokenizer).expect("special tokens");
+    let pieces = TokenKinds::read(&tokenizer, true).expect("special tokens");
     let expected: Vec<bool> = words.iter().map(|word| word.starts_with("##")).collect();
     assert!(expected.contains(&true));
-    assert_eq!(pieces.continues, expected);
+    assert_eq!(pieces.words, Some(WordBoundaries::marked(expected)));
     assert_eq!(words[pieces.mask as usize], "[MASK]");
     for special in ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"] {
         let id = words.iter().position(|&word| word == special);
         assert!(pieces.is_special(id.expect("it is there") as u32));
     }
+}
+
+#[test]
+fn words_of_a_byte_level_vocabulary_are_chosen_whole() {
+    let tokenizer = Tokenizer::open(&path("text/roberta").to_string_lossy()).expect("a vocabulary");
+    let kinds = TokenKinds::read(&tokenizer, true).expect("special tokens");
+    let text = "supercalifragilistic frisbees, 1234567890!";
+    let encoded = tokenizer.encode(text, 24).expect("encoded");
+    let masking = WordMasking {
+        counts_padding: false,
+        ..WordMasking::default()
+    };
+    let (words, _) = masking.words(&kinds, &encoded.ids);
+    let shown = words
+        .iter()
+        .map(|word| tokenizer.decode(&encoded.ids[word.clone()]));
+    let shown: Vec<String> = shown.collect();
+    assert_eq!(
+        shown,
+        ["supercalifragilistic", " frisbees", ",", " 1234567890", "!"]
+    );
+    // Each word was more than one token, but for the marks.
+    assert!(
+        words[0].len() > 1 && words[1].len() > 1 && words[3].len() > 1,
+        "{words:?}"
+    );
 }

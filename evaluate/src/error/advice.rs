@@ -43,9 +43,11 @@ impl Error {
                 "build with --features cuda on a machine with an NVIDIA card, or use cpu".into(),
             ),
             Self::Precision { .. } => Some("use f32".into()),
-            Self::OtherVocabulary { .. } => {
-                Some("the published models use the vocabulary of bert-base-uncased".into())
-            }
+            Self::OtherVocabulary { .. } => Some(
+                "the published models use the vocabulary of bert-base-uncased, FLM that of roberta-base"
+                    .into(),
+            ),
+            Self::Text(fault) => fault.hint().map(str::to_owned),
             Self::OtherAnswers { .. } | Self::AnswersDiffer { .. } => Some(
                 "build the data of the annotations that the model was trained on, or measure all \
                  the same with --allow-other-answers"

@@ -5,6 +5,7 @@ mod data;
 mod encode;
 mod given;
 mod model;
+mod text;
 mod words;
 
 use std::path::{Path, PathBuf};
@@ -13,6 +14,7 @@ pub use data::DataFault;
 pub use encode::EncodeFault;
 pub use given::GivenFault;
 pub use model::ModelFault;
+pub use text::TextFault;
 
 use words::{listed, nearest_of, unused_note};
 
@@ -322,6 +324,9 @@ pub enum Error {
         /// The tokenizer's reason.
         fault: String,
     },
+    /// Why a vocabulary cannot serve.
+    #[error(transparent)]
+    Text(#[from] TextFault),
 
     /// What is wrong with a data set.
     #[error(transparent)]

@@ -174,6 +174,7 @@ fn decode_other(bytes: &[u8], format: Format) -> Result<Rgb> {
         true => value.min(255) as u8,
         false => (value >> 8) as u8,
     };
+    let alpha = alpha(&picture);
     let pixels = match picture {
         DynamicImage::ImageRgb8(buffer) => buffer.into_raw(),
         DynamicImage::ImageRgba8(buffer) => without_alpha(buffer.as_raw(), |value| value),
@@ -191,7 +192,27 @@ fn decode_other(bytes: &[u8], format: Format) -> Result<Rgb> {
         width,
         height,
         pixels,
+        alpha,
     })
+}
+
+/// How opaque each pixel is; none of a picture that is opaque.
+fn alpha(picture: &DynamicImage) -> Option<Vec<u8>> {
+    let deep = |value: u16| (value >> 8) as u8;
+    let alpha: Vec<u8> = match picture {
+        DynamicImage::ImageRgba8(buffer) => every(buffer.as_raw(), 4, |value| value),
+        DynamicImage::ImageRgba16(buffer) => every(buffer.as_raw(), 4, deep),
+        DynamicImage::ImageLumaA8(buffer) => every(buffer.as_raw(), 2, |value| value),
+        DynamicImage::ImageLumaA16(buffer) => every(buffer.as_raw(), 2, deep),
+        _ => return None,
+    };
+    alpha.iter().any(|&value| value != u8::MAX).then_some(alpha)
+}
+
+/// Every `n`-th value, the last of each `n`.
+fn every<T: Copy>(values: &[T], n: usize, to_byte: impl Fn(T) -> u8) -> Vec<u8> {
+    let last = values.iter().skip(n - 1).step_by(n);
+    last.map(|&value| to_byte(value)).collect()
 }
 
 fn without_alpha<T: Copy>(values: &[T], to_byte: impl Fn(T) -> u8) -> Vec<u8> {

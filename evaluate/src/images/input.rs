@@ -20,6 +20,36 @@ pub enum Resize {
     },
 }
 
+/// What becomes of transparency.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Alpha {
+    /// It is dropped before anything else: transparent pixels have the color that the file gives them.
+    Dropped,
+    /// Colors are resized by their share, as Pillow resizes RGBA, and it is dropped afterwards: pixels
+    /// that are wholly transparent become black. Opaque pictures are the same either way.
+    Premultiplied,
+}
+
+/// Where a center is cut out whose margins differ by a pixel.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Margins {
+    /// Half of them rounded to the even neighbor, as today's torchvision and timm.
+    Even,
+    /// The first one larger, as torchvision 0.8.
+    FirstLarger,
+}
+
+impl Margins {
+    /// The first margin where `rest` pixels are cut off.
+    #[must_use]
+    pub fn first(self, rest: usize) -> usize {
+        match self {
+            Self::Even => (rest as f64 / 2.0).round_ties_even() as usize,
+            Self::FirstLarger => rest.div_ceil(2),
+        }
+    }
+}
+
 /// What a model takes of a picture: it comes with the weights, for pixels of another kind give
 /// numbers that look right and are not.
 #[derive(Clone, Copy, Debug, PartialEq)]
@@ -30,6 +60,10 @@ pub struct ImageInput {
     pub resize: Resize,
     /// How it is sampled on the way.
     pub filter: Filter,
+    /// Where the center is cut out.
+    pub margins: Margins,
+    /// What becomes of transparency.
+    pub alpha: Alpha,
     /// Taken from each channel, red, green and blue, after it is scaled to `[0, 1]`.
     pub mean: [f32; 3],
     /// What each channel is divided by then.
@@ -54,8 +88,22 @@ impl ImageInput {
             side,
             resize: Resize::Squash,
             filter: Filter::Bicubic,
+            margins: Margins::Even,
+            alpha: Alpha::Dropped,
             mean: [0.5; 3],
             deviation: [0.5; 3],
+        }
+    }
+
+    /// What FLM's published program calls its CLIP transform: the shorter side to `side`, bicubic, colors
+    /// by their share, the center, CLIP's mean and deviation.
+    #[must_use]
+    pub fn flm(side: usize) -> Self {
+        Self {
+            resize: Resize::Shorter { to: side },
+            margins: Margins::FirstLarger,
+            alpha: Alpha::Premultiplied,
+            ..Self::square(side).normalized_by(Self::CLIP)
         }
     }
 

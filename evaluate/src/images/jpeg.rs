@@ -74,6 +74,7 @@ pub fn decode(bytes: &[u8]) -> Result<Rgb> {
             width,
             height,
             pixels,
+            alpha: None,
         })
     })
 }

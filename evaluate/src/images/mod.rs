@@ -8,6 +8,7 @@
 //! 3. [`Transform`] does what a model's [`ImageInput`] asks for: resize, cut out the center, normalize,
 //!    channels first.
 
+mod alpha;
 mod decode;
 mod filter;
 mod input;
@@ -19,11 +20,13 @@ mod transform;
 
 pub use decode::{Format, MAX_PIXELS, decode, size};
 pub use filter::Filter;
-pub use input::{ImageInput, Resize};
+pub use input::{Alpha, ImageInput, Margins, Resize};
 pub use part::Part;
 pub use resample::Resampler;
 pub use thumbnail::thumbnail;
-pub use transform::{Normalization, Transform, center, channels_into, normalize_into};
+pub use transform::{
+    Normalization, Transform, center, channels_into, in_multiples, normalize_into,
+};
 
 /// A picture: rows from the top, pixels from the left, red, green and blue in eight bits each.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -34,6 +37,9 @@ pub struct Rgb {
     pub height: usize,
     /// `3 * width * height` values.
     pub pixels: Vec<u8>,
+    /// How opaque each pixel is, `width * height` values, of a picture that is not opaque. Most models
+    /// see the colors alone ([`ImageInput::alpha`]).
+    pub alpha: Option<Vec<u8>>,
 }
 
 impl Rgb {

@@ -151,6 +151,7 @@ impl Resampler {
             width,
             height,
             pixels,
+            alpha: None,
         }
     }
 }

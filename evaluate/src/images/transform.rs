@@ -1,6 +1,6 @@
 //! From a picture to the input of a model.
 
-use super::{ImageInput, Part, Resampler, Resize, Rgb};
+use super::{Alpha, ImageInput, Margins, Part, Resampler, Resize, Rgb, alpha};
 
 /// What a model's [`ImageInput`] asks for: resize, cut out the center, scale to `[0, 1]`, normalize
 /// each channel, channels first.
@@ -67,10 +67,16 @@ impl Transform {
             Resize::SquashTo { to } => (to, to),
             Resize::Shorter { to } => shorter(from, to),
         };
-        let resized = Resampler::with_filter(from, to, self.input.filter).resize(picture);
+        let resampler = Resampler::with_filter(from, to, self.input.filter);
+        let resized = match &picture.alpha {
+            Some(alpha) if self.input.alpha == Alpha::Premultiplied && from != to => {
+                alpha::resize(&resampler, picture, alpha)
+            }
+            _ => resampler.resize(picture),
+        };
         match to == (side, side) {
             true => resized,
-            false => center(&resized, side),
+            false => center(&resized, side, self.input.margins),
         }
     }
 }
@@ -84,16 +90,37 @@ fn shorter((width, height): (usize, usize), to: usize) -> (usize, usize) {
     }
 }
 
+/// The size that ViLT's transform gives a picture: the shorter side `shorter`, the longer one at most
+/// `longest`, the aspect ratio kept, each side cut to a multiple of `multiple` and at least one of it.
+#[must_use]
+pub fn in_multiples(
+    (width, height): (usize, usize),
+    shorter: usize,
+    longest: usize,
+    multiple: usize,
+) -> (usize, usize) {
+    let scale = shorter as f64 / width.min(height).max(1) as f64;
+    let mut sides = match width > height {
+        true => [scale * width as f64, shorter as f64],
+        false => [shorter as f64, scale * height as f64],
+    };
+    let long = sides[0].max(sides[1]);
+    if long > longest as f64 {
+        sides = sides.map(|side| side * (longest as f64 / long));
+    }
+    let [width, height] = sides.map(|side| {
+        let whole = (side + 0.5) as usize / multiple.max(1) * multiple;
+        whole.max(multiple)
+    });
+    (width, height)
+}
+
 /// The center of a picture, `side` by `side`; what it lacks is black.
 ///
-/// Where the margins cannot be equal, torchvision rounds the first one to the even neighbor, and
-/// gives the last one the larger half where a picture is too small.
+/// Where a picture is too small, the last margin gets the larger half, as in torchvision.
 #[must_use]
-pub fn center(picture: &Rgb, side: usize) -> Rgb {
-    let margin = |size: usize| match size.checked_sub(side) {
-        Some(rest) => (rest as f64 / 2.0).round_ties_even() as usize,
-        None => 0,
-    };
+pub fn center(picture: &Rgb, side: usize, margins: Margins) -> Rgb {
+    let margin = |size: usize| size.checked_sub(side).map_or(0, |rest| margins.first(rest));
     let part = Part {
         left: margin(picture.width),
         top: margin(picture.height),
@@ -113,6 +140,7 @@ pub fn center(picture: &Rgb, side: usize) -> Rgb {
         width: side,
         height: side,
         pixels,
+        alpha: None,
     }
 }
 
@@ -190,6 +218,7 @@ mod tests {
             width: 2,
             height: 2,
             pixels: vec![0, 255, 51, 0, 255, 51, 0, 255, 51, 255, 0, 51],
+            alpha: None,
         };
         let values = Transform::square(2).apply(&picture);
         // 51 / 255 = 0.2, and (0.2 - 0.5) / 0.5 = -0.6.
@@ -205,6 +234,7 @@ mod tests {
             width,
             height,
             pixels: pixels.collect(),
+            alpha: None,
         }
     }
 
@@ -227,7 +257,7 @@ mod tests {
     #[test]
     fn a_center_that_reaches_beyond_the_picture_is_black_there() {
         // One column of two is lacking: the larger half of the margin comes last.
-        let found = center(&places(3, 6), 4);
+        let found = center(&places(3, 6), 4, Margins::Even);
         let row = |y: usize| (0..4).map(move |x| (x, y));
         let reds: Vec<u8> = row(0)
             .filter_map(|(x, y)| Some(found.pixel(x, y)?[0]))
@@ -245,6 +275,7 @@ mod tests {
             width: 1,
             height: 1,
             pixels: vec![255, 0, 51],
+            alpha: None,
         };
         let values = Transform::new(&input).apply(&picture);
         // (1 - 0.485) / 0.229, -0.456 / 0.224, (0.2 - 0.406) / 0.225.

@@ -200,6 +200,7 @@ mod tests {
                 len: 4,
                 padding: crate::text::Padding::Full,
                 vocabulary: 10,
+                captions: crate::text::CaptionRule::Verbatim,
             },
         });
         assert!(check_settings(&towers, [Setting::Heads]).is_ok());

@@ -306,6 +306,27 @@ pub struct Seen {
     pub n_words: usize,
 }
 
+impl Seen {
+    /// What is kept of the captions of these numbers, in this order; one may occur several times, as where
+    /// several captions go on from the same words.
+    ///
+    /// # Errors
+    /// When the device fails.
+    pub fn select(&self, rows: &Tensor) -> Result<Self> {
+        let of = |states: &[[Tensor; 2]]| -> Result<Vec<[Tensor; 2]>> {
+            let select = |[keys, values]: &[Tensor; 2]| -> Result<[Tensor; 2]> {
+                Ok([keys.index_select(rows, 0)?, values.index_select(rows, 0)?])
+            };
+            states.iter().map(select).collect()
+        };
+        Ok(Self {
+            images: of(&self.images)?,
+            words: of(&self.words)?,
+            n_words: self.n_words,
+        })
+    }
+}
+
 /// Captions of images, word by word.
 pub trait Captioner: Model {
     /// Looks at images once.

@@ -23,6 +23,39 @@ pub struct Caption {
     pub caption: String,
 }
 
+/// The number of an image in official files: the digits behind the last `_` of its file name, or the
+/// whole name where it has none. None where these are no number.
+///
+/// # Example
+/// ```
+/// use evaluate::predictions::captions::official_id;
+/// assert_eq!(official_id("COCO_val2014_000000000656.jpg"), Some(656));
+/// assert_eq!(official_id("1000092795.jpg"), Some(1_000_092_795));
+/// assert_eq!(official_id("a_dog.png"), None);
+/// ```
+#[must_use]
+pub fn official_id(name: &str) -> Option<i64> {
+    let file = name.rsplit(['/', '\\']).next()?;
+    let stem = file.split_once('.').map_or(file, |(stem, _)| stem);
+    let digits = stem.rsplit('_').next()?;
+    let is_number = !digits.is_empty() && digits.bytes().all(|byte| byte.is_ascii_digit());
+    is_number.then(|| digits.parse().ok()).flatten()
+}
+
+/// Results whose images the annotations know, with what people said of each, in the order of the
+/// results: what FLM's published program hands to the official one. Other results are left out.
+#[must_use]
+pub fn known<'a>(
+    results: &'a [Caption],
+    references: &'a References,
+) -> Vec<(&'a Caption, &'a [String])> {
+    let said: HashMap<i64, &[String]> = (references.images.iter())
+        .map(|(id, captions)| (*id, captions.as_slice()))
+        .collect();
+    let known = |result: &'a Caption| Some((result, *said.get(&result.image_id)?));
+    results.iter().filter_map(known).collect()
+}
+
 /// What people said of each image.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct References {

@@ -50,6 +50,24 @@ impl ScoreFile {
         })
     }
 
+    /// All scores in f32, image by image.
+    ///
+    /// # Errors
+    /// [`Error::Merge`] when they cannot be read, [`Error::ScoreNotANumber`].
+    pub fn all_scores(&self) -> Result<Vec<f32>> {
+        let n_texts = self.text_image_ids.len();
+        let mut values = vec![0.0; self.image_ids.len() * n_texts];
+        if n_texts > 0 {
+            self.matrix::<f32>().read_rows(0, &mut values)?;
+        }
+        match values.iter().position(|score| score.is_nan()) {
+            None => Ok(values),
+            Some(place) => Err(Error::ScoreNotANumber {
+                row: place / n_texts.max(1),
+            }),
+        }
+    }
+
     /// Ranks all images for every text and all texts for every image, in the precision of the
     /// file.
     ///

@@ -5,10 +5,11 @@ use std::path::Path;
 
 use merge::io::{WriteOptions, Writer};
 use merge::{DType, TensorInfo};
+use ndarray::ArrayView2;
 
 use super::retrieval::{IMAGE_ID, SCORES, TEXT_IMAGE_ID};
 use crate::metrics::retrieval::ScoreMatrix;
-use crate::tasks::Similarities;
+use crate::tasks::retrieval::Features;
 use crate::{Error, Result};
 
 /// The rank of the best text of each image.
@@ -16,15 +17,20 @@ pub const IMAGE_RANK: &str = "image_rank";
 /// The rank of the image of each text.
 pub const TEXT_RANK: &str = "text_rank";
 
-/// Features and ranks of a split; scores are computed as they are written.
+/// What ranks are made of.
+#[derive(Clone, Debug, PartialEq)]
+pub enum Scores {
+    /// Features of images and texts, whose products are the scores: computed as they are written.
+    Features(Features),
+    /// The scores themselves, `n_images × n_texts`.
+    Pairs(Vec<f32>),
+}
+
+/// Scores and ranks of a split.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Retrieved {
-    /// `n_images × width`.
-    pub images: Vec<f32>,
-    /// `n_texts × width`.
-    pub texts: Vec<f32>,
-    /// Numbers of a feature.
-    pub width: usize,
+    /// What ranks are made of.
+    pub scores: Scores,
     /// The id of each image in the data set.
     pub image_names: Vec<String>,
     /// The image of each text, from 0.
@@ -92,24 +98,46 @@ impl Retrieved {
             ..WriteOptions::new(path)
         };
         let writer = Writer::create(&tensors, &metadata, &options)?;
-        let scores = Similarities::new(self.images.clone(), self.texts.clone(), self.width);
-        let n_at_once = scores.rows_at_once();
-        for first in (0..n_images).step_by(n_at_once) {
-            let n = n_at_once.min(n_images - first);
-            let mut rows = vec![0.0_f32; n * n_texts];
-            scores.read_rows(first, &mut rows)?;
-            if let Some(place) = rows.iter().position(|score| score.is_nan()) {
-                return Err(Error::ScoreNotANumber {
-                    row: first + place / n_texts,
-                });
-            }
-            let at = (first * n_texts * size_of::<f32>()) as u64;
-            writer.write(0, at, bytemuck::cast_slice(&rows))?;
-        }
+        match &self.scores {
+            Scores::Features(features) => write_scores(&writer, &features.similarities()),
+            Scores::Pairs(scores) => write_scores(&writer, &pairs(scores, n_images, n_texts)?),
+        }?;
         for (index, (.., bytes)) in small.iter().enumerate() {
             writer.write(index + 1, 0, bytes)?;
         }
         writer.finish(&metadata)?;
         Ok(())
     }
+}
+
+/// Scores of pairs as a matrix.
+///
+/// # Errors
+/// [`Error::LengthsDiffer`] when there are not as many as pairs.
+pub fn pairs(scores: &[f32], n_images: usize, n_texts: usize) -> Result<ArrayView2<'_, f32>> {
+    let view = ArrayView2::from_shape((n_images, n_texts), scores);
+    view.map_err(|_| Error::LengthsDiffer {
+        what: "scores and pairs",
+        left: scores.len(),
+        right: n_images * n_texts,
+    })
+}
+
+/// Writes the first tensor of a file, block by block.
+fn write_scores(writer: &Writer, scores: &impl ScoreMatrix<Score = f32>) -> Result<()> {
+    let (n_images, n_texts) = scores.shape();
+    let n_at_once = scores.rows_at_once();
+    for first in (0..n_images).step_by(n_at_once) {
+        let n = n_at_once.min(n_images - first);
+        let mut rows = vec![0.0_f32; n * n_texts];
+        scores.read_rows(first, &mut rows)?;
+        if let Some(place) = rows.iter().position(|score| score.is_nan()) {
+            return Err(Error::ScoreNotANumber {
+                row: first + place / n_texts,
+            });
+        }
+        let at = (first * n_texts * size_of::<f32>()) as u64;
+        writer.write(0, at, bytemuck::cast_slice(&rows))?;
+    }
+    Ok(())
 }

@@ -176,6 +176,10 @@ pub struct Example {
     /// A right item, shown when none was retrieved.
     #[serde(default)]
     pub right: Option<Item>,
+    /// What people said, where a text was written: then `rank` is that of its score among all, and
+    /// `retrieved` the text.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub references: Vec<String>,
 }
 
 /// A retrieved item.

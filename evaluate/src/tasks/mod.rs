@@ -1,6 +1,7 @@
 //! Tasks: a data set and a model, to numbers.
 
 pub mod captions;
+mod cross;
 mod features;
 pub mod grams;
 pub mod nlvr2;
@@ -12,6 +13,7 @@ mod spec;
 pub mod vqa;
 pub mod zero_shot;
 
+pub use cross::Candidates;
 pub use features::FeatureCache;
 pub use runner::Runner;
 pub use scores::Similarities;
@@ -22,6 +24,7 @@ use std::collections::BTreeMap;
 use std::path::Path;
 
 use crate::datasets::left_out::Omission;
+use crate::predictions::captions::Caption;
 use crate::predictions::score_file::Retrieved;
 use crate::predictions::vqa::Answer;
 use crate::reports::Example;
@@ -51,6 +54,8 @@ pub enum Predictions {
     Verdicts(Vec<(String, bool)>),
     /// The class of each image by its name: a CSV file.
     Classes(Vec<(String, i64)>),
+    /// Captions of images: a JSON list.
+    Captions(Vec<Caption>),
     /// Scores and ranks: a score file.
     Retrieved(Box<Retrieved>),
 }
@@ -65,6 +70,7 @@ impl Predictions {
             Self::None => return Ok(false),
             // Numbers and strings always have a JSON form.
             Self::Answers(answers) => serde_json::to_string(answers).unwrap_or_default(),
+            Self::Captions(captions) => serde_json::to_string(captions).unwrap_or_default(),
             Self::Verdicts(verdicts) => {
                 let verdicts = verdicts.iter().map(|(id, verdict)| (id.as_str(), *verdict));
                 crate::predictions::nlvr2::csv(verdicts)

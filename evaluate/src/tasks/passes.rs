@@ -92,7 +92,7 @@ pub(super) fn gram_batch<'t>(
             runner.model().dual()?.image_states(&images, None, &pass)?;
         }
         Batch::Texts(examples) => {
-            let encoded = runner.encode(examples.iter().map(|&example| text(example)))?;
+            let encoded = runner.encode_captions(examples.iter().map(|&example| text(example)))?;
             let texts = capture.texts(runner, &encoded)?;
             let tap = capture.times(1);
             let pass = Pass::tapped(&tap);
@@ -103,7 +103,7 @@ pub(super) fn gram_batch<'t>(
 }
 
 fn run_texts(runner: &Runner<'_>, texts: &[&str]) -> Result<Vec<f32>> {
-    let encoded = runner.encode(texts.iter().copied())?;
+    let encoded = runner.encode_captions(texts.iter().copied())?;
     let batches = by_length(&encoded, runner.batch_size());
     let mut own = Vec::new();
     for batch in runner.own(batches.clone()) {

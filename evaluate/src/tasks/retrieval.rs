@@ -5,6 +5,7 @@ use std::sync::Arc;
 
 use merge::layouts;
 
+use super::cross::{self, Candidates};
 use super::grams::{Batch, images_in_batches, texts_in_batches};
 use super::passes;
 use super::scores::Similarities;
@@ -17,7 +18,8 @@ use crate::datasets::captions::CaptionSet;
 use crate::datasets::left_out::Omission;
 use crate::images::thumbnail;
 use crate::metrics::retrieval::{Captions, ScoreMatrix, Standing, Ties, sample, standings};
-use crate::predictions::score_file::Retrieved;
+use crate::models::Head;
+use crate::predictions::score_file::{self, Retrieved, Scores};
 use crate::reports::{Example, Item, Retrieved as Shown};
 use crate::sample::Unit;
 
@@ -47,6 +49,7 @@ pub const SPEC: TaskSpec = TaskSpec {
         TaskOption::Dataset,
         TaskOption::Ties,
         TaskOption::WithoutRepeats,
+        TaskOption::Candidates,
     ],
     open: Some(|options, folder| {
         let set = CaptionSet::open(folder, options.dataset, options.split)?;
@@ -55,7 +58,10 @@ pub const SPEC: TaskSpec = TaskSpec {
             true => set.without_repeats(),
             false => set,
         };
-        let task = Retrieval::new(Arc::new(set), options.ties);
+        let candidates = options
+            .candidates
+            .map(|(n, path)| Candidates::open(n, path, &set));
+        let task = Retrieval::new(Arc::new(set), options.ties).among(candidates.transpose()?);
         Ok(Box::new(match options.with_examples {
             true => task,
             false => task.without_examples(),
@@ -84,6 +90,7 @@ pub struct Retrieval {
     first_texts: Vec<usize>,
     ties: Ties,
     with_examples: bool,
+    candidates: Option<Candidates>,
 }
 
 /// Features of a split: of images in order, and of the texts of each image in turn.
@@ -97,6 +104,14 @@ pub struct Features {
     pub width: usize,
 }
 
+impl Features {
+    /// The products of all images and texts.
+    #[must_use]
+    pub fn similarities(&self) -> Similarities {
+        Similarities::new(self.images.clone(), self.texts.clone(), self.width)
+    }
+}
+
 impl Retrieval {
     /// On an opened split.
     #[must_use]
@@ -108,7 +123,14 @@ impl Retrieval {
             set,
             ties,
             with_examples: true,
+            candidates: None,
         }
+    }
+
+    /// Asks a ranking head of chosen pairs alone ([`Candidates`]).
+    #[must_use]
+    pub fn among(self, candidates: Option<Candidates>) -> Self {
+        Self { candidates, ..self }
     }
 
     /// Numbers alone, no retrieved examples.
@@ -157,34 +179,41 @@ impl Retrieval {
         &self.set.captions(image)[text - self.first_texts[image]]
     }
 
-    /// Ranks by features that are at hand.
+    /// Ranks by scores that are at hand.
     ///
     /// # Errors
-    /// When a feature is not a number, or a picture for the examples cannot be read.
-    pub fn judge(&self, features: Features) -> Result<Outcome> {
+    /// When a score is not a number, or a picture for the examples cannot be read.
+    pub fn judge(&self, scores: Scores) -> Result<Outcome> {
+        match &scores {
+            Scores::Features(features) => {
+                let matrix = features.similarities();
+                self.judge_by(&matrix, scores)
+            }
+            Scores::Pairs(pairs) => {
+                let (n_images, n_texts) = (self.set.n_images(), self.set.n_captions());
+                let pairs = pairs.clone();
+                let matrix = score_file::pairs(&pairs, n_images, n_texts)?;
+                self.judge_by(&matrix, scores)
+            }
+        }
+    }
+
+    fn judge_by(&self, matrix: &impl ScoreMatrix<Score = f32>, scores: Scores) -> Result<Outcome> {
         let n_images = self.set.n_images();
         let image_ids: Vec<i64> = (0..n_images as i64).collect();
         let text_image_ids: Vec<i64> = (0..n_images)
             .flat_map(|image| std::iter::repeat_n(image as i64, self.set.captions(image).len()))
             .collect();
         let captions = Captions::new(&image_ids, &text_image_ids)?;
-        let Features {
-            images,
-            texts,
-            width,
-        } = features;
-        let scores = Similarities::new(images.clone(), texts.clone(), width);
-        let found = standings(&scores, &captions)?;
+        let found = standings(matrix, &captions)?;
         let examples = match self.with_examples {
-            true => self.examples(&scores, &found.of_images, &text_image_ids)?,
+            true => self.examples(matrix, &found.of_images, &text_image_ids)?,
             false => Vec::new(),
         };
         let counts = [("images", n_images), ("texts", text_image_ids.len())];
         let ranks = |of: &[Standing]| of.iter().map(|s| s.rank(self.ties)).collect();
         let retrieved = Retrieved {
-            images,
-            texts,
-            width,
+            scores,
             image_names: (0..n_images)
                 .map(|image| self.set.image_id(image).to_owned())
                 .collect(),
@@ -204,7 +233,7 @@ impl Retrieval {
     /// Images with the best and the worst ranks, with the texts that were found for them.
     fn examples(
         &self,
-        scores: &Similarities,
+        scores: &impl ScoreMatrix<Score = f32>,
         standings: &[Standing],
         image_of_text: &[i64],
     ) -> Result<Vec<Example>> {
@@ -242,6 +271,7 @@ impl Retrieval {
                 rank: standings[image].rank(Ties::Pessimistic) as u64,
                 retrieved,
                 right: (!has_right).then(|| Item::Text(self.set.captions(image)[0].clone())),
+                references: Vec::new(),
             });
         }
         Ok(examples)
@@ -258,15 +288,25 @@ impl Task for Retrieval {
     }
 
     fn run(&self, runner: &Runner<'_>) -> Result<Outcome> {
+        // A model whose images and texts meet only in a ranking head is asked of every pair.
+        if runner.model().dual().is_err() && runner.model().n_classes(Head::Ranking).is_ok() {
+            let scores = cross::scores(runner, &self.set, self.candidates.as_ref())?;
+            return self.judge(Scores::Pairs(scores));
+        }
+        if self.candidates.is_some() {
+            return Err(runner
+                .model()
+                .cannot("score chosen pairs of images and texts"));
+        }
         let (n_images, n_texts) = (self.set.n_images(), self.set.n_captions());
         let texts = runner.cached("texts", n_texts, || self.text_features(runner))?;
         let images = runner.cached("images", n_images, || self.image_features(runner))?;
         let width = images.len() / n_images.max(1);
-        self.judge(Features {
+        self.judge(Scores::Features(Features {
             images,
             texts,
             width,
-        })
+        }))
     }
 
     /// Every caption once, and every image as often as it has captions, as published code counts

@@ -1,5 +1,7 @@
 //! A model with all that passes over a data set need.
 
+use std::borrow::Cow;
+
 use candle_core::{DType, Device, Tensor};
 use merge::Progress;
 
@@ -20,7 +22,7 @@ const BATCHES_AHEAD: usize = 4;
 /// A model with all that passes over a data set need.
 pub struct Runner<'a> {
     model: &'a dyn Model,
-    tokenizer: &'a Tokenizer,
+    tokenizer: Cow<'a, Tokenizer>,
     device: &'a Device,
     dtype: DType,
     batch_size: usize,
@@ -43,10 +45,9 @@ impl<'a> Runner<'a> {
         batch_size: usize,
         progress: &'a dyn Progress,
     ) -> Result<Self> {
-        tokenizer.check_vocabulary(model.input().text.vocabulary)?;
         Ok(Self {
+            tokenizer: tokenizer.for_input(&model.input().text)?,
             model,
-            tokenizer,
             device,
             dtype,
             batch_size: batch_size.max(1),
@@ -167,6 +168,30 @@ impl<'a> Runner<'a> {
         let len = self.model.input().text.len;
         let texts = texts.into_iter();
         texts.map(|text| self.tokenizer.encode(text, len)).collect()
+    }
+
+    /// Splits captions into the model's tokens, as the family reads captions.
+    ///
+    /// # Errors
+    /// When the tokenizer fails.
+    pub fn encode_captions<'t>(
+        &self,
+        captions: impl IntoIterator<Item = &'t str>,
+    ) -> Result<Vec<Encoded>> {
+        let input = &self.model.input().text;
+        let captions = captions.into_iter();
+        captions
+            .map(|caption| {
+                let text = self.tokenizer.caption(input.captions, caption);
+                self.tokenizer.encode(&text, input.len)
+            })
+            .collect()
+    }
+
+    /// The tokenizer, with the tokens that the model adds.
+    #[must_use]
+    pub fn tokenizer(&self) -> &Tokenizer {
+        &self.tokenizer
     }
 
     /// Texts as tensors, padded as the model's input says.

@@ -9,6 +9,7 @@ use super::{Task, captions, nlvr2, retrieval, vqa, zero_shot};
 use crate::datasets::{DATASETS, DatasetSpec, Kind};
 use crate::metrics::retrieval::Ties;
 use crate::sample::Unit;
+use crate::writing::Writing;
 use crate::{Error, Result, Sample};
 
 /// Every task. Flags, recipes, studies, journals, reports and sweeps read these rows; no other
@@ -79,6 +80,10 @@ pub enum TaskOption {
     WithoutRepeats,
     /// Whether a head may have other classes than the data name.
     OtherAnswers,
+    /// How texts are written.
+    Writing,
+    /// Whether a ranking head is asked of chosen pairs alone.
+    Candidates,
 }
 
 /// On which split a task is opened, and how.
@@ -98,6 +103,11 @@ pub struct TaskOptions<'a> {
     pub ties: Ties,
     /// Measure a head that has other classes than the data name.
     pub allow_other_answers: bool,
+    /// How captions are written.
+    pub writing: Writing,
+    /// Ask a ranking head alone of the best texts of each image and the best images of each text, so many
+    /// of each by the scores of a file.
+    pub candidates: Option<(usize, &'a Path)>,
 }
 
 /// A number without the rest of its row.

@@ -68,6 +68,12 @@ pub fn answers_of(checkpoint: &merge::Checkpoint) -> Result<Option<Vec<String>>>
     })
 }
 
+/// The word that a class stands for, or `unknown`, as published code answers for a class without one.
+#[must_use]
+pub fn word_of(class: i64, answers: &BTreeMap<i64, String>) -> &str {
+    answers.get(&class).map_or(UNKNOWN, String::as_str)
+}
+
 /// Question answering on a split.
 pub struct Vqa {
     set: Arc<VqaSet>,
@@ -135,8 +141,7 @@ impl Vqa {
     /// The word of a class: the model's own where it keeps a list.
     fn word<'a>(&'a self, class: i64, list: Option<&'a [String]>) -> &'a str {
         let own = list.and_then(|list| list.get(usize::try_from(class).ok()?));
-        let word = own.or_else(|| self.answers.get(&class));
-        word.map_or(UNKNOWN, String::as_str)
+        own.map_or_else(|| word_of(class, &self.answers), String::as_str)
     }
 
     /// The class with the largest logit of every question; of several the first.

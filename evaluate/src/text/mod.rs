@@ -1,23 +1,29 @@
 //! Captions and questions to token ids.
 
+mod byte_level;
+mod caption;
+mod decode;
 mod growth;
 mod hub;
 mod input;
 mod pieces;
+mod special;
 mod vocabulary;
+mod words;
 
 use std::path::{Path, PathBuf};
 
-pub use input::{Padding, TextInput};
+use tokenizers::AddedToken;
 
-use crate::{Error, Result};
+pub use caption::{CAPTION_BORDERS, CaptionText};
+pub use input::{CaptionRule, Padding, TextInput};
+pub use special::Special;
+pub use words::WordBoundaries;
+
+use crate::{Error, Result, TextFault};
 
 /// The largest tokenizer file that is read.
 const MAX_TOKENIZER_BYTES: u64 = 64 << 20;
-
-/// The names of the tokens that every text needs, by habit of BERT and of RoBERTa.
-const PADDING: [&str; 2] = ["[PAD]", "<pad>"];
-const SEPARATORS: [&str; 2] = ["[SEP]", "</s>"];
 
 /// Tables of word embeddings are padded to multiples of powers of two up to this one.
 const LARGEST_MULTIPLE: usize = 1024;
@@ -34,13 +40,28 @@ pub struct Encoded {
     pub n_tokens: usize,
 }
 
-/// Splits texts into tokens, for BERT uncased as the published models use it: lower case, accents
-/// stripped, Chinese characters apart, punctuation split, then WordPiece, in `[CLS] … [SEP]`.
+/// How a vocabulary spells words.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Kind {
+    /// Pieces of words, those that go on with one spelled with `##`.
+    WordPiece,
+    /// Joined bytes, spaces among them.
+    ByteLevel,
+    /// Another way.
+    Other,
+}
+
+/// Splits texts into tokens as the published models do. BERT uncased: lower case, accents stripped,
+/// Chinese characters apart, punctuation split, then WordPiece, in `[CLS] … [SEP]`. RoBERTa: byte pairs
+/// over bytes, case kept, in `<s> … </s>`.
+#[derive(Clone)]
 pub struct Tokenizer {
     path: PathBuf,
+    /// The list of merges beside it, where there are two files.
+    merges: Option<PathBuf>,
     inner: tokenizers::Tokenizer,
-    padding: u32,
-    separator: u32,
+    special: Special,
+    kind: Kind,
 }
 
 impl std::fmt::Debug for Tokenizer {
@@ -53,24 +74,30 @@ impl std::fmt::Debug for Tokenizer {
 }
 
 impl Tokenizer {
-    /// Opens what `name` stands for: a `vocab.txt` of BERT uncased, a `tokenizer.json`, a folder
-    /// with either, or else a model of the Hugging Face hub such as `bert-base-uncased`, whose
-    /// file is fetched once and kept in the hub's usual cache (feature `hub`).
+    /// Opens what `name` stands for: a `vocab.txt` of BERT uncased, a `tokenizer.json`, one of the two
+    /// files of a byte-level vocabulary with the other beside it (`vocab.json` or fairseq's `dict.txt`,
+    /// and `merges.txt` or GPT-2's `vocab.bpe`), a folder with any of these, or else a model of the
+    /// Hugging Face hub such as `bert-base-uncased`, whose file is fetched once and kept in the hub's
+    /// usual cache (feature `hub`).
     ///
     /// # Errors
     /// [`Error::Tokenizer`] when a file is damaged, [`Error::SpecialToken`] when it lacks the
-    /// padding, the separator or BERT's other special tokens, [`Error::TokenizerFromHub`] when
-    /// there is no such file and the hub does not help.
+    /// padding, the separator or other special tokens, [`TextFault::MissingPart`] when one of two files
+    /// is not there, [`Error::TokenizerFromHub`] when there is no such file and the hub does not help.
     pub fn open(name: &str) -> Result<Self> {
         let path = Path::new(name);
         if path.is_dir() {
-            let inside = ["tokenizer.json", "vocab.txt"].map(|file| path.join(file));
-            return match inside.iter().find(|file| file.is_file()) {
-                Some(file) => Self::from_file(file),
-                None => Err(Error::Tokenizer {
-                    path: path.into(),
-                    fault: "the folder holds neither tokenizer.json nor vocab.txt".into(),
-                }),
+            let whole = path.join("tokenizer.json");
+            if whole.is_file() {
+                return Self::from_file(&whole);
+            }
+            if let Some(files) = byte_level::Files::in_folder(path)? {
+                return Self::from_parts(&files);
+            }
+            let words = path.join("vocab.txt");
+            return match words.is_file() {
+                true => Self::from_file(&words),
+                false => Err(TextFault::NoTokenizer { path: path.into() }.into()),
             };
         }
         if path.exists() {
@@ -80,6 +107,9 @@ impl Tokenizer {
     }
 
     fn from_file(path: &Path) -> Result<Self> {
+        if let Some(files) = byte_level::Files::of(path)? {
+            return Self::from_parts(&files);
+        }
         let bytes = read(path)?;
         let unusable = |fault: String| Error::Tokenizer {
             path: path.into(),
@@ -90,34 +120,73 @@ impl Tokenizer {
             || path
                 .extension()
                 .is_some_and(|extension| extension == "json");
-        let mut inner = if is_json {
+        let inner = if is_json {
             growth::check(&bytes).map_err(unusable)?;
             tokenizers::Tokenizer::from_bytes(&bytes).map_err(|e| unusable(e.to_string()))?
         } else {
             vocabulary::bert_uncased(path, &bytes)?
         };
+        Self::of(path, inner)
+    }
+
+    fn from_parts(files: &byte_level::Files) -> Result<Self> {
+        let inner = byte_level::roberta(&files.ids, byte_level::read(files)?)?;
+        Ok(Self {
+            merges: Some(files.merges.clone()),
+            ..Self::of(&files.ids, inner)?
+        })
+    }
+
+    fn of(path: &Path, mut inner: tokenizers::Tokenizer) -> Result<Self> {
         // Lengths are ours to choose.
         inner.with_padding(None);
-        (inner.with_truncation(None)).map_err(|error| unusable(error.to_string()))?;
-        let find = |names: [&str; 2]| {
-            let ids = names.iter().find_map(|name| inner.token_to_id(name));
-            ids.ok_or_else(|| Error::SpecialToken {
-                path: path.into(),
-                token: names[0].into(),
-            })
-        };
+        (inner.with_truncation(None)).map_err(|error| Error::Tokenizer {
+            path: path.into(),
+            fault: error.to_string(),
+        })?;
         Ok(Self {
             path: path.into(),
-            padding: find(PADDING)?,
-            separator: find(SEPARATORS)?,
+            merges: None,
+            special: Special::find(path, &inner)?,
+            kind: Kind::of(&inner),
             inner,
         })
+    }
+
+    /// The same with tokens added behind its others, those that it lacks. Spaces beside them are no part
+    /// of the text. FLM adds [`CAPTION_BORDERS`].
+    ///
+    /// # Errors
+    /// [`Error::Tokenizer`] when a token cannot be added.
+    pub fn with_added(mut self, tokens: &[&str]) -> Result<Self> {
+        for &token in tokens {
+            if self.inner.token_to_id(token).is_none() {
+                let token = AddedToken::from(token, false).normalized(false);
+                let token = token.lstrip(true).rstrip(true);
+                let added = self.inner.add_tokens([token]);
+                added.map_err(|error| Error::Tokenizer {
+                    path: self.path.clone(),
+                    fault: error.to_string(),
+                })?;
+            }
+        }
+        Ok(self)
     }
 
     /// The file it was read from.
     #[must_use]
     pub fn path(&self) -> &Path {
         &self.path
+    }
+
+    /// All files it was read from.
+    #[must_use]
+    pub fn files(&self) -> Vec<PathBuf> {
+        [&self.path]
+            .into_iter()
+            .chain(&self.merges)
+            .cloned()
+            .collect()
     }
 
     /// How many ids there are, counted to the largest.
@@ -164,20 +233,16 @@ impl Tokenizer {
         })
     }
 
-    /// For each id whether its token goes on a word, as WordPiece marks it with `##`.
+    /// The tokens that are not of a text.
     #[must_use]
-    pub fn continuing(&self) -> Vec<bool> {
-        let goes_on = |id: usize| {
-            let token = self.inner.id_to_token(id as u32);
-            token.is_some_and(|token| token.starts_with("##"))
-        };
-        (0..self.vocabulary_size()).map(goes_on).collect()
+    pub fn special(&self) -> Special {
+        self.special
     }
 
     /// The id that fills short texts up.
     #[must_use]
     pub fn padding_id(&self) -> u32 {
-        self.padding
+        self.special.padding
     }
 
     /// The ids of a text with its special tokens: a longer one is cut, its last token then the
@@ -190,11 +255,11 @@ impl Tokenizer {
         if ids.len() > max_len {
             ids.truncate(max_len);
             if let Some(last) = ids.last_mut() {
-                *last = self.separator;
+                *last = self.special.borders[1];
             }
         }
         let n_tokens = ids.len();
-        ids.resize(max_len, self.padding);
+        ids.resize(max_len, self.special.padding);
         Ok(Encoded { ids, n_tokens })
     }
 
@@ -207,9 +272,37 @@ impl Tokenizer {
     }
 
     fn ids(&self, text: &str) -> Result<Vec<u32>> {
+        // The published class of byte-level tokenizers has no tokens for spaces alone.
+        let text = match self.kind {
+            Kind::ByteLevel if text.trim().is_empty() => "",
+            _ => text,
+        };
         let encoding = self.inner.encode_fast(text, true);
         let encoding = encoding.map_err(|error| refused(text, &*error))?;
         Ok(encoding.get_ids().to_vec())
+    }
+}
+
+impl Kind {
+    fn of(inner: &tokenizers::Tokenizer) -> Self {
+        use tokenizers::{DecoderWrapper, ModelWrapper, PreTokenizerWrapper};
+        fn cuts_bytes(part: &PreTokenizerWrapper) -> bool {
+            match part {
+                PreTokenizerWrapper::ByteLevel(_) => true,
+                PreTokenizerWrapper::Sequence(parts) => parts.as_ref().iter().any(cuts_bytes),
+                _ => false,
+            }
+        }
+        match inner.get_model() {
+            ModelWrapper::WordPiece(_) => Self::WordPiece,
+            ModelWrapper::BPE(_)
+                if inner.get_pre_tokenizer().is_some_and(cuts_bytes)
+                    || matches!(inner.get_decoder(), Some(DecoderWrapper::ByteLevel(_))) =>
+            {
+                Self::ByteLevel
+            }
+            _ => Self::Other,
+        }
     }
 }
 

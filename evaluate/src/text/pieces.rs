@@ -19,7 +19,9 @@ impl Tokenizer {
     pub fn pieces(&self, text: &str) -> Result<Vec<String>> {
         let encoding = self.inner.encode(text, false);
         let encoding = encoding.map_err(|error| refused(text, &*error))?;
-        Ok(encoding.get_tokens().to_vec())
+        // Spaces beside an added token are of its text, but not of the token.
+        let ids = encoding.get_ids().iter();
+        Ok(ids.filter_map(|&id| self.inner.id_to_token(id)).collect())
     }
 
     /// Every entry of the vocabulary, by id; empty where an id has none.

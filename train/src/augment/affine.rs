@@ -5,8 +5,11 @@
 
 use evaluate::images::Rgb;
 
-/// The color of what comes from outside of the picture.
-const FILL: [u8; 3] = [128; 3];
+/// The color of what comes from outside of the picture in AutoAugment.
+const GRAY: [u8; 3] = [128; 3];
+
+/// The same by Pillow's own habit.
+const BLACK: [u8; 3] = [0; 3];
 
 /// One in the fixed point of places.
 const ONE: f64 = 65_536.0;
@@ -24,17 +27,38 @@ pub fn shear_y(picture: &mut Rgb, amount: f64) {
 /// Everything slides by `share` of the width, to the nearest pixel.
 pub fn translate_x(picture: &mut Rgb, share: f64) {
     let by = share * picture.width as f64;
-    slide(picture, by, 0.0);
+    slide(picture, [by, 0.0], GRAY);
 }
 
 /// Everything slides by `share` of the height, to the nearest pixel.
 pub fn translate_y(picture: &mut Rgb, share: f64) {
     let by = share * picture.height as f64;
-    slide(picture, 0.0, by);
+    slide(picture, [0.0, by], GRAY);
 }
 
-/// Counter-clockwise about the center, each pixel from the nearest one, as `Image.rotate` does it.
+/// Rows slide by `x` of their number and columns by `y` of theirs, to the nearest pixel; what comes from
+/// outside is black.
+pub fn shear_nearest(picture: &mut Rgb, [x, y]: [f64; 2]) {
+    nearest(picture, [1.0, x, 0.0, y, 1.0, 0.0], BLACK);
+}
+
+/// Everything slides by so many pixels; what comes from outside is black.
+pub fn translate(picture: &mut Rgb, by: [f64; 2]) {
+    slide(picture, by, BLACK);
+}
+
+/// As [`rotate`]; what comes from outside is black.
+pub fn rotate_on_black(picture: &mut Rgb, degrees: f64) {
+    turn(picture, degrees, BLACK);
+}
+
+/// Counter-clockwise about the center, each pixel from the nearest one, as `Image.rotate` does it; what
+/// comes from outside is gray.
 pub fn rotate(picture: &mut Rgb, degrees: f64) {
+    turn(picture, degrees, GRAY);
+}
+
+fn turn(picture: &mut Rgb, degrees: f64, fill: [u8; 3]) {
     let degrees = degrees.rem_euclid(360.0);
     if degrees == 0.0 {
         return;
@@ -47,25 +71,25 @@ pub fn rotate(picture: &mut Rgb, degrees: f64) {
     let (x, y) = (picture.width as f64 / 2.0, picture.height as f64 / 2.0);
     let c = cos * -x + sin * -y + 0.0 + x;
     let f = minus_sin * -x + cos * -y + 0.0 + y;
-    nearest(picture, [cos, sin, c, minus_sin, cos, f]);
+    nearest(picture, [cos, sin, c, minus_sin, cos, f], fill);
 }
 
 /// The result's pixels, each asked for by column and row; `None` is what lies outside.
-fn remade(picture: &mut Rgb, at: impl Fn(&Rgb, usize, usize) -> Option<[u8; 3]>) {
+fn remade(picture: &mut Rgb, fill: [u8; 3], at: impl Fn(&Rgb, usize, usize) -> Option<[u8; 3]>) {
     let source = picture.clone();
     let width = picture.width.max(1);
     for (index, pixel) in picture.pixels.as_chunks_mut::<3>().0.iter_mut().enumerate() {
-        *pixel = at(&source, index % width, index / width).unwrap_or(FILL);
+        *pixel = at(&source, index % width, index / width).unwrap_or(fill);
     }
 }
 
 /// Places in 16 bits behind the point.
-fn nearest(picture: &mut Rgb, [a, b, c, d, e, f]: [f64; 6]) {
+fn nearest(picture: &mut Rgb, [a, b, c, d, e, f]: [f64; 6], fill: [u8; 3]) {
     let fixed = |value: f64| (value * ONE + 0.5).floor() as i64;
     let (ax, bx, ay, by) = (fixed(a), fixed(b), fixed(d), fixed(e));
     let x0 = fixed(c + a * 0.5 + b * 0.5);
     let y0 = fixed(f + d * 0.5 + e * 0.5);
-    remade(picture, |source, x, y| {
+    remade(picture, fill, |source, x, y| {
         let (x, y) = (x as i64, y as i64);
         let from_x = usize::try_from((x0 + bx * y + ax * x) >> 16).ok()?;
         let from_y = usize::try_from((y0 + by * y + ay * x) >> 16).ok()?;
@@ -74,7 +98,7 @@ fn nearest(picture: &mut Rgb, [a, b, c, d, e, f]: [f64; 6]) {
 }
 
 /// A map without shear, whose places are added up in `f64`.
-fn slide(picture: &mut Rgb, by_x: f64, by_y: f64) {
+fn slide(picture: &mut Rgb, [by_x, by_y]: [f64; 2], fill: [u8; 3]) {
     let places = |n: usize, by: f64| {
         let mut place = by + 0.5;
         let mut places = Vec::with_capacity(n);
@@ -85,12 +109,14 @@ fn slide(picture: &mut Rgb, by_x: f64, by_y: f64) {
         places
     };
     let (columns, rows) = (places(picture.width, by_x), places(picture.height, by_y));
-    remade(picture, |source, x, y| source.pixel(columns[x]?, rows[y]?));
+    remade(picture, fill, |source, x, y| {
+        source.pixel(columns[x]?, rows[y]?)
+    });
 }
 
 /// Cubic convolution with a = -1 over four by four pixels; those at the border are repeated.
 fn bicubic(picture: &mut Rgb, [a, b, c, d, e, f]: [f64; 6]) {
-    remade(picture, |source, x, y| {
+    remade(picture, GRAY, |source, x, y| {
         let (x, y) = (x as f64 + 0.5, y as f64 + 0.5);
         let (x, y) = (a * x + b * y + c, d * x + e * y + f);
         let (width, height) = (source.width as f64, source.height as f64);

@@ -19,6 +19,8 @@ pub struct Example {
     pub pictures: Vec<Rgb>,
     /// Its text.
     pub text: String,
+    /// Whether the text is a caption, which some families rewrite.
+    pub is_caption: bool,
     /// Answers as classes with soft scores.
     pub answers: Vec<(usize, f32)>,
     /// Its class.
@@ -92,6 +94,7 @@ impl Examples for Pairs {
         Ok(Example {
             pictures: picture.into_iter().collect(),
             text: caption.unwrap_or_default(),
+            is_caption: true,
             ..Example::default()
         })
     }
@@ -121,7 +124,7 @@ impl Examples for Questions {
             pictures: picture.into_iter().collect(),
             text: question.text.clone(),
             answers: labels.zip(scores).collect(),
-            class: None,
+            ..Example::default()
         })
     }
 
@@ -154,8 +157,8 @@ impl Examples for Statements {
         Ok(Example {
             pictures,
             text: statement.sentence.clone(),
-            answers: Vec::new(),
             class: statement.label.map(u32::from),
+            ..Example::default()
         })
     }
 }
@@ -189,6 +192,7 @@ impl Examples for Rows {
         Ok(Example {
             pictures: picture.into_iter().collect(),
             text: self.0.annotation(index)?.caption,
+            is_caption: true,
             ..Example::default()
         })
     }

@@ -9,14 +9,14 @@ use candle_core::{DType, Device, Tensor};
 use evaluate::datasets::{Prefetch, prefetch};
 use evaluate::images::{Normalization, Rgb, Transform};
 use evaluate::models::ModelInput;
-use evaluate::text::Tokenizer;
+use evaluate::text::{CaptionRule, Tokenizer};
 use merge::random::{Draws, Sequence};
 use rayon::prelude::*;
 
 use super::{Example, Examples, Order, Place};
 use crate::augment::{
-    PatchMasking, PictureStep, RandomAugment, RandomCrop, RandomErasing, TrainTransform, TwoViews,
-    WordMasking, WordPieces, corrupted, target_into, target_view,
+    PatchMasking, PictureStep, RandomAugment, RandomCrop, RandomErasing, TokenKinds,
+    TrainTransform, TwoViews, WordMasking, corrupted, target_into, target_view,
 };
 use crate::batch::{Batch, Images, MaskedPatches, MaskedWords, Texts};
 use crate::objectives::Needs;
@@ -42,7 +42,7 @@ pub struct Loader {
     n_answers: Option<usize>,
     view: View,
     corruption: Option<Corruption>,
-    masking: Option<(WordMasking, WordPieces)>,
+    masking: Option<(WordMasking, TokenKinds)>,
     patches: Option<Patches>,
     /// Time that workers have spent, in microseconds.
     busy: AtomicU64,
@@ -207,8 +207,10 @@ impl Loader {
                     probability: masking.probability,
                     whole_word: masking.whole_word,
                     counts_padding: masking.counts_padding,
+                    every_place: masking.every_place,
                 };
-                Some((masking, WordPieces::read(&self.tokenizer)?))
+                let needs_words = masking.whole_word && !masking.every_place;
+                Some((masking, TokenKinds::read(&self.tokenizer, needs_words)?))
             }
         };
         Ok(Self {
@@ -349,11 +351,16 @@ impl Loader {
             }
         }
         if wanted.text {
+            let rule = match example.is_caption {
+                true => self.input.text.captions,
+                false => CaptionRule::Verbatim,
+            };
+            let text = self.tokenizer.caption(rule, &example.text);
             let text = match &self.corruption {
-                None => self.tokenizer.encode(&example.text, self.input.text.len)?,
+                None => self.tokenizer.encode(&text, self.input.text.len)?,
                 Some(corruption) => {
                     let draws = Draws::new(self.seed, &format!("caption of {name}"));
-                    let text = corruption.apply(&example.text, &mut draws.sequence())?;
+                    let text = corruption.apply(&text, &mut draws.sequence())?;
                     corruption.tokenizer.encode(&text, self.input.text.len)?
                 }
             };

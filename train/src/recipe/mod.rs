@@ -271,6 +271,10 @@ pub struct Masking {
     pub whole_word: bool,
     /// Count padding among the words that may be chosen, as the published program does.
     pub counts_padding: bool,
+    /// Choose among all places of the padded text, each on its own, special tokens and padding among
+    /// them, as FLM's published program does.
+    #[serde(skip_serializing_if = "std::ops::Not::not")]
+    pub every_place: bool,
 }
 
 impl Default for Masking {
@@ -279,6 +283,7 @@ impl Default for Masking {
             probability: 0.15,
             whole_word: true,
             counts_padding: true,
+            every_place: false,
         }
     }
 }

@@ -86,7 +86,7 @@ impl TrainPlan {
         let image_tokenizer = image_tokenizer(&recipe, needs, place)?;
         let objectives = objectives(&recipe, image_tokenizer.as_ref(), collective.size())?;
         let (examples, lengths) = examples(&recipe, needs)?;
-        let tokenizer = Arc::new(Tokenizer::open(&recipe.data.tokenizer)?);
+        let tokenizer = Tokenizer::open(&recipe.data.tokenizer)?;
 
         if let Some(state) = &kept {
             RunFolder::check(place.folder, state)?;
@@ -116,7 +116,7 @@ impl TrainPlan {
         };
         let checkpoint = origin::with(initial.checkpoint, &inputs);
         let start = Start::load(checkpoint, &wanted, &place.device, dtype)?;
-        tokenizer.check_vocabulary(start.model.input().text.vocabulary)?;
+        let tokenizer = tokenizer.for_input(&start.model.input().text)?.into_owned();
         let n_answers = n_answers(examples.as_ref(), &start)?;
         let answers = answer_list(examples.as_ref(), &start)?;
         let patches = match (&image_tokenizer, &recipe.image_masking) {
@@ -152,7 +152,7 @@ impl TrainPlan {
         let validation = (recipe.validation.as_ref()).map(|v| Validation::open(v, &recipe.data));
         let loader = Loader::new(
             examples,
-            tokenizer,
+            Arc::new(tokenizer),
             *start.model.input(),
             needs,
             recipe.seed,

@@ -6,6 +6,7 @@ use evaluate::models::Model;
 use evaluate::ranks::Collective;
 use evaluate::tasks::{Runner, Task, TaskOptions, TaskSpec};
 use evaluate::text::Tokenizer;
+use evaluate::writing::Writing;
 use merge::Progress;
 
 use crate::recipe::{DataSettings, ValidationSettings};
@@ -44,6 +45,8 @@ impl Validation {
             without_repeats: false,
             with_examples: false,
             ties: Ties::default(),
+            writing: Writing::default(),
+            candidates: None,
             allow_other_answers: false,
         };
         let task = spec.open(&options, &data.folder)?;

@@ -6,7 +6,7 @@ use crate::Result;
 use crate::images::{Filter, ImageInput, Resize};
 use crate::models::towers::{Shapes, bert, sizes, vit};
 use crate::models::{ModelInput, Overrides};
-use crate::text::{Padding, TextInput};
+use crate::text::{CaptionRule, Padding, TextInput};
 
 /// What the keys of the image tower begin with. The doubled `model` is a wrapper's and the
 /// library's.
@@ -123,6 +123,7 @@ impl Config {
                 len: TEXT_LEN.min(text.text_len),
                 padding: Padding::Full,
                 vocabulary: text.vocabulary,
+                captions: CaptionRule::Verbatim,
             },
         };
         Ok(Self {

@@ -1,0 +1,63 @@
+//! Why a vocabulary or a text cannot serve.
+
+use std::path::PathBuf;
+
+/// Why a vocabulary or a text cannot serve.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum TextFault {
+    /// One of the two files of a byte-level vocabulary is not there.
+    #[error("{}: there is no {lacks} beside it, and a byte-level tokenizer needs both", path.display())]
+    MissingPart {
+        /// The file that is there.
+        path: PathBuf,
+        /// Names of the one that is not.
+        lacks: String,
+    },
+    /// A folder holds no tokenizer.
+    #[error(
+        "{}: the folder holds neither tokenizer.json, nor vocab.json with merges.txt, nor dict.txt with \
+         vocab.bpe, nor vocab.txt",
+        path.display()
+    )]
+    NoTokenizer {
+        /// The folder.
+        path: PathBuf,
+    },
+    /// An image has no number, which the official form of captions asks for.
+    #[error(
+        "image {id:?} has no number at the end of its name, so its caption has no official form"
+    )]
+    NoImageNumber {
+        /// The image's name.
+        id: String,
+    },
+    /// A tokenizer does not tell where words begin.
+    #[error(
+        "{}: does not tell where words begin: it is neither WordPiece nor byte-level, so whole words \
+         cannot be masked",
+        path.display()
+    )]
+    NoWordBoundaries {
+        /// The tokenizer.
+        path: PathBuf,
+    },
+}
+
+impl TextFault {
+    /// What the user may do about it.
+    pub(super) fn hint(&self) -> Option<&'static str> {
+        match self {
+            Self::MissingPart { .. } => Some(
+                "RoBERTa's vocab.json and merges.txt are files of FacebookAI/roberta-base on the Hugging \
+                 Face hub; GPT-2's vocab.bpe and fairseq's dict.txt are in fairseq's folder gpt2_bpe",
+            ),
+            Self::NoTokenizer { .. } => Some(
+                "models with BERT's text encoder take the vocab.txt of bert-base-uncased, FLM the \
+                 vocab.json and merges.txt of FacebookAI/roberta-base",
+            ),
+            Self::NoImageNumber { .. } => Some("leave out --predictions"),
+            Self::NoWordBoundaries { .. } => Some("mask single tokens: `whole_word: false`"),
+        }
+    }
+}
