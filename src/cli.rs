@@ -1,15 +1,22 @@
-//! The command line: global flags and one subcommand per verb.
+//! The command line: global flags, one subcommand per verb, and which file runs it.
 
+use std::process::ExitCode;
+
+use anyhow::Result;
 use clap::{Parser, Subcommand};
 
 use crate::args::global::Global;
 use crate::commands;
+use crate::output::Output;
 
-/// Merges, converts and compares vision-language checkpoints.
+/// Columns of the help.
+const WIDTH: usize = 100;
+
+/// Merges, trains and evaluates vision-language checkpoints.
 ///
-/// Reads safetensors and PyTorch files (no code of theirs is ever run) and writes either.
+/// Reads and writes safetensors and PyTorch files, and never runs code that a file holds.
 #[derive(Debug, Parser)]
-#[command(version, max_term_width = 100)]
+#[command(version, max_term_width = WIDTH)]
 pub struct Cli {
     #[command(flatten)]
     pub global: Global,
@@ -20,17 +27,17 @@ pub struct Cli {
 /// One verb, one file under `commands/`.
 #[derive(Debug, Subcommand)]
 pub enum Command {
-    /// Show what a checkpoint holds: layout, sizes, dtypes, everything else in the file
+    /// Show what a checkpoint holds: layout, sizes, dtypes and everything else in the file
     Inspect(commands::inspect::Args),
     /// Compare two checkpoints: keys, shapes, dtypes, values
     Diff(commands::diff::Args),
     /// Change container, dtype, key spelling, image window or text length
     Convert(commands::convert::Args),
-    /// Start a model from another: BEiT to seed, seed to modality-specific
+    /// Start a model from another: a seed from BEiT, a modality-specific model from a seed
     Expand(commands::expand::Args),
-    /// Write a random checkpoint of published shape
+    /// Write a checkpoint of random weights in a published shape
     Synth(commands::synth::Args),
-    /// Measure how far apart the experts of one checkpoint, or two checkpoints, are
+    /// Measure how far apart two checkpoints are, or the experts of one
     Distance(commands::distance::Args),
     /// Merge experts by ratio
     Interpolate(commands::interpolate::Args),
@@ -38,17 +45,17 @@ pub enum Command {
     Arithmetic(commands::arithmetic::Args),
     /// Merge experts by RegMean from gram matrices
     Regmean(commands::regmean::Args),
-    /// Print the recipe that a merged checkpoint was made by
+    /// Print the recipe of a merged checkpoint
     Recipe(commands::recipe::Args),
     /// Run a merge recipe
     Merge(commands::merge::Args),
-    /// Check that a merged checkpoint is what its recipe says, and that loaders can use it
+    /// Check that a merged checkpoint matches its recipe and that loaders can read it
     Verify(commands::verify::Args),
-    /// Make a low-rank adapter of what fine-tuning changed
+    /// Make a low-rank adapter from a model and its fine-tuned version
     ExtractLora(commands::extract_lora::Args),
-    /// Build arrow files from public downloads, and look at what is in them
+    /// Build arrow files from public downloads, and count what they hold
     Data(commands::data::Args),
-    /// Run a model on given tensors and write every output by name, to compare it with another program
+    /// Run a model on given tensors and write every output, to compare it with another program
     Forward(commands::forward::Args),
     /// Sum the gram matrices of a model's layers over data, for RegMean
     Gram(commands::gram::Args),
@@ -58,20 +65,54 @@ pub enum Command {
     Encode(commands::encode::Args),
     /// Merge and measure along a grid of a parameter
     Sweep(commands::sweep::Args),
-    /// Search numbers of a merge recipe for the best result on validation data
+    /// Search the numbers of a merge recipe that do best on validation data
     Search(commands::search::Args),
-    /// Average those checkpoints that together do best: a greedy soup
+    /// Average the checkpoints that do best together: a greedy soup
     Soup(commands::soup::Args),
-    /// Train a model on images with captions: seeds and modality-specific models
+    /// Pre-train a model on images with captions
     Pretrain(commands::pretrain::Args),
-    /// Train weights, merged or not, for retrieval, VQA or NLVR2
+    /// Fine-tune a model or a merge for a task
     Finetune(commands::finetune::Args),
-    /// Run a whole study: pre-training, merges, fine-tuning, measuring, one report
+    /// Run a whole study: pre-training, merging, fine-tuning, measuring, one report
     Study(commands::study::Args),
-    /// Judge predictions: retrieval, VQA or NLVR2 from files, without a model
+    /// Judge predictions in files, without a model: retrieval, VQA, NLVR2, captions
     Score(commands::score::Args),
     /// Show results as a page or table: HTML, Markdown, CSV or LaTeX
     Report(commands::report::Args),
+}
+
+impl Command {
+    /// Runs the verb.
+    pub fn run(self, output: &Output) -> Result<ExitCode> {
+        match self {
+            Self::Inspect(args) => commands::inspect::run(args, output),
+            Self::Diff(args) => commands::diff::run(args, output),
+            Self::Convert(args) => commands::convert::run(args, output),
+            Self::Expand(args) => commands::expand::run(args, output),
+            Self::Synth(args) => commands::synth::run(args, output),
+            Self::Distance(args) => commands::distance::run(args, output),
+            Self::Interpolate(args) => commands::interpolate::run(args, output),
+            Self::Arithmetic(args) => commands::arithmetic::run(args, output),
+            Self::Regmean(args) => commands::regmean::run(args, output),
+            Self::Recipe(args) => commands::recipe::run(&args, output),
+            Self::Merge(args) => commands::merge::run(args, output),
+            Self::ExtractLora(args) => commands::extract_lora::run(&args, output),
+            Self::Data(args) => commands::data::run(args, output),
+            Self::Forward(args) => commands::forward::run(args, output),
+            Self::Gram(args) => commands::gram::run(args, output),
+            Self::Evaluate(args) => commands::evaluate::run(args, output),
+            Self::Encode(args) => commands::encode::run(&args, output),
+            Self::Soup(args) => commands::soup::run(args, output),
+            Self::Sweep(args) => commands::sweep::run(args, output),
+            Self::Pretrain(args) => commands::pretrain::run(args, output),
+            Self::Finetune(args) => commands::finetune::run(args, output),
+            Self::Search(args) => commands::search::run(args, output),
+            Self::Study(args) => commands::study::run(args, output),
+            Self::Score(args) => commands::score::run(args, output),
+            Self::Report(args) => commands::report::run(args, output),
+            Self::Verify(args) => commands::verify::run(&args, output),
+        }
+    }
 }
 
 #[cfg(test)]
@@ -82,5 +123,28 @@ mod tests {
     fn the_command_line_is_consistent() {
         use clap::CommandFactory;
         Cli::command().debug_assert();
+    }
+
+    /// Names of verbs, and what stands below their flags.
+    fn endings(command: &clap::Command, found: &mut Vec<(String, String)>) {
+        if let Some(text) = command.get_after_help() {
+            found.push((command.get_name().to_owned(), text.to_string()));
+        }
+        command
+            .get_subcommands()
+            .for_each(|verb| endings(verb, found));
+    }
+
+    #[test]
+    fn lines_below_the_flags_are_not_broken_by_the_width_of_the_help() {
+        use clap::CommandFactory;
+        let mut found = Vec::new();
+        endings(&Cli::command(), &mut found);
+        assert!(found.len() > 20);
+        for (verb, text) in found {
+            for line in text.lines() {
+                assert!(line.len() <= WIDTH, "{verb}: {line}");
+            }
+        }
     }
 }

@@ -1,4 +1,4 @@
-//! vlmerge: merges, converts and compares vision-language checkpoints.
+//! vlmerge: merges, trains and evaluates vision-language checkpoints.
 
 #![forbid(unsafe_code)]
 
@@ -11,10 +11,10 @@ mod output;
 mod plan_view;
 mod ranks;
 mod result_table;
-mod running;
 mod search;
 mod study;
 mod table;
+mod target;
 mod training;
 
 use std::process::ExitCode;
@@ -28,7 +28,7 @@ fn main() -> ExitCode {
         Ok(output) => output,
         Err(error) => return output::report(&error),
     };
-    let done = commands::run(cli.command, &output);
+    let done = cli.command.run(&output);
     let fetched = output::fetched_bytes();
     if fetched > 0 {
         output.note(format!(

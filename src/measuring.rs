@@ -2,14 +2,11 @@
 
 use std::collections::BTreeMap;
 use std::fs::File;
-use std::path::PathBuf;
 
 use anyhow::{Context, Result};
 use candle_core::Device;
-use clap::Args;
 use evaluate::measure::{Candidate, Finished, Frame, Journal, Measuring, key_of};
 use evaluate::metrics::bootstrap::Bootstrap;
-use evaluate::metrics::retrieval::Ties;
 use evaluate::ranks::Collective;
 use evaluate::reports::{Report, SweepPoint};
 use evaluate::tasks::{TaskOption, answers_of};
@@ -18,39 +15,14 @@ use merge::provenance::Hashes;
 use serde_json::{Value, json};
 
 use crate::args::data::DataArgs;
+use crate::args::model::ModelArgs;
+use crate::args::results::ResultArgs;
 use crate::output::{Output, UsageError};
 use crate::result_table;
-use crate::running::{ModelArgs, Target};
+use crate::target::Target;
 
 /// Results that fit beside each other, with intervals and tests, in a terminal.
 const MAX_SIDE_BY_SIDE: usize = 3;
-
-/// How numbers are drawn and where they go; the same in every verb that measures.
-#[derive(Args, Clone, Debug)]
-#[command(next_help_heading = "Results")]
-pub struct ResultArgs {
-    /// The report to write, as JSON; what is finished is kept, so a stopped run can be taken up
-    #[arg(long, value_name = "FILE")]
-    pub out: Option<PathBuf>,
-    /// Replace an existing report
-    #[arg(long)]
-    pub force: bool,
-    /// How equal scores count in retrieval: expected (the default), pessimistic, optimistic, first
-    #[arg(long, value_name = "HOW")]
-    pub ties: Option<Ties>,
-    /// Bootstrap draws for the intervals and tests
-    #[arg(long, value_name = "N", default_value_t = 1000)]
-    pub resamples: usize,
-    /// Seed of the draws
-    #[arg(long, value_name = "N", default_value_t = 0)]
-    pub seed: u64,
-    /// Keep features in this folder, and take those that are there
-    #[arg(long, value_name = "DIR")]
-    pub cache_features: Option<PathBuf>,
-    /// Write predictions in the task's official form to this folder
-    #[arg(long, value_name = "DIR")]
-    pub predictions: Option<PathBuf>,
-}
 
 /// Weights to measure, and where they stand in a sweep.
 pub struct Point {
@@ -185,8 +157,8 @@ impl<'a> Study<'a> {
             identity: json!({ "files": found.files, "recipe": found.recipe }),
         };
         let measured = self.measuring.measure(&candidate, |task, features| {
-            let opened = self.model.open(found, self.output)?;
-            let model = self.model.load(&opened, &self.device, self.output)?;
+            let opened = found.open(self.model, self.output)?;
+            let model = opened.load(self.model, &self.device, self.output)?;
             let runner = self
                 .model
                 .runner(model.as_ref(), &self.tokenizer, &self.device, self.output)?

@@ -13,8 +13,7 @@ use merge::plan::{Action, Entry};
 use serde_json::json;
 
 use crate::args::write::WriteArgs;
-use crate::commands::merge::no_target;
-use crate::output::{Output, bytes, fetched_bytes, printable};
+use crate::output::{Output, UsageError, bytes, fetched_bytes, printable};
 
 /// Prints the plan on `--dry-run`, else runs it and prints where the result is.
 pub fn carry_out(
@@ -44,6 +43,7 @@ pub fn carry_out(
         show(plan, files, output)?;
         return Ok(ExitCode::SUCCESS);
     }
+    let no_target = || UsageError("name the checkpoint to write with --out".into());
     let options = write.write_options(target.ok_or_else(no_target)?, may_be_folder);
     let start = Instant::now();
     let summary = execute(plan, &options, &write.run_options(check_copies), output)?;

@@ -62,6 +62,7 @@ fn an_expanded_seed_merges_back_to_the_seed_at_any_ratio() {
         for (name, values) in &merged {
             n_blocks += usize::from(name.contains(".blocks."));
             let expected = &seed[name];
+            assert_eq!(values.len(), expected.len(), "{name}");
             for (found, expected) in values.iter().zip(expected) {
                 // Three products and two sums in f32.
                 let close = (found - expected).abs() <= 4.0 * f32::EPSILON * expected.abs();

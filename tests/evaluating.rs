@@ -403,6 +403,7 @@ fn grams_of_parts_add_up_to_those_of_the_whole() {
             .iter()
             .fold(0.0f64, |largest, v| largest.max(v.abs()));
         assert!(largest > 0.0, "{key}");
+        assert_eq!(found[key].len(), expected.len(), "{key}");
         for (found, expected) in found[key].iter().zip(expected) {
             let error = (found - expected).abs();
             assert!(error <= 1e-12 * largest, "{key}: {error} of {largest}");

@@ -134,6 +134,16 @@ pub fn own<T>(ranks: &dyn Collective, items: Vec<T>) -> Vec<T> {
     own.step_by(ranks.size().max(1)).collect()
 }
 
+/// What the first rank sees, for all: whether work is done already must not be judged by each rank for itself,
+/// since all compute together or none does.
+///
+/// # Errors
+/// As [`Collective::gather`].
+pub fn seen_by_first(ranks: &dyn Collective, seen: bool) -> Result<bool> {
+    let all = ranks.gather(&[u8::from(seen)])?;
+    Ok(all.first().map(Vec::as_slice) == Some(&[1]))
+}
+
 /// The results of all batches in their order, from those of this rank's batches: a batch has
 /// `n_examples` of them, and each example as many values as any other.
 ///
@@ -208,6 +218,17 @@ mod tests {
         fn barrier(&self) -> Result<()> {
             Ok(())
         }
+    }
+
+    #[test]
+    fn all_go_by_what_the_first_rank_sees() {
+        for (first, own) in [(0, true), (1, false)] {
+            let ranks = Third(vec![vec![first], vec![u8::from(own)]]);
+            let seen = seen_by_first(&ranks, own).expect("gathered");
+            assert_eq!(seen, first == 1);
+        }
+        assert!(seen_by_first(&Alone, true).expect("alone"));
+        assert!(!seen_by_first(&Alone, false).expect("alone"));
     }
 
     #[test]

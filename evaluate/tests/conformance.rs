@@ -10,7 +10,7 @@ use evaluate::models::{Multiway, Overrides, ShallowAttention};
 use evaluate::nn::{Mask, Pass};
 use merge::io::{Container, Root, SourceInfo, TensorEntry};
 use merge::layouts::{CatalogSpec, Form, Heads, Sizes, catalog};
-use merge::{Checkpoint, ObjectPath, PathSegment, TensorInfo, TensorSource};
+use merge::{Checkpoint, TensorInfo, TensorSource};
 
 /// The numbers are printed to five digits, and two implementations differ by up to 6e-6.
 const TOLERANCE: f32 = 2e-5;
@@ -55,11 +55,7 @@ impl Toy {
             .collect();
         keys.sort_by(|a, b| a.0.cmp(&b.0));
         assert_eq!(keys.len(), n_keys, "{form:?}");
-        let tensors = keys.into_iter().map(|(name, info)| TensorEntry {
-            path: ObjectPath(vec![PathSegment::Key(name.clone())]),
-            name: Some(name),
-            info,
-        });
+        let tensors = (keys.into_iter()).map(|(name, info)| TensorEntry::named(name, info));
         let tensors: Vec<_> = tensors.collect();
         let root = Root {
             name: String::new(),

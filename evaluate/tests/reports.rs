@@ -376,6 +376,7 @@ fn the_headline_of_every_task_has_its_label_alone_and_in_the_overview() {
     };
     let document = Document::new("All", &[input], &Published::default());
     let overview = document.overview.as_ref().expect("several groups");
+    assert_eq!(document.groups.len(), TASKS.len());
     for (group, task) in document.groups.iter().zip(TASKS) {
         let label = task.number(task.headline).expect("a number").label;
         let titles: Vec<&str> = group

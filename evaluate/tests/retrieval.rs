@@ -46,6 +46,8 @@ fn ranks_agree_with_a_stable_sort() {
     let image_ids: Vec<i64> = (0..n_images as i64).collect();
     let captions = Captions::new(&image_ids, &text_ids).expect("captions");
     let found = standings(&scores.view(), &captions).expect("numbers");
+    let n_standings = (found.of_texts.len(), found.of_images.len());
+    assert_eq!(n_standings, (n_texts, n_images));
     for (text, standing) in found.of_texts.iter().enumerate() {
         let mut order: Vec<usize> = (0..n_images).collect();
         order.sort_by(|&a, &b| scores[(b, text)].total_cmp(&scores[(a, text)]));

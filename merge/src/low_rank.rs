@@ -373,6 +373,7 @@ mod tests {
                     (ratio - 1.0).abs() < 1e-3,
                     "{rows} x {columns}, {rank}: {ratio}"
                 );
+                assert_eq!(found.values.len(), rank);
                 for (found, expected) in found.values.iter().zip(&values) {
                     assert!((found / expected - 1.0).abs() < 1e-3, "{found} {expected}");
                 }

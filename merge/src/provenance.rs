@@ -248,12 +248,7 @@ mod tests {
 
     #[test]
     fn provenance_survives_its_metadata_and_placeholders_are_as_long_as_hashes() {
-        let file = SourceFile {
-            path: "/some/folder/seed.ckpt".into(),
-            n_bytes: 12,
-            etag: None,
-            stamp: None,
-        };
+        let file = SourceFile::named("/some/folder/seed.ckpt", 12);
         let bare = Provenance::new("merge_method: interpolate\n".into(), &[file]);
         assert_eq!(bare.inputs[0].name, "seed.ckpt");
         let hashed = bare.clone().with_hashes(vec![Some("ab".repeat(32))]);
@@ -283,12 +278,7 @@ mod tests {
     fn a_file_is_hashed_as_the_standard_says() {
         let file = tempfile::NamedTempFile::new().expect("a temporary file");
         std::fs::write(file.path(), "abc").expect("written");
-        let source = SourceFile {
-            path: file.path().into(),
-            n_bytes: 3,
-            etag: None,
-            stamp: None,
-        };
+        let source = SourceFile::named(file.path(), 3);
         // FIPS 180-2, appendix B.1.
         let expected = "ba7816bf8f01cfea414140de5dae2223b00361a396177a9cb410ff61f20015ad";
         let hashes = Hashes::default().of(&[source], &crate::progress::Silent);
@@ -298,12 +288,7 @@ mod tests {
     #[test]
     fn a_file_is_read_again_only_when_it_has_changed() {
         let file = tempfile::NamedTempFile::new().expect("a temporary file");
-        let source = || SourceFile {
-            path: file.path().into(),
-            n_bytes: 3,
-            etag: None,
-            stamp: None,
-        };
+        let source = || SourceFile::named(file.path(), 3);
         let hashes = Hashes::default();
         let hash = |hashes: &Hashes| {
             let found = hashes.of(&[source()], &crate::progress::Silent);

@@ -58,11 +58,7 @@ pub fn checkpoint(
         },
         tensors: tensors
             .into_iter()
-            .map(|(name, info)| TensorEntry {
-                path: path(&[&name]),
-                name: Some(name),
-                info,
-            })
+            .map(|(name, info)| TensorEntry::named(name, info))
             .collect(),
     }))
 }

@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 use std::path::PathBuf;
 
 use merge::io::{Container, SourceInfo, TensorEntry};
-use merge::{Checkpoint, DType, ObjectPath, PathSegment, Result, TensorInfo, TensorSource};
+use merge::{Checkpoint, DType, Result, TensorInfo, TensorSource};
 
 /// Tensors in memory.
 pub struct Stored {
@@ -34,14 +34,11 @@ impl Stored {
 
     /// Adds a tensor as it is stored.
     pub fn with_bytes(mut self, key: &str, dtype: DType, shape: &[usize], data: Vec<u8>) -> Self {
-        self.entries.push(TensorEntry {
-            path: ObjectPath(vec![PathSegment::Key(key.to_owned())]),
-            name: Some(key.to_owned()),
-            info: TensorInfo {
-                dtype,
-                shape: shape.to_vec(),
-            },
-        });
+        let info = TensorInfo {
+            dtype,
+            shape: shape.to_vec(),
+        };
+        self.entries.push(TensorEntry::named(key.to_owned(), info));
         self.data.push(data);
         self
     }

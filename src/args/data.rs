@@ -24,7 +24,7 @@ pub struct DataArgs {
     /// Folder of arrow files, as `vlmerge data build` writes them, or of folders with CSV tables
     #[arg(long, value_name = "DIR")]
     pub data: PathBuf,
-    /// Data set of a task that works on several: coco, f30k, sbu, gcc, vg, or the folder of a CSV table
+    /// Data set, for tasks that work on several: coco, f30k, sbu, gcc, vg, or the folder of a CSV table
     /// [default: coco]
     #[arg(long, value_name = "NAME")]
     pub dataset: Option<String>,
@@ -34,13 +34,13 @@ pub struct DataArgs {
     /// Tokenizer: a vocab.txt or tokenizer.json, a folder with one, or a name on the hub
     #[arg(long, value_name = "NAME", default_value = "bert-base-uncased")]
     pub tokenizer: String,
-    /// The first N images, questions or statements alone
+    /// Use only the first N images, questions or statements
     #[arg(long, value_name = "N", value_parser = parse_positive)]
     pub limit: Option<usize>,
-    /// Count a caption that an image has twice once, as published code does
+    /// If an image has the same caption twice, count it once, as published code does
     #[arg(long)]
     pub without_repeats: bool,
-    /// Measure a head that has other classes than the data name; what it calls them is unknown
+    /// Measure a head whose number of classes differs from the data's: what its classes mean is unknown
     #[arg(long)]
     pub allow_other_answers: bool,
     /// Ask a ranking head of the N best texts of each image and the N best images of each text alone, by the

@@ -8,18 +8,18 @@ use clap::Args;
 #[derive(Args, Clone, Debug)]
 pub struct Global {
     /// Threads to use, at most four for each core [default: all cores]
-    #[arg(long, global = true, value_name = "N")]
+    #[arg(long, global = true, value_name = "N", help_heading = "Global")]
     pub threads: Option<usize>,
-    /// No progress bars and no notes, only results and errors
-    #[arg(long, short, global = true)]
+    /// Print results and errors only: no progress bars, no notes
+    #[arg(long, short, global = true, help_heading = "Global")]
     pub quiet: bool,
-    /// Results as JSON on standard output
-    #[arg(long, global = true)]
+    /// Print results as JSON
+    #[arg(long, global = true, help_heading = "Global")]
     pub json: bool,
-    /// Remote files only as far as they are in the cache
+    /// Take remote files from the cache only
     #[arg(long, global = true, help_heading = "Remote files")]
     pub offline: bool,
-    /// Folder for what was read of remote files [default: vlmerge in the user's cache folder]
+    /// Cache of remote files [default: vlmerge in the user's cache folder]
     #[arg(
         long,
         global = true,
@@ -28,7 +28,7 @@ pub struct Global {
         help_heading = "Remote files"
     )]
     pub cache_dir: Option<PathBuf>,
-    /// Read remote files without encryption from other machines too
+    /// Allow http:// for other machines; without it only this machine may use it
     #[arg(long, global = true, help_heading = "Remote files")]
     pub allow_http: bool,
     /// Seconds to wait for a connection or for the next bytes. A sixth of it is the time in which a server must send

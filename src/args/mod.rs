@@ -1,8 +1,12 @@
 //! Flags that several verbs share, below the verbs.
 
+pub mod convert;
 pub mod data;
 pub mod flm;
 pub mod global;
+pub mod merge;
+pub mod model;
 pub mod number;
+pub mod results;
 pub mod run;
 pub mod write;

@@ -12,10 +12,10 @@ pub struct RunArgs {
     /// Folder of the run: recipe, log, states, weights
     #[arg(long, value_name = "DIR")]
     pub out: PathBuf,
-    /// Change a setting of the recipe, e.g. optim.lr=3e-5; may be given again
+    /// Change a setting of the recipe, e.g. optim.lr=3e-5; may be repeated
     #[arg(long = "set", value_name = "KEY=VALUE")]
     pub settings: Vec<String>,
-    /// Go on with the run in the folder
+    /// Continue the run in the folder
     #[arg(long)]
     pub resume: bool,
     /// cpu, cuda or cuda:N

@@ -17,7 +17,7 @@ pub struct WriteArgs {
     /// Split into files of at most this size, e.g. 2GB or 500MiB, with an index
     #[arg(long, visible_alias = "shard-size", value_name = "SIZE", value_parser = parse_size)]
     pub max_shard_size: Option<u64>,
-    /// Kind of file [default: by the extension: .safetensors, .pt, .pth, .bin, .ckpt]
+    /// Kind of file [default: by its ending: .safetensors, .pt, .pth, .bin, .ckpt]
     #[arg(long, value_enum, value_name = "KIND")]
     pub container: Option<ContainerArg>,
     /// Replace an existing target
@@ -29,7 +29,7 @@ pub struct WriteArgs {
     /// Do not record the SHA-256 of the inputs
     #[arg(long)]
     pub no_hash: bool,
-    /// Do not wait for the disk: faster, but a power cut may leave half a file
+    /// Do not wait for the disk: faster, but after a power cut the file may be incomplete
     #[arg(long)]
     pub no_sync: bool,
     /// Check everything and print the plan, but write nothing
@@ -75,7 +75,7 @@ impl WriteArgs {
 /// Element type of floating point tensors.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, ValueEnum)]
 pub enum DTypeArg {
-    /// That of the inputs
+    /// As in the inputs
     #[default]
     Keep,
     /// 32-bit

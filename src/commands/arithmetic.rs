@@ -6,7 +6,8 @@ use std::process::ExitCode;
 use anyhow::Result;
 use merge::recipe::{Parameter, Parameters};
 
-use super::merge::{Source, run_recipe};
+use super::merge::run_recipe;
+use crate::args::merge::Source;
 use crate::output::Output;
 
 const EXAMPLES: &str = "\
@@ -18,10 +19,10 @@ Examples:
 #[derive(Debug, clap::Args)]
 #[command(after_help = EXAMPLES)]
 pub struct Args {
-    /// The modality-agnostic checkpoint that the experts were started from
+    /// The modality-agnostic checkpoint that the experts started from
     #[arg(long, value_name = "FILE")]
     seed_checkpoint: PathBuf,
-    /// Factor on what each expert learned
+    /// Factor on the task vector of each expert
     #[arg(
         long,
         value_name = "L",

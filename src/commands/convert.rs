@@ -1,17 +1,16 @@
 //! `vlmerge convert`.
 
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::process::ExitCode;
-use std::sync::Arc;
 
 use anyhow::Result;
 use clap::ValueEnum;
-use merge::convert::{Conversion, Resize, Spelling, Wrapper};
-use merge::io::{OpenOptions, open};
+use merge::convert::{Conversion, Spelling, Wrapper};
 use merge::layouts::{by_name, detect};
 use merge::recipe::ModelRef;
 use merge::{Checkpoint, Layout, MergePlan, MergeRecipe, quantized};
 
+use crate::args::convert::{ResizeArg, open_source};
 use crate::args::number::parse_positive;
 use crate::args::write::{DTypeArg, WriteArgs};
 use crate::output::Output;
@@ -23,7 +22,7 @@ Examples:
   vlmerge convert model.ckpt model.safetensors --dtype bf16          rounded once
   vlmerge convert model.safetensors folder/model.safetensors --max-shard-size 2GB
   vlmerge convert vlmo_base.pt out.safetensors --to vl-merging       VLMo keys as vl-merging's
-  vlmerge convert zerovl.pth zerovl.safetensors --module remove      keys without data-parallel prefix
+  vlmerge convert zerovl.pth zerovl.safetensors --module remove      keys without the prefix
   vlmerge convert model.ckpt coco.safetensors --image-size 384       tables for a larger image
   vlmerge convert fp8/ bf16/ --dequantize                            codes and scales as numbers
   vlmerge convert model.ckpt nlvr2.safetensors --image-size 384 --nlvr2 --dry-run";
@@ -37,16 +36,16 @@ pub struct Args {
     /// The checkpoint to write
     #[arg(required_unless_present = "dry_run")]
     out: Option<PathBuf>,
-    /// The dictionary of the file that holds the weights [default: found by rule]
+    /// Name of the dictionary in the file that holds the weights [default: found by rule]
     #[arg(long)]
     root: Option<String>,
-    /// Spell the keys of a model with an FFN for each modality in another way, where that is exact
+    /// Rename the keys of a model that has one FFN per modality to another spelling
     #[arg(long, value_enum, value_name = "SPELLING")]
     to: Option<SpellingArg>,
-    /// Put the `module.` of data-parallel wrappers before every key, or take it off
+    /// Add or remove the prefix `module.` that data-parallel wrappers put before every key
     #[arg(long, value_enum, value_name = "WHAT")]
     module: Option<ModuleArg>,
-    /// Resize position tables for images of this side in pixels
+    /// Resize position tables for images with a side of this many pixels
     #[arg(long, value_name = "PIXELS")]
     image_size: Option<usize>,
     /// How to resize relative position tables [default: geometric for VLMo, else bicubic]
@@ -55,17 +54,17 @@ pub struct Args {
     /// Keep only the first text positions
     #[arg(long, value_name = "N", value_parser = parse_positive)]
     text_len: Option<usize>,
-    /// Text positions that the bias table has room for, if not told by the file [default: 196]
+    /// Text positions that the bias table has room for, if the file does not say [default: 196]
     #[arg(long, value_name = "N", requires = "image_size")]
     text_table_len: Option<usize>,
-    /// Add a third token type, for the second image of NLVR2, equal to the second
+    /// Add a third token type for the second image of NLVR2, as a copy of the second
     #[arg(long)]
     nlvr2: bool,
-    /// Write quantized weights as the numbers that they stand for: bf16, or what --dtype says. Into a
-    /// folder, the files beside the weights go along
+    /// Write quantized weights as the numbers that they stand for, in bf16 or --dtype. If the output is
+    /// a folder, configuration and tokenizer are copied too
     #[arg(long)]
     dequantize: bool,
-    /// Rebuild index buffers for the new sizes instead of leaving them out
+    /// Rebuild index buffers for the new sizes, instead of leaving them out
     #[arg(long)]
     keep_derived: bool,
     #[command(flatten)]
@@ -75,37 +74,19 @@ pub struct Args {
 /// A spelling of keys.
 #[derive(Clone, Copy, Debug, ValueEnum)]
 enum SpellingArg {
-    /// vl-merging's ffn-specific form
+    /// As vl-merging's ffn-specific form
     VlMerging,
-    /// That of the VLMo release
+    /// As the VLMo release
     Vlmo,
 }
 
 /// What to do with the prefix `module.`.
 #[derive(Clone, Copy, Debug, ValueEnum)]
 enum ModuleArg {
-    /// Put it before every key that has none
+    /// Add it to every key that lacks it
     Add,
-    /// Take it off every key that has it
+    /// Remove it from every key that has it
     Remove,
-}
-
-/// How relative position tables are resized.
-#[derive(Clone, Copy, Debug, ValueEnum)]
-pub enum ResizeArg {
-    /// Cubic convolution, as vl-merging and torch
-    Bicubic,
-    /// Geometric spacing and a cubic spline, as VLMo and BEiT; cannot shrink
-    Geometric,
-}
-
-impl From<ResizeArg> for Resize {
-    fn from(arg: ResizeArg) -> Self {
-        match arg {
-            ResizeArg::Bicubic => Self::Bicubic,
-            ResizeArg::Geometric => Self::Geometric,
-        }
-    }
 }
 
 /// Runs the verb.
@@ -161,22 +142,4 @@ fn layout_of(source: &Checkpoint, conversion: &Conversion) -> merge::Result<Box<
         Err(_) if !conversion.needs_family() => by_name("generic", source),
         result => result,
     }
-}
-
-/// Opens the checkpoint of a verb that copies it, and says what will not be copied.
-pub fn open_source(
-    path: &Path,
-    root: Option<String>,
-    output: &Output,
-) -> merge::Result<Arc<Checkpoint>> {
-    let source = open(path, &OpenOptions { root })?;
-    let info = source.info();
-    let others = info.values.len() + info.opaque.len();
-    if others > 0 {
-        output.note(format!(
-            "{}: only tensors are copied, not the {others} other values",
-            path.display()
-        ));
-    }
-    Ok(Arc::new(source))
 }

@@ -18,9 +18,10 @@ Examples:
   vlmerge diff a.safetensors b.safetensors --tolerance 1e-6
   vlmerge diff a.safetensors b.safetensors --headers-only --json
 
-Exit code 0: no difference beyond the tolerance. 1: different, or an error, which starts with
-`error:` on stderr. Two NaNs at the same place are equal; a NaN or an infinity on one side only
-differs whatever the tolerance. Quantized weights are compared as the numbers that they stand for.";
+Exit code 0: no difference beyond the tolerance. Exit code 1: a difference, or an error; an error
+starts with `error:` on stderr. Two NaNs at the same place are equal; a NaN or an infinity on one
+side only is a difference, whatever the tolerance. Quantized weights are compared by the numbers
+that they stand for.";
 
 /// Flags of `vlmerge diff`.
 #[derive(Debug, clap::Args)]
@@ -28,7 +29,7 @@ differs whatever the tolerance. Quantized weights are compared as the numbers th
 pub struct Args {
     /// A checkpoint
     left: PathBuf,
-    /// Another one; containers may differ
+    /// Another checkpoint; its container may differ
     right: PathBuf,
     /// Elements up to this far apart count as equal
     #[arg(long, value_name = "X", default_value_t = 0.0)]
@@ -36,10 +37,10 @@ pub struct Args {
     /// Compare names, shapes and dtypes only
     #[arg(long, conflicts_with = "tolerance")]
     headers_only: bool,
-    /// Compare quantized weights as they are stored, not as the numbers that they stand for
+    /// Compare the stored codes of quantized weights, not the numbers that they stand for
     #[arg(long)]
     raw: bool,
-    /// The dictionary of the first file that holds the weights [default: found by rule]
+    /// Name of the dictionary in the first file that holds the weights [default: found by rule]
     #[arg(long)]
     root: Option<String>,
     /// The same for the second file

@@ -22,13 +22,13 @@ Examples:
   vlmerge distance specific.ckpt
   vlmerge distance specific.ckpt --seed-checkpoint seed.ckpt --keep 0.2 --per module,all
   vlmerge distance specific.ckpt --metric cosine --svg experts.svg
-  vlmerge distance specific.ckpt --json > distances.json && vlmerge report distances.json --out d.html
+  vlmerge distance specific.ckpt --json > distances.json
   vlmerge distance before.safetensors after.safetensors --per tensor --json
 
-With one checkpoint its experts are compared pair by pair; with two, tensors of the same name.
-With --seed-checkpoint both sides are modality vectors (weights minus seed), else raw weights.
-SSD and TSSD are as reconstructed; they have not been checked against the paper, and there is no
-published share for --keep.";
+It compares the experts of one checkpoint pair by pair, or the tensors of the same name in two. With
+--seed-checkpoint it compares modality vectors (weights minus seed), else the weights themselves.
+`vlmerge report distances.json --out d.html` draws what --json prints. The formulas of SSD and TSSD
+are reconstructions that nobody has checked against the paper; no share for --keep is published.";
 
 /// Flags of `vlmerge distance`.
 #[derive(Debug, clap::Args)]
@@ -38,10 +38,10 @@ pub struct Args {
     input: PathBuf,
     /// Another checkpoint to compare it with
     other: Option<PathBuf>,
-    /// Measure both sides from this modality-agnostic checkpoint
+    /// Subtract this modality-agnostic checkpoint from both sides first
     #[arg(long, value_name = "FILE")]
     seed_checkpoint: Option<PathBuf>,
-    /// What to measure [default: cosine,l2,ssd and tssd if there is a --keep]
+    /// What to measure [default: cosine,l2,ssd; with --keep also tssd]
     #[arg(long, value_enum, value_delimiter = ',', value_name = "METRIC")]
     metric: Vec<MetricArg>,
     /// Share of elements that TSSD keeps, above 0 and at most 1; may be repeated
@@ -50,13 +50,13 @@ pub struct Args {
     /// What to pool into one value [default: block,all; with --json also cell]
     #[arg(long, value_enum, value_delimiter = ',', value_name = "WHAT")]
     per: Vec<GrainArg>,
-    /// Draw blocks by modules as a heat map, for the first metric
+    /// Write a heat map of the first metric, blocks by modules
     #[arg(long, value_name = "FILE")]
     svg: Option<PathBuf>,
     /// Replace an existing heat map
     #[arg(long, requires = "svg")]
     force: bool,
-    /// The dictionary of the file that holds the weights [default: found by rule]
+    /// Name of the dictionary in the file that holds the weights [default: found by rule]
     #[arg(long)]
     root: Option<String>,
 }

@@ -14,8 +14,9 @@ use evaluate::text::Tokenizer;
 use merge::provenance::Hashes;
 use serde_json::json;
 
+use crate::args::model::ModelArgs;
 use crate::output::{Output, UsageError};
-use crate::running::{ModelArgs, Target};
+use crate::target::Target;
 
 const EXAMPLES: &str = "\
 Examples:
@@ -23,12 +24,12 @@ Examples:
   vlmerge encode model.safetensors --texts queries.txt --tokenizer vocab.txt --out queries.npy
   vlmerge encode model.safetensors --data arrow --dataset coco --split test --out coco.safetensors
 
-Rows are features of length one, in f32, in order: pictures by their paths, texts by their lines, data
-sets as their files have them. Their ids are in the metadata of a .safetensors file, as JSON lists, and
-beside a .npy file in <name>.ids.json. The scalar product of two rows is their similarity.
+Rows are features of length one, in f32. Pictures come in the order of their paths, texts in that of
+their lines, data sets in that of their files. The ids are in the metadata of a .safetensors file, as
+JSON lists, and beside a .npy file in <name>.ids.json. The scalar product of two rows is their
+similarity.
 
-Each batch is kept as it is done: a run that is stopped or killed goes on where it was when it is
-started again with the same flags.";
+Each finished batch is kept. Start a stopped or killed run again with the same flags, and it goes on.";
 
 /// Flags of `vlmerge encode`.
 #[derive(Debug, clap::Args)]
@@ -37,16 +38,16 @@ pub struct Args {
     /// A checkpoint of any family that encodes images and texts apart
     #[arg(value_name = "CHECKPOINT")]
     checkpoint: PathBuf,
-    /// A folder of pictures, with the folders in it, or one picture
+    /// One picture, or a folder of pictures and of further folders
     #[arg(long, value_name = "DIR")]
     images: Option<PathBuf>,
-    /// A UTF-8 file with a text a line
+    /// A UTF-8 file with one text per line
     #[arg(long, value_name = "FILE")]
     texts: Option<PathBuf>,
-    /// A folder of data sets; pictures and texts of one split are encoded
+    /// A folder of data sets, to encode the pictures and texts of one split
     #[arg(long, value_name = "DIR", conflicts_with_all = ["images", "texts"])]
     data: Option<PathBuf>,
-    /// Captioned images in that folder
+    /// Data set in that folder
     #[arg(long, value_name = "NAME", default_value = "coco", requires = "data")]
     dataset: String,
     /// Part of the data set
@@ -98,8 +99,8 @@ pub fn run(args: &Args, output: &Output) -> Result<ExitCode> {
     merge::io::check_file_target(&args.out, args.force)?;
     let device = args.model.device()?;
     let found = Target::File(args.checkpoint.clone()).find(&Hashes::default(), output)?;
-    let opened = args.model.open(found, output)?;
-    let model = args.model.load(&opened, &device, output)?;
+    let opened = found.open(&args.model, output)?;
+    let model = opened.load(&args.model, &device, output)?;
     let encoder = Encoder {
         model: model.as_ref(),
         device: &device,

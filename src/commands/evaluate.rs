@@ -7,10 +7,12 @@ use anyhow::Result;
 use merge::MergeRecipe;
 
 use crate::args::data::DataArgs;
-use crate::measuring::{Point, ResultArgs, Study, print};
+use crate::args::model::ModelArgs;
+use crate::args::results::ResultArgs;
+use crate::measuring::{Point, Study, print};
 use crate::output::{Output, UsageError};
 use crate::ranks;
-use crate::running::{ModelArgs, Target};
+use crate::target::Target;
 
 const EXAMPLES: &str = "\
 Examples:
@@ -19,19 +21,19 @@ Examples:
   vlmerge evaluate seed.ckpt --merge half.yaml --merge other.yaml --task nlvr2 --data arrow
   mpirun -n 4 vlmerge evaluate seed.ckpt --task vqa --data arrow      (built with --features mpi)
 
-Every number has a 95% interval by the bootstrap; of several weights each is tested against the
-first on the same draws. A recipe is merged in memory: nothing is written to try it.";
+Every number has a 95% interval by the bootstrap. With several checkpoints, each is tested against
+the first on the same draws. A recipe is merged in memory; its result is not written.";
 
 /// Flags of `vlmerge evaluate`.
 #[derive(Debug, clap::Args)]
 #[command(after_help = EXAMPLES)]
 pub struct Args {
-    /// Checkpoints, in the order in which they are shown
+    /// Checkpoints, in the order of the results
     checkpoints: Vec<PathBuf>,
-    /// What a checkpoint is called in results [default: the file's name]; one for each, in their order
+    /// Name of a checkpoint in the results, one for each in their order [default: the file's name]
     #[arg(long, value_name = "NAME")]
     name: Vec<String>,
-    /// A recipe whose result is measured without being written; may be repeated
+    /// A recipe to merge in memory and measure; may be repeated
     #[arg(long, value_name = "RECIPE")]
     merge: Vec<PathBuf>,
     #[command(flatten)]

@@ -12,7 +12,7 @@ use merge::io::{OpenOptions, open};
 use merge::layouts::{FlmTask, Form, detect};
 use merge::{Checkpoint, Expert};
 
-use super::convert::{ResizeArg, open_source};
+use crate::args::convert::{ResizeArg, open_source};
 use crate::args::write::WriteArgs;
 use crate::output::{Output, UsageError};
 use crate::plan_view;
@@ -36,13 +36,13 @@ pub struct Args {
     /// The checkpoint to write
     #[arg(required_unless_present = "dry_run")]
     out: Option<PathBuf>,
-    /// Whom the blocks' weights of the result serve, or what the FLM is for
+    /// Which weights of a block have a copy for each modality, or the task of an FLM
     #[arg(long, value_enum, value_name = "FORM")]
     to: ToArg,
-    /// RoBERTa for the text tower of a new FLM, whose image tower is the input's
+    /// RoBERTa for the text tower of a new FLM; the input gives the image tower
     #[arg(long, value_name = "FILE")]
     text: Option<PathBuf>,
-    /// Tokens of the FLM, if they become more [default: two more than before for captions]
+    /// Size of the FLM's vocabulary, to grow it [default: for captions two more]
     #[arg(long, value_name = "N")]
     vocabulary: Option<usize>,
     /// Answers of a new VQA classifier [default: 3129]
@@ -54,37 +54,37 @@ pub struct Args {
     /// Cross-modal layers of a new FLM [default: 6]
     #[arg(long, value_name = "N", requires = "text")]
     cross_blocks: Option<usize>,
-    /// Layers of its reconstructor beside those of the text tower [default: as many]
+    /// Layers of the reconstructor that read the text tower [default: as many as it has]
     #[arg(long, value_name = "N", requires = "text")]
     reconstructor_bottom: Option<usize>,
-    /// Layers of its reconstructor beside the cross-modal ones [default: as many]
+    /// Layers of the reconstructor that read the cross-modal layers [default: as many as they are]
     #[arg(long, value_name = "N", requires = "text")]
     reconstructor_top: Option<usize>,
-    /// Seed of what an FLM has no weights for [default: 0]
+    /// Seed of the draws of weights that the inputs lack [default: 0]
     #[arg(long, value_name = "N")]
     seed: Option<u64>,
-    /// The dictionary of the file that holds the weights [default: found by rule]
+    /// Name of the dictionary in the file that holds the weights [default: found by rule]
     #[arg(long)]
     root: Option<String>,
-    /// Which experts start as copies; the others are left to whoever loads the result
+    /// Which experts to write, as copies; the result lacks the others [default: copy]
     #[arg(long, value_enum, value_name = "WHICH")]
     experts: Option<StartArg>,
     /// Start one expert from another agnostic checkpoint
     #[arg(long, value_name = "EXPERT=FILE", value_parser = parse_from)]
     from: Vec<(Expert, PathBuf)>,
-    /// First block with a vision_language expert [default: as stored, 10 of 12, 21 of 24]
+    /// First block with a vision_language expert [default: the file's; else 10 of 12 or 21 of 24]
     #[arg(long, value_name = "BLOCK")]
     fusion_start: Option<usize>,
-    /// Resize position tables for images of this side in pixels
+    /// Resize position tables for images with a side of this many pixels
     #[arg(long, value_name = "PIXELS")]
     image_size: Option<usize>,
-    /// How to resize them [default: bicubic]
+    /// How to resize position tables [default: bicubic]
     #[arg(long, value_enum, value_name = "HOW", requires = "image_size")]
     resize: Option<ResizeArg>,
-    /// Text positions that the bias table gets, or has, room for [default: 196]
+    /// Text positions that the bias table has room for [default: 196]
     #[arg(long, value_name = "N")]
     text_table_len: Option<usize>,
-    /// Carry along what the published program does not drop: BEiT's heads
+    /// Keep BEiT's heads, as the published program does
     #[arg(long)]
     as_published: bool,
     #[command(flatten)]

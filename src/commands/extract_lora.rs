@@ -19,13 +19,13 @@ const EXAMPLES: &str = "\
 Examples:
   vlmerge extract-lora base/ finetuned/ --rank 16 --out adapter
   vlmerge extract-lora base.safetensors finetuned.safetensors --energy 0.9 --rank 128 --out adapter
-  vlmerge extract-lora base/ finetuned/ --rank 8 --include '*.attn.*' --exclude '/layers\\.[01]\\./' --out adapter
+  vlmerge extract-lora base/ finetuned/ --rank 8 --include '*.attn.*' --out adapter
   vlmerge extract-lora base/ finetuned/ --rank 16 --save-whole --dtype bf16 --out adapter
   vlmerge merge base/+adapter --out again.safetensors
 
-Writes a folder that PEFT and vlmerge read. Weights of linear layers and kernels of convolutions get two
-factors each; norms, biases, embeddings and single parameters that changed are listed as left out,
-unless --save-whole or --embeddings takes them.";
+It writes a folder that PEFT and vlmerge read. Each weight of a linear layer and each kernel of a
+convolution gets two factors. Changed norms, biases, embeddings and single parameters are listed as
+left out, unless --save-whole or --embeddings includes them.";
 
 /// Flags of `vlmerge extract-lora`.
 #[derive(Debug, clap::Args)]
@@ -33,30 +33,30 @@ unless --save-whole or --embeddings takes them.";
 pub struct Args {
     /// The model that was fine-tuned
     base: PathBuf,
-    /// What came of it
+    /// The fine-tuned model
     finetuned: PathBuf,
-    /// Rank of every tensor's factors; with --energy the largest
+    /// Rank of the factors of each tensor; with --energy the largest rank
     #[arg(long, value_name = "R", value_parser = parse_positive, required_unless_present = "energy")]
     rank: Option<usize>,
-    /// The smallest rank, tensor by tensor, that keeps this share of the squares of the difference
+    /// For each tensor take the smallest rank that keeps this share of the squared difference
     #[arg(long, value_name = "SHARE")]
     energy: Option<f64>,
     /// Folder for the adapter
     #[arg(long, value_name = "DIR")]
     out: PathBuf,
-    /// Look at tensors of these names alone: with * and ?, or a regular expression between slashes
+    /// Use only tensors with these names: * and ? match, /.../ is a regular expression
     #[arg(long, value_name = "PATTERN")]
     include: Vec<String>,
-    /// Leave tensors of these names alone
+    /// Skip tensors with these names
     #[arg(long, value_name = "PATTERN")]
     exclude: Vec<String>,
-    /// Decompose embeddings, too; they are known by their names
+    /// Decompose embeddings too; their names tell them
     #[arg(long)]
     embeddings: bool,
-    /// Keep other changed tensors of modules whole in the adapter (`modules_to_save`)
+    /// Store other changed tensors of modules whole (`modules_to_save`)
     #[arg(long)]
     save_whole: bool,
-    /// Linear weights are kept as (in, out), as GPT-2's
+    /// The model stores linear weights as (in, out), as GPT-2 does
     #[arg(long)]
     fan_in_fan_out: bool,
     /// Element type of the factors
@@ -65,7 +65,7 @@ pub struct Args {
     /// Seed of the random sketches
     #[arg(long, value_name = "N", default_value_t = 0)]
     seed: u64,
-    /// Replace an adapter that is there
+    /// Replace an existing adapter
     #[arg(long)]
     force: bool,
 }

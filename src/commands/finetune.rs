@@ -15,8 +15,9 @@ use crate::training;
 
 const EXAMPLES: &str = "\
 Examples:
-  vlmerge finetune --task retrieval --init merged.safetensors --data arrow --set model.image_size=224 --out run
-  vlmerge finetune --task vqa --init-recipe merge.yaml --data arrow --out run --device cuda   (at 480 px)
+  vlmerge finetune --task retrieval --init merged.safetensors --data arrow --out run \\
+      --set model.image_size=224
+  vlmerge finetune --task vqa --init-recipe merge.yaml --data arrow --out run --device cuda
   vlmerge finetune --recipe run.yaml --set optim.lr=3e-5 --out run --resume";
 
 /// Published recipes: task, data set, text.
@@ -43,7 +44,7 @@ const PUBLISHED: [(&str, &str); 4] = [
 #[derive(Debug, clap::Args)]
 #[command(after_help = EXAMPLES)]
 pub struct Args {
-    /// What is learned, by the published recipe of the base size
+    /// The task; its published recipe of the base size is used
     #[arg(
         long,
         value_name = "TASK",
@@ -51,7 +52,7 @@ pub struct Args {
         required_unless_present = "recipe"
     )]
     task: Option<&'static TaskSpec>,
-    /// Captioned images of retrieval: coco or f30k [default: coco]
+    /// Data set of retrieval: coco or f30k [default: coco]
     #[arg(long, value_name = "NAME", requires = "task")]
     dataset: Option<String>,
     /// A recipe instead of the published one
@@ -60,7 +61,7 @@ pub struct Args {
     /// The weights to start from
     #[arg(long, value_name = "CHECKPOINT", conflicts_with = "init_recipe")]
     init: Option<PathBuf>,
-    /// A merge recipe whose result, never written, is what to start from
+    /// A merge recipe to start from; it is merged in memory
     #[arg(long, value_name = "FILE")]
     init_recipe: Option<PathBuf>,
     /// Folder of arrow files

@@ -15,8 +15,9 @@ use merge::provenance::Hashes;
 use serde_json::json;
 use train::losses::{self, Computed};
 
+use crate::args::model::LoadArgs;
 use crate::output::{Output, UsageError};
-use crate::running::{LoadArgs, Target};
+use crate::target::Target;
 
 const EXAMPLES: &str = "\
 Examples:
@@ -25,19 +26,19 @@ Examples:
   vlmerge forward model.safetensors --inputs inputs.safetensors --out out.safetensors --pass vl,vqa
   vlmerge forward half.yaml --inputs inputs.safetensors --loss vqa --gradients gradients.safetensors
 
-A recipe (.yaml) is merged in memory. `--list` prints the passes of the model, the losses, and the tensors
-that they read. Every tensor of the file of inputs must be one of them.";
+A recipe (.yaml) is merged in memory. --list prints the passes of the model, its losses, and the
+tensors that they read. The file of inputs may hold only such tensors.";
 
 /// Flags of `vlmerge forward`.
 #[derive(Debug, clap::Args)]
 #[command(after_help = EXAMPLES)]
 pub struct Args {
-    /// Checkpoint, or a recipe whose result is run without being written (.yaml, .yml)
+    /// Checkpoint, or a merge recipe (.yaml, .yml), which is merged in memory
     checkpoint: PathBuf,
-    /// File of tensors to run the model on
+    /// File of the tensors to run the model on
     #[arg(long, value_name = "FILE", required_unless_present = "list")]
     inputs: Option<PathBuf>,
-    /// Where outputs go, each under its name
+    /// File to write the outputs to, each under its name
     #[arg(long, value_name = "FILE", required_unless_present_any = ["list", "loss"])]
     out: Option<PathBuf>,
     /// Passes to run [default: all whose inputs are given]
@@ -49,7 +50,7 @@ pub struct Args {
     /// Compute a loss on the inputs and print it
     #[arg(long, value_name = "NAME")]
     loss: Option<String>,
-    /// Where the loss's gradients go, one for each variable that it reaches
+    /// File to write the gradient of the loss to, for each variable that it reaches
     #[arg(long, value_name = "FILE", requires = "loss")]
     gradients: Option<PathBuf>,
     /// Print the passes of the model, its losses and the tensors that they read
@@ -158,7 +159,7 @@ fn load(args: &Args, output: &Output) -> Result<Opened> {
     };
     let device = args.model.device()?;
     let found = target.find(&Hashes::default(), output)?;
-    let opened = args.model.open(found, output)?;
+    let opened = found.open(&args.model, output)?;
     let (overrides, dtype) = (args.model.overrides(), args.model.precision.dtype());
     let (blueprint, weights) = models::prepare(opened.checkpoint, &overrides, &device, dtype)?;
     let weights = match args.loss {

@@ -5,7 +5,8 @@ use std::process::ExitCode;
 use anyhow::Result;
 use merge::recipe::{Parameter, Parameters};
 
-use super::merge::{Source, run_recipe};
+use super::merge::run_recipe;
+use crate::args::merge::Source;
 use crate::output::Output;
 
 const EXAMPLES: &str = "\

@@ -17,8 +17,8 @@ Examples:
   vlmerge recipe merged/ --inputs models/ > recipe.yaml
   vlmerge merge recipe.yaml --out again/
 
-Files are recorded without their folders: run the recipe where they lie, or name their folder with
---inputs.";
+A checkpoint records the names of its inputs without their folders. Run the recipe in the folder of
+the inputs, or name that folder with --inputs.";
 
 /// Flags of `vlmerge recipe`.
 #[derive(Debug, clap::Args)]
@@ -26,7 +26,7 @@ Files are recorded without their folders: run the recipe where they lie, or name
 pub struct Args {
     /// A checkpoint that vlmerge wrote
     input: PathBuf,
-    /// The folder in which the inputs lie
+    /// Folder of the inputs, to write their paths into the recipe
     #[arg(long, value_name = "DIR")]
     inputs: Option<PathBuf>,
 }

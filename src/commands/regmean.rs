@@ -6,13 +6,14 @@ use std::process::ExitCode;
 use anyhow::Result;
 use merge::recipe::{Parameter, Parameters};
 
-use super::merge::{Source, run_recipe};
+use super::merge::run_recipe;
+use crate::args::merge::Source;
 use crate::output::{Output, UsageError};
 
 const EXAMPLES: &str = "\
 Examples:
-  vlmerge regmean specific.ckpt --grams coco.gram.safetensors --for irtr --out merged.ckpt
-  vlmerge regmean specific.ckpt --grams coco.pth --shrink 0.9 --for irtr --out merged.ckpt";
+  vlmerge regmean specific.ckpt --grams coco.gram.safetensors --for retrieval --out merged.ckpt
+  vlmerge regmean specific.ckpt --grams coco.pth --shrink 0.9 --for retrieval --out merged.ckpt";
 
 /// Flags of `vlmerge regmean`.
 #[derive(Debug, clap::Args)]

@@ -21,11 +21,11 @@ Examples:
   vlmerge report coco.json --out results.csv
   vlmerge report run --out run.html
 
-Files are what `evaluate`, `sweep`, `score` and `distance` print with --json. Results of the same
-task, data set, split and size stand in one table. The page needs no other file and no network.
-A folder of a training run shows its losses, rates, validation and speed, on a page (HTML).
-Published figures are shown beside ours where the data are the same; --published adds some, in YAML
-of the form of evaluate/data/published.yaml.";
+It takes what `evaluate`, `sweep`, `score` and `distance` print with --json. Results of the same
+task, data set, split and size share a table. The page needs no other file and no network. For the
+folder of a training run it draws losses, rates, validation and speed (HTML only). Published figures
+appear beside results on the same data; --published adds more, in the form of
+evaluate/data/published.yaml.";
 
 /// Flags of `vlmerge report`.
 #[derive(Debug, clap::Args)]
@@ -43,7 +43,7 @@ pub struct Args {
     /// The heading
     #[arg(long, default_value = "Evaluation report")]
     title: String,
-    /// More published figures to show beside ours
+    /// YAML file of further published figures
     #[arg(long, value_name = "FILE")]
     published: Option<PathBuf>,
     /// Replace an existing file

@@ -11,23 +11,26 @@ use serde_json::json;
 use train::collective::Alone;
 
 use crate::args::data::DataArgs;
+use crate::args::model::ModelArgs;
 use crate::args::number::parse_positive;
-use crate::measuring::{Point, ResultArgs, Study};
+use crate::args::results::ResultArgs;
+use crate::measuring::{Point, Study};
 use crate::output::{Output, UsageError};
-use crate::running::{ModelArgs, Target};
 use crate::search::{Space, cma_es, grid};
+use crate::target::Target;
 
 const EXAMPLES: &str = "\
 Examples:
   vlmerge search recipe.yaml --task retrieval --data arrow --split val --out search.json
-  vlmerge search recipe.yaml --over parameters.ratio=0:1 --trials 20 --task vqa --data arrow --out search.json
+  vlmerge search recipe.yaml --over parameters.ratio=0:1 --trials 20 --task vqa --data arrow \\
+      --out search.json
   vlmerge search recipe.yaml --grid 5 --task retrieval --data arrow --split val --out search.json
   vlmerge report search.json --out search.html          (the history of the search)
 
-In the recipe, write { search: [LOW, HIGH] } in the place of each number that is searched for; any number
-of a merge recipe may be. Every trial is merged in memory and measured; the greatest RSUM, or else the
-greatest first number, wins. The best recipe is written beside the report, ready for `vlmerge merge`.
-A search that is stopped goes on where it was when it is started again with the same flags.";
+In the recipe, write { search: [LOW, HIGH] } in the place of each number to search. Each trial is
+merged in memory and measured by RSUM, or else by the first number of the task; the greatest wins.
+The best recipe is written beside the report, ready for `vlmerge merge`. Start a stopped search again
+with the same flags, and it goes on.";
 
 /// Flags of `vlmerge search`.
 #[derive(Debug, clap::Args)]
@@ -35,13 +38,13 @@ A search that is stopped goes on where it was when it is started again with the 
 pub struct Args {
     /// The merge recipe
     recipe: PathBuf,
-    /// Search for this number too; may be given again
+    /// Search this number too; may be repeated
     #[arg(long, value_name = "KEY=LOW:HIGH")]
     over: Vec<String>,
-    /// Points to try by CMA-ES; the last generation is finished
+    /// Points to try by CMA-ES; it completes the last generation
     #[arg(long, value_name = "N", default_value_t = 50, value_parser = parse_positive)]
     trials: usize,
-    /// Instead of CMA-ES, N values between the ends of each number, in all combinations
+    /// Try a grid instead: N values of each number, in all combinations
     #[arg(long, value_name = "N", value_parser = parse_positive, conflicts_with = "trials")]
     grid: Option<usize>,
     /// Seed of the search

@@ -12,27 +12,29 @@ use serde_json::json;
 use train::collective::{Alone, Collective};
 
 use crate::args::data::DataArgs;
-use crate::measuring::{Point, ResultArgs, Study};
+use crate::args::model::ModelArgs;
+use crate::args::results::ResultArgs;
+use crate::measuring::{Point, Study};
 use crate::output::{Output, UsageError};
-use crate::running::{ModelArgs, Target};
+use crate::target::Target;
 
 const EXAMPLES: &str = "\
 Examples:
-  vlmerge soup run1.safetensors run2.safetensors run3.safetensors --task retrieval --data arrow --split val \\
-      --out soup.json
+  vlmerge soup run1.safetensors run2.safetensors run3.safetensors --task retrieval --data arrow \\
+      --split val --out soup.json
   vlmerge merge soup.best.yaml --out soup/              (writes the soup)
   vlmerge report soup.json --out soup.html              (every step of it)
 
-A greedy soup (Wortsman et al. 2022): checkpoints are ranked by a number on validation data; from the best one
-on, each in turn joins the average if that number does not fall. The number is RSUM, or else the task's first.
-Everything is averaged in memory; the recipe of the soup is written beside the report. A soup that is
-stopped goes on where it was when it is started again with the same flags.";
+A greedy soup (Wortsman et al. 2022) ranks the checkpoints by a number on validation data: RSUM, or
+else the first number of the task. It starts from the best; each other one joins the average if the
+number does not fall. It averages in memory and writes the recipe of the soup beside the report.
+Start a stopped soup again with the same flags, and it goes on.";
 
 /// Flags of `vlmerge soup`.
 #[derive(Debug, clap::Args)]
 #[command(after_help = EXAMPLES)]
 pub struct Args {
-    /// Checkpoints of one model, fine-tuned from the same start
+    /// Checkpoints that were fine-tuned from the same start
     #[arg(required = true, num_args = 2..)]
     checkpoints: Vec<PathBuf>,
     #[command(flatten)]

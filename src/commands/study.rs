@@ -19,9 +19,8 @@ Examples:
   vlmerge study docs/recipes/study-base.yaml --out base --device cuda --launcher 'mpirun -n 8'
   vlmerge study docs/recipes/study-base.yaml --out base --dry-run
 
-Every step is a command of this program, and its result is kept: started again, a study does what is
-not finished, or what a change of the recipe or of the files concerns. After Ctrl-C or a kill the same
-command goes on.";
+Each step is a command of this program, and its result is kept. Start a study again after Ctrl-C, a
+kill or a change: it runs the steps that are not finished, and those that the change concerns.";
 
 /// Flags of `vlmerge study`.
 #[derive(Debug, clap::Args)]
@@ -32,19 +31,19 @@ pub struct Args {
     /// Folder of the study [default: the recipe's name without its ending]
     #[arg(long, value_name = "DIR")]
     out: Option<PathBuf>,
-    /// Change a setting of the recipe, e.g. budget_steps=2000; may be given again
+    /// Change a setting of the recipe, e.g. budget_steps=2000; may be repeated
     #[arg(long = "set", value_name = "KEY=VALUE")]
     settings: Vec<String>,
-    /// Steps at once; each gets its share of the threads
+    /// Steps that run at once; each gets its share of the threads
     #[arg(long, value_name = "N", default_value_t = 1, value_parser = parse_positive)]
     jobs: usize,
     /// cpu, cuda or cuda:N, for steps that run a model
     #[arg(long, value_name = "NAME")]
     device: Option<String>,
-    /// What steps that train are started with, e.g. 'mpirun -n 4'
+    /// Command that starts the steps that train, e.g. 'mpirun -n 4'
     #[arg(long, value_name = "WORDS")]
     launcher: Option<String>,
-    /// Print the steps and their commands, run none
+    /// Print the steps and their commands, and run none
     #[arg(long)]
     dry_run: bool,
 }

@@ -9,22 +9,24 @@ use evaluate::reports::SweepPoint;
 use merge::MergeRecipe;
 use merge::recipe::{Parameter, Parameters};
 
-use super::merge::Specific;
 use crate::args::data::DataArgs;
-use crate::measuring::{Point, ResultArgs, Study, print};
+use crate::args::merge::Specific;
+use crate::args::model::ModelArgs;
+use crate::args::results::ResultArgs;
+use crate::measuring::{Point, Study, print};
 use crate::output::{Output, UsageError};
 use crate::ranks;
-use crate::running::{ModelArgs, Target};
+use crate::target::Target;
 
 const EXAMPLES: &str = "\
 Examples:
-  vlmerge sweep specific.ckpt --ratio 0:1:0.1 --for irtr --task retrieval --data arrow --split val --out sweep.json
+  vlmerge sweep specific.ckpt --ratio 0:1:0.1 --for retrieval --task retrieval --data arrow --split val \
+      --out sweep.json
   vlmerge sweep specific.ckpt --lambda 0.5:1:0.25 --seed-checkpoint seed.ckpt --task vqa --data arrow
   vlmerge sweep specific.ckpt --shrink 0.5:1:0.1 --grams coco.gram.safetensors --task retrieval --data arrow
 
-Every point is merged in memory. A sweep that is stopped goes on where it was when it is started
-again with the same --out. Choose on validation data: the best of many points on test data is too
-good to be true.";
+Each point is merged in memory. A stopped sweep goes on when you start it again with the same --out.
+Choose on validation data: the best of many points on test data is too good to be true.";
 
 /// The most points of a grid.
 const MAX_POINTS: usize = 1000;
@@ -35,10 +37,10 @@ const MAX_POINTS: usize = 1000;
 pub struct Args {
     #[command(flatten)]
     source: Specific,
-    /// Shares of vision against language: FROM:TO:STEP, or values with commas
+    /// Shares of the vision expert: FROM:TO:STEP, or values with commas
     #[arg(long, value_name = "GRID", group = "grid")]
     ratio: Option<Grid>,
-    /// Factors on what each expert learned
+    /// Factors on the task vector of each expert
     #[arg(
         long,
         value_name = "GRID",
@@ -50,7 +52,7 @@ pub struct Args {
     /// Factors on the off-diagonal of the gram matrices
     #[arg(long, value_name = "GRID", group = "grid", requires = "grams")]
     shrink: Option<Grid>,
-    /// The modality-agnostic checkpoint that the experts were started from
+    /// The modality-agnostic checkpoint that the experts started from
     #[arg(long, value_name = "FILE")]
     seed_checkpoint: Option<PathBuf>,
     /// Gram matrices of the layers' inputs

@@ -37,25 +37,25 @@ pub struct Args {
     /// The model family
     #[arg(long, value_enum, default_value = "vl-merging")]
     family: Family,
-    /// A published size; single sizes below change it
+    /// A published size; the flags under Sizes change parts of it
     #[arg(long, value_enum, default_value = "base")]
     size: Size,
-    /// Form of the family [default: agnostic; for beit shared-table; vlmo, zerovl and flm have one a size]
+    /// Form of the family [default: agnostic; shared-table for beit; the others have one form]
     #[arg(long, value_enum, value_name = "FORM")]
     layout: Option<LayoutArg>,
-    /// Heads beside the pooler [default: pretrain; zerovl has none, flm those of its task]
+    /// Heads to add to the pooler [default: pretrain; zerovl has none, flm those of its --task]
     #[arg(long, value_enum, value_name = "TASK")]
     heads: Option<HeadsArg>,
-    /// Temperature of zerovl: constant ones are no part of a checkpoint [default: constant]
+    /// Temperature of zerovl [default: constant]
     #[arg(long, value_enum, value_name = "HOW")]
     temperature: Option<TemperatureArg>,
-    /// What an flm is built for [default: pretrain]
+    /// Task of an flm [default: pretrain]
     #[arg(long, value_enum, value_name = "TASK")]
     task: Option<TaskArg>,
-    /// Seed of the draws: the same gives the same weights in every family and form
+    /// Seed of the draws; one seed gives the same weights in every family and form
     #[arg(long, value_name = "N", default_value_t = 0)]
     seed: u64,
-    /// Start as training from scratch does: biases at zero, norms at one, experts as copies
+    /// Draw as training from scratch does: biases 0, norms 1, experts equal
     #[arg(long)]
     fresh: bool,
     /// Standard deviation of linear weights and embeddings [default: 0.02]
@@ -64,7 +64,7 @@ pub struct Args {
     /// LayerScale of both branches of each block [default: 0.1]
     #[arg(long, value_name = "NUMBER")]
     layer_scale: Option<f32>,
-    /// Write index buffers too, as published checkpoints have them
+    /// Write index buffers too, as published checkpoints do
     #[arg(long)]
     with_buffers: bool,
     /// Write BEiT's keys without `transformer.`, as in its own release
@@ -113,18 +113,17 @@ struct SizeArgs {
     /// Answers of the vqa head [default: 3129]
     #[arg(long, value_name = "N")]
     answers: Option<usize>,
-    /// Number of blocks of the text tower of zerovl [default: as the image tower] or flm [default: 6]
+    /// Number of blocks of the text tower [default: the image tower's for zerovl, 6 for flm]
     #[arg(long, value_name = "N")]
     text_blocks: Option<usize>,
-    /// Width of the text tower of zerovl [default: as the image tower] or flm, there of the cross-modal layers
-    /// and the reconstructor, too [default: 768]
+    /// Width of the text tower, of an flm also of its cross-modal layers and its reconstructor
+    /// [default: the image tower's for zerovl, 768 for flm]
     #[arg(long, value_name = "N")]
     text_width: Option<usize>,
-    /// Heads of each block of the text tower of zerovl [default: as the image tower] or flm [default: of 64
-    /// channels]
+    /// Heads of each block of the text tower [default: the image tower's for zerovl; 64 channels a head for flm]
     #[arg(long, value_name = "N")]
     text_attention_heads: Option<usize>,
-    /// Inner size of the FFN of the text tower of zerovl or flm [default: 4 times its width]
+    /// Inner size of the FFN of the text tower [default: 4 times its width]
     #[arg(long, value_name = "N")]
     text_ffn_width: Option<usize>,
     /// Width of zerovl's joint space [default: 512]
@@ -159,9 +158,9 @@ enum Family {
 /// Whether the temperature is learned.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
 enum TemperatureArg {
-    /// No part of the checkpoint
+    /// The checkpoint does not hold it
     Constant,
-    /// A parameter
+    /// A parameter of the model
     Learned,
 }
 
@@ -176,7 +175,7 @@ enum Size {
     Large,
     /// 12 blocks of width 192
     Tiny,
-    /// As the flags under Sizes say
+    /// The flags under Sizes give all of it
     Custom,
 }
 

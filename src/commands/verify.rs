@@ -18,19 +18,19 @@ Examples:
   vlmerge verify merged/ --against recipe.yaml
   vlmerge verify merged/ --inputs models/ --full --json
 
-Without a recipe the weights are looked at, and the files beside them. With one, some elements of every
-tensor are made once more from the inputs and compared (all with --full).";
+Without a recipe it checks the weights and the files beside them. With one it also computes some
+elements of every tensor again from the inputs and compares them; --full compares all.";
 
 /// Flags of `vlmerge verify`.
 #[derive(Debug, clap::Args)]
 #[command(after_help = EXAMPLES)]
 pub struct Args {
-    /// A checkpoint or folder that a merge wrote
+    /// The checkpoint or folder that a merge wrote
     out: PathBuf,
-    /// The recipe it should be made by
+    /// The recipe that should have made it
     #[arg(long, value_name = "RECIPE")]
     against: Option<PathBuf>,
-    /// Take the recipe from the checkpoint itself, with its inputs in this folder
+    /// Folder of the inputs, for the recipe that the checkpoint records
     #[arg(long, value_name = "DIR", conflicts_with = "against")]
     inputs: Option<PathBuf>,
     /// Compare every element

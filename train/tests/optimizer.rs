@@ -309,6 +309,8 @@ fn the_loss_scale_moves_like_that_of_torch() -> Outcome {
         growth_steps: case.growth_steps,
         ..LossScaleSettings::default()
     });
+    assert!(!case.scales.is_empty());
+    assert_eq!(case.finite.len(), case.scales.len());
     for (finite, wanted) in case.finite.iter().zip(&case.scales) {
         scale.note(*finite);
         assert_eq!(scale.scale(), *wanted);

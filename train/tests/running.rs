@@ -140,6 +140,8 @@ fn checkpointing_changes_no_number() {
         run(&recipe, folder.path(), &merge::progress::Silent).expect("it runs");
         losses(folder.path())
     });
+    assert!(!finals[0].is_empty());
+    assert_eq!(finals[0].len(), finals[1].len());
     for (kept, anew) in finals[0].iter().zip(&finals[1]) {
         assert!((kept - anew).abs() < 1e-5, "{kept} and {anew}");
     }

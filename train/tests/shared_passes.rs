@@ -91,6 +91,7 @@ fn every_task_gives_on_several_ranks_what_it_gives_on_one() {
                 for (key, expected) in &expected_sums {
                     assert_eq!(sums[key].rows(), expected.rows(), "{name} {key}");
                     let expected = expected.packed();
+                    assert_eq!(sums[key].packed().len(), expected.len(), "{name} {key}");
                     let largest = expected.iter().fold(0.0f64, |most, v| most.max(v.abs()));
                     for (found, expected) in sums[key].packed().iter().zip(expected) {
                         let error = (found - expected).abs();

@@ -140,6 +140,8 @@ fn operations_see_the_resized_view() {
     };
     let bright = transform.view(&picture, &mut draws("x"));
     let plain = without_operations(transform).view(&picture, &mut draws("x"));
+    assert_eq!(bright.pixels.len(), 3 * 32 * 32);
+    assert_eq!(plain.pixels.len(), bright.pixels.len());
     for (&bright, &plain) in bright.pixels.iter().zip(&plain.pixels) {
         let expected = (f64::from(plain) * 1.36).min(255.0) as u8;
         assert_eq!(bright, expected);

@@ -1,10 +1,12 @@
 //! Measuring models on one split, one after the other, and keeping what is finished.
 //!
 //! [`Measuring`] runs a task for each [`Candidate`], takes from a [`Journal`] what an earlier run has
-//! measured, and makes the report of all. [`sums`] keeps the gram matrices of a run that is stopped.
+//! measured, and makes the report of all. [`grams`] sums gram matrices over a split, and keeps those of a run that is
+//! stopped.
 
+pub mod grams;
 pub mod journal;
-pub mod sums;
+mod sums;
 
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
@@ -15,7 +17,7 @@ use serde_json::{Value, json};
 pub use journal::{Finished, Journal, key_of};
 
 use crate::metrics::bootstrap::Bootstrap;
-use crate::ranks::Collective;
+use crate::ranks::{Collective, seen_by_first};
 use crate::reports::{self, CheckpointRecord, Report, SweepPoint, TaskResult};
 use crate::tasks::{FeatureCache, Outcome, Task};
 use crate::{Error, Result};
@@ -175,8 +177,7 @@ impl<'a> Measuring<'a> {
             Some(journal) if is_first => journal.get(key)?,
             _ => None,
         };
-        let seen = self.ranks.gather(&[u8::from(kept.is_some())])?;
-        Ok((seen.first().map(Vec::as_slice) == Some(&[1]), kept))
+        Ok((seen_by_first(self.ranks, kept.is_some())?, kept))
     }
 
     /// What candidates are compared by: the headline number of the task.

@@ -221,31 +221,6 @@ impl Similarity {
             None => logits,
         })
     }
-
-    /// The same numbers, with `share` of their gradients: where every one of several ranks computes
-    /// the whole batch's loss, each adds its share.
-    ///
-    /// # Errors
-    /// When the device fails.
-    pub fn sharing(&self, share: f64) -> Result<Self> {
-        let part = |x: &Tensor| (x * share)? + (x.detach() * (1.0 - share))?;
-        Ok(Self {
-            scale: part(&self.scale.to_dtype(DType::F32)?)?,
-            bias: match &self.bias {
-                Some(bias) => Some(part(&bias.to_dtype(DType::F32)?)?),
-                None => None,
-            },
-        })
-    }
-
-    /// The same without a graph.
-    #[must_use]
-    pub fn detached(&self) -> Self {
-        Self {
-            scale: self.scale.detach(),
-            bias: self.bias.as_ref().map(Tensor::detach),
-        }
-    }
 }
 
 /// What a fusion encoder makes of texts and their images: the hidden states of all tokens. Their

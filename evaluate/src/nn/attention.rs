@@ -63,19 +63,6 @@ impl Attention {
         self.qkv.with_bias(bias).forward(x)
     }
 
-    /// The same without a graph behind its weights, which go on following the variables.
-    #[must_use]
-    pub fn detached(&self) -> Self {
-        Self {
-            qkv: self.qkv.detached(),
-            q_bias: self.q_bias.detach(),
-            v_bias: self.v_bias.detach(),
-            proj: self.proj.detached(),
-            heads: self.heads,
-            name: self.name.clone(),
-        }
-    }
-
     /// `residual + keep scale ∘ proj(attention(x))`: `(b, n, d) -> (b, n, d)`, in block `block`.
     ///
     /// # Errors

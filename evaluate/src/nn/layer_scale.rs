@@ -31,12 +31,6 @@ impl LayerScale {
         Self(None)
     }
 
-    /// The same without a graph behind it.
-    #[must_use]
-    pub fn detached(&self) -> Self {
-        Self(self.0.as_ref().map(Tensor::detach))
-    }
-
     /// The factors, `(width)`.
     #[must_use]
     pub fn factors(&self) -> Option<&Tensor> {

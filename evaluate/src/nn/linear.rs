@@ -121,12 +121,6 @@ impl Linear {
         self.run(x, Then::Add(residual))
     }
 
-    /// The same layer without a graph behind its weights, which go on following the variables.
-    #[must_use]
-    pub fn detached(&self) -> Self {
-        Self::new(self.weight.detach(), self.bias.detach())
-    }
-
     fn run(&self, x: &Tensor, then: Then<'_>) -> Result<Tensor> {
         if !cpu::takes(x) {
             return self.composed(x, then);

@@ -68,17 +68,6 @@ impl Mlp {
         &self.fc2
     }
 
-    /// The same without a graph behind its weights, which go on following the variables.
-    #[must_use]
-    pub fn detached(&self) -> Self {
-        Self {
-            fc1: self.fc1.detached(),
-            fc2: self.fc2.detached(),
-            activation: self.activation,
-            names: self.names.clone(),
-        }
-    }
-
     /// `residual + keep scale ∘ fc2(activation(fc1(x)))`: `(b, n, d) -> (b, n, d)`.
     ///
     /// # Errors

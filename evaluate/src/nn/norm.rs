@@ -47,16 +47,6 @@ impl LayerNorm {
         self.epsilon as f32
     }
 
-    /// The same without a graph behind its weights, which go on following the variables.
-    #[must_use]
-    pub fn detached(&self) -> Self {
-        Self {
-            weight: self.weight.detach(),
-            bias: self.bias.detach(),
-            epsilon: self.epsilon,
-        }
-    }
-
     /// `(.., d) -> (.., d)`. Statistics are computed in f32 or wider.
     ///
     /// # Errors

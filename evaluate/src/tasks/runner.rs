@@ -118,13 +118,9 @@ impl<'a> Runner<'a> {
         let Some(cache) = &self.cache else {
             return compute();
         };
-        if self.ranks.size() == 1 {
-            return cache.get(of, n, compute);
-        }
-        // All go by what the first one sees, for all compute together or none does.
-        let is_first = self.ranks.rank() == 0;
-        let seen = self.ranks.gather(&[u8::from(is_first && cache.has(of))])?;
-        match seen.first().map(Vec::as_slice) == Some(&[1]) || is_first {
+        let is_first = self.ranks.is_first();
+        let is_kept = ranks::seen_by_first(self.ranks, is_first && cache.has(of))?;
+        match is_kept || is_first {
             true => cache.get(of, n, compute),
             false => compute(),
         }

@@ -94,9 +94,16 @@ pub struct TensorEntry {
 
 impl TensorEntry {
     /// A tensor that stands in the root object under its name.
-    pub(crate) fn named(name: String, info: TensorInfo) -> Self {
+    #[must_use]
+    pub fn named(name: String, info: TensorInfo) -> Self {
+        Self::renamed(name.clone(), name, info)
+    }
+
+    /// A tensor that stands in the root object under `key` and is called `name`.
+    #[must_use]
+    pub fn renamed(key: String, name: String, info: TensorInfo) -> Self {
         Self {
-            path: ObjectPath(vec![PathSegment::Key(name.clone())]),
+            path: ObjectPath(vec![PathSegment::Key(key)]),
             name: Some(name),
             info,
         }
@@ -161,6 +168,17 @@ impl Stamp {
 }
 
 impl SourceFile {
+    /// A file that is known by place and size alone, such as one that is named but was not opened.
+    #[must_use]
+    pub fn named(path: impl Into<PathBuf>, n_bytes: u64) -> Self {
+        Self {
+            path: path.into(),
+            n_bytes,
+            etag: None,
+            stamp: None,
+        }
+    }
+
     /// Of a file that was opened.
     pub(crate) fn of(path: &Path, file: &dyn ReadAt) -> Self {
         Self {

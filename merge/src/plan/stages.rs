@@ -9,7 +9,7 @@ use crate::beside::Companions;
 use crate::io::{Aliases, Container, Root, SourceInfo, TensorEntry};
 use crate::methods;
 use crate::recipe::Place;
-use crate::{Checkpoint, Error, MergeFault, MergeRecipe, ObjectPath, PathSegment, Result};
+use crate::{Checkpoint, Error, MergeFault, MergeRecipe, Result};
 use crate::{TensorSource, io};
 
 /// A merge that must be done before the plan that it belongs to.
@@ -165,11 +165,7 @@ impl Deferred {
         let mut metadata = BTreeMap::new();
         plan.add_facts(&mut metadata)?;
         let tensors: Vec<TensorEntry> = (plan.entries.iter())
-            .map(|entry| TensorEntry {
-                path: ObjectPath(vec![PathSegment::Key(entry.name.clone())]),
-                name: Some(entry.name.clone()),
-                info: entry.info.clone(),
-            })
+            .map(|entry| TensorEntry::named(entry.name.clone(), entry.info.clone()))
             .collect();
         Ok(Self {
             info: SourceInfo {

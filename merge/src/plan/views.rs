@@ -31,12 +31,7 @@ pub(super) fn renamed(checkpoint: Arc<Checkpoint>, model: &ModelRef) -> Result<A
         }
     };
     for (key, info) in checkpoint.tensors() {
-        let name = rename(key)?;
-        let entry = TensorEntry {
-            path: crate::ObjectPath(vec![crate::PathSegment::Key(key.to_owned())]),
-            name: Some(name),
-            info: info.clone(),
-        };
+        let entry = TensorEntry::renamed(key.to_owned(), rename(key)?, info.clone());
         tensors.push((key.to_owned(), entry));
     }
     let mut aliases = Aliases::new();

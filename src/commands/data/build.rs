@@ -16,7 +16,7 @@ Examples:
   vlmerge data build vqa --raw downloads/vqa --out arrow --split val --seed 1
   vlmerge data build gcc --raw downloads/gcc --out arrow --skip-bad --json
 
-Raw folders are laid out as ViLT's guide to its data says:
+Raw folders have the layout of ViLT's guide to its data:
   coco   karpathy/dataset_coco.json, train2014/, val2014/
   f30k   karpathy/dataset_flickr30k.json, flickr30k-images/
   vqa    v2_OpenEnded_mscoco_*_questions.json, v2_mscoco_*_annotations.json, train2014/, val2014/,
@@ -26,8 +26,8 @@ Raw folders are laid out as ViLT's guide to its data says:
   gcc    train_annot.json, val_annot.json, images_train/*/, images_val/*/
   vg     annotations/region_descriptions.json, images/VG_100K/, images/VG_100K_2/
 
-Each picture is decoded once, to know that it can be, and stored as it is. A file appears under its
-name when it is whole; run the same command again to go on after an interruption.";
+Each picture is decoded once, as a check, and stored unchanged. A file gets its name when it is
+complete; after an interruption, run the same command again.";
 
 /// Flags of `vlmerge data build`.
 #[derive(Debug, clap::Args)]
@@ -45,13 +45,13 @@ pub struct Args {
     /// Build only this split; may be given several times [default: all]
     #[arg(long, value_name = "NAME")]
     split: Vec<String>,
-    /// Leave out pictures that are missing or broken, with their texts, and list them
+    /// Skip pictures that are missing or broken, with their texts, and list them
     #[arg(long)]
     skip_bad: bool,
-    /// Order of VQA's validation images, whose last 1000 become vqav2_rest_val
+    /// Seed of the order of VQA's validation images; the last 1000 become vqav2_rest_val
     #[arg(long, value_name = "N", default_value_t = 0)]
     seed: u64,
-    /// Replace files that are there but were made of something else
+    /// Replace files that were made of other downloads
     #[arg(long)]
     force: bool,
 }

@@ -17,9 +17,9 @@ Examples:
   vlmerge data stats arrow --tokenizer bert-base-uncased --json
   vlmerge data stats arrow/coco_caption_karpathy_test.arrow --sheet samples.html
 
-Ranges are smallest/middle/largest. Words are what white space parts; tokens count the special ones.
-The sheet is one HTML file that loads nothing else: pictures are made small and encoded anew.
-The exit code is 1 if a picture has no readable head.";
+Ranges are smallest/median/largest. White space separates words; tokens include the special ones.
+The sheet is one HTML file with small copies of the pictures; it loads nothing else. The exit code
+is 1 if the header of a picture cannot be read.";
 
 /// Flags of `vlmerge data stats`.
 #[derive(Debug, clap::Args)]
@@ -28,7 +28,7 @@ pub struct Args {
     /// A folder of arrow files, or one such file
     #[arg(value_name = "DIR")]
     path: PathBuf,
-    /// Count tokens too: a vocab.txt, a tokenizer.json, a folder with one, or a name of the hub
+    /// Count tokens too: a vocab.txt, a tokenizer.json, a folder with one, or a name on the hub
     #[arg(long, value_name = "NAME")]
     tokenizer: Option<String>,
     /// Write a page with some pictures and texts of each file

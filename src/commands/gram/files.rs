@@ -10,10 +10,10 @@ use merge::io::{OpenOptions, WriteOptions};
 use super::report;
 use crate::output::Output;
 
-/// What is to be done with gram files.
+/// Verbs on gram files.
 #[derive(Debug, clap::Subcommand)]
 pub enum Verb {
-    /// Add files of parts of one data set
+    /// Add up the files of the parts of one data set
     Add {
         /// The files
         #[arg(required = true, value_name = "FILE")]
@@ -25,7 +25,7 @@ pub enum Verb {
         #[arg(long)]
         force: bool,
     },
-    /// Write a file again, packed or with whole matrices
+    /// Convert a file: packed triangles or whole matrices, safetensors or .pth
     Export {
         /// The file
         file: PathBuf,

@@ -9,35 +9,36 @@ use std::time::{Duration, Instant};
 
 use anyhow::Result;
 use candle_core::Device;
-use evaluate::capture::Capture;
+use evaluate::measure::grams::{GramJob, GramSums};
 use evaluate::measure::key_of;
-use evaluate::measure::sums::{Unfinished, rows};
-use evaluate::tasks::grams::{collect, summed};
 use evaluate::text::Tokenizer;
 use merge::gram::{Gram, GramRecord, Shard};
 use merge::io::{Aliases, Contents, WriteOptions, check_target};
-use merge::layouts::GramNames;
 use merge::provenance::Hashes;
 use serde_json::json;
 use train::collective::Collective;
 
 use crate::args::data::DataArgs;
+use crate::args::model::ModelArgs;
 use crate::output::{Output, UsageError};
 use crate::ranks;
-use crate::running::{ModelArgs, Target};
+use crate::target::Target;
 
 const EXAMPLES: &str = "\
 Examples:
-  vlmerge gram --checkpoint specific.ckpt --task retrieval --data arrow --split val --out coco.gram.safetensors
-  vlmerge gram --checkpoint specific.ckpt --task vqa --data arrow --split train --limit 20000 --out vqa.gram.safetensors
-  vlmerge gram --checkpoint specific.ckpt --task vqa --data arrow --split train --shard 1/2 --out part1.safetensors
+  vlmerge gram --checkpoint specific.ckpt --task retrieval --data arrow --split val \\
+      --out coco.gram.safetensors
+  vlmerge gram --checkpoint specific.ckpt --task vqa --data arrow --split train --limit 20000 \\
+      --out vqa.gram.safetensors
+  vlmerge gram --checkpoint specific.ckpt --task vqa --data arrow --split train --shard 1/2 \\
+      --out part1.safetensors
   vlmerge gram add part1.safetensors part2.safetensors --out all.gram.safetensors
   mpirun -n 4 vlmerge gram --checkpoint specific.ckpt ...             (built with --features mpi)
   vlmerge gram export all.gram.safetensors --full --out all.pth
 
-Then: vlmerge regmean specific.ckpt --grams coco.gram.safetensors --for irtr --out merged.ckpt
+Then: vlmerge regmean specific.ckpt --grams coco.gram.safetensors --for retrieval --out merged.ckpt
 
-A run that is stopped goes on where it was when it is started again with the same flags.";
+Start a stopped run again with the same flags, and it goes on.";
 
 /// Flags of `vlmerge gram`.
 #[derive(Debug, clap::Args)]
@@ -77,7 +78,7 @@ impl clap::FromArgMatches for Collect {
 
 #[derive(Debug, clap::Args)]
 struct CollectArgs {
-    /// The modality-specific checkpoint whose layers' inputs are summed
+    /// The checkpoint whose layers' inputs are summed
     #[arg(long, value_name = "FILE")]
     checkpoint: PathBuf,
     /// The gram file to write
@@ -90,10 +91,10 @@ struct CollectArgs {
     /// Count rows of padding too, as the published program does
     #[arg(long)]
     count_padding: bool,
-    /// Layers that experts do not own, too
+    /// Sum the inputs of layers that all experts share too
     #[arg(long)]
     shared: bool,
-    /// One of several parts of the data, for several processes or machines; `gram add` adds them up
+    /// Sum the K-th of N parts of the data; `gram add` adds the parts up
     #[arg(long, value_name = "K/N")]
     shard: Option<Shard>,
     /// Seconds between two saves of an unfinished run
@@ -136,99 +137,59 @@ fn cache(
     let task = args.data.open(None)?;
     let tokenizer = Tokenizer::open(&args.data.tokenizer)?;
     let found = Target::File(args.checkpoint.clone()).find(&Hashes::default(), output)?;
-    let opened = args.model.open(found, output)?;
-    let model = args.model.load(&opened, device, output)?;
-    let runner = args
-        .model
-        .runner(model.as_ref(), &tokenizer, device, output)?;
-    let mut batches = task.gram_batches(runner.batch_size());
-    if let Some(shard) = args.shard {
-        let n_batches = batches.len();
-        batches = shard.take(batches);
-        if batches.is_empty() {
-            let advice = format!("part {shard} is empty: there are {n_batches} batches");
-            return Err(UsageError(advice).into());
-        }
-    }
-    let n_examples = batches.iter().map(|batch| batch.n_examples() as u64).sum();
-    // Every rank sums some batches; the sums are put together at the end.
-    let runner = runner.shared(ranks);
-    let batches = runner.own(batches);
-    let size = model.input().image.side;
-    let mut record = GramRecord {
-        data: vec![format!("{} {}", args.data.dataset(), args.data.split())],
-        task: task.spec().name.to_owned(),
-        checkpoint: opened.record.files.clone(),
-        n_examples,
+    let opened = found.open(&args.model, output)?;
+    let model = opened.load(&args.model, device, output)?;
+    let runner = (args.model)
+        .runner(model.as_ref(), &tokenizer, device, output)?
+        .shared(ranks);
+    let mut sums = GramSums::open(GramJob {
+        task: task.as_ref(),
+        runner,
+        checkpoint: &opened.checkpoint,
+        files: opened.record.files.clone(),
+        data: format!("{} {}", args.data.dataset(), args.data.split()),
+        shard: args.shard,
         counts_padding: args.count_padding,
-        rows: BTreeMap::new(),
-        settings: BTreeMap::from([("image_size".to_owned(), size.to_string())]),
-        shards: args
-            .shard
-            .filter(|shard| shard.of() > 1)
-            .into_iter()
-            .collect(),
-    };
-    let of = key_of(&json!({
-        "record": record,
-        "data": args.data.identity()?,
-        "limit": args.data.limit,
-        "without_repeats": args.data.without_repeats,
-        "batch_size": args.model.batch_size,
-        "shared": args.shared,
-        "model": args.model.identity(),
-        "tokenizer": key_of(&std::fs::read(tokenizer.path())?),
-        "ranks": (ranks.size() > 1).then(|| [ranks.rank(), ranks.size()]),
-    }));
-    let unfinished = Unfinished::beside(&args.out, of, ranks);
-    let (grams, from) = unfinished.read()?;
-    if from > 0 {
+        with_shared: args.shared,
+        identity: json!({
+            "data": args.data.identity()?,
+            "limit": args.data.limit,
+            "without_repeats": args.data.without_repeats,
+            "model": args.model.identity(),
+            "tokenizer": key_of(&std::fs::read(tokenizer.path())?),
+        }),
+        out: args.out.clone(),
+        save_every: Duration::from_secs(args.save_every),
+    })?;
+    if let (Some(shard), 0) = (args.shard, sums.n_batches()) {
+        let advice = format!("part {shard} is empty: the data have fewer batches than parts");
+        return Err(UsageError(advice).into());
+    }
+    let n_own = sums.n_own();
+    if sums.n_kept() > 0 {
         output.note(format!(
-            "going on after {from} of {} batches",
-            batches.len()
+            "going on after {} of {n_own} batches",
+            sums.n_kept()
         ));
     }
-    let layout = merge::layouts::detect(&opened.checkpoint)?;
-    let capture = Capture::new(GramNames::of(&opened.checkpoint, layout.as_ref()))
-        .counting_padding(args.count_padding)
-        .with_shared(args.shared)
-        .resumed(grams);
     let started = Instant::now();
-    let mut saved = Instant::now();
-    let mut done = from;
-    let collected = collect(task.as_ref(), &runner, &capture, &batches, from, |n_done| {
-        done = n_done;
-        if n_done < batches.len() && saved.elapsed() >= Duration::from_secs(args.save_every) {
-            unfinished.write(&capture.grams(), &record, n_done)?;
-            saved = Instant::now();
-        }
-        Ok(())
-    });
-    if let Err(error) = collected {
-        if done > from {
-            unfinished.write(&capture.grams(), &record, done)?;
+    if let Err(error) = sums.collect() {
+        if sums.n_kept() > 0 {
             output.note(format!(
-                "{done} of {} batches are kept for the next run",
-                batches.len()
+                "{} of {n_own} batches are kept for the next run",
+                sums.n_kept()
             ));
         }
         return Err(error.into());
     }
     let seconds = started.elapsed().as_secs_f64();
-    let Some(grams) = summed(ranks, capture.into_grams())? else {
-        // What this rank has kept must stay until the sum is written.
-        ranks.barrier()?;
-        unfinished.remove()?;
+    let Some((grams, record)) = sums.finish(&write)? else {
         return Ok(ExitCode::SUCCESS);
     };
     if grams.is_empty() {
         let advice = "it has no experts: give --shared to sum the inputs of all layers";
         return Err(UsageError(format!("{}: {advice}", args.checkpoint.display())).into());
     }
-    record.rows = rows(&grams);
-    merge::gram::write(&grams, &record, false, &write, output)?;
-    ranks.barrier()?;
-    unfinished.remove()?;
     report(&args.out, &record, &grams, Some(seconds), output)?;
     Ok(ExitCode::SUCCESS)
 }

@@ -25,22 +25,22 @@ Examples:
   vlmerge inspect model.ckpt --root ema
   vlmerge inspect model.pt --json --hash
 
-Without --stats and --hash only headers are read, whatever the size of the file. No code of the
-file is ever run: Python objects are listed with what loading them in Python would have called.";
+Without --stats and --hash it reads headers only, whatever the size of the file. It never runs code
+of the file: it lists Python objects with the functions that Python would call to load them.";
 
 /// Flags of `vlmerge inspect`.
 #[derive(Debug, clap::Args)]
 #[command(after_help = EXAMPLES)]
 pub struct Args {
-    /// A checkpoint: a file, an index json or a folder with one
+    /// A checkpoint: a file, an index.json, or a folder that holds one
     file: PathBuf,
-    /// The dictionary of the file that holds the weights [default: found by rule]
+    /// Name of the dictionary in the file that holds the weights [default: found by rule]
     #[arg(long)]
     root: Option<String>,
-    /// Minimum, maximum, mean, deviation, zeros and non-finite elements of each tensor
+    /// Show minimum, maximum, mean, deviation, zeros and non-finite elements of each tensor
     #[arg(long)]
     stats: bool,
-    /// SHA-256 of each tensor's row-major little-endian bytes
+    /// Show the SHA-256 of each tensor's row-major little-endian bytes
     #[arg(long)]
     hash: bool,
     /// List only tensors whose name matches; `*` stands for anything, `?` for one character

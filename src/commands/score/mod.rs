@@ -20,12 +20,12 @@ use judged::Judged;
 const EXAMPLES: &str = "\
 Examples:
   vlmerge score retrieval --scores coco.safetensors
-  vlmerge score vqa --results a.json b.json --questions questions.json --annotations annotations.json
+  vlmerge score vqa --results a.json b.json --annotations annotations.json
   vlmerge score nlvr2 --predictions predictions.csv --labels dev.json --json > dev.report.json
   vlmerge score captions --results captions.json --annotations captions_val2014.json
 
-Every number has a 95% interval by the bootstrap. Of several files each is tested against the first
-on the same draws.";
+Every number has a 95% interval by the bootstrap. With several files, each is tested against the
+first on the same draws.";
 
 const RETRIEVAL_EXAMPLES: &str = "\
 Examples:
@@ -36,11 +36,11 @@ Examples:
 A score file is a safetensors file with the tensors `scores` (images x texts, floating point, larger
 is better), `image_id` (the image of each row) and `text_image_id` (the image of each text), both
 integers. An image may have any number of texts. TR: text retrieval, from an image; a hit needs one
-of its texts among the k best. IR: image retrieval, from a text. RSUM: the six in percent, summed.
-Intervals draw images, each with its texts. `evaluate --task retrieval --predictions DIR` writes such
-a file. With --folds N the images part into N runs of one length, in the order of the file; each is
-ranked among its own images and texts, and the numbers are averaged: COCO's 1K numbers are the five
-folds of its 5,000 test images.
+of its texts among the k best. IR: image retrieval, from a text. RSUM: the sum of the six in percent.
+Intervals draw images, each with its texts. `evaluate --task retrieval --predictions DIR` writes a
+score file. --folds N cuts the images into N parts of equal length, in the order of the file, ranks
+each part by itself and averages the numbers: COCO's 1K numbers are the five folds of its 5,000 test
+images.
 
 Ties: `expected` is the mean over all orders of equal scores, `pessimistic` puts right items last,
 `optimistic` first, `first` keeps the order of the file.";
@@ -48,13 +48,13 @@ Ties: `expected` is the mean over all orders of equal scores, `pessimistic` puts
 const VQA_EXAMPLES: &str = "\
 Examples:
   vlmerge score vqa --results results.json --annotations v2_mscoco_val2014_annotations.json
-  vlmerge score vqa --results a.json b.json --questions questions.json --annotations annotations.json
+  vlmerge score vqa --results a.json b.json --annotations annotations.json
   vlmerge score vqa --results pred/model.rest_val.json --annotations annotations.json --partial
 
-Files are of the official forms; a result file is a list of {\"question_id\": 1, \"answer\": \"yes\"}.
-What `evaluate --task vqa --predictions DIR` writes answers the questions of one split that have an
-answer in the vocabulary: judge it with --partial. With --questions a partial judgement takes the
-official file of the split or a part of it.
+Files have the official forms; a result file is a list of {\"question_id\": 1, \"answer\": \"yes\"}.
+Judge what `evaluate --task vqa --predictions DIR` writes with --partial: it answers only the
+questions of a split whose answer is in the vocabulary. --questions takes the official file of the
+split, or with --partial a part of it.
 `accuracy` is that of the official program, with its normalization of answers; `soft_score` is that
 of published training code: 0.3, 0.6, 0.9 or 1 for one, two, three or more people who gave exactly
 this answer. Intervals draw images, each with its questions.";
@@ -64,8 +64,8 @@ Examples:
   vlmerge score nlvr2 --predictions predictions.csv --labels dev.json
   vlmerge score nlvr2 --predictions a.csv b.csv --labels test1.json --resamples 10000 --seed 7
 
-Predictions are lines of `dev-0-2-1,True`, labels the official JSON lines. Consistency is the share
-of sentences judged rightly for all their image pairs; it needs identifiers of the official form.
+Predictions are lines such as `dev-0-2-1,True`, labels the official JSON lines. Consistency is the
+share of sentences that are judged right for all their image pairs; it needs official identifiers.
 Intervals draw sentences, each with its pairs.";
 
 const CAPTIONS_EXAMPLES: &str = "\
@@ -74,11 +74,11 @@ Examples:
   vlmerge score captions --results a.json b.json --annotations captions_val2014.json
   vlmerge score captions --results a.json --annotations a_val.json --meteor-jar meteor/meteor-1.5.jar
 
-Files are of the official forms; a result file is a list of {\"image_id\": 1, \"caption\": \"a dog\"}.
-BLEU-1 to BLEU-4, ROUGE-L and CIDEr (its variant D, times 100) are those of the official program, with
-its tokenizer. CIDEr weighs words by how rare they are in the images that are judged. Intervals draw
-images; the weights of CIDEr are not drawn. METEOR is what its official program says, given with
---meteor-jar, and has no interval. SPICE needs a trained parser and is not computed.";
+Files have the official forms; a result file is a list of {\"image_id\": 1, \"caption\": \"a dog\"}.
+BLEU-1 to BLEU-4, ROUGE-L and CIDEr (CIDEr-D, times 100) equal those of the official program, with
+its tokenizer. CIDEr weighs a word by how rare it is in the judged images; the bootstrap draws
+images and keeps these weights. --meteor-jar adds the METEOR of the official program, without an
+interval. SPICE needs a trained parser and is not computed.";
 
 /// Flags of `vlmerge score`.
 #[derive(Debug, clap::Args)]
@@ -88,16 +88,16 @@ pub struct Args {
     task: Task,
 }
 
-/// What was predicted.
+/// The task of the predictions.
 #[derive(Debug, clap::Subcommand)]
 enum Task {
     /// Recall of texts and images from a score matrix
     #[command(after_help = RETRIEVAL_EXAMPLES)]
     Retrieval(RetrievalArgs),
-    /// Accuracy of answers in words against those of people
+    /// Accuracy of answers against those of people
     #[command(after_help = VQA_EXAMPLES)]
     Vqa(VqaArgs),
-    /// Accuracy and consistency of true and false
+    /// Accuracy and consistency of true or false
     #[command(after_help = NLVR2_EXAMPLES)]
     Nlvr2(Nlvr2Args),
     /// BLEU, ROUGE-L and CIDEr of captions against those of people
@@ -124,7 +124,7 @@ struct RetrievalArgs {
     /// How equal scores count: expected, pessimistic, optimistic, first
     #[arg(long, value_name = "HOW", default_value_t)]
     ties: Ties,
-    /// Average over N parts of the images, each ranked alone: 5 for COCO's 1K rule
+    /// Rank N parts of the images apart and average: 5 for COCO's 1K rule
     #[arg(long, value_name = "N", value_parser = crate::args::number::parse_positive)]
     folds: Option<usize>,
     #[command(flatten)]
@@ -142,7 +142,7 @@ struct VqaArgs {
     /// The question file, to check that the annotations belong to it
     #[arg(long, value_name = "FILE")]
     questions: Option<PathBuf>,
-    /// Judge only the questions that have an answer, as of a part of the split
+    /// Judge only the questions that the results answer
     #[arg(long)]
     partial: bool,
     #[command(flatten)]
@@ -169,10 +169,10 @@ struct CaptionsArgs {
     /// The annotation file
     #[arg(long, value_name = "FILE")]
     annotations: PathBuf,
-    /// Judge only the images that have a caption, as the official example does
+    /// Judge only the images that the results caption, as the official example does
     #[arg(long)]
     partial: bool,
-    /// The official program of METEOR, with its table of paraphrases beside it in `data/`; needs `java`
+    /// METEOR's official program, which runs by `java`; its paraphrases lie beside it in `data/`
     #[arg(long, value_name = "FILE")]
     meteor_jar: Option<PathBuf>,
     #[command(flatten)]

@@ -16,10 +16,8 @@ pub(super) fn of(checkpoint: &Checkpoint) -> Vec<InputFile> {
 /// origin: the state that it was taken up from may go while it runs.
 pub(super) fn with(checkpoint: Arc<Checkpoint>, inputs: &[InputFile]) -> Arc<Checkpoint> {
     let files = inputs.iter().map(|input| SourceFile {
-        path: input.name.clone().into(),
-        n_bytes: input.n_bytes,
         etag: input.etag.clone(),
-        stamp: None,
+        ..SourceFile::named(&input.name, input.n_bytes)
     });
     let info = SourceInfo {
         files: files.collect(),

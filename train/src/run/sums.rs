@@ -74,12 +74,7 @@ pub(super) fn remove(folder: &Path) -> Result<()> {
 
 fn hash(path: &Path) -> Result<String> {
     let metadata = fs::metadata(path).map_err(|e| Error::io("open", path, e))?;
-    let file = SourceFile {
-        path: path.into(),
-        n_bytes: metadata.len(),
-        etag: None,
-        stamp: None,
-    };
+    let file = SourceFile::named(path, metadata.len());
     let hashes = Hashes::default().of(&[file], &Silent)?;
     // A file of this machine has a hash.
     Ok(hashes.into_iter().flatten().next().unwrap_or_default())

@@ -91,20 +91,6 @@ impl Block {
         })
     }
 
-    /// The same without a graph behind its weights, which go on following the variables.
-    #[must_use]
-    pub fn detached(&self) -> Self {
-        Self {
-            norm1: self.norm1.map(LayerNorm::detached),
-            attn: self.attn.map(Attention::detached),
-            norm2: self.norm2.map(LayerNorm::detached),
-            mlp: self.mlp.map(Mlp::detached),
-            gamma_1: self.gamma_1.detached(),
-            gamma_2: self.gamma_2.detached(),
-            ..*self
-        }
-    }
-
     /// `x: (b, n, d) -> (b, n, d)`, where all tokens attend to all. Norms and FFN go by segment;
     /// attention is the first segment's, which serves all where experts own attention.
     ///

@@ -41,17 +41,6 @@ impl<T> Experts<T> {
         })
     }
 
-    /// Each copy as `f` has it.
-    pub(super) fn map(&self, f: impl Fn(&T) -> T) -> Self {
-        match self {
-            Self::Shared(part) => Self::Shared(f(part)),
-            Self::Each(copies, stem) => {
-                let copies = copies.iter().map(|(expert, part)| (*expert, f(part)));
-                Self::Each(copies.collect(), stem.clone())
-            }
-        }
-    }
-
     /// The copy that serves `expert`.
     ///
     /// # Errors

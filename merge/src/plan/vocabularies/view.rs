@@ -57,11 +57,7 @@ impl ByToken {
             if let (Some(rows), Some(size)) = (&rows, info.shape.first_mut()) {
                 *size = rows.len();
             }
-            view.tensors.push(TensorEntry {
-                path: crate::ObjectPath(vec![crate::PathSegment::Key(name.to_owned())]),
-                name: Some(name.to_owned()),
-                info,
-            });
+            view.tensors.push(TensorEntry::named(name.to_owned(), info));
             view.names.push(name.to_owned());
             view.rows.push(rows);
         }

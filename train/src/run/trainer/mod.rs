@@ -1,7 +1,7 @@
 //! The one loop.
 
 mod keep;
-mod open;
+mod plan;
 
 use std::cell::{Cell, RefCell};
 use std::path::Path;
@@ -22,6 +22,8 @@ use crate::objectives::{Needs, Objective, Others, Randomness};
 use crate::optim::LossScale;
 use crate::recipe::CheckedRecipe;
 use crate::{Error, Result};
+
+pub use plan::TrainPlan;
 
 /// Where a run takes place.
 pub struct Where<'a> {

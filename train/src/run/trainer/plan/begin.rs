@@ -4,11 +4,12 @@ use std::sync::Arc;
 
 use evaluate::nn::{Buffers, Gradients};
 
-use super::{Pace, Trainer, Where};
+use super::TrainPlan;
 use crate::Result;
 use crate::log::Log;
 use crate::recipe::CheckedRecipe;
-use crate::run::{RunFolder, TrainPlan};
+use crate::run::RunFolder;
+use crate::run::trainer::{Pace, Trainer, Where};
 
 impl<'a> Trainer<'a> {
     /// Plans a run and begins it, or takes it up where its folder has a state.

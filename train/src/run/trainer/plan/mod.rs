@@ -1,5 +1,7 @@
 //! From a recipe to a checked run that has not begun.
 
+mod begin;
+
 use std::path::PathBuf;
 use std::sync::Arc;
 
@@ -8,33 +10,34 @@ use evaluate::models::{Dvae, Head};
 use evaluate::text::Tokenizer;
 use merge::io::OpenOptions;
 
-use super::origin;
-use super::update::Updater;
-use super::{KeptState, Memory, RunFolder, Start, TrainState, Validation, Wanted, Where};
 use crate::augment::PatchMasking;
 use crate::data::{self, Loader, Order, Patches, Sampling};
 use crate::objectives::{self, Needs, Objective, Opening};
 use crate::optim::LossScale;
 use crate::recipe::{CheckedRecipe, DataFormat, ImageMasking, Init, TrainRecipe, differences};
+use crate::run::trainer::Where;
+use crate::run::update::Updater;
+use crate::run::{KeptState, Memory, RunFolder, Start, TrainState, Validation, Wanted, origin};
 use crate::{Error, Result};
 
 /// A run that is checked and has not begun: data and weights are open, the newest state of its folder
-/// is taken up, and nothing is written. [`Trainer::begin`](super::Trainer::begin) begins it.
+/// is taken up, and nothing is written. [`TrainPlan::of`] and [`TrainPlan::fresh`] are the only ways to
+/// one; [`Trainer::begin`](super::Trainer::begin) begins it.
 pub struct TrainPlan {
-    pub(super) recipe: CheckedRecipe,
-    pub(super) objectives: Vec<(Box<dyn Objective>, f64)>,
-    pub(super) start: Start,
-    pub(super) updater: Updater,
-    pub(super) loader: Loader,
-    pub(super) order: Order,
-    pub(super) n_parts: usize,
-    pub(super) n_steps: u64,
-    pub(super) validation: Option<Validation>,
-    pub(super) state: TrainState,
-    pub(super) resumed_at: Option<u64>,
+    recipe: CheckedRecipe,
+    objectives: Vec<(Box<dyn Objective>, f64)>,
+    start: Start,
+    updater: Updater,
+    loader: Loader,
+    order: Order,
+    n_parts: usize,
+    n_steps: u64,
+    validation: Option<Validation>,
+    state: TrainState,
+    resumed_at: Option<u64>,
     /// The answers by class, a JSON list, where the model's file does not have them yet.
-    pub(super) answers: Option<String>,
-    pub(super) dtype: DType,
+    answers: Option<String>,
+    dtype: DType,
     resized_from: Option<usize>,
     memory: Memory,
 }

@@ -1,0 +1,47 @@
+//! What verbs that bring a checkpoint to another form share.
+
+use std::path::Path;
+use std::sync::Arc;
+
+use clap::ValueEnum;
+use merge::Checkpoint;
+use merge::convert::Resize;
+use merge::io::{OpenOptions, open};
+
+use crate::output::Output;
+
+/// How relative position tables are resized.
+#[derive(Clone, Copy, Debug, ValueEnum)]
+pub enum ResizeArg {
+    /// Cubic convolution, as in vl-merging and torch
+    Bicubic,
+    /// Geometric spacing and a cubic spline, as in VLMo and BEiT; cannot shrink
+    Geometric,
+}
+
+impl From<ResizeArg> for Resize {
+    fn from(arg: ResizeArg) -> Self {
+        match arg {
+            ResizeArg::Bicubic => Self::Bicubic,
+            ResizeArg::Geometric => Self::Geometric,
+        }
+    }
+}
+
+/// Opens the checkpoint of a verb that copies it, and says what will not be copied.
+pub fn open_source(
+    path: &Path,
+    root: Option<String>,
+    output: &Output,
+) -> merge::Result<Arc<Checkpoint>> {
+    let source = open(path, &OpenOptions { root })?;
+    let info = source.info();
+    let others = info.values.len() + info.opaque.len();
+    if others > 0 {
+        output.note(format!(
+            "{}: only tensors are copied, not the {others} other values",
+            path.display()
+        ));
+    }
+    Ok(Arc::new(source))
+}

@@ -1,0 +1,148 @@
+//! Which model, and how it is run: flags of every verb that runs one.
+
+use std::ops::Deref;
+
+use anyhow::Result;
+use candle_core::Device;
+use clap::{Args, ValueEnum};
+use evaluate::device::{DeviceName, Precision};
+use evaluate::models::{Model, Overrides, ShallowAttention};
+use evaluate::tasks::Runner;
+use evaluate::text::Tokenizer;
+use merge::Progress;
+use merge::convert::Conversion;
+
+use crate::args::number::parse_positive;
+
+/// How a model is run on data.
+#[derive(Args, Clone, Debug)]
+#[command(next_help_heading = "Model")]
+pub struct ModelArgs {
+    #[command(flatten)]
+    load: LoadArgs,
+    /// Examples per batch
+    #[arg(long, value_name = "N", default_value_t = 16, value_parser = parse_positive)]
+    pub batch_size: usize,
+}
+
+/// How a model is loaded.
+#[derive(Args, Clone, Debug)]
+#[command(next_help_heading = "Model")]
+pub struct LoadArgs {
+    /// cpu, cuda or cuda:N
+    #[arg(long, value_name = "NAME", default_value_t)]
+    pub device: DeviceName,
+    /// f32; with cuda also bf16 and f16
+    #[arg(long, value_name = "TYPE", default_value_t)]
+    pub precision: Precision,
+    /// Side of the image in pixels; resizes position tables [default: the checkpoint's]
+    #[arg(long, value_name = "PIXELS", value_parser = parse_positive)]
+    pub image_size: Option<usize>,
+    /// Attention heads, if the checkpoint does not say
+    #[arg(long, value_name = "N")]
+    pub heads: Option<usize>,
+    /// Attention heads of the image tower, if the checkpoint does not say
+    #[arg(long, value_name = "N")]
+    pub image_heads: Option<usize>,
+    /// Attention heads of the text tower, if the checkpoint does not say
+    #[arg(long, value_name = "N")]
+    pub text_heads: Option<usize>,
+    /// Divisor of similarities, for models that do not learn it
+    #[arg(long, value_name = "NUMBER")]
+    pub temperature: Option<f64>,
+    /// First block in which text and image are one sequence, if the checkpoint does not say
+    #[arg(long, value_name = "BLOCK")]
+    pub fusion_start: Option<usize>,
+    /// Text positions that the bias table has room for, if the checkpoint does not say
+    #[arg(long, value_name = "N")]
+    pub text_table_len: Option<usize>,
+    /// Whether text and image attend to each other before the fusion start [default: the family's way]
+    #[arg(long, value_enum, value_name = "HOW")]
+    pub shallow_attention: Option<AttentionArg>,
+}
+
+/// Who attends to whom before the fusion start.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub enum AttentionArg {
+    /// Each attends to itself, as in vl-merging
+    PerModality,
+    /// Both attend to both, as in VLMo
+    Joint,
+}
+
+impl Deref for ModelArgs {
+    type Target = LoadArgs;
+
+    fn deref(&self) -> &LoadArgs {
+        &self.load
+    }
+}
+
+impl LoadArgs {
+    /// What the checkpoint is brought to before it runs.
+    pub fn conversion(&self) -> Conversion {
+        Conversion {
+            image_size: self.image_size,
+            text_table_len: self.text_table_len,
+            ..Conversion::default()
+        }
+    }
+
+    /// What the numbers of a model depend on beside its weights, for recognizing results that were
+    /// made before.
+    pub fn identity(&self) -> serde_json::Value {
+        serde_json::json!({
+            "precision": self.precision.to_string(),
+            "image_size": self.image_size,
+            "heads": self.heads,
+            "fusion_start": self.fusion_start,
+            "text_table_len": self.text_table_len,
+            "shallow_attention": self.shallow_attention.map(|how| format!("{how:?}")),
+            "image_heads": self.image_heads,
+            "text_heads": self.text_heads,
+            "temperature": self.temperature,
+        })
+    }
+
+    /// The device.
+    pub fn device(&self) -> Result<Device> {
+        Ok(self.device.open(self.precision)?)
+    }
+
+    /// What the checkpoint does not tell of the model.
+    pub fn overrides(&self) -> Overrides {
+        Overrides {
+            n_heads: self.heads,
+            fusion_start: self.fusion_start,
+            shallow_attention: self.shallow_attention.map(|how| match how {
+                AttentionArg::PerModality => ShallowAttention::PerModality,
+                AttentionArg::Joint => ShallowAttention::Joint,
+            }),
+            text_table_len: self.text_table_len,
+            image_heads: self.image_heads,
+            text_heads: self.text_heads,
+            temperature: self.temperature,
+        }
+    }
+}
+
+impl ModelArgs {
+    /// A runner of a model.
+    pub fn runner<'a>(
+        &self,
+        model: &'a dyn Model,
+        tokenizer: &'a Tokenizer,
+        device: &'a Device,
+        progress: &'a dyn Progress,
+    ) -> Result<Runner<'a>> {
+        let dtype = self.precision.dtype();
+        Ok(Runner::new(
+            model,
+            tokenizer,
+            device,
+            dtype,
+            self.batch_size,
+            progress,
+        )?)
+    }
+}

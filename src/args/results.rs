@@ -1,0 +1,33 @@
+//! How results are measured and where they go: flags of every verb that measures.
+
+use std::path::PathBuf;
+
+use clap::Args;
+use evaluate::metrics::retrieval::Ties;
+
+/// How numbers are drawn and where they go; the same in every verb that measures.
+#[derive(Args, Clone, Debug)]
+#[command(next_help_heading = "Results")]
+pub struct ResultArgs {
+    /// The report to write, as JSON. Each finished result is kept: a stopped run goes on
+    #[arg(long, value_name = "FILE")]
+    pub out: Option<PathBuf>,
+    /// Replace an existing report
+    #[arg(long)]
+    pub force: bool,
+    /// How retrieval ranks equal scores: expected (the default), pessimistic, optimistic, first
+    #[arg(long, value_name = "HOW")]
+    pub ties: Option<Ties>,
+    /// Bootstrap draws for the intervals and tests
+    #[arg(long, value_name = "N", default_value_t = 1000)]
+    pub resamples: usize,
+    /// Seed of the draws
+    #[arg(long, value_name = "N", default_value_t = 0)]
+    pub seed: u64,
+    /// Keep features in this folder and reuse them
+    #[arg(long, value_name = "DIR")]
+    pub cache_features: Option<PathBuf>,
+    /// Write predictions to this folder, in the task's official form
+    #[arg(long, value_name = "DIR")]
+    pub predictions: Option<PathBuf>,
+}

@@ -1,0 +1,116 @@
+//! Weights that a verb runs: finding, opening and loading them.
+
+use std::path::PathBuf;
+use std::sync::Arc;
+
+use anyhow::Result;
+use candle_core::Device;
+use evaluate::models::{self, Model, Source};
+use evaluate::reports::CheckpointRecord;
+use merge::execute::RunOptions;
+use merge::provenance::{Hashes, InputFile, Provenance};
+use merge::{Checkpoint, MergeRecipe, layouts};
+
+use crate::args::model::LoadArgs;
+use crate::output::Output;
+
+/// Weights to run: a file, or a recipe that is merged in memory.
+#[derive(Clone, Debug)]
+pub enum Target {
+    /// A checkpoint, called as its file is.
+    File(PathBuf),
+    /// A checkpoint, and what it is called.
+    Named(String, PathBuf),
+    /// A merge, and what it is called.
+    Merge(String, Box<MergeRecipe>),
+}
+
+impl Target {
+    /// What it is called in results.
+    pub fn name(&self) -> String {
+        match self {
+            Self::File(path) => {
+                let name = path.file_name().unwrap_or(path.as_os_str());
+                name.to_string_lossy().into_owned()
+            }
+            Self::Named(name, _) | Self::Merge(name, _) => name.clone(),
+        }
+    }
+
+    /// Reads headers and hashes, and plans the merge: enough to tell the weights from others.
+    pub fn find(&self, hashes: &Hashes, output: &Output) -> Result<Found> {
+        let source = match self {
+            Self::File(path) | Self::Named(_, path) => Source::file(path)?,
+            Self::Merge(_, recipe) => Source::merge(recipe)?,
+        };
+        let (files, recipe) = (source.files(), source.recipe());
+        let inputs = Provenance::new(String::new(), &files);
+        let inputs = inputs.with_hashes(hashes.of(&files, output)?);
+        Ok(Found {
+            source,
+            files: inputs.inputs,
+            recipe,
+        })
+    }
+}
+
+/// Weights that can be told from others, but are not there yet.
+pub struct Found {
+    source: Source,
+    /// The files they come from, with hashes.
+    pub files: Vec<InputFile>,
+    /// The recipe that makes or made them.
+    pub recipe: Option<String>,
+}
+
+/// Weights that are open, and where they come from.
+pub struct Opened {
+    /// The weights, resized if that was asked for.
+    pub checkpoint: Arc<Checkpoint>,
+    /// Where they come from.
+    pub record: CheckpointRecord,
+}
+
+impl Found {
+    /// Merges if that is what makes the weights, says where they come from, and resizes their
+    /// position tables if `args` asks for it.
+    pub fn open(self, args: &LoadArgs, output: &Output) -> Result<Opened> {
+        // What they come from is known already.
+        let run = RunOptions {
+            hash: false,
+            ..RunOptions::default()
+        };
+        let checkpoint = Arc::new(self.source.checkpoint(output)?);
+        let layout = layouts::detect(&checkpoint)?;
+        let record = CheckpointRecord {
+            files: self.files,
+            layout: layout.name().to_owned(),
+            recipe: self.recipe,
+        };
+        let checkpoint = args.conversion().in_memory(checkpoint, &run, output)?;
+        Ok(Opened { checkpoint, record })
+    }
+}
+
+impl Opened {
+    /// Loads the model, and notes keys that no part of it reads.
+    pub fn load(
+        &self,
+        args: &LoadArgs,
+        device: &Device,
+        output: &Output,
+    ) -> Result<Box<dyn Model>> {
+        let checkpoint = Arc::clone(&self.checkpoint);
+        let dtype = args.precision.dtype();
+        let opened = models::open(checkpoint, &args.overrides(), device, dtype)?;
+        let unused: Vec<String> = opened.weights.report().unused;
+        let unread = |name: &&String| !opened.blueprint.leaves_out(name);
+        if let Some(first) = unused.iter().find(unread) {
+            let n = unused.iter().filter(unread).count();
+            output.note(format!(
+                "{n} tensors are no part of the model; the first is `{first}`"
+            ));
+        }
+        Ok(opened.model)
+    }
+}
