@@ -8,6 +8,7 @@ use candle_core::Device;
 use evaluate::models::{self, Model, Source};
 use evaluate::reports::CheckpointRecord;
 use merge::execute::RunOptions;
+use merge::io::SourceFile;
 use merge::provenance::{Hashes, InputFile, Provenance};
 use merge::{Checkpoint, MergeRecipe, layouts};
 
@@ -93,7 +94,8 @@ impl Found {
 }
 
 impl Opened {
-    /// Loads the model, and notes keys that no part of it reads.
+    /// Loads the model, and notes keys that no part of it reads. Its files must still be those that were hashed:
+    /// results name them.
     pub fn load(
         &self,
         args: &LoadArgs,
@@ -102,7 +104,9 @@ impl Opened {
     ) -> Result<Box<dyn Model>> {
         let checkpoint = Arc::clone(&self.checkpoint);
         let dtype = args.precision.dtype();
+        let files = checkpoint.info().files.clone();
         let opened = models::open(checkpoint, &args.overrides(), device, dtype)?;
+        files.iter().try_for_each(SourceFile::require_unchanged)?;
         let unused: Vec<String> = opened.weights.report().unused;
         let unread = |name: &&String| !opened.blueprint.leaves_out(name);
         if let Some(first) = unused.iter().find(unread) {
