@@ -161,7 +161,7 @@ const CASES: &[Case] = &[
     (
         "merge_method: linear\nmodels: []\n",
         2,
-        &["either `models` or `slices`"],
+        &["one of `models`, `slices` and `modules`"],
     ),
     ("", 2, &["recipe.yaml"]),
 ];

@@ -206,6 +206,30 @@ fn of_several_models_in_a_folder_loaders_choice_is_taken_with_a_note() {
     }
     let said = case.merge(&case.passthrough(Path::new("variant")), "out", &[]);
     assert_says(&said, "passed over in its folder: model.fp16.safetensors");
+    // Meta's own file beside the parts that loaders take, and an index of a variant.
+    let folder = case.out.path().join("parts");
+    std::fs::create_dir(&folder).expect("made");
+    let parts = case.inputs.join("single-and-index");
+    let index = "model.safetensors.index.json";
+    for (from, to) in [
+        (index, index),
+        (index, "model.safetensors.index.fp32.json"),
+        (
+            "model-00001-of-00002.safetensors",
+            "model-00001-of-00002.safetensors",
+        ),
+        (
+            "model-00002-of-00002.safetensors",
+            "model-00002-of-00002.safetensors",
+        ),
+        ("model.safetensors", "consolidated.safetensors"),
+    ] {
+        std::fs::copy(parts.join(from), folder.join(to)).expect("copied");
+    }
+    let said = case.run(&["inspect", &folder.display().to_string(), "--json"]);
+    let path = said.json()["path"].as_str().expect("a path").to_owned();
+    assert!(path.ends_with(index), "{path}");
+    assert_says(&said, "consolidated.safetensors");
 }
 
 #[test]
@@ -341,6 +365,102 @@ fn small_refusals_are_gone_or_say_the_way_on() {
         .to_string();
     let said = case.run(&["merge", "ids.yaml", "--out", &out]);
     assert_eq!(said.code, Some(0), "{}", said.stderr);
+    for (file, dtype) in [("e8m0.safetensors", "F8_E8M0"), ("f4.safetensors", "F4")] {
+        let said = case.run(&["inspect", file, "--json"]);
+        assert_eq!(said.code, Some(0), "{}", said.stderr);
+        assert!(!said.json()["dtypes"][dtype].is_null(), "{}", said.stdout);
+    }
+    // Rows that only fill up, which one of the two models has: 16 of them, as in the base or the first.
+    for (recipe, n_rows) in [("padded.yaml", 16), ("padded-base.yaml", 16)] {
+        case.merge(recipe, "padded", &["--force"]);
+        assert_eq!(case.config("padded")["vocab_size"], n_rows, "{recipe}");
+    }
+}
+
+#[test]
+fn names_with_another_prefix_are_told_and_embeddings_stand_for_a_missing_head() {
+    let case = Case::new("on-missing-hint-merges-nothing");
+    for recipe in ["bert.yaml", "bert-copy.yaml"] {
+        let said = case.run(&["merge", recipe, "--out", &case.folder("bert")]);
+        assert_eq!(said.code, Some(1), "{}", said.stderr);
+        assert_says(
+            &said,
+            "names begin with nothing in without-prefix and with `bert.`",
+        );
+        assert_says(&said, "rename: [{ from: '^', to: 'bert.' }]");
+    }
+    let tensor = |path: &Path, key: &str| -> Vec<f32> {
+        let bytes = values(path).remove(key).expect("is there");
+        let numbers = bytes.chunks_exact(4);
+        numbers
+            .map(|b| f32::from_le_bytes([b[0], b[1], b[2], b[3]]))
+            .collect()
+    };
+    let embeddings = tensor(
+        &case.inputs.join("tied/model.safetensors"),
+        "model.embed_tokens.weight",
+    );
+    let head = tensor(
+        &case.inputs.join("tied-with-head/model.safetensors"),
+        "lm_head.weight",
+    );
+    for recipe in ["tied.yaml", "tied-copy.yaml"] {
+        let said = case.merge(recipe, "tied", &["--force"]);
+        assert_says(&said, "21 tensors combined");
+        let merged = tensor(
+            &case.out.path().join("tied/model.safetensors"),
+            "lm_head.weight",
+        );
+        // mergekit 0.1.5: the mean of the one's embeddings and the other's head.
+        for ((merged, one), other) in merged.iter().zip(&embeddings).zip(&head) {
+            assert_eq!(*merged, (one + other) / 2.0);
+        }
+        assert_eq!(case.config("tied")["tie_word_embeddings"], false);
+    }
+}
+
+#[test]
+fn what_is_said_of_quantized_weights_stays_behind_and_all_else_travels() {
+    let case = Case::new("mergekit-notations");
+    let model = case.out.path().join("model");
+    std::fs::create_dir_all(model.join("language_model")).expect("made");
+    for name in ["config.json", "model.safetensors", "tokenizer.json"] {
+        std::fs::copy(case.inputs.join("a").join(name), model.join(name)).expect("copied");
+    }
+    let travels = [
+        "MODEL_LICENSE",
+        "NOTICE.txt",
+        "alphabet.json",
+        "chat_template.jinja",
+        "generation_config.json",
+        "language_model/unigrams.txt",
+        "preprocessor_config.json",
+        "processor_config.json",
+        "tokenizer.model.v3",
+        "video_preprocessor_config.json",
+    ];
+    let stays = [
+        "hf_quant_config.json",
+        "quantize_config.json",
+        "quantization_config.json",
+        "training_args.bin",
+        "trainer_state.json",
+        "events.out.tfevents.1",
+    ];
+    for name in travels.iter().chain(&stays) {
+        std::fs::write(model.join(name), "{}").expect("written");
+    }
+    case.merge(&case.passthrough(&model), "out", &[]);
+    let mut expected = [
+        "README.md",
+        "config.json",
+        "model.safetensors",
+        "tokenizer.json",
+    ]
+    .to_vec();
+    expected.extend(travels);
+    expected.sort_unstable();
+    assert_eq!(case.names("out"), expected);
 }
 
 #[test]

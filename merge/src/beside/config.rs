@@ -13,8 +13,8 @@ use crate::{DType, Result};
 pub(crate) struct Changes {
     /// Element type of the weights.
     pub(crate) dtype: Option<DType>,
-    /// Layers of the stack that was cut.
-    pub(crate) layers: Option<Layers>,
+    /// Layers of each stack that was cut.
+    pub(crate) layers: Vec<Layers>,
     /// Tokens before and after.
     pub(crate) vocabulary: Option<(usize, usize)>,
     /// Whether the model whose configuration it gets has a head of its own.
@@ -41,10 +41,10 @@ pub(crate) fn changed(text: &str, path: &Path, changes: &Changes) -> Result<Chan
     if let Some(top) = config.as_object_mut() {
         set_sizes(top, changes, &mut changed.keys);
     }
-    if let Some(layers) = &changes.layers {
+    for layers in &changes.layers {
         let (keys, notes) = layers::set(&mut config, layers);
         changed.keys.extend(keys);
-        changed.notes = notes;
+        changed.notes.extend(notes);
     }
     if !changed.keys.is_empty() {
         changed.text = Some(format!("{config:#}\n"));
@@ -180,7 +180,7 @@ mod tests {
     fn types_layers_and_tokens_are_changed_where_they_belong() {
         let changes = Changes {
             dtype: Some(DType::F32),
-            layers: Some(layers("model.language_model.layers", 6)),
+            layers: vec![layers("model.language_model.layers", 6)],
             vocabulary: Some((10, 12)),
             ..Changes::default()
         };
@@ -197,7 +197,7 @@ mod tests {
     #[test]
     fn the_vision_towers_layers_are_in_its_own_part() {
         let changes = Changes {
-            layers: Some(layers("model.visual.blocks", 2)),
+            layers: vec![layers("model.visual.blocks", 2)],
             ..Changes::default()
         };
         let (config, keys) = after(VISION_LANGUAGE, &changes);

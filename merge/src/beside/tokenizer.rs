@@ -1,4 +1,4 @@
-//! One tokenizer that has the tokens of several.
+//! A tokenizer with the tokens of others, and with new ones.
 
 use std::collections::BTreeMap;
 
@@ -14,41 +14,54 @@ pub(crate) struct Union {
     pub(crate) vocabulary: Vocabulary,
     /// Entries of `added_tokens` for tokens that the first tokenizer lacks.
     added: Vec<Value>,
+    /// The next new id.
+    next: usize,
 }
 
 impl Union {
     /// The first tokenizer keeps its ids; tokens that others have besides get the next ones, other by
-    /// other: first those of their models, then those that were added to them, each by id.
-    pub(crate) fn of(first: &Tokenizer, others: &[&Tokenizer]) -> Self {
-        let mut vocabulary = first.vocabulary.clone();
-        let mut next = vocabulary.n_rows();
-        let mut added = Vec::new();
+    /// other: first those of their models, then those that were added to them, each by id. At last come
+    /// `new` tokens that none has.
+    pub(crate) fn of<'a>(
+        first: &Tokenizer,
+        others: &[&Tokenizer],
+        new: impl Iterator<Item = &'a str>,
+    ) -> Self {
+        let mut union = Self {
+            vocabulary: first.vocabulary.clone(),
+            added: Vec::new(),
+            next: first.vocabulary.n_rows(),
+        };
         for other in others {
             let settings = settings(&other.json);
-            let plain = |token: &str| {
-                json!({
-                    "content": token, "single_word": false, "lstrip": false, "rstrip": false,
-                    "normalized": true, "special": false,
-                })
-            };
             let tokens = other.vocabulary.by_id();
             let (late, early): (Vec<_>, Vec<_>) =
                 (tokens.into_iter()).partition(|(_, token)| settings.contains_key(token));
             for (_, token) in early.into_iter().chain(late) {
-                if vocabulary.0.contains_key(token) {
-                    continue;
-                }
-                let mut entry = match settings.get(token) {
-                    Some(&known) => known.clone(),
-                    None => plain(token),
-                };
-                entry["id"] = json!(next);
-                added.push(entry);
-                vocabulary.0.insert(token.to_owned(), next);
-                next += 1;
+                union.add(token, settings.get(token).copied());
             }
         }
-        Self { vocabulary, added }
+        for token in new {
+            union.add(token, None);
+        }
+        union
+    }
+
+    /// Gives a token the next id, unless it has one.
+    fn add(&mut self, token: &str, settings: Option<&Value>) {
+        if self.vocabulary.0.contains_key(token) {
+            return;
+        }
+        let mut entry = settings.cloned().unwrap_or_else(|| {
+            json!({
+                "content": token, "single_word": false, "lstrip": false, "rstrip": false,
+                "normalized": true, "special": false,
+            })
+        });
+        entry["id"] = json!(self.next);
+        self.added.push(entry);
+        self.vocabulary.0.insert(token.to_owned(), self.next);
+        self.next += 1;
     }
 
     /// The first tokenizer's files, with the other tokens added.
@@ -134,8 +147,15 @@ mod tests {
         let first = tokenizer(json!({"a": 0, "b": 1}), json!([]));
         let special = json!([{"id": 0, "content": "<s>", "special": true}]);
         let second = tokenizer(json!({"b": 1, "d": 3, "c": 2}), special);
-        let union = Union::of(&first, &[&second]);
-        let expected = [(0, "a"), (1, "b"), (2, "c"), (3, "d"), (4, "<s>")];
+        let union = Union::of(&first, &[&second], ["a", "<new>"].into_iter());
+        let expected = [
+            (0, "a"),
+            (1, "b"),
+            (2, "c"),
+            (3, "d"),
+            (4, "<s>"),
+            (5, "<new>"),
+        ];
         assert_eq!(union.vocabulary.by_id(), expected);
         let config = json!({"added_tokens_decoder": {}}).to_string();
         let mut files = Companions::default();
@@ -157,5 +177,6 @@ mod tests {
         assert_eq!(decoder["3"]["content"], "d");
         assert_eq!(decoder["3"].get("id"), None);
         assert_eq!(read("added_tokens.json")["<s>"], 4);
+        assert_eq!(read("added_tokens.json")["<new>"], 5);
     }
 }

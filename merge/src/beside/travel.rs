@@ -11,7 +11,7 @@ use crate::Result;
 use crate::io::folder::visible_files;
 
 /// Files that loaders look for beside weights, in lower case, `*` standing for anything.
-const NAMES: [&str; 26] = [
+const NAMES: [&str; 32] = [
     "config.json",
     "configuration.json",
     "*_config.json",
@@ -29,24 +29,34 @@ const NAMES: [&str; 26] = [
     "normalizer.json",
     "tekken.json",
     "*.model",
+    "tokenizer.model.*",
     "*.spm",
     "*.tiktoken",
     "chat_template*",
     "*.jinja",
-    "license*",
-    "licence*",
+    "alphabet.json",
+    "emoji.json",
+    "artifact.metadata",
+    "colbert_linear.pt",
+    "sparse_linear.pt",
+    "*license*",
+    "*licence*",
     "notice*",
     "copying*",
     "*use_policy*",
 ];
 
-/// Files among them that are about something else than the model.
-const NOT_OF_THE_MODEL: [&str; 5] = [
+/// Files among them that are about something else than the model, or say how its weights are quantized, which
+/// merged weights are not.
+const NOT_OF_THE_MODEL: [&str; 8] = [
     "adapter_config.json",
-    "quantize_config.json",
-    "quant_config.json",
     "peft_config.json",
     "trainer_config.json",
+    "quantize_config.json",
+    "quant_config.json",
+    "hf_quant_config.json",
+    "quantization_config.json",
+    "compression_config.json",
 ];
 
 /// Python files called so are the code of a model, as transformers names it.
@@ -62,7 +72,11 @@ const CODE_NAMES: [&str; 8] = [
 ];
 
 /// Folders whose files loaders look for.
-const FOLDERS: [&str; 2] = ["additional_chat_templates", "custom_generate"];
+const FOLDERS: [&str; 3] = [
+    "additional_chat_templates",
+    "custom_generate",
+    "language_model",
+];
 
 /// Most files that travel: models have some thirty.
 const MAX_FILES: usize = 1000;
@@ -299,6 +313,9 @@ mod tests {
             "USE_POLICY.md",
             "special_tokens_map.json",
             "vocab-src.json",
+            "tokenizer.model.v3",
+            "MODEL_LICENSE",
+            "alphabet.json",
         ] {
             assert!(is_of_the_model(name), "{name}");
         }
@@ -309,6 +326,8 @@ mod tests {
             "adapter_config.json",
             "README.md",
             "trainer_state.json",
+            "quantize_config.json",
+            "hf_quant_config.json",
         ] {
             assert!(!is_of_the_model(name), "{name}");
         }

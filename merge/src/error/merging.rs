@@ -9,9 +9,42 @@ use crate::recipe::Place;
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum MergeFault {
-    /// Neither `models` nor `slices`, or both.
-    #[error("a recipe has either `models` or `slices`")]
-    ModelsOrSlices,
+    /// Not one of `models`, `slices` and `modules`, but none or several.
+    #[error("{}", match module {
+        None => "a recipe has one of `models`, `slices` and `modules`".to_owned(),
+        Some(module) => format!("the module `{module}` has either `models` or `slices`"),
+    })]
+    ModelsOrSlices {
+        /// The module that it is said of; `None` for the recipe.
+        module: Option<String>,
+    },
+    /// `layers` of a recipe with modules.
+    #[error("`layers` stands in the module whose layers it names")]
+    LayersOfModules,
+    /// A module that the model does not have.
+    #[error("`modules`: {model} has no module `{module}`; it has {}", known.join(", "))]
+    UnknownModule {
+        /// What the recipe calls it.
+        module: String,
+        /// The model.
+        model: String,
+        /// Its modules, with their number of tensors.
+        known: Vec<String>,
+    },
+    /// Two names of the recipe that mean one module.
+    #[error("`modules` names `{module}` twice")]
+    ModuleTwice {
+        /// The module.
+        module: String,
+    },
+    /// Modules of the model that a recipe with `modules` does not name.
+    #[error("`modules` does not name {}, which {model} has", modules.join(", "))]
+    UnnamedModules {
+        /// The modules, with their number of tensors.
+        modules: Vec<String>,
+        /// The model.
+        model: String,
+    },
     /// The method takes another number of checkpoints.
     #[error("{method} merges {wanted}, and the recipe has {found}{place}")]
     InputCount {
@@ -387,6 +420,11 @@ impl MergeFault {
                 )
             }
             Self::SeveralStacks { .. } => Some("name one of them as `layers:`"),
+            Self::UnnamedModules { .. } => Some(
+                "name each with the models that give its weights, as `vision_tower: { models: [MODEL] }`; \
+                 `on_missing: copy` copies the tensors from the base or the first model, `on_missing: skip` leaves \
+                 them out, as mergekit does",
+            ),
             Self::Vocabularies { .. } => Some(
                 "`tokenizer_source: base` keeps the base's tokens, `tokenizer_source: union` those of \
                  all models; either moves the rows of embeddings and heads",

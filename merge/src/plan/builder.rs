@@ -114,6 +114,13 @@ impl PlanBuilder {
         self.entries.values().collect()
     }
 
+    /// Says of each output tensor what it belongs to, before how it is made.
+    pub(super) fn label_by<'a>(&mut self, belongs_to: impl Fn(&str) -> &'a str) {
+        for (name, entry) in &mut self.entries {
+            entry.why = format!("{}: {}", belongs_to(name), entry.why);
+        }
+    }
+
     /// Leaves a tensor of a source out, for a reason.
     pub fn drop_tensor(&mut self, tensor: TensorRef, why: impl Into<String>) {
         let why = why.into();

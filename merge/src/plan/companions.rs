@@ -3,10 +3,10 @@
 use std::collections::BTreeMap;
 use std::path::Path;
 
+use super::Entry;
+use super::checkpoints::{Models, Modules, Scope};
 use super::opener::{Opener, merged};
-use super::stacks::Stacks;
 use super::vocabularies::Alignment;
-use super::{Entry, checkpoints::Models};
 use crate::beside::chat;
 use crate::beside::config::{self, Changes};
 use crate::beside::layers::Layers;
@@ -108,14 +108,18 @@ pub(super) fn changes(
     recipe: &MergeRecipe,
     opener: &Opener,
     models: &Models,
+    modules: Option<&Modules>,
     alignment: Option<&Alignment>,
 ) -> Result<Changes> {
     let donor_ref = donor(recipe);
     let donor = donor_ref.as_ref().and_then(|donor| models.find(donor));
-    let layers = match donor {
-        Some(donor) => sliced_layers(recipe, models, opener, donor)?,
-        None => None,
-    };
+    let mut layers = Vec::new();
+    for part in recipe.parts() {
+        let scope = Scope { part, modules };
+        if let Some(donor) = donor {
+            layers.extend(sliced_layers(scope, models, opener, donor)?);
+        }
+    }
     let vocabulary = alignment.and_then(|alignment| {
         let before = alignment.n_rows_before.get(donor?).copied().flatten()?;
         Some((before, alignment.n_rows))
@@ -137,22 +141,19 @@ pub(super) fn changes(
     })
 }
 
-/// The layers that slices made, each as its first source has it.
+/// The layers that the slices of a part made, each as its first source has it.
 fn sliced_layers(
-    recipe: &MergeRecipe,
+    scope: Scope<'_, '_>,
     models: &Models,
     opener: &Opener,
     donor: usize,
 ) -> Result<Option<Layers>> {
-    if recipe.slices.is_empty() {
+    if scope.part.slices.is_empty() {
         return Ok(None);
     }
     let mut layers = Layers::default();
     let mut places: Vec<usize> = Vec::new();
-    let firsts = recipe
-        .slices
-        .iter()
-        .filter_map(|slice| slice.sources.first());
+    let firsts = (scope.part.slices.iter()).filter_map(|slice| slice.sources.first());
     let firsts: Vec<(usize, [usize; 2])> = firsts
         .filter_map(|source| Some((models.find(&source.model_ref())?, source.value.layer_range)))
         .collect();
@@ -160,17 +161,11 @@ fn sliced_layers(
         if places.contains(&model) {
             continue;
         }
-        let names = models.sources[model].tensors().map(|(name, _)| name);
-        let stacks = Stacks::of(names);
-        let found = match &recipe.layers {
-            Some(prefix) => stacks.0.get_key_value(prefix),
-            None => stacks.0.first_key_value(),
-        };
-        let Some((prefix, &before)) = found else {
+        let Some((prefix, before)) = models.stack(scope, &models.refs()[model])? else {
             return Ok(None);
         };
         if places.is_empty() {
-            layers.prefix.clone_from(prefix);
+            layers.prefix = prefix;
         }
         let companions = opener.companions(&models.refs()[model])?;
         let config = match companions.text("config.json")? {
@@ -224,9 +219,8 @@ fn ingredients(recipe: &MergeRecipe, opener: &Opener) -> Result<Vec<Ingredient>>
     let mut found: Vec<Ingredient> = Vec::new();
     for document in recipe.earlier.iter().chain([recipe]) {
         let members = merged(document).map(|model| (model, Share::Merged));
-        let bases = document.slices.iter().flat_map(|slice| &slice.base_model);
-        let base =
-            (document.base_model.iter().chain(bases)).map(|base| (base.clone(), Share::Base));
+        let bases = document.base_model.iter().chain(document.slice_bases());
+        let base = bases.map(|base| (base.clone(), Share::Base));
         for (model, share) in members.chain(base) {
             if !opener.is_document(&model) {
                 let own = ingredient(&model.model, share)?;

@@ -8,7 +8,7 @@ use std::sync::Arc;
 use super::views;
 use crate::beside::{Companions, Content};
 use crate::io::{self, OpenOptions, SourceFile};
-use crate::recipe::{ModelRef, adapters};
+use crate::recipe::{ModelRef, Part, adapters};
 use crate::remote::address::is_address;
 use crate::{Checkpoint, MergeRecipe, Result, lora, quantized, ties};
 
@@ -159,8 +159,7 @@ impl Opener {
 
 /// The models that a recipe merges, those of slices after the others; bases are not among them.
 pub(super) fn merged(recipe: &MergeRecipe) -> impl Iterator<Item = ModelRef> {
-    let sliced = recipe.slices.iter().flat_map(|slice| &slice.sources);
-    (recipe.models.iter().cloned()).chain(sliced.map(|source| source.model_ref()))
+    recipe.parts().into_iter().flat_map(Part::merged)
 }
 
 /// Opens a file or a folder.

@@ -18,9 +18,18 @@ impl Stacks {
     /// Finds stacks: names with a number in them that runs from 0 to at least 1 without a gap, where
     /// what follows the number has at least two parts, as the modules of a layer have.
     pub(crate) fn of<'a>(names: impl Iterator<Item = &'a str>) -> Self {
+        Self::of_layers(names, 2)
+    }
+
+    /// Likewise, where one layer makes a stack.
+    pub(crate) fn of_one_or_more<'a>(names: impl Iterator<Item = &'a str>) -> Self {
+        Self::of_layers(names, 1)
+    }
+
+    fn of_layers<'a>(names: impl Iterator<Item = &'a str>, least: usize) -> Self {
         let stacks = Self::seen(names).into_iter();
-        let stacks =
-            stacks.filter(|(_, seen)| seen.len() > 1 && seen.last() == Some(&(seen.len() - 1)));
+        let stacks = stacks
+            .filter(|(_, seen)| seen.len() >= least && seen.last() == Some(&(seen.len() - 1)));
         Self(
             stacks
                 .map(|(prefix, seen)| (prefix.to_owned(), seen.len()))
@@ -97,5 +106,9 @@ mod tests {
             (1, "experts.7.w1.weight", 2)
         );
         assert_eq!(stacks.layer(names[0]), None);
+        let one = ["layers.0.attn.q.weight", "projector.0.weight"];
+        assert_eq!(Stacks::of(one.into_iter()).0, BTreeMap::new());
+        let stacks = Stacks::of_one_or_more(one.into_iter());
+        assert_eq!(stacks.0, BTreeMap::from([("layers".to_owned(), 1)]));
     }
 }

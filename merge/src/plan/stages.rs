@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 use std::sync::{Arc, OnceLock};
 
-use super::opener::Opener;
+use super::opener::{Opener, merged};
 use super::{MergePlan, checkpoints, experts};
 use crate::beside::Companions;
 use crate::io::{Aliases, Container, Root, SourceInfo, TensorEntry};
@@ -121,15 +121,10 @@ fn make(
 
 /// Names of documents whose results a document merges, and where it names them.
 fn used_documents(document: &MergeRecipe, all: &MergeRecipe) -> Vec<(String, Place)> {
-    let sources = document.slices.iter().flat_map(|slice| &slice.sources);
-    let bases = document.slices.iter().flat_map(|slice| &slice.base_model);
-    let models = (document
-        .models
-        .iter()
-        .chain(&document.base_model)
-        .chain(bases))
-    .map(|model| (model.document(), model.place))
-    .chain(sources.map(|source| (source.model_ref().document(), source.place)));
+    let bases = document.base_model.iter().chain(document.slice_bases());
+    let models = merged(document)
+        .chain(bases.cloned())
+        .map(|model| (model.document(), model.place));
     let names: Vec<&String> = all
         .earlier
         .iter()

@@ -35,20 +35,28 @@ pub(super) fn parse(text: &str, path: &Path) -> Result<MergeRecipe> {
     Ok(recipe)
 }
 
-/// Keys that mergekit has and this program has not, and what to do instead.
-const ONLY_MERGEKITS: [(&str, &str); 1] = [(
-    "modules",
-    "tensors of all modules are merged by name; `parameters` differ by `filter`",
-)];
+/// Keys of a recipe that a module cannot have, and why.
+const NOT_OF_A_MODULE: [(&str, &str); 2] = [
+    (
+        "merge_method",
+        "there is one method for all modules (mergekit passes this one over); a document for each method, and a last \
+         one that takes the modules from them by `passthrough`, does it",
+    ),
+    (
+        "base_model",
+        "there is one base for all modules (mergekit passes this one over); a slice may have one of its own",
+    ),
+];
 
-/// A parser's message, with what to do about keys that only mergekit has.
+/// A parser's message, with what to do about keys that stand in the wrong place.
 fn with_advice(reason: &str) -> String {
+    let is_of_a_module = reason.contains("expected one of models, slices, layers, parameters");
     let is_named = |(key, _): &&(&str, &str)| reason.contains(&format!("unknown field `{key}`"));
-    match ONLY_MERGEKITS.iter().find(is_named) {
-        Some((key, advice)) => {
-            format!("mergekit's `{key}` is not supported ({advice}): {reason}")
+    match NOT_OF_A_MODULE.iter().find(is_named) {
+        Some((key, advice)) if is_of_a_module => {
+            format!("`{key}` of a module: {advice}: {reason}")
         }
-        None => reason.to_owned(),
+        _ => reason.to_owned(),
     }
 }
 

@@ -1,5 +1,6 @@
 //! Recipes: what is wanted, as written. A recipe may be wrong; [`crate::MergePlan`] cannot.
 
+use std::collections::BTreeMap;
 use std::fs::File;
 use std::io::Read;
 use std::path::Path;
@@ -14,6 +15,7 @@ mod adapters;
 mod documents;
 mod experts;
 mod models;
+mod modules;
 mod parameters;
 mod paths;
 mod place;
@@ -23,6 +25,8 @@ mod tokenizer;
 pub use adapters::{adapters, spelled};
 pub use experts::{BlockRange, ExpertChoice};
 pub use models::{ModelRef, OutputSlice, Rename, SliceSource};
+pub use modules::OutputModule;
+pub(crate) use modules::Part;
 pub use parameters::{Case, CaseValue, Parameter, Parameters, Scalar};
 pub use place::{Located, Place};
 pub use reference::ModelName;
@@ -47,6 +51,9 @@ pub struct MergeRecipe {
     /// Instead of `models`, layers of the output and what they are merged from.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub slices: Vec<OutputSlice>,
+    /// Instead of both, the modules of a model of several, each with its own `models` or `slices`.
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    pub modules: BTreeMap<String, OutputModule>,
     /// What differences are measured from.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub base_model: Option<ModelRef>,
@@ -228,23 +235,20 @@ impl MergeRecipe {
     pub fn notes(&self) -> Vec<String> {
         let mut notes = Vec::new();
         for document in self.earlier.iter().chain([self]) {
-            let sliced = document.slices.iter().flat_map(|slice| &slice.base_model);
-            let models = document
-                .models
-                .iter()
-                .chain(&document.base_model)
-                .chain(sliced);
-            if models.clone().any(|model| model.overrides_architecture) {
+            let parts = document.parts();
+            let models = parts.iter().flat_map(|part| part.models);
+            let bases = document.base_model.iter().chain(document.slice_bases());
+            if models
+                .chain(bases)
+                .any(|model| model.overrides_architecture)
+            {
                 notes.push(
                     "`override_architecture` is passed over: tensors are merged by their names"
                         .to_owned(),
                 );
             }
-            if document
-                .slices
-                .iter()
-                .any(|slice| slice.residual_weight.is_some())
-            {
+            let mut slices = parts.iter().flat_map(|part| part.slices);
+            if slices.any(|slice| slice.residual_weight.is_some()) {
                 notes.push("`residual_weight` is passed over, as mergekit does".to_owned());
             }
         }
@@ -258,7 +262,8 @@ impl MergeRecipe {
         let says_so = self.experts.is_some() || self.task.is_some() || self.layout.is_some();
         let is_for_experts =
             methods::table::row(&self.merge_method).is_some_and(|method| method.merges_experts);
-        says_so || (is_for_experts && self.models.len() < 2 && self.slices.is_empty())
+        let is_one = self.models.len() < 2 && self.slices.is_empty() && self.modules.is_empty();
+        says_so || (is_for_experts && is_one)
     }
 
     /// Reads a recipe from a YAML file.

@@ -96,40 +96,52 @@ impl MergeRecipe {
 /// Every path of one document.
 fn each_path(recipe: &mut MergeRecipe, change: &mut dyn FnMut(&mut PathBuf)) {
     each_model(recipe, change);
-    for model in recipe.models.iter_mut().chain(&mut recipe.base_model) {
-        in_parameters(&mut model.parameters, change);
-    }
-    for slice in &mut recipe.slices {
-        for source in &mut slice.sources {
-            in_parameters(&mut source.value.parameters, change);
+    let modules = recipe.modules.values_mut().map(|module| {
+        in_parameters(&mut module.parameters, change);
+        (&mut module.models, &mut module.slices)
+    });
+    let modules: Vec<_> = modules.collect();
+    for (models, slices) in modules
+        .into_iter()
+        .chain([(&mut recipe.models, &mut recipe.slices)])
+    {
+        for model in models {
+            in_parameters(&mut model.parameters, change);
         }
-        in_parameters(&mut slice.parameters, change);
+        for slice in slices {
+            for source in &mut slice.sources {
+                in_parameters(&mut source.value.parameters, change);
+            }
+            in_parameters(&mut slice.parameters, change);
+        }
+    }
+    if let Some(base) = &mut recipe.base_model {
+        in_parameters(&mut base.parameters, change);
     }
     in_parameters(&mut recipe.parameters, change);
 }
 
 /// Every model of one document.
 fn each_model(recipe: &mut MergeRecipe, change: &mut dyn FnMut(&mut PathBuf)) {
-    let bases = recipe
-        .slices
-        .iter_mut()
-        .flat_map(|slice| &mut slice.base_model);
-    for model in recipe
-        .models
-        .iter_mut()
-        .chain(&mut recipe.base_model)
-        .chain(bases)
-    {
-        let ModelRef { model, adapter, .. } = model;
-        change(model);
-        in_adapters(adapter, change);
+    let modules = recipe.modules.values_mut();
+    let parts = modules
+        .map(|module| (&mut module.models, &mut module.slices))
+        .chain([(&mut recipe.models, &mut recipe.slices)]);
+    for (models, slices) in parts {
+        for model in models {
+            in_model(model, change);
+        }
+        for slice in slices {
+            if let Some(base) = &mut slice.base_model {
+                in_model(base, change);
+            }
+            for source in &mut slice.sources {
+                change_joined(&mut source.value.model, change);
+            }
+        }
     }
-    for source in recipe
-        .slices
-        .iter_mut()
-        .flat_map(|slice| &mut slice.sources)
-    {
-        change_joined(&mut source.value.model, change);
+    if let Some(base) = &mut recipe.base_model {
+        in_model(base, change);
     }
     let sources = (recipe.tokenizer_source.iter_mut()).chain(
         recipe
@@ -154,6 +166,12 @@ fn each_model(recipe: &mut MergeRecipe, change: &mut dyn FnMut(&mut PathBuf)) {
             TokenSource::Kind(TokenKind::Zero {}) => {}
         }
     }
+}
+
+/// Changes the path of a model and those of its adapters.
+fn in_model(model: &mut ModelRef, change: &mut dyn FnMut(&mut PathBuf)) {
+    change(&mut model.model);
+    in_adapters(&mut model.adapter, change);
 }
 
 /// Changes the parts of a model with an adapter.

@@ -52,10 +52,10 @@ pub struct TokenizerSettings {
     /// Whose tokens the output has.
     #[serde(default)]
     pub source: TokenizerSource,
-    /// Where single tokens have their rows from.
+    /// Where single tokens have their rows from. Tokens that the tokenizer lacks are added to it.
     #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
     pub tokens: BTreeMap<String, TokenRule>,
-    /// Embeddings get rows of zeros until their number is a multiple of this.
+    /// Embeddings get further rows, each the mean of all, until their number is a multiple of this.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub pad_to_multiple_of: Option<usize>,
 }

@@ -1,6 +1,7 @@
 //! Recipes over several checkpoints: what they may say, and what is said of wrong ones.
 
 mod documents;
+mod modules;
 mod parameters;
 mod slices;
 

@@ -138,7 +138,10 @@ fn bad_values_are_named_with_line_and_tensor() {
             "merge_method: linear\nmodels:\n- model: <a>\n  lora: x",
             vec!["x/adapter_config.json: cannot open"],
         ),
-        ("merge_method: linear", vec!["either `models` or `slices`"]),
+        (
+            "merge_method: linear",
+            vec!["one of `models`, `slices` and `modules`"],
+        ),
     ];
     for (yaml, parts) in cases {
         let said = folder.fault(yaml);

@@ -45,6 +45,19 @@ fn slices_stack_layers_and_take_the_ends_from_the_first_and_the_last() {
 }
 
 #[test]
+fn the_only_layer_of_a_model_may_be_put_in_twice() {
+    let folder = Folder::three();
+    folder.model("small", &super::layers(1, 3.0));
+    let merged = folder.merge(
+        "merge_method: passthrough\nslices:\n- sources: [{model: <small>, layer_range: [0, 1]}]\n- sources: \
+         [{model: <small>, layer_range: [0, 1]}]",
+    );
+    let merged = merged.expect("merges");
+    assert_eq!(merged.len(), 6);
+    assert_eq!(first(&merged, "layers.1.norm.weight"), 3.0);
+}
+
+#[test]
 fn slices_that_cannot_be_cut_are_named_with_their_line() {
     let folder = Folder::three();
     let said = folder.fault(

@@ -254,6 +254,11 @@ mod tests {
             notes[0].contains("`decoder_sparse_step: 2` layer 2 is not a mixture"),
             "{notes:?}"
         );
+        let dense = json!({"num_hidden_layers": 4, "first_k_dense_replace": 2});
+        let (_, notes) = after(dense.clone(), "model.layers", 4, &[0, 1, 1, 2]);
+        assert_eq!(notes, Vec::<String>::new());
+        let (_, notes) = after(dense, "model.layers", 4, &[0, 2, 1, 3]);
+        assert!(notes[0].contains("layer 2 is one"), "{notes:?}");
         let (_, notes) = after(json!({}), "model.layers", 4, &[0]);
         assert!(notes[0].contains("no number of layers"), "{notes:?}");
     }

@@ -190,6 +190,27 @@ impl View<'_> {
                 ));
             }
         }
+        // As many as there are at the start; dense layers behind a mixture of experts cannot be said.
+        if let Some(dense) = (self.sources.first())
+            .and_then(|source| source.get("first_k_dense_replace"))
+            .and_then(Value::as_u64)
+        {
+            let is_dense = |&&(_, layer): &&(usize, usize)| (layer as u64) < dense;
+            let n_first = self.layers.order.iter().take_while(is_dense).count();
+            let late = self
+                .layers
+                .order
+                .iter()
+                .skip(n_first)
+                .position(|layer| is_dense(&layer));
+            if let Some(at) = late {
+                notes.push(format!(
+                    "config.json: `first_k_dense_replace` counts the dense layers at the start, and layer {} is one, \
+                     too, behind mixtures of experts: the model will not load; cut slices so that dense layers come first",
+                    n_first + at
+                ));
+            }
+        }
         let shared = own.get("num_kv_shared_layers").and_then(Value::as_u64);
         if shared.is_some_and(|shared| shared > 0) && !self.is_identity() {
             notes.push(

@@ -10,16 +10,18 @@ use super::vocabularies;
 use super::{Entry, MergePlan, TensorRef, companions};
 use crate::layouts::{Generic, Layout};
 use crate::methods::{DrawKey, GroupShape, MergeMethod, StepRounding, Tape};
-use crate::recipe::{OutputDType, Parameters, RandomSource};
+use crate::recipe::{OutputDType, Parameters, Part, RandomSource};
 use crate::{Error, MergeFault, MergeRecipe, Result, TensorInfo, ties};
 
 mod models;
+mod modules;
 mod prepare;
 pub(crate) mod spelling;
 mod wanted;
 
 pub(super) use models::Models;
-pub(super) use wanted::Wanted;
+pub(super) use modules::Modules;
+pub(super) use wanted::{Scope, Wanted};
 
 use prepare::Ready;
 
@@ -35,15 +37,15 @@ pub(super) fn resolve(
         }
         .into());
     }
-    if recipe.models.is_empty() == recipe.slices.is_empty() {
-        return Err(MergeFault::ModelsOrSlices.into());
-    }
+    check_forms(recipe)?;
     let mut models = Models::open(recipe, method, opener)?;
     ties::untie(&mut models.sources)?;
     ties::complete(&mut models.sources)?;
-    let alignment = vocabularies::align(recipe, &mut models, opener)?;
-    let wanted = models.wanted(recipe)?;
-    let changes = companions::changes(recipe, opener, &models, alignment.as_ref())?;
+    let modules = Modules::of(recipe, &models, opener)?;
+    let modules = modules.as_ref();
+    let alignment = vocabularies::align(recipe, &mut models, modules, opener)?;
+    let wanted = models.wanted(recipe, modules)?;
+    let changes = companions::changes(recipe, opener, &models, modules, alignment.as_ref())?;
     let mut builder = Builder {
         recipe,
         method,
@@ -59,6 +61,10 @@ pub(super) fn resolve(
     };
     builder.check_names(opener);
     builder.place_all(&wanted)?;
+    if let Some(modules) = modules {
+        builder.place_left_over(modules)?;
+        builder.plan.label_by(|key| modules.of_tensor(key));
+    }
     if let Some(fault) = builder.spelling() {
         return Err(fault);
     }
@@ -78,6 +84,25 @@ pub(super) fn resolve(
     let entries = plan.entries();
     let beside = companions::beside(recipe, opener, &entries, changes, alignment.as_ref())?;
     Ok((plan.beside(beside).finish()?, recipe.clone()))
+}
+
+/// Refuses recipes that say in no way, or in two, what the output is made of.
+fn check_forms(recipe: &MergeRecipe) -> Result<()> {
+    let is_one = |forms: &[bool]| forms.iter().filter(|is_there| **is_there).count() == 1;
+    let (models, slices) = (!recipe.models.is_empty(), !recipe.slices.is_empty());
+    if !is_one(&[models, slices, !recipe.modules.is_empty()]) {
+        return Err(MergeFault::ModelsOrSlices { module: None }.into());
+    }
+    if !recipe.modules.is_empty() && recipe.layers.is_some() {
+        return Err(MergeFault::LayersOfModules.into());
+    }
+    for (name, module) in &recipe.modules {
+        if !is_one(&[!module.models.is_empty(), !module.slices.is_empty()]) {
+            let module = Some(name.clone());
+            return Err(MergeFault::ModelsOrSlices { module }.into());
+        }
+    }
+    Ok(())
 }
 
 /// A plan under construction.
@@ -103,11 +128,13 @@ struct Builder<'a> {
 impl Builder<'_> {
     /// Notes parameters that the method does not have.
     fn check_names(&mut self, opener: &Opener) {
-        let recipe = self.recipe;
-        let sources = recipe.slices.iter().flat_map(|slice| &slice.sources);
-        let all = std::iter::once(&recipe.parameters)
-            .chain(recipe.models.iter().map(|model| &model.parameters))
-            .chain(recipe.slices.iter().map(|slice| &slice.parameters))
+        let parts = self.recipe.parts();
+        let slices = parts.iter().flat_map(|part| part.slices);
+        let sources = slices.clone().flat_map(|slice| &slice.sources);
+        let models = parts.iter().flat_map(|part| part.models);
+        let all = (parts.iter().flat_map(Part::parameters))
+            .chain(models.map(|model| &model.parameters))
+            .chain(slices.map(|slice| &slice.parameters))
             .chain(sources.map(|source| &source.value.parameters));
         for parameters in all {
             let checked = self.settings.check_names(parameters);
@@ -154,7 +181,7 @@ impl Builder<'_> {
             ),
             None if n_combined == 0
                 && self.faults.is_empty()
-                && self.recipe.slices.is_empty()
+                && !self.recipe.is_cut()
                 && n_models > 1 =>
             {
                 Some(MergeFault::NothingCombined { n_missing }.into())
@@ -268,10 +295,9 @@ impl Builder<'_> {
                 }
                 let why = match self.left_out.get(&place) {
                     Some(why) => *why,
-                    None if self.recipe.slices.is_empty() => {
-                        "the method takes it from another model"
-                    }
-                    None => "in no slice",
+                    None if !self.recipe.is_cut() => "the method takes it from another model",
+                    None if self.recipe.modules.is_empty() => "in no slice",
+                    None => "in no slice or model of its module",
                 };
                 let (source, key) = place;
                 self.plan.drop_tensor(TensorRef { source, key }, why);

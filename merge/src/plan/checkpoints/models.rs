@@ -1,10 +1,11 @@
 //! The checkpoints of a recipe, opened, each once.
 
+use std::collections::BTreeSet;
 use std::sync::Arc;
 
 use crate::methods::{Base, MergeMethod};
 use crate::plan::opener::{Opener, merged};
-use crate::recipe::{ModelRef, OutputSlice, Place};
+use crate::recipe::{ModelRef, OutputSlice, Part, Place};
 use crate::{Checkpoint, Error, MergeFault, MergeRecipe, Result};
 
 /// The open checkpoints.
@@ -32,8 +33,10 @@ impl Models {
             models.add(&model, opener)?;
         }
         let needs = method.needs();
-        let all_sliced_have_one = !recipe.slices.is_empty()
-            && (recipe.slices.iter()).all(|slice| slice.base_model.is_some());
+        let parts = recipe.parts();
+        let all_sliced_have_one = parts.iter().all(|part| {
+            !part.slices.is_empty() && part.slices.iter().all(|slice| slice.base_model.is_some())
+        });
         let has_base = recipe.base_model.is_some() || all_sliced_have_one;
         if needs.base == Base::Required && !has_base {
             return Err(Error::MethodNeeds {
@@ -41,8 +44,7 @@ impl Models {
                 what: "a base_model",
             });
         }
-        let sliced = recipe.slices.iter().flat_map(|slice| &slice.base_model);
-        for base in recipe.base_model.iter().chain(sliced) {
+        for base in recipe.base_model.iter().chain(recipe.slice_bases()) {
             if needs.base != Base::None {
                 models.add(base, opener)?;
             } else if models.find(base).is_none() {
@@ -57,25 +59,7 @@ impl Models {
             let base = recipe.base_model.as_ref();
             models.base = base.and_then(|base| models.find(base));
         }
-        let counts: Vec<(usize, bool, Place)> = match recipe.slices.as_slice() {
-            [] => {
-                let members = (recipe.models.iter()).filter(|model| !models.is_base(model));
-                let place = recipe.models.first().map(|model| model.place);
-                let has_base = models.base.is_some();
-                vec![(members.count(), has_base, place.unwrap_or_default())]
-            }
-            slices => (slices.iter())
-                .map(|slice| {
-                    let base = models.base_of(slice);
-                    let members = slice.sources.iter();
-                    let members = members.filter(|source| {
-                        base.is_none() || models.find(&source.model_ref()) != base
-                    });
-                    let place = slice.sources.first().map(|source| source.place);
-                    (members.count(), base.is_some(), place.unwrap_or_default())
-                })
-                .collect(),
-        };
+        let counts = parts.iter().flat_map(|part| models.counts(*part));
         for (found, has_base, place) in counts {
             if !needs.takes(found, has_base) {
                 return Err(MergeFault::InputCount {
@@ -88,6 +72,28 @@ impl Models {
             }
         }
         Ok(models)
+    }
+
+    /// How many models are merged in a part of the output, or in each slice of it, whether they have a base,
+    /// and where the first stands.
+    fn counts(&self, part: Part<'_>) -> Vec<(usize, bool, Place)> {
+        if part.slices.is_empty() {
+            let members = part.models.iter().filter(|model| !self.is_base(model));
+            let place = part.models.first().map(|model| model.place);
+            return vec![(
+                members.count(),
+                self.base.is_some(),
+                place.unwrap_or_default(),
+            )];
+        }
+        let slices = part.slices.iter().map(|slice| {
+            let base = self.base_of(slice);
+            let members = (slice.sources.iter())
+                .filter(|source| base.is_none() || self.find(&source.model_ref()) != base);
+            let place = slice.sources.first().map(|source| source.place);
+            (members.count(), base.is_some(), place.unwrap_or_default())
+        });
+        slices.collect()
     }
 
     fn add(&mut self, model: &ModelRef, opener: &Opener) -> Result<usize> {
@@ -119,6 +125,15 @@ impl Models {
 
     pub(in crate::plan) fn is_base(&self, model: &ModelRef) -> bool {
         self.base.is_some() && self.find(model) == self.base
+    }
+
+    /// Every name that a tensor of any of the models has.
+    pub(super) fn names(&self) -> BTreeSet<&str> {
+        // Files opened for parameters come after the models.
+        let models = self.sources.iter().take(self.refs.len());
+        models
+            .flat_map(|source| source.tensors().map(|(name, _)| name))
+            .collect()
     }
 
     /// Where a source stands in the recipe.

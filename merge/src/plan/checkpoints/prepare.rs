@@ -4,7 +4,7 @@ use std::collections::BTreeSet;
 use std::collections::btree_map::Entry;
 use std::sync::Arc;
 
-use super::{Builder, Wanted};
+use super::{Builder, Modules, Wanted};
 use crate::layouts::{self, Layout};
 use crate::methods::{GramRef, Member, Setting, Values};
 use crate::plan::builder::common_dtype;
@@ -236,13 +236,6 @@ impl Builder<'_> {
                 let Some(tensor) = from_base.or(present.first()) else {
                     return Ok(());
                 };
-                let source = &self.models.sources[tensor.source];
-                let info = source.require(&tensor.key)?;
-                let stored = source.stored_dtype(&tensor.key).unwrap_or(info.dtype);
-                let info = TensorInfo {
-                    dtype: self.recipe.stored_dtype().apply(stored),
-                    shape: info.shape.clone(),
-                };
                 let why = format!(
                     "missing in {}",
                     names(absent)
@@ -250,14 +243,69 @@ impl Builder<'_> {
                         .collect::<Vec<String>>()
                         .join(", ")
                 );
-                self.plan.add(plan::Entry {
-                    name: wanted.name.clone(),
-                    info,
-                    action: Action::Copy((*tensor).clone()),
-                    why,
-                })
+                self.copy(&wanted.name, tensor, why)
             }
         }
+    }
+
+    /// Adds an output tensor with the values of an input.
+    fn copy(&mut self, name: &str, tensor: &TensorRef, why: String) -> Result<()> {
+        let source = &self.models.sources[tensor.source];
+        let info = source.require(&tensor.key)?;
+        let stored = source.stored_dtype(&tensor.key).unwrap_or(info.dtype);
+        let info = TensorInfo {
+            dtype: self.recipe.stored_dtype().apply(stored),
+            shape: info.shape.clone(),
+        };
+        self.plan.add(plan::Entry {
+            name: name.to_owned(),
+            info,
+            action: Action::Copy(tensor.clone()),
+            why,
+        })
+    }
+
+    /// Tensors of modules that the recipe does not name: copied or left out, if it says so.
+    pub(super) fn place_left_over(&mut self, modules: &Modules) -> Result<()> {
+        let (names, in_words) = modules.left_over(&self.models.names());
+        if names.is_empty() {
+            return Ok(());
+        }
+        let base = self.models.base.into_iter();
+        let models: Vec<usize> = base.chain(0..self.models.refs().len()).collect();
+        // The base first, or else the first model.
+        let having = |name: &str| -> Vec<usize> {
+            let has = |model: &usize| self.models.sources[*model].get(name).is_some();
+            models.iter().copied().filter(has).collect()
+        };
+        let tensors: Vec<(String, Vec<usize>)> = (names.into_iter())
+            .map(|name| (name.to_owned(), having(name)))
+            .collect();
+        const WHY: &str = "in no module of the recipe";
+        match self.recipe.on_missing {
+            OnMissing::Error => {
+                return Err(MergeFault::UnnamedModules {
+                    modules: in_words,
+                    model: self.models.name(models[0]),
+                }
+                .into());
+            }
+            OnMissing::Skip => {
+                for (name, having) in tensors {
+                    let places = having.into_iter().map(|model| ((model, name.clone()), WHY));
+                    self.left_out.extend(places);
+                }
+            }
+            OnMissing::Copy => {
+                for (key, having) in tensors {
+                    if let Some(&source) = having.first() {
+                        let tensor = TensorRef { source, key };
+                        self.copy(&tensor.key, &tensor, WHY.to_owned())?;
+                    }
+                }
+            }
+        }
+        Ok(())
     }
 
     /// The gram matrices of a linear weight, from each member's file.

@@ -4,9 +4,9 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use super::super::settings::{Layer, Own};
 use super::super::stacks::Stacks;
-use super::{Models, NOTHING, layer};
+use super::{Models, Modules, NOTHING, layer};
 use crate::plan::TensorRef;
-use crate::recipe::{Located, ModelRef, OutputSlice, Parameters, Place, SliceSource};
+use crate::recipe::{Located, ModelRef, OutputSlice, Parameters, Part, Place, SliceSource};
 use crate::{MergeFault, MergeRecipe, Result};
 
 /// An output tensor and its inputs, which may or may not be there.
@@ -27,17 +27,25 @@ pub(in crate::plan) struct Input<'a> {
 
 impl Models {
     /// The output tensors, in the order of their names.
-    pub(super) fn wanted<'a>(&self, recipe: &'a MergeRecipe) -> Result<Vec<Wanted<'a>>> {
-        let wanted = match recipe.slices.as_slice() {
-            [] => self.by_name(recipe)?,
-            slices => self.by_slice(recipe, slices)?,
-        };
+    pub(super) fn wanted<'a>(
+        &self,
+        recipe: &'a MergeRecipe,
+        modules: Option<&Modules>,
+    ) -> Result<Vec<Wanted<'a>>> {
+        let mut wanted = BTreeMap::new();
+        for part in recipe.parts() {
+            let scope = Scope { part, modules };
+            wanted.extend(match part.slices {
+                [] => self.by_name(scope)?,
+                slices => self.by_slice(scope, slices)?,
+            });
+        }
         Ok(wanted.into_values().collect())
     }
 
     /// Every name that any of the models has.
-    fn by_name<'a>(&self, recipe: &'a MergeRecipe) -> Result<BTreeMap<String, Wanted<'a>>> {
-        let members: Vec<(usize, &ModelRef)> = (recipe.models.iter())
+    fn by_name<'a>(&self, scope: Scope<'a, '_>) -> Result<BTreeMap<String, Wanted<'a>>> {
+        let members: Vec<(usize, &ModelRef)> = (scope.part.models.iter())
             .filter(|model| !self.is_base(model))
             .filter_map(|model| Some((self.find(model)?, model)))
             .collect();
@@ -47,7 +55,7 @@ impl Models {
             .chain(self.base)
             .collect();
         let names: BTreeSet<&str> = (sources.iter())
-            .flat_map(|&source| self.sources[source].tensors().map(|(name, _)| name))
+            .flat_map(|&source| scope.names(self, source))
             .collect();
         within_budget(names.len().saturating_mul(members.len()))?;
         let stacks = Stacks::of(names.iter().copied());
@@ -68,7 +76,7 @@ impl Models {
                     })
                     .collect(),
                 base: self.base.map(tensor),
-                shared: vec![&recipe.parameters],
+                shared: scope.part.parameters().collect(),
             };
             (name.to_owned(), wanted)
         };
@@ -79,11 +87,11 @@ impl Models {
     /// them from the first slice, all else from the last.
     fn by_slice<'a>(
         &self,
-        recipe: &'a MergeRecipe,
+        scope: Scope<'a, '_>,
         slices: &'a [OutputSlice],
     ) -> Result<BTreeMap<String, Wanted<'a>>> {
         let cuts = (slices.iter())
-            .map(|slice| Cut::new(self, recipe, slice))
+            .map(|slice| Cut::new(self, scope, slice))
             .collect::<Result<Vec<_>>>()?;
         let prefix = cuts[0].prefix.clone();
         let mut wanted = BTreeMap::new();
@@ -104,7 +112,7 @@ impl Models {
         }
         let ends = [cuts.first(), cuts.last()];
         for (cut, takes_first) in ends.into_iter().flatten().zip([true, false]) {
-            for name in cut.outside(self) {
+            for name in cut.outside(self, scope) {
                 if is_before_layers(&name) == takes_first {
                     let tensor = cut.wanted(&name, None, |_| name.clone());
                     wanted.insert(name.clone(), tensor);
@@ -112,6 +120,64 @@ impl Models {
             }
         }
         Ok(wanted)
+    }
+
+    /// The stack of layers that the slices of a part cut in a model, and how many layers it has; `None` for a
+    /// module without layers.
+    pub(in crate::plan) fn stack(
+        &self,
+        scope: Scope<'_, '_>,
+        model: &ModelRef,
+    ) -> Result<Option<(String, usize)>> {
+        let place = model.place;
+        // Every model was opened before.
+        let source = self.find(model).unwrap_or_default();
+        let mut stacks = Stacks::of(scope.names(self, source)).0;
+        if stacks.is_empty() {
+            stacks = Stacks::of_one_or_more(scope.names(self, source)).0;
+        }
+        let found = match scope.part.layers {
+            Some(prefix) => stacks.remove_entry(prefix),
+            None if stacks.len() > 1 => {
+                let named = stacks.iter();
+                return Err(MergeFault::SeveralStacks {
+                    model: model.name(),
+                    stacks: named.map(|(name, n)| format!("{name} ({n})")).collect(),
+                    place,
+                }
+                .into());
+            }
+            None => stacks.pop_first(),
+        };
+        if found.is_none() && (scope.modules.is_none() || scope.part.layers.is_some()) {
+            return Err(MergeFault::NoLayers {
+                model: model.name(),
+                place,
+            }
+            .into());
+        }
+        Ok(found)
+    }
+}
+
+/// A part of the output, and which tensors belong to it.
+#[derive(Clone, Copy)]
+pub(in crate::plan) struct Scope<'a, 'b> {
+    pub(in crate::plan) part: Part<'a>,
+    /// Where the output has modules.
+    pub(in crate::plan) modules: Option<&'b Modules>,
+}
+
+impl Scope<'_, '_> {
+    fn has(self, name: &str) -> bool {
+        self.modules
+            .is_none_or(|modules| modules.has(self.part, name))
+    }
+
+    /// Names of the part's tensors in a source.
+    fn names(self, models: &Models, source: usize) -> impl Iterator<Item = &str> {
+        let names = models.sources[source].tensors().map(|(name, _)| name);
+        names.filter(move |name| self.has(name))
     }
 }
 
@@ -135,7 +201,7 @@ fn is_before_layers(name: &str) -> bool {
 }
 
 /// One model's part in a slice.
-struct Part<'a> {
+struct Share<'a> {
     source: usize,
     /// The stack that is cut.
     prefix: String,
@@ -149,18 +215,17 @@ struct Part<'a> {
 struct Cut<'a> {
     prefix: String,
     n_layers: usize,
-    parts: Vec<Part<'a>>,
+    parts: Vec<Share<'a>>,
     shared: Vec<&'a Parameters>,
 }
 
 impl<'a> Cut<'a> {
-    fn new(models: &Models, recipe: &'a MergeRecipe, slice: &'a OutputSlice) -> Result<Self> {
+    fn new(models: &Models, scope: Scope<'a, '_>, slice: &'a OutputSlice) -> Result<Self> {
         let base = models.base_of(slice);
-        let mut parts: Vec<Part<'a>> = Vec::new();
+        let mut parts: Vec<Share<'a>> = Vec::new();
         let mut n_layers = None;
         for source in &slice.sources {
-            let [first, end] = source.value.layer_range;
-            let length = end.saturating_sub(first);
+            let (length, share) = share(models, scope, source, base)?;
             match n_layers {
                 None => n_layers = Some(length),
                 Some(expected) if expected != length => {
@@ -173,13 +238,13 @@ impl<'a> Cut<'a> {
                 }
                 Some(_) => {}
             }
-            parts.push(part(models, recipe, source, base)?);
+            parts.push(share);
         }
         if let (Some(base), Some(first)) = (base, parts.first())
             && parts.iter().all(|part| !part.is_base)
         {
             // A base that a slice does not name gives the layers that its first source gives.
-            parts.push(Part {
+            parts.push(Share {
                 source: base,
                 prefix: first.prefix.clone(),
                 first: first.first,
@@ -194,7 +259,9 @@ impl<'a> Cut<'a> {
                 .unwrap_or_default(),
             n_layers: n_layers.unwrap_or(0),
             parts,
-            shared: vec![&slice.parameters, &recipe.parameters],
+            shared: (std::iter::once(&slice.parameters))
+                .chain(scope.part.parameters())
+                .collect(),
         })
     }
 
@@ -202,9 +269,9 @@ impl<'a> Cut<'a> {
         &self,
         name: &str,
         layer: Option<Layer>,
-        key: impl Fn(&Part<'a>) -> String,
+        key: impl Fn(&Share<'a>) -> String,
     ) -> Wanted<'a> {
-        let tensor = |part: &Part<'a>| TensorRef {
+        let tensor = |part: &Share<'a>| TensorRef {
             source: part.source,
             key: key(part),
         };
@@ -236,7 +303,7 @@ impl<'a> Cut<'a> {
     }
 
     /// Names outside the layers, in any of the models.
-    fn outside(&self, models: &Models) -> BTreeSet<String> {
+    fn outside(&self, models: &Models, scope: Scope<'_, '_>) -> BTreeSet<String> {
         let mut names = BTreeSet::new();
         for part in &self.parts {
             let start = format!("{}.", part.prefix);
@@ -246,49 +313,40 @@ impl<'a> Cut<'a> {
                     .and_then(|rest| rest.split('.').next());
                 rest.is_some_and(|layer| layer.parse::<u16>().is_ok())
             };
-            let all = models.sources[part.source].tensors();
-            names.extend(
-                all.filter(|(name, _)| !is_layer(name))
-                    .map(|(name, _)| name.to_owned()),
-            );
+            let all = scope.names(models, part.source);
+            names.extend(all.filter(|name| !is_layer(name)).map(str::to_owned));
         }
         names
     }
 }
 
-/// Finds the layers that a source of a slice takes.
-fn part<'a>(
+/// Finds the layers that a source of a slice takes, and how many they are.
+fn share<'a>(
     models: &Models,
-    recipe: &MergeRecipe,
+    scope: Scope<'_, '_>,
     source: &'a Located<SliceSource>,
     base: Option<usize>,
-) -> Result<Part<'a>> {
+) -> Result<(usize, Share<'a>)> {
     let model = source.model_ref();
     let place = source.place;
     // Every source was opened before.
     let index = models.find(&model).unwrap_or_default();
-    let stacks = Stacks::of(models.sources[index].tensors().map(|(name, _)| name));
-    let stack = match (&recipe.layers, stacks.0.len()) {
-        (Some(prefix), _) => stacks.0.get_key_value(prefix),
-        (None, 0 | 1) => stacks.0.first_key_value(),
-        (None, _) => {
-            let named = stacks.0.iter();
-            return Err(MergeFault::SeveralStacks {
-                model: model.name(),
-                stacks: named.map(|(name, n)| format!("{name} ({n})")).collect(),
-                place,
-            }
-            .into());
-        }
-    };
-    let Some((prefix, &n_layers)) = stack else {
-        return Err(MergeFault::NoLayers {
-            model: model.name(),
-            place,
-        }
-        .into());
+    let share = |prefix, first| Share {
+        source: index,
+        prefix,
+        first,
+        own: (&source.value.parameters, place),
+        is_base: base == Some(index),
     };
     let [first, end] = source.value.layer_range;
+    let (prefix, n_layers) = match models.stack(scope, &model)? {
+        Some((_, 1)) if scope.modules.is_some() && end == 0 => {
+            return Ok((0, share(String::new(), 0)));
+        }
+        // Of a module without layers all is outside them, whatever the range says.
+        None => return Ok((0, share(String::new(), 0))),
+        Some(found) => found,
+    };
     if first >= end || end > n_layers {
         return Err(MergeFault::LayerRange {
             model: model.name(),
@@ -299,11 +357,5 @@ fn part<'a>(
         }
         .into());
     }
-    Ok(Part {
-        source: index,
-        prefix: prefix.clone(),
-        first,
-        own: (&source.value.parameters, place),
-        is_base: base == Some(index),
-    })
+    Ok((end - first, share(prefix, first)))
 }

@@ -7,7 +7,7 @@ mod view;
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
-use super::checkpoints::Models;
+use super::checkpoints::{Models, Modules};
 use super::opener::Opener;
 use crate::beside::Companions;
 use crate::beside::tokenizer::Union;
@@ -35,6 +35,7 @@ pub(super) struct Alignment {
 pub(super) fn align(
     recipe: &MergeRecipe,
     models: &mut Models,
+    modules: Option<&Modules>,
     opener: &Opener,
 ) -> Result<Option<Alignment>> {
     let companions = (models.refs().iter())
@@ -42,17 +43,40 @@ pub(super) fn align(
         .collect::<Result<Vec<_>>>()?;
     match &recipe.token_source() {
         None => {
-            check_equal(models.refs(), &companions)?;
+            let of_tokens = of_tokens(recipe, models, modules);
+            let pairs = models.refs().iter().zip(&companions);
+            let pairs = pairs.enumerate().filter(|(index, _)| of_tokens[*index]);
+            check_equal(&pairs.map(|(_, pair)| pair).collect::<Vec<_>>())?;
             pad_alike(recipe, models, &companions)
         }
         Some(source) => bring_to(source, recipe, models, &companions, opener).map(Some),
     }
 }
 
+/// Which of the models give rows of tokens: all, but for those of which a recipe takes other modules alone.
+fn of_tokens(recipe: &MergeRecipe, models: &Models, modules: Option<&Modules>) -> Vec<bool> {
+    let Some(modules) = modules else {
+        return vec![true; models.refs().len()];
+    };
+    let names = names_with_rows(&models.sources);
+    let base = recipe.base_model.as_ref();
+    let mut found = vec![false; models.refs().len()];
+    for part in recipe.parts() {
+        if names.iter().any(|name| modules.has(part, name)) {
+            let all = part.merged().chain(part.bases().cloned());
+            let given = all.chain(base.cloned());
+            given
+                .filter_map(|model| models.find(&model))
+                .for_each(|index| found[index] = true);
+        }
+    }
+    found
+}
+
 /// Refuses models of which one has another vocabulary than the first that has any.
-fn check_equal(models: &[ModelRef], companions: &[Companions]) -> Result<()> {
-    for (index, (model, own)) in models.iter().zip(companions).enumerate() {
-        for (first, theirs) in models.iter().zip(companions).take(index) {
+fn check_equal(models: &[(&ModelRef, &Companions)]) -> Result<()> {
+    for (index, (model, own)) in models.iter().enumerate() {
+        for (first, theirs) in models.iter().take(index) {
             if let Some(difference) = vocabulary::difference(theirs, own)? {
                 return Err(MergeFault::Vocabularies {
                     first: first.name(),
@@ -154,27 +178,26 @@ fn bring_to(
         .as_ref()
         .and_then(|base| models.find(base));
     let first = base.unwrap_or(0);
-    let (vocabulary, tokenizer) = match source {
-        TokenizerSource::Base => (
-            tokenizers[first].vocabulary.clone(),
-            companions[first].clone(),
-        ),
+    let mut others: Vec<&Tokenizer> = Vec::new();
+    let (own, mut tokenizer) = match source {
+        TokenizerSource::Base => (tokenizers[first].clone(), companions[first].clone()),
         TokenizerSource::Union => {
-            let others = (tokenizers.iter().enumerate()).filter(|(index, _)| *index != first);
-            let others: Vec<&Tokenizer> = others.map(|(_, tokenizer)| tokenizer).collect();
-            let union = Union::of(&tokenizers[first], &others);
-            let mut files = companions[first].clone();
-            union.extend(&tokenizers[first], &mut files)?;
-            (union.vocabulary, files)
+            let all = tokenizers.iter().enumerate();
+            let all = all.filter(|(index, _)| *index != first);
+            others.extend(all.map(|(_, tokenizer)| tokenizer));
+            (tokenizers[first].clone(), companions[first].clone())
         }
         TokenizerSource::Model(path) => {
             let model = ModelRef::new(path);
             let files = opener.companions(&model)?;
-            (tokenizer_of(&model, &files)?.vocabulary, files)
+            (tokenizer_of(&model, &files)?, files)
         }
     };
-    let of_models: Vec<&Vocabulary> = tokenizers.iter().map(|found| &found.vocabulary).collect();
     let settings = recipe.tokenizer.clone().unwrap_or_default();
+    let union = Union::of(&own, &others, settings.tokens.keys().map(String::as_str));
+    union.extend(&own, &mut tokenizer)?;
+    let vocabulary = union.vocabulary;
+    let of_models: Vec<&Vocabulary> = tokenizers.iter().map(|found| &found.vocabulary).collect();
     let multiple = settings.pad_to_multiple_of.filter(|multiple| *multiple > 0);
     if let Some(multiple) = multiple
         && vocabulary
@@ -223,8 +246,9 @@ fn rules(
                 reason,
             })
         };
-        let &id =
-            (wanted.0.get(token)).ok_or_else(|| bad("the output has no such token".into()))?;
+        let Some(&id) = wanted.0.get(token) else {
+            continue;
+        };
         let source_of = |name: &ModelName| {
             let found = models.find(&ModelRef::new(&name.path));
             found.ok_or_else(|| bad(format!("`{}` is none of the models", name.path.display())))
@@ -234,6 +258,12 @@ fn rules(
             row.ok_or_else(|| bad(format!("{} has no token `{token}`", models.name(source))))
         };
         let row = match &rule.source {
+            None if vocabularies
+                .iter()
+                .all(|known| !known.0.contains_key(token)) =>
+            {
+                return Err(bad("no model has this token, so it needs a `source`".into()));
+            }
             None => None,
             Some(TokenSource::Kind(TokenKind::Zero {})) => Some(Row::Zero),
             Some(TokenSource::Model(name)) => {

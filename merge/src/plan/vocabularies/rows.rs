@@ -76,6 +76,7 @@ impl Rows<'_> {
             .filter(|_| self.multiple.is_none())
             .filter(|(source, n)| *n > self.models[*source].n_rows());
         let n_rows = filled.map_or(0, |(_, n)| *n).max(self.wanted.n_rows());
+        let n_tokens = self.wanted.n_rows();
         let n_rows = n_rows.next_multiple_of(self.multiple.unwrap_or(1));
         let taken: BTreeSet<usize> = self.wanted.0.values().copied().collect();
         let ids: Vec<BTreeSet<usize>> = (self.models.iter())
@@ -90,6 +91,12 @@ impl Rows<'_> {
                 if let Some(&(source, _)) = Some(own).filter(fills).or(common) {
                     rows[row] = Row::Of { source, row };
                 }
+            }
+        }
+        if self.multiple.is_some() {
+            // As mergekit has it, after the mean of all rows that a new token should begin with.
+            for rows in &mut rows {
+                rows[n_tokens..].fill(Row::MeanOfFirst(n_tokens));
             }
         }
         for (token, &id) in &self.wanted.0 {
@@ -172,5 +179,16 @@ mod tests {
         assert_eq!(found[2][1], of(2, 1));
         // A tokenizer may have more tokens than its embeddings have rows.
         assert_eq!(rows.of(&[(0, 2), (1, 3), (2, 2)])[2][3], of(1, 2));
+        let padded = Rows {
+            multiple: Some(4),
+            ..rows
+        };
+        let found = padded.of(&[(0, 2), (1, 3), (2, 3)]);
+        assert_eq!(found[1].len(), 8);
+        assert!(
+            found
+                .iter()
+                .all(|rows| rows[5..] == [const { Row::MeanOfFirst(5) }; 3])
+        );
     }
 }

@@ -1,7 +1,7 @@
 //! Checkpoints whose embeddings have their rows in another order.
 
 use std::collections::BTreeMap;
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, PoisonError};
 
 use crate::io::{Aliases, SourceInfo, TensorEntry};
 use crate::plan::checkpoints::Models;
@@ -14,6 +14,8 @@ pub(super) enum Row {
     Of { source: usize, row: usize },
     /// The mean of rows of several sources.
     Mean(Vec<(usize, usize)>),
+    /// The mean of the first rows of the tensor, this many, as they are now.
+    MeanOfFirst(usize),
     /// No model has the token.
     Zero,
 }
@@ -40,6 +42,8 @@ struct ByToken {
     tensors: Vec<TensorEntry>,
     names: Vec<String>,
     rows: Vec<Option<Arc<[Row]>>>,
+    /// Means of rows that were computed, by tensor.
+    means: Mutex<BTreeMap<usize, Arc<[f64]>>>,
 }
 
 impl ByToken {
@@ -50,6 +54,7 @@ impl ByToken {
             tensors: Vec::new(),
             names: Vec::new(),
             rows: Vec::new(),
+            means: Mutex::default(),
         };
         for (name, info) in all[own].tensors() {
             let rows = of.get(name).cloned();
@@ -111,7 +116,37 @@ impl ByToken {
         }
         encode_f64(name, info.dtype, &sum, out)
     }
+
+    /// The mean of the first rows of a tensor, which the view itself reads.
+    fn mean_of_first(&self, index: usize, n_rows: usize) -> Result<Arc<[f64]>> {
+        let known = || self.means.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(mean) = known().get(&index) {
+            return Ok(Arc::clone(mean));
+        }
+        let info = &self.tensors[index].info;
+        let width = row_elements(info);
+        let mut sum = vec![0.0; width];
+        let mut values = vec![0.0; width * MEAN_ROWS];
+        let mut bytes = vec![0; values.len() * info.dtype.size_bytes()];
+        for first in (0..n_rows).step_by(MEAN_ROWS) {
+            let n = width * MEAN_ROWS.min(n_rows - first);
+            let bytes = &mut bytes[..n * info.dtype.size_bytes()];
+            self.read(index, first * width, bytes)?;
+            decode_f64(&self.names[index], info.dtype, bytes, &mut values[..n])?;
+            for row in values[..n].chunks_exact(width) {
+                for (sum, value) in sum.iter_mut().zip(row) {
+                    *sum += value;
+                }
+            }
+        }
+        let mean: Arc<[f64]> = sum.iter().map(|sum| sum / n_rows as f64).collect();
+        known().insert(index, Arc::clone(&mean));
+        Ok(mean)
+    }
 }
+
+/// Rows that are read at once for their mean.
+const MEAN_ROWS: usize = 64;
 
 fn row_elements(info: &TensorInfo) -> usize {
     info.shape.iter().skip(1).product()
@@ -168,6 +203,10 @@ impl TensorSource for ByToken {
                     self.copy((*source, name), row * width + within, info, part)?;
                 }
                 Row::Mean(of) => self.mean(name, of, within, info, part)?,
+                Row::MeanOfFirst(n_rows) => {
+                    let mean = self.mean_of_first(index, *n_rows)?;
+                    encode_f64(name, info.dtype, &mean[within..within + n], part)?;
+                }
                 Row::Zero => part.fill(0),
             }
             (at, rest) = (at + n, after);
