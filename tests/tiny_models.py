@@ -119,7 +119,7 @@ ENCODERS = [
     ("qwen3_embedding", "Qwen3Model", GROUPED),
 ]
 SEQUENCES = [
-    ("t5", "T5ForConditionalGeneration", T5),
+    ("t5", "T5ForConditionalGeneration", dict(T5, feed_forward_proj="gated-gelu")),
     ("mt5", "MT5ForConditionalGeneration", T5),
     ("bart", "BartForConditionalGeneration", BART),
     ("mbart", "MBartForConditionalGeneration", BART),
@@ -148,13 +148,13 @@ VISION_LANGUAGE = [
         "qwen3_vl", "Qwen3VLForConditionalGeneration",
         dict(
             of_qwen(),
-            vision_config=dict(QWEN_VISION, out_hidden_size=16, intermediate_size=24, num_position_embeddings=16, deepstack_visual_indexes=[0, 1]),
+            vision_config=dict(QWEN_VISION, out_hidden_size=16, intermediate_size=24, num_position_embeddings=16, deepstack_visual_indexes=[0, 1, 2]),
         ),
     ),
     (
         "gemma3", "Gemma3ForConditionalGeneration",
         dict(
-            text_config=dict(SLIDING, layer_types=TYPES), vision_config=dict(VISION, model_type="siglip_vision_model"), mm_tokens_per_image=4,
+            text_config=dict(SLIDING, layer_types=TYPES), vision_config=dict(VISION, model_type="siglip_vision_model", vision_use_head=False), mm_tokens_per_image=4,
             image_token_index=60, boi_token_index=58, eoi_token_index=59,
         ),
     ),

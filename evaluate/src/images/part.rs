@@ -1,11 +1,9 @@
 //! A rectangle of a picture.
 
-use serde::Serialize;
-
 use super::Rgb;
 
 /// A rectangle of a picture, in pixels.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Part {
     /// Its first column.
     pub left: usize,
