@@ -12,10 +12,12 @@ already is kept, so a run that was stopped goes on. Two folders come out, with t
 | OUT/concept | concepts that are in no training picture, in every style |
 
 Each holds `karpathy/dataset_coco.json`, `v2_*.json` and `nlvr2/data` with their pictures, as `vlmerge data build` reads
-them, and `zerovl/<style>/{train,valid}_anno.csv`. OUT/LICENSES.md says who drew what; keep it with the pictures.
+them, `zerovl/<style>/train_anno.csv` and `zerovl/{val,test}/valid_anno.csv`, and a `vocab.txt` of the words of the training
+captions. OUT/LICENSES.md says who drew what; keep it with the pictures.
 """
 
 import argparse
+import collections
 import csv
 import hashlib
 import json
@@ -51,6 +53,8 @@ KINDS = {
 # Shares of concepts for each use, by a hash of the plain emoji: skin tones go with it.
 TEST_SHARE, VALIDATION_SHARE = 0.12, 0.03
 LEAST_TEST_PICTURES = 1000
+# Of training pictures those that Karpathy's file calls `restval`, and of test pictures those of VQA's `test-dev`: one in so many.
+REST_VALIDATION, TEST_DEV = 10, 3
 
 
 def fetched(out):
@@ -173,23 +177,21 @@ def put(path, content):
     path.write_text("".join(json.dumps(line, separators=(",", ":")) + "\n" for line in lines))
 
 
-def place_of(split):
-    return "train2014" if split == "train" else "val2014"
-
-
 def karpathy(folder, chosen):
     """Captions in Karpathy's file."""
     images, sentence = [], 0
     for picture, split in chosen:
-        sentences = []
+        if split == "train" and picture["number"] % REST_VALIDATION == 0:
+            split = "restval"
+        place, sentences = "train2014" if split == "train" else "val2014", []
         for text in picture["texts"]:
             tokens = re.findall("[a-z0-9]+", text)
             sentences.append({"tokens": tokens, "raw": text, "imgid": len(images), "sentid": sentence})
             sentence += 1
         name = f"{picture['number']:06}.png"
-        link(picture["path"], folder / place_of(split) / name)
+        link(picture["path"], folder / place / name)
         images.append({
-            "filepath": place_of(split), "filename": name, "imgid": len(images), "cocoid": picture["number"],
+            "filepath": place, "filename": name, "imgid": len(images), "cocoid": picture["number"],
             "split": split, "sentids": [s["sentid"] for s in sentences], "sentences": sentences,
         })  # fmt: skip
     put(folder / "karpathy/dataset_coco.json", {"dataset": "coco", "images": images})
@@ -233,6 +235,9 @@ def questions(folder, chosen):
         head = {"info": {"description": "drawn emoji"}, "data_type": "mscoco", "data_subtype": subset, "license": {}}
         put(folder / f"v2_OpenEnded_mscoco_{subset}_questions.json", {**head, "questions": asked})
         put(folder / f"v2_mscoco_{subset}_annotations.json", {**head, "annotations": annotated})
+    few = [question for question in asked if question["image_id"] % TEST_DEV == 0]
+    head = {**head, "data_subtype": "test-dev2015"}
+    put(folder / "v2_OpenEnded_mscoco_test-dev2015_questions.json", {**head, "questions": few})
 
 
 def statements(folder, chosen):
@@ -257,6 +262,23 @@ def statements(folder, chosen):
                 line = {"sentence": text, "label": str(holds), "identifier": f"{stem}-{index}", "synset": kind, "query": kind}
                 lines.append({**line, "directory": pair % 100} if name == "train" else line)
         put(folder / f"nlvr2/data/{name}.json", lines)
+        if name != "train":
+            for kind, part in balanced(lines).items():
+                put(folder / f"nlvr2/data/{kind}/{kind}_{name}.json", part)
+
+
+def balanced(lines):
+    """Statements whose sentence is as often true as false, and the others."""
+    by_sentence, parts = {}, {"balanced": [], "unbalanced": []}
+    for line in lines:
+        by_sentence.setdefault(line["sentence"], {"True": [], "False": []})[line["label"]].append(line)
+    kept = set()
+    for of in by_sentence.values():
+        n = min(len(of["True"]), len(of["False"]))
+        kept.update(line["identifier"] for label in of.values() for line in label[:n])
+    for line in lines:
+        parts["balanced" if line["identifier"] in kept else "unbalanced"].append(line)
+    return parts
 
 
 def tables(folder, chosen):
@@ -275,11 +297,27 @@ def tables(folder, chosen):
             table.writerows(found)
 
 
+def vocabulary(folder, chosen):
+    """A vocabulary of BERT's kind: words that training captions have at least twice, and letters for the others."""
+    counts = collections.Counter()
+    for picture, split in chosen:
+        if split == "train":
+            counts.update(word for text in picture["texts"] for word in re.findall("[a-z]+|[0-9]+|[^a-z0-9 ]", text))
+    letters = sorted({letter for word in counts for letter in word} | set("abcdefghijklmnopqrstuvwxyz0123456789"))
+    words = sorted(word for word, n in counts.items() if n >= 2 and len(word) > 1)
+    special = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"]
+    continued = [f"##{letter}" for letter in letters if letter.isalnum()]
+    (folder / "vocab.txt").write_text("".join(f"{entry}\n" for entry in [*special, *letters, *continued, *words]))
+
+
 def licenses(out, folders):
     """Who made what, with the texts of the licences that the packages hold."""
-    lines = ["# Who drew and wrote what", "", "| part | package | licence | by |", "|---|---|---|---|"]
+    lines = ["# Who drew and wrote what", "", "| part | package | licence | text | by |", "|---|---|---|---|---|"]
     for name, (package, license, author) in PACKAGES.items():
-        lines.append(f"| {name} | npm `{package}` | {license} | {author} |")
+        text = f"licenses/{name}.txt"
+        if (folders[name] / "info.json").exists():
+            text = json.loads((folders[name] / "info.json").read_text())["license"]["url"]
+        lines.append(f"| {name} | npm `{package}` | {license} | {text} | {author} |")
         for path in folders[name].glob("*"):
             if path.name.lower().startswith("license"):
                 (out / "licenses").mkdir(exist_ok=True)
@@ -316,7 +354,7 @@ def main():
         counts = {split: sum(of == split for _, of in chosen) for split in ("train", "val", "test")}
         assert counts["test"] >= LEAST_TEST_PICTURES, counts
         folder = out / test
-        for write in (karpathy, questions, statements, tables):
+        for write in (karpathy, questions, statements, tables, vocabulary):
             write(folder, chosen)
         print(test, counts)
 

@@ -2,8 +2,11 @@
 
 use std::f64::consts::PI;
 
+use serde::Serialize;
+
 /// How the pixels around a place are weighed, as Pillow does.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "snake_case")]
 pub enum Filter {
     /// A triangle, over one pixel to either side.
     Bilinear,

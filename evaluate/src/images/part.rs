@@ -1,9 +1,11 @@
 //! A rectangle of a picture.
 
+use serde::Serialize;
+
 use super::Rgb;
 
 /// A rectangle of a picture, in pixels.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
 pub struct Part {
     /// Its first column.
     pub left: usize,

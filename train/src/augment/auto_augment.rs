@@ -2,13 +2,15 @@
 
 use evaluate::images::Rgb;
 use merge::random::Sequence;
+use serde::Serialize;
 
 use super::affine::{rotate, shear_x, shear_y, translate_x, translate_y};
 use super::blend::{brighten, contrast, invert, posterize, saturate, sharpen, solarize};
 use super::color::{auto_contrast, equalize};
 
 /// An operation of AutoAugment, as Pillow does it.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "snake_case")]
 pub enum Change {
     /// Rows slide, bicubic.
     ShearX,
@@ -137,15 +139,17 @@ pub const POLICY: [[Choice; 2]; 25] = {
     ]
 };
 
-/// Draws a pair of the policy and does each operation of it with its probability.
-pub fn auto_augment(picture: &mut Rgb, draws: &mut Sequence) {
-    let Some(pair) = POLICY.get(draws.below(POLICY.len())) else {
-        return;
-    };
-    for &(change, probability, index) in pair {
+/// Draws a pair of the policy, and which operations of it are done: each with the index of its magnitude,
+/// and whether its sign is negative.
+#[must_use]
+pub fn draw_policy(draws: &mut Sequence) -> Vec<(Change, usize, bool)> {
+    let pair = POLICY.get(draws.below(POLICY.len()));
+    let mut drawn = Vec::new();
+    for &(change, probability, index) in pair.into_iter().flatten() {
         if draws.chance(probability) {
             let is_negative = change.has_sign() && draws.chance(0.5);
-            change.apply(picture, index, is_negative);
+            drawn.push((change, index, is_negative));
         }
     }
+    drawn
 }

@@ -34,7 +34,12 @@ impl RandomCrop {
     /// A part of a picture.
     #[must_use]
     pub fn draw(&self, picture: &Rgb, draws: &mut Sequence) -> Part {
-        let (width, height) = (picture.width, picture.height);
+        self.draw_in((picture.width, picture.height), draws)
+    }
+
+    /// A part of a picture of this width and height.
+    #[must_use]
+    pub fn draw_in(&self, (width, height): (usize, usize), draws: &mut Sequence) -> Part {
         let whole = (width * height) as f64;
         let [narrow, wide] = self.aspect;
         for _ in 0..N_ATTEMPTS {

@@ -2,6 +2,7 @@
 
 use evaluate::images::Rgb;
 use merge::random::Sequence;
+use serde::Serialize;
 
 use super::affine::{rotate_on_black, shear_nearest, translate};
 use super::blend::{brighten, contrast, posterize, saturate, sharpen, solarize};
@@ -12,7 +13,8 @@ use super::color::{auto_contrast, equalize};
 /// Cubuk et al. 2019, "RandAugment", <https://arxiv.org/abs/1909.13719>, with the ranges of the published
 /// FLM program. Rotating, sliding and moving take the nearest pixel, and fill up with black; enhancing is
 /// always towards the plainer picture below a strength of a half.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "snake_case")]
 pub enum Distortion {
     /// Each channel is stretched to 0 to 255.
     AutoContrast,

@@ -4,7 +4,7 @@
 //!    mirrored or not, changed by [`RandomAugment`], which draws from [`Operation`]s. [`TwoViews`]
 //!    makes a second view of it for the tokenizer of images.
 //!    A list of [`PictureStep`]s does so instead where a recipe says so, as ZeroVL's do, with
-//!    [`auto_augment`] and [`RandomErasing`].
+//!    [`draw_policy`] and [`RandomErasing`]; each step draws [`PictureChange`]s.
 //! 2. [`corrupted`] changes the words of a caption. [`WordMasking`] chooses the words of a text that a
 //!    model guesses, [`PatchMasking`] the patches of an image.
 //!
@@ -23,12 +23,13 @@ mod geometry;
 mod hue;
 mod operation;
 mod patches;
+mod picture_change;
 mod random_augment;
 mod steps;
 mod train_transform;
 mod words;
 
-pub use auto_augment::{Change, Choice, POLICY, auto_augment};
+pub use auto_augment::{Change, Choice, POLICY, draw_policy};
 pub use blur::gaussian_blur;
 pub use corruption::corrupted;
 pub use crop::RandomCrop;
@@ -37,7 +38,8 @@ pub use erasing::{ErasedBox, ErasedWith, RandomErasing};
 pub use geometry::{Affine, warp};
 pub use operation::{MAX_MAGNITUDE, Operation};
 pub use patches::PatchMasking;
+pub use picture_change::{PictureChange, resized_part};
 pub use random_augment::RandomAugment;
-pub use steps::{PictureStep, resized_part};
+pub use steps::PictureStep;
 pub use train_transform::{TrainTransform, TwoViews, mirror, target_into, target_view};
 pub use words::{MaskedText, Replacement, TokenKinds, WordMasking, fill, replace};

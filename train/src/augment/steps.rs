@@ -1,13 +1,11 @@
 //! A list of what is done to a picture, as ZeroVL's recipes write it.
 
-use evaluate::images::{Filter, Margins, Part, Resampler, Rgb, center};
+use evaluate::images::{Filter, Part, Rgb};
 use merge::random::Sequence;
 use serde::{Deserialize, Serialize};
 
-use super::blend::{brighten, contrast, saturate, to_gray};
-use super::distortion::Distortion;
-use super::hue::turn_hue;
-use super::{RandomCrop, auto_augment, gaussian_blur, mirror};
+use super::auto_augment::draw_policy;
+use super::{Distortion, PictureChange, RandomCrop};
 
 /// One step. Sizes are in pixels, of a square's side unless said otherwise.
 #[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
@@ -152,161 +150,123 @@ impl PictureStep {
         }
     }
 
-    /// The picture after this step.
+    /// What it does to a picture of this width and height, in order.
     #[must_use]
-    pub fn apply(&self, mut picture: Rgb, draws: &mut Sequence) -> Rgb {
-        let from = (picture.width, picture.height);
+    pub fn draw(
+        &self,
+        (width, height): (usize, usize),
+        draws: &mut Sequence,
+    ) -> Vec<PictureChange> {
         match *self {
-            Self::Resize { size } => resized(&picture, (size, size), Filter::Bilinear),
+            Self::Resize { size } => vec![PictureChange::square(size)],
             Self::ResizeBicubic { size } => {
                 let longer = |long: usize, short: usize| (size * long / short.max(1)).max(1);
-                let to = match from.0 <= from.1 {
-                    true => (size, longer(from.1, from.0)),
-                    false => (longer(from.0, from.1), size),
+                let (width, height) = match width <= height {
+                    true => (size, longer(height, width)),
+                    false => (longer(width, height), size),
                 };
-                resized(&picture, to, Filter::Bicubic)
+                let filter = Filter::Bicubic;
+                vec![PictureChange::Resized {
+                    width,
+                    height,
+                    filter,
+                }]
             }
-            Self::CenterCrop { size } => center(&picture, size, Margins::Even),
+            Self::CenterCrop { size } => vec![PictureChange::Center(size)],
             Self::RandomCrop { size } => {
-                let padded = padded(picture, size);
                 let part = Part {
-                    top: draws.below(padded.height - size + 1),
-                    left: draws.below(padded.width - size + 1),
+                    top: draws.below(height.max(size) - size + 1),
+                    left: draws.below(width.max(size) - size + 1),
                     width: size,
                     height: size,
                 };
-                cut_out(&padded, part)
+                vec![PictureChange::Padded(size), PictureChange::Cut(part)]
             }
             Self::RandomResizeCrop { size, scale } => {
                 let crop = RandomCrop {
                     area: scale,
                     ..RandomCrop::default()
                 };
-                let part = crop.draw(&picture, draws);
-                resized_part(&picture, part, size)
+                let part = crop.draw_in((width, height), draws);
+                vec![PictureChange::Cut(part), PictureChange::square(size)]
             }
-            Self::RandomFlip => {
-                if draws.chance(0.5) {
-                    mirror(&mut picture);
-                }
-                picture
-            }
+            Self::RandomFlip if draws.chance(0.5) => vec![PictureChange::Mirrored],
+            Self::RandomFlip => Vec::new(),
             Self::Autoaug => {
-                auto_augment(&mut picture, draws);
-                picture
+                let drawn = draw_policy(draws).into_iter();
+                let changes = drawn.map(|(change, index, is_negative)| PictureChange::Policy {
+                    change,
+                    index,
+                    is_negative,
+                });
+                changes.collect()
             }
             Self::Randaug {
                 operations,
                 magnitude,
             } => {
-                for _ in 0..operations {
-                    Distortion::draw(draws).apply(
-                        &mut picture,
-                        magnitude / 30.0,
-                        draws.chance(0.5),
-                    );
-                }
-                picture
+                let drawn = (0..operations).map(|_| PictureChange::Distorted {
+                    distortion: Distortion::draw(draws),
+                    strength: magnitude / 30.0,
+                    is_negative: draws.chance(0.5),
+                });
+                drawn.collect()
             }
-            Self::ColorJitter { strength } => {
-                jitter(&mut picture, [strength, strength, strength, 0.0], draws);
-                picture
-            }
+            Self::ColorJitter { strength } => jitter([strength, strength, strength, 0.0], draws),
             Self::ColorDistortion { strength } => {
-                if draws.chance(0.8) {
-                    let strengths = [0.8, 0.8, 0.8, 0.2].map(|of| of * strength);
-                    jitter(&mut picture, strengths, draws);
-                }
+                let strengths = [0.8, 0.8, 0.8, 0.2].map(|of| of * strength);
+                let mut changes = match draws.chance(0.8) {
+                    true => jitter(strengths, draws),
+                    false => Vec::new(),
+                };
                 if draws.chance(0.2) {
-                    to_gray(&mut picture);
+                    changes.push(PictureChange::Gray);
                 }
-                picture
+                changes
             }
             Self::GaussianBlur {
                 p,
                 radius_min,
                 radius_max,
-            } => {
-                if draws.chance(p) {
-                    gaussian_blur(&mut picture, draws.between(radius_min, radius_max));
-                }
-                picture
-            }
+            } => match draws.chance(p) {
+                true => vec![PictureChange::Blurred(
+                    draws.between(radius_min, radius_max),
+                )],
+                false => Vec::new(),
+            },
         }
     }
-}
 
-/// A part of a picture, resized to a square, bilinear.
-#[must_use]
-pub fn resized_part(picture: &Rgb, part: Part, side: usize) -> Rgb {
-    let cut = cut_out(picture, part.within(picture));
-    resized(&cut, (side, side), Filter::Bilinear)
-}
-
-/// As Pillow 13 resizes, bit by bit. It goes along columns first where that leaves less to do, which
-/// rounds otherwise than earlier versions did; [`Resampler`] is like those.
-fn resized(picture: &Rgb, (width, height): (usize, usize), filter: Filter) -> Rgb {
-    let from = (picture.width, picture.height);
-    let lost = |from: usize, to: usize| from as i64 - to as i64;
-    let (rows, columns) = (lost(from.1, height), lost(from.0, width));
-    if rows > 0 && rows > 2 * columns {
-        let narrow = (from.0, height);
-        let picture = Resampler::with_filter(from, narrow, filter).resize(picture);
-        return Resampler::with_filter(narrow, (width, height), filter).resize(&picture);
-    }
-    Resampler::with_filter(from, (width, height), filter).resize(picture)
-}
-
-/// The part as a picture of its own.
-fn cut_out(picture: &Rgb, part: Part) -> Rgb {
-    let mut pixels = Vec::with_capacity(3 * part.width * part.height);
-    for row in part.top..part.top + part.height {
-        let from = 3 * (row * picture.width + part.left);
-        pixels.extend_from_slice(&picture.pixels[from..from + 3 * part.width]);
-    }
-    Rgb {
-        width: part.width,
-        height: part.height,
-        pixels,
-        alpha: None,
-    }
-}
-
-/// A picture with black around it, so that no side is shorter than `side`.
-fn padded(picture: Rgb, side: usize) -> Rgb {
-    let (width, height) = (picture.width.max(side), picture.height.max(side));
-    if (width, height) == (picture.width, picture.height) {
-        return picture;
-    }
-    let (left, top) = ((width - picture.width) / 2, (height - picture.height) / 2);
-    let mut pixels = vec![0; 3 * width * height];
-    let rows = picture.pixels.chunks_exact(3 * picture.width.max(1));
-    for (row, from) in rows.enumerate() {
-        let to = 3 * ((top + row) * width + left);
-        pixels[to..to + from.len()].copy_from_slice(from);
-    }
-    Rgb {
-        width,
-        height,
-        pixels,
-        alpha: None,
+    /// The picture after this step.
+    #[must_use]
+    pub fn apply(&self, picture: Rgb, draws: &mut Sequence) -> Rgb {
+        let changes = self.draw((picture.width, picture.height), draws);
+        let changes = changes.iter();
+        changes.fold(picture, |picture, change| change.apply(picture))
     }
 }
 
 /// Brightness, contrast, saturation and hue in random order, as torchvision's `ColorJitter`.
-fn jitter(picture: &mut Rgb, strengths: [f64; 4], draws: &mut Sequence) {
+fn jitter(strengths: [f64; 4], draws: &mut Sequence) -> Vec<PictureChange> {
     let mut order = [0, 1, 2, 3];
     draws.shuffle(&mut order);
+    let mut changes = Vec::new();
     for of in order {
         let strength = strengths[of];
         if strength == 0.0 {
             continue;
         }
-        if of == 3 {
-            turn_hue(picture, draws.between(-strength, strength));
-            continue;
-        }
-        let factor = draws.between((1.0 - strength).max(0.0), 1.0 + strength);
-        [brighten, contrast, saturate][of](picture, factor);
+        changes.push(match of {
+            3 => PictureChange::Hue(draws.between(-strength, strength)),
+            _ => {
+                let factor = draws.between((1.0 - strength).max(0.0), 1.0 + strength);
+                [
+                    PictureChange::Brightness,
+                    PictureChange::Contrast,
+                    PictureChange::Saturation,
+                ][of](factor)
+            }
+        });
     }
+    changes
 }
