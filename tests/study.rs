@@ -218,12 +218,105 @@ fn recipes_that_cannot_be_are_refused_before_any_work() {
     }
 }
 
+const OF_TOWERS: &str = "docs/recipes/study-zerovl.yaml";
+
+#[test]
+fn a_study_of_two_towers_merges_experts_that_have_data_of_their_own() {
+    let temporary = tempfile::tempdir().expect("a folder");
+    let out = temporary.path().join("study");
+    let mut arguments = vec!["study", OF_TOWERS, "--json", "--out"];
+    arguments.push(out.to_str().expect("UTF-8"));
+    for setting in ["budget_steps=4", "seed_steps=[0, 2]", "main_seed_steps=2"] {
+        arguments.extend(["--set", setting]);
+    }
+    arguments.extend(["--set", "pretrain.batch_size=8"]);
+    let said = vlmerge(&arguments);
+    assert_eq!(said.code, Some(0), "{}", said.stderr);
+    let results = said.json()["test"][0]["results"].clone();
+    let results = results.as_array().expect("results").iter();
+    let names: Vec<_> = results.map(|result| result["name"].as_str()).collect();
+    let merges = ["linear", "task_arithmetic", "ties"];
+    let expected = ["agnostic", "first", "second"].into_iter().chain(merges);
+    assert_eq!(names, expected.map(Some).collect::<Vec<_>>());
+    // Seed and experts together have the budget: two of four steps, and one each.
+    let steps = |step: &str| {
+        let recipe = out.join("steps").join(step).join("recipe.yaml");
+        let recipe = std::fs::read_to_string(recipe).expect("a recipe");
+        let length = recipe.split("length:").nth(1).expect("a length");
+        let digits = length.trim_start_matches(|c: char| !c.is_ascii_digit());
+        digits
+            .split(|c: char| !c.is_ascii_digit())
+            .next()
+            .map(str::to_owned)
+    };
+    for (step, n) in [
+        ("agnostic", "4"),
+        ("seed-2", "2"),
+        ("expert-first-2", "1"),
+        ("expert-first-0", "2"),
+    ] {
+        assert_eq!(steps(step).as_deref(), Some(n), "{step}");
+    }
+    let page = std::fs::read_to_string(out.join("report.html")).expect("a page");
+    for shown in [
+        "first after 2 seed steps against second after 2 seed steps",
+        "2 experts sharing",
+    ] {
+        assert!(page.contains(shown), "{shown}");
+    }
+}
+
+#[test]
+fn studies_of_towers_that_cannot_be_are_refused() {
+    let temporary = tempfile::tempdir().expect("a folder");
+    let out = temporary.path().join("study");
+    let train = "data: { train: [{ dataset: coco, split: train }] }";
+    for (setting, expected) in [
+        ("experts=[]".to_owned(), "no copies per modality"),
+        ("specific=all-specific".into(), "take the place of copies"),
+        (
+            format!("experts=[{{ name: a, {train} }}]"),
+            "has nothing to be merged with",
+        ),
+        (
+            format!("experts=[{{ name: a, {train} }}, {{ name: a, {train} }}]"),
+            "a comes twice",
+        ),
+        (
+            format!("experts=[{{ name: a/b, {train} }}, {{ name: c, {train} }}]"),
+            "names no expert",
+        ),
+        (
+            "experts=[{ name: a, length: { steps: 3 } }, { name: c }]".into(),
+            "`experts.length`: the study says that itself",
+        ),
+        (
+            "experts=[{ name: a, optim: { lrr: 1 } }, { name: c }]".into(),
+            "the nearest is `lr`",
+        ),
+        ("budget_steps=301".into(), "cannot be shared by 2 experts"),
+    ] {
+        let said = vlmerge(&[
+            "study",
+            OF_TOWERS,
+            "--out",
+            out.to_str().expect("UTF-8"),
+            "--set",
+            &setting,
+        ]);
+        assert_eq!(said.code, Some(2), "{setting}: {}", said.stderr);
+        assert!(said.stderr.contains(expected), "{setting}: {}", said.stderr);
+        assert!(!out.exists(), "{setting}");
+    }
+}
+
 #[test]
 fn every_shipped_study_resolves() {
-    for name in ["smallest", "mini", "base"] {
+    for (name, least) in [("smallest", 20), ("mini", 20), ("base", 20), ("zerovl", 17)] {
         let recipe = format!("docs/recipes/study-{name}.yaml");
         let said = vlmerge(&["study", &recipe, "--out", "nowhere", "--dry-run", "--json"]);
         assert_eq!(said.code, Some(0), "{name}: {}", said.stderr);
-        assert!(said.json().as_array().expect("steps").len() > 20, "{name}");
+        let n_steps = said.json().as_array().expect("steps").len();
+        assert!(n_steps > least, "{name}: {n_steps}");
     }
 }

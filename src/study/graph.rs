@@ -7,10 +7,8 @@
 
 use anyhow::Result;
 use evaluate::tasks::TaskOption;
-use merge::methods::{self, Base};
-use merge::recipe::Parameters;
-use serde_json::{Value, json};
-use train::recipe::{Span, overlay};
+use serde_json::{Map, Value, json};
+use train::recipe::{ExpertForm, Span, overlay};
 
 use super::recipe::{MergePoint, StudyRecipe, StudyTask, Training, checked};
 use super::step::{Draft, Kind, Place, Step, Word};
@@ -31,7 +29,7 @@ pub struct Model {
 pub enum Origin {
     /// One set of weights, the whole budget.
     Agnostic,
-    /// The experts that were not merged.
+    /// Experts that were not merged.
     Specific,
     /// A merge of the main seed's experts.
     Merge(MergePoint),
@@ -64,7 +62,18 @@ pub struct Graph {
     /// Measurements, by task.
     pub measured: Vec<Measured>,
     /// Files of distances.
-    pub distances: Vec<(u64, Place)>,
+    pub distances: Vec<Apart>,
+}
+
+/// Distances between weights.
+#[derive(Clone, Debug)]
+pub struct Apart {
+    /// What they are called together.
+    pub label: String,
+    /// What the first weights are called, and the others, if their own parts are not compared.
+    pub names: (String, Option<String>),
+    /// The file.
+    pub place: Place,
 }
 
 /// The weights that a run leaves, by its recipe.
@@ -75,8 +84,8 @@ fn weights_of(document: &Value) -> &'static str {
     }
 }
 
-struct Builder<'a> {
-    recipe: &'a StudyRecipe,
+pub(super) struct Builder<'a> {
+    pub(super) recipe: &'a StudyRecipe,
     steps: Vec<Step>,
 }
 
@@ -88,20 +97,21 @@ impl Graph {
             steps: Vec::new(),
         };
         builder.data();
-        let agnostic = builder.pretraining("agnostic", recipe.budget_steps, None, false)?;
+        let whole = recipe.budget_steps;
+        let agnostic = builder.pretraining("agnostic", whole, None, &Turn::default())?;
         let mut experts = Vec::new();
         let mut distances = Vec::new();
         for &steps in &recipe.seed_steps {
             let seed = match steps {
                 0 => None,
-                _ => Some(builder.pretraining(&format!("seed-{steps}"), steps, None, false)?),
+                _ => {
+                    let name = format!("seed-{steps}");
+                    Some(builder.pretraining(&name, steps, None, &Turn::default())?)
+                }
             };
-            let rest = recipe.budget_steps - steps;
-            let name = format!("specific-{steps}");
-            let specific = builder.pretraining(&name, rest, seed.clone(), true)?;
-            let far = builder.distances(steps, &specific, seed.as_ref());
-            distances.push((steps, far));
-            experts.push((steps, seed, specific));
+            let of = builder.experts(steps, seed)?;
+            distances.extend(builder.distances(&of));
+            experts.push(of);
         }
         let mut measured = Vec::new();
         for task in &recipe.tasks {
@@ -115,12 +125,28 @@ impl Graph {
     }
 }
 
-/// Seeds with their lengths and experts.
-type Experts = (u64, Option<Place>, Place);
+/// What is merged after a seed of some length.
+pub(super) struct Experts {
+    /// The length of the seed.
+    pub(super) steps: u64,
+    /// The seed, unless its length is 0.
+    pub(super) seed: Option<Place>,
+    /// One model with a copy per modality, or several models.
+    pub(super) models: Vec<(String, Place)>,
+}
+
+/// In what pre-training differs from that of the seed.
+#[derive(Default)]
+struct Turn {
+    /// Copies per modality.
+    expand: Option<ExpertForm>,
+    /// Settings of training.
+    settings: Map<String, Value>,
+}
 
 impl Builder<'_> {
     /// Adds a step, or takes the one of this name that is there.
-    fn add(&mut self, step: Step) {
+    pub(super) fn add(&mut self, step: Step) {
         if self.steps.iter().all(|known| known.name != step.name) {
             self.steps.push(step);
         }
@@ -178,23 +204,55 @@ impl Builder<'_> {
         Ok((document, paths))
     }
 
+    /// What goes on from a seed: together they have the rest of the budget.
+    fn experts(&mut self, steps: u64, seed: Option<Place>) -> Result<Experts> {
+        let recipe = self.recipe;
+        let rest = recipe.budget_steps - steps;
+        let mut models = Vec::new();
+        if recipe.experts.is_empty() {
+            let turn = Turn {
+                expand: Some(recipe.specific.unwrap_or(ExpertForm::AllSpecific)),
+                ..Turn::default()
+            };
+            let weights =
+                self.pretraining(&format!("specific-{steps}"), rest, seed.clone(), &turn)?;
+            models.push(("modality-specific".to_owned(), weights));
+        }
+        for expert in &recipe.experts {
+            let share = rest / recipe.experts.len() as u64;
+            let turn = Turn {
+                settings: expert.settings.clone(),
+                ..Turn::default()
+            };
+            let name = format!("expert-{}-{steps}", expert.name);
+            let weights = self.pretraining(&name, share, seed.clone(), &turn)?;
+            models.push((expert.name.clone(), weights));
+        }
+        Ok(Experts {
+            steps,
+            seed,
+            models,
+        })
+    }
+
     /// Pre-training for so many steps, from the seed, or from where the study starts.
     fn pretraining(
         &mut self,
         name: &str,
         steps: u64,
         seed: Option<Place>,
-        is_specific: bool,
+        turn: &Turn,
     ) -> Result<Place> {
         let start = self.recipe.init.clone();
         let mut init = match &seed {
             Some(_) => json!({ "checkpoint": "seed.safetensors" }),
             None => json!(start),
         };
-        if is_specific {
-            init["expand"] = json!(self.recipe.specific);
+        if let Some(form) = turn.expand {
+            init["expand"] = json!(form);
         }
-        let over = json!({ "length": Span::Steps(steps) });
+        let mut over = json!(turn.settings);
+        over["length"] = json!(Span::Steps(steps));
         let (mut document, mut paths) = self.training(&self.recipe.pretrain, &over)?;
         document["init"] = init;
         checked(&document, "pretrain")?;
@@ -238,20 +296,8 @@ impl Builder<'_> {
         output
     }
 
-    fn distances(&mut self, steps: u64, specific: &Place, seed: Option<&Place>) -> Place {
-        let step = Step::new(format!("distances-{steps}"), Kind::Plain, &["stdout.txt"]);
-        let mut words = vec!["distance".into(), specific.clone().into(), "--json".into()];
-        if let Some(seed) = seed {
-            words.extend(["--seed-checkpoint".into(), seed.clone().into()]);
-        }
-        let step = step.command(words);
-        let output = step.output("stdout.txt");
-        self.add(step);
-        output
-    }
-
     /// What all verbs that run a model on a split are told.
-    fn on(&self, task: &StudyTask, split: &str) -> Vec<Word> {
+    pub(super) fn on(&self, task: &StudyTask, split: &str) -> Vec<Word> {
         let mut words: Vec<Word> = vec![
             "--task".into(),
             task.task.name.into(),
@@ -270,86 +316,21 @@ impl Builder<'_> {
             ("--heads", model.heads),
             ("--fusion-start", model.fusion_start),
             ("--text-table-len", model.text_table_len),
+            ("--image-heads", model.image_heads),
+            ("--text-heads", model.text_heads),
         ] {
             if let Some(value) = value {
                 words.extend([flag.into(), value.to_string().into()]);
             }
+        }
+        if let Some(temperature) = model.temperature {
+            words.extend(["--temperature".into(), temperature.to_string().into()]);
         }
         if let Some(how) = model.shallow_attention {
             let how = json!(how).as_str().unwrap_or_default().replace('_', "-");
             words.extend(["--shallow-attention".into(), how.into()]);
         }
         words
-    }
-
-    fn grams(&mut self, task: &StudyTask, steps: u64, specific: &Place) -> Place {
-        let name = format!("grams-{steps}-{}", task.dataset());
-        let mut words: Vec<Word> = vec![
-            "gram".into(),
-            "--checkpoint".into(),
-            specific.clone().into(),
-            "--out".into(),
-            Place::Own("gram.safetensors".into()).into(),
-            "--force".into(),
-        ];
-        words.extend(self.on(task, &task.grams));
-        if let Some(limit) = self.recipe.grams.limit {
-            words.extend(["--limit".into(), limit.to_string().into()]);
-        }
-        let step = Step::new(name, Kind::Run, &["gram.safetensors"]).command(words);
-        let output = step.output("gram.safetensors");
-        self.add(step);
-        output
-    }
-
-    /// A merge of experts for a task.
-    fn merge(&mut self, task: &StudyTask, point: &MergePoint, of: &Experts) -> Result<Place> {
-        let (steps, seed, specific) = of;
-        let mut document = json!({
-            "merge_method": point.method,
-            "models": [{ "model": "specific.safetensors" }],
-            "for": task.task.published_experts,
-            "parameters": point.parameters,
-        });
-        let mut paths = vec![("/models/0/model".to_owned(), specific.clone())];
-        let parameters = |document: &Value| -> Result<Parameters> {
-            Ok(serde_saphyr::from_str(&document["parameters"].to_string())?)
-        };
-        // Grams must be named before the method can be asked whether it needs them.
-        document["parameters"]["grams"] = json!("gram.safetensors");
-        let is_of_grams = methods::by_name(&point.method, &parameters(&document)?, false)
-            .is_ok_and(|method| method.needs().grams);
-        if is_of_grams {
-            let grams = self.grams(task, *steps, specific);
-            paths.push(("/parameters/grams".into(), grams));
-        } else if let Some(parameters) = document["parameters"].as_object_mut() {
-            parameters.remove("grams");
-        }
-        let method = methods::by_name(&point.method, &parameters(&document)?, false)?;
-        if method.needs().base != Base::None
-            && let Some(seed) = seed
-        {
-            document["base_model"] = json!({ "model": "seed.safetensors" });
-            paths.push(("/base_model/model".into(), seed.clone()));
-        }
-        let slug = point.name().replace([' ', '/'], "-");
-        let name = format!("merge-{}-{steps}-{slug}", task.dataset());
-        let mut step = Step::new(name, Kind::Plain, &["merged.safetensors"]);
-        step.drafts.push(Draft {
-            name: "recipe.yaml".into(),
-            document,
-            paths,
-        });
-        let step = step.command([
-            "merge".into(),
-            Place::Own("recipe.yaml".into()).into(),
-            "--out".into(),
-            Place::Own("merged.safetensors".into()).into(),
-            "--force".into(),
-        ]);
-        let output = step.output("merged.safetensors");
-        self.add(step);
-        Ok(output)
     }
 
     /// Weights as they are measured: fine-tuned, if the task says how.
@@ -383,7 +364,9 @@ impl Builder<'_> {
             models.push(model.clone());
             anyhow::Ok(model)
         };
-        let main = experts.iter().find(|e| e.0 == self.recipe.main_seed_steps);
+        let main = experts
+            .iter()
+            .find(|e| e.steps == self.recipe.main_seed_steps);
         let baseline = model(
             self,
             "agnostic".into(),
@@ -394,8 +377,13 @@ impl Builder<'_> {
         let of_seeds = self.recipe.merge_of_seeds.points()?;
         let mut by_seed = Vec::new();
         if let Some(main) = main {
-            let name = "modality-specific".to_owned();
-            model(self, name, Origin::Specific, "specific", &main.2)?;
+            for (name, weights) in &main.models {
+                let slug = match main.models.len() {
+                    1 => "specific".to_owned(),
+                    _ => format!("expert-{name}"),
+                };
+                model(self, name.clone(), Origin::Specific, &slug, weights)?;
+            }
             let mut points = Vec::new();
             for merge in &self.recipe.merges {
                 points.extend(merge.points()?);
@@ -403,28 +391,28 @@ impl Builder<'_> {
             for point in &points {
                 let merged = self.merge(task, point, main)?;
                 let name = point.name();
-                let slug = format!("{}-{}", main.0, name.replace([' ', '/'], "-"));
+                let slug = format!("{}-{}", main.steps, name.replace([' ', '/'], "-"));
                 let origin = Origin::Merge(point.clone());
                 model(self, name, origin, &slug, &merged)?;
             }
         }
         let mut experts: Vec<&Experts> = experts.iter().collect();
-        experts.sort_by_key(|(steps, ..)| *steps);
+        experts.sort_by_key(|experts| experts.steps);
         for of in experts {
             for point in &of_seeds {
                 let merged = self.merge(task, point, of)?;
-                let slug = format!("{}-{}", of.0, point.name().replace([' ', '/'], "-"));
+                let slug = format!("{}-{}", of.steps, point.name().replace([' ', '/'], "-"));
                 let weights = self.finished(task, &slug, &merged)?;
-                let name = match of.0 {
+                let name = match of.steps {
                     0 => format!("{} without a seed", point.name()),
                     steps => format!("{} after {steps} seed steps", point.name()),
                 };
                 let seed = Model {
                     name,
-                    origin: Origin::Seed(of.0),
+                    origin: Origin::Seed(of.steps),
                     weights,
                 };
-                by_seed.push((of.0, seed));
+                by_seed.push((of.steps, seed));
             }
         }
         by_seed.push((self.recipe.budget_steps, baseline));

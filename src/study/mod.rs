@@ -7,6 +7,7 @@
 //! 5. [`results::join`] makes one report of what they measured.
 
 mod graph;
+mod merging;
 mod recipe;
 pub mod results;
 mod run;

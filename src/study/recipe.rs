@@ -7,7 +7,8 @@ use evaluate::tasks::{TaskOption, TaskSpec};
 use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value};
 use train::recipe::{
-    CheckedRecipe, ExpertForm, Init, ModelSettings, TrainRecipe, open_document, overlay,
+    CheckedRecipe, ExpertForm, Init, ModelSettings, Synth, SynthFamily, TrainRecipe, open_document,
+    overlay,
 };
 
 use crate::output::UsageError;
@@ -25,9 +26,12 @@ pub struct StudyRecipe {
     /// What a checkpoint does not say of its model.
     #[serde(default)]
     pub model: ModelSettings,
-    /// Which parts of a block get a copy per modality after the seed.
-    #[serde(default = "all_specific")]
-    pub specific: ExpertForm,
+    /// Which parts of a block get a copy per modality after the seed: all, unless there are `experts`.
+    #[serde(default)]
+    pub specific: Option<ExpertForm>,
+    /// Models that go on from the seed each by itself, in the place of copies per modality.
+    #[serde(default)]
+    pub experts: Vec<ExpertTraining>,
     /// How is pre-trained, seed and experts alike.
     pub pretrain: Training,
     /// Steps of pre-training, of the seed and of the experts together.
@@ -93,6 +97,16 @@ impl Training {
         overlay(&mut document, &Value::Object(self.settings.clone()));
         Ok(document)
     }
+}
+
+/// A model that goes on from the seed by itself.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub struct ExpertTraining {
+    /// What it is called.
+    pub name: String,
+    /// How its training differs from that of the seed, such as its data.
+    #[serde(flatten)]
+    pub settings: Map<String, Value>,
 }
 
 /// Which examples gram matrices are summed over.
@@ -171,14 +185,15 @@ impl StudyRecipe {
                 "`seed_steps`: after {steps} of {budget} steps nothing is left for the experts"
             ));
         }
-        for (key, training) in self.trainings() {
+        for (key, settings) in self.trainings() {
             for owned in ["init", "model", "length"] {
-                let is_owned = owned != "length" || key == "pretrain";
-                if is_owned && training.settings.contains_key(owned) {
+                let is_owned = owned != "length" || key != "tasks.finetune";
+                if is_owned && settings.contains_key(owned) {
                     return bad(format!("`{key}.{owned}`: the study says that itself"));
                 }
             }
         }
+        self.check_experts()?;
         if self.tasks.is_empty() {
             return bad("`tasks`: there is none".into());
         }
@@ -209,11 +224,54 @@ impl StudyRecipe {
         Ok(())
     }
 
-    fn trainings(&self) -> Vec<(&str, &Training)> {
+    fn check_experts(&self) -> Result<()> {
+        let bad = |what: String| Err(UsageError(what).into());
+        let is_pair = |synth: &Synth| synth.family == SynthFamily::Zerovl;
+        if self.experts.is_empty() {
+            return match self.init.synth.as_ref().is_some_and(is_pair) {
+                true => bad(
+                    "`experts`: the towers of zerovl have no copies per modality that could be merged; list two models or more that go on from the seed, each with its own data"
+                        .into(),
+                ),
+                false => Ok(()),
+            };
+        }
+        if self.specific.is_some() {
+            return bad("`specific`: `experts` take the place of copies per modality".into());
+        }
+        let n = self.experts.len();
+        if n < 2 {
+            return bad("`experts`: one alone has nothing to be merged with".into());
+        }
+        for (index, expert) in self.experts.iter().enumerate() {
+            let name = &expert.name;
+            let is_plain = |c: char| c.is_ascii_alphanumeric() || c == '_' || c == '-';
+            if name.is_empty() || !name.chars().all(is_plain) || name == "agnostic" {
+                return bad(format!(
+                    "`experts`: {name:?} names no expert; give letters, digits, `_` and `-`, and not `agnostic`, which is the baseline"
+                ));
+            }
+            if self.experts[..index].iter().any(|e| e.name == *name) {
+                return bad(format!("`experts`: {name} comes twice"));
+            }
+        }
+        let uneven = |&&steps: &&u64| !(self.budget_steps - steps).is_multiple_of(n as u64);
+        if let Some(&steps) = self.seed_steps.iter().find(uneven) {
+            let rest = self.budget_steps - steps;
+            return bad(format!(
+                "`seed_steps`: the {rest} steps after {steps} cannot be shared by {n} experts"
+            ));
+        }
+        Ok(())
+    }
+
+    fn trainings(&self) -> Vec<(&str, &Map<String, Value>)> {
         let finetunes = self.tasks.iter().filter_map(|task| task.finetune.as_ref());
-        let finetunes = finetunes.map(|training| ("tasks.finetune", training));
-        [("pretrain", &self.pretrain)]
+        let finetunes = finetunes.map(|training| ("tasks.finetune", &training.settings));
+        let experts = self.experts.iter();
+        [("pretrain", &self.pretrain.settings)]
             .into_iter()
+            .chain(experts.map(|expert| ("experts", &expert.settings)))
             .chain(finetunes)
             .collect()
     }
@@ -278,10 +336,6 @@ impl MergeSettings {
 /// The recipe of a run, checked.
 pub fn checked(document: &Value, of: &str) -> Result<CheckedRecipe> {
     Ok(TrainRecipe::from_document(document.clone(), Path::new(of))?)
-}
-
-fn all_specific() -> ExpertForm {
-    ExpertForm::AllSpecific
 }
 
 fn bert_name() -> String {

@@ -58,14 +58,16 @@ pub fn join(recipe: &StudyRecipe, graph: &Graph, store: &Store) -> Result<Findin
         sweeps.push(input("length of the seed", seeds));
     }
     inputs.extend(sweeps);
-    for (steps, place) in &graph.distances {
-        let path = store.path("", place);
+    for apart in &graph.distances {
+        let mut source = file::read_source(&store.path("", &apart.place))?;
+        if let Source::Distances(distances) = &mut source {
+            // Files of all steps have the same names.
+            (distances.input, distances.other) = apart.names.clone();
+            distances.seed = distances.seed.take().map(|_| "the seed".to_owned());
+        }
         inputs.push(Input {
-            label: match steps {
-                0 => "experts without a seed".to_owned(),
-                _ => format!("experts after {steps} seed steps"),
-            },
-            source: file::read_source(&path)?,
+            label: apart.label.clone(),
+            source,
         });
     }
     let published = Published::ours()?;
@@ -74,9 +76,14 @@ pub fn join(recipe: &StudyRecipe, graph: &Graph, store: &Store) -> Result<Findin
     document.overview = Document::new(&recipe.title, &inputs[..tests.len()], &published).overview;
     document.remarks.extend(remarks);
     document.remarks.push(format!(
-        "Each model was pre-trained for {} steps in all; merges are of experts after {} seed steps \
+        "Each model was pre-trained for {} steps in all{}; merges are of experts after {} seed steps \
          unless the table says otherwise. Parameters were chosen on validation data.",
-        recipe.budget_steps, recipe.main_seed_steps
+        recipe.budget_steps,
+        match recipe.experts.len() {
+            0 => String::new(),
+            n => format!(", {n} experts sharing those after the seed"),
+        },
+        recipe.main_seed_steps
     ));
     Ok(Findings { document, tests })
 }
