@@ -117,6 +117,15 @@ fn dry_run(plan: &TrainPlan, output: &Output) -> Result<()> {
         "activations of a part of the batch, by estimate: {}",
         megabytes(memory.activation_bytes)
     ))?;
+    output.line(format!(
+        "features of the batch with their gradients: {}; similarities of the rows compared at once: {}",
+        megabytes(memory.comparison.features),
+        megabytes(memory.comparison.similarities)
+    ))?;
+    output.line(format!(
+        "parts that are loaded ahead: {}",
+        megabytes(memory.ahead_bytes)
+    ))?;
     let total = megabytes(memory.total_bytes());
     output.line(format!("at the peak, all together: {total}"))
 }

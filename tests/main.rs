@@ -37,4 +37,5 @@ mod searching;
 mod soups;
 mod study;
 mod training;
+mod two_towers;
 mod verifying;

@@ -141,12 +141,12 @@ pub enum Error {
     },
     /// A data set does not fill one batch.
     #[error(
-        "data set {number} of `data.train`, counted from 0, has {found} {}: too few for a batch of {batch_size} that comes from one data set",
+        "`data.train`: {data} has {found} {}: too few for one batch of {batch_size}; give a smaller `batch_size`",
         if *found == 1 { "example" } else { "examples" }
     )]
     TooFewExamples {
-        /// Its place in the recipe.
-        number: usize,
+        /// What it is called.
+        data: String,
         /// Its examples.
         found: usize,
         /// Examples of a batch.

@@ -107,7 +107,12 @@ fn whole_batch(uneven: bool) -> Batch {
     let inputs = tensors("forward/inputs.safetensors");
     let get = |name: &str| inputs[name].clone();
     let ids = get("irtr_text_ids").to_dtype(DType::U32).expect("ids");
-    let text = Texts::of_tensors(ids.clone(), get("irtr_text_masks")).expect("words");
+    // No text is as long as the model takes them.
+    let kept = get("irtr_text_masks").narrow(1, 0, ids.dim(1).expect("a length") - 2);
+    let kept = kept
+        .and_then(|kept| kept.pad_with_zeros(1, 0, 2))
+        .expect("a mask");
+    let text = Texts::of_tensors(ids.clone(), kept).expect("words");
     let image = Images::new(get("irtr_image"));
     let last_first = Tensor::new(&[3u32, 2, 1, 0], &Device::Cpu).expect("numbers");
     let t = ids.dim(1).expect("a length") as u32;
@@ -183,6 +188,33 @@ fn part(whole: &Batch, rank: usize, n_ranks: usize) -> Batch {
         }),
         answers: whole.answers.as_ref().map(rows),
         classes: (whole.classes.as_ref()).map(|classes| classes[first..first + n].to_vec()),
+    }
+}
+
+/// Without what lies behind the longest text, as the loader gives batches: no token sees padding.
+pub fn shortened(batch: Batch) -> Batch {
+    let text = batch.text.as_ref().expect("texts");
+    let kept: Vec<Vec<u8>> = text.kept.to_vec2().expect("a mask");
+    let n_tokens = kept
+        .iter()
+        .map(|row| row.iter().filter(|&&kept| kept == 1).count());
+    let (from, to) = (kept[0].len(), n_tokens.max().expect("a text"));
+    let cut = |x: &Tensor| {
+        x.narrow(1, 0, to)
+            .and_then(|x| x.contiguous())
+            .expect("cut")
+    };
+    let words = batch.masked_words.as_ref().map(|words| MaskedWords {
+        ids: cut(&words.ids),
+        places: (words.places.iter())
+            .map(|&place| place / from as u32 * to as u32 + place % from as u32)
+            .collect(),
+        labels: words.labels.clone(),
+    });
+    Batch {
+        text: Some(Texts::of_tensors(cut(&text.ids), cut(&text.kept)).expect("texts")),
+        masked_words: words,
+        ..batch
     }
 }
 
@@ -268,8 +300,8 @@ fn l2(values: impl Iterator<Item = f32>) -> f64 {
         .sqrt()
 }
 
-/// Ranks with a part of the batch each learn what one rank learns from all of it, with random
-/// omissions and hard negatives. The largest relative error of the gradients of a variable.
+/// Ranks with a part of the batch each, padded to its own longest text, learn what one rank learns from all
+/// of it, padded to the model's length, with random omissions and hard negatives. The largest relative error of the gradients of a variable.
 pub fn objectives_learn_what_one_process_learns(ranks: &dyn Collective, architecture: &str) -> f64 {
     let mut largest_error = 0.0f64;
     for (names, uneven) in OBJECTIVES
@@ -281,7 +313,7 @@ pub fn objectives_learn_what_one_process_learns(ranks: &dyn Collective, architec
         }
         let whole = whole_batch(uneven);
         let expected = run(architecture, names, &whole, &Alone);
-        let own = part(&whole, ranks.rank(), ranks.size());
+        let own = shortened(part(&whole, ranks.rank(), ranks.size()));
         let found = run(architecture, names, &own, ranks);
         let shown = format!("{architecture} {names:?}");
         for (found, expected) in found.losses.iter().zip(&expected.losses) {

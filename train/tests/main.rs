@@ -14,6 +14,7 @@ mod model_record;
 mod objectives;
 mod operations;
 mod optimizer;
+mod padding;
 mod patches;
 mod ranks;
 mod recipes;

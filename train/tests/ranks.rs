@@ -42,6 +42,13 @@ fn every_objective_learns_on_four_ranks_what_it_learns_on_one() {
 }
 
 #[test]
+fn padding_behind_the_longest_text_changes_nothing_that_is_learned() {
+    for architecture in ARCHITECTURES {
+        checks::objectives_learn_what_one_process_learns(&Alone, architecture);
+    }
+}
+
+#[test]
 fn a_batch_in_parts_learns_what_it_learns_at_once() {
     for architecture in ["all_moe", "ufo"] {
         checks::parts_learn_what_the_whole_learns(&Alone, architecture);

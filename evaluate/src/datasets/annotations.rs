@@ -199,12 +199,19 @@ impl Annotations {
             }
             begin = end;
         }
-        match found.places.is_empty() {
-            true => Err(Error::Empty {
+        match (found.places.is_empty(), found.n_ignored) {
+            (false, _) => Ok(found),
+            (true, 0) => Err(Error::Empty {
                 path: path.into(),
                 what: "pairs",
             }),
-            false => Ok(found),
+            (true, n) => Err(bad_line(
+                path,
+                2,
+                format!(
+                    "`image_id` is below 0, as in all {n} rows: such rows are left out, and no other is there"
+                ),
+            )),
         }
     }
 
@@ -333,7 +340,18 @@ impl Annotations {
     /// # Errors
     /// As [`picture`](Self::picture)'s, for the first picture that is not there.
     pub fn check_pictures(&self) -> Result<()> {
-        let fault = (0..self.len()).into_par_iter().find_map_first(|row| {
+        self.check_pictures_of((0..self.len()).into_par_iter())
+    }
+
+    /// The same for some rows.
+    ///
+    /// # Errors
+    /// As [`check_pictures`](Self::check_pictures)'s.
+    pub fn check_pictures_of(
+        &self,
+        rows: impl IndexedParallelIterator<Item = usize>,
+    ) -> Result<()> {
+        let fault = rows.into_par_iter().find_map_first(|row| {
             let annotation = self.annotation(row);
             annotation
                 .and_then(|annotation| self.picture_path(row, &annotation.image))

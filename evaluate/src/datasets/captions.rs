@@ -3,6 +3,8 @@
 use std::collections::HashSet;
 use std::path::{Path, PathBuf};
 
+use rayon::prelude::*;
+
 use super::annotations::Annotations;
 use super::arrow::Table;
 use super::left_out::Omission;
@@ -169,6 +171,21 @@ impl CaptionSet {
             Source::Tables(tables) => tables.picture(IMAGE, image),
             Source::Pairs { annotations, rows } => {
                 annotations.picture(rows.get(image).copied().unwrap_or(usize::MAX))
+            }
+        }
+    }
+
+    /// Looks whether the picture of every image is there, as far as that takes no decoding: those of arrow
+    /// files lie in them.
+    ///
+    /// # Errors
+    /// For the first picture of a CSV table that is not there, with file and line.
+    pub fn check_pictures(&self) -> Result<()> {
+        match &self.source {
+            Source::Tables(_) => Ok(()),
+            Source::Pairs { annotations, rows } => {
+                let rows = &rows[..self.n_images().min(rows.len())];
+                annotations.check_pictures_of(rows.par_iter().copied())
             }
         }
     }

@@ -30,6 +30,16 @@ pub enum ModelFault {
         /// What does not fit, as a clause.
         fault: String,
     },
+    /// A number of a checkpoint is none that a model can compute with.
+    #[error("{}: `{key}` is {value}, and no pass can compute with it; give a checkpoint from before the run diverged", path.display())]
+    BadNumber {
+        /// The checkpoint.
+        path: PathBuf,
+        /// The key.
+        key: &'static str,
+        /// Its value.
+        value: f64,
+    },
     /// A family of models does not do what was asked for.
     #[error("models of the family {family} cannot {what}")]
     Incapable {

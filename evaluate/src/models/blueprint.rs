@@ -75,6 +75,11 @@ pub trait Blueprint: Send + Sync {
         None
     }
 
+    /// Numbers of a feature that images and texts are compared by, where the family has such features.
+    fn feature_width(&self) -> Option<usize> {
+        None
+    }
+
     /// Whether the family knows a setting.
     fn takes(&self, setting: Setting) -> bool;
 

@@ -54,6 +54,7 @@ pub const SPEC: TaskSpec = TaskSpec {
     open: Some(|options, folder| {
         let set = CaptionSet::open(folder, options.dataset, options.split)?;
         let set = set.first(options.limit.unwrap_or(usize::MAX));
+        set.check_pictures()?;
         let set = match options.without_repeats {
             true => set.without_repeats(),
             false => set,

@@ -43,6 +43,7 @@ pub const SPEC: TaskSpec = TaskSpec {
         })?;
         let rows = Annotations::open(folder, options.dataset, half)?;
         let rows = rows.first(options.limit.unwrap_or(usize::MAX));
+        rows.check_pictures()?;
         Ok(Box::new(ZeroShot::new(Arc::new(rows), options.ties)?))
     }),
 };

@@ -9,7 +9,7 @@ use candle_core::{DType, Device, Tensor};
 use evaluate::datasets::{Prefetch, prefetch};
 use evaluate::images::{Normalization, Rgb, Transform};
 use evaluate::models::ModelInput;
-use evaluate::text::{CaptionRule, Tokenizer};
+use evaluate::text::{CaptionRule, TextInput, Tokenizer};
 use merge::random::{Draws, Sequence};
 use rayon::prelude::*;
 
@@ -107,6 +107,8 @@ pub struct Loaded {
     pub whole: Arc<[usize]>,
     n: usize,
     side: usize,
+    /// What the model takes of a text.
+    text_input: TextInput,
     /// One vector for each picture of an example.
     images: Vec<Vec<f32>>,
     ids: Vec<u32>,
@@ -249,6 +251,22 @@ impl Loader {
         n as f64 * n_workers as f64 / self.busy_seconds().max(1e-6)
     }
 
+    /// Bytes of parts of `n_examples` that wait in memory, with the one that is learned from, where
+    /// `n_workers` threads load them ahead ([`batches`]).
+    #[must_use]
+    pub fn bytes_ahead(&self, n_examples: usize, n_workers: usize) -> u64 {
+        let square = |side: usize| 3 * side * side;
+        let n_pictures = usize::from(self.needs.image) + usize::from(self.needs.second_image);
+        let of_target = self.patches.map_or(0, |p| square(p.target_side));
+        let n_texts = usize::from(self.needs.text) + usize::from(self.needs.masked_words);
+        let numbers = n_pictures * square(self.input.image.side)
+            + of_target
+            + n_texts * self.input.text.len
+            + self.n_answers.unwrap_or(0);
+        let n_parts = 1 + BATCHES_AHEAD.max(n_workers);
+        4 * (n_parts * n_examples * numbers) as u64
+    }
+
     /// Loads examples `indices`, which begin at example `first` of the whole batch.
     ///
     /// # Errors
@@ -306,6 +324,7 @@ impl Loader {
             whole: Arc::from([]),
             n: indices.len(),
             side: self.input.image.side,
+            text_input: self.input.text,
             images: Vec::new(),
             ids: Vec::new(),
             n_tokens: Vec::new(),
@@ -438,11 +457,34 @@ impl Loader {
 }
 
 impl Loaded {
-    /// The same on a device, pictures in `dtype`.
+    /// Leaves out the padding that no token sees: all behind the longest text, unless padding counts for
+    /// the model.
+    fn shortened(mut self) -> Self {
+        let (from, to) = (
+            self.text_input.len,
+            self.text_input.padded_len(self.n_tokens.iter().copied()),
+        );
+        if to < from {
+            self.ids = first_of_rows(&self.ids, from, to);
+            self.masked_ids = first_of_rows(&self.masked_ids, from, to);
+            // Padding is never guessed, so every place is among the first of its row.
+            let (from, to) = (from as u32, to as u32);
+            for place in &mut self.places {
+                *place = *place / from * to + *place % from;
+            }
+        }
+        self
+    }
+
+    /// The same on a device, pictures in `dtype`, texts as long as the longest where padding does not count.
     ///
     /// # Errors
     /// When the device fails.
     pub fn batch(self, device: &Device, dtype: DType) -> Result<Batch> {
+        self.shortened().on(device, dtype)
+    }
+
+    fn on(self, device: &Device, dtype: DType) -> Result<Batch> {
         let (n, side) = (self.n, self.side);
         let mut images = Vec::new();
         for values in self.images {
@@ -487,6 +529,12 @@ impl Loaded {
             classes: self.classes,
         })
     }
+}
+
+/// The first `to` of every `from` numbers.
+fn first_of_rows(numbers: &[u32], from: usize, to: usize) -> Vec<u32> {
+    let rows = numbers.chunks_exact(from);
+    rows.flat_map(|row| &row[..to]).copied().collect()
 }
 
 /// A rank's parts of the batches from `place` on, loaded ahead, without end: each whole batch comes

@@ -59,22 +59,22 @@ impl Order {
         }
     }
 
-    /// Of data sets of these lengths, one behind the other, as ZeroVL's samplers go through them: each is
+    /// Of data sets of these names and lengths, one behind the other, as ZeroVL's samplers go through them: each is
     /// filled up from its start to a multiple of the ranks, of which rank `r` takes examples `r`,
     /// `r + ranks`, …
     ///
     /// # Errors
     /// [`Error::TooFewExamples`] for a data set that does not fill one batch.
     pub fn of_sets(
-        lengths: &[usize],
+        named: &[(String, usize)],
         sampling: Sampling,
         batch_size: usize,
         n_ranks: usize,
         seed: u64,
     ) -> Result<Self> {
-        let mut sets = Vec::with_capacity(lengths.len());
+        let mut sets = Vec::with_capacity(named.len());
         let mut end = 0;
-        for &n in lengths {
+        for &(_, n) in named {
             sets.push(end..end + n);
             end += n;
         }
@@ -90,7 +90,10 @@ impl Order {
         };
         match (0..order.sets.len()).find(|&set| order.n_batches_of(set) == 0) {
             Some(number) => Err(Error::TooFewExamples {
-                number,
+                data: match sampling {
+                    Sampling::Shuffle => "what its data sets have together".to_owned(),
+                    _ => named[number].0.clone(),
+                },
                 found: order.sets[number].len(),
                 batch_size,
             }),
@@ -263,6 +266,11 @@ impl Place {
 mod tests {
     use super::*;
 
+    fn named(lengths: &[usize]) -> Vec<(String, usize)> {
+        let sets = lengths.iter().enumerate();
+        sets.map(|(at, &n)| (format!("set {at}"), n)).collect()
+    }
+
     #[test]
     fn an_epoch_has_every_example_once_but_the_last_few() {
         let order = Order::new(11, 3, 5);
@@ -306,7 +314,8 @@ mod tests {
 
     #[test]
     fn a_debiased_batch_has_one_data_set_as_often_as_it_is_large() {
-        let order = Order::of_sets(&[300, 100], Sampling::Debias, 10, 2, 3).expect("an order");
+        let order =
+            Order::of_sets(&named(&[300, 100]), Sampling::Debias, 10, 2, 3).expect("an order");
         assert_eq!(order.n_batches(), 40);
         let mut n_first = 0;
         for (_, examples) in order.from(Place::default()).take(2000) {
@@ -320,22 +329,23 @@ mod tests {
 
     #[test]
     fn data_sets_follow_one_another_and_each_fills_a_batch() {
-        let order = Order::of_sets(&[5, 4], Sampling::Sequential, 2, 1, 3).expect("an order");
+        let order =
+            Order::of_sets(&named(&[5, 4]), Sampling::Sequential, 2, 1, 3).expect("an order");
         assert_eq!(order.n_batches(), 4);
         let batches = order.from(Place::default()).take(4);
         let of_first: Vec<bool> = batches.map(|(_, e)| e.iter().all(|&e| e < 5)).collect();
         assert_eq!(of_first, [true, true, false, false]);
-        let error = Order::of_sets(&[5, 1], Sampling::Debias, 2, 1, 3);
+        let error = Order::of_sets(&named(&[5, 1]), Sampling::Debias, 2, 1, 3);
         let error = error.expect_err("too few").to_string();
         assert!(
-            error.contains("1 example") && error.contains("batch of 2"),
+            error.contains("set 1 has 1 example") && error.contains("batch of 2"),
             "{error}"
         );
     }
 
     #[test]
     fn a_debiased_epoch_goes_on_from_any_place() {
-        let order = Order::of_sets(&[9, 6], Sampling::Debias, 3, 1, 8).expect("an order");
+        let order = Order::of_sets(&named(&[9, 6]), Sampling::Debias, 3, 1, 8).expect("an order");
         let all: Vec<_> = order.clone().from(Place::default()).take(12).collect();
         let mut place = Place::default();
         for index in 0..12 {

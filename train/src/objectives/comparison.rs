@@ -12,8 +12,8 @@ use super::gather;
 use crate::collective::Collective;
 use crate::{Error, Result};
 
-/// Numbers of a stretch of rows: 16 MiB in `f32`.
-const STRETCH: usize = 1 << 22;
+/// Numbers of a stretch of rows: 4 MiB in `f32`, all similarities of a batch of 1,024.
+const STRETCH: usize = 1 << 20;
 
 /// Rules of a comparison.
 #[derive(Clone, Copy, Debug, PartialEq)]

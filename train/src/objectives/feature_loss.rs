@@ -52,24 +52,33 @@ impl PairFeatures {
         })
     }
 
-    /// Those of several parts in their order.
+    /// Those of several parts in their order. The parts are let go side by side, so that never more than
+    /// one side is in memory twice.
     ///
     /// # Errors
     /// When the device fails.
-    pub fn joined(parts: &[Vec<Self>]) -> Result<Vec<Self>> {
-        let n_branches = parts.first().map_or(0, Vec::len);
-        let join = |branch: usize| {
-            let of = |side: fn(&Self) -> &Tensor| {
-                let parts: Vec<&Tensor> = parts.iter().map(|part| side(&part[branch])).collect();
-                Tensor::cat(&parts, 0)
-            };
+    pub fn joined(parts: Vec<Vec<Self>>) -> Result<Vec<Self>> {
+        let mut branches: Vec<(Branch, [Vec<Tensor>; 2])> = Vec::new();
+        for (number, pair) in parts
+            .into_iter()
+            .flat_map(|part| part.into_iter().enumerate())
+        {
+            if number == branches.len() {
+                branches.push((pair.branch, [Vec::new(), Vec::new()]));
+            }
+            let (_, [images, texts]) = &mut branches[number];
+            images.push(pair.images);
+            texts.push(pair.texts);
+        }
+        let join = |(branch, [images, texts]): (Branch, [Vec<Tensor>; 2])| {
+            let side = |parts: Vec<Tensor>| Tensor::cat(&parts, 0);
             Ok(Self {
-                branch: parts[0][branch].branch,
-                images: of(|pair| &pair.images)?,
-                texts: of(|pair| &pair.texts)?,
+                branch,
+                images: side(images)?,
+                texts: side(texts)?,
             })
         };
-        (0..n_branches).map(join).collect()
+        branches.into_iter().map(join).collect()
     }
 }
 

@@ -89,12 +89,17 @@ fn others(step: &Step<'_>) -> Result<(Images, Texts)> {
     ))
 }
 
-/// The texts of all ranks in their order.
+/// The texts of all ranks in their order, padded to the longest of them.
 fn all_texts(own: &Texts, ranks: &Range<usize>, collective: &dyn Collective) -> Result<Texts> {
     if collective.size() == 1 {
         return Ok(own.clone());
     }
-    let ids = gather::rows::<u32>(&own.ids, ranks, collective)?;
-    let kept = gather::rows::<u8>(&own.kept, ranks, collective)?;
+    let len = own.ids.dim(1)?;
+    let lens = gather::numbers(&[len as u64], ranks, collective)?;
+    let longest = lens.into_iter().max().unwrap_or(0) as usize;
+    // No token sees padding, whatever its id.
+    let padded = |x: &Tensor| x.pad_with_zeros(1, 0, longest.saturating_sub(len));
+    let ids = gather::rows::<u32>(&padded(&own.ids)?, ranks, collective)?;
+    let kept = gather::rows::<u8>(&padded(&own.kept)?, ranks, collective)?;
     Ok(Texts::of_tensors(ids, kept)?)
 }

@@ -3,6 +3,7 @@
 //! One file each; [`OBJECTIVES`] is the table of all.
 
 mod comparison;
+mod comparison_bytes;
 mod contrastive;
 mod feature_loss;
 mod gather;
@@ -21,6 +22,7 @@ mod text_masked_language;
 mod vqa;
 
 pub use comparison::{Compared, Comparison, Features, Mixed, compare};
+pub use comparison_bytes::ComparisonBytes;
 pub use contrastive::Contrastive;
 pub use feature_loss::{FeatureGradients, FeatureLoss, PairFeatures};
 pub use image_classification::ImageClassification;

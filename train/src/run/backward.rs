@@ -122,7 +122,7 @@ impl Backward<'_> {
             first: whole.first,
         };
         let mut compared = None;
-        for ((objective, _), parts) in self.objectives.iter().zip(&features) {
+        for ((objective, _), parts) in self.objectives.iter().zip(features) {
             let Some(objective) = objective.of_features() else {
                 found.gradients.push(None);
                 continue;
@@ -130,12 +130,14 @@ impl Backward<'_> {
             let pairs = PairFeatures::joined(parts)?;
             let gradients = FeatureGradients::of(objective, &pairs, &step)?;
             found.gradients.push(Some(gradients));
-            compared = compared.or_else(|| pairs.into_iter().next());
+            if draws_negatives && compared.is_none() {
+                compared = pairs.into_iter().next();
+            }
         }
         if draws_negatives {
             let pair = match compared {
                 Some(pair) => Some(pair),
-                None => PairFeatures::joined(&plain)?.into_iter().next(),
+                None => PairFeatures::joined(plain)?.into_iter().next(),
             };
             let pair = pair.ok_or(Error::NotInBatch { what: "features" })?;
             match draw_negatives(&pair, &step) {

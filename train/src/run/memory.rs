@@ -1,11 +1,12 @@
 //! What a run takes in memory, before its first step.
 
-use evaluate::models::Activations;
+use evaluate::models::{Activations, Branch};
 use merge::io::Container;
 
 use super::{Start, Updater};
 use crate::collective::Collective;
-use crate::objectives::ObjectiveSpec;
+use crate::data::Loader;
+use crate::objectives::{ComparisonBytes, Objective};
 use crate::recipe::TrainRecipe;
 
 /// What a run takes in memory.
@@ -25,6 +26,25 @@ pub struct Memory {
     pub saving_bytes: u64,
     /// Bytes of what a part of the batch keeps for its backward pass, by estimate.
     pub activation_bytes: u64,
+    /// Bytes of the features of this rank's share of the batch, and of what compares them: all that
+    /// grows with the batch where a part stays as large as it is.
+    pub comparison: ComparisonBytes,
+    /// Bytes of the parts that are loaded ahead.
+    pub ahead_bytes: u64,
+}
+
+/// A run, as far as its memory goes.
+pub(super) struct Outline<'a> {
+    pub recipe: &'a TrainRecipe,
+    pub start: &'a Start,
+    pub updater: &'a Updater,
+    pub objectives: &'a [(Box<dyn Objective>, f64)],
+    pub loader: &'a Loader,
+    pub collective: &'a dyn Collective,
+    /// Examples of a part.
+    pub n_examples: usize,
+    /// Parts of this rank's share of a batch.
+    pub n_parts: usize,
 }
 
 impl Memory {
@@ -32,27 +52,21 @@ impl Memory {
     #[must_use]
     pub fn total_bytes(&self) -> u64 {
         let lasting = 4 * self.n_parameters + self.gradient_bytes + self.optimizer_bytes;
-        lasting + self.start_bytes + self.activation_bytes.max(self.saving_bytes)
+        let step = self.activation_bytes + self.comparison.features + self.comparison.similarities;
+        lasting + self.start_bytes + self.ahead_bytes + step.max(self.saving_bytes)
     }
 
-    /// Of a run whose parts of a batch have `n_examples` each.
-    pub(super) fn of(
-        recipe: &TrainRecipe,
-        start: &Start,
-        updater: &Updater,
-        specs: impl Iterator<Item = &'static ObjectiveSpec>,
-        n_examples: usize,
-        collective: &dyn Collective,
-    ) -> Self {
+    pub(super) fn of(run: &Outline<'_>) -> Self {
+        let (start, recipe) = (run.start, run.recipe);
         let variables = start.variables.values();
         let n_parameters: u64 = variables.map(|variable| variable.elem_count() as u64).sum();
-        let trained = updater.trained(&start.variables);
+        let trained = run.updater.trained(&start.variables);
         let n_trained: u64 = trained.map(|(_, var)| var.elem_count() as u64).sum();
         let averaged = match recipe.optim.ema {
             Some(_) => n_parameters,
             None => 0,
         };
-        let branches: Vec<_> = specs.flat_map(ObjectiveSpec::branches).collect();
+        let branches = run.branches();
         let source = start.weights.checkpoint();
         Self {
             n_parameters,
@@ -61,16 +75,39 @@ impl Memory {
                 Container::Memory => source.tensors().map(|(_, info)| info.n_bytes()).sum(),
                 _ => 0,
             },
-            saving_bytes: match collective.is_first() {
+            saving_bytes: match run.collective.is_first() {
                 true => 4 * n_parameters,
                 false => 0,
             },
-            optimizer_bytes: 2 * 4 * updater.n_owned() + 4 * averaged,
+            optimizer_bytes: 2 * 4 * run.updater.n_owned() + 4 * averaged,
             activation_bytes: start.blueprint.activation_bytes(&Activations {
-                n_examples,
+                n_examples: run.n_examples,
                 are_recomputed: recipe.checkpoint_activations,
                 branches: &branches,
             }),
+            comparison: run.comparison(branches.len()),
+            ahead_bytes: (run.loader).bytes_ahead(run.n_examples, rayon::current_num_threads()),
         }
+    }
+}
+
+impl Outline<'_> {
+    /// Branches that are contrasted.
+    fn branches(&self) -> Vec<Branch> {
+        let objectives = self
+            .objectives
+            .iter()
+            .map(|(objective, _)| objective.spec());
+        objectives.flat_map(|spec| spec.branches()).collect()
+    }
+
+    fn comparison(&self, n_branches: usize) -> ComparisonBytes {
+        let mut objectives = self.objectives.iter();
+        // Negatives are drawn by features, too.
+        let draws = objectives.any(|(objective, _)| objective.draws_negatives());
+        let n_branches = n_branches.max(usize::from(draws));
+        let width = self.start.blueprint.feature_width().unwrap_or(0);
+        let (n_rows, n_ranks) = (self.n_examples * self.n_parts, self.collective.size());
+        ComparisonBytes::of(n_branches, width, n_rows, n_ranks)
     }
 }

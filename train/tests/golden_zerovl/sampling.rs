@@ -35,7 +35,7 @@ fn sampler(case: &Case) {
         let expected: Vec<Vec<usize>> = list(&example["unshuffled"]).iter().map(counts).collect();
         assert_eq!(found, expected);
         // Shuffled: as many for each rank, and every row at least once.
-        let sets = Order::of_sets(&[n], Sampling::Shuffle, whole, n_ranks, 1);
+        let sets = Order::of_sets(&[("one".into(), n)], Sampling::Shuffle, whole, n_ranks, 1);
         let first = sets.expect("an order").from(Default::default()).next();
         let mut drawn = first.expect("a batch").1;
         assert_eq!(drawn.len(), whole);
@@ -49,8 +49,10 @@ fn steps_per_epoch(case: &Case) {
     for example in cases(case) {
         let (rows, n_ranks) = (counts(&example["rows"]), count(&example["ranks"]));
         let batch = count(&example["per_rank_batch"]) * n_ranks;
+        let sets = rows.iter().enumerate();
+        let named: Vec<(String, usize)> = sets.map(|(at, &n)| (at.to_string(), n)).collect();
         let steps = |sampling| {
-            let order = Order::of_sets(&rows, sampling, batch, n_ranks, 1);
+            let order = Order::of_sets(&named, sampling, batch, n_ranks, 1);
             order.map(|order| order.n_batches() as usize)
         };
         let shuffled = steps(Sampling::Shuffle).expect("an order");

@@ -92,6 +92,10 @@ impl Blueprint for MultiwayBlueprint {
         Some(self.config.image_size / self.config.patch_size)
     }
 
+    fn feature_width(&self) -> Option<usize> {
+        Some(self.config.width)
+    }
+
     fn takes(&self, setting: Setting) -> bool {
         match setting {
             Setting::Heads

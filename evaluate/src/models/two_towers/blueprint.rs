@@ -61,6 +61,10 @@ impl Blueprint for TwoTowersBlueprint {
         &self.config.input
     }
 
+    fn feature_width(&self) -> Option<usize> {
+        Some(self.config.joint_width)
+    }
+
     fn takes(&self, setting: Setting) -> bool {
         matches!(
             setting,

@@ -24,6 +24,9 @@ pub(super) const TEMPERATURE: &str = "loss.temperature";
 /// The temperature of models that do not learn it.
 const CONSTANT_TEMPERATURE: f64 = 0.02;
 
+/// The temperature is kept within these bounds wherever it is used.
+pub(super) const BOUNDS: [f64; 2] = [0.001, 0.5];
+
 /// Tokens of a text, the two special ones counted.
 const TEXT_LEN: usize = 25;
 
@@ -113,6 +116,13 @@ impl Config {
             }
             (Some(shape), _) => {
                 let fault = format!("`{TEMPERATURE}` is {shape:?}, not a single number");
+                return Err(sizes::bad(shapes, &fault));
+            }
+            (None, Some(given)) if !(BOUNDS[0]..=BOUNDS[1]).contains(&given) => {
+                let [low, high] = BOUNDS;
+                let fault = format!(
+                    "a temperature of {given} was asked for, but the family keeps it from {low} to {high}"
+                );
                 return Err(sizes::bad(shapes, &fault));
             }
             (None, given) => Temperature::Constant(given.unwrap_or(CONSTANT_TEMPERATURE)),

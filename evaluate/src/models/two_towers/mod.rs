@@ -14,7 +14,7 @@ pub use blueprint::{FAMILY, GROUPING};
 pub use config::{Config, Temperature};
 
 use blueprint::NAME;
-use config::{IMAGE, PROJECTIONS, TEMPERATURE, TEXT};
+use config::{BOUNDS, IMAGE, PROJECTIONS, TEMPERATURE, TEXT};
 
 use super::towers::{Bert, Vit};
 use super::{Branch, DualEncoder, Head, Model, ModelInput, Similarity};
@@ -22,13 +22,10 @@ use crate::batch::{Images, Texts};
 use crate::forward::NamedPasses;
 use crate::nn::{Linear, Mask, Pass, unit_length_with};
 use crate::weights::Init;
-use crate::{Result, Weights};
+use crate::{Error, ModelFault, Result, Weights};
 
 /// What is added to a length before it divides.
 const EPSILON: f64 = 1e-8;
-
-/// The temperature is kept within these bounds wherever it is used.
-const BOUNDS: [f64; 2] = [0.001, 0.5];
 
 /// Where a fresh temperature starts, as published.
 const INITIAL_TEMPERATURE: f32 = 0.02;
@@ -52,13 +49,13 @@ impl TwoTowers {
     /// Loads every part.
     ///
     /// # Errors
-    /// As [`Weights::get`].
+    /// As [`Weights::get`]; [`ModelFault::BadNumber`] when a learned temperature is no number.
     pub fn load(weights: &Weights, config: Config) -> Result<Self> {
         let joint = config.joint_width;
         let projection = |name: &str, width| Linear::load_without_bias(weights, name, width, joint);
         let initial = Init::Constant(INITIAL_TEMPERATURE);
         let temperature = match config.temperature {
-            Temperature::Learned => Some(weights.get(TEMPERATURE, &[], initial)?),
+            Temperature::Learned => Some(finite(weights, weights.get(TEMPERATURE, &[], initial)?)?),
             Temperature::Constant(_) => None,
         };
         Ok(Self {
@@ -98,6 +95,19 @@ impl TwoTowers {
             true => Ok(temperature),
             false => Ok(temperature.clamp(low, high)?),
         }
+    }
+}
+
+/// The temperature, unless it is no number: clamping would make one of it.
+fn finite(weights: &Weights, temperature: Tensor) -> Result<Tensor> {
+    let value = temperature.to_dtype(DType::F64)?.to_scalar::<f64>()?;
+    match value.is_finite() {
+        true => Ok(temperature),
+        false => Err(Error::Model(ModelFault::BadNumber {
+            path: weights.checkpoint().path().into(),
+            key: TEMPERATURE,
+            value,
+        })),
     }
 }
 

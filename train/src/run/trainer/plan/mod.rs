@@ -15,6 +15,7 @@ use crate::data::{self, Loader, Order, Patches, Sampling};
 use crate::objectives::{self, Needs, Objective, Opening};
 use crate::optim::LossScale;
 use crate::recipe::{CheckedRecipe, DataFormat, ImageMasking, Init, TrainRecipe, differences};
+use crate::run::memory::Outline;
 use crate::run::trainer::Where;
 use crate::run::update::Updater;
 use crate::run::{KeptState, Memory, RunFolder, Start, TrainState, Validation, Wanted, origin};
@@ -88,7 +89,7 @@ impl TrainPlan {
         let needs = needs(&recipe)?;
         let image_tokenizer = image_tokenizer(&recipe, needs, place)?;
         let objectives = objectives(&recipe, image_tokenizer.as_ref(), collective.size())?;
-        let (examples, lengths) = examples(&recipe, needs)?;
+        let (examples, named) = examples(&recipe, needs)?;
         let tokenizer = Tokenizer::open(&recipe.data.tokenizer)?;
 
         if let Some(state) = &kept {
@@ -126,7 +127,7 @@ impl TrainPlan {
             (Some(tokenizer), Some(masking)) => Some(patches(tokenizer, masking, &start)?),
             _ => None,
         };
-        let order = order(&recipe, &lengths, collective.size())?;
+        let order = order(&recipe, &named, collective.size())?;
         let n_parts = n_parts(&recipe, &order, collective.size())?;
         let n_steps = recipe.length.steps(order.n_batches());
         let mut updater = Updater::new(
@@ -164,9 +165,16 @@ impl TrainPlan {
         .masking_patches(patches)
         .augmented(&recipe.augmentation, recipe.masking)?
         .corrupting(recipe.data.caption_corruption)?;
-        let batch = order.batch_size() / collective.size() / n_parts;
-        let specs = objectives.iter().map(|(objective, _)| objective.spec());
-        let memory = Memory::of(&recipe, &start, &updater, specs, batch, collective);
+        let memory = Memory::of(&Outline {
+            recipe: &recipe,
+            start: &start,
+            updater: &updater,
+            objectives: &objectives,
+            loader: &loader,
+            collective,
+            n_examples: order.batch_size() / collective.size() / n_parts,
+            n_parts,
+        });
         Ok(Self {
             loader,
             validation: validation.transpose()?,
@@ -230,8 +238,11 @@ fn objectives(
     Ok(objectives)
 }
 
-/// The examples of all data sets, and how many each has.
-fn examples(recipe: &TrainRecipe, needs: Needs) -> Result<(Arc<dyn data::Examples>, Vec<usize>)> {
+/// The examples of all data sets, and what each is called and how many it has.
+fn examples(
+    recipe: &TrainRecipe,
+    needs: Needs,
+) -> Result<(Arc<dyn data::Examples>, Vec<(String, usize)>)> {
     let data = &recipe.data;
     let parts = data.train.iter().map(|split| {
         let (dataset, split) = (&split.dataset, &split.split);
@@ -247,16 +258,21 @@ fn examples(recipe: &TrainRecipe, needs: Needs) -> Result<(Arc<dyn data::Example
         }
     });
     let joined = data::Joined::new(parts.collect::<Result<_>>()?);
-    let lengths = joined.lengths();
-    Ok((Arc::new(joined), lengths))
+    let names = data.train.iter();
+    let names = names.map(|of| format!("the split `{}` of {}", of.split, of.dataset));
+    let named = names.zip(joined.lengths()).collect();
+    Ok((Arc::new(joined), named))
 }
 
 /// In which order examples come.
-fn order(recipe: &TrainRecipe, lengths: &[usize], n_ranks: usize) -> Result<Order> {
+fn order(recipe: &TrainRecipe, named: &[(String, usize)], n_ranks: usize) -> Result<Order> {
     let (data, batch, seed) = (&recipe.data, recipe.batch_size, recipe.seed);
     match (data.format, data.sampling) {
-        (DataFormat::Arrow, Sampling::Shuffle) => Ok(Order::new(lengths.iter().sum(), batch, seed)),
-        (_, sampling) => Order::of_sets(lengths, sampling, batch, n_ranks, seed),
+        (DataFormat::Arrow, Sampling::Shuffle) => {
+            let n = named.iter().map(|(_, n)| n).sum();
+            Ok(Order::new(n, batch, seed))
+        }
+        (_, sampling) => Order::of_sets(named, sampling, batch, n_ranks, seed),
     }
 }
 
