@@ -67,6 +67,49 @@ fn tokens_are_added_behind_the_others_and_once() {
 }
 
 #[test]
+fn a_vocabulary_without_a_place_for_captions_writes_none() {
+    let files = folder(&[("vocab.json", VOCABULARY), ("merges.txt", MERGES)]);
+    let tokenizer = open(files.path()).expect("a tokenizer");
+    let error = evaluate::writing::Ends::of(&tokenizer).expect_err("no borders");
+    assert!(
+        matches!(
+            error,
+            Error::Text(TextFault::NoCaptionBorders { n_tokens: 10, .. })
+        ),
+        "{error}"
+    );
+    assert!(error.hint().is_some_and(|hint| hint.contains("expand")));
+}
+
+#[test]
+fn a_model_of_captions_has_two_tokens_more_and_no_other_number() {
+    use evaluate::text::{CaptionRule, Padding, TextInput};
+    let files = folder(&[("vocab.json", VOCABULARY), ("merges.txt", MERGES)]);
+    let tokenizer = open(files.path()).expect("a tokenizer");
+    let input = |vocabulary: usize| TextInput {
+        len: 8,
+        padding: Padding::Full,
+        vocabulary,
+        captions: CaptionRule::Ended,
+    };
+    let read = |vocabulary: usize| {
+        let fitting = tokenizer.for_input(&input(vocabulary)).expect("it fits");
+        fitting.caption(CaptionRule::Ended, "ab .").into_owned()
+    };
+    assert_eq!(read(10), "ab.");
+    assert_eq!(read(12), "<bos> ab. <eos>");
+    for vocabulary in [9, 11, 13, 16] {
+        let error = tokenizer
+            .for_input(&input(vocabulary))
+            .expect_err("another vocabulary");
+        assert!(
+            matches!(error, Error::OtherVocabulary { found: 10, expected, .. } if expected == vocabulary),
+            "{error}"
+        );
+    }
+}
+
+#[test]
 fn fairseqs_dictionary_counts_in_gpt2s_ids() {
     // "a" is GPT-2's 64, "b" its 65, the space its 220; the two merges come behind the 256 bytes.
     let dict = "64 9\n65 8\n220 7\n256 3\n257 2\nmadeupword0000 0\n";

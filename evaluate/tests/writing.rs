@@ -1,9 +1,19 @@
 //! Captions written by a model of a few rules: greedy, and by beams.
 
+use std::sync::Arc;
+
 use candle_core::{Device, Tensor};
 use evaluate::batch::Images;
+use evaluate::datasets::captions::CaptionSet;
+use evaluate::metrics::bootstrap::Bootstrap;
 use evaluate::models::{Captioner, Head, Model, ModelInput, Seen};
 use evaluate::nn::Pass;
+use evaluate::predictions::captions::official_id;
+use evaluate::reports::file::Source;
+use evaluate::reports::published::Published;
+use evaluate::reports::{self, Document, Input, Report, TaskResult, html};
+use evaluate::tasks::captions::Captioning;
+use evaluate::tasks::{Predictions, Task};
 use evaluate::writing::{Ends, Writing, Written, write};
 use evaluate::{Error, Result};
 
@@ -216,4 +226,65 @@ fn logits_that_are_no_numbers_are_an_error() {
         matches!(error, Err(Error::LogitNotANumber { example: 0 })),
         "{error:?}"
     );
+}
+
+#[test]
+fn captions_of_a_split_are_judged_shown_and_written_as_official_files() {
+    let folder = fixtures::path("arrow");
+    let set = CaptionSet::open(&folder, "coco", "train").expect("a split");
+    assert!(set.n_images() > 1);
+    // The first image gets what someone said of it, the others something else.
+    let mut captions = vec!["zebras juggle".to_owned(); set.n_images()];
+    captions[0].clone_from(&set.captions(0)[0]);
+    let said = set.captions(0).to_vec();
+    let ids: Vec<_> = (0..set.n_images())
+        .map(|i| official_id(set.image_id(i)))
+        .collect();
+    let task = Captioning::new(Arc::new(set), Writing::default());
+    task.check_predictions().expect("every image has a number");
+    let outcome = task.judge(&captions).expect("judged");
+    let Predictions::Captions(written) = &outcome.predictions else {
+        panic!("no captions: {:?}", outcome.predictions);
+    };
+    assert!(written.iter().zip(&captions).all(|(a, b)| a.caption == *b));
+    assert!(
+        written
+            .iter()
+            .zip(ids)
+            .all(|(a, id)| Some(a.image_id) == id)
+    );
+    let best = &outcome.examples[0];
+    assert!(best.is_best && best.rank == 1);
+    assert_eq!(best.references, said);
+    // The page shows the picture, the caption and what people said.
+    let (measured, _) = reports::measure(&[outcome.sample], &Bootstrap::new(10, 0).expect("draws"))
+        .expect("measured");
+    let mut result = TaskResult {
+        name: "writer".into(),
+        task: "captions".into(),
+        examples: outcome.examples,
+        ..TaskResult::default()
+    };
+    result.measurements = measured.into_iter().next().expect("one");
+    let report = Report::new(vec![result], Vec::new());
+    let input = Input {
+        label: "writer.json".into(),
+        source: Source::Report(report),
+    };
+    let document = Document::new(
+        "Captions",
+        &[input],
+        &Published::ours().expect("well-formed"),
+    );
+    let page = html::html(&document).expect("made");
+    for shown in [
+        "Written best",
+        "People said:",
+        "zebras juggle",
+        "CIDEr",
+        "Rank among all captions",
+    ] {
+        assert!(page.contains(shown), "{shown}");
+    }
+    assert!(!page.contains("First right answer"));
 }

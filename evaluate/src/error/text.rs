@@ -24,6 +24,18 @@ pub enum TextFault {
         /// The folder.
         path: PathBuf,
     },
+    /// A model has no tokens to write captions between.
+    #[error(
+        "the model has no tokens `<bos>` and `<eos>`, between which captions are written: it knows {n_tokens} \
+         tokens, as many as {}",
+        path.display()
+    )]
+    NoCaptionBorders {
+        /// The tokenizer.
+        path: PathBuf,
+        /// Its tokens, which are the model's.
+        n_tokens: usize,
+    },
     /// An image has no number, which the official form of captions asks for.
     #[error(
         "image {id:?} has no number at the end of its name, so its caption has no official form"
@@ -55,6 +67,10 @@ impl TextFault {
             Self::NoTokenizer { .. } => Some(
                 "models with BERT's text encoder take the vocab.txt of bert-base-uncased, FLM the \
                  vocab.json and merges.txt of FacebookAI/roberta-base",
+            ),
+            Self::NoCaptionBorders { .. } => Some(
+                "`vlmerge expand --to flm-caption` adds them to an FLM; `vlmerge finetune` with the objective \
+                 captioning trains it",
             ),
             Self::NoImageNumber { .. } => Some("leave out --predictions"),
             Self::NoWordBoundaries { .. } => Some("mask single tokens: `whole_word: false`"),

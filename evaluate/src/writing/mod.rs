@@ -8,11 +8,11 @@ mod beams;
 
 use candle_core::Tensor;
 
-use crate::Result;
 use crate::batch::Images;
 use crate::models::Captioner;
 use crate::nn::Pass;
 use crate::text::{CAPTION_BORDERS, Tokenizer};
+use crate::{Result, TextFault};
 
 use beams::Beams;
 
@@ -56,13 +56,19 @@ impl Ends {
     /// Those of a tokenizer that has [`CAPTION_BORDERS`].
     ///
     /// # Errors
-    /// [`Error::SpecialToken`](crate::Error::SpecialToken) when it lacks one of them.
+    /// [`TextFault::NoCaptionBorders`] when it lacks one of them.
     pub fn of(tokenizer: &Tokenizer) -> Result<Self> {
-        let [first, last] = CAPTION_BORDERS;
+        let [Ok(first), Ok(last)] = CAPTION_BORDERS.map(|token| tokenizer.id_of(token)) else {
+            return Err(TextFault::NoCaptionBorders {
+                path: tokenizer.path().into(),
+                n_tokens: tokenizer.vocabulary_size(),
+            }
+            .into());
+        };
         let special = tokenizer.special();
         Ok(Self {
-            first: tokenizer.id_of(first)?,
-            stops: vec![special.borders[1], tokenizer.id_of(last)?],
+            first,
+            stops: vec![special.borders[1], last],
             never: vec![special.padding],
         })
     }
