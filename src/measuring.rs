@@ -9,7 +9,7 @@ use evaluate::measure::{Candidate, Finished, Frame, Journal, Measuring, key_of};
 use evaluate::metrics::bootstrap::Bootstrap;
 use evaluate::ranks::Collective;
 use evaluate::reports::{Report, SweepPoint};
-use evaluate::tasks::{TaskOption, answers_of};
+use evaluate::tasks::{TaskOption, answers_of, classes_of};
 use evaluate::text::Tokenizer;
 use merge::provenance::Hashes;
 use serde_json::{Value, json};
@@ -36,7 +36,7 @@ pub struct Point {
 pub struct Study<'a> {
     model: &'a ModelArgs,
     measuring: Measuring<'a>,
-    tokenizer: Tokenizer,
+    tokenizer: Option<Tokenizer>,
     device: Device,
     /// Keeps other processes from the same report.
     _lock: Option<File>,
@@ -69,7 +69,7 @@ impl<'a> Study<'a> {
         let first = journal.as_ref().filter(|_| ranks.is_first());
         let lock = first.map(locked).transpose()?;
         let task = data.open(results.ties)?;
-        let tokenizer = Tokenizer::open(&data.tokenizer)?;
+        let tokenizer = data.tokenizer()?;
         let frame = Frame {
             dataset: data.dataset().to_owned(),
             split: data.split().to_owned(),
@@ -83,7 +83,7 @@ impl<'a> Study<'a> {
                 "limit": data.limit,
                 "without_repeats": data.without_repeats,
                 "allow_other_answers": data.allow_other_answers,
-                "tokenizer": tokenizer_identity(&tokenizer)?,
+                "tokenizer": tokenizer.as_ref().map(tokenizer_identity).transpose()?,
                 "model": model.identity(),
             }),
             out: results.out.clone(),
@@ -161,9 +161,15 @@ impl<'a> Study<'a> {
             let model = opened.load(self.model, &self.device, self.output)?;
             let runner = self
                 .model
-                .runner(model.as_ref(), &self.tokenizer, &self.device, self.output)?
+                .runner(
+                    model.as_ref(),
+                    self.tokenizer.as_ref(),
+                    &self.device,
+                    self.output,
+                )?
                 .shared(self.ranks)
-                .with_answers(answers_of(&opened.checkpoint)?);
+                .with_answers(answers_of(&opened.checkpoint)?)
+                .with_classes(classes_of(&opened.checkpoint)?);
             let runner = match features {
                 Some(features) => runner.with_cache(features),
                 None => runner,

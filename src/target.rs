@@ -81,7 +81,7 @@ impl Found {
             hash: false,
             ..RunOptions::default()
         };
-        let checkpoint = Arc::new(self.source.checkpoint(output)?);
+        let checkpoint = self.source.checkpoint(output)?;
         let layout = layouts::detect(&checkpoint)?;
         let record = CheckpointRecord {
             files: self.files,

@@ -10,7 +10,7 @@ const CHECKPOINT: &str = "fixtures/ckpt/all_moe_pretrain.ckpt";
 const VOCABULARY: &str = "fixtures/real/vocab.txt";
 
 /// A table of the first pictures of the fixtures, `rows` being picture, image id, caption and class.
-fn table(folder: &TempDir, name: &str, rows: &[(usize, i64, &str, i64)]) {
+pub(crate) fn table(folder: &TempDir, name: &str, rows: &[(usize, i64, &str, i64)]) {
     let set = folder.path().join(name);
     std::fs::create_dir_all(set.join("valid")).expect("made");
     let pictures = std::fs::read_dir("fixtures/real/raw/val2014").expect("pictures");

@@ -1,4 +1,5 @@
-//! Gram matrices of two modality-agnostic models, summed by the program, and their merge by RegMean.
+//! Gram matrices of two models, summed by the program, and their merge by RegMean: modality-agnostic ones,
+//! and two towers.
 
 use std::collections::BTreeMap;
 use std::path::Path;
@@ -9,6 +10,9 @@ use merge::io::{OpenOptions, WriteOptions, Writer};
 use merge::random::Draws;
 use merge::{Checkpoint, DType, decode_f64};
 
+use tempfile::TempDir;
+
+use crate::csv_tables::table;
 use crate::evaluating::{Data, ok, run};
 use crate::program::vlmerge;
 
@@ -20,11 +24,11 @@ const SHRINK: f64 = 0.9;
 /// The merged weights are rounded to f32 once: of the largest element of `W G`.
 const TOLERANCE: f64 = 1e-5;
 
-fn open(path: &str) -> Checkpoint {
+pub(crate) fn open(path: &str) -> Checkpoint {
     merge::io::open(Path::new(path), &OpenOptions::default()).expect("it opens")
 }
 
-fn values(checkpoint: &Checkpoint, key: &str) -> Vec<f64> {
+pub(crate) fn values(checkpoint: &Checkpoint, key: &str) -> Vec<f64> {
     let info = checkpoint.require(key).expect("the tensor");
     let mut values = vec![0.0; info.n_elements()];
     let bytes = checkpoint.read_all(key).expect("it reads");
@@ -32,8 +36,8 @@ fn values(checkpoint: &Checkpoint, key: &str) -> Vec<f64> {
     values
 }
 
-/// A copy of a checkpoint with a little noise on every f32 tensor.
-fn perturbed(of: &str, to: &str) {
+/// A copy of a checkpoint with a little noise, by `seed`, on every f32 tensor.
+pub(crate) fn perturbed(of: &str, to: &str, seed: u64) {
     let source = open(of);
     let tensors: Vec<_> = (source.tensors())
         .map(|(key, info)| (key.to_owned(), info.clone()))
@@ -44,7 +48,7 @@ fn perturbed(of: &str, to: &str) {
         let mut bytes = source.read_all(key).expect("it reads");
         if info.dtype == DType::F32 {
             let mut noise = vec![0.0; info.n_elements()];
-            Draws::new(7, key).add_normal(0.02, 0, &mut noise);
+            Draws::new(seed, key).add_normal(0.02, 0, &mut noise);
             for (bytes, noise) in bytes.as_chunks_mut::<4>().0.iter_mut().zip(noise) {
                 *bytes = (f32::from_le_bytes(*bytes) + noise).to_le_bytes();
             }
@@ -71,15 +75,78 @@ fn largest(values: impl Iterator<Item = f64>) -> f64 {
     values.fold(0.0, |most, value| most.max(value.abs()))
 }
 
+/// Two models with their gram matrices.
+struct Pair {
+    models: [String; 2],
+    grams: [String; 2],
+}
+
+impl Pair {
+    fn recipe(&self, path: &str, grams: [&str; 2]) {
+        let models = self.models.iter().zip(grams);
+        let models = models.map(|(model, grams)| {
+            format!("- {{ model: {model}, parameters: {{ grams: {grams} }} }}\n")
+        });
+        let yaml = format!(
+            "merge_method: regmean\nparameters: {{ shrink: {SHRINK} }}\nmodels:\n{}",
+            models.collect::<String>()
+        );
+        std::fs::write(path, yaml).expect("written");
+    }
+
+    /// Checks every matrix of the merged model against `W Σ G̃ = Σ W G̃`; `key_of` names the weight of a gram
+    /// matrix. The names of all gram matrices.
+    fn check(&self, merged: &str, key_of: impl Fn(&str) -> String) -> Vec<String> {
+        let merged = open(merged);
+        let inputs = self.models.each_ref().map(|path| open(path));
+        let stores = (self.grams.each_ref())
+            .map(|path| GramStore::new(Arc::new(open(path))).expect("gram matrices"));
+        let names: Vec<String> = (stores[0].checkpoint().tensors())
+            .map(|(name, _)| name.to_owned())
+            .collect();
+        for name in &names {
+            let key = key_of(name);
+            let width = stores[0].width(name).expect("a matrix");
+            let found = values(&merged, &key);
+            let mut left = vec![0.0; found.len()];
+            let mut right = vec![0.0; found.len()];
+            for (store, input) in stores.iter().zip(&inputs) {
+                let gram = store.read(name).expect("it reads");
+                let gram = gram.as_slice().expect("row by row");
+                let sides = [
+                    (&mut left, found.clone()),
+                    (&mut right, values(input, &key)),
+                ];
+                for (sum, weight) in sides {
+                    for (sum, term) in sum.iter_mut().zip(times_shrunk(&weight, gram, width)) {
+                        *sum += term;
+                    }
+                }
+            }
+            let scale = largest(right.iter().copied());
+            let error = largest(left.iter().zip(&right).map(|(a, b)| a - b));
+            assert!(error <= TOLERANCE * scale, "{key}: {error} of {scale}");
+            let (one, other) = (values(&inputs[0], &key), values(&inputs[1], &key));
+            let means = one.iter().zip(&other).map(|(a, b)| (a + b) / 2.0);
+            let moved = largest(means.zip(&found).map(|(mean, found)| mean - found));
+            assert!(moved > 1e-3, "{key} is the plain mean: {moved}");
+        }
+        names
+    }
+}
+
 #[test]
 fn grams_of_two_agnostic_models_merge_every_matrix_by_the_closed_form() {
     let data = Data::build(&["coco"]);
     let second = data.path("second.safetensors");
-    perturbed(FIRST, &second);
-    let models = [FIRST, second.as_str()];
+    perturbed(FIRST, &second, 7);
     let grams =
         [data.path("first.gram"), data.path("second.gram")].map(|name| name + ".safetensors");
-    for ((model, grams), split) in models.iter().zip(&grams).zip(["val", "test"]) {
+    let pair = Pair {
+        models: [FIRST.to_owned(), second],
+        grams,
+    };
+    for ((model, grams), split) in pair.models.iter().zip(&pair.grams).zip(["val", "test"]) {
         let flags = data.flags("retrieval", split);
         let said = run(
             &["gram", "--checkpoint", model, "--shared", "--out", grams],
@@ -92,64 +159,19 @@ fn grams_of_two_agnostic_models_merge_every_matrix_by_the_closed_form() {
             said.stdout
         );
     }
-    let recipe = |first: &str, second: &str| {
-        let yaml = format!(
-            "merge_method: regmean\nparameters: {{ shrink: {SHRINK} }}\nmodels:\n\
-             - {{ model: {FIRST}, parameters: {{ grams: {first} }} }}\n\
-             - {{ model: {}, parameters: {{ grams: {second} }} }}\n",
-            models[1]
-        );
-        let path = data.path("recipe.yaml");
-        std::fs::write(&path, yaml).expect("written");
-        path
-    };
-    let merged = data.path("merged.safetensors");
-    let path = recipe(&grams[0], &grams[1]);
+    let [first, second] = pair.grams.each_ref().map(String::as_str);
+    let (path, merged) = (data.path("recipe.yaml"), data.path("merged.safetensors"));
+    pair.recipe(&path, [first, second]);
     ok(&vlmerge(&["merge", &path, "--out", &merged]));
-
-    let merged = open(&merged);
-    let inputs = models.map(open);
-    let stores = grams
-        .each_ref()
-        .map(|path| GramStore::new(Arc::new(open(path))).expect("gram matrices"));
-    let names: Vec<String> = (stores[0].checkpoint().tensors())
-        .map(|(name, _)| name.to_owned())
-        .collect();
-    for name in &names {
-        let key = match name.ends_with(".attn") {
-            true => format!("{name}.qkv.weight"),
-            false => format!("{name}.weight"),
-        };
-        let width = stores[0].width(name).expect("a matrix");
-        let found = values(&merged, &key);
-        let mut left = vec![0.0; found.len()];
-        let mut right = vec![0.0; found.len()];
-        for (store, input) in stores.iter().zip(&inputs) {
-            let gram = store.read(name).expect("it reads");
-            let gram = gram.as_slice().expect("row by row");
-            let sides = [
-                (&mut left, found.clone()),
-                (&mut right, values(input, &key)),
-            ];
-            for (sum, weight) in sides {
-                for (sum, term) in sum.iter_mut().zip(times_shrunk(&weight, gram, width)) {
-                    *sum += term;
-                }
-            }
-        }
-        let scale = largest(right.iter().copied());
-        let error = largest(left.iter().zip(&right).map(|(a, b)| a - b));
-        assert!(error <= TOLERANCE * scale, "{key}: {error} of {scale}");
-        let (one, other) = (values(&inputs[0], &key), values(&inputs[1], &key));
-        let means = one.iter().zip(&other).map(|(a, b)| (a + b) / 2.0);
-        let moved = largest(means.zip(&found).map(|(mean, found)| mean - found));
-        assert!(moved > 1e-3, "{key} is the plain mean: {moved}");
-    }
+    pair.check(&merged, |name| match name.ends_with(".attn") {
+        true => format!("{name}.qkv.weight"),
+        false => format!("{name}.weight"),
+    });
 
     // Grams of the other model are refused, by name.
-    let swapped = recipe(&grams[1], &grams[0]);
+    pair.recipe(&path, [second, first]);
     let out = data.path("swapped.safetensors");
-    let said = vlmerge(&["merge", &swapped, "--out", &out]);
+    let said = vlmerge(&["merge", &path, "--out", &out]);
     assert_eq!(said.code, Some(1), "{}", said.stderr);
     for name in [
         "second.gram.safetensors",
@@ -159,7 +181,61 @@ fn grams_of_two_agnostic_models_merge_every_matrix_by_the_closed_form() {
         assert!(said.stderr.contains(name), "{name}: {}", said.stderr);
     }
     assert!(!Path::new(&out).exists());
-    let yaml = std::fs::read_to_string(&swapped).expect("there") + "foreign_grams: allow\n";
-    std::fs::write(&swapped, yaml).expect("written");
-    ok(&vlmerge(&["merge", &swapped, "--out", &out]));
+    let yaml = std::fs::read_to_string(&path).expect("there") + "foreign_grams: allow\n";
+    std::fs::write(&path, yaml).expect("written");
+    ok(&vlmerge(&["merge", &path, "--out", &out]));
+}
+
+#[test]
+fn grams_of_two_zerovl_models_merge_every_matrix_of_both_towers_by_the_closed_form() {
+    let folder = TempDir::new().expect("a folder");
+    let path = |name: &str| folder.path().join(name).display().to_string();
+    let base = "fixtures/zerovl/ckpt/model.safetensors";
+    let pair = Pair {
+        models: ["one", "two"].map(|name| path(&format!("{name}.safetensors"))),
+        grams: ["one", "two"].map(|name| path(&format!("{name}.gram.safetensors"))),
+    };
+    let captions: Vec<String> = (0..12)
+        .map(|n| format!("a dog and {n} trees, {}", n * n))
+        .collect();
+    for (at, name) in ["first", "second"].into_iter().enumerate() {
+        perturbed(base, &pair.models[at], 7 + at as u64);
+        let numbers = 8 * at..8 * at + 12;
+        let rows = numbers.zip(&captions);
+        let rows = rows.map(|(n, caption)| (n, n as i64, caption.as_str(), n as i64));
+        table(&folder, name, &rows.collect::<Vec<_>>());
+        let config = fixtures::json("zerovl/config.json");
+        let heads = |tower: &str| config[tower]["heads"].to_string();
+        let words = [
+            &["gram", "--checkpoint", &pair.models[at], "--shared"][..],
+            &["--out", &pair.grams[at], "--task", "retrieval"],
+            &[
+                "--image-heads",
+                &heads("vision"),
+                "--text-heads",
+                &heads("text"),
+            ],
+            &["--data", &path(""), "--dataset", name, "--split", "valid"],
+            &["--tokenizer", "fixtures/real/vocab.txt"],
+        ];
+        ok(&vlmerge(&words.concat()));
+    }
+    let (recipe, merged) = (path("recipe.yaml"), path("merged.safetensors"));
+    pair.recipe(&recipe, pair.grams.each_ref().map(String::as_str));
+    ok(&vlmerge(&["merge", &recipe, "--out", &merged]));
+    let merged_names = pair.check(&merged, |name| format!("{name}.weight"));
+    // Every linear weight of both towers and both projections was merged so.
+    let model = open(base);
+    let layout = merge::layouts::detect(&model).expect("a layout");
+    let mut linear: Vec<String> = Vec::new();
+    for (key, _) in model.tensors() {
+        if let merge::Role::Shared(slot) = layout.role(key).expect("a known key")
+            && slot.kind == merge::ParamKind::LinearWeight
+        {
+            linear.push(key.trim_end_matches(".weight").to_owned());
+        }
+    }
+    linear.sort_unstable();
+    assert_eq!(merged_names, linear);
+    assert!(linear.iter().any(|name| name == "text_projection.linear"));
 }

@@ -12,14 +12,18 @@ mod data_cases;
 mod encode;
 mod evaluating;
 mod forward;
+mod forward_golden;
 mod grams_between_checkpoints;
 mod hardened;
 mod hostile_data;
 mod inspect;
 mod interrupted;
+mod linear_probe;
 mod lora;
 mod merging;
+mod model_facts;
 mod program;
+mod quantized_models;
 #[cfg(feature = "remote")]
 #[path = "../merge/tests/range_server.rs"]
 #[allow(

@@ -5,6 +5,9 @@ mod annotations;
 mod attention;
 mod build;
 mod byte_level;
+#[path = "../examples/candle_clip.rs"]
+#[allow(dead_code, reason = "the example's own way in")]
+mod candle_clip;
 mod candle_layers;
 mod captions;
 mod conformance;

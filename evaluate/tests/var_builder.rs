@@ -62,3 +62,10 @@ fn weights_that_are_variables_get_gradients_through_layers_of_candle() {
     let total = gradient.sum_all().and_then(|sum| sum.to_scalar::<f32>());
     assert_eq!(total.expect("a number"), 24.0 * 32.0);
 }
+
+#[test]
+fn clip_of_candle_transformers_gives_the_numbers_of_transformers_on_our_weights() {
+    let found = crate::candle_clip::difference_from_transformers();
+    let found = found.expect("it runs");
+    assert!(found < 1e-4, "{found:e}");
+}

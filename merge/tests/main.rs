@@ -36,3 +36,4 @@ mod torch_corpus;
 mod torch_reader;
 mod writer;
 mod zerovl;
+mod zerovl_methods;

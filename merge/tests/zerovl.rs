@@ -50,7 +50,7 @@ pub fn write(synthesis: &Synthesis<ZerovlSpec>, path: &Path) {
 }
 
 /// A small model whose towers have different widths, depths and heads.
-fn tiny() -> ZerovlSpec {
+pub fn tiny() -> ZerovlSpec {
     ZerovlSpec {
         sizes: ZerovlSizes {
             image: TowerSizes {

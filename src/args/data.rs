@@ -6,9 +6,11 @@ use anyhow::{Context, Result};
 use clap::Args;
 use clap::builder::{PossibleValue, PossibleValuesParser, TypedValueParser};
 use evaluate::datasets::annotations::Annotations;
-use evaluate::datasets::{DATASETS, DatasetSpec};
+use evaluate::datasets::class_folders::ClassFolders;
+use evaluate::datasets::{DATASETS, DatasetSpec, Kind};
 use evaluate::metrics::retrieval::Ties;
 use evaluate::tasks::{TASKS, Task, TaskOption, TaskOptions, TaskSpec};
+use evaluate::text::Tokenizer;
 use evaluate::writing::Writing;
 
 use crate::args::number::parse_positive;
@@ -21,14 +23,16 @@ pub struct DataArgs {
     /// What the model does
     #[arg(long, value_name = "TASK", value_parser = task_that_runs())]
     pub task: &'static TaskSpec,
-    /// Folder of arrow files, as `vlmerge data build` writes them, or of folders with CSV tables
+    /// Folder of arrow files, as `vlmerge data build` writes them, or of folders with CSV tables or
+    /// folders of classes
     #[arg(long, value_name = "DIR")]
     pub data: PathBuf,
-    /// Data set, for tasks that work on several: coco, f30k, sbu, gcc, vg, or the folder of a CSV table
-    /// [default: coco]
+    /// Data set of a task that works on several: coco, f30k, sbu, gcc, vg, or the folder of a CSV table or
+    /// of splits with folders of classes [default: coco; imagenet for zero_shot, imagenet1k for linear_probe]
     #[arg(long, value_name = "NAME")]
     pub dataset: Option<String>,
-    /// Part of the data set [default: test; rest_val for vqa, dev for nlvr2]
+    /// Part of the data set [default: test; rest_val for vqa, dev for nlvr2, valid for zero_shot, val for
+    /// linear_probe]
     #[arg(long, value_name = "NAME")]
     pub split: Option<String>,
     /// Tokenizer: a vocab.txt or tokenizer.json, a folder with one, or a name on the hub
@@ -164,6 +168,14 @@ impl DataArgs {
         })
     }
 
+    /// The tokenizer, for tasks that read texts.
+    pub fn tokenizer(&self) -> Result<Option<Tokenizer>> {
+        let reads = self.task.kind.has_texts();
+        Ok(reads
+            .then(|| Tokenizer::open(&self.tokenizer))
+            .transpose()?)
+    }
+
     /// Opens the split.
     pub fn open(&self, ties: Option<Ties>) -> Result<Box<dyn Task>> {
         self.check(ties.is_some())?;
@@ -195,6 +207,10 @@ impl DataArgs {
             if name.ends_with(".arrow") {
                 files.push((name, entry.metadata().with_context(failed)?.len()));
             }
+        }
+        if self.task.kind == Kind::Classes {
+            let set = ClassFolders::open(&self.data, self.dataset(), self.split())?;
+            files.extend(set.sizes()?);
         }
         if let Some(half) = Annotations::half(&self.data, self.dataset(), self.split()) {
             let table = format!("{}/{}", self.dataset(), half.table());

@@ -12,7 +12,7 @@ use evaluate::text::Tokenizer;
 use merge::Progress;
 use merge::convert::Conversion;
 
-use crate::args::number::parse_positive;
+use crate::args::number::{Colors, parse_colors, parse_positive};
 
 /// How a model is run on data.
 #[derive(Args, Clone, Debug)]
@@ -50,6 +50,13 @@ pub struct LoadArgs {
     /// Divisor of similarities, for models that do not learn it
     #[arg(long, value_name = "NUMBER")]
     pub temperature: Option<f64>,
+    /// What is taken from red, green and blue of a picture, scaled to [0, 1], if the checkpoint does not
+    /// say: one number or three [default: as the family does]
+    #[arg(long, value_name = "R,G,B", value_parser = parse_colors)]
+    pub image_mean: Option<Colors>,
+    /// What red, green and blue are divided by then
+    #[arg(long, value_name = "R,G,B", value_parser = parse_colors)]
+    pub image_deviation: Option<Colors>,
     /// First block in which text and image are one sequence, if the checkpoint does not say
     #[arg(long, value_name = "BLOCK")]
     pub fusion_start: Option<usize>,
@@ -101,6 +108,8 @@ impl LoadArgs {
             "image_heads": self.image_heads,
             "text_heads": self.text_heads,
             "temperature": self.temperature,
+            "image_mean": self.image_mean.map(|Colors(colors)| colors),
+            "image_deviation": self.image_deviation.map(|Colors(colors)| colors),
         })
     }
 
@@ -122,6 +131,8 @@ impl LoadArgs {
             image_heads: self.image_heads,
             text_heads: self.text_heads,
             temperature: self.temperature,
+            image_mean: self.image_mean.map(|Colors(colors)| colors),
+            image_deviation: self.image_deviation.map(|Colors(colors)| colors),
         }
     }
 }
@@ -131,7 +142,7 @@ impl ModelArgs {
     pub fn runner<'a>(
         &self,
         model: &'a dyn Model,
-        tokenizer: &'a Tokenizer,
+        tokenizer: Option<&'a Tokenizer>,
         device: &'a Device,
         progress: &'a dyn Progress,
     ) -> Result<Runner<'a>> {

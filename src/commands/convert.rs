@@ -6,12 +6,12 @@ use std::process::ExitCode;
 use anyhow::Result;
 use clap::ValueEnum;
 use merge::convert::{Conversion, Spelling, Wrapper};
-use merge::layouts::{by_name, detect};
+use merge::layouts::{ModelRecord, RecordFamily, by_name, detect};
 use merge::recipe::ModelRef;
 use merge::{Checkpoint, Layout, MergePlan, MergeRecipe, quantized};
 
 use crate::args::convert::{ResizeArg, open_source};
-use crate::args::number::parse_positive;
+use crate::args::number::{Colors, parse_colors, parse_positive};
 use crate::args::write::{DTypeArg, WriteArgs};
 use crate::output::Output;
 use crate::plan_view;
@@ -23,6 +23,7 @@ Examples:
   vlmerge convert model.safetensors folder/model.safetensors --max-shard-size 2GB
   vlmerge convert vlmo_base.pt out.safetensors --to vl-merging       VLMo keys as vl-merging's
   vlmerge convert zerovl.pth zerovl.safetensors --module remove      keys without the prefix
+  vlmerge convert zerovl.pth noted.safetensors --image-mean 0.5 --image-deviation 0.5
   vlmerge convert model.ckpt coco.safetensors --image-size 384       tables for a larger image
   vlmerge convert fp8/ bf16/ --dequantize                            codes and scales as numbers
   vlmerge convert model.ckpt nlvr2.safetensors --image-size 384 --nlvr2 --dry-run";
@@ -64,6 +65,21 @@ pub struct Args {
     /// a folder, configuration and tokenizer are copied too
     #[arg(long)]
     dequantize: bool,
+    /// Note the attention heads of the image tower, which weights do not tell, for whatever reads the output
+    #[arg(long, value_name = "N", value_parser = parse_positive)]
+    image_heads: Option<usize>,
+    /// Note the attention heads of the text tower
+    #[arg(long, value_name = "N", value_parser = parse_positive)]
+    text_heads: Option<usize>,
+    /// Note the divisor of similarities, for models that do not learn it
+    #[arg(long, value_name = "NUMBER")]
+    temperature: Option<f64>,
+    /// Note what is taken from red, green and blue of a picture, scaled to [0, 1]: one number or three
+    #[arg(long, value_name = "R,G,B", value_parser = parse_colors)]
+    image_mean: Option<Colors>,
+    /// Note what red, green and blue are divided by then
+    #[arg(long, value_name = "R,G,B", value_parser = parse_colors)]
+    image_deviation: Option<Colors>,
     /// Rebuild index buffers for the new sizes, instead of leaving them out
     #[arg(long)]
     keep_derived: bool,
@@ -89,6 +105,24 @@ enum ModuleArg {
     Remove,
 }
 
+impl Args {
+    /// What the output's record says of two towers.
+    fn facts(&self) -> ModelRecord {
+        let facts = ModelRecord {
+            image_heads: self.image_heads,
+            text_heads: self.text_heads,
+            temperature: self.temperature,
+            image_mean: self.image_mean.map(|Colors(colors)| colors),
+            image_deviation: self.image_deviation.map(|Colors(colors)| colors),
+            ..ModelRecord::default()
+        };
+        ModelRecord {
+            family: (facts != ModelRecord::default()).then_some(RecordFamily::Zerovl),
+            ..facts
+        }
+    }
+}
+
 /// Runs the verb.
 pub fn run(args: Args, output: &Output) -> Result<ExitCode> {
     let mut source = open_source(&args.input, args.root.clone(), output)?;
@@ -108,6 +142,7 @@ pub fn run(args: Args, output: &Output) -> Result<ExitCode> {
         third_token_type: args.nlvr2,
         with_buffers: args.keep_derived,
         dtype: args.write.dtype.into(),
+        facts: args.facts(),
     };
     if args.dequantize {
         source = quantized::dequantized(source)?;

@@ -198,7 +198,7 @@ impl Args {
     fn input(&self, output: &Output) -> Result<Input> {
         let mut input = Input::default();
         if let Some(path) = &self.images {
-            let (found, n_others) = encode::pictures(path)?;
+            let (found, n_others) = evaluate::images::list(path)?;
             if n_others > 0 {
                 output.note(format!(
                     "{}: {n_others} files do not end like pictures and are passed over",
@@ -211,7 +211,7 @@ impl Args {
                 input.content.push(stamp(&metadata));
             }
             let (ids, paths): (Vec<String>, Vec<PathBuf>) = found.into_iter().unzip();
-            let picture = move |index: usize| encode::picture(&paths[index]);
+            let picture = move |index: usize| evaluate::images::open(&paths[index]);
             input.pictures = Some((ids, Box::new(picture)));
         }
         if let Some(path) = &self.texts {

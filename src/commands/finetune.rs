@@ -18,10 +18,11 @@ Examples:
   vlmerge finetune --task retrieval --init merged.safetensors --data arrow --out run \\
       --set model.image_size=224
   vlmerge finetune --task vqa --init-recipe merge.yaml --data arrow --out run --device cuda
+  vlmerge finetune --task linear_probe --init zerovl.safetensors --data data --out probe
   vlmerge finetune --recipe run.yaml --set optim.lr=3e-5 --out run --resume";
 
 /// Published recipes: task, data set, text.
-const PUBLISHED: [(&str, &str); 4] = [
+const PUBLISHED: [(&str, &str); 5] = [
     (
         "coco",
         include_str!("../../docs/recipes/train/finetune_coco_base.yaml"),
@@ -38,6 +39,10 @@ const PUBLISHED: [(&str, &str); 4] = [
         "nlvr2",
         include_str!("../../docs/recipes/train/finetune_nlvr2_base.yaml"),
     ),
+    (
+        "imagenet1k",
+        include_str!("../../docs/recipes/train/zerovl_linear_probe.yaml"),
+    ),
 ];
 
 /// Flags of `vlmerge finetune`.
@@ -52,7 +57,8 @@ pub struct Args {
         required_unless_present = "recipe"
     )]
     task: Option<&'static TaskSpec>,
-    /// Data set of retrieval: coco or f30k [default: coco]
+    /// Data set of the published recipe: coco or f30k for retrieval, imagenet1k for linear_probe
+    /// [default: coco; imagenet1k]
     #[arg(long, value_name = "NAME", requires = "task")]
     dataset: Option<String>,
     /// A recipe instead of the published one
@@ -64,7 +70,7 @@ pub struct Args {
     /// A merge recipe to start from; it is merged in memory
     #[arg(long, value_name = "FILE")]
     init_recipe: Option<PathBuf>,
-    /// Folder of arrow files
+    /// Folder of arrow files; for linear_probe, of data sets with folders of classes
     #[arg(long, value_name = "DIR")]
     data: Option<PathBuf>,
     /// Tokenizer: a vocab.txt or tokenizer.json, a folder with one, or a name on the hub

@@ -3,17 +3,19 @@
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
+use std::sync::Arc;
 
 use anyhow::Result;
-use candle_core::Tensor;
+use candle_core::{DType, Tensor};
 use evaluate::Weights;
 use evaluate::forward::{self, Given, NamedPasses};
-use evaluate::models::{self, Opened};
+use evaluate::models::{self, Dvae, Opened};
 use merge::MergeRecipe;
 use merge::io::{OpenOptions, WriteOptions};
 use merge::provenance::Hashes;
 use serde_json::json;
-use train::losses::{self, Computed};
+use train::losses::{self, Computed, LossOptions};
+use train::objectives::MixDraw;
 
 use crate::args::model::LoadArgs;
 use crate::output::{Output, UsageError};
@@ -24,6 +26,7 @@ Examples:
   vlmerge forward model.safetensors --list
   vlmerge forward model.safetensors --inputs inputs.safetensors --out outputs.safetensors --hidden
   vlmerge forward model.safetensors --inputs inputs.safetensors --out out.safetensors --pass vl,vqa
+  vlmerge forward zerovl.safetensors --inputs inputs.safetensors --loss mixup --mix image:0.3
   vlmerge forward half.yaml --inputs inputs.safetensors --loss vqa --gradients gradients.safetensors
 
 A recipe (.yaml) is merged in memory. --list prints the passes of the model, its losses, and the
@@ -53,6 +56,16 @@ pub struct Args {
     /// File to write the gradient of the loss to, for each variable that it reaches
     #[arg(long, value_name = "FILE", requires = "loss")]
     gradients: Option<PathBuf>,
+    /// How pairs are mixed: image or text, and the share that a row keeps of itself, such as image:0.3
+    #[arg(long, value_name = "SIDE:SHARE", requires = "loss", value_parser = parse_mix)]
+    mix: Option<MixDraw>,
+    /// How images and texts are compared, as `objectives[].contrast` of a recipe says it, such as
+    /// '{block: 4, smoothing: 0.1}'
+    #[arg(long, value_name = "SETTINGS", requires = "loss")]
+    contrast: Option<String>,
+    /// Checkpoint of the discrete autoencoder whose tokens are guessed, for mim and image_mim
+    #[arg(long, value_name = "FILE", requires = "loss")]
+    image_tokenizer: Option<PathBuf>,
     /// Print the passes of the model, its losses and the tensors that they read
     #[arg(long, conflicts_with_all = ["inputs", "out", "loss"])]
     list: bool,
@@ -110,7 +123,8 @@ pub fn run(args: Args, output: &Output) -> Result<ExitCode> {
     };
     let loss = match spec {
         Some(loss) => {
-            let computed = loss.compute(model.as_ref(), &weights, &given)?;
+            let options = args.loss_options(&weights)?;
+            let computed = loss.compute(model.as_ref(), &weights, &given, &options)?;
             if let Some(path) = &args.gradients {
                 write(&by_key(&computed, &weights), path, args.force)?;
             }
@@ -144,6 +158,49 @@ pub fn run(args: Args, output: &Output) -> Result<ExitCode> {
         }
     }
     Ok(ExitCode::SUCCESS)
+}
+
+impl Args {
+    /// What the loss depends on beside the tensors.
+    fn loss_options(&self, weights: &Weights) -> Result<LossOptions> {
+        let read = |text: &String| {
+            let read = serde_saphyr::from_str(text);
+            read.map_err(|error| UsageError(format!("--contrast {text}: {error}")))
+        };
+        let open = |path: &PathBuf| {
+            let file = merge::io::open(path, &OpenOptions::default())?;
+            let names = Dvae::weights(Arc::new(file), weights.device(), DType::F32)?;
+            Ok::<_, anyhow::Error>(Arc::new(Dvae::load(&names)?))
+        };
+        Ok(LossOptions {
+            mix: self.mix,
+            contrast: self.contrast.as_ref().map(read).transpose()?,
+            image_tokenizer: self.image_tokenizer.as_ref().map(open).transpose()?,
+        })
+    }
+}
+
+/// `image:0.3`, `text:0.6`.
+fn parse_mix(text: &str) -> Result<MixDraw, String> {
+    let (side, share) = text.split_once(':').unwrap_or((text, ""));
+    let mixes_images = match side {
+        "image" => true,
+        "text" => false,
+        _ => return Err(format!("{side:?} is neither image nor text")),
+    };
+    let alpha = share
+        .parse()
+        .ok()
+        .filter(|share| (0.0..=1.0).contains(share));
+    match alpha {
+        Some(alpha) => Ok(MixDraw {
+            alpha,
+            mixes_images,
+        }),
+        None => Err(format!(
+            "{share:?} is no share from 0 to 1, as in {side}:0.3"
+        )),
+    }
 }
 
 /// Opens a model whose weights are variables where a loss is asked for.

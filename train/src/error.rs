@@ -36,6 +36,16 @@ pub enum Error {
         /// Those of the family.
         known: String,
     },
+    /// Tensors of a checkpoint do not fit the fresh model that they are to fill.
+    #[error("{}: {n} tensors do not fit the model of `init.fill`: {faults}", path.display())]
+    DoesNotFit {
+        /// The checkpoint.
+        path: PathBuf,
+        /// How many.
+        n: usize,
+        /// The first of them, with what is wrong.
+        faults: String,
+    },
     /// An objective guesses tokens of images, and no tokenizer makes them.
     #[error("`image_masking`: the objective `{name}` needs `image_masking.tokenizer`")]
     NoImageTokenizer {

@@ -4,6 +4,8 @@
 use std::collections::BTreeMap;
 
 use candle_core::{DType, Device, Tensor, Var};
+use evaluate::Weights;
+use evaluate::models::{Model, Overrides, prepare};
 use evaluate::nn::{Buffers, Gradient, Gradients, Tape};
 use merge::random::Draws;
 use train::batch::{Batch, Images, MaskedPatches, MaskedWords, Texts};
@@ -13,7 +15,7 @@ use train::objectives::{
 };
 use train::run::{Backward, Told};
 
-use crate::fixture::{image_tokenizer, target_images, tensors, trainable, values};
+use crate::fixture::{image_tokenizer, json, open, target_images, tensors, trainable, values};
 
 /// Of losses, and of gradients by L2, relative.
 const TOLERANCE: f64 = 1e-5;
@@ -22,7 +24,7 @@ const TOLERANCE: f64 = 1e-5;
 const FLOOR: f64 = 1e-3;
 
 /// Objectives that are run on one batch, one after the other.
-const OBJECTIVES: [&[&str]; 11] = [
+const OBJECTIVES: [&[&str]; 12] = [
     &["mim"],
     &["image_mim"],
     &["itc"],
@@ -30,6 +32,7 @@ const OBJECTIVES: [&[&str]; 11] = [
     &["mlm"],
     &["text_mlm"],
     &["image_classification"],
+    &["linear_probe"],
     &["retrieval"],
     &["vqa"],
     &["nlvr2"],
@@ -356,6 +359,87 @@ const BEYOND: [(&[&str], Option<MixDraw>); 6] = [
     ),
 ];
 
+/// The same of two towers, which have no heads but for contrast.
+const BEYOND_TOWERS: [(&[&str], Option<MixDraw>); 3] = [
+    (&["nce"], None),
+    (
+        &["mixup_nce"],
+        Some(MixDraw {
+            alpha: 0.3,
+            mixes_images: true,
+        }),
+    ),
+    (
+        &["mixup_nce"],
+        Some(MixDraw {
+            alpha: 0.6,
+            mixes_images: false,
+        }),
+    ),
+];
+
+/// A model whose weights are variables.
+type Trained = (Box<dyn Model>, Weights);
+
+/// A model of a family, with a batch for it, and what it can learn beyond an example.
+pub struct Beyond {
+    name: &'static str,
+    open: Box<dyn Fn() -> Trained + Sync>,
+    whole: Batch,
+    objectives: &'static [(&'static [&'static str], Option<MixDraw>)],
+}
+
+impl Beyond {
+    /// An architecture of the multiway family.
+    pub fn multiway(name: &'static str) -> Self {
+        Self {
+            name,
+            open: Box::new(move || {
+                let (model, weights) = trainable(name);
+                (Box::new(model), weights)
+            }),
+            whole: whole_batch(false),
+            objectives: &BEYOND,
+        }
+    }
+
+    /// ZeroVL, which drops out shares and states of its text tower.
+    pub fn zerovl() -> Self {
+        let inputs = tensors("zerovl/forward/inputs.safetensors");
+        let ids = inputs["input_ids"].to_dtype(DType::U32).expect("ids");
+        let kept = inputs["attention_mask"]
+            .to_dtype(DType::U8)
+            .expect("a mask");
+        let image = inputs["image"].clone();
+        Self {
+            name: "zerovl",
+            open: Box::new(two_towers),
+            whole: Batch {
+                n: image.dim(0).expect("rows"),
+                image: Some(Images::new(image)),
+                text: Some(Texts::of_tensors(ids, kept).expect("words")),
+                ..Batch::default()
+            },
+            objectives: &BEYOND_TOWERS,
+        }
+    }
+}
+
+fn two_towers() -> Trained {
+    let config = json("zerovl/config.json");
+    let heads = |tower: &str| config[tower]["heads"].as_u64().map(|n| n as usize);
+    let overrides = Overrides {
+        image_heads: heads("vision"),
+        text_heads: heads("text"),
+        ..Overrides::default()
+    };
+    let checkpoint = open("zerovl/ckpt/model.safetensors");
+    let prepared = prepare(checkpoint, &overrides, &Device::Cpu, DType::F32);
+    let (blueprint, weights) = prepared.expect("a model");
+    let weights = weights.trainable();
+    (blueprint.build(&weights).expect("built"), weights)
+}
+
 /// Examples of a batch in memory.
 struct InMemory<'a>(&'a Batch);
 
@@ -373,13 +457,13 @@ impl Others for InMemory<'_> {
 
 /// Computes a rank's share of a batch in `n_parts` parts: gradients averaged over parts and ranks, and losses.
 fn in_parts(
-    architecture: &str,
+    of: &Beyond,
     (names, mix): (&[&str], Option<MixDraw>),
-    whole: &Batch,
     n_parts: usize,
     ranks: &dyn Collective,
 ) -> (BTreeMap<String, Vec<f32>>, BTreeMap<String, f64>) {
-    let (model, weights) = trainable(architecture);
+    let (model, weights) = (of.open)();
+    let whole = &of.whole;
     let opening = Opening {
         contrast: mix.map(|_| ContrastSettings {
             block: Some(1 + usize::from(whole.n / ranks.size() / n_parts > 1)),
@@ -397,7 +481,7 @@ fn in_parts(
         .collect();
     let buffers = Buffers::default();
     let backward = Backward {
-        model: &model,
+        model: model.as_ref(),
         objectives: &objectives,
         collective: ranks,
         randomness: Randomness {
@@ -442,10 +526,9 @@ fn in_parts(
 
 /// A batch in parts learns what it learns at once, with the same random omissions: losses and gradients
 /// depend neither on the parts nor on the ranks.
-pub fn parts_learn_what_the_whole_learns(ranks: &dyn Collective, architecture: &str) {
-    let whole = whole_batch(false);
-    let share = whole.n / ranks.size();
-    for (names, mix) in BEYOND {
+pub fn parts_learn_what_the_whole_learns(ranks: &dyn Collective, of: &Beyond) {
+    let share = of.whole.n / ranks.size();
+    for &(names, mix) in of.objectives {
         for n_parts in [1, 2, 4].into_iter().filter(|n| share.is_multiple_of(*n)) {
             // Partners are those of a part: the same blocks on one rank.
             let block = 1 + usize::from(share / n_parts > 1);
@@ -453,9 +536,9 @@ pub fn parts_learn_what_the_whole_learns(ranks: &dyn Collective, architecture: &
                 // A row that is mixed with itself is of another batch.
                 continue;
             }
-            let expected = in_parts(architecture, (names, mix), &whole, 1, &Alone);
-            let found = in_parts(architecture, (names, mix), &whole, n_parts, ranks);
-            let shown = format!("{architecture} {names:?} in {n_parts} parts");
+            let expected = in_parts(of, (names, mix), 1, &Alone);
+            let found = in_parts(of, (names, mix), n_parts, ranks);
+            let shown = format!("{} {names:?} in {n_parts} parts", of.name);
             assert!(found.1.keys().eq(expected.1.keys()), "{shown}");
             for (name, expected) in &expected.1 {
                 let error = (found.1[name] - expected).abs();

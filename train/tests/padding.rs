@@ -38,9 +38,15 @@ fn batch(padding: Padding, n: usize) -> Batch {
         probability: 0.5,
         ..Masking::default()
     };
-    let loader = Loader::new(Arc::from(examples), Arc::new(tokenizer), input, needs, 3)
-        .augmented(&Augmentation::Square, masking)
-        .expect("a loader");
+    let loader = Loader::new(
+        Arc::from(examples),
+        Some(Arc::new(tokenizer)),
+        input,
+        needs,
+        3,
+    )
+    .augmented(&Augmentation::Square, masking)
+    .expect("a loader");
     let indices: Vec<usize> = (0..n).collect();
     let loaded = loader.load(Place::default(), 0, &indices).expect("loaded");
     loaded.batch(&Device::Cpu, DType::F32).expect("a batch")

@@ -5,7 +5,7 @@ use std::time::Duration;
 use train::collective::rendezvous::Rendezvous;
 use train::collective::{Alone, Collective, Fault, Shards};
 
-use crate::checks;
+use crate::checks::{self, Beyond};
 use crate::fixture::ARCHITECTURES;
 use crate::shared_runs;
 use crate::threads::Threads;
@@ -50,10 +50,14 @@ fn padding_behind_the_longest_text_changes_nothing_that_is_learned() {
 
 #[test]
 fn a_batch_in_parts_learns_what_it_learns_at_once() {
-    for architecture in ["all_moe", "ufo"] {
-        checks::parts_learn_what_the_whole_learns(&Alone, architecture);
+    for of in [
+        Beyond::multiway("all_moe"),
+        Beyond::multiway("ufo"),
+        Beyond::zerovl(),
+    ] {
+        checks::parts_learn_what_the_whole_learns(&Alone, &of);
         Threads::run(2, |rank| {
-            checks::parts_learn_what_the_whole_learns(rank, architecture)
+            checks::parts_learn_what_the_whole_learns(rank, &of)
         });
     }
 }

@@ -16,7 +16,7 @@ fn every_shipped_recipe_reads_and_says_what_it_starts_from() {
         }
         n += 1;
     }
-    assert_eq!(n, 36);
+    assert_eq!(n, 37);
 }
 
 #[test]
@@ -41,10 +41,7 @@ fn fresh_weights_take_the_sizes_of_their_family_alone() {
             "`synth.fusion_start`",
         ),
         ("synth: { joint_width: 32 }", "`synth.joint_width`"),
-        (
-            "checkpoint: a.pt, fill: { family: zerovl }",
-            "`init.fill.family`",
-        ),
+        ("checkpoint: a.pt, load: { only: [image] }", "`init.load`"),
     ] {
         let error = parse(init).expect_err(key);
         assert!(error.contains(key), "{error}");

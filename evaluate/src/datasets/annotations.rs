@@ -488,7 +488,7 @@ fn line_at(path: &Path, begin: u64) -> u64 {
 }
 
 /// Whether a path stays in the folder that it is joined to.
-fn is_inside(path: &str) -> bool {
+pub(super) fn is_inside(path: &str) -> bool {
     let mut components = Path::new(path).components().peekable();
     components.peek().is_some()
         && !path.contains('\0')

@@ -1,13 +1,15 @@
-//! Benchmarks as users have them: folders of arrow files.
+//! Benchmarks as users have them: folders of arrow files, CSV tables, folders of classes.
 //!
 //! [`DATASETS`] lists them: one row each. [`Dataset::open`] opens a split of any by its name, as a
-//! [`captions::CaptionSet`], [`vqa::VqaSet`], [`nlvr2::Nlvr2Set`] or [`texts::TextSet`]: texts and
-//! ids are read at once, pictures on request. [`annotations::Annotations`] reads CSV files beside folders of
-//! pictures. [`prefetch()`] runs the decoding ahead on other threads.
+//! [`captions::CaptionSet`], [`vqa::VqaSet`], [`nlvr2::Nlvr2Set`], [`texts::TextSet`] or
+//! [`class_folders::ClassFolders`]: texts and ids are read at once, pictures on request.
+//! [`annotations::Annotations`] reads CSV files beside folders of pictures. [`prefetch()`] runs the decoding
+//! ahead on other threads.
 
 pub mod annotations;
 pub mod arrow;
 pub mod captions;
+pub mod class_folders;
 pub mod left_out;
 pub mod nlvr2;
 pub mod overview;
@@ -35,6 +37,8 @@ pub enum Dataset {
     Statements(nlvr2::Nlvr2Set),
     /// Texts.
     Texts(texts::TextSet),
+    /// Images with classes.
+    Classes(class_folders::ClassFolders),
 }
 
 impl Dataset {
@@ -56,6 +60,7 @@ impl Dataset {
             Kind::Questions => Self::Questions(vqa::VqaSet::open(folder, split)?),
             Kind::Statements => Self::Statements(nlvr2::Nlvr2Set::open(folder, split)?),
             Kind::Texts => Self::Texts(texts::TextSet::open(folder, name, split)?),
+            Kind::Classes => Self::Classes(class_folders::ClassFolders::open(folder, name, split)?),
         })
     }
 }

@@ -14,6 +14,8 @@ pub enum Kind {
     Statements,
     /// Texts without an image.
     Texts,
+    /// An image with its class.
+    Classes,
 }
 
 impl Kind {
@@ -25,7 +27,14 @@ impl Kind {
             Self::Questions => "questions",
             Self::Statements => "statements",
             Self::Texts => "texts",
+            Self::Classes => "classes",
         }
+    }
+
+    /// Whether a model reads texts of its rows.
+    #[must_use]
+    pub fn has_texts(self) -> bool {
+        self != Self::Classes
     }
 }
 
@@ -35,7 +44,8 @@ pub struct Split {
     /// Its name.
     pub name: &'static str,
     /// Names of files without their ending. A `{}` stands for a number, from 0: as many as
-    /// follow one another. None where the split is a CSV table beside a folder of pictures.
+    /// follow one another. None where the split is no arrow file: a CSV table beside a folder of
+    /// pictures, or folders of classes.
     pub tables: &'static [&'static str],
 }
 
@@ -142,6 +152,15 @@ pub const DATASETS: &[DatasetSpec] = &[
         about: "Images with a class each and a text per class, as a CSV table",
         kind: Kind::Captions,
         splits: &[split("train", &[]), split("valid", &[])],
+        plan: None,
+    },
+    DatasetSpec {
+        name: "imagenet1k",
+        aliases: &[],
+        title: "ImageNet-1K",
+        about: "Images in a folder for each class",
+        kind: Kind::Classes,
+        splits: &[split("train", &[]), split("val", &[])],
         plan: None,
     },
     DatasetSpec {

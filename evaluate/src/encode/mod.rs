@@ -3,14 +3,14 @@
 //! [`images`] and [`texts`] compute rows with any model that encodes images and texts apart, and keep
 //! each batch in [`Rows`] at once; [`Embeddings`] writes them as safetensors or `.npy`, with ids.
 
-mod listing;
+mod lines;
 mod output;
 mod rows;
 
 use candle_core::{DType, Device};
 use merge::Progress;
 
-pub use listing::{lines, picture, pictures};
+pub use lines::lines;
 pub use output::{Container, Embeddings};
 pub use rows::Rows;
 

@@ -53,6 +53,11 @@ impl Error {
                  the same with --allow-other-answers"
                     .into(),
             ),
+            Self::NoSuchClassName { .. } | Self::OtherClasses { .. } => Some(
+                "give the data set that the classifier was trained on, or train one on this with `vlmerge \
+                 finetune`"
+                    .into(),
+            ),
             Self::NoHead { .. } => Some(
                 "this checkpoint was not trained for the task; use one that was fine-tuned on it"
                     .into(),

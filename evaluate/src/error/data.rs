@@ -22,6 +22,14 @@ pub enum DataFault {
         /// The name as given.
         name: String,
     },
+    /// Folders of classes do not hold what they should.
+    #[error("{}: {fault}", path.display())]
+    Classes {
+        /// The folder of the split.
+        path: PathBuf,
+        /// What is wrong, as a sentence.
+        fault: String,
+    },
     /// A data set has no split of this name.
     #[error("{dataset} has no split {name:?}; there are: {known}")]
     UnknownSplit {

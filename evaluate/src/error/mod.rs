@@ -249,6 +249,31 @@ pub enum Error {
         /// Classes of the head.
         n_classes: usize,
     },
+    /// A folder is of a class that the model's head does not have.
+    #[error(
+        "{}: {class:?} is none of the {n_classes} classes that the model was trained on", path.display()
+    )]
+    NoSuchClassName {
+        /// The folder of the split.
+        path: PathBuf,
+        /// The class.
+        class: String,
+        /// Classes of the model.
+        n_classes: usize,
+    },
+    /// A model's head and folders of classes are not of as many classes, and nothing tells which is which.
+    #[error(
+        "{}: holds {n_data} classes, but the head has {n_classes}, and the checkpoint does not name \
+         them: they may not belong together", path.display()
+    )]
+    OtherClasses {
+        /// The folder of the split.
+        path: PathBuf,
+        /// Classes of the head.
+        n_classes: usize,
+        /// Classes of the data.
+        n_data: usize,
+    },
     /// A model's logit is not a number.
     #[error("a logit of example {example} is not a number")]
     LogitNotANumber {
@@ -316,6 +341,9 @@ pub enum Error {
         /// Why the hub did not help, as a clause.
         fault: String,
     },
+    /// Texts were to be read without a tokenizer.
+    #[error("texts cannot be read without a tokenizer")]
+    NoTokenizer,
     /// A text cannot be turned into tokens.
     #[error("the text {text:?} cannot be tokenized: {fault}")]
     Tokenization {

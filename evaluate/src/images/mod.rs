@@ -3,6 +3,7 @@
 //! 1. [`decode`] turns the bytes of a file into [`Rgb`] pixels, equal to Pillow's
 //!    `convert("RGB")`: JPEG bit by bit, alpha dropped, palettes looked up, orientation tags ignored
 //!    as published code ignores them.
+//!    [`open`] reads it off a file, and [`list`] finds the files of a folder.
 //! 2. [`Resampler`] resizes a picture, or a [`Part`] of it, with a [`Filter`] of Pillow, equal bit
 //!    by bit.
 //! 3. [`Transform`] does what a model's [`ImageInput`] asks for: resize, cut out the center, normalize,
@@ -10,6 +11,7 @@
 
 mod alpha;
 mod decode;
+mod files;
 mod filter;
 mod input;
 mod jpeg;
@@ -19,6 +21,7 @@ mod thumbnail;
 mod transform;
 
 pub use decode::{Format, MAX_PIXELS, decode, size};
+pub use files::{list, open};
 pub use filter::Filter;
 pub use input::{Alpha, ImageInput, Margins, Resize};
 pub use part::Part;

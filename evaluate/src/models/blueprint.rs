@@ -23,6 +23,10 @@ pub enum Setting {
     TextHeads,
     /// What similarities are divided by, of a model that does not learn it.
     Temperature,
+    /// What is taken from each channel of a picture.
+    ImageMean,
+    /// What each channel of a picture is divided by.
+    ImageDeviation,
     /// Leaving out residual branches at random.
     DropPath,
     /// Leaving out numbers at random.
@@ -43,6 +47,8 @@ impl Setting {
             Self::ImageHeads => "image_heads",
             Self::TextHeads => "text_heads",
             Self::Temperature => "temperature",
+            Self::ImageMean => "image_mean",
+            Self::ImageDeviation => "image_deviation",
             Self::DropPath => "drop_path",
             Self::Dropout => "dropout",
             Self::CheckpointActivations => "checkpoint_activations",

@@ -154,6 +154,33 @@ pub trait DualEncoder: Model {
         pass: &Pass<'_>,
     ) -> Result<Tensor>;
 
+    /// What a classifier of images reads of them ([`Head::ImageClasses`]), `(b, d)`.
+    ///
+    /// # Errors
+    /// [`ModelFault::Incapable`] where the family has no such classifier, and as
+    /// [`DualEncoder::image_states`].
+    fn pooled_image(&self, images: &Images, pass: &Pass<'_>) -> Result<Tensor> {
+        let _ = (images, pass);
+        Err(self.cannot("classify images"))
+    }
+
+    /// Runs images through every linear layer that has a gram matrix and sees images, for a tap that looks
+    /// on.
+    ///
+    /// # Errors
+    /// As [`DualEncoder::image_states`].
+    fn pass_images(&self, images: &Images, pass: &Pass<'_>) -> Result<()> {
+        self.image_states(images, None, pass).map(drop)
+    }
+
+    /// Runs texts through every linear layer that has a gram matrix and sees texts.
+    ///
+    /// # Errors
+    /// As [`DualEncoder::text_states`].
+    fn pass_texts(&self, texts: &Texts, pass: &Pass<'_>) -> Result<()> {
+        self.text_states(texts, pass).map(drop)
+    }
+
     /// Hidden states of texts alone after the last norm, `(b, t, d)`.
     ///
     /// # Errors

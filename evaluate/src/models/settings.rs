@@ -22,6 +22,10 @@ pub struct Overrides {
     pub text_heads: Option<usize>,
     /// What similarities are divided by, of a model that does not learn it.
     pub temperature: Option<f64>,
+    /// What is taken from each channel of a picture, after it is scaled to `[0, 1]`.
+    pub image_mean: Option<[f32; 3]>,
+    /// What each channel is divided by then.
+    pub image_deviation: Option<[f32; 3]>,
 }
 
 impl Overrides {
@@ -35,6 +39,8 @@ impl Overrides {
             (Setting::ImageHeads, self.image_heads.is_some()),
             (Setting::TextHeads, self.text_heads.is_some()),
             (Setting::Temperature, self.temperature.is_some()),
+            (Setting::ImageMean, self.image_mean.is_some()),
+            (Setting::ImageDeviation, self.image_deviation.is_some()),
         ];
         let given = given.into_iter().filter(|(_, is_given)| *is_given);
         given.map(|(setting, _)| setting)

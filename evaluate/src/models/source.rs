@@ -1,6 +1,7 @@
 //! Where the weights of a model come from.
 
 use std::path::Path;
+use std::sync::Arc;
 
 use merge::execute::{RunOptions, in_memory};
 use merge::io::{OpenOptions, SourceFile};
@@ -11,8 +12,8 @@ use crate::Result;
 
 /// Weights that are a file, or that a plan makes in memory.
 pub enum Source {
-    /// A checkpoint.
-    Checkpoint(Box<Checkpoint>),
+    /// A checkpoint; quantized weights of it are read as the numbers that they stand for.
+    Checkpoint(Arc<Checkpoint>),
     /// A merge, or fresh weights.
     Plan(Box<MergePlan>),
 }
@@ -21,10 +22,10 @@ impl Source {
     /// A checkpoint file or folder, whose headers are read.
     ///
     /// # Errors
-    /// As [`merge::io::open`].
+    /// As [`merge::quantized::open`].
     pub fn file(path: &Path) -> Result<Self> {
-        let checkpoint = merge::io::open(path, &OpenOptions::default())?;
-        Ok(Self::Checkpoint(Box::new(checkpoint)))
+        let checkpoint = merge::quantized::open(path, &OpenOptions::default())?;
+        Ok(Self::Checkpoint(checkpoint))
     }
 
     /// A merge, which is planned.
@@ -60,14 +61,14 @@ impl Source {
     ///
     /// # Errors
     /// As [`in_memory`].
-    pub fn checkpoint(self, progress: &dyn Progress) -> Result<Checkpoint> {
+    pub fn checkpoint(self, progress: &dyn Progress) -> Result<Arc<Checkpoint>> {
         let run = RunOptions {
             hash: false,
             ..RunOptions::default()
         };
         Ok(match self {
-            Self::Checkpoint(checkpoint) => *checkpoint,
-            Self::Plan(plan) => in_memory(&plan, &run, progress)?,
+            Self::Checkpoint(checkpoint) => checkpoint,
+            Self::Plan(plan) => Arc::new(in_memory(&plan, &run, progress)?),
         })
     }
 }

@@ -84,7 +84,8 @@ impl Captioning {
     /// As [`Task::run`].
     pub fn captions(&self, runner: &Runner<'_>) -> Result<Vec<String>> {
         let model = runner.model().captioner()?;
-        let ends = Ends::of(runner.tokenizer())?;
+        let tokenizer = runner.tokenizer()?;
+        let ends = Ends::of(tokenizer)?;
         let images: Vec<usize> = (0..self.set.n_images()).collect();
         let all: Vec<Vec<usize>> = images
             .chunks(runner.batch_size())
@@ -104,7 +105,7 @@ impl Captioning {
         let rows = runner.gathered(rows, &sizes)?.concat();
         let text = |row: &[u32]| {
             let (n, ids) = row.split_first()?;
-            Some(runner.tokenizer().decode(&ids[..*n as usize]))
+            Some(tokenizer.decode(&ids[..*n as usize]))
         };
         let rows = rows.chunks_exact(1 + self.writing.max_tokens);
         Ok(rows.filter_map(text).collect())

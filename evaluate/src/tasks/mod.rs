@@ -4,6 +4,7 @@ pub mod captions;
 mod cross;
 mod features;
 pub mod grams;
+pub mod linear_probe;
 pub mod nlvr2;
 mod passes;
 pub mod retrieval;
@@ -15,6 +16,7 @@ pub mod zero_shot;
 
 pub use cross::Candidates;
 pub use features::FeatureCache;
+pub use linear_probe::classes_of;
 pub use runner::Runner;
 pub use scores::Similarities;
 pub use spec::{NumberSpec, TASKS, TaskOption, TaskOptions, TaskSpec};

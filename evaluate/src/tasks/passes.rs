@@ -2,24 +2,42 @@
 
 use std::collections::HashMap;
 
+use candle_core::Tensor;
+
 use super::Runner;
 use super::grams::Batch;
 use super::runner::by_length;
 use crate::Result;
+use crate::batch::Images;
 use crate::capture::Capture;
 use crate::images::Rgb;
 use crate::models::{Branch, image_features, text_features};
 use crate::nn::Pass;
 use crate::text::Encoded;
 
+/// What is computed of a batch of images: `(b, width)`.
+type OfImages<'a> = &'a dyn Fn(&Images, &Pass<'_>) -> Result<Tensor>;
+
 /// Features of `n` images, `n × width`; `picture` decodes the image of a number.
-pub(super) fn of_images(
+pub(super) fn features_of_images(
     runner: &Runner<'_>,
     n: usize,
     picture: impl Fn(usize) -> Result<Rgb> + Send + Sync + 'static,
 ) -> Result<Vec<f32>> {
+    of_images(runner, n, picture, &|images, pass| {
+        image_features(runner.model(), images, Branch::Apart, pass)
+    })
+}
+
+/// What `compute` gives of `n` images, `n × width`; `picture` decodes the image of a number.
+pub(super) fn of_images(
+    runner: &Runner<'_>,
+    n: usize,
+    picture: impl Fn(usize) -> Result<Rgb> + Send + Sync + 'static,
+    compute: OfImages<'_>,
+) -> Result<Vec<f32>> {
     runner.progress().start_items("images", n as u64);
-    let features = run_images(runner, n, picture);
+    let features = run_images(runner, n, picture, compute);
     runner.progress().finish();
     features
 }
@@ -28,6 +46,7 @@ fn run_images(
     runner: &Runner<'_>,
     n: usize,
     picture: impl Fn(usize) -> Result<Rgb> + Send + Sync + 'static,
+    compute: OfImages<'_>,
 ) -> Result<Vec<f32>> {
     let images: Vec<usize> = (0..n).collect();
     let batches: Vec<Vec<usize>> = images
@@ -41,7 +60,7 @@ fn run_images(
     let mut features = Vec::new();
     for (pixels, n) in pixels.zip(sizes) {
         let images = runner.pixels(pixels?, n)?;
-        let found = image_features(runner.model(), &images, Branch::Apart, &Pass::new())?;
+        let found = compute(&images, &Pass::new())?;
         features.extend(runner.rows(&found)?);
         runner.advance(n)?;
     }
@@ -89,14 +108,14 @@ pub(super) fn gram_batch<'t>(
             let images = runner.picture_batch(examples, |&image| picture(image))?;
             let tap = capture.times(*times);
             let pass = Pass::tapped(&tap);
-            runner.model().dual()?.image_states(&images, None, &pass)?;
+            runner.model().dual()?.pass_images(&images, &pass)?;
         }
         Batch::Texts(examples) => {
             let encoded = runner.encode_captions(examples.iter().map(|&example| text(example)))?;
             let texts = capture.texts(runner, &encoded)?;
             let tap = capture.times(1);
             let pass = Pass::tapped(&tap);
-            runner.model().dual()?.text_states(&texts, &pass)?;
+            runner.model().dual()?.pass_texts(&texts, &pass)?;
         }
     }
     Ok(())

@@ -155,7 +155,7 @@ impl Retrieval {
     /// As [`Task::run`].
     pub fn image_features(&self, runner: &Runner<'_>) -> Result<Vec<f32>> {
         let set = Arc::clone(&self.set);
-        passes::of_images(runner, self.set.n_images(), move |image| set.picture(image))
+        passes::features_of_images(runner, self.set.n_images(), move |image| set.picture(image))
     }
 
     /// Features of every caption, computed once for each distinct one.

@@ -22,7 +22,7 @@ const BATCHES_AHEAD: usize = 4;
 /// A model with all that passes over a data set need.
 pub struct Runner<'a> {
     model: &'a dyn Model,
-    tokenizer: Cow<'a, Tokenizer>,
+    tokenizer: Option<Cow<'a, Tokenizer>>,
     device: &'a Device,
     dtype: DType,
     batch_size: usize,
@@ -30,23 +30,26 @@ pub struct Runner<'a> {
     cache: Option<FeatureCache>,
     ranks: &'a dyn Collective,
     answers: Option<Vec<String>>,
+    classes: Option<Vec<String>>,
 }
 
 impl<'a> Runner<'a> {
-    /// Checks that model and tokenizer belong together.
+    /// Checks that model and tokenizer belong together. Tasks without texts need no tokenizer.
     ///
     /// # Errors
     /// [`Error::OtherVocabulary`].
     pub fn new(
         model: &'a dyn Model,
-        tokenizer: &'a Tokenizer,
+        tokenizer: impl Into<Option<&'a Tokenizer>>,
         device: &'a Device,
         dtype: DType,
         batch_size: usize,
         progress: &'a dyn Progress,
     ) -> Result<Self> {
+        let input = &model.input().text;
+        let tokenizer = (tokenizer.into()).map(|tokenizer| tokenizer.for_input(input));
         Ok(Self {
-            tokenizer: tokenizer.for_input(&model.input().text)?,
+            tokenizer: tokenizer.transpose()?,
             model,
             device,
             dtype,
@@ -55,6 +58,7 @@ impl<'a> Runner<'a> {
             cache: None,
             ranks: &Alone,
             answers: None,
+            classes: None,
         })
     }
 
@@ -69,6 +73,19 @@ impl<'a> Runner<'a> {
     #[must_use]
     pub fn answers(&self) -> Option<&[String]> {
         self.answers.as_deref()
+    }
+
+    /// With the names of the classes of the model's head for images.
+    #[must_use]
+    pub fn with_classes(mut self, classes: Option<Vec<String>>) -> Self {
+        self.classes = classes;
+        self
+    }
+
+    /// The names of the classes of the model's head for images, where the model keeps them.
+    #[must_use]
+    pub fn classes(&self) -> Option<&[String]> {
+        self.classes.as_deref()
     }
 
     /// Keeps features on disk, and takes those that are there.
@@ -159,35 +176,38 @@ impl<'a> Runner<'a> {
     /// Splits texts into the model's tokens.
     ///
     /// # Errors
-    /// When the tokenizer fails.
+    /// [`Error::NoTokenizer`], and when the tokenizer fails.
     pub fn encode<'t>(&self, texts: impl IntoIterator<Item = &'t str>) -> Result<Vec<Encoded>> {
         let len = self.model.input().text.len;
+        let tokenizer = self.tokenizer()?;
         let texts = texts.into_iter();
-        texts.map(|text| self.tokenizer.encode(text, len)).collect()
+        texts.map(|text| tokenizer.encode(text, len)).collect()
     }
 
     /// Splits captions into the model's tokens, as the family reads captions.
     ///
     /// # Errors
-    /// When the tokenizer fails.
+    /// [`Error::NoTokenizer`], and when the tokenizer fails.
     pub fn encode_captions<'t>(
         &self,
         captions: impl IntoIterator<Item = &'t str>,
     ) -> Result<Vec<Encoded>> {
-        let input = &self.model.input().text;
+        let (tokenizer, input) = (self.tokenizer()?, &self.model.input().text);
         let captions = captions.into_iter();
         captions
             .map(|caption| {
-                let text = self.tokenizer.caption(input.captions, caption);
-                self.tokenizer.encode(&text, input.len)
+                let text = tokenizer.caption(input.captions, caption);
+                tokenizer.encode(&text, input.len)
             })
             .collect()
     }
 
     /// The tokenizer, with the tokens that the model adds.
-    #[must_use]
-    pub fn tokenizer(&self) -> &Tokenizer {
-        &self.tokenizer
+    ///
+    /// # Errors
+    /// [`Error::NoTokenizer`].
+    pub fn tokenizer(&self) -> Result<&Tokenizer> {
+        self.tokenizer.as_deref().ok_or(Error::NoTokenizer)
     }
 
     /// Texts as tensors, padded as the model's input says.

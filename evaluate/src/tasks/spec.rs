@@ -5,7 +5,7 @@ use std::path::Path;
 use merge::layouts;
 use serde::{Deserialize, Deserializer, Serialize, Serializer};
 
-use super::{Task, captions, nlvr2, retrieval, vqa, zero_shot};
+use super::{Task, captions, linear_probe, nlvr2, retrieval, vqa, zero_shot};
 use crate::datasets::{DATASETS, DatasetSpec, Kind};
 use crate::metrics::retrieval::Ties;
 use crate::sample::Unit;
@@ -19,6 +19,7 @@ pub const TASKS: &[TaskSpec] = &[
     vqa::SPEC,
     nlvr2::SPEC,
     zero_shot::SPEC,
+    linear_probe::SPEC,
     captions::SPEC,
 ];
 
@@ -250,7 +251,7 @@ mod tests {
         assert!(
             error
                 .to_string()
-                .contains("retrieval, vqa, nlvr2, zero_shot"),
+                .contains("retrieval, vqa, nlvr2, zero_shot, linear_probe"),
             "{error}"
         );
     }

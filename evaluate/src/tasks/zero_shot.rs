@@ -95,7 +95,7 @@ impl Task for ZeroShot {
         })?;
         let images = runner.cached("images", n, || {
             let rows = Arc::clone(&self.rows);
-            passes::of_images(runner, n, move |row| rows.picture(row))
+            passes::features_of_images(runner, n, move |row| rows.picture(row))
         })?;
         let width = images.len() / n.max(1);
         let scores = Similarities::new(texts, images, width);

@@ -24,7 +24,7 @@ pub use tables::sizes_with_text;
 pub use wrapper::Wrapper;
 
 use crate::execute::{RunOptions, in_memory};
-use crate::layouts::{self, Dimensions, ModelRecord, Window};
+use crate::layouts::{self, Dimensions, ModelRecord, RecordFamily, Window};
 use crate::recipe::OutputDType;
 use crate::{Checkpoint, ConversionFault, Layout, MergePlan, Progress, Result};
 use draft::Draft;
@@ -52,6 +52,8 @@ pub struct Conversion {
     pub with_buffers: bool,
     /// Element type of the output.
     pub dtype: OutputDType,
+    /// Facts about the model that its tensors do not hold, for the output's record.
+    pub facts: ModelRecord,
 }
 
 impl Conversion {
@@ -71,6 +73,9 @@ impl Conversion {
         let is_resized = self.image_size.is_some() || self.text_len.is_some();
         if layout.name() == "generic" && (is_resized || self.third_token_type) {
             return Err(draft.refused(layout, "brought to other sizes"));
+        }
+        if self.facts.family == Some(RecordFamily::Zerovl) && layout.name() != "zerovl" {
+            return Err(draft.refused(layout, "given facts about two towers"));
         }
         if self.image_size.is_some() {
             let windows = Windows::new(&self.sizes(&source, layout)?, self.image_size)?;
@@ -98,7 +103,7 @@ impl Conversion {
         }
         let model = ModelRecord {
             text_table_len: self.text_table_len,
-            ..ModelRecord::default()
+            ..self.facts
         };
         draft.finish(layout, self.to_string(), self.dtype, model)
     }
@@ -138,6 +143,7 @@ impl Conversion {
             || self.image_size.is_some()
             || self.text_len.is_some()
             || self.third_token_type
+            || self.facts != ModelRecord::default()
     }
 
     fn sizes(&self, source: &Checkpoint, layout: &dyn Layout) -> Result<Dimensions> {
@@ -188,6 +194,23 @@ impl fmt::Display for Conversion {
         if self.third_token_type {
             said.push("nlvr2: true".to_owned());
         }
+        let facts = [
+            ("image_heads", self.facts.image_heads.map(|n| n.to_string())),
+            ("text_heads", self.facts.text_heads.map(|n| n.to_string())),
+            ("temperature", self.facts.temperature.map(|n| n.to_string())),
+            (
+                "image_mean",
+                self.facts.image_mean.map(|mean| format!("{mean:?}")),
+            ),
+            (
+                "image_deviation",
+                self.facts.image_deviation.map(|of| format!("{of:?}")),
+            ),
+        ];
+        let given = facts
+            .into_iter()
+            .filter_map(|(name, fact)| Some((name, fact?)));
+        said.extend(given.map(|(name, fact)| format!("{name}: {fact}")));
         if self.with_buffers {
             said.push("with_buffers: true".to_owned());
         }

@@ -37,7 +37,7 @@ pub enum RecordFamily {
 
 /// Facts about a model that its weights do not hold, as its maker knew them. Files that this program writes
 /// carry them along; an explicit setting overrides them.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields, default)]
 pub struct ModelRecord {
     /// Whose facts these are; records without it are of multiway models.
@@ -62,6 +62,15 @@ pub struct ModelRecord {
     /// Attention heads of each block of the text tower.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub text_heads: Option<usize>,
+    /// What similarities are divided by, of a model that does not learn it.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub temperature: Option<f64>,
+    /// What is taken from each channel of a picture, after it is scaled to `[0, 1]`.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub image_mean: Option<[f32; 3]>,
+    /// What each channel is divided by then.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub image_deviation: Option<[f32; 3]>,
 }
 
 impl From<&Sizes> for ModelRecord {
@@ -107,6 +116,9 @@ impl ModelRecord {
         let towers = [
             ("image_heads", self.image_heads.is_some()),
             ("text_heads", self.text_heads.is_some()),
+            ("temperature", self.temperature.is_some()),
+            ("image_mean", self.image_mean.is_some()),
+            ("image_deviation", self.image_deviation.is_some()),
         ];
         let others = match self.family {
             None | Some(RecordFamily::Multiway) => towers.as_slice(),
@@ -238,6 +250,40 @@ impl ModelRecord {
                     _ => {}
                 }
             }
+            let fact = |what, own: bool, first: Option<String>, second: Option<String>| match (
+                first, second,
+            ) {
+                (Some(first), Some(second)) if first != second && !own => {
+                    Err(differ(what, first, second))
+                }
+                _ => Ok(()),
+            };
+            let shown = |colors: Option<[f32; 3]>| colors.map(|colors| format!("{colors:?}"));
+            fact(
+                "temperature",
+                self.temperature.is_some(),
+                found.temperature.map(|value| value.to_string()),
+                record.temperature.map(|value| value.to_string()),
+            )?;
+            for (what, own, first, second) in [
+                (
+                    "image_mean",
+                    self.image_mean,
+                    found.image_mean,
+                    record.image_mean,
+                ),
+                (
+                    "image_deviation",
+                    self.image_deviation,
+                    found.image_deviation,
+                    record.image_deviation,
+                ),
+            ] {
+                fact(what, own.is_some(), shown(first), shown(second))?;
+            }
+            found.temperature = found.temperature.or(record.temperature);
+            found.image_mean = found.image_mean.or(record.image_mean);
+            found.image_deviation = found.image_deviation.or(record.image_deviation);
             found.family = found.family.or(record.family);
             match (found.shallow_attention, record.shallow_attention) {
                 (Some(first), Some(second))
@@ -258,6 +304,9 @@ impl ModelRecord {
             shallow_attention: self.shallow_attention.or(found.shallow_attention),
             image_heads: self.image_heads.or(found.image_heads),
             text_heads: self.text_heads.or(found.text_heads),
+            temperature: self.temperature.or(found.temperature),
+            image_mean: self.image_mean.or(found.image_mean),
+            image_deviation: self.image_deviation.or(found.image_deviation),
         })
     }
 }

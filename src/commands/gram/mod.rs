@@ -11,7 +11,6 @@ use anyhow::Result;
 use candle_core::Device;
 use evaluate::measure::grams::{GramJob, GramSums};
 use evaluate::measure::key_of;
-use evaluate::text::Tokenizer;
 use merge::gram::{Gram, GramRecord, Shard};
 use merge::io::{Aliases, Contents, WriteOptions, check_target};
 use merge::provenance::Hashes;
@@ -135,12 +134,14 @@ fn cache(
     };
     check_target(nothing, &BTreeMap::new(), &write)?;
     let task = args.data.open(None)?;
-    let tokenizer = Tokenizer::open(&args.data.tokenizer)?;
+    let tokenizer = args.data.tokenizer()?;
+    let vocabulary = (tokenizer.as_ref()).map(|tokenizer| std::fs::read(tokenizer.path()));
+    let vocabulary = vocabulary.transpose()?;
     let found = Target::File(args.checkpoint.clone()).find(&Hashes::default(), output)?;
     let opened = found.open(&args.model, output)?;
     let model = opened.load(&args.model, device, output)?;
     let runner = (args.model)
-        .runner(model.as_ref(), &tokenizer, device, output)?
+        .runner(model.as_ref(), tokenizer.as_ref(), device, output)?
         .shared(ranks);
     let mut sums = GramSums::open(GramJob {
         task: task.as_ref(),
@@ -156,7 +157,7 @@ fn cache(
             "limit": args.data.limit,
             "without_repeats": args.data.without_repeats,
             "model": args.model.identity(),
-            "tokenizer": key_of(&std::fs::read(tokenizer.path())?),
+            "tokenizer": vocabulary.map(|bytes| key_of(&bytes)),
         }),
         out: args.out.clone(),
         save_every: Duration::from_secs(args.save_every),

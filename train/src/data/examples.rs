@@ -5,6 +5,7 @@ use std::path::Path;
 use evaluate::datasets::Dataset;
 use evaluate::datasets::annotations::{Annotations, Half};
 use evaluate::datasets::captions::CaptionSet;
+use evaluate::datasets::class_folders::ClassFolders;
 use evaluate::datasets::nlvr2::Nlvr2Set;
 use evaluate::datasets::texts::TextSet;
 use evaluate::datasets::vqa::VqaSet;
@@ -50,6 +51,11 @@ pub trait Examples: Send + Sync {
 
     /// The answers by class, where all of them are known.
     fn answers(&self) -> Option<&[String]> {
+        None
+    }
+
+    /// The names of the classes of images, by number.
+    fn classes(&self) -> Option<&[String]> {
         None
     }
 }
@@ -198,6 +204,37 @@ impl Examples for Rows {
     }
 }
 
+/// Pictures of classes.
+struct Classified(ClassFolders);
+
+impl Examples for Classified {
+    fn len(&self) -> usize {
+        self.0.len()
+    }
+
+    fn example(&self, index: usize, with_pictures: bool) -> evaluate::Result<Example> {
+        let picture = with_pictures.then(|| self.0.picture(index)).transpose()?;
+        Ok(Example {
+            pictures: picture.into_iter().collect(),
+            class: Some(self.0.class(index)? as u32),
+            ..Example::default()
+        })
+    }
+
+    fn classes(&self) -> Option<&[String]> {
+        Some(self.0.classes())
+    }
+}
+
+/// Opens a folder for each class of a split of a data set.
+///
+/// # Errors
+/// As [`ClassFolders::open`].
+pub fn open_classes(folder: &Path, dataset: &str, split: &str) -> Result<Box<dyn Examples>> {
+    let set = ClassFolders::open(folder, dataset, split)?;
+    Ok(Box::new(Classified(set)))
+}
+
 /// Opens `train_anno.csv` or `valid_anno.csv` of a data set in a folder, and looks for every picture where
 /// pictures are learned from.
 ///
@@ -227,9 +264,24 @@ pub struct Joined {
 
 impl Joined {
     /// Of data sets that hold the same kind of examples.
-    #[must_use]
-    pub fn new(parts: Vec<Box<dyn Examples>>) -> Self {
-        Self { parts }
+    ///
+    /// # Errors
+    /// [`Error::BadSetting`] when they do not have the same classes.
+    pub fn new(parts: Vec<Box<dyn Examples>>) -> Result<Self> {
+        let mut classes = parts.iter().map(|part| part.classes());
+        let first = classes.next().flatten();
+        if let Some(other) = classes.find(|other| *other != first) {
+            let n = |classes: Option<&[String]>| classes.map_or(0, <[String]>::len);
+            let (first, other) = (n(first), n(other));
+            return Err(Error::BadSetting {
+                key: "data.train".into(),
+                reason: format!(
+                    "its sets must have the same classes, but one has {first} and another {other}, or \
+                     they have other names"
+                ),
+            });
+        }
+        Ok(Self { parts })
     }
 
     /// How many examples each has.
@@ -260,6 +312,10 @@ impl Examples for Joined {
 
     fn answers(&self) -> Option<&[String]> {
         self.parts.iter().find_map(|part| part.answers())
+    }
+
+    fn classes(&self) -> Option<&[String]> {
+        self.parts.first()?.classes()
     }
 }
 
@@ -304,6 +360,7 @@ pub fn open(
             Box::new(Statements(set))
         }
         Dataset::Texts(set) => Box::new(Texts(set)),
+        Dataset::Classes(set) => Box::new(Classified(set)),
         Dataset::Captions(set) if !sees_text => Box::new(Pairs::pictures(set)),
         Dataset::Captions(set) => Box::new(Pairs::new(match without_repeats {
             true => set.without_repeats(),

@@ -30,8 +30,8 @@ const BATCHES_AHEAD: usize = 4;
 pub struct Loader {
     /// The examples.
     pub examples: Arc<dyn Examples>,
-    /// Words to ids.
-    pub tokenizer: Arc<Tokenizer>,
+    /// Words to ids, where texts are learned from.
+    pub tokenizer: Option<Arc<Tokenizer>>,
     /// Pixels and tokens that the model takes.
     pub input: ModelInput,
     /// What is wanted of an example.
@@ -129,7 +129,7 @@ impl Loader {
     #[must_use]
     pub fn new(
         examples: Arc<dyn Examples>,
-        tokenizer: Arc<Tokenizer>,
+        tokenizer: Option<Arc<Tokenizer>>,
         input: ModelInput,
         needs: Needs,
         seed: u64,
@@ -212,7 +212,7 @@ impl Loader {
                     every_place: masking.every_place,
                 };
                 let needs_words = masking.whole_word && !masking.every_place;
-                Some((masking, TokenKinds::read(&self.tokenizer, needs_words)?))
+                Some((masking, TokenKinds::read(self.tokenizer()?, needs_words)?))
             }
         };
         Ok(Self {
@@ -222,13 +222,18 @@ impl Loader {
         })
     }
 
+    fn tokenizer(&self) -> evaluate::Result<&Tokenizer> {
+        let tokenizer = self.tokenizer.as_deref();
+        tokenizer.ok_or(evaluate::Error::NoTokenizer)
+    }
+
     /// With captions changed, as ZeroVL does ([`corrupted`]).
     ///
     /// # Errors
     /// When the tokenizer's file cannot be read again.
     pub fn corrupting(self, corrupts: bool) -> Result<Self> {
         let open = || -> Result<Corruption> {
-            let path = self.tokenizer.path().display().to_string();
+            let path = self.tokenizer()?.path().display().to_string();
             let tokenizer = Tokenizer::open(&path)?.with_special_as_text();
             let entries = tokenizer.entries();
             Ok(Corruption { tokenizer, entries })
@@ -374,9 +379,9 @@ impl Loader {
                 true => self.input.text.captions,
                 false => CaptionRule::Verbatim,
             };
-            let text = self.tokenizer.caption(rule, &example.text);
+            let text = self.tokenizer()?.caption(rule, &example.text);
             let text = match &self.corruption {
-                None => self.tokenizer.encode(&text, self.input.text.len)?,
+                None => self.tokenizer()?.encode(&text, self.input.text.len)?,
                 Some(corruption) => {
                     let draws = Draws::new(self.seed, &format!("caption of {name}"));
                     let text = corruption.apply(&text, &mut draws.sequence())?;

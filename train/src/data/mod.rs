@@ -8,7 +8,7 @@ mod identity;
 mod loader;
 mod order;
 
-pub use examples::{Example, Examples, Joined, open, open_annotations};
+pub use examples::{Example, Examples, Joined, open, open_annotations, open_classes};
 pub use identity::{difference, identity};
 pub use loader::{Loaded, Loader, Patches, batches};
 pub use order::{Order, Place, Sampling, Visit, Visits, share_out};

@@ -7,16 +7,19 @@ mod multiway;
 mod two_towers;
 
 use std::collections::BTreeMap;
+use std::sync::Arc;
 
 use candle_core::{DType, Tensor};
 use evaluate::Weights;
 use evaluate::forward::Given;
-use evaluate::models::Model;
+use evaluate::models::{Dvae, Model};
 use evaluate::nn::{Gradient, Gradients, Tape};
 
 use crate::batch::Batch;
 use crate::collective::Alone;
-use crate::objectives::{Objective, Shared, Step};
+use crate::objectives::{
+    ContrastSettings, FeatureLoss, MixDraw, Objective, Opening, Randomness, Shared, Step,
+};
 use crate::{Error, Result, objectives};
 
 /// A loss of a family.
@@ -35,6 +38,17 @@ pub struct LossSpec {
 
 /// Every loss.
 pub const LOSSES: &[&[LossSpec]] = &[multiway::LOSSES, two_towers::LOSSES];
+
+/// What a loss depends on beside the tensors.
+#[derive(Clone, Default)]
+pub struct LossOptions {
+    /// How pairs are mixed, for losses that mix.
+    pub mix: Option<MixDraw>,
+    /// How images and texts are compared, for losses that read it.
+    pub contrast: Option<ContrastSettings>,
+    /// What makes tokens of images, for losses that guess them.
+    pub image_tokenizer: Option<Arc<Dvae>>,
+}
 
 /// A loss with its gradients.
 #[derive(Debug)]
@@ -71,12 +85,44 @@ pub fn by_name(family: &str, name: &str) -> Result<&'static LossSpec> {
 }
 
 impl LossSpec {
-    /// The objective.
+    /// The objective, for a batch of `n` examples.
     ///
     /// # Errors
-    /// As [`objectives::by_name`].
-    pub fn objective(&self) -> Result<Box<dyn Objective>> {
-        objectives::by_name(self.objective, None)
+    /// [`Error::NoImageTokenizer`]; [`Error::BadSetting`] for options that do not fit together, or that the
+    /// loss does not read.
+    pub fn objective(&self, options: &LossOptions, n: usize) -> Result<Box<dyn Objective>> {
+        let spec = objectives::spec(self.objective)?;
+        let unread = [
+            (
+                "contrast",
+                options.contrast.is_some() && !spec.reads_contrast(),
+            ),
+            (
+                "image_tokenizer",
+                options.image_tokenizer.is_some() && !spec.needs.masked_patches,
+            ),
+        ];
+        if let Some((key, _)) = unread.into_iter().find(|(_, is_unread)| *is_unread) {
+            return Err(self.bad(key, "does not read it"));
+        }
+        let objective = (spec.open)(&Opening {
+            image_tokenizer: options.image_tokenizer.as_ref(),
+            contrast: options.contrast,
+            part: n,
+        })?;
+        let mixes = objective.of_features().is_some_and(FeatureLoss::mixes);
+        match (mixes, options.mix) {
+            (true, None) => Err(self.bad("mix", "needs a share and a side")),
+            (false, Some(_)) => Err(self.bad("mix", "mixes nothing")),
+            _ => Ok(objective),
+        }
+    }
+
+    fn bad(&self, key: &str, fault: &str) -> Error {
+        Error::BadSetting {
+            key: key.into(),
+            reason: format!("the loss `{}` {fault}", self.name),
+        }
     }
 
     /// The batch of given tensors.
@@ -92,20 +138,27 @@ impl LossSpec {
     /// training computes them. Nothing is left out at random.
     ///
     /// # Errors
-    /// As [`LossSpec::batch`], when the model lacks a head, or the device fails.
-    pub fn compute(&self, model: &dyn Model, weights: &Weights, given: &Given) -> Result<Computed> {
+    /// As [`LossSpec::batch`] and [`LossSpec::objective`], when the model lacks a head, or the device fails.
+    pub fn compute(
+        &self,
+        model: &dyn Model,
+        weights: &Weights,
+        given: &Given,
+        options: &LossOptions,
+    ) -> Result<Computed> {
         let (batch, tape) = (self.batch(given)?, Tape::new());
+        let objective = self.objective(options, batch.n)?;
         let step = Step {
             model,
             batch: &batch,
             collective: &Alone,
             drops: None,
             whole: None,
-            randomness: None,
+            randomness: options.mix.map(Randomness::mixing),
             tape: Some(&tape),
             shared: &Shared::default(),
         };
-        let loss = self.objective()?.loss(&step)?;
+        let loss = objective.loss(&step)?;
         let variables = weights.variables();
         let mut gradients = Gradients::of(variables.values());
         tape.backward(&loss.value, &mut gradients)?;
@@ -146,4 +199,10 @@ fn pairs(given: &Given, image: &str, text: [&str; 2]) -> Result<Batch> {
         text: Some(given.texts(ids, mask)?),
         ..images(given, image)?
     })
+}
+
+/// Classes, one for each example.
+fn classes(given: &Given, name: &str) -> Result<Vec<u32>> {
+    let classes = given.integers(name)?.into_iter();
+    Ok(classes.map(|class| class as u32).collect())
 }

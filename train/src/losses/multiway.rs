@@ -2,9 +2,9 @@
 
 use evaluate::forward::Given;
 
-use super::{LossSpec, images, pairs};
+use super::{LossSpec, classes, images, pairs};
 use crate::Result;
-use crate::batch::{Batch, MaskedWords};
+use crate::batch::{Batch, MaskedPatches, MaskedWords};
 
 /// By the names of vl-merging's golden folder.
 pub(super) const LOSSES: &[LossSpec] = &[
@@ -46,6 +46,24 @@ pub(super) const LOSSES: &[LossSpec] = &[
         "image_classification",
         &["image", "cls_labels"],
         img_cls,
+    ),
+    loss(
+        "mim",
+        "mim",
+        &[
+            "text_ids",
+            "text_masks",
+            "image",
+            "bool_masked_pos",
+            "target_image",
+        ],
+        mim,
+    ),
+    loss(
+        "image_mim",
+        "image_mim",
+        &["image", "bool_masked_pos", "target_image"],
+        image_mim,
     ),
 ];
 
@@ -126,7 +144,23 @@ fn masked_words(given: &Given) -> Result<MaskedWords> {
     })
 }
 
-fn classes(given: &Given, name: &str) -> Result<Vec<u32>> {
-    let classes = given.integers(name)?.into_iter();
-    Ok(classes.map(|class| class as u32).collect())
+fn mim(given: &Given) -> Result<Batch> {
+    Ok(Batch {
+        masked_patches: Some(masked_patches(given)?),
+        ..pair(given)?
+    })
+}
+
+fn image_mim(given: &Given) -> Result<Batch> {
+    Ok(Batch {
+        masked_patches: Some(masked_patches(given)?),
+        ..images(given, "image")?
+    })
+}
+
+fn masked_patches(given: &Given) -> Result<MaskedPatches> {
+    Ok(MaskedPatches {
+        masked: given.tensor("bool_masked_pos")?.clone(),
+        target_image: given.tensor("target_image")?.clone(),
+    })
 }

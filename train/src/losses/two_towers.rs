@@ -2,19 +2,44 @@
 
 use evaluate::forward::Given;
 
-use super::{LossSpec, pairs};
+use super::{LossSpec, classes, images, pairs};
 use crate::Result;
 use crate::batch::Batch;
 
-/// By the names of ZeroVL's golden folder, without label smoothing.
-pub(super) const LOSSES: &[LossSpec] = &[LossSpec {
-    family: "zerovl",
-    name: "nce",
-    objective: "nce",
-    inputs: &["image", "input_ids", "attention_mask"],
-    batch,
-}];
+/// By the names of ZeroVL's golden folder.
+pub(super) const LOSSES: &[LossSpec] = &[
+    LossSpec {
+        family: "zerovl",
+        name: "nce",
+        objective: "nce",
+        inputs: PAIRS,
+        batch,
+    },
+    LossSpec {
+        family: "zerovl",
+        name: "mixup",
+        objective: "mixup_nce",
+        inputs: PAIRS,
+        batch,
+    },
+    LossSpec {
+        family: "zerovl",
+        name: "linear_probe",
+        objective: "linear_probe",
+        inputs: &["image", "label"],
+        batch: classified,
+    },
+];
+
+const PAIRS: &[&str] = &["image", "input_ids", "attention_mask"];
 
 fn batch(given: &Given) -> Result<Batch> {
     pairs(given, "image", ["input_ids", "attention_mask"])
+}
+
+fn classified(given: &Given) -> Result<Batch> {
+    Ok(Batch {
+        classes: Some(classes(given, "label")?),
+        ..images(given, "image")?
+    })
 }

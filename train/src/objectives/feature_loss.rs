@@ -103,6 +103,11 @@ pub trait FeatureLoss: Objective {
         Comparison::default()
     }
 
+    /// Whether it mixes pairs.
+    fn mixes(&self) -> bool {
+        false
+    }
+
     /// How pairs of this step were mixed.
     fn mixed(&self, step: &Step<'_>) -> Option<Mixed> {
         let _ = step;

@@ -6,7 +6,7 @@ use evaluate::nn::cross_entropy;
 use super::{Loss, Needs, Objective, ObjectiveSpec, Step};
 use crate::Result;
 
-/// The class of an image, from the mean of its tokens after the last norm.
+/// The class of an image, from what its tower makes of it as a whole; the tower learns too.
 #[derive(Clone, Copy, Debug)]
 pub struct ImageClassification;
 
@@ -30,8 +30,8 @@ impl Objective for ImageClassification {
     fn loss(&self, step: &Step<'_>) -> Result<Loss> {
         let omission = step.omission("image_classification");
         let (model, pass) = (step.model.dual()?, step.pass(&omission));
-        let states = model.image_states(step.image()?, None, &pass)?;
-        let logits = step.model.score(Head::ImageClasses, &states.mean(1)?)?;
+        let states = model.pooled_image(step.image()?, &pass)?;
+        let logits = step.model.score(Head::ImageClasses, &states)?;
         let classes = step.classes()?;
         let n_right = super::n_right(&logits, classes)?;
         let measures = vec![("image_accuracy", n_right, step.batch.n as f64)];

@@ -8,6 +8,7 @@ mod contrastive;
 mod feature_loss;
 mod gather;
 mod image_classification;
+mod linear_probe;
 mod masked_image;
 mod masked_language;
 mod matching;
@@ -26,6 +27,7 @@ pub use comparison_bytes::ComparisonBytes;
 pub use contrastive::Contrastive;
 pub use feature_loss::{FeatureGradients, FeatureLoss, PairFeatures};
 pub use image_classification::ImageClassification;
+pub use linear_probe::LinearProbe;
 pub use masked_image::MaskedImage;
 pub use masked_language::MaskedLanguage;
 pub use matching::Matching;
@@ -91,6 +93,11 @@ pub trait Objective: Send + Sync {
     /// depend on how many examples are computed at once.
     fn of_features(&self) -> Option<&dyn FeatureLoss> {
         None
+    }
+
+    /// Whether its gradients reach its heads alone, all else being as good as frozen.
+    fn trains_heads_alone(&self) -> bool {
+        false
     }
 
     /// Whether it compares with negatives of the whole batch ([`Negatives`]).

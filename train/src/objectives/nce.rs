@@ -229,6 +229,10 @@ impl FeatureLoss for Nce {
         }
     }
 
+    fn mixes(&self) -> bool {
+        self.block.is_some()
+    }
+
     fn mixed(&self, step: &Step<'_>) -> Option<Mixed> {
         self.draw(step).map(|(_, mixed)| mixed)
     }

@@ -5,8 +5,8 @@ use std::sync::Arc;
 use evaluate::models::{Branch, Dvae, Head};
 
 use super::{
-    ContrastSettings, Objective, contrastive, image_classification, masked_image, masked_language,
-    matching, nce, nlvr2, retrieval, text_masked_language, vqa,
+    ContrastSettings, Objective, contrastive, image_classification, linear_probe, masked_image,
+    masked_language, matching, nce, nlvr2, retrieval, text_masked_language, vqa,
 };
 use crate::{Error, Result};
 
@@ -96,6 +96,7 @@ pub const OBJECTIVES: &[&ObjectiveSpec] = &[
     &masked_image::WITH_TEXT,
     &masked_image::ALONE,
     &image_classification::SPEC,
+    &linear_probe::SPEC,
     &retrieval::SPEC,
     &nce::PLAIN,
     &nce::MIXING,
@@ -111,6 +112,12 @@ impl ObjectiveSpec {
             Head::FusedContrastive => Some(Branch::Fused),
             _ => None,
         })
+    }
+
+    /// Whether it reads the settings of contrast.
+    #[must_use]
+    pub fn reads_contrast(&self) -> bool {
+        [nce::PLAIN.name, nce::MIXING.name].contains(&self.name)
     }
 
     /// How many objectives must come before it, one after the other.

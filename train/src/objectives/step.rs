@@ -28,6 +28,20 @@ pub struct Randomness {
     pub mix: Option<MixDraw>,
 }
 
+impl Randomness {
+    /// Nothing is left out, and pairs are mixed like this.
+    #[must_use]
+    pub fn mixing(mix: MixDraw) -> Self {
+        Self {
+            seed: 0,
+            step: 0,
+            drop_path: 0.0,
+            dropout: 0.0,
+            mix: Some(mix),
+        }
+    }
+}
+
 /// What one objective leaves for the next: features of a batch, without a graph.
 #[derive(Debug, Default)]
 pub struct Shared {

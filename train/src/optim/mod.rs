@@ -61,6 +61,9 @@ pub struct OptimSettings {
     pub beta1: f64,
     /// Share of the second moment that is kept (0.98).
     pub beta2: f64,
+    /// `η` of LARS: what share of a variable's own size a step at rate 1 moves it (1e-3).
+    #[serde(skip_serializing_if = "is_usual_trust")]
+    pub trust: f64,
     /// Added to the root of the second moment (1e-8).
     pub epsilon: f64,
     /// Whether moments are corrected for their start at zero (true).
@@ -95,6 +98,13 @@ pub struct OptimSettings {
     pub loss_scale: LossScaleSettings,
 }
 
+/// `η` of LARS, as ZeroVL has it.
+const USUAL_TRUST: f64 = 1e-3;
+
+fn is_usual_trust(trust: &f64) -> bool {
+    *trust == USUAL_TRUST
+}
+
 impl Default for OptimSettings {
     fn default() -> Self {
         Self {
@@ -106,6 +116,7 @@ impl Default for OptimSettings {
             decay: Decay::Power(1.0),
             beta1: 0.9,
             beta2: 0.98,
+            trust: USUAL_TRUST,
             epsilon: 1e-8,
             correct_bias: true,
             weight_decay: 0.01,
@@ -169,6 +180,7 @@ impl OptimSettings {
             ("decay.factor", factor, at_least_0(factor), AT_LEAST_0),
             ("beta1", self.beta1, share_below_1(self.beta1), SHARE),
             ("beta2", self.beta2, share_below_1(self.beta2), SHARE),
+            ("trust", self.trust, above_0(self.trust), ABOVE_0),
             ("epsilon", self.epsilon, above_0(self.epsilon), ABOVE_0),
             (
                 "weight_decay",

@@ -7,11 +7,10 @@ use evaluate::models::{self, Source};
 use merge::convert::{Conversion, Expansion};
 use merge::execute::{RunOptions, in_memory};
 use merge::layouts::{self, Form};
-use merge::plan::PlanBuilder;
-use merge::{Checkpoint, Layout, MergePlan, MergeRecipe, Progress};
+use merge::{Checkpoint, Layout, MergeRecipe, Progress};
 use serde::{Deserialize, Serialize};
 
-use super::{ModelSettings, Synth};
+use super::{Loading, ModelSettings, Synth, SynthFamily};
 use crate::{Error, Result};
 
 /// A checkpoint, a merge in memory, or fresh weights; just one of them.
@@ -30,6 +29,9 @@ pub struct Init {
     /// Fresh weights for what the checkpoint or merge lacks: BEiT has no text embeddings and no heads.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub fill: Option<Synth>,
+    /// What of the checkpoint is taken, under which names, where `fill` has the rest.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub load: Option<Loading>,
     /// Give each modality its own copy of some parts, as `vlmerge expand` does.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub expand: Option<ExpertForm>,
@@ -72,7 +74,7 @@ pub struct Initial {
 }
 
 /// Nothing is written here, so nothing need be hashed.
-const IN_MEMORY: RunOptions = RunOptions {
+pub(super) const IN_MEMORY: RunOptions = RunOptions {
     allow_non_finite: false,
     check_copies: true,
     hash: false,
@@ -102,10 +104,11 @@ impl Init {
         for synth in self.synth.iter().chain(&self.fill) {
             synth.check()?;
         }
-        if let Some(fill) = self.fill.as_ref().filter(|fill| !fill.family.is_usual()) {
+        if self.load.is_some() && self.fill.is_none() {
             return Err(Error::BadSetting {
-                key: "init.fill.family".into(),
-                reason: format!("nothing is filled up with {:?}", fill.family),
+                key: "init.load".into(),
+                reason: "it says what is taken into the model of `init.fill`, which is not given"
+                    .into(),
             });
         }
         let given = [
@@ -133,7 +136,7 @@ impl Init {
         third_token_type: bool,
         progress: &dyn Progress,
     ) -> Result<Initial> {
-        let mut checkpoint = Arc::new(self.source()?.checkpoint(progress)?);
+        let mut checkpoint = self.source()?.checkpoint(progress)?;
         if let Some(form) = self.expand {
             let layout = layouts::detect(&checkpoint)?;
             let fill = self.fill.as_ref();
@@ -148,10 +151,15 @@ impl Init {
             checkpoint = Arc::new(in_memory(&plan, &IN_MEMORY, progress)?);
         }
         if let Some(fill) = &self.fill {
-            let form = form(layouts::detect(&checkpoint)?.as_ref())?;
-            let fresh = in_memory(&fill.plan(form)?, &IN_MEMORY, progress)?;
-            let plan = filled(checkpoint, Arc::new(fresh))?;
-            checkpoint = Arc::new(in_memory(&plan, &IN_MEMORY, progress)?);
+            let form = match fill.family {
+                SynthFamily::VlMerging => form(layouts::detect(&checkpoint)?.as_ref())?,
+                // It has one form.
+                SynthFamily::Zerovl => Form::Agnostic,
+            };
+            let fresh = Arc::new(in_memory(&fill.plan(form)?, &IN_MEMORY, progress)?);
+            let loading = self.load.clone().unwrap_or_default();
+            let placed = loading.place(checkpoint, fresh, progress)?;
+            checkpoint = Arc::new(in_memory(&placed.plan, &IN_MEMORY, progress)?);
         }
         let conversion = Conversion {
             image_size: model.image_size,
@@ -201,30 +209,4 @@ fn form(layout: &dyn Layout) -> Result<Form> {
             reason: format!("{name} cannot be filled; BEiT needs `expand` first"),
         }),
     }
-}
-
-/// The tensors of `checkpoint`, and of `fresh` those that it lacks.
-fn filled(checkpoint: Arc<Checkpoint>, fresh: Arc<Checkpoint>) -> Result<MergePlan> {
-    let mut plan = PlanBuilder::new("fill: fresh weights".into());
-    let own = plan.source(Arc::clone(&checkpoint));
-    let side = plan.side_source(Arc::clone(&fresh));
-    for (key, _) in checkpoint.tensors() {
-        plan.copy(own, key, "copied")?;
-    }
-    for (key, info) in fresh.tensors() {
-        match checkpoint.get(key) {
-            None => plan.copy(side, key, "fresh")?,
-            Some(found) if found.shape == info.shape => {}
-            Some(found) => {
-                return Err(merge::Error::ShapeMismatch {
-                    slot: "init.fill".into(),
-                    key: key.to_owned(),
-                    found: found.shape.clone(),
-                    expected: info.shape.clone(),
-                }
-                .into());
-            }
-        }
-    }
-    Ok(plan.finish()?)
 }

@@ -3,6 +3,7 @@
 mod checked;
 mod difference;
 mod init;
+mod loading;
 mod overrides;
 mod read;
 mod synth;
@@ -10,6 +11,7 @@ mod synth;
 pub use checked::CheckedRecipe;
 pub use difference::differences;
 pub use init::{ExpertForm, Init};
+pub use loading::{Fit, Loading, Placed, Rename};
 pub use overrides::{overlay, overlay_setting};
 pub use read::open_document;
 pub use synth::{Synth, SynthFamily, SynthSize};
@@ -113,6 +115,12 @@ pub struct ModelSettings {
     /// What similarities are divided by, of a model that does not learn it.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub temperature: Option<f64>,
+    /// What is taken from red, green and blue of a picture, scaled to [0, 1].
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub image_mean: Option<[f32; 3]>,
+    /// What red, green and blue are divided by then.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub image_deviation: Option<[f32; 3]>,
 }
 
 impl ModelSettings {
@@ -127,6 +135,8 @@ impl ModelSettings {
             image_heads: self.image_heads,
             text_heads: self.text_heads,
             temperature: self.temperature,
+            image_mean: self.image_mean,
+            image_deviation: self.image_deviation,
         }
     }
 }
@@ -145,7 +155,7 @@ pub struct SplitName {
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct DataSettings {
-    /// Folder of arrow files, or of data sets in CSV.
+    /// Folder of arrow files, or of data sets in CSV or in folders of classes.
     pub folder: PathBuf,
     /// Splits, one after the other; captions, or questions, or statements.
     pub train: Vec<SplitName>,
@@ -156,7 +166,8 @@ pub struct DataSettings {
     #[serde(default)]
     pub without_repeats: bool,
     /// `arrow`: arrow files in the folder. `csv`: a folder for each data set, with `train_anno.csv` and
-    /// `train/`, as ZeroVL keeps them.
+    /// `train/`, as ZeroVL keeps them. `folders`: a folder for each split of a data set, with a folder for
+    /// each class.
     #[serde(default, skip_serializing_if = "is_default")]
     pub format: DataFormat,
     /// `shuffle`, `sequential` or `debias`: which data set the examples of a batch come from.
@@ -176,6 +187,8 @@ pub enum DataFormat {
     Arrow,
     /// CSV files beside folders of pictures.
     Csv,
+    /// Folders of classes.
+    Folders,
 }
 
 fn is_default<T: Default + PartialEq>(value: &T) -> bool {
@@ -186,8 +199,8 @@ fn is_default<T: Default + PartialEq>(value: &T) -> bool {
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct ObjectiveSettings {
-    /// `itc`, `itm`, `mlm`, `text_mlm`, `mim`, `image_mim`, `image_classification`, `retrieval`,
-    /// `vqa`, `nlvr2`, `nce`, `mixup_nce`.
+    /// `itc`, `itm`, `mlm`, `text_mlm`, `mim`, `image_mim`, `image_classification`, `linear_probe`,
+    /// `retrieval`, `vqa`, `nlvr2`, `nce`, `mixup_nce`.
     pub name: String,
     /// Factor of its loss.
     #[serde(default = "one_f64")]
@@ -327,7 +340,7 @@ impl Default for SaveSettings {
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct ValidationSettings {
-    /// `retrieval`, `vqa` or `nlvr2`.
+    /// `retrieval`, `vqa`, `nlvr2`, `zero_shot` or `linear_probe`.
     pub task: String,
     /// The data set of retrieval.
     #[serde(default = "coco_name")]
@@ -370,7 +383,8 @@ impl TrainRecipe {
             })
         };
         let mixes = objective.name == "mixup_nce";
-        if objective.contrast.is_some() && !mixes && objective.name != "nce" {
+        let reads = objectives::spec(&objective.name)?.reads_contrast();
+        if objective.contrast.is_some() && !reads {
             let reason = format!(
                 "`{}` does not read it: only `nce` and `mixup_nce` do",
                 objective.name

@@ -26,8 +26,8 @@ impl Generator for Values {
 
 /// Writes `tensors` (by the model's names) as a checkpoint in the spelling of the one that
 /// training started from; tensors of that one which no part of the model reads go along. The file
-/// says what the tensors do not tell of the model, and with `answers`, a JSON list, what the classes of
-/// its VQA head stand for.
+/// says what the tensors do not tell of the model, and holds `notes` by their keys: what the classes of its
+/// heads stand for.
 ///
 /// # Errors
 /// When the disk is full or fails; an older file stays as it was.
@@ -37,7 +37,7 @@ pub fn write_model(
     tensors: &BTreeMap<String, Tensor>,
     blueprint: &dyn Blueprint,
     recipe: &str,
-    answers: Option<&str>,
+    notes: &[(&'static str, String)],
 ) -> Result<()> {
     let source = Arc::clone(weights.checkpoint());
     let mut plan = PlanBuilder::new(recipe.to_owned());
@@ -67,8 +67,8 @@ pub fn write_model(
         }
     }
     let mut plan = plan.model(blueprint.record());
-    if let Some(answers) = answers {
-        plan = plan.note(evaluate::datasets::vqa::ANSWERS, answers.to_owned());
+    for (key, note) in notes {
+        plan = plan.note(key, note.clone());
     }
     let plan = plan.finish()?;
     let write = WriteOptions {

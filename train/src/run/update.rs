@@ -41,8 +41,8 @@ impl Update {
             Rule::AdamW => Self::AdamW(settings.adamw()),
             Rule::Lars => Self::Lars(Lars {
                 momentum: settings.beta1,
+                trust: settings.trust,
                 epsilon: settings.epsilon,
-                ..Lars::default()
             }),
         }
     }

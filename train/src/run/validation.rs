@@ -17,6 +17,8 @@ pub struct Validation {
     task: Box<dyn Task>,
     metric: String,
     batch_size: usize,
+    /// The names of the classes of the model's head for images, where it tells classes apart.
+    classes: Option<Vec<String>>,
 }
 
 /// What was measured.
@@ -29,15 +31,27 @@ pub struct Measured {
 }
 
 impl Validation {
-    /// Opens the split.
+    /// The row of the task.
+    ///
+    /// # Errors
+    /// [`Error::BadSetting`] when there is no such task.
+    pub fn spec(settings: &ValidationSettings) -> Result<&'static TaskSpec> {
+        TaskSpec::find(&settings.task).map_err(|error| Error::BadSetting {
+            key: "validation.task".into(),
+            reason: error.to_string(),
+        })
+    }
+
+    /// Opens the split; `classes` are the names of the classes of images that are learned.
     ///
     /// # Errors
     /// When there is no such task, data set or split, or a file is damaged.
-    pub fn open(settings: &ValidationSettings, data: &DataSettings) -> Result<Self> {
-        let spec = TaskSpec::find(&settings.task).map_err(|error| Error::BadSetting {
-            key: "validation.task".into(),
-            reason: error.to_string(),
-        })?;
+    pub fn open(
+        settings: &ValidationSettings,
+        data: &DataSettings,
+        classes: Option<Vec<String>>,
+    ) -> Result<Self> {
+        let spec = Self::spec(settings)?;
         let options = TaskOptions {
             dataset: &settings.dataset,
             split: &settings.split,
@@ -55,6 +69,7 @@ impl Validation {
             task,
             metric: settings.metric.clone().unwrap_or_else(|| usual.into()),
             batch_size: settings.batch_size,
+            classes,
         })
     }
 
@@ -66,14 +81,14 @@ impl Validation {
     pub fn measure(
         &self,
         model: &dyn Model,
-        tokenizer: &Tokenizer,
+        tokenizer: Option<&Tokenizer>,
         device: &Device,
         dtype: DType,
         progress: &dyn Progress,
         ranks: &dyn Collective,
     ) -> Result<Measured> {
         let runner = Runner::new(model, tokenizer, device, dtype, self.batch_size, progress)?;
-        let runner = runner.shared(ranks);
+        let runner = runner.shared(ranks).with_classes(self.classes.clone());
         let sample = self.task.run(&runner)?.sample;
         let value = |quantity| Some((quantity, sample.value(quantity)?));
         let values: Vec<(String, f64)> = (sample.quantities.iter())

@@ -1,6 +1,7 @@
 //! Full gradients against the published program, through the same code as `vlmerge forward`.
 
 use fixtures::Case;
+use train::losses::LossOptions;
 
 use super::losses::{given, start};
 use super::models::values;
@@ -15,7 +16,8 @@ fn gradients(case: &Case) {
     let start = start(case);
     let given = given(case, &start);
     let loss = train::losses::by_name(start.blueprint.family(), case.text("loss"));
-    let computed = loss.and_then(|loss| loss.compute(start.model.as_ref(), &start.weights, &given));
+    let (model, options) = (start.model.as_ref(), LossOptions::default());
+    let computed = loss.and_then(|loss| loss.compute(model, &start.weights, &given, &options));
     let gradients = computed.expect("a loss").gradients;
     let expected = case.tensors("expected");
     let norm = |raw: &fixtures::Raw| l2(raw.values().into_iter());

@@ -10,7 +10,7 @@ use evaluate::nn::Tape;
 use fixtures::{Case, Set};
 use serde_json::Value;
 use train::collective::Alone;
-use train::losses::LossSpec;
+use train::losses::{LossOptions, LossSpec};
 use train::objectives::{Shared, Step};
 use train::run::{Start, Wanted};
 
@@ -86,7 +86,8 @@ fn run(start: &Start, loss: &LossSpec, case: &Case, how: How) -> (f64, BTreeMap<
         tape: tape.as_ref(),
         shared: &Shared::default(),
     };
-    let loss = loss.objective().and_then(|objective| objective.loss(&step));
+    let objective = loss.objective(&LossOptions::default(), batch.n);
+    let loss = objective.and_then(|objective| objective.loss(&step));
     let loss = loss.expect("a loss");
     let variables = start.weights.variables();
     let gradients = gradients_by_name(&loss.value, tape, variables);

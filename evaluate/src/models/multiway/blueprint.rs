@@ -105,7 +105,11 @@ impl Blueprint for MultiwayBlueprint {
             | Setting::DropPath
             | Setting::Dropout
             | Setting::CheckpointActivations => true,
-            Setting::ImageHeads | Setting::TextHeads | Setting::Temperature => false,
+            Setting::ImageHeads
+            | Setting::TextHeads
+            | Setting::Temperature
+            | Setting::ImageMean
+            | Setting::ImageDeviation => false,
         }
     }
 

@@ -95,6 +95,11 @@ impl DualEncoder for Multiway {
         self.normed(&self.image(&images.pixels, masked, pass)?)
     }
 
+    /// The mean of all tokens.
+    fn pooled_image(&self, images: &Images, pass: &Pass<'_>) -> Result<Tensor> {
+        Ok(self.image_states(images, None, pass)?.mean(1)?)
+    }
+
     fn text_states(&self, texts: &Texts, pass: &Pass<'_>) -> Result<Tensor> {
         self.normed(&self.text(&texts.ids, &texts.mask, pass)?)
     }

@@ -90,6 +90,16 @@ impl NamedPasses for Multiway {
                 vec![Size::Any("b"), Size::Exactly(config.n_patches())],
                 Kind::Flags,
             ),
+            input(
+                "target_image",
+                vec![
+                    Size::Any("b"),
+                    Size::Exactly(3),
+                    Size::Any("s"),
+                    Size::Any("s"),
+                ],
+                Kind::Floats,
+            ),
             input("irtr_text_ids", tokens("b", "t"), ids),
             input("irtr_text_masks", tokens("b", "t"), Kind::Flags),
             input("irtr_image", pixels("b"), Kind::Floats),

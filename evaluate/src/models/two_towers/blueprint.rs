@@ -3,7 +3,8 @@
 use merge::layouts::{ModelRecord, RecordFamily};
 use merge::{Checkpoint, Layout};
 
-use super::{Config, TwoTowers};
+use super::config::PROBE;
+use super::{Config, Temperature, TwoTowers};
 use crate::models::{
     Activations, Blueprint, Family, Grouping, Head, Model, ModelInput, Overrides, Setting,
 };
@@ -23,7 +24,7 @@ pub const FAMILY: Family = Family {
 /// Biases and norms do not decay. ZeroVL's own program decays everything, which its recipes ask for by
 /// `rules: all`.
 pub const GROUPING: Grouping = Grouping {
-    heads: &[],
+    heads: &[PROBE],
     cross_modal: &[],
     undecayed: &[
         "bias",
@@ -72,6 +73,8 @@ impl Blueprint for TwoTowersBlueprint {
                 | Setting::ImageHeads
                 | Setting::TextHeads
                 | Setting::Temperature
+                | Setting::ImageMean
+                | Setting::ImageDeviation
                 | Setting::DropPath
                 | Setting::Dropout
                 | Setting::CheckpointActivations
@@ -81,6 +84,7 @@ impl Blueprint for TwoTowersBlueprint {
     fn prefixes(&self, head: Head) -> &'static [&'static str] {
         match head {
             Head::Contrastive => &["image_projection", "text_projection"],
+            Head::ImageClasses => &[PROBE],
             _ => &[],
         }
     }
@@ -94,6 +98,12 @@ impl Blueprint for TwoTowersBlueprint {
             family: Some(RecordFamily::Zerovl),
             image_heads: Some(self.config.image.n_heads),
             text_heads: Some(self.config.text.n_heads),
+            temperature: match self.config.temperature {
+                Temperature::Constant(value) => Some(value),
+                Temperature::Learned => None,
+            },
+            image_mean: Some(self.config.input.image.mean),
+            image_deviation: Some(self.config.input.image.deviation),
             ..ModelRecord::default()
         }
     }

@@ -1,5 +1,6 @@
 //! Sizes of a pair of towers, read off a checkpoint.
 
+use merge::layouts::ModelRecord;
 use merge::{Checkpoint, Layout};
 
 use crate::Result;
@@ -20,6 +21,9 @@ pub(super) const PROJECTIONS: [&str; 2] = ["image_projection.linear", "text_proj
 
 /// The temperature, where it is learned.
 pub(super) const TEMPERATURE: &str = "loss.temperature";
+
+/// The linear probe, where one was trained.
+pub(super) const PROBE: &str = "linear_probe";
 
 /// The temperature of models that do not learn it.
 const CONSTANT_TEMPERATURE: f64 = 0.02;
@@ -73,7 +77,26 @@ impl Config {
         let heads = |given: Option<usize>, name| given.or_else(|| known(name));
         let image_heads = heads(overrides.image_heads.or(overrides.n_heads), "image");
         let text_heads = heads(overrides.text_heads.or(overrides.n_heads), "text");
-        Self::of(checkpoint, image_heads, text_heads, overrides.temperature)
+        let record = ModelRecord::of(checkpoint)?;
+        let (given, recorded) = (overrides.temperature, record.temperature);
+        let temperature = agreed(checkpoint, "temperature", given, recorded)?;
+        let mut config = Self::of(checkpoint, image_heads, text_heads, temperature)?;
+        let image = &mut config.input.image;
+        let (given, recorded) = (overrides.image_mean, record.image_mean);
+        image.mean = agreed(checkpoint, "image_mean", given, recorded)?.unwrap_or(image.mean);
+        let (given, recorded) = (overrides.image_deviation, record.image_deviation);
+        let deviation = agreed(checkpoint, "image_deviation", given, recorded)?;
+        image.deviation = deviation.unwrap_or(image.deviation);
+        let numbers = || image.mean.iter().chain(&image.deviation);
+        if !(numbers().all(|x| x.is_finite()) && image.deviation.iter().all(|x| *x > 0.0)) {
+            let fault = format!(
+                "pictures are to be normalized by the mean {:?} and the deviation {:?}, which must be finite, and the \
+                 deviation above 0",
+                image.mean, image.deviation
+            );
+            return Err(sizes::bad(checkpoint, &fault));
+        }
+        Ok(config)
     }
 
     /// The sizes of a checkpoint whose towers have so many heads, 64 wide unless given, and whose
@@ -146,8 +169,26 @@ impl Config {
     }
 }
 
+/// A fact that is given, or that the file's record holds; both must say the same.
+fn agreed<T: Copy + PartialEq + std::fmt::Debug>(
+    checkpoint: &Checkpoint,
+    what: &str,
+    given: Option<T>,
+    recorded: Option<T>,
+) -> Result<Option<T>> {
+    match (given, recorded) {
+        (Some(given), Some(recorded)) if given != recorded => {
+            let fault = format!(
+                "`{what}` is {recorded:?} by the file's own record, but {given:?} was asked for"
+            );
+            Err(sizes::bad(checkpoint, &fault))
+        }
+        _ => Ok(given.or(recorded)),
+    }
+}
+
 /// Resized to 8/7 of the side, aspect not kept, and the center cut out: 256 and 224 as published.
-/// Mean and deviation are ImageNet's.
+/// Mean and deviation are ImageNet's unless a record or the user says otherwise.
 fn image_input(side: usize) -> ImageInput {
     ImageInput {
         resize: Resize::SquashTo {

@@ -8,13 +8,15 @@ mod blueprint;
 mod config;
 mod named;
 
+use std::path::PathBuf;
+
 use candle_core::{DType, Tensor};
 
 pub use blueprint::{FAMILY, GROUPING};
 pub use config::{Config, Temperature};
 
 use blueprint::NAME;
-use config::{BOUNDS, IMAGE, PROJECTIONS, TEMPERATURE, TEXT};
+use config::{BOUNDS, IMAGE, PROBE, PROJECTIONS, TEMPERATURE, TEXT};
 
 use super::towers::{Bert, Vit};
 use super::{Branch, DualEncoder, Head, Model, ModelInput, Similarity};
@@ -43,6 +45,33 @@ pub struct TwoTowers {
     text_projection: Linear,
     /// The divisor itself, where it is learned.
     temperature: Option<Tensor>,
+    /// The linear probe, where one was trained.
+    probe: Option<Probe>,
+    file: PathBuf,
+}
+
+/// A classifier of images on the class token.
+#[derive(Clone, Debug)]
+struct Probe {
+    linear: Linear,
+    n_classes: usize,
+}
+
+impl Probe {
+    /// The probe of the weights, if they have one or it may start fresh.
+    fn load(weights: &Weights, width: usize) -> Result<Option<Self>> {
+        if !weights.has(PROBE) {
+            return Ok(None);
+        }
+        let known = weights.shape(&format!("{PROBE}.weight"));
+        let known = known.and_then(|shape| shape.first().copied());
+        let n_classes = known.or_else(|| weights.fresh_classes(PROBE));
+        let n_classes = n_classes.unwrap_or_default();
+        Ok(Some(Self {
+            linear: Linear::load(weights, PROBE, width, n_classes)?,
+            n_classes,
+        }))
+    }
 }
 
 impl TwoTowers {
@@ -64,6 +93,8 @@ impl TwoTowers {
             image_projection: projection(PROJECTIONS[0], config.image.width)?,
             text_projection: projection(PROJECTIONS[1], config.text.width)?,
             temperature,
+            probe: Probe::load(weights, config.image.width)?,
+            file: weights.checkpoint().path().to_owned(),
             config,
         })
     }
@@ -156,12 +187,12 @@ impl Model for TwoTowers {
         &self.config.input
     }
 
-    fn score(&self, head: Head, _: &Tensor) -> Result<Tensor> {
-        Err(self.cannot(no_head(head)))
+    fn score(&self, head: Head, x: &Tensor) -> Result<Tensor> {
+        Ok(self.probe(head)?.linear.forward(x)?)
     }
 
     fn n_classes(&self, head: Head) -> Result<usize> {
-        Err(self.cannot(no_head(head)))
+        Ok(self.probe(head)?.n_classes)
     }
 
     fn dual(&self) -> Result<&dyn DualEncoder> {
@@ -234,6 +265,20 @@ impl DualEncoder for TwoTowers {
         }
     }
 
+    /// The projection has a gram matrix too.
+    fn pass_images(&self, images: &Images, pass: &Pass<'_>) -> Result<()> {
+        self.image_projections(images, pass).map(drop)
+    }
+
+    fn pass_texts(&self, texts: &Texts, pass: &Pass<'_>) -> Result<()> {
+        self.text_projections(texts, pass).map(drop)
+    }
+
+    /// The class token after the last norm, not projected.
+    fn pooled_image(&self, images: &Images, pass: &Pass<'_>) -> Result<Tensor> {
+        self.image.class(&images.pixels, &pass.within("image"))
+    }
+
     fn text_states(&self, texts: &Texts, pass: &Pass<'_>) -> Result<Tensor> {
         let (pass, mask) = (pass.within("text"), padding(texts)?);
         self.text.tokens(&texts.ids, &mask, &pass)
@@ -241,6 +286,18 @@ impl DualEncoder for TwoTowers {
 }
 
 impl TwoTowers {
+    /// The classifier of images, the only head that scores.
+    fn probe(&self, head: Head) -> Result<&Probe> {
+        match head {
+            Head::ImageClasses => self.probe.as_ref().ok_or_else(|| Error::NoHead {
+                path: self.file.clone(),
+                what: head.title(),
+                prefix: PROBE,
+            }),
+            _ => Err(self.cannot(no_head(head))),
+        }
+    }
+
     fn check_branch(&self, of: Branch) -> Result<()> {
         match of {
             Branch::Apart => Ok(()),

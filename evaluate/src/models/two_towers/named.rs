@@ -2,9 +2,10 @@
 //! their outputs themselves.
 
 use super::TwoTowers;
+use super::config::PROBE;
 use crate::Result;
 use crate::forward::{Given, Input, Kind, NamedPass, NamedPasses, PassSpec, Recorder, Size};
-use crate::models::{Branch, DualEncoder, Model};
+use crate::models::{Branch, DualEncoder, Head, Model};
 use crate::nn::Pass;
 
 /// Every pass of the family.
@@ -24,6 +25,11 @@ const PASSES: &[PassSpec<TwoTowers>] = &[
         inputs: &["image", "input_ids", "attention_mask"],
         run: similarity,
     },
+    PassSpec {
+        name: PROBE,
+        inputs: &["image"],
+        run: linear_probe,
+    },
 ];
 
 impl NamedPasses for TwoTowers {
@@ -41,11 +47,22 @@ impl NamedPasses for TwoTowers {
             input("image_u8", pixels(), Kind::Bytes),
             input("input_ids", tokens(), ids),
             input("attention_mask", tokens(), Kind::Flags),
+            input(
+                "label",
+                vec![Size::Any("b")],
+                Kind::Ids {
+                    below: self
+                        .n_classes(Head::ImageClasses)
+                        .unwrap_or(usize::MAX >> 1),
+                },
+            ),
         ]
     }
 
     fn passes(&self) -> Vec<NamedPass<'_>> {
-        PASSES.iter().map(|spec| spec.of(self)).collect()
+        let is_probed = self.n_classes(Head::ImageClasses).is_ok();
+        let passes = PASSES.iter().filter(|spec| is_probed || spec.name != PROBE);
+        passes.map(|spec| spec.of(self)).collect()
     }
 }
 
@@ -58,6 +75,13 @@ fn text(model: &TwoTowers, given: &Given, out: &Recorder) -> Result<()> {
     let texts = given.texts("input_ids", "attention_mask")?;
     model.text_features(&texts, &[Branch::Apart], &out.tapped())?;
     Ok(())
+}
+
+/// Logits of the classifier of images.
+fn linear_probe(model: &TwoTowers, given: &Given, out: &Recorder) -> Result<()> {
+    let states = model.pooled_image(&given.images("image")?, &Pass::new())?;
+    let logits = model.score(Head::ImageClasses, &states)?;
+    Ok(out.add("linear_probe.prediction", &logits)?)
 }
 
 /// Cosines of all images with all texts, and the same divided by the temperature.

@@ -116,6 +116,8 @@ impl ZerovlSizes {
             Axis::TextPositions => self.text_len,
             Axis::TokenTypes => self.n_token_types,
             Axis::Joint => self.joint_width,
+            // No fresh model has a probe.
+            Axis::Classes => 0,
         }
     }
 }
@@ -136,7 +138,7 @@ impl ZerovlSpec {
         match parameter.presence {
             Presence::Always => true,
             Presence::LearnedTemperature => self.has_temperature,
-            Presence::Foreign => false,
+            Presence::Foreign | Presence::Probed => false,
         }
     }
 

@@ -16,7 +16,7 @@ use crate::{Checkpoint, Error, Expert, Result, Role, Slot};
 
 use super::{BlockId, Description, Layout, LayoutFamily, Part, PositionTable, TableForm};
 use super::{NO_TIES, boxed, layer_of, split_block, without_module};
-use table::{IMAGE, OUTER, POSITION_IDS, POSITIONS, Parameter, STACKS, TEMPERATURE, TEXT};
+use table::{IMAGE, OUTER, POSITION_IDS, POSITIONS, PROBE, Parameter, STACKS, TEMPERATURE, TEXT};
 
 /// The row of this family in the table of layouts.
 pub(super) const FAMILY: LayoutFamily = LayoutFamily {
@@ -152,9 +152,10 @@ impl Layout for Zerovl {
         Ok(Role::Shared(place.slot()))
     }
 
-    /// The layer's own name: every linear layer of a model that is run has its inputs recorded.
+    /// The layer's own name: every linear layer of the towers and projections has its inputs recorded.
     fn gram_key(&self, slot: &Slot, _: Option<Expert>) -> Option<String> {
-        layer_of(slot).filter(|_| !slot.key.contains(".pooler."))
+        let is_recorded = !slot.key.contains(".pooler.") && !slot.key.starts_with(PROBE);
+        layer_of(slot).filter(|_| is_recorded)
     }
 
     fn part(&self, slot: &Slot) -> Part {
@@ -162,6 +163,7 @@ impl Layout for Zerovl {
             TEMPERATURE => Part::Temperature,
             key if key.starts_with(IMAGE) => Part::ImageEncoder,
             key if key.starts_with(TEXT) => Part::TextEncoder,
+            key if key.starts_with(PROBE) => Part::Heads,
             _ => Part::Projections,
         }
     }

@@ -27,6 +27,8 @@ pub(super) enum Axis {
     TokenTypes,
     /// Width of the joint space.
     Joint,
+    /// Classes of images.
+    Classes,
 }
 
 /// A parameter: the whole key, or, in a block, what follows the block's index.
@@ -49,6 +51,8 @@ pub(super) enum Presence {
     Always,
     /// Those with a learned temperature.
     LearnedTemperature,
+    /// Those that a linear probe was trained on.
+    Probed,
     /// None that ZeroVL writes; BERT models of transformers have it, and its loader only warns.
     Foreign,
 }
@@ -72,6 +76,9 @@ pub(super) const TEXT: &str = "text_encoder.";
 pub(super) const POSITIONS: &str = "image_encoder.model.model.pos_embed";
 /// The temperature, a divisor of logits.
 pub(super) const TEMPERATURE: &str = "loss.temperature";
+/// What the keys of a linear probe begin with: a classifier of images on the class token. The name is ours,
+/// for the published program keeps it in no file of its own.
+pub(super) const PROBE: &str = "linear_probe.";
 /// A buffer that transformers up to 4.30 keeps.
 pub(super) const POSITION_IDS: &str = "text_encoder.model.model.embeddings.position_ids";
 
@@ -153,9 +160,9 @@ pub(super) const STACKS: &[TowerBlocks] = {
 /// Every parameter outside the blocks.
 #[rustfmt::skip] // a table: one row a line
 pub(super) const OUTER: &[Parameter] = {
-    use Axis::{Fixed, ImageTokens, Joint, Patch, TextPositions, TokenTypes, Vocabulary};
+    use Axis::{Classes, Fixed, ImageTokens, Joint, Patch, TextPositions, TokenTypes, Vocabulary};
     use ParamKind::{Bias, Embedding, LinearWeight, Norm, Scale};
-    use Presence::{Foreign, LearnedTemperature};
+    use Presence::{Foreign, LearnedTemperature, Probed};
     &[
         row("image_encoder.model.model.cls_token", Embedding, &[Fixed(1), Fixed(1), V]),
         row(POSITIONS, Embedding, &[Fixed(1), ImageTokens, V]),
@@ -173,5 +180,7 @@ pub(super) const OUTER: &[Parameter] = {
         row("image_projection.linear.weight", LinearWeight, &[Joint, V]),
         row("text_projection.linear.weight", LinearWeight, &[Joint, T]),
         rare(TEMPERATURE, Scale, LearnedTemperature, &[]),
+        rare("linear_probe.weight", LinearWeight, Probed, &[Classes, V]),
+        rare("linear_probe.bias", Bias, Probed, &[Classes]),
     ]
 };

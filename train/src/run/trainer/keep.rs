@@ -31,7 +31,7 @@ impl Trainer<'_> {
         let model = self.start.frozen()?;
         let (device, progress) = (&self.place.device, self.place.progress);
         let ranks = self.place.collective;
-        let tokenizer = &self.loader.tokenizer;
+        let tokenizer = self.loader.tokenizer.as_deref();
         let measured = validation.measure(
             model.as_ref(),
             tokenizer,
@@ -85,9 +85,8 @@ impl Trainer<'_> {
             .map(|(name, variable)| (name.clone(), variable.as_detached_tensor()))
             .collect();
         let (weights, blueprint) = (&self.start.weights, self.start.blueprint.as_ref());
-        let answers = self.answers.as_deref();
         let recipe = self.recipe.to_yaml()?;
-        write_model(path, weights, &tensors, blueprint, &recipe, answers)
+        write_model(path, weights, &tensors, blueprint, &recipe, &self.notes)
     }
 
     /// Keeps the state: the first rank writes, the others hand it what they own.

@@ -73,8 +73,8 @@ pub struct Trainer<'a> {
     order: Order,
     n_parts: usize,
     n_steps: u64,
-    /// The answers by class, a JSON list, where the model's file does not have them yet.
-    answers: Option<String>,
+    /// Names of classes, where the model's file does not have them yet.
+    notes: Vec<(&'static str, String)>,
     validation: Option<Validation>,
     /// The last step after which there was validation.
     validated_at: Option<u64>,

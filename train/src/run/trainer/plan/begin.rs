@@ -53,7 +53,7 @@ impl<'a> Trainer<'a> {
             order: plan.order,
             n_parts: plan.n_parts,
             n_steps: plan.n_steps,
-            answers: plan.answers,
+            notes: plan.notes,
             state: plan.state,
             log,
             pace: Pace::default(),

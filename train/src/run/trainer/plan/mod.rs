@@ -6,6 +6,8 @@ use std::path::PathBuf;
 use std::sync::Arc;
 
 use candle_core::DType;
+use evaluate::datasets::class_folders::CLASSES;
+use evaluate::datasets::vqa::ANSWERS;
 use evaluate::models::{Dvae, Head};
 use evaluate::text::Tokenizer;
 use merge::io::OpenOptions;
@@ -13,7 +15,7 @@ use merge::io::OpenOptions;
 use crate::augment::PatchMasking;
 use crate::data::{self, Loader, Order, Patches, Sampling};
 use crate::objectives::{self, Needs, Objective, Opening};
-use crate::optim::LossScale;
+use crate::optim::{LossScale, OptimSettings};
 use crate::recipe::{CheckedRecipe, DataFormat, ImageMasking, Init, TrainRecipe, differences};
 use crate::run::memory::Outline;
 use crate::run::trainer::Where;
@@ -36,8 +38,9 @@ pub struct TrainPlan {
     validation: Option<Validation>,
     state: TrainState,
     resumed_at: Option<u64>,
-    /// The answers by class, a JSON list, where the model's file does not have them yet.
-    answers: Option<String>,
+    /// Names of classes, JSON lists by the key of a file's metadata, where the model's file does not have
+    /// them yet.
+    notes: Vec<(&'static str, String)>,
     dtype: DType,
     resized_from: Option<usize>,
     memory: Memory,
@@ -89,8 +92,12 @@ impl TrainPlan {
         let needs = needs(&recipe)?;
         let image_tokenizer = image_tokenizer(&recipe, needs, place)?;
         let objectives = objectives(&recipe, image_tokenizer.as_ref(), collective.size())?;
-        let (examples, named) = examples(&recipe, needs)?;
-        let tokenizer = Tokenizer::open(&recipe.data.tokenizer)?;
+        let (examples, sets) = examples(&recipe, needs)?;
+        check_classes(&recipe, examples.as_ref())?;
+        let tokenizer = match needs.text || validates_texts(&recipe)? {
+            true => Some(Tokenizer::open(&recipe.data.tokenizer)?),
+            false => None,
+        };
 
         if let Some(state) = &kept {
             RunFolder::check(place.folder, state)?;
@@ -102,7 +109,9 @@ impl TrainPlan {
         let initial = init.open(&recipe.model, needs.second_image, place.progress)?;
         let answers = examples.n_answers().map(|n| (Head::Vqa, n));
         let tokens = (image_tokenizer.as_ref()).map(|dvae| (Head::MaskedImage, dvae.vocabulary()));
-        let classes: Vec<(Head, usize)> = answers.into_iter().chain(tokens).collect();
+        let named = examples.classes();
+        let named = named.map(|classes| (Head::ImageClasses, classes.len()));
+        let classes = answers.into_iter().chain(tokens).chain(named).collect();
         let wanted = Wanted {
             overrides: recipe.model.overrides(),
             settings: recipe.model_settings(),
@@ -120,18 +129,32 @@ impl TrainPlan {
         };
         let checkpoint = origin::with(initial.checkpoint, &inputs);
         let start = Start::load(checkpoint, &wanted, &place.device, dtype)?;
-        let tokenizer = tokenizer.for_input(&start.model.input().text)?.into_owned();
+        let tokenizer = match &tokenizer {
+            Some(tokenizer) => {
+                let fitting = tokenizer.for_input(&start.model.input().text)?;
+                Some(Arc::new(fitting.into_owned()))
+            }
+            None => None,
+        };
         let n_answers = n_answers(examples.as_ref(), &start)?;
-        let answers = answer_list(examples.as_ref(), &start)?;
+        let notes = [
+            (ANSWERS, answer_list(examples.as_ref(), &start)?),
+            (CLASSES, class_list(examples.as_ref(), &start)?),
+        ];
+        let notes = notes
+            .into_iter()
+            .filter_map(|(key, list)| Some((key, list?)));
+        let notes: Vec<(&'static str, String)> = notes.collect();
         let patches = match (&image_tokenizer, &recipe.image_masking) {
             (Some(tokenizer), Some(masking)) => Some(patches(tokenizer, masking, &start)?),
             _ => None,
         };
-        let order = order(&recipe, &named, collective.size())?;
+        let order = order(&recipe, &sets, collective.size())?;
         let n_parts = n_parts(&recipe, &order, collective.size())?;
         let n_steps = recipe.length.steps(order.n_batches());
+        let optim = optim(&recipe, &objectives, &start);
         let mut updater = Updater::new(
-            &recipe.optim,
+            &optim,
             n_steps,
             &start.variables,
             start.blueprint.grouping(),
@@ -153,10 +176,12 @@ impl TrainPlan {
             };
         }
         let resumed_at = kept.is_some().then_some(state.step);
-        let validation = (recipe.validation.as_ref()).map(|v| Validation::open(v, &recipe.data));
+        let names = examples.classes().map(<[String]>::to_vec);
+        let validation =
+            (recipe.validation.as_ref()).map(|v| Validation::open(v, &recipe.data, names));
         let loader = Loader::new(
             examples,
-            Arc::new(tokenizer),
+            tokenizer,
             *start.model.input(),
             needs,
             recipe.seed,
@@ -187,7 +212,7 @@ impl TrainPlan {
             n_steps,
             state,
             resumed_at,
-            answers,
+            notes,
             dtype,
             resized_from: initial.image_side,
             memory,
@@ -247,6 +272,7 @@ fn examples(
     let parts = data.train.iter().map(|split| {
         let (dataset, split) = (&split.dataset, &split.split);
         match data.format {
+            DataFormat::Folders => data::open_classes(&data.folder, dataset, split),
             DataFormat::Csv => data::open_annotations(&data.folder, dataset, split, needs.image),
             DataFormat::Arrow => data::open(
                 &data.folder,
@@ -257,7 +283,7 @@ fn examples(
             ),
         }
     });
-    let joined = data::Joined::new(parts.collect::<Result<_>>()?);
+    let joined = data::Joined::new(parts.collect::<Result<_>>()?)?;
     let names = data.train.iter();
     let names = names.map(|of| format!("the split `{}` of {}", of.split, of.dataset));
     let named = names.zip(joined.lengths()).collect();
@@ -268,7 +294,7 @@ fn examples(
 fn order(recipe: &TrainRecipe, named: &[(String, usize)], n_ranks: usize) -> Result<Order> {
     let (data, batch, seed) = (&recipe.data, recipe.batch_size, recipe.seed);
     match (data.format, data.sampling) {
-        (DataFormat::Arrow, Sampling::Shuffle) => {
+        (DataFormat::Arrow | DataFormat::Folders, Sampling::Shuffle) => {
             let n = named.iter().map(|(_, n)| n).sum();
             Ok(Order::new(n, batch, seed))
         }
@@ -308,6 +334,91 @@ fn answer_list(examples: &dyn data::Examples, start: &Start) -> Result<Option<St
     let is_whole = start.model.n_classes(Head::Vqa)? == answers.len();
     // Strings always have a JSON form.
     Ok((known.is_none() && is_whole).then(|| serde_json::json!(answers).to_string()))
+}
+
+/// The names of the classes of images, for the model's file. A model that keeps a list was trained on its
+/// classes: data that number them otherwise would teach it others.
+fn class_list(examples: &dyn data::Examples, start: &Start) -> Result<Option<String>> {
+    let Some(classes) = examples.classes() else {
+        return Ok(None);
+    };
+    let differs = |reason: String| Error::BadSetting {
+        key: "data.train".into(),
+        reason,
+    };
+    let n_classes = start.model.n_classes(Head::ImageClasses)?;
+    if n_classes != classes.len() {
+        let reason = format!(
+            "it has {} classes, but the checkpoint's head tells {n_classes} apart",
+            classes.len()
+        );
+        return Err(differs(reason));
+    }
+    let known = evaluate::tasks::classes_of(start.weights.checkpoint())?;
+    let mut pairs = known.iter().flatten().zip(classes).enumerate();
+    if let Some((number, (model, data))) = pairs.find(|(_, (model, data))| model != data) {
+        let reason =
+            format!("class {number} is {data:?}, but the checkpoint's head calls it {model:?}");
+        return Err(differs(reason));
+    }
+    // Strings always have a JSON form.
+    Ok(known
+        .is_none()
+        .then(|| serde_json::json!(classes).to_string()))
+}
+
+/// Refuses objectives that learn classes of images from data without, and texts from folders of classes.
+fn check_classes(recipe: &TrainRecipe, examples: &dyn data::Examples) -> Result<()> {
+    let has_classes = examples.classes().is_some();
+    for objective in &recipe.objectives {
+        let spec = objectives::spec(&objective.name)?;
+        let reason = match (has_classes, spec.needs.text) {
+            (false, _) if spec.heads.contains(&Head::ImageClasses) => {
+                format!(
+                    "`{}` learns classes of images; `format: folders` has them",
+                    spec.name
+                )
+            }
+            (true, true) => format!(
+                "`{}` learns from texts, which folders of classes lack",
+                spec.name
+            ),
+            _ => continue,
+        };
+        return Err(Error::BadSetting {
+            key: "data.format".into(),
+            reason,
+        });
+    }
+    Ok(())
+}
+
+/// Whether the task that is measured on the way reads texts.
+fn validates_texts(recipe: &TrainRecipe) -> Result<bool> {
+    match &recipe.validation {
+        Some(settings) => Ok(Validation::spec(settings)?.kind.has_texts()),
+        None => Ok(false),
+    }
+}
+
+/// The optimizer's settings. Where objectives train their heads alone, all else is frozen, so that nobody
+/// keeps moments of it.
+fn optim(
+    recipe: &TrainRecipe,
+    objectives: &[(Box<dyn Objective>, f64)],
+    start: &Start,
+) -> OptimSettings {
+    let mut settings = recipe.optim.clone();
+    let trains_heads_alone =
+        |(objective, _): &(Box<dyn Objective>, f64)| objective.trains_heads_alone();
+    if settings.trainable.is_empty() && objectives.iter().all(trains_heads_alone) {
+        let heads = objectives
+            .iter()
+            .flat_map(|(objective, _)| objective.spec().heads);
+        let names = heads.flat_map(|&head| start.blueprint.prefixes(head));
+        settings.trainable = names.map(|&name| name.to_owned()).collect();
+    }
+    settings
 }
 
 /// How patches are masked, and how large the view is that gives a token for each.
