@@ -1,7 +1,7 @@
 //! Training as a user starts, stops and kills it.
 
 use std::collections::BTreeMap;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 use std::time::Duration;
 
@@ -45,6 +45,21 @@ fn tensors(path: &Path) -> BTreeMap<String, Vec<u8>> {
     let file = merge::io::open(path, &merge::io::OpenOptions::default()).expect("it opens");
     let read = |(key, _): (&str, _)| (key.to_owned(), file.read_all(key).expect("it reads"));
     file.tensors().map(read).collect()
+}
+
+/// Every file of a folder and of the folders in it, with its bytes.
+fn bytes_below(folder: &Path) -> BTreeMap<PathBuf, Vec<u8>> {
+    let mut found = BTreeMap::new();
+    for entry in std::fs::read_dir(folder).expect("listed") {
+        let path = entry.expect("an entry").path();
+        if path.is_dir() {
+            found.extend(bytes_below(&path));
+        } else {
+            let bytes = std::fs::read(&path).expect("it reads");
+            found.insert(path, bytes);
+        }
+    }
+    found
 }
 
 #[test]
@@ -264,4 +279,17 @@ fn a_run_is_not_written_over_and_a_wrong_key_names_the_nearest() {
     let (code, said) = run(&["length={steps: 1}"]);
     assert_eq!(code, Some(2), "{said}");
     assert!(said.contains("--resume"), "{said}");
+    // A dry run leaves a folder with a run as it is, whether it looks at the state or not.
+    let before = bytes_below(Path::new(&out));
+    assert!(before.len() > 3, "{:?}", before.keys());
+    for flags in [&["--dry-run"][..], &["--dry-run", "--resume"]] {
+        let output = vlmerge()
+            .args(finetune(&out, &["length={steps: 1}"]))
+            .args(flags)
+            .output();
+        let output = output.expect("it runs");
+        let said = String::from_utf8_lossy(&output.stderr).into_owned();
+        assert_eq!(output.status.code(), Some(0), "{said}");
+        assert!(bytes_below(Path::new(&out)) == before, "{flags:?}");
+    }
 }

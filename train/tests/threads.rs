@@ -1,7 +1,9 @@
 //! Ranks that are threads of one process, so that what ranks do can be tested anywhere.
 
+use std::ops::AddAssign;
 use std::sync::mpsc::{Receiver, Sender, channel};
 
+use bytemuck::Pod;
 use evaluate::Result;
 use train::collective::Collective;
 
@@ -43,6 +45,17 @@ impl Threads {
         let receive = |from: &Receiver<Vec<u8>>| from.recv().expect("the others are there");
         self.from.iter().map(receive).collect()
     }
+
+    /// Adds up what all have, in the order of the ranks.
+    fn add_up<T: Pod + Default + AddAssign>(&self, values: &mut [T]) {
+        let all = self.exchange(bytemuck::cast_slice(values));
+        values.fill(T::default());
+        for bytes in all {
+            let other: Vec<T> = bytemuck::pod_collect_to_vec(&bytes);
+            assert_eq!(other.len(), values.len());
+            (values.iter_mut().zip(other)).for_each(|(sum, value)| *sum += value);
+        }
+    }
 }
 
 impl Collective for Threads {
@@ -55,30 +68,12 @@ impl Collective for Threads {
     }
 
     fn sum(&self, values: &mut [f32]) -> Result<()> {
-        let all = self.exchange(bytemuck::cast_slice(values));
-        values.fill(0.0);
-        for bytes in all {
-            let other: Vec<f32> = bytemuck::pod_collect_to_vec(&bytes);
-            assert_eq!(other.len(), values.len());
-            values
-                .iter_mut()
-                .zip(other)
-                .for_each(|(sum, value)| *sum += value);
-        }
+        self.add_up(values);
         Ok(())
     }
 
     fn sum_f64(&self, values: &mut [f64]) -> Result<()> {
-        let all = self.exchange(bytemuck::cast_slice(values));
-        values.fill(0.0);
-        for bytes in all {
-            let other: Vec<f64> = bytemuck::pod_collect_to_vec(&bytes);
-            assert_eq!(other.len(), values.len());
-            values
-                .iter_mut()
-                .zip(other)
-                .for_each(|(sum, value)| *sum += value);
-        }
+        self.add_up(values);
         Ok(())
     }
 

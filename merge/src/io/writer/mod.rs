@@ -3,6 +3,7 @@
 mod atomic;
 mod flusher;
 mod layout;
+mod options;
 mod pickle;
 mod resume;
 mod safetensors;
@@ -22,86 +23,11 @@ use resume::Ledger;
 use safetensors::SafetensorsLayout;
 use torch::TorchLayout;
 
+pub use options::{OutputContainer, WriteOptions};
+
 use super::safetensors::METADATA_KEY;
 use super::{ALIASES_KEY, Aliases};
 use crate::{Error, Result, TensorInfo, WriteFault};
-
-/// The kind of file to write.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum OutputContainer {
-    /// safetensors.
-    Safetensors,
-    /// A zip archive that `torch.load(weights_only=True)` opens: a flat dictionary of tensors.
-    Torch,
-    /// The same with the weights under `state_dict`, as Lightning has them.
-    TorchLightning,
-}
-
-impl OutputContainer {
-    /// The kind of file that the extension of `path` stands for: `.safetensors`; `.pt`, `.pth` and
-    /// `.bin` for torch; `.ckpt` for Lightning.
-    ///
-    /// # Errors
-    /// [`WriteFault::UnknownOutput`](crate::WriteFault::UnknownOutput) for any other.
-    pub fn from_extension(path: &Path) -> Result<Self> {
-        match path.extension().and_then(|extension| extension.to_str()) {
-            Some("safetensors") => Ok(Self::Safetensors),
-            Some("pt" | "pth" | "bin") => Ok(Self::Torch),
-            Some("ckpt") => Ok(Self::TorchLightning),
-            _ => Err(Error::Write(WriteFault::UnknownOutput {
-                path: path.into(),
-            })),
-        }
-    }
-}
-
-/// Where and how to write.
-#[derive(Clone, Debug)]
-pub struct WriteOptions {
-    /// The target file.
-    pub path: PathBuf,
-    /// The kind of file; by the extension of `path` unless given.
-    pub container: Option<OutputContainer>,
-    /// Split into files of at most this many tensor bytes, with an index json.
-    pub max_shard_bytes: Option<u64>,
-    /// Replace an existing target.
-    pub force: bool,
-    /// Wait for the disk before the rename, so that not even a power cut leaves half a file.
-    pub sync: bool,
-    /// The output is the folder of `path`: it is made if it is not there, and what goes beside the
-    /// weights is written, too.
-    pub is_folder: bool,
-}
-
-impl WriteOptions {
-    /// The weights of a model folder, called as loaders look for them.
-    #[must_use]
-    pub fn in_folder(folder: &Path, container: Option<OutputContainer>) -> Self {
-        let name = match container {
-            None | Some(OutputContainer::Safetensors) => "model.safetensors",
-            Some(OutputContainer::Torch) => "pytorch_model.bin",
-            Some(OutputContainer::TorchLightning) => "model.ckpt",
-        };
-        Self {
-            container,
-            is_folder: true,
-            ..Self::new(folder.join(name))
-        }
-    }
-
-    /// A single new file at `path`, of the kind that its extension stands for, synced.
-    #[must_use]
-    pub fn new(path: impl Into<PathBuf>) -> Self {
-        Self {
-            path: path.into(),
-            container: None,
-            max_shard_bytes: None,
-            force: false,
-            sync: true,
-            is_folder: false,
-        }
-    }
-}
 
 /// Checks that a single file could be written, before any work is done for it.
 ///
