@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 use std::path::Path;
 
-use fixtures::{Raw, path, tensors};
+use fixtures::{Raw, first_difference, path, tensors};
 
 use crate::evaluating::ok;
 use crate::program::{Said, vlmerge};
@@ -117,4 +117,77 @@ fn a_named_pass_needs_its_inputs_and_others_are_skipped_with_a_note() {
         !names.iter().any(|name| name.contains("block")),
         "{names:?}"
     );
+}
+
+/// What `vlmerge forward` says of a tiny FLM and a batch of the golden inputs.
+fn flm(checkpoint: &str, batch: &str, arguments: &[&str]) -> Said {
+    let config = fixtures::json("flm/config.json");
+    let [heads, image_heads, text_heads] =
+        ["num_heads", "vit_heads", "text_num_heads"].map(|name| config[name].to_string());
+    let [checkpoint, inputs] =
+        [checkpoint, "forward/inputs"].map(|name| path(&format!("flm/{name}.safetensors")));
+    let of = [
+        &["forward", shown(&checkpoint), "--heads", &heads][..],
+        &["--image-heads", &image_heads],
+        &["--text-heads", &text_heads],
+        &["--inputs", shown(&inputs), "--batch", batch, "--json"],
+    ];
+    vlmerge(&[&of.concat(), arguments].concat())
+}
+
+#[test]
+fn golden_files_of_flm_come_out_under_the_same_names() {
+    let folder = tempfile::tempdir().expect("a folder");
+    let [out, gradients] =
+        ["out", "gradients"].map(|n| folder.path().join(format!("{n}.safetensors")));
+    let of_one_stream: &[&str] = &["--streams", "causal"];
+    for (model, batch, expected, more) in [
+        ("flm_pretrain", "cap", "flm_three_stream", &[][..]),
+        (
+            "flm_pretrain",
+            "cap",
+            "flm_one_stream_causal",
+            of_one_stream,
+        ),
+        ("ar", "cap", "ar", &[]),
+        ("mlm", "cap", "mlm", &["--pass", "mlm"]),
+        ("nlvr2", "nlvr2", "nlvr2", &[]),
+    ] {
+        let arguments = [&["--out", shown(&out), "--hidden", "--force"][..], more];
+        ok(&flm(&format!("ckpt/{model}"), batch, &arguments.concat()));
+        let found = tensors(&out);
+        for (name, expected) in tensors(&path(&format!("flm/forward/{expected}.safetensors"))) {
+            let found = found.get(&name).unwrap_or_else(|| panic!("no {name}"));
+            assert_eq!(found.shape, expected.shape, "{model} {name}");
+            // The tolerance of the set's manifest.
+            let difference = first_difference(&found.values(), &expected.values(), 5e-5, 5e-5);
+            assert_eq!(difference, None, "{model} {name}");
+        }
+    }
+    let arguments = ["--loss", "flm", "--gradients", shown(&gradients)];
+    let said = flm("ckpt/flm_pretrain", "cap", &arguments);
+    ok(&said);
+    let expected = fixtures::json("flm/losses/flm.json");
+    let (found, expected) = (
+        said.json()["loss"]["value"].as_f64(),
+        expected["loss"].as_f64(),
+    );
+    let (found, expected) = (found.expect("a loss"), expected.expect("a loss"));
+    assert!((found - expected).abs() <= 2e-5 * expected, "{found}");
+    let found = tensors(&gradients);
+    for (name, expected) in tensors(&path("flm/losses/flm_grads.safetensors")) {
+        let found = found.get(&name);
+        let found = found.unwrap_or_else(|| panic!("no gradient of {name}"));
+        assert_eq!(found.shape, expected.shape, "{name}");
+    }
+}
+
+#[test]
+fn a_batch_that_is_not_in_the_file_is_an_error_by_name() {
+    let said = flm("ckpt/flm_pretrain", "captions", &["--loss", "flm"]);
+    assert_ne!(said.code, Some(0));
+    assert!(said.stderr.contains("`captions.`"), "{}", said.stderr);
+    let said = flm("ckpt/ar", "cap", &["--streams", "three", "--loss", "ar"]);
+    assert_ne!(said.code, Some(0));
+    assert!(said.stderr.contains("reconstructor"), "{}", said.stderr);
 }

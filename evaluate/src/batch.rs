@@ -118,6 +118,18 @@ impl Images {
         Ok(Self::new(self.pixels.index_select(indices, 0)?))
     }
 
+    /// The pictures of `n` texts: one alone is that of all of them.
+    ///
+    /// # Errors
+    /// When the device fails.
+    pub fn of_texts(&self, n: usize) -> Result<Self> {
+        let (b, c, h, w) = self.pixels.dims4()?;
+        Ok(match b {
+            1 => Self::new(self.pixels.expand((n, c, h, w))?.contiguous()?),
+            _ => self.clone(),
+        })
+    }
+
     /// Pictures `from..from + n`.
     ///
     /// # Errors
@@ -127,7 +139,8 @@ impl Images {
     }
 }
 
-/// Texts with an image each, for a model that reads both together.
+/// Texts with an image each, for a model that reads both together. Models that look at images from texts
+/// (cross-attention) take one image for all texts, too.
 #[derive(Clone, Copy, Debug)]
 pub struct Pair<'a> {
     /// The texts.

@@ -70,18 +70,14 @@ impl Captioner for Ruled {
 fn seen(color: Tensor, words: Option<Tensor>) -> candle_core::Result<Seen> {
     let n_words = words.as_ref().map_or(Ok(0), |words| words.dim(1))?;
     Ok(Seen {
-        images: vec![[color.clone(), color]],
-        words: words
-            .into_iter()
-            .map(|words| [words.clone(), words])
-            .collect(),
+        images: vec![color],
+        words: vec![words],
         n_words,
     })
 }
 
 fn parts(state: &Seen) -> Result<(Tensor, Option<Tensor>)> {
-    let words = state.words.first().map(|[words, _]| words.clone());
-    Ok((state.images[0][0].clone(), words))
+    Ok((state.images[0].clone(), state.words[0].clone()))
 }
 
 const FIRST: u32 = 4;

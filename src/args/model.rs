@@ -6,7 +6,7 @@ use anyhow::Result;
 use candle_core::Device;
 use clap::{Args, ValueEnum};
 use evaluate::device::{DeviceName, Precision};
-use evaluate::models::{Model, Overrides, ShallowAttention};
+use evaluate::models::{Model, Overrides, ShallowAttention, Streams};
 use evaluate::tasks::Runner;
 use evaluate::text::Tokenizer;
 use merge::Progress;
@@ -63,9 +63,23 @@ pub struct LoadArgs {
     /// Text positions that the bias table has room for, if the checkpoint does not say
     #[arg(long, value_name = "N")]
     pub text_table_len: Option<usize>,
+    /// How texts are read by models that can read them in several ways [default: as they were trained]
+    #[arg(long, value_enum, value_name = "HOW")]
+    pub streams: Option<StreamsArg>,
     /// Whether text and image attend to each other before the fusion start [default: the family's way]
     #[arg(long, value_enum, value_name = "HOW")]
     pub shallow_attention: Option<AttentionArg>,
+}
+
+/// How texts are read.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub enum StreamsArg {
+    /// From left to right, from right to left, and by queries of both
+    Three,
+    /// From left to right
+    Causal,
+    /// Each token with all others
+    Bidirectional,
 }
 
 /// Who attends to whom before the fusion start.
@@ -110,6 +124,7 @@ impl LoadArgs {
             "temperature": self.temperature,
             "image_mean": self.image_mean.map(|Colors(colors)| colors),
             "image_deviation": self.image_deviation.map(|Colors(colors)| colors),
+            "streams": self.streams.map(|how| format!("{how:?}")),
         })
     }
 
@@ -133,6 +148,11 @@ impl LoadArgs {
             temperature: self.temperature,
             image_mean: self.image_mean.map(|Colors(colors)| colors),
             image_deviation: self.image_deviation.map(|Colors(colors)| colors),
+            streams: self.streams.map(|how| match how {
+                StreamsArg::Three => Streams::Three,
+                StreamsArg::Causal => Streams::Causal,
+                StreamsArg::Bidirectional => Streams::Bidirectional,
+            }),
         }
     }
 }

@@ -41,10 +41,13 @@ pub struct Args {
     /// File of the tensors to run the model on
     #[arg(long, value_name = "FILE", required_unless_present = "list")]
     inputs: Option<PathBuf>,
+    /// Of a file of several batches, the one whose tensors' names begin with NAME and a dot
+    #[arg(long, value_name = "NAME", requires = "inputs")]
+    batch: Option<String>,
     /// File to write the outputs to, each under its name
     #[arg(long, value_name = "FILE", required_unless_present_any = ["list", "loss"])]
     out: Option<PathBuf>,
-    /// Passes to run [default: all whose inputs are given]
+    /// Passes to run [default: all whose inputs are given, of those that share outputs the model's own]
     #[arg(long, value_name = "NAME", value_delimiter = ',', requires = "out")]
     pass: Vec<String>,
     /// Write the hidden state after each block and its attention probabilities too
@@ -63,6 +66,10 @@ pub struct Args {
     /// '{block: 4, smoothing: 0.1}'
     #[arg(long, value_name = "SETTINGS", requires = "loss")]
     contrast: Option<String>,
+    /// How words are guessed, as `objectives[].language` of a recipe says it, such as
+    /// '{forward_weight: 0.5}'
+    #[arg(long, value_name = "SETTINGS", requires = "loss")]
+    language: Option<String>,
     /// Checkpoint of the discrete autoencoder whose tokens are guessed, for mim and image_mim
     #[arg(long, value_name = "FILE", requires = "loss")]
     image_tokenizer: Option<PathBuf>,
@@ -94,7 +101,8 @@ pub fn run(args: Args, output: &Output) -> Result<ExitCode> {
         return Err(UsageError("name a file of tensors with --inputs".into()).into());
     };
     let file = merge::io::open(inputs, &OpenOptions::default())?;
-    let given = Given::open(&file, named.inputs(), weights.device(), weights.dtype())?;
+    let (batch, taken) = (args.batch.as_deref(), named.inputs());
+    let given = Given::open_batch(&file, batch, taken, weights.device(), weights.dtype())?;
     let spec = match &args.loss {
         Some(name) => Some(losses::by_name(blueprint.family(), name)?),
         None => None,
@@ -167,6 +175,10 @@ impl Args {
             let read = serde_saphyr::from_str(text);
             read.map_err(|error| UsageError(format!("--contrast {text}: {error}")))
         };
+        let language = |text: &String| {
+            let read = serde_saphyr::from_str(text);
+            read.map_err(|error| UsageError(format!("--language {text}: {error}")))
+        };
         let open = |path: &PathBuf| {
             let file = merge::io::open(path, &OpenOptions::default())?;
             let names = Dvae::weights(Arc::new(file), weights.device(), DType::F32)?;
@@ -175,6 +187,7 @@ impl Args {
         Ok(LossOptions {
             mix: self.mix,
             contrast: self.contrast.as_ref().map(read).transpose()?,
+            language: self.language.as_ref().map(language).transpose()?,
             image_tokenizer: self.image_tokenizer.as_ref().map(open).transpose()?,
         })
     }

@@ -3,6 +3,7 @@
 use candle_core::Tensor;
 
 pub use evaluate::batch::{Images, Texts};
+use evaluate::streams::Span;
 
 /// Texts with words to be guessed.
 #[derive(Clone, Debug)]
@@ -13,6 +14,20 @@ pub struct MaskedWords {
     pub places: Vec<u32>,
     /// The ids that were there.
     pub labels: Vec<u32>,
+}
+
+impl MaskedWords {
+    /// From a label for each token of `ids`, row after row: −100 where nothing is to be guessed.
+    #[must_use]
+    pub fn of_labels(ids: Tensor, labels: &[i64]) -> Self {
+        let masked = labels.iter().enumerate().filter(|(_, label)| **label >= 0);
+        let (places, labels) = masked.map(|(at, label)| (at as u32, *label as u32)).unzip();
+        Self {
+            ids,
+            places,
+            labels,
+        }
+    }
 }
 
 /// Patches to be guessed.
@@ -41,6 +56,14 @@ pub struct Batch {
     pub masked_words: Option<MaskedWords>,
     /// Which patches of the pictures are masked, and what is behind them.
     pub masked_patches: Option<MaskedPatches>,
+    /// What the query stream of free language modeling begins with, `(b, t)`.
+    pub queries: Option<Tensor>,
+    /// A span to hide from each query beside its own token, in the place of those that would be drawn.
+    pub spans: Option<Vec<Span>>,
+    /// An image drawn at random for each example.
+    pub other_image: Option<Images>,
+    /// Texts drawn at random: the n-th of each example together.
+    pub other_texts: Vec<Texts>,
     /// Soft scores of answers, `(b, answers)`.
     pub answers: Option<Tensor>,
     /// The class of each: 1 for a true statement, or the class of an image.

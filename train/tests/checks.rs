@@ -152,6 +152,7 @@ fn whole_batch(uneven: bool) -> Batch {
         }),
         answers: Some(answers.expect("answers")),
         classes: Some(vec![1, 0, 0, 1]),
+        ..Batch::default()
     }
 }
 
@@ -191,6 +192,7 @@ fn part(whole: &Batch, rank: usize, n_ranks: usize) -> Batch {
         }),
         answers: whole.answers.as_ref().map(rows),
         classes: (whole.classes.as_ref()).map(|classes| classes[first..first + n].to_vec()),
+        ..Batch::default()
     }
 }
 

@@ -3,9 +3,12 @@
 
 mod checks;
 mod fixture;
+#[path = "../../evaluate/tests/flm_model.rs"]
+mod flm_model;
 mod fused_blocks;
 mod golden;
 mod golden_flm;
+mod golden_flm_losses;
 mod golden_zerovl;
 mod groups;
 mod logs;

@@ -67,6 +67,7 @@ fn batch(loss: &str) -> Batch {
             "nlvr2" => whole("nlvr2_labels"),
             _ => whole("cls_labels"),
         }),
+        ..Batch::default()
     }
 }
 

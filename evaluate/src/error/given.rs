@@ -24,6 +24,14 @@ pub enum GivenFault {
         /// Those that the model takes.
         known: String,
     },
+    /// A file of several batches has none of this name.
+    #[error("{}: no tensor's name begins with `{batch}.`", path.display())]
+    NoBatch {
+        /// The file.
+        path: PathBuf,
+        /// The name.
+        batch: String,
+    },
     /// A pass or a loss lacks an input.
     #[error("{}: has no `{name}`, which {pass} needs; expected {expected}", path.display())]
     MissingInput {

@@ -17,7 +17,7 @@ const IGNORED: i64 = -100;
 #[derive(Clone, Debug)]
 pub struct Given {
     path: PathBuf,
-    tensors: BTreeMap<&'static str, Tensor>,
+    tensors: BTreeMap<String, Tensor>,
     inputs: Vec<Input>,
     device: Device,
     dtype: DType,
@@ -35,14 +35,39 @@ impl Given {
         device: &Device,
         dtype: DType,
     ) -> Result<Self> {
+        Self::open_batch(file, None, inputs, device, dtype)
+    }
+
+    /// The same for a file of several batches: of each name that begins with `batch` and a dot it takes what
+    /// follows, and it leaves out the others.
+    ///
+    /// # Errors
+    /// As [`Given::open`]; [`GivenFault::NoBatch`] where no name begins so.
+    pub fn open_batch(
+        file: &Checkpoint,
+        batch: Option<&str>,
+        inputs: Vec<Input>,
+        device: &Device,
+        dtype: DType,
+    ) -> Result<Self> {
         file.require_unique_names()?;
         let path = file.path().to_owned();
         let mut tensors = BTreeMap::new();
-        for (name, info) in file.tensors() {
-            let input = inputs.iter().find(|input| input.name == name);
+        for (key, info) in file.tensors() {
+            let name = match batch {
+                None => Some(key),
+                Some(batch) => (key.strip_prefix(batch)).and_then(|rest| rest.strip_prefix('.')),
+            };
+            let Some(name) = name else { continue };
+            let input = inputs.iter().find(|input| input.is_called(name));
             let input = input.ok_or_else(|| unknown(&path, name, &inputs))?;
-            let bytes = file.read_all(name)?;
-            tensors.insert(input.name, read(&path, input, info, &bytes, device)?);
+            let bytes = file.read_all(key)?;
+            let tensor = read(&path, name, input, info, &bytes, device)?;
+            tensors.insert(name.to_owned(), tensor);
+        }
+        if let (Some(batch), true) = (batch, tensors.is_empty()) {
+            let batch = batch.to_owned();
+            return Err(Error::Given(GivenFault::NoBatch { path, batch }));
         }
         Ok(Self {
             path,
@@ -61,8 +86,8 @@ impl Given {
         let mut sizes: BTreeMap<&str, (&str, usize)> = BTreeMap::new();
         for &name in names {
             let input = self.inputs.iter().find(|input| input.name == name);
-            let tensor = self.tensors.get(name);
-            let (Some(input), Some(tensor)) = (input, tensor) else {
+            let found = self.numbered(name);
+            let (Some(input), false) = (input, found.is_empty()) else {
                 return Err(Error::Given(GivenFault::MissingInput {
                     path: self.path.clone(),
                     pass: pass.to_owned(),
@@ -70,7 +95,9 @@ impl Given {
                     expected: input.map_or_else(|| name.to_owned(), Input::to_string),
                 }));
             };
-            for (size, &found) in input.shape.iter().zip(tensor.dims()) {
+            let shapes = found.into_iter().map(Tensor::dims);
+            let axes = shapes.flat_map(|dims| input.shape.iter().zip(dims));
+            for (size, &found) in axes {
                 let Some(letter) = size.letter() else {
                     continue;
                 };
@@ -90,6 +117,18 @@ impl Given {
             name: name.to_owned(),
             fault,
         })
+    }
+
+    /// The tensors of a name with a number in it, `{i}`, from 0 up to the first that is missing; of a plain
+    /// name, the one that has it.
+    #[must_use]
+    pub fn numbered(&self, name: &str) -> Vec<&Tensor> {
+        match name.contains("{i}") {
+            false => self.tensors.get(name).into_iter().collect(),
+            true => (0..)
+                .map_while(|i: usize| self.tensors.get(&name.replace("{i}", &i.to_string())))
+                .collect(),
+        }
     }
 
     /// Whether a tensor is there.
@@ -143,6 +182,15 @@ impl Given {
         Texts::of_tensors(self.tensor(ids)?.clone(), self.tensor(kept)?.clone())
     }
 
+    /// Classes, row after row.
+    ///
+    /// # Errors
+    /// As [`Given::floats`].
+    pub fn classes(&self, name: &str) -> Result<Vec<u32>> {
+        let classes = self.integers(name)?.into_iter();
+        Ok(classes.map(|class| class as u32).collect())
+    }
+
     /// Whole numbers, row after row.
     ///
     /// # Errors
@@ -165,6 +213,7 @@ fn unknown(path: &Path, name: &str, inputs: &[Input]) -> Error {
 /// A tensor whose shape, dtype and values are checked.
 fn read(
     path: &Path,
+    name: &str,
     input: &Input,
     info: &TensorInfo,
     bytes: &[u8],
@@ -173,7 +222,7 @@ fn read(
     let bad = |fault: String| {
         Error::Given(GivenFault::BadInput {
             path: path.to_owned(),
-            name: input.name.to_owned(),
+            name: name.to_owned(),
             fault: format!("{fault}; expected {input}"),
         })
     };
@@ -203,7 +252,7 @@ fn read(
     let shape = info.shape.as_slice();
     if input.kind == Kind::Floats {
         let mut values = vec![0.0; info.n_elements()];
-        merge::decode_f32(input.name, info.dtype, bytes, &mut values)?;
+        merge::decode_f32(name, info.dtype, bytes, &mut values)?;
         return Ok(Tensor::from_vec(values, shape, device)?);
     }
     let values = integers(info.dtype, bytes);

@@ -5,7 +5,7 @@ use std::fmt;
 /// A tensor that a file of inputs may have.
 #[derive(Clone, Debug)]
 pub struct Input {
-    /// Its name.
+    /// Its name. `{i}` in it stands for a number from 0: there may be several of its kind.
     pub name: &'static str,
     /// Its sizes.
     pub shape: Vec<Size>,
@@ -43,6 +43,19 @@ pub enum Kind {
     Floats,
     /// Pixels as they are stored, u8. No pass reads them.
     Bytes,
+}
+
+impl Input {
+    /// Whether a tensor of this name is such an input.
+    pub(super) fn is_called(&self, name: &str) -> bool {
+        let Some((before, after)) = self.name.split_once("{i}") else {
+            return self.name == name;
+        };
+        let number = (name.strip_prefix(before)).and_then(|rest| rest.strip_suffix(after));
+        number.is_some_and(|number| {
+            !number.is_empty() && number.bytes().all(|byte| byte.is_ascii_digit())
+        })
+    }
 }
 
 impl Size {

@@ -30,6 +30,8 @@ pub struct PassSpec<M> {
     pub name: &'static str,
     /// The inputs that it reads.
     pub inputs: &'static [&'static str],
+    /// Whether it runs only where it is named: its outputs have the names of another's.
+    pub on_demand: bool,
     /// Runs it, and adds its outputs.
     pub run: fn(&M, &Given, &Recorder) -> Result<()>,
 }
@@ -41,6 +43,7 @@ impl<M: Sync> PassSpec<M> {
         NamedPass {
             name: self.name,
             inputs: self.inputs,
+            on_demand: self.on_demand,
             run: Box::new(move |given, out| run(model, given, out)),
         }
     }
@@ -54,6 +57,8 @@ pub struct NamedPass<'m> {
     pub name: &'static str,
     /// The inputs that it reads.
     pub inputs: &'static [&'static str],
+    /// Whether it runs only where it is named: its outputs have the names of another's.
+    pub on_demand: bool,
     run: Box<Run<'m>>,
 }
 
@@ -78,7 +83,7 @@ pub struct Outcome {
     pub notes: Vec<String>,
 }
 
-/// Runs the passes that `names` lists, or all whose inputs are given; with `hidden`, outputs include
+/// Runs the passes that `names` lists, or all that need not be named and whose inputs are given; with `hidden`, outputs include
 /// the hidden state after each block and its attention probabilities.
 ///
 /// # Errors
@@ -100,7 +105,7 @@ pub fn run(model: &dyn Model, given: &Given, names: &[String], hidden: bool) -> 
     let out = Recorder::new(hidden);
     for pass in &passes {
         let is_named = names.iter().any(|name| name == pass.name);
-        if !names.is_empty() && !is_named {
+        if !is_named && (pass.on_demand || !names.is_empty()) {
             continue;
         }
         match given.check(pass.name, pass.inputs) {

@@ -25,6 +25,7 @@ pub fn write(
                 merge::DType::F64,
                 bytemuck::cast_slice(&flat.to_vec1::<f64>()?).to_vec(),
             ),
+            DType::U8 => (merge::DType::U8, flat.to_vec1::<u8>()?),
             DType::I64 => (
                 merge::DType::I64,
                 bytemuck::cast_slice(&flat.to_vec1::<i64>()?).to_vec(),

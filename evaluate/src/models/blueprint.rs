@@ -27,6 +27,8 @@ pub enum Setting {
     ImageMean,
     /// What each channel of a picture is divided by.
     ImageDeviation,
+    /// How texts are read: in three streams or in one.
+    Streams,
     /// Leaving out residual branches at random.
     DropPath,
     /// Leaving out numbers at random.
@@ -49,6 +51,7 @@ impl Setting {
             Self::Temperature => "temperature",
             Self::ImageMean => "image_mean",
             Self::ImageDeviation => "image_deviation",
+            Self::Streams => "streams",
             Self::DropPath => "drop_path",
             Self::Dropout => "dropout",
             Self::CheckpointActivations => "checkpoint_activations",

@@ -3,13 +3,15 @@
 //! 1. [`open`] finds the [`Family`] of a checkpoint in [`FAMILIES`], checks its [`Blueprint`], and
 //!    loads the [`Model`].
 //! 2. Tasks and objectives ask a model for a capability: [`DualEncoder`], [`FusionEncoder`],
-//!    [`Captioner`]; for its [`ModelInput`]; and for what stands on top of it, by [`Head`].
+//!    [`Captioner`], [`FreeLanguage`]; for its [`ModelInput`]; and for what stands on top of it, by [`Head`].
 //! 3. A family is one folder or file: its configuration, its passes, its blueprint, and one row of
 //!    [`FAMILIES`].
 
 mod blueprint;
 mod dvae;
 mod families;
+pub mod flm;
+mod free_language;
 mod grouping;
 mod head;
 pub mod heads;
@@ -24,6 +26,8 @@ pub mod two_towers;
 pub use blueprint::{Activations, Blueprint, Setting};
 pub use dvae::Dvae;
 pub use families::{Describe, FAMILIES, Family, Opened, blueprint, check_settings, open, prepare};
+pub use flm::Flm;
+pub use free_language::{Completed, FreeLanguage, Queries, Reading, Stream, Streams};
 pub use grouping::{Grouping, Membership, Module};
 pub use head::Head;
 pub use input::{Filter, ImageInput, ModelInput, Padding, Resize, TextInput};

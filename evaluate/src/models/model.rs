@@ -2,7 +2,7 @@
 
 use candle_core::{DType, Tensor};
 
-use super::{Head, ModelInput};
+use super::{FreeLanguage, Head, ModelInput};
 use crate::batch::{Images, Pair, Texts};
 use crate::forward::NamedPasses;
 use crate::nn::Pass;
@@ -52,6 +52,14 @@ pub trait Model: Send + Sync {
     /// [`ModelFault::Incapable`] where the family does not.
     fn captioner(&self) -> Result<&dyn Captioner> {
         Err(self.cannot("write captions"))
+    }
+
+    /// The model as one that reads texts in either direction and completes them from both.
+    ///
+    /// # Errors
+    /// [`ModelFault::Incapable`] where the family does not.
+    fn free_language(&self) -> Result<&dyn FreeLanguage> {
+        Err(self.cannot("complete texts from both directions"))
     }
 
     /// The passes that the model can run on given tensors, by name (`vlmerge forward`).
@@ -254,7 +262,8 @@ impl Similarity {
 /// order within the family's sequence is its own business.
 #[derive(Clone, Debug)]
 pub struct Fused {
-    /// Text tokens after the last norm, `(b, t, d)`.
+    /// Text tokens after the last norm, `(b, t, d)`; of a family that pools the first token's state, it may
+    /// be that one alone, `(b, 1, d)`.
     pub text: Tensor,
     /// Image tokens after the last norm, class token first where there is one, `(b, n, d)`.
     pub image: Tensor,
@@ -273,6 +282,39 @@ pub trait FusionEncoder: Model {
     /// # Errors
     /// [`Error::NoHead`] where the checkpoint lacks the pooler, or when the device fails.
     fn pooled(&self, fused: &Fused) -> Result<Tensor>;
+
+    /// The states that masked words are guessed from, `(b, t, d)`: those of [`FusionEncoder::fuse`], unless
+    /// the family reads texts in another way there.
+    ///
+    /// # Errors
+    /// As [`FusionEncoder::fuse`].
+    fn guessed_from(&self, pair: &Pair<'_>, pass: &Pass<'_>) -> Result<Tensor> {
+        Ok(self.fuse(pair, pass)?.text)
+    }
+
+    /// What the matching head reads, `(b, d)`: what classifiers do, unless the family reads texts in another
+    /// way there.
+    ///
+    /// # Errors
+    /// As [`FusionEncoder::fuse`] and [`FusionEncoder::pooled`].
+    fn matched(&self, pair: &Pair<'_>, pass: &Pass<'_>) -> Result<Tensor> {
+        self.pooled(&self.fuse(pair, pass)?)
+    }
+
+    /// How well each of several texts belongs to its image by the ranking head, `(b, texts)`: the n-th texts
+    /// of all images together, with a pass of their own; one image alone is that of all texts, `(texts, 1)`. What
+    /// all texts see of an image a family computes once.
+    ///
+    /// # Errors
+    /// As [`FusionEncoder::answer`].
+    fn rank(&self, texts: &[&Texts], images: &Images, passes: &[Pass<'_>]) -> Result<Tensor> {
+        let scores = texts.iter().zip(passes).map(|(texts, pass)| {
+            let images = images.of_texts(texts.ids.dim(0)?)?;
+            let pooled = self.pooled(&self.fuse(&Pair::new(texts, &images), pass)?)?;
+            self.score(Head::Ranking, &pooled)
+        });
+        Ok(Tensor::cat(&scores.collect::<Result<Vec<_>>>()?, 1)?)
+    }
 
     /// Logits of answers to questions, `(b, answers)`.
     ///
@@ -300,10 +342,10 @@ pub trait FusionEncoder: Model {
 /// What a captioner keeps of images, and of the words that it has written so far.
 #[derive(Clone, Debug)]
 pub struct Seen {
-    /// Keys and values of the images for each layer that looks at them.
-    pub images: Vec<[Tensor; 2]>,
-    /// Keys and values of the words so far for each layer.
-    pub words: Vec<[Tensor; 2]>,
+    /// Keys and values of the images side by side, `(b, p, 2 d)`, for each layer that looks at them.
+    pub images: Vec<Tensor>,
+    /// Those of the words so far, `(b, t, 2 d)`, for each layer; `None` before the first word.
+    pub words: Vec<Option<Tensor>>,
     /// Words so far.
     pub n_words: usize,
 }
@@ -315,15 +357,11 @@ impl Seen {
     /// # Errors
     /// When the device fails.
     pub fn select(&self, rows: &Tensor) -> Result<Self> {
-        let of = |states: &[[Tensor; 2]]| -> Result<Vec<[Tensor; 2]>> {
-            let select = |[keys, values]: &[Tensor; 2]| -> Result<[Tensor; 2]> {
-                Ok([keys.index_select(rows, 0)?, values.index_select(rows, 0)?])
-            };
-            states.iter().map(select).collect()
-        };
+        let of = |kept: &Tensor| kept.contiguous()?.index_select(rows, 0);
+        let words = (self.words.iter()).map(|words| words.as_ref().map(of).transpose());
         Ok(Self {
-            images: of(&self.images)?,
-            words: of(&self.words)?,
+            images: (self.images.iter().map(of)).collect::<candle_core::Result<_>>()?,
+            words: words.collect::<candle_core::Result<_>>()?,
             n_words: self.n_words,
         })
     }
@@ -337,7 +375,8 @@ pub trait Captioner: Model {
     /// When shapes do not fit or the device fails.
     fn see(&self, images: &Images, pass: &Pass<'_>) -> Result<Seen>;
 
-    /// Logits of the next word, `(b, vocabulary)`, after another one: `ids: (b)`.
+    /// Logits of the next word, `(b, vocabulary)`, after another one: `ids: (b)`. What a sequence of the
+    /// family begins with is its own business; the first ids are those of the first word after it.
     ///
     /// # Errors
     /// [`Error::NoHead`], or when shapes do not fit or the device fails.

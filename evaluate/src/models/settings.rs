@@ -2,7 +2,7 @@
 
 pub use merge::layouts::ShallowAttention;
 
-use super::Setting;
+use super::{Setting, Streams};
 
 /// What a checkpoint does not say, or says wrongly, as the caller knows it. A family that does not
 /// know one of these refuses it.
@@ -26,6 +26,8 @@ pub struct Overrides {
     pub image_mean: Option<[f32; 3]>,
     /// What each channel is divided by then.
     pub image_deviation: Option<[f32; 3]>,
+    /// How texts are read, where a family can read them in several ways.
+    pub streams: Option<Streams>,
 }
 
 impl Overrides {
@@ -41,6 +43,7 @@ impl Overrides {
             (Setting::Temperature, self.temperature.is_some()),
             (Setting::ImageMean, self.image_mean.is_some()),
             (Setting::ImageDeviation, self.image_deviation.is_some()),
+            (Setting::Streams, self.streams.is_some()),
         ];
         let given = given.into_iter().filter(|(_, is_given)| *is_given);
         given.map(|(setting, _)| setting)

@@ -56,6 +56,15 @@ impl Mask {
         Ok(Self::Padding(joined.contiguous()?))
     }
 
+    /// A padding mask followed by another one.
+    ///
+    /// # Errors
+    /// For another kind of mask, or when the device fails.
+    pub fn followed_by(&self, other: &Self) -> Result<Self> {
+        let joined = Tensor::cat(&[self.as_padding()?, other.as_padding()?], 1)?;
+        Ok(Self::Padding(joined.contiguous()?))
+    }
+
     /// The padding mask of tokens `from..from + len`.
     pub(crate) fn narrow(&self, from: usize, len: usize) -> Result<Self> {
         let part = self.as_padding()?.narrow(1, from, len)?;

@@ -5,9 +5,7 @@ use std::sync::Arc;
 
 use super::Runner;
 use super::runner::by_length;
-use crate::batch::{Images, Pair};
 use crate::datasets::captions::CaptionSet;
-use crate::models::Head;
 use crate::nn::Pass;
 use crate::predictions::retrieval::ScoreFile;
 use crate::text::Encoded;
@@ -161,15 +159,8 @@ fn score_images(
         for batch in batches {
             let texts: Vec<&Encoded> = batch.iter().map(|&text| &encoded[text]).collect();
             let texts = runner.texts(&texts)?;
-            let (_, c, h, w) = image_of.pixels.dims4()?;
-            let pixels = image_of
-                .pixels
-                .expand((batch.len(), c, h, w))?
-                .contiguous()?;
-            let pair_images = Images::new(pixels);
-            let pair = Pair::new(&texts, &pair_images);
-            let pooled = model.pooled(&model.fuse(&pair, &Pass::new())?)?;
-            let found = runner.rows(&model.score(Head::Ranking, &pooled)?)?;
+            let found = model.rank(&[&texts], &image_of, &[Pass::new()])?; // (b, 1)
+            let found = runner.rows(&found)?;
             for (&text, score) in batch.iter().zip(found) {
                 if score.is_nan() {
                     return Err(Error::ScoreNotANumber { row: image });

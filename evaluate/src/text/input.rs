@@ -10,6 +10,9 @@ use crate::{Error, Result};
 pub enum Padding {
     /// To the longest of them: what lies behind is padding for all, and no token sees it.
     Longest,
+    /// To one token beyond the longest of them, as far as the model's length: where the first token of padding
+    /// counts, as it does in FLM's reverse stream, and those behind it do not.
+    OneBeyond,
     /// To the model's length, whatever the texts: padding counts, as where the last tokens of a
     /// sequence are the text's, however long it is.
     Full,
@@ -46,6 +49,11 @@ impl TextInput {
     pub fn padded_len(&self, n_tokens: impl IntoIterator<Item = usize>) -> usize {
         match self.padding {
             Padding::Longest => n_tokens.into_iter().max().unwrap_or(0).min(self.len),
+            Padding::OneBeyond => n_tokens
+                .into_iter()
+                .max()
+                .map_or(0, |n| n + 1)
+                .min(self.len),
             Padding::Full => self.len,
         }
     }

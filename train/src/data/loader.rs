@@ -532,6 +532,7 @@ impl Loaded {
             masked_patches,
             answers: answers.transpose()?,
             classes: self.classes,
+            ..Batch::default()
         })
     }
 }

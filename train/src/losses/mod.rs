@@ -3,6 +3,7 @@
 //! One row for each loss of each family, by the names of the golden folders. The loss itself is an
 //! objective's.
 
+mod flm;
 mod multiway;
 mod two_towers;
 
@@ -18,7 +19,8 @@ use evaluate::nn::{Gradient, Gradients, Tape};
 use crate::batch::Batch;
 use crate::collective::Alone;
 use crate::objectives::{
-    ContrastSettings, FeatureLoss, MixDraw, Objective, Opening, Randomness, Shared, Step,
+    ContrastSettings, FeatureLoss, LanguageSettings, MixDraw, Objective, Opening, Randomness,
+    Shared, Step,
 };
 use crate::{Error, Result, objectives};
 
@@ -30,6 +32,8 @@ pub struct LossSpec {
     pub name: &'static str,
     /// The objective that computes it, by its name in recipes.
     pub objective: &'static str,
+    /// How it guesses words, where that is not as recipes have it unless they say otherwise.
+    pub language: Option<LanguageSettings>,
     /// The tensors that it reads.
     pub inputs: &'static [&'static str],
     /// The batch that they make.
@@ -37,7 +41,7 @@ pub struct LossSpec {
 }
 
 /// Every loss.
-pub const LOSSES: &[&[LossSpec]] = &[multiway::LOSSES, two_towers::LOSSES];
+pub const LOSSES: &[&[LossSpec]] = &[multiway::LOSSES, two_towers::LOSSES, flm::LOSSES];
 
 /// What a loss depends on beside the tensors.
 #[derive(Clone, Default)]
@@ -46,6 +50,8 @@ pub struct LossOptions {
     pub mix: Option<MixDraw>,
     /// How images and texts are compared, for losses that read it.
     pub contrast: Option<ContrastSettings>,
+    /// How words are guessed, for losses that read it.
+    pub language: Option<LanguageSettings>,
     /// What makes tokens of images, for losses that guess them.
     pub image_tokenizer: Option<Arc<Dvae>>,
 }
@@ -98,6 +104,10 @@ impl LossSpec {
                 options.contrast.is_some() && !spec.reads_contrast(),
             ),
             (
+                "language",
+                options.language.is_some() && !spec.reads_language(),
+            ),
+            (
                 "image_tokenizer",
                 options.image_tokenizer.is_some() && !spec.needs.masked_patches,
             ),
@@ -108,6 +118,7 @@ impl LossSpec {
         let objective = (spec.open)(&Opening {
             image_tokenizer: options.image_tokenizer.as_ref(),
             contrast: options.contrast,
+            language: options.language.or(self.language),
             part: n,
         })?;
         let mixes = objective.of_features().is_some_and(FeatureLoss::mixes);
@@ -199,10 +210,4 @@ fn pairs(given: &Given, image: &str, text: [&str; 2]) -> Result<Batch> {
         text: Some(given.texts(ids, mask)?),
         ..images(given, image)?
     })
-}
-
-/// Classes, one for each example.
-fn classes(given: &Given, name: &str) -> Result<Vec<u32>> {
-    let classes = given.integers(name)?.into_iter();
-    Ok(classes.map(|class| class as u32).collect())
 }

@@ -2,7 +2,7 @@
 
 use evaluate::forward::Given;
 
-use super::{LossSpec, classes, images, pairs};
+use super::{LossSpec, images, pairs};
 use crate::Result;
 use crate::batch::{Batch, MaskedPatches, MaskedWords};
 
@@ -80,6 +80,7 @@ const fn loss(
         family: "multiway",
         name,
         objective,
+        language: None,
         inputs,
         batch,
     }
@@ -103,14 +104,14 @@ fn vqa(given: &Given) -> Result<Batch> {
 fn nlvr2(given: &Given) -> Result<Batch> {
     Ok(Batch {
         second_image: Some(given.images("image_1")?),
-        classes: Some(classes(given, "nlvr2_labels")?),
+        classes: Some(given.classes("nlvr2_labels")?),
         ..pair(given)?
     })
 }
 
 fn img_cls(given: &Given) -> Result<Batch> {
     Ok(Batch {
-        classes: Some(classes(given, "cls_labels")?),
+        classes: Some(given.classes("cls_labels")?),
         ..images(given, "image")?
     })
 }
@@ -132,16 +133,10 @@ fn text_only_mlm(given: &Given) -> Result<Batch> {
     })
 }
 
-/// Labels are −100 where nothing is to be guessed.
 fn masked_words(given: &Given) -> Result<MaskedWords> {
     let labels = given.integers("text_labels_mlm")?;
-    let masked = labels.iter().enumerate().filter(|(_, label)| **label >= 0);
-    let (places, labels) = masked.map(|(at, label)| (at as u32, *label as u32)).unzip();
-    Ok(MaskedWords {
-        ids: given.tensor("text_ids_mlm")?.clone(),
-        places,
-        labels,
-    })
+    let ids = given.tensor("text_ids_mlm")?.clone();
+    Ok(MaskedWords::of_labels(ids, &labels))
 }
 
 fn mim(given: &Given) -> Result<Batch> {

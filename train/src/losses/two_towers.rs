@@ -2,7 +2,7 @@
 
 use evaluate::forward::Given;
 
-use super::{LossSpec, classes, images, pairs};
+use super::{LossSpec, images, pairs};
 use crate::Result;
 use crate::batch::Batch;
 
@@ -12,6 +12,7 @@ pub(super) const LOSSES: &[LossSpec] = &[
         family: "zerovl",
         name: "nce",
         objective: "nce",
+        language: None,
         inputs: PAIRS,
         batch,
     },
@@ -19,6 +20,7 @@ pub(super) const LOSSES: &[LossSpec] = &[
         family: "zerovl",
         name: "mixup",
         objective: "mixup_nce",
+        language: None,
         inputs: PAIRS,
         batch,
     },
@@ -26,6 +28,7 @@ pub(super) const LOSSES: &[LossSpec] = &[
         family: "zerovl",
         name: "linear_probe",
         objective: "linear_probe",
+        language: None,
         inputs: &["image", "label"],
         batch: classified,
     },
@@ -39,7 +42,7 @@ fn batch(given: &Given) -> Result<Batch> {
 
 fn classified(given: &Given) -> Result<Batch> {
     Ok(Batch {
-        classes: Some(classes(given, "label")?),
+        classes: Some(given.classes("label")?),
         ..images(given, "image")?
     })
 }

@@ -40,8 +40,8 @@ impl Objective for MaskedLanguage {
         let pass = step.pass(&omission);
         let text = text.with_ids(&words.ids);
         let pair = Pair::new(&text, step.image()?);
-        let fused = step.model.fusion()?.fuse(&pair, &pass)?;
-        guess_words(&fused.text, step, "mlm_accuracy")
+        let states = step.model.fusion()?.guessed_from(&pair, &pass)?;
+        guess_words(&states, step, "mlm_accuracy")
     }
 }
 

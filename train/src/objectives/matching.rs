@@ -52,7 +52,7 @@ impl Objective for Matching {
         let pooled = |name: &str, text: &Texts, image: &Images| {
             let omission = step.omission(name);
             let pass = step.pass(&omission);
-            model.pooled(&model.fuse(&Pair::new(text, image), &pass)?)
+            model.matched(&Pair::new(text, image), &pass)
         };
         let pooled = [
             pooled("itm.positive", text, image)?,

@@ -2,12 +2,15 @@
 //!
 //! One file each; [`OBJECTIVES`] is the table of all.
 
+mod causal_language;
 mod comparison;
 mod comparison_bytes;
 mod contrastive;
 mod feature_loss;
+mod free_language;
 mod gather;
 mod image_classification;
+mod language;
 mod linear_probe;
 mod masked_image;
 mod masked_language;
@@ -16,17 +19,23 @@ mod mixup;
 mod nce;
 mod negatives;
 mod nlvr2;
+mod prefix_language;
+mod random_matching;
+mod ranking;
 mod retrieval;
 mod spec;
 mod step;
 mod text_masked_language;
 mod vqa;
 
+pub use causal_language::CausalLanguage;
 pub use comparison::{Compared, Comparison, Features, Mixed, compare};
 pub use comparison_bytes::ComparisonBytes;
 pub use contrastive::Contrastive;
 pub use feature_loss::{FeatureGradients, FeatureLoss, PairFeatures};
+pub use free_language::FreeLanguage;
 pub use image_classification::ImageClassification;
+pub use language::LanguageSettings;
 pub use linear_probe::LinearProbe;
 pub use masked_image::MaskedImage;
 pub use masked_language::MaskedLanguage;
@@ -36,6 +45,9 @@ pub use nce::{ContrastSettings, Nce};
 pub(crate) use negatives::draw_negatives;
 pub use negatives::{Negatives, Others, Whole};
 pub use nlvr2::Nlvr2;
+pub use prefix_language::PrefixLanguage;
+pub use random_matching::RandomMatching;
+pub use ranking::Ranking;
 pub use retrieval::Retrieval;
 pub use spec::{Needs, OBJECTIVES, ObjectiveSpec, Opening, by_name, in_order, spec};
 pub use step::{Randomness, Shared, Step};

@@ -5,8 +5,9 @@ use std::sync::Arc;
 use evaluate::models::{Branch, Dvae, Head};
 
 use super::{
-    ContrastSettings, Objective, contrastive, image_classification, linear_probe, masked_image,
-    masked_language, matching, nce, nlvr2, retrieval, text_masked_language, vqa,
+    ContrastSettings, LanguageSettings, Objective, causal_language, contrastive, free_language,
+    image_classification, linear_probe, masked_image, masked_language, matching, nce, nlvr2,
+    prefix_language, random_matching, ranking, retrieval, text_masked_language, vqa,
 };
 use crate::{Error, Result};
 
@@ -24,6 +25,12 @@ pub struct Needs {
     /// Pictures with patches masked, and a second view of them for the tokenizer of images, which the
     /// recipe must name.
     pub masked_patches: bool,
+    /// What the query stream of free language modeling begins with.
+    pub queries: bool,
+    /// A random picture for each example, which may be that of another.
+    pub other_image: bool,
+    /// Random texts for each example, as many as the recipe says.
+    pub other_texts: bool,
 }
 
 impl Needs {
@@ -34,6 +41,9 @@ impl Needs {
         text: false,
         masked_words: false,
         masked_patches: false,
+        queries: false,
+        other_image: false,
+        other_texts: false,
     };
 
     /// What two objectives need together.
@@ -45,6 +55,9 @@ impl Needs {
             text: self.text || other.text,
             masked_words: self.masked_words || other.masked_words,
             masked_patches: self.masked_patches || other.masked_patches,
+            queries: self.queries || other.queries,
+            other_image: self.other_image || other.other_image,
+            other_texts: self.other_texts || other.other_texts,
         }
     }
 }
@@ -56,6 +69,8 @@ pub struct Opening<'a> {
     pub image_tokenizer: Option<&'a Arc<Dvae>>,
     /// How images and texts are compared, where the recipe says it.
     pub contrast: Option<ContrastSettings>,
+    /// How words are guessed from those before and after them, where the recipe says it.
+    pub language: Option<LanguageSettings>,
     /// Examples that a rank computes at once.
     pub part: usize,
 }
@@ -102,6 +117,12 @@ pub const OBJECTIVES: &[&ObjectiveSpec] = &[
     &nce::MIXING,
     &vqa::SPEC,
     &nlvr2::SPEC,
+    &free_language::SPEC,
+    &causal_language::SPEC,
+    &causal_language::CAPTIONING,
+    &prefix_language::SPEC,
+    &random_matching::SPEC,
+    &ranking::SPEC,
 ];
 
 impl ObjectiveSpec {
@@ -118,6 +139,18 @@ impl ObjectiveSpec {
     #[must_use]
     pub fn reads_contrast(&self) -> bool {
         [nce::PLAIN.name, nce::MIXING.name].contains(&self.name)
+    }
+
+    /// Whether it reads the settings of guessing words.
+    #[must_use]
+    pub fn reads_language(&self) -> bool {
+        [
+            free_language::SPEC.name,
+            causal_language::SPEC.name,
+            causal_language::CAPTIONING.name,
+            prefix_language::SPEC.name,
+        ]
+        .contains(&self.name)
     }
 
     /// How many objectives must come before it, one after the other.

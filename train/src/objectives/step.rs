@@ -148,6 +148,34 @@ impl<'a> Step<'a> {
         self.part(self.batch.masked_patches.as_ref(), "masked patches")
     }
 
+    /// What the query stream begins with, `(b, t)`.
+    ///
+    /// # Errors
+    /// [`Error::NotInBatch`].
+    pub fn queries(&self) -> Result<&'a Tensor> {
+        self.part(
+            self.batch.queries.as_ref(),
+            "queries of free language modeling",
+        )
+    }
+
+    /// A random picture for each example.
+    ///
+    /// # Errors
+    /// [`Error::NotInBatch`].
+    pub fn other_image(&self) -> Result<&'a Images> {
+        self.part(self.batch.other_image.as_ref(), "other image")
+    }
+
+    /// Random texts for each example, the n-th of each together; at least one.
+    ///
+    /// # Errors
+    /// [`Error::NotInBatch`].
+    pub fn other_texts(&self) -> Result<&'a [Texts]> {
+        let texts = &self.batch.other_texts;
+        self.part((!texts.is_empty()).then_some(&texts[..]), "other texts")
+    }
+
     /// The soft scores of answers.
     ///
     /// # Errors

@@ -18,12 +18,12 @@ pub use synth::{Synth, SynthFamily, SynthSize};
 
 use std::path::PathBuf;
 
-use evaluate::models::{Overrides, Setting, ShallowAttention};
+use evaluate::models::{Overrides, Setting, ShallowAttention, Streams};
 use serde::{Deserialize, Serialize};
 
 use crate::augment::{MAX_MAGNITUDE, PictureStep, RandomErasing};
 use crate::data::Sampling;
-use crate::objectives::{self, ContrastSettings};
+use crate::objectives::{self, ContrastSettings, LanguageSettings};
 use crate::optim::OptimSettings;
 use crate::{Error, Result};
 
@@ -121,6 +121,9 @@ pub struct ModelSettings {
     /// What red, green and blue are divided by then.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub image_deviation: Option<[f32; 3]>,
+    /// How texts are read, where a family can read them in several ways.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub streams: Option<Streams>,
 }
 
 impl ModelSettings {
@@ -137,6 +140,7 @@ impl ModelSettings {
             temperature: self.temperature,
             image_mean: self.image_mean,
             image_deviation: self.image_deviation,
+            streams: self.streams,
         }
     }
 }
@@ -200,7 +204,8 @@ fn is_default<T: Default + PartialEq>(value: &T) -> bool {
 #[serde(deny_unknown_fields)]
 pub struct ObjectiveSettings {
     /// `itc`, `itm`, `mlm`, `text_mlm`, `mim`, `image_mim`, `image_classification`, `linear_probe`,
-    /// `retrieval`, `vqa`, `nlvr2`, `nce`, `mixup_nce`.
+    /// `retrieval`, `vqa`, `nlvr2`, `nce`, `mixup_nce`, `flm`, `ar`, `captioning`, `prefix_lm`,
+    /// `random_itm`, `ranking`.
     pub name: String,
     /// Factor of its loss.
     #[serde(default = "one_f64")]
@@ -208,6 +213,9 @@ pub struct ObjectiveSettings {
     /// How `nce` and `mixup_nce` compare and mix.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub contrast: Option<ContrastSettings>,
+    /// How `flm`, `ar`, `captioning` and `prefix_lm` guess words.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub language: Option<LanguageSettings>,
 }
 
 /// A length of training: a number of steps, or of times through the data.
@@ -401,6 +409,25 @@ impl TrainRecipe {
         Ok(())
     }
 
+    /// Whether an objective reads the settings of guessing words, and whether they can be.
+    fn check_language(objective: &ObjectiveSettings) -> Result<()> {
+        let bad = |key: String, reason: String| Err(Error::BadSetting { key, reason });
+        let Some(language) = objective.language else {
+            return Ok(());
+        };
+        if !objectives::spec(&objective.name)?.reads_language() {
+            let reason = format!(
+                "`{}` does not read it: only `flm`, `ar`, `captioning` and `prefix_lm` do",
+                objective.name
+            );
+            return bad("objectives.language".into(), reason);
+        }
+        match language.check() {
+            Ok(()) => Ok(()),
+            Err((key, reason)) => bad(format!("objectives.language.{key}"), reason),
+        }
+    }
+
     /// Looks for what cannot be.
     ///
     /// # Errors
@@ -432,6 +459,7 @@ impl TrainRecipe {
                 return Err(Error::NoImageTokenizer { name });
             }
             self.check_contrast(objective)?;
+            Self::check_language(objective)?;
         }
         if let Augmentation::Random {
             magnitude,

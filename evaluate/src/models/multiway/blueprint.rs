@@ -109,7 +109,8 @@ impl Blueprint for MultiwayBlueprint {
             | Setting::TextHeads
             | Setting::Temperature
             | Setting::ImageMean
-            | Setting::ImageDeviation => false,
+            | Setting::ImageDeviation
+            | Setting::Streams => false,
         }
     }
 

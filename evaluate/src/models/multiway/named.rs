@@ -51,7 +51,12 @@ const fn spec(
     inputs: &'static [&'static str],
     run: fn(&Multiway, &Given, &Recorder) -> Result<()>,
 ) -> PassSpec<Multiway> {
-    PassSpec { name, inputs, run }
+    PassSpec {
+        name,
+        inputs,
+        on_demand: false,
+        run,
+    }
 }
 
 impl NamedPasses for Multiway {

@@ -13,21 +13,25 @@ const PASSES: &[PassSpec<TwoTowers>] = &[
     PassSpec {
         name: "image",
         inputs: &["image"],
+        on_demand: false,
         run: image,
     },
     PassSpec {
         name: "text",
         inputs: &["input_ids", "attention_mask"],
+        on_demand: false,
         run: text,
     },
     PassSpec {
         name: "similarity",
         inputs: &["image", "input_ids", "attention_mask"],
+        on_demand: false,
         run: similarity,
     },
     PassSpec {
         name: PROBE,
         inputs: &["image"],
+        on_demand: false,
         run: linear_probe,
     },
 ];

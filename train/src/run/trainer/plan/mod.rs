@@ -253,6 +253,7 @@ fn objectives(
         let opening = Opening {
             image_tokenizer,
             contrast: settings.contrast,
+            language: settings.language,
             part: at_once(recipe, share),
         };
         let objective = (objectives::spec(&settings.name)?.open)(&opening)?;

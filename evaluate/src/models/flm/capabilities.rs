@@ -1,0 +1,152 @@
+//! What an FLM can do, in everybody's words.
+
+use candle_core::Tensor;
+
+use super::Flm;
+use super::blueprint::NAME;
+use super::masks::Masks;
+use super::passes::Looked;
+use crate::Result;
+use crate::batch::{Images, Pair, Texts};
+use crate::forward::NamedPasses;
+use crate::models::towers::first;
+use crate::models::{
+    Captioner, Completed, FreeLanguage, Fused, FusionEncoder, Head, Model, ModelInput, Queries,
+    Reading, Stream, Streams,
+};
+use crate::nn::Pass;
+
+impl Model for Flm {
+    fn family(&self) -> &'static str {
+        NAME
+    }
+
+    fn input(&self) -> &ModelInput {
+        &self.config.input
+    }
+
+    fn score(&self, head: Head, x: &Tensor) -> Result<Tensor> {
+        self.heads.score(head, x)
+    }
+
+    fn n_classes(&self, head: Head) -> Result<usize> {
+        self.heads.n_classes(head)
+    }
+
+    fn fusion(&self) -> Result<&dyn FusionEncoder> {
+        Ok(self)
+    }
+
+    fn captioner(&self) -> Result<&dyn Captioner> {
+        Ok(self)
+    }
+
+    fn free_language(&self) -> Result<&dyn FreeLanguage> {
+        Ok(self)
+    }
+
+    fn named_passes(&self) -> Result<&dyn NamedPasses> {
+        Ok(self)
+    }
+}
+
+impl Flm {
+    fn look_at(&self, pair: &Pair<'_>, pass: &Pass<'_>) -> Result<Looked> {
+        if pair.masked.is_some() {
+            return Err(self.cannot("hide patches"));
+        }
+        let looked = self.look(pair.images, pair.nth_image, pass)?;
+        Ok(looked.for_texts(pair.texts.ids.dim(0)?)?)
+    }
+
+    /// The state that classifiers read, before its pooler: `(b, 1, d)`. Of three streams the first query is
+    /// enough, and what it asks is the first token.
+    pub(super) fn first_state(
+        &self,
+        texts: &Texts,
+        looked: &Looked,
+        pass: &Pass<'_>,
+    ) -> Result<Tensor> {
+        let reading = match self.config.streams {
+            Streams::Three => {
+                let query = texts.ids.narrow(1, 0, 1)?.contiguous()?;
+                let masks = Masks::of_first(texts)?;
+                let three = self.three(texts, &query, looked, &masks, pass)?;
+                return Ok(three.top.queries);
+            }
+            Streams::Causal => Reading::Causal,
+            Streams::Bidirectional => Reading::Bidirectional,
+        };
+        let states = self.one(texts, looked, reading, pass)?;
+        Ok(states.narrow(1, 0, 1)?)
+    }
+
+    /// What a classifier reads of the first token's state: `(b, t, d) -> (b, d)`.
+    pub(super) fn pool(&self, streams: Streams, states: &Tensor) -> Result<Tensor> {
+        self.heads.pool(streams, &first(states)?)
+    }
+}
+
+impl FusionEncoder for Flm {
+    /// The state of the first token, of three streams that of its query: nothing else is pooled.
+    fn fuse(&self, pair: &Pair<'_>, pass: &Pass<'_>) -> Result<Fused> {
+        let looked = self.look_at(pair, pass)?;
+        Ok(Fused {
+            text: self.first_state(pair.texts, &looked, pass)?,
+            image: looked.states,
+        })
+    }
+
+    fn pooled(&self, fused: &Fused) -> Result<Tensor> {
+        self.pool(self.config.streams, &fused.text)
+    }
+
+    fn rank(&self, texts: &[&Texts], images: &Images, passes: &[Pass<'_>]) -> Result<Tensor> {
+        let Some(first) = passes.first() else {
+            return Err(self.cannot("rank no texts"));
+        };
+        let n = texts.first().map_or(Ok(0), |texts| texts.ids.dim(0))?;
+        let looked = self.look(images, 0, first)?.for_texts(n)?;
+        let scores = texts.iter().zip(passes).map(|(texts, pass)| {
+            let state = self.first_state(texts, &looked, pass)?;
+            let pooled = self.pool(self.config.streams, &state)?;
+            self.score(Head::Ranking, &pooled)
+        });
+        Ok(Tensor::cat(&scores.collect::<Result<Vec<_>>>()?, 1)?)
+    }
+
+    /// In one stream in which every token sees all others, whatever the model's way.
+    fn guessed_from(&self, pair: &Pair<'_>, pass: &Pass<'_>) -> Result<Tensor> {
+        self.read(pair, Reading::Bidirectional, pass)
+    }
+
+    /// As [`FusionEncoder::guessed_from`] reads it. The published program gives its matching head a vector
+    /// twice as long as that takes.
+    fn matched(&self, pair: &Pair<'_>, pass: &Pass<'_>) -> Result<Tensor> {
+        let states = self.read(pair, Reading::Bidirectional, pass)?;
+        self.pool(Streams::Bidirectional, &states)
+    }
+}
+
+impl FreeLanguage for Flm {
+    fn read(&self, pair: &Pair<'_>, reading: Reading<'_>, pass: &Pass<'_>) -> Result<Tensor> {
+        let looked = self.look_at(pair, pass)?;
+        self.one(pair.texts, &looked, reading, pass)
+    }
+
+    fn complete(
+        &self,
+        pair: &Pair<'_>,
+        queries: Queries<'_>,
+        pass: &Pass<'_>,
+    ) -> Result<Completed> {
+        let looked = self.look_at(pair, pass)?;
+        let masks = Masks::of_all(pair.texts, queries.spans)?;
+        let three = self.three(pair.texts, queries.ids, &looked, &masks, pass)?;
+        Ok(three.top)
+    }
+
+    fn guess(&self, stream: Stream, states: &Tensor) -> Result<Tensor> {
+        self.heads.words(stream, states)
+    }
+}

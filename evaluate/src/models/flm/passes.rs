@@ -1,0 +1,232 @@
+//! Reading texts with their images: in one stream, or in three.
+
+use candle_core::Tensor;
+
+use super::masks::{self, Masks};
+use super::{Flm, IMAGE_TRANSFORM, TEXT_TRANSFORM};
+use crate::Result;
+use crate::batch::{Images, Texts};
+use crate::models::towers::bert_layer::{Layer, Other, Sight};
+use crate::models::{Completed, Model, Reading};
+use crate::nn::{Mask, Pass};
+
+/// Images as texts look at them.
+#[derive(Clone, Debug)]
+pub(super) struct Looked {
+    /// After the image encoder, `(b, p, w)`.
+    pub encoded: Tensor,
+    /// What layers look at, `(b, p, d)`.
+    pub states: Tensor,
+    /// Its keys and values for each cross-modal layer, `(b, p, 2 d)`.
+    pub kv: Vec<Tensor>,
+}
+
+impl Looked {
+    /// The same for so many texts: one image alone serves all of them.
+    pub fn for_texts(self, n: usize) -> candle_core::Result<Self> {
+        if n == 1 || self.states.dim(0)? != 1 {
+            return Ok(self);
+        }
+        let repeated = |x: &Tensor| x.expand((n, x.dim(1)?, x.dim(2)?))?.contiguous();
+        Ok(Self {
+            kv: self
+                .kv
+                .iter()
+                .map(repeated)
+                .collect::<candle_core::Result<_>>()?,
+            ..self
+        })
+    }
+}
+
+/// What three streams come to.
+#[derive(Clone, Debug)]
+pub(super) struct Three {
+    /// After the text layers: forward, reverse, queries.
+    pub bottom: [Tensor; 3],
+    /// After all layers.
+    pub top: Completed,
+}
+
+impl Flm {
+    /// Images once, for every text that looks at them. `nth` is 1 for the second image of a text.
+    pub(super) fn look(&self, images: &Images, nth: usize, pass: &Pass<'_>) -> Result<Looked> {
+        if nth + 2 > self.config.n_token_types {
+            return Err(self.cannot(
+                "tell the second image of a text from the first unless `token_type_embeddings` has \
+                 a third row",
+            ));
+        }
+        let encoded = self.image.tokens(&images.pixels, &pass.within("vit"))?;
+        pass.show(|| IMAGE_TRANSFORM.to_owned(), &encoded, None)?;
+        let states = self.image_transform.forward(&encoded)?; // (b, p, d)
+        pass.show_output(format_args!("image.transform"), || Ok(states.clone()))?;
+        let states = states.broadcast_add(&self.token_types.row(1 + nth)?)?;
+        let kv = |layer: &Layer| layer.keys_values(&states, None, pass);
+        Ok(Looked {
+            encoded,
+            kv: self
+                .cross
+                .iter()
+                .map(kv)
+                .collect::<candle_core::Result<_>>()?,
+            states,
+        })
+    }
+
+    /// Texts in one stream: `(b, t, d)`.
+    pub(super) fn one(
+        &self,
+        texts: &Texts,
+        looked: &Looked,
+        reading: Reading<'_>,
+        pass: &Pass<'_>,
+    ) -> Result<Tensor> {
+        let (mask, pass) = (masks::of_reading(texts, reading)?, pass.within("x"));
+        let sight = Sight {
+            own: Some(&mask),
+            other: None,
+            real: Some(&texts.mask),
+        };
+        let mut x = self.embeddings.forward(&texts.ids, &pass)?;
+        for layer in &self.text {
+            x = layer.forward(&x, sight, &pass)?;
+        }
+        x = self.transform(&x, &self.token_types.row(0)?, &texts.mask, &pass)?;
+        for (layer, kv) in self.cross.iter().zip(&looked.kv) {
+            x = layer.forward(&x, seeing(sight, kv), &pass)?;
+        }
+        Ok(x)
+    }
+
+    /// Texts in three streams, queries of these ids: `(b, queries)`.
+    pub(super) fn three(
+        &self,
+        texts: &Texts,
+        queries: &Tensor,
+        looked: &Looked,
+        masks: &Masks,
+        pass: &Pass<'_>,
+    ) -> Result<Three> {
+        let Some(types) = &self.stream_types else {
+            return Err(self.cannot("read texts in three streams without a reconstructor"));
+        };
+        let [px, pr, pf] = ["x", "xr", "f"].map(|stream| pass.within(stream));
+        let real = &texts.mask;
+        let of = |own| Sight {
+            own: Some(own),
+            other: None,
+            real: Some(real),
+        };
+        let (forward, reverse) = (of(&masks.forward), of(&masks.reverse));
+        let reconstructor = Reconstructor {
+            mask: &masks.queries,
+            real: real.narrow(0, queries.dim(1)?)?,
+            real_twice: real.followed_by(real)?,
+            pass: pf,
+        };
+        let mut x = self.embeddings.forward(&texts.ids, &px)?;
+        let mut xr = self.embeddings.forward(&texts.ids, &pr)?;
+        let mut f = self.embeddings.forward(queries, &pf)?;
+        for (i, layer) in self.text.iter().enumerate() {
+            x = layer.forward(&x, forward, &px)?;
+            xr = layer.forward(&xr, reverse, &pr)?;
+            if let Some(fusion) = beside(&self.fusion_bottom, self.text.len(), i) {
+                f = reconstructor.ask(fusion, &f, [&x, &xr])?;
+            }
+        }
+        let bottom = [x.clone(), xr.clone(), f.clone()];
+        x = self.transform(&x, &self.token_types.row(0)?, real, &px)?;
+        xr = self.transform(&xr, &types.row(0)?, real, &pr)?;
+        f = self.transform(&f, &types.row(1)?, &reconstructor.real, &pf)?;
+        for (i, (layer, kv)) in self.cross.iter().zip(&looked.kv).enumerate() {
+            x = layer.forward(&x, seeing(forward, kv), &px)?;
+            xr = layer.forward(&xr, seeing(reverse, kv), &pr)?;
+            if let Some(fusion) = beside(&self.fusion_top, self.cross.len(), i) {
+                f = reconstructor.ask(fusion, &f, [&x, &xr])?;
+            }
+        }
+        Ok(Three {
+            bottom,
+            top: Completed {
+                forward: x,
+                reverse: xr,
+                queries: f,
+            },
+        })
+    }
+
+    /// Between the text layers and the cross-modal ones: `(b, t, w) -> (b, t, d)`.
+    fn transform(
+        &self,
+        x: &Tensor,
+        kind: &Tensor,
+        real: &Mask,
+        pass: &Pass<'_>,
+    ) -> candle_core::Result<Tensor> {
+        pass.show(|| TEXT_TRANSFORM.to_owned(), x, Some(real))?;
+        let x = self.text_transform.forward(x)?;
+        pass.show_output(format_args!("transform"), || Ok(x.clone()))?;
+        x.broadcast_add(kind)
+    }
+
+    /// One more word of each text, where nothing is learned: `x: (b, 1, w)` before the first layer. `words`
+    /// are the keys and values of those before it, for each layer.
+    pub(super) fn one_more(
+        &self,
+        mut x: Tensor,
+        images: &[Tensor],
+        words: &mut [Option<Tensor>],
+    ) -> candle_core::Result<Tensor> {
+        let (text, cross) = words.split_at_mut(self.text.len());
+        for (layer, words) in self.text.iter().zip(text) {
+            x = layer.forward_next(&x, words, Sight::default())?;
+        }
+        x = (self.text_transform.forward(&x)?).broadcast_add(&self.token_types.row(0)?)?;
+        for ((layer, words), kv) in self.cross.iter().zip(cross).zip(images) {
+            x = layer.forward_next(&x, words, seeing(Sight::default(), kv))?;
+        }
+        Ok(x)
+    }
+}
+
+/// The layer of the reconstructor beside layer `i` of `n`: they stand beside the last ones.
+fn beside(fusion: &[Layer], n: usize, i: usize) -> Option<&Layer> {
+    fusion.get((i + fusion.len()).checked_sub(n)?)
+}
+
+/// The same sight, and an image that is wholly seen.
+fn seeing<'a>(sight: Sight<'a>, kv: &'a Tensor) -> Sight<'a> {
+    Sight {
+        other: Some(Other { kv, mask: None }),
+        ..sight
+    }
+}
+
+/// What the layers of the reconstructor have in common.
+struct Reconstructor<'a> {
+    /// What queries see of both streams, `(b, queries, 2 t)`.
+    mask: &'a Mask,
+    /// Which queries are of real tokens.
+    real: Mask,
+    /// Which states of both streams are.
+    real_twice: Mask,
+    pass: Pass<'a>,
+}
+
+impl Reconstructor<'_> {
+    /// `f: (b, queries, d)` after it has looked at both streams, `(b, t, d)` each.
+    fn ask(&self, layer: &Layer, f: &Tensor, streams: [&Tensor; 2]) -> candle_core::Result<Tensor> {
+        let both = Tensor::cat(&streams, 1)?; // (b, 2 t, d)
+        let kv = layer.keys_values(&both, Some(&self.real_twice), &self.pass)?;
+        let sight = Sight {
+            own: None,
+            other: Some(Other {
+                kv: &kv,
+                mask: Some(self.mask),
+            }),
+            real: Some(&self.real),
+        };
+        layer.forward(f, sight, &self.pass)
+    }
+}

@@ -1,0 +1,86 @@
+//! Causal language modeling (AR): the next token from those before it, with the image in sight.
+
+use evaluate::batch::Pair;
+use evaluate::models::{Head, Queries, Reading, Stream};
+
+use super::language::{HostTexts, guess_shifted};
+use super::{LanguageSettings, Loss, Needs, Objective, ObjectiveSpec, Step};
+use crate::Result;
+
+/// The next token from the stream that reads left to right. The first token sees all others, so the second
+/// one is never guessed: captions begin with a token of their own there.
+///
+/// Wang et al. 2023, "Accelerating Vision-Language Pretraining with Free Language Modeling",
+/// <https://arxiv.org/abs/2303.14038>, section 3.1. The published program, told to keep three streams, guesses
+/// from the queries, each of which sees the token that it is asked for: `as_published`.
+#[derive(Clone, Copy, Debug)]
+pub struct CausalLanguage {
+    spec: &'static ObjectiveSpec,
+    settings: LanguageSettings,
+    measure: &'static str,
+}
+
+const NEEDS: Needs = Needs {
+    image: true,
+    text: true,
+    // For `as_published`.
+    queries: true,
+    ..Needs::NOTHING
+};
+
+/// Its row of the table, of any text.
+pub(super) const SPEC: ObjectiveSpec = ObjectiveSpec {
+    name: "ar",
+    needs: NEEDS,
+    heads: &[Head::CausalLanguage],
+    after: &[],
+    open: |opening| {
+        Ok(Box::new(CausalLanguage {
+            spec: &SPEC,
+            settings: opening.language.unwrap_or_default(),
+            measure: "ar_accuracy",
+        }))
+    },
+};
+
+/// Its row of the table, of captions to be written.
+pub(super) const CAPTIONING: ObjectiveSpec = ObjectiveSpec {
+    name: "captioning",
+    needs: NEEDS,
+    heads: &[Head::CausalLanguage],
+    after: &[],
+    open: |opening| {
+        Ok(Box::new(CausalLanguage {
+            spec: &CAPTIONING,
+            settings: opening.language.unwrap_or_default(),
+            measure: "captioning_accuracy",
+        }))
+    },
+};
+
+impl Objective for CausalLanguage {
+    fn spec(&self) -> &'static ObjectiveSpec {
+        self.spec
+    }
+
+    fn loss(&self, step: &Step<'_>) -> Result<Loss> {
+        let (text, model) = (step.text()?, step.model.free_language()?);
+        let omission = step.omission(self.spec.name);
+        let pass = step.pass(&omission);
+        let pair = Pair::new(text, step.image()?);
+        let states = match self.settings.as_published {
+            false => model.read(&pair, Reading::Causal, &pass)?,
+            true => {
+                let queries = Queries {
+                    ids: step.queries()?,
+                    spans: None,
+                };
+                model.complete(&pair, queries, &pass)?.queries
+            }
+        };
+        let host = HostTexts::of(text)?;
+        let targets = host.shifted().targets(1, |_| 1..host.t());
+        let stream = Stream::Queries;
+        guess_shifted(&states, &targets, stream, self.measure, model, step)
+    }
+}
