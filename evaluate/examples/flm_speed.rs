@@ -7,9 +7,9 @@
 //! modeling without the update: the loss of three parts and the gradient of every variable. `caption` writes
 //! TOKENS tokens for each image, the likeliest each time.
 
-use std::io::Write;
+mod speed;
+
 use std::sync::Arc;
-use std::time::Instant;
 
 use candle_core::{D, DType, Device, Tensor};
 use evaluate::batch::{Images, Pair, Texts};
@@ -129,7 +129,7 @@ fn captions(model: &dyn Model, images: &Images, n_tokens: usize) -> Result<Tenso
 fn main() -> Result<()> {
     let arguments: Vec<String> = std::env::args().skip(1).collect();
     let [checkpoint, which, batch, rounds, n_tokens] = &arguments[..] else {
-        return say("flm_speed CHECKPOINT forward|step|caption BATCH ROUNDS TOKENS");
+        return speed::say("flm_speed CHECKPOINT forward|step|caption BATCH ROUNDS TOKENS");
     };
     let number = |text: &String, otherwise| text.parse().unwrap_or(otherwise);
     let (batch, rounds, n_tokens) = (number(batch, 8), number(rounds, 3), number(n_tokens, 20));
@@ -149,10 +149,8 @@ fn main() -> Result<()> {
     let inputs = Inputs::new(model.input(), batch)?;
     let (buffers, variables) = (Buffers::default(), weights.variables());
     let mut gradients = Gradients::of(variables.values());
-    let (mut seconds, mut shown) = (Vec::new(), 0.0);
-    for _ in 0..=rounds {
-        let started = Instant::now();
-        let result = match which.as_str() {
+    speed::time(which, batch, rounds, || {
+        Ok(match which.as_str() {
             "forward" => inputs.complete(model.as_ref(), &Pass::new())?.queries,
             "caption" => captions(model.as_ref(), &inputs.images, n_tokens)?,
             _ => {
@@ -162,28 +160,6 @@ fn main() -> Result<()> {
                 tape.backward(&loss, &mut gradients)?;
                 loss.detach()
             }
-        };
-        seconds.push(started.elapsed().as_secs_f64());
-        shown = result.flatten_all()?.to_vec1::<f32>()?[0];
-    }
-    let mut timed = seconds[1..].to_vec();
-    timed.sort_by(f64::total_cmp);
-    let status = std::fs::read_to_string("/proc/self/status").unwrap_or_default();
-    let peak = status.lines().find_map(|line| line.strip_prefix("VmHWM:"));
-    let peak = peak.and_then(|text| text.trim().split(' ').next()?.parse::<u64>().ok());
-    say(&format!(
-        "{{\"engine\": \"vlmerge\", \"which\": \"{which}\", \"batch\": {batch}, \"threads\": {}, \
-         \"seconds\": {:.4}, \"fastest_seconds\": {:.4}, \"first_number\": {shown:.6}, \
-         \"peak_rss_bytes\": {}}}",
-        rayon::current_num_threads(),
-        timed[timed.len() / 2],
-        timed[0],
-        peak.unwrap_or(0) * 1024,
-    ))
-}
-
-fn say(line: &str) -> Result<()> {
-    // A closed standard output is no reason to fail.
-    let _ = writeln!(std::io::stdout(), "{line}");
-    Ok(())
+        })
+    })
 }

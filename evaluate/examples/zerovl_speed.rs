@@ -6,9 +6,9 @@
 //! `step` is a contrastive step without the update: features of all pairs, the symmetric cross entropy
 //! of their similarities, and the gradient of every variable.
 
-use std::io::Write;
+mod speed;
+
 use std::sync::Arc;
-use std::time::Instant;
 
 use candle_core::{DType, Device, Tensor};
 use evaluate::batch::{Images, Texts};
@@ -44,7 +44,7 @@ fn contrast(model: &dyn DualEncoder, images: &Tensor, texts: &Tensor) -> Result<
 fn main() -> Result<()> {
     let arguments: Vec<String> = std::env::args().skip(1).collect();
     let [checkpoint, which, batch, rounds] = &arguments[..] else {
-        return say("zerovl_speed CHECKPOINT image|text|step BATCH ROUNDS");
+        return speed::say("zerovl_speed CHECKPOINT image|text|step BATCH ROUNDS");
     };
     let (batch, rounds) = (batch.parse().unwrap_or(8), rounds.parse().unwrap_or(5));
     let options = OpenOptions::default();
@@ -69,10 +69,8 @@ fn main() -> Result<()> {
     let (buffers, of) = (Buffers::default(), [Branch::Apart]);
     let variables = weights.variables();
     let mut gradients = Gradients::of(variables.values());
-    let (mut seconds, mut shown) = (Vec::new(), 0.0);
-    for _ in 0..=rounds {
-        let started = Instant::now();
-        let result = match which.as_str() {
+    speed::time(which, batch, rounds, || {
+        Ok(match which.as_str() {
             "image" => model.image_features(&images, &of, &Pass::new())?[0].clone(),
             "text" => model.text_features(&texts, &of, &Pass::new())?[0].clone(),
             _ => {
@@ -85,28 +83,6 @@ fn main() -> Result<()> {
                 tape.backward(&loss, &mut gradients)?;
                 loss.detach()
             }
-        };
-        seconds.push(started.elapsed().as_secs_f64());
-        shown = result.flatten_all()?.to_vec1::<f32>()?[0];
-    }
-    let mut timed = seconds[1..].to_vec();
-    timed.sort_by(f64::total_cmp);
-    let status = std::fs::read_to_string("/proc/self/status").unwrap_or_default();
-    let peak = status.lines().find_map(|line| line.strip_prefix("VmHWM:"));
-    let peak = peak.and_then(|text| text.trim().split(' ').next()?.parse::<u64>().ok());
-    say(&format!(
-        "{{\"engine\": \"vlmerge\", \"which\": \"{which}\", \"batch\": {batch}, \"threads\": {}, \
-         \"seconds\": {:.4}, \"fastest_seconds\": {:.4}, \"first_number\": {shown:.6}, \
-         \"peak_rss_bytes\": {}}}",
-        rayon::current_num_threads(),
-        timed[timed.len() / 2],
-        timed[0],
-        peak.unwrap_or(0) * 1024,
-    ))
-}
-
-fn say(line: &str) -> Result<()> {
-    // A closed standard output is no reason to fail.
-    let _ = writeln!(std::io::stdout(), "{line}");
-    Ok(())
+        })
+    })
 }
