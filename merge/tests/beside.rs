@@ -195,6 +195,49 @@ fn the_tokens_may_be_those_of_any_model() {
 }
 
 #[test]
+fn new_tokens_are_added_and_rows_that_fill_up_are_the_mean_of_all() {
+    let target = tempfile::tempdir().expect("a temporary folder");
+    let recipe = recipe(
+        "merge_method: passthrough\nmodels: [<words_a>]\ntokenizer:\n  source: base\n  pad_to_multiple_of: 12\n  tokens:\n    \
+         new: {source: {kind: zero}}\n    again: {source: {kind: model_token, model: <words_a>, token_id: 2}}",
+    );
+    merge_to(&recipe, target.path()).expect("merges");
+    assert_eq!(
+        json_of(&target.path().join("config.json"))["vocab_size"],
+        12
+    );
+    let added = &json_of(&target.path().join("tokenizer.json"))["added_tokens"];
+    let content: Vec<&str> = (added.as_array().expect("a list").iter())
+        .filter_map(|entry| entry["content"].as_str())
+        .collect();
+    assert_eq!(content, ["<unk>", "<a>", "again", "new"]);
+    let name = "model.embed_tokens.weight";
+    let rows = |path: PathBuf| -> Vec<Vec<f64>> {
+        let tensor = &fixture::tensors(&path)[name];
+        let rows = tensor.values();
+        rows.chunks(tensor.shape[1]).map(<[f64]>::to_vec).collect()
+    };
+    let before = rows(fixture::path("mergekit/words_a/model.safetensors"));
+    let after = rows(target.path().join("model.safetensors"));
+    assert_eq!((before.len(), after.len()), (7, 12));
+    assert_eq!(after[..7], before);
+    assert_eq!(
+        (&after[7], &after[8]),
+        (&before[2], &vec![0.0; before[0].len()])
+    );
+    for (column, found) in after[11].iter().enumerate() {
+        let sum: f64 = after[..9].iter().map(|row| row[column]).sum();
+        assert!((found - sum / 9.0).abs() < 1e-7);
+    }
+    // A token that no model has needs a row.
+    let recipe = self::recipe(
+        "merge_method: passthrough\nmodels: [<words_a>]\ntokenizer: {source: base, tokens: {new: {force: true}}}",
+    );
+    let said = MergePlan::resolve(&recipe).map(drop).expect_err("refused");
+    assert!(said.to_string().contains("needs a `source`"), "{said}");
+}
+
+#[test]
 fn vocabularies_that_differ_are_refused_with_the_line_and_the_two_ways_out() {
     let resolve = |yaml: &str| MergePlan::resolve(&recipe(yaml)).map(drop);
     let yaml =

@@ -55,6 +55,13 @@ fn the_only_layer_of_a_model_may_be_put_in_twice() {
     let merged = merged.expect("merges");
     assert_eq!(merged.len(), 6);
     assert_eq!(first(&merged, "layers.1.norm.weight"), 3.0);
+    // In mergekit the only layer is the last.
+    folder.model("other", &super::layers(1, 5.0));
+    let merged = folder
+        .merge("merge_method: linear\nparameters: {normalize: false}\nmodels: [{model: <small>, parameters: {weight: [0, 1]}}, {model: <other>, parameters: {weight: 1}}]")
+        .expect("merges");
+    assert_eq!(first(&merged, "layers.0.norm.weight"), 8.0);
+    assert_eq!(first(&merged, "embed.weight"), 5.0);
 }
 
 #[test]

@@ -58,7 +58,7 @@ impl Models {
             .flat_map(|&source| scope.names(self, source))
             .collect();
         within_budget(names.len().saturating_mul(members.len()))?;
-        let stacks = Stacks::of(names.iter().copied());
+        let stacks = one_or_more_layers(|| names.iter().copied());
         let place = |name: &str| {
             let tensor = |source| TensorRef {
                 source,
@@ -132,10 +132,7 @@ impl Models {
         let place = model.place;
         // Every model was opened before.
         let source = self.find(model).unwrap_or_default();
-        let mut stacks = Stacks::of(scope.names(self, source)).0;
-        if stacks.is_empty() {
-            stacks = Stacks::of_one_or_more(scope.names(self, source)).0;
-        }
+        let mut stacks = one_or_more_layers(|| scope.names(self, source)).0;
         let found = match scope.part.layers {
             Some(prefix) => stacks.remove_entry(prefix),
             None if stacks.len() > 1 => {
@@ -178,6 +175,15 @@ impl Scope<'_, '_> {
     fn names(self, models: &Models, source: usize) -> impl Iterator<Item = &str> {
         let names = models.sources[source].tensors().map(|(name, _)| name);
         names.filter(move |name| self.has(name))
+    }
+}
+
+/// The stacks of layers, and if there are none those of one layer.
+fn one_or_more_layers<'a, I: Iterator<Item = &'a str>>(names: impl Fn() -> I) -> Stacks {
+    let stacks = Stacks::of(names());
+    match stacks.0.is_empty() {
+        true => Stacks::of_one_or_more(names()),
+        false => stacks,
     }
 }
 
