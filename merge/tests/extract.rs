@@ -97,7 +97,8 @@ impl Folder {
             command: "test".into(),
             base: self.path("base"),
         };
-        extract(&open("base")?, &open("tuned")?, options, &target, &Silent)
+        let tuned = std::sync::Arc::new(open("tuned")?);
+        extract(&open("base")?, &tuned, options, &target, &Silent)
     }
 
     /// The base with the extracted adapter.

@@ -197,7 +197,8 @@ fn an_adapter_of_tied_models_holds_the_change_of_the_head_too() {
         command: "test".into(),
         base: path("extracted_base"),
     };
-    let (base, tuned) = (checkpoint("extracted_base"), checkpoint("extracted_tuned"));
+    let base = checkpoint("extracted_base");
+    let tuned = std::sync::Arc::new(checkpoint("extracted_tuned"));
     let silent = &merge::progress::Silent;
     let found = extract(&base, &tuned, &options, &target_of(&target), silent).expect("extracts");
     assert!(found.tensors.iter().any(|tensor| tensor.name == HEAD));

@@ -8,7 +8,8 @@ use std::thread;
 use rayon::prelude::*;
 use serde::Serialize;
 
-use crate::io::{Contents, SourceFile, WriteOptions, Writer, check_target, n_complete_files};
+use crate::io::{Contents, ReadyFile, SourceFile, WriteOptions, Writer};
+use crate::io::{check_target, n_complete_files};
 use crate::plan::{Action, Entry, PIECE_ELEMENTS, piece_elements};
 use crate::provenance::{Hashes, Provenance};
 use crate::{Error, MergePlan, Progress, Result, TensorInfo};
@@ -132,6 +133,20 @@ pub fn execute(
     run: &RunOptions,
     progress: &dyn Progress,
 ) -> Result<Summary> {
+    execute_beside(plan, write, run, &[], progress)
+}
+
+/// As [`execute`], with texts that go into files of their own just before the output gets its name.
+///
+/// # Errors
+/// As [`execute`].
+pub(crate) fn execute_beside(
+    plan: &MergePlan,
+    write: &WriteOptions,
+    run: &RunOptions,
+    texts: &[(PathBuf, String)],
+    progress: &dyn Progress,
+) -> Result<Summary> {
     let fingerprint = fingerprint::of(plan, &placeholder(plan, run)?, write, run);
     let n_files_kept = n_complete_files(&write.path, &fingerprint);
     // What stands under the target's names is what an unfinished run put there.
@@ -146,7 +161,12 @@ pub fn execute(
     let _folder = beside::make_folders(plan, write)?;
     stages::write(plan, write, run, progress, &mut Vec::new())?;
     progress.start("writing", plan.output_bytes());
-    let files = write_all(plan, write, run, (&fingerprint, &stale), progress);
+    let around = Around {
+        fingerprint: &fingerprint,
+        stale: &stale,
+        texts,
+    };
+    let files = write_all(plan, write, run, &around, progress);
     progress.finish();
     let is_copy = |entry: &&Entry| matches!(entry.action, Action::Copy(_));
     let n_copied = plan.entries().iter().filter(is_copy).count();
@@ -193,19 +213,35 @@ fn contents<'a>(plan: &'a MergePlan, tensors: &'a [(String, TensorInfo)]) -> Con
     Contents { tensors, aliases }
 }
 
-/// Writes the whole output and puts it in place of the `stale` files. Returns its files, and how many tensors
+/// What a run knows of the places around its output.
+#[derive(Default)]
+struct Around<'a> {
+    /// What the output's bytes depend on.
+    fingerprint: &'a str,
+    /// Files that it takes the place of.
+    stale: &'a [PathBuf],
+    /// Texts for files of their own.
+    texts: &'a [(PathBuf, String)],
+}
+
+/// Writes the whole output and puts it in place of what is stale. Returns its files, and how many tensors
 /// were combined without a change.
 fn write_all(
     plan: &MergePlan,
     write: &WriteOptions,
     run: &RunOptions,
-    (fingerprint, stale): (&str, &[PathBuf]),
+    around: &Around<'_>,
     progress: &dyn Progress,
 ) -> Result<(Vec<PathBuf>, usize)> {
     let files = plan.files();
     let tensors = tensors(plan);
     let contents = contents(plan, &tensors);
-    let writer = Writer::resume(contents, &placeholder(plan, run)?, write, fingerprint)?;
+    let writer = Writer::resume(
+        contents,
+        &placeholder(plan, run)?,
+        write,
+        around.fingerprint,
+    )?;
     let watched = Watched::new(plan, &writer);
     let (written, hashes) = thread::scope(|scope| {
         let hashes = scope.spawn(|| {
@@ -233,7 +269,11 @@ fn write_all(
         None => provenance,
     };
     plan.check_grams(&provenance)?;
-    let belongings = beside::prepare(plan, write, &provenance, stale)?;
+    let mut belongings = beside::prepare(plan, write, &provenance, around.stale)?;
+    for (path, text) in around.texts {
+        let file = ReadyFile::new(path, text.as_bytes(), write.force)?;
+        belongings.files.push(file);
+    }
     // After the last byte was read and hashed: both are of the files that were opened.
     require_unchanged(&files)?;
     require_unchanged(&plan.beside().seen)?;

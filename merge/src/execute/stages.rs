@@ -2,7 +2,7 @@
 
 use tempfile::TempPath;
 
-use super::{RunOptions, write_all};
+use super::{Around, RunOptions, write_all};
 use crate::io::folder::folder_of;
 use crate::io::{OutputContainer, WriteOptions};
 use crate::plan::stages::open_result;
@@ -38,7 +38,7 @@ pub(super) fn write(
         };
         progress.start(&format!("making {}", stage.name), stage.plan.output_bytes());
         // A stage is one file, which no later run goes on with.
-        let written = write_all(&stage.plan, &options, &run, ("", &[]), progress);
+        let written = write_all(&stage.plan, &options, &run, &Around::default(), progress);
         progress.finish();
         written?;
         stage.finish(open_result(&path)?);

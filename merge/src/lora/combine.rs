@@ -288,7 +288,7 @@ fn write(
         files.chain([adapter.settings.clone()])
     });
     let inputs: Vec<SourceFile> = inputs.collect();
-    let (infos, factors): (Vec<Named>, Vec<Array2<f32>>) = (tensors.into_iter())
+    let (names, factors): (Vec<Named>, Vec<Array2<f32>>) = (tensors.into_iter())
         .map(|(key, factor, shape)| {
             let name = key.strip_prefix(PREFIX).unwrap_or(&key);
             let info = TensorInfo {
@@ -299,11 +299,11 @@ fn write(
             ((format!("{PREFIX}{name}"), info), in_rows)
         })
         .unzip();
-    let read = |index: usize, first: usize, out: &mut [u8]| {
+    let read = move |index: usize, first: usize, out: &mut [u8]| {
         let bytes: &[u8] = bytemuck::cast_slice(factors[index].as_slice().unwrap_or_default());
         let start = DType::F32.bytes_of(first);
         out.copy_from_slice(&bytes[start..start + out.len()]);
         Ok(())
     };
-    target.write(&infos, settings, &inputs, &read, progress)
+    target.write(names, settings, &inputs, Box::new(read), progress)
 }

@@ -4,6 +4,8 @@ mod kind;
 mod output;
 mod pair;
 
+use std::sync::Arc;
+
 use ndarray::Array2;
 use regex::Regex;
 use serde::Serialize;
@@ -105,7 +107,7 @@ pub struct Extraction {
 /// target is then as it was before.
 pub fn extract(
     base: &Checkpoint,
-    tuned: &Checkpoint,
+    tuned: &Arc<Checkpoint>,
     options: &ExtractOptions,
     target: &ExtractTarget,
     progress: &dyn Progress,
@@ -123,7 +125,8 @@ pub fn extract(
     progress.finish();
     let found = found?;
     let all_names = base.tensors().count();
-    found.write(&pair, options, target, all_names - names.len(), progress)
+    let n_excluded = all_names - names.len();
+    found.write((base, tuned), options, target, n_excluded, progress)
 }
 
 /// What the tensors gave.
@@ -315,23 +318,17 @@ impl Found {
 
     fn write(
         self,
-        pair: &Pair<'_>,
+        (base, tuned): (&Checkpoint, &Arc<Checkpoint>),
         options: &ExtractOptions,
         target: &ExtractTarget,
         n_excluded: usize,
         progress: &dyn Progress,
     ) -> Result<Extraction> {
-        let mut inputs: Vec<SourceFile> = pair.base.info().files.clone();
-        inputs.extend(pair.tuned.info().files.iter().cloned());
-        let settings = output::settings(pair.base, &self.tensors, &self.whole, options, target);
-        let (files, output_bytes) = target.write_extracted(
-            &self.spool,
-            &self.whole,
-            pair.tuned,
-            &settings,
-            &inputs,
-            progress,
-        )?;
+        let mut inputs: Vec<SourceFile> = base.info().files.clone();
+        inputs.extend(tuned.info().files.iter().cloned());
+        let settings = output::settings(base, &self.tensors, &self.whole, options, target);
+        let (files, output_bytes) =
+            target.write_extracted(self.spool, &self.whole, tuned, &settings, &inputs, progress)?;
         let whole = self.whole.into_iter().map(|whole| whole.name);
         Ok(Extraction {
             whole: whole.collect(),

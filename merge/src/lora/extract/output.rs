@@ -3,6 +3,7 @@
 use std::fs::File;
 use std::os::unix::fs::FileExt;
 use std::path::PathBuf;
+use std::sync::Arc;
 
 use ndarray::Array2;
 use serde_json::{Map, Value, json};
@@ -10,14 +11,16 @@ use serde_json::{Map, Value, json};
 use super::kind::{Form, module};
 use super::{ExtractOptions, Extracted};
 use crate::beside::license::hub_name;
+use crate::execute::{RunOptions, execute_beside};
+use crate::io::check_file_target;
 use crate::io::folder::{NewFolders, folder_of};
-use crate::io::{SourceFile, WriteOptions, Writer, check_file_target, write_file};
+use crate::io::{Container, Root, SourceFile, SourceInfo, TensorEntry, WriteOptions};
 use crate::lora::config::{NAME, Written};
 use crate::lora::factors::Named;
 use crate::lora::part::PREFIX;
-use crate::plan::PIECE_ELEMENTS;
-use crate::provenance::{Hashes, Provenance};
-use crate::{Checkpoint, DType, Error, Progress, Result, TensorInfo, decode_f32, encode_f32};
+use crate::plan::PlanBuilder;
+use crate::{Checkpoint, DType, Error, Progress, Result, TensorInfo, TensorSource};
+use crate::{decode_f32, encode_f32};
 
 /// Where an adapter is written.
 #[derive(Clone, Debug)]
@@ -33,7 +36,28 @@ pub struct ExtractTarget {
 }
 
 /// Fills bytes with the elements of the tensor of an index, from one on.
-pub(in crate::lora) type ReadElements<'a> = dyn Fn(usize, usize, &mut [u8]) -> Result<()> + 'a;
+pub(in crate::lora) type ReadElements = dyn Fn(usize, usize, &mut [u8]) -> Result<()> + Send + Sync;
+
+/// The tensors of an adapter, which are in no file of that form yet.
+struct Made {
+    info: SourceInfo,
+    tensors: Vec<TensorEntry>,
+    read: Box<ReadElements>,
+}
+
+impl TensorSource for Made {
+    fn info(&self) -> &SourceInfo {
+        &self.info
+    }
+
+    fn tensors(&self) -> &[TensorEntry] {
+        &self.tensors
+    }
+
+    fn read(&self, index: usize, first: usize, out: &mut [u8]) -> Result<()> {
+        (self.read)(index, first, out)
+    }
+}
 
 /// A tensor that is kept whole.
 #[derive(Clone, Debug)]
@@ -202,25 +226,26 @@ impl ExtractTarget {
     /// Writes settings, factors and whole tensors; returns the files and the tensors' bytes.
     pub(super) fn write_extracted(
         &self,
-        spool: &Spool,
+        spool: Spool,
         whole: &[Whole],
-        tuned: &Checkpoint,
+        tuned: &Arc<Checkpoint>,
         settings: &Value,
         inputs: &[SourceFile],
         progress: &dyn Progress,
     ) -> Result<(Vec<PathBuf>, u64)> {
-        let mut sources: Vec<(String, TensorInfo, Source<'_>)> = (spool.kept.iter())
+        let mut sources: Vec<(String, TensorInfo, Source)> = (spool.kept.iter())
             .map(|kept| (kept.key.clone(), kept.info.clone(), Source::Factor(kept.at)))
             .collect();
         for whole in whole {
             let info = tuned.require(&whole.name)?.clone();
-            sources.push((whole.key.clone(), info, Source::Whole(&whole.name)));
+            sources.push((whole.key.clone(), info, Source::Whole(whole.name.clone())));
         }
-        sources.sort_by(|a, b| a.0.cmp(&b.0));
         let tensors: Vec<Named> = (sources.iter())
             .map(|(key, info, _)| (key.clone(), info.clone()))
             .collect();
-        let read = |index: usize, first: usize, out: &mut [u8]| {
+        let n_bytes = tensors.iter().map(|(_, info)| info.n_bytes()).sum();
+        let tuned = Arc::clone(tuned);
+        let read = move |index: usize, first: usize, out: &mut [u8]| {
             let (_, info, source) = &sources[index];
             match source {
                 Source::Whole(name) => tuned.read(name, first, out),
@@ -231,62 +256,68 @@ impl ExtractTarget {
                 }
             }
         };
-        let n_bytes = tensors.iter().map(|(_, info)| info.n_bytes()).sum();
-        let files = self.write(&tensors, settings, inputs, &read, progress)?;
+        let files = self.write(tensors, settings, inputs, Box::new(read), progress)?;
         Ok((files, n_bytes))
     }
 
     /// Writes settings and tensors, of which `read` gives elements from one on; returns the files.
     pub(in crate::lora) fn write(
         &self,
-        tensors: &[Named],
+        tensors: Vec<Named>,
         settings: &Value,
         inputs: &[SourceFile],
-        read: &ReadElements<'_>,
+        read: Box<ReadElements>,
         progress: &dyn Progress,
     ) -> Result<Vec<PathBuf>> {
-        let hashes = Hashes::default().of(inputs, progress)?;
-        let made = Provenance::new(self.command.clone(), inputs).with_hashes(hashes);
+        let n_bytes = tensors.iter().map(|(_, info)| info.n_bytes()).sum();
+        let tensors: Vec<TensorEntry> = (tensors.into_iter())
+            .map(|(name, info)| TensorEntry::named(name, info))
+            .collect();
+        let root = Root {
+            name: String::new(),
+            n_tensors: tensors.len(),
+            n_bytes,
+        };
+        let info = SourceInfo {
+            path: self.weights(),
+            container: Container::Memory,
+            files: inputs.to_vec(),
+            metadata: std::collections::BTreeMap::new(),
+            roots: vec![root],
+            root: String::new(),
+            values: Vec::new(),
+            opaque: Vec::new(),
+        };
+        let made = Checkpoint::new(Box::new(Made {
+            info,
+            tensors,
+            read,
+        }));
+        let made = Arc::new(made);
+        let mut plan = PlanBuilder::new(self.command.clone());
+        let source = plan.source(Arc::clone(&made));
+        for (name, _) in made.tensors() {
+            plan.copy(source, name, "of the adapter")?;
+        }
+        let plan = plan.finish()?;
         let mut folder = NewFolders::default();
         folder.make(&self.folder)?;
         let write = WriteOptions {
             force: self.force,
             ..WriteOptions::new(self.weights())
         };
-        let metadata = made.to_metadata();
-        let writer = Writer::create(tensors, &metadata, &write)?;
-        let n_bytes = tensors.iter().map(|(_, info)| info.n_bytes()).sum();
-        progress.start("writing", n_bytes);
-        for (index, (_, info)) in tensors.iter().enumerate() {
-            for first in (0..info.n_elements()).step_by(PIECE_ELEMENTS) {
-                if progress.is_cancelled() {
-                    return Err(Error::Cancelled);
-                }
-                let n = PIECE_ELEMENTS.min(info.n_elements() - first);
-                let mut bytes = vec![0; info.dtype.bytes_of(n)];
-                read(index, first, &mut bytes)?;
-                writer.write(index, info.dtype.bytes_of(first) as u64, &bytes)?;
-                progress.advance(bytes.len() as u64);
-            }
-        }
-        progress.finish();
-        inputs.iter().try_for_each(SourceFile::require_unchanged)?;
-        // Before the weights have their name: who finds those finds all.
-        let path = self.folder.join(NAME);
-        let text = format!("{settings:#}\n");
-        write_file(&path, text.as_bytes(), self.force)?;
-        let mut files = writer.finish(&metadata)?;
-        files.push(path);
-        Ok(files)
+        let beside = (self.folder.join(NAME), format!("{settings:#}\n"));
+        let run = RunOptions::default();
+        Ok(execute_beside(&plan, &write, &run, &[beside], progress)?.files)
     }
 }
 
 /// Where the bytes of a tensor are.
-enum Source<'a> {
+enum Source {
     /// In the temporary file, from here on.
     Factor(u64),
     /// In the fine-tuned model.
-    Whole(&'a str),
+    Whole(String),
 }
 
 /// The adapter's settings as PEFT reads them.
