@@ -104,6 +104,13 @@ impl Output {
             let _ = writeln!(std::io::stderr().lock(), "{}", text.as_ref());
         }
     }
+
+    /// Prints what users should know of how a checkpoint was found and read.
+    pub fn notes_of(&self, checkpoint: &merge::Checkpoint) {
+        for note in checkpoint.notes() {
+            self.note(format!("note: {}", printable(note)));
+        }
+    }
 }
 
 /// Threads beyond which no more helps on this machine: more only wait for each other.

@@ -3,12 +3,14 @@
     tests/with_torch.sh tests/torch_opens.py target/release/vlmerge
 """
 
+import json
 import pathlib
 import subprocess
 import sys
 import tempfile
 
 import torch
+from safetensors import safe_open
 from safetensors.torch import load_file
 
 REPOSITORY = pathlib.Path(__file__).resolve().parent.parent
@@ -22,7 +24,11 @@ def vlmerge(*arguments):
 
 def opened(path):
     if path.suffix == ".safetensors":
-        return load_file(path)
+        content = load_file(path)
+        with safe_open(path, "pt") as file:
+            aliases = json.loads((file.metadata() or {}).get("vlmerge.aliases", "{}"))
+        assert not aliases.keys() & content.keys()
+        return {**content, **{name: content[of] for name, of in aliases.items()}}
     content = torch.load(path, weights_only=True)
     torch.load(path, weights_only=True, mmap=True)
     return content["state_dict"] if path.suffix == ".ckpt" else content
@@ -34,6 +40,16 @@ def same(a, b):
         and a.shape == b.shape
         and torch.equal(a.contiguous().reshape(-1).view(torch.uint8), b.contiguous().reshape(-1).view(torch.uint8))
     )
+
+
+def families(content):
+    """Names of each tensor that has several, by torch's own account."""
+    found = {}
+    for name, tensor in content.items():
+        if tensor.numel():
+            place = (tensor.data_ptr(), tensor.shape, tensor.stride(), tensor.dtype)
+            found.setdefault(place, set()).add(name)
+    return {frozenset(names) for names in found.values() if len(names) > 1}
 
 
 def flat(content, prefix=""):
@@ -51,7 +67,12 @@ def main():
     valid = FIXTURES / "corpus/torch/valid"
     inputs += [valid / name for name in ("zip_dtypes.pt", "zip_views.pt", "zip_scalar_empty.pt", "zip_special_values.pt", "zip_float8.pt", "legacy_dtypes.pt")]
     with tempfile.TemporaryDirectory() as folder:
-        for source in inputs:
+        tied = pathlib.Path(folder) / "tied.pt"
+        words = torch.arange(24.0).reshape(4, 6)
+        # A tied head, and views of other elements, of another shape, or in another order, which are not tied.
+        views = {"rows": words[1:], "flat": words.reshape(-1), "turned": words.t()}
+        torch.save({"lm_head.weight": words, "embed_tokens.weight": words, **views}, tied)
+        for source in [*inputs, tied]:
             if source.suffix == ".safetensors":
                 expected = load_file(source)
             else:
@@ -62,6 +83,8 @@ def main():
                 vlmerge("convert", source, target, "--force")
                 found = opened(target)
                 assert found.keys() == expected.keys(), (source, extension, found.keys() ^ expected.keys())
+                wanted = families(expected)
+                assert families(found) == wanted, (source, extension, families(found) ^ wanted)
                 for name, tensor in expected.items():
                     assert same(found[name], tensor), (source, extension, name)
                 n_tensors += len(expected)

@@ -8,6 +8,8 @@ use merge::convert::{Conversion, Wrapper};
 use merge::diff::{DiffOptions, diff};
 use merge::execute::{RunOptions, compare, execute, in_memory};
 use merge::io::{ALIASES_KEY, Aliases, Contents, OpenOptions, WriteOptions, Writer, open};
+use merge::lora::{ExtractOptions, ExtractTarget, extract};
+use merge::low_rank::Truncation;
 use merge::progress::Silent;
 use merge::{
     Checkpoint, DType, Error, MergePlan, MergeRecipe, Role, SafetensorsFault, TensorInfo, layouts,
@@ -262,6 +264,24 @@ fn slices_and_renamed_models_keep_their_ties() {
 }
 
 #[test]
+fn parameters_for_the_other_name_alone_are_said_to_have_no_effect() {
+    let folder = Folder::new();
+    let [_, a, b] = folder.three();
+    let plan = |pattern: &str| {
+        folder.plan(&format!(
+            "merge_method: linear\nmodels:\n- {{ model: {a}, parameters: {{ weight: [{{ filter: {pattern}, value: 0 }}, \
+             {{ value: 1 }}] }} }}\n- {{ model: {b}, parameters: {{ weight: 1 }} }}\n"
+        ))
+    };
+    let notes = |plan: &MergePlan| plan.beside().notes.join("\n");
+    let apart = plan("lm_head");
+    assert!(notes(&apart).contains("`lm_head.weight` is `model.embed_tokens.weight`"));
+    assert_tied(&folder.run(&apart, "apart.safetensors"));
+    assert_eq!(notes(&plan("embed_tokens")).matches("no effect").count(), 1);
+    assert_eq!(notes(&plan("mlp")).matches("no effect").count(), 0);
+}
+
+#[test]
 fn names_that_only_one_model_ties_are_two_tensors() {
     let folder = Folder::new();
     let tied = folder.model("tied.safetensors", 1.0, true);
@@ -291,6 +311,52 @@ fn a_difference_shows_names_that_are_missing_and_values_of_names_that_are_apart(
     assert!(report(&tied, &apart).is_equal() && report(&apart, &tied).is_equal());
     assert_eq!(report(&tied, &other).values.len(), 4);
     assert_eq!(report(&other, &tied).values.len(), 4);
+}
+
+#[test]
+fn an_adapter_of_tied_models_changes_the_head_as_the_embeddings() {
+    let folder = Folder::new();
+    let [base, tuned] = [("base", 1.0), ("tuned", 4.0)]
+        .map(|(name, first)| folder.model(&format!("{name}.safetensors"), first, true));
+    let options = ExtractOptions {
+        truncation: Truncation::Rank(2),
+        dtype: DType::F32,
+        include: Vec::new(),
+        exclude: Vec::new(),
+        embeddings: true,
+        save_whole: false,
+        fan_in_fan_out: false,
+        seed: 0,
+    };
+    let target = ExtractTarget {
+        folder: folder.path("adapter"),
+        force: false,
+        command: "test".into(),
+        base: base.clone(),
+    };
+    let of_tuned = Arc::new(opened(&tuned));
+    let found = extract(&opened(&base), &of_tuned, &options, &target, &Silent).expect("extracts");
+    let names: Vec<&str> = found
+        .tensors
+        .iter()
+        .map(|tensor| tensor.name.as_str())
+        .collect();
+    assert!(names.contains(&HEAD) && names.contains(&WORDS), "{names:?}");
+    let plan = folder.plan(&format!(
+        "merge_method: passthrough\nmodels: ['{}+{}']",
+        base.display(),
+        target.folder.display()
+    ));
+    let merged = folder.run(&plan, "merged.safetensors");
+    let value = |bytes: Vec<u8>| f32::from_le_bytes([bytes[0], bytes[1], bytes[2], bytes[3]]);
+    let wanted = value(of_tuned.read_all(WORDS).expect("it reads"));
+    for name in [WORDS, HEAD] {
+        let found = value(merged.read_all(name).expect("it reads"));
+        assert!(
+            (found - wanted).abs() < 1e-5,
+            "{name}: {found}, not {wanted}"
+        );
+    }
 }
 
 #[test]

@@ -35,6 +35,7 @@ pub fn open_source(
     output: &Output,
 ) -> merge::Result<Arc<Checkpoint>> {
     let source = open(path, &OpenOptions { root })?;
+    output.notes_of(&source);
     let info = source.info();
     let others = info.values.len() + info.opaque.len();
     if others > 0 {

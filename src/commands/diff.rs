@@ -62,6 +62,9 @@ pub fn run(args: Args, output: &Output) -> Result<ExitCode> {
     };
     let left = open(&args.left, &args.root)?;
     let right = open(&args.right, &args.other_root)?;
+    for checkpoint in [&left, &right] {
+        output.notes_of(checkpoint);
+    }
     let options = DiffOptions {
         tolerance: args.tolerance,
         headers_only: args.headers_only,

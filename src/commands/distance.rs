@@ -109,11 +109,15 @@ pub fn run(args: Args, output: &Output) -> Result<ExitCode> {
         root: args.root.clone(),
     };
     let input = open(&args.input, &options)?;
+    output.notes_of(&input);
     let other = args
         .other
         .as_ref()
         .map(|path| open(path, &options))
         .transpose()?;
+    if let Some(other) = &other {
+        output.notes_of(other);
+    }
     let seed = args.seed_checkpoint.as_ref();
     let seed = seed
         .map(|path| open(path, &OpenOptions::default()))

@@ -139,6 +139,22 @@ pub struct Values {
 }
 
 impl Values {
+    /// Whether both hold the same, wherever it stands in a recipe.
+    pub(crate) fn are_those_of(&self, other: &Self) -> bool {
+        let same = |one: &Settings, other: &Settings| {
+            let values = |settings: &Settings| -> Vec<(&'static str, Setting)> {
+                let all = settings.iter();
+                all.map(|(name, (value, _))| (*name, value.clone()))
+                    .collect()
+            };
+            values(one) == values(other)
+        };
+        let mut members = self.members.iter().zip(&other.members);
+        same(&self.shared, &other.shared)
+            && self.members.len() == other.members.len()
+            && members.all(|(one, other)| same(one, other))
+    }
+
     /// A shared number; 0 if the method does not have it.
     pub(super) fn number(&self, name: &'static str) -> f64 {
         number(&self.shared, name)

@@ -279,7 +279,7 @@ fn statistics(case: &Case) {
                 assert!(is_near, "{name}: {std}");
                 let bound = (shape_of_input(&model, name) as f64).sqrt().recip();
                 assert!(
-                    largest <= bound && largest > 0.6 * bound,
+                    largest <= bound && largest > 0.3 * bound,
                     "{name}: {largest}"
                 );
             }

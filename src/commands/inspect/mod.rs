@@ -67,9 +67,7 @@ struct Inspection {
 /// Runs the verb.
 pub fn run(args: Args, output: &Output) -> Result<ExitCode> {
     let checkpoint = open(&args.file, &OpenOptions { root: args.root })?;
-    for note in checkpoint.notes() {
-        output.note(format!("note: {}", crate::output::printable(note)));
-    }
+    output.notes_of(&checkpoint);
     let source = checkpoint.source();
     let is_alias = |entry: &TensorEntry| {
         let name = entry.name.as_ref();

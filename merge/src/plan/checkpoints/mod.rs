@@ -17,6 +17,7 @@ mod models;
 mod modules;
 mod prepare;
 pub(crate) mod spelling;
+mod tied;
 mod wanted;
 
 pub(super) use models::Models;
@@ -60,6 +61,7 @@ pub(super) fn resolve(
         n_partial: 0,
     };
     builder.check_names(opener);
+    builder.check_ties(&wanted, opener);
     builder.place_all(&wanted)?;
     if let Some(modules) = modules {
         builder.place_left_over(modules)?;
