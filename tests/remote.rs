@@ -5,7 +5,7 @@ use std::process::{Command, Output};
 
 use serde_json::Value;
 
-use crate::range_server::Server;
+use crate::range_server::{Fault, Server};
 
 const FIXTURE: &str = concat!(
     env!("CARGO_MANIFEST_DIR"),
@@ -235,4 +235,124 @@ fn what_lies_beside_weights_of_the_hub_travels_along() {
         said.contains("tokenizer_source") && said.contains("[PAD]"),
         "{said}"
     );
+}
+
+#[test]
+fn a_server_that_sends_drop_by_drop_is_given_up_whatever_the_address() {
+    let (cloud, folder) = (Server::start(), tempfile::tempdir().expect("a folder"));
+    let bytes = std::fs::read(FIXTURE).expect("a fixture");
+    let commit = "0123456789abcdef0123456789abcdef01234567";
+    let info = format!(r#"{{"sha":"{commit}","siblings":[{{"rfilename":"model.bin"}}]}}"#);
+    cloud.put(
+        "/api/models/org/model/revision/main",
+        info.into_bytes(),
+        "\"i\"",
+    );
+    for path in [
+        "/plain/model.ckpt",
+        "/models/one%2Fmodel%2Eckpt",
+        &format!("/org/model/resolve/{commit}/model.bin"),
+    ] {
+        cloud.put(path, bytes.clone(), "\"g\"");
+    }
+    cloud.misbehave(Fault::Drips);
+    let web = cloud.address("/plain/model.ckpt");
+    std::thread::scope(|scope| {
+        for address in [web.as_str(), "gs://models/one/model.ckpt", "hf://org/model"] {
+            let (cloud, folder) = (&cloud, folder.path());
+            scope.spawn(move || {
+                let begun = std::time::Instant::now();
+                let output = Command::new(env!("CARGO_BIN_EXE_vlmerge"))
+                    .current_dir(folder)
+                    .env("GOOGLE_BASE_URL", cloud.address(""))
+                    .env("GOOGLE_SKIP_SIGNATURE", "true")
+                    .env("HF_ENDPOINT", cloud.address(""))
+                    .env_remove("HF_HUB_OFFLINE")
+                    .args(["--cache-dir", "cache", "--timeout", "1", "inspect", address])
+                    .output()
+                    .expect("the program runs");
+                let said = String::from_utf8_lossy(&output.stderr).into_owned();
+                assert_eq!(output.status.code(), Some(1), "{address}: {said}");
+                assert!(
+                    said.contains(address) && said.contains("bytes came in"),
+                    "{address}: {said}"
+                );
+                assert!(
+                    begun.elapsed() < std::time::Duration::from_secs(60),
+                    "{address}"
+                );
+            });
+        }
+    });
+}
+
+#[test]
+fn a_listing_of_the_hub_that_leads_elsewhere_is_refused() {
+    let (hub, folder) = (Server::start(), tempfile::tempdir().expect("a folder"));
+    let long = "a".repeat(300);
+    let many: Vec<String> = (0..2000)
+        .map(|index| format!("special_tokens_{index}.json"))
+        .collect();
+    let list = |names: &[&str]| {
+        let names = [names, &["model.bin", "config.json"]].concat();
+        let siblings: Vec<Value> = names
+            .iter()
+            .map(|name| serde_json::json!({"rfilename": name}))
+            .collect();
+        let commit = "0123456789abcdef0123456789abcdef01234567";
+        let info = serde_json::json!({"sha": commit, "siblings": siblings}).to_string();
+        hub.put(
+            "/api/models/org/model/revision/main",
+            info.into_bytes(),
+            "\"i\"",
+        );
+        let weights = std::fs::read(FIXTURE).expect("a fixture");
+        for (name, bytes) in [("model.bin", weights), ("config.json", b"{}".to_vec())] {
+            hub.put(
+                &format!("/org/model/resolve/{commit}/{name}"),
+                bytes,
+                &format!("\"{name}\""),
+            );
+        }
+        let recipe = "merge_method: passthrough\nmodels: [hf://org/model]\n";
+        std::fs::write(folder.path().join("r.yaml"), recipe).expect("written");
+        let output = vlmerge(
+            folder.path(),
+            &hub,
+            &["merge", "r.yaml", "--out", "out/", "--force"],
+        );
+        (
+            output.status.code(),
+            String::from_utf8_lossy(&output.stderr).into_owned(),
+        )
+    };
+    for name in [
+        "../../.ssh/authorized_keys",
+        "/etc/passwd",
+        "a/../../b.json",
+        "a\\b.json",
+        "a\0b.json",
+        "",
+        "tokenizer.json/",
+        &long,
+    ] {
+        let (code, said) = list(&[name]);
+        assert_eq!(code, Some(1), "{name:?}: {said}");
+        assert!(
+            said.contains("the hub lists a file named"),
+            "{name:?}: {said}"
+        );
+        assert!(said.len() < 1000, "{} bytes", said.len());
+        assert!(!folder.path().join("out").exists(), "{name:?}");
+    }
+    let many: Vec<&str> = many.iter().map(String::as_str).collect();
+    let (code, said) = list(&many);
+    assert_eq!(code, Some(1), "{said}");
+    assert!(said.contains("files go with the model; 1000 may"), "{said}");
+    let (code, said) = list(&[]);
+    assert_eq!(code, Some(0), "{said}");
+    let names = std::fs::read_dir(folder.path().join("out"))
+        .expect("written")
+        .count();
+    assert_eq!(names, 3, "weights, configuration, card");
 }

@@ -1,4 +1,5 @@
-//! How much longer a `tokenizer.json` makes a text: a stranger's file must not turn a caption into gigabytes.
+//! What a `tokenizer.json` does to a text: a stranger's file must not turn a caption into gigabytes, nor end the
+//! program.
 
 use serde_json::Value;
 
@@ -12,15 +13,13 @@ const MAX_SPECIAL_IDS: usize = 1024;
 /// Parts that a normalizer or a pre-tokenizer may have, at any depth.
 const MAX_PARTS: usize = 1000;
 
-/// Refuses files that make texts longer than any published one does.
+/// Refuses files that make texts longer than any published one does, and files whose parts do not fit each other.
 ///
 /// # Errors
 /// What is wrong, in words.
 pub(super) fn check(bytes: &[u8]) -> Result<(), String> {
-    // What is no JSON is the library's to refuse.
-    let Ok(file) = serde_json::from_slice::<Value>(bytes) else {
-        return Ok(());
-    };
+    // Asked first, for the library ends the program where a decoder is no JSON.
+    let file: Value = serde_json::from_slice(bytes).map_err(|error| error.to_string())?;
     let mut growth = 1.0;
     let mut n_parts = 0;
     let mut open: Vec<&Value> = [file.get("normalizer"), file.get("pre_tokenizer")]
@@ -62,7 +61,7 @@ pub(super) fn check(bytes: &[u8]) -> Result<(), String> {
         ));
     }
     let processor = file.get("post_processor");
-    let n_ids = processor.map_or(0, |processor| special_ids(processor, 0));
+    let n_ids = processor.map_or(Ok(0), |processor| special_ids(processor, 0))?;
     if n_ids > MAX_SPECIAL_IDS {
         return Err(format!(
             "its template puts {n_ids} tokens around a text, at most {MAX_SPECIAL_IDS} are taken"
@@ -113,25 +112,37 @@ fn items<'a>(part: &'a Value, key: &str) -> impl Iterator<Item = &'a Value> + us
     list.into_iter().flatten()
 }
 
-/// Tokens that a post-processor adds: of each piece of its templates those of the special token.
-fn special_ids(processor: &Value, depth: usize) -> usize {
+/// Tokens that a post-processor adds: of each piece of its templates those of the special token, which it must
+/// have, for the library ends the program where it looks for one in vain.
+fn special_ids(processor: &Value, depth: usize) -> Result<usize, String> {
     // Published ones are a sequence at most; what is deeper hides something.
     if depth > 4 {
-        return usize::MAX;
+        return Err("its post-processor has too many levels".to_owned());
     }
-    let inner = items(processor, "processors")
-        .map(|processor| special_ids(processor, depth + 1))
-        .fold(0, usize::saturating_add);
+    let mut n_ids = 0_usize;
+    for inner in items(processor, "processors") {
+        n_ids = n_ids.saturating_add(special_ids(inner, depth + 1)?);
+    }
     let tokens = processor.get("special_tokens");
-    let n_ids = |piece: &Value| {
-        let id = piece.get("SpecialToken")?.get("id")?.as_str()?;
-        Some(tokens?.get(id)?.get("ids")?.as_array()?.len())
-    };
-    let own = ["single", "pair"].iter().map(|template| {
-        let pieces = items(processor, template);
-        pieces.filter_map(n_ids).fold(0, usize::saturating_add)
-    });
-    own.max().unwrap_or(0).saturating_add(inner)
+    let ids_of = |id: &str| tokens?.get(id)?.get("ids")?.as_array();
+    let mut longest = 0_usize;
+    for template in ["single", "pair"] {
+        let mut own = 0_usize;
+        for piece in items(processor, template) {
+            let special = piece
+                .get("SpecialToken")
+                .and_then(|token| token.get("id")?.as_str());
+            if let Some(id) = special {
+                let ids = ids_of(id);
+                let ids = ids.ok_or_else(|| {
+                    format!("its template has `{id}`, which is no special token of it")
+                })?;
+                own = own.saturating_add(ids.len());
+            }
+        }
+        longest = longest.max(own);
+    }
+    Ok(n_ids.saturating_add(longest))
 }
 
 #[cfg(test)]
@@ -168,6 +179,21 @@ mod tests {
             hidden = json!({"type": "Sequence", "processors": [hidden]});
         }
         assert!(check_file(&json!({"post_processor": hidden})).is_err());
+    }
+
+    #[test]
+    fn what_would_end_the_program_is_refused() {
+        // Found by mutation: a decoder that is no JSON, and a token that the template has alone.
+        let said = check(br#"{"decoder": {ull, "model": {}}"#).expect_err("refused");
+        assert!(said.contains("key must be a string"), "{said}");
+        let template = |id: &str| {
+            json!({"post_processor": {"type": "TemplateProcessing", "pair": [],
+                "single": [{"SpecialToken": {"id": id, "type_id": 0}}],
+                "special_tokens": {"[CLS]": {"id": "[CLS]", "ids": [2], "tokens": ["[CLS]"]}}}})
+        };
+        assert_eq!(check_file(&template("[CLS]")), Ok(()));
+        let said = check_file(&template("lCLS]")).expect_err("refused");
+        assert!(said.contains("`lCLS]`"), "{said}");
     }
 
     #[test]
