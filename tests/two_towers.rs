@@ -11,6 +11,12 @@ use crate::program::{Said, ok, run};
 /// A folder with a tiny model, `toy` in CSV with one picture, and a recipe.
 struct Walk(TempDir);
 
+/// A changed checkpoint for measuring and for training: it has lost what it says of its heads.
+const CHANGED: [&str; 2] = [
+    "{}/changed.safetensors --image-heads 2 --text-heads 2",
+    "--set init.checkpoint={}/changed.safetensors --set model.image_heads=2 --set model.text_heads=2",
+];
+
 const TABLE: &str = "image,image_id,caption,caption_id\n";
 
 impl Walk {
@@ -183,13 +189,9 @@ fn a_temperature_that_is_no_single_number_within_its_bounds_is_refused() {
     let walk = Walk::new();
     let key = "loss.temperature";
     walk.changed(|weights| weights.get_mut(key).expect("learned").shape = vec![1]);
-    let both = (
-        "{}/changed.safetensors",
-        "--set init.checkpoint={}/changed.safetensors",
-    );
     walk.refuses(
-        both.0,
-        both.1,
+        CHANGED[0],
+        CHANGED[1],
         &["changed.safetensors: `loss.temperature` is [1]"],
     );
     walk.changed(|weights| {
@@ -197,8 +199,8 @@ fn a_temperature_that_is_no_single_number_within_its_bounds_is_refused() {
         weights.get_mut(key).expect("learned").bytes = bytes;
     });
     walk.refuses(
-        both.0,
-        both.1,
+        CHANGED[0],
+        CHANGED[1],
         &["changed.safetensors: `loss.temperature` is NaN"],
     );
     walk.refuses(
@@ -223,19 +225,15 @@ fn a_temperature_that_is_no_single_number_within_its_bounds_is_refused() {
 #[test]
 fn a_tower_of_another_width_or_a_vocabulary_of_another_size_is_refused() {
     let walk = Walk::new();
-    let both = (
-        "{}/changed.safetensors",
-        "--set init.checkpoint={}/changed.safetensors",
-    );
     let reshape = |key: &'static str, shape: [usize; 2]| {
         walk.changed(|weights| weights.get_mut(key).expect(key).shape = shape.to_vec());
     };
     reshape("text_projection.linear.weight", [32, 16]);
     let expected = "`text_projection.linear.weight` is [32, 16], but the tower is 32 wide";
-    walk.refuses(both.0, both.1, &["changed.safetensors: ", expected]);
+    walk.refuses(CHANGED[0], CHANGED[1], &["changed.safetensors: ", expected]);
     let key = "image_encoder.model.model.blocks.1.mlp.fc1.weight";
     reshape(key, [64, 64]);
-    walk.refuses(both.0, both.1, &[key, "[64, 64]", "[128, 32]"]);
+    walk.refuses(CHANGED[0], CHANGED[1], &[key, "[64, 64]", "[128, 32]"]);
     let key = "text_encoder.model.model.embeddings.word_embeddings.weight";
     walk.changed(|weights| {
         let words = weights.get_mut(key).expect("words");
@@ -243,8 +241,8 @@ fn a_tower_of_another_width_or_a_vocabulary_of_another_size_is_refused() {
         words.bytes.truncate(99 * 32 * 4);
     });
     walk.refuses(
-        both.0,
-        both.1,
+        CHANGED[0],
+        CHANGED[1],
         &["vocab.txt: has 101 tokens, but the model knows 99"],
     );
 }
@@ -267,7 +265,8 @@ fn counts_that_differ_are_refused_with_both() {
          --gradients {{}}/gradients.safetensors --out {{}}/out.safetensors"
     ));
     assert_ne!(said.code, Some(0), "{}", said.stdout);
-    for part in ["in.safetensors", &format!("b = {n}"), &(n - 1).to_string()] {
+    let counts = format!("`input_ids` has b = {}, but `image` has {n}", n - 1);
+    for part in ["in.safetensors", counts.as_str()] {
         assert!(said.stderr.contains(part), "no {part}: {}", said.stderr);
     }
     for left in ["out", "gradients"] {
