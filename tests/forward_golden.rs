@@ -309,11 +309,36 @@ fn a_loss_refuses_options_that_it_does_not_read_and_names_those_that_it_needs() 
     assert!(said.contains("`label`"), "{said}");
 }
 
+/// The weights of a case with a head that guesses tokens of the fixtures' tokenizer of images.
+fn with_image_tokens(case: &Case, folder: &Path) -> PathBuf {
+    let mut weights = fixtures::tensors(&case.file("weights"));
+    let mask = weights["transformer.mask_token"].clone();
+    let tokenizer = fixtures::tensors(&fixtures::path("dvae/model.safetensors"));
+    let n = tokenizer["d_vae.encoder.blocks.output.conv.b"].shape[0];
+    let d = mask.bytes.len() / 4;
+    for (key, shape) in [
+        ("mim_score.weight", vec![n, d]),
+        ("mim_score.bias", vec![n]),
+    ] {
+        let values = (0..shape.iter().product()).map(|at: usize| (at as f32 * 0.73).sin() * 0.1);
+        let bytes = values.flat_map(f32::to_le_bytes).collect();
+        let head = Raw {
+            shape,
+            bytes,
+            ..mask.clone()
+        };
+        weights.insert(key.into(), head);
+    }
+    let path = folder.join("guessing.safetensors");
+    fixtures::write(&path, &weights);
+    path
+}
+
 #[test]
 fn tokens_of_masked_patches_are_guessed_on_given_tensors() {
     let mut cases = Set::of_repository("vl_merging").cases("forward");
     let case = cases.remove(0);
-    let model = Model::new(case.clone(), weights, multiway(&case));
+    let model = Model::new(case.clone(), with_image_tokens, multiway(&case));
     let mut inputs = case.tensors("inputs");
     // The tokenizer of the fixtures gives a token for 8 x 8 pixels.
     let patches = inputs["bool_masked_pos"].shape[1].isqrt();

@@ -125,9 +125,12 @@ fn training_and_merging_take_facts_along_and_contradictions_are_errors() {
          --split valid --tokenizer fixtures/real/vocab.txt --json";
     ok(run(evaluated, &folder));
     let merge = |second: &str| {
+        let [first, second] = ["noted.safetensors", second].map(|name| folder.path().join(name));
         let yaml = format!(
-            "merge_method: linear\nmodels:\n- {{ model: noted.safetensors, parameters: {{ weight: 1 }} }}\n\
-             - {{ model: {second}, parameters: {{ weight: 1 }} }}\n"
+            "merge_method: linear\nmodels:\n- {{ model: {}, parameters: {{ weight: 1 }} }}\n\
+             - {{ model: {}, parameters: {{ weight: 1 }} }}\n",
+            first.display(),
+            second.display()
         );
         std::fs::write(folder.path().join("merge.yaml"), yaml).expect("written");
         run(

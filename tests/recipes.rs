@@ -115,30 +115,6 @@ fn the_recipe_in_a_file_makes_the_same_file_again() {
     );
 }
 
-#[test]
-fn keys_that_only_mergekit_has_are_named_with_their_line() {
-    let folder = tempfile::tempdir().expect("a temporary folder");
-    let recipe = folder.path().join("recipe.yaml");
-    let start = "merge_method: linear\n";
-    let cases = [("modules", "modules:\n  text: {}\n", 2)];
-    for (key, rest, line) in cases {
-        std::fs::write(&recipe, format!("{start}{rest}")).expect("written");
-        let said = vlmerge(&[
-            "merge",
-            recipe.to_str().expect("UTF-8"),
-            "--out",
-            "x.safetensors",
-        ]);
-        assert_eq!(said.code, Some(2), "{key}: {}", said.stderr);
-        for part in [
-            format!("mergekit's `{key}` is not supported"),
-            format!("line {line}"),
-        ] {
-            assert!(said.stderr.contains(&part), "{key}: {}", said.stderr);
-        }
-    }
-}
-
 /// Writes a model of 20 files of 5 GB, nothing of which takes room on the disk but the headers.
 fn sparse_model(folder: &Path, odd: bool) {
     std::fs::create_dir(folder).expect("made");

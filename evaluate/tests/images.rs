@@ -139,7 +139,8 @@ fn a_truncated_jpeg_is_an_error_wherever_it_is_cut() {
 fn other_files_are_no_pictures() {
     for (bytes, reason) in [
         (&b""[..], "no bytes"),
-        (b"<html>", "not JPEG"),
+        (b"<html>", "it is a web page, not the file"),
+        (b"something", "not JPEG"),
         (b"\xff\xd8\xff", ""),
         (b"\x89PNG\r\n\x1a\n", ""),
         (b"GIF89a", ""),

@@ -253,8 +253,9 @@ fn captions_of_a_split_are_judged_shown_and_written_as_official_files() {
     assert!(best.is_best && best.rank == 1);
     assert_eq!(best.references, said);
     // The page shows the picture, the caption and what people said.
-    let (measured, _) = reports::measure(&[outcome.sample], &Bootstrap::new(10, 0).expect("draws"))
-        .expect("measured");
+    let (measured, _) =
+        reports::measure(&[outcome.sample], &Bootstrap::new(100, 0).expect("draws"))
+            .expect("measured");
     let mut result = TaskResult {
         name: "writer".into(),
         task: "captions".into(),

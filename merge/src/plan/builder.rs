@@ -135,7 +135,7 @@ impl PlanBuilder {
     }
 
     /// A fact about the output in words, by the metadata's key: `vlmerge.answers`, the answers of the
-    /// classes of a VQA head. Without it the sources' is kept.
+    /// classes of a VQA head, or `vlmerge.classes`, the classes of images. Without it the sources' is kept.
     #[must_use]
     pub fn note(mut self, key: &str, note: String) -> Self {
         self.notes.insert(key.to_owned(), note);

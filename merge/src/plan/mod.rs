@@ -147,7 +147,10 @@ pub struct Dropped {
 }
 
 /// Notes in the metadata of inputs that the output keeps: inputs that have one must agree.
-const INHERITED: &[(&str, &str)] = &[("vlmerge.answers", "the answers of its classes")];
+const INHERITED: &[(&str, &str)] = &[
+    ("vlmerge.answers", "the answers of its classes"),
+    ("vlmerge.classes", "the classes of its images"),
+];
 
 /// What happens to every key. A plan is complete and consistent, for [`PlanBuilder::finish`], the only way to
 /// one, has checked it: every key of the merged sources is used or dropped with a reason, and all shapes and
@@ -260,9 +263,9 @@ impl MergePlan {
     /// inputs.
     pub(crate) fn add_facts(&self, metadata: &mut BTreeMap<String, String>) -> Result<()> {
         self.record()?.add_to(metadata);
+        metadata.extend(self.notes.clone());
         for (key, what) in INHERITED {
-            if let Some(note) = self.notes.get(*key) {
-                metadata.insert((*key).to_owned(), note.clone());
+            if self.notes.contains_key(*key) {
                 continue;
             }
             for source in &self.sources {

@@ -132,7 +132,7 @@ fn bad_values_are_named_with_line_and_tensor() {
         ),
         (
             "merge_method: linear\nmodels: [<a>]\nmodules: {text: {}}",
-            vec!["modules", "line 3"],
+            vec!["one of `models`, `slices` and `modules`"],
         ),
         (
             "merge_method: linear\nmodels:\n- model: <a>\n  lora: x",

@@ -74,7 +74,8 @@ pub fn run(args: Args, output: &Output) -> Result<ExitCode> {
         name.is_some_and(|name| checkpoint.aliases().contains_key(name))
     };
     let is_listed = |entry: &TensorEntry| match &args.keys {
-        _ if is_alias(entry) => false,
+        // Programs get every name of a tensor, with the one that it stands under.
+        _ if is_alias(entry) && !output.json => false,
         None => true,
         Some(pattern) => key_tree::matches(pattern, &called(entry)),
     };
@@ -208,6 +209,10 @@ impl Inspection {
                 "dtype": entry.info.dtype,
                 "shape": entry.info.shape,
             });
+            let aliases = self.checkpoint.aliases();
+            if let Some(of) = entry.name.as_ref().and_then(|name| aliases.get(name)) {
+                tensor["alias_of"] = json!(of);
+            }
             if let Some(hashes) = &self.hashes {
                 tensor["sha256"] = json!(hashes[position]);
             }

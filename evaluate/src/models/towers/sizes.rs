@@ -77,10 +77,17 @@ pub(crate) fn count(shapes: &dyn Shapes, name: impl Fn(usize) -> String) -> usiz
 
 /// The number of heads, which divides `width`.
 pub(crate) fn heads(shapes: &dyn Shapes, width: usize, n_heads: Option<usize>) -> Result<usize> {
-    let n_heads = n_heads.unwrap_or(width / HEAD_WIDTH);
-    if n_heads == 0 || !width.is_multiple_of(n_heads) {
-        let fault = format!("{n_heads} heads do not divide a width of {width}");
-        return Err(bad(shapes, &fault));
+    match n_heads.unwrap_or(width / HEAD_WIDTH) {
+        n if n > 0 && width.is_multiple_of(n) => Ok(n),
+        n => {
+            let fault = match n_heads {
+                Some(_) => format!("{n} heads do not divide a width of {width}"),
+                None => format!(
+                    "heads of {HEAD_WIDTH} channels do not divide a width of {width}: say how many \
+                     heads there are"
+                ),
+            };
+            Err(bad(shapes, &fault))
+        }
     }
-    Ok(n_heads)
 }
