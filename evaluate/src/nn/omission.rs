@@ -69,16 +69,23 @@ impl Omission {
         Tensor::from_vec(factors, n, device).map(Some)
     }
 
-    /// Leaves out numbers of `x: (b, ...)` and scales the others up.
+    /// Leaves out numbers of `x: (b, ...)` and scales the others up. Draws go by example, and within it by
+    /// position, so that those of tokens do not depend on the padding behind them.
     ///
     /// # Errors
     /// When the device fails.
     pub fn dropout(&self, x: &Tensor) -> Result<Tensor> {
-        if self.dropout <= 0.0 {
+        let n = x.elem_count();
+        if self.dropout <= 0.0 || n == 0 {
             return Ok(x.clone());
         }
-        let (b, n) = (x.dim(0)?.max(1), x.elem_count());
-        let factors = self.factors("dropout", self.dropout, self.first * (n / b), n);
+        let mut factors = vec![0.0; n];
+        let of_examples = factors.chunks_exact_mut(n / x.dim(0)?);
+        for (example, factors) in of_examples.enumerate() {
+            let key = format!("{}/dropout/{}", self.name, self.first + example);
+            Draws::new(self.seed, &key).fill_uniform(0, factors);
+        }
+        keep_or_drop(&mut factors, self.dropout);
         scaled(x, factors)
     }
 
@@ -153,6 +160,21 @@ mod tests {
         let whole = branch(0, 3, 12).expect("factors");
         let rest = branch(5, 3, 7).expect("factors");
         assert_eq!(whole[5..], rest);
+    }
+
+    #[test]
+    fn dropout_goes_by_example_and_place_whatever_the_padding() {
+        let dropped = |first: usize, b: usize, t: usize| -> Vec<Vec<Vec<f32>>> {
+            let ones = Tensor::ones((b, t, 4), candle_core::DType::F32, &Device::Cpu);
+            let x = ones.and_then(|ones| omission(first).dropout(&ones));
+            x.and_then(|x| x.to_vec3()).expect("numbers")
+        };
+        let (short, long) = (dropped(0, 3, 5), dropped(0, 3, 7));
+        for (short, long) in short.iter().zip(&long) {
+            assert_eq!(*short, long[..5]);
+        }
+        assert_ne!(long[0], long[1]);
+        assert_eq!(dropped(1, 2, 7), long[1..]);
     }
 
     #[test]
