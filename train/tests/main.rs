@@ -9,6 +9,7 @@ mod fused_blocks;
 mod golden;
 mod golden_flm;
 mod golden_flm_losses;
+mod golden_flm_steps;
 mod golden_zerovl;
 mod groups;
 mod logs;

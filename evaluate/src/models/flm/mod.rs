@@ -14,7 +14,7 @@ mod masks;
 pub mod named;
 mod passes;
 
-pub use blueprint::FAMILY;
+pub use blueprint::{FAMILY, GROUPING};
 pub use config::Config;
 
 use config::{IMAGE, TEXT};
