@@ -44,6 +44,8 @@ pub mod tasks;
 pub mod text;
 pub mod writing;
 
-pub use error::{DataFault, EncodeFault, Error, GivenFault, ModelFault, Result, TextFault};
+pub use error::{
+    DataFault, EncodeFault, Error, GivenFault, ModelFault, ReportFault, Result, TextFault,
+};
 pub use sample::{Combination, Contribution, Quantity, Ratio, Sample, Unit};
 pub use weights::Weights;

@@ -2,7 +2,6 @@
 
 use std::path::{Path, PathBuf};
 
-use evaluate::Error;
 use evaluate::reports::file::{self, Source};
 use evaluate::reports::published::Published;
 use evaluate::reports::{
@@ -10,6 +9,7 @@ use evaluate::reports::{
     latex, markdown,
 };
 use evaluate::tasks::TASKS;
+use evaluate::{Error, ReportFault};
 
 fn path(name: &str) -> PathBuf {
     let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("../fixtures/reports");
@@ -104,7 +104,10 @@ fn other_json_is_told_from_reports() {
         ),
     ] {
         let error = refused(text);
-        assert!(matches!(error, Error::ReportSchema { .. }), "{error}");
+        assert!(
+            matches!(error, Error::Report(ReportFault::ReportSchema { .. })),
+            "{error}"
+        );
         assert!(error.to_string().ends_with(fault), "{error}");
         assert!(error.hint().expect("a hint").contains("--json"));
     }
@@ -153,7 +156,7 @@ fn pictures_from_elsewhere_are_refused_when_read_and_when_shown() {
         let document = Document::new("t", &[input], &Published::default());
         assert!(matches!(
             html::html(&document),
-            Err(Error::Thumbnail { .. })
+            Err(Error::Report(ReportFault::Thumbnail { .. }))
         ));
     }
 }

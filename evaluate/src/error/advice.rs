@@ -1,6 +1,6 @@
 //! What to do about errors, and whose fault they are.
 
-use super::{DataFault, Error, GivenFault, ModelFault};
+use super::{DataFault, Error, GivenFault, ModelFault, ReportFault};
 
 impl Error {
     /// What the user can do about it, where that is not plain from the message.
@@ -78,13 +78,13 @@ impl Error {
                     .into(),
             ),
             Self::NotPaired { .. } => Some("score the files one by one".into()),
-            Self::ReportSchema { .. } => Some(
+            Self::Report(ReportFault::ReportSchema { .. }) => Some(
                 "reports are made of what `vlmerge evaluate`, `sweep`, `score` and `distance` \
                  print with `--json`"
                     .into(),
             ),
-            Self::NoHeatMap { .. } => Some("write a report with the extension .html".into()),
-            Self::NoCells { .. } => Some("measure them with `--per cell`".into()),
+            Self::Report(ReportFault::NoHeatMap { .. }) => Some("write a report with the extension .html".into()),
+            Self::Report(ReportFault::NoCells { .. }) => Some("measure them with `--per cell`".into()),
             _ => None,
         }
     }
@@ -97,7 +97,7 @@ impl Error {
             Self::ResampleCount { .. }
             | Self::NoPredictions { .. }
             | Self::Model(ModelFault::IgnoredSetting { .. })
-            | Self::NoHeatMap { .. }
+            | Self::Report(ReportFault::NoHeatMap { .. })
             | Self::Given(GivenFault::UnknownPass { .. })
             | Self::Data(DataFault::UnknownDataset { .. } | DataFault::UnknownSplit { .. }) => true,
             _ => false,

@@ -6,7 +6,7 @@
 use super::document::{Document, Placed};
 use super::{Difference, Measurement, labels};
 use crate::sample::Unit;
-use crate::{Error, Result};
+use crate::{Error, ReportFault, Result};
 
 const HEADER: [&str; 24] = [
     "file",
@@ -38,13 +38,13 @@ const HEADER: [&str; 24] = [
 /// The document as comma-separated values.
 ///
 /// # Errors
-/// [`Error::NoHeatMap`] when it holds distances.
+/// [`ReportFault::NoHeatMap`] when it holds distances.
 pub fn csv(document: &Document) -> Result<String> {
     if let Some((label, _)) = document.distances.first() {
-        return Err(Error::NoHeatMap {
+        return Err(Error::Report(ReportFault::NoHeatMap {
             label: label.clone(),
             format: "CSV",
-        });
+        }));
     }
     let mut text = line(&HEADER.map(str::to_owned));
     for placed in &document.results {

@@ -9,7 +9,7 @@ use serde::de::DeserializeOwned;
 
 use super::distances::{self, DistanceReport};
 use super::{Course, Item, Report, SCHEMA, html};
-use crate::{Error, Result};
+use crate::{Error, ReportFault, Result};
 
 /// The largest file that is read: thousands of results with their pictures.
 const MAX_FILE_BYTES: u64 = 256 << 20;
@@ -37,14 +37,14 @@ struct Header {
 ///
 /// # Errors
 /// When the file cannot be read, is damaged (with line and column), is of another kind
-/// ([`Error::ReportSchema`]) or contradicts itself ([`Error::BadReport`]).
+/// ([`ReportFault::ReportSchema`]) or contradicts itself ([`ReportFault::BadReport`]).
 pub fn read(path: &Path) -> Result<Report> {
     match read_source(path)? {
         Source::Report(report) => Ok(report),
-        Source::Distances(_) | Source::Course(_) => Err(Error::ReportSchema {
+        Source::Distances(_) | Source::Course(_) => Err(Error::Report(ReportFault::ReportSchema {
             path: path.into(),
             fault: format!("it is of schema `{}`", distances::SCHEMA),
-        }),
+        })),
     }
 }
 
@@ -55,29 +55,31 @@ pub fn read(path: &Path) -> Result<Report> {
 pub fn read_source(path: &Path) -> Result<Source> {
     let bytes = content(path)?;
     if bytes.trim_ascii_start().first() != Some(&b'{') {
-        return Err(Error::ReportSchema {
+        return Err(Error::Report(ReportFault::ReportSchema {
             path: path.into(),
             fault: "it is no JSON object".to_owned(),
-        });
+        }));
     }
     let header: Header = parsed(path, &bytes, "a JSON object")?;
     match header.schema.as_deref() {
         Some(SCHEMA) => {
             let report = parsed(path, &bytes, "a report")?;
-            check(&report).map_err(|fault| Error::BadReport {
-                path: path.into(),
-                fault,
+            check(&report).map_err(|fault| {
+                Error::Report(ReportFault::BadReport {
+                    path: path.into(),
+                    fault,
+                })
             })?;
             Ok(Source::Report(report))
         }
         Some(distances::SCHEMA) => Ok(Source::Distances(parsed(path, &bytes, "distances")?)),
-        other => Err(Error::ReportSchema {
+        other => Err(Error::Report(ReportFault::ReportSchema {
             path: path.into(),
             fault: match other {
                 Some(schema) => format!("its schema `{schema}` is not known"),
                 None => "it has no `schema`".to_owned(),
             },
-        }),
+        })),
     }
 }
 
@@ -149,7 +151,7 @@ fn check(report: &Report) -> Result<(), String> {
                     return Err(format!(
                         "result `{}`: {}",
                         result.name,
-                        Error::Thumbnail { id }
+                        Error::Report(ReportFault::Thumbnail { id })
                     ));
                 }
             }

@@ -6,15 +6,15 @@ use super::course::{Chapter, Course};
 use super::document::{Cell, Document, Grid, Placed, RowKind};
 use super::published::Status;
 use super::{Example, Item, curve, document, heat_map, labels};
-use crate::{Error, Result};
+use crate::{Error, ReportFault, Result};
 
 const STYLE: &str = include_str!("../../templates/report.css");
 
 /// The document as an HTML page.
 ///
 /// # Errors
-/// [`Error::Thumbnail`] when a picture is anything but an embedded PNG or JPEG file, and
-/// [`Error::NoCells`] when distances were measured of other things than modules within blocks.
+/// [`ReportFault::Thumbnail`] when a picture is anything but an embedded PNG or JPEG file, and
+/// [`ReportFault::NoCells`] when distances were measured of other things than modules within blocks.
 pub fn html(document: &Document) -> Result<String> {
     for example in document.results.iter().flat_map(|p| &p.result.examples) {
         check_pictures(example)?;
@@ -22,8 +22,10 @@ pub fn html(document: &Document) -> Result<String> {
     let maps = document.distances.iter().map(|(label, report)| {
         let mut maps = Vec::new();
         for metric in &report.metrics {
-            let map = report.heat_map(metric).ok_or_else(|| Error::NoCells {
-                label: label.clone(),
+            let map = report.heat_map(metric).ok_or_else(|| {
+                Error::Report(ReportFault::NoCells {
+                    label: label.clone(),
+                })
             })?;
             maps.push((map.title.clone(), map.notes.clone(), map.to_figure()));
         }
@@ -58,7 +60,7 @@ fn check_pictures(example: &Example) -> Result<()> {
         if let Item::Image { id, thumbnail } = item
             && !is_embedded_picture(thumbnail)
         {
-            return Err(Error::Thumbnail { id: id.clone() });
+            return Err(Error::Report(ReportFault::Thumbnail { id: id.clone() }));
         }
     }
     Ok(())

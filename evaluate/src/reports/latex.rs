@@ -5,18 +5,18 @@ use std::fmt::Write;
 use super::document::{Cell, Document, Grid, RowKind};
 use super::labels;
 use super::markdown::{legend, status_text};
-use crate::{Error, Result};
+use crate::{Error, ReportFault, Result};
 
 /// The document as LaTeX tables, to be included in a text with `\usepackage{booktabs}`.
 ///
 /// # Errors
-/// [`Error::NoHeatMap`] when it holds distances.
+/// [`ReportFault::NoHeatMap`] when it holds distances.
 pub fn latex(document: &Document) -> Result<String> {
     if let Some((label, _)) = document.distances.first() {
-        return Err(Error::NoHeatMap {
+        return Err(Error::Report(ReportFault::NoHeatMap {
             label: label.clone(),
             format: "LaTeX",
-        });
+        }));
     }
     let notes: Vec<String> = legend(document).iter().map(|note| escape(note)).collect();
     let notes = notes.join(" ");

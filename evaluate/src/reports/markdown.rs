@@ -5,18 +5,18 @@ use std::fmt::Write;
 use super::document::{Cell, Document, Grid, Group, RowKind};
 use super::labels;
 use super::published::Status;
-use crate::{Error, Result};
+use crate::{Error, ReportFault, Result};
 
 /// The document as Markdown. Details of the results are left to the HTML page and the CSV.
 ///
 /// # Errors
-/// [`Error::NoHeatMap`] when it holds distances.
+/// [`ReportFault::NoHeatMap`] when it holds distances.
 pub fn markdown(document: &Document) -> Result<String> {
     if let Some((label, _)) = document.distances.first() {
-        return Err(Error::NoHeatMap {
+        return Err(Error::Report(ReportFault::NoHeatMap {
             label: label.clone(),
             format: "Markdown",
-        });
+        }));
     }
     let mut text = format!("# {}\n", escape(&document.title));
     if let Some(overview) = &document.overview {

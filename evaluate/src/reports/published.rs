@@ -7,7 +7,7 @@ use std::path::Path;
 use serde::{Deserialize, Serialize};
 
 use crate::datasets::DatasetSpec;
-use crate::{Error, Result};
+use crate::{Error, ReportFault, Result};
 
 /// The figures that come with this program.
 const OURS: &str = include_str!("../../data/published.yaml");
@@ -157,7 +157,7 @@ impl Published {
     /// Reads more figures, in YAML of the form of `evaluate/data/published.yaml`.
     ///
     /// # Errors
-    /// When the file cannot be read, or [`Error::BadFigures`].
+    /// When the file cannot be read, or [`ReportFault::BadFigures`].
     pub fn open(path: &Path) -> Result<Self> {
         let failed = |source| Error::io("open", path, source);
         if !std::fs::metadata(path).map_err(failed)?.is_file() {
@@ -180,11 +180,13 @@ impl Published {
     /// Reads a list; `path` is for messages only.
     ///
     /// # Errors
-    /// [`Error::BadFigures`].
+    /// [`ReportFault::BadFigures`].
     pub fn parse(text: &str, path: &Path) -> Result<Self> {
-        let bad = |fault| Error::BadFigures {
-            path: path.into(),
-            fault,
+        let bad = |fault| {
+            Error::Report(ReportFault::BadFigures {
+                path: path.into(),
+                fault,
+            })
         };
         let list: Self = serde_saphyr::from_str(text).map_err(|error| {
             // The lines after the first show the text around the fault.
