@@ -10,6 +10,7 @@ mod golden;
 mod golden_flm;
 mod golden_flm_losses;
 mod golden_flm_steps;
+mod golden_flm_recipes;
 mod golden_zerovl;
 mod groups;
 mod logs;

@@ -5,7 +5,9 @@ use std::sync::Arc;
 
 use super::Runner;
 use super::runner::by_length;
+use crate::batch::{Images, Texts};
 use crate::datasets::captions::CaptionSet;
+use crate::models::FusionEncoder;
 use crate::nn::Pass;
 use crate::predictions::retrieval::ScoreFile;
 use crate::text::Encoded;
@@ -156,12 +158,20 @@ fn score_images(
                 batches.map(<[usize]>::to_vec).collect()
             }
         };
-        for batch in batches {
-            let texts: Vec<&Encoded> = batch.iter().map(|&text| &encoded[text]).collect();
-            let texts = runner.texts(&texts)?;
-            let found = model.rank(&[&texts], &image_of, &[Pass::new()])?; // (b, 1)
+        // Batches of one size are one call, for the image is looked at once in it.
+        for batches in batches.chunk_by(|a, b| a.len() == b.len()) {
+            let texts: Vec<Texts> = (batches.iter())
+                .map(|batch| {
+                    let texts: Vec<&Encoded> = batch.iter().map(|&text| &encoded[text]).collect();
+                    runner.texts(&texts)
+                })
+                .collect::<Result<_>>()?;
+            let texts: Vec<&Texts> = texts.iter().collect();
+            let passes: Vec<Pass<'_>> = texts.iter().map(|_| Pass::new()).collect();
+            // (n, batches), but batch by batch below.
+            let found = model.rank(&texts, &image_of, &passes)?.t()?.contiguous()?;
             let found = runner.rows(&found)?;
-            for (&text, score) in batch.iter().zip(found) {
+            for (&text, score) in batches.iter().flatten().zip(found) {
                 if score.is_nan() {
                     return Err(Error::ScoreNotANumber { row: image });
                 }
@@ -170,6 +180,20 @@ fn score_images(
         }
         scores.extend(row);
         runner.advance(1)?;
+    }
+    Ok(scores)
+}
+
+/// Scores of every image with every text by the ranking head, `n_images × n_texts`, without gradients.
+///
+/// # Errors
+/// As [`FusionEncoder::rank`].
+pub fn pair_scores(model: &dyn FusionEncoder, images: &Images, texts: &Texts) -> Result<Vec<f32>> {
+    let mut scores = Vec::new();
+    for image in 0..images.pixels.dim(0)? {
+        let found = model.rank(&[texts], &images.narrow(image, 1)?, &[Pass::new()])?;
+        let found = found.to_dtype(candle_core::DType::F32)?.flatten_all()?;
+        scores.extend(found.to_vec1::<f32>()?);
     }
     Ok(scores)
 }

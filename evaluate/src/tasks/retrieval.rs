@@ -5,6 +5,7 @@ use std::sync::Arc;
 
 use merge::layouts;
 
+pub use super::cross::pair_scores;
 use super::cross::{self, Candidates};
 use super::grams::{Batch, images_in_batches, texts_in_batches};
 use super::passes;

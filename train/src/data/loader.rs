@@ -9,10 +9,11 @@ use candle_core::{DType, Device, Tensor};
 use evaluate::datasets::{Prefetch, prefetch};
 use evaluate::images::{Normalization, Rgb, Transform};
 use evaluate::models::ModelInput;
-use evaluate::text::{CaptionRule, TextInput, Tokenizer};
+use evaluate::text::{TextInput, Tokenizer};
 use merge::random::{Draws, Sequence};
 use rayon::prelude::*;
 
+use super::others::Others;
 use super::{Example, Examples, Order, Place};
 use crate::augment::{
     PatchMasking, PictureStep, RandomAugment, RandomCrop, RandomErasing, TokenKinds,
@@ -44,6 +45,8 @@ pub struct Loader {
     corruption: Option<Corruption>,
     masking: Option<(WordMasking, TokenKinds)>,
     patches: Option<Patches>,
+    /// Texts that are drawn for an example, where an objective ranks.
+    pub(super) n_other_texts: usize,
     /// Time that workers have spent, in microseconds.
     busy: AtomicU64,
     /// Examples that they have loaded in it.
@@ -122,6 +125,7 @@ pub struct Loaded {
     masked_patches: Vec<u8>,
     target_side: usize,
     target_images: Vec<f32>,
+    others: Others,
 }
 
 impl Loader {
@@ -145,6 +149,7 @@ impl Loader {
             corruption: None,
             masking: None,
             patches: None,
+            n_other_texts: 0,
             busy: AtomicU64::new(0),
             n_loaded: AtomicU64::new(0),
         }
@@ -154,6 +159,15 @@ impl Loader {
     #[must_use]
     pub fn answering(self, n_answers: Option<usize>) -> Self {
         Self { n_answers, ..self }
+    }
+
+    /// With so many texts drawn for each example, where an objective ranks.
+    #[must_use]
+    pub fn ranking(self, n_other_texts: usize) -> Self {
+        Self {
+            n_other_texts,
+            ..self
+        }
     }
 
     /// With patches masked.
@@ -222,7 +236,7 @@ impl Loader {
         })
     }
 
-    fn tokenizer(&self) -> evaluate::Result<&Tokenizer> {
+    pub(super) fn tokenizer(&self) -> evaluate::Result<&Tokenizer> {
         let tokenizer = self.tokenizer.as_deref();
         tokenizer.ok_or(evaluate::Error::NoTokenizer)
     }
@@ -308,6 +322,7 @@ impl Loader {
             }
             whole.ids.extend(part.ids);
             whole.n_tokens.extend(part.n_tokens);
+            whole.others.extend(part.others);
         }
         // What belongs to other objectives is not of these rows.
         whole.answers = None;
@@ -341,6 +356,7 @@ impl Loader {
             masked_patches: Vec::new(),
             target_side: self.patches.map_or(0, |patches| patches.target_side),
             target_images: Vec::new(),
+            others: Others::default(),
         };
         for (at, &index) in indices.iter().enumerate() {
             let example = self.examples.example(index, wanted.image)?;
@@ -375,16 +391,11 @@ impl Loader {
             }
         }
         if wanted.text {
-            let rule = match example.is_caption {
-                true => self.input.text.captions,
-                false => CaptionRule::Verbatim,
-            };
-            let text = self.tokenizer()?.caption(rule, &example.text);
             let text = match &self.corruption {
-                None => self.tokenizer()?.encode(&text, self.input.text.len)?,
+                None => self.encoded(example)?,
                 Some(corruption) => {
                     let draws = Draws::new(self.seed, &format!("caption of {name}"));
-                    let text = corruption.apply(&text, &mut draws.sequence())?;
+                    let text = corruption.apply(&example.text, &mut draws.sequence())?;
                     corruption.tokenizer.encode(&text, self.input.text.len)?
                 }
             };
@@ -396,8 +407,11 @@ impl Loader {
                 loaded.labels.extend(masked.labels);
                 loaded.masked_ids.extend(masked.ids);
             }
+            (loaded.others).add(self, Some(&text), wanted, name)?;
             loaded.ids.extend(text.ids);
             loaded.n_tokens.push(text.n_tokens);
+        } else {
+            loaded.others.add(self, None, wanted, name)?;
         }
         if let Some((scores, n)) = &mut loaded.answers {
             for &(label, score) in &example.answers {
@@ -443,7 +457,13 @@ impl Loader {
         views.apply_into(picture, draws, &mut values[from..], target);
     }
 
-    fn add_picture(&self, picture: &Rgb, values: &mut Vec<f32>, name: &str, draws: &mut Sequence) {
+    pub(super) fn add_picture(
+        &self,
+        picture: &Rgb,
+        values: &mut Vec<f32>,
+        name: &str,
+        draws: &mut Sequence,
+    ) {
         let (from, side) = (values.len(), self.input.image.side);
         values.resize(from + 3 * side * side, 0.0);
         let values = &mut values[from..];
@@ -522,7 +542,7 @@ impl Loaded {
         let answers = self.answers.map(|(scores, n_answers)| {
             Tensor::from_vec(scores, (n, n_answers), device).map_err(Error::from)
         });
-        Ok(Batch {
+        let mut batch = Batch {
             first: self.first,
             n,
             image: images.next(),
@@ -533,7 +553,9 @@ impl Loaded {
             answers: answers.transpose()?,
             classes: self.classes,
             ..Batch::default()
-        })
+        };
+        self.others.fill(&mut batch, side, device, dtype)?;
+        Ok(batch)
     }
 }
 

@@ -7,6 +7,7 @@ mod examples;
 mod identity;
 mod loader;
 mod order;
+mod others;
 
 pub use examples::{Example, Examples, Joined, open, open_annotations, open_classes};
 pub use identity::{difference, identity};

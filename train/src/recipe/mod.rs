@@ -67,6 +67,9 @@ pub struct TrainRecipe {
     /// How words are masked.
     #[serde(default)]
     pub masking: Masking,
+    /// Texts that are drawn beside an image's own for `ranking`; FLM's published program draws 15.
+    #[serde(default = "fifteen", skip_serializing_if = "is_fifteen")]
+    pub other_texts: usize,
     /// How patches of images are masked, for objectives that guess their tokens.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub image_masking: Option<ImageMasking>,
@@ -193,6 +196,14 @@ pub enum DataFormat {
     Csv,
     /// Folders of classes.
     Folders,
+}
+
+fn fifteen() -> usize {
+    15
+}
+
+fn is_fifteen(n: &usize) -> bool {
+    *n == 15
 }
 
 fn is_default<T: Default + PartialEq>(value: &T) -> bool {

@@ -188,6 +188,7 @@ impl TrainPlan {
         )
         .answering(n_answers)
         .masking_patches(patches)
+        .ranking(recipe.other_texts)
         .augmented(&recipe.augmentation, recipe.masking)?
         .corrupting(recipe.data.caption_corruption)?;
         let memory = Memory::of(&Outline {

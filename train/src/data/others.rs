@@ -1,0 +1,124 @@
+//! What objectives of free language modeling and of ranking read beside an example itself.
+
+use candle_core::{DType, Device, Tensor};
+use evaluate::streams::query_ids;
+use evaluate::text::{CaptionRule, Encoded};
+use merge::random::Draws;
+
+use super::{Example, Loader};
+use crate::Result;
+use crate::batch::{Batch, Images, Texts};
+use crate::objectives::Needs;
+
+/// Queries, pictures and texts of the examples of a batch.
+#[derive(Debug, Default)]
+pub(super) struct Others {
+    queries: Vec<u32>,
+    /// Pixels of a picture drawn at random for each example.
+    images: Vec<f32>,
+    /// The n-th text drawn at random for each example, together.
+    texts: Vec<Rows>,
+}
+
+/// Texts filled up to one length.
+#[derive(Debug, Default)]
+struct Rows {
+    ids: Vec<u32>,
+    n_tokens: Vec<usize>,
+}
+
+impl Others {
+    /// Adds what is `wanted` beside an example, whose own text is `text`. Its draws are keyed by `name`, so
+    /// they do not depend on what else is loaded.
+    pub(super) fn add(
+        &mut self,
+        loader: &Loader,
+        text: Option<&Encoded>,
+        wanted: Needs,
+        name: &str,
+    ) -> evaluate::Result<()> {
+        if let (true, Some(text)) = (wanted.queries, text) {
+            let mask = loader.mask()?;
+            self.queries
+                .extend(query_ids(&text.ids, text.n_tokens, mask));
+        }
+        let n = loader.examples.len();
+        if wanted.other_image {
+            let draws = &mut Draws::new(loader.seed, &format!("other image of {name}")).sequence();
+            let other = loader.examples.example(draws.below(n), true)?;
+            if let Some(picture) = other.pictures.first() {
+                loader.add_picture(picture, &mut self.images, name, draws);
+            }
+        }
+        if wanted.other_texts {
+            self.texts.resize_with(loader.n_other_texts, Rows::default);
+            let draws = &mut Draws::new(loader.seed, &format!("other texts of {name}")).sequence();
+            for rows in &mut self.texts {
+                let other = loader.examples.example(draws.below(n), false)?;
+                let text = loader.encoded(&other)?;
+                rows.ids.extend(text.ids);
+                rows.n_tokens.push(text.n_tokens);
+            }
+        }
+        Ok(())
+    }
+
+    /// The rows of another part, behind these.
+    pub(super) fn extend(&mut self, more: Self) {
+        self.queries.extend(more.queries);
+        self.images.extend(more.images);
+        self.texts
+            .resize_with(self.texts.len().max(more.texts.len()), Rows::default);
+        for (rows, more) in self.texts.iter_mut().zip(more.texts) {
+            rows.ids.extend(more.ids);
+            rows.n_tokens.extend(more.n_tokens);
+        }
+    }
+
+    /// The same on a device, in a batch of `n` examples with pictures of `side` pixels.
+    pub(super) fn fill(
+        self,
+        batch: &mut Batch,
+        side: usize,
+        device: &Device,
+        dtype: DType,
+    ) -> Result<()> {
+        let n = batch.n;
+        if !self.queries.is_empty() {
+            let shape = (n, self.queries.len() / n.max(1));
+            batch.queries = Some(Tensor::from_vec(self.queries, shape, device)?);
+        }
+        if !self.images.is_empty() {
+            batch.other_image = Some(Images::of_values(self.images, n, side, device, dtype)?);
+        }
+        for rows in self.texts {
+            batch
+                .other_texts
+                .push(Texts::new(rows.ids, &rows.n_tokens, device)?);
+        }
+        Ok(())
+    }
+}
+
+impl Loader {
+    /// The token in place of a masked one.
+    fn mask(&self) -> evaluate::Result<u32> {
+        let tokenizer = self.tokenizer()?;
+        let mask = tokenizer.special().mask;
+        mask.ok_or_else(|| evaluate::Error::SpecialToken {
+            path: tokenizer.path().into(),
+            token: "[MASK] or <mask>".into(),
+        })
+    }
+
+    /// The tokens of an example's text, as the family reads it.
+    pub(super) fn encoded(&self, example: &Example) -> evaluate::Result<Encoded> {
+        let rule = match example.is_caption {
+            true => self.input.text.captions,
+            false => CaptionRule::Verbatim,
+        };
+        let tokenizer = self.tokenizer()?;
+        let text = tokenizer.caption(rule, &example.text);
+        tokenizer.encode(&text, self.input.text.len)
+    }
+}
