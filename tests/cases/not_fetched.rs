@@ -98,7 +98,7 @@ fn what_was_not_fetched_is_said_whatever_it_is_called() {
             ("recipe.yaml", words_of("merge recipe.yaml --dry-run")),
             (
                 "search.yaml",
-                words_of("search search.yaml --task retrieval --data x --trials 1 --out o"),
+                words_of("search search.yaml --task retrieval --data x --split val --out o"),
             ),
             ("run.yaml", words_of("pretrain run.yaml --out run")),
             ("study.yaml", words_of("study study.yaml --out study")),
