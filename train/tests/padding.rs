@@ -13,7 +13,8 @@ use train::recipe::{Augmentation, Masking};
 
 use crate::fixture::path;
 
-const LEN: usize = 16;
+/// More than any caption of the fixture has, in letters.
+const LEN: usize = 128;
 
 /// The first captions of the fixture with words masked.
 fn batch(padding: Padding, n: usize) -> Batch {
