@@ -22,8 +22,8 @@ Examples:
   vlmerge synth --family vlmo --size base-plus --heads irtr --image-size 384 vlmo.pt
   vlmerge synth --family beit --layout per-block-tables --original-spelling beit.pth
   vlmerge synth --family zerovl --temperature learned zerovl.safetensors
-  vlmerge synth --family zerovl --blocks 2 --width 64 --vocabulary 101 --image-size 32 --patch-size 8 \\
-                --joint-width 32 tiny.safetensors
+  vlmerge synth --family zerovl --blocks 2 --width 64 --vocabulary 101 --image-size 32 \\
+                --patch-size 8 --joint-width 32 tiny.safetensors
   vlmerge synth --family flm --task caption captions.ckpt
   vlmerge synth --size custom --blocks 4 --width 128 --attention-heads 2 --fusion-start 3 small.pt";
 

@@ -6,7 +6,7 @@ use candle_core::{DType, Device, Tensor, Var};
 use evaluate::Result;
 use evaluate::batch::{Images, Pair, Texts};
 use evaluate::models::flm::Flm;
-use evaluate::models::{Completed, FreeLanguage, FusionEncoder, Model, Queries, Stream};
+use evaluate::models::{Completed, FreeLanguage, FusionEncoder, Queries, Stream};
 use evaluate::nn::{Gradient, Gradients, Omission, Pass, Tape};
 
 use super::{

@@ -10,9 +10,10 @@ use evaluate::batch::{Images, Pair, Texts};
 use evaluate::forward::Given;
 use evaluate::models::flm::Flm;
 use evaluate::models::{
-    Captioner, Completed, FreeLanguage, FusionEncoder, Head, Model, Queries, Reading, Stream, Streams,
+    Captioner, Completed, FreeLanguage, FusionEncoder, Head, Model, Queries, Reading, Stream,
+    Streams,
 };
-use evaluate::nn::{Gradients, Mask, Pass, Tap};
+use evaluate::nn::{Mask, Pass, Tap};
 use evaluate::streams::{Span, query_ids};
 use fixtures::{Case, Set};
 

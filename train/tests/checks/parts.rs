@@ -12,7 +12,7 @@ use train::objectives::{self, ContrastSettings, MixDraw, Objective, Opening, Oth
 use train::run::{Backward, Told};
 
 use super::{FLOOR, TOLERANCE, averaged, l2, part, whole_batch};
-use crate::fixture::{json, open, tensors, trainable, values};
+use crate::fixture::{json, open, tensors, trainable};
 
 /// Objectives that look beyond an example, with how pairs are mixed.
 const BEYOND: [(&[&str], Option<MixDraw>); 6] = [
