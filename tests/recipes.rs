@@ -115,6 +115,38 @@ fn the_recipe_in_a_file_makes_the_same_file_again() {
     );
 }
 
+#[test]
+fn keys_in_the_wrong_place_are_named_with_their_line() {
+    let folder = tempfile::tempdir().expect("a temporary folder");
+    let recipe = folder.path().join("recipe.yaml");
+    let start = "merge_method: linear\n";
+    for (rest, line, words) in [
+        (
+            "modules:\n  text: {models: [a], merge_method: ties}\n",
+            3,
+            "`merge_method` of a module: there is one method for all modules",
+        ),
+        (
+            "modules:\n  text: {models: [a], base_model: b}\n",
+            3,
+            "`base_model` of a module: there is one base for all modules",
+        ),
+        ("out_path: x\n", 2, "unknown field `out_path`"),
+    ] {
+        std::fs::write(&recipe, format!("{start}{rest}")).expect("written");
+        let said = vlmerge(&[
+            "merge",
+            recipe.to_str().expect("UTF-8"),
+            "--out",
+            "x.safetensors",
+        ]);
+        assert_eq!(said.code, Some(2), "{rest}: {}", said.stderr);
+        for part in [words.to_owned(), format!("line {line}")] {
+            assert!(said.stderr.contains(&part), "{rest}: {}", said.stderr);
+        }
+    }
+}
+
 /// Writes a model of 20 files of 5 GB, nothing of which takes room on the disk but the headers.
 fn sparse_model(folder: &Path, odd: bool) {
     std::fs::create_dir(folder).expect("made");
