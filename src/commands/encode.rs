@@ -25,11 +25,12 @@ Examples:
   vlmerge encode model.safetensors --data arrow --dataset coco --split test --out coco.safetensors
 
 Rows are features of length one, in f32. Pictures come in the order of their paths, texts in that of
-their lines, data sets in that of their files. The ids are in the metadata of a .safetensors file, as
-JSON lists, and beside a .npy file in <name>.ids.json. The scalar product of two rows is their
+their lines, data sets in that of their files. The ids are in the metadata of a .safetensors file,
+as JSON lists, and beside a .npy file in <name>.ids.json. The scalar product of two rows is their
 similarity.
 
-Each finished batch is kept. Start a stopped or killed run again with the same flags, and it goes on.";
+Each finished batch is kept. Start a stopped or killed run again with the same flags, and it goes
+on.";
 
 /// Flags of `vlmerge encode`.
 #[derive(Debug, clap::Args)]

@@ -29,8 +29,8 @@ Examples:
 
 In the recipe, write { search: [LOW, HIGH] } in the place of each number to search. Each trial is
 merged in memory and measured by RSUM, or else by the first number of the task; the greatest wins.
-The best recipe is written beside the report, ready for `vlmerge merge`. Start a stopped search again
-with the same flags, and it goes on.";
+The best recipe is written beside the report, ready for `vlmerge merge`. Start a stopped search
+again with the same flags, and it goes on.";
 
 /// Flags of `vlmerge search`.
 #[derive(Debug, clap::Args)]

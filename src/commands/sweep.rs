@@ -20,10 +20,12 @@ use crate::target::Target;
 
 const EXAMPLES: &str = "\
 Examples:
-  vlmerge sweep specific.ckpt --ratio 0:1:0.1 --for retrieval --task retrieval --data arrow --split val \
-      --out sweep.json
-  vlmerge sweep specific.ckpt --lambda 0.5:1:0.25 --seed-checkpoint seed.ckpt --task vqa --data arrow
-  vlmerge sweep specific.ckpt --shrink 0.5:1:0.1 --grams coco.gram.safetensors --task retrieval --data arrow
+  vlmerge sweep specific.ckpt --ratio 0:1:0.1 --for retrieval --task retrieval --data arrow \\
+      --split val --out sweep.json
+  vlmerge sweep specific.ckpt --lambda 0.5:1:0.25 --seed-checkpoint seed.ckpt --task vqa \\
+      --data arrow
+  vlmerge sweep specific.ckpt --shrink 0.5:1:0.1 --grams coco.gram.safetensors --task retrieval \\
+      --data arrow
 
 Each point is merged in memory. A stopped sweep goes on when you start it again with the same --out.
 Choose on validation data: the best of many points on test data is too good to be true.";

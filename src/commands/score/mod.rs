@@ -36,7 +36,8 @@ Examples:
 A score file is a safetensors file with the tensors `scores` (images x texts, floating point, larger
 is better), `image_id` (the image of each row) and `text_image_id` (the image of each text), both
 integers. An image may have any number of texts. TR: text retrieval, from an image; a hit needs one
-of its texts among the k best. IR: image retrieval, from a text. RSUM: the sum of the six in percent.
+of its texts among the k best. IR: image retrieval, from a text. RSUM: the sum of the six in
+percent.
 Intervals draw images, each with its texts. `evaluate --task retrieval --predictions DIR` writes a
 score file. --folds N cuts the images into N parts of equal length, in the order of the file, ranks
 each part by itself and averages the numbers: COCO's 1K numbers are the five folds of its 5,000 test
@@ -72,7 +73,8 @@ const CAPTIONS_EXAMPLES: &str = "\
 Examples:
   vlmerge score captions --results captions.json --annotations captions_val2014.json --partial
   vlmerge score captions --results a.json b.json --annotations captions_val2014.json
-  vlmerge score captions --results a.json --annotations a_val.json --meteor-jar meteor/meteor-1.5.jar
+  vlmerge score captions --results a.json --annotations a_val.json \\
+      --meteor-jar meteor/meteor-1.5.jar
 
 Files have the official forms; a result file is a list of {\"image_id\": 1, \"caption\": \"a dog\"}.
 BLEU-1 to BLEU-4, ROUGE-L and CIDEr (CIDEr-D, times 100) equal those of the official program, with
