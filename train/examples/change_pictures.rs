@@ -3,6 +3,7 @@
 //! `change_pictures FOLDER` reads `FOLDER/jobs.jsonl`, each line with a `picture` in the folder, `steps`
 //! as recipes have them and a `key` of the draws. Line `n` gives `FOLDER/n.rgb`, the bytes of its pixels,
 //! and a line of what was done to the picture.
+#![allow(clippy::print_stdout, reason = "an example prints")]
 
 use std::error::Error;
 use std::path::PathBuf;

@@ -23,8 +23,10 @@ fixtures::golden_tests! {
     golden_flm_losses_and_gradients_are_those_of_the_published_program: "loss" => loss,
 }
 
-/// How gradients are computed.
-const HOWS: [(&str, fn() -> Option<Tape>); 5] = [
+/// A way to compute gradients, and what it is called.
+type How = (&'static str, fn() -> Option<Tape>);
+
+const HOWS: [How; 5] = [
     ("one graph", || None),
     ("slices", || Some(Tape::new())),
     ("slices, computed again", || Some(Tape::checkpointing())),

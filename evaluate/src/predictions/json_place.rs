@@ -190,9 +190,9 @@ mod tests {
         let begun = std::time::Instant::now();
         for (level, end) in [(r#"{"a":"#, "}"), ("[", "]")] {
             let deep = format!(
-                r#"[{{"id": 1, "x": {}{}, "y": NaN}}, {{"id": 2, "x": {}"#,
+                r#"[{{"id": 1, "x": {}1{}, "y": NaN}}, {{"id": 2, "x": {}"#,
                 level.repeat(1_000_000),
-                format!("1{}", end.repeat(1_000_000)),
+                end.repeat(1_000_000),
                 level.repeat(1_000_000),
             );
             assert_eq!(words(&deep, "NaN"), "row 0 (id 1): `y`: ");

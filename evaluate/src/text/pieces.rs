@@ -15,7 +15,7 @@ impl Tokenizer {
     /// The word pieces of a text, without the special tokens around it, uncut.
     ///
     /// # Errors
-    /// [`Error::Tokenization`] when the tokenizer refuses the text.
+    /// [`crate::Error::Tokenization`] when the tokenizer refuses the text.
     pub fn pieces(&self, text: &str) -> Result<Vec<String>> {
         let encoding = self.inner.encode(text, false);
         let encoding = encoding.map_err(|error| refused(text, &*error))?;

@@ -211,7 +211,7 @@ fn differ(found: &Checkpoint, one: &str, other: &str) -> bool {
 
 /// Whether weights are codes that the configuration does not tell of, or the other way round.
 fn quantization(config: Option<&Value>, path: &Path, found: &Checkpoint) -> Check {
-    let says = config.is_some_and(|config| quantized::is_said(config));
+    let says = config.is_some_and(quantized::is_said);
     let schemes = match quantized::recognize(found) {
         Ok(found) => found.map(|found| found.schemes()).unwrap_or_default(),
         Err(fault) => return Check::said("quantization", Outcome::Failed, fault.to_string()),

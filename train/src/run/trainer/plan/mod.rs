@@ -265,11 +265,11 @@ fn objectives(
     Ok(objectives)
 }
 
-/// The examples of all data sets, and what each is called and how many it has.
-fn examples(
-    recipe: &TrainRecipe,
-    needs: Needs,
-) -> Result<(Arc<dyn data::Examples>, Vec<(String, usize)>)> {
+/// Data sets by what they are called, with how many examples each has.
+type Sets = Vec<(String, usize)>;
+
+/// The examples of all data sets, and these.
+fn examples(recipe: &TrainRecipe, needs: Needs) -> Result<(Arc<dyn data::Examples>, Sets)> {
     let data = &recipe.data;
     let parts = data.train.iter().map(|split| {
         let (dataset, split) = (&split.dataset, &split.split);
