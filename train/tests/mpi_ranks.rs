@@ -3,7 +3,9 @@
 //! for it.
 #![allow(missing_docs, clippy::print_stdout, reason = "a program of tests")]
 
+#[allow(dead_code, unused_imports, reason = "the checks of other harnesses")]
 mod checks;
+#[allow(dead_code, reason = "what other harnesses use")]
 mod fixture;
 mod shared_runs;
 
