@@ -203,6 +203,7 @@ def main():
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--only", choices=("image", "text", "step"), help=argparse.SUPPRESS)
     given = parser.parse_args()
+    given.folder.mkdir(parents=True, exist_ok=True)
     path = checkpoint(given.folder)
     if given.only:
         torch_line(path, given.only, given.batch, given.rounds, given.threads)
