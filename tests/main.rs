@@ -11,6 +11,7 @@ mod data;
 mod data_cases;
 mod encode;
 mod evaluating;
+mod flm_training;
 mod forward;
 mod forward_golden;
 mod grams_between_checkpoints;

@@ -492,6 +492,7 @@ impl Loaded {
         if to < from {
             self.ids = first_of_rows(&self.ids, from, to);
             self.masked_ids = first_of_rows(&self.masked_ids, from, to);
+            self.others.shorten(from, to);
             // Padding is never guessed, so every place is among the first of its row.
             let (from, to) = (from as u32, to as u32);
             for place in &mut self.places {
@@ -560,7 +561,7 @@ impl Loaded {
 }
 
 /// The first `to` of every `from` numbers.
-fn first_of_rows(numbers: &[u32], from: usize, to: usize) -> Vec<u32> {
+pub(super) fn first_of_rows(numbers: &[u32], from: usize, to: usize) -> Vec<u32> {
     let rows = numbers.chunks_exact(from);
     rows.flat_map(|row| &row[..to]).copied().collect()
 }

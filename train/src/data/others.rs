@@ -5,6 +5,7 @@ use evaluate::streams::query_ids;
 use evaluate::text::{CaptionRule, Encoded};
 use merge::random::Draws;
 
+use super::loader::first_of_rows;
 use super::{Example, Loader};
 use crate::Result;
 use crate::batch::{Batch, Images, Texts};
@@ -61,6 +62,11 @@ impl Others {
             }
         }
         Ok(())
+    }
+
+    /// Leaves the first `to` of each `from` queries, as the texts that they ask of have no more tokens.
+    pub(super) fn shorten(&mut self, from: usize, to: usize) {
+        self.queries = first_of_rows(&self.queries, from, to);
     }
 
     /// The rows of another part, behind these.
