@@ -16,16 +16,13 @@ Written from the description of the model alone; nothing here is needed to build
 """
 
 import argparse
-import json
 import os
 import pathlib
-import resource
-import statistics
 import subprocess
 import sys
-import time
 
 import torch
+from rounds import time_rounds
 from safetensors.torch import load_file
 from torch.nn import functional
 
@@ -192,36 +189,27 @@ def inputs(w, batch):
 
 
 def torch_line(path, which, batch, rounds, threads, n_tokens):
-    torch.set_num_threads(threads)
     w = Weights(path)
     image, ids, queries, kept = inputs(w, batch)
-    seconds = []
-    for _ in range(rounds + 1):
-        started = time.perf_counter()
-        if which == "step":
-            for tensor in w.of.values():
-                tensor.requires_grad_(True)
-                tensor.grad = None
-            result = free_loss(w, image, ids, queries, kept)
-            result.backward()
-        else:
-            with torch.no_grad():
-                if which == "forward":
-                    _, _, result = three_streams(w, image, ids, queries, kept)
-                else:
-                    result = captions(w, image, 2, n_tokens).float()[:, -1]
-        seconds.append(time.perf_counter() - started)
-    line = {
-        "engine": f"torch {torch.__version__}",
-        "which": which,
-        "batch": batch,
-        "threads": threads,
-        "seconds": round(statistics.median(seconds[1:]), 4),
-        "fastest_seconds": round(min(seconds[1:]), 4),
-        "first_number": round(result.detach().flatten()[0].item(), 6),
-        "peak_rss_bytes": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024,
-    }
-    print(json.dumps(line), flush=True)
+
+    def step():
+        for tensor in w.of.values():
+            tensor.requires_grad_(True)
+            tensor.grad = None
+        loss = free_loss(w, image, ids, queries, kept)
+        loss.backward()
+        return loss
+
+    @torch.no_grad()
+    def forward():
+        return three_streams(w, image, ids, queries, kept)[2]
+
+    @torch.no_grad()
+    def caption():
+        return captions(w, image, 2, n_tokens).float()[:, -1]
+
+    run = {"forward": forward, "step": step, "caption": caption}[which]
+    time_rounds(which, batch, rounds, threads, run)
 
 
 def main():

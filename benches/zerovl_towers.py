@@ -11,16 +11,13 @@ nothing here is needed to build or test.
 """
 
 import argparse
-import json
 import os
 import pathlib
-import resource
-import statistics
 import subprocess
 import sys
-import time
 
 import torch
+from rounds import time_rounds
 from safetensors.torch import load_file, save_file
 from torch import nn
 from torch.nn import functional
@@ -167,32 +164,21 @@ def checkpoint(folder):
 
 
 def torch_line(path, which, batch, rounds, threads):
-    torch.set_num_threads(threads)
     model = TwoTowers().eval()
     model.load_state_dict(load_file(path))
     image, ids, kept = inputs(batch)
-    seconds = []
-    for _ in range(rounds + 1):
-        started = time.perf_counter()
-        if which == "step":
-            model.zero_grad()
-            result = model.step(image, ids, kept)
-            result.backward()
-        else:
-            with torch.no_grad():
-                result = model.image(image) if which == "image" else model.text(ids, kept)
-        seconds.append(time.perf_counter() - started)
-    line = {
-        "engine": f"torch {torch.__version__}",
-        "which": which,
-        "batch": batch,
-        "threads": threads,
-        "seconds": round(statistics.median(seconds[1:]), 4),
-        "fastest_seconds": round(min(seconds[1:]), 4),
-        "first_number": round(result.detach().flatten()[0].item(), 6),
-        "peak_rss_bytes": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024,
-    }
-    print(json.dumps(line), flush=True)
+
+    def step():
+        model.zero_grad()
+        loss = model.step(image, ids, kept)
+        loss.backward()
+        return loss
+
+    @torch.no_grad()
+    def features():
+        return model.image(image) if which == "image" else model.text(ids, kept)
+
+    time_rounds(which, batch, rounds, threads, step if which == "step" else features)
 
 
 def main():

@@ -1,4 +1,4 @@
-//! ZeroVL from tables to a run, and what is wrong on the way.
+//! ZeroVL from tables to a run, and the faults that stop it.
 
 use std::collections::BTreeMap;
 use std::path::Path;

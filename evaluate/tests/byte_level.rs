@@ -1,4 +1,4 @@
-//! Vocabularies of bytes: their files, and what is wrong with them.
+//! Vocabularies of bytes: how their files are read, and which files are refused.
 
 use std::path::Path;
 

@@ -15,7 +15,7 @@ pub enum MergeFault {
         Some(module) => format!("the module `{module}` has either `models` or `slices`"),
     })]
     ModelsOrSlices {
-        /// The module that it is said of; `None` for the recipe.
+        /// The module at fault; `None` for the recipe.
         module: Option<String>,
     },
     /// `layers` of a recipe with modules.

@@ -137,7 +137,7 @@ pub enum SafetensorsFault {
         path: PathBuf,
         /// The name.
         name: String,
-        /// What it is said to be another name of.
+        /// The tensor that the record gives for it.
         of: String,
     },
     /// A name is recorded as that of a tensor that is not there.
@@ -150,7 +150,7 @@ pub enum SafetensorsFault {
         path: PathBuf,
         /// The name.
         name: String,
-        /// What it is said to be another name of.
+        /// The tensor that the record gives for it.
         of: String,
         /// Whether that is recorded as an alias itself.
         is_alias: bool,

@@ -1,4 +1,4 @@
-//! Low-rank adapters as inputs of merges: closed forms, and what is said of adapters that do not fit.
+//! Low-rank adapters as inputs of merges: closed forms, and the errors of adapters that do not fit.
 
 mod combining;
 mod large;

@@ -1,4 +1,4 @@
-//! What is said of adapters that do not fit, and of sums that are not finite.
+//! The errors of adapters that do not fit, and of sums that are not finite.
 
 use fixtures::Raw;
 use safetensors::Dtype;

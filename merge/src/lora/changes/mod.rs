@@ -122,7 +122,7 @@ pub(super) fn of(
     }
 }
 
-/// Adds a change to what is known of a tensor; each kind may come once.
+/// Adds a change to those of a tensor. Each kind may come once.
 fn add(
     reader: &Reader<'_>,
     entry: std::collections::btree_map::Entry<'_, String, Change>,
