@@ -16,6 +16,24 @@ pub(super) fn published_heads(width: usize) -> Option<(usize, String)> {
     })
 }
 
+/// The side of the image in patches, by its number of positions: those of a class token and of a square of
+/// patches. Another number is noted in `evidence`.
+pub(super) fn patches_across(
+    positions: Option<usize>,
+    evidence: &mut Vec<String>,
+) -> Option<usize> {
+    let positions = positions?;
+    let patches = positions.saturating_sub(1);
+    let side = patches.isqrt();
+    if side > 0 && side * side == patches {
+        return Some(side);
+    }
+    evidence.push(format!(
+        "image size unknown: {positions} image positions are no square and a class token"
+    ));
+    None
+}
+
 /// One of a model's stacks of blocks.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
 pub struct Stack {

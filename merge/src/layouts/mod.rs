@@ -10,6 +10,7 @@ mod multiway;
 mod record;
 mod table;
 mod ties;
+mod towers;
 mod zerovl;
 
 pub use count::{Count, PartCounts, count};
@@ -25,7 +26,8 @@ pub use record::{ModelRecord, RecordFamily, ShallowAttention};
 pub use table::{LAYOUTS, LayoutFamily, NAMES, by_name, detect};
 pub(crate) use ties::tied;
 pub use ties::{ReadTies, Ties};
-pub use zerovl::{GivenTower, GivenZerovlSizes, TowerSizes, Zerovl, ZerovlSizes, ZerovlSpec};
+pub use towers::TowerSizes;
+pub use zerovl::{GivenTower, GivenZerovlSizes, Zerovl, ZerovlSizes, ZerovlSpec};
 
 use keys::{nearest, split_block};
 use table::boxed;

@@ -137,36 +137,18 @@ impl FlmSizes {
 
     fn check(&self) -> Result<()> {
         let towers = [self.image, self.text, self.cross];
-        let of_towers = towers.iter().flat_map(|tower| {
-            [
-                (tower.n_blocks, 1 << 12),
-                (tower.width, 1 << 18),
-                (tower.n_heads, 1 << 18),
-                (tower.ffn_width, 1 << 20),
-            ]
-        });
         let others = [
-            (self.patch_size, 1 << 14),
-            (self.image_size, 1 << 14),
             (self.vocabulary, 1 << 24),
             (self.text_positions, 1 << 20),
             (self.n_token_types, 1 << 10),
             (self.n_answers, 1 << 24),
             (self.clip_text_positions, 1 << 20),
             (self.clip_text_width, 1 << 18),
+            // The reconstructor may have no layers.
+            (self.n_bottom.saturating_add(1), (1 << 12) + 1),
+            (self.n_top.saturating_add(1), (1 << 12) + 1),
         ];
-        let mut sizes = of_towers.chain(others);
-        let fits = |(size, most): (usize, usize)| (1..=most).contains(&size);
-        let reason = if !sizes.all(fits) || self.n_bottom > 1 << 12 || self.n_top > 1 << 12 {
-            "a size is zero or beyond any model"
-        } else if (towers.iter()).any(|tower| !tower.width.is_multiple_of(tower.n_heads)) {
-            "the width of a tower is not a multiple of its number of heads"
-        } else if !self.image_size.is_multiple_of(self.patch_size) {
-            "the side of the image is not a multiple of that of a patch"
-        } else {
-            return Ok(());
-        };
-        Err(Error::UnfitSizes { reason })
+        TowerSizes::check(&towers, self.image_size, self.patch_size, &others)
     }
 
     fn length(&self, axis: Axis) -> usize {

@@ -3,7 +3,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 
 use crate::io::PlainValue;
-use crate::layouts::dimensions::published_heads;
+use crate::layouts::dimensions::{patches_across, published_heads};
 use crate::layouts::{Description, Dimensions, ModelRecord, Stack};
 use crate::{Checkpoint, Result, TensorInfo};
 
@@ -253,16 +253,7 @@ impl<'a> Survey<'a> {
     fn dimensions(&mut self, stacks: Vec<Stack>) -> Dimensions {
         let patch_size = self.axis("vit_model.visual.conv1.weight", 3);
         let tokens = self.axis(POSITIONS, 0);
-        let side = tokens.and_then(|tokens| {
-            let patches = tokens.checked_sub(1)?;
-            let side = patches.isqrt();
-            (side > 0 && side * side == patches).then_some(side)
-        });
-        if let (Some(tokens), None) = (tokens, side) {
-            self.evidence.push(format!(
-                "image size unknown: {tokens} image positions are no square and a class token"
-            ));
-        }
+        let side = patches_across(tokens, &mut self.evidence);
         let rows = self.axis("text_transformer.embeddings.position_embeddings.weight", 0);
         Dimensions {
             stacks,

@@ -1,36 +1,13 @@
 //! What a ZeroVL checkpoint holds, from sizes alone.
 
-use crate::layouts::{ModelRecord, RecordFamily};
+use crate::layouts::{ModelRecord, RecordFamily, TowerSizes};
 use crate::synth::{Distribution, Fresh, FreshTensor, Spread};
-use crate::{DType, Error, ParamKind, Result, TensorInfo};
+use crate::{DType, ParamKind, Result, TensorInfo};
 
 use super::table::{Axis, OUTER, POSITION_IDS, Parameter, Presence, STACKS};
 
 /// Temperature of a fresh model that learns it, as in CLIP.
 const FRESH_TEMPERATURE: f32 = 0.07;
-
-/// Sizes of a tower's blocks.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct TowerSizes {
-    /// Number of blocks.
-    pub n_blocks: usize,
-    /// Hidden size.
-    pub width: usize,
-    /// Attention heads of each block.
-    pub n_heads: usize,
-    /// Inner size of the feed-forward network.
-    pub ffn_width: usize,
-}
-
-impl TowerSizes {
-    /// The published base size: 12 blocks of width 768.
-    pub const BASE: Self = Self {
-        n_blocks: 12,
-        width: 768,
-        n_heads: 12,
-        ffn_width: 3072,
-    };
-}
 
 /// Sizes of a ZeroVL to be written.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -69,38 +46,21 @@ impl ZerovlSizes {
     /// Checks what a user may have typed.
     ///
     /// # Errors
-    /// [`Error::UnfitSizes`] for a size of zero, for one beyond any model (so that no number of elements
+    /// [`crate::Error::UnfitSizes`] for a size of zero, for one beyond any model (so that no number of elements
     /// overflows), and for sizes that contradict each other.
     pub fn check(&self) -> Result<()> {
-        let tower = |tower: &TowerSizes| {
-            [
-                (tower.n_blocks, 1 << 12),
-                (tower.width, 1 << 18),
-                (tower.n_heads, 1 << 18),
-                (tower.ffn_width, 1 << 20),
-            ]
-        };
         let others = [
-            (self.patch_size, 1 << 14),
-            (self.image_size, 1 << 14),
             (self.vocabulary, 1 << 24),
             (self.text_len, 1 << 20),
             (self.n_token_types, 1 << 10),
             (self.joint_width, 1 << 18),
         ];
-        let sizes = [tower(&self.image).as_slice(), &tower(&self.text), &others].concat();
-        let fits = |(size, most): &(usize, usize)| (1..=*most).contains(size);
-        let towers = [self.image, self.text];
-        let reason = if !sizes.iter().all(fits) {
-            "a size is zero or beyond any model"
-        } else if (towers.iter()).any(|tower| !tower.width.is_multiple_of(tower.n_heads)) {
-            "the width of a tower is not a multiple of its number of heads"
-        } else if !self.image_size.is_multiple_of(self.patch_size) {
-            "the side of the image is not a multiple of that of a patch"
-        } else {
-            return Ok(());
-        };
-        Err(Error::UnfitSizes { reason })
+        TowerSizes::check(
+            &[self.image, self.text],
+            self.image_size,
+            self.patch_size,
+            &others,
+        )
     }
 
     fn length(&self, axis: Axis) -> usize {

@@ -1,8 +1,9 @@
 //! Sizes of a ZeroVL that differ from the published ones.
 
+use crate::layouts::TowerSizes;
 use crate::layouts::dimensions::HEAD_WIDTH;
 
-use super::fresh::{TowerSizes, ZerovlSizes};
+use super::fresh::ZerovlSizes;
 
 /// Sizes of a tower that are given.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]

@@ -9,7 +9,7 @@ mod given;
 mod survey;
 mod table;
 
-pub use fresh::{TowerSizes, ZerovlSizes, ZerovlSpec};
+pub use fresh::{ZerovlSizes, ZerovlSpec};
 pub use given::{GivenTower, GivenZerovlSizes};
 
 use crate::{Checkpoint, Error, Expert, Result, Role, Slot};

@@ -2,7 +2,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use crate::layouts::dimensions::published_heads;
+use crate::layouts::dimensions::{patches_across, published_heads};
 use crate::layouts::{Description, Dimensions, ModelRecord, PositionTable, Stack};
 use crate::{Checkpoint, Error, Result, TensorInfo};
 
@@ -146,16 +146,7 @@ impl<'a> Survey<'a> {
     fn dimensions(&mut self, stacks: Vec<Stack>) -> Dimensions {
         let patch_size = self.axis("image_encoder.model.model.patch_embed.proj.weight", 3);
         let tokens = self.axis(POSITIONS, 1);
-        let side = tokens.and_then(|tokens| {
-            let patches = tokens.checked_sub(1)?;
-            let side = patches.isqrt();
-            (side > 0 && side * side == patches).then_some(side)
-        });
-        if let (Some(tokens), None) = (tokens, side) {
-            self.evidence.push(format!(
-                "image size unknown: {tokens} image positions are no square and a class token"
-            ));
-        }
+        let side = patches_across(tokens, &mut self.evidence);
         Dimensions {
             stacks,
             patch_size,
