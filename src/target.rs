@@ -121,3 +121,50 @@ impl Opened {
         Ok(opened.model)
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use clap::Parser;
+
+    use super::*;
+    use crate::args::global::Global;
+
+    #[derive(Parser)]
+    struct Line {
+        #[command(flatten)]
+        load: LoadArgs,
+        #[command(flatten)]
+        global: Global,
+    }
+
+    #[test]
+    fn a_checkpoint_that_changes_before_it_is_loaded_is_an_error() {
+        let folder = tempfile::tempdir().expect("a folder");
+        let path = folder.path().join("model.safetensors");
+        std::fs::copy("fixtures/zerovl/ckpt/model.safetensors", &path).expect("copied");
+        let config = fixtures::json("zerovl/config.json");
+        let heads = |tower: &str| config[tower]["heads"].to_string();
+        let line = Line::parse_from([
+            "vlmerge",
+            "--quiet",
+            "--image-heads",
+            &heads("vision"),
+            "--text-heads",
+            &heads("text"),
+        ]);
+        let output = Output::new(&line.global).expect("an output");
+        let found = Target::File(path.clone()).find(&Hashes::default(), &output);
+        let opened = found.expect("found").open(&line.load, &output);
+        let opened = opened.expect("opened");
+        let load = || opened.load(&line.load, &Device::Cpu, &output).map(drop);
+        load().expect("it is as it was");
+        let later = std::time::SystemTime::now() + std::time::Duration::from_secs(60);
+        let file = std::fs::File::options().write(true).open(&path);
+        file.expect("opened").set_modified(later).expect("set");
+        let said = load().expect_err("refused").to_string();
+        assert!(
+            said.contains("model.safetensors: changed while it was read"),
+            "{said}"
+        );
+    }
+}

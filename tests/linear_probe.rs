@@ -159,3 +159,42 @@ fn classes_that_the_probe_does_not_know_are_errors_and_fewer_are_found_by_name()
     let said = again("--set objectives=[{name:~nce}]");
     assert!(said.contains("`nce` learns from texts"), "{said}");
 }
+
+#[test]
+fn a_probe_on_a_multiway_model_leaves_its_tower_as_it_is() {
+    let folder = TempDir::new().expect("a folder");
+    folders(&folder, &[("cat", &[0]), ("dog", &[1]), ("ape", &[2])]);
+    ok(run(
+        "-q convert fixtures/ckpt/ufo_pretrain.ckpt {}/start.safetensors",
+        &folder,
+    ));
+    let start = folder.path().join("start.safetensors");
+    let line = format!(
+        "-q finetune --task linear_probe --init {{}}/start.safetensors --data {{}} --out {{}}/run \
+         --set model={{text_table_len:~16}} --set augmentation=square \
+         --set data.train=[{{dataset:~toy,~split:~train}}] --set batch_size=3 --set optim.warmup=2 \
+         --set optim.trust=0.05 --set length={{steps:~80}} --set save.every=null --set validation=null"
+    );
+    ok(run(&line, &folder));
+    let trained = folder.path().join("run/model.safetensors");
+    let (before, after) = (tensors(&start), tensors(&trained));
+    let width = after["img_cls_classifier.weight"].shape[1];
+    assert_eq!(after["img_cls_classifier.weight"].shape, [3, width]);
+    let kept: Vec<&String> = before
+        .keys()
+        .filter(|key| after.contains_key(*key))
+        .collect();
+    assert_eq!(kept.len() + 2, after.len());
+    for key in kept {
+        assert_eq!(after[key].values(), before[key].values(), "{key}");
+    }
+    let line = format!(
+        "-q evaluate {} --text-table-len 16 --task linear_probe --data {{}} --dataset toy --json",
+        trained.display()
+    );
+    let said = ok(run(&line, &folder)).json();
+    let numbers = said["results"][0]["measurements"].as_array();
+    let mut numbers = numbers.expect("numbers").iter();
+    let top1 = numbers.find(|number| number["name"] == "top1");
+    assert_eq!(top1.expect("top1")["value"], 1.0);
+}

@@ -92,7 +92,7 @@ fn pictures(folder: &TempDir) {
 }
 
 #[test]
-fn passes_features_and_recall_of_codes_are_those_of_their_numbers() {
+fn passes_features_grams_and_recall_of_codes_are_those_of_their_numbers() {
     let folder = TempDir::new().expect("a folder");
     write(&folder);
     pictures(&folder);
@@ -112,12 +112,18 @@ fn passes_features_and_recall_of_codes_are_those_of_their_numbers() {
              --tokenizer fixtures/real/vocab.txt --json"
         );
         let said = ok(of_model(&line, &folder)).json();
+        let line = format!(
+            "-q gram --checkpoint {{}}/{name} HEADS --shared --task retrieval --data {{}} --dataset toy \
+             --split valid --tokenizer fixtures/real/vocab.txt --out {{}}/{name}.grams.safetensors"
+        );
+        ok(of_model(&line, &folder));
         let read = |what: &str| tensors(&folder.path().join(format!("{name}.{what}.safetensors")));
         let measured = said["results"][0]["measurements"].clone();
-        (read("out"), read("features"), measured)
+        (read("out"), read("features"), read("grams"), measured)
     };
     let (codes, numbers) = (of("codes"), of("numbers"));
     assert!(codes.0.contains_key("text.embedding"));
+    assert!(!codes.2.is_empty());
     assert_eq!(codes, numbers);
 }
 

@@ -38,7 +38,7 @@ pub struct DataArgs {
     /// Tokenizer: a vocab.txt or tokenizer.json, a folder with one, or a name on the hub
     #[arg(long, value_name = "NAME", default_value = "bert-base-uncased")]
     pub tokenizer: String,
-    /// Use only the first N images, questions or statements
+    /// Use only the first N images, questions or statements; of class folders, as even over the classes as can be
     #[arg(long, value_name = "N", value_parser = parse_positive)]
     pub limit: Option<usize>,
     /// If an image has the same caption twice, count it once, as published code does

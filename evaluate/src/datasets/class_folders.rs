@@ -118,10 +118,24 @@ impl ClassFolders {
         &self.classes
     }
 
-    /// The first `n` pictures alone; classes without one stay.
+    /// `n` pictures, as even over the classes as can be: the first of each class, then the second, and so
+    /// on. Their order and all classes stay.
     #[must_use]
-    pub fn first(mut self, n: usize) -> Self {
-        self.pictures.truncate(n);
+    pub fn evenly(mut self, n: usize) -> Self {
+        let mut n_seen = vec![0_usize; self.classes.len()];
+        let turn = |picture: &Picture| {
+            let of_class = n_seen.get_mut(picture.class)?;
+            *of_class += 1;
+            Some((*of_class, picture.class))
+        };
+        let turns: Vec<_> = self.pictures.iter().map(turn).collect();
+        let mut sorted = turns.clone();
+        sorted.sort_unstable();
+        if let Some(end) = sorted.get(n) {
+            let mut turns = turns.iter();
+            self.pictures
+                .retain(|_| turns.next().is_some_and(|turn| turn < end));
+        }
         self
     }
 
@@ -252,6 +266,26 @@ mod tests {
         );
         let error = set.picture(0).expect_err("no picture").to_string();
         assert!(error.contains("toy/val/cat/2.jpg: "), "{error}");
+    }
+
+    #[test]
+    fn a_limit_takes_pictures_of_all_classes_in_turn() {
+        let folder = tempfile::tempdir().expect("a folder");
+        let files = [
+            "a/1.jpg", "a/2.jpg", "a/3.jpg", "b/1.jpg", "c/1.jpg", "c/2.jpg",
+        ];
+        write(folder.path(), &files);
+        let names = |n| {
+            let set = ClassFolders::open(folder.path(), "toy", "val").expect("opened");
+            let set = set.evenly(n);
+            assert_eq!(set.classes(), ["a", "b", "c"]);
+            let names = (0..set.len()).map(|i| set.name(i).expect("a name").to_owned());
+            names.collect::<Vec<_>>()
+        };
+        assert_eq!(names(2), ["a/1.jpg", "b/1.jpg"]);
+        assert_eq!(names(4), ["a/1.jpg", "a/2.jpg", "b/1.jpg", "c/1.jpg"]);
+        assert_eq!(names(6), files);
+        assert_eq!(names(usize::MAX), files);
     }
 
     #[test]

@@ -97,16 +97,19 @@ pub enum Benchmark {
     Coco5k,
     /// The 1,000 test images of Karpathy's split of Flickr30K.
     F30k1k,
+    /// A linear probe on the 50,000 validation images of ImageNet-1K.
+    ImagenetProbe,
 }
 
 impl Benchmark {
-    const ALL: [Self; 6] = [
+    const ALL: [Self; 7] = [
         Self::VqaTestDev,
         Self::VqaTestStd,
         Self::Nlvr2Dev,
         Self::Nlvr2TestP,
         Self::Coco5k,
         Self::F30k1k,
+        Self::ImagenetProbe,
     ];
 
     /// The benchmark that a result of ours is of, by the names of its task, data set and split.
@@ -128,6 +131,7 @@ impl Benchmark {
             Self::Nlvr2TestP => ("nlvr2", "nlvr2", &["test1", "test-P", "testP", "test_p"]),
             Self::Coco5k => ("retrieval", "coco", &["test", "karpathy_test", "valid"]),
             Self::F30k1k => ("retrieval", "f30k", &["test", "karpathy_test", "valid"]),
+            Self::ImagenetProbe => ("linear_probe", "imagenet1k", &["val", "validation"]),
         }
     }
 
@@ -141,6 +145,7 @@ impl Benchmark {
             Self::Nlvr2TestP => ("NLVR2 test-P", Some(("examples", 6_967))),
             Self::Coco5k => ("COCO 5K test", Some(("images", 5_000))),
             Self::F30k1k => ("Flickr30K 1K test", Some(("images", 1_000))),
+            Self::ImagenetProbe => ("ImageNet-1K probe", Some(("images", 50_000))),
         }
     }
 }
@@ -249,6 +254,12 @@ mod tests {
             value("VLMo base plus", Benchmark::Nlvr2TestP, "accuracy"),
             Some(85.1)
         );
+        let probe = value(
+            "ZeroVL, 100M pairs, ViT-B/16",
+            Benchmark::ImagenetProbe,
+            "top1",
+        );
+        assert_eq!(probe, Some(80.6));
         let unknown = list
             .figures
             .iter()
@@ -263,6 +274,9 @@ mod tests {
         assert_eq!(of("nlvr2", "nlvr2", "test1"), Some(Benchmark::Nlvr2TestP));
         assert_eq!(of("retrieval", "coco", "val"), None);
         assert_eq!(of("vqa", "coco", "test"), None);
+        let probe = of("linear_probe", "imagenet1k", "val");
+        assert_eq!(probe, Some(Benchmark::ImagenetProbe));
+        assert_eq!(of("zero_shot", "imagenet1k", "val"), None);
     }
 
     #[test]

@@ -38,7 +38,7 @@ pub const SPEC: TaskSpec = TaskSpec {
     options: &[TaskOption::Dataset, TaskOption::Ties],
     open: Some(|options, folder| {
         let set = ClassFolders::open(folder, options.dataset, options.split)?;
-        let set = set.first(options.limit.unwrap_or(usize::MAX));
+        let set = set.evenly(options.limit.unwrap_or(usize::MAX));
         Ok(Box::new(LinearProbe::new(Arc::new(set), options.ties)))
     }),
 };
