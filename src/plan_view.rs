@@ -30,7 +30,10 @@ pub fn carry_out(
         output.note(format!("note: {}", printable(note)));
     }
     if write.dry_run {
-        let options = target.map(|target| write.write_options(target, may_be_folder));
+        let options = target.map(|target| {
+            let options = write.write_options(target, may_be_folder);
+            options.called_like(&plan.files())
+        });
         if let Some(options) = &options {
             check(plan, options, &write.run_options(check_copies))?;
         }
@@ -45,6 +48,7 @@ pub fn carry_out(
     }
     let no_target = || UsageError("name the checkpoint to write with --out".into());
     let options = write.write_options(target.ok_or_else(no_target)?, may_be_folder);
+    let options = options.called_like(&plan.files());
     let start = Instant::now();
     let summary = execute(plan, &options, &write.run_options(check_copies), output)?;
     let seconds = start.elapsed().as_secs_f64();
@@ -63,8 +67,14 @@ pub fn carry_out(
                 summary.n_files_kept
             ));
         }
+        let computed = match summary.n_computed {
+            0 => String::new(),
+            n => format!(
+                " ({n} of them computed: an adapter, dequantization or another order of rows)"
+            ),
+        };
         output.note(format!(
-            "{} tensors combined ({} of them unchanged), {} copied, {} left out; {} read, {} written in {seconds:.2} s",
+            "{} tensors combined ({} of them unchanged), {} copied{computed}, {} left out; {} read, {} written in {seconds:.2} s",
             summary.n_combined,
             summary.n_unchanged,
             summary.n_copied,

@@ -1,12 +1,12 @@
 #!/usr/bin/env python3
-"""Merges tiny models of current architectures, and loads what comes out with transformers.
+"""Merges tiny models of current architectures, and loads what comes out with transformers, or diffusers.
 
     tests/with_torch.sh tests/architectures.py target/release/vlmerge [--only NAME] [--processes N]
 
 Each model of `tiny_models.py` is made three times with random weights. Three merges (linear, slerp, task_arithmetic) are loaded, with
 no tensor missing or unexpected, and have the weights and the outputs of a model whose tensors were merged here in torch. Then each stack
 of layers is merged with itself by slices that repeat and reorder its layers: what is written must load likewise, and give the outputs of
-the same model with its layers moved in memory. Architectures that the installed transformers does not have are skipped by name. Exit
+the same model with its layers moved in memory. Architectures that the installed libraries do not have are skipped by name. Exit
 code 1 if anything differs.
 """
 
@@ -81,7 +81,7 @@ def without_model(name):
 
 def list_of_layers(model, stack, n):
     """The module that holds the layers of a stack, wherever the class has it."""
-    wanted, prefix = without_model(stack), model.base_model_prefix.split(".")
+    wanted, prefix = without_model(stack), getattr(model, "base_model_prefix", "").split(".")
     lists = {
         name: module for name, module in model.named_modules() if isinstance(module, torch.nn.ModuleList) and len(module) == n
     }
@@ -98,11 +98,11 @@ def list_of_layers(model, stack, n):
 class Models:
     """The three models of one architecture in a folder, and the program that merges them."""
 
-    def __init__(self, program, kind, settings, part, folder):
-        self.program, self.kind, self.part, self.folder = program, kind, part, folder
+    def __init__(self, program, kind, weights, settings, part, folder):
+        self.program, self.kind, self.weights, self.part, self.folder = program, kind, weights, part, folder
         for seed, name in enumerate(("base", "a", "b")):
             tiny_models.make(kind, settings, seed).save_pretrained(folder / name)
-        self.files = {name: load_file(folder / name / "model.safetensors") for name in ("base", "a", "b")}
+        self.files = {name: load_file(folder / name / weights) for name in ("base", "a", "b")}
 
     def load(self, name):
         model, report = self.kind.from_pretrained(self.folder / name, output_loading_info=True)
@@ -130,7 +130,7 @@ class Models:
             for file in ("config.json", "generation_config.json"):
                 if (self.folder / "a" / file).exists():
                     (self.folder / own / file).write_bytes((self.folder / "a" / file).read_bytes())
-            save_file(merged(method, *self.files.values()), self.folder / own / "model.safetensors", {"format": "pt"})
+            save_file(merged(method, *self.files.values()), self.folder / own / self.weights, {"format": "pt"})
             expected = self.load(own)
             weights = expected.state_dict()
             for key, value in found.state_dict().items():
@@ -146,7 +146,7 @@ class Models:
             out,
         )
         found = self.load(out)
-        new = load_file(self.folder / out / "model.safetensors")
+        new = load_file(self.folder / out / self.weights)
         for key, value in new.items():
             if key.startswith(f"{stack}."):
                 layer, rest = key[len(stack) + 1 :].split(".", 1)
@@ -187,15 +187,15 @@ def compare(what, found, expected, tolerance):
 
 
 def check(case):
-    """What is wrong with an architecture: nothing, or a text; `None` if transformers does not have it."""
+    """What is wrong with an architecture: nothing, or a text; `None` if no installed library has it."""
     program, (name, kind, settings, part) = case
     torch.set_num_threads(1)
-    kind = getattr(transformers, kind, None)
+    kind, weights = tiny_models.class_of(kind)
     if kind is None:
         return name, None, ""
     with tempfile.TemporaryDirectory() as folder:
         try:
-            models = Models(program, kind, settings, part, Path(folder))
+            models = Models(program, kind, weights, settings, part, Path(folder))
             models.check_methods()
             cut = stacks(models.files["a"])
             for stack, n in cut.items():

@@ -144,8 +144,11 @@ fn a_model_and_an_adapter_are_merged_without_a_recipe_from_safetensors_and_pickl
             &folder.text(out),
             "--dtype",
             "bf16",
+            "--json",
         ]);
         assert_eq!(said.code, Some(0), "{}", said.stderr);
+        let counts = ["n_copied", "n_computed", "n_combined"];
+        assert_eq!(counts.map(|count| said.json()[count].clone()), [2, 1, 0]);
         assert_eq!(values(&folder.path(out), "fc.weight"), [31.0; 6]);
     };
     merge("one.safetensors");

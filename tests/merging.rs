@@ -358,3 +358,34 @@ fn a_split_model_merges_like_a_whole_one() {
     let said = vlmerge(&["diff", &whole, &parts]);
     assert_eq!(said.code, Some(0), "{}", said.stdout);
 }
+
+#[test]
+fn a_part_of_a_diffusion_pipeline_is_called_as_its_loader_asks() {
+    let folder = Folder::new();
+    let words = fixtures::tensors(Path::new("fixtures/mergekit/words_a/model.safetensors"));
+    for part in ["a", "b"] {
+        let part = folder.0.path().join(part);
+        std::fs::create_dir(&part).expect("made");
+        fixtures::write(&part.join("diffusion_pytorch_model.safetensors"), &words);
+        let config = r#"{"_class_name": "UNet2DConditionModel"}"#;
+        std::fs::write(part.join("config.json"), config).expect("written");
+    }
+    let (a, b, out) = (folder.file("a"), folder.file("b"), folder.file("out/"));
+    let recipe = folder.file("recipe.yaml");
+    let yaml = format!("merge_method: linear\nmodels: [{a}, {b}]\nparameters: {{weight: 1}}\n");
+    std::fs::write(&recipe, yaml).expect("written");
+    let merge = |more: &[&str]| {
+        let said = vlmerge(&[&["merge", &recipe, "--out", &out, "--force"], more].concat());
+        assert_eq!(said.code, Some(0), "{}", said.stderr);
+    };
+    merge(&[]);
+    let named = |ending: &str| {
+        let name = format!("out/diffusion_pytorch_model{ending}");
+        folder.0.path().join(name)
+    };
+    assert!(named(".safetensors").is_file());
+    merge(&["--max-shard-size", "2KB"]);
+    assert!(!named(".safetensors").exists());
+    assert!(named(".safetensors.index.json").is_file());
+    assert_eq!(vlmerge(&["verify", &out]).code, Some(0));
+}

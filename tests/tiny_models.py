@@ -1,4 +1,4 @@
-"""Tiny models of current architectures, to be made by transformers with random weights.
+"""Tiny models of current architectures, to be made by transformers or diffusers with random weights.
 
 Each is a row of `MODELS`: a name, the class of the model, settings of its configuration, and the part of it that is asked, if not all. Weights are a few thousand numbers, and
 each stack of layers has at least two. Where layers differ (full and sliding attention, dense layers and mixtures of experts), the
@@ -8,6 +8,12 @@ settings make them differ within the tokens of `inputs`, so that layers in a wro
 import inspect
 
 import torch
+import transformers
+
+try:
+    import diffusers
+except ImportError:
+    diffusers = None
 
 SIZES = dict(
     vocab_size=64, hidden_size=16, intermediate_size=24, num_hidden_layers=4, num_attention_heads=2, num_key_value_heads=2,
@@ -207,14 +213,50 @@ PARTS = [
     ("clip_text", "CLIPTextModelWithProjection", dict(SIZES, projection_dim=16)),
     ("t5_encoder", "T5EncoderModel", T5),
 ]
+# What paints, of diffusers: a net over latents, what makes pictures of them, and transformers with stacks of one and of two kinds.
+CHANNELS = dict(block_out_channels=[8, 16], layers_per_block=1, norm_num_groups=4)
+PAINTERS = [
+    (
+        "unet", "UNet2DConditionModel",
+        dict(
+            CHANNELS, sample_size=8, in_channels=4, out_channels=4, cross_attention_dim=8, attention_head_dim=4,
+            down_block_types=["DownBlock2D", "CrossAttnDownBlock2D"], up_block_types=["CrossAttnUpBlock2D", "UpBlock2D"],
+        ),
+    ),
+    (
+        "vae", "AutoencoderKL",
+        dict(CHANNELS, sample_size=16, down_block_types=["DownEncoderBlock2D"] * 2, up_block_types=["UpDecoderBlock2D"] * 2),
+    ),
+    (
+        "sd3", "SD3Transformer2DModel",
+        dict(
+            sample_size=8, in_channels=4, out_channels=4, num_layers=3, attention_head_dim=8, num_attention_heads=2, joint_attention_dim=8,
+            caption_projection_dim=16, pooled_projection_dim=8, pos_embed_max_size=8,
+        ),
+    ),
+    (
+        "flux", "FluxTransformer2DModel",
+        dict(
+            in_channels=4, num_layers=3, num_single_layers=4, attention_head_dim=8, num_attention_heads=2, joint_attention_dim=8,
+            pooled_projection_dim=8, axes_dims_rope=[2, 2, 4], guidance_embeds=False,
+        ),
+    ),
+]
 
-MODELS = [(*row, None)[:4] for row in CAUSAL + MIXTURES + HYBRIDS + ENCODERS + SEQUENCES + PICTURES + VISION_LANGUAGE + LISTENERS + PARTS]
+MODELS = [(*row, None)[:4] for row in CAUSAL + MIXTURES + HYBRIDS + ENCODERS + SEQUENCES + PICTURES + VISION_LANGUAGE + LISTENERS + PARTS + PAINTERS]
+
+
+def class_of(name):
+    """The class of a model, and the file that its weights are saved in; `None` where its library does not have it."""
+    if hasattr(transformers, name):
+        return getattr(transformers, name), "model.safetensors"
+    return getattr(diffusers, name, None), "diffusion_pytorch_model.safetensors"
 
 
 def make(kind, settings, seed):
     """A model with weights that depend on the seed."""
     torch.manual_seed(seed)
-    model = kind(kind.config_class(**settings)).eval()
+    model = (kind(kind.config_class(**settings)) if hasattr(kind, "config_class") else kind(**settings)).eval()
     with torch.no_grad():
         for value in model.parameters():
             value.add_(0.05 * torch.randn_like(value))
@@ -247,9 +289,33 @@ def inputs(model):
     return given
 
 
+def painted(model):
+    """What a model of diffusers gives of noise."""
+    torch.manual_seed(0)
+    names = set(inspect.signature(model.forward).parameters)
+    given = {}
+    if "img_ids" in names:
+        given["hidden_states"] = torch.randn(2, 4, 4)
+        given["img_ids"] = torch.stack((torch.zeros(4), torch.arange(4) // 2, torch.arange(4) % 2), 1)
+        given["txt_ids"] = torch.zeros(3, 3)
+    else:
+        channels = model.config.in_channels
+        size = model.config.sample_size
+        given["hidden_states" if "hidden_states" in names else "sample"] = torch.randn(2, channels, size, size)
+    if "encoder_hidden_states" in names:
+        given["encoder_hidden_states"] = torch.randn(2, 3, 8)
+        given["timestep"] = torch.tensor([0.3, 0.7]) if "pooled_projections" in names else torch.tensor([3, 7])
+    if "pooled_projections" in names:
+        given["pooled_projections"] = torch.randn(2, 8)
+    with torch.no_grad():
+        return model.eval()(**given).sample
+
+
 def outputs(model, part=None):
     """Logits, or what the model or a part of it gives in their place."""
     model = getattr(model, part) if part else model
+    if diffusers and isinstance(model, diffusers.ModelMixin):
+        return painted(model)
     for module in model.modules():
         # A cache is told by the number of a layer, which layers that were moved have twice.
         if hasattr(getattr(module, "config", None), "use_cache"):

@@ -255,6 +255,10 @@ impl TensorSource for Apart {
         stored.unwrap_or(self.tensors[index].info.dtype)
     }
 
+    fn is_computed(&self, index: usize) -> bool {
+        self.inner.is_computed(&self.keys[index])
+    }
+
     fn held_bytes(&self) -> u64 {
         self.inner.source().held_bytes()
     }

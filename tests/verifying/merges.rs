@@ -95,6 +95,48 @@ fn merges_of_experts_pass_in_every_container() {
     );
 }
 
+#[test]
+fn merges_of_families_pass_in_every_container_and_each_damaged_element_is_found() {
+    let folder = Folder::new();
+    let merges = [
+        (
+            "zerovl",
+            "zerovl/ckpt",
+            ["model.safetensors", "plain_epoch_001.pth"],
+        ),
+        (
+            "flm",
+            "flm/ckpt",
+            ["flm_pretrain.ckpt", "flm_pretrain_trained.ckpt"],
+        ),
+    ];
+    for (family, inputs, [a, b]) in merges {
+        let inputs = format!("{FIXTURES}/{inputs}");
+        for (method, settings) in [
+            ("slerp", "base_model: MODEL_A\nparameters: {t: 0.4}\n"),
+            (
+                "della",
+                "base_model: MODEL_A\nparameters: {weight: 0.5, density: 0.6, epsilon: 0.2}\n",
+            ),
+        ] {
+            let yaml = format!("merge_method: {method}\nmodels: [MODEL_A, MODEL_B]\n{settings}");
+            let yaml = yaml.replace("MODEL_A", &format!("{inputs}/{a}"));
+            let recipe = format!("{family}_{method}.yaml");
+            folder.write(&recipe, yaml.replace("MODEL_B", &format!("{inputs}/{b}")));
+            for ending in ["safetensors", "ckpt"] {
+                let out = format!("{family}_{method}.{ending}");
+                folder.merge(&[&recipe, "--out", &out]);
+                let verdict = folder.verify(&[&out, "--inputs", &inputs, "--full"]);
+                verdict.assert_passed();
+                assert_eq!(verdict.outcome("values"), "passed");
+                folder.verify(&[&out, "--against", &recipe]).assert_passed();
+            }
+        }
+        let out = format!("{family}_slerp.safetensors");
+        assert_each_damage_is_found(&folder, &out, &[&out, "--inputs", &inputs]);
+    }
+}
+
 /// An adapter for modules, with one value in each second factor.
 fn adapter(folder: &Folder, name: &str, modules: &[(&str, f32)]) {
     let names: Vec<[String; 2]> = (modules.iter())

@@ -75,6 +75,9 @@ pub struct Summary {
     pub files: Vec<PathBuf>,
     /// Tensors copied.
     pub n_copied: usize,
+    /// Tensors among those copied that are no tensor of a file: an adapter was merged into them, codes were
+    /// read as numbers, or rows were put in another order.
+    pub n_computed: usize,
     /// Tensors combined from several, or made without an input.
     pub n_combined: usize,
     /// Tensors among those combined from several that are bit for bit what they are measured from: the base, or
@@ -170,10 +173,16 @@ pub(crate) fn execute_beside(
     progress.finish();
     let is_copy = |entry: &&Entry| matches!(entry.action, Action::Copy(_));
     let n_copied = plan.entries().iter().filter(is_copy).count();
+    let is_computed = |entry: &&Entry| match &entry.action {
+        Action::Copy(tensor) => plan.sources()[tensor.source].is_computed(&tensor.key),
+        _ => false,
+    };
+    let n_computed = plan.entries().iter().filter(is_computed).count();
     let (files, n_unchanged) = files?;
     Ok(Summary {
         files,
         n_copied,
+        n_computed,
         n_combined: plan.entries().len() - n_copied,
         n_unchanged,
         n_dropped: plan.dropped().len(),

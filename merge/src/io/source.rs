@@ -300,6 +300,12 @@ pub trait TensorSource: Send + Sync {
         self.tensors()[index].info.dtype
     }
 
+    /// Whether the values of tensor `index` are not those of a file: an adapter is merged into them, codes
+    /// are read as numbers, or rows stand in another order.
+    fn is_computed(&self, _index: usize) -> bool {
+        false
+    }
+
     /// Most bytes that are kept in memory from one read to the next, where tensors are computed.
     fn held_bytes(&self) -> u64 {
         0
@@ -432,6 +438,14 @@ impl Checkpoint {
     pub fn stored_dtype(&self, name: &str) -> Option<DType> {
         let index = self.index(name)?;
         Some(self.source.stored_dtype(index))
+    }
+
+    /// Whether the values of a tensor are computed as they are read: an adapter is merged into them, codes
+    /// are read as numbers, or rows stand in another order.
+    #[must_use]
+    pub fn is_computed(&self, name: &str) -> bool {
+        self.index(name)
+            .is_some_and(|index| self.source.is_computed(index))
     }
 
     /// Shape and dtype of a tensor that must be there.

@@ -95,6 +95,10 @@ impl TensorSource for Tied {
         self.inner.stored_dtype(self.from[index])
     }
 
+    fn is_computed(&self, index: usize) -> bool {
+        self.inner.is_computed(self.from[index])
+    }
+
     fn held_bytes(&self) -> u64 {
         self.inner.held_bytes()
     }

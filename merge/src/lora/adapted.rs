@@ -306,6 +306,11 @@ impl TensorSource for Adapted {
         self.own[index].stored
     }
 
+    fn is_computed(&self, index: usize) -> bool {
+        let own = &self.own[index];
+        own.change.is_some() || self.base.is_computed(&own.key)
+    }
+
     fn held_bytes(&self) -> u64 {
         let deltas = (self.own.iter()).filter_map(|own| own.change.as_ref()?.added.as_ref());
         let mut sizes: Vec<u64> = deltas.map(Delta::n_bytes).collect();

@@ -111,6 +111,10 @@ impl TensorSource for Renamed {
         stored.unwrap_or(self.entries[index].info.dtype)
     }
 
+    fn is_computed(&self, index: usize) -> bool {
+        self.inner.is_computed(&self.keys[index])
+    }
+
     fn held_bytes(&self) -> u64 {
         self.inner.source().held_bytes()
     }

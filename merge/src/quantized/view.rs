@@ -72,6 +72,13 @@ impl TensorSource for View {
         }
     }
 
+    fn is_computed(&self, index: usize) -> bool {
+        match &self.own[index] {
+            Own::Weight(_) => true,
+            Own::Stored(key) => self.inner.is_computed(key),
+        }
+    }
+
     fn held_bytes(&self) -> u64 {
         let weights = self.own.iter().filter_map(|own| match own {
             Own::Weight(weight) => Some(weight.codes.kept_bytes()),

@@ -221,6 +221,12 @@ mod tests {
         let expected = json!({"num_hidden_layers": 3, "no_rope_layers": [0, 1, 1], "moe_layers": [0, 2],
             "eos_token_id": [1, 2, 3, 4]});
         assert_eq!(cut, expected);
+        // Sizes of the axes of a rotary embedding are as many as layers here by chance.
+        let flux = json!({"num_layers": 3, "num_single_layers": 3, "axes_dims_rope": [2, 2, 4]});
+        let (cut, _) = after(flux.clone(), "transformer_blocks", 3, &[0, 1, 1, 2]);
+        assert_eq!(cut["num_layers"], 4);
+        assert_eq!(cut["num_single_layers"], 3);
+        assert_eq!(cut["axes_dims_rope"], flux["axes_dims_rope"]);
         let nemotron = json!({"num_hidden_layers": 4, "hybrid_override_pattern": "M-*M"});
         let (cut, _) = after(nemotron, "backbone.layers", 4, &[0, 2, 2]);
         assert_eq!(cut["hybrid_override_pattern"], "M**");

@@ -282,7 +282,7 @@ fn is_layer_list(key: &str, list: &[Value], before: usize) -> bool {
         "attn",
         "attention",
         "window",
-        "rope",
+        "no_rope",
         "sparsity",
         "intermediate_size",
         "ffn",

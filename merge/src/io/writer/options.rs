@@ -2,7 +2,11 @@
 
 use std::path::{Path, PathBuf};
 
+use crate::io::SourceFile;
 use crate::{Error, Result, WriteFault};
+
+/// What diffusers calls the weights of each part of a pipeline.
+const DIFFUSERS: &str = "diffusion_pytorch_model";
 
 /// The kind of file to write.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -65,6 +69,25 @@ impl WriteOptions {
             is_folder: true,
             ..Self::new(folder.join(name))
         }
+    }
+
+    /// In a model folder, weights are called as those of the inputs where loaders ask for that name: diffusers
+    /// reads `diffusion_pytorch_model.safetensors` alone.
+    #[must_use]
+    pub fn called_like(mut self, inputs: &[SourceFile]) -> Self {
+        let is_part = |file: &SourceFile| {
+            let name = file.path.file_name().unwrap_or_default();
+            name.as_encoded_bytes().starts_with(DIFFUSERS.as_bytes())
+        };
+        if let (true, true, Some(ending)) = (
+            self.is_folder,
+            inputs.iter().any(is_part),
+            self.path.extension(),
+        ) {
+            let name = Path::new(DIFFUSERS).with_extension(ending);
+            self.path.set_file_name(name);
+        }
+        self
     }
 
     /// A single new file at `path`, of the kind that its extension stands for, synced.

@@ -170,6 +170,10 @@ impl TensorSource for ByToken {
         stored.unwrap_or(self.tensors[index].info.dtype)
     }
 
+    fn is_computed(&self, index: usize) -> bool {
+        self.rows[index].is_some() || self.all[self.own].is_computed(&self.names[index])
+    }
+
     fn held_bytes(&self) -> u64 {
         self.all[self.own].source().held_bytes()
     }
