@@ -12,7 +12,7 @@ use proptest::prelude::*;
 // ---- files made by hand -----------------------------------------------------------------------
 
 /// A zip archive that stores these entries.
-fn archive(entries: &[(&str, &[u8])]) -> Vec<u8> {
+pub fn archive(entries: &[(&str, &[u8])]) -> Vec<u8> {
     let (data, directory) = archive_around(entries, 0);
     [data, directory].concat()
 }
@@ -55,20 +55,20 @@ fn archive_around(entries: &[(&str, &[u8])], n_between: u32) -> (Vec<u8>, Vec<u8
 
 /// Pickle opcodes, written one after the other.
 #[derive(Default)]
-struct Pickle(Vec<u8>);
+pub struct Pickle(Vec<u8>);
 
 impl Pickle {
-    fn raw(mut self, bytes: &[u8]) -> Self {
+    pub fn raw(mut self, bytes: &[u8]) -> Self {
         self.0.extend(bytes);
         self
     }
 
-    fn text(self, text: &str) -> Self {
+    pub fn text(self, text: &str) -> Self {
         let length = (text.len() as u32).to_le_bytes();
         self.raw(b"X").raw(&length).raw(text.as_bytes())
     }
 
-    fn integer(self, value: i64) -> Self {
+    pub fn integer(self, value: i64) -> Self {
         self.raw(b"\x8a\x08").raw(&value.to_le_bytes())
     }
 
@@ -81,7 +81,7 @@ impl Pickle {
     }
 
     /// A float tensor in storage `0` of `n` elements.
-    fn tensor(self, n: i64, offset: i64, sizes: &[i64], strides: &[i64]) -> Self {
+    pub fn tensor(self, n: i64, offset: i64, sizes: &[i64], strides: &[i64]) -> Self {
         self.raw(b"ctorch._utils\n_rebuild_tensor_v2\n((")
             .text("storage")
             .raw(b"ctorch\nFloatStorage\n")
@@ -95,16 +95,16 @@ impl Pickle {
             .raw(b"\x89NtR")
     }
 
-    fn finish(self) -> Vec<u8> {
+    pub fn finish(self) -> Vec<u8> {
         self.raw(b".").0
     }
 }
 
-fn open(bytes: Vec<u8>) -> Result<Box<dyn TensorSource>> {
+pub fn open(bytes: Vec<u8>) -> Result<Box<dyn TensorSource>> {
     open_torch_bytes(bytes, &OpenOptions::default())
 }
 
-fn open_pickle(pickle: Pickle, storage: &[u8]) -> Result<Box<dyn TensorSource>> {
+pub fn open_pickle(pickle: Pickle, storage: &[u8]) -> Result<Box<dyn TensorSource>> {
     let pickle = pickle.finish();
     open(archive(&[("a/data.pkl", &pickle), ("a/data/0", storage)]))
 }
@@ -118,7 +118,7 @@ fn value_of(opcodes: &[u8]) -> Option<PlainValue> {
     values.get(&path).cloned()
 }
 
-fn floats(n: usize) -> Vec<u8> {
+pub fn floats(n: usize) -> Vec<u8> {
     (0..n).flat_map(|i| (i as f32).to_le_bytes()).collect()
 }
 

@@ -124,6 +124,14 @@ impl Error {
             Self::Torch(TorchFault::PickledObject { .. }) => {
                 Some("save its state_dict() instead: torch.save(model.state_dict(), path)".into())
             }
+            Self::Torch(
+                TorchFault::Script { .. }
+                | TorchFault::ScriptWithoutTensors { .. }
+                | TorchFault::Zip {
+                    fault: ZipFault::OldScript,
+                    ..
+                },
+            ) => Some("save its weights instead: torch.save(torch.jit.load(path).state_dict(), other)".into()),
             Self::Torch(TorchFault::Zip {
                 fault: ZipFault::Compressed(_),
                 ..

@@ -2,7 +2,7 @@
 
 use std::path::PathBuf;
 
-use crate::io::{PickleCall, PickleFault, ZipFault};
+use crate::io::{PickleCall, PickleFault, ScriptFault, ZipFault};
 
 /// What is wrong with a file of torch, with the entry and the byte or the tensor.
 #[derive(Debug, thiserror::Error)]
@@ -113,6 +113,41 @@ pub enum TorchFault {
         /// The class, `module.name`.
         class: String,
     },
+    /// An object of a TorchScript model cannot be read as attributes.
+    #[error(
+        "{}: {} (`{class}` of TorchScript) {fault}",
+        path.display(),
+        script_note(key)
+    )]
+    Script {
+        /// The file.
+        path: PathBuf,
+        /// The object within the model; empty for the model itself.
+        key: String,
+        /// Its class, `module.name`.
+        class: String,
+        /// Why not.
+        fault: ScriptFault,
+    },
+    /// A TorchScript model has no tensors among its attributes.
+    #[error(
+        "{}: the TorchScript model `{class}` has no tensors by name; one that was frozen keeps them \
+         as constants of its code",
+        path.display()
+    )]
+    ScriptWithoutTensors {
+        /// The file.
+        path: PathBuf,
+        /// The class, `module.name`.
+        class: String,
+    },
+}
+
+fn script_note(key: &str) -> String {
+    match key {
+        "" => "the model".into(),
+        key => format!("`{key}`"),
+    }
 }
 
 fn calls_note(calls: &[PickleCall]) -> String {

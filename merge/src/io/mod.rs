@@ -18,7 +18,7 @@ pub use source::{
     Checkpoint, Container, ObjectPath, OpaqueObject, OpenOptions, PathSegment, PlainValue, Root,
     SourceFile, SourceInfo, Stamp, TensorEntry, TensorInfo, TensorSource,
 };
-pub use torch::{PickleCall, PickleFault, ZipFault};
+pub use torch::{PickleCall, PickleFault, ScriptFault, ZipFault};
 #[doc(hidden)]
 pub use torch::{open_bytes as open_torch_bytes, walk_pickle};
 pub use writer::{

@@ -367,10 +367,17 @@ fn folder(entries: &HashMap<String, Entry>) -> Result<String> {
         }
     }
     match folders.len() {
+        0 if is_old_script(entries) => Err(ZipFault::OldScript.into()),
         0 => Err(ZipFault::NoPickle.into()),
         1 => Ok(folders.remove(0)),
         _ => Err(ZipFault::TwoPickles.into()),
     }
+}
+
+/// Whether the archive is of TorchScript's first form.
+fn is_old_script(entries: &HashMap<String, Entry>) -> bool {
+    let mut names = entries.keys().filter_map(|name| name.split_once('/'));
+    names.any(|(_, record)| record == "model.json")
 }
 
 fn u16_at(bytes: &[u8], at: usize) -> u16 {

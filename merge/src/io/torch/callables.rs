@@ -3,6 +3,7 @@
 //! Nothing is ever called. The rule decides only whether a file is read at all; `docs/formats.md`
 //! explains it to users under "What a pickle may say".
 
+use super::script;
 use super::tensor::Rebuild;
 use super::value::Global;
 
@@ -20,8 +21,8 @@ pub(crate) enum Use {
 pub(crate) enum Meaning {
     /// A tensor from a storage.
     Tensor(Rebuild),
-    /// The first argument, as it is.
-    FirstArgument,
+    /// The first argument of this callable, as it is.
+    FirstArgument(&'static str),
     /// A subclass of tensor: `(function, class, arguments, state)`, the tensor being
     /// `function(*arguments)`.
     TensorSubclass,
@@ -35,6 +36,8 @@ pub(crate) enum Meaning {
     Tuple,
     /// A set from a sequence.
     Set,
+    /// All arguments, as a tuple.
+    Arguments,
     /// An instance of the first argument, a class.
     InstanceOfArgument,
     /// An object that stays opaque.
@@ -48,6 +51,10 @@ pub(crate) fn meaning(global: &Global, usage: Use) -> Meaning {
     let (module, name) = (&*global.module, &*global.name);
     if let Some(meaning) = understood(module, name) {
         return meaning;
+    }
+    // TorchScript's named tuples and enumerations.
+    if usage == Use::Call && script::is_class(global) {
+        return Meaning::Arguments;
     }
     let top = module.split('.').next().unwrap_or(module);
     let is_standard = STANDARD_LIBRARY.binary_search(&top).is_ok()
@@ -81,7 +88,7 @@ fn understood(module: &str, name: &str) -> Option<Meaning> {
         ("torch._utils", "_rebuild_tensor_v2") => Meaning::Tensor(Rebuild::V2),
         ("torch._utils", "_rebuild_tensor_v3") => Meaning::Tensor(Rebuild::V3),
         ("torch._utils", "_rebuild_parameter" | "_rebuild_parameter_with_state") => {
-            Meaning::FirstArgument
+            Meaning::FirstArgument("torch._utils._rebuild_parameter")
         }
         ("torch._tensor", "_rebuild_from_type_v2") => Meaning::TensorSubclass,
         ("torch._utils", "_rebuild_sparse_tensor" | "_rebuild_sparse_csr_tensor") => {
@@ -100,7 +107,15 @@ fn understood(module: &str, name: &str) -> Option<Meaning> {
             | "_rebuild_xla_tensor",
         ) => Meaning::UnsupportedTensor("device-specific"),
         // A string that compares as a version; training programs keep it beside the weights.
-        ("torch.torch_version", "TorchVersion") => Meaning::FirstArgument,
+        ("torch.torch_version", "TorchVersion") => {
+            Meaning::FirstArgument("torch.torch_version.TorchVersion")
+        }
+        // What TorchScript writes around lists and dictionaries, to say the type of their elements.
+        (
+            "torch.jit._pickle",
+            "build_intlist" | "build_doublelist" | "build_boollist" | "build_tensorlist"
+            | "restore_type_tag",
+        ) => Meaning::FirstArgument("torch.jit._pickle"),
         ("torch", "Size") => Meaning::Tuple,
         ("collections", "OrderedDict" | "Counter") => Meaning::Dict(0),
         // Its first argument makes values for missing keys.

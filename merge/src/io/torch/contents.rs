@@ -2,8 +2,9 @@
 
 use std::collections::HashSet;
 
-use super::fault::PickleFault;
-use super::value::{Arena, Id, Value};
+use super::fault::{PickleFault, ScriptFault};
+use super::script;
+use super::value::{Arena, Global, Id, Value};
 use crate::io::{ObjectPath, OpaqueObject, PathSegment, PlainValue};
 
 /// Containers that are entered, each as often as it is referred to.
@@ -33,6 +34,8 @@ pub(crate) struct Contents {
     pub(crate) opaque: Vec<OpaqueObject>,
     /// What the root object is, if it is no container.
     pub(crate) root_class: Option<String>,
+    /// Whether the root object is a TorchScript model, whose attributes are its weights.
+    pub(crate) is_script: bool,
 }
 
 /// Why the walk ended early.
@@ -43,6 +46,8 @@ pub(crate) enum WalkError {
     Unsupported(ObjectPath, &'static str),
     /// A dictionary has this key twice.
     DuplicateKey(ObjectPath),
+    /// An object of this class in a TorchScript model is not read as attributes.
+    Script(ObjectPath, String, ScriptFault),
 }
 
 /// Children of a container that are still to be visited.
@@ -84,10 +89,12 @@ pub(crate) fn walk(arena: &Arena, root: Id) -> Result<Contents, WalkError> {
         listed_bytes: 0,
         key_bytes: 0,
     };
-    walker.visit(root, false, false)?;
     if let Value::Object(object) = arena.get(root) {
-        walker.contents.root_class = arena.global(object.callable).map(|class| class.full_name());
+        let class = arena.global(object.callable);
+        walker.contents.root_class = class.map(Global::full_name);
+        walker.contents.is_script = class.is_some_and(script::is_class);
     }
+    walker.visit(root, false, false)?;
     while let Some(frame) = walker.frames.last_mut() {
         let index = frame.next;
         frame.next += 1;
@@ -138,7 +145,7 @@ impl Walker<'_> {
             (Value::Object(object), Part::State) if index == 0 => {
                 // The attributes hang on the path of their object.
                 if let Some(state) = object.state {
-                    self.attributes(state)?;
+                    self.attributes(state, is_hidden)?;
                 }
                 return Ok(());
             }
@@ -179,13 +186,13 @@ impl Walker<'_> {
     }
 
     /// Visits the attributes of an object: a dictionary, or a pair of it and the slots.
-    fn attributes(&mut self, state: Id) -> Result<(), WalkError> {
+    fn attributes(&mut self, state: Id, is_hidden: bool) -> Result<(), WalkError> {
         match self.arena.get(state) {
-            Value::Dict(_) => self.visit(state, false, true),
+            Value::Dict(_) => self.visit(state, false, is_hidden),
             Value::Tuple(parts) => {
                 for &part in parts.iter().take(2) {
                     if matches!(self.arena.get(part), Value::Dict(_)) {
-                        self.visit(part, false, true)?;
+                        self.visit(part, false, is_hidden)?;
                     }
                 }
                 Ok(())
@@ -204,7 +211,10 @@ impl Walker<'_> {
             }
             Value::Object(object) => {
                 if let Some(class) = self.arena.global(object.callable) {
-                    self.list_opaque(class.full_name());
+                    match self.is_script_object(id) {
+                        true => self.check_script(id, class)?,
+                        false => self.list_opaque(class.full_name()),
+                    }
                 }
                 self.check_keys(id, &object.items)?;
                 &[Part::Items, Part::Elements, Part::State]
@@ -232,10 +242,29 @@ impl Walker<'_> {
                 part,
                 next: 0,
                 has_segment: has_segment && position + 1 == parts.len(),
-                is_hidden: is_hidden || part == Part::State,
+                is_hidden: is_hidden || (part == Part::State && !self.is_script_object(id)),
             });
         }
         Ok(())
+    }
+
+    /// Whether the attributes of an object are weights.
+    fn is_script_object(&self, id: Id) -> bool {
+        self.contents.is_script && script::is_object(self.arena, id)
+    }
+
+    fn check_script(&self, id: Id, class: &Global) -> Result<(), WalkError> {
+        let fault = match self.is_active[id.index()] {
+            true => Some(ScriptFault::HoldsItself),
+            false => script::fault(self.arena, id),
+        };
+        match fault {
+            None => Ok(()),
+            Some(fault) => {
+                let path = ObjectPath(self.path.clone());
+                Err(WalkError::Script(path, class.full_name(), fault))
+            }
+        }
     }
 
     fn leave(&mut self) {

@@ -166,6 +166,21 @@ pub enum PickleFault {
     },
 }
 
+/// Why an object of a TorchScript model is not read as attributes.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+#[non_exhaustive]
+pub enum ScriptFault {
+    /// It is stored by a method of its own, as packed weights of quantized layers are.
+    #[error("is stored in a form of its own, which only its code can read")]
+    OwnState,
+    /// Nothing is stored of it.
+    #[error("is stored without attributes")]
+    NoState,
+    /// It is among its own attributes, or theirs.
+    #[error("is a part of itself")]
+    HoldsItself,
+}
+
 /// What is wrong with a zip archive or one of its entries.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 #[non_exhaustive]
@@ -221,6 +236,11 @@ pub enum ZipFault {
     /// There is no `data.pkl`.
     #[error("the zip archive holds no data.pkl, so torch.save did not write it")]
     NoPickle,
+    /// A TorchScript archive of the form before torch 1.4.
+    #[error(
+        "`model.json` describes a TorchScript model as torch wrote it before 1.4, which is not read"
+    )]
+    OldScript,
     /// There are several `data.pkl`.
     #[error("the zip archive holds more than one data.pkl")]
     TwoPickles,

@@ -16,12 +16,13 @@ mod literal;
 mod pickle;
 mod rebuild;
 mod roots;
+mod script;
 mod source;
 mod strided;
 mod tensor;
 mod value;
 
-pub use fault::{PickleCall, PickleFault, ZipFault};
+pub use fault::{PickleCall, PickleFault, ScriptFault, ZipFault};
 
 use std::collections::BTreeMap;
 use std::path::Path;
@@ -211,6 +212,12 @@ fn walk_error(path: &Path, entry: &str, error: WalkError) -> Error {
     match error {
         WalkError::Fault(fault) => pickle_error(path, entry, 0, fault),
         WalkError::Unsupported(object_path, kind) => unsupported(path, &object_path, kind),
+        WalkError::Script(object_path, class, fault) => Error::Torch(TorchFault::Script {
+            path: path.into(),
+            key: object_path.to_string(),
+            class,
+            fault,
+        }),
         WalkError::DuplicateKey(object_path) => Error::DuplicateKey {
             path: path.into(),
             key: object_path.to_string(),

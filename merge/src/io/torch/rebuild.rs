@@ -39,9 +39,9 @@ pub(crate) fn call(
                 let parts: Vec<Id> = parts.iter().copied().take(8).collect();
                 tensor::tensor(arena, rebuild, &parts)?
             }
-            Meaning::FirstArgument => {
+            Meaning::FirstArgument(callable) => {
                 let &[first, ..] = &parts[..] else {
-                    return Err(few("torch._utils._rebuild_parameter", 1, 0));
+                    return Err(few(callable, 1, 0));
                 };
                 return Ok(Built::Value(first));
             }
@@ -60,6 +60,7 @@ pub(crate) fn call(
             Meaning::List => Value::List(elements(arena, parts.first().copied())?),
             Meaning::Tuple => Value::Tuple(elements(arena, parts.first().copied())?),
             Meaning::Set => Value::Set(elements(arena, parts.first().copied())?),
+            Meaning::Arguments => Value::Tuple(parts.clone()),
             Meaning::InstanceOfArgument => {
                 let &[class, ..] = &parts[..] else {
                     return Err(few("copyreg._reconstructor", 1, 0));

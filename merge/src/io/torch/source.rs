@@ -42,6 +42,12 @@ impl TorchSource {
         if contents.tensors.is_empty()
             && let Some(class) = contents.root_class
         {
+            if contents.is_script {
+                return Err(Error::Torch(TorchFault::ScriptWithoutTensors {
+                    path: path.into(),
+                    class,
+                }));
+            }
             return Err(Error::Torch(TorchFault::PickledObject {
                 path: path.into(),
                 class,
@@ -55,12 +61,15 @@ impl TorchSource {
                 info,
             })
             .collect();
-        let choice = roots::choose(&entries, options.root.as_deref()).map_err(|roots| {
-            Error::UnknownRoot {
-                path: path.into(),
-                root: options.root.clone().unwrap_or_default(),
-                roots,
-            }
+        // The names of a TorchScript model are those from its root object on.
+        let rule = match contents.is_script {
+            true => Some(options.root.as_deref().unwrap_or_default()),
+            false => options.root.as_deref(),
+        };
+        let choice = roots::choose(&entries, rule).map_err(|roots| Error::UnknownRoot {
+            path: path.into(),
+            root: options.root.clone().unwrap_or_default(),
+            roots,
         })?;
         for (entry, name) in entries.iter_mut().zip(choice.names) {
             entry.name = name;
