@@ -34,6 +34,7 @@ mod stored;
 mod ties;
 mod torch_corpus;
 mod torch_reader;
+mod torchscript;
 mod writer;
 mod zerovl;
 mod zerovl_methods;

@@ -22,7 +22,7 @@ pub use gram_names::GramNames;
 pub use keys::{WRAPPER, without_module};
 pub use multiway::{Beit, VlMerging, Vlmo, beit, vl_merging, vlmo};
 pub use multiway::{Buffer, CatalogSpec, Form, GivenSizes, Heads, Sizes, Window, catalog};
-pub use record::{ModelRecord, RecordFamily, ShallowAttention};
+pub use record::{ModelRecord, OneStream, RecordFamily, ShallowAttention};
 pub use table::{LAYOUTS, LayoutFamily, NAMES, by_name, detect};
 pub(crate) use ties::tied;
 pub use ties::{ReadTies, Ties};

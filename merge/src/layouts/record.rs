@@ -23,6 +23,16 @@ pub enum ShallowAttention {
     Joint,
 }
 
+/// What each token of a text sees in a model that reads texts in one stream.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum OneStream {
+    /// The tokens before it.
+    Causal,
+    /// All others.
+    Bidirectional,
+}
+
 /// Whose facts a record holds.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
@@ -36,7 +46,7 @@ pub enum RecordFamily {
 }
 
 /// Facts about a model that its weights do not hold, as its maker knew them. Files that this program writes
-/// carry them along; an explicit setting overrides them.
+/// carry them along. Settings of heads, temperature, colors and streams that say otherwise are refused.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields, default)]
 pub struct ModelRecord {
@@ -71,6 +81,9 @@ pub struct ModelRecord {
     /// What each channel is divided by then.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub image_deviation: Option<[f32; 3]>,
+    /// How texts are read by a model that was trained to read them in one stream.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub streams: Option<OneStream>,
 }
 
 impl From<&Sizes> for ModelRecord {
@@ -107,27 +120,29 @@ impl ModelRecord {
 
     /// A fact that the record's family does not have.
     fn foreign(&self) -> Option<&'static str> {
-        let multiway = [
-            ("heads", self.heads.is_some()),
-            ("fusion_start", self.fusion_start.is_some()),
-            ("text_table_len", self.text_table_len.is_some()),
-            ("shallow_attention", self.shallow_attention.is_some()),
+        use RecordFamily::{Flm, Multiway, Zerovl};
+        let (multiway, towers) = ([Multiway].as_slice(), [Zerovl, Flm].as_slice());
+        let facts = [
+            ("heads", self.heads.is_some(), [Multiway, Flm].as_slice()),
+            ("fusion_start", self.fusion_start.is_some(), multiway),
+            ("text_table_len", self.text_table_len.is_some(), multiway),
+            (
+                "shallow_attention",
+                self.shallow_attention.is_some(),
+                multiway,
+            ),
+            ("image_heads", self.image_heads.is_some(), towers),
+            ("text_heads", self.text_heads.is_some(), towers),
+            ("temperature", self.temperature.is_some(), &[Zerovl]),
+            ("image_mean", self.image_mean.is_some(), towers),
+            ("image_deviation", self.image_deviation.is_some(), towers),
+            ("streams", self.streams.is_some(), &[Flm]),
         ];
-        let towers = [
-            ("image_heads", self.image_heads.is_some()),
-            ("text_heads", self.text_heads.is_some()),
-            ("temperature", self.temperature.is_some()),
-            ("image_mean", self.image_mean.is_some()),
-            ("image_deviation", self.image_deviation.is_some()),
-        ];
-        let others = match self.family {
-            None | Some(RecordFamily::Multiway) => towers.as_slice(),
-            Some(RecordFamily::Zerovl) => multiway.as_slice(),
-            // Its `heads` are those of the cross-modal layers and the reconstructor.
-            Some(RecordFamily::Flm) => &multiway[1..],
-        };
-        let known = others.iter().find(|(_, is_there)| *is_there);
-        known.map(|(name, _)| *name)
+        let own = self.family.unwrap_or(Multiway);
+        let mut foreign = facts
+            .iter()
+            .filter(|(_, is_there, families)| *is_there && !families.contains(&own));
+        foreign.next().map(|(name, ..)| *name)
     }
 
     /// The heads of a tower, by the name of its stack.
@@ -169,6 +184,11 @@ impl ModelRecord {
     /// says and the tensors do not contradict.
     fn known(checkpoint: &Checkpoint) -> Result<Self> {
         let record = Self::of(checkpoint)?;
+        if record == Self::default()
+            && let Some(flm) = super::Flm::read(checkpoint)?
+        {
+            return Ok(flm.settings(checkpoint));
+        }
         let names = [
             "num_heads",
             "vlffn_start_layer_index",
@@ -284,6 +304,13 @@ impl ModelRecord {
             found.temperature = found.temperature.or(record.temperature);
             found.image_mean = found.image_mean.or(record.image_mean);
             found.image_deviation = found.image_deviation.or(record.image_deviation);
+            fact(
+                "streams",
+                self.streams.is_some(),
+                found.streams.map(|how| format!("{how:?}")),
+                record.streams.map(|how| format!("{how:?}")),
+            )?;
+            found.streams = found.streams.or(record.streams);
             found.family = found.family.or(record.family);
             match (found.shallow_attention, record.shallow_attention) {
                 (Some(first), Some(second))
@@ -307,6 +334,7 @@ impl ModelRecord {
             temperature: self.temperature.or(found.temperature),
             image_mean: self.image_mean.or(found.image_mean),
             image_deviation: self.image_deviation.or(found.image_deviation),
+            streams: self.streams.or(found.streams),
         })
     }
 }

@@ -5,7 +5,7 @@ use std::fmt;
 use std::sync::Arc;
 
 use super::tables::{AbsoluteTable, ThirdTokenType, Windows};
-use crate::layouts::{self, Flm, FlmSpec, FlmTask, TableForm};
+use crate::layouts::{self, Flm, FlmSpec, FlmTask, OneStream, TableForm};
 use crate::methods::WholeKernel;
 use crate::plan::{Action, Entry, PlanBuilder, TensorRef};
 use crate::recipe::OutputDType;
@@ -14,6 +14,7 @@ use crate::{Checkpoint, ConversionFault, Error, Layout, MergePlan, Result, Tenso
 
 mod report;
 mod rows;
+mod spelled;
 mod towers;
 
 pub use report::LoadReport;
@@ -149,11 +150,17 @@ impl FlmStart {
         if let Some(n_answers) = self.n_answers {
             sizes.n_answers = n_answers;
         }
+        // A model without a reconstructor gets none.
+        let is_three_stream = from.is_three_stream && self.task.is_three_stream();
         FlmSpec {
             task: self.task,
-            // A model without a reconstructor gets none.
-            is_three_stream: from.is_three_stream && self.task.is_three_stream(),
+            is_three_stream,
             shares_heads: from.shares_heads,
+            reading: match self.task {
+                // Captions are written from left to right.
+                FlmTask::Caption if !is_three_stream => Some(OneStream::Causal),
+                task => task.reading().or(from.reading),
+            },
             sizes,
         }
     }

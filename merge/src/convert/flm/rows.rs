@@ -60,3 +60,20 @@ impl WholeKernel for OneRow {
         16 * shape.iter().product::<usize>() as u64
     }
 }
+
+/// Puts tables with the same columns one below the other.
+pub(super) struct JoinedRows(pub usize);
+
+impl WholeKernel for JoinedRows {
+    fn merge(&self, group: &dyn GroupData) -> Result<ArrayD<f64>> {
+        let parts: Vec<_> = (0..self.0)
+            .map(|index| group.member(index))
+            .collect::<Result<_>>()?;
+        let views: Vec<_> = parts.iter().map(|part| part.view()).collect();
+        Ok(concatenate(Axis(0), &views).expect("the parts have one shape"))
+    }
+
+    fn peak_bytes(&self, shape: &[usize], n_members: usize) -> u64 {
+        16 * (n_members * shape.iter().product::<usize>()) as u64
+    }
+}

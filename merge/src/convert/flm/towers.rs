@@ -4,13 +4,15 @@ use std::collections::BTreeSet;
 use std::fmt;
 use std::sync::Arc;
 
+use super::rows::JoinedRows;
+use super::spelled::{Spelled, clip, roberta};
 use super::{copy_of, whole};
 use crate::convert::tables::{AbsoluteTable, Windows};
 use crate::layouts::{Dimensions, FLM_POSITIONS, FlmSizes, FlmSpec, FlmTask, TowerSizes};
 use crate::plan::{Action, Entry, PlanBuilder, TensorRef};
 use crate::recipe::OutputDType;
 use crate::synth::{Fresh, FreshTensor, Spread, Synthesis};
-use crate::{Checkpoint, ConversionFault, Error, MergePlan, Result};
+use crate::{Checkpoint, ConversionFault, DType, Error, MergePlan, Result};
 
 /// Channels of a head in both towers of published size.
 const HEAD_WIDTH: usize = 64;
@@ -42,109 +44,9 @@ pub struct FlmTowers {
     pub n_answers: Option<usize>,
     /// What draws are keyed by.
     pub seed: u64,
-    /// Element type of the output.
+    /// Element type of the output. Half precision is widened unless it says otherwise, as the published program
+    /// widens the archives of CLIP.
     pub dtype: OutputDType,
-}
-
-/// How a file spells a tower.
-struct Spelled<'a> {
-    file: &'a Checkpoint,
-    /// Its index among the plan's sources.
-    source: usize,
-    /// What stands before every key.
-    wrapper: &'static str,
-    /// What stands before the keys of the text part alone.
-    text: &'static str,
-}
-
-impl Spelled<'_> {
-    /// The file's key for one of FLM's, without FLM's prefix.
-    fn key(&self, rest: &str) -> String {
-        let text = match rest.starts_with("visual.") {
-            true => "",
-            false => self.text,
-        };
-        format!("{}{text}{rest}", self.wrapper)
-    }
-
-    fn axis(&self, rest: &str, axis: usize) -> Result<usize> {
-        let key = self.key(rest);
-        let info = self.file.require(&key)?;
-        info.shape
-            .get(axis)
-            .copied()
-            .ok_or_else(|| Error::ShapeMismatch {
-                slot: self.file.path().display().to_string(),
-                key,
-                found: info.shape.clone(),
-                expected: vec![0; axis + 1],
-            })
-    }
-
-    /// Blocks that are numbered between `before` and what follows.
-    fn n_blocks(&self, before: &str) -> usize {
-        let start = self.key(before);
-        let numbers = self.file.tensors().filter_map(|(key, _)| {
-            let (index, _) = key.strip_prefix(&start)?.split_once('.')?;
-            index.parse::<u16>().ok()
-        });
-        numbers.max().map_or(0, |last| usize::from(last) + 1)
-    }
-}
-
-/// The CLIP: OpenAI's spelling, or open_clip's, whose text part may be below `text.`.
-fn clip(file: &Checkpoint) -> Result<Spelled<'_>> {
-    let telling = "visual.transformer.resblocks.0.attn.in_proj_weight";
-    let has = |key: &str| file.get(key).is_some();
-    let wrappers = ["", "module.", "model.", "clip."];
-    let wrapper = wrappers
-        .into_iter()
-        .find(|wrapper| has(&format!("{wrapper}{telling}")));
-    let Some(wrapper) = wrapper else {
-        return Err(file
-            .require(telling)
-            .err()
-            .unwrap_or_else(|| not_a_tower(file, "CLIP")));
-    };
-    let below_text = has(&format!("{wrapper}text.positional_embedding"));
-    let text = if below_text { "text." } else { "" };
-    Ok(Spelled {
-        file,
-        source: 0,
-        wrapper,
-        text,
-    })
-}
-
-/// The RoBERTa: Hugging Face's spelling, of the encoder alone or of a model around it.
-fn roberta(file: &Checkpoint) -> Result<Spelled<'_>> {
-    let telling = "encoder.layer.0.attention.self.query.weight";
-    let has = |key: &str| file.get(key).is_some();
-    let wrappers = ["", "roberta.", "module.", "module.roberta."];
-    let wrapper = wrappers
-        .into_iter()
-        .find(|wrapper| has(&format!("{wrapper}{telling}")));
-    match wrapper {
-        Some(wrapper) => Ok(Spelled {
-            file,
-            source: 1,
-            wrapper,
-            text: "",
-        }),
-        None => Err(file
-            .require(telling)
-            .err()
-            .unwrap_or_else(|| not_a_tower(file, "RoBERTa"))),
-    }
-}
-
-fn not_a_tower(file: &Checkpoint, what: &'static str) -> Error {
-    ConversionFault::NoSuchConversion {
-        path: file.path().into(),
-        layout: what,
-        wanted: "read",
-    }
-    .into()
 }
 
 /// Sizes of a tower with heads of the published width, as far as they divide it.
@@ -191,7 +93,7 @@ impl FlmTowers {
                 None => fresh.entry(tensor),
             };
             if entry.info.dtype.is_float() {
-                entry.info.dtype = self.dtype.apply(entry.info.dtype);
+                entry.info.dtype = self.dtype.apply(DType::F32);
             }
             used.extend(entry.action.tensors().cloned());
             plan.add(entry)?;
@@ -220,13 +122,11 @@ impl FlmTowers {
         let rows = clip.axis("visual.positional_embedding", 0)?;
         let side = rows.saturating_sub(1).isqrt();
         if side == 0 || side * side + 1 != rows {
+            let key = clip.key("visual.positional_embedding");
+            let shape = clip.file.require(&key)?.shape.clone();
             return Err(ConversionFault::TableShape {
-                key: clip.key("visual.positional_embedding"),
-                shape: clip
-                    .file
-                    .require(&clip.key("visual.positional_embedding"))?
-                    .shape
-                    .clone(),
+                key,
+                shape,
                 window: side,
             }
             .into());
@@ -259,6 +159,14 @@ impl FlmTowers {
             _ => 0,
         };
         let is_three_stream = self.task.is_three_stream();
+        // What an FLM keeps of the text part is read by nothing.
+        let (clip_text_positions, clip_text_width) = match clip.has_text {
+            true => (
+                clip.axis("positional_embedding", 0)?,
+                clip.axis("positional_embedding", 1)?,
+            ),
+            false => (published.clip_text_positions, published.clip_text_width),
+        };
         let sizes = FlmSizes {
             image,
             text: tower(n_text, width, ffn_width),
@@ -271,13 +179,14 @@ impl FlmTowers {
             text_positions: text.axis("embeddings.position_embeddings.weight", 0)?,
             n_token_types: published.n_token_types,
             n_answers: self.n_answers.unwrap_or(published.n_answers),
-            clip_text_positions: clip.axis("positional_embedding", 0)?,
-            clip_text_width: clip.axis("positional_embedding", 1)?,
+            clip_text_positions,
+            clip_text_width,
         };
         let spec = FlmSpec {
             task: self.task,
             is_three_stream,
             shares_heads: true,
+            reading: self.task.reading(),
             sizes,
         };
         Ok((spec, windows))
@@ -291,13 +200,19 @@ impl FlmTowers {
         windows: Windows,
     ) -> Result<Option<Entry>> {
         let name = tensor.name.as_str();
-        let (spelled, key) = match (name.strip_prefix(VIT), name.strip_prefix(ROBERTA)) {
-            (Some(rest), _) => (clip, clip.key(rest)),
-            (_, Some(rest)) => (text, text.key(rest)),
+        let (spelled, rest) = match (name.strip_prefix(VIT), name.strip_prefix(ROBERTA)) {
+            (Some(rest), _) => (clip, rest),
+            (_, Some(rest)) => (text, rest),
             _ => return Ok(None),
         };
-        // RoBERTa's pooler and its buffer are in some files only; a fresh pooler is read by nothing.
-        let is_optional = name.contains(".pooler.") || tensor.buffer.is_some();
+        if let Some(keys) = spelled.parts(rest) {
+            return Self::joined(spelled, tensor, keys).map(Some);
+        }
+        // RoBERTa's pooler and its buffer are in some files only, as is the text part of a CLIP; nothing reads them.
+        let is_optional = name.contains(".pooler.")
+            || tensor.buffer.is_some()
+            || !(spelled.has_text || rest.starts_with("visual."));
+        let key = spelled.key(rest);
         let found = match spelled.file.get(&key) {
             Some(found) => found,
             None if is_optional => return Ok(None),
@@ -336,6 +251,42 @@ impl FlmTowers {
             why,
             ..copy_of(spelled.source, name, &key, found)
         }))
+    }
+
+    /// The projections to queries, keys and values, where a file has a tensor for each.
+    fn joined(spelled: &Spelled<'_>, tensor: &FreshTensor, keys: [String; 3]) -> Result<Entry> {
+        let mut shape = tensor.info.shape.clone();
+        if let Some(rows) = shape.first_mut() {
+            *rows /= keys.len();
+        }
+        for key in &keys {
+            let found = spelled.file.require(key)?;
+            if found.shape != shape {
+                return Err(Error::ShapeMismatch {
+                    slot: tensor.name.clone(),
+                    key: key.clone(),
+                    found: found.shape.clone(),
+                    expected: shape,
+                });
+            }
+        }
+        let why = format!(
+            "`{}` of {}",
+            keys.join("`, `"),
+            spelled.file.path().display()
+        );
+        let found = spelled.file.require(&keys[0])?;
+        let wanted = tensor.info.shape.clone();
+        let kernel = Arc::new(JoinedRows(keys.len()));
+        let mut entry = whole(&tensor.name, &keys[0], (wanted, found), kernel, why);
+        if let Action::Whole { members, grams, .. } = &mut entry.action {
+            let tensors = keys.map(|key| TensorRef {
+                source: spelled.source,
+                key,
+            });
+            (*members, *grams) = (tensors.to_vec(), vec![None; 3]);
+        }
+        Ok(entry)
     }
 }
 

@@ -1,7 +1,7 @@
 //! What an FLM checkpoint holds, from its task and its sizes alone.
 
 use crate::io::Aliases;
-use crate::layouts::{Buffer, ModelRecord, RecordFamily, TowerSizes};
+use crate::layouts::{Buffer, ModelRecord, OneStream, RecordFamily, TowerSizes};
 use crate::synth::{Distribution, Fresh, FreshTensor, Spread};
 use crate::{DType, Error, ParamKind, Result, TensorInfo};
 
@@ -55,6 +55,16 @@ impl FlmTask {
     #[must_use]
     pub const fn is_three_stream(self) -> bool {
         !matches!(self, Self::Mlm | Self::Ar)
+    }
+
+    /// How models of a task read that have one stream by its nature.
+    #[must_use]
+    pub const fn reading(self) -> Option<OneStream> {
+        match self {
+            Self::Mlm => Some(OneStream::Bidirectional),
+            Self::Ar => Some(OneStream::Causal),
+            _ => None,
+        }
     }
 }
 
@@ -191,6 +201,8 @@ pub struct FlmSpec {
     pub is_three_stream: bool,
     /// Whether the streams share one language head, as published models do.
     pub shares_heads: bool,
+    /// How texts are read, if it was trained to read them in one stream and that is known.
+    pub reading: Option<OneStream>,
     /// Its sizes.
     pub sizes: FlmSizes,
 }
@@ -203,6 +215,7 @@ impl FlmSpec {
             task,
             is_three_stream: task.is_three_stream(),
             shares_heads: true,
+            reading: task.reading(),
             sizes: FlmSizes::published(task),
         }
     }
@@ -335,6 +348,7 @@ impl Fresh for FlmSpec {
             heads: Some(self.sizes.cross.n_heads),
             image_heads: Some(self.sizes.image.n_heads),
             text_heads: Some(self.sizes.text.n_heads),
+            streams: self.reading,
             ..ModelRecord::default()
         }
     }

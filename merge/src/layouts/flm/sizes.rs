@@ -2,13 +2,14 @@
 
 use std::collections::HashMap;
 
-use crate::layouts::{Layout, Stack, TowerSizes};
+use crate::layouts::record::stored;
+use crate::layouts::{Layout, ModelRecord, OneStream, RecordFamily, Stack, TowerSizes};
 use crate::{Checkpoint, Error, Result};
 
 use super::fresh::{FlmSizes, FlmSpec, FlmTask};
 use super::place::Place;
-use super::table::{Axis, STACKS};
-use super::{Flm, ties};
+use super::table::{Axis, HEAD, STACKS};
+use super::{Flm, survey, ties};
 
 impl Flm {
     /// What the checkpoint is built for, and its sizes: what a fresh model of the same names and shapes
@@ -51,12 +52,50 @@ impl Flm {
         };
         let form = self.name().strip_prefix("flm/").unwrap_or_default();
         let task = FlmTask::ALL.iter().find(|(_, name)| *name == form);
+        let recorded = ModelRecord::of(checkpoint)?.streams;
         Ok(FlmSpec {
             task: task.map_or(FlmTask::Pretrain, |(task, _)| *task),
             is_three_stream: self.is_three_stream,
             shares_heads: !ties::has_own_heads(checkpoint),
+            reading: recorded.or_else(|| self.reading(checkpoint)),
             sizes,
         })
+    }
+}
+
+impl Flm {
+    /// How a model with one stream reads, by the settings of its run or by its language head.
+    #[must_use]
+    pub fn reading(&self, checkpoint: &Checkpoint) -> Option<OneStream> {
+        if self.is_three_stream {
+            return None;
+        }
+        let has = |start: &str| checkpoint.tensors().any(|(key, _)| key.starts_with(start));
+        match survey::is_causal(checkpoint) {
+            Some(true) => Some(OneStream::Causal),
+            Some(false) => Some(OneStream::Bidirectional),
+            None if has(HEAD) => Some(OneStream::Causal),
+            None if has("mlm_score.") => Some(OneStream::Bidirectional),
+            None => None,
+        }
+    }
+
+    /// What the settings of a run say of the model, where the tensors do not contradict it.
+    pub(in crate::layouts) fn settings(&self, checkpoint: &Checkpoint) -> ModelRecord {
+        let found = self.dimensions().stack("cross_modal");
+        let heads = stored(checkpoint, "num_heads");
+        let heads = heads.filter(|_| found.is_some_and(|stack| stack.n_heads == heads));
+        let of_settings = survey::is_causal(checkpoint).and(self.reading(checkpoint));
+        let record = ModelRecord {
+            heads,
+            streams: of_settings,
+            ..ModelRecord::default()
+        };
+        let is_known = record != ModelRecord::default();
+        ModelRecord {
+            family: is_known.then_some(RecordFamily::Flm),
+            ..record
+        }
     }
 }
 

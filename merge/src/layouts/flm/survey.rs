@@ -4,7 +4,7 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use crate::io::PlainValue;
 use crate::layouts::dimensions::{patches_across, published_heads};
-use crate::layouts::{Description, Dimensions, ModelRecord, Stack};
+use crate::layouts::{Description, Dimensions, ModelRecord, OneStream, Stack};
 use crate::{Checkpoint, Result, TensorInfo};
 
 use super::place::Place;
@@ -100,6 +100,11 @@ fn is_captioning(checkpoint: &Checkpoint) -> bool {
     (of_ar && !of_flm) || rows == Some(CAPTION_VOCABULARY) || lacks_others
 }
 
+/// Whether texts are read from left to right, by the run's settings.
+pub(super) fn is_causal(checkpoint: &Checkpoint) -> Option<bool> {
+    setting(checkpoint, "is_causal_mask")
+}
+
 /// The weight of a loss in the run's settings.
 fn weight_of_loss(checkpoint: &Checkpoint, loss: &str) -> Option<f64> {
     let wanted = format!("hyper_parameters.loss_names.{loss}");
@@ -151,10 +156,10 @@ impl<'a> Survey<'a> {
             };
         };
         self.evidence.push(what.to_owned());
-        let is_causal = setting(self.checkpoint, "is_causal_mask");
-        let (is_causal, source) = match is_causal {
-            Some(is_causal) => (is_causal, "by the file's settings"),
-            None => (
+        let (is_causal, source) = match (self.record.streams, is_causal(self.checkpoint)) {
+            (Some(how), _) => (how == OneStream::Causal, "by the file's metadata"),
+            (None, Some(is_causal)) => (is_causal, "by the file's settings"),
+            (None, None) => (
                 is_three_stream || self.starts(HEAD),
                 "as such models are; no weight holds it",
             ),
