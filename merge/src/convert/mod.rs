@@ -74,8 +74,15 @@ impl Conversion {
         if layout.name() == "generic" && (is_resized || self.third_token_type) {
             return Err(draft.refused(layout, "brought to other sizes"));
         }
-        if self.facts.family == Some(RecordFamily::Zerovl) && layout.name() != "zerovl" {
-            return Err(draft.refused(layout, "given facts about two towers"));
+        let mut facts = self.facts;
+        if facts.family == Some(RecordFamily::Zerovl) && layout.name() != "zerovl" {
+            if !layout.name().starts_with("flm/") {
+                return Err(draft.refused(layout, "given facts about two towers"));
+            }
+            if facts.temperature.is_some() {
+                return Err(draft.refused(layout, "given a temperature"));
+            }
+            facts.family = Some(RecordFamily::Flm);
         }
         if self.image_size.is_some() {
             let windows = Windows::new(&self.sizes(&source, layout)?, self.image_size)?;
@@ -103,7 +110,7 @@ impl Conversion {
         }
         let model = ModelRecord {
             text_table_len: self.text_table_len,
-            ..self.facts
+            ..facts
         };
         draft.finish(layout, self.to_string(), self.dtype, model)
     }

@@ -105,6 +105,7 @@ pub fn verify(
     found.require_unique_names()?;
     let made = Provenance::from_metadata(&found.info().metadata);
     let mut checks = vec![finite(&found, progress)?];
+    checks.extend(noted("reading", found.notes()));
     checks.extend(folder::checks(path, &found)?);
     match against {
         None => checks.push(Check::said(
@@ -118,6 +119,12 @@ pub fn verify(
         passed: checks.iter().all(|check| check.outcome != Outcome::Failed),
         checks,
     })
+}
+
+/// What should be known of how files were read, as of names of one tensor that hold different values.
+fn noted(name: &'static str, notes: &[String]) -> Option<Check> {
+    let check = || Check::new(name, Outcome::Note, notes.to_vec());
+    (!notes.is_empty()).then(check)
 }
 
 /// Whether all floats are finite.
@@ -175,6 +182,7 @@ fn by_recipe(
     }
     let (plan, _) = MergePlan::resolve(&recipe)?;
     let mut checks = vec![inputs(&plan, made, progress)?];
+    checks.extend(noted("reading the inputs", &plan.beside().notes));
     checks.extend(adapters);
     let compared = compare(&plan, found, is_full, progress)?;
     let unexpected = compared
