@@ -1,6 +1,7 @@
 //! Models that read a text in one direction, in the other, and complete it from both.
 
 use candle_core::Tensor;
+use merge::layouts::OneStream;
 use serde::{Deserialize, Serialize};
 
 use super::Model;
@@ -19,6 +20,27 @@ pub enum Streams {
     Causal,
     /// In one stream, each token with all others.
     Bidirectional,
+}
+
+impl Streams {
+    /// Its name in recipes.
+    #[must_use]
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Three => "three",
+            Self::Causal => "causal",
+            Self::Bidirectional => "bidirectional",
+        }
+    }
+}
+
+impl From<OneStream> for Streams {
+    fn from(how: OneStream) -> Self {
+        match how {
+            OneStream::Causal => Self::Causal,
+            OneStream::Bidirectional => Self::Bidirectional,
+        }
+    }
 }
 
 /// One of three streams.
@@ -69,6 +91,9 @@ pub struct Completed {
 /// Wang et al. 2023, "Accelerating Vision-Language Pretraining with Free Language Modeling",
 /// <https://arxiv.org/abs/2303.14038>.
 pub trait FreeLanguage: Model {
+    /// How it reads texts where a task does not say.
+    fn streams(&self) -> Streams;
+
     /// Hidden states of texts in one stream, `(b, t, d)`.
     ///
     /// # Errors

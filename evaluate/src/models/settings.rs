@@ -1,10 +1,17 @@
 //! What a checkpoint does not say of its model, as the caller knows it.
 
+use std::fmt::Debug;
+
+use merge::Checkpoint;
+use merge::layouts::ModelRecord;
 pub use merge::layouts::ShallowAttention;
 
+use super::towers::sizes;
 use super::{Setting, Streams};
+use crate::Result;
+use crate::images::ImageInput;
 
-/// What a checkpoint does not say, or says wrongly, as the caller knows it. A family that does not
+/// What a checkpoint does not say, as the caller knows it. A family that does not
 /// know one of these refuses it.
 #[derive(Clone, Copy, Debug, Default, PartialEq)]
 pub struct Overrides {
@@ -48,4 +55,46 @@ impl Overrides {
         let given = given.into_iter().filter(|(_, is_given)| *is_given);
         given.map(|(setting, _)| setting)
     }
+}
+
+/// A fact that is given, or that the file's record holds; both must say the same.
+pub(super) fn agreed<T: Copy + PartialEq + Debug>(
+    checkpoint: &Checkpoint,
+    what: &str,
+    given: Option<T>,
+    recorded: Option<T>,
+) -> Result<Option<T>> {
+    match (given, recorded) {
+        (Some(given), Some(recorded)) if given != recorded => {
+            let fault = format!(
+                "`{what}` is {recorded:?} by the file's own record, but {given:?} was asked for"
+            );
+            Err(sizes::bad(checkpoint, &fault))
+        }
+        _ => Ok(given.or(recorded)),
+    }
+}
+
+/// Pictures are normalized as the user or the file's record says, or else as the family does.
+pub(super) fn normalize(
+    image: &mut ImageInput,
+    checkpoint: &Checkpoint,
+    overrides: &Overrides,
+    record: &ModelRecord,
+) -> Result<()> {
+    let (given, recorded) = (overrides.image_mean, record.image_mean);
+    image.mean = agreed(checkpoint, "image_mean", given, recorded)?.unwrap_or(image.mean);
+    let (given, recorded) = (overrides.image_deviation, record.image_deviation);
+    let deviation = agreed(checkpoint, "image_deviation", given, recorded)?;
+    image.deviation = deviation.unwrap_or(image.deviation);
+    let mut numbers = image.mean.iter().chain(&image.deviation);
+    if !(numbers.all(|x| x.is_finite()) && image.deviation.iter().all(|x| *x > 0.0)) {
+        let fault = format!(
+            "pictures are to be normalized by the mean {:?} and the deviation {:?}, which must be finite, and the \
+             deviation above 0",
+            image.mean, image.deviation
+        );
+        return Err(sizes::bad(checkpoint, &fault));
+    }
+    Ok(())
 }

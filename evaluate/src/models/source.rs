@@ -45,6 +45,15 @@ impl Source {
         }
     }
 
+    /// What users should know of how the files were found and read.
+    #[must_use]
+    pub fn notes(&self) -> Vec<String> {
+        match self {
+            Self::Checkpoint(checkpoint) => checkpoint.notes().to_vec(),
+            Self::Plan(plan) => plan.beside().notes.clone(),
+        }
+    }
+
     /// The recipe that makes them, or made them as far as the file says.
     #[must_use]
     pub fn recipe(&self) -> Option<String> {

@@ -1,6 +1,6 @@
 //! An FLM that is not loaded yet.
 
-use merge::layouts::{ModelRecord, RecordFamily};
+use merge::layouts::{ModelRecord, OneStream, RecordFamily};
 use merge::{Checkpoint, Layout};
 
 use super::{Config, Flm, heads};
@@ -86,6 +86,8 @@ impl Blueprint for FlmBlueprint {
             Setting::Heads
                 | Setting::ImageHeads
                 | Setting::TextHeads
+                | Setting::ImageMean
+                | Setting::ImageDeviation
                 | Setting::Streams
                 | Setting::DropPath
                 | Setting::Dropout
@@ -112,6 +114,13 @@ impl Blueprint for FlmBlueprint {
             heads: Some(self.config.n_heads),
             image_heads: Some(self.config.image.n_heads),
             text_heads: Some(self.config.text.n_heads),
+            image_mean: Some(self.config.input.image.mean),
+            image_deviation: Some(self.config.input.image.deviation),
+            streams: match self.config.streams {
+                Streams::Three => None,
+                Streams::Causal => Some(OneStream::Causal),
+                Streams::Bidirectional => Some(OneStream::Bidirectional),
+            },
             ..ModelRecord::default()
         }
     }

@@ -129,6 +129,10 @@ impl FusionEncoder for Flm {
 }
 
 impl FreeLanguage for Flm {
+    fn streams(&self) -> Streams {
+        self.config.streams
+    }
+
     fn read(&self, pair: &Pair<'_>, reading: Reading<'_>, pass: &Pass<'_>) -> Result<Tensor> {
         let looked = self.look_at(pair, pass)?;
         self.one(pair.texts, &looked, reading, pass)

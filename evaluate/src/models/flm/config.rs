@@ -1,12 +1,14 @@
 //! Sizes of an FLM, read off a checkpoint.
 
+use merge::layouts::{Flm as FlmLayout, ModelRecord};
 use merge::{Checkpoint, Layout};
 
-use crate::Result;
 use crate::images::ImageInput;
+use crate::models::settings::{agreed, normalize};
 use crate::models::towers::{Shapes, VitForm, bert, sizes, vit};
 use crate::models::{ModelInput, Overrides, Streams};
 use crate::text::{CaptionRule, Padding, TextInput};
+use crate::{Error, Result};
 
 /// What the keys of the image encoder begin with.
 pub(super) const IMAGE: &str = "vit_model.visual.";
@@ -60,14 +62,42 @@ impl Config {
             let stack = stacks.iter().find(|stack| stack.name == name);
             stack.and_then(|stack| stack.n_heads)
         };
-        let heads = |given: Option<usize>, name| given.or_else(|| known(name));
-        Self::of(
+        let record = ModelRecord::of(checkpoint)?;
+        let heads = |what, given, recorded, name| {
+            let said = agreed(checkpoint, what, given, recorded)?;
+            Ok::<_, Error>(said.or_else(|| known(name)))
+        };
+        // Those of the other layers serve the text encoder, too, where nothing is said of it.
+        let text_heads = match record.text_heads {
+            Some(_) => overrides.text_heads,
+            None => overrides.text_heads.or(overrides.n_heads),
+        };
+        let recorded = record.streams.map(Streams::from);
+        let [given, of_record] = [overrides.streams, recorded].map(|how| how.map(Streams::name));
+        agreed(checkpoint, "streams", given, of_record)?;
+        let streams = overrides.streams.or(recorded);
+        let of_settings = || {
+            Some(
+                FlmLayout::read(checkpoint)
+                    .ok()??
+                    .reading(checkpoint)?
+                    .into(),
+            )
+        };
+        let mut config = Self::of(
             checkpoint,
-            heads(overrides.image_heads, "image"),
-            heads(overrides.text_heads.or(overrides.n_heads), "text"),
-            heads(overrides.n_heads, "cross_modal"),
-            overrides.streams,
-        )
+            heads(
+                "image_heads",
+                overrides.image_heads,
+                record.image_heads,
+                "image",
+            )?,
+            heads("text_heads", text_heads, record.text_heads, "text")?,
+            heads("heads", overrides.n_heads, record.heads, "cross_modal")?,
+            streams.or_else(of_settings),
+        )?;
+        normalize(&mut config.input.image, checkpoint, overrides, &record)?;
+        Ok(config)
     }
 
     /// The sizes of a checkpoint whose image encoder, text encoder and further layers have so many heads, 64

@@ -4,6 +4,7 @@ use merge::layouts::{ModelRecord, RecordFamily, Window};
 use merge::{Checkpoint, Layout};
 use serde::Serialize;
 
+use crate::models::settings::agreed;
 use crate::models::towers::sizes;
 use crate::models::{Overrides, ShallowAttention};
 use crate::{Error, ModelFault, Result};
@@ -88,7 +89,9 @@ impl Config {
         let is_absolute = checkpoint
             .tensors()
             .any(|(key, _)| key.ends_with("transformer.pos_embed"));
-        let heads = overrides.n_heads.or(found.n_heads());
+        let record = ModelRecord::of(checkpoint)?;
+        let heads = agreed(checkpoint, "heads", overrides.n_heads, record.heads)?;
+        let heads = heads.or(found.n_heads());
         let heads = heads.or((name == "vlmo/base_plus").then_some(BASE_PLUS_HEADS));
         let mut config = Self {
             layout: name.to_owned(),
@@ -111,7 +114,7 @@ impl Config {
                 .any(|(key, _)| key.ends_with(".gamma_1")),
             shallow_attention: overrides
                 .shallow_attention
-                .or(ModelRecord::of(checkpoint)?.shallow_attention)
+                .or(record.shallow_attention)
                 .unwrap_or_else(|| usual_attention(name)),
         };
         sizes::heads(checkpoint, config.width, Some(config.n_heads))?;

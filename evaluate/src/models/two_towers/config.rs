@@ -5,6 +5,7 @@ use merge::{Checkpoint, Layout};
 
 use crate::Result;
 use crate::images::{Filter, ImageInput, Resize};
+use crate::models::settings::{agreed, normalize};
 use crate::models::towers::{Shapes, bert, sizes, vit};
 use crate::models::{ModelInput, Overrides};
 use crate::text::{CaptionRule, Padding, TextInput};
@@ -75,27 +76,17 @@ impl Config {
             stack.and_then(|stack| stack.n_heads)
         };
         let heads = |given: Option<usize>, name| given.or_else(|| known(name));
-        let image_heads = heads(overrides.image_heads.or(overrides.n_heads), "image");
-        let text_heads = heads(overrides.text_heads.or(overrides.n_heads), "text");
         let record = ModelRecord::of(checkpoint)?;
+        let given = overrides.image_heads.or(overrides.n_heads);
+        let image_heads = agreed(checkpoint, "image_heads", given, record.image_heads)?;
+        let given = overrides.text_heads.or(overrides.n_heads);
+        let text_heads = agreed(checkpoint, "text_heads", given, record.text_heads)?;
+        let image_heads = heads(image_heads, "image");
+        let text_heads = heads(text_heads, "text");
         let (given, recorded) = (overrides.temperature, record.temperature);
         let temperature = agreed(checkpoint, "temperature", given, recorded)?;
         let mut config = Self::of(checkpoint, image_heads, text_heads, temperature)?;
-        let image = &mut config.input.image;
-        let (given, recorded) = (overrides.image_mean, record.image_mean);
-        image.mean = agreed(checkpoint, "image_mean", given, recorded)?.unwrap_or(image.mean);
-        let (given, recorded) = (overrides.image_deviation, record.image_deviation);
-        let deviation = agreed(checkpoint, "image_deviation", given, recorded)?;
-        image.deviation = deviation.unwrap_or(image.deviation);
-        let numbers = || image.mean.iter().chain(&image.deviation);
-        if !(numbers().all(|x| x.is_finite()) && image.deviation.iter().all(|x| *x > 0.0)) {
-            let fault = format!(
-                "pictures are to be normalized by the mean {:?} and the deviation {:?}, which must be finite, and the \
-                 deviation above 0",
-                image.mean, image.deviation
-            );
-            return Err(sizes::bad(checkpoint, &fault));
-        }
+        normalize(&mut config.input.image, checkpoint, overrides, &record)?;
         Ok(config)
     }
 
@@ -166,24 +157,6 @@ impl Config {
             temperature,
             input,
         })
-    }
-}
-
-/// A fact that is given, or that the file's record holds; both must say the same.
-fn agreed<T: Copy + PartialEq + std::fmt::Debug>(
-    checkpoint: &Checkpoint,
-    what: &str,
-    given: Option<T>,
-    recorded: Option<T>,
-) -> Result<Option<T>> {
-    match (given, recorded) {
-        (Some(given), Some(recorded)) if given != recorded => {
-            let fault = format!(
-                "`{what}` is {recorded:?} by the file's own record, but {given:?} was asked for"
-            );
-            Err(sizes::bad(checkpoint, &fault))
-        }
-        _ => Ok(given.or(recorded)),
     }
 }
 
