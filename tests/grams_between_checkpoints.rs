@@ -239,3 +239,70 @@ fn grams_of_two_zerovl_models_merge_every_matrix_of_both_towers_by_the_closed_fo
     assert_eq!(merged_names, linear);
     assert!(linear.iter().any(|name| name == "text_projection.linear"));
 }
+
+#[test]
+fn grams_of_two_flms_merge_every_linear_layer_by_the_closed_form() {
+    let folder = TempDir::new().expect("a folder");
+    let path = |name: &str| folder.path().join(name).display().to_string();
+    let base = "fixtures/flm/ckpt/flm_pretrain.safetensors";
+    let pair = Pair {
+        models: ["one", "two"].map(|name| path(&format!("{name}.safetensors"))),
+        grams: ["one", "two"].map(|name| path(&format!("{name}.gram.safetensors"))),
+    };
+    let captions: Vec<String> = (0..12)
+        .map(|n| format!("a man on {n} trees, {}", n * n))
+        .collect();
+    let config = fixtures::json("flm/config.json");
+    let heads = |name: &str| config[name].to_string();
+    for (at, name) in ["first", "second"].into_iter().enumerate() {
+        perturbed(base, &pair.models[at], 7 + at as u64);
+        let rows = (8 * at..8 * at + 12).zip(&captions);
+        let rows = rows.map(|(n, caption)| (n, n as i64, caption.as_str(), n as i64));
+        table(&folder, name, &rows.collect::<Vec<_>>());
+        let words = [
+            &["gram", "--checkpoint", &pair.models[at], "--shared"][..],
+            &["--out", &pair.grams[at], "--task", "captions"],
+            &["--heads", &heads("num_heads")],
+            &["--image-heads", &heads("vit_heads")],
+            &["--text-heads", &heads("text_num_heads")],
+            &["--data", &path(""), "--dataset", name, "--split", "valid"],
+            &["--tokenizer", "fixtures/flm/tok/toy"],
+        ];
+        ok(&vlmerge(&words.concat()));
+    }
+    let (recipe, merged) = (path("recipe.yaml"), path("merged.safetensors"));
+    pair.recipe(&recipe, pair.grams.each_ref().map(String::as_str));
+    ok(&vlmerge(&["merge", &recipe, "--out", &merged]));
+    // The packed projections of the image tower are one layer.
+    let names = pair.check(&merged, |name| match name.ends_with(".attn.in_proj") {
+        true => format!("{name}_weight"),
+        false => format!("{name}.weight"),
+    });
+    // Every linear layer of the encoders, the cross-modal layers and the reconstructor was merged so, and both
+    // transforms; the other names of tied ones hold the same.
+    let model = open(base);
+    let layout = merge::layouts::detect(&model).expect("a layout");
+    let mut linear = std::collections::BTreeSet::new();
+    for (key, _) in model.tensors() {
+        if let merge::Role::Shared(slot) = layout.role(key).expect("a known key")
+            && slot.kind == merge::ParamKind::LinearWeight
+        {
+            linear.extend(layout.gram_key(&slot, None));
+        }
+    }
+    assert_eq!(names, linear.into_iter().collect::<Vec<_>>());
+    for part in [
+        "vit_model.visual.transformer.resblocks.0.mlp.c_fc",
+        "text_transformer.encoder.layer.0.attention.self.query",
+        "cross_modal_text_layers.0.attention.output.dense",
+        "cross_modal_text_layers.0.crossattention.self.key",
+        "fusion_layers_bottom.0.crossattention.self.value",
+        "fusion_layers_top.1.output.dense",
+        "cross_modal_image_transform",
+    ] {
+        assert!(names.iter().any(|name| name == part), "{part}: {names:?}");
+    }
+    let merged = open(&merged);
+    assert_eq!(merged.aliases(), model.aliases());
+    assert!(!merged.aliases().is_empty());
+}

@@ -94,7 +94,10 @@ fn a_model_of_captions_has_two_tokens_more_and_no_other_number() {
     };
     let read = |vocabulary: usize| {
         let fitting = tokenizer.for_input(&input(vocabulary)).expect("it fits");
-        fitting.caption(CaptionRule::Ended, "ab .").into_owned()
+        fitting
+            .caption(CaptionRule::Ended, "ab .")
+            .expect("words")
+            .into_owned()
     };
     assert_eq!(read(10), "ab.");
     assert_eq!(read(12), "<bos> ab. <eos>");

@@ -67,7 +67,7 @@ fn run(name: &str, ranks: &dyn Collective, cache: Option<FeatureCache>) -> Found
     let checkpoint = weights.checkpoint();
     let layout = merge::layouts::detect(checkpoint).expect("a layout");
     let capture = Capture::new(GramNames::of(checkpoint, layout.as_ref()));
-    let batches = runner.own(task.gram_batches(3));
+    let batches = runner.own(task.gram_batches(&model, 3));
     collect(task.as_ref(), &runner, &capture, &batches, 0, |_| Ok(())).expect("summed");
     let sums = summed(ranks, capture.into_grams()).expect("put together");
     (values.collect(), sums)

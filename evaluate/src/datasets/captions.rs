@@ -2,6 +2,7 @@
 
 use std::collections::HashSet;
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 
 use rayon::prelude::*;
 
@@ -22,7 +23,7 @@ const IMAGE: &str = "image";
 /// An image whose id occurs in several rows stays several images, as published code has it.
 #[derive(Debug)]
 pub struct CaptionSet {
-    source: Source,
+    source: Arc<Source>,
     image_ids: Vec<String>,
     captions: Vec<Vec<String>>,
 }
@@ -68,7 +69,7 @@ impl CaptionSet {
             rows.push(of_image.last().copied().unwrap_or_default());
         }
         Ok(Self {
-            source: Source::Pairs { annotations, rows },
+            source: Arc::new(Source::Pairs { annotations, rows }),
             image_ids,
             captions,
         })
@@ -96,7 +97,7 @@ impl CaptionSet {
             image_ids.extend(table.ids("image_id")?);
         }
         Ok(Self {
-            source: Source::Tables(tables),
+            source: Arc::new(Source::Tables(tables)),
             image_ids,
             captions,
         })
@@ -113,6 +114,31 @@ impl CaptionSet {
         self
     }
 
+    /// Without the captions that read like one which the image has already, and the numbers of those that are
+    /// kept, counted over all images.
+    #[must_use]
+    pub fn without_repeats_as(&self, read: impl Fn(&str) -> String) -> (Self, Vec<usize>) {
+        let (mut captions, mut kept, mut n) = (Vec::new(), Vec::new(), 0);
+        for of_image in &self.captions {
+            let mut seen = HashSet::new();
+            let mut own = Vec::new();
+            for caption in of_image {
+                if seen.insert(read(caption)) {
+                    own.push(caption.clone());
+                    kept.push(n);
+                }
+                n += 1;
+            }
+            captions.push(own);
+        }
+        let set = Self {
+            source: Arc::clone(&self.source),
+            image_ids: self.image_ids.clone(),
+            captions,
+        };
+        (set, kept)
+    }
+
     /// The first `n` images alone.
     #[must_use]
     pub fn first(mut self, n: usize) -> Self {
@@ -126,7 +152,7 @@ impl CaptionSet {
     /// # Errors
     /// When a file's note of it is damaged.
     pub fn left_out(&self) -> Result<Vec<Omission>> {
-        match &self.source {
+        match &*self.source {
             Source::Tables(tables) => tables.left_out(),
             Source::Pairs { annotations, .. } => Ok(annotations.left_out()),
         }
@@ -167,7 +193,7 @@ impl CaptionSet {
     /// # Errors
     /// When the row does not exist, or the picture cannot be read or is damaged; file and row are named.
     pub fn picture(&self, image: usize) -> Result<Rgb> {
-        match &self.source {
+        match &*self.source {
             Source::Tables(tables) => tables.picture(IMAGE, image),
             Source::Pairs { annotations, rows } => {
                 annotations.picture(rows.get(image).copied().unwrap_or(usize::MAX))
@@ -181,7 +207,7 @@ impl CaptionSet {
     /// # Errors
     /// For the first picture of a CSV table that is not there, with file and line.
     pub fn check_pictures(&self) -> Result<()> {
-        match &self.source {
+        match &*self.source {
             Source::Tables(_) => Ok(()),
             Source::Pairs { annotations, rows } => {
                 let rows = &rows[..self.n_images().min(rows.len())];
@@ -196,7 +222,7 @@ impl CaptionSet {
     /// When the row does not exist or cannot be read; file and row are named. A CSV table has no such
     /// bytes: [`DataFault::NoSuchRow`].
     pub fn image_bytes(&self, image: usize) -> Result<Vec<u8>> {
-        match &self.source {
+        match &*self.source {
             Source::Tables(tables) => tables.bytes(IMAGE, image),
             Source::Pairs { rows, .. } => Err(Error::Data(DataFault::NoSuchRow {
                 row: image,

@@ -126,6 +126,14 @@ pub enum DataFault {
         /// How it differs, as a clause.
         fault: String,
     },
+    /// All examples are of one image, and an objective asks for another one.
+    #[error(
+        "all {n_examples} examples are of one image, and matching needs another image for each"
+    )]
+    OneImage {
+        /// How many there are.
+        n_examples: usize,
+    },
     /// A row beyond the last was asked for.
     #[error("there is no row {row}: the data set has {n_rows}")]
     NoSuchRow {

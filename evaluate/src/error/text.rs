@@ -36,6 +36,12 @@ pub enum TextFault {
         /// Its tokens, which are the model's.
         n_tokens: usize,
     },
+    /// A caption has no words.
+    #[error("the caption {caption:?} has no words, so there is nothing to read in it")]
+    NoWords {
+        /// The caption.
+        caption: String,
+    },
     /// An image has no number, which the official form of captions asks for.
     #[error(
         "image {id:?} has no number at the end of its name, so its caption has no official form"
@@ -72,6 +78,7 @@ impl TextFault {
                 "`vlmerge expand --to flm-caption` adds them to an FLM; `vlmerge finetune` with the objective \
                  captioning trains it",
             ),
+            Self::NoWords { .. } => Some("leave it out of the data"),
             Self::NoImageNumber { .. } => Some("leave out --predictions"),
             Self::NoWordBoundaries { .. } => Some("mask single tokens: `whole_word: false`"),
         }

@@ -66,7 +66,9 @@ impl<'a> GramSums<'a> {
     /// # Errors
     /// When the family of the checkpoint is unknown, or the sums that were left cannot be read.
     pub fn open(job: GramJob<'a>) -> Result<Self> {
-        let mut batches = job.task.gram_batches(job.runner.batch_size());
+        let mut batches = job
+            .task
+            .gram_batches(job.runner.model(), job.runner.batch_size());
         if let Some(shard) = job.shard {
             batches = shard.take(batches);
         }

@@ -4,14 +4,14 @@ use std::sync::Arc;
 
 use super::grams::{Batch, texts_in_batches};
 use super::spec::{NumberSpec, TaskOption, TaskSpec, number};
-use super::{Outcome, Predictions, Runner, Task};
-use crate::batch::Pair;
+use super::{Outcome, Predictions, Runner, Task, passes};
 use crate::capture::Capture;
 use crate::datasets::Kind;
 use crate::datasets::captions::CaptionSet;
 use crate::datasets::left_out::Omission;
 use crate::images::thumbnail;
 use crate::metrics::captions::{Captioned, Judged, judge, sample, tokenize};
+use crate::models::Model;
 use crate::nn::Pass;
 use crate::predictions::captions::{Caption, official_id};
 use crate::reports::{Example, Item, Retrieved};
@@ -217,27 +217,12 @@ impl Task for Captioning {
     }
 
     /// Every caption with its image.
-    fn gram_batches(&self, size: usize) -> Vec<Batch> {
+    fn gram_batches(&self, _: &dyn Model, size: usize) -> Vec<Batch> {
         texts_in_batches(self.set.n_captions(), size)
     }
 
     fn run_gram_batch(&self, runner: &Runner<'_>, batch: &Batch, capture: &Capture) -> Result<()> {
         let (Batch::Texts(examples) | Batch::Images { examples, .. }) = batch;
-        let pairs: Vec<(usize, &str)> = (0..self.set.n_images())
-            .flat_map(|image| {
-                self.set
-                    .captions(image)
-                    .iter()
-                    .map(move |c| (image, c.as_str()))
-            })
-            .collect();
-        let pairs: Vec<(usize, &str)> = examples.iter().map(|&pair| pairs[pair]).collect();
-        let images = runner.picture_batch(&pairs, |&(image, _)| self.set.picture(image))?;
-        let encoded = runner.encode_captions(pairs.iter().map(|&(_, text)| text))?;
-        let texts = capture.texts(runner, &encoded)?;
-        let tap = capture.times(1);
-        let pair = Pair::new(&texts, &images);
-        runner.model().fusion()?.fuse(&pair, &Pass::tapped(&tap))?;
-        Ok(())
+        passes::gram_pairs(runner, &self.set, examples, capture, passes::Whole::Text)
     }
 }

@@ -15,7 +15,7 @@ use crate::datasets::left_out::Omission;
 use crate::metrics::accuracy::argmax;
 use crate::metrics::retrieval::Ties;
 use crate::metrics::zero_shot::sample;
-use crate::models::Head;
+use crate::models::{Head, Model};
 use crate::sample::Unit;
 use crate::{Error, Result};
 
@@ -153,7 +153,7 @@ impl Task for LinearProbe {
         })
     }
 
-    fn gram_batches(&self, size: usize) -> Vec<Batch> {
+    fn gram_batches(&self, _: &dyn Model, size: usize) -> Vec<Batch> {
         let images: Vec<usize> = (0..self.set.len()).collect();
         images_in_batches(&images, 1, size)
     }

@@ -26,6 +26,7 @@ use std::collections::BTreeMap;
 use std::path::Path;
 
 use crate::datasets::left_out::Omission;
+use crate::models::Model;
 use crate::predictions::captions::Caption;
 use crate::predictions::score_file::Retrieved;
 use crate::predictions::vqa::Answer;
@@ -121,7 +122,7 @@ pub trait Task {
 
     /// The passes whose inputs gram matrices are made of, in batches of at most `size` examples,
     /// always in the same order.
-    fn gram_batches(&self, size: usize) -> Vec<grams::Batch>;
+    fn gram_batches(&self, model: &dyn Model, size: usize) -> Vec<grams::Batch>;
 
     /// Runs one of these batches.
     ///

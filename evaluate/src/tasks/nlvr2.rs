@@ -15,7 +15,7 @@ use crate::capture::Capture;
 use crate::datasets::Kind;
 use crate::datasets::left_out::Omission;
 use crate::datasets::nlvr2::Nlvr2Set;
-use crate::models::Head;
+use crate::models::{Head, Model};
 use crate::nn::Pass;
 use crate::sample::{Contribution, Ratio, Unit};
 use crate::text::Encoded;
@@ -188,7 +188,7 @@ impl Task for Nlvr2 {
         })
     }
 
-    fn gram_batches(&self, size: usize) -> Vec<Batch> {
+    fn gram_batches(&self, _: &dyn Model, size: usize) -> Vec<Batch> {
         texts_in_batches(self.set.statements().len(), size)
     }
 

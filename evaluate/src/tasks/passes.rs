@@ -2,17 +2,19 @@
 
 use std::collections::HashMap;
 
-use candle_core::Tensor;
+use candle_core::{DType, Tensor};
 
 use super::Runner;
 use super::grams::Batch;
 use super::runner::by_length;
 use crate::Result;
-use crate::batch::Images;
+use crate::batch::{Images, Pair, Texts};
 use crate::capture::Capture;
+use crate::datasets::captions::CaptionSet;
 use crate::images::Rgb;
-use crate::models::{Branch, image_features, text_features};
+use crate::models::{Branch, Queries, Reading, Streams, image_features, text_features};
 use crate::nn::Pass;
+use crate::streams::query_ids;
 use crate::text::Encoded;
 
 /// What is computed of a batch of images: `(b, width)`.
@@ -119,6 +121,65 @@ pub(super) fn gram_batch<'t>(
         }
     }
     Ok(())
+}
+
+/// What of a text is asked for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Whole {
+    /// Every token.
+    Text,
+    /// What classifiers and ranking read.
+    Pooled,
+}
+
+/// Runs captions with their images for gram matrices, each by its number among all captions of the set. A model
+/// of free language reads all tokens in its own way, of three streams with a query for each.
+pub(super) fn gram_pairs(
+    runner: &Runner<'_>,
+    set: &CaptionSet,
+    captions: &[usize],
+    capture: &Capture,
+    whole: Whole,
+) -> Result<()> {
+    let all =
+        (0..set.n_images()).flat_map(|image| set.captions(image).iter().map(move |c| (image, c)));
+    let all: Vec<(usize, &String)> = all.collect();
+    let pairs: Vec<(usize, &String)> = captions.iter().map(|&caption| all[caption]).collect();
+    let images = runner.picture_batch(&pairs, |&(image, _)| set.picture(image))?;
+    let encoded = runner.encode_captions(pairs.iter().map(|(_, text)| text.as_str()))?;
+    let texts = capture.texts(runner, &encoded)?;
+    let tap = capture.times(1);
+    let (pair, pass) = (Pair::new(&texts, &images), Pass::tapped(&tap));
+    let model = runner.model();
+    match (whole, model.free_language()) {
+        (Whole::Text, Ok(free)) => match free.streams() {
+            Streams::Three => {
+                let ids = queries(runner, &texts)?;
+                let queries = Queries {
+                    ids: &ids,
+                    spans: None,
+                };
+                free.complete(&pair, queries, &pass)?;
+            }
+            Streams::Causal => drop(free.read(&pair, Reading::Causal, &pass)?),
+            Streams::Bidirectional => drop(free.read(&pair, Reading::Bidirectional, &pass)?),
+        },
+        _ => drop(model.fusion()?.fuse(&pair, &pass)?),
+    }
+    Ok(())
+}
+
+/// The tokens that the query stream begins with, `(b, t)`.
+fn queries(runner: &Runner<'_>, texts: &Texts) -> Result<Tensor> {
+    let mask = runner.mask_token()?;
+    let rows: Vec<Vec<u32>> = texts.ids.to_dtype(DType::U32)?.to_vec2()?;
+    let kept: Vec<Vec<u8>> = texts.kept.to_vec2()?;
+    let ids = rows.iter().zip(&kept).flat_map(|(ids, kept)| {
+        let n = kept.iter().filter(|&&kept| kept != 0).count();
+        query_ids(ids, n, mask)
+    });
+    let ids: Vec<u32> = ids.collect();
+    Ok(Tensor::from_vec(ids, texts.ids.dims(), texts.ids.device())?)
 }
 
 fn run_texts(runner: &Runner<'_>, texts: &[&str]) -> Result<Vec<f32>> {

@@ -1,6 +1,7 @@
 //! Retrieval: images and texts apart, then every image with every text.
 
 use std::collections::BTreeMap;
+use std::path::PathBuf;
 use std::sync::Arc;
 
 use merge::layouts;
@@ -12,17 +13,19 @@ use super::passes;
 use super::scores::Similarities;
 use super::spec::{NumberSpec, TaskOption, TaskSpec, number};
 use super::{Outcome, Predictions, Runner, Task};
-use crate::Result;
 use crate::capture::Capture;
 use crate::datasets::Kind;
 use crate::datasets::captions::CaptionSet;
 use crate::datasets::left_out::Omission;
 use crate::images::thumbnail;
 use crate::metrics::retrieval::{Captions, ScoreMatrix, Standing, Ties, sample, standings};
-use crate::models::Head;
+use crate::models::{Head, Model};
+use crate::predictions::retrieval::ScoreFile;
 use crate::predictions::score_file::{self, Retrieved, Scores};
 use crate::reports::{Example, Item, Retrieved as Shown};
 use crate::sample::Unit;
+use crate::text::CaptionRule;
+use crate::{Error, Result};
 
 /// Queries that are shown of the best and of the worst, each way.
 const N_EXAMPLES: usize = 3;
@@ -63,7 +66,9 @@ pub const SPEC: TaskSpec = TaskSpec {
         let candidates = options
             .candidates
             .map(|(n, path)| Candidates::open(n, path, &set));
-        let task = Retrieval::new(Arc::new(set), options.ties).among(candidates.transpose()?);
+        let mut task = Retrieval::new(Arc::new(set), options.ties).among(candidates.transpose()?);
+        task.without_repeats = options.without_repeats;
+        task.candidates_from = options.candidates.map(|(n, path)| (n, path.into()));
         Ok(Box::new(match options.with_examples {
             true => task,
             false => task.without_examples(),
@@ -93,6 +98,10 @@ pub struct Retrieval {
     ties: Ties,
     with_examples: bool,
     candidates: Option<Candidates>,
+    /// How many candidates of each, and the file with the scores that they are chosen by.
+    candidates_from: Option<(usize, PathBuf)>,
+    /// Whether captions count once that a model reads as one text.
+    without_repeats: bool,
 }
 
 /// Features of a split: of images in order, and of the texts of each image in turn.
@@ -126,6 +135,8 @@ impl Retrieval {
             ties,
             with_examples: true,
             candidates: None,
+            candidates_from: None,
+            without_repeats: false,
         }
     }
 
@@ -148,6 +159,32 @@ impl Retrieval {
     #[must_use]
     pub fn set(&self) -> &CaptionSet {
         &self.set
+    }
+
+    /// The task without captions that a model with this rule reads like another one of their image, if that
+    /// is asked for and there are any: published code compares captions after its rule.
+    ///
+    /// # Errors
+    /// When the file of candidates cannot be read.
+    fn as_read(&self, rule: CaptionRule) -> Result<Option<Self>> {
+        if !self.without_repeats || rule == CaptionRule::Verbatim {
+            return Ok(None);
+        }
+        let (set, kept) = self.set.without_repeats_as(|caption| rule.apply(caption));
+        if kept.len() == self.set.n_captions() {
+            return Ok(None);
+        }
+        let candidates = (self.candidates_from.as_ref()).map(|(n, path)| {
+            let scores = ScoreFile::open(path)?.all_scores()?;
+            let rows = scores.chunks_exact(self.set.n_captions().max(1));
+            let scores = rows.flat_map(|row| kept.iter().map(|&text| row[text]));
+            Ok::<_, Error>(Candidates::new(*n, scores.collect(), kept.len()))
+        });
+        let task = Self {
+            with_examples: self.with_examples,
+            ..Self::new(Arc::new(set), self.ties)
+        };
+        Ok(Some(task.among(candidates.transpose()?)))
     }
 
     /// Features of every image, once each.
@@ -290,6 +327,9 @@ impl Task for Retrieval {
     }
 
     fn run(&self, runner: &Runner<'_>) -> Result<Outcome> {
+        if let Some(task) = self.as_read(runner.model().input().text.captions)? {
+            return task.run(runner);
+        }
         // A model whose images and texts meet only in a ranking head is asked of every pair.
         if runner.model().dual().is_err() && runner.model().n_classes(Head::Ranking).is_ok() {
             let scores = cross::scores(runner, &self.set, self.candidates.as_ref())?;
@@ -312,8 +352,12 @@ impl Task for Retrieval {
     }
 
     /// Every caption once, and every image as often as it has captions, as published code counts
-    /// pairs: images of one number of captions make up a batch.
-    fn gram_batches(&self, size: usize) -> Vec<Batch> {
+    /// pairs: images of one number of captions make up a batch. Where they meet only together, every
+    /// caption with its image.
+    fn gram_batches(&self, model: &dyn Model, size: usize) -> Vec<Batch> {
+        if model.dual().is_err() {
+            return texts_in_batches(self.set.n_captions(), size);
+        }
         let mut by_count: BTreeMap<u32, Vec<usize>> = BTreeMap::new();
         for image in 0..self.set.n_images() {
             let count = self.set.captions(image).len() as u32;
@@ -327,6 +371,10 @@ impl Task for Retrieval {
     }
 
     fn run_gram_batch(&self, runner: &Runner<'_>, batch: &Batch, capture: &Capture) -> Result<()> {
+        if let (Err(_), Batch::Texts(examples)) = (runner.model().dual(), batch) {
+            let pooled = passes::Whole::Pooled;
+            return passes::gram_pairs(runner, &self.set, examples, capture, pooled);
+        }
         let picture = |image| self.set.picture(image);
         let text = |text| self.text(text);
         passes::gram_batch(runner, batch, capture, picture, text)

@@ -196,7 +196,7 @@ impl<'a> Runner<'a> {
         let captions = captions.into_iter();
         captions
             .map(|caption| {
-                let text = tokenizer.caption(input.captions, caption);
+                let text = tokenizer.caption(input.captions, caption)?;
                 tokenizer.encode(&text, input.len)
             })
             .collect()
@@ -208,6 +208,18 @@ impl<'a> Runner<'a> {
     /// [`Error::NoTokenizer`].
     pub fn tokenizer(&self) -> Result<&Tokenizer> {
         self.tokenizer.as_deref().ok_or(Error::NoTokenizer)
+    }
+
+    /// The token in place of a masked one.
+    ///
+    /// # Errors
+    /// [`Error::NoTokenizer`], and [`Error::SpecialToken`] when there is none.
+    pub fn mask_token(&self) -> Result<u32> {
+        let tokenizer = self.tokenizer()?;
+        tokenizer.special().mask.ok_or_else(|| Error::SpecialToken {
+            path: tokenizer.path().into(),
+            token: "[MASK] or <mask>".into(),
+        })
     }
 
     /// Texts as tensors, padded as the model's input says.

@@ -14,7 +14,7 @@ use crate::capture::Capture;
 use crate::datasets::Kind;
 use crate::datasets::left_out::Omission;
 use crate::datasets::vqa::{ANSWERS, VqaSet, label_answers};
-use crate::models::Head;
+use crate::models::{Head, Model};
 use crate::nn::Pass;
 use crate::predictions::vqa::Answer;
 use crate::sample::{Ratio, Unit};
@@ -251,7 +251,7 @@ impl Task for Vqa {
         })
     }
 
-    fn gram_batches(&self, size: usize) -> Vec<Batch> {
+    fn gram_batches(&self, _: &dyn Model, size: usize) -> Vec<Batch> {
         texts_in_batches(self.set.questions().len(), size)
     }
 

@@ -13,6 +13,7 @@ use crate::datasets::annotations::{Annotations, Half};
 use crate::datasets::left_out::Omission;
 use crate::metrics::retrieval::{ScoreMatrix, Ties};
 use crate::metrics::zero_shot::{rows_by_id, sample};
+use crate::models::Model;
 use crate::sample::Unit;
 use crate::{DataFault, Error, Result};
 
@@ -110,7 +111,7 @@ impl Task for ZeroShot {
         })
     }
 
-    fn gram_batches(&self, size: usize) -> Vec<Batch> {
+    fn gram_batches(&self, _: &dyn Model, size: usize) -> Vec<Batch> {
         let images: Vec<usize> = (0..self.rows.len()).collect();
         let mut batches = images_in_batches(&images, 1, size);
         batches.extend(texts_in_batches(self.texts.len(), size));

@@ -3,7 +3,7 @@
 use std::borrow::Cow;
 
 use super::{CAPTION_BORDERS, CaptionText, Tokenizer};
-use crate::{Error, Result};
+use crate::{Error, Result, TextFault};
 
 /// Up to where the texts of a batch are padded.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -28,6 +28,17 @@ pub enum CaptionRule {
     /// What FLM does: each ends in one period, and stands between [`CAPTION_BORDERS`] where the
     /// vocabulary has them ([`CaptionText`]).
     Ended,
+}
+
+impl CaptionRule {
+    /// A caption as it is read, without tokens of its own around it.
+    #[must_use]
+    pub fn apply(self, caption: &str) -> String {
+        match self {
+            Self::Verbatim => caption.to_owned(),
+            Self::Ended => CaptionText::default().apply(caption),
+        }
+    }
 }
 
 /// What a model takes of a text: it comes with the weights.
@@ -86,11 +97,19 @@ impl Tokenizer {
     }
 
     /// A caption as a model reads it.
-    #[must_use]
-    pub fn caption<'t>(&self, rule: CaptionRule, caption: &'t str) -> Cow<'t, str> {
-        match rule {
+    ///
+    /// # Errors
+    /// [`TextFault::NoWords`] for a caption of which a rule leaves nothing but the period that it adds.
+    pub fn caption<'t>(&self, rule: CaptionRule, caption: &'t str) -> Result<Cow<'t, str>> {
+        Ok(match rule {
             CaptionRule::Verbatim => Cow::Borrowed(caption),
             CaptionRule::Ended => {
+                if CaptionText::default().apply(caption).trim() == "." {
+                    return Err(TextFault::NoWords {
+                        caption: caption.into(),
+                    }
+                    .into());
+                }
                 let has_borders = CAPTION_BORDERS
                     .iter()
                     .all(|token| self.id_of(token).is_ok());
@@ -100,6 +119,6 @@ impl Tokenizer {
                 };
                 Cow::Owned(text.apply(caption))
             }
-        }
+        })
     }
 }

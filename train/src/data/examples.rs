@@ -10,6 +10,7 @@ use evaluate::datasets::nlvr2::Nlvr2Set;
 use evaluate::datasets::texts::TextSet;
 use evaluate::datasets::vqa::VqaSet;
 use evaluate::images::Rgb;
+use evaluate::text::CaptionRule;
 
 use crate::{Error, Result};
 
@@ -32,6 +33,11 @@ pub struct Example {
 pub trait Examples: Send + Sync {
     /// How many there are.
     fn len(&self) -> usize;
+
+    /// The number of an example's image, where examples share images; else its own.
+    fn image(&self, index: usize) -> usize {
+        index
+    }
 
     /// Whether there are none.
     fn is_empty(&self) -> bool {
@@ -92,6 +98,10 @@ impl Examples for Pairs {
         self.pairs.len()
     }
 
+    fn image(&self, index: usize) -> usize {
+        self.pairs[index].0 as usize
+    }
+
     fn example(&self, index: usize, with_pictures: bool) -> evaluate::Result<Example> {
         let (image, caption) = self.pairs[index];
         let image = image as usize;
@@ -117,6 +127,10 @@ struct Questions {
 impl Examples for Questions {
     fn len(&self) -> usize {
         self.set.questions().len()
+    }
+
+    fn image(&self, index: usize) -> usize {
+        self.set.questions()[index].image
     }
 
     fn example(&self, index: usize, with_pictures: bool) -> evaluate::Result<Example> {
@@ -296,6 +310,18 @@ impl Examples for Joined {
         self.parts.iter().map(|part| part.len()).sum()
     }
 
+    fn image(&self, mut index: usize) -> usize {
+        let mut before = 0;
+        for part in &self.parts {
+            if index < part.len() {
+                return before + part.image(index);
+            }
+            index -= part.len();
+            before += part.len();
+        }
+        before + index
+    }
+
     fn example(&self, mut index: usize, with_pictures: bool) -> evaluate::Result<Example> {
         for part in &self.parts {
             if index < part.len() {
@@ -320,7 +346,8 @@ impl Examples for Joined {
 }
 
 /// Opens a split of a data set in a folder of arrow files for training. Captions come with their
-/// images; where no objective `sees_text`, each image comes once.
+/// images, without those that the image has already as a model of the rule `repeats` reads them; where no
+/// objective `sees_text`, each image comes once.
 ///
 /// # Errors
 /// When there is no such data set or split, a file is damaged, or examples have no labels.
@@ -328,7 +355,7 @@ pub fn open(
     folder: &Path,
     dataset: &str,
     split: &str,
-    without_repeats: bool,
+    repeats: Option<CaptionRule>,
     sees_text: bool,
 ) -> Result<Box<dyn Examples>> {
     let unlabelled = || Error::NoLabels {
@@ -362,9 +389,9 @@ pub fn open(
         Dataset::Texts(set) => Box::new(Texts(set)),
         Dataset::Classes(set) => Box::new(Classified(set)),
         Dataset::Captions(set) if !sees_text => Box::new(Pairs::pictures(set)),
-        Dataset::Captions(set) => Box::new(Pairs::new(match without_repeats {
-            true => set.without_repeats(),
-            false => set,
+        Dataset::Captions(set) => Box::new(Pairs::new(match repeats {
+            Some(rule) => set.without_repeats_as(|caption| rule.apply(caption)).0,
+            None => set,
         })),
     })
 }

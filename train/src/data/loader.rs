@@ -361,7 +361,7 @@ impl Loader {
         for (at, &index) in indices.iter().enumerate() {
             let example = self.examples.example(index, wanted.image)?;
             let name = format!("example {index} of epoch {}", place.epoch);
-            self.add(&mut loaded, at, &example, wanted, &name)?;
+            self.add(&mut loaded, (at, index), &example, wanted, &name)?;
         }
         let micros = started.elapsed().as_micros() as u64;
         self.busy.fetch_add(micros, Ordering::Relaxed);
@@ -369,11 +369,12 @@ impl Loader {
         Ok(loaded)
     }
 
-    /// Adds what is `wanted` of an example; its draws are keyed by `name`.
+    /// Adds what is `wanted` of an example, its place in the batch and its number given; its draws are keyed by
+    /// `name`.
     fn add(
         &self,
         loaded: &mut Loaded,
-        at: usize,
+        (at, number): (usize, usize),
         example: &Example,
         wanted: Needs,
         name: &str,
@@ -407,11 +408,11 @@ impl Loader {
                 loaded.labels.extend(masked.labels);
                 loaded.masked_ids.extend(masked.ids);
             }
-            (loaded.others).add(self, Some(&text), wanted, name)?;
+            (loaded.others).add(self, Some(&text), wanted, number, name)?;
             loaded.ids.extend(text.ids);
             loaded.n_tokens.push(text.n_tokens);
         } else {
-            loaded.others.add(self, None, wanted, name)?;
+            loaded.others.add(self, None, wanted, number, name)?;
         }
         if let Some((scores, n)) = &mut loaded.answers {
             for &(label, score) in &example.answers {

@@ -3,7 +3,7 @@
 use candle_core::{DType, Device, Tensor};
 use evaluate::streams::query_ids;
 use evaluate::text::{CaptionRule, Encoded};
-use merge::random::Draws;
+use merge::random::{Draws, Sequence};
 
 use super::loader::first_of_rows;
 use super::{Example, Loader};
@@ -29,13 +29,14 @@ struct Rows {
 }
 
 impl Others {
-    /// Adds what is `wanted` beside an example, whose own text is `text`. Its draws are keyed by `name`, so
+    /// Adds what is `wanted` beside example `index`, whose own text is `text`. Its draws are keyed by `name`, so
     /// they do not depend on what else is loaded.
     pub(super) fn add(
         &mut self,
         loader: &Loader,
         text: Option<&Encoded>,
         wanted: Needs,
+        index: usize,
         name: &str,
     ) -> evaluate::Result<()> {
         if let (true, Some(text)) = (wanted.queries, text) {
@@ -46,7 +47,9 @@ impl Others {
         let n = loader.examples.len();
         if wanted.other_image {
             let draws = &mut Draws::new(loader.seed, &format!("other image of {name}")).sequence();
-            let other = loader.examples.example(draws.below(n), true)?;
+            let other = loader
+                .examples
+                .example(loader.other_image(index, draws)?, true)?;
             if let Some(picture) = other.pictures.first() {
                 loader.add_picture(picture, &mut self.images, name, draws);
             }
@@ -106,7 +109,30 @@ impl Others {
     }
 }
 
+/// Draws until the image is another one, before they are looked through in order.
+const N_TRIES: usize = 64;
+
 impl Loader {
+    /// An example of another image than that of `index`, drawn from all of them.
+    fn other_image(&self, index: usize, draws: &mut Sequence) -> evaluate::Result<usize> {
+        let n = self.examples.len();
+        let own = self.examples.image(index);
+        let is_other = |other: &usize| self.examples.image(*other) != own;
+        let mut last = 0;
+        for _ in 0..N_TRIES {
+            last = draws.below(n);
+            if is_other(&last) {
+                return Ok(last);
+            }
+        }
+        let mut others = (last..n).chain(0..last);
+        others
+            .find(is_other)
+            .ok_or(evaluate::Error::Data(evaluate::DataFault::OneImage {
+                n_examples: n,
+            }))
+    }
+
     /// The token in place of a masked one.
     fn mask(&self) -> evaluate::Result<u32> {
         let tokenizer = self.tokenizer()?;
@@ -124,7 +150,7 @@ impl Loader {
             false => CaptionRule::Verbatim,
         };
         let tokenizer = self.tokenizer()?;
-        let text = tokenizer.caption(rule, &example.text);
+        let text = tokenizer.caption(rule, &example.text)?;
         tokenizer.encode(&text, self.input.text.len)
     }
 }

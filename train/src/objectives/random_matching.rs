@@ -8,8 +8,8 @@ use evaluate::nn::cross_entropy;
 use super::{Loss, Needs, Objective, ObjectiveSpec, Step};
 use crate::Result;
 
-/// Whether text and image belong together: half of the texts keep their image, the others get one that is
-/// drawn at random. It may show the same, as published programs have it.
+/// Whether text and image belong together: half of the texts keep their image, the others get another one that
+/// is drawn at random. The published program may draw the own one, too.
 ///
 /// Kim et al. 2021, "ViLT", <https://arxiv.org/abs/2102.03334>, section 3.2.
 #[derive(Clone, Copy, Debug)]

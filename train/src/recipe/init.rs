@@ -71,6 +71,8 @@ pub struct Initial {
     pub checkpoint: Arc<Checkpoint>,
     /// Side of the images that they saw before, in pixels.
     pub image_side: Option<usize>,
+    /// What users should know of how their files were found and read.
+    pub notes: Vec<String>,
 }
 
 /// Nothing is written here, so nothing need be hashed.
@@ -136,7 +138,9 @@ impl Init {
         third_token_type: bool,
         progress: &dyn Progress,
     ) -> Result<Initial> {
-        let mut checkpoint = self.source()?.checkpoint(progress)?;
+        let source = self.source()?;
+        let notes = source.notes();
+        let mut checkpoint = source.checkpoint(progress)?;
         if let Some(form) = self.expand {
             let layout = layouts::detect(&checkpoint)?;
             let fill = self.fill.as_ref();
@@ -170,6 +174,7 @@ impl Init {
         };
         Ok(Initial {
             image_side: image_side(&checkpoint, model),
+            notes,
             checkpoint: conversion.in_memory(checkpoint, &IN_MEMORY, progress)?,
         })
     }

@@ -9,7 +9,7 @@ use candle_core::DType;
 use evaluate::datasets::class_folders::CLASSES;
 use evaluate::datasets::vqa::ANSWERS;
 use evaluate::models::{Dvae, Head};
-use evaluate::text::Tokenizer;
+use evaluate::text::{CaptionRule, Tokenizer};
 use merge::io::OpenOptions;
 
 use crate::augment::PatchMasking;
@@ -43,6 +43,7 @@ pub struct TrainPlan {
     notes: Vec<(&'static str, String)>,
     dtype: DType,
     resized_from: Option<usize>,
+    notes_of_weights: Vec<String>,
     memory: Memory,
 }
 
@@ -86,13 +87,19 @@ impl TrainPlan {
         from.map(|from| [from, side])
     }
 
+    /// What users should know of how the files of the weights were found and read.
+    #[must_use]
+    pub fn notes_of_weights(&self) -> &[String] {
+        &self.notes_of_weights
+    }
+
     fn from(recipe: CheckedRecipe, place: &Where<'_>, kept: Option<PathBuf>) -> Result<Self> {
         let collective = place.collective;
         let dtype = dtype(&recipe.precision)?;
         let needs = needs(&recipe)?;
         let image_tokenizer = image_tokenizer(&recipe, needs, place)?;
         let objectives = objectives(&recipe, image_tokenizer.as_ref(), collective.size())?;
-        let (examples, sets) = examples(&recipe, needs)?;
+        let (mut examples, mut sets) = examples_of(&recipe, needs, CaptionRule::Verbatim)?;
         check_classes(&recipe, examples.as_ref())?;
         let tokenizer = match needs.text || validates_texts(&recipe)? {
             true => Some(Tokenizer::open(&recipe.data.tokenizer)?),
@@ -129,6 +136,10 @@ impl TrainPlan {
         };
         let checkpoint = origin::with(initial.checkpoint, &inputs);
         let start = Start::load(checkpoint, &wanted, &place.device, dtype)?;
+        let rule = start.model.input().text.captions;
+        if recipe.data.without_repeats && rule != CaptionRule::Verbatim {
+            (examples, sets) = examples_of(&recipe, needs, rule)?;
+        }
         let tokenizer = match &tokenizer {
             Some(tokenizer) => {
                 let fitting = tokenizer.for_input(&start.model.input().text)?;
@@ -216,6 +227,7 @@ impl TrainPlan {
             notes,
             dtype,
             resized_from: initial.image_side,
+            notes_of_weights: initial.notes,
             memory,
         })
     }
@@ -268,8 +280,12 @@ fn objectives(
 /// Data sets by what they are called, with how many examples each has.
 type Sets = Vec<(String, usize)>;
 
-/// The examples of all data sets, and these.
-fn examples(recipe: &TrainRecipe, needs: Needs) -> Result<(Arc<dyn data::Examples>, Sets)> {
+/// The examples of all data sets, and these. Captions are told apart as a model of this rule reads them.
+fn examples_of(
+    recipe: &TrainRecipe,
+    needs: Needs,
+    rule: CaptionRule,
+) -> Result<(Arc<dyn data::Examples>, Sets)> {
     let data = &recipe.data;
     let parts = data.train.iter().map(|split| {
         let (dataset, split) = (&split.dataset, &split.split);
@@ -280,7 +296,7 @@ fn examples(recipe: &TrainRecipe, needs: Needs) -> Result<(Arc<dyn data::Example
                 &data.folder,
                 dataset,
                 split,
-                data.without_repeats,
+                data.without_repeats.then_some(rule),
                 needs.text,
             ),
         }
