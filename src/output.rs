@@ -107,7 +107,12 @@ impl Output {
 
     /// Prints what users should know of how a checkpoint was found and read.
     pub fn notes_of(&self, checkpoint: &merge::Checkpoint) {
-        for note in checkpoint.notes() {
+        self.say_notes(checkpoint.notes());
+    }
+
+    /// Prints what users should know.
+    pub fn say_notes(&self, notes: &[String]) {
+        for note in notes {
             self.note(format!("note: {}", printable(note)));
         }
     }

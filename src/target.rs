@@ -44,9 +44,7 @@ impl Target {
             Self::File(path) | Self::Named(_, path) => Source::file(path)?,
             Self::Merge(_, recipe) => Source::merge(recipe)?,
         };
-        if let Source::Checkpoint(checkpoint) = &source {
-            output.notes_of(checkpoint);
-        }
+        output.say_notes(&source.notes());
         let (files, recipe) = (source.files(), source.recipe());
         let inputs = Provenance::new(String::new(), &files);
         let inputs = inputs.with_hashes(hashes.of(&files, output)?);

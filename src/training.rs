@@ -54,6 +54,9 @@ fn train(
              --set model.image_size={from} keeps its size"
         ));
     }
+    if ranks.is_first() {
+        output.say_notes(plan.notes_of_weights());
+    }
     if args.dry_run {
         dry_run(&plan, output)?;
         return Ok(ExitCode::SUCCESS);

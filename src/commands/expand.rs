@@ -234,9 +234,11 @@ fn to_flm(task: FlmTask, args: Args, output: &Output) -> Result<ExitCode> {
     let plan = match &args.text {
         Some(text) => {
             refuse(&[("--vocabulary", args.vocabulary.is_some())], "a new FLM")?;
+            let text = Arc::new(open(text, &OpenOptions::default())?);
+            output.notes_of(&text);
             let towers = FlmTowers {
                 task,
-                text: Arc::new(open(text, &OpenOptions::default())?),
+                text,
                 image_size: args.image_size,
                 n_text_blocks: args.text_blocks,
                 n_cross_blocks: args.cross_blocks,

@@ -84,6 +84,7 @@ pub fn run(args: &Args, output: &Output) -> Result<ExitCode> {
     let finetuned = merge::quantized::open(&args.finetuned, &OpenOptions::default())?;
     for source in [&base, &finetuned] {
         source.require_unique_names()?;
+        output.notes_of(source);
     }
     let target = ExtractTarget {
         folder: args.out.clone(),
