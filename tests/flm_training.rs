@@ -3,8 +3,9 @@
 use crate::program::{ok, run};
 
 /// The task of a model, a recipe, and the data that it trains on.
-const RUNS: [(&str, &str, &str); 7] = [
+const RUNS: [(&str, &str, &str); 8] = [
     ("pretrain", "flm_pretrain", "{dataset:~coco,~split:~train}"),
+    ("itm", "flm_pretrain_itm", "{dataset:~coco,~split:~train}"),
     ("ar", "flm_pretrain_ar", "{dataset:~coco,~split:~train}"),
     ("mlm", "flm_pretrain_mlm", "{dataset:~coco,~split:~train}"),
     (

@@ -4,6 +4,8 @@ use std::collections::BTreeMap;
 
 use evaluate::models::{Streams, flm};
 use fixtures::{Case, list, number, text};
+use merge::layouts::{FlmSizes, FlmSpec, FlmTask, TowerSizes};
+use merge::synth::{Fresh, Spread};
 use serde_json::Value;
 use train::augment::PictureStep;
 use train::optim::{Decay, OptimSettings, ParamGroups, Rule, Warmup};
@@ -15,21 +17,50 @@ fixtures::golden_tests! {
     variables_are_in_the_published_groups: "param_groups" => param_groups,
 }
 
-/// The recipes of the published commands and baselines, by the name of the run.
-const RECIPES: [(&str, &str); 7] = [
-    ("pretrain", "flm_pretrain"),
-    ("vqa_train", "flm_vqa"),
-    ("nlvr2_train", "flm_nlvr2"),
-    ("caption_train", "flm_caption_coco"),
-    ("irtr_train", "flm_retrieval_f30k"),
-    ("mlm", "flm_pretrain_mlm"),
-    ("ar", "flm_pretrain_ar"),
+/// Each run of the set as a shipped recipe and settings on top: the published commands and baselines have
+/// none.
+const RECIPES: [(&str, &str, &[&str]); 11] = [
+    ("pretrain", "flm_pretrain", &[]),
+    ("vqa_train", "flm_vqa", &[]),
+    ("nlvr2_train", "flm_nlvr2", &[]),
+    ("caption_train", "flm_caption_coco", &[]),
+    ("irtr_train", "flm_retrieval_f30k", &[]),
+    ("mlm", "flm_pretrain_mlm", &[]),
+    ("ar", "flm_pretrain_ar", &[]),
+    ("flm_itm", "flm_pretrain_itm", &[]),
+    (
+        "default",
+        "flm_pretrain_mlm",
+        &[
+            "objectives=[{name: random_itm}, {name: mlm}]",
+            "optim.warmup=10000",
+            "masking.every_place=false",
+            "data.tokenizer=google-bert/bert-base-uncased",
+        ],
+    ),
+    // A later configuration overrides an earlier one, and this one leaves out the three streams.
+    (
+        "randaug_before_clip32",
+        "flm_vqa",
+        &["augmentation=square", "model.streams=bidirectional"],
+    ),
+    (
+        "clip14_336",
+        "flm_pretrain",
+        &[
+            "model.image_size=336",
+            "optim={lr: 1e-5, warmup: 0.1, lr_mult: 5, cross_modal_lr_mult: 5}",
+            "length={steps: 100000}",
+            "precision=f32",
+        ],
+    ),
 ];
 
-fn recipe(name: &str) -> TrainRecipe {
+fn recipe(name: &str, settings: &[&str]) -> TrainRecipe {
     let folder = concat!(env!("CARGO_MANIFEST_DIR"), "/../docs/recipes/train");
     let path = std::path::Path::new(folder).join(format!("{name}.yaml"));
-    let recipe = TrainRecipe::open(&path, &[]);
+    let settings: Vec<String> = settings.iter().map(|&setting| setting.to_owned()).collect();
+    let recipe = TrainRecipe::open(&path, &settings);
     recipe
         .unwrap_or_else(|error| panic!("{error}"))
         .into_inner()
@@ -53,11 +84,11 @@ fn objectives(config: &Value) -> BTreeMap<String, f64> {
         .collect()
 }
 
+/// How texts are read. The published program refuses at its start to learn from the two directions without
+/// the switches of three streams.
 fn streams(config: &Value) -> Streams {
-    match (
-        config["flm_backbone"] == true,
-        config["is_causal_mask"] == true,
-    ) {
+    let is_three = config["flm_backbone"] == true || config["enable_flm_aux_lm_loss"] == true;
+    match (is_three, config["is_causal_mask"] == true) {
         (true, _) => Streams::Three,
         (false, true) => Streams::Causal,
         (false, false) => Streams::Bidirectional,
@@ -66,14 +97,14 @@ fn streams(config: &Value) -> Streams {
 
 fn config_resolve(case: &Case) {
     let id = case.param("id").expect("a run");
-    // Runs without a command of their own show how names of settings are read, which recipes do not have.
-    let Some((_, name)) = RECIPES.iter().find(|(run, _)| *run == id) else {
-        return;
+    let found = RECIPES.iter().find(|(run, ..)| *run == id);
+    let Some((_, name, settings)) = found else {
+        panic!("no recipe for the run {id}");
     };
     let all = case.set().json(text(&case["expected"][0]));
     let config = &all[id]["resolved"];
     let of = |name: &str| number(&config[name]);
-    let recipe = recipe(name);
+    let recipe = recipe(name, settings);
     let optim = &recipe.optim;
     for (found, name) in [
         (optim.lr, "learning_rate"),
@@ -157,6 +188,7 @@ fn config_resolve(case: &Case) {
             );
         }
     }
+    check_sizes(id, config);
     let side = of("image_size") as usize;
     match text(&config["train_transform_keys"][0]) {
         "clip" => assert_eq!(recipe.augmentation, Augmentation::Square),
@@ -175,6 +207,67 @@ fn config_resolve(case: &Case) {
     }
     let tokenizer = text(&config["tokenizer"]).rsplit('/').next();
     assert_eq!(recipe.data.tokenizer.rsplit('/').next(), tokenizer, "{id}");
+}
+
+/// Whether a model of the run's sizes can be made: its image tower is that of the CLIP which the run names,
+/// without its last block.
+fn check_sizes(id: &str, config: &Value) {
+    let of = |name: &str| number(&config[name]) as usize;
+    let n_blocks = match text(&config["vit"]) {
+        "ViT-B/32" | "ViT-B/16" => 11,
+        _ => 23,
+    };
+    let tower = |n_blocks: usize, width: usize, n_heads: usize| TowerSizes {
+        n_blocks,
+        width,
+        n_heads,
+        ffn_width: of("mlp_ratio") * width,
+    };
+    let width = of("input_image_embed_size");
+    let published = FlmSpec::published(FlmTask::Pretrain);
+    let spec = FlmSpec {
+        sizes: FlmSizes {
+            image: tower(n_blocks, width, width / 64),
+            text: tower(
+                of("num_bottom_layer"),
+                of("input_text_embed_size"),
+                of("num_heads"),
+            ),
+            cross: tower(of("num_top_layer"), of("hidden_size"), of("num_heads")),
+            n_bottom: of("num_reconstructor_bottom_layer"),
+            n_top: of("num_reconstructor_top_layer"),
+            patch_size: of("patch_size"),
+            image_size: of("image_size"),
+            vocabulary: of("vocab_size"),
+            n_answers: of("vqav2_label_size"),
+            ..published.sizes
+        },
+        ..published
+    };
+    spec.check().unwrap_or_else(|error| panic!("{id}: {error}"));
+    let tensors = spec.tensors(Spread::default());
+    let shape = |name: &str| {
+        let found = tensors.iter().find(|tensor| tensor.name == name);
+        found
+            .unwrap_or_else(|| panic!("{id}: no {name}"))
+            .info
+            .shape
+            .clone()
+    };
+    let side = of("image_size") / of("patch_size");
+    let positions = shape("vit_model.visual.positional_embedding");
+    assert_eq!(positions, [side * side + 1, width], "{id}");
+    let transform = shape("cross_modal_image_transform.weight");
+    assert_eq!(transform, [of("hidden_size"), width], "{id}");
+    if text(&config["vit"]) == "ViT-B/32" && of("vocab_size") == published.sizes.vocabulary {
+        // The sizes of the published model, but for its images.
+        let image_size = published.sizes.image_size;
+        let sizes = FlmSizes {
+            image_size,
+            ..spec.sizes
+        };
+        assert_eq!(sizes, published.sizes, "{id}");
+    }
 }
 
 fn param_groups(case: &Case) {
