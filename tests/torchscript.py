@@ -218,7 +218,7 @@ def same(a, b):
 
 
 def expanded(source, folder):
-    out = folder / f"flm of {source.name}.safetensors"
+    out = folder / f"flm of {source.parent.name} {source.name}.safetensors"
     sizes = ["--text-blocks", "2", "--cross-blocks", "1", "--seed", "3"]
     vlmerge("expand", source, out, "--to", "flm-pretrain", "--text", folder / "roberta.safetensors", *sizes)
     return load_file(out)
