@@ -27,6 +27,7 @@ mod grams;
 mod images;
 mod nlvr2;
 mod opening;
+mod packing;
 mod ranking;
 mod reports;
 mod retrieval;

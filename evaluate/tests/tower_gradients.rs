@@ -65,7 +65,7 @@ fn inputs() -> BTreeMap<String, Tensor> {
     loaded.into_iter().collect()
 }
 
-/// A scalar that every token has a part in, its own in each place.
+/// A scalar that every real token has a part in, its own in each place.
 fn loss(tower: Tower, weights: &Weights, pass: &Pass<'_>) -> Result<Tensor> {
     let inputs = inputs();
     let tokens = match tower {
@@ -83,6 +83,13 @@ fn loss(tower: Tower, weights: &Weights, pass: &Pass<'_>) -> Result<Tensor> {
     let n = tokens.elem_count();
     let places: Vec<f32> = (0..n).map(|at| (at as f32 * 0.7).sin()).collect();
     let places = Tensor::from_vec(places, tokens.shape(), &Device::Cpu)?;
+    let places = match tower {
+        Tower::Image => places,
+        Tower::Text => {
+            let kept = inputs["text_masks"].to_dtype(DType::F32)?;
+            places.broadcast_mul(&kept.unsqueeze(2)?)?
+        }
+    };
     Ok((tokens.sqr()? * places.to_dtype(tokens.dtype())?)?.sum_all()?)
 }
 
@@ -231,7 +238,9 @@ fn a_part_of_a_batch_drops_what_the_whole_batch_drops() -> Result<()> {
         let part = Pass::new().omitting(&part);
         let (ids, kept) = (ids.narrow(0, example, 1)?, kept.narrow(0, example, 1)?);
         let tokens = tower.tokens(&ids.contiguous()?, &Mask::new(&kept)?, &part)?;
-        let error = (tokens - whole.narrow(0, example, 1)?)?.abs()?.max_all()?;
+        let error = (tokens - whole.narrow(0, example, 1)?)?.abs()?;
+        let kept = kept.to_dtype(DType::F32)?.unsqueeze(2)?;
+        let error = error.broadcast_mul(&kept)?.max_all()?;
         assert!(error.to_scalar::<f32>()? < 1e-5);
     }
     Ok(())

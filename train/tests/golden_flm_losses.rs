@@ -186,7 +186,8 @@ fn check_outputs(case: &Case, model: &Flm, given: &Given, batch: &Batch) {
 }
 
 fn entering(case: &Case, model: &Flm, given: &Given, batch: &Batch) -> evaluate::Result<Tensor> {
-    let pass = Pass::new();
+    // What the published program computes of padding, too.
+    let pass = Pass::new().with_padding();
     let texts = batch.text.as_ref().expect("texts");
     let images = batch.image.as_ref().expect("images");
     let pair = Pair::new(texts, images);

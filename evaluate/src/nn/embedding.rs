@@ -84,6 +84,12 @@ impl Embedding {
         self.table.get(index)
     }
 
+    /// Whether the table is a variable.
+    #[must_use]
+    pub fn is_trained(&self) -> bool {
+        self.table.track_op()
+    }
+
     /// Number of rows.
     #[must_use]
     pub fn rows(&self) -> usize {

@@ -16,6 +16,7 @@ mod mask;
 mod mlp;
 mod norm;
 mod omission;
+mod packing;
 mod pass;
 mod patch_embed;
 mod relative_position;
@@ -39,8 +40,8 @@ pub use dropping::{Dropping, GivenDrops};
 pub use embedding::Embedding;
 pub(crate) use fused::{
     AttentionBranch, AttentionHalf, CrossHalf, FfnBranch, FfnHalf, KeptAttention,
-    KeptAttentionHalf, KeptCrossHalf, KeptFfnHalf, OnSlices, Packed, PackedBias, Separate,
-    fits_slices, is_leaf, record_on_slices, record_projections, side_by_side,
+    KeptAttentionHalf, KeptCrossHalf, KeptFfnHalf, OnSlices, Packed, PackedBias, Sees, Separate,
+    fits_slices, is_leaf, project_rows, record_on_slices, record_projections, side_by_side,
 };
 pub use gradients::{Gradient, Gradients};
 pub use layer_scale::LayerScale;
@@ -49,6 +50,7 @@ pub use mask::Mask;
 pub use mlp::Mlp;
 pub use norm::{LayerNorm, unit_length, unit_length_with};
 pub use omission::Omission;
+pub(crate) use packing::{PackedPairs, Packing, keep_texts_of_blind_rows};
 pub use pass::{Pass, Tap};
 pub use patch_embed::PatchEmbed;
 pub use relative_position::{Pairs, RelativePosition};

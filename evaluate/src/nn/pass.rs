@@ -49,6 +49,7 @@ pub struct Pass<'a> {
     tape: Option<&'a Tape>,
     side_losses: Option<&'a SideLosses>,
     stack: &'a str,
+    computes_padding: bool,
 }
 
 impl<'a> Pass<'a> {
@@ -99,6 +100,16 @@ impl<'a> Pass<'a> {
     #[must_use]
     pub fn within(self, stack: &'a str) -> Self {
         Self { stack, ..self }
+    }
+
+    /// The pass with the states of padding computed, too, which otherwise are left out where nothing but
+    /// themselves depends on them, and are zeros then.
+    #[must_use]
+    pub fn with_padding(self) -> Self {
+        Self {
+            computes_padding: true,
+            ..self
+        }
     }
 
     /// `name` within the stack: `block3`, `image.block3`.
@@ -184,6 +195,11 @@ impl<'a> Pass<'a> {
             true => tap.output(&name, &tensor()?),
             false => Ok(()),
         }
+    }
+
+    /// Whether rows of padding may be left out: nobody asks for them or looks on.
+    pub(crate) fn may_pack(&self) -> bool {
+        !self.computes_padding && self.tap.is_none()
     }
 
     /// Whether anybody looks on, so that nothing may be left out.

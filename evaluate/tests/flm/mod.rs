@@ -1,6 +1,7 @@
 //! What FLM's streams see and what they learn, on the tiny models of the golden set.
 
 mod learning;
+mod packing;
 
 use std::collections::{BTreeMap, BTreeSet};
 

@@ -72,13 +72,14 @@ impl Flm {
                 let query = texts.ids.narrow(1, 0, 1)?.contiguous()?;
                 let masks = Masks::of_first(texts)?;
                 let three = self.three(texts, &query, looked, &masks, pass)?;
-                return Ok(three.top.queries);
+                let [_, _, queries] = three.top;
+                return Ok(queries.first()?);
             }
             Streams::Causal => Reading::Causal,
             Streams::Bidirectional => Reading::Bidirectional,
         };
         let states = self.one(texts, looked, reading, pass)?;
-        Ok(states.narrow(1, 0, 1)?)
+        Ok(states.first()?)
     }
 
     /// What a classifier reads of the first token's state: `(b, t, d) -> (b, d)`.
@@ -135,7 +136,7 @@ impl FreeLanguage for Flm {
 
     fn read(&self, pair: &Pair<'_>, reading: Reading<'_>, pass: &Pass<'_>) -> Result<Tensor> {
         let looked = self.look_at(pair, pass)?;
-        self.one(pair.texts, &looked, reading, pass)
+        Ok(self.one(pair.texts, &looked, reading, pass)?.padded()?)
     }
 
     fn complete(
@@ -147,7 +148,7 @@ impl FreeLanguage for Flm {
         let looked = self.look_at(pair, pass)?;
         let masks = Masks::of_all(pair.texts, queries.spans)?;
         let three = self.three(pair.texts, queries.ids, &looked, &masks, pass)?;
-        Ok(three.top)
+        Ok(three.completed()?)
     }
 
     fn guess(&self, stream: Stream, states: &Tensor) -> Result<Tensor> {

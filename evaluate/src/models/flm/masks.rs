@@ -5,7 +5,7 @@ use candle_core::{DType, Device, Tensor};
 use super::FAMILY;
 use crate::batch::Texts;
 use crate::models::Reading;
-use crate::nn::Mask;
+use crate::nn::{Mask, Packing, keep_texts_of_blind_rows};
 use crate::streams::{self, Span};
 use crate::{Error, ModelFault, Result};
 
@@ -107,6 +107,38 @@ fn after_prefix(n_tokens: usize, prefix: usize, len: usize) -> Vec<u8> {
 fn pairs(seen: Vec<u8>, shape: [usize; 3], device: &Device) -> Result<Mask> {
     let seen = Tensor::from_vec(seen, &shape[..], device)?;
     Ok(Mask::pairs(&seen, HIDDEN)?)
+}
+
+/// Which rows of texts are computed in one stream where padding is left out: those of tokens.
+pub(super) fn rows_of_one(texts: &Texts, mask: &Mask) -> Result<Packing> {
+    let (mut rows, t) = (lengths(texts)?, texts.ids.dim(1)?);
+    keep_texts_of_blind_rows(&mut rows, t, mask)?;
+    Ok(Packing::new(rows, t))
+}
+
+/// How many rows of each text are computed of the forward and of the reverse stream where padding is left out.
+/// From the row after its last token the reverse stream guesses that token; classifiers, which ask the first
+/// query alone, do not need it.
+pub(super) fn rows_of_three(
+    texts: &Texts,
+    n_queries: usize,
+    masks: &Masks,
+) -> Result<[Vec<usize>; 2]> {
+    let (mut forward, t) = (lengths(texts)?, texts.ids.dim(1)?);
+    let one_more = |&n: &usize| match n_queries > 1 && n > 1 {
+        true => (n + 1).min(t),
+        false => n,
+    };
+    let mut reverse: Vec<usize> = forward.iter().map(one_more).collect();
+    keep_texts_of_blind_rows(&mut forward, t, &masks.forward)?;
+    keep_texts_of_blind_rows(&mut forward, t, &masks.queries)?;
+    keep_texts_of_blind_rows(&mut reverse, t, &masks.reverse)?;
+    for (forward, reverse) in forward.iter_mut().zip(&mut reverse) {
+        if *forward == t || *reverse == t {
+            (*forward, *reverse) = (t, t);
+        }
+    }
+    Ok([forward, reverse])
 }
 
 /// 1 where a row sees a key, 0 where it does not, in the shape of the mask; a mask of padding has one row.

@@ -12,6 +12,7 @@ mod config;
 mod heads;
 mod masks;
 pub mod named;
+mod packed;
 mod passes;
 
 pub use blueprint::{FAMILY, GROUPING};

@@ -156,10 +156,10 @@ fn three_stream(model: &Flm, given: &Given, out: &Recorder) -> Result<()> {
     let masks = Masks::of_all(&texts, spans.as_deref())?;
     let queries = given.tensor("text_all_masks_ids")?;
     let three = model.three(&texts, queries, &looked, &masks, &pass)?;
-    let Three {
-        bottom: [forward, reverse, queries],
-        top,
-    } = three;
+    let top = three.completed()?;
+    let Three { bottom, .. } = three;
+    let [forward, reverse, queries] = [0, 1, 2].map(|stream: usize| bottom[stream].padded());
+    let (forward, reverse, queries) = (forward?, reverse?, queries?);
     let bottom = match model.config.n_fusion_bottom {
         // Without layers of its own the query stream has nothing to show there.
         0 => (forward + reverse)?,
@@ -193,7 +193,7 @@ fn only_use_cls(model: &Flm, given: &Given, out: &Recorder) -> Result<()> {
     let query = texts.ids.narrow(1, 0, 1)?.contiguous()?;
     let three = model.three(&texts, &query, &looked, &masks, &pass)?;
     add_mask(out, "K", &masks.queries)?;
-    let pooled = model.pool(Streams::Three, &three.top.queries)?;
+    let pooled = model.pool(Streams::Three, &three.completed()?.queries)?;
     Ok(out.add("out.cls_feats", &pooled)?)
 }
 
@@ -219,7 +219,7 @@ fn one_stream(
 ) -> Result<()> {
     let pass = out.pass("");
     let looked = look(model, &given.images("image")?, &pass, out)?;
-    let states = model.one(texts, &looked, reading, &pass)?;
+    let states = model.one(texts, &looked, reading, &pass)?.padded()?;
     out.add("out.image_feats", &looked.states)?;
     out.add("out.text_feats", &states)?;
     add_mask(out, "F", &masks::of_reading(texts, reading)?)?;
@@ -235,7 +235,7 @@ fn one_stream(
 }
 
 fn nlvr2(model: &Flm, given: &Given, out: &Recorder) -> Result<()> {
-    let (texts, pass) = (texts(given)?, Pass::new());
+    let (texts, pass) = (texts(given)?, Pass::new().with_padding());
     let mut both = Vec::with_capacity(2);
     for (nth, name) in ["image_0", "image_1"].into_iter().enumerate() {
         let looked = model.look(&given.images(name)?, nth, &pass)?;
@@ -244,8 +244,9 @@ fn nlvr2(model: &Flm, given: &Given, out: &Recorder) -> Result<()> {
                 let queries = given.tensor("text_all_masks_ids")?;
                 let masks = Masks::of_all(&texts, None)?;
                 let three = model.three(&texts, queries, &looked, &masks, &pass)?;
-                out.add(format!("out.text_feats_{nth}"), &three.top.queries)?;
-                model.pool(Streams::Three, &three.top.queries)?
+                let queries = three.completed()?.queries;
+                out.add(format!("out.text_feats_{nth}"), &queries)?;
+                model.pool(Streams::Three, &queries)?
             }
             _ => {
                 let first = model.first_state(&texts, &looked, &pass)?;

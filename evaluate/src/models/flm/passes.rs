@@ -8,7 +8,7 @@ use crate::Result;
 use crate::batch::{Images, Texts};
 use crate::models::towers::bert_layer::{Layer, Other, Sight};
 use crate::models::{Completed, Model, Reading};
-use crate::nn::{Mask, Pass};
+use crate::nn::{Mask, Packing, Pass};
 
 /// Images as texts look at them.
 #[derive(Clone, Debug)]
@@ -39,13 +39,60 @@ impl Looked {
     }
 }
 
-/// What three streams come to.
+/// Texts after layers.
+#[derive(Clone, Debug)]
+pub(super) struct States {
+    /// All rows, `(b, t, d)`, or packed ones, `(1, r, d)`.
+    x: Tensor,
+    packing: Option<Packing>,
+}
+
+impl States {
+    pub fn packed(x: Tensor, packing: &Packing) -> Self {
+        let packing = Some(packing.clone());
+        Self { x, packing }
+    }
+
+    fn whole(x: Tensor) -> Self {
+        Self { x, packing: None }
+    }
+
+    /// `(b, t, d)`, zeros in the place of rows that were left out.
+    pub fn padded(&self) -> candle_core::Result<Tensor> {
+        match &self.packing {
+            Some(packing) => packing.pad(&self.x),
+            None => Ok(self.x.clone()),
+        }
+    }
+
+    /// The first row of each text: `(b, 1, d)`.
+    pub fn first(&self) -> candle_core::Result<Tensor> {
+        match &self.packing {
+            Some(packing) => packing.firsts(&self.x)?.squeeze(0)?.unsqueeze(1),
+            None => self.x.narrow(1, 0, 1),
+        }
+    }
+}
+
+/// What three streams come to: forward, reverse, queries.
 #[derive(Clone, Debug)]
 pub(super) struct Three {
-    /// After the text layers: forward, reverse, queries.
-    pub bottom: [Tensor; 3],
+    /// After the text layers.
+    pub bottom: [States; 3],
     /// After all layers.
-    pub top: Completed,
+    pub top: [States; 3],
+}
+
+impl Three {
+    /// What they come to after all layers.
+    pub fn completed(&self) -> candle_core::Result<Completed> {
+        let [forward, reverse, queries] = &self.top;
+        Ok(Completed {
+            forward: forward.padded()?,
+            reverse: reverse.padded()?,
+            queries: queries.padded()?,
+        })
+    }
 }
 
 impl Flm {
@@ -74,15 +121,20 @@ impl Flm {
         })
     }
 
-    /// Texts in one stream: `(b, t, d)`.
+    /// Texts in one stream.
     pub(super) fn one(
         &self,
         texts: &Texts,
         looked: &Looked,
         reading: Reading<'_>,
         pass: &Pass<'_>,
-    ) -> Result<Tensor> {
+    ) -> Result<States> {
         let (mask, pass) = (masks::of_reading(texts, reading)?, pass.within("x"));
+        if self.packs(looked, &pass)
+            && let Some(states) = self.one_packed(texts, looked, &mask, &pass)?
+        {
+            return Ok(states);
+        }
         let sight = Sight {
             own: Some(&mask),
             other: None,
@@ -96,7 +148,7 @@ impl Flm {
         for (layer, kv) in self.cross.iter().zip(&looked.kv) {
             x = layer.forward(&x, seeing(sight, kv), &pass)?;
         }
-        Ok(x)
+        Ok(States::whole(x))
     }
 
     /// Texts in three streams, queries of these ids: `(b, queries)`.
@@ -112,6 +164,14 @@ impl Flm {
             return Err(self.cannot("read texts in three streams without a reconstructor"));
         };
         let [px, pr, pf] = ["x", "xr", "f"].map(|stream| pass.within(stream));
+        let kinds = [types.row(0)?, types.row(1)?];
+        if self.packs(looked, pass) {
+            let (kinds, passes) = (kinds.each_ref(), [px, pr, pf]);
+            let three = self.three_packed(texts, queries, looked, masks, kinds, passes)?;
+            if let Some(three) = three {
+                return Ok(three);
+            }
+        }
         let real = &texts.mask;
         let of = |own| Sight {
             own: Some(own),
@@ -135,10 +195,10 @@ impl Flm {
                 f = reconstructor.ask(fusion, &f, [&x, &xr])?;
             }
         }
-        let bottom = [x.clone(), xr.clone(), f.clone()];
+        let bottom = [&x, &xr, &f].map(|x| States::whole(x.clone()));
         x = self.transform(&x, &self.token_types.row(0)?, real, &px)?;
-        xr = self.transform(&xr, &types.row(0)?, real, &pr)?;
-        f = self.transform(&f, &types.row(1)?, &reconstructor.real, &pf)?;
+        xr = self.transform(&xr, &kinds[0], real, &pr)?;
+        f = self.transform(&f, &kinds[1], &reconstructor.real, &pf)?;
         for (i, (layer, kv)) in self.cross.iter().zip(&looked.kv).enumerate() {
             x = layer.forward(&x, seeing(forward, kv), &px)?;
             xr = layer.forward(&xr, seeing(reverse, kv), &pr)?;
@@ -148,16 +208,12 @@ impl Flm {
         }
         Ok(Three {
             bottom,
-            top: Completed {
-                forward: x,
-                reverse: xr,
-                queries: f,
-            },
+            top: [x, xr, f].map(States::whole),
         })
     }
 
     /// Between the text layers and the cross-modal ones: `(b, t, w) -> (b, t, d)`.
-    fn transform(
+    pub(super) fn transform(
         &self,
         x: &Tensor,
         kind: &Tensor,
@@ -191,7 +247,7 @@ impl Flm {
 }
 
 /// The layer of the reconstructor beside layer `i` of `n`: they stand beside the last ones.
-fn beside(fusion: &[Layer], n: usize, i: usize) -> Option<&Layer> {
+pub(super) fn beside(fusion: &[Layer], n: usize, i: usize) -> Option<&Layer> {
     fusion.get((i + fusion.len()).checked_sub(n)?)
 }
 

@@ -12,9 +12,9 @@ use merge::Checkpoint;
 use merge::layouts::Generic;
 
 use super::bert_embeddings::Embeddings;
-use super::bert_layer::{Layer, LayerSizes, LooksAt, Shown, Sight};
+use super::bert_layer::{Layer, LayerSizes, LooksAt, PackedSight, Shown, Sight};
 use super::{Shapes, first, sizes};
-use crate::nn::{Mask, Pass, unit_length};
+use crate::nn::{Buffers, Mask, PackedPairs, Packing, Pass, unit_length};
 use crate::{Result, Weights};
 
 /// Which BERT it is: they differ in numbers that weights do not tell.
@@ -208,11 +208,50 @@ impl Bert {
         Ok(x)
     }
 
-    /// Tokens after the last layer: `ids: (b, t) -> (b, t, d)`.
+    /// The rows that are computed, if padding is left out.
+    fn packing(&self, ids: &Tensor, mask: &Mask, pass: &Pass<'_>) -> Result<Option<Packing>> {
+        let is_graph = pass.tape().is_none() && self.embeddings.is_trained();
+        let is_fitting = matches!(mask, Mask::Padding(kept) if kept.dims() == ids.dims());
+        let packs = |layer: &Layer| layer.packs(pass);
+        if is_graph || !is_fitting || !pass.may_pack() || !self.layers.iter().all(packs) {
+            return Ok(None);
+        }
+        let packing = Packing::of_tokens(mask)?;
+        Ok(packing.leaves_out().then_some(packing))
+    }
+
+    /// Packed texts after some layers: `ids: (b, t) -> (1, r, d)`.
+    fn run_packed(
+        &self,
+        ids: &Tensor,
+        layers: &[Layer],
+        (packing, mask): (&Packing, &Mask),
+        pass: &Pass<'_>,
+        buffers: &Buffers,
+    ) -> Result<Tensor> {
+        let mut x = self.embeddings.forward_packed(ids, packing, pass)?;
+        let own = PackedPairs::own(packing, packing, mask)?;
+        let sight = PackedSight {
+            own: Some(&own),
+            other: None,
+        };
+        for layer in layers {
+            x = layer.forward_packed(&x, sight, pass, buffers)?;
+        }
+        Ok(x)
+    }
+
+    /// Tokens after the last layer: `ids: (b, t) -> (b, t, d)`. Zeros stand for padding, which is not
+    /// computed unless [the pass](Pass::with_padding) asks for it or somebody looks on.
     ///
     /// # Errors
     /// For an id outside the vocabulary, a text that is too long, or when the device fails.
     pub fn tokens(&self, ids: &Tensor, mask: &Mask, pass: &Pass<'_>) -> Result<Tensor> {
+        if let Some(packing) = self.packing(ids, mask, pass)? {
+            let (texts, buffers) = ((&packing, mask), Buffers::default());
+            let x = self.run_packed(ids, &self.layers, texts, pass, &buffers)?;
+            return Ok(packing.pad(&x)?);
+        }
         self.run(
             self.embeddings.forward(ids, pass)?,
             &self.layers,
@@ -227,11 +266,24 @@ impl Bert {
     /// # Errors
     /// As [`Bert::tokens`].
     pub fn class(&self, ids: &Tensor, mask: &Mask, pass: &Pass<'_>) -> Result<Tensor> {
-        let x = self.embeddings.forward(ids, pass)?;
         let Some((last, others)) = self.layers.split_last() else {
-            return Ok(first(&x)?);
+            return Ok(first(&self.embeddings.forward(ids, pass)?)?);
         };
-        let x = self.run(x, others, mask, pass)?;
+        if let Some(packing) = self.packing(ids, mask, pass)? {
+            let (texts, buffers) = ((&packing, mask), Buffers::default());
+            let x = match pass.tape().is_some() || last.is_thinned(pass) {
+                true => {
+                    let x = self.run_packed(ids, &self.layers, texts, pass, &buffers)?;
+                    packing.firsts(&x)?
+                }
+                false => {
+                    let x = self.run_packed(ids, others, texts, pass, &buffers)?;
+                    last.forward_packed_first(&x, &packing, mask, &buffers)?
+                }
+            };
+            return Ok(x.squeeze(0)?);
+        }
+        let x = self.run(self.embeddings.forward(ids, pass)?, others, mask, pass)?;
         let is_trained = x.track_op() || last.is_trained();
         let is_plain = !is_trained && !last.is_thinned(pass);
         let x = match pass.is_tapped() || !is_plain || pass.tape().is_some() {

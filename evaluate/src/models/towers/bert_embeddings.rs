@@ -4,7 +4,7 @@ use candle_core::{Result, Tensor};
 
 use super::bert::{Config, Form};
 use crate::Weights;
-use crate::nn::{Embedding, LayerNorm, Pass};
+use crate::nn::{Embedding, LayerNorm, Packing, Pass};
 
 /// BERT's embeddings of tokens.
 #[derive(Clone, Debug)]
@@ -50,6 +50,29 @@ impl Embeddings {
         let x = self.normed(&words.broadcast_add(&positions)?)?;
         pass.show_output(format_args!("embed"), || Ok(x.clone()))?;
         pass.drop("embeddings", &x)
+    }
+
+    /// The same of packed texts alone: `ids: (b, t) -> (1, r, d)`.
+    ///
+    /// # Errors
+    /// As [`Embeddings::forward`].
+    pub fn forward_packed(
+        &self,
+        ids: &Tensor,
+        packing: &Packing,
+        pass: &Pass<'_>,
+    ) -> Result<Tensor> {
+        let positions = self.positions(ids)?.broadcast_as(ids.shape())?;
+        let [ids, positions] = [ids, &positions].map(|ids| packing.pack(ids));
+        let words = self.word_embeddings.forward_on(&ids?, pass)?; // (1, r, d)
+        let positions = self.position_embeddings.forward_on(&positions?, pass)?;
+        let x = self.normed(&(words + positions)?)?;
+        packing.drop(&pass.dropping("embeddings"), &x)
+    }
+
+    /// Whether the tables are variables.
+    pub fn is_trained(&self) -> bool {
+        self.word_embeddings.is_trained()
     }
 
     /// One token of each text, at place `place`: `ids: (b) -> (b, 1, d)`. No id is padding.

@@ -3,12 +3,13 @@
 
 use candle_core::{D, Result, Tensor};
 
-use super::{bert_fused, first_tokens};
+use super::bert_fused::{self, Looks};
+use super::first_tokens;
 use crate::Weights;
 use crate::nn::{
-    Activation, Bias, Dropping, LayerNorm, Linear, Mask, Pass, Residual, Tape, attend_packed,
-    attend_to, attention_shares, fits_slices, halves, is_on_host, mix, record_projections,
-    side_by_side, unpack,
+    Activation, Bias, Buffers, Dropping, LayerNorm, Linear, Mask, PackedPairs, Packing, Pass,
+    Residual, Sees, Tape, attend_packed, attend_to, attention_shares, fits_slices, halves, is_leaf,
+    is_on_host, mix, record_projections, side_by_side, unpack,
 };
 
 /// Sizes of a layer.
@@ -66,6 +67,15 @@ pub(in crate::models) struct Other<'a> {
     pub mask: Option<&'a Mask>,
 }
 
+/// What the rows of packed texts see in a layer.
+#[derive(Clone, Copy, Default)]
+pub(in crate::models) struct PackedSight<'a> {
+    /// Of their own text.
+    pub own: Option<&'a PackedPairs>,
+    /// Of another sequence, whose keys and values the layer has projected: [`Layer::keys_values`].
+    pub other: Option<(&'a Tensor, &'a PackedPairs)>,
+}
+
 /// [`Sight`] that outlives a pass, its keys and values apart.
 #[derive(Clone, Default)]
 pub(super) struct OwnedSight {
@@ -121,6 +131,23 @@ impl OwnedSight {
             own: sight.own.cloned(),
             other: sight.other.and_then(|other| other.mask).cloned(),
         }
+    }
+
+    /// What rows `x: (b, n, d)` see, beside keys and values `(b, m, 2 d)`.
+    fn looks(self, layer: &Layer, x: &Tensor, kv: Option<&Tensor>) -> Result<Looks> {
+        let (batch, queries, _) = x.dims3()?;
+        let keys = kv.map(|kv| kv.dim(1)).transpose()?;
+        let padded = |keys, mask| Sees::Padded {
+            batch,
+            queries,
+            keys,
+            mask,
+        };
+        let has_own = layer.attention.is_some();
+        Ok(Looks {
+            own: has_own.then(|| padded(queries, self.own)),
+            other: keys.map(|keys| padded(keys, self.other)),
+        })
     }
 
     fn with<'a>(&'a self, kv: Option<&'a Tensor>) -> Sight<'a> {
@@ -306,7 +333,8 @@ impl Layer {
         let y = match pass.tape() {
             Some(tape) if self.is_fusible(x, sight, tape) => {
                 let kv = sight.other.map(|other| other.kv);
-                bert_fused::record(tape, self, x, kv, OwnedSight::of(sight), dropped)
+                let looks = OwnedSight::of(sight).looks(self, x, kv)?;
+                bert_fused::record(tape, self, x, kv, looks, dropped)
             }
             Some(tape) => {
                 let (layer, owned) = (self.clone(), OwnedSight::of(sight));
@@ -321,6 +349,72 @@ impl Layer {
         }?;
         pass.show_named_block(&self.shown.layer, std::slice::from_ref(&y))?;
         Ok(y)
+    }
+
+    /// The layer for packed texts, `x: (1, r, d)`: see [`Layer::packs`].
+    pub fn forward_packed(
+        &self,
+        x: &Tensor,
+        sight: PackedSight<'_>,
+        pass: &Pass<'_>,
+        buffers: &Buffers,
+    ) -> Result<Tensor> {
+        let sees = |pairs: &PackedPairs| Sees::Packed(pairs.clone());
+        let looks = Looks {
+            own: sight.own.map(sees),
+            other: sight.other.map(|(_, pairs)| sees(pairs)),
+        };
+        let has = [&self.attention, &self.crossattention].map(|attention| attention.is_some());
+        if has != [looks.own.is_some(), looks.other.is_some()] {
+            candle_core::bail!("{} looks at other sequences than it is given", self.name);
+        }
+        let width = x.dim(2)?;
+        let fits = |tensor: &Tensor, rows: usize, width: usize| tensor.elem_count() == rows * width;
+        let own = sight
+            .own
+            .is_none_or(|own| fits(x, own.queries().n_rows(), width));
+        let other = sight.other.is_none_or(|(kv, other)| {
+            fits(x, other.queries().n_rows(), width) && fits(kv, other.keys().n_rows(), 2 * width)
+        });
+        if !own || !other {
+            candle_core::bail!("{:?} are not the packed rows of these texts", x.dims());
+        }
+        let (dropped, kv) = (self.dropped(pass), sight.other.map(|(kv, _)| kv));
+        match pass.tape() {
+            Some(tape) => bert_fused::record(tape, self, x, kv, looks, dropped),
+            None => bert_fused::run(self, x, kv, looks, dropped, buffers),
+        }
+    }
+
+    /// [`Layer::forward_first`] for packed texts: `(1, r, d) -> (1, b, d)`.
+    pub fn forward_packed_first(
+        &self,
+        x: &Tensor,
+        packing: &Packing,
+        mask: &Mask,
+        buffers: &Buffers,
+    ) -> Result<Tensor> {
+        let firsts = Packing::even(packing.batch(), 1);
+        let sees = Sees::Packed(PackedPairs::own(&firsts, packing, mask)?);
+        bert_fused::run_first(self, x, packing, &sees, buffers)
+    }
+
+    /// Whether the layer can run on packed texts: on slices, with or without a tape.
+    pub fn packs(&self, pass: &Pass<'_>) -> bool {
+        let is_plain = |weight: &Tensor| is_on_host(weight) && !weight.track_op();
+        match pass.tape() {
+            Some(tape) => tape.fuses() && self.weights().all(is_leaf),
+            None => self.weights().all(is_plain),
+        }
+    }
+
+    fn weights(&self) -> impl Iterator<Item = &Tensor> {
+        let linear = [&self.intermediate, &self.output].into_iter();
+        let attentions = [&self.attention, &self.crossattention].into_iter();
+        linear
+            .flat_map(Linear::weights)
+            .chain(self.norm.weights())
+            .chain(attentions.flatten().flat_map(Attention::weights))
     }
 
     /// The layer for the first token alone, where nothing is learned: `(b, t, d) -> (b, 1, d)`.
@@ -457,22 +551,12 @@ impl Layer {
 
     /// Whether the halves can run on slices, which know no causal mask that is not spelled out.
     fn is_fusible(&self, x: &Tensor, sight: Sight<'_>, tape: &Tape) -> bool {
-        let linear = [&self.intermediate, &self.output];
-        let attentions = [&self.attention, &self.crossattention];
-        let weights = (linear.into_iter().flat_map(Linear::weights))
-            .chain(self.norm.weights())
-            .chain(
-                attentions
-                    .into_iter()
-                    .flatten()
-                    .flat_map(Attention::weights),
-            );
         let is_spelled_out =
             |mask: Option<&Mask>| mask.is_none_or(|mask| mask.added().is_some_and(is_on_host));
         let other = sight
             .other
             .is_none_or(|other| is_on_host(other.kv) && is_spelled_out(other.mask));
         let has_other = self.crossattention.is_some() == sight.other.is_some();
-        is_spelled_out(sight.own) && other && has_other && fits_slices(tape, x, weights)
+        is_spelled_out(sight.own) && other && has_other && fits_slices(tape, x, self.weights())
     }
 }

@@ -1,50 +1,23 @@
 //! Attention, one head of one sequence at a time: from packed queries, keys and values of one sequence,
 //! or from queries of one and keys and values of another.
 
+use std::ops::Range;
+
 use faer::linalg::matmul::matmul;
 use faer::{Accum, MatMut, MatRef, Par};
 use rayon::prelude::*;
 
 use super::gemm::{Matrix, view_mut};
 use super::math::{exp, max, sum_of};
+use super::sequences::{Place, Sizes};
 
 /// Groups of sequences over which the gradient of the bias is summed, whatever the threads.
 const SUM_PARTS: usize = 8;
 
-/// Sizes of a batch of sequences.
-#[derive(Clone, Copy)]
-pub struct Sizes {
-    /// Sequences.
-    pub batch: usize,
-    /// Tokens that ask: the first of each sequence.
-    pub queries: usize,
-    /// Tokens that are asked.
-    pub keys: usize,
-    /// Heads.
-    pub heads: usize,
-    /// Width of a head.
-    pub head_width: usize,
-}
-
-impl Sizes {
-    fn width(self) -> usize {
-        self.heads * self.head_width
-    }
-
-    fn scale(self) -> f32 {
-        (self.head_width as f32).sqrt().recip()
-    }
-
-    /// Elements of one head's scores: `(queries, keys)`.
-    fn scores(self) -> usize {
-        self.queries * self.keys
-    }
-}
-
 /// What is done to scores and shares. Empty slices do nothing.
 #[derive(Clone, Copy, Default)]
 pub struct Added<'a> {
-    /// `(h, keys, keys)`, of which the first queries have their rows.
+    /// `(h, keys, keys)`, of which the first queries have their rows; of sequences of one length alone.
     pub bias: &'a [f32],
     /// `(b, keys)` or `(b, queries, keys)`: 0 for tokens that may be attended to, −∞ or a low number for
     /// the others.
@@ -53,20 +26,48 @@ pub struct Added<'a> {
     pub keep: &'a [f32],
 }
 
+impl<'a> Added<'a> {
+    /// A sequence's part of the mask, `(keys)` or `(queries, keys)`.
+    fn mask_of(self, place: &Place, last: &Place) -> &'a [f32] {
+        match self.mask.len() {
+            0 => &[],
+            n if n == last.pairs.end => &self.mask[place.pairs.clone()],
+            _ => &self.mask[place.keys.clone()],
+        }
+    }
+
+    /// One head's part of the bias, `(keys, keys)`.
+    fn bias_of(self, place: &Place, head: usize) -> &'a [f32] {
+        let n = place.keys.len() * place.keys.len();
+        match self.bias.is_empty() {
+            true => &[],
+            false => &self.bias[head * n..][..n],
+        }
+    }
+
+    /// One head's factors of one sequence, `(queries, keys)`.
+    fn keep_of(self, place: &Place, head: usize, heads: usize) -> &'a [f32] {
+        let (first, n) = (place.pairs.start * heads, place.pairs.len());
+        match self.keep.is_empty() {
+            true => &[],
+            false => &self.keep[first + head * n..][..n],
+        }
+    }
+}
+
 /// Queries, keys and values, wherever they stand.
 #[derive(Clone, Copy)]
 pub struct Asked<'a> {
     queries: Part<'a>,
     keys: Part<'a>,
     values: Part<'a>,
+    is_packed: bool,
 }
 
 /// A part of each row of sequences: queries, keys or values.
 #[derive(Clone, Copy)]
 struct Part<'a> {
     data: &'a [f32],
-    /// Rows of a sequence.
-    tokens: usize,
     /// Numbers from one row to the next.
     stride: usize,
     /// Where the part begins in a row.
@@ -75,10 +76,9 @@ struct Part<'a> {
 
 impl<'a> Asked<'a> {
     /// Of packed `(b, n, 3 d)`.
-    pub fn packed(qkv: &'a [f32], sizes: Sizes) -> Self {
+    pub fn packed(qkv: &'a [f32], sizes: Sizes<'_>) -> Self {
         let part = |which: usize| Part {
             data: qkv,
-            tokens: sizes.keys,
             stride: 3 * sizes.width(),
             first: which * sizes.width(),
         };
@@ -86,87 +86,98 @@ impl<'a> Asked<'a> {
             queries: part(0),
             keys: part(1),
             values: part(2),
+            is_packed: true,
         }
     }
 
     /// Of queries `(b, n, d)`, and of keys and values side by side `(b, m, 2 d)`.
-    pub fn apart(q: &'a [f32], kv: &'a [f32], sizes: Sizes) -> Self {
+    pub fn apart(q: &'a [f32], kv: &'a [f32], sizes: Sizes<'_>) -> Self {
         let part = |which: usize| Part {
             data: kv,
-            tokens: sizes.keys,
             stride: 2 * sizes.width(),
             first: which * sizes.width(),
         };
         Self {
             queries: Part {
                 data: q,
-                tokens: sizes.queries,
                 stride: sizes.width(),
                 first: 0,
             },
             keys: part(0),
             values: part(1),
+            is_packed: false,
         }
     }
 
     /// One head's queries, keys and values of one sequence.
-    fn head(self, sizes: Sizes, sequence: usize, head: usize) -> [Matrix<'a>; 3] {
-        let matrix = |part: Part<'a>, rows: usize| {
-            let of_sequence = part.tokens * part.stride;
-            let data = &part.data[sequence * of_sequence..][..of_sequence];
+    fn head(self, sizes: Sizes<'_>, place: &Place, head: usize) -> [Matrix<'a>; 3] {
+        let matrix = |part: Part<'a>, first_row: usize, rows: usize| {
+            let first = first_row * part.stride + part.first + head * sizes.head_width;
             Matrix {
-                data: &data[part.first + head * sizes.head_width..],
+                data: &part.data[first..],
                 rows,
                 columns: sizes.head_width,
                 stride: part.stride,
             }
         };
+        // Packed queries stand in the rows of the keys beside them, even if the first alone ask.
+        let first_query = match self.is_packed {
+            true => place.keys.start,
+            false => place.queries.start,
+        };
+        let (first_key, n_keys) = (place.keys.start, place.keys.len());
         [
-            matrix(self.queries, sizes.queries),
-            matrix(self.keys, sizes.keys),
-            matrix(self.values, sizes.keys),
+            matrix(self.queries, first_query, place.queries.len()),
+            matrix(self.keys, first_key, n_keys),
+            matrix(self.values, first_key, n_keys),
         ]
     }
 }
 
 /// One head's columns of a sequence's `(queries, d)`.
-fn columns(data: &[f32], sizes: Sizes, head: usize) -> Matrix<'_> {
+fn columns<'a>(data: &'a [f32], sizes: Sizes<'_>, rows: usize, head: usize) -> Matrix<'a> {
     Matrix {
         data: &data[head * sizes.head_width..],
-        rows: sizes.queries,
+        rows,
         columns: sizes.head_width,
         stride: sizes.width(),
     }
 }
 
 /// `(b, queries, d)`.
-pub fn forward(asked: Asked<'_>, added: Added<'_>, sizes: Sizes) -> Vec<f32> {
-    let mut out = vec![0.0; sizes.batch * sizes.queries * sizes.width()];
+pub fn forward(asked: Asked<'_>, added: Added<'_>, sizes: Sizes<'_>) -> Vec<f32> {
+    let mut out = vec![0.0; sizes.n_queries() * sizes.width()];
     forward_into(&mut out, asked, added, sizes);
     out
 }
 
 /// [`forward`] into `out: (b, queries, d)`.
-pub fn forward_into(out: &mut [f32], asked: Asked<'_>, added: Added<'_>, sizes: Sizes) {
+pub fn forward_into(out: &mut [f32], asked: Asked<'_>, added: Added<'_>, sizes: Sizes<'_>) {
     let d = sizes.width();
-    let sequences = out.par_chunks_mut(sizes.queries * d).enumerate();
-    sequences.for_each_init(
-        || vec![0.0; sizes.scores()],
-        |scores, (sequence, out)| {
-            let mask = of_sequence(added.mask, sequence, sizes);
+    let places = sizes.places();
+    let Some(last) = places.last() else { return };
+    let mut tasks = Vec::with_capacity(places.len());
+    let mut rest = out;
+    for place in &places {
+        let (own, others) = rest.split_at_mut(place.queries.len() * d);
+        rest = others;
+        tasks.push((place, own));
+    }
+    tasks.into_par_iter().for_each_init(
+        || vec![0.0; sizes.most_pairs()],
+        |scores, (place, out)| {
+            let (n, m) = (place.queries.len(), place.keys.len());
+            let scores = &mut scores[..n * m];
+            let mask = added.mask_of(place, last);
             for head in 0..sizes.heads {
-                let [queries, keys, values] = asked.head(sizes, sequence, head);
-                let bias = head_bias(added.bias, sizes, head);
-                probabilities(scores, [queries, keys], bias, mask, sizes);
-                let keep = head_keep(added.keep, sizes, sequence, head);
+                let [queries, keys, values] = asked.head(sizes, place, head);
+                let bias = added.bias_of(place, head);
+                probabilities(scores, [queries, keys], bias, mask, sizes.scale());
+                let keep = added.keep_of(place, head, sizes.heads);
                 scores.iter_mut().zip(keep).for_each(|(s, keep)| *s *= keep);
-                let out = view_mut(
-                    &mut out[head * sizes.head_width..],
-                    sizes.queries,
-                    sizes.head_width,
-                    d,
-                );
-                let scores = Matrix::packed(scores, sizes.queries, sizes.keys);
+                let out = &mut out[head * sizes.head_width..];
+                let out = view_mut(out, n, sizes.head_width, d);
+                let scores = Matrix::packed(scores, n, m);
                 matmul(
                     out,
                     Accum::Replace,
@@ -180,48 +191,18 @@ pub fn forward_into(out: &mut [f32], asked: Asked<'_>, added: Added<'_>, sizes: 
     );
 }
 
-/// A sequence's part of a mask, `(keys)` or `(queries, keys)`.
-fn of_sequence(mask: &[f32], sequence: usize, sizes: Sizes) -> &[f32] {
-    let n = mask.len() / sizes.batch.max(1);
-    &mask[sequence * n..][..n]
-}
-
-fn head_bias(bias: &[f32], sizes: Sizes, head: usize) -> &[f32] {
-    let n = sizes.keys * sizes.keys;
-    match bias.is_empty() {
-        true => &[],
-        false => &bias[head * n..][..n],
-    }
-}
-
-/// One head's factors of one sequence, `(queries, keys)`.
-fn head_keep(keep: &[f32], sizes: Sizes, sequence: usize, head: usize) -> &[f32] {
-    let n = sizes.scores();
-    match keep.is_empty() {
-        true => &[],
-        false => &keep[(sequence * sizes.heads + head) * n..][..n],
-    }
-}
-
 /// Softmax of the scaled scores of one head: `(queries, keys)`.
 fn probabilities(
     scores: &mut [f32],
     [queries, keys]: [Matrix<'_>; 2],
     bias: &[f32],
     mask: &[f32],
-    sizes: Sizes,
+    scale: f32,
 ) {
-    let m = sizes.keys;
-    let out = MatMut::from_row_major_slice_mut(scores, sizes.queries, m);
+    let m = keys.rows;
+    let out = MatMut::from_row_major_slice_mut(scores, queries.rows, m);
     let keys = keys.view().transpose();
-    matmul(
-        out,
-        Accum::Replace,
-        queries.view(),
-        keys,
-        sizes.scale(),
-        Par::Seq,
-    );
+    matmul(out, Accum::Replace, queries.view(), keys, scale, Par::Seq);
     // A mask of padding is the same for every query.
     let next_row = if mask.len() > m { m } else { 0 };
     merge::vectorized(
@@ -255,7 +236,12 @@ fn probabilities(
 }
 
 /// Gradients by packed `qkv` and by the bias (empty without one): `g: (b, n, d)`, every token asking.
-pub fn gradients(g: &[f32], qkv: &[f32], added: Added<'_>, sizes: Sizes) -> (Vec<f32>, Vec<f32>) {
+pub fn gradients(
+    g: &[f32],
+    qkv: &[f32],
+    added: Added<'_>,
+    sizes: Sizes<'_>,
+) -> (Vec<f32>, Vec<f32>) {
     let mut by_qkv = vec![0.0; qkv.len()];
     let has_bias = !added.bias.is_empty();
     let by_bias = gradients_into(&mut by_qkv, g, qkv, added, sizes, has_bias);
@@ -268,11 +254,17 @@ pub fn gradients_into(
     g: &[f32],
     qkv: &[f32],
     added: Added<'_>,
-    sizes: Sizes,
+    sizes: Sizes<'_>,
     wants_bias: bool,
 ) -> Vec<f32> {
-    let group = group(sizes) * sizes.keys * 3 * sizes.width();
-    let groups = by_qkv.par_chunks_mut(group).map(By::Packed);
+    let (places, stride) = (sizes.places(), 3 * sizes.width());
+    let mut groups = Vec::new();
+    let mut rest = by_qkv;
+    for places in places.chunks(group(sizes)) {
+        let (own, others) = rest.split_at_mut(n_rows(places, |place| &place.keys) * stride);
+        rest = others;
+        groups.push((places, By::Packed(own)));
+    }
     of_groups(
         groups,
         g,
@@ -289,18 +281,29 @@ pub fn gradients_apart_into(
     g: &[f32],
     [q, kv]: [&[f32]; 2],
     added: Added<'_>,
-    sizes: Sizes,
+    sizes: Sizes<'_>,
 ) {
-    let (n, d) = (group(sizes), sizes.width());
-    let groups = (by_q.par_chunks_mut(n * sizes.queries * d))
-        .zip(by_kv.par_chunks_mut(n * sizes.keys * 2 * d))
-        .map(|(q, kv)| By::Apart { q, kv });
+    let (places, d) = (sizes.places(), sizes.width());
+    let mut groups = Vec::new();
+    let (mut rest_q, mut rest_kv) = (by_q, by_kv);
+    for places in places.chunks(group(sizes)) {
+        let (q, others) = rest_q.split_at_mut(n_rows(places, |place| &place.queries) * d);
+        rest_q = others;
+        let (kv, others) = rest_kv.split_at_mut(n_rows(places, |place| &place.keys) * 2 * d);
+        rest_kv = others;
+        groups.push((places, By::Apart { q, kv }));
+    }
     of_groups(groups, g, Asked::apart(q, kv, sizes), added, sizes, false);
 }
 
 /// Sequences of a group.
-fn group(sizes: Sizes) -> usize {
+fn group(sizes: Sizes<'_>) -> usize {
     sizes.batch.div_ceil(SUM_PARTS).max(1)
+}
+
+/// Rows of a group.
+fn n_rows(places: &[Place], rows: impl Fn(&Place) -> &Range<usize>) -> usize {
+    places.iter().map(|place| rows(place).len()).sum()
 }
 
 /// Where the gradients of a group of sequences go.
@@ -312,84 +315,85 @@ enum By<'a> {
 }
 
 impl By<'_> {
-    fn sequences(&self, sizes: Sizes) -> usize {
-        match self {
-            Self::Packed(by) => by.len() / (sizes.keys * 3 * sizes.width()),
-            Self::Apart { q, .. } => q.len() / (sizes.queries * sizes.width()),
-        }
-    }
-
-    /// Where queries (0), keys (1) or values (2) of a sequence begin, and their stride.
-    fn part(&mut self, which: usize, sequence: usize, sizes: Sizes) -> (&mut [f32], usize) {
+    /// Where queries (0), keys (1) or values (2) of a sequence begin, their stride and their rows. The
+    /// group begins with the sequence `first`.
+    fn part(
+        &mut self,
+        which: usize,
+        place: &Place,
+        first: &Place,
+        sizes: Sizes<'_>,
+    ) -> (&mut [f32], usize, usize) {
         let d = sizes.width();
+        let query = place.queries.start - first.queries.start;
+        let key = place.keys.start - first.keys.start;
+        let rows = match which {
+            0 => place.queries.len(),
+            _ => place.keys.len(),
+        };
         match self {
-            Self::Packed(by) => (&mut by[sequence * sizes.keys * 3 * d + which * d..], 3 * d),
-            Self::Apart { q, .. } if which == 0 => (&mut q[sequence * sizes.queries * d..], d),
-            Self::Apart { kv, .. } => {
-                let first = sequence * sizes.keys * 2 * d + (which - 1) * d;
-                (&mut kv[first..], 2 * d)
-            }
+            Self::Packed(by) => (&mut by[key * 3 * d + which * d..], 3 * d, rows),
+            Self::Apart { q, .. } if which == 0 => (&mut q[query * d..], d, rows),
+            Self::Apart { kv, .. } => (&mut kv[key * 2 * d + (which - 1) * d..], 2 * d, rows),
         }
     }
 }
 
 /// The gradient by the bias; those by queries, keys and values go where `groups` say.
-fn of_groups<'b>(
-    groups: impl IndexedParallelIterator<Item = By<'b>>,
+fn of_groups(
+    groups: Vec<(&[Place], By<'_>)>,
     g: &[f32],
     asked: Asked<'_>,
     added: Added<'_>,
-    sizes: Sizes,
+    sizes: Sizes<'_>,
     wants_bias: bool,
 ) -> Vec<f32> {
-    let n = sizes.scores();
-    let of_g = sizes.queries * sizes.width();
+    let Some(last) = groups.last().and_then(|(places, _)| places.last()).cloned() else {
+        return Vec::new();
+    };
+    let (most, d) = (sizes.most_pairs(), sizes.width());
     let n_bias = match wants_bias {
-        true => sizes.heads * n,
+        true => sizes.heads * most,
         false => 0,
     };
-    let parts: Vec<Vec<f32>> = (groups.enumerate())
-        .map(|(part, mut by)| {
+    let parts: Vec<Vec<f32>> = (groups.into_par_iter())
+        .map(|(places, mut by)| {
             let mut by_bias = vec![0.0; n_bias];
-            let mut p = vec![0.0; n];
-            let mut dp = vec![0.0; n];
-            let mut dropped = vec![0.0; if added.keep.is_empty() { 0 } else { n }];
-            for index in 0..by.sequences(sizes) {
-                let sequence = part * group(sizes) + index;
-                let g = &g[sequence * of_g..][..of_g];
-                let mask = of_sequence(added.mask, sequence, sizes);
+            let mut p = vec![0.0; most];
+            let mut dp = vec![0.0; most];
+            let mut dropped = vec![0.0; if added.keep.is_empty() { 0 } else { most }];
+            for place in places {
+                let (rows, n) = (place.queries.len(), place.pairs.len());
+                let g = &g[place.queries.start * d..][..rows * d];
+                let (p, dp) = (&mut p[..n], &mut dp[..n]);
+                let mask = added.mask_of(place, &last);
                 for head in 0..sizes.heads {
-                    let heads = asked.head(sizes, sequence, head);
-                    let bias = head_bias(added.bias, sizes, head);
-                    probabilities(&mut p, [heads[0], heads[1]], bias, mask, sizes);
+                    let heads = asked.head(sizes, place, head);
+                    let bias = added.bias_of(place, head);
+                    probabilities(p, [heads[0], heads[1]], bias, mask, sizes.scale());
                     let by_bias = match n_bias {
                         0 => &mut [][..],
                         _ => &mut by_bias[head * n..][..n],
                     };
-                    let keep = head_keep(added.keep, sizes, sequence, head);
-                    for ((dropped, p), keep) in dropped.iter_mut().zip(&p).zip(keep) {
+                    let keep = added.keep_of(place, head, sizes.heads);
+                    for ((dropped, p), keep) in dropped.iter_mut().zip(&*p).zip(keep) {
                         *dropped = p * keep;
                     }
                     let shares = Shares {
-                        p: &p,
-                        dropped: if keep.is_empty() { &p } else { &dropped },
+                        p: &*p,
+                        dropped: if keep.is_empty() { &*p } else { &dropped[..n] },
                         keep,
                     };
-                    let g = columns(g, sizes, head);
+                    let g = columns(g, sizes, rows, head);
                     one_head(
                         by_bias,
                         shares,
-                        &mut dp,
+                        dp,
                         heads,
                         g,
-                        sizes,
+                        sizes.scale(),
                         |which, product| {
-                            let (out, stride) = by.part(which, index, sizes);
-                            let rows = if which == 0 {
-                                sizes.queries
-                            } else {
-                                sizes.keys
-                            };
+                            let (out, stride, rows) = by.part(which, place, &places[0], sizes);
                             let out = &mut out[head * sizes.head_width..];
                             let out = view_mut(out, rows, sizes.head_width, stride);
                             let Product { lhs, rhs, scale } = product;
@@ -448,10 +452,10 @@ fn one_head(
     dp: &mut [f32],
     heads: [Matrix<'_>; 3],
     g: Matrix<'_>,
-    sizes: Sizes,
+    scale: f32,
     mut write: impl FnMut(usize, Product<'_>),
 ) {
-    let (n, m) = (sizes.queries, sizes.keys);
+    let (n, m) = (heads[0].rows, heads[1].rows);
     let g = g.view();
     let [queries, keys, values] = heads.map(Matrix::view);
     let product = |lhs, rhs, scale| Product { lhs, rhs, scale };
@@ -477,6 +481,6 @@ fn one_head(
         },
     );
     let dp = Matrix::packed(dp, n, m).view();
-    write(0, product(dp, keys, sizes.scale()));
-    write(1, product(dp.transpose(), queries, sizes.scale()));
+    write(0, product(dp, keys, scale));
+    write(1, product(dp.transpose(), queries, scale));
 }

@@ -2,7 +2,8 @@
 
 use candle_core::{CpuStorage, CustomOp1, CustomOp3, Layout, Result, Shape, Tensor, bail};
 
-use super::attention::{self, Added, Asked, Sizes};
+use super::attention::{self, Added, Asked};
+use super::sequences::{Sizes, Spans};
 use super::slices::{self, Then};
 
 /// The elements of a contiguous argument.
@@ -172,12 +173,12 @@ pub struct Attention {
 }
 
 impl Attention {
-    fn sizes(&self, qkv: &Shape) -> Result<Sizes> {
+    fn sizes(&self, qkv: &Shape) -> Result<Sizes<'static>> {
         let (batch, tokens, packed) = qkv.dims3()?;
         Ok(Sizes {
             batch,
-            queries: self.queries.min(tokens),
-            keys: tokens,
+            queries: Spans::Even(self.queries.min(tokens)),
+            keys: Spans::Even(tokens),
             heads: self.heads,
             head_width: packed / 3 / self.heads,
         })
@@ -206,7 +207,8 @@ impl CustomOp3 for Attention {
         };
         let asked = Asked::packed(slice(qkv, qkv_layout)?, sizes);
         let out = attention::forward(asked, added, sizes);
-        let shape = (sizes.batch, sizes.queries, sizes.heads * sizes.head_width);
+        let (batch, tokens, packed) = qkv_layout.shape().dims3()?;
+        let shape = (batch, self.queries.min(tokens), packed / 3);
         Ok((CpuStorage::F32(out), shape.into()))
     }
 
@@ -219,7 +221,7 @@ impl CustomOp3 for Attention {
         g: &Tensor,
     ) -> Result<(Option<Tensor>, Option<Tensor>, Option<Tensor>)> {
         let sizes = self.sizes(qkv.shape())?;
-        if sizes.queries < sizes.keys {
+        if self.queries < qkv.dim(1)? {
             bail!("no gradient of attention where some tokens do not ask");
         }
         let (by_qkv, by_bias) = with_slices([g, qkv, bias, mask], |[g, qkv, bias, mask]| {
@@ -245,12 +247,12 @@ pub struct CrossAttention {
 }
 
 impl CrossAttention {
-    fn sizes(&self, q: &Shape, kv: &Shape) -> Result<Sizes> {
+    fn sizes(&self, q: &Shape, kv: &Shape) -> Result<Sizes<'static>> {
         let (batch, queries, width) = q.dims3()?;
         Ok(Sizes {
             batch,
-            queries,
-            keys: kv.dims3()?.1,
+            queries: Spans::Even(queries),
+            keys: Spans::Even(kv.dims3()?.1),
             heads: self.heads,
             head_width: width / self.heads,
         })

@@ -4,8 +4,9 @@ use candle_core::{Result, Tensor};
 
 use super::outlet::Outlet;
 use super::{hidden, input_gradient, norm_backward, norm_into, self_attention, weight_gradient};
-use crate::nn::cpu::attention::{self, Added, Asked, Sizes};
+use crate::nn::cpu::attention::{self, Added, Asked};
 use crate::nn::cpu::host::Host;
+use crate::nn::cpu::sequences::Sizes;
 use crate::nn::cpu::slices::{self, Keep, Then};
 use crate::nn::{Bias, Buffer, Buffers, Gradients, LayerNorm, Linear};
 
@@ -109,7 +110,7 @@ impl<'a> AttentionBranch<'a> {
         }
     }
 
-    fn sizes(&self, width: usize) -> Sizes {
+    fn sizes(&self, width: usize) -> Sizes<'static> {
         self_attention(self.batch, self.tokens, self.attention.heads, width)
     }
 

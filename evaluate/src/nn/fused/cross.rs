@@ -4,11 +4,13 @@ use candle_core::Result;
 use faer::Accum;
 
 use super::post_norm::Tail;
-use super::{hidden, norm_into, output, weight_gradient};
-use crate::nn::cpu::attention::{self, Added, Asked, Sizes};
+use super::sees::Sees;
+use super::{norm_into, output, weight_gradient};
+use crate::nn::cpu::attention::{self, Asked};
 use crate::nn::cpu::gemm::{Matrix, product};
 use crate::nn::cpu::host::Host;
-use crate::nn::{Buffer, Buffers, Gradients, LayerNorm, Linear, Mask};
+use crate::nn::cpu::sequences::Sizes;
+use crate::nn::{Buffer, Buffers, Gradients, LayerNorm, Linear};
 
 /// `norm(x + drop(output(attention(query(x), keys and values))))`.
 pub(crate) struct CrossHalf<'a> {
@@ -18,18 +20,12 @@ pub(crate) struct CrossHalf<'a> {
     pub norm: &'a LayerNorm,
     /// Keys and values of the other sequence side by side, `(b, m, 2 d)`.
     pub kv: &'a [f32],
-    /// Tokens of the other sequence.
-    pub keys: usize,
-    /// What of it is hidden: padding, or a choice for each pair.
-    pub mask: Option<&'a Mask>,
+    /// What of it is seen.
+    pub sees: &'a Sees,
     /// Dropout's factors of the shares, `(b, h, n, m)`, or nothing.
     pub keep_shares: &'a [f32],
     /// Dropout's factors of the output, `(b, n, d)`, or nothing.
     pub keep_output: &'a [f32],
-    /// Sequences.
-    pub batch: usize,
-    /// Tokens of a sequence that asks.
-    pub tokens: usize,
 }
 
 /// What the backward pass of a cross half wants.
@@ -51,32 +47,17 @@ impl<'a> CrossHalf<'a> {
         }
     }
 
-    fn sizes(&self) -> Result<Sizes> {
-        let width = self.query.weight().dim(0)?;
-        Ok(Sizes {
-            batch: self.batch,
-            queries: self.tokens,
-            keys: self.keys,
-            heads: self.heads,
-            head_width: width / self.heads,
-        })
-    }
-
-    fn added<'b>(&'b self, hidden: &'b Option<Host<'_>>) -> Added<'b> {
-        Added {
-            bias: &[],
-            mask: hidden.as_ref().map_or(&[], Host::values),
-            keep: self.keep_shares,
-        }
+    fn sizes(&self) -> Result<Sizes<'a>> {
+        Ok(self.sees.sizes(self.heads, self.query.weight().dim(0)?))
     }
 
     /// `x: (b, n, d)` to `out: (b, n, d)`.
     pub fn forward(&self, out: &mut [f32], x: &[f32], buffers: &Buffers) -> Result<KeptCrossHalf> {
         let q = output(self.query, x, buffers)?;
         let mut mixed = buffers.take(x.len());
-        let (hidden, sizes) = (hidden(self.mask)?, self.sizes()?);
+        let (hidden, sizes) = (self.sees.hidden()?, self.sizes()?);
         let asked = Asked::apart(&q, self.kv, sizes);
-        attention::forward_into(&mut mixed, asked, self.added(&hidden), sizes);
+        attention::forward_into(&mut mixed, asked, hidden.added(self.keep_shares), sizes);
         let sum = self.tail().forward(out, &mixed, x, buffers)?;
         Ok(KeptCrossHalf { q, mixed, sum })
     }
@@ -98,12 +79,12 @@ impl<'a> CrossHalf<'a> {
         buffers: &Buffers,
     ) -> Result<()> {
         let KeptCrossHalf { q, mixed, sum } = kept;
-        let (hidden, sizes) = (hidden(self.mask)?, self.sizes()?);
+        let (hidden, sizes) = (self.sees.hidden()?, self.sizes()?);
         let [by_sum, by_mixed] = self.tail().backward(g, &mixed, &sum, gradients, buffers)?;
         drop((mixed, sum));
         let mut by_q = buffers.take(q.len()); // (b, n, d)
         let by = [&mut by_q[..], by_kv];
-        let (qkv, added) = ([&q[..], self.kv], self.added(&hidden));
+        let (qkv, added) = ([&q[..], self.kv], hidden.added(self.keep_shares));
         attention::gradients_apart_into(by, &by_mixed, qkv, added, sizes);
         drop((q, by_mixed));
         let by_bias = weight_gradient(self.query.weight(), &by_q, x, gradients, buffers)?;

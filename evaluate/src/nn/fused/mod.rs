@@ -16,19 +16,21 @@ mod outlet;
 mod post_norm;
 mod projections;
 mod recorded;
+mod sees;
 
 pub(crate) use attention::{AttentionBranch, KeptAttention, Packed, PackedBias};
 pub(crate) use cross::{CrossHalf, KeptCrossHalf};
 pub(crate) use ffn::FfnBranch;
 pub(crate) use post_norm::{AttentionHalf, FfnHalf, KeptAttentionHalf, KeptFfnHalf, Separate};
-pub(crate) use projections::{record_projections, side_by_side};
+pub(crate) use projections::{project_rows, record_projections, side_by_side};
 pub(crate) use recorded::{OnSlices, record_on_slices};
+pub(crate) use sees::Sees;
 
 use candle_core::{Result, Tensor};
 use faer::Accum;
 
-use super::cpu::attention::Sizes;
 use super::cpu::host::Host;
+use super::cpu::sequences::{Sizes, Spans};
 use super::cpu::slices::{self, Then};
 use super::cpu::{takes, weight_gradient};
 use super::{Buffer, Buffers, Gradients, LayerNorm, Linear, Mask, Tape};
@@ -49,11 +51,11 @@ pub(crate) fn fits_slices<'t>(
 }
 
 /// Sizes of a self-attention in which every token asks.
-fn self_attention(batch: usize, tokens: usize, heads: usize, width: usize) -> Sizes {
+fn self_attention(batch: usize, tokens: usize, heads: usize, width: usize) -> Sizes<'static> {
     Sizes {
         batch,
-        queries: tokens,
-        keys: tokens,
+        queries: Spans::Even(tokens),
+        keys: Spans::Even(tokens),
         heads,
         head_width: width / heads,
     }

@@ -4,14 +4,13 @@ use candle_core::Result;
 use faer::Accum;
 
 use super::projections::{project, projections_backward};
-use super::{
-    hidden, input_gradient, norm_backward, norm_into, output, self_attention, weight_gradient,
-};
-use crate::nn::cpu::attention::{self, Added, Asked, Sizes};
+use super::sees::Sees;
+use super::{input_gradient, norm_backward, norm_into, output, weight_gradient};
+use crate::nn::cpu::attention::{self, Asked};
 use crate::nn::cpu::gemm::{Matrix, product};
 use crate::nn::cpu::host::Host;
 use crate::nn::cpu::slices::{self, Then};
-use crate::nn::{Activation, Buffer, Buffers, Gradients, LayerNorm, Linear, Mask};
+use crate::nn::{Activation, Buffer, Buffers, Gradients, LayerNorm, Linear};
 
 /// The weights of a self-attention with separate projections, and of the layer after it.
 #[derive(Clone, Copy)]
@@ -26,16 +25,12 @@ pub(crate) struct Separate<'a> {
 pub(crate) struct AttentionHalf<'a> {
     pub attention: Separate<'a>,
     pub norm: &'a LayerNorm,
-    /// What is hidden: padding, or a choice for each pair.
-    pub mask: Option<&'a Mask>,
+    /// What tokens see.
+    pub sees: &'a Sees,
     /// Dropout's factors of the shares, `(b, h, n, n)`, or nothing.
     pub keep_shares: &'a [f32],
     /// Dropout's factors of the output, `(b, n, d)`, or nothing.
     pub keep_output: &'a [f32],
-    /// Sequences.
-    pub batch: usize,
-    /// Tokens of a sequence.
-    pub tokens: usize,
 }
 
 /// `norm(x + drop(output(activation(inner(x)))))`.
@@ -145,18 +140,6 @@ impl<'a> AttentionHalf<'a> {
         }
     }
 
-    fn sizes(&self, width: usize) -> Sizes {
-        self_attention(self.batch, self.tokens, self.attention.heads, width)
-    }
-
-    fn added<'b>(&'b self, hidden: &'b Option<Host<'_>>) -> Added<'b> {
-        Added {
-            bias: &[],
-            mask: hidden.as_ref().map_or(&[], Host::values),
-            keep: self.keep_shares,
-        }
-    }
-
     /// `x: (b, n, d)` to `out: (b, n, d)`.
     pub fn forward(
         &self,
@@ -168,8 +151,11 @@ impl<'a> AttentionHalf<'a> {
         let mut qkv = buffers.take(3 * x.len());
         project(&mut qkv, x, self.attention.projections, width)?;
         let mut mixed = buffers.take(x.len());
-        let hidden = hidden(self.mask)?;
-        let (added, sizes) = (self.added(&hidden), self.sizes(width));
+        let (hidden, sizes) = (
+            self.sees.hidden()?,
+            self.sees.sizes(self.attention.heads, width),
+        );
+        let added = hidden.added(self.keep_shares);
         attention::forward_into(&mut mixed, Asked::packed(&qkv, sizes), added, sizes);
         let sum = self.tail().forward(out, &mixed, x, buffers)?;
         Ok(KeptAttentionHalf { qkv, mixed, sum })
@@ -191,11 +177,12 @@ impl<'a> AttentionHalf<'a> {
     ) -> Result<()> {
         let width = self.attention.output.weight().dim(0)?;
         let KeptAttentionHalf { qkv, mixed, sum } = kept;
-        let (tail, hidden) = (self.tail(), hidden(self.mask)?);
+        let (tail, hidden) = (self.tail(), self.sees.hidden()?);
         let [by_sum, by_mixed] = tail.backward(g, &mixed, &sum, gradients, buffers)?;
         drop((mixed, sum));
         let mut by_qkv = buffers.take(qkv.len()); // (b, n, 3 d)
-        let (added, sizes) = (self.added(&hidden), self.sizes(width));
+        let added = hidden.added(self.keep_shares);
+        let sizes = self.sees.sizes(self.attention.heads, width);
         attention::gradients_into(&mut by_qkv, &by_mixed, &qkv, added, sizes, false);
         drop((qkv, by_mixed));
         g.copy_from_slice(&by_sum);
@@ -226,6 +213,16 @@ impl<'a> FfnHalf<'a> {
         slices::activate_into(&mut after, &before, self.activation);
         let sum = self.tail().forward(out, &after, x, buffers)?;
         Ok(KeptFfnHalf { before, sum })
+    }
+
+    /// [`FfnHalf::forward`] where nobody goes back.
+    pub fn forward_alone(&self, out: &mut [f32], x: &[f32], buffers: &Buffers) -> Result<()> {
+        let (inner, width) = self.inner.weight().dims2()?;
+        let mut after = buffers.take(x.len() / width * inner); // (m, f)
+        let (weight, bias) = (Host::of(self.inner.weight())?, Host::of(self.inner.bias())?);
+        let then = Then::Activate(self.activation);
+        slices::linear_into(&mut after, x, weight.values(), bias.values(), width, then);
+        self.tail().forward(out, &after, x, buffers).map(drop)
     }
 
     /// Turns `g: (m, d)`, the gradient by the output, into the one by `x`.

@@ -7,7 +7,7 @@ use crate::nn::cpu::gemm::{Matrix, product};
 use crate::nn::cpu::host::{Host, host_values};
 use crate::nn::cpu::pool::in_pool;
 use crate::nn::cpu::{slices, weight_gradient as by_weight};
-use crate::nn::{Buffers, Gradients, Linear, Recorded, Tape};
+use crate::nn::{Buffer, Buffers, Gradients, Linear, Recorded, Tape};
 
 /// `x: (m, d)` through `N` layers into `out: (m, N n)`.
 pub(super) fn project<const N: usize>(
@@ -61,6 +61,21 @@ pub(super) fn projections_backward<const N: usize>(
         product(by_x, by_projection.view(), weight, Accum::Add);
     }
     Ok(())
+}
+
+/// `x: (m, d)` through layers side by side, `(m, N o)`.
+///
+/// # Errors
+/// When a tensor is not in the CPU's memory.
+pub(crate) fn project_rows<const N: usize>(
+    x: &[f32],
+    linear: [&Linear; N],
+    buffers: &Buffers,
+) -> Result<Buffer> {
+    let (outputs, width) = linear[0].weight().dims2()?;
+    let mut out = buffers.take(x.len() / width * N * outputs);
+    project(&mut out, x, linear, width)?;
+    Ok(out)
 }
 
 /// Projections of `x: (b, n, d)` side by side, `(b, n, N o)`, without a graph.
