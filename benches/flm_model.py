@@ -5,17 +5,23 @@
 
 Writes a checkpoint of the published shape with drawn weights to FOLDER once (`vlmerge synth`), runs both
 programs in turn, each in a process of its own, and prints their JSON lines: seconds (median of the rounds),
-peak memory, and the first number of the result, which must agree. Three workloads:
+peak memory, and the first number of the result, which must agree. Workloads:
 
 * `forward`: the three streams of a batch of images and texts;
 * `step`: a step of free language modeling (three parts), gradients of everything, no update;
 * `caption`: greedy captions of a fixed number of tokens, by encoding anew at each token as the published
   program does, against the cache of keys and values.
 
+* `pairs`: scores of texts of 9 to 19 tokens with each image by the ranking head, every pair a pass, as cross-encoding
+  asks for. The image is encoded once for all of its texts. torch pads texts to 50 tokens, as the published program
+  does, and reads them anew for each image. `products` is the speed of one product, and `floor` says how long the pass
+  of each real token would take at that speed.
+
 Written from the description of the model alone; nothing here is needed to build or test.
 """
 
 import argparse
+import json
 import os
 import pathlib
 import subprocess
@@ -130,7 +136,12 @@ def image_side(w, image):
 
 
 def three_streams(w, image, ids, queries, kept):
+    return streams(w, image_side(w, image), ids, queries, kept)
+
+
+def streams(w, image, ids, queries, kept):
     forward, reverse, both = masks(kept)
+    both = both[:, :, : queries.shape[1]]
     x, xr, f = embed(w, ids), embed(w, ids), embed(w, queries)
     n_text, n_bottom = w.count("text_transformer.encoder.layer."), w.count("fusion_layers_bottom.")
     for index in range(n_text):
@@ -140,7 +151,6 @@ def three_streams(w, image, ids, queries, kept):
     to = lambda y, kind: w.linear("cross_modal_text_transform", y) + kind  # noqa: E731
     kinds = w.of["token_type_embeddings_flm.weight"]
     x, xr, f = to(x, w.of["token_type_embeddings.weight"][0]), to(xr, kinds[0]), to(f, kinds[1])
-    image = image_side(w, image)
     n_cross, n_top = w.count("cross_modal_text_layers."), w.count("fusion_layers_top.")
     for index in range(n_cross):
         x, xr = cross_layer(w, index, x, image, forward), cross_layer(w, index, xr, image, reverse)
@@ -170,6 +180,55 @@ def captions(w, image, first, n_tokens):
         x, _, _ = three_streams(w, image, ids, ids, kept)
         ids = torch.cat((ids, scores(w, x[:, -1:]).argmax(-1)), 1)
     return ids
+
+
+def pairs(w, image, n_texts):
+    """Scores of texts with each image, in batches of 64 texts that are padded to the whole length."""
+    vocabulary = w.of["text_transformer.embeddings.word_embeddings.weight"].shape[0]
+    lengths = torch.tensor(sorted(caption_lengths(n_texts)))
+    scores = []
+    for one in image:
+        encoded = image_side(w, one[None])
+        for n in lengths.split(64):
+            t = n.max().item()
+            kept = torch.arange(TOKENS) < n[:, None]
+            ids = torch.full(kept.shape, PAD)
+            ids[:, :t] = 3 + torch.arange(len(n) * t).reshape(len(n), t) * 7919 % (vocabulary - 3)
+            ids[:, 0] = 0
+            ids[torch.arange(len(n)), n - 1] = 2
+            ids = torch.where(kept, ids, PAD)
+            of_all = encoded.expand(len(n), -1, -1)
+            _, _, f = streams(w, of_all, ids, ids[:, :1], kept.long())
+            pooled = w.linear("cross_modal_text_pooler_f.dense", f[:, 0]).tanh()
+            scores.append(pooled.sum(-1))  # a ranking head that starts fresh has other numbers in each program
+    return torch.cat(scores)
+
+
+def caption_lengths(n_texts):
+    return [9 + text * 5 % 11 for text in range(n_texts)]
+
+
+def floor(w, n_images, n_texts, seconds_of_products):
+    """Seconds that the products of all pairs take at the speed of one product: what depends on the text alone once,
+    the image once, and for each pair the cross-modal layers of both streams and of the first query."""
+    d, inner, patches = 768, 3072, w.side**2 + 1
+    n_cross, n_top = w.count("cross_modal_text_layers."), w.count("fusion_layers_top.")
+    n_text, n_bottom = w.count("text_transformer.encoder.layer."), w.count("fusion_layers_bottom.")
+    feed, tokens = 2 * d * inner, sum(caption_lengths(n_texts))
+    pair = n_cross * 2 * tokens * (4 * d * d + 2 * d * d + feed)  # own attention, the image's queries and output
+    query = n_texts * (2 * d * d + feed)
+    pair += n_top * (2 * tokens * 2 * d * d + query)
+    text = n_text * 2 * tokens * (4 * d * d + feed) + n_bottom * (2 * tokens * 2 * d * d + query)
+    image = patches * (w.count("vit_model.visual.transformer.resblocks.") * 12 * d * d + n_cross * 2 * d * d)
+    rate = 20 * 512 * d * inner / seconds_of_products
+    line = {
+        "which": "floor",
+        "gflop_per_pair": round(2e-9 * pair / n_texts, 3),
+        "gflop_per_second": round(2e-9 * rate, 1),
+        "pairs_per_second": round(rate * n_texts / pair, 2),
+        "seconds": round((n_images * (pair + image) + text) / rate, 3),
+    }
+    print(json.dumps(line), flush=True)
 
 
 def inputs(w, batch):
@@ -208,8 +267,26 @@ def torch_line(path, which, batch, rounds, threads, n_tokens):
     def caption():
         return captions(w, image, 2, n_tokens).float()[:, -1]
 
-    run = {"forward": forward, "step": step, "caption": caption}[which]
+    @torch.no_grad()
+    def of_pairs():
+        return pairs(w, image, n_tokens)
+
+    run = {"forward": forward, "step": step, "caption": caption, "pairs": of_pairs}[which]
     time_rounds(which, batch, rounds, threads, run)
+
+
+def measure_pairs(path, given):
+    """`given.batch` images with `given.texts` texts each, the speed of products, and the floor."""
+    environment = os.environ | {"RAYON_NUM_THREADS": str(given.threads)}
+    if given.torch_texts:
+        sizes = [f"--batch={given.batch}", f"--rounds={given.rounds}", f"--threads={given.threads}"]
+        sizes.append(f"--tokens={given.torch_texts}")
+        subprocess.run([sys.executable, __file__, given.folder, "--only", "pairs", *sizes], check=True)
+    for which in ("pairs", "products"):
+        own = [EXAMPLE, path, which, str(given.batch), str(given.rounds), str(given.texts)]
+        output = subprocess.run(own, check=True, env=environment, stdout=subprocess.PIPE, text=True).stdout
+        print(output, end="", flush=True)
+    floor(Weights(path), given.batch, given.texts, json.loads(output)["seconds"])
 
 
 def main():
@@ -219,6 +296,8 @@ def main():
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--tokens", type=int, default=20, help="tokens of each caption")
+    parser.add_argument("--texts", type=int, default=256, help="texts that are ranked for each image")
+    parser.add_argument("--torch-texts", type=int, default=64, help="and by torch, which takes longer; 0 for none")
     parser.add_argument("--which", nargs="*", default=("forward", "step", "caption"))
     parser.add_argument("--only", help=argparse.SUPPRESS)
     given = parser.parse_args()
@@ -229,7 +308,9 @@ def main():
     if given.only:
         torch_line(path, given.only, given.batch, given.rounds, given.threads, given.tokens)
         return
-    for which in given.which:
+    if "pairs" in given.which:
+        measure_pairs(path, given)
+    for which in (which for which in given.which if which != "pairs"):
         sizes = [f"--{name}={getattr(given, name)}" for name in ("batch", "rounds", "threads", "tokens")]
         subprocess.run([sys.executable, __file__, given.folder, "--only", which, *sizes], check=True)
         own = [EXAMPLE, path, which, str(given.batch), str(given.rounds), str(given.tokens)]

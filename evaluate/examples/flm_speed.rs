@@ -1,11 +1,13 @@
 //! Times FLM and prints a JSON line, for `benches/flm_model.py`: the same weights, inputs, batch and
 //! threads as PyTorch there.
 //!
-//! `RAYON_NUM_THREADS=2 flm_speed CHECKPOINT forward|step|caption BATCH ROUNDS TOKENS`
+//! `RAYON_NUM_THREADS=2 flm_speed CHECKPOINT forward|step|caption|pairs BATCH ROUNDS TOKENS`
 //!
 //! `forward` reads a batch of texts with their images in three streams. `step` is a step of free language
 //! modeling without the update: the loss of three parts and the gradient of every variable. `caption` writes
-//! TOKENS tokens for each image, the likeliest each time.
+//! TOKENS tokens for each image, the likeliest each time. `pairs` ranks TOKENS texts of 9 to 19 tokens, as
+//! captions are, for each of BATCH images, by a head that starts fresh if the checkpoint has none. `products` is twenty
+//! products of 512 rows with a weight of the published FFN each, the speed that the processor allows.
 
 mod speed;
 
@@ -13,7 +15,9 @@ use std::sync::Arc;
 
 use candle_core::{D, DType, Device, Tensor};
 use evaluate::batch::{Images, Pair, Texts};
-use evaluate::models::{Completed, Model, ModelInput, Overrides, Queries, Stream, blueprint};
+use evaluate::models::{
+    Completed, Head, Model, ModelInput, Overrides, Queries, ReadText, Stream, blueprint,
+};
 use evaluate::nn::{Buffers, Gradients, Pass, Tape, cross_entropy};
 use evaluate::streams::query_ids;
 use evaluate::{Result, Weights};
@@ -71,7 +75,7 @@ impl Inputs {
     }
 
     /// The mean over the tokens that a stream guesses: at `places`, the token `ahead` of each.
-    fn part(&self, model: &dyn Model, of: Part<'_>) -> Result<Tensor> {
+    fn part(&self, model: &dyn Model, of: Part<'_>, pass: &Pass<'_>) -> Result<Tensor> {
         let (mut rows, mut targets) = (Vec::new(), Vec::new());
         for (text, &n) in self.n_tokens.iter().enumerate() {
             for place in of.places.clone() {
@@ -84,7 +88,7 @@ impl Inputs {
         }
         let rows = Tensor::from_vec(rows, targets.len(), &Device::Cpu)?;
         let states = of.states.flatten(0, 1)?.index_select(&rows, 0)?;
-        let logits = model.free_language()?.guess(of.stream, &states)?;
+        let logits = model.free_language()?.guess(of.stream, &states, pass)?;
         Ok(cross_entropy(&logits, &targets)?)
     }
 
@@ -97,7 +101,7 @@ impl Inputs {
                 ahead,
                 places,
             };
-            self.part(model, of)
+            self.part(model, of, pass)
         };
         let sum = (part(Stream::Queries, &states.queries, 0, 1..self.t)?
             + part(Stream::Forward, &states.forward, 1, 1..self.t - 1)?)?;
@@ -112,6 +116,50 @@ struct Part<'a> {
     states: &'a Tensor,
     ahead: isize,
     places: std::ops::Range<usize>,
+}
+
+/// Texts of a batch that are ranked together.
+const TEXTS_PER_BATCH: usize = 64;
+
+/// The scores of `n_texts` texts with each image.
+fn pairs(model: &dyn Model, images: &Images, n_texts: usize) -> Result<Tensor> {
+    let (fusion, input) = (model.fusion()?, model.input());
+    let mut n_tokens: Vec<usize> = (0..n_texts).map(|text| 9 + text * 5 % 11).collect();
+    n_tokens.sort_unstable();
+    let mut batches = Vec::new();
+    for n_tokens in n_tokens.chunks(TEXTS_PER_BATCH) {
+        let t = n_tokens.iter().copied().max().unwrap_or(1);
+        let id = |at: usize| match (at % t, n_tokens[at / t]) {
+            (0, _) => FIRST,
+            (place, n) if place >= n => PADDING,
+            (place, n) if place + 1 == n => LAST,
+            _ => (3 + at * 7919 % (input.text.vocabulary - 3)) as u32,
+        };
+        let ids = (0..n_tokens.len() * t).map(id).collect();
+        let texts = Texts::new(ids, n_tokens, &Device::Cpu)?;
+        let read = fusion.read_text(&texts)?;
+        batches.push((texts, read));
+    }
+    let mut scores = Vec::new();
+    for image in 0..images.pixels.dim(0)? {
+        let looked = fusion.look_at(&images.narrow(image, 1)?)?;
+        for (texts, read) in &batches {
+            let read: Vec<&ReadText> = read.iter().collect();
+            scores.push(fusion.rank_read(texts, &read, &looked)?);
+        }
+    }
+    Ok(Tensor::cat(&scores, 0)?)
+}
+
+/// Twenty products of 512 rows with a weight.
+fn products() -> Result<Tensor> {
+    let x = Tensor::full(0.5_f32, (512, 768), &Device::Cpu)?;
+    let weight = Tensor::full(0.25_f32, (3072, 768), &Device::Cpu)?.t()?;
+    let mut product = x.matmul(&weight)?;
+    for _ in 1..20 {
+        product = x.matmul(&weight)?;
+    }
+    Ok(product)
 }
 
 /// The last token of each caption.
@@ -129,7 +177,9 @@ fn captions(model: &dyn Model, images: &Images, n_tokens: usize) -> Result<Tenso
 fn main() -> Result<()> {
     let arguments: Vec<String> = std::env::args().skip(1).collect();
     let [checkpoint, which, batch, rounds, n_tokens] = &arguments[..] else {
-        return speed::say("flm_speed CHECKPOINT forward|step|caption BATCH ROUNDS TOKENS");
+        return speed::say(
+            "flm_speed CHECKPOINT forward|step|caption|pairs|products BATCH ROUNDS TOKENS",
+        );
     };
     let number = |text: &String, otherwise| text.parse().unwrap_or(otherwise);
     let (batch, rounds, n_tokens) = (number(batch, 8), number(rounds, 3), number(n_tokens, 20));
@@ -141,9 +191,13 @@ fn main() -> Result<()> {
     let blueprint = blueprint(&file, layout.as_ref(), &Overrides::default())?;
     let name = |key: &str| blueprint.name_of(key);
     let weights = Weights::new(file, layout.as_ref(), name, &Device::Cpu, DType::F32)?;
-    let weights = match which == "step" {
-        true => weights.trainable(),
-        false => weights,
+    let heads = [Head::Ranking]
+        .map(|head| blueprint.prefixes(head))
+        .concat();
+    let weights = match which.as_str() {
+        "step" => weights.trainable(),
+        "pairs" => weights.with_fresh(&heads, 1),
+        _ => weights,
     };
     let model = blueprint.build(&weights)?;
     let inputs = Inputs::new(model.input(), batch)?;
@@ -152,6 +206,8 @@ fn main() -> Result<()> {
     speed::time(which, batch, rounds, || {
         Ok(match which.as_str() {
             "forward" => inputs.complete(model.as_ref(), &Pass::new())?.queries,
+            "pairs" => pairs(model.as_ref(), &inputs.images, n_tokens)?,
+            "products" => products()?,
             "caption" => captions(model.as_ref(), &inputs.images, n_tokens)?,
             _ => {
                 gradients.clear();

@@ -1,7 +1,7 @@
 //! Fused operations against the same composed of candle's own, and their gradients.
 
 use candle_core::{DType, Device, Result, Tensor, Var};
-use evaluate::nn::{Bias, Mask, attend_packed, attend_to, gelu};
+use evaluate::nn::{Bias, Mask, attend_packed, attend_to, cross_entropy, gelu};
 use merge::random::Draws;
 
 /// Of values and gradients, relative to the largest: two orders of summation in f32 on hundreds
@@ -201,6 +201,16 @@ fn a_few_queries_give_the_first_rows_of_all() {
     assert_eq!((found.len(), expected.len()), (36, 36));
     for (a, b) in found.iter().zip(&expected) {
         assert!((a - b).abs() < 1e-6, "{a}, expected {b}");
+    }
+}
+
+#[test]
+fn cross_entropy_and_its_gradient_are_those_of_the_plain_formula() {
+    for (rows, classes) in [(1, 1), (3, 7), (20, 1030)] {
+        let targets: Vec<u32> = (0..rows).map(|row| (row * 37 % classes) as u32).collect();
+        compare(&[&[rows, classes]], |inputs| {
+            cross_entropy(&(&inputs[0] * 30.0)?, &targets)
+        });
     }
 }
 

@@ -102,6 +102,16 @@ fn retrieval_scores(case: &Case) {
     let texts = Texts::of_tensors(ids, kept).expect("texts");
     let fusion = model.fusion().expect("reads both");
     let found = pair_scores(fusion, &images, &texts).expect("scores");
+    // Texts are read once for all images there; here image and texts are one pass.
+    let first = images.narrow(0, 1).expect("an image");
+    let together = fusion.rank(&[&texts], &first, &[Pass::new().with_padding()]);
+    let together = crate::golden::models::values(&together.expect("scores"));
+    for (found, together) in found.iter().zip(&together) {
+        assert!(
+            (f64::from(*found) - together).abs() < 1e-5,
+            "{found}, {together}"
+        );
+    }
     let published = case.set().tensors(text(&case["expected"][0]));
     let values: Vec<f64> = found.iter().map(|&score| f64::from(score)).collect();
     let (rtol, atol) = (case.tolerance("", "rtol"), case.tolerance("", "atol"));

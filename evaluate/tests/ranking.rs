@@ -1,13 +1,14 @@
 //! Retrieval by a ranking head: a model that scores pairs by a rule, on the tiny arrow files.
 
 use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
 
 use candle_core::{DType, Device, Tensor};
-use evaluate::batch::Pair;
+use evaluate::batch::{Pair, Texts};
 use evaluate::datasets::captions::CaptionSet;
 use evaluate::images::ImageInput;
 use evaluate::metrics::retrieval::Ties;
-use evaluate::models::{Fused, FusionEncoder, Head, Model, ModelInput};
+use evaluate::models::{Fused, FusionEncoder, Head, LookedAt, Model, ModelInput, ReadText};
 use evaluate::nn::Pass;
 use evaluate::predictions::score_file::Scores;
 use evaluate::tasks::retrieval::Retrieval;
@@ -17,7 +18,11 @@ use evaluate::{Error, Result};
 use merge::progress::Silent;
 
 /// Scores a pair by the mean of its pixels and the sum of its ids, and by nothing else of the batch.
-struct Rule(ModelInput);
+struct Rule {
+    input: ModelInput,
+    /// Texts that were read by themselves, where the rule reads them so.
+    n_read: Option<AtomicUsize>,
+}
 
 impl Model for Rule {
     fn family(&self) -> &'static str {
@@ -25,7 +30,7 @@ impl Model for Rule {
     }
 
     fn input(&self) -> &ModelInput {
-        &self.0
+        &self.input
     }
 
     fn score(&self, _: Head, x: &Tensor) -> Result<Tensor> {
@@ -46,15 +51,33 @@ impl Model for Rule {
 
 impl FusionEncoder for Rule {
     fn fuse(&self, pair: &Pair<'_>, _: &Pass<'_>) -> Result<Fused> {
-        let ids = pair.texts.ids.to_dtype(DType::F32)?;
-        let kept = pair.texts.kept.to_dtype(DType::F32)?;
-        let texts = (ids * kept)?.sum_keepdim(1)?;
-        let images = pair.images.pixels.flatten_from(1)?.mean_keepdim(1)?;
-        let score = texts.broadcast_mul(&(images * 10.0)?)?.sin()?;
+        let score = joined(&sums(pair.texts)?, &pair.images.pixels)?;
         Ok(Fused {
             image: score.unsqueeze(1)?,
             text: score.unsqueeze(1)?,
         })
+    }
+
+    fn read_text(&self, texts: &Texts) -> Result<Vec<ReadText>> {
+        let n = texts.ids.dim(0)?;
+        let Some(n_read) = &self.n_read else {
+            return Ok(vec![ReadText::default(); n]);
+        };
+        n_read.fetch_add(n, Ordering::Relaxed);
+        let sums = sums(texts)?;
+        let read = |text| {
+            let states = vec![sums.narrow(0, text, 1)?];
+            Ok(ReadText { states })
+        };
+        (0..n).map(read).collect()
+    }
+
+    fn rank_read(&self, texts: &Texts, read: &[&ReadText], image: &LookedAt) -> Result<Tensor> {
+        if self.n_read.is_none() {
+            return self.rank(&[texts], &image.images, &[Pass::new()]);
+        }
+        let sums: Vec<&Tensor> = read.iter().flat_map(|text| &text.states).collect();
+        joined(&Tensor::cat(&sums, 0)?, &image.images.pixels)
     }
 
     fn pooled(&self, fused: &Fused) -> Result<Tensor> {
@@ -62,14 +85,35 @@ impl FusionEncoder for Rule {
     }
 }
 
+/// The sum of the ids of each text, `(b, 1)`.
+fn sums(texts: &Texts) -> Result<Tensor> {
+    let ids = texts.ids.to_dtype(DType::F32)?;
+    let kept = texts.kept.to_dtype(DType::F32)?;
+    Ok((ids * kept)?.sum_keepdim(1)?)
+}
+
+fn joined(sums: &Tensor, pixels: &Tensor) -> Result<Tensor> {
+    let images = pixels.flatten_from(1)?.mean_keepdim(1)?;
+    Ok(sums.broadcast_mul(&(images * 10.0)?)?.sin()?)
+}
+
 fn set() -> Arc<CaptionSet> {
     Arc::new(CaptionSet::open(&fixtures::path("arrow"), "coco", "train").expect("a split"))
 }
 
 fn run(batch_size: usize, candidates: Option<Candidates>) -> Outcome {
+    run_rule(batch_size, candidates, false).0
+}
+
+/// What is measured, and how many texts were read by themselves, if they are to be.
+fn run_rule(
+    batch_size: usize,
+    candidates: Option<Candidates>,
+    reads_texts: bool,
+) -> (Outcome, usize) {
     let tokenizer = fixtures::path("text/vocab.txt");
     let tokenizer = Tokenizer::open(tokenizer.to_str().expect("UTF-8")).expect("a tokenizer");
-    let model = Rule(ModelInput {
+    let input = ModelInput {
         image: ImageInput::square(8),
         text: TextInput {
             len: 12,
@@ -77,7 +121,9 @@ fn run(batch_size: usize, candidates: Option<Candidates>) -> Outcome {
             vocabulary: tokenizer.vocabulary_size(),
             captions: CaptionRule::Verbatim,
         },
-    });
+    };
+    let n_read = reads_texts.then(AtomicUsize::default);
+    let model = Rule { input, n_read };
     let runner = Runner::new(
         &model,
         &tokenizer,
@@ -87,8 +133,9 @@ fn run(batch_size: usize, candidates: Option<Candidates>) -> Outcome {
         &Silent,
     );
     let task = Retrieval::new(set(), Ties::default()).among(candidates);
-    task.run(&runner.expect("they belong together"))
-        .expect("measured")
+    let outcome = task.run(&runner.expect("they belong together"));
+    let n_read = model.n_read.map_or(0, AtomicUsize::into_inner);
+    (outcome.expect("measured"), n_read)
 }
 
 fn pairs(outcome: &Outcome) -> &[f32] {
@@ -135,6 +182,23 @@ fn candidates_are_scored_as_among_all_and_the_others_come_behind_them() {
         .map(|&pair| few[pair])
         .fold(f32::INFINITY, f32::min);
     assert!((0..all.len()).all(|pair| is_candidate(pair) || few[pair] < least));
+}
+
+#[test]
+fn a_text_is_read_once_for_all_images() {
+    let n_texts = set().n_captions();
+    let scores: Vec<f32> = (0..set().n_images() * n_texts)
+        .map(|pair| pair as f32)
+        .collect();
+    let of_image = |n| Candidates::new(n, scores.clone(), n_texts);
+    for candidates in [None, Some(of_image(1)), Some(of_image(2))] {
+        let plain = run(3, candidates.clone());
+        for batch_size in [1, 3] {
+            let (outcome, n_read) = run_rule(batch_size, candidates.clone(), true);
+            assert_eq!(pairs(&outcome), pairs(&plain));
+            assert_eq!(n_read, n_texts);
+        }
+    }
 }
 
 #[test]

@@ -108,9 +108,10 @@ pub trait FreeLanguage: Model {
     fn complete(&self, pair: &Pair<'_>, queries: Queries<'_>, pass: &Pass<'_>)
     -> Result<Completed>;
 
-    /// Logits of words by the head of a stream: `(.., d) -> (.., vocabulary)`.
+    /// Logits of words by the head of a stream: `(.., d) -> (.., vocabulary)`, on the tape of the pass if there is
+    /// one.
     ///
     /// # Errors
     /// [`Error::NoHead`](crate::Error::NoHead), or when the device fails.
-    fn guess(&self, stream: Stream, states: &Tensor) -> Result<Tensor>;
+    fn guess(&self, stream: Stream, states: &Tensor, pass: &Pass<'_>) -> Result<Tensor>;
 }

@@ -3,7 +3,7 @@
 use candle_core::{Result, Tensor};
 
 use crate::Weights;
-use crate::nn::{LayerNorm, Linear, gelu, unit_length};
+use crate::nn::{LayerNorm, Linear, Pass, WordHead, gelu, unit_length};
 use crate::weights::Init;
 
 /// LayerNorm of classifiers, PyTorch's default.
@@ -103,9 +103,7 @@ impl Classifier {
 /// BERT's masked language modeling head; its decoder is not tied to the word embedding.
 #[derive(Clone, Debug)]
 pub struct MaskedLanguage {
-    dense: Linear,
-    norm: LayerNorm,
-    decoder: Linear,
+    head: WordHead,
     vocabulary: usize,
 }
 
@@ -119,12 +117,12 @@ impl MaskedLanguage {
         let part = |part: &str| format!("{name}.{part}");
         let bias = weights.get(&part("bias"), &[vocabulary], Init::Zeros)?;
         let decoder = Linear::load_without_bias(weights, &part("decoder"), width, vocabulary)?;
-        Ok(Self {
+        let head = WordHead {
             dense: Linear::load(weights, &part("transform.dense"), width, width)?,
             norm: LayerNorm::load(weights, &part("transform.LayerNorm"), width, BERT_EPSILON)?,
             decoder: decoder.with_bias(bias),
-            vocabulary,
-        })
+        };
+        Ok(Self { head, vocabulary })
     }
 
     /// `(b, t, d) -> (b, t, vocabulary)`.
@@ -132,8 +130,24 @@ impl MaskedLanguage {
     /// # Errors
     /// When the device fails.
     pub fn forward(&self, x: &Tensor) -> Result<Tensor> {
-        let transformed = self.dense.forward_gelu(x)?;
-        self.decoder.forward(&self.norm.forward(&transformed)?)
+        let WordHead {
+            dense,
+            norm,
+            decoder,
+        } = &self.head;
+        decoder.forward(&norm.forward(&dense.forward_gelu(x)?)?)
+    }
+
+    /// The same on the pass's tape, if there is one: the gradient of the decoder's weight is then added where it
+    /// belongs, without a copy.
+    ///
+    /// # Errors
+    /// As [`MaskedLanguage::forward`].
+    pub fn forward_on(&self, x: &Tensor, pass: &Pass<'_>) -> Result<Tensor> {
+        match pass.tape() {
+            Some(tape) if self.head.fits(tape, x) => self.head.record(tape, x),
+            _ => self.forward(x),
+        }
     }
 
     /// How many words it tells apart.

@@ -32,8 +32,8 @@ pub use grouping::{Grouping, Membership, Module};
 pub use head::Head;
 pub use input::{Filter, ImageInput, ModelInput, Padding, Resize, TextInput};
 pub use model::{
-    Branch, Captioner, DualEncoder, Fused, FusionEncoder, Model, Seen, Similarity, image_features,
-    text_features,
+    Branch, Captioner, DualEncoder, Fused, FusionEncoder, LookedAt, Model, ReadText, Seen,
+    Similarity, image_features, text_features,
 };
 pub use multiway::{Block, Config, Experts, Heads, Joint, Multiway, Segment};
 pub use settings::{Overrides, ShallowAttention};

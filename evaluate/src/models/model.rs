@@ -269,6 +269,31 @@ pub struct Fused {
     pub image: Tensor,
 }
 
+/// A text as far as a family reads it without an image: hidden states, whose order is the family's own business.
+#[derive(Clone, Debug, Default)]
+pub struct ReadText {
+    /// Hidden states.
+    pub states: Vec<Tensor>,
+}
+
+impl ReadText {
+    /// The memory that it takes.
+    #[must_use]
+    pub fn n_bytes(&self) -> usize {
+        let of = |states: &Tensor| states.elem_count() * states.dtype().size_in_bytes();
+        self.states.iter().map(of).sum()
+    }
+}
+
+/// An image as far as a family looks at it without a text.
+#[derive(Clone, Debug)]
+pub struct LookedAt {
+    /// The image.
+    pub images: Images,
+    /// Hidden states, whose order is the family's own business.
+    pub states: Vec<Tensor>,
+}
+
 /// Texts together with images.
 pub trait FusionEncoder: Model {
     /// Texts and images together.
@@ -314,6 +339,36 @@ pub trait FusionEncoder: Model {
             self.score(Head::Ranking, &pooled)
         });
         Ok(Tensor::cat(&scores.collect::<Result<Vec<_>>>()?, 1)?)
+    }
+
+    /// Each text as far as the family reads it without an image, for [`FusionEncoder::rank_read`]: nothing of a
+    /// family that reads both together from the start.
+    ///
+    /// # Errors
+    /// When shapes do not fit or the device fails.
+    fn read_text(&self, texts: &Texts) -> Result<Vec<ReadText>> {
+        Ok(vec![ReadText::default(); texts.ids.dim(0)?])
+    }
+
+    /// An image as far as the family looks at it without a text.
+    ///
+    /// # Errors
+    /// When shapes do not fit or the device fails.
+    fn look_at(&self, images: &Images) -> Result<LookedAt> {
+        Ok(LookedAt {
+            images: images.clone(),
+            states: Vec::new(),
+        })
+    }
+
+    /// How well texts, read before, belong to one image, looked at before: `(texts, 1)`, as
+    /// [`FusionEncoder::rank`] has it.
+    ///
+    /// # Errors
+    /// As [`FusionEncoder::rank`].
+    fn rank_read(&self, texts: &Texts, read: &[&ReadText], image: &LookedAt) -> Result<Tensor> {
+        let _ = read;
+        self.rank(&[texts], &image.images, &[Pass::new()])
     }
 
     /// Logits of answers to questions, `(b, answers)`.

@@ -2,6 +2,9 @@
 
 use candle_core::{D, DType, Result, Tensor};
 
+use super::cpu;
+use super::cpu::cross_entropy::CrossEntropy;
+
 /// The mean of `−ln softmax(logits)[target]` over rows: `logits: (n, classes)`, a target for each
 /// row. Computed in f32 or wider.
 ///
@@ -15,6 +18,10 @@ pub fn cross_entropy(logits: &Tensor, targets: &[u32]) -> Result<Tensor> {
     }
     if let Some(target) = targets.iter().find(|&&target| target as usize >= classes) {
         candle_core::bail!("target {target} of {classes} classes");
+    }
+    if cpu::takes(logits) {
+        let targets = targets.to_vec();
+        return logits.contiguous()?.apply_op1(CrossEntropy { targets });
     }
     let logits = match logits.dtype() {
         DType::F16 | DType::BF16 => logits.to_dtype(DType::F32)?,

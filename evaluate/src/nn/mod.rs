@@ -41,7 +41,8 @@ pub use embedding::Embedding;
 pub(crate) use fused::{
     AttentionBranch, AttentionHalf, CrossHalf, FfnBranch, FfnHalf, KeptAttention,
     KeptAttentionHalf, KeptCrossHalf, KeptFfnHalf, OnSlices, Packed, PackedBias, Sees, Separate,
-    fits_slices, is_leaf, project_rows, record_on_slices, record_projections, side_by_side,
+    WordHead, fits_slices, is_leaf, project_rows, record_on_slices, record_projections,
+    side_by_side,
 };
 pub use gradients::{Gradient, Gradients};
 pub use layer_scale::LayerScale;

@@ -113,6 +113,15 @@ impl Packing {
         select(&x, rows)?.reshape(shape)
     }
 
+    /// The rows of each text by itself, views of `(1, n, d)` each.
+    ///
+    /// # Errors
+    /// When the device fails.
+    pub fn split(&self, x: &Tensor) -> Result<Vec<Tensor>> {
+        let of_text = |text| x.narrow(1, self.starts[text], self.rows(text));
+        (0..self.batch()).map(of_text).collect()
+    }
+
     /// The first row of each text: `(1, r, d) -> (1, b, d)`.
     ///
     /// # Errors
@@ -207,14 +216,22 @@ impl PackedPairs {
         Self::with(queries, twice, 2, mask)
     }
 
-    /// Rows that look at `keys` rows of another sequence each, all of which they see.
-    pub fn of_other(queries: &Packing, keys: usize) -> Self {
-        Self {
+    /// Rows that look at other sequences, `(b, m, d)`, all of which they see; a single one, `(1, m, d)`, serves
+    /// all texts.
+    ///
+    /// # Errors
+    /// For another number of sequences.
+    pub fn of_other(queries: &Packing, others: &Tensor) -> Result<Self> {
+        let (n_others, keys, _) = others.dims3()?;
+        if n_others != 1 && n_others != queries.batch() {
+            candle_core::bail!("{n_others} images for {} texts", queries.batch());
+        }
+        Ok(Self {
             queries: queries.clone(),
-            keys: Packing::even(queries.batch(), keys),
+            keys: Packing::even(n_others, keys),
             parts: 1,
             hidden: Arc::new([]),
-        }
+        })
     }
 
     fn with(queries: &Packing, keys: Packing, parts: usize, mask: &Mask) -> Result<Self> {
@@ -239,6 +256,11 @@ impl PackedPairs {
         &self.queries
     }
 
+    /// Whether all texts ask the same rows.
+    pub fn shares_keys(&self) -> bool {
+        self.keys.batch() == 1 && self.queries.batch() > 1
+    }
+
     /// Rows that are asked.
     pub fn keys(&self) -> &Packing {
         &self.keys
@@ -246,11 +268,11 @@ impl PackedPairs {
 
     /// Texts, and the rows of each that ask and that are asked.
     pub(super) fn spans(&self) -> (usize, Spans<'_>, Spans<'_>) {
-        (
-            self.queries.batch(),
-            self.queries.spans(),
-            self.keys.spans(),
-        )
+        let keys = match self.shares_keys() {
+            true => Spans::Same(self.keys.len),
+            false => self.keys.spans(),
+        };
+        (self.queries.batch(), self.queries.spans(), keys)
     }
 
     /// What is added to scores.
@@ -264,7 +286,8 @@ impl PackedPairs {
         let queries = padded.len() / (batch * heads * keys).max(1);
         let (of_part, mut values) = (keys / self.parts, Vec::new());
         for text in 0..batch {
-            let n = self.keys.rows(text) / self.parts;
+            let text_of_keys = if self.shares_keys() { 0 } else { text };
+            let n = self.keys.rows(text_of_keys) / self.parts;
             for head in 0..heads {
                 for query in 0..self.queries.rows(text) {
                     let row = (text * heads + head) * queries + query.min(queries - 1);

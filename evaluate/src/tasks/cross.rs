@@ -1,4 +1,5 @@
-//! Retrieval by a ranking head, which reads image and text together: every pair is one pass.
+//! Retrieval by a ranking head, which reads image and text together: every pair is a pass, but for what of it depends on
+//! the text or on the image alone.
 
 use std::path::Path;
 use std::sync::Arc;
@@ -7,11 +8,15 @@ use super::Runner;
 use super::runner::by_length;
 use crate::batch::{Images, Texts};
 use crate::datasets::captions::CaptionSet;
-use crate::models::FusionEncoder;
-use crate::nn::Pass;
+use crate::models::{FusionEncoder, ReadText};
 use crate::predictions::retrieval::ScoreFile;
 use crate::text::Encoded;
 use crate::{Error, Result};
+
+/// Texts are read before they meet an image, as far as their family does so, and what comes of it is kept for all
+/// images. So much memory holds 14,000 captions of the published FLM; where a set has more, each image
+/// is encoded once for every so many of them, which their pairs take hundreds of times as long as.
+const STATES_BYTES: usize = 1 << 30;
 
 /// Pairs that a ranking head is asked of: of each image the best texts, and of each text the best
 /// images, by the scores of another model.
@@ -114,10 +119,18 @@ pub(super) fn scores(
     let own = runner.own(batches);
     let texts = (0..n_images).flat_map(|image| set.captions(image).iter().map(String::as_str));
     let encoded = runner.encode_captions(texts)?;
-    runner.progress().start_items("images", own.len() as u64);
-    let found = score_images(runner, set, &encoded, own, candidates);
-    runner.progress().finish();
     let n_texts = encoded.len();
+    let n_pairs = match candidates {
+        None => own.len() * n_texts,
+        Some(candidates) => {
+            let asked = |image: usize| &candidates.is_chosen[image * n_texts..][..n_texts];
+            let asked = own.iter().flatten().flat_map(|&image| asked(image));
+            asked.filter(|is_chosen| **is_chosen).count()
+        }
+    };
+    runner.progress().start_items("pairs", n_pairs as u64);
+    let found = score_images(runner, set, &encoded, &own, candidates);
+    runner.progress().finish();
     let rows = runner.gathered(found?, &vec![n_texts; n_images])?;
     let mut scores = rows.concat();
     if let Some(candidates) = candidates {
@@ -130,58 +143,60 @@ fn score_images(
     runner: &Runner<'_>,
     set: &Arc<CaptionSet>,
     encoded: &[Encoded],
-    own: Vec<Vec<usize>>,
+    own: &[Vec<usize>],
     candidates: Option<&Candidates>,
 ) -> Result<Vec<f32>> {
     let model = runner.model().fusion()?;
     let n_texts = encoded.len();
-    let everything = by_length(encoded, runner.batch_size());
-    let pictures = Arc::clone(set);
-    let pixels = runner.pictures(own.clone(), move |&image| pictures.picture(image));
-    let mut scores = Vec::new();
-    for (pixels, image) in pixels.zip(own.into_iter().flatten()) {
-        let image_of = runner.pixels(pixels?, 1)?;
-        let mut row = vec![0.0; n_texts];
-        let batches = match candidates {
-            None => everything.clone(),
-            Some(candidates) => {
-                let of_image = &candidates.is_chosen[image * n_texts..][..n_texts];
-                let kept = |batch: &Vec<usize>| -> Vec<usize> {
-                    batch
-                        .iter()
-                        .copied()
-                        .filter(|&text| of_image[text])
-                        .collect()
-                };
-                let kept: Vec<usize> = everything.iter().flat_map(kept).collect();
-                let batches = kept.chunks(runner.batch_size());
-                batches.map(<[usize]>::to_vec).collect()
-            }
-        };
-        // Batches of one size are one call, for the image is looked at once in it.
-        for batches in batches.chunk_by(|a, b| a.len() == b.len()) {
-            let texts: Vec<Texts> = (batches.iter())
-                .map(|batch| {
-                    let texts: Vec<&Encoded> = batch.iter().map(|&text| &encoded[text]).collect();
-                    runner.texts(&texts)
-                })
-                .collect::<Result<_>>()?;
-            let texts: Vec<&Texts> = texts.iter().collect();
-            let passes: Vec<Pass<'_>> = texts.iter().map(|_| Pass::new()).collect();
-            // (n, batches), but batch by batch below.
-            let found = model.rank(&texts, &image_of, &passes)?.t()?.contiguous()?;
-            let found = runner.rows(&found)?;
-            for (&text, score) in batches.iter().flatten().zip(found) {
-                if score.is_nan() {
-                    return Err(Error::ScoreNotANumber { row: image });
+    let images: Vec<usize> = own.iter().flatten().copied().collect();
+    let is_asked = |image: usize, text: usize| {
+        candidates.is_none_or(|candidates| candidates.is_chosen[image * n_texts + text])
+    };
+    let mut left: Vec<usize> = by_length(encoded, runner.batch_size()).concat();
+    left.retain(|&text| images.iter().any(|&image| is_asked(image, text)));
+    let mut scores = vec![0.0; images.len() * n_texts];
+    while !left.is_empty() {
+        let read = read_texts(runner, encoded, &left)?;
+        let texts: Vec<usize> = left.drain(..read.len()).collect();
+        let pictures = Arc::clone(set);
+        let pixels = runner.pictures(own.to_vec(), move |&image| pictures.picture(image));
+        let rows = scores.chunks_exact_mut(n_texts).zip(&images);
+        for (pixels, (row, &image)) in pixels.zip(rows) {
+            let looked = model.look_at(&runner.pixels(pixels?, 1)?)?;
+            let asked: Vec<usize> = (0..texts.len())
+                .filter(|&at| is_asked(image, texts[at]))
+                .collect();
+            for batch in asked.chunks(runner.batch_size()) {
+                let of_batch: Vec<&Encoded> = batch.iter().map(|&at| &encoded[texts[at]]).collect();
+                let read: Vec<&ReadText> = batch.iter().map(|&at| &read[at]).collect();
+                let found = model.rank_read(&runner.texts(&of_batch)?, &read, &looked)?;
+                for (&at, score) in batch.iter().zip(runner.rows(&found)?) {
+                    if score.is_nan() {
+                        return Err(Error::ScoreNotANumber { row: image });
+                    }
+                    row[texts[at]] = score;
                 }
-                row[text] = score;
             }
+            runner.advance(asked.len())?;
         }
-        scores.extend(row);
-        runner.advance(1)?;
     }
     Ok(scores)
+}
+
+/// The first of these texts, as many as [`STATES_BYTES`] hold.
+fn read_texts(runner: &Runner<'_>, encoded: &[Encoded], texts: &[usize]) -> Result<Vec<ReadText>> {
+    let model = runner.model().fusion()?;
+    let (mut read, mut n_bytes) = (Vec::new(), 0);
+    for batch in texts.chunks(runner.batch_size()) {
+        if n_bytes >= STATES_BYTES {
+            break;
+        }
+        let texts: Vec<&Encoded> = batch.iter().map(|&text| &encoded[text]).collect();
+        let found = model.read_text(&runner.texts(&texts)?)?;
+        n_bytes += found.iter().map(ReadText::n_bytes).sum::<usize>();
+        read.extend(found);
+    }
+    Ok(read)
 }
 
 /// Scores of every image with every text by the ranking head, `n_images × n_texts`, without gradients.
@@ -189,9 +204,12 @@ fn score_images(
 /// # Errors
 /// As [`FusionEncoder::rank`].
 pub fn pair_scores(model: &dyn FusionEncoder, images: &Images, texts: &Texts) -> Result<Vec<f32>> {
+    let read = model.read_text(texts)?;
+    let read: Vec<&ReadText> = read.iter().collect();
     let mut scores = Vec::new();
     for image in 0..images.pixels.dim(0)? {
-        let found = model.rank(&[texts], &images.narrow(image, 1)?, &[Pass::new()])?;
+        let looked = model.look_at(&images.narrow(image, 1)?)?;
+        let found = model.rank_read(texts, &read, &looked)?;
         let found = found.to_dtype(candle_core::DType::F32)?.flatten_all()?;
         scores.extend(found.to_vec1::<f32>()?);
     }

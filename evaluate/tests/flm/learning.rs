@@ -34,9 +34,9 @@ fn loss(model: &Flm, ready: &Ready, pass: &Pass<'_>) -> Result<Tensor> {
     let completed = model.complete(&pair, queries, pass)?;
     let both_ways = model.guessed_from(&pair, &pass.within("again"))?;
     let parts = [
-        model.guess(Stream::Queries, &completed.queries)?,
-        model.guess(Stream::Forward, &completed.forward)?,
-        model.guess(Stream::Reverse, &completed.reverse)?,
+        model.guess(Stream::Queries, &completed.queries, pass)?,
+        model.guess(Stream::Forward, &completed.forward, pass)?,
+        model.guess(Stream::Reverse, &completed.reverse, pass)?,
         both_ways,
     ];
     let lengths = ready.lengths();

@@ -81,6 +81,13 @@ impl Objective for CausalLanguage {
         let host = HostTexts::of(text)?;
         let targets = host.shifted().targets(1, |_| 1..host.t());
         let stream = Stream::Queries;
-        guess_shifted(&states, &targets, stream, self.measure, model, step)
+        guess_shifted(
+            &states,
+            &targets,
+            stream,
+            self.measure,
+            (model, &pass),
+            step,
+        )
     }
 }

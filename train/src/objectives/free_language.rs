@@ -119,7 +119,7 @@ impl Objective for FreeLanguage {
             if weight == 0.0 {
                 continue;
             }
-            let part = guess_shifted(states, &targets, stream, accuracy, model, step)?;
+            let part = guess_shifted(states, &targets, stream, accuracy, (model, &pass), step)?;
             let share = weight / all;
             let value = (part.value.to_dtype(DType::F32)? * share)?;
             sum = Some(match sum {

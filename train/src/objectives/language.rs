@@ -3,6 +3,7 @@
 use candle_core::Tensor;
 use evaluate::batch::Texts;
 use evaluate::models::{FreeLanguage, Stream};
+use evaluate::nn::Pass;
 use serde::{Deserialize, Serialize};
 
 use super::masked_language::{Guesses, guess};
@@ -153,7 +154,7 @@ pub(super) fn guess_shifted(
     targets: &Targets,
     stream: Stream,
     measure: &'static str,
-    model: &dyn FreeLanguage,
+    (model, pass): (&dyn FreeLanguage, &Pass<'_>),
     step: &Step<'_>,
 ) -> Result<Loss> {
     let guesses = Guesses {
@@ -162,5 +163,5 @@ pub(super) fn guess_shifted(
         labels: &targets.labels,
         measure,
     };
-    guess(guesses, step, |rows| Ok(model.guess(stream, rows)?))
+    guess(guesses, step, |rows| Ok(model.guess(stream, rows, pass)?))
 }

@@ -59,6 +59,6 @@ impl Objective for PrefixLanguage {
         let from = |text: usize| prefixes[text] - 1..host.t();
         let targets = host.shifted().targets(1, from);
         let (stream, measure) = (Stream::Queries, "prefix_lm_accuracy");
-        guess_shifted(&states, &targets, stream, measure, model, step)
+        guess_shifted(&states, &targets, stream, measure, (model, &pass), step)
     }
 }

@@ -11,8 +11,8 @@ use crate::batch::{Images, Pair, Texts};
 use crate::forward::NamedPasses;
 use crate::models::towers::first;
 use crate::models::{
-    Captioner, Completed, FreeLanguage, Fused, FusionEncoder, Head, Model, ModelInput, Queries,
-    Reading, Stream, Streams,
+    Captioner, Completed, FreeLanguage, Fused, FusionEncoder, Head, LookedAt, Model, ModelInput,
+    Queries, ReadText, Reading, Stream, Streams,
 };
 use crate::nn::Pass;
 
@@ -51,12 +51,11 @@ impl Model for Flm {
 }
 
 impl Flm {
-    fn look_at(&self, pair: &Pair<'_>, pass: &Pass<'_>) -> Result<Looked> {
+    fn look_at_pair(&self, pair: &Pair<'_>, pass: &Pass<'_>) -> Result<Looked> {
         if pair.masked.is_some() {
             return Err(self.cannot("hide patches"));
         }
-        let looked = self.look(pair.images, pair.nth_image, pass)?;
-        Ok(looked.for_texts(pair.texts.ids.dim(0)?)?)
+        self.look(pair.images, pair.nth_image, pass)
     }
 
     /// The state that classifiers read, before its pooler: `(b, 1, d)`. Of three streams the first query is
@@ -67,16 +66,15 @@ impl Flm {
         looked: &Looked,
         pass: &Pass<'_>,
     ) -> Result<Tensor> {
-        let reading = match self.config.streams {
-            Streams::Three => {
+        let reading = match self.config.one_stream() {
+            None => {
                 let query = texts.ids.narrow(1, 0, 1)?.contiguous()?;
                 let masks = Masks::of_first(texts)?;
                 let three = self.three(texts, &query, looked, &masks, pass)?;
                 let [_, _, queries] = three.top;
                 return Ok(queries.first()?);
             }
-            Streams::Causal => Reading::Causal,
-            Streams::Bidirectional => Reading::Bidirectional,
+            Some(reading) => reading,
         };
         let states = self.one(texts, looked, reading, pass)?;
         Ok(states.first()?)
@@ -88,10 +86,15 @@ impl Flm {
     }
 }
 
+/// Whether texts have been read before.
+fn is_read(texts: &[&ReadText]) -> bool {
+    texts.iter().all(|text| !text.states.is_empty())
+}
+
 impl FusionEncoder for Flm {
     /// The state of the first token, of three streams that of its query: nothing else is pooled.
     fn fuse(&self, pair: &Pair<'_>, pass: &Pass<'_>) -> Result<Fused> {
-        let looked = self.look_at(pair, pass)?;
+        let looked = self.look_at_pair(pair, pass)?;
         Ok(Fused {
             text: self.first_state(pair.texts, &looked, pass)?,
             image: looked.states,
@@ -106,14 +109,43 @@ impl FusionEncoder for Flm {
         let Some(first) = passes.first() else {
             return Err(self.cannot("rank no texts"));
         };
-        let n = texts.first().map_or(Ok(0), |texts| texts.ids.dim(0))?;
-        let looked = self.look(images, 0, first)?.for_texts(n)?;
+        let looked = self.look(images, 0, first)?;
         let scores = texts.iter().zip(passes).map(|(texts, pass)| {
             let state = self.first_state(texts, &looked, pass)?;
             let pooled = self.pool(self.config.streams, &state)?;
             self.score(Head::Ranking, &pooled)
         });
         Ok(Tensor::cat(&scores.collect::<Result<Vec<_>>>()?, 1)?)
+    }
+
+    /// Each text's states before its cross-modal layers.
+    fn read_text(&self, texts: &Texts) -> Result<Vec<ReadText>> {
+        self.read_alone(texts)
+    }
+
+    /// The image encoder's states, and the keys and values of each cross-modal layer.
+    fn look_at(&self, images: &Images) -> Result<LookedAt> {
+        let Looked {
+            encoded,
+            states,
+            kv,
+        } = self.look(images, 0, &Pass::new())?;
+        Ok(LookedAt {
+            images: images.clone(),
+            states: [encoded, states].into_iter().chain(kv).collect(),
+        })
+    }
+
+    fn rank_read(&self, texts: &Texts, read: &[&ReadText], image: &LookedAt) -> Result<Tensor> {
+        let ([encoded, states, kv @ ..], true) = (&image.states[..], is_read(read)) else {
+            return self.rank(&[texts], &image.images, &[Pass::new()]);
+        };
+        let looked = Looked {
+            encoded: encoded.clone(),
+            states: states.clone(),
+            kv: kv.to_vec(),
+        };
+        self.rank_read_alone(texts, read, &looked)
     }
 
     /// In one stream in which every token sees all others, whatever the model's way.
@@ -135,7 +167,7 @@ impl FreeLanguage for Flm {
     }
 
     fn read(&self, pair: &Pair<'_>, reading: Reading<'_>, pass: &Pass<'_>) -> Result<Tensor> {
-        let looked = self.look_at(pair, pass)?;
+        let looked = self.look_at_pair(pair, pass)?;
         Ok(self.one(pair.texts, &looked, reading, pass)?.padded()?)
     }
 
@@ -145,13 +177,13 @@ impl FreeLanguage for Flm {
         queries: Queries<'_>,
         pass: &Pass<'_>,
     ) -> Result<Completed> {
-        let looked = self.look_at(pair, pass)?;
+        let looked = self.look_at_pair(pair, pass)?;
         let masks = Masks::of_all(pair.texts, queries.spans)?;
         let three = self.three(pair.texts, queries.ids, &looked, &masks, pass)?;
         Ok(three.completed()?)
     }
 
-    fn guess(&self, stream: Stream, states: &Tensor) -> Result<Tensor> {
-        self.heads.words(stream, states)
+    fn guess(&self, stream: Stream, states: &Tensor, pass: &Pass<'_>) -> Result<Tensor> {
+        self.heads.words(stream, states, pass)
     }
 }

@@ -6,7 +6,7 @@ use merge::{Checkpoint, Layout};
 use crate::images::ImageInput;
 use crate::models::settings::{agreed, normalize};
 use crate::models::towers::{Shapes, VitForm, bert, sizes, vit};
-use crate::models::{ModelInput, Overrides, Streams};
+use crate::models::{ModelInput, Overrides, Reading, Streams};
 use crate::text::{CaptionRule, Padding, TextInput};
 use crate::{Error, Result};
 
@@ -47,6 +47,15 @@ pub struct Config {
 }
 
 impl Config {
+    /// How classifiers read a text where they do so in one stream.
+    pub(super) fn one_stream(&self) -> Option<Reading<'static>> {
+        match self.streams {
+            Streams::Three => None,
+            Streams::Causal => Some(Reading::Causal),
+            Streams::Bidirectional => Some(Reading::Bidirectional),
+        }
+    }
+
     /// The sizes of a checkpoint.
     ///
     /// # Errors

@@ -7,7 +7,7 @@ use candle_core::Tensor;
 use super::{Config, FAMILY};
 use crate::models::heads::{Classifier, MaskedLanguage};
 use crate::models::{Head, Stream, Streams};
-use crate::nn::Linear;
+use crate::nn::{Linear, Pass};
 use crate::{Error, ModelFault, Result, Weights};
 
 /// Answers of the published question answering head; a fresh head has as many.
@@ -120,7 +120,7 @@ impl Heads {
     ///
     /// # Errors
     /// [`Error::NoHead`], or when the device fails.
-    pub fn words(&self, stream: Stream, states: &Tensor) -> Result<Tensor> {
+    pub fn words(&self, stream: Stream, states: &Tensor, pass: &Pass<'_>) -> Result<Tensor> {
         let own = match stream {
             Stream::Queries => 0,
             Stream::Forward => 1,
@@ -130,7 +130,7 @@ impl Heads {
             Some(head) => head,
             None => self.of(Head::CausalLanguage, &self.words[0])?,
         };
-        Ok(head.forward(states)?)
+        Ok(head.forward_on(states, pass)?)
     }
 
     /// What a head gives for rows of hidden states.

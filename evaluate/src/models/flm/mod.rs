@@ -14,6 +14,7 @@ mod masks;
 pub mod named;
 mod packed;
 mod passes;
+mod ranking;
 
 pub use blueprint::{FAMILY, GROUPING};
 pub use config::Config;

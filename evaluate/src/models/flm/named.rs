@@ -179,7 +179,7 @@ fn three_stream(model: &Flm, given: &Given, out: &Recorder) -> Result<()> {
         ("logits.xr", Stream::Reverse, &top.reverse),
     ];
     for (name, stream, states) in streams {
-        add_scores(out, name, model.heads.words(stream, states))?;
+        add_scores(out, name, model.heads.words(stream, states, &pass))?;
     }
     let pooled = model.pool(Streams::Three, &top.queries)?;
     out.add("out.cls_feats", &pooled)?;

@@ -3,6 +3,7 @@
 use candle_core::Tensor;
 
 use super::masks::{self, Masks};
+use super::packed::Ways;
 use super::{Flm, IMAGE_TRANSFORM, TEXT_TRANSFORM};
 use crate::Result;
 use crate::batch::{Images, Texts};
@@ -22,10 +23,18 @@ pub(super) struct Looked {
 }
 
 impl Looked {
+    /// As texts of this pass look at them: with a tape, each image once for each of its texts.
+    fn of_pass(&self, texts: &Texts, pass: &Pass<'_>) -> Result<Self> {
+        match pass.tape() {
+            Some(_) => Ok(self.for_texts(texts.ids.dim(0)?)?),
+            None => Ok(self.clone()),
+        }
+    }
+
     /// The same for so many texts: one image alone serves all of them.
-    pub fn for_texts(self, n: usize) -> candle_core::Result<Self> {
+    fn for_texts(&self, n: usize) -> candle_core::Result<Self> {
         if n == 1 || self.states.dim(0)? != 1 {
-            return Ok(self);
+            return Ok(self.clone());
         }
         let repeated = |x: &Tensor| x.expand((n, x.dim(1)?, x.dim(2)?))?.contiguous();
         Ok(Self {
@@ -34,7 +43,7 @@ impl Looked {
                 .iter()
                 .map(repeated)
                 .collect::<candle_core::Result<_>>()?,
-            ..self
+            ..self.clone()
         })
     }
 }
@@ -130,11 +139,13 @@ impl Flm {
         pass: &Pass<'_>,
     ) -> Result<States> {
         let (mask, pass) = (masks::of_reading(texts, reading)?, pass.within("x"));
-        if self.packs(looked, &pass)
+        let looked = &looked.of_pass(texts, &pass)?;
+        if self.packs(Some(&looked.states), &pass)
             && let Some(states) = self.one_packed(texts, looked, &mask, &pass)?
         {
             return Ok(states);
         }
+        let looked = looked.for_texts(texts.ids.dim(0)?)?;
         let sight = Sight {
             own: Some(&mask),
             other: None,
@@ -160,18 +171,16 @@ impl Flm {
         masks: &Masks,
         pass: &Pass<'_>,
     ) -> Result<Three> {
-        let Some(types) = &self.stream_types else {
-            return Err(self.cannot("read texts in three streams without a reconstructor"));
-        };
+        let (kinds, looked) = (self.kinds()?, &looked.of_pass(texts, pass)?);
         let [px, pr, pf] = ["x", "xr", "f"].map(|stream| pass.within(stream));
-        let kinds = [types.row(0)?, types.row(1)?];
-        if self.packs(looked, pass) {
-            let (kinds, passes) = (kinds.each_ref(), [px, pr, pf]);
-            let three = self.three_packed(texts, queries, looked, masks, kinds, passes)?;
-            if let Some(three) = three {
+        if self.packs(Some(&looked.states), pass) {
+            let (passes, kinds) = ([px, pr, pf], &kinds);
+            let ways = Ways { passes, kinds };
+            if let Some(three) = self.three_packed(texts, queries, looked, masks, ways)? {
                 return Ok(three);
             }
         }
+        let looked = looked.for_texts(texts.ids.dim(0)?)?;
         let real = &texts.mask;
         let of = |own| Sight {
             own: Some(own),
@@ -210,6 +219,14 @@ impl Flm {
             bottom,
             top: [x, xr, f].map(States::whole),
         })
+    }
+
+    /// The token types of the reverse stream and of queries.
+    pub(super) fn kinds(&self) -> Result<[Tensor; 2]> {
+        match &self.stream_types {
+            Some(types) => Ok([types.row(0)?, types.row(1)?]),
+            None => Err(self.cannot("read texts in three streams without a reconstructor")),
+        }
     }
 
     /// Between the text layers and the cross-modal ones: `(b, t, w) -> (b, t, d)`.

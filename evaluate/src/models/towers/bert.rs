@@ -12,7 +12,8 @@ use merge::Checkpoint;
 use merge::layouts::Generic;
 
 use super::bert_embeddings::Embeddings;
-use super::bert_layer::{Layer, LayerSizes, LooksAt, PackedSight, Shown, Sight};
+use super::bert_layer::{Layer, LayerSizes, LooksAt, Shown, Sight};
+use super::bert_packed::PackedSight;
 use super::{Shapes, first, sizes};
 use crate::nn::{Buffers, Mask, PackedPairs, Packing, Pass, unit_length};
 use crate::{Result, Weights};

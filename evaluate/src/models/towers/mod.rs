@@ -7,6 +7,7 @@ pub mod bert;
 pub(super) mod bert_embeddings;
 mod bert_fused;
 pub(super) mod bert_layer;
+pub(super) mod bert_packed;
 pub(super) mod sizes;
 pub mod vit;
 mod vit_form;

@@ -7,6 +7,7 @@
 
 pub(super) mod attention;
 pub(super) mod buffers;
+pub(super) mod cross_entropy;
 pub(super) mod gemm;
 pub(super) mod host;
 pub(super) mod math;

@@ -9,6 +9,8 @@ pub enum Spans<'a> {
     Even(usize),
     /// From each of these numbers to the next.
     Between(&'a [usize]),
+    /// The same first ones for all.
+    Same(usize),
 }
 
 impl Spans<'_> {
@@ -16,6 +18,7 @@ impl Spans<'_> {
         match self {
             Self::Even(n) => sequence * n..(sequence + 1) * n,
             Self::Between(starts) => starts[sequence]..starts[sequence + 1],
+            Self::Same(n) => 0..n,
         }
     }
 

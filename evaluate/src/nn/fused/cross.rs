@@ -78,6 +78,9 @@ impl<'a> CrossHalf<'a> {
         gradients: &mut Gradients,
         buffers: &Buffers,
     ) -> Result<()> {
+        if self.sees.shares_keys() {
+            candle_core::bail!("no gradient of a sequence that stands for several");
+        }
         let KeptCrossHalf { q, mixed, sum } = kept;
         let (hidden, sizes) = (self.sees.hidden()?, self.sizes()?);
         let [by_sum, by_mixed] = self.tail().backward(g, &mixed, &sum, gradients, buffers)?;

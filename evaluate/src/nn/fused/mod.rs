@@ -17,6 +17,7 @@ mod post_norm;
 mod projections;
 mod recorded;
 mod sees;
+mod words;
 
 pub(crate) use attention::{AttentionBranch, KeptAttention, Packed, PackedBias};
 pub(crate) use cross::{CrossHalf, KeptCrossHalf};
@@ -25,6 +26,7 @@ pub(crate) use post_norm::{AttentionHalf, FfnHalf, KeptAttentionHalf, KeptFfnHal
 pub(crate) use projections::{project_rows, record_projections, side_by_side};
 pub(crate) use recorded::{OnSlices, record_on_slices};
 pub(crate) use sees::Sees;
+pub(crate) use words::WordHead;
 
 use candle_core::{Result, Tensor};
 use faer::Accum;

@@ -68,6 +68,11 @@ impl Sees {
         }
     }
 
+    /// Whether all sequences ask the same rows, of which there is no gradient.
+    pub(super) fn shares_keys(&self) -> bool {
+        matches!(self, Self::Packed(pairs) if pairs.shares_keys())
+    }
+
     pub(super) fn hidden(&self) -> Result<Hidden<'_>> {
         Ok(match self {
             Self::Padded { mask, .. } => Hidden::Padded(hidden(mask.as_ref())?),
