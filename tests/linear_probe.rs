@@ -169,13 +169,11 @@ fn a_probe_on_a_multiway_model_leaves_its_tower_as_it_is() {
         &folder,
     ));
     let start = folder.path().join("start.safetensors");
-    let line = format!(
-        "-q finetune --task linear_probe --init {{}}/start.safetensors --data {{}} --out {{}}/run \
-         --set model={{text_table_len:~16}} --set augmentation=square \
-         --set data.train=[{{dataset:~toy,~split:~train}}] --set batch_size=3 --set optim.warmup=2 \
-         --set optim.trust=0.05 --set length={{steps:~80}} --set save.every=null --set validation=null"
-    );
-    ok(run(&line, &folder));
+    let line = "-q finetune --task linear_probe --init {}/start.safetensors --data {} --out {}/run \
+         --set model={text_table_len:~16} --set augmentation=square \
+         --set data.train=[{dataset:~toy,~split:~train}] --set batch_size=3 --set optim.warmup=2 \
+         --set optim.trust=0.05 --set length={steps:~80} --set save.every=null --set validation=null";
+    ok(run(line, &folder));
     let trained = folder.path().join("run/model.safetensors");
     let (before, after) = (tensors(&start), tensors(&trained));
     let width = after["img_cls_classifier.weight"].shape[1];

@@ -18,7 +18,7 @@ const LEN: usize = 128;
 
 /// The first captions of the fixture with words masked.
 fn batch(padding: Padding, n: usize) -> Batch {
-    let examples = data::open(&path("arrow"), "coco", "train", false, true).expect("captions");
+    let examples = data::open(&path("arrow"), "coco", "train", None, true).expect("captions");
     let vocabulary = path("real/vocab.txt").display().to_string();
     let tokenizer = Tokenizer::open(&vocabulary).expect("a tokenizer");
     let input = ModelInput {
