@@ -7,7 +7,9 @@ use anyhow::Result;
 use clap::ValueEnum;
 use merge::MergePlan;
 use merge::layouts::{CatalogSpec, Form, GivenSizes, Heads, Sizes};
-use merge::layouts::{FlmSpec, GivenTower, GivenZerovlSizes, ZerovlSizes, ZerovlSpec};
+use merge::layouts::{
+    FlmSpec, GivenFlmSizes, GivenTower, GivenZerovlSizes, ZerovlSizes, ZerovlSpec,
+};
 use merge::synth::{Fresh, Spread, Synthesis};
 
 use crate::args::flm::TaskArg;
@@ -329,37 +331,33 @@ impl Args {
             ));
         }
         let of = &self.sizes;
-        let mut spec = FlmSpec::published(self.task.unwrap_or(TaskArg::Pretrain).into());
-        let text = |n_blocks| GivenTower {
-            n_blocks,
-            width: of.text_width,
-            n_heads: of.text_attention_heads,
-            ffn_width: of.text_ffn_width,
+        let spec = FlmSpec::published(self.task.unwrap_or(TaskArg::Pretrain).into());
+        let given = GivenFlmSizes {
+            image: GivenTower {
+                n_blocks: of.blocks,
+                width: of.width,
+                n_heads: of.attention_heads,
+                ffn_width: of.ffn_width,
+            },
+            text: GivenTower {
+                n_blocks: of.text_blocks,
+                width: of.text_width,
+                n_heads: of.text_attention_heads,
+                ffn_width: of.text_ffn_width,
+            },
+            n_cross: of.cross_blocks,
+            n_bottom: of.reconstructor_bottom,
+            n_top: of.reconstructor_top,
+            patch_size: of.patch_size,
+            image_size: of.image_size,
+            vocabulary: of.vocabulary,
+            text_len: of.text_len,
+            n_answers: of.answers,
         };
-        let sizes = &mut spec.sizes;
-        sizes.image = sizes.image.with(&GivenTower {
-            n_blocks: of.blocks,
-            width: of.width,
-            n_heads: of.attention_heads,
-            ffn_width: of.ffn_width,
-        });
-        sizes.text = sizes.text.with(&text(of.text_blocks));
-        sizes.cross = sizes.cross.with(&text(of.cross_blocks));
-        sizes.n_bottom = of.reconstructor_bottom.unwrap_or(sizes.text.n_blocks);
-        sizes.n_top = of.reconstructor_top.unwrap_or(sizes.cross.n_blocks);
-        for (size, given) in [
-            (&mut sizes.patch_size, of.patch_size),
-            (&mut sizes.image_size, of.image_size),
-            (&mut sizes.vocabulary, of.vocabulary),
-            (&mut sizes.n_answers, of.answers),
-        ] {
-            *size = given.unwrap_or(*size);
-        }
-        // The table's first two rows are of no position.
-        if let Some(text_len) = of.text_len {
-            sizes.text_positions = text_len.saturating_add(2);
-        }
-        Ok(spec)
+        Ok(FlmSpec {
+            sizes: spec.sizes.with(&given),
+            ..spec
+        })
     }
 
     fn plan<S: Fresh>(&self, spec: S) -> merge::Result<MergePlan> {

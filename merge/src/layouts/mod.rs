@@ -16,7 +16,7 @@ mod zerovl;
 pub use count::{Count, PartCounts, count};
 pub use dimensions::{Dimensions, Stack};
 pub(crate) use flm::POSITIONS as FLM_POSITIONS;
-pub use flm::{Flm, FlmSizes, FlmSpec, FlmTask};
+pub use flm::{Flm, FlmSizes, FlmSpec, FlmTask, GivenFlmSizes};
 pub use generic::Generic;
 pub use gram_names::GramNames;
 pub use keys::{WRAPPER, without_module};

@@ -6,6 +6,7 @@
 //! program holds the models of all tasks; its modules have up to three names each.
 
 mod fresh;
+mod given;
 mod place;
 mod sizes;
 mod survey;
@@ -13,6 +14,7 @@ mod table;
 mod ties;
 
 pub use fresh::{FlmSizes, FlmSpec, FlmTask};
+pub use given::GivenFlmSizes;
 pub(crate) use table::POSITIONS;
 
 use crate::{Checkpoint, Error, Expert, Result, Role, Slot};
