@@ -64,7 +64,7 @@ impl Course {
             "Losses" => name == "loss" || name.starts_with("loss/"),
             "Accuracies" => name.ends_with("_accuracy") || name == "vqa_score",
             "Rates" => matches!(name, "rate" | "gradient_norm"),
-            "Speed" => name.ends_with("per_second") || name.starts_with("seconds"),
+            "Speed" => name.ends_with("per_second") || name.contains("seconds"),
             _ => false,
         };
         let titles = ["Validation", "Losses", "Accuracies", "Rates", "Speed"];

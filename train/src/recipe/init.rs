@@ -157,8 +157,8 @@ impl Init {
         if let Some(fill) = &self.fill {
             let form = match fill.family {
                 SynthFamily::VlMerging => form(layouts::detect(&checkpoint)?.as_ref())?,
-                // It has one form.
-                SynthFamily::Zerovl => Form::Agnostic,
+                // They have one form.
+                SynthFamily::Zerovl | SynthFamily::Flm => Form::Agnostic,
             };
             let fresh = Arc::new(in_memory(&fill.plan(form)?, &IN_MEMORY, progress)?);
             let loading = self.load.clone().unwrap_or_default();

@@ -2,8 +2,8 @@
 
 use merge::MergePlan;
 use merge::layouts::{
-    CatalogSpec, Form, GivenSizes, GivenTower, GivenZerovlSizes, Heads, Sizes, ZerovlSizes,
-    ZerovlSpec,
+    CatalogSpec, FlmSpec, FlmTask, Form, GivenFlmSizes, GivenSizes, GivenTower, GivenZerovlSizes,
+    Heads, Sizes, ZerovlSizes, ZerovlSpec,
 };
 use merge::recipe::OutputDType;
 use merge::synth::{Fresh, Spread, Synthesis};
@@ -35,6 +35,8 @@ pub enum SynthFamily {
     VlMerging,
     /// ZeroVL: a ViT and a BERT.
     Zerovl,
+    /// FLM for pre-training: CLIP's ViT, RoBERTa, cross-modal layers and a reconstructor.
+    Flm,
 }
 
 impl SynthFamily {
@@ -78,16 +80,16 @@ pub struct Synth {
     pub text_table_len: Option<usize>,
     /// Word pieces.
     pub vocabulary: Option<usize>,
-    /// Number of blocks of ZeroVL's text tower; that of the image tower unless given.
+    /// Number of blocks of the text tower; in ZeroVL that of the image tower unless given.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub text_blocks: Option<usize>,
-    /// Hidden size of ZeroVL's text tower.
+    /// Hidden size of the text tower; in FLM that of the cross-modal layers and the reconstructor, too.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub text_width: Option<usize>,
-    /// Attention heads of each block of ZeroVL's text tower.
+    /// Attention heads of each block of the text tower.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub text_attention_heads: Option<usize>,
-    /// Inner size of the feed-forward network of ZeroVL's text tower.
+    /// Inner size of the feed-forward network of the text tower.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub text_ffn_width: Option<usize>,
     /// Width of ZeroVL's joint space.
@@ -96,6 +98,9 @@ pub struct Synth {
     /// Whether ZeroVL's temperature is learned; it is constant, and no part of the weights, unless given.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub learned_temperature: Option<bool>,
+    /// Number of FLM's cross-modal layers; its reconstructor has as many, and as many as the text tower.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub cross_blocks: Option<usize>,
 }
 
 impl Synth {
@@ -137,12 +142,16 @@ impl Synth {
             ("text_width", self.text_width.is_some()),
             ("text_attention_heads", self.text_attention_heads.is_some()),
             ("text_ffn_width", self.text_ffn_width.is_some()),
+        ];
+        let zerovl = [
             ("joint_width", self.joint_width.is_some()),
             ("learned_temperature", self.learned_temperature.is_some()),
         ];
+        let flm = [("cross_blocks", self.cross_blocks.is_some())];
         let (others, family) = match self.family {
-            SynthFamily::Zerovl => (multiway.as_slice(), "zerovl"),
-            SynthFamily::VlMerging => (towers.as_slice(), "vl-merging"),
+            SynthFamily::Zerovl => ([&multiway[..], &flm].concat(), "zerovl"),
+            SynthFamily::VlMerging => ([&towers[..], &zerovl, &flm].concat(), "vl-merging"),
+            SynthFamily::Flm => ([&multiway[..], &zerovl].concat(), "flm"),
         };
         match others.iter().find(|(_, is_given)| *is_given) {
             None => Ok(()),
@@ -153,20 +162,44 @@ impl Synth {
         }
     }
 
+    /// The image tower and the text tower.
+    fn towers(&self) -> [GivenTower; 2] {
+        let image = GivenTower {
+            n_blocks: self.blocks,
+            width: self.width,
+            n_heads: self.attention_heads,
+            ffn_width: self.ffn_width,
+        };
+        let text = GivenTower {
+            n_blocks: self.text_blocks,
+            width: self.text_width,
+            n_heads: self.text_attention_heads,
+            ffn_width: self.text_ffn_width,
+        };
+        [image, text]
+    }
+
+    fn flm(&self) -> FlmSpec {
+        let [image, text] = self.towers();
+        let spec = FlmSpec::published(FlmTask::Pretrain);
+        let sizes = spec.sizes.with(&GivenFlmSizes {
+            image,
+            text,
+            n_cross: self.cross_blocks,
+            patch_size: self.patch_size,
+            image_size: self.image_size,
+            vocabulary: self.vocabulary,
+            text_len: self.text_len,
+            ..GivenFlmSizes::default()
+        });
+        FlmSpec { sizes, ..spec }
+    }
+
     fn zerovl(&self) -> ZerovlSpec {
+        let [image, text] = self.towers();
         let sizes = ZerovlSizes::BASE.with(&GivenZerovlSizes {
-            image: GivenTower {
-                n_blocks: self.blocks,
-                width: self.width,
-                n_heads: self.attention_heads,
-                ffn_width: self.ffn_width,
-            },
-            text: GivenTower {
-                n_blocks: self.text_blocks,
-                width: self.text_width,
-                n_heads: self.text_attention_heads,
-                ffn_width: self.text_ffn_width,
-            },
+            image,
+            text,
             patch_size: self.patch_size,
             image_size: self.image_size,
             vocabulary: self.vocabulary,
@@ -184,6 +217,7 @@ impl Synth {
     pub(super) fn plan(&self, form: Form) -> Result<MergePlan> {
         match self.family {
             SynthFamily::Zerovl => self.drawn(self.zerovl()),
+            SynthFamily::Flm => self.drawn(self.flm()),
             SynthFamily::VlMerging => self.drawn(CatalogSpec {
                 form,
                 sizes: self.sizes(),

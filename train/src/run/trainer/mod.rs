@@ -9,6 +9,7 @@ use std::sync::Arc;
 use std::time::Instant;
 
 use candle_core::{DType, Device};
+use cpu_time::ProcessTime;
 use evaluate::nn::{Buffers, Gradients};
 use merge::Progress;
 
@@ -202,7 +203,7 @@ impl<'a> Trainer<'a> {
     }
 
     fn step(&mut self, loaded: &mut impl Iterator<Item = evaluate::Result<Loaded>>) -> Result<()> {
-        let started = Instant::now();
+        let (started, processor) = (Instant::now(), ProcessTime::try_now());
         let mut told = Told::default();
         self.gradients.clear();
         let scale = self.state.loss_scale.as_ref().map_or(1.0, LossScale::scale);
@@ -222,6 +223,10 @@ impl<'a> Trainer<'a> {
         self.state.examples += self.order.batch_size() as u64;
         let seconds = started.elapsed().as_secs_f64();
         told.add("seconds", seconds, 1.0);
+        // Of all threads of the process, where the system tells.
+        if let Ok(processor) = processor.and_then(|since| since.try_elapsed()) {
+            told.add("processor_seconds", processor.as_secs_f64(), 1.0);
+        }
         told.add("seconds_waiting_for_data", waited, 1.0);
         self.pace.examples += self.order.batch_size() as u64;
         self.pace.seconds += seconds;
