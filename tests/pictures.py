@@ -12,8 +12,8 @@ already is kept, so a run that was stopped goes on. Two folders come out, with t
 | OUT/concept | concepts that are in no training picture, in every style |
 
 Each holds `karpathy/dataset_coco.json`, `v2_*.json` and `nlvr2/data` with their pictures, as `vlmerge data build` reads
-them, `zerovl/<style>/train_anno.csv` and `zerovl/{val,test}/valid_anno.csv`, and a `vocab.txt` of the words of the training
-captions. OUT/LICENSES.md says who drew what; keep it with the pictures.
+them, `zerovl/<style>/train_anno.csv` and `zerovl/{val,test}/valid_anno.csv`, a `vocab.txt` of the words of the training
+captions, and the same captions' byte pairs as `bytes/vocab.json` and `bytes/merges.txt`. OUT/LICENSES.md says who drew what; keep it with the pictures.
 """
 
 import argparse
@@ -33,6 +33,7 @@ import tarfile
 
 sys.path.insert(0, str(pathlib.Path(__file__).resolve().parents[1] / "fixtures/real"))
 
+import bytepairs
 from concepts import color_name, rasterized
 from PIL import Image
 
@@ -53,6 +54,8 @@ KINDS = {
 # Shares of concepts for each use, by a hash of the plain emoji: skin tones go with it.
 TEST_SHARE, VALIDATION_SHARE = 0.12, 0.03
 LEAST_TEST_PICTURES = 1000
+# Tokens of the byte-level vocabulary.
+BYTE_VOCABULARY = 2000
 # Of training pictures those that Karpathy's file calls `restval`, and of test pictures those of VQA's `test-dev`: one in so many.
 REST_VALIDATION, TEST_DEV = 10, 3
 
@@ -310,6 +313,12 @@ def vocabulary(folder, chosen):
     (folder / "vocab.txt").write_text("".join(f"{entry}\n" for entry in [*special, *letters, *continued, *words]))
 
 
+def byte_pairs(folder, chosen):
+    """A vocabulary of RoBERTa's kind, of the training captions."""
+    texts = [text for picture, split in chosen if split == "train" for text in picture["texts"]]
+    bytepairs.write(folder / "bytes", texts, BYTE_VOCABULARY)
+
+
 def licenses(out, folders):
     """Who made what, with the texts of the licences that the packages hold."""
     lines = ["# Who drew and wrote what", "", "| part | package | licence | text | by |", "|---|---|---|---|---|"]
@@ -354,7 +363,7 @@ def main():
         counts = {split: sum(of == split for _, of in chosen) for split in ("train", "val", "test")}
         assert counts["test"] >= LEAST_TEST_PICTURES, counts
         folder = out / test
-        for write in (karpathy, questions, statements, tables, vocabulary):
+        for write in (karpathy, questions, statements, tables, vocabulary, byte_pairs):
             write(folder, chosen)
         print(test, counts)
 
