@@ -4,6 +4,7 @@
 mod bad_recipes;
 mod cases;
 mod compare;
+mod comparing_ways;
 mod convert;
 mod corpus;
 mod csv_tables;

@@ -312,7 +312,14 @@ fn studies_of_towers_that_cannot_be_are_refused() {
 
 #[test]
 fn every_shipped_study_resolves() {
-    for (name, least) in [("smallest", 20), ("mini", 20), ("base", 20), ("zerovl", 20)] {
+    for (name, least) in [
+        ("smallest", 20),
+        ("mini", 20),
+        ("base", 20),
+        ("zerovl", 20),
+        ("flm", 50),
+        ("flm-pictures", 50),
+    ] {
         let recipe = format!("docs/recipes/study-{name}.yaml");
         let said = vlmerge(&["study", &recipe, "--out", "nowhere", "--dry-run", "--json"]);
         assert_eq!(said.code, Some(0), "{name}: {}", said.stderr);

@@ -10,12 +10,13 @@ use serde_json::json;
 use crate::args::number::parse_positive;
 use crate::output::{Output, UsageError};
 use crate::result_table;
-use crate::study::{Graph, Runner, Standing, Store, StudyRecipe, dependencies, results};
+use crate::study::{self, Runner, Standing, Store, Study, dependencies};
 
 const EXAMPLES: &str = "\
 Examples:
   vlmerge study docs/recipes/study-smallest.yaml
   vlmerge study docs/recipes/study-mini.yaml --out mini --jobs 2
+  vlmerge study docs/recipes/study-flm.yaml --out ways
   vlmerge study docs/recipes/study-base.yaml --out base --device cuda --launcher 'mpirun -n 8'
   vlmerge study docs/recipes/study-base.yaml --out base --dry-run
 
@@ -50,24 +51,29 @@ pub struct Args {
 
 /// Runs the verb.
 pub fn run(args: Args, output: &Output) -> Result<ExitCode> {
-    let recipe = StudyRecipe::open(&args.recipe, &args.settings)?;
-    let graph = Graph::new(&recipe)?;
+    let study = study::open(&args.recipe, &args.settings)?;
     let folder = args.folder()?;
+    let runner = args.runner(output)?;
+    study.check(&runner)?;
     if args.dry_run {
-        return dry_run(&graph, &folder, output);
+        return dry_run(study.as_ref(), &folder, output);
     }
     let store = Store::open(&folder)?;
-    let tally = args.runner(output)?.run(&graph.steps, &store, output)?;
-    let findings = results::join(&recipe, &graph, &store)?;
+    let tally = runner.run(study.steps(), &store, output)?;
+    let findings = study.join(&store)?;
     let page = folder.join("report.html");
     let text = html::html(&findings.document)?;
     merge::io::write_file(&page, text.as_bytes(), true)?;
     if output.json {
-        output.json(&json!({
+        let mut document = json!({
             "report": page,
             "steps": { "kept": tally.n_kept, "run": tally.n_run, "seconds": tally.seconds },
             "test": findings.tests,
-        }))?;
+        });
+        for (name, value) in findings.more {
+            document[name] = value;
+        }
+        output.json(&document)?;
         return Ok(ExitCode::SUCCESS);
     }
     for report in &findings.tests {
@@ -78,6 +84,9 @@ pub fn run(args: Args, output: &Output) -> Result<ExitCode> {
         }
         output.text(&result_table::by_result(report).to_string())?;
         output.line("")?;
+    }
+    for statement in &findings.statements {
+        output.line(statement)?;
     }
     output.note(format!(
         "{} steps run, {} kept from before; {:.0} s of work in all",
@@ -110,8 +119,9 @@ impl Args {
     }
 }
 
-fn dry_run(graph: &Graph, folder: &Path, output: &Output) -> Result<ExitCode> {
-    let depends_on = dependencies(&graph.steps)?;
+fn dry_run(study: &dyn Study, folder: &Path, output: &Output) -> Result<ExitCode> {
+    let steps = study.steps();
+    let depends_on = dependencies(steps)?;
     let store = Store::at(folder);
     let standing = |step| match store.standing(step, &depends_on[&step.name]) {
         Standing::Finished => "finished",
@@ -123,15 +133,15 @@ fn dry_run(graph: &Graph, folder: &Path, output: &Output) -> Result<ExitCode> {
             let commands = store.lines(step);
             json!({ "name": step.name, "standing": standing(step), "commands": commands })
         };
-        output.json(&graph.steps.iter().map(step).collect::<Vec<_>>())?;
+        output.json(&steps.iter().map(step).collect::<Vec<_>>())?;
         return Ok(ExitCode::SUCCESS);
     }
-    for step in &graph.steps {
+    for step in steps {
         output.line(format!("{} ({})", step.name, standing(step)))?;
         for line in store.lines(step) {
             output.line(format!("    {line}"))?;
         }
     }
-    output.note(format!("{} steps", graph.steps.len()));
+    output.note(format!("{} steps", steps.len()));
     Ok(ExitCode::SUCCESS)
 }

@@ -5,13 +5,17 @@
 //!      → agnostic baseline with the whole budget ─────────────────┴→ fine-tuning → measuring
 //! ```
 
-use anyhow::Result;
-use evaluate::tasks::TaskOption;
-use serde_json::{Map, Value, json};
-use train::recipe::{ExpertForm, Span, overlay};
+use std::path::Path;
 
-use super::recipe::{MergePoint, StudyRecipe, StudyTask, Training, checked};
-use super::step::{Draft, Kind, Place, Step, Word};
+use anyhow::Result;
+use serde_json::{Map, Value, json};
+use train::recipe::{ExpertForm, Span};
+
+use super::recipe::{MergePoint, StudyRecipe, StudyTask};
+use super::results::{self, Findings};
+use super::step::{Place, Step, Word};
+use super::step_plan::{On, StepPlan};
+use super::{Store, Study};
 
 /// Weights that are measured on a task.
 #[derive(Clone, Debug, PartialEq)]
@@ -54,11 +58,11 @@ pub struct Measured {
     pub seeds: Place,
 }
 
-/// All steps, and what of them goes into the report.
+/// All steps of a study of merging, and what of them goes into the report.
 #[derive(Debug)]
 pub struct Graph {
-    /// Every step stands behind those that it needs.
-    pub steps: Vec<Step>,
+    recipe: StudyRecipe,
+    steps: Vec<Step>,
     /// Measurements, by task.
     pub measured: Vec<Measured>,
     /// Files of distances.
@@ -76,27 +80,23 @@ pub struct Apart {
     pub place: Place,
 }
 
-/// The weights that a run leaves, by its recipe.
-fn weights_of(document: &Value) -> &'static str {
-    match document.get("validation").is_some_and(|v| !v.is_null()) {
-        true => "run/best.safetensors",
-        false => "run/model.safetensors",
-    }
-}
-
 pub(super) struct Builder<'a> {
     pub(super) recipe: &'a StudyRecipe,
-    steps: Vec<Step>,
+    plan: StepPlan<'a>,
 }
 
 impl Graph {
-    /// Plans a study; every training recipe in it is checked.
-    pub fn new(recipe: &StudyRecipe) -> Result<Self> {
+    /// Reads a recipe, with settings changed, and plans the study; every training recipe in it is checked.
+    pub fn open(path: &Path, settings: &[String]) -> Result<Self> {
+        Self::new(StudyRecipe::open(path, settings)?)
+    }
+
+    fn new(of: StudyRecipe) -> Result<Self> {
+        let recipe = &of;
         let mut builder = Builder {
             recipe,
-            steps: Vec::new(),
+            plan: StepPlan::new(&recipe.data, &recipe.model),
         };
-        builder.data();
         let whole = recipe.budget_steps;
         let agnostic = builder.pretraining("agnostic", whole, None, &Turn::default())?;
         let mut experts = Vec::new();
@@ -118,10 +118,21 @@ impl Graph {
             measured.push(builder.task(task, &agnostic, &experts)?);
         }
         Ok(Self {
-            steps: builder.steps,
+            steps: builder.plan.into_steps(),
             measured,
             distances,
+            recipe: of,
         })
+    }
+}
+
+impl Study for Graph {
+    fn steps(&self) -> &[Step] {
+        &self.steps
+    }
+
+    fn join(&self, store: &Store) -> Result<Findings> {
+        results::join(&self.recipe, self, store)
     }
 }
 
@@ -147,61 +158,16 @@ struct Turn {
 impl Builder<'_> {
     /// Adds a step, or takes the one of this name that is there.
     pub(super) fn add(&mut self, step: Step) {
-        if self.steps.iter().all(|known| known.name != step.name) {
-            self.steps.push(step);
-        }
+        self.plan.add(step);
     }
 
-    fn data(&mut self) {
-        let Some(build) = &self.recipe.data.build else {
-            return;
-        };
-        let mut step = Step::new("data", Kind::Plain, &["arrow"]);
-        for set in &build.sets {
-            step = step.command([
-                "data".into(),
-                "build".into(),
-                set.as_str().into(),
-                "--raw".into(),
-                Place::Outside(build.raw.clone()).into(),
-                "--out".into(),
-                Place::Own("arrow".into()).into(),
-                "--force".into(),
-            ]);
-        }
-        self.add(step);
-    }
-
-    fn arrow(&self) -> Place {
-        match &self.recipe.data.folder {
-            Some(folder) => Place::Outside(folder.clone()),
-            None => Place::Of("data".into(), "arrow".into()),
-        }
-    }
-
-    fn tokenizer(&self) -> Word {
-        let name = &self.recipe.data.tokenizer;
-        match std::path::Path::new(name).exists() {
-            true => Place::Outside(name.into()).into(),
-            false => name.as_str().into(),
-        }
-    }
-
-    /// A training recipe with what the study decides.
-    fn training(&self, training: &Training, over: &Value) -> Result<(Value, Vec<(String, Place)>)> {
-        let mut document = training.document()?;
-        let tokenizer = &self.recipe.data.tokenizer;
-        let ours = json!({
-            "model": self.recipe.model,
-            "data": { "folder": "arrow", "tokenizer": tokenizer },
-        });
-        overlay(&mut document, &ours);
-        overlay(&mut document, over);
-        let mut paths = vec![("/data/folder".to_owned(), self.arrow())];
-        if let Word::Path(place) = self.tokenizer() {
-            paths.push(("/data/tokenizer".to_owned(), place));
-        }
-        Ok((document, paths))
+    /// What all verbs that run a model on a split are told.
+    pub(super) fn on(&self, task: &StudyTask, split: &str) -> Vec<Word> {
+        self.plan.on(On {
+            task: task.task,
+            dataset: task.dataset(),
+            split,
+        })
     }
 
     /// What goes on from a seed: together they have the rest of the budget.
@@ -243,94 +209,17 @@ impl Builder<'_> {
         seed: Option<Place>,
         turn: &Turn,
     ) -> Result<Place> {
-        let start = self.recipe.init.clone();
-        let mut init = match &seed {
-            Some(_) => json!({ "checkpoint": "seed.safetensors" }),
-            None => json!(start),
-        };
-        if let Some(form) = turn.expand {
-            init["expand"] = json!(form);
-        }
         let mut over = json!(turn.settings);
         over["length"] = json!(Span::Steps(steps));
-        let (mut document, mut paths) = self.training(&self.recipe.pretrain, &over)?;
-        document["init"] = init;
-        checked(&document, "pretrain")?;
-        if let Some(seed) = seed {
-            paths.push(("/init/checkpoint".into(), seed));
-        } else if let Some(checkpoint) = start.checkpoint {
-            paths.push(("/init/checkpoint".into(), Place::Outside(checkpoint)));
-        } else if let Some(recipe) = start.recipe {
-            paths.push(("/init/recipe".into(), Place::Outside(recipe)));
-        }
-        Ok(self.run("pretrain", name, document, paths))
-    }
-
-    fn run(
-        &mut self,
-        verb: &str,
-        name: &str,
-        document: Value,
-        paths: Vec<(String, Place)>,
-    ) -> Place {
-        let weights = weights_of(&document);
-        let mut step = Step::new(name, Kind::Train, &[weights]);
-        step.drafts.push(Draft {
-            name: "recipe.yaml".into(),
-            document,
-            paths,
-        });
-        let recipe = Word::from(Place::Own("recipe.yaml".into()));
-        let named = match verb {
-            "finetune" => vec!["--recipe".into(), recipe],
-            _ => vec![recipe],
+        let (plan, recipe) = (&mut self.plan, self.recipe);
+        let mut draft = match &seed {
+            Some(seed) => plan.recipe_from(&recipe.pretrain, &over, seed)?,
+            None => plan.recipe_from_start(&recipe.pretrain, &over, &recipe.init)?,
         };
-        let words = [verb.into()].into_iter().chain(named);
-        let step = step.command(words.chain([
-            "--out".into(),
-            Place::Own("run".into()).into(),
-            "--resume".into(),
-        ]));
-        let output = step.output(weights);
-        self.add(step);
-        output
-    }
-
-    /// What all verbs that run a model on a split are told.
-    pub(super) fn on(&self, task: &StudyTask, split: &str) -> Vec<Word> {
-        let mut words: Vec<Word> = vec![
-            "--task".into(),
-            task.task.name.into(),
-            "--data".into(),
-            self.arrow().into(),
-            "--split".into(),
-            split.into(),
-            "--tokenizer".into(),
-            self.tokenizer(),
-        ];
-        if task.task.takes(TaskOption::Dataset) {
-            words.extend(["--dataset".into(), task.dataset().into()]);
+        if let Some(form) = turn.expand {
+            draft.document["init"]["expand"] = json!(form);
         }
-        let model = &self.recipe.model;
-        for (flag, value) in [
-            ("--heads", model.heads),
-            ("--fusion-start", model.fusion_start),
-            ("--text-table-len", model.text_table_len),
-            ("--image-heads", model.image_heads),
-            ("--text-heads", model.text_heads),
-        ] {
-            if let Some(value) = value {
-                words.extend([flag.into(), value.to_string().into()]);
-            }
-        }
-        if let Some(temperature) = model.temperature {
-            words.extend(["--temperature".into(), temperature.to_string().into()]);
-        }
-        if let Some(how) = model.shallow_attention {
-            let how = json!(how).as_str().unwrap_or_default().replace('_', "-");
-            words.extend(["--shallow-attention".into(), how.into()]);
-        }
-        words
+        plan.run("pretrain", name, "pretrain", draft)
     }
 
     /// Weights as they are measured: fine-tuned, if the task says how.
@@ -338,13 +227,10 @@ impl Builder<'_> {
         let Some(finetune) = &task.finetune else {
             return Ok(weights.clone());
         };
-        let over = json!({ "init": { "checkpoint": "init.safetensors" } });
-        let (mut document, mut paths) = self.training(finetune, &over)?;
-        document["init"] = over["init"].clone();
-        checked(&document, &format!("finetune on {}", task.dataset()))?;
-        paths.push(("/init/checkpoint".into(), weights.clone()));
+        let draft = self.plan.recipe_from(finetune, &json!({}), weights)?;
         let name = format!("finetune-{}-{of}", task.dataset());
-        Ok(self.run("finetune", &name, document, paths))
+        let of = format!("finetune on {}", task.dataset());
+        self.plan.run("finetune", &name, &of, draft)
     }
 
     fn task(
@@ -428,21 +314,10 @@ impl Builder<'_> {
     }
 
     fn evaluate(&mut self, task: &StudyTask, what: &str, split: &str, models: &[Model]) -> Place {
-        let mut words: Vec<Word> = vec!["evaluate".into()];
-        for model in models {
-            words.push(model.weights.clone().into());
-            words.extend(["--name".into(), model.name.as_str().into()]);
-        }
-        words.extend(self.on(task, split));
-        words.extend([
-            "--out".into(),
-            Place::Own("report.json".into()).into(),
-            "--force".into(),
-        ]);
+        let words = self.on(task, split);
+        let models = models.iter();
+        let models = models.map(|model| (model.name.as_str(), &model.weights));
         let name = format!("evaluate-{}-{what}", task.dataset());
-        let step = Step::new(name, Kind::Run, &["report.json"]).command(words);
-        let output = step.output("report.json");
-        self.add(step);
-        output
+        self.plan.evaluate(name, models, words)
     }
 }

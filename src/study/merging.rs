@@ -148,9 +148,8 @@ impl Builder<'_> {
         let name = format!("merge-{}-{steps}-{slug}", task.dataset());
         let mut step = Step::new(name, Kind::Plain, &["merged.safetensors"]);
         step.drafts.push(Draft {
-            name: "recipe.yaml".into(),
-            document,
             paths,
+            ..Draft::new("recipe.yaml", document)
         });
         let step = step.command([
             "merge".into(),

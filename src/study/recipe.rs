@@ -66,6 +66,16 @@ pub struct StudyData {
     pub tokenizer: String,
 }
 
+impl StudyData {
+    /// Looks for what cannot be.
+    pub fn check(&self) -> Result<()> {
+        match self.folder.is_some() == self.build.is_some() {
+            true => Err(UsageError("`data`: give a `folder`, or `build` one".into()).into()),
+            false => Ok(()),
+        }
+    }
+}
+
 /// Arrow files from downloads, as `vlmerge data build` makes them.
 #[derive(Clone, Debug, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
@@ -169,9 +179,7 @@ impl StudyRecipe {
         if self.init.expand.is_some() {
             return bad("`init.expand`: a study starts from a modality-agnostic model".into());
         }
-        if self.data.folder.is_some() == self.data.build.is_some() {
-            return bad("`data`: give a `folder`, or `build` one".into());
-        }
+        self.data.check()?;
         if !self.seed_steps.contains(&self.main_seed_steps) {
             let main = self.main_seed_steps;
             return bad(format!("`main_seed_steps`: {main} is not in `seed_steps`"));
@@ -226,11 +234,12 @@ impl StudyRecipe {
 
     fn check_experts(&self) -> Result<()> {
         let bad = |what: String| Err(UsageError(what).into());
-        let is_pair = |synth: &Synth| synth.family == SynthFamily::Zerovl;
+        let is_pair =
+            |synth: &Synth| matches!(synth.family, SynthFamily::Zerovl | SynthFamily::Flm);
         if self.experts.is_empty() {
             return match self.init.synth.as_ref().is_some_and(is_pair) {
                 true => bad(
-                    "`experts`: the towers of zerovl have no copies per modality that could be merged; list two models or more that go on from the seed, each with its own data"
+                    "`experts`: models of zerovl and flm have no copies per modality that could be merged; list two models or more that go on from the seed, each with its own data"
                         .into(),
                 ),
                 false => Ok(()),

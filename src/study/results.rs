@@ -1,13 +1,12 @@
 //! From what the steps measured to one report.
 
-use std::path::Path;
-
 use anyhow::{Result, bail};
 use evaluate::reports::file::{self, Source};
 use evaluate::reports::published::Published;
 use evaluate::reports::{Document, Input, Report, SweepPoint};
+use serde_json::{Map, Value};
 
-use super::graph::{Graph, Measured, Model, Origin};
+use super::graph::{Graph, Measured, Origin};
 use super::recipe::StudyRecipe;
 use super::step::Place;
 use super::store::Store;
@@ -17,8 +16,12 @@ use super::store::Store;
 pub struct Findings {
     /// Everything, for a page.
     pub document: Document,
-    /// The table of the test splits.
+    /// The tables of the test splits.
     pub tests: Vec<Report>,
+    /// What the tests allow to say, in sentences.
+    pub statements: Vec<String>,
+    /// Further numbers by their names, for JSON.
+    pub more: Map<String, Value>,
 }
 
 /// Reads what the steps left, and joins it.
@@ -28,9 +31,10 @@ pub fn join(recipe: &StudyRecipe, graph: &Graph, store: &Store) -> Result<Findin
     let mut sweeps = Vec::new();
     let mut remarks = Vec::new();
     for measured in &graph.measured {
-        let validation = read(store, &measured.validation, &measured.models)?;
+        let names = || measured.models.iter().map(|model| model.name.as_str());
+        let validation = read(store, &measured.validation, names())?;
         let chosen = choose(measured, &validation);
-        let mut test = read(store, &measured.test, &measured.models)?;
+        let mut test = read(store, &measured.test, names())?;
         keep(&mut test, |index| {
             matches!(
                 measured.models[index].origin,
@@ -85,31 +89,31 @@ pub fn join(recipe: &StudyRecipe, graph: &Graph, store: &Store) -> Result<Findin
         },
         recipe.main_seed_steps
     ));
-    Ok(Findings { document, tests })
+    Ok(Findings {
+        document,
+        tests,
+        statements: Vec::new(),
+        more: Map::new(),
+    })
 }
 
-fn input(label: &str, report: Report) -> Input {
+pub(super) fn input(label: &str, report: Report) -> Input {
     Input {
         label: label.to_owned(),
         source: Source::Report(report),
     }
 }
 
-/// A report whose results are of `models`, in that order.
-fn read(store: &Store, place: &Place, models: &[Model]) -> Result<Report> {
+/// A report whose results have these names, in that order.
+pub(super) fn read<'a>(
+    store: &Store,
+    place: &Place,
+    names: impl Iterator<Item = &'a str>,
+) -> Result<Report> {
     let path = store.path("", place);
     let report = file::read(&path)?;
-    check(
-        &path,
-        &report,
-        models.iter().map(|model| model.name.as_str()),
-    )?;
-    Ok(report)
-}
-
-fn check<'a>(path: &Path, report: &Report, names: impl Iterator<Item = &'a str>) -> Result<()> {
     if report.results.iter().map(|r| r.name.as_str()).eq(names) {
-        return Ok(());
+        return Ok(report);
     }
     bail!("{}: its results are not those of the study", path.display())
 }
@@ -135,7 +139,7 @@ fn choose(measured: &Measured, validation: &Report) -> Vec<usize> {
 }
 
 /// Leaves out results, and the comparisons with them.
-fn keep(report: &mut Report, is_kept: impl Fn(usize) -> bool) {
+pub(super) fn keep(report: &mut Report, is_kept: impl Fn(usize) -> bool) {
     let kept: Vec<usize> = (0..report.results.len()).filter(|&i| is_kept(i)).collect();
     let place = |index: usize| kept.iter().position(|&k| k == index);
     report.comparisons.retain_mut(|comparison| {
@@ -201,12 +205,9 @@ fn sweeps_of(measured: &Measured, validation: &Report, chosen: &[usize]) -> Vec<
 
 /// Merges after seeds of all lengths on test data: no point of it is chosen.
 fn seeds(measured: &Measured, whole: u64, store: &Store) -> Result<Report> {
-    let models: Vec<Model> = measured
-        .by_seed
-        .iter()
-        .map(|(_, model)| model.clone())
-        .collect();
-    let mut report = read(store, &measured.seeds, &models)?;
+    let names = measured.by_seed.iter();
+    let names = names.map(|(_, model)| model.name.as_str());
+    let mut report = read(store, &measured.seeds, names)?;
     for (result, (steps, _)) in report.results.iter_mut().zip(&measured.by_seed) {
         result.examples.clear();
         // The baseline stands in the table by its own name.

@@ -4,6 +4,8 @@ use std::path::PathBuf;
 
 use serde_json::Value;
 
+use super::pace::Quota;
+
 /// A file or folder that a step reads or writes.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Place {
@@ -51,6 +53,20 @@ pub struct Draft {
     pub document: Value,
     /// Places in it, by JSON pointer, whose values are paths.
     pub paths: Vec<(String, Place)>,
+    /// Numbers of steps in it, by JSON pointer, that follow from what earlier steps measured.
+    pub lengths: Vec<(String, Quota)>,
+}
+
+impl Draft {
+    /// A file without paths.
+    pub fn new(name: impl Into<String>, document: Value) -> Self {
+        Self {
+            name: name.into(),
+            document,
+            paths: Vec::new(),
+            lengths: Vec::new(),
+        }
+    }
 }
 
 /// What kind of work a step is.
@@ -109,8 +125,10 @@ impl Step {
             Word::Path(place) => Some(place),
             Word::Text(_) => None,
         });
-        let of_drafts = self.drafts.iter().flat_map(|draft| &draft.paths);
-        of_words.chain(of_drafts.map(|(_, place)| place))
+        let paths = self.drafts.iter().flat_map(|draft| &draft.paths);
+        let lengths = self.drafts.iter().flat_map(|draft| &draft.lengths);
+        let of_lengths = lengths.flat_map(|(_, quota)| quota.places());
+        (of_words.chain(paths.map(|(_, place)| place))).chain(of_lengths)
     }
 
     /// Names of steps that must be finished before.

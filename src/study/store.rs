@@ -151,6 +151,12 @@ impl Store {
                     *value = json!(self.path(&step.name, place));
                 }
             }
+            for (pointer, quota) in &draft.lengths {
+                let steps = quota.steps(|place| self.path(&step.name, place))?;
+                if let Some(value) = document.pointer_mut(pointer) {
+                    *value = json!(steps);
+                }
+            }
             let text = serde_saphyr::to_string(&document)?;
             let path = folder.join(&draft.name);
             merge::io::write_file(&path, text.as_bytes(), true)?;
@@ -226,17 +232,26 @@ pub fn dependencies(steps: &[Step]) -> Result<BTreeMap<String, String>> {
         let drafts: Vec<Value> = (step.drafts.iter())
             .map(|draft| {
                 let mut document = draft.document.clone();
-                for (pointer, _) in &draft.paths {
-                    // Where a file lies makes no difference.
+                let lengths = draft.lengths.iter().map(|(pointer, _)| pointer);
+                // Where a file lies makes no difference, and how many steps it will be nobody knows yet.
+                for pointer in draft
+                    .paths
+                    .iter()
+                    .map(|(pointer, _)| pointer)
+                    .chain(lengths)
+                {
                     if let Some(value) = document.pointer_mut(pointer) {
                         *value = Value::Null;
                     }
                 }
-                json!([
-                    draft.name,
+                let mut parts = vec![
+                    json!(draft.name),
                     document,
-                    draft.paths.iter().map(|p| &p.0).collect::<Vec<_>>()
-                ])
+                    json!(draft.paths.iter().map(|p| &p.0).collect::<Vec<_>>()),
+                ];
+                let lengths = draft.lengths.iter();
+                parts.extend(lengths.map(|(_, quota)| quota.identity()));
+                json!(parts)
             })
             .collect();
         let key = key_of(&json!({

@@ -10,8 +10,8 @@ use super::heat_map::escape;
 use super::labels;
 
 /// Size in SVG units, which are pixels on a phone.
-const WIDTH: f64 = 360.0;
-const HEIGHT: f64 = 236.0;
+pub(super) const WIDTH: f64 = 360.0;
+pub(super) const HEIGHT: f64 = 236.0;
 const LEFT: f64 = 50.0;
 const RIGHT: f64 = 14.0;
 const TOP: f64 = 26.0;
@@ -80,7 +80,7 @@ pub(super) fn course(curve: &Curve, parameter: &str, id: &str) -> String {
 }
 
 /// The curve in words.
-fn description(curve: &Curve, parameter: &str) -> String {
+pub(super) fn description(curve: &Curve, parameter: &str) -> String {
     let points = curve.points.iter().map(|point| {
         let value = labels::value(point.value, curve.unit);
         match point.interval {
@@ -100,7 +100,7 @@ fn description(curve: &Curve, parameter: &str) -> String {
 }
 
 /// What part of the plane is shown, in the units that values are written in.
-struct Frame {
+pub(super) struct Frame {
     x: (f64, f64),
     y: (f64, f64),
     y_step: f64,
@@ -108,9 +108,19 @@ struct Frame {
 
 impl Frame {
     fn of(curve: &Curve) -> Option<Self> {
-        let (first, last) = (curve.points.first()?.at, curve.points.last()?.at);
-        let scaled = |value| labels::scaled(value, curve.unit);
-        let ends = curve.points.iter().flat_map(|point| {
+        Self::around(&[curve])
+    }
+
+    /// What shows several curves of one number whole.
+    pub(super) fn around(curves: &[&Curve]) -> Option<Self> {
+        let unit = curves.first()?.unit;
+        let places = curves.iter().flat_map(|curve| &curve.points);
+        let places = places.map(|point| point.at);
+        let first = places.clone().reduce(f64::min)?;
+        let last = places.reduce(f64::max)?;
+        let scaled = |value| labels::scaled(value, unit);
+        let ends = curves.iter().flat_map(|curve| &curve.points);
+        let ends = ends.flat_map(|point| {
             let interval = point.interval;
             [
                 scaled(interval.map_or(point.value, |i| i.low.min(point.value))),
@@ -144,7 +154,7 @@ impl Frame {
         HEIGHT - BOTTOM - share * (HEIGHT - TOP - BOTTOM)
     }
 
-    fn axes(&self, body: &mut String, curve: &Curve, parameter: &str) {
+    pub(super) fn axes(&self, body: &mut String, curve: &Curve, parameter: &str) {
         let right = WIDTH - RIGHT;
         let n_decimals = decimals(self.y_step);
         let n_lines = ((self.y.1 - self.y.0) / self.y_step).round() as usize;
@@ -194,7 +204,7 @@ impl Frame {
         format!("{x:.1},{y:.1}")
     }
 
-    fn band(&self, body: &mut String, curve: &Curve) {
+    pub(super) fn band(&self, body: &mut String, curve: &Curve) {
         let points = curve.points.iter();
         let ends: Vec<_> = points.filter_map(|p| Some((p.at, p.interval?))).collect();
         if ends.len() < 2 {
@@ -213,7 +223,7 @@ impl Frame {
         );
     }
 
-    fn line(&self, body: &mut String, curve: &Curve) {
+    pub(super) fn line(&self, body: &mut String, curve: &Curve) {
         let places = curve
             .points
             .iter()
@@ -226,7 +236,7 @@ impl Frame {
         );
     }
 
-    fn dots(&self, body: &mut String, curve: &Curve) {
+    pub(super) fn dots(&self, body: &mut String, curve: &Curve) {
         for point in &curve.points {
             let (x, y) = (
                 self.x(point.at),

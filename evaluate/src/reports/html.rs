@@ -3,9 +3,9 @@
 use askama::Template;
 
 use super::course::{Chapter, Course};
-use super::document::{Cell, Document, Grid, Placed, RowKind};
+use super::document::{Cell, Chart, Document, Grid, Placed, RowKind};
 use super::published::Status;
-use super::{Example, Item, curve, document, heat_map, labels};
+use super::{Example, Item, chart, curve, document, heat_map, labels};
 use crate::{Error, ReportFault, Result};
 
 const STYLE: &str = include_str!("../../templates/report.css");
@@ -189,6 +189,10 @@ impl Page<'_> {
     fn curve(&self, sweep: &document::Sweep, index: &usize, place: &str) -> String {
         let id = format!("curve-{place}-{index}");
         curve::svg(&sweep.curves[*index], &sweep.parameter, sweep.best, &id)
+    }
+
+    fn chart(&self, chart: &Chart, place: &str) -> String {
+        chart::svg(chart, &format!("chart-{place}"))
     }
 
     fn chapters(&self, course: &Course, place: &usize) -> Vec<Chapter> {

@@ -8,6 +8,7 @@
 //! 3. A [`Document`] joins what several files say, beside the figures that are [`published`].
 //! 4. [`html`], [`markdown`], [`csv`] and [`latex`] each turn a document into text.
 
+pub mod chart;
 pub mod course;
 pub mod csv;
 pub mod curve;
@@ -16,7 +17,7 @@ pub mod document;
 pub mod file;
 pub mod heat_map;
 pub mod html;
-mod labels;
+pub mod labels;
 pub mod latex;
 pub mod markdown;
 pub mod published;

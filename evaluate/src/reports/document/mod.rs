@@ -41,10 +41,21 @@ pub struct Document {
     pub distances: Vec<(String, DistanceReport)>,
     /// How training runs went.
     pub courses: Vec<Course>,
+    /// Numbers of several models along one axis, under a heading.
+    pub charts: Vec<(String, Vec<Chart>)>,
     /// All results, in the order of the files.
     pub results: Vec<Placed>,
     /// What must be said of the tables as a whole.
     pub remarks: Vec<String>,
+}
+
+/// A number of several models along one axis.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Chart {
+    /// What the axis is.
+    pub parameter: String,
+    /// The models by their names; their numbers have one title and one unit.
+    pub lines: Vec<(String, Curve)>,
 }
 
 /// A result with its file and its place.
@@ -78,6 +89,7 @@ impl Document {
         });
         Self {
             courses: courses.collect(),
+            charts: Vec::new(),
             title: title.to_owned(),
             overview: (groups.len() > 1).then(|| grid::overview(&groups)),
             remarks: remarks(&results),
