@@ -230,6 +230,10 @@ fn comparisons_that_cannot_be_are_refused_before_any_work() {
         ("tasks.0.test=train", "is learned from"),
         ("tasks.0.finetune.init={}", "the study says that itself"),
         ("tasks.0.finetune=null", "only where it is fine-tuned"),
+        (
+            "tasks.0.candidates={number: 3, from: scores.safetensors}",
+            "captions has no use for them",
+        ),
         ("budget_steps=3", "budget_steps"),
     ] {
         let said = study(&out, &[setting], &[]);

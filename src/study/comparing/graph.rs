@@ -254,6 +254,11 @@ impl Builder<'_> {
                 words.extend([Word::from(flag), number.to_string().into()]);
             }
         }
+        if let Some(candidates) = &task.candidates {
+            let from = Place::Outside(candidates.from.clone());
+            words.extend(["--candidates".into(), candidates.number.to_string().into()]);
+            words.extend(["--candidates-from".into(), from.into()]);
+        }
         let name = format!("evaluate-{}", task.slug());
         let of_models = models
             .iter()

@@ -1,6 +1,6 @@
 //! What a study of ways to pre-train does, as written in YAML.
 
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 use anyhow::Result;
 use evaluate::tasks::{TaskOption, TaskSpec};
@@ -116,9 +116,22 @@ pub struct JudgedTask {
     /// Examples that are measured together.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub batch_size: Option<usize>,
+    /// Pairs that a ranking head is asked of, where not of all.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub candidates: Option<CandidateSettings>,
     /// How models are fine-tuned; without it they are measured as they come.
     #[serde(default)]
     pub finetune: Option<Training>,
+}
+
+/// Pairs that a ranking head is asked of, as `evaluate --candidates N --candidates-from FILE` has it.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct CandidateSettings {
+    /// The best texts of each image, and the best images of each text.
+    pub number: usize,
+    /// The scores that they are the best by.
+    pub from: PathBuf,
 }
 
 impl JudgedTask {
@@ -216,6 +229,9 @@ impl CompareRecipe {
             return bad(format!(
                 "`tasks`: {name} has one data set alone; leave out `dataset`"
             ));
+        }
+        if task.candidates.is_some() && !task.task.takes(TaskOption::Candidates) {
+            return bad(format!("`tasks.candidates`: {name} has no use for them"));
         }
         if let Some(finetune) = &task.finetune {
             self.check_owned("tasks.finetune", finetune, &["init", "model"])?;
