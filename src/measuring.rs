@@ -82,6 +82,8 @@ impl<'a> Study<'a> {
                 "data": data.identity()?,
                 "limit": data.limit,
                 "without_repeats": data.without_repeats,
+                "writing": writing_identity(data)?,
+                "candidates": candidates_identity(data),
                 "allow_other_answers": data.allow_other_answers,
                 "tokenizer": tokenizer.as_ref().map(tokenizer_identity).transpose()?,
                 "model": model.identity(),
@@ -223,6 +225,20 @@ fn settings(
         settings.insert("limit".into(), json!(limit));
     }
     Ok(settings)
+}
+
+/// How texts are written, of a task that writes them.
+fn writing_identity(data: &DataArgs) -> Result<Option<Value>> {
+    let is_writing = data.task.takes(TaskOption::Writing);
+    let writing = is_writing.then(|| data.writing()).transpose()?;
+    Ok(writing.map(|w| json!([w.beams, w.length_penalty, w.max_tokens])))
+}
+
+/// Which pairs a ranking head is asked of.
+fn candidates_identity(data: &DataArgs) -> Option<Value> {
+    let (n, path) = data.candidates.zip(data.candidates_from.as_ref())?;
+    let n_bytes = std::fs::metadata(path).map_or(0, |found| found.len());
+    Some(json!([n, path.display().to_string(), n_bytes]))
 }
 
 /// The journal as this process's own, until it ends.

@@ -73,6 +73,7 @@ fn group(members: &[&Placed], published: &Published) -> Group {
         .map(|(what, &n)| format!("{} {what}", labels::grouped(n)))
         .collect();
     let mut remarks: Vec<String> = settings_remark(members).into_iter().collect();
+    remarks.extend(candidates_remarks(members));
     let left_out = first.left_out.iter();
     remarks.extend(
         left_out.map(|omission| labels::one_line(&format!("{}: {omission}.", omission.file))),
@@ -149,6 +150,26 @@ fn settings_remark(members: &[&Placed]) -> Option<String> {
             differing.join(", ")
         )
     })
+}
+
+/// By whose scores pairs were chosen, where a model was not asked of all.
+fn candidates_remarks(members: &[&Placed]) -> Vec<String> {
+    let mut names: BTreeMap<[String; 2], Vec<&str>> = BTreeMap::new();
+    for member in members {
+        let setting = |name: &str| member.result.settings.get(name).map(plain);
+        if let (Some(n), Some(file)) = (setting("candidates"), setting("candidates_from")) {
+            names.entry([n, file]).or_default().push(&member.name);
+        }
+    }
+    let remark = |([n, file], names): ([String; 2], Vec<&str>)| {
+        let remark = format!(
+            "{}: only candidates were scored, the {n} best texts of each image and images of each text by the scores in \
+             {file}; other pairs stand behind them in the order of those scores.",
+            names.join(", ")
+        );
+        labels::one_line(&remark)
+    };
+    names.into_iter().map(remark).collect()
 }
 
 /// A setting for people: strings without quotes.
