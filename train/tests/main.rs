@@ -30,4 +30,5 @@ mod shared_runs;
 mod starts;
 mod threads;
 mod views;
+mod word_objectives;
 mod words;

@@ -100,3 +100,44 @@ fn a_batch_is_as_long_as_its_longest_text_unless_padding_counts() {
         }
     }
 }
+
+#[test]
+fn one_place_behind_the_longest_text_is_padding_where_the_first_such_place_counts() {
+    for n in [1, 3, 8] {
+        let (one, longest) = (batch(Padding::OneBeyond, n), batch(Padding::Longest, n));
+        let ([ids, kept], [short_ids, short_kept]) = (rows(&one), rows(&longest));
+        let len = short_ids[0].len();
+        for row in 0..n {
+            assert_eq!(ids[row].len(), len + 1);
+            assert_eq!(ids[row][..len], short_ids[row], "{n}: {row}");
+            assert_eq!(kept[row][..len], short_kept[row], "{n}: {row}");
+            assert_eq!(kept[row][len], 0, "{n}: {row}");
+        }
+        // What is guessed stands where it stood.
+        let guessed = |batch: &Batch, len| {
+            let words = batch.masked_words.as_ref().expect("masked words");
+            guesses(words, len)
+        };
+        assert_eq!(guessed(&one, len + 1), guessed(&longest, len));
+    }
+    let input = TextInput {
+        len: 8,
+        padding: Padding::OneBeyond,
+        vocabulary: 101,
+        captions: CaptionRule::Verbatim,
+    };
+    // Never beyond the model's length.
+    for (lengths, padded) in [
+        (vec![3, 5], 6),
+        (vec![7], 8),
+        (vec![8, 2], 8),
+        (vec![20], 8),
+        (vec![], 0),
+    ] {
+        assert_eq!(
+            input.padded_len(lengths.iter().copied()),
+            padded,
+            "{lengths:?}"
+        );
+    }
+}

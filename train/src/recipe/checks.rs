@@ -101,6 +101,14 @@ impl TrainRecipe {
                 );
                 return Err(bad("data.caption_corruption", reason));
             }
+            let weight = objective.weight;
+            if !(weight >= 0.0 && weight.is_finite()) {
+                let reason = format!(
+                    "{weight} is no factor of `{}`; give 0 or more",
+                    objective.name
+                );
+                return Err(bad("objectives.weight", reason));
+            }
             self.check_contrast(objective)?;
             Self::check_language(objective)?;
         }
