@@ -164,7 +164,8 @@ fn the_tokens_behind_a_prefix_are_guessed_and_no_others() {
             continue;
         }
         let states = ready.states(&ready.texts, &ready.images, &prefixes);
-        let logits = ready.model.guess(Stream::Queries, &states).expect("logits");
+        let logits = ready.model.guess(Stream::Queries, &states, &Pass::new());
+        let logits = logits.expect("logits");
         let logits: Vec<Vec<Vec<f32>>> = logits.to_vec3().expect("three axes");
         let mut sum = 0.0;
         for (text, (&n, &prefix)) in lengths.iter().zip(&prefixes).enumerate() {
@@ -332,8 +333,7 @@ fn the_other_image_of_a_pair_is_drawn_from_all_and_is_never_its_own() {
     // One image alone has no other.
     let error = loader(1, 3)
         .load(Place::default(), 0, &[0, 1])
-        .err()
-        .expect("refused");
+        .expect_err("refused");
     assert!(
         error
             .to_string()

@@ -51,7 +51,7 @@ pub fn svg(chart: &Chart, id: &str) -> String {
             escape(name)
         );
     }
-    let described = drawn.map(|(_, (name, curve))| {
+    let described = chart.lines.iter().map(|(name, curve)| {
         let said = description(curve, &chart.parameter);
         format!("{name}: {said}")
     });

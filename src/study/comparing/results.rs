@@ -17,6 +17,9 @@ use crate::study::store::Store;
 /// Differences less probable than this without a true one are told.
 const SURPRISING: f64 = 0.05;
 
+/// Where a point stands on an axis.
+type Place = fn(Taken) -> f64;
+
 /// How long the run of a point took.
 #[derive(Clone, Copy, Debug, Default)]
 struct Taken {
@@ -102,14 +105,14 @@ impl Found<'_> {
     /// Each number that tables of several tasks show, over steps and over seconds.
     fn charts(&self, task: &JudgedTask, report: &Report) -> Vec<Chart> {
         let numbers = task.task.numbers.iter().filter(|n| n.is_in_overview);
-        let axes: [(String, fn(Taken) -> f64); 2] = [
+        let axes: [(String, Place); 2] = [
             ("steps of pre-training".into(), |taken| taken.steps as f64),
             (
                 format!("{} of pre-training", self.study.recipe.pace.clock.title()),
                 |taken| taken.seconds,
             ),
         ];
-        let chart = |number: &NumberSpec, (parameter, place): &(String, fn(Taken) -> f64)| Chart {
+        let chart = |number: &NumberSpec, (parameter, place): &(String, Place)| Chart {
             parameter: parameter.clone(),
             lines: (self.study.recipe.compare.iter().enumerate())
                 .map(|(way, of)| (of.name.clone(), self.curve(way, number, *place, report)))
@@ -122,13 +125,7 @@ impl Found<'_> {
     }
 
     /// A number of all points of a way.
-    fn curve(
-        &self,
-        way: usize,
-        number: &NumberSpec,
-        place: fn(Taken) -> f64,
-        report: &Report,
-    ) -> Curve {
+    fn curve(&self, way: usize, number: &NumberSpec, place: Place, report: &Report) -> Curve {
         let mut points = Vec::new();
         for ((point, taken), result) in self.points().zip(&report.results) {
             let measured = result.measurements.iter().find(|m| m.name == number.name);
