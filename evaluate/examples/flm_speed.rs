@@ -1,10 +1,11 @@
 //! Times FLM and prints a JSON line, for `benches/flm_model.py`: the same weights, inputs, batch and
 //! threads as PyTorch there.
 //!
-//! `RAYON_NUM_THREADS=2 flm_speed CHECKPOINT forward|step|caption|pairs BATCH ROUNDS TOKENS`
+//! `RAYON_NUM_THREADS=2 flm_speed CHECKPOINT forward|step|checkpointed|caption|pairs|products BATCH ROUNDS TOKENS`
 //!
 //! `forward` reads a batch of texts with their images in three streams. `step` is a step of free language
-//! modeling without the update: the loss of three parts and the gradient of every variable. `caption` writes
+//! modeling without the update: the loss of three parts and the gradient of every variable. `checkpointed` is
+//! the same with the inside of layers computed again in the backward pass. `caption` writes
 //! TOKENS tokens for each image, the likeliest each time. `pairs` ranks TOKENS texts of 9 to 19 tokens, as
 //! captions are, for each of BATCH images, by a head that starts fresh if the checkpoint has none. `products` is twenty
 //! products of 512 rows with a weight of the published FFN each, the speed that the processor allows.
@@ -178,7 +179,7 @@ fn main() -> Result<()> {
     let arguments: Vec<String> = std::env::args().skip(1).collect();
     let [checkpoint, which, batch, rounds, n_tokens] = &arguments[..] else {
         return speed::say(
-            "flm_speed CHECKPOINT forward|step|caption|pairs|products BATCH ROUNDS TOKENS",
+            "flm_speed CHECKPOINT forward|step|checkpointed|caption|pairs|products BATCH ROUNDS TOKENS",
         );
     };
     let number = |text: &String, otherwise| text.parse().unwrap_or(otherwise);
@@ -195,7 +196,7 @@ fn main() -> Result<()> {
         .map(|head| blueprint.prefixes(head))
         .concat();
     let weights = match which.as_str() {
-        "step" => weights.trainable(),
+        "step" | "checkpointed" => weights.trainable(),
         "pairs" => weights.with_fresh(&heads, 1),
         _ => weights,
     };
@@ -211,7 +212,11 @@ fn main() -> Result<()> {
             "caption" => captions(model.as_ref(), &inputs.images, n_tokens)?,
             _ => {
                 gradients.clear();
-                let tape = Tape::new().reusing(&buffers);
+                let tape = match which.as_str() {
+                    "checkpointed" => Tape::checkpointing(),
+                    _ => Tape::new(),
+                };
+                let tape = tape.reusing(&buffers);
                 let loss = inputs.loss(model.as_ref(), &Pass::new().recorded(&tape))?;
                 tape.backward(&loss, &mut gradients)?;
                 loss.detach()

@@ -217,8 +217,7 @@ impl ModelRecord {
         }
     }
 
-    /// This record, and what it leaves open as all of `sources` that know it have it. Models that read texts in
-    /// different ways may be joined; which way is the result's is then not known.
+    /// This record, and what it leaves open as all of `sources` that know it have it.
     ///
     /// # Errors
     /// [`Error::ModelsDiffer`] when they do not agree.
@@ -227,7 +226,6 @@ impl ModelRecord {
         sources: impl IntoIterator<Item = &'a Checkpoint>,
     ) -> Result<Self> {
         let mut found = Self::default();
-        let mut streams: Option<Option<OneStream>> = None;
         for source in sources {
             let record = Self::known(source)?;
             let differ = |what, first: String, second: String| Error::ModelsDiffer {
@@ -306,10 +304,13 @@ impl ModelRecord {
             found.temperature = found.temperature.or(record.temperature);
             found.image_mean = found.image_mean.or(record.image_mean);
             found.image_deviation = found.image_deviation.or(record.image_deviation);
-            streams = match streams {
-                None => Some(record.streams),
-                Some(known) => Some(known.filter(|_| known == record.streams)),
-            };
+            fact(
+                "streams",
+                self.streams.is_some(),
+                found.streams.map(|how| format!("{how:?}")),
+                record.streams.map(|how| format!("{how:?}")),
+            )?;
+            found.streams = found.streams.or(record.streams);
             found.family = found.family.or(record.family);
             match (found.shallow_attention, record.shallow_attention) {
                 (Some(first), Some(second))
@@ -333,7 +334,7 @@ impl ModelRecord {
             temperature: self.temperature.or(found.temperature),
             image_mean: self.image_mean.or(found.image_mean),
             image_deviation: self.image_deviation.or(found.image_deviation),
-            streams: self.streams.or(streams.flatten()),
+            streams: self.streams.or(found.streams),
         })
     }
 }
