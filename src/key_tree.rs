@@ -59,7 +59,7 @@ pub fn collapse<'a>(
                 .iter()
                 .map(|segment| match segment {
                     Segment::Index => braces(&ranges(&numbers)),
-                    Segment::Expert => braces(&experts),
+                    Segment::Expert => braces(&shortened(&experts)),
                     Segment::Text(text) => text.clone(),
                 })
                 .collect();
@@ -122,6 +122,12 @@ fn ranges(numbers: &[usize]) -> Vec<String> {
             run => run.iter().map(usize::to_string).collect(),
         })
         .collect()
+}
+
+/// Names of experts that are numbers as runs, any others as they are.
+fn shortened(experts: &[String]) -> Vec<String> {
+    let numbers: Result<Vec<usize>, _> = experts.iter().map(|name| name.parse()).collect();
+    numbers.map_or_else(|_| experts.to_vec(), |numbers| ranges(&numbers))
 }
 
 fn braces(items: &[String]) -> String {

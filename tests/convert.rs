@@ -297,3 +297,87 @@ fn an_flm_goes_from_pre_training_to_a_task_with_its_ties() {
         said.stderr
     );
 }
+
+#[test]
+fn an_eve_goes_from_pre_training_to_a_task_in_its_programs_container() {
+    let folder = tempfile::tempdir().expect("a temporary folder");
+    let at = |name: &str| folder.path().join(name);
+    let (model, task, back) = (at("eve.pth"), at("retrieval.th"), at("back.safetensors"));
+    let sizes = "--blocks 3 --width 8 --attention-heads 2 --ffn-width 12 --mixtures 1 --experts 4 \
+                 --patch-size 4 --image-size 8 --vocabulary 20 --text-len 9 --pair-len 6";
+    let mut words = vec![
+        "synth",
+        "--family",
+        "eve",
+        "--heads",
+        "pretrain",
+        "--with-buffers",
+    ];
+    words.extend(sizes.split_whitespace());
+    words.push(text(&model));
+    fine(&words);
+    let said = fine(&["inspect", text(&model)]);
+    for wanted in [
+        "eve/pretrain",
+        "block 2: a router to 4 experts",
+        "routed, 4 of them",
+        "routers",
+        "experts.experts.{0..3}.fc1.weight",
+    ] {
+        assert!(said.stdout.contains(wanted), "{wanted}: {}", said.stdout);
+    }
+    let counts = &fine(&["inspect", "--json", text(&model)]).json()["layout"]["counts"];
+    assert_eq!(
+        counts["by_expert"]["routed_3"]["n_elements"],
+        2 * 8 * 12 + 12 + 8
+    );
+    assert_eq!(counts["routers"]["n_elements"], 4 * 8);
+    let said = fine(&[
+        "expand",
+        text(&model),
+        text(&task),
+        "--to",
+        "eve-retrieval",
+        "--image-size",
+        "16",
+    ]);
+    assert!(
+        said.stderr.contains("so drawn: itc_temp"),
+        "{}",
+        said.stderr
+    );
+    let found = fine(&["inspect", "--json", text(&task)]).json();
+    assert_eq!(found["layout"]["name"], "eve/retrieval");
+    assert_eq!(found["layout"]["dimensions"]["image_size"], 16);
+    assert_eq!(found["root"], "model");
+    fine(&["convert", text(&task), text(&back)]);
+    fine(&["diff", text(&task), text(&back)]);
+    // One network of both modalities; the block with a router stays.
+    let merged = at("merged.th");
+    fine(&[
+        "interpolate",
+        text(&task),
+        "--ratio",
+        "0.5",
+        "--out",
+        text(&merged),
+    ]);
+    let found = fine(&["inspect", "--json", text(&merged)]).json();
+    let experts = &found["layout"]["counts"]["by_expert"];
+    assert_eq!(experts.as_object().map(serde_json::Map::len), Some(4));
+    let said = vlmerge(&[
+        "expand",
+        text(&model),
+        text(&at("x.th")),
+        "--to",
+        "eve-vqa",
+        "--text",
+        text(&model),
+    ]);
+    assert_eq!(said.code, Some(2));
+    assert!(
+        said.stderr.contains("an EVE has no use for --text"),
+        "{}",
+        said.stderr
+    );
+}

@@ -191,3 +191,41 @@ fn a_batch_that_is_not_in_the_file_is_an_error_by_name() {
     assert_ne!(said.code, Some(0));
     assert!(said.stderr.contains("reconstructor"), "{}", said.stderr);
 }
+
+#[test]
+fn golden_files_of_eve_come_out_under_the_same_names() {
+    let folder = tempfile::tempdir().expect("a folder");
+    let out = folder.path().join("out.safetensors");
+    let config = fixtures::json("eve/config.json");
+    let [heads, pair_len] = ["num_heads", "pairs_max_tokens"].map(|name| config[name].to_string());
+    let [checkpoint, inputs] =
+        ["ckpt/retrieval", "forward/inputs"].map(|name| path(&format!("eve/{name}.safetensors")));
+    let run = |arguments: &[&str]| {
+        let of = [
+            &["forward", shown(&checkpoint), "--heads", &heads][..],
+            &["--inputs", shown(&inputs), "--out", shown(&out), "--force"],
+            arguments,
+        ];
+        vlmerge(&of.concat())
+    };
+    ok(&run(&["--pair-len", &pair_len, "--hidden"]));
+    let found = tensors(&out);
+    let mut expected = tensors(&path("eve/forward/plain.safetensors"));
+    // Nothing is added where there is no noise.
+    expected.retain(|name, _| !name.ends_with(".noise"));
+    for (name, expected) in &expected {
+        let found = found.get(name).unwrap_or_else(|| panic!("no {name}"));
+        assert_eq!(found.shape, expected.shape, "{name}");
+        // The tolerance of the set's manifest.
+        let difference = first_difference(&found.values(), &expected.values(), 3e-5, 3e-5);
+        assert_eq!(difference, None, "{name}");
+    }
+    // Texts of another length are an error that names both.
+    let said = run(&["--pair-len", "10", "--pass", "vl"]);
+    assert_ne!(said.code, Some(0));
+    assert!(
+        said.stderr.contains("12 tokens") && said.stderr.contains("exactly 10"),
+        "{}",
+        said.stderr
+    );
+}

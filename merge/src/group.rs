@@ -77,8 +77,9 @@ pub enum Role {
         /// The other key.
         of: String,
     },
-    /// A router's own weights: they lose their meaning in a merge.
-    Routing,
+    /// A router's own weights: rows of scores for the experts of its block. It stays with them, and loses its
+    /// meaning where they are merged into one.
+    Routing(Slot),
     /// A buffer that a loader rebuilds from the configuration, such as an index table.
     Derived,
 }

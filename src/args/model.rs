@@ -6,7 +6,7 @@ use anyhow::Result;
 use candle_core::Device;
 use clap::{Args, ValueEnum};
 use evaluate::device::{DeviceName, Precision};
-use evaluate::models::{Model, Overrides, ShallowAttention, Streams};
+use evaluate::models::{Model, Overrides, RouterWay, ShallowAttention, Streams};
 use evaluate::tasks::Runner;
 use evaluate::text::Tokenizer;
 use merge::Progress;
@@ -69,6 +69,25 @@ pub struct LoadArgs {
     /// Whether text and image attend to each other before the fusion start [default: the family's way]
     #[arg(long, value_enum, value_name = "HOW")]
     pub shallow_attention: Option<AttentionArg>,
+    /// Tokens of a text that is read together with an image, if the checkpoint does not say
+    #[arg(long, value_name = "N", value_parser = parse_positive)]
+    pub pair_len: Option<usize>,
+    /// How routers of experts choose [default: unlimited, or as-published with --model-as-published]
+    #[arg(long, value_enum, value_name = "HOW")]
+    pub routing: Option<RoutingArg>,
+    /// Do what the published program does where that is a slip; eve: features without the last norm,
+    /// noise and dropped tokens in routers
+    #[arg(long)]
+    pub model_as_published: bool,
+}
+
+/// How routers of experts choose.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub enum RoutingArg {
+    /// Each token goes to the experts that score highest, whatever else is in the batch
+    Unlimited,
+    /// With noise, and with little room for each expert
+    AsPublished,
 }
 
 /// How texts are read.
@@ -125,6 +144,9 @@ impl LoadArgs {
             "image_mean": self.image_mean.map(|Colors(colors)| colors),
             "image_deviation": self.image_deviation.map(|Colors(colors)| colors),
             "streams": self.streams.map(|how| format!("{how:?}")),
+            "pair_len": self.pair_len,
+            "routing": self.routing.map(|how| format!("{how:?}")),
+            "as_published": self.model_as_published,
         })
     }
 
@@ -153,6 +175,12 @@ impl LoadArgs {
                 StreamsArg::Causal => Streams::Causal,
                 StreamsArg::Bidirectional => Streams::Bidirectional,
             }),
+            pair_len: self.pair_len,
+            routing: self.routing.map(|how| match how {
+                RoutingArg::Unlimited => RouterWay::Unlimited,
+                RoutingArg::AsPublished => RouterWay::AsPublished,
+            }),
+            as_published: self.model_as_published.then_some(true),
         }
     }
 }

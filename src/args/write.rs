@@ -106,6 +106,8 @@ pub enum ContainerArg {
     Torch,
     /// PyTorch zip with the weights under `state_dict`
     Lightning,
+    /// PyTorch zip with the weights under `model`, as EVE's
+    Model,
 }
 
 impl From<ContainerArg> for OutputContainer {
@@ -114,6 +116,7 @@ impl From<ContainerArg> for OutputContainer {
             ContainerArg::Safetensors => Self::Safetensors,
             ContainerArg::Torch => Self::Torch,
             ContainerArg::Lightning => Self::TorchLightning,
+            ContainerArg::Model => Self::TorchModel,
         }
     }
 }

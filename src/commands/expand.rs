@@ -7,9 +7,9 @@ use std::sync::Arc;
 
 use anyhow::Result;
 use clap::ValueEnum;
-use merge::convert::{Expansion, FlmStart, FlmTowers, LoadReport, Start};
+use merge::convert::{EveStart, Expansion, FlmStart, FlmTowers, LoadReport, Start};
 use merge::io::{OpenOptions, open};
-use merge::layouts::{FlmTask, Form, detect};
+use merge::layouts::{EveTask, FlmTask, Form, detect};
 use merge::{Checkpoint, Expert};
 
 use crate::args::convert::{ResizeArg, open_source};
@@ -25,18 +25,19 @@ Examples:
   vlmerge expand beit_base.pth vision.safetensors --to all-specific --experts vision-only --dry-run
   vlmerge expand ViT-B-32.pt flm.safetensors --to flm-pretrain --text roberta-base --image-size 288
   vlmerge expand pretrain_4m.ckpt vqa.safetensors --to flm-vqa --image-size 576
-  vlmerge expand pretrain_4m.ckpt captions.ckpt --to flm-caption";
+  vlmerge expand pretrain_4m.ckpt captions.ckpt --to flm-caption
+  vlmerge expand eve_base.pth retrieval.th --to eve-retrieval --image-size 384";
 
 /// Flags of `vlmerge expand`.
 #[derive(Debug, clap::Args)]
 #[command(after_help = EXAMPLES)]
 pub struct Args {
-    /// A BEiT checkpoint, a modality-agnostic one of vl-merging, an FLM, or with --text an original CLIP
+    /// A BEiT checkpoint, a modality-agnostic one of vl-merging, an FLM, an EVE, or with --text an original CLIP
     input: PathBuf,
     /// The checkpoint to write
     #[arg(required_unless_present = "dry_run")]
     out: Option<PathBuf>,
-    /// Which weights of a block have a copy for each modality, or the task of an FLM
+    /// Which weights of a block have a copy for each modality, or the task of an FLM or an EVE
     #[arg(long, value_enum, value_name = "FORM")]
     to: ToArg,
     /// RoBERTa for the text tower of a new FLM; the input gives the image tower
@@ -45,7 +46,10 @@ pub struct Args {
     /// Size of the FLM's vocabulary, to grow it [default: for captions two more]
     #[arg(long, value_name = "N")]
     vocabulary: Option<usize>,
-    /// Answers of a new VQA classifier [default: 3129]
+    /// Draw the heads of retrieval of an EVE even if the input has some, as the published program does
+    #[arg(long)]
+    fresh_heads: bool,
+    /// Answers of a new VQA classifier [default: 3129; 3128 for eve]
     #[arg(long, value_name = "N")]
     answers: Option<usize>,
     /// Layers of RoBERTa that a new FLM keeps [default: 6]
@@ -121,12 +125,23 @@ enum ToArg {
     FlmIrtr,
     /// FLM: writing captions
     FlmCaption,
+    /// EVE: retrieval and matching
+    EveRetrieval,
+    /// EVE: visual question answering
+    EveVqa,
+    /// EVE: reasoning over two images that are read apart
+    EveNlvr2,
+    /// EVE: reasoning over two images that attend to each other
+    EveNlvr2Biattn,
+    /// EVE: the transformer alone
+    EveBackbone,
 }
 
-/// A form of vl-merging, or what an FLM is for.
+/// A form of vl-merging, or what an FLM or an EVE is for.
 enum To {
     Form(Form),
     Flm(FlmTask),
+    Eve(EveTask),
 }
 
 impl From<ToArg> for To {
@@ -145,6 +160,11 @@ impl From<ToArg> for To {
             ToArg::FlmNlvr2 => Self::Flm(FlmTask::Nlvr2),
             ToArg::FlmIrtr => Self::Flm(FlmTask::Irtr),
             ToArg::FlmCaption => Self::Flm(FlmTask::Caption),
+            ToArg::EveRetrieval => Self::Eve(EveTask::Retrieval),
+            ToArg::EveVqa => Self::Eve(EveTask::Vqa),
+            ToArg::EveNlvr2 => Self::Eve(EveTask::Nlvr2),
+            ToArg::EveNlvr2Biattn => Self::Eve(EveTask::Nlvr2Biattn),
+            ToArg::EveBackbone => Self::Eve(EveTask::Backbone),
         }
     }
 }
@@ -174,6 +194,7 @@ pub fn run(args: Args, output: &Output) -> Result<ExitCode> {
     match args.to.into() {
         To::Form(form) => to_form(form, args, output),
         To::Flm(task) => to_flm(task, args, output),
+        To::Eve(task) => to_eve(task, args, output),
     }
 }
 
@@ -192,6 +213,7 @@ fn to_form(form: Form, args: Args, output: &Output) -> Result<ExitCode> {
         ("--vocabulary", args.vocabulary.is_some()),
         ("--answers", args.answers.is_some()),
         ("--seed", args.seed.is_some()),
+        ("--fresh-heads", args.fresh_heads),
     ];
     refuse(&of_flm, "a model of vl-merging")?;
     let source = open_source(&args.input, args.root.clone(), output)?;
@@ -226,6 +248,7 @@ fn to_flm(task: FlmTask, args: Args, output: &Output) -> Result<ExitCode> {
         ("--resize", args.resize.is_some()),
         ("--text-table-len", args.text_table_len.is_some()),
         ("--as-published", args.as_published),
+        ("--fresh-heads", args.fresh_heads),
     ];
     refuse(&of_forms, "an FLM")?;
     let source = open_source(&args.input, args.root.clone(), output)?;
@@ -264,6 +287,33 @@ fn to_flm(task: FlmTask, args: Args, output: &Output) -> Result<ExitCode> {
             plan
         }
     };
+    plan_view::carry_out(&plan, args.out, &args.write, false, output)
+}
+
+/// An EVE.
+fn to_eve(task: EveTask, args: Args, output: &Output) -> Result<ExitCode> {
+    let of_others = [
+        ("--text", args.text.is_some()),
+        ("--vocabulary", args.vocabulary.is_some()),
+        ("--experts", args.experts.is_some()),
+        ("--from", !args.from.is_empty()),
+        ("--fusion-start", args.fusion_start.is_some()),
+        ("--resize", args.resize.is_some()),
+        ("--text-table-len", args.text_table_len.is_some()),
+        ("--as-published", args.as_published),
+    ];
+    refuse(&of_others, "an EVE")?;
+    let source = open_source(&args.input, args.root.clone(), output)?;
+    let start = EveStart {
+        image_size: args.image_size,
+        n_answers: args.answers,
+        with_fresh_heads: args.fresh_heads,
+        seed: args.seed.unwrap_or(0),
+        dtype: args.write.dtype.into(),
+        ..EveStart::of(task)
+    };
+    let (plan, report) = start.plan(source)?;
+    say(&report, output);
     plan_view::carry_out(&plan, args.out, &args.write, false, output)
 }
 

@@ -7,6 +7,7 @@ use anyhow::Result;
 use clap::ValueEnum;
 use merge::MergePlan;
 use merge::layouts::{CatalogSpec, Form, GivenSizes, Heads, Sizes};
+use merge::layouts::{EveSizes, EveSpec, EveTask};
 use merge::layouts::{
     FlmSpec, GivenFlmSizes, GivenTower, GivenZerovlSizes, ZerovlSizes, ZerovlSpec,
 };
@@ -27,6 +28,7 @@ Examples:
   vlmerge synth --family zerovl --blocks 2 --width 64 --vocabulary 101 --image-size 32 \\
                 --patch-size 8 --joint-width 32 tiny.safetensors
   vlmerge synth --family flm --task caption captions.ckpt
+  vlmerge synth --family eve --size large --heads irtr retrieval.th
   vlmerge synth --size custom --blocks 4 --width 128 --attention-heads 2 --fusion-start 3 small.pt";
 
 /// Flags of `vlmerge synth`.
@@ -45,7 +47,7 @@ pub struct Args {
     /// Form of the family [default: agnostic; shared-table for beit; the others have one form]
     #[arg(long, value_enum, value_name = "FORM")]
     layout: Option<LayoutArg>,
-    /// Heads to add to the pooler [default: pretrain; zerovl has none, flm those of its --task]
+    /// Heads to add to the pooler [default: pretrain; none for eve; zerovl has none, flm those of its --task]
     #[arg(long, value_enum, value_name = "TASK")]
     heads: Option<HeadsArg>,
     /// Temperature of zerovl [default: constant]
@@ -140,6 +142,15 @@ struct SizeArgs {
     /// Layers of flm's reconstructor beside the cross-modal ones [default: as many]
     #[arg(long, value_name = "N")]
     reconstructor_top: Option<usize>,
+    /// How many of the last blocks of eve have a mixture of experts [default: 2; 3 for large]
+    #[arg(long, value_name = "N")]
+    mixtures: Option<usize>,
+    /// Experts of each mixture of eve [default: 32]
+    #[arg(long, value_name = "N")]
+    experts: Option<usize>,
+    /// Tokens of a text that eve reads together with an image [default: 40]
+    #[arg(long, value_name = "N")]
+    pair_len: Option<usize>,
 }
 
 /// A model family.
@@ -155,6 +166,8 @@ enum Family {
     Zerovl,
     /// FLM: CLIP's ViT, RoBERTa, cross-modal layers and a reconstructor
     Flm,
+    /// EVE: one transformer with mixtures of experts in its last blocks
+    Eve,
 }
 
 /// Whether the temperature is learned.
@@ -212,18 +225,38 @@ enum HeadsArg {
     Vqa,
     /// Reasoning over two images
     Nlvr2,
+    /// Reasoning over two images that attend to each other, of eve
+    Nlvr2Biattn,
     /// None
     None,
 }
 
-impl From<HeadsArg> for Heads {
-    fn from(arg: HeadsArg) -> Self {
-        match arg {
+impl TryFrom<HeadsArg> for Heads {
+    type Error = UsageError;
+
+    fn try_from(arg: HeadsArg) -> Result<Self, UsageError> {
+        Ok(match arg {
             HeadsArg::Pretrain => Self::Pretrain,
             HeadsArg::Irtr => Self::Irtr,
             HeadsArg::Vqa => Self::Vqa,
             HeadsArg::Nlvr2 => Self::Nlvr2,
+            HeadsArg::Nlvr2Biattn => {
+                return Err(UsageError("this family has no heads nlvr2-biattn".into()));
+            }
             HeadsArg::None => Self::None,
+        })
+    }
+}
+
+impl From<HeadsArg> for EveTask {
+    fn from(arg: HeadsArg) -> Self {
+        match arg {
+            HeadsArg::Pretrain => Self::Pretrain,
+            HeadsArg::Irtr => Self::Retrieval,
+            HeadsArg::Vqa => Self::Vqa,
+            HeadsArg::Nlvr2 => Self::Nlvr2,
+            HeadsArg::Nlvr2Biattn => Self::Nlvr2Biattn,
+            HeadsArg::None => Self::Backbone,
         }
     }
 }
@@ -233,7 +266,7 @@ impl Args {
         let layout = match (self.family, self.layout) {
             (Family::Vlmo, None) if self.size == Size::BasePlus => return Ok(Form::VlmoAbsolute),
             (Family::Vlmo, None) => return Ok(Form::Vlmo),
-            (Family::Zerovl | Family::Flm, _) => return Err(no_such_layout()),
+            (Family::Zerovl | Family::Flm | Family::Eve, _) => return Err(no_such_layout()),
             (Family::VlMerging, layout) => layout.unwrap_or(LayoutArg::Agnostic),
             (Family::Beit, layout) => layout.unwrap_or(LayoutArg::SharedTable),
             (Family::Vlmo, Some(layout)) => layout,
@@ -253,10 +286,12 @@ impl Args {
     /// The first flag given that the family has no use for.
     fn unused_flag(&self) -> Option<&'static str> {
         let of = &self.sizes;
-        let multiway = [
-            ("--layout", self.layout.is_some()),
+        let of_one_stack = [
             ("--heads", self.heads.is_some()),
             ("--layer-scale", self.layer_scale.is_some()),
+        ];
+        let multiway = [
+            ("--layout", self.layout.is_some()),
             ("--original-spelling", self.original_spelling),
             ("--fusion-start", of.fusion_start.is_some()),
             ("--text-table-len", of.text_table_len.is_some()),
@@ -272,6 +307,11 @@ impl Args {
             ("--reconstructor-bottom", of.reconstructor_bottom.is_some()),
             ("--reconstructor-top", of.reconstructor_top.is_some()),
         ];
+        let of_eve = [
+            ("--mixtures", of.mixtures.is_some()),
+            ("--experts", of.experts.is_some()),
+            ("--pair-len", of.pair_len.is_some()),
+        ];
         let towers = [
             ("--text-blocks", of.text_blocks.is_some()),
             ("--text-width", of.text_width.is_some()),
@@ -279,9 +319,12 @@ impl Args {
             ("--text-ffn-width", of.text_ffn_width.is_some()),
         ];
         let others = match self.family {
-            Family::Zerovl => [&multiway[..], &of_answers, &of_flm].concat(),
-            Family::Flm => [&multiway[..], &of_zerovl].concat(),
-            _ => [&of_zerovl[..], &of_flm, &towers].concat(),
+            Family::Zerovl => {
+                [&of_one_stack[..], &multiway, &of_answers, &of_flm, &of_eve].concat()
+            }
+            Family::Flm => [&of_one_stack[..], &multiway, &of_zerovl, &of_eve].concat(),
+            Family::Eve => [&multiway[..], &of_zerovl, &of_flm, &towers].concat(),
+            _ => [&of_zerovl[..], &of_flm, &towers, &of_eve].concat(),
         };
         let given = others.iter().find(|(_, is_given)| *is_given);
         given.map(|(flag, _)| *flag)
@@ -360,6 +403,48 @@ impl Args {
         })
     }
 
+    /// An EVE of a published size, with the sizes that are given.
+    fn eve(&self) -> Result<EveSpec, UsageError> {
+        let published = match self.size {
+            Size::Base => EveSizes::BASE,
+            Size::Large => EveSizes::LARGE,
+            _ => {
+                return Err(UsageError(
+                    "eve has the published sizes base and large; single sizes change them".into(),
+                ));
+            }
+        };
+        let of = &self.sizes;
+        let task = self.heads.unwrap_or(HeadsArg::None).into();
+        let mut sizes = EveSizes {
+            image_size: EveSizes::published_side(task),
+            blocks: published.blocks.with(&GivenTower {
+                n_blocks: of.blocks,
+                width: of.width,
+                n_heads: of.attention_heads,
+                ffn_width: of.ffn_width,
+            }),
+            ..published
+        };
+        for (size, given) in [
+            (&mut sizes.n_mixtures, of.mixtures),
+            (&mut sizes.n_experts, of.experts),
+            (&mut sizes.patch_size, of.patch_size),
+            (&mut sizes.image_size, of.image_size),
+            (&mut sizes.text_positions, of.text_len),
+            (&mut sizes.pair_len, of.pair_len),
+            (&mut sizes.vocabulary, of.vocabulary),
+            (&mut sizes.n_answers, of.answers),
+        ] {
+            *size = given.unwrap_or(*size);
+        }
+        Ok(EveSpec {
+            task,
+            sizes,
+            with_buffers: self.with_buffers,
+        })
+    }
+
     fn plan<S: Fresh>(&self, spec: S) -> merge::Result<MergePlan> {
         let synthesis = Synthesis {
             spec,
@@ -407,10 +492,11 @@ pub fn run(args: Args, output: &Output) -> Result<ExitCode> {
     let plan = match args.family {
         Family::Zerovl => args.plan(args.zerovl()?)?,
         Family::Flm => args.plan(args.flm()?)?,
+        Family::Eve => args.plan(args.eve()?)?,
         _ => args.plan(CatalogSpec {
             form: args.form()?,
             sizes: args.sizes(),
-            heads: args.heads.unwrap_or(HeadsArg::Pretrain).into(),
+            heads: args.heads.unwrap_or(HeadsArg::Pretrain).try_into()?,
             with_buffers: args.with_buffers,
             original_spelling: args.original_spelling,
         })?,

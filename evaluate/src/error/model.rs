@@ -14,6 +14,24 @@ pub enum ModelFault {
         /// The family it was taken for.
         layout: String,
     },
+    /// A text of another length than the family reads together with an image.
+    #[error(
+        "a text of {found} tokens cannot be read together with an image: the model takes exactly {expected}"
+    )]
+    TextLength {
+        /// Its tokens, padding included.
+        found: usize,
+        /// Tokens of every text.
+        expected: usize,
+    },
+    /// A text of more tokens than there are positions.
+    #[error("a text of {found} tokens is longer than the {room} positions of the model")]
+    TextPositions {
+        /// Its tokens, padding included.
+        found: usize,
+        /// Positions.
+        room: usize,
+    },
     /// A checkpoint does not tell a size.
     #[error("{}: does not tell {what}", path.display())]
     UnknownSize {

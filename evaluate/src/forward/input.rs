@@ -47,7 +47,8 @@ pub enum Kind {
 
 impl Input {
     /// Whether a tensor of this name is such an input.
-    pub(super) fn is_called(&self, name: &str) -> bool {
+    #[must_use]
+    pub fn is_called(&self, name: &str) -> bool {
         let Some((before, after)) = self.name.split_once("{i}") else {
             return self.name == name;
         };

@@ -29,6 +29,12 @@ pub enum Setting {
     ImageDeviation,
     /// How texts are read: in three streams or in one.
     Streams,
+    /// Tokens of a text that is read together with an image, where the family fixes them.
+    PairLen,
+    /// Slips of the published program.
+    AsPublished,
+    /// How routers choose outside of training.
+    Routing,
     /// Leaving out residual branches at random.
     DropPath,
     /// Leaving out numbers at random.
@@ -52,6 +58,9 @@ impl Setting {
             Self::ImageMean => "image_mean",
             Self::ImageDeviation => "image_deviation",
             Self::Streams => "streams",
+            Self::PairLen => "pair_len",
+            Self::AsPublished => "as_published",
+            Self::Routing => "routing",
             Self::DropPath => "drop_path",
             Self::Dropout => "dropout",
             Self::CheckpointActivations => "checkpoint_activations",

@@ -5,7 +5,7 @@ use std::sync::Arc;
 use candle_core::{DType, Device};
 use merge::{Checkpoint, Layout, layouts};
 
-use super::{Blueprint, Model, Overrides, Setting, flm, multiway, two_towers};
+use super::{Blueprint, Model, Overrides, Setting, eve, flm, multiway, two_towers};
 use crate::{Error, ModelFault, Result, Weights};
 
 /// Describes the model that a checkpoint holds, without loading it.
@@ -24,7 +24,12 @@ pub struct Family {
 }
 
 /// All families.
-pub const FAMILIES: &[Family] = &[multiway::FAMILY, two_towers::FAMILY, flm::FAMILY];
+pub const FAMILIES: &[Family] = &[
+    multiway::FAMILY,
+    two_towers::FAMILY,
+    flm::FAMILY,
+    eve::FAMILY,
+];
 
 /// A model with where it comes from.
 pub struct Opened {

@@ -9,6 +9,7 @@
 
 mod blueprint;
 mod dvae;
+pub mod eve;
 mod families;
 pub mod flm;
 mod free_language;
@@ -25,6 +26,7 @@ pub mod two_towers;
 
 pub use blueprint::{Activations, Blueprint, Setting};
 pub use dvae::Dvae;
+pub use eve::Eve;
 pub use families::{Describe, FAMILIES, Family, Opened, blueprint, check_settings, open, prepare};
 pub use flm::Flm;
 pub use free_language::{Completed, FreeLanguage, Queries, Reading, Stream, Streams};
@@ -36,7 +38,7 @@ pub use model::{
     Similarity, image_features, text_features,
 };
 pub use multiway::{Block, Config, Experts, Heads, Joint, Multiway, Segment};
-pub use settings::{Overrides, ShallowAttention};
+pub use settings::{Overrides, RouterWay, ShallowAttention};
 pub use source::Source;
 pub use towers::{Bert, Vit, VitForm, bert, vit};
 pub use two_towers::TwoTowers;

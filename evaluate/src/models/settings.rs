@@ -11,6 +11,16 @@ use super::{Setting, Streams};
 use crate::Result;
 use crate::images::ImageInput;
 
+/// How routers choose outside of training.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum RouterWay {
+    /// Each token goes to the experts that score highest, whatever else is in the batch.
+    Unlimited,
+    /// As the published program does: with noise, and with so little room for each expert that tokens are dropped.
+    AsPublished,
+}
+
 /// What a checkpoint does not say, as the caller knows it. A family that does not
 /// know one of these refuses it.
 #[derive(Clone, Copy, Debug, Default, PartialEq)]
@@ -35,6 +45,12 @@ pub struct Overrides {
     pub image_deviation: Option<[f32; 3]>,
     /// How texts are read, where a family can read them in several ways.
     pub streams: Option<Streams>,
+    /// Tokens of a text that is read together with an image, where a family fixes them.
+    pub pair_len: Option<usize>,
+    /// Whether the model does what the published program does where that is a slip.
+    pub as_published: Option<bool>,
+    /// How routers choose outside of training; as the published program has it with its slips.
+    pub routing: Option<RouterWay>,
 }
 
 impl Overrides {
@@ -51,6 +67,9 @@ impl Overrides {
             (Setting::ImageMean, self.image_mean.is_some()),
             (Setting::ImageDeviation, self.image_deviation.is_some()),
             (Setting::Streams, self.streams.is_some()),
+            (Setting::PairLen, self.pair_len.is_some()),
+            (Setting::AsPublished, self.as_published.is_some()),
+            (Setting::Routing, self.routing.is_some()),
         ];
         let given = given.into_iter().filter(|(_, is_given)| *is_given);
         given.map(|(setting, _)| setting)

@@ -21,6 +21,7 @@ mod pass;
 mod patch_embed;
 mod relative_position;
 mod residual;
+mod routing;
 mod side_losses;
 mod tape;
 
@@ -56,5 +57,6 @@ pub use pass::{Pass, Tap};
 pub use patch_embed::PatchEmbed;
 pub use relative_position::{Pairs, RelativePosition};
 pub use residual::Residual;
+pub use routing::{Capacity, GivenNoise, Noise, Routing, gumbel};
 pub use side_losses::SideLosses;
 pub use tape::{Recorded, Tape};

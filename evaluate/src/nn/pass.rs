@@ -4,7 +4,7 @@ use std::fmt;
 
 use candle_core::{Result, Tensor};
 
-use super::{Dropping, Mask, Omission, SideLosses, Tape};
+use super::{Dropping, Mask, Omission, Routing, SideLosses, Tape};
 
 /// Sees the inputs of linear layers as they pass by.
 pub trait Tap: Sync {
@@ -48,6 +48,7 @@ pub struct Pass<'a> {
     omission: Option<&'a Omission>,
     tape: Option<&'a Tape>,
     side_losses: Option<&'a SideLosses>,
+    routing: Option<&'a Routing>,
     stack: &'a str,
     computes_padding: bool,
 }
@@ -93,6 +94,21 @@ impl<'a> Pass<'a> {
             side_losses: Some(side_losses),
             ..self
         }
+    }
+
+    /// The pass with routers that choose in this way.
+    #[must_use]
+    pub fn routed(self, routing: &'a Routing) -> Self {
+        Self {
+            routing: Some(routing),
+            ..self
+        }
+    }
+
+    /// How routers choose, where it is not the model's own way.
+    #[must_use]
+    pub fn routing(&self) -> Option<&'a Routing> {
+        self.routing
     }
 
     /// The pass within a stack of blocks, in whose name taps see what it computes and dropout draws:

@@ -82,6 +82,15 @@ impl RelativePosition {
         self.pairs(self.window.joint(len), len + self.window.image_tokens())
     }
 
+    /// Pairs of tokens of the image and of the `len` text positions behind it.
+    ///
+    /// # Errors
+    /// When the device fails.
+    pub fn image_first(&self, len: usize) -> Result<Pairs> {
+        let n = len + self.window.image_tokens();
+        self.pairs(self.window.image_first(len), n)
+    }
+
     fn pairs(&self, rows: Vec<i64>, n: usize) -> Result<Pairs> {
         let rows = rows.into_iter().map(|row| row as u32).collect();
         Ok(Pairs {
@@ -95,6 +104,15 @@ impl RelativePosition {
 }
 
 impl Pairs {
+    /// The rows of the table that pairs read, `(n, n)`.
+    ///
+    /// # Errors
+    /// When the device fails.
+    pub fn rows(&self) -> Result<Tensor> {
+        let rows = self.rows.reshape((self.n, self.n))?;
+        rows.to_dtype(candle_core::DType::I64)
+    }
+
     /// The bias of one block: `(h, n, n)`. On the tape of the pass, if there is one, gradients are
     /// then added where they belong.
     ///

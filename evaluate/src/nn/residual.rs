@@ -36,7 +36,7 @@ impl<'a> Residual<'a> {
     }
 
     /// `x + keep scale ∘ y`, of candle's own operations.
-    pub(super) fn add(&self, y: Tensor) -> Result<Tensor> {
+    pub(crate) fn add(&self, y: Tensor) -> Result<Tensor> {
         let y = match self.scale {
             Some(scale) => y.broadcast_mul(scale)?,
             None => y,

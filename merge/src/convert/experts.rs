@@ -105,7 +105,7 @@ impl Expansion {
             let windows = Windows::new(&sizes, self.image_size)?;
             tables::change_window(&mut draft, layout, windows, resize)?;
             if draft.is_changed() {
-                tables::replace_indices(&mut draft, layout, None)?;
+                tables::replace_indices(&mut draft, layout, None, None)?;
             }
         }
         let fusion_start = self.copy_experts(&mut draft, layout)?;

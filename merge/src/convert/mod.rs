@@ -5,6 +5,7 @@
 
 pub(crate) mod buffers;
 mod draft;
+mod eve;
 mod experts;
 mod flm;
 mod keys;
@@ -16,6 +17,7 @@ mod wrapper;
 use std::fmt;
 use std::sync::Arc;
 
+pub use eve::EveStart;
 pub use experts::{Expansion, Start};
 pub use flm::{FlmStart, FlmTowers, LoadReport};
 pub use keys::Spelling;
@@ -97,7 +99,11 @@ impl Conversion {
                 true => Some(self.window(&self.sizes(&source, layout)?)?),
                 false => None,
             };
-            tables::replace_indices(&mut draft, layout, window)?;
+            let side = match self.with_buffers && tables::has_indices_by_side(&draft, layout)? {
+                true => Some(Windows::new(&self.sizes(&source, layout)?, self.image_size)?.to),
+                false => None,
+            };
+            tables::replace_indices(&mut draft, layout, side, window)?;
         }
         if self.third_token_type {
             tables::add_third_token_type(&mut draft)?;

@@ -180,15 +180,19 @@ pub(super) fn cut_text(draft: &mut Draft, layout: &dyn Layout, text_len: usize) 
         return Err(ConversionFault::TextTooShort { from, to: text_len }.into());
     }
     for name in draft.names() {
-        let axis = if name.ends_with(POSITION_IDS) {
-            1
-        } else if name.ends_with("embeddings.position_embeddings.weight") {
-            0
+        let (axis, n_axes) = if name.ends_with(POSITION_IDS) {
+            (1, 2)
+        } else if name.ends_with("embeddings.position_embeddings.weight")
+            || name.ends_with("pos_embed_text")
+        {
+            (0, 2)
+        } else if name.ends_with(TEXT_POSITION_IDS) {
+            (0, 1)
         } else {
             continue;
         };
         let mut shape = draft.shape(&name)?;
-        if shape.len() != 2 || shape[axis] != from {
+        if shape.len() != n_axes || shape[axis] != from {
             return Err(ConversionFault::TextShape {
                 key: name,
                 shape,
@@ -240,16 +244,30 @@ pub(super) fn add_third_token_type(draft: &mut Draft) -> Result<()> {
     }
 }
 
-/// The one buffer that does not depend on the window.
+/// The buffers that do not depend on the window.
 const POSITION_IDS: &str = "embeddings.position_ids";
+const TEXT_POSITION_IDS: &str = "position_ids_text";
 
-/// Whether there are index buffers that depend on the window.
+/// Whether there are index buffers that depend on more of the window than its side.
 ///
 /// # Errors
 /// [`crate::Error::UnknownKey`].
 pub(super) fn has_indices(draft: &Draft, layout: &dyn Layout) -> Result<bool> {
     for name in draft.names() {
-        if is_index(&name, layout)? {
+        if is_index(&name, layout)? && layout.buffer_for(&name, 1).is_none() {
+            return Ok(true);
+        }
+    }
+    Ok(false)
+}
+
+/// Whether there are index buffers that depend on the side of the window alone.
+///
+/// # Errors
+/// [`crate::Error::UnknownKey`].
+pub(super) fn has_indices_by_side(draft: &Draft, layout: &dyn Layout) -> Result<bool> {
+    for name in draft.names() {
+        if is_index(&name, layout)? && layout.buffer_for(&name, 1).is_some() {
             return Ok(true);
         }
     }
@@ -258,16 +276,19 @@ pub(super) fn has_indices(draft: &Draft, layout: &dyn Layout) -> Result<bool> {
 
 /// Whether a tensor is an index buffer that depends on the window.
 fn is_index(name: &str, layout: &dyn Layout) -> Result<bool> {
-    Ok(layout.role(name)? == Role::Derived && !name.ends_with(POSITION_IDS))
+    let is_of_text = name.ends_with(POSITION_IDS) || name.ends_with(TEXT_POSITION_IDS);
+    Ok(layout.role(name)? == Role::Derived && !is_of_text)
 }
 
-/// Leaves out the index buffers for the old sizes, or computes those of `window` in their place.
+/// Leaves out the index buffers for the old sizes, or computes those for `side` patches a side, or of `window`, in
+/// their place.
 ///
 /// # Errors
 /// [`crate::Error::UnknownKey`].
 pub(super) fn replace_indices(
     draft: &mut Draft,
     layout: &dyn Layout,
+    side: Option<usize>,
     window: Option<Window>,
 ) -> Result<()> {
     for name in draft.names() {
@@ -275,7 +296,9 @@ pub(super) fn replace_indices(
             continue;
         }
         draft.drop_entry(&name, "index of the old sizes; loaders rebuild it");
-        if let Some(buffer) = window.and_then(|window| window.buffer(without_module(&name))) {
+        let buffer = (side.and_then(|side| layout.buffer_for(&name, side)))
+            .or_else(|| window.and_then(|window| window.buffer(without_module(&name))));
+        if let Some(buffer) = buffer {
             draft.put(buffers::entry(name, buffer))?;
         }
     }

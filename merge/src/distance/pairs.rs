@@ -151,14 +151,10 @@ pub fn checkpoint_pairs<'a>(
     let mut set = PairSet::new(seed, layout);
     for (key, info) in left.tensors() {
         let (expert, slot) = match layout.role(key)? {
-            Role::Shared(slot) => (None, slot),
+            Role::Shared(slot) | Role::Routing(slot) => (None, slot),
             Role::Expert { expert, slot } => (Some(expert), slot),
             Role::Alias { .. } => {
                 set.skip(key, "the same tensor as another");
-                continue;
-            }
-            Role::Routing => {
-                set.skip(key, "router");
                 continue;
             }
             Role::Derived => {

@@ -18,6 +18,14 @@ pub enum ConversionFault {
         /// Patches along a side of the new window.
         to: usize,
     },
+    /// A table of image positions that is no square of patches and a class token.
+    #[error("`{key}` has {rows} rows, which are no square of patches and a class token")]
+    NotSquare {
+        /// The table.
+        key: String,
+        /// Its rows.
+        rows: usize,
+    },
     /// A size that a conversion needs cannot be read off the checkpoint.
     #[error("the {what} of this checkpoint is not known")]
     UnknownSize {

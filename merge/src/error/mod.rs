@@ -164,6 +164,20 @@ pub enum Error {
         /// The other.
         second: String,
     },
+    /// A router that chooses among other experts than its block has.
+    #[error(
+        "{}: `{router}` {}, but its block has {found} experts", path.display(), rows_in_words(*rows)
+    )]
+    RouterMisfit {
+        /// The checkpoint.
+        path: PathBuf,
+        /// The router.
+        router: String,
+        /// Its rows, if it is there.
+        rows: Option<usize>,
+        /// Experts of the block.
+        found: usize,
+    },
     /// A family was asked for by name that the checkpoint does not belong to.
     #[error("{}: not a checkpoint of layout `{layout}`: {reason}", path.display())]
     LayoutMismatch {
@@ -532,6 +546,13 @@ fn pivot_note(pivot: Option<usize>) -> String {
 fn roots_note(roots: &[String]) -> String {
     let list: Vec<String> = roots.iter().map(|root| format!("`{root}`")).collect();
     list.join(", ")
+}
+
+fn rows_in_words(rows: Option<usize>) -> String {
+    match rows {
+        Some(rows) => format!("has rows for {rows} experts"),
+        None => "is missing".to_owned(),
+    }
 }
 
 fn nearest_note(nearest: Option<&str>) -> String {

@@ -18,6 +18,10 @@ pub struct Count {
 }
 
 impl Count {
+    fn is_zero(&self) -> bool {
+        *self == Self::default()
+    }
+
     fn add(&mut self, n_elements: u64) {
         self.n_tensors += 1;
         self.n_elements = self.n_elements.saturating_add(n_elements);
@@ -40,6 +44,9 @@ pub struct PartCounts {
     pub by_part: BTreeMap<Part, Count>,
     /// The tensors of blocks that experts own, under their expert.
     pub by_expert: BTreeMap<Expert, Count>,
+    /// The routers of mixtures of experts.
+    #[serde(skip_serializing_if = "Count::is_zero")]
+    pub routers: Count,
 }
 
 impl PartCounts {
@@ -53,6 +60,18 @@ impl PartCounts {
     #[must_use]
     pub fn parameters(&self) -> Count {
         self.all_but(&[Part::Buffers])
+    }
+
+    /// Parameters of blocks that all modalities share, routers left out.
+    #[must_use]
+    pub fn shared_in_blocks(&self) -> Count {
+        let owned = self.by_expert.values().chain([&self.routers]);
+        let owned: Count = owned.copied().sum();
+        let blocks = self.part(Part::Blocks);
+        Count {
+            n_tensors: blocks.n_tensors.saturating_sub(owned.n_tensors),
+            n_elements: blocks.n_elements.saturating_sub(owned.n_elements),
+        }
     }
 
     /// The parameters that VLMo counts: without heads, projections, pooler and temperatures.
@@ -91,7 +110,10 @@ pub fn count(checkpoint: &Checkpoint, layout: &dyn Layout) -> PartCounts {
                 counts.by_expert.entry(expert).or_default().add(n_elements);
                 layout.part(&slot)
             }
-            Ok(Role::Routing) => Part::Blocks,
+            Ok(Role::Routing(slot)) => {
+                counts.routers.add(n_elements);
+                layout.part(&slot)
+            }
             // Counted under the key that it stands for.
             Ok(Role::Alias { .. }) => continue,
             Err(_) => Part::Other,

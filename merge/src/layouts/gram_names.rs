@@ -23,7 +23,7 @@ impl GramNames {
         let mut names = BTreeMap::new();
         for (key, _) in checkpoint.tensors() {
             let (slot, expert) = match layout.role(key) {
-                Ok(Role::Shared(slot)) => (slot, None),
+                Ok(Role::Shared(slot) | Role::Routing(slot)) => (slot, None),
                 Ok(Role::Expert { expert, slot }) => (slot, Some(expert)),
                 _ => continue,
             };

@@ -2,6 +2,7 @@
 
 mod count;
 mod dimensions;
+mod eve;
 mod flm;
 mod generic;
 mod gram_names;
@@ -15,6 +16,7 @@ mod zerovl;
 
 pub use count::{Count, PartCounts, count};
 pub use dimensions::{Dimensions, Stack};
+pub use eve::{Eve, EveSizes, EveSpec, EveTask, eve_key};
 pub(crate) use flm::POSITIONS as FLM_POSITIONS;
 pub use flm::{Flm, FlmSizes, FlmSpec, FlmTask, GivenFlmSizes};
 pub use generic::Generic;
@@ -87,6 +89,13 @@ pub trait Layout: Send + Sync {
     /// The tables that another image size changes, as the file spells them.
     fn position_tables(&self) -> &[PositionTable] {
         &[]
+    }
+
+    /// The buffer `key` of a model with `side` patches a side, where it follows from that alone. Other buffers
+    /// that depend on the image are those of [`Window`].
+    fn buffer_for(&self, key: &str, side: usize) -> Option<Buffer> {
+        let _ = (key, side);
+        None
     }
 
     /// How the family's own program resizes them.

@@ -43,6 +43,8 @@ pub enum RecordFamily {
     Zerovl,
     /// FLM.
     Flm,
+    /// EVE.
+    Eve,
 }
 
 /// Facts about a model that its weights do not hold, as its maker knew them. Files that this program writes
@@ -62,6 +64,9 @@ pub struct ModelRecord {
     /// Text positions that the bias table has room for.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub text_table_len: Option<usize>,
+    /// Tokens of a text that is read together with an image, where the family fixes them.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub pair_len: Option<usize>,
     /// Whether text and image see each other before the fusion start, where the family does it
     /// otherwise.
     #[serde(skip_serializing_if = "Option::is_none")]
@@ -120,12 +125,21 @@ impl ModelRecord {
 
     /// A fact that the record's family does not have.
     fn foreign(&self) -> Option<&'static str> {
-        use RecordFamily::{Flm, Multiway, Zerovl};
+        use RecordFamily::{Eve, Flm, Multiway, Zerovl};
         let (multiway, towers) = ([Multiway].as_slice(), [Zerovl, Flm].as_slice());
         let facts = [
-            ("heads", self.heads.is_some(), [Multiway, Flm].as_slice()),
+            (
+                "heads",
+                self.heads.is_some(),
+                [Multiway, Flm, Eve].as_slice(),
+            ),
             ("fusion_start", self.fusion_start.is_some(), multiway),
-            ("text_table_len", self.text_table_len.is_some(), multiway),
+            (
+                "text_table_len",
+                self.text_table_len.is_some(),
+                &[Multiway, Eve],
+            ),
+            ("pair_len", self.pair_len.is_some(), &[Eve]),
             (
                 "shallow_attention",
                 self.shallow_attention.is_some(),
@@ -163,6 +177,7 @@ impl ModelRecord {
             ("image_heads", "image"),
             ("text_heads", "text"),
             ("heads", "cross_modal"),
+            ("heads", "blocks"),
         ];
         for (what, stack) in towers {
             let Some((heads, stack)) = self.heads_of(stack).zip(found.stack(stack)) else {
@@ -188,6 +203,16 @@ impl ModelRecord {
             && let Some(flm) = super::Flm::read(checkpoint)?
         {
             return Ok(flm.settings(checkpoint));
+        }
+        if record == Self::default()
+            && let Some(pair_len) = super::eve::stored_pair_len(checkpoint)
+            && super::Eve::read(checkpoint)?.is_some()
+        {
+            return Ok(Self {
+                family: Some(RecordFamily::Eve),
+                pair_len: Some(pair_len),
+                ..Self::default()
+            });
         }
         let names = [
             "num_heads",
@@ -247,6 +272,12 @@ impl ModelRecord {
                     self.text_table_len,
                     &mut found.text_table_len,
                     record.text_table_len,
+                ),
+                (
+                    "pair_len",
+                    self.pair_len,
+                    &mut found.pair_len,
+                    record.pair_len,
                 ),
                 (
                     "image_heads",
@@ -328,6 +359,7 @@ impl ModelRecord {
             heads: self.heads.or(found.heads),
             fusion_start: self.fusion_start.or(found.fusion_start),
             text_table_len: self.text_table_len.or(found.text_table_len),
+            pair_len: self.pair_len.or(found.pair_len),
             shallow_attention: self.shallow_attention.or(found.shallow_attention),
             image_heads: self.image_heads.or(found.image_heads),
             text_heads: self.text_heads.or(found.text_heads),
@@ -341,7 +373,11 @@ impl ModelRecord {
 
 /// An integer of the configuration that a Lightning checkpoint carries.
 pub(super) fn stored(checkpoint: &Checkpoint, name: &str) -> Option<usize> {
-    let wanted = format!("hyper_parameters.config.{name}");
+    stored_at(checkpoint, &format!("hyper_parameters.config.{name}"))
+}
+
+/// An integer that a torch file holds beside its tensors, by its path.
+pub(super) fn stored_at(checkpoint: &Checkpoint, wanted: &str) -> Option<usize> {
     let values = &checkpoint.info().values;
     let (_, value) = values.iter().find(|(path, _)| path.to_string() == wanted)?;
     match value {

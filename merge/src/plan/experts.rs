@@ -139,7 +139,20 @@ fn resolved_recipe(
         }
         (None, None) => ExpertChoice::from_blocks(n_blocks, present_experts(layout)),
     };
-    if let Some((block, flaw)) = experts.flaw(n_blocks)
+    let owns_some = |block: &usize| is_chosen_in(layout, *block);
+    let of_router = (0..n_blocks).filter(|block| !owns_some(block));
+    let mut chosen = of_router.filter(|&block| {
+        let experts = experts.of_block(block);
+        experts.is_some_and(|experts| !experts.is_empty())
+    });
+    if let Some(block) = chosen.next() {
+        return Err(Error::BadExpertChoice {
+            block,
+            n_blocks,
+            flaw: "is served by a router, whose experts stay as they are",
+        });
+    }
+    if let Some((block, flaw)) = experts.flaw((0..n_blocks).filter(owns_some))
         && recipe.experts.is_some()
     {
         return Err(Error::BadExpertChoice {
@@ -156,21 +169,38 @@ fn resolved_recipe(
     })
 }
 
+/// Whether an expert is one of a router's. Such experts have no common order with others, and stay as they are.
+fn is_routed(expert: Expert) -> bool {
+    matches!(expert, Expert::Routed(_))
+}
+
+/// Whether experts can be chosen in a block: not in one that a router serves.
+fn is_chosen_in(layout: &dyn Layout, block: usize) -> bool {
+    let experts = layout.block_experts(BlockId::only(block));
+    !experts.into_iter().any(is_routed)
+}
+
 /// Every expert that blocks on the same side of the fusion start own, so that a block that lacks
-/// one is noticed.
+/// one is noticed. Blocks that a router serves have none to choose from.
 fn present_experts(layout: &dyn Layout) -> impl Fn(usize) -> Vec<Expert> + use<> {
     let dimensions = layout.dimensions();
     let n_blocks = dimensions.n_blocks();
     let start = dimensions.fusion_start.unwrap_or(n_blocks);
     let union = |blocks: std::ops::Range<usize>| -> Vec<Expert> {
         let all: BTreeSet<Expert> = blocks
+            .filter(|block| is_chosen_in(layout, *block))
             .flat_map(|block| layout.block_experts(BlockId::only(block)))
             .collect();
         all.into_iter().collect()
     };
     let (shallow, deep) = (union(0..start), union(start..n_blocks));
+    let of_routers: BTreeSet<usize> = (0..n_blocks)
+        .filter(|block| !is_chosen_in(layout, *block))
+        .collect();
     move |block| {
-        if block < start {
+        if of_routers.contains(&block) {
+            Vec::new()
+        } else if block < start {
             shallow.clone()
         } else {
             deep.clone()
@@ -212,6 +242,15 @@ impl Builder<'_> {
         for (key, info) in input.tensors() {
             match self.layout.role(key) {
                 Ok(Role::Shared(slot)) => self.copy(slot.key, key, info, "shared")?,
+                Ok(Role::Expert { expert, .. }) if is_routed(expert) => {
+                    let name = layouts::without_module(key).to_owned();
+                    self.copy(
+                        name,
+                        key,
+                        info,
+                        "a routed expert, which stays with its router",
+                    )?;
+                }
                 Ok(Role::Expert { expert, slot }) => {
                     groups
                         .entry(slot)
@@ -225,7 +264,14 @@ impl Builder<'_> {
                 Ok(Role::Alias { of }) => {
                     self.drop_key(key, &format!("the same tensor as `{of}`, which stays"));
                 }
-                Ok(Role::Routing) => self.drop_key(key, "routing: meaningless once merged"),
+                Ok(Role::Routing(slot)) => {
+                    self.copy(
+                        slot.key,
+                        key,
+                        info,
+                        "a router, which stays with its experts",
+                    )?;
+                }
                 Err(_) if self.recipe.unknown_keys == UnknownKeys::Copy => {
                     self.copy(key.to_owned(), key, info, "unknown to the layout")?;
                 }

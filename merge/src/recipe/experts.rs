@@ -94,10 +94,10 @@ impl ExpertChoice {
         Some(experts)
     }
 
-    /// The first block below `n_blocks` that is in no range, in two, or without any expert.
+    /// The first of some blocks that is in no range, in two, or without any expert.
     #[must_use]
-    pub fn flaw(&self, n_blocks: usize) -> Option<(usize, &'static str)> {
-        (0..n_blocks).find_map(|block| {
+    pub fn flaw(&self, mut blocks: impl Iterator<Item = usize>) -> Option<(usize, &'static str)> {
+        blocks.find_map(|block| {
             let holds = |range: &BlockRange| (range.first..range.end).contains(&block);
             let hits: Vec<_> = self.0.iter().filter(|(range, _)| holds(range)).collect();
             match hits.as_slice() {
@@ -123,8 +123,8 @@ mod tests {
         let written: Vec<String> = choice.0.keys().map(ToString::to_string).collect();
         assert_eq!(written, ["0..10", "10..12"]);
         assert_eq!(choice.of_block(11), Some(vec![Expert::VisionLanguage]));
-        assert_eq!(choice.flaw(12), None);
-        assert_eq!(choice.flaw(13), Some((12, "is in no range")));
+        assert_eq!(choice.flaw(0..12), None);
+        assert_eq!(choice.flaw(0..13), Some((12, "is in no range")));
     }
 
     #[test]
@@ -133,7 +133,7 @@ mod tests {
         choice
             .0
             .insert(BlockRange { first: 3, end: 5 }, vec![Expert::Language]);
-        assert_eq!(choice.flaw(4), Some((3, "is in two ranges")));
+        assert_eq!(choice.flaw(0..4), Some((3, "is in two ranges")));
         assert!("5..2".parse::<BlockRange>().is_err());
         assert!("a".parse::<BlockRange>().is_err());
         assert_eq!("7".parse(), Ok(BlockRange { first: 7, end: 8 }));

@@ -2,6 +2,7 @@
 //! `VLMERGE_GOLDEN=DIR` runs these tests over another set (`CONTRIBUTING.md`, *Golden sets*).
 
 mod convert;
+mod eve;
 mod flm;
 mod merging;
 mod refusals;

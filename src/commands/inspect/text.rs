@@ -2,9 +2,9 @@
 
 use anyhow::Result;
 use evaluate::reports::grouped;
-use merge::Role;
 use merge::io::{Container, PlainValue};
-use merge::layouts::{self, Dimensions, Layout, Stack};
+use merge::layouts::{self, Count, Dimensions, Layout, PartCounts, Stack};
+use merge::{Expert, Role};
 
 use super::{Inspection, called};
 use crate::key_tree;
@@ -15,6 +15,26 @@ use crate::table::{Align, Table, significant};
 const MAX_LISTED: usize = 20;
 /// Characters of a value that are shown.
 const MAX_VALUE: usize = 60;
+
+/// The experts of routers, all together.
+struct Routed {
+    /// How many a block has.
+    n_experts: usize,
+    count: Count,
+}
+
+impl Routed {
+    fn of(counts: &PartCounts) -> Option<Self> {
+        let routed = (counts.by_expert.iter())
+            .filter(|(expert, _)| matches!(expert, Expert::Routed(_)))
+            .map(|(_, count)| *count);
+        let n_experts = routed.clone().count();
+        (n_experts > 0).then(|| Self {
+            n_experts,
+            count: routed.sum(),
+        })
+    }
+}
 
 impl Inspection {
     pub(super) fn print(&self, output: &Output) -> Result<()> {
@@ -93,7 +113,27 @@ impl Inspection {
         output.text(&table.to_string())?;
         if !counts.by_expert.is_empty() {
             let mut table = counts_table("expert");
-            for (expert, count) in &counts.by_expert {
+            let of_routers = Routed::of(&counts);
+            if let Some(routed) = &of_routers {
+                let shared = counts.shared_in_blocks();
+                let name = "all tokens".to_owned();
+                table.row(counts_row(name, shared.n_tensors, shared.n_elements));
+                let name = format!("routed, {} of them", routed.n_experts);
+                table.row(counts_row(
+                    name,
+                    routed.count.n_tensors,
+                    routed.count.n_elements,
+                ));
+                let of = counts.routers;
+                table.row(counts_row(
+                    "routers".to_owned(),
+                    of.n_tensors,
+                    of.n_elements,
+                ));
+            }
+            let apart = (counts.by_expert.iter())
+                .filter(|(expert, _)| !matches!(expert, Expert::Routed(_)));
+            for (expert, count) in apart {
                 table.row(counts_row(
                     expert.to_string(),
                     count.n_tensors,

@@ -2,7 +2,7 @@
 
 use std::path::PathBuf;
 
-use evaluate::models::{Overrides, ShallowAttention, Streams};
+use evaluate::models::{Overrides, RouterWay, ShallowAttention, Streams};
 use serde::{Deserialize, Serialize};
 
 use crate::augment::{PictureStep, RandomErasing};
@@ -49,6 +49,15 @@ pub struct ModelSettings {
     /// How texts are read, where a family can read them in several ways.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub streams: Option<Streams>,
+    /// Tokens of a text that is read together with an image, where a family fixes them.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub pair_len: Option<usize>,
+    /// How routers of experts choose where nothing is trained.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub routing: Option<RouterWay>,
+    /// Do what the published program does where that is a slip.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub as_published: Option<bool>,
 }
 
 impl ModelSettings {
@@ -66,6 +75,9 @@ impl ModelSettings {
             image_mean: self.image_mean,
             image_deviation: self.image_deviation,
             streams: self.streams,
+            pair_len: self.pair_len,
+            as_published: self.as_published,
+            routing: self.routing,
         }
     }
 }

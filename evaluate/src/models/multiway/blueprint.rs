@@ -110,7 +110,10 @@ impl Blueprint for MultiwayBlueprint {
             | Setting::Temperature
             | Setting::ImageMean
             | Setting::ImageDeviation
-            | Setting::Streams => false,
+            | Setting::Streams
+            | Setting::PairLen
+            | Setting::AsPublished
+            | Setting::Routing => false,
         }
     }
 

@@ -409,6 +409,9 @@ fn lay_out(
         OutputContainer::TorchLightning => {
             Box::new(TorchLayout::new(contents, Some("state_dict"), metadata))
         }
+        OutputContainer::TorchModel => {
+            Box::new(TorchLayout::new(contents, Some("model"), metadata))
+        }
     })
 }
 
@@ -555,7 +558,8 @@ fn shape(
             dtype: info.dtype,
         }));
     }
-    if runs.len() > 1 && container == OutputContainer::TorchLightning {
+    let has_one_file = [OutputContainer::TorchLightning, OutputContainer::TorchModel];
+    if runs.len() > 1 && has_one_file.contains(&container) {
         return Err(Error::Write(WriteFault::CannotShard { path: path.into() }));
     }
     let layouts = (runs.iter())

@@ -17,11 +17,13 @@ pub enum OutputContainer {
     Torch,
     /// The same with the weights under `state_dict`, as Lightning has them.
     TorchLightning,
+    /// The same with the weights under `model`, as EVE's program has them.
+    TorchModel,
 }
 
 impl OutputContainer {
     /// The kind of file that the extension of `path` stands for: `.safetensors`; `.pt`, `.pth` and
-    /// `.bin` for torch; `.ckpt` for Lightning.
+    /// `.bin` for torch; `.ckpt` for Lightning; `.th` with the weights under `model`.
     ///
     /// # Errors
     /// [`WriteFault::UnknownOutput`](crate::WriteFault::UnknownOutput) for any other.
@@ -30,6 +32,7 @@ impl OutputContainer {
             Some("safetensors") => Ok(Self::Safetensors),
             Some("pt" | "pth" | "bin") => Ok(Self::Torch),
             Some("ckpt") => Ok(Self::TorchLightning),
+            Some("th") => Ok(Self::TorchModel),
             _ => Err(Error::Write(WriteFault::UnknownOutput {
                 path: path.into(),
             })),
@@ -63,6 +66,7 @@ impl WriteOptions {
             None | Some(OutputContainer::Safetensors) => "model.safetensors",
             Some(OutputContainer::Torch) => "pytorch_model.bin",
             Some(OutputContainer::TorchLightning) => "model.ckpt",
+            Some(OutputContainer::TorchModel) => "model.th",
         };
         Self {
             container,

@@ -113,6 +113,20 @@ impl Window {
         joint
     }
 
+    /// Rows for pairs of tokens of the image and of `len` text positions behind it: shape `(n + len, n + len)`.
+    #[must_use]
+    pub fn image_first(&self, len: usize) -> Vec<i64> {
+        let n_image = self.image_tokens();
+        let text_first = self.joint(len);
+        let place = |token: i64| match token as usize {
+            token if token < n_image => len + token,
+            token => token - n_image,
+        };
+        square(n_image + len, |query, key| {
+            text_first[place(query) * (n_image + len) + place(key)]
+        })
+    }
+
     /// Shape and published dtype of the buffer of a name (without `module.`) in a model of single
     /// images; `None` for other names, and for those of vision-language pre-training where no
     /// length is set for it.

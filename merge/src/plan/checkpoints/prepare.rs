@@ -346,7 +346,7 @@ impl Builder<'_> {
             }
         };
         Ok(match layout.role(&input.key) {
-            Ok(Role::Shared(slot)) => layout.gram_key(&slot, None),
+            Ok(Role::Shared(slot) | Role::Routing(slot)) => layout.gram_key(&slot, None),
             Ok(Role::Expert { expert, slot }) => layout.gram_key(&slot, Some(expert)),
             _ => None,
         })

@@ -1,24 +1,25 @@
-//! Two ZeroVL checkpoints by every method of the registry, and those with a closed form by that.
+//! Two checkpoints of a family by every method of the registry, and those with a closed form by that.
 
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 
 use fixtures::Raw;
 use merge::execute::{RunOptions, in_memory};
-use merge::layouts;
+use merge::layouts::{self, EveTask};
 use merge::methods::{Base, METHODS, by_name};
 use merge::progress::Silent;
-use merge::recipe::Parameters;
-use merge::synth::Synthesis;
+use merge::recipe::{OutputDType, Parameters};
+use merge::synth::{Fresh, Spread, Synthesis};
 use merge::{Checkpoint, MergePlan, MergeRecipe, Role};
 use safetensors::Dtype;
 
-use crate::zerovl::{opened, synthesis, tiny, values, write};
+use crate::eve;
+use crate::zerovl::{self, opened, values};
 
 /// Methods that walk from the first model to the second.
 const WALKS: [&str; 3] = ["slerp", "nearswap", "arcee_fusion"];
 
-/// Methods of the experts of one model: a ZeroVL has none.
+/// Methods of the experts of one model.
 const OF_EXPERTS: [&str; 2] = ["interpolate", "arithmetic"];
 
 /// Results are rounded to f32 once; sums of a whole tensor go in another order here.
@@ -33,16 +34,19 @@ struct Models {
 }
 
 impl Models {
-    fn new() -> Self {
+    fn new(spec: impl Fresh + Clone) -> Self {
         let models = Self {
             folder: tempfile::tempdir().expect("a folder"),
         };
         for (name, seed) in [("base", 3), ("a", 1), ("b", 2)] {
             let synthesis = Synthesis {
+                spec: spec.clone(),
                 seed,
-                ..synthesis(tiny())
+                spread: Spread::default(),
+                is_fresh: false,
+                dtype: OutputDType::Keep,
             };
-            write(&synthesis, &models.path(name));
+            eve::write(&synthesis.plan().expect("a plan"), &models.path(name));
         }
         for (name, times) in ["a", "b"].into_iter().zip(TIMES) {
             models.write_grams(name, times);
@@ -143,7 +147,8 @@ impl Models {
 /// The gram matrix of a linear weight.
 fn gram_of(layout: &dyn merge::Layout, key: &str) -> Option<String> {
     match layout.role(key).expect("a known key") {
-        Role::Shared(slot) => layout.gram_key(&slot, None),
+        Role::Shared(slot) | Role::Routing(slot) => layout.gram_key(&slot, None),
+        Role::Expert { expert, slot } => layout.gram_key(&slot, Some(expert)),
         _ => None,
     }
 }
@@ -261,19 +266,34 @@ fn check(method: &str, models: &Models, merged: &Checkpoint) -> bool {
 
 #[test]
 fn every_method_merges_two_zerovl_checkpoints_and_those_with_a_closed_form_agree() {
-    let models = Models::new();
+    every_method(&Models::new(zerovl::tiny()));
+}
+
+/// Expert by expert, routers included.
+#[test]
+fn every_method_merges_two_eve_checkpoints_and_those_with_a_closed_form_agree() {
+    for task in [EveTask::Backbone, EveTask::Retrieval] {
+        every_method(&Models::new(eve::tiny(task)));
+    }
+}
+
+fn every_method(models: &Models) {
     let mut n_closed = 0;
     for row in METHODS {
         let recipe = models.recipe(row.name);
         let resolved = MergePlan::resolve(&recipe);
         if OF_EXPERTS.contains(&row.name) {
-            assert!(resolved.is_err(), "{} has no experts to merge", row.name);
+            assert!(
+                resolved.is_err(),
+                "{} merges experts of one model",
+                row.name
+            );
             continue;
         }
         let (plan, _) = resolved.unwrap_or_else(|error| panic!("{}: {error}", row.name));
         let merged = in_memory(&plan, &RunOptions::default(), &Silent);
         let merged = merged.unwrap_or_else(|error| panic!("{}: {error}", row.name));
-        n_closed += usize::from(check(row.name, &models, &merged));
+        n_closed += usize::from(check(row.name, models, &merged));
     }
     assert!(n_closed >= 12, "{n_closed} closed forms");
 }

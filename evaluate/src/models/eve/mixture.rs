@@ -1,0 +1,302 @@
+//! A mixture of experts behind a router that looks at tokens and at their modality.
+
+use candle_core::{DType, Result, Tensor};
+
+use super::gate::{CHOICES, Choices, choose};
+use crate::Weights;
+use crate::nn::{Activation, Linear, Mask, Mlp, Pass, Residual, Routing};
+use crate::weights::Init;
+
+/// Gives an output by name to whoever looks on, and makes it only then.
+type Showing<'a> = dyn Fn(&str, &dyn Fn() -> Result<Tensor>) -> Result<()> + 'a;
+
+/// Weights of the two choices are divided by their sum, which is at least this.
+const LEAST_SUM: f64 = f32::EPSILON as f64;
+
+/// Which tokens of a sequence are of an image.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Modality {
+    /// All.
+    Image,
+    /// None.
+    Text,
+    /// So many at its beginning.
+    Both(usize),
+}
+
+/// What a router asks beside its weights.
+pub struct Ask<'a> {
+    /// How it chooses.
+    pub routing: &'a Routing,
+    /// Whose tokens there are.
+    pub modality: Modality,
+    /// Padding, which gram matrices leave out.
+    pub mask: Option<&'a Mask>,
+    /// The number of the block, by which taps and draws know the router.
+    pub block: usize,
+}
+
+/// A router, its experts, and what it adds to the tokens of each modality.
+#[derive(Clone, Debug)]
+pub struct Mixture {
+    /// Added to image tokens and to text tokens.
+    tags: Option<[Tensor; 2]>,
+    router: Tensor,
+    experts: Vec<Mlp>,
+    name: String,
+}
+
+/// The weights of tokens in their experts.
+struct Gated {
+    scores: Tensor,
+    gates: Tensor,
+    choices: Choices,
+    noise: Option<Vec<f32>>,
+    /// Of both choices, `(rows)` each.
+    weights: [Tensor; CHOICES],
+    capacity: usize,
+}
+
+impl Mixture {
+    /// Loads `{name}.gate.wg`, `{name}.experts.experts.K` and, as far as they are there, `{name}.vision_embed` and
+    /// `.text_embed`.
+    ///
+    /// # Errors
+    /// As [`Weights::get`].
+    pub fn load(
+        weights: &Weights,
+        name: &str,
+        [width, inner, n_experts]: [usize; 3],
+    ) -> crate::Result<Self> {
+        let part = |part: &str| format!("{name}.{part}");
+        let tag = |of: &str| weights.get(&part(of), &[width], Init::Normal(0.02));
+        let has_tags = weights.has(&part("vision_embed"));
+        let experts = (0..n_experts).map(|index| {
+            let name = part(&format!("experts.experts.{index}"));
+            let expert = Mlp::load(weights, &name, width, inner)?;
+            Ok(expert.with_activation(Activation::QuickGelu))
+        });
+        Ok(Self {
+            tags: match has_tags {
+                true => Some([tag("vision_embed")?, tag("text_embed")?]),
+                false => None,
+            },
+            router: weights.get(&part("gate.wg.weight"), &[n_experts, width], Linear::INIT)?,
+            experts: experts.collect::<crate::Result<_>>()?,
+            name: name.to_owned(),
+        })
+    }
+
+    /// How many experts there are.
+    #[must_use]
+    pub fn n_experts(&self) -> usize {
+        self.experts.len()
+    }
+
+    /// The experts' answers, weighted: `(b, n, d) -> (b, n, d)`. The balance of the router is a side loss of the pass.
+    ///
+    /// # Errors
+    /// When shapes do not fit or the device fails.
+    pub fn forward(&self, x: &Tensor, ask: &Ask<'_>, pass: &Pass<'_>) -> Result<Tensor> {
+        let (b, n, d) = x.dims3()?;
+        let (rows, block) = (b * n, ask.block);
+        let show = |name: &str, tensor: &dyn Fn() -> Result<Tensor>| {
+            pass.show_output(format_args!("block{block}.moe.{name}"), tensor)
+        };
+        show("input", &|| Ok(x.clone()))?;
+        let tagged = self.tagged(x, ask.modality)?;
+        let h = tagged.reshape((rows, d))?; // (s, d)
+        show("tagged", &|| Ok(h.clone()))?;
+        pass.show(|| format!("{}.gate.wg", self.name), &tagged, ask.mask)?;
+        let gated = self.gate(&h, ask, [b, n], pass)?;
+        self.show(&gated, &show)?;
+        let balance = self.balance(&gated)?;
+        show("aux", &|| Ok(balance.clone()))?;
+        pass.add_loss(&format!("block{block}.balance"), &balance);
+        let kept = match pass.is_tapped() {
+            true => ask.mask.map(Mask::kept).transpose()?,
+            false => None,
+        };
+        let out = self.dispatch(&h, &gated, kept.as_deref(), pass)?;
+        let out = out.reshape((b, n, d))?;
+        show("out", &|| Ok(out.clone()))?;
+        Ok(out)
+    }
+
+    /// Tokens with what tells their modality.
+    fn tagged(&self, x: &Tensor, modality: Modality) -> Result<Tensor> {
+        let Some([of_image, of_text]) = &self.tags else {
+            return x.contiguous();
+        };
+        let n = x.dim(1)?;
+        match modality {
+            Modality::Image => x.broadcast_add(of_image),
+            Modality::Text => x.broadcast_add(of_text),
+            Modality::Both(n_image) if n_image >= n => x.broadcast_add(of_image),
+            Modality::Both(n_image) => {
+                let image = x.narrow(1, 0, n_image)?.broadcast_add(of_image)?;
+                let text = x.narrow(1, n_image, n - n_image)?.broadcast_add(of_text)?;
+                Tensor::cat(&[&image, &text], 1)
+            }
+        }
+    }
+
+    fn gate(
+        &self,
+        h: &Tensor,
+        ask: &Ask<'_>,
+        [b, n]: [usize; 2],
+        pass: &Pass<'_>,
+    ) -> Result<Gated> {
+        let n_experts = self.n_experts();
+        let rows = b * n;
+        let router = self.router.to_dtype(DType::F32)?;
+        let scores = h.to_dtype(DType::F32)?.matmul(&router.t()?)?; // (s, e)
+        let gates = softmax(&scores)?;
+        let site = pass.name(&format!("block{}", ask.block));
+        let noise = ask.routing.noise.of(&site, [b, n, n_experts])?;
+        let capacity = ask.routing.capacity.of(rows, n_experts, CHOICES);
+        let values = |tensor: &Tensor| tensor.flatten_all()?.to_vec1::<f32>();
+        let choices = choose(
+            &values(&gates)?,
+            &values(&scores)?,
+            noise.as_deref(),
+            n_experts,
+            capacity,
+        );
+        let device = h.device();
+        let raw = |nth: usize| {
+            let experts = Tensor::from_vec(choices.experts[nth].clone(), (rows, 1), device)?;
+            let kept = choices.kept[nth]
+                .iter()
+                .map(|&kept| f32::from(u8::from(kept)));
+            let kept = Tensor::from_vec(kept.collect::<Vec<_>>(), rows, device)?;
+            gates.gather(&experts, 1)?.squeeze(1)? * kept
+        };
+        let [first, second] = [raw(0)?, raw(1)?];
+        let sum = (&first + &second)?.maximum(LEAST_SUM)?;
+        Ok(Gated {
+            weights: [(&first / &sum)?, (&second / &sum)?],
+            scores,
+            gates,
+            choices,
+            noise,
+            capacity,
+        })
+    }
+
+    /// `e Σ mean(gate) · mean(first choice)`: 1 where both are even.
+    fn balance(&self, gated: &Gated) -> Result<Tensor> {
+        let rows = gated.gates.dim(0)?.max(1) as f32;
+        let counts = gated
+            .choices
+            .counts
+            .iter()
+            .map(|&count| count as f32 / rows);
+        let shares = Tensor::from_vec(
+            counts.collect::<Vec<_>>(),
+            self.n_experts(),
+            gated.gates.device(),
+        )?;
+        (gated.gates.mean(0)? * shares)?.sum_all()? * self.n_experts() as f64
+    }
+
+    /// Each expert answers the tokens that it takes, as a list of their numbers.
+    fn dispatch(
+        &self,
+        h: &Tensor,
+        gated: &Gated,
+        kept: Option<&[bool]>,
+        pass: &Pass<'_>,
+    ) -> Result<Tensor> {
+        let device = h.device();
+        let mut out = h.zeros_like()?;
+        for (index, expert) in self.experts.iter().enumerate() {
+            let rows = gated.choices.taken_by(index as u32);
+            let n: usize = rows.iter().map(Vec::len).sum();
+            if n == 0 {
+                continue;
+            }
+            let weights = rows
+                .iter()
+                .zip(&gated.weights)
+                .filter(|(rows, _)| !rows.is_empty());
+            let weights = weights.map(|(rows, weights)| {
+                weights.index_select(&Tensor::new(rows.as_slice(), device)?, 0)
+            });
+            let weights = Tensor::cat(&weights.collect::<Result<Vec<_>>>()?, 0)?;
+            let rows = rows.concat();
+            let mask = kept.map(|kept| mask_of(kept, &rows, device)).transpose()?;
+            let rows = Tensor::from_vec(rows, n, device)?;
+            let taken = h.index_select(&rows, 0)?.unsqueeze(0)?; // (1, n, d)
+            let nothing = taken.zeros_like()?;
+            let answer = expert.forward(&taken, Residual::plain(&nothing), mask.as_ref(), pass)?;
+            let weights = weights.to_dtype(answer.dtype())?.unsqueeze(1)?;
+            let answer = answer.squeeze(0)?.broadcast_mul(&weights)?;
+            out = out.index_add(&rows, &answer, 0)?;
+        }
+        Ok(out)
+    }
+
+    fn show(&self, gated: &Gated, show: &Showing<'_>) -> Result<()> {
+        let device = gated.gates.device();
+        let numbers = |of: &[u32]| {
+            let numbers: Vec<i64> = of.iter().copied().map(i64::from).collect();
+            Tensor::new(numbers.as_slice(), device)
+        };
+        let flags = |of: &[bool]| {
+            let flags: Vec<u8> = of.iter().copied().map(u8::from).collect();
+            Tensor::new(flags.as_slice(), device)
+        };
+        let choices = &gated.choices;
+        show("logits", &|| Ok(gated.scores.clone()))?;
+        show("gates", &|| Ok(gated.gates.clone()))?;
+        if let Some(noise) = &gated.noise {
+            show("noise", &|| {
+                Tensor::from_slice(noise, gated.gates.dims(), device)
+            })?;
+        }
+        for (nth, [chosen, place, kept, weight]) in [
+            ["first", "pos1", "keep1", "w1"],
+            ["second", "pos2", "keep2", "w2"],
+        ]
+        .into_iter()
+        .enumerate()
+        {
+            show(chosen, &|| numbers(&choices.experts[nth]))?;
+            show(place, &|| numbers(&choices.places[nth]))?;
+            show(kept, &|| flags(&choices.kept[nth]))?;
+            show(weight, &|| Ok(gated.weights[nth].clone()))?;
+        }
+        show("counts", &|| numbers(&choices.counts))?;
+        show("capacity", &|| Tensor::new(gated.capacity as i64, device))
+    }
+}
+
+impl Choices {
+    /// The tokens that an expert takes as their first choice, and as their second.
+    #[must_use]
+    pub fn taken_by(&self, expert: u32) -> [Vec<u32>; CHOICES] {
+        [0, 1].map(|nth: usize| {
+            let rows = self.experts[nth].iter().zip(&self.kept[nth]).enumerate();
+            let taken = rows.filter(|(_, (chosen, kept))| **chosen == expert && **kept);
+            taken.map(|(row, _)| row as u32).collect()
+        })
+    }
+}
+
+fn softmax(scores: &Tensor) -> Result<Tensor> {
+    let most = scores.max_keepdim(1)?.detach();
+    let exponents = scores.broadcast_sub(&most)?.exp()?;
+    exponents.broadcast_div(&exponents.sum_keepdim(1)?)
+}
+
+/// The mask of some rows, as if they were a sequence.
+fn mask_of(kept: &[bool], rows: &[u32], device: &candle_core::Device) -> Result<Mask> {
+    let kept = rows.iter().map(|&row| {
+        let kept = kept.get(row as usize).copied();
+        u8::from(kept.unwrap_or(true))
+    });
+    let kept: Vec<u8> = kept.collect();
+    Mask::new(&Tensor::from_vec(kept, (1, rows.len()), device)?)
+}
