@@ -153,6 +153,28 @@ struct SizeArgs {
     pair_len: Option<usize>,
 }
 
+impl SizeArgs {
+    /// The given sizes of the image tower, or of the blocks of a model that has one stack.
+    fn image_tower(&self) -> GivenTower {
+        GivenTower {
+            n_blocks: self.blocks,
+            width: self.width,
+            n_heads: self.attention_heads,
+            ffn_width: self.ffn_width,
+        }
+    }
+
+    /// The given sizes of the text tower.
+    fn text_tower(&self) -> GivenTower {
+        GivenTower {
+            n_blocks: self.text_blocks,
+            width: self.text_width,
+            n_heads: self.text_attention_heads,
+            ffn_width: self.text_ffn_width,
+        }
+    }
+}
+
 /// A model family.
 #[derive(Clone, Copy, Debug, ValueEnum)]
 enum Family {
@@ -340,18 +362,8 @@ impl Args {
         }
         let of = &self.sizes;
         let given = GivenZerovlSizes {
-            image: GivenTower {
-                n_blocks: of.blocks,
-                width: of.width,
-                n_heads: of.attention_heads,
-                ffn_width: of.ffn_width,
-            },
-            text: GivenTower {
-                n_blocks: of.text_blocks,
-                width: of.text_width,
-                n_heads: of.text_attention_heads,
-                ffn_width: of.text_ffn_width,
-            },
+            image: of.image_tower(),
+            text: of.text_tower(),
             patch_size: of.patch_size,
             image_size: of.image_size,
             vocabulary: of.vocabulary,
@@ -376,18 +388,8 @@ impl Args {
         let of = &self.sizes;
         let spec = FlmSpec::published(self.task.unwrap_or(TaskArg::Pretrain).into());
         let given = GivenFlmSizes {
-            image: GivenTower {
-                n_blocks: of.blocks,
-                width: of.width,
-                n_heads: of.attention_heads,
-                ffn_width: of.ffn_width,
-            },
-            text: GivenTower {
-                n_blocks: of.text_blocks,
-                width: of.text_width,
-                n_heads: of.text_attention_heads,
-                ffn_width: of.text_ffn_width,
-            },
+            image: of.image_tower(),
+            text: of.text_tower(),
             n_cross: of.cross_blocks,
             n_bottom: of.reconstructor_bottom,
             n_top: of.reconstructor_top,
@@ -418,12 +420,7 @@ impl Args {
         let task = self.heads.unwrap_or(HeadsArg::None).into();
         let mut sizes = EveSizes {
             image_size: EveSizes::published_side(task),
-            blocks: published.blocks.with(&GivenTower {
-                n_blocks: of.blocks,
-                width: of.width,
-                n_heads: of.attention_heads,
-                ffn_width: of.ffn_width,
-            }),
+            blocks: published.blocks.with(&of.image_tower()),
             ..published
         };
         for (size, given) in [

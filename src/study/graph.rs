@@ -161,7 +161,7 @@ impl Builder<'_> {
         self.plan.add(step);
     }
 
-    /// What all verbs that run a model on a split are told.
+    /// The arguments of every verb that runs a model on a split.
     pub(super) fn on(&self, task: &StudyTask, split: &str) -> Vec<Word> {
         self.plan.on(On {
             task: task.task,

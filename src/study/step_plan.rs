@@ -170,7 +170,7 @@ impl<'a> StepPlan<'a> {
         Ok(output)
     }
 
-    /// What all verbs that run a model on a split are told.
+    /// The arguments of every verb that runs a model on a split.
     pub(super) fn on(&self, on: On<'_>) -> Vec<Word> {
         let mut words: Vec<Word> = vec![
             "--task".into(),

@@ -48,7 +48,7 @@ pub struct EveStart {
     pub vocabulary: Option<usize>,
     /// Answers of a new VQA classifier; 3,128 unless given.
     pub n_answers: Option<usize>,
-    /// Leave out the heads of retrieval that the file has, as the published program does unless it is told otherwise.
+    /// Draw the heads of retrieval, even if the file has them. The published program does so by default.
     pub with_fresh_heads: bool,
     /// What draws are keyed by.
     pub seed: u64,

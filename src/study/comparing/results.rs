@@ -14,7 +14,7 @@ use super::recipe::JudgedTask;
 use crate::study::results::{Findings, input, keep, read};
 use crate::study::store::Store;
 
-/// Differences less probable than this without a true one are told.
+/// A sentence says that two ways differ if the p-value of their test is below this.
 const SURPRISING: f64 = 0.05;
 
 /// Where a point stands on an axis.

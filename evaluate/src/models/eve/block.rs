@@ -80,7 +80,7 @@ pub(super) struct Block {
     second: Second,
     index: usize,
     n_blocks: usize,
-    /// Whether routers that the published program tells nothing are told nothing here.
+    /// Whether the routers that do not see the modality in the published program do not see it here.
     is_as_published: bool,
 }
 

@@ -56,7 +56,7 @@ const RELATIVE_TABLE: [&str; 2] = [
     "relative_position_bias_table",
 ];
 
-/// Heads of earlier experiments of the published program, which it never uses unless it is told to.
+/// Heads of earlier experiments. The published program uses them only by a setting.
 const UNUSED: &[&str] = &["mitc_", "mitm_head.", "itc_vl_"];
 
 fn blueprint(

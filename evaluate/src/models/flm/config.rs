@@ -76,7 +76,7 @@ impl Config {
             let said = agreed(checkpoint, what, given, recorded)?;
             Ok::<_, Error>(said.or_else(|| known(name)))
         };
-        // Those of the other layers serve the text encoder, too, where nothing is said of it.
+        // `--heads` also counts for the text encoder, unless a flag or the record gives its own number.
         let text_heads = match record.text_heads {
             Some(_) => overrides.text_heads,
             None => overrides.text_heads.or(overrides.n_heads),

@@ -280,7 +280,7 @@ fn objectives(
 /// Data sets by what they are called, with how many examples each has.
 type Sets = Vec<(String, usize)>;
 
-/// The examples of all data sets, and these. Captions are told apart as a model of this rule reads them.
+/// The examples of all data sets, and the data sets. Two captions are one if the rule turns them into the same text.
 fn examples_of(
     recipe: &TrainRecipe,
     needs: Needs,
