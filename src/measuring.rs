@@ -84,6 +84,7 @@ impl<'a> Study<'a> {
                 "without_repeats": data.without_repeats,
                 "writing": writing_identity(data)?,
                 "candidates": candidates_identity(data),
+                "rerank": data.rerank().map(|(k, rest)| json!([k, rest.to_string()])),
                 "allow_other_answers": data.allow_other_answers,
                 "tokenizer": tokenizer.as_ref().map(tokenizer_identity).transpose()?,
                 "model": model.identity(),
@@ -220,6 +221,10 @@ fn settings(
     if let (Some(n), Some(path)) = (data.candidates, &data.candidates_from) {
         settings.insert("candidates".into(), json!(n));
         settings.insert("candidates_from".into(), json!(path.display().to_string()));
+    }
+    if let Some((k, rest)) = data.rerank() {
+        settings.insert("rerank".into(), json!(k));
+        settings.insert("rerank_rest".into(), json!(rest.to_string()));
     }
     if let Some(limit) = data.limit {
         settings.insert("limit".into(), json!(limit));

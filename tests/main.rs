@@ -38,6 +38,7 @@ mod recipes;
 #[cfg(feature = "remote")]
 mod remote;
 mod report;
+mod reranking;
 mod resuming;
 mod score;
 mod searching;

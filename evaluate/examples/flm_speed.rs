@@ -19,7 +19,7 @@ use evaluate::batch::{Images, Pair, Texts};
 use evaluate::models::{
     Completed, Head, Model, ModelInput, Overrides, Queries, ReadText, Stream, blueprint,
 };
-use evaluate::nn::{Buffers, Gradients, Pass, Tape, cross_entropy};
+use evaluate::nn::{Buffers, Gradients, Pass, Tape};
 use evaluate::streams::query_ids;
 use evaluate::{Result, Weights};
 use merge::io::OpenOptions;
@@ -89,8 +89,8 @@ impl Inputs {
         }
         let rows = Tensor::from_vec(rows, targets.len(), &Device::Cpu)?;
         let states = of.states.flatten(0, 1)?.index_select(&rows, 0)?;
-        let logits = model.free_language()?.guess(of.stream, &states, pass)?;
-        Ok(cross_entropy(&logits, &targets)?)
+        let guessed = model.free_language()?;
+        Ok(guessed.guess(of.stream, &states, &targets, pass)?.mean)
     }
 
     fn loss(&self, model: &dyn Model, pass: &Pass<'_>) -> Result<Tensor> {

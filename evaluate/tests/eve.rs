@@ -16,7 +16,7 @@ use merge::synth::{Spread, Synthesis};
 use crate::golden::models::values;
 use crate::golden_eve::{Way, open};
 
-fn spec(task: EveTask) -> EveSpec {
+pub fn spec(task: EveTask) -> EveSpec {
     EveSpec {
         task,
         sizes: EveSizes {
@@ -40,8 +40,13 @@ fn spec(task: EveTask) -> EveSpec {
 }
 
 fn model(task: EveTask, overrides: &Overrides) -> Opened {
+    model_of(spec(task), overrides)
+}
+
+/// A drawn model.
+pub fn model_of(spec: EveSpec, overrides: &Overrides) -> Opened {
     let synthesis = Synthesis {
-        spec: spec(task),
+        spec,
         seed: 5,
         spread: Spread {
             deviation: 0.3,

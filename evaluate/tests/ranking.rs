@@ -142,7 +142,7 @@ fn pairs(outcome: &Outcome) -> &[f32] {
     match &outcome.predictions {
         Predictions::Retrieved(retrieved) => match &retrieved.scores {
             Scores::Pairs(scores) => scores,
-            Scores::Features(_) => panic!("features"),
+            other => panic!("{other:?}"),
         },
         other => panic!("{other:?}"),
     }

@@ -8,6 +8,7 @@ use clap::builder::{PossibleValue, PossibleValuesParser, TypedValueParser};
 use evaluate::datasets::annotations::Annotations;
 use evaluate::datasets::class_folders::ClassFolders;
 use evaluate::datasets::{DATASETS, DatasetSpec, Kind};
+use evaluate::metrics::reranking::Rest;
 use evaluate::metrics::retrieval::Ties;
 use evaluate::tasks::{TASKS, Task, TaskOption, TaskOptions, TaskSpec};
 use evaluate::text::Tokenizer;
@@ -54,6 +55,14 @@ pub struct DataArgs {
     /// The scores that candidates are chosen by: a file of `evaluate --task retrieval --predictions DIR`
     #[arg(long, value_name = "FILE", requires = "candidates")]
     pub candidates_from: Option<PathBuf>,
+    /// Rank the K best texts of each image and the K best images of each text once more, by the matching head that
+    /// reads image and text together
+    #[arg(long, value_name = "K", value_parser = parse_positive, conflicts_with = "candidates")]
+    pub rerank: Option<usize>,
+    /// How items behind the K best stand to each other: in the order that they had, or all tied as published, where
+    /// --ties decides [default: similarity]
+    #[arg(long, value_name = "HOW", requires = "rerank")]
+    pub rerank_rest: Option<Rest>,
     /// Texts that are pursued at once for an image; 1 is greedy [default: 1]
     #[arg(long, value_name = "N", value_parser = parse_positive)]
     pub beams: Option<usize>,
@@ -129,6 +138,7 @@ impl DataArgs {
                 "--candidates",
                 self.candidates.is_some(),
             ),
+            (TaskOption::Rerank, "--rerank", self.rerank.is_some()),
             (TaskOption::Writing, "--beams", self.beams.is_some()),
             (
                 TaskOption::Writing,
@@ -168,6 +178,12 @@ impl DataArgs {
         })
     }
 
+    /// How many of each are ranked once more, and how the others stand to each other.
+    pub fn rerank(&self) -> Option<(usize, Rest)> {
+        let rest = self.rerank_rest.unwrap_or_default();
+        self.rerank.map(|k| (k, rest))
+    }
+
     /// The tokenizer, for tasks that read texts.
     pub fn tokenizer(&self) -> Result<Option<Tokenizer>> {
         let reads = self.task.kind.has_texts();
@@ -192,6 +208,7 @@ impl DataArgs {
             allow_other_answers: self.allow_other_answers,
             writing: self.writing()?,
             candidates: self.candidates.zip(self.candidates_from.as_deref()),
+            rerank: self.rerank(),
         };
         Ok(self.task.open(&options, folder)?)
     }

@@ -86,6 +86,8 @@ pub struct LoadArgs {
 pub enum RoutingArg {
     /// Each token goes to the experts that score highest, whatever else is in the batch
     Unlimited,
+    /// Without noise, but with little room for each expert
+    Capacity,
     /// With noise, and with little room for each expert
     AsPublished,
 }
@@ -178,6 +180,7 @@ impl LoadArgs {
             pair_len: self.pair_len,
             routing: self.routing.map(|how| match how {
                 RoutingArg::Unlimited => RouterWay::Unlimited,
+                RoutingArg::Capacity => RouterWay::Capacity,
                 RoutingArg::AsPublished => RouterWay::AsPublished,
             }),
             as_published: self.model_as_published.then_some(true),

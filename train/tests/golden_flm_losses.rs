@@ -197,7 +197,7 @@ fn entering(case: &Case, model: &Flm, given: &Given, batch: &Batch) -> evaluate:
             spans: None,
         };
         let states = model.complete(&pair, queries, &pass)?.queries;
-        model.guess(Stream::Queries, &states, &pass)
+        model.words(Stream::Queries, &states)
     };
     // Without the first token, or the last one as well.
     let inner = |logits: Tensor, less: usize| logits.narrow(1, 1, logits.dim(1)? - less);
@@ -207,7 +207,7 @@ fn entering(case: &Case, model: &Flm, given: &Given, batch: &Batch) -> evaluate:
             ("ar", Some("three_stream")) => inner(queries()?, 2)?,
             ("ar", _) => {
                 let states = model.read(&pair, Reading::Causal, &pass)?;
-                inner(model.guess(Stream::Queries, &states, &pass)?, 2)?
+                inner(model.words(Stream::Queries, &states)?, 2)?
             }
             ("mlm", _) => {
                 let words = batch.masked_words.as_ref().expect("masked words");

@@ -164,7 +164,7 @@ fn the_tokens_behind_a_prefix_are_guessed_and_no_others() {
             continue;
         }
         let states = ready.states(&ready.texts, &ready.images, &prefixes);
-        let logits = ready.model.guess(Stream::Queries, &states, &Pass::new());
+        let logits = ready.model.words(Stream::Queries, &states);
         let logits = logits.expect("logits");
         let logits: Vec<Vec<Vec<f32>>> = logits.to_vec3().expect("three axes");
         let mut sum = 0.0;

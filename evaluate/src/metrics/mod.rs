@@ -6,6 +6,7 @@ pub mod bootstrap;
 pub mod captions;
 pub mod folds;
 pub mod nlvr2;
+pub mod reranking;
 pub mod retrieval;
 pub mod vqa;
 pub mod zero_shot;

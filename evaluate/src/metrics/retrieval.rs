@@ -227,8 +227,13 @@ impl Captions {
     }
 
     /// Columns of the texts of an image, ascending; at least one.
-    fn of_image(&self, row: usize) -> &[u32] {
+    pub(super) fn of_image(&self, row: usize) -> &[u32] {
         &self.columns[self.starts[row]..self.starts[row + 1]]
+    }
+
+    /// The row of the image of a text.
+    pub(super) fn row_of(&self, text: usize) -> u32 {
+        self.row_of_text[text]
     }
 }
 

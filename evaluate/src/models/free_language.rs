@@ -7,7 +7,7 @@ use serde::{Deserialize, Serialize};
 use super::Model;
 use crate::Result;
 use crate::batch::Pair;
-use crate::nn::Pass;
+use crate::nn::{Guessed, Pass};
 use crate::streams::Span;
 
 /// How a model reads texts where a task does not say.
@@ -108,10 +108,22 @@ pub trait FreeLanguage: Model {
     fn complete(&self, pair: &Pair<'_>, queries: Queries<'_>, pass: &Pass<'_>)
     -> Result<Completed>;
 
-    /// Logits of words by the head of a stream: `(.., d) -> (.., vocabulary)`, on the tape of the pass if there is
-    /// one.
+    /// Logits of words by the head of a stream: `(.., d) -> (.., vocabulary)`.
     ///
     /// # Errors
     /// [`Error::NoHead`](crate::Error::NoHead), or when the device fails.
-    fn guess(&self, stream: Stream, states: &Tensor, pass: &Pass<'_>) -> Result<Tensor>;
+    fn words(&self, stream: Stream, states: &Tensor) -> Result<Tensor>;
+
+    /// How well the head of a stream guesses `labels` from rows of its states, `(n, d)`: on the tape of the pass, if there
+    /// is one, without the logits of all rows in memory at once.
+    ///
+    /// # Errors
+    /// As [`FreeLanguage::words`], when there are not as many labels as rows, and for a label that is no word.
+    fn guess(
+        &self,
+        stream: Stream,
+        rows: &Tensor,
+        labels: &[u32],
+        pass: &Pass<'_>,
+    ) -> Result<Guessed>;
 }

@@ -3,7 +3,7 @@
 use candle_core::{Result, Tensor};
 
 use crate::Weights;
-use crate::nn::{LayerNorm, Linear, Pass, WordHead, gelu, unit_length};
+use crate::nn::{Guessed, LayerNorm, Linear, Pass, WordHead, gelu, unit_length};
 use crate::weights::Init;
 
 /// LayerNorm of classifiers, PyTorch's default.
@@ -138,15 +138,15 @@ impl MaskedLanguage {
         decoder.forward(&norm.forward(&dense.forward_gelu(x)?)?)
     }
 
-    /// The same on the pass's tape, if there is one: the gradient of the decoder's weight is then added where it
-    /// belongs, without a copy.
+    /// The mean cross entropy of guessing `labels` from rows, `(n, d)`. On the pass's tape, if there is one, logits of few
+    /// rows are in memory at a time, and the gradient of the decoder's weight is added where it belongs, without a copy.
     ///
     /// # Errors
-    /// As [`MaskedLanguage::forward`].
-    pub fn forward_on(&self, x: &Tensor, pass: &Pass<'_>) -> Result<Tensor> {
+    /// When there are not as many labels as rows, a label is no word, or the device fails.
+    pub fn guess_on(&self, x: &Tensor, labels: &[u32], pass: &Pass<'_>) -> Result<Guessed> {
         match pass.tape() {
-            Some(tape) if self.head.fits(tape, x) => self.head.record(tape, x),
-            _ => self.forward(x),
+            Some(tape) if self.head.fits(tape, x) => self.head.record_guess(tape, x, labels),
+            _ => Guessed::by(&self.forward(x)?, labels),
         }
     }
 

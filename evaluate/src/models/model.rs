@@ -30,6 +30,12 @@ pub trait Model: Send + Sync {
     /// [`Error::NoHead`].
     fn n_classes(&self, head: Head) -> Result<usize>;
 
+    /// Whether the numbers of an example depend on what else is in its batch. Tasks then make up batches as the published
+    /// program does.
+    fn is_swayed_by_batch(&self) -> bool {
+        false
+    }
+
     /// The model as one that encodes images and texts apart.
     ///
     /// # Errors

@@ -17,6 +17,8 @@ use crate::images::ImageInput;
 pub enum RouterWay {
     /// Each token goes to the experts that score highest, whatever else is in the batch.
     Unlimited,
+    /// Without noise, but with as little room for each expert as in the published program: tokens are dropped.
+    Capacity,
     /// As the published program does: with noise, and with so little room for each expert that tokens are dropped.
     AsPublished,
 }

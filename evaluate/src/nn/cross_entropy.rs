@@ -12,13 +12,7 @@ use super::cpu::cross_entropy::CrossEntropy;
 /// When there are not as many targets as rows, for a target that is no class, or when the device
 /// fails.
 pub fn cross_entropy(logits: &Tensor, targets: &[u32]) -> Result<Tensor> {
-    let (n, classes) = logits.dims2()?;
-    if targets.len() != n {
-        candle_core::bail!("{} targets for {n} rows", targets.len());
-    }
-    if let Some(target) = targets.iter().find(|&&target| target as usize >= classes) {
-        candle_core::bail!("target {target} of {classes} classes");
-    }
+    check_targets(targets, logits.dims2()?)?;
     if cpu::takes(logits) {
         let targets = targets.to_vec();
         return logits.contiguous()?.apply_op1(CrossEntropy { targets });
@@ -32,4 +26,39 @@ pub fn cross_entropy(logits: &Tensor, targets: &[u32]) -> Result<Tensor> {
     let log_sum = shifted.exp()?.sum_keepdim(D::Minus1)?.log()?;
     let targets = Tensor::new(targets, logits.device())?.unsqueeze(1)?;
     (log_sum - shifted.gather(&targets, D::Minus1)?)?.mean_all()
+}
+
+/// Refuses targets that are not as many as rows, or no classes.
+pub(super) fn check_targets(targets: &[u32], (n, classes): (usize, usize)) -> Result<()> {
+    if targets.len() != n {
+        candle_core::bail!("{} targets for {n} rows", targets.len());
+    }
+    if let Some(target) = targets.iter().find(|&&target| target as usize >= classes) {
+        candle_core::bail!("target {target} of {classes} classes");
+    }
+    Ok(())
+}
+
+/// Classes that were guessed.
+#[derive(Clone, Debug)]
+pub struct Guessed {
+    /// The mean cross entropy over rows, a scalar.
+    pub mean: Tensor,
+    /// Rows whose target has the largest logit.
+    pub n_right: f64,
+}
+
+impl Guessed {
+    /// By logits, `(n, classes)`, and a target for each row.
+    ///
+    /// # Errors
+    /// As [`cross_entropy`].
+    pub fn by(logits: &Tensor, targets: &[u32]) -> Result<Self> {
+        let best: Vec<u32> = logits.detach().argmax(D::Minus1)?.to_vec1()?;
+        let right = best.iter().zip(targets).filter(|(a, b)| a == b);
+        Ok(Self {
+            mean: cross_entropy(logits, targets)?,
+            n_right: right.count() as f64,
+        })
+    }
 }

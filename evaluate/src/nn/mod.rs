@@ -36,7 +36,7 @@ pub(crate) use cpu::host::{Host, host_values};
 pub use cpu::pool::in_pool;
 pub(crate) use cpu::slices::Keep;
 pub(crate) use cpu::takes as is_on_host;
-pub use cross_entropy::cross_entropy;
+pub use cross_entropy::{Guessed, cross_entropy};
 pub use dropping::{Dropping, GivenDrops};
 pub use embedding::Embedding;
 pub(crate) use fused::{

@@ -20,11 +20,18 @@ impl LayerNorm {
     /// # Errors
     /// As [`Weights::get`].
     pub fn load(weights: &Weights, name: &str, width: usize, epsilon: f64) -> crate::Result<Self> {
-        Ok(Self {
-            weight: weights.get(&format!("{name}.weight"), &[width], Init::Ones)?,
-            bias: weights.get(&format!("{name}.bias"), &[width], Init::Zeros)?,
+        let weight = weights.get(&format!("{name}.weight"), &[width], Init::Ones)?;
+        let bias = weights.get(&format!("{name}.bias"), &[width], Init::Zeros)?;
+        Ok(Self::new(weight, bias, epsilon))
+    }
+
+    /// Of its weights, `(d)` each.
+    pub(crate) fn new(weight: Tensor, bias: Tensor, epsilon: f64) -> Self {
+        Self {
+            weight,
+            bias,
             epsilon,
-        })
+        }
     }
 
     /// All weights.

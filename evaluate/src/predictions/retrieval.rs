@@ -7,6 +7,7 @@ use merge::io::OpenOptions;
 use merge::{Checkpoint, DType, decode_f32, decode_f64};
 
 use crate::metrics::folds::sample_of_folds;
+use crate::metrics::reranking::{Reranked, Rest, Shortlist};
 use crate::metrics::retrieval::{Captions, Score, ScoreMatrix, Standings, Ties, standings};
 use crate::{Error, Result, Sample};
 
@@ -17,9 +18,22 @@ pub const IMAGE_ID: &str = "image_id";
 /// The image of each column's text.
 pub const TEXT_IMAGE_ID: &str = "text_image_id";
 
+/// Columns of the texts of each image that were ranked once more, images × k, the best by [`SCORES`] first.
+pub const IMAGE_TOP: &str = "image_top";
+/// Their scores, images × k.
+pub const IMAGE_TOP_SCORE: &str = "image_top_score";
+/// Rows of the images of each text that were ranked once more, texts × k, the best by [`SCORES`] first.
+pub const TEXT_TOP: &str = "text_top";
+/// Their scores, texts × k.
+pub const TEXT_TOP_SCORE: &str = "text_top_score";
+/// The metadata that says how items stand to each other that were not ranked once more.
+pub const REST: &str = "rerank_rest";
+
 /// A score file, open: its ids; scores are read on request.
 pub struct ScoreFile {
     checkpoint: Checkpoint,
+    /// What was ranked once more, of a file that has it.
+    reranked: Option<Reranked>,
     /// The image of each row.
     pub image_ids: Vec<i64>,
     /// The image of each column's text.
@@ -44,10 +58,17 @@ impl ScoreFile {
             });
         };
         Ok(Self {
-            image_ids: read_ids(&checkpoint, path, IMAGE_ID, n_images)?,
-            text_image_ids: read_ids(&checkpoint, path, TEXT_IMAGE_ID, n_texts)?,
+            image_ids: read_ids(&checkpoint, path, IMAGE_ID, &[n_images])?,
+            text_image_ids: read_ids(&checkpoint, path, TEXT_IMAGE_ID, &[n_texts])?,
+            reranked: read_reranked(&checkpoint, path, n_images, n_texts)?,
             checkpoint,
         })
+    }
+
+    /// What was ranked once more, of a file that has it.
+    #[must_use]
+    pub fn reranked(&self) -> Option<&Reranked> {
+        self.reranked.as_ref()
     }
 
     /// All scores in f32, image by image.
@@ -69,22 +90,29 @@ impl ScoreFile {
     }
 
     /// Ranks all images for every text and all texts for every image, in the precision of the
-    /// file.
+    /// file; those that were ranked once more by their new scores.
     ///
     /// # Errors
     /// What [`standings`] returns, and [`Error::Merge`] when scores cannot be read.
     pub fn standings(&self, captions: &Captions) -> Result<Standings> {
-        match self.checkpoint.require(SCORES)?.dtype {
+        let found = match self.checkpoint.require(SCORES)?.dtype {
             DType::F64 => standings(&self.matrix::<f64>(), captions),
             _ => standings(&self.matrix::<f32>(), captions),
-        }
+        }?;
+        Ok(match &self.reranked {
+            Some(reranked) => reranked.standings(&found, captions),
+            None => found,
+        })
     }
 
     /// The numbers of folds of the images, averaged: see [`sample_of_folds`].
     ///
     /// # Errors
-    /// What [`sample_of_folds`] returns, and [`Error::Merge`] when scores cannot be read.
+    /// [`Error::RerankedFolds`], what [`sample_of_folds`] returns, and [`Error::Merge`] when scores cannot be read.
     pub fn folds(&self, n_folds: usize, ties: Ties) -> Result<Sample> {
+        if self.reranked.is_some() {
+            return Err(Error::RerankedFolds);
+        }
         let (images, texts) = (&self.image_ids, &self.text_image_ids);
         match self.checkpoint.require(SCORES)?.dtype {
             DType::F64 => sample_of_folds(&self.matrix::<f64>(), images, texts, n_folds, ties),
@@ -101,14 +129,19 @@ impl ScoreFile {
 }
 
 /// Reads a vector of ids of any integer type.
-fn read_ids(checkpoint: &Checkpoint, path: &Path, key: &'static str, n: usize) -> Result<Vec<i64>> {
+fn read_ids(
+    checkpoint: &Checkpoint,
+    path: &Path,
+    key: &'static str,
+    shape: &[usize],
+) -> Result<Vec<i64>> {
     let info = checkpoint.require(key)?;
-    if info.shape != [n] {
+    if info.shape != shape {
         return Err(Error::TensorShape {
             path: path.into(),
             key,
             found: info.shape.clone(),
-            expected: format!("[{n}], as in `{SCORES}`"),
+            expected: format!("{shape:?}, as in `{SCORES}`"),
         });
     }
     let bytes = checkpoint.read_all(key)?;
@@ -125,6 +158,51 @@ fn read_ids(checkpoint: &Checkpoint, path: &Path, key: &'static str, n: usize) -
             dtype,
         }),
     }
+}
+
+/// Reads what was ranked once more, if the file has it.
+fn read_reranked(
+    checkpoint: &Checkpoint,
+    path: &Path,
+    n_images: usize,
+    n_texts: usize,
+) -> Result<Option<Reranked>> {
+    let Some(info) = checkpoint.get(IMAGE_TOP) else {
+        return Ok(None);
+    };
+    let k = info.shape.last().copied().unwrap_or_default();
+    let list = |key, n_queries: usize, n_items: usize| {
+        let items = read_ids(checkpoint, path, key, &[n_queries, k])?;
+        let items = items.iter().map(|&item| match u32::try_from(item) {
+            Ok(small) if (small as usize) < n_items => Ok(small),
+            _ => Err(Error::NoSuchItem {
+                path: path.into(),
+                key,
+                item,
+                n_items,
+            }),
+        });
+        items.collect::<Result<Vec<u32>>>()
+    };
+    let of_images = list(IMAGE_TOP, n_images, n_texts)?;
+    let of_texts = list(TEXT_TOP, n_texts, n_images)?;
+    let shortlist = Shortlist::given(k, of_images, of_texts, [n_images, n_texts])?;
+    let scores = |key| {
+        let info = checkpoint.require(key)?;
+        let bytes = checkpoint.read_all(key)?;
+        let mut scores = vec![0.0_f32; info.n_elements()];
+        decode_f32(key, info.dtype, &bytes, &mut scores)?;
+        Ok::<_, Error>(scores)
+    };
+    let rest = checkpoint.info().metadata.get(REST);
+    let rest = rest.map_or(Ok(Rest::default()), |rest| rest.parse());
+    let rest = rest.map_err(|expected| Error::OtherRest {
+        path: path.into(),
+        expected,
+    })?;
+    let scores = [scores(IMAGE_TOP_SCORE)?, scores(TEXT_TOP_SCORE)?];
+    let [of_images, of_texts] = scores;
+    Reranked::new(shortlist, of_images, of_texts, rest).map(Some)
 }
 
 fn integers<const N: usize>(bytes: &[u8], decode: impl Fn([u8; N]) -> i64) -> Vec<i64> {

@@ -3,11 +3,15 @@
 use std::collections::BTreeMap;
 use std::path::Path;
 
+use bytemuck::Pod;
 use merge::io::{WriteOptions, Writer};
 use merge::{DType, TensorInfo};
 use ndarray::ArrayView2;
 
-use super::retrieval::{IMAGE_ID, SCORES, TEXT_IMAGE_ID};
+use super::retrieval::{
+    IMAGE_ID, IMAGE_TOP, IMAGE_TOP_SCORE, REST, SCORES, TEXT_IMAGE_ID, TEXT_TOP, TEXT_TOP_SCORE,
+};
+use crate::metrics::reranking::Reranked;
 use crate::metrics::retrieval::ScoreMatrix;
 use crate::tasks::retrieval::Features;
 use crate::{Error, Result};
@@ -24,6 +28,8 @@ pub enum Scores {
     Features(Features),
     /// The scores themselves, `n_images × n_texts`.
     Pairs(Vec<f32>),
+    /// Features whose best were ranked once more.
+    Reranked(Features, Reranked),
 }
 
 /// Scores and ranks of a split.
@@ -55,51 +61,44 @@ impl Retrieved {
             shape: shape.to_vec(),
         };
         let image_ids: Vec<i64> = (0..n_images as i64).collect();
-        let small: [(&str, DType, usize, &[u8]); 4] = [
-            (
-                IMAGE_ID,
-                DType::I64,
-                n_images,
-                bytemuck::cast_slice(&image_ids),
-            ),
-            (
-                IMAGE_RANK,
-                DType::F64,
-                n_images,
-                bytemuck::cast_slice(&self.image_ranks),
-            ),
-            (
+        let mut small: Vec<Small<'_>> = vec![
+            small(IMAGE_ID, DType::I64, vec![n_images], &image_ids),
+            small(IMAGE_RANK, DType::F64, vec![n_images], &self.image_ranks),
+            small(
                 TEXT_IMAGE_ID,
                 DType::I64,
-                n_texts,
-                bytemuck::cast_slice(&self.image_of_text),
+                vec![n_texts],
+                &self.image_of_text,
             ),
-            (
-                TEXT_RANK,
-                DType::F64,
-                n_texts,
-                bytemuck::cast_slice(&self.text_ranks),
-            ),
+            small(TEXT_RANK, DType::F64, vec![n_texts], &self.text_ranks),
         ];
+        if let Scores::Reranked(_, reranked) = &self.scores {
+            small.extend(shortlist(reranked, n_images, n_texts));
+        }
         let mut tensors = vec![(SCORES.to_owned(), info(DType::F32, &[n_images, n_texts]))];
         tensors.extend(
             small
                 .iter()
-                .map(|(name, dtype, n, _)| ((*name).to_owned(), info(*dtype, &[*n]))),
+                .map(|(name, dtype, shape, _)| ((*name).to_owned(), info(*dtype, shape))),
         );
         // Names always have a JSON form.
         let names = serde_json::to_string(&self.image_names).unwrap_or_default();
-        let metadata = BTreeMap::from([
+        let mut metadata = BTreeMap::from([
             ("image_names".to_owned(), names),
             ("ties".to_owned(), self.ties.clone()),
         ]);
+        if let Scores::Reranked(_, reranked) = &self.scores {
+            metadata.insert(REST.to_owned(), reranked.rest().to_string());
+        }
         let options = WriteOptions {
             force: true,
             ..WriteOptions::new(path)
         };
         let writer = Writer::create(&tensors, &metadata, &options)?;
         match &self.scores {
-            Scores::Features(features) => write_scores(&writer, &features.similarities()),
+            Scores::Features(features) | Scores::Reranked(features, _) => {
+                write_scores(&writer, &features.similarities())
+            }
             Scores::Pairs(scores) => write_scores(&writer, &pairs(scores, n_images, n_texts)?),
         }?;
         for (index, (.., bytes)) in small.iter().enumerate() {
@@ -108,6 +107,30 @@ impl Retrieved {
         writer.finish(&metadata)?;
         Ok(())
     }
+}
+
+/// A tensor beside the scores: its name, dtype, shape and bytes.
+type Small<'a> = (&'static str, DType, Vec<usize>, &'a [u8]);
+
+fn small<'a, T: Pod>(
+    name: &'static str,
+    dtype: DType,
+    shape: Vec<usize>,
+    values: &'a [T],
+) -> Small<'a> {
+    (name, dtype, shape, bytemuck::cast_slice(values))
+}
+
+/// The tensors of what was ranked once more.
+fn shortlist(reranked: &Reranked, n_images: usize, n_texts: usize) -> [Small<'_>; 4] {
+    let (list, k) = (reranked.shortlist(), reranked.shortlist().k());
+    let [of_images, of_texts] = [vec![n_images, k], vec![n_texts, k]];
+    [
+        small(IMAGE_TOP, DType::U32, of_images.clone(), list.of_images()),
+        small(IMAGE_TOP_SCORE, DType::F32, of_images, reranked.of_images()),
+        small(TEXT_TOP, DType::U32, of_texts.clone(), list.of_texts()),
+        small(TEXT_TOP_SCORE, DType::F32, of_texts, reranked.of_texts()),
+    ]
 }
 
 /// Scores of pairs as a matrix.

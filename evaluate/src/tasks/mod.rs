@@ -7,6 +7,7 @@ pub mod grams;
 pub mod linear_probe;
 pub mod nlvr2;
 mod passes;
+mod reranking;
 pub mod retrieval;
 mod runner;
 mod scores;

@@ -10,6 +10,8 @@ pub use super::cross::pair_scores;
 use super::cross::{self, Candidates};
 use super::grams::{Batch, images_in_batches, texts_in_batches};
 use super::passes;
+use super::reranking;
+pub use super::reranking::shortlist_scores;
 use super::scores::Similarities;
 use super::spec::{NumberSpec, TaskOption, TaskSpec, number};
 use super::{Outcome, Predictions, Runner, Task};
@@ -18,6 +20,7 @@ use crate::datasets::Kind;
 use crate::datasets::captions::CaptionSet;
 use crate::datasets::left_out::Omission;
 use crate::images::thumbnail;
+use crate::metrics::reranking::{Reranked, Rest};
 use crate::metrics::retrieval::{Captions, ScoreMatrix, Standing, Ties, sample, standings};
 use crate::models::{Head, Model};
 use crate::predictions::retrieval::ScoreFile;
@@ -54,6 +57,7 @@ pub const SPEC: TaskSpec = TaskSpec {
         TaskOption::Ties,
         TaskOption::WithoutRepeats,
         TaskOption::Candidates,
+        TaskOption::Rerank,
     ],
     open: Some(|options, folder| {
         let set = CaptionSet::open(folder, options.dataset, options.split)?;
@@ -66,7 +70,8 @@ pub const SPEC: TaskSpec = TaskSpec {
         let candidates = options
             .candidates
             .map(|(n, path)| Candidates::open(n, path, &set));
-        let mut task = Retrieval::new(Arc::new(set), options.ties).among(candidates.transpose()?);
+        let task = Retrieval::new(Arc::new(set), options.ties).reranked(options.rerank);
+        let mut task = task.among(candidates.transpose()?);
         task.without_repeats = options.without_repeats;
         task.candidates_from = options.candidates.map(|(n, path)| (n, path.into()));
         Ok(Box::new(match options.with_examples {
@@ -102,6 +107,8 @@ pub struct Retrieval {
     candidates_from: Option<(usize, PathBuf)>,
     /// Whether captions count once that a model reads as one text.
     without_repeats: bool,
+    /// How many of each are ranked once more, and how the others stand to each other.
+    rerank: Option<(usize, Rest)>,
 }
 
 /// Features of a split: of images in order, and of the texts of each image in turn.
@@ -137,7 +144,14 @@ impl Retrieval {
             candidates: None,
             candidates_from: None,
             without_repeats: false,
+            rerank: None,
         }
+    }
+
+    /// Ranks the `k` best of each query once more, by image and text together.
+    #[must_use]
+    pub fn reranked(self, rerank: Option<(usize, Rest)>) -> Self {
+        Self { rerank, ..self }
     }
 
     /// Asks a ranking head of chosen pairs alone ([`Candidates`]).
@@ -182,6 +196,7 @@ impl Retrieval {
         });
         let task = Self {
             with_examples: self.with_examples,
+            rerank: self.rerank,
             ..Self::new(Arc::new(set), self.ties)
         };
         Ok(Some(task.among(candidates.transpose()?)))
@@ -226,18 +241,27 @@ impl Retrieval {
         match &scores {
             Scores::Features(features) => {
                 let matrix = features.similarities();
-                self.judge_by(&matrix, scores)
+                self.judge_by(&matrix, None, scores)
+            }
+            Scores::Reranked(features, reranked) => {
+                let (matrix, reranked) = (features.similarities(), reranked.clone());
+                self.judge_by(&matrix, Some(&reranked), scores)
             }
             Scores::Pairs(pairs) => {
                 let (n_images, n_texts) = (self.set.n_images(), self.set.n_captions());
                 let pairs = pairs.clone();
                 let matrix = score_file::pairs(&pairs, n_images, n_texts)?;
-                self.judge_by(&matrix, scores)
+                self.judge_by(&matrix, None, scores)
             }
         }
     }
 
-    fn judge_by(&self, matrix: &impl ScoreMatrix<Score = f32>, scores: Scores) -> Result<Outcome> {
+    fn judge_by(
+        &self,
+        matrix: &impl ScoreMatrix<Score = f32>,
+        reranked: Option<&Reranked>,
+        scores: Scores,
+    ) -> Result<Outcome> {
         let n_images = self.set.n_images();
         let image_ids: Vec<i64> = (0..n_images as i64).collect();
         let text_image_ids: Vec<i64> = (0..n_images)
@@ -245,8 +269,12 @@ impl Retrieval {
             .collect();
         let captions = Captions::new(&image_ids, &text_image_ids)?;
         let found = standings(matrix, &captions)?;
+        let found = match reranked {
+            Some(reranked) => reranked.standings(&found, &captions),
+            None => found,
+        };
         let examples = match self.with_examples {
-            true => self.examples(matrix, &found.of_images, &text_image_ids)?,
+            true => self.examples(matrix, reranked, &found.of_images, &text_image_ids)?,
             false => Vec::new(),
         };
         let counts = [("images", n_images), ("texts", text_image_ids.len())];
@@ -273,6 +301,7 @@ impl Retrieval {
     fn examples(
         &self,
         scores: &impl ScoreMatrix<Score = f32>,
+        reranked: Option<&Reranked>,
         standings: &[Standing],
         image_of_text: &[i64],
     ) -> Result<Vec<Example>> {
@@ -291,13 +320,19 @@ impl Retrieval {
         let texts: Vec<&str> = self.texts().collect();
         let mut examples = Vec::new();
         for (image, is_best) in best.chain(worst) {
-            scores.read(image, 0, &mut row)?;
-            let mut found: Vec<usize> = (0..row.len()).collect();
-            found.sort_by(|&a, &b| row[b].total_cmp(&row[a]).then(a.cmp(&b)));
-            let retrieved = found.iter().take(N_SHOWN).map(|&text| Shown {
-                item: Item::Text(texts[text].to_owned()),
-                score: f64::from(row[text]),
-                is_right: image_of_text[text] == image as i64,
+            let found = match reranked {
+                Some(reranked) => reranked.texts_of(image),
+                None => {
+                    scores.read(image, 0, &mut row)?;
+                    let mut found: Vec<(u32, f32)> = (0..).zip(row.iter().copied()).collect();
+                    found.sort_by(|a, b| b.1.total_cmp(&a.1).then(a.0.cmp(&b.0)));
+                    found
+                }
+            };
+            let retrieved = found.iter().take(N_SHOWN).map(|&(text, score)| Shown {
+                item: Item::Text(texts[text as usize].to_owned()),
+                score: f64::from(score),
+                is_right: image_of_text[text as usize] == image as i64,
             });
             let retrieved: Vec<Shown> = retrieved.collect();
             let has_right = retrieved.iter().any(|item| item.is_right);
@@ -330,6 +365,10 @@ impl Task for Retrieval {
         if let Some(task) = self.as_read(runner.model().input().text.captions)? {
             return task.run(runner);
         }
+        if self.rerank.is_some() {
+            // Nothing is computed for a model that could not go on.
+            reranking::check(runner.model())?;
+        }
         // A model whose images and texts meet only in a ranking head is asked of every pair.
         if runner.model().dual().is_err() && runner.model().n_classes(Head::Ranking).is_ok() {
             let scores = cross::scores(runner, &self.set, self.candidates.as_ref())?;
@@ -343,12 +382,18 @@ impl Task for Retrieval {
         let (n_images, n_texts) = (self.set.n_images(), self.set.n_captions());
         let texts = runner.cached("texts", n_texts, || self.text_features(runner))?;
         let images = runner.cached("images", n_images, || self.image_features(runner))?;
-        let width = images.len() / n_images.max(1);
-        self.judge(Scores::Features(Features {
+        let features = Features {
+            width: images.len() / n_images.max(1),
             images,
             texts,
-            width,
-        }))
+        };
+        self.judge(match self.rerank {
+            Some((k, rest)) => {
+                let reranked = reranking::rerank(runner, &self.set, &features, k, rest)?;
+                Scores::Reranked(features, reranked)
+            }
+            None => Scores::Features(features),
+        })
     }
 
     /// Every caption once, and every image as often as it has captions, as published code counts

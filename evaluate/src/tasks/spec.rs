@@ -7,6 +7,7 @@ use serde::{Deserialize, Deserializer, Serialize, Serializer};
 
 use super::{Task, captions, linear_probe, nlvr2, retrieval, vqa, zero_shot};
 use crate::datasets::{DATASETS, DatasetSpec, Kind};
+use crate::metrics::reranking::Rest;
 use crate::metrics::retrieval::Ties;
 use crate::sample::Unit;
 use crate::writing::Writing;
@@ -85,6 +86,8 @@ pub enum TaskOption {
     Writing,
     /// Whether a ranking head is asked of chosen pairs alone.
     Candidates,
+    /// Whether the best of a dual encoder are ranked once more by image and text together.
+    Rerank,
 }
 
 /// On which split a task is opened, and how.
@@ -109,6 +112,9 @@ pub struct TaskOptions<'a> {
     /// Ask a ranking head alone of the best texts of each image and the best images of each text, so many
     /// of each by the scores of a file.
     pub candidates: Option<(usize, &'a Path)>,
+    /// Rank so many texts of each image and images of each text once more, the best of the dual encoder, by image and
+    /// text together; and how the others stand to each other.
+    pub rerank: Option<(usize, Rest)>,
 }
 
 /// A number without the rest of its row.

@@ -34,9 +34,9 @@ fn loss(model: &Flm, ready: &Ready, pass: &Pass<'_>) -> Result<Tensor> {
     let completed = model.complete(&pair, queries, pass)?;
     let both_ways = model.guessed_from(&pair, &pass.within("again"))?;
     let parts = [
-        model.guess(Stream::Queries, &completed.queries, pass)?,
-        model.guess(Stream::Forward, &completed.forward, pass)?,
-        model.guess(Stream::Reverse, &completed.reverse, pass)?,
+        model.words(Stream::Queries, &completed.queries)?,
+        model.words(Stream::Forward, &completed.forward)?,
+        model.words(Stream::Reverse, &completed.reverse)?,
         both_ways,
     ];
     let lengths = ready.lengths();
@@ -58,7 +58,12 @@ fn loss(model: &Flm, ready: &Ready, pass: &Pass<'_>) -> Result<Tensor> {
             None => part,
         });
     }
-    Ok(sum.expect("parts"))
+    // Words that are guessed, beside all logits.
+    let width = completed.queries.dim(2)?;
+    let rows = completed.queries.narrow(1, 0, 2)?.reshape(((), width))?;
+    let labels: Vec<u32> = (2..).take(rows.dim(0)?).collect();
+    let guessed = model.guess(Stream::Queries, &rows, &labels, pass)?;
+    Ok((sum.expect("parts") + (guessed.mean * 3.0)?)?)
 }
 
 type Found = BTreeMap<String, Vec<f64>>;

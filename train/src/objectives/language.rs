@@ -163,5 +163,7 @@ pub(super) fn guess_shifted(
         labels: &targets.labels,
         measure,
     };
-    guess(guesses, step, |rows| Ok(model.guess(stream, rows, pass)?))
+    guess(guesses, step, |rows, labels| {
+        Ok(model.guess(stream, rows, labels, pass)?)
+    })
 }

@@ -5,6 +5,7 @@ use std::sync::Arc;
 use candle_core::Tensor;
 use evaluate::batch::Pair;
 use evaluate::models::{Dvae, Head};
+use evaluate::nn::Guessed;
 
 use super::masked_language::{Guesses, guess};
 use super::{Loss, Needs, Objective, ObjectiveSpec, Step};
@@ -121,8 +122,9 @@ impl Objective for MaskedImage {
                 false => "image_mim_accuracy",
             },
         };
-        guess(guesses, step, |rows| {
-            Ok(step.model.score(Head::MaskedImage, rows)?)
+        guess(guesses, step, |rows, labels| {
+            let logits = step.model.score(Head::MaskedImage, rows)?;
+            Ok(Guessed::by(&logits, labels)?)
         })
     }
 }

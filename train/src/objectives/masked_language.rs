@@ -3,7 +3,7 @@
 use candle_core::Tensor;
 use evaluate::batch::Pair;
 use evaluate::models::Head;
-use evaluate::nn::cross_entropy;
+use evaluate::nn::Guessed;
 
 use super::{Loss, Needs, Objective, ObjectiveSpec, Step};
 use crate::Result;
@@ -54,8 +54,9 @@ pub(super) fn guess_words(hidden: &Tensor, step: &Step<'_>, measure: &'static st
         labels: &words.labels,
         measure,
     };
-    guess(guesses, step, |rows| {
-        Ok(step.model.score(Head::MaskedLanguage, rows)?)
+    guess(guesses, step, |rows, labels| {
+        let logits = step.model.score(Head::MaskedLanguage, rows)?;
+        Ok(Guessed::by(&logits, labels)?)
     })
 }
 
@@ -71,11 +72,11 @@ pub(super) struct Guesses<'a> {
     pub measure: &'static str,
 }
 
-/// The mean cross entropy over what is masked on all ranks; `head` gives scores of rows.
+/// The mean cross entropy over what is masked on all ranks; `head` guesses labels from rows.
 pub(super) fn guess(
     guesses: Guesses<'_>,
     step: &Step<'_>,
-    head: impl FnOnce(&Tensor) -> Result<Tensor>,
+    head: impl FnOnce(&Tensor, &[u32]) -> Result<Guessed>,
 ) -> Result<Loss> {
     let Guesses {
         hidden,
@@ -97,9 +98,7 @@ pub(super) fn guess(
     }
     let places = Tensor::new(places, hidden.device())?;
     let rows = hidden.contiguous()?.index_select(&places, 0)?; // (m, d)
-    let logits = head(&rows)?; // (m, classes)
-    let mean = cross_entropy(&logits, labels)?;
-    let n_right = super::n_right(&logits, labels)?;
+    let Guessed { mean, n_right } = head(&rows, labels)?;
     let value = (mean * (n as f64 * share))?;
     Loss::mean(value, vec![(measure, n_right, n as f64)])
 }

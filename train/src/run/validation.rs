@@ -61,6 +61,7 @@ impl Validation {
             ties: Ties::default(),
             writing: Writing::default(),
             candidates: None,
+            rerank: None,
             allow_other_answers: false,
         };
         let task = spec.open(&options, &data.folder)?;

@@ -10,7 +10,7 @@ use crate::batch::{Images, Pair, Texts};
 use crate::forward::NamedPasses;
 use crate::models::towers::first;
 use crate::models::{
-    Branch, DualEncoder, Fused, FusionEncoder, Head, Model, ModelInput, Similarity,
+    Branch, DualEncoder, Fused, FusionEncoder, Head, Model, ModelInput, RouterWay, Similarity,
 };
 use crate::nn::Pass;
 
@@ -29,6 +29,11 @@ impl Model for Eve {
 
     fn n_classes(&self, head: Head) -> Result<usize> {
         self.heads.n_classes(head)
+    }
+
+    /// Routers have room for as many tokens as come where choices are even: tokens of a batch push each other out.
+    fn is_swayed_by_batch(&self) -> bool {
+        self.config.routing != RouterWay::Unlimited
     }
 
     fn dual(&self) -> Result<&dyn DualEncoder> {

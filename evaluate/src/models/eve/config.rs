@@ -152,6 +152,10 @@ impl Config {
     pub(super) fn usual_routing(&self) -> Routing {
         match self.routing {
             RouterWay::Unlimited => Routing::default(),
+            RouterWay::Capacity => Routing {
+                capacity: Capacity::PUBLISHED,
+                ..Routing::default()
+            },
             RouterWay::AsPublished => Routing {
                 noise: Noise::Drawn {
                     seed: 0,

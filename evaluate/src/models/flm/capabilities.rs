@@ -14,7 +14,7 @@ use crate::models::{
     Captioner, Completed, FreeLanguage, Fused, FusionEncoder, Head, LookedAt, Model, ModelInput,
     Queries, ReadText, Reading, Stream, Streams,
 };
-use crate::nn::Pass;
+use crate::nn::{Guessed, Pass};
 
 impl Model for Flm {
     fn family(&self) -> &'static str {
@@ -183,7 +183,17 @@ impl FreeLanguage for Flm {
         Ok(three.completed()?)
     }
 
-    fn guess(&self, stream: Stream, states: &Tensor, pass: &Pass<'_>) -> Result<Tensor> {
-        self.heads.words(stream, states, pass)
+    fn words(&self, stream: Stream, states: &Tensor) -> Result<Tensor> {
+        Ok(self.heads.words(stream)?.forward(states)?)
+    }
+
+    fn guess(
+        &self,
+        stream: Stream,
+        rows: &Tensor,
+        labels: &[u32],
+        pass: &Pass<'_>,
+    ) -> Result<Guessed> {
+        Ok(self.heads.words(stream)?.guess_on(rows, labels, pass)?)
     }
 }

@@ -7,7 +7,7 @@ use candle_core::Tensor;
 use super::{Config, FAMILY};
 use crate::models::heads::{Classifier, MaskedLanguage};
 use crate::models::{Head, Stream, Streams};
-use crate::nn::{Linear, Pass};
+use crate::nn::Linear;
 use crate::{Error, ModelFault, Result, Weights};
 
 /// Answers of the published question answering head; a fresh head has as many.
@@ -116,21 +116,20 @@ impl Heads {
         Ok(pooler.forward(first)?.tanh()?)
     }
 
-    /// Logits of words by the head of a stream: `(.., d) -> (.., vocabulary)`.
+    /// The head that guesses words from the states of a stream.
     ///
     /// # Errors
-    /// [`Error::NoHead`], or when the device fails.
-    pub fn words(&self, stream: Stream, states: &Tensor, pass: &Pass<'_>) -> Result<Tensor> {
+    /// [`Error::NoHead`].
+    pub fn words(&self, stream: Stream) -> Result<&MaskedLanguage> {
         let own = match stream {
             Stream::Queries => 0,
             Stream::Forward => 1,
             Stream::Reverse => 2,
         };
-        let head = match &self.words[own] {
-            Some(head) => head,
-            None => self.of(Head::CausalLanguage, &self.words[0])?,
-        };
-        Ok(head.forward_on(states, pass)?)
+        match &self.words[own] {
+            Some(head) => Ok(head),
+            None => self.of(Head::CausalLanguage, &self.words[0]),
+        }
     }
 
     /// What a head gives for rows of hidden states.

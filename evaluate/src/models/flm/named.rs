@@ -7,7 +7,7 @@ use super::masks::{self, Masks};
 use super::passes::{Looked, Three};
 use crate::batch::{Images, Texts};
 use crate::forward::{Given, Input, Kind, NamedPass, NamedPasses, PassSpec, Recorder, Size};
-use crate::models::{FusionEncoder, Head, Model, Reading, Stream, Streams};
+use crate::models::{FreeLanguage, FusionEncoder, Head, Model, Reading, Stream, Streams};
 use crate::nn::{Mask, Pass};
 use crate::streams::Span;
 use crate::{Error, Result};
@@ -179,7 +179,7 @@ fn three_stream(model: &Flm, given: &Given, out: &Recorder) -> Result<()> {
         ("logits.xr", Stream::Reverse, &top.reverse),
     ];
     for (name, stream, states) in streams {
-        add_scores(out, name, model.heads.words(stream, states, &pass))?;
+        add_scores(out, name, model.words(stream, states))?;
     }
     let pooled = model.pool(Streams::Three, &top.queries)?;
     out.add("out.cls_feats", &pooled)?;

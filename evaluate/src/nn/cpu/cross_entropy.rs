@@ -23,38 +23,58 @@ fn scale(logits: &[f32]) -> (f32, f32) {
     )
 }
 
+/// `−ln softmax(logits)[target]` of each row.
+fn losses(logits: &[f32], targets: &[u32]) -> Vec<f64> {
+    let rows = logits.par_chunks_exact((logits.len() / targets.len().max(1)).max(1));
+    let of_row = |(logits, &target): (&[f32], &u32)| {
+        let (largest, sum) = scale(logits);
+        f64::from(sum.ln() - (logits[target as usize] - largest))
+    };
+    rows.zip(targets).map(of_row).collect()
+}
+
+/// The sum of `−ln softmax(logits)[target]` over rows, and how many rows have their largest logit at the target; of equal
+/// ones the first counts.
+pub fn judge(logits: &[f32], targets: &[u32]) -> (f64, usize) {
+    let rows = logits.par_chunks_exact((logits.len() / targets.len().max(1)).max(1));
+    let is_right = |(logits, &target): (&[f32], &u32)| {
+        let (before, rest) = logits.split_at(target as usize);
+        let own = logits[target as usize];
+        before.iter().all(|&other| other < own) && rest.iter().all(|&other| other <= own)
+    };
+    let n_right = rows.zip(targets).filter(|&row| is_right(row)).count();
+    (losses(logits, targets).iter().sum(), n_right)
+}
+
+/// Puts `share · (softmax(logits) − target)` in the place of the logits.
+pub fn gradient_in_place(logits: &mut [f32], targets: &[u32], share: f32) {
+    let classes = (logits.len() / targets.len().max(1)).max(1);
+    let rows = logits.par_chunks_exact_mut(classes).zip(targets);
+    rows.for_each(|(logits, &target)| {
+        let (largest, sum) = scale(logits);
+        let factor = share / sum;
+        merge::vectorized(
+            #[inline(always)]
+            || {
+                for logit in logits.iter_mut() {
+                    *logit = factor * exp(*logit - largest);
+                }
+            },
+        );
+        logits[target as usize] -= share;
+    });
+}
+
 impl CrossEntropy {
     fn mean(&self, logits: &[f32]) -> f32 {
-        let n = self.targets.len();
-        let rows = logits.par_chunks_exact((logits.len() / n.max(1)).max(1));
-        let of_row = |(logits, &target): (&[f32], &u32)| {
-            let (largest, sum) = scale(logits);
-            f64::from(sum.ln() - (logits[target as usize] - largest))
-        };
-        let of_rows: Vec<f64> = rows.zip(&self.targets).map(of_row).collect();
-        (of_rows.iter().sum::<f64>() / n as f64) as f32
+        let n = self.targets.len() as f64;
+        (losses(logits, &self.targets).iter().sum::<f64>() / n) as f32
     }
 
     fn gradient(&self, g: f32, logits: &[f32]) -> Vec<f32> {
-        let n = self.targets.len();
-        let (share, classes) = (g / n as f32, (logits.len() / n.max(1)).max(1));
-        let mut by_logits = vec![0.0; logits.len()];
-        let rows = (by_logits.par_chunks_exact_mut(classes))
-            .zip(logits.par_chunks_exact(classes))
-            .zip(&self.targets);
-        rows.for_each(|((by_logits, logits), &target)| {
-            let (largest, sum) = scale(logits);
-            let factor = share / sum;
-            merge::vectorized(
-                #[inline(always)]
-                || {
-                    for (by_logit, logit) in by_logits.iter_mut().zip(logits) {
-                        *by_logit = factor * exp(logit - largest);
-                    }
-                },
-            );
-            by_logits[target as usize] -= share;
-        });
+        let mut by_logits = logits.to_vec();
+        let share = g / self.targets.len() as f32;
+        gradient_in_place(&mut by_logits, &self.targets, share);
         by_logits
     }
 }

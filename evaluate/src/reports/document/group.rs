@@ -74,6 +74,7 @@ fn group(members: &[&Placed], published: &Published) -> Group {
         .collect();
     let mut remarks: Vec<String> = settings_remark(members).into_iter().collect();
     remarks.extend(candidates_remarks(members));
+    remarks.extend(rerank_remarks(members));
     let left_out = first.left_out.iter();
     remarks.extend(
         left_out.map(|omission| labels::one_line(&format!("{}: {omission}.", omission.file))),
@@ -165,6 +166,30 @@ fn candidates_remarks(members: &[&Placed]) -> Vec<String> {
         let remark = format!(
             "{}: only candidates were scored, the {n} best texts of each image and images of each text by the scores in \
              {file}; other pairs stand behind them in the order of those scores.",
+            names.join(", ")
+        );
+        labels::one_line(&remark)
+    };
+    names.into_iter().map(remark).collect()
+}
+
+/// How many of each were ranked once more, and how the others stand.
+fn rerank_remarks(members: &[&Placed]) -> Vec<String> {
+    let mut names: BTreeMap<[String; 2], Vec<&str>> = BTreeMap::new();
+    for member in members {
+        let setting = |name: &str| member.result.settings.get(name).map(plain);
+        if let (Some(k), Some(rest)) = (setting("rerank"), setting("rerank_rest")) {
+            names.entry([k, rest]).or_default().push(&member.name);
+        }
+    }
+    let remark = |([k, rest], names): ([String; 2], Vec<&str>)| {
+        let others = match rest.as_str() {
+            "tied" => "all others are tied behind them",
+            _ => "all others stand behind them in the order that they had",
+        };
+        let remark = format!(
+            "{}: the {k} best texts of each image and images of each text were ranked once more by image and text \
+             together; {others}.",
             names.join(", ")
         );
         labels::one_line(&remark)
