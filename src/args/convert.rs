@@ -17,6 +17,8 @@ pub enum ResizeArg {
     Bicubic,
     /// Geometric spacing and a cubic spline, as in VLMo and BEiT; cannot shrink
     Geometric,
+    /// As geometric, and a smaller image gets the middle of the table, as the published EVE does
+    GeometricOrCrop,
 }
 
 impl From<ResizeArg> for Resize {
@@ -24,6 +26,7 @@ impl From<ResizeArg> for Resize {
         match arg {
             ResizeArg::Bicubic => Self::Bicubic,
             ResizeArg::Geometric => Self::Geometric,
+            ResizeArg::GeometricOrCrop => Self::GeometricOrCrop,
         }
     }
 }

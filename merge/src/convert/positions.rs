@@ -18,6 +18,9 @@ pub enum Resize {
     Bicubic,
     /// Offsets spread geometrically, then a cubic spline, as VLMo and BEiT do. Cannot shrink.
     Geometric,
+    /// The same, and for a smaller window the middle of the table, as the published programs of BEiT, VLMo and EVE
+    /// really do: their ratio never falls below 1.01, so the table is cropped and not shrunk.
+    GeometricOrCrop,
 }
 
 impl fmt::Display for Resize {
@@ -25,6 +28,7 @@ impl fmt::Display for Resize {
         f.write_str(match self {
             Self::Bicubic => "bicubic",
             Self::Geometric => "geometric",
+            Self::GeometricOrCrop => "geometric, cropped where it is smaller",
         })
     }
 }
@@ -33,12 +37,13 @@ impl Resize {
     /// Checks that a table for windows of `from` patches a side can be brought to `to`.
     ///
     /// # Errors
-    /// [`ConversionFault::CannotShrink`] and [`ConversionFault::WindowTooSmall`], both for [`Resize::Geometric`].
+    /// [`ConversionFault::CannotShrink`] for [`Resize::Geometric`], and [`ConversionFault::WindowTooSmall`] where a
+    /// spline is laid.
     pub fn check(self, key: &str, from: usize, to: usize) -> Result<()> {
         if self == Self::Bicubic || from == to {
             return Ok(());
         }
-        if to < from {
+        if to < from && self == Self::Geometric {
             return Err(ConversionFault::CannotShrink {
                 key: key.to_owned(),
                 from,
@@ -60,7 +65,7 @@ impl Resize {
         match self {
             _ if from == to => Array2::eye(from),
             Self::Bicubic => resample::bicubic(from, to),
-            Self::Geometric => resample::geometric_spline(from, to),
+            Self::Geometric | Self::GeometricOrCrop => resample::geometric_spline(from, to),
         }
     }
 }

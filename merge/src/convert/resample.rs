@@ -47,7 +47,8 @@ fn cubic_kernel(distance: f64) -> f64 {
 /// that the outermost meets the outermost target, then an interpolating cubic spline with
 /// not-a-knot ends, evaluated at whole offsets clamped to the source's range.
 ///
-/// Both sides must be odd, `source` at least [`SPLINE_MIN_SIDE`], `target` not below `source`.
+/// Both sides must be odd, `source` at least [`SPLINE_MIN_SIDE`]. A `target` below `source` gets the middle of the
+/// table, for the ratio of the spacing stays above 1.
 pub(super) fn geometric_spline(source: usize, target: usize) -> Array2<f64> {
     let abscissae = geometric_abscissae(source, target);
     let (first, last) = (abscissae[0], abscissae[source - 1]);

@@ -334,7 +334,10 @@ impl std::fmt::Display for RelativeTable {
         match (from == to, self.resize) {
             (true, _) => write!(f, "window {from}x{from} kept")?,
             (_, Resize::Bicubic) => write!(f, "window {from}x{from} to {to}x{to}, bicubic")?,
-            (_, Resize::Geometric) => {
+            (_, Resize::GeometricOrCrop) if to < from => {
+                write!(f, "window {from}x{from} cropped to {to}x{to}")?;
+            }
+            (_, Resize::Geometric | Resize::GeometricOrCrop) => {
                 write!(f, "window {from}x{from} to {to}x{to}, geometric spacing")?;
             }
         }

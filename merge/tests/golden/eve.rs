@@ -5,12 +5,14 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use fixtures::{Case, Raw, Set, list, text};
+use merge::convert::positions::{Resize, resize_relative};
 use merge::convert::{Conversion, EveStart};
 use merge::execute::{RunOptions, in_memory};
 use merge::layouts::{self, EveSizes, EveSpec, EveTask, Part, TowerSizes};
 use merge::progress::Silent;
 use merge::synth::Fresh;
 use merge::{Checkpoint, Expert, Role};
+use ndarray::Array2;
 use serde_json::Value;
 
 use crate::eve::{converted, opened, synthesis, values, write};
@@ -21,6 +23,7 @@ fixtures::golden_tests! {
     every_key_has_the_published_role: "layout" => roles,
     a_model_for_a_task_starts_as_published: "load" => load,
     position_tables_are_resized_as_published: "pos_resize" => resize,
+    tables_of_relative_positions_are_resized_as_published: "relative_table_resize" => resize_relative_table,
     published_sizes_have_the_published_names_and_parameters: "published_sizes" => sizes,
 }
 
@@ -300,6 +303,28 @@ fn around(table: &Raw, side: usize, path: &Path) {
     let mut tensors = fixtures::tensors(path);
     tensors.insert(POSITIONS.to_owned(), table.clone());
     fixtures::write(path, &tensors);
+}
+
+/// The published program crops the table for a smaller picture, which must be asked for by name.
+fn resize_relative_table(case: &Case) {
+    let tables = case.tensors("expected");
+    let [before, after] = ["before", "after"].map(|when| {
+        let table = &tables[when];
+        let (rows, columns) = (table.shape[0], table.shape[1]);
+        Array2::from_shape_vec((rows, columns), table.values()).expect("a table")
+    });
+    let pixels = |name: &str| case["params"][name].as_u64().expect("pixels") as usize;
+    let [from, to] = ["from_image", "to_image"].map(|name| pixels(name) / pixels("patch"));
+    let is_refused = Resize::Geometric.check("table", from, to).is_err();
+    assert_eq!(is_refused, to < from);
+    let resize = Resize::GeometricOrCrop;
+    resize.check("table", from, to).expect("it crops");
+    let found = resize_relative(before.view(), from, to, resize);
+    assert_eq!(found.dim(), after.dim());
+    let [rtol, atol] = ["rtol", "atol"].map(|name| fixtures::number(&case["tolerance"][name]));
+    let [found, after] = [found, after].map(|table| table.into_iter().collect::<Vec<f64>>());
+    let differs = fixtures::first_difference(&found, &after, rtol, atol);
+    assert_eq!(differs, None);
 }
 
 fn sizes(case: &Case) {
