@@ -55,6 +55,9 @@ pub fn carry_out(
     if output.json {
         let mut value = serde_json::to_value(&summary)?;
         value["seconds"] = json!(seconds);
+        if let Some(report) = plan.alignment()? {
+            value["alignment"] = serde_json::to_value(&report)?;
+        }
         value["fetched_bytes"] = json!(fetched_bytes());
         output.json(&value)?;
     } else {
@@ -67,6 +70,7 @@ pub fn carry_out(
                 summary.n_files_kept
             ));
         }
+        say_alignment(plan, output)?;
         let computed = match summary.n_computed {
             0 => String::new(),
             n => format!(
@@ -98,6 +102,7 @@ fn show(plan: &MergePlan, beside: &[Companion], output: &Output) -> Result<()> {
             "input_bytes": plan.input_bytes(),
             "output_bytes": plan.output_bytes(),
             "peak_bytes": peak_bytes,
+            "alignment": plan.alignment()?,
         }));
     }
     for entry in plan.entries() {
@@ -124,6 +129,7 @@ fn show(plan: &MergePlan, beside: &[Companion], output: &Output) -> Result<()> {
     for file in beside {
         output.line(format!("beside   {}  ({})", file.name, file.why))?;
     }
+    say_alignment(plan, output)?;
     output.line(format!(
         "{} tensors out, {} left out; reads {}, writes {}; peak memory for tensor data about {}",
         plan.entries().len(),
@@ -132,6 +138,45 @@ fn show(plan: &MergePlan, beside: &[Companion], output: &Output) -> Result<()> {
         bytes(plan.output_bytes()),
         bytes(peak_bytes),
     ))
+}
+
+/// Which experts and units were moved, if the recipe asks for that: the experts of each mixture, and the units in sum.
+fn say_alignment(plan: &MergePlan, output: &Output) -> Result<()> {
+    let Some(report) = plan.alignment()? else {
+        return Ok(());
+    };
+    for matching in &report.experts {
+        let order = match matching.n_moved() {
+            0 => "in order".to_owned(),
+            n => {
+                let experts = matching.experts.iter().map(ToString::to_string);
+                format!(
+                    "{n} moved, in the order {}",
+                    experts.collect::<Vec<_>>().join(" ")
+                )
+            }
+        };
+        output.note(format!(
+            "{}: experts of `{}`: {order} (cosine {:.3}, by number {:.3})",
+            printable(&matching.model),
+            printable(&matching.mixture),
+            matching.cosine,
+            matching.cosine_in_place,
+        ));
+    }
+    let mut models: Vec<&str> = report.units.iter().map(|of| of.model.as_str()).collect();
+    models.dedup();
+    for model in models {
+        let own = report.units.iter().filter(|of| of.model == model);
+        let (n_moved, n_units) = own.fold((0, 0), |(moved, all), of| {
+            (moved + of.n_moved, all + of.n_units)
+        });
+        output.note(format!(
+            "{}: {n_moved} of {n_units} hidden units moved",
+            printable(model)
+        ));
+    }
+    Ok(())
 }
 
 fn entry_json(entry: &Entry) -> serde_json::Value {

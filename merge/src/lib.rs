@@ -37,6 +37,7 @@ pub mod linear_algebra;
 pub mod lora;
 pub mod low_rank;
 pub mod methods;
+pub mod mixtures;
 pub mod plan;
 pub mod progress;
 pub mod provenance;

@@ -11,6 +11,7 @@ mod diff;
 mod distance;
 mod eve;
 mod every_method;
+mod expert_numbers;
 mod extract;
 mod flm;
 mod golden;
@@ -21,6 +22,7 @@ mod lora;
 mod memory;
 mod mergekit;
 mod methods_document;
+mod mixtures;
 mod non_finite;
 mod quantized;
 #[cfg(feature = "remote")]

@@ -2,6 +2,7 @@
 
 pub mod convert;
 pub mod data;
+pub mod experts;
 pub mod flm;
 pub mod global;
 pub mod merge;

@@ -7,10 +7,12 @@ use anyhow::Result;
 use clap::ValueEnum;
 use merge::convert::{Conversion, Spelling, Wrapper};
 use merge::layouts::{ModelRecord, RecordFamily, by_name, detect};
+use merge::mixtures::MixtureSpelling;
 use merge::recipe::ModelRef;
 use merge::{Checkpoint, Layout, MergePlan, MergeRecipe, quantized};
 
 use crate::args::convert::{ResizeArg, open_source};
+use crate::args::experts::ExpertsArgs;
 use crate::args::number::{Colors, parse_colors, parse_positive};
 use crate::args::write::{DTypeArg, WriteArgs};
 use crate::output::Output;
@@ -22,6 +24,8 @@ Examples:
   vlmerge convert model.ckpt model.safetensors --dtype bf16          rounded once
   vlmerge convert model.safetensors folder/model.safetensors --max-shard-size 2GB
   vlmerge convert vlmo_base.pt out.safetensors --to vl-merging       VLMo keys as vl-merging's
+  vlmerge convert mixtral/ fused.safetensors --to fused-experts      all experts in one tensor
+  vlmerge convert eve.pth half.safetensors --experts 16 --grams coco.gram.safetensors
   vlmerge convert zerovl.pth zerovl.safetensors --module remove      keys without the prefix
   vlmerge convert zerovl.pth noted.safetensors --image-mean 0.5 --image-deviation 0.5
   vlmerge convert model.ckpt coco.safetensors --image-size 384       tables for a larger image
@@ -40,7 +44,7 @@ pub struct Args {
     /// Name of the dictionary in the file that holds the weights [default: found by rule]
     #[arg(long)]
     root: Option<String>,
-    /// Rename the keys of a model that has one FFN per modality to another spelling
+    /// Give the keys of a model that has one FFN per modality, or mixtures of experts, another spelling
     #[arg(long, value_enum, value_name = "SPELLING")]
     to: Option<SpellingArg>,
     /// Add or remove the prefix `module.` that data-parallel wrappers put before every key
@@ -84,6 +88,8 @@ pub struct Args {
     #[arg(long)]
     keep_derived: bool,
     #[command(flatten)]
+    experts: ExpertsArgs,
+    #[command(flatten)]
     write: WriteArgs,
 }
 
@@ -94,6 +100,16 @@ enum SpellingArg {
     VlMerging,
     /// As the VLMo release
     Vlmo,
+    /// Mixtures of experts as Mixtral: block_sparse_moe.experts.N.w1, w3 and w2
+    Mixtral,
+    /// Mixtures as Qwen-MoE and DeepSeek-MoE: mlp.experts.N.gate_proj, up_proj and down_proj
+    SingleExperts,
+    /// Mixtures as transformers 5: mlp.experts.gate_up_proj (experts, 2 units, width) and down_proj
+    FusedExperts,
+    /// The same with the last two axes exchanged
+    FusedTransposed,
+    /// Mixtures as Granite-MoE: block_sparse_moe.input_linear and output_linear
+    Granite,
 }
 
 /// What to do with the prefix `module.`.
@@ -130,6 +146,11 @@ pub fn run(args: Args, output: &Output) -> Result<ExitCode> {
         spelling: args.to.map(|to| match to {
             SpellingArg::VlMerging => Spelling::VlMerging,
             SpellingArg::Vlmo => Spelling::Vlmo,
+            SpellingArg::Mixtral => Spelling::Mixture(MixtureSpelling::Mixtral),
+            SpellingArg::SingleExperts => Spelling::Mixture(MixtureSpelling::SingleExperts),
+            SpellingArg::FusedExperts => Spelling::Mixture(MixtureSpelling::FusedExperts),
+            SpellingArg::FusedTransposed => Spelling::Mixture(MixtureSpelling::FusedTransposed),
+            SpellingArg::Granite => Spelling::Mixture(MixtureSpelling::Granite),
         }),
         wrapper: args.module.map(|module| match module {
             ModuleArg::Add => Wrapper::Add,
@@ -148,6 +169,9 @@ pub fn run(args: Args, output: &Output) -> Result<ExitCode> {
         source = quantized::dequantized(source)?;
     } else if args.write.dtype != DTypeArg::Keep {
         quantized::check_castable(&source)?;
+    }
+    if let Some(plan) = (args.experts).plan(&source, args.write.dtype.into(), output)? {
+        return plan_view::carry_out(&plan, args.out, &args.write, false, output);
     }
     if let (true, Some(out)) = (args.dequantize && !conversion.needs_family(), &args.out)
         && args.write.is_folder(out)

@@ -7,12 +7,13 @@ use std::sync::Arc;
 
 use anyhow::Result;
 use clap::ValueEnum;
-use merge::convert::{EveStart, Expansion, FlmStart, FlmTowers, LoadReport, Start};
+use merge::convert::{EveStart, Expansion, FlmStart, FlmTowers, LoadReport, Start, Upcycling};
 use merge::io::{OpenOptions, open};
 use merge::layouts::{EveTask, FlmTask, Form, detect};
 use merge::{Checkpoint, Expert};
 
 use crate::args::convert::{ResizeArg, open_source};
+use crate::args::number::parse_positive;
 use crate::args::write::WriteArgs;
 use crate::output::{Output, UsageError};
 use crate::plan_view;
@@ -26,7 +27,8 @@ Examples:
   vlmerge expand ViT-B-32.pt flm.safetensors --to flm-pretrain --text roberta-base --image-size 288
   vlmerge expand pretrain_4m.ckpt vqa.safetensors --to flm-vqa --image-size 576
   vlmerge expand pretrain_4m.ckpt captions.ckpt --to flm-caption
-  vlmerge expand eve_base.pth retrieval.th --to eve-retrieval --image-size 384";
+  vlmerge expand eve_base.pth retrieval.th --to eve-retrieval --image-size 384
+  vlmerge expand qwen/ mixture.safetensors --to mixture --n-experts 8 --seed 1";
 
 /// Flags of `vlmerge expand`.
 #[derive(Debug, clap::Args)]
@@ -64,6 +66,9 @@ pub struct Args {
     /// Layers of the reconstructor that read the cross-modal layers [default: as many as they are]
     #[arg(long, value_name = "N", requires = "text")]
     reconstructor_top: Option<usize>,
+    /// Experts of each mixture, for --to mixture
+    #[arg(long, value_name = "N", value_parser = parse_positive)]
+    n_experts: Option<usize>,
     /// Seed of the draws of weights that the inputs lack [default: 0]
     #[arg(long, value_name = "N")]
     seed: Option<u64>,
@@ -135,6 +140,8 @@ enum ToArg {
     EveNlvr2Biattn,
     /// EVE: the transformer alone
     EveBackbone,
+    /// Mixtures of experts: copies of each dense network, and routers that are drawn
+    Mixture,
 }
 
 /// A form of vl-merging, or what an FLM or an EVE is for.
@@ -142,6 +149,7 @@ enum To {
     Form(Form),
     Flm(FlmTask),
     Eve(EveTask),
+    Mixture,
 }
 
 impl From<ToArg> for To {
@@ -165,6 +173,7 @@ impl From<ToArg> for To {
             ToArg::EveNlvr2 => Self::Eve(EveTask::Nlvr2),
             ToArg::EveNlvr2Biattn => Self::Eve(EveTask::Nlvr2Biattn),
             ToArg::EveBackbone => Self::Eve(EveTask::Backbone),
+            ToArg::Mixture => Self::Mixture,
         }
     }
 }
@@ -195,6 +204,7 @@ pub fn run(args: Args, output: &Output) -> Result<ExitCode> {
         To::Form(form) => to_form(form, args, output),
         To::Flm(task) => to_flm(task, args, output),
         To::Eve(task) => to_eve(task, args, output),
+        To::Mixture => to_mixture(args, output),
     }
 }
 
@@ -209,6 +219,7 @@ fn refuse(given: &[(&'static str, bool)], what: &str) -> Result<(), UsageError> 
 /// A model of vl-merging.
 fn to_form(form: Form, args: Args, output: &Output) -> Result<ExitCode> {
     let of_flm = [
+        ("--n-experts", args.n_experts.is_some()),
         ("--text", args.text.is_some()),
         ("--vocabulary", args.vocabulary.is_some()),
         ("--answers", args.answers.is_some()),
@@ -242,6 +253,7 @@ fn to_form(form: Form, args: Args, output: &Output) -> Result<ExitCode> {
 /// An FLM.
 fn to_flm(task: FlmTask, args: Args, output: &Output) -> Result<ExitCode> {
     let of_forms = [
+        ("--n-experts", args.n_experts.is_some()),
         ("--experts", args.experts.is_some()),
         ("--from", !args.from.is_empty()),
         ("--fusion-start", args.fusion_start.is_some()),
@@ -293,6 +305,7 @@ fn to_flm(task: FlmTask, args: Args, output: &Output) -> Result<ExitCode> {
 /// An EVE.
 fn to_eve(task: EveTask, args: Args, output: &Output) -> Result<ExitCode> {
     let of_others = [
+        ("--n-experts", args.n_experts.is_some()),
         ("--text", args.text.is_some()),
         ("--vocabulary", args.vocabulary.is_some()),
         ("--experts", args.experts.is_some()),
@@ -314,6 +327,35 @@ fn to_eve(task: EveTask, args: Args, output: &Output) -> Result<ExitCode> {
     };
     let (plan, report) = start.plan(source)?;
     say(&report, output);
+    plan_view::carry_out(&plan, args.out, &args.write, false, output)
+}
+
+/// A model with mixtures of experts.
+fn to_mixture(args: Args, output: &Output) -> Result<ExitCode> {
+    let of_others = [
+        ("--text", args.text.is_some()),
+        ("--vocabulary", args.vocabulary.is_some()),
+        ("--answers", args.answers.is_some()),
+        ("--experts", args.experts.is_some()),
+        ("--from", !args.from.is_empty()),
+        ("--fusion-start", args.fusion_start.is_some()),
+        ("--image-size", args.image_size.is_some()),
+        ("--resize", args.resize.is_some()),
+        ("--text-table-len", args.text_table_len.is_some()),
+        ("--as-published", args.as_published),
+        ("--fresh-heads", args.fresh_heads),
+    ];
+    refuse(&of_others, "a mixture of experts")?;
+    let Some(n_experts) = args.n_experts else {
+        return Err(UsageError("--to mixture needs --n-experts".into()).into());
+    };
+    let source = open_source(&args.input, args.root.clone(), output)?;
+    let upcycling = Upcycling {
+        n_experts,
+        seed: args.seed.unwrap_or(0),
+        dtype: args.write.dtype.into(),
+    };
+    let plan = upcycling.plan(source)?;
     plan_view::carry_out(&plan, args.out, &args.write, false, output)
 }
 

@@ -7,23 +7,27 @@ use super::draft::Draft;
 use super::positions::{Resize, side};
 use super::tables::{RelativeTable, Windows};
 use crate::layouts::{beit, vlmo, without_module};
-use crate::{ConversionFault, Error, Layout, ParamKind, Result, Role};
+use crate::mixtures::{MixtureSpelling, respelled, survey};
+use crate::{Checkpoint, ConversionFault, Error, Layout, ParamKind, Result, Role};
 
-/// A way to spell the keys of the multiway model with an FFN for each modality.
+/// A way to spell keys: those of the multiway model with an FFN for each modality, or those of mixtures of experts.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Spelling {
     /// vl-merging's, in its ffn-specific form: `mlp.v`, `norm2.l`, `ifm_text_proj`.
     VlMerging,
     /// That of the VLMo release: `mlp_imag`, `norm2_text`, `itc_text_proj`.
     Vlmo,
+    /// Of mixtures of experts, in a model of any family.
+    Mixture(MixtureSpelling),
 }
 
 impl fmt::Display for Spelling {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(match self {
-            Self::VlMerging => "vl-merging",
-            Self::Vlmo => "vlmo",
-        })
+        match self {
+            Self::VlMerging => f.write_str("vl-merging"),
+            Self::Vlmo => f.write_str("vlmo"),
+            Self::Mixture(spelling) => spelling.fmt(f),
+        }
     }
 }
 
@@ -70,7 +74,39 @@ pub(super) fn respell(draft: &mut Draft, layout: &dyn Layout, to: Spelling) -> R
         ("vl_merging", Spelling::Vlmo) => to_vlmo(draft, layout),
         (_, Spelling::VlMerging) => Err(draft.refused(layout, "spelled as vl-merging does")),
         (_, Spelling::Vlmo) => Err(draft.refused(layout, "spelled as VLMo does")),
+        // Done before, by a view of the source.
+        (_, Spelling::Mixture(_)) => Ok(()),
     }
+}
+
+/// The source with its mixtures of experts spelled otherwise.
+///
+/// # Errors
+/// [`ConversionFault::NoSuchConversion`] for a checkpoint without mixtures,
+/// [`ConversionFault::OtherMixture`] for one of which the experts are of another kind, and as [`respelled`].
+pub(super) fn respell_mixtures(
+    source: Arc<Checkpoint>,
+    layout: &dyn Layout,
+    to: MixtureSpelling,
+) -> Result<Arc<Checkpoint>> {
+    let found = survey(&source)?;
+    if found.is_empty() {
+        return Err(ConversionFault::NoSuchConversion {
+            path: source.path().into(),
+            layout: layout.name(),
+            wanted: "spelled so: it has no mixture of experts",
+        }
+        .into());
+    }
+    let mut mixtures = found.values();
+    if let Some(mixture) = mixtures.find(|mixture| MixtureSpelling::of(mixture).is_none()) {
+        return Err(ConversionFault::OtherMixture {
+            path: source.path().into(),
+            mixture: mixture.host.clone(),
+        }
+        .into());
+    }
+    respelled(source, to)
 }
 
 fn to_vl_merging(draft: &mut Draft, layout: &dyn Layout) -> Result<()> {

@@ -4,9 +4,11 @@
 //! [`Conversion`] changes a checkpoint, [`Expansion`] starts a model from one.
 
 pub(crate) mod buffers;
+mod dense;
 mod draft;
 mod eve;
 mod experts;
+mod fewer_experts;
 mod flm;
 mod keys;
 pub mod positions;
@@ -17,8 +19,10 @@ mod wrapper;
 use std::fmt;
 use std::sync::Arc;
 
+pub use dense::{DenseOfExperts, Upcycling};
 pub use eve::EveStart;
 pub use experts::{Expansion, Start};
+pub use fewer_experts::{ExpertsKept, FewerExperts, Others, Worth};
 pub use flm::{FlmStart, FlmTowers, LoadReport};
 pub use keys::Spelling;
 pub use positions::Resize;
@@ -68,9 +72,13 @@ impl Conversion {
     /// [`ConversionFault::NoCounterpart`] and those of the position tables.
     pub fn plan(&self, source: Arc<Checkpoint>, layout: &dyn Layout) -> Result<MergePlan> {
         // Spellings are of names, each of which has a place in the other.
+        let source = match self.spelling {
+            Some(Spelling::Mixture(to)) => keys::respell_mixtures(source, layout, to)?,
+            _ => source,
+        };
         let mut draft = match self.spelling {
-            Some(_) => Draft::untied(Arc::clone(&source))?,
-            None => Draft::copy_of(Arc::clone(&source))?,
+            Some(Spelling::VlMerging | Spelling::Vlmo) => Draft::untied(Arc::clone(&source))?,
+            _ => Draft::copy_of(Arc::clone(&source))?,
         };
         let is_resized = self.image_size.is_some() || self.text_len.is_some();
         if layout.name() == "generic" && (is_resized || self.third_token_type) {

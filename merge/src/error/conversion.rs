@@ -140,6 +140,46 @@ pub enum ConversionFault {
         /// What gets in the way.
         why: &'static str,
     },
+    /// A mixture whose experts are of no kind that has several spellings.
+    #[error(
+        "{}: the experts of `{mixture}` are not a gate, a value and a way out without biases, so they have no other \
+         spelling", path.display()
+    )]
+    OtherMixture {
+        /// The checkpoint.
+        path: PathBuf,
+        /// What the names of its tensors begin with.
+        mixture: String,
+    },
+    /// A number of experts that a mixture cannot be brought to.
+    #[error("`{mixture}` has {n_experts} experts and cannot be given {keep}")]
+    ExpertsLeft {
+        /// What the names of its tensors begin with.
+        mixture: String,
+        /// Experts there are; 1 of a dense network.
+        n_experts: usize,
+        /// Experts asked for.
+        keep: usize,
+    },
+    /// Experts are to be grouped by scores that nothing tells.
+    #[error(
+        "{}: no gram matrix of the inputs of the router of `{mixture}`, by whose scores experts are grouped; \
+         `vlmerge gram --shared` writes it", path.display()
+    )]
+    ScoresUnknown {
+        /// The gram file.
+        path: PathBuf,
+        /// The mixture.
+        mixture: String,
+    },
+    /// A mixture with more than a router and its experts, which one dense network cannot replace.
+    #[error("{}: `{key}` serves all tokens beside the experts, and a dense network has no place for it", path.display())]
+    SharedExpert {
+        /// The checkpoint.
+        path: PathBuf,
+        /// The tensor.
+        key: String,
+    },
     /// A conversion is not defined for this family or form.
     #[error("{}: a checkpoint of layout {layout} cannot be {wanted}", path.display())]
     NoSuchConversion {

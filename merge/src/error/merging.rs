@@ -362,6 +362,131 @@ pub enum MergeFault {
         /// The method.
         method: &'static str,
     },
+    /// A mixture whose tensors do not fit together.
+    #[error("{}: the mixture `{host}` {reason}", path.display())]
+    BrokenMixture {
+        /// The checkpoint.
+        path: PathBuf,
+        /// What the names of its tensors begin with.
+        host: String,
+        /// What is wrong, as a clause.
+        reason: String,
+    },
+    /// Mixtures of one place with different numbers of experts.
+    #[error(
+        "the mixture `{mixture}` has {found} experts in {model}, and {expected} in {first}{place}"
+    )]
+    ExpertCounts {
+        /// What the names of its tensors begin with.
+        mixture: String,
+        /// The checkpoint that differs.
+        model: String,
+        /// Its experts.
+        found: usize,
+        /// The checkpoint it is compared with.
+        first: String,
+        /// The experts there.
+        expected: usize,
+        /// The entry of the one that differs.
+        place: Place,
+    },
+    /// A router whose experts are missing.
+    #[error(
+        "{model} has the router `{router}` without its experts: it has no `{mixture}.…` of them{place}"
+    )]
+    RouterAlone {
+        /// The router.
+        router: String,
+        /// The mixture that it belongs to.
+        mixture: String,
+        /// The checkpoint.
+        model: String,
+        /// Its entry.
+        place: Place,
+    },
+    /// Experts whose router is missing.
+    #[error(
+        "{model}: the mixture `{mixture}` has no router, whose rows must move with the experts{place}"
+    )]
+    NoRouter {
+        /// The mixture.
+        mixture: String,
+        /// The checkpoint.
+        model: String,
+        /// Its entry.
+        place: Place,
+    },
+    /// Experts are to be put in order in a model that has none.
+    #[error("`align_experts`: {model} has no mixture of experts{place}")]
+    NoMixtures {
+        /// The checkpoint.
+        model: String,
+        /// Its entry.
+        place: Place,
+    },
+    /// Experts or units cannot be put in order here.
+    #[error("`{setting}`: {why}")]
+    CannotAlign {
+        /// The setting of the recipe.
+        setting: &'static str,
+        /// Why not, as a clause.
+        why: &'static str,
+    },
+    /// Experts are to be matched by what they give, and nothing says what that is.
+    #[error("`align_experts: outputs` needs `outputs`, a gram file, for {model}{place}")]
+    OutputsNotGiven {
+        /// The checkpoint.
+        model: String,
+        /// Its entry.
+        place: Place,
+    },
+    /// A file of outputs that nothing reads.
+    #[error("`outputs` of a model is read for `align_experts: outputs` alone{place}")]
+    OutputsUnused {
+        /// The model's entry.
+        place: Place,
+    },
+    /// A gram file without the inputs of the experts' last layers.
+    #[error(
+        "{}: no gram matrix of the last layer of any expert of `{mixture}`, by which they would be matched",
+        path.display()
+    )]
+    NoOutputs {
+        /// The gram file.
+        path: PathBuf,
+        /// The mixture.
+        mixture: String,
+    },
+    /// A gram file that does not say how tokens go to experts.
+    #[error("{}: it does not say how tokens go to the experts of `{mixture}`", path.display())]
+    NoRouting {
+        /// The gram file.
+        path: PathBuf,
+        /// The mixture.
+        mixture: String,
+    },
+    /// Experts that would be merged with others than they are.
+    #[error(
+        "{}: the experts of `{mixture}` have no common order with those of {}: {n_moved} of {n_experts} are like experts \
+         of other numbers (cosine {matched:.2}, and {in_place:.2} with those of their own number)",
+        path.display(), first.display()
+    )]
+    ShuffledExperts {
+        /// The mixture.
+        mixture: String,
+        /// The checkpoint.
+        path: PathBuf,
+        /// The one whose order counts.
+        first: PathBuf,
+        /// Experts with another number there.
+        n_moved: usize,
+        /// All experts.
+        n_experts: usize,
+        /// Mean cosine with those of the same number.
+        in_place: f64,
+        /// Mean cosine with those that they are.
+        matched: f64,
+    },
     /// Vectors that point nowhere together.
     #[error(
         "cannot merge `{slot}`: the inputs point away from each other, so that they have no mean direction"
@@ -390,6 +515,13 @@ impl MergeFault {
                 | Self::Companion { .. }
                 | Self::NoDirection { .. }
                 | Self::ForeignGrams { .. }
+                | Self::BrokenMixture { .. }
+                | Self::ExpertCounts { .. }
+                | Self::RouterAlone { .. }
+                | Self::NoRouter { .. }
+                | Self::NoOutputs { .. }
+                | Self::NoRouting { .. }
+                | Self::ShuffledExperts { .. }
         )
     }
 
@@ -418,6 +550,20 @@ impl MergeFault {
                     "such tables have a row for each token, and rows that fill them up: with the tokenizer.json of one of \
                  the models beside it their tokens are merged, and `tokenizer_source: union` takes those of all",
                 )
+            }
+            Self::ShuffledExperts { .. } => Some(
+                "`align_experts: weights` in the recipe finds which expert is which and moves them, router rows included; \
+                 `align_experts: none` merges them by number all the same",
+            ),
+            Self::OutputsNotGiven { .. } | Self::NoOutputs { .. } => Some(
+                "`vlmerge gram --checkpoint MODEL` writes one, over the same data for each model",
+            ),
+            Self::NoRouting { .. } => Some(
+                "`vlmerge gram` records it of models that this program runs and that have a router; write the file anew \
+                 if an older version wrote it",
+            ),
+            Self::NoMixtures { .. } => {
+                Some("`align_units` aligns the hidden units of dense networks")
             }
             Self::SeveralStacks { .. } => Some("name one of them as `layers:`"),
             Self::UnnamedModules { .. } => Some(

@@ -91,6 +91,7 @@ pub fn compare(
         .map(str::to_owned)
         .collect();
     stages::in_memory(plan, &run, progress)?;
+    plan.settle()?;
     progress.start("comparing", plan.output_bytes());
     let comparing = Comparing {
         plan,

@@ -7,7 +7,8 @@ use crate::{Checkpoint, Role};
 use super::Layout;
 
 /// The names under which the inputs of a checkpoint's linear layers are recorded, by
-/// [`Layout::gram_key`]: those of layers that experts own, and those of shared layers.
+/// [`Layout::gram_key`]: those of layers that experts own, and those of shared layers; and the names of what is
+/// recorded of routers, by [`Layout::routing_key`].
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct GramNames {
     layout: &'static str,
@@ -29,6 +30,12 @@ impl GramNames {
             };
             if let Some(name) = layout.gram_key(&slot, expert) {
                 names.insert(name, expert.is_some());
+            }
+            // How experts are used is recorded wherever their inputs are.
+            if matches!(layout.role(key), Ok(Role::Routing(_)))
+                && let Some(name) = layout.routing_key(&slot)
+            {
+                names.insert(name, true);
             }
         }
         Self {

@@ -86,6 +86,13 @@ pub trait Layout: Send + Sync {
     /// for what is no linear weight, and for linear weights whose inputs the family does not record.
     fn gram_key(&self, slot: &Slot, expert: Option<Expert>) -> Option<String>;
 
+    /// The name under which passes record how a router, whose weight `slot` is, sends tokens to its experts
+    /// ([`crate::mixtures::Routing`]); `None` where the family does not record it.
+    fn routing_key(&self, slot: &Slot) -> Option<String> {
+        let _ = slot;
+        None
+    }
+
     /// The tables that another image size changes, as the file spells them.
     fn position_tables(&self) -> &[PositionTable] {
         &[]

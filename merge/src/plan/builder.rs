@@ -5,6 +5,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
 use super::grams::GramFiles;
+use super::mixtures::{Aligned, OrderCheck};
 use super::{Action, Dropped, Entry, MergePlan, TensorRef};
 use crate::beside::Beside;
 use crate::io::Aliases;
@@ -26,6 +27,8 @@ pub struct PlanBuilder {
     aliases: Aliases,
     dropped: Vec<Dropped>,
     beside: Beside,
+    aligned: Vec<Arc<Aligned>>,
+    order_checks: Vec<OrderCheck>,
 }
 
 impl PlanBuilder {
@@ -43,6 +46,8 @@ impl PlanBuilder {
             aliases: Aliases::new(),
             dropped: Vec::new(),
             beside: Beside::default(),
+            aligned: Vec::new(),
+            order_checks: Vec::new(),
         }
     }
 
@@ -149,6 +154,13 @@ impl PlanBuilder {
         self
     }
 
+    /// Sources that are brought into the order of another, and mixtures whose order is checked before they are read.
+    #[must_use]
+    pub(super) fn orders(mut self, aligned: Vec<Arc<Aligned>>, checks: Vec<OrderCheck>) -> Self {
+        (self.aligned, self.order_checks) = (aligned, checks);
+        self
+    }
+
     /// The plan: entries and dropped tensors by name.
     ///
     /// # Errors
@@ -175,6 +187,8 @@ impl PlanBuilder {
             aliases: self.aliases,
             dropped: self.dropped,
             beside: self.beside,
+            aligned: self.aligned,
+            order_checks: self.order_checks,
         })
     }
 

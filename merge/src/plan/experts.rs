@@ -28,6 +28,19 @@ pub(super) fn resolve(
     method: &dyn MergeMethod,
     opener: &Opener,
 ) -> Result<(MergePlan, MergeRecipe)> {
+    if recipe.align_experts.is_some() || recipe.align_units {
+        let (setting, why) = match recipe.align_experts {
+            Some(_) => (
+                "align_experts",
+                "it is for experts of several checkpoints, and this merges those of one",
+            ),
+            None => (
+                "align_units",
+                "it is for several checkpoints, and this merges the experts of one unit by unit",
+            ),
+        };
+        return Err(MergeFault::CannotAlign { setting, why }.into());
+    }
     if method.needs().paired.is_some() {
         return Err(MergeFault::CheckpointsOnly {
             method: method.name(),

@@ -124,6 +124,11 @@ impl GramFiles {
         Ok(grams)
     }
 
+    /// One of the open files.
+    pub(super) fn store(&self, index: usize) -> Arc<GramStore> {
+        Arc::clone(&self.stores[index])
+    }
+
     /// Whether a file has this matrix.
     pub(super) fn has(&self, gram: &GramRef) -> bool {
         let store = self.stores.get(gram.store);

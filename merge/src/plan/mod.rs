@@ -18,6 +18,7 @@ pub(crate) mod checkpoints;
 mod companions;
 mod experts;
 mod grams;
+mod mixtures;
 pub(crate) mod opener;
 mod settings;
 pub(crate) mod stacks;
@@ -27,6 +28,8 @@ mod vocabularies;
 
 pub use builder::PlanBuilder;
 use grams::GramUse;
+pub use mixtures::AlignmentReport;
+use mixtures::{Aligned, OrderCheck};
 pub use settings::name_pattern;
 pub use stages::Stage;
 
@@ -169,6 +172,10 @@ pub struct MergePlan {
     aliases: Aliases,
     dropped: Vec<Dropped>,
     beside: Beside,
+    /// Sources whose experts or units stand as those of another.
+    aligned: Vec<Arc<Aligned>>,
+    /// Mixtures whose experts are merged number by number.
+    order_checks: Vec<OrderCheck>,
 }
 
 impl MergePlan {
@@ -252,6 +259,25 @@ impl MergePlan {
         self.model.joined(self.sources.iter().map(AsRef::as_ref))
     }
 
+    /// Which experts and hidden units are moved to stand as those of the base or the first model do, where the recipe
+    /// asks for that; `None` where it does not. Reads their weights, once.
+    ///
+    /// # Errors
+    /// When a tensor cannot be read.
+    pub fn alignment(&self) -> Result<Option<AlignmentReport>> {
+        AlignmentReport::of(&self.aligned)
+    }
+
+    /// What is to be known before tensors are read: which experts are which, and that those that are merged number by
+    /// number are not plainly in another order.
+    ///
+    /// # Errors
+    /// [`crate::MergeFault::ShuffledExperts`], and when a tensor cannot be read.
+    pub(crate) fn settle(&self) -> Result<()> {
+        self.alignment()?;
+        mixtures::check_order(&self.order_checks, &self.sources)
+    }
+
     /// The metadata of the output's file.
     pub(crate) fn metadata(&self, provenance: &Provenance) -> Result<BTreeMap<String, String>> {
         let mut metadata = provenance.to_metadata();
@@ -264,6 +290,11 @@ impl MergePlan {
     pub(crate) fn add_facts(&self, metadata: &mut BTreeMap<String, String>) -> Result<()> {
         self.record()?.add_to(metadata);
         metadata.extend(self.notes.clone());
+        if let Some(report) = self.alignment()? {
+            // Names, numbers and lists of them always have a JSON form.
+            let text = serde_json::to_string(&report).unwrap_or_default();
+            metadata.insert("vlmerge.alignment".to_owned(), text);
+        }
         for (key, what) in INHERITED {
             if self.notes.contains_key(*key) {
                 continue;

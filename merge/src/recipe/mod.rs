@@ -93,6 +93,12 @@ pub struct MergeRecipe {
     /// Whether gram matrices may have been summed over other files than the models they are given for.
     #[serde(default, skip_serializing_if = "is_default")]
     pub foreign_grams: ForeignGrams,
+    /// How experts of models without a common order are matched; they are merged number by number unless given.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub align_experts: Option<AlignExperts>,
+    /// Whether hidden units of feed-forward networks are matched, dense ones and those of experts.
+    #[serde(default, skip_serializing_if = "is_default")]
+    pub align_units: bool,
     /// Where random masks come from.
     #[serde(default, skip_serializing_if = "is_default")]
     pub rng: RandomSource,
@@ -199,6 +205,18 @@ pub enum OnMissing {
     Skip,
 }
 
+/// How the experts of models are matched that have them in different orders.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum AlignExperts {
+    /// Not at all: experts of the same number are merged, even if they are plainly others.
+    None,
+    /// By the cosine of their weights.
+    Weights,
+    /// By the cosine of the second moments of what they give on data, from the gram file `outputs` of each model.
+    Outputs,
+}
+
 /// Where the draws of random masks come from.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
@@ -218,6 +236,13 @@ impl MergeRecipe {
             OutputDType::Keep => self.dtype,
             given => given,
         }
+    }
+
+    /// Whether experts are put into another order.
+    #[must_use]
+    pub fn moves_experts(&self) -> bool {
+        self.align_experts
+            .is_some_and(|how| how != AlignExperts::None)
     }
 
     /// Whose tokens the output has, in either form.

@@ -27,6 +27,8 @@ pub struct ModelRef {
     pub adapter_rename: Vec<Rename>,
     /// Changes of its tensors' names, done one after the other.
     pub rename: Vec<Rename>,
+    /// The gram file over it by which its experts are matched, for `align_experts: outputs`.
+    pub outputs: Option<PathBuf>,
     /// Parameters for this model.
     pub parameters: Parameters,
     /// Whether the recipe tells mergekit to take it for another architecture, which means nothing here.
@@ -132,6 +134,8 @@ struct Full {
     adapter_rename: Vec<Rename>,
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     rename: Vec<Rename>,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    outputs: Option<PathBuf>,
     #[serde(default, skip_serializing_if = "Parameters::is_empty")]
     parameters: Parameters,
 }
@@ -146,6 +150,7 @@ impl Serialize for ModelRef {
             root: self.root.clone(),
             adapter_rename: self.adapter_rename.clone(),
             rename: self.rename.clone(),
+            outputs: self.outputs.clone(),
             parameters: self.parameters.clone(),
             override_architecture: (self.overrides_architecture).then(|| "passed over".to_owned()),
             ..Full::default()
@@ -204,6 +209,7 @@ impl<'de> Deserialize<'de> for ModelRef {
             root: full.root,
             adapter_rename: full.adapter_rename,
             rename: full.rename,
+            outputs: full.outputs,
             parameters: full.parameters,
             overrides_architecture: name.overrides_architecture,
             place: spanned.referenced.into(),

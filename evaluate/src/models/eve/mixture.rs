@@ -117,8 +117,19 @@ impl Mixture {
             true => ask.mask.map(Mask::kept).transpose()?,
             false => None,
         };
-        let out = self.dispatch(&h, &gated, kept.as_deref(), pass)?;
+        let mut routes = pass
+            .is_tapped()
+            .then(|| Routes::new(rows, self.n_experts()));
+        let out = self.dispatch(&h, &gated, kept.as_deref(), routes.as_mut(), pass)?;
         let out = out.reshape((b, n, d))?;
+        if let Some(routes) = routes {
+            let routes = Tensor::from_vec(
+                routes.table,
+                (b, n, routes.width),
+                &candle_core::Device::Cpu,
+            )?;
+            pass.show(|| format!("{}.routing", self.name), &routes, ask.mask)?;
+        }
         show("out", &|| Ok(out.clone()))?;
         Ok(out)
     }
@@ -207,6 +218,7 @@ impl Mixture {
         h: &Tensor,
         gated: &Gated,
         kept: Option<&[bool]>,
+        mut routes: Option<&mut Routes>,
         pass: &Pass<'_>,
     ) -> Result<Tensor> {
         let device = h.device();
@@ -227,10 +239,14 @@ impl Mixture {
             let weights = Tensor::cat(&weights.collect::<Result<Vec<_>>>()?, 0)?;
             let rows = rows.concat();
             let mask = kept.map(|kept| mask_of(kept, &rows, device)).transpose()?;
-            let rows = Tensor::from_vec(rows, n, device)?;
+            let numbers = rows;
+            let rows = Tensor::from_slice(&numbers, n, device)?;
             let taken = h.index_select(&rows, 0)?.unsqueeze(0)?; // (1, n, d)
             let nothing = taken.zeros_like()?;
             let answer = expert.forward(&taken, Residual::plain(&nothing), mask.as_ref(), pass)?;
+            if let Some(routes) = &mut routes {
+                routes.add(index, &numbers, &weights, &answer)?;
+            }
             let weights = weights.to_dtype(answer.dtype())?.unsqueeze(1)?;
             let answer = answer.squeeze(0)?.broadcast_mul(&weights)?;
             out = out.index_add(&rows, &answer, 0)?;
@@ -270,6 +286,51 @@ impl Mixture {
         }
         show("counts", &|| numbers(&choices.counts))?;
         show("capacity", &|| Tensor::new(gated.capacity as i64, device))
+    }
+}
+
+/// How tokens go to experts, a row for each token: 1, then 1 for each expert that it goes to, then for each of those
+/// its weight times the length of its answer. Their products are what [`merge::mixtures::Routing`] reads.
+struct Routes {
+    n_experts: usize,
+    width: usize,
+    table: Vec<f32>,
+}
+
+impl Routes {
+    fn new(rows: usize, n_experts: usize) -> Self {
+        let width = 1 + 2 * n_experts;
+        let mut table = vec![0.0; rows * width];
+        table.iter_mut().step_by(width).for_each(|one| *one = 1.0);
+        Self {
+            n_experts,
+            width,
+            table,
+        }
+    }
+
+    /// An expert's answers `(1, n, d)` to the tokens `rows`, with their weights `(n)`.
+    fn add(
+        &mut self,
+        expert: usize,
+        rows: &[u32],
+        weights: &Tensor,
+        answers: &Tensor,
+    ) -> Result<()> {
+        let lengths = answers
+            .to_dtype(DType::F32)?
+            .sqr()?
+            .sum(2)?
+            .sqrt()?
+            .flatten_all()?;
+        let lengths: Vec<f32> = lengths.to_vec1()?;
+        let weights: Vec<f32> = weights.to_dtype(DType::F32)?.to_vec1()?;
+        for ((&row, length), weight) in rows.iter().zip(lengths).zip(weights) {
+            let first = row as usize * self.width;
+            self.table[first + 1 + expert] = 1.0;
+            self.table[first + 1 + self.n_experts + expert] = weight * length;
+        }
+        Ok(())
     }
 }
 

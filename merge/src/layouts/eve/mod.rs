@@ -154,6 +154,13 @@ impl Layout for Eve {
         place.layer()
     }
 
+    /// `routing` in the place of `gate.wg`.
+    fn routing_key(&self, slot: &Slot) -> Option<String> {
+        let layer = self.gram_key(slot, None)?;
+        let mixture = layer.strip_suffix(".gate.wg")?;
+        Some(format!("{mixture}.routing"))
+    }
+
     fn part(&self, slot: &Slot) -> Part {
         let Some(place) = Place::of(&slot.key) else {
             return match slot.block {

@@ -6,8 +6,8 @@ use std::sync::Arc;
 use super::builder::{Operands, PlanBuilder};
 use super::opener::Opener;
 use super::settings::{Layer, Settings};
-use super::vocabularies;
 use super::{Entry, MergePlan, TensorRef, companions};
+use super::{mixtures, vocabularies};
 use crate::layouts::{Generic, Layout};
 use crate::methods::{DrawKey, GroupShape, MergeMethod, StepRounding, Tape};
 use crate::recipe::{OutputDType, Parameters, Part, RandomSource};
@@ -42,6 +42,8 @@ pub(super) fn resolve(
     let mut models = Models::open(recipe, method, opener)?;
     ties::untie(&mut models.sources)?;
     ties::complete(&mut models.sources)?;
+    let mut plan = PlanBuilder::new(recipe.without_folders().to_yaml()?);
+    let experts = mixtures::prepare(recipe, method, &mut models, (opener, &mut plan.grams))?;
     let modules = Modules::of(recipe, &models, opener)?;
     let modules = modules.as_ref();
     let alignment = vocabularies::align(recipe, &mut models, modules, opener)?;
@@ -56,7 +58,7 @@ pub(super) fn resolve(
         paired: BTreeMap::new(),
         layouts: BTreeMap::new(),
         faults: Vec::new(),
-        plan: PlanBuilder::new(recipe.without_folders().to_yaml()?),
+        plan,
         left_out: BTreeMap::new(),
         n_partial: 0,
     };
@@ -85,7 +87,9 @@ pub(super) fn resolve(
     }
     let entries = plan.entries();
     let beside = companions::beside(recipe, opener, &entries, changes, alignment.as_ref())?;
-    Ok((plan.beside(beside).finish()?, recipe.clone()))
+    let checks = experts.checks(recipe, &entries);
+    let plan = plan.beside(beside).orders(experts.aligned, checks);
+    Ok((plan.finish()?, recipe.clone()))
 }
 
 /// Refuses recipes that say in no way, or in two, what the output is made of.

@@ -1,0 +1,245 @@
+//! Mixtures of experts as dense networks, and dense networks as mixtures.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::fmt;
+use std::sync::Arc;
+
+use super::draft::Draft;
+use super::fewer_experts::{Made, shares};
+use crate::gram::GramStore;
+use crate::layouts::{self, ModelRecord};
+use crate::mixtures::{MixtureSpelling, Piece, Routing, respelled, survey};
+
+use crate::plan::{Action, Entry, Generator};
+use crate::random::Draws;
+use crate::recipe::OutputDType;
+use crate::{Checkpoint, ConversionFault, MergePlan, Result, TensorInfo};
+
+/// Each mixture becomes one dense network: the mean of its experts, or the mean weighted by the tokens that go to
+/// them. The router is left out.
+#[derive(Clone)]
+pub struct DenseOfExperts {
+    /// A gram file over the model, which says how tokens go to experts, to weigh them by that.
+    pub grams: Option<Arc<GramStore>>,
+    /// Element type of the output.
+    pub dtype: OutputDType,
+}
+
+impl DenseOfExperts {
+    /// Says what happens to every key.
+    ///
+    /// # Errors
+    /// [`ConversionFault::NoSuchConversion`] for a checkpoint without mixtures, [`ConversionFault::OtherMixture`] for
+    /// experts of a kind that has no dense spelling, [`ConversionFault::SharedExpert`] for a mixture with an expert
+    /// that all tokens go to, and as [`Routing::read`] and [`survey`].
+    pub fn plan(&self, source: Arc<Checkpoint>) -> Result<MergePlan> {
+        source.require_unique_names()?;
+        let layout = layouts::detect(&source)?;
+        let is_eve = layout.name().starts_with("eve/");
+        let (source, spelled) = match is_eve {
+            true => (Arc::clone(&source), source),
+            false => (
+                Arc::clone(&source),
+                respelled(source, MixtureSpelling::SingleExperts)?,
+            ),
+        };
+        let (before, mixtures) = (survey(&source)?, survey(&spelled)?);
+        if mixtures.is_empty() {
+            return Err(ConversionFault::NoSuchConversion {
+                path: source.path().into(),
+                layout: layout.name(),
+                wanted: "made dense: it has no mixture of experts",
+            }
+            .into());
+        }
+        let mut made = Made::default();
+        for (mixture, original) in mixtures.values().zip(before.values()) {
+            let is_known = MixtureSpelling::of(mixture) == Some(MixtureSpelling::SingleExperts);
+            if !is_known && !is_eve {
+                return Err(ConversionFault::OtherMixture {
+                    path: source.path().into(),
+                    mixture: mixture.host.clone(),
+                }
+                .into());
+            }
+            let counts = match &self.grams {
+                Some(grams) => Routing::read(grams, &source, original)?.counts,
+                None => vec![0.0; mixture.n_experts],
+            };
+            let all: Vec<usize> = (0..mixture.n_experts).collect();
+            let weights = shares(&all, &counts);
+            mixture.keys().for_each(|key| made.leave_out(key));
+            let block = mixture.host.strip_suffix(".mlp_moe.moe");
+            for tensor in &mixture.tensors {
+                let width = tensor.info.shape.last().copied().unwrap_or(1).max(1);
+                let n_rows = tensor.info.n_elements() / width;
+                let parts = all.iter().zip(&weights).map(|(&expert, &weight)| {
+                    let (key, first) = tensor.place(expert);
+                    (weight, Piece::of(key, first, n_rows))
+                });
+                let piece = Piece::sum_of(n_rows, parts.collect());
+                let name = match block {
+                    Some(block) if is_eve => format!("{block}.mlp_imag.{}", tensor.part()),
+                    _ => format!("{}.{}", mixture.host, tensor.part()),
+                };
+                made.add(name, tensor.info.clone(), vec![piece]);
+            }
+            let start = format!("{}.", mixture.host);
+            let own: BTreeSet<String> = mixture.keys().collect();
+            for (key, info) in spelled.tensors() {
+                let rest = key.strip_prefix(&start).filter(|_| !own.contains(key));
+                match (rest, block) {
+                    // What tells the modality is for the router.
+                    (Some("vision_embed" | "text_embed"), Some(_)) if is_eve => {
+                        made.leave_out(key.to_owned());
+                    }
+                    (Some(_), _) => {
+                        return Err(ConversionFault::SharedExpert {
+                            path: source.path().into(),
+                            key: key.to_owned(),
+                        }
+                        .into());
+                    }
+                    (None, Some(block)) if is_eve => {
+                        let norm = format!("{block}.norm2_vl.");
+                        if let Some(rest) = key.strip_prefix(&norm) {
+                            let piece = Piece::of(key.to_owned(), 0, 1);
+                            made.leave_out(key.to_owned());
+                            made.add(
+                                format!("{block}.norm2_imag.{rest}"),
+                                info.clone(),
+                                vec![piece],
+                            );
+                        }
+                    }
+                    (None, _) => {}
+                }
+            }
+        }
+        let draft = Draft::copy_of(made.view(spelled))?;
+        let model = ModelRecord::default();
+        draft.finish(layout.as_ref(), self.to_string(), self.dtype, model)
+    }
+}
+
+impl fmt::Display for DenseOfExperts {
+    /// The command, for provenance.
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let weighted = match self.grams {
+            Some(_) => ", by: frequency",
+            None => "",
+        };
+        write!(f, "convert: {{ experts: dense{weighted} }}")
+    }
+}
+
+/// Each dense network becomes a mixture of copies of it, behind a router that is drawn (sparse upcycling, Komatsuzaki
+/// et al. 2023, <https://arxiv.org/abs/2212.05055>). With weights of a token's choices that add up to 1, the model
+/// computes what it did.
+#[derive(Clone, Debug)]
+pub struct Upcycling {
+    /// Experts of each mixture.
+    pub n_experts: usize,
+    /// What the draws of the routers are keyed by.
+    pub seed: u64,
+    /// Element type of the output.
+    pub dtype: OutputDType,
+}
+
+/// The layers of a dense network that can be an expert.
+const DENSE: [&str; 3] = ["gate_proj.weight", "up_proj.weight", "down_proj.weight"];
+
+impl Upcycling {
+    /// Says what happens to every key.
+    ///
+    /// # Errors
+    /// [`ConversionFault::NoSuchConversion`] for a checkpoint without dense networks that can be experts, and
+    /// [`ConversionFault::ExpertsLeft`] for fewer than two experts.
+    pub fn plan(&self, source: Arc<Checkpoint>) -> Result<MergePlan> {
+        source.require_unique_names()?;
+        let layout = layouts::detect(&source)?;
+        let hosts: BTreeMap<String, TensorInfo> = (source.tensors())
+            .filter_map(|(key, info)| {
+                let host = key.strip_suffix(&format!(".{}", DENSE[0]))?;
+                let has = |name: &&str| source.get(&format!("{host}.{name}")).is_some();
+                let is_mlp = host.ends_with(".mlp") && DENSE.iter().all(has);
+                let has_bias = source.get(&format!("{host}.down_proj.bias")).is_some();
+                (is_mlp && !has_bias).then(|| (host.to_owned(), info.clone()))
+            })
+            .collect();
+        if hosts.is_empty() {
+            return Err(ConversionFault::NoSuchConversion {
+                path: source.path().into(),
+                layout: layout.name(),
+                wanted: "given mixtures: no block has `mlp.gate_proj`, `up_proj` and `down_proj` without biases",
+            }
+            .into());
+        }
+        if let Some((host, _)) = hosts.iter().next().filter(|_| self.n_experts < 2) {
+            return Err(ConversionFault::ExpertsLeft {
+                mixture: host.clone(),
+                n_experts: 1,
+                keep: self.n_experts,
+            }
+            .into());
+        }
+        let mut made = Made::default();
+        for host in hosts.keys() {
+            for part in DENSE {
+                let key = format!("{host}.{part}");
+                let info = source.require(&key)?.clone();
+                let n_rows = info.shape.first().copied().unwrap_or(1);
+                made.leave_out(key.clone());
+                for expert in 0..self.n_experts {
+                    let piece = Piece::of(key.clone(), 0, n_rows);
+                    made.add(
+                        format!("{host}.experts.{expert}.{part}"),
+                        info.clone(),
+                        vec![piece],
+                    );
+                }
+            }
+        }
+        let mut draft = Draft::copy_of(made.view(source))?;
+        for (host, info) in hosts {
+            let width = info.shape.last().copied().unwrap_or(0);
+            let name = format!("{host}.gate.weight");
+            let draws = Draws::new(self.seed, &name);
+            draft.put(Entry {
+                info: TensorInfo {
+                    dtype: info.dtype,
+                    shape: vec![self.n_experts, width],
+                },
+                action: Action::Generate(Arc::new(Drawn(draws))),
+                why: format!("normal ± {DEVIATION}"),
+                name,
+            })?;
+        }
+        let model = ModelRecord::default();
+        draft.finish(layout.as_ref(), self.to_string(), self.dtype, model)
+    }
+}
+
+/// The standard deviation of a fresh router's weights, as that of other linear layers.
+const DEVIATION: f32 = 0.02;
+
+/// A fresh router.
+struct Drawn(Draws);
+
+impl Generator for Drawn {
+    fn fill(&self, first: usize, out: &mut [f32]) {
+        out.fill(0.0);
+        self.0.add_normal(DEVIATION, first, out);
+    }
+}
+
+impl fmt::Display for Upcycling {
+    /// The command, for provenance.
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(
+            f,
+            "expand: {{ to: mixture, n_experts: {}, seed: {} }}",
+            self.n_experts, self.seed
+        )
+    }
+}

@@ -1,0 +1,144 @@
+//! How names say that a tensor is an expert's, or a router's.
+
+/// Ends of the names of tensors that hold all experts of a mixture, behind that of the mixture.
+const FUSED: [&str; 10] = [
+    "experts.gate_up_proj",
+    "experts.gate_up_proj_bias",
+    "experts.gate_proj",
+    "experts.up_proj",
+    "experts.down_proj",
+    "experts.down_proj_bias",
+    "experts.gate_up_proj.weight",
+    "experts.down_proj.weight",
+    "input_linear.weight",
+    "output_linear.weight",
+];
+
+/// First parts of the names of a router's tensors, behind that of the mixture.
+const ROUTERS: [&str; 6] = [
+    "gate",
+    "router",
+    "wg",
+    "e_score_correction_bias",
+    "expert_bias",
+    "moe_statics",
+];
+
+/// A tensor of one expert: what stands before its number, the number, and what stands behind it.
+pub(super) fn single(key: &str) -> Option<(&str, usize, &str)> {
+    const MARK: &str = "experts.";
+    let mut at = key.len();
+    loop {
+        at = key[..at].rfind(MARK)?;
+        let is_part = at == 0 || key.as_bytes()[at - 1] == b'.';
+        let (before, rest) = key.split_at(at + MARK.len());
+        let n_digits = rest.bytes().take_while(u8::is_ascii_digit).count();
+        let (number, after) = rest.split_at(n_digits);
+        if is_part && after.starts_with('.') && after.len() > 1 {
+            // As programs write it, so that the number gives the name again.
+            let number = number.parse::<u16>().ok();
+            let number = number.filter(|number| number.to_string().len() == n_digits);
+            if let Some(number) = number {
+                return Some((before, usize::from(number), after));
+            }
+        }
+    }
+}
+
+/// A tensor of all experts: the name of the mixture, and what tells the tensor from the others.
+pub(super) fn fused(key: &str) -> Option<(&str, &str)> {
+    FUSED.iter().find_map(|end| {
+        let before = key.strip_suffix(end)?;
+        let host = match before {
+            "" => "",
+            before => before.strip_suffix('.')?,
+        };
+        Some((host, end.strip_prefix("experts.").unwrap_or(end)))
+    })
+}
+
+/// The name of the mixture whose experts have names that begin so.
+pub(super) fn host(before: &str) -> &str {
+    let mut host = before.strip_suffix('.').unwrap_or(before);
+    while let Some(shorter) = host.strip_suffix("experts") {
+        match shorter.strip_suffix('.') {
+            Some(shorter) => host = shorter,
+            None if shorter.is_empty() => return "",
+            None => return host,
+        }
+    }
+    host
+}
+
+/// What follows the name of a mixture in a name.
+pub(super) fn within<'k>(host: &str, key: &'k str) -> Option<&'k str> {
+    match host {
+        "" => Some(key),
+        host => key.strip_prefix(host)?.strip_prefix('.'),
+    }
+}
+
+/// The names of mixtures whose router a tensor may belong to, by its name.
+pub(super) fn router_hosts(key: &str) -> impl Iterator<Item = &str> {
+    let mut start = 0;
+    key.split('.').filter_map(move |part| {
+        let host = &key[..start.max(1) - 1];
+        start += part.len() + 1;
+        ROUTERS.contains(&part).then_some(host)
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn names_of_experts_are_taken_apart() {
+        for (key, expected) in [
+            (
+                "model.layers.3.block_sparse_moe.experts.11.w1.weight",
+                ("model.layers.3.block_sparse_moe.experts.", 11, ".w1.weight"),
+            ),
+            (
+                "backbone.encoder.layers.2.mlp_moe.moe.experts.experts.0.fc1.bias",
+                (
+                    "backbone.encoder.layers.2.mlp_moe.moe.experts.experts.",
+                    0,
+                    ".fc1.bias",
+                ),
+            ),
+            ("experts.0.w", ("experts.", 0, ".w")),
+        ] {
+            assert_eq!(single(key), Some(expected));
+        }
+        for key in [
+            "a.shared_experts.0.w",
+            "a.experts.w",
+            "a.experts.0",
+            "a.experts.00.w",
+            "a.experts.70000.w",
+            "experts.0.",
+        ] {
+            assert_eq!(single(key), None, "{key}");
+        }
+        assert_eq!(host("a.mlp.experts."), "a.mlp");
+        assert_eq!(host("a.moe.experts.experts."), "a.moe");
+        assert_eq!(host("experts."), "");
+        assert_eq!(
+            fused("a.mlp.experts.gate_up_proj"),
+            Some(("a.mlp", "gate_up_proj"))
+        );
+        assert_eq!(
+            fused("a.moe.input_linear.weight"),
+            Some(("a.moe", "input_linear.weight"))
+        );
+        assert_eq!(fused("a.mlp.shared_experts.gate_up_proj"), None);
+        assert_eq!(within("a.mlp", "a.mlp.gate.weight"), Some("gate.weight"));
+        assert_eq!(within("a.mlp", "a.mlp2.gate.weight"), None);
+        let hosts = |key: &'static str| router_hosts(key).collect::<Vec<_>>();
+        assert_eq!(hosts("a.moe.gate.wg.weight"), ["a.moe", "a.moe.gate"]);
+        assert_eq!(hosts("router.bias"), [""]);
+        assert!(hosts("a.mlp.gate_proj.weight").is_empty());
+        assert!(hosts("a.mlp.shared_expert_gate.weight").is_empty());
+    }
+}

@@ -1,0 +1,72 @@
+//! Whether the experts of two checkpoints stand in one order, by a sample of their weights.
+
+use super::Mixture;
+use super::assignment::assign;
+use super::similarity::{Elements, Experts, cosines};
+use crate::{Checkpoint, Result};
+
+/// How experts stand to those of the same numbers in another checkpoint.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub(crate) enum Order {
+    /// Nothing says that another order is meant.
+    Common,
+    /// Some experts are plainly others.
+    Shuffled {
+        /// Experts that are.
+        n_moved: usize,
+        /// Their mean cosine with the experts of the same number.
+        in_place: f64,
+        /// Their mean cosine with the experts that they are.
+        matched: f64,
+    },
+}
+
+/// The least by which experts must be more alike to others than to those of their number.
+const LEAST_GAIN: f64 = 0.2;
+/// The same in deviations of the cosine of unrelated vectors: chance does not reach it among the pairs of a model.
+const LEAST_DEVIATIONS: f64 = 8.0;
+
+/// Compares a few thousand elements of each expert, without what all experts of a checkpoint have in common (as copies
+/// of one dense network have most): the best one-to-one assignment must gain so much over the order of numbers that it
+/// is no chance. Experts that were trained apart have nothing to gain, so they count as in order.
+///
+/// # Errors
+/// When a tensor cannot be read.
+pub(crate) fn order_of(
+    (one, mixture): (&Checkpoint, &Mixture),
+    (other, theirs): (&Checkpoint, &Mixture),
+) -> Result<Order> {
+    let n = mixture.n_experts;
+    let one = Experts {
+        source: one,
+        mixture,
+    };
+    let other = Experts {
+        source: other,
+        mixture: theirs,
+    };
+    let (cosines, n_elements) = cosines(one, other, Elements::SampleOfDifferences)?;
+    let columns = assign(n, |row, column| cosines[(row, column)]);
+    let moved = columns.iter().enumerate();
+    let moved: Vec<(usize, usize)> = moved
+        .filter(|(row, column)| row != *column)
+        .map(|(row, &column)| (row, column))
+        .collect();
+    if moved.is_empty() {
+        return Ok(Order::Common);
+    }
+    let mean = |of: &dyn Fn((usize, usize)) -> f64| -> f64 {
+        moved.iter().map(|&pair| of(pair)).sum::<f64>() / moved.len() as f64
+    };
+    let in_place = mean(&|(row, _)| cosines[(row, row)]);
+    let matched = mean(&|pair| cosines[pair]);
+    let least = LEAST_GAIN.max(LEAST_DEVIATIONS / (n_elements.max(1) as f64).sqrt());
+    Ok(match matched - in_place > least {
+        false => Order::Common,
+        true => Order::Shuffled {
+            n_moved: moved.len(),
+            in_place,
+            matched,
+        },
+    })
+}

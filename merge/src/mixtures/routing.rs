@@ -1,0 +1,100 @@
+//! How a router sends tokens to experts, as `vlmerge gram` records it.
+
+use ndarray::Array2;
+
+use crate::gram::GramStore;
+use crate::layouts::{self, Layout};
+use crate::{Checkpoint, MergeFault, Result, Role};
+
+use super::Mixture;
+
+/// How tokens went to the experts of a mixture. A gram file has the products of rows, one for each token: 1, then 1
+/// for each expert that the token goes to, then for each of those its weight times the length of its answer.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Routing {
+    /// Tokens.
+    pub n_tokens: f64,
+    /// Tokens that went to each expert.
+    pub counts: Vec<f64>,
+    /// Of each expert the mean, over the tokens that went to it, of its weight times the length of its answer: what
+    /// pruning would take away (REAP, <https://arxiv.org/abs/2510.13999>, §4). 0 for an expert without tokens.
+    pub saliency: Vec<f64>,
+    /// How alike two experts' scores are over all tokens: the cosine of the router's outputs (M-SMoE,
+    /// <https://arxiv.org/abs/2310.01334>, §3.1). `None` where the router's inputs are not in the file.
+    pub alike: Option<Array2<f64>>,
+}
+
+impl Routing {
+    /// Reads what a gram file says of a mixture of a model.
+    ///
+    /// # Errors
+    /// [`MergeFault::NoRouting`] where the file says nothing of it or it has no router, and when the file cannot be
+    /// read.
+    pub fn read(store: &GramStore, model: &Checkpoint, mixture: &Mixture) -> Result<Self> {
+        let layout = layouts::detect(model)?;
+        let missing = || MergeFault::NoRouting {
+            path: store.checkpoint().path().into(),
+            mixture: mixture.host.clone(),
+        };
+        let (key, slot) = (mixture.router.iter())
+            .find_map(|tensor| match layout.role(&tensor.key) {
+                Ok(Role::Routing(slot)) => Some((tensor.key.as_str(), slot)),
+                _ => None,
+            })
+            .ok_or_else(missing)?;
+        let name = layout.routing_key(&slot).ok_or_else(missing)?;
+        let n = mixture.n_experts;
+        if store.width(&name) != Some(1 + 2 * n) {
+            return Err(missing().into());
+        }
+        let sums = store.read(&name)?;
+        let counts: Vec<f64> = (0..n).map(|expert| sums[(0, 1 + expert)]).collect();
+        let saliency = counts
+            .iter()
+            .enumerate()
+            .map(|(expert, &count)| match count > 0.0 {
+                true => sums[(0, 1 + n + expert)] / count,
+                false => 0.0,
+            });
+        Ok(Self {
+            n_tokens: sums[(0, 0)],
+            saliency: saliency.collect(),
+            counts,
+            alike: alike(store, model, layout.as_ref(), key)?,
+        })
+    }
+}
+
+/// Cosines of the scores that a router gives, by the gram matrix of its inputs.
+fn alike(
+    store: &GramStore,
+    model: &Checkpoint,
+    layout: &dyn Layout,
+    router: &str,
+) -> Result<Option<Array2<f64>>> {
+    let name = match layout.role(router) {
+        Ok(Role::Routing(slot)) => layout.gram_key(&slot, None),
+        _ => None,
+    };
+    let info = model.require(router)?;
+    let (Some(name), &[rows, columns]) = (name, info.shape.as_slice()) else {
+        return Ok(None);
+    };
+    if store.width(&name) != Some(columns) {
+        return Ok(None);
+    }
+    let mut weight = Array2::zeros((rows, columns));
+    let values = weight.as_slice_mut().unwrap_or_default();
+    crate::decode_f64(router, info.dtype, &model.read_all(router)?, values)?;
+    let products = weight.dot(&store.read(&name)?).dot(&weight.t());
+    Ok(Some(Array2::from_shape_fn(
+        (rows, rows),
+        |(row, column)| {
+            let norm = (products[(row, row)] * products[(column, column)]).sqrt();
+            match norm > 0.0 {
+                true => products[(row, column)] / norm,
+                false => 0.0,
+            }
+        },
+    )))
+}

@@ -1,0 +1,291 @@
+//! A model brought into the order of another.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
+
+use serde::Serialize;
+
+use crate::mixtures::{
+    Arrangement, Arranger, By, ExpertName, Ffn, Matching, Mixture, Observed, Origin, Piece,
+    Rearranged, UnitMatching, ViewedTensor, match_experts, match_units,
+};
+use crate::{Checkpoint, Result};
+
+/// Which experts and units of the models were moved.
+#[derive(Clone, Debug, Default, PartialEq, Serialize)]
+pub struct AlignmentReport {
+    /// Mixtures whose experts were matched.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub experts: Vec<Matching>,
+    /// Networks whose hidden units were matched.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub units: Vec<UnitMatching>,
+}
+
+/// What is moved.
+pub(super) enum Move {
+    /// Experts of mixtures, with those that they are matched with first.
+    Experts {
+        pairs: Vec<(Mixture, Mixture)>,
+        any_units: bool,
+        /// What both give on data, where that counts.
+        observed: Option<[Observed; 2]>,
+    },
+    /// Hidden units of networks, likewise.
+    Units { pairs: Vec<(Ffn, Ffn)> },
+}
+
+impl Move {
+    pub(super) fn keys(&self) -> BTreeSet<String> {
+        match self {
+            Self::Experts { pairs, .. } => pairs.iter().flat_map(|(_, own)| own.keys()).collect(),
+            Self::Units { pairs } => (pairs.iter())
+                .flat_map(|(_, own)| own.strands.iter().map(|strand| strand.key.clone()))
+                .collect(),
+        }
+    }
+}
+
+/// A model whose experts, or units, stand as those of another.
+pub(in crate::plan) struct Aligned {
+    model: String,
+    reference: Arc<Checkpoint>,
+    source: Arc<Checkpoint>,
+    moved: Move,
+    /// What was found once it was asked for.
+    found: Mutex<Option<Arc<Found>>>,
+}
+
+#[derive(Default)]
+struct Found {
+    report: AlignmentReport,
+    arrangements: BTreeMap<String, Arc<Arrangement>>,
+}
+
+impl Aligned {
+    /// A model that is to stand as `reference` does.
+    pub(super) fn new(
+        model: &str,
+        reference: &Arc<Checkpoint>,
+        source: &Arc<Checkpoint>,
+        moved: Move,
+    ) -> Self {
+        Self {
+            model: model.to_owned(),
+            reference: Arc::clone(reference),
+            source: Arc::clone(source),
+            moved,
+            found: Mutex::default(),
+        }
+    }
+
+    /// The model as it then stands.
+    pub(super) fn view(self: &Arc<Self>) -> Arc<Checkpoint> {
+        let keys = self.moved.keys();
+        let viewed = self.source.tensors().map(|(name, info)| ViewedTensor {
+            name: name.to_owned(),
+            info: info.clone(),
+            origin: match keys.contains(name) {
+                true => Origin::Made(name.to_owned()),
+                false => Origin::Same(name.to_owned()),
+            },
+        });
+        let viewed = viewed.collect();
+        let aliases = self.source.aliases().clone();
+        let arranger = Box::new(Arc::clone(self));
+        Rearranged::view(Arc::clone(&self.source), viewed, aliases, arranger)
+    }
+
+    /// Which experts or units stand where.
+    pub(in crate::plan) fn report(&self) -> Result<AlignmentReport> {
+        Ok(self.found()?.report.clone())
+    }
+
+    fn found(&self) -> Result<Arc<Found>> {
+        let mut known = self.found.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(found) = &*known {
+            return Ok(Arc::clone(found));
+        }
+        let found = Arc::new(match &self.moved {
+            Move::Experts {
+                pairs,
+                any_units,
+                observed,
+            } => {
+                let by = match (observed, any_units) {
+                    (Some([own, others]), _) => By::Outputs([own, others]),
+                    (None, true) => By::WeightsOfAnyUnits,
+                    (None, false) => By::Weights,
+                };
+                self.experts(pairs, by)?
+            }
+            Move::Units { pairs } => self.units(pairs)?,
+        });
+        *known = Some(Arc::clone(&found));
+        Ok(found)
+    }
+
+    fn experts(&self, pairs: &[(Mixture, Mixture)], by: By<'_>) -> Result<Found> {
+        let matchings = on_threads(pairs, rayon::current_num_threads(), |(own, theirs)| {
+            match_experts(
+                self.model.clone(),
+                (&self.reference, own),
+                (&self.source, theirs),
+                by,
+            )
+        })?;
+        let mut found = Found::default();
+        for ((_, mixture), matching) in pairs.iter().zip(matchings) {
+            if matching.n_moved() > 0 {
+                self.arrange(mixture, &matching.experts, &mut found.arrangements)?;
+            }
+            found.report.experts.push(matching);
+        }
+        Ok(found)
+    }
+
+    /// The tensors of a mixture with its experts in another order.
+    fn arrange(
+        &self,
+        mixture: &Mixture,
+        experts: &[usize],
+        arrangements: &mut BTreeMap<String, Arc<Arrangement>>,
+    ) -> Result<()> {
+        for tensor in &mixture.tensors {
+            let width = tensor.info.shape.last().copied().unwrap_or(1).max(1);
+            let n_rows = tensor.info.n_elements() / width;
+            let piece = |&from: &usize| {
+                let (key, first) = tensor.place(from);
+                Piece::of(key, first, n_rows)
+            };
+            match &tensor.name {
+                ExpertName::Single { .. } => {
+                    for (to, from) in experts.iter().enumerate() {
+                        let pieces = vec![piece(from)];
+                        let (key, _) = tensor.place(to);
+                        arrangements.insert(key, Arc::new(Arrangement { pieces }));
+                    }
+                }
+                ExpertName::Fused(key) => {
+                    let pieces = experts.iter().map(piece).collect();
+                    arrangements.insert(key.clone(), Arc::new(Arrangement { pieces }));
+                }
+            }
+        }
+        let order: Arc<[u32]> = experts.iter().map(|&expert| expert as u32).collect();
+        for tensor in &mixture.router {
+            let info = self.source.require(&tensor.key)?;
+            // Experts along the last axis are columns of a row of their own.
+            let is_last = tensor.axis + 1 == info.shape.len();
+            let width = info.shape.last().copied().unwrap_or(1).max(1);
+            let rows = info.n_elements() / width;
+            let mut piece = Piece::of(tensor.key.clone(), 0, rows);
+            match is_last {
+                true => piece.columns = Some(Arc::clone(&order)),
+                false => {
+                    let each = rows / mixture.n_experts.max(1);
+                    let rows = experts
+                        .iter()
+                        .flat_map(|&expert| expert * each..(expert + 1) * each);
+                    piece.rows = Some(rows.map(|row| row as u32).collect());
+                }
+            }
+            let pieces = vec![piece];
+            arrangements.insert(tensor.key.clone(), Arc::new(Arrangement { pieces }));
+        }
+        Ok(())
+    }
+
+    fn units(&self, pairs: &[(Ffn, Ffn)]) -> Result<Found> {
+        let largest = pairs.iter().map(|(own, _)| own.n_units as u64).max();
+        let bytes = largest.unwrap_or(0).pow(2).max(1) * size_of::<f32>() as u64;
+        let n_threads = (MAX_UNIT_BYTES / bytes).clamp(1, rayon::current_num_threads() as u64);
+        let orders = on_threads(pairs, n_threads as usize, |(own, theirs)| {
+            match_units((&self.reference, own), (&self.source, theirs))
+        })?;
+        let mut found = Found::default();
+        let mut pieces: BTreeMap<String, BTreeMap<usize, Piece>> = BTreeMap::new();
+        for ((_, network), units) in pairs.iter().zip(orders) {
+            let moved = units.iter().enumerate();
+            let n_moved = moved.filter(|(to, from)| *to != **from as usize).count();
+            for strand in &network.strands {
+                let order = (n_moved > 0).then(|| strand.order(&units));
+                let mut piece = Piece::of(strand.key.clone(), strand.first, strand.n_rows);
+                match strand.along_columns {
+                    true => piece.columns = order,
+                    false => piece.rows = order,
+                }
+                let of = pieces.entry(strand.key.clone()).or_default();
+                of.insert(strand.first, piece);
+            }
+            found.report.units.push(UnitMatching {
+                model: self.model.clone(),
+                network: network.name.clone(),
+                n_units: network.n_units,
+                n_moved,
+            });
+        }
+        let arrangements = pieces.into_iter().map(|(key, pieces)| {
+            let pieces = pieces.into_values().collect();
+            (key, Arc::new(Arrangement { pieces }))
+        });
+        found.arrangements = arrangements.collect();
+        Ok(found)
+    }
+}
+
+/// Most bytes of inner products between units that are held at once.
+const MAX_UNIT_BYTES: u64 = 1 << 30;
+
+impl Arranger for Arc<Aligned> {
+    fn arrangement(&self, name: &str) -> Result<Option<Arc<Arrangement>>> {
+        Ok(self.found()?.arrangements.get(name).map(Arc::clone))
+    }
+}
+
+/// Asks for each item, on threads of their own: a thread of a pool may wait for what is found here.
+pub(super) fn on_threads<I: Sync, T: Send>(
+    items: &[I],
+    n_threads: usize,
+    each: impl Fn(&I) -> Result<T> + Sync,
+) -> Result<Vec<T>> {
+    let next = AtomicUsize::new(0);
+    let work = || {
+        let mut done = Vec::new();
+        loop {
+            let index = next.fetch_add(1, Ordering::Relaxed);
+            let Some(item) = items.get(index) else {
+                return done;
+            };
+            done.push((index, each(item)));
+        }
+    };
+    let mut done = std::thread::scope(|scope| {
+        let n_threads = n_threads.clamp(1, items.len().max(1));
+        let threads: Vec<_> = (0..n_threads).map(|_| scope.spawn(&work)).collect();
+        let joined = threads.into_iter().flat_map(|thread| {
+            // A panic of a thread is a bug and goes on as one.
+            let done = thread.join();
+            done.unwrap_or_else(|panic| std::panic::resume_unwind(panic))
+        });
+        joined.collect::<Vec<_>>()
+    });
+    done.sort_by_key(|(index, _)| *index);
+    done.into_iter().map(|(_, result)| result).collect()
+}
+
+impl AlignmentReport {
+    pub(in crate::plan) fn of(aligned: &[Arc<Aligned>]) -> Result<Option<Self>> {
+        if aligned.is_empty() {
+            return Ok(None);
+        }
+        let mut report = Self::default();
+        for aligned in aligned {
+            let own = aligned.report()?;
+            report.experts.extend(own.experts);
+            report.units.extend(own.units);
+        }
+        Ok(Some(report))
+    }
+}

@@ -1,0 +1,360 @@
+//! Experts of the models of a recipe: brought into one spelling, compared, and aligned where the recipe asks for it.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::sync::Arc;
+
+mod aligned;
+
+pub(super) use aligned::Aligned;
+pub use aligned::AlignmentReport;
+use aligned::{Move, on_threads};
+
+use super::checkpoints::Models;
+use super::grams::GramFiles;
+use super::opener::Opener;
+use super::{Entry, TensorRef};
+use crate::methods::MergeMethod;
+use crate::mixtures::spelling::spelling_of;
+use crate::mixtures::{Ffn, Mixture, Mixtures, Observed, Order, ffns, order_of, respelled, survey};
+use crate::provenance::short_names;
+use crate::recipe::{AlignExperts, ModelRef};
+use crate::{Checkpoint, MergeFault, MergeRecipe, Result};
+
+/// What is known of the models' experts.
+pub(super) struct Experts {
+    /// The mixtures of each source.
+    surveys: Vec<Mixtures>,
+    /// Models that are brought into the order of another.
+    pub(super) aligned: Vec<Arc<Aligned>>,
+}
+
+/// Brings the models' mixtures into the spelling of the base or the first model, and sets up what the recipe says of
+/// their order.
+pub(super) fn prepare(
+    recipe: &MergeRecipe,
+    method: &dyn MergeMethod,
+    models: &mut Models,
+    (opener, grams): (&Opener, &mut GramFiles),
+) -> Result<Experts> {
+    let surveys = models.sources.iter().map(|source| survey(source));
+    let mut surveys = surveys.collect::<Result<Vec<_>>>()?;
+    let reference = models.base.unwrap_or(0);
+    if let Some(spelling) = surveys.get(reference).and_then(spelling_of) {
+        for (source, mixtures) in models.sources.iter_mut().zip(&mut surveys) {
+            let is_other =
+                |mixtures: &Mixtures| spelling_of(mixtures).is_some_and(|of| of != spelling);
+            if is_other(mixtures) {
+                *source = respelled(Arc::clone(source), spelling)?;
+                *mixtures = survey(source)?;
+            }
+        }
+    }
+    if recipe.slices.is_empty() {
+        compare(models, &surveys, reference)?;
+    }
+    let mut experts = Experts {
+        surveys,
+        aligned: Vec::new(),
+    };
+    if recipe.align_experts != Some(AlignExperts::Outputs)
+        && let Some(model) = written(recipe).find(|model| model.outputs.is_some())
+    {
+        return Err(MergeFault::OutputsUnused { place: model.place }.into());
+    }
+    if recipe.moves_experts() || recipe.align_units {
+        experts.align(recipe, method, models, (opener, grams), reference)?;
+    } else if recipe.align_experts.is_some() {
+        experts.require_mixtures(models)?;
+    }
+    Ok(experts)
+}
+
+/// Checks that the models have as many experts in each mixture.
+fn compare(models: &Models, surveys: &[Mixtures], reference: usize) -> Result<()> {
+    let all: BTreeMap<&str, (usize, &Mixture)> = (surveys.iter().enumerate().rev())
+        .chain(surveys.get(reference).map(|own| (reference, own)))
+        .flat_map(|(source, own)| {
+            own.iter()
+                .map(move |(host, own)| (host.as_str(), (source, own)))
+        })
+        .collect();
+    for (host, (first, mixture)) in all {
+        for (source, own) in surveys.iter().enumerate() {
+            match own.get(host) {
+                Some(own) if own.n_experts != mixture.n_experts => {
+                    return Err(MergeFault::ExpertCounts {
+                        mixture: host.to_owned(),
+                        model: models.name(source),
+                        found: own.n_experts,
+                        first: models.name(first),
+                        expected: mixture.n_experts,
+                        place: models.place(source),
+                    }
+                    .into());
+                }
+                Some(_) => {}
+                None => {
+                    let mut rows = mixture.router.iter();
+                    let has = |key: &str| models.sources[source].get(key).is_some();
+                    if let Some(router) = rows.find(|tensor| has(&tensor.key)) {
+                        return Err(MergeFault::RouterAlone {
+                            router: router.key.clone(),
+                            mixture: host.to_owned(),
+                            model: models.name(source),
+                            place: models.place(source),
+                        }
+                        .into());
+                    }
+                }
+            }
+        }
+    }
+    Ok(())
+}
+
+/// The models as the recipe writes them, those of slices apart.
+fn written(recipe: &MergeRecipe) -> impl Iterator<Item = &ModelRef> {
+    let parts = recipe.parts().into_iter();
+    parts.flat_map(|part| part.models).chain(&recipe.base_model)
+}
+
+/// What a model's experts give on data, by its gram file.
+fn observe(
+    recipe: &MergeRecipe,
+    grams: &mut GramFiles,
+    models: &Models,
+    source: usize,
+) -> Result<Observed> {
+    let of = &models.refs()[source];
+    // The base may be named without it where a model of the same name has it.
+    let mut same = written(recipe).filter(|model| model.is_same_model(of));
+    let path = same
+        .find_map(|model| model.outputs.as_ref())
+        .ok_or_else(|| MergeFault::OutputsNotGiven {
+            model: models.name(source),
+            place: models.place(source),
+        })?;
+    let model = Arc::clone(&models.sources[source]);
+    let store = grams.open(&path.to_string_lossy(), (source, &model), recipe)?;
+    Observed::new(grams.store(store), &model)
+}
+
+impl Experts {
+    /// Refuses a setting for experts where models have none.
+    fn require_mixtures(&self, models: &Models) -> Result<()> {
+        match self.surveys.iter().position(BTreeMap::is_empty) {
+            Some(source) => Err(MergeFault::NoMixtures {
+                model: models.name(source),
+                place: models.place(source),
+            }
+            .into()),
+            None => Ok(()),
+        }
+    }
+
+    /// Puts views in place of the models whose experts or units are to stand as those of the reference do.
+    fn align(
+        &mut self,
+        recipe: &MergeRecipe,
+        method: &dyn MergeMethod,
+        models: &mut Models,
+        (opener, grams): (&Opener, &mut GramFiles),
+        reference: usize,
+    ) -> Result<()> {
+        let setting = match recipe.moves_experts() {
+            true => "align_experts",
+            false => "align_units",
+        };
+        let refused = |why: &'static str| MergeFault::CannotAlign { setting, why };
+        if recipe.moves_experts() {
+            self.require_mixtures(models)?;
+        }
+        if recipe.parts().iter().any(|part| !part.slices.is_empty()) {
+            let why = "slices put layers in places where nothing says which experts are meant; align whole models, and \
+                       cut the result";
+            return Err(refused(why).into());
+        }
+        if method.needs().grams || method.needs().paired.is_some() {
+            let why =
+                "this method reads files beside the models, which are in the models' own order";
+            return Err(refused(why).into());
+        }
+        if models.refs().iter().any(|model| opener.is_document(model)) {
+            let why = "a model is the result of another document; write that to a file first";
+            return Err(refused(why).into());
+        }
+        let paths: Vec<_> = models
+            .refs()
+            .iter()
+            .map(|model| model.model.clone())
+            .collect();
+        let paths: Vec<_> = paths.iter().map(std::path::PathBuf::as_path).collect();
+        let names = short_names(&paths);
+        let kept = Arc::clone(&models.sources[reference]);
+        let networks = match recipe.align_units {
+            true => ffns(&kept, &self.surveys[reference]),
+            false => Vec::new(),
+        };
+        let no_networks = || MergeFault::CannotAlign {
+            setting: "align_units",
+            why: "no feed-forward network is known by the names of its layers",
+        };
+        if recipe.align_units && networks.is_empty() {
+            return Err(no_networks().into());
+        }
+        for (source, name) in names
+            .iter()
+            .enumerate()
+            .filter(|(source, _)| *source != reference)
+        {
+            if recipe.moves_experts() {
+                let pairs = self.surveys[reference].values().filter_map(|own| {
+                    let theirs = self.surveys[source].get(&own.host)?;
+                    Some((own.clone(), theirs.clone()))
+                });
+                let pairs: Vec<_> = pairs.collect();
+                if pairs.is_empty() {
+                    return Err(refused("no mixture has the same name in all models").into());
+                }
+                if let Some((_, theirs)) = pairs.iter().find(|(_, of)| of.router.is_empty()) {
+                    return Err(MergeFault::NoRouter {
+                        mixture: theirs.host.clone(),
+                        model: models.name(source),
+                        place: models.place(source),
+                    }
+                    .into());
+                }
+                let observed = match recipe.align_experts {
+                    Some(AlignExperts::Outputs) => Some([
+                        observe(recipe, grams, models, reference)?,
+                        observe(recipe, grams, models, source)?,
+                    ]),
+                    _ => None,
+                };
+                let moved = Move::Experts {
+                    pairs,
+                    any_units: recipe.align_units,
+                    observed,
+                };
+                self.view(name, (&kept, source), models, moved);
+            }
+            if recipe.align_units {
+                let theirs = ffns(&models.sources[source], &self.surveys[source]);
+                let pairs = pairs_of(&networks, theirs);
+                if pairs.is_empty() {
+                    return Err(no_networks().into());
+                }
+                self.view(name, (&kept, source), models, Move::Units { pairs });
+            }
+        }
+        Ok(())
+    }
+
+    /// Puts a view in place of a model.
+    fn view(
+        &mut self,
+        model: &str,
+        (reference, source): (&Arc<Checkpoint>, usize),
+        models: &mut Models,
+        moved: Move,
+    ) {
+        let aligned = Arc::new(Aligned::new(
+            model,
+            reference,
+            &models.sources[source],
+            moved,
+        ));
+        models.sources[source] = aligned.view();
+        self.aligned.push(aligned);
+    }
+
+    /// The mixtures that entries combine, each with the one that it is compared with, by source and name.
+    pub(super) fn checks(&self, recipe: &MergeRecipe, entries: &[&Entry]) -> Vec<OrderCheck> {
+        if recipe.align_experts.is_some() {
+            return Vec::new();
+        }
+        let hosts: Vec<BTreeMap<String, &Mixture>> = (self.surveys.iter())
+            .map(|mixtures| {
+                let keys = mixtures
+                    .values()
+                    .flat_map(|own| own.keys().map(move |key| (key, own)));
+                keys.collect()
+            })
+            .collect();
+        let mixture = |tensor: &TensorRef| {
+            let of = hosts.get(tensor.source)?.get(&tensor.key)?;
+            Some((tensor.source, of.host.as_str()))
+        };
+        let mut pairs = BTreeSet::new();
+        for entry in entries {
+            let mut tensors = entry.action.tensors();
+            let Some(first) = tensors.next().and_then(mixture) else {
+                continue;
+            };
+            pairs.extend(
+                tensors
+                    .filter_map(mixture)
+                    .filter(|of| *of != first)
+                    .map(|of| (first, of)),
+            );
+        }
+        let at =
+            |(source, host): (usize, &str)| Some((source, self.surveys[source].get(host)?.clone()));
+        let checks = pairs.into_iter().filter_map(|(one, other)| {
+            Some(OrderCheck {
+                one: at(one)?,
+                other: at(other)?,
+            })
+        });
+        checks.collect()
+    }
+}
+
+/// Networks of one name and form.
+fn pairs_of(own: &[Ffn], theirs: Vec<Ffn>) -> Vec<(Ffn, Ffn)> {
+    let theirs = theirs.into_iter();
+    let mut theirs: BTreeMap<String, Ffn> = theirs
+        .map(|network| (network.name.clone(), network))
+        .collect();
+    let pairs = own.iter().filter_map(|own| {
+        let theirs = theirs.remove(&own.name)?;
+        let is_alike = own.n_units == theirs.n_units && own.strands.len() == theirs.strands.len();
+        is_alike.then(|| (own.clone(), theirs))
+    });
+    pairs.collect()
+}
+
+/// Two mixtures whose experts are merged number by number: source and mixture of each.
+pub(super) struct OrderCheck {
+    one: (usize, Mixture),
+    other: (usize, Mixture),
+}
+
+/// Refuses experts that are plainly in another order.
+pub(super) fn check_order(checks: &[OrderCheck], sources: &[Arc<Checkpoint>]) -> Result<()> {
+    let found = on_threads(checks, rayon::current_num_threads(), |check| {
+        let (one, other) = (&check.one, &check.other);
+        order_of((&sources[one.0], &one.1), (&sources[other.0], &other.1))
+    })?;
+    for (check, order) in checks.iter().zip(found) {
+        if let Order::Shuffled {
+            n_moved,
+            in_place,
+            matched,
+        } = order
+        {
+            let path = |(source, _): &(usize, Mixture)| sources[*source].path().to_path_buf();
+            return Err(MergeFault::ShuffledExperts {
+                mixture: check.other.1.host.clone(),
+                path: path(&check.other),
+                first: path(&check.one),
+                n_moved,
+                n_experts: check.other.1.n_experts,
+                in_place,
+                matched,
+            }
+            .into());
+        }
+    }
+    Ok(())
+}

@@ -1,0 +1,723 @@
+//! Mixtures of experts: their spellings, experts and units in another order, and what is refused.
+
+use std::collections::BTreeMap;
+use std::path::Path;
+use std::sync::Arc;
+
+use fixtures::{Raw, Set};
+use merge::convert::{Conversion, Spelling};
+use merge::execute::{RunOptions, in_memory};
+use merge::mixtures::{MixtureSpelling, survey};
+use merge::progress::Silent;
+use merge::random::Draws;
+use merge::{Checkpoint, Error, MergePlan, MergeRecipe};
+use safetensors::Dtype;
+
+use crate::eve::{converted, opened};
+
+type Tensors = BTreeMap<String, Raw>;
+
+const EXPERTS: usize = 4;
+const UNITS: usize = 10;
+const WIDTH: usize = 6;
+const LAYERS: [usize; 2] = [1, 2];
+/// No expert stays, and two steps do not lead back.
+const ORDER: [usize; EXPERTS] = [2, 0, 3, 1];
+
+fn raw(seed: u64, name: &str, shape: &[usize]) -> Raw {
+    let mut values = vec![0.0; shape.iter().product()];
+    Draws::new(seed, name).add_normal(1.0, 0, &mut values);
+    Raw {
+        dtype: Dtype::F32,
+        shape: shape.to_vec(),
+        bytes: values.into_iter().flat_map(f32::to_le_bytes).collect(),
+    }
+}
+
+fn host(layer: usize) -> String {
+    format!("model.layers.{layer}.mlp")
+}
+
+/// A model with a dense layer and two mixtures, as DeepSeek-MoE is spelled.
+fn deepseek(seed: u64) -> Tensors {
+    let mut model = mixtral_like(seed);
+    for layer in LAYERS {
+        for (name, shape) in [
+            ("gate.e_score_correction_bias", &[EXPERTS][..]),
+            ("shared_experts.gate_proj.weight", &[UNITS, WIDTH]),
+            ("shared_experts.up_proj.weight", &[UNITS, WIDTH]),
+            ("shared_experts.down_proj.weight", &[WIDTH, UNITS]),
+        ] {
+            let key = format!("{}.{name}", host(layer));
+            model.insert(key.clone(), raw(seed, &key, shape));
+        }
+    }
+    model
+}
+
+/// The same without what Mixtral has no name for.
+fn mixtral_like(seed: u64) -> Tensors {
+    let network = [
+        ("gate_proj.weight", [UNITS, WIDTH]),
+        ("up_proj.weight", [UNITS, WIDTH]),
+        ("down_proj.weight", [WIDTH, UNITS]),
+    ];
+    let mut shapes = vec![("model.embed.weight".to_owned(), [7, WIDTH])];
+    for (name, shape) in network {
+        shapes.push((format!("{}.{name}", host(0)), shape));
+        for layer in LAYERS {
+            for expert in 0..EXPERTS {
+                shapes.push((format!("{}.experts.{expert}.{name}", host(layer)), shape));
+            }
+        }
+    }
+    for layer in LAYERS {
+        shapes.push((format!("{}.gate.weight", host(layer)), [EXPERTS, WIDTH]));
+    }
+    let tensors = shapes.into_iter();
+    tensors
+        .map(|(key, shape)| (key.clone(), raw(seed, &key, &shape)))
+        .collect()
+}
+
+/// The model with its experts in another order.
+fn shuffled(model: &Tensors) -> Tensors {
+    let mut out = model.clone();
+    for layer in LAYERS {
+        let host = host(layer);
+        for (to, from) in ORDER.into_iter().enumerate() {
+            let (to, from) = (
+                format!("{host}.experts.{to}."),
+                format!("{host}.experts.{from}."),
+            );
+            for (key, tensor) in model {
+                if let Some(rest) = key.strip_prefix(&from) {
+                    out.insert(format!("{to}{rest}"), tensor.clone());
+                }
+            }
+        }
+        for rows in ["gate.weight", "gate.e_score_correction_bias"] {
+            if let Some(tensor) = out.get_mut(&format!("{host}.{rows}")) {
+                *tensor = rows_in(tensor, &ORDER);
+            }
+        }
+    }
+    out
+}
+
+/// Rows of a matrix, or elements of a vector, in another order.
+fn rows_in(tensor: &Raw, order: &[usize]) -> Raw {
+    let size = tensor.bytes.len() / tensor.shape[0];
+    let rows = order
+        .iter()
+        .map(|&row| &tensor.bytes[row * size..(row + 1) * size]);
+    Raw {
+        bytes: rows.flatten().copied().collect(),
+        ..tensor.clone()
+    }
+}
+
+fn transposed(tensor: &Raw) -> Raw {
+    let [rows, columns] = [tensor.shape[0], tensor.shape[1]];
+    let element = |row: usize, column: usize| {
+        let at = 4 * (row * columns + column);
+        tensor.bytes[at..at + 4].iter().copied()
+    };
+    let bytes = (0..columns).flat_map(|column| (0..rows).flat_map(move |row| element(row, column)));
+    Raw {
+        bytes: bytes.collect(),
+        shape: vec![columns, rows],
+        dtype: tensor.dtype,
+    }
+}
+
+/// The model with the hidden units of every network in an order of its own.
+fn units_shuffled(model: &Tensors) -> Tensors {
+    let mut out = model.clone();
+    for (key, down) in model {
+        let Some(prefix) = key.strip_suffix("down_proj.weight") else {
+            continue;
+        };
+        let mut order: Vec<usize> = (0..UNITS).collect();
+        Draws::new(9, prefix).sequence().shuffle(&mut order);
+        for layer in ["gate_proj", "up_proj"] {
+            let key = format!("{prefix}{layer}.weight");
+            let moved = rows_in(&model[&key], &order);
+            out.insert(key, moved);
+        }
+        out.insert(key.clone(), transposed(&rows_in(&transposed(down), &order)));
+    }
+    out
+}
+
+/// As Mixtral is spelled.
+fn as_mixtral(model: &Tensors) -> Tensors {
+    let is_of_mixture = |key: &str| key.contains(".experts.") || key.ends_with("mlp.gate.weight");
+    let names = [
+        ("mlp", "block_sparse_moe"),
+        ("gate_proj", "w1"),
+        ("up_proj", "w3"),
+        ("down_proj", "w2"),
+    ];
+    let renamed = |key: &str| match is_of_mixture(key) {
+        true => names
+            .iter()
+            .fold(key.to_owned(), |key, (from, to)| key.replace(from, to)),
+        false => key.to_owned(),
+    };
+    model
+        .iter()
+        .map(|(key, tensor)| (renamed(key), tensor.clone()))
+        .collect()
+}
+
+/// All experts in one tensor, as transformers 5 has them, or with rows and columns exchanged as before.
+fn as_fused(model: &Tensors, is_transposed: bool) -> Tensors {
+    let mut out = model.clone();
+    out.retain(|key, _| !key.contains(".experts."));
+    for layer in LAYERS {
+        let of = |expert: usize, name: &str| {
+            &model[&format!("{}.experts.{expert}.{name}.weight", host(layer))]
+        };
+        let turn = |tensor: Raw| {
+            if is_transposed {
+                transposed(&tensor)
+            } else {
+                tensor
+            }
+        };
+        let mut add = |name: &str, each: &dyn Fn(usize) -> Raw| {
+            let all: Vec<Raw> = (0..EXPERTS).map(|expert| turn(each(expert))).collect();
+            let fused = Raw {
+                dtype: Dtype::F32,
+                shape: [&[EXPERTS][..], &all[0].shape].concat(),
+                bytes: all.iter().flat_map(|tensor| tensor.bytes.clone()).collect(),
+            };
+            out.insert(format!("{}.experts.{name}", host(layer)), fused);
+        };
+        add("gate_up_proj", &|expert| Raw {
+            dtype: Dtype::F32,
+            shape: vec![2 * UNITS, WIDTH],
+            bytes: [
+                &of(expert, "gate_proj").bytes[..],
+                &of(expert, "up_proj").bytes,
+            ]
+            .concat(),
+        });
+        add("down_proj", &|expert| of(expert, "down_proj").clone());
+    }
+    out
+}
+
+/// All experts in one tensor, as Granite-MoE has them.
+fn as_granite(model: &Tensors) -> Tensors {
+    let names = [
+        (
+            "mlp.experts.gate_up_proj",
+            "block_sparse_moe.input_linear.weight",
+        ),
+        (
+            "mlp.experts.down_proj",
+            "block_sparse_moe.output_linear.weight",
+        ),
+        ("mlp.gate.weight", "block_sparse_moe.router.layer.weight"),
+    ];
+    let renamed = |key: &str| {
+        names
+            .iter()
+            .fold(key.to_owned(), |key, (from, to)| key.replace(from, to))
+    };
+    let fused = as_fused(model, false);
+    fused
+        .into_iter()
+        .map(|(key, tensor)| (renamed(&key), tensor))
+        .collect()
+}
+
+/// Every spelling of a model that all have.
+fn spellings(model: &Tensors) -> Vec<(MixtureSpelling, Tensors)> {
+    vec![
+        (MixtureSpelling::SingleExperts, model.clone()),
+        (MixtureSpelling::Mixtral, as_mixtral(model)),
+        (MixtureSpelling::FusedExperts, as_fused(model, false)),
+        (MixtureSpelling::FusedTransposed, as_fused(model, true)),
+        (MixtureSpelling::Granite, as_granite(model)),
+    ]
+}
+
+struct Folder(tempfile::TempDir);
+
+impl Folder {
+    fn new() -> Self {
+        Self(tempfile::tempdir().expect("a folder"))
+    }
+
+    fn write(&self, name: &str, model: &Tensors) {
+        fixtures::write(&self.0.path().join(format!("{name}.safetensors")), model);
+    }
+
+    /// The result of a recipe, `<name>` a file.
+    fn plan(&self, yaml: &str) -> Result<MergePlan, Error> {
+        let folder = self.0.path().display().to_string();
+        let yaml = yaml
+            .replace('<', &format!("{folder}/"))
+            .replace('>', ".safetensors");
+        let recipe = MergeRecipe::parse(&yaml, Path::new("test"))?;
+        Ok(MergePlan::resolve(&recipe)?.0)
+    }
+
+    fn merged(&self, yaml: &str) -> Result<Checkpoint, Error> {
+        in_memory(&self.plan(yaml)?, &RunOptions::default(), &Silent)
+    }
+
+    fn fault(&self, yaml: &str) -> String {
+        let fault = self.merged(yaml).err().expect("refused");
+        format!("{fault} ({})", fault.hint().unwrap_or_default())
+    }
+}
+
+fn assert_same(found: &Checkpoint, expected: &Tensors) {
+    let names: Vec<&str> = found.tensors().map(|(name, _)| name).collect();
+    assert_eq!(
+        names,
+        expected.keys().map(String::as_str).collect::<Vec<_>>()
+    );
+    for (name, tensor) in expected {
+        assert_eq!(
+            found.require(name).expect("there").shape,
+            tensor.shape,
+            "{name}"
+        );
+        assert!(
+            found.read_all(name).expect("it reads") == tensor.bytes,
+            "{name}"
+        );
+    }
+}
+
+const BOTH: &str = "merge_method: linear\nmodels: [<a>, <b>]\nparameters: { weight: 0.5 }\n";
+
+#[test]
+fn a_shuffled_copy_merges_back_to_the_original_in_every_spelling() {
+    let (model, other) = (mixtral_like(1), shuffled(&mixtral_like(1)));
+    let all = spellings(&model).into_iter().zip(spellings(&other));
+    let all = all.map(|((spelling, one), (_, other))| (spelling.to_string(), one, other));
+    let deepseek = ("deepseek".to_owned(), deepseek(1), shuffled(&deepseek(1)));
+    for (name, one, other) in all.chain([deepseek]) {
+        let folder = Folder::new();
+        folder.write("a", &one);
+        folder.write("b", &other);
+        let fault = folder.fault(BOTH);
+        assert!(
+            fault.contains("no common order") && fault.contains("align_experts: weights"),
+            "{name}: {fault}"
+        );
+        let found = folder
+            .merged(&format!("{BOTH}align_experts: weights\n"))
+            .expect("merged");
+        assert_same(&found, &one);
+        // The other one is the first: it keeps its order.
+        let turned = BOTH.replace("[<a>, <b>]", "[<b>, <a>]");
+        let found = folder
+            .merged(&format!("{turned}align_experts: weights\n"))
+            .expect("merged");
+        assert_same(&found, &other);
+        // By number all the same, where the recipe says so.
+        let found = folder
+            .merged(&format!("{BOTH}align_experts: none\n"))
+            .expect("merged");
+        let differs = one
+            .iter()
+            .any(|(key, raw)| found.read_all(key).expect("it reads") != raw.bytes);
+        assert!(differs, "{name}");
+    }
+}
+
+#[test]
+fn the_matching_is_reported_and_kept_in_the_file() {
+    let folder = Folder::new();
+    folder.write("a", &deepseek(1));
+    folder.write("b", &shuffled(&deepseek(1)));
+    let recipe = format!("{BOTH}align_experts: weights\nalign_units: true\n");
+    let plan = folder.plan(&recipe).expect("a plan");
+    let report = plan.alignment().expect("found").expect("asked for");
+    assert_eq!(report.experts.len(), LAYERS.len());
+    for (matching, layer) in report.experts.iter().zip(LAYERS) {
+        assert_eq!(matching.model, "b.safetensors");
+        assert_eq!(matching.mixture, host(layer));
+        // Expert `to` of the copy is expert `ORDER[to]` of the model.
+        let back = ORDER.map(|from| {
+            ORDER
+                .iter()
+                .position(|&at| ORDER[from] == at)
+                .expect("in it")
+        });
+        assert_eq!(back, ORDER);
+        for (place, expert) in matching.experts.iter().enumerate() {
+            assert_eq!(ORDER[*expert], place);
+        }
+        assert_eq!(matching.n_moved(), EXPERTS);
+        assert!(
+            matching.cosine > 0.999 && matching.cosine_in_place < 0.9,
+            "{matching:?}"
+        );
+    }
+    // Two networks that all tokens share, one dense, and the experts.
+    assert_eq!(report.units.len(), 3 + 2 * EXPERTS);
+    assert!(
+        report
+            .units
+            .iter()
+            .all(|network| network.n_moved == 0 && network.n_units == UNITS)
+    );
+    let found = in_memory(&plan, &RunOptions::default(), &Silent).expect("merged");
+    let note = &found.info().metadata["vlmerge.alignment"];
+    let note: serde_json::Value = serde_json::from_str(note).expect("JSON");
+    assert_eq!(note, serde_json::to_value(&report).expect("JSON"));
+}
+
+#[test]
+fn units_in_another_order_merge_back_to_the_original_in_every_spelling() {
+    let model = mixtral_like(1);
+    let (units, both) = (units_shuffled(&model), units_shuffled(&shuffled(&model)));
+    for (index, (spelling, one)) in spellings(&model).into_iter().enumerate() {
+        let folder = Folder::new();
+        folder.write("a", &one);
+        folder.write("b", &spellings(&units)[index].1);
+        folder.write("both", &spellings(&both)[index].1);
+        let found = folder
+            .merged(&format!("{BOTH}align_units: true\n"))
+            .expect("merged");
+        assert_same(&found, &one);
+        let both = BOTH.replace("<b>", "<both>");
+        let found = folder.merged(&format!(
+            "{both}align_experts: weights\nalign_units: true\n"
+        ));
+        assert_same(
+            &found.unwrap_or_else(|fault| panic!("{spelling}: {fault}")),
+            &one,
+        );
+    }
+}
+
+/// Layers of dense networks by their names, `(into, out of)`, with whether they have biases, and whether they are
+/// `(in, out)`.
+const DENSE: [(&[&str], &str, bool, bool); 5] = [
+    (&["mlp.fc1"], "mlp.fc2", true, false),
+    (&["intermediate.dense"], "output.dense", true, false),
+    (&["mlp.c_fc"], "mlp.c_proj", true, true),
+    (&["mlp.c_fc"], "mlp.c_proj", true, false),
+    (
+        &["DenseReluDense.wi_0", "DenseReluDense.wi_1"],
+        "DenseReluDense.wo",
+        false,
+        false,
+    ),
+];
+
+#[test]
+fn units_of_dense_networks_are_matched_biases_included() {
+    for (into, out_of, has_bias, is_transposed) in DENSE {
+        let mut model = Tensors::new();
+        let mut order: Vec<usize> = (0..UNITS).collect();
+        Draws::new(2, out_of).sequence().shuffle(&mut order);
+        let mut other = Tensors::new();
+        let turn = |tensor: Raw| {
+            if is_transposed {
+                transposed(&tensor)
+            } else {
+                tensor
+            }
+        };
+        for layer in into {
+            let weight = raw(4, layer, &[UNITS, WIDTH]);
+            model.insert(format!("h.0.{layer}.weight"), turn(weight.clone()));
+            other.insert(
+                format!("h.0.{layer}.weight"),
+                turn(rows_in(&weight, &order)),
+            );
+            if has_bias {
+                let bias = raw(5, layer, &[UNITS]);
+                model.insert(format!("h.0.{layer}.bias"), bias.clone());
+                other.insert(format!("h.0.{layer}.bias"), rows_in(&bias, &order));
+            }
+        }
+        let weight = raw(6, out_of, &[WIDTH, UNITS]);
+        model.insert(format!("h.0.{out_of}.weight"), turn(weight.clone()));
+        let moved = transposed(&rows_in(&transposed(&weight), &order));
+        other.insert(format!("h.0.{out_of}.weight"), turn(moved));
+        let folder = Folder::new();
+        folder.write("a", &model);
+        folder.write("b", &other);
+        let found = folder
+            .merged(&format!("{BOTH}align_units: true\n"))
+            .expect("merged");
+        assert_same(&found, &model);
+    }
+}
+
+#[test]
+fn experts_of_gpt_oss_move_with_their_biases_and_units_that_stand_in_turn() {
+    let mut model = Tensors::new();
+    for (name, shape) in [
+        ("experts.gate_up_proj", &[EXPERTS, WIDTH, 2 * UNITS][..]),
+        ("experts.gate_up_proj_bias", &[EXPERTS, 2 * UNITS]),
+        ("experts.down_proj", &[EXPERTS, UNITS, WIDTH]),
+        ("experts.down_proj_bias", &[EXPERTS, WIDTH]),
+        ("router.weight", &[EXPERTS, WIDTH]),
+        ("router.bias", &[EXPERTS]),
+    ] {
+        let key = format!("model.layers.0.mlp.{name}");
+        model.insert(key.clone(), raw(3, &key, shape));
+    }
+    let mut other: Tensors = (model.iter())
+        .map(|(key, tensor)| (key.clone(), rows_in(tensor, &ORDER)))
+        .collect();
+    let folder = Folder::new();
+    folder.write("a", &model);
+    folder.write("b", &other);
+    let found = folder
+        .merged(&format!("{BOTH}align_experts: weights\n"))
+        .expect("merged");
+    assert_same(&found, &model);
+    // Units of expert 1 in the opposite order: pairs of gate and value stay together.
+    let pairs: Vec<usize> = (0..UNITS)
+        .rev()
+        .flat_map(|unit| [2 * unit, 2 * unit + 1])
+        .collect();
+    let units: Vec<usize> = (0..UNITS).rev().collect();
+    let mut change = |name: &str, rows_of_expert: usize, order: &dyn Fn(&Raw) -> Raw| {
+        let tensor = other
+            .get_mut(&format!("model.layers.0.mlp.{name}"))
+            .expect("there");
+        let size = tensor.bytes.len() / EXPERTS;
+        let columns = tensor.shape.iter().skip(1).product::<usize>() / rows_of_expert;
+        let own = Raw {
+            dtype: Dtype::F32,
+            shape: vec![rows_of_expert, columns],
+            bytes: tensor.bytes[size..2 * size].to_vec(),
+        };
+        tensor.bytes[size..2 * size].copy_from_slice(&order(&own).bytes);
+    };
+    change("experts.gate_up_proj", WIDTH, &|own| {
+        transposed(&rows_in(&transposed(own), &pairs))
+    });
+    change("experts.gate_up_proj_bias", 2 * UNITS, &|own| {
+        rows_in(own, &pairs)
+    });
+    change("experts.down_proj", UNITS, &|own| rows_in(own, &units));
+    folder.write("b", &other);
+    let found = folder
+        .merged(&format!(
+            "{BOTH}align_experts: weights\nalign_units: true\n"
+        ))
+        .expect("merged");
+    assert_same(&found, &model);
+}
+
+#[test]
+fn the_published_permutation_of_eve_merges_back() {
+    let set = Set::open("eve");
+    for case in set.cases("permute_experts") {
+        let model = case.tensors("input");
+        let mut other = model.clone();
+        for (key, tensor) in case.tensors("expected") {
+            other.insert(key, tensor);
+        }
+        let folder = Folder::new();
+        folder.write("a", &model);
+        folder.write("b", &other);
+        let fault = folder.fault(BOTH);
+        assert!(fault.contains("no common order"), "{fault}");
+        let found = folder
+            .merged(&format!("{BOTH}align_experts: weights\n"))
+            .expect("merged");
+        assert_same(&found, &model);
+    }
+}
+
+#[test]
+fn models_in_two_spellings_merge_as_those_in_one() {
+    let (one, other) = (mixtral_like(1), mixtral_like(2));
+    let (own, theirs) = (spellings(&one), spellings(&other));
+    for (index, (spelling, one)) in own.iter().enumerate() {
+        let folder = Folder::new();
+        folder.write("a", one);
+        folder.write("same", &theirs[index].1);
+        let expected = folder
+            .merged(&BOTH.replace("<b>", "<same>"))
+            .expect("merged");
+        for (other, model) in &theirs {
+            folder.write("b", model);
+            let found = folder
+                .merged(BOTH)
+                .unwrap_or_else(|fault| panic!("{spelling} and {other}: {fault}"));
+            let expected: Tensors = (expected.tensors())
+                .map(|(name, info)| {
+                    let raw = Raw {
+                        dtype: Dtype::F32,
+                        shape: info.shape.clone(),
+                        bytes: expected.read_all(name).expect("it reads"),
+                    };
+                    (name.to_owned(), raw)
+                })
+                .collect();
+            assert_same(&found, &expected);
+        }
+    }
+}
+
+#[test]
+fn every_spelling_converts_to_every_other_bit_for_bit() {
+    let folder = Folder::new();
+    let all = spellings(&mixtral_like(1));
+    for (from, model) in &all {
+        folder.write("a", model);
+        let path = folder.0.path().join("a.safetensors");
+        let source = Arc::new(opened(&path));
+        let found = survey(&source).expect("mixtures");
+        assert_eq!(found.len(), LAYERS.len());
+        for mixture in found.values() {
+            assert_eq!(
+                MixtureSpelling::of(mixture),
+                Some(*from),
+                "{}",
+                mixture.host
+            );
+            assert_eq!((mixture.n_experts, mixture.router.len()), (EXPERTS, 1));
+        }
+        for (to, expected) in &all {
+            let conversion = Conversion {
+                spelling: Some(Spelling::Mixture(*to)),
+                ..Conversion::default()
+            };
+            let plan = converted(&source, &conversion);
+            let found = in_memory(&plan, &RunOptions::default(), &Silent).expect("converted");
+            assert_same(&found, expected);
+        }
+    }
+}
+
+#[test]
+fn what_a_spelling_has_no_name_for_is_refused_by_name() {
+    let folder = Folder::new();
+    folder.write("a", &deepseek(1));
+    let source = Arc::new(opened(&folder.0.path().join("a.safetensors")));
+    let layout = merge::layouts::detect(&source).expect("a layout");
+    let said = |to: MixtureSpelling, source: &Arc<Checkpoint>| {
+        let conversion = Conversion {
+            spelling: Some(Spelling::Mixture(to)),
+            ..Conversion::default()
+        };
+        let plan = conversion.plan(Arc::clone(source), layout.as_ref());
+        plan.err().expect("refused").to_string()
+    };
+    let fault = said(MixtureSpelling::Mixtral, &source);
+    assert!(
+        fault.contains("e_score_correction_bias") && fault.contains("mixtral"),
+        "{fault}"
+    );
+    let mut dense = mixtral_like(1);
+    dense.retain(|key, _| !key.contains("experts") && !key.contains(".gate."));
+    folder.write("dense", &dense);
+    let source = Arc::new(opened(&folder.0.path().join("dense.safetensors")));
+    let fault = said(MixtureSpelling::FusedExperts, &source);
+    assert!(fault.contains("no mixture"), "{fault}");
+}
+
+#[test]
+fn models_that_were_trained_apart_are_merged_by_number() {
+    let folder = Folder::new();
+    for seed in 0..20 {
+        folder.write("a", &deepseek(seed));
+        folder.write("b", &deepseek(100 + seed));
+        folder.merged(BOTH).expect("merged");
+    }
+}
+
+#[test]
+fn settings_without_a_meaning_are_refused() {
+    let folder = Folder::new();
+    let mut dense = mixtral_like(1);
+    dense.retain(|key, _| !key.contains("experts") && !key.contains(".gate."));
+    folder.write("a", &deepseek(1));
+    folder.write("dense", &dense);
+    let pair = "merge_method: linear\nmodels: [<dense>, <dense>]\nparameters: { weight: 0.5 }\n";
+    for setting in ["align_experts: weights", "align_experts: none"] {
+        let fault = folder.fault(&format!("{pair}{setting}\n"));
+        assert!(
+            fault.contains("`align_experts`") && fault.contains("no mixture of experts"),
+            "{fault}"
+        );
+    }
+    let mut bare = dense.clone();
+    bare.retain(|key, _| key.contains("embed"));
+    folder.write("bare", &bare);
+    let fault = folder.fault(&format!(
+        "{}align_units: true\n",
+        pair.replace("dense", "bare")
+    ));
+    assert!(
+        fault.contains("`align_units`") && fault.contains("no feed-forward network"),
+        "{fault}"
+    );
+    let sliced = "merge_method: linear\nslices:\n- sources: [{ model: <a>, layer_range: [0, 2] }, { model: <a>, \
+                  layer_range: [0, 2] }]\nparameters: { weight: 0.5 }\nlayers: model.layers\nalign_experts: weights\n";
+    let fault = folder.fault(sliced);
+    assert!(fault.contains("slices"), "{fault}");
+}
+
+#[test]
+fn mixtures_that_do_not_fit_are_refused_by_name() {
+    let folder = Folder::new();
+    let model = deepseek(1);
+    folder.write("a", &model);
+    let mut fewer = model.clone();
+    fewer.retain(|key, _| !key.contains(".1.mlp.experts.3."));
+    let rows = fewer
+        .get_mut("model.layers.1.mlp.gate.weight")
+        .expect("there");
+    *rows = rows_in(rows, &[0, 1, 2]);
+    rows.shape[0] = 3;
+    let bias = fewer
+        .get_mut("model.layers.1.mlp.gate.e_score_correction_bias")
+        .expect("there");
+    *bias = rows_in(bias, &[0, 1, 2]);
+    bias.shape[0] = 3;
+    folder.write("b", &fewer);
+    let fault = folder.fault(BOTH);
+    assert!(
+        fault.contains("`model.layers.1.mlp` has 3 experts") && fault.contains("and 4 in"),
+        "{fault}"
+    );
+    let mut alone = model.clone();
+    alone.retain(|key, _| !key.contains(".2.mlp.experts."));
+    folder.write("b", &alone);
+    let fault = folder.fault(BOTH);
+    assert!(
+        fault.contains("`model.layers.2.mlp.gate") && fault.contains("without its experts"),
+        "{fault}"
+    );
+    let mut gap = model.clone();
+    gap.retain(|key, _| !key.contains(".2.mlp.experts.1."));
+    folder.write("b", &gap);
+    let fault = folder.fault(BOTH);
+    assert!(
+        fault.contains("has 4 experts, and `model.layers.2.mlp.experts.1."),
+        "{fault}"
+    );
+    let mut misfit = model.clone();
+    misfit.retain(|key, _| !key.contains(".2.mlp.experts.3."));
+    folder.write("b", &misfit);
+    let fault = folder.fault(BOTH);
+    assert!(
+        fault.contains("router `model.layers.2.mlp.gate.weight` has rows for 4"),
+        "{fault}"
+    );
+    let mut no_router = model;
+    no_router.retain(|key, _| !key.contains(".gate."));
+    folder.write("a", &no_router);
+    folder.write("b", &no_router);
+    let fault = folder.fault(&format!("{BOTH}align_experts: weights\n"));
+    assert!(fault.contains("has no router"), "{fault}");
+}
