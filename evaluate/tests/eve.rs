@@ -1,14 +1,20 @@
 //! EVE: what its model refuses, and what does not depend on the batch.
 
-use std::sync::Arc;
+use std::collections::BTreeMap;
+use std::sync::{Arc, Mutex};
 
 use candle_core::{DType, Device, Tensor};
 use evaluate::batch::{Images, Pair, Texts};
+use evaluate::capture::Capture;
 use evaluate::models::{self, Branch, Opened, Overrides, RouterWay};
-use evaluate::nn::{Omission, Pass, SideLosses};
+use evaluate::nn::{Mask, Omission, Pass, SideLosses, Tap};
 use fixtures::Set;
+use merge::Checkpoint;
 use merge::execute::{RunOptions, in_memory};
-use merge::layouts::{EveSizes, EveSpec, EveTask, TowerSizes};
+use merge::gram::{GramRecord, GramStore};
+use merge::io::{OpenOptions, WriteOptions};
+use merge::layouts::{self, EveSizes, EveSpec, EveTask, GramNames, TowerSizes};
+use merge::mixtures::{Routing, survey};
 use merge::progress::Silent;
 use merge::recipe::OutputDType;
 use merge::synth::{Spread, Synthesis};
@@ -45,6 +51,10 @@ fn model(task: EveTask, overrides: &Overrides) -> Opened {
 
 /// A drawn model.
 pub fn model_of(spec: EveSpec, overrides: &Overrides) -> Opened {
+    models::open(file(spec), overrides, &Device::Cpu, DType::F32).expect("a model")
+}
+
+fn file(spec: EveSpec) -> Arc<Checkpoint> {
     let synthesis = Synthesis {
         spec,
         seed: 5,
@@ -56,8 +66,8 @@ pub fn model_of(spec: EveSpec, overrides: &Overrides) -> Opened {
         dtype: OutputDType::Keep,
     };
     let plan = synthesis.plan().expect("a plan");
-    let file = in_memory(&plan, &RunOptions::default(), &Silent).expect("made");
-    models::open(Arc::new(file), overrides, &Device::Cpu, DType::F32).expect("a model")
+    let file = in_memory(&plan, &RunOptions::default(), &Silent);
+    Arc::new(file.expect("made"))
 }
 
 fn texts(n: usize, len: usize) -> Texts {
@@ -218,4 +228,109 @@ fn a_training_pass_draws_by_example_and_collects_the_balance_of_each_router() {
     }
     assert_eq!(run(1).0, one);
     assert_ne!(run(2).0, one);
+}
+
+/// What a router shows of its choices.
+#[derive(Default)]
+struct Shown(Mutex<BTreeMap<String, Vec<f64>>>);
+
+impl Tap for Shown {
+    fn linear_input(&self, _: &str, _: &Tensor, _: Option<&Mask>) -> candle_core::Result<()> {
+        Ok(())
+    }
+
+    fn wants(&self, name: &str) -> bool {
+        name.contains(".moe.")
+    }
+
+    fn output(&self, name: &str, tensor: &Tensor) -> candle_core::Result<()> {
+        let values = values(&tensor.to_dtype(DType::F64)?);
+        self.0
+            .lock()
+            .expect("one thread")
+            .insert(name.to_owned(), values);
+        Ok(())
+    }
+}
+
+/// `W x + b`, with one row of `W` an output.
+fn linear(file: &Checkpoint, layer: &str, x: &[f64]) -> Vec<f64> {
+    let tensor = |part: &str| -> Vec<f64> {
+        let bytes = file.read_all(&format!("{layer}.{part}")).expect("there");
+        let floats = bytes.as_chunks::<4>().0.iter();
+        floats
+            .map(|&bytes| f64::from(f32::from_le_bytes(bytes)))
+            .collect()
+    };
+    let (weight, bias) = (tensor("weight"), tensor("bias"));
+    let rows = weight.chunks_exact(x.len()).zip(bias);
+    rows.map(|(row, bias)| row.iter().zip(x).map(|(w, x)| w * x).sum::<f64>() + bias)
+        .collect()
+}
+
+#[test]
+fn grams_say_how_tokens_that_are_no_padding_go_to_experts() {
+    let file = file(spec(EveTask::Retrieval));
+    let opened = models::open(
+        Arc::clone(&file),
+        &Overrides::default(),
+        &Device::Cpu,
+        DType::F32,
+    );
+    let opened = opened.expect("a model");
+    let dual = opened.model.dual().expect("a dual encoder");
+    let (n, len, texts) = (7, 6, texts(7, 6));
+    let shown = Shown::default();
+    dual.text_states(&texts, &Pass::tapped(&shown))
+        .expect("states");
+    let shown = shown.0.into_inner().expect("one thread");
+    let layout = layouts::detect(&file).expect("a layout");
+    let capture = Capture::new(GramNames::of(&file, layout.as_ref())).with_shared(true);
+    let tap = capture.times(1);
+    dual.text_states(&texts, &Pass::tapped(&tap))
+        .expect("states");
+    let folder = tempfile::tempdir().expect("a folder");
+    let path = folder.path().join("grams.safetensors");
+    let record = GramRecord::default();
+    merge::gram::write(
+        &capture.into_grams(),
+        &record,
+        false,
+        &WriteOptions::new(&path),
+        &Silent,
+    )
+    .expect("written");
+    let grams = merge::io::open(&path, &OpenOptions::default()).expect("it opens");
+    let grams = GramStore::new(Arc::new(grams)).expect("grams");
+    let mixtures = survey(&file).expect("mixtures");
+    assert_eq!(mixtures.len(), 2);
+    for (block, mixture) in (1..).zip(mixtures.values()) {
+        let routing = Routing::read(&grams, &file, mixture).expect("routing");
+        let of = |name: &str| &shown[&format!("block{block}.moe.{name}")];
+        let (mut counts, mut sums, mut n_tokens) = ([0.0; 5], [0.0; 5], 0.0);
+        for row in (0..n * len).filter(|row| row % len < len - row / len % 3) {
+            n_tokens += 1.0;
+            let tagged = &of("tagged")[16 * row..16 * row + 16];
+            for (choice, weight) in [("first", "w1"), ("second", "w2")] {
+                let expert = of(choice)[row] as usize;
+                let name = format!("{}.experts.experts.{expert}", mixture.host);
+                let hidden = linear(&file, &format!("{name}.fc1"), tagged);
+                let hidden: Vec<f64> = hidden
+                    .iter()
+                    .map(|x| x / (1.0 + (-1.702 * x).exp()))
+                    .collect();
+                let answer = linear(&file, &format!("{name}.fc2"), &hidden);
+                counts[expert] += 1.0;
+                sums[expert] += of(weight)[row] * answer.iter().map(|x| x * x).sum::<f64>().sqrt();
+            }
+        }
+        assert_eq!(routing.n_tokens, n_tokens);
+        assert_eq!(routing.counts, counts);
+        let expected: Vec<f64> = (sums.iter().zip(counts))
+            .map(|(sum, count)| if count > 0.0 { sum / count } else { 0.0 })
+            .collect();
+        let differs = fixtures::first_difference(&routing.saliency, &expected, 1e-4, 1e-6);
+        assert_eq!(differs, None);
+        assert!(routing.alike.is_some());
+    }
 }

@@ -721,3 +721,97 @@ fn mixtures_that_do_not_fit_are_refused_by_name() {
     let fault = folder.fault(&format!("{BOTH}align_experts: weights\n"));
     assert!(fault.contains("has no router"), "{fault}");
 }
+
+/// The gram matrix of the inputs of an expert's last layer, for experts of a kind of their own.
+fn gram(kind: usize) -> Raw {
+    let draws = raw(70 + kind as u64, "inputs", &[30, UNITS]).values();
+    let element = |row: usize, column: usize| -> f64 {
+        let at = |of: usize| draws.iter().skip(of).step_by(UNITS);
+        at(row).zip(at(column)).map(|(a, b)| a * b).sum()
+    };
+    let values = (0..UNITS * UNITS).map(|at| element(at / UNITS, at % UNITS));
+    Raw {
+        dtype: Dtype::F64,
+        shape: vec![UNITS, UNITS],
+        bytes: values.flat_map(f64::to_le_bytes).collect(),
+    }
+}
+
+#[test]
+fn experts_are_matched_by_what_they_give_whatever_their_units() {
+    let folder = Folder::new();
+    let model = deepseek(1);
+    let other = units_shuffled(&shuffled(&model));
+    folder.write("a", &model);
+    folder.write("b", &other);
+    let mut own = Tensors::new();
+    for layer in LAYERS {
+        for expert in 0..EXPERTS {
+            own.insert(
+                format!("{}.experts.{expert}.down_proj", host(layer)),
+                gram(expert),
+            );
+        }
+    }
+    // Inputs of the other model's last layers are those of the experts that they are, in their order of units.
+    let mut theirs = Tensors::new();
+    for layer in LAYERS {
+        for (to, from) in ORDER.into_iter().enumerate() {
+            let prefix = format!("{}.experts.{to}.", host(layer));
+            let mut order: Vec<usize> = (0..UNITS).collect();
+            Draws::new(9, &prefix).sequence().shuffle(&mut order);
+            let values = gram(from).values();
+            let moved = order
+                .iter()
+                .flat_map(|&row| order.iter().map(move |&column| row * UNITS + column));
+            let moved: Vec<f64> = moved.map(|at| values[at]).collect();
+            let raw = Raw {
+                bytes: moved.into_iter().flat_map(f64::to_le_bytes).collect(),
+                ..gram(from)
+            };
+            theirs.insert(format!("{prefix}down_proj"), raw);
+        }
+    }
+    folder.write("own", &own);
+    folder.write("theirs", &theirs);
+    let recipe = "merge_method: linear\nmodels: [{ model: <a>, outputs: <own> }, { model: <b>, outputs: <theirs> }]\n\
+                  parameters: { weight: 0.5 }\nalign_experts: outputs\nalign_units: true\n";
+    let found = folder.merged(recipe).expect("merged");
+    assert_same(&found, &model);
+    let written = folder.plan(recipe).expect("a plan").recipe().to_owned();
+    assert!(written.contains("outputs: own.safetensors"), "{written}");
+    // What is asked for must be there, and what is there be asked for.
+    let fault = folder.fault(&recipe.replace(", outputs: <theirs>", ""));
+    assert!(
+        fault.contains("`align_experts: outputs` needs `outputs`"),
+        "{fault}"
+    );
+    let fault = folder.fault(&recipe.replace("align_experts: outputs", "align_experts: weights"));
+    assert!(
+        fault.contains("`outputs` of a model is read for"),
+        "{fault}"
+    );
+    folder.write("theirs", &Tensors::from([("x".to_owned(), gram(0))]));
+    let fault = folder.fault(recipe);
+    assert!(
+        fault.contains("no gram matrix of the last layer of any expert"),
+        "{fault}"
+    );
+}
+
+#[test]
+fn a_router_tells_of_shuffled_experts_whose_units_are_shuffled_too() {
+    let folder = Folder::new();
+    let mut model = mixtral_like(1);
+    for layer in LAYERS {
+        let key = format!("{}.gate.weight", host(layer));
+        model.insert(key.clone(), raw(1, &key, &[EXPERTS, 200]));
+    }
+    let units = units_shuffled(&model);
+    folder.write("a", &model);
+    folder.write("b", &units);
+    folder.merged(BOTH).expect("experts are in order");
+    folder.write("b", &shuffled(&units));
+    let fault = folder.fault(BOTH);
+    assert!(fault.contains("no common order"), "{fault}");
+}

@@ -7,7 +7,7 @@ use super::Mixture;
 use super::assignment::assign;
 use super::ffn::{Ffn, ffns_of};
 use super::outputs::{Observed, outputs_similarity};
-use super::similarity::{Elements, Experts, Products, cosines, read};
+use super::similarity::{Elements, Experts, Products, cosines, router_cosines};
 use super::units::read_matrix;
 use crate::random::Draws;
 use crate::{Checkpoint, Result};
@@ -115,37 +115,10 @@ pub(crate) fn match_experts(
             outputs_similarity((reference, mixture, own), (source, theirs, others))?
         }
     };
-    let router = router_cosines((reference, mixture), (source, theirs))?;
+    let router = router_cosines((reference, mixture), (source, theirs), Elements::All)?;
+    let router = router.map(|(cosines, _)| cosines);
     let name = mixture.host.clone();
     Ok(Matching::best(model, name, &found, router.as_ref()))
-}
-
-/// Cosines of the rows of the routers.
-fn router_cosines(
-    (reference, mixture): (&Checkpoint, &Mixture),
-    (source, theirs): (&Checkpoint, &Mixture),
-) -> Result<Option<Array2<f64>>> {
-    let n = mixture.n_experts;
-    let is_weight = |key: &str| {
-        let info = reference.get(key).filter(|info| info.dtype.is_float());
-        info.is_some_and(|info| info.shape.len() == 2 && info.shape[0] == n)
-    };
-    let Some(tensor) = mixture.router.iter().find(|tensor| is_weight(&tensor.key)) else {
-        return Ok(None);
-    };
-    let info = reference.require(&tensor.key)?;
-    let has_same = theirs.router.iter().any(|of| of.key == tensor.key);
-    if !has_same || source.require(&tensor.key)?.shape != info.shape {
-        return Ok(None);
-    }
-    let rows = |of: &Checkpoint| -> Result<Array2<f32>> {
-        let mut rows = Array2::zeros((n, info.shape[1]));
-        read(of, &tensor.key, 0, rows.as_slice_mut().unwrap_or_default())?;
-        Ok(rows)
-    };
-    let mut products = Products::new(n);
-    products.add(rows(reference)?.view(), rows(source)?.view());
-    Ok(Some(products.cosines()))
 }
 
 /// What an expert does along a few directions, whatever the order of its hidden units: `(experts, numbers)`.

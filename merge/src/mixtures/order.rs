@@ -1,8 +1,10 @@
 //! Whether the experts of two checkpoints stand in one order, by a sample of their weights.
 
+use ndarray::Array2;
+
 use super::Mixture;
 use super::assignment::assign;
-use super::similarity::{Elements, Experts, cosines};
+use super::similarity::{Elements, Experts, cosines, router_cosines};
 use crate::{Checkpoint, Result};
 
 /// How experts stand to those of the same numbers in another checkpoint.
@@ -28,7 +30,9 @@ const LEAST_DEVIATIONS: f64 = 8.0;
 
 /// Compares a few thousand elements of each expert, without what all experts of a checkpoint have in common (as copies
 /// of one dense network have most): the best one-to-one assignment must gain so much over the order of numbers that it
-/// is no chance. Experts that were trained apart have nothing to gain, so they count as in order.
+/// is no chance. Experts that were trained apart have nothing to gain, so they count as in order. Where weights do not
+/// say that experts of one number are alike, the rows of the router are asked, too: they know experts whose hidden units
+/// are in another order.
 ///
 /// # Errors
 /// When a tensor cannot be read.
@@ -36,16 +40,33 @@ pub(crate) fn order_of(
     (one, mixture): (&Checkpoint, &Mixture),
     (other, theirs): (&Checkpoint, &Mixture),
 ) -> Result<Order> {
-    let n = mixture.n_experts;
-    let one = Experts {
+    const SAMPLE: Elements = Elements::SampleOfDifferences;
+    let own = Experts {
         source: one,
         mixture,
     };
-    let other = Experts {
+    let of_other = Experts {
         source: other,
         mixture: theirs,
     };
-    let (cosines, n_elements) = cosines(one, other, Elements::SampleOfDifferences)?;
+    let (weights, n_elements) = cosines(own, of_other, SAMPLE)?;
+    let order = judged(&weights, n_elements);
+    let in_place = weights.diag().mean().unwrap_or(0.0);
+    if order != Order::Common || in_place > least(n_elements) {
+        return Ok(order);
+    }
+    let router = router_cosines((one, mixture), (other, theirs), SAMPLE)?;
+    Ok(router.map_or(Order::Common, |(rows, width)| judged(&rows, width)))
+}
+
+/// The least gain of cosines over so many elements that is no chance.
+fn least(n_elements: usize) -> f64 {
+    LEAST_GAIN.max(LEAST_DEVIATIONS / (n_elements.max(1) as f64).sqrt())
+}
+
+/// What cosines over so many elements say.
+fn judged(cosines: &Array2<f64>, n_elements: usize) -> Order {
+    let n = cosines.nrows();
     let columns = assign(n, |row, column| cosines[(row, column)]);
     let moved = columns.iter().enumerate();
     let moved: Vec<(usize, usize)> = moved
@@ -53,20 +74,19 @@ pub(crate) fn order_of(
         .map(|(row, &column)| (row, column))
         .collect();
     if moved.is_empty() {
-        return Ok(Order::Common);
+        return Order::Common;
     }
     let mean = |of: &dyn Fn((usize, usize)) -> f64| -> f64 {
         moved.iter().map(|&pair| of(pair)).sum::<f64>() / moved.len() as f64
     };
     let in_place = mean(&|(row, _)| cosines[(row, row)]);
     let matched = mean(&|pair| cosines[pair]);
-    let least = LEAST_GAIN.max(LEAST_DEVIATIONS / (n_elements.max(1) as f64).sqrt());
-    Ok(match matched - in_place > least {
+    match matched - in_place > least(n_elements) {
         false => Order::Common,
         true => Order::Shuffled {
             n_moved: moved.len(),
             in_place,
             matched,
         },
-    })
+    }
 }

@@ -67,6 +67,42 @@ pub(super) fn cosines(
     Ok((sum / (n_elements.max(1) as f64), n_elements))
 }
 
+/// Cosines of the rows of two routers, one an expert, and the length of a row; `None` where the two have no weight of
+/// one shape.
+pub(super) fn router_cosines(
+    (one, mixture): (&Checkpoint, &Mixture),
+    (other, theirs): (&Checkpoint, &Mixture),
+    elements: Elements,
+) -> Result<Option<(Array2<f64>, usize)>> {
+    let n = mixture.n_experts;
+    let is_weight = |key: &str| {
+        let info = one.get(key).filter(|info| info.dtype.is_float());
+        info.is_some_and(|info| info.shape.len() == 2 && info.shape[0] == n)
+    };
+    let mut rows = mixture.router.iter().zip(&theirs.router);
+    let Some((own, of_other)) = rows.find(|(tensor, _)| is_weight(&tensor.key)) else {
+        return Ok(None);
+    };
+    let width = one.require(&own.key)?.shape[1];
+    if other.require(&of_other.key)?.shape != [n, width] {
+        return Ok(None);
+    }
+    let rows = |source: &Checkpoint, key: &str| -> Result<Array2<f32>> {
+        let mut rows = Array2::zeros((n, width));
+        read(source, key, 0, rows.as_slice_mut().unwrap_or_default())?;
+        if elements == Elements::SampleOfDifferences {
+            take_away_mean(&mut rows);
+        }
+        Ok(rows)
+    };
+    let mut products = Products::new(n);
+    products.add(
+        rows(one, &own.key)?.view(),
+        rows(other, &of_other.key)?.view(),
+    );
+    Ok(Some((products.cosines(), width)))
+}
+
 /// The parts of a tensor that are compared.
 fn runs(tensor: &ExpertTensor, n_experts: usize, elements: Elements) -> Vec<(usize, usize)> {
     let n = tensor.info.n_elements();
