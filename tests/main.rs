@@ -47,3 +47,4 @@ mod study;
 mod training;
 mod two_towers;
 mod verifying;
+mod xvlm_files;

@@ -220,7 +220,7 @@ fn an_empty_split_is_an_error() {
         .expect_err("unknown")
         .to_string();
     assert!(
-        error.contains("coco, f30k, gcc, sbu, vg, vqa, nlvr2"),
+        error.contains("coco, f30k, gcc, cc3m, cc12m, sbu, vg, vqa, nlvr2"),
         "{error}"
     );
 }

@@ -83,19 +83,19 @@ fn a_vocabulary_without_a_place_for_captions_writes_none() {
 
 #[test]
 fn a_model_of_captions_has_two_tokens_more_and_no_other_number() {
-    use evaluate::text::{CaptionRule, Padding, TextInput};
+    use evaluate::text::{Padding, TextInput, TextKind, TextRule};
     let files = folder(&[("vocab.json", VOCABULARY), ("merges.txt", MERGES)]);
     let tokenizer = open(files.path()).expect("a tokenizer");
     let input = |vocabulary: usize| TextInput {
         len: 8,
         padding: Padding::Full,
         vocabulary,
-        captions: CaptionRule::Ended,
+        rule: TextRule::Ended,
     };
     let read = |vocabulary: usize| {
         let fitting = tokenizer.for_input(&input(vocabulary)).expect("it fits");
         fitting
-            .caption(CaptionRule::Ended, "ab .")
+            .read(TextRule::Ended, TextKind::Caption, "ab .")
             .expect("words")
             .into_owned()
     };

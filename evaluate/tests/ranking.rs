@@ -13,7 +13,7 @@ use evaluate::nn::Pass;
 use evaluate::predictions::score_file::Scores;
 use evaluate::tasks::retrieval::Retrieval;
 use evaluate::tasks::{Candidates, Outcome, Predictions, Runner, Task};
-use evaluate::text::{CaptionRule, Padding, TextInput, Tokenizer};
+use evaluate::text::{Padding, TextInput, TextRule, Tokenizer};
 use evaluate::{Error, Result};
 use merge::progress::Silent;
 
@@ -119,7 +119,7 @@ fn run_rule(
             len: 12,
             padding: Padding::Longest,
             vocabulary: tokenizer.vocabulary_size(),
-            captions: CaptionRule::Verbatim,
+            rule: TextRule::Verbatim,
         },
     };
     let n_read = reads_texts.then(AtomicUsize::default);

@@ -114,14 +114,14 @@ fn splits_are_the_files_of_the_table() {
     let error = CaptionSet::open(&folder, "coco", "minival").expect_err("no such split");
     assert_eq!(
         error.to_string(),
-        "coco has no split \"minival\"; there are: train, train+restval, restval, val, test"
+        "coco has no split \"minival\"; there are: train, train+restval, pretrain, restval, val, test"
     );
     assert!(error.is_usage());
     let error = CaptionSet::open(&folder, "vqa", "test")
         .expect_err("not captions")
         .to_string();
     assert!(
-        error.contains("there are: coco, f30k, gcc, sbu, vg"),
+        error.contains("there are: coco, f30k, gcc, cc3m, cc12m, sbu, vg"),
         "{error}"
     );
     let error = CaptionSet::open(&path("raw"), "sbu", "train")

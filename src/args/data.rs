@@ -7,6 +7,7 @@ use clap::Args;
 use clap::builder::{PossibleValue, PossibleValuesParser, TypedValueParser};
 use evaluate::datasets::annotations::Annotations;
 use evaluate::datasets::class_folders::ClassFolders;
+use evaluate::datasets::xvlm::JsonFiles;
 use evaluate::datasets::{DATASETS, DatasetSpec, Kind};
 use evaluate::metrics::reranking::Rest;
 use evaluate::metrics::retrieval::Ties;
@@ -224,6 +225,16 @@ impl DataArgs {
             if name.ends_with(".arrow") {
                 files.push((name, entry.metadata().with_context(failed)?.len()));
             }
+        }
+        let dataset = DatasetSpec::of(self.dataset());
+        let json = dataset.and_then(|set| {
+            let split = set.split(self.split()).ok()?;
+            JsonFiles::find(&self.data, set, split).ok()?
+        });
+        for path in json.iter().flat_map(JsonFiles::all) {
+            let name = path.file_name().unwrap_or_default().to_string_lossy();
+            let metadata = std::fs::metadata(&path).with_context(failed)?;
+            files.push((name.into_owned(), metadata.len()));
         }
         if self.task.kind == Kind::Classes {
             let set = ClassFolders::open(&self.data, self.dataset(), self.split())?;

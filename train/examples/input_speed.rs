@@ -9,7 +9,7 @@ use std::time::{Duration, Instant};
 
 use evaluate::images::{Filter, Resampler, Rgb, decode, normalize_into};
 use merge::random::Draws;
-use train::augment::{Operation, TrainTransform, mirror};
+use train::augment::{Operation, Slips, TrainTransform, mirror};
 
 fn main() -> Result<(), Box<dyn Error>> {
     let mut arguments = std::env::args().skip(1);
@@ -63,7 +63,7 @@ fn operations(picture: &Rgb, side: usize) {
         for _ in 0..50 {
             let mut view = view.clone();
             let start = Instant::now();
-            operation.apply(&mut view, operation.strength(7.0), false);
+            operation.apply(&mut view, operation.strength(7.0), Slips::default());
             fastest = fastest.min(start.elapsed());
         }
         println!("{operation:?} {:.0}", 1e6 * fastest.as_secs_f64());

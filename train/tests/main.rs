@@ -1,12 +1,15 @@
 //! The one test harness of this crate: one module per subject.
 #![allow(missing_docs, reason = "test names are the documentation")]
 
+mod augmentation;
 mod checks;
 mod fixture;
 #[path = "../../evaluate/tests/flm_model.rs"]
 mod flm_model;
 mod fused_blocks;
 mod golden;
+mod golden_eve_data;
+mod golden_eve_pictures;
 mod golden_flm;
 mod golden_flm_losses;
 mod golden_flm_recipes;

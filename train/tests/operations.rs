@@ -6,7 +6,7 @@ use std::collections::BTreeMap;
 use candle_core::Device;
 use evaluate::images::Rgb;
 use merge::random::Draws;
-use train::augment::{Affine, Operation, RandomAugment, warp};
+use train::augment::{Affine, Operation, RandomAugment, Slips, warp};
 
 use crate::fixture::path;
 
@@ -55,7 +55,11 @@ fn every_operation_gives_the_bytes_of_opencv_and_numpy() {
         let mut picture = pictures[parts.next().unwrap_or_default()].clone();
         let kind = parts.next().unwrap_or_default();
         let strength = parts.next().map_or(0.0, |s| s.parse().expect("a number"));
-        operation(kind).apply(&mut picture, strength, kind == "sharpness_wrapping");
+        let slips = Slips {
+            sharpness_wraps: kind == "sharpness_wrapping",
+            ..Slips::default()
+        };
+        operation(kind).apply(&mut picture, strength, slips);
         assert_eq!(&picture, expected, "{name}");
     }
 }

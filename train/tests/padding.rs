@@ -5,7 +5,7 @@ use std::sync::Arc;
 use candle_core::{DType, Device};
 use evaluate::images::ImageInput;
 use evaluate::models::ModelInput;
-use evaluate::text::{CaptionRule, Padding, TextInput, Tokenizer};
+use evaluate::text::{Padding, TextInput, TextRule, Tokenizer};
 use train::batch::{Batch, MaskedWords};
 use train::data::{self, Loader, Place};
 use train::objectives::Needs;
@@ -26,7 +26,7 @@ fn batch(padding: Padding, n: usize) -> Batch {
         text: TextInput {
             len: LEN,
             padding,
-            captions: CaptionRule::Verbatim,
+            rule: TextRule::Verbatim,
             vocabulary: 101,
         },
     };
@@ -124,7 +124,7 @@ fn one_place_behind_the_longest_text_is_padding_where_the_first_such_place_count
         len: 8,
         padding: Padding::OneBeyond,
         vocabulary: 101,
-        captions: CaptionRule::Verbatim,
+        rule: TextRule::Verbatim,
     };
     // Never beyond the model's length.
     for (lengths, padded) in [

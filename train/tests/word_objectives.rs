@@ -9,7 +9,7 @@ use evaluate::images::{ImageInput, Rgb};
 use evaluate::models::flm::Flm;
 use evaluate::models::{FreeLanguage, ModelInput, Reading, Stream};
 use evaluate::nn::Pass;
-use evaluate::text::{CaptionRule, Padding, TextInput, Tokenizer};
+use evaluate::text::{Padding, TextInput, TextKind, TextRule, Tokenizer};
 use fixtures::{Case, Set};
 use train::batch::Batch;
 use train::collective::Alone;
@@ -268,7 +268,7 @@ impl Examples for Colors {
                 alpha: None,
             }],
             text: "a dog".into(),
-            is_caption: true,
+            kind: TextKind::Caption,
             ..Example::default()
         })
     }
@@ -281,7 +281,7 @@ fn loader(n_images: usize, seed: u64) -> Loader {
         text: TextInput {
             len: 8,
             padding: Padding::Longest,
-            captions: CaptionRule::Verbatim,
+            rule: TextRule::Verbatim,
             vocabulary: 101,
         },
     };

@@ -1,7 +1,7 @@
 //! COCO and Flickr30K in the splits of Karpathy: one JSON file for all images.
 
 use std::collections::HashSet;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use serde::Deserialize;
@@ -37,6 +37,11 @@ pub(crate) const FLICKR30K: Source = Source {
     splits: &["train", "val", "test"],
 };
 
+/// X-VLM's list of COCO's test images.
+const LISTED_TEST: &str = "coco_test.json";
+
+const WHAT: &str = "a list of images in Karpathy's form";
+
 #[derive(Deserialize)]
 struct Annotations {
     images: Vec<Image>,
@@ -58,8 +63,7 @@ struct Sentence {
 pub(crate) fn plan(source: &Source, options: &BuildOptions) -> Result<Vec<TablePlan>> {
     let splits = chosen(source.dataset, source.splits, options)?;
     let json = options.raw.join(source.json);
-    let what = "a list of images in Karpathy's form";
-    let annotations: Annotations = file::json(&json, what)?;
+    let annotations: Annotations = file::json(&json, WHAT)?;
     let mut plans: Vec<TablePlan> = splits
         .iter()
         .map(|split| TablePlan {
@@ -142,4 +146,24 @@ pub(crate) fn plan(source: &Source, options: &BuildOptions) -> Result<Vec<TableP
         }
     }
     Ok(plans)
+}
+
+/// COCO's annotations, and the names of its test images: those of Karpathy, or else of X-VLM's `coco_test.json`.
+pub(super) fn test_images(options: &BuildOptions) -> Result<(PathBuf, HashSet<String>)> {
+    let json = options.raw.join(COCO.json);
+    let listed = options.raw.join(LISTED_TEST);
+    if !json.exists() && listed.exists() {
+        #[derive(Deserialize)]
+        struct Listed {
+            image: String,
+        }
+        let images: Vec<Listed> = file::json(&listed, "a list of images with captions")?;
+        let names = images.iter().map(|listed| &listed.image);
+        let names = names.map(|name| name.rsplit('/').next().unwrap_or_default().to_owned());
+        return Ok((listed, names.collect()));
+    }
+    let annotations: Annotations = file::json(&json, WHAT)?;
+    let images = annotations.images.into_iter();
+    let names = images.filter(|image| image.split == "test");
+    Ok((json, names.map(|image| image.filename).collect()))
 }

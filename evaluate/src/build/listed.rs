@@ -1,10 +1,10 @@
-//! Conceptual Captions and SBU: a list of pictures, each with its caption.
+//! Conceptual Captions, Conceptual 12M and SBU: a list of pictures, each with its caption.
 
 use std::collections::HashMap;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
-use super::plan::{CAPTIONS, Cell, Picture, Place, Row, TablePlan};
+use super::plan::{CAPTIONS, Cell, FLAT_CAPTIONS, Kind, Picture, Place, Row, TablePlan};
 use super::{BuildOptions, chosen};
 use crate::predictions::file;
 use crate::{Error, Result};
@@ -12,15 +12,18 @@ use crate::{Error, Result};
 /// The most rows of a file.
 const MAX_ROWS: usize = 100_000;
 
-/// One of the two data sets.
+/// One of the data sets.
 pub(crate) struct Source {
     dataset: &'static str,
+    /// Whether each caption has a row of its own, as in EVE's files, or each picture.
+    is_flat: bool,
     /// Name of a split, its list, the folder of its pictures, the beginning of its files' names.
     splits: &'static [(&'static str, &'static str, &'static str, &'static str)],
 }
 
 pub(crate) const CONCEPTUAL_CAPTIONS: Source = Source {
     dataset: "gcc",
+    is_flat: false,
     splits: &[
         (
             "train",
@@ -39,7 +42,20 @@ pub(crate) const CONCEPTUAL_CAPTIONS: Source = Source {
 
 pub(crate) const SBU: Source = Source {
     dataset: "sbu",
+    is_flat: false,
     splits: &[("train", "annot.json", "images_train", "sbu_")],
+};
+
+pub(crate) const CC3M: Source = Source {
+    dataset: "cc3m",
+    is_flat: true,
+    splits: &[("train", "train_annot.json", "images_train", "cc3m_")],
+};
+
+pub(crate) const CC12M: Source = Source {
+    dataset: "cc12m",
+    is_flat: true,
+    splits: &[("train", "train_annot.json", "images_train", "cc12m_")],
 };
 
 pub(crate) fn plan(source: &Source, options: &BuildOptions) -> Result<Vec<TablePlan>> {
@@ -48,36 +64,102 @@ pub(crate) fn plan(source: &Source, options: &BuildOptions) -> Result<Vec<TableP
     let mut plans = Vec::new();
     for (split, list, folder, table) in source.splits {
         if wanted.contains(split) {
-            let rows = rows(&options.raw.join(list), &options.raw.join(folder), split)?;
-            for (number, rows) in rows.chunks(MAX_ROWS).enumerate() {
-                plans.push(TablePlan {
-                    name: format!("{table}{number}"),
-                    columns: CAPTIONS.to_vec(),
-                    is_pair: false,
-                    rows: rows.to_vec(),
-                    left_out: Vec::new(),
-                    notes: Vec::new(),
-                });
-            }
+            let (list, folder) = (options.raw.join(list), options.raw.join(folder));
+            let (rows, columns) = match source.is_flat {
+                true => (flat_rows(&list, &folder)?, FLAT_CAPTIONS.to_vec()),
+                false => (rows(&list, &folder, split)?, CAPTIONS.to_vec()),
+            };
+            plans.extend(sliced(table, &columns, rows));
         }
     }
     Ok(plans)
 }
 
-fn rows(json: &Path, folder: &Path, split: &str) -> Result<Vec<Row>> {
+/// Files of at most [`MAX_ROWS`] rows, the last of which may have fewer.
+pub(super) fn sliced(
+    table: &str,
+    columns: &[(&'static str, Kind)],
+    rows: Vec<Row>,
+) -> Vec<TablePlan> {
+    let slices = rows.chunks(MAX_ROWS).enumerate();
+    let plans = slices.map(|(number, rows)| TablePlan {
+        name: format!("{table}{number}"),
+        columns: columns.to_vec(),
+        is_pair: false,
+        rows: rows.to_vec(),
+        left_out: Vec::new(),
+        notes: Vec::new(),
+    });
+    plans.collect()
+}
+
+/// A pair of a list.
+struct Pair {
+    place: Place,
+    name: String,
+    caption: String,
+}
+
+/// The pairs of a list, the names of pictures without their folders.
+fn pairs(json: &Path) -> Result<impl Iterator<Item = Result<Pair>> + use<>> {
     let what = "a list of pairs of a path and a caption";
     let list: Vec<(String, String)> = file::json(json, what)?;
-    let paths = pictures(folder)?;
     let file: Arc<Path> = json.into();
+    Ok(
+        (list.into_iter().enumerate()).map(move |(row, (path, caption))| {
+            let place = Place {
+                file: Arc::clone(&file),
+                row,
+            };
+            let name = path.rsplit('/').next().unwrap_or_default().to_owned();
+            place.check_name(&name)?;
+            Ok(Pair {
+                place,
+                name,
+                caption,
+            })
+        }),
+    )
+}
+
+/// A row for each caption.
+fn flat_rows(json: &Path, folder: &Path) -> Result<Vec<Row>> {
+    let paths = pictures(folder)?;
+    let rows = pairs(json)?.map(|pair| {
+        let Pair {
+            place,
+            name,
+            caption,
+        } = pair?;
+        let path = paths.get(&name).cloned();
+        Ok(Row {
+            place,
+            pictures: vec![Picture {
+                path: path.unwrap_or_else(|| folder.join(&name)),
+            }],
+            cells: vec![Cell::Text(caption), Cell::Text(name)],
+        })
+    });
+    let rows: Vec<Row> = rows.collect::<Result<_>>()?;
+    match rows.is_empty() {
+        true => Err(Error::Empty {
+            path: json.into(),
+            what: "captions",
+        }),
+        false => Ok(rows),
+    }
+}
+
+fn rows(json: &Path, folder: &Path, split: &str) -> Result<Vec<Row>> {
+    let paths = pictures(folder)?;
     let mut rows: Vec<Row> = Vec::new();
     let mut row_of: HashMap<String, usize> = HashMap::new();
-    for (number, (path, caption)) in list.into_iter().enumerate() {
-        let place = Place {
-            file: Arc::clone(&file),
-            row: number,
-        };
-        let name = path.rsplit('/').next().unwrap_or_default().to_owned();
-        place.check_name(&name)?;
+    for pair in pairs(json)? {
+        let Pair {
+            place,
+            name,
+            caption,
+        } = pair?;
         if let Some(&row) = row_of.get(&name) {
             if let Some(Cell::Texts(captions)) = rows[row].cells.first_mut() {
                 captions.push(caption);

@@ -4,14 +4,17 @@
 //! pictures in parallel and writes file by file: beside its target, then renamed, so that a file
 //! with its right name is whole. Files that are there already are not made again.
 
+mod json;
 pub(crate) mod karpathy;
 pub(crate) mod listed;
 pub(crate) mod plan;
+pub(crate) mod pretraining;
 pub(crate) mod regions;
 mod shuffle;
 pub(crate) mod statements;
 pub(crate) mod vqa;
 mod write;
+mod xvlm;
 
 use std::collections::BTreeSet;
 use std::path::{Path, PathBuf};
@@ -20,11 +23,13 @@ use merge::Progress;
 use serde::Serialize;
 
 use crate::datasets::arrow::Table;
+pub use json::build_json;
+
 pub use crate::datasets::left_out::BadPicture;
 use crate::datasets::left_out::{self, LeftOut, Omission};
 use crate::datasets::{DATASETS, DatasetSpec, prefetch};
 use crate::{DataFault, Error, Result};
-use plan::{Picture, TablePlan};
+use plan::{Picture, Row, TablePlan};
 use write::Writer;
 
 /// Plans the files of a data set from its annotations.
@@ -95,12 +100,7 @@ pub fn build(
     progress: &dyn Progress,
     mut done: impl FnMut(&BuiltFile, &[BadPicture]),
 ) -> Result<BuildReport> {
-    let planned = DatasetSpec::of(dataset).and_then(|set| set.plan);
-    let plan = planned.ok_or_else(|| {
-        let built = DATASETS.iter().filter(|dataset| dataset.is_built());
-        DatasetSpec::unknown(dataset, built)
-    })?;
-    let plans = plan(options)?;
+    let plans = plans(dataset, options)?;
     let out = &options.out;
     std::fs::create_dir_all(out).map_err(|source| Error::io("create", out, source))?;
     let mut report = BuildReport {
@@ -128,6 +128,20 @@ pub fn build(
         report.skipped.extend(left_out.skipped);
     }
     Ok(report)
+}
+
+/// What the files of a data set are to hold. X-VLM's JSON files go before other downloads.
+fn plans(dataset: &str, options: &BuildOptions) -> Result<Vec<TablePlan>> {
+    let set = DatasetSpec::of(dataset);
+    let planned = set.and_then(|set| Some((set, set.plan?)));
+    let (set, plan) = planned.ok_or_else(|| {
+        let built = DATASETS.iter().filter(|dataset| dataset.is_built());
+        DatasetSpec::unknown(dataset, built)
+    })?;
+    match xvlm::plan(set, options)? {
+        Some(plans) => Ok(plans),
+        None => plan(options),
+    }
 }
 
 /// The splits to build, of those that there are.
@@ -246,38 +260,15 @@ fn build_table(
     options: &BuildOptions,
     progress: &dyn Progress,
 ) -> Result<(usize, LeftOut)> {
-    let n_workers = std::thread::available_parallelism().map_or(1, usize::from);
     let sizes = plan.rows.iter().flat_map(|row| &row.pictures).map(size_of);
     progress.start(&format!("build {}", plan.name), sizes.sum());
     let mut notes = vec![(NOTE, note)];
     notes.extend(plan.notes.iter().map(|(key, note)| (*key, note.as_str())));
     let mut writer = Writer::create(path, &plan.columns, plan.is_pair, &notes)?;
     let planned_rows = plan.rows.len();
-    let jobs: Vec<Vec<Picture>> = plan.rows.iter().map(|row| row.pictures.clone()).collect();
-    let pictures = prefetch(jobs, n_workers, 4 * n_workers, |pictures| {
-        Ok(pictures.iter().map(read_checked).collect::<Vec<_>>())
-    });
-    let mut bad = Vec::new();
-    for (number, (row, pictures)) in plan.rows.into_iter().zip(pictures).enumerate() {
-        if progress.is_cancelled() {
-            return Err(merge::Error::Cancelled.into());
-        }
-        let mut whole = Vec::with_capacity(pictures.as_ref().map_or(0, Vec::len));
-        for (picture, outcome) in row.pictures.iter().zip(pictures?) {
-            match outcome {
-                Ok(bytes) => {
-                    progress.advance(bytes.len() as u64);
-                    whole.push(bytes);
-                }
-                Err(fault) => bad.push(row.bad_picture(picture, fault, number)),
-            }
-        }
-        // After the first bad one the rest is only checked, for the list.
-        if whole.len() == row.pictures.len() && (bad.is_empty() || options.skip_bad) {
-            writer.push(whole, row.cells)?;
-        }
-    }
-    progress.finish();
+    let bad = read_pictures(plan.rows, options, progress, |pictures, row| {
+        writer.push(pictures, row.cells)
+    })?;
     if !bad.is_empty() && !options.skip_bad {
         return Err(bad_pictures(path, &bad));
     }
@@ -296,6 +287,42 @@ fn build_table(
     let last_note = serde_json::to_string(&left_out).unwrap_or_default();
     let n_rows = writer.finish(left_out::NOTE, &last_note)?;
     Ok((n_rows, left_out))
+}
+
+/// Reads and checks the pictures of rows on all threads, and hands over each row with their bytes, in order.
+/// Returns the pictures that cannot be used; after the first of them rows are only checked, for the list, unless
+/// bad ones are to be skipped.
+fn read_pictures(
+    rows: Vec<Row>,
+    options: &BuildOptions,
+    progress: &dyn Progress,
+    mut push: impl FnMut(Vec<Vec<u8>>, Row) -> Result<()>,
+) -> Result<Vec<BadPicture>> {
+    let n_workers = std::thread::available_parallelism().map_or(1, usize::from);
+    let jobs: Vec<Vec<Picture>> = rows.iter().map(|row| row.pictures.clone()).collect();
+    let pictures = prefetch(jobs, n_workers, 4 * n_workers, |pictures| {
+        Ok(pictures.iter().map(read_checked).collect::<Vec<_>>())
+    });
+    let mut bad = Vec::new();
+    for (number, (row, pictures)) in rows.into_iter().zip(pictures).enumerate() {
+        if progress.is_cancelled() {
+            return Err(merge::Error::Cancelled.into());
+        }
+        let mut whole = Vec::with_capacity(pictures.as_ref().map_or(0, Vec::len));
+        for (picture, outcome) in row.pictures.iter().zip(pictures?) {
+            match outcome {
+                Ok(bytes) => {
+                    progress.advance(bytes.len() as u64);
+                    whole.push(bytes);
+                }
+                Err(fault) => bad.push(row.bad_picture(picture, fault, number)),
+            }
+        }
+        if whole.len() == row.pictures.len() && (bad.is_empty() || options.skip_bad) {
+            push(whole, row)?;
+        }
+    }
+    Ok(bad)
 }
 
 fn size_of(picture: &Picture) -> u64 {

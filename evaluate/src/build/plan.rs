@@ -228,3 +228,7 @@ pub(crate) const CAPTIONS: [(&str, Kind); 3] = [
     ("image_id", Kind::Text),
     ("split", Kind::Text),
 ];
+
+/// Columns of files with one caption a row, as EVE keeps its pairs for pre-training.
+pub(crate) const FLAT_CAPTIONS: [(&str, Kind); 2] =
+    [("caption", Kind::Text), ("image_id", Kind::Text)];

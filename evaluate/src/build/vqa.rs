@@ -68,10 +68,8 @@ pub(crate) fn plan(options: &BuildOptions) -> Result<Vec<TablePlan>> {
             plans.push(dropped.table("train", rows, true, &words));
         }
         if wanted.contains(&"val") {
-            let (mut rows, dropped) = judged(&options.raw, "val", "val2014", &val, &labels)?;
-            shuffle(&mut rows, options.seed);
-            let rest = rows.split_at(rows.len().saturating_sub(N_REST));
-            let (trainable, rest) = (rest.0.to_vec(), rest.1.to_vec());
+            let (rows, dropped) = judged(&options.raw, "val", "val2014", &val, &labels)?;
+            let [rows, trainable, rest] = shuffled(rows, options.seed);
             plans.push(dropped.table("val", rows, true, &words));
             // Images without a question left are of no part; they are listed with the larger one.
             plans.push(dropped.table("trainable_val", trainable, true, &words));
@@ -90,7 +88,15 @@ pub(crate) fn plan(options: &BuildOptions) -> Result<Vec<TablePlan>> {
     Ok(plans)
 }
 
-fn table(
+/// All rows of the validation split in a new order, those that may be trained on, and those that stay apart.
+pub(super) fn shuffled(mut rows: Vec<Row>, seed: u64) -> [Vec<Row>; 3] {
+    shuffle(&mut rows, seed);
+    let (trainable, rest) = rows.split_at(rows.len().saturating_sub(N_REST));
+    let (trainable, rest) = (trainable.to_vec(), rest.to_vec());
+    [rows, trainable, rest]
+}
+
+pub(super) fn table(
     split: &str,
     rows: Vec<Row>,
     left_out: Vec<Omission>,

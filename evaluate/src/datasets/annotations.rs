@@ -13,7 +13,7 @@ use std::cell::Cell;
 use std::fs::File;
 use std::io::{BufReader, Read, Seek, SeekFrom};
 use std::os::unix::fs::FileExt;
-use std::path::{Component, Path, PathBuf};
+use std::path::{Path, PathBuf};
 use std::rc::Rc;
 use std::sync::{Mutex, PoisonError};
 
@@ -21,14 +21,12 @@ use csv::{ByteRecord, ReaderBuilder};
 use rayon::prelude::*;
 
 use super::left_out::Omission;
+use super::pictures::{self, PictureFolder, is_inside};
 use crate::images::{self, Rgb};
 use crate::{DataFault, Error, Result};
 
 /// The longest row that is read: far more than any caption has.
 const MAX_ROW_BYTES: u64 = 1 << 20;
-
-/// The largest picture file that is read.
-const MAX_PICTURE_BYTES: u64 = 1 << 30;
 
 /// Which of the two files of a data set.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -102,7 +100,7 @@ struct Place {
 #[derive(Debug)]
 pub struct Annotations {
     path: PathBuf,
-    pictures: PathBuf,
+    pictures: PictureFolder,
     half: Half,
     columns: Columns,
     file: Mutex<File>,
@@ -169,7 +167,7 @@ impl Annotations {
         }
         let mut found = Self {
             path: path.into(),
-            pictures: pictures.into(),
+            pictures: PictureFolder::new(pictures),
             half,
             columns: columns(&row, half, path)?,
             file: Mutex::new(opened()?),
@@ -331,7 +329,7 @@ impl Annotations {
     pub fn picture(&self, row: usize) -> Result<Rgb> {
         let annotation = self.annotation(row)?;
         let path = self.picture_path(row, &annotation.image)?;
-        let bytes = read_picture(&path).and_then(|bytes| images::decode(&bytes));
+        let bytes = pictures::read(&path).and_then(|bytes| images::decode(&bytes));
         bytes.map_err(|error| self.picture_fault(row, &annotation.image, &error.to_string()))
     }
 
@@ -363,18 +361,7 @@ impl Annotations {
     /// The picture's place, with links resolved, within the folder of pictures.
     fn picture_path(&self, row: usize, name: &str) -> Result<PathBuf> {
         let fault = |fault: &str| self.picture_fault(row, name, fault);
-        let folder = self.pictures.canonicalize();
-        let folder = folder.map_err(|source| Error::io("open", &self.pictures, source))?;
-        let path = self.pictures.join(name).canonicalize();
-        let path = path.map_err(|source| fault(&source.to_string()))?;
-        match path.starts_with(&folder) && path.is_file() {
-            true => Ok(path),
-            false if path.starts_with(&folder) => Err(fault("is not a file")),
-            false => Err(fault(&format!(
-                "is a link to {}, which is not in the folder of pictures",
-                path.display()
-            ))),
-        }
+        self.pictures.find(name, fault)
     }
 
     fn picture_fault(&self, row: usize, name: &str, fault: &str) -> Error {
@@ -485,28 +472,6 @@ fn line_at(path: &Path, begin: u64) -> u64 {
         }
     }
     line
-}
-
-/// Whether a path stays in the folder that it is joined to.
-pub(super) fn is_inside(path: &str) -> bool {
-    let mut components = Path::new(path).components().peekable();
-    components.peek().is_some()
-        && !path.contains('\0')
-        && components.all(|component| matches!(component, Component::Normal(_)))
-}
-
-fn read_picture(path: &Path) -> Result<Vec<u8>> {
-    let n_bytes = std::fs::metadata(path)
-        .map_err(|source| Error::io("open", path, source))?
-        .len();
-    if n_bytes > MAX_PICTURE_BYTES {
-        return Err(Error::FileTooLarge {
-            path: path.into(),
-            n_bytes,
-            limit: MAX_PICTURE_BYTES,
-        });
-    }
-    std::fs::read(path).map_err(|source| Error::io("read", path, source))
 }
 
 fn bad_line(path: &Path, line: u64, fault: String) -> Error {

@@ -7,43 +7,66 @@ use std::sync::Arc;
 use rayon::prelude::*;
 
 use super::annotations::Annotations;
-use super::arrow::Table;
+use super::arrow::{self, Table};
 use super::left_out::Omission;
-use super::splits::Tables;
+use super::source::Source;
+use super::splits::{Opened, Tables};
+use super::xvlm::{self, JsonFiles};
 use super::{DatasetSpec, Kind};
 use crate::images::Rgb;
 use crate::metrics::zero_shot::rows_by_id;
 use crate::{DataFault, Error, Result};
 
-const IMAGE: &str = "image";
+const IMAGE: [&str; 1] = ["image"];
+const CAPTION: &str = "caption";
+const IMAGE_ID: &str = "image_id";
 
 /// A split of images, each with its captions. Captions and ids are in memory, pictures are read
-/// on request.
+/// on request. An arrow file holds a list of captions a row, or one caption as EVE's files do.
 ///
 /// An image whose id occurs in several rows stays several images, as published code has it.
 #[derive(Debug)]
 pub struct CaptionSet {
-    source: Arc<Source>,
+    source: Arc<Pictures>,
     image_ids: Vec<String>,
     captions: Vec<Vec<String>>,
 }
 
 impl CaptionSet {
     /// Opens a split such as `test` of a data set such as `coco` in a folder of arrow files, or a CSV
-    /// table `<dataset>/valid_anno.csv` there as split `valid` (see [`Annotations`]).
+    /// table `<dataset>/valid_anno.csv` there as split `valid` (see [`Annotations`]), or X-VLM's JSON files
+    /// (see [`xvlm`](super::xvlm)).
     ///
     /// # Errors
     /// [`DataFault::UnknownDataset`] and
     /// [`DataFault::UnknownSplit`] for names,
     /// [`DataFault::MissingTable`] when a file is not there,
     /// [`Error::Empty`] when the split has no rows, and an error that names
-    /// file and row when an image has no caption.
+    /// file and row when an image has no caption, or a JSON entry is not as it should be.
     pub fn open(folder: &Path, dataset: &str, split: &str) -> Result<Self> {
         if let Some(half) = super::table_half(folder, dataset, split) {
             return Self::of_annotations(Annotations::open(folder, dataset, half)?);
         }
         let dataset = DatasetSpec::find(dataset, Kind::Captions)?;
-        Self::of_tables(dataset.split(split)?.open(folder)?)
+        match dataset.split(split)?.open(folder, dataset)? {
+            Opened::Tables(tables) => Self::of_tables(tables),
+            Opened::Json(files) => Self::of_json(&files),
+        }
+    }
+
+    /// The images of X-VLM's JSON files with their captions. Entries with one caption and the same `image_id`
+    /// are one image; an entry with a list of captions is an image of its own.
+    ///
+    /// # Errors
+    /// An error that names file, entry and field for what is not as it should be: a caption without an
+    /// `image_id`, an `image_id` of two pictures, an empty list, a picture out of its folder; [`Error::Empty`].
+    pub fn of_json(files: &JsonFiles) -> Result<Self> {
+        let images = xvlm::captions::read(files)?;
+        Ok(Self {
+            source: Arc::new(Pictures::Rows(Source::Listed(images.pictures))),
+            image_ids: images.ids,
+            captions: images.captions,
+        })
     }
 
     /// The pairs of a CSV table as images with captions. Rows of one `image_id` are one image, with the
@@ -69,7 +92,7 @@ impl CaptionSet {
             rows.push(of_image.last().copied().unwrap_or_default());
         }
         Ok(Self {
-            source: Arc::new(Source::Pairs { annotations, rows }),
+            source: Arc::new(Pictures::Pairs { annotations, rows }),
             image_ids,
             captions,
         })
@@ -89,15 +112,15 @@ impl CaptionSet {
         tables.check_rows("images")?;
         let (mut image_ids, mut captions) = (Vec::new(), Vec::new());
         for table in tables.iter() {
-            let of_table: Vec<Vec<String>> = table.column("caption")?;
+            let of_table = captions_of(table)?;
             if let Some(row) = of_table.iter().position(Vec::is_empty) {
                 return Err(table.row_fault(row, "the image has no caption"));
             }
             captions.extend(of_table);
-            image_ids.extend(table.ids("image_id")?);
+            image_ids.extend(ids_of(table)?);
         }
         Ok(Self {
-            source: Arc::new(Source::Tables(tables)),
+            source: Arc::new(Pictures::Rows(Source::Tables(tables))),
             image_ids,
             captions,
         })
@@ -153,8 +176,8 @@ impl CaptionSet {
     /// When a file's note of it is damaged.
     pub fn left_out(&self) -> Result<Vec<Omission>> {
         match &*self.source {
-            Source::Tables(tables) => tables.left_out(),
-            Source::Pairs { annotations, .. } => Ok(annotations.left_out()),
+            Pictures::Rows(rows) => rows.left_out(),
+            Pictures::Pairs { annotations, .. } => Ok(annotations.left_out()),
         }
     }
 
@@ -194,8 +217,8 @@ impl CaptionSet {
     /// When the row does not exist, or the picture cannot be read or is damaged; file and row are named.
     pub fn picture(&self, image: usize) -> Result<Rgb> {
         match &*self.source {
-            Source::Tables(tables) => tables.picture(IMAGE, image),
-            Source::Pairs { annotations, rows } => {
+            Pictures::Rows(rows) => rows.picture(&IMAGE, 0, image),
+            Pictures::Pairs { annotations, rows } => {
                 annotations.picture(rows.get(image).copied().unwrap_or(usize::MAX))
             }
         }
@@ -205,26 +228,26 @@ impl CaptionSet {
     /// files lie in them.
     ///
     /// # Errors
-    /// For the first picture of a CSV table that is not there, with file and line.
+    /// For the first picture of a CSV table or of a JSON file that is not there, with file and line or entry.
     pub fn check_pictures(&self) -> Result<()> {
         match &*self.source {
-            Source::Tables(_) => Ok(()),
-            Source::Pairs { annotations, rows } => {
+            Pictures::Rows(rows) => rows.check(self.n_images()),
+            Pictures::Pairs { annotations, rows } => {
                 let rows = &rows[..self.n_images().min(rows.len())];
                 annotations.check_pictures_of(rows.par_iter().copied())
             }
         }
     }
 
-    /// The bytes of the picture file, of a set in arrow files.
+    /// The bytes of the picture file, of a set in arrow or JSON files.
     ///
     /// # Errors
     /// When the row does not exist or cannot be read; file and row are named. A CSV table has no such
     /// bytes: [`DataFault::NoSuchRow`].
     pub fn image_bytes(&self, image: usize) -> Result<Vec<u8>> {
         match &*self.source {
-            Source::Tables(tables) => tables.bytes(IMAGE, image),
-            Source::Pairs { rows, .. } => Err(Error::Data(DataFault::NoSuchRow {
+            Pictures::Rows(rows) => rows.bytes(&IMAGE, 0, image),
+            Pictures::Pairs { rows, .. } => Err(Error::Data(DataFault::NoSuchRow {
                 row: image,
                 n_rows: rows.len(),
             })),
@@ -232,11 +255,34 @@ impl CaptionSet {
     }
 }
 
+/// The captions of each row: a list, or one text as EVE's files have it.
+fn captions_of(table: &Table) -> Result<Vec<Vec<String>>> {
+    let field = table.fields().iter().find(|field| field.name == CAPTION);
+    match field.map(|field| &field.kind) {
+        Some(arrow::Kind::Bytes { text: true, .. }) => {
+            let captions: Vec<String> = table.column(CAPTION)?;
+            Ok(captions.into_iter().map(|caption| vec![caption]).collect())
+        }
+        _ => table.column(CAPTION),
+    }
+}
+
+/// What the image of each row is called: by the file and the row where there are no ids, as in EVE's SBU.
+fn ids_of(table: &Table) -> Result<Vec<String>> {
+    if table.has(IMAGE_ID) {
+        return table.ids(IMAGE_ID);
+    }
+    let stem = table.path().file_stem().unwrap_or_default();
+    let stem = stem.to_string_lossy();
+    let rows = 0..table.n_rows();
+    Ok(rows.map(|row| format!("{stem} row {row}")).collect())
+}
+
 /// Where pictures and captions come from.
 #[derive(Debug)]
-enum Source {
-    /// Arrow files.
-    Tables(Tables),
+enum Pictures {
+    /// Arrow or JSON files.
+    Rows(Source),
     /// A CSV table, with the row of each image's picture.
     Pairs {
         annotations: Annotations,

@@ -9,8 +9,8 @@
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 
-use super::annotations::is_inside;
 use super::left_out::Omission;
+use super::pictures::is_inside;
 use crate::images::{self, Rgb};
 use crate::{DataFault, Error, Result};
 

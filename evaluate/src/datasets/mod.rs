@@ -1,4 +1,4 @@
-//! Benchmarks as users have them: folders of arrow files, CSV tables, folders of classes.
+//! Benchmarks as users have them: folders of arrow files, CSV tables, JSON files, folders of classes.
 //!
 //! [`DATASETS`] lists them: one row each. [`Dataset::open`] opens a split of any by its name, as a
 //! [`captions::CaptionSet`], [`vqa::VqaSet`], [`nlvr2::Nlvr2Set`], [`texts::TextSet`] or
@@ -13,11 +13,14 @@ pub mod class_folders;
 pub mod left_out;
 pub mod nlvr2;
 pub mod overview;
+mod pictures;
 pub mod prefetch;
+mod source;
 mod splits;
 mod table;
 pub mod texts;
 pub mod vqa;
+pub mod xvlm;
 
 pub use prefetch::{Prefetch, prefetch};
 pub use table::{DATASETS, DatasetSpec, Kind, Split};
@@ -42,8 +45,21 @@ pub enum Dataset {
 }
 
 impl Dataset {
+    /// Looks whether all pictures are there, as far as that takes no decoding.
+    ///
+    /// # Errors
+    /// For the first picture that is not there, with the place that names it.
+    pub fn check_pictures(&self) -> Result<()> {
+        match self {
+            Self::Captions(set) => set.check_pictures(),
+            Self::Questions(set) => set.check_pictures(),
+            Self::Statements(set) => set.check_pictures(),
+            Self::Texts(_) | Self::Classes(_) => Ok(()),
+        }
+    }
+
     /// Opens a split of a data set, by their names, in a folder of arrow files, or a CSV
-    /// table in `<folder>/<name>` as split `train` or `valid`.
+    /// table in `<folder>/<name>` as split `train` or `valid`, or X-VLM's JSON files in the folder.
     ///
     /// # Errors
     /// [`DataFault::UnknownDataset`](crate::DataFault::UnknownDataset) and

@@ -7,7 +7,9 @@ use serde::{Deserialize, Serialize};
 
 use super::arrow::Table;
 use super::left_out::Omission;
-use super::splits::Tables;
+use super::source::Source;
+use super::splits::{Opened, Tables};
+use super::xvlm::{self, JsonFiles};
 use super::{DatasetSpec, Kind};
 use crate::Result;
 use crate::images::Rgb;
@@ -63,21 +65,38 @@ pub struct Statement {
 /// A split of statements. Sentences are in memory, pictures are read on request.
 #[derive(Debug)]
 pub struct Nlvr2Set {
-    tables: Tables,
+    source: Source,
     statements: Vec<Statement>,
 }
 
 impl Nlvr2Set {
-    /// Opens a split such as `dev` or `test1` in a folder of arrow files.
+    /// Opens a split such as `dev` or `test1` in a folder of arrow files, or of X-VLM's JSON files (see
+    /// [`xvlm`](super::xvlm)).
     ///
     /// # Errors
     /// [`DataFault::UnknownSplit`](crate::DataFault::UnknownSplit) for its name,
     /// [`DataFault::MissingTable`](crate::DataFault::MissingTable) when a file is not there,
     /// [`Error::Empty`](crate::Error::Empty) when it has no rows, and an error that names file
-    /// and row when a pair has no statement or a label is neither true nor false.
+    /// and row when a pair has no statement or a label is neither true nor false, or a JSON entry is not as it
+    /// should be.
     pub fn open(folder: &Path, split: &str) -> Result<Self> {
-        let split = DatasetSpec::find("nlvr2", Kind::Statements)?.split(split)?;
-        Self::of_tables(split.open(folder)?)
+        let dataset = DatasetSpec::find("nlvr2", Kind::Statements)?;
+        match dataset.split(split)?.open(folder, dataset)? {
+            Opened::Tables(tables) => Self::of_tables(tables),
+            Opened::Json(files) => Self::of_json(&files),
+        }
+    }
+
+    /// The statements of X-VLM's JSON files. They do not tell the official number of a sentence.
+    ///
+    /// # Errors
+    /// An error that names file, entry and field for what is not as it should be; [`Error::Empty`](crate::Error::Empty).
+    pub fn of_json(files: &JsonFiles) -> Result<Self> {
+        let read = xvlm::statements::read(files)?;
+        Ok(Self {
+            source: Source::Listed(read.pictures),
+            statements: read.statements,
+        })
     }
 
     /// Opens arrow files of any names as one split.
@@ -133,7 +152,10 @@ impl Nlvr2Set {
                 pair += 1;
             }
         }
-        Ok(Self { tables, statements })
+        Ok(Self {
+            source: Source::Tables(tables),
+            statements,
+        })
     }
 
     /// The first `n` statements alone.
@@ -148,16 +170,16 @@ impl Nlvr2Set {
     /// # Errors
     /// When a file's note of it is damaged.
     pub fn left_out(&self) -> Result<Vec<Omission>> {
-        self.tables.left_out()
+        self.source.left_out()
     }
 
     /// Number of pairs of images.
     #[must_use]
     pub fn n_pairs(&self) -> usize {
-        self.tables.n_rows()
+        self.source.n_rows(IMAGES.len())
     }
 
-    /// The statements, pair by pair.
+    /// The statements: pair by pair in arrow files, in the order of JSON files.
     #[must_use]
     pub fn statements(&self) -> &[Statement] {
         &self.statements
@@ -168,7 +190,7 @@ impl Nlvr2Set {
     /// # Errors
     /// When the row does not exist or cannot be read; file and row are named.
     pub fn image_bytes(&self, pair: usize, side: usize) -> Result<Vec<u8>> {
-        self.tables.bytes(IMAGES[side.min(1)], pair)
+        self.source.bytes(&IMAGES, side, pair)
     }
 
     /// A decoded picture: the left (0) or the right (1) one of a pair.
@@ -176,6 +198,16 @@ impl Nlvr2Set {
     /// # Errors
     /// As [`image_bytes`](Self::image_bytes)'s, and when it is damaged.
     pub fn picture(&self, pair: usize, side: usize) -> Result<Rgb> {
-        self.tables.picture(IMAGES[side.min(1)], pair)
+        self.source.picture(&IMAGES, side, pair)
+    }
+
+    /// Looks whether the pictures of all statements are there, as far as that takes no decoding.
+    ///
+    /// # Errors
+    /// For the first picture of a JSON file that is not there, with file and entry.
+    pub fn check_pictures(&self) -> Result<()> {
+        let last = self.statements.iter().map(|statement| statement.pair).max();
+        self.source
+            .check(last.map_or(0, |last| IMAGES.len() * (last + 1)))
     }
 }

@@ -2,9 +2,10 @@
 
 use std::path::{Path, PathBuf};
 
-use super::Split;
 use super::arrow::Table;
 use super::left_out::{self, Omission};
+use super::xvlm::JsonFiles;
+use super::{DatasetSpec, Split};
 use crate::{DataFault, Error, Result};
 
 /// Another spelling of file names, that of published programs which store pictures at 224 pixels.
@@ -36,10 +37,49 @@ impl Split {
         Ok(files)
     }
 
-    /// Opens the tables of the split.
-    pub(super) fn open(&self, folder: &Path) -> Result<Vec<Table>> {
-        let files = self.files(folder)?;
-        files.iter().map(|file| Table::open(file)).collect()
+    /// Opens the tables of the split, or finds its JSON files where none of its tables is there.
+    pub(super) fn open(&self, folder: &Path, dataset: &DatasetSpec) -> Result<Opened> {
+        let files = match self.files(folder) {
+            Ok(files) => files,
+            Err(error) => {
+                let has_table = self.tables.iter().any(|table| {
+                    let first = table.replace("{}", "0");
+                    file(folder, &first).is_some()
+                });
+                if has_table {
+                    return Err(error);
+                }
+                let json = JsonFiles::find(folder, dataset, self)?;
+                return json.map(Opened::Json).ok_or_else(|| self.missing(error));
+            }
+        };
+        let tables = files.iter().map(|file| Table::open(file));
+        Ok(Opened::Tables(tables.collect::<Result<_>>()?))
+    }
+
+    /// All files that hold the split or say something of it: arrow files, or else JSON files; none where there
+    /// are no such.
+    #[must_use]
+    pub fn any_files(&self, folder: &Path, dataset: &DatasetSpec) -> Vec<PathBuf> {
+        match self.files(folder) {
+            Ok(files) if !files.is_empty() => files,
+            _ => match JsonFiles::find(folder, dataset, self) {
+                Ok(Some(json)) => json.all(),
+                _ => Vec::new(),
+            },
+        }
+    }
+
+    /// The error of a missing table, with the JSON files that would do.
+    fn missing(&self, error: Error) -> Error {
+        let first = self.json.first().and_then(|names| names.first());
+        match (error, first) {
+            (Error::Data(DataFault::MissingTable { folder, names }), Some(json)) => {
+                let names = format!("{names} nor {json}");
+                Error::Data(DataFault::MissingTable { folder, names })
+            }
+            (error, _) => error,
+        }
     }
 }
 
@@ -70,6 +110,15 @@ fn missing(folder: &Path, table: &str) -> Error {
         folder: folder.into(),
         names: format!("{table}.arrow nor {OTHER_PREFIX}{table}.arrow"),
     })
+}
+
+/// The files of a split.
+#[derive(Debug)]
+pub(super) enum Opened {
+    /// Arrow files.
+    Tables(Vec<Table>),
+    /// X-VLM's JSON files.
+    Json(JsonFiles),
 }
 
 /// The rows of several tables as one.

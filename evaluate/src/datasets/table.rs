@@ -1,6 +1,6 @@
 //! The table of data sets: one row says everything that a program needs to know of one.
 
-use crate::build::{Planner, karpathy, listed as lists, regions, statements, vqa};
+use crate::build::{Planner, karpathy, listed as lists, pretraining, regions, statements, vqa};
 use crate::{DataFault, Error, Result};
 
 /// What the rows of a data set are.
@@ -47,6 +47,9 @@ pub struct Split {
     /// follow one another. None where the split is no arrow file: a CSV table beside a folder of
     /// pictures, or folders of classes.
     pub tables: &'static [&'static str],
+    /// X-VLM's JSON files of the split, each by its name and other names that it may have; none where there
+    /// are no such.
+    pub json: &'static [&'static [&'static str]],
 }
 
 /// A data set: one row of [`DATASETS`].
@@ -64,13 +67,33 @@ pub struct DatasetSpec {
     pub kind: Kind,
     /// Its splits.
     pub splits: &'static [Split],
+    /// The folders of the pictures that X-VLM's JSON files name, each behind what an entry calls its
+    /// `dataset`; entries that do not say use the first.
+    pub roots: &'static [(&'static str, &'static str)],
     /// Plans its files from public downloads; `None` where `data build` makes none.
     pub(crate) plan: Option<Planner>,
 }
 
 const fn split(name: &'static str, tables: &'static [&'static str]) -> Split {
-    Split { name, tables }
+    Split {
+        name,
+        tables,
+        json: &[],
+    }
 }
+
+impl Split {
+    /// With JSON files of X-VLM's.
+    const fn json(self, json: &'static [&'static [&'static str]]) -> Self {
+        Self { json, ..self }
+    }
+}
+
+/// X-VLM's questions with answers; EVE's are without those whose answers the list lacks.
+const VQA_TRAIN: &[&str] = &["vqa_train_filter.json", "vqa_train.json"];
+
+/// The same to validate with.
+const VQA_VAL: &[&str] = &["vqa_val_filter.json", "vqa_val.json"];
 
 /// Every data set that is known by name. `published_train` and the like are the splits of the
 /// published program where it departs from what the names say: its Flickr30K trains on the
@@ -90,12 +113,15 @@ pub const DATASETS: &[DatasetSpec] = &[
                     "coco_caption_karpathy_train",
                     "coco_caption_karpathy_restval",
                 ],
-            ),
+            )
+            .json(&[&["coco_train.json"]]),
+            split("pretrain", &["coco_{}"]),
             split("restval", &["coco_caption_karpathy_restval"]),
-            split("val", &["coco_caption_karpathy_val"]),
-            split("test", &["coco_caption_karpathy_test"]),
+            split("val", &["coco_caption_karpathy_val"]).json(&[&["coco_val.json"]]),
+            split("test", &["coco_caption_karpathy_test"]).json(&[&["coco_test.json"]]),
         ],
-        plan: Some(|options| karpathy::plan(&karpathy::COCO, options)),
+        roots: &[("coco", "images/coco")],
+        plan: Some(pretraining::coco),
     },
     DatasetSpec {
         name: "f30k",
@@ -104,15 +130,16 @@ pub const DATASETS: &[DatasetSpec] = &[
         about: "Flickr30K captions in Karpathy's splits",
         kind: Kind::Captions,
         splits: &[
-            split("train", &["f30k_caption_karpathy_train"]),
+            split("train", &["f30k_caption_karpathy_train"]).json(&[&["flickr30k_train.json"]]),
             split(
                 "published_train",
                 &["f30k_caption_karpathy_train", "f30k_caption_karpathy_val"],
             ),
-            split("val", &["f30k_caption_karpathy_val"]),
+            split("val", &["f30k_caption_karpathy_val"]).json(&[&["flickr30k_val.json"]]),
             split("published_val", &["f30k_caption_karpathy_test"]),
-            split("test", &["f30k_caption_karpathy_test"]),
+            split("test", &["f30k_caption_karpathy_test"]).json(&[&["flickr30k_test.json"]]),
         ],
+        roots: &[("flickr30k", "images/flickr30k")],
         plan: Some(|options| karpathy::plan(&karpathy::FLICKR30K, options)),
     },
     DatasetSpec {
@@ -125,7 +152,28 @@ pub const DATASETS: &[DatasetSpec] = &[
             split("train", &["conceptual_caption_train_{}"]),
             split("val", &["conceptual_caption_val_{}"]),
         ],
+        roots: &[],
         plan: Some(|options| lists::plan(&lists::CONCEPTUAL_CAPTIONS, options)),
+    },
+    DatasetSpec {
+        name: "cc3m",
+        aliases: &[],
+        title: "Conceptual Captions, EVE's files",
+        about: "Conceptual Captions, one caption a row as EVE keeps them",
+        kind: Kind::Captions,
+        splits: &[split("train", &["cc3m_{}"])],
+        roots: &[],
+        plan: Some(|options| lists::plan(&lists::CC3M, options)),
+    },
+    DatasetSpec {
+        name: "cc12m",
+        aliases: &[],
+        title: "Conceptual 12M",
+        about: "Conceptual 12M, one caption a row as EVE keeps them",
+        kind: Kind::Captions,
+        splits: &[split("train", &["cc12m_{}"])],
+        roots: &[],
+        plan: Some(|options| lists::plan(&lists::CC12M, options)),
     },
     DatasetSpec {
         name: "sbu",
@@ -134,6 +182,7 @@ pub const DATASETS: &[DatasetSpec] = &[
         about: "SBU captions",
         kind: Kind::Captions,
         splits: &[split("train", &["sbu_{}"])],
+        roots: &[],
         plan: Some(|options| lists::plan(&lists::SBU, options)),
     },
     DatasetSpec {
@@ -143,6 +192,7 @@ pub const DATASETS: &[DatasetSpec] = &[
         about: "Visual Genome regions",
         kind: Kind::Captions,
         splits: &[split("train", &["vg"])],
+        roots: &[],
         plan: Some(regions::plan),
     },
     DatasetSpec {
@@ -152,6 +202,7 @@ pub const DATASETS: &[DatasetSpec] = &[
         about: "Images with a class each and a text per class, as a CSV table",
         kind: Kind::Captions,
         splits: &[split("train", &[]), split("valid", &[])],
+        roots: &[],
         plan: None,
     },
     DatasetSpec {
@@ -161,6 +212,7 @@ pub const DATASETS: &[DatasetSpec] = &[
         about: "Images in a folder for each class",
         kind: Kind::Classes,
         splits: &[split("train", &[]), split("val", &[])],
+        roots: &[],
         plan: None,
     },
     DatasetSpec {
@@ -170,13 +222,18 @@ pub const DATASETS: &[DatasetSpec] = &[
         about: "VQA v2",
         kind: Kind::Questions,
         splits: &[
-            split("train", &["vqav2_train"]),
-            split("train+val", &["vqav2_train", "vqav2_trainable_val"]),
-            split("val", &["vqav2_val"]),
+            split("train", &["vqav2_train"]).json(&[VQA_TRAIN]),
+            split("train+val", &["vqav2_train", "vqav2_trainable_val"]).json(&[VQA_TRAIN, VQA_VAL]),
+            split("val", &["vqav2_val"]).json(&[VQA_VAL]),
             split("trainable_val", &["vqav2_trainable_val"]),
             split("rest_val", &["vqav2_rest_val"]),
-            split("test", &["vqav2_test"]),
+            split("test", &["vqav2_test"]).json(&[&["vqa_test.json"]]),
             split("test-dev", &["vqav2_test-dev"]),
+        ],
+        roots: &[
+            ("vqa", "images/coco"),
+            ("vg", "images/visualgenome"),
+            ("gqa", "images/gqa"),
         ],
         plan: Some(vqa::plan),
     },
@@ -187,14 +244,15 @@ pub const DATASETS: &[DatasetSpec] = &[
         about: "NLVR2",
         kind: Kind::Statements,
         splits: &[
-            split("train", &["nlvr2_train"]),
-            split("dev", &["nlvr2_dev"]),
-            split("test1", &["nlvr2_test1"]),
+            split("train", &["nlvr2_train"]).json(&[&["nlvr_train.json"]]),
+            split("dev", &["nlvr2_dev"]).json(&[&["nlvr_dev.json"]]),
+            split("test1", &["nlvr2_test1"]).json(&[&["nlvr_test.json"]]),
             split("balanced_dev", &["nlvr2_balanced_dev"]),
             split("balanced_test1", &["nlvr2_balanced_test1"]),
             split("unbalanced_dev", &["nlvr2_unbalanced_dev"]),
             split("unbalanced_test1", &["nlvr2_unbalanced_test1"]),
         ],
+        roots: &[("nlvr2", "images/nlvr2")],
         plan: Some(statements::plan),
     },
     DatasetSpec {
@@ -207,6 +265,7 @@ pub const DATASETS: &[DatasetSpec] = &[
             split("train", &["wikibk_train_{}"]),
             split("val", &["wikibk_val_{}"]),
         ],
+        roots: &[],
         plan: None,
     },
 ];

@@ -2,6 +2,7 @@
 
 use std::path::Path;
 
+use super::arrow::Table;
 use super::splits::Tables;
 use super::{DatasetSpec, Kind};
 use crate::{Error, Result};
@@ -22,7 +23,9 @@ impl TextSet {
     /// [`DataFault::MissingTable`](crate::DataFault::MissingTable) when a file is not there, [`Error::Empty`] when there is no text.
     pub fn open(folder: &Path, dataset: &str, split: &str) -> Result<Self> {
         let dataset = DatasetSpec::find(dataset, Kind::Texts)?;
-        let tables = Tables::new(dataset.split(split)?.open(folder)?);
+        let files = dataset.split(split)?.files(folder)?;
+        let tables: Result<_> = files.iter().map(|file| Table::open(file)).collect();
+        let tables = Tables::new(tables?);
         tables.check_rows("texts")?;
         let mut texts = Vec::new();
         for table in tables.iter() {

@@ -5,12 +5,14 @@ use std::path::{Path, PathBuf};
 
 use super::arrow::Table;
 use super::left_out::Omission;
-use super::splits::Tables;
+use super::source::Source;
+use super::splits::{Opened, Tables};
+use super::xvlm::{self, JsonFiles};
 use super::{DATASETS, DatasetSpec, Kind};
 use crate::images::Rgb;
 use crate::{DataFault, Error, Result};
 
-const IMAGE: &str = "image";
+const IMAGE: [&str; 1] = ["image"];
 
 /// Where a file, and a checkpoint with a VQA head, notes the answer of each class: a JSON list in
 /// the order of the classes.
@@ -38,20 +40,27 @@ pub struct Question {
 /// A split of questions. Texts are in memory, pictures are read on request.
 #[derive(Debug)]
 pub struct VqaSet {
-    tables: Tables,
+    source: Source,
     questions: Vec<Question>,
+    /// The answers by class, where the files have a list of them.
+    answers: Option<Vec<String>>,
 }
 
 impl VqaSet {
-    /// Opens a split such as `rest_val` or `test-dev` in a folder of arrow files.
+    /// Opens a split such as `rest_val` or `test-dev` in a folder of arrow files, or of X-VLM's JSON files (see
+    /// [`xvlm`](super::xvlm)).
     ///
     /// # Errors
     /// [`DataFault::UnknownSplit`] for its name, [`DataFault::MissingTable`] when a file is not there,
     /// [`Error::Empty`] when it has no rows, [`Error::DuplicateId`] when a question occurs twice,
-    /// and an error that names file and row when the lists of a row differ in length.
+    /// and an error that names file and row when the lists of a row differ in length, or a JSON entry is not
+    /// as it should be.
     pub fn open(folder: &Path, split: &str) -> Result<Self> {
-        let split = DatasetSpec::find("vqa", Kind::Questions)?.split(split)?;
-        let mut tables = split.open(folder)?;
+        let dataset = DatasetSpec::find("vqa", Kind::Questions)?;
+        let mut tables = match dataset.split(split)?.open(folder, dataset)? {
+            Opened::Tables(tables) => tables,
+            Opened::Json(files) => return Self::of_json(&files),
+        };
         if tables.len() > 1 {
             // On small data sets `trainable_val` is empty.
             tables.retain(|table| table.n_rows() > 0);
@@ -66,6 +75,22 @@ impl VqaSet {
     pub fn of_files(files: &[PathBuf]) -> Result<Self> {
         let tables: Result<_> = files.iter().map(|file| Table::open(file)).collect();
         Self::of_tables(tables?)
+    }
+
+    /// The questions of X-VLM's JSON files. The only answer of an entry of Visual Genome scores 1; an answer that
+    /// people gave once to four times 0.3, 0.6, 0.9 and 1. The number at the end of a picture's name is the id of
+    /// the image.
+    ///
+    /// # Errors
+    /// An error that names file, entry and field for what is not as it should be, such as an answer that the list
+    /// of answers lacks; [`Error::DuplicateId`] for a question that a data set has twice; [`Error::Empty`].
+    pub fn of_json(files: &JsonFiles) -> Result<Self> {
+        let read = xvlm::questions::read(files)?;
+        Ok(Self {
+            source: Source::Listed(read.pictures),
+            questions: read.questions,
+            answers: read.answers,
+        })
     }
 
     fn of_tables(tables: Vec<Table>) -> Result<Self> {
@@ -89,7 +114,22 @@ impl VqaSet {
                 image += 1;
             }
         }
-        Ok(Self { tables, questions })
+        Ok(Self {
+            source: Source::Tables(tables),
+            questions,
+            answers: None,
+        })
+    }
+
+    /// The answer of each class: what the files of the split say, or else other files of the folder.
+    ///
+    /// # Errors
+    /// As [`label_answers`].
+    pub fn label_answers(&self, folder: &Path) -> Result<BTreeMap<i64, String>> {
+        match &self.answers {
+            Some(answers) => Ok((0..).zip(answers.iter().cloned()).collect()),
+            None => label_answers(folder),
+        }
     }
 
     /// The first `n` questions alone.
@@ -104,16 +144,16 @@ impl VqaSet {
     /// # Errors
     /// When a file's note of it is damaged.
     pub fn left_out(&self) -> Result<Vec<Omission>> {
-        self.tables.left_out()
+        self.source.left_out()
     }
 
     /// Number of images.
     #[must_use]
     pub fn n_images(&self) -> usize {
-        self.tables.n_rows()
+        self.source.n_rows(IMAGE.len())
     }
 
-    /// The questions, image by image.
+    /// The questions: image by image in arrow files, in the order of JSON files.
     #[must_use]
     pub fn questions(&self) -> &[Question] {
         &self.questions
@@ -124,7 +164,7 @@ impl VqaSet {
     /// # Errors
     /// When the row does not exist or cannot be read; file and row are named.
     pub fn image_bytes(&self, image: usize) -> Result<Vec<u8>> {
-        self.tables.bytes(IMAGE, image)
+        self.source.bytes(&IMAGE, 0, image)
     }
 
     /// The decoded picture of an image.
@@ -132,7 +172,16 @@ impl VqaSet {
     /// # Errors
     /// As [`image_bytes`](Self::image_bytes)'s, and when it is damaged.
     pub fn picture(&self, image: usize) -> Result<Rgb> {
-        self.tables.picture(IMAGE, image)
+        self.source.picture(&IMAGE, 0, image)
+    }
+
+    /// Looks whether the pictures of all questions are there, as far as that takes no decoding.
+    ///
+    /// # Errors
+    /// For the first picture of a JSON file that is not there, with file and entry.
+    pub fn check_pictures(&self) -> Result<()> {
+        let last = self.questions.iter().map(|question| question.image).max();
+        self.source.check(last.map_or(0, |last| last + 1))
     }
 }
 

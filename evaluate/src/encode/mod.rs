@@ -19,7 +19,7 @@ use crate::datasets::prefetch;
 use crate::images::{Rgb, Transform};
 use crate::models::{Branch, Model, image_features, text_features};
 use crate::nn::Pass;
-use crate::text::Tokenizer;
+use crate::text::{TextKind, Tokenizer};
 use crate::{EncodeFault, Error, Result};
 
 /// Batches that are decoded ahead.
@@ -101,7 +101,7 @@ pub fn images(
     done
 }
 
-/// Computes the rows of texts that `rows` lacks: `(n, d)` of length one.
+/// Computes the rows of texts that `rows` lacks: `(n, d)` of length one. Texts are read as captions.
 ///
 /// # Errors
 /// [`ModelFault::Incapable`](crate::ModelFault::Incapable) when the model does not encode texts apart;
@@ -121,7 +121,10 @@ pub fn texts(
     let mut run = || {
         for batch in todo.chunks(encoder.batch_size.max(1)) {
             let encoded: Vec<_> = (batch.iter())
-                .map(|text| tokenizer.encode(text, input.len))
+                .map(|text| {
+                    let text = tokenizer.read(input.rule, TextKind::Caption, text)?;
+                    tokenizer.encode(&text, input.len)
+                })
                 .collect::<Result<_>>()?;
             let encoded: Vec<&_> = encoded.iter().collect();
             let len = input.padded_len(encoded.iter().map(|text| text.n_tokens));

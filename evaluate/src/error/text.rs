@@ -36,11 +36,13 @@ pub enum TextFault {
         /// Its tokens, which are the model's.
         n_tokens: usize,
     },
-    /// A caption has no words.
-    #[error("the caption {caption:?} has no words, so there is nothing to read in it")]
+    /// A caption or a statement has no words.
+    #[error("the {what} {text:?} has no words, so there is nothing to read in it")]
     NoWords {
-        /// The caption.
-        caption: String,
+        /// What it is.
+        what: &'static str,
+        /// The text.
+        text: String,
     },
     /// An image has no number, which the official form of captions asks for.
     #[error(

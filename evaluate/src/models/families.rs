@@ -205,7 +205,7 @@ mod tests {
                 len: 4,
                 padding: crate::text::Padding::Full,
                 vocabulary: 10,
-                captions: crate::text::CaptionRule::Verbatim,
+                rule: crate::text::TextRule::Verbatim,
             },
         });
         assert!(check_settings(&towers, [Setting::Heads]).is_ok());

@@ -18,7 +18,7 @@ use crate::datasets::nlvr2::Nlvr2Set;
 use crate::models::{Head, Model};
 use crate::nn::Pass;
 use crate::sample::{Contribution, Ratio, Unit};
-use crate::text::Encoded;
+use crate::text::{Encoded, TextKind};
 use crate::{Error, Result, Sample};
 
 /// The row of NLVR2.
@@ -41,6 +41,7 @@ pub const SPEC: TaskSpec = TaskSpec {
     open: Some(|options, folder| {
         let set = Nlvr2Set::open(folder, options.split)?;
         let set = set.first(options.limit.unwrap_or(usize::MAX));
+        set.check_pictures()?;
         Ok(Box::new(Nlvr2::new(Arc::new(set))))
     }),
 };
@@ -59,7 +60,10 @@ impl Nlvr2 {
 
     fn verdicts(&self, runner: &Runner<'_>) -> Result<Vec<bool>> {
         let statements = self.set.statements();
-        let encoded = runner.encode(statements.iter().map(|s| s.sentence.as_str()))?;
+        let encoded = runner.encode(
+            TextKind::Statement,
+            statements.iter().map(|s| s.sentence.as_str()),
+        )?;
         let all = by_length(&encoded, runner.batch_size());
         let batches = runner.own(all.clone());
         // The first images of a batch, then its second ones.
@@ -198,7 +202,10 @@ impl Task for Nlvr2 {
             .iter()
             .map(|&index| &self.set.statements()[index])
             .collect();
-        let encoded = runner.encode(statements.iter().map(|s| s.sentence.as_str()))?;
+        let encoded = runner.encode(
+            TextKind::Statement,
+            statements.iter().map(|s| s.sentence.as_str()),
+        )?;
         let texts = capture.texts(runner, &encoded)?;
         for side in [0, 1] {
             let picture = |s: &&crate::datasets::nlvr2::Statement| self.set.picture(s.pair, side);

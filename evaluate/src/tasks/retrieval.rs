@@ -27,7 +27,7 @@ use crate::predictions::retrieval::ScoreFile;
 use crate::predictions::score_file::{self, Retrieved, Scores};
 use crate::reports::{Example, Item, Retrieved as Shown};
 use crate::sample::Unit;
-use crate::text::CaptionRule;
+use crate::text::TextRule;
 use crate::{Error, Result};
 
 /// Queries that are shown of the best and of the worst, each way.
@@ -180,8 +180,8 @@ impl Retrieval {
     ///
     /// # Errors
     /// When the file of candidates cannot be read.
-    fn as_read(&self, rule: CaptionRule) -> Result<Option<Self>> {
-        if !self.without_repeats || rule == CaptionRule::Verbatim {
+    fn as_read(&self, rule: TextRule) -> Result<Option<Self>> {
+        if !self.without_repeats || rule == TextRule::Verbatim {
             return Ok(None);
         }
         let (set, kept) = self.set.without_repeats_as(|caption| rule.apply(caption));
@@ -362,7 +362,7 @@ impl Task for Retrieval {
     }
 
     fn run(&self, runner: &Runner<'_>) -> Result<Outcome> {
-        if let Some(task) = self.as_read(runner.model().input().text.captions)? {
+        if let Some(task) = self.as_read(runner.model().input().text.rule)? {
             return task.run(runner);
         }
         if self.rerank.is_some() {

@@ -13,7 +13,7 @@ use crate::datasets::{Prefetch, prefetch};
 use crate::images::{Rgb, Transform};
 use crate::models::Model;
 use crate::ranks::{self, Alone, Collective};
-use crate::text::{Encoded, Tokenizer};
+use crate::text::{Encoded, TextKind, Tokenizer};
 use crate::{Error, Result};
 
 /// Batches that are decoded ahead.
@@ -173,33 +173,32 @@ impl<'a> Runner<'a> {
         }
     }
 
-    /// Splits texts into the model's tokens.
+    /// Splits texts into the model's tokens, as the family reads texts of this kind.
     ///
     /// # Errors
     /// [`Error::NoTokenizer`], and when the tokenizer fails.
-    pub fn encode<'t>(&self, texts: impl IntoIterator<Item = &'t str>) -> Result<Vec<Encoded>> {
-        let len = self.model.input().text.len;
-        let tokenizer = self.tokenizer()?;
-        let texts = texts.into_iter();
-        texts.map(|text| tokenizer.encode(text, len)).collect()
+    pub fn encode<'t>(
+        &self,
+        kind: TextKind,
+        texts: impl IntoIterator<Item = &'t str>,
+    ) -> Result<Vec<Encoded>> {
+        let (tokenizer, input) = (self.tokenizer()?, &self.model.input().text);
+        let encoded = texts.into_iter().map(|text| {
+            let text = tokenizer.read(input.rule, kind, text)?;
+            tokenizer.encode(&text, input.len)
+        });
+        encoded.collect()
     }
 
     /// Splits captions into the model's tokens, as the family reads captions.
     ///
     /// # Errors
-    /// [`Error::NoTokenizer`], and when the tokenizer fails.
+    /// As [`encode`](Self::encode)'s.
     pub fn encode_captions<'t>(
         &self,
         captions: impl IntoIterator<Item = &'t str>,
     ) -> Result<Vec<Encoded>> {
-        let (tokenizer, input) = (self.tokenizer()?, &self.model.input().text);
-        let captions = captions.into_iter();
-        captions
-            .map(|caption| {
-                let text = tokenizer.caption(input.captions, caption)?;
-                tokenizer.encode(&text, input.len)
-            })
-            .collect()
+        self.encode(TextKind::Caption, captions)
     }
 
     /// The tokenizer, with the tokens that the model adds.

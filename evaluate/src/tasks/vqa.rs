@@ -13,12 +13,12 @@ use crate::batch::Pair;
 use crate::capture::Capture;
 use crate::datasets::Kind;
 use crate::datasets::left_out::Omission;
-use crate::datasets::vqa::{ANSWERS, VqaSet, label_answers};
+use crate::datasets::vqa::{ANSWERS, VqaSet};
 use crate::models::{Head, Model};
 use crate::nn::Pass;
 use crate::predictions::vqa::Answer;
 use crate::sample::{Ratio, Unit};
-use crate::text::Encoded;
+use crate::text::{Encoded, TextKind};
 use crate::{Error, Result, Sample};
 
 /// What published code answers where the list of answers has no word for a class.
@@ -46,7 +46,9 @@ pub const SPEC: TaskSpec = TaskSpec {
     open: Some(|options, folder| {
         let set = VqaSet::open(folder, options.split)?;
         let set = set.first(options.limit.unwrap_or(usize::MAX));
-        let task = Vqa::new(Arc::new(set), label_answers(folder)?);
+        set.check_pictures()?;
+        let answers = set.label_answers(folder)?;
+        let task = Vqa::new(Arc::new(set), answers);
         Ok(Box::new(match options.allow_other_answers {
             true => task.allowing_other_answers(),
             false => task,
@@ -147,7 +149,10 @@ impl Vqa {
     /// The class with the largest logit of every question; of several the first.
     fn classes(&self, runner: &Runner<'_>) -> Result<Vec<i64>> {
         let questions = self.set.questions();
-        let encoded = runner.encode(questions.iter().map(|question| question.text.as_str()))?;
+        let encoded = runner.encode(
+            TextKind::Question,
+            questions.iter().map(|question| question.text.as_str()),
+        )?;
         let all = by_length(&encoded, runner.batch_size());
         let batches = runner.own(all.clone());
         let images = batches.iter().map(|batch| {
@@ -263,7 +268,10 @@ impl Task for Vqa {
             .collect();
         let images =
             runner.picture_batch(&questions, |question| self.set.picture(question.image))?;
-        let encoded = runner.encode(questions.iter().map(|question| question.text.as_str()))?;
+        let encoded = runner.encode(
+            TextKind::Question,
+            questions.iter().map(|question| question.text.as_str()),
+        )?;
         let texts = capture.texts(runner, &encoded)?;
         let tap = capture.times(1);
         let pair = Pair::new(&texts, &images);

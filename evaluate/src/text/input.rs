@@ -2,7 +2,7 @@
 
 use std::borrow::Cow;
 
-use super::{CAPTION_BORDERS, CaptionText, Tokenizer};
+use super::{CAPTION_BORDERS, CaptionText, TextKind, TextRule, Tokenizer};
 use crate::{Error, Result, TextFault};
 
 /// Up to where the texts of a batch are padded.
@@ -18,29 +18,6 @@ pub enum Padding {
     Full,
 }
 
-/// What a family makes of captions before they are split into tokens. Questions and statements are
-/// read as they are.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub enum CaptionRule {
-    /// Nothing.
-    #[default]
-    Verbatim,
-    /// What FLM does: each ends in one period, and stands between [`CAPTION_BORDERS`] where the
-    /// vocabulary has them ([`CaptionText`]).
-    Ended,
-}
-
-impl CaptionRule {
-    /// A caption as it is read, without tokens of its own around it.
-    #[must_use]
-    pub fn apply(self, caption: &str) -> String {
-        match self {
-            Self::Verbatim => caption.to_owned(),
-            Self::Ended => CaptionText::default().apply(caption),
-        }
-    }
-}
-
 /// What a model takes of a text: it comes with the weights.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct TextInput {
@@ -50,8 +27,8 @@ pub struct TextInput {
     pub padding: Padding,
     /// Token ids, counted to the largest: a tokenizer must have as many.
     pub vocabulary: usize,
-    /// What becomes of captions first.
-    pub captions: CaptionRule,
+    /// What becomes of texts first.
+    pub rule: TextRule,
 }
 
 impl TextInput {
@@ -78,7 +55,7 @@ impl Tokenizer {
     /// [`Error::OtherVocabulary`] when the vocabularies are not of one size: exactly where the family
     /// adds tokens, else as [`check_vocabulary`](Self::check_vocabulary) says.
     pub fn for_input(&self, input: &TextInput) -> Result<Cow<'_, Self>> {
-        if input.captions == CaptionRule::Verbatim {
+        if input.rule != TextRule::Ended {
             self.check_vocabulary(input.vocabulary)?;
             return Ok(Cow::Borrowed(self));
         }
@@ -96,29 +73,28 @@ impl Tokenizer {
         }
     }
 
-    /// A caption as a model reads it.
+    /// A text as a model with this rule reads it.
     ///
     /// # Errors
-    /// [`TextFault::NoWords`] for a caption of which a rule leaves nothing but the period that it adds.
-    pub fn caption<'t>(&self, rule: CaptionRule, caption: &'t str) -> Result<Cow<'t, str>> {
-        Ok(match rule {
-            CaptionRule::Verbatim => Cow::Borrowed(caption),
-            CaptionRule::Ended => {
-                if CaptionText::default().apply(caption).trim() == "." {
-                    return Err(TextFault::NoWords {
-                        caption: caption.into(),
-                    }
-                    .into());
-                }
-                let has_borders = CAPTION_BORDERS
-                    .iter()
-                    .all(|token| self.id_of(token).is_ok());
-                let text = match has_borders {
-                    true => CaptionText::WRITING,
-                    false => CaptionText::default(),
-                };
-                Cow::Owned(text.apply(caption))
-            }
-        })
+    /// [`TextFault::NoWords`] for a caption or a statement of which the rule leaves no word.
+    pub fn read<'t>(&self, rule: TextRule, kind: TextKind, text: &'t str) -> Result<Cow<'t, str>> {
+        if rule == TextRule::Verbatim {
+            return Ok(Cow::Borrowed(text));
+        }
+        let read = rule.read(kind, text);
+        let read = read.ok_or_else(|| TextFault::NoWords {
+            what: kind.name(),
+            text: text.into(),
+        })?;
+        let is_written = rule == TextRule::Ended && kind == TextKind::Caption;
+        let has_borders = || {
+            CAPTION_BORDERS
+                .iter()
+                .all(|token| self.id_of(token).is_ok())
+        };
+        Ok(Cow::Owned(match is_written && has_borders() {
+            true => CaptionText::WRITING.apply(text),
+            false => read,
+        }))
     }
 }

@@ -2,11 +2,13 @@
 
 mod byte_level;
 mod caption;
+mod cleaning;
 mod decode;
 mod growth;
 mod hub;
 mod input;
 mod pieces;
+mod rule;
 mod special;
 mod vocabulary;
 mod words;
@@ -16,7 +18,9 @@ use std::path::{Path, PathBuf};
 use tokenizers::AddedToken;
 
 pub use caption::{CAPTION_BORDERS, CaptionText};
-pub use input::{CaptionRule, Padding, TextInput};
+pub use cleaning::{clean_caption, clean_question};
+pub use input::{Padding, TextInput};
+pub use rule::{TextKind, TextRule};
 pub use special::Special;
 pub use words::WordBoundaries;
 

@@ -4,17 +4,19 @@ use std::path::PathBuf;
 use std::process::ExitCode;
 
 use anyhow::Result;
-use evaluate::build::{BadPicture, BuildOptions, BuiltFile, build};
+use clap::ValueEnum;
+use evaluate::build::{BadPicture, BuildOptions, BuiltFile, build, build_json};
 use evaluate::datasets::DatasetSpec;
 
 use crate::args::data::dataset_that_is_built;
-use crate::output::Output;
+use crate::output::{Output, UsageError};
 
 const EXAMPLES: &str = "\
 Examples:
   vlmerge data build coco --raw downloads/coco --out arrow
   vlmerge data build vqa --raw downloads/vqa --out arrow --split val --seed 1
   vlmerge data build gcc --raw downloads/gcc --out arrow --skip-bad --json
+  vlmerge data build coco --raw downloads/coco --out xvlm --format json
 
 Raw folders have the layout of ViLT's guide to its data:
   coco   karpathy/dataset_coco.json, train2014/, val2014/
@@ -24,7 +26,13 @@ Raw folders have the layout of ViLT's guide to its data:
   nlvr2  nlvr2/data/*.json, images/train/*/, dev/, test1/
   sbu    annot.json, images_train/*/
   gcc    train_annot.json, val_annot.json, images_train/*/, images_val/*/
+  cc3m   train_annot.json, images_train/*/; the same of cc12m
   vg     annotations/region_descriptions.json, images/VG_100K/, images/VG_100K_2/
+
+Where X-VLM's JSON files are in the raw folder (coco_train.json, vqa_train.json with answer_list.json,
+nlvr_train.json and so on, docs/eve.md), arrow files are made of these instead. `coco --split pretrain`
+is what EVE is pre-trained on: annotations/captions_{train,val}2014.json without the test images of
+karpathy/dataset_coco.json.
 
 Each picture is decoded once, as a check, and stored unchanged. A file gets its name when it is
 complete; after an interruption, run the same command again.";
@@ -39,9 +47,13 @@ pub struct Args {
     /// The folder of the downloads
     #[arg(long, value_name = "DIR")]
     raw: PathBuf,
-    /// The folder for the arrow files
+    /// The folder for the files
     #[arg(long, value_name = "DIR")]
     out: PathBuf,
+    /// What to write: arrow files, or the JSON files of X-VLM and EVE, which name pictures in the raw
+    /// folder
+    #[arg(long, value_enum, default_value_t = Format::Arrow)]
+    format: Format,
     /// Build only this split; may be given several times [default: all]
     #[arg(long, value_name = "NAME")]
     split: Vec<String>,
@@ -49,11 +61,21 @@ pub struct Args {
     #[arg(long)]
     skip_bad: bool,
     /// Seed of the order of VQA's validation images; the last 1000 become vqav2_rest_val
-    #[arg(long, value_name = "N", default_value_t = 0)]
-    seed: u64,
+    /// [default: 0]
+    #[arg(long, value_name = "N")]
+    seed: Option<u64>,
     /// Replace files that were made of other downloads
     #[arg(long)]
     force: bool,
+}
+
+/// What is written.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+enum Format {
+    /// Arrow files with their pictures
+    Arrow,
+    /// JSON files that name pictures
+    Json,
 }
 
 /// Runs the verb.
@@ -62,16 +84,24 @@ pub fn run(args: &Args, output: &Output) -> Result<ExitCode> {
         raw: args.raw.clone(),
         out: args.out.clone(),
         splits: args.split.clone(),
-        seed: args.seed,
+        seed: args.seed.unwrap_or_default(),
         skip_bad: args.skip_bad,
         force: args.force,
     };
+    if args.format == Format::Json && args.seed.is_some() {
+        let what = "--seed: JSON files keep the order of the annotations; only arrow files of VQA draw one";
+        return Err(UsageError(what.into()).into());
+    }
     let mut told = Ok(());
-    let report = build(args.dataset.name, &options, output, |file, skipped| {
+    let done = |file: &BuiltFile, skipped: &[BadPicture]| {
         if told.is_ok() && !output.json {
             told = tell(file, skipped, output);
         }
-    })?;
+    };
+    let report = match args.format {
+        Format::Arrow => build(args.dataset.name, &options, output, done)?,
+        Format::Json => build_json(args.dataset.name, &options, output, done)?,
+    };
     told?;
     if output.json {
         output.json(&report)?;

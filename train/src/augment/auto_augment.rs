@@ -93,7 +93,7 @@ impl Change {
             Self::Contrast => contrast(picture, 1.0 + signed),
             Self::Sharpness => sharpen(picture, 1.0 + signed),
             Self::Brightness => brighten(picture, 1.0 + signed),
-            Self::AutoContrast => auto_contrast(picture),
+            Self::AutoContrast => auto_contrast(picture, false),
             Self::Equalize => equalize(picture),
             Self::Invert => invert(picture),
         }

@@ -4,7 +4,10 @@ use evaluate::images::Rgb;
 
 /// Stretches each channel so that its least value becomes 0 and its largest 255:
 /// `255 v / (high - low) - 255 low / (high - low)`, truncated. A channel of one value stays.
-pub fn auto_contrast(picture: &mut Rgb) {
+///
+/// With `whitens` a channel whose least value is above 0 becomes 255 throughout: EVE's published program
+/// negates that value as a byte, so `256 - low` stands in the place of `-low`.
+pub fn auto_contrast(picture: &mut Rgb, whitens: bool) {
     look_up(picture, |counts| {
         let low = counts.iter().position(|&count| count > 0)?;
         let high = counts.iter().rposition(|&count| count > 0)?;
@@ -12,9 +15,13 @@ pub fn auto_contrast(picture: &mut Rgb) {
             return None;
         }
         let scale = 255.0 / (high - low) as f64;
-        let offset = low as f64 * scale;
+        let shift = match whitens && low > 0 {
+            true => 256.0 - low as f64,
+            false => -(low as f64),
+        };
+        let offset = shift * scale;
         Some(table(|value| {
-            (f64::from(value) * scale - offset).clamp(0.0, 255.0) as u8
+            (f64::from(value) * scale + offset).clamp(0.0, 255.0) as u8
         }))
     });
 }

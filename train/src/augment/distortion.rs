@@ -96,7 +96,7 @@ impl Distortion {
         let value = self.value(strength);
         let signed = if is_negative { -value } else { value };
         match self {
-            Self::AutoContrast => auto_contrast(picture),
+            Self::AutoContrast => auto_contrast(picture, false),
             Self::Equalize => equalize(picture),
             Self::Rotate => rotate_on_black(picture, signed),
             Self::Posterize => posterize(picture, (value as u32).max(1)),

@@ -1,7 +1,7 @@
 //! Random views of pictures, and masked words and patches.
 //!
 //! 1. [`TrainTransform`] makes the input of a model of a picture: a part of it ([`RandomCrop`]),
-//!    mirrored or not, changed by [`RandomAugment`], which draws from [`Operation`]s. [`TwoViews`]
+//!    mirrored or not ([`FlipGuard`]), its colors changed, then by [`RandomAugment`], which draws from [`Operation`]s. [`TwoViews`]
 //!    makes a second view of it for the tokenizer of images.
 //!    A list of [`PictureStep`]s does so instead where a recipe says so, as ZeroVL's do, with
 //!    [`draw_policy`] and [`RandomErasing`]; each step draws [`PictureChange`]s.
@@ -19,6 +19,7 @@ mod corruption;
 mod crop;
 mod distortion;
 mod erasing;
+mod flip_guard;
 mod geometry;
 mod hue;
 mod operation;
@@ -35,8 +36,9 @@ pub use corruption::corrupted;
 pub use crop::RandomCrop;
 pub use distortion::{DISTORTIONS, Distortion};
 pub use erasing::{ErasedBox, ErasedWith, RandomErasing};
+pub use flip_guard::FlipGuard;
 pub use geometry::{Affine, warp};
-pub use operation::{MAX_MAGNITUDE, Operation};
+pub use operation::{MAX_MAGNITUDE, Operation, Slips};
 pub use patches::PatchMasking;
 pub use picture_change::{PictureChange, resized_part};
 pub use random_augment::RandomAugment;

@@ -12,6 +12,24 @@ pub const MAX_MAGNITUDE: f64 = 10.0;
 /// The color of what was outside of a picture.
 const FILL: [u8; 3] = [128; 3];
 
+/// Slips of published programs that are done alike where they are asked for.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Slips {
+    /// Values of [`Operation::Sharpness`] that exceed a byte wrap around instead of being clipped, as in
+    /// vl-merging, VLMo and EVE.
+    pub sharpness_wraps: bool,
+    /// [`Operation::AutoContrast`] makes a channel without a 0 white, as in EVE.
+    pub auto_contrast_whitens: bool,
+}
+
+impl Slips {
+    /// Those of EVE's published program.
+    pub const EVE: Self = Self {
+        sharpness_wraps: true,
+        auto_contrast_whitens: true,
+    };
+}
+
 /// What may be done to a picture, with a strength that goes with the magnitude `m` of 0 to 10.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum Operation {
@@ -73,16 +91,13 @@ impl Operation {
     }
 
     /// Does it, with a strength that may be negative where it [has a sign](Self::has_sign).
-    ///
-    /// `wraps` is for [`Sharpness`](Self::Sharpness): values that exceed a byte wrap around, as in the
-    /// published program, instead of being clipped.
-    pub fn apply(self, picture: &mut Rgb, strength: f64, wraps: bool) {
+    pub fn apply(self, picture: &mut Rgb, strength: f64, slips: Slips) {
         match self {
             Self::Identity => {}
-            Self::AutoContrast => auto_contrast(picture),
+            Self::AutoContrast => auto_contrast(picture, slips.auto_contrast_whitens),
             Self::Equalize => equalize(picture),
             Self::Brightness => brightness(picture, strength),
-            Self::Sharpness => sharpness(picture, strength, wraps),
+            Self::Sharpness => sharpness(picture, strength, slips.sharpness_wraps),
             Self::ShearX => warp(picture, Affine::shear_x(strength), FILL),
             Self::ShearY => warp(picture, Affine::shear_y(strength), FILL),
             Self::TranslateX => warp(picture, Affine::translate_x(strength), FILL),

@@ -3,7 +3,7 @@
 use evaluate::images::Rgb;
 use merge::random::Sequence;
 
-use super::Operation;
+use super::{Operation, Slips};
 
 /// Some operations one after the other, each drawn from all of them with replacement and done with
 /// a probability.
@@ -20,9 +20,8 @@ pub struct RandomAugment {
     pub probability: f64,
     /// What is drawn from.
     pub operations: Vec<Operation>,
-    /// Sharpness wraps around where it exceeds a byte, as the published program has it; else it is
-    /// clipped.
-    pub as_published: bool,
+    /// Slips of published programs that are done alike; none as a rule.
+    pub slips: Slips,
 }
 
 impl Default for RandomAugment {
@@ -33,7 +32,7 @@ impl Default for RandomAugment {
             magnitude: 7.0,
             probability: 0.5,
             operations: Operation::ALL.to_vec(),
-            as_published: false,
+            slips: Slips::default(),
         }
     }
 }
@@ -59,7 +58,7 @@ impl RandomAugment {
     /// Draws and does it.
     pub fn apply(&self, picture: &mut Rgb, draws: &mut Sequence) {
         for (operation, strength) in self.draw(draws) {
-            operation.apply(picture, strength, self.as_published);
+            operation.apply(picture, strength, self.slips);
         }
     }
 }

@@ -247,7 +247,7 @@ impl PictureStep {
 }
 
 /// Brightness, contrast, saturation and hue in random order, as torchvision's `ColorJitter`.
-fn jitter(strengths: [f64; 4], draws: &mut Sequence) -> Vec<PictureChange> {
+pub(super) fn jitter(strengths: [f64; 4], draws: &mut Sequence) -> Vec<PictureChange> {
     let mut order = [0, 1, 2, 3];
     draws.shuffle(&mut order);
     let mut changes = Vec::new();

@@ -3,10 +3,11 @@
 use evaluate::images::{Filter, Normalization, Part, Resampler, Rgb, channels_into};
 use merge::random::Sequence;
 
+use super::steps::jitter;
 use super::{RandomAugment, RandomCrop};
 
 /// A random view of a picture, as published training has it: a random part, resized to a square
-/// (bicubic), mirrored half of the times, then RandAugment, then normalized.
+/// (bicubic), mirrored half of the times, its colors changed, then RandAugment, then normalized.
 #[derive(Clone, Debug, PartialEq)]
 pub struct TrainTransform {
     /// Width and height of the result.
@@ -15,7 +16,10 @@ pub struct TrainTransform {
     pub crop: RandomCrop,
     /// How likely it is mirrored.
     pub flip: f64,
-    /// What is done to it.
+    /// Brightness, contrast and saturation, each times a factor from `1 - color` to `1 + color`, in random
+    /// order; 0 leaves them as they are.
+    pub color: f64,
+    /// What is done to it afterwards.
     pub augment: RandomAugment,
     /// What its values become: it belongs to the model.
     pub normalization: Normalization,
@@ -29,6 +33,7 @@ impl TrainTransform {
             side,
             crop: RandomCrop::default(),
             flip: 0.5,
+            color: 0.0,
             augment: RandomAugment::default(),
             normalization: Normalization::new([0.5; 3], [0.5; 3]),
         }
@@ -50,12 +55,30 @@ impl TrainTransform {
     #[must_use]
     pub fn view(&self, picture: &Rgb, draws: &mut Sequence) -> Rgb {
         let part = self.crop.draw(picture, draws);
+        let is_mirrored = draws.chance(self.flip);
+        let mut view = self.part(picture, part, is_mirrored);
+        self.change(&mut view, draws);
+        view
+    }
+
+    /// A part of a picture in the result's size, bicubic, mirrored or not.
+    #[must_use]
+    pub fn part(&self, picture: &Rgb, part: Part, is_mirrored: bool) -> Rgb {
         let mut view = resized(picture, part, self.side, Filter::Bicubic);
-        if draws.chance(self.flip) {
+        if is_mirrored {
             mirror(&mut view);
         }
-        self.augment.apply(&mut view, draws);
         view
+    }
+
+    /// Changes colors, then shape and colors by RandAugment.
+    fn change(&self, picture: &mut Rgb, draws: &mut Sequence) {
+        if self.color > 0.0 {
+            let [color, hue] = [self.color, 0.0];
+            let changes = jitter([color, color, color, hue], draws);
+            *picture = (changes.iter()).fold(picture.clone(), |view, change| change.apply(view));
+        }
+        self.augment.apply(picture, draws);
     }
 
     /// The normalized view, `(3, side, side)`, into a buffer of [`len`](Self::len)
@@ -97,7 +120,7 @@ impl TwoViews {
         if draws.chance(self.train.flip) {
             mirror(&mut picture);
         }
-        self.train.augment.apply(&mut picture, draws);
+        self.train.change(&mut picture, draws);
         let part = self.train.crop.draw(&picture, draws);
         [
             resized(&picture, part, self.train.side, Filter::Bilinear),

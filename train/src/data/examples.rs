@@ -10,7 +10,7 @@ use evaluate::datasets::nlvr2::Nlvr2Set;
 use evaluate::datasets::texts::TextSet;
 use evaluate::datasets::vqa::VqaSet;
 use evaluate::images::Rgb;
-use evaluate::text::CaptionRule;
+use evaluate::text::{TextKind, TextRule};
 
 use crate::{Error, Result};
 
@@ -21,12 +21,22 @@ pub struct Example {
     pub pictures: Vec<Rgb>,
     /// Its text.
     pub text: String,
-    /// Whether the text is a caption, which some families rewrite.
-    pub is_caption: bool,
+    /// What its text is: some families rewrite captions or questions.
+    pub kind: TextKind,
     /// Answers as classes with soft scores.
     pub answers: Vec<(usize, f32)>,
+    /// The same answers in words.
+    pub answer_words: Vec<String>,
     /// Its class.
     pub class: Option<u32>,
+}
+
+impl Example {
+    /// Its texts: its own, and its answers.
+    pub fn words(&self) -> impl Iterator<Item = &str> {
+        let answers = self.answer_words.iter().map(String::as_str);
+        std::iter::once(self.text.as_str()).chain(answers)
+    }
 }
 
 /// Examples by number.
@@ -49,6 +59,14 @@ pub trait Examples: Send + Sync {
     /// # Errors
     /// When it cannot be read or decoded; file and row are named.
     fn example(&self, index: usize, with_pictures: bool) -> evaluate::Result<Example>;
+
+    /// Looks whether all pictures are there, as far as that takes no decoding.
+    ///
+    /// # Errors
+    /// For the first picture that is not there, with the place that names it.
+    fn check_pictures(&self) -> evaluate::Result<()> {
+        Ok(())
+    }
 
     /// How many answers there are to tell apart, for questions.
     fn n_answers(&self) -> Option<usize> {
@@ -102,6 +120,10 @@ impl Examples for Pairs {
         self.pairs[index].0 as usize
     }
 
+    fn check_pictures(&self) -> evaluate::Result<()> {
+        self.set.check_pictures()
+    }
+
     fn example(&self, index: usize, with_pictures: bool) -> evaluate::Result<Example> {
         let (image, caption) = self.pairs[index];
         let image = image as usize;
@@ -110,7 +132,7 @@ impl Examples for Pairs {
         Ok(Example {
             pictures: picture.into_iter().collect(),
             text: caption.unwrap_or_default(),
-            is_caption: true,
+            kind: TextKind::Caption,
             ..Example::default()
         })
     }
@@ -133,6 +155,10 @@ impl Examples for Questions {
         self.set.questions()[index].image
     }
 
+    fn check_pictures(&self) -> evaluate::Result<()> {
+        self.set.check_pictures()
+    }
+
     fn example(&self, index: usize, with_pictures: bool) -> evaluate::Result<Example> {
         let question = &self.set.questions()[index];
         let picture = with_pictures
@@ -143,7 +169,9 @@ impl Examples for Questions {
         Ok(Example {
             pictures: picture.into_iter().collect(),
             text: question.text.clone(),
+            kind: TextKind::LearnedQuestion,
             answers: labels.zip(scores).collect(),
+            answer_words: question.answers.clone(),
             ..Example::default()
         })
     }
@@ -165,6 +193,10 @@ impl Examples for Statements {
         self.0.statements().len()
     }
 
+    fn check_pictures(&self) -> evaluate::Result<()> {
+        self.0.check_pictures()
+    }
+
     fn example(&self, index: usize, with_pictures: bool) -> evaluate::Result<Example> {
         let statement = &self.0.statements()[index];
         let pictures = match with_pictures {
@@ -177,6 +209,7 @@ impl Examples for Statements {
         Ok(Example {
             pictures,
             text: statement.sentence.clone(),
+            kind: TextKind::Statement,
             class: statement.label.map(u32::from),
             ..Example::default()
         })
@@ -207,12 +240,16 @@ impl Examples for Rows {
         self.0.len()
     }
 
+    fn check_pictures(&self) -> evaluate::Result<()> {
+        self.0.check_pictures()
+    }
+
     fn example(&self, index: usize, with_pictures: bool) -> evaluate::Result<Example> {
         let picture = with_pictures.then(|| self.0.picture(index)).transpose()?;
         Ok(Example {
             pictures: picture.into_iter().collect(),
             text: self.0.annotation(index)?.caption,
-            is_caption: true,
+            kind: TextKind::Caption,
             ..Example::default()
         })
     }
@@ -249,25 +286,16 @@ pub fn open_classes(folder: &Path, dataset: &str, split: &str) -> Result<Box<dyn
     Ok(Box::new(Classified(set)))
 }
 
-/// Opens `train_anno.csv` or `valid_anno.csv` of a data set in a folder, and looks for every picture where
-/// pictures are learned from.
+/// Opens `train_anno.csv` or `valid_anno.csv` of a data set in a folder.
 ///
 /// # Errors
 /// When a file is not there or a row is not as it should be; file, line and column are named.
-pub fn open_annotations(
-    folder: &Path,
-    dataset: &str,
-    split: &str,
-    sees_pictures: bool,
-) -> Result<Box<dyn Examples>> {
+pub fn open_annotations(folder: &Path, dataset: &str, split: &str) -> Result<Box<dyn Examples>> {
     let half = Half::of(split).ok_or_else(|| Error::BadSetting {
         key: "data.train".into(),
         reason: format!("`{split}` is no split of CSV files; there are train and valid"),
     })?;
     let set = Annotations::open(folder, dataset, half)?;
-    if sees_pictures {
-        set.check_pictures()?;
-    }
     Ok(Box::new(Rows(set)))
 }
 
@@ -322,6 +350,10 @@ impl Examples for Joined {
         before + index
     }
 
+    fn check_pictures(&self) -> evaluate::Result<()> {
+        (self.parts.iter()).try_for_each(|part| part.check_pictures())
+    }
+
     fn example(&self, mut index: usize, with_pictures: bool) -> evaluate::Result<Example> {
         for part in &self.parts {
             if index < part.len() {
@@ -345,7 +377,7 @@ impl Examples for Joined {
     }
 }
 
-/// Opens a split of a data set in a folder of arrow files for training. Captions come with their
+/// Opens a split of a data set in a folder of arrow or JSON files for training. Captions come with their
 /// images, without those that the image has already as a model of the rule `repeats` reads them; where no
 /// objective `sees_text`, each image comes once.
 ///
@@ -355,7 +387,7 @@ pub fn open(
     folder: &Path,
     dataset: &str,
     split: &str,
-    repeats: Option<CaptionRule>,
+    repeats: Option<TextRule>,
     sees_text: bool,
 ) -> Result<Box<dyn Examples>> {
     let unlabelled = || Error::NoLabels {
@@ -369,7 +401,7 @@ pub fn open(
                 return Err(Error::NegativeLabel { label });
             }
             // The classes are those of all files, not of this split alone.
-            let known = evaluate::datasets::vqa::label_answers(folder)?;
+            let known = set.label_answers(folder)?;
             let largest = labels.max().copied().max(known.keys().last().copied());
             let n_answers = largest.ok_or_else(unlabelled)? as usize + 1;
             let answers: Vec<String> = known.into_values().collect();

@@ -33,10 +33,11 @@ const TEXTS: &str = "texts and labels";
 pub fn identity(data: &DataSettings, examples: &dyn Examples) -> Result<BTreeMap<String, String>> {
     let mut found = BTreeMap::new();
     for split in &data.train {
-        // Sets that are no table of arrow files are known by their texts alone.
-        let files = DatasetSpec::of(&split.dataset)
-            .and_then(|set| set.split(&split.split).ok())
-            .and_then(|split| split.files(&data.folder).ok());
+        // Sets that are neither arrow nor JSON files are known by their texts alone.
+        let files = DatasetSpec::of(&split.dataset).and_then(|set| {
+            let split = set.split(&split.split).ok()?;
+            Some(split.any_files(&data.folder, set))
+        });
         for path in files.into_iter().flatten() {
             let name = path.file_name().unwrap_or_default().to_string_lossy();
             found.insert(name.into_owned(), of_file(&path)?);

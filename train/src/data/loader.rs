@@ -1,5 +1,6 @@
 //! Examples, loaded ahead on worker threads and put together to batches.
 
+use std::borrow::Cow;
 use std::cell::RefCell;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -16,8 +17,8 @@ use rayon::prelude::*;
 use super::others::Others;
 use super::{Example, Examples, Order, Place};
 use crate::augment::{
-    PatchMasking, PictureStep, RandomAugment, RandomCrop, RandomErasing, TokenKinds,
-    TrainTransform, TwoViews, WordMasking, corrupted, target_into, target_view,
+    FlipGuard, PatchMasking, PictureStep, RandomAugment, RandomCrop, RandomErasing, Slips,
+    TokenKinds, TrainTransform, TwoViews, WordMasking, corrupted, target_into, target_view,
 };
 use crate::batch::{Batch, Images, MaskedPatches, MaskedWords, Texts};
 use crate::objectives::Needs;
@@ -54,16 +55,18 @@ pub struct Loader {
 }
 
 /// What a model sees of a picture.
+#[derive(Clone)]
 enum View {
     /// All of it, resized to a square.
     Square(Transform),
-    /// A random part of it, changed.
-    Random(TrainTransform),
+    /// A random part of it, changed; mirrored as its texts allow.
+    Random(FlipGuard, TrainTransform),
     /// What a list of steps makes of it.
     Listed(Listed),
 }
 
 /// What is done to a picture, step by step.
+#[derive(Clone)]
 struct Listed {
     steps: Vec<PictureStep>,
     normalization: Normalization,
@@ -183,38 +186,50 @@ impl Loader {
     pub fn augmented(self, augmentation: &Augmentation, masking: Masking) -> Result<Self> {
         let image = &self.input.image;
         let normalization = Normalization::new(image.mean, image.deviation);
-        let view = match *augmentation {
-            Augmentation::Square => View::Square(Transform::new(image)),
-            Augmentation::Listed { ref steps, erasing } => {
-                let (found, expected) = (PictureStep::side(steps), image.side);
-                if found != Some(expected) {
-                    return Err(Error::OtherPictureSide { found, expected });
-                }
-                View::Listed(Listed {
-                    steps: steps.clone(),
-                    normalization,
-                    erasing,
-                })
-            }
+        let view = match augmentation.in_full() {
             Augmentation::Random {
                 operations,
                 magnitude,
                 flip,
                 least_area,
-            } => View::Random(TrainTransform {
-                side: image.side,
-                crop: RandomCrop {
-                    area: [least_area, 1.0],
-                    ..RandomCrop::default()
+                color,
+                flip_guard,
+                as_published,
+            } => View::Random(
+                flip_guard,
+                TrainTransform {
+                    side: image.side,
+                    crop: RandomCrop {
+                        area: [least_area, 1.0],
+                        ..RandomCrop::default()
+                    },
+                    flip: if flip { 0.5 } else { 0.0 },
+                    color,
+                    augment: RandomAugment {
+                        n_operations: operations,
+                        magnitude,
+                        slips: match as_published {
+                            true => Slips::EVE,
+                            false => Slips::default(),
+                        },
+                        ..RandomAugment::default()
+                    },
+                    normalization,
                 },
-                flip: if flip { 0.5 } else { 0.0 },
-                augment: RandomAugment {
-                    n_operations: operations,
-                    magnitude,
-                    ..RandomAugment::default()
-                },
-                normalization,
-            }),
+            ),
+            Augmentation::Listed { steps, erasing } => {
+                let (found, expected) = (PictureStep::side(&steps), image.side);
+                if found != Some(expected) {
+                    return Err(Error::OtherPictureSide { found, expected });
+                }
+                View::Listed(Listed {
+                    steps,
+                    normalization,
+                    erasing,
+                })
+            }
+            // The short names are written in full by now.
+            _ => View::Square(Transform::new(image)),
         };
         let masking = match self.needs.masked_words {
             false => None,
@@ -380,15 +395,16 @@ impl Loader {
         name: &str,
     ) -> evaluate::Result<()> {
         let draws = &mut Draws::new(self.seed, name).sequence();
+        let view = self.view_of(example);
         for (index, picture) in example.pictures.iter().enumerate() {
             if loaded.images.len() <= index {
                 loaded.images.push(Vec::new());
             }
             match &self.patches {
                 Some(patches) if index == 0 => {
-                    self.add_two_views(picture, patches.target_side, loaded, draws);
+                    self.add_two_views(&view, picture, patches.target_side, loaded, draws);
                 }
-                _ => self.add_picture(picture, &mut loaded.images[index], name, draws),
+                _ => self.add_view(&view, picture, &mut loaded.images[index], name, draws),
             }
         }
         if wanted.text {
@@ -431,9 +447,26 @@ impl Loader {
         Ok(())
     }
 
+    /// How the pictures of an example are seen: not mirrored where its texts forbid it.
+    fn view_of(&self, example: &Example) -> Cow<'_, View> {
+        match &self.view {
+            View::Random(guard, view) if !guard.allows(example.words()) => {
+                Cow::Owned(View::Random(
+                    *guard,
+                    TrainTransform {
+                        flip: 0.0,
+                        ..view.clone()
+                    },
+                ))
+            }
+            view => Cow::Borrowed(view),
+        }
+    }
+
     /// The model's view of a picture, and the tokenizer's.
     fn add_two_views(
         &self,
+        view: &View,
         picture: &Rgb,
         target_side: usize,
         loaded: &mut Loaded,
@@ -444,9 +477,9 @@ impl Loader {
             .target_images
             .resize(from + 3 * target_side * target_side, 0.0);
         let target = &mut loaded.target_images[from..];
-        let View::Random(view) = &self.view else {
+        let View::Random(_, view) = view else {
             target_into(&target_view(picture, target_side), target);
-            return self.add_picture(picture, &mut loaded.images[0], "", draws);
+            return self.add_view(view, picture, &mut loaded.images[0], "", draws);
         };
         let values = &mut loaded.images[0];
         let from = values.len();
@@ -458,8 +491,21 @@ impl Loader {
         views.apply_into(picture, draws, &mut values[from..], target);
     }
 
+    /// The model's view of an example's only picture.
     pub(super) fn add_picture(
         &self,
+        example: &Example,
+        picture: &Rgb,
+        values: &mut Vec<f32>,
+        name: &str,
+        draws: &mut Sequence,
+    ) {
+        self.add_view(&self.view_of(example), picture, values, name, draws);
+    }
+
+    fn add_view(
+        &self,
+        view: &View,
         picture: &Rgb,
         values: &mut Vec<f32>,
         name: &str,
@@ -468,9 +514,9 @@ impl Loader {
         let (from, side) = (values.len(), self.input.image.side);
         values.resize(from + 3 * side * side, 0.0);
         let values = &mut values[from..];
-        match &self.view {
+        match view {
             View::Square(transform) => transform.apply_into(picture, values),
-            View::Random(view) => view.apply_into(picture, draws, values),
+            View::Random(_, view) => view.apply_into(picture, draws, values),
             View::Listed(listed) => {
                 let steps = listed.steps.iter();
                 let view = steps.fold(picture.clone(), |view, step| step.apply(view, draws));

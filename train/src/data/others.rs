@@ -2,7 +2,7 @@
 
 use candle_core::{DType, Device, Tensor};
 use evaluate::streams::query_ids;
-use evaluate::text::{CaptionRule, Encoded};
+use evaluate::text::Encoded;
 use merge::random::{Draws, Sequence};
 
 use super::loader::first_of_rows;
@@ -51,7 +51,7 @@ impl Others {
                 .examples
                 .example(loader.other_image(index, draws)?, true)?;
             if let Some(picture) = other.pictures.first() {
-                loader.add_picture(picture, &mut self.images, name, draws);
+                loader.add_picture(&other, picture, &mut self.images, name, draws);
             }
         }
         if wanted.other_texts {
@@ -145,12 +145,8 @@ impl Loader {
 
     /// The tokens of an example's text, as the family reads it.
     pub(super) fn encoded(&self, example: &Example) -> evaluate::Result<Encoded> {
-        let rule = match example.is_caption {
-            true => self.input.text.captions,
-            false => CaptionRule::Verbatim,
-        };
         let tokenizer = self.tokenizer()?;
-        let text = tokenizer.caption(rule, &example.text)?;
+        let text = tokenizer.read(self.input.text.rule, example.kind, &example.text)?;
         tokenizer.encode(&text, self.input.text.len)
     }
 }

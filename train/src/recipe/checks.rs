@@ -1,7 +1,7 @@
 //! What cannot be in a recipe.
 
 use super::{Augmentation, DataFormat, ObjectiveSettings, Span, TrainRecipe};
-use crate::augment::MAX_MAGNITUDE;
+use crate::augment::{FlipGuard, MAX_MAGNITUDE};
 use crate::objectives;
 use crate::{Error, Result};
 
@@ -117,12 +117,26 @@ impl TrainRecipe {
 
     fn check_augmentation(&self) -> Result<()> {
         match &self.augmentation {
-            Augmentation::Square => Ok(()),
+            Augmentation::Square
+            | Augmentation::None
+            | Augmentation::Color
+            | Augmentation::Rand => Ok(()),
             Augmentation::Random {
                 magnitude,
                 least_area,
+                flip,
+                color,
+                flip_guard,
                 ..
             } => {
+                if !(0.0..=1.0).contains(color) {
+                    let reason = format!("{color} is not in [0, 1]");
+                    return Err(bad("augmentation.random.color", reason));
+                }
+                if !flip && *flip_guard != FlipGuard::None {
+                    let reason = "has no effect, for `flip: false` mirrors no picture";
+                    return Err(bad("augmentation.random.flip_guard", reason));
+                }
                 if !(0.0..=MAX_MAGNITUDE).contains(magnitude) {
                     let reason = format!("{magnitude} is not in [0, {MAX_MAGNITUDE}]");
                     return Err(bad("augmentation.random.magnitude", reason));

@@ -5,7 +5,7 @@ use std::path::PathBuf;
 use evaluate::models::{Overrides, RouterWay, ShallowAttention, Streams};
 use serde::{Deserialize, Serialize};
 
-use crate::augment::{PictureStep, RandomErasing};
+use crate::augment::{FlipGuard, PictureStep, RandomErasing};
 use crate::data::Sampling;
 use crate::objectives::{ContrastSettings, LanguageSettings};
 
@@ -86,7 +86,7 @@ impl ModelSettings {
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct SplitName {
-    /// `coco`, `f30k`, `vg`, `sbu`, `gcc`, `vqa`, `nlvr2` or `wikibk`.
+    /// `coco`, `f30k`, `vg`, `sbu`, `gcc`, `cc3m`, `cc12m`, `vqa`, `nlvr2` or `wikibk`.
     pub dataset: String,
     /// Its split, such as `train`.
     pub split: String,
@@ -96,7 +96,7 @@ pub struct SplitName {
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct DataSettings {
-    /// Folder of arrow files, or of data sets in CSV or in folders of classes.
+    /// Folder of arrow files or of X-VLM's JSON files, or of data sets in CSV or in folders of classes.
     pub folder: PathBuf,
     /// Splits, one after the other; captions, or questions, or statements.
     pub train: Vec<SplitName>,
@@ -106,7 +106,7 @@ pub struct DataSettings {
     /// Count a caption that an image has twice once.
     #[serde(default)]
     pub without_repeats: bool,
-    /// `arrow`: arrow files in the folder. `csv`: a folder for each data set, with `train_anno.csv` and
+    /// `arrow`: arrow files in the folder, or X-VLM's JSON files where there are no such. `csv`: a folder for each data set, with `train_anno.csv` and
     /// `train/`, as ZeroVL keeps them. `folders`: a folder for each split of a data set, with a folder for
     /// each class.
     #[serde(default, skip_serializing_if = "is_default")]
@@ -123,7 +123,7 @@ pub struct DataSettings {
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum DataFormat {
-    /// Arrow files.
+    /// Arrow files, or else X-VLM's JSON files.
     #[default]
     Arrow,
     /// CSV files beside folders of pictures.
@@ -176,14 +176,25 @@ impl Span {
     }
 }
 
+/// By how much EVE's `color` changes brightness, contrast and saturation.
+const PUBLISHED_COLOR: f64 = 0.4;
+
 /// How pictures are changed before they are learned from.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case", deny_unknown_fields)]
 pub enum Augmentation {
     /// Resized to a square, as in evaluation.
     Square,
-    /// A random part of the picture, mirrored half the time, with random operations on its colors
-    /// and shape (RandAugment).
+    /// EVE's: a random part of the picture, mirrored half the time. The same as `random` with
+    /// `operations: 0`.
+    None,
+    /// EVE's: the same, then brightness, contrast and saturation. The same as `random` with `operations: 0`
+    /// and `color: 0.4`.
+    Color,
+    /// EVE's: the same as `random` with nothing else said.
+    Rand,
+    /// A random part of the picture, mirrored half the time, with its colors changed, then random
+    /// operations on its colors and shape (RandAugment).
     Random {
         /// Operations that are drawn for each picture; each is done half of the times.
         #[serde(default = "two")]
@@ -197,6 +208,17 @@ pub enum Augmentation {
         /// The least share of the picture's area that is kept.
         #[serde(default = "half")]
         least_area: f64,
+        /// Brightness, contrast and saturation, each times a factor from `1 - color` to `1 + color`, in
+        /// random order.
+        #[serde(default, skip_serializing_if = "is_default")]
+        color: f64,
+        /// Which texts keep their picture from being mirrored: `none`, `as_published` or `words`.
+        #[serde(default, skip_serializing_if = "is_default")]
+        flip_guard: FlipGuard,
+        /// Do what EVE's published RandAugment does where that is a slip: AutoContrast makes a channel
+        /// without a 0 white, and Sharpness wraps around where it exceeds a byte.
+        #[serde(default, skip_serializing_if = "is_default")]
+        as_published: bool,
     },
     /// A list of steps, as ZeroVL's recipes have it.
     Listed {
@@ -208,14 +230,35 @@ pub enum Augmentation {
     },
 }
 
-impl Default for Augmentation {
-    fn default() -> Self {
+impl Augmentation {
+    /// `random` with so many operations, and colors changed by `color`.
+    fn random(operations: usize, color: f64) -> Self {
         Self::Random {
-            operations: two(),
+            operations,
             magnitude: seven(),
             flip: true,
             least_area: half(),
+            color,
+            flip_guard: FlipGuard::None,
+            as_published: false,
         }
+    }
+
+    /// What a short name stands for; others as they are.
+    #[must_use]
+    pub fn in_full(&self) -> Self {
+        match self {
+            Self::None => Self::random(0, 0.0),
+            Self::Color => Self::random(0, PUBLISHED_COLOR),
+            Self::Rand => Self::default(),
+            others => others.clone(),
+        }
+    }
+}
+
+impl Default for Augmentation {
+    fn default() -> Self {
+        Self::random(two(), 0.0)
     }
 }
 

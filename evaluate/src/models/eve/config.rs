@@ -7,7 +7,7 @@ use crate::images::ImageInput;
 use crate::models::towers::sizes;
 use crate::models::{ModelInput, Overrides, RouterWay};
 use crate::nn::{Capacity, Noise, Routing};
-use crate::text::{CaptionRule, Padding, TextInput};
+use crate::text::{Padding, TextInput, TextRule};
 use crate::{Error, ModelFault, Result};
 
 /// Tokens of a text that is read together with an image, in every published model.
@@ -136,7 +136,7 @@ impl Config {
                     len: pair_len,
                     padding: Padding::Full,
                     vocabulary,
-                    captions: CaptionRule::Verbatim,
+                    rule: TextRule::Cleaned,
                 },
             },
         })

@@ -7,7 +7,7 @@ use crate::images::ImageInput;
 use crate::models::settings::{agreed, normalize};
 use crate::models::towers::{Shapes, VitForm, bert, sizes, vit};
 use crate::models::{ModelInput, Overrides, Reading, Streams};
-use crate::text::{CaptionRule, Padding, TextInput};
+use crate::text::{Padding, TextInput, TextRule};
 use crate::{Error, Result};
 
 /// What the keys of the image encoder begin with.
@@ -158,7 +158,7 @@ impl Config {
                     len: TEXT_LEN.min(text.text_len),
                     padding: Padding::OneBeyond,
                     vocabulary: text.vocabulary,
-                    captions: CaptionRule::Ended,
+                    rule: TextRule::Ended,
                 },
             },
             image,

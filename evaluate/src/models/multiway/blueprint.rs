@@ -9,7 +9,7 @@ use crate::images::ImageInput;
 use crate::models::{
     Activations, Blueprint, Branch, Family, Grouping, Head, Model, ModelInput, Overrides, Setting,
 };
-use crate::text::{CaptionRule, Padding, TextInput};
+use crate::text::{Padding, TextInput, TextRule};
 use crate::{Result, Weights};
 
 /// Blocks' worth of activations that the block at work takes in its backward pass, as measured.
@@ -73,7 +73,7 @@ impl Config {
                 len: self.text_len,
                 padding: Padding::Longest,
                 vocabulary: self.vocabulary,
-                captions: CaptionRule::Verbatim,
+                rule: TextRule::Verbatim,
             },
         }
     }

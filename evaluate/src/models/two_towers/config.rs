@@ -8,7 +8,7 @@ use crate::images::{Filter, ImageInput, Resize};
 use crate::models::settings::{agreed, normalize};
 use crate::models::towers::{Shapes, bert, sizes, vit};
 use crate::models::{ModelInput, Overrides};
-use crate::text::{CaptionRule, Padding, TextInput};
+use crate::text::{Padding, TextInput, TextRule};
 
 /// What the keys of the image tower begin with. The doubled `model` is a wrapper's and the
 /// library's.
@@ -147,7 +147,7 @@ impl Config {
                 len: TEXT_LEN.min(text.text_len),
                 padding: Padding::Full,
                 vocabulary: text.vocabulary,
-                captions: CaptionRule::Verbatim,
+                rule: TextRule::Verbatim,
             },
         };
         Ok(Self {

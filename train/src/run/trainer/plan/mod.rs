@@ -9,7 +9,7 @@ use candle_core::DType;
 use evaluate::datasets::class_folders::CLASSES;
 use evaluate::datasets::vqa::ANSWERS;
 use evaluate::models::{Dvae, Head};
-use evaluate::text::{CaptionRule, Tokenizer};
+use evaluate::text::{TextRule, Tokenizer};
 use merge::io::OpenOptions;
 
 use crate::augment::PatchMasking;
@@ -99,7 +99,7 @@ impl TrainPlan {
         let needs = needs(&recipe)?;
         let image_tokenizer = image_tokenizer(&recipe, needs, place)?;
         let objectives = objectives(&recipe, image_tokenizer.as_ref(), collective.size())?;
-        let (mut examples, mut sets) = examples_of(&recipe, needs, CaptionRule::Verbatim)?;
+        let (mut examples, mut sets) = examples_of(&recipe, needs, TextRule::Verbatim)?;
         check_classes(&recipe, examples.as_ref())?;
         let tokenizer = match needs.text || validates_texts(&recipe)? {
             true => Some(Tokenizer::open(&recipe.data.tokenizer)?),
@@ -136,8 +136,8 @@ impl TrainPlan {
         };
         let checkpoint = origin::with(initial.checkpoint, &inputs);
         let start = Start::load(checkpoint, &wanted, &place.device, dtype)?;
-        let rule = start.model.input().text.captions;
-        if recipe.data.without_repeats && rule != CaptionRule::Verbatim {
+        let rule = start.model.input().text.rule;
+        if recipe.data.without_repeats && rule != TextRule::Verbatim {
             (examples, sets) = examples_of(&recipe, needs, rule)?;
         }
         let tokenizer = match &tokenizer {
@@ -284,14 +284,14 @@ type Sets = Vec<(String, usize)>;
 fn examples_of(
     recipe: &TrainRecipe,
     needs: Needs,
-    rule: CaptionRule,
+    rule: TextRule,
 ) -> Result<(Arc<dyn data::Examples>, Sets)> {
     let data = &recipe.data;
     let parts = data.train.iter().map(|split| {
         let (dataset, split) = (&split.dataset, &split.split);
         match data.format {
             DataFormat::Folders => data::open_classes(&data.folder, dataset, split),
-            DataFormat::Csv => data::open_annotations(&data.folder, dataset, split, needs.image),
+            DataFormat::Csv => data::open_annotations(&data.folder, dataset, split),
             DataFormat::Arrow => data::open(
                 &data.folder,
                 dataset,
@@ -302,6 +302,9 @@ fn examples_of(
         }
     });
     let joined = data::Joined::new(parts.collect::<Result<_>>()?)?;
+    if needs.image {
+        data::Examples::check_pictures(&joined)?;
+    }
     let names = data.train.iter();
     let names = names.map(|of| format!("the split `{}` of {}", of.split, of.dataset));
     let named = names.zip(joined.lengths()).collect();

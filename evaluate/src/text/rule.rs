@@ -1,0 +1,82 @@
+//! What a family makes of texts before they are split into tokens.
+
+use super::{CaptionText, clean_caption, clean_question};
+
+/// Words that EVE keeps of a caption.
+const CAPTION_WORDS: usize = 30;
+
+/// Words that EVE keeps of a statement about two images.
+const STATEMENT_WORDS: usize = 40;
+
+/// Words that EVE keeps of a question: that it learns from, and that it answers.
+const QUESTION_WORDS: [usize; 2] = [30, 50];
+
+/// What a text is.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum TextKind {
+    /// The caption of an image.
+    Caption,
+    /// A statement about two images.
+    Statement,
+    /// A question that is to be answered.
+    Question,
+    /// A question that is learned from.
+    LearnedQuestion,
+    /// A text of no image.
+    #[default]
+    Plain,
+}
+
+impl TextKind {
+    /// Its name in messages.
+    #[must_use]
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Caption => "caption",
+            Self::Statement => "statement",
+            Self::Question | Self::LearnedQuestion => "question",
+            Self::Plain => "text",
+        }
+    }
+}
+
+/// What a family makes of texts before they are split into tokens.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum TextRule {
+    /// Nothing.
+    #[default]
+    Verbatim,
+    /// What FLM does: each caption ends in one period, and stands between
+    /// [`CAPTION_BORDERS`](super::CAPTION_BORDERS) where the vocabulary has them ([`CaptionText`]). Other
+    /// texts are read as they are.
+    Ended,
+    /// What EVE does: captions of 30 words and statements of 40 by [`clean_caption`], questions of 50
+    /// words, and of 30 in training, by [`clean_question`]. Plain texts are read as they are.
+    Cleaned,
+}
+
+impl TextRule {
+    /// A text as it is read, without tokens of its own around it; `None` where the rule leaves no word of a
+    /// caption or a statement.
+    #[must_use]
+    pub fn read(self, kind: TextKind, text: &str) -> Option<String> {
+        let [learned, asked] = QUESTION_WORDS;
+        match (self, kind) {
+            (Self::Ended, TextKind::Caption) => {
+                let ended = CaptionText::default().apply(text);
+                (ended.trim() != ".").then_some(ended)
+            }
+            (Self::Cleaned, TextKind::Caption) => clean_caption(text, CAPTION_WORDS),
+            (Self::Cleaned, TextKind::Statement) => clean_caption(text, STATEMENT_WORDS),
+            (Self::Cleaned, TextKind::LearnedQuestion) => Some(clean_question(text, learned)),
+            (Self::Cleaned, TextKind::Question) => Some(clean_question(text, asked)),
+            (Self::Verbatim, _) | (Self::Ended | Self::Cleaned, _) => Some(text.to_owned()),
+        }
+    }
+
+    /// A caption as it is read, empty where the rule leaves no word of it: by this captions are told apart.
+    #[must_use]
+    pub fn apply(self, caption: &str) -> String {
+        self.read(TextKind::Caption, caption).unwrap_or_default()
+    }
+}
