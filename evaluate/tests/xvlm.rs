@@ -438,4 +438,13 @@ fn a_split_of_two_files_needs_both() {
         .expect_err("refused")
         .to_string();
     assert_says(&error, &["vqav2_val.arrow", "vqa_val_filter.json"]);
+    // A split without a JSON file says which have one.
+    let error = VqaSet::open(json.path(), "rest_val").expect_err("refused");
+    assert_says(
+        &error.to_string(),
+        &[
+            "vqav2_rest_val.arrow",
+            "JSON files of the splits train, test",
+        ],
+    );
 }

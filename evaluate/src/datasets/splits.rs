@@ -50,7 +50,9 @@ impl Split {
                     return Err(error);
                 }
                 let json = JsonFiles::find(folder, dataset, self)?;
-                return json.map(Opened::Json).ok_or_else(|| self.missing(error));
+                return json
+                    .map(Opened::Json)
+                    .ok_or_else(|| self.missing(error, dataset));
             }
         };
         let tables = files.iter().map(|file| Table::open(file));
@@ -70,16 +72,26 @@ impl Split {
         }
     }
 
-    /// The error of a missing table, with the JSON files that would do.
-    fn missing(&self, error: Error) -> Error {
-        let first = self.json.first().and_then(|names| names.first());
-        match (error, first) {
-            (Error::Data(DataFault::MissingTable { folder, names }), Some(json)) => {
-                let names = format!("{names} nor {json}");
-                Error::Data(DataFault::MissingTable { folder, names })
-            }
-            (error, _) => error,
-        }
+    /// The error of a missing table, with the JSON files that would do, or the splits that have such.
+    fn missing(&self, error: Error, dataset: &DatasetSpec) -> Error {
+        let (folder, names) = match error {
+            Error::Data(DataFault::MissingTable { folder, names }) => (folder, names),
+            error => return error,
+        };
+        let others = dataset.splits.iter().filter(|split| {
+            let json = JsonFiles::find(&folder, dataset, split);
+            json.is_ok_and(|json| json.is_some())
+        });
+        let others: Vec<&str> = others.map(|split| split.name).collect();
+        let names = match self.json.first().and_then(|names| names.first()) {
+            Some(json) => format!("{names} nor {json}"),
+            None if others.is_empty() => names,
+            None => format!(
+                "{names}, but JSON files of the splits {}",
+                others.join(", ")
+            ),
+        };
+        Error::Data(DataFault::MissingTable { folder, names })
     }
 }
 

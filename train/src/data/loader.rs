@@ -1,6 +1,5 @@
 //! Examples, loaded ahead on worker threads and put together to batches.
 
-use std::borrow::Cow;
 use std::cell::RefCell;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -8,18 +7,16 @@ use std::time::Instant;
 
 use candle_core::{DType, Device, Tensor};
 use evaluate::datasets::{Prefetch, prefetch};
-use evaluate::images::{Normalization, Rgb, Transform};
+use evaluate::images::Rgb;
 use evaluate::models::ModelInput;
 use evaluate::text::{TextInput, Tokenizer};
 use merge::random::{Draws, Sequence};
 use rayon::prelude::*;
 
 use super::others::Others;
+use super::view::View;
 use super::{Example, Examples, Order, Place};
-use crate::augment::{
-    FlipGuard, PatchMasking, PictureStep, RandomAugment, RandomCrop, RandomErasing, Slips,
-    TokenKinds, TrainTransform, TwoViews, WordMasking, corrupted, target_into, target_view,
-};
+use crate::augment::{PatchMasking, TokenKinds, WordMasking, corrupted};
 use crate::batch::{Batch, Images, MaskedPatches, MaskedWords, Texts};
 use crate::objectives::Needs;
 use crate::recipe::{Augmentation, Masking};
@@ -52,25 +49,6 @@ pub struct Loader {
     busy: AtomicU64,
     /// Examples that they have loaded in it.
     n_loaded: AtomicU64,
-}
-
-/// What a model sees of a picture.
-#[derive(Clone)]
-enum View {
-    /// All of it, resized to a square.
-    Square(Transform),
-    /// A random part of it, changed; mirrored as its texts allow.
-    Random(FlipGuard, TrainTransform),
-    /// What a list of steps makes of it.
-    Listed(Listed),
-}
-
-/// What is done to a picture, step by step.
-#[derive(Clone)]
-struct Listed {
-    steps: Vec<PictureStep>,
-    normalization: Normalization,
-    erasing: RandomErasing,
 }
 
 /// What changes captions.
@@ -142,7 +120,7 @@ impl Loader {
         seed: u64,
     ) -> Self {
         Self {
-            view: View::Square(Transform::new(&input.image)),
+            view: View::square(&input.image),
             examples,
             tokenizer,
             input,
@@ -184,53 +162,7 @@ impl Loader {
     /// # Errors
     /// When the vocabulary lacks a token that masking needs.
     pub fn augmented(self, augmentation: &Augmentation, masking: Masking) -> Result<Self> {
-        let image = &self.input.image;
-        let normalization = Normalization::new(image.mean, image.deviation);
-        let view = match augmentation.in_full() {
-            Augmentation::Random {
-                operations,
-                magnitude,
-                flip,
-                least_area,
-                color,
-                flip_guard,
-                as_published,
-            } => View::Random(
-                flip_guard,
-                TrainTransform {
-                    side: image.side,
-                    crop: RandomCrop {
-                        area: [least_area, 1.0],
-                        ..RandomCrop::default()
-                    },
-                    flip: if flip { 0.5 } else { 0.0 },
-                    color,
-                    augment: RandomAugment {
-                        n_operations: operations,
-                        magnitude,
-                        slips: match as_published {
-                            true => Slips::EVE,
-                            false => Slips::default(),
-                        },
-                        ..RandomAugment::default()
-                    },
-                    normalization,
-                },
-            ),
-            Augmentation::Listed { steps, erasing } => {
-                let (found, expected) = (PictureStep::side(&steps), image.side);
-                if found != Some(expected) {
-                    return Err(Error::OtherPictureSide { found, expected });
-                }
-                View::Listed(Listed {
-                    steps,
-                    normalization,
-                    erasing,
-                })
-            }
-            // The short names are written in full by now.
-            _ => View::Square(Transform::new(image)),
-        };
+        let view = View::of(augmentation, &self.input.image)?;
         let masking = match self.needs.masked_words {
             false => None,
             true => {
@@ -395,7 +327,7 @@ impl Loader {
         name: &str,
     ) -> evaluate::Result<()> {
         let draws = &mut Draws::new(self.seed, name).sequence();
-        let view = self.view_of(example);
+        let view = self.view.of_texts(example);
         for (index, picture) in example.pictures.iter().enumerate() {
             if loaded.images.len() <= index {
                 loaded.images.push(Vec::new());
@@ -447,23 +379,7 @@ impl Loader {
         Ok(())
     }
 
-    /// How the pictures of an example are seen: not mirrored where its texts forbid it.
-    fn view_of(&self, example: &Example) -> Cow<'_, View> {
-        match &self.view {
-            View::Random(guard, view) if !guard.allows(example.words()) => {
-                Cow::Owned(View::Random(
-                    *guard,
-                    TrainTransform {
-                        flip: 0.0,
-                        ..view.clone()
-                    },
-                ))
-            }
-            view => Cow::Borrowed(view),
-        }
-    }
-
-    /// The model's view of a picture, and the tokenizer's.
+    /// The model's view of an example's first picture, and the tokenizer's.
     fn add_two_views(
         &self,
         view: &View,
@@ -472,26 +388,17 @@ impl Loader {
         loaded: &mut Loaded,
         draws: &mut Sequence,
     ) {
-        let from = loaded.target_images.len();
-        loaded
-            .target_images
-            .resize(from + 3 * target_side * target_side, 0.0);
-        let target = &mut loaded.target_images[from..];
-        let View::Random(_, view) = view else {
-            target_into(&target_view(picture, target_side), target);
-            return self.add_view(view, picture, &mut loaded.images[0], "", draws);
-        };
+        let targets = &mut loaded.target_images;
+        let from = targets.len();
+        targets.resize(from + 3 * target_side * target_side, 0.0);
         let values = &mut loaded.images[0];
-        let from = values.len();
-        values.resize(from + view.len(), 0.0);
-        let views = TwoViews {
-            train: view.clone(),
-            target_side,
-        };
-        views.apply_into(picture, draws, &mut values[from..], target);
+        let at = values.len();
+        values.resize(at + view.len(), 0.0);
+        let target = (&mut targets[from..], target_side);
+        view.write_two(picture, &mut values[at..], target, draws);
     }
 
-    /// The model's view of an example's only picture.
+    /// The model's view of a picture of an example, whose draws are keyed by `name`.
     pub(super) fn add_picture(
         &self,
         example: &Example,
@@ -500,7 +407,8 @@ impl Loader {
         name: &str,
         draws: &mut Sequence,
     ) {
-        self.add_view(&self.view_of(example), picture, values, name, draws);
+        let view = self.view.of_texts(example);
+        self.add_view(&view, picture, values, name, draws);
     }
 
     fn add_view(
@@ -511,20 +419,10 @@ impl Loader {
         name: &str,
         draws: &mut Sequence,
     ) {
-        let (from, side) = (values.len(), self.input.image.side);
-        values.resize(from + 3 * side * side, 0.0);
-        let values = &mut values[from..];
-        match view {
-            View::Square(transform) => transform.apply_into(picture, values),
-            View::Random(_, view) => view.apply_into(picture, draws, values),
-            View::Listed(listed) => {
-                let steps = listed.steps.iter();
-                let view = steps.fold(picture.clone(), |view, step| step.apply(view, draws));
-                listed.normalization.write(&view, values);
-                let noise = Draws::new(self.seed, &format!("erased of {name}"));
-                listed.erasing.apply(values, side, draws, &noise);
-            }
-        }
+        let from = values.len();
+        values.resize(from + view.len(), 0.0);
+        let noise = Draws::new(self.seed, &format!("erased of {name}"));
+        view.write(picture, &mut values[from..], draws, &noise);
     }
 }
 

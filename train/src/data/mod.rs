@@ -8,6 +8,7 @@ mod identity;
 mod loader;
 mod order;
 mod others;
+mod view;
 
 pub use examples::{Example, Examples, Joined, open, open_annotations, open_classes};
 pub use identity::{difference, identity};
