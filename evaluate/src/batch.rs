@@ -149,6 +149,9 @@ pub struct Pair<'a> {
     pub images: &'a Images,
     /// Patches that the model does not see: 1 for a masked one, `(b, p)`.
     pub masked: Option<&'a Tensor>,
+    /// Whether masked patches are left out of the sequence, instead of standing in it as a token of their own. Then as
+    /// many patches of each image are masked.
+    pub leaves_out: bool,
     /// Which image of its text this is, from 0: statements of NLVR2 have two.
     pub nth_image: usize,
 }
@@ -161,6 +164,7 @@ impl<'a> Pair<'a> {
             texts,
             images,
             masked: None,
+            leaves_out: false,
             nth_image: 0,
         }
     }
@@ -170,6 +174,15 @@ impl<'a> Pair<'a> {
     pub fn masked(self, masked: &'a Tensor) -> Self {
         Self {
             masked: Some(masked),
+            ..self
+        }
+    }
+
+    /// With masked patches left out of the sequence.
+    #[must_use]
+    pub fn leaving_out(self) -> Self {
+        Self {
+            leaves_out: true,
             ..self
         }
     }

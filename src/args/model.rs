@@ -184,6 +184,7 @@ impl LoadArgs {
                 RoutingArg::AsPublished => RouterWay::AsPublished,
             }),
             as_published: self.model_as_published.then_some(true),
+            ..Overrides::default()
         }
     }
 }

@@ -138,6 +138,8 @@ enum ToArg {
     EveNlvr2,
     /// EVE: reasoning over two images that attend to each other
     EveNlvr2Biattn,
+    /// EVE: pre-training by masked signals
+    EvePretrain,
     /// EVE: the transformer alone
     EveBackbone,
     /// Mixtures of experts: copies of each dense network, and routers that are drawn
@@ -172,6 +174,7 @@ impl From<ToArg> for To {
             ToArg::EveVqa => Self::Eve(EveTask::Vqa),
             ToArg::EveNlvr2 => Self::Eve(EveTask::Nlvr2),
             ToArg::EveNlvr2Biattn => Self::Eve(EveTask::Nlvr2Biattn),
+            ToArg::EvePretrain => Self::Eve(EveTask::Pretrain),
             ToArg::EveBackbone => Self::Eve(EveTask::Backbone),
             ToArg::Mixture => Self::Mixture,
         }

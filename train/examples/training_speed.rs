@@ -115,6 +115,8 @@ fn main() -> Result<(), Box<dyn Error>> {
             shared: &Shared::default(),
             drops: None,
             whole: None,
+            routing: None,
+            side_losses: None,
         })?;
         lap(0);
         tape.backward(&loss.value, &mut gradients)?;

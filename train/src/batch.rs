@@ -5,6 +5,8 @@ use candle_core::Tensor;
 pub use evaluate::batch::{Images, Texts};
 use evaluate::streams::Span;
 
+use crate::objectives::Negatives;
+
 /// Texts with words to be guessed.
 #[derive(Clone, Debug)]
 pub struct MaskedWords {
@@ -39,6 +41,15 @@ pub struct MaskedPatches {
     pub target_image: Tensor,
 }
 
+/// Signals to be guessed: patches that are hidden and words that are masked, of the same pairs.
+#[derive(Clone, Debug)]
+pub struct MaskedSignals {
+    /// 1 for a hidden patch, `(b, p)`, u8; as many of each image.
+    pub patches: Tensor,
+    /// The words.
+    pub words: MaskedWords,
+}
+
 /// Examples of one rank that are computed together. What an objective does not need is not there.
 #[derive(Clone, Debug, Default)]
 pub struct Batch {
@@ -56,6 +67,8 @@ pub struct Batch {
     pub masked_words: Option<MaskedWords>,
     /// Which patches of the pictures are masked, and what is behind them.
     pub masked_patches: Option<MaskedPatches>,
+    /// Patches and words to be guessed together.
+    pub masked_signals: Option<MaskedSignals>,
     /// What the query stream of free language modeling begins with, `(b, t)`.
     pub queries: Option<Tensor>,
     /// A span to hide from each query beside its own token, in the place of those that would be drawn.
@@ -68,4 +81,8 @@ pub struct Batch {
     pub answers: Option<Tensor>,
     /// The class of each: 1 for a true statement, or the class of an image.
     pub classes: Option<Vec<u32>>,
+    /// The number of each example's image: the same for texts of one image.
+    pub image_numbers: Option<Vec<u32>>,
+    /// Negatives in the place of those that would be drawn, by rows of the whole batch.
+    pub negatives: Option<Negatives>,
 }

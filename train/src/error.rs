@@ -176,9 +176,27 @@ pub enum Error {
         /// The label.
         label: i64,
     },
-    /// A batch of one example has no other to be compared with.
-    #[error("matching needs at least two examples in the batch, for one is compared with others")]
+    /// A batch has no other example to compare one with.
+    #[error(
+        "matching compares each example with others, but one of the batch has none: give larger batches, of more than \
+         one image"
+    )]
     NoNegative,
+    /// An objective runs the model more or less often than it says.
+    #[error(
+        "the router of `{router}` has seen {found} passes of the objective `{objective}`, which makes {expected}; this \
+         is a mistake of the program"
+    )]
+    OtherPasses {
+        /// The objective.
+        objective: &'static str,
+        /// The router.
+        router: String,
+        /// Passes that it has seen.
+        found: usize,
+        /// Passes that the objective makes.
+        expected: usize,
+    },
     /// A loss or a gradient is infinite or not a number.
     #[error("{part} is not finite")]
     NotFinite {

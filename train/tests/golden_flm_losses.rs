@@ -106,6 +106,8 @@ fn loss(case: &Case) {
             collective: &Alone,
             drops: None,
             whole: None,
+            routing: None,
+            side_losses: None,
             randomness: None,
             tape: tape.as_ref(),
             shared: &Shared::default(),

@@ -81,6 +81,8 @@ fn steps(case: &Case) {
             collective: &Alone,
             drops: None,
             whole: None,
+            routing: None,
+            side_losses: None,
             randomness: None,
             tape: Some(&tape),
             shared: &Shared::default(),

@@ -172,6 +172,7 @@ fn cross_modal_layers_learn_at_a_rate_of_their_own_where_the_family_has_them() -
         heads: &["vqa_classifier"],
         cross_modal: &["transformer.blocks.0"],
         undecayed: &["bias", "norm1.weight"],
+        ..Grouping::NONE
     };
     let settings = OptimSettings {
         lr_mult: 50.0,

@@ -3,6 +3,7 @@
 
 mod augmentation;
 mod checks;
+mod eve;
 mod fixture;
 #[path = "../../evaluate/tests/flm_model.rs"]
 mod flm_model;
@@ -10,6 +11,7 @@ mod fused_blocks;
 mod golden;
 mod golden_eve_data;
 mod golden_eve_pictures;
+mod golden_eve;
 mod golden_flm;
 mod golden_flm_losses;
 mod golden_flm_recipes;

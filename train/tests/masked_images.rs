@@ -56,6 +56,8 @@ fn gradients(name: &str, architecture: &str, tape: Option<Tape>) -> (f64, ByName
         shared: &Shared::default(),
         drops: None,
         whole: None,
+        routing: None,
+        side_losses: None,
     };
     let objective = objectives::by_name(name, Some(&image_tokenizer())).expect("known");
     let loss = objective.loss(&step).expect("a loss");

@@ -111,6 +111,8 @@ pub fn run_with(
         shared: &Shared::default(),
         drops: None,
         whole: None,
+        routing: None,
+        side_losses: None,
     };
     let objective = objectives::by_name(ours, Some(&image_tokenizer())).expect("an objective");
     let loss = objective.loss(&step).expect("a loss");
@@ -156,6 +158,8 @@ fn a_batch_of_one_has_nothing_to_be_matched_with() {
         shared: &Shared::default(),
         drops: None,
         whole: None,
+        routing: None,
+        side_losses: None,
     };
     let error = objectives::by_name("itm", None).expect("known").loss(&step);
     assert!(matches!(error, Err(train::Error::NoNegative)));

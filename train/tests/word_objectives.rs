@@ -88,6 +88,8 @@ impl Ready {
             collective: &Alone,
             drops: None,
             whole: None,
+            routing: None,
+            side_losses: None,
             randomness: None,
             tape: None,
             shared: &Shared::default(),
@@ -394,6 +396,8 @@ fn half_of_the_pairs_keep_their_image_in_an_order_that_is_drawn() {
             collective: &Alone,
             drops: None,
             whole: None,
+            routing: None,
+            side_losses: None,
             randomness: Some(Randomness {
                 seed,
                 step: 1,

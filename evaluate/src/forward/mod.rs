@@ -22,6 +22,7 @@ pub use recorder::Recorder;
 pub use write::write;
 
 use crate::models::Model;
+use crate::nn::Routing;
 use crate::{Error, GivenFault, Result};
 
 /// A pass of a family, as its table has it.
@@ -70,6 +71,15 @@ pub trait NamedPasses: Model {
 
     /// Every pass.
     fn passes(&self) -> Vec<NamedPass<'_>>;
+
+    /// How routers choose in pass `number` of a task or a loss, counted from 0, where tensors say it.
+    ///
+    /// # Errors
+    /// When the device fails.
+    fn routing(&self, given: &Given, number: usize) -> Result<Option<Routing>> {
+        let _ = (given, number);
+        Ok(None)
+    }
 }
 
 /// What came of the passes.

@@ -35,12 +35,18 @@ pub enum Setting {
     AsPublished,
     /// How routers choose outside of training.
     Routing,
+    /// Blocks before the head of hidden patches.
+    DecoderDepth,
+    /// Whether the head of masked words ends in the word embedding.
+    TiedWords,
     /// Leaving out residual branches at random.
     DropPath,
     /// Leaving out numbers at random.
     Dropout,
     /// Computing the inside of blocks again in the backward pass.
     CheckpointActivations,
+    /// The weight of the balance of routers' experts.
+    Balance,
 }
 
 impl Setting {
@@ -61,9 +67,12 @@ impl Setting {
             Self::PairLen => "pair_len",
             Self::AsPublished => "as_published",
             Self::Routing => "routing",
+            Self::DecoderDepth => "decoder_depth",
+            Self::TiedWords => "tied_words",
             Self::DropPath => "drop_path",
             Self::Dropout => "dropout",
             Self::CheckpointActivations => "checkpoint_activations",
+            Self::Balance => "balance",
         }
     }
 }

@@ -174,11 +174,7 @@ mod tests {
         }
 
         fn grouping(&self) -> &'static Grouping {
-            &Grouping {
-                heads: &[],
-                cross_modal: &[],
-                undecayed: &[],
-            }
+            &Grouping::NONE
         }
 
         fn record(&self) -> ModelRecord {

@@ -31,11 +31,12 @@ pub struct Membership {
 ///     heads: &["classifier"],
 ///     cross_modal: &["cross_layers"],
 ///     undecayed: &["bias", "norm.weight"],
+///     ..Grouping::NONE
 /// };
 /// let norm = GROUPING.membership("cross_layers.0.norm.weight");
 /// assert_eq!((norm.module, norm.decays), (Module::CrossModal, false));
 /// ```
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq)]
 pub struct Grouping {
     /// Beginnings of the names of [`Module::Head`].
     pub heads: &'static [&'static str],
@@ -43,9 +44,22 @@ pub struct Grouping {
     pub cross_modal: &'static [&'static str],
     /// Parts of names, anywhere in them, of variables that do not decay.
     pub undecayed: &'static [&'static str],
+    /// Whether [`Module::Head`] is what the checkpoint of a run lacked, in the place of `heads`.
+    pub raises_missing: bool,
+    /// Names of variables that are kept between two numbers before each step.
+    pub bounded: &'static [(&'static str, [f64; 2])],
 }
 
 impl Grouping {
+    /// All variables are in the body, and decay.
+    pub const NONE: Self = Self {
+        heads: &[],
+        cross_modal: &[],
+        undecayed: &[],
+        raises_missing: false,
+        bounded: &[],
+    };
+
     /// Where a variable belongs, by its name in the model.
     #[must_use]
     pub fn membership(&self, name: &str) -> Membership {

@@ -125,6 +125,19 @@ impl MaskedLanguage {
         Ok(Self { head, vocabulary })
     }
 
+    /// The same with the word embedding, `(vocabulary, d)`, for the last layer.
+    pub(super) fn load_tied(weights: &Weights, name: &str, words: &Tensor) -> crate::Result<Self> {
+        let part = |part: &str| format!("{name}.{part}");
+        let (vocabulary, width) = words.dims2()?;
+        let bias = weights.get(&part("bias"), &[vocabulary], Init::Zeros)?;
+        let head = WordHead {
+            dense: Linear::load(weights, &part("transform.dense"), width, width)?,
+            norm: LayerNorm::load(weights, &part("transform.LayerNorm"), width, BERT_EPSILON)?,
+            decoder: Linear::new(words.clone(), bias),
+        };
+        Ok(Self { head, vocabulary })
+    }
+
     /// `(b, t, d) -> (b, t, vocabulary)`.
     ///
     /// # Errors

@@ -323,6 +323,19 @@ pub trait FusionEncoder: Model {
         Ok(self.fuse(pair, pass)?.text)
     }
 
+    /// The states that hidden patches and masked words are guessed from: those of [`FusionEncoder::fuse`], unless the
+    /// family decodes images first, or can leave hidden patches out ([`Pair::leaves_out`]). Image states are those of all
+    /// patches, hidden ones too.
+    ///
+    /// # Errors
+    /// [`ModelFault::Incapable`] where the family cannot leave patches out, and as [`FusionEncoder::fuse`].
+    fn reconstructed(&self, pair: &Pair<'_>, pass: &Pass<'_>) -> Result<Fused> {
+        match pair.leaves_out {
+            true => Err(self.cannot("leave hidden patches out")),
+            false => self.fuse(pair, pass),
+        }
+    }
+
     /// What the matching head reads, `(b, d)`: what classifiers do, unless the family reads texts in another
     /// way there.
     ///

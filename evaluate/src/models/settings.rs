@@ -53,6 +53,10 @@ pub struct Overrides {
     pub as_published: Option<bool>,
     /// How routers choose outside of training; as the published program has it with its slips.
     pub routing: Option<RouterWay>,
+    /// Blocks between the encoder and the head of hidden patches, of a model that starts without that head.
+    pub decoder_depth: Option<usize>,
+    /// Whether the head of masked words, of a model that starts without it, has the word embedding for its last layer.
+    pub tied_words: Option<bool>,
 }
 
 impl Overrides {
@@ -72,6 +76,8 @@ impl Overrides {
             (Setting::PairLen, self.pair_len.is_some()),
             (Setting::AsPublished, self.as_published.is_some()),
             (Setting::Routing, self.routing.is_some()),
+            (Setting::DecoderDepth, self.decoder_depth.is_some()),
+            (Setting::TiedWords, self.tied_words.is_some()),
         ];
         let given = given.into_iter().filter(|(_, is_given)| *is_given);
         given.map(|(setting, _)| setting)

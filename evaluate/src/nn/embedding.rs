@@ -28,6 +28,11 @@ impl Embedding {
         })
     }
 
+    /// All rows, `(rows, width)`.
+    pub(crate) fn table(&self) -> &Tensor {
+        &self.table
+    }
+
     /// The same with a row that is looked up, but never learned.
     #[must_use]
     pub fn with_padding(self, row: u32) -> Self {

@@ -41,9 +41,9 @@ pub use dropping::{Dropping, GivenDrops};
 pub use embedding::Embedding;
 pub(crate) use fused::{
     AttentionBranch, AttentionHalf, CrossHalf, FfnBranch, FfnHalf, KeptAttention,
-    KeptAttentionHalf, KeptCrossHalf, KeptFfnHalf, OnSlices, Packed, PackedBias, Sees, Separate,
-    WordHead, fits_slices, is_leaf, project_rows, record_on_slices, record_projections,
-    side_by_side,
+    KeptAttentionHalf, KeptCrossHalf, KeptFfnHalf, Network, OnSlices, Packed, PackedBias,
+    PreNormBlock, RoutedExperts, Sees, Separate, Taken, WordHead, fits_slices, is_leaf,
+    project_rows, record_on_slices, record_projections, side_by_side,
 };
 pub use gradients::{Gradient, Gradients};
 pub use layer_scale::LayerScale;

@@ -26,7 +26,8 @@ pub struct Omission {
     pub name: String,
     /// The number of the first example in the whole batch.
     pub first: usize,
-    /// Masks that take the place of draws at dropout sites.
+    /// Masks that take the place of draws at dropout sites, and of those of branches, which are called
+    /// `block3.attn` and `block3.mlp`.
     pub given: Option<Arc<dyn GivenDrops>>,
 }
 
@@ -64,6 +65,18 @@ impl Omission {
         let probability = self.drop_path * block as f64 / last as f64;
         if probability <= 0.0 {
             return Ok(None);
+        }
+        if let Some(given) = &self.given
+            && let Some(kept) = given.kept(&format!("block{block}.{branch}"), self.first, &[n])?
+        {
+            if kept.len() != n {
+                let found = kept.len();
+                candle_core::bail!("{found} masks for {n} branches of block {block}");
+            }
+            let raised = raised(probability);
+            let factor = |&kept: &u8| if kept == 0 { 0.0 } else { raised };
+            let factors: Vec<f32> = kept.iter().map(factor).collect();
+            return Tensor::from_vec(factors, n, device).map(Some);
         }
         let factors = self.factors(&format!("{block}.{branch}"), probability, self.first, n);
         Tensor::from_vec(factors, n, device).map(Some)

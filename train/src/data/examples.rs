@@ -49,6 +49,11 @@ pub trait Examples: Send + Sync {
         index
     }
 
+    /// One more than the largest number of an image.
+    fn n_images(&self) -> usize {
+        self.len()
+    }
+
     /// Whether there are none.
     fn is_empty(&self) -> bool {
         self.len() == 0
@@ -124,6 +129,10 @@ impl Examples for Pairs {
         self.set.check_pictures()
     }
 
+    fn n_images(&self) -> usize {
+        self.set.n_images()
+    }
+
     fn example(&self, index: usize, with_pictures: bool) -> evaluate::Result<Example> {
         let (image, caption) = self.pairs[index];
         let image = image as usize;
@@ -157,6 +166,11 @@ impl Examples for Questions {
 
     fn check_pictures(&self) -> evaluate::Result<()> {
         self.set.check_pictures()
+    }
+
+    fn n_images(&self) -> usize {
+        let images = self.set.questions().iter().map(|question| question.image);
+        images.max().map_or(0, |last| last + 1)
     }
 
     fn example(&self, index: usize, with_pictures: bool) -> evaluate::Result<Example> {
@@ -302,6 +316,8 @@ pub fn open_annotations(folder: &Path, dataset: &str, split: &str) -> Result<Box
 /// Several data sets, one after the other.
 pub struct Joined {
     parts: Vec<Box<dyn Examples>>,
+    /// Images of each.
+    n_images: Vec<usize>,
 }
 
 impl Joined {
@@ -323,7 +339,8 @@ impl Joined {
                 ),
             });
         }
-        Ok(Self { parts })
+        let n_images = parts.iter().map(|part| part.n_images()).collect();
+        Ok(Self { parts, n_images })
     }
 
     /// How many examples each has.
@@ -340,18 +357,22 @@ impl Examples for Joined {
 
     fn image(&self, mut index: usize) -> usize {
         let mut before = 0;
-        for part in &self.parts {
+        for (part, n_images) in self.parts.iter().zip(&self.n_images) {
             if index < part.len() {
                 return before + part.image(index);
             }
             index -= part.len();
-            before += part.len();
+            before += n_images;
         }
         before + index
     }
 
     fn check_pictures(&self) -> evaluate::Result<()> {
         (self.parts.iter()).try_for_each(|part| part.check_pictures())
+    }
+
+    fn n_images(&self) -> usize {
+        self.n_images.iter().sum()
     }
 
     fn example(&self, mut index: usize, with_pictures: bool) -> evaluate::Result<Example> {

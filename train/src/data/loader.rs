@@ -14,6 +14,7 @@ use merge::random::{Draws, Sequence};
 use rayon::prelude::*;
 
 use super::others::Others;
+use super::signals::{SignalMasking, Signals};
 use super::view::View;
 use super::{Example, Examples, Order, Place};
 use crate::augment::{PatchMasking, TokenKinds, WordMasking, corrupted};
@@ -43,6 +44,7 @@ pub struct Loader {
     corruption: Option<Corruption>,
     masking: Option<(WordMasking, TokenKinds)>,
     patches: Option<Patches>,
+    signals: Option<SignalMasking>,
     /// Texts that are drawn for an example, where an objective ranks.
     pub(super) n_other_texts: usize,
     /// Time that workers have spent, in microseconds.
@@ -102,10 +104,13 @@ pub struct Loaded {
     labels: Vec<u32>,
     answers: Option<(Vec<f32>, usize)>,
     classes: Option<Vec<u32>>,
+    /// The number of each example's image.
+    image_numbers: Vec<u32>,
     /// One for a masked patch.
     masked_patches: Vec<u8>,
     target_side: usize,
     target_images: Vec<f32>,
+    signals: Signals,
     others: Others,
 }
 
@@ -130,6 +135,7 @@ impl Loader {
             corruption: None,
             masking: None,
             patches: None,
+            signals: None,
             n_other_texts: 0,
             busy: AtomicU64::new(0),
             n_loaded: AtomicU64::new(0),
@@ -155,6 +161,12 @@ impl Loader {
     #[must_use]
     pub fn masking_patches(self, patches: Option<Patches>) -> Self {
         Self { patches, ..self }
+    }
+
+    /// With signals masked.
+    #[must_use]
+    pub fn masking_signals(self, signals: Option<SignalMasking>) -> Self {
+        Self { signals, ..self }
     }
 
     /// With pictures changed, and words masked where an objective wants that.
@@ -224,7 +236,9 @@ impl Loader {
         let square = |side: usize| 3 * side * side;
         let n_pictures = usize::from(self.needs.image) + usize::from(self.needs.second_image);
         let of_target = self.patches.map_or(0, |p| square(p.target_side));
-        let n_texts = usize::from(self.needs.text) + usize::from(self.needs.masked_words);
+        let n_texts = usize::from(self.needs.text)
+            + usize::from(self.needs.masked_words)
+            + usize::from(self.needs.masked_signals);
         let numbers = n_pictures * square(self.input.image.side)
             + of_target
             + n_texts * self.input.text.len
@@ -264,6 +278,7 @@ impl Loader {
         for part in parts {
             let part = part?;
             whole.n += part.n;
+            whole.image_numbers.extend(part.image_numbers);
             for (images, more) in whole.images.iter_mut().zip(part.images) {
                 images.extend(more);
             }
@@ -300,13 +315,16 @@ impl Loader {
             labels: Vec::new(),
             answers: self.n_answers.map(|n| (vec![0.0; n * indices.len()], n)),
             classes: None,
+            image_numbers: Vec::new(),
             masked_patches: Vec::new(),
             target_side: self.patches.map_or(0, |patches| patches.target_side),
             target_images: Vec::new(),
+            signals: Signals::default(),
             others: Others::default(),
         };
         for (at, &index) in indices.iter().enumerate() {
             let example = self.examples.example(index, wanted.image)?;
+            loaded.image_numbers.push(self.examples.image(index) as u32);
             let name = format!("example {index} of epoch {}", place.epoch);
             self.add(&mut loaded, (at, index), &example, wanted, &name)?;
         }
@@ -355,6 +373,10 @@ impl Loader {
                 loaded.places.extend(places);
                 loaded.labels.extend(masked.labels);
                 loaded.masked_ids.extend(masked.ids);
+            }
+            if let Some(signals) = self.signals.as_ref().filter(|_| wanted.masked_signals) {
+                let draws = Draws::new(self.seed, &format!("signals of {name}"));
+                (loaded.signals).add(signals, &text.ids, &mut draws.sequence());
             }
             (loaded.others).add(self, Some(&text), wanted, number, name)?;
             loaded.ids.extend(text.ids);
@@ -438,6 +460,7 @@ impl Loaded {
             self.ids = first_of_rows(&self.ids, from, to);
             self.masked_ids = first_of_rows(&self.masked_ids, from, to);
             self.others.shorten(from, to);
+            self.signals.shorten(from, to);
             // Padding is never guessed, so every place is among the first of its row.
             let (from, to) = (from as u32, to as u32);
             for place in &mut self.places {
@@ -496,8 +519,10 @@ impl Loaded {
             text,
             masked_words,
             masked_patches,
+            masked_signals: self.signals.on(n, device)?,
             answers: answers.transpose()?,
             classes: self.classes,
+            image_numbers: Some(self.image_numbers),
             ..Batch::default()
         };
         self.others.fill(&mut batch, side, device, dtype)?;

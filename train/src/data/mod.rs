@@ -8,9 +8,11 @@ mod identity;
 mod loader;
 mod order;
 mod others;
+mod signals;
 mod view;
 
 pub use examples::{Example, Examples, Joined, open, open_annotations, open_classes};
 pub use identity::{difference, identity};
 pub use loader::{Loaded, Loader, Patches, batches};
 pub use order::{Order, Place, Sampling, Visit, Visits, share_out};
+pub use signals::SignalMasking;

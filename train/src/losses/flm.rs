@@ -3,7 +3,7 @@
 use evaluate::forward::Given;
 use evaluate::models::flm::named;
 
-use super::{LossSpec, pairs};
+use super::{BalancePart, LossSpec, pairs};
 use crate::Result;
 use crate::batch::{Batch, MaskedWords};
 use crate::objectives::LanguageSettings;
@@ -99,6 +99,10 @@ const fn loss(
         name,
         objective,
         language: None,
+        beside: &[],
+        balance: BalancePart::None,
+        pairs: None,
+        passes: &[],
         inputs,
         batch,
     }

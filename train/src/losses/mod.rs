@@ -3,6 +3,7 @@
 //! One row for each loss of each family, by the names of the golden folders. The loss itself is an
 //! objective's.
 
+mod eve;
 mod flm;
 mod multiway;
 mod two_towers;
@@ -14,13 +15,13 @@ use candle_core::{DType, Tensor};
 use evaluate::Weights;
 use evaluate::forward::Given;
 use evaluate::models::{Dvae, Model};
-use evaluate::nn::{Gradient, Gradients, Tape};
+use evaluate::nn::{Gradient, Gradients, Routing, SideLosses, Tape};
 
 use crate::batch::Batch;
 use crate::collective::Alone;
 use crate::objectives::{
-    ContrastSettings, FeatureLoss, LanguageSettings, MixDraw, Objective, Opening, Randomness,
-    Shared, Step,
+    BALANCE_WEIGHT, ContrastSettings, FeatureLoss, LanguageSettings, MixDraw, Objective, Opening,
+    PairSettings, Passes, Randomness, Shared, Step,
 };
 use crate::{Error, Result, objectives};
 
@@ -32,6 +33,14 @@ pub struct LossSpec {
     pub name: &'static str,
     /// The objective that computes it, by its name in recipes.
     pub objective: &'static str,
+    /// Further objectives that are added to it.
+    pub beside: &'static [&'static str],
+    /// What part the balance of routers has in it.
+    pub balance: BalancePart,
+    /// Which pairs belong together, where that is not as recipes have it unless they say otherwise.
+    pub pairs: Option<PairSettings>,
+    /// Passes of the objectives by their names, each with the number by which tensors for its routers are called.
+    pub passes: &'static [(&'static str, usize)],
     /// How it guesses words, where that is not as recipes have it unless they say otherwise.
     pub language: Option<LanguageSettings>,
     /// The tensors that it reads.
@@ -40,8 +49,24 @@ pub struct LossSpec {
     pub batch: fn(&Given) -> Result<Batch>,
 }
 
+/// What part the balance of routers has in a loss.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum BalancePart {
+    /// None.
+    None,
+    /// It is added.
+    Added,
+    /// It is all of the loss.
+    Alone,
+}
+
 /// Every loss.
-pub const LOSSES: &[&[LossSpec]] = &[multiway::LOSSES, two_towers::LOSSES, flm::LOSSES];
+pub const LOSSES: &[&[LossSpec]] = &[
+    multiway::LOSSES,
+    two_towers::LOSSES,
+    flm::LOSSES,
+    eve::LOSSES,
+];
 
 /// What a loss depends on beside the tensors.
 #[derive(Clone, Default)]
@@ -79,7 +104,8 @@ pub fn of_family(family: &str) -> impl Iterator<Item = &'static LossSpec> {
 /// [`Error::UnknownLoss`] with those of the family.
 pub fn by_name(family: &str, name: &str) -> Result<&'static LossSpec> {
     let found = of_family(family).find(|loss| loss.name == name);
-    let found = found.or_else(|| of_family(family).find(|loss| loss.objective == name));
+    let is_only = |loss: &&LossSpec| loss.objective == name && loss.beside.is_empty();
+    let found = found.or_else(|| of_family(family).find(is_only));
     found.ok_or_else(|| {
         let known: Vec<&str> = of_family(family).map(|loss| loss.name).collect();
         Error::UnknownLoss {
@@ -119,7 +145,9 @@ impl LossSpec {
             image_tokenizer: options.image_tokenizer.as_ref(),
             contrast: options.contrast,
             language: options.language.or(self.language),
+            pairs: self.pairs,
             part: n,
+            ..Opening::default()
         })?;
         let mixes = objective.of_features().is_some_and(FeatureLoss::mixes);
         match (mixes, options.mix) {
@@ -145,6 +173,19 @@ impl LossSpec {
         (self.batch)(given)
     }
 
+    /// All objectives of the loss, for a batch of `n` examples: the one of its name first.
+    fn objectives(&self, options: &LossOptions, n: usize) -> Result<Vec<Box<dyn Objective>>> {
+        let mut objectives = vec![self.objective(options, n)?];
+        for name in self.beside {
+            objectives.push((objectives::spec(name)?.open)(&Opening {
+                pairs: self.pairs,
+                part: n,
+                ..Opening::default()
+            })?);
+        }
+        Ok(objectives)
+    }
+
     /// The loss and its gradients, where the weights of `model` are variables of `weights`: by tape, as
     /// training computes them. Nothing is left out at random.
     ///
@@ -157,22 +198,69 @@ impl LossSpec {
         given: &Given,
         options: &LossOptions,
     ) -> Result<Computed> {
-        let (batch, tape) = (self.batch(given)?, Tape::new());
-        let objective = self.objective(options, batch.n)?;
-        let step = Step {
-            model,
-            batch: &batch,
-            collective: &Alone,
-            drops: None,
-            whole: None,
-            randomness: options.mix.map(Randomness::mixing),
-            tape: Some(&tape),
-            shared: &Shared::default(),
-        };
-        let loss = objective.loss(&step)?;
-        let variables = weights.variables();
+        self.compute_by(model, weights, given, options, &|| Some(Tape::new()))
+    }
+
+    /// The same, recorded on tapes that `tape` gives, one for each objective, or as one graph.
+    ///
+    /// # Errors
+    /// As [`LossSpec::compute`].
+    pub fn compute_by(
+        &self,
+        model: &dyn Model,
+        weights: &Weights,
+        given: &Given,
+        options: &LossOptions,
+        tape: &dyn Fn() -> Option<Tape>,
+    ) -> Result<Computed> {
+        let batch = self.batch(given)?;
+        let objectives = self.objectives(options, batch.n)?;
+        let passes = Passes::of(objectives.iter().map(|objective| &**objective), &batch);
+        let mut routings: BTreeMap<&str, Routing> = BTreeMap::new();
+        for &(name, number) in self.passes {
+            let routing = model.named_passes()?.routing(given, number)?;
+            routings.extend(routing.map(|routing| (name, routing)));
+        }
+        let routing = |name: &str| routings.get(name).cloned();
+        let (shared, variables) = (Shared::default(), weights.variables());
         let mut gradients = Gradients::of(variables.values());
-        tape.backward(&loss.value, &mut gradients)?;
+        let (mut sum, mut measures) = (0.0, Vec::new());
+        for objective in &objectives {
+            let (tape, losses) = (tape(), SideLosses::new());
+            let step = Step {
+                randomness: options.mix.map(Randomness::mixing),
+                routing: Some(&routing),
+                side_losses: Some(&losses),
+                tape: tape.as_ref(),
+                ..Step::plain(model, &batch, &Alone, &shared)
+            };
+            let loss = objective.loss(&step)?;
+            measures.extend(loss.measures.iter().map(|&(name, sum, n)| (name, sum / n)));
+            let mut value = match self.balance {
+                BalancePart::Alone => None,
+                _ => {
+                    sum += loss.reported;
+                    Some(loss.value.to_dtype(DType::F32)?)
+                }
+            };
+            let balance = match self.balance {
+                BalancePart::None => None,
+                _ => passes.balance(objective.as_ref(), &batch, losses.take())?,
+            };
+            if let Some(balance) = balance {
+                let balance = (balance * BALANCE_WEIGHT)?;
+                sum += f64::from(balance.to_scalar::<f32>()?);
+                value = Some(match value {
+                    Some(value) => (value + balance)?,
+                    None => balance,
+                });
+            }
+            match (value, tape) {
+                (Some(value), Some(tape)) => tape.backward(&value, &mut gradients)?,
+                (Some(value), None) => gradients.absorb(&value.backward()?)?,
+                (None, _) => {}
+            }
+        }
         let mut by_name = BTreeMap::new();
         for (name, variable) in variables {
             let gradient = match gradients.get(&variable) {
@@ -184,10 +272,9 @@ impl LossSpec {
             };
             by_name.insert(name, gradient);
         }
-        let mean = |&(name, sum, n): &(&'static str, f64, f64)| (name, sum / n);
         Ok(Computed {
-            loss: loss.reported,
-            measures: loss.measures.iter().map(mean).collect(),
+            loss: sum,
+            measures,
             gradients: by_name,
         })
     }

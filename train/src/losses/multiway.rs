@@ -2,7 +2,7 @@
 
 use evaluate::forward::Given;
 
-use super::{LossSpec, images, pairs};
+use super::{BalancePart, LossSpec, images, pairs};
 use crate::Result;
 use crate::batch::{Batch, MaskedPatches, MaskedWords};
 
@@ -81,6 +81,10 @@ const fn loss(
         name,
         objective,
         language: None,
+        beside: &[],
+        balance: BalancePart::None,
+        pairs: None,
+        passes: &[],
         inputs,
         batch,
     }

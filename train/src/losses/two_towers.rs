@@ -2,7 +2,7 @@
 
 use evaluate::forward::Given;
 
-use super::{LossSpec, images, pairs};
+use super::{BalancePart, LossSpec, images, pairs};
 use crate::Result;
 use crate::batch::Batch;
 
@@ -13,6 +13,10 @@ pub(super) const LOSSES: &[LossSpec] = &[
         name: "nce",
         objective: "nce",
         language: None,
+        beside: &[],
+        balance: BalancePart::None,
+        pairs: None,
+        passes: &[],
         inputs: PAIRS,
         batch,
     },
@@ -21,6 +25,10 @@ pub(super) const LOSSES: &[LossSpec] = &[
         name: "mixup",
         objective: "mixup_nce",
         language: None,
+        beside: &[],
+        balance: BalancePart::None,
+        pairs: None,
+        passes: &[],
         inputs: PAIRS,
         batch,
     },
@@ -29,6 +37,10 @@ pub(super) const LOSSES: &[LossSpec] = &[
         name: "linear_probe",
         objective: "linear_probe",
         language: None,
+        beside: &[],
+        balance: BalancePart::None,
+        pairs: None,
+        passes: &[],
         inputs: &["image", "label"],
         batch: classified,
     },

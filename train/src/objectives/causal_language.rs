@@ -65,8 +65,8 @@ impl Objective for CausalLanguage {
 
     fn loss(&self, step: &Step<'_>) -> Result<Loss> {
         let (text, model) = (step.text()?, step.model.free_language()?);
-        let omission = step.omission(self.spec.name);
-        let pass = step.pass(&omission);
+        let ways = step.ways(self.spec.name);
+        let pass = step.pass(&ways);
         let pair = Pair::new(text, step.image()?);
         let states = match self.settings.as_published {
             false => model.read(&pair, Reading::Causal, &pass)?,

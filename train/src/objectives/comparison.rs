@@ -25,6 +25,8 @@ pub struct Comparison {
     /// Whether features learn from the rows of all ranks that they are candidates in. Without it a
     /// feature learns as a query alone, even with one rank.
     pub learns_as_candidate: bool,
+    /// Whether gradients by features are divided by the number of ranks, that by the scale not.
+    pub shares_gradient: bool,
 }
 
 impl Default for Comparison {
@@ -33,6 +35,7 @@ impl Default for Comparison {
             smoothing: 0.0,
             group: None,
             learns_as_candidate: true,
+            shares_gradient: false,
         }
     }
 }
@@ -70,6 +73,8 @@ pub struct Features<'a> {
     pub ignored: Option<&'a [bool]>,
     /// How pairs were mixed.
     pub mixed: Option<Mixed>,
+    /// A number for each row: rows of the same number, on whatever rank, belong to one another, and share the target.
+    pub same: Option<&'a [u32]>,
 }
 
 /// Whose rows are queries.
@@ -116,6 +121,8 @@ struct Group {
     texts: Tensor,
     /// 1, or 0 for what is ignored.
     kept: Option<Vec<f32>>,
+    /// A number for each row, by which several belong together.
+    same: Option<Vec<u32>>,
     ranks: Range<usize>,
     /// Of this rank's first row.
     first: usize,
@@ -152,11 +159,15 @@ pub fn compare(
     let text = work.ask(Query::Text, collective)?;
     let (images, image_scale) = work.gradient(Query::Image, &image.log_sums, &text.log_sums)?;
     let (texts, text_scale) = work.gradient(Query::Text, &text.log_sums, &image.log_sums)?;
+    let share = match rules.shares_gradient {
+        true => 1.0 / collective.size() as f64,
+        false => 1.0,
+    };
     Ok(Compared {
         image_loss: image.loss,
         text_loss: text.loss,
-        images,
-        texts,
+        images: (images * share)?,
+        texts: (texts * share)?,
         scale: image_scale + text_scale,
         images_hit: image.hits,
         texts_hit: text.hits,
@@ -184,7 +195,11 @@ impl Group {
             let kept = ignored.iter().map(|&ignored| f32::from(u8::from(!ignored)));
             gather::numbers(&kept.collect::<Vec<_>>(), &ranks, collective)
         });
+        let same = features
+            .same
+            .map(|same| gather::numbers(same, &ranks, collective));
         Ok(Self {
+            same: same.transpose()?,
             kept: kept.transpose()?,
             images: gather::rows::<f32>(features.images, &ranks, collective)?,
             texts: gather::rows::<f32>(features.texts, &ranks, collective)?,
@@ -268,7 +283,17 @@ impl Work<'_> {
             let of_row = &mut targets[at * n_candidates..(at + 1) * n_candidates];
             let first = self.group.first;
             match self.features.mixed {
-                None => of_row[first + row] += sharp as f32,
+                None => match &self.group.same {
+                    None => of_row[first + row] += sharp as f32,
+                    Some(same) => {
+                        let own = same[first + row];
+                        let n = same.iter().filter(|other| **other == own).count();
+                        let share = (sharp / n as f64) as f32;
+                        let rows = of_row.iter_mut().zip(same);
+                        rows.filter(|(_, other)| **other == own)
+                            .for_each(|(target, _)| *target += share);
+                    }
+                },
                 Some(mixed) => {
                     of_row[first + row] += (sharp * mixed.alpha) as f32;
                     let partner = first + mixed.partner(row, self.n_rows);
@@ -302,7 +327,11 @@ impl Work<'_> {
             for (at, row) in (stretch.0..stretch.0 + stretch.1).enumerate() {
                 if self.is_kept(row) {
                     loss += f64::from(of_rows[at]) - f64::from(found[at]);
-                    let is_hit = best[at] as usize == self.group.first + row;
+                    let (best, own) = (best[at] as usize, self.group.first + row);
+                    let is_hit = match &self.group.same {
+                        None => best == own,
+                        Some(same) => same.get(best) == same.get(own),
+                    };
                     hits += f64::from(u8::from(is_hit));
                 }
             }

@@ -5,7 +5,7 @@ use evaluate::models::{Branch, DualEncoder, image_features, text_features};
 use evaluate::nn::Pass;
 
 use super::comparison::{Comparison, Features, Mixed, compare};
-use super::{Loss, Objective, Step};
+use super::{Loss, Objective, PairSettings, Step};
 use crate::Result;
 
 /// Features of images and texts that belong together.
@@ -103,6 +103,11 @@ pub trait FeatureLoss: Objective {
         Comparison::default()
     }
 
+    /// Which pairs belong together.
+    fn pairs(&self) -> PairSettings {
+        PairSettings::default()
+    }
+
     /// Whether it mixes pairs.
     fn mixes(&self) -> bool {
         false
@@ -159,6 +164,7 @@ impl FeatureGradients {
                 scale: pair.scale(step)?,
                 ignored: None,
                 mixed: objective.mixed(step),
+                same: objective.pairs().images(step.batch)?,
             };
             let compared = compare(&input, &rules, step.collective)?;
             found.reported += share * compared.loss();

@@ -75,8 +75,8 @@ impl Objective for FreeLanguage {
         let (text, model) = (step.text()?, step.model.free_language()?);
         let host = HostTexts::of(text)?;
         let spans = self.spans(&host, step);
-        let omission = step.omission("flm");
-        let pass = step.pass(&omission);
+        let ways = step.ways("flm");
+        let pass = step.pass(&ways);
         let queries = Queries {
             ids: step.queries()?,
             spans: spans.as_deref(),

@@ -28,8 +28,8 @@ impl Objective for ImageClassification {
     }
 
     fn loss(&self, step: &Step<'_>) -> Result<Loss> {
-        let omission = step.omission("image_classification");
-        let (model, pass) = (step.model.dual()?, step.pass(&omission));
+        let ways = step.ways("image_classification");
+        let (model, pass) = (step.model.dual()?, step.pass(&ways));
         let states = model.pooled_image(step.image()?, &pass)?;
         let logits = step.model.score(Head::ImageClasses, &states)?;
         let classes = step.classes()?;

@@ -41,8 +41,8 @@ impl MaskedImage {
 
     /// Image tokens after the last norm, without the class token: `(b p, d)`.
     fn patches(&self, step: &Step<'_>, masked: &Tensor) -> Result<Tensor> {
-        let omission = step.omission(self.name());
-        let (image, pass) = (step.image()?, step.pass(&omission));
+        let ways = step.ways(self.name());
+        let (image, pass) = (step.image()?, step.pass(&ways));
         let tokens = match self.sees_text {
             true => {
                 let pair = Pair::new(step.text()?, image).masked(masked);

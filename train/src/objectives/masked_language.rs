@@ -36,8 +36,8 @@ impl Objective for MaskedLanguage {
 
     fn loss(&self, step: &Step<'_>) -> Result<Loss> {
         let (words, text) = (step.masked_words()?, step.text()?);
-        let omission = step.omission("mlm");
-        let pass = step.pass(&omission);
+        let ways = step.ways("mlm");
+        let pass = step.pass(&ways);
         let text = text.with_ids(&words.ids);
         let pair = Pair::new(&text, step.image()?);
         let states = step.model.fusion()?.guessed_from(&pair, &pass)?;

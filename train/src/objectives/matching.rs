@@ -7,9 +7,11 @@ use evaluate::batch::Pair;
 use evaluate::models::Head;
 use evaluate::nn::{Pass, cross_entropy};
 
-use super::{Loss, Needs, Objective, ObjectiveSpec, PairFeatures, Step, draw_negatives, gather};
+use super::{
+    Loss, Needs, Objective, ObjectiveSpec, PairFeatures, PairSettings, Step, draw_negatives, gather,
+};
 use crate::Result;
-use crate::batch::{Images, Texts};
+use crate::batch::{Batch, Images, Texts};
 use crate::collective::Collective;
 
 /// Whether text and image belong together: each pair of the batch, each text with another image,
@@ -17,8 +19,11 @@ use crate::collective::Collective;
 ///
 /// Li et al. 2021, "Align before Fuse", <https://arxiv.org/abs/2107.07651>, section 3.2; Bao et al.
 /// 2021, "VLMo", section 3.3.
-#[derive(Clone, Copy, Debug)]
-pub struct Matching;
+#[derive(Clone, Copy, Debug, Default)]
+pub struct Matching {
+    /// Which pairs are no negatives, and how the others are drawn.
+    pub pairs: PairSettings,
+}
 
 /// Its row of the table.
 pub(super) const SPEC: ObjectiveSpec = ObjectiveSpec {
@@ -30,7 +35,10 @@ pub(super) const SPEC: ObjectiveSpec = ObjectiveSpec {
     },
     heads: &[Head::Matching],
     after: &["itc"],
-    open: |_| Ok(Box::new(Matching)),
+    open: |opening| {
+        let pairs = opening.pairs()?;
+        Ok(Box::new(Matching { pairs }))
+    },
 };
 
 impl Objective for Matching {
@@ -38,20 +46,24 @@ impl Objective for Matching {
         &SPEC
     }
 
-    fn draws_negatives(&self) -> bool {
-        true
+    fn negatives(&self) -> Option<PairSettings> {
+        Some(self.pairs)
+    }
+
+    fn n_passes(&self, _: &Batch) -> usize {
+        3
     }
 
     fn loss(&self, step: &Step<'_>) -> Result<Loss> {
         let (image, text, b) = (step.image()?, step.text()?, step.batch.n);
         let (other_image, other_text) = match step.whole {
             Some(whole) => whole.others_of(step.batch)?,
-            None => others(step)?,
+            None => others(step, self.pairs)?,
         };
         let model = step.model.fusion()?;
         let pooled = |name: &str, text: &Texts, image: &Images| {
-            let omission = step.omission(name);
-            let pass = step.pass(&omission);
+            let ways = step.ways(name);
+            let pass = step.pass(&ways);
             model.matched(&Pair::new(text, image), &pass)
         };
         let pooled = [
@@ -70,18 +82,22 @@ impl Objective for Matching {
 }
 
 /// Negatives of a batch that is computed in one part: an image for each text, a text for each image.
-fn others(step: &Step<'_>) -> Result<(Images, Texts)> {
-    let left = step.shared.features.borrow().clone();
-    let features = match left {
-        Some(features) => features,
-        None => PairFeatures::apart(step, [&Pass::new(); 2])?.detached()?,
+fn others(step: &Step<'_>, pairs: PairSettings) -> Result<(Images, Texts)> {
+    let features = match (&step.batch.negatives, step.shared.features.borrow().clone()) {
+        (Some(_), _) => None,
+        (None, Some(features)) => Some(features),
+        (None, None) => Some(PairFeatures::apart(step, [&Pass::new(); 2])?.detached()?),
     };
     // All ranks meet here before any of them may fail to draw.
     let everyone = 0..step.collective.size();
     let pixels = gather::rows::<f32>(&step.image()?.pixels, &everyone, step.collective)?;
     let images = Images::new(pixels);
     let texts = all_texts(step.text()?, &everyone, step.collective)?;
-    let negatives = draw_negatives(&features, step)?;
+    let negatives = match (&step.batch.negatives, features) {
+        (Some(given), _) => given.clone(),
+        (None, Some(features)) => draw_negatives(&features, pairs, step)?,
+        (None, None) => return Err(crate::Error::NotInBatch { what: "features" }),
+    };
     let device = images.pixels.device();
     Ok((
         images.select(&Tensor::new(negatives.images, device)?)?,

@@ -2,6 +2,7 @@
 //!
 //! One file each; [`OBJECTIVES`] is the table of all.
 
+mod balance;
 mod causal_language;
 mod comparison;
 mod comparison_bytes;
@@ -14,11 +15,13 @@ mod language;
 mod linear_probe;
 mod masked_image;
 mod masked_language;
+mod masked_signal;
 mod matching;
 mod mixup;
 mod nce;
 mod negatives;
 mod nlvr2;
+mod pairs;
 mod prefix_language;
 mod random_matching;
 mod ranking;
@@ -28,6 +31,7 @@ mod step;
 mod text_masked_language;
 mod vqa;
 
+pub use balance::{BALANCE_WEIGHT, Passes};
 pub use causal_language::CausalLanguage;
 pub use comparison::{Compared, Comparison, Features, Mixed, compare};
 pub use comparison_bytes::ComparisonBytes;
@@ -39,24 +43,29 @@ pub use language::LanguageSettings;
 pub use linear_probe::LinearProbe;
 pub use masked_image::MaskedImage;
 pub use masked_language::MaskedLanguage;
+pub use masked_signal::{
+    HidingStyle, MaskedSignal, PatchMode, SignalPasses, SignalSettings, WordMode,
+};
 pub use matching::Matching;
 pub use mixup::MixDraw;
 pub use nce::{ContrastSettings, Nce};
 pub(crate) use negatives::draw_negatives;
-pub use negatives::{Negatives, Others, Whole};
+pub use negatives::{NegativeRules, Negatives, Others, Whole};
 pub use nlvr2::Nlvr2;
+pub use pairs::PairSettings;
 pub use prefix_language::PrefixLanguage;
 pub use random_matching::RandomMatching;
 pub use ranking::Ranking;
 pub use retrieval::Retrieval;
 pub use spec::{Needs, OBJECTIVES, ObjectiveSpec, Opening, by_name, in_order, spec};
-pub use step::{Randomness, Shared, Step};
+pub use step::{PassWays, Randomness, RoutingOf, Shared, Step};
 pub use text_masked_language::TextMaskedLanguage;
 pub use vqa::Vqa;
 
 use candle_core::Tensor;
 
 use crate::Result;
+use crate::batch::Batch;
 
 /// A loss and what a run logs of it.
 #[derive(Clone, Debug)]
@@ -112,9 +121,15 @@ pub trait Objective: Send + Sync {
         false
     }
 
-    /// Whether it compares with negatives of the whole batch ([`Negatives`]).
-    fn draws_negatives(&self) -> bool {
-        false
+    /// How it draws negatives of the whole batch ([`Negatives`]), if it compares with such.
+    fn negatives(&self) -> Option<PairSettings> {
+        None
+    }
+
+    /// How many times it runs a batch through the model with a graph: routers are balanced over the passes of a step.
+    fn n_passes(&self, batch: &Batch) -> usize {
+        let _ = batch;
+        1
     }
 }
 

@@ -7,7 +7,7 @@ use serde::{Deserialize, Serialize};
 use super::comparison::{Comparison, Mixed};
 use super::feature_loss::{FeatureLoss, PairFeatures, in_one_part};
 use super::{Loss, MixDraw, Needs, Objective, ObjectiveSpec, Step};
-use crate::batch::Images;
+use crate::batch::{Batch, Images};
 use crate::{Error, Result};
 
 /// How `nce` and `mixup_nce` compare and mix.
@@ -185,14 +185,18 @@ impl Objective for Nce {
     fn of_features(&self) -> Option<&dyn FeatureLoss> {
         Some(self)
     }
+
+    fn n_passes(&self, _: &Batch) -> usize {
+        2
+    }
 }
 
 impl FeatureLoss for Nce {
     fn features(&self, step: &Step<'_>) -> Result<Vec<PairFeatures>> {
         let (model, branch) = (step.model, Branch::Apart);
         let draw = self.draw(step);
-        let omission = step.omission("nce.image");
-        let pass = step.pass(&omission);
+        let ways = step.ways("nce.image");
+        let pass = step.pass(&ways);
         let images = match draw {
             Some((draw, mixed)) if draw.mixes_images => {
                 let pixels = mixed_rows(&step.image()?.pixels, mixed)?;
@@ -200,8 +204,8 @@ impl FeatureLoss for Nce {
             }
             _ => image_features(model, step.image()?, branch, &pass)?,
         };
-        let omission = step.omission("nce.text");
-        let pass = step.pass(&omission);
+        let ways = step.ways("nce.text");
+        let pass = step.pass(&ways);
         let texts = match draw {
             Some((draw, mixed)) if !draw.mixes_images => {
                 let dual = model.dual()?;
@@ -226,6 +230,7 @@ impl FeatureLoss for Nce {
             },
             // Where nothing is gathered, nothing is cut.
             learns_as_candidate: self.settings.gather_backward || !self.settings.global_reduce,
+            ..Comparison::default()
         }
     }
 

@@ -3,13 +3,9 @@
 use candle_core::{Device, Tensor};
 
 use super::comparison::{similarities, stretches};
-use super::{PairFeatures, Step, gather};
+use super::{PairFeatures, PairSettings, Step, gather};
 use crate::batch::{Batch, Images, Texts};
 use crate::{Error, Result};
-
-/// What a pair that does not belong together is drawn with at least, in shares of the softmax: the
-/// published program has no such floor, and fails where the softmax gives one pair everything.
-const FLOOR: f32 = 1e-6;
 
 /// Rows of the whole batch, one for each row of this rank.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -67,29 +63,76 @@ impl Whole<'_> {
 /// # Errors
 /// [`Error::NoNegative`] when the batch has one pair; [`Error::NotFinite`] when no similarity is a number,
 /// after all ranks have met; when a rank is gone or the device fails.
-pub(crate) fn draw_negatives(own: &PairFeatures, step: &Step<'_>) -> Result<Negatives> {
+pub(crate) fn draw_negatives(
+    own: &PairFeatures,
+    pairs: PairSettings,
+    step: &Step<'_>,
+) -> Result<Negatives> {
     let (images, texts) = (&own.images, &own.texts);
     let scale = own.scale(step)?;
     let everyone = 0..step.collective.size();
     let all_images = gather::rows::<f32>(images, &everyone, step.collective)?;
     let all_texts = gather::rows::<f32>(texts, &everyone, step.collective)?;
     let first = step.collective.rank() * images.dim(0)?;
+    let same = pairs.images(step.batch)?;
+    let same = same.map(|same| gather::numbers(same, &everyone, step.collective));
+    let same = same.transpose()?;
     let draws = |name: &str, row: usize| step.draws(name, step.batch.first + row);
+    let rules = NegativeRules {
+        scale,
+        first,
+        floor: pairs.floor as f32,
+        same: same.as_deref(),
+    };
     Ok(Negatives {
-        images: one_side(texts, &all_images, scale, first, |row| {
-            draws("itm.image", row)
-        })?,
-        texts: one_side(images, &all_texts, scale, first, |row| {
-            draws("itm.text", row)
-        })?,
+        images: one_side(texts, &all_images, &rules, |row| draws("itm.image", row))?,
+        texts: one_side(images, &all_texts, &rules, |row| draws("itm.text", row))?,
     })
+}
+
+/// How negatives are drawn.
+#[derive(Clone, Copy, Debug)]
+pub struct NegativeRules<'a> {
+    /// What similarities are multiplied with.
+    pub scale: f64,
+    /// This rank's first row.
+    pub first: usize,
+    /// What a negative is drawn with at least, in shares of the softmax.
+    pub floor: f32,
+    /// A number for each row of all ranks: rows of the same number are no negatives of one another.
+    pub same: Option<&'a [u32]>,
+}
+
+impl NegativeRules<'_> {
+    /// Turns the similarities of a row with all candidates into the weights that its negative is drawn by:
+    /// the softmax and the floor, and 0 for what belongs to the row.
+    pub fn weigh(&self, row: usize, similarities: &mut [f32]) {
+        let largest = similarities
+            .iter()
+            .copied()
+            .fold(f32::NEG_INFINITY, f32::max);
+        similarities
+            .iter_mut()
+            .for_each(|weight| *weight = (*weight - largest).exp());
+        let sum: f32 = similarities.iter().sum();
+        let own = self.first + row;
+        for (other, weight) in similarities.iter_mut().enumerate() {
+            let is_own = match self.same {
+                Some(same) => same.get(other) == same.get(own),
+                None => other == own,
+            };
+            *weight = match is_own {
+                true => 0.0,
+                false => *weight / sum + self.floor,
+            };
+        }
+    }
 }
 
 fn one_side(
     own: &Tensor,
     others: &Tensor,
-    scale: f64,
-    first: usize,
+    rules: &NegativeRules<'_>,
     draws: impl Fn(usize) -> merge::random::Sequence,
 ) -> Result<Vec<u32>> {
     let (n_rows, n_others) = (own.dim(0)?, others.dim(0)?);
@@ -98,19 +141,14 @@ fn one_side(
     }
     let mut drawn = Vec::with_capacity(n_rows);
     for stretch in stretches(n_rows, n_others) {
-        let rows = similarities(own, others, scale, stretch)?;
+        let rows = similarities(own, others, rules.scale, stretch)?;
         let rows: Vec<Vec<f32>> = rows.to_device(&Device::Cpu)?.to_vec2()?;
         for (at, mut weights) in rows.into_iter().enumerate() {
             let row = stretch.0 + at;
-            let largest = weights.iter().copied().fold(f32::NEG_INFINITY, f32::max);
-            weights
-                .iter_mut()
-                .for_each(|weight| *weight = (*weight - largest).exp());
-            let sum: f32 = weights.iter().sum();
-            weights
-                .iter_mut()
-                .for_each(|weight| *weight = *weight / sum + FLOOR);
-            weights[first + row] = 0.0;
+            rules.weigh(row, &mut weights);
+            if weights.iter().all(|weight| *weight == 0.0) {
+                return Err(Error::NoNegative);
+            }
             let other = draws(row).weighted(&weights);
             drawn.push(other.ok_or(Error::NotFinite { part: "itm".into() })? as u32);
         }

@@ -5,6 +5,7 @@ use evaluate::nn::cross_entropy;
 
 use super::{Loss, Needs, Objective, ObjectiveSpec, Step};
 use crate::Result;
+use crate::batch::Batch;
 
 /// True or false: the text with each image in turn, both results together to one classifier.
 #[derive(Clone, Copy, Debug)]
@@ -29,11 +30,15 @@ impl Objective for Nlvr2 {
         &SPEC
     }
 
+    fn n_passes(&self, _: &Batch) -> usize {
+        2
+    }
+
     fn loss(&self, step: &Step<'_>) -> Result<Loss> {
         let text = step.text()?;
-        let omissions = ["nlvr2.first", "nlvr2.second"].map(|name| step.omission(name));
+        let ways = ["nlvr2.first", "nlvr2.second"].map(|name| step.ways(name));
         let images = [step.image()?, step.second_image()?];
-        let passes = [step.pass(&omissions[0]), step.pass(&omissions[1])];
+        let passes = [step.pass(&ways[0]), step.pass(&ways[1])];
         let logits = step.model.fusion()?.judge(text, images, passes)?;
         let classes = step.classes()?;
         let n_right = super::n_right(&logits, classes)?;

@@ -52,8 +52,8 @@ impl Objective for PrefixLanguage {
         let host = HostTexts::of(text)?;
         let prefixes = host.lengths().into_iter().map(|n| self.prefix(n));
         let prefixes: Vec<usize> = prefixes.collect();
-        let omission = step.omission("prefix_lm");
-        let pass = step.pass(&omission);
+        let ways = step.ways("prefix_lm");
+        let pass = step.pass(&ways);
         let pair = Pair::new(text, step.image()?);
         let states = model.read(&pair, Reading::AfterPrefix(&prefixes), &pass)?;
         let from = |text: usize| prefixes[text] - 1..host.t();

@@ -52,8 +52,8 @@ impl Objective for RandomMatching {
             .collect();
         let both = Images::new(Tensor::cat(&[own, other], 0)?);
         let images = both.select(&Tensor::new(rows, own.device())?)?;
-        let omission = step.omission("random_itm");
-        let pass = step.pass(&omission);
+        let ways = step.ways("random_itm");
+        let pass = step.pass(&ways);
         let pair = Pair::new(step.text()?, &images);
         let matched = step.model.fusion()?.matched(&pair, &pass)?;
         let logits = step.model.score(Head::Matching, &matched)?;

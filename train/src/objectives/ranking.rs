@@ -6,6 +6,7 @@ use evaluate::nn::cross_entropy;
 
 use super::{Loss, Needs, Objective, ObjectiveSpec, Step};
 use crate::Result;
+use crate::batch::Batch;
 
 /// Cross entropy of the own text's score among those of texts that are drawn from all of the training data. A
 /// drawn text may be as true as the own one.
@@ -33,17 +34,16 @@ impl Objective for Ranking {
         &SPEC
     }
 
+    fn n_passes(&self, batch: &Batch) -> usize {
+        1 + batch.other_texts.len()
+    }
+
     fn loss(&self, step: &Step<'_>) -> Result<Loss> {
         let (own, others, n) = (step.text()?, step.other_texts()?, step.batch.n);
         let texts: Vec<&Texts> = std::iter::once(own).chain(others).collect();
         let name = |nth: usize| format!("ranking.{nth}");
-        let omissions: Vec<_> = (0..texts.len())
-            .map(|nth| step.omission(&name(nth)))
-            .collect();
-        let passes: Vec<_> = omissions
-            .iter()
-            .map(|omission| step.pass(omission))
-            .collect();
+        let omissions: Vec<_> = (0..texts.len()).map(|nth| step.ways(&name(nth))).collect();
+        let passes: Vec<_> = omissions.iter().map(|ways| step.pass(ways)).collect();
         let model = step.model.fusion()?;
         let scores = model.rank(&texts, step.image()?, &passes)?; // (b, texts)
         let targets = vec![0; n];

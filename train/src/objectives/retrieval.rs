@@ -5,6 +5,7 @@ use evaluate::models::Head;
 use super::feature_loss::{FeatureLoss, PairFeatures, in_one_part};
 use super::{Loss, Needs, Objective, ObjectiveSpec, Step};
 use crate::Result;
+use crate::batch::Batch;
 
 /// Image-text contrast by the features of either modality alone.
 #[derive(Clone, Copy, Debug)]
@@ -35,12 +36,16 @@ impl Objective for Retrieval {
     fn of_features(&self) -> Option<&dyn FeatureLoss> {
         Some(self)
     }
+
+    fn n_passes(&self, _: &Batch) -> usize {
+        2
+    }
 }
 
 impl FeatureLoss for Retrieval {
     fn features(&self, step: &Step<'_>) -> Result<Vec<PairFeatures>> {
-        let omissions = ["retrieval.image", "retrieval.text"].map(|name| step.omission(name));
-        let passes = [step.pass(&omissions[0]), step.pass(&omissions[1])];
+        let ways = ["retrieval.image", "retrieval.text"].map(|name| step.ways(name));
+        let passes = [step.pass(&ways[0]), step.pass(&ways[1])];
         let features = PairFeatures::apart(step, [&passes[0], &passes[1]])?;
         Ok(vec![features])
     }

@@ -5,9 +5,10 @@ use std::sync::Arc;
 use evaluate::models::{Branch, Dvae, Head};
 
 use super::{
-    ContrastSettings, LanguageSettings, Objective, causal_language, contrastive, free_language,
-    image_classification, linear_probe, masked_image, masked_language, matching, nce, nlvr2,
-    prefix_language, random_matching, ranking, retrieval, text_masked_language, vqa,
+    ContrastSettings, LanguageSettings, Objective, PairSettings, SignalSettings, causal_language,
+    contrastive, free_language, image_classification, linear_probe, masked_image, masked_language,
+    masked_signal, matching, nce, nlvr2, prefix_language, random_matching, ranking, retrieval,
+    text_masked_language, vqa,
 };
 use crate::{Error, Result};
 
@@ -25,6 +26,8 @@ pub struct Needs {
     /// Pictures with patches masked, and a second view of them for the tokenizer of images, which the
     /// recipe must name.
     pub masked_patches: bool,
+    /// Patches that are hidden and words that are masked, to be guessed together.
+    pub masked_signals: bool,
     /// What the query stream of free language modeling begins with.
     pub queries: bool,
     /// A random picture for each example, which may be that of another.
@@ -41,6 +44,7 @@ impl Needs {
         text: false,
         masked_words: false,
         masked_patches: false,
+        masked_signals: false,
         queries: false,
         other_image: false,
         other_texts: false,
@@ -55,6 +59,7 @@ impl Needs {
             text: self.text || other.text,
             masked_words: self.masked_words || other.masked_words,
             masked_patches: self.masked_patches || other.masked_patches,
+            masked_signals: self.masked_signals || other.masked_signals,
             queries: self.queries || other.queries,
             other_image: self.other_image || other.other_image,
             other_texts: self.other_texts || other.other_texts,
@@ -71,6 +76,10 @@ pub struct Opening<'a> {
     pub contrast: Option<ContrastSettings>,
     /// How words are guessed from those before and after them, where the recipe says it.
     pub language: Option<LanguageSettings>,
+    /// Which pairs belong together, where the recipe says it.
+    pub pairs: Option<PairSettings>,
+    /// How signals are masked, where the recipe says it.
+    pub signal: Option<SignalSettings>,
     /// Examples that a rank computes at once.
     pub part: usize,
 }
@@ -83,6 +92,16 @@ impl Opening<'_> {
     pub fn image_tokenizer(&self, name: &str) -> Result<Arc<Dvae>> {
         let tokenizer = self.image_tokenizer.cloned();
         tokenizer.ok_or_else(|| Error::NoImageTokenizer { name: name.into() })
+    }
+
+    /// Which pairs belong together.
+    ///
+    /// # Errors
+    /// As [`PairSettings::check`].
+    pub fn pairs(&self) -> Result<PairSettings> {
+        let pairs = self.pairs.unwrap_or_default();
+        pairs.check()?;
+        Ok(pairs)
     }
 }
 
@@ -110,6 +129,7 @@ pub const OBJECTIVES: &[&ObjectiveSpec] = &[
     &text_masked_language::SPEC,
     &masked_image::WITH_TEXT,
     &masked_image::ALONE,
+    &masked_signal::SPEC,
     &image_classification::SPEC,
     &linear_probe::SPEC,
     &retrieval::SPEC,
@@ -139,6 +159,18 @@ impl ObjectiveSpec {
     #[must_use]
     pub fn reads_contrast(&self) -> bool {
         [nce::PLAIN.name, nce::MIXING.name].contains(&self.name)
+    }
+
+    /// Whether it reads the settings of pairs.
+    #[must_use]
+    pub fn reads_pairs(&self) -> bool {
+        [contrastive::SPEC.name, matching::SPEC.name].contains(&self.name)
+    }
+
+    /// Whether it reads the settings of masked signals.
+    #[must_use]
+    pub fn reads_signal(&self) -> bool {
+        self.needs.masked_signals
     }
 
     /// Whether it reads the settings of guessing words.

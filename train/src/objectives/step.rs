@@ -5,11 +5,11 @@ use std::sync::Arc;
 
 use candle_core::Tensor;
 use evaluate::models::Model;
-use evaluate::nn::{GivenDrops, Omission, Pass, Tape};
+use evaluate::nn::{GivenDrops, Omission, Pass, Routing, SideLosses, Tape};
 use merge::random::{Draws, Sequence};
 
 use super::{MixDraw, PairFeatures, Whole};
-use crate::batch::{Batch, Images, MaskedPatches, MaskedWords, Texts};
+use crate::batch::{Batch, Images, MaskedPatches, MaskedSignals, MaskedWords, Texts};
 use crate::collective::Collective;
 use crate::{Error, Result};
 
@@ -48,6 +48,16 @@ pub struct Shared {
     pub(super) features: RefCell<Option<PairFeatures>>,
 }
 
+/// How the routers of a pass choose, by the name of the pass, where it is not the model's own way.
+pub type RoutingOf<'a> = dyn Fn(&str) -> Option<Routing> + 'a;
+
+/// What one pass of a step leaves out, and how its routers choose.
+#[derive(Clone, Debug, Default)]
+pub struct PassWays {
+    omission: Option<Omission>,
+    routing: Option<Routing>,
+}
+
 /// A batch, a model, and how passes are run.
 pub struct Step<'a> {
     /// The model.
@@ -60,6 +70,10 @@ pub struct Step<'a> {
     pub randomness: Option<Randomness>,
     /// Dropout masks in the place of those that would be drawn.
     pub drops: Option<&'a Arc<dyn GivenDrops>>,
+    /// How routers choose, in the place of the model's own way.
+    pub routing: Option<&'a RoutingOf<'a>>,
+    /// Collects what routers ask for beside the objective.
+    pub side_losses: Option<&'a SideLosses>,
     /// Where blocks are recorded; without one, candle keeps the graph of everything.
     pub tape: Option<&'a Tape>,
     /// What objectives leave for one another.
@@ -69,28 +83,59 @@ pub struct Step<'a> {
 }
 
 impl<'a> Step<'a> {
-    /// What a pass of this name leaves out.
+    /// A step that leaves nothing out and keeps one graph of everything.
     #[must_use]
-    pub fn omission(&self, name: &str) -> Option<Omission> {
-        self.randomness.map(|randomness| Omission {
-            drop_path: randomness.drop_path,
-            dropout: randomness.dropout,
-            seed: randomness.seed,
-            name: format!("{}/{name}", randomness.step),
-            first: self.batch.first,
-            given: self.drops.cloned(),
-        })
+    pub fn plain(
+        model: &'a dyn Model,
+        batch: &'a Batch,
+        collective: &'a dyn Collective,
+        shared: &'a Shared,
+    ) -> Self {
+        Self {
+            model,
+            batch,
+            collective,
+            randomness: None,
+            drops: None,
+            routing: None,
+            side_losses: None,
+            tape: None,
+            shared,
+            whole: None,
+        }
     }
 
-    /// A pass that leaves out what `omission` says.
+    /// What a pass of this name leaves out, and how its routers choose.
     #[must_use]
-    pub fn pass<'p>(&self, omission: &'p Option<Omission>) -> Pass<'p>
+    pub fn ways(&self, name: &str) -> PassWays {
+        PassWays {
+            omission: self.randomness.map(|randomness| Omission {
+                drop_path: randomness.drop_path,
+                dropout: randomness.dropout,
+                seed: randomness.seed,
+                name: format!("{}/{name}", randomness.step),
+                first: self.batch.first,
+                given: self.drops.cloned(),
+            }),
+            routing: self.routing.and_then(|routing| routing(name)),
+        }
+    }
+
+    /// A pass that runs as `ways` say.
+    #[must_use]
+    pub fn pass<'p>(&self, ways: &'p PassWays) -> Pass<'p>
     where
         'a: 'p,
     {
         let mut pass = Pass::new();
-        if let Some(omission) = omission {
+        if let Some(omission) = &ways.omission {
             pass = pass.omitting(omission);
+        }
+        if let Some(routing) = &ways.routing {
+            pass = pass.routed(routing);
+        }
+        if let Some(side_losses) = self.side_losses {
+            pass = pass.collecting(side_losses);
         }
         match self.tape {
             Some(tape) => pass.recorded(tape),
@@ -146,6 +191,14 @@ impl<'a> Step<'a> {
     /// [`Error::NotInBatch`].
     pub fn masked_patches(&self) -> Result<&'a MaskedPatches> {
         self.part(self.batch.masked_patches.as_ref(), "masked patches")
+    }
+
+    /// Patches and words to be guessed together.
+    ///
+    /// # Errors
+    /// [`Error::NotInBatch`].
+    pub fn masked_signals(&self) -> Result<&'a MaskedSignals> {
+        self.part(self.batch.masked_signals.as_ref(), "masked signals")
     }
 
     /// What the query stream begins with, `(b, t)`.

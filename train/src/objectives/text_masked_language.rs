@@ -30,8 +30,8 @@ impl Objective for TextMaskedLanguage {
 
     fn loss(&self, step: &Step<'_>) -> Result<Loss> {
         let (words, text) = (step.masked_words()?, step.text()?);
-        let omission = step.omission("text_mlm");
-        let (model, pass) = (step.model.dual()?, step.pass(&omission));
+        let ways = step.ways("text_mlm");
+        let (model, pass) = (step.model.dual()?, step.pass(&ways));
         let states = model.text_states(&text.with_ids(&words.ids), &pass)?;
         guess_words(&states, step, "text_mlm_accuracy")
     }

@@ -35,8 +35,8 @@ impl Objective for Vqa {
 
     fn loss(&self, step: &Step<'_>) -> Result<Loss> {
         let (text, targets) = (step.text()?, step.answers()?);
-        let omission = step.omission("vqa");
-        let pass = step.pass(&omission);
+        let ways = step.ways("vqa");
+        let pass = step.pass(&ways);
         let pair = Pair::new(text, step.image()?);
         let logits = step.model.fusion()?.answer(&pair, &pass)?;
         let logits = logits.to_dtype(DType::F32)?; // (b, answers)

@@ -52,6 +52,9 @@ pub struct GroupSettings {
     pub rules: GroupRules,
     /// Parts of the names of the head's variables, in the place of the family's heads.
     pub heads: Option<Vec<String>>,
+    /// Variables that the checkpoint lacked, which are the head of families that go by that; the family's heads are
+    /// where this is not known.
+    pub missing: Option<Vec<String>>,
     /// Further variables that learn like the head: paths of whole segments, `attn.v` is in
     /// `blocks.0.attn.v.weight` but neither in `attn.vl` nor in `attn.v_bias`.
     pub raised: Vec<String>,
@@ -217,7 +220,16 @@ impl GroupSettings {
             _ if is_raised => Module::Head,
             (Some(heads), _) if is_part(heads) => Module::Head,
             (Some(_), Module::Head) => Module::Body,
-            (_, module) => module,
+            (None, module) => match &self.missing {
+                Some(missing) if family.raises_missing => {
+                    match missing.iter().any(|missing| missing == name) {
+                        true => Module::Head,
+                        false => Module::Body,
+                    }
+                }
+                _ => module,
+            },
+            (Some(_), module) => module,
         };
         match (module, self.decays(member, name, shape)) {
             (Module::Body, true) => GroupKind::BodyDecay,

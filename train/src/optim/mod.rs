@@ -83,6 +83,9 @@ pub struct OptimSettings {
     /// classifiers of VQA, NLVR2 and images).
     #[serde(skip_serializing_if = "Option::is_none")]
     pub heads: Option<Vec<String>>,
+    /// Variables that the checkpoint lacked: a run notes them when it starts.
+    #[serde(skip)]
+    pub missing: Option<Vec<String>>,
     /// Further variables that learn like the head, as paths of whole segments such as `attn.v` (none).
     pub raised: Vec<String>,
     /// Parts of the names of what is trained, all else being frozen (empty: all is trained).
@@ -125,6 +128,7 @@ impl Default for OptimSettings {
             cross_modal_lr_mult: 1.0,
             rules: GroupRules::Published,
             heads: None,
+            missing: None,
             raised: Vec::new(),
             trainable: Vec::new(),
             overrides: Vec::new(),
@@ -292,6 +296,7 @@ impl OptimSettings {
             cross_modal_lr_mult: self.cross_modal_lr_mult,
             rules: self.rules,
             heads: self.heads.clone(),
+            missing: self.missing.clone(),
             raised: self.raised.clone(),
             trainable: self.trainable.clone(),
             overrides: self.overrides.clone(),

@@ -52,6 +52,32 @@ impl TrainRecipe {
         }
     }
 
+    /// Whether an objective reads the settings of pairs, and whether they can be.
+    fn check_pairs(objective: &ObjectiveSettings) -> Result<()> {
+        match objective.pairs {
+            None => Ok(()),
+            Some(_) if !objectives::spec(&objective.name)?.reads_pairs() => {
+                let name = &objective.name;
+                let reason = format!("`{name}` does not read it: only `itc` and `itm` do");
+                Err(bad("objectives.pairs", reason))
+            }
+            Some(pairs) => pairs.check(),
+        }
+    }
+
+    /// Whether an objective reads the settings of masked signals, and whether they can be.
+    fn check_signal(objective: &ObjectiveSettings) -> Result<()> {
+        match objective.signal {
+            None => Ok(()),
+            Some(_) if !objectives::spec(&objective.name)?.reads_signal() => {
+                let name = &objective.name;
+                let reason = format!("`{name}` does not read it: only `masked_signal` does");
+                Err(bad("objectives.signal", reason))
+            }
+            Some(signal) => signal.check(),
+        }
+    }
+
     /// Looks for what cannot be.
     ///
     /// # Errors
@@ -88,13 +114,23 @@ impl TrainRecipe {
         if self.objectives.is_empty() {
             return Err(bad("objectives", "there is none"));
         }
+        if let Some(weight) = self
+            .balance
+            .filter(|weight| !(*weight >= 0.0 && weight.is_finite()))
+        {
+            return Err(bad(
+                "balance",
+                format!("{weight} is no factor; give 0 or more"),
+            ));
+        }
         for objective in &self.objectives {
             let needs = &objectives::spec(&objective.name)?.needs;
             if needs.masked_patches && self.image_masking.is_none() {
                 let name = objective.name.clone();
                 return Err(Error::NoImageTokenizer { name });
             }
-            if needs.masked_words && self.data.caption_corruption {
+            let masks = needs.masked_words || needs.masked_signals;
+            if masks && self.data.caption_corruption {
                 let reason = format!(
                     "`{}` masks words itself; leave out one of the two",
                     objective.name
@@ -111,6 +147,8 @@ impl TrainRecipe {
             }
             self.check_contrast(objective)?;
             Self::check_language(objective)?;
+            Self::check_pairs(objective)?;
+            Self::check_signal(objective)?;
         }
         Ok(())
     }

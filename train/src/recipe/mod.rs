@@ -61,6 +61,10 @@ pub struct TrainRecipe {
     /// Probability of leaving out a number of the text embedding.
     #[serde(default)]
     pub dropout: f64,
+    /// What the balance of routers' experts is multiplied with before it is added to the loss; 0.001 unless given, and
+    /// 0 for `vqa` as published.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub balance: Option<f64>,
     /// How pictures are changed.
     #[serde(default)]
     pub augmentation: Augmentation,
@@ -95,6 +99,7 @@ impl TrainRecipe {
             (Setting::DropPath, self.drop_path > 0.0),
             (Setting::Dropout, self.dropout > 0.0),
             (Setting::CheckpointActivations, self.checkpoint_activations),
+            (Setting::Balance, self.balance.is_some()),
         ];
         let given = given.into_iter().filter(|(_, is_given)| *is_given);
         given.map(|(setting, _)| setting).collect()

@@ -7,7 +7,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::augment::{FlipGuard, PictureStep, RandomErasing};
 use crate::data::Sampling;
-use crate::objectives::{ContrastSettings, LanguageSettings};
+use crate::objectives::{ContrastSettings, LanguageSettings, PairSettings, SignalSettings};
 
 /// What a checkpoint does not say of its model, and the sizes to bring it to.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Serialize, Deserialize)]
@@ -55,6 +55,12 @@ pub struct ModelSettings {
     /// How routers of experts choose where nothing is trained.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub routing: Option<RouterWay>,
+    /// Blocks between the encoder and the head of hidden patches, where `masked_signal` starts without that head (0).
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub decoder_depth: Option<usize>,
+    /// Whether the head of masked words, where `masked_signal` starts without it, ends in the word embedding (true).
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub tied_words: Option<bool>,
     /// Do what the published program does where that is a slip.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub as_published: Option<bool>,
@@ -78,6 +84,8 @@ impl ModelSettings {
             pair_len: self.pair_len,
             as_published: self.as_published,
             routing: self.routing,
+            decoder_depth: self.decoder_depth,
+            tied_words: self.tied_words,
         }
     }
 }
@@ -142,7 +150,7 @@ fn is_default<T: Default + PartialEq>(value: &T) -> bool {
 pub struct ObjectiveSettings {
     /// `itc`, `itm`, `mlm`, `text_mlm`, `mim`, `image_mim`, `image_classification`, `linear_probe`,
     /// `retrieval`, `vqa`, `nlvr2`, `nce`, `mixup_nce`, `flm`, `ar`, `captioning`, `prefix_lm`,
-    /// `random_itm`, `ranking`.
+    /// `random_itm`, `ranking`, `masked_signal`.
     pub name: String,
     /// Factor of its loss.
     #[serde(default = "one_f64")]
@@ -153,6 +161,12 @@ pub struct ObjectiveSettings {
     /// How `flm`, `ar`, `captioning` and `prefix_lm` guess words.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub language: Option<LanguageSettings>,
+    /// Which pairs belong together for `itc` and `itm`, and how negatives are drawn.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub pairs: Option<PairSettings>,
+    /// How `masked_signal` masks and guesses.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub signal: Option<SignalSettings>,
 }
 
 /// A length of training: a number of steps, or of times through the data.

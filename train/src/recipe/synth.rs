@@ -2,8 +2,8 @@
 
 use merge::MergePlan;
 use merge::layouts::{
-    CatalogSpec, FlmSpec, FlmTask, Form, GivenFlmSizes, GivenSizes, GivenTower, GivenZerovlSizes,
-    Heads, Sizes, ZerovlSizes, ZerovlSpec,
+    CatalogSpec, EveSizes, EveSpec, EveTask, FlmSpec, FlmTask, Form, GivenFlmSizes, GivenSizes,
+    GivenTower, GivenZerovlSizes, Heads, Sizes, TowerSizes, ZerovlSizes, ZerovlSpec,
 };
 use merge::recipe::OutputDType;
 use merge::synth::{Fresh, Spread, Synthesis};
@@ -37,6 +37,8 @@ pub enum SynthFamily {
     Zerovl,
     /// FLM for pre-training: CLIP's ViT, RoBERTa, cross-modal layers and a reconstructor.
     Flm,
+    /// EVE for pre-training: one transformer with mixtures of experts in its last blocks.
+    Eve,
 }
 
 impl SynthFamily {
@@ -101,6 +103,15 @@ pub struct Synth {
     /// Number of FLM's cross-modal layers; its reconstructor has as many, and as many as the text tower.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub cross_blocks: Option<usize>,
+    /// How many of EVE's last blocks have a mixture of experts.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub mixtures: Option<usize>,
+    /// Experts of each of EVE's mixtures.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub experts: Option<usize>,
+    /// Tokens of a text that EVE reads together with an image.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub pair_len: Option<usize>,
 }
 
 impl Synth {
@@ -148,10 +159,20 @@ impl Synth {
             ("learned_temperature", self.learned_temperature.is_some()),
         ];
         let flm = [("cross_blocks", self.cross_blocks.is_some())];
+        let eve = [
+            ("mixtures", self.mixtures.is_some()),
+            ("experts", self.experts.is_some()),
+            ("pair_len", self.pair_len.is_some()),
+        ];
+        let multiway_alone = [multiway[1], multiway[2]];
         let (others, family) = match self.family {
-            SynthFamily::Zerovl => ([&multiway[..], &flm].concat(), "zerovl"),
-            SynthFamily::VlMerging => ([&towers[..], &zerovl, &flm].concat(), "vl-merging"),
-            SynthFamily::Flm => ([&multiway[..], &zerovl].concat(), "flm"),
+            SynthFamily::Zerovl => ([&multiway[..], &flm, &eve].concat(), "zerovl"),
+            SynthFamily::VlMerging => ([&towers[..], &zerovl, &flm, &eve].concat(), "vl-merging"),
+            SynthFamily::Flm => ([&multiway[..], &zerovl, &eve].concat(), "flm"),
+            SynthFamily::Eve => (
+                [&multiway_alone[..], &towers, &zerovl, &flm].concat(),
+                "eve",
+            ),
         };
         match others.iter().find(|(_, is_given)| *is_given) {
             None => Ok(()),
@@ -195,6 +216,49 @@ impl Synth {
         FlmSpec { sizes, ..spec }
     }
 
+    fn eve(&self) -> Result<EveSpec> {
+        let published = match self.size {
+            SynthSize::Base => EveSizes::BASE,
+            SynthSize::Large => EveSizes::LARGE,
+            SynthSize::BasePlus | SynthSize::Tiny => {
+                return Err(Error::BadSetting {
+                    key: "synth.size".into(),
+                    reason: "models of the family eve have the sizes base and large; single sizes change them"
+                        .into(),
+                });
+            }
+        };
+        let blocks = published.blocks;
+        let width = self.width.unwrap_or(blocks.width);
+        // Four times as wide as a given width, as published.
+        let ffn_width = match self.width {
+            Some(width) => 4 * width,
+            None => blocks.ffn_width,
+        };
+        Ok(EveSpec {
+            task: EveTask::Pretrain,
+            sizes: EveSizes {
+                blocks: TowerSizes {
+                    n_blocks: self.blocks.unwrap_or(blocks.n_blocks),
+                    width,
+                    n_heads: self.attention_heads.unwrap_or(blocks.n_heads),
+                    ffn_width: self.ffn_width.unwrap_or(ffn_width),
+                },
+                n_mixtures: self.mixtures.unwrap_or(published.n_mixtures),
+                n_experts: self.experts.unwrap_or(published.n_experts),
+                patch_size: self.patch_size.unwrap_or(published.patch_size),
+                image_size: self
+                    .image_size
+                    .unwrap_or(EveSizes::published_side(EveTask::Pretrain)),
+                text_positions: self.text_len.unwrap_or(published.text_positions),
+                pair_len: self.pair_len.unwrap_or(published.pair_len),
+                vocabulary: self.vocabulary.unwrap_or(published.vocabulary),
+                n_answers: published.n_answers,
+            },
+            with_buffers: false,
+        })
+    }
+
     fn zerovl(&self) -> ZerovlSpec {
         let [image, text] = self.towers();
         let sizes = ZerovlSizes::BASE.with(&GivenZerovlSizes {
@@ -218,6 +282,7 @@ impl Synth {
         match self.family {
             SynthFamily::Zerovl => self.drawn(self.zerovl()),
             SynthFamily::Flm => self.drawn(self.flm()),
+            SynthFamily::Eve => self.drawn(self.eve()?),
             SynthFamily::VlMerging => self.drawn(CatalogSpec {
                 form,
                 sizes: self.sizes(),

@@ -5,13 +5,13 @@ use std::sync::Arc;
 
 use candle_core::DType;
 use evaluate::models::Model;
-use evaluate::nn::{Buffers, GivenDrops, Gradients, Tape};
+use evaluate::nn::{Buffers, GivenDrops, Gradients, SideLosses, Tape};
 
 use crate::batch::Batch;
 use crate::collective::Collective;
 use crate::objectives::{
-    FeatureGradients, Negatives, Objective, Others, PairFeatures, Randomness, Shared, Step, Whole,
-    draw_negatives,
+    FeatureGradients, Negatives, Objective, Others, PairFeatures, PassWays, Passes, Randomness,
+    RoutingOf, Shared, Step, Whole, draw_negatives,
 };
 use crate::{Error, Result};
 
@@ -45,6 +45,10 @@ pub struct Backward<'a> {
     pub randomness: Randomness,
     /// Dropout masks in the place of those that would be drawn, to compute what another program computed.
     pub drops: Option<&'a Arc<dyn GivenDrops>>,
+    /// How routers choose, in the place of the model's own way.
+    pub routing: Option<&'a RoutingOf<'a>>,
+    /// What the balance of routers is multiplied with.
+    pub balance: f64,
     /// Whether the inside of blocks is computed again in the backward pass.
     pub recomputes: bool,
     /// Memory that is used again.
@@ -87,9 +91,9 @@ impl Backward<'_> {
         // Where negatives are drawn and no objective has features to draw by.
         let mut plain: Vec<Vec<PairFeatures>> = Vec::new();
         let mut objectives = self.objectives.iter().map(|(objective, _)| objective);
-        let draws_negatives = objectives
+        let negatives = objectives
             .clone()
-            .any(|objective| objective.draws_negatives());
+            .find_map(|objective| objective.negatives());
         let has_features = objectives.any(|objective| objective.of_features().is_some());
         let mut whole = Batch::default();
         for (number, batch) in parts.enumerate() {
@@ -98,6 +102,10 @@ impl Backward<'_> {
                 whole.first = batch.first;
             }
             whole.n += batch.n;
+            if let Some(numbers) = &batch.image_numbers {
+                let all = whole.image_numbers.get_or_insert_default();
+                all.extend_from_slice(numbers);
+            }
             for ((objective, _), features) in self.objectives.iter().zip(&mut features) {
                 let Some(objective) = objective.of_features() else {
                     continue;
@@ -108,10 +116,11 @@ impl Backward<'_> {
                 let pairs = pairs.iter().map(PairFeatures::detached);
                 features.push(pairs.collect::<Result<_>>()?);
             }
-            if draws_negatives && !has_features {
+            if negatives.is_some() && !has_features {
                 let tape = Tape::checkpointing().reusing(self.buffers);
                 let step = self.step(&batch, Some(&tape), &shared, None);
-                let pass = step.pass(&None);
+                let ways = PassWays::default();
+                let pass = step.pass(&ways);
                 plain.push(vec![PairFeatures::apart(&step, [&pass; 2])?.detached()?]);
             }
         }
@@ -130,17 +139,17 @@ impl Backward<'_> {
             let pairs = PairFeatures::joined(parts)?;
             let gradients = FeatureGradients::of(objective, &pairs, &step)?;
             found.gradients.push(Some(gradients));
-            if draws_negatives && compared.is_none() {
+            if negatives.is_some() && compared.is_none() {
                 compared = pairs.into_iter().next();
             }
         }
-        if draws_negatives {
+        if let Some(pairs) = negatives {
             let pair = match compared {
                 Some(pair) => Some(pair),
                 None => PairFeatures::joined(plain)?.into_iter().next(),
             };
             let pair = pair.ok_or(Error::NotInBatch { what: "features" })?;
-            match draw_negatives(&pair, &step) {
+            match draw_negatives(&pair, pairs, &step) {
                 // All ranks go on to the end of the step, and learn of it there.
                 Err(Error::NotFinite { part }) => {
                     told.not_finite.get_or_insert(part);
@@ -166,6 +175,9 @@ impl Backward<'_> {
     ) -> Result<()> {
         let shared = Shared::default();
         let mut total = 0.0;
+        let passes = self.objectives.iter().map(|(objective, _)| &**objective);
+        let passes = Passes::of(passes, batch);
+        let mut balanced: Option<f64> = None;
         for (number, (objective, weight)) in self.objectives.iter().enumerate() {
             let tape = match self.recomputes {
                 true => Tape::checkpointing(),
@@ -177,7 +189,11 @@ impl Backward<'_> {
                 first: found.first,
                 others,
             });
-            let step = self.step(batch, Some(&tape), &shared, whole.as_ref());
+            let losses = SideLosses::new();
+            let step = Step {
+                side_losses: Some(&losses),
+                ..self.step(batch, Some(&tape), &shared, whole.as_ref())
+            };
             let of_whole = found.and_then(|(found, _)| {
                 let gradients = found.gradients.get(number)?.as_ref()?;
                 Some((gradients, found.first))
@@ -207,8 +223,24 @@ impl Backward<'_> {
             for (name, sum, n) in loss.measures {
                 told.add(name, sum, n);
             }
-            let value = (loss.value.to_dtype(DType::F32)? * (weight * self.scale))?;
+            let mut value = (loss.value.to_dtype(DType::F32)? * (weight * self.scale))?;
+            let balance = passes.balance(objective.as_ref(), batch, losses.take())?;
+            if let Some(balance) = balance {
+                let part = f64::from(balance.to_scalar::<f32>()?);
+                *balanced.get_or_insert_default() += part;
+                if self.balance > 0.0 {
+                    value = (value + (balance * (self.balance * self.scale))?)?;
+                }
+            }
             tape.backward(&value, gradients)?;
+        }
+        if let Some(balanced) = balanced {
+            if !balanced.is_finite() {
+                let part = "the balance of routers";
+                told.not_finite.get_or_insert_with(|| part.to_owned());
+            }
+            told.add("loss/balance", balanced, 1.0);
+            total += self.balance * balanced;
         }
         told.add("loss", total, 1.0);
         Ok(())
@@ -227,6 +259,8 @@ impl Backward<'_> {
             collective: self.collective,
             randomness: Some(self.randomness),
             drops: self.drops,
+            routing: self.routing,
+            side_losses: None,
             tape,
             shared,
             whole,
@@ -240,5 +274,5 @@ pub fn looks_beyond(objectives: &[(Box<dyn Objective>, f64)], n_parts: usize) ->
     let mut objectives = objectives.iter().map(|(objective, _)| objective);
     n_parts > 1
         && objectives
-            .any(|objective| objective.of_features().is_some() || objective.draws_negatives())
+            .any(|objective| objective.of_features().is_some() || objective.negatives().is_some())
 }

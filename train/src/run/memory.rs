@@ -104,7 +104,7 @@ impl Outline<'_> {
     fn comparison(&self, n_branches: usize) -> ComparisonBytes {
         let mut objectives = self.objectives.iter();
         // Negatives are drawn by features, too.
-        let draws = objectives.any(|(objective, _)| objective.draws_negatives());
+        let draws = objectives.any(|(objective, _)| objective.negatives().is_some());
         let n_branches = n_branches.max(usize::from(draws));
         let width = self.start.blueprint.feature_width().unwrap_or(0);
         let (n_rows, n_ranks) = (self.n_examples * self.n_parts, self.collective.size());

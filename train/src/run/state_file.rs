@@ -52,6 +52,12 @@ pub struct TrainState {
     /// state. Empty in states of versions that did not keep it.
     #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
     pub data: BTreeMap<String, String>,
+    /// Variables that the checkpoint lacked from which the run began, where the family goes by them.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub missing: Option<Vec<String>>,
+    /// Updates in which a variable had no gradient, and was skipped: its own steps are fewer.
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    pub skipped: BTreeMap<String, u64>,
     /// The files that the run began from.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub inputs: Vec<InputFile>,

@@ -26,6 +26,10 @@ pub struct Updater {
     max_norm: Option<f64>,
     ownership: Ownership,
     moments: Moments,
+    /// Updates in which a variable had no gradient.
+    skipped: BTreeMap<String, u64>,
+    /// Names of variables that stay between two numbers.
+    bounded: &'static [(&'static str, [f64; 2])],
     average: Option<Ema>,
 }
 
@@ -103,8 +107,30 @@ impl Updater {
             max_norm: settings.max_norm,
             ownership,
             moments: Moments::default(),
+            skipped: BTreeMap::new(),
+            bounded: family.bounded,
             average: average.transpose()?,
         })
+    }
+
+    /// How many updates skipped a variable that had no gradient in them, by name.
+    #[must_use]
+    pub fn skipped(&self) -> &BTreeMap<String, u64> {
+        &self.skipped
+    }
+
+    /// Brings variables that have bounds between them. The program of EVE does so with its temperature before each
+    /// step.
+    ///
+    /// # Errors
+    /// When the device fails.
+    pub fn bound(&self, variables: &BTreeMap<String, Var>) -> Result<()> {
+        for (name, [least, most]) in self.bounded {
+            if let Some((_, variable)) = self.trained(variables).find(|(found, _)| found == name) {
+                variable.set(&variable.as_detached_tensor().clamp(*least, *most)?)?;
+            }
+        }
+        Ok(())
     }
 
     /// Variables that are not frozen.
@@ -227,6 +253,7 @@ impl Updater {
             self.average = Some(Ema::resumed(decay, averages));
         }
         self.moments = moments;
+        self.skipped = kept.state.skipped.clone();
         Ok(())
     }
 
@@ -332,7 +359,8 @@ impl Updater {
     }
 
     /// Makes update number `index`, counted from 0, with gradients times `factor`, whose norm is
-    /// `norm`: every rank that of its own share, which it then gives to all.
+    /// `norm`: every rank that of its own share, which it then gives to all. A variable without a gradient is
+    /// skipped: it does not decay, and its own number of steps, by which moments are corrected, stays.
     ///
     /// # Errors
     /// When a rank is gone or the device fails.
@@ -355,13 +383,16 @@ impl Updater {
             }
         }
         let (rule, ownership, moments) = (&self.rule, &self.ownership, &mut self.moments);
+        let skipped = &mut self.skipped;
         near(variables, || {
             for (at, (name, variable, group)) in trained.iter().enumerate() {
                 let Some(gradient) = gradients.get(variable) else {
+                    *skipped.entry((*name).clone()).or_default() += 1;
                     continue;
                 };
+                let own_steps = index.saturating_sub(skipped.get(*name).copied().unwrap_or(0));
                 let step = Step {
-                    index,
+                    index: own_steps,
                     rate: rate * group.rate_factor,
                     decay: group.decay,
                     gradient_scale: factor * clipped,

@@ -268,6 +268,8 @@ fn run(architecture: &str, names: &[&str], batch: &Batch, ranks: &dyn Collective
         shared: &shared,
         drops: None,
         whole: None,
+        routing: None,
+        side_losses: None,
     };
     let variables = weights.variables();
     let mut gradients = Gradients::of(variables.values());

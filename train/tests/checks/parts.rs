@@ -163,6 +163,8 @@ fn in_parts(
             mix,
         },
         drops: None,
+        routing: None,
+        balance: 0.0,
         recomputes: n_parts == 2,
         buffers: &buffers,
         scale: 1.0,

@@ -82,6 +82,8 @@ fn run(start: &Start, loss: &LossSpec, case: &Case, how: How) -> (f64, BTreeMap<
         collective: &Alone,
         drops: None,
         whole: None,
+        routing: None,
+        side_losses: None,
         randomness: None,
         tape: tape.as_ref(),
         shared: &Shared::default(),

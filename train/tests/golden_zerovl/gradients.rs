@@ -201,6 +201,8 @@ fn learn(case: &Case, model: &Path, ranks: &dyn Collective) -> Found {
             mix,
         },
         drops: drops.as_ref(),
+        routing: None,
+        balance: 0.0,
         recomputes: false,
         buffers: &buffers,
         scale: 1.0,

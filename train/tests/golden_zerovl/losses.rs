@@ -41,12 +41,14 @@ fn compared(case: &Case, collective: &dyn Collective) -> Compared {
         smoothing: case.number("smoothing").unwrap_or(0.0),
         group,
         learns_as_candidate: params["gather_backward"].as_bool().unwrap_or(true),
+        ..Comparison::default()
     };
     let features = Features {
         images: &images,
         texts: &texts,
         scale: 1.0 / clamped(case),
         ignored: ignored.as_deref(),
+        same: None,
         mixed: case.number("alpha").map(|alpha| Mixed { alpha, block: n }),
     };
     compare(&features, &rules, collective).expect("compared")

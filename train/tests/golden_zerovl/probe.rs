@@ -198,6 +198,8 @@ fn learn(case: &Case, start: &Start, batch: &Batch, losses: &[f64]) {
                 mix: None,
             },
             drops: None,
+            routing: None,
+            balance: 0.0,
             recomputes: false,
             buffers: &buffers,
             scale: 1.0,

@@ -187,6 +187,8 @@ fn train_run(case: &Case) {
                 mix,
             },
             drops: None,
+            routing: None,
+            balance: 0.0,
             recomputes: false,
             buffers: &buffers,
             scale: 1.0,

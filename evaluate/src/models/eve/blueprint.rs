@@ -3,6 +3,7 @@
 use merge::layouts::ModelRecord;
 use merge::{Checkpoint, Layout};
 
+use super::heads::TEMPERATURES;
 use super::{Config, Eve, heads};
 use crate::models::{
     Activations, Blueprint, Family, Grouping, Head, Model, ModelInput, Overrides, Setting,
@@ -32,6 +33,9 @@ pub const GROUPING: Grouping = Grouping {
         "fc.0.",
         "attn_pool.",
         "nlvr2_output.",
+        "pixel_head.",
+        "decoder.",
+        "mlm_head.",
     ],
     cross_modal: &[],
     undecayed: &[
@@ -45,6 +49,9 @@ pub const GROUPING: Grouping = Grouping {
         "norm2.bias",
         "norm2.weight",
     ],
+    raises_missing: true,
+    bounded: &[("itc_temp", TEMPERATURES)],
+    ..Grouping::NONE
 };
 
 /// Blocks' worth of activations that the block at work takes in its backward pass.
@@ -97,8 +104,12 @@ impl Blueprint for EveBlueprint {
             | Setting::PairLen
             | Setting::AsPublished
             | Setting::Routing
+            | Setting::DecoderDepth
+            | Setting::TiedWords
             | Setting::DropPath
+            | Setting::CheckpointActivations
             | Setting::Dropout => true,
+            Setting::Balance => self.config.experts.iter().any(Option::is_some),
             Setting::TextTableLen => self.config.relative.is_some(),
             _ => false,
         }

@@ -130,6 +130,10 @@ impl FusionEncoder for Eve {
         })
     }
 
+    fn reconstructed(&self, pair: &Pair<'_>, pass: &Pass<'_>) -> Result<Fused> {
+        self.signals(pair, pass)
+    }
+
     /// The state of the first text token.
     fn pooled(&self, fused: &Fused) -> Result<Tensor> {
         Ok(first(&fused.text)?)

@@ -4,6 +4,7 @@ use merge::layouts::{self, ModelRecord, RecordFamily, Window};
 use merge::{Checkpoint, Layout};
 
 use crate::images::ImageInput;
+use crate::models::settings::agreed;
 use crate::models::towers::sizes;
 use crate::models::{ModelInput, Overrides, RouterWay};
 use crate::nn::{Capacity, Noise, Routing};
@@ -41,6 +42,10 @@ pub struct Config {
     /// Whether the model does what the published program does where that is a slip: features for retrieval without the
     /// last norm, and texts of another length than `pair_len` whose last image tokens count as text.
     pub as_published: bool,
+    /// Blocks between the encoder and the head of hidden patches.
+    pub decoder_depth: usize,
+    /// Whether the head of masked words has the word embedding for its last layer.
+    pub ties_words: bool,
     /// How routers choose outside of training.
     pub routing: RouterWay,
     /// Pixels and tokens.
@@ -105,6 +110,10 @@ impl Config {
         let heads = overrides.n_heads.or(dimensions.n_heads());
         let vocabulary = known("the size of the vocabulary", dimensions.vocabulary)?;
         let as_published = overrides.as_published.unwrap_or(false);
+        let has = |start: &str| {
+            let mut keys = checkpoint.tensors().map(|(key, _)| without_module(key));
+            keys.any(|key| key.starts_with(start))
+        };
         let usual = match as_published {
             true => RouterWay::AsPublished,
             false => RouterWay::Unlimited,
@@ -129,6 +138,21 @@ impl Config {
                 text_table_len: text_positions,
             }),
             as_published,
+            // What the checkpoint lacks may be asked for, and starts fresh; what it has must be as it is asked for.
+            decoder_depth: agreed(
+                checkpoint,
+                "decoder_depth",
+                overrides.decoder_depth,
+                Some(decoder_depth(checkpoint)).filter(|depth| *depth > 0),
+            )?
+            .unwrap_or(0),
+            ties_words: agreed(
+                checkpoint,
+                "tied_words",
+                overrides.tied_words,
+                has("mlm_head.decoder.").then_some(false),
+            )?
+            .unwrap_or(true),
             routing: overrides.routing.unwrap_or(usual),
             input: ModelInput {
                 image: ImageInput::square(image_size),
@@ -140,6 +164,12 @@ impl Config {
                 },
             },
         })
+    }
+
+    /// Numbers of a patch.
+    #[must_use]
+    pub fn patch_len(&self) -> usize {
+        3 * self.patch_size.pow(2)
     }
 
     /// Patches of an image.
@@ -178,4 +208,18 @@ impl Config {
             ..ModelRecord::default()
         }
     }
+}
+
+/// Blocks of the decoder that a checkpoint has.
+fn decoder_depth(checkpoint: &Checkpoint) -> usize {
+    let index = |key: &str| -> Option<usize> {
+        let rest = without_module(key).strip_prefix("decoder.layers.")?;
+        rest.split('.').next()?.parse().ok()
+    };
+    let last = checkpoint.tensors().filter_map(|(key, _)| index(key)).max();
+    last.map_or(0, |last| last + 1)
+}
+
+fn without_module(key: &str) -> &str {
+    key.strip_prefix("module.").unwrap_or(key)
 }

@@ -2,12 +2,13 @@
 
 use candle_core::Tensor;
 
-use super::Config;
+use super::block::Block;
 use super::blueprint::NAME;
 use super::pairs::PairsHead;
-use crate::models::heads::Classifier;
+use super::{Config, EPSILON};
+use crate::models::heads::{Classifier, MaskedLanguage};
 use crate::models::{Head, Similarity};
-use crate::nn::{Linear, unit_length};
+use crate::nn::{LayerNorm, Linear, unit_length};
 use crate::weights::Init;
 use crate::{Error, ModelFault, Result, Weights};
 
@@ -18,7 +19,7 @@ const PUBLISHED_ANSWERS: usize = 3128;
 const INITIAL_TEMPERATURE: f32 = 0.07;
 
 /// Between these the published program keeps the temperature.
-const TEMPERATURES: [f64; 2] = [0.001, 0.5];
+pub(super) const TEMPERATURES: [f64; 2] = [0.001, 0.5];
 
 /// Projections of images and texts, and the divisor of their similarities.
 #[derive(Clone, Debug)]
@@ -39,8 +40,8 @@ impl Contrast {
         Ok(unit_length(&self.text.forward(x)?)?)
     }
 
-    /// How features become logits. The published program clamps the temperature in place before each step; here it is
-    /// clamped where it is used, with a gradient that is not cut off, as if it had been clamped in place.
+    /// How features become logits. The published program clamps the temperature in place before each step, and so does
+    /// training; whoever computes with a file's own temperature has it clamped here, with a gradient that is not cut off.
     pub(super) fn similarity(&self) -> Result<Similarity> {
         let [least, most] = TEMPERATURES;
         let clamped = self.temperature.detach().clamp(least, most)?;
@@ -48,6 +49,35 @@ impl Contrast {
         Ok(Similarity {
             scale: (&self.temperature + moved)?.recip()?,
             bias: None,
+        })
+    }
+}
+
+/// What hidden patches are guessed with: their pixels, red, green and blue of each in turn.
+#[derive(Clone, Debug)]
+pub(super) struct Pixels {
+    /// Blocks before the head, and their norm.
+    pub decoder: Option<(Vec<Block>, LayerNorm)>,
+    out: Linear,
+}
+
+impl Pixels {
+    fn load(weights: &Weights, config: &Config) -> Result<Self> {
+        let (d, depth) = (config.width, config.decoder_depth);
+        let blocks = (0..depth).map(|index| {
+            let name = format!("decoder.layers.{index}");
+            Block::load_plain(weights, &name, [index, depth], config)
+        });
+        let decoder = match depth {
+            0 => None,
+            _ => Some((
+                blocks.collect::<Result<_>>()?,
+                LayerNorm::load(weights, "decoder.norm", d, EPSILON)?,
+            )),
+        };
+        Ok(Self {
+            decoder,
+            out: Linear::load(weights, "pixel_head", d, config.patch_len())?,
         })
     }
 }
@@ -68,6 +98,9 @@ pub(super) struct Heads {
     matching: Option<Linear>,
     vqa: Option<Classifier>,
     judge: Option<Judge>,
+    pixels: Option<Pixels>,
+    words: Option<MaskedLanguage>,
+    patch_len: usize,
     file: std::path::PathBuf,
 }
 
@@ -76,7 +109,7 @@ impl Heads {
     ///
     /// # Errors
     /// As [`Weights::get`].
-    pub(super) fn load(weights: &Weights, config: &Config) -> Result<Self> {
+    pub(super) fn load(weights: &Weights, config: &Config, words: &Tensor) -> Result<Self> {
         let d = config.width;
         let projected = |name: &str| {
             let shape = weights.shape(&format!("{name}.weight"));
@@ -117,7 +150,16 @@ impl Heads {
                 .has("nlvr2_output.")
                 .then(|| PairsHead::load(weights, config).map(Judge::Tokens)),
         };
+        let pixels = weights.has("pixel_head.");
+        let pixels = pixels.then(|| Pixels::load(weights, config));
+        let guessed = weights.has("mlm_head.").then(|| match config.ties_words {
+            true => MaskedLanguage::load_tied(weights, "mlm_head", words),
+            false => MaskedLanguage::load(weights, "mlm_head", d, config.vocabulary),
+        });
         Ok(Self {
+            pixels: pixels.transpose()?,
+            words: guessed.transpose()?,
+            patch_len: config.patch_len(),
             contrast: contrast.transpose()?,
             matching: matching.transpose()?,
             vqa: vqa.transpose()?,
@@ -144,6 +186,11 @@ impl Heads {
         self.need(Head::Nlvr2, &self.judge)
     }
 
+    /// How pixels of hidden patches are guessed.
+    pub(super) fn pixels(&self) -> Result<&Pixels> {
+        self.need(Head::MaskedImage, &self.pixels)
+    }
+
     /// What a head gives for rows of states.
     pub(super) fn score(&self, head: Head, x: &Tensor) -> Result<Tensor> {
         Ok(match head {
@@ -154,6 +201,8 @@ impl Heads {
                 logits.narrow(candle_core::D::Minus1, 1, 1)?
             }
             Head::Vqa => self.need(head, &self.vqa)?.forward(x)?,
+            Head::MaskedImage => self.pixels()?.out.forward(x)?,
+            Head::MaskedLanguage => self.need(head, &self.words)?.forward(x)?,
             Head::Nlvr2 => match self.judge()? {
                 Judge::States(classifier) => classifier.forward(x)?,
                 Judge::Tokens(_) => {
@@ -173,6 +222,8 @@ impl Heads {
             Head::Ranking => self.need(head, &self.matching).map(|_| 1)?,
             Head::Vqa => self.need(head, &self.vqa)?.n_classes(),
             Head::Nlvr2 => self.judge().map(|_| 2)?,
+            Head::MaskedImage => self.pixels().map(|_| self.patch_len)?,
+            Head::MaskedLanguage => self.need(head, &self.words)?.vocabulary(),
             _ => return Err(cannot("tell classes apart by a head of that kind")),
         })
     }
@@ -188,6 +239,8 @@ pub(super) fn prefixes(head: Head) -> &'static [&'static str] {
         Head::Contrastive => &["itc_vision_proj_head", "itc_text_proj_head", "itc_temp"],
         Head::Matching | Head::Ranking => &["itm_head"],
         Head::Vqa => &["output"],
+        Head::MaskedImage => &["pixel_head", "decoder", "backbone.mask_embed_vision"],
+        Head::MaskedLanguage => &["mlm_head"],
         Head::Nlvr2 => &["nlvr2_output", "attn1", "attn2", "fc.0", "attn_pool"],
         _ => &[],
     }

@@ -4,7 +4,9 @@ use candle_core::{DType, Result, Tensor};
 
 use super::gate::{CHOICES, Choices, choose};
 use crate::Weights;
-use crate::nn::{Activation, Linear, Mask, Mlp, Pass, Residual, Routing};
+use crate::nn::{
+    Activation, Linear, Mask, Mlp, Pass, Residual, RoutedExperts, Routing, Taken, Tape,
+};
 use crate::weights::Init;
 
 /// Gives an output by name to whoever looks on, and makes it only then.
@@ -117,10 +119,16 @@ impl Mixture {
             true => ask.mask.map(Mask::kept).transpose()?,
             false => None,
         };
-        let mut routes = pass
-            .is_tapped()
-            .then(|| Routes::new(rows, self.n_experts()));
-        let out = self.dispatch(&h, &gated, kept.as_deref(), routes.as_mut(), pass)?;
+        let watches = pass.is_tapped() && pass.tape().is_none();
+        let mut routes = watches.then(|| Routes::new(rows, self.n_experts()));
+        let out = match pass.tape() {
+            Some(tape) => self.record(tape, &h, &gated)?,
+            None => {
+                let weights = &gated.weights;
+                let (kept, routes) = (kept.as_deref(), routes.as_mut());
+                self.dispatch(&h, &gated.choices, weights, kept, routes, pass)?
+            }
+        };
         let out = out.reshape((b, n, d))?;
         if let Some(routes) = routes {
             let routes = Tensor::from_vec(
@@ -216,7 +224,8 @@ impl Mixture {
     fn dispatch(
         &self,
         h: &Tensor,
-        gated: &Gated,
+        choices: &Choices,
+        weights: &[Tensor; CHOICES],
         kept: Option<&[bool]>,
         mut routes: Option<&mut Routes>,
         pass: &Pass<'_>,
@@ -224,14 +233,17 @@ impl Mixture {
         let device = h.device();
         let mut out = h.zeros_like()?;
         for (index, expert) in self.experts.iter().enumerate() {
-            let rows = gated.choices.taken_by(index as u32);
+            let rows = choices.taken_by(index as u32);
             let n: usize = rows.iter().map(Vec::len).sum();
             if n == 0 {
+                if let Some(nothing) = nothing_of(expert)? {
+                    out = out.broadcast_add(&nothing)?;
+                }
                 continue;
             }
             let weights = rows
                 .iter()
-                .zip(&gated.weights)
+                .zip(weights)
                 .filter(|(rows, _)| !rows.is_empty());
             let weights = weights.map(|(rows, weights)| {
                 weights.index_select(&Tensor::new(rows.as_slice(), device)?, 0)
@@ -252,6 +264,25 @@ impl Mixture {
             out = out.index_add(&rows, &answer, 0)?;
         }
         Ok(out)
+    }
+
+    /// The same on a tape: on slices where that is possible.
+    fn record(&self, tape: &Tape, h: &Tensor, gated: &Gated) -> Result<Tensor> {
+        let weights = Tensor::stack(&gated.weights, 1)?; // (s, 2)
+        let routed = RoutedExperts {
+            experts: self.experts.clone(),
+            taken: gated.choices.taken(self.n_experts()),
+            weights: weights.clone(),
+        };
+        if routed.is_fusible(tape, h) {
+            return routed.record(tape, h);
+        }
+        let (mixture, choices) = (self.clone(), gated.choices.clone());
+        tape.segment(vec![h.clone(), weights], move |inputs| {
+            let weight = |nth: usize| inputs[1].narrow(1, nth, 1)?.contiguous()?.squeeze(1);
+            let weights = [weight(0)?, weight(1)?];
+            mixture.dispatch(&inputs[0], &choices, &weights, None, None, &Pass::new())
+        })
     }
 
     fn show(&self, gated: &Gated, show: &Showing<'_>) -> Result<()> {
@@ -344,6 +375,34 @@ impl Choices {
             taken.map(|(row, _)| row as u32).collect()
         })
     }
+}
+
+impl Choices {
+    /// The rows that each expert takes: those of first choices, then those of second ones.
+    fn taken(&self, n_experts: usize) -> Vec<Vec<Taken>> {
+        let mut taken = vec![Vec::new(); n_experts];
+        for choice in 0..CHOICES {
+            let rows = self.experts[choice].iter().zip(&self.kept[choice]);
+            for (row, (&expert, _)) in rows.enumerate().filter(|(_, (_, kept))| **kept) {
+                taken[expert as usize].push(Taken { row, choice });
+            }
+        }
+        taken
+    }
+}
+
+/// Nothing, `()`, through which every weight of an expert that nobody chose has a gradient of zeros, as in the published
+/// program; none where nothing is trained.
+fn nothing_of(expert: &Mlp) -> Result<Option<Tensor>> {
+    let mut nothing: Option<Tensor> = None;
+    for weight in expert.weights().filter(|weight| weight.track_op()) {
+        let of = (weight.flatten_all()?.narrow(0, 0, 1)?.sum_all()? * 0.0)?;
+        nothing = Some(match nothing {
+            Some(sum) => (sum + of)?,
+            None => of,
+        });
+    }
+    Ok(nothing)
 }
 
 fn softmax(scores: &Tensor) -> Result<Tensor> {

@@ -10,6 +10,7 @@ mod heads;
 mod mixture;
 pub mod named;
 mod pairs;
+mod signals;
 
 pub use blueprint::{FAMILY, GROUPING};
 pub use config::Config;
@@ -71,6 +72,7 @@ impl Eve {
             weights.get(&format!("backbone.{name}"), &[rows, d], Init::Normal(0.02))
         };
         let n_image = config.n_patches() + 1;
+        let words = Embedding::load(weights, "backbone.word_embedding", config.vocabulary, d)?;
         let relative = config
             .relative
             .map(|window| RelativePosition::load(weights, window, config.n_blocks, config.n_heads));
@@ -85,7 +87,6 @@ impl Eve {
                 ]),
             },
             types: [vector("type_embed_vision")?, vector("type_embed_text")?],
-            words: Embedding::load(weights, "backbone.word_embedding", config.vocabulary, d)?,
             text_norm: norm("layer_norm_text")?,
             input_norm: norm("pre_layrnorm")?,
             norm: norm("norm")?,
@@ -97,7 +98,8 @@ impl Eve {
             blocks: (0..config.n_blocks)
                 .map(|index| Block::load(weights, index, &config))
                 .collect::<Result<_>>()?,
-            heads: Heads::load(weights, &config)?,
+            heads: Heads::load(weights, &config, words.table())?,
+            words,
             config,
         })
     }
@@ -161,10 +163,7 @@ impl Eve {
             return Err(Error::Model(ModelFault::TextPositions { found: t, room }));
         }
         let x = self.text_norm.forward(&self.words.forward_on(ids, pass)?)?;
-        let x = match pass.omission() {
-            Some(omission) => omission.dropout(&x)?,
-            None => x,
-        };
+        let x = pass.drop("text.embed", &x)?;
         let x = match &self.positions {
             Some([_, positions]) => x.broadcast_add(&positions.narrow(0, 0, t)?)?,
             None => x,
@@ -213,13 +212,19 @@ impl Eve {
         masked: Option<&Tensor>,
         pass: &Pass<'_>,
     ) -> Result<Embedded> {
-        let (found, expected) = (texts.ids.dim(1)?, self.config.pair_len);
-        if found != expected && !self.config.as_published {
-            return Err(Error::Model(ModelFault::TextLength { found, expected }));
-        }
+        self.check_pair_len(texts)?;
         let image = self.embed_image(&images.pixels, masked)?;
         let n = image.dim(1)?;
         self.joined(image, texts, Modality::Both(n), pass)
+    }
+
+    /// A text of another length would send its first tokens, or the last ones of the image, to the wrong networks.
+    fn check_pair_len(&self, texts: &Texts) -> Result<()> {
+        let (found, expected) = (texts.ids.dim(1)?, self.config.pair_len);
+        match found == expected || self.config.as_published {
+            true => Ok(()),
+            false => Err(Error::Model(ModelFault::TextLength { found, expected })),
+        }
     }
 
     fn joined(

@@ -78,6 +78,7 @@ impl NamedPasses for Eve {
             Ok(n) => Size::Exactly(n),
             Err(_) => Size::Any("answers"),
         };
+        let of_batch = Kind::Ids { below: 1 << 30 };
         let input = |name, shape, kind| Input { name, shape, kind };
         let mut inputs = vec![
             input("ids", tokens("t"), ids),
@@ -98,7 +99,9 @@ impl NamedPasses for Eve {
                     below: self.config.n_patches(),
                 },
             ),
-            input("idx", vec![Size::Any("b")], Kind::Ids { below: 1 << 30 }),
+            input("idx", vec![Size::Any("b")], of_batch),
+            input("image_for_text", vec![Size::Any("b")], of_batch),
+            input("text_for_image", vec![Size::Any("b")], of_batch),
             input("nlvr_targets", vec![Size::Any("b")], Kind::Ids { below: 2 }),
             input("vqa_targets", vec![Size::Any("b"), answers], Kind::Floats),
         ];
@@ -110,6 +113,13 @@ impl NamedPasses for Eve {
 
     fn passes(&self) -> Vec<NamedPass<'_>> {
         PASSES.iter().map(|spec| spec.of(self)).collect()
+    }
+
+    fn routing(&self, given: &Given, number: usize) -> Result<Option<Routing>> {
+        let Some(name) = TASK_NOISE.get(number) else {
+            return Ok(None);
+        };
+        routing(self, given, name).map(Some)
     }
 }
 

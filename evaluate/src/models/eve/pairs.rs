@@ -3,7 +3,7 @@
 use candle_core::{D, DType, Tensor};
 
 use super::Config;
-use crate::nn::{Bias, Linear, Mask, Pass, attend, attention_shares};
+use crate::nn::{Bias, Linear, Mask, Pass, attention_shares, mix};
 use crate::weights::Init;
 use crate::{Result, Weights};
 
@@ -38,14 +38,13 @@ impl Cross {
         Ok(Linear::new(weight, bias).forward(x)?)
     }
 
-    /// Queries of `x` look at `other`, whose padding `mask` hides: `(b, n, d) -> (b, n, d)`. The shares, mean over
-    /// heads, `(b, n, n)`, only where somebody wants them.
+    /// Queries of `x` look at `other`, whose padding `mask` hides: `(b, n, d) -> (b, n, d)`. Dropout falls on shares.
     fn forward(
         &self,
         x: &Tensor,
         other: &Tensor,
         mask: &Mask,
-        shares: Option<(&Pass<'_>, &str)>,
+        (pass, name): (&Pass<'_>, &str),
     ) -> Result<Tensor> {
         let [q, k, v] = [(0, x), (1, other), (2, other)].map(|(nth, x)| self.projection(nth, x));
         let (q, k, v) = (q?, k?, v?);
@@ -53,12 +52,10 @@ impl Cross {
             pairs: None,
             mask: Some(mask),
         };
-        if let Some((pass, name)) = shares {
-            pass.show_output(format_args!("{name}_weights"), || {
-                attention_shares(&q, &k, bias, self.heads)?.mean(1)
-            })?;
-        }
-        Ok(self.out.forward(&attend(&q, &k, &v, bias, self.heads)?)?)
+        let shares = attention_shares(&q, &k, bias, self.heads)?; // (b, h, n, n)
+        pass.show_output(format_args!("{name}_weights"), || shares.mean(1))?;
+        let shares = pass.drop(&format!("pairs.{name}"), &shares)?;
+        Ok(self.out.forward(&mix(&shares, &v)?)?)
     }
 }
 
@@ -105,12 +102,15 @@ impl PairsHead {
         ];
         let mut pooled = Vec::with_capacity(2);
         for (x, other, look, name, side) in sides {
-            let seen = look.forward(x, other, mask, Some((pass, name)))?;
+            let seen = look.forward(x, other, mask, (pass, name))?;
             pass.show_output(format_args!("{name}"), || Ok(seen.clone()))?;
             let both = Tensor::cat(&[&seen, x], D::Minus1)?;
-            let joined = pass.drop("pairs.joined", &self.joined.forward(&both)?.relu()?)?;
+            let joined = pass.drop(
+                &format!("pairs.joined.{side}"),
+                &self.joined.forward(&both)?.relu()?,
+            )?;
             pass.show_output(format_args!("fc_{side}"), || Ok(joined.clone()))?;
-            let one = self.pool(&joined, mask, pass)?;
+            let one = self.pool(&joined, mask, (pass, side))?;
             pass.show_output(format_args!("pool_{side}"), || Ok(one.clone()))?;
             pooled.push(one);
         }
@@ -118,7 +118,7 @@ impl PairsHead {
     }
 
     /// `(b, n, d) -> (b, d)`.
-    fn pool(&self, x: &Tensor, mask: &Mask, pass: &Pass<'_>) -> Result<Tensor> {
+    fn pool(&self, x: &Tensor, mask: &Mask, (pass, side): (&Pass<'_>, &str)) -> Result<Tensor> {
         let scores = self.pooled.forward(x)?.relu()?.squeeze(2)?; // (b, n)
         let scores = scores.to_dtype(DType::F32)?;
         let scores = match mask.added() {
@@ -132,7 +132,8 @@ impl PairsHead {
         let most = scores.max_keepdim(1)?.detach();
         let shares = scores.broadcast_sub(&most)?.exp()?;
         let shares = shares.broadcast_div(&shares.sum_keepdim(1)?)?;
-        let shares = pass.drop("pairs.shares", &shares)?.to_dtype(x.dtype())?;
+        let shares = pass.drop(&format!("pairs.pooled.{side}"), &shares)?;
+        let shares = shares.to_dtype(x.dtype())?;
         Ok(shares.unsqueeze(1)?.matmul(x)?.squeeze(1)?)
     }
 }

@@ -38,6 +38,7 @@ pub const GROUPING: Grouping = Grouping {
         "norm1.weight",
         "norm2.weight",
     ],
+    ..Grouping::NONE
 };
 
 /// Blocks' worth of activations that the block at work takes in its backward pass.

@@ -3,13 +3,11 @@
 use candle_core::{Result, Tensor};
 use merge::Expert;
 
-use super::fused::record_fused;
+use super::fused::on_slices;
 use super::taped::record;
 use super::{Config, Experts};
 use crate::Weights;
-use crate::nn::{
-    Attention, Bias, LayerNorm, LayerScale, Mask, Mlp, Pass, Residual, Tape, fits_slices,
-};
+use crate::nn::{Attention, Bias, LayerNorm, LayerScale, Mask, Mlp, Pass, Residual};
 
 /// LayerNorm of blocks adds this to the variance.
 const EPSILON: f64 = 1e-6;
@@ -104,29 +102,13 @@ impl Block {
         pass: &Pass<'_>,
     ) -> Result<Tensor> {
         let kept = self.kept(x, segments, pass)?;
-        match pass.tape() {
-            Some(tape) if self.is_fusible(x, segments, tape)? => {
-                record_fused(tape, self, x, segments, attended, kept)
-            }
-            Some(tape) => record(tape, self, x, segments, attended, kept),
-            None => self.compute(x, segments, attended, &kept, pass),
-        }
-    }
-
-    /// Whether the branches can run on slices.
-    fn is_fusible(&self, x: &Tensor, segments: &[Segment], tape: &Tape) -> Result<bool> {
-        let Some(first) = segments.first() else {
-            return Ok(false);
+        let Some(tape) = pass.tape() else {
+            return self.compute(x, segments, attended, &kept, pass);
         };
-        let mut weights = self.attn.of(first.expert)?.weights();
-        for segment in segments {
-            weights.extend(self.norm1.of(segment.expert)?.weights());
-            weights.extend(self.norm2.of(segment.expert)?.weights());
-            weights.extend(self.mlp.of(segment.expert)?.weights());
+        match on_slices(self, segments, attended, &kept)? {
+            Some(block) if block.is_fusible(tape, x) => block.record(tape, x),
+            _ => record(tape, self, x, segments, attended, kept),
         }
-        weights.extend(self.gamma_1.factors());
-        weights.extend(self.gamma_2.factors());
-        Ok(fits_slices(tape, x, weights))
     }
 
     pub(super) fn norm1(&self, expert: Expert) -> Result<&LayerNorm> {

@@ -38,6 +38,7 @@ pub const GROUPING: Grouping = Grouping {
         "norm.l.weight",
         "norm.vl.weight",
     ],
+    ..Grouping::NONE
 };
 
 /// The name of the family.
@@ -113,7 +114,10 @@ impl Blueprint for MultiwayBlueprint {
             | Setting::Streams
             | Setting::PairLen
             | Setting::AsPublished
-            | Setting::Routing => false,
+            | Setting::Routing
+            | Setting::DecoderDepth
+            | Setting::TiedWords
+            | Setting::Balance => false,
         }
     }
 

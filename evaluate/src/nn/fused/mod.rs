@@ -14,8 +14,10 @@ mod cross;
 mod ffn;
 mod outlet;
 mod post_norm;
+mod pre_norm;
 mod projections;
 mod recorded;
+mod routed;
 mod sees;
 mod words;
 
@@ -23,8 +25,10 @@ pub(crate) use attention::{AttentionBranch, KeptAttention, Packed, PackedBias};
 pub(crate) use cross::{CrossHalf, KeptCrossHalf};
 pub(crate) use ffn::FfnBranch;
 pub(crate) use post_norm::{AttentionHalf, FfnHalf, KeptAttentionHalf, KeptFfnHalf, Separate};
+pub(crate) use pre_norm::{Network, PreNormBlock};
 pub(crate) use projections::{project_rows, record_projections, side_by_side};
 pub(crate) use recorded::{OnSlices, record_on_slices};
+pub(crate) use routed::{RoutedExperts, Taken};
 pub(crate) use sees::Sees;
 pub(crate) use words::WordHead;
 

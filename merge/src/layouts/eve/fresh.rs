@@ -134,6 +134,7 @@ impl EveSizes {
             Axis::Width(times) => times * self.blocks.width,
             Axis::Ffn => self.blocks.ffn_width,
             Axis::Patch => self.patch_size,
+            Axis::Pixels => 3 * self.patch_size.pow(2),
             Axis::ImageTokens => side * side + 1,
             Axis::Vocabulary => self.vocabulary,
             Axis::TextPositions => self.text_positions,

@@ -178,7 +178,7 @@ impl Layout for Eve {
             },
             Stem::Head if key.ends_with("_temp") => Part::Temperature,
             Stem::Head if key.contains("_proj_head") => Part::Projections,
-            Stem::Head => Part::Heads,
+            Stem::Head | Stem::Decoder(_) => Part::Heads,
             _ => Part::Blocks,
         }
     }

@@ -4,8 +4,8 @@ use crate::layouts::{BlockId, split_block};
 use crate::{ParamKind, Slot};
 
 use super::table::{
-    BACKBONE, BLOCKS, FFN, HEADS, IMAGE_POSITION_IDS, MIXTURE, MOE, NORM, OUTER, Parameter, ROUTED,
-    ROUTER, SHARED,
+    BACKBONE, BLOCKS, DECODER, DECODER_BLOCK, FFN, HEADS, IMAGE_POSITION_IDS, MIXTURE, MOE, NORM,
+    OUTER, Parameter, ROUTED, ROUTER, SHARED,
 };
 
 /// Whose tokens a network of a block without a router of its own takes.
@@ -39,6 +39,8 @@ pub(super) enum Stem {
     Outer,
     /// What stands beside the backbone.
     Head,
+    /// A block between the encoder and the head of hidden patches.
+    Decoder(u16),
     /// A block, for all modalities.
     Shared,
     /// A feed-forward network.
@@ -79,6 +81,17 @@ impl Place {
                 parameter,
             });
         }
+        if inner.is_none()
+            && let Some(rest) = key.strip_prefix(DECODER)
+        {
+            let (index, rest) = split_block(rest)?;
+            let parameter = find(SHARED, rest).or_else(|| find(DECODER_BLOCK, rest))?;
+            return Some(Self {
+                block: None,
+                stem: Stem::Decoder(u16::try_from(index).ok()?),
+                parameter,
+            });
+        }
         let key = inner.unwrap_or(key);
         if let Some(parameter) = find(OUTER, key) {
             return Some(Self {
@@ -101,6 +114,7 @@ impl Place {
         let key = self.parameter.key;
         let stem = match self.stem {
             Stem::Head => return key.to_owned(),
+            Stem::Decoder(index) => return format!("{DECODER}{index}.{key}"),
             Stem::Outer => return format!("{BACKBONE}{key}"),
             Stem::Shared => String::new(),
             Stem::Ffn(whose) => format!("mlp_{}.", whose.ending()),
@@ -148,7 +162,7 @@ impl Place {
         let layer = |key: &'static str| key.rsplit_once('.').map_or(key, |(layer, _)| layer);
         let of_parameter = layer(self.parameter.key);
         let module = match self.stem {
-            Stem::Outer | Stem::Head => match key.rsplit_once('.') {
+            Stem::Outer | Stem::Head | Stem::Decoder(_) => match key.rsplit_once('.') {
                 Some((module, _)) => module.to_owned(),
                 None => key.clone(),
             },
@@ -207,9 +221,10 @@ pub(super) fn of_block(block: usize, stems: &[Stem]) -> impl Iterator<Item = Pla
             Stem::Ffn(_) | Stem::Routed(_) => FFN,
             Stem::Norm(_) => NORM,
             Stem::Mixture => MIXTURE,
+            Stem::Decoder(_) => DECODER_BLOCK,
         };
         parameters.iter().map(move |parameter| Place {
-            block: (!matches!(stem, Stem::Outer | Stem::Head)).then_some(block),
+            block: (!matches!(stem, Stem::Outer | Stem::Head | Stem::Decoder(_))).then_some(block),
             stem,
             parameter,
         })
@@ -228,6 +243,7 @@ pub(super) fn nearest(key: &str) -> Option<String> {
     let stems = [
         Stem::Outer,
         Stem::Head,
+        Stem::Decoder(0),
         Stem::Shared,
         Stem::Ffn(Whose::Image),
         Stem::Ffn(Whose::Text),

@@ -13,6 +13,8 @@ pub(super) enum Axis {
     Ffn,
     /// Side of a patch in pixels.
     Patch,
+    /// Numbers of a patch.
+    Pixels,
     /// Patches and the class token.
     ImageTokens,
     /// Tokens.
@@ -49,7 +51,7 @@ pub(super) struct Parameter {
 pub(super) enum Presence {
     /// All.
     Always,
-    /// Pre-trained ones.
+    /// Pre-trained ones. Published files were not to be had: the names of heads are this program's.
     Pretrained,
     /// Those for retrieval.
     Retrieval,
@@ -57,7 +59,8 @@ pub(super) enum Presence {
     Classifier,
     /// Those for NLVR2 whose images attend to each other.
     Pairs,
-    /// None that is released: a setting of the published program, and heads of its earlier experiments.
+    /// None that is drawn: a setting of the published program, heads of its earlier experiments, and forms of pre-training
+    /// that recipes ask for.
     Unreleased,
 }
 
@@ -98,7 +101,7 @@ const fn held(
 
 const D: Axis = Axis::Width(1);
 
-use Axis::{Classes, Ffn, Fixed, ImageTokens, Patch, Read, Width};
+use Axis::{Classes, Ffn, Fixed, ImageTokens, Patch, Pixels, Read, Vocabulary, Width};
 use ParamKind::{Bias, Embedding, LinearWeight, Norm, Other, PositionBias, Scale};
 use Presence::{Classifier, Pairs, Pretrained, Retrieval, Unreleased};
 
@@ -131,6 +134,19 @@ pub(super) const MIXTURE: &[Parameter] = &[
     row("vision_embed", Embedding, &[D]),
     row("text_embed", Embedding, &[D]),
     row(ROUTER, LinearWeight, &[Axis::Experts, D]),
+];
+
+/// What keys of blocks between the encoder and the head of hidden patches begin with; their index follows.
+pub(super) const DECODER: &str = "decoder.layers.";
+
+/// A block there, beside what all blocks have ([`SHARED`]).
+pub(super) const DECODER_BLOCK: &[Parameter] = &[
+    held("norm2.weight", Norm, Unreleased, &[D]),
+    held("norm2.bias", Norm, Unreleased, &[D]),
+    held("mlp.fc1.weight", LinearWeight, Unreleased, &[Ffn, D]),
+    held("mlp.fc1.bias", Bias, Unreleased, &[Ffn]),
+    held("mlp.fc2.weight", LinearWeight, Unreleased, &[D, Ffn]),
+    held("mlp.fc2.bias", Bias, Unreleased, &[D]),
 ];
 
 /// The backbone outside the blocks.
@@ -166,6 +182,31 @@ pub(super) const OUTER: &[Parameter] = &[
 
 /// What stands beside the backbone.
 pub(super) const HEADS: &[Parameter] = &[
+    held("pixel_head.weight", LinearWeight, Pretrained, &[Pixels, D]),
+    held("pixel_head.bias", Bias, Pretrained, &[Pixels]),
+    held(
+        "mlm_head.transform.dense.weight",
+        LinearWeight,
+        Pretrained,
+        &[D, D],
+    ),
+    held("mlm_head.transform.dense.bias", Bias, Pretrained, &[D]),
+    held(
+        "mlm_head.transform.LayerNorm.weight",
+        Norm,
+        Pretrained,
+        &[D],
+    ),
+    held("mlm_head.transform.LayerNorm.bias", Norm, Pretrained, &[D]),
+    held("mlm_head.bias", Bias, Pretrained, &[Vocabulary]),
+    held(
+        "mlm_head.decoder.weight",
+        LinearWeight,
+        Unreleased,
+        &[Vocabulary, D],
+    ),
+    held("decoder.norm.weight", Norm, Unreleased, &[D]),
+    held("decoder.norm.bias", Norm, Unreleased, &[D]),
     held("itc_temp", Scale, Retrieval, &[]),
     held(
         "itc_vision_proj_head.weight",

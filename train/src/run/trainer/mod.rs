@@ -74,6 +74,8 @@ pub struct Trainer<'a> {
     order: Order,
     n_parts: usize,
     n_steps: u64,
+    /// What the balance of routers is multiplied with.
+    balance: f64,
     /// Names of classes, where the model's file does not have them yet.
     notes: Vec<(&'static str, String)>,
     validation: Option<Validation>,
@@ -205,6 +207,7 @@ impl<'a> Trainer<'a> {
     fn step(&mut self, loaded: &mut impl Iterator<Item = evaluate::Result<Loaded>>) -> Result<()> {
         let (started, processor) = (Instant::now(), ProcessTime::try_now());
         let mut told = Told::default();
+        self.updater.bound(&self.start.variables)?;
         self.gradients.clear();
         let scale = self.state.loss_scale.as_ref().map_or(1.0, LossScale::scale);
         let waited = self.backward_of_parts(loaded, scale, &mut told)?;
@@ -261,6 +264,8 @@ impl<'a> Trainer<'a> {
                 mix: None,
             },
             drops: None,
+            routing: None,
+            balance: self.balance,
             recomputes: self.recipe.checkpoint_activations,
             buffers: &self.buffers,
             scale,
@@ -319,6 +324,7 @@ impl<'a> Trainer<'a> {
             self.place.collective,
         )?;
         self.state.updates += 1;
+        self.state.skipped.clone_from(self.updater.skipped());
         self.start.recast()?;
         Ok(Some(updated))
     }

@@ -53,6 +53,7 @@ impl<'a> Trainer<'a> {
             order: plan.order,
             n_parts: plan.n_parts,
             n_steps: plan.n_steps,
+            balance: plan.balance,
             notes: plan.notes,
             state: plan.state,
             log,

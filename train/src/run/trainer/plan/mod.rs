@@ -12,9 +12,9 @@ use evaluate::models::{Dvae, Head};
 use evaluate::text::{TextRule, Tokenizer};
 use merge::io::OpenOptions;
 
-use crate::augment::PatchMasking;
-use crate::data::{self, Loader, Order, Patches, Sampling};
-use crate::objectives::{self, Needs, Objective, Opening};
+use crate::augment::{PatchMasking, TokenKinds};
+use crate::data::{self, Loader, Order, Patches, Sampling, SignalMasking};
+use crate::objectives::{self, BALANCE_WEIGHT, Needs, Objective, Opening};
 use crate::optim::{LossScale, OptimSettings};
 use crate::recipe::{CheckedRecipe, DataFormat, ImageMasking, Init, TrainRecipe, differences};
 use crate::run::memory::Outline;
@@ -35,6 +35,7 @@ pub struct TrainPlan {
     order: Order,
     n_parts: usize,
     n_steps: u64,
+    balance: f64,
     validation: Option<Validation>,
     state: TrainState,
     resumed_at: Option<u64>,
@@ -160,10 +161,15 @@ impl TrainPlan {
             (Some(tokenizer), Some(masking)) => Some(patches(tokenizer, masking, &start)?),
             _ => None,
         };
+        let signals = signals(&recipe, needs, &start, tokenizer.as_deref())?;
         let order = order(&recipe, &sets, collective.size())?;
         let n_parts = n_parts(&recipe, &order, collective.size())?;
         let n_steps = recipe.length.steps(order.n_batches());
-        let optim = optim(&recipe, &objectives, &start);
+        let mut optim = optim(&recipe, &objectives, &start);
+        optim.missing = match &taken_up {
+            Some(found) => found.state.missing.clone(),
+            None => missing(&start),
+        };
         let mut updater = Updater::new(
             &optim,
             n_steps,
@@ -175,6 +181,7 @@ impl TrainPlan {
             recipe: fingerprint(&recipe)?,
             data: data::identity(&recipe.data, examples.as_ref())?,
             inputs,
+            missing: optim.missing.clone(),
             loss_scale: (dtype == DType::F16).then(|| LossScale::new(recipe.optim.loss_scale)),
             ..TrainState::default()
         };
@@ -199,6 +206,7 @@ impl TrainPlan {
         )
         .answering(n_answers)
         .masking_patches(patches)
+        .masking_signals(signals)
         .ranking(recipe.other_texts)
         .augmented(&recipe.augmentation, recipe.masking)?
         .corrupting(recipe.data.caption_corruption)?;
@@ -212,6 +220,7 @@ impl TrainPlan {
             n_examples: order.batch_size() / collective.size() / n_parts,
             n_parts,
         });
+        let balance = balance(&recipe);
         Ok(Self {
             loader,
             validation: validation.transpose()?,
@@ -222,6 +231,7 @@ impl TrainPlan {
             order,
             n_parts,
             n_steps,
+            balance,
             state,
             resumed_at,
             notes,
@@ -267,6 +277,8 @@ fn objectives(
             image_tokenizer,
             contrast: settings.contrast,
             language: settings.language,
+            pairs: settings.pairs,
+            signal: settings.signal,
             part: at_once(recipe, share),
         };
         let objective = (objectives::spec(&settings.name)?.open)(&opening)?;
@@ -440,6 +452,46 @@ fn optim(
         settings.trainable = names.map(|&name| name.to_owned()).collect();
     }
     settings
+}
+
+/// What masked signal modeling hides.
+fn signals(
+    recipe: &TrainRecipe,
+    needs: Needs,
+    start: &Start,
+    tokenizer: Option<&Tokenizer>,
+) -> Result<Option<SignalMasking>> {
+    let Some(tokenizer) = tokenizer.filter(|_| needs.masked_signals) else {
+        return Ok(None);
+    };
+    let side = start.blueprint.patch_side();
+    let mut settings = recipe.objectives.iter().filter_map(|of| of.signal);
+    let masking = SignalMasking {
+        settings: settings.next().unwrap_or_default(),
+        side: side.ok_or_else(|| start.model.cannot("guess hidden patches"))?,
+        kinds: TokenKinds::read(tokenizer, false)?,
+    };
+    match masking.n_hidden() {
+        0 => Err(Error::BadSetting {
+            key: "objectives.signal.image_ratio".into(),
+            reason: "it hides no patch of so few".into(),
+        }),
+        _ => Ok(Some(masking)),
+    }
+}
+
+/// Variables that the checkpoint lacks, where the family gives them a rate of their own.
+fn missing(start: &Start) -> Option<Vec<String>> {
+    let goes_by_them = start.blueprint.grouping().raises_missing;
+    goes_by_them.then(|| start.weights.report().fresh)
+}
+
+/// What the balance of routers is multiplied with. The published program of EVE leaves it out of question answering.
+fn balance(recipe: &TrainRecipe) -> f64 {
+    let answers = recipe.objectives.iter().all(|of| of.name == "vqa");
+    let left_out = recipe.model.as_published == Some(true) && answers;
+    let usual = if left_out { 0.0 } else { BALANCE_WEIGHT };
+    recipe.balance.unwrap_or(usual)
 }
 
 /// How patches are masked, and how large the view is that gives a token for each.

@@ -1,0 +1,222 @@
+//! A block whose branches have their norms before them, both branches on slices.
+
+use candle_core::{Result, Tensor};
+
+use super::{AttentionBranch, FfnBranch, KeptAttention, OnSlices, fits_slices, record_on_slices};
+use crate::nn::cpu::host::{Host, host_values};
+use crate::nn::cpu::slices::Keep;
+use crate::nn::{Attention, Bias, Buffer, Buffers, Gradients, LayerNorm, Mask, Mlp, Tape};
+
+/// A block, and what it is run with.
+pub(crate) struct PreNormBlock {
+    /// Norms before attention, and how many tokens of a sequence each serves, one after the other.
+    pub norms: Vec<(LayerNorm, usize)>,
+    pub attention: Attention,
+    /// LayerScale's factors per channel.
+    pub scale: Option<Tensor>,
+    /// Drop path's factors per sequence.
+    pub keep: Option<Tensor>,
+    /// The networks after attention, one after the other; none where something else follows.
+    pub networks: Vec<Network>,
+    /// LayerScale's factors per channel, of the networks.
+    pub network_scale: Option<Tensor>,
+    /// A number for each pair of tokens.
+    pub pairs: Option<Tensor>,
+    pub mask: Option<Mask>,
+}
+
+/// A feed-forward network with its norm, and the tokens of a sequence that it serves.
+pub(crate) struct Network {
+    pub norm: LayerNorm,
+    pub mlp: Mlp,
+    pub len: usize,
+    /// Drop path's factors per sequence.
+    pub keep: Option<Tensor>,
+}
+
+/// What costs a product to compute again.
+pub(crate) struct Inside {
+    attention: KeptAttention,
+    /// Between the two branches, `(b, n, d)`.
+    middle: Buffer,
+    /// Of each network.
+    networks: Vec<Buffer>,
+}
+
+impl PreNormBlock {
+    /// Whether it can run on slices.
+    pub fn is_fusible(&self, tape: &Tape, x: &Tensor) -> bool {
+        let mut weights = self.attention.weights();
+        weights.extend(self.norms.iter().flat_map(|(norm, _)| norm.weights()));
+        for network in &self.networks {
+            weights.extend(network.norm.weights());
+            weights.extend(network.mlp.weights());
+        }
+        weights.extend(&self.scale);
+        weights.extend(&self.network_scale);
+        fits_slices(tape, x, weights)
+    }
+
+    /// Runs it and notes it on the tape.
+    pub fn record(mut self, tape: &Tape, x: &Tensor) -> Result<Tensor> {
+        let pairs = self.pairs.take();
+        self.pairs = pairs.as_ref().map(Tensor::contiguous).transpose()?;
+        record_on_slices(tape, self, x, pairs.as_ref())
+    }
+
+    fn attention<'a>(&'a self, x: &Tensor, keep: Option<&'a [f32]>) -> Result<AttentionBranch<'a>> {
+        let (batch, tokens, _) = x.dims3()?;
+        Ok(AttentionBranch {
+            norms: self.norms.iter().map(|(norm, len)| (norm, *len)).collect(),
+            attention: self.attention.packed(),
+            scale: self.scale.as_ref(),
+            keep: keep.map(|factors| Keep {
+                factors,
+                rows: tokens,
+            }),
+            attended: Bias {
+                pairs: self.pairs.as_ref(),
+                mask: self.mask.as_ref(),
+            },
+            batch,
+            tokens,
+        })
+    }
+
+    fn network<'a>(&'a self, of: &'a Network, keep: Option<&'a [f32]>) -> FfnBranch<'a> {
+        FfnBranch {
+            norm: &of.norm,
+            mlp: &of.mlp,
+            scale: self.network_scale.as_ref(),
+            keep: keep.map(|factors| Keep {
+                factors,
+                rows: of.len,
+            }),
+        }
+    }
+
+    /// Each network and, unless it is the only one, where its rows stand.
+    fn stretches(&self, x: &Tensor) -> Result<Vec<(&Network, Option<Rows>)>> {
+        let (_, tokens, width) = x.dims3()?;
+        let mut from = 0;
+        let mut stretches = Vec::with_capacity(self.networks.len());
+        for network in &self.networks {
+            let rows = Rows {
+                from: from * width,
+                len: network.len * width,
+                sequence: tokens * width,
+            };
+            from += network.len;
+            stretches.push((network, (self.networks.len() > 1).then_some(rows)));
+        }
+        Ok(stretches)
+    }
+}
+
+impl OnSlices for PreNormBlock {
+    type Inside = Inside;
+
+    fn forward(&self, x: &Tensor, out: &mut [f32], buffers: &Buffers) -> Result<Inside> {
+        let keep = self.keep.as_ref().map(host_values).transpose()?;
+        let branch = self.attention(x, keep.as_deref())?;
+        if self.networks.is_empty() {
+            return Ok(Inside {
+                attention: branch.forward(out, Host::of(x)?.values(), buffers)?,
+                middle: buffers.take(0),
+                networks: Vec::new(),
+            });
+        }
+        let mut middle = buffers.take(out.len());
+        let attention = branch.forward(&mut middle, Host::of(x)?.values(), buffers)?;
+        let mut networks = Vec::with_capacity(self.networks.len());
+        for (network, rows) in self.stretches(x)? {
+            let keep = network.keep.as_ref().map(host_values).transpose()?;
+            let branch = self.network(network, keep.as_deref());
+            let Some(rows) = rows else {
+                networks.push(branch.forward(out, &middle, buffers)?);
+                continue;
+            };
+            let part = rows.gather(&middle, buffers);
+            let mut result = buffers.take(part.len());
+            networks.push(branch.forward(&mut result, &part, buffers)?);
+            rows.scatter(&result, out);
+        }
+        Ok(Inside {
+            attention,
+            middle,
+            networks,
+        })
+    }
+
+    fn backward(
+        &self,
+        x: &Tensor,
+        g: &mut [f32],
+        inside: Inside,
+        gradients: &mut Gradients,
+        buffers: &Buffers,
+    ) -> Result<Vec<Option<Tensor>>> {
+        let Inside {
+            attention,
+            middle,
+            networks,
+        } = inside;
+        for ((network, rows), before) in self.stretches(x)?.into_iter().zip(networks) {
+            let keep = network.keep.as_ref().map(host_values).transpose()?;
+            let branch = self.network(network, keep.as_deref());
+            let Some(rows) = rows else {
+                branch.backward(g, &middle, before, gradients, buffers)?;
+                continue;
+            };
+            let part = rows.gather(&middle, buffers);
+            let mut part_g = rows.gather(g, buffers);
+            branch.backward(&mut part_g, &part, before, gradients, buffers)?;
+            rows.scatter(&part_g, g);
+        }
+        drop(middle);
+        let keep = self.keep.as_ref().map(host_values).transpose()?;
+        let branch = self.attention(x, keep.as_deref())?;
+        let wants_pairs = self.pairs.as_ref().is_some_and(Tensor::track_op);
+        let x = Host::of(x)?;
+        let by_pairs =
+            branch.backward(g, x.values(), attention, wants_pairs, gradients, buffers)?;
+        let Some(pairs) = &self.pairs else {
+            return Ok(Vec::new());
+        };
+        Ok(vec![match by_pairs.is_empty() {
+            true => None,
+            false => Some(Tensor::from_vec(by_pairs, pairs.shape(), pairs.device())?),
+        }])
+    }
+}
+
+/// Where the tokens of a network stand in `(b, n, d)`.
+#[derive(Clone, Copy)]
+struct Rows {
+    /// First element in a sequence.
+    from: usize,
+    /// Elements in a sequence.
+    len: usize,
+    /// Elements of a whole sequence.
+    sequence: usize,
+}
+
+impl Rows {
+    /// The network's rows without gaps.
+    fn gather(self, x: &[f32], buffers: &Buffers) -> Buffer {
+        let mut part = buffers.take(x.len() / self.sequence * self.len);
+        let sequences = x.chunks_exact(self.sequence);
+        for (part, x) in part.chunks_exact_mut(self.len).zip(sequences) {
+            part.copy_from_slice(&x[self.from..][..self.len]);
+        }
+        part
+    }
+
+    /// Puts them back.
+    fn scatter(self, part: &[f32], x: &mut [f32]) {
+        let sequences = x.chunks_exact_mut(self.sequence);
+        for (part, x) in part.chunks_exact(self.len).zip(sequences) {
+            x[self.from..][..self.len].copy_from_slice(part);
+        }
+    }
+}
