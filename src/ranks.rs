@@ -1,6 +1,7 @@
 //! The ranks that the program was started as: one, unless `mpirun` or `WORLD_SIZE` says otherwise.
 
 use std::process::ExitCode;
+use std::rc::Rc;
 
 use anyhow::Result;
 use candle_core::Device;
@@ -13,15 +14,15 @@ use crate::output::{self, Output};
 pub fn among(
     device: &Device,
     output: &Output,
-    work: impl FnOnce(&dyn Collective, &Output) -> Result<ExitCode>,
+    work: impl FnOnce(&Rc<dyn Collective>, &Output) -> Result<ExitCode>,
 ) -> Result<ExitCode> {
-    let ranks = collective::start(device)?;
+    let ranks: Rc<dyn Collective> = collective::start(device)?.into();
     let silent = Output::silent();
     let output = match ranks.is_first() {
         true => output,
         false => &silent,
     };
-    match work(ranks.as_ref(), output) {
+    match work(&ranks, output) {
         Ok(code) => {
             ranks.finish()?;
             Ok(code)

@@ -1,6 +1,7 @@
 //! Running a training recipe.
 
 use std::process::ExitCode;
+use std::rc::Rc;
 
 use anyhow::Result;
 use candle_core::Device;
@@ -32,7 +33,7 @@ pub fn carry_out(recipe: CheckedRecipe, args: &RunArgs, output: &Output) -> Resu
 
 /// Runs a recipe as one of `ranks`.
 fn train(
-    ranks: &dyn Collective,
+    ranks: &Rc<dyn Collective>,
     recipe: CheckedRecipe,
     device: Device,
     args: &RunArgs,
@@ -41,7 +42,8 @@ fn train(
     let place = Where {
         folder: &args.out,
         device,
-        collective: ranks,
+        collective: ranks.as_ref(),
+        experts: Some(Rc::clone(ranks)),
         progress: output,
     };
     let plan = match args.dry_run && !args.resume {

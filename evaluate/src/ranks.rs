@@ -45,6 +45,15 @@ pub trait Collective {
     /// As [`Collective::sum`].
     fn gather(&self, own: &[u8]) -> Result<Vec<Vec<u8>>>;
 
+    /// Gives each rank the bytes of its own, `to` having those of every rank in their order, and returns what each rank
+    /// has given to this one. Messages may differ in length.
+    ///
+    /// # Errors
+    /// [`Error::OtherMessages`] when there are not as many as ranks; as [`Collective::sum`].
+    fn exchange(&self, to: &[Vec<u8>]) -> Result<Vec<Vec<u8>>> {
+        exchange_through_all(self, to)
+    }
+
     /// Gives rank `root`'s `values` to all.
     ///
     /// # Errors
@@ -70,6 +79,38 @@ pub trait Collective {
     fn finish(&self) -> Result<()> {
         self.barrier()
     }
+}
+
+/// [`Collective::exchange`] of ranks that have no operation for it: everybody receives everything and keeps its own.
+///
+/// # Errors
+/// As [`Collective::exchange`].
+pub fn exchange_through_all<C: Collective + ?Sized>(
+    ranks: &C,
+    to: &[Vec<u8>],
+) -> Result<Vec<Vec<u8>>> {
+    let (rank, n_ranks) = (ranks.rank(), ranks.size());
+    if to.len() != n_ranks {
+        let found = to.len();
+        return Err(Error::OtherMessages { found, n_ranks });
+    }
+    // The lengths of all messages, then the messages.
+    let mut own = Vec::new();
+    for message in to {
+        own.extend_from_slice(&(message.len() as u64).to_le_bytes());
+    }
+    own.extend(to.iter().flatten());
+    let all = ranks.gather(&own)?;
+    let of_rank = |bytes: &Vec<u8>| {
+        let (lengths, messages) = bytes.split_at_checked(8 * n_ranks)?;
+        let lengths = lengths.as_chunks::<8>().0.iter();
+        let lengths: Vec<usize> = lengths.map(|n| u64::from_le_bytes(*n) as usize).collect();
+        let from: usize = lengths.iter().take(rank).sum();
+        let message = messages.get(from..)?.get(..*lengths.get(rank)?)?;
+        Some(message.to_vec())
+    };
+    let found: Option<Vec<Vec<u8>>> = all.iter().map(of_rank).collect();
+    found.ok_or(Error::OtherMessages { found: 0, n_ranks })
 }
 
 /// [`Collective::sum_tensor`] by way of memory: what ranks do that do not meet on a device.

@@ -105,7 +105,7 @@ pub fn run(args: Args, output: &Output) -> Result<ExitCode> {
     let points = points(&args)?;
     let device = args.model.device()?;
     ranks::among(&device.clone(), output, |ranks, output| {
-        let on = (device, ranks);
+        let on = (device, ranks.as_ref());
         let study = Study::open(&args.data, &args.model, &args.results, on, output)?;
         let Some(report) = study.measure(&points)? else {
             return Ok(ExitCode::SUCCESS);

@@ -117,6 +117,7 @@ fn main() -> Result<(), Box<dyn Error>> {
             whole: None,
             routing: None,
             side_losses: None,
+            experts: None,
         })?;
         lap(0);
         tape.backward(&loss.value, &mut gradients)?;

@@ -1,13 +1,14 @@
 //! EVE's objectives: what learns from what, and by which rule.
 
 use std::collections::BTreeMap;
+use std::rc::Rc;
 use std::sync::Arc;
 
 use candle_core::{DType, Device, Tensor};
 use evaluate::Weights;
 use evaluate::batch::Pair;
 use evaluate::models::{self, Blueprint, Head, Model, Overrides};
-use evaluate::nn::{Buffers, Gradient, Gradients, Pass, Routing};
+use evaluate::nn::{Buffers, Capacity, Gradient, Gradients, Pass, Routing, SideLosses, Tape};
 use merge::execute::{RunOptions, in_memory};
 use merge::layouts::{EveSizes, EveSpec, EveTask, TowerSizes};
 use merge::progress::Silent;
@@ -18,7 +19,8 @@ use train::batch::{Batch, Images, MaskedSignals, MaskedWords, Texts};
 use train::collective::{Alone, Collective};
 use train::objectives::{
     BALANCE_WEIGHT, Comparison, Features, HidingStyle, Negatives, Objective, Opening, PairSettings,
-    Randomness, SignalPasses, SignalSettings, compare, in_order, spec,
+    Passes, Randomness, RoutingOf, Shared, SignalPasses, SignalSettings, Step, compare, in_order,
+    spec,
 };
 use train::optim::{Decay, OptimSettings, Warmup};
 use train::run::{Backward, Told, Updater};
@@ -190,6 +192,7 @@ fn learned(
         drops: None,
         routing: Some(&unlimited),
         balance: BALANCE_WEIGHT,
+        experts: None,
         recomputes,
         buffers: &buffers,
         scale: 1.0,
@@ -480,6 +483,7 @@ fn masked_signals_of_32_pairs_are_learned_by_heart() {
                 drops: None,
                 routing: None,
                 balance: BALANCE_WEIGHT,
+                experts: None,
                 recomputes: false,
                 buffers: &buffers,
                 scale: 1.0,
@@ -621,12 +625,166 @@ fn share(batch: &Batch, rank: usize, n_ranks: usize) -> Batch {
             .text
             .as_ref()
             .map(|text| text.select(&at).expect("texts")),
+        second_image: batch
+            .second_image
+            .as_ref()
+            .map(|image| image.select(&at).expect("images")),
+        classes: batch.classes.as_deref().map(of),
+        answers: batch
+            .answers
+            .as_ref()
+            .map(|scores| scores.index_select(&at, 0).expect("scores")),
+        masked_signals: batch.masked_signals.as_ref().map(|signals| MaskedSignals {
+            patches: signals.patches.index_select(&at, 0).expect("flags"),
+            words: words_of(&signals.words, rank * n..(rank + 1) * n, &at),
+        }),
         image_numbers: batch.image_numbers.as_deref().map(of),
         negatives: Some(Negatives {
             images: of(&negatives.images),
             texts: of(&negatives.texts),
         }),
         ..Batch::default()
+    }
+}
+
+/// Which rows of places in a batch of texts are of these rows, counted from the first of them.
+fn words_of(words: &MaskedWords, rows: std::ops::Range<usize>, at: &Tensor) -> MaskedWords {
+    let t = PAIR_LEN as u32;
+    let all = words.places.iter().zip(&words.labels);
+    let own = all.filter(|(place, _)| rows.contains(&((**place / t) as usize)));
+    let (places, labels) = own
+        .map(|(place, label)| (place - t * rows.start as u32, *label))
+        .unzip();
+    MaskedWords {
+        ids: words.ids.index_select(at, 0).expect("ids"),
+        places,
+        labels,
+    }
+}
+
+/// The mean loss, the mean balance and the mean gradients of ranks, of which each computes its own experts if `experts`
+/// says so.
+fn shared(
+    opened: &Opened,
+    (objectives, routing): (&[(Box<dyn Objective>, f64)], &RoutingOf<'_>),
+    batch: &Batch,
+    (collective, experts): (&dyn Collective, Option<&Rc<dyn Collective>>),
+    tape: fn() -> Tape,
+) -> (f64, BTreeMap<String, Vec<f64>>) {
+    let variables = opened.weights.variables();
+    let mut gradients = Gradients::of(variables.values());
+    let passes = Passes::of(objectives.iter().map(|(objective, _)| &**objective), batch);
+    let (shared, mut total) = (Shared::default(), 0.0);
+    for (objective, _) in objectives {
+        let (tape, losses) = (tape(), SideLosses::new());
+        let step = Step {
+            routing: Some(routing),
+            side_losses: Some(&losses),
+            experts,
+            tape: Some(&tape),
+            ..Step::plain(opened.model.as_ref(), batch, collective, &shared)
+        };
+        let loss = objective.loss(&step).expect("a loss");
+        let balance = passes.balance(objective.as_ref(), batch, losses.take());
+        let balance =
+            (balance.expect("balance").expect("routers") * BALANCE_WEIGHT).expect("a loss");
+        total += loss.reported + values(&balance)[0];
+        let value = (loss.value + balance).expect("a sum");
+        tape.backward(&value, &mut gradients).expect("gradients");
+    }
+    let size = collective.size() as f64;
+    let mut sum = [total];
+    collective.sum_f64(&mut sum).expect("a sum");
+    let mut by_name = BTreeMap::new();
+    for (name, variable) in &variables {
+        let reached = gradients.get(variable).is_some();
+        let gradient = gradients.host(variable).expect("in memory");
+        collective.sum(gradient).expect("a sum");
+        let mean: Vec<f64> = gradient.iter().map(|&g| f64::from(g) / size).collect();
+        assert!(
+            reached || experts.is_some() || mean.iter().all(|g| *g == 0.0),
+            "{name}"
+        );
+        by_name.insert(name.clone(), mean);
+    }
+    (sum[0] / size, by_name)
+}
+
+#[test]
+fn ranks_that_share_experts_learn_what_one_process_learns() {
+    let roomy: &RoutingOf<'_> = &unlimited;
+    // So little room that tokens are dropped, on whatever rank they stand.
+    let narrow: &RoutingOf<'_> = &|_| {
+        Some(Routing {
+            capacity: Capacity::Even {
+                factor: 0.5,
+                least: 1,
+            },
+            ..Routing::default()
+        })
+    };
+    let mut whole = batch(6);
+    whole.image_numbers = Some(vec![0, 1, 2, 2, 0, 3]);
+    whole.negatives = Some(Negatives {
+        images: vec![1, 2, 4, 5, 3, 0],
+        texts: vec![5, 3, 1, 0, 2, 4],
+    });
+    let cases: [(EveTask, &[&str], &[Head]); 4] = [
+        (EveTask::Retrieval, &["itc", "itm"], &[]),
+        (EveTask::Vqa, &["vqa"], &[]),
+        (EveTask::Nlvr2Biattn, &["nlvr2"], &[]),
+        (EveTask::Pretrain, &["masked_signal"], &SIGNALS),
+    ];
+    let tapes: [fn() -> Tape; 3] = [Tape::new, Tape::checkpointing, || Tape::new().of_graphs()];
+    for (task, names, heads) in cases {
+        let alone = open(task, &NOTHING, heads);
+        let objectives_of = || objectives(names, SignalSettings::default());
+        for (routing, is_roomy) in [(roomy, true), (narrow, false)] {
+            let of_one = (&objectives_of()[..], routing);
+            let (loss, expected) = shared(&alone, of_one, &whole, (&Alone, None), Tape::new);
+            let largest = expected
+                .values()
+                .map(|g| l2(g.iter().copied()))
+                .fold(0.0, f64::max);
+            for (n_ranks, tape) in [(2, tapes[0]), (2, tapes[1]), (2, tapes[2]), (3, tapes[0])] {
+                let of_ranks = Threads::run_owned(n_ranks, |rank| {
+                    let rank: Rc<dyn Collective> = Rc::new(rank);
+                    let opened = open(task, &NOTHING, heads);
+                    let own = share(&whole, rank.rank(), n_ranks);
+                    let routing: &RoutingOf<'_> = match is_roomy {
+                        true => &unlimited,
+                        false => &|_| {
+                            Some(Routing {
+                                capacity: Capacity::Even {
+                                    factor: 0.5,
+                                    least: 1,
+                                },
+                                ..Routing::default()
+                            })
+                        },
+                    };
+                    let of = objectives_of();
+                    shared(
+                        &opened,
+                        (&of, routing),
+                        &own,
+                        (rank.as_ref(), Some(&rank)),
+                        tape,
+                    )
+                });
+                let said = format!("{task:?}, {n_ranks} ranks, room: {is_roomy}");
+                for (found, gradients) in of_ranks {
+                    let error = (found - loss).abs() / loss;
+                    assert!(error <= 1e-5, "{said}: {found} instead of {loss}");
+                    for (name, expected) in &expected {
+                        let found = &gradients[name];
+                        let off = l2(found.iter().zip(expected).map(|(a, b)| a - b));
+                        let within = 1e-5 * l2(expected.iter().copied()) + 1e-7 * largest;
+                        assert!(off <= 3.0 * within, "{said}: {name}: {off} of {within}");
+                    }
+                }
+            }
+        }
     }
 }
 

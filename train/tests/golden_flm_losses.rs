@@ -108,6 +108,7 @@ fn loss(case: &Case) {
             whole: None,
             routing: None,
             side_losses: None,
+            experts: None,
             randomness: None,
             tape: tape.as_ref(),
             shared: &Shared::default(),

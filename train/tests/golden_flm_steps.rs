@@ -83,6 +83,7 @@ fn steps(case: &Case) {
             whole: None,
             routing: None,
             side_losses: None,
+            experts: None,
             randomness: None,
             tape: Some(&tape),
             shared: &Shared::default(),

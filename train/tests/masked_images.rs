@@ -58,6 +58,7 @@ fn gradients(name: &str, architecture: &str, tape: Option<Tape>) -> (f64, ByName
         whole: None,
         routing: None,
         side_losses: None,
+        experts: None,
     };
     let objective = objectives::by_name(name, Some(&image_tokenizer())).expect("known");
     let loss = objective.loss(&step).expect("a loss");
@@ -182,6 +183,7 @@ fn run(recipe: &CheckedRecipe, folder: &Path) -> train::Result<Vec<f64>> {
         folder,
         device: Device::Cpu,
         collective: &Alone,
+        experts: None,
         progress: &Silent,
     };
     Trainer::open(recipe.clone(), place)?.run()?;

@@ -40,6 +40,7 @@ fn trained(folder: &Path) -> (Arc<Checkpoint>, Config) {
         folder,
         device: Device::Cpu,
         collective: &Alone,
+        experts: None,
         progress: &Silent,
     };
     let mut trainer = Trainer::open(recipe, place).expect("no setting of the model is missing");

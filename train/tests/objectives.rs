@@ -113,6 +113,7 @@ pub fn run_with(
         whole: None,
         routing: None,
         side_losses: None,
+        experts: None,
     };
     let objective = objectives::by_name(ours, Some(&image_tokenizer())).expect("an objective");
     let loss = objective.loss(&step).expect("a loss");
@@ -160,6 +161,7 @@ fn a_batch_of_one_has_nothing_to_be_matched_with() {
         whole: None,
         routing: None,
         side_losses: None,
+        experts: None,
     };
     let error = objectives::by_name("itm", None).expect("known").loss(&step);
     assert!(matches!(error, Err(train::Error::NoNegative)));

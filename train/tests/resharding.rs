@@ -37,6 +37,7 @@ fn run(recipe: &CheckedRecipe, folder: &Path, ranks: &dyn Collective, steps: Opt
         folder,
         device: Device::Cpu,
         collective: ranks,
+        experts: None,
         progress: match steps {
             Some(_) => &stop,
             None => &Silent,
@@ -133,6 +134,7 @@ fn each_rank_keeps_its_share_of_the_moments() {
             folder,
             device: Device::Cpu,
             collective: ranks,
+            experts: None,
             progress: &Silent,
         };
         let trainer = Trainer::open(recipe.clone(), place).expect("it opens");

@@ -40,6 +40,7 @@ fn run(recipe: &CheckedRecipe, folder: &Path, progress: &dyn Progress) -> train:
         folder,
         device: Device::Cpu,
         collective: &Alone,
+        experts: None,
         progress,
     };
     Trainer::open(recipe.clone(), place)?.run()

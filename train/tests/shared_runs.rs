@@ -57,6 +57,7 @@ pub fn a_run_ends_where_that_of_one_process_ends(ranks: &dyn Collective, folder:
             folder: &folder,
             device: Device::Cpu,
             collective: ranks,
+            experts: None,
             progress: &Silent,
         };
         let trainer = Trainer::open(recipe.clone(), place);

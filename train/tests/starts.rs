@@ -17,6 +17,7 @@ fn run(recipe: CheckedRecipe, folder: &Path) -> train::Result<Vec<f64>> {
         folder,
         device: Device::Cpu,
         collective: &Alone,
+        experts: None,
         progress: &Silent,
     };
     Trainer::open(recipe, place)?.run()?;
@@ -90,6 +91,7 @@ fn texts_alone_are_learned_from_and_longer_positions_are_cut() {
         folder: run_folder.path(),
         device: Device::Cpu,
         collective: &Alone,
+        experts: None,
         progress: &Silent,
     };
     let mut trainer = Trainer::open(recipe, place).expect("it opens");
@@ -105,6 +107,7 @@ fn a_run_tells_how_fast_data_came() {
         folder: folder.path(),
         device: Device::Cpu,
         collective: &Alone,
+        experts: None,
         progress: &Silent,
     };
     let mut trainer = Trainer::open(recipe, place).expect("it opens");

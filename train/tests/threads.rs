@@ -17,6 +17,11 @@ pub struct Threads {
 impl Threads {
     /// What every rank returns of `run`. A rank that panics takes the others with it.
     pub fn run<T: Send>(n_ranks: usize, run: impl Fn(&Self) -> T + Sync) -> Vec<T> {
+        Self::run_owned(n_ranks, |rank| run(&rank))
+    }
+
+    /// The same with a rank that `run` owns, to share it.
+    pub fn run_owned<T: Send>(n_ranks: usize, run: impl Fn(Self) -> T + Sync) -> Vec<T> {
         let (mut to, mut from): (Vec<Vec<_>>, Vec<Vec<_>>) =
             (0..n_ranks).map(|_| (Vec::new(), Vec::new())).unzip();
         for sends in &mut to {
@@ -30,7 +35,7 @@ impl Threads {
         let ranks = ends.map(|(rank, (to, from))| Self { rank, to, from });
         std::thread::scope(|scope| {
             let run = &run;
-            let started: Vec<_> = ranks.map(|rank| scope.spawn(move || run(&rank))).collect();
+            let started: Vec<_> = ranks.map(|rank| scope.spawn(move || run(rank))).collect();
             let join = |rank: std::thread::ScopedJoinHandle<'_, T>| {
                 rank.join().expect("the rank did not panic")
             };

@@ -90,6 +90,7 @@ impl Ready {
             whole: None,
             routing: None,
             side_losses: None,
+            experts: None,
             randomness: None,
             tape: None,
             shared: &Shared::default(),
@@ -398,6 +399,7 @@ fn half_of_the_pairs_keep_their_image_in_an_order_that_is_drawn() {
             whole: None,
             routing: None,
             side_losses: None,
+            experts: None,
             randomness: Some(Randomness {
                 seed,
                 step: 1,

@@ -602,6 +602,14 @@ pub enum Error {
     /// Processes that share the work do not get along.
     #[error(transparent)]
     Ranks(Box<dyn std::error::Error + Send + Sync>),
+    /// Ranks give one another other messages than there are ranks.
+    #[error("{found} messages for {n_ranks} ranks")]
+    OtherMessages {
+        /// Messages.
+        found: usize,
+        /// Ranks.
+        n_ranks: usize,
+    },
     /// A process has other results than its batches have examples.
     #[error("rank {rank} has {n_values} values of {n_examples} examples")]
     UnevenResults {

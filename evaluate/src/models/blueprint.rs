@@ -47,6 +47,8 @@ pub enum Setting {
     CheckpointActivations,
     /// The weight of the balance of routers' experts.
     Balance,
+    /// Whether ranks share the experts of mixtures.
+    ShareExperts,
 }
 
 impl Setting {
@@ -73,6 +75,7 @@ impl Setting {
             Self::Dropout => "dropout",
             Self::CheckpointActivations => "checkpoint_activations",
             Self::Balance => "balance",
+            Self::ShareExperts => "share_experts",
         }
     }
 }

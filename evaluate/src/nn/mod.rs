@@ -40,7 +40,7 @@ pub use cross_entropy::{Guessed, cross_entropy};
 pub use dropping::{Dropping, GivenDrops};
 pub use embedding::Embedding;
 pub(crate) use fused::{
-    AttentionBranch, AttentionHalf, CrossHalf, FfnBranch, FfnHalf, KeptAttention,
+    AttentionBranch, AttentionHalf, CrossHalf, ExchangedExperts, FfnBranch, FfnHalf, KeptAttention,
     KeptAttentionHalf, KeptCrossHalf, KeptFfnHalf, Network, OnSlices, Packed, PackedBias,
     PreNormBlock, RoutedExperts, Sees, Separate, Taken, WordHead, fits_slices, is_leaf,
     project_rows, record_on_slices, record_projections, side_by_side,

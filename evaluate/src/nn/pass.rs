@@ -1,10 +1,12 @@
 //! What one forward pass carries besides data.
 
 use std::fmt;
+use std::rc::Rc;
 
 use candle_core::{Result, Tensor};
 
 use super::{Dropping, Mask, Omission, Routing, SideLosses, Tape};
+use crate::ranks::Collective;
 
 /// Sees the inputs of linear layers as they pass by.
 pub trait Tap: Sync {
@@ -49,6 +51,7 @@ pub struct Pass<'a> {
     tape: Option<&'a Tape>,
     side_losses: Option<&'a SideLosses>,
     routing: Option<&'a Routing>,
+    expert_ranks: Option<&'a Rc<dyn Collective>>,
     stack: &'a str,
     computes_padding: bool,
 }
@@ -103,6 +106,23 @@ impl<'a> Pass<'a> {
             routing: Some(routing),
             ..self
         }
+    }
+
+    /// The pass with the experts of a mixture shared out among ranks: each computes its own experts for the tokens of all.
+    /// All ranks run the same passes in the same order, with as many tokens.
+    #[must_use]
+    pub fn sharing_experts(self, ranks: &'a Rc<dyn Collective>) -> Self {
+        Self {
+            expert_ranks: Some(ranks),
+            ..self
+        }
+    }
+
+    /// The ranks that share experts out, where passes are recorded.
+    #[must_use]
+    pub fn expert_ranks(&self) -> Option<&'a Rc<dyn Collective>> {
+        let ranks = self.expert_ranks.filter(|ranks| ranks.size() > 1);
+        ranks.filter(|_| self.tape.is_some())
     }
 
     /// How routers choose, where it is not the model's own way.

@@ -111,7 +111,7 @@ pub fn run(args: Args, output: &Output) -> Result<ExitCode> {
         (None, Some(args)) => {
             let device = args.model.device()?;
             ranks::among(&device.clone(), output, |ranks, output| {
-                cache(&args, &device, ranks, output)
+                cache(&args, &device, ranks.as_ref(), output)
             })
         }
         (None, None) => Err(UsageError("name the checkpoint with --checkpoint".into()).into()),

@@ -4,7 +4,7 @@ use std::cell::Cell;
 use std::ops::AddAssign;
 
 use evaluate::Result;
-use mpi::datatype::PartitionMut;
+use mpi::datatype::{Partition, PartitionMut};
 use mpi::environment::Universe;
 use mpi::topology::SimpleCommunicator;
 use mpi::traits::{Communicator, CommunicatorCollectives, Equivalence, Root};
@@ -35,12 +35,20 @@ enum Operation {
     Sum,
     SumF64,
     Gather,
+    Exchange,
     Broadcast,
     Barrier,
 }
 
 impl Operation {
-    const NAMES: [&'static str; 5] = ["sum", "sum_f64", "gather", "broadcast", "barrier"];
+    const NAMES: [&'static str; 6] = [
+        "sum",
+        "sum_f64",
+        "gather",
+        "exchange",
+        "broadcast",
+        "barrier",
+    ];
 
     fn shown(code: u64, n: u64) -> String {
         let known = usize::try_from(code)
@@ -166,6 +174,52 @@ impl Collective for Mpi {
             }
         }
         Ok(all)
+    }
+
+    fn exchange(&self, to: &[Vec<u8>]) -> Result<Vec<Vec<u8>>> {
+        let (rank, n_ranks) = (self.rank(), self.size());
+        self.meet(Operation::Exchange, n_ranks)?;
+        if to.len() != n_ranks {
+            let found = to.len();
+            return Err(evaluate::Error::OtherMessages { found, n_ranks });
+        }
+        let own: Vec<u64> = to.iter().map(|message| message.len() as u64).collect();
+        let mut all = vec![0; n_ranks * n_ranks];
+        self.world.all_gather_into(&own[..], &mut all[..]);
+        let of_own = |at: usize| all[rank * n_ranks + at] as usize;
+        let for_own = |at: usize| all[at * n_ranks + rank] as usize;
+        let longest = all.iter().copied().max().unwrap_or(0) as usize;
+        let mut received: Vec<Vec<u8>> = (0..n_ranks)
+            .map(|at| Vec::with_capacity(for_own(at)))
+            .collect();
+        for from in (0..longest).step_by(PIECE) {
+            let within = |n: usize| from.min(n)..(from + PIECE).min(n);
+            let counts = |n: &dyn Fn(usize) -> usize| -> Vec<Count> {
+                (0..n_ranks)
+                    .map(|at| within(n(at)).len() as Count)
+                    .collect()
+            };
+            let starts = |counts: &[Count]| -> Vec<Count> {
+                let starts = counts.iter();
+                let starts =
+                    starts.scan(0, |end, count| Some(std::mem::replace(end, *end + count)));
+                starts.collect()
+            };
+            let (sent_counts, counts) = (counts(&of_own), counts(&for_own));
+            let (sent_starts, starts) = (starts(&sent_counts), starts(&counts));
+            let sent: Vec<u8> = to
+                .iter()
+                .flat_map(|message| message[within(message.len())].iter().copied())
+                .collect();
+            let mut piece = vec![0u8; counts.iter().sum::<Count>() as usize];
+            let sent = Partition::new(&sent[..], &sent_counts[..], &sent_starts[..]);
+            let mut parts = PartitionMut::new(&mut piece[..], &counts[..], &starts[..]);
+            self.world.all_to_all_varcount_into(&sent, &mut parts);
+            for (all, (&start, &count)) in received.iter_mut().zip(starts.iter().zip(&counts)) {
+                all.extend_from_slice(&piece[start as usize..][..count as usize]);
+            }
+        }
+        Ok(received)
     }
 
     fn broadcast(&self, root: usize, values: &mut [f32]) -> Result<()> {

@@ -1,6 +1,7 @@
 //! What an objective sees of a step.
 
 use std::cell::RefCell;
+use std::rc::Rc;
 use std::sync::Arc;
 
 use candle_core::Tensor;
@@ -74,6 +75,8 @@ pub struct Step<'a> {
     pub routing: Option<&'a RoutingOf<'a>>,
     /// Collects what routers ask for beside the objective.
     pub side_losses: Option<&'a SideLosses>,
+    /// The ranks that share the experts of mixtures, where they do.
+    pub experts: Option<&'a Rc<dyn Collective>>,
     /// Where blocks are recorded; without one, candle keeps the graph of everything.
     pub tape: Option<&'a Tape>,
     /// What objectives leave for one another.
@@ -99,6 +102,7 @@ impl<'a> Step<'a> {
             drops: None,
             routing: None,
             side_losses: None,
+            experts: None,
             tape: None,
             shared,
             whole: None,
@@ -136,6 +140,9 @@ impl<'a> Step<'a> {
         }
         if let Some(side_losses) = self.side_losses {
             pass = pass.collecting(side_losses);
+        }
+        if let Some(experts) = self.experts {
+            pass = pass.sharing_experts(experts);
         }
         match self.tape {
             Some(tape) => pass.recorded(tape),

@@ -65,6 +65,9 @@ pub struct TrainRecipe {
     /// 0 for `vqa` as published.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub balance: Option<f64>,
+    /// Whether each of several ranks computes its own experts of a mixture for the tokens of all (false).
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub share_experts: bool,
     /// How pictures are changed.
     #[serde(default)]
     pub augmentation: Augmentation,
@@ -100,6 +103,7 @@ impl TrainRecipe {
             (Setting::Dropout, self.dropout > 0.0),
             (Setting::CheckpointActivations, self.checkpoint_activations),
             (Setting::Balance, self.balance.is_some()),
+            (Setting::ShareExperts, self.share_experts),
         ];
         let given = given.into_iter().filter(|(_, is_given)| *is_given);
         given.map(|(setting, _)| setting).collect()

@@ -1,6 +1,7 @@
 //! From the examples of a step to gradients, in one part or several.
 
 use std::collections::BTreeMap;
+use std::rc::Rc;
 use std::sync::Arc;
 
 use candle_core::DType;
@@ -49,6 +50,8 @@ pub struct Backward<'a> {
     pub routing: Option<&'a RoutingOf<'a>>,
     /// What the balance of routers is multiplied with.
     pub balance: f64,
+    /// The ranks that share the experts of mixtures, where they do.
+    pub experts: Option<&'a Rc<dyn Collective>>,
     /// Whether the inside of blocks is computed again in the backward pass.
     pub recomputes: bool,
     /// Memory that is used again.
@@ -261,6 +264,7 @@ impl Backward<'_> {
             drops: self.drops,
             routing: self.routing,
             side_losses: None,
+            experts: self.experts,
             tape,
             shared,
             whole,

@@ -86,6 +86,21 @@ pub fn operations_give_what_one_process_computes(ranks: &dyn Collective) {
                 "{n} of {rank}"
             );
         }
+        // To each rank another part of the numbers, to itself nothing.
+        let message = |from: usize, to: usize| match from == to {
+            true => &all[from][..0],
+            false => &all[from][..n - n * to / n_ranks],
+        };
+        let to: Vec<Vec<u8>> = (0..n_ranks)
+            .map(|to| bytemuck::cast_slice(message(rank, to)).to_vec())
+            .collect();
+        let received = ranks.exchange(&to).expect("exchanged");
+        assert_eq!(received.len(), n_ranks);
+        for (from, bytes) in received.iter().enumerate() {
+            let expected = bytemuck::cast_slice::<f32, u8>(message(from, rank));
+            assert_eq!(bytes, expected, "{n} of {from}");
+        }
+        assert!(ranks.exchange(&vec![Vec::new(); n_ranks + 1]).is_err());
         ranks.barrier().expect("all are there");
     }
 }
@@ -270,6 +285,7 @@ fn run(architecture: &str, names: &[&str], batch: &Batch, ranks: &dyn Collective
         whole: None,
         routing: None,
         side_losses: None,
+        experts: None,
     };
     let variables = weights.variables();
     let mut gradients = Gradients::of(variables.values());

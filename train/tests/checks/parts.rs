@@ -165,6 +165,7 @@ fn in_parts(
         drops: None,
         routing: None,
         balance: 0.0,
+        experts: None,
         recomputes: n_parts == 2,
         buffers: &buffers,
         scale: 1.0,

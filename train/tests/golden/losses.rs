@@ -84,6 +84,7 @@ fn run(start: &Start, loss: &LossSpec, case: &Case, how: How) -> (f64, BTreeMap<
         whole: None,
         routing: None,
         side_losses: None,
+        experts: None,
         randomness: None,
         tape: tape.as_ref(),
         shared: &Shared::default(),

@@ -91,6 +91,7 @@ fn two_ranks(case: &Case) {
             drops: None,
             routing: Some(&unlimited),
             balance: BALANCE_WEIGHT,
+            experts: None,
             recomputes: false,
             buffers: &buffers,
             scale: 1.0,

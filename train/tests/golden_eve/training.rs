@@ -197,6 +197,7 @@ fn steps(case: &Case) {
             routing: Some(&unlimited),
             // The published program leaves it out of question answering.
             balance: 0.0,
+            experts: None,
             recomputes: false,
             buffers: &buffers,
             scale: 1.0,

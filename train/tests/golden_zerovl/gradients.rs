@@ -203,6 +203,7 @@ fn learn(case: &Case, model: &Path, ranks: &dyn Collective) -> Found {
         drops: drops.as_ref(),
         routing: None,
         balance: 0.0,
+        experts: None,
         recomputes: false,
         buffers: &buffers,
         scale: 1.0,

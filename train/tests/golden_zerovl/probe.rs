@@ -200,6 +200,7 @@ fn learn(case: &Case, start: &Start, batch: &Batch, losses: &[f64]) {
             drops: None,
             routing: None,
             balance: 0.0,
+            experts: None,
             recomputes: false,
             buffers: &buffers,
             scale: 1.0,

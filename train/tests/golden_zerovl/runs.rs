@@ -189,6 +189,7 @@ fn train_run(case: &Case) {
             drops: None,
             routing: None,
             balance: 0.0,
+            experts: None,
             recomputes: false,
             buffers: &buffers,
             scale: 1.0,

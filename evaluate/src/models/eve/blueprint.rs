@@ -109,7 +109,9 @@ impl Blueprint for EveBlueprint {
             | Setting::DropPath
             | Setting::CheckpointActivations
             | Setting::Dropout => true,
-            Setting::Balance => self.config.experts.iter().any(Option::is_some),
+            Setting::Balance | Setting::ShareExperts => {
+                self.config.experts.iter().any(Option::is_some)
+            }
             Setting::TextTableLen => self.config.relative.is_some(),
             _ => false,
         }

@@ -16,6 +16,39 @@ pub struct Choices {
     pub counts: Vec<u32>,
 }
 
+/// Choices of the tokens that stand before those of a pass, on ranks that share experts.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Before {
+    /// First choices by expert of those before.
+    pub first: Vec<u32>,
+    /// First choices by expert of all, those behind included.
+    pub all_first: Vec<u32>,
+    /// Second choices by expert of those before.
+    pub second: Vec<u32>,
+}
+
+impl Before {
+    /// Nobody stands before these tokens, or behind them.
+    #[must_use]
+    pub fn none(picks: &[Vec<u32>; CHOICES], n_experts: usize) -> Self {
+        Self {
+            first: vec![0; n_experts],
+            all_first: counts(&picks[0], n_experts),
+            second: vec![0; n_experts],
+        }
+    }
+}
+
+/// How often each expert is chosen.
+#[must_use]
+pub fn counts(picks: &[u32], n_experts: usize) -> Vec<u32> {
+    let mut counts = vec![0; n_experts];
+    for &expert in picks {
+        counts[expert as usize] += 1;
+    }
+    counts
+}
+
 /// Lets each token choose.
 ///
 /// The first choice has the highest gate, the second the highest of the other scores plus `noise`; of equal ones the
@@ -29,12 +62,22 @@ pub fn choose(
     n_experts: usize,
     capacity: usize,
 ) -> Choices {
-    let mut choices = Choices {
-        counts: vec![0; n_experts],
-        ..Choices::default()
-    };
+    let picks = pick(gates, scores, noise, n_experts);
+    let before = Before::none(&picks, n_experts);
+    queue(picks, &before, capacity)
+}
+
+/// The two experts of each token, before anybody queues.
+#[must_use]
+pub fn pick(
+    gates: &[f32],
+    scores: &[f32],
+    noise: Option<&[f32]>,
+    n_experts: usize,
+) -> [Vec<u32>; CHOICES] {
+    let mut picks = [Vec::new(), Vec::new()];
     if n_experts == 0 {
-        return choices;
+        return picks;
     }
     let rows = gates
         .chunks_exact(n_experts)
@@ -47,20 +90,37 @@ pub fn choose(
             score + noise.unwrap_or(0.0)
         });
         let second = highest(noisy, Some(first));
-        choices.places[0].push(choices.counts[first]);
-        choices.counts[first] += 1;
-        choices.experts[0].push(first as u32);
-        choices.experts[1].push(second as u32);
+        picks[0].push(first as u32);
+        picks[1].push(second as u32);
     }
-    let mut queued = choices.counts.clone();
-    for &second in &choices.experts[1] {
-        let place = &mut queued[second as usize];
-        choices.places[1].push(*place);
-        *place += 1;
+    picks
+}
+
+/// Puts tokens into the queues of their experts, behind those `before` them.
+#[must_use]
+pub fn queue(picks: [Vec<u32>; CHOICES], before: &Before, capacity: usize) -> Choices {
+    let n_experts = before.first.len();
+    let own = counts(&picks[0], n_experts);
+    let mut ends = [before.first.clone(), before.all_first.clone()];
+    for (end, second) in ends[1].iter_mut().zip(&before.second) {
+        *end += second;
+    }
+    let mut places = [Vec::new(), Vec::new()];
+    for ((picks, ends), places) in picks.iter().zip(&mut ends).zip(&mut places) {
+        for &expert in picks {
+            let place = &mut ends[expert as usize];
+            places.push(*place);
+            *place += 1;
+        }
     }
     let fits = |place: &u32| (*place as usize) < capacity;
-    choices.kept = [0, 1].map(|nth: usize| choices.places[nth].iter().map(fits).collect());
-    choices
+    let kept = [0, 1].map(|nth: usize| places[nth].iter().map(fits).collect());
+    Choices {
+        experts: picks,
+        places,
+        kept,
+        counts: own,
+    }
 }
 
 /// The index of the highest number but one; of equal ones the first.
@@ -94,6 +154,47 @@ mod tests {
         let [first, second] = choices.kept;
         assert_eq!(first, [true, true, false, true]);
         assert_eq!(second, [true, false, true, false]);
+    }
+
+    #[test]
+    fn tokens_of_two_ranks_queue_as_those_of_one_process() {
+        let gates: Vec<f32> = (0..60).map(|at| (at as f32 * 1.7).sin().abs()).collect();
+        let whole = choose(&gates, &gates, None, 4, 5);
+        // The first rank has six tokens, the second nine.
+        let parts = [&gates[..24], &gates[24..]].map(|gates| pick(gates, gates, None, 4));
+        let count = |part: usize, nth: usize| counts(&parts[part][nth], 4);
+        let mut all_first = count(0, 0);
+        all_first
+            .iter_mut()
+            .zip(count(1, 0))
+            .for_each(|(sum, n)| *sum += n);
+        let nothing = vec![0; 4];
+        let before = [
+            Before {
+                first: nothing.clone(),
+                all_first: all_first.clone(),
+                second: nothing,
+            },
+            Before {
+                first: count(0, 0),
+                all_first,
+                second: count(0, 1),
+            },
+        ];
+        let [one, two] = parts;
+        let [one, two] = [queue(one, &before[0], 5), queue(two, &before[1], 5)];
+        for nth in 0..CHOICES {
+            let places = [one.places[nth].clone(), two.places[nth].clone()].concat();
+            assert_eq!(places, whole.places[nth]);
+            assert_eq!(
+                [one.kept[nth].clone(), two.kept[nth].clone()].concat(),
+                whole.kept[nth]
+            );
+        }
+        assert!(
+            whole.kept.iter().flatten().any(|kept| !kept),
+            "somebody is dropped"
+        );
     }
 
     #[test]

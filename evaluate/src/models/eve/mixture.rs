@@ -1,12 +1,16 @@
 //! A mixture of experts behind a router that looks at tokens and at their modality.
 
+use std::rc::Rc;
+
 use candle_core::{DType, Result, Tensor};
 
-use super::gate::{CHOICES, Choices, choose};
+use super::gate::{Before, CHOICES, Choices, counts, pick, queue};
 use crate::Weights;
 use crate::nn::{
-    Activation, Linear, Mask, Mlp, Pass, Residual, RoutedExperts, Routing, Taken, Tape,
+    Activation, ExchangedExperts, Linear, Mask, Mlp, Pass, Residual, RoutedExperts, Routing, Taken,
+    Tape,
 };
+use crate::ranks::Collective;
 use crate::weights::Init;
 
 /// Gives an output by name to whoever looks on, and makes it only then.
@@ -57,6 +61,14 @@ struct Gated {
     /// Of both choices, `(rows)` each.
     weights: [Tensor; CHOICES],
     capacity: usize,
+    balanced: Balanced,
+}
+
+/// First choices that a router is balanced by: those of all ranks that share its experts.
+struct Balanced {
+    /// By expert.
+    counts: Vec<u32>,
+    rows: usize,
 }
 
 impl Mixture {
@@ -122,7 +134,7 @@ impl Mixture {
         let watches = pass.is_tapped() && pass.tape().is_none();
         let mut routes = watches.then(|| Routes::new(rows, self.n_experts()));
         let out = match pass.tape() {
-            Some(tape) => self.record(tape, &h, &gated)?,
+            Some(tape) => self.record(tape, &h, &gated, pass)?,
             None => {
                 let weights = &gated.weights;
                 let (kept, routes) = (kept.as_deref(), routes.as_mut());
@@ -174,15 +186,19 @@ impl Mixture {
         let gates = softmax(&scores)?;
         let site = pass.name(&format!("block{}", ask.block));
         let noise = ask.routing.noise.of(&site, [b, n, n_experts])?;
-        let capacity = ask.routing.capacity.of(rows, n_experts, CHOICES);
         let values = |tensor: &Tensor| tensor.flatten_all()?.to_vec1::<f32>();
-        let choices = choose(
-            &values(&gates)?,
-            &values(&scores)?,
-            noise.as_deref(),
-            n_experts,
-            capacity,
-        );
+        let (of_gates, of_scores) = (values(&gates)?, values(&scores)?);
+        let picks = pick(&of_gates, &of_scores, noise.as_deref(), n_experts);
+        let (before, all_rows) = match pass.expert_ranks() {
+            None => (Before::none(&picks, n_experts), rows),
+            Some(ranks) => before(ranks.as_ref(), &picks, n_experts)?,
+        };
+        let capacity = ask.routing.capacity.of(all_rows, n_experts, CHOICES);
+        let balanced = Balanced {
+            counts: before.all_first.clone(),
+            rows: all_rows,
+        };
+        let choices = queue(picks, &before, capacity);
         let device = h.device();
         let raw = |nth: usize| {
             let experts = Tensor::from_vec(choices.experts[nth].clone(), (rows, 1), device)?;
@@ -201,17 +217,15 @@ impl Mixture {
             choices,
             noise,
             capacity,
+            balanced,
         })
     }
 
     /// `e Σ mean(gate) · mean(first choice)`: 1 where both are even.
     fn balance(&self, gated: &Gated) -> Result<Tensor> {
-        let rows = gated.gates.dim(0)?.max(1) as f32;
-        let counts = gated
-            .choices
-            .counts
-            .iter()
-            .map(|&count| count as f32 / rows);
+        let rows = gated.balanced.rows.max(1) as f32;
+        let counts = gated.balanced.counts.iter();
+        let counts = counts.map(|&count| count as f32 / rows);
         let shares = Tensor::from_vec(
             counts.collect::<Vec<_>>(),
             self.n_experts(),
@@ -267,13 +281,17 @@ impl Mixture {
     }
 
     /// The same on a tape: on slices where that is possible.
-    fn record(&self, tape: &Tape, h: &Tensor, gated: &Gated) -> Result<Tensor> {
+    fn record(&self, tape: &Tape, h: &Tensor, gated: &Gated, pass: &Pass<'_>) -> Result<Tensor> {
         let weights = Tensor::stack(&gated.weights, 1)?; // (s, 2)
         let routed = RoutedExperts {
             experts: self.experts.clone(),
             taken: gated.choices.taken(self.n_experts()),
             weights: weights.clone(),
         };
+        if let Some(ranks) = pass.expert_ranks() {
+            let ranks = Rc::clone(ranks);
+            return ExchangedExperts { routed, ranks }.record(tape, h);
+        }
         if routed.is_fusible(tape, h) {
             return routed.record(tape, h);
         }
@@ -389,6 +407,48 @@ impl Choices {
         }
         taken
     }
+}
+
+/// What the tokens of other ranks choose, and how many tokens all ranks have: the ranks before this one have the tokens
+/// before its own.
+fn before(
+    ranks: &dyn Collective,
+    picks: &[Vec<u32>; CHOICES],
+    n_experts: usize,
+) -> Result<(Before, usize)> {
+    let lost = |what: String| candle_core::Error::Msg(format!("choices of other ranks: {what}"));
+    let own = [counts(&picks[0], n_experts), counts(&picks[1], n_experts)].concat();
+    let all = ranks.gather(bytemuck::cast_slice(&own));
+    let all = all.map_err(|error| lost(error.to_string()))?;
+    let mut before = Before {
+        first: vec![0; n_experts],
+        all_first: vec![0; n_experts],
+        second: vec![0; n_experts],
+    };
+    let mut rows = 0;
+    for (rank, bytes) in all.iter().enumerate() {
+        let theirs: Vec<u32> = bytemuck::pod_collect_to_vec(bytes);
+        if theirs.len() != own.len() {
+            let n = theirs.len();
+            return Err(lost(format!(
+                "{n} counts of rank {rank} instead of {}",
+                own.len()
+            )));
+        }
+        let (first, second) = theirs.split_at(n_experts);
+        let add = |sums: &mut Vec<u32>, counts: &[u32]| {
+            sums.iter_mut()
+                .zip(counts)
+                .for_each(|(sum, count)| *sum += count);
+        };
+        rows += first.iter().sum::<u32>() as usize;
+        add(&mut before.all_first, first);
+        if rank < ranks.rank() {
+            add(&mut before.first, first);
+            add(&mut before.second, second);
+        }
+    }
+    Ok((before, rows))
 }
 
 /// Nothing, `()`, through which every weight of an expert that nobody chose has a gradient of zeros, as in the published

@@ -117,7 +117,8 @@ impl Blueprint for MultiwayBlueprint {
             | Setting::Routing
             | Setting::DecoderDepth
             | Setting::TiedWords
-            | Setting::Balance => false,
+            | Setting::Balance
+            | Setting::ShareExperts => false,
         }
     }
 

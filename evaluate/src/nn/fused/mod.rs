@@ -11,6 +11,7 @@
 
 mod attention;
 mod cross;
+mod exchanged;
 mod ffn;
 mod outlet;
 mod post_norm;
@@ -23,6 +24,7 @@ mod words;
 
 pub(crate) use attention::{AttentionBranch, KeptAttention, Packed, PackedBias};
 pub(crate) use cross::{CrossHalf, KeptCrossHalf};
+pub(crate) use exchanged::ExchangedExperts;
 pub(crate) use ffn::FfnBranch;
 pub(crate) use post_norm::{AttentionHalf, FfnHalf, KeptAttentionHalf, KeptFfnHalf, Separate};
 pub(crate) use pre_norm::{Network, PreNormBlock};

@@ -52,6 +52,62 @@ fn gather(x: &[f32], taken: &[Taken], width: usize, buffers: &Buffers) -> Buffer
     part
 }
 
+/// What an expert answers to rows: its inner numbers before the activation, and the answers.
+pub(super) fn answer(expert: &Mlp, part: &[f32], buffers: &Buffers) -> Result<[Buffer; 2]> {
+    let before = output(expert.fc1(), part, buffers)?;
+    let mut after = buffers.take(before.len());
+    slices::activate_into(&mut after, &before, expert.activation());
+    let answers = output(expert.fc2(), &after, buffers)?;
+    Ok([before, answers])
+}
+
+/// Gradients by rows that an expert has answered and by how much they listen, from those by its weighted answers,
+/// `part_g`; those by its weights are added to `gradients`.
+pub(super) fn learn(
+    expert: &Mlp,
+    part: &[f32],
+    (mut part_g, weights): (Buffer, &[f32]),
+    mut before: Buffer,
+    gradients: &mut Gradients,
+    buffers: &Buffers,
+) -> Result<(Buffer, Vec<f32>)> {
+    let (fc1, fc2) = (expert.fc1(), expert.fc2());
+    let (inner, width) = fc1.weight().dims2()?;
+    let mut by_inner = input_gradient(fc2, &part_g, buffers)?; // (r, f)
+    let mut after = buffers.take(before.len());
+    slices::activate_into(&mut after, &before, expert.activation());
+    let bias = Host::of(fc2.bias())?;
+    let of_rows = part_g.chunks_exact_mut(width).zip(weights);
+    let of_inner = by_inner.chunks_exact_mut(inner);
+    let of_inner = of_inner.zip(after.chunks_exact(inner));
+    let mut by_weights = Vec::with_capacity(weights.len());
+    for ((part_g, weight), (by_inner, after)) in of_rows.zip(of_inner) {
+        by_weights.push(
+            sum_of(by_inner, after, |a, b| a * b) + sum_of(part_g, bias.values(), |a, b| a * b),
+        );
+        part_g.iter_mut().for_each(|g| *g *= weight);
+        by_inner.iter_mut().for_each(|g| *g *= weight);
+    }
+    let by_bias = weight_gradient(fc2.weight(), &part_g, &after, gradients, buffers)?;
+    gradients.add_values(fc2.bias(), &by_bias);
+    drop((after, part_g));
+    slices::activate_backward_in_place(&mut by_inner, &mut before, expert.activation());
+    drop(before);
+    let by_bias = weight_gradient(fc1.weight(), &by_inner, part, gradients, buffers)?;
+    gradients.add_values(fc1.bias(), &by_bias);
+    Ok((input_gradient(fc1, &by_inner, buffers)?, by_weights))
+}
+
+/// An expert that nobody chose has a gradient all the same, of zeros.
+pub(super) fn learn_nothing(expert: &Mlp, gradients: &mut Gradients) -> Result<()> {
+    for weight in expert.weights() {
+        if gradients.host(weight).is_none() {
+            gradients.add(weight, &weight.zeros_like()?)?;
+        }
+    }
+    Ok(())
+}
+
 impl OnSlices for RoutedExperts {
     /// Each expert's inner numbers before the activation.
     type Inside = Vec<Buffer>;
@@ -67,13 +123,8 @@ impl OnSlices for RoutedExperts {
                 inside.push(buffers.take(0));
                 continue;
             }
-            let before = {
-                let part = gather(x.values(), taken, width, buffers);
-                output(expert.fc1(), &part, buffers)?
-            };
-            let mut after = buffers.take(before.len());
-            slices::activate_into(&mut after, &before, expert.activation());
-            let answers = output(expert.fc2(), &after, buffers)?;
+            let part = gather(x.values(), taken, width, buffers);
+            let [before, answers] = answer(expert, &part, buffers)?;
             for (answer, taken) in answers.chunks_exact(width).zip(taken) {
                 let weight = weights[taken.row * n_choices + taken.choice];
                 let out = &mut out[taken.row * width..][..width];
@@ -101,43 +152,21 @@ impl OnSlices for RoutedExperts {
         by_output.copy_from_slice(g);
         g.fill(0.0);
         let mut by_weights = vec![0.0; rows * n_choices];
-        for ((expert, taken), mut before) in self.experts.iter().zip(&self.taken).zip(inside) {
+        for ((expert, taken), before) in self.experts.iter().zip(&self.taken).zip(inside) {
             if taken.is_empty() {
-                // An expert that nobody chose has a gradient all the same, of zeros.
-                for weight in expert.weights() {
-                    gradients.host(weight);
-                }
+                learn_nothing(expert, gradients)?;
                 continue;
             }
-            let (fc1, fc2) = (expert.fc1(), expert.fc2());
-            let inner = fc1.weight().dim(0)?;
-            let mut part_g = gather(&by_output, taken, width, buffers);
-            let mut by_inner = input_gradient(fc2, &part_g, buffers)?; // (r, f)
-            let mut after = buffers.take(before.len());
-            slices::activate_into(&mut after, &before, expert.activation());
-            {
-                let bias = Host::of(fc2.bias())?;
-                let of_rows = part_g.chunks_exact_mut(width).zip(taken);
-                let of_inner = by_inner.chunks_exact_mut(inner);
-                let of_inner = of_inner.zip(after.chunks_exact(inner));
-                for ((part_g, taken), (by_inner, after)) in of_rows.zip(of_inner) {
-                    let place = taken.row * n_choices + taken.choice;
-                    by_weights[place] = sum_of(by_inner, after, |a, b| a * b)
-                        + sum_of(part_g, bias.values(), |a, b| a * b);
-                    let weight = weights[place];
-                    part_g.iter_mut().for_each(|g| *g *= weight);
-                    by_inner.iter_mut().for_each(|g| *g *= weight);
-                }
-            }
-            let by_bias = weight_gradient(fc2.weight(), &part_g, &after, gradients, buffers)?;
-            gradients.add_values(fc2.bias(), &by_bias);
-            drop((after, part_g));
-            slices::activate_backward_in_place(&mut by_inner, &mut before, expert.activation());
-            drop(before);
+            let place = |taken: &Taken| taken.row * n_choices + taken.choice;
+            let listened: Vec<f32> = taken.iter().map(|taken| weights[place(taken)]).collect();
             let part = gather(x.values(), taken, width, buffers);
-            let by_bias = weight_gradient(fc1.weight(), &by_inner, &part, gradients, buffers)?;
-            gradients.add_values(fc1.bias(), &by_bias);
-            let by_part = input_gradient(fc1, &by_inner, buffers)?;
+            let part_g = gather(&by_output, taken, width, buffers);
+            let by_answers = (part_g, listened.as_slice());
+            let (by_part, by_listened) =
+                learn(expert, &part, by_answers, before, gradients, buffers)?;
+            for (taken, by_listened) in taken.iter().zip(by_listened) {
+                by_weights[place(taken)] = by_listened;
+            }
             for (by_part, taken) in by_part.chunks_exact(width).zip(taken) {
                 let g = &mut g[taken.row * width..][..width];
                 for (g, by_part) in g.iter_mut().zip(by_part) {

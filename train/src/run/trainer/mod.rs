@@ -5,6 +5,7 @@ mod plan;
 
 use std::cell::{Cell, RefCell};
 use std::path::Path;
+use std::rc::Rc;
 use std::sync::Arc;
 use std::time::Instant;
 
@@ -34,6 +35,8 @@ pub struct Where<'a> {
     pub device: Device,
     /// The other ranks.
     pub collective: &'a dyn Collective,
+    /// The same ranks, to share the experts of mixtures if the recipe says so.
+    pub experts: Option<Rc<dyn Collective>>,
     /// Receives the progress.
     pub progress: &'a dyn Progress,
 }
@@ -266,6 +269,10 @@ impl<'a> Trainer<'a> {
             drops: None,
             routing: None,
             balance: self.balance,
+            experts: match self.recipe.share_experts {
+                true => self.place.experts.as_ref(),
+                false => None,
+            },
             recomputes: self.recipe.checkpoint_activations,
             buffers: &self.buffers,
             scale,
