@@ -3,6 +3,7 @@
 use candle_core::{DType, Tensor};
 use evaluate::batch::Pair;
 use evaluate::models::Head;
+use evaluate::nn::Guessed;
 use serde::{Deserialize, Serialize};
 
 use super::masked_language::{Guesses, guess};
@@ -186,8 +187,9 @@ impl MaskedSignal {
             labels: &signals.words.labels,
             measure: "masked_signal_word_accuracy",
         };
-        guess(guesses, step, |rows| {
-            Ok(step.model.score(Head::MaskedLanguage, rows)?)
+        guess(guesses, step, |rows, labels| {
+            let logits = step.model.score(Head::MaskedLanguage, rows)?;
+            Ok(Guessed::by(&logits, labels)?)
         })
     }
 }
