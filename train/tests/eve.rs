@@ -2,173 +2,27 @@
 
 use std::collections::BTreeMap;
 use std::rc::Rc;
-use std::sync::Arc;
 
-use candle_core::{DType, Device, Tensor};
-use evaluate::Weights;
+use candle_core::{Device, Tensor};
 use evaluate::batch::Pair;
-use evaluate::models::{self, Blueprint, Head, Model, Overrides};
-use evaluate::nn::{Buffers, Capacity, Gradient, Gradients, Pass, Routing, SideLosses, Tape};
-use merge::execute::{RunOptions, in_memory};
-use merge::layouts::{EveSizes, EveSpec, EveTask, TowerSizes};
-use merge::progress::Silent;
-use merge::random::Draws;
-use merge::recipe::OutputDType;
-use merge::synth::{Spread, Synthesis};
-use train::batch::{Batch, Images, MaskedSignals, MaskedWords, Texts};
+use evaluate::models::{Head, Overrides};
+use evaluate::nn::{Buffers, Gradient, Gradients, Pass, Routing};
+use merge::layouts::EveTask;
+use train::batch::{Batch, Images};
 use train::collective::{Alone, Collective};
 use train::objectives::{
-    BALANCE_WEIGHT, Comparison, Features, HidingStyle, Negatives, Objective, Opening, PairSettings,
-    Passes, Randomness, RoutingOf, Shared, SignalPasses, SignalSettings, Step, compare, in_order,
-    spec,
+    BALANCE_WEIGHT, Comparison, Features, HidingStyle, Negatives, Objective, Randomness, Shared,
+    SignalPasses, SignalSettings, Step, compare,
 };
 use train::optim::{Decay, OptimSettings, Warmup};
 use train::run::{Backward, Told, Updater};
 
+use crate::eve_model::{
+    DEEP, GRID, NOTHING, Opened, SIGNALS, batch, images, objectives, open, share, unlimited,
+};
 use crate::fixture::{l2, values};
+use crate::shared_experts;
 use crate::threads::Threads;
-
-/// Patches a side of the images of these models, and pixels a side of a patch.
-const GRID: [usize; 2] = [4, 4];
-
-/// Tokens of a text.
-const PAIR_LEN: usize = 6;
-
-/// Tokens that are known: padding, the beginning, the end, the mask, words.
-const VOCABULARY: usize = 30;
-
-struct Opened {
-    blueprint: Box<dyn Blueprint>,
-    model: Box<dyn Model>,
-    weights: Weights,
-}
-
-/// A small model for a task, whose missing heads are drawn.
-fn open(task: EveTask, overrides: &Overrides, heads: &[Head]) -> Opened {
-    let [side, patch_size] = GRID;
-    let synthesis = Synthesis {
-        spec: EveSpec {
-            task,
-            sizes: EveSizes {
-                blocks: TowerSizes {
-                    n_blocks: 3,
-                    width: 24,
-                    n_heads: 3,
-                    ffn_width: 40,
-                },
-                n_mixtures: 2,
-                n_experts: 4,
-                patch_size,
-                image_size: side * patch_size,
-                text_positions: 9,
-                pair_len: PAIR_LEN,
-                vocabulary: VOCABULARY,
-                n_answers: 5,
-            },
-            with_buffers: false,
-        },
-        seed: 3,
-        spread: Spread {
-            deviation: 0.2,
-            layer_scale: 0.5,
-        },
-        is_fresh: false,
-        dtype: OutputDType::Keep,
-    };
-    let plan = synthesis.plan().expect("a plan");
-    let file = in_memory(&plan, &RunOptions::default(), &Silent).expect("made");
-    let prepared = models::prepare(Arc::new(file), overrides, &Device::Cpu, DType::F32);
-    let (blueprint, weights) = prepared.expect("a model");
-    let fresh = heads.iter().flat_map(|&head| blueprint.prefixes(head));
-    let fresh: Vec<&str> = fresh.copied().collect();
-    let weights = weights.with_fresh(&fresh, 1).trainable();
-    let model = blueprint.build(&weights).expect("it loads");
-    Opened {
-        blueprint,
-        model,
-        weights,
-    }
-}
-
-fn images(n: usize, key: &str) -> Images {
-    let [side, patch] = GRID;
-    let pixels = side * patch;
-    let mut numbers = vec![0.0; n * 3 * pixels * pixels];
-    Draws::new(5, key).add_normal(0.5, 0, &mut numbers);
-    Images::of_values(numbers, n, pixels, &Device::Cpu, DType::F32).expect("images")
-}
-
-/// Pairs of images and texts with everything that objectives read. Two texts are of one image.
-fn batch(n: usize) -> Batch {
-    let (patches, t) = (GRID[0] * GRID[0], PAIR_LEN);
-    let word =
-        |row: usize, at: usize| (4 + (row * 7 + at * 3 + row * at) % (VOCABULARY - 4)) as u32;
-    let lens: Vec<usize> = (0..n).map(|row| t - row % 2).collect();
-    let id = |row: usize, at: usize| match at {
-        0 => 1,
-        at if at + 1 == lens[row] => 2,
-        at if at >= lens[row] => 0,
-        at => word(row, at),
-    };
-    let rows = (0..n).flat_map(|row| (0..t).map(move |at| (row, at)));
-    let ids: Vec<u32> = rows.clone().map(|(row, at)| id(row, at)).collect();
-    let is_masked = |row: usize, at: usize| at == 1 || at == 2 + row % 2;
-    let masked_ids = rows
-        .clone()
-        .map(|(row, at)| if is_masked(row, at) { 3 } else { id(row, at) });
-    let places = rows.clone().filter(|&(row, at)| is_masked(row, at));
-    let places: Vec<u32> = places.map(|(row, at)| (row * t + at) as u32).collect();
-    // Three quarters of the patches, others in each row.
-    let hidden =
-        (0..n).flat_map(|row| (0..patches).map(move |at| u8::from((at * 5 + row) % 4 != 0)));
-    let device = &Device::Cpu;
-    let answers = (0..n * 5)
-        .map(|at| (at * 3 % 5) as f32 / 5.0)
-        .collect::<Vec<f32>>();
-    Batch {
-        n,
-        image: Some(images(n, "images")),
-        second_image: Some(images(n, "second")),
-        text: Some(Texts::new(ids.clone(), &lens, device).expect("texts")),
-        masked_signals: Some(MaskedSignals {
-            patches: Tensor::from_vec(hidden.collect::<Vec<u8>>(), (n, patches), device)
-                .expect("flags"),
-            words: MaskedWords {
-                labels: places.iter().map(|&place| ids[place as usize]).collect(),
-                ids: Tensor::from_vec(masked_ids.collect::<Vec<u32>>(), (n, t), device)
-                    .expect("ids"),
-                places,
-            },
-        }),
-        answers: Some(Tensor::from_vec(answers, (n, 5), device).expect("scores")),
-        classes: Some((0..n).map(|row| (row % 2) as u32).collect()),
-        image_numbers: Some(
-            (0..n)
-                .map(|row| (row - usize::from(row == 1)) as u32)
-                .collect(),
-        ),
-        ..Batch::default()
-    }
-}
-
-fn objectives(names: &[&str], signal: SignalSettings) -> Vec<(Box<dyn Objective>, f64)> {
-    let opening = Opening {
-        pairs: Some(PairSettings::EVE),
-        signal: Some(signal),
-        ..Opening::default()
-    };
-    let open = |name: &&str| (spec(name)?.open)(&opening);
-    let opened = names.iter().map(open).collect::<train::Result<Vec<_>>>();
-    let opened = opened.expect("objectives").into_iter();
-    let mut objectives: Vec<_> = opened.map(|objective| (objective, 1.0)).collect();
-    in_order(&mut objectives);
-    objectives
-}
-
-/// Every token goes where it scores best.
-fn unlimited(_: &str) -> Option<Routing> {
-    Some(Routing::default())
-}
 
 /// What a step says, and gradients by name, in the mean over the ranks.
 fn learned(
@@ -217,32 +71,6 @@ fn learned(
     }
     (told, by_name)
 }
-
-const DEEP: Overrides = Overrides {
-    decoder_depth: Some(2),
-    tied_words: Some(false),
-    ..NOTHING
-};
-
-const NOTHING: Overrides = Overrides {
-    n_heads: None,
-    fusion_start: None,
-    shallow_attention: None,
-    text_table_len: None,
-    image_heads: None,
-    text_heads: None,
-    temperature: None,
-    image_mean: None,
-    image_deviation: None,
-    streams: None,
-    pair_len: None,
-    as_published: None,
-    routing: None,
-    decoder_depth: None,
-    tied_words: None,
-};
-
-const SIGNALS: [Head; 2] = [Head::MaskedImage, Head::MaskedLanguage];
 
 #[test]
 fn every_variable_of_eve_gets_a_gradient_of_every_objective_that_reaches_it() {
@@ -582,8 +410,8 @@ fn negatives_are_never_of_the_same_image() {
     // All pairs of one image: nothing is left.
     let mut of_one = batch(4);
     of_one.image_numbers = Some(vec![7; 4]);
-    let shared = train::objectives::Shared::default();
-    let step = train::objectives::Step::plain(opened.model.as_ref(), &of_one, &Alone, &shared);
+    let shared = Shared::default();
+    let step = Step::plain(opened.model.as_ref(), &of_one, &Alone, &shared);
     let fault = objectives[0]
         .0
         .loss(&step)
@@ -593,7 +421,7 @@ fn negatives_are_never_of_the_same_image() {
     assert!(fault.contains("more than one image"), "{fault}");
     // Without numbers the objective cannot know.
     of_one.image_numbers = None;
-    let step = train::objectives::Step::plain(opened.model.as_ref(), &of_one, &Alone, &shared);
+    let step = Step::plain(opened.model.as_ref(), &of_one, &Alone, &shared);
     let fault = objectives[0]
         .0
         .loss(&step)
@@ -603,188 +431,13 @@ fn negatives_are_never_of_the_same_image() {
     assert!(fault.contains("numbers of images"), "{fault}");
 }
 
-/// Rows of a batch for one rank.
-fn share(batch: &Batch, rank: usize, n_ranks: usize) -> Batch {
-    let n = batch.n / n_ranks;
-    let rows: Vec<u32> = (rank * n..(rank + 1) * n).map(|row| row as u32).collect();
-    let at = Tensor::new(&rows[..], &Device::Cpu).expect("rows");
-    let of = |all: &[u32]| {
-        rows.iter()
-            .map(|&row| all[row as usize])
-            .collect::<Vec<u32>>()
-    };
-    let negatives = batch.negatives.as_ref().expect("negatives");
-    Batch {
-        first: rank * n,
-        n,
-        image: batch
-            .image
-            .as_ref()
-            .map(|image| image.select(&at).expect("images")),
-        text: batch
-            .text
-            .as_ref()
-            .map(|text| text.select(&at).expect("texts")),
-        second_image: batch
-            .second_image
-            .as_ref()
-            .map(|image| image.select(&at).expect("images")),
-        classes: batch.classes.as_deref().map(of),
-        answers: batch
-            .answers
-            .as_ref()
-            .map(|scores| scores.index_select(&at, 0).expect("scores")),
-        masked_signals: batch.masked_signals.as_ref().map(|signals| MaskedSignals {
-            patches: signals.patches.index_select(&at, 0).expect("flags"),
-            words: words_of(&signals.words, rank * n..(rank + 1) * n, &at),
-        }),
-        image_numbers: batch.image_numbers.as_deref().map(of),
-        negatives: Some(Negatives {
-            images: of(&negatives.images),
-            texts: of(&negatives.texts),
-        }),
-        ..Batch::default()
-    }
-}
-
-/// Which rows of places in a batch of texts are of these rows, counted from the first of them.
-fn words_of(words: &MaskedWords, rows: std::ops::Range<usize>, at: &Tensor) -> MaskedWords {
-    let t = PAIR_LEN as u32;
-    let all = words.places.iter().zip(&words.labels);
-    let own = all.filter(|(place, _)| rows.contains(&((**place / t) as usize)));
-    let (places, labels) = own
-        .map(|(place, label)| (place - t * rows.start as u32, *label))
-        .unzip();
-    MaskedWords {
-        ids: words.ids.index_select(at, 0).expect("ids"),
-        places,
-        labels,
-    }
-}
-
-/// The mean loss, the mean balance and the mean gradients of ranks, of which each computes its own experts if `experts`
-/// says so.
-fn shared(
-    opened: &Opened,
-    (objectives, routing): (&[(Box<dyn Objective>, f64)], &RoutingOf<'_>),
-    batch: &Batch,
-    (collective, experts): (&dyn Collective, Option<&Rc<dyn Collective>>),
-    tape: fn() -> Tape,
-) -> (f64, BTreeMap<String, Vec<f64>>) {
-    let variables = opened.weights.variables();
-    let mut gradients = Gradients::of(variables.values());
-    let passes = Passes::of(objectives.iter().map(|(objective, _)| &**objective), batch);
-    let (shared, mut total) = (Shared::default(), 0.0);
-    for (objective, _) in objectives {
-        let (tape, losses) = (tape(), SideLosses::new());
-        let step = Step {
-            routing: Some(routing),
-            side_losses: Some(&losses),
-            experts,
-            tape: Some(&tape),
-            ..Step::plain(opened.model.as_ref(), batch, collective, &shared)
-        };
-        let loss = objective.loss(&step).expect("a loss");
-        let balance = passes.balance(objective.as_ref(), batch, losses.take());
-        let balance =
-            (balance.expect("balance").expect("routers") * BALANCE_WEIGHT).expect("a loss");
-        total += loss.reported + values(&balance)[0];
-        let value = (loss.value + balance).expect("a sum");
-        tape.backward(&value, &mut gradients).expect("gradients");
-    }
-    let size = collective.size() as f64;
-    let mut sum = [total];
-    collective.sum_f64(&mut sum).expect("a sum");
-    let mut by_name = BTreeMap::new();
-    for (name, variable) in &variables {
-        let reached = gradients.get(variable).is_some();
-        let gradient = gradients.host(variable).expect("in memory");
-        collective.sum(gradient).expect("a sum");
-        let mean: Vec<f64> = gradient.iter().map(|&g| f64::from(g) / size).collect();
-        assert!(
-            reached || experts.is_some() || mean.iter().all(|g| *g == 0.0),
-            "{name}"
-        );
-        by_name.insert(name.clone(), mean);
-    }
-    (sum[0] / size, by_name)
-}
-
 #[test]
 fn ranks_that_share_experts_learn_what_one_process_learns() {
-    let roomy: &RoutingOf<'_> = &unlimited;
-    // So little room that tokens are dropped, on whatever rank they stand.
-    let narrow: &RoutingOf<'_> = &|_| {
-        Some(Routing {
-            capacity: Capacity::Even {
-                factor: 0.5,
-                least: 1,
-            },
-            ..Routing::default()
-        })
-    };
-    let mut whole = batch(6);
-    whole.image_numbers = Some(vec![0, 1, 2, 2, 0, 3]);
-    whole.negatives = Some(Negatives {
-        images: vec![1, 2, 4, 5, 3, 0],
-        texts: vec![5, 3, 1, 0, 2, 4],
-    });
-    let cases: [(EveTask, &[&str], &[Head]); 4] = [
-        (EveTask::Retrieval, &["itc", "itm"], &[]),
-        (EveTask::Vqa, &["vqa"], &[]),
-        (EveTask::Nlvr2Biattn, &["nlvr2"], &[]),
-        (EveTask::Pretrain, &["masked_signal"], &SIGNALS),
-    ];
-    let tapes: [fn() -> Tape; 3] = [Tape::new, Tape::checkpointing, || Tape::new().of_graphs()];
-    for (task, names, heads) in cases {
-        let alone = open(task, &NOTHING, heads);
-        let objectives_of = || objectives(names, SignalSettings::default());
-        for (routing, is_roomy) in [(roomy, true), (narrow, false)] {
-            let of_one = (&objectives_of()[..], routing);
-            let (loss, expected) = shared(&alone, of_one, &whole, (&Alone, None), Tape::new);
-            let largest = expected
-                .values()
-                .map(|g| l2(g.iter().copied()))
-                .fold(0.0, f64::max);
-            for (n_ranks, tape) in [(2, tapes[0]), (2, tapes[1]), (2, tapes[2]), (3, tapes[0])] {
-                let of_ranks = Threads::run_owned(n_ranks, |rank| {
-                    let rank: Rc<dyn Collective> = Rc::new(rank);
-                    let opened = open(task, &NOTHING, heads);
-                    let own = share(&whole, rank.rank(), n_ranks);
-                    let routing: &RoutingOf<'_> = match is_roomy {
-                        true => &unlimited,
-                        false => &|_| {
-                            Some(Routing {
-                                capacity: Capacity::Even {
-                                    factor: 0.5,
-                                    least: 1,
-                                },
-                                ..Routing::default()
-                            })
-                        },
-                    };
-                    let of = objectives_of();
-                    shared(
-                        &opened,
-                        (&of, routing),
-                        &own,
-                        (rank.as_ref(), Some(&rank)),
-                        tape,
-                    )
-                });
-                let said = format!("{task:?}, {n_ranks} ranks, room: {is_roomy}");
-                for (found, gradients) in of_ranks {
-                    let error = (found - loss).abs() / loss;
-                    assert!(error <= 1e-5, "{said}: {found} instead of {loss}");
-                    for (name, expected) in &expected {
-                        let found = &gradients[name];
-                        let off = l2(found.iter().zip(expected).map(|(a, b)| a - b));
-                        let within = 1e-5 * l2(expected.iter().copied()) + 1e-7 * largest;
-                        assert!(off <= 3.0 * within, "{said}: {name}: {off} of {within}");
-                    }
-                }
-            }
-        }
+    for n_ranks in [2, 3] {
+        Threads::run_owned(n_ranks, |rank| {
+            let rank: Rc<dyn Collective> = Rc::new(rank);
+            shared_experts::ranks_that_share_experts_learn_what_one_process_learns(&rank)
+        });
     }
 }
 

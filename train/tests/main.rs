@@ -4,6 +4,7 @@
 mod augmentation;
 mod checks;
 mod eve;
+mod eve_model;
 mod fixture;
 #[path = "../../evaluate/tests/flm_model.rs"]
 mod flm_model;
@@ -30,6 +31,7 @@ mod ranks;
 mod recipes;
 mod resharding;
 mod running;
+mod shared_experts;
 mod shared_passes;
 mod shared_runs;
 mod starts;

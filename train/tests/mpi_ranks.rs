@@ -6,11 +6,15 @@
 #[allow(dead_code, unused_imports, reason = "the checks of other harnesses")]
 mod checks;
 #[allow(dead_code, reason = "what other harnesses use")]
+mod eve_model;
+#[allow(dead_code, reason = "what other harnesses use")]
 mod fixture;
+mod shared_experts;
 mod shared_runs;
 
 use std::path::Path;
 use std::process::ExitCode;
+use std::rc::Rc;
 use std::time::{Duration, Instant};
 
 use train::collective::{Collective, Mpi};
@@ -19,7 +23,7 @@ use train::collective::{Collective, Mpi};
 const MANY: usize = 25_000_000;
 
 fn main() -> ExitCode {
-    let ranks = Mpi::start().expect("MPI starts");
+    let ranks = Rc::new(Mpi::start().expect("MPI starts"));
     let wrong = std::env::args().nth(1);
     match wrong.as_deref() {
         None | Some("well") => well(&ranks),
@@ -29,7 +33,8 @@ fn main() -> ExitCode {
     ExitCode::SUCCESS
 }
 
-fn well(ranks: &Mpi) {
+fn well(own: &Rc<Mpi>) {
+    let ranks: &Mpi = own;
     let say = |what: String| {
         if ranks.is_first() {
             println!("{what}");
@@ -46,6 +51,11 @@ fn well(ranks: &Mpi) {
             "{architecture}: every objective learns what one process learns, but for {error:.1e}"
         ));
     }
+    let sharing: Rc<dyn Collective> = Rc::clone(own) as Rc<dyn Collective>;
+    let error = shared_experts::ranks_that_share_experts_learn_what_one_process_learns(&sharing);
+    say(format!(
+        "ranks that share experts learn what one process learns, but for {error:.1e}"
+    ));
     let folder = Path::new(env!("CARGO_TARGET_TMPDIR")).join("mpi_ranks");
     if ranks.is_first() && folder.exists() {
         std::fs::remove_dir_all(&folder).expect("removed");
