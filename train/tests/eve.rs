@@ -21,8 +21,8 @@ use crate::eve_model::{
     DEEP, GRID, NOTHING, Opened, SIGNALS, batch, images, objectives, open, share, unlimited,
 };
 use crate::fixture::{l2, values};
-use crate::shared_experts;
 use crate::threads::Threads;
+use crate::{shared_experts, shared_runs};
 
 /// What a step says, and gradients by name, in the mean over the ranks.
 fn learned(
@@ -439,6 +439,16 @@ fn ranks_that_share_experts_learn_what_one_process_learns() {
             shared_experts::ranks_that_share_experts_learn_what_one_process_learns(&rank)
         });
     }
+}
+
+#[test]
+fn a_run_whose_ranks_share_experts_ends_where_that_of_one_process_ends() {
+    let folder = tempfile::tempdir().expect("a folder");
+    Threads::run_owned(2, |rank| {
+        let rank: Rc<dyn Collective> = Rc::new(rank);
+        let folder = folder.path();
+        shared_runs::a_run_that_shares_experts_ends_where_that_of_one_process_ends(&rank, folder)
+    });
 }
 
 #[test]

@@ -61,6 +61,13 @@ fn well(own: &Rc<Mpi>) {
         std::fs::remove_dir_all(&folder).expect("removed");
     }
     ranks.barrier().expect("all are there");
+    let error = shared_runs::a_run_that_shares_experts_ends_where_that_of_one_process_ends(
+        &sharing,
+        &folder.join("experts"),
+    );
+    say(format!(
+        "so does a run whose ranks share experts, but for {error:.1e}"
+    ));
     let error = shared_runs::a_run_ends_where_that_of_one_process_ends(ranks, &folder);
     say(format!(
         "a run ends where that of one process ends, but for {error:.1e}"

@@ -184,7 +184,7 @@ impl Collective for Mpi {
             return Err(evaluate::Error::OtherMessages { found, n_ranks });
         }
         let own: Vec<u64> = to.iter().map(|message| message.len() as u64).collect();
-        let mut all = vec![0; n_ranks * n_ranks];
+        let mut all = vec![0u64; n_ranks * n_ranks];
         self.world.all_gather_into(&own[..], &mut all[..]);
         let of_own = |at: usize| all[rank * n_ranks + at] as usize;
         let for_own = |at: usize| all[at * n_ranks + rank] as usize;

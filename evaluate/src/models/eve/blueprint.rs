@@ -55,7 +55,7 @@ pub const GROUPING: Grouping = Grouping {
 };
 
 /// Blocks' worth of activations that the block at work takes in its backward pass.
-const AT_WORK: u64 = 1;
+const AT_WORK: u64 = 3;
 
 /// The table of relative positions in checkpoints, and its name in the model.
 const RELATIVE_TABLE: [&str; 2] = [
@@ -157,18 +157,20 @@ impl Blueprint for EveBlueprint {
         let config = &self.config;
         let n_tokens = (config.n_patches() + 1 + config.pair_len) as u64;
         let per_token = of.n_examples as u64 * n_tokens * 4;
-        // Input, norms, packed projections, attention, sums; the FFN before and after its activation, which a router
-        // has for two experts of each token.
-        let whole = |n_networks: usize| {
-            per_token * (10 * config.width + n_networks * 2 * config.ffn_width) as u64
+        let (d, f) = (config.width, config.ffn_width);
+        // Input, packed projections, attention, the sum between, the FFN before its activation.
+        let plain = 6 * d + f;
+        // A router's norm, tokens, answers and sums are a graph, and two experts answer each token.
+        let mixture = 14 * d + 2 * f;
+        let (kept_plain, kept_mixture) = match of.are_recomputed {
+            true => (d, 8 * d + 2 * f),
+            false => (plain, mixture),
         };
         let of_blocks = config.experts.iter().map(|experts| match experts {
-            Some(_) => whole(2),
-            None => whole(1),
+            Some(_) => kept_mixture,
+            None => kept_plain,
         });
-        // Blocks are graphs that keep all shares of attention.
-        let shares = of.n_examples as u64 * config.n_heads as u64 * n_tokens.pow(2) * 4;
-        let kept: u64 = of_blocks.map(|bytes| bytes + 2 * shares).sum();
-        kept + AT_WORK * whole(2)
+        let kept: usize = of_blocks.sum();
+        per_token * (kept as u64 + AT_WORK * mixture as u64)
     }
 }
