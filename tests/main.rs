@@ -25,6 +25,7 @@ mod interrupted;
 mod linear_probe;
 mod lora;
 mod merging;
+mod mixtures;
 mod model_facts;
 mod program;
 mod quantized_models;

@@ -30,7 +30,7 @@ transformers.logging.set_verbosity_error()
 transformers.logging.disable_progress_bar()
 
 WEIGHTS = "model.safetensors"
-# Spellings that transformers loads into any of its mixtures with a gate and a value.
+# Spellings that transformers loads into its mixtures with a gate and a value, Granite's apart, whose own names it keeps.
 LOADED = ["fused-experts"]
 SPELLINGS = ["mixtral", "single-experts", "fused-experts", "fused-transposed", "granite"]
 ORDER = [2, 0, 3, 1]
@@ -128,7 +128,7 @@ def check(program, name, kind, settings, folder):
         again = load_file(back)
         if again.keys() != tensors.keys() or any(not torch.equal(again[key], value) for key, value in tensors.items()):
             raise RuntimeError(f"{spelling} and back: not the same")
-        if spelling in LOADED:
+        if spelling in LOADED and own != "granite":
             compare(f"{spelling}: logits", logits(with_weights(folder, spelling, load_file(there)), kind), expected)
         done.append(spelling)
     return ", ".join(done) or "one spelling"
@@ -136,7 +136,7 @@ def check(program, name, kind, settings, folder):
 
 def check_upcycling(program, folder):
     """Llama's layers as a mixture of copies are those of Mixtral."""
-    settings = dict(tiny_models.GROUPED, rms_norm_eps=1e-5)
+    settings = dict(tiny_models.GROUPED, rms_norm_eps=1e-5, rope_parameters=dict(rope_type="default", rope_theta=10000.0))
     dense, _ = tiny_models.class_of("LlamaForCausalLM")
     mixture, _ = tiny_models.class_of("MixtralForCausalLM")
     tiny_models.make(dense, settings, 0).save_pretrained(folder / "model")

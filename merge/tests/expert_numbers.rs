@@ -267,6 +267,51 @@ fn experts_that_differ_in_the_order_of_units_alone_merge_to_one_of_them() {
 }
 
 #[test]
+fn routing_of_a_family_that_is_not_run_here_may_come_from_another_program() {
+    let folder = tempfile::tempdir().expect("a folder");
+    let source = written(&folder.path().join("dense.safetensors"), &dense());
+    let upcycling = Upcycling {
+        n_experts: 5,
+        seed: 1,
+        dtype: OutputDType::Keep,
+    };
+    let plan = upcycling.plan(source).expect("a plan");
+    let path = folder.path().join("mixture.safetensors");
+    write(&plan, &path);
+    let source = Arc::new(opened(&path));
+    let hosts = [0, 1].map(|layer| format!("model.layers.{layer}.mlp"));
+    let mut grams = BTreeMap::new();
+    for host in &hosts {
+        grams.insert(format!("{host}.routing"), routing());
+        let inputs = matrix(3, |row, column| f64::from(u8::from(row == column)));
+        grams.insert(format!("{host}.gate"), inputs);
+    }
+    let path = folder.path().join("grams.safetensors");
+    let grams = written(&path, &grams);
+    let fewer = FewerExperts {
+        keep: 2,
+        worth: Worth::Frequency,
+        others: Others::Group { align_units: true },
+        grams: Arc::new(GramStore::new(grams).expect("a gram file")),
+        dtype: OutputDType::Keep,
+    };
+    let (plan, report) = fewer.plan(source).expect("a plan");
+    assert_eq!(
+        report.iter().map(|of| of.groups.len()).collect::<Vec<_>>(),
+        [2, 2]
+    );
+    // Copies of one network are that network, whatever their shares.
+    let grouped = run(&plan);
+    for (layer, host) in hosts.iter().enumerate() {
+        for part in ["gate_proj", "up_proj", "down_proj"] {
+            let expected = dense()[&format!("model.layers.{layer}.mlp.{part}.weight")].values();
+            let found = values(&grouped, &format!("{host}.experts.1.{part}.weight"));
+            assert_eq!(first_difference(&found, &expected, 1e-6, 1e-9), None);
+        }
+    }
+}
+
+#[test]
 fn numbers_of_experts_that_no_mixture_can_have_are_refused() {
     let model = Model::eve();
     for keep in [0, 6] {

@@ -4,9 +4,9 @@ use std::path::PathBuf;
 use std::process::ExitCode;
 
 use anyhow::Result;
-use clap::Args as ClapArgs;
+use clap::{Args as ClapArgs, ValueEnum};
 use merge::lora::{ExtractTarget, combine};
-use merge::recipe::{ModelRef, adapters};
+use merge::recipe::{AlignExperts, ModelRef, adapters};
 use merge::{MergePlan, MergeRecipe};
 
 use crate::args::merge::Target;
@@ -20,6 +20,7 @@ Examples:
   vlmerge merge recipe.yaml --out merged.safetensors
   vlmerge merge recipe.yaml --out merged/ --shard-size 5GB
   vlmerge merge recipe.yaml --out merged.safetensors --dry-run
+  vlmerge merge recipe.yaml --out merged.safetensors --align-experts weights
   vlmerge merge base+adapter --out merged.safetensors
   vlmerge merge base+one*0.5+other --out merged/
   vlmerge merge one*0.5+other --as-adapter --rank 16 --out both";
@@ -37,8 +38,25 @@ pub struct Args {
     /// Rank of that adapter, by singular values [default: the sum of the ranks]
     #[arg(long, value_name = "R", value_parser = parse_positive, requires = "as_adapter")]
     rank: Option<usize>,
+    /// Match experts of models that have them in different orders, whatever the recipe says
+    #[arg(long, value_enum, value_name = "HOW", conflicts_with = "as_adapter")]
+    align_experts: Option<AlignArg>,
+    /// Match the hidden units of feed-forward networks before they are merged
+    #[arg(long, conflicts_with = "as_adapter")]
+    align_units: bool,
     #[command(flatten)]
     target: Target,
+}
+
+/// What experts are matched by.
+#[derive(Clone, Copy, Debug, ValueEnum)]
+enum AlignArg {
+    /// Nothing: experts of the same number are merged
+    None,
+    /// The cosine of their weights
+    Weights,
+    /// What they give on data, from the gram files that the recipe names as `outputs`
+    Outputs,
 }
 
 /// Runs the verb.
@@ -58,6 +76,14 @@ pub fn run(args: Args, output: &Output) -> Result<ExitCode> {
     if args.target.write.dtype != DTypeArg::Keep {
         recipe.out_dtype = args.target.write.dtype.into();
     }
+    if let Some(how) = args.align_experts {
+        recipe.align_experts = Some(match how {
+            AlignArg::None => AlignExperts::None,
+            AlignArg::Weights => AlignExperts::Weights,
+            AlignArg::Outputs => AlignExperts::Outputs,
+        });
+    }
+    recipe.align_units |= args.align_units;
     run_recipe(&recipe, &args.target, output)
 }
 

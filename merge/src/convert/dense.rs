@@ -8,7 +8,7 @@ use super::draft::Draft;
 use super::fewer_experts::{Made, shares};
 use crate::gram::GramStore;
 use crate::layouts::{self, ModelRecord};
-use crate::mixtures::{MixtureSpelling, Piece, Routing, respelled, survey};
+use crate::mixtures::{MAX_EXPERTS, MixtureSpelling, Piece, Routing, respelled, survey};
 
 use crate::plan::{Action, Entry, Generator};
 use crate::random::Draws;
@@ -154,7 +154,7 @@ impl Upcycling {
     ///
     /// # Errors
     /// [`ConversionFault::NoSuchConversion`] for a checkpoint without dense networks that can be experts, and
-    /// [`ConversionFault::ExpertsLeft`] for fewer than two experts.
+    /// [`ConversionFault::ExpertsLeft`] for fewer than two experts, or more than any model has.
     pub fn plan(&self, source: Arc<Checkpoint>) -> Result<MergePlan> {
         source.require_unique_names()?;
         let layout = layouts::detect(&source)?;
@@ -175,7 +175,11 @@ impl Upcycling {
             }
             .into());
         }
-        if let Some((host, _)) = hosts.iter().next().filter(|_| self.n_experts < 2) {
+        if let Some((host, _)) = hosts
+            .iter()
+            .next()
+            .filter(|_| !(2..=MAX_EXPERTS).contains(&self.n_experts))
+        {
             return Err(ConversionFault::ExpertsLeft {
                 mixture: host.clone(),
                 n_experts: 1,

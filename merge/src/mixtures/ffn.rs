@@ -16,6 +16,24 @@ pub(crate) struct Ffn {
     pub strands: Vec<Strand>,
 }
 
+impl Ffn {
+    /// Whether it has more hidden units than any published network of its width: what is computed of pairs of them is
+    /// to stay in proportion to the file.
+    pub(crate) fn is_out_of_proportion(&self) -> bool {
+        let width = self
+            .strands
+            .last()
+            .map_or(0, |out| match out.along_columns {
+                true => out.n_rows,
+                false => out.n_columns,
+            });
+        self.n_units > MOST_UNITS_PER_INPUT.saturating_mul(width)
+    }
+}
+
+/// Published networks have up to 16.
+const MOST_UNITS_PER_INPUT: usize = 64;
+
 /// A matrix of which each hidden unit has some rows or some columns.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) struct Strand {

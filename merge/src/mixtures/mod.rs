@@ -25,6 +25,7 @@ pub use assignment::assign;
 pub use matching::Matching;
 pub use routing::Routing;
 pub use spelling::{MixtureSpelling, respelled};
+pub(crate) use survey::MAX_EXPERTS;
 pub use survey::{Mixtures, survey};
 pub use units::UnitMatching;
 

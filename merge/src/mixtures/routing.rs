@@ -3,7 +3,7 @@
 use ndarray::Array2;
 
 use crate::gram::GramStore;
-use crate::layouts::{self, Layout};
+use crate::layouts;
 use crate::{Checkpoint, MergeFault, Result, Role};
 
 use super::Mixture;
@@ -36,13 +36,19 @@ impl Routing {
             path: store.checkpoint().path().into(),
             mixture: mixture.host.clone(),
         };
-        let (key, slot) = (mixture.router.iter())
-            .find_map(|tensor| match layout.role(&tensor.key) {
-                Ok(Role::Routing(slot)) => Some((tensor.key.as_str(), slot)),
+        let of_weight = |key: &str| {
+            let info = model.get(key)?;
+            let is_weight = info.shape.len() == 2 && info.shape[0] == mixture.n_experts;
+            match layout.role(key).ok().filter(|_| is_weight)? {
+                Role::Routing(slot) => Some((layout.routing_key(&slot)?, slot)),
+                // Of families that this program does not run other programs may say it.
+                Role::Shared(slot) => Some((format!("{}.routing", mixture.host), slot)),
                 _ => None,
-            })
-            .ok_or_else(missing)?;
-        let name = layout.routing_key(&slot).ok_or_else(missing)?;
+            }
+        };
+        let mut router = mixture.router.iter();
+        let found = router.find_map(|tensor| Some((tensor.key.as_str(), of_weight(&tensor.key)?)));
+        let (key, (name, slot)) = found.ok_or_else(missing)?;
         let n = mixture.n_experts;
         if store.width(&name) != Some(1 + 2 * n) {
             return Err(missing().into());
@@ -60,33 +66,30 @@ impl Routing {
             n_tokens: sums[(0, 0)],
             saliency: saliency.collect(),
             counts,
-            alike: alike(store, model, layout.as_ref(), key)?,
+            alike: match layout.gram_key(&slot, None) {
+                Some(inputs) => alike((store, &inputs), (model, key))?,
+                None => None,
+            },
         })
     }
 }
 
-/// Cosines of the scores that a router gives, by the gram matrix of its inputs.
+/// Cosines of the scores that a router gives, by the gram matrix of its inputs; `None` where there is none.
 fn alike(
-    store: &GramStore,
-    model: &Checkpoint,
-    layout: &dyn Layout,
-    router: &str,
+    (store, inputs): (&GramStore, &str),
+    (model, router): (&Checkpoint, &str),
 ) -> Result<Option<Array2<f64>>> {
-    let name = match layout.role(router) {
-        Ok(Role::Routing(slot)) => layout.gram_key(&slot, None),
-        _ => None,
-    };
     let info = model.require(router)?;
-    let (Some(name), &[rows, columns]) = (name, info.shape.as_slice()) else {
+    let &[rows, columns] = info.shape.as_slice() else {
         return Ok(None);
     };
-    if store.width(&name) != Some(columns) {
+    if store.width(inputs) != Some(columns) {
         return Ok(None);
     }
     let mut weight = Array2::zeros((rows, columns));
     let values = weight.as_slice_mut().unwrap_or_default();
     crate::decode_f64(router, info.dtype, &model.read_all(router)?, values)?;
-    let products = weight.dot(&store.read(&name)?).dot(&weight.t());
+    let products = weight.dot(&store.read(inputs)?).dot(&weight.t());
     Ok(Some(Array2::from_shape_fn(
         (rows, rows),
         |(row, column)| {

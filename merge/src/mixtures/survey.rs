@@ -22,6 +22,9 @@ struct Found<'a> {
 /// Tensors that may be a router's, by the name of the mixture.
 type Routers<'a> = BTreeMap<&'a str, Vec<(&'a str, &'a TensorInfo)>>;
 
+/// The most experts of a mixture: those of Switch-C. What is computed of pairs of them stays small.
+pub(crate) const MAX_EXPERTS: usize = 2048;
+
 /// Finds every mixture of experts by names and shapes. A checkpoint without any has none.
 ///
 /// # Errors
@@ -60,6 +63,11 @@ pub fn survey(checkpoint: &Checkpoint) -> Result<Mixtures> {
             }
         };
         let tensors = routers.get(host).map_or(&[][..], Vec::as_slice);
+        if mixture.n_experts > MAX_EXPERTS {
+            let n = mixture.n_experts;
+            let reason = format!("has {n} experts, more than {MAX_EXPERTS}, the most there are");
+            return Err(broken(reason).into());
+        }
         mixture.router = router(mixture.n_experts, tensors).map_err(broken)?;
         mixtures.insert(host.to_owned(), mixture);
     }

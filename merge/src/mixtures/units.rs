@@ -10,7 +10,7 @@ use super::assignment::assign;
 use super::ffn::{Ffn, Strand, ffns_of};
 use super::similarity::read;
 use super::{ExpertTensor, Mixture, Piece};
-use crate::{Checkpoint, Result};
+use crate::{Checkpoint, MergeFault, Result};
 
 /// Which units of a network were moved.
 #[derive(Clone, Debug, PartialEq, Serialize)]
@@ -109,7 +109,7 @@ pub(crate) fn match_units(
 /// For each expert of a group but the first the units of it that stand for those of the first one.
 ///
 /// # Errors
-/// As [`match_units`].
+/// [`MergeFault::CannotAlign`], and as [`match_units`].
 pub(crate) fn units_of_group(
     source: &Checkpoint,
     mixture: &Mixture,
@@ -119,6 +119,13 @@ pub(crate) fn units_of_group(
     let Some(first) = group.first().and_then(|&first| networks.get(first)) else {
         return Ok(Vec::new());
     };
+    if first.is_out_of_proportion() {
+        return Err(MergeFault::CannotAlign {
+            setting: "align_units",
+            why: "an expert has more than 64 hidden units for each of its inputs",
+        }
+        .into());
+    }
     (group.iter().skip(1))
         .filter_map(|&expert| Some((expert, networks.get(expert)?)))
         .map(|(expert, other)| Ok((expert, match_units((source, first), (source, other))?)))

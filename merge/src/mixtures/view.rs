@@ -4,7 +4,7 @@
 use std::sync::{Arc, Mutex, PoisonError};
 
 use crate::io::{Aliases, SourceInfo, TensorEntry};
-use crate::{Checkpoint, DType, Result, TensorInfo, TensorSource, decode_f64, encode_f64};
+use crate::{Checkpoint, DType, Error, Result, TensorInfo, TensorSource, decode_f64, encode_f64};
 
 /// Consecutive rows of a tensor of the view: where they come from. A row is one step along the last axis.
 #[derive(Clone, Debug, PartialEq)]
@@ -268,9 +268,9 @@ impl TensorSource for Rearranged {
     }
 
     fn read(&self, index: usize, first: usize, out: &mut [u8]) -> Result<()> {
-        let origin = &self.origins[index];
+        let (origin, name) = (&self.origins[index], &self.names[index]);
         let arrangement = match origin {
-            Origin::Made(_) => self.arranger.arrangement(&self.names[index])?,
+            Origin::Made(_) => self.arranger.arrangement(name)?,
             Origin::Same(_) => None,
         };
         // Pieces that are in order already are none.
@@ -278,6 +278,13 @@ impl TensorSource for Rearranged {
             return self.inner.read(origin.key(), first, out);
         };
         let info = &self.tensors[index].info;
+        if info.dtype.bits() < 8 {
+            return Err(Error::UnsupportedCast {
+                key: name.clone(),
+                dtype: info.dtype,
+                wanted: DType::BF16,
+            });
+        }
         let (width, size) = (row_elements(info), info.dtype.size_bytes());
         let (mut at, mut rest, mut begin) = (first, out, 0);
         for piece in &arrangement.pieces {

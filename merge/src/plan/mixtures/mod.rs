@@ -202,6 +202,10 @@ impl Experts {
         if recipe.align_units && networks.is_empty() {
             return Err(no_networks().into());
         }
+        if networks.iter().any(Ffn::is_out_of_proportion) {
+            let why = "a network has more than 64 hidden units for each of its inputs";
+            return Err(refused(why).into());
+        }
         for (source, name) in names
             .iter()
             .enumerate()
