@@ -1,5 +1,6 @@
 //! What a recipe's augmentation makes of pictures.
 
+use std::path::Path;
 use std::sync::Arc;
 
 use candle_core::{DType, Device};
@@ -10,7 +11,7 @@ use merge::random::Draws;
 use train::augment::{FlipGuard, TrainTransform};
 use train::data::{Example, Examples, Loader, Place};
 use train::objectives::Needs;
-use train::recipe::{Augmentation, Masking};
+use train::recipe::{Augmentation, Masking, TrainRecipe};
 
 const SIDE: usize = 16;
 
@@ -143,6 +144,37 @@ fn short_names_stand_for_the_published_options() {
     assert_eq!((operations, magnitude, flip), (2, 7.0, true));
     assert_eq!((least_area, color), (0.5, 0.0));
     assert_eq!((flip_guard, as_published), (FlipGuard::None, false));
+}
+
+#[test]
+fn a_resolved_recipe_says_every_number_of_a_short_name() {
+    let yaml = "init: { synth: { family: zerovl, blocks: 1, width: 32 } }\n\
+                data: { folder: arrow, train: [{ dataset: coco, split: train }] }\n\
+                objectives: [{ name: retrieval }]\nlength: { steps: 1 }\nbatch_size: 2\n";
+    let path = Path::new("recipe.yaml");
+    let parsed = |settings: &[&str]| {
+        let settings: Vec<String> = settings.iter().map(|&setting| setting.to_owned()).collect();
+        TrainRecipe::parse(yaml, path, &settings)
+    };
+    let resolved = parsed(&["augmentation=color"]).expect("a recipe");
+    let written = resolved.to_yaml().expect("YAML");
+    assert!(written.contains("color: 0.4") && written.contains("operations: 0"));
+    let again = TrainRecipe::parse(&written, path, &[]).expect("read back");
+    assert_eq!(again, resolved);
+    for (setting, said) in [
+        (
+            "augmentation={random: {color: 1.5}}",
+            "`augmentation.random.color`",
+        ),
+        (
+            "augmentation={random: {flip: false, flip_guard: words}}",
+            "`augmentation.random.flip_guard`: has no effect",
+        ),
+        ("augmentation=colour", "the nearest is `color`"),
+    ] {
+        let error = parsed(&[setting]).expect_err(setting).to_string();
+        assert!(error.contains(said), "{error}");
+    }
 }
 
 #[test]

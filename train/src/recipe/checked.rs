@@ -10,13 +10,14 @@ use crate::Result;
 pub struct CheckedRecipe(TrainRecipe);
 
 impl TrainRecipe {
-    /// The recipe, if its settings fit together.
+    /// The recipe, if its settings fit together, with short names of augmentations written in full.
     ///
     /// # Errors
     /// [`Error::BadSetting`](crate::Error::BadSetting) with the key and what is wrong with it,
     /// [`Error::UnknownObjective`](crate::Error::UnknownObjective).
-    pub fn checked(self) -> Result<CheckedRecipe> {
+    pub fn checked(mut self) -> Result<CheckedRecipe> {
         self.check()?;
+        self.augmentation = self.augmentation.in_full();
         Ok(CheckedRecipe(self))
     }
 }
