@@ -6,6 +6,8 @@ use std::sync::Arc;
 use arrow_array::{ArrayRef, BinaryArray, Int64Array, RecordBatch, StringArray};
 use evaluate::datasets::arrow::Table;
 use evaluate::datasets::captions::CaptionSet;
+use evaluate::datasets::overview::overview;
+use merge::progress::Silent;
 use serde_json::{Value, json};
 
 use crate::fixture::path;
@@ -59,6 +61,10 @@ fn files_with_one_caption_a_row_are_read_with_and_without_ids() {
         ["sbu_0 row 0", "sbu_0 row 1", "sbu_1 row 0", "sbu_1 row 1"]
     );
     assert!(sbu.picture(3).expect("a picture").width > 0);
+    // What is in them is told as of other files.
+    let told = overview(&folder.path().join("sbu_1.arrow"), None, &Silent).expect("texts");
+    let texts = told.texts.expect("captions");
+    assert_eq!((texts.n, texts.n_distinct), (2, 2));
     // A caption that is neither a text nor a list of texts.
     let numbers = Arc::new(Int64Array::from(vec![1, 2])) as ArrayRef;
     write(

@@ -7,7 +7,7 @@ use std::sync::Arc;
 use rayon::prelude::*;
 
 use super::annotations::Annotations;
-use super::arrow::{self, Table};
+use super::arrow::Table;
 use super::left_out::Omission;
 use super::source::Source;
 use super::splits::{Opened, Tables};
@@ -112,7 +112,7 @@ impl CaptionSet {
         tables.check_rows("images")?;
         let (mut image_ids, mut captions) = (Vec::new(), Vec::new());
         for table in tables.iter() {
-            let of_table = captions_of(table)?;
+            let of_table = table.text_lists(CAPTION)?;
             if let Some(row) = of_table.iter().position(Vec::is_empty) {
                 return Err(table.row_fault(row, "the image has no caption"));
             }
@@ -252,18 +252,6 @@ impl CaptionSet {
                 n_rows: rows.len(),
             })),
         }
-    }
-}
-
-/// The captions of each row: a list, or one text as EVE's files have it.
-fn captions_of(table: &Table) -> Result<Vec<Vec<String>>> {
-    let field = table.fields().iter().find(|field| field.name == CAPTION);
-    match field.map(|field| &field.kind) {
-        Some(arrow::Kind::Bytes { text: true, .. }) => {
-            let captions: Vec<String> = table.column(CAPTION)?;
-            Ok(captions.into_iter().map(|caption| vec![caption]).collect())
-        }
-        _ => table.column(CAPTION),
     }
 }
 

@@ -190,6 +190,19 @@ impl Table {
         Ok(values)
     }
 
+    /// A column of lists of text, or of one text a row as EVE's files have it.
+    ///
+    /// # Errors
+    /// As [`column`](Self::column)'s.
+    pub fn text_lists(&self, name: &str) -> Result<Vec<Vec<String>>> {
+        let index = self.index_of(name)?;
+        if matches!(self.fields[index].kind, Kind::Bytes { text: true, .. }) {
+            let texts: Vec<String> = self.column(name)?;
+            return Ok(texts.into_iter().map(|text| vec![text]).collect());
+        }
+        self.column(name)
+    }
+
     /// A column of text or whole numbers, as text.
     ///
     /// # Errors

@@ -183,7 +183,7 @@ fn text_overview(
     column: &'static str,
     tokenizer: Option<&Tokenizer>,
 ) -> Result<TextOverview> {
-    let rows: Vec<Vec<String>> = table.column(column)?;
+    let rows = table.text_lists(column)?;
     let texts: Vec<&str> = rows.iter().flatten().map(String::as_str).collect();
     let words = texts
         .iter()

@@ -67,7 +67,7 @@ fn file(path: &Path, n_rows: usize) -> Result<File> {
     let n_shown = n_rows.min(n);
     let lists = |name: &str| -> Result<Vec<Vec<String>>> {
         match table.has(name) {
-            true => table.column(name),
+            true => table.text_lists(name),
             false => Ok(Vec::new()),
         }
     };
