@@ -405,7 +405,7 @@ fn a_picture_that_is_not_there_or_lies_elsewhere_is_named_with_its_entry() {
     let said = |image: &str| {
         let entries = json!([{"image": image, "caption": ["x"]}]);
         std::fs::write(&file, entries.to_string()).expect("written");
-        let set = CaptionSet::of_json(&JsonFiles::new(&[file.clone()], &pictures));
+        let set = CaptionSet::of_json(&JsonFiles::new(std::slice::from_ref(&file), &pictures));
         let set = set.expect("images");
         let said = set.check_pictures().expect_err("refused").to_string();
         assert_eq!(set.picture(0).expect_err("refused").to_string(), said);

@@ -36,8 +36,8 @@ fn dataset_items(case: &Case) {
 /// The input whose name ends so, with the pictures and the list of answers that the set has.
 fn input(case: &Case, ending: &str) -> JsonFiles {
     let path = |ending: &str| -> Option<PathBuf> {
-        let names = list(&case["input"]).iter().map(text);
-        let name = names.into_iter().find(|name| name.ends_with(ending))?;
+        let mut names = list(&case["input"]).iter().map(text);
+        let name = names.find(|name| name.ends_with(ending))?;
         Some(case.set().path(name))
     };
     let path_of = |ending: &str| path(ending).unwrap_or_else(|| panic!("no input {ending}"));

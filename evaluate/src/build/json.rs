@@ -86,7 +86,7 @@ pub fn build_json(
         progress.start(&format!("build {}", path.display()), sizes.sum());
         let mut list = List::create(&path)?;
         left_out.skipped = read_pictures(rows, options, progress, |_, row| {
-            let entries = entries(set.kind, split, &options.raw, row);
+            let entries = entries(set.kind, split, &options.raw, &row);
             entries.iter().try_for_each(|entry| list.push(entry))
         })?;
         progress.finish();
@@ -120,7 +120,7 @@ fn wanted(set: &'static DatasetSpec, options: &BuildOptions) -> Result<Vec<&'sta
 }
 
 /// The entries of a row.
-fn entries(kind: Kind, split: &Split, raw: &Path, row: Row) -> Vec<Value> {
+fn entries(kind: Kind, split: &Split, raw: &Path, row: &Row) -> Vec<Value> {
     let name = |picture: &Picture| {
         let inside = picture.path.strip_prefix(raw).unwrap_or(&picture.path);
         inside.display().to_string()

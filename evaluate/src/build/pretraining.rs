@@ -1,7 +1,7 @@
 //! COCO as EVE pre-trains on it: the official captions of 2014, without the test images of Karpathy.
 
 use std::collections::{HashMap, HashSet};
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::sync::Arc;
 
 use serde::Deserialize;
@@ -114,12 +114,12 @@ fn name_of(path: &Path) -> String {
 }
 
 /// The picture of each image.
-fn names(json: &PathBuf, images: Vec<Image>) -> Result<HashMap<i64, String>> {
+fn names(json: &Path, images: Vec<Image>) -> Result<HashMap<i64, String>> {
     let mut names = HashMap::with_capacity(images.len());
     for Image { id, file_name } in images {
         if names.insert(id, file_name).is_some() {
             return Err(Error::DuplicateId {
-                path: json.clone(),
+                path: json.into(),
                 what: "image",
                 id: id.to_string(),
             });

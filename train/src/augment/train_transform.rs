@@ -64,7 +64,7 @@ impl TrainTransform {
     /// A part of a picture in the result's size, bicubic, mirrored or not.
     #[must_use]
     pub fn part(&self, picture: &Rgb, part: Part, is_mirrored: bool) -> Rgb {
-        let mut view = resized(picture, part, self.side, Filter::Bicubic);
+        let mut view = resized(picture, part.within(picture), self.side, Filter::Bicubic);
         if is_mirrored {
             mirror(&mut view);
         }
@@ -74,8 +74,7 @@ impl TrainTransform {
     /// Changes colors, then shape and colors by RandAugment.
     fn change(&self, picture: &mut Rgb, draws: &mut Sequence) {
         if self.color > 0.0 {
-            let [color, hue] = [self.color, 0.0];
-            let changes = jitter([color, color, color, hue], draws);
+            let changes = jitter([self.color, self.color, self.color, 0.0], draws);
             *picture = (changes.iter()).fold(picture.clone(), |view, change| change.apply(view));
         }
         self.augment.apply(picture, draws);
