@@ -272,6 +272,7 @@ fn routing_of_a_family_that_is_not_run_here_may_come_from_another_program() {
     let source = written(&folder.path().join("dense.safetensors"), &dense());
     let upcycling = Upcycling {
         n_experts: 5,
+        blocks: None,
         seed: 1,
         dtype: OutputDType::Keep,
     };
@@ -427,6 +428,7 @@ fn a_dense_network_becomes_a_mixture_of_copies_and_back() {
     let source = written(&folder.path().join("dense.safetensors"), &dense());
     let upcycling = |seed: u64| Upcycling {
         n_experts: 3,
+        blocks: None,
         seed,
         dtype: OutputDType::Keep,
     };
@@ -459,4 +461,46 @@ fn a_dense_network_becomes_a_mixture_of_copies_and_back() {
     );
     let fault = upcycling(1).plan(bare).err().expect("refused").to_string();
     assert!(fault.contains("gate_proj"), "{fault}");
+}
+
+#[test]
+fn a_network_of_eve_that_serves_all_tokens_becomes_a_mixture_and_back() {
+    let model = Model::eve();
+    let dense = DenseOfExperts {
+        grams: None,
+        dtype: OutputDType::Keep,
+    };
+    let path = model.folder.path().join("dense.safetensors");
+    let plan = dense.plan(Arc::clone(&model.source)).expect("a plan");
+    write(&plan, &path);
+    let source = Arc::new(opened(&path));
+    let upcycling = |blocks: Option<std::ops::Range<usize>>| Upcycling {
+        n_experts: 4,
+        blocks,
+        seed: 7,
+        dtype: OutputDType::Keep,
+    };
+    // Blocks with a network for each modality stay as they are.
+    let mixture = run(&upcycling(None).plan(Arc::clone(&source)).expect("a plan"));
+    let layout = layouts::detect(&mixture).expect("a layout");
+    assert_eq!(layout.name(), "eve/retrieval");
+    let found = survey(&mixture).expect("mixtures");
+    assert_eq!(found.keys().map(String::as_str).collect::<Vec<_>>(), [HOST]);
+    assert_eq!(found[HOST].n_experts, 4);
+    for (key, _) in mixture.tensors() {
+        layout.role(key).expect("a known key");
+    }
+    let back = run(&dense.plan(Arc::new(mixture)).expect("a plan"));
+    let names = |of: &Checkpoint| {
+        of.tensors()
+            .map(|(key, _)| key.to_owned())
+            .collect::<Vec<_>>()
+    };
+    assert_eq!(names(&back), names(&source));
+    for key in names(&back) {
+        let bytes = |of: &Checkpoint| of.read_all(&key).expect("it reads");
+        assert_eq!(bytes(&back), bytes(&source), "{key}");
+    }
+    let fault = upcycling(Some(0..3)).plan(source).err().expect("refused");
+    assert!(fault.to_string().contains("no block asked for"), "{fault}");
 }

@@ -714,6 +714,12 @@ fn mixtures_that_do_not_fit_are_refused_by_name() {
         fault.contains("router `model.layers.2.mlp.gate.weight` has rows for 4"),
         "{fault}"
     );
+    // Some models have a router with more rows than experts: that of all is merged, and nothing is moved.
+    folder.write("a", &misfit);
+    let found = folder.merged(BOTH).expect("merged by name");
+    assert_same(&found, &misfit);
+    let fault = folder.fault(&format!("{BOTH}align_experts: weights\n"));
+    assert!(fault.contains("has rows for 4"), "{fault}");
     let mut no_router = model;
     no_router.retain(|key, _| !key.contains(".gate."));
     folder.write("a", &no_router);

@@ -1,6 +1,7 @@
 //! `vlmerge expand`.
 
 use std::collections::BTreeMap;
+use std::ops::Range;
 use std::path::PathBuf;
 use std::process::ExitCode;
 use std::sync::Arc;
@@ -69,6 +70,9 @@ pub struct Args {
     /// Experts of each mixture, for --to mixture
     #[arg(long, value_name = "N", value_parser = parse_positive)]
     n_experts: Option<usize>,
+    /// Blocks that get a mixture, for --to mixture, as 10..12 [default: all with one dense network]
+    #[arg(long, value_name = "A..B", value_parser = parse_blocks)]
+    blocks: Option<Range<usize>>,
     /// Seed of the draws of weights that the inputs lack [default: 0]
     #[arg(long, value_name = "N")]
     seed: Option<u64>,
@@ -201,6 +205,15 @@ fn parse_from(text: &str) -> Result<(Expert, PathBuf), String> {
     Ok((expert, file.into()))
 }
 
+/// A range of blocks such as `10..12`, the second not included.
+fn parse_blocks(text: &str) -> Result<Range<usize>, String> {
+    let ends = text.split_once("..").and_then(|(first, end)| {
+        let range = first.parse().ok()?..end.parse().ok()?;
+        (!Range::<usize>::is_empty(&range)).then_some(range)
+    });
+    ends.ok_or_else(|| "give the first block and one past the last, as 10..12".to_owned())
+}
+
 /// Runs the verb.
 pub fn run(args: Args, output: &Output) -> Result<ExitCode> {
     match args.to.into() {
@@ -223,6 +236,7 @@ fn refuse(given: &[(&'static str, bool)], what: &str) -> Result<(), UsageError> 
 fn to_form(form: Form, args: Args, output: &Output) -> Result<ExitCode> {
     let of_flm = [
         ("--n-experts", args.n_experts.is_some()),
+        ("--blocks", args.blocks.is_some()),
         ("--text", args.text.is_some()),
         ("--vocabulary", args.vocabulary.is_some()),
         ("--answers", args.answers.is_some()),
@@ -257,6 +271,7 @@ fn to_form(form: Form, args: Args, output: &Output) -> Result<ExitCode> {
 fn to_flm(task: FlmTask, args: Args, output: &Output) -> Result<ExitCode> {
     let of_forms = [
         ("--n-experts", args.n_experts.is_some()),
+        ("--blocks", args.blocks.is_some()),
         ("--experts", args.experts.is_some()),
         ("--from", !args.from.is_empty()),
         ("--fusion-start", args.fusion_start.is_some()),
@@ -309,6 +324,7 @@ fn to_flm(task: FlmTask, args: Args, output: &Output) -> Result<ExitCode> {
 fn to_eve(task: EveTask, args: Args, output: &Output) -> Result<ExitCode> {
     let of_others = [
         ("--n-experts", args.n_experts.is_some()),
+        ("--blocks", args.blocks.is_some()),
         ("--text", args.text.is_some()),
         ("--vocabulary", args.vocabulary.is_some()),
         ("--experts", args.experts.is_some()),
@@ -355,6 +371,7 @@ fn to_mixture(args: Args, output: &Output) -> Result<ExitCode> {
     let source = open_source(&args.input, args.root.clone(), output)?;
     let upcycling = Upcycling {
         n_experts,
+        blocks: args.blocks,
         seed: args.seed.unwrap_or(0),
         dtype: args.write.dtype.into(),
     };
@@ -392,6 +409,14 @@ fn seeds(from: &[(Expert, PathBuf)]) -> merge::Result<BTreeMap<Expert, Arc<Check
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn blocks_are_a_range_with_something_in_it() {
+        assert_eq!(parse_blocks("10..12"), Ok(10..12));
+        for text in ["10", "12..12", "3..1", "..", "a..b"] {
+            assert!(parse_blocks(text).is_err(), "{text}");
+        }
+    }
 
     #[test]
     fn a_source_names_its_expert() {

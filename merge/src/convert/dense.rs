@@ -1,6 +1,6 @@
-//! Mixtures of experts as dense networks, and dense networks as mixtures.
+//! Mixtures of experts as dense networks.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeSet;
 use std::fmt;
 use std::sync::Arc;
 
@@ -8,12 +8,10 @@ use super::draft::Draft;
 use super::fewer_experts::{Made, shares};
 use crate::gram::GramStore;
 use crate::layouts::{self, ModelRecord};
-use crate::mixtures::{MAX_EXPERTS, MixtureSpelling, Piece, Routing, respelled, survey};
+use crate::mixtures::{MixtureSpelling, Piece, Routing, respelled, survey};
 
-use crate::plan::{Action, Entry, Generator};
-use crate::random::Draws;
 use crate::recipe::OutputDType;
-use crate::{Checkpoint, ConversionFault, MergePlan, Result, TensorInfo};
+use crate::{Checkpoint, ConversionFault, MergePlan, Result};
 
 /// Each mixture becomes one dense network: the mean of its experts, or the mean weighted by the tokens that go to
 /// them. The router is left out.
@@ -130,120 +128,5 @@ impl fmt::Display for DenseOfExperts {
             None => "",
         };
         write!(f, "convert: {{ experts: dense{weighted} }}")
-    }
-}
-
-/// Each dense network becomes a mixture of copies of it, behind a router that is drawn (sparse upcycling, Komatsuzaki
-/// et al. 2023, <https://arxiv.org/abs/2212.05055>). With weights of a token's choices that add up to 1, the model
-/// computes what it did.
-#[derive(Clone, Debug)]
-pub struct Upcycling {
-    /// Experts of each mixture.
-    pub n_experts: usize,
-    /// What the draws of the routers are keyed by.
-    pub seed: u64,
-    /// Element type of the output.
-    pub dtype: OutputDType,
-}
-
-/// The layers of a dense network that can be an expert.
-const DENSE: [&str; 3] = ["gate_proj.weight", "up_proj.weight", "down_proj.weight"];
-
-impl Upcycling {
-    /// Says what happens to every key.
-    ///
-    /// # Errors
-    /// [`ConversionFault::NoSuchConversion`] for a checkpoint without dense networks that can be experts, and
-    /// [`ConversionFault::ExpertsLeft`] for fewer than two experts, or more than any model has.
-    pub fn plan(&self, source: Arc<Checkpoint>) -> Result<MergePlan> {
-        source.require_unique_names()?;
-        let layout = layouts::detect(&source)?;
-        let hosts: BTreeMap<String, TensorInfo> = (source.tensors())
-            .filter_map(|(key, info)| {
-                let host = key.strip_suffix(&format!(".{}", DENSE[0]))?;
-                let has = |name: &&str| source.get(&format!("{host}.{name}")).is_some();
-                let is_mlp = host.ends_with(".mlp") && DENSE.iter().all(has);
-                let has_bias = source.get(&format!("{host}.down_proj.bias")).is_some();
-                (is_mlp && !has_bias).then(|| (host.to_owned(), info.clone()))
-            })
-            .collect();
-        if hosts.is_empty() {
-            return Err(ConversionFault::NoSuchConversion {
-                path: source.path().into(),
-                layout: layout.name(),
-                wanted: "given mixtures: no block has `mlp.gate_proj`, `up_proj` and `down_proj` without biases",
-            }
-            .into());
-        }
-        if let Some((host, _)) = hosts
-            .iter()
-            .next()
-            .filter(|_| !(2..=MAX_EXPERTS).contains(&self.n_experts))
-        {
-            return Err(ConversionFault::ExpertsLeft {
-                mixture: host.clone(),
-                n_experts: 1,
-                keep: self.n_experts,
-            }
-            .into());
-        }
-        let mut made = Made::default();
-        for host in hosts.keys() {
-            for part in DENSE {
-                let key = format!("{host}.{part}");
-                let info = source.require(&key)?.clone();
-                let n_rows = info.shape.first().copied().unwrap_or(1);
-                made.leave_out(key.clone());
-                for expert in 0..self.n_experts {
-                    let piece = Piece::of(key.clone(), 0, n_rows);
-                    made.add(
-                        format!("{host}.experts.{expert}.{part}"),
-                        info.clone(),
-                        vec![piece],
-                    );
-                }
-            }
-        }
-        let mut draft = Draft::copy_of(made.view(source))?;
-        for (host, info) in hosts {
-            let width = info.shape.last().copied().unwrap_or(0);
-            let name = format!("{host}.gate.weight");
-            let draws = Draws::new(self.seed, &name);
-            draft.put(Entry {
-                info: TensorInfo {
-                    dtype: info.dtype,
-                    shape: vec![self.n_experts, width],
-                },
-                action: Action::Generate(Arc::new(Drawn(draws))),
-                why: format!("normal ± {DEVIATION}"),
-                name,
-            })?;
-        }
-        let model = ModelRecord::default();
-        draft.finish(layout.as_ref(), self.to_string(), self.dtype, model)
-    }
-}
-
-/// The standard deviation of a fresh router's weights, as that of other linear layers.
-const DEVIATION: f32 = 0.02;
-
-/// A fresh router.
-struct Drawn(Draws);
-
-impl Generator for Drawn {
-    fn fill(&self, first: usize, out: &mut [f32]) {
-        out.fill(0.0);
-        self.0.add_normal(DEVIATION, first, out);
-    }
-}
-
-impl fmt::Display for Upcycling {
-    /// The command, for provenance.
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(
-            f,
-            "expand: {{ to: mixture, n_experts: {}, seed: {} }}",
-            self.n_experts, self.seed
-        )
     }
 }

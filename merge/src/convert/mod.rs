@@ -14,12 +14,13 @@ mod keys;
 pub mod positions;
 mod resample;
 mod tables;
+mod upcycle;
 mod wrapper;
 
 use std::fmt;
 use std::sync::Arc;
 
-pub use dense::{DenseOfExperts, Upcycling};
+pub use dense::DenseOfExperts;
 pub use eve::EveStart;
 pub use experts::{Expansion, Start};
 pub use fewer_experts::{ExpertsKept, FewerExperts, Others, Worth};
@@ -27,6 +28,7 @@ pub use flm::{FlmStart, FlmTowers, LoadReport};
 pub use keys::Spelling;
 pub use positions::Resize;
 pub use tables::sizes_with_text;
+pub use upcycle::Upcycling;
 pub use wrapper::Wrapper;
 
 use crate::execute::{RunOptions, in_memory};

@@ -17,6 +17,13 @@ pub(crate) struct Ffn {
 }
 
 impl Ffn {
+    /// Whether another network has as many units and layers of the same sizes.
+    pub(crate) fn is_alike(&self, other: &Self) -> bool {
+        let sizes = |strand: &Strand| (strand.n_rows, strand.n_columns, strand.along_columns);
+        let own = self.strands.iter().map(sizes);
+        self.n_units == other.n_units && own.eq(other.strands.iter().map(sizes))
+    }
+
     /// Whether it has more hidden units than any published network of its width: what is computed of pairs of them is
     /// to stay in proportion to the file.
     pub(crate) fn is_out_of_proportion(&self) -> bool {

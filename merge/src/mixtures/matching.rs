@@ -7,7 +7,7 @@ use super::Mixture;
 use super::assignment::assign;
 use super::ffn::{Ffn, ffns_of};
 use super::outputs::{Observed, outputs_similarity};
-use super::similarity::{Elements, Experts, Products, cosines, router_cosines};
+use super::similarity::{Elements, Experts, cosines, cosines_of, router_cosines};
 use super::units::read_matrix;
 use crate::random::Draws;
 use crate::{Checkpoint, Result};
@@ -107,9 +107,7 @@ pub(crate) fn match_experts(
         By::WeightsOfAnyUnits => {
             let own = signatures(reference, mixture)?;
             let others = signatures(source, theirs)?;
-            let mut products = Products::new(mixture.n_experts);
-            products.add(own.view(), others.view());
-            products.cosines()
+            cosines_of(&own, &others)
         }
         By::Outputs([own, others]) => {
             outputs_similarity((reference, mixture, own), (source, theirs, others))?

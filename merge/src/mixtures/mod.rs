@@ -25,7 +25,7 @@ pub use assignment::assign;
 pub use matching::Matching;
 pub use routing::Routing;
 pub use spelling::{MixtureSpelling, respelled};
-pub(crate) use survey::MAX_EXPERTS;
+pub(crate) use survey::{MAX_EXPERTS, Survey};
 pub use survey::{Mixtures, survey};
 pub use units::UnitMatching;
 

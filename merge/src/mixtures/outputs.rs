@@ -6,7 +6,7 @@ use ndarray::Array2;
 
 use super::Mixture;
 use super::ffn::ffns_of;
-use super::similarity::Products;
+use super::similarity::cosines_of;
 use super::units::read_matrix;
 use crate::gram::GramStore;
 use crate::layouts::{self, Layout};
@@ -89,9 +89,5 @@ pub(super) fn outputs_similarity(
 ) -> Result<Array2<f64>> {
     let own = observed.moments(one, mixture)?;
     let others = of_other.moments(other, theirs)?;
-    let mut products = Products::new(mixture.n_experts);
-    if own.ncols() == others.ncols() {
-        products.add(own.view(), others.view());
-    }
-    Ok(products.cosines())
+    Ok(cosines_of(&own, &others))
 }

@@ -95,12 +95,8 @@ pub(super) fn router_cosines(
         }
         Ok(rows)
     };
-    let mut products = Products::new(n);
-    products.add(
-        rows(one, &own.key)?.view(),
-        rows(other, &of_other.key)?.view(),
-    );
-    Ok(Some((products.cosines(), width)))
+    let cosines = cosines_of(&rows(one, &own.key)?, &rows(other, &of_other.key)?);
+    Ok(Some((cosines, width)))
 }
 
 /// The parts of a tensor that are compared.
@@ -152,6 +148,15 @@ fn take_away_mean(block: &mut Array2<f32>) {
     if let Some(mean) = block.mean_axis(Axis(0)) {
         *block -= &mean;
     }
+}
+
+/// Cosines of the rows of two matrices; zeros where rows have other lengths.
+pub(super) fn cosines_of(own: &Array2<f32>, theirs: &Array2<f32>) -> Array2<f64> {
+    let mut products = Products::new(own.nrows());
+    if own.dim() == theirs.dim() {
+        products.add(own.view(), theirs.view());
+    }
+    products.cosines()
 }
 
 /// Inner products of rows of two matrices.

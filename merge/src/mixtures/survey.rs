@@ -25,53 +25,100 @@ type Routers<'a> = BTreeMap<&'a str, Vec<(&'a str, &'a TensorInfo)>>;
 /// The most experts of a mixture: those of Switch-C. What is computed of pairs of them stays small.
 pub(crate) const MAX_EXPERTS: usize = 2048;
 
+/// Everything that names call a mixture.
+#[derive(Clone, Debug, Default)]
+pub(crate) struct Survey {
+    /// Mixtures whose experts are alike, with a row of the router for each.
+    pub mixtures: Mixtures,
+    /// What is wrong with others, as a clause, by the name that their tensors begin with.
+    pub broken: BTreeMap<String, String>,
+}
+
 /// Finds every mixture of experts by names and shapes. A checkpoint without any has none.
 ///
 /// # Errors
 /// [`MergeFault::BrokenMixture`] where experts are missing or differ from each other, or the router has rows for
 /// another number of experts.
 pub fn survey(checkpoint: &Checkpoint) -> Result<Mixtures> {
-    let mut found: BTreeMap<&str, Found<'_>> = BTreeMap::new();
-    let mut routers = Routers::new();
-    for (key, info) in checkpoint.tensors() {
-        for host in router_hosts(key) {
-            routers.entry(host).or_default().push((key, info));
-        }
-        if let Some((before, expert, after)) = single(key) {
-            let of = found.entry(host(before)).or_default();
-            let tensors = of.single.entry((before, after)).or_default();
-            tensors.insert(expert, info);
-        } else if let Some((host, part)) = fused(key)
-            && (info.shape.len() == 3 || (part.ends_with("bias") && info.shape.len() == 2))
-        {
-            found.entry(host).or_default().fused.push((key, info));
-        }
+    let found = Survey::of(checkpoint);
+    found.require_whole(checkpoint)?;
+    Ok(found.mixtures)
+}
+
+impl Survey {
+    /// Refuses what is wrong.
+    ///
+    /// # Errors
+    /// [`MergeFault::BrokenMixture`].
+    pub(crate) fn require_whole(&self, checkpoint: &Checkpoint) -> Result<()> {
+        let first = self.broken.keys().next();
+        first.map_or(Ok(()), |host| Err(self.fault(host, checkpoint).into()))
     }
-    let mut mixtures = Mixtures::new();
-    for (host, found) in found {
-        let broken = |reason: String| MergeFault::BrokenMixture {
+
+    /// What is wrong with a mixture.
+    pub(crate) fn fault(&self, host: &str, checkpoint: &Checkpoint) -> MergeFault {
+        MergeFault::BrokenMixture {
             path: checkpoint.path().into(),
             host: host.to_owned(),
-            reason,
-        };
-        let mut mixture = match (found.single.is_empty(), found.fused.as_slice()) {
-            (false, []) => of_singles(host, &found.single).map_err(broken)?,
-            (true, fused) => of_fused(host, fused).map_err(broken)?,
-            (false, [(key, _), ..]) => {
-                let reason = format!("has experts one by one and all of them in `{key}`");
-                return Err(broken(reason).into());
-            }
-        };
-        let tensors = routers.get(host).map_or(&[][..], Vec::as_slice);
-        if mixture.n_experts > MAX_EXPERTS {
-            let n = mixture.n_experts;
-            let reason = format!("has {n} experts, more than {MAX_EXPERTS}, the most there are");
-            return Err(broken(reason).into());
+            reason: self.broken.get(host).cloned().unwrap_or_default(),
         }
-        mixture.router = router(mixture.n_experts, tensors).map_err(broken)?;
-        mixtures.insert(host.to_owned(), mixture);
     }
-    Ok(mixtures)
+
+    /// Finds every mixture, and what is none though its names say so.
+    pub(crate) fn of(checkpoint: &Checkpoint) -> Self {
+        let mut found: BTreeMap<&str, Found<'_>> = BTreeMap::new();
+        let mut routers = Routers::new();
+        for (key, info) in checkpoint.tensors() {
+            for host in router_hosts(key) {
+                routers.entry(host).or_default().push((key, info));
+            }
+            if let Some((before, expert, after)) = single(key) {
+                let of = found.entry(host(before)).or_default();
+                let tensors = of.single.entry((before, after)).or_default();
+                tensors.insert(expert, info);
+            } else if let Some((host, part)) = fused(key)
+                && (info.shape.len() == 3 || (part.ends_with("bias") && info.shape.len() == 2))
+            {
+                found.entry(host).or_default().fused.push((key, info));
+            }
+        }
+        let mut survey = Self::default();
+        for (host, found) in found {
+            let tensors = routers.get(host).map_or(&[][..], Vec::as_slice);
+            match mixture(host, &found, tensors) {
+                Ok(mixture) => {
+                    survey.mixtures.insert(host.to_owned(), mixture);
+                }
+                Err(reason) => {
+                    survey.broken.insert(host.to_owned(), reason);
+                }
+            }
+        }
+        survey
+    }
+}
+
+/// A mixture out of the tensors of its experts and those that may be its router's.
+fn mixture(
+    host: &str,
+    found: &Found<'_>,
+    routers: &[(&str, &TensorInfo)],
+) -> std::result::Result<Mixture, String> {
+    let mut mixture = match (found.single.is_empty(), found.fused.as_slice()) {
+        (false, []) => of_singles(host, &found.single)?,
+        (true, fused) => of_fused(host, fused)?,
+        (false, [(key, _), ..]) => {
+            return Err(format!("has experts one by one and all of them in `{key}`"));
+        }
+    };
+    if mixture.n_experts > MAX_EXPERTS {
+        let n = mixture.n_experts;
+        return Err(format!(
+            "has {n} experts, more than {MAX_EXPERTS}, the most there are"
+        ));
+    }
+    mixture.router = router(mixture.n_experts, routers)?;
+    Ok(mixture)
 }
 
 /// Experts that each have their tensors.

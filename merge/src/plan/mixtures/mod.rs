@@ -15,9 +15,9 @@ use super::opener::Opener;
 use super::{Entry, TensorRef};
 use crate::methods::MergeMethod;
 use crate::mixtures::spelling::spelling_of;
-use crate::mixtures::{Ffn, Mixture, Mixtures, Observed, Order, ffns, order_of, respelled, survey};
+use crate::mixtures::{Ffn, Mixture, Mixtures, Observed, Order, Survey, ffns, order_of, respelled};
 use crate::provenance::short_names;
-use crate::recipe::{AlignExperts, ModelRef};
+use crate::recipe::{AlignExperts, ModelRef, OnMissing};
 use crate::{Checkpoint, MergeFault, MergeRecipe, Result};
 
 /// What is known of the models' experts.
@@ -36,22 +36,28 @@ pub(super) fn prepare(
     models: &mut Models,
     (opener, grams): (&Opener, &mut GramFiles),
 ) -> Result<Experts> {
-    let surveys = models.sources.iter().map(|source| survey(source));
-    let mut surveys = surveys.collect::<Result<Vec<_>>>()?;
+    let surveys = models.sources.iter().map(|source| Survey::of(source));
+    let mut surveys: Vec<Survey> = surveys.collect();
     let reference = models.base.unwrap_or(0);
-    if let Some(spelling) = surveys.get(reference).and_then(spelling_of) {
-        for (source, mixtures) in models.sources.iter_mut().zip(&mut surveys) {
-            let is_other =
-                |mixtures: &Mixtures| spelling_of(mixtures).is_some_and(|of| of != spelling);
-            if is_other(mixtures) {
+    let own = surveys.get(reference);
+    if let Some(spelling) = own.and_then(|own| spelling_of(&own.mixtures)) {
+        for (source, survey) in models.sources.iter_mut().zip(&mut surveys) {
+            if spelling_of(&survey.mixtures).is_some_and(|of| of != spelling) {
                 *source = respelled(Arc::clone(source), spelling)?;
-                *mixtures = survey(source)?;
+                *survey = Survey::of(source);
             }
         }
     }
-    if recipe.slices.is_empty() {
-        compare(models, &surveys, reference)?;
+    if !recipe.is_cut() {
+        compare(recipe, models, &surveys, reference)?;
     }
+    if recipe.moves_experts() || recipe.align_units {
+        let sources = surveys.iter().zip(&models.sources);
+        sources
+            .into_iter()
+            .try_for_each(|(survey, source)| survey.require_whole(source))?;
+    }
+    let surveys = surveys.into_iter().map(|survey| survey.mixtures).collect();
     let mut experts = Experts {
         surveys,
         aligned: Vec::new(),
@@ -69,18 +75,23 @@ pub(super) fn prepare(
     Ok(experts)
 }
 
-/// Checks that the models have as many experts in each mixture.
-fn compare(models: &Models, surveys: &[Mixtures], reference: usize) -> Result<()> {
+/// Checks that the models have as many experts in each mixture. What no model has whole is merged by its names.
+fn compare(
+    recipe: &MergeRecipe,
+    models: &Models,
+    surveys: &[Survey],
+    reference: usize,
+) -> Result<()> {
     let all: BTreeMap<&str, (usize, &Mixture)> = (surveys.iter().enumerate().rev())
         .chain(surveys.get(reference).map(|own| (reference, own)))
         .flat_map(|(source, own)| {
-            own.iter()
-                .map(move |(host, own)| (host.as_str(), (source, own)))
+            let mixtures = own.mixtures.iter();
+            mixtures.map(move |(host, own)| (host.as_str(), (source, own)))
         })
         .collect();
     for (host, (first, mixture)) in all {
         for (source, own) in surveys.iter().enumerate() {
-            match own.get(host) {
+            match own.mixtures.get(host) {
                 Some(own) if own.n_experts != mixture.n_experts => {
                     return Err(MergeFault::ExpertCounts {
                         mixture: host.to_owned(),
@@ -93,6 +104,10 @@ fn compare(models: &Models, surveys: &[Mixtures], reference: usize) -> Result<()
                     .into());
                 }
                 Some(_) => {}
+                None if own.broken.contains_key(host) => {
+                    return Err(own.fault(host, &models.sources[source]).into());
+                }
+                None if recipe.on_missing != OnMissing::Error => {}
                 None => {
                     let mut rows = mixture.router.iter();
                     let has = |key: &str| models.sources[source].get(key).is_some();
@@ -220,6 +235,18 @@ impl Experts {
                 if pairs.is_empty() {
                     return Err(refused("no mixture has the same name in all models").into());
                 }
+                let mut all = pairs.iter();
+                if let Some((own, theirs)) = all.find(|(own, of)| own.n_experts != of.n_experts) {
+                    return Err(MergeFault::ExpertCounts {
+                        mixture: own.host.clone(),
+                        model: models.name(source),
+                        found: theirs.n_experts,
+                        first: models.name(reference),
+                        expected: own.n_experts,
+                        place: models.place(source),
+                    }
+                    .into());
+                }
                 if let Some((_, theirs)) = pairs.iter().find(|(_, of)| of.router.is_empty()) {
                     return Err(MergeFault::NoRouter {
                         mixture: theirs.host.clone(),
@@ -322,8 +349,7 @@ fn pairs_of(own: &[Ffn], theirs: Vec<Ffn>) -> Vec<(Ffn, Ffn)> {
         .collect();
     let pairs = own.iter().filter_map(|own| {
         let theirs = theirs.remove(&own.name)?;
-        let is_alike = own.n_units == theirs.n_units && own.strands.len() == theirs.strands.len();
-        is_alike.then(|| (own.clone(), theirs))
+        own.is_alike(&theirs).then(|| (own.clone(), theirs))
     });
     pairs.collect()
 }
