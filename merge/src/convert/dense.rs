@@ -9,7 +9,6 @@ use super::fewer_experts::{Made, shares};
 use crate::gram::GramStore;
 use crate::layouts::{self, ModelRecord};
 use crate::mixtures::{MixtureSpelling, Piece, Routing, respelled, survey};
-
 use crate::recipe::OutputDType;
 use crate::{Checkpoint, ConversionFault, MergePlan, Result};
 

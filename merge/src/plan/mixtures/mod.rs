@@ -52,10 +52,8 @@ pub(super) fn prepare(
         compare(recipe, models, &surveys, reference)?;
     }
     if recipe.moves_experts() || recipe.align_units {
-        let sources = surveys.iter().zip(&models.sources);
-        sources
-            .into_iter()
-            .try_for_each(|(survey, source)| survey.require_whole(source))?;
+        let mut sources = surveys.iter().zip(&models.sources);
+        sources.try_for_each(|(survey, source)| survey.require_whole(source))?;
     }
     let surveys = surveys.into_iter().map(|survey| survey.mixtures).collect();
     let mut experts = Experts {
