@@ -11,7 +11,7 @@ use crate::program::{ok, run};
 const SIZES: &str = "{family:~eve,~blocks:~3,~width:~32,~attention_heads:~2,~mixtures:~1,~experts:~4,\
                      ~patch_size:~8,~image_size:~32,~text_len:~24,~pair_len:~16,~vocabulary:~101}";
 const USUAL: &str = "--set data.folder=fixtures/arrow --set data.tokenizer=fixtures/real/vocab.txt \
-                     --set batch_size=4 --set validation=null --set augmentation=square";
+                     --set batch_size=4 --set validation=null";
 
 /// Pre-trains into `{}/pre`, with `settings` on top.
 fn pretrain(folder: &TempDir, settings: &str) {
