@@ -309,6 +309,66 @@ fn a_loss_refuses_options_that_it_does_not_read_and_names_those_that_it_needs() 
     assert!(said.contains("`label`"), "{said}");
 }
 
+/// What the tensors of an EVE do not tell.
+fn eve(case: &Case) -> Vec<String> {
+    let config = case.set().config();
+    let size = |name: &str| config[name].as_u64().map(|size| size.to_string());
+    let routing = case.param("capacity").filter(|room| *room == "upstream");
+    words(&[
+        ("--heads", size("num_heads")),
+        ("--pair-len", size("pairs_max_tokens")),
+        ("--routing", routing.map(|_| "as-published".to_owned())),
+    ])
+}
+
+/// The tensors of a loss: those of the case, its negatives, and the noise of its routers if it has any.
+fn eve_inputs(case: &Case, folder: &Path) -> PathBuf {
+    let mut tensors = case.tensors("inputs");
+    let task = case.param("task").expect("a task");
+    let noise = format!("legacy.{task}.noise.");
+    for (name, raw) in case.tensors("extra_inputs") {
+        if let Some(name) = name.strip_prefix("neg.") {
+            tensors.insert(name.to_owned(), raw);
+        } else if let (Some(name), Some("fed")) = (name.strip_prefix(&noise), case.param("noise")) {
+            tensors.insert(format!("noise.{name}"), raw);
+        }
+    }
+    let path = folder.join("inputs.safetensors");
+    fixtures::write(&path, &tensors);
+    path
+}
+
+#[test]
+fn golden_losses_and_gradients_of_eve_come_out_of_the_program() {
+    for case in Set::open("eve").cases("gradient") {
+        let model = Model::new(case.clone(), |case, _| case.file("weights"), eve(&case));
+        let place = |name: &str| model.folder.path().join(name).display().to_string();
+        let gradients = place("gradients.safetensors");
+        let task = case.param("task").expect("a task");
+        let weights = model.weights.display().to_string();
+        let inputs = eve_inputs(&case, model.folder.path()).display().to_string();
+        let mut words = vec!["forward", &weights, "--inputs", &inputs, "--loss", task];
+        words.extend(["--gradients", &gradients, "--json"]);
+        words.extend(model.words.iter().map(String::as_str));
+        let said = ok(vlmerge(&words)).json();
+        let manifest = case.set().json("manifest.json");
+        let of = |kind: &str, name: &str| number(&manifest["tolerances"][kind][name]);
+        let way = if case.param("noise") == Some("fed") {
+            "legacy"
+        } else {
+            "plain"
+        };
+        let losses = case.set().json("grad/losses.json");
+        let exact = number(&losses["losses"][way][task][case.text("loss")]);
+        let found = number(&said["loss"]["value"]);
+        let within = of("loss", "rel") * exact.abs() + of("loss", "abs");
+        assert!((found - exact).abs() <= within, "{}: {found}", case.id());
+        // The floor stands in the manifest in words.
+        let rel_l2 = of("gradient", "rel_l2_per_tensor");
+        model.check_gradients(&tensors(Path::new(&gradients)), rel_l2, 1e-6);
+    }
+}
+
 /// The weights of a case with a head that guesses tokens of the fixtures' tokenizer of images.
 fn with_image_tokens(case: &Case, folder: &Path) -> PathBuf {
     let mut weights = fixtures::tensors(&case.file("weights"));

@@ -181,7 +181,7 @@ fn recipes_of_pretraining_name_every_choice_that_is_inferred() {
             );
         }
         assert_eq!((found.optim.lr, found.length), (lr, Span::Steps(steps)));
-        assert_eq!(found.augmentation, Augmentation::None);
+        assert_eq!(found.augmentation.in_full(), Augmentation::None.in_full());
         assert_eq!(
             (found.batch_size, found.optim.warmup),
             (2048, Warmup::Steps(10_000))
