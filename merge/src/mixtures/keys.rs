@@ -24,17 +24,22 @@ const ROUTERS: [&str; 6] = [
     "moe_statics",
 ];
 
+/// What the part before the number of an expert is called, and the parts before it that hold nothing else: DeepSpeed's
+/// module and the list in it.
+const LISTS: [&str; 2] = ["experts", "deepspeed_experts"];
+
 /// A tensor of one expert: what stands before its number, the number, and what stands behind it.
 pub(super) fn single(key: &str) -> Option<(&str, usize, &str)> {
     const MARK: &str = "experts.";
     let mut at = key.len();
     loop {
         at = key[..at].rfind(MARK)?;
-        let is_part = at == 0 || key.as_bytes()[at - 1] == b'.';
         let (before, rest) = key.split_at(at + MARK.len());
+        let list = before.strip_suffix('.').unwrap_or(before);
+        let is_list = LISTS.contains(&list.rsplit('.').next().unwrap_or(list));
         let n_digits = rest.bytes().take_while(u8::is_ascii_digit).count();
         let (number, after) = rest.split_at(n_digits);
-        if is_part && after.starts_with('.') && after.len() > 1 {
+        if is_list && after.starts_with('.') && after.len() > 1 {
             // As programs write it, so that the number gives the name again.
             let number = number.parse::<u16>().ok();
             let number = number.filter(|number| number.to_string().len() == n_digits);
@@ -60,14 +65,13 @@ pub(super) fn fused(key: &str) -> Option<(&str, &str)> {
 /// The name of the mixture whose experts have names that begin so.
 pub(super) fn host(before: &str) -> &str {
     let mut host = before.strip_suffix('.').unwrap_or(before);
-    while let Some(shorter) = host.strip_suffix("experts") {
-        match shorter.strip_suffix('.') {
-            Some(shorter) => host = shorter,
-            None if shorter.is_empty() => return "",
-            None => return host,
+    loop {
+        let (shorter, last) = host.rsplit_once('.').unwrap_or(("", host));
+        if !LISTS.contains(&last) {
+            return host;
         }
+        host = shorter;
     }
-    host
 }
 
 /// What follows the name of a mixture in a name.
@@ -108,6 +112,14 @@ mod tests {
                 ),
             ),
             ("experts.0.w", ("experts.", 0, ".w")),
+            (
+                "a.deepspeed_moe.experts.deepspeed_experts.3.w1.weight",
+                (
+                    "a.deepspeed_moe.experts.deepspeed_experts.",
+                    3,
+                    ".w1.weight",
+                ),
+            ),
         ] {
             assert_eq!(single(key), Some(expected));
         }
@@ -124,6 +136,10 @@ mod tests {
         assert_eq!(host("a.mlp.experts."), "a.mlp");
         assert_eq!(host("a.moe.experts.experts."), "a.moe");
         assert_eq!(host("experts."), "");
+        assert_eq!(
+            host("a.deepspeed_moe.experts.deepspeed_experts."),
+            "a.deepspeed_moe"
+        );
         assert_eq!(
             fused("a.mlp.experts.gate_up_proj"),
             Some(("a.mlp", "gate_up_proj"))
