@@ -8,9 +8,13 @@ use super::draft::Draft;
 use super::fewer_experts::{Made, shares};
 use crate::gram::GramStore;
 use crate::layouts::{self, ModelRecord};
+use crate::mixtures::spelling::starting_with;
 use crate::mixtures::{MixtureSpelling, Piece, Routing, respelled, survey};
 use crate::recipe::OutputDType;
 use crate::{Checkpoint, ConversionFault, MergePlan, Result};
+
+/// What a norm has.
+const NORM: [&str; 2] = ["weight", "bias"];
 
 /// Each mixture becomes one dense network: the mean of its experts, or the mean weighted by the tokens that go to
 /// them. The router is left out.
@@ -49,6 +53,7 @@ impl DenseOfExperts {
             }
             .into());
         }
+        let names: Vec<&str> = spelled.tensors().map(|(key, _)| key).collect();
         let mut made = Made::default();
         for (mixture, original) in mixtures.values().zip(before.values()) {
             let is_known = MixtureSpelling::of(mixture) == Some(MixtureSpelling::SingleExperts);
@@ -83,33 +88,29 @@ impl DenseOfExperts {
             }
             let start = format!("{}.", mixture.host);
             let own: BTreeSet<String> = mixture.keys().collect();
-            for (key, info) in spelled.tensors() {
-                let rest = key.strip_prefix(&start).filter(|_| !own.contains(key));
-                match (rest, block) {
-                    // What tells the modality is for the router.
-                    (Some("vision_embed" | "text_embed"), Some(_)) if is_eve => {
-                        made.leave_out(key.to_owned());
+            for key in starting_with(&names, &start).filter(|key| !own.contains(*key)) {
+                // What tells the modality is for the router.
+                let is_tag = matches!(&key[start.len()..], "vision_embed" | "text_embed");
+                if !(is_eve && is_tag) {
+                    return Err(ConversionFault::SharedExpert {
+                        path: source.path().into(),
+                        key: key.to_owned(),
                     }
-                    (Some(_), _) => {
-                        return Err(ConversionFault::SharedExpert {
-                            path: source.path().into(),
-                            key: key.to_owned(),
-                        }
-                        .into());
-                    }
-                    (None, Some(block)) if is_eve => {
-                        let norm = format!("{block}.norm2_vl.");
-                        if let Some(rest) = key.strip_prefix(&norm) {
-                            let piece = Piece::of(key.to_owned(), 0, 1);
-                            made.leave_out(key.to_owned());
-                            made.add(
-                                format!("{block}.norm2_imag.{rest}"),
-                                info.clone(),
-                                vec![piece],
-                            );
-                        }
-                    }
-                    (None, _) => {}
+                    .into());
+                }
+                made.leave_out(key.to_owned());
+            }
+            for (block, part) in block
+                .iter()
+                .flat_map(|block| NORM.map(|part| (block, part)))
+            {
+                let (from, to) = (
+                    format!("{block}.norm2_vl.{part}"),
+                    format!("{block}.norm2_imag.{part}"),
+                );
+                if let (true, Some(info)) = (is_eve, spelled.get(&from)) {
+                    made.add(to, info.clone(), vec![Piece::of(from.clone(), 0, 1)]);
+                    made.leave_out(from);
                 }
             }
         }

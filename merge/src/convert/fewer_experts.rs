@@ -10,7 +10,7 @@ use super::draft::Draft;
 use crate::gram::GramStore;
 use crate::layouts::{self, ModelRecord};
 use crate::mixtures::{
-    Arrangement, ExpertName, Mixture, Origin, Piece, Rearranged, Routing, ViewedTensor,
+    Arrangement, ExpertName, Mixture, Origin, Piece, Rearranged, Routing, ViewedTensor, ffns_of,
     moved_piece, survey, units_of_group,
 };
 use crate::recipe::OutputDType;
@@ -208,9 +208,13 @@ impl Made {
     ) -> Result<()> {
         self.gone.extend(mixture.keys());
         let is_aligned = matches!(others, Others::Group { align_units: true });
+        let networks = match is_aligned {
+            true => ffns_of(mixture),
+            false => Vec::new(),
+        };
         let mut units = BTreeMap::new();
         for group in groups.iter().filter(|group| is_aligned && group.len() > 1) {
-            units.extend(units_of_group(source, mixture, group)?);
+            units.extend(units_of_group(source, &networks, group)?);
         }
         for tensor in &mixture.tensors {
             let width = tensor.info.shape.last().copied().unwrap_or(1).max(1);
@@ -219,7 +223,8 @@ impl Made {
                 .map(|group| {
                     let weights = shares(group, &routing.counts);
                     let parts = group.iter().zip(weights).map(|(&expert, weight)| {
-                        let piece = moved_piece(mixture, tensor, expert, units.get(&expert));
+                        let (network, units) = (networks.get(expert), units.get(&expert));
+                        let piece = moved_piece(tensor, expert, network, units);
                         (weight, piece)
                     });
                     Piece::sum_of(n_rows, parts.collect())

@@ -140,7 +140,7 @@ pub(crate) fn ffns(checkpoint: &Checkpoint, mixtures: &BTreeMap<String, Mixture>
 }
 
 /// The experts of a mixture as networks, in their order; none if their tensors are of no known form.
-pub(super) fn ffns_of(mixture: &Mixture) -> Vec<Ffn> {
+pub(crate) fn ffns_of(mixture: &Mixture) -> Vec<Ffn> {
     (0..mixture.n_experts)
         .filter_map(|expert| of_expert(mixture, expert))
         .collect()

@@ -29,7 +29,7 @@ pub(crate) use survey::{MAX_EXPERTS, Survey};
 pub use survey::{Mixtures, survey};
 pub use units::UnitMatching;
 
-pub(crate) use ffn::{Ffn, ffns};
+pub(crate) use ffn::{Ffn, ffns, ffns_of};
 pub(crate) use matching::{By, match_experts};
 pub(crate) use order::{Order, order_of};
 pub(crate) use outputs::Observed;

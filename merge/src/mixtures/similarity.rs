@@ -1,5 +1,7 @@
 //! How alike the experts of two checkpoints are, by their weights.
 
+use std::collections::BTreeMap;
+
 use ndarray::{Array2, ArrayView2, Axis};
 
 use super::{ExpertTensor, Mixture};
@@ -39,9 +41,10 @@ pub(super) fn cosines(
     let n = one.mixture.n_experts;
     let mut sum = Array2::zeros((n, n));
     let mut n_elements = 0;
+    let theirs = other.mixture.tensors.iter().map(|of| (of.part(), of));
+    let theirs: BTreeMap<&str, &ExpertTensor> = theirs.collect();
     for tensor in &one.mixture.tensors {
-        let mut others = other.mixture.tensors.iter();
-        let Some(of_other) = others.find(|of| of.part() == tensor.part()) else {
+        let Some(&of_other) = theirs.get(tensor.part()) else {
             continue;
         };
         if of_other.info.shape != tensor.info.shape || !tensor.info.dtype.is_float() {

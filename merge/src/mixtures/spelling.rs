@@ -219,6 +219,7 @@ fn renamed(
             }),
         }
     };
+    let names: Vec<&str> = source.tensors().map(|(key, _)| key).collect();
     let mut moved: BTreeMap<String, String> = BTreeMap::new();
     for mixture in mixtures.values() {
         let from = match MixtureSpelling::of(mixture) {
@@ -249,9 +250,8 @@ fn renamed(
         }
         if from.host != row.host {
             let start = format!("{}.", mixture.host);
-            let others = source.tensors().map(|(key, _)| key);
-            let mut others = others.filter(|key| key.starts_with(&start));
-            if let Some(key) = others.find(|key| !moved.contains_key(*key)) {
+            let mut beside = starting_with(&names, &start);
+            if let Some(key) = beside.find(|key| !moved.contains_key(*key)) {
                 return Err(no_place(&source, key, row).into());
             }
         }
@@ -272,6 +272,16 @@ fn renamed(
     let viewed = viewed.into_values().collect();
     let aliases = source.aliases().clone();
     Ok(Rearranged::view(source, viewed, aliases, Box::new(made)))
+}
+
+/// Those of sorted names that begin so.
+pub(crate) fn starting_with<'n>(
+    names: &'n [&'n str],
+    start: &'n str,
+) -> impl Iterator<Item = &'n str> {
+    let first = names.partition_point(|name| *name < start);
+    let after = names.get(first..).unwrap_or_default().iter().copied();
+    after.take_while(move |name| name.starts_with(start))
 }
 
 fn no_place(source: &Checkpoint, key: &str, row: &Row) -> ConversionFault {

@@ -25,6 +25,9 @@ type Routers<'a> = BTreeMap<&'a str, Vec<(&'a str, &'a TensorInfo)>>;
 /// The most experts of a mixture: those of Switch-C. What is computed of pairs of them stays small.
 pub(crate) const MAX_EXPERTS: usize = 2048;
 
+/// The longest name that is looked at.
+const MAX_NAME_BYTES: usize = 4096;
+
 /// Everything that names call a mixture.
 #[derive(Clone, Debug, Default)]
 pub(crate) struct Survey {
@@ -68,7 +71,9 @@ impl Survey {
     pub(crate) fn of(checkpoint: &Checkpoint) -> Self {
         let mut found: BTreeMap<&str, Found<'_>> = BTreeMap::new();
         let mut routers = Routers::new();
-        for (key, info) in checkpoint.tensors() {
+        // Longer names are no model's, and not worth taking apart.
+        let tensors = checkpoint.tensors();
+        for (key, info) in tensors.filter(|(key, _)| key.len() <= MAX_NAME_BYTES) {
             for host in router_hosts(key) {
                 routers.entry(host).or_default().push((key, info));
             }

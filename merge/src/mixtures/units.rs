@@ -7,9 +7,9 @@ use ndarray::{Array2, Axis, Slice};
 use serde::Serialize;
 
 use super::assignment::assign;
-use super::ffn::{Ffn, Strand, ffns_of};
+use super::ffn::{Ffn, Strand};
 use super::similarity::read;
-use super::{ExpertTensor, Mixture, Piece};
+use super::{ExpertTensor, Piece};
 use crate::{Checkpoint, MergeFault, Result};
 
 /// Which units of a network were moved.
@@ -112,10 +112,9 @@ pub(crate) fn match_units(
 /// [`MergeFault::CannotAlign`], and as [`match_units`].
 pub(crate) fn units_of_group(
     source: &Checkpoint,
-    mixture: &Mixture,
+    networks: &[Ffn],
     group: &[usize],
 ) -> Result<Vec<(usize, Vec<u32>)>> {
-    let networks = ffns_of(mixture);
     let Some(first) = group.first().and_then(|&first| networks.get(first)) else {
         return Ok(Vec::new());
     };
@@ -132,21 +131,20 @@ pub(crate) fn units_of_group(
         .collect()
 }
 
-/// A tensor of an expert, with its hidden units in another order.
+/// A tensor of an expert, with the hidden units of its network in another order.
 pub(crate) fn moved_piece(
-    mixture: &Mixture,
     tensor: &ExpertTensor,
     expert: usize,
+    network: Option<&Ffn>,
     units: Option<&Vec<u32>>,
 ) -> Piece {
     let (key, first) = tensor.place(expert);
     let width = tensor.info.shape.last().copied().unwrap_or(1).max(1);
     let mut piece = Piece::of(key, first, tensor.info.n_elements() / width);
-    let Some(units) = units else {
+    let (Some(units), Some(network)) = (units, network) else {
         return piece;
     };
-    let network = ffns_of(mixture).into_iter().nth(expert);
-    let mut strands = network.into_iter().flat_map(|network| network.strands);
+    let mut strands = network.strands.iter();
     if let Some(strand) = strands.find(|strand| strand.key == piece.key && strand.first == first) {
         let order = Some(strand.order(units));
         match strand.along_columns {
