@@ -79,9 +79,7 @@ fn rerank(case: &Case) {
     let count = |name: &str| case.count(name).expect("a count");
     let (images, texts, k) = (count("images"), count("texts"), count("k_test"));
     let similarities = ndarray::Array2::<f32>::zeros((images, texts));
-    let fault = Shortlist::new(k, &similarities.view())
-        .err()
-        .expect("refused");
+    let fault = Shortlist::new(k, &similarities.view()).expect_err("refused");
     let fault = fault.to_string();
     for n in [k, images, texts] {
         assert!(fault.contains(&n.to_string()), "{fault}");

@@ -21,11 +21,14 @@ const TOLERANCE: f64 = 1e-5;
 /// Gradients below this share of the largest are zero but for rounding: compared absolutely.
 const FLOOR: f64 = 1e-2;
 
+/// An objective and its weight.
+type Weighted = (Box<dyn Objective>, f64);
+
 /// The mean loss, the mean balance and the mean gradients of ranks, of which each computes its own experts if `experts`
 /// says so.
 fn shared(
     opened: &Opened,
-    (objectives, routing): (&[(Box<dyn Objective>, f64)], &RoutingOf<'_>),
+    (objectives, routing): (&[Weighted], &RoutingOf<'_>),
     batch: &Batch,
     (collective, experts): (&dyn Collective, Option<&Rc<dyn Collective>>),
     tape: fn() -> Tape,

@@ -17,10 +17,10 @@ pub fn assign(n: usize, gain: impl Fn(usize, usize) -> f64) -> Vec<usize> {
     let mut of_rows = vec![0.0; n];
     let mut row_of: Vec<Option<usize>> = vec![None; n];
     let mut free = Vec::new();
-    for row in 0..n {
+    for (row, of_row) in of_rows.iter_mut().enumerate() {
         let best = (0..n).min_by(|&a, &b| cost(row, a).total_cmp(&cost(row, b)));
         let best = best.unwrap_or_default();
-        of_rows[row] = cost(row, best);
+        *of_row = cost(row, best);
         match row_of[best] {
             None => row_of[best] = Some(row),
             Some(_) => free.push(row),

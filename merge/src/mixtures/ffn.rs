@@ -147,10 +147,7 @@ pub(crate) fn ffns_of(mixture: &Mixture) -> Vec<Ffn> {
 }
 
 /// The network that a layer out of hidden units ends.
-fn prefix_of<'k>(
-    key: &'k str,
-    is_whole: impl Fn(&str, &Form) -> bool,
-) -> Option<(&'k str, &'static Form)> {
+fn prefix_of(key: &str, is_whole: impl Fn(&str, &Form) -> bool) -> Option<(&str, &'static Form)> {
     let layer = key.strip_suffix(".weight")?;
     FORMS.iter().find_map(|form| {
         let prefix = layer.strip_suffix(form.out_of)?;
@@ -188,12 +185,11 @@ fn of_expert(mixture: &Mixture, expert: usize) -> Option<Ffn> {
     })
 }
 
+/// Where a tensor of a network is: its key, its first row there, and what that key holds.
+type Placed = (String, usize, TensorInfo);
+
 /// A network out of its tensors by name within it; `None` if their sizes do not tell the hidden units.
-fn network(
-    name: String,
-    form: &Form,
-    tensor: &dyn Fn(&str) -> Option<(String, usize, TensorInfo)>,
-) -> Option<Ffn> {
+fn network(name: String, form: &Form, tensor: &dyn Fn(&str) -> Option<Placed>) -> Option<Ffn> {
     let (out_key, out_first, out_info) = tensor(&format!("{}.weight", form.out_of))?;
     let (_, _, in_info) = tensor(&format!("{}.weight", form.into.first()?))?;
     let (&[out_rows, out_columns], &[in_rows, in_columns]) =

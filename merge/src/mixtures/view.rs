@@ -77,8 +77,11 @@ pub(crate) struct Rearranged {
     origins: Vec<Origin>,
     arranger: Box<dyn Arranger>,
     /// Matrices that were transposed last, for reads that go on in them.
-    transposed: Mutex<Vec<(String, usize, Arc<[u8]>)>>,
+    transposed: Mutex<Vec<Transposed>>,
 }
+
+/// A matrix that was transposed: the name of its tensor, its first row there, and its bytes.
+type Transposed = (String, usize, Arc<[u8]>);
 
 /// A tensor of a view.
 pub(crate) struct ViewedTensor {

@@ -51,7 +51,6 @@ pub const GROUPING: Grouping = Grouping {
     ],
     raises_missing: true,
     bounded: &[("itc_temp", TEMPERATURES)],
-    ..Grouping::NONE
 };
 
 /// Blocks' worth of activations that the block at work takes in its backward pass.

@@ -263,7 +263,7 @@ pub(super) fn on_threads<I: Sync, T: Send>(
     };
     let mut done = std::thread::scope(|scope| {
         let n_threads = n_threads.clamp(1, items.len().max(1));
-        let threads: Vec<_> = (0..n_threads).map(|_| scope.spawn(&work)).collect();
+        let threads: Vec<_> = (0..n_threads).map(|_| scope.spawn(work)).collect();
         let joined = threads.into_iter().flat_map(|thread| {
             // A panic of a thread is a bug and goes on as one.
             let done = thread.join();
