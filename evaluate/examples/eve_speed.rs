@@ -163,7 +163,7 @@ fn main() -> Result<()> {
     } else {
         weights
     };
-    let input = blueprint.input().clone();
+    let input = *blueprint.input();
     let images = images(&input, batch)?;
     if which == "moe" {
         let (mixture, x, n_image) = mixture(&weights, &input, batch)?;

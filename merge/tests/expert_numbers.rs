@@ -279,6 +279,21 @@ fn routing_of_a_family_that_is_not_run_here_may_come_from_another_program() {
     let plan = upcycling.plan(source).expect("a plan");
     let path = folder.path().join("mixture.safetensors");
     write(&plan, &path);
+    // A number for each expert beside the router's rows, as DeepSeek has it.
+    let mut tensors = fixtures::tensors(&path);
+    let bias = Raw {
+        dtype: Dtype::F32,
+        shape: vec![5],
+        bytes: [10.0f32, 11.0, 12.0, 13.0, 14.0]
+            .iter()
+            .flat_map(|value| value.to_le_bytes())
+            .collect(),
+    };
+    tensors.insert(
+        "model.layers.0.mlp.gate.e_score_correction_bias".to_owned(),
+        bias,
+    );
+    fixtures::write(&path, &tensors);
     let source = Arc::new(opened(&path));
     let hosts = [0, 1].map(|layer| format!("model.layers.{layer}.mlp"));
     let mut grams = BTreeMap::new();
@@ -301,8 +316,13 @@ fn routing_of_a_family_that_is_not_run_here_may_come_from_another_program() {
         report.iter().map(|of| of.groups.len()).collect::<Vec<_>>(),
         [2, 2]
     );
-    // Copies of one network are that network, whatever their shares.
     let grouped = run(&plan);
+    // The experts that most tokens go to are 1 and 3.
+    assert_eq!(
+        values(&grouped, "model.layers.0.mlp.gate.e_score_correction_bias"),
+        [11.0, 13.0]
+    );
+    // Copies of one network are that network, whatever their shares.
     for (layer, host) in hosts.iter().enumerate() {
         for part in ["gate_proj", "up_proj", "down_proj"] {
             let expected = dense()[&format!("model.layers.{layer}.mlp.{part}.weight")].values();

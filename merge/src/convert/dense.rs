@@ -5,11 +5,12 @@ use std::fmt;
 use std::sync::Arc;
 
 use super::draft::Draft;
-use super::fewer_experts::{Made, shares};
+use super::fewer_experts::{Made, name_of, shares};
 use crate::gram::GramStore;
 use crate::layouts::{self, ModelRecord};
 use crate::mixtures::spelling::starting_with;
 use crate::mixtures::{MixtureSpelling, Piece, Routing, respelled, survey};
+use crate::plan::grams::check_sizes;
 use crate::recipe::OutputDType;
 use crate::{Checkpoint, ConversionFault, MergePlan, Result};
 
@@ -35,6 +36,9 @@ impl DenseOfExperts {
     /// that all tokens go to, and as [`Routing::read`] and [`survey`].
     pub fn plan(&self, source: Arc<Checkpoint>) -> Result<MergePlan> {
         source.require_unique_names()?;
+        if let Some(grams) = &self.grams {
+            check_sizes(grams, &source)?;
+        }
         let layout = layouts::detect(&source)?;
         let is_eve = layout.name().starts_with("eve/");
         let (source, spelled) = match is_eve {
@@ -123,9 +127,9 @@ impl DenseOfExperts {
 impl fmt::Display for DenseOfExperts {
     /// The command, for provenance.
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let weighted = match self.grams {
-            Some(_) => ", by: frequency",
-            None => "",
+        let weighted = match &self.grams {
+            Some(grams) => format!(", by: frequency, grams: {}", name_of(grams)),
+            None => String::new(),
         };
         write!(f, "convert: {{ experts: dense{weighted} }}")
     }

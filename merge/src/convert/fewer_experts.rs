@@ -13,6 +13,7 @@ use crate::mixtures::{
     Arrangement, ExpertName, Mixture, Origin, Piece, Rearranged, Routing, ViewedTensor, ffns_of,
     moved_piece, survey, units_of_group,
 };
+use crate::plan::grams::check_sizes;
 use crate::recipe::OutputDType;
 use crate::{Checkpoint, ConversionFault, MergePlan, Result, TensorInfo};
 
@@ -74,9 +75,10 @@ impl FewerExperts {
     /// # Errors
     /// [`ConversionFault::NoSuchConversion`] for a checkpoint without mixtures, [`ConversionFault::ExpertsLeft`] for
     /// more experts than there are or none, [`ConversionFault::ScoresUnknown`] for groups without the router's inputs,
-    /// and as [`Routing::read`] and [`survey`].
+    /// [`crate::MergeFault::ForeignGrams`] for a gram file over another model, and as [`Routing::read`] and [`survey`].
     pub fn plan(&self, source: Arc<Checkpoint>) -> Result<(MergePlan, Vec<ExpertsKept>)> {
         source.require_unique_names()?;
+        check_sizes(&self.grams, &source)?;
         let layout = layouts::detect(&source)?;
         let mixtures = survey(&source)?;
         if mixtures.is_empty() {
@@ -170,10 +172,17 @@ impl fmt::Display for FewerExperts {
         };
         write!(
             f,
-            "convert: {{ experts: {}, by: {worth}, others: {others} }}",
-            self.keep
+            "convert: {{ experts: {}, by: {worth}, others: {others}, grams: {} }}",
+            self.keep,
+            name_of(&self.grams)
         )
     }
+}
+
+/// The name of a gram file, without its folder.
+pub(super) fn name_of(grams: &GramStore) -> String {
+    let name = grams.checkpoint().path().file_name();
+    name.unwrap_or_default().to_string_lossy().into_owned()
 }
 
 /// Tensors of the output that are made of pieces, and tensors of the input that are gone or renamed.
@@ -261,6 +270,7 @@ impl Made {
                     let columns = kept.map(|expert| expert as u32).collect();
                     vec![Piece {
                         columns: Some(columns),
+                        row_elements: Some(mixture.n_experts),
                         ..Piece::of(tensor.key.clone(), 0, 1)
                     }]
                 }

@@ -19,6 +19,8 @@ pub(crate) struct Piece {
     pub rows: Option<Arc<[u32]>>,
     /// The order within each row, likewise.
     pub columns: Option<Arc<[u32]>>,
+    /// Elements of a row there, where `columns` takes fewer of them.
+    pub row_elements: Option<usize>,
     /// In place of all that, the sum of pieces of the same size, each with a weight.
     pub sum: Vec<(f64, Self)>,
     /// Rows there are columns here: `(columns here, n_rows)` there, of which this reads `(n_rows, columns)`.
@@ -34,6 +36,7 @@ impl Piece {
             n_rows,
             rows: None,
             columns: None,
+            row_elements: None,
             sum: Vec::new(),
             is_transposed: false,
         }
@@ -162,13 +165,14 @@ impl Rearranged {
             let first = piece.first + row * width + column;
             return self.inner.read(&piece.key, first, out);
         }
-        let mut whole = vec![0; width * size];
+        let there = piece.row_elements.unwrap_or(width);
+        let mut whole = vec![0; there * size];
         let (mut row, mut column, mut rest) = (row, column, out);
         while !rest.is_empty() {
             let n = (width - column).min(rest.len() / size);
             let (part, after) = rest.split_at_mut(n * size);
             let from = piece.rows.as_ref().map_or(row, |rows| rows[row] as usize);
-            let first = piece.first + from * width;
+            let first = piece.first + from * there;
             match &piece.columns {
                 None => self.inner.read(&piece.key, first + column, part)?,
                 Some(columns) => {

@@ -142,7 +142,10 @@ impl GramFiles {
 }
 
 /// Whether the files that a gram file was summed over are as large as the model's.
-fn check_sizes(store: &GramStore, model: &Checkpoint) -> Result<()> {
+///
+/// # Errors
+/// [`MergeFault::ForeignGrams`].
+pub(crate) fn check_sizes(store: &GramStore, model: &Checkpoint) -> Result<()> {
     let Some(record) = recorded(store) else {
         return Ok(());
     };

@@ -17,7 +17,7 @@ mod builder;
 pub(crate) mod checkpoints;
 mod companions;
 mod experts;
-mod grams;
+pub(crate) mod grams;
 mod mixtures;
 pub(crate) mod opener;
 mod settings;
