@@ -90,7 +90,9 @@ fn everything(opened: &Opened) -> (Images, Texts) {
     }
     let tokenizer = tokenizer();
     let texts = (0..set.n_images()).flat_map(|image| set.captions(image));
-    let texts = texts.map(|text| tokenizer.encode(text, input.text.len).expect("tokens"));
+    // As the task reads captions.
+    let texts = texts.map(|text| input.text.rule.apply(text));
+    let texts = texts.map(|text| tokenizer.encode(&text, input.text.len).expect("tokens"));
     let texts: Vec<_> = texts.collect();
     let texts: Vec<_> = texts.iter().collect();
     let side = input.image.side;
