@@ -29,10 +29,10 @@ Raw folders have the layout of ViLT's guide to its data:
   cc3m   train_annot.json, images_train/*/; the same of cc12m
   vg     annotations/region_descriptions.json, images/VG_100K/, images/VG_100K_2/
 
-Where X-VLM's JSON files are in the raw folder (coco_train.json, vqa_train.json with answer_list.json,
-nlvr_train.json and so on, docs/eve.md), arrow files are made of these instead. `coco --split pretrain`
-is what EVE is pre-trained on: annotations/captions_{train,val}2014.json without the test images of
-karpathy/dataset_coco.json.
+Where X-VLM's JSON files are in the raw folder (coco_train.json, vqa_train.json with
+answer_list.json, nlvr_train.json and so on, docs/eve.md), arrow files are made of these instead.
+`coco --split pretrain` is what EVE is pre-trained on: annotations/captions_{train,val}2014.json
+without the test images of karpathy/dataset_coco.json.
 
 Each picture is decoded once, as a check, and stored unchanged. A file gets its name when it is
 complete; after an interruption, run the same command again.";

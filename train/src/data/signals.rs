@@ -179,10 +179,14 @@ mod tests {
                     *count += usize::from(hidden);
                 }
             }
-            // No patch is always hidden, and none never.
+            // No patch is always hidden, and none never. Rectangles reach a corner seldom, and the middle nearly always.
+            let (least, most) = match patches {
+                PatchMode::Random => (100, 190),
+                PatchMode::Blockwise => (5, 201),
+            };
             assert!(
-                counts.iter().all(|&count| count > 50 && count < 200),
-                "{counts:?}"
+                counts.iter().all(|&count| least < count && count < most),
+                "{patches:?}: {counts:?}"
             );
         }
         let neighbors = |patches: PatchMode| -> usize {
