@@ -136,9 +136,18 @@ impl Mixture {
         let out = match pass.tape() {
             Some(tape) => self.record(tape, &h, &gated, pass)?,
             None => {
-                let weights = &gated.weights;
-                let (kept, routes) = (kept.as_deref(), routes.as_mut());
-                self.dispatch(&h, &gated.choices, weights, kept, routes, pass)?
+                let answered = match pass.is_tapped() {
+                    true => None,
+                    false => self.routed(&gated)?.run(&h)?,
+                };
+                match answered {
+                    Some(out) => out,
+                    None => {
+                        let weights = &gated.weights;
+                        let (kept, routes) = (kept.as_deref(), routes.as_mut());
+                        self.dispatch(&h, &gated.choices, weights, kept, routes, pass)?
+                    }
+                }
             }
         };
         let out = out.reshape((b, n, d))?;
@@ -280,14 +289,19 @@ impl Mixture {
         Ok(out)
     }
 
-    /// The same on a tape: on slices where that is possible.
-    fn record(&self, tape: &Tape, h: &Tensor, gated: &Gated, pass: &Pass<'_>) -> Result<Tensor> {
-        let weights = Tensor::stack(&gated.weights, 1)?; // (s, 2)
-        let routed = RoutedExperts {
+    /// Experts with the tokens that each takes.
+    fn routed(&self, gated: &Gated) -> Result<RoutedExperts> {
+        Ok(RoutedExperts {
             experts: self.experts.clone(),
             taken: gated.choices.taken(self.n_experts()),
-            weights: weights.clone(),
-        };
+            weights: Tensor::stack(&gated.weights, 1)?, // (s, 2)
+        })
+    }
+
+    /// The same on a tape: on slices where that is possible.
+    fn record(&self, tape: &Tape, h: &Tensor, gated: &Gated, pass: &Pass<'_>) -> Result<Tensor> {
+        let routed = self.routed(gated)?;
+        let weights = routed.weights.clone();
         if let Some(ranks) = pass.expert_ranks() {
             let ranks = Rc::clone(ranks);
             return ExchangedExperts { routed, ranks }.record(tape, h);

@@ -5,7 +5,8 @@ use candle_core::{Result, Tensor};
 use super::{OnSlices, fits_slices, input_gradient, output, record_on_slices, weight_gradient};
 use crate::nn::cpu::host::Host;
 use crate::nn::cpu::math::sum_of;
-use crate::nn::cpu::slices;
+use crate::nn::cpu::pool::in_pool;
+use crate::nn::cpu::{slices, takes};
 use crate::nn::{Buffer, Buffers, Gradients, Mlp, Tape};
 
 /// A row that an expert serves.
@@ -40,6 +41,59 @@ impl RoutedExperts {
             ..self
         };
         record_on_slices(tape, own, x, Some(&weights))
+    }
+
+    /// Runs them on `x: (rows, d)` where nobody goes back; `None` where they cannot run on slices, or something is to be
+    /// learned.
+    pub fn run(&self, x: &Tensor) -> Result<Option<Tensor>> {
+        let tensors = || {
+            self.experts
+                .iter()
+                .flat_map(Mlp::weights)
+                .chain([x, &self.weights])
+        };
+        if !tensors().all(takes) || tensors().any(Tensor::track_op) {
+            return Ok(None);
+        }
+        let (x, mut out) = (x.contiguous()?, vec![0.0; x.elem_count()]);
+        let own = Self {
+            experts: self.experts.clone(),
+            taken: self.taken.clone(),
+            weights: self.weights.contiguous()?,
+        };
+        in_pool(|| own.each(&x, &mut out, &Buffers::default(), |_| ()))?;
+        Tensor::from_vec(out, x.shape(), x.device()).map(Some)
+    }
+
+    /// Adds up what experts answer; `inside` receives each one's inner numbers before the activation.
+    fn each(
+        &self,
+        x: &Tensor,
+        out: &mut [f32],
+        buffers: &Buffers,
+        mut inside: impl FnMut(Buffer),
+    ) -> Result<()> {
+        let ((_, width), (_, n_choices)) = (x.dims2()?, self.weights.dims2()?);
+        let (x, weights) = (Host::of(x)?, Host::of(&self.weights)?);
+        let weights = weights.values();
+        out.fill(0.0);
+        for (expert, taken) in self.experts.iter().zip(&self.taken) {
+            if taken.is_empty() {
+                inside(buffers.take(0));
+                continue;
+            }
+            let part = gather(x.values(), taken, width, buffers);
+            let [before, answers] = answer(expert, &part, buffers)?;
+            for (answer, taken) in answers.chunks_exact(width).zip(taken) {
+                let weight = weights[taken.row * n_choices + taken.choice];
+                let out = &mut out[taken.row * width..][..width];
+                for (out, answer) in out.iter_mut().zip(answer) {
+                    *out += weight * answer;
+                }
+            }
+            inside(before);
+        }
+        Ok(())
     }
 }
 
@@ -113,27 +167,8 @@ impl OnSlices for RoutedExperts {
     type Inside = Vec<Buffer>;
 
     fn forward(&self, x: &Tensor, out: &mut [f32], buffers: &Buffers) -> Result<Vec<Buffer>> {
-        let ((_, width), (_, n_choices)) = (x.dims2()?, self.weights.dims2()?);
-        let (x, weights) = (Host::of(x)?, Host::of(&self.weights)?);
-        let weights = weights.values();
-        out.fill(0.0);
         let mut inside = Vec::with_capacity(self.experts.len());
-        for (expert, taken) in self.experts.iter().zip(&self.taken) {
-            if taken.is_empty() {
-                inside.push(buffers.take(0));
-                continue;
-            }
-            let part = gather(x.values(), taken, width, buffers);
-            let [before, answers] = answer(expert, &part, buffers)?;
-            for (answer, taken) in answers.chunks_exact(width).zip(taken) {
-                let weight = weights[taken.row * n_choices + taken.choice];
-                let out = &mut out[taken.row * width..][..width];
-                for (out, answer) in out.iter_mut().zip(answer) {
-                    *out += weight * answer;
-                }
-            }
-            inside.push(before);
-        }
+        self.each(x, out, buffers, |before| inside.push(before))?;
         Ok(inside)
     }
 
