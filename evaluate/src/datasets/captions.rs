@@ -35,7 +35,7 @@ pub struct CaptionSet {
 impl CaptionSet {
     /// Opens a split such as `test` of a data set such as `coco` in a folder of arrow files, or a CSV
     /// table `<dataset>/valid_anno.csv` there as split `valid` (see [`Annotations`]), or X-VLM's JSON files
-    /// (see [`xvlm`](super::xvlm)).
+    /// (see [`xvlm`]).
     ///
     /// # Errors
     /// [`DataFault::UnknownDataset`] and

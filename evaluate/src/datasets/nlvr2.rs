@@ -71,7 +71,7 @@ pub struct Nlvr2Set {
 
 impl Nlvr2Set {
     /// Opens a split such as `dev` or `test1` in a folder of arrow files, or of X-VLM's JSON files (see
-    /// [`xvlm`](super::xvlm)).
+    /// [`xvlm`]).
     ///
     /// # Errors
     /// [`DataFault::UnknownSplit`](crate::DataFault::UnknownSplit) for its name,

@@ -48,7 +48,7 @@ pub struct VqaSet {
 
 impl VqaSet {
     /// Opens a split such as `rest_val` or `test-dev` in a folder of arrow files, or of X-VLM's JSON files (see
-    /// [`xvlm`](super::xvlm)).
+    /// [`xvlm`]).
     ///
     /// # Errors
     /// [`DataFault::UnknownSplit`] for its name, [`DataFault::MissingTable`] when a file is not there,
