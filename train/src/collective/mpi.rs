@@ -207,11 +207,10 @@ impl Collective for Mpi {
             };
             let (sent_counts, counts) = (counts(&of_own), counts(&for_own));
             let (sent_starts, starts) = (starts(&sent_counts), starts(&counts));
-            let sent: Vec<u8> = to
-                .iter()
-                .flat_map(|message| message[within(message.len())].iter().copied())
-                .collect();
-            let mut piece = vec![0u8; counts.iter().sum::<Count>() as usize];
+            // One byte more than is sent: Open MPI takes the address of an empty vector of bytes for MPI_IN_PLACE.
+            let pieces = to.iter().map(|message| &message[within(message.len())]);
+            let sent = pieces.chain([&[0u8][..]]).collect::<Vec<_>>().concat();
+            let mut piece = vec![0u8; 1 + counts.iter().sum::<Count>() as usize];
             let sent = Partition::new(&sent[..], &sent_counts[..], &sent_starts[..]);
             let mut parts = PartitionMut::new(&mut piece[..], &counts[..], &starts[..]);
             self.world.all_to_all_varcount_into(&sent, &mut parts);
