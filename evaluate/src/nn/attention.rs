@@ -37,22 +37,16 @@ impl Attention {
     }
 
     /// What a branch on slices wants.
-    pub(crate) fn packed(&self) -> Packed<'_> {
+    pub(crate) fn packed(&self) -> Packed {
         Packed {
-            qkv: &self.qkv,
+            qkv: self.qkv.clone(),
             bias: PackedBias::WithoutKeys {
-                q: &self.q_bias,
-                v: &self.v_bias,
+                q: self.q_bias.clone(),
+                v: self.v_bias.clone(),
             },
-            proj: &self.proj,
+            proj: self.proj.clone(),
             heads: self.heads,
         }
-    }
-
-    /// All weights.
-    pub(crate) fn weights(&self) -> Vec<&Tensor> {
-        let [weight, bias] = self.proj.weights();
-        vec![self.qkv.weight(), &self.q_bias, &self.v_bias, weight, bias]
     }
 
     /// Queries, keys and values: `(b, n, d) -> (b, n, 3 d)`. Each call puts the bias together,

@@ -39,6 +39,15 @@ pub(super) fn check_targets(targets: &[u32], (n, classes): (usize, usize)) -> Re
     Ok(())
 }
 
+/// Rows of `logits: (n, classes)` whose largest number is the target's.
+///
+/// # Errors
+/// When the device fails.
+pub fn n_right(logits: &Tensor, targets: &[u32]) -> Result<f64> {
+    let best: Vec<u32> = logits.detach().argmax(D::Minus1)?.to_vec1()?;
+    Ok(best.iter().zip(targets).filter(|(a, b)| a == b).count() as f64)
+}
+
 /// Classes that were guessed.
 #[derive(Clone, Debug)]
 pub struct Guessed {
@@ -54,11 +63,9 @@ impl Guessed {
     /// # Errors
     /// As [`cross_entropy`].
     pub fn by(logits: &Tensor, targets: &[u32]) -> Result<Self> {
-        let best: Vec<u32> = logits.detach().argmax(D::Minus1)?.to_vec1()?;
-        let right = best.iter().zip(targets).filter(|(a, b)| a == b);
         Ok(Self {
             mean: cross_entropy(logits, targets)?,
-            n_right: right.count() as f64,
+            n_right: n_right(logits, targets)?,
         })
     }
 }

@@ -32,18 +32,17 @@ pub use attention::Attention;
 pub use convolution::Convolution;
 pub(crate) use cpu::buffers::Buffer;
 pub use cpu::buffers::Buffers;
-pub(crate) use cpu::host::{Host, host_values};
+pub(crate) use cpu::host::Host;
 pub use cpu::pool::in_pool;
-pub(crate) use cpu::slices::Keep;
 pub(crate) use cpu::takes as is_on_host;
-pub use cross_entropy::{Guessed, cross_entropy};
+pub use cross_entropy::{Guessed, cross_entropy, n_right};
 pub use dropping::{Dropping, GivenDrops};
 pub use embedding::Embedding;
 pub(crate) use fused::{
-    AttentionBranch, AttentionHalf, CrossHalf, ExchangedExperts, FfnBranch, FfnHalf, KeptAttention,
-    KeptAttentionHalf, KeptCrossHalf, KeptFfnHalf, Network, OnSlices, Packed, PackedBias,
-    PreNormBlock, RoutedExperts, Sees, Separate, Taken, WordHead, fits_slices, is_leaf,
-    project_rows, record_on_slices, record_projections, side_by_side,
+    AttentionHalf, CrossHalf, ExchangedExperts, FfnHalf, KeptAttentionHalf, KeptCrossHalf,
+    KeptFfnHalf, Network, OnSlices, Packed, PackedBias, PreNormBlock, RoutedExperts, Sees,
+    Separate, Taken, WordHead, fits_slices, is_leaf, project_rows, record_on_slices,
+    record_projections, side_by_side,
 };
 pub use gradients::{Gradient, Gradients};
 pub use layer_scale::LayerScale;

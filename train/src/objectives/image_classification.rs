@@ -1,7 +1,7 @@
 //! Classes of images.
 
 use evaluate::models::Head;
-use evaluate::nn::cross_entropy;
+use evaluate::nn::{cross_entropy, n_right};
 
 use super::{Loss, Needs, Objective, ObjectiveSpec, Step};
 use crate::Result;
@@ -33,7 +33,7 @@ impl Objective for ImageClassification {
         let states = model.pooled_image(step.image()?, &pass)?;
         let logits = step.model.score(Head::ImageClasses, &states)?;
         let classes = step.classes()?;
-        let n_right = super::n_right(&logits, classes)?;
+        let n_right = n_right(&logits, classes)?;
         let measures = vec![("image_accuracy", n_right, step.batch.n as f64)];
         Loss::mean(cross_entropy(&logits, classes)?, measures)
     }

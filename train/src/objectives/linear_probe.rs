@@ -2,7 +2,7 @@
 
 use candle_core::{D, DType, Tensor};
 use evaluate::models::Head;
-use evaluate::nn::{Pass, Tape, cross_entropy};
+use evaluate::nn::{Pass, Tape, cross_entropy, n_right};
 
 use super::{Loss, Needs, Objective, ObjectiveSpec, Step};
 use crate::Result;
@@ -49,7 +49,7 @@ impl Objective for LinearProbe {
         let logits = model.score(Head::ImageClasses, &states)?;
         let (classes, n) = (step.classes()?, step.batch.n as f64);
         let measures = vec![
-            ("image_accuracy", super::n_right(&logits, classes)?, n),
+            ("image_accuracy", n_right(&logits, classes)?, n),
             ("image_accuracy_5", n_near(&logits, classes)?, n),
         ];
         Loss::mean(cross_entropy(&logits, classes)?, measures)

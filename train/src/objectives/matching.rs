@@ -5,7 +5,7 @@ use std::ops::Range;
 use candle_core::Tensor;
 use evaluate::batch::Pair;
 use evaluate::models::Head;
-use evaluate::nn::{Pass, cross_entropy};
+use evaluate::nn::{Pass, cross_entropy, n_right};
 
 use super::{
     Loss, Needs, Objective, ObjectiveSpec, PairFeatures, PairSettings, Step, draw_negatives, gather,
@@ -76,7 +76,7 @@ impl Objective for Matching {
             .score(Head::Matching, &Tensor::cat(&pooled, 0)?)?;
         let targets: Vec<u32> = (0..3 * b).map(|row| u32::from(row < b)).collect();
         let value = cross_entropy(&logits, &targets)?;
-        let n_right = super::n_right(&logits, &targets)?;
+        let n_right = n_right(&logits, &targets)?;
         Loss::mean(value, vec![("itm_accuracy", n_right, 3.0 * b as f64)])
     }
 }

@@ -132,9 +132,3 @@ pub trait Objective: Send + Sync {
         1
     }
 }
-
-/// Rows of `logits: (n, classes)` whose largest number is the target's.
-fn n_right(logits: &Tensor, targets: &[u32]) -> Result<f64> {
-    let best: Vec<u32> = logits.detach().argmax(candle_core::D::Minus1)?.to_vec1()?;
-    Ok(best.iter().zip(targets).filter(|(a, b)| a == b).count() as f64)
-}

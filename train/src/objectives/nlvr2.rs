@@ -1,7 +1,7 @@
 //! Statements about two images.
 
 use evaluate::models::Head;
-use evaluate::nn::cross_entropy;
+use evaluate::nn::{cross_entropy, n_right};
 
 use super::{Loss, Needs, Objective, ObjectiveSpec, Step};
 use crate::Result;
@@ -41,7 +41,7 @@ impl Objective for Nlvr2 {
         let passes = [step.pass(&ways[0]), step.pass(&ways[1])];
         let logits = step.model.fusion()?.judge(text, images, passes)?;
         let classes = step.classes()?;
-        let n_right = super::n_right(&logits, classes)?;
+        let n_right = n_right(&logits, classes)?;
         let measures = vec![("nlvr2_accuracy", n_right, step.batch.n as f64)];
         Loss::mean(cross_entropy(&logits, classes)?, measures)
     }

@@ -3,7 +3,7 @@
 use candle_core::Tensor;
 use evaluate::batch::{Images, Pair};
 use evaluate::models::Head;
-use evaluate::nn::cross_entropy;
+use evaluate::nn::{cross_entropy, n_right};
 
 use super::{Loss, Needs, Objective, ObjectiveSpec, Step};
 use crate::Result;
@@ -57,7 +57,7 @@ impl Objective for RandomMatching {
         let pair = Pair::new(step.text()?, &images);
         let matched = step.model.fusion()?.matched(&pair, &pass)?;
         let logits = step.model.score(Head::Matching, &matched)?;
-        let n_right = super::n_right(&logits, &labels)?;
+        let n_right = n_right(&logits, &labels)?;
         let measures = vec![("itm_accuracy", n_right, n as f64)];
         Loss::mean(cross_entropy(&logits, &labels)?, measures)
     }

@@ -2,7 +2,7 @@
 
 use evaluate::batch::Texts;
 use evaluate::models::Head;
-use evaluate::nn::cross_entropy;
+use evaluate::nn::{cross_entropy, n_right};
 
 use super::{Loss, Needs, Objective, ObjectiveSpec, Step};
 use crate::Result;
@@ -47,7 +47,7 @@ impl Objective for Ranking {
         let model = step.model.fusion()?;
         let scores = model.rank(&texts, step.image()?, &passes)?; // (b, texts)
         let targets = vec![0; n];
-        let n_right = super::n_right(&scores, &targets)?;
+        let n_right = n_right(&scores, &targets)?;
         let measures = vec![("ranking_accuracy", n_right, n as f64)];
         Loss::mean(cross_entropy(&scores, &targets)?, measures)
     }

@@ -297,7 +297,7 @@ impl Block {
         });
         PreNormBlock {
             norms: vec![(self.norm1.clone(), n)],
-            attention: self.attn.clone(),
+            attention: self.attn.packed(),
             scale: self.gamma_1.factors().cloned(),
             keep: kept.attention.clone(),
             networks: networks.collect(),

@@ -29,7 +29,7 @@ pub(super) fn on_slices(
     });
     Ok(Some(PreNormBlock {
         norms: norms.collect::<Result<_>>()?,
-        attention: block.attention(first.expert)?.clone(),
+        attention: block.attention(first.expert)?.packed(),
         scale: block.gamma_1().cloned(),
         keep: kept.attn().cloned(),
         networks: networks.collect::<Result<_>>()?,

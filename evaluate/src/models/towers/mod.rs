@@ -11,7 +11,6 @@ pub(super) mod bert_packed;
 pub(super) mod sizes;
 pub mod vit;
 mod vit_form;
-mod vit_fused;
 
 use candle_core::{Result, Tensor};
 

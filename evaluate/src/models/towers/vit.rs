@@ -13,10 +13,10 @@ use merge::Checkpoint;
 use merge::layouts::Generic;
 
 use super::vit_form::Form;
-use super::{Shapes, first, first_tokens, sizes, vit_fused};
+use super::{Shapes, first, first_tokens, sizes};
 use crate::nn::{
-    Bias, LayerNorm, LayerScale, Linear, Mlp, Pass, PatchEmbed, Residual, Tape, attend_packed,
-    attention_shares, fits_slices, unpack,
+    Bias, LayerNorm, LayerScale, Linear, Mlp, Network, Packed, PackedBias, Pass, PatchEmbed,
+    PreNormBlock, Residual, attend_packed, attention_shares, unpack,
 };
 use crate::weights::Init;
 use crate::{Error, Result, Weights};
@@ -103,32 +103,32 @@ impl Config {
 
 /// Multi-head self-attention whose projections all have a bias.
 #[derive(Clone, Debug)]
-pub(super) struct Attention {
-    pub(super) qkv: Linear,
-    pub(super) proj: Linear,
-    pub(super) n_heads: usize,
+struct Attention {
+    qkv: Linear,
+    proj: Linear,
+    n_heads: usize,
     /// What its layers are called where somebody looks on.
     names: [String; 2],
 }
 
 /// Attention and FFN with residual branches, norms before each.
 #[derive(Clone, Debug)]
-pub(super) struct Block {
-    pub(super) norm1: LayerNorm,
-    pub(super) attn: Attention,
-    pub(super) ls1: LayerScale,
-    pub(super) norm2: LayerNorm,
-    pub(super) mlp: Mlp,
-    pub(super) ls2: LayerScale,
+struct Block {
+    norm1: LayerNorm,
+    attn: Attention,
+    ls1: LayerScale,
+    norm2: LayerNorm,
+    mlp: Mlp,
+    ls2: LayerScale,
     index: usize,
     n_blocks: usize,
 }
 
 /// Drop path's factors per sequence, `(b)`, of the two branches.
 #[derive(Clone, Debug, Default)]
-pub(super) struct Kept {
-    pub(super) attn: Option<Tensor>,
-    pub(super) mlp: Option<Tensor>,
+struct Kept {
+    attn: Option<Tensor>,
+    mlp: Option<Tensor>,
 }
 
 /// A vision transformer without a classifier.
@@ -209,15 +209,41 @@ impl Block {
     /// `(b, n, d) -> (b, n, d)`.
     fn forward(&self, x: &Tensor, pass: &Pass<'_>) -> candle_core::Result<Tensor> {
         let kept = self.kept(x, pass)?;
-        match pass.tape() {
-            Some(tape) if self.is_fusible(x, tape) => vit_fused::record(tape, self, x, kept),
-            Some(tape) => {
-                let block = self.clone();
-                tape.segment(vec![x.clone()], move |inputs| {
-                    block.compute(&inputs[0], usize::MAX, &kept, &Pass::new())
-                })
-            }
-            None => self.compute(x, usize::MAX, &kept, pass),
+        let Some(tape) = pass.tape() else {
+            return self.compute(x, usize::MAX, &kept, pass);
+        };
+        let on_slices = self.on_slices(x.dim(1)?, &kept);
+        if on_slices.is_fusible(tape, x) {
+            return on_slices.record(tape, x);
+        }
+        let block = self.clone();
+        tape.segment(vec![x.clone()], move |inputs| {
+            block.compute(&inputs[0], usize::MAX, &kept, &Pass::new())
+        })
+    }
+
+    /// The block on slices, for `n` tokens.
+    fn on_slices(&self, n: usize, kept: &Kept) -> PreNormBlock {
+        let network = Network {
+            norm: self.norm2.clone(),
+            mlp: self.mlp.clone(),
+            len: n,
+            keep: kept.mlp.clone(),
+        };
+        PreNormBlock {
+            norms: vec![(self.norm1.clone(), n)],
+            attention: Packed {
+                qkv: self.attn.qkv.clone(),
+                bias: PackedBias::Whole(self.attn.qkv.bias().clone()),
+                proj: self.attn.proj.clone(),
+                heads: self.attn.n_heads,
+            },
+            scale: self.ls1.factors().cloned(),
+            keep: kept.attn.clone(),
+            networks: vec![network],
+            network_scale: self.ls2.factors().cloned(),
+            pairs: None,
+            mask: None,
         }
     }
 
@@ -256,18 +282,6 @@ impl Block {
             attn: branch("attn")?,
             mlp: branch("mlp")?,
         })
-    }
-
-    /// Whether the branches can run on slices.
-    fn is_fusible(&self, x: &Tensor, tape: &Tape) -> bool {
-        let linear = [&self.attn.qkv, &self.attn.proj];
-        let norms = [&self.norm1, &self.norm2];
-        let weights = (linear.into_iter().flat_map(Linear::weights))
-            .chain(norms.into_iter().flat_map(LayerNorm::weights))
-            .chain(self.mlp.weights())
-            .chain(self.ls1.factors())
-            .chain(self.ls2.factors());
-        fits_slices(tape, x, weights)
     }
 }
 

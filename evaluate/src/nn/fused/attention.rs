@@ -11,26 +11,39 @@ use crate::nn::cpu::slices::{self, Keep, Then};
 use crate::nn::{Bias, Buffer, Buffers, Gradients, LayerNorm, Linear};
 
 /// The weights of a self-attention with packed projections.
-#[derive(Clone, Copy)]
-pub(crate) struct Packed<'a> {
+#[derive(Clone, Debug)]
+pub(crate) struct Packed {
     /// Its weight, `(3 d, d)`.
-    pub qkv: &'a Linear,
-    pub bias: PackedBias<'a>,
-    pub proj: &'a Linear,
+    pub qkv: Linear,
+    pub bias: PackedBias,
+    pub proj: Linear,
     pub heads: usize,
 }
 
 /// The bias of packed projections.
-#[derive(Clone, Copy)]
-pub(crate) enum PackedBias<'a> {
+#[derive(Clone, Debug)]
+pub(crate) enum PackedBias {
     /// `(3 d)`.
-    Whole(&'a Tensor),
+    Whole(Tensor),
     /// `(d)` each; keys have none.
-    WithoutKeys { q: &'a Tensor, v: &'a Tensor },
+    WithoutKeys { q: Tensor, v: Tensor },
 }
 
-impl PackedBias<'_> {
-    fn values(self, width: usize) -> Result<Vec<f32>> {
+impl Packed {
+    /// All weights.
+    pub fn weights(&self) -> Vec<&Tensor> {
+        let [weight, bias] = self.proj.weights();
+        let mut weights = vec![self.qkv.weight(), weight, bias];
+        match &self.bias {
+            PackedBias::Whole(bias) => weights.push(bias),
+            PackedBias::WithoutKeys { q, v } => weights.extend([q, v]),
+        }
+        weights
+    }
+}
+
+impl PackedBias {
+    fn values(&self, width: usize) -> Result<Vec<f32>> {
         match self {
             Self::Whole(bias) => Ok(Host::of(bias)?.values().to_vec()),
             Self::WithoutKeys { q, v } => {
@@ -42,7 +55,7 @@ impl PackedBias<'_> {
         }
     }
 
-    fn add_gradient(self, sums: &[f32], width: usize, gradients: &mut Gradients) {
+    fn add_gradient(&self, sums: &[f32], width: usize, gradients: &mut Gradients) {
         match self {
             Self::Whole(bias) => gradients.add_values(bias, sums),
             Self::WithoutKeys { q, v } => {
@@ -57,7 +70,7 @@ impl PackedBias<'_> {
 pub(crate) struct AttentionBranch<'a> {
     /// Norms and how many tokens of a sequence each serves, one after the other.
     pub norms: Vec<(&'a LayerNorm, usize)>,
-    pub attention: Packed<'a>,
+    pub attention: &'a Packed,
     /// LayerScale's factors per channel.
     pub scale: Option<&'a Tensor>,
     /// Drop path's factors per sequence.
@@ -104,7 +117,7 @@ impl<'a> HostAdded<'a> {
 impl<'a> AttentionBranch<'a> {
     fn outlet(&self) -> Outlet<'a> {
         Outlet {
-            linear: self.attention.proj,
+            linear: &self.attention.proj,
             scale: self.scale,
             keep: self.keep,
         }
@@ -187,7 +200,7 @@ impl<'a> AttentionBranch<'a> {
             let sums = weight_gradient(weight, &by_qkv, &normed, gradients, buffers)?;
             self.attention.bias.add_gradient(&sums, width, gradients);
         }
-        let by_normed = input_gradient(self.attention.qkv, &by_qkv, buffers)?;
+        let by_normed = input_gradient(&self.attention.qkv, &by_qkv, buffers)?;
         for (norm, stretch) in self.stretches(width) {
             let (g, by_normed) = (&mut g[stretch.clone()], &by_normed[stretch.clone()]);
             norm_backward(g, by_normed, &x[stretch], norm, gradients)?;

@@ -2,16 +2,18 @@
 
 use candle_core::{Result, Tensor};
 
-use super::{AttentionBranch, FfnBranch, KeptAttention, OnSlices, fits_slices, record_on_slices};
+use super::{
+    AttentionBranch, FfnBranch, KeptAttention, OnSlices, Packed, fits_slices, record_on_slices,
+};
 use crate::nn::cpu::host::{Host, host_values};
 use crate::nn::cpu::slices::Keep;
-use crate::nn::{Attention, Bias, Buffer, Buffers, Gradients, LayerNorm, Mask, Mlp, Tape};
+use crate::nn::{Bias, Buffer, Buffers, Gradients, LayerNorm, Mask, Mlp, Tape};
 
 /// A block, and what it is run with.
 pub(crate) struct PreNormBlock {
     /// Norms before attention, and how many tokens of a sequence each serves, one after the other.
     pub norms: Vec<(LayerNorm, usize)>,
-    pub attention: Attention,
+    pub attention: Packed,
     /// LayerScale's factors per channel.
     pub scale: Option<Tensor>,
     /// Drop path's factors per sequence.
@@ -68,7 +70,7 @@ impl PreNormBlock {
         let (batch, tokens, _) = x.dims3()?;
         Ok(AttentionBranch {
             norms: self.norms.iter().map(|(norm, len)| (norm, *len)).collect(),
-            attention: self.attention.packed(),
+            attention: &self.attention,
             scale: self.scale.as_ref(),
             keep: keep.map(|factors| Keep {
                 factors,

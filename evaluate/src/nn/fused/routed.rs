@@ -45,7 +45,7 @@ impl RoutedExperts {
 
     /// Runs them on `x: (rows, d)` where nobody goes back; `None` where they cannot run on slices, or something is to be
     /// learned.
-    pub fn run(&self, x: &Tensor) -> Result<Option<Tensor>> {
+    pub fn run(self, x: &Tensor) -> Result<Option<Tensor>> {
         let tensors = || {
             self.experts
                 .iter()
@@ -57,9 +57,8 @@ impl RoutedExperts {
         }
         let (x, mut out) = (x.contiguous()?, vec![0.0; x.elem_count()]);
         let own = Self {
-            experts: self.experts.clone(),
-            taken: self.taken.clone(),
             weights: self.weights.contiguous()?,
+            ..self
         };
         in_pool(|| own.each(&x, &mut out, &Buffers::default(), |_| ()))?;
         Tensor::from_vec(out, x.shape(), x.device()).map(Some)
@@ -152,7 +151,7 @@ pub(super) fn learn(
     Ok((input_gradient(fc1, &by_inner, buffers)?, by_weights))
 }
 
-/// An expert that nobody chose has a gradient all the same, of zeros.
+/// Gives an expert that nobody chose a gradient of zeros, so that its weights decay.
 pub(super) fn learn_nothing(expert: &Mlp, gradients: &mut Gradients) -> Result<()> {
     for weight in expert.weights() {
         if gradients.host(weight).is_none() {
