@@ -24,8 +24,7 @@ impl PictureFolder {
         &self.path
     }
 
-    /// The place of a picture, with links resolved, within the folder. `fault` makes an error of what is wrong
-    /// with it.
+    /// Finds a picture within the folder and resolves links. `fault` turns what is wrong with it into an error.
     ///
     /// # Errors
     /// What `fault` makes when the picture is not there, is no file, or lies behind a link that leads out of the

@@ -5,7 +5,7 @@ use std::fmt;
 use std::str::FromStr;
 
 use super::retrieval::{Captions, ScoreMatrix, Standing, Standings};
-use crate::{Error, Result};
+use crate::{Error, Result, ShortlistFault};
 
 /// How items that were not scored again stand to each other. They are behind all that were.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -55,17 +55,11 @@ impl Shortlist {
     /// The `k` best of each query. Of equal scores the earlier item comes first.
     ///
     /// # Errors
-    /// [`Error::ShortlistTooLong`] when there are fewer images or texts than `k`,
+    /// [`ShortlistFault::TooLong`] when there are fewer images or texts than `k`,
     /// [`Error::ScoreNotANumber`], and what reading the matrix returns.
     pub fn new(k: usize, scores: &impl ScoreMatrix<Score = f32>) -> Result<Self> {
         let (n_images, n_texts) = scores.shape();
-        if k == 0 || k > n_images || k > n_texts {
-            return Err(Error::ShortlistTooLong {
-                k,
-                n_images,
-                n_texts,
-            });
-        }
+        check_length(k, n_images, n_texts)?;
         let mut of_images = Vec::with_capacity(n_images * k);
         let mut of_texts: Vec<Best> = vec![Best::new(k); n_texts];
         let n_at_once = scores.rows_at_once();
@@ -95,21 +89,15 @@ impl Shortlist {
     /// Lists that were chosen before: columns of the texts of each image and rows of the images of each text.
     ///
     /// # Errors
-    /// [`Error::ShortlistTooLong`] when there are fewer images or texts than `k`, [`Error::LengthsDiffer`] when a list
-    /// is of another length, [`Error::TwiceOnShortlist`].
+    /// [`ShortlistFault::TooLong`] when there are fewer images or texts than `k`, [`Error::LengthsDiffer`] when a list
+    /// is of another length, [`ShortlistFault::Twice`].
     pub fn given(
         k: usize,
         of_images: Vec<u32>,
         of_texts: Vec<u32>,
         [n_images, n_texts]: [usize; 2],
     ) -> Result<Self> {
-        if k == 0 || k > n_images || k > n_texts {
-            return Err(Error::ShortlistTooLong {
-                k,
-                n_images,
-                n_texts,
-            });
-        }
+        check_length(k, n_images, n_texts)?;
         for (what, list, n) in [
             ("image", &of_images, n_images),
             ("text", &of_texts, n_texts),
@@ -125,7 +113,7 @@ impl Shortlist {
             for (query, items) in list.chunks_exact(k).enumerate() {
                 known.clear();
                 if let Some(&item) = items.iter().find(|&&item| !known.insert(item)) {
-                    return Err(Error::TwiceOnShortlist { what, query, item });
+                    return Err(ShortlistFault::Twice { what, query, item }.into());
                 }
             }
         }
@@ -153,6 +141,19 @@ impl Shortlist {
     pub fn of_texts(&self) -> &[u32] {
         &self.of_texts
     }
+}
+
+/// Refuses lists of no items, or of more than there are.
+fn check_length(k: usize, n_images: usize, n_texts: usize) -> Result<()> {
+    if k == 0 || k > n_images || k > n_texts {
+        return Err(ShortlistFault::TooLong {
+            k,
+            n_images,
+            n_texts,
+        }
+        .into());
+    }
+    Ok(())
 }
 
 /// The best items that were offered, ordered. Items come in the order of their numbers.

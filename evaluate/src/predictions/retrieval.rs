@@ -9,7 +9,7 @@ use merge::{Checkpoint, DType, decode_f32, decode_f64};
 use crate::metrics::folds::sample_of_folds;
 use crate::metrics::reranking::{Reranked, Rest, Shortlist};
 use crate::metrics::retrieval::{Captions, Score, ScoreMatrix, Standings, Ties, standings};
-use crate::{Error, Result, Sample};
+use crate::{Error, Result, Sample, ShortlistFault};
 
 /// Scores: images × texts, any floating point type.
 pub const SCORES: &str = "scores";
@@ -108,10 +108,10 @@ impl ScoreFile {
     /// The numbers of folds of the images, averaged: see [`sample_of_folds`].
     ///
     /// # Errors
-    /// [`Error::RerankedFolds`], what [`sample_of_folds`] returns, and [`Error::Merge`] when scores cannot be read.
+    /// [`ShortlistFault::Folds`], what [`sample_of_folds`] returns, and [`Error::Merge`] when scores cannot be read.
     pub fn folds(&self, n_folds: usize, ties: Ties) -> Result<Sample> {
         if self.reranked.is_some() {
-            return Err(Error::RerankedFolds);
+            return Err(ShortlistFault::Folds.into());
         }
         let (images, texts) = (&self.image_ids, &self.text_image_ids);
         match self.checkpoint.require(SCORES)?.dtype {
@@ -175,12 +175,12 @@ fn read_reranked(
         let items = read_ids(checkpoint, path, key, &[n_queries, k])?;
         let items = items.iter().map(|&item| match u32::try_from(item) {
             Ok(small) if (small as usize) < n_items => Ok(small),
-            _ => Err(Error::NoSuchItem {
+            _ => Err(Error::from(ShortlistFault::NoSuchItem {
                 path: path.into(),
                 key,
                 item,
                 n_items,
-            }),
+            })),
         });
         items.collect::<Result<Vec<u32>>>()
     };
@@ -196,7 +196,7 @@ fn read_reranked(
     };
     let rest = checkpoint.info().metadata.get(REST);
     let rest = rest.map_or(Ok(Rest::default()), |rest| rest.parse());
-    let rest = rest.map_err(|expected| Error::OtherRest {
+    let rest = rest.map_err(|expected| ShortlistFault::OtherRest {
         path: path.into(),
         expected,
     })?;

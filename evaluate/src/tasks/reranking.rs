@@ -23,7 +23,7 @@ const MATCHES: usize = 1;
 /// Ranks the `k` best texts of each image and the `k` best images of each text once more.
 ///
 /// # Errors
-/// [`Error::ShortlistTooLong`], when the model cannot judge a pair, a picture cannot be read or decoded, a score is not
+/// [`crate::ShortlistFault::TooLong`], when the model cannot judge a pair, a picture cannot be read or decoded, a score is not
 /// a number, the user stops it, or the device fails.
 pub(super) fn rerank(
     runner: &Runner<'_>,

@@ -21,7 +21,9 @@ use crate::datasets::captions::CaptionSet;
 use crate::datasets::left_out::Omission;
 use crate::images::thumbnail;
 use crate::metrics::reranking::{Reranked, Rest};
-use crate::metrics::retrieval::{Captions, ScoreMatrix, Standing, Ties, sample, standings};
+use crate::metrics::retrieval::{
+    Captions, ScoreMatrix, Standing, Standings, Ties, sample, standings,
+};
 use crate::models::{Head, Model};
 use crate::predictions::retrieval::ScoreFile;
 use crate::predictions::score_file::{self, Retrieved, Scores};
@@ -238,53 +240,34 @@ impl Retrieval {
     /// # Errors
     /// When a score is not a number, or a picture for the examples cannot be read.
     pub fn judge(&self, scores: Scores) -> Result<Outcome> {
-        match &scores {
-            Scores::Features(features) => {
-                let matrix = features.similarities();
-                self.judge_by(&matrix, None, scores)
-            }
-            Scores::Reranked(features, reranked) => {
-                let (matrix, reranked) = (features.similarities(), reranked.clone());
-                self.judge_by(&matrix, Some(&reranked), scores)
-            }
-            Scores::Pairs(pairs) => {
-                let (n_images, n_texts) = (self.set.n_images(), self.set.n_captions());
-                let pairs = pairs.clone();
-                let matrix = score_file::pairs(&pairs, n_images, n_texts)?;
-                self.judge_by(&matrix, None, scores)
-            }
-        }
-    }
-
-    fn judge_by(
-        &self,
-        matrix: &impl ScoreMatrix<Score = f32>,
-        reranked: Option<&Reranked>,
-        scores: Scores,
-    ) -> Result<Outcome> {
         let n_images = self.set.n_images();
         let image_ids: Vec<i64> = (0..n_images as i64).collect();
-        let text_image_ids: Vec<i64> = (0..n_images)
+        let image_of_text: Vec<i64> = (0..n_images)
             .flat_map(|image| std::iter::repeat_n(image as i64, self.set.captions(image).len()))
             .collect();
-        let captions = Captions::new(&image_ids, &text_image_ids)?;
-        let found = standings(matrix, &captions)?;
-        let found = match reranked {
-            Some(reranked) => reranked.standings(&found, &captions),
-            None => found,
-        };
-        let examples = match self.with_examples {
-            true => self.examples(matrix, reranked, &found.of_images, &text_image_ids)?,
-            false => Vec::new(),
-        };
-        let counts = [("images", n_images), ("texts", text_image_ids.len())];
+        let n_texts = image_of_text.len();
+        let captions = Captions::new(&image_ids, &image_of_text)?;
+        let (found, examples) = match &scores {
+            Scores::Features(features) => {
+                self.ranked(&features.similarities(), None, &captions, &image_of_text)
+            }
+            Scores::Reranked(features, reranked) => {
+                let matrix = features.similarities();
+                self.ranked(&matrix, Some(reranked), &captions, &image_of_text)
+            }
+            Scores::Pairs(pairs) => {
+                let matrix = score_file::pairs(pairs, n_images, n_texts)?;
+                self.ranked(&matrix, None, &captions, &image_of_text)
+            }
+        }?;
+        let counts = [("images", n_images), ("texts", n_texts)];
         let ranks = |of: &[Standing]| of.iter().map(|s| s.rank(self.ties)).collect();
         let retrieved = Retrieved {
             scores,
             image_names: (0..n_images)
                 .map(|image| self.set.image_id(image).to_owned())
                 .collect(),
-            image_of_text: text_image_ids,
+            image_of_text,
             image_ranks: ranks(&found.of_images),
             text_ranks: ranks(&found.of_texts),
             ties: self.ties.to_string(),
@@ -295,6 +278,26 @@ impl Retrieval {
             examples,
             predictions: Predictions::Retrieved(Box::new(retrieved)),
         })
+    }
+
+    /// Where every query stands, and what is shown of it.
+    fn ranked(
+        &self,
+        matrix: &impl ScoreMatrix<Score = f32>,
+        reranked: Option<&Reranked>,
+        captions: &Captions,
+        image_of_text: &[i64],
+    ) -> Result<(Standings, Vec<Example>)> {
+        let found = standings(matrix, captions)?;
+        let found = match reranked {
+            Some(reranked) => reranked.standings(&found, captions),
+            None => found,
+        };
+        let examples = match self.with_examples {
+            true => self.examples(matrix, reranked, &found.of_images, image_of_text)?,
+            false => Vec::new(),
+        };
+        Ok((found, examples))
     }
 
     /// Images with the best and the worst ranks, with the texts that were found for them.

@@ -74,7 +74,7 @@ impl TextRule {
         }
     }
 
-    /// A caption as it is read, empty where the rule leaves no word of it: by this captions are told apart.
+    /// Reads a caption. The text is empty if the rule leaves no word. Two captions are the same if their texts are.
     #[must_use]
     pub fn apply(self, caption: &str) -> String {
         self.read(TextKind::Caption, caption).unwrap_or_default()

@@ -153,48 +153,52 @@ fn settings_remark(members: &[&Placed]) -> Option<String> {
     })
 }
 
-/// By whose scores pairs were chosen, where a model was not asked of all.
-fn candidates_remarks(members: &[&Placed]) -> Vec<String> {
+/// A remark on each pair of values that two settings have, with the names of the results that have them.
+fn remarks_on(
+    settings: [&str; 2],
+    members: &[&Placed],
+    remark: impl Fn(&str, [&str; 2]) -> String,
+) -> Vec<String> {
     let mut names: BTreeMap<[String; 2], Vec<&str>> = BTreeMap::new();
     for member in members {
-        let setting = |name: &str| member.result.settings.get(name).map(plain);
-        if let (Some(n), Some(file)) = (setting("candidates"), setting("candidates_from")) {
-            names.entry([n, file]).or_default().push(&member.name);
+        let [a, b] = settings.map(|name| member.result.settings.get(name).map(plain));
+        if let (Some(a), Some(b)) = (a, b) {
+            names.entry([a, b]).or_default().push(&member.name);
         }
     }
-    let remark = |([n, file], names): ([String; 2], Vec<&str>)| {
-        let remark = format!(
-            "{}: only candidates were scored, the {n} best texts of each image and images of each text by the scores in \
-             {file}; other pairs stand behind them in the order of those scores.",
-            names.join(", ")
-        );
+    let remarks = names.iter().map(|([a, b], names)| {
+        let remark = remark(&names.join(", "), [a, b]);
         labels::one_line(&remark)
-    };
-    names.into_iter().map(remark).collect()
+    });
+    remarks.collect()
+}
+
+/// By whose scores pairs were chosen, where a model was not asked of all.
+fn candidates_remarks(members: &[&Placed]) -> Vec<String> {
+    remarks_on(
+        ["candidates", "candidates_from"],
+        members,
+        |names, [n, file]| {
+            format!(
+                "{names}: only candidates were scored, the {n} best texts of each image and images of each text by the scores in \
+             {file}; other pairs stand behind them in the order of those scores."
+            )
+        },
+    )
 }
 
 /// How many of each were ranked once more, and how the others stand.
 fn rerank_remarks(members: &[&Placed]) -> Vec<String> {
-    let mut names: BTreeMap<[String; 2], Vec<&str>> = BTreeMap::new();
-    for member in members {
-        let setting = |name: &str| member.result.settings.get(name).map(plain);
-        if let (Some(k), Some(rest)) = (setting("rerank"), setting("rerank_rest")) {
-            names.entry([k, rest]).or_default().push(&member.name);
-        }
-    }
-    let remark = |([k, rest], names): ([String; 2], Vec<&str>)| {
-        let others = match rest.as_str() {
+    remarks_on(["rerank", "rerank_rest"], members, |names, [k, rest]| {
+        let others = match rest {
             "tied" => "all others are tied behind them",
             _ => "all others stand behind them in the order that they had",
         };
-        let remark = format!(
-            "{}: the {k} best texts of each image and images of each text were ranked once more by image and text \
-             together; {others}.",
-            names.join(", ")
-        );
-        labels::one_line(&remark)
-    };
-    names.into_iter().map(remark).collect()
+        format!(
+            "{names}: the {k} best texts of each image and images of each text were ranked once more by image and text \
+             together; {others}."
+        )
+    })
 }
 
 /// A setting for people: strings without quotes.
