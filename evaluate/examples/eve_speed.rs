@@ -9,6 +9,8 @@
 //! matching head, each pair a pass. `products` is twenty products of 512 rows with a weight of the published FFN each, the
 //! speed that the processor allows.
 
+#[path = "speed/products.rs"]
+mod products;
 mod speed;
 
 use std::sync::Arc;
@@ -127,17 +129,6 @@ fn pairs(
     Ok(Tensor::cat(&scores, 0)?)
 }
 
-/// Twenty products of 512 rows with a weight.
-fn products() -> Result<Tensor> {
-    let x = Tensor::full(0.5_f32, (512, 768), &Device::Cpu)?;
-    let weight = Tensor::full(0.25_f32, (3072, 768), &Device::Cpu)?.t()?;
-    let mut product = x.matmul(&weight)?;
-    for _ in 1..20 {
-        product = x.matmul(&weight)?;
-    }
-    Ok(product)
-}
-
 fn main() -> Result<()> {
     let arguments: Vec<String> = std::env::args().skip(1).collect();
     let [checkpoint, which, batch, rounds, n_texts] = &arguments[..] else {
@@ -187,7 +178,7 @@ fn main() -> Result<()> {
         Ok(match which.as_str() {
             "forward" => model.fuse(&pair, &Pass::new())?.image,
             "pairs" => pairs(model, &images, &input, n_texts)?,
-            "products" => products()?,
+            "products" => products::products()?,
             _ => {
                 gradients.clear();
                 let tape = match which.as_str() {

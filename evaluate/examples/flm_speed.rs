@@ -10,6 +10,8 @@
 //! captions are, for each of BATCH images, by a head that starts fresh if the checkpoint has none. `products` is twenty
 //! products of 512 rows with a weight of the published FFN each, the speed that the processor allows.
 
+#[path = "speed/products.rs"]
+mod products;
 mod speed;
 
 use std::sync::Arc;
@@ -152,17 +154,6 @@ fn pairs(model: &dyn Model, images: &Images, n_texts: usize) -> Result<Tensor> {
     Ok(Tensor::cat(&scores, 0)?)
 }
 
-/// Twenty products of 512 rows with a weight.
-fn products() -> Result<Tensor> {
-    let x = Tensor::full(0.5_f32, (512, 768), &Device::Cpu)?;
-    let weight = Tensor::full(0.25_f32, (3072, 768), &Device::Cpu)?.t()?;
-    let mut product = x.matmul(&weight)?;
-    for _ in 1..20 {
-        product = x.matmul(&weight)?;
-    }
-    Ok(product)
-}
-
 /// The last token of each caption.
 fn captions(model: &dyn Model, images: &Images, n_tokens: usize) -> Result<Tensor> {
     let captioner = model.captioner()?;
@@ -208,7 +199,7 @@ fn main() -> Result<()> {
         Ok(match which.as_str() {
             "forward" => inputs.complete(model.as_ref(), &Pass::new())?.queries,
             "pairs" => pairs(model.as_ref(), &inputs.images, n_tokens)?,
-            "products" => products()?,
+            "products" => products::products()?,
             "caption" => captions(model.as_ref(), &inputs.images, n_tokens)?,
             _ => {
                 gradients.clear();

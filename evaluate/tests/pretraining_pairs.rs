@@ -61,7 +61,7 @@ fn files_with_one_caption_a_row_are_read_with_and_without_ids() {
         ["sbu_0 row 0", "sbu_0 row 1", "sbu_1 row 0", "sbu_1 row 1"]
     );
     assert!(sbu.picture(3).expect("a picture").width > 0);
-    // What is in them is told as of other files.
+    // The overview counts their texts, as it does for other files.
     let told = overview(&folder.path().join("sbu_1.arrow"), None, &Silent).expect("texts");
     let texts = told.texts.expect("captions");
     assert_eq!((texts.n, texts.n_distinct), (2, 2));

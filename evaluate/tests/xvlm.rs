@@ -205,7 +205,7 @@ fn files_that_are_there_stay_and_others_are_not_overwritten_unasked() {
     assert_eq!(left.count(), 3, "no partial file is left");
 }
 
-/// What is said of files with these contents.
+/// The error that `read` gives for files with these contents.
 fn refused<T: std::fmt::Debug>(
     files: &[Value],
     answers: Option<Value>,

@@ -22,6 +22,7 @@ mod lora;
 mod memory;
 mod mergekit;
 mod methods_document;
+mod mixture_models;
 mod mixtures;
 mod non_finite;
 mod quantized;

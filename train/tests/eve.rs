@@ -20,7 +20,7 @@ use train::run::{Backward, Told, Updater};
 use crate::eve_model::{
     DEEP, GRID, NOTHING, Opened, SIGNALS, batch, images, objectives, open, share, unlimited,
 };
-use crate::fixture::{l2, values};
+use crate::fixture::{NOTHING_OMITTED, l2, plain, values};
 use crate::threads::Threads;
 use crate::{shared_experts, shared_runs};
 
@@ -33,24 +33,11 @@ fn learned(
 ) -> (Told, BTreeMap<String, Vec<f64>>) {
     let buffers = Buffers::default();
     let backward = Backward {
-        model: opened.model.as_ref(),
-        objectives,
         collective,
-        randomness: Randomness {
-            seed: 0,
-            step: 0,
-            drop_path: 0.0,
-            dropout: 0.0,
-            mix: None,
-        },
-        drops: None,
         routing: Some(&unlimited),
         balance: BALANCE_WEIGHT,
-        experts: None,
         recomputes,
-        buffers: &buffers,
-        scale: 1.0,
-        n_parts: 1,
+        ..plain(opened.model.as_ref(), objectives, &buffers)
     };
     let variables = opened.weights.variables();
     let (mut told, mut gradients) = (Told::default(), Gradients::of(variables.values()));
@@ -304,24 +291,12 @@ fn masked_signals_of_32_pairs_are_learned_by_heart() {
         for step in 0..n_steps {
             let buffers = Buffers::default();
             let backward = Backward {
-                model: opened.model.as_ref(),
-                objectives: &objectives,
-                collective: &Alone,
-                randomness: Randomness {
-                    seed: 0,
-                    step,
-                    drop_path: 0.0,
-                    dropout: 0.0,
-                    mix: None,
-                },
-                drops: None,
-                routing: None,
                 balance: BALANCE_WEIGHT,
-                experts: None,
-                recomputes: false,
-                buffers: &buffers,
-                scale: 1.0,
-                n_parts: 1,
+                randomness: Randomness {
+                    step,
+                    ..NOTHING_OMITTED
+                },
+                ..plain(opened.model.as_ref(), &objectives, &buffers)
             };
             let (mut told, mut gradients) = (Told::default(), Gradients::of(variables.values()));
             backward

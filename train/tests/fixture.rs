@@ -6,18 +6,52 @@ use std::sync::Arc;
 
 use candle_core::{DType, Device, Tensor, Var};
 use evaluate::Weights;
-use evaluate::models::{Dvae, Multiway, Overrides, ShallowAttention};
-use evaluate::nn::{Gradient, Gradients, Tape};
+use evaluate::models::{Dvae, Model, Multiway, Overrides, ShallowAttention};
+use evaluate::nn::{Buffers, Gradient, Gradients, Tape};
 use merge::execute::{RunOptions, in_memory};
 use merge::io::OpenOptions;
 use merge::random::Draws;
 use merge::{Checkpoint, MergePlan, MergeRecipe};
+use train::collective::Alone;
+use train::objectives::{Objective, Randomness};
 use train::recipe::{CheckedRecipe, TrainRecipe};
+use train::run::Backward;
 
 pub use fixtures::{json, path};
 
 /// Every architecture of the fixture, with its weights.
 pub const ARCHITECTURES: [&str; 4] = ["ufo", "all_moe", "merged", "joint"];
+
+/// A step of one process that learns from a whole batch and omits nothing.
+pub fn plain<'a>(
+    model: &'a dyn Model,
+    objectives: &'a [(Box<dyn Objective>, f64)],
+    buffers: &'a Buffers,
+) -> Backward<'a> {
+    Backward {
+        model,
+        objectives,
+        collective: &Alone,
+        randomness: NOTHING_OMITTED,
+        drops: None,
+        routing: None,
+        balance: 0.0,
+        experts: None,
+        recomputes: false,
+        buffers,
+        scale: 1.0,
+        n_parts: 1,
+    }
+}
+
+/// Draws of the first step, of which none is used.
+pub const NOTHING_OMITTED: Randomness = Randomness {
+    seed: 0,
+    step: 0,
+    drop_path: 0.0,
+    dropout: 0.0,
+    mix: None,
+};
 
 /// An open checkpoint.
 pub fn open(name: &str) -> Arc<Checkpoint> {

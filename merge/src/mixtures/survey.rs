@@ -49,7 +49,7 @@ pub fn survey(checkpoint: &Checkpoint) -> Result<Mixtures> {
 }
 
 impl Survey {
-    /// Refuses what is wrong.
+    /// Refuses a checkpoint with a broken mixture.
     ///
     /// # Errors
     /// [`MergeFault::BrokenMixture`].

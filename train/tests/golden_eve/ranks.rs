@@ -9,13 +9,13 @@ use train::batch::Batch;
 use train::collective::Collective;
 use train::losses;
 use train::objectives::{
-    BALANCE_WEIGHT, Negatives, Objective, Opening, PairSettings, Randomness, in_order, spec,
+    BALANCE_WEIGHT, Negatives, Objective, Opening, PairSettings, in_order, spec,
 };
 use train::run::{Backward, Told};
 
 use super::training::unlimited;
 use super::{Tensors, check_loss, check_norms, given, open};
-use crate::fixture::l2;
+use crate::fixture::{l2, plain};
 use crate::threads::Threads;
 
 fixtures::golden_tests! {
@@ -78,24 +78,10 @@ fn two_ranks(case: &Case) {
         let batch = own(&batch, &rows[rank.rank()], &told["negatives"][rank.rank()]);
         let (objectives, buffers) = (objectives(), Buffers::default());
         let backward = Backward {
-            model: trained.model.as_ref(),
-            objectives: &objectives,
             collective: rank,
-            randomness: Randomness {
-                seed: 0,
-                step: 0,
-                drop_path: 0.0,
-                dropout: 0.0,
-                mix: None,
-            },
-            drops: None,
             routing: Some(&unlimited),
             balance: BALANCE_WEIGHT,
-            experts: None,
-            recomputes: false,
-            buffers: &buffers,
-            scale: 1.0,
-            n_parts: 1,
+            ..plain(trained.model.as_ref(), &objectives, &buffers)
         };
         let variables = trained.weights.variables();
         let (mut told, mut gradients) = (Told::default(), Gradients::of(variables.values()));

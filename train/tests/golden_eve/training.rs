@@ -14,7 +14,7 @@ use train::optim::{Decay, OptimSettings, Warmup};
 use train::run::{Backward, Told, Updater};
 
 use super::{Tensors, check_norms, given, open, tolerances};
-use crate::fixture::{l2, values};
+use crate::fixture::{NOTHING_OMITTED, l2, plain, values};
 
 fixtures::golden_tests! {
     package: "train", set: "eve",
@@ -183,25 +183,14 @@ fn steps(case: &Case) {
     for (index, row) in rows.iter().enumerate() {
         let buffers = Buffers::default();
         let backward = Backward {
-            model: trained.model.as_ref(),
-            objectives: &objectives,
-            collective: &Alone,
-            randomness: Randomness {
-                seed: 0,
-                step: index as u64,
-                drop_path: 0.0,
-                dropout: 0.0,
-                mix: None,
-            },
-            drops: None,
             routing: Some(&unlimited),
             // The published program leaves it out of question answering.
             balance: 0.0,
-            experts: None,
-            recomputes: false,
-            buffers: &buffers,
-            scale: 1.0,
-            n_parts: 1,
+            randomness: Randomness {
+                step: index as u64,
+                ..NOTHING_OMITTED
+            },
+            ..plain(trained.model.as_ref(), &objectives, &buffers)
         };
         let (mut told, mut gradients) = (Told::default(), Gradients::of(variables.values()));
         let learned = backward.learn(&batch, None, &mut told, &mut gradients);

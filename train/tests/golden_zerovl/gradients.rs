@@ -16,7 +16,7 @@ use train::collective::{Alone, Collective};
 use train::objectives::{ContrastSettings, MixDraw, Objective, Opening, Others, Randomness, spec};
 use train::run::{Backward, Told};
 
-use crate::fixture::l2;
+use crate::fixture::{NOTHING_OMITTED, l2, plain};
 use crate::threads::Threads;
 
 fixtures::golden_tests! {
@@ -190,24 +190,15 @@ fn learn(case: &Case, model: &Path, ranks: &dyn Collective) -> Found {
     let drops = drops(case, part);
     assert_eq!(drops.is_some(), params["dropout"].is_number());
     let backward = Backward {
-        model: model.as_ref(),
-        objectives: &objectives,
         collective: ranks,
+        drops: drops.as_ref(),
+        n_parts: share / part,
         randomness: Randomness {
-            seed: 0,
-            step: 0,
-            drop_path: 0.0,
             dropout: params["dropout"].as_f64().unwrap_or(0.0),
             mix,
+            ..NOTHING_OMITTED
         },
-        drops: drops.as_ref(),
-        routing: None,
-        balance: 0.0,
-        experts: None,
-        recomputes: false,
-        buffers: &buffers,
-        scale: 1.0,
-        n_parts: share / part,
+        ..plain(model.as_ref(), &objectives, &buffers)
     };
     let first = ranks.rank() * share;
     let parts: Vec<Batch> = (0..share / part)

@@ -12,9 +12,11 @@ use merge::io::OpenOptions;
 use train::batch::Batch;
 use train::collective::Alone;
 use train::losses::{Computed, LossOptions, by_name};
-use train::objectives::spec;
+use train::objectives::{Randomness, spec};
 use train::optim::{Curve, Decay, GroupRules, OptimSettings, Rule, Warmup};
 use train::run::{Backward, Start, Told, Updater, Wanted};
+
+use crate::fixture::{NOTHING_OMITTED, plain};
 
 fixtures::golden_tests! {
     package: "train", set: "zerovl",
@@ -187,24 +189,12 @@ fn learn(case: &Case, start: &Start, batch: &Batch, losses: &[f64]) {
     let buffers = Default::default();
     for (index, expected) in losses.iter().enumerate() {
         let backward = Backward {
-            model: start.model.as_ref(),
-            objectives: &objectives,
-            collective: &Alone,
-            randomness: train::objectives::Randomness {
-                seed: 0,
+            randomness: Randomness {
                 step: index as u64,
-                drop_path: 0.0,
                 dropout: 0.1,
-                mix: None,
+                ..NOTHING_OMITTED
             },
-            drops: None,
-            routing: None,
-            balance: 0.0,
-            experts: None,
-            recomputes: false,
-            buffers: &buffers,
-            scale: 1.0,
-            n_parts: 1,
+            ..plain(start.model.as_ref(), &objectives, &buffers)
         };
         let (mut told, trained) = (Told::default(), updater.trained(variables));
         let mut gradients = Gradients::of(trained.map(|(_, variable)| variable));

@@ -15,6 +15,7 @@ use train::run::{Backward, Told, Updater};
 
 use super::gradients::{learn_parts, opened, opened_objective, write_model};
 use super::optimizer::{curve, overrides};
+use crate::fixture::{NOTHING_OMITTED, plain};
 
 fixtures::golden_tests! {
     package: "train", set: "zerovl",
@@ -176,24 +177,13 @@ fn train_run(case: &Case) {
         let objective = opened_objective(case, mix.is_some(), part);
         let objectives: Vec<(Box<dyn Objective>, f64)> = vec![(objective, 1.0)];
         let backward = Backward {
-            model: model.as_ref(),
-            objectives: &objectives,
-            collective: &Alone,
-            randomness: Randomness {
-                seed: 0,
-                step: index as u64,
-                drop_path: 0.0,
-                dropout: 0.0,
-                mix,
-            },
-            drops: None,
-            routing: None,
-            balance: 0.0,
-            experts: None,
-            recomputes: false,
-            buffers: &buffers,
-            scale: 1.0,
             n_parts: parts.len(),
+            randomness: Randomness {
+                step: index as u64,
+                mix,
+                ..NOTHING_OMITTED
+            },
+            ..plain(model.as_ref(), &objectives, &buffers)
         };
         let mut gradients = Gradients::of(variables.values());
         let told = learn_parts(&backward, &parts, &mut gradients);
