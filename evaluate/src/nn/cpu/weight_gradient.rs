@@ -3,6 +3,8 @@
 //! `∂W = gᵀ x` sums over rows. `g` is transposed first: products are a tenth slower where the summed axis of
 //! their left side has gaps, and the gradient of the bias is read off the same rows.
 
+use std::ops::Range;
+
 use faer::Accum;
 use rayon::prelude::*;
 
@@ -16,12 +18,18 @@ const SIDE: usize = 16;
 /// Columns of the source that one task transposes.
 const COLUMNS_PER_TASK: usize = 8 * SIDE;
 
-/// `keep ∘ g` transposed: `g: (m, n)` to `out: (n, m)`.
-pub fn transpose(out: &mut [f32], g: &[f32], n: usize, keep: Option<Keep<'_>>) {
+/// `keep ∘ g` transposed, of some columns: `g: (m, n)` to `out: (columns, m)`.
+pub fn transpose(
+    out: &mut [f32],
+    g: &[f32],
+    n: usize,
+    columns: Range<usize>,
+    keep: Option<Keep<'_>>,
+) {
     let m = g.len() / n;
     let tasks = out.par_chunks_mut(COLUMNS_PER_TASK * m).enumerate();
     tasks.for_each(|(task, out)| {
-        let first = task * COLUMNS_PER_TASK;
+        let first = columns.start + task * COLUMNS_PER_TASK;
         let columns = out.len() / m;
         merge::vectorized(
             #[inline(always)]
@@ -165,10 +173,11 @@ mod tests {
                 rows,
             };
             for keep in [None, Some(keep)] {
-                let mut out = vec![-1.0; m * n];
-                transpose(&mut out, &g, n, keep);
+                let from = n / 3;
+                let mut out = vec![-1.0; m * (n - from)];
+                transpose(&mut out, &g, n, from..n, keep);
                 for (at, &value) in out.iter().enumerate() {
-                    let (column, row) = (at / m, at % m);
+                    let (column, row) = (from + at / m, at % m);
                     let factor = match keep {
                         Some(_) if row >= rows => 2.0,
                         _ => 1.0,

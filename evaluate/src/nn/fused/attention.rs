@@ -87,8 +87,6 @@ pub(crate) struct AttentionBranch<'a> {
 pub(crate) struct KeptAttention {
     /// Queries, keys and values: `(b, n, 3 d)`.
     qkv: Buffer,
-    /// Before the projection: `(b, n, d)`.
-    mixed: Buffer,
 }
 
 /// Position bias and padding as slices.
@@ -163,13 +161,18 @@ impl<'a> AttentionBranch<'a> {
             let weight = weight.values();
             slices::linear_into(&mut qkv, &normed, weight, &bias, width, Then::Nothing);
         }
-        let mut mixed = buffers.take(x.len());
-        let added = HostAdded::of(self.attended)?;
-        let sizes = self.sizes(width);
-        let asked = Asked::packed(&qkv, sizes);
-        attention::forward_into(&mut mixed, asked, added.added(), sizes);
+        let mixed = self.mixed(&qkv, width, buffers)?;
         self.outlet().forward(out, &mixed, x)?;
-        Ok(KeptAttention { qkv, mixed })
+        Ok(KeptAttention { qkv })
+    }
+
+    /// What stands before the projection, `(b, n, d)`, from `qkv: (b, n, 3 d)`.
+    fn mixed(&self, qkv: &[f32], width: usize, buffers: &Buffers) -> Result<Buffer> {
+        let mut mixed = buffers.take(qkv.len() / 3);
+        let (added, sizes) = (HostAdded::of(self.attended)?, self.sizes(width));
+        let asked = Asked::packed(qkv, sizes);
+        attention::forward_into(&mut mixed, asked, added.added(), sizes);
+        Ok(mixed)
     }
 
     /// Turns `g: (b, n, d)`, the gradient by the output, into the one by `x`; gives the one by the
@@ -186,7 +189,10 @@ impl<'a> AttentionBranch<'a> {
         let weight = self.attention.qkv.weight();
         let width = weight.dim(1)?;
         let outlet = self.outlet();
-        outlet.parameter_gradients(g, &kept.mixed, gradients, buffers)?;
+        {
+            let mixed = self.mixed(&kept.qkv, width, buffers)?;
+            outlet.parameter_gradients(g, &mixed, gradients, buffers)?;
+        }
         let mut by_qkv = buffers.take(kept.qkv.len()); // (b, n, 3 d)
         let by_bias = {
             let by_mixed = outlet.input_gradient(g, buffers)?; // (b, n, d)

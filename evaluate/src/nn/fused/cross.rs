@@ -32,8 +32,6 @@ pub(crate) struct CrossHalf<'a> {
 pub(crate) struct KeptCrossHalf {
     /// Queries, `(b, n, d)`.
     q: Buffer,
-    /// Attention's output, `(b, n, d)`.
-    mixed: Buffer,
     /// Before the norm, `(b, n, d)`.
     sum: Buffer,
 }
@@ -54,12 +52,18 @@ impl<'a> CrossHalf<'a> {
     /// `x: (b, n, d)` to `out: (b, n, d)`.
     pub fn forward(&self, out: &mut [f32], x: &[f32], buffers: &Buffers) -> Result<KeptCrossHalf> {
         let q = output(self.query, x, buffers)?;
-        let mut mixed = buffers.take(x.len());
-        let (hidden, sizes) = (self.sees.hidden()?, self.sizes()?);
-        let asked = Asked::apart(&q, self.kv, sizes);
-        attention::forward_into(&mut mixed, asked, hidden.added(self.keep_shares), sizes);
+        let mixed = self.mixed(&q, buffers)?;
         let sum = self.tail().forward(out, &mixed, x, buffers)?;
-        Ok(KeptCrossHalf { q, mixed, sum })
+        Ok(KeptCrossHalf { q, sum })
+    }
+
+    /// Attention's output, `(b, n, d)`, from its queries.
+    fn mixed(&self, q: &[f32], buffers: &Buffers) -> Result<Buffer> {
+        let mut mixed = buffers.take(q.len());
+        let (hidden, sizes) = (self.sees.hidden()?, self.sizes()?);
+        let asked = Asked::apart(q, self.kv, sizes);
+        attention::forward_into(&mut mixed, asked, hidden.added(self.keep_shares), sizes);
+        Ok(mixed)
     }
 
     /// The output once more, into `out`: the norm of the sum that is kept.
@@ -81,8 +85,9 @@ impl<'a> CrossHalf<'a> {
         if self.sees.shares_keys() {
             candle_core::bail!("no gradient of a sequence that stands for several");
         }
-        let KeptCrossHalf { q, mixed, sum } = kept;
+        let KeptCrossHalf { q, sum } = kept;
         let (hidden, sizes) = (self.sees.hidden()?, self.sizes()?);
+        let mixed = self.mixed(&q, buffers)?;
         let [by_sum, by_mixed] = self.tail().backward(g, &mixed, &sum, gradients, buffers)?;
         drop((mixed, sum));
         let mut by_q = buffers.take(q.len()); // (b, n, d)

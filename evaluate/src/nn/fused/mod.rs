@@ -2,9 +2,9 @@
 //!
 //! On the CPU in f32 a block is two branches: LayerNorm, attention, projection, LayerScale, drop path,
 //! sum; and LayerNorm, FFN, LayerScale, drop path, sum. What a branch keeps for its backward pass is
-//! what costs a product to compute again: packed projections, attention's output, the FFN before
-//! GELU. The backward pass computes norms, probabilities and GELU again. The product that computes the
-//! gradient of a weight adds it to its sum, and all memory in between comes from [`Buffers`].
+//! what costs a product with a weight to compute again: packed projections, the FFN before GELU. The
+//! backward pass computes norms, attention and GELU again. The product that computes the gradient of a
+//! weight adds it to its sum, and all memory in between comes from [`Buffers`].
 //!
 //! The graph of candle's operations stays the reference, and serves other devices and dtypes, and
 //! weights that are themselves computed.
@@ -122,6 +122,9 @@ fn input_gradient(linear: &Linear, g: &[f32], buffers: &Buffers) -> Result<Buffe
     Ok(by_input)
 }
 
+/// Numbers of a gradient that lie transposed at a time.
+const TRANSPOSED: usize = 1 << 20;
+
 /// Adds `gᵀ x` to the gradient of a weight, and gives the sums of `g` by column.
 fn weight_gradient(
     weight: &Tensor,
@@ -130,13 +133,22 @@ fn weight_gradient(
     gradients: &mut Gradients,
     buffers: &Buffers,
 ) -> Result<Vec<f32>> {
-    let n = weight.dim(0)?;
-    let mut g_t = buffers.take(g.len());
-    weight_gradient::transpose(&mut g_t, g, n, None);
-    if let Some((sum, accum)) = gradients.sum(weight) {
-        weight_gradient::weight(sum, &g_t, x, n, accum);
+    let (n, k) = weight.dims2()?;
+    let rows = g.len() / n;
+    let mut sum = gradients.sum(weight);
+    let mut by_bias = Vec::with_capacity(n);
+    let stripe = (TRANSPOSED / rows.max(1)).clamp(1, n);
+    for from in (0..n).step_by(stripe) {
+        let columns = from..n.min(from + stripe);
+        let mut g_t = buffers.take(columns.len() * rows);
+        weight_gradient::transpose(&mut g_t, g, n, columns.clone(), None);
+        if let Some((sum, accum)) = &mut sum {
+            let sum = &mut sum[columns.start * k..columns.end * k];
+            weight_gradient::weight(sum, &g_t, x, columns.len(), *accum);
+        }
+        by_bias.extend(weight_gradient::bias(&g_t, columns.len()));
     }
-    Ok(weight_gradient::bias(&g_t, n))
+    Ok(by_bias)
 }
 
 /// Memory for the result of a product that is not the sum itself.

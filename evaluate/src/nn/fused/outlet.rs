@@ -80,7 +80,7 @@ impl Outlet<'_> {
         let (weight, bias) = (self.linear.weight(), self.linear.bias());
         let n = weight.dim(0)?;
         let mut g_t = buffers.take(g.len());
-        weight_gradient::transpose(&mut g_t, g, n, self.keep);
+        weight_gradient::transpose(&mut g_t, g, n, 0..n, self.keep);
         let mut by_bias = weight_gradient::bias(&g_t, n);
         let Some(scale) = self.scale else {
             if let Some((sum, accum)) = gradients.sum(weight) {

@@ -48,8 +48,6 @@ pub(crate) struct FfnHalf<'a> {
 pub(crate) struct KeptAttentionHalf {
     /// Queries, keys and values, `(b, n, 3 d)`.
     qkv: Buffer,
-    /// Attention's output, `(b, n, d)`.
-    mixed: Buffer,
     /// Before the norm, `(b, n, d)`.
     sum: Buffer,
 }
@@ -150,15 +148,19 @@ impl<'a> AttentionHalf<'a> {
         let width = self.attention.output.weight().dim(0)?;
         let mut qkv = buffers.take(3 * x.len());
         project(&mut qkv, x, self.attention.projections, width)?;
-        let mut mixed = buffers.take(x.len());
-        let (hidden, sizes) = (
-            self.sees.hidden()?,
-            self.sees.sizes(self.attention.heads, width),
-        );
-        let added = hidden.added(self.keep_shares);
-        attention::forward_into(&mut mixed, Asked::packed(&qkv, sizes), added, sizes);
+        let mixed = self.mixed(&qkv, width, buffers)?;
         let sum = self.tail().forward(out, &mixed, x, buffers)?;
-        Ok(KeptAttentionHalf { qkv, mixed, sum })
+        Ok(KeptAttentionHalf { qkv, sum })
+    }
+
+    /// Attention's output, `(b, n, d)`, from `qkv: (b, n, 3 d)`.
+    fn mixed(&self, qkv: &[f32], width: usize, buffers: &Buffers) -> Result<Buffer> {
+        let mut mixed = buffers.take(qkv.len() / 3);
+        let hidden = self.sees.hidden()?;
+        let sizes = self.sees.sizes(self.attention.heads, width);
+        let added = hidden.added(self.keep_shares);
+        attention::forward_into(&mut mixed, Asked::packed(qkv, sizes), added, sizes);
+        Ok(mixed)
     }
 
     /// The output once more, into `out`: the norm of the sum that is kept.
@@ -176,8 +178,9 @@ impl<'a> AttentionHalf<'a> {
         buffers: &Buffers,
     ) -> Result<()> {
         let width = self.attention.output.weight().dim(0)?;
-        let KeptAttentionHalf { qkv, mixed, sum } = kept;
+        let KeptAttentionHalf { qkv, sum } = kept;
         let (tail, hidden) = (self.tail(), self.sees.hidden()?);
+        let mixed = self.mixed(&qkv, width, buffers)?;
         let [by_sum, by_mixed] = tail.backward(g, &mixed, &sum, gradients, buffers)?;
         drop((mixed, sum));
         let mut by_qkv = buffers.take(qkv.len()); // (b, n, 3 d)

@@ -40,7 +40,7 @@ pub(super) fn projections_backward<const N: usize>(
     let (n, k) = linear[0].weight().dims2()?;
     let rows = x.len() / k;
     let mut g_t = buffers.take(by_out.len()); // (N n, m)
-    by_weight::transpose(&mut g_t, by_out, N * n, None);
+    by_weight::transpose(&mut g_t, by_out, N * n, 0..N * n, None);
     for (which, linear) in linear.into_iter().enumerate() {
         let g_t = &g_t[which * rows * n..][..rows * n];
         if let Some((sum, accum)) = gradients.sum(linear.weight()) {

@@ -13,7 +13,7 @@ use crate::nn::{
 };
 
 /// Logits that are in memory at a time where words are guessed. Fewer would read the decoder's weight too often.
-const LOGITS_BYTES: usize = 24 << 20;
+const LOGITS_BYTES: usize = 16 << 20;
 
 /// `decoder(norm(gelu(dense(x))))`, one of many classes for each row.
 #[derive(Clone, Debug)]
