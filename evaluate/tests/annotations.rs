@@ -92,6 +92,14 @@ fn a_file_may_begin_with_a_mark_and_end_without_a_line_break() {
 }
 
 #[test]
+fn pairs_with_one_path_have_one_picture() {
+    let rows = "a.png,1,one,1\nb.png,2,two,2\na.png,3,three,3\n";
+    let set = open(folder(format!("{HEAD}{rows}")).path()).expect("a table");
+    assert_eq!(set.images(), [0, 1, 0]);
+    assert_eq!(set.first(2).images(), [0, 1]);
+}
+
+#[test]
 fn a_picture_that_is_not_there_or_lies_outside_is_named() {
     let folder = folder(format!("{HEAD}a.png,1,one,1\nb.png,2,two,2\n"));
     let pictures = folder.path().join("set/valid");

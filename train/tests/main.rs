@@ -26,6 +26,7 @@ mod objectives;
 mod operations;
 mod optimizer;
 mod padding;
+mod pairs;
 mod patches;
 mod ranks;
 mod recipes;

@@ -10,7 +10,9 @@
 //! `NA`, `null`, numbers and empty ones are texts like others.
 
 use std::cell::Cell;
+use std::collections::HashMap;
 use std::fs::File;
+use std::hash::{DefaultHasher, Hash, Hasher};
 use std::io::{BufReader, Read, Seek, SeekFrom};
 use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
@@ -95,7 +97,7 @@ struct Place {
     n_bytes: u32,
 }
 
-/// The pairs of one CSV file. Texts stay in the file: a row takes 16 bytes of memory, and 16 more where
+/// The pairs of one CSV file. Texts stay in the file: a row takes 20 bytes of memory, and 16 more where
 /// ids are read.
 #[derive(Debug)]
 pub struct Annotations {
@@ -105,6 +107,8 @@ pub struct Annotations {
     columns: Columns,
     file: Mutex<File>,
     places: Vec<Place>,
+    /// The number of each pair's picture.
+    images: Vec<u32>,
     image_ids: Vec<i64>,
     caption_ids: Vec<i64>,
     n_ignored: usize,
@@ -172,10 +176,13 @@ impl Annotations {
             columns: columns(&row, half, path)?,
             file: Mutex::new(opened()?),
             places: Vec::new(),
+            images: Vec::new(),
             image_ids: Vec::new(),
             caption_ids: Vec::new(),
             n_ignored: 0,
         };
+        // Pictures by a hash of their paths, so that memory does not grow with the paths.
+        let mut images = HashMap::new();
         loop {
             let (is_row, end) = next(&mut row, begin)?;
             if !is_row {
@@ -190,6 +197,10 @@ impl Annotations {
                     // Rows are bounded.
                     n_bytes: (end - begin) as u32,
                 });
+                let n_images = images.len() as u32;
+                let mut hasher = DefaultHasher::new();
+                annotation.image.hash(&mut hasher);
+                (found.images).push(*images.entry(hasher.finish()).or_insert(n_images));
                 if half == Half::Valid {
                     found.image_ids.push(annotation.image_id);
                     found.caption_ids.push(annotation.caption_id);
@@ -267,6 +278,12 @@ impl Annotations {
         &self.path
     }
 
+    /// The number of each pair's picture: pairs with one path have one picture.
+    #[must_use]
+    pub fn images(&self) -> &[u32] {
+        &self.images
+    }
+
     /// What ties captions to pictures, one for each pair; none of `train_anno.csv`.
     #[must_use]
     pub fn image_ids(&self) -> &[i64] {
@@ -283,6 +300,7 @@ impl Annotations {
     #[must_use]
     pub fn first(mut self, n: usize) -> Self {
         self.places.truncate(n);
+        self.images.truncate(n);
         self.image_ids.truncate(n);
         self.caption_ids.truncate(n);
         self

@@ -254,6 +254,18 @@ impl Examples for Rows {
         self.0.len()
     }
 
+    fn image(&self, index: usize) -> usize {
+        self.0.images()[index] as usize
+    }
+
+    fn n_images(&self) -> usize {
+        self.0
+            .images()
+            .iter()
+            .max()
+            .map_or(0, |&last| last as usize + 1)
+    }
+
     fn check_pictures(&self) -> evaluate::Result<()> {
         self.0.check_pictures()
     }
