@@ -16,6 +16,7 @@ use merge::{Checkpoint, MergePlan};
 use safetensors::Dtype;
 
 use crate::eve::{opened, synthesis, tiny, values, write};
+use crate::mixture_models::{EXPERTS, LAYERS, host, mixtral_like};
 
 const HOST: &str = "backbone.encoder.layers.3.mlp_moe.moe";
 
@@ -78,6 +79,7 @@ impl Model {
             worth,
             others,
             grams: self.grams(grams),
+            is_folder: false,
             dtype: OutputDType::Keep,
         }
     }
@@ -274,6 +276,7 @@ fn routing_of_a_family_that_is_not_run_here_may_come_from_another_program() {
         n_experts: 5,
         blocks: None,
         seed: 1,
+        is_folder: false,
         dtype: OutputDType::Keep,
     };
     let plan = upcycling.plan(source).expect("a plan");
@@ -309,6 +312,7 @@ fn routing_of_a_family_that_is_not_run_here_may_come_from_another_program() {
         worth: Worth::Frequency,
         others: Others::Group { align_units: true },
         grams: Arc::new(GramStore::new(grams).expect("a gram file")),
+        is_folder: false,
         dtype: OutputDType::Keep,
     };
     let (plan, report) = fewer.plan(source).expect("a plan");
@@ -373,6 +377,7 @@ fn a_mixture_of_eve_becomes_one_network() {
     ] {
         let dense = DenseOfExperts {
             grams,
+            is_folder: false,
             dtype: OutputDType::Keep,
         };
         let found = run(&dense.plan(Arc::clone(&model.source)).expect("a plan"));
@@ -443,6 +448,55 @@ fn written(path: &Path, tensors: &BTreeMap<String, Raw>) -> Arc<Checkpoint> {
 }
 
 #[test]
+fn the_most_frequent_experts_of_the_whole_model_stay_at_least_two_in_each_mixture() {
+    let folder = tempfile::tempdir().expect("a folder");
+    let path = folder.path().join("mixture.safetensors");
+    fixtures::write(&path, &mixtral_like(1));
+    let source = Arc::new(opened(&path));
+    let counts = [[10.0, 10.0, 40.0, 40.0], [1.0, 97.0, 1.0, 1.0]];
+    let matrices = counts.iter().zip(LAYERS).map(|(counts, layer)| {
+        let matrix = matrix(1 + 2 * EXPERTS, |row, column| {
+            match (row.min(column), row.max(column)) {
+                (0, 0) => 100.0,
+                (0, at) if at <= EXPERTS => counts[at - 1],
+                (0, _) => 1.0,
+                _ => 0.0,
+            }
+        });
+        (format!("{}.routing", host(layer)), matrix)
+    });
+    let grams = written(
+        &folder.path().join("grams.safetensors"),
+        &matrices.collect(),
+    );
+    let grams = Arc::new(GramStore::new(grams).expect("a gram file"));
+    let fewer = |keep: usize| FewerExperts {
+        keep,
+        worth: Worth::OverallFrequency,
+        others: Others::Prune,
+        grams: Arc::clone(&grams),
+        is_folder: false,
+        dtype: OutputDType::Keep,
+    };
+    let (plan, report) = fewer(3).plan(Arc::clone(&source)).expect("a plan");
+    let kept = report.iter().map(|of| of.groups.concat());
+    // Of six experts in all, two of the second mixture stay though others of the first have more tokens.
+    assert_eq!(kept.collect::<Vec<_>>(), [vec![0, 1, 2, 3], vec![0, 1]]);
+    let found = run(&plan);
+    let mixtures = survey(&found).expect("mixtures");
+    let n_experts = mixtures.values().map(|of| of.n_experts);
+    assert_eq!(n_experts.collect::<Vec<_>>(), [4, 2]);
+    for (to, from) in [0, 1].into_iter().enumerate() {
+        for part in ["gate_proj", "up_proj", "down_proj"] {
+            let key = |of: usize| format!("{}.experts.{of}.{part}.weight", host(LAYERS[1]));
+            assert_eq!(values(&found, &key(to)), values(&source, &key(from)));
+        }
+    }
+    let fault = fewer(1).plan(source).err().expect("refused").to_string();
+    assert!(fault.contains("4 experts and cannot be given 1"), "{fault}");
+}
+
+#[test]
 fn a_dense_network_becomes_a_mixture_of_copies_and_back() {
     let folder = tempfile::tempdir().expect("a folder");
     let source = written(&folder.path().join("dense.safetensors"), &dense());
@@ -450,6 +504,7 @@ fn a_dense_network_becomes_a_mixture_of_copies_and_back() {
         n_experts: 3,
         blocks: None,
         seed,
+        is_folder: false,
         dtype: OutputDType::Keep,
     };
     let mixture = run(&upcycling(1).plan(Arc::clone(&source)).expect("a plan"));
@@ -466,6 +521,7 @@ fn a_dense_network_becomes_a_mixture_of_copies_and_back() {
     }
     let back = DenseOfExperts {
         grams: None,
+        is_folder: false,
         dtype: OutputDType::Keep,
     };
     let back = run(&back.plan(Arc::new(mixture)).expect("a plan"));
@@ -488,6 +544,7 @@ fn a_network_of_eve_that_serves_all_tokens_becomes_a_mixture_and_back() {
     let model = Model::eve();
     let dense = DenseOfExperts {
         grams: None,
+        is_folder: false,
         dtype: OutputDType::Keep,
     };
     let path = model.folder.path().join("dense.safetensors");
@@ -498,6 +555,7 @@ fn a_network_of_eve_that_serves_all_tokens_becomes_a_mixture_and_back() {
         n_experts: 4,
         blocks,
         seed: 7,
+        is_folder: false,
         dtype: OutputDType::Keep,
     };
     // Blocks with a network for each modality stay as they are.

@@ -61,14 +61,17 @@ enum WorthArg {
     Saliency,
     /// Those that most tokens go to
     Frequency,
+    /// Those that most tokens go to in the whole model: mixtures keep different numbers, N in the mean (M-SMoE)
+    OverallFrequency,
 }
 
 impl ExpertsArgs {
-    /// The plan that these flags ask for, after what it does was said; `None` if they ask for nothing.
+    /// The plan that these flags ask for, of a model folder or a file, after what it does was said; `None` if they ask for nothing.
     pub fn plan(
         &self,
         source: &Arc<Checkpoint>,
         dtype: OutputDType,
+        is_folder: bool,
         output: &Output,
     ) -> Result<Option<MergePlan>> {
         let Some(experts) = self.experts else {
@@ -83,7 +86,7 @@ impl ExpertsArgs {
         let keep = match experts {
             ExpertsArg::Number(keep) => keep,
             ExpertsArg::Dense => {
-                if self.group || self.by == Some(WorthArg::Saliency) {
+                if self.group || self.by.is_some_and(|by| by != WorthArg::Frequency) {
                     let advice =
                         "--experts dense takes the mean of all experts, by frequency with --grams";
                     return Err(UsageError(advice.into()).into());
@@ -91,7 +94,12 @@ impl ExpertsArgs {
                 if self.by.is_some() && grams.is_none() {
                     return Err(UsageError("--by frequency needs --grams".into()).into());
                 }
-                return Ok(Some(DenseOfExperts { grams, dtype }.plan(source)?));
+                let dense = DenseOfExperts {
+                    grams,
+                    is_folder,
+                    dtype,
+                };
+                return Ok(Some(dense.plan(source)?));
             }
         };
         let Some(grams) = grams else {
@@ -101,6 +109,7 @@ impl ExpertsArgs {
         let worth = match (self.by, self.group) {
             (Some(WorthArg::Saliency), _) | (None, false) => Worth::Saliency,
             (Some(WorthArg::Frequency), _) | (None, true) => Worth::Frequency,
+            (Some(WorthArg::OverallFrequency), _) => Worth::OverallFrequency,
         };
         let fewer = FewerExperts {
             keep,
@@ -112,6 +121,7 @@ impl ExpertsArgs {
                 false => Others::Prune,
             },
             grams,
+            is_folder,
             dtype,
         };
         let (plan, kept) = fewer.plan(source)?;

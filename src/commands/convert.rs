@@ -26,6 +26,7 @@ Examples:
   vlmerge convert vlmo_base.pt out.safetensors --to vl-merging       VLMo keys as vl-merging's
   vlmerge convert mixtral/ fused.safetensors --to fused-experts      all experts in one tensor
   vlmerge convert eve.pth half.safetensors --experts 16 --grams coco.gram.safetensors
+  vlmerge convert mixtral/ half/ --experts 4 --grams c4.gram.safetensors    with its config.json
   vlmerge convert zerovl.pth zerovl.safetensors --module remove      keys without the prefix
   vlmerge convert zerovl.pth noted.safetensors --image-mean 0.5 --image-deviation 0.5
   vlmerge convert model.ckpt coco.safetensors --image-size 384       tables for a larger image
@@ -170,7 +171,9 @@ pub fn run(args: Args, output: &Output) -> Result<ExitCode> {
     } else if args.write.dtype != DTypeArg::Keep {
         quantized::check_castable(&source)?;
     }
-    if let Some(plan) = (args.experts).plan(&source, args.write.dtype.into(), output)? {
+    let is_folder = (args.out.as_ref()).is_some_and(|out| args.write.is_folder(out));
+    let dtype = args.write.dtype.into();
+    if let Some(plan) = (args.experts).plan(&source, dtype, is_folder, output)? {
         return plan_view::carry_out(&plan, args.out, &args.write, false, output);
     }
     if let (true, Some(out)) = (args.dequantize && !conversion.needs_family(), &args.out)

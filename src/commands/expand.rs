@@ -8,7 +8,9 @@ use std::sync::Arc;
 
 use anyhow::Result;
 use clap::ValueEnum;
-use merge::convert::{EveStart, Expansion, FlmStart, FlmTowers, LoadReport, Start, Upcycling};
+use merge::convert::{
+    BeitStart, EveStart, Expansion, FlmStart, FlmTowers, LoadReport, Start, Upcycling,
+};
 use merge::io::{OpenOptions, open};
 use merge::layouts::{EveTask, FlmTask, Form, detect};
 use merge::{Checkpoint, Expert};
@@ -29,7 +31,8 @@ Examples:
   vlmerge expand pretrain_4m.ckpt vqa.safetensors --to flm-vqa --image-size 576
   vlmerge expand pretrain_4m.ckpt captions.ckpt --to flm-caption
   vlmerge expand eve_base.pth retrieval.th --to eve-retrieval --image-size 384
-  vlmerge expand qwen/ mixture.safetensors --to mixture --n-experts 8 --seed 1";
+  vlmerge expand beitv2_base.pth eve.safetensors --to eve-pretrain --seed 1
+  vlmerge expand qwen/ mixture/ --to mixture --n-experts 8 --seed 1";
 
 /// Flags of `vlmerge expand`.
 #[derive(Debug, clap::Args)]
@@ -46,7 +49,8 @@ pub struct Args {
     /// RoBERTa for the text tower of a new FLM; the input gives the image tower
     #[arg(long, value_name = "FILE")]
     text: Option<PathBuf>,
-    /// Size of the FLM's vocabulary, to grow it [default: for captions two more]
+    /// Size of the FLM's vocabulary, to grow it [default: for captions two more]; of the EVE's that begins as a BEiT
+    /// [default: 64000]
     #[arg(long, value_name = "N")]
     vocabulary: Option<usize>,
     /// Draw the heads of retrieval of an EVE even if the input has some, as the published program does
@@ -67,10 +71,11 @@ pub struct Args {
     /// Layers of the reconstructor that read the cross-modal layers [default: as many as they are]
     #[arg(long, value_name = "N", requires = "text")]
     reconstructor_top: Option<usize>,
-    /// Experts of each mixture, for --to mixture
+    /// Experts of each mixture, for --to mixture; of an EVE that begins as a BEiT [default: 32]
     #[arg(long, value_name = "N", value_parser = parse_positive)]
     n_experts: Option<usize>,
-    /// Blocks that get a mixture, for --to mixture, as 10..12 [default: all with one dense network]
+    /// Blocks that get a mixture, as 10..12 [default: for --to mixture all with one dense network; for an EVE that
+    /// begins as a BEiT 10..12 or 21..24]
     #[arg(long, value_name = "A..B", value_parser = parse_blocks)]
     blocks: Option<Range<usize>>,
     /// Seed of the draws of weights that the inputs lack [default: 0]
@@ -323,10 +328,7 @@ fn to_flm(task: FlmTask, args: Args, output: &Output) -> Result<ExitCode> {
 /// An EVE.
 fn to_eve(task: EveTask, args: Args, output: &Output) -> Result<ExitCode> {
     let of_others = [
-        ("--n-experts", args.n_experts.is_some()),
-        ("--blocks", args.blocks.is_some()),
         ("--text", args.text.is_some()),
-        ("--vocabulary", args.vocabulary.is_some()),
         ("--experts", args.experts.is_some()),
         ("--from", !args.from.is_empty()),
         ("--fusion-start", args.fusion_start.is_some()),
@@ -340,6 +342,11 @@ fn to_eve(task: EveTask, args: Args, output: &Output) -> Result<ExitCode> {
         image_size: args.image_size,
         n_answers: args.answers,
         with_fresh_heads: args.fresh_heads,
+        of_beit: BeitStart {
+            mixtures: args.blocks,
+            n_experts: args.n_experts,
+            vocabulary: args.vocabulary,
+        },
         seed: args.seed.unwrap_or(0),
         dtype: args.write.dtype.into(),
         ..EveStart::of(task)
@@ -373,6 +380,7 @@ fn to_mixture(args: Args, output: &Output) -> Result<ExitCode> {
         n_experts,
         blocks: args.blocks,
         seed: args.seed.unwrap_or(0),
+        is_folder: (args.out.as_ref()).is_some_and(|out| args.write.is_folder(out)),
         dtype: args.write.dtype.into(),
     };
     let plan = upcycling.plan(source)?;

@@ -21,7 +21,7 @@ struct FrontMatter<'a> {
     base_model_relation: Option<&'static str>,
     #[serde(skip_serializing_if = "Option::is_none")]
     library_name: Option<&'static str>,
-    tags: [&'static str; 2],
+    tags: &'static [&'static str],
 }
 
 #[derive(Serialize)]
@@ -33,7 +33,13 @@ enum Licenses<'a> {
 
 /// The card of a merge called `title`.
 pub(crate) fn card(title: &str, beside: &Beside, made: &Provenance) -> Result<String> {
-    let recipe = MergeRecipe::parse(&made.recipe, "recipe".as_ref())?;
+    let how = match is_conversion(beside) {
+        true => "A conversion".to_owned(),
+        false => {
+            let recipe = MergeRecipe::parse(&made.recipe, "recipe".as_ref())?;
+            format!("A merge by the method `{}`", plain(&recipe.merge_method))
+        }
+    };
     let front = front_matter(beside);
     let front = serde_saphyr::to_string(&front).map_err(|error| Error::BadRecipe {
         path: "README.md".into(),
@@ -45,21 +51,26 @@ pub(crate) fn card(title: &str, beside: &Beside, made: &Provenance) -> Result<St
     Ok(format!(
         "---\n{front}---\n\
          # {}\n\n\
-         A merge by the method `{}`, made with vlmerge {}.\n\n\
+         {how}, made with vlmerge {}.\n\n\
          ## Models\n\n\
          | model | part | license |\n|---|---|---|\n{models}\n\
          {}\n\n\
          ## Files\n\n\
          | file | bytes | SHA-256 |\n|---|---|---|\n{files}\n\
          ## Recipe\n\n\
-         {fence}yaml\n{}{fence}\n\n\
+         {fence}yaml\n{}\n{fence}\n\n\
          It is in the metadata of the weights, too: `vlmerge recipe FILE` prints it.\n",
         plain(title),
-        plain(&recipe.merge_method),
         env!("CARGO_PKG_VERSION"),
         license_note(&beside.ingredients),
-        made.recipe,
+        made.recipe.trim_end(),
     ))
+}
+
+/// Whether the output is no merge, but one model in another form.
+fn is_conversion(beside: &Beside) -> bool {
+    let shares = beside.ingredients.iter().map(|model| model.share);
+    shares.eq([Share::Converted])
 }
 
 fn front_matter(beside: &Beside) -> FrontMatter<'_> {
@@ -73,6 +84,7 @@ fn front_matter(beside: &Beside) -> FrontMatter<'_> {
             ids.push(id);
         }
     }
+    let is_merge = !is_conversion(beside);
     // A name and a link go with one license.
     let one = (ids.len() == 1).then(|| all.clone().next()).flatten();
     let mut base_model: Vec<&str> = Vec::new();
@@ -93,11 +105,14 @@ fn front_matter(beside: &Beside) -> FrontMatter<'_> {
         },
         license_name: one.and_then(|license| license.name.as_deref()),
         license_link: one.and_then(|license| license.link.as_deref()),
-        base_model_relation: (!base_model.is_empty()).then_some("merge"),
+        base_model_relation: (!base_model.is_empty() && is_merge).then_some("merge"),
         base_model,
         library_name: (beside.files.iter().any(|file| file.name == "config.json"))
             .then_some("transformers"),
-        tags: ["merge", "vlmerge"],
+        tags: match is_merge {
+            true => &["merge", "vlmerge"],
+            false => &["vlmerge"],
+        },
     }
 }
 
@@ -129,6 +144,7 @@ fn model_row(model: &Ingredient) -> String {
         Share::Base => "base",
         Share::Merged => "merged",
         Share::Adapter => "adapter",
+        Share::Converted => "converted",
     };
     let name = match &model.hub {
         Some(hub) => format!("[{0}](https://huggingface.co/{0})", plain(hub)),

@@ -14,6 +14,8 @@ use crate::{Error, MergeFault, Result};
 pub(crate) mod card;
 pub(crate) mod chat;
 pub(crate) mod config;
+pub(crate) mod experts;
+pub(crate) mod forms;
 pub(crate) mod layers;
 pub(crate) mod license;
 pub(crate) mod tokenizer;
@@ -98,6 +100,8 @@ pub enum Share {
     Merged,
     /// It is merged into a model first.
     Adapter,
+    /// The output is made of it alone.
+    Converted,
 }
 
 /// Everything that goes beside the output of a plan.

@@ -4,8 +4,12 @@ use std::collections::BTreeSet;
 use std::fmt;
 use std::sync::Arc;
 
+use serde_json::Value;
+
 use super::draft::Draft;
 use super::fewer_experts::{Made, name_of, shares};
+use crate::beside::experts::{Said, layer_of};
+use crate::beside::forms::remove_mixtures;
 use crate::gram::GramStore;
 use crate::layouts::{self, ModelRecord};
 use crate::mixtures::spelling::starting_with;
@@ -23,6 +27,8 @@ const NORM: [&str; 2] = ["weight", "bias"];
 pub struct DenseOfExperts {
     /// A gram file over the model, which says how tokens go to experts, to weigh them by that.
     pub grams: Option<Arc<GramStore>>,
+    /// Whether the output is a model folder, with the files beside the input and the configuration of a dense model.
+    pub is_folder: bool,
     /// Element type of the output.
     pub dtype: OutputDType,
 }
@@ -33,7 +39,7 @@ impl DenseOfExperts {
     /// # Errors
     /// [`ConversionFault::NoSuchConversion`] for a checkpoint without mixtures, [`ConversionFault::OtherMixture`] for
     /// experts of a kind that has no dense spelling, [`ConversionFault::SharedExpert`] for a mixture with an expert
-    /// that all tokens go to, and as [`Routing::read`] and [`survey`].
+    /// that all tokens go to, [`ConversionFault::Config`] for a folder of an architecture without a dense form, and as [`Routing::read`] and [`survey`].
     pub fn plan(&self, source: Arc<Checkpoint>) -> Result<MergePlan> {
         source.require_unique_names()?;
         if let Some(grams) = &self.grams {
@@ -120,7 +126,16 @@ impl DenseOfExperts {
         }
         let draft = Draft::copy_of(made.view(spelled))?;
         let model = ModelRecord::default();
-        draft.finish(layout.as_ref(), self.to_string(), self.dtype, model)
+        let plan = draft.finish(layout.as_ref(), self.to_string(), self.dtype, model)?;
+        if is_eve {
+            return Ok(plan);
+        }
+        let layers: Vec<usize> = before.keys().map(|host| layer_of(host).1).collect();
+        let change = |config: &mut Value| {
+            remove_mixtures(config, &layers)?;
+            Ok(Said::of(&["model_type"]))
+        };
+        plan.with_files_of(&source, self.is_folder, Box::new(change))
     }
 }
 

@@ -5,12 +5,13 @@ use std::fmt;
 use std::sync::Arc;
 
 use super::LoadReport;
+use super::eve_of_beit::{self, BeitStart, is_beit, reshaped, sizes};
 use super::tables::{AbsoluteTable, Windows};
-use crate::layouts::{self, Eve, EveSpec, EveTask, TableForm, without_module};
+use crate::layouts::{self, Eve, EveSpec, EveTask, without_module};
 use crate::plan::{Action, Entry, PlanBuilder, TensorRef};
 use crate::recipe::OutputDType;
 use crate::synth::{Fresh, FreshTensor, Spread, Synthesis};
-use crate::{Checkpoint, ConversionFault, Error, Layout, MergePlan, Result, TensorInfo};
+use crate::{Checkpoint, ConversionFault, Error, MergePlan, Result, TensorInfo};
 
 /// Where the heads of retrieval come from, the later the rather.
 const HEADS: [(&str, &[&str]); 5] = [
@@ -35,8 +36,11 @@ const HEADS: [(&str, &[&str]); 5] = [
     ("itm_head.bias", &["itm_head.bias", "mitm_head.bias"]),
 ];
 
-/// An EVE for a task, from the weights of another one. What the other one lacks is drawn.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+/// The table of image positions.
+const POSITIONS: &str = "backbone.pos_embed_vision";
+
+/// An EVE for a task, from the weights of another one or of a BEiT. What that lacks is drawn.
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub struct EveStart {
     /// What the model is for.
     pub task: EveTask,
@@ -50,6 +54,8 @@ pub struct EveStart {
     pub n_answers: Option<usize>,
     /// Draw the heads of retrieval, even if the file has them. The published program does so by default.
     pub with_fresh_heads: bool,
+    /// What a BEiT leaves open; for a BEiT alone.
+    pub of_beit: BeitStart,
     /// What draws are keyed by.
     pub seed: u64,
     /// Element type of the output.
@@ -67,6 +73,11 @@ impl EveStart {
             vocabulary: None,
             n_answers: None,
             with_fresh_heads: false,
+            of_beit: BeitStart {
+                mixtures: None,
+                n_experts: None,
+                vocabulary: None,
+            },
             seed: 0,
             dtype: OutputDType::Keep,
         }
@@ -76,29 +87,61 @@ impl EveStart {
     ///
     /// # Errors
     /// [`ConversionFault::NoSuchConversion`] for any other family, [`Error::ShapeMismatch`] for a tensor of another
-    /// size, and as [`Eve::spec`].
+    /// size, [`ConversionFault::UnknownSize`] and [`ConversionFault::LastBlocks`] for a BEiT, and as [`Eve::spec`].
     pub fn plan(&self, source: Arc<Checkpoint>) -> Result<(MergePlan, LoadReport)> {
         source.require_unique_names()?;
         let layout = layouts::detect(&source)?;
-        let Some(found) = Eve::read(&source)? else {
+        let found = Eve::read(&source)?;
+        let is_beit = found.is_none() && is_beit(layout.as_ref());
+        if !is_beit && self.of_beit != BeitStart::default() {
             return Err(ConversionFault::NoSuchConversion {
                 path: source.path().into(),
                 layout: layout.name(),
-                wanted: "started as an EVE",
+                wanted: "given other mixtures or another vocabulary as the start of an EVE: a BEiT can",
             }
             .into());
+        }
+        let (source, spec) = match found {
+            Some(found) => {
+                let spec = found.spec(&source)?;
+                (source, spec)
+            }
+            None if is_beit => {
+                let spec = EveSpec {
+                    task: self.task,
+                    sizes: sizes(&source, layout.as_ref(), &self.of_beit, self.task)?,
+                    with_buffers: false,
+                };
+                (reshaped(&source), spec)
+            }
+            None => {
+                return Err(ConversionFault::NoSuchConversion {
+                    path: source.path().into(),
+                    layout: layout.name(),
+                    wanted: "started as an EVE",
+                }
+                .into());
+            }
         };
-        let spec = self.target(&found.spec(&source)?);
+        let spec = self.target(&spec);
         spec.check()?;
+        let keys = match is_beit {
+            true => {
+                let tensors = spec.tensors(Spread::default());
+                eve_of_beit::keys(&source, tensors.iter().map(|tensor| tensor.name.as_str()))
+            }
+            false => keys(&source),
+        };
         let windows = match self.image_size {
-            None => None,
-            Some(_) => Some(Windows::new(layout.dimensions(), self.image_size)?),
+            Some(_) if keys.contains_key(POSITIONS) => {
+                Some(Windows::new(layout.dimensions(), self.image_size)?)
+            }
+            _ => None,
         };
         let builder = Builder {
             start: self,
             source: &source,
-            keys: keys(&source),
-            layout: layout.as_ref(),
+            keys,
             windows,
             fresh: Synthesis {
                 spec,
@@ -128,15 +171,19 @@ impl EveStart {
         for (key, _) in source.tensors() {
             let name = canonical(key);
             let is_left_out = builder.is_left_out(&name);
-            if !wanted.contains(&name) && !is_left_out {
+            let is_used = used.contains(key);
+            // The names of a BEiT are none of an EVE, whether they are used or not.
+            let has_place = wanted.contains(&name) || (is_beit && is_used);
+            if !has_place && !is_left_out {
                 unexpected.push(name);
             }
-            if used.contains(key) {
+            if is_used {
                 continue;
             }
-            let why = match is_left_out {
-                true => "heads start fresh".to_owned(),
-                false => format!("no part of a model for {}", self.task.name()),
+            let why = match (is_left_out, is_beit) {
+                (true, _) => "heads start fresh".to_owned(),
+                (false, true) => "EVE has no place for it".to_owned(),
+                (false, false) => format!("no part of a model for {}", self.task.name()),
             };
             let tensor = TensorRef {
                 source: index,
@@ -180,6 +227,17 @@ impl fmt::Display for EveStart {
         if self.with_fresh_heads {
             f.write_str(", fresh_heads: true")?;
         }
+        if let Some(blocks) = &self.of_beit.mixtures {
+            write!(f, ", blocks: {}..{}", blocks.start, blocks.end)?;
+        }
+        for (name, value) in [
+            ("n_experts", self.of_beit.n_experts),
+            ("vocabulary", self.of_beit.vocabulary),
+        ] {
+            if let Some(value) = value {
+                write!(f, ", {name}: {value}")?;
+            }
+        }
         f.write_str(" }")
     }
 }
@@ -200,7 +258,6 @@ struct Builder<'a> {
     start: &'a EveStart,
     source: &'a Checkpoint,
     keys: BTreeMap<String, String>,
-    layout: &'a dyn Layout,
     windows: Option<Windows>,
     fresh: Synthesis<EveSpec>,
 }
@@ -265,11 +322,8 @@ impl Builder<'_> {
 
     /// The table of image positions for another image size.
     fn resized(&self, name: &str, key: &str, found: &TensorInfo) -> Result<Option<Entry>> {
-        let mut tables = self.layout.position_tables().iter();
-        let is_table =
-            tables.any(|table| table.key == key && table.form == TableForm::AbsoluteRows);
         let windows = self.windows.filter(|windows| windows.from != windows.to);
-        let (Some(Windows { from, to }), true) = (windows, is_table) else {
+        let (Some(Windows { from, to }), true) = (windows, name == POSITIONS) else {
             return Ok(None);
         };
         let &[rows, width] = found.shape.as_slice() else {

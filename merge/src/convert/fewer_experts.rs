@@ -5,8 +5,10 @@ use std::fmt;
 use std::sync::Arc;
 
 use serde::Serialize;
+use serde_json::Value;
 
 use super::draft::Draft;
+use crate::beside::experts::{Choice, Counted, Groups, choice, set_counts};
 use crate::gram::GramStore;
 use crate::layouts::{self, ModelRecord};
 use crate::mixtures::{
@@ -15,7 +17,7 @@ use crate::mixtures::{
 };
 use crate::plan::grams::check_sizes;
 use crate::recipe::OutputDType;
-use crate::{Checkpoint, ConversionFault, MergePlan, Result, TensorInfo};
+use crate::{Checkpoint, ConversionFault, MergePlan, Result, TensorInfo, model_config};
 
 /// Which experts are worth keeping.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -24,6 +26,8 @@ pub enum Worth {
     Saliency,
     /// Those that most tokens go to.
     Frequency,
+    /// Those that most tokens go to in the whole model, so that mixtures keep different numbers of experts (M-SMoE).
+    OverallFrequency,
 }
 
 /// What becomes of the experts that are not kept.
@@ -44,7 +48,7 @@ pub enum Others {
 /// <https://arxiv.org/abs/2310.01334>.
 #[derive(Clone)]
 pub struct FewerExperts {
-    /// Experts that each mixture keeps.
+    /// Experts that each mixture keeps, or with [`Worth::OverallFrequency`] the mean of them.
     pub keep: usize,
     /// Which.
     pub worth: Worth,
@@ -52,6 +56,9 @@ pub struct FewerExperts {
     pub others: Others,
     /// A gram file over the model, which says how tokens go to experts.
     pub grams: Arc<GramStore>,
+    /// Whether the output is a model folder, with the files beside the input and a configuration that says how many
+    /// experts there are.
+    pub is_folder: bool,
     /// Element type of the output.
     pub dtype: OutputDType,
 }
@@ -74,7 +81,9 @@ impl FewerExperts {
     ///
     /// # Errors
     /// [`ConversionFault::NoSuchConversion`] for a checkpoint without mixtures, [`ConversionFault::ExpertsLeft`] for
-    /// more experts than there are or none, [`ConversionFault::ScoresUnknown`] for groups without the router's inputs,
+    /// more experts than there are or none, [`ConversionFault::ExpertGroups`] and [`ConversionFault::UnevenGroups`] for
+    /// numbers that groups of experts do not allow, [`ConversionFault::ScoresUnknown`] for groups without the router's
+    /// inputs, [`ConversionFault::Config`] for what the configuration of a folder cannot say,
     /// [`crate::MergeFault::ForeignGrams`] for a gram file over another model, and as [`Routing::read`] and [`survey`].
     pub fn plan(&self, source: Arc<Checkpoint>) -> Result<(MergePlan, Vec<ExpertsKept>)> {
         source.require_unique_names()?;
@@ -89,61 +98,123 @@ impl FewerExperts {
             }
             .into());
         }
+        let config = model_config::of(&source)?;
+        let observed = mixtures.values().map(|mixture| {
+            let choice = config.as_ref().map(|config| choice(config, &mixture.host));
+            Ok(Observed {
+                mixture,
+                choice: choice.unwrap_or_default(),
+                routing: Routing::read(&self.grams, &source, mixture)?,
+            })
+        });
+        let observed = observed.collect::<Result<Vec<_>>>()?;
+        let stay = self.stay(&observed)?;
         let mut made = Made::default();
-        let mut kept = Vec::with_capacity(mixtures.len());
-        for mixture in mixtures.values() {
-            if self.keep == 0 || self.keep > mixture.n_experts {
+        let mut kept = Vec::with_capacity(observed.len());
+        let mut counted = Vec::with_capacity(observed.len());
+        for (of, stay) in observed.into_iter().zip(stay) {
+            let groups = self.groups(&of, &stay)?;
+            made.mixture(&source, of.mixture, &groups, &of.routing, self.others)?;
+            counted.push(Counted {
+                host: of.mixture.host.clone(),
+                before: of.mixture.n_experts,
+                after: groups.len(),
+            });
+            kept.push(ExpertsKept {
+                mixture: of.mixture.host.clone(),
+                frequency: of.frequency(),
+                saliency: of.routing.saliency,
+                groups,
+            });
+        }
+        let view = made.view(Arc::clone(&source));
+        let draft = Draft::copy_of(view)?;
+        let model = ModelRecord::default();
+        let plan = draft.finish(layout.as_ref(), self.to_string(), self.dtype, model)?;
+        if layout.name().starts_with("eve/") {
+            return Ok((plan, kept));
+        }
+        let change = |config: &mut Value| set_counts(config, &counted);
+        let plan = plan.with_files_of(&source, self.is_folder, Box::new(change))?;
+        Ok((plan, kept))
+    }
+
+    /// The experts of each mixture that stay.
+    fn stay(&self, mixtures: &[Observed<'_>]) -> Result<Vec<BTreeSet<usize>>> {
+        for of in mixtures {
+            let n_experts = of.mixture.n_experts;
+            if self.keep == 0 || self.keep > n_experts {
                 return Err(ConversionFault::ExpertsLeft {
-                    mixture: mixture.host.clone(),
-                    n_experts: mixture.n_experts,
+                    mixture: of.mixture.host.clone(),
+                    n_experts,
                     keep: self.keep,
                 }
                 .into());
             }
-            let routing = Routing::read(&self.grams, &source, mixture)?;
-            let groups = self.groups(mixture, &routing)?;
-            made.mixture(&source, mixture, &groups, &routing, self.others)?;
-            let all: f64 = routing.counts.iter().sum();
-            kept.push(ExpertsKept {
-                mixture: mixture.host.clone(),
-                frequency: routing
-                    .counts
-                    .iter()
-                    .map(|count| count / all.max(1.0))
-                    .collect(),
-                saliency: routing.saliency,
-                groups,
-            });
         }
-        let view = made.view(source);
-        let draft = Draft::copy_of(view)?;
-        let model = ModelRecord::default();
-        let plan = draft.finish(layout.as_ref(), self.to_string(), self.dtype, model)?;
-        Ok((plan, kept))
+        match self.worth {
+            Worth::Saliency => (mixtures.iter())
+                .map(|of| of.best(self.keep, &of.routing.saliency))
+                .collect(),
+            Worth::Frequency => (mixtures.iter())
+                .map(|of| of.best(self.keep, &of.routing.counts))
+                .collect(),
+            Worth::OverallFrequency => self.most_frequent(mixtures),
+        }
+    }
+
+    /// The most frequent experts of the whole model: of each mixture as many at least as a token goes to, of all
+    /// together `keep` times as many as there are mixtures.
+    fn most_frequent(&self, mixtures: &[Observed<'_>]) -> Result<Vec<BTreeSet<usize>>> {
+        let mut stay = Vec::with_capacity(mixtures.len());
+        for of in mixtures {
+            if of.choice.groups.is_some() {
+                let mixture = of.mixture.host.clone();
+                return Err(ConversionFault::UnevenGroups { mixture }.into());
+            }
+            let least = of
+                .choice
+                .per_token
+                .unwrap_or(CHOICES)
+                .min(of.mixture.n_experts);
+            if self.keep < least {
+                return Err(ConversionFault::ExpertsLeft {
+                    mixture: of.mixture.host.clone(),
+                    n_experts: of.mixture.n_experts,
+                    keep: self.keep,
+                }
+                .into());
+            }
+            stay.push(of.best(least, &of.routing.counts)?);
+        }
+        let mut others: Vec<(f64, usize, usize)> = Vec::new();
+        for (index, of) in mixtures.iter().enumerate() {
+            let all = of.frequency().into_iter().enumerate();
+            let others_of = all.filter(|(expert, _)| !stay[index].contains(expert));
+            others.extend(others_of.map(|(expert, frequency)| (frequency, index, expert)));
+        }
+        // Of experts of the same frequency the first ones stay.
+        others.sort_by(|one, other| other.0.total_cmp(&one.0));
+        let n_kept: usize = stay.iter().map(BTreeSet::len).sum();
+        let n_more = (self.keep * mixtures.len()).saturating_sub(n_kept);
+        for (_, index, expert) in others.into_iter().take(n_more) {
+            stay[index].insert(expert);
+        }
+        Ok(stay)
     }
 
     /// The experts that each expert of the output is made of.
-    fn groups(&self, mixture: &Mixture, routing: &Routing) -> Result<Vec<Vec<usize>>> {
-        let worth = match self.worth {
-            Worth::Saliency => &routing.saliency,
-            Worth::Frequency => &routing.counts,
-        };
-        let mut order: Vec<usize> = (0..mixture.n_experts).collect();
-        // Of experts of the same worth the first ones stay.
-        order.sort_by(|&a, &b| worth[b].total_cmp(&worth[a]));
-        let kept: BTreeSet<usize> = order.into_iter().take(self.keep).collect();
+    fn groups(&self, of: &Observed<'_>, stay: &BTreeSet<usize>) -> Result<Vec<Vec<usize>>> {
         let mut groups: BTreeMap<usize, Vec<usize>> =
-            kept.iter().map(|&expert| (expert, vec![expert])).collect();
+            stay.iter().map(|&expert| (expert, vec![expert])).collect();
         if matches!(self.others, Others::Group { .. }) {
-            let alike = routing
-                .alike
-                .as_ref()
-                .ok_or_else(|| ConversionFault::ScoresUnknown {
+            let alike =
+                (of.routing.alike.as_ref()).ok_or_else(|| ConversionFault::ScoresUnknown {
                     path: self.grams.checkpoint().path().into(),
-                    mixture: mixture.host.clone(),
+                    mixture: of.mixture.host.clone(),
                 })?;
-            for expert in (0..mixture.n_experts).filter(|expert| !kept.contains(expert)) {
-                let nearest = kept.iter().copied().reduce(|best, next| {
+            for expert in (0..of.mixture.n_experts).filter(|expert| !stay.contains(expert)) {
+                let nearest = stay.iter().copied().reduce(|best, next| {
                     match alike[(expert, next)] > alike[(expert, best)] {
                         true => next,
                         false => best,
@@ -158,12 +229,76 @@ impl FewerExperts {
     }
 }
 
+/// Experts that a token goes to where nothing says it: those of EVE and Mixtral.
+const CHOICES: usize = 2;
+
+/// A mixture, and how tokens go to its experts.
+struct Observed<'a> {
+    mixture: &'a Mixture,
+    choice: Choice,
+    routing: Routing,
+}
+
+impl Observed<'_> {
+    /// The share of tokens' choices that went to each expert.
+    fn frequency(&self) -> Vec<f64> {
+        let counts = &self.routing.counts;
+        let all: f64 = counts.iter().sum();
+        counts.iter().map(|count| count / all.max(1.0)).collect()
+    }
+
+    /// The `keep` experts of the largest worth. Where the router picks among groups, as many of each group.
+    fn best(&self, keep: usize, worth: &[f64]) -> Result<BTreeSet<usize>> {
+        let n_experts = worth.len();
+        let n_groups = match self.choice.groups {
+            None => 1,
+            Some(groups) => {
+                self.require_groups(keep, groups)?;
+                groups.n
+            }
+        };
+        let size = n_experts / n_groups;
+        let mut best = BTreeSet::new();
+        for group in 0..n_groups {
+            let mut order: Vec<usize> = (group * size..(group + 1) * size).collect();
+            // Of experts of the same worth the first ones stay.
+            order.sort_by(|&a, &b| worth[b].total_cmp(&worth[a]));
+            best.extend(order.into_iter().take(keep / n_groups));
+        }
+        Ok(best)
+    }
+
+    /// Refuses a number of experts that groups cannot have, or that a token has not enough of in the groups that it
+    /// picks.
+    fn require_groups(&self, keep: usize, groups: Groups) -> Result<()> {
+        let of_token = self
+            .choice
+            .per_token
+            .unwrap_or(1)
+            .div_ceil(groups.chosen.max(1));
+        let least = groups.n.saturating_mul(of_token.max(groups.least));
+        let n_experts = self.mixture.n_experts;
+        if keep.is_multiple_of(groups.n) && keep >= least && n_experts.is_multiple_of(groups.n) {
+            return Ok(());
+        }
+        Err(ConversionFault::ExpertGroups {
+            mixture: self.mixture.host.clone(),
+            n_experts,
+            n_groups: groups.n,
+            least,
+            keep,
+        }
+        .into())
+    }
+}
+
 impl fmt::Display for FewerExperts {
     /// The command, for provenance.
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let worth = match self.worth {
             Worth::Saliency => "saliency",
             Worth::Frequency => "frequency",
+            Worth::OverallFrequency => "overall-frequency",
         };
         let others = match self.others {
             Others::Prune => "prune",

@@ -7,6 +7,7 @@ pub(crate) mod buffers;
 mod dense;
 mod draft;
 mod eve;
+mod eve_of_beit;
 mod experts;
 mod fewer_experts;
 mod flm;
@@ -22,6 +23,7 @@ use std::sync::Arc;
 
 pub use dense::DenseOfExperts;
 pub use eve::EveStart;
+pub use eve_of_beit::BeitStart;
 pub use experts::{Expansion, Start};
 pub use fewer_experts::{ExpertsKept, FewerExperts, Others, Worth};
 pub use flm::{FlmStart, FlmTowers, LoadReport};

@@ -4,14 +4,18 @@ use std::fmt;
 use std::ops::Range;
 use std::sync::Arc;
 
+use serde_json::Value;
+
 use super::draft::Draft;
 use super::fewer_experts::Made;
+use crate::beside::experts::{Said, layer_of};
+use crate::beside::forms::{add_mixtures, mixtures_of};
 use crate::layouts::{self, ModelRecord};
-use crate::mixtures::{MAX_EXPERTS, Piece};
+use crate::mixtures::{MAX_EXPERTS, Piece, respelled};
 use crate::plan::{Action, Entry, Generator};
 use crate::random::Draws;
 use crate::recipe::OutputDType;
-use crate::{Checkpoint, ConversionFault, DType, MergePlan, Result, TensorInfo};
+use crate::{Checkpoint, ConversionFault, DType, MergePlan, Result, TensorInfo, model_config};
 
 /// Each dense network becomes a mixture of copies of it, behind a router that is drawn (sparse upcycling, Komatsuzaki
 /// et al. 2023, <https://arxiv.org/abs/2212.05055>). Where the weights of a token's choices add up to 1, as those of
@@ -24,6 +28,9 @@ pub struct Upcycling {
     pub blocks: Option<Range<usize>>,
     /// What the draws of the routers are keyed by.
     pub seed: u64,
+    /// Whether the output is a model folder, with the files beside the input, the configuration of a model with
+    /// mixtures and its spelling.
+    pub is_folder: bool,
     /// Element type of the output.
     pub dtype: OutputDType,
 }
@@ -79,8 +86,10 @@ impl Upcycling {
     /// Says what happens to every key.
     ///
     /// # Errors
-    /// [`ConversionFault::NoSuchConversion`] for a checkpoint without dense networks that can be experts, and
-    /// [`ConversionFault::ExpertsLeft`] for fewer than two experts, or more than any model has.
+    /// [`ConversionFault::NoSuchConversion`] for a checkpoint without dense networks that can be experts,
+    /// [`ConversionFault::ExpertsLeft`] for fewer than two experts, or more than any model has, and
+    /// [`ConversionFault::Config`] for a folder of an architecture that has no form with mixtures, or none in some layers
+    /// alone.
     pub fn plan(&self, source: Arc<Checkpoint>) -> Result<MergePlan> {
         source.require_unique_names()?;
         let layout = layouts::detect(&source)?;
@@ -126,7 +135,15 @@ impl Upcycling {
                 made.add(format!("{block}{to}"), info, pieces);
             }
         }
-        let mut draft = Draft::copy_of(made.view(source))?;
+        let mut config = model_config::of(&source)?.filter(|_| self.is_folder);
+        // Without one the configuration is refused below.
+        let spelling = config.as_mut().and_then(|config| mixtures_of(config).ok());
+        let view = made.view(Arc::clone(&source));
+        let mut draft = Draft::copy_of(match spelling {
+            Some(spelling) => respelled(view, spelling)?,
+            None => view,
+        })?;
+        let mut layers = Vec::with_capacity(networks.len());
         for Network {
             block,
             form,
@@ -134,8 +151,13 @@ impl Upcycling {
             dtype,
         } in networks
         {
-            let name = format!("{block}{}", form.router);
-            let draws = Draws::new(self.seed, &name);
+            let own = format!("{block}{}", form.router);
+            let draws = Draws::new(self.seed, &own);
+            let name = match spelling {
+                Some(spelling) => format!("{block}{}", spelling.router()),
+                None => own,
+            };
+            layers.push(layer_of(&block).1);
             draft.put(Entry {
                 info: TensorInfo {
                     dtype,
@@ -147,7 +169,15 @@ impl Upcycling {
             })?;
         }
         let model = ModelRecord::default();
-        draft.finish(layout.as_ref(), self.to_string(), self.dtype, model)
+        let plan = draft.finish(layout.as_ref(), self.to_string(), self.dtype, model)?;
+        if layout.name().starts_with("eve/") {
+            return Ok(plan);
+        }
+        let change = |config: &mut Value| {
+            add_mixtures(config, &layers, self.n_experts)?;
+            Ok(Said::of(&["model_type"]))
+        };
+        plan.with_files_of(&source, self.is_folder, Box::new(change))
     }
 
     /// The networks that become mixtures, by name.

@@ -161,6 +161,56 @@ pub enum ConversionFault {
         /// Experts asked for.
         keep: usize,
     },
+    /// A router picks among groups of experts, and a number of experts does not go with that.
+    #[error(
+        "`{mixture}` has {n_experts} experts in {n_groups} groups (`n_group` of config.json), so it can be given a multiple \
+         of {n_groups}, at least {least}, and not {keep}"
+    )]
+    ExpertGroups {
+        /// What the names of its tensors begin with.
+        mixture: String,
+        /// Experts there are.
+        n_experts: usize,
+        /// Groups there are.
+        n_groups: usize,
+        /// The least that it can be given.
+        least: usize,
+        /// Experts asked for.
+        keep: usize,
+    },
+    /// Groups of experts and a setting that gives each mixture as many experts as it needs.
+    #[error(
+        "`{mixture}` has experts in groups of equal sizes (`n_group` of config.json), which numbers of experts by the \
+         frequency in the whole model would not be; take `--by frequency`"
+    )]
+    UnevenGroups {
+        /// What the names of its tensors begin with.
+        mixture: String,
+    },
+    /// Mixtures of experts that are to be in other blocks than the last ones.
+    #[error(
+        "{}: blocks {start}..{end} are not the last of {n_blocks}, where EVE has its mixtures of experts", path.display()
+    )]
+    LastBlocks {
+        /// The checkpoint.
+        path: PathBuf,
+        /// The first block that is to have a mixture.
+        start: usize,
+        /// One past the last.
+        end: usize,
+        /// Blocks there are.
+        n_blocks: usize,
+    },
+    /// What a model becomes cannot be said by its configuration.
+    #[error(
+        "{}: {reason}; write a file instead of a folder, and the configuration by hand", path.display()
+    )]
+    Config {
+        /// The configuration.
+        path: PathBuf,
+        /// What it cannot say, as a clause.
+        reason: String,
+    },
     /// Experts are to be grouped by scores that nothing tells.
     #[error(
         "{}: no gram matrix of the inputs of the router of `{mixture}`, by whose scores experts are grouped; \

@@ -38,6 +38,36 @@ pub fn assign(n: usize, gain: impl Fn(usize, usize) -> f64) -> Vec<usize> {
     columns
 }
 
+/// As [`assign`] where rows and columns stand in `n_groups` groups of equal sizes, one after the other, that must stay
+/// together: each group of rows gets the columns of one group. `n` must be a multiple of `n_groups`, or else there are
+/// no groups.
+#[must_use]
+pub fn assign_in_groups(
+    n: usize,
+    n_groups: usize,
+    gain: impl Fn(usize, usize) -> f64,
+) -> Vec<usize> {
+    if n_groups < 2 || !n.is_multiple_of(n_groups) {
+        return assign(n, gain);
+    }
+    let size = n / n_groups;
+    let gain = |row, column| Some(gain(row, column)).filter(|gain| gain.is_finite());
+    let of_pairs = (0..n_groups * n_groups).map(|pair| {
+        let (row, column) = (pair / n_groups * size, pair % n_groups * size);
+        let gain = |r: usize, c: usize| gain(row + r, column + c).unwrap_or(0.0);
+        let columns = assign(size, gain);
+        let sum: f64 = columns.iter().enumerate().map(|(r, &c)| gain(r, c)).sum();
+        (sum, columns)
+    });
+    let of_pairs: Vec<(f64, Vec<usize>)> = of_pairs.collect();
+    let groups = assign(n_groups, |row, column| of_pairs[row * n_groups + column].0);
+    let columns = groups.iter().enumerate().flat_map(|(row, &column)| {
+        let within = &of_pairs[row * n_groups + column].1;
+        within.iter().map(move |at| column * size + at)
+    });
+    columns.collect()
+}
+
 /// Finds a column for a row, moving others along the shortest path of reduced costs.
 fn augment(
     first: usize,
@@ -153,6 +183,31 @@ mod tests {
                 .fold(f64::MIN, f64::max);
             assert_eq!(total(&gains, &found), best, "{gains}");
         }
+    }
+
+    #[test]
+    fn no_order_that_keeps_groups_together_is_better() {
+        let mut draws = Draws::new(6, "groups").sequence();
+        for n_groups in [2, 3] {
+            let is_kept = |order: &[usize]| {
+                let mut groups = order.chunks(6 / n_groups);
+                groups.all(|of| of.iter().all(|at| at / of.len() == of[0] / of.len()))
+            };
+            for _ in 0..20 {
+                let gains = Array2::from_shape_simple_fn((6, 6), || draws.below(50) as f64);
+                let found = assign_in_groups(6, n_groups, |row, column| gains[(row, column)]);
+                assert!(is_kept(&found), "{found:?}");
+                let best = (orders(6).iter())
+                    .filter(|order| is_kept(order))
+                    .map(|order| total(&gains, order))
+                    .fold(f64::MIN, f64::max);
+                assert_eq!(total(&gains, &found), best, "{gains}");
+            }
+        }
+        assert_eq!(
+            assign_in_groups(3, 2, |row, column| (row + column == 2).into()),
+            [2, 1, 0]
+        );
     }
 
     #[test]

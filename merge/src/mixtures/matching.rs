@@ -4,7 +4,7 @@ use ndarray::{Array2, Axis};
 use serde::Serialize;
 
 use super::Mixture;
-use super::assignment::assign;
+use super::assignment::assign_in_groups;
 use super::ffn::{Ffn, ffns_of};
 use super::outputs::{Observed, outputs_similarity};
 use super::similarity::{Elements, Experts, cosines, cosines_of, router_cosines};
@@ -36,15 +36,16 @@ impl Matching {
     }
 
     /// The best matching by cosines, `(experts in order, experts to be moved)`. Where that leaves a choice, the rows of
-    /// the router decide, then the numbers.
+    /// the router decide, then the numbers. Experts of one of `n_groups` groups stay together.
     pub(crate) fn best(
         model: String,
         mixture: String,
+        n_groups: usize,
         cosines: &Array2<f64>,
         of_router: Option<&Array2<f64>>,
     ) -> Self {
         let n = cosines.nrows();
-        let experts = assign(n, |row, column| {
+        let experts = assign_in_groups(n, n_groups, |row, column| {
             let router = of_router.map_or(0.0, |of_router| of_router[(row, column)]);
             let in_place = f64::from(u8::from(row == column));
             cosines[(row, column)] + ROUTER_SHARE * router + IN_PLACE_SHARE * in_place
@@ -82,12 +83,13 @@ pub(crate) enum By<'a> {
     Outputs([&'a Observed; 2]),
 }
 
-/// Matches the experts of a model with those of `reference`.
+/// Matches the experts of a model with those of `reference`, both in `n_groups` groups.
 ///
 /// # Errors
 /// [`crate::MergeFault::NoOutputs`], and when a tensor cannot be read.
 pub(crate) fn match_experts(
     model: String,
+    n_groups: usize,
     (reference, mixture): (&Checkpoint, &Mixture),
     (source, theirs): (&Checkpoint, &Mixture),
     by: By<'_>,
@@ -116,7 +118,13 @@ pub(crate) fn match_experts(
     let router = router_cosines((reference, mixture), (source, theirs), Elements::All)?;
     let router = router.map(|(cosines, _)| cosines);
     let name = mixture.host.clone();
-    Ok(Matching::best(model, name, &found, router.as_ref()))
+    Ok(Matching::best(
+        model,
+        name,
+        n_groups,
+        &found,
+        router.as_ref(),
+    ))
 }
 
 /// What an expert does along a few directions, whatever the order of its hidden units: `(experts, numbers)`.

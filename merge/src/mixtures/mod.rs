@@ -21,7 +21,7 @@ mod view;
 
 use crate::TensorInfo;
 
-pub use assignment::assign;
+pub use assignment::{assign, assign_in_groups};
 pub use matching::Matching;
 pub use routing::Routing;
 pub use spelling::{MixtureSpelling, respelled};

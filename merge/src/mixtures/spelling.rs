@@ -89,6 +89,12 @@ impl MixtureSpelling {
         row.unwrap_or(&TABLE[0])
     }
 
+    /// The name of a router's weight behind that of its layer.
+    pub(crate) fn router(self) -> String {
+        let row = self.row();
+        format!("{}.{}", row.host, row.router)
+    }
+
     /// The spelling of a mixture; `None` if it is of another kind.
     #[must_use]
     pub fn of(mixture: &Mixture) -> Option<Self> {

@@ -9,10 +9,12 @@ use super::opener::{Opener, merged};
 use super::vocabularies::Alignment;
 use crate::beside::chat;
 use crate::beside::config::{self, Changes};
+use crate::beside::experts::Said;
 use crate::beside::layers::Layers;
-use crate::beside::{Beside, Companion, Content, Ingredient, Share, license};
+use crate::beside::{Beside, Companion, Companions, Content, Ingredient, Share, license};
+use crate::io::SourceFile;
 use crate::recipe::{ModelRef, TokenizerSource, adapters};
-use crate::{DType, MergeRecipe, Result, lora, ties};
+use crate::{Checkpoint, ConversionFault, DType, MergePlan, MergeRecipe, Result, lora, ties};
 
 /// Everything that goes beside the output of a recipe: the files of the base or, without a base, of
 /// the first model.
@@ -84,6 +86,79 @@ pub(super) fn beside(
         notes,
         seen: opener.seen(),
     })
+}
+
+/// The configuration of a conversion's output is that of its input, changed.
+pub(crate) type ChangeConfig<'a> = dyn FnOnce(&mut serde_json::Value) -> Result<Said, String> + 'a;
+
+impl MergePlan {
+    /// The plan of a conversion of `source`. Where the output is a model folder, the files beside `source` go along, its
+    /// configuration with what `change` does to it; where it is a file, a note says that the configuration does not.
+    ///
+    /// # Errors
+    /// [`ConversionFault::Config`] for what a configuration cannot say, and when a file cannot be read.
+    pub(crate) fn with_files_of(
+        mut self,
+        source: &Checkpoint,
+        is_folder: bool,
+        change: Box<ChangeConfig<'_>>,
+    ) -> Result<Self> {
+        let mut companions = Companions::of_model(source.path())?;
+        if !is_folder {
+            if companions.0.contains_key("config.json") {
+                let note = "config.json still says what the model was; a folder as output gets one that fits";
+                self.beside.notes.push(note.to_owned());
+            }
+            return Ok(self);
+        }
+        let files = companions.0.values();
+        let seen = files.filter_map(|content| match content {
+            Content::Copy(path) => SourceFile::seen(path),
+            Content::Text(_) => None,
+        });
+        let (seen, mut notes, mut whys) = (seen.collect(), Vec::new(), BTreeMap::new());
+        match companions.text("config.json")? {
+            None => notes.push(format!(
+                "{}: there is no config.json beside it, so none is written",
+                source.path().display()
+            )),
+            Some((path, text)) => {
+                let mut config = config::parsed(&text, &path)?;
+                let said = change(&mut config).map_err(|reason| ConversionFault::Config {
+                    path: path.clone(),
+                    reason,
+                })?;
+                let entries: Vec<&Entry> = self.entries.iter().collect();
+                let changes = Changes {
+                    dtype: main_dtype(&entries),
+                    ..Changes::default()
+                };
+                let text = format!("{config:#}\n");
+                let dtypes = config::changed(&text, &path, &changes)?;
+                notes.extend(said.notes);
+                let keys = [said.keys, dtypes.keys].concat().join(", ");
+                let name = "config.json".to_owned();
+                whys.insert(
+                    name.clone(),
+                    format!("that of the input, with {keys} changed"),
+                );
+                let text = dtypes.text.unwrap_or(text);
+                companions.0.insert(name, Content::Text(text));
+            }
+        }
+        let files = companions.0.into_iter().map(|(name, content)| Companion {
+            why: (whys.remove(&name)).unwrap_or_else(|| "that of the input".to_owned()),
+            name,
+            content,
+        });
+        self.beside = Beside {
+            files: files.collect(),
+            ingredients: vec![ingredient(source.path(), Share::Converted)?],
+            notes,
+            seen,
+        };
+        Ok(self)
+    }
 }
 
 /// The models that a recipe names, each once, the base first.

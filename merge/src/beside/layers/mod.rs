@@ -4,7 +4,7 @@
 //! a value a layer, as a list of the layers that are something, or as a period. All three follow the
 //! layers here. What no list can say is a note.
 
-mod parts;
+pub(super) mod parts;
 mod view;
 
 use serde_json::{Map, Value};

@@ -118,7 +118,7 @@ fn keys_of<'a>(part: &'a Map<String, Value>, wanted: &[&str]) -> Vec<&'a str> {
 }
 
 /// Paths of the parts of the configuration that are about the stack, by the words of both names.
-pub(super) fn parts_of_stack(config: &Value, prefix: &str) -> Vec<Vec<String>> {
+pub(in crate::beside) fn parts_of_stack(config: &Value, prefix: &str) -> Vec<Vec<String>> {
     let keys = [&GENERIC_KEYS[..], &ENCODER_KEYS, &DECODER_KEYS].concat();
     let is_counting = |path: &&Vec<String>| {
         part(config, path).is_some_and(|part| !keys_of(part, &keys).is_empty())
@@ -181,13 +181,16 @@ fn parts(config: &Value) -> Vec<Vec<String>> {
 }
 
 /// The part of a configuration at a path.
-pub(super) fn part<'a>(config: &'a Value, path: &[String]) -> Option<&'a Map<String, Value>> {
+pub(in crate::beside) fn part<'a>(
+    config: &'a Value,
+    path: &[String],
+) -> Option<&'a Map<String, Value>> {
     let inner = path.iter().try_fold(config, |at, key| at.get(key))?;
     inner.as_object()
 }
 
 /// The same, to be changed.
-pub(super) fn part_mut<'a>(
+pub(in crate::beside) fn part_mut<'a>(
     config: &'a mut Value,
     path: &[String],
 ) -> Option<&'a mut Map<String, Value>> {
@@ -196,6 +199,6 @@ pub(super) fn part_mut<'a>(
 }
 
 /// What stands before the keys of a part where they are named.
-pub(super) fn place(path: &[String]) -> String {
+pub(in crate::beside) fn place(path: &[String]) -> String {
     path.iter().map(|key| format!("{key}.")).collect()
 }

@@ -28,6 +28,8 @@ pub(super) enum Move {
     /// Experts of mixtures, with those that they are matched with first.
     Experts {
         pairs: Vec<(Mixture, Mixture)>,
+        /// Groups of experts that the routers of each pair pick among.
+        n_groups: Vec<usize>,
         any_units: bool,
         /// What both give on data, where that counts.
         observed: Option<[Observed; 2]>,
@@ -110,6 +112,7 @@ impl Aligned {
         let found = Arc::new(match &self.moved {
             Move::Experts {
                 pairs,
+                n_groups,
                 any_units,
                 observed,
             } => {
@@ -118,7 +121,7 @@ impl Aligned {
                     (None, true) => By::WeightsOfAnyUnits,
                     (None, false) => By::Weights,
                 };
-                self.experts(pairs, by)?
+                self.experts(pairs, n_groups, by)?
             }
             Move::Units { pairs } => self.units(pairs)?,
         });
@@ -126,10 +129,18 @@ impl Aligned {
         Ok(found)
     }
 
-    fn experts(&self, pairs: &[(Mixture, Mixture)], by: By<'_>) -> Result<Found> {
-        let matchings = on_threads(pairs, rayon::current_num_threads(), |(own, theirs)| {
+    fn experts(
+        &self,
+        pairs: &[(Mixture, Mixture)],
+        n_groups: &[usize],
+        by: By<'_>,
+    ) -> Result<Found> {
+        let each: Vec<_> = pairs.iter().zip(n_groups).collect();
+        let n_threads = rayon::current_num_threads();
+        let matchings = on_threads(&each, n_threads, |((own, theirs), n_groups)| {
             match_experts(
                 self.model.clone(),
+                **n_groups,
                 (&self.reference, own),
                 (&self.source, theirs),
                 by,

@@ -13,12 +13,13 @@ use super::checkpoints::Models;
 use super::grams::GramFiles;
 use super::opener::Opener;
 use super::{Entry, TensorRef};
+use crate::beside::experts::choice;
 use crate::methods::MergeMethod;
 use crate::mixtures::spelling::spelling_of;
 use crate::mixtures::{Ffn, Mixture, Mixtures, Observed, Order, Survey, ffns, order_of, respelled};
 use crate::provenance::short_names;
 use crate::recipe::{AlignExperts, ModelRef, OnMissing};
-use crate::{Checkpoint, MergeFault, MergeRecipe, Result};
+use crate::{Checkpoint, MergeFault, MergeRecipe, Result, model_config};
 
 /// What is known of the models' experts.
 pub(super) struct Experts {
@@ -123,6 +124,30 @@ fn compare(
         }
     }
     Ok(())
+}
+
+/// Groups of experts that the routers of a mixture pick among, in both models.
+fn groups_of(mixture: &Mixture, (one, other): (&Checkpoint, &Checkpoint)) -> Result<usize> {
+    let of = |model| -> Result<Option<usize>> {
+        let config = model_config::of(model)?;
+        let choice = config.map(|config| choice(&config, &mixture.host));
+        Ok(choice.map(|choice| choice.groups.map_or(1, |groups| groups.n)))
+    };
+    let (own, theirs) = (of(one)?, of(other)?);
+    let refused = |why| MergeFault::CannotAlign {
+        setting: "align_experts",
+        why,
+    };
+    let n = own.or(theirs).unwrap_or(1);
+    if theirs.is_some_and(|theirs| theirs != n) {
+        let why = "the models' routers pick among different numbers of groups of experts (`n_group` of config.json)";
+        return Err(refused(why).into());
+    }
+    if !mixture.n_experts.is_multiple_of(n) {
+        let why = "experts do not make groups of equal sizes (`n_group` of config.json)";
+        return Err(refused(why).into());
+    }
+    Ok(n)
 }
 
 /// The models as the recipe writes them, those of slices apart.
@@ -260,8 +285,13 @@ impl Experts {
                     ]),
                     _ => None,
                 };
+                let hosts = pairs.iter().map(|(own, _)| own);
+                let n_groups = hosts
+                    .map(|own| groups_of(own, (&kept, &models.sources[source])))
+                    .collect::<Result<Vec<_>>>()?;
                 let moved = Move::Experts {
                     pairs,
+                    n_groups,
                     any_units: recipe.align_units,
                     observed,
                 };
