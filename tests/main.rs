@@ -12,6 +12,7 @@ mod data;
 mod data_cases;
 mod encode;
 mod evaluating;
+mod eve_merging;
 mod eve_training;
 mod flm_files;
 mod flm_training;

@@ -117,3 +117,77 @@ fn flags_for_the_number_of_experts_say_what_they_need() {
     let said = ok(run("inspect {}/dense.safetensors", &folder));
     assert!(said.stdout.contains("eve"), "{}", said.stdout);
 }
+
+#[test]
+fn a_folder_as_output_has_a_configuration_that_fits_and_a_file_has_a_note() {
+    let folder = tempfile::tempdir().expect("a folder");
+    let model = folder.path().join("model");
+    std::fs::create_dir(&model).expect("made");
+    let mut tensors = Tensors::new();
+    for (name, shape) in [
+        ("gate_proj", [5, 3]),
+        ("up_proj", [5, 3]),
+        ("down_proj", [3, 5]),
+    ] {
+        let raw = Raw {
+            dtype: fixtures::Dtype::F32,
+            shape: shape.to_vec(),
+            bytes: (0..15_u8)
+                .flat_map(|at| f32::from(at).to_le_bytes())
+                .collect(),
+        };
+        tensors.insert(format!("model.layers.0.mlp.{name}.weight"), raw);
+    }
+    fixtures::write(&model.join("model.safetensors"), &tensors);
+    let config = r#"{"model_type": "mistral", "architectures": ["MistralForCausalLM"], "num_hidden_layers": 1,
+        "num_key_value_heads": 1, "rms_norm_eps": 1e-5, "rope_theta": 1e4, "sliding_window": null}"#;
+    std::fs::write(model.join("config.json"), config).expect("written");
+    std::fs::write(model.join("tokenizer.json"), "{}").expect("written");
+    ok(run(
+        "expand {}/model {}/mixture/ --to mixture --n-experts 4",
+        &folder,
+    ));
+    let read = |name: &str| {
+        let text = std::fs::read_to_string(folder.path().join(name));
+        text.unwrap_or_else(|_| panic!("no {name}"))
+    };
+    let said: serde_json::Value = serde_json::from_str(&read("mixture/config.json")).expect("JSON");
+    assert_eq!(said["model_type"], "mixtral");
+    assert_eq!(said["num_local_experts"], 4);
+    assert_eq!(read("mixture/tokenizer.json"), "{}");
+    let card = read("mixture/README.md");
+    for words in [
+        "A conversion, made with vlmerge",
+        "| converted |",
+        "expand: { to: mixture, n_experts: 4",
+    ] {
+        assert!(card.contains(words), "{words}: {card}");
+    }
+    assert!(!card.contains("- merge"), "{card}");
+    let said = ok(run(
+        "convert {}/mixture {}/dense.safetensors --experts dense",
+        &folder,
+    ));
+    assert!(
+        said.stderr
+            .contains("config.json still says what the model was"),
+        "{}",
+        said.stderr
+    );
+    assert!(!folder.path().join("config.json").exists());
+    ok(run("convert {}/mixture {}/dense/ --experts dense", &folder));
+    assert!(read("dense/config.json").contains("\"mistral\""));
+    // What cannot be said leaves nothing behind.
+    let unknown = read("mixture/config.json").replace("\"mixtral\"", "\"strange\"");
+    std::fs::write(folder.path().join("mixture/config.json"), unknown).expect("written");
+    let said = run("convert {}/mixture {}/other/ --experts dense", &folder);
+    assert_eq!(said.code, Some(1));
+    assert!(
+        said.stderr.contains(
+            "mixture/config.json: no architecture is known that is `strange` without mixtures"
+        ),
+        "{}",
+        said.stderr
+    );
+    assert!(!folder.path().join("other").exists());
+}

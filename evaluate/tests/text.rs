@@ -134,3 +134,68 @@ fn a_missing_file_is_not_asked_of_the_hub() {
             .is_some_and(|hint| hint.contains("without a network"))
     );
 }
+
+/// A vocabulary of SentencePiece's unigram model in the form of XLM-R's: logarithms of how likely a piece is, and the
+/// piece that words begin with.
+const UNIGRAM: &str = r#"{"version": "1.0", "truncation": null, "padding": null,
+    "added_tokens": [
+        {"id": 0, "content": "<s>", "special": true, "single_word": false, "lstrip": false, "rstrip": false, "normalized": false},
+        {"id": 1, "content": "<pad>", "special": true, "single_word": false, "lstrip": false, "rstrip": false, "normalized": false},
+        {"id": 2, "content": "</s>", "special": true, "single_word": false, "lstrip": false, "rstrip": false, "normalized": false},
+        {"id": 3, "content": "<unk>", "special": true, "single_word": false, "lstrip": false, "rstrip": false, "normalized": false},
+        {"id": 11, "content": "<mask>", "special": true, "single_word": false, "lstrip": true, "rstrip": false, "normalized": false}],
+    "normalizer": {"type": "NFKC"},
+    "pre_tokenizer": {"type": "Metaspace", "replacement": "▁", "prepend_scheme": "always", "split": true},
+    "post_processor": {"type": "TemplateProcessing",
+        "single": [{"SpecialToken": {"id": "<s>", "type_id": 0}}, {"Sequence": {"id": "A", "type_id": 0}}, {"SpecialToken": {"id": "</s>", "type_id": 0}}],
+        "pair": [{"SpecialToken": {"id": "<s>", "type_id": 0}}, {"Sequence": {"id": "A", "type_id": 0}}, {"Sequence": {"id": "B", "type_id": 0}}],
+        "special_tokens": {"<s>": {"id": "<s>", "ids": [0], "tokens": ["<s>"]}, "</s>": {"id": "</s>", "ids": [2], "tokens": ["</s>"]}}},
+    "decoder": {"type": "Metaspace", "replacement": "▁", "prepend_scheme": "always", "split": true},
+    "model": {"type": "Unigram", "unk_id": 3, "byte_fallback": false, "vocab": [
+        ["<s>", 0.0], ["<pad>", 0.0], ["</s>", 0.0], ["<unk>", 0.0], ["▁a", -1.0], ["▁", -2.0], ["man", -2.5], ["m", -3.0],
+        ["a", -3.0], ["n", -3.0], ["▁man", -6.0], ["<mask>", 0.0]]}}"#;
+
+#[test]
+fn unigrams_of_sentence_piece_are_read_from_tokenizer_json() {
+    let tokenizer = open("tokenizer.json", UNIGRAM).expect("a tokenizer");
+    // `▁` and `man` are likelier together (-4.5) than `▁man` (-6).
+    for (text, ids) in [
+        ("a man", [0, 4, 5, 6, 2, 1, 1]),
+        ("man a", [0, 5, 6, 4, 2, 1, 1]),
+        ("a z", [0, 4, 5, 3, 2, 1, 1]),
+        ("a a a a a a", [0, 4, 4, 4, 4, 4, 2]),
+    ] {
+        assert_eq!(
+            tokenizer.encode(text, 7).expect("encoded").ids,
+            ids,
+            "{text}"
+        );
+    }
+    assert_eq!(tokenizer.special().mask, Some(11));
+    assert_eq!(tokenizer.vocabulary_size(), 12);
+}
+
+#[test]
+fn models_of_sentence_piece_are_refused_by_name_with_what_to_take() {
+    let model = b"\x0a\x0e\x0a\x05<unk>\x15\0\0\0\0\x18\x02\x0a\x0c\x0a\x03<s>\x15\0\0\0\0\x18\x03";
+    let folder = tempfile::tempdir().expect("a folder");
+    for name in ["sentencepiece.bpe.model", "beit3.spm"] {
+        let folder = folder.path().join(name.replace('.', "_"));
+        std::fs::create_dir(&folder).expect("made");
+        std::fs::write(folder.join(name), model).expect("written");
+        for path in [folder.clone(), folder.join(name)] {
+            let error = Tokenizer::open(path.to_str().expect("UTF-8")).expect_err("refused");
+            let said = error.to_string();
+            assert!(
+                said.contains(name) && said.contains("SentencePiece"),
+                "{said}"
+            );
+            assert!(
+                error
+                    .hint()
+                    .is_some_and(|hint| hint.contains("tokenizer.json")),
+                "{said}"
+            );
+        }
+    }
+}

@@ -351,17 +351,59 @@ fn numbers_of_experts_that_no_mixture_can_have_are_refused() {
             "{fault}"
         );
     }
-    let mut fewer = model.fewer(2, Worth::Saliency, Others::Prune, false);
-    fewer.grams = model.grams(BTreeMap::from([("other".to_owned(), routing())]));
-    let fault = fewer
-        .plan(Arc::clone(&model.source))
-        .err()
-        .expect("refused")
-        .to_string();
-    assert!(
-        fault.contains("does not say how tokens go to the experts"),
-        "{fault}"
-    );
+}
+
+#[test]
+fn a_gram_file_that_says_nothing_of_use_is_refused_with_what_is_there_instead() {
+    let model = Model::eve();
+    let name = format!("{HOST}.routing");
+    let counts = |first: f64| {
+        let of = routing();
+        let mut values = of.values();
+        (values[1], values[11]) = (first, first);
+        matrix(11, |row, column| values[11 * row + column])
+    };
+    let no_tokens = matrix(11, |_, _| 0.0);
+    for (name, matrix, reason) in [
+        (
+            "other",
+            routing(),
+            format!("there is no `{HOST}.routing`, 11 wide"),
+        ),
+        (
+            &name,
+            matrix(9, |_, _| 1.0),
+            "is 9 wide, and 5 experts make it 11".to_owned(),
+        ),
+        (&name, no_tokens, "no token went to any expert".to_owned()),
+        (
+            &name,
+            counts(51.0),
+            "51 of 50 tokens went to expert 0".to_owned(),
+        ),
+        (
+            &name,
+            counts(-1.0),
+            "-1 of 50 tokens went to expert 0".to_owned(),
+        ),
+    ] {
+        let mut fewer = model.fewer(2, Worth::Saliency, Others::Prune, false);
+        fewer.grams = model.grams(BTreeMap::from([(name.to_owned(), matrix)]));
+        let fault = fewer
+            .plan(Arc::clone(&model.source))
+            .err()
+            .expect("refused");
+        let said = fault.to_string();
+        assert!(
+            said.contains("does not say how tokens go to the experts") && said.contains(&reason),
+            "{said}"
+        );
+        assert!(
+            fault
+                .hint()
+                .is_some_and(|hint| hint.contains("docs/formats.md"))
+        );
+    }
 }
 
 #[test]

@@ -24,6 +24,14 @@ pub enum TextFault {
         /// The folder.
         path: PathBuf,
     },
+    /// A tokenizer is a model of SentencePiece.
+    #[error(
+        "{}: is a model of SentencePiece, which does not say which ids the tokens around a text have", path.display()
+    )]
+    SentencePiece {
+        /// The file.
+        path: PathBuf,
+    },
     /// A model has no tokens to write captions between.
     #[error(
         "the model has no tokens `<bos>` and `<eos>`, between which captions are written: it knows {n_tokens} \
@@ -75,6 +83,10 @@ impl TextFault {
             Self::NoTokenizer { .. } => Some(
                 "models with BERT's text encoder take the vocab.txt of bert-base-uncased, FLM the \
                  vocab.json and merges.txt of FacebookAI/roberta-base",
+            ),
+            Self::SentencePiece { .. } => Some(
+                "tokenizer.json says all: in Python, `transformers.AutoTokenizer.from_pretrained(FOLDER, \
+                 use_fast=True).save_pretrained(OUT)` writes it",
             ),
             Self::NoCaptionBorders { .. } => Some(
                 "`vlmerge expand --to flm-caption` adds them to an FLM; `vlmerge finetune` with the objective \

@@ -42,6 +42,17 @@ impl Mlp {
         })
     }
 
+    /// From layers.
+    #[cfg(test)]
+    pub(crate) fn new(fc1: Linear, fc2: Linear, activation: Activation) -> Self {
+        Self {
+            fc1,
+            fc2,
+            activation,
+            names: Default::default(),
+        }
+    }
+
     /// The same with another activation.
     #[must_use]
     pub fn with_activation(self, activation: Activation) -> Self {

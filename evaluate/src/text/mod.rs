@@ -9,6 +9,7 @@ mod hub;
 mod input;
 mod pieces;
 mod rule;
+mod sentence_piece;
 mod special;
 mod vocabulary;
 mod words;
@@ -87,7 +88,7 @@ impl Tokenizer {
     /// # Errors
     /// [`Error::Tokenizer`] when a file is damaged, [`Error::SpecialToken`] when it lacks the
     /// padding, the separator or other special tokens, [`TextFault::MissingPart`] when one of two files
-    /// is not there, [`Error::TokenizerFromHub`] when there is no such file and the hub does not help.
+    /// is not there, [`TextFault::SentencePiece`] for a model of SentencePiece, [`Error::TokenizerFromHub`] when there is no such file and the hub does not help.
     pub fn open(name: &str) -> Result<Self> {
         let path = Path::new(name);
         if path.is_dir() {
@@ -99,10 +100,14 @@ impl Tokenizer {
                 return Self::from_parts(&files);
             }
             let words = path.join("vocab.txt");
-            return match words.is_file() {
-                true => Self::from_file(&words),
-                false => Err(TextFault::NoTokenizer { path: path.into() }.into()),
-            };
+            if words.is_file() {
+                return Self::from_file(&words);
+            }
+            return Err(match sentence_piece::in_folder(path)? {
+                Some(path) => TextFault::SentencePiece { path },
+                None => TextFault::NoTokenizer { path: path.into() },
+            }
+            .into());
         }
         if path.exists() {
             return Self::from_file(path);
@@ -115,6 +120,9 @@ impl Tokenizer {
             return Self::from_parts(&files);
         }
         let bytes = read(path)?;
+        if sentence_piece::is_one(&bytes) {
+            return Err(TextFault::SentencePiece { path: path.into() }.into());
+        }
         let unusable = |fault: String| Error::Tokenizer {
             path: path.into(),
             fault,

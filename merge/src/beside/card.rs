@@ -33,11 +33,12 @@ enum Licenses<'a> {
 
 /// The card of a merge called `title`.
 pub(crate) fn card(title: &str, beside: &Beside, made: &Provenance) -> Result<String> {
-    let how = match is_conversion(beside) {
-        true => "A conversion".to_owned(),
+    let (how, heading, end) = match is_conversion(beside) {
+        true => ("A conversion".to_owned(), "Command", "."),
         false => {
             let recipe = MergeRecipe::parse(&made.recipe, "recipe".as_ref())?;
-            format!("A merge by the method `{}`", plain(&recipe.merge_method))
+            let how = format!("A merge by the method `{}`", plain(&recipe.merge_method));
+            (how, "Recipe", ": `vlmerge recipe FILE` prints it.")
         }
     };
     let front = front_matter(beside);
@@ -57,9 +58,9 @@ pub(crate) fn card(title: &str, beside: &Beside, made: &Provenance) -> Result<St
          {}\n\n\
          ## Files\n\n\
          | file | bytes | SHA-256 |\n|---|---|---|\n{files}\n\
-         ## Recipe\n\n\
+         ## {heading}\n\n\
          {fence}yaml\n{}\n{fence}\n\n\
-         It is in the metadata of the weights, too: `vlmerge recipe FILE` prints it.\n",
+         It is in the metadata of the weights, too{end}\n",
         plain(title),
         env!("CARGO_PKG_VERSION"),
         license_note(&beside.ingredients),

@@ -213,8 +213,8 @@ pub enum ConversionFault {
     },
     /// Experts are to be grouped by scores that nothing tells.
     #[error(
-        "{}: no gram matrix of the inputs of the router of `{mixture}`, by whose scores experts are grouped; \
-         `vlmerge gram --shared` writes it", path.display()
+        "{}: no gram matrix of the inputs of the router of `{mixture}`, by whose scores experts are grouped, under the \
+         name of the router's weight without `.weight`; `vlmerge gram --shared` writes it of EVE", path.display()
     )]
     ScoresUnknown {
         /// The gram file.

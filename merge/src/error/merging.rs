@@ -458,12 +458,16 @@ pub enum MergeFault {
         mixture: String,
     },
     /// A gram file that does not say how tokens go to experts.
-    #[error("{}: it does not say how tokens go to the experts of `{mixture}`", path.display())]
+    #[error(
+        "{}: it does not say how tokens go to the experts of `{mixture}`: {reason}", path.display()
+    )]
     NoRouting {
         /// The gram file.
         path: PathBuf,
         /// The mixture.
         mixture: String,
+        /// What is there instead, as a clause.
+        reason: String,
     },
     /// Experts that would be merged with others than they are.
     #[error(
@@ -559,8 +563,8 @@ impl MergeFault {
                 "`vlmerge gram --checkpoint MODEL` writes one, over the same data for each model",
             ),
             Self::NoRouting { .. } => Some(
-                "`vlmerge gram` records it of models that this program runs and that have a router; write the file anew \
-                 if an older version wrote it",
+                "`vlmerge gram` records it of EVE; of models that this program does not run another program writes it, in \
+                 the form of docs/formats.md, \"Gram files\"",
             ),
             Self::NoMixtures { .. } => {
                 Some("`align_units` aligns the hidden units of dense networks")

@@ -32,9 +32,10 @@ impl Routing {
     /// read.
     pub fn read(store: &GramStore, model: &Checkpoint, mixture: &Mixture) -> Result<Self> {
         let layout = layouts::detect(model)?;
-        let missing = || MergeFault::NoRouting {
+        let missing = |reason: String| MergeFault::NoRouting {
             path: store.checkpoint().path().into(),
             mixture: mixture.host.clone(),
+            reason,
         };
         let of_weight = |key: &str| {
             let info = model.get(key)?;
@@ -48,13 +49,32 @@ impl Routing {
         };
         let mut router = mixture.router.iter();
         let found = router.find_map(|tensor| Some((tensor.key.as_str(), of_weight(&tensor.key)?)));
-        let (key, (name, slot)) = found.ok_or_else(missing)?;
+        let no_router = || "the mixture has no router's weight".to_owned();
+        let (key, (name, slot)) = found.ok_or_else(|| missing(no_router()))?;
         let n = mixture.n_experts;
-        if store.width(&name) != Some(1 + 2 * n) {
-            return Err(missing().into());
+        let width = 1 + 2 * n;
+        match store.width(&name) {
+            Some(found) if found == width => {}
+            Some(found) => {
+                let reason = format!("`{name}` is {found} wide, and {n} experts make it {width}");
+                return Err(missing(reason).into());
+            }
+            None => return Err(missing(format!("there is no `{name}`, {width} wide")).into()),
         }
         let sums = store.read(&name)?;
         let counts: Vec<f64> = (0..n).map(|expert| sums[(0, 1 + expert)]).collect();
+        let n_tokens = sums[(0, 0)];
+        if counts.iter().sum::<f64>() <= 0.0 {
+            return Err(missing(format!("by `{name}` no token went to any expert")).into());
+        }
+        let is_count = |count: &f64| (0.0..=n_tokens).contains(count);
+        if let Some(expert) = counts.iter().position(|count| !is_count(count)) {
+            let reason = format!(
+                "by `{name}` {} of {n_tokens} tokens went to expert {expert}",
+                counts[expert]
+            );
+            return Err(missing(reason).into());
+        }
         let saliency = counts
             .iter()
             .enumerate()
@@ -63,7 +83,7 @@ impl Routing {
                 false => 0.0,
             });
         Ok(Self {
-            n_tokens: sums[(0, 0)],
+            n_tokens,
             saliency: saliency.collect(),
             counts,
             alike: match layout.gram_key(&slot, None) {

@@ -6,15 +6,21 @@ use std::sync::{Arc, Mutex, PoisonError};
 /// Vectors that are used again by whoever wants one of about their length.
 ///
 /// Blocks of a model want the same few lengths over and over. Fresh memory costs a page fault per
-/// 4 KiB and a pass that fills it with zeros; this costs neither. What lies unused never exceeds
-/// what was in use at once, so lengths that do not come again are freed in time.
+/// 4 KiB and a pass that fills it with zeros; this costs neither. A vector that nobody wants while
+/// two dozen others come back is freed: what a forward pass keeps comes back in the backward pass, block by block, and
+/// gradients take its place. What lies unused never exceeds what was in use at once.
 #[derive(Clone, Debug, Default)]
 pub struct Buffers(Arc<Mutex<State>>);
 
+/// Vectors that come back while another one waits to be used again. A block gives back fewer.
+const MAX_AGE: u64 = 24;
+
 #[derive(Debug, Default)]
 struct State {
-    /// Those given back longest ago first.
-    unused: Vec<Vec<f32>>,
+    /// Those given back longest ago first, each with how many came back before it.
+    unused: Vec<(u64, Vec<f32>)>,
+    /// How many came back.
+    n_given: u64,
     /// Elements of `unused`.
     n_unused: usize,
     /// Elements in use.
@@ -37,12 +43,13 @@ impl Buffers {
         state.n_used += n;
         state.most_used = state.most_used.max(state.n_used);
         let fits = |buffer: &Vec<f32>| (n..=n + n / 4).contains(&buffer.capacity());
-        let best = (state.unused.iter().enumerate())
-            .filter(|(_, buffer)| fits(buffer))
-            .min_by_key(|(_, buffer)| buffer.capacity());
+        // Of equals the one that came back last, so that the others grow old.
+        let best = (state.unused.iter().enumerate().rev())
+            .filter(|(_, (_, buffer))| fits(buffer))
+            .min_by_key(|(_, (_, buffer))| buffer.capacity());
         let values = match best.map(|(index, _)| index) {
             Some(index) => {
-                let mut values = state.unused.remove(index);
+                let (_, mut values) = state.unused.remove(index);
                 state.n_unused -= values.capacity();
                 drop(state);
                 values.resize(n, 0.0);
@@ -58,16 +65,26 @@ impl Buffers {
         let mut state = self.0.lock().unwrap_or_else(PoisonError::into_inner);
         state.n_used -= values.len();
         state.n_unused += values.capacity();
-        state.unused.push(values);
+        state.n_given += 1;
+        let n_given = state.n_given;
+        state.unused.push((n_given, values));
         let mut n_freed = 0;
-        while state.n_unused > state.most_used + state.most_used / 4 {
-            let Some(oldest) = state.unused.get(n_freed) else {
+        let oldest = |state: &State, at: usize| {
+            let (given, values) = state.unused.get(at)?;
+            Some((*given, values.capacity()))
+        };
+        while let Some((given, n)) = oldest(&state, n_freed) {
+            let is_old = n_given - given > MAX_AGE;
+            if !is_old && state.n_unused <= state.most_used + state.most_used / 4 {
                 break;
-            };
-            state.n_unused -= oldest.capacity();
+            }
+            state.n_unused -= n;
             n_freed += 1;
         }
-        state.unused.drain(..n_freed);
+        let freed: Vec<_> = state.unused.drain(..n_freed).collect();
+        // Returned to the system after the lock.
+        drop(state);
+        drop(freed);
     }
 }
 
@@ -110,5 +127,23 @@ mod tests {
         let state = buffers.0.lock().expect("not poisoned");
         assert_eq!(state.n_used, 0);
         assert!(state.n_unused <= 1250, "{}", state.n_unused);
+    }
+
+    #[test]
+    fn what_was_kept_does_not_pile_up_when_it_comes_back() {
+        let buffers = Buffers::default();
+        let kept: Vec<Buffer> = (0..200).map(|_| buffers.take(100)).collect();
+        for kept in kept.into_iter().rev() {
+            // A block's own numbers, which it gives back, too.
+            let inner = [buffers.take(100), buffers.take(100)];
+            drop((kept, inner));
+        }
+        let state = buffers.0.lock().expect("not poisoned");
+        assert_eq!(state.n_used, 0);
+        assert!(
+            state.n_unused <= 100 * (1 + MAX_AGE as usize),
+            "{}",
+            state.n_unused
+        );
     }
 }

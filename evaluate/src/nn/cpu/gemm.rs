@@ -52,7 +52,38 @@ pub fn product(out: &mut [f32], lhs: MatRef<'_, f32>, rhs: MatRef<'_, f32>, accu
     product_with_gaps(out, columns, lhs, rhs, accum);
 }
 
+/// `out = lhs · rhs` on the calling thread alone, for work that is shared out already. The same bits as [`product`].
+///
+/// # Panics
+///
+/// If the shapes do not go together.
+pub fn product_alone(out: &mut [f32], lhs: MatRef<'_, f32>, rhs: MatRef<'_, f32>) {
+    let columns = rhs.ncols();
+    assert_eq!(
+        Some(out.len()),
+        lhs.nrows().checked_mul(columns),
+        "rows by columns"
+    );
+    multiply(out, columns, lhs, rhs, Accum::Replace, Parallelism::None);
+}
+
 /// [`product`] into rows that begin `stride` elements after one another; what lies between them stays.
+///
+/// # Panics
+///
+/// If the shapes do not go together.
+pub fn product_with_gaps(
+    out: &mut [f32],
+    stride: usize,
+    lhs: MatRef<'_, f32>,
+    rhs: MatRef<'_, f32>,
+    accum: Accum,
+) {
+    let threads = Parallelism::Rayon(rayon::current_num_threads());
+    multiply(out, stride, lhs, rhs, accum, threads);
+}
+
+/// [`product_with_gaps`] on these threads.
 ///
 /// By the `gemm` crate, whose kernels for these shapes are a sixth faster than faer's and share what
 /// they bring into order between threads; its interface takes pointers, hence the one `unsafe` here.
@@ -61,12 +92,13 @@ pub fn product(out: &mut [f32], lhs: MatRef<'_, f32>, rhs: MatRef<'_, f32>, accu
 ///
 /// If the shapes do not go together.
 #[expect(unsafe_code, reason = "the interface of gemm takes pointers")]
-pub fn product_with_gaps(
+fn multiply(
     out: &mut [f32],
     stride: usize,
     lhs: MatRef<'_, f32>,
     rhs: MatRef<'_, f32>,
     accum: Accum,
+    threads: Parallelism,
 ) {
     let (rows, columns, depth) = (lhs.nrows(), rhs.ncols(), lhs.ncols());
     assert_eq!(
@@ -117,7 +149,7 @@ pub fn product_with_gaps(
             false,
             false,
             false,
-            Parallelism::Rayon(rayon::current_num_threads()),
+            threads,
         );
     }
 }
@@ -146,6 +178,10 @@ mod tests {
             out
         };
         let alone = of(1);
+        let (x_of, y_of) = (Matrix::packed(&x, m, k), Matrix::packed(&y, n, k));
+        let mut out = vec![0.0; m * n];
+        product_alone(&mut out, x_of.view(), y_of.view().transpose());
+        assert_eq!(out, alone);
         for n_threads in [2, 3, 5] {
             assert_eq!(of(n_threads), alone);
         }

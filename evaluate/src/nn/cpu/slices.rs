@@ -1,9 +1,9 @@
 //! Linear layer, LayerNorm and GELU on slices, forward and backward.
 
-use faer::Accum;
+use faer::{Accum, MatRef};
 use rayon::prelude::*;
 
-use super::gemm::{Matrix, product, product_with_gaps};
+use super::gemm::{Matrix, product, product_alone, product_with_gaps};
 use super::math::{exp, normal, sum_of};
 use crate::nn::Activation;
 
@@ -71,6 +71,54 @@ pub fn linear_into(out: &mut [f32], x: &[f32], w: &[f32], bias: &[f32], k: usize
             );
         });
     }
+}
+
+/// Whether a product is shared out over threads, or is a task of one already.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Threads {
+    /// It is shared out.
+    All,
+    /// It is a task.
+    One,
+}
+
+/// [`linear`] of few rows, turned: `y = W xᵀ + b` and an activation into `out: (n, m)`, of `x: (m, k)`.
+///
+/// A product brings its left side into an order of its own, which takes as long as multiplying a hundred rows if that is
+/// the weight. Turned, it brings `x` into order, which is small.
+pub fn turned_linear_into(
+    out: &mut [f32],
+    x: MatRef<'_, f32>,
+    w: &[f32],
+    bias: &[f32],
+    activation: Option<Activation>,
+    threads: Threads,
+) {
+    let (m, k) = (x.nrows(), x.ncols());
+    let w = Matrix::packed(w, w.len() / k, k);
+    match threads {
+        Threads::All => product(out, w.view(), x.transpose(), Accum::Replace),
+        Threads::One => product_alone(out, w.view(), x.transpose()),
+    }
+    merge::vectorized(
+        #[inline(always)]
+        || {
+            for (at, y) in out.chunks_exact_mut(m).enumerate() {
+                let b = bias.get(at).copied().unwrap_or_default();
+                match activation {
+                    None => y.iter_mut().for_each(|y| *y += b),
+                    Some(Activation::Gelu) => y.iter_mut().for_each(|y| {
+                        *y += b;
+                        *y *= normal(*y).0;
+                    }),
+                    Some(Activation::QuickGelu) => y.iter_mut().for_each(|y| {
+                        *y += b;
+                        *y *= quick(*y);
+                    }),
+                }
+            }
+        },
+    );
 }
 
 /// Linear layers of one width side by side, `(m, N n)`: weights `(n, k)`, biases `(n)`.

@@ -20,6 +20,7 @@ mod projections;
 mod recorded;
 mod routed;
 mod sees;
+mod served;
 mod words;
 
 pub(crate) use attention::{AttentionBranch, KeptAttention, Packed, PackedBias};

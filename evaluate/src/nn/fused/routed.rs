@@ -2,6 +2,7 @@
 
 use candle_core::{Result, Tensor};
 
+use super::served;
 use super::{OnSlices, fits_slices, input_gradient, output, record_on_slices, weight_gradient};
 use crate::nn::cpu::host::Host;
 use crate::nn::cpu::math::sum_of;
@@ -56,11 +57,8 @@ impl RoutedExperts {
             return Ok(None);
         }
         let (x, mut out) = (x.contiguous()?, vec![0.0; x.elem_count()]);
-        let own = Self {
-            weights: self.weights.contiguous()?,
-            ..self
-        };
-        in_pool(|| own.each(&x, &mut out, &Buffers::default(), |_| ()))?;
+        let weights = self.weights.contiguous()?;
+        in_pool(|| served::serve(&self.experts, &self.taken, &weights, &x, &mut out))?;
         Tensor::from_vec(out, x.shape(), x.device()).map(Some)
     }
 
