@@ -49,6 +49,8 @@ pub enum Command {
     Recipe(commands::recipe::Args),
     /// Run a merge recipe
     Merge(commands::merge::Args),
+    /// Make one task's model again from a merged file and its masks
+    Task(commands::task::Args),
     /// Check that a merged checkpoint matches its recipe and that loaders can read it
     Verify(commands::verify::Args),
     /// Make a low-rank adapter from a model and its fine-tuned version
@@ -96,6 +98,7 @@ impl Command {
             Self::Regmean(args) => commands::regmean::run(args, output),
             Self::Recipe(args) => commands::recipe::run(&args, output),
             Self::Merge(args) => commands::merge::run(args, output),
+            Self::Task(args) => commands::task::run(args, output),
             Self::ExtractLora(args) => commands::extract_lora::run(&args, output),
             Self::Data(args) => commands::data::run(args, output),
             Self::Forward(args) => commands::forward::run(args, output),

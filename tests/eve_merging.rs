@@ -121,7 +121,7 @@ fn experts_of_an_eve_are_pruned_grouped_and_made_dense_and_the_results_run() {
         ),
         (
             "overall",
-            "--experts 3 --by overall-frequency --grams {}/grams.safetensors",
+            "--experts 3 --in-all --by frequency --grams {}/grams.safetensors",
             3,
         ),
         ("dense", "--experts dense", 0),

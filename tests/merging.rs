@@ -389,3 +389,65 @@ fn a_part_of_a_diffusion_pipeline_is_called_as_its_loader_asks() {
     assert!(named(".safetensors.index.json").is_file());
     assert_eq!(vlmerge(&["verify", &out]).code, Some(0));
 }
+
+#[test]
+fn a_tasks_model_comes_back_from_a_merge_and_its_masks() {
+    let folder = Folder::new();
+    let input = |name: &str| format!("fixtures/methods/inputs/{name}.safetensors");
+    let (merged, masks) = (
+        folder.file("merged.safetensors"),
+        folder.file("masks.safetensors"),
+    );
+    let task = |task: &str, out: &str| {
+        vlmerge(&[
+            "task",
+            &merged,
+            "--masks",
+            &masks,
+            "--base",
+            &input("base"),
+            "--task",
+            task,
+            "--out",
+            out,
+        ])
+    };
+    for models in [vec!["model_a"], vec!["model_a", "model_b"]] {
+        let recipe = folder.file("recipe.yaml");
+        let list: Vec<String> = models.iter().map(|name| input(name)).collect();
+        let text = format!(
+            "merge_method: emr\nbase_model: {}\nmodels: [{}]\n",
+            input("base"),
+            list.join(", ")
+        );
+        std::fs::write(&recipe, text).expect("written");
+        let said = vlmerge(&[
+            "merge", &recipe, "--out", &merged, "--masks", &masks, "--force",
+        ]);
+        assert_eq!(said.code, Some(0), "{}", said.stderr);
+        assert!(said.stderr.contains("masks of tasks"), "{}", said.stderr);
+        let restored = folder.file(&format!("task-{}.safetensors", models.len()));
+        let said = task("model_a", &restored);
+        assert_eq!(
+            (said.code, said.stdout.trim()),
+            (Some(0), restored.as_str()),
+            "{}",
+            said.stderr
+        );
+        // A lone model is what its masks keep of it; of two each keeps a part.
+        let said = vlmerge(&["diff", &restored, &input("model_a"), "--tolerance", "1e-6"]);
+        assert_eq!(
+            said.code,
+            Some(i32::from(models.len() > 1)),
+            "{}",
+            said.stderr
+        );
+    }
+    let said = task("model_z", &folder.file("none.safetensors"));
+    assert_eq!(said.code, Some(1));
+    assert!(
+        said.stderr.contains("model_a") && said.stderr.contains("model_b"),
+        "{}",
+        said.stderr
+    );
+}

@@ -45,12 +45,15 @@ pub mod quantized;
 pub mod random;
 pub mod recipe;
 pub mod remote;
+pub mod restore;
 pub mod statistics;
 pub mod synth;
 pub mod verify;
 
 pub use dtype::{DType, decode_f32, decode_f64, encode_f32, encode_f64};
-pub use error::{AdapterFault, ConversionFault, Error, MergeFault, PlanFault, QuantizationFault};
+pub use error::{
+    AdapterFault, ConversionFault, Error, MaskFault, MergeFault, PlanFault, QuantizationFault,
+};
 pub use error::{RemoteFault, Result, SafetensorsFault, SplitFault, TorchFault, WriteFault};
 pub use expert::Expert;
 pub use group::{BlockId, ParamKind, Role, Slot};

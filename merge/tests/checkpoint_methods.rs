@@ -134,6 +134,9 @@ impl Models {
             }
             models += " }\n";
         }
+        if described.own_parameters().contains(&"method") {
+            whole = "parameters: { method: task_arithmetic, beta: 0.5 }\n".to_owned();
+        }
         let base = base.map(|name| format!("base_model: {:?}\n", self.path(name)));
         let yaml = format!(
             "merge_method: {method}\n{}{whole}models:\n{models}",

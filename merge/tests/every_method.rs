@@ -117,8 +117,14 @@ fn recipe(toy: &Toy, method: &str, model: &Path, dtype: Dtype) -> MergeRecipe {
             "weight" => parameters.set("weight", Parameter::Number(1.0)),
             "t" => parameters.set("t", Parameter::Number(0.25)),
             "density" => parameters.set("density", Parameter::Number(0.5)),
+            "sparsity" => parameters.set("sparsity", Parameter::Number(0.5)),
             _ => {}
         }
+    }
+    if described.own_parameters().contains(&"method") {
+        let method = Parameter::Text("task_arithmetic".to_owned());
+        parameters.set("method", method);
+        parameters.set("beta", Parameter::Number(0.5));
     }
     let takes_two = !["interpolate", "arithmetic", "regmean"].contains(&method);
     MergeRecipe {

@@ -6,7 +6,7 @@ use std::sync::Arc;
 
 use fixtures::Raw;
 use merge::beside::Content;
-use merge::convert::{DenseOfExperts, FewerExperts, Others, Upcycling, Worth};
+use merge::convert::{DenseOfExperts, FewerExperts, Keep, Others, Upcycling, Worth};
 use merge::gram::GramStore;
 use merge::io::{OpenOptions, open};
 use merge::recipe::OutputDType;
@@ -53,7 +53,7 @@ fn grams(folder: &Path, counts: [f64; EXPERTS]) -> Arc<GramStore> {
 
 fn fewer(keep: usize, worth: Worth, grams: Arc<GramStore>) -> FewerExperts {
     FewerExperts {
-        keep,
+        keep: Keep::Each(keep),
         worth,
         others: Others::Prune,
         grams,
@@ -106,7 +106,10 @@ fn a_folder_with_fewer_experts_says_how_many_and_a_file_says_nothing() {
     let (plan, _) = file.plan(Arc::clone(&source)).expect("a plan");
     assert!(plan.beside().files.is_empty() && plan.beside().ingredients.is_empty());
     assert!(plan.beside().notes[0].contains("still says what the model was"));
-    let uneven = fewer(3, Worth::OverallFrequency, grams);
+    let uneven = FewerExperts {
+        keep: Keep::InAll(6),
+        ..fewer(0, Worth::Frequency, grams)
+    };
     // Both mixtures have the same frequencies, so the numbers are the same.
     let (plan, _) = uneven.plan(source).expect("a plan");
     assert_eq!(config(&plan)["num_experts"], 3);
@@ -158,10 +161,11 @@ fn experts_in_groups_are_kept_in_equal_numbers_of_each() {
         fault.contains("4 experts in 2 groups") && fault.contains("multiple of 2, at least 2"),
         "{fault}"
     );
-    let fault = refused(
-        fewer(2, Worth::OverallFrequency, Arc::clone(&grams)),
-        &source,
-    );
+    let uneven = FewerExperts {
+        keep: Keep::InAll(4),
+        ..fewer(0, Worth::Frequency, Arc::clone(&grams))
+    };
+    let fault = refused(uneven, &source);
     assert!(fault.contains("groups of equal sizes"), "{fault}");
     // Later routers judge a group by its best two.
     let source = opened(&model(folder.path(), "v3", &deepseek(1), &said(json!({}))));

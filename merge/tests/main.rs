@@ -38,6 +38,7 @@ mod safetensors;
 mod sharded;
 mod statistics;
 mod stored;
+mod task_vectors;
 mod ties;
 mod torch_corpus;
 mod torch_reader;

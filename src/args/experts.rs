@@ -6,7 +6,7 @@ use std::sync::Arc;
 
 use anyhow::Result;
 use clap::{Args, ValueEnum};
-use merge::convert::{DenseOfExperts, FewerExperts, Others, Worth};
+use merge::convert::{DenseOfExperts, FewerExperts, Keep, Others, Worth};
 use merge::gram::GramStore;
 use merge::io::{OpenOptions, open};
 use merge::recipe::OutputDType;
@@ -21,6 +21,10 @@ pub struct ExpertsArgs {
     /// Give each mixture this many experts, by how tokens go to them; or make it one dense network, `dense`
     #[arg(long, value_name = "N|dense", conflicts_with_all = ["to", "image_size", "text_len", "nlvr2", "module"])]
     experts: Option<ExpertsArg>,
+    /// N is the number of all mixtures together, which then differ in size: each keeps as many as a token goes to, and
+    /// the rest are the best of all (M-SMoE)
+    #[arg(long, requires = "experts")]
+    in_all: bool,
     /// The gram file over the model, which says how tokens go to experts
     #[arg(long, value_name = "FILE", requires = "experts")]
     grams: Option<PathBuf>,
@@ -61,8 +65,6 @@ enum WorthArg {
     Saliency,
     /// Those that most tokens go to
     Frequency,
-    /// Those that most tokens go to in the whole model: mixtures keep different numbers, N in the mean (M-SMoE)
-    OverallFrequency,
 }
 
 impl ExpertsArgs {
@@ -91,6 +93,9 @@ impl ExpertsArgs {
                         "--experts dense takes the mean of all experts, by frequency with --grams";
                     return Err(UsageError(advice.into()).into());
                 }
+                if self.in_all {
+                    return Err(UsageError("--in-all needs --experts N".into()).into());
+                }
                 if self.by.is_some() && grams.is_none() {
                     return Err(UsageError("--by frequency needs --grams".into()).into());
                 }
@@ -109,10 +114,12 @@ impl ExpertsArgs {
         let worth = match (self.by, self.group) {
             (Some(WorthArg::Saliency), _) | (None, false) => Worth::Saliency,
             (Some(WorthArg::Frequency), _) | (None, true) => Worth::Frequency,
-            (Some(WorthArg::OverallFrequency), _) => Worth::OverallFrequency,
         };
         let fewer = FewerExperts {
-            keep,
+            keep: match self.in_all {
+                true => Keep::InAll(keep),
+                false => Keep::Each(keep),
+            },
             worth,
             others: match self.group {
                 true => Others::Group {

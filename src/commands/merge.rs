@@ -1,10 +1,12 @@
 //! `vlmerge merge`, and running the recipes that other verbs write for it.
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
 use anyhow::Result;
 use clap::{Args as ClapArgs, ValueEnum};
+use merge::execute::write_masks;
+use merge::io::WriteOptions;
 use merge::lora::{ExtractTarget, combine};
 use merge::recipe::{AlignExperts, ModelRef, adapters};
 use merge::{MergePlan, MergeRecipe};
@@ -21,6 +23,7 @@ Examples:
   vlmerge merge recipe.yaml --out merged/ --shard-size 5GB
   vlmerge merge recipe.yaml --out merged.safetensors --dry-run
   vlmerge merge recipe.yaml --out merged.safetensors --align-experts weights
+  vlmerge merge emr.yaml --out merged.safetensors --masks masks.safetensors
   vlmerge merge base+adapter --out merged.safetensors
   vlmerge merge base+one*0.5+other --out merged/
   vlmerge merge one*0.5+other --as-adapter --rank 16 --out both";
@@ -44,6 +47,9 @@ pub struct Args {
     /// Match the hidden units of feed-forward networks before they are merged
     #[arg(long, conflicts_with = "as_adapter")]
     align_units: bool,
+    /// Also write which elements are of which task, for `vlmerge task`: of `emr` and `tall_masks`
+    #[arg(long, value_name = "FILE", conflicts_with = "as_adapter")]
+    masks: Option<PathBuf>,
     #[command(flatten)]
     target: Target,
 }
@@ -84,7 +90,38 @@ pub fn run(args: Args, output: &Output) -> Result<ExitCode> {
         });
     }
     recipe.align_units |= args.align_units;
-    run_recipe(&recipe, &args.target, output)
+    match &args.masks {
+        Some(masks) => run_with_masks(&recipe, masks, &args.target, output),
+        None => run_recipe(&recipe, &args.target, output),
+    }
+}
+
+/// As [`run_recipe`], with the masks of tasks in a file of their own, which is written first: without it the merged file
+/// is a model of no task.
+fn run_with_masks(
+    recipe: &MergeRecipe,
+    masks: &Path,
+    target: &Target,
+    output: &Output,
+) -> Result<ExitCode> {
+    let is_written = !target.print_recipe && !target.write.dry_run;
+    if is_written {
+        let (plan, _) = MergePlan::resolve(recipe)?;
+        let options = WriteOptions {
+            force: target.write.force,
+            sync: !target.write.no_sync,
+            ..WriteOptions::new(masks)
+        };
+        if let Some(out) = &target.out {
+            let out = target.write.write_options(out.clone(), true);
+            merge::execute::check(&plan, &out, &target.write.run_options(true))?;
+        }
+        let files = write_masks(&plan, &options, &target.write.run_options(true), output)?;
+        for file in files {
+            output.note(format!("{}: masks of tasks", file.display()));
+        }
+    }
+    run_recipe(recipe, target, output)
 }
 
 /// Writes one adapter that does what several do together.

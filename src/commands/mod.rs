@@ -25,4 +25,5 @@ pub mod soup;
 pub mod study;
 pub mod sweep;
 pub mod synth;
+pub mod task;
 pub mod verify;

@@ -19,6 +19,16 @@ use crate::plan::grams::check_sizes;
 use crate::recipe::OutputDType;
 use crate::{Checkpoint, ConversionFault, MergePlan, Result, TensorInfo, model_config};
 
+/// How many experts stay.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Keep {
+    /// As many in each mixture.
+    Each(usize),
+    /// As many in all mixtures together, so that mixtures keep different numbers: in each as many at least as a token
+    /// goes to, and then those of most worth in all (M-SMoE).
+    InAll(usize),
+}
+
 /// Which experts are worth keeping.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Worth {
@@ -26,8 +36,6 @@ pub enum Worth {
     Saliency,
     /// Those that most tokens go to.
     Frequency,
-    /// Those that most tokens go to in the whole model, so that mixtures keep different numbers of experts (M-SMoE).
-    OverallFrequency,
 }
 
 /// What becomes of the experts that are not kept.
@@ -48,8 +56,8 @@ pub enum Others {
 /// <https://arxiv.org/abs/2310.01334>.
 #[derive(Clone)]
 pub struct FewerExperts {
-    /// Experts that each mixture keeps, or with [`Worth::OverallFrequency`] the mean of them.
-    pub keep: usize,
+    /// How many experts stay.
+    pub keep: Keep,
     /// Which.
     pub worth: Worth,
     /// What becomes of the others.
@@ -99,11 +107,21 @@ impl FewerExperts {
             .into());
         }
         let config = model_config::of(&source)?;
-        let observed = mixtures.values().map(|mixture| {
-            let choice = config.as_ref().map(|config| choice(config, &mixture.host));
+        let is_eve = layout.name().starts_with("eve/");
+        let mut mixtures: Vec<&Mixture> = mixtures.values().collect();
+        mixtures.sort_by_key(|mixture| numbers_in(&mixture.host));
+        let observed = mixtures.into_iter().map(|mixture| {
+            let choice = match (&config, is_eve) {
+                (_, true) => Choice {
+                    per_token: Some(EVE_CHOICES),
+                    ..Choice::default()
+                },
+                (Some(config), false) => choice(config, &mixture.host),
+                (None, false) => Choice::default(),
+            };
             Ok(Observed {
                 mixture,
-                choice: choice.unwrap_or_default(),
+                choice,
                 routing: Routing::read(&self.grams, &source, mixture)?,
             })
         });
@@ -131,7 +149,7 @@ impl FewerExperts {
         let draft = Draft::copy_of(view)?;
         let model = ModelRecord::default();
         let plan = draft.finish(layout.as_ref(), self.to_string(), self.dtype, model)?;
-        if layout.name().starts_with("eve/") {
+        if is_eve {
             return Ok((plan, kept));
         }
         let change = |config: &mut Value| set_counts(config, &counted);
@@ -141,63 +159,49 @@ impl FewerExperts {
 
     /// The experts of each mixture that stay.
     fn stay(&self, mixtures: &[Observed<'_>]) -> Result<Vec<BTreeSet<usize>>> {
+        let keep = match self.keep {
+            Keep::Each(keep) => keep,
+            Keep::InAll(total) => return self.best_of_all(mixtures, total),
+        };
         for of in mixtures {
             let n_experts = of.mixture.n_experts;
-            if self.keep == 0 || self.keep > n_experts {
-                return Err(ConversionFault::ExpertsLeft {
-                    mixture: of.mixture.host.clone(),
-                    n_experts,
-                    keep: self.keep,
-                }
-                .into());
+            if keep == 0 || keep > n_experts {
+                return Err(left(of.mixture.host.clone(), n_experts, keep));
             }
         }
-        match self.worth {
-            Worth::Saliency => (mixtures.iter())
-                .map(|of| of.best(self.keep, &of.routing.saliency))
-                .collect(),
-            Worth::Frequency => (mixtures.iter())
-                .map(|of| of.best(self.keep, &of.routing.counts))
-                .collect(),
-            Worth::OverallFrequency => self.most_frequent(mixtures),
-        }
+        let of = |of: &Observed<'_>| of.best(keep, &of.worth(self.worth));
+        mixtures.iter().map(of).collect()
     }
 
-    /// The most frequent experts of the whole model: of each mixture as many at least as a token goes to, of all
-    /// together `keep` times as many as there are mixtures.
-    fn most_frequent(&self, mixtures: &[Observed<'_>]) -> Result<Vec<BTreeSet<usize>>> {
-        let mut stay = Vec::with_capacity(mixtures.len());
+    /// The experts of most worth of the whole model: of each mixture as many at least as a token goes to, `total` of
+    /// all together.
+    fn best_of_all(&self, mixtures: &[Observed<'_>], total: usize) -> Result<Vec<BTreeSet<usize>>> {
+        let (mut n_experts, mut least) = (0, 0);
         for of in mixtures {
             if of.choice.groups.is_some() {
                 let mixture = of.mixture.host.clone();
                 return Err(ConversionFault::UnevenGroups { mixture }.into());
             }
-            let least = of
-                .choice
-                .per_token
-                .unwrap_or(CHOICES)
-                .min(of.mixture.n_experts);
-            if self.keep < least {
-                return Err(ConversionFault::ExpertsLeft {
-                    mixture: of.mixture.host.clone(),
-                    n_experts: of.mixture.n_experts,
-                    keep: self.keep,
-                }
-                .into());
-            }
-            stay.push(of.best(least, &of.routing.counts)?);
+            n_experts += of.mixture.n_experts;
+            least += of.least();
         }
+        if total < least || total > n_experts {
+            let all = format!("all {} mixtures", mixtures.len());
+            return Err(left(all, n_experts, total));
+        }
+        let mut stay = Vec::with_capacity(mixtures.len());
         let mut others: Vec<(f64, usize, usize)> = Vec::new();
         for (index, of) in mixtures.iter().enumerate() {
-            let all = of.frequency().into_iter().enumerate();
-            let others_of = all.filter(|(expert, _)| !stay[index].contains(expert));
-            others.extend(others_of.map(|(expert, frequency)| (frequency, index, expert)));
+            let worth = of.worth(self.worth);
+            let best = of.best(of.least(), &worth)?;
+            let rest = worth.into_iter().enumerate();
+            let rest = rest.filter(|(expert, _)| !best.contains(expert));
+            others.extend(rest.map(|(expert, worth)| (worth, index, expert)));
+            stay.push(best);
         }
-        // Of experts of the same frequency the first ones stay.
+        // Of experts of the same worth the first ones stay.
         others.sort_by(|one, other| other.0.total_cmp(&one.0));
-        let n_kept: usize = stay.iter().map(BTreeSet::len).sum();
-        let n_more = (self.keep * mixtures.len()).saturating_sub(n_kept);
-        for (_, index, expert) in others.into_iter().take(n_more) {
+        for (_, index, expert) in others.into_iter().take(total - least) {
             stay[index].insert(expert);
         }
         Ok(stay)
@@ -229,8 +233,18 @@ impl FewerExperts {
     }
 }
 
-/// Experts that a token goes to where nothing says it: those of EVE and Mixtral.
-const CHOICES: usize = 2;
+/// Experts that a token of EVE goes to.
+const EVE_CHOICES: usize = 2;
+
+/// That as many experts cannot be left.
+fn left(mixture: String, n_experts: usize, keep: usize) -> crate::Error {
+    let fault = ConversionFault::ExpertsLeft {
+        mixture,
+        n_experts,
+        keep,
+    };
+    fault.into()
+}
 
 /// A mixture, and how tokens go to its experts.
 struct Observed<'a> {
@@ -245,6 +259,25 @@ impl Observed<'_> {
         let counts = &self.routing.counts;
         let all: f64 = counts.iter().sum();
         counts.iter().map(|count| count / all.max(1.0)).collect()
+    }
+
+    /// What each expert is worth.
+    fn worth(&self, worth: Worth) -> Vec<f64> {
+        match worth {
+            Worth::Saliency => self.routing.saliency.clone(),
+            Worth::Frequency => {
+                // The share of tokens, for mixtures may see different numbers of them.
+                let n_tokens = self.routing.n_tokens.max(f64::MIN_POSITIVE);
+                let counts = self.routing.counts.iter();
+                counts.map(|count| count / n_tokens).collect()
+            }
+        }
+    }
+
+    /// Experts that a token goes to, as far as it is known: the fewest that may stay.
+    fn least(&self) -> usize {
+        let per_token = self.choice.per_token.unwrap_or(1);
+        per_token.clamp(1, self.mixture.n_experts.max(1))
     }
 
     /// The `keep` experts of the largest worth. Where the router picks among groups, as many of each group.
@@ -295,10 +328,13 @@ impl Observed<'_> {
 impl fmt::Display for FewerExperts {
     /// The command, for provenance.
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let keep = match self.keep {
+            Keep::Each(keep) => keep.to_string(),
+            Keep::InAll(keep) => format!("{keep}, in_all: true"),
+        };
         let worth = match self.worth {
             Worth::Saliency => "saliency",
             Worth::Frequency => "frequency",
-            Worth::OverallFrequency => "overall-frequency",
         };
         let others = match self.others {
             Others::Prune => "prune",
@@ -307,11 +343,16 @@ impl fmt::Display for FewerExperts {
         };
         write!(
             f,
-            "convert: {{ experts: {}, by: {worth}, others: {others}, grams: {} }}",
-            self.keep,
+            "convert: {{ experts: {keep}, by: {worth}, others: {others}, grams: {} }}",
             name_of(&self.grams)
         )
     }
+}
+
+/// The numbers in a name, and then the name: what sorts layers.
+fn numbers_in(name: &str) -> (Vec<u64>, String) {
+    let segments = name.split('.').filter_map(|segment| segment.parse().ok());
+    (segments.collect(), name.to_owned())
 }
 
 /// The name of a gram file, without its folder.
@@ -358,7 +399,9 @@ impl Made {
         };
         let mut units = BTreeMap::new();
         for group in groups.iter().filter(|group| is_aligned && group.len() > 1) {
-            units.extend(units_of_group(source, &networks, group)?);
+            let mut group = group.clone();
+            group.sort_unstable();
+            units.extend(units_of_group(source, &networks, &group)?);
         }
         for tensor in &mixture.tensors {
             let width = tensor.info.shape.last().copied().unwrap_or(1).max(1);

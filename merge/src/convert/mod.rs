@@ -25,7 +25,7 @@ pub use dense::DenseOfExperts;
 pub use eve::EveStart;
 pub use eve_of_beit::BeitStart;
 pub use experts::{Expansion, Start};
-pub use fewer_experts::{ExpertsKept, FewerExperts, Others, Worth};
+pub use fewer_experts::{ExpertsKept, FewerExperts, Keep, Others, Worth};
 pub use flm::{FlmStart, FlmTowers, LoadReport};
 pub use keys::Spelling;
 pub use positions::Resize;

@@ -95,6 +95,34 @@ pub enum MergeFault {
         /// Where the value stands.
         place: Place,
     },
+    /// Layers that are to be aligned do not follow each other.
+    #[error("`align_layers`: in {} `{layer}` {why}", model.display())]
+    NotASequence {
+        /// The layer.
+        layer: String,
+        /// The model.
+        model: PathBuf,
+        /// What is wrong with it.
+        why: &'static str,
+    },
+    /// A matrix has no singular values or eigenvalues that an iteration would find.
+    #[error(
+        "cannot merge `{slot}`: its singular values do not converge, so it holds numbers that are not finite or far too large"
+    )]
+    NoDecomposition {
+        /// The merged key.
+        slot: String,
+    },
+    /// A method that looks at all tensors together has other parameters for one of them.
+    #[error(
+        "cannot merge `{slot}`: {method} looks at all tensors together, so that its parameters have one value for all; this tensor has another"
+    )]
+    VariesByTensor {
+        /// The merged key.
+        slot: String,
+        /// The method.
+        method: &'static str,
+    },
     /// Weights that must be divided by their sum add up to nothing.
     #[error("cannot merge `{slot}`: the weights add up to 0{place}")]
     WeightsSumToZero {

@@ -3,6 +3,7 @@
 mod adapter;
 mod advice;
 mod conversion;
+mod masks;
 mod merging;
 mod plan;
 mod quantization;
@@ -14,6 +15,7 @@ mod write;
 
 pub use adapter::AdapterFault;
 pub use conversion::ConversionFault;
+pub use masks::MaskFault;
 pub use merging::MergeFault;
 pub use plan::PlanFault;
 pub use quantization::QuantizationFault;
@@ -439,6 +441,9 @@ pub enum Error {
     /// What is wrong with a merge of several checkpoints, with the recipe's line and the tensor.
     #[error(transparent)]
     Merge(Box<MergeFault>),
+    /// What is wrong with masks of tasks.
+    #[error(transparent)]
+    Masks(#[from] MaskFault),
     /// A plan that does not hold together.
     #[error(transparent)]
     Plan(#[from] PlanFault),

@@ -22,13 +22,16 @@ pub(crate) mod finite;
 mod idle;
 mod inputs;
 mod kept;
+mod masks;
 mod memory;
+mod overview;
 mod stages;
 mod survey;
 mod verdict;
 mod whole;
 
 pub use compare::{Comparison, Differing, compare};
+pub use masks::write_masks;
 pub use memory::in_memory;
 
 use chunk::Worker;
@@ -358,13 +361,14 @@ fn write_entries(
         })
     };
     each(pieces, &|worker, piece| worker.write(piece))?;
+    let memory = survey::Memory::new();
+    let is_checked = !run.allow_non_finite;
+    overview::look(plan, &memory, is_checked, progress)?;
     let surveys = entries().filter(|(_, entry)| is_survey(entry));
     // Small tensors go to the cores as wholes, the large ones chunk by chunk: a thread that waits for
     // the chunks of one tensor never begins another, so that buffers stay few.
     let (small, large): (Vec<_>, Vec<_>) =
         surveys.partition(|(_, entry)| entry.info.n_elements() <= SMALL_ELEMENTS);
-    let memory = survey::Memory::new();
-    let is_checked = !run.allow_non_finite;
     small.into_par_iter().try_for_each(|(index, entry)| {
         let Some(surveyed) = survey::survey(plan, entry, &memory, is_checked, progress, false)?
         else {

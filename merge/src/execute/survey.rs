@@ -8,6 +8,7 @@ use rayon::prelude::*;
 use super::idle::Idle;
 use super::inputs::{Decoded, Inputs};
 use super::kept::{Kept, Pool};
+use super::overview::Part;
 use super::{Piece, pieces_of};
 use crate::methods::{AnyChunk, ElementKernel, Passes};
 use crate::plan::{Action, Entry, KEPT_BYTES, chunk_elements, piece_elements};
@@ -70,7 +71,7 @@ pub(super) fn survey<'a>(
     let inputs = Inputs::new(plan, members.iter().chain(base), is_checked);
     let n_elements = entry.info.n_elements();
     let unit = survey.unit();
-    let is_double = *is_double || inputs.any_is(DType::F64);
+    let is_double = *is_double || survey.is_double() || inputs.any_is(DType::F64);
     let kept = Kept::new(inputs, n_elements, piece_elements(unit), &memory.kept);
     let data = Data {
         n_members: members.len(),
@@ -92,6 +93,33 @@ pub(super) fn survey<'a>(
         is_double,
         kept,
     }))
+}
+
+/// Shows the tensors of an entry in chunks, on all cores.
+pub(super) fn with_data<T>(
+    plan: &MergePlan,
+    part: Part<'_>,
+    memory: &Memory,
+    is_checked: bool,
+    progress: &dyn Progress,
+    see: impl FnOnce(&dyn Passes) -> Result<T>,
+) -> Result<T> {
+    let tensors = part.members.iter().chain(part.base);
+    let inputs = Inputs::new(plan, tensors, is_checked);
+    let is_double = part.is_double || inputs.any_is(DType::F64);
+    let kept = Kept::new(inputs, part.n_elements, piece_elements(1), &memory.kept);
+    see(&Data {
+        n_members: part.members.len(),
+        has_base: part.base.is_some(),
+        n_elements: part.n_elements,
+        chunk_elements: chunk_elements(1),
+        piece_elements: piece_elements(1),
+        is_double,
+        in_parallel: true,
+        progress,
+        idle: &memory.idle,
+        kept: &kept,
+    })
 }
 
 /// The tensors of one group, read chunk by chunk.

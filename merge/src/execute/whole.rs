@@ -30,13 +30,14 @@ pub(super) fn merge(plan: &MergePlan, entry: &Entry, is_checked: bool) -> Result
     kernel.merge(&data)
 }
 
-struct Data<'a> {
-    plan: &'a MergePlan,
-    members: &'a [TensorRef],
-    base: Option<&'a TensorRef>,
-    grams: &'a [Option<GramRef>],
-    name: &'a str,
-    is_checked: bool,
+/// The arrays of one group.
+pub(super) struct Data<'a> {
+    pub(super) plan: &'a MergePlan,
+    pub(super) members: &'a [TensorRef],
+    pub(super) base: Option<&'a TensorRef>,
+    pub(super) grams: &'a [Option<GramRef>],
+    pub(super) name: &'a str,
+    pub(super) is_checked: bool,
 }
 
 impl GroupData for Data<'_> {

@@ -1,4 +1,5 @@
-//! The two dense operations of RegMean, behind one trait with two implementations.
+//! The two dense operations of RegMean, behind one trait with two implementations; and, in `spectral`, the
+//! decompositions that methods of task vectors need.
 //!
 //! `faer` builds anywhere and is the default; the feature `lapack` adds `ndarray-linalg` over the
 //! system's OpenBLAS. Both are held to the same tests and benches.
@@ -8,6 +9,7 @@ use ndarray::Array2;
 mod faer_backend;
 #[cfg(feature = "lapack")]
 mod lapack_backend;
+pub(crate) mod spectral;
 
 pub use faer_backend::Faer;
 #[cfg(feature = "lapack")]

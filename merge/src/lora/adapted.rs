@@ -47,7 +47,8 @@ pub(super) struct Adapted {
 }
 
 impl Adapted {
-    /// The view. Lengths of rows are taken from `unmerged`.
+    /// The view. Lengths of rows are taken from `unmerged`. Changed tensors are `f64` where `keeps_rank`, in which a
+    /// product of factors keeps its rank on top of the base.
     pub(super) fn new(
         unmerged: Arc<Checkpoint>,
         base: Arc<Checkpoint>,
@@ -55,6 +56,7 @@ impl Adapted {
         settings: Option<io::SourceFile>,
         mut changes: Changes,
         weight: f64,
+        keeps_rank: bool,
     ) -> Result<Self> {
         let mut info = base.info().clone();
         info.files.extend(adapter.info().files.iter().cloned());
@@ -69,6 +71,7 @@ impl Adapted {
             let stored = base.require(&key)?;
             let change = changes.by_target.remove(&name);
             let dtype = match (&change, stored.dtype) {
+                (Some(_), dtype) if keeps_rank && dtype.is_float() => DType::F64,
                 (Some(_), DType::F16 | DType::BF16) => DType::F32,
                 (_, dtype) => dtype,
             };
@@ -149,7 +152,7 @@ impl Adapted {
             let n = PIECE_ELEMENTS.min(n_elements - first);
             let mut values = vec![0.0f32; n];
             read((&*self.unmerged, key), first, &mut values)?;
-            let mut added = vec![0.0; n];
+            let mut added = vec![0.0f32; n];
             if let Some(update) = update {
                 update.fill(first, &mut added);
             }
@@ -194,10 +197,10 @@ impl Adapted {
         read(start, first, out)?;
         let ready = self.ready(index, change)?;
         if let Some(update) = &ready.update {
-            let mut added = vec![0.0; out.len()];
+            let mut added = vec![T::default(); out.len()];
             update.fill(first, &mut added);
             for (value, added) in out.iter_mut().zip(added) {
-                *value += T::from(added);
+                *value += added;
             }
         }
         let width = width(&self.tensors[index].info);
@@ -239,7 +242,7 @@ fn width(info: &TensorInfo) -> usize {
 }
 
 /// The two types that are computed in.
-trait Number:
+pub(super) trait Number:
     bytemuck::Pod
     + Default
     + From<f32>

@@ -1,5 +1,6 @@
 //! The two factors of an update, and their product row by row.
 
+use super::adapted::Number;
 use crate::{Checkpoint, Result, TensorInfo, decode_f32};
 
 /// A tensor of an adapter.
@@ -110,7 +111,7 @@ pub(super) struct Factors {
     width: usize,
     left: Vec<f32>,
     right: Vec<f32>,
-    scale: f32,
+    scale: f64,
 }
 
 impl Factors {
@@ -121,7 +122,7 @@ impl Factors {
             width: right.len() / rank.max(1),
             left,
             right,
-            scale: scale as f32,
+            scale,
         }
     }
 
@@ -138,7 +139,7 @@ impl Factors {
     }
 
     /// Writes elements `first..` of the product to `out`, which holds zeros.
-    pub(super) fn fill(&self, first: usize, out: &mut [f32]) {
+    pub(super) fn fill<T: Number>(&self, first: usize, out: &mut [T]) {
         let (mut at, mut rest) = (first, out);
         while !rest.is_empty() {
             let (row, column) = (at / self.width, at % self.width);
@@ -154,14 +155,16 @@ impl Factors {
     }
 
     #[inline(always)]
-    fn add_row(&self, row: usize, column: usize, out: &mut [f32]) {
+    fn add_row<T: Number>(&self, row: usize, column: usize, out: &mut [T]) {
         let factors = &self.left[row * self.rank..(row + 1) * self.rank];
-        for (factor, line) in factors.iter().zip(self.right.chunks_exact(self.width)) {
-            for (out, value) in out.iter_mut().zip(&line[column..]) {
-                *out += factor * value;
+        for (&factor, line) in factors.iter().zip(self.right.chunks_exact(self.width)) {
+            let factor = T::from(factor);
+            for (out, &value) in out.iter_mut().zip(&line[column..]) {
+                *out += factor * T::from(value);
             }
         }
-        out.iter_mut().for_each(|out| *out *= self.scale);
+        let scale = T::of(self.scale);
+        out.iter_mut().for_each(|out| *out = *out * scale);
     }
 }
 
@@ -182,7 +185,7 @@ mod tests {
         let expected = [42.0, 48.0, 54.0, 94.0, 108.0, 122.0];
         for first in 0..6 {
             for end in first + 1..=6 {
-                let mut out = vec![0.0; end - first];
+                let mut out = vec![0.0f32; end - first];
                 factors.fill(first, &mut out);
                 assert_eq!(out, expected[first..end]);
             }

@@ -46,7 +46,8 @@ const WEIGHTS: [&str; 4] = [
 pub(crate) type Renames = Vec<(Regex, String)>;
 
 /// The checkpoint with adapters merged into it, one after the other, each with its weight: of a weight `w`
-/// the result is as far as `w` from what was there to what the adapter makes of it.
+/// the result is as far as `w` from what was there to what the adapter makes of it. Changed tensors are `f64` where
+/// `keeps_rank`.
 ///
 /// # Errors
 /// [`crate::AdapterFault`], every misfit of an adapter at once; and as [`io::open`].
@@ -55,10 +56,11 @@ pub(crate) fn stacked(
     adapters: &[(PathBuf, f64)],
     renames: &Renames,
     place: Place,
+    keeps_rank: bool,
 ) -> Result<Arc<Checkpoint>> {
     let mut below = Arc::clone(&base);
     for (folder, weight) in adapters {
-        below = adapted(&base, &below, (folder, *weight), renames, place)?;
+        below = adapted(&base, &below, (folder, *weight), renames, place, keeps_rank)?;
     }
     Ok(below)
 }
@@ -109,6 +111,7 @@ pub(crate) fn adapted(
     (folder, weight): (&Path, f64),
     renames: &Renames,
     place: Place,
+    keeps_rank: bool,
 ) -> Result<Arc<Checkpoint>> {
     let (config, settings) = match config::has_settings(folder) {
         true => {
@@ -127,6 +130,7 @@ pub(crate) fn adapted(
         settings,
         changes,
         weight,
+        keeps_rank,
     )?;
     Ok(Arc::new(Checkpoint::new(Box::new(view))))
 }

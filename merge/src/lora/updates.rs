@@ -10,6 +10,7 @@
 //! References: PEFT's `ParamWrapper.get_delta_weight`, and its `loha` and `lokr` layers; LyCORIS; Hyeon-Woo et al.
 //! 2021, <https://arxiv.org/abs/2108.06098>; Yeh et al. 2023, <https://arxiv.org/abs/2309.14859>.
 
+use super::adapted::Number;
 use super::factors::{Factors, Named, Pair, values};
 use crate::{Checkpoint, Result, TensorInfo};
 
@@ -319,7 +320,7 @@ pub(super) enum Update {
 
 impl Update {
     /// Writes elements `first..` to `out`, which holds zeros.
-    pub(super) fn fill(&self, first: usize, out: &mut [f32]) {
+    pub(super) fn fill<T: Number>(&self, first: usize, out: &mut [T]) {
         match self {
             Self::Product(factors) => factors.fill(first, out),
             Self::Experts(experts) => {
@@ -335,11 +336,11 @@ impl Update {
                 }
             }
             Self::Hadamard(one, other) => {
-                let mut factor = vec![0.0; out.len()];
+                let mut factor = vec![T::default(); out.len()];
                 one.fill(first, out);
                 other.fill(first, &mut factor);
                 for (out, factor) in out.iter_mut().zip(factor) {
-                    *out *= factor;
+                    *out = *out * factor;
                 }
             }
             Self::Kronecker {
@@ -355,12 +356,12 @@ impl Update {
                     let (row, column) = ((first + index) / row_width, (first + index) % row_width);
                     let left = left[row / down * across + column / width];
                     let right = second[row % down * width + column % width];
-                    *out = left * right * scale;
+                    *out = T::from(left) * T::from(right) * T::from(*scale);
                 }
             }
             Self::Whole(values, scale) => {
-                for (out, value) in out.iter_mut().zip(&values[first..]) {
-                    *out = value * scale;
+                for (out, &value) in out.iter_mut().zip(&values[first..]) {
+                    *out = T::from(value) * T::from(*scale);
                 }
             }
         }

@@ -1,6 +1,7 @@
 //! Merge methods: tensors in, a tensor out. One file each, and one row of [`METHODS`]. What several of
-//! them share is in `kernels` (arithmetic of chunks), `ranking` (which value has a given rank) and
-//! `thinning` (which elements of a task vector stay).
+//! them share is in `kernels` (arithmetic of chunks), `ranking` (which value has a given rank),
+//! `thinning` (which elements of a task vector stay), `matrices` (task vectors that are decomposed), `overall` (all
+//! tensors of a model as one vector) and `masks` (which elements are of which task).
 //!
 //! A method decides once per group which [`Operation`] makes the merged tensor. Element-wise
 //! operations are kernels on chunks, so that a tensor of any size is merged in bounded memory on
@@ -14,68 +15,108 @@ use ndarray::{Array2, ArrayD};
 use crate::layouts::Task;
 use crate::{DType, Expert, Result, Slot};
 
+mod actmat;
 mod arcee_fusion;
 mod arithmetic;
+mod aswudi;
 mod breadcrumbs;
 mod breadcrumbs_ties;
+mod cart;
+mod consensus;
 mod dare_linear;
 mod dare_ties;
 mod della;
 mod della_linear;
+mod emr;
 mod fisher;
 mod interpolate;
+mod iso_c;
+mod iso_cts;
 mod karcher;
+mod knots;
 mod linear;
+mod lines;
+mod localize_and_stitch;
 mod model_stock;
 mod multislerp;
 mod nearswap;
 mod nuslerp;
+mod optmerge;
 mod passthrough;
+mod pcb;
 mod ram;
 mod ramplus_tl;
 mod regmean;
 mod sce;
 mod slerp;
+mod swudi;
+mod tall_masks;
 mod task_arithmetic;
 mod ties;
+mod ties_of_model;
+mod tsv_m;
+mod wudi;
 
 mod kernels;
+mod masks;
+mod matrices;
+mod overall;
 mod parameters;
 mod ranking;
 pub(crate) mod table;
 mod thinning;
 
+pub use actmat::ActMat;
 pub use arcee_fusion::ArceeFusion;
 pub use arithmetic::Arithmetic;
+pub use aswudi::Aswudi;
 pub use breadcrumbs::Breadcrumbs;
 pub use breadcrumbs_ties::BreadcrumbsTies;
+pub use cart::Cart;
+pub use consensus::Consensus;
 pub use dare_linear::DareLinear;
 pub use dare_ties::DareTies;
 pub use della::Della;
 pub use della_linear::DellaLinear;
+pub use emr::Emr;
 pub use fisher::Fisher;
 pub use interpolate::Interpolate;
+pub use iso_c::IsoC;
+pub use iso_cts::IsoCts;
 pub use karcher::Karcher;
+pub use knots::Knots;
 pub use linear::Linear;
+pub use lines::Lines;
+pub use localize_and_stitch::LocalizeAndStitch;
 pub use model_stock::ModelStock;
 pub use multislerp::MultiSlerp;
 pub use nearswap::NearSwap;
 pub use nuslerp::NuSlerp;
+pub use optmerge::OptMerge;
 pub use passthrough::Passthrough;
+pub use pcb::Pcb;
 pub use ram::Ram;
 pub use ramplus_tl::RamPlus;
 pub use regmean::RegMean;
 pub use sce::Sce;
 pub use slerp::Slerp;
+pub use swudi::Swudi;
+pub use tall_masks::TallMasks;
 pub use task_arithmetic::TaskArithmetic;
 pub use ties::Ties;
+pub use ties_of_model::TiesOfModel;
+pub use tsv_m::TsvM;
+pub use wudi::Wudi;
 
 pub use table::{METHODS, MethodRow, NAMES, by_name};
 
 pub use crate::group::Member;
 pub use kernels::element::{Chunk, ElementKernel, Elementwise, Real, StepRounding, Value};
 use kernels::element::{reals, widen};
+pub(crate) use kernels::overview::is_same;
+pub use kernels::overview::{Groups, Overview};
 pub use kernels::passes::{AnyChunk, Passes, Survey};
+pub use masks::Masks;
 pub use parameters::{Fallback, Kind, ParameterSpec, Scope, Setting, Values};
 pub use thinning::draws::{DrawKey, Tape};
 
@@ -210,7 +251,7 @@ pub enum Operation {
 }
 
 /// The data of a group, array by array on request, so that only a few are in memory at once.
-pub trait GroupData {
+pub trait GroupData: Sync {
     /// Member `index` in `f64`.
     ///
     /// # Errors
@@ -238,6 +279,11 @@ pub trait WholeKernel: Send + Sync {
     /// When the data cannot be read or admit no solution.
     fn merge(&self, group: &dyn GroupData) -> Result<ArrayD<f64>>;
 
+    /// What it learns over all tensors first, if it does.
+    fn overview(&self) -> Option<Arc<dyn Overview>> {
+        None
+    }
+
     /// Most bytes it holds at once for members of `shape`, for the plan's memory estimate.
     fn peak_bytes(&self, shape: &[usize], n_members: usize) -> u64;
 }
@@ -254,6 +300,22 @@ pub trait MergeMethod: Send + Sync {
     /// that read theirs once for the whole merge.
     fn parameters(&self) -> &'static [ParameterSpec] {
         &[]
+    }
+
+    /// Names of parameters of the whole recipe that it reads itself, beside [`MergeMethod::parameters`].
+    fn own_parameters(&self) -> &'static [&'static str] {
+        &[]
+    }
+
+    /// Whether a parameter of another method is an error. Methods of mergekit pass such parameters over with a note, as
+    /// that program does.
+    fn refuses_foreign_parameters(&self) -> bool {
+        false
+    }
+
+    /// Whether it sees the rank of a difference from the base, so that the rounding of a model with an adapter would show.
+    fn needs_ranks(&self) -> bool {
+        false
     }
 
     /// Whether it merges experts of one checkpoint only.

@@ -27,7 +27,7 @@ pub enum Kind {
     },
     /// Yes or no.
     Flag,
-    /// One of some names; `true` and `false` stand for `yes` and `no`.
+    /// One of some names; `true` and `false` stand for `yes` and `no`, where these are names.
     Choice {
         /// The names.
         names: &'static [&'static str],
@@ -97,6 +97,18 @@ pub(super) const NOT_NEGATIVE: Kind = Kind::Number {
     holds: |value| value >= 0.0,
 };
 
+/// A number above 0.
+pub(super) const POSITIVE: Kind = Kind::Number {
+    range: "a number above 0",
+    holds: |value| value > 0.0,
+};
+
+/// A count.
+pub(super) const WHOLE: Kind = Kind::Number {
+    range: "a whole number from 0 to 1,000,000",
+    holds: |value| value.fract() == 0.0 && (0.0..=1e6).contains(&value),
+};
+
 /// The parameter that nearly every method has.
 pub(super) const WEIGHT: ParameterSpec = ParameterSpec {
     name: "weight",
@@ -158,6 +170,14 @@ impl Values {
     /// A shared number; 0 if the method does not have it.
     pub(super) fn number(&self, name: &'static str) -> f64 {
         number(&self.shared, name)
+    }
+
+    /// A shared number, if it is given.
+    pub(super) fn number_if_any(&self, name: &'static str) -> Option<f64> {
+        match self.shared.get(name) {
+            Some(&(Setting::Number(value), _)) => Some(value),
+            _ => None,
+        }
     }
 
     /// A shared yes or no.

@@ -19,19 +19,27 @@ use crate::{Error, Result, Slot};
 /// never an inverse. Biases and norms take the plain mean of the same experts, and so do linear weights
 /// whose inputs the family does not record (heads of the multiway models). Checkpoints are merged
 /// likewise, in any family.
+///
+/// `grams: task_vectors` needs no data: with a base, each task vector `Dᵢ = Wᵢ − b` stands for the inputs that shaped it,
+/// `Gᵢ = DᵢᵀDᵢ`, and `W = b + (Σ wᵢ Dᵢ Gᵢ) (Σ wᵢ Gᵢ)⁺`, the solution of least norm (ACTMat). Other tensors take the mean by
+/// weights. It is `wudi` with each task vector counted by its squared size. For the experts of one checkpoint the recipe
+/// says `experts`, `for` or `layout`.
 /// ## Parameters
 /// | name | default | range | meaning |
 /// |---|---|---|---|
-/// | `grams` | required | file | gram matrices: this program's file, or full matrices under the published names in safetensors or `.pth`; between checkpoints one file for each model |
+/// | `grams` | required | file, or `task_vectors` | gram matrices: this program's file, or full matrices under the published names in safetensors or `.pth`; between checkpoints one file for each model |
 /// | `shrink` | 1 | `[0, 1]` | γ, the factor on the off-diagonal |
-/// | `ridge` | 0 | `≥ 0` | adds `ridge` times the mean diagonal to every expert's diagonal, which pulls towards the plain mean |
+/// | `ridge` | 0 | `≥ 0` | adds `ridge` times the mean diagonal to every expert's diagonal, which pulls towards the plain mean; with `task_vectors`, is added to the diagonal of `Σ wᵢ Gᵢ` as it is, as published |
+/// | `weight` | 1, per model | `≥ 0` | with `task_vectors`: how much the model counts; only ratios matter |
+/// | `matrix`, `conv`, `vectors` | - | - | with `task_vectors`: as for `tsv_m` |
 /// ## As published
 /// An expert without a gram matrix is left out of the matrices but still counted in the means of
 /// biases and norms, and the matrices stay f64.
 /// ## References
 /// Jin et al. 2023, "Dataless Knowledge Fusion by Merging Weights of Language Models",
 /// <https://arxiv.org/abs/2212.09849>, section 3; Sung et al. 2023,
-/// <https://arxiv.org/abs/2304.14933>, for experts of one model.
+/// <https://arxiv.org/abs/2304.14933>, for experts of one model; ACTMat, <https://arxiv.org/abs/2604.01329>, for
+/// `task_vectors`.
 /// # Errors
 /// [`Error::MissingGram`] naming the weight, unless the recipe says `on_missing_gram: mean`;
 /// [`crate::MergeFault::ForeignGrams`] for grams of another file, unless it says `foreign_grams: allow`;

@@ -1,9 +1,13 @@
 //! The table of merge methods: recipes, messages, documentation and tests read it.
 
+use super::matrices::ByMatrix;
+use super::overall::Overall;
 use super::{
-    ArceeFusion, Arithmetic, Breadcrumbs, BreadcrumbsTies, DareLinear, DareTies, Della,
-    DellaLinear, Fisher, Interpolate, Karcher, Linear, MergeMethod, ModelStock, MultiSlerp,
-    NearSwap, NuSlerp, Passthrough, Ram, RamPlus, RegMean, Sce, Slerp, TaskArithmetic, Ties,
+    ActMat, ArceeFusion, Arithmetic, Aswudi, Breadcrumbs, BreadcrumbsTies, Cart, Consensus,
+    DareLinear, DareTies, Della, DellaLinear, Emr, Fisher, Interpolate, IsoC, IsoCts, Karcher,
+    Knots, Linear, Lines, LocalizeAndStitch, MergeMethod, ModelStock, MultiSlerp, NearSwap,
+    NuSlerp, OptMerge, Passthrough, Pcb, Ram, RamPlus, RegMean, Sce, Slerp, Swudi, TallMasks,
+    TaskArithmetic, Ties, TiesOfModel, TsvM, Wudi,
 };
 use crate::recipe::Parameters;
 use crate::{Error, Result};
@@ -55,6 +59,9 @@ pub const METHODS: &[MethodRow] = &[
         )?))
     }),
     MethodRow::of_experts("regmean", |parameters, as_published| {
+        if ActMat::is_meant(parameters) {
+            return Ok(Box::new(ByMatrix(ActMat)));
+        }
         Ok(Box::new(RegMean::from_parameters(
             parameters,
             as_published,
@@ -66,7 +73,12 @@ pub const METHODS: &[MethodRow] = &[
     MethodRow::of_checkpoints("multislerp", |_, _| Ok(Box::new(MultiSlerp))),
     MethodRow::of_checkpoints("karcher", |_, _| Ok(Box::new(Karcher))),
     MethodRow::of_checkpoints("task_arithmetic", |_, _| Ok(Box::new(TaskArithmetic))),
-    MethodRow::of_checkpoints("ties", |_, _| Ok(Box::new(Ties))),
+    MethodRow::of_checkpoints("ties", |parameters, _| {
+        match TiesOfModel::is_meant(parameters) {
+            true => Ok(Box::new(Overall::<TiesOfModel>::new())),
+            false => Ok(Box::new(Ties)),
+        }
+    }),
     MethodRow::of_checkpoints("dare_linear", |_, _| Ok(Box::new(DareLinear))),
     MethodRow::of_checkpoints("dare_ties", |_, _| Ok(Box::new(DareTies))),
     MethodRow::of_checkpoints("breadcrumbs", |_, _| Ok(Box::new(Breadcrumbs))),
@@ -81,6 +93,25 @@ pub const METHODS: &[MethodRow] = &[
     MethodRow::of_checkpoints("ramplus_tl", |_, _| Ok(Box::new(RamPlus))),
     MethodRow::of_checkpoints("passthrough", |_, _| Ok(Box::new(Passthrough))),
     MethodRow::of_checkpoints("fisher", |_, _| Ok(Box::new(Fisher))),
+    MethodRow::of_checkpoints("tsv_m", |_, _| Ok(Box::new(ByMatrix(TsvM)))),
+    MethodRow::of_checkpoints("iso_c", |_, _| Ok(Box::new(ByMatrix(IsoC)))),
+    MethodRow::of_checkpoints("iso_cts", |_, _| Ok(Box::new(ByMatrix(IsoCts)))),
+    MethodRow::of_checkpoints("wudi", |_, _| Ok(Box::new(ByMatrix(Wudi)))),
+    MethodRow::of_checkpoints("optmerge", |_, _| Ok(Box::new(ByMatrix(OptMerge)))),
+    MethodRow::of_checkpoints("swudi", |_, _| Ok(Box::new(ByMatrix(Swudi)))),
+    MethodRow::of_checkpoints("aswudi", |_, _| Ok(Box::new(ByMatrix(Aswudi)))),
+    MethodRow::of_checkpoints("cart", |_, _| Ok(Box::new(ByMatrix(Cart)))),
+    MethodRow::of_checkpoints("knots", |_, _| Ok(Box::new(Knots::default()))),
+    MethodRow::of_checkpoints("lines", |parameters, as_published| {
+        Ok(Box::new(Lines::from_parameters(parameters, as_published)?))
+    }),
+    MethodRow::of_checkpoints("consensus", |_, _| Ok(Box::new(Consensus))),
+    MethodRow::of_checkpoints("tall_masks", |_, _| Ok(Box::new(TallMasks))),
+    MethodRow::of_checkpoints("pcb", |_, _| Ok(Box::new(Overall::<Pcb>::new()))),
+    MethodRow::of_checkpoints("emr", |_, _| Ok(Box::new(Emr))),
+    MethodRow::of_checkpoints("localize_and_stitch", |_, _| {
+        Ok(Box::new(Overall::<LocalizeAndStitch>::new()))
+    }),
 ];
 
 /// Names of all methods, for messages and documentation.

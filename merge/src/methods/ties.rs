@@ -5,6 +5,7 @@ use crate::methods::thinning::consensus::{
     DENSITY, INT8_MASK, LAMBDA, RESCALE, ThinningMethod, by_density,
 };
 use crate::methods::thinning::sparsifier::Sparsifier;
+use crate::methods::ties_of_model::{TRIM, TiesOfModel};
 
 /// ## What it does
 /// Keeps the largest elements of each task vector `xᵢ − b`, elects a sign for each element, and averages
@@ -22,10 +23,11 @@ use crate::methods::thinning::sparsifier::Sparsifier;
 /// | `normalize` | true | yes, no | divide by the weights of the models that agree |
 /// | `rescale` | false | `true` or `l1`, `inverse`, `false` or `none` | `l1` multiplies what is left by the sum of its magnitudes before over after; `inverse` divides each element by its chance to stay |
 /// | `lambda` | 1 | any number | factor on the sum |
+/// | `trim` | `tensor` | `tensor`, `model` | `model` takes the largest elements of all tensors together, as the paper's program; all parameters then have one value for all tensors, and `rescale` and `int8_mask` are errors |
 /// | `int8_mask` | false | yes, no | taken for mergekit's recipes; changes nothing |
 /// ## References
-/// Yadav et al. 2023, "TIES-Merging", <https://arxiv.org/abs/2306.01708>, with weights as in mergekit, per
-/// tensor instead of per model.
+/// Yadav et al. 2023, "TIES-Merging", <https://arxiv.org/abs/2306.01708>, with weights as in mergekit; by default per
+/// tensor, as there.
 /// # Errors
 /// A density outside [0, 1] is refused with the recipe's line.
 #[derive(Clone, Copy, Debug)]
@@ -41,9 +43,11 @@ impl ThinningMethod for Ties {
         ParameterSpec::shared("rescale", RESCALE, Fallback::Text("none")),
         LAMBDA,
         INT8_MASK,
+        TRIM,
     ];
 
     fn ways(group: &GroupShape<'_>) -> Result<Vec<Sparsifier>> {
+        TiesOfModel::refuse_for_some(group)?;
         by_density(group, |_, density| {
             Ok(match density {
                 0.0 => Sparsifier::All,

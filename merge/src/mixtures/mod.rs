@@ -12,6 +12,7 @@ mod matching;
 mod order;
 mod outputs;
 mod routing;
+mod sequence;
 
 mod similarity;
 pub mod spelling;
@@ -33,6 +34,7 @@ pub(crate) use ffn::{Ffn, ffns, ffns_of};
 pub(crate) use matching::{By, match_experts};
 pub(crate) use order::{Order, order_of};
 pub(crate) use outputs::Observed;
+pub(crate) use sequence::{Sequence, match_sequences};
 
 pub(crate) use units::{match_units, moved_piece, units_of_group};
 pub(crate) use view::{Arrangement, Arranger, Origin, Piece, Rearranged, ViewedTensor};

@@ -28,8 +28,12 @@ pub(super) fn resolve(
     method: &dyn MergeMethod,
     opener: &Opener,
 ) -> Result<(MergePlan, MergeRecipe)> {
-    if recipe.align_experts.is_some() || recipe.align_units {
+    if recipe.align_experts.is_some() || recipe.align_units || recipe.align_layers.is_some() {
         let (setting, why) = match recipe.align_experts {
+            None if recipe.align_layers.is_some() => (
+                "align_layers",
+                "it is for several checkpoints, and this merges the experts of one",
+            ),
             Some(_) => (
                 "align_experts",
                 "it is for experts of several checkpoints, and this merges those of one",
@@ -79,6 +83,9 @@ pub(super) fn resolve(
         settings: Settings::new(method),
         plan,
     };
+    if !builder.reads_itself() {
+        opener.note(&builder.settings.check_names(&recipe.parameters)?);
+    }
     builder.place_all()?;
     let plan = builder.plan;
     let beside = companions::beside(recipe, opener, &plan.entries(), Changes::default(), None)?;

@@ -1,6 +1,6 @@
 //! Opening the models of a recipe: files, folders, and results of other documents.
 
-use std::cell::RefCell;
+use std::cell::{Cell, RefCell};
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -16,8 +16,10 @@ use crate::{Checkpoint, MergeRecipe, Result, lora, quantized, ties};
 #[derive(Default)]
 pub(super) struct Opener {
     made: BTreeMap<String, Arc<Checkpoint>>,
-    /// Models that were opened, each once.
-    opened: RefCell<Vec<(ModelRef, Arc<Checkpoint>)>>,
+    /// Models that were opened, each once for each value of `keeps_rank`.
+    opened: RefCell<Vec<(ModelRef, bool, Arc<Checkpoint>)>>,
+    /// Whether adapters are merged into models in f64.
+    keeps_rank: Cell<bool>,
     /// What goes beside them.
     beside: BTreeMap<String, Companions>,
     /// What users should know of how models were found.
@@ -29,16 +31,22 @@ pub(super) struct Opener {
 impl Opener {
     /// Opens a model, or returns it if it is open.
     pub(super) fn open(&self, model: &ModelRef) -> Result<Arc<Checkpoint>> {
+        let keeps_rank = self.keeps_rank.get();
         let known = (self.opened.borrow().iter())
-            .find(|(known, _)| known.is_same_model(model))
-            .map(|(_, checkpoint)| Arc::clone(checkpoint));
+            .find(|(known, kept, _)| known.is_same_model(model) && *kept == keeps_rank)
+            .map(|(_, _, checkpoint)| Arc::clone(checkpoint));
         if let Some(checkpoint) = known {
             return Ok(checkpoint);
         }
         let checkpoint = self.open_first(model)?;
-        let kept = (model.clone(), Arc::clone(&checkpoint));
+        let kept = (model.clone(), keeps_rank, Arc::clone(&checkpoint));
         self.opened.borrow_mut().push(kept);
         Ok(checkpoint)
+    }
+
+    /// Says whether the models that follow must keep the rank of their adapters, see [`lora::stacked`].
+    pub(super) fn keep_ranks(&self, keeps_rank: bool) {
+        self.keeps_rank.set(keeps_rank);
     }
 
     fn open_first(&self, model: &ModelRef) -> Result<Arc<Checkpoint>> {
@@ -56,7 +64,14 @@ impl Opener {
         let checkpoint = match &model.adapter {
             Some(text) => {
                 let renames = views::compiled(&model.adapter_rename, model.place)?;
-                lora::stacked(checkpoint, &adapters(text), &renames, model.place)?
+                let keeps_rank = self.keeps_rank.get();
+                lora::stacked(
+                    checkpoint,
+                    &adapters(text),
+                    &renames,
+                    model.place,
+                    keeps_rank,
+                )?
             }
             None => checkpoint,
         };

@@ -25,6 +25,10 @@ pub(super) type Own<'a> = (&'a Parameters, Place);
 pub(super) struct Settings {
     method: &'static str,
     specs: &'static [ParameterSpec],
+    /// Parameters that the method reads itself.
+    own: &'static [&'static str],
+    /// Whether parameters of other methods are errors.
+    is_strict: bool,
     /// Patterns that were compiled.
     patterns: BTreeMap<String, Regex>,
 }
@@ -35,17 +39,20 @@ impl Settings {
         Self {
             method: method.name(),
             specs: method.parameters(),
+            own: method.own_parameters(),
+            is_strict: method.refuses_foreign_parameters(),
             patterns: BTreeMap::new(),
         }
     }
 
     /// Refuses parameters that no method has. Those that other methods have are left over from another
-    /// recipe: mergekit passes them over, and so does this; each is a note.
+    /// recipe: for methods of mergekit they are passed over as there, each with a note.
     pub(super) fn check_names(&self, parameters: &Parameters) -> Result<Vec<String>> {
         let mut notes = Vec::new();
         let mut known: Vec<&'static str> = self.specs.iter().map(|spec| spec.name).collect();
+        known.extend(self.own);
         for (name, value) in &parameters.0 {
-            if known.contains(&name.as_str()) {
+            if known.contains(&name.as_str()) || self.is_strict {
                 continue;
             }
             if let Some(of_others) = of_other_methods(name) {
@@ -326,7 +333,7 @@ fn checked(spec: &ParameterSpec, value: Scalar, key: &str, place: Place) -> Resu
         (Kind::Flag, Scalar::Number(value)) if value == 0.0 || value == 1.0 => {
             Ok(Setting::Flag(value == 1.0))
         }
-        (Kind::Choice { yes, no, .. }, Scalar::Flag(value)) => {
+        (Kind::Choice { yes, no, .. }, Scalar::Flag(value)) if !yes.is_empty() => {
             Ok(Setting::Text(if value { yes } else { no }.to_owned()))
         }
         (Kind::Choice { names, .. }, Scalar::Text(text)) if names.contains(&text.as_str()) => {
@@ -339,18 +346,29 @@ fn checked(spec: &ParameterSpec, value: Scalar, key: &str, place: Place) -> Resu
 
 fn wrong(spec: &ParameterSpec, key: &str, place: Place) -> Error {
     let wanted = match spec.kind {
-        Kind::Number { range, .. } => range,
-        Kind::Flag => "true or false",
-        Kind::Choice { .. } => "true, false, `l1`, `inverse` or `none`",
-        Kind::File => "the path of a file",
+        Kind::Number { range, .. } => range.to_owned(),
+        Kind::Flag => "true or false".to_owned(),
+        Kind::Choice { names, yes, .. } => one_of(names, !yes.is_empty()),
+        Kind::File => "the path of a file".to_owned(),
     };
     MergeFault::BadValue {
         slot: key.to_owned(),
         name: spec.name,
-        wanted: wanted.to_owned(),
+        wanted,
         place,
     }
     .into()
+}
+
+/// ``true, false, `l1` or `none` ``.
+fn one_of(names: &[&str], or_flags: bool) -> String {
+    let flags = ["true", "false"].map(str::to_owned).into_iter();
+    let names = names.iter().map(|name| format!("`{name}`"));
+    let mut all: Vec<String> = flags.filter(|_| or_flags).chain(names).collect();
+    match all.pop() {
+        Some(last) if !all.is_empty() => format!("{} or {last}", all.join(", ")),
+        last => last.unwrap_or_default(),
+    }
 }
 
 #[cfg(test)]

@@ -141,6 +141,7 @@ fn one(recipe: &MergeRecipe, opener: &Opener) -> Result<(MergePlan, MergeRecipe)
         &recipe.parameters,
         recipe.as_published,
     )?;
+    opener.keep_ranks(method.needs_ranks());
     match recipe.merges_experts() {
         true => experts::resolve(recipe, method.as_ref(), opener),
         false => checkpoints::resolve(recipe, method.as_ref(), opener),

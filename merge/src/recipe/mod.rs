@@ -99,6 +99,9 @@ pub struct MergeRecipe {
     /// Whether hidden units of feed-forward networks are matched, dense ones and those of experts.
     #[serde(default, skip_serializing_if = "is_default")]
     pub align_units: bool,
+    /// Layers that follow each other, whose hidden units are matched together.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub align_layers: Option<AlignLayers>,
     /// Where random masks come from.
     #[serde(default, skip_serializing_if = "is_default")]
     pub rng: RandomSource,
@@ -217,6 +220,29 @@ pub enum AlignExperts {
     Outputs,
 }
 
+/// Layers that follow each other, whose hidden units are brought into the order of the base's or the first model's before
+/// a merge: linear layers, convolutions, and the norms behind them.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct AlignLayers {
+    /// Their names, from the input on; inputs of the first and outputs of the last stay in order.
+    pub layers: Vec<String>,
+    /// In which order they are visited until none gains.
+    #[serde(default, skip_serializing_if = "is_default")]
+    pub order: VisitOrder,
+}
+
+/// An order of layers.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum VisitOrder {
+    /// From the input on.
+    #[default]
+    Ascending,
+    /// From the output on.
+    Descending,
+}
+
 /// Where the draws of random masks come from.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
@@ -285,8 +311,9 @@ impl MergeRecipe {
     #[must_use]
     pub fn merges_experts(&self) -> bool {
         let says_so = self.experts.is_some() || self.task.is_some() || self.layout.is_some();
-        let is_for_experts =
-            methods::table::row(&self.merge_method).is_some_and(|method| method.merges_experts);
+        let is_for_experts = methods::table::row(&self.merge_method)
+            .is_some_and(|method| method.merges_experts)
+            && !methods::ActMat::is_meant(&self.parameters);
         let is_one = self.models.len() < 2 && self.slices.is_empty() && self.modules.is_empty();
         says_so || (is_for_experts && is_one)
     }

@@ -129,7 +129,8 @@ fn of_model(model: &ModelRef, progress: &dyn Progress) -> Result<Vec<Applied>> {
     let mut found = Vec::new();
     for (folder, weight) in model.adapter.iter().flat_map(|text| adapters(text)) {
         let changes = lora::targets(&below, &folder, &renames, model.place)?;
-        let merged = lora::adapted(&unmerged, &below, (&folder, weight), &renames, model.place)?;
+        let stack = (folder.as_path(), weight);
+        let merged = lora::adapted(&unmerged, &below, stack, &renames, model.place, false)?;
         let mut unchanged = Vec::new();
         for name in &changes.names {
             if progress.is_cancelled() {

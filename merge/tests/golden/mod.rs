@@ -5,6 +5,7 @@ mod convert;
 mod eve;
 mod flm;
 mod merging;
+mod methods;
 mod refusals;
 mod relative_position;
 mod safetensors_corpus;

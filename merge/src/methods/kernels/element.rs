@@ -5,6 +5,7 @@ use std::ops::{Add, AddAssign, Div, Mul, Sub};
 use half::{bf16, f16};
 
 use crate::dtype::bf16_to_f32;
+use crate::methods::Masks;
 
 /// A number as it is stored. Kernels widen it where they read it, so that bf16 tensors need no decoded
 /// copies.
@@ -221,6 +222,11 @@ pub trait Elementwise: Send + Sync {
         1
     }
 
+    /// Which elements are of which task, for methods that keep that.
+    fn masks(&self) -> Option<&dyn Masks> {
+        None
+    }
+
     /// Writes the merged elements to `out`; `step` rounds the result of each product and sum.
     fn combine<T: Real, V: Value<Real = T>>(
         &self,
@@ -234,6 +240,8 @@ pub trait Elementwise: Send + Sync {
 pub trait ElementKernel: Send + Sync {
     /// As [`Elementwise::unit`].
     fn unit(&self) -> usize;
+    /// As [`Elementwise::masks`].
+    fn masks(&self) -> Option<&dyn Masks>;
     /// Combines in `f32`.
     fn combine_f32(&self, chunk: &Chunk<'_, f32>, step: StepRounding, out: &mut [f32]);
     /// Combines bf16 tensors, in `f32`.
@@ -245,6 +253,10 @@ pub trait ElementKernel: Send + Sync {
 impl<K: Elementwise> ElementKernel for K {
     fn unit(&self) -> usize {
         Elementwise::unit(self)
+    }
+
+    fn masks(&self) -> Option<&dyn Masks> {
+        Elementwise::masks(self)
     }
 
     fn combine_f32(&self, chunk: &Chunk<'_, f32>, step: StepRounding, out: &mut [f32]) {

@@ -6,7 +6,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 use half::bf16;
 
 use crate::Result;
-use crate::methods::{Chunk, ElementKernel, Real, Value};
+use crate::methods::{Chunk, ElementKernel, Overview, Real, Value};
 
 /// A chunk in one of the types that kernels read.
 pub enum AnyChunk<'a> {
@@ -52,6 +52,16 @@ pub trait Survey: Send + Sync {
     /// # Errors
     /// When the data cannot be read or admit no result.
     fn survey(&self, data: &dyn Passes) -> Result<Arc<dyn ElementKernel>>;
+
+    /// What it learns over all tensors first, if it does.
+    fn overview(&self) -> Option<Arc<dyn Overview>> {
+        None
+    }
+
+    /// Whether it computes in `f64` whatever the inputs' dtype.
+    fn is_double(&self) -> bool {
+        false
+    }
 
     /// How many elements must be in a chunk together.
     fn unit(&self) -> usize {

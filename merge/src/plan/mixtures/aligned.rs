@@ -8,7 +8,7 @@ use serde::Serialize;
 
 use crate::mixtures::{
     Arrangement, Arranger, By, ExpertName, Ffn, Matching, Mixture, Observed, Origin, Piece,
-    Rearranged, UnitMatching, ViewedTensor, match_experts, match_units,
+    Rearranged, Sequence, UnitMatching, ViewedTensor, match_experts, match_sequences, match_units,
 };
 use crate::{Checkpoint, Result};
 
@@ -36,12 +36,15 @@ pub(super) enum Move {
     },
     /// Hidden units of networks, likewise.
     Units { pairs: Vec<(Ffn, Ffn)> },
+    /// Hidden units between layers that follow each other, likewise.
+    Layers { own: Sequence, theirs: Sequence },
 }
 
 impl Move {
     pub(super) fn keys(&self) -> BTreeSet<String> {
         match self {
             Self::Experts { pairs, .. } => pairs.iter().flat_map(|(_, own)| own.keys()).collect(),
+            Self::Layers { theirs, .. } => theirs.keys().cloned().collect(),
             Self::Units { pairs } => (pairs.iter())
                 .flat_map(|(_, own)| own.strands.iter().map(|strand| strand.key.clone()))
                 .collect(),
@@ -124,6 +127,7 @@ impl Aligned {
                 self.experts(pairs, n_groups, by)?
             }
             Move::Units { pairs } => self.units(pairs)?,
+            Move::Layers { own, theirs } => self.layers(own, theirs)?,
         });
         *known = Some(Arc::clone(&found));
         Ok(found)
@@ -243,6 +247,32 @@ impl Aligned {
         });
         found.arrangements = arrangements.collect();
         Ok(found)
+    }
+}
+
+impl Aligned {
+    fn layers(&self, own: &Sequence, theirs: &Sequence) -> Result<Found> {
+        let orders = match_sequences((&self.reference, own), (&self.source, theirs))?;
+        let units = theirs
+            .hidden()
+            .zip(&orders)
+            .map(|((name, n_units), order)| {
+                let moved = order.iter().enumerate();
+                UnitMatching {
+                    model: self.model.clone(),
+                    network: name.to_owned(),
+                    n_units,
+                    n_moved: moved.filter(|(to, from)| *to != **from as usize).count(),
+                }
+            });
+        let report = AlignmentReport {
+            units: units.collect(),
+            ..AlignmentReport::default()
+        };
+        Ok(Found {
+            report,
+            arrangements: theirs.arranged(&orders).into_iter().collect(),
+        })
     }
 }
 

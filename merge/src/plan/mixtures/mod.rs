@@ -16,9 +16,11 @@ use super::{Entry, TensorRef};
 use crate::beside::experts::choice;
 use crate::methods::MergeMethod;
 use crate::mixtures::spelling::spelling_of;
-use crate::mixtures::{Ffn, Mixture, Mixtures, Observed, Order, Survey, ffns, order_of, respelled};
+use crate::mixtures::{
+    Ffn, Mixture, Mixtures, Observed, Order, Sequence, Survey, ffns, order_of, respelled,
+};
 use crate::provenance::short_names;
-use crate::recipe::{AlignExperts, ModelRef, OnMissing};
+use crate::recipe::{AlignExperts, AlignLayers, ModelRef, OnMissing};
 use crate::{Checkpoint, MergeFault, MergeRecipe, Result, model_config};
 
 /// What is known of the models' experts.
@@ -70,6 +72,9 @@ pub(super) fn prepare(
         experts.align(recipe, method, models, (opener, grams), reference)?;
     } else if recipe.align_experts.is_some() {
         experts.require_mixtures(models)?;
+    }
+    if let Some(layers) = &recipe.align_layers {
+        experts.align_layers(recipe, layers, method, models, (opener, reference))?;
     }
     Ok(experts)
 }
@@ -207,27 +212,8 @@ impl Experts {
         if recipe.moves_experts() {
             self.require_mixtures(models)?;
         }
-        if recipe.parts().iter().any(|part| !part.slices.is_empty()) {
-            let why = "slices put layers in places where nothing says which experts are meant; align whole models, and \
-                       cut the result";
-            return Err(refused(why).into());
-        }
-        if method.needs().grams || method.needs().paired.is_some() {
-            let why =
-                "this method reads files beside the models, which are in the models' own order";
-            return Err(refused(why).into());
-        }
-        if models.refs().iter().any(|model| opener.is_document(model)) {
-            let why = "a model is the result of another document; write that to a file first";
-            return Err(refused(why).into());
-        }
-        let paths: Vec<_> = models
-            .refs()
-            .iter()
-            .map(|model| model.model.clone())
-            .collect();
-        let paths: Vec<_> = paths.iter().map(std::path::PathBuf::as_path).collect();
-        let names = short_names(&paths);
+        require_alignable(setting, recipe, method, models, opener)?;
+        let names = names_of(models);
         let kept = Arc::clone(&models.sources[reference]);
         let networks = match recipe.align_units {
             true => ffns(&kept, &self.surveys[reference]),
@@ -309,6 +295,43 @@ impl Experts {
         Ok(())
     }
 
+    /// Puts views in place of the models whose layers are to stand as those of the reference do.
+    fn align_layers(
+        &mut self,
+        recipe: &MergeRecipe,
+        layers: &AlignLayers,
+        method: &dyn MergeMethod,
+        models: &mut Models,
+        (opener, reference): (&Opener, usize),
+    ) -> Result<()> {
+        let setting = "align_layers";
+        if recipe.align_units || recipe.moves_experts() {
+            let why = "layers are moved by it alone, without `align_units` and `align_experts`";
+            return Err(MergeFault::CannotAlign { setting, why }.into());
+        }
+        require_alignable(setting, recipe, method, models, opener)?;
+        let names = names_of(models);
+        let kept = Arc::clone(&models.sources[reference]);
+        let own = Sequence::of(&kept, layers)?;
+        for (source, name) in names
+            .iter()
+            .enumerate()
+            .filter(|(source, _)| *source != reference)
+        {
+            let theirs = Sequence::of(&models.sources[source], layers)?;
+            if !own.is_alike(&theirs) {
+                let why = "layers of the models differ in their sizes";
+                return Err(MergeFault::CannotAlign { setting, why }.into());
+            }
+            let moved = Move::Layers {
+                own: own.clone(),
+                theirs,
+            };
+            self.view(name, (&kept, source), models, moved);
+        }
+        Ok(())
+    }
+
     /// Puts a view in place of a model.
     fn view(
         &mut self,
@@ -367,6 +390,39 @@ impl Experts {
         });
         checks.collect()
     }
+}
+
+/// Refuses what cannot be merged in another order than its own.
+fn require_alignable(
+    setting: &'static str,
+    recipe: &MergeRecipe,
+    method: &dyn MergeMethod,
+    models: &Models,
+    opener: &Opener,
+) -> Result<()> {
+    let refused = |why: &'static str| MergeFault::CannotAlign { setting, why };
+    if recipe.parts().iter().any(|part| !part.slices.is_empty()) {
+        let why = "slices put layers in places where nothing says which experts are meant; align whole models, and \
+                   cut the result";
+        return Err(refused(why).into());
+    }
+    if method.needs().grams || method.needs().paired.is_some() {
+        let why = "this method reads files beside the models, which are in the models' own order";
+        return Err(refused(why).into());
+    }
+    if models.refs().iter().any(|model| opener.is_document(model)) {
+        let why = "a model is the result of another document; write that to a file first";
+        return Err(refused(why).into());
+    }
+    Ok(())
+}
+
+/// What the models are called in reports.
+fn names_of(models: &Models) -> Vec<String> {
+    let paths = models.refs().iter().map(|model| model.model.clone());
+    let paths: Vec<_> = paths.collect();
+    let paths: Vec<_> = paths.iter().map(std::path::PathBuf::as_path).collect();
+    short_names(&paths)
 }
 
 /// Networks of one name and form.

@@ -1,0 +1,47 @@
+//! What can be wrong with masks of tasks.
+
+use std::path::PathBuf;
+
+/// Why a task's model cannot be made of a merged file and its masks.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum MaskFault {
+    /// The method of the recipe keeps no masks.
+    #[error("the merge method keeps no masks of tasks; `emr` and `tall_masks` do")]
+    None,
+    /// Slices of a merge are of other models.
+    #[error(
+        "slices of the recipe merge different models, so that there are no tasks of the whole model"
+    )]
+    TasksDiffer,
+    /// The file holds no masks, or damaged ones.
+    #[error("{}: holds no masks of tasks that fit the merged file; `vlmerge merge --masks` writes them", path.display())]
+    NotMasks {
+        /// The file.
+        path: PathBuf,
+    },
+    /// The masks were not written with the merged file.
+    #[error("{}: these masks are not of the merge that made {}", masks.display(), merged.display())]
+    Foreign {
+        /// The masks.
+        masks: PathBuf,
+        /// The merged file.
+        merged: PathBuf,
+    },
+    /// The base is not the one that the merge measured from.
+    #[error("{}: is not among the inputs of the merge that wrote {}, by the sizes of its files", base.display(), masks.display())]
+    OtherBase {
+        /// The base.
+        base: PathBuf,
+        /// The masks.
+        masks: PathBuf,
+    },
+    /// A task that the masks do not have, or have several of.
+    #[error("no task is called `{task}`; there are {}", known.join(", "))]
+    UnknownTask {
+        /// What was asked for.
+        task: String,
+        /// The tasks.
+        known: Vec<String>,
+    },
+}

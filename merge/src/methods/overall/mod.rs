@@ -1,0 +1,160 @@
+//! What methods have in common that compare elements of a task vector over all tensors of a model: a look at all tensors,
+//! then each element for itself.
+
+use std::sync::{Arc, Mutex, OnceLock, PoisonError};
+
+use crate::methods::kernels::of_element::{EachElement, OfElement};
+use crate::methods::parameters::ParameterSpec;
+use crate::methods::{
+    Base, ElementKernel, GroupShape, Groups, MergeMethod, Needs, Operation, Overview, Passes,
+    Survey,
+};
+use crate::{Error, MergeFault, Result};
+
+/// A method that looks at all tensors first.
+pub(in crate::methods) trait OverallMethod:
+    Sized + Send + Sync + 'static
+{
+    /// The name in recipes.
+    const NAME: &'static str;
+    /// The parameters.
+    const PARAMETERS: &'static [ParameterSpec];
+    /// Fewest models beside the base.
+    const MIN_INPUTS: usize = 1;
+    /// What is learned of all tensors.
+    type Facts: Send + Sync + 'static;
+
+    /// Reads the parameters, which must be the same for all tensors.
+    ///
+    /// # Errors
+    /// When they do not go together.
+    fn read(group: &GroupShape<'_>) -> Result<Self>;
+
+    /// Whether both have the same parameters.
+    fn is_like(&self, other: &Self) -> bool;
+
+    /// Whether this tensor takes part. One that does not keeps the base.
+    fn takes(group: &GroupShape<'_>) -> bool {
+        let _ = group;
+        true
+    }
+
+    /// Looks at all tensors.
+    ///
+    /// # Errors
+    /// When they cannot be read, or the parameters do not fit their number of elements.
+    fn look(&self, groups: &dyn Groups) -> Result<Self::Facts>;
+
+    /// What is added to the base for an element with these differences from it.
+    fn change(&self, facts: &Self::Facts, deltas: &[f64]) -> f64;
+
+    /// What the merged tensor is, in a few words.
+    fn describe(group: &GroupShape<'_>) -> String {
+        format!("base + {} of {}", Self::NAME, group.labels().join(", "))
+    }
+}
+
+/// The method of checkpoints that an [`OverallMethod`] is: one object for all tensors of a merge.
+pub(in crate::methods) struct Overall<M: OverallMethod>(Mutex<Option<Arc<Shared<M>>>>);
+
+impl<M: OverallMethod> Overall<M> {
+    /// Before any tensor was placed.
+    pub(in crate::methods) const fn new() -> Self {
+        Self(Mutex::new(None))
+    }
+}
+
+/// What all tensors share.
+struct Shared<M: OverallMethod> {
+    method: M,
+    facts: OnceLock<M::Facts>,
+}
+
+impl<M: OverallMethod> Overview for Shared<M> {
+    fn look(&self, groups: &dyn Groups) -> Result<()> {
+        if self.facts.get().is_none() {
+            let facts = self.method.look(groups)?;
+            self.facts.get_or_init(|| facts);
+        }
+        Ok(())
+    }
+}
+
+impl<M: OverallMethod> MergeMethod for Overall<M> {
+    fn name(&self) -> &'static str {
+        M::NAME
+    }
+
+    fn needs(&self) -> Needs {
+        Needs::inputs(Base::Required, M::MIN_INPUTS, usize::MAX)
+    }
+
+    fn parameters(&self) -> &'static [ParameterSpec] {
+        M::PARAMETERS
+    }
+
+    fn refuses_foreign_parameters(&self) -> bool {
+        true
+    }
+
+    fn operation(&self, group: &GroupShape<'_>) -> Result<Operation> {
+        if !M::takes(group) {
+            return Ok(Operation::TakeBase);
+        }
+        let method = M::read(group)?;
+        let mut known = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        let shared = match &*known {
+            Some(shared) if !shared.method.is_like(&method) => {
+                return Err(MergeFault::VariesByTensor {
+                    slot: group.slot.key.clone(),
+                    method: M::NAME,
+                }
+                .into());
+            }
+            Some(shared) => Arc::clone(shared),
+            None => {
+                let facts = OnceLock::new();
+                let shared = Arc::new(Shared { method, facts });
+                *known = Some(Arc::clone(&shared));
+                shared
+            }
+        };
+        Ok(Operation::Survey(Arc::new(Part(shared))))
+    }
+
+    fn describe(&self, group: &GroupShape<'_>) -> String {
+        match M::takes(group) {
+            true => M::describe(group),
+            false => "base".to_owned(),
+        }
+    }
+}
+
+/// One tensor's part.
+struct Part<M: OverallMethod>(Arc<Shared<M>>);
+
+impl<M: OverallMethod> Survey for Part<M> {
+    fn overview(&self) -> Option<Arc<dyn Overview>> {
+        Some(Arc::clone(&self.0) as Arc<dyn Overview>)
+    }
+
+    fn survey(&self, _: &dyn Passes) -> Result<Arc<dyn ElementKernel>> {
+        // The executor has looked at all tensors by now.
+        if self.0.facts.get().is_none() {
+            return Err(Error::MethodNeeds {
+                method: M::NAME,
+                what: "a look at all tensors",
+            });
+        }
+        Ok(Arc::new(EachElement(Known(Arc::clone(&self.0)))))
+    }
+}
+
+struct Known<M: OverallMethod>(Arc<Shared<M>>);
+
+impl<M: OverallMethod> OfElement for Known<M> {
+    fn change(&self, deltas: &[f64]) -> f64 {
+        let facts = self.0.facts.get();
+        facts.map_or(0.0, |facts| self.0.method.change(facts, deltas))
+    }
+}

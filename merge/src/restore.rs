@@ -1,0 +1,300 @@
+//! One task's model again, from a merged file, the masks beside it, and the base.
+
+use std::sync::Arc;
+
+use serde::{Deserialize, Serialize};
+
+use crate::methods::{Chunk, ElementKernel, Elementwise, Passes, Real, Survey, Value};
+use crate::plan::{Action, Entry, PlanBuilder, TensorRef};
+use crate::provenance::Provenance;
+use crate::{Checkpoint, DType, MaskFault, MergePlan, Result, TensorInfo};
+
+/// The key of the metadata that says what a file of masks holds.
+pub(crate) const RECORD: &str = "vlmerge.masks";
+
+/// What a file of masks says of them. The mask of task `i` for a tensor is the tensor `i.NAME`, one bit an element, the
+/// first in the lowest bit of a byte.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct MaskRecord {
+    /// The models, by as much of their paths as tells them apart.
+    pub tasks: Vec<String>,
+    /// What a task's elements are multiplied by.
+    pub factors: Vec<f64>,
+}
+
+impl MaskRecord {
+    /// The record of a file.
+    ///
+    /// # Errors
+    /// [`MaskFault::NotMasks`].
+    pub fn of(masks: &Checkpoint) -> Result<Self> {
+        let record = masks.info().metadata.get(RECORD);
+        let record = record.and_then(|text| serde_json::from_str::<Self>(text).ok());
+        let is_sound = |record: &Self| {
+            record.tasks.len() == record.factors.len()
+                && record.factors.iter().all(|factor| factor.is_finite())
+        };
+        let not_masks = || MaskFault::NotMasks {
+            path: masks.path().into(),
+        };
+        Ok(record.filter(is_sound).ok_or_else(not_masks)?)
+    }
+
+    /// The number of a task: by its name, by its name without an ending, or by the number itself, from 0.
+    fn number(&self, task: &str) -> Result<usize> {
+        let stem = |name: &str| {
+            name.rsplit_once('.')
+                .map_or_else(|| name.to_owned(), |(stem, _)| stem.to_owned())
+        };
+        let by = |is: &dyn Fn(&String) -> bool| {
+            let mut found = (self.tasks.iter().enumerate()).filter(|(_, name)| is(name));
+            match (found.next(), found.next()) {
+                (Some((index, _)), None) => Some(index),
+                _ => None,
+            }
+        };
+        let number = task
+            .parse()
+            .ok()
+            .filter(|&index: &usize| index < self.tasks.len());
+        let found = by(&|name| name == task).or_else(|| by(&|name| stem(name) == task));
+        Ok(found.or(number).ok_or_else(|| MaskFault::UnknownTask {
+            task: task.to_owned(),
+            known: self.tasks.clone(),
+        })?)
+    }
+}
+
+/// What a task's model is made of.
+pub struct Restore {
+    /// The merged file.
+    pub merged: Arc<Checkpoint>,
+    /// The masks that were written with it.
+    pub masks: Arc<Checkpoint>,
+    /// What the merge measured from.
+    pub base: Arc<Checkpoint>,
+    /// The task.
+    pub task: String,
+}
+
+impl Restore {
+    /// The plan of `base + factor · mask · (merged − base)`; tensors without a mask are those of the merged file.
+    ///
+    /// # Errors
+    /// [`MaskFault`] for masks of another merge, another base, or a task that there is none of; and as
+    /// [`PlanBuilder::finish`].
+    pub fn plan(&self, dtype: impl Fn(DType) -> DType) -> Result<MergePlan> {
+        let record = MaskRecord::of(&self.masks)?;
+        let task = record.number(&self.task)?;
+        self.check_origin()?;
+        let name = &record.tasks[task];
+        let mut plan = PlanBuilder::new(format!("vlmerge task --task {name}"));
+        let merged = plan.source(Arc::clone(&self.merged));
+        let base = plan.side_source(Arc::clone(&self.base));
+        // Its masks are read by their operations; here its file becomes one of the plan's.
+        plan.side_source(Arc::clone(&self.masks));
+        let mut n_masks = 0;
+        for (key, info) in self.merged.tensors() {
+            let tensor = |source| TensorRef {
+                source,
+                key: key.to_owned(),
+            };
+            let mask = format!("{task}.{key}");
+            let action = match self.masks.get(&mask) {
+                None => Action::Copy(tensor(merged)),
+                Some(found) => {
+                    n_masks += 1;
+                    if found.dtype != DType::U8 || found.shape != [info.n_elements().div_ceil(8)] {
+                        return Err(MaskFault::NotMasks {
+                            path: self.masks.path().into(),
+                        }
+                        .into());
+                    }
+                    Action::Survey {
+                        members: vec![tensor(merged)],
+                        base: Some(tensor(base)),
+                        survey: Arc::new(OfTask {
+                            masks: Arc::clone(&self.masks),
+                            key: mask,
+                            factor: record.factors[task],
+                        }),
+                        is_double: false,
+                    }
+                }
+            };
+            let why = match action {
+                Action::Copy(_) => "no mask".to_owned(),
+                _ => format!("what is of {name}"),
+            };
+            plan.add(Entry {
+                name: key.to_owned(),
+                info: TensorInfo {
+                    dtype: dtype(info.dtype),
+                    shape: info.shape.clone(),
+                },
+                action,
+                why,
+            })?;
+        }
+        let n_own = self.masks.tensors().filter(|(key, _)| {
+            let prefix = key.split('.').next();
+            prefix.is_some_and(|prefix| prefix.parse() == Ok(task))
+        });
+        if n_own.count() != n_masks {
+            return Err(self.foreign());
+        }
+        plan.finish()
+    }
+
+    /// Whether all three are of one merge, by what they say of it.
+    fn check_origin(&self) -> Result<()> {
+        let of = |file: &Checkpoint| Provenance::from_metadata(&file.info().metadata);
+        let (Some(merged), Some(masks)) = (of(&self.merged), of(&self.masks)) else {
+            return Err(self.foreign());
+        };
+        // `--dtype` changes the merged file and not the masks.
+        let without_dtype = |recipe: &str| -> Vec<String> {
+            let lines = recipe.lines().filter(|line| !line.starts_with("out_dtype"));
+            lines.map(str::to_owned).collect()
+        };
+        let is_same = without_dtype(&merged.recipe) == without_dtype(&masks.recipe)
+            && merged.inputs.len() == masks.inputs.len()
+            && (merged.inputs.iter().zip(&masks.inputs)).all(|(one, other)| {
+                let hashes = one.sha256.as_ref().zip(other.sha256.as_ref());
+                (&one.name, one.n_bytes) == (&other.name, other.n_bytes)
+                    && hashes.is_none_or(|(one, other)| one == other)
+            });
+        if !is_same {
+            return Err(self.foreign());
+        }
+        let was_read = |n_bytes| masks.inputs.iter().any(|input| input.n_bytes == n_bytes);
+        match self
+            .base
+            .info()
+            .files
+            .iter()
+            .find(|file| !was_read(file.n_bytes))
+        {
+            None => Ok(()),
+            Some(_) => Err(MaskFault::OtherBase {
+                base: self.base.path().into(),
+                masks: self.masks.path().into(),
+            }
+            .into()),
+        }
+    }
+
+    fn foreign(&self) -> crate::Error {
+        MaskFault::Foreign {
+            masks: self.masks.path().into(),
+            merged: self.merged.path().into(),
+        }
+        .into()
+    }
+}
+
+/// Reads the mask of one tensor.
+struct OfTask {
+    masks: Arc<Checkpoint>,
+    key: String,
+    factor: f64,
+}
+
+impl Survey for OfTask {
+    fn survey(&self, data: &dyn Passes) -> Result<Arc<dyn ElementKernel>> {
+        let bits = self.masks.read_all(&self.key)?;
+        // The plan has checked its size; a file that changes since is refused when it is read.
+        debug_assert_eq!(bits.len(), data.n_elements().div_ceil(8));
+        Ok(Arc::new(Masked {
+            bits,
+            factor: self.factor,
+        }))
+    }
+
+    fn kept_bytes(&self, n_elements: usize) -> u64 {
+        n_elements as u64 / 8
+    }
+}
+
+struct Masked {
+    bits: Vec<u8>,
+    factor: f64,
+}
+
+impl Elementwise for Masked {
+    // Must be part of its caller, which chooses the vector instructions.
+    #[inline(always)]
+    fn combine<T: Real, V: Value<Real = T>>(
+        &self,
+        chunk: &Chunk<'_, V>,
+        _: impl Fn(T) -> T,
+        out: &mut [T],
+    ) {
+        let base = chunk.base.unwrap_or_default();
+        let merged = chunk.members.first().copied().unwrap_or_default();
+        for (index, (out, (base, merged))) in
+            out.iter_mut().zip(base.iter().zip(merged)).enumerate()
+        {
+            let (base, merged) = (base.real().to_f64(), merged.real().to_f64());
+            let at = chunk.first + index;
+            let byte = self.bits.get(at / 8).copied().unwrap_or(0);
+            let is_own = byte >> (at % 8) & 1 == 1;
+            let change = if is_own {
+                self.factor * (merged - base)
+            } else {
+                0.0
+            };
+            *out = T::from_f64(base + change);
+        }
+    }
+}
+
+/// Bits of a mask, the first in the lowest bit of a byte.
+pub(crate) fn packed(mask: &[bool]) -> Vec<u8> {
+    let byte = |bits: &[bool]| {
+        let bits = bits.iter().enumerate();
+        bits.fold(0, |byte, (index, &bit)| byte | u8::from(bit) << index)
+    };
+    mask.chunks(8).map(byte).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn masked_elements_are_scaled_and_others_are_the_base() {
+        let mask = [true, false, false, true, false, false, false, false, true];
+        let kernel = Masked {
+            bits: packed(&mask),
+            factor: 2.0,
+        };
+        let (base, merged) = ([1.0f32; 9], [4.0f32; 9]);
+        let chunk = Chunk {
+            members: &[&merged],
+            base: Some(&base),
+            paired: &[],
+            first: 0,
+        };
+        let mut out = [0.0; 9];
+        kernel.combine(&chunk, |x| x, &mut out);
+        assert_eq!(out, mask.map(|is_own| if is_own { 7.0 } else { 1.0 }));
+    }
+
+    #[test]
+    fn tasks_go_by_name_stem_or_number() {
+        let record = MaskRecord {
+            tasks: ["cars.pt", "dtd.pt", "dtd.safetensors"]
+                .map(str::to_owned)
+                .to_vec(),
+            factors: vec![1.0; 3],
+        };
+        let of = |task: &str| record.number(task).ok();
+        assert_eq!(
+            [of("cars"), of("dtd.pt"), of("2")],
+            [Some(0), Some(1), Some(2)]
+        );
+        // Two are called so.
+        assert_eq!([of("dtd"), of("3")], [None, None]);
+    }
+}
