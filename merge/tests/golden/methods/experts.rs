@@ -121,6 +121,7 @@ impl Model {
             worth,
             others,
             grams: Arc::clone(&self.grams),
+            is_folder: false,
             dtype: OutputDType::Keep,
         }
     }
