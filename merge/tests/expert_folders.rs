@@ -7,8 +7,11 @@ use std::sync::Arc;
 use fixtures::Raw;
 use merge::beside::Content;
 use merge::convert::{DenseOfExperts, FewerExperts, Keep, Others, Upcycling, Worth};
+use merge::execute::{RunOptions, in_memory};
 use merge::gram::GramStore;
 use merge::io::{OpenOptions, open};
+use merge::mixtures::survey;
+use merge::progress::Silent;
 use merge::recipe::OutputDType;
 use merge::{Checkpoint, MergePlan, MergeRecipe};
 use safetensors::Dtype;
@@ -32,22 +35,26 @@ fn opened(path: &Path) -> Arc<Checkpoint> {
     Arc::new(open(path, &OpenOptions::default()).expect("it opens"))
 }
 
-/// Tokens that went to each expert, of each mixture.
-fn grams(folder: &Path, counts: [f64; EXPERTS]) -> Arc<GramStore> {
+/// A gram file that says how many tokens went to each expert of each mixture.
+fn grams(folder: &Path, counts: [[f64; EXPERTS]; 2]) -> Arc<GramStore> {
     let width = 1 + 2 * EXPERTS;
-    let mut values = vec![0.0; width * width];
-    values[0] = 100.0;
-    for (expert, count) in counts.into_iter().enumerate() {
-        (values[1 + expert], values[1 + EXPERTS + expert]) = (count, count);
-    }
-    let raw = Raw {
-        dtype: Dtype::F64,
-        shape: vec![width, width],
-        bytes: values.into_iter().flat_map(f64::to_le_bytes).collect(),
+    let routing = |counts: [f64; EXPERTS]| {
+        let mut values = vec![0.0; width * width];
+        values[0] = 100.0;
+        for (expert, count) in counts.into_iter().enumerate() {
+            (values[1 + expert], values[1 + EXPERTS + expert]) = (count, count);
+        }
+        Raw {
+            dtype: Dtype::F64,
+            shape: vec![width, width],
+            bytes: values.into_iter().flat_map(f64::to_le_bytes).collect(),
+        }
     };
-    let hosts = LAYERS.map(|layer| (format!("{}.routing", host(layer)), raw.clone()));
+    let of_layers = LAYERS.into_iter().zip(counts);
+    let matrices =
+        of_layers.map(|(layer, counts)| (format!("{}.routing", host(layer)), routing(counts)));
     let path = folder.join("grams.safetensors");
-    fixtures::write(&path, &BTreeMap::from(hosts));
+    fixtures::write(&path, &matrices.collect::<BTreeMap<_, _>>());
     Arc::new(GramStore::new(opened(&path)).expect("a gram file"))
 }
 
@@ -77,7 +84,7 @@ fn names(plan: &MergePlan) -> Vec<&str> {
     files.map(|file| file.name.as_str()).collect()
 }
 
-const COUNTS: [f64; EXPERTS] = [40.0, 30.0, 20.0, 10.0];
+const COUNTS: [[f64; EXPERTS]; 2] = [[40.0, 30.0, 20.0, 10.0]; 2];
 
 #[test]
 fn a_folder_with_fewer_experts_says_how_many_and_a_file_says_nothing() {
@@ -113,6 +120,46 @@ fn a_folder_with_fewer_experts_says_how_many_and_a_file_says_nothing() {
     // Both mixtures have the same frequencies, so the numbers are the same.
     let (plan, _) = uneven.plan(source).expect("a plan");
     assert_eq!(config(&plan)["num_experts"], 3);
+}
+
+#[test]
+fn the_most_frequent_experts_of_the_whole_model_stay_at_least_two_in_each_mixture() {
+    let folder = tempfile::tempdir().expect("a folder");
+    let said = json!({"num_experts": EXPERTS, "num_experts_per_tok": 2});
+    let source = opened(&model(folder.path(), "model", &mixtral_like(1), &said));
+    let counts = [[10.0, 10.0, 40.0, 40.0], [1.0, 97.0, 1.0, 1.0]];
+    let grams = grams(folder.path(), counts);
+    let of = |keep: usize, is_folder: bool| FewerExperts {
+        is_folder,
+        keep: Keep::InAll(keep),
+        ..fewer(0, Worth::Frequency, Arc::clone(&grams))
+    };
+    let (plan, report) = of(6, false).plan(Arc::clone(&source)).expect("a plan");
+    let kept = report.iter().map(|of| of.groups.concat());
+    // Of six experts in all, two of the second mixture stay though others of the first have more tokens.
+    assert_eq!(kept.collect::<Vec<_>>(), [vec![0, 1, 2, 3], vec![0, 1]]);
+    let found = in_memory(&plan, &RunOptions::default(), &Silent).expect("made");
+    let mixtures = survey(&found).expect("mixtures");
+    let n_experts = mixtures.values().map(|of| of.n_experts);
+    assert_eq!(n_experts.collect::<Vec<_>>(), [4, 2]);
+    for expert in [0, 1] {
+        for part in ["gate_proj", "up_proj", "down_proj"] {
+            let key = format!("{}.experts.{expert}.{part}.weight", host(LAYERS[1]));
+            let [own, before] = [&found, &*source].map(|of| of.read_all(&key).expect("there"));
+            assert!(own == before, "{key}");
+        }
+    }
+    let fault = |keep: usize, is_folder: bool| {
+        let fault = of(keep, is_folder).plan(Arc::clone(&source)).err();
+        fault.expect("refused").to_string()
+    };
+    let said = fault(3, false);
+    assert!(said.contains("8 experts and cannot be given 3"), "{said}");
+    let said = fault(6, true);
+    assert!(
+        said.contains("`num_experts` is one number for all layers, which keep 2 to 4 experts"),
+        "{said}"
+    );
 }
 
 #[test]

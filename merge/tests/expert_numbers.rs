@@ -16,7 +16,6 @@ use merge::{Checkpoint, MergePlan};
 use safetensors::Dtype;
 
 use crate::eve::{opened, synthesis, tiny, values, write};
-use crate::mixture_models::{EXPERTS, LAYERS, host, mixtral_like};
 
 const HOST: &str = "backbone.encoder.layers.3.mlp_moe.moe";
 
@@ -488,55 +487,6 @@ fn dense() -> BTreeMap<String, Raw> {
 fn written(path: &Path, tensors: &BTreeMap<String, Raw>) -> Arc<Checkpoint> {
     fixtures::write(path, tensors);
     Arc::new(opened(path))
-}
-
-#[test]
-fn the_most_frequent_experts_of_the_whole_model_stay_and_one_in_each_mixture() {
-    let folder = tempfile::tempdir().expect("a folder");
-    let path = folder.path().join("mixture.safetensors");
-    fixtures::write(&path, &mixtral_like(1));
-    let source = Arc::new(opened(&path));
-    let counts = [[10.0, 10.0, 40.0, 40.0], [1.0, 97.0, 1.0, 1.0]];
-    let matrices = counts.iter().zip(LAYERS).map(|(counts, layer)| {
-        let matrix = matrix(1 + 2 * EXPERTS, |row, column| {
-            match (row.min(column), row.max(column)) {
-                (0, 0) => 100.0,
-                (0, at) if at <= EXPERTS => counts[at - 1],
-                (0, _) => 1.0,
-                _ => 0.0,
-            }
-        });
-        (format!("{}.routing", host(layer)), matrix)
-    });
-    let grams = written(
-        &folder.path().join("grams.safetensors"),
-        &matrices.collect(),
-    );
-    let grams = Arc::new(GramStore::new(grams).expect("a gram file"));
-    let fewer = |keep: usize| FewerExperts {
-        keep: Keep::InAll(keep),
-        worth: Worth::Frequency,
-        others: Others::Prune,
-        grams: Arc::clone(&grams),
-        is_folder: false,
-        dtype: OutputDType::Keep,
-    };
-    let (plan, report) = fewer(6).plan(Arc::clone(&source)).expect("a plan");
-    let kept = report.iter().map(|of| of.groups.concat());
-    // Of six experts in all, two of the second mixture stay though others of the first have more tokens.
-    assert_eq!(kept.collect::<Vec<_>>(), [vec![0, 1, 2, 3], vec![0, 1]]);
-    let found = run(&plan);
-    let mixtures = survey(&found).expect("mixtures");
-    let n_experts = mixtures.values().map(|of| of.n_experts);
-    assert_eq!(n_experts.collect::<Vec<_>>(), [4, 2]);
-    for (to, from) in [0, 1].into_iter().enumerate() {
-        for part in ["gate_proj", "up_proj", "down_proj"] {
-            let key = |of: usize| format!("{}.experts.{of}.{part}.weight", host(LAYERS[1]));
-            assert_eq!(values(&found, &key(to)), values(&source, &key(from)));
-        }
-    }
-    let fault = fewer(1).plan(source).err().expect("refused").to_string();
-    assert!(fault.contains("8 experts and cannot be given 1"), "{fault}");
 }
 
 #[test]
