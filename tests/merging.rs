@@ -444,7 +444,7 @@ fn a_tasks_model_comes_back_from_a_merge_and_its_masks() {
         );
     }
     let said = task("model_z", &folder.file("none.safetensors"));
-    assert_eq!(said.code, Some(1));
+    assert_eq!(said.code, Some(2));
     assert!(
         said.stderr.contains("model_a") && said.stderr.contains("model_b"),
         "{}",

@@ -26,6 +26,7 @@ fn bench_kernel(bencher: Bencher<'_, '_>, method: &dyn MergeMethod) {
     };
     let experts = [Expert::Vision, Expert::Language];
     let group = GroupShape {
+        depth: None,
         slot: &slot,
         members: &experts.map(Member::Expert),
         experts: &experts,

@@ -340,6 +340,14 @@ fn masks_of_another_merge_another_base_and_an_unknown_task_are_refused() {
         };
         assert!(format!("{fault:?}").starts_with(wanted), "{fault:?}");
     }
+    let some = "rescale_by: [{ filter: head, value: elements }, { value: tensors }]";
+    let (plan, _) = MergePlan::resolve(&models.on_base("emr", &["a"], some)).expect("resolves");
+    let target = WriteOptions::new(models.path("none"));
+    let fault = write_masks(&plan, &target, &RunOptions::default(), &Silent);
+    assert!(matches!(
+        fault,
+        Err(Error::Masks(MaskFault::RulesDiffer { .. }))
+    ));
     let (plan, _) = MergePlan::resolve(&models.on_base("iso_c", &["a"], "")).expect("resolves");
     let target = WriteOptions::new(models.path("none"));
     let fault = write_masks(&plan, &target, &RunOptions::default(), &Silent);
@@ -455,4 +463,40 @@ fn regmean_of_task_vectors_merges_two_models_and_one() {
         false,
     );
     assert_eq!(described.expect("a method").needs().base, Base::Required);
+}
+
+#[test]
+fn towers_of_different_depth_are_scaled_each_by_its_own() {
+    let models = Models::new();
+    let of = |shift: f32| {
+        let names = [
+            "vision.layers.0",
+            "vision.layers.1",
+            "vision.layers.2",
+            "text.layers.0",
+            "text.layers.1",
+            "norm",
+        ];
+        let tensors = names.map(|name| (format!("{name}.weight"), floats(&[2], [shift, shift])));
+        BTreeMap::from(tensors)
+    };
+    fixtures::write(&models.path("towers"), &of(0.0));
+    fixtures::write(&models.path("tuned"), &of(1.0));
+    let rest = format!(
+        "base_model: {:?}\nparameters: {{ method: task_arithmetic, weight: 1, alpha: 0.25, beta: 0.5 }}",
+        models.path("towers")
+    );
+    let merged = models
+        .merged(&models.recipe("lines", &["tuned"], &rest))
+        .expect("merges");
+    for (name, expected) in [
+        ("vision.layers.0", 0.25),
+        ("vision.layers.1", 0.5),
+        ("vision.layers.2", 0.75),
+        ("text.layers.0", 0.25),
+        ("text.layers.1", 0.75),
+        ("norm", 0.25),
+    ] {
+        assert_eq!(merged[&format!("{name}.weight")], [expected; 2], "{name}");
+    }
 }

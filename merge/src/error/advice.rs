@@ -2,7 +2,7 @@
 
 use std::io::ErrorKind;
 
-use super::{ConversionFault, Error, SplitFault, TorchFault, WriteFault};
+use super::{ConversionFault, Error, MaskFault, SplitFault, TorchFault, WriteFault};
 use crate::io::ZipFault;
 use crate::methods::Member;
 
@@ -31,6 +31,9 @@ impl Error {
                 | Self::Write(WriteFault::UnknownOutput { .. })
                 | Self::Write(WriteFault::CannotShard { .. })
                 | Self::UnfitSizes { .. }
+                | Self::Masks(
+                    MaskFault::None | MaskFault::RulesDiffer { .. } | MaskFault::UnknownTask { .. }
+                )
         )
     }
 
@@ -52,6 +55,9 @@ impl Error {
                       modality-specific checkpoints through a merge".into())
             }
             Self::Merge(fault) => fault.hint().map(str::to_owned),
+            Self::Masks(MaskFault::Foreign { .. }) => {
+                Some("`vlmerge merge RECIPE --out FILE --masks FILE` writes both, with provenance".into())
+            }
             Self::Adapter(fault) => fault.hint().map(str::to_owned),
             Self::Quantization(fault) => fault.hint().map(str::to_owned),
             Self::Remote(fault) => fault.hint().map(str::to_owned),

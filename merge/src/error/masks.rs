@@ -14,6 +14,12 @@ pub enum MaskFault {
         "slices of the recipe merge different models, so that there are no tasks of the whole model"
     )]
     TasksDiffer,
+    /// Factors of tasks are over all tensors, and one is to be counted otherwise.
+    #[error("`rescale_by` has one value for all tensors, and `{slot}` has another")]
+    RulesDiffer {
+        /// The tensor.
+        slot: String,
+    },
     /// The file holds no masks, or damaged ones.
     #[error("{}: holds no masks of tasks that fit the merged file; `vlmerge merge --masks` writes them", path.display())]
     NotMasks {

@@ -554,6 +554,7 @@ impl MergeFault {
                 | Self::NoOutputs { .. }
                 | Self::NoRouting { .. }
                 | Self::ShuffledExperts { .. }
+                | Self::NoDecomposition { .. }
         )
     }
 

@@ -37,6 +37,13 @@ pub fn write_masks(
     {
         return Err(MaskFault::TasksDiffer.into());
     }
+    let is_other = |(_, _, masks): &&(&str, Part<'_>, &dyn Masks)| masks.rule() != first.rule();
+    if let Some((slot, ..)) = masked.iter().find(is_other) {
+        return Err(MaskFault::RulesDiffer {
+            slot: (*slot).to_owned(),
+        }
+        .into());
+    }
     let memory = Memory::new();
     let is_checked = !run.allow_non_finite;
     let shared = Shared {

@@ -18,11 +18,11 @@ use crate::methods::{
 /// |---|---|---|---|
 /// | `rescale_by` | `tensors` | `tensors`, `elements` | `lᵢ` is the mean of `abs(Dᵢ)` over that of `abs(mᵢ τ)`, of means of tensors as the published program has it, or of all elements as the paper says |
 ///
-/// Where `rescale_by` differs by the names of tensors, the first tensor's holds for all.
+/// The parameter has one value for all tensors.
 /// ## References
 /// Huang et al. 2024, "EMR-Merging: Tuning-Free High-Performance Model Merging", <https://arxiv.org/abs/2405.17461>.
 /// # Errors
-/// Those of all methods.
+/// Writing masks fails if `rescale_by` differs by the names of tensors.
 #[derive(Clone, Copy, Debug)]
 pub struct Emr;
 
@@ -107,6 +107,13 @@ impl Masks for BySign {
         let sign = elected(deltas);
         for (out, delta) in out.iter_mut().zip(deltas) {
             *out = delta * sign > 0.0;
+        }
+    }
+
+    fn rule(&self) -> &'static str {
+        match self.of_elements {
+            true => "elements",
+            false => "tensors",
         }
     }
 

@@ -177,12 +177,14 @@ impl Part {
         let views: Vec<_> = all.iter().map(|task| task.view()).collect();
         // All have as many rows.
         let beside = ndarray::concatenate(Axis(1), &views).unwrap_or_default();
-        let found = tasks.converged(Svd::of(beside.view()))?;
+        let (left, values) = tasks.converged(Svd::left_of(beside.view()))?;
         drop(beside);
-        let largest = found.largest();
-        let left = found.above(self.tolerance * largest).left;
+        let least = self.tolerance * values.first().copied().unwrap_or(0.0);
+        let rank = values.iter().take_while(|&&value| value > least).count();
+        let left = left.view().split_at(Axis(1), rank).0.to_owned();
         let aligned = all.iter().map(|task| product(left.t(), task.view()));
-        Ok((left.clone(), aligned.collect()))
+        let aligned = aligned.collect();
+        Ok((left, aligned))
     }
 }
 

@@ -10,7 +10,7 @@ use crate::methods::{
     Operation, Overview, Passes, Real, StepRounding, Survey, Value, Values, WholeKernel,
 };
 use crate::recipe::{Parameter, Parameters};
-use crate::{BlockId, Error, Result};
+use crate::{Error, Result};
 
 /// ## What it does
 /// Scales what another method adds to the base by depth: small changes for early blocks, which hold what all tasks
@@ -124,7 +124,7 @@ impl MergeMethod for Lines {
         };
         let part = Arc::new(Part {
             inner,
-            block: group.slot.block,
+            depth: group.depth,
             schedule: Arc::clone(&self.schedule),
         });
         self.schedule
@@ -189,19 +189,9 @@ impl Schedule {
     }
 
     /// The factor on what is added to a tensor.
-    fn factor(&self, block: Option<BlockId>) -> f64 {
+    fn factor(&self, depth: Option<f64>) -> f64 {
         let alpha = self.measured.get().copied().unwrap_or_default();
-        let Some(block) = block else {
-            return alpha;
-        };
-        let groups = self.lock();
-        let blocks = groups.values().filter_map(|part| part.block);
-        let of_stack = blocks.filter(|other| other.stack == block.stack);
-        let last = of_stack.map(|other| other.index).max().unwrap_or_default();
-        match last {
-            0 => alpha + self.beta,
-            last => alpha + self.beta * block.index as f64 / last as f64,
-        }
+        alpha + self.beta * depth.unwrap_or(0.0)
     }
 
     /// `|Σ Dᵢ|₁ / (T |τ|₁)`; 0 where nothing is added.
@@ -367,7 +357,7 @@ impl Sizes {
 /// One tensor's part.
 struct Part {
     inner: Inner,
-    block: Option<BlockId>,
+    depth: Option<f64>,
     schedule: Arc<Schedule>,
 }
 
@@ -391,7 +381,7 @@ impl Survey for Handle {
     fn survey(&self, data: &dyn Passes) -> Result<Arc<dyn ElementKernel>> {
         Ok(Arc::new(Scaled {
             kernel: self.0.inner.kernel(data)?,
-            factor: self.0.schedule.factor(self.0.block),
+            factor: self.0.schedule.factor(self.0.depth),
         }))
     }
 
@@ -416,7 +406,7 @@ impl WholeKernel for Handle {
         let Inner::Whole(kernel) = &self.0.inner else {
             return Err(NOT_BY_ELEMENT);
         };
-        let factor = self.0.schedule.factor(self.0.block);
+        let factor = self.0.schedule.factor(self.0.depth);
         let base = group.base()?;
         let change = kernel.merge(group)? - &base;
         Ok(base + change * factor)

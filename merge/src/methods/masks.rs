@@ -11,6 +11,11 @@ pub trait Masks: Send + Sync {
     /// Writes for each task whether an element with these differences from the base is of it.
     fn of_element(&self, deltas: &[f64], out: &mut [bool]);
 
+    /// How factors are found, which must be the same for all tensors.
+    fn rule(&self) -> &'static str {
+        ""
+    }
+
     /// Factors of the tasks, over all tensors.
     ///
     /// # Errors

@@ -202,6 +202,8 @@ impl Needs {
 pub struct GroupShape<'a> {
     /// The slot.
     pub slot: &'a Slot,
+    /// Where its block stands among those of its stack: 0 for the first, 1 for the last; `None` outside the blocks.
+    pub depth: Option<f64>,
     /// Whose copies they are, in order.
     pub members: &'a [Member],
     /// Whom each member serves, where the members are experts of one checkpoint.

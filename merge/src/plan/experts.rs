@@ -369,7 +369,8 @@ impl Builder<'_> {
         let dtype = self.common_dtype(slot, &keys)?;
         let grams = self.grams_of(slot, &experts, &shape)?;
         let members: Vec<Member> = experts.iter().map(|&e| Member::Expert(e)).collect();
-        let values = self.values_of(slot, &members)?;
+        let layer = self.layer_of(slot);
+        let values = self.values_of(slot, layer, &members)?;
         let draws = DrawKey {
             seed: self.recipe.seed,
             name: slot.key.clone(),
@@ -377,6 +378,7 @@ impl Builder<'_> {
         };
         let group = GroupShape {
             slot,
+            depth: layer.map(Layer::depth),
             members: &members,
             experts: &experts,
             has_base: self.base.is_some(),
@@ -438,19 +440,27 @@ impl Builder<'_> {
         self.method.is_for_experts() || self.method.needs().grams
     }
 
+    /// Where the block of a slot stands in its stack.
+    fn layer_of(&self, slot: &Slot) -> Option<Layer> {
+        let block = slot.block?;
+        let stack = (self.layout.dimensions().stacks).get(usize::from(block.stack))?;
+        Some(Layer {
+            layer: block.index,
+            n_layers: stack.n_blocks,
+        })
+    }
+
     /// The values of the method's parameters for one slot.
-    fn values_of(&mut self, slot: &Slot, members: &[Member]) -> Result<Values> {
+    fn values_of(
+        &mut self,
+        slot: &Slot,
+        layer: Option<Layer>,
+        members: &[Member],
+    ) -> Result<Values> {
         if self.reads_itself() {
             return Ok(Values::default());
         }
         let own = vec![(&NOTHING, Place::default()); members.len()];
-        let layer = slot.block.and_then(|block| {
-            let stack = (self.layout.dimensions().stacks).get(usize::from(block.stack))?;
-            Some(Layer {
-                layer: block.index,
-                n_layers: stack.n_blocks,
-            })
-        });
         let shared = [&self.recipe.parameters];
         self.settings
             .resolve(&slot.key, layer, members, &own, &shared)

@@ -18,6 +18,16 @@ pub(super) struct Layer {
     pub(super) n_layers: usize,
 }
 
+impl Layer {
+    /// 0 for the first, 1 for the last; 1 for the only one.
+    pub(super) fn depth(self) -> f64 {
+        match self.n_layers {
+            1 => 1.0,
+            n => self.layer as f64 / (n.max(2) - 1) as f64,
+        }
+    }
+}
+
 /// A model's own parameters, and where the model stands in the recipe.
 pub(super) type Own<'a> = (&'a Parameters, Place);
 
@@ -306,12 +316,7 @@ fn glob_pattern(glob: &str) -> String {
 /// take the first.
 fn along(values: &[Scalar], layer: Option<Layer>) -> Option<Scalar> {
     let last = values.len().checked_sub(1)?;
-    let position = match layer {
-        None => 0.0,
-        Some(Layer { n_layers: 1, .. }) => 1.0,
-        Some(Layer { layer, n_layers }) => layer as f64 / (n_layers.max(2) - 1) as f64,
-    };
-    let at = position * last as f64;
+    let at = layer.map_or(0.0, Layer::depth) * last as f64;
     let index = (at.floor() as usize).min(last);
     let share = at - index as f64;
     Some(match (&values[index], &values[(index + 1).min(last)]) {

@@ -256,6 +256,7 @@ impl Builder<'_> {
     fn entry(&self, group: Ready, draws: &DrawKey) -> Result<Entry> {
         let shape = GroupShape {
             slot: &group.slot,
+            depth: group.depth,
             members: &group.members,
             experts: &[],
             has_base: group.base.is_some(),

@@ -9,7 +9,7 @@ use crate::layouts::{self, Layout};
 use crate::methods::{GramRef, Member, Setting, Values};
 use crate::plan::builder::common_dtype;
 use crate::plan::grams::Due;
-use crate::plan::settings::Own;
+use crate::plan::settings::{Layer, Own};
 use crate::plan::{self, Action, TensorRef, opener};
 use crate::recipe::{ModelRef, OnMissing, Place};
 use crate::{
@@ -20,6 +20,8 @@ use crate::{
 pub(super) struct Ready {
     pub(super) name: String,
     pub(super) slot: Slot,
+    /// As [`crate::methods::GroupShape::depth`].
+    pub(super) depth: Option<f64>,
     pub(super) members: Vec<Member>,
     pub(super) tensors: Vec<TensorRef>,
     pub(super) base: Option<TensorRef>,
@@ -132,6 +134,7 @@ impl Builder<'_> {
         Ok(Some(Ready {
             name: wanted.name.clone(),
             slot,
+            depth: wanted.layer.map(Layer::depth),
             members,
             tensors: inputs,
             base: wanted.base.clone(),
