@@ -65,6 +65,8 @@ pub enum Command {
     Evaluate(commands::evaluate::Args),
     /// Write embeddings of pictures and texts
     Encode(commands::encode::Args),
+    /// Give a CLIP a classifier of images made of texts of the classes
+    Classifier(commands::classifier::Args),
     /// Merge and measure along a grid of a parameter
     Sweep(commands::sweep::Args),
     /// Search the numbers of a merge recipe that do best on validation data
@@ -105,6 +107,7 @@ impl Command {
             Self::Gram(args) => commands::gram::run(args, output),
             Self::Evaluate(args) => commands::evaluate::run(args, output),
             Self::Encode(args) => commands::encode::run(&args, output),
+            Self::Classifier(args) => commands::classifier::run(args, output),
             Self::Soup(args) => commands::soup::run(args, output),
             Self::Sweep(args) => commands::sweep::run(args, output),
             Self::Pretrain(args) => commands::pretrain::run(args, output),

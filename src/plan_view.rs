@@ -24,7 +24,8 @@ pub fn carry_out(
     output: &Output,
 ) -> Result<ExitCode> {
     // Conversions write the file that is asked for and nothing beside it.
-    let may_be_folder = !plan.beside().ingredients.is_empty();
+    let beside = plan.beside();
+    let may_be_folder = !beside.ingredients.is_empty() || beside.weights.is_some();
     let of_models = (plan.beside().ingredients.iter()).filter_map(|model| model.note.as_ref());
     for note in of_models.chain(&plan.beside().notes) {
         output.note(format!("note: {}", printable(note)));
@@ -32,7 +33,7 @@ pub fn carry_out(
     if write.dry_run {
         let options = target.map(|target| {
             let options = write.write_options(target, may_be_folder);
-            options.called_like(&plan.files())
+            (options.called_like(&plan.files())).called(beside.weights)
         });
         if let Some(options) = &options {
             check(plan, options, &write.run_options(check_copies))?;
@@ -48,7 +49,7 @@ pub fn carry_out(
     }
     let no_target = || UsageError("name the checkpoint to write with --out".into());
     let options = write.write_options(target.ok_or_else(no_target)?, may_be_folder);
-    let options = options.called_like(&plan.files());
+    let options = (options.called_like(&plan.files())).called(beside.weights);
     let start = Instant::now();
     let summary = execute(plan, &options, &write.run_options(check_copies), output)?;
     let seconds = start.elapsed().as_secs_f64();

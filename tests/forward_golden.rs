@@ -66,13 +66,16 @@ impl Model {
     }
 
     fn check_outputs(&self, found: &BTreeMap<String, Raw>) {
+        self.check_all(found, &self.case.tensors("expected"));
+    }
+
+    fn check_all(&self, found: &BTreeMap<String, Raw>, expected: &BTreeMap<String, Raw>) {
         let (rtol, atol) = (
             self.case.tolerance("", "rtol"),
             self.case.tolerance("", "atol"),
         );
-        let expected = self.case.tensors("expected");
         assert!(!expected.is_empty(), "a comparison");
-        for (name, expected) in &expected {
+        for (name, expected) in expected {
             let found = found.get(name).unwrap_or_else(|| panic!("no {name}"));
             assert_eq!(found.shape, expected.shape, "{name}");
             let differs = first_difference(&found.values(), &expected.values(), rtol, atol);
@@ -307,6 +310,83 @@ fn a_loss_refuses_options_that_it_does_not_read_and_names_those_that_it_needs() 
     assert!(said.contains("blok"), "{said}");
     let said = refused(&["linear_probe"]);
     assert!(said.contains("`label`"), "{said}");
+}
+
+/// What the configuration of a CLIP or SigLIP does not tell, of an image tower of timm with a made-up name; and the pass
+/// of the case.
+fn clip(case: &Case, pass: Option<&str>) -> Vec<String> {
+    let config = case
+        .set()
+        .path(case.text("model"))
+        .join("open_clip_config.json");
+    let is_of_timm =
+        std::fs::read_to_string(config).is_ok_and(|text| text.contains("timm_model_name"));
+    let heads = case.set().config()["siglip"]["heads"]
+        .as_u64()
+        .filter(|_| is_of_timm);
+    words(&[
+        ("--pass", pass.map(str::to_owned)),
+        ("--image-heads", heads.map(|heads| heads.to_string())),
+        ("--activation", is_of_timm.then(|| "gelu-tanh".to_owned())),
+    ])
+}
+
+fn clip_pass(case: &Case) -> String {
+    let ids = case.param("input_ids");
+    let ids = ids.and_then(|ids| ids.strip_prefix("input_ids_"));
+    let is_masked = case["params"]["attention_mask"] == true;
+    match (ids, is_masked) {
+        (None, false) => "unmasked".to_owned(),
+        (None, true) => "masked".to_owned(),
+        (Some(ids), false) => ids.to_owned(),
+        (Some(ids), true) => format!("{ids}_masked"),
+    }
+}
+
+#[test]
+fn golden_outputs_of_clip_come_out_of_the_program() {
+    for case in Set::open("clip").cases("forward") {
+        // Of a model with another activation, which `evaluate` tests; and of texts that are filled up otherwise.
+        let expected = case.tensors("expected").into_iter();
+        let expected = expected.filter(|(name, _)| !name.ends_with("_erf"));
+        let (others, own): (BTreeMap<_, _>, BTreeMap<_, _>) =
+            expected.partition(|(name, _)| name.ends_with("_pad_eot"));
+        let folder = |case: &Case, _: &Path| case.set().path(case.text("model"));
+        let model = Model::new(case.clone(), folder, clip(&case, Some(&clip_pass(&case))));
+        model.check_all(&model.run(&case.file("input"), None).outputs, &own);
+        if !others.is_empty() {
+            let plain = |name: String| name.trim_end_matches("_pad_eot").to_owned();
+            let others = others.into_iter().map(|(name, raw)| (plain(name), raw));
+            let model = Model::new(case.clone(), folder, clip(&case, Some("pad_eot")));
+            model.check_all(
+                &model.run(&case.file("input"), None).outputs,
+                &others.collect(),
+            );
+        }
+    }
+}
+
+#[test]
+fn golden_gradients_of_clip_come_out_of_the_program() {
+    for case in Set::open("clip").cases("loss_grad") {
+        let folder = |case: &Case, _: &Path| case.set().path(case.text("model"));
+        let model = Model::new(case.clone(), folder, clip(&case, None));
+        let loss = case.param("loss").expect("a loss").to_owned();
+        let ran = model.run(&case.file("input"), Some(&[loss]));
+        let expected = &case.json("expected")[case.text("key")];
+        let (found, expected) = (
+            number(&ran.said["loss"]["value"]),
+            number(&expected["loss"]),
+        );
+        let within =
+            case.tolerance("loss", "atol") + case.tolerance("loss", "rtol") * expected.abs();
+        assert!((found - expected).abs() <= within, "{}: {found}", case.id());
+        let (rel_l2, floor) = (
+            case.tolerance("grad", "rel_l2"),
+            case.tolerance("grad", "atol_norm"),
+        );
+        model.check_gradients(&ran.gradients, rel_l2, floor);
+    }
 }
 
 /// What the tensors of an EVE do not tell.

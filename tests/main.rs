@@ -3,6 +3,7 @@
 
 mod bad_recipes;
 mod cases;
+mod clip;
 mod compare;
 mod comparing_ways;
 mod convert;

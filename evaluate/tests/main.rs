@@ -18,6 +18,8 @@ mod flm;
 mod flm_model;
 mod fused;
 mod golden;
+mod golden_clip;
+mod golden_clip_inputs;
 mod golden_eve;
 mod golden_eve_errors;
 mod golden_eve_inputs;

@@ -120,6 +120,7 @@ fn run_rule(
             padding: Padding::Longest,
             vocabulary: tokenizer.vocabulary_size(),
             rule: TextRule::Verbatim,
+            padding_id: None,
         },
     };
     let n_read = reads_texts.then(AtomicUsize::default);

@@ -6,6 +6,7 @@ mod beside;
 mod catalog;
 mod changing;
 mod checkpoint_methods;
+mod clip;
 mod convert;
 mod diff;
 mod distance;

@@ -15,6 +15,8 @@ use crate::output::Output;
 pub enum ResizeArg {
     /// Cubic convolution, as in vl-merging and torch
     Bicubic,
+    /// The same, smoothed when shrinking, as in open_clip
+    BicubicAntialiased,
     /// Geometric spacing and a cubic spline, as in VLMo and BEiT; cannot shrink
     Geometric,
     /// As geometric, and a smaller image gets the middle of the table, as the published EVE does
@@ -25,6 +27,7 @@ impl From<ResizeArg> for Resize {
     fn from(arg: ResizeArg) -> Self {
         match arg {
             ResizeArg::Bicubic => Self::Bicubic,
+            ResizeArg::BicubicAntialiased => Self::BicubicAntialiased,
             ResizeArg::Geometric => Self::Geometric,
             ResizeArg::GeometricOrCrop => Self::GeometricOrCrop,
         }

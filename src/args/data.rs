@@ -7,8 +7,10 @@ use clap::Args;
 use clap::builder::{PossibleValue, PossibleValuesParser, TypedValueParser};
 use evaluate::datasets::annotations::Annotations;
 use evaluate::datasets::class_folders::ClassFolders;
+use evaluate::datasets::class_texts::ClassTexts;
 use evaluate::datasets::xvlm::JsonFiles;
 use evaluate::datasets::{DATASETS, DatasetSpec, Kind};
+use evaluate::measure::key_of;
 use evaluate::metrics::reranking::Rest;
 use evaluate::metrics::retrieval::Ties;
 use evaluate::tasks::{TASKS, Task, TaskOption, TaskOptions, TaskSpec};
@@ -30,11 +32,12 @@ pub struct DataArgs {
     #[arg(long, value_name = "DIR")]
     pub data: PathBuf,
     /// Data set of a task that works on several: coco, f30k, sbu, gcc, vg, or the folder of a CSV table or
-    /// of splits with folders of classes [default: coco; imagenet for zero_shot, imagenet1k for linear_probe]
+    /// of splits with folders of classes [default: coco; imagenet for zero_shot, imagenet1k for
+    /// zero_shot_classes and linear_probe]
     #[arg(long, value_name = "NAME")]
     pub dataset: Option<String>,
     /// Part of the data set [default: test; rest_val for vqa, dev for nlvr2, valid for zero_shot, val for
-    /// linear_probe]
+    /// zero_shot_classes and linear_probe]
     #[arg(long, value_name = "NAME")]
     pub split: Option<String>,
     /// Tokenizer: a vocab.txt or tokenizer.json, a folder with one, or a name on the hub
@@ -187,7 +190,7 @@ impl DataArgs {
 
     /// The tokenizer, for tasks that read texts.
     pub fn tokenizer(&self) -> Result<Option<Tokenizer>> {
-        let reads = self.task.kind.has_texts();
+        let reads = self.task.reads_texts;
         Ok(reads
             .then(|| Tokenizer::open(&self.tokenizer))
             .transpose()?)
@@ -239,6 +242,13 @@ impl DataArgs {
         if self.task.kind == Kind::Classes {
             let set = ClassFolders::open(&self.data, self.dataset(), self.split())?;
             files.extend(set.sizes()?);
+            let folder = self.data.join(self.dataset());
+            // The same length does not make them the same texts.
+            for name in ClassTexts::FILES.iter().filter(|_| self.task.reads_texts) {
+                if let Ok(text) = std::fs::read(folder.join(name)) {
+                    files.push((format!("{name} {}", key_of(&text)), text.len() as u64));
+                }
+            }
         }
         if let Some(half) = Annotations::half(&self.data, self.dataset(), self.split()) {
             let table = format!("{}/{}", self.dataset(), half.table());

@@ -11,6 +11,7 @@ use evaluate::tasks::Runner;
 use evaluate::text::Tokenizer;
 use merge::Progress;
 use merge::convert::Conversion;
+use merge::layouts::ClipActivation;
 
 use crate::args::number::{Colors, parse_colors, parse_positive};
 
@@ -47,6 +48,9 @@ pub struct LoadArgs {
     /// Attention heads of the text tower, if the checkpoint does not say
     #[arg(long, value_name = "N")]
     pub text_heads: Option<usize>,
+    /// Activation of the FFNs of both towers, if the checkpoint does not say
+    #[arg(long, value_enum, value_name = "NAME")]
+    pub activation: Option<ActivationArg>,
     /// Divisor of similarities, for models that do not learn it
     #[arg(long, value_name = "NUMBER")]
     pub temperature: Option<f64>,
@@ -79,6 +83,17 @@ pub struct LoadArgs {
     /// noise and dropped tokens in routers
     #[arg(long)]
     pub model_as_published: bool,
+}
+
+/// What stands between the two layers of an FFN.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub enum ActivationArg {
+    /// x σ(1.702 x): OpenAI's CLIP, and models of open_clip called -quickgelu
+    QuickGelu,
+    /// GELU by the error function
+    Gelu,
+    /// GELU by the hyperbolic tangent
+    GeluTanh,
 }
 
 /// How routers of experts choose.
@@ -142,6 +157,7 @@ impl LoadArgs {
             "shallow_attention": self.shallow_attention.map(|how| format!("{how:?}")),
             "image_heads": self.image_heads,
             "text_heads": self.text_heads,
+            "activation": self.activation.map(|how| format!("{how:?}")),
             "temperature": self.temperature,
             "image_mean": self.image_mean.map(|Colors(colors)| colors),
             "image_deviation": self.image_deviation.map(|Colors(colors)| colors),
@@ -169,6 +185,11 @@ impl LoadArgs {
             text_table_len: self.text_table_len,
             image_heads: self.image_heads,
             text_heads: self.text_heads,
+            activation: self.activation.map(|how| match how {
+                ActivationArg::QuickGelu => ClipActivation::QuickGelu,
+                ActivationArg::Gelu => ClipActivation::Gelu,
+                ActivationArg::GeluTanh => ClipActivation::GeluTanh,
+            }),
             temperature: self.temperature,
             image_mean: self.image_mean.map(|Colors(colors)| colors),
             image_deviation: self.image_deviation.map(|Colors(colors)| colors),

@@ -5,7 +5,7 @@ use std::process::ExitCode;
 
 use anyhow::Result;
 use clap::ValueEnum;
-use merge::convert::{Conversion, Spelling, Wrapper};
+use merge::convert::{ClipTarget, Conversion, Spelling, Wrapper};
 use merge::layouts::{ModelRecord, RecordFamily, by_name, detect};
 use merge::mixtures::MixtureSpelling;
 use merge::recipe::ModelRef;
@@ -25,6 +25,7 @@ Examples:
   vlmerge convert model.safetensors folder/model.safetensors --max-shard-size 2GB
   vlmerge convert vlmo_base.pt out.safetensors --to vl-merging       VLMo keys as vl-merging's
   vlmerge convert mixtral/ fused.safetensors --to fused-experts      all experts in one tensor
+  vlmerge convert laion/ hf/ --to hf                                 open_clip's keys as transformers'
   vlmerge convert eve.pth half.safetensors --experts 16 --grams coco.gram.safetensors
   vlmerge convert mixtral/ half/ --experts 4 --grams c4.gram.safetensors    with its config.json
   vlmerge convert zerovl.pth zerovl.safetensors --module remove      keys without the prefix
@@ -45,7 +46,8 @@ pub struct Args {
     /// Name of the dictionary in the file that holds the weights [default: found by rule]
     #[arg(long)]
     root: Option<String>,
-    /// Give the keys of a model that has one FFN per modality, or mixtures of experts, another spelling
+    /// Give the keys of a model that has one FFN per modality, mixtures of experts, or two towers as CLIP, another
+    /// spelling
     #[arg(long, value_enum, value_name = "SPELLING")]
     to: Option<SpellingArg>,
     /// Add or remove the prefix `module.` that data-parallel wrappers put before every key
@@ -111,6 +113,10 @@ enum SpellingArg {
     FusedTransposed,
     /// Mixtures as Granite-MoE: block_sparse_moe.input_linear and output_linear
     Granite,
+    /// CLIP and SigLIP as transformers; a folder gets config.json too
+    Hf,
+    /// CLIP and SigLIP as open_clip; a folder gets open_clip_config.json too
+    OpenClip,
 }
 
 /// What to do with the prefix `module.`.
@@ -152,6 +158,8 @@ pub fn run(args: Args, output: &Output) -> Result<ExitCode> {
             SpellingArg::FusedExperts => Spelling::Mixture(MixtureSpelling::FusedExperts),
             SpellingArg::FusedTransposed => Spelling::Mixture(MixtureSpelling::FusedTransposed),
             SpellingArg::Granite => Spelling::Mixture(MixtureSpelling::Granite),
+            SpellingArg::Hf => Spelling::Clip(ClipTarget::HuggingFace),
+            SpellingArg::OpenClip => Spelling::Clip(ClipTarget::OpenClip),
         }),
         wrapper: args.module.map(|module| match module {
             ModuleArg::Add => Wrapper::Add,

@@ -1,6 +1,7 @@
 //! One file per verb: flags, calls into the library, printing.
 
 pub mod arithmetic;
+pub mod classifier;
 pub mod convert;
 pub mod data;
 pub mod diff;

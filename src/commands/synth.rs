@@ -6,7 +6,7 @@ use std::process::ExitCode;
 use anyhow::Result;
 use clap::ValueEnum;
 use merge::MergePlan;
-use merge::layouts::{CatalogSpec, Form, GivenSizes, Heads, Sizes};
+use merge::layouts::{CatalogSpec, ClipSpec, Form, GivenSizes, Heads, Sizes};
 use merge::layouts::{EveSizes, EveSpec, EveTask};
 use merge::layouts::{
     FlmSpec, GivenFlmSizes, GivenTower, GivenZerovlSizes, ZerovlSizes, ZerovlSpec,
@@ -28,6 +28,7 @@ Examples:
   vlmerge synth --family zerovl --blocks 2 --width 64 --vocabulary 101 --image-size 32 \\
                 --patch-size 8 --joint-width 32 tiny.safetensors
   vlmerge synth --family flm --task caption captions.ckpt
+  vlmerge synth --family clip --size large vit-l-14.safetensors
   vlmerge synth --family eve --size large --heads irtr retrieval.th
   vlmerge synth --size custom --blocks 4 --width 128 --attention-heads 2 --fusion-start 3 small.pt";
 
@@ -130,7 +131,7 @@ struct SizeArgs {
     /// Inner size of the FFN of the text tower [default: 4 times its width]
     #[arg(long, value_name = "N")]
     text_ffn_width: Option<usize>,
-    /// Width of zerovl's joint space [default: 512]
+    /// Width of the joint space of zerovl and clip [default: 512; 768 for a large clip]
     #[arg(long, value_name = "N")]
     joint_width: Option<usize>,
     /// Number of cross-modal layers of flm [default: 6]
@@ -190,6 +191,10 @@ enum Family {
     Flm,
     /// EVE: one transformer with mixtures of experts in its last blocks
     Eve,
+    /// CLIP: ViT-B/32, or ViT-L/14 as size large
+    Clip,
+    /// SigLIP: ViT-B/16, or ViT-L/16 as size large
+    Siglip,
 }
 
 /// Whether the temperature is learned.
@@ -288,7 +293,9 @@ impl Args {
         let layout = match (self.family, self.layout) {
             (Family::Vlmo, None) if self.size == Size::BasePlus => return Ok(Form::VlmoAbsolute),
             (Family::Vlmo, None) => return Ok(Form::Vlmo),
-            (Family::Zerovl | Family::Flm | Family::Eve, _) => return Err(no_such_layout()),
+            (Family::Zerovl | Family::Flm | Family::Eve | Family::Clip | Family::Siglip, _) => {
+                return Err(no_such_layout());
+            }
             (Family::VlMerging, layout) => layout.unwrap_or(LayoutArg::Agnostic),
             (Family::Beit, layout) => layout.unwrap_or(LayoutArg::SharedTable),
             (Family::Vlmo, Some(layout)) => layout,
@@ -323,6 +330,7 @@ impl Args {
             ("--temperature", self.temperature.is_some()),
             ("--joint-width", of.joint_width.is_some()),
         ];
+        let of_clip = [("--with-buffers", self.with_buffers), of_zerovl[0]];
         let of_flm = [
             ("--task", self.task.is_some()),
             ("--cross-blocks", of.cross_blocks.is_some()),
@@ -344,6 +352,15 @@ impl Args {
             Family::Zerovl => {
                 [&of_one_stack[..], &multiway, &of_answers, &of_flm, &of_eve].concat()
             }
+            Family::Clip | Family::Siglip => [
+                &of_one_stack[..],
+                &multiway,
+                &of_answers,
+                &of_flm,
+                &of_eve,
+                &of_clip,
+            ]
+            .concat(),
             Family::Flm => [&of_one_stack[..], &multiway, &of_zerovl, &of_eve].concat(),
             Family::Eve => [&multiway[..], &of_zerovl, &of_flm, &towers].concat(),
             _ => [&of_zerovl[..], &of_flm, &towers, &of_eve].concat(),
@@ -375,6 +392,30 @@ impl Args {
             has_temperature: self.temperature == Some(TemperatureArg::Learned),
             with_buffers: self.with_buffers,
         })
+    }
+
+    /// A CLIP or a SigLIP of a published size, with the sizes that are given.
+    fn clip(&self, is_siglip: bool) -> Result<ClipSpec, UsageError> {
+        let is_large = match self.size {
+            Size::Base => false,
+            Size::Large => true,
+            _ => {
+                return Err(UsageError(
+                    "clip and siglip have the published sizes base and large; single sizes change them".into(),
+                ));
+            }
+        };
+        let of = &self.sizes;
+        let given = GivenZerovlSizes {
+            image: of.image_tower(),
+            text: of.text_tower(),
+            patch_size: of.patch_size,
+            image_size: of.image_size,
+            vocabulary: of.vocabulary,
+            text_len: of.text_len,
+            joint_width: of.joint_width,
+        };
+        Ok(ClipSpec::published(is_siglip, is_large, &given))
     }
 
     /// An FLM of the published size of its task, with the sizes that are given. The text's width is that of the
@@ -490,6 +531,8 @@ pub fn run(args: Args, output: &Output) -> Result<ExitCode> {
         Family::Zerovl => args.plan(args.zerovl()?)?,
         Family::Flm => args.plan(args.flm()?)?,
         Family::Eve => args.plan(args.eve()?)?,
+        Family::Clip => args.plan(args.clip(false)?)?,
+        Family::Siglip => args.plan(args.clip(true)?)?,
         _ => args.plan(CatalogSpec {
             form: args.form()?,
             sizes: args.sizes(),

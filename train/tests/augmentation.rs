@@ -53,6 +53,7 @@ fn views(examples: Sided, augmentation: &Augmentation) -> Vec<Vec<f32>> {
             padding: Padding::Full,
             vocabulary: 101,
             rule: TextRule::Verbatim,
+            padding_id: None,
         },
     };
     let needs = Needs {

@@ -326,6 +326,7 @@ fn texts_of_one_image_share_the_target() {
     let (scale, same) = (5.0, [4u32, 4, 9]);
     let of = |same| {
         let features = Features {
+            bias: 0.0,
             images: &images,
             texts: &texts,
             scale,
@@ -365,6 +366,7 @@ fn texts_of_one_image_share_the_target() {
         let mut rows = image_rows;
         rows[0][0] += by;
         let features = Features {
+            bias: 0.0,
             images: &tensor(&rows),
             texts: &texts,
             scale,

@@ -165,6 +165,7 @@ pub const DEEP: Overrides = Overrides {
 };
 
 pub const NOTHING: Overrides = Overrides {
+    activation: None,
     n_heads: None,
     fusion_start: None,
     shallow_attention: None,

@@ -10,6 +10,7 @@ mod fixture;
 mod flm_model;
 mod fused_blocks;
 mod golden;
+mod golden_clip;
 mod golden_eve;
 mod golden_eve_data;
 mod golden_eve_pictures;

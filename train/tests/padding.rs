@@ -27,6 +27,7 @@ fn batch(padding: Padding, n: usize) -> Batch {
             len: LEN,
             padding,
             rule: TextRule::Verbatim,
+            padding_id: None,
             vocabulary: 101,
         },
     };
@@ -125,6 +126,7 @@ fn one_place_behind_the_longest_text_is_padding_where_the_first_such_place_count
         padding: Padding::OneBeyond,
         vocabulary: 101,
         rule: TextRule::Verbatim,
+        padding_id: None,
     };
     // Never beyond the model's length.
     for (lengths, padded) in [

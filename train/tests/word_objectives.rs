@@ -285,6 +285,7 @@ fn loader(n_images: usize, seed: u64) -> Loader {
             len: 8,
             padding: Padding::Longest,
             rule: TextRule::Verbatim,
+            padding_id: None,
             vocabulary: 101,
         },
     };

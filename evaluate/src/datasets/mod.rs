@@ -10,6 +10,7 @@ pub mod annotations;
 pub mod arrow;
 pub mod captions;
 pub mod class_folders;
+pub mod class_texts;
 pub mod left_out;
 pub mod nlvr2;
 pub mod overview;

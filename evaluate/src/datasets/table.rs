@@ -30,12 +30,6 @@ impl Kind {
             Self::Classes => "classes",
         }
     }
-
-    /// Whether a model reads texts of its rows.
-    #[must_use]
-    pub fn has_texts(self) -> bool {
-        self != Self::Classes
-    }
 }
 
 /// A split and the files that hold it.

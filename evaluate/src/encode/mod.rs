@@ -115,7 +115,7 @@ pub fn texts(
 ) -> Result<()> {
     encoder.model.dual()?;
     let input = &encoder.model.input().text;
-    tokenizer.check_vocabulary(input.vocabulary)?;
+    let tokenizer = tokenizer.for_input(input)?;
     let todo = &texts[rows.n_rows().min(texts.len())..];
     encoder.progress.start_items("texts", todo.len() as u64);
     let mut run = || {

@@ -1,6 +1,6 @@
 //! What a model takes of a picture.
 
-use super::Filter;
+use super::{Filter, Passes};
 
 /// How a picture is brought to a model's size. What is larger than the model's side in the end is
 /// cut to its center.
@@ -37,6 +37,8 @@ pub enum Margins {
     Even,
     /// The first one larger, as torchvision 0.8.
     FirstLarger,
+    /// The last one larger, as transformers. A picture that is too small has its larger margin first then.
+    LastLarger,
 }
 
 impl Margins {
@@ -46,6 +48,16 @@ impl Margins {
         match self {
             Self::Even => (rest as f64 / 2.0).round_ties_even() as usize,
             Self::FirstLarger => rest.div_ceil(2),
+            Self::LastLarger => rest / 2,
+        }
+    }
+
+    /// The first margin where `lacking` pixels are filled up.
+    #[must_use]
+    pub fn filled(self, lacking: usize) -> usize {
+        match self {
+            Self::LastLarger => lacking.div_ceil(2),
+            Self::Even | Self::FirstLarger => lacking / 2,
         }
     }
 }
@@ -60,6 +72,8 @@ pub struct ImageInput {
     pub resize: Resize,
     /// How it is sampled on the way.
     pub filter: Filter,
+    /// Which way first.
+    pub passes: Passes,
     /// Where the center is cut out.
     pub margins: Margins,
     /// What becomes of transparency.
@@ -88,6 +102,7 @@ impl ImageInput {
             side,
             resize: Resize::Squash,
             filter: Filter::Bicubic,
+            passes: Passes::RowsFirst,
             margins: Margins::Even,
             alpha: Alpha::Dropped,
             mean: [0.5; 3],

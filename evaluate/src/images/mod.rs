@@ -25,10 +25,10 @@ pub use files::{list, open};
 pub use filter::Filter;
 pub use input::{Alpha, ImageInput, Margins, Resize};
 pub use part::Part;
-pub use resample::Resampler;
+pub use resample::{Passes, Resampler};
 pub use thumbnail::thumbnail;
 pub use transform::{
-    Normalization, Transform, center, channels_into, in_multiples, normalize_into,
+    Normalization, Transform, center, channels_into, in_multiples, normalize_into, shorter,
 };
 
 /// A picture: rows from the top, pixels from the left, red, green and blue in eight bits each.

@@ -62,6 +62,25 @@ impl Axis {
     }
 }
 
+/// Which way a picture is resized first: eight bits between the two passes make a difference.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Passes {
+    /// Along rows, as Pillow did up to version 12.
+    #[default]
+    RowsFirst,
+    /// Along columns where that leaves less to do, as Pillow does from version 13 on.
+    LessFirst,
+}
+
+impl Passes {
+    /// Whether columns are resized first: they lose more than twice as many pixels as rows do.
+    fn is_columns_first(self, from: (usize, usize), to: (usize, usize)) -> bool {
+        let lost = |from: usize, to: usize| from as i64 - to as i64;
+        let (down, across) = (lost(from.1, to.1), lost(from.0, to.0));
+        self == Self::LessFirst && down > 0 && down > 2 * across
+    }
+}
+
 /// Resizes pictures of one size to another, as Pillow's `resize(size, filter)` does, bit by bit: the
 /// aspect ratio is not kept, and shrinking widens the filter.
 #[derive(Clone, Debug)]
@@ -69,6 +88,7 @@ pub struct Resampler {
     from: (usize, usize),
     to: (usize, usize),
     filter: Filter,
+    passes: Passes,
     across: Axis,
     down: Axis,
 }
@@ -87,9 +107,16 @@ impl Resampler {
             from,
             to,
             filter,
+            passes: Passes::RowsFirst,
             across: Axis::new(from.0, to.0.max(1), filter),
             down: Axis::new(from.1, to.1.max(1), filter),
         }
+    }
+
+    /// The same with another order of its passes.
+    #[must_use]
+    pub fn in_passes(self, passes: Passes) -> Self {
+        Self { passes, ..self }
     }
 
     /// The picture in the new size; of another size than announced, it gets its own coefficients.
@@ -111,9 +138,15 @@ impl Resampler {
         let part = part.within(picture);
         if (part.width, part.height) != self.from {
             let from = (part.width, part.height);
-            return Self::with_filter(from, self.to, self.filter).resize_part(picture, part);
+            let own = Self::with_filter(from, self.to, self.filter).in_passes(self.passes);
+            return own.resize_part(picture, part);
         }
         let (width, height) = self.to;
+        if self.passes.is_columns_first(self.from, self.to) {
+            let low = (part.width, height);
+            let picture = Self::with_filter(self.from, low, self.filter).resize_part(picture, part);
+            return Self::with_filter(low, self.to, self.filter).resize(&picture);
+        }
         let stride = 3 * picture.width;
         let from = &picture.pixels[part.top * stride + 3 * part.left..];
         let mut narrow = Vec::new();

@@ -68,6 +68,7 @@ impl Transform {
             Resize::Shorter { to } => shorter(from, to),
         };
         let resampler = Resampler::with_filter(from, to, self.input.filter);
+        let resampler = resampler.in_passes(self.input.passes);
         let resized = match &picture.alpha {
             Some(alpha) if self.input.alpha == Alpha::Premultiplied && from != to => {
                 alpha::resize(&resampler, picture, alpha)
@@ -82,7 +83,8 @@ impl Transform {
 }
 
 /// The size of a picture whose shorter side becomes `to`; the longer one is cut towards zero.
-fn shorter((width, height): (usize, usize), to: usize) -> (usize, usize) {
+#[must_use]
+pub fn shorter((width, height): (usize, usize), to: usize) -> (usize, usize) {
     let longer = |long: usize, short: usize| to * long / short.max(1);
     match width <= height {
         true => (to, longer(height, width)),
@@ -117,7 +119,7 @@ pub fn in_multiples(
 
 /// The center of a picture, `side` by `side`; what it lacks is black.
 ///
-/// Where a picture is too small, the last margin gets the larger half, as in torchvision.
+/// Where a picture is too small, its margins are those of [`Margins::filled`].
 #[must_use]
 pub fn center(picture: &Rgb, side: usize, margins: Margins) -> Rgb {
     let margin = |size: usize| size.checked_sub(side).map_or(0, |rest| margins.first(rest));
@@ -128,7 +130,7 @@ pub fn center(picture: &Rgb, side: usize, margins: Margins) -> Rgb {
         height: side,
     }
     .within(picture);
-    let (left, top) = ((side - part.width) / 2, (side - part.height) / 2);
+    let [left, top] = [part.width, part.height].map(|size| margins.filled(side - size));
     let mut pixels = vec![0; 3 * side * side];
     for row in 0..part.height {
         let from = 3 * ((part.top + row) * picture.width + part.left);

@@ -3,6 +3,7 @@
 pub mod accuracy;
 pub mod answers;
 pub mod bootstrap;
+pub mod calibration;
 pub mod captions;
 pub mod folds;
 pub mod nlvr2;

@@ -75,6 +75,49 @@ pub fn sample<M: ScoreMatrix<Score = f32>>(
     Ok(sample)
 }
 
+/// Reports `per_class`: the mean over classes of the share of their images that `nearest` gives their class. Units are
+/// images; classes without an image count for nothing.
+pub fn per_class(sample: &mut Sample, nearest: &[usize], labels: &[i64], n_classes: usize) {
+    let mut n_images = vec![0_usize; n_classes];
+    let of = |label: i64| usize::try_from(label).unwrap_or(usize::MAX);
+    for label in labels {
+        if let Some(n) = n_images.get_mut(of(*label)) {
+            *n += 1;
+        }
+    }
+    let n_there = n_images.iter().filter(|n| **n > 0).count();
+    let cases = nearest.iter().zip(labels).enumerate();
+    let cases = cases.map(|(image, (nearest, label))| {
+        let label = of(*label);
+        let n = n_images.get(label).copied().unwrap_or(1).max(1);
+        // The mean over images of what is weighed by the size of their class.
+        let weight = labels.len() as f64 / (n * n_there.max(1)) as f64;
+        (image, if *nearest == label { weight } else { 0.0 })
+    });
+    sample.report("per_class", Ratio::of_cases(cases));
+}
+
+/// What stands for each class: the mean over its templates of features of length one, brought to length one again, as
+/// CLIP's program has it. `features` are those of all templates of the first class, `width` numbers each, then those of
+/// the next.
+///
+/// Radford et al. 2021, <https://arxiv.org/abs/2103.00020>, section 3.1.4.
+#[must_use]
+pub fn of_templates(features: &[f32], n_templates: usize, width: usize) -> Vec<f32> {
+    let mut classes = Vec::with_capacity(features.len() / n_templates.max(1));
+    for of_class in features.chunks_exact((n_templates * width).max(1)) {
+        let mut sum = vec![0.0_f64; width];
+        for row in of_class.chunks_exact(width) {
+            for (sum, value) in sum.iter_mut().zip(row) {
+                *sum += f64::from(*value);
+            }
+        }
+        let length = sum.iter().map(|value| value * value).sum::<f64>().sqrt();
+        classes.extend(sum.into_iter().map(|value| (value / length) as f32));
+    }
+    classes
+}
+
 /// The rows of each id, by rising id: how pairs of an image and a text make up images with several texts,
 /// and classes with several images.
 #[must_use]
@@ -91,6 +134,29 @@ mod tests {
     use ndarray::arr2;
 
     use super::*;
+
+    #[test]
+    fn classes_count_alike_whatever_their_size() {
+        let mut sample = Sample::new(4);
+        // Of three images of class 0 one is right, the only one of class 2 too.
+        per_class(&mut sample, &[0, 1, 1, 2], &[0, 0, 0, 2], 3);
+        let found = sample.value(&sample.quantities[0]).expect("a value");
+        assert!((found - (1.0 / 3.0 + 1.0) / 2.0).abs() < 1e-12, "{found}");
+    }
+
+    #[test]
+    fn templates_are_averaged_and_brought_to_length_one() {
+        // (1, 0) and (0, 1) in the middle, then (0, 1) twice.
+        let found = of_templates(&[1.0, 0.0, 0.0, 1.0, 0.0, 1.0, 0.0, 1.0], 2, 2);
+        let half = std::f32::consts::FRAC_1_SQRT_2;
+        let expected = [half, half, 0.0, 1.0];
+        assert!(
+            found
+                .iter()
+                .zip(expected)
+                .all(|(a, b)| (a - b).abs() < 1e-6)
+        );
+    }
 
     #[test]
     fn an_image_counts_if_the_text_of_its_class_is_among_the_nearest() {

@@ -21,6 +21,8 @@ pub enum Setting {
     ImageHeads,
     /// Attention heads of the text tower.
     TextHeads,
+    /// What stands between the two layers of an FFN.
+    Activation,
     /// What similarities are divided by, of a model that does not learn it.
     Temperature,
     /// What is taken from each channel of a picture.
@@ -62,6 +64,7 @@ impl Setting {
             Self::TextTableLen => "text_table_len",
             Self::ImageHeads => "image_heads",
             Self::TextHeads => "text_heads",
+            Self::Activation => "activation",
             Self::Temperature => "temperature",
             Self::ImageMean => "image_mean",
             Self::ImageDeviation => "image_deviation",

@@ -3,9 +3,10 @@
 use std::sync::Arc;
 
 use candle_core::{DType, Device};
+use merge::layouts::ClipSpelling;
 use merge::{Checkpoint, Layout, layouts};
 
-use super::{Blueprint, Model, Overrides, Setting, eve, flm, multiway, two_towers};
+use super::{Blueprint, Model, Overrides, Setting, clip, eve, flm, multiway, two_towers};
 use crate::{Error, ModelFault, Result, Weights};
 
 /// Describes the model that a checkpoint holds, without loading it.
@@ -29,6 +30,7 @@ pub const FAMILIES: &[Family] = &[
     two_towers::FAMILY,
     flm::FAMILY,
     eve::FAMILY,
+    clip::FAMILY,
 ];
 
 /// A model with where it comes from.
@@ -105,6 +107,8 @@ pub fn prepare(
     device: &Device,
     dtype: DType,
 ) -> Result<(Box<dyn Blueprint>, Weights)> {
+    // The family's own names are Hugging Face's.
+    let checkpoint = layouts::clip::respelled(checkpoint, ClipSpelling::HUGGING_FACE)?;
     let layout = layouts::detect(&checkpoint)?;
     let blueprint = blueprint(&checkpoint, layout.as_ref(), overrides)?;
     let name_of = |key: &str| blueprint.name_of(key);
@@ -202,6 +206,7 @@ mod tests {
                 padding: crate::text::Padding::Full,
                 vocabulary: 10,
                 rule: crate::text::TextRule::Verbatim,
+                padding_id: None,
             },
         });
         assert!(check_settings(&towers, [Setting::Heads]).is_ok());

@@ -8,6 +8,7 @@
 //!    [`FAMILIES`].
 
 mod blueprint;
+pub mod clip;
 mod dvae;
 pub mod eve;
 mod families;
@@ -25,6 +26,7 @@ pub mod towers;
 pub mod two_towers;
 
 pub use blueprint::{Activations, Blueprint, Setting};
+pub use clip::Clip;
 pub use dvae::Dvae;
 pub use eve::Eve;
 pub use families::{Describe, FAMILIES, Family, Opened, blueprint, check_settings, open, prepare};

@@ -3,8 +3,8 @@
 use std::fmt::Debug;
 
 use merge::Checkpoint;
-use merge::layouts::ModelRecord;
 pub use merge::layouts::ShallowAttention;
+use merge::layouts::{ClipActivation, ModelRecord};
 
 use super::towers::sizes;
 use super::{Setting, Streams};
@@ -39,6 +39,8 @@ pub struct Overrides {
     pub image_heads: Option<usize>,
     /// Attention heads of the text tower.
     pub text_heads: Option<usize>,
+    /// What stands between the two layers of an FFN, where a family has several ways.
+    pub activation: Option<ClipActivation>,
     /// What similarities are divided by, of a model that does not learn it.
     pub temperature: Option<f64>,
     /// What is taken from each channel of a picture, after it is scaled to `[0, 1]`.
@@ -69,6 +71,7 @@ impl Overrides {
             (Setting::TextTableLen, self.text_table_len.is_some()),
             (Setting::ImageHeads, self.image_heads.is_some()),
             (Setting::TextHeads, self.text_heads.is_some()),
+            (Setting::Activation, self.activation.is_some()),
             (Setting::Temperature, self.temperature.is_some()),
             (Setting::ImageMean, self.image_mean.is_some()),
             (Setting::ImageDeviation, self.image_deviation.is_some()),

@@ -12,6 +12,8 @@ pub enum Activation {
     Gelu,
     /// `x σ(1.702 x)`: CLIP.
     QuickGelu,
+    /// GELU by the hyperbolic tangent: SigLIP.
+    GeluTanh,
 }
 
 impl Activation {
@@ -22,6 +24,7 @@ impl Activation {
     pub fn forward(self, x: &Tensor) -> Result<Tensor> {
         match self {
             Self::Gelu => gelu(x),
+            Self::GeluTanh => x.gelu(),
             Self::QuickGelu => x * candle_nn::ops::sigmoid(&(x * 1.702)?)?,
         }
     }

@@ -2,7 +2,7 @@
 
 use candle_core::{Result, Tensor};
 
-use super::fused::{Packed, PackedBias};
+use super::fused::{Packed, PackedBias, Projections};
 use super::{Bias, Linear, Pass, Residual, attend_packed, attention_shares, unpack};
 use crate::Weights;
 use crate::weights::Init;
@@ -38,12 +38,12 @@ impl Attention {
 
     /// What a branch on slices wants.
     pub(crate) fn packed(&self) -> Packed {
+        let bias = PackedBias::WithoutKeys {
+            q: self.q_bias.clone(),
+            v: self.v_bias.clone(),
+        };
         Packed {
-            qkv: self.qkv.clone(),
-            bias: PackedBias::WithoutKeys {
-                q: self.q_bias.clone(),
-                v: self.v_bias.clone(),
-            },
+            qkv: Projections::Packed(self.qkv.clone(), bias),
             proj: self.proj.clone(),
             heads: self.heads,
         }

@@ -40,8 +40,8 @@ pub use dropping::{Dropping, GivenDrops};
 pub use embedding::Embedding;
 pub(crate) use fused::{
     AttentionHalf, CrossHalf, ExchangedExperts, FfnHalf, KeptAttentionHalf, KeptCrossHalf,
-    KeptFfnHalf, Network, OnSlices, Packed, PackedBias, PreNormBlock, RoutedExperts, Sees,
-    Separate, Taken, WordHead, fits_slices, is_leaf, project_rows, record_on_slices,
+    KeptFfnHalf, Network, OnSlices, Packed, PackedBias, PreNormBlock, Projections, RoutedExperts,
+    Sees, Separate, Taken, WordHead, fits_slices, is_leaf, project_rows, record_on_slices,
     record_projections, side_by_side,
 };
 pub use gradients::{Gradient, Gradients};

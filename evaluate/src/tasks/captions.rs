@@ -32,6 +32,7 @@ pub const SPEC: TaskSpec = TaskSpec {
     title: "Captions",
     about: "Captions for images",
     kind: Kind::Captions,
+    reads_texts: true,
     dataset: "coco",
     default_split: "test",
     headline: "cider",

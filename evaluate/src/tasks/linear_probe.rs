@@ -26,6 +26,7 @@ pub const SPEC: TaskSpec = TaskSpec {
     title: "Linear probe",
     about: "The class of an image by a linear classifier on the image tower",
     kind: Kind::Classes,
+    reads_texts: false,
     dataset: "imagenet1k",
     default_split: "val",
     headline: "top1",

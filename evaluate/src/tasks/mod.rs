@@ -14,6 +14,7 @@ mod scores;
 mod spec;
 pub mod vqa;
 pub mod zero_shot;
+pub mod zero_shot_classes;
 
 pub use cross::Candidates;
 pub use features::FeatureCache;

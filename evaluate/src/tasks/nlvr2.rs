@@ -28,6 +28,7 @@ pub const SPEC: TaskSpec = TaskSpec {
     title: "NLVR2",
     about: "Statements about two images",
     kind: Kind::Statements,
+    reads_texts: true,
     dataset: "nlvr2",
     default_split: "dev",
     headline: "accuracy",

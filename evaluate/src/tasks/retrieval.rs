@@ -48,6 +48,7 @@ pub const SPEC: TaskSpec = TaskSpec {
     title: "Retrieval",
     about: "Texts for images and images for texts",
     kind: Kind::Captions,
+    reads_texts: true,
     dataset: "coco",
     default_split: "test",
     headline: "rsum",

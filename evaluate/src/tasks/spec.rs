@@ -5,7 +5,7 @@ use std::path::Path;
 use merge::layouts;
 use serde::{Deserialize, Deserializer, Serialize, Serializer};
 
-use super::{Task, captions, linear_probe, nlvr2, retrieval, vqa, zero_shot};
+use super::{Task, captions, linear_probe, nlvr2, retrieval, vqa, zero_shot, zero_shot_classes};
 use crate::datasets::{DATASETS, DatasetSpec, Kind};
 use crate::metrics::reranking::Rest;
 use crate::metrics::retrieval::Ties;
@@ -20,6 +20,7 @@ pub const TASKS: &[TaskSpec] = &[
     vqa::SPEC,
     nlvr2::SPEC,
     zero_shot::SPEC,
+    zero_shot_classes::SPEC,
     linear_probe::SPEC,
     captions::SPEC,
 ];
@@ -40,6 +41,8 @@ pub struct TaskSpec {
     pub about: &'static str,
     /// What the rows of its data sets are.
     pub kind: Kind,
+    /// Whether models read texts for it: of its rows, or names of classes.
+    pub reads_texts: bool,
     /// Its data set; where it works on any set of its kind, the usual one.
     pub dataset: &'static str,
     /// The split that is measured unless another is named.
@@ -257,7 +260,7 @@ mod tests {
         assert!(
             error
                 .to_string()
-                .contains("retrieval, vqa, nlvr2, zero_shot, linear_probe"),
+                .contains("retrieval, vqa, nlvr2, zero_shot, zero_shot_classes, linear_probe"),
             "{error}"
         );
     }

@@ -32,6 +32,7 @@ pub const SPEC: TaskSpec = TaskSpec {
     title: "VQA",
     about: "Questions about images",
     kind: Kind::Questions,
+    reads_texts: true,
     dataset: "vqa",
     default_split: "rest_val",
     headline: "vqa_score",

@@ -24,6 +24,7 @@ pub const SPEC: TaskSpec = TaskSpec {
     title: "Zero-shot classification",
     about: "The class of an image by texts of the classes",
     kind: Kind::Captions,
+    reads_texts: true,
     dataset: "imagenet",
     default_split: "valid",
     headline: "top1",

@@ -29,6 +29,8 @@ pub struct TextInput {
     pub vocabulary: usize,
     /// What becomes of texts first.
     pub rule: TextRule,
+    /// The token that fills short texts up, where a family says it and not the tokenizer.
+    pub padding_id: Option<u32>,
 }
 
 impl TextInput {
@@ -57,7 +59,14 @@ impl Tokenizer {
     pub fn for_input(&self, input: &TextInput) -> Result<Cow<'_, Self>> {
         if input.rule != TextRule::Ended {
             self.check_vocabulary(input.vocabulary)?;
-            return Ok(Cow::Borrowed(self));
+            return Ok(match input.padding_id {
+                Some(padding) if padding != self.special.padding => {
+                    let mut filling = self.clone();
+                    filling.special.padding = padding;
+                    Cow::Owned(filling)
+                }
+                _ => Cow::Borrowed(self),
+            });
         }
         let fitting = match input.vocabulary == self.vocabulary_size() + CAPTION_BORDERS.len() {
             true => Cow::Owned(self.clone().with_added(&CAPTION_BORDERS)?),

@@ -3,6 +3,7 @@
 mod byte_level;
 mod caption;
 mod cleaning;
+mod clip;
 mod decode;
 mod growth;
 mod hub;
@@ -20,6 +21,7 @@ use tokenizers::AddedToken;
 
 pub use caption::{CAPTION_BORDERS, CaptionText};
 pub use cleaning::{clean_caption, clean_question};
+pub use clip::{ClipFlavor, clean_siglip, repaired};
 pub use input::{Padding, TextInput};
 pub use rule::{TextKind, TextRule};
 pub use special::Special;
@@ -28,7 +30,10 @@ pub use words::WordBoundaries;
 use crate::{Error, Result, TextFault};
 
 /// The largest tokenizer file that is read.
-const MAX_TOKENIZER_BYTES: u64 = 64 << 20;
+pub(crate) const MAX_TOKENIZER_BYTES: u64 = 64 << 20;
+
+/// What OpenAI's list of merges is called.
+const CLIP_MERGES: &str = "bpe_simple_vocab_16e6.txt.gz";
 
 /// Tables of word embeddings are padded to multiples of powers of two up to this one.
 const LARGEST_MULTIPLE: usize = 1024;
@@ -67,6 +72,8 @@ pub struct Tokenizer {
     inner: tokenizers::Tokenizer,
     special: Special,
     kind: Kind,
+    /// What becomes of texts first, of a CLIP's.
+    flavor: Option<ClipFlavor>,
 }
 
 impl std::fmt::Debug for Tokenizer {
@@ -81,7 +88,8 @@ impl std::fmt::Debug for Tokenizer {
 impl Tokenizer {
     /// Opens what `name` stands for: a `vocab.txt` of BERT uncased, a `tokenizer.json`, one of the two
     /// files of a byte-level vocabulary with the other beside it (`vocab.json` or fairseq's `dict.txt`,
-    /// and `merges.txt` or GPT-2's `vocab.bpe`), a folder with any of these, or else a model of the
+    /// and `merges.txt` or GPT-2's `vocab.bpe`), OpenAI's list of the merges of CLIP
+    /// (`bpe_simple_vocab_16e6.txt.gz`, by the rules of open_clip), a folder with any of these, or else a model of the
     /// Hugging Face hub such as `bert-base-uncased`, whose file is fetched once and kept in the hub's
     /// usual cache (feature `hub`).
     ///
@@ -99,6 +107,10 @@ impl Tokenizer {
             if let Some(files) = byte_level::Files::in_folder(path)? {
                 return Self::from_parts(&files);
             }
+            let clip = path.join(CLIP_MERGES);
+            if clip.is_file() {
+                return Self::clip(&clip, ClipFlavor::OpenClip);
+            }
             let words = path.join("vocab.txt");
             if words.is_file() {
                 return Self::from_file(&words);
@@ -115,7 +127,23 @@ impl Tokenizer {
         Self::from_file(&hub::fetch(name)?)
     }
 
+    /// CLIP's tokenizer from OpenAI's list of merges, `bpe_simple_vocab_16e6.txt.gz`.
+    ///
+    /// # Errors
+    /// [`Error::Tokenizer`] for another file.
+    pub fn clip(path: &Path, flavor: ClipFlavor) -> Result<Self> {
+        let vocabulary = clip::vocabulary(clip::read_merges(path)?, flavor);
+        let inner = clip::tokenizer(path, vocabulary, flavor)?;
+        Ok(Self {
+            flavor: Some(flavor),
+            ..Self::of(path, inner)?
+        })
+    }
+
     fn from_file(path: &Path) -> Result<Self> {
+        if clip::is_list_of_merges(path) {
+            return Self::clip(path, ClipFlavor::OpenClip);
+        }
         if let Some(files) = byte_level::Files::of(path)? {
             return Self::from_parts(&files);
         }
@@ -142,7 +170,13 @@ impl Tokenizer {
     }
 
     fn from_parts(files: &byte_level::Files) -> Result<Self> {
-        let inner = byte_level::roberta(&files.ids, byte_level::read(files)?)?;
+        let vocabulary = byte_level::read(files)?;
+        let [first, _] = ClipFlavor::HuggingFace.borders();
+        let is_clip = vocabulary.ids.iter().any(|(token, _)| token == first);
+        let inner = match is_clip {
+            true => clip::tokenizer(&files.ids, vocabulary, ClipFlavor::HuggingFace)?,
+            false => byte_level::roberta(&files.ids, vocabulary)?,
+        };
         Ok(Self {
             merges: Some(files.merges.clone()),
             ..Self::of(&files.ids, inner)?
@@ -161,6 +195,7 @@ impl Tokenizer {
             merges: None,
             special: Special::find(path, &inner)?,
             kind: Kind::of(&inner),
+            flavor: None,
             inner,
         })
     }
@@ -289,6 +324,8 @@ impl Tokenizer {
             Kind::ByteLevel if text.trim().is_empty() => "",
             _ => text,
         };
+        let cleaned = self.flavor.map(|flavor| flavor.clean(text));
+        let text = cleaned.as_deref().unwrap_or(text);
         let encoding = self.inner.encode_fast(text, true);
         let encoding = encoding.map_err(|error| refused(text, &*error))?;
         Ok(encoding.get_ids().to_vec())

@@ -1,6 +1,6 @@
 //! What a family makes of texts before they are split into tokens.
 
-use super::{CaptionText, clean_caption, clean_question};
+use super::{CaptionText, clean_caption, clean_question, clean_siglip};
 
 /// Words that EVE keeps of a caption.
 const CAPTION_WORDS: usize = 30;
@@ -53,6 +53,8 @@ pub enum TextRule {
     /// What EVE does: captions of 30 words and statements of 40 by [`clean_caption`], questions of 50
     /// words, and of 30 in training, by [`clean_question`]. Plain texts are read as they are.
     Cleaned,
+    /// What open_clip does for SigLIP ([`clean_siglip`]), for texts of all kinds.
+    Siglip,
 }
 
 impl TextRule {
@@ -70,6 +72,7 @@ impl TextRule {
             (Self::Cleaned, TextKind::Statement) => clean_caption(text, STATEMENT_WORDS),
             (Self::Cleaned, TextKind::LearnedQuestion) => Some(clean_question(text, learned)),
             (Self::Cleaned, TextKind::Question) => Some(clean_question(text, asked)),
+            (Self::Siglip, _) => Some(clean_siglip(text)),
             (Self::Verbatim, _) | (Self::Ended | Self::Cleaned, _) => Some(text.to_owned()),
         }
     }

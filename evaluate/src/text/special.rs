@@ -10,6 +10,30 @@ const LAST: [&str; 2] = ["[SEP]", "</s>"];
 const MASK: [&str; 2] = ["[MASK]", "<mask>"];
 const UNKNOWN: [&str; 2] = ["[UNK]", "<unk>"];
 
+/// Around a text by habit of CLIP: open_clip's spelling and that of transformers.
+const OF_CLIP: [[&str; 2]; 2] = [
+    ["<start_of_text>", "<end_of_text>"],
+    ["<|startoftext|>", "<|endoftext|>"],
+];
+
+/// Those of a CLIP's tokenizer. open_clip fills texts up with zeros, transformers with the last token; no row that counts
+/// sees them.
+fn of_clip(tokenizer: &tokenizers::Tokenizer) -> Option<Special> {
+    OF_CLIP
+        .into_iter()
+        .zip([true, false])
+        .find_map(|(names, is_open_clip)| {
+            let [first, last] = names.map(|name| tokenizer.token_to_id(name));
+            let (first, last) = (first?, last?);
+            Some(Special {
+                padding: if is_open_clip { 0 } else { last },
+                borders: [first, last],
+                mask: None,
+                unknown: None,
+            })
+        })
+}
+
 /// Ids of the tokens that are not of a text.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Special {
@@ -37,6 +61,9 @@ impl Special {
                 token: names[0].into(),
             })
         };
+        if let Some(special) = of_clip(tokenizer) {
+            return Ok(special);
+        }
         let padding = require(PADDING)?;
         let last = require(LAST)?;
         Ok(Self {

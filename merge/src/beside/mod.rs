@@ -113,6 +113,8 @@ pub struct Beside {
     pub ingredients: Vec<Ingredient>,
     /// What users should know.
     pub notes: Vec<String>,
+    /// What loaders call the weights, without the ending, if not `model`.
+    pub weights: Option<&'static str>,
     /// The files beside the models as they were before the first of them was read.
     pub(crate) seen: Vec<SourceFile>,
 }

@@ -3,6 +3,7 @@
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
+use crate::beside::Beside;
 use crate::io::Aliases;
 use crate::layouts::ModelRecord;
 use crate::methods::WholeKernel;
@@ -19,6 +20,8 @@ pub(super) struct Draft {
     /// Other names, each with that of the entry.
     aliases: Aliases,
     dropped: Vec<Dropped>,
+    /// What goes beside the output in a folder.
+    beside: Beside,
 }
 
 impl Draft {
@@ -44,7 +47,13 @@ impl Draft {
             sources: vec![source],
             entries,
             dropped: Vec::new(),
+            beside: Beside::default(),
         })
+    }
+
+    /// Says what goes beside the output in a folder.
+    pub(super) fn set_beside(&mut self, beside: Beside) {
+        self.beside = beside;
     }
 
     /// All names of a checkpoint, tied or not, as tensors of their own.
@@ -256,7 +265,7 @@ impl Draft {
         for entry in self.entries.into_values() {
             plan.add(entry)?;
         }
-        plan.model(model).finish()
+        plan.model(model).beside(self.beside).finish()
     }
 
     /// Notes why a tensor of the main source has no place in the output.

@@ -4,10 +4,10 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
 use std::sync::Arc;
 
-use super::LoadReport;
 use super::eve_of_beit::{self, BeitStart, is_beit, reshaped, sizes};
 use super::tables::{AbsoluteTable, Windows};
-use crate::layouts::{self, Eve, EveSpec, EveTask, without_module};
+use super::{LoadReport, Resize};
+use crate::layouts::{self, Eve, EveSpec, EveTask, TableForm, without_module};
 use crate::plan::{Action, Entry, PlanBuilder, TensorRef};
 use crate::recipe::OutputDType;
 use crate::synth::{Fresh, FreshTensor, Spread, Synthesis};
@@ -350,7 +350,11 @@ impl Builder<'_> {
                 }],
                 base: None,
                 grams: vec![None],
-                kernel: Arc::new(AbsoluteTable { from, to }),
+                kernel: Arc::new(AbsoluteTable {
+                    from,
+                    to,
+                    resize: Resize::Bicubic,
+                }),
             },
             why: format!("{from}x{from} positions to {to}x{to}, bicubic"),
         }))

@@ -3,6 +3,7 @@
 use std::fmt;
 use std::sync::Arc;
 
+use super::clip::ClipTarget;
 use super::draft::Draft;
 use super::positions::{Resize, side};
 use super::tables::{RelativeTable, Windows};
@@ -19,6 +20,8 @@ pub enum Spelling {
     Vlmo,
     /// Of mixtures of experts, in a model of any family.
     Mixture(MixtureSpelling),
+    /// Of CLIPs and SigLIPs.
+    Clip(ClipTarget),
 }
 
 impl fmt::Display for Spelling {
@@ -27,6 +30,8 @@ impl fmt::Display for Spelling {
             Self::VlMerging => f.write_str("vl-merging"),
             Self::Vlmo => f.write_str("vlmo"),
             Self::Mixture(spelling) => spelling.fmt(f),
+            Self::Clip(ClipTarget::HuggingFace) => f.write_str("hf"),
+            Self::Clip(ClipTarget::OpenClip) => f.write_str("open-clip"),
         }
     }
 }
@@ -75,7 +80,7 @@ pub(super) fn respell(draft: &mut Draft, layout: &dyn Layout, to: Spelling) -> R
         (_, Spelling::VlMerging) => Err(draft.refused(layout, "spelled as vl-merging does")),
         (_, Spelling::Vlmo) => Err(draft.refused(layout, "spelled as VLMo does")),
         // Done before, by a view of the source.
-        (_, Spelling::Mixture(_)) => Ok(()),
+        (_, Spelling::Mixture(_) | Spelling::Clip(_)) => Ok(()),
     }
 }
 

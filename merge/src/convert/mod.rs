@@ -4,6 +4,7 @@
 //! [`Conversion`] changes a checkpoint, [`Expansion`] starts a model from one.
 
 pub(crate) mod buffers;
+mod clip;
 mod dense;
 mod draft;
 mod eve;
@@ -21,6 +22,7 @@ mod wrapper;
 use std::fmt;
 use std::sync::Arc;
 
+pub use clip::ClipTarget;
 pub use dense::DenseOfExperts;
 pub use eve::EveStart;
 pub use eve_of_beit::BeitStart;
@@ -78,8 +80,15 @@ impl Conversion {
         // Spellings are of names, each of which has a place in the other.
         let source = match self.spelling {
             Some(Spelling::Mixture(to)) => keys::respell_mixtures(source, layout, to)?,
+            Some(Spelling::Clip(to)) => clip::respelled(source, layout, to)?,
             _ => source,
         };
+        // Tables are called otherwise then.
+        let of_view = match self.spelling {
+            Some(Spelling::Clip(_)) => Some(layouts::detect(&source)?),
+            _ => None,
+        };
+        let layout = of_view.as_deref().unwrap_or(layout);
         let mut draft = match self.spelling {
             Some(Spelling::VlMerging | Spelling::Vlmo) => Draft::untied(Arc::clone(&source))?,
             _ => Draft::copy_of(Arc::clone(&source))?,
@@ -90,13 +99,15 @@ impl Conversion {
         }
         let mut facts = self.facts;
         if facts.family == Some(RecordFamily::Zerovl) && layout.name() != "zerovl" {
-            if !layout.name().starts_with("flm/") {
-                return Err(draft.refused(layout, "given facts about two towers"));
-            }
+            let family = match layout.name().split('/').next() {
+                Some("flm") => RecordFamily::Flm,
+                Some("clip") => RecordFamily::Clip,
+                _ => return Err(draft.refused(layout, "given facts about two towers")),
+            };
             if facts.temperature.is_some() {
                 return Err(draft.refused(layout, "given a temperature"));
             }
-            facts.family = Some(RecordFamily::Flm);
+            facts.family = Some(family);
         }
         if self.image_size.is_some() {
             let windows = Windows::new(&self.sizes(&source, layout)?, self.image_size)?;
@@ -130,6 +141,12 @@ impl Conversion {
             text_table_len: self.text_table_len,
             ..facts
         };
+        if let Some(Spelling::Clip(to)) = self.spelling {
+            let mut sizes = layout.dimensions().clone();
+            sizes.image_size = self.image_size.or(sizes.image_size);
+            sizes.text_len = self.text_len.or(sizes.text_len);
+            draft.set_beside(clip::beside(&source, &sizes, &model, to)?);
+        }
         draft.finish(layout, self.to_string(), self.dtype, model)
     }
 

@@ -16,6 +16,8 @@ use crate::{ConversionFault, Result};
 pub enum Resize {
     /// Cubic convolution on the grid of offsets, as vl-merging does.
     Bicubic,
+    /// The same, smoothed when shrinking, as open_clip does with the positions of images.
+    BicubicAntialiased,
     /// Offsets spread geometrically, then a cubic spline, as VLMo and BEiT do. Cannot shrink.
     Geometric,
     /// The same, and for a smaller window the middle of the table, as the published programs of BEiT, VLMo and EVE
@@ -27,6 +29,7 @@ impl fmt::Display for Resize {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(match self {
             Self::Bicubic => "bicubic",
+            Self::BicubicAntialiased => "bicubic, smoothed",
             Self::Geometric => "geometric",
             Self::GeometricOrCrop => "geometric, cropped where it is smaller",
         })
@@ -40,7 +43,7 @@ impl Resize {
     /// [`ConversionFault::CannotShrink`] for [`Resize::Geometric`], and [`ConversionFault::WindowTooSmall`] where a
     /// spline is laid.
     pub fn check(self, key: &str, from: usize, to: usize) -> Result<()> {
-        if self == Self::Bicubic || from == to {
+        if matches!(self, Self::Bicubic | Self::BicubicAntialiased) || from == to {
             return Ok(());
         }
         if to < from && self == Self::Geometric {
@@ -65,6 +68,7 @@ impl Resize {
         match self {
             _ if from == to => Array2::eye(from),
             Self::Bicubic => resample::bicubic(from, to),
+            Self::BicubicAntialiased => resample::bicubic_smoothed(from, to),
             Self::Geometric | Self::GeometricOrCrop => resample::geometric_spline(from, to),
         }
     }
@@ -94,17 +98,35 @@ pub fn resize_relative(
     stack_rows(&[resized.view(), others])
 }
 
-/// Resizes `table: (1, 1 + from², d)` to `(1, 1 + to², d)` bicubically; the first row, the class
-/// token's, is kept.
+/// Resizes `table: (1, 1 + from², d)` to `(1, 1 + to², d)`; the first row, the class token's, is kept. A table
+/// `(1, from², d)` has no such row.
 ///
 /// # Panics
 /// When the table has not the rows that the window asks for.
 #[must_use]
-pub fn resize_absolute(table: ArrayView3<'_, f64>, from: usize, to: usize) -> Array3<f64> {
+pub fn resize_absolute(
+    table: ArrayView3<'_, f64>,
+    from: usize,
+    to: usize,
+    resize: Resize,
+) -> Array3<f64> {
     let rows = table.index_axis(Axis(0), 0);
-    let (class, grid) = rows.split_at(Axis(0), 1);
-    let resized = resize_square(grid, from, to, Resize::Bicubic);
+    let n_extra = usize::from(rows.nrows() > from * from);
+    let (class, grid) = rows.split_at(Axis(0), n_extra);
+    let resized = resize_square(grid, from, to, resize);
     stack_rows(&[class, resized.view()]).insert_axis(Axis(0))
+}
+
+/// Resizes a table of text positions, `(from, d)`, to `(to, d)` linearly.
+///
+/// # Panics
+/// When the table has not the rows that the length asks for.
+#[must_use]
+pub fn resize_text(table: ArrayView2<'_, f64>, from: usize, to: usize) -> Array2<f64> {
+    match from == to {
+        true => table.to_owned(),
+        false => resample::linear(from, to).dot(&table),
+    }
 }
 
 /// Resizes `from²` rows to `to²`, as squares of rows in row-major order.
@@ -259,7 +281,7 @@ mod tests {
     #[test]
     fn the_class_position_stays_when_the_grid_grows() {
         let table = Array3::from_shape_fn((1, 5, 2), |(_, row, column)| (row * 2 + column) as f64);
-        let resized = resize_absolute(table.view(), 2, 3);
+        let resized = resize_absolute(table.view(), 2, 3, Resize::Bicubic);
         assert_eq!(resized.shape(), [1, 10, 2]);
         let class = |table: &Array3<f64>| [table[(0, 0, 0)], table[(0, 0, 1)]];
         assert_eq!(class(&resized), class(&table));

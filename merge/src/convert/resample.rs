@@ -27,15 +27,59 @@ pub(super) fn bicubic(source: usize, target: usize) -> Array2<f64> {
         for tap in -1..=2 {
             let neighbor = base + f64::from(tap);
             let clamped = neighbor.clamp(0.0, (source - 1) as f64) as usize;
-            row[clamped] += cubic_kernel((at - neighbor).abs());
+            row[clamped] += cubic_kernel((at - neighbor).abs(), CUBIC_A);
         }
     }
     weights
 }
 
-/// Weight of a neighbor at `distance`, from 0 to 2.
-fn cubic_kernel(distance: f64) -> f64 {
-    let (d, a) = (distance, CUBIC_A);
+/// Sharpness of the kernel where it is widened when shrinking, as torch and Pillow have it.
+const SMOOTH_A: f64 = -0.5;
+
+/// Cubic convolution as torch's `interpolate(mode="bicubic", antialias=True, align_corners=False)`: half-pixel centers,
+/// the kernel as wide as the step when shrinking, weights over the positions that there are.
+pub(super) fn bicubic_smoothed(source: usize, target: usize) -> Array2<f64> {
+    smoothed(source, target, 2.0, |distance| {
+        cubic_kernel(distance.min(2.0), SMOOTH_A)
+    })
+}
+
+/// Linear interpolation as torch's `interpolate(mode="linear", align_corners=False)`: half-pixel centers, clamped
+/// borders, no smoothing when shrinking.
+pub(super) fn linear(source: usize, target: usize) -> Array2<f64> {
+    let mut weights = Array2::zeros((target, source));
+    let step = source as f64 / target as f64;
+    for (position, mut row) in weights.rows_mut().into_iter().enumerate() {
+        let at = ((position as f64 + 0.5) * step - 0.5).max(0.0);
+        let base = (at.floor() as usize).min(source - 1);
+        let share = at - base as f64;
+        row[base] += 1.0 - share;
+        row[(base + 1).min(source - 1)] += share;
+    }
+    weights
+}
+
+/// Weights of a kernel that reaches so far on either side.
+fn smoothed(source: usize, target: usize, reach: f64, kernel: impl Fn(f64) -> f64) -> Array2<f64> {
+    let mut weights = Array2::zeros((target, source));
+    let step = source as f64 / target as f64;
+    let wide = step.max(1.0);
+    for (position, mut row) in weights.rows_mut().into_iter().enumerate() {
+        let center = (position as f64 + 0.5) * step;
+        let first = (center - reach * wide + 0.5).max(0.0) as usize;
+        let end = ((center + reach * wide + 0.5) as usize).min(source);
+        for at in first..end {
+            row[at] = kernel(((at as f64 - center + 0.5) / wide).abs());
+        }
+        let sum = row.sum();
+        row /= sum;
+    }
+    weights
+}
+
+/// Weight of a neighbor at `distance`, from 0 to 2, of a kernel of this sharpness.
+fn cubic_kernel(distance: f64, a: f64) -> f64 {
+    let d = distance;
     if d <= 1.0 {
         ((a + 2.0) * d - (a + 3.0)) * d * d + 1.0
     } else {
@@ -184,7 +228,15 @@ mod tests {
 
     #[test]
     fn every_target_is_a_mean_of_sources() {
-        for weights in [bicubic(5, 11), bicubic(11, 5), geometric_spline(5, 11)] {
+        for weights in [
+            bicubic(5, 11),
+            bicubic(11, 5),
+            bicubic_smoothed(5, 11),
+            bicubic_smoothed(11, 5),
+            linear(5, 11),
+            linear(11, 5),
+            geometric_spline(5, 11),
+        ] {
             for row in weights.rows() {
                 assert!((row.sum() - 1.0).abs() < 1e-12);
             }

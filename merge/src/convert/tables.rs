@@ -6,7 +6,7 @@ use ndarray::{Array2, ArrayD, Axis, Slice, concatenate};
 
 use super::buffers;
 use super::draft::Draft;
-use super::positions::{Resize, resize_absolute, resize_relative, side, stack_rows};
+use super::positions::{Resize, resize_absolute, resize_relative, resize_text, side, stack_rows};
 use crate::layouts::{Dimensions, PositionTable, TableForm, Window, without_module};
 use crate::methods::{GroupData, WholeKernel};
 use crate::{Checkpoint, ConversionFault, Layout, Result, Role};
@@ -119,21 +119,37 @@ pub(super) fn change_window(
             .into()
         };
         match form {
-            TableForm::Absolute | TableForm::AbsoluteRows => {
+            TableForm::Absolute
+            | TableForm::AbsoluteRows
+            | TableForm::Patches
+            | TableForm::PatchRows => {
+                let n_extra = match form {
+                    TableForm::Patches | TableForm::PatchRows => 0,
+                    _ => 1,
+                };
+                let n_rows = to * to + n_extra;
                 let (new_shape, rows) = match (form, shape.as_slice()) {
-                    (TableForm::Absolute, &[1, rows, width]) => (vec![1, to * to + 1, width], rows),
-                    (TableForm::AbsoluteRows, &[rows, width]) => (vec![to * to + 1, width], rows),
+                    (TableForm::Absolute | TableForm::Patches, &[1, rows, width]) => {
+                        (vec![1, n_rows, width], rows)
+                    }
+                    (TableForm::AbsoluteRows | TableForm::PatchRows, &[rows, width]) => {
+                        (vec![n_rows, width], rows)
+                    }
                     _ => return Err(wrong()),
                 };
-                if rows != from * from + 1 {
+                if rows != from * from + n_extra {
                     return Err(wrong());
                 }
+                let resize = match resize {
+                    Resize::BicubicAntialiased => resize,
+                    _ => Resize::Bicubic,
+                };
                 draft.compute(
                     std::slice::from_ref(name),
                     name,
                     new_shape,
-                    Arc::new(AbsoluteTable { from, to }),
-                    format!("{from}x{from} positions to {to}x{to}, bicubic"),
+                    Arc::new(AbsoluteTable { from, to, resize }),
+                    format!("{from}x{from} positions to {to}x{to}, {resize}"),
                 )?;
             }
             TableForm::Relative => {
@@ -176,6 +192,9 @@ pub(super) fn cut_text(draft: &mut Draft, layout: &dyn Layout, text_len: usize) 
     if from == text_len {
         return Ok(());
     }
+    if let Some(name) = layout.text_position_table() {
+        return resample_text(draft, name, from, text_len);
+    }
     if from < text_len {
         return Err(ConversionFault::TextTooShort { from, to: text_len }.into());
     }
@@ -214,6 +233,26 @@ pub(super) fn cut_text(draft: &mut Draft, layout: &dyn Layout, text_len: usize) 
         )?;
     }
     Ok(())
+}
+
+/// Brings a table of text positions to another length, as open_clip does.
+fn resample_text(draft: &mut Draft, name: &str, from: usize, to: usize) -> Result<()> {
+    let shape = draft.shape(name)?;
+    let &[rows, width] = shape.as_slice() else {
+        return Err(ConversionFault::TextShape {
+            key: name.to_owned(),
+            shape,
+            text_len: from,
+        }
+        .into());
+    };
+    draft.compute(
+        &[name.to_owned()],
+        name,
+        vec![to, width],
+        Arc::new(TextTable { from: rows, to }),
+        format!("{from} text positions to {to}, linear"),
+    )
 }
 
 /// Adds the third token type, for the second image of NLVR2, where it is not there yet.
@@ -333,7 +372,9 @@ impl std::fmt::Display for RelativeTable {
         }
         match (from == to, self.resize) {
             (true, _) => write!(f, "window {from}x{from} kept")?,
-            (_, Resize::Bicubic) => write!(f, "window {from}x{from} to {to}x{to}, bicubic")?,
+            (_, Resize::Bicubic | Resize::BicubicAntialiased) => {
+                write!(f, "window {from}x{from} to {to}x{to}, {}", self.resize)?;
+            }
             (_, Resize::GeometricOrCrop) if to < from => {
                 write!(f, "window {from}x{from} cropped to {to}x{to}")?;
             }
@@ -381,6 +422,8 @@ pub(super) struct AbsoluteTable {
     pub from: usize,
     /// Patches along a side of the new window.
     pub to: usize,
+    /// How.
+    pub resize: Resize,
 }
 
 impl WholeKernel for AbsoluteTable {
@@ -394,11 +437,29 @@ impl WholeKernel for AbsoluteTable {
         let table = table
             .into_dimensionality::<ndarray::Ix3>()
             .expect("the plan looked at the shape");
-        let resized = resize_absolute(table.view(), self.from, self.to);
+        let resized = resize_absolute(table.view(), self.from, self.to, self.resize);
         Ok(match has_rows_alone {
             true => resized.index_axis_move(Axis(0), 0).into_dyn(),
             false => resized.into_dyn(),
         })
+    }
+
+    fn peak_bytes(&self, shape: &[usize], _: usize) -> u64 {
+        4 * f64_bytes(shape)
+    }
+}
+
+/// Resamples a table of text positions.
+#[derive(Clone, Copy, Debug)]
+struct TextTable {
+    from: usize,
+    to: usize,
+}
+
+impl WholeKernel for TextTable {
+    fn merge(&self, group: &dyn GroupData) -> Result<ArrayD<f64>> {
+        let table = matrix(group.member(0)?);
+        Ok(resize_text(table.view(), self.from, self.to).into_dyn())
     }
 
     fn peak_bytes(&self, shape: &[usize], _: usize) -> u64 {

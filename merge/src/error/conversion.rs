@@ -230,6 +230,16 @@ pub enum ConversionFault {
         /// The tensor.
         key: String,
     },
+    /// A tensor that several parameters are packed in is not made of them.
+    #[error("{}: `{key}`: {reason}", path.display())]
+    Parts {
+        /// The file.
+        path: PathBuf,
+        /// The tensor.
+        key: String,
+        /// What does not fit.
+        reason: String,
+    },
     /// A conversion is not defined for this family or form.
     #[error("{}: a checkpoint of layout {layout} cannot be {wanted}", path.display())]
     NoSuchConversion {

@@ -101,6 +101,12 @@ pub(super) fn prepare(
             write.force,
         )?);
     }
+    if plan.beside().ingredients.is_empty() {
+        return Ok(Belongings {
+            files,
+            stale: stale.to_vec(),
+        });
+    }
     let absolute = std::path::absolute(folder).unwrap_or_else(|_| folder.to_owned());
     let title = absolute.file_name().unwrap_or(absolute.as_os_str());
     let text = card::card(&title.to_string_lossy(), plan.beside(), made)?;
@@ -117,7 +123,9 @@ pub(super) fn prepare(
 
 fn paths<'a>(plan: &'a MergePlan, write: &'a WriteOptions) -> impl Iterator<Item = PathBuf> + 'a {
     let names = plan.beside().files.iter().map(|file| file.name.as_str());
+    // A conversion is no merge, so it has no card.
+    let card = (!plan.beside().ingredients.is_empty()).then_some(CARD);
     names
-        .chain([CARD])
+        .chain(card)
         .map(|name| folder_of(&write.path).join(name))
 }

@@ -175,20 +175,21 @@ pub(crate) fn execute_beside(
     let files = write_all(plan, write, run, &around, progress);
     progress.finish();
     let is_copy = |entry: &&Entry| matches!(entry.action, Action::Copy(_));
-    let n_copied = plan.entries().iter().filter(is_copy).count();
+    let combining = plan.combining();
+    let n_copied = combining.entries().iter().filter(is_copy).count();
     let is_computed = |entry: &&Entry| match &entry.action {
-        Action::Copy(tensor) => plan.sources()[tensor.source].is_computed(&tensor.key),
+        Action::Copy(tensor) => combining.sources()[tensor.source].is_computed(&tensor.key),
         _ => false,
     };
-    let n_computed = plan.entries().iter().filter(is_computed).count();
+    let n_computed = combining.entries().iter().filter(is_computed).count();
     let (files, n_unchanged) = files?;
     Ok(Summary {
         files,
         n_copied,
         n_computed,
-        n_combined: plan.entries().len() - n_copied,
+        n_combined: combining.entries().len() - n_copied,
         n_unchanged,
-        n_dropped: plan.dropped().len(),
+        n_dropped: combining.dropped().len(),
         n_files_kept,
         input_bytes: plan.input_bytes(),
         output_bytes: plan.output_bytes(),

@@ -24,7 +24,13 @@ const LOOKED_FOR: [&str; 8] = [
 ];
 
 /// Names by which programs look for the model of a folder first.
-const MODEL_STEMS: [&str; 3] = ["model", "pytorch_model", "diffusion_pytorch_model"];
+const MODEL_STEMS: [&str; 5] = [
+    "model",
+    "pytorch_model",
+    "diffusion_pytorch_model",
+    "open_clip_model",
+    "open_clip_pytorch_model",
+];
 
 /// What files are called that lie beside models and are none: the state of a trainer.
 const OTHER_STEMS: [&str; 7] = [

@@ -1,5 +1,6 @@
 //! Model families: which key is what. One file or folder a family, and one row of [`LAYOUTS`].
 
+pub mod clip;
 mod count;
 mod dimensions;
 mod eve;
@@ -14,6 +15,10 @@ mod ties;
 mod towers;
 mod zerovl;
 
+pub use clip::{
+    Clip, ClipActivation, ClipConfig, ClipFacts, ClipLibrary, ClipNames, ClipResize, ClipSizes,
+    ClipSpec, ClipSpelling, PooledText,
+};
 pub use count::{Count, PartCounts, count};
 pub use dimensions::{Dimensions, Stack};
 pub use eve::{Eve, EveSizes, EveSpec, EveTask, eve_key};
@@ -98,6 +103,12 @@ pub trait Layout: Send + Sync {
         &[]
     }
 
+    /// The table of text positions, as the file spells it, of a family whose program resamples it for texts of another
+    /// length; others are cut.
+    fn text_position_table(&self) -> Option<&str> {
+        None
+    }
+
     /// The buffer `key` of a model with `side` patches a side, where it follows from that alone. Other buffers
     /// that depend on the image are those of [`Window`].
     fn buffer_for(&self, key: &str, side: usize) -> Option<Buffer> {
@@ -143,6 +154,10 @@ pub enum TableForm {
     Absolute,
     /// The same without the first axis: shape `(1 + w², d)`.
     AbsoluteRows,
+    /// Shape `(1, w², d)`: patches alone.
+    Patches,
+    /// Shape `(w², d)`: patches alone.
+    PatchRows,
     /// Shape `((2w − 1)² + others, heads)`: pairs of patches by their offset, then rows that do not
     /// depend on the window.
     Relative,

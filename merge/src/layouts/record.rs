@@ -7,7 +7,7 @@ use serde::{Deserialize, Serialize};
 use crate::io::PlainValue;
 use crate::{Checkpoint, Error, Result};
 
-use super::{Dimensions, Sizes};
+use super::{ClipFacts, Dimensions, Sizes};
 
 /// The key of the record in a file's metadata.
 const KEY: &str = "vlmerge.model";
@@ -45,6 +45,8 @@ pub enum RecordFamily {
     Flm,
     /// EVE.
     Eve,
+    /// CLIP and SigLIP.
+    Clip,
 }
 
 /// Facts about a model that its weights do not hold, as its maker knew them. Files that this program writes
@@ -89,6 +91,9 @@ pub struct ModelRecord {
     /// How texts are read by a model that was trained to read them in one stream.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub streams: Option<OneStream>,
+    /// What only CLIPs have.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub clip: Option<ClipFacts>,
 }
 
 impl From<&Sizes> for ModelRecord {
@@ -125,8 +130,8 @@ impl ModelRecord {
 
     /// A fact that the record's family does not have.
     fn foreign(&self) -> Option<&'static str> {
-        use RecordFamily::{Eve, Flm, Multiway, Zerovl};
-        let (multiway, towers) = ([Multiway].as_slice(), [Zerovl, Flm].as_slice());
+        use RecordFamily::{Clip, Eve, Flm, Multiway, Zerovl};
+        let (multiway, towers) = ([Multiway].as_slice(), [Zerovl, Flm, Clip].as_slice());
         let facts = [
             (
                 "heads",
@@ -151,6 +156,7 @@ impl ModelRecord {
             ("image_mean", self.image_mean.is_some(), towers),
             ("image_deviation", self.image_deviation.is_some(), towers),
             ("streams", self.streams.is_some(), &[Flm]),
+            ("clip", self.clip.is_some(), &[Clip]),
         ];
         let own = self.family.unwrap_or(Multiway);
         let mut foreign = facts
@@ -199,6 +205,11 @@ impl ModelRecord {
     /// says and the tensors do not contradict.
     fn known(checkpoint: &Checkpoint) -> Result<Self> {
         let record = Self::of(checkpoint)?;
+        if record == Self::default()
+            && let Some(clip) = super::clip::record(checkpoint)?
+        {
+            return Ok(clip);
+        }
         if record == Self::default()
             && let Some(flm) = super::Flm::read(checkpoint)?
         {
@@ -342,6 +353,16 @@ impl ModelRecord {
                 record.streams.map(|how| format!("{how:?}")),
             )?;
             found.streams = found.streams.or(record.streams);
+            if let (None, Some(first), Some(second)) = (self.clip, found.clip, record.clip)
+                && let Some([first, second]) = first.computes_otherwise(&second)
+            {
+                return Err(differ(
+                    "activation, epsilon and mask of towers",
+                    first,
+                    second,
+                ));
+            }
+            found.clip = found.clip.or(record.clip);
             found.family = found.family.or(record.family);
             match (found.shallow_attention, record.shallow_attention) {
                 (Some(first), Some(second))
@@ -367,6 +388,7 @@ impl ModelRecord {
             image_mean: self.image_mean.or(found.image_mean),
             image_deviation: self.image_deviation.or(found.image_deviation),
             streams: self.streams.or(found.streams),
+            clip: self.clip.or(found.clip),
         })
     }
 }

@@ -4,7 +4,7 @@ use crate::{Checkpoint, Error, Result};
 
 use super::multiway::{beit, vl_merging, vlmo};
 use super::ties::ReadTies;
-use super::{Layout, eve, flm, generic, zerovl};
+use super::{Layout, clip, eve, flm, generic, zerovl};
 
 /// Reads names and shapes; `None` if the checkpoint is none of the family.
 pub type ReadLayout = fn(&Checkpoint) -> Result<Option<Box<dyn Layout>>>;
@@ -30,6 +30,7 @@ pub const LAYOUTS: &[LayoutFamily] = &[
     zerovl::FAMILY,
     flm::FAMILY,
     eve::FAMILY,
+    clip::FAMILY,
     generic::FAMILY,
 ];
 

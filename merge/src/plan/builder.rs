@@ -149,7 +149,7 @@ impl PlanBuilder {
 
     /// Files that may be written beside the output.
     #[must_use]
-    pub(super) fn beside(mut self, beside: Beside) -> Self {
+    pub(crate) fn beside(mut self, beside: Beside) -> Self {
         self.beside = beside;
         self
     }
@@ -189,6 +189,7 @@ impl PlanBuilder {
             beside: self.beside,
             aligned: self.aligned,
             order_checks: self.order_checks,
+            is_respelled: false,
         })
     }
 

@@ -84,6 +84,7 @@ pub(super) fn beside(
         files: files.collect(),
         ingredients,
         notes,
+        weights: None,
         seen: opener.seen(),
     })
 }
@@ -174,7 +175,7 @@ fn referenced(recipe: &MergeRecipe) -> Vec<ModelRef> {
 }
 
 /// The model whose files are taken.
-fn donor(recipe: &MergeRecipe) -> Option<ModelRef> {
+pub(super) fn donor(recipe: &MergeRecipe) -> Option<ModelRef> {
     (recipe.base_model.clone()).or_else(|| merged(recipe).next())
 }
 

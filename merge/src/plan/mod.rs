@@ -20,6 +20,7 @@ mod experts;
 pub(crate) mod grams;
 mod mixtures;
 pub(crate) mod opener;
+mod respelled;
 mod settings;
 pub(crate) mod stacks;
 pub(crate) mod stages;
@@ -176,6 +177,8 @@ pub struct MergePlan {
     aligned: Vec<Arc<Aligned>>,
     /// Mixtures whose experts are merged number by number.
     order_checks: Vec<OrderCheck>,
+    /// Whether the last stage makes the output, and the plan gives it other keys.
+    is_respelled: bool,
 }
 
 impl MergePlan {
@@ -226,6 +229,12 @@ impl MergePlan {
     #[must_use]
     pub fn beside(&self) -> &Beside {
         &self.beside
+    }
+
+    /// The plan that combines tensors: the last stage where this one gives its result other keys.
+    pub(crate) fn combining(&self) -> &Self {
+        let stage = self.stages.last().filter(|_| self.is_respelled);
+        stage.map_or(self, |stage| &stage.plan)
     }
 
     /// Adds earlier merges, whose results are sources of this one; `recipe` holds their documents, too.

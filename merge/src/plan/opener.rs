@@ -8,6 +8,7 @@ use std::sync::Arc;
 use super::views;
 use crate::beside::{Companions, Content};
 use crate::io::{self, OpenOptions, SourceFile};
+use crate::layouts::{ClipSpelling, clip};
 use crate::recipe::{ModelRef, Part, adapters};
 use crate::remote::address::is_address;
 use crate::{Checkpoint, MergeRecipe, Result, lora, quantized, ties};
@@ -26,6 +27,8 @@ pub(super) struct Opener {
     notes: RefCell<Vec<String>>,
     /// The files beside models of this machine, as they were when they were found first.
     seen: RefCell<BTreeMap<PathBuf, SourceFile>>,
+    /// How models were spelled that merges read in another way.
+    spelled: RefCell<BTreeMap<String, ClipSpelling>>,
 }
 
 impl Opener {
@@ -57,7 +60,12 @@ impl Opener {
                     // Before its configuration says how its weights are stored.
                     self.found_beside(&model.model)?;
                 }
-                quantized::dequantized(open(model)?)?
+                let (apart, spelling) = clip::apart(quantized::dequantized(open(model)?)?)?;
+                if let Some(spelling) = spelling {
+                    let mut spelled = self.spelled.borrow_mut();
+                    spelled.insert(model.document(), spelling);
+                }
+                apart
             }
         };
         self.note(checkpoint.notes());
@@ -158,6 +166,11 @@ impl Opener {
         let renames = views::compiled(&model.adapter_rename, model.place)?;
         let plain = self.plain(model)?;
         lora::other_parts(&plain, adapter, &renames, model.place)
+    }
+
+    /// How a model is spelled, where merges read it in another way.
+    pub(super) fn spelling(&self, model: &ModelRef) -> Option<ClipSpelling> {
+        self.spelled.borrow().get(&model.document()).copied()
     }
 
     /// Whether a model is the result of another document.

@@ -3,7 +3,9 @@
 use std::collections::BTreeMap;
 use std::sync::{Arc, OnceLock};
 
+use super::companions::donor;
 use super::opener::{Opener, merged};
+use super::respelled::respelled;
 use super::{MergePlan, checkpoints, experts};
 use crate::beside::Companions;
 use crate::io::{Aliases, Container, Root, SourceInfo, TensorEntry};
@@ -46,7 +48,8 @@ fn resolve(recipe: &MergeRecipe) -> Result<(MergePlan, MergeRecipe)> {
     let mut opener = Opener::default();
     opener.note(&recipe.notes());
     if recipe.earlier.is_empty() {
-        return one(recipe, &opener);
+        let (plan, resolved) = one(recipe, &opener)?;
+        return Ok((spelled(plan, recipe, &opener)?, resolved));
     }
     let mut stages = Vec::new();
     let mut path = Vec::new();
@@ -70,7 +73,7 @@ fn resolve(recipe: &MergeRecipe) -> Result<(MergePlan, MergeRecipe)> {
     let (mut plan, mut resolved) = one(recipe, &opener)?;
     resolved.earlier.clone_from(&recipe.earlier);
     plan.build_on(stages, resolved.without_folders().to_yaml()?);
-    Ok((plan, resolved))
+    Ok((spelled(plan, recipe, &opener)?, resolved))
 }
 
 /// Plans the document `name` and, before it, all that it builds on.
@@ -106,15 +109,10 @@ fn make(
         return Ok(());
     }
     let (plan, _) = one(document, opener)?;
-    let result = Arc::new(Deferred::of(name, &plan)?);
-    let checkpoint = Checkpoint::new(Box::new(Handle(Arc::clone(&result))));
     let companions = Companions::of_plan(&plan.beside);
-    opener.keep(name, Arc::new(checkpoint), companions);
-    stages.push(Stage {
-        name: name.to_owned(),
-        plan,
-        result,
-    });
+    let (stage, checkpoint) = stage(name, plan)?;
+    opener.keep(name, checkpoint, companions);
+    stages.push(stage);
     done.insert(name.to_owned(), ());
     Ok(())
 }
@@ -146,6 +144,27 @@ fn one(recipe: &MergeRecipe, opener: &Opener) -> Result<(MergePlan, MergeRecipe)
         true => experts::resolve(recipe, method.as_ref(), opener),
         false => checkpoints::resolve(recipe, method.as_ref(), opener),
     }
+}
+
+/// A plan whose output has the spelling that its first model has, where merges read that in another way.
+fn spelled(plan: MergePlan, recipe: &MergeRecipe, opener: &Opener) -> Result<MergePlan> {
+    let spelling = donor(recipe).and_then(|donor| opener.spelling(&donor));
+    match spelling {
+        Some(to) => respelled(plan, to),
+        None => Ok(plan),
+    }
+}
+
+/// A stage whose result is read as that of `plan`, and the checkpoint that it will be.
+pub(super) fn stage(name: &str, plan: MergePlan) -> Result<(Stage, Arc<Checkpoint>)> {
+    let result = Arc::new(Deferred::of(name, &plan)?);
+    let checkpoint = Checkpoint::new(Box::new(Handle(Arc::clone(&result))));
+    let stage = Stage {
+        name: name.to_owned(),
+        plan,
+        result,
+    };
+    Ok((stage, Arc::new(checkpoint)))
 }
 
 /// A checkpoint whose names and shapes are known before its data are.

@@ -1,6 +1,7 @@
 //! Golden sets: every number that published programs printed, driven by the sets' manifests alone.
 //! `VLMERGE_GOLDEN=DIR` runs these tests over another set (`CONTRIBUTING.md`, *Golden sets*).
 
+mod clip;
 mod convert;
 mod eve;
 mod flm;

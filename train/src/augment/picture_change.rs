@@ -1,6 +1,6 @@
 //! What steps do to pictures, all draws made.
 
-use evaluate::images::{Filter, Margins, Part, Resampler, Rgb, center};
+use evaluate::images::{Filter, Margins, Part, Passes, Resampler, Rgb, center};
 use serde::Serialize;
 
 use super::blend::{brighten, contrast, saturate, to_gray};
@@ -111,18 +111,11 @@ pub fn resized_part(picture: &Rgb, part: Part, side: usize) -> Rgb {
     resized(&cut, (side, side), Filter::Bilinear)
 }
 
-/// As Pillow 13 resizes, bit by bit. It goes along columns first where that leaves less to do, which
-/// rounds otherwise than earlier versions did; [`Resampler`] is like those.
-fn resized(picture: &Rgb, (width, height): (usize, usize), filter: Filter) -> Rgb {
+/// As Pillow 13 resizes, bit by bit.
+fn resized(picture: &Rgb, to: (usize, usize), filter: Filter) -> Rgb {
     let from = (picture.width, picture.height);
-    let lost = |from: usize, to: usize| from as i64 - to as i64;
-    let (rows, columns) = (lost(from.1, height), lost(from.0, width));
-    if rows > 0 && rows > 2 * columns {
-        let narrow = (from.0, height);
-        let picture = Resampler::with_filter(from, narrow, filter).resize(picture);
-        return Resampler::with_filter(narrow, (width, height), filter).resize(&picture);
-    }
-    Resampler::with_filter(from, (width, height), filter).resize(picture)
+    let resampler = Resampler::with_filter(from, to, filter);
+    resampler.in_passes(Passes::LessFirst).resize(picture)
 }
 
 /// The part as a picture of its own.

@@ -3,6 +3,7 @@
 //! One row for each loss of each family, by the names of the golden folders. The loss itself is an
 //! objective's.
 
+mod clip;
 mod eve;
 mod flm;
 mod multiway;
@@ -66,6 +67,7 @@ pub const LOSSES: &[&[LossSpec]] = &[
     two_towers::LOSSES,
     flm::LOSSES,
     eve::LOSSES,
+    clip::LOSSES,
 ];
 
 /// What a loss depends on beside the tensors.

@@ -8,16 +8,28 @@ use std::ops::Range;
 
 use candle_core::{DType, Device, Tensor};
 
-use super::gather;
+use super::{gather, sigmoid};
 use crate::collective::Collective;
 use crate::{Error, Result};
 
 /// Numbers of a stretch of rows: 4 MiB in `f32`, all similarities of a batch of 1,024.
 const STRETCH: usize = 1 << 20;
 
+/// What a pair is compared with.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Contrast {
+    /// All candidates at once, by the softmax over them.
+    #[default]
+    Softmax,
+    /// Nothing: each pair is right or wrong on its own.
+    Sigmoid,
+}
+
 /// Rules of a comparison.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct Comparison {
+    /// What a pair is compared with.
+    pub contrast: Contrast,
     /// Share of the target that is spread over all candidates.
     pub smoothing: f64,
     /// Ranks whose features are compared with one another, in a row; all unless given.
@@ -32,6 +44,7 @@ pub struct Comparison {
 impl Default for Comparison {
     fn default() -> Self {
         Self {
+            contrast: Contrast::Softmax,
             smoothing: 0.0,
             group: None,
             learns_as_candidate: true,
@@ -69,6 +82,8 @@ pub struct Features<'a> {
     pub texts: &'a Tensor,
     /// What similarities are multiplied with.
     pub scale: f64,
+    /// What is added then, which moves nothing but a contrast of single pairs.
+    pub bias: f64,
     /// Rows that neither learn nor are candidates: their feature becomes zero.
     pub ignored: Option<&'a [bool]>,
     /// How pairs were mixed.
@@ -99,6 +114,8 @@ pub struct Compared {
     pub texts: Tensor,
     /// Gradient of this rank's loss by the scale.
     pub scale: f64,
+    /// Gradient of this rank's loss by the bias.
+    pub bias: f64,
     /// Of this rank's images, how many have their own text as the nearest.
     pub images_hit: f64,
     /// Of this rank's texts, how many have their own image as the nearest.
@@ -116,16 +133,16 @@ impl Compared {
 }
 
 /// Features of a group of ranks.
-struct Group {
-    images: Tensor,
-    texts: Tensor,
+pub(super) struct Group {
+    pub images: Tensor,
+    pub texts: Tensor,
     /// 1, or 0 for what is ignored.
     kept: Option<Vec<f32>>,
     /// A number for each row, by which several belong together.
     same: Option<Vec<u32>>,
     ranks: Range<usize>,
     /// Of this rank's first row.
-    first: usize,
+    pub first: usize,
 }
 
 /// What one way of asking gives.
@@ -149,6 +166,9 @@ pub fn compare(
     collective: &dyn Collective,
 ) -> Result<Compared> {
     let group = Group::gather(features, rules, collective)?;
+    if rules.contrast == Contrast::Sigmoid {
+        return sigmoid::compare(features, &group);
+    }
     let work = Work {
         features,
         rules,
@@ -169,6 +189,7 @@ pub fn compare(
         images: (images * share)?,
         texts: (texts * share)?,
         scale: image_scale + text_scale,
+        bias: 0.0,
         images_hit: image.hits,
         texts_hit: text.hits,
         n_rows: (0..work.n_rows).filter(|&row| work.is_kept(row)).count() as f64,
@@ -176,6 +197,14 @@ pub fn compare(
 }
 
 impl Group {
+    /// Whether two rows of the group belong together.
+    pub fn belongs(&self, one: usize, other: usize) -> bool {
+        match &self.same {
+            None => one == other,
+            Some(same) => same.get(one) == same.get(other),
+        }
+    }
+
     fn gather(
         features: &Features<'_>,
         rules: &Comparison,

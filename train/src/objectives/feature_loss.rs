@@ -40,6 +40,13 @@ impl PairFeatures {
         Ok(f64::from(scale.to_scalar::<f32>()?))
     }
 
+    /// What the model adds to similarities of this branch.
+    fn bias(&self, step: &Step<'_>) -> Result<f64> {
+        let bias = step.model.dual()?.similarity(self.branch)?.bias;
+        let number = |bias: Tensor| bias.detach().to_dtype(DType::F32)?.to_scalar::<f32>();
+        Ok(f64::from(bias.map(number).transpose()?.unwrap_or(0.0)))
+    }
+
     /// The same in f32, without a graph.
     ///
     /// # Errors
@@ -138,6 +145,7 @@ struct OfBranch {
     images: Tensor,
     texts: Tensor,
     scale: f64,
+    bias: f64,
 }
 
 impl FeatureGradients {
@@ -162,6 +170,7 @@ impl FeatureGradients {
                 images: &pair.images,
                 texts: &pair.texts,
                 scale: pair.scale(step)?,
+                bias: pair.bias(step)?,
                 ignored: None,
                 mixed: objective.mixed(step),
                 same: objective.pairs().images(step.batch)?,
@@ -180,6 +189,7 @@ impl FeatureGradients {
                 images: (compared.images * share)?,
                 texts: (compared.texts * share)?,
                 scale: share * compared.scale,
+                bias: share * compared.bias,
             });
         }
         Ok(found)
@@ -224,9 +234,13 @@ impl FeatureGradients {
             };
             let by_features = (dot(&pair.images, &of.images)? + dot(&pair.texts, &of.texts)?)?;
             let part = n as f64 / of.images.dim(0)? as f64;
-            let scale = model.similarity(pair.branch)?.scale.to_dtype(DType::F32)?;
-            let by_scale = (scale.reshape(())? * (of.scale * part))?;
-            let value = (by_features + by_scale)?;
+            let similarity = model.similarity(pair.branch)?;
+            let number = |of: Tensor| of.to_dtype(DType::F32)?.reshape(());
+            let by_scale = (number(similarity.scale)? * (of.scale * part))?;
+            let mut value = (by_features + by_scale)?;
+            if let (Some(bias), true) = (similarity.bias, of.bias != 0.0) {
+                value = (value + (number(bias)? * (of.bias * part))?)?;
+            }
             sum = Some(match sum {
                 Some(sum) => (sum + value)?,
                 None => value,

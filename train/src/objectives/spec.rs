@@ -8,7 +8,7 @@ use super::{
     ContrastSettings, LanguageSettings, Objective, PairSettings, SignalSettings, causal_language,
     contrastive, free_language, image_classification, linear_probe, masked_image, masked_language,
     masked_signal, matching, nce, nlvr2, prefix_language, random_matching, ranking, retrieval,
-    text_masked_language, vqa,
+    sigmoid, text_masked_language, vqa,
 };
 use crate::{Error, Result};
 
@@ -135,6 +135,7 @@ pub const OBJECTIVES: &[&ObjectiveSpec] = &[
     &retrieval::SPEC,
     &nce::PLAIN,
     &nce::MIXING,
+    &sigmoid::SPEC,
     &vqa::SPEC,
     &nlvr2::SPEC,
     &free_language::SPEC,
@@ -164,7 +165,12 @@ impl ObjectiveSpec {
     /// Whether it reads the settings of pairs.
     #[must_use]
     pub fn reads_pairs(&self) -> bool {
-        [contrastive::SPEC.name, matching::SPEC.name].contains(&self.name)
+        [
+            contrastive::SPEC.name,
+            sigmoid::SPEC.name,
+            matching::SPEC.name,
+        ]
+        .contains(&self.name)
     }
 
     /// Whether it reads the settings of masked signals.

@@ -158,7 +158,11 @@ impl Init {
             let form = match fill.family {
                 SynthFamily::VlMerging => form(layouts::detect(&checkpoint)?.as_ref())?,
                 // They have one form.
-                SynthFamily::Zerovl | SynthFamily::Flm | SynthFamily::Eve => Form::Agnostic,
+                SynthFamily::Zerovl
+                | SynthFamily::Flm
+                | SynthFamily::Eve
+                | SynthFamily::Clip
+                | SynthFamily::Siglip => Form::Agnostic,
             };
             let fresh = Arc::new(in_memory(&fill.plan(form)?, &IN_MEMORY, progress)?);
             let loading = self.load.clone().unwrap_or_default();

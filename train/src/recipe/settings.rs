@@ -3,6 +3,7 @@
 use std::path::PathBuf;
 
 use evaluate::models::{Overrides, RouterWay, ShallowAttention, Streams};
+use merge::layouts::ClipActivation;
 use serde::{Deserialize, Serialize};
 
 use crate::augment::{FlipGuard, PictureStep, RandomErasing};
@@ -37,6 +38,9 @@ pub struct ModelSettings {
     /// Attention heads of the text tower.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub text_heads: Option<usize>,
+    /// Activation of the FFNs of both towers, of a CLIP beside which nothing says it: `quick_gelu`, `gelu`, `gelu_tanh`.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub activation: Option<ClipActivation>,
     /// What similarities are divided by, of a model that does not learn it.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub temperature: Option<f64>,
@@ -77,6 +81,7 @@ impl ModelSettings {
             text_table_len: self.text_table_len,
             image_heads: self.image_heads,
             text_heads: self.text_heads,
+            activation: self.activation,
             temperature: self.temperature,
             image_mean: self.image_mean,
             image_deviation: self.image_deviation,

@@ -2,8 +2,8 @@
 
 use merge::MergePlan;
 use merge::layouts::{
-    CatalogSpec, EveSizes, EveSpec, EveTask, FlmSpec, FlmTask, Form, GivenFlmSizes, GivenSizes,
-    GivenTower, GivenZerovlSizes, Heads, Sizes, TowerSizes, ZerovlSizes, ZerovlSpec,
+    CatalogSpec, ClipSpec, EveSizes, EveSpec, EveTask, FlmSpec, FlmTask, Form, GivenFlmSizes,
+    GivenSizes, GivenTower, GivenZerovlSizes, Heads, Sizes, TowerSizes, ZerovlSizes, ZerovlSpec,
 };
 use merge::recipe::OutputDType;
 use merge::synth::{Fresh, Spread, Synthesis};
@@ -39,6 +39,10 @@ pub enum SynthFamily {
     Flm,
     /// EVE for pre-training: one transformer with mixtures of experts in its last blocks.
     Eve,
+    /// CLIP: ViT-B/32, or ViT-L/14 as size large.
+    Clip,
+    /// SigLIP: ViT-B/16, or ViT-L/16 as size large.
+    Siglip,
 }
 
 impl SynthFamily {
@@ -169,6 +173,10 @@ impl Synth {
             SynthFamily::Zerovl => ([&multiway[..], &flm, &eve].concat(), "zerovl"),
             SynthFamily::VlMerging => ([&towers[..], &zerovl, &flm, &eve].concat(), "vl-merging"),
             SynthFamily::Flm => ([&multiway[..], &zerovl, &eve].concat(), "flm"),
+            SynthFamily::Clip | SynthFamily::Siglip => {
+                let multiway = [&multiway[..3], &zerovl[1..]].concat();
+                ([&multiway[..], &flm, &eve].concat(), "clip")
+            }
             SynthFamily::Eve => (
                 [&multiway_alone[..], &towers, &zerovl, &flm].concat(),
                 "eve",
@@ -277,12 +285,39 @@ impl Synth {
         }
     }
 
+    fn clip(&self, is_siglip: bool) -> Result<ClipSpec> {
+        let is_large = match self.size {
+            SynthSize::Base => false,
+            SynthSize::Large => true,
+            SynthSize::BasePlus | SynthSize::Tiny => {
+                return Err(Error::BadSetting {
+                    key: "synth.size".into(),
+                    reason: "models of the family clip have the sizes base and large; single sizes change them"
+                        .into(),
+                });
+            }
+        };
+        let [image, text] = self.towers();
+        let given = GivenZerovlSizes {
+            image,
+            text,
+            patch_size: self.patch_size,
+            image_size: self.image_size,
+            vocabulary: self.vocabulary,
+            text_len: self.text_len,
+            joint_width: self.joint_width,
+        };
+        Ok(ClipSpec::published(is_siglip, is_large, &given))
+    }
+
     /// How the weights are drawn; `form` is that of a multiway model.
     pub(super) fn plan(&self, form: Form) -> Result<MergePlan> {
         match self.family {
             SynthFamily::Zerovl => self.drawn(self.zerovl()),
             SynthFamily::Flm => self.drawn(self.flm()),
             SynthFamily::Eve => self.drawn(self.eve()?),
+            SynthFamily::Clip => self.drawn(self.clip(false)?),
+            SynthFamily::Siglip => self.drawn(self.clip(true)?),
             SynthFamily::VlMerging => self.drawn(CatalogSpec {
                 form,
                 sizes: self.sizes(),

@@ -44,6 +44,7 @@ fn compared(case: &Case, collective: &dyn Collective) -> Compared {
         ..Comparison::default()
     };
     let features = Features {
+        bias: 0.0,
         images: &images,
         texts: &texts,
         scale: 1.0 / clamped(case),

@@ -161,6 +161,7 @@ impl Config {
                     padding: Padding::Full,
                     vocabulary,
                     rule: TextRule::Cleaned,
+                    padding_id: None,
                 },
             },
         })

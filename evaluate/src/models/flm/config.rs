@@ -159,6 +159,7 @@ impl Config {
                     padding: Padding::OneBeyond,
                     vocabulary: text.vocabulary,
                     rule: TextRule::Ended,
+                    padding_id: None,
                 },
             },
             image,

@@ -75,6 +75,7 @@ impl Config {
                 padding: Padding::Longest,
                 vocabulary: self.vocabulary,
                 rule: TextRule::Verbatim,
+                padding_id: None,
             },
         }
     }
@@ -108,6 +109,7 @@ impl Blueprint for MultiwayBlueprint {
             | Setting::CheckpointActivations => true,
             Setting::ImageHeads
             | Setting::TextHeads
+            | Setting::Activation
             | Setting::Temperature
             | Setting::ImageMean
             | Setting::ImageDeviation

@@ -25,7 +25,7 @@ pub(super) fn first(x: &Tensor) -> Result<Tensor> {
 }
 
 /// The first `n` tokens of each sequence, or all if there are fewer.
-fn first_tokens(x: &Tensor, n: usize) -> Result<Tensor> {
+pub(super) fn first_tokens(x: &Tensor, n: usize) -> Result<Tensor> {
     match n < x.dim(1)? {
         true => x.narrow(1, 0, n)?.contiguous(),
         false => Ok(x.clone()),

@@ -16,7 +16,7 @@ use super::vit_form::Form;
 use super::{Shapes, first, first_tokens, sizes};
 use crate::nn::{
     Bias, LayerNorm, LayerScale, Linear, Mlp, Network, Packed, PackedBias, Pass, PatchEmbed,
-    PreNormBlock, Residual, attend_packed, attention_shares, unpack,
+    PreNormBlock, Projections, Residual, attend_packed, attention_shares, unpack,
 };
 use crate::weights::Init;
 use crate::{Error, Result, Weights};
@@ -233,8 +233,10 @@ impl Block {
         PreNormBlock {
             norms: vec![(self.norm1.clone(), n)],
             attention: Packed {
-                qkv: self.attn.qkv.clone(),
-                bias: PackedBias::Whole(self.attn.qkv.bias().clone()),
+                qkv: Projections::Packed(
+                    self.attn.qkv.clone(),
+                    PackedBias::Whole(self.attn.qkv.bias().clone()),
+                ),
                 proj: self.attn.proj.clone(),
                 heads: self.attn.n_heads,
             },

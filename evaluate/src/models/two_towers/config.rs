@@ -148,6 +148,7 @@ impl Config {
                 padding: Padding::Full,
                 vocabulary: text.vocabulary,
                 rule: TextRule::Verbatim,
+                padding_id: None,
             },
         };
         Ok(Self {

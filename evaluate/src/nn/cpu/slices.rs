@@ -212,6 +212,11 @@ fn finish(y: &mut [f32], bias: &[f32], then: Then<'_>, row: usize) {
                 *y *= quick(*y);
             }
         }
+        Then::Activate(Activation::GeluTanh) => {
+            for y in y.iter_mut() {
+                *y *= by_tanh(*y).0;
+            }
+        }
         Then::Add {
             residual,
             scale,
@@ -312,6 +317,18 @@ fn quick(x: f32) -> f32 {
     1.0 / (1.0 + exp(-1.702 * x))
 }
 
+/// `(1 + tanh u) / 2` with `u = √(2/π) (x + 0.044715 x³)`, the factor of GELU by the hyperbolic tangent, and twice the
+/// slope of `u`.
+#[inline(always)]
+fn by_tanh(x: f32) -> (f32, f32) {
+    /// √(2/π).
+    const SLOPE: f32 = 0.797_884_6;
+    const CUBE: f32 = 0.044_715;
+    let u = SLOPE * (x + CUBE * x * x * x);
+    let share = 1.0 / (1.0 + exp(-2.0 * u));
+    (share, 2.0 * SLOPE * (1.0 + 3.0 * CUBE * x * x))
+}
+
 /// An activation of `x` into `out`.
 pub fn activate_into(out: &mut [f32], x: &[f32], activation: Activation) {
     if activation == Activation::Gelu {
@@ -321,9 +338,16 @@ pub fn activate_into(out: &mut [f32], x: &[f32], activation: Activation) {
     chunks.for_each(|(out, x)| {
         merge::vectorized(
             #[inline(always)]
-            || {
-                for (out, &x) in out.iter_mut().zip(x) {
-                    *out = x * quick(x);
+            || match activation {
+                Activation::GeluTanh => {
+                    for (out, &x) in out.iter_mut().zip(x) {
+                        *out = x * by_tanh(x).0;
+                    }
+                }
+                _ => {
+                    for (out, &x) in out.iter_mut().zip(x) {
+                        *out = x * quick(x);
+                    }
                 }
             },
         );
@@ -348,6 +372,13 @@ pub fn activate_backward_in_place(g: &mut [f32], x: &mut [f32], activation: Acti
                     for (g, x) in g.iter_mut().zip(x.iter_mut()) {
                         let share = quick(*x);
                         *g *= share + 1.702 * *x * share * (1.0 - share);
+                        *x *= share;
+                    }
+                }
+                Activation::GeluTanh => {
+                    for (g, x) in g.iter_mut().zip(x.iter_mut()) {
+                        let (share, slope) = by_tanh(*x);
+                        *g *= share + *x * share * (1.0 - share) * slope;
                         *x *= share;
                     }
                 }
@@ -484,11 +515,19 @@ mod tests {
 
     #[test]
     fn activations_and_their_gradients_are_those_of_the_formulas() {
-        for activation in [Activation::Gelu, Activation::QuickGelu] {
+        for activation in [
+            Activation::Gelu,
+            Activation::QuickGelu,
+            Activation::GeluTanh,
+        ] {
             let x: Vec<f32> = (-40..=40).map(|step| step as f32 / 8.0).collect();
             let exact = |x: f64| match activation {
                 Activation::Gelu => x * f64::from(normal(x as f32).0),
                 Activation::QuickGelu => x / (1.0 + (-1.702 * x).exp()),
+                Activation::GeluTanh => {
+                    let u = (2.0 / std::f64::consts::PI).sqrt() * (x + 0.044_715 * x.powi(3));
+                    0.5 * x * (1.0 + u.tanh())
+                }
             };
             let mut out = vec![0.0; x.len()];
             activate_into(&mut out, &x, activation);

@@ -3,6 +3,7 @@
 use candle_core::{Result, Tensor};
 
 use super::outlet::Outlet;
+use super::projections::{project, projections_backward};
 use super::{hidden, input_gradient, norm_backward, norm_into, self_attention, weight_gradient};
 use crate::nn::cpu::attention::{self, Added, Asked};
 use crate::nn::cpu::host::Host;
@@ -10,14 +11,68 @@ use crate::nn::cpu::sequences::Sizes;
 use crate::nn::cpu::slices::{self, Keep, Then};
 use crate::nn::{Bias, Buffer, Buffers, Gradients, LayerNorm, Linear};
 
-/// The weights of a self-attention with packed projections.
+/// The weights of a self-attention.
 #[derive(Clone, Debug)]
 pub(crate) struct Packed {
-    /// Its weight, `(3 d, d)`.
-    pub qkv: Linear,
-    pub bias: PackedBias,
+    pub qkv: Projections,
     pub proj: Linear,
     pub heads: usize,
+}
+
+/// The projections to queries, keys and values.
+#[derive(Clone, Debug)]
+pub(crate) enum Projections {
+    /// One weight, `(3 d, d)`, and its bias.
+    Packed(Linear, PackedBias),
+    /// A layer each, `d -> d`.
+    Apart(Box<[Linear; 3]>),
+}
+
+impl Projections {
+    fn width(&self) -> Result<usize> {
+        match self {
+            Self::Packed(qkv, _) => qkv.weight().dim(1),
+            Self::Apart(layers) => layers[0].weight().dim(1),
+        }
+    }
+
+    /// `x: (m, d)` to `out: (m, 3 d)`.
+    fn forward(&self, out: &mut [f32], x: &[f32], width: usize) -> Result<()> {
+        match self {
+            Self::Packed(qkv, bias) => {
+                let weight = Host::of(qkv.weight())?;
+                let bias = bias.values(width)?;
+                slices::linear_into(out, x, weight.values(), &bias, width, Then::Nothing);
+                Ok(())
+            }
+            Self::Apart(layers) => project(out, x, layers.each_ref(), width),
+        }
+    }
+
+    /// Adds the gradients of the weights, and gives the one by `x`.
+    fn backward(
+        &self,
+        by_out: &[f32],
+        x: &[f32],
+        width: usize,
+        gradients: &mut Gradients,
+        buffers: &Buffers,
+    ) -> Result<Buffer> {
+        match self {
+            Self::Packed(qkv, bias) => {
+                let sums = weight_gradient(qkv.weight(), by_out, x, gradients, buffers)?;
+                bias.add_gradient(&sums, width, gradients);
+                input_gradient(qkv, by_out, buffers)
+            }
+            Self::Apart(layers) => {
+                let mut by_x = buffers.take(x.len());
+                by_x.fill(0.0);
+                let layers = layers.each_ref();
+                projections_backward(Some(&mut by_x), by_out, x, layers, gradients, buffers)?;
+                Ok(by_x)
+            }
+        }
+    }
 }
 
 /// The bias of packed projections.
@@ -33,10 +88,17 @@ impl Packed {
     /// All weights.
     pub fn weights(&self) -> Vec<&Tensor> {
         let [weight, bias] = self.proj.weights();
-        let mut weights = vec![self.qkv.weight(), weight, bias];
-        match &self.bias {
-            PackedBias::Whole(bias) => weights.push(bias),
-            PackedBias::WithoutKeys { q, v } => weights.extend([q, v]),
+        let mut weights = vec![weight, bias];
+        match &self.qkv {
+            Projections::Packed(qkv, PackedBias::Whole(bias)) => {
+                weights.extend([qkv.weight(), bias]);
+            }
+            Projections::Packed(qkv, PackedBias::WithoutKeys { q, v }) => {
+                weights.extend([qkv.weight(), q, v]);
+            }
+            Projections::Apart(layers) => {
+                weights.extend(layers.iter().flat_map(Linear::weights));
+            }
         }
         weights
     }
@@ -151,15 +213,11 @@ impl<'a> AttentionBranch<'a> {
 
     /// `x: (b, n, d)` to `out: (b, n, d)`.
     pub fn forward(&self, out: &mut [f32], x: &[f32], buffers: &Buffers) -> Result<KeptAttention> {
-        let weight = self.attention.qkv.weight();
-        let width = weight.dim(1)?;
-        let weight = Host::of(weight)?;
-        let bias = self.attention.bias.values(width)?;
+        let width = self.attention.qkv.width()?;
         let mut qkv = buffers.take(3 * x.len());
         {
             let normed = self.normed(x, width, buffers)?;
-            let weight = weight.values();
-            slices::linear_into(&mut qkv, &normed, weight, &bias, width, Then::Nothing);
+            self.attention.qkv.forward(&mut qkv, &normed, width)?;
         }
         let mixed = self.mixed(&qkv, width, buffers)?;
         self.outlet().forward(out, &mixed, x)?;
@@ -186,8 +244,7 @@ impl<'a> AttentionBranch<'a> {
         gradients: &mut Gradients,
         buffers: &Buffers,
     ) -> Result<Vec<f32>> {
-        let weight = self.attention.qkv.weight();
-        let width = weight.dim(1)?;
+        let width = self.attention.qkv.width()?;
         let outlet = self.outlet();
         {
             let mixed = self.mixed(&kept.qkv, width, buffers)?;
@@ -201,12 +258,11 @@ impl<'a> AttentionBranch<'a> {
             attention::gradients_into(&mut by_qkv, &by_mixed, &kept.qkv, added, sizes, wants_bias)
         };
         drop(kept);
-        {
+        let by_normed = {
             let normed = self.normed(x, width, buffers)?;
-            let sums = weight_gradient(weight, &by_qkv, &normed, gradients, buffers)?;
-            self.attention.bias.add_gradient(&sums, width, gradients);
-        }
-        let by_normed = input_gradient(&self.attention.qkv, &by_qkv, buffers)?;
+            let qkv = &self.attention.qkv;
+            qkv.backward(&by_qkv, &normed, width, gradients, buffers)?
+        };
         for (norm, stretch) in self.stretches(width) {
             let (g, by_normed) = (&mut g[stretch.clone()], &by_normed[stretch.clone()]);
             norm_backward(g, by_normed, &x[stretch], norm, gradients)?;

@@ -23,7 +23,7 @@ mod sees;
 mod served;
 mod words;
 
-pub(crate) use attention::{AttentionBranch, KeptAttention, Packed, PackedBias};
+pub(crate) use attention::{AttentionBranch, KeptAttention, Packed, PackedBias, Projections};
 pub(crate) use cross::{CrossHalf, KeptCrossHalf};
 pub(crate) use exchanged::ExchangedExperts;
 pub(crate) use ffn::FfnBranch;

@@ -4,6 +4,7 @@ use std::collections::BTreeSet;
 use std::fmt;
 use std::sync::Arc;
 
+use super::Resize;
 use super::tables::{AbsoluteTable, ThirdTokenType, Windows};
 use crate::layouts::{self, Flm, FlmSpec, FlmTask, OneStream, TableForm};
 use crate::methods::WholeKernel;
@@ -270,7 +271,11 @@ impl Builder<'_> {
         }
         let why = format!("{from}x{from} positions to {to}x{to}, bicubic");
         let shape = vec![to * to + 1, width];
-        let kernel = Arc::new(AbsoluteTable { from, to });
+        let kernel = Arc::new(AbsoluteTable {
+            from,
+            to,
+            resize: Resize::Bicubic,
+        });
         Ok(Some(whole(name, name, (shape, found), kernel, why)))
     }
 

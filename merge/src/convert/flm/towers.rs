@@ -7,6 +7,7 @@ use std::sync::Arc;
 use super::rows::JoinedRows;
 use super::spelled::{Spelled, clip, roberta};
 use super::{copy_of, whole};
+use crate::convert::positions::Resize;
 use crate::convert::tables::{AbsoluteTable, Windows};
 use crate::layouts::{Dimensions, FLM_POSITIONS, FlmSizes, FlmSpec, FlmTask, TowerSizes};
 use crate::plan::{Action, Entry, PlanBuilder, TensorRef};
@@ -223,7 +224,11 @@ impl FlmTowers {
         let is_grown = name.ends_with("word_embeddings.weight") && self.task == FlmTask::Caption;
         if is_resized {
             let Windows { from, to } = windows;
-            let kernel = Arc::new(AbsoluteTable { from, to });
+            let kernel = Arc::new(AbsoluteTable {
+                from,
+                to,
+                resize: Resize::Bicubic,
+            });
             let why = format!("{why}, {from}x{from} positions to {to}x{to}, bicubic");
             let shape = tensor.info.shape.clone();
             return Ok(Some(whole(name, &key, (shape, found), kernel, why)));

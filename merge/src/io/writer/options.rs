@@ -94,6 +94,20 @@ impl WriteOptions {
         self
     }
 
+    /// In a model folder, weights are called `stem` where a library looks for that name.
+    #[must_use]
+    pub fn called(mut self, stem: Option<&str>) -> Self {
+        if let (true, Some(stem), Some(ending)) = (self.is_folder, stem, self.path.extension()) {
+            let stem = match ending.to_str() {
+                Some("safetensors") => stem.to_owned(),
+                _ => stem.replace("model", "pytorch_model"),
+            };
+            let name = Path::new(&stem).with_extension(ending);
+            self.path.set_file_name(name);
+        }
+        self
+    }
+
     /// A single new file at `path`, of the kind that its extension stands for, synced.
     #[must_use]
     pub fn new(path: impl Into<PathBuf>) -> Self {

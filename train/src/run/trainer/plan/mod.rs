@@ -429,7 +429,7 @@ fn check_classes(recipe: &TrainRecipe, examples: &dyn data::Examples) -> Result<
 /// Whether the task that is measured on the way reads texts.
 fn validates_texts(recipe: &TrainRecipe) -> Result<bool> {
     match &recipe.validation {
-        Some(settings) => Ok(Validation::spec(settings)?.kind.has_texts()),
+        Some(settings) => Ok(Validation::spec(settings)?.reads_texts),
         None => Ok(false),
     }
 }

@@ -1,0 +1,171 @@
+//! Texts of classes: names in templates.
+//!
+//! | path | holds |
+//! |---|---|
+//! | `<data set>/classes.tsv` | a line for each class: the name of its folder, a tab, the name in texts |
+//! | `<data set>/templates.txt` | a template a line, `{}` in the place of the name |
+//!
+//! Without the first file a class is called as its folder, spaces in the place of `_`; without the second the template is
+//! `a photo of a {}.`.
+
+use std::collections::BTreeMap;
+use std::path::Path;
+
+use crate::{DataFault, Error, Result};
+
+/// The template where a data set brings none.
+const TEMPLATE: &str = "a photo of a {}.";
+
+/// What stands for the name of a class.
+const PLACE: &str = "{}";
+
+/// Most bytes of either file.
+const MAX_BYTES: u64 = 16 << 20;
+
+/// Every template with every class.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct ClassTexts {
+    prompts: Vec<String>,
+    n_templates: usize,
+}
+
+impl ClassTexts {
+    /// Names of its files, in the folder of the data set; either may be missing.
+    pub const FILES: [&str; 2] = ["classes.tsv", "templates.txt"];
+
+    /// The texts of classes, by the names of their folders, of the data set in `folder`.
+    ///
+    /// # Errors
+    /// [`DataFault::Classes`] when a class has no name, a template no place for it, or a line another form.
+    pub fn open(folder: &Path, classes: &[String]) -> Result<Self> {
+        let [names_of, templates_of] = Self::FILES.map(|name| folder.join(name));
+        let names = names(&names_of, classes)?;
+        let templates = templates(&templates_of)?;
+        Ok(Self::of(&names, &templates))
+    }
+
+    /// Every template with every name.
+    fn of(names: &[String], templates: &[String]) -> Self {
+        let prompts = names.iter().flat_map(|name| {
+            let filled = templates.iter();
+            filled.map(move |template| template.replace(PLACE, name))
+        });
+        Self {
+            prompts: prompts.collect(),
+            n_templates: templates.len(),
+        }
+    }
+
+    /// All templates of the first class, then those of the next.
+    #[must_use]
+    pub fn prompts(&self) -> &[String] {
+        &self.prompts
+    }
+
+    /// Texts of a class.
+    #[must_use]
+    pub fn n_templates(&self) -> usize {
+        self.n_templates
+    }
+}
+
+fn bad(path: &Path, fault: String) -> Error {
+    Error::Data(DataFault::Classes {
+        path: path.into(),
+        fault,
+    })
+}
+
+/// The lines of a file, if it is there; empty ones are left out.
+fn lines(path: &Path) -> Result<Option<Vec<String>>> {
+    let metadata = match std::fs::metadata(path) {
+        Ok(metadata) => metadata,
+        Err(error) if error.kind() == std::io::ErrorKind::NotFound => return Ok(None),
+        Err(source) => return Err(Error::io("open", path, source)),
+    };
+    if metadata.len() > MAX_BYTES {
+        return Err(Error::FileTooLarge {
+            path: path.into(),
+            n_bytes: metadata.len(),
+            limit: MAX_BYTES,
+        });
+    }
+    let text = std::fs::read_to_string(path).map_err(|source| Error::io("read", path, source))?;
+    let lines = text.lines().filter(|line| !line.trim().is_empty());
+    Ok(Some(lines.map(str::to_owned).collect()))
+}
+
+fn names(path: &Path, classes: &[String]) -> Result<Vec<String>> {
+    let Some(lines) = lines(path)? else {
+        return Ok(classes
+            .iter()
+            .map(|class| class.replace('_', " "))
+            .collect());
+    };
+    let mut named: BTreeMap<&str, &str> = BTreeMap::new();
+    for (index, line) in lines.iter().enumerate() {
+        let parts = line.split_once('\t');
+        let (folder, name) = parts.ok_or_else(|| {
+            let line = index + 1;
+            bad(path, format!("line {line} is no folder, tab and name"))
+        })?;
+        if named.insert(folder, name.trim()).is_some() {
+            return Err(bad(path, format!("the folder {folder:?} has two names")));
+        }
+    }
+    let name = |class: &String| {
+        let name = named.get(class.as_str());
+        name.map(|name| (*name).to_owned()).ok_or_else(|| {
+            let fault = format!("the class {class:?} has no name; add a line for it");
+            bad(path, fault)
+        })
+    };
+    classes.iter().map(name).collect()
+}
+
+fn templates(path: &Path) -> Result<Vec<String>> {
+    let Some(lines) = lines(path)? else {
+        return Ok(vec![TEMPLATE.to_owned()]);
+    };
+    if let Some(line) = lines.iter().find(|line| !line.contains(PLACE)) {
+        let fault = format!("the template {line:?} has no {PLACE} for the name of the class");
+        return Err(bad(path, fault));
+    }
+    if lines.is_empty() {
+        return Err(bad(path, "it holds no template".to_owned()));
+    }
+    Ok(lines)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn names_and_templates_come_from_files_or_from_the_folders() {
+        let folder = tempfile::tempdir().expect("a folder");
+        let classes = ["n01".to_owned(), "red_fox".to_owned()];
+        let texts = ClassTexts::open(folder.path(), &classes).expect("texts");
+        assert_eq!(
+            texts.prompts(),
+            ["a photo of a n01.", "a photo of a red fox."]
+        );
+        let write = |name: &str, text: &str| {
+            std::fs::write(folder.path().join(name), text).expect("written");
+        };
+        write("templates.txt", "a {}.\n\nthe {}\n");
+        write("classes.tsv", "n01\ttench\nred_fox\tfox\n");
+        let texts = ClassTexts::open(folder.path(), &classes).expect("texts");
+        assert_eq!(
+            texts.prompts(),
+            ["a tench.", "the tench", "a fox.", "the fox"]
+        );
+        assert_eq!(texts.n_templates(), 2);
+        write("classes.tsv", "n01\ttench\n");
+        let error = ClassTexts::open(folder.path(), &classes).expect_err("refused");
+        assert!(error.to_string().contains("red_fox"), "{error}");
+        write("templates.txt", "a photo\n");
+        let error = ClassTexts::open(folder.path(), &classes[..1]).expect_err("refused");
+        assert!(error.to_string().contains("a photo"), "{error}");
+    }
+}

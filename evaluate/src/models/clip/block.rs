@@ -1,0 +1,160 @@
+//! A block of either tower: attention and FFN with residual branches, norms before each.
+
+use candle_core::{D, Result, Tensor};
+
+use super::config::Tower;
+use crate::Weights;
+use crate::models::towers::first_tokens;
+use crate::nn::{
+    Bias, LayerNorm, Linear, Mask, Mlp, Network, Packed, Pass, PreNormBlock, Projections, Residual,
+    attend_packed, attention_shares, is_on_host, side_by_side, unpack,
+};
+
+/// A block.
+#[derive(Clone, Debug)]
+pub(super) struct Block {
+    norm1: LayerNorm,
+    /// To queries, keys and values.
+    projections: Box<[Linear; 3]>,
+    out: Linear,
+    norm2: LayerNorm,
+    mlp: Mlp,
+    n_heads: usize,
+    index: usize,
+    /// What its layers are called where somebody looks on.
+    names: [String; 2],
+}
+
+impl Block {
+    /// Loads the block `{name}`.
+    ///
+    /// # Errors
+    /// As [`Weights::get`].
+    pub fn load(weights: &Weights, name: &str, index: usize, of: &Tower) -> crate::Result<Self> {
+        let d = of.width;
+        let part = |part: &str| format!("{name}.{part}");
+        let linear = |which: &str| Linear::load(weights, &part(which), d, d);
+        let mlp = ["mlp.fc1", "mlp.fc2"].map(part);
+        Ok(Self {
+            norm1: LayerNorm::load(weights, &part("layer_norm1"), d, of.epsilon)?,
+            projections: Box::new([
+                linear("self_attn.q_proj")?,
+                linear("self_attn.k_proj")?,
+                linear("self_attn.v_proj")?,
+            ]),
+            out: linear("self_attn.out_proj")?,
+            norm2: LayerNorm::load(weights, &part("layer_norm2"), d, of.epsilon)?,
+            mlp: Mlp::load_named(weights, mlp, d, of.ffn_width)?.with_activation(of.activation),
+            n_heads: of.n_heads,
+            index,
+            names: [part("self_attn.qkv"), part("self_attn.out_proj")],
+        })
+    }
+
+    /// Whether a weight of it is learned.
+    pub fn is_trained(&self) -> bool {
+        self.out.weight().track_op()
+    }
+
+    /// `(b, n, d) -> (b, n, d)`. `seen` is what tokens see, `real` which of them are no padding, for those who look on.
+    ///
+    /// # Errors
+    /// When shapes do not fit or the device fails.
+    pub fn forward(
+        &self,
+        x: &Tensor,
+        seen: Option<&Mask>,
+        real: Option<&Mask>,
+        pass: &Pass<'_>,
+    ) -> Result<Tensor> {
+        let x = match pass.tape() {
+            None => self.compute(x, usize::MAX, seen, real, pass)?,
+            Some(tape) => {
+                let on_slices = self.on_slices(x.dim(1)?, seen);
+                match on_slices.is_fusible(tape, x) {
+                    true => on_slices.record(tape, x)?,
+                    false => {
+                        let (block, seen) = (self.clone(), seen.cloned());
+                        tape.segment(vec![x.clone()], move |inputs| {
+                            let seen = seen.as_ref();
+                            block.compute(&inputs[0], usize::MAX, seen, None, &Pass::new())
+                        })?
+                    }
+                }
+            }
+        };
+        pass.show_named_block(&format!("layer{}", self.index), std::slice::from_ref(&x))?;
+        Ok(x)
+    }
+
+    /// The block on slices, for `n` tokens.
+    fn on_slices(&self, n: usize, seen: Option<&Mask>) -> PreNormBlock {
+        let network = Network {
+            norm: self.norm2.clone(),
+            mlp: self.mlp.clone(),
+            len: n,
+            keep: None,
+        };
+        PreNormBlock {
+            norms: vec![(self.norm1.clone(), n)],
+            attention: Packed {
+                qkv: Projections::Apart(self.projections.clone()),
+                proj: self.out.clone(),
+                heads: self.n_heads,
+            },
+            scale: None,
+            keep: None,
+            networks: vec![network],
+            network_scale: None,
+            pairs: None,
+            mask: seen.cloned(),
+        }
+    }
+
+    /// The block for the first token alone, where nothing is learned: `(b, n, d) -> (b, 1, d)`.
+    ///
+    /// # Errors
+    /// As [`Block::forward`].
+    pub fn forward_first(&self, x: &Tensor) -> Result<Tensor> {
+        self.compute(x, 1, None, None, &Pass::new())
+    }
+
+    /// The block for the first `queries` tokens: `(b, n, d) -> (b, queries, d)`.
+    fn compute(
+        &self,
+        x: &Tensor,
+        queries: usize,
+        seen: Option<&Mask>,
+        real: Option<&Mask>,
+        pass: &Pass<'_>,
+    ) -> Result<Tensor> {
+        let normed = self.norm1.forward(x)?;
+        pass.show(|| self.names[0].clone(), &normed, real)?;
+        let qkv = self.project(&normed)?; // (b, n, 3 d)
+        let bias = Bias {
+            pairs: None,
+            mask: seen,
+        };
+        pass.show_output(format_args!("attn{}", self.index), || {
+            let [q, k, _] = unpack(&qkv)?;
+            attention_shares(&q, &k, bias, self.n_heads)
+        })?;
+        let mixed = attend_packed(&qkv, self.n_heads, queries, bias)?; // (b, queries, d)
+        pass.show(|| self.names[1].clone(), &mixed, real)?;
+        let first = first_tokens(x, queries)?;
+        let x = self.out.forward_add(&mixed, Residual::plain(&first))?;
+        let normed = self.norm2.forward(&x)?;
+        self.mlp.forward(&normed, Residual::plain(&x), real, pass)
+    }
+
+    /// `(b, n, d) -> (b, n, 3 d)`.
+    fn project(&self, x: &Tensor) -> Result<Tensor> {
+        let layers = self.projections.each_ref();
+        let mut weights = layers.into_iter().flat_map(Linear::weights);
+        if is_on_host(x) && !x.track_op() && !weights.any(Tensor::track_op) {
+            return side_by_side(x, layers);
+        }
+        let [q, k, v] = layers.map(|layer| layer.forward(x));
+        Tensor::cat(&[q?, k?, v?], D::Minus1)
+    }
+}

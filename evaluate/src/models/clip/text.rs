@@ -1,0 +1,139 @@
+//! The text tower: a transformer whose tokens see those before them (CLIP) or all (SigLIP), with one row that stands for
+//! the text.
+
+use candle_core::{Device, Tensor};
+use merge::layouts::PooledText;
+
+use super::block::Block;
+use super::config::Config;
+use crate::batch::Texts;
+use crate::nn::{Embedding, LayerNorm, Linear, Mask, Pass};
+use crate::{Error, ModelFault, Result, Weights};
+
+/// What its keys begin with.
+pub(super) const PREFIX: &str = "text_model.";
+
+/// A text tower.
+#[derive(Clone, Debug)]
+pub(super) struct TextTower {
+    tokens: Embedding,
+    /// `(t, d)`.
+    positions: Tensor,
+    blocks: Vec<Block>,
+    norm: LayerNorm,
+    is_causal: bool,
+    pooled: PooledText,
+}
+
+/// Which row of each text stands for it: `ids` of `len` tokens each, text after text.
+#[must_use]
+pub fn pooled_rows(ids: &[u32], len: usize, rule: PooledText) -> Vec<usize> {
+    let texts = ids.chunks_exact(len.max(1));
+    let row = |text: &[u32]| match rule {
+        PooledText::Largest => {
+            // The first of several.
+            let largest = text.iter().max();
+            text.iter().position(|id| Some(id) == largest).unwrap_or(0)
+        }
+        PooledText::Token(token) => text.iter().position(|id| *id == token).unwrap_or(0),
+        PooledText::Last => len.saturating_sub(1),
+        PooledText::First => 0,
+    };
+    texts.map(row).collect()
+}
+
+/// What each of `len` tokens sees: itself and those before it, of which `kept` leaves some out.
+fn causal(kept: Option<&[u8]>, b: usize, len: usize, device: &Device) -> Result<Mask> {
+    let sees = |text: usize, query: usize, key: usize| {
+        key <= query && kept.is_none_or(|kept| kept[text * len + key] != 0)
+    };
+    let seen = (0..b * len * len).map(|at| {
+        let (text, pair) = (at / (len * len), at % (len * len));
+        u8::from(sees(text, pair / len, pair % len))
+    });
+    let seen = Tensor::from_vec(seen.collect::<Vec<u8>>(), (b, len, len), device)?;
+    // A text that begins with padding has tokens that see nothing but themselves.
+    Ok(Mask::pairs(&seen, f32::MIN)?)
+}
+
+impl TextTower {
+    /// Loads every part.
+    ///
+    /// # Errors
+    /// As [`Weights::get`].
+    pub fn load(weights: &Weights, config: &Config) -> Result<Self> {
+        let (of, d) = (&config.text, config.text.width);
+        let name = |part: &str| format!("{PREFIX}{part}");
+        let (tokens, positions) = (
+            name("embeddings.token_embedding"),
+            name("embeddings.position_embedding.weight"),
+        );
+        let vocabulary = config.input.text.vocabulary;
+        let blocks = (0..of.n_blocks).map(|index| {
+            let name = name(&format!("encoder.layers.{index}"));
+            Block::load(weights, &name, index, of)
+        });
+        Ok(Self {
+            tokens: Embedding::load(weights, &tokens, vocabulary, d)?,
+            positions: weights.get(&positions, &[config.text_len, d], Linear::INIT)?,
+            blocks: blocks.collect::<Result<_>>()?,
+            norm: LayerNorm::load(weights, &name("final_layer_norm"), d, of.epsilon)?,
+            is_causal: config.is_causal,
+            pooled: config.pooled,
+        })
+    }
+
+    /// What tokens see. Published models leave padding in, which `hides_padding` takes out.
+    fn seen(&self, texts: &Texts, hides_padding: bool) -> Result<Option<Mask>> {
+        let (b, len) = texts.ids.dims2()?;
+        let kept: Option<Vec<u8>> = match hides_padding {
+            true => Some(texts.kept.flatten_all()?.to_vec1()?),
+            false => None,
+        };
+        match (self.is_causal, hides_padding) {
+            (true, _) => causal(kept.as_deref(), b, len, texts.ids.device()).map(Some),
+            (false, true) => Ok(Some(Mask::padding(&texts.kept, f32::MIN)?)),
+            (false, false) => Ok(None),
+        }
+    }
+
+    /// All tokens after the last norm: `(b, t, d)`.
+    ///
+    /// # Errors
+    /// [`ModelFault::TextPositions`], or when the device fails.
+    pub fn tokens(&self, texts: &Texts, hides_padding: bool, pass: &Pass<'_>) -> Result<Tensor> {
+        let (_, len) = texts.ids.dims2()?;
+        let room = self.positions.dim(0)?;
+        if len > room {
+            let found = len;
+            return Err(Error::Model(ModelFault::TextPositions { found, room }));
+        }
+        let positions = self.positions.narrow(0, 0, len)?;
+        let tokens = self.tokens.forward_on(&texts.ids, pass)?;
+        let mut x = tokens.broadcast_add(&positions)?; // (b, t, d)
+        pass.show_output(format_args!("embed"), || Ok(x.clone()))?;
+        let seen = self.seen(texts, hides_padding)?;
+        // Where padding takes part, its rows are inputs like others.
+        let real = (self.is_causal || hides_padding).then_some(&texts.mask);
+        for block in &self.blocks {
+            x = block.forward(&x, seen.as_ref(), real, pass)?;
+        }
+        let x = self.norm.forward(&x)?;
+        pass.show_output(format_args!("last"), || Ok(x.clone()))?;
+        Ok(x)
+    }
+
+    /// The row that stands for each text, before it is projected: `(b, d)`.
+    ///
+    /// # Errors
+    /// As [`TextTower::tokens`].
+    pub fn pooled(&self, texts: &Texts, hides_padding: bool, pass: &Pass<'_>) -> Result<Tensor> {
+        let x = self.tokens(texts, hides_padding, pass)?;
+        let (b, len, d) = x.dims3()?;
+        let ids: Vec<u32> = texts.ids.flatten_all()?.to_vec1()?;
+        let rows = pooled_rows(&ids, len, self.pooled).into_iter().enumerate();
+        let rows: Vec<u32> = rows.map(|(text, row)| (text * len + row) as u32).collect();
+        let rows = Tensor::from_vec(rows, b, x.device())?;
+        Ok(x.reshape((b * len, d))?.index_select(&rows, 0)?)
+    }
+}

@@ -1,0 +1,48 @@
+//! A plan whose output has other keys than the merge that makes it.
+
+use std::sync::Arc;
+
+use super::{MergePlan, PlanBuilder, stages};
+use crate::Result;
+use crate::layouts::{ClipNames, ClipSpelling, clip};
+
+/// What the merge is called that is done before its tensors get their spelling.
+const NAME: &str = "merge";
+
+/// The plan that gives the output of `plan` the keys of another spelling: the merge is a stage of it.
+///
+/// # Errors
+/// As [`clip::respelled`] and [`PlanBuilder::finish`].
+pub(super) fn respelled(mut plan: MergePlan, to: ClipSpelling) -> Result<MergePlan> {
+    let mut beside = std::mem::take(&mut plan.beside);
+    if matches!(to.names, ClipNames::OpenClip | ClipNames::OpenClipTimm) {
+        beside.weights = Some("open_clip_model");
+    }
+    let stages = std::mem::take(&mut plan.stages);
+    let (recipe, sources) = (plan.recipe.clone(), plan.sources.clone());
+    let (grams, gram_uses) = (plan.grams.clone(), plan.gram_uses.clone());
+    let (stage, made) = stages::stage(NAME, plan)?;
+    let view = clip::respelled(made, to)?;
+    let mut builder = PlanBuilder::new(recipe);
+    for source in sources {
+        // For the hashes of what went in.
+        builder.side_source(source);
+    }
+    let index = builder.source(Arc::clone(&view));
+    for (key, _) in view.tensors() {
+        let names = to.apart_names(key);
+        let entries = stage.plan.entries.iter();
+        let mut whys: Vec<&str> = entries
+            .filter(|entry| names.contains(&entry.name) || entry.name == key)
+            .map(|entry| entry.why.as_str())
+            .collect();
+        whys.dedup();
+        builder.copy(index, key, &whys.join("; "))?;
+    }
+    let mut spelled = builder.beside(beside).finish()?;
+    (spelled.grams, spelled.gram_uses) = (grams, gram_uses);
+    spelled.is_respelled = true;
+    spelled.stages = stages;
+    spelled.stages.push(stage);
+    Ok(spelled)
+}

@@ -1,0 +1,234 @@
+//! CLIP from a checkpoint to accuracy: spellings, merges of both, zero-shot classification, a frozen zero-shot head, and
+//! training.
+
+use std::path::PathBuf;
+
+use tempfile::TempDir;
+
+use crate::program::{Said, ok, run};
+
+const TOKENIZER: &str = "fixtures/clip/tokenizer/bpe_simple_vocab_16e6.txt.gz";
+
+/// Folders of classes with two pictures each, and two templates.
+fn folders(folder: &TempDir) {
+    let pictures = std::fs::read_dir("fixtures/real/raw/val2014").expect("pictures");
+    let mut pictures: Vec<PathBuf> = pictures
+        .map(|entry| entry.expect("an entry").path())
+        .collect();
+    pictures.sort();
+    let mut pictures = pictures.iter();
+    for class in ["cat", "dog", "red_fox"] {
+        for split in ["train", "val"] {
+            let of_class = folder.path().join("toy").join(split).join(class);
+            std::fs::create_dir_all(&of_class).expect("made");
+            let picture = pictures.next().expect("a picture");
+            std::fs::copy(picture, of_class.join("1.jpg")).expect("copied");
+        }
+    }
+    let templates = folder.path().join("toy/templates.txt");
+    std::fs::write(templates, "a photo of a {}.\na drawing of the {}\n").expect("written");
+}
+
+/// A tiny CLIP with the vocabulary of the published ones.
+fn synth(folder: &TempDir, name: &str, more: &str) {
+    let line = format!(
+        "-q synth --family clip --blocks 1 --width 16 --attention-heads 2 --text-blocks 1 --text-width 16 \
+         --text-attention-heads 2 --joint-width 8 --image-size 32 --patch-size 8 --text-len 16 --deviation 0.2 \
+         {more} {{}}/{name}"
+    );
+    ok(run(&line, folder));
+}
+
+fn evaluate(folder: &TempDir, checkpoint: &str, task: &str, more: &str) -> Said {
+    let line = format!(
+        "-q evaluate {{}}/{checkpoint} --task {task} --data {{}} --dataset toy --split val --tokenizer {TOKENIZER} \
+         --json {more}"
+    );
+    run(&line, folder)
+}
+
+/// The numbers of the first result, by name.
+fn number(said: &serde_json::Value, name: &str) -> f64 {
+    let numbers = said["results"][0]["measurements"]
+        .as_array()
+        .expect("numbers");
+    let found = numbers.iter().find(|number| number["name"] == name);
+    let value = found.unwrap_or_else(|| panic!("no {name}"))["value"].as_f64();
+    value.expect("a number")
+}
+
+#[test]
+fn a_classifier_of_class_texts_says_what_zero_shot_classification_says() {
+    let folder = TempDir::new().expect("a folder");
+    folders(&folder);
+    synth(&folder, "clip.safetensors", "");
+    let said = evaluate(
+        &folder,
+        "clip.safetensors",
+        "zero_shot_classes",
+        "--predictions {}/zero",
+    );
+    let zero = ok(said).json();
+    assert_eq!(zero["results"][0]["counts"]["templates"], 2);
+    assert_eq!(zero["results"][0]["counts"]["classes"], 3);
+    // The model knows five classes at most.
+    assert_eq!(number(&zero, "top5"), 1.0);
+    let calibration = number(&zero, "calibration_error");
+    assert!((0.0..=1.0).contains(&calibration));
+    let line = format!(
+        "-q classifier {{}}/clip.safetensors {{}}/start.safetensors --data {{}} --dataset toy --split train \
+         --tokenizer {TOKENIZER}"
+    );
+    ok(run(&line, &folder));
+    let said = evaluate(
+        &folder,
+        "start.safetensors",
+        "linear_probe",
+        "--predictions {}/head",
+    );
+    let head = ok(said).json();
+    assert_eq!(number(&head, "top1"), number(&zero, "top1"));
+    let read = |name: &str| std::fs::read_to_string(folder.path().join(name)).expect("predictions");
+    assert_eq!(read("zero/clip.val.csv"), read("head/start.val.csv"));
+    // Fine-tuned, the head stays.
+    std::fs::write(
+        folder.path().join("recipe.yaml"),
+        format!(
+            "init: {{ checkpoint: {0}/start.safetensors }}\n\
+             data: {{ format: folders, folder: {0}, train: [{{ dataset: toy, split: train }}] }}\n\
+             augmentation: square\n\
+             objectives: [{{ name: image_classification }}]\n\
+             optim: {{ flavor: torch, lr: 1e-2, trainable: [vision_model, visual_projection] }}\n\
+             length: {{ steps: 12 }}\nbatch_size: 3\n",
+            folder.path().display()
+        ),
+    )
+    .expect("written");
+    ok(run("-q pretrain {}/recipe.yaml --out {}/run", &folder));
+    let before = fixtures::tensors(&folder.path().join("start.safetensors"));
+    let after = fixtures::tensors(&folder.path().join("run/model.safetensors"));
+    for (key, tensor) in &before {
+        let is_learned = key.starts_with("vision_model.") || key.starts_with("visual_projection");
+        let is_same = after[key].values() == tensor.values();
+        assert_eq!(is_same, !is_learned, "{key}");
+    }
+    assert_eq!(before.len(), after.len());
+}
+
+#[test]
+fn both_spellings_of_a_model_are_measured_alike_and_so_are_their_merges() {
+    let folder = TempDir::new().expect("a folder");
+    folders(&folder);
+    synth(&folder, "one.safetensors", "--seed 1");
+    synth(&folder, "two.safetensors", "--seed 2");
+    ok(run(
+        "-q convert {}/two.safetensors {}/open/ --to open-clip",
+        &folder,
+    ));
+    assert!(folder.path().join("open/open_clip_config.json").is_file());
+    let measured = |name: &str| {
+        let said = ok(evaluate(&folder, name, "zero_shot_classes", "")).json();
+        number(&said, "calibration_error")
+    };
+    let (plain, open) = (
+        measured("two.safetensors"),
+        measured("open/open_clip_model.safetensors"),
+    );
+    assert!((plain - open).abs() < 1e-6, "{plain} {open}");
+    for (name, second) in [("hf", "two.safetensors"), ("mixed", "open")] {
+        let recipe = format!(
+            "merge_method: ties\nmodels:\n- {{ model: {0}/{second}, parameters: {{ weight: 1.0 }} }}\n\
+             base_model: {0}/one.safetensors\nparameters: {{ density: 0.5 }}\n",
+            folder.path().display()
+        );
+        std::fs::write(folder.path().join(format!("{name}.yaml")), recipe).expect("written");
+        let line = format!("-q merge {{}}/{name}.yaml --out {{}}/{name}.safetensors");
+        ok(run(&line, &folder));
+    }
+    let tensors = |name: &str| fixtures::tensors(&folder.path().join(name));
+    let (hf, mixed) = (tensors("hf.safetensors"), tensors("mixed.safetensors"));
+    assert_eq!(hf.len(), mixed.len());
+    for (key, tensor) in &hf {
+        assert_eq!(tensor.values(), mixed[key].values(), "{key}");
+    }
+    // A recipe is measured without being written, too, and its model says its own activation.
+    let more = "--merge {}/mixed.yaml";
+    let both = ok(evaluate(
+        &folder,
+        "hf.safetensors",
+        "zero_shot_classes",
+        more,
+    ))
+    .json();
+    let results = both["results"].as_array().expect("results");
+    assert_eq!(results.len(), 2);
+    assert_eq!(results[0]["measurements"], results[1]["measurements"]);
+}
+
+#[test]
+fn a_model_of_which_nothing_tells_the_activation_is_refused_with_the_way_on() {
+    let folder = TempDir::new().expect("a folder");
+    folders(&folder);
+    let bare = folder.path().join("bare.safetensors");
+    std::fs::copy("fixtures/clip/hf_clip/model.safetensors", bare).expect("copied");
+    let said = evaluate(&folder, "bare.safetensors", "zero_shot_classes", "");
+    assert_ne!(said.code, Some(0));
+    assert!(said.stderr.contains("--image-heads"), "{}", said.stderr);
+    let heads = "--image-heads 4 --text-heads 4";
+    let said = evaluate(&folder, "bare.safetensors", "zero_shot_classes", heads);
+    assert!(said.stderr.contains("--activation"), "{}", said.stderr);
+    // With all of it given, what is left to say is that the vocabulary is another one.
+    let all = format!("{heads} --activation quick-gelu");
+    let said = evaluate(&folder, "bare.safetensors", "zero_shot_classes", &all);
+    assert!(said.stderr.contains("49408"), "{}", said.stderr);
+}
+
+#[test]
+fn grams_of_every_layer_are_summed_and_merged_by() {
+    let folder = TempDir::new().expect("a folder");
+    folders(&folder);
+    synth(&folder, "one.safetensors", "--seed 1");
+    synth(&folder, "two.safetensors", "--seed 2");
+    ok(run(
+        "-q convert {}/two.safetensors {}/open.safetensors --to open-clip",
+        &folder,
+    ));
+    for name in ["one", "two", "open"] {
+        let line = format!(
+            "-q gram --checkpoint {{}}/{name}.safetensors --shared --task zero_shot_classes --data {{}} --dataset toy --split train \
+             --tokenizer {TOKENIZER} --out {{}}/{name}.gram.safetensors"
+        );
+        ok(run(&line, &folder));
+    }
+    let tensors = |name: &str| fixtures::tensors(&folder.path().join(name));
+    let (two, open) = (
+        tensors("two.gram.safetensors"),
+        tensors("open.gram.safetensors"),
+    );
+    // Queries, keys and values share one: four of a block, and the projections.
+    assert_eq!(two.len(), 10);
+    assert_eq!(
+        two.keys().collect::<Vec<_>>(),
+        open.keys().collect::<Vec<_>>()
+    );
+    for second in ["two", "open"] {
+        let recipe = format!(
+            "merge_method: regmean\nmodels:\n\
+             - {{ model: {0}/one.safetensors, parameters: {{ grams: {0}/one.gram.safetensors }} }}\n\
+             - {{ model: {0}/{second}.safetensors, parameters: {{ grams: {0}/{second}.gram.safetensors }} }}\n",
+            folder.path().display()
+        );
+        std::fs::write(folder.path().join(format!("{second}.yaml")), recipe).expect("written");
+        let line = format!("-q merge {{}}/{second}.yaml --out {{}}/merged-{second}.safetensors");
+        ok(run(&line, &folder));
+    }
+    let (two, open) = (
+        tensors("merged-two.safetensors"),
+        tensors("merged-open.safetensors"),
+    );
+    for (key, tensor) in &two {
+        let difference =
+            fixtures::first_difference(&tensor.values(), &open[key].values(), 1e-4, 1e-5);
+        assert_eq!(difference, None, "{key}");
+    }
+}
