@@ -22,6 +22,9 @@ const PLACE: &str = "{}";
 /// Most bytes of either file.
 const MAX_BYTES: u64 = 16 << 20;
 
+/// Most bytes of all texts together: 80 templates of 21,000 classes take a twentieth of it.
+const MAX_TEXT_BYTES: usize = 1 << 30;
+
 /// Every template with every class.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct ClassTexts {
@@ -36,11 +39,20 @@ impl ClassTexts {
     /// The texts of classes, by the names of their folders, of the data set in `folder`.
     ///
     /// # Errors
-    /// [`DataFault::Classes`] when a class has no name, a template no place for it, or a line another form.
+    /// [`DataFault::Classes`] when a class has no name, a template no place for it, a line another form, or the texts are
+    /// too many; [`Error::NotAFile`] and [`Error::FileTooLarge`].
     pub fn open(folder: &Path, classes: &[String]) -> Result<Self> {
         let [names_of, templates_of] = Self::FILES.map(|name| folder.join(name));
         let names = names(&names_of, classes)?;
         let templates = templates(&templates_of)?;
+        let n_bytes = n_bytes(&names, &templates);
+        if n_bytes > MAX_TEXT_BYTES {
+            let (n, classes) = (templates.len(), names.len());
+            let fault = format!(
+                "its {n} templates with {classes} classes are {n_bytes} bytes of text, and at most {MAX_TEXT_BYTES} are read"
+            );
+            return Err(bad(&templates_of, fault));
+        }
         Ok(Self::of(&names, &templates))
     }
 
@@ -69,6 +81,19 @@ impl ClassTexts {
     }
 }
 
+/// Bytes of every template with every name.
+fn n_bytes(names: &[String], templates: &[String]) -> usize {
+    let of_names: usize = names.iter().map(String::len).sum();
+    let of_template = |template: &String| {
+        let places = template.matches(PLACE).count();
+        let own = template.len() - places * PLACE.len();
+        let own = own.saturating_mul(names.len());
+        own.saturating_add(places.saturating_mul(of_names))
+    };
+    let all = templates.iter().map(of_template);
+    all.fold(0, usize::saturating_add)
+}
+
 fn bad(path: &Path, fault: String) -> Error {
     Error::Data(DataFault::Classes {
         path: path.into(),
@@ -83,6 +108,9 @@ fn lines(path: &Path) -> Result<Option<Vec<String>>> {
         Err(error) if error.kind() == std::io::ErrorKind::NotFound => return Ok(None),
         Err(source) => return Err(Error::io("open", path, source)),
     };
+    if !metadata.is_file() {
+        return Err(Error::NotAFile { path: path.into() });
+    }
     if metadata.len() > MAX_BYTES {
         return Err(Error::FileTooLarge {
             path: path.into(),
@@ -164,6 +192,12 @@ mod tests {
         write("classes.tsv", "n01\ttench\n");
         let error = ClassTexts::open(folder.path(), &classes).expect_err("refused");
         assert!(error.to_string().contains("red_fox"), "{error}");
+        write("templates.txt", &"{}".repeat(4 << 20));
+        let long = format!("n01\t{}\n", "tench".repeat(1 << 10));
+        write("classes.tsv", &long);
+        let error = ClassTexts::open(folder.path(), &classes[..1]).expect_err("refused");
+        assert!(error.to_string().contains("bytes of text"), "{error}");
+        write("classes.tsv", "n01\ttench\n");
         write("templates.txt", "a photo\n");
         let error = ClassTexts::open(folder.path(), &classes[..1]).expect_err("refused");
         assert!(error.to_string().contains("a photo"), "{error}");
