@@ -7,7 +7,7 @@ use std::sync::Arc;
 use super::eve_of_beit::{self, BeitStart, is_beit, reshaped, sizes};
 use super::tables::{AbsoluteTable, Windows};
 use super::{LoadReport, Resize};
-use crate::layouts::{self, Eve, EveSpec, EveTask, TableForm, without_module};
+use crate::layouts::{self, Eve, EveSpec, EveTask, without_module};
 use crate::plan::{Action, Entry, PlanBuilder, TensorRef};
 use crate::recipe::OutputDType;
 use crate::synth::{Fresh, FreshTensor, Spread, Synthesis};

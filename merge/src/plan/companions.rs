@@ -157,6 +157,7 @@ impl MergePlan {
             ingredients: vec![ingredient(source.path(), Share::Converted)?],
             notes,
             seen,
+            weights: None,
         };
         Ok(self)
     }

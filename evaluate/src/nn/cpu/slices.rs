@@ -115,6 +115,10 @@ pub fn turned_linear_into(
                         *y += b;
                         *y *= quick(*y);
                     }),
+                    Some(Activation::GeluTanh) => y.iter_mut().for_each(|y| {
+                        *y += b;
+                        *y *= by_tanh(*y).0;
+                    }),
                 }
             }
         },
