@@ -135,6 +135,9 @@ fn string_end(bytes: &[u8], at: usize) -> usize {
     bytes.len().max(at + 2)
 }
 
+/// The most of an id that is shown.
+const MAX_ID_BYTES: usize = 80;
+
 /// The id in an object that begins a text, where it has one at its own level.
 fn id_of(object: &str) -> Option<(String, String)> {
     let bytes = object.as_bytes();
@@ -153,7 +156,8 @@ fn id_of(object: &str) -> Option<(String, String)> {
                 {
                     let value = value.trim_start();
                     let n = value.find([',', '}', '\n']).unwrap_or(value.len());
-                    found.push((key.to_owned(), value[..n.min(80)].trim().to_owned()));
+                    let shown = &value[..value.floor_char_boundary(n.min(MAX_ID_BYTES))];
+                    found.push((key.to_owned(), shown.trim().to_owned()));
                 }
                 at = end;
                 continue;
@@ -183,6 +187,13 @@ mod tests {
         assert_eq!(words(nested, "2}"), "row 0 (id 3): `answer`: ");
         assert_eq!(words(r#"[["a/b", "c"], ["d", NaN]]"#, "NaN"), "row 1: ");
         assert!(Place::of(list, 1, list.find("NaN").expect("there") + 1).is_not_a_number);
+    }
+
+    #[test]
+    fn a_long_id_is_cut_between_two_letters() {
+        let list = format!(r#"[{{"id": "a{}", "x": NaN}}]"#, "é".repeat(100));
+        let said = words(&list, "NaN");
+        assert_eq!(said, format!("row 0 (id \"a{}): `x`: ", "é".repeat(39)));
     }
 
     #[test]
