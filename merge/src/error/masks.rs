@@ -9,6 +9,12 @@ pub enum MaskFault {
     /// The method of the recipe keeps no masks.
     #[error("the merge method keeps no masks of tasks; `emr` and `tall_masks` do")]
     None,
+    /// The merged file packs what masks keep apart.
+    #[error(
+        "masks of tasks go by the names that merges see, which the file would not have; `vlmerge convert --to hf` \
+         spells models so"
+    )]
+    Respelled,
     /// Slices of a merge are of other models.
     #[error(
         "slices of the recipe merge different models, so that there are no tasks of the whole model"

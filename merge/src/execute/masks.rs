@@ -22,6 +22,9 @@ pub fn write_masks(
     run: &RunOptions,
     progress: &dyn Progress,
 ) -> Result<Vec<PathBuf>> {
+    if plan.is_respelled() {
+        return Err(MaskFault::Respelled.into());
+    }
     let masked: Vec<(&str, Part<'_>, &dyn Masks)> = (plan.entries().iter())
         .filter_map(|entry| {
             let (part, kernel) = Part::of_elements(entry)?;

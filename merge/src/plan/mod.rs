@@ -231,6 +231,11 @@ impl MergePlan {
         &self.beside
     }
 
+    /// Whether the output has other keys than the merge, whose result the last stage is.
+    pub(crate) fn is_respelled(&self) -> bool {
+        self.is_respelled
+    }
+
     /// The plan that combines tensors: the last stage where this one gives its result other keys.
     pub(crate) fn combining(&self) -> &Self {
         let stage = self.stages.last().filter(|_| self.is_respelled);
