@@ -6,6 +6,7 @@ that the rest of it needs. Where the wheel cannot be had it says so and succeeds
 """
 
 import contextlib
+import importlib.machinery
 import importlib.util
 import io
 import json
@@ -39,6 +40,8 @@ def fetched(folder):
 
 def stand_in(name, **members):
     module = types.ModuleType(name)
+    # Torch looks for it.
+    module.__spec__ = importlib.machinery.ModuleSpec(name, None)
     module.__dict__.update(members)
     sys.modules[name] = module
 

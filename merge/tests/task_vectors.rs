@@ -470,11 +470,11 @@ fn towers_of_different_depth_are_scaled_each_by_its_own() {
     let models = Models::new();
     let of = |shift: f32| {
         let names = [
-            "vision.layers.0",
-            "vision.layers.1",
-            "vision.layers.2",
-            "text.layers.0",
-            "text.layers.1",
+            "vision.layers.0.fc",
+            "vision.layers.1.fc",
+            "vision.layers.2.fc",
+            "text.layers.0.fc",
+            "text.layers.1.fc",
             "norm",
         ];
         let tensors = names.map(|name| (format!("{name}.weight"), floats(&[2], [shift, shift])));
@@ -490,11 +490,11 @@ fn towers_of_different_depth_are_scaled_each_by_its_own() {
         .merged(&models.recipe("lines", &["tuned"], &rest))
         .expect("merges");
     for (name, expected) in [
-        ("vision.layers.0", 0.25),
-        ("vision.layers.1", 0.5),
-        ("vision.layers.2", 0.75),
-        ("text.layers.0", 0.25),
-        ("text.layers.1", 0.75),
+        ("vision.layers.0.fc", 0.25),
+        ("vision.layers.1.fc", 0.5),
+        ("vision.layers.2.fc", 0.75),
+        ("text.layers.0.fc", 0.25),
+        ("text.layers.1.fc", 0.75),
         ("norm", 0.25),
     ] {
         assert_eq!(merged[&format!("{name}.weight")], [expected; 2], "{name}");

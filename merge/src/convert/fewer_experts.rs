@@ -45,7 +45,7 @@ pub enum Others {
     Prune,
     /// Each is merged into the kept expert whose scores are most like its own, weighted by frequency (M-SMoE).
     Group {
-        /// Whether hidden units are matched with those of the kept expert first.
+        /// Whether hidden units are matched with those of the group's first expert by number before.
         align_units: bool,
     },
 }

@@ -8,11 +8,12 @@ use crate::methods::matrices::{
 use crate::methods::parameters::{Fallback, Kind, NOT_NEGATIVE, ParameterSpec};
 use crate::recipe::Parameters;
 
-/// `regmean` with `grams: task_vectors`: the gram matrices of the inputs are guessed from the task vectors, so that no
-/// data are needed. The manual stands at `RegMean`.
+/// `regmean` with `grams: task_vectors`: the gram matrices of the inputs are guessed from the task vectors, so that
+/// no data are needed. The manual stands at `RegMean`.
 ///
 /// # Errors
-/// [`MergeFault::WeightsSumToZero`](crate::MergeFault::WeightsSumToZero); [`MergeFault::NoDecomposition`](crate::MergeFault::NoDecomposition).
+/// [`MergeFault::WeightsSumToZero`](crate::MergeFault::WeightsSumToZero);
+/// [`MergeFault::NoDecomposition`](crate::MergeFault::NoDecomposition).
 #[derive(Clone, Copy, Debug)]
 pub struct ActMat;
 

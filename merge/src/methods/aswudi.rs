@@ -25,7 +25,8 @@ use crate::{Error, Result};
 /// | `lambda` | 1 | any number | factor on the merged task vector; with `start: sum` the paper takes 0.2 for five tasks |
 /// | `matrix`, `conv`, `vectors` | - | - | as for `tsv_m` |
 /// ## References
-/// ASWUDI, <https://arxiv.org/abs/2606.07289>; Gavish and Donoho 2014, <https://arxiv.org/abs/1305.5870>, for the threshold.
+/// ASWUDI, <https://arxiv.org/abs/2606.07289>; Gavish and Donoho 2014, <https://arxiv.org/abs/1305.5870>, for the
+/// threshold.
 /// # Errors
 /// [`Error::MethodNeeds`] and [`Error::MethodHasNoUse`] where `energy` does not go with the rule;
 /// [`MergeFault::NoDecomposition`](crate::MergeFault::NoDecomposition).

@@ -9,8 +9,9 @@ use crate::methods::matrices::{
 use crate::methods::parameters::{FINITE, Fallback, Kind, ParameterSpec};
 
 /// ## What it does
-/// Adds what is distinctive of each model at a low rank to the mean of all: with `A` the mean of the task vectors `Dᵢ` and `Rᵢ` the
-/// first k singular values and vectors of `Dᵢ − A`, `W = b + A + λ Σ wᵢ Rᵢ`. Tensors that are no matrices take the mean.
+/// Adds what is distinctive of each model at a low rank to the mean of all: with `A` the mean of the task vectors
+/// `Dᵢ` and `Rᵢ` the first k singular values and vectors of `Dᵢ − A`, `W = b + A + λ Σ wᵢ Rᵢ`. Tensors that are no
+/// matrices take the mean.
 /// ## Parameters
 /// | name | default | range | meaning |
 /// |---|---|---|---|
@@ -21,7 +22,8 @@ use crate::methods::parameters::{FINITE, Fallback, Kind, ParameterSpec};
 /// ## References
 /// Choi et al. 2024, "Revisiting Weight Averaging for Model Merging", <https://arxiv.org/abs/2412.12153>, CART.
 /// # Errors
-/// [`MergeFault::BadValue`](crate::MergeFault::BadValue) for a whole `rank` above the shorter side of a matrix; [`MergeFault::NoDecomposition`](crate::MergeFault::NoDecomposition).
+/// [`MergeFault::BadValue`](crate::MergeFault::BadValue) for a whole `rank` above the shorter side of a matrix;
+/// [`MergeFault::NoDecomposition`](crate::MergeFault::NoDecomposition).
 #[derive(Clone, Copy, Debug)]
 pub struct Cart;
 

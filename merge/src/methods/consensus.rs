@@ -8,9 +8,9 @@ use crate::methods::{Base, GroupShape, MergeMethod, Needs, Operation};
 use crate::{MergeFault, Result};
 
 /// ## What it does
-/// Keeps those elements of the summed task vector that matter to several models (Consensus task arithmetic). With
-/// `τ = Σ Dᵢ`, an element matters to model i where `|Dᵢ| > tall_lambda |τ − Dᵢ|`. `W = b + λ τ` where it matters to
-/// at least `min_models` models, and the base elsewhere.
+/// Keeps those elements of the summed task vector that matter to several models (Consensus task arithmetic). With `τ
+/// = Σ Dᵢ`, an element matters to model i where `|Dᵢ| > tall_lambda |τ − Dᵢ|`. `W = b + λ τ` where it matters to at
+/// least `min_models` models, and the base elsewhere.
 /// ## Parameters
 /// | name | default | range | meaning |
 /// |---|---|---|---|

@@ -9,10 +9,11 @@ use crate::methods::{
 };
 
 /// ## What it does
-/// Elects a sign for each element and keeps the largest magnitude that has it, with a mask and a factor for each model
-/// (EMR-Merging). The sign is that of the mean of the task vectors `Dᵢ`, minus where that is 0; `mᵢ` says where `Dᵢ` has it, and `τ` is the sign
-/// times the largest `|mᵢ Dᵢ|`. The merged file is `b + τ`; it is a model of no task by itself. `vlmerge merge --masks FILE` writes the
-/// masks, one bit an element and model, and the factors. `vlmerge task` makes `b + lᵢ mᵢ τ` of both files and the base.
+/// Elects a sign for each element and keeps the largest magnitude that has it, with a mask and a factor for each
+/// model (EMR-Merging). The sign is that of the mean of the task vectors `Dᵢ`, minus where that is 0; `mᵢ` says where
+/// `Dᵢ` has it, and `τ` is the sign times the largest `|mᵢ Dᵢ|`. The merged file is `b + τ`; it is a model of no task
+/// by itself. `vlmerge merge --masks FILE` writes the masks, one bit an element and model, and the factors. `vlmerge
+/// task` makes `b + lᵢ mᵢ τ` of both files and the base.
 /// ## Parameters
 /// | name | default | range | meaning |
 /// |---|---|---|---|

@@ -10,11 +10,12 @@ use crate::methods::parameters::ParameterSpec;
 use crate::methods::thinning::consensus::LAMBDA;
 
 /// ## What it does
-/// Sums the task vectors of a matrix and makes all singular values of the sum equal: with `Σ wᵢ Dᵢ = U S V`,
-/// `W = b + λ mean(S) U V`, the mean over as many values as the shorter side has. Tensors that are no matrices take the mean
+/// Sums the task vectors of a matrix and makes all singular values of the sum equal: with `Σ wᵢ Dᵢ = U S V`, `W = b +
+/// λ mean(S) U V`, the mean over as many values as the shorter side has. Tensors that are no matrices take the mean
 /// of the task vectors times λ. A single model does not come back: its spectrum is made flat, too.
 ///
-/// Singular values up to `rank_tolerance` of the largest count as none, and directions without a singular value stay empty.
+/// Singular values up to `rank_tolerance` of the largest count as none, and directions without a singular value stay
+/// empty.
 /// ## Parameters
 /// | name | default | range | meaning |
 /// |---|---|---|---|

@@ -19,12 +19,13 @@ use crate::{Error, MergeFault, Result};
 
 /// ## What it does
 /// Brings the task vectors of a matrix into one space before it merges them (KnOTS), which helps adapters, whose task
-/// vectors hardly align. Side by side they are `[D₁ … D_T] = U S [V₁ … V_T]`; `Xᵢ = Uᵀ Dᵢ` are aligned. Of each model the share `density` of
-/// the elements of all `Xᵢ` of the model with the largest magnitudes stays; with `mask: ties` those stay that have the sign of the sum over models, too. `X` is their mean over models
-/// with an element that is not 0, or their sum, and `W = b + λ U X`. Tensors that are no matrices take the mean of the task vectors times λ.
+/// vectors hardly align. Side by side they are `[D₁ … D_T] = U S [V₁ … V_T]`; `Xᵢ = Uᵀ Dᵢ` are aligned. Of each model
+/// the share `density` of the elements of all `Xᵢ` of the model with the largest magnitudes stays; with `mask: ties`
+/// those stay that have the sign of the sum over models, too. `X` is their mean over models with an element that is
+/// not 0, or their sum, and `W = b + λ U X`. Tensors that are no matrices take the mean of the task vectors times λ.
 ///
-/// Where no element is masked, the mean gives the plain mean of the task vectors, but for models without a change of a
-/// matrix, which do not count there. Adapters are merged with their scale, in f64, before they are rounded.
+/// Where no element is masked, the mean gives the plain mean of the task vectors, but for models without a change of
+/// a matrix, which do not count there. Adapters are merged with their scale, in f64, before they are rounded.
 /// ## Parameters
 /// | name | default | range | meaning |
 /// |---|---|---|---|
@@ -40,8 +41,8 @@ use crate::{Error, MergeFault, Result};
 /// ## References
 /// Stoica et al. 2024, "Model merging with SVD to tie the KnOTS", <https://arxiv.org/abs/2410.19735>.
 /// # Errors
-/// [`MergeFault::VariesByTensor`]; [`MergeFault::NoDecomposition`]; when the elements of all matrices do not fit
-/// into the folder of temporary files, where they wait to be ranked.
+/// [`MergeFault::VariesByTensor`]; [`MergeFault::NoDecomposition`]; when the elements of all matrices do not fit into
+/// the folder of temporary files, where they wait to be ranked.
 #[derive(Default)]
 pub struct Knots(Mutex<Option<Arc<Shared>>>);
 

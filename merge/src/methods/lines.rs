@@ -14,12 +14,14 @@ use crate::{Error, Result};
 
 /// ## What it does
 /// Scales what another method adds to the base by depth: small changes for early blocks, which hold what all tasks
-/// share, larger ones for late blocks (LiNeS). With `τ` what `method` adds, block l of L gets
-/// `W = b + (α + β l / (L − 1)) τ`, and tensors outside the blocks `b + α τ`. With `alpha: auto`, `α = |Σ Dᵢ|₁ / (T |τ|₁)` for T models, over all merged
-/// tensors, so that a method that adds more gets less. That takes a merge to measure and another to write.
+/// share, larger ones for late blocks (LiNeS). With `τ` what `method` adds, block l of L gets `W = b + (α + β l / (L
+/// − 1)) τ`, and tensors outside the blocks `b + α τ`. With `alpha: auto`, `α = |Σ Dᵢ|₁ / (T |τ|₁)` for T models,
+/// over all merged tensors, so that a method that adds more gets less. That takes a merge to measure and another to
+/// write.
 ///
-/// All other parameters are those of `method`, which is any method that needs a base. L counts the blocks of the merged model by their names; towers with
-/// blocks of their own are counted apart. A model of one block gets `α + β` there.
+/// All other parameters are those of `method`, which is any method that needs a base. L counts the blocks of the
+/// merged model by their names; towers with blocks of their own are counted apart. A model of one block gets `α + β`
+/// there.
 /// ## Parameters
 /// | name | default | range | meaning |
 /// |---|---|---|---|

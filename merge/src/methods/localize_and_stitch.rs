@@ -7,8 +7,8 @@ use crate::{Error, Result};
 
 /// ## What it does
 /// Keeps the largest elements of each task vector, over all tensors together, and averages where several models keep
-/// an element (Localize-and-Stitch without data). With N elements and `k = ⌊sparsity N⌋`, model i keeps those whose magnitude is above its k-th
-/// largest, k − 1 of them, as published. `W = b + λ Σ mᵢ Dᵢ / max(1, Σ mᵢ)`.
+/// an element (Localize-and-Stitch without data). With N elements and `k = ⌊sparsity N⌋`, model i keeps those whose
+/// magnitude is above its k-th largest, k − 1 of them, as published. `W = b + λ Σ mᵢ Dᵢ / max(1, Σ mᵢ)`.
 /// ## Parameters
 /// | name | default | range | meaning |
 /// |---|---|---|---|

@@ -11,9 +11,10 @@ use crate::methods::thinning::consensus::LAMBDA;
 
 /// ## What it does
 /// Steps from the mean of the task vectors towards each one's largest singular vectors (OptMerge, "WUDI v2"). With
-/// `Kᵢ = Uᵢ Sᵢ Vᵢ` the first `⌊r / T⌋` singular values and vectors of `Dᵢ`, for T models and a shorter side of r, gradient descent with
-/// momentum lessens `Σ |(M − Kᵢ) Vᵢᵀ Sᵢ|² / |Dᵢ|²`, and `W = b + λ M`. Task vectors that are zero take no part in the steps. Tensors that
-/// are no matrices take the mean of the task vectors times λ. The steps are as published and end before they converge.
+/// `Kᵢ = Uᵢ Sᵢ Vᵢ` the first `⌊r / T⌋` singular values and vectors of `Dᵢ`, for T models and a shorter side of r,
+/// gradient descent with momentum lessens `Σ |(M − Kᵢ) Vᵢᵀ Sᵢ|² / |Dᵢ|²`, and `W = b + λ M`. Task vectors that are
+/// zero take no part in the steps. Tensors that are no matrices take the mean of the task vectors times λ. The steps
+/// are as published and end before they converge.
 /// ## Parameters
 /// | name | default | range | meaning |
 /// |---|---|---|---|

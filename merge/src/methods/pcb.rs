@@ -7,10 +7,12 @@ use crate::methods::thinning::consensus::LAMBDA;
 use crate::methods::{GroupShape, Groups};
 
 /// ## What it does
-/// Weighs each element of a task vector by its size within its model and by how well it agrees with the other models, and
-/// drops all but the best (PCB, parameter competition balancing). All tensors of a model are one vector `Dᵢ` of N elements. `Aᵢ` is `|Dᵢ|`, cut at the shares
-/// `clamp` from below and above, and `norm` stretches from 0 to 1. An element has the weight `bᵢ = exp(T norm(Aᵢ)²) tanh(Dᵢ Σⱼ sign(Dⱼ) norm(Aⱼ))`; `gᵢ` is 0
-/// below the share `1 − ratio` of all `bᵢ`, and stretches from 0 to 1 above. `W = b + λ Σ wᵢ sign(Dᵢ) Aᵢ gᵢ / Σ gᵢ`, and the base where no model's element is left.
+/// Weighs each element of a task vector by its size within its model and by how well it agrees with the other models,
+/// and drops all but the best (PCB, parameter competition balancing). All tensors of a model are one vector `Dᵢ` of N
+/// elements. `Aᵢ` is `|Dᵢ|`, cut at the shares `clamp` from below and above, and `norm` stretches from 0 to 1. An
+/// element has the weight `bᵢ = exp(T norm(Aᵢ)²) tanh(Dᵢ Σⱼ sign(Dⱼ) norm(Aⱼ))`; `gᵢ` is 0 below the share `1 −
+/// ratio` of all `bᵢ`, and stretches from 0 to 1 above. `W = b + λ Σ wᵢ sign(Dᵢ) Aᵢ gᵢ / Σ gᵢ`, and the base where no
+/// model's element is left.
 /// ## Parameters
 /// | name | default | range | meaning |
 /// |---|---|---|---|

@@ -7,10 +7,10 @@ use crate::methods::parameters::{Fallback, NOT_NEGATIVE, POSITIVE, ParameterSpec
 use crate::methods::thinning::consensus::LAMBDA;
 
 /// ## What it does
-/// Solves the least squares of `wudi` along the largest eigenvalues alone, and stays at a starting point along the others:
-/// with `C = V diag(e) Vᵀ` and `B` as for `wudi`, `T₀` the sum of the task vectors and `f = 1 − exp(−e t)` for the first K
-/// eigenvalues and 0 for the rest, `W = b + λ (T₀ − T₀ V diag(f) Vᵀ + B V diag(f / e) Vᵀ)`. K is `ratio` of the columns, rounded up.
-/// Tensors that are no matrices take the mean of the task vectors times λ.
+/// Solves the least squares of `wudi` along the largest eigenvalues alone, and stays at a starting point along the
+/// others: with `C = V diag(e) Vᵀ` and `B` as for `wudi`, `T₀` the sum of the task vectors and `f = 1 − exp(−e t)`
+/// for the first K eigenvalues and 0 for the rest, `W = b + λ (T₀ − T₀ V diag(f) Vᵀ + B V diag(f / e) Vᵀ)`. K is
+/// `ratio` of the columns, rounded up. Tensors that are no matrices take the mean of the task vectors times λ.
 /// ## Parameters
 /// | name | default | range | meaning |
 /// |---|---|---|---|

@@ -8,8 +8,9 @@ use crate::methods::{Base, GroupShape, Groups, Masks, MergeMethod, Needs, Operat
 
 /// ## What it does
 /// Sums the task vectors, and keeps for each model a mask of the elements that matter to it (TALL masks). The merged
-/// file is `b + τ`, `τ = Σ Dᵢ`; it is a model of no task by itself. `vlmerge merge --masks FILE` writes the masks, one bit an element and model: an element is of model i where
-/// `|Dᵢ| > tall_lambda |τ − Dᵢ|`. `vlmerge task` makes `b + mᵢ τ` of both files and the base.
+/// file is `b + τ`, `τ = Σ Dᵢ`; it is a model of no task by itself. `vlmerge merge --masks FILE` writes the masks,
+/// one bit an element and model: an element is of model i where `|Dᵢ| > tall_lambda |τ − Dᵢ|`. `vlmerge task` makes
+/// `b + mᵢ τ` of both files and the base.
 /// ## Parameters
 /// | name | default | range | meaning |
 /// |---|---|---|---|

@@ -10,16 +10,16 @@ use crate::methods::parameters::{Fallback, ParameterSpec, WHOLE};
 use crate::methods::thinning::consensus::LAMBDA;
 
 /// ## What it does
-/// Keeps the largest singular vectors of each task vector and makes those of all models orthogonal, so that models
-/// do not disturb each other (TSV-Merge). For T models and a matrix of rank r at most, each task vector
-/// `Dᵢ = Uᵢ Sᵢ Vᵢ` keeps its first `⌊r / T⌋` singular values, and `W = b + λ polar([U₁ … U_T]) diag(S₁ … S_T) polar([V₁; …; V_T])`,
-/// where `polar` is the nearest matrix with orthonormal rows or columns. Tensors that are no matrices take the mean of
-/// the task vectors times λ.
+/// Keeps the largest singular vectors of each task vector and makes those of all models orthogonal, so that models do
+/// not disturb each other (TSV-Merge). For T models and a matrix of rank r at most, each task vector `Dᵢ = Uᵢ Sᵢ Vᵢ`
+/// keeps its first `⌊r / T⌋` singular values, and `W = b + λ polar([U₁ … U_T]) diag(S₁ … S_T) polar([V₁; …; V_T])`,
+/// where `polar` is the nearest matrix with orthonormal rows or columns. Tensors that are no matrices take the mean
+/// of the task vectors times λ.
 ///
-/// Singular values up to `rank_tolerance` of the largest of their matrix count as none, and `polar` leaves directions below 1e-6 of
-/// the largest empty. A task vector of zeros or of low rank, or two equal ones, would otherwise add arbitrary directions
-/// of full size. A matrix with fewer rows or columns than there are models keeps the base, unless `min_rank` says
-/// otherwise.
+/// Singular values up to `rank_tolerance` of the largest of their matrix count as none, and `polar` leaves directions
+/// below 1e-6 of the largest empty. A task vector of zeros or of low rank, or two equal ones, would otherwise add
+/// arbitrary directions of full size. A matrix with fewer rows or columns than there are models keeps the base,
+/// unless `min_rank` says otherwise.
 /// ## Parameters
 /// | name | default | range | meaning |
 /// |---|---|---|---|
@@ -34,7 +34,8 @@ use crate::methods::thinning::consensus::LAMBDA;
 /// Gargiulo et al. 2025, "Task Singular Vectors: Reducing Task Interference in Model Merging",
 /// <https://arxiv.org/abs/2412.00081>.
 /// # Errors
-/// [`MergeFault::BadValue`](crate::MergeFault::BadValue) for a `min_rank` above that of a matrix; [`MergeFault::NoDecomposition`](crate::MergeFault::NoDecomposition).
+/// [`MergeFault::BadValue`](crate::MergeFault::BadValue) for a `min_rank` above that of a matrix;
+/// [`MergeFault::NoDecomposition`](crate::MergeFault::NoDecomposition).
 #[derive(Clone, Copy, Debug)]
 pub struct TsvM;
 

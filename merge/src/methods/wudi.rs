@@ -16,9 +16,10 @@ use crate::{Error, Result};
 /// vector: `Σ |(M − Dᵢ) Dᵢᵀ|² / |Dᵢ|²` is smallest, and `W = b + λ M`. Task vectors that are zero take no part.
 /// Tensors that are no matrices take the mean of the task vectors times λ.
 ///
-/// `solver: closed` solves `M C = B`, with `C = Σ DᵢᵀDᵢ / |Dᵢ|²` and `B = Σ wᵢ Dᵢ DᵢᵀDᵢ / |Dᵢ|²`, for the `M` of least norm; a `ridge` is added to the diagonal of `C`. It is where
-/// `solver: adam` goes, the published program, which starts from `Σ wᵢ Dᵢ` and takes a few hundred steps of Adam. Its steps are absolute, at most
-/// about `learning_rate` an element, so that its result depends on the size of the task vectors and stays near their sum.
+/// `solver: closed` solves `M C = B`, with `C = Σ DᵢᵀDᵢ / |Dᵢ|²` and `B = Σ wᵢ Dᵢ DᵢᵀDᵢ / |Dᵢ|²`, for the `M` of
+/// least norm; a `ridge` is added to the diagonal of `C`. It is where `solver: adam` goes, the published program,
+/// which starts from `Σ wᵢ Dᵢ` and takes a few hundred steps of Adam. Its steps are absolute, at most about
+/// `learning_rate` an element, so that its result depends on the size of the task vectors and stays near their sum.
 /// ## Parameters
 /// | name | default | range | meaning |
 /// |---|---|---|---|
@@ -31,10 +32,11 @@ use crate::{Error, Result};
 /// | `lambda` | 1 | any number | factor on the merged task vector |
 /// | `matrix`, `conv`, `vectors` | - | - | as for `tsv_m` |
 /// ## References
-/// Cheng et al. 2025, "Whoever Started the Interference Should End It: Guiding Data-Free Model Merging via Task Vectors",
-/// <https://arxiv.org/abs/2503.08099>, WUDI.
+/// Cheng et al. 2025, "Whoever Started the Interference Should End It: Guiding Data-Free Model Merging via Task
+/// Vectors", <https://arxiv.org/abs/2503.08099>, WUDI.
 /// # Errors
-/// [`Error::MethodHasNoUse`] for a parameter of the other solver; [`MergeFault::NoDecomposition`](crate::MergeFault::NoDecomposition).
+/// [`Error::MethodHasNoUse`] for a parameter of the other solver;
+/// [`MergeFault::NoDecomposition`](crate::MergeFault::NoDecomposition).
 #[derive(Clone, Copy, Debug)]
 pub struct Wudi;
 

@@ -217,10 +217,10 @@ fn read(model: &Checkpoint, layer: &Layer) -> Result<Read> {
     })
 }
 
-/// For each hidden layer and each unit of `one` the unit of `other` that stands for it: layer by layer the best with the
-/// other layers as they stand, until none gains (Ainsworth et al. 2022, "Git Re-Basin",
-/// <https://arxiv.org/abs/2209.04836>, algorithm 1). The result depends on the order of the layers, which the published program draws.
-/// Holds both models' layers in `f64`.
+/// For each hidden layer and each unit of `one` the unit of `other` that stands for it: layer by layer the best with
+/// the other layers as they stand, until none gains (Ainsworth et al. 2022, "Git Re-Basin",
+/// <https://arxiv.org/abs/2209.04836>, algorithm 1). The result depends on the order of the layers, which the
+/// published program draws. Holds both models' layers in `f64`.
 ///
 /// # Errors
 /// When a tensor cannot be read.
@@ -261,7 +261,8 @@ pub(crate) fn match_sequences(
     Ok(orders)
 }
 
-/// How alike each unit of one model's layer and each of the other's are, while the other layers stand in these orders.
+/// How alike each unit of one model's layer and each of the other's are, while the other layers stand in these
+/// orders.
 fn similarity(
     sequence: &Sequence,
     own: &[Read],

@@ -1,4 +1,5 @@
-//! What `swudi` and `aswudi` have in common: the least squares of `wudi`, of which only the largest eigenvalues take part.
+//! What `swudi` and `aswudi` have in common: the least squares of `wudi`, of which only the largest eigenvalues take
+//! part.
 
 use ndarray::Array2;
 

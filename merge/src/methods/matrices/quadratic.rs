@@ -1,5 +1,5 @@
-//! The least squares over directions of task vectors, `Σ |(M − Dᵢ) Dᵢᵀ|² / sᵢ`: `M C = B` with `C = Σ DᵢᵀDᵢ / sᵢ`
-//! and `B = Σ Dᵢ DᵢᵀDᵢ / sᵢ`.
+//! The least squares over directions of task vectors, `Σ |(M − Dᵢ) Dᵢᵀ|² / sᵢ`: `M C = B` with `C = Σ DᵢᵀDᵢ / sᵢ` and
+//! `B = Σ Dᵢ DᵢᵀDᵢ / sᵢ`.
 
 use ndarray::Array2;
 
@@ -47,8 +47,8 @@ impl Quadratic {
         Ok(all)
     }
 
-    /// The solution of least norm: eigenvalues of `C` up to `tolerance` of the largest count as 0. With a `ridge` that is
-    /// added to the diagonal, all count.
+    /// The solution of least norm: eigenvalues of `C` up to `tolerance` of the largest count as 0. With a `ridge`
+    /// that is added to the diagonal, all count.
     pub(in crate::methods) fn solved(
         &self,
         tasks: &Tasks<'_>,
