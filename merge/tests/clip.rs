@@ -6,7 +6,7 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use merge::convert::{ClipTarget, Conversion, Spelling};
-use merge::execute::{RunOptions, execute, in_memory};
+use merge::execute::{RunOptions, execute, in_memory, write_masks};
 use merge::io::{OpenOptions, WriteOptions, open};
 use merge::layouts::{self, ClipSizes, ClipSpec, GramNames, ModelRecord, Part, TowerSizes};
 use merge::methods::Base;
@@ -254,8 +254,14 @@ impl Family {
                 "weight" => parameters.set("weight", Parameter::Number(0.75)),
                 "t" => parameters.set("t", Parameter::Number(0.25)),
                 "density" => parameters.set("density", Parameter::Number(0.5)),
+                "sparsity" => parameters.set("sparsity", Parameter::Number(0.5)),
                 _ => {}
             }
+        }
+        if described.own_parameters().contains(&"method") {
+            let method = Parameter::Text("task_arithmetic".to_owned());
+            parameters.set("method", method);
+            parameters.set("beta", Parameter::Number(0.5));
         }
         let mut models: Vec<ModelRef> = (spellings[1..].iter().zip(&MEMBERS[1..]))
             .map(|(spelling, name)| ModelRef::new(self.path(spelling, name)))
@@ -342,6 +348,25 @@ fn every_method_gives_the_same_model_whatever_the_spelling() {
             n_methods += 1;
         }
         assert!(n_methods > 10, "{n_methods} methods");
+    }
+}
+
+#[test]
+fn masks_of_tasks_are_of_the_names_that_merges_see() {
+    let family = Family::new(false);
+    let masks = family.folder.path().join("masks.safetensors");
+    for (spelling, is_written) in [("hf", true), ("open_clip", false)] {
+        let recipe = family.recipe("emr", [spelling; 3]);
+        let (plan, _) = MergePlan::resolve(&recipe).expect("a plan");
+        let options = WriteOptions::new(&masks);
+        let found = write_masks(&plan, &options, &RunOptions::default(), &Silent);
+        match found {
+            Ok(files) => assert_eq!((files, is_written), (vec![masks.clone()], true)),
+            Err(error) => {
+                assert!(!is_written, "{error}");
+                assert!(error.to_string().contains("--to hf"), "{error}");
+            }
+        }
     }
 }
 
