@@ -191,3 +191,30 @@ fn a_folder_as_output_has_a_configuration_that_fits_and_a_file_has_a_note() {
     );
     assert!(!folder.path().join("other").exists());
 }
+
+#[test]
+fn experts_of_quantized_models_are_made_of_numbers_alone() {
+    let folder = tempfile::tempdir().expect("a folder");
+    for line in [
+        "convert fixtures/quantized/fp8_a {}/out.safetensors --experts dense",
+        "expand fixtures/quantized/fp8_a {}/out.safetensors --to mixture --n-experts 2",
+    ] {
+        let said = run(line, &folder);
+        assert_eq!(said.code, Some(1), "{}", said.stderr);
+        for words in [
+            "the model is quantized",
+            "holds codes",
+            "convert --dequantize",
+        ] {
+            assert!(said.stderr.contains(words), "{words}: {}", said.stderr);
+        }
+    }
+    // As numbers they may; this model has no experts.
+    let line = "convert fixtures/quantized/fp8_a {}/out.safetensors --experts dense --dequantize";
+    let said = run(line, &folder);
+    assert!(
+        said.stderr.contains("no mixture of experts"),
+        "{}",
+        said.stderr
+    );
+}

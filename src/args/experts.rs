@@ -68,6 +68,11 @@ enum WorthArg {
 }
 
 impl ExpertsArgs {
+    /// Whether mixtures are to change.
+    pub fn is_given(&self) -> bool {
+        self.experts.is_some()
+    }
+
     /// The plan that these flags ask for, of a model folder or a file, after what it does was said; `None` if they ask for nothing.
     pub fn plan(
         &self,

@@ -178,6 +178,8 @@ pub fn run(args: Args, output: &Output) -> Result<ExitCode> {
         source = quantized::dequantized(source)?;
     } else if args.write.dtype != DTypeArg::Keep {
         quantized::check_castable(&source)?;
+    } else if args.experts.is_given() {
+        quantized::check_experts(&source)?;
     }
     let is_folder = (args.out.as_ref()).is_some_and(|out| args.write.is_folder(out));
     let dtype = args.write.dtype.into();

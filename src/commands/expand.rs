@@ -13,7 +13,7 @@ use merge::convert::{
 };
 use merge::io::{OpenOptions, open};
 use merge::layouts::{EveTask, FlmTask, Form, detect};
-use merge::{Checkpoint, Expert};
+use merge::{Checkpoint, Expert, quantized};
 
 use crate::args::convert::{ResizeArg, open_source};
 use crate::args::number::parse_positive;
@@ -376,6 +376,7 @@ fn to_mixture(args: Args, output: &Output) -> Result<ExitCode> {
         return Err(UsageError("--to mixture needs --n-experts".into()).into());
     };
     let source = open_source(&args.input, args.root.clone(), output)?;
+    quantized::check_experts(&source)?;
     let upcycling = Upcycling {
         n_experts,
         blocks: args.blocks,

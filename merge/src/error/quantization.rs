@@ -52,6 +52,16 @@ pub enum QuantizationFault {
         /// The scales.
         scales: String,
     },
+    /// Codes of experts that other experts were to be made of as if they were numbers.
+    #[error("{}: the model is quantized ({scheme}), so `{key}` holds codes, of which no other experts can be made", path.display())]
+    Experts {
+        /// The model.
+        path: PathBuf,
+        /// The way.
+        scheme: String,
+        /// A weight.
+        key: String,
+    },
     /// Codes that were to be converted to another dtype as if they were numbers.
     #[error("{}: the model is quantized ({scheme}), so that another dtype would change what `{key}` means", path.display())]
     Cast {
@@ -75,6 +85,9 @@ impl QuantizationFault {
             Self::Orphan { .. } => {
                 Some("a program has converted codes without their scales: take the original model")
             }
+            Self::Experts { .. } => Some(
+                "`vlmerge convert --dequantize` writes the numbers that the codes stand for, and takes --experts beside",
+            ),
             Self::Cast { .. } => {
                 Some("pass --dequantize to write the numbers that the codes stand for")
             }

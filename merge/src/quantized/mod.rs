@@ -26,7 +26,7 @@ mod stored;
 mod view;
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use serde::Serialize;
@@ -179,14 +179,36 @@ fn info(shape: &[usize]) -> TensorInfo {
 /// # Errors
 /// [`QuantizationFault::Cast`] with the first quantized weight; and as [`recognize`].
 pub fn check_castable(checkpoint: &Checkpoint) -> Result<()> {
+    refuse_codes(checkpoint, |path, scheme, key| QuantizationFault::Cast {
+        path,
+        scheme,
+        key,
+    })
+}
+
+/// Checks that other experts may be made of those of a checkpoint: of codes they may not.
+///
+/// # Errors
+/// [`QuantizationFault::Experts`] with the first quantized weight; and as [`recognize`].
+pub fn check_experts(checkpoint: &Checkpoint) -> Result<()> {
+    refuse_codes(checkpoint, |path, scheme, key| QuantizationFault::Experts {
+        path,
+        scheme,
+        key,
+    })
+}
+
+/// The fault of the first quantized weight.
+fn refuse_codes(
+    checkpoint: &Checkpoint,
+    fault: impl FnOnce(PathBuf, String, String) -> QuantizationFault,
+) -> Result<()> {
     let found = recognize(checkpoint)?;
     match found.iter().flat_map(Quantization::weights).next() {
         None => Ok(()),
-        Some((name, weight)) => Err(QuantizationFault::Cast {
-            path: checkpoint.path().into(),
-            scheme: weight.scheme.clone(),
-            key: name.to_owned(),
+        Some((name, weight)) => {
+            let (path, scheme) = (checkpoint.path().into(), weight.scheme.clone());
+            Err(fault(path, scheme, name.to_owned()).into())
         }
-        .into()),
     }
 }
