@@ -21,11 +21,13 @@ use crate::target::Target;
 
 const EXAMPLES: &str = "\
 Examples:
-  vlmerge classifier clip/ start.safetensors --data data --dataset pets --split train --tokenizer clip/
+  vlmerge classifier clip/ start.safetensors --data data --dataset pets --split train \\
+      --tokenizer clip/
   vlmerge pretrain docs/recipes/train/clip_classify.yaml --out RUN
 
 The output is the model with classifier.weight: a row for each class, 100 times the feature of its
-texts, so that it classifies as zero-shot classification does. A recipe with `trainable` keeps it as it is
+texts, so that it classifies as zero-shot classification does. A recipe with `trainable` keeps it
+as it is
 while the image tower is fine-tuned.";
 
 /// Flags of `vlmerge classifier`.

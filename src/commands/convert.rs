@@ -25,7 +25,7 @@ Examples:
   vlmerge convert model.safetensors folder/model.safetensors --max-shard-size 2GB
   vlmerge convert vlmo_base.pt out.safetensors --to vl-merging       VLMo keys as vl-merging's
   vlmerge convert mixtral/ fused.safetensors --to fused-experts      all experts in one tensor
-  vlmerge convert laion/ hf/ --to hf                                 open_clip's keys as transformers'
+  vlmerge convert laion/ hf/ --to hf                                 open_clip's keys as HF's
   vlmerge convert eve.pth half.safetensors --experts 16 --grams coco.gram.safetensors
   vlmerge convert mixtral/ half/ --experts 4 --grams c4.gram.safetensors    with its config.json
   vlmerge convert zerovl.pth zerovl.safetensors --module remove      keys without the prefix

@@ -16,7 +16,8 @@ use crate::plan_view;
 const EXAMPLES: &str = "\
 Examples:
   vlmerge merge emr.yaml --out merged.safetensors --masks masks.safetensors
-  vlmerge task merged.safetensors --masks masks.safetensors --base base.safetensors --task cars --out cars.safetensors";
+  vlmerge task merged.safetensors --masks masks.safetensors --base base.safetensors --task cars \\
+      --out cars.safetensors";
 
 /// Flags of `vlmerge task`.
 #[derive(Debug, clap::Args)]

@@ -22,10 +22,10 @@ pub use facts::{ClipActivation, ClipConfig, ClipFacts, ClipLibrary, ClipResize, 
 pub use fresh::{ClipSizes, ClipSpec};
 pub use spelling::{ClipNames, ClipSpelling};
 
-use crate::{Checkpoint, Error, Expert, Result, Role, Slot};
+use crate::{Checkpoint, Error, Expert, ParamKind, Result, Role, Slot};
 
 use super::{Description, Layout, LayoutFamily, Part, PositionTable, TableForm};
-use super::{NO_TIES, RecordFamily, boxed, layer_of};
+use super::{NO_TIES, RecordFamily, boxed};
 use crate::convert::Resize;
 use table::{BUFFERS, CLASSIFIER, IMAGE_POSITIONS, PROJECTIONS, TEXT_POSITIONS, Tower};
 
@@ -201,7 +201,9 @@ impl Layout for Clip {
     /// `self_attn.qkv`. The two projections of the head of a SigLIP that pools are not recorded, for queries and keys
     /// read different rows there.
     fn gram_key(&self, slot: &Slot, _: Option<Expert>) -> Option<String> {
-        layer_of(slot)?;
+        if slot.kind != ParamKind::LinearWeight {
+            return None;
+        }
         let key = format!("{}{}", self.spelling.wrapper(), slot.key);
         let name = self.spelling.places(&key).first()?.name();
         let layer = name.strip_suffix(".weight")?;
