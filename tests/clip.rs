@@ -213,7 +213,7 @@ fn grams_of_every_layer_are_summed_and_merged_by() {
     );
     for second in ["two", "open"] {
         let recipe = format!(
-            "merge_method: regmean\nmodels:\n\
+            "merge_method: regmean\nparameters: {{ shrink: 0.9 }}\nmodels:\n\
              - {{ model: {0}/one.safetensors, parameters: {{ grams: {0}/one.gram.safetensors }} }}\n\
              - {{ model: {0}/{second}.safetensors, parameters: {{ grams: {0}/{second}.gram.safetensors }} }}\n",
             folder.path().display()

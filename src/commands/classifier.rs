@@ -27,8 +27,7 @@ Examples:
 
 The output is the model with classifier.weight: a row for each class, 100 times the feature of its
 texts, so that it classifies as zero-shot classification does. A recipe with `trainable` keeps it
-as it is
-while the image tower is fine-tuned.";
+as it is while the image tower is fine-tuned.";
 
 /// Flags of `vlmerge classifier`.
 #[derive(Debug, clap::Args)]
