@@ -41,7 +41,7 @@ TOLERANCE = 1e-4
 
 
 def merged(method, base, a, b):
-    """The merge in torch, tensor by tensor, as they are in the files."""
+    """The merge in torch, tensor by tensor, as they are in the files; queries, keys and values that a SigLIP packs are merged apart."""
 
     def one(w, x, y):
         if not w.is_floating_point():
@@ -58,7 +58,13 @@ def merged(method, base, a, b):
         angle = torch.arccos(dot)
         return (torch.sin(0.6 * angle) * x + torch.sin(0.4 * angle) * y) / torch.sin(angle)
 
-    return {key: one(base[key], a[key], b[key]).to(base[key].dtype).contiguous() for key in a}
+    def whole(key):
+        of = [model[key] for model in (base, a, b)]
+        if not key.startswith("vision_model.head.attention.in_proj_"):
+            return one(*of)
+        return torch.cat([one(*part) for part in zip(*(tensor.chunk(3) for tensor in of))])
+
+    return {key: whole(key).to(base[key].dtype).contiguous() for key in a}
 
 
 def stacks(names):
