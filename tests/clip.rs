@@ -177,7 +177,7 @@ fn a_model_of_which_nothing_tells_the_activation_is_refused_with_the_way_on() {
     let heads = "--image-heads 4 --text-heads 4";
     let said = evaluate(&folder, "bare.safetensors", "zero_shot_classes", heads);
     assert!(said.stderr.contains("--activation"), "{}", said.stderr);
-    // With all of it given, what is left to say is that the vocabulary is another one.
+    // Once all facts are given, the error names the other vocabulary alone.
     let all = format!("{heads} --activation quick-gelu");
     let said = evaluate(&folder, "bare.safetensors", "zero_shot_classes", &all);
     assert!(said.stderr.contains("49408"), "{}", said.stderr);

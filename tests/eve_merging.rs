@@ -37,6 +37,12 @@ fn similarities(name: &str, folder: &TempDir) -> Vec<f64> {
     fixtures::tensors(&file)["scores"].values()
 }
 
+/// The gram matrices of the model, `grams.safetensors`.
+fn grams(folder: &TempDir) {
+    let line = "-q gram --checkpoint {}/eve.safetensors --shared --out {}/grams.safetensors";
+    ok(run(&format!("{line} {DATA}"), folder));
+}
+
 fn differ(one: &[f64], other: &[f64]) -> bool {
     first_difference(one, other, 1e-5, 1e-6).is_some()
 }
@@ -45,12 +51,7 @@ fn differ(one: &[f64], other: &[f64]) -> bool {
 fn modalities_of_an_eve_become_one_network_which_becomes_a_mixture_of_copies() {
     let folder = tempfile::tempdir().expect("a folder");
     synth("eve", 0, &folder);
-    ok(run(
-        &format!(
-            "-q gram --checkpoint {{}}/eve.safetensors {DATA} --shared --out {{}}/grams.safetensors"
-        ),
-        &folder,
-    ));
+    grams(&folder);
     let own = similarities("eve", &folder);
     for (name, line) in [
         ("even", "interpolate {}/eve.safetensors"),
@@ -106,12 +107,7 @@ fn modalities_of_an_eve_become_one_network_which_becomes_a_mixture_of_copies() {
 fn experts_of_an_eve_are_pruned_grouped_and_made_dense_and_the_results_run() {
     let folder = tempfile::tempdir().expect("a folder");
     synth("eve", 0, &folder);
-    ok(run(
-        &format!(
-            "-q gram --checkpoint {{}}/eve.safetensors {DATA} --shared --out {{}}/grams.safetensors"
-        ),
-        &folder,
-    ));
+    grams(&folder);
     for (name, flags, n_experts) in [
         ("pruned", "--experts 2 --grams {}/grams.safetensors", 2),
         (

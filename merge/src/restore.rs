@@ -4,6 +4,7 @@ use std::sync::Arc;
 
 use serde::{Deserialize, Serialize};
 
+use crate::methods::each_element;
 use crate::methods::{Chunk, ElementKernel, Elementwise, Passes, Real, Survey, Value};
 use crate::plan::{Action, Entry, PlanBuilder, TensorRef};
 use crate::provenance::Provenance;
@@ -230,22 +231,15 @@ impl Elementwise for Masked {
         _: impl Fn(T) -> T,
         out: &mut [T],
     ) {
-        let base = chunk.base.unwrap_or_default();
-        let merged = chunk.members.first().copied().unwrap_or_default();
-        for (index, (out, (base, merged))) in
-            out.iter_mut().zip(base.iter().zip(merged)).enumerate()
-        {
-            let (base, merged) = (base.real().to_f64(), merged.real().to_f64());
+        each_element(chunk, |index, base, deltas| {
             let at = chunk.first + index;
             let byte = self.bits.get(at / 8).copied().unwrap_or(0);
-            let is_own = byte >> (at % 8) & 1 == 1;
-            let change = if is_own {
-                self.factor * (merged - base)
-            } else {
-                0.0
+            let change = match (byte >> (at % 8) & 1 == 1, deltas) {
+                (true, &[delta]) => self.factor * delta,
+                _ => 0.0,
             };
-            *out = T::from_f64(base + change);
-        }
+            out[index] = T::from_f64(base + change);
+        });
     }
 }
 

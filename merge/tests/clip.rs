@@ -15,6 +15,8 @@ use merge::recipe::{ModelRef, OutputDType, Parameter, Parameters};
 use merge::synth::{Spread, Synthesis};
 use merge::{Checkpoint, Error, MergePlan, MergeRecipe};
 
+use crate::every_method::give;
+
 pub fn opened(path: &Path) -> Checkpoint {
     open(path, &OpenOptions::default()).expect("it opens")
 }
@@ -249,20 +251,7 @@ impl Family {
         let described = merge::methods::by_name(method, &Parameters::default(), false);
         let described = described.expect("a method");
         let mut parameters = Parameters::default();
-        for spec in described.parameters() {
-            match spec.name {
-                "weight" => parameters.set("weight", Parameter::Number(0.75)),
-                "t" => parameters.set("t", Parameter::Number(0.25)),
-                "density" => parameters.set("density", Parameter::Number(0.5)),
-                "sparsity" => parameters.set("sparsity", Parameter::Number(0.5)),
-                _ => {}
-            }
-        }
-        if described.own_parameters().contains(&"method") {
-            let method = Parameter::Text("task_arithmetic".to_owned());
-            parameters.set("method", method);
-            parameters.set("beta", Parameter::Number(0.5));
-        }
+        give(&mut parameters, described.as_ref(), 0.75);
         let mut models: Vec<ModelRef> = (spellings[1..].iter().zip(&MEMBERS[1..]))
             .map(|(spelling, name)| ModelRef::new(self.path(spelling, name)))
             .collect();

@@ -5,7 +5,7 @@ use std::path::{Path, PathBuf};
 
 use merge::execute::{RunOptions, execute};
 use merge::io::WriteOptions;
-use merge::methods::Base;
+use merge::methods::{Base, MergeMethod};
 use merge::recipe::{ExpertChoice, ModelRef, OutputDType, Parameter, Parameters};
 use merge::{Error, MergePlan, MergeRecipe};
 use safetensors::Dtype;
@@ -103,18 +103,11 @@ fn raw(dtype: Dtype, shape: &[usize], values: &[f32]) -> Raw {
     }
 }
 
-fn recipe(toy: &Toy, method: &str, model: &Path, dtype: Dtype) -> MergeRecipe {
-    let mut parameters = Parameters::default();
-    if method == "regmean" {
-        let grams = toy.grams(true);
-        let text = grams.to_str().expect("UTF-8").to_owned();
-        parameters.set("grams", Parameter::Text(text));
-    }
-    let described = merge::methods::by_name(method, &Parameters::default(), false);
-    let described = described.expect("a method");
+/// Gives a method what it does not do without, and this weight.
+pub fn give(parameters: &mut Parameters, described: &dyn MergeMethod, weight: f64) {
     for spec in described.parameters() {
         match spec.name {
-            "weight" => parameters.set("weight", Parameter::Number(1.0)),
+            "weight" => parameters.set("weight", Parameter::Number(weight)),
             "t" => parameters.set("t", Parameter::Number(0.25)),
             "density" => parameters.set("density", Parameter::Number(0.5)),
             "sparsity" => parameters.set("sparsity", Parameter::Number(0.5)),
@@ -126,6 +119,18 @@ fn recipe(toy: &Toy, method: &str, model: &Path, dtype: Dtype) -> MergeRecipe {
         parameters.set("method", method);
         parameters.set("beta", Parameter::Number(0.5));
     }
+}
+
+fn recipe(toy: &Toy, method: &str, model: &Path, dtype: Dtype) -> MergeRecipe {
+    let mut parameters = Parameters::default();
+    if method == "regmean" {
+        let grams = toy.grams(true);
+        let text = grams.to_str().expect("UTF-8").to_owned();
+        parameters.set("grams", Parameter::Text(text));
+    }
+    let described = merge::methods::by_name(method, &Parameters::default(), false);
+    let described = described.expect("a method");
+    give(&mut parameters, described.as_ref(), 1.0);
     let takes_two = !["interpolate", "arithmetic", "regmean"].contains(&method);
     MergeRecipe {
         merge_method: method.to_owned(),

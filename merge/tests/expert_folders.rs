@@ -18,7 +18,7 @@ use safetensors::Dtype;
 use serde_json::{Value, json};
 
 use crate::mixture_models::{
-    EXPERTS, LAYERS, Tensors, as_mixtral, deepseek, host, mixtral_like, rows_in, shuffled,
+    EXPERTS, LAYERS, Tensors, as_mixtral, deepseek, host, mixtral_like, reordered, shuffled,
 };
 
 /// A folder with weights and a configuration.
@@ -228,28 +228,6 @@ fn experts_in_groups_are_kept_in_equal_numbers_of_each() {
         .plan(source)
         .expect("a plan");
     assert!(report.iter().all(|of| of.groups == [[0], [1]]));
-}
-
-/// The model with the experts of its mixtures in an order.
-fn reordered(model: &Tensors, order: [usize; EXPERTS]) -> Tensors {
-    let mut out = model.clone();
-    for layer in LAYERS {
-        let host = host(layer);
-        for (to, from) in order.into_iter().enumerate() {
-            let from = format!("{host}.experts.{from}.");
-            for (key, tensor) in model {
-                if let Some(rest) = key.strip_prefix(&from) {
-                    out.insert(format!("{host}.experts.{to}.{rest}"), tensor.clone());
-                }
-            }
-        }
-        for rows in ["gate.weight", "gate.e_score_correction_bias"] {
-            if let Some(tensor) = out.get_mut(&format!("{host}.{rows}")) {
-                *tensor = rows_in(tensor, &order);
-            }
-        }
-    }
-    out
 }
 
 #[test]

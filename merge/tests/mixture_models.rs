@@ -78,10 +78,15 @@ pub fn mixtral_like(seed: u64) -> Tensors {
 
 /// The model with its experts in another order.
 pub fn shuffled(model: &Tensors) -> Tensors {
+    reordered(model, ORDER)
+}
+
+/// The model with the experts of its mixtures in an order.
+pub fn reordered(model: &Tensors, order: [usize; EXPERTS]) -> Tensors {
     let mut out = model.clone();
     for layer in LAYERS {
         let host = host(layer);
-        for (to, from) in ORDER.into_iter().enumerate() {
+        for (to, from) in order.into_iter().enumerate() {
             let (to, from) = (
                 format!("{host}.experts.{to}."),
                 format!("{host}.experts.{from}."),
@@ -94,7 +99,7 @@ pub fn shuffled(model: &Tensors) -> Tensors {
         }
         for rows in ["gate.weight", "gate.e_score_correction_bias"] {
             if let Some(tensor) = out.get_mut(&format!("{host}.{rows}")) {
-                *tensor = rows_in(tensor, &ORDER);
+                *tensor = rows_in(tensor, &order);
             }
         }
     }

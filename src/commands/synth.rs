@@ -8,9 +8,7 @@ use clap::ValueEnum;
 use merge::MergePlan;
 use merge::layouts::{CatalogSpec, ClipSpec, Form, GivenSizes, Heads, Sizes};
 use merge::layouts::{EveSizes, EveSpec, EveTask};
-use merge::layouts::{
-    FlmSpec, GivenFlmSizes, GivenTower, GivenZerovlSizes, ZerovlSizes, ZerovlSpec,
-};
+use merge::layouts::{FlmSpec, GivenFlmSizes, GivenTower, GivenTwoTowers, ZerovlSizes, ZerovlSpec};
 use merge::synth::{Fresh, Spread, Synthesis};
 
 use crate::args::flm::TaskArg;
@@ -377,18 +375,8 @@ impl Args {
                 "zerovl has the published size base; single sizes change it".into(),
             ));
         }
-        let of = &self.sizes;
-        let given = GivenZerovlSizes {
-            image: of.image_tower(),
-            text: of.text_tower(),
-            patch_size: of.patch_size,
-            image_size: of.image_size,
-            vocabulary: of.vocabulary,
-            text_len: of.text_len,
-            joint_width: of.joint_width,
-        };
         Ok(ZerovlSpec {
-            sizes: ZerovlSizes::BASE.with(&given),
+            sizes: ZerovlSizes::BASE.with(&self.two_towers()),
             has_temperature: self.temperature == Some(TemperatureArg::Learned),
             with_buffers: self.with_buffers,
         })
@@ -405,8 +393,13 @@ impl Args {
                 ));
             }
         };
+        Ok(ClipSpec::published(is_siglip, is_large, &self.two_towers()))
+    }
+
+    /// The sizes of two towers that are given.
+    fn two_towers(&self) -> GivenTwoTowers {
         let of = &self.sizes;
-        let given = GivenZerovlSizes {
+        GivenTwoTowers {
             image: of.image_tower(),
             text: of.text_tower(),
             patch_size: of.patch_size,
@@ -414,8 +407,7 @@ impl Args {
             vocabulary: of.vocabulary,
             text_len: of.text_len,
             joint_width: of.joint_width,
-        };
-        Ok(ClipSpec::published(is_siglip, is_large, &given))
+        }
     }
 
     /// An FLM of the published size of its task, with the sizes that are given. The text's width is that of the

@@ -9,8 +9,10 @@
 //! `a photo of a {}.`.
 
 use std::collections::BTreeMap;
+use std::io::ErrorKind;
 use std::path::Path;
 
+use crate::text::read_at_most;
 use crate::{DataFault, Error, Result};
 
 /// The template where a data set brings none.
@@ -103,22 +105,11 @@ fn bad(path: &Path, fault: String) -> Error {
 
 /// The lines of a file, if it is there; empty ones are left out.
 fn lines(path: &Path) -> Result<Option<Vec<String>>> {
-    let metadata = match std::fs::metadata(path) {
-        Ok(metadata) => metadata,
-        Err(error) if error.kind() == std::io::ErrorKind::NotFound => return Ok(None),
-        Err(source) => return Err(Error::io("open", path, source)),
+    let bytes = match read_at_most(path, MAX_BYTES) {
+        Err(Error::Io { source, .. }) if source.kind() == ErrorKind::NotFound => return Ok(None),
+        read => read?,
     };
-    if !metadata.is_file() {
-        return Err(Error::NotAFile { path: path.into() });
-    }
-    if metadata.len() > MAX_BYTES {
-        return Err(Error::FileTooLarge {
-            path: path.into(),
-            n_bytes: metadata.len(),
-            limit: MAX_BYTES,
-        });
-    }
-    let text = std::fs::read_to_string(path).map_err(|source| Error::io("read", path, source))?;
+    let text = String::from_utf8(bytes).map_err(|_| bad(path, "it is not UTF-8".into()))?;
     let lines = text.lines().filter(|line| !line.trim().is_empty());
     Ok(Some(lines.map(str::to_owned).collect()))
 }

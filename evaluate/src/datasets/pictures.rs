@@ -24,7 +24,7 @@ impl PictureFolder {
         &self.path
     }
 
-    /// Finds a picture within the folder and resolves links. `fault` turns what is wrong with it into an error.
+    /// The path of a picture within the folder, with links resolved. `fault` makes the error of a reason.
     ///
     /// # Errors
     /// What `fault` makes when the picture is not there, is no file, or lies behind a link that leads out of the

@@ -94,6 +94,28 @@ pub struct Activations<'a> {
     pub branches: &'a [Branch],
 }
 
+/// Blocks' worth of activations that the block at work takes in its backward pass, as measured.
+pub(super) const AT_WORK: u64 = 3;
+
+impl Activations<'_> {
+    /// Bytes of blocks of `n_tokens` tokens each, of which a token keeps `whole` numbers, or its input of `width` where
+    /// the inside is computed again. What has no width is no input of a block, and is kept.
+    pub(super) fn of_blocks(
+        &self,
+        n_blocks: usize,
+        n_tokens: usize,
+        width: usize,
+        whole: usize,
+    ) -> u64 {
+        let per_number = 4 * self.n_examples as u64 * n_tokens as u64;
+        let kept = match self.are_recomputed && width > 0 {
+            true => width,
+            false => whole,
+        };
+        per_number * (n_blocks as u64 * kept as u64 + AT_WORK * whole as u64)
+    }
+}
+
 /// A checked description of a model that is not loaded yet: its sizes fit together, and its
 /// [`settings`](Blueprint::takes) are those of its family.
 pub trait Blueprint: Send + Sync {

@@ -7,6 +7,7 @@
 //! 3. A family is one folder or file: its configuration, its passes, its blueprint, and one row of
 //!    [`FAMILIES`].
 
+mod apart;
 mod blueprint;
 pub mod clip;
 mod dvae;

@@ -13,6 +13,7 @@ use crate::datasets::Kind;
 use crate::datasets::class_folders::ClassFolders;
 use crate::datasets::class_texts::ClassTexts;
 use crate::datasets::left_out::Omission;
+use crate::metrics::accuracy::argmax;
 use crate::metrics::calibration::calibration_error;
 use crate::metrics::retrieval::{ScoreMatrix, Ties};
 use crate::metrics::zero_shot::{of_templates, per_class, sample};
@@ -61,14 +62,23 @@ const SCALE: f32 = 100.0;
 /// [`ModelFault::Incapable`](crate::ModelFault::Incapable) when the model does not encode texts apart, and when a text
 /// cannot be read or the device fails.
 pub fn classifier_rows(runner: &Runner<'_>, texts: &ClassTexts) -> Result<(Vec<f32>, usize)> {
-    let prompts = texts.prompts();
-    let features = passes::of_texts(runner, prompts.iter().map(String::as_str))?;
-    let width = features.len() / prompts.len().max(1);
-    let classes = of_templates(&features, texts.n_templates(), width);
+    let features = features_of(runner, texts)?;
+    let (classes, width) = of_classes(&features, texts);
     Ok((
         classes.into_iter().map(|value| SCALE * value).collect(),
         width,
     ))
+}
+
+/// The features of all texts.
+fn features_of(runner: &Runner<'_>, texts: &ClassTexts) -> Result<Vec<f32>> {
+    passes::of_texts(runner, texts.prompts().iter().map(String::as_str))
+}
+
+/// What stands for each class, from the features of all texts, and the width of a feature.
+fn of_classes(features: &[f32], texts: &ClassTexts) -> (Vec<f32>, usize) {
+    let width = features.len() / texts.prompts().len().max(1);
+    (of_templates(features, texts.n_templates(), width), width)
 }
 
 /// Pictures in a folder for each class, and the texts of the classes.
@@ -89,12 +99,9 @@ impl Task for ZeroShotClasses {
 
     fn run(&self, runner: &Runner<'_>) -> Result<Outcome> {
         let (n, n_classes) = (self.set.len(), self.set.classes().len());
-        let prompts = self.texts.prompts();
-        let texts = runner.cached("texts", prompts.len(), || {
-            passes::of_texts(runner, prompts.iter().map(String::as_str))
-        })?;
-        let width = texts.len() / prompts.len().max(1);
-        let classes = of_templates(&texts, self.texts.n_templates(), width);
+        let n_texts = self.texts.prompts().len();
+        let texts = runner.cached("texts", n_texts, || features_of(runner, &self.texts))?;
+        let (classes, width) = of_classes(&texts, &self.texts);
         let images = runner.cached("images", n, || {
             let set = Arc::clone(&self.set);
             passes::features_of_images(runner, n, move |image| set.picture(image))
@@ -105,7 +112,8 @@ impl Task for ZeroShotClasses {
         let labels: Vec<i64> = labels.collect::<Result<_>>()?;
         let mut measured = sample(&scores, &numbers, &labels, self.ties)?;
         let rows = by_image(&scores, n_classes, n)?;
-        let nearest: Vec<usize> = rows.chunks_exact(n_classes).map(largest).collect();
+        let of_images = rows.chunks_exact(n_classes);
+        let nearest: Vec<usize> = of_images.filter_map(|row| argmax(row.into())).collect();
         per_class(&mut measured, &nearest, &labels, n_classes);
         calibration_error(&mut measured, &rows, &labels, SCALE);
         let said = nearest.iter().enumerate();
@@ -153,15 +161,4 @@ fn by_image(scores: &Similarities, n_classes: usize, n: usize) -> Result<Vec<f32
         }
     }
     Ok(rows)
-}
-
-/// The place of the largest number, of several the first.
-fn largest(row: &[f32]) -> usize {
-    let mut best = 0;
-    for (at, score) in row.iter().enumerate() {
-        if *score > row[best] {
-            best = at;
-        }
-    }
-    best
 }

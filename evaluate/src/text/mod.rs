@@ -363,17 +363,22 @@ fn refused(text: &str, fault: &dyn std::error::Error) -> Error {
     }
 }
 
-/// Reads a file that is not too large.
+/// Reads a file of a tokenizer.
 fn read(path: &Path) -> Result<Vec<u8>> {
+    read_at_most(path, MAX_TOKENIZER_BYTES)
+}
+
+/// Reads a file that has no more bytes than that.
+pub(crate) fn read_at_most(path: &Path, limit: u64) -> Result<Vec<u8>> {
     let metadata = std::fs::metadata(path).map_err(|source| Error::io("open", path, source))?;
     if !metadata.is_file() {
         return Err(Error::NotAFile { path: path.into() });
     }
-    if metadata.len() > MAX_TOKENIZER_BYTES {
+    if metadata.len() > limit {
         return Err(Error::FileTooLarge {
             path: path.into(),
             n_bytes: metadata.len(),
-            limit: MAX_TOKENIZER_BYTES,
+            limit,
         });
     }
     let bytes = std::fs::read(path).map_err(|source| Error::io("read", path, source))?;

@@ -28,44 +28,42 @@ struct Pair {
     unshared: &'static [&'static str],
 }
 
-const UNTOLD: [&str; 4] = [
-    "num_key_value_heads",
-    "max_position_embeddings",
-    "rms_norm_eps",
-    "rope_theta",
-];
-
-const OF_MIXTRAL: [&str; 4] = [
-    "output_router_logits",
-    "router_aux_loss_coef",
-    "router_jitter_noise",
-    "router_aux_loss",
-];
+/// A pair whose mixtures are spelled as Mixtral's.
+const LIKE_MIXTRAL: Pair = Pair {
+    dense: ["mistral", "Mistral"],
+    mixture: ["mixtral", "Mixtral"],
+    spelling: MixtureSpelling::Mixtral,
+    count: "num_local_experts",
+    units: None,
+    dense_layers: None,
+    sums_to_one: None,
+    of_mixture: &[
+        "output_router_logits",
+        "router_aux_loss_coef",
+        "router_jitter_noise",
+        "router_aux_loss",
+    ],
+    told: &[
+        "num_key_value_heads",
+        "rms_norm_eps",
+        "rope_theta",
+        "sliding_window",
+    ],
+    unshared: &[],
+};
 
 const PAIRS: [Pair; 4] = [
-    Pair {
-        dense: ["mistral", "Mistral"],
-        mixture: ["mixtral", "Mixtral"],
-        spelling: MixtureSpelling::Mixtral,
-        count: "num_local_experts",
-        units: None,
-        dense_layers: None,
-        sums_to_one: None,
-        of_mixture: &OF_MIXTRAL,
-        told: &[UNTOLD[0], UNTOLD[2], UNTOLD[3], "sliding_window"],
-        unshared: &[],
-    },
+    LIKE_MIXTRAL,
     Pair {
         dense: ["llama", "Llama"],
-        mixture: ["mixtral", "Mixtral"],
-        spelling: MixtureSpelling::Mixtral,
-        count: "num_local_experts",
-        units: None,
-        dense_layers: None,
-        sums_to_one: None,
-        of_mixture: &OF_MIXTRAL,
-        told: &UNTOLD,
+        told: &[
+            "num_key_value_heads",
+            "max_position_embeddings",
+            "rms_norm_eps",
+            "rope_theta",
+        ],
         unshared: &["attention_bias", "mlp_bias"],
+        ..LIKE_MIXTRAL
     },
     Pair {
         dense: ["qwen3", "Qwen3"],
@@ -88,13 +86,10 @@ const PAIRS: [Pair; 4] = [
         dense: ["granite", "Granite"],
         mixture: ["granitemoe", "GraniteMoe"],
         spelling: MixtureSpelling::Granite,
-        count: "num_local_experts",
-        units: None,
-        dense_layers: None,
-        sums_to_one: None,
         of_mixture: &["output_router_logits", "router_aux_loss_coef"],
         told: &[],
         unshared: &["mlp_bias"],
+        ..LIKE_MIXTRAL
     },
 ];
 

@@ -5,6 +5,7 @@ mod advice;
 mod conversion;
 mod masks;
 mod merging;
+mod merging_advice;
 mod plan;
 mod quantization;
 mod remote;

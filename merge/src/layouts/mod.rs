@@ -34,7 +34,7 @@ pub use table::{LAYOUTS, LayoutFamily, NAMES, by_name, detect};
 pub(crate) use ties::tied;
 pub use ties::{ReadTies, Ties};
 pub use towers::TowerSizes;
-pub use zerovl::{GivenTower, GivenZerovlSizes, Zerovl, ZerovlSizes, ZerovlSpec};
+pub use zerovl::{GivenTower, GivenTwoTowers, Zerovl, ZerovlSizes, ZerovlSpec};
 
 use keys::{nearest, split_block};
 use table::boxed;

@@ -83,12 +83,7 @@ impl MatrixMethod for Aswudi {
             let n = eigenvalues.len();
             first(rank(&rule, energy, eigenvalues, size).clamp(1, n.max(1)), n)
         });
-        Ok(Box::new(Filtered {
-            start: values.text("start").unwrap_or_default().to_owned(),
-            min_eigenvalue: values.number("min_eigenvalue"),
-            filter,
-            lambda: values.number("lambda"),
-        }))
+        Ok(Filtered::boxed(values, filter))
     }
 }
 

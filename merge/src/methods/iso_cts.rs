@@ -11,12 +11,12 @@ use crate::methods::thinning::consensus::LAMBDA;
 use crate::methods::tsv_m::joined;
 
 /// ## What it does
-/// Shares the directions of a matrix between those that the sum of the task vectors has and those that each model
-/// adds, and gives all the same size. Of the r directions of a matrix, about the share `common_space_fraction` are
-/// the first singular vectors of `Σ Dᵢ`. Each model gets an equal part of the rest: the first singular vectors of its
-/// task vector without its projection on the common left ones. With `U` and `V` all of them beside each other, `s̄`
-/// the sum of their singular values over r, and `polar` as in `tsv_m`, `W = b + λ s̄ polar(U) polar(V)`. Tensors that
-/// are no matrices take the mean of the task vectors times λ.
+/// Gives directions of the sum of the task vectors and directions of each model one size (Iso-CTS). A matrix has r
+/// directions. The first singular vectors of `Σ Dᵢ` take about the share `common_space_fraction` of them. Each model
+/// gets an equal part of the rest: the first singular vectors of its task vector without its projection on the common
+/// left ones. With `U` and `V` all of them beside each other, `s̄` the sum of their singular values over r, and `polar`
+/// as in `tsv_m`, `W = b + λ s̄ polar(U) polar(V)`. Tensors that are no matrices take the mean of the task vectors
+/// times λ.
 ///
 /// The number of directions of the models is rounded to a multiple of the number of models, to even at half, and down
 /// where it would exceed r. Singular values up to `rank_tolerance` of the largest count as none, and directions

@@ -113,6 +113,7 @@ pub use table::{METHODS, MethodRow, NAMES, by_name};
 pub use crate::group::Member;
 pub use kernels::element::{Chunk, ElementKernel, Elementwise, Real, StepRounding, Value};
 use kernels::element::{reals, widen};
+pub(crate) use kernels::of_element::each as each_element;
 pub(crate) use kernels::overview::is_same;
 pub use kernels::overview::{Groups, Overview};
 pub use kernels::passes::{AnyChunk, Passes, Survey};

@@ -54,11 +54,6 @@ impl MatrixMethod for Swudi {
             })
             .collect()
         });
-        Ok(Box::new(Filtered {
-            start: values.text("start").unwrap_or_default().to_owned(),
-            min_eigenvalue: values.number("min_eigenvalue"),
-            filter,
-            lambda: values.number("lambda"),
-        }))
+        Ok(Filtered::boxed(values, filter))
     }
 }

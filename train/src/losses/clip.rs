@@ -3,7 +3,7 @@
 use evaluate::batch::Texts;
 use evaluate::forward::Given;
 
-use super::{BalancePart, LossSpec, images};
+use super::{LossSpec, images};
 use crate::Result;
 use crate::batch::Batch;
 
@@ -25,18 +25,7 @@ const fn spec(
     inputs: &'static [&'static str],
     batch: fn(&Given) -> Result<Batch>,
 ) -> LossSpec {
-    LossSpec {
-        family: "clip",
-        name,
-        objective,
-        language: None,
-        beside: &[],
-        balance: BalancePart::None,
-        pairs: None,
-        passes: &[],
-        inputs,
-        batch,
-    }
+    LossSpec::of("clip", name, objective, inputs, batch)
 }
 
 /// Texts beside them may have any of [`IDS`].

@@ -63,16 +63,10 @@ const fn loss(
     batch: fn(&Given) -> Result<Batch>,
 ) -> LossSpec {
     LossSpec {
-        family: "eve",
-        name,
-        objective,
-        language: None,
-        beside: &[],
         balance,
         pairs: Some(PairSettings::EVE),
         passes: PASSES,
-        inputs,
-        batch,
+        ..LossSpec::of("eve", name, objective, inputs, batch)
     }
 }
 

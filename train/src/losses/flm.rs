@@ -3,7 +3,7 @@
 use evaluate::forward::Given;
 use evaluate::models::flm::named;
 
-use super::{BalancePart, LossSpec, pairs};
+use super::{LossSpec, pairs};
 use crate::Result;
 use crate::batch::{Batch, MaskedWords};
 use crate::objectives::LanguageSettings;
@@ -94,18 +94,7 @@ const fn loss(
     inputs: &'static [&'static str],
     batch: fn(&Given) -> Result<Batch>,
 ) -> LossSpec {
-    LossSpec {
-        family: "flm",
-        name,
-        objective,
-        language: None,
-        beside: &[],
-        balance: BalancePart::None,
-        pairs: None,
-        passes: &[],
-        inputs,
-        batch,
-    }
+    LossSpec::of("flm", name, objective, inputs, batch)
 }
 
 fn words(given: &Given) -> Result<Batch> {

@@ -119,6 +119,28 @@ pub fn by_name(family: &str, name: &str) -> Result<&'static LossSpec> {
 }
 
 impl LossSpec {
+    /// The loss of one objective, as recipes have it unless they say otherwise.
+    const fn of(
+        family: &'static str,
+        name: &'static str,
+        objective: &'static str,
+        inputs: &'static [&'static str],
+        batch: fn(&Given) -> Result<Batch>,
+    ) -> Self {
+        Self {
+            family,
+            name,
+            objective,
+            beside: &[],
+            balance: BalancePart::None,
+            pairs: None,
+            passes: &[],
+            language: None,
+            inputs,
+            batch,
+        }
+    }
+
     /// The objective, for a batch of `n` examples.
     ///
     /// # Errors

@@ -2,7 +2,7 @@
 
 use evaluate::forward::Given;
 
-use super::{BalancePart, LossSpec, images, pairs};
+use super::{LossSpec, images, pairs};
 use crate::Result;
 use crate::batch::{Batch, MaskedPatches, MaskedWords};
 
@@ -76,18 +76,7 @@ const fn loss(
     inputs: &'static [&'static str],
     batch: fn(&Given) -> Result<Batch>,
 ) -> LossSpec {
-    LossSpec {
-        family: "multiway",
-        name,
-        objective,
-        language: None,
-        beside: &[],
-        balance: BalancePart::None,
-        pairs: None,
-        passes: &[],
-        inputs,
-        batch,
-    }
+    LossSpec::of("multiway", name, objective, inputs, batch)
 }
 
 fn pair(given: &Given) -> Result<Batch> {

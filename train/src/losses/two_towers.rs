@@ -2,48 +2,21 @@
 
 use evaluate::forward::Given;
 
-use super::{BalancePart, LossSpec, images, pairs};
+use super::{LossSpec, images, pairs};
 use crate::Result;
 use crate::batch::Batch;
 
 /// By the names of ZeroVL's golden folder.
 pub(super) const LOSSES: &[LossSpec] = &[
-    LossSpec {
-        family: "zerovl",
-        name: "nce",
-        objective: "nce",
-        language: None,
-        beside: &[],
-        balance: BalancePart::None,
-        pairs: None,
-        passes: &[],
-        inputs: PAIRS,
-        batch,
-    },
-    LossSpec {
-        family: "zerovl",
-        name: "mixup",
-        objective: "mixup_nce",
-        language: None,
-        beside: &[],
-        balance: BalancePart::None,
-        pairs: None,
-        passes: &[],
-        inputs: PAIRS,
-        batch,
-    },
-    LossSpec {
-        family: "zerovl",
-        name: "linear_probe",
-        objective: "linear_probe",
-        language: None,
-        beside: &[],
-        balance: BalancePart::None,
-        pairs: None,
-        passes: &[],
-        inputs: &["image", "label"],
-        batch: classified,
-    },
+    LossSpec::of("zerovl", "nce", "nce", PAIRS, batch),
+    LossSpec::of("zerovl", "mixup", "mixup_nce", PAIRS, batch),
+    LossSpec::of(
+        "zerovl",
+        "linear_probe",
+        "linear_probe",
+        &["image", "label"],
+        classified,
+    ),
 ];
 
 const PAIRS: &[&str] = &["image", "input_ids", "attention_mask"];

@@ -3,7 +3,7 @@
 use merge::MergePlan;
 use merge::layouts::{
     CatalogSpec, ClipSpec, EveSizes, EveSpec, EveTask, FlmSpec, FlmTask, Form, GivenFlmSizes,
-    GivenSizes, GivenTower, GivenZerovlSizes, Heads, Sizes, TowerSizes, ZerovlSizes, ZerovlSpec,
+    GivenSizes, GivenTower, GivenTwoTowers, Heads, Sizes, TowerSizes, ZerovlSizes, ZerovlSpec,
 };
 use merge::recipe::OutputDType;
 use merge::synth::{Fresh, Spread, Synthesis};
@@ -268,18 +268,8 @@ impl Synth {
     }
 
     fn zerovl(&self) -> ZerovlSpec {
-        let [image, text] = self.towers();
-        let sizes = ZerovlSizes::BASE.with(&GivenZerovlSizes {
-            image,
-            text,
-            patch_size: self.patch_size,
-            image_size: self.image_size,
-            vocabulary: self.vocabulary,
-            text_len: self.text_len,
-            joint_width: self.joint_width,
-        });
         ZerovlSpec {
-            sizes,
+            sizes: ZerovlSizes::BASE.with(&self.two_towers()),
             has_temperature: self.learned_temperature == Some(true),
             with_buffers: false,
         }
@@ -297,8 +287,13 @@ impl Synth {
                 });
             }
         };
+        Ok(ClipSpec::published(is_siglip, is_large, &self.two_towers()))
+    }
+
+    /// The sizes of two towers that are given.
+    fn two_towers(&self) -> GivenTwoTowers {
         let [image, text] = self.towers();
-        let given = GivenZerovlSizes {
+        GivenTwoTowers {
             image,
             text,
             patch_size: self.patch_size,
@@ -306,8 +301,7 @@ impl Synth {
             vocabulary: self.vocabulary,
             text_len: self.text_len,
             joint_width: self.joint_width,
-        };
-        Ok(ClipSpec::published(is_siglip, is_large, &given))
+        }
     }
 
     /// How the weights are drawn; `form` is that of a multiway model.

@@ -30,9 +30,6 @@ pub const GROUPING: Grouping = Grouping {
     ..Grouping::NONE
 };
 
-/// Blocks' worth of activations that the block at work takes in its backward pass.
-const AT_WORK: u64 = 3;
-
 fn blueprint(
     checkpoint: &Checkpoint,
     layout: &dyn Layout,
@@ -99,13 +96,7 @@ impl Blueprint for ClipBlueprint {
         // Input, packed projections, attention, the sum between, the FFN before its activation.
         let of_tower = |tower: &Tower, n_tokens: usize| {
             let whole = 6 * tower.width + tower.ffn_width;
-            let kept = if of.are_recomputed {
-                tower.width
-            } else {
-                whole
-            };
-            let per_number = 4 * of.n_examples as u64 * n_tokens as u64;
-            per_number * (tower.n_blocks as u64 * kept as u64 + AT_WORK * whole as u64)
+            of.of_blocks(tower.n_blocks, n_tokens, tower.width, whole)
         };
         of_tower(&self.config.image, self.config.n_image_tokens())
             + of_tower(&self.config.text, self.config.text_len)

@@ -14,7 +14,7 @@ mod text;
 
 use std::path::PathBuf;
 
-use candle_core::{DType, Tensor};
+use candle_core::Tensor;
 
 pub use blueprint::{FAMILY, GROUPING};
 pub use config::{Config, Tower, image_input};
@@ -24,12 +24,13 @@ use blueprint::NAME;
 use image::ImageTower;
 use text::TextTower;
 
+use super::apart::{ImageClassifier, check_branch, finite, for_branches, project, scalar};
 use super::{Branch, DualEncoder, Head, Model, ModelInput, Similarity};
 use crate::batch::{Images, Texts};
 use crate::forward::NamedPasses;
 use crate::nn::{Linear, Pass, unit_length};
 use crate::weights::Init;
-use crate::{Error, ModelFault, Result, Weights};
+use crate::{Result, Weights};
 
 /// The projections of images and of texts: those of a CLIP, and that of a SigLIP's texts.
 const PROJECTIONS: [&str; 3] = ["visual_projection", "text_projection", "text_model.head"];
@@ -58,30 +59,24 @@ pub struct Clip {
     /// The logarithm of the factor, a single number.
     scale: Tensor,
     bias: Option<Tensor>,
-    classifier: Option<Classifier>,
+    /// On features of length one.
+    classifier: Option<ImageClassifier>,
     file: PathBuf,
-}
-
-/// A classifier of images on their features of length one.
-#[derive(Clone, Debug)]
-struct Classifier {
-    linear: Linear,
-    n_classes: usize,
 }
 
 impl Clip {
     /// Loads every part.
     ///
     /// # Errors
-    /// As [`Weights::get`]; [`ModelFault::BadNumber`] when the factor of similarities is no number.
+    /// As [`Weights::get`]; [`ModelFault::BadNumber`](crate::ModelFault::BadNumber) when the factor of similarities is no number.
     pub fn load(weights: &Weights, config: Config) -> Result<Self> {
         let joint = config.joint_width;
         let [of_image, of_text, head] = PROJECTIONS;
         let (image, text) = (config.image.width, config.text.width);
-        let scalar: &[usize] = if config.is_siglip { &[1] } else { &[] };
-        let scale = weights.get(SCALE, scalar, Init::Constant(INITIAL_SCALE))?;
+        let shape: &[usize] = if config.is_siglip { &[1] } else { &[] };
+        let scale = weights.get(SCALE, shape, Init::Constant(INITIAL_SCALE))?;
         let bias = || {
-            let shape = weights.shape(BIAS).unwrap_or(scalar).to_vec();
+            let shape = weights.shape(BIAS).unwrap_or(shape).to_vec();
             weights.get(BIAS, &shape, Init::Zeros)
         };
         Ok(Self {
@@ -95,9 +90,9 @@ impl Clip {
                 true => Linear::load(weights, head, text, joint)?,
                 false => Linear::load_without_bias(weights, of_text, text, joint)?,
             },
-            scale: finite(weights, scale)?,
+            scale: finite(weights, SCALE, scale)?,
             bias: config.has_bias.then(bias).transpose()?,
-            classifier: Classifier::load(weights, joint)?,
+            classifier: ImageClassifier::load(weights, CLASSIFIER, joint, false)?,
             file: weights.checkpoint().path().to_owned(),
             config,
         })
@@ -129,85 +124,16 @@ impl Clip {
         Ok(projected)
     }
 
-    fn check_branch(&self, of: Branch) -> Result<()> {
-        match of {
-            Branch::Apart => Ok(()),
-            Branch::Fused => Err(self.cannot("give features of fusion blocks")),
-        }
-    }
-
-    fn for_branches(
-        &self,
-        of: &[Branch],
-        features: impl FnOnce() -> Result<Tensor>,
-    ) -> Result<Vec<Tensor>> {
-        of.iter()
-            .try_for_each(|&branch| self.check_branch(branch))?;
-        match of.len() {
-            0 => Ok(Vec::new()),
-            n => Ok(vec![features()?; n]),
-        }
-    }
-
     /// The classifier of images, the only head that scores.
-    fn classifier(&self, head: Head) -> Result<&Classifier> {
+    fn classifier(&self, head: Head) -> Result<&ImageClassifier> {
         match head {
-            Head::ImageClasses => self.classifier.as_ref().ok_or_else(|| Error::NoHead {
-                path: self.file.clone(),
-                what: head.title(),
-                prefix: CLASSIFIER,
-            }),
+            Head::ImageClasses => {
+                let missing = || ImageClassifier::missing(&self.file, CLASSIFIER);
+                self.classifier.as_ref().ok_or_else(missing)
+            }
             _ => Err(self.cannot("score hidden states: it compares images with texts")),
         }
     }
-}
-
-impl Classifier {
-    /// The classifier of the weights, if they have one or it may start fresh.
-    fn load(weights: &Weights, width: usize) -> Result<Option<Self>> {
-        if !weights.has(CLASSIFIER) {
-            return Ok(None);
-        }
-        let known = weights.shape(&format!("{CLASSIFIER}.weight"));
-        let known = known.and_then(|shape| shape.first().copied());
-        let n_classes = known.or_else(|| weights.fresh_classes(CLASSIFIER));
-        let n_classes = n_classes.unwrap_or_default();
-        let linear = Linear::load_without_bias(weights, CLASSIFIER, width, n_classes)?;
-        Ok(Some(Self { linear, n_classes }))
-    }
-}
-
-/// The factor, unless it is no number.
-fn finite(weights: &Weights, scale: Tensor) -> Result<Tensor> {
-    let value = scale
-        .reshape(())?
-        .to_dtype(DType::F64)?
-        .to_scalar::<f64>()?;
-    match value.is_finite() {
-        true => Ok(scale),
-        false => Err(Error::Model(ModelFault::BadNumber {
-            path: weights.checkpoint().path().into(),
-            key: SCALE,
-            value,
-        })),
-    }
-}
-
-/// A single number as a scalar in f32 or wider.
-fn scalar(number: &Tensor) -> Result<Tensor> {
-    let number = number.reshape(())?;
-    Ok(match number.dtype() {
-        DType::F64 => number,
-        _ => number.to_dtype(DType::F32)?,
-    })
-}
-
-/// `(b, w) -> (b, d)`.
-fn project(linear: &Linear, name: &str, pooled: &Tensor, pass: &Pass<'_>) -> Result<Tensor> {
-    if pass.is_tapped() {
-        pass.show(|| name.to_owned(), &pooled.unsqueeze(1)?, None)?;
-    }
-    Ok(linear.forward(pooled)?)
 }
 
 impl Model for Clip {
@@ -263,15 +189,17 @@ impl DualEncoder for Clip {
         of: &[Branch],
         pass: &Pass<'_>,
     ) -> Result<Vec<Tensor>> {
-        self.for_branches(of, || self.unit(&self.image_projections(images, pass)?))
+        for_branches(self, of, || {
+            self.unit(&self.image_projections(images, pass)?)
+        })
     }
 
     fn text_features(&self, texts: &Texts, of: &[Branch], pass: &Pass<'_>) -> Result<Vec<Tensor>> {
-        self.for_branches(of, || self.unit(&self.text_projections(texts, pass)?))
+        for_branches(self, of, || self.unit(&self.text_projections(texts, pass)?))
     }
 
     fn similarity(&self, of: Branch) -> Result<Similarity> {
-        self.check_branch(of)?;
+        check_branch(self, of)?;
         Ok(Similarity {
             scale: scalar(&self.scale)?.exp()?,
             bias: self.bias.as_ref().map(scalar).transpose()?,

@@ -5,6 +5,7 @@ use merge::{Checkpoint, Layout};
 
 use super::heads::TEMPERATURES;
 use super::{Config, Eve, heads};
+use crate::models::blueprint::AT_WORK;
 use crate::models::{
     Activations, Blueprint, Family, Grouping, Head, Model, ModelInput, Overrides, Setting,
 };
@@ -52,9 +53,6 @@ pub const GROUPING: Grouping = Grouping {
     raises_missing: true,
     bounded: &[("itc_temp", TEMPERATURES)],
 };
-
-/// Blocks' worth of activations that the block at work takes in its backward pass.
-const AT_WORK: u64 = 3;
 
 /// The table of relative positions in checkpoints, and its name in the model.
 const RELATIVE_TABLE: [&str; 2] = [

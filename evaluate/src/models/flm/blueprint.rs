@@ -41,9 +41,6 @@ pub const GROUPING: Grouping = Grouping {
     ..Grouping::NONE
 };
 
-/// Blocks' worth of activations that the block at work takes in its backward pass.
-const AT_WORK: u64 = 3;
-
 /// What the published program has and never uses, by the beginnings of its names.
 const UNUSED: &[&str] = &[
     "vit_model.positional_embedding",
@@ -161,15 +158,11 @@ impl Blueprint for FlmBlueprint {
             (self.config.n_cross, p, 0, 2 * fused),
             (n_fusion, 2 * t, 0, 2 * fused),
         ];
-        let of_part = |(n_blocks, n_tokens, width, whole): (usize, usize, usize, usize)| {
-            let per_number = 4 * of.n_examples as u64 * n_tokens as u64;
-            let kept = if of.are_recomputed && width > 0 {
-                width
-            } else {
-                whole
-            };
-            per_number * (n_blocks as u64 * kept as u64 + AT_WORK * whole as u64)
-        };
-        parts.into_iter().map(of_part).sum()
+        let parts = parts.into_iter();
+        parts
+            .map(|(n_blocks, n_tokens, width, whole)| {
+                of.of_blocks(n_blocks, n_tokens, width, whole)
+            })
+            .sum()
     }
 }

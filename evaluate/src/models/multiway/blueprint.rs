@@ -6,14 +6,12 @@ use merge::{Checkpoint, Layout};
 use super::heads::prefixes;
 use super::{Config, Multiway};
 use crate::images::ImageInput;
+use crate::models::blueprint::AT_WORK;
 use crate::models::{
     Activations, Blueprint, Branch, Family, Grouping, Head, Model, ModelInput, Overrides, Setting,
 };
 use crate::text::{Padding, TextInput, TextRule};
 use crate::{Result, Weights};
-
-/// Blocks' worth of activations that the block at work takes in its backward pass, as measured.
-const AT_WORK: u64 = 3;
 
 /// Checkpoints in the spelling of vl-merging and of VLMo.
 pub const FAMILY: Family = Family {

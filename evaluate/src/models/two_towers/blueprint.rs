@@ -36,9 +36,6 @@ pub const GROUPING: Grouping = Grouping {
     ..Grouping::NONE
 };
 
-/// Blocks' worth of activations that the block at work takes in its backward pass.
-const AT_WORK: u64 = 3;
-
 fn blueprint(
     checkpoint: &Checkpoint,
     layout: &dyn Layout,
@@ -131,11 +128,11 @@ impl Blueprint for TwoTowersBlueprint {
                 7 * text.width + text.ffn_width,
             ),
         ];
-        let of_tower = |(n_blocks, n_tokens, width, whole): (usize, usize, usize, usize)| {
-            let per_number = 4 * of.n_examples as u64 * n_tokens as u64;
-            let kept = if of.are_recomputed { width } else { whole };
-            per_number * (n_blocks as u64 * kept as u64 + AT_WORK * whole as u64)
-        };
-        towers.into_iter().map(of_tower).sum()
+        let towers = towers.into_iter();
+        towers
+            .map(|(n_blocks, n_tokens, width, whole)| {
+                of.of_blocks(n_blocks, n_tokens, width, whole)
+            })
+            .sum()
     }
 }

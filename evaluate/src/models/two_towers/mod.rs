@@ -18,13 +18,14 @@ pub use config::{Config, Temperature};
 use blueprint::NAME;
 use config::{BOUNDS, IMAGE, PROBE, PROJECTIONS, TEMPERATURE, TEXT};
 
+use super::apart::{self, ImageClassifier, check_branch, finite, for_branches, scalar};
 use super::towers::{Bert, Vit};
 use super::{Branch, DualEncoder, Head, Model, ModelInput, Similarity};
 use crate::batch::{Images, Texts};
 use crate::forward::NamedPasses;
 use crate::nn::{Linear, Mask, Pass, unit_length_with};
 use crate::weights::Init;
-use crate::{Error, ModelFault, Result, Weights};
+use crate::{Result, Weights};
 
 /// What is added to a length before it divides.
 const EPSILON: f64 = 1e-8;
@@ -45,46 +46,26 @@ pub struct TwoTowers {
     text_projection: Linear,
     /// The divisor itself, where it is learned.
     temperature: Option<Tensor>,
-    /// The linear probe, where one was trained.
-    probe: Option<Probe>,
+    /// The linear probe on the class token, where one was trained.
+    probe: Option<ImageClassifier>,
     file: PathBuf,
-}
-
-/// A classifier of images on the class token.
-#[derive(Clone, Debug)]
-struct Probe {
-    linear: Linear,
-    n_classes: usize,
-}
-
-impl Probe {
-    /// The probe of the weights, if they have one or it may start fresh.
-    fn load(weights: &Weights, width: usize) -> Result<Option<Self>> {
-        if !weights.has(PROBE) {
-            return Ok(None);
-        }
-        let known = weights.shape(&format!("{PROBE}.weight"));
-        let known = known.and_then(|shape| shape.first().copied());
-        let n_classes = known.or_else(|| weights.fresh_classes(PROBE));
-        let n_classes = n_classes.unwrap_or_default();
-        Ok(Some(Self {
-            linear: Linear::load(weights, PROBE, width, n_classes)?,
-            n_classes,
-        }))
-    }
 }
 
 impl TwoTowers {
     /// Loads every part.
     ///
     /// # Errors
-    /// As [`Weights::get`]; [`ModelFault::BadNumber`] when a learned temperature is no number.
+    /// As [`Weights::get`]; [`ModelFault::BadNumber`](crate::ModelFault::BadNumber) when a learned temperature is no number.
     pub fn load(weights: &Weights, config: Config) -> Result<Self> {
         let joint = config.joint_width;
         let projection = |name: &str, width| Linear::load_without_bias(weights, name, width, joint);
         let initial = Init::Constant(INITIAL_TEMPERATURE);
         let temperature = match config.temperature {
-            Temperature::Learned => Some(finite(weights, weights.get(TEMPERATURE, &[], initial)?)?),
+            Temperature::Learned => Some(finite(
+                weights,
+                TEMPERATURE,
+                weights.get(TEMPERATURE, &[], initial)?,
+            )?),
             Temperature::Constant(_) => None,
         };
         Ok(Self {
@@ -93,7 +74,7 @@ impl TwoTowers {
             image_projection: projection(PROJECTIONS[0], config.image.width)?,
             text_projection: projection(PROJECTIONS[1], config.text.width)?,
             temperature,
-            probe: Probe::load(weights, config.image.width)?,
+            probe: ImageClassifier::load(weights, PROBE, config.image.width, true)?,
             file: weights.checkpoint().path().to_owned(),
             config,
         })
@@ -112,7 +93,7 @@ impl TwoTowers {
     /// When the device fails.
     pub fn temperature(&self) -> Result<Tensor> {
         let temperature = match (&self.temperature, self.config.temperature) {
-            (Some(temperature), _) => temperature.to_dtype(wide(temperature.dtype()))?,
+            (Some(temperature), _) => scalar(temperature)?,
             (None, Temperature::Constant(constant)) => {
                 let device = self.image_projection.weight().device();
                 Tensor::new(constant as f32, device)?
@@ -129,19 +110,6 @@ impl TwoTowers {
     }
 }
 
-/// The temperature, unless it is no number: clamping would make one of it.
-fn finite(weights: &Weights, temperature: Tensor) -> Result<Tensor> {
-    let value = temperature.to_dtype(DType::F64)?.to_scalar::<f64>()?;
-    match value.is_finite() {
-        true => Ok(temperature),
-        false => Err(Error::Model(ModelFault::BadNumber {
-            path: weights.checkpoint().path().into(),
-            key: TEMPERATURE,
-            value,
-        })),
-    }
-}
-
 /// What a head would be for.
 fn no_head(head: Head) -> &'static str {
     match head {
@@ -154,14 +122,6 @@ fn no_head(head: Head) -> &'static str {
     }
 }
 
-/// Softmax and norms are computed in f32 or wider.
-fn wide(dtype: DType) -> DType {
-    match dtype {
-        DType::F64 => DType::F64,
-        _ => DType::F32,
-    }
-}
-
 /// BERT's mask of a batch.
 fn padding(texts: &Texts) -> Result<Mask> {
     Ok(Mask::padding(&texts.kept, HIDDEN)?)
@@ -170,10 +130,7 @@ fn padding(texts: &Texts) -> Result<Mask> {
 /// `(b, w) -> (b, d)`.
 fn project(linear: &Linear, name: &str, class: &Tensor, pass: &Pass<'_>) -> Result<Tensor> {
     pass.show_output(format_args!("feature"), || Ok(class.clone()))?;
-    if pass.is_tapped() {
-        pass.show(|| name.to_owned(), &class.unsqueeze(1)?, None)?;
-    }
-    let projected = linear.forward(class)?;
+    let projected = apart::project(linear, name, class, pass)?;
     pass.show_output(format_args!("projection"), || Ok(projected.clone()))?;
     Ok(projected)
 }
@@ -228,7 +185,7 @@ impl DualEncoder for TwoTowers {
         of: &[Branch],
         pass: &Pass<'_>,
     ) -> Result<Vec<Tensor>> {
-        self.for_branches(of, || {
+        for_branches(self, of, || {
             let unit = self.unit(&self.image_projections(images, pass)?)?;
             let shown = pass.within("image");
             shown.show_output(format_args!("embedding"), || Ok(unit.clone()))?;
@@ -237,7 +194,7 @@ impl DualEncoder for TwoTowers {
     }
 
     fn text_features(&self, texts: &Texts, of: &[Branch], pass: &Pass<'_>) -> Result<Vec<Tensor>> {
-        self.for_branches(of, || {
+        for_branches(self, of, || {
             let unit = self.unit(&self.text_projections(texts, pass)?)?;
             let shown = pass.within("text");
             shown.show_output(format_args!("embedding"), || Ok(unit.clone()))?;
@@ -246,7 +203,7 @@ impl DualEncoder for TwoTowers {
     }
 
     fn similarity(&self, of: Branch) -> Result<Similarity> {
-        self.check_branch(of)?;
+        check_branch(self, of)?;
         Ok(Similarity {
             scale: self.temperature()?.recip()?,
             bias: None,
@@ -287,34 +244,13 @@ impl DualEncoder for TwoTowers {
 
 impl TwoTowers {
     /// The classifier of images, the only head that scores.
-    fn probe(&self, head: Head) -> Result<&Probe> {
+    fn probe(&self, head: Head) -> Result<&ImageClassifier> {
         match head {
-            Head::ImageClasses => self.probe.as_ref().ok_or_else(|| Error::NoHead {
-                path: self.file.clone(),
-                what: head.title(),
-                prefix: PROBE,
-            }),
+            Head::ImageClasses => {
+                let missing = || ImageClassifier::missing(&self.file, PROBE);
+                self.probe.as_ref().ok_or_else(missing)
+            }
             _ => Err(self.cannot(no_head(head))),
-        }
-    }
-
-    fn check_branch(&self, of: Branch) -> Result<()> {
-        match of {
-            Branch::Apart => Ok(()),
-            Branch::Fused => Err(self.cannot("give features of fusion blocks")),
-        }
-    }
-
-    fn for_branches(
-        &self,
-        of: &[Branch],
-        features: impl FnOnce() -> Result<Tensor>,
-    ) -> Result<Vec<Tensor>> {
-        of.iter()
-            .try_for_each(|&branch| self.check_branch(branch))?;
-        match of.len() {
-            0 => Ok(Vec::new()),
-            n => Ok(vec![features()?; n]),
         }
     }
 }

@@ -105,20 +105,9 @@ pub fn turned_linear_into(
         || {
             for (at, y) in out.chunks_exact_mut(m).enumerate() {
                 let b = bias.get(at).copied().unwrap_or_default();
-                match activation {
-                    None => y.iter_mut().for_each(|y| *y += b),
-                    Some(Activation::Gelu) => y.iter_mut().for_each(|y| {
-                        *y += b;
-                        *y *= normal(*y).0;
-                    }),
-                    Some(Activation::QuickGelu) => y.iter_mut().for_each(|y| {
-                        *y += b;
-                        *y *= quick(*y);
-                    }),
-                    Some(Activation::GeluTanh) => y.iter_mut().for_each(|y| {
-                        *y += b;
-                        *y *= by_tanh(*y).0;
-                    }),
+                y.iter_mut().for_each(|y| *y += b);
+                if let Some(activation) = activation {
+                    activate(y, activation);
                 }
             }
         },
@@ -206,21 +195,7 @@ fn finish(y: &mut [f32], bias: &[f32], then: Then<'_>, row: usize) {
     }
     match then {
         Then::Nothing => {}
-        Then::Activate(Activation::Gelu) => {
-            for y in y.iter_mut() {
-                *y *= normal(*y).0;
-            }
-        }
-        Then::Activate(Activation::QuickGelu) => {
-            for y in y.iter_mut() {
-                *y *= quick(*y);
-            }
-        }
-        Then::Activate(Activation::GeluTanh) => {
-            for y in y.iter_mut() {
-                *y *= by_tanh(*y).0;
-            }
-        }
+        Then::Activate(activation) => activate(y, activation),
         Then::Add {
             residual,
             scale,
@@ -296,23 +271,22 @@ fn add_up(parts: Vec<Vec<f32>>, n: usize) -> Vec<f32> {
 /// Exact GELU, `x Φ(x)`.
 pub fn gelu(x: &[f32]) -> Vec<f32> {
     let mut out = vec![0.0; x.len()];
-    gelu_into(&mut out, x);
+    activate_into(&mut out, x, Activation::Gelu);
     out
 }
 
-/// [`gelu`] into `out`.
-pub fn gelu_into(out: &mut [f32], x: &[f32]) {
-    let chunks = out.par_chunks_mut(1 << 14).zip(x.par_chunks(1 << 14));
-    chunks.for_each(|(out, x)| {
-        merge::vectorized(
-            #[inline(always)]
-            || {
-                for (out, &x) in out.iter_mut().zip(x) {
-                    *out = x * normal(x).0;
-                }
-            },
-        );
-    });
+/// An activation in the place of its input.
+#[inline(always)]
+fn activate(y: &mut [f32], activation: Activation) {
+    #[inline(always)]
+    fn times(y: &mut [f32], factor: impl Fn(f32) -> f32) {
+        y.iter_mut().for_each(|y| *y *= factor(*y));
+    }
+    match activation {
+        Activation::Gelu => times(y, |y| normal(y).0),
+        Activation::QuickGelu => times(y, quick),
+        Activation::GeluTanh => times(y, |y| by_tanh(y).0),
+    }
 }
 
 /// σ(1.702 x): the factor of QuickGELU.
@@ -335,24 +309,20 @@ fn by_tanh(x: f32) -> (f32, f32) {
 
 /// An activation of `x` into `out`.
 pub fn activate_into(out: &mut [f32], x: &[f32], activation: Activation) {
-    if activation == Activation::Gelu {
-        return gelu_into(out, x);
+    #[inline(always)]
+    fn times(out: &mut [f32], x: &[f32], factor: impl Fn(f32) -> f32) {
+        for (out, &x) in out.iter_mut().zip(x) {
+            *out = x * factor(x);
+        }
     }
     let chunks = out.par_chunks_mut(1 << 14).zip(x.par_chunks(1 << 14));
     chunks.for_each(|(out, x)| {
         merge::vectorized(
             #[inline(always)]
             || match activation {
-                Activation::GeluTanh => {
-                    for (out, &x) in out.iter_mut().zip(x) {
-                        *out = x * by_tanh(x).0;
-                    }
-                }
-                _ => {
-                    for (out, &x) in out.iter_mut().zip(x) {
-                        *out = x * quick(x);
-                    }
-                }
+                Activation::Gelu => times(out, x, |x| normal(x).0),
+                Activation::QuickGelu => times(out, x, quick),
+                Activation::GeluTanh => times(out, x, |x| by_tanh(x).0),
             },
         );
     });

@@ -40,7 +40,7 @@ use faer::Accum;
 
 use super::cpu::host::Host;
 use super::cpu::sequences::{Sizes, Spans};
-use super::cpu::slices::{self, Then};
+use super::cpu::slices::{self, Keep, Then};
 use super::cpu::{takes, weight_gradient};
 use super::{Buffer, Buffers, Gradients, LayerNorm, Linear, Mask, Tape};
 
@@ -134,6 +134,17 @@ fn weight_gradient(
     gradients: &mut Gradients,
     buffers: &Buffers,
 ) -> Result<Vec<f32>> {
+    kept_weight_gradient(weight, (g, None), x, gradients, buffers)
+}
+
+/// [`weight_gradient`] of `keep ∘ g`.
+fn kept_weight_gradient(
+    weight: &Tensor,
+    (g, keep): (&[f32], Option<Keep<'_>>),
+    x: &[f32],
+    gradients: &mut Gradients,
+    buffers: &Buffers,
+) -> Result<Vec<f32>> {
     let (n, k) = weight.dims2()?;
     let rows = g.len() / n;
     let mut sum = gradients.sum(weight);
@@ -142,7 +153,7 @@ fn weight_gradient(
     for from in (0..n).step_by(stripe) {
         let columns = from..n.min(from + stripe);
         let mut g_t = buffers.take(columns.len() * rows);
-        weight_gradient::transpose(&mut g_t, g, n, columns.clone(), None);
+        weight_gradient::transpose(&mut g_t, g, n, columns.clone(), keep);
         if let Some((sum, accum)) = &mut sum {
             let sum = &mut sum[columns.start * k..columns.end * k];
             weight_gradient::weight(sum, &g_t, x, columns.len(), *accum);

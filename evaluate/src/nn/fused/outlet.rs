@@ -4,7 +4,7 @@ use candle_core::{Result, Tensor};
 use faer::Accum;
 use rayon::prelude::*;
 
-use super::product_apart;
+use super::{kept_weight_gradient, product_apart};
 use crate::nn::cpu::host::Host;
 use crate::nn::cpu::slices::{self, Keep, Then};
 use crate::nn::cpu::weight_gradient;
@@ -78,17 +78,15 @@ impl Outlet<'_> {
         buffers: &Buffers,
     ) -> Result<()> {
         let (weight, bias) = (self.linear.weight(), self.linear.bias());
+        let Some(scale) = self.scale else {
+            let by_bias = kept_weight_gradient(weight, (g, self.keep), x, gradients, buffers)?;
+            gradients.add_values(bias, &by_bias);
+            return Ok(());
+        };
         let n = weight.dim(0)?;
         let mut g_t = buffers.take(g.len());
         weight_gradient::transpose(&mut g_t, g, n, 0..n, self.keep);
         let mut by_bias = weight_gradient::bias(&g_t, n);
-        let Some(scale) = self.scale else {
-            if let Some((sum, accum)) = gradients.sum(weight) {
-                weight_gradient::weight(sum, &g_t, x, n, accum);
-            }
-            gradients.add_values(bias, &by_bias);
-            return Ok(());
-        };
         let (scales, weights, biases) = (Host::of(scale)?, Host::of(weight)?, Host::of(bias)?);
         let (scales, weights) = (scales.values(), weights.values());
         let mut by_scale = match gradients.sum(weight) {

@@ -10,7 +10,7 @@ pub use files::{Files, read};
 
 use std::path::Path;
 
-use tokenizers::models::bpe::BPE;
+use tokenizers::models::bpe::{BPE, BpeBuilder};
 use tokenizers::pre_tokenizers::byte_level::ByteLevel;
 use tokenizers::processors::roberta::RobertaProcessing;
 use tokenizers::{AddedToken, Tokenizer};
@@ -29,39 +29,57 @@ pub struct Vocabulary {
     pub merges: Vec<(String, String)>,
 }
 
-/// The tokenizer of RoBERTa over a vocabulary. It keeps the habits of the Python class: no space is put
-/// before a text, `<mask>` takes the spaces before it, other special tokens take none.
-pub fn roberta(path: &Path, vocabulary: Vocabulary) -> Result<Tokenizer> {
-    let id_of = |token: &str| {
-        let ids = &vocabulary.ids;
-        let found = ids.iter().find(|(known, _)| known == token);
+impl Vocabulary {
+    /// A token with its id.
+    ///
+    /// # Errors
+    /// [`Error::SpecialToken`] with the file.
+    fn id_of(&self, path: &Path, token: &str) -> Result<(String, u32)> {
+        let found = self.ids.iter().find(|(known, _)| known == token);
         found.cloned().ok_or_else(|| Error::SpecialToken {
             path: path.into(),
             token: token.into(),
         })
-    };
-    let [first, last] = BORDERS;
-    let frame = RobertaProcessing::new(id_of(last)?, id_of(first)?)
-        .trim_offsets(false)
-        .add_prefix_space(false);
-    for token in [PADDING, UNKNOWN, MASK] {
-        id_of(token)?;
     }
-    let unusable = |error: Box<dyn std::error::Error + Send + Sync>| Error::Tokenizer {
+
+    /// What puts the first and the last token around a text.
+    ///
+    /// # Errors
+    /// [`Error::SpecialToken`] when the vocabulary lacks one of them.
+    pub fn frame(&self, path: &Path, [first, last]: [&str; 2]) -> Result<RobertaProcessing> {
+        let frame = RobertaProcessing::new(self.id_of(path, last)?, self.id_of(path, first)?);
+        Ok(frame.trim_offsets(false).add_prefix_space(false))
+    }
+
+    /// Byte pairs that are joined, with this token for what is unknown; not yet built.
+    pub fn byte_pairs(self, unknown: &str) -> BpeBuilder {
+        let ids = self.ids.into_iter();
+        BPE::builder()
+            .vocab_and_merges(ids.collect::<tokenizers::models::bpe::Vocab>(), self.merges)
+            .unk_token(unknown.into())
+    }
+}
+
+/// The error of a tokenizer that cannot be made of a file.
+pub fn unusable(
+    path: &Path,
+) -> impl Fn(Box<dyn std::error::Error + Send + Sync>) -> Error + Copy + use<'_> {
+    move |error| Error::Tokenizer {
         path: path.into(),
         fault: error.to_string(),
-    };
-    let model = BPE::builder()
-        .vocab_and_merges(
-            vocabulary
-                .ids
-                .into_iter()
-                .collect::<tokenizers::models::bpe::Vocab>(),
-            vocabulary.merges,
-        )
-        .unk_token(UNKNOWN.into())
-        .build()
-        .map_err(unusable)?;
+    }
+}
+
+/// The tokenizer of RoBERTa over a vocabulary. It keeps the habits of the Python class: no space is put
+/// before a text, `<mask>` takes the spaces before it, other special tokens take none.
+pub fn roberta(path: &Path, vocabulary: Vocabulary) -> Result<Tokenizer> {
+    let [first, last] = BORDERS;
+    let frame = vocabulary.frame(path, BORDERS)?;
+    for token in [PADDING, UNKNOWN, MASK] {
+        vocabulary.id_of(path, token)?;
+    }
+    let unusable = unusable(path);
+    let model = vocabulary.byte_pairs(UNKNOWN).build().map_err(unusable)?;
     let mut tokenizer = Tokenizer::new(model);
     tokenizer.with_pre_tokenizer(Some(ByteLevel::new(false, false, true)));
     tokenizer.with_post_processor(Some(frame));

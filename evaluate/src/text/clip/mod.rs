@@ -8,21 +8,19 @@ mod repair;
 
 use std::path::Path;
 
-use tokenizers::models::bpe::BPE;
 use tokenizers::normalizers::replace::ReplacePattern;
 use tokenizers::normalizers::{Lowercase, NFC, Replace, Sequence};
 use tokenizers::pre_tokenizers::byte_level::ByteLevel;
 use tokenizers::pre_tokenizers::sequence::Sequence as Cuts;
 use tokenizers::pre_tokenizers::split::{Split, SplitPattern};
-use tokenizers::processors::roberta::RobertaProcessing;
 use tokenizers::tokenizer::SplitDelimiterBehavior;
 use tokenizers::{AddedToken, Tokenizer};
 
 pub use files::{is_list_of_merges, read_merges, vocabulary};
 pub use repair::{repaired, unescaped};
 
-use super::byte_level::Vocabulary;
-use crate::{Error, Result};
+use super::byte_level::{Vocabulary, unusable};
+use crate::Result;
 
 /// What stands at the end of a token that ends a word.
 const END_OF_WORD: &str = "</w>";
@@ -96,33 +94,13 @@ fn one_spaced(text: &str) -> String {
 /// The tokenizer over a vocabulary, whose last two tokens stand around a text.
 ///
 /// # Errors
-/// [`Error::SpecialToken`] and [`Error::Tokenizer`].
+/// [`Error::SpecialToken`](crate::Error::SpecialToken) and [`Error::Tokenizer`](crate::Error::Tokenizer).
 pub fn tokenizer(path: &Path, vocabulary: Vocabulary, flavor: ClipFlavor) -> Result<Tokenizer> {
-    let unusable = |error: Box<dyn std::error::Error + Send + Sync>| Error::Tokenizer {
-        path: path.into(),
-        fault: error.to_string(),
-    };
+    let unusable = unusable(path);
     let [first, last] = flavor.borders();
-    let id_of = |token: &str| {
-        let ids = &vocabulary.ids;
-        let found = ids.iter().find(|(known, _)| known == token);
-        found.cloned().ok_or_else(|| Error::SpecialToken {
-            path: path.into(),
-            token: token.into(),
-        })
-    };
-    let frame = RobertaProcessing::new(id_of(last)?, id_of(first)?)
-        .trim_offsets(false)
-        .add_prefix_space(false);
-    let model = BPE::builder()
-        .vocab_and_merges(
-            vocabulary
-                .ids
-                .into_iter()
-                .collect::<tokenizers::models::bpe::Vocab>(),
-            vocabulary.merges,
-        )
-        .unk_token(last.into())
+    let frame = vocabulary.frame(path, [first, last])?;
+    let model = vocabulary
+        .byte_pairs(last)
         .end_of_word_suffix(END_OF_WORD.into())
         .build()
         .map_err(unusable)?;

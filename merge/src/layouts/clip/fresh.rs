@@ -1,6 +1,6 @@
 //! What a CLIP or a SigLIP holds, from sizes alone.
 
-use crate::layouts::{GivenZerovlSizes, ModelRecord, RecordFamily, TowerSizes};
+use crate::layouts::{GivenTwoTowers, ModelRecord, RecordFamily, TowerSizes};
 use crate::synth::{Distribution, Fresh, FreshTensor, Spread};
 use crate::{DType, Error, ParamKind, Result, TensorInfo};
 
@@ -96,7 +96,7 @@ pub struct ClipSpec {
 impl ClipSizes {
     /// These sizes with those that are given.
     #[must_use]
-    pub fn with(self, given: &GivenZerovlSizes) -> Self {
+    pub fn with(self, given: &GivenTwoTowers) -> Self {
         Self {
             image: self.image.with(&given.image),
             text: self.text.with(&given.text),
@@ -113,7 +113,7 @@ impl ClipSpec {
     /// A CLIP or a SigLIP of a published size, the base one or the large one, with the sizes that are given. The joint
     /// space of a SigLIP is as wide as its image tower.
     #[must_use]
-    pub fn published(is_siglip: bool, is_large: bool, given: &GivenZerovlSizes) -> Self {
+    pub fn published(is_siglip: bool, is_large: bool, given: &GivenTwoTowers) -> Self {
         let published = match (is_siglip, is_large) {
             (false, false) => ClipSizes::BASE,
             (false, true) => ClipSizes::LARGE,

@@ -20,7 +20,7 @@ pub struct GivenTower {
 
 /// Sizes of a ZeroVL that are given.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub struct GivenZerovlSizes {
+pub struct GivenTwoTowers {
     /// The image tower.
     pub image: GivenTower,
     /// The text tower, which is as the image tower where nothing is given.
@@ -59,7 +59,7 @@ impl TowerSizes {
 impl ZerovlSizes {
     /// These sizes with those that are given.
     #[must_use]
-    pub fn with(self, given: &GivenZerovlSizes) -> Self {
+    pub fn with(self, given: &GivenTwoTowers) -> Self {
         let image = self.image.with(&given.image);
         Self {
             image,

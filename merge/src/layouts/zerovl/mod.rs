@@ -10,7 +10,7 @@ mod survey;
 mod table;
 
 pub use fresh::{ZerovlSizes, ZerovlSpec};
-pub use given::{GivenTower, GivenZerovlSizes};
+pub use given::{GivenTower, GivenTwoTowers};
 
 use crate::{Checkpoint, Error, Expert, Result, Role, Slot};
 

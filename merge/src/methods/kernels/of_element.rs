@@ -43,10 +43,7 @@ impl<M: OfElement> Elementwise for EachElement<M> {
 
 /// Hands over each element of a chunk: its number in the chunk, the base's value and the differences from it.
 #[inline(always)]
-pub(in crate::methods) fn each<V: Value>(
-    chunk: &Chunk<'_, V>,
-    mut see: impl FnMut(usize, f64, &[f64]),
-) {
+pub(crate) fn each<V: Value>(chunk: &Chunk<'_, V>, mut see: impl FnMut(usize, f64, &[f64])) {
     let base = chunk.base.unwrap_or_default();
     let mut deltas = vec![0.0; chunk.members.len()];
     for (index, base) in base.iter().enumerate() {

@@ -6,7 +6,7 @@ use ndarray::Array2;
 use super::{MatrixKernel, Quadratic, Tasks};
 use crate::Result;
 use crate::linear_algebra::spectral::Eigen;
-use crate::methods::parameters::{Fallback, Kind, ParameterSpec};
+use crate::methods::parameters::{Fallback, Kind, ParameterSpec, Values};
 
 /// Squared norms are divided by at least this, as published; if none reaches it, the mean is taken.
 const LEAST_NORM: f64 = 1e-12;
@@ -29,13 +29,25 @@ pub(in crate::methods) type Filter = Box<dyn Fn(&[f64], (usize, usize)) -> Vec<f
 /// `T₀ − T₀ V diag(f) Vᵀ + B V diag(f / e) Vᵀ`, times λ.
 pub(in crate::methods) struct Filtered {
     /// `sum`, `mean` or `zero`.
-    pub start: String,
+    start: String,
     /// Eigenvalues below it are raised to it.
-    pub min_eigenvalue: f64,
+    min_eigenvalue: f64,
     /// `f`.
-    pub filter: Filter,
+    filter: Filter,
     /// λ.
-    pub lambda: f64,
+    lambda: f64,
+}
+
+impl Filtered {
+    /// With `start`, `min_eigenvalue` and `lambda` of the recipe.
+    pub fn boxed(values: &Values, filter: Filter) -> Box<dyn MatrixKernel> {
+        Box::new(Self {
+            start: values.text("start").unwrap_or_default().to_owned(),
+            min_eigenvalue: values.number("min_eigenvalue"),
+            filter,
+            lambda: values.number("lambda"),
+        })
+    }
 }
 
 impl MatrixKernel for Filtered {
