@@ -2,9 +2,12 @@
 //! training.
 
 use std::path::PathBuf;
+use std::sync::Arc;
 
+use merge::gram::GramStore;
 use tempfile::TempDir;
 
+use crate::grams_between_checkpoints::{SHRINK, largest, open, times_shrunk, values};
 use crate::program::{Said, ok, run};
 
 const TOKENIZER: &str = "fixtures/clip/tokenizer/bpe_simple_vocab_16e6.txt.gz";
@@ -231,4 +234,78 @@ fn grams_of_every_layer_are_summed_and_merged_by() {
             fixtures::first_difference(&tensor.values(), &open[key].values(), 1e-4, 1e-5);
         assert_eq!(difference, None, "{key}");
     }
+}
+
+#[test]
+fn the_pooling_head_of_a_siglip_is_merged_by_the_closed_form_and_a_missing_matrix_is_named() {
+    const KV: &str = "vision_model.head.attention.kv";
+    const PACKED: &str = "vision_model.head.attention.in_proj_weight";
+    let folder = TempDir::new().expect("a folder");
+    folders(&folder);
+    for (name, seed) in [("one", 1), ("two", 2)] {
+        ok(run(
+            &format!(
+                "-q synth --family siglip --blocks 1 --width 16 --attention-heads 2 --text-blocks 1 --text-width 16 \
+                 --text-attention-heads 2 --image-size 32 --patch-size 8 --text-len 16 --vocabulary 49408 \
+                 --deviation 0.2 --seed {seed} {{}}/{name}.safetensors"
+            ),
+            &folder,
+        ));
+        ok(run(
+            &format!(
+                "-q gram --checkpoint {{}}/{name}.safetensors --shared --task zero_shot_classes --data {{}} \
+                 --dataset toy --split train --tokenizer {TOKENIZER} --out {{}}/{name}.gram.safetensors"
+            ),
+            &folder,
+        ));
+    }
+    let path = |name: &str| folder.path().join(name);
+    let recipe = format!(
+        "merge_method: regmean\nparameters: {{ shrink: {SHRINK} }}\nmodels:\n\
+         - {{ model: {0}/one.safetensors, parameters: {{ grams: {0}/one.gram.safetensors }} }}\n\
+         - {{ model: {0}/two.safetensors, parameters: {{ grams: {0}/two.gram.safetensors }} }}\n",
+        folder.path().display()
+    );
+    std::fs::write(path("regmean.yaml"), recipe).expect("written");
+    ok(run(
+        "-q merge {}/regmean.yaml --out {}/merged.safetensors",
+        &folder,
+    ));
+    let file = |name: &str| open(path(name).to_str().expect("UTF-8"));
+    let merged = values(&file("merged.safetensors"), PACKED);
+    let (width, mut left, mut right) = (16, vec![0.0; merged.len()], vec![0.0; merged.len()]);
+    let mut mean = vec![0.0; merged.len()];
+    for name in ["one", "two"] {
+        let store = GramStore::new(Arc::new(file(&format!("{name}.gram.safetensors"))));
+        let gram = store.expect("matrices").read(KV).expect("it reads");
+        let gram = gram.as_slice().expect("row by row");
+        let own = values(&file(&format!("{name}.safetensors")), PACKED);
+        for (sum, weight) in [(&mut left, &merged), (&mut right, &own)] {
+            let terms = times_shrunk(weight, gram, width);
+            sum.iter_mut()
+                .zip(terms)
+                .for_each(|(sum, term)| *sum += term);
+        }
+        mean.iter_mut()
+            .zip(&own)
+            .for_each(|(mean, own)| *mean += own / 2.0);
+    }
+    // Queries, the first rows, take the mean; keys and values solve `W Σ G̃ = Σ W G̃`.
+    let (queries, rest) = (0..width * width, width * width..merged.len());
+    let off = |one: &[f64], other: &[f64]| largest(one.iter().zip(other).map(|(a, b)| a - b));
+    assert!(off(&merged[queries.clone()], &mean[queries]) < 1e-6);
+    let scale = largest(right[rest.clone()].iter().copied());
+    let error = off(&left[rest.clone()], &right[rest.clone()]);
+    assert!(error <= 1e-5 * scale, "{error} of {scale}");
+    assert!(off(&merged[rest.clone()], &mean[rest]) > 1e-3);
+
+    let mut grams = fixtures::tensors(&path("one.gram.safetensors"));
+    assert!(grams.remove(KV).is_some());
+    fixtures::write(&path("one.gram.safetensors"), &grams);
+    let said = run(
+        "-q merge {}/regmean.yaml --out {}/again.safetensors",
+        &folder,
+    );
+    assert_eq!(said.code, Some(1));
+    assert!(said.stderr.contains(KV), "{}", said.stderr);
 }

@@ -19,7 +19,7 @@ use crate::program::vlmerge;
 const FIRST: &str = "fixtures/ckpt/ufo.safetensors";
 
 /// Off-diagonals of the gram matrices are multiplied by it.
-const SHRINK: f64 = 0.9;
+pub(crate) const SHRINK: f64 = 0.9;
 
 /// The merged weights are rounded to f32 once: of the largest element of `W G`.
 const TOLERANCE: f64 = 1e-5;
@@ -59,7 +59,7 @@ pub(crate) fn perturbed(of: &str, to: &str, seed: u64) {
 }
 
 /// `A B` for rows of `A` and a square, symmetric `B`, with its off-diagonal shrunk.
-fn times_shrunk(a: &[f64], b: &[f64], width: usize) -> Vec<f64> {
+pub(crate) fn times_shrunk(a: &[f64], b: &[f64], width: usize) -> Vec<f64> {
     let shrunk = |row: usize, column: usize| match row == column {
         true => b[row * width + column],
         false => SHRINK * b[row * width + column],
@@ -71,7 +71,7 @@ fn times_shrunk(a: &[f64], b: &[f64], width: usize) -> Vec<f64> {
     .collect()
 }
 
-fn largest(values: impl Iterator<Item = f64>) -> f64 {
+pub(crate) fn largest(values: impl Iterator<Item = f64>) -> f64 {
     values.fold(0.0, |most, value| most.max(value.abs()))
 }
 

@@ -1,5 +1,6 @@
 """TorchScript archives: a small CLIP, traced and scripted by torch in half precision, is read as its state dict, and
-`expand` makes the same FLM of it as of the state dict, and of CLIP as transformers saves it.
+`expand` makes the same FLM of it as of the state dict, and of CLIP as transformers saves it. Of one with the buffers of
+OpenAI's archives `forward` gives what torch gives, and so does transformers with what `convert` writes.
 
     tests/with_torch.sh tests/torchscript.py target/release/vlmerge
     tests/with_torch.sh tests/torchscript.py --write fixtures/torchscript
@@ -240,6 +241,140 @@ def refused(path, *words):
         assert word in run.stderr, run.stderr
 
 
+class QuickGelu(nn.Module):
+    def forward(self, x):
+        return x * torch.sigmoid(1.702 * x)
+
+
+class OpenaiBlock(nn.Module):
+    """A block of OpenAI's models: a head for each 64 of the width, QuickGELU."""
+
+    def __init__(self, width, inner, mask):
+        super().__init__()
+        self.attn = nn.MultiheadAttention(width, width // 64, batch_first=True)
+        self.ln_1 = nn.LayerNorm(width)
+        self.mlp = nn.Sequential()
+        self.mlp.add_module("c_fc", nn.Linear(width, inner))
+        self.mlp.add_module("gelu", QuickGelu())
+        self.mlp.add_module("c_proj", nn.Linear(inner, width))
+        self.ln_2 = nn.LayerNorm(width)
+        self.attn_mask = mask
+
+    def forward(self, x):
+        y = self.ln_1(x)
+        mask = self.attn_mask.to(x) if self.attn_mask is not None else None
+        x = x + self.attn(y, y, y, need_weights=False, attn_mask=mask)[0]
+        return x + self.mlp(self.ln_2(x))
+
+
+class OpenaiTower(nn.Module):
+    def __init__(self, width, inner, blocks, mask=None):
+        super().__init__()
+        self.resblocks = nn.Sequential(*(OpenaiBlock(width, inner, mask) for _ in range(blocks)))
+
+    def forward(self, x):
+        return self.resblocks(x)
+
+
+class OpenaiVisual(nn.Module):
+    def __init__(self, width, inner, joint):
+        super().__init__()
+        self.conv1 = nn.Conv2d(3, width, PATCH, stride=PATCH, bias=False)
+        self.class_embedding = nn.Parameter(torch.randn(width))
+        self.positional_embedding = nn.Parameter(torch.randn((SIDE // PATCH) ** 2 + 1, width))
+        self.ln_pre = nn.LayerNorm(width)
+        self.transformer = OpenaiTower(width, inner, 2)
+        self.ln_post = nn.LayerNorm(width)
+        self.proj = nn.Parameter(torch.randn(width, joint) / width**0.5)
+
+    def forward(self, image):
+        x = self.conv1(image).flatten(2).transpose(1, 2)
+        x = torch.cat([self.class_embedding.expand(x.shape[0], 1, -1), x], dim=1) + self.positional_embedding
+        return self.ln_post(self.transformer(self.ln_pre(x)))[:, 0] @ self.proj
+
+
+class Openai(nn.Module):
+    """A CLIP as OpenAI's archives hold them, with all three numbers as buffers."""
+
+    def __init__(self, width=128, text_width=64, inner=32, joint=16):
+        super().__init__()
+        self.visual = OpenaiVisual(width, inner, joint)
+        mask = torch.full((LENGTH, LENGTH), float("-inf")).triu(1)
+        self.transformer = OpenaiTower(text_width, inner, 1, mask)
+        self.token_embedding = nn.Embedding(WORDS, text_width)
+        self.positional_embedding = nn.Parameter(torch.randn(LENGTH, text_width))
+        self.ln_final = nn.LayerNorm(text_width)
+        self.text_projection = nn.Parameter(torch.randn(text_width, joint) / text_width**0.5)
+        self.logit_scale = nn.Parameter(torch.tensor(2.5))
+        for name, number in [("input_resolution", SIDE), ("context_length", LENGTH), ("vocab_size", WORDS)]:
+            self.register_buffer(name, torch.tensor(number))
+
+    def features(self, image, text):
+        x = self.token_embedding(text) + self.positional_embedding
+        x = self.ln_final(self.transformer(x))
+        return self.visual(image), x[torch.arange(x.shape[0]), text.argmax(dim=-1)] @ self.text_projection
+
+    def forward(self, image, text):
+        return self.features(image, text)
+
+
+def openai():
+    """The model with weights that half precision holds, but for norms, which stay in single precision."""
+    torch.manual_seed(11)
+    model = Openai().eval()
+    with torch.no_grad():
+        for name, parameter in model.named_parameters():
+            parameter.copy_((parameter + 0.1 * torch.randn(parameter.shape)).half().float())
+    return model
+
+
+def openai_archive(path):
+    """As published: matrices in half precision, norms in single."""
+    model = openai()
+    image, text = torch.randn(1, 3, SIDE, SIDE), torch.zeros(1, LENGTH, dtype=torch.long)
+    module = torch.jit.trace(model, (image, text), check_trace=False)
+    for name, parameter in module.named_parameters():
+        if "ln_" not in name:
+            parameter.data = parameter.data.half()
+    torch.jit.save(module, path)
+
+
+def openai_numbers():
+    """Inputs, and what torch makes of them."""
+    model = openai()
+    torch.manual_seed(12)
+    image = torch.randn(3, 3, SIDE, SIDE)
+    text = torch.randint(2, WORDS - 1, (3, LENGTH))
+    for row, end in enumerate([LENGTH - 1, 3, 5]):
+        text[row, 0], text[row, end], text[row, end + 1 :] = 1, WORDS - 1, 0
+    with torch.no_grad():
+        images, texts = model.features(image, text)
+        unit = [x / x.norm(dim=-1, keepdim=True) for x in (images, texts)]
+        logits = model.logit_scale.exp() * unit[0] @ unit[1].T
+    inputs = {"pixel_values": image, "input_ids": text}
+    return inputs, {"image_features": images, "text_features": texts, "logits_per_image": logits}
+
+
+def openai_is_run_and_converted(folder):
+    archive, inputs = folder / "openai.pt", folder / "inputs.safetensors"
+    openai_archive(archive)
+    given, expected = openai_numbers()
+    save_file(given, inputs)
+    vlmerge("forward", archive, "--inputs", inputs, "--pass", "unmasked", "--out", folder / "found.safetensors")
+    found = load_file(folder / "found.safetensors")
+    for name, tensor in expected.items():
+        difference = (found[name] - tensor).abs().max()
+        assert difference < 1e-4, (name, difference)
+    from transformers import CLIPModel
+
+    vlmerge("convert", archive, f"{folder}/hf/", "--to", "hf")
+    theirs = CLIPModel.from_pretrained(folder / "hf", dtype=torch.float32).eval()
+    with torch.no_grad():
+        out = theirs(input_ids=given["input_ids"], pixel_values=given["pixel_values"])
+    difference = (out.logits_per_image - expected["logits_per_image"]).abs().max()
+    assert difference < 1e-4, difference
+
+
 class Holder(nn.Module):
     def __init__(self, **attributes):
         super().__init__()
@@ -282,6 +417,7 @@ def main():
             found = expanded(path, folder)
             assert found.keys() == expected.keys()
             assert all(same(found[name], tensor) for name, tensor in expected.items()), way
+        openai_is_run_and_converted(folder)
         transformers_clip(model, folder)
         for part in ["clip", "vision"]:
             found = expanded(folder / part / "model.safetensors", folder)
@@ -316,6 +452,11 @@ if __name__ == "__main__":
         without_places(target / "clip_half.pt")
         halves = {k: v.half() if v.is_floating_point() else v for k, v in clip().state_dict().items()}
         save_file(halves, target / "clip_half.safetensors")
+        openai_archive(target / "openai.pt")
+        without_places(target / "openai.pt")
+        inputs, outputs = openai_numbers()
+        save_file(inputs, target / "openai_inputs.safetensors")
+        save_file(outputs, target / "openai_outputs.safetensors")
     else:
         PROGRAM = str(pathlib.Path(sys.argv[1]).resolve())
         main()

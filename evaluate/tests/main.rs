@@ -33,6 +33,7 @@ mod golden_zerovl_scores;
 mod grams;
 mod images;
 mod nlvr2;
+mod openai_archive;
 mod opening;
 mod packing;
 mod pretraining_pairs;

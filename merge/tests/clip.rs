@@ -247,6 +247,28 @@ impl Family {
         path
     }
 
+    /// Diagonals of Fisher information of a member, under the names that merges see.
+    fn fisher(&self, name: &str) -> PathBuf {
+        let file = opened(&self.path("hf", name));
+        let (view, _) = layouts::clip::apart(Arc::new(file)).expect("a view");
+        let of_name = name.bytes().map(usize::from).sum::<usize>();
+        let tensors = view.tensors().map(|(key, info)| {
+            let values = (0..info.n_elements()).flat_map(|at| {
+                let value = ((at * 7 + of_name) % 5) as f32;
+                value.to_le_bytes()
+            });
+            let raw = fixtures::Raw {
+                dtype: safetensors::Dtype::F32,
+                shape: info.shape.clone(),
+                bytes: values.collect(),
+            };
+            (key.to_owned(), raw)
+        });
+        let path = (self.folder.path()).join(format!("{name}.fisher.safetensors"));
+        fixtures::write(&path, &tensors.collect());
+        path
+    }
+
     fn recipe(&self, method: &str, spellings: [&str; 3]) -> MergeRecipe {
         let described = merge::methods::by_name(method, &Parameters::default(), false);
         let described = described.expect("a method");
@@ -260,6 +282,13 @@ impl Family {
                 let grams = self.grams(name);
                 let text = grams.to_str().expect("UTF-8").to_owned();
                 model.parameters.set("grams", Parameter::Text(text));
+            }
+        }
+        if method == "fisher" {
+            for (model, name) in models.iter_mut().zip(&MEMBERS[1..]) {
+                let fisher = self.fisher(name);
+                let text = fisher.to_str().expect("UTF-8").to_owned();
+                model.parameters.set("fisher", Parameter::Text(text));
             }
         }
         if method == "passthrough" {
@@ -290,13 +319,12 @@ impl Family {
     }
 }
 
-/// Methods that merge checkpoints by their tensors alone, or with gram matrices.
+/// Methods that merge checkpoints.
 fn methods() -> impl Iterator<Item = &'static str> {
     let names = merge::methods::NAMES.into_iter();
     names.filter(|name| {
         let method = merge::methods::by_name(name, &Parameters::default(), false);
-        let is_of_checkpoints = method.is_ok_and(|method| !method.is_for_experts());
-        is_of_checkpoints && *name != "fisher"
+        method.is_ok_and(|method| !method.is_for_experts())
     })
 }
 
@@ -337,6 +365,72 @@ fn every_method_gives_the_same_model_whatever_the_spelling() {
             n_methods += 1;
         }
         assert!(n_methods > 10, "{n_methods} methods");
+    }
+}
+
+/// What `iso_c` makes of a matrix is not the base with the mean of differences, which it makes of all else.
+#[test]
+fn projections_and_the_pooling_head_are_matrices_in_every_spelling() {
+    for (is_siglip, keys) in [
+        (
+            false,
+            &["visual_projection.weight", "text_projection.weight"][..],
+        ),
+        (
+            true,
+            &[
+                "text_model.head.weight",
+                "vision_model.head.attention.q_proj.weight",
+                "vision_model.head.attention.v_proj.weight",
+                "vision_model.head.mlp.fc1.weight",
+            ],
+        ),
+    ] {
+        let family = Family::new(is_siglip);
+        for spelling in ["hf", "open_clip"] {
+            let merged = family.merged("iso_c", [spelling; 3]).expect("merged");
+            let models = MEMBERS.map(|name| opened(&family.path(spelling, name)));
+            let apart = |file| layouts::clip::apart(Arc::new(file)).expect("a view").0;
+            let merged = apart(merged);
+            let [base, one, two] = models.map(apart);
+            for key in keys {
+                let [base, one, two] = [&base, &one, &two].map(|file| values(file, key));
+                let lambda = values(&merged, key)
+                    .iter()
+                    .zip(&base)
+                    .zip(one.iter().zip(&two))
+                    .map(|((merged, base), (one, two))| (merged - base) / (one + two - 2.0 * base))
+                    .fold([f64::MAX, f64::MIN], |[least, most], of| {
+                        [least.min(of), most.max(of)]
+                    });
+                let spread = lambda[1] - lambda[0];
+                assert!(spread > 1e-2, "{key} of {spelling}: {lambda:?}");
+            }
+        }
+    }
+}
+
+#[test]
+fn keys_and_values_of_the_pooling_head_share_a_matrix_and_its_queries_have_none() {
+    let folder = tempfile::tempdir().expect("a folder");
+    let path = folder.path().join("model.safetensors");
+    write(tiny(true), &path);
+    let open = folder.path().join("open.safetensors");
+    run(
+        &plan_of(&path, ClipTarget::OpenClip).expect("a plan"),
+        &open,
+    );
+    for path in [path, open] {
+        let file = opened(&path);
+        let layout = layouts::detect(&file).expect("a layout");
+        let names = GramNames::of(&file, layout.as_ref());
+        let of_head: Vec<&str> = (names.iter())
+            .filter_map(|name| name.strip_prefix("vision_model.head."))
+            .collect();
+        assert_eq!(
+            of_head,
+            ["attention.kv", "attention.out_proj", "mlp.fc1", "mlp.fc2"]
+        );
     }
 }
 

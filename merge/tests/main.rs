@@ -7,6 +7,7 @@ mod catalog;
 mod changing;
 mod checkpoint_methods;
 mod clip;
+mod clip_archives;
 mod convert;
 mod diff;
 mod distance;

@@ -82,13 +82,21 @@ fn guess(key: &str, rank: usize) -> ParamKind {
         ParamKind::Norm
     } else if parameter.ends_with("bias") {
         ParamKind::Bias
-    } else if parameter == "weight" && rank == 2 {
+    } else if rank == 2 && is_linear(parameter) {
         ParamKind::LinearWeight
     } else if parameter.contains("scale") || parameter.contains("gamma") {
         ParamKind::Scale
     } else {
         ParamKind::Other
     }
+}
+
+/// Whether a matrix of this name is that of a linear layer; some projections are parameters of their own.
+fn is_linear(parameter: &str) -> bool {
+    parameter == "weight"
+        || parameter == "in_proj_weight"
+        || parameter == "proj"
+        || parameter.ends_with("_projection")
 }
 
 impl Layout for Generic {

@@ -192,6 +192,7 @@ impl Pool {
         let queries = self.projection(0, d)?.forward(&self.probe)?;
         let queries = queries.expand((b, 1, d))?.contiguous()?;
         let kv = self.projection(d, 2 * d)?.forward(x)?; // (b, n, 2 d)
+        pass.show(|| format!("{PREFIX}head.attention.kv"), x, None)?;
         let mixed = attend_to(&queries, &kv, Bias::default(), self.n_heads)?; // (b, 1, d)
         let out = format!("{PREFIX}head.attention.out_proj");
         pass.show(|| out, &mixed, None)?;

@@ -5,7 +5,11 @@ use serde_json::Value;
 
 use crate::beside::Companions;
 use crate::io::Container;
+use crate::layouts::{ModelRecord, RecordFamily};
 use crate::{Checkpoint, Result};
+
+use super::spelling::{ClipNames, ClipSpelling};
+use super::table::{OF_ARCHIVES, PATCHES, TOKENS};
 
 /// What stands between the two layers of an FFN.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -119,13 +123,76 @@ pub struct ClipConfig {
 /// The token that texts of published CLIPs end with.
 const END: u32 = 49407;
 
+/// Width of an attention head in the archives that OpenAI published.
+const HEAD_WIDTH: usize = 64;
+
 impl ClipConfig {
+    /// What is known of a checkpoint beside its weights: by the form of OpenAI's archives, else by the configuration
+    /// beside it.
+    ///
+    /// # Errors
+    /// When a configuration cannot be read or is no JSON.
+    pub(super) fn of(checkpoint: &Checkpoint, spelling: ClipSpelling) -> Result<Self> {
+        match Self::of_archive(checkpoint, spelling) {
+            Some(config) => Ok(config),
+            None => Self::beside(checkpoint, spelling.is_open_clip()),
+        }
+    }
+
+    /// What OpenAI's program makes of any of its archives, which are told by their buffers: QuickGELU, and a head for each
+    /// 64 of the width.
+    pub(super) fn of_archive(checkpoint: &Checkpoint, spelling: ClipSpelling) -> Option<Self> {
+        let is_archive = spelling.names == ClipNames::OpenClip
+            && !spelling.is_custom_text
+            && OF_ARCHIVES.iter().all(|buffer| {
+                let key = format!("{}{buffer}", spelling.wrapper());
+                (checkpoint.get(&key)).is_some_and(|info| info.n_elements() == 1)
+            });
+        let heads = |name: &str, axis: usize| {
+            let mut keys = checkpoint.tensors();
+            let found = keys.find(|(key, _)| spelling.apart_names(key).iter().any(|of| of == name));
+            let width = found.and_then(|(_, info)| info.shape.get(axis).copied())?;
+            width
+                .is_multiple_of(HEAD_WIDTH)
+                .then_some(width / HEAD_WIDTH)
+        };
+        is_archive.then(|| Self {
+            facts: ClipFacts {
+                image_activation: Some(ClipActivation::QuickGelu),
+                text_activation: Some(ClipActivation::QuickGelu),
+                image_epsilon: Some(1e-5),
+                text_epsilon: Some(1e-5),
+                is_causal: Some(true),
+                pooled: Some(PooledText::Largest),
+                padding: Some(0),
+                resize: Some(ClipResize::Shortest),
+                library: Some(ClipLibrary::OpenClip),
+            },
+            image_heads: heads(PATCHES, 0),
+            text_heads: heads(TOKENS, 1),
+            ..Self::default()
+        })
+    }
+
+    /// The same as a record.
+    pub(super) fn record(self) -> ModelRecord {
+        ModelRecord {
+            family: Some(RecordFamily::Clip),
+            image_heads: self.image_heads,
+            text_heads: self.text_heads,
+            image_mean: self.image_mean,
+            image_deviation: self.image_deviation,
+            clip: Some(self.facts).filter(|facts| *facts != ClipFacts::default()),
+            ..ModelRecord::default()
+        }
+    }
+
     /// What the configuration beside a checkpoint says: open_clip's where the keys are spelled so and it is there, else
     /// Hugging Face's; nothing where there is none.
     ///
     /// # Errors
     /// When a file cannot be read or is no JSON.
-    pub(super) fn beside(checkpoint: &Checkpoint, is_open_clip: bool) -> Result<Self> {
+    fn beside(checkpoint: &Checkpoint, is_open_clip: bool) -> Result<Self> {
         if checkpoint.info().container == Container::Memory {
             return Ok(Self::default());
         }

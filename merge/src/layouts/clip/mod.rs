@@ -25,9 +25,10 @@ pub use spelling::{ClipNames, ClipSpelling};
 use crate::{Checkpoint, Error, Expert, ParamKind, Result, Role, Slot};
 
 use super::{Description, Layout, LayoutFamily, Part, PositionTable, TableForm};
-use super::{NO_TIES, RecordFamily, boxed};
+use super::{NO_TIES, boxed};
 use crate::convert::Resize;
-use table::{BUFFERS, CLASSIFIER, IMAGE_POSITIONS, PROJECTIONS, TEXT_POSITIONS, Tower};
+use table::{BUFFERS, CLASSIFIER, IMAGE_POSITIONS, OF_ARCHIVES, PROJECTIONS};
+use table::{TEXT_POSITIONS, Tower};
 
 /// The row of this family in the table of layouts.
 pub(super) const FAMILY: LayoutFamily = LayoutFamily {
@@ -41,6 +42,9 @@ pub(super) const FAMILY: LayoutFamily = LayoutFamily {
 
 /// Names of the layouts of CLIPs and of SigLIPs.
 const LAYOUTS: [&str; 2] = ["clip/clip", "clip/siglip"];
+
+/// The attention by which a SigLIP pools its patches.
+const POOL: &str = "vision_model.head.attention";
 
 /// A CLIP or SigLIP checkpoint.
 #[derive(Clone, Debug)]
@@ -95,16 +99,12 @@ impl Clip {
         self.is_siglip
     }
 
-    /// What the configuration beside the checkpoint says.
+    /// What the checkpoint's form and the configuration beside it say.
     ///
     /// # Errors
     /// When a file cannot be read or is no JSON.
     pub fn config(&self, checkpoint: &Checkpoint) -> Result<ClipConfig> {
-        let is_open_clip = !matches!(
-            self.spelling.names,
-            ClipNames::Apart | ClipNames::HuggingFace
-        );
-        ClipConfig::beside(checkpoint, is_open_clip)
+        ClipConfig::of(checkpoint, self.spelling)
     }
 }
 
@@ -117,15 +117,7 @@ pub(super) fn record(checkpoint: &Checkpoint) -> Result<Option<super::ModelRecor
     if config == ClipConfig::default() {
         return Ok(None);
     }
-    Ok(Some(super::ModelRecord {
-        family: Some(RecordFamily::Clip),
-        image_heads: config.image_heads,
-        text_heads: config.text_heads,
-        image_mean: config.image_mean,
-        image_deviation: config.image_deviation,
-        clip: Some(config.facts).filter(|facts| *facts != ClipFacts::default()),
-        ..super::ModelRecord::default()
-    }))
+    Ok(Some(config.record()))
 }
 
 /// A CLIP as merges read it: every projection is a tensor of its own under Hugging Face's names, and buffers are left
@@ -138,10 +130,7 @@ pub fn apart(checkpoint: Arc<Checkpoint>) -> Result<(Arc<Checkpoint>, Option<Cli
         return Ok((checkpoint, None));
     };
     let is_siglip = is_siglip(&checkpoint, from);
-    let has_buffers = BUFFERS.iter().any(|key| {
-        let key = format!("{}{key}", from.wrapper());
-        checkpoint.get(&key).is_some()
-    });
+    let has_buffers = has_any(&checkpoint, from, &BUFFERS);
     let is_apart = matches!(from.names, ClipNames::Apart)
         || (from.names == ClipNames::HuggingFace && !is_siglip);
     if is_apart && !from.is_wrapped && !has_buffers {
@@ -152,13 +141,15 @@ pub fn apart(checkpoint: Arc<Checkpoint>) -> Result<(Arc<Checkpoint>, Option<Cli
     Ok((view, back))
 }
 
-/// A CLIP under the keys of another spelling; the same checkpoint if it has them already or is of another family.
+/// A CLIP under the keys of another spelling, without the buffers of OpenAI's archives; the same checkpoint if it has
+/// them already or is of another family.
 ///
 /// # Errors
 /// [`crate::ConversionFault`] for what the other spelling cannot say, and [`Error::BrokenLayout`].
 pub fn respelled(checkpoint: Arc<Checkpoint>, to: ClipSpelling) -> Result<Arc<Checkpoint>> {
     match ClipSpelling::of(&checkpoint) {
-        Some((from, _)) if from != to => {
+        // Of its own library an archive of OpenAI's has buffers that loaders refuse.
+        Some((from, _)) if from != to || has_any(&checkpoint, from, &OF_ARCHIVES) => {
             let is_siglip = is_siglip(&checkpoint, from);
             view::respelled(checkpoint, from, to, is_siglip)
         }
@@ -166,9 +157,27 @@ pub fn respelled(checkpoint: Arc<Checkpoint>, to: ClipSpelling) -> Result<Arc<Ch
     }
 }
 
+fn has_any(checkpoint: &Checkpoint, spelling: ClipSpelling, buffers: &[&str]) -> bool {
+    let mut keys = (buffers.iter()).map(|key| format!("{}{key}", spelling.wrapper()));
+    keys.any(|key| checkpoint.get(&key).is_some())
+}
+
 fn is_siglip(checkpoint: &Checkpoint, spelling: ClipSpelling) -> bool {
     let probe = format!("{}vision_model.head.probe", spelling.wrapper());
     spelling.names == ClipNames::OpenClipTimm || checkpoint.get(&probe).is_some()
+}
+
+/// The gram matrix of the inputs of a weight, by the name that merges have for it.
+fn gram_name(weight: &str) -> Option<String> {
+    let layer = weight.strip_suffix(".weight")?;
+    let shared = [".q_proj", ".k_proj", ".v_proj"];
+    let own = shared.iter().find_map(|end| layer.strip_suffix(end));
+    match own {
+        Some(POOL) if layer.ends_with(".q_proj") => None,
+        Some(POOL) => Some(format!("{POOL}.kv")),
+        Some(attention) => Some(format!("{attention}.qkv")),
+        None => Some(layer.to_owned()),
+    }
 }
 
 impl Layout for Clip {
@@ -198,24 +207,15 @@ impl Layout for Clip {
     }
 
     /// The layer's own name as merges have it; queries, keys and values read the same, so they share the matrix of
-    /// `self_attn.qkv`. The two projections of the head of a SigLIP that pools are not recorded, for queries and keys
-    /// read different rows there.
+    /// `self_attn.qkv`. In the head of a SigLIP keys and values share that of `attention.kv`. Its queries have none: they
+    /// read the probe alone, one row whatever the picture.
     fn gram_key(&self, slot: &Slot, _: Option<Expert>) -> Option<String> {
         if slot.kind != ParamKind::LinearWeight {
             return None;
         }
         let key = format!("{}{}", self.spelling.wrapper(), slot.key);
-        let name = self.spelling.places(&key).first()?.name();
-        let layer = name.strip_suffix(".weight")?;
-        if layer.starts_with("vision_model.head.attention.") && !layer.ends_with(".out_proj") {
-            return None;
-        }
-        let shared = [".q_proj", ".k_proj", ".v_proj"];
-        let own = shared.iter().find_map(|end| layer.strip_suffix(end));
-        Some(match own {
-            Some(attention) => format!("{attention}.qkv"),
-            None => layer.to_owned(),
-        })
+        let places = self.spelling.places(&key);
+        places.iter().find_map(|place| gram_name(&place.name()))
     }
 
     fn part(&self, slot: &Slot) -> Part {

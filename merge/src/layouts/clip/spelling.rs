@@ -132,6 +132,11 @@ impl ClipSpelling {
         })
     }
 
+    /// Whether the names are open_clip's, with its own image tower or with timm's.
+    pub(super) fn is_open_clip(self) -> bool {
+        matches!(self.names, ClipNames::OpenClip | ClipNames::OpenClipTimm)
+    }
+
     /// What stands before every key.
     pub(super) fn wrapper(self) -> &'static str {
         if self.is_wrapped { WRAPPER } else { "" }

@@ -46,12 +46,16 @@ pub(super) fn describe(
     let is_siglip =
         names.contains_key("vision_model.head.probe") || spelling.names == ClipNames::OpenClipTimm;
     let record = ModelRecord::of(checkpoint)?;
-    let is_open_clip = !matches!(spelling.names, ClipNames::Apart | ClipNames::HuggingFace);
-    let config = ClipConfig::beside(checkpoint, is_open_clip)?;
+    let config = ClipConfig::of(checkpoint, spelling)?;
+    let is_archive = ClipConfig::of_archive(checkpoint, spelling).is_some();
     let mut evidence = vec![
         format!("keys of two towers, such as `{example}`"),
         format!("spelled as {spelling}"),
     ];
+    if is_archive {
+        let sentence = "buffers of OpenAI's archives, such as `input_resolution`: QuickGELU";
+        evidence.push(sentence.to_owned());
+    }
     let axis = |name: &str, from_end: usize| -> Option<usize> {
         let shape = &shapes.get(name)?.shape;
         shape.get(shape.len().checked_sub(from_end)?).copied()
@@ -73,6 +77,9 @@ pub(super) fn describe(
         let configured = [config.image_heads, config.text_heads][index];
         let (n_heads, said) = match (record.heads_of(name), configured) {
             (Some(heads), _) => (Some(heads), format!("{heads} heads by the file's metadata")),
+            (None, Some(heads)) if is_archive => {
+                (Some(heads), format!("{heads} heads of width 64"))
+            }
             (None, Some(heads)) => (
                 Some(heads),
                 format!("{heads} heads by the configuration beside it"),

@@ -144,6 +144,9 @@ pub(super) const BUFFERS: [&str; 6] = [
     "vocab_size",
 ];
 
+/// Buffers that the archives which OpenAI published keep beside the weights, and no other program.
+pub(super) const OF_ARCHIVES: [&str; 3] = ["input_resolution", "context_length", "vocab_size"];
+
 use Axis::{Classes, Ffn, Fixed, Joint, Patch, Positions, Vocabulary, Width};
 use Name::{Is, Part, Turned};
 use ParamKind::{Bias, Embedding, LinearWeight, Norm, Scale};

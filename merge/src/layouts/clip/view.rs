@@ -5,8 +5,10 @@ use std::collections::BTreeMap;
 use std::sync::{Arc, OnceLock};
 
 use crate::io::{Aliases, SourceInfo, TensorEntry};
+use crate::layouts::ModelRecord;
 use crate::{Checkpoint, ConversionFault, DType, Error, Result, TensorInfo, TensorSource};
 
+use super::facts::ClipConfig;
 use super::spelling::{ClipNames, ClipSpelling, Held, Place};
 use super::table::{BUFFERS, IMAGE_POSITIONS};
 
@@ -53,6 +55,8 @@ impl Origin {
 
 struct View {
     inner: Arc<Checkpoint>,
+    /// That of the file, with the facts that buffers tell, which the view leaves out.
+    info: SourceInfo,
     tensors: Vec<TensorEntry>,
     origins: Vec<Origin>,
     note: Option<String>,
@@ -124,6 +128,12 @@ impl View {
         }
         tensors.sort_by(|one, other| one.0.name.cmp(&other.0.name));
         let (tensors, origins) = tensors.into_iter().unzip();
+        let mut info = inner.info().clone();
+        if ModelRecord::of(&inner)? == ModelRecord::default()
+            && let Some(config) = ClipConfig::of_archive(&inner, from)
+        {
+            config.record().add_to(&mut info.metadata);
+        }
         let note = (!left_out.is_empty()).then(|| {
             format!(
                 "{}: left out, for loaders rebuild it: `{}`",
@@ -133,6 +143,7 @@ impl View {
         });
         Ok(Self {
             inner,
+            info,
             tensors,
             origins,
             note,
@@ -302,7 +313,7 @@ fn with_ones(place: Place, shape: Vec<usize>, to: ClipSpelling, is_siglip: bool)
 
 impl TensorSource for View {
     fn info(&self) -> &SourceInfo {
-        self.inner.info()
+        &self.info
     }
 
     fn tensors(&self) -> &[TensorEntry] {

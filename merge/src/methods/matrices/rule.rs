@@ -64,6 +64,10 @@ pub(in crate::methods) fn matrix_of(group: &GroupShape<'_>) -> Option<(usize, us
 
 /// Whether a name is that of a head, or of a table of embeddings or positions.
 fn is_table(key: &str) -> bool {
+    // What SigLIPs call their pooling of images and their projection of texts.
+    if key.starts_with("vision_model.head.") || key.starts_with("text_model.head.") {
+        return false;
+    }
     let names = ["head", "heads", "classifier", "wte", "wpe"];
     let mut segments = key.split('.');
     segments.any(|segment| {
@@ -101,7 +105,13 @@ mod tests {
         ] {
             assert!(is_table(name), "{name}");
         }
-        for name in ["blocks.0.attn.qkv.weight", "layers.1.mlp.fc1.weight"] {
+        for name in [
+            "blocks.0.attn.qkv.weight",
+            "layers.1.mlp.fc1.weight",
+            "text_projection.weight",
+            "vision_model.head.attention.out_proj.weight",
+            "text_model.head.weight",
+        ] {
             assert!(!is_table(name), "{name}");
         }
     }
