@@ -67,6 +67,8 @@ pub enum Command {
     Encode(commands::encode::Args),
     /// Give a CLIP a classifier of images made of texts of the classes
     Classifier(commands::classifier::Args),
+    /// Take the statistics of batch norms again over pictures, as after a merge
+    Recalibrate(commands::recalibrate::Args),
     /// Merge and measure along a grid of a parameter
     Sweep(commands::sweep::Args),
     /// Search the numbers of a merge recipe that do best on validation data
@@ -108,6 +110,7 @@ impl Command {
             Self::Evaluate(args) => commands::evaluate::run(args, output),
             Self::Encode(args) => commands::encode::run(&args, output),
             Self::Classifier(args) => commands::classifier::run(args, output),
+            Self::Recalibrate(args) => commands::recalibrate::run(args, output),
             Self::Soup(args) => commands::soup::run(args, output),
             Self::Sweep(args) => commands::sweep::run(args, output),
             Self::Pretrain(args) => commands::pretrain::run(args, output),

@@ -259,6 +259,11 @@ impl Weights {
         self
     }
 
+    /// Whether every parameter is a variable.
+    pub(crate) fn is_trainable(&self) -> bool {
+        self.is_trainable
+    }
+
     /// Where the tensors go.
     #[must_use]
     pub fn device(&self) -> &Device {

@@ -28,6 +28,8 @@ mod golden_flm;
 mod golden_flm_data;
 mod golden_flm_tasks;
 mod golden_flm_text;
+mod golden_resnet;
+mod golden_vit;
 mod golden_zerovl_data;
 mod golden_zerovl_scores;
 mod grams;

@@ -117,6 +117,15 @@ fn sizes_are_read_off_the_weights() {
         patch_size: 14,
         image_size: 28,
         has_layer_scale: true,
+        has_class: true,
+        n_registers: 0,
+        places_first: true,
+        has_patch_bias: true,
+        has_qkv_bias: true,
+        has_pre_norm: false,
+        has_norm: true,
+        epsilon: 1e-6,
+        activation: evaluate::nn::Activation::Gelu,
     };
     assert_eq!(config.expect("sizes"), expected);
     let config = bert::Config::read(&bert_weights(&path("towers")), "", Some(HEADS));

@@ -45,5 +45,6 @@ mod ties;
 mod torch_corpus;
 mod torch_reader;
 mod torchscript;
+mod vit;
 mod writer;
 mod zerovl;

@@ -58,7 +58,7 @@ pub struct Args {
 }
 
 /// Values that are in memory.
-struct Values(Vec<f32>);
+pub(super) struct Values(pub(super) Vec<f32>);
 
 impl Generator for Values {
     fn fill(&self, first: usize, out: &mut [f32]) {

@@ -17,6 +17,7 @@ pub mod inspect;
 pub mod interpolate;
 pub mod merge;
 pub mod pretrain;
+pub mod recalibrate;
 pub mod recipe;
 pub mod regmean;
 pub mod report;

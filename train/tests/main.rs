@@ -18,6 +18,7 @@ mod golden_flm;
 mod golden_flm_losses;
 mod golden_flm_recipes;
 mod golden_flm_steps;
+mod golden_vit;
 mod golden_zerovl;
 mod groups;
 mod logs;

@@ -6,7 +6,10 @@ use candle_core::{DType, Device};
 use merge::layouts::ClipSpelling;
 use merge::{Checkpoint, Layout, layouts};
 
-use super::{Blueprint, Model, Overrides, Setting, clip, eve, flm, multiway, two_towers};
+use super::{
+    Blueprint, Model, Overrides, Setting, clip, eve, flm, multiway, resnet, two_towers,
+    vit_classifier,
+};
 use crate::{Error, ModelFault, Result, Weights};
 
 /// Describes the model that a checkpoint holds, without loading it.
@@ -31,6 +34,8 @@ pub const FAMILIES: &[Family] = &[
     flm::FAMILY,
     eve::FAMILY,
     clip::FAMILY,
+    vit_classifier::FAMILY,
+    resnet::FAMILY,
 ];
 
 /// A model with where it comes from.

@@ -21,10 +21,12 @@ pub mod heads;
 pub mod input;
 mod model;
 pub mod multiway;
+pub mod resnet;
 mod settings;
 mod source;
 pub mod towers;
 pub mod two_towers;
+pub mod vit_classifier;
 
 pub use blueprint::{Activations, Blueprint, Setting};
 pub use clip::Clip;
@@ -37,11 +39,13 @@ pub use grouping::{Grouping, Membership, Module};
 pub use head::Head;
 pub use input::{Filter, ImageInput, ModelInput, Padding, Resize, TextInput};
 pub use model::{
-    Branch, Captioner, DualEncoder, Fused, FusionEncoder, LookedAt, Model, ReadText, Seen,
-    Similarity, image_features, text_features,
+    BatchNormed, Branch, Captioner, DualEncoder, Fused, FusionEncoder, LookedAt, Model, ReadText,
+    Seen, Similarity, image_features, text_features,
 };
 pub use multiway::{Block, Config, Experts, Heads, Joint, Multiway, Segment};
+pub use resnet::Resnet;
 pub use settings::{Overrides, RouterWay, ShallowAttention};
 pub use source::Source;
 pub use towers::{Bert, Vit, VitForm, bert, vit};
 pub use two_towers::TwoTowers;
+pub use vit_classifier::VitClassifier;

@@ -1,11 +1,13 @@
 //! What everybody else may know of a model: capabilities, none of a family's own words.
 
+use std::cell::RefCell;
+
 use candle_core::{DType, Tensor};
 
 use super::{FreeLanguage, Head, ModelInput};
 use crate::batch::{Images, Pair, Texts};
 use crate::forward::NamedPasses;
-use crate::nn::Pass;
+use crate::nn::{BatchStatistics, Pass};
 use crate::{Error, ModelFault, Result};
 
 /// A model of any family, with what it can do. A family implements the capabilities that it has;
@@ -68,6 +70,33 @@ pub trait Model: Send + Sync {
         Err(self.cannot("complete texts from both directions"))
     }
 
+    /// What a classifier of images reads of them ([`Head::ImageClasses`]), `(b, d)`.
+    ///
+    /// # Errors
+    /// [`ModelFault::Incapable`] where the family has no such classifier, and when shapes do not fit or the device
+    /// fails.
+    fn pooled_image(&self, images: &Images, pass: &Pass<'_>) -> Result<Tensor> {
+        let _ = (images, pass);
+        Err(self.cannot("classify images"))
+    }
+
+    /// Runs images through every linear layer that has a gram matrix and sees images alone, for a tap that looks
+    /// on.
+    ///
+    /// # Errors
+    /// As [`DualEncoder::image_states`].
+    fn pass_images(&self, images: &Images, pass: &Pass<'_>) -> Result<()> {
+        self.dual()?.image_states(images, None, pass).map(drop)
+    }
+
+    /// The model as one with batch norms, whose statistics may be taken again.
+    ///
+    /// # Errors
+    /// [`ModelFault::Incapable`] where the family has none.
+    fn batch_normed(&self) -> Result<&dyn BatchNormed> {
+        Err(self.cannot("take statistics of batch norms: it has none"))
+    }
+
     /// The passes that the model can run on given tensors, by name (`vlmerge forward`).
     ///
     /// # Errors
@@ -83,6 +112,15 @@ pub trait Model: Send + Sync {
             what,
         })
     }
+}
+
+/// Batch norms, which keep statistics of the pictures that they saw.
+pub trait BatchNormed: Model {
+    /// Runs a batch of images with the statistics of the batch in the place of those that are kept, and adds them.
+    ///
+    /// # Errors
+    /// When a batch is too small to have a variance, shapes do not fit or the device fails.
+    fn observe(&self, images: &Images, statistics: &RefCell<BatchStatistics>) -> Result<()>;
 }
 
 /// Features that a dual encoder can compare by.
@@ -167,25 +205,6 @@ pub trait DualEncoder: Model {
         masked: Option<&Tensor>,
         pass: &Pass<'_>,
     ) -> Result<Tensor>;
-
-    /// What a classifier of images reads of them ([`Head::ImageClasses`]), `(b, d)`.
-    ///
-    /// # Errors
-    /// [`ModelFault::Incapable`] where the family has no such classifier, and as
-    /// [`DualEncoder::image_states`].
-    fn pooled_image(&self, images: &Images, pass: &Pass<'_>) -> Result<Tensor> {
-        let _ = (images, pass);
-        Err(self.cannot("classify images"))
-    }
-
-    /// Runs images through every linear layer that has a gram matrix and sees images, for a tap that looks
-    /// on.
-    ///
-    /// # Errors
-    /// As [`DualEncoder::image_states`].
-    fn pass_images(&self, images: &Images, pass: &Pass<'_>) -> Result<()> {
-        self.image_states(images, None, pass).map(drop)
-    }
 
     /// Runs texts through every linear layer that has a gram matrix and sees texts.
     ///

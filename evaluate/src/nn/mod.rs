@@ -3,6 +3,7 @@
 mod activation;
 mod attend;
 mod attention;
+mod batch_norm;
 mod convolution;
 mod cpu;
 mod cross_entropy;
@@ -29,6 +30,7 @@ pub use activation::{Activation, gelu};
 pub use attend::{Bias, attend, attend_packed, attend_to, attention_shares, mix};
 pub(crate) use attend::{halves, unpack};
 pub use attention::Attention;
+pub use batch_norm::{BatchNorm, BatchStatistics, Norming};
 pub use convolution::Convolution;
 pub(crate) use cpu::buffers::Buffer;
 pub use cpu::buffers::Buffers;

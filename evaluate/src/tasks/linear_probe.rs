@@ -128,7 +128,7 @@ impl Task for LinearProbe {
                 n,
                 move |image| set.picture(image),
                 &|images, pass| {
-                    let states = runner.model().dual()?.pooled_image(images, pass)?;
+                    let states = runner.model().pooled_image(images, pass)?;
                     runner.model().score(Head::ImageClasses, &states)
                 },
             )

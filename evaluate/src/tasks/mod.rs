@@ -12,6 +12,7 @@ pub mod retrieval;
 mod runner;
 mod scores;
 mod spec;
+mod statistics;
 pub mod vqa;
 pub mod zero_shot;
 pub mod zero_shot_classes;
@@ -22,6 +23,7 @@ pub use linear_probe::classes_of;
 pub use runner::Runner;
 pub use scores::Similarities;
 pub use spec::{NumberSpec, TASKS, TaskOption, TaskOptions, TaskSpec};
+pub use statistics::batch_statistics;
 pub use vqa::answers_of;
 
 use std::collections::BTreeMap;

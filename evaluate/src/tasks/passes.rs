@@ -110,7 +110,7 @@ pub(super) fn gram_batch<'t>(
             let images = runner.picture_batch(examples, |&image| picture(image))?;
             let tap = capture.times(*times);
             let pass = Pass::tapped(&tap);
-            runner.model().dual()?.pass_images(&images, &pass)?;
+            runner.model().pass_images(&images, &pass)?;
         }
         Batch::Texts(examples) => {
             let encoded = runner.encode_captions(examples.iter().map(|&example| text(example)))?;

@@ -34,6 +34,15 @@ pub struct TextInput {
 }
 
 impl TextInput {
+    /// That of a model that reads no texts.
+    pub const NONE: Self = Self {
+        len: 0,
+        padding: Padding::Longest,
+        vocabulary: 0,
+        rule: TextRule::Verbatim,
+        padding_id: None,
+    };
+
     /// To how many tokens texts are padded that have these numbers of them.
     #[must_use]
     pub fn padded_len(&self, n_tokens: impl IntoIterator<Item = usize>) -> usize {

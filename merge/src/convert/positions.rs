@@ -98,8 +98,8 @@ pub fn resize_relative(
     stack_rows(&[resized.view(), others])
 }
 
-/// Resizes `table: (1, 1 + from², d)` to `(1, 1 + to², d)`; the first row, the class token's, is kept. A table
-/// `(1, from², d)` has no such row.
+/// Resizes `table: (1, n + from², d)` to `(1, n + to², d)`; the first n rows, those of the class token and others, are
+/// kept. A table `(1, from², d)` has no such row.
 ///
 /// # Panics
 /// When the table has not the rows that the window asks for.
@@ -111,7 +111,7 @@ pub fn resize_absolute(
     resize: Resize,
 ) -> Array3<f64> {
     let rows = table.index_axis(Axis(0), 0);
-    let n_extra = usize::from(rows.nrows() > from * from);
+    let n_extra = rows.nrows().saturating_sub(from * from);
     let (class, grid) = rows.split_at(Axis(0), n_extra);
     let resized = resize_square(grid, from, to, resize);
     stack_rows(&[class, resized.view()]).insert_axis(Axis(0))

@@ -121,17 +121,20 @@ pub(super) fn change_window(
         match form {
             TableForm::Absolute
             | TableForm::AbsoluteRows
+            | TableForm::Behind(_)
             | TableForm::Patches
             | TableForm::PatchRows => {
                 let n_extra = match form {
+                    TableForm::Behind(n) => *n,
                     TableForm::Patches | TableForm::PatchRows => 0,
                     _ => 1,
                 };
                 let n_rows = to * to + n_extra;
                 let (new_shape, rows) = match (form, shape.as_slice()) {
-                    (TableForm::Absolute | TableForm::Patches, &[1, rows, width]) => {
-                        (vec![1, n_rows, width], rows)
-                    }
+                    (
+                        TableForm::Absolute | TableForm::Behind(_) | TableForm::Patches,
+                        &[1, rows, width],
+                    ) => (vec![1, n_rows, width], rows),
                     (TableForm::AbsoluteRows | TableForm::PatchRows, &[rows, width]) => {
                         (vec![n_rows, width], rows)
                     }

@@ -9,10 +9,15 @@ mod generic;
 mod gram_names;
 mod keys;
 mod multiway;
+mod packing;
+mod pictures;
 mod record;
+mod resnet;
+mod runs;
 mod table;
 mod ties;
 mod towers;
+mod vit;
 mod zerovl;
 
 pub use clip::{
@@ -29,11 +34,15 @@ pub use gram_names::GramNames;
 pub use keys::{WRAPPER, without_module};
 pub use multiway::{Beit, VlMerging, Vlmo, beit, vl_merging, vlmo};
 pub use multiway::{Buffer, CatalogSpec, Form, GivenSizes, Heads, Sizes, Window, catalog};
+pub use packing::{Packing, apart};
+pub use pictures::{PictureCrop, PictureFacts, PictureFilter};
 pub use record::{ModelRecord, OneStream, RecordFamily, ShallowAttention};
+pub use resnet::{Resnet, ResnetConfig};
 pub use table::{LAYOUTS, LayoutFamily, NAMES, by_name, detect};
 pub(crate) use ties::tied;
 pub use ties::{ReadTies, Ties};
 pub use towers::TowerSizes;
+pub use vit::{Vit, VitConfig, VitFacts, VitPool, VitSpelling};
 pub use zerovl::{GivenTower, GivenTwoTowers, Zerovl, ZerovlSizes, ZerovlSpec};
 
 use keys::{nearest, split_block};
@@ -154,6 +163,8 @@ pub enum TableForm {
     Absolute,
     /// The same without the first axis: shape `(1 + w², d)`.
     AbsoluteRows,
+    /// Shape `(1, n + w², d)`: so many other tokens, then patches.
+    Behind(usize),
     /// Shape `(1, w², d)`: patches alone.
     Patches,
     /// Shape `(w², d)`: patches alone.

@@ -7,7 +7,7 @@ use serde::{Deserialize, Serialize};
 use crate::io::PlainValue;
 use crate::{Checkpoint, Error, Result};
 
-use super::{ClipFacts, Dimensions, Sizes};
+use super::{ClipFacts, Dimensions, PictureFacts, Sizes, VitFacts};
 
 /// The key of the record in a file's metadata.
 const KEY: &str = "vlmerge.model";
@@ -47,6 +47,10 @@ pub enum RecordFamily {
     Eve,
     /// CLIP and SigLIP.
     Clip,
+    /// Classifiers of timm.
+    Vit,
+    /// Residual networks.
+    Resnet,
 }
 
 /// Facts about a model that its weights do not hold, as its maker knew them. Files that this program writes
@@ -94,6 +98,12 @@ pub struct ModelRecord {
     /// What only CLIPs have.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub clip: Option<ClipFacts>,
+    /// How pictures of a classifier are brought to its size.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub pictures: Option<PictureFacts>,
+    /// What only classifiers of timm have.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub vit: Option<VitFacts>,
 }
 
 impl From<&Sizes> for ModelRecord {
@@ -130,13 +140,14 @@ impl ModelRecord {
 
     /// A fact that the record's family does not have.
     fn foreign(&self) -> Option<&'static str> {
-        use RecordFamily::{Clip, Eve, Flm, Multiway, Zerovl};
+        use RecordFamily::{Clip, Eve, Flm, Multiway, Resnet, Vit, Zerovl};
         let (multiway, towers) = ([Multiway].as_slice(), [Zerovl, Flm, Clip].as_slice());
+        let seeing = [Zerovl, Flm, Clip, Vit, Resnet].as_slice();
         let facts = [
             (
                 "heads",
                 self.heads.is_some(),
-                [Multiway, Flm, Eve].as_slice(),
+                [Multiway, Flm, Eve, Vit].as_slice(),
             ),
             ("fusion_start", self.fusion_start.is_some(), multiway),
             (
@@ -153,10 +164,12 @@ impl ModelRecord {
             ("image_heads", self.image_heads.is_some(), towers),
             ("text_heads", self.text_heads.is_some(), towers),
             ("temperature", self.temperature.is_some(), &[Zerovl]),
-            ("image_mean", self.image_mean.is_some(), towers),
-            ("image_deviation", self.image_deviation.is_some(), towers),
+            ("image_mean", self.image_mean.is_some(), seeing),
+            ("image_deviation", self.image_deviation.is_some(), seeing),
             ("streams", self.streams.is_some(), &[Flm]),
             ("clip", self.clip.is_some(), &[Clip]),
+            ("pictures", self.pictures.is_some(), &[Vit, Resnet]),
+            ("vit", self.vit.is_some(), &[Vit]),
         ];
         let own = self.family.unwrap_or(Multiway);
         let mut foreign = facts
@@ -209,6 +222,16 @@ impl ModelRecord {
             && let Some(clip) = super::clip::record(checkpoint)?
         {
             return Ok(clip);
+        }
+        if record == Self::default()
+            && let Some(vit) = super::vit::record(checkpoint)?
+        {
+            return Ok(vit);
+        }
+        if record == Self::default()
+            && let Some(resnet) = super::resnet::record(checkpoint)?
+        {
+            return Ok(resnet);
         }
         if record == Self::default()
             && let Some(flm) = super::Flm::read(checkpoint)?
@@ -363,6 +386,13 @@ impl ModelRecord {
                 ));
             }
             found.clip = found.clip.or(record.clip);
+            if let (None, Some(first), Some(second)) = (self.vit, found.vit, record.vit)
+                && let Some([first, second]) = first.computes_otherwise(&second)
+            {
+                return Err(differ("activation, epsilon and pooling", first, second));
+            }
+            found.vit = found.vit.or(record.vit);
+            found.pictures = found.pictures.or(record.pictures);
             found.family = found.family.or(record.family);
             match (found.shallow_attention, record.shallow_attention) {
                 (Some(first), Some(second))
@@ -389,6 +419,8 @@ impl ModelRecord {
             image_deviation: self.image_deviation.or(found.image_deviation),
             streams: self.streams.or(found.streams),
             clip: self.clip.or(found.clip),
+            pictures: self.pictures.or(found.pictures),
+            vit: self.vit.or(found.vit),
         })
     }
 }

@@ -4,7 +4,7 @@ use crate::{Checkpoint, Error, Result};
 
 use super::multiway::{beit, vl_merging, vlmo};
 use super::ties::ReadTies;
-use super::{Layout, clip, eve, flm, generic, zerovl};
+use super::{Layout, clip, eve, flm, generic, resnet, vit, zerovl};
 
 /// Reads names and shapes; `None` if the checkpoint is none of the family.
 pub type ReadLayout = fn(&Checkpoint) -> Result<Option<Box<dyn Layout>>>;
@@ -31,6 +31,8 @@ pub const LAYOUTS: &[LayoutFamily] = &[
     flm::FAMILY,
     eve::FAMILY,
     clip::FAMILY,
+    vit::FAMILY,
+    resnet::FAMILY,
     generic::FAMILY,
 ];
 

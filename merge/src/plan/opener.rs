@@ -8,7 +8,7 @@ use std::sync::Arc;
 use super::views;
 use crate::beside::{Companions, Content};
 use crate::io::{self, OpenOptions, SourceFile};
-use crate::layouts::{ClipSpelling, clip};
+use crate::layouts::{self, Packing};
 use crate::recipe::{ModelRef, Part, adapters};
 use crate::remote::address::is_address;
 use crate::{Checkpoint, MergeRecipe, Result, lora, quantized, ties};
@@ -28,7 +28,7 @@ pub(super) struct Opener {
     /// The files beside models of this machine, as they were when they were found first.
     seen: RefCell<BTreeMap<PathBuf, SourceFile>>,
     /// How models were spelled that merges read in another way.
-    spelled: RefCell<BTreeMap<String, ClipSpelling>>,
+    spelled: RefCell<BTreeMap<String, Packing>>,
 }
 
 impl Opener {
@@ -60,7 +60,7 @@ impl Opener {
                     // Before its configuration says how its weights are stored.
                     self.found_beside(&model.model)?;
                 }
-                let (apart, spelling) = clip::apart(quantized::dequantized(open(model)?)?)?;
+                let (apart, spelling) = layouts::apart(quantized::dequantized(open(model)?)?)?;
                 if let Some(spelling) = spelling {
                     let mut spelled = self.spelled.borrow_mut();
                     spelled.insert(model.document(), spelling);
@@ -169,7 +169,7 @@ impl Opener {
     }
 
     /// How a model is spelled, where merges read it in another way.
-    pub(super) fn spelling(&self, model: &ModelRef) -> Option<ClipSpelling> {
+    pub(super) fn spelling(&self, model: &ModelRef) -> Option<Packing> {
         self.spelled.borrow().get(&model.document()).copied()
     }
 

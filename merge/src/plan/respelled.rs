@@ -4,7 +4,7 @@ use std::sync::Arc;
 
 use super::{MergePlan, PlanBuilder, stages};
 use crate::Result;
-use crate::layouts::{ClipNames, ClipSpelling, clip};
+use crate::layouts::Packing;
 
 /// What the merge is called that is done before its tensors get their spelling.
 const NAME: &str = "merge";
@@ -12,17 +12,15 @@ const NAME: &str = "merge";
 /// The plan that gives the output of `plan` the keys of another spelling: the merge is a stage of it.
 ///
 /// # Errors
-/// As [`clip::respelled`] and [`PlanBuilder::finish`].
-pub(super) fn respelled(mut plan: MergePlan, to: ClipSpelling) -> Result<MergePlan> {
+/// As [`Packing::packed`] and [`PlanBuilder::finish`].
+pub(super) fn respelled(mut plan: MergePlan, to: Packing) -> Result<MergePlan> {
     let mut beside = std::mem::take(&mut plan.beside);
-    if matches!(to.names, ClipNames::OpenClip | ClipNames::OpenClipTimm) {
-        beside.weights = Some("open_clip_model");
-    }
+    beside.weights = to.stem().or(beside.weights);
     let stages = std::mem::take(&mut plan.stages);
     let (recipe, sources) = (plan.recipe.clone(), plan.sources.clone());
     let (grams, gram_uses) = (plan.grams.clone(), plan.gram_uses.clone());
     let (stage, made) = stages::stage(NAME, plan)?;
-    let view = clip::respelled(made, to)?;
+    let view = to.packed(made)?;
     let mut builder = PlanBuilder::new(recipe);
     for source in sources {
         // For the hashes of what went in.

@@ -11,4 +11,5 @@ mod refusals;
 mod relative_position;
 mod safetensors_corpus;
 pub mod torch_corpus;
+mod vit;
 mod zerovl;

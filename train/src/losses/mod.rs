@@ -8,6 +8,7 @@ mod eve;
 mod flm;
 mod multiway;
 mod two_towers;
+mod vit;
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -68,6 +69,7 @@ pub const LOSSES: &[&[LossSpec]] = &[
     flm::LOSSES,
     eve::LOSSES,
     clip::LOSSES,
+    vit::LOSSES,
 ];
 
 /// What a loss depends on beside the tensors.

@@ -29,9 +29,9 @@ impl Objective for ImageClassification {
 
     fn loss(&self, step: &Step<'_>) -> Result<Loss> {
         let ways = step.ways("image_classification");
-        let (model, pass) = (step.model.dual()?, step.pass(&ways));
+        let (model, pass) = (step.model, step.pass(&ways));
         let states = model.pooled_image(step.image()?, &pass)?;
-        let logits = step.model.score(Head::ImageClasses, &states)?;
+        let logits = model.score(Head::ImageClasses, &states)?;
         let classes = step.classes()?;
         let n_right = n_right(&logits, classes)?;
         let measures = vec![("image_accuracy", n_right, step.batch.n as f64)];

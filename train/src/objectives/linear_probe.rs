@@ -44,7 +44,7 @@ impl Objective for LinearProbe {
             // Weights are variables: without a tape of its own, the pass would keep a graph of all blocks.
             let tape = Tape::checkpointing();
             let pass = Pass::new().recorded(&tape);
-            model.dual()?.pooled_image(step.image()?, &pass)?.detach()
+            model.pooled_image(step.image()?, &pass)?.detach()
         };
         let logits = model.score(Head::ImageClasses, &states)?;
         let (classes, n) = (step.classes()?, step.batch.n as f64);

@@ -157,6 +157,16 @@ impl Model for Clip {
         Ok(self)
     }
 
+    /// The feature, of length one: a classifier whose rows are features of class names is a zero-shot head.
+    fn pooled_image(&self, images: &Images, pass: &Pass<'_>) -> Result<Tensor> {
+        self.unit(&self.image_projections(images, pass)?)
+    }
+
+    /// The projection has a gram matrix too.
+    fn pass_images(&self, images: &Images, pass: &Pass<'_>) -> Result<()> {
+        self.image_projections(images, pass).map(drop)
+    }
+
     fn named_passes(&self) -> Result<&dyn NamedPasses> {
         Ok(self)
     }
@@ -216,16 +226,6 @@ impl DualEncoder for Clip {
             None => self.image.tokens(&images.pixels, &pass.within("vision")),
             Some(_) => Err(self.cannot("hide patches")),
         }
-    }
-
-    /// The feature, of length one: a classifier whose rows are features of class names is a zero-shot head.
-    fn pooled_image(&self, images: &Images, pass: &Pass<'_>) -> Result<Tensor> {
-        self.unit(&self.image_projections(images, pass)?)
-    }
-
-    /// The projection has a gram matrix too.
-    fn pass_images(&self, images: &Images, pass: &Pass<'_>) -> Result<()> {
-        self.image_projections(images, pass).map(drop)
     }
 
     fn pass_texts(&self, texts: &Texts, pass: &Pass<'_>) -> Result<()> {

@@ -38,6 +38,11 @@ impl Model for Multiway {
         Ok(self)
     }
 
+    /// The mean of all tokens.
+    fn pooled_image(&self, images: &Images, pass: &Pass<'_>) -> Result<Tensor> {
+        Ok(self.image_states(images, None, pass)?.mean(1)?)
+    }
+
     fn named_passes(&self) -> Result<&dyn NamedPasses> {
         Ok(self)
     }
@@ -93,11 +98,6 @@ impl DualEncoder for Multiway {
         pass: &Pass<'_>,
     ) -> Result<Tensor> {
         self.normed(&self.image(&images.pixels, masked, pass)?)
-    }
-
-    /// The mean of all tokens.
-    fn pooled_image(&self, images: &Images, pass: &Pass<'_>) -> Result<Tensor> {
-        Ok(self.image_states(images, None, pass)?.mean(1)?)
     }
 
     fn text_states(&self, texts: &Texts, pass: &Pass<'_>) -> Result<Tensor> {

@@ -15,14 +15,14 @@ use merge::layouts::Generic;
 use super::vit_form::Form;
 use super::{Shapes, first, first_tokens, sizes};
 use crate::nn::{
-    Bias, LayerNorm, LayerScale, Linear, Mlp, Network, Packed, PackedBias, Pass, PatchEmbed,
-    PreNormBlock, Projections, Residual, attend_packed, attention_shares, unpack,
+    Activation, Bias, LayerNorm, LayerScale, Linear, Mlp, Network, Packed, PackedBias, Pass,
+    PatchEmbed, PreNormBlock, Projections, Residual, attend_packed, attention_shares, unpack,
 };
 use crate::weights::Init;
-use crate::{Error, Result, Weights};
+use crate::{Error, ModelFault, Result, Weights};
 
 /// Sizes of a vision transformer.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq)]
 pub struct Config {
     /// Whose names and constants.
     pub form: Form,
@@ -40,6 +40,24 @@ pub struct Config {
     pub image_size: usize,
     /// Whether residual branches have LayerScale.
     pub has_layer_scale: bool,
+    /// Whether a class token comes first.
+    pub has_class: bool,
+    /// Tokens between it and the patches, of which nothing is read.
+    pub n_registers: usize,
+    /// Whether the tokens before the patches have positions.
+    pub places_first: bool,
+    /// Whether the projection to patches has a bias.
+    pub has_patch_bias: bool,
+    /// Whether queries, keys and values have a bias.
+    pub has_qkv_bias: bool,
+    /// Whether a norm comes before the first block.
+    pub has_pre_norm: bool,
+    /// Whether a norm comes after the last block.
+    pub has_norm: bool,
+    /// What every norm adds to the variance.
+    pub epsilon: f64,
+    /// What stands between the two layers of an FFN.
+    pub activation: Activation,
 }
 
 impl Config {
@@ -63,6 +81,62 @@ impl Config {
         n_heads: Option<usize>,
         form: Form,
     ) -> Result<Self> {
+        let (config, n_tokens) = Self::of_blocks(shapes, prefix, n_heads, form)?;
+        let side = n_tokens.saturating_sub(1).isqrt();
+        if side == 0 || side * side + 1 != n_tokens {
+            let fault = format!("{n_tokens} positions are not a square and a class token");
+            return Err(sizes::bad(shapes, &fault));
+        }
+        Ok(Self {
+            image_size: side * config.patch_size,
+            ..config
+        })
+    }
+
+    /// The sizes of a classifier of timm for images of `side` pixels: its keys tell which parts it has.
+    ///
+    /// # Errors
+    /// As [`Config::read`].
+    pub fn read_timm(shapes: &dyn Shapes, n_heads: usize, side: Option<usize>) -> Result<Self> {
+        let (config, rows) = Self::of_blocks(shapes, "", Some(n_heads), Form::Timm)?;
+        let has = |name: &str| shapes.shape(name).is_some();
+        let n_registers = match shapes.shape("reg_token") {
+            None => 0,
+            Some(&[1, n, _]) => n,
+            Some(shape) => {
+                let fault = format!("`reg_token` is {shape:?}, no tokens of one sequence");
+                return Err(sizes::bad(shapes, &fault));
+            }
+        };
+        let unknown = || {
+            Error::Model(ModelFault::UnknownSize {
+                path: shapes.path().into(),
+                what: "the image size",
+            })
+        };
+        let config = Self {
+            image_size: side.ok_or_else(unknown)?,
+            has_class: has("cls_token"),
+            n_registers,
+            has_patch_bias: has("patch_embed.proj.bias"),
+            has_qkv_bias: has("blocks.0.attn.qkv.bias"),
+            has_pre_norm: has("norm_pre.weight"),
+            has_norm: has("norm.weight"),
+            ..config
+        };
+        Ok(Self {
+            places_first: rows != config.n_patches(),
+            ..config
+        })
+    }
+
+    /// The sizes of a tower with a class token, of an image without a size yet, and the rows of its positions.
+    fn of_blocks(
+        shapes: &dyn Shapes,
+        prefix: &str,
+        n_heads: Option<usize>,
+        form: Form,
+    ) -> Result<(Self, usize)> {
         let names = form.names();
         let shape = |part: &str| shapes.shape(&format!("{prefix}{part}"));
         let patches = shape(&format!("{}.weight", names.patches));
@@ -75,33 +149,50 @@ impl Config {
             [n_tokens, _] if form.has_bare_tables() => n_tokens,
             _ => return Err(sizes::bad(shapes, "positions are not those of one image")),
         };
-        let side = n_tokens.saturating_sub(1).isqrt();
-        if side == 0 || side * side + 1 != n_tokens {
-            let fault = format!("{n_tokens} positions are not a square and a class token");
-            return Err(sizes::bad(shapes, &fault));
-        }
         let inner = format!("{prefix}{}0.{}.bias", names.block, names.fc[0]);
         let norm = |block| format!("{prefix}{}{block}.{}.weight", names.block, names.norms[0]);
-        Ok(Self {
+        let config = Self {
             form,
             n_blocks: sizes::count(shapes, norm),
             width,
             n_heads: sizes::heads(shapes, width, n_heads)?,
             ffn_width: sizes::length(shapes, "the width of the FFN", &inner)?,
             patch_size,
-            image_size: side * patch_size,
+            image_size: 0,
             has_layer_scale: shape("blocks.0.ls1.gamma").is_some(),
-        })
+            has_class: true,
+            n_registers: 0,
+            places_first: true,
+            has_patch_bias: form.has_patch_bias(),
+            has_qkv_bias: true,
+            has_pre_norm: form == Form::Clip,
+            has_norm: true,
+            epsilon: form.epsilon(),
+            activation: form.activation(),
+        };
+        Ok((config, n_tokens))
     }
 
-    /// Tokens of an image: its patches and the class token.
+    /// Tokens of an image: its patches and those before them.
     #[must_use]
     pub fn n_tokens(&self) -> usize {
-        (self.image_size / self.patch_size).pow(2) + 1
+        self.n_patches() + self.n_first()
+    }
+
+    /// Tokens before the patches.
+    #[must_use]
+    pub fn n_first(&self) -> usize {
+        usize::from(self.has_class) + self.n_registers
+    }
+
+    /// Patches of an image.
+    #[must_use]
+    pub fn n_patches(&self) -> usize {
+        (self.image_size / self.patch_size).pow(2)
     }
 }
 
-/// Multi-head self-attention whose projections all have a bias.
+/// Multi-head self-attention.
 #[derive(Clone, Debug)]
 struct Attention {
     qkv: Linear,
@@ -136,11 +227,12 @@ struct Kept {
 pub struct Vit {
     config: Config,
     patch_embed: PatchEmbed,
-    cls_token: Tensor,
+    /// Class token and registers: `(1, n, d)` each.
+    first: Vec<Tensor>,
     pos_embed: Tensor,
     pre_norm: Option<LayerNorm>,
     blocks: Vec<Block>,
-    norm: LayerNorm,
+    norm: Option<LayerNorm>,
 }
 
 impl Attention {
@@ -148,10 +240,11 @@ impl Attention {
         let (d, names) = (config.width, config.form.names());
         let [weight, bias] = names.qkv.map(|part| format!("{name}.{part}"));
         let proj = format!("{name}.{}", names.proj);
-        let qkv = Linear::new(
-            weights.get(&weight, &[3 * d, d], Linear::INIT)?,
-            weights.get(&bias, &[3 * d], Init::Zeros)?,
-        );
+        let bias = match config.has_qkv_bias {
+            true => weights.get(&bias, &[3 * d], Init::Zeros)?,
+            false => weights.nothing()?,
+        };
+        let qkv = Linear::new(weights.get(&weight, &[3 * d, d], Linear::INIT)?, bias);
         Ok(Self {
             qkv,
             proj: Linear::load(weights, &proj, d, d)?,
@@ -184,11 +277,10 @@ impl Attention {
 
 impl Block {
     fn load(weights: &Weights, name: &str, index: usize, config: &Config) -> Result<Self> {
-        let (d, form) = (config.width, config.form);
-        let names = form.names();
+        let (d, names) = (config.width, config.form.names());
         let part = |part: &str| format!("{name}.{part}");
         let norm =
-            |nth: usize| LayerNorm::load(weights, &part(names.norms[nth]), d, form.epsilon());
+            |nth: usize| LayerNorm::load(weights, &part(names.norms[nth]), d, config.epsilon);
         let mlp = Mlp::load_named(weights, names.fc.map(part), d, config.ffn_width)?;
         let scale = |name: &str| match config.has_layer_scale {
             true => LayerScale::load(weights, name, d),
@@ -199,7 +291,7 @@ impl Block {
             attn: Attention::load(weights, &part("attn"), config)?,
             ls1: scale(&part("ls1.gamma"))?,
             norm2: norm(1)?,
-            mlp: mlp.with_activation(form.activation()),
+            mlp: mlp.with_activation(config.activation),
             ls2: scale(&part("ls2.gamma"))?,
             index,
             n_blocks: config.n_blocks,
@@ -213,7 +305,9 @@ impl Block {
             return self.compute(x, usize::MAX, &kept, pass);
         };
         let on_slices = self.on_slices(x.dim(1)?, &kept);
-        if on_slices.is_fusible(tape, x) {
+        // Branches on slices add a bias always.
+        let has_bias = self.attn.qkv.bias().elem_count() > 0;
+        if has_bias && on_slices.is_fusible(tape, x) {
             return on_slices.record(tape, x);
         }
         let block = self.clone();
@@ -302,16 +396,20 @@ impl Vit {
     /// # Errors
     /// As [`Weights::get`].
     pub fn load(weights: &Weights, prefix: &str, config: Config) -> Result<Self> {
-        let (d, n_tokens, form) = (config.width, config.n_tokens(), config.form);
+        let (d, form) = (config.width, config.form);
         let names = form.names();
+        let n_positions = match config.places_first {
+            true => config.n_tokens(),
+            false => config.n_patches(),
+        };
         let name = |part: &str| format!("{prefix}{part}");
         let block = |i| {
             let name = name(&format!("{}{i}", names.block));
             Block::load(weights, &name, i, &config)
         };
-        let norm = |part: &str| LayerNorm::load(weights, &name(part), d, form.epsilon());
+        let norm = |part: &str| LayerNorm::load(weights, &name(part), d, config.epsilon);
         let patches = name(names.patches);
-        let patch_embed = match form.has_patch_bias() {
+        let patch_embed = match config.has_patch_bias {
             true => PatchEmbed::load(weights, &patches, d, config.patch_size)?,
             false => PatchEmbed::load_without_bias(weights, &patches, d, config.patch_size)?,
         };
@@ -325,13 +423,22 @@ impl Vit {
             };
             Ok::<_, Error>(weights.get(&name(part), own, init)?.reshape(&shape)?)
         };
+        let mut first = Vec::new();
+        if config.has_class {
+            first.push(table(names.class, [1, 1, d], Init::Zeros)?);
+        }
+        if config.n_registers > 0 {
+            let shape = [1, config.n_registers, d];
+            first.push(weights.get(&name("reg_token"), &shape, Linear::INIT)?);
+        }
+        let pre_norm = || norm(names.pre_norm);
         Ok(Self {
             patch_embed,
-            cls_token: table(names.class, [1, 1, d], Init::Zeros)?,
-            pos_embed: table(names.positions, [1, n_tokens, d], Linear::INIT)?,
-            pre_norm: names.pre_norm.map(norm).transpose()?,
+            first,
+            pos_embed: table(names.positions, [1, n_positions, d], Linear::INIT)?,
+            pre_norm: config.has_pre_norm.then(pre_norm).transpose()?,
             blocks: (0..config.n_blocks).map(block).collect::<Result<_>>()?,
-            norm: norm(names.norm)?,
+            norm: config.has_norm.then(|| norm(names.norm)).transpose()?,
             config,
         })
     }
@@ -342,7 +449,7 @@ impl Vit {
         &self.config
     }
 
-    /// Tokens before the first block, class token first: `(b, 3, s, s) -> (b, n, d)`.
+    /// Tokens before the first block, class token first where there is one: `(b, 3, s, s) -> (b, n, d)`.
     fn embed(&self, image: &Tensor, pass: &Pass<'_>) -> Result<Tensor> {
         let side = self.config.image_size;
         let &[b, 3, height, width] = image.dims() else {
@@ -352,8 +459,22 @@ impl Vit {
             return Err(self.wrong_size(image));
         }
         let patches = self.patch_embed.forward(image)?; // (b, p, d)
-        let class = self.cls_token.expand((b, 1, self.config.width))?;
-        let x = Tensor::cat(&[&class, &patches], 1)?.broadcast_add(&self.pos_embed)?; // (b, n, d)
+        let patches = match self.config.places_first {
+            true => patches,
+            false => patches.broadcast_add(&self.pos_embed)?,
+        };
+        let first = self.first.iter().map(|tokens| {
+            let (_, n, d) = tokens.dims3()?;
+            tokens.expand((b, n, d))
+        });
+        let parts: Vec<Tensor> = first
+            .chain([Ok(patches)])
+            .collect::<candle_core::Result<_>>()?;
+        let x = Tensor::cat(&parts, 1)?; // (b, n, d)
+        let x = match self.config.places_first {
+            true => x.broadcast_add(&self.pos_embed)?,
+            false => x,
+        };
         pass.show_output(format_args!("embed"), || Ok(x.clone()))?;
         let Some(norm) = &self.pre_norm else {
             return Ok(x);
@@ -372,12 +493,15 @@ impl Vit {
     }
 
     fn normed(&self, x: &Tensor, pass: &Pass<'_>) -> Result<Tensor> {
-        let normed = self.norm.forward(x)?;
+        let normed = match &self.norm {
+            Some(norm) => norm.forward(x)?,
+            None => x.clone(),
+        };
         pass.show_output(format_args!("norm"), || Ok(normed.clone()))?;
         Ok(normed)
     }
 
-    /// Tokens after the last norm, class token first: `(b, 3, s, s) -> (b, n, d)`.
+    /// Tokens after the last norm, class token first where there is one: `(b, 3, s, s) -> (b, n, d)`.
     ///
     /// # Errors
     /// [`Error::ImageSize`], or when the device fails.

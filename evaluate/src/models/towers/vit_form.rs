@@ -18,7 +18,7 @@ pub(super) struct Names {
     pub class: &'static str,
     pub positions: &'static str,
     /// The norm before the first block.
-    pub pre_norm: Option<&'static str>,
+    pub pre_norm: &'static str,
     /// Before the number of a block.
     pub block: &'static str,
     /// Before attention and before the FFN.
@@ -37,7 +37,7 @@ const TIMM: Names = Names {
     patches: "patch_embed.proj",
     class: "cls_token",
     positions: "pos_embed",
-    pre_norm: None,
+    pre_norm: "norm_pre",
     block: "blocks.",
     norms: ["norm1", "norm2"],
     qkv: ["qkv.weight", "qkv.bias"],
@@ -51,7 +51,7 @@ const CLIP: Names = Names {
     patches: "conv1",
     class: "class_embedding",
     positions: "positional_embedding",
-    pre_norm: Some("ln_pre"),
+    pre_norm: "ln_pre",
     block: "transformer.resblocks.",
     norms: ["ln_1", "ln_2"],
     qkv: ["in_proj_weight", "in_proj_bias"],

@@ -156,6 +156,16 @@ impl Model for TwoTowers {
         Ok(self)
     }
 
+    /// The projection has a gram matrix too.
+    fn pass_images(&self, images: &Images, pass: &Pass<'_>) -> Result<()> {
+        self.image_projections(images, pass).map(drop)
+    }
+
+    /// The class token after the last norm, not projected.
+    fn pooled_image(&self, images: &Images, pass: &Pass<'_>) -> Result<Tensor> {
+        self.image.class(&images.pixels, &pass.within("image"))
+    }
+
     fn named_passes(&self) -> Result<&dyn NamedPasses> {
         Ok(self)
     }
@@ -222,18 +232,8 @@ impl DualEncoder for TwoTowers {
         }
     }
 
-    /// The projection has a gram matrix too.
-    fn pass_images(&self, images: &Images, pass: &Pass<'_>) -> Result<()> {
-        self.image_projections(images, pass).map(drop)
-    }
-
     fn pass_texts(&self, texts: &Texts, pass: &Pass<'_>) -> Result<()> {
         self.text_projections(texts, pass).map(drop)
-    }
-
-    /// The class token after the last norm, not projected.
-    fn pooled_image(&self, images: &Images, pass: &Pass<'_>) -> Result<Tensor> {
-        self.image.class(&images.pixels, &pass.within("image"))
     }
 
     fn text_states(&self, texts: &Texts, pass: &Pass<'_>) -> Result<Tensor> {

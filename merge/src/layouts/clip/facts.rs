@@ -356,7 +356,8 @@ fn count(value: &Value) -> Option<usize> {
     value.as_u64().and_then(|value| usize::try_from(value).ok())
 }
 
-fn colors(value: &Value) -> Option<[f32; 3]> {
+/// Three numbers, of the channels of a picture.
+pub(in crate::layouts) fn colors(value: &Value) -> Option<[f32; 3]> {
     let mut colors = [0.0; 3];
     let values = value.as_array().filter(|values| values.len() == 3)?;
     for (color, value) in colors.iter_mut().zip(values) {

@@ -18,6 +18,7 @@ mod view;
 
 use std::sync::Arc;
 
+pub(super) use facts::colors;
 pub use facts::{ClipActivation, ClipConfig, ClipFacts, ClipLibrary, ClipResize, PooledText};
 pub use fresh::{ClipSizes, ClipSpec};
 pub use spelling::{ClipNames, ClipSpelling};

@@ -4,9 +4,10 @@
 use std::collections::BTreeMap;
 use std::sync::{Arc, OnceLock};
 
-use crate::io::{Aliases, SourceInfo, TensorEntry};
+use crate::io::TensorEntry;
 use crate::layouts::ModelRecord;
-use crate::{Checkpoint, ConversionFault, DType, Error, Result, TensorInfo, TensorSource};
+use crate::layouts::runs::{Origin, Run, RunView};
+use crate::{Checkpoint, ConversionFault, Error, Result, TensorInfo};
 
 use super::facts::ClipConfig;
 use super::spelling::{ClipNames, ClipSpelling, Held, Place};
@@ -23,43 +24,8 @@ pub(super) fn respelled(
     to: ClipSpelling,
     is_siglip: bool,
 ) -> Result<Arc<Checkpoint>> {
-    let view = View::new(source, from, to, is_siglip)?;
-    let note = view.note.clone();
+    let (view, note) = view(source, from, to, is_siglip)?;
     Ok(Arc::new(Checkpoint::new(Box::new(view)).with_note(note)))
-}
-
-/// A run of elements of a tensor of the file.
-#[derive(Clone, Debug)]
-struct Run {
-    key: String,
-    first: usize,
-    length: usize,
-}
-
-/// Where a tensor of the view comes from.
-enum Origin {
-    /// From runs, one after the other.
-    Runs(Vec<Run>),
-    /// The transpose of a tensor of the file, `(rows, columns)` there, kept once it was read.
-    Turned(Run, [usize; 2], OnceLock<Vec<u8>>),
-}
-
-impl Origin {
-    fn key(&self) -> &str {
-        match self {
-            Self::Runs(runs) => runs.first().map_or("", |run| &run.key),
-            Self::Turned(run, ..) => &run.key,
-        }
-    }
-}
-
-struct View {
-    inner: Arc<Checkpoint>,
-    /// That of the file, with the facts that buffers tell, which the view leaves out.
-    info: SourceInfo,
-    tensors: Vec<TensorEntry>,
-    origins: Vec<Origin>,
-    note: Option<String>,
 }
 
 /// A parameter of the file.
@@ -73,82 +39,69 @@ struct Found {
 /// A tensor of the view under construction: its parts by number, and how many there are to be.
 type Parts = (usize, BTreeMap<usize, (Found, bool)>);
 
-impl View {
-    fn new(
-        inner: Arc<Checkpoint>,
-        from: ClipSpelling,
-        to: ClipSpelling,
-        is_siglip: bool,
-    ) -> Result<Self> {
-        let mut made: BTreeMap<String, Parts> = BTreeMap::new();
-        let mut own: BTreeMap<String, TensorInfo> = BTreeMap::new();
-        let mut left_out = Vec::new();
-        for (key, info) in inner.tensors() {
-            let bare = key.strip_prefix(from.wrapper()).unwrap_or(key);
-            if BUFFERS.contains(&bare) {
-                left_out.push(key.to_owned());
-                continue;
-            }
-            let places = from.places(key);
-            if places.is_empty() {
-                own.insert(key.to_owned(), info.clone());
-            }
-            for place in places {
-                let found = found(&inner, from, place, key, info)?;
-                let held = place.held(to).ok_or_else(|| {
-                    let why = "it has no such parameter";
-                    no_counterpart(&inner, key, to, why)
-                })?;
-                let Held {
-                    key: name,
-                    is_turned,
-                    part: (nth, of),
-                } = held;
-                let (_, parts) = made.entry(name.clone()).or_insert((of, BTreeMap::new()));
-                if parts.insert(nth, (found, is_turned)).is_some() {
-                    return Err(taken(&inner, &name));
-                }
-            }
+/// The view, and what users should know of it.
+fn view(
+    inner: Arc<Checkpoint>,
+    from: ClipSpelling,
+    to: ClipSpelling,
+    is_siglip: bool,
+) -> Result<(RunView, Option<String>)> {
+    let mut made: BTreeMap<String, Parts> = BTreeMap::new();
+    let mut own: BTreeMap<String, TensorInfo> = BTreeMap::new();
+    let mut left_out = Vec::new();
+    for (key, info) in inner.tensors() {
+        let bare = key.strip_prefix(from.wrapper()).unwrap_or(key);
+        if BUFFERS.contains(&bare) {
+            left_out.push(key.to_owned());
+            continue;
         }
-        let mut tensors: Vec<(TensorEntry, Origin)> = Vec::new();
-        for (name, (of, parts)) in made {
-            if own.contains_key(&name) {
+        let places = from.places(key);
+        if places.is_empty() {
+            own.insert(key.to_owned(), info.clone());
+        }
+        for place in places {
+            let found = found(&inner, from, place, key, info)?;
+            let held = place.held(to).ok_or_else(|| {
+                let why = "it has no such parameter";
+                no_counterpart(&inner, key, to, why)
+            })?;
+            let Held {
+                key: name,
+                is_turned,
+                part: (nth, of),
+            } = held;
+            let (_, parts) = made.entry(name.clone()).or_insert((of, BTreeMap::new()));
+            if parts.insert(nth, (found, is_turned)).is_some() {
                 return Err(taken(&inner, &name));
             }
-            let (info, origin) = joined(&inner, &name, of, parts, to, is_siglip)?;
-            tensors.push((TensorEntry::named(name, info), origin));
         }
-        for (key, info) in own {
-            let run = Run {
-                key: key.clone(),
-                first: 0,
-                length: info.n_elements(),
-            };
-            tensors.push((TensorEntry::named(key, info), Origin::Runs(vec![run])));
-        }
-        tensors.sort_by(|one, other| one.0.name.cmp(&other.0.name));
-        let (tensors, origins) = tensors.into_iter().unzip();
-        let mut info = inner.info().clone();
-        if ModelRecord::of(&inner)? == ModelRecord::default()
-            && let Some(config) = ClipConfig::of_archive(&inner, from)
-        {
-            config.record().add_to(&mut info.metadata);
-        }
-        let note = (!left_out.is_empty()).then(|| {
-            format!(
-                "{}: left out, for loaders rebuild it: `{}`",
-                inner.path().display(),
-                left_out.join("`, `")
-            )
-        });
-        Ok(Self {
-            inner,
-            info,
-            tensors,
-            origins,
-            note,
-        })
     }
+    let mut tensors: Vec<(TensorEntry, Origin)> = Vec::new();
+    for (name, (of, parts)) in made {
+        if own.contains_key(&name) {
+            return Err(taken(&inner, &name));
+        }
+        let (info, origin) = joined(&inner, &name, of, parts, to, is_siglip)?;
+        tensors.push((TensorEntry::named(name, info), origin));
+    }
+    for (key, info) in own {
+        let run = Run::whole(&key, &info);
+        tensors.push((TensorEntry::named(key, info), Origin::Runs(vec![run])));
+    }
+    let mut info = inner.info().clone();
+    if ModelRecord::of(&inner)? == ModelRecord::default()
+        && let Some(config) = ClipConfig::of_archive(&inner, from)
+    {
+        config.record().add_to(&mut info.metadata);
+    }
+    let note = (!left_out.is_empty()).then(|| {
+        format!(
+            "{}: left out, for loaders rebuild it: `{}`",
+            inner.path().display(),
+            left_out.join("`, `")
+        )
+    });
+    Ok((RunView::new(inner, info, tensors), note))
 }
 
 fn taken(source: &Checkpoint, key: &str) -> Error {
@@ -309,99 +262,4 @@ fn with_ones(place: Place, shape: Vec<usize>, to: ClipSpelling, is_siglip: bool)
         }
         _ => shape,
     }
-}
-
-impl TensorSource for View {
-    fn info(&self) -> &SourceInfo {
-        &self.info
-    }
-
-    fn tensors(&self) -> &[TensorEntry] {
-        &self.tensors
-    }
-
-    fn aliases(&self) -> Aliases {
-        Aliases::new()
-    }
-
-    fn stored_dtype(&self, index: usize) -> DType {
-        let stored = self.inner.stored_dtype(self.origins[index].key());
-        stored.unwrap_or(self.tensors[index].info.dtype)
-    }
-
-    fn is_computed(&self, index: usize) -> bool {
-        match &self.origins[index] {
-            Origin::Runs(runs) if runs.len() == 1 => self.inner.is_computed(&runs[0].key),
-            _ => true,
-        }
-    }
-
-    fn held_bytes(&self) -> u64 {
-        let turned = self.origins.iter().zip(&self.tensors);
-        let turned = turned.filter(|(origin, _)| matches!(origin, Origin::Turned(..)));
-        let n_bytes: u64 = turned.map(|(_, entry)| entry.info.n_bytes()).sum();
-        self.inner.source().held_bytes() + n_bytes
-    }
-
-    fn read(&self, index: usize, first: usize, out: &mut [u8]) -> Result<()> {
-        if let Origin::Runs(runs) = &self.origins[index]
-            && let [run] = runs.as_slice()
-        {
-            return self.inner.read(&run.key, run.first + first, out);
-        }
-        let dtype = self.tensors[index].info.dtype;
-        if dtype.bits() < 8 {
-            return Err(Error::UnsupportedCast {
-                key: self.origins[index].key().to_owned(),
-                dtype,
-                wanted: DType::BF16,
-            });
-        }
-        let size = dtype.size_bytes();
-        let runs = match &self.origins[index] {
-            Origin::Runs(runs) => runs,
-            Origin::Turned(run, there, kept) => {
-                let bytes = match kept.get() {
-                    Some(bytes) => bytes,
-                    None => {
-                        let bytes = turned(&self.inner, run, *there, size)?;
-                        kept.get_or_init(|| bytes)
-                    }
-                };
-                out.copy_from_slice(&bytes[first * size..][..out.len()]);
-                return Ok(());
-            }
-        };
-        let (mut at, mut rest, mut begin) = (first, out, 0);
-        for run in runs {
-            let end = begin + run.length;
-            if !rest.is_empty() && at < end {
-                let n = (end - at).min(rest.len() / size);
-                let (part, after) = rest.split_at_mut(n * size);
-                self.inner.read(&run.key, run.first + at - begin, part)?;
-                (at, rest) = (at + n, after);
-            }
-            begin = end;
-        }
-        Ok(())
-    }
-}
-
-/// The bytes of a matrix, `(rows, columns)` in the file, by columns.
-fn turned(
-    source: &Checkpoint,
-    run: &Run,
-    [rows, columns]: [usize; 2],
-    size: usize,
-) -> Result<Vec<u8>> {
-    let mut there = vec![0; run.length * size];
-    source.read(&run.key, run.first, &mut there)?;
-    let mut here = vec![0; there.len()];
-    for (row, line) in there.chunks_exact((columns * size).max(1)).enumerate() {
-        for (column, element) in line.chunks_exact(size).enumerate() {
-            let to = (column * rows + row) * size;
-            here[to..to + size].copy_from_slice(element);
-        }
-    }
-    Ok(here)
 }

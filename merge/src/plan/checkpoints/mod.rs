@@ -78,6 +78,7 @@ pub(super) fn resolve(
     if let Some(fault) = builder.faults.pop() {
         return Err(fault);
     }
+    opener.note(builder.averaged_statistics().as_slice());
     builder.drop_the_rest();
     let Builder {
         mut plan, models, ..
@@ -194,6 +195,19 @@ impl Builder<'_> {
             }
             _ => None,
         }
+    }
+
+    /// What users should know where running statistics of batch norms are averaged, which are those of no merged model.
+    fn averaged_statistics(&self) -> Option<String> {
+        let mut entries = self.plan.entries().into_iter();
+        let averaged = entries.find(|entry| {
+            entry.name.ends_with(".running_var") && entry.action.tensors().count() > 1
+        })?;
+        Some(format!(
+            "`{}` and other statistics of batch norms are merged like weights, which spoils the activations of the result; \
+             `vlmerge recalibrate` takes them over pictures",
+            averaged.name
+        ))
     }
 
     fn note<T>(&mut self, result: Result<T>) -> Option<T> {

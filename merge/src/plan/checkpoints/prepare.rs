@@ -100,15 +100,20 @@ impl Builder<'_> {
             return Ok(None);
         }
         if !first.dtype.is_float() {
+            let is_count = wanted.name.ends_with(".num_batches_tracked");
             let action = match all.as_slice() {
                 [only] => Action::Copy((*only).clone()),
+                [first, ..] if is_count => Action::Copy((*first).clone()),
                 _ => Action::Agree(all.into_iter().cloned().collect()),
             };
             self.plan.add(plan::Entry {
                 name: wanted.name.clone(),
                 info: first.clone(),
                 action,
-                why: "no floats: the same in all models".into(),
+                why: match is_count {
+                    true => "batches that were counted: the first model's".into(),
+                    false => "no floats: the same in all models".into(),
+                },
             })?;
             return Ok(None);
         }
