@@ -29,6 +29,7 @@ mod lora;
 mod merging;
 mod mixtures;
 mod model_facts;
+mod packed;
 mod program;
 mod quantized_models;
 #[cfg(feature = "remote")]

@@ -37,6 +37,7 @@ mod images;
 mod nlvr2;
 mod openai_archive;
 mod opening;
+mod packed;
 mod packing;
 mod pretraining_pairs;
 mod ranking;

@@ -6,8 +6,9 @@ use anyhow::{Context, Result};
 use clap::Args;
 use clap::builder::{PossibleValue, PossibleValuesParser, TypedValueParser};
 use evaluate::datasets::annotations::Annotations;
-use evaluate::datasets::class_folders::ClassFolders;
 use evaluate::datasets::class_texts::ClassTexts;
+use evaluate::datasets::classes::ClassSet;
+use evaluate::datasets::packed::{Packed, note};
 use evaluate::datasets::xvlm::JsonFiles;
 use evaluate::datasets::{DATASETS, DatasetSpec, Kind};
 use evaluate::measure::key_of;
@@ -16,6 +17,7 @@ use evaluate::metrics::retrieval::Ties;
 use evaluate::tasks::{TASKS, Task, TaskOption, TaskOptions, TaskSpec};
 use evaluate::text::Tokenizer;
 use evaluate::writing::Writing;
+use merge::remote::address::is_address;
 
 use crate::args::number::parse_positive;
 use crate::output::UsageError;
@@ -27,16 +29,17 @@ pub struct DataArgs {
     /// What the model does
     #[arg(long, value_name = "TASK", value_parser = task_that_runs())]
     pub task: &'static TaskSpec,
-    /// Folder of arrow files, as `vlmerge data build` writes them, or of folders with CSV tables or
-    /// folders of classes
+    /// Folder of arrow files, as `vlmerge data build` writes them, or of folders with CSV tables, folders of
+    /// classes, shards of webdatasets or parquet files; the latter two also by address: hf://datasets/org,
+    /// s3://bucket/prefix, https://
     #[arg(long, value_name = "DIR")]
     pub data: PathBuf,
-    /// Data set of a task that works on several: coco, f30k, sbu, gcc, vg, or the folder of a CSV table or
-    /// of splits with folders of classes [default: coco; imagenet for zero_shot, imagenet1k for
+    /// Data set of a task that works on several: coco, f30k, sbu, gcc, vg, or the folder of a CSV table, of
+    /// splits with folders of classes, of shards or of parquet files [default: coco; imagenet for zero_shot, imagenet1k for
     /// zero_shot_classes and linear_probe]
     #[arg(long, value_name = "NAME")]
     pub dataset: Option<String>,
-    /// Part of the data set [default: test; rest_val for vqa, dev for nlvr2, valid for zero_shot, val for
+    /// Part of the data set, or the names of its files, such as shard-{000..012}.tar [default: test; rest_val for vqa, dev for nlvr2, valid for zero_shot, val for
     /// zero_shot_classes and linear_probe]
     #[arg(long, value_name = "NAME")]
     pub split: Option<String>,
@@ -201,7 +204,10 @@ impl DataArgs {
         self.check(ties.is_some())?;
         let (folder, split) = (self.data.as_path(), self.split());
         // Report a missing folder as such, not as a missing file in it.
-        std::fs::read_dir(folder).with_context(|| format!("{}: cannot list", folder.display()))?;
+        if !is_address(folder) {
+            let listed = std::fs::read_dir(folder);
+            listed.with_context(|| format!("{}: cannot list", folder.display()))?;
+        }
         let options = TaskOptions {
             dataset: self.dataset(),
             split,
@@ -220,9 +226,12 @@ impl DataArgs {
     /// What the data are, for recognizing results that were made before.
     pub fn identity(&self) -> Result<Vec<(String, u64)>> {
         let mut files = Vec::new();
-        let folder = std::fs::read_dir(&self.data);
         let failed = || format!("{}: cannot list", self.data.display());
-        for entry in folder.with_context(failed)? {
+        let folder = match is_address(&self.data) {
+            true => None,
+            false => Some(std::fs::read_dir(&self.data).with_context(failed)?),
+        };
+        for entry in folder.into_iter().flatten() {
             let entry = entry.with_context(failed)?;
             let name = entry.file_name().to_string_lossy().into_owned();
             if name.ends_with(".arrow") {
@@ -239,14 +248,20 @@ impl DataArgs {
             let metadata = std::fs::metadata(&path).with_context(failed)?;
             files.push((name.into_owned(), metadata.len()));
         }
+        if self.task.kind != Kind::Classes
+            && let Some(packed) = Packed::find(&self.data, self.dataset(), self.split())?
+        {
+            files.extend(packed.sizes()?);
+        }
         if self.task.kind == Kind::Classes {
-            let set = ClassFolders::open(&self.data, self.dataset(), self.split())?;
+            let set = ClassSet::open(&self.data, self.dataset(), self.split())?;
             files.extend(set.sizes()?);
             let folder = self.data.join(self.dataset());
             // The same length does not make them the same texts.
             for name in ClassTexts::FILES.iter().filter(|_| self.task.reads_texts) {
-                if let Ok(text) = std::fs::read(folder.join(name)) {
-                    files.push((format!("{name} {}", key_of(&text)), text.len() as u64));
+                if let Some(text) = note(&folder.join(name))? {
+                    let key = key_of(&text.as_bytes().to_vec());
+                    files.push((format!("{name} {key}"), text.len() as u64));
                 }
             }
         }

@@ -5,8 +5,7 @@ use std::process::ExitCode;
 use std::sync::Arc;
 
 use anyhow::Result;
-use evaluate::datasets::class_folders::{CLASSES, ClassFolders};
-use evaluate::datasets::class_texts::ClassTexts;
+use evaluate::datasets::classes::{CLASSES, ClassSet};
 use evaluate::tasks::zero_shot_classes::classifier_rows;
 use evaluate::text::Tokenizer;
 use merge::plan::{Action, Entry, Generator, PlanBuilder};
@@ -71,8 +70,8 @@ const KEY: &str = "classifier.weight";
 
 /// Runs the verb.
 pub fn run(args: Args, output: &Output) -> Result<ExitCode> {
-    let set = ClassFolders::open(&args.data, &args.dataset, &args.split)?;
-    let texts = ClassTexts::open(&args.data.join(&args.dataset), set.classes())?;
+    let set = ClassSet::open(&args.data, &args.dataset, &args.split)?;
+    let texts = set.texts(&args.data.join(&args.dataset))?;
     let tokenizer = Tokenizer::open(&args.tokenizer)?;
     let device = args.model.device()?;
     let found = Target::File(args.checkpoint.clone()).find(&Hashes::default(), output)?;

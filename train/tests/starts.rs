@@ -100,6 +100,40 @@ fn texts_alone_are_learned_from_and_longer_positions_are_cut() {
 }
 
 #[test]
+fn texts_alone_are_built_of_plain_files_and_learned_by_heart() {
+    let folder = tempfile::tempdir().expect("a folder");
+    let raw = folder.path().join("raw");
+    std::fs::create_dir_all(raw.join("train")).expect("made");
+    let texts = "a red bird sits on a tree\na blue fish swims\n";
+    std::fs::write(raw.join("train/1.txt"), texts).expect("written");
+    std::fs::write(raw.join("train/2.txt"), "the dog runs\n").expect("written");
+    let options = evaluate::build::BuildOptions {
+        raw,
+        out: folder.path().join("arrow"),
+        splits: Vec::new(),
+        seed: 0,
+        skip_bad: false,
+        force: false,
+    };
+    let report = evaluate::build::build("wikibk", &options, &Silent, |_, _| ()).expect("built");
+    let rows: Vec<usize> = report.files.iter().map(|file| file.n_rows).collect();
+    assert_eq!(rows, [2, 1]);
+    let data = format!("data.folder=\"{}\"", options.out.display());
+    let settings = [
+        data.as_str(),
+        "data.train=[{dataset: wikibk, split: train}]",
+        "length={steps: 60}",
+        "batch_size=3",
+        "optim={lr: 1e-2, warmup: 2, trainable: [text_embeddings, mlm_score]}",
+    ];
+    let recipe = recipe("ckpt/ufo_pretrain.ckpt", "[{ name: text_mlm }]", &settings);
+    let losses = run(recipe, &folder.path().join("run")).expect("it runs");
+    let mean = |losses: &[f64]| losses.iter().sum::<f64>() / losses.len() as f64;
+    let (first, last) = (mean(&losses[..10]), mean(&losses[losses.len() - 10..]));
+    assert!(last < 0.8 * first, "{first} {last}");
+}
+
+#[test]
 fn a_run_tells_how_fast_data_came() {
     let recipe = recipe("ckpt/ufo_pretrain.ckpt", "[{ name: retrieval }]", &[]);
     let folder = tempfile::tempdir().expect("a folder");

@@ -120,9 +120,9 @@ pub(crate) fn plan(source: &Source, options: &BuildOptions) -> Result<Vec<TableP
         };
         plans[number].rows.push(Row {
             place,
-            pictures: vec![Picture {
-                path: options.raw.join(folder).join(&image.filename),
-            }],
+            pictures: vec![Picture::file(
+                options.raw.join(folder).join(&image.filename),
+            )],
             cells: vec![
                 Cell::Texts(
                     image

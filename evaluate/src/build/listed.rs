@@ -58,6 +58,13 @@ pub(crate) const CC12M: Source = Source {
     splits: &[("train", "train_annot.json", "images_train", "cc12m_")],
 };
 
+/// Whether the files of a data set have a row for each caption.
+pub(super) fn is_flat(dataset: &str) -> bool {
+    let sources = [CONCEPTUAL_CAPTIONS, SBU, CC3M, CC12M];
+    let mut sources = sources.iter();
+    sources.any(|source| source.dataset == dataset && source.is_flat)
+}
+
 pub(crate) fn plan(source: &Source, options: &BuildOptions) -> Result<Vec<TablePlan>> {
     let names: Vec<&str> = source.splits.iter().map(|split| split.0).collect();
     let wanted = chosen(source.dataset, &names, options)?;
@@ -134,9 +141,7 @@ fn flat_rows(json: &Path, folder: &Path) -> Result<Vec<Row>> {
         let path = paths.get(&name).cloned();
         Ok(Row {
             place,
-            pictures: vec![Picture {
-                path: path.unwrap_or_else(|| folder.join(&name)),
-            }],
+            pictures: vec![Picture::file(path.unwrap_or_else(|| folder.join(&name)))],
             cells: vec![Cell::Text(caption), Cell::Text(name)],
         })
     });
@@ -174,7 +179,7 @@ fn rows(json: &Path, folder: &Path, split: &str) -> Result<Vec<Row>> {
             .unwrap_or_else(|| folder.join(&name));
         rows.push(Row {
             place,
-            pictures: vec![Picture { path }],
+            pictures: vec![Picture::file(path)],
             cells: vec![
                 Cell::Texts(vec![caption]),
                 Cell::Text(name),

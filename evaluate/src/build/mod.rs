@@ -7,11 +7,13 @@
 mod json;
 pub(crate) mod karpathy;
 pub(crate) mod listed;
+mod packed;
 pub(crate) mod plan;
 pub(crate) mod pretraining;
 pub(crate) mod regions;
 mod shuffle;
 pub(crate) mod statements;
+mod texts;
 pub(crate) mod vqa;
 mod write;
 mod xvlm;
@@ -27,7 +29,7 @@ pub use json::build_json;
 
 pub use crate::datasets::left_out::BadPicture;
 use crate::datasets::left_out::{self, LeftOut, Omission};
-use crate::datasets::{DATASETS, DatasetSpec, prefetch};
+use crate::datasets::{DATASETS, DatasetSpec, Kind, prefetch};
 use crate::{DataFault, Error, Result};
 use plan::{Picture, Row, TablePlan};
 use write::Writer;
@@ -100,6 +102,9 @@ pub fn build(
     progress: &dyn Progress,
     mut done: impl FnMut(&BuiltFile, &[BadPicture]),
 ) -> Result<BuildReport> {
+    if let Some(set) = DatasetSpec::of(dataset).filter(|set| set.kind == Kind::Texts) {
+        return texts::build(set, options, progress, done);
+    }
     let plans = plans(dataset, options)?;
     let out = &options.out;
     std::fs::create_dir_all(out).map_err(|source| Error::io("create", out, source))?;
@@ -130,7 +135,7 @@ pub fn build(
     Ok(report)
 }
 
-/// What the files of a data set are to hold. X-VLM's JSON files go before other downloads.
+/// What the files of a data set are to hold. X-VLM's JSON files go before packed files, and both before other downloads.
 fn plans(dataset: &str, options: &BuildOptions) -> Result<Vec<TablePlan>> {
     let set = DatasetSpec::of(dataset);
     let planned = set.and_then(|set| Some((set, set.plan?)));
@@ -138,7 +143,10 @@ fn plans(dataset: &str, options: &BuildOptions) -> Result<Vec<TablePlan>> {
         let built = DATASETS.iter().filter(|dataset| dataset.is_built());
         DatasetSpec::unknown(dataset, built)
     })?;
-    match xvlm::plan(set, options)? {
+    if let Some(plans) = xvlm::plan(set, options)? {
+        return Ok(plans);
+    }
+    match packed::plan(set, options)? {
         Some(plans) => Ok(plans),
         None => plan(options),
     }
@@ -264,7 +272,11 @@ fn build_table(
     progress.start(&format!("build {}", plan.name), sizes.sum());
     let mut notes = vec![(NOTE, note)];
     notes.extend(plan.notes.iter().map(|(key, note)| (*key, note.as_str())));
-    let mut writer = Writer::create(path, &plan.columns, plan.is_pair, &notes)?;
+    let pictures: &[&str] = match plan.is_pair {
+        true => &["image_0", "image_1"],
+        false => &["image"],
+    };
+    let mut writer = Writer::create(path, pictures, &plan.columns, &notes)?;
     let planned_rows = plan.rows.len();
     let bad = read_pictures(plan.rows, options, progress, |pictures, row| {
         writer.push(pictures, row.cells)
@@ -326,12 +338,20 @@ fn read_pictures(
 }
 
 fn size_of(picture: &Picture) -> u64 {
+    if picture.packed.is_some() {
+        return 0;
+    }
     std::fs::metadata(&picture.path).map_or(0, |metadata| metadata.len())
 }
 
 /// The bytes of a picture that can be decoded, or what is wrong with it.
 fn read_checked(picture: &Picture) -> Result<Vec<u8>, String> {
     const MAX_FILE_BYTES: u64 = 256 << 20;
+    if let Some((set, index)) = &picture.packed {
+        let bytes = set.image_bytes(*index).map_err(|error| error.to_string())?;
+        crate::images::decode(&bytes).map_err(|error| error.to_string())?;
+        return Ok(bytes);
+    }
     let metadata = std::fs::metadata(&picture.path).map_err(|error| match error.kind() {
         std::io::ErrorKind::NotFound => "there is no such file".to_owned(),
         _ => error.to_string(),

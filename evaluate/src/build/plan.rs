@@ -6,6 +6,7 @@ use std::sync::Arc;
 use serde_json::json;
 
 use super::BuildOptions;
+use crate::datasets::captions::CaptionSet;
 use crate::datasets::left_out::{BadPicture, Omission};
 use crate::{DataFault, Error};
 
@@ -33,10 +34,18 @@ pub(crate) enum Cell {
     FloatLists(Vec<Vec<f64>>),
 }
 
-/// A picture file.
+/// A picture file, or a picture in a packed file.
 #[derive(Clone, Debug)]
 pub(crate) struct Picture {
     pub(crate) path: PathBuf,
+    /// The set that has it, and its number there.
+    pub(crate) packed: Option<(Arc<CaptionSet>, usize)>,
+}
+
+impl Picture {
+    pub(crate) fn file(path: PathBuf) -> Self {
+        Self { path, packed: None }
+    }
 }
 
 /// Where an annotation stands.

@@ -86,9 +86,7 @@ fn plan(options: &BuildOptions) -> Result<Vec<TablePlan>> {
             }
             rows.push(Row {
                 place,
-                pictures: vec![Picture {
-                    path: options.raw.join(folder).join(name),
-                }],
+                pictures: vec![Picture::file(options.raw.join(folder).join(name))],
                 cells: vec![Cell::Text(annotation.caption), Cell::Text(name.clone())],
             });
         }

@@ -82,7 +82,7 @@ pub(crate) fn plan(options: &BuildOptions) -> Result<Vec<TablePlan>> {
         cells.push(Cell::Text(id.to_string()));
         rows.push(Row {
             place,
-            pictures: vec![Picture { path }],
+            pictures: vec![Picture::file(path)],
             cells,
         });
     }

@@ -157,9 +157,7 @@ fn rows(raw: &Path, json: &Path) -> Result<(Vec<Row>, String)> {
     let rows = pairs.into_iter().map(|pair| Row {
         place: pair.place,
         pictures: [0, 1]
-            .map(|side| Picture {
-                path: pair.folder.join(format!("{}-img{side}.png", pair.id)),
-            })
+            .map(|side| Picture::file(pair.folder.join(format!("{}-img{side}.png", pair.id))))
             .to_vec(),
         cells: vec![
             Cell::Texts(pair.sentences),

@@ -357,9 +357,7 @@ fn row(
         .collect();
     Row {
         place: image.place,
-        pictures: vec![Picture {
-            path: raw.join(year).join(name),
-        }],
+        pictures: vec![Picture::file(raw.join(year).join(name))],
         cells: vec![
             Cell::Texts(texts),
             Cell::TextLists(words),

@@ -32,18 +32,14 @@ pub(super) struct Writer {
 }
 
 impl Writer {
+    /// A file with columns of these pictures, and other columns behind them.
     pub(super) fn create(
         target: &Path,
+        pictures: &[&str],
         columns: &[(&'static str, Kind)],
-        is_pair: bool,
         notes: &[(&str, &str)],
     ) -> Result<Self> {
-        let images: &[&str] = if is_pair {
-            &["image_0", "image_1"]
-        } else {
-            &["image"]
-        };
-        let images = images
+        let images = pictures
             .iter()
             .map(|name| Field::new(*name, DataType::Binary, true));
         let others = columns
@@ -70,7 +66,7 @@ impl Writer {
             partial,
             file,
             schema,
-            pictures: vec![Vec::new(); if is_pair { 2 } else { 1 }],
+            pictures: vec![Vec::new(); pictures.len()],
             rows: Vec::new(),
             n_bytes: 0,
             n_rows: 0,

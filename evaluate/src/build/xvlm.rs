@@ -83,9 +83,7 @@ fn of_captions(split: &Split, files: &JsonFiles) -> Result<Vec<TablePlan>> {
         };
         let row = Row {
             place: picture.place.clone(),
-            pictures: vec![Picture {
-                path: images.pictures.path_of(picture),
-            }],
+            pictures: vec![Picture::file(images.pictures.path_of(picture))],
             cells: vec![
                 Cell::Texts(captions),
                 Cell::Text(name.to_owned()),
@@ -182,7 +180,7 @@ fn row_of(
         .collect();
     Row {
         place,
-        pictures: vec![Picture { path }],
+        pictures: vec![Picture::file(path)],
         cells: vec![
             Cell::Texts(texts),
             Cell::TextLists(answers),
@@ -202,9 +200,9 @@ fn of_statements(split: &Split, files: &JsonFiles) -> Result<TablePlan> {
     for statement in read.statements {
         if statement.pair == rows.len() {
             let sides = &pictures[2 * statement.pair..2 * statement.pair + 2];
-            let paths = sides.iter().map(|picture| Picture {
-                path: read.pictures.path_of(picture),
-            });
+            let paths = sides
+                .iter()
+                .map(|picture| Picture::file(read.pictures.path_of(picture)));
             rows.push(Row {
                 place: sides[0].place.clone(),
                 pictures: paths.collect(),

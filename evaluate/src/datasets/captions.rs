@@ -6,13 +6,14 @@ use std::sync::Arc;
 
 use rayon::prelude::*;
 
+use super::Kind;
 use super::annotations::Annotations;
-use super::arrow::Table;
 use super::left_out::Omission;
+use super::packed::Packed;
+use super::rows::Table;
 use super::source::Source;
-use super::splits::{Opened, Tables};
+use super::splits::{self, Opened, Tables};
 use super::xvlm::{self, JsonFiles};
-use super::{DatasetSpec, Kind};
 use crate::images::Rgb;
 use crate::metrics::zero_shot::rows_by_id;
 use crate::{DataFault, Error, Result};
@@ -35,7 +36,8 @@ pub struct CaptionSet {
 impl CaptionSet {
     /// Opens a split such as `test` of a data set such as `coco` in a folder of arrow files, or a CSV
     /// table `<dataset>/valid_anno.csv` there as split `valid` (see [`Annotations`]), or X-VLM's JSON files
-    /// (see [`xvlm`]).
+    /// (see [`xvlm`]), or shards and parquet files in the folder `<dataset>`, whatever its name (see
+    /// [`packed`](super::packed)).
     ///
     /// # Errors
     /// [`DataFault::UnknownDataset`] and
@@ -47,8 +49,7 @@ impl CaptionSet {
         if let Some(half) = super::table_half(folder, dataset, split) {
             return Self::of_annotations(Annotations::open(folder, dataset, half)?);
         }
-        let dataset = DatasetSpec::find(dataset, Kind::Captions)?;
-        match dataset.split(split)?.open(folder, dataset)? {
+        match splits::open(folder, dataset, Kind::Captions, split)? {
             Opened::Tables(tables) => Self::of_tables(tables),
             Opened::Json(files) => Self::of_json(&files),
         }
@@ -104,20 +105,27 @@ impl CaptionSet {
     /// As [`open`](Self::open)'s.
     pub fn of_files(files: &[PathBuf]) -> Result<Self> {
         let tables: Result<_> = files.iter().map(|file| Table::open(file)).collect();
-        Self::of_tables(tables?)
+        Self::of_tables(Tables::new(tables?))
     }
 
-    fn of_tables(tables: Vec<Table>) -> Result<Self> {
-        let tables = Tables::new(tables);
+    /// Opens packed files.
+    ///
+    /// # Errors
+    /// As [`open`](Self::open)'s.
+    pub(crate) fn of_packed(packed: &Packed) -> Result<Self> {
+        Self::of_tables(Tables::of_packed(packed)?)
+    }
+
+    pub(super) fn of_tables(tables: Tables) -> Result<Self> {
         tables.check_rows("images")?;
         let (mut image_ids, mut captions) = (Vec::new(), Vec::new());
         for table in tables.iter() {
-            let of_table = table.text_lists(CAPTION)?;
-            if let Some(row) = of_table.iter().position(Vec::is_empty) {
-                return Err(table.row_fault(row, "the image has no caption"));
-            }
-            captions.extend(of_table);
+            captions.extend(table.text_lists(CAPTION)?);
             image_ids.extend(ids_of(table)?);
+        }
+        let (captions, image_ids) = (tables.that_count(captions), tables.that_count(image_ids));
+        if let Some(index) = captions.iter().position(Vec::is_empty) {
+            return Err(tables.row_fault(index, "the image has no caption"));
         }
         Ok(Self {
             source: Arc::new(Pictures::Rows(Source::Tables(tables))),
@@ -209,6 +217,17 @@ impl CaptionSet {
     #[must_use]
     pub fn captions(&self, image: usize) -> &[String] {
         &self.captions[image]
+    }
+
+    /// The file and the row of an image of arrow, parquet or tar files.
+    pub(crate) fn place(&self, image: usize) -> Option<(&Path, usize)> {
+        match &*self.source {
+            Pictures::Rows(Source::Tables(tables)) => {
+                let (table, row) = tables.place(image)?;
+                Some((table.path(), row))
+            }
+            _ => None,
+        }
     }
 
     /// The decoded picture.

@@ -4,25 +4,24 @@
 //! |---|---|
 //! | `<data set>/classes.tsv` | a line for each class: the name of its folder, a tab, the name in texts |
 //! | `<data set>/templates.txt` | a template a line, `{}` in the place of the name |
+//! | `<data set>/classnames.txt` | clip_benchmark's names in texts: a line for each class, in the order of their numbers |
+//! | `<data set>/zeroshot_classification_templates.txt` | clip_benchmark's templates, `{c}` in the place of the name |
 //!
-//! Without the first file a class is called as its folder, spaces in the place of `_`; without the second the template is
-//! `a photo of a {}.`.
+//! Of names, and of templates, the first file that is there counts. Without names a class is called as its folder, spaces in
+//! the place of `_`; without templates it is `a photo of a {}.`.
 
 use std::collections::BTreeMap;
-use std::io::ErrorKind;
 use std::path::Path;
 
-use crate::text::read_at_most;
+use super::packed;
 use crate::{DataFault, Error, Result};
 
 /// The template where a data set brings none.
 const TEMPLATE: &str = "a photo of a {}.";
 
-/// What stands for the name of a class.
+/// What stands for the name of a class, here and in clip_benchmark's files.
 const PLACE: &str = "{}";
-
-/// Most bytes of either file.
-const MAX_BYTES: u64 = 16 << 20;
+const THEIR_PLACE: &str = "{c}";
 
 /// Most bytes of all texts together: 80 templates of 21,000 classes take a twentieth of it.
 const MAX_TEXT_BYTES: usize = 1 << 30;
@@ -35,8 +34,13 @@ pub struct ClassTexts {
 }
 
 impl ClassTexts {
-    /// Names of its files, in the folder of the data set; either may be missing.
-    pub const FILES: [&str; 2] = ["classes.tsv", "templates.txt"];
+    /// Names of its files, in the folder of the data set; any may be missing.
+    pub const FILES: [&str; 4] = [
+        "classes.tsv",
+        "templates.txt",
+        packed::CLASS_NAMES,
+        "zeroshot_classification_templates.txt",
+    ];
 
     /// The texts of classes, by the names of their folders, of the data set in `folder`.
     ///
@@ -44,9 +48,17 @@ impl ClassTexts {
     /// [`DataFault::Classes`] when a class has no name, a template no place for it, a line another form, or the texts are
     /// too many; [`Error::NotAFile`] and [`Error::FileTooLarge`].
     pub fn open(folder: &Path, classes: &[String]) -> Result<Self> {
-        let [names_of, templates_of] = Self::FILES.map(|name| folder.join(name));
-        let names = names(&names_of, classes)?;
-        let templates = templates(&templates_of)?;
+        let [names_of, templates_of, _, their_templates] =
+            Self::FILES.map(|name| folder.join(name));
+        let names = match names(&names_of, classes)? {
+            Some(names) => names,
+            None => their_names(folder, classes)?,
+        };
+        let templates = match templates(&templates_of, PLACE)? {
+            Some(templates) => templates,
+            None => templates(&their_templates, THEIR_PLACE)?
+                .unwrap_or_else(|| vec![TEMPLATE.to_owned()]),
+        };
         let n_bytes = n_bytes(&names, &templates);
         if n_bytes > MAX_TEXT_BYTES {
             let (n, classes) = (templates.len(), names.len());
@@ -105,21 +117,30 @@ fn bad(path: &Path, fault: String) -> Error {
 
 /// The lines of a file, if it is there; empty ones are left out.
 fn lines(path: &Path) -> Result<Option<Vec<String>>> {
-    let bytes = match read_at_most(path, MAX_BYTES) {
-        Err(Error::Io { source, .. }) if source.kind() == ErrorKind::NotFound => return Ok(None),
-        read => read?,
+    let Some(text) = packed::note(path)? else {
+        return Ok(None);
     };
-    let text = String::from_utf8(bytes).map_err(|_| bad(path, "it is not UTF-8".into()))?;
     let lines = text.lines().filter(|line| !line.trim().is_empty());
     Ok(Some(lines.map(str::to_owned).collect()))
 }
 
-fn names(path: &Path, classes: &[String]) -> Result<Vec<String>> {
+/// The names of `classnames.txt`, one for each class in their order, or else those of folders.
+fn their_names(folder: &Path, classes: &[String]) -> Result<Vec<String>> {
+    let Some(names) = packed::class_names(folder)? else {
+        let classes = classes.iter();
+        return Ok(classes.map(|class| class.replace('_', " ")).collect());
+    };
+    if names.len() != classes.len() {
+        let (n, n_classes) = (names.len(), classes.len());
+        let fault = format!("it names {n} classes, but the data have {n_classes}");
+        return Err(bad(&folder.join(packed::CLASS_NAMES), fault));
+    }
+    Ok(names)
+}
+
+fn names(path: &Path, classes: &[String]) -> Result<Option<Vec<String>>> {
     let Some(lines) = lines(path)? else {
-        return Ok(classes
-            .iter()
-            .map(|class| class.replace('_', " "))
-            .collect());
+        return Ok(None);
     };
     let mut named: BTreeMap<&str, &str> = BTreeMap::new();
     for (index, line) in lines.iter().enumerate() {
@@ -139,21 +160,37 @@ fn names(path: &Path, classes: &[String]) -> Result<Vec<String>> {
             bad(path, fault)
         })
     };
-    classes.iter().map(name).collect()
+    let names: Vec<String> = classes.iter().map(name).collect::<Result<_>>()?;
+    // A name that no class has may be that of a class whose folder is called otherwise.
+    named.retain(|folder, _| !classes.iter().any(|class| class == folder));
+    if let Some(folder) = named.keys().next() {
+        let n = named.len();
+        let fault = format!(
+            "it names {n} classes that the data do not have, {folder:?} first; remove their lines, or add their folders"
+        );
+        return Err(bad(path, fault));
+    }
+    Ok(Some(names))
 }
 
-fn templates(path: &Path) -> Result<Vec<String>> {
+/// The templates of a file, with [`PLACE`] in the place of the name; `None` where there is no file.
+fn templates(path: &Path, place: &str) -> Result<Option<Vec<String>>> {
     let Some(lines) = lines(path)? else {
-        return Ok(vec![TEMPLATE.to_owned()]);
+        return Ok(None);
     };
-    if let Some(line) = lines.iter().find(|line| !line.contains(PLACE)) {
-        let fault = format!("the template {line:?} has no {PLACE} for the name of the class");
+    if let Some(line) = lines.iter().find(|line| !line.contains(place)) {
+        let fault = format!("the template {line:?} has no {place} for the name of the class");
         return Err(bad(path, fault));
     }
     if lines.is_empty() {
         return Err(bad(path, "it holds no template".to_owned()));
     }
-    Ok(lines)
+    if place == PLACE {
+        return Ok(Some(lines));
+    }
+    // As clip_benchmark reads them.
+    let lines = lines.iter().map(|line| line.trim().replace(place, PLACE));
+    Ok(Some(lines.collect()))
 }
 
 #[cfg(test)]

@@ -5,6 +5,7 @@ use std::path::PathBuf;
 use serde::{Deserialize, Serialize};
 
 use super::arrow::Table;
+use super::rows;
 use crate::Result;
 
 /// Where a file says what it leaves out.
@@ -114,14 +115,18 @@ impl LeftOut {
 }
 
 /// What tables leave out, for a report: each entry with its file, long lists of ids cut.
-pub(super) fn of_tables<'a>(tables: impl Iterator<Item = &'a Table>) -> Result<Vec<Omission>> {
+pub(super) fn of_tables<'a>(
+    tables: impl Iterator<Item = &'a rows::Table>,
+) -> Result<Vec<Omission>> {
     let mut all = Vec::new();
     for table in tables {
-        let Some(left_out) = LeftOut::of(table)? else {
-            continue;
+        let mut omissions = match table.note::<LeftOut>(NOTE)? {
+            Some(left_out) => left_out.omissions(),
+            None => Vec::new(),
         };
+        omissions.extend(table.passed_over());
         let name = table.path().file_name().unwrap_or_default();
-        all.extend(left_out.omissions().into_iter().map(|mut omission| {
+        all.extend(omissions.into_iter().map(|mut omission| {
             omission.ids.truncate(MAX_IN_REPORTS);
             omission.file = name.to_string_lossy().into_owned();
             omission

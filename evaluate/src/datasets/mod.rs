@@ -1,21 +1,27 @@
-//! Benchmarks as users have them: folders of arrow files, CSV tables, JSON files, folders of classes.
+//! Benchmarks as users have them: folders of arrow files, CSV tables, JSON files, folders of classes, shards of
+//! webdatasets, parquet files.
 //!
 //! [`DATASETS`] lists them: one row each. [`Dataset::open`] opens a split of any by its name, as a
 //! [`captions::CaptionSet`], [`vqa::VqaSet`], [`nlvr2::Nlvr2Set`], [`texts::TextSet`] or
-//! [`class_folders::ClassFolders`]: texts and ids are read at once, pictures on request.
+//! [`classes::ClassSet`]: texts and ids are read at once, pictures on request.
 //! [`annotations::Annotations`] reads CSV files beside folders of pictures. [`prefetch()`] runs the decoding
 //! ahead on other threads.
 
 pub mod annotations;
 pub mod arrow;
 pub mod captions;
-pub mod class_folders;
 pub mod class_texts;
+pub mod classes;
 pub mod left_out;
 pub mod nlvr2;
 pub mod overview;
+pub mod packed;
+mod parquet;
 mod pictures;
 pub mod prefetch;
+pub mod published_texts;
+mod rows;
+mod shard;
 mod source;
 mod splits;
 mod table;
@@ -28,7 +34,7 @@ pub use table::{DATASETS, DatasetSpec, Kind, Split};
 
 use std::path::Path;
 
-use crate::Result;
+use crate::{DataFault, Error, Result};
 
 /// A split of any data set, opened.
 #[derive(Debug)]
@@ -42,7 +48,7 @@ pub enum Dataset {
     /// Texts.
     Texts(texts::TextSet),
     /// Images with classes.
-    Classes(class_folders::ClassFolders),
+    Classes(classes::ClassSet),
 }
 
 impl Dataset {
@@ -59,8 +65,34 @@ impl Dataset {
         }
     }
 
+    /// Opens a split of packed files of any name: captions if `wants_texts` and there are some, else classes.
+    ///
+    /// # Errors
+    /// [`DataFault::MissingTable`](crate::DataFault::MissingTable) when no file is there,
+    /// [`DataFault::MissingColumn`](crate::DataFault::MissingColumn) when the files have neither, and what the set of
+    /// the kind returns.
+    pub fn open_packed(folder: &Path, name: &str, split: &str, wants_texts: bool) -> Result<Self> {
+        let Some(packed) = packed::Packed::find(folder, name, split)? else {
+            return Err(Error::Data(DataFault::MissingTable {
+                folder: folder.join(name),
+                names: format!("shards (.tar) nor parquet files of the split {split}"),
+            }));
+        };
+        let tables = splits::Tables::of_packed(&packed)?;
+        Ok(
+            match (tables.all_have("caption"), tables.all_have("label")) {
+                (true, is_labelled) if wants_texts || !is_labelled => {
+                    Self::Captions(captions::CaptionSet::of_tables(tables)?)
+                }
+                // The error names the column that is missing.
+                _ => Self::Classes(classes::ClassSet::of_packed(packed, tables)?),
+            },
+        )
+    }
+
     /// Opens a split of a data set, by their names, in a folder of arrow files, or a CSV
-    /// table in `<folder>/<name>` as split `train` or `valid`, or X-VLM's JSON files in the folder.
+    /// table in `<folder>/<name>` as split `train` or `valid`, or X-VLM's JSON files in the folder, or packed files in
+    /// `<folder>/<name>`.
     ///
     /// # Errors
     /// [`DataFault::UnknownDataset`](crate::DataFault::UnknownDataset) and
@@ -77,7 +109,7 @@ impl Dataset {
             Kind::Questions => Self::Questions(vqa::VqaSet::open(folder, split)?),
             Kind::Statements => Self::Statements(nlvr2::Nlvr2Set::open(folder, split)?),
             Kind::Texts => Self::Texts(texts::TextSet::open(folder, name, split)?),
-            Kind::Classes => Self::Classes(class_folders::ClassFolders::open(folder, name, split)?),
+            Kind::Classes => Self::Classes(classes::ClassSet::open(folder, name, split)?),
         })
     }
 }

@@ -5,12 +5,12 @@ use std::path::{Path, PathBuf};
 
 use serde::{Deserialize, Serialize};
 
-use super::arrow::Table;
+use super::Kind;
 use super::left_out::Omission;
+use super::rows::Table;
 use super::source::Source;
-use super::splits::{Opened, Tables};
+use super::splits::{self, Opened, Tables};
 use super::xvlm::{self, JsonFiles};
-use super::{DatasetSpec, Kind};
 use crate::Result;
 use crate::images::Rgb;
 
@@ -80,8 +80,7 @@ impl Nlvr2Set {
     /// and row when a pair has no statement or a label is neither true nor false, or a JSON entry is not as it
     /// should be.
     pub fn open(folder: &Path, split: &str) -> Result<Self> {
-        let dataset = DatasetSpec::find("nlvr2", Kind::Statements)?;
-        match dataset.split(split)?.open(folder, dataset)? {
+        match splits::open(folder, "nlvr2", Kind::Statements, split)? {
             Opened::Tables(tables) => Self::of_tables(tables),
             Opened::Json(files) => Self::of_json(&files),
         }
@@ -105,14 +104,12 @@ impl Nlvr2Set {
     /// As [`open`](Self::open)'s.
     pub fn of_files(files: &[PathBuf]) -> Result<Self> {
         let tables: Result<_> = files.iter().map(|file| Table::open(file)).collect();
-        Self::of_tables(tables?)
+        Self::of_tables(Tables::new(tables?))
     }
 
-    fn of_tables(tables: Vec<Table>) -> Result<Self> {
-        let tables = Tables::new(tables);
+    fn of_tables(tables: Tables) -> Result<Self> {
         tables.check_rows("pairs of images")?;
-        let mut statements = Vec::new();
-        let mut pair = 0;
+        let mut pairs = Vec::new();
         for table in tables.iter() {
             let sentences: Vec<Vec<String>> = table.column("questions")?;
             let labels: Vec<Vec<String>> = table.column("answers")?;
@@ -128,6 +125,7 @@ impl Nlvr2Set {
                     let fault = format!("{n} `questions`, {n_labels} `answers`");
                     return Err(table.row_fault(row, fault));
                 }
+                let mut statements = Vec::with_capacity(sentences.len());
                 for (place, sentence) in sentences.into_iter().enumerate() {
                     let label = match labels.get(place).map(String::as_str) {
                         None => None,
@@ -142,16 +140,22 @@ impl Nlvr2Set {
                         sentence,
                         label,
                         identifier: identifier.clone(),
-                        pair,
+                        pair: 0,
                         place,
                         official: (numbers.as_ref())
                             .and_then(|numbers| numbers.of(&identifier, place))
                             .map(|number| format!("{identifier}-{number}")),
                     });
                 }
-                pair += 1;
+                pairs.push(statements);
             }
         }
+        let pairs = tables.that_count(pairs).into_iter().enumerate();
+        let statements = pairs.flat_map(|(pair, statements)| {
+            let statements = statements.into_iter();
+            statements.map(move |statement| Statement { pair, ..statement })
+        });
+        let statements = statements.collect();
         Ok(Self {
             source: Source::Tables(tables),
             statements,

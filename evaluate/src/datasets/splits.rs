@@ -2,10 +2,11 @@
 
 use std::path::{Path, PathBuf};
 
-use super::arrow::Table;
 use super::left_out::{self, Omission};
+use super::packed::Packed;
+use super::rows::Table;
 use super::xvlm::JsonFiles;
-use super::{DatasetSpec, Split};
+use super::{DatasetSpec, Kind, Split};
 use crate::{DataFault, Error, Result};
 
 /// Another spelling of file names, that of published programs which store pictures at 224 pixels.
@@ -55,8 +56,14 @@ impl Split {
                     .ok_or_else(|| self.missing(error, dataset));
             }
         };
+        if files.is_empty() {
+            let names = format!("files of the split {}", self.name);
+            let folder = folder.into();
+            return Err(Error::Data(DataFault::MissingTable { folder, names }));
+        }
         let tables = files.iter().map(|file| Table::open(file));
-        Ok(Opened::Tables(tables.collect::<Result<_>>()?))
+        let tables: Vec<Table> = tables.collect::<Result<_>>()?;
+        Ok(Opened::Tables(Tables::new(tables)))
     }
 
     /// All files that hold the split or say something of it: arrow files, or else JSON files; none where there
@@ -95,6 +102,37 @@ impl Split {
     }
 }
 
+/// Opens a split of a data set of a kind: its arrow or JSON files, or else packed files in the folder of its name.
+pub(super) fn open(folder: &Path, name: &str, kind: Kind, split: &str) -> Result<Opened> {
+    let set = DatasetSpec::find(name, kind);
+    let opened = match &set {
+        Ok(set) => set.split(split).and_then(|split| split.open(folder, set)),
+        Err(_) => DatasetSpec::find(name, kind).map(|_| Opened::Tables(Tables::new(Vec::new()))),
+    };
+    let error = match opened {
+        Ok(opened) => return Ok(opened),
+        Err(error) => error,
+    };
+    let is_elsewhere = matches!(
+        error,
+        Error::Data(
+            DataFault::MissingTable { .. }
+                | DataFault::UnknownDataset { .. }
+                | DataFault::UnknownSplit { .. }
+        )
+    );
+    if !is_elsewhere {
+        return Err(error);
+    }
+    let aliases = set.as_ref().map_or(&[][..], |set| set.aliases);
+    for name in [name].iter().chain(aliases) {
+        if let Some(packed) = Packed::find(folder, name, split)? {
+            return Ok(Opened::Tables(Tables::of_packed(&packed)?));
+        }
+    }
+    Err(error)
+}
+
 fn file(folder: &Path, table: &str) -> Option<PathBuf> {
     let spellings = ["", OTHER_PREFIX].map(|prefix| format!("{prefix}{table}.arrow"));
     let mut paths = spellings.iter().map(|name| folder.join(name));
@@ -127,8 +165,8 @@ fn missing(folder: &Path, table: &str) -> Error {
 /// The files of a split.
 #[derive(Debug)]
 pub(super) enum Opened {
-    /// Arrow files.
-    Tables(Vec<Table>),
+    /// Arrow, parquet or tar files.
+    Tables(Tables),
     /// X-VLM's JSON files.
     Json(JsonFiles),
 }
@@ -138,6 +176,8 @@ pub(super) enum Opened {
 pub(super) struct Tables {
     tables: Vec<Table>,
     ends: Vec<usize>,
+    /// The rows that count, of all; `None` where all do.
+    rows: Option<Vec<usize>>,
 }
 
 impl Tables {
@@ -150,6 +190,27 @@ impl Tables {
         Self {
             ends: ends.collect(),
             tables,
+            rows: None,
+        }
+    }
+
+    /// Opens the files of a split.
+    pub(super) fn of_packed(packed: &Packed) -> Result<Self> {
+        let (tables, rows) = packed.open()?;
+        Ok(Self {
+            rows,
+            ..Self::new(tables)
+        })
+    }
+
+    /// Without tables that have no rows, unless it is the only one.
+    pub(super) fn without_empty(self) -> Self {
+        match (self.tables.len(), &self.rows) {
+            (2.., None) => {
+                let filled = self.tables.into_iter();
+                Self::new(filled.filter(|table| table.n_rows() > 0).collect())
+            }
+            _ => self,
         }
     }
 
@@ -158,39 +219,66 @@ impl Tables {
     }
 
     pub(super) fn n_rows(&self) -> usize {
-        self.ends.last().copied().unwrap_or(0)
+        let all = self.ends.last().copied().unwrap_or(0);
+        self.rows.as_ref().map_or(all, Vec::len)
     }
 
-    /// What the tables leave out, by their own notes.
+    /// Whether all tables have a column of this name, and there is a table.
+    pub(super) fn all_have(&self, column: &str) -> bool {
+        !self.tables.is_empty() && self.tables.iter().all(|table| table.has(column))
+    }
+
+    /// The values of the rows that count, of one for each row of all tables.
+    pub(super) fn that_count<T>(&self, values: Vec<T>) -> Vec<T> {
+        let Some(rows) = &self.rows else {
+            return values;
+        };
+        let mut rows = rows.iter().peekable();
+        let values = values.into_iter().enumerate();
+        let kept = values.filter(|(index, _)| rows.next_if_eq(&index).is_some());
+        kept.map(|(_, value)| value).collect()
+    }
+
+    /// What the tables leave out, by their own notes, and members of shards that are passed over.
     pub(super) fn left_out(&self) -> Result<Vec<Omission>> {
         left_out::of_tables(self.iter())
     }
 
-    /// The table that holds row `index` of all, and the row in it.
+    /// The table that holds row `index` of those that count, and the row in it.
     pub(super) fn place(&self, index: usize) -> Option<(&Table, usize)> {
+        let index = match &self.rows {
+            Some(rows) => *rows.get(index)?,
+            None => index,
+        };
         let number = self.ends.partition_point(|&end| end <= index);
         let table = self.tables.get(number)?;
         Some((table, index + table.n_rows() - self.ends[number]))
     }
 
-    /// The bytes of a picture of row `index` of all.
-    pub(super) fn bytes(&self, column: &str, index: usize) -> Result<Vec<u8>> {
+    /// An error at a row of those that count.
+    pub(super) fn row_fault(&self, index: usize, fault: impl Into<String>) -> Error {
         match self.place(index) {
-            Some((table, row)) => table.bytes(column, row),
-            None => Err(Error::Data(DataFault::NoSuchRow {
+            Some((table, row)) => table.row_fault(row, fault),
+            None => Error::Data(DataFault::NoSuchRow {
                 row: index,
                 n_rows: self.n_rows(),
-            })),
+            }),
         }
     }
 
-    /// The decoded picture of row `index` of all; damage is reported with its file and row.
+    /// The bytes of a picture of row `index` of those that count.
+    pub(super) fn bytes(&self, column: &str, index: usize) -> Result<Vec<u8>> {
+        match self.place(index) {
+            Some((table, row)) => table.bytes(column, row),
+            None => Err(self.row_fault(index, "")),
+        }
+    }
+
+    /// The decoded picture of row `index` of those that count; damage is reported with its file and row.
     pub(super) fn picture(&self, column: &str, index: usize) -> Result<crate::images::Rgb> {
         let bytes = self.bytes(column, index)?;
-        crate::images::decode(&bytes).map_err(|error| match self.place(index) {
-            Some((table, row)) => table.row_fault(row, format!("column `{column}`: {error}")),
-            None => error,
-        })
+        crate::images::decode(&bytes)
+            .map_err(|error| self.row_fault(index, format!("column `{column}`: {error}")))
     }
 
     /// Refuses a split without rows.

@@ -64,7 +64,7 @@ pub struct DatasetSpec {
     /// The folders of the pictures that X-VLM's JSON files name, each behind what an entry calls its
     /// `dataset`; entries that do not say use the first.
     pub roots: &'static [(&'static str, &'static str)],
-    /// Plans its files from public downloads; `None` where `data build` makes none.
+    /// Plans its files from public downloads; `None` where `data build` makes none, or makes them of texts.
     pub(crate) plan: Option<Planner>,
 }
 
@@ -296,10 +296,10 @@ impl DatasetSpec {
         })
     }
 
-    /// Whether `data build` makes its files of public downloads.
+    /// Whether `data build` makes its files: of public downloads, or of plain texts.
     #[must_use]
     pub fn is_built(&self) -> bool {
-        self.plan.is_some()
+        self.plan.is_some() || self.kind == Kind::Texts
     }
 
     /// The split of this name.

@@ -2,8 +2,7 @@
 
 use std::path::Path;
 
-use super::arrow::Table;
-use super::splits::Tables;
+use super::splits::{self, Opened};
 use super::{DatasetSpec, Kind};
 use crate::{Error, Result};
 
@@ -15,23 +14,25 @@ pub struct TextSet {
 
 impl TextSet {
     /// Opens a split such as `train` of `wikibk` in a folder of arrow files: the lists in the column
-    /// `caption`, one after the other.
+    /// `caption`, one after the other; or of parquet files in the folder of its name, where the column may be called
+    /// `text`.
     ///
     /// # Errors
     /// [`DataFault::UnknownDataset`](crate::DataFault::UnknownDataset) and
     /// [`DataFault::UnknownSplit`](crate::DataFault::UnknownSplit) for names,
     /// [`DataFault::MissingTable`](crate::DataFault::MissingTable) when a file is not there, [`Error::Empty`] when there is no text.
     pub fn open(folder: &Path, dataset: &str, split: &str) -> Result<Self> {
-        let dataset = DatasetSpec::find(dataset, Kind::Texts)?;
-        let files = dataset.split(split)?.files(folder)?;
-        let tables: Result<_> = files.iter().map(|file| Table::open(file)).collect();
-        let tables = Tables::new(tables?);
+        let tables = match splits::open(folder, dataset, Kind::Texts, split)? {
+            Opened::Tables(tables) => tables,
+            // The data sets of this kind have none.
+            Opened::Json(_) => return Err(DatasetSpec::unknown(dataset, [].into_iter())),
+        };
         tables.check_rows("texts")?;
-        let mut texts = Vec::new();
+        let mut lists = Vec::new();
         for table in tables.iter() {
-            let of_table: Vec<Vec<String>> = table.column("caption")?;
-            texts.extend(of_table.into_iter().flatten());
+            lists.extend(table.text_lists("caption")?);
         }
+        let texts: Vec<String> = tables.that_count(lists).into_iter().flatten().collect();
         match (texts.is_empty(), tables.iter().next()) {
             (true, Some(table)) => Err(Error::Empty {
                 path: table.path().into(),

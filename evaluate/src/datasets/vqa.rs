@@ -3,12 +3,12 @@
 use std::collections::{BTreeMap, HashSet};
 use std::path::{Path, PathBuf};
 
-use super::arrow::Table;
 use super::left_out::Omission;
+use super::rows::Table;
 use super::source::Source;
-use super::splits::{Opened, Tables};
+use super::splits::{self, Opened, Tables};
 use super::xvlm::{self, JsonFiles};
-use super::{DATASETS, DatasetSpec, Kind};
+use super::{DATASETS, Kind};
 use crate::images::Rgb;
 use crate::{DataFault, Error, Result};
 
@@ -56,16 +56,11 @@ impl VqaSet {
     /// and an error that names file and row when the lists of a row differ in length, or a JSON entry is not
     /// as it should be.
     pub fn open(folder: &Path, split: &str) -> Result<Self> {
-        let dataset = DatasetSpec::find("vqa", Kind::Questions)?;
-        let mut tables = match dataset.split(split)?.open(folder, dataset)? {
-            Opened::Tables(tables) => tables,
-            Opened::Json(files) => return Self::of_json(&files),
-        };
-        if tables.len() > 1 {
+        match splits::open(folder, "vqa", Kind::Questions, split)? {
             // On small data sets `trainable_val` is empty.
-            tables.retain(|table| table.n_rows() > 0);
+            Opened::Tables(tables) => Self::of_tables(tables.without_empty()),
+            Opened::Json(files) => Self::of_json(&files),
         }
-        Self::of_tables(tables)
     }
 
     /// Opens arrow files of any names as one split.
@@ -74,7 +69,7 @@ impl VqaSet {
     /// As [`open`](Self::open)'s.
     pub fn of_files(files: &[PathBuf]) -> Result<Self> {
         let tables: Result<_> = files.iter().map(|file| Table::open(file)).collect();
-        Self::of_tables(tables?)
+        Self::of_tables(Tables::new(tables?))
     }
 
     /// The questions of X-VLM's JSON files. The only answer of an entry of Visual Genome scores 1; an answer that
@@ -93,25 +88,25 @@ impl VqaSet {
         })
     }
 
-    fn of_tables(tables: Vec<Table>) -> Result<Self> {
-        let tables = Tables::new(tables);
+    fn of_tables(tables: Tables) -> Result<Self> {
         tables.check_rows("images with questions")?;
+        let mut of_images = Vec::new();
+        for table in tables.iter() {
+            of_images.extend(rows(table)?);
+        }
         let mut questions = Vec::new();
         let mut seen = HashSet::new();
-        let mut image = 0;
-        for table in tables.iter() {
-            for row in rows(table)? {
-                for question in row {
-                    if !seen.insert(question.question_id) {
-                        return Err(Error::DuplicateId {
-                            path: table.path().into(),
-                            what: "question",
-                            id: question.question_id.to_string(),
-                        });
-                    }
-                    questions.push(Question { image, ..question });
+        for (image, row) in tables.that_count(of_images).into_iter().enumerate() {
+            for question in row {
+                if !seen.insert(question.question_id) {
+                    let path = tables.place(image).map(|(table, _)| table.path());
+                    return Err(Error::DuplicateId {
+                        path: path.unwrap_or(Path::new("")).into(),
+                        what: "question",
+                        id: question.question_id.to_string(),
+                    });
                 }
-                image += 1;
+                questions.push(Question { image, ..question });
             }
         }
         Ok(Self {
@@ -255,7 +250,6 @@ fn rows(table: &Table) -> Result<Vec<Vec<Question>>> {
 /// a class has two answers or a label is negative.
 pub fn label_answers(folder: &Path) -> Result<BTreeMap<i64, String>> {
     let names = ["train", "val", "trainable_val", "rest_val"];
-    let dataset = DatasetSpec::find("vqa", Kind::Questions)?;
     let mut answers: BTreeMap<i64, String> = BTreeMap::new();
     let mut add = |label: i64, answer: String| -> Result<(), String> {
         if let Some(known) = answers.get(&label).filter(|known| **known != answer) {
@@ -266,19 +260,20 @@ pub fn label_answers(folder: &Path) -> Result<BTreeMap<i64, String>> {
     };
     let mut n_files = 0;
     for name in names {
-        let Ok(files) = dataset.split(name)?.files(folder) else {
-            continue;
+        let tables = match splits::open(folder, "vqa", Kind::Questions, name) {
+            Ok(Opened::Tables(tables)) => tables,
+            Ok(Opened::Json(_)) | Err(Error::Data(DataFault::MissingTable { .. })) => continue,
+            Err(error) => return Err(error),
         };
-        for file in files {
+        for table in tables.iter() {
             n_files += 1;
-            let table = Table::open(&file)?;
             if let Some(list) = table.note::<Vec<String>>(ANSWERS)? {
                 for (label, answer) in (0..).zip(list) {
                     add(label, answer).map_err(|fault| table.fault(fault))?;
                 }
                 continue;
             }
-            let of_rows = rows(&table)?;
+            let of_rows = rows(table)?;
             for (row, questions) in of_rows.into_iter().enumerate() {
                 for question in questions {
                     let pairs = question.answer_labels.iter().zip(question.answers);

@@ -30,6 +30,14 @@ pub enum DataFault {
         /// What is wrong, as a sentence.
         fault: String,
     },
+    /// Packed files, or what stands beside them, do not make a split.
+    #[error("{}: {fault}", path.display())]
+    Packed {
+        /// The folder of the data set.
+        path: PathBuf,
+        /// What is wrong, as a sentence.
+        fault: String,
+    },
     /// A data set has no split of this name.
     #[error("{dataset} has no split {name:?}; there are: {known}")]
     UnknownSplit {
@@ -53,6 +61,32 @@ pub enum DataFault {
     Arrow {
         /// The file.
         path: PathBuf,
+        /// What is wrong with it, as a clause.
+        fault: String,
+    },
+    /// A parquet file is damaged or of a kind that is not read.
+    #[error("{}: is not a readable parquet file: {fault}", path.display())]
+    Parquet {
+        /// The file.
+        path: PathBuf,
+        /// What is wrong with it, as a clause.
+        fault: String,
+    },
+    /// A shard of a webdataset is damaged or of a kind that is not read.
+    #[error("{}: is not a readable shard: {fault}", path.display())]
+    Shard {
+        /// The file.
+        path: PathBuf,
+        /// What is wrong with it, as a clause.
+        fault: String,
+    },
+    /// A member of a shard, or a sample by its key, is wrong.
+    #[error("{}: {member}: {fault}", path.display())]
+    Member {
+        /// The file.
+        path: PathBuf,
+        /// The name of the member, or the key of the sample.
+        member: String,
         /// What is wrong with it, as a clause.
         fault: String,
     },

@@ -10,7 +10,7 @@ use super::spec::{TaskOption, TaskSpec, number};
 use super::{Outcome, Predictions, Runner, Task, passes};
 use crate::capture::Capture;
 use crate::datasets::Kind;
-use crate::datasets::class_folders::{CLASSES, ClassFolders};
+use crate::datasets::classes::{CLASSES, ClassSet};
 use crate::datasets::left_out::Omission;
 use crate::metrics::accuracy::argmax;
 use crate::metrics::retrieval::Ties;
@@ -38,7 +38,7 @@ pub const SPEC: TaskSpec = TaskSpec {
     published_experts: None,
     options: &[TaskOption::Dataset, TaskOption::Ties],
     open: Some(|options, folder| {
-        let set = ClassFolders::open(folder, options.dataset, options.split)?;
+        let set = ClassSet::open(folder, options.dataset, options.split)?;
         let set = set.evenly(options.limit.unwrap_or(usize::MAX));
         Ok(Box::new(LinearProbe::new(Arc::new(set), options.ties)))
     }),
@@ -46,7 +46,7 @@ pub const SPEC: TaskSpec = TaskSpec {
 
 /// Pictures in a folder for each class.
 pub struct LinearProbe {
-    set: Arc<ClassFolders>,
+    set: Arc<ClassSet>,
     ties: Ties,
 }
 
@@ -66,7 +66,7 @@ pub fn classes_of(checkpoint: &Checkpoint) -> Result<Option<Vec<String>>> {
 impl LinearProbe {
     /// On an opened split.
     #[must_use]
-    pub fn new(set: Arc<ClassFolders>, ties: Ties) -> Self {
+    pub fn new(set: Arc<ClassSet>, ties: Ties) -> Self {
         Self { set, ties }
     }
 
@@ -112,7 +112,7 @@ impl Task for LinearProbe {
     }
 
     fn left_out(&self) -> Result<Vec<Omission>> {
-        Ok(self.set.left_out())
+        self.set.left_out()
     }
 
     fn run(&self, runner: &Runner<'_>) -> Result<Outcome> {

@@ -10,8 +10,8 @@ use super::{Outcome, Predictions, Runner, Task, passes};
 use crate::Result;
 use crate::capture::Capture;
 use crate::datasets::Kind;
-use crate::datasets::class_folders::ClassFolders;
 use crate::datasets::class_texts::ClassTexts;
+use crate::datasets::classes::ClassSet;
 use crate::datasets::left_out::Omission;
 use crate::metrics::accuracy::argmax;
 use crate::metrics::calibration::calibration_error;
@@ -41,8 +41,8 @@ pub const SPEC: TaskSpec = TaskSpec {
     published_experts: None,
     options: &[TaskOption::Dataset, TaskOption::Ties],
     open: Some(|options, folder| {
-        let set = ClassFolders::open(folder, options.dataset, options.split)?;
-        let texts = ClassTexts::open(&folder.join(options.dataset), set.classes())?;
+        let set = ClassSet::open(folder, options.dataset, options.split)?;
+        let texts = set.texts(&folder.join(options.dataset))?;
         let set = set.evenly(options.limit.unwrap_or(usize::MAX));
         Ok(Box::new(ZeroShotClasses {
             set: Arc::new(set),
@@ -83,7 +83,7 @@ fn of_classes(features: &[f32], texts: &ClassTexts) -> (Vec<f32>, usize) {
 
 /// Pictures in a folder for each class, and the texts of the classes.
 struct ZeroShotClasses {
-    set: Arc<ClassFolders>,
+    set: Arc<ClassSet>,
     texts: ClassTexts,
     ties: Ties,
 }
@@ -94,7 +94,7 @@ impl Task for ZeroShotClasses {
     }
 
     fn left_out(&self) -> Result<Vec<Omission>> {
-        Ok(self.set.left_out())
+        self.set.left_out()
     }
 
     fn run(&self, runner: &Runner<'_>) -> Result<Outcome> {

@@ -1,6 +1,7 @@
 //! Checkpoint files in and out.
 
 pub(crate) mod aliases;
+mod bytes;
 mod content;
 pub(crate) mod folder;
 mod pairs;
@@ -12,6 +13,7 @@ mod torch;
 mod writer;
 
 pub use aliases::{ALIASES_KEY, Aliases};
+pub use bytes::{FileBytes, files_in};
 pub use content::{is_no_file as not_fetched, require_fetched};
 pub(crate) use folder::model_folder;
 pub use source::{

@@ -1,4 +1,4 @@
-//! Models of the Hugging Face hub: which commit a revision is, and which files it has.
+//! Models and data sets of the Hugging Face hub: which commit a revision is, and which files it has.
 
 use hf_hub::{Repo, RepoType};
 use serde::Deserialize;
@@ -12,6 +12,9 @@ use crate::RemoteFault;
 
 /// The hub, unless HF_ENDPOINT names another.
 pub(super) const ENDPOINT: &str = "https://huggingface.co";
+
+/// What stands before the name of a data set.
+pub(super) const DATASETS: &str = "datasets/";
 
 /// The longest answer about a model that is read.
 const MAX_ANSWER_BYTES: u64 = 64 << 20;
@@ -47,7 +50,7 @@ pub(super) fn model(
     model: &str,
     revision: &str,
 ) -> Result<Model, RemoteFault> {
-    let repo = Repo::with_revision(model.to_owned(), RepoType::Model, revision.to_owned());
+    let repo = repo_of(model, revision.to_owned());
     let endpoint = &remote.options().hub_endpoint;
     let url = format!("{endpoint}/api/{}", repo.api_url());
     let is_commit = revision.len() == 40 && revision.bytes().all(|b| b.is_ascii_hexdigit());
@@ -92,10 +95,18 @@ pub(super) fn model(
             "the hub lists a file named {shown:?}, which no model has"
         )));
     }
-    let repo = Repo::with_revision(model.to_owned(), RepoType::Model, info.sha);
+    let repo = repo_of(model, info.sha);
     // Whoever asks for the commit by its name gets the same answer.
     remote.told(&format!("{endpoint}/api/{}", repo.api_url()), || Ok(text))?;
     Ok(Model { repo, files })
+}
+
+/// A model, or a data set whose name follows [`DATASETS`].
+fn repo_of(name: &str, revision: String) -> Repo {
+    match name.strip_prefix(DATASETS) {
+        Some(dataset) => Repo::with_revision(dataset.to_owned(), RepoType::Dataset, revision),
+        None => Repo::with_revision(name.to_owned(), RepoType::Model, revision),
+    }
 }
 
 /// Whether a name leads downwards from the model's folder, in characters that files have.

@@ -1,5 +1,6 @@
 //! Which place an address names.
 
+use super::hub::DATASETS;
 use crate::RemoteFault;
 
 /// Which object store a bucket belongs to.
@@ -16,7 +17,7 @@ pub(super) enum Provider {
 pub(super) enum Address {
     /// A model of the Hugging Face hub, or a file of it.
     Hub {
-        /// `org/model`.
+        /// `org/model`, or `datasets/org/name`.
         model: String,
         /// Branch, tag or commit.
         revision: String,
@@ -76,7 +77,11 @@ impl Address {
 }
 
 fn hub(rest: &str) -> Result<Address, &'static str> {
-    const FORM: &str = "should be hf://org/model, hf://org/model@revision, or a file of it";
+    const FORM: &str = "should be hf://org/model, hf://org/model@revision, hf://datasets/org/name, or a file of it";
+    let (of, rest) = match rest.strip_prefix(DATASETS) {
+        Some(rest) => (DATASETS, rest),
+        None => ("", rest),
+    };
     let (org, rest) = rest.split_once('/').ok_or(FORM)?;
     let (name, file) = rest.split_once('/').unwrap_or((rest, ""));
     let (name, revision) = name.split_once('@').unwrap_or((name, "main"));
@@ -91,7 +96,7 @@ fn hub(rest: &str) -> Result<Address, &'static str> {
     let file = file.trim_end_matches('/');
     match is_name(org) && is_name(name) && is_revision && is_plain(file) {
         true => Ok(Address::Hub {
-            model: format!("{org}/{name}"),
+            model: format!("{of}{org}/{name}"),
             revision,
             file: file.to_owned(),
         }),
@@ -147,8 +152,17 @@ mod tests {
             parse("hf://org/model@refs%2Fpr%2F1/a/b.safetensors"),
             hub("org/model", "refs/pr/1", "a/b.safetensors")
         );
+        assert_eq!(
+            parse("hf://datasets/org/cats@v1/data/train-00000-of-00001.parquet"),
+            hub(
+                "datasets/org/cats",
+                "v1",
+                "data/train-00000-of-00001.parquet"
+            )
+        );
         for text in [
             "hf://model",
+            "hf://datasets/cats",
             "hf://org/",
             "hf://org/model@",
             "hf://org/model@v1/../x",

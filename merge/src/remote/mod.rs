@@ -49,6 +49,12 @@ pub(crate) fn open_bytes(path: &Path) -> Result<Box<dyn ReadAt>> {
     Remote::installed().open_bytes(path)
 }
 
+/// Opens a file by its address, if it is there, with the session that was installed.
+#[cfg(feature = "remote")]
+pub(crate) fn open_if_there(path: &Path) -> Result<Option<Box<dyn ReadAt>>> {
+    Remote::installed().open_if_there(path)
+}
+
 /// Names and addresses of the files beside a model, with the session that was installed.
 #[cfg(feature = "remote")]
 pub(crate) fn neighbors(path: &Path) -> Result<Vec<(String, PathBuf)>> {
@@ -70,6 +76,12 @@ pub(crate) fn open(path: &Path, _: &OpenOptions) -> Result<Checkpoint> {
 /// Says that this program reads no addresses.
 #[cfg(not(feature = "remote"))]
 pub(crate) fn open_bytes(path: &Path) -> Result<Box<dyn ReadAt>> {
+    Err(not_built(path))
+}
+
+/// Says that this program reads no addresses.
+#[cfg(not(feature = "remote"))]
+pub(crate) fn open_if_there(path: &Path) -> Result<Option<Box<dyn ReadAt>>> {
     Err(not_built(path))
 }
 

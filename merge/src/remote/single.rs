@@ -8,10 +8,34 @@ use super::file::RemoteFile;
 use super::hub;
 use super::location::{Address, shown};
 use super::web::Target;
-use crate::Result;
 use crate::io::read_at::ReadAt;
+use crate::{Error, RemoteFault, Result};
 
 impl Remote {
+    /// Opens a file by its address; `None` where the server has none. That it has none is kept, for when there is no
+    /// network.
+    ///
+    /// # Errors
+    /// [`crate::Error::Remote`].
+    pub(crate) fn open_if_there(&self, path: &Path) -> Result<Option<Box<dyn ReadAt>>> {
+        let fault = match self.open_bytes(path) {
+            Ok(file) => return Ok(Some(file)),
+            Err(Error::Remote(fault)) => fault,
+            Err(error) => return Err(error),
+        };
+        let absent = format!("{} is not there", shown(&path.to_string_lossy()));
+        match *fault {
+            RemoteFault::Refused { status: 404, .. } => {
+                self.cache().keep_document(&absent, b"{}")?;
+                Ok(None)
+            }
+            RemoteFault::OfflineUnknown { .. } if self.cache().document(&absent).is_some() => {
+                Ok(None)
+            }
+            fault => Err(fault.into()),
+        }
+    }
+
     /// Opens a file by its address, which names no folder.
     ///
     /// # Errors

@@ -28,7 +28,10 @@ Raw folders have the layout of ViLT's guide to its data:
   gcc    train_annot.json, val_annot.json, images_train/*/, images_val/*/
   cc3m   train_annot.json, images_train/*/; the same of cc12m
   vg     annotations/region_descriptions.json, images/VG_100K/, images/VG_100K_2/
+  wikibk wikibk.<k>.txt with a text a line, or train/*.txt; val/*.txt
 
+Where shards of a webdataset or parquet files with captions are in the raw folder (docs/formats.md),
+arrow files are made of these instead: test/0.tar, data/test-00000-of-00001.parquet and so on.
 Where X-VLM's JSON files are in the raw folder (coco_train.json, vqa_train.json with
 answer_list.json, nlvr_train.json and so on, docs/eve.md), arrow files are made of these instead.
 `coco --split pretrain` is what EVE is pre-trained on: annotations/captions_{train,val}2014.json

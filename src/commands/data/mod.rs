@@ -2,6 +2,7 @@
 
 mod build;
 mod stats;
+mod texts;
 
 use std::process::ExitCode;
 
@@ -24,10 +25,12 @@ pub struct Args {
 
 #[derive(Debug, clap::Subcommand)]
 enum Action {
-    /// Write the arrow files that ViLT, METER and VLMo read, from the public downloads
+    /// Write the arrow files that ViLT, METER and VLMo read, from the public downloads, packed files or plain texts
     Build(build::Args),
     /// Count rows and texts, measure lengths and pictures, make a sample sheet
     Stats(stats::Args),
+    /// Write names of classes and templates of a set, from the files of clip_benchmark
+    Texts(texts::Args),
 }
 
 /// Runs the verb.
@@ -35,5 +38,6 @@ pub fn run(args: Args, output: &Output) -> Result<ExitCode> {
     match args.action {
         Action::Build(args) => build::run(&args, output),
         Action::Stats(args) => stats::run(&args, output),
+        Action::Texts(args) => texts::run(&args, output),
     }
 }

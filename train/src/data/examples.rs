@@ -5,7 +5,7 @@ use std::path::Path;
 use evaluate::datasets::Dataset;
 use evaluate::datasets::annotations::{Annotations, Half};
 use evaluate::datasets::captions::CaptionSet;
-use evaluate::datasets::class_folders::ClassFolders;
+use evaluate::datasets::classes::ClassSet;
 use evaluate::datasets::nlvr2::Nlvr2Set;
 use evaluate::datasets::texts::TextSet;
 use evaluate::datasets::vqa::VqaSet;
@@ -282,7 +282,7 @@ impl Examples for Rows {
 }
 
 /// Pictures of classes.
-struct Classified(ClassFolders);
+struct Classified(ClassSet);
 
 impl Examples for Classified {
     fn len(&self) -> usize {
@@ -306,10 +306,36 @@ impl Examples for Classified {
 /// Opens a folder for each class of a split of a data set.
 ///
 /// # Errors
-/// As [`ClassFolders::open`].
+/// As [`ClassSet::open`].
 pub fn open_classes(folder: &Path, dataset: &str, split: &str) -> Result<Box<dyn Examples>> {
-    let set = ClassFolders::open(folder, dataset, split)?;
+    let set = ClassSet::open(folder, dataset, split)?;
     Ok(Box::new(Classified(set)))
+}
+
+/// Opens packed files of a split of a data set: shards of a webdataset, or parquet files. Captions come as
+/// [`open`]'s, where an objective `sees_text` and there are some; classes otherwise.
+///
+/// # Errors
+/// As [`Dataset::open_packed`].
+pub fn open_packed(
+    folder: &Path,
+    dataset: &str,
+    split: &str,
+    repeats: Option<TextRule>,
+    sees_text: bool,
+) -> Result<Box<dyn Examples>> {
+    let set = Dataset::open_packed(folder, dataset, split, sees_text)?;
+    Ok(match set {
+        Dataset::Captions(set) => of_captions(set, repeats, sees_text),
+        Dataset::Classes(set) => Box::new(Classified(set)),
+        // These come from files of their own names.
+        Dataset::Questions(_) | Dataset::Statements(_) | Dataset::Texts(_) => {
+            return Err(Error::NoLabels {
+                dataset: dataset.into(),
+                split: split.into(),
+            });
+        }
+    })
 }
 
 /// Opens `train_anno.csv` or `valid_anno.csv` of a data set in a folder.
@@ -453,10 +479,16 @@ pub fn open(
         }
         Dataset::Texts(set) => Box::new(Texts(set)),
         Dataset::Classes(set) => Box::new(Classified(set)),
-        Dataset::Captions(set) if !sees_text => Box::new(Pairs::pictures(set)),
-        Dataset::Captions(set) => Box::new(Pairs::new(match repeats {
-            Some(rule) => set.without_repeats_as(|caption| rule.apply(caption)).0,
-            None => set,
-        })),
+        Dataset::Captions(set) => of_captions(set, repeats, sees_text),
     })
+}
+
+fn of_captions(set: CaptionSet, repeats: Option<TextRule>, sees_text: bool) -> Box<dyn Examples> {
+    if !sees_text {
+        return Box::new(Pairs::pictures(set));
+    }
+    Box::new(Pairs::new(match repeats {
+        Some(rule) => set.without_repeats_as(|caption| rule.apply(caption)).0,
+        None => set,
+    }))
 }

@@ -6,9 +6,11 @@ use std::os::unix::fs::FileExt;
 use std::path::Path;
 
 use evaluate::datasets::DatasetSpec;
+use evaluate::datasets::packed::Packed;
+use merge::remote::address::is_address;
 
 use super::Examples;
-use crate::recipe::DataSettings;
+use crate::recipe::{DataFormat, DataSettings};
 use crate::{Error, Result};
 
 /// Bytes at the beginning and at the end of a file that the hash reads whole.
@@ -33,7 +35,7 @@ const TEXTS: &str = "texts and labels";
 pub fn identity(data: &DataSettings, examples: &dyn Examples) -> Result<BTreeMap<String, String>> {
     let mut found = BTreeMap::new();
     for split in &data.train {
-        // Sets that are neither arrow nor JSON files are known by their texts alone.
+        // Sets in CSV tables, in folders of classes and on other machines are known by their texts alone.
         let files = DatasetSpec::of(&split.dataset).and_then(|set| {
             let split = set.split(&split.split).ok()?;
             Some(split.any_files(&data.folder, set))
@@ -41,6 +43,15 @@ pub fn identity(data: &DataSettings, examples: &dyn Examples) -> Result<BTreeMap
         for path in files.into_iter().flatten() {
             let name = path.file_name().unwrap_or_default().to_string_lossy();
             found.insert(name.into_owned(), of_file(&path)?);
+        }
+        if data.format == DataFormat::Packed
+            && !is_address(&data.folder)
+            && let Some(packed) = Packed::find(&data.folder, &split.dataset, &split.split)?
+        {
+            for path in packed.files() {
+                let name = path.strip_prefix(&data.folder).unwrap_or(path);
+                found.insert(name.display().to_string(), of_file(path)?);
+            }
         }
     }
     let n = examples.len();

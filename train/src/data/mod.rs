@@ -11,7 +11,7 @@ mod others;
 mod signals;
 mod view;
 
-pub use examples::{Example, Examples, Joined, open, open_annotations, open_classes};
+pub use examples::{Example, Examples, Joined, open, open_annotations, open_classes, open_packed};
 pub use identity::{difference, identity};
 pub use loader::{Loaded, Loader, Patches, batches};
 pub use order::{Order, Place, Sampling, Visit, Visits, share_out};

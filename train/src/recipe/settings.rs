@@ -109,7 +109,7 @@ pub struct SplitName {
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct DataSettings {
-    /// Folder of arrow files or of X-VLM's JSON files, or of data sets in CSV or in folders of classes.
+    /// Folder of arrow files or of X-VLM's JSON files, or of data sets in CSV, in folders of classes or packed.
     pub folder: PathBuf,
     /// Splits, one after the other; captions, or questions, or statements.
     pub train: Vec<SplitName>,
@@ -121,7 +121,8 @@ pub struct DataSettings {
     pub without_repeats: bool,
     /// `arrow`: arrow files in the folder, or X-VLM's JSON files where there are no such. `csv`: a folder for each data set, with `train_anno.csv` and
     /// `train/`, as ZeroVL keeps them. `folders`: a folder for each split of a data set, with a folder for
-    /// each class.
+    /// each class. `packed`: shards of a webdataset or parquet files in the folder of a data set of any name; captions
+    /// where an objective sees texts, else classes.
     #[serde(default, skip_serializing_if = "is_default")]
     pub format: DataFormat,
     /// `shuffle`, `sequential` or `debias`: which data set the examples of a batch come from.
@@ -143,6 +144,8 @@ pub enum DataFormat {
     Csv,
     /// Folders of classes.
     Folders,
+    /// Shards of webdatasets, or parquet files.
+    Packed,
 }
 
 fn is_default<T: Default + PartialEq>(value: &T) -> bool {

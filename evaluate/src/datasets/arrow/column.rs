@@ -47,7 +47,8 @@ impl Column {
         })
     }
 
-    fn append(&mut self, other: Self) -> bool {
+    /// Puts the values of another part behind; whether they are of one type.
+    pub(in crate::datasets) fn append(&mut self, other: Self) -> bool {
         match (self, other) {
             (Self::Integers(values), Self::Integers(more)) => values.extend(more),
             (Self::Floats(values), Self::Floats(more)) => values.extend(more),

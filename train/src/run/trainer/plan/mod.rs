@@ -6,7 +6,7 @@ use std::path::PathBuf;
 use std::sync::Arc;
 
 use candle_core::DType;
-use evaluate::datasets::class_folders::CLASSES;
+use evaluate::datasets::classes::CLASSES;
 use evaluate::datasets::vqa::ANSWERS;
 use evaluate::models::{Dvae, Head};
 use evaluate::text::{TextRule, Tokenizer};
@@ -299,18 +299,16 @@ fn examples_of(
     rule: TextRule,
 ) -> Result<(Arc<dyn data::Examples>, Sets)> {
     let data = &recipe.data;
+    let repeats = data.without_repeats.then_some(rule);
     let parts = data.train.iter().map(|split| {
         let (dataset, split) = (&split.dataset, &split.split);
         match data.format {
             DataFormat::Folders => data::open_classes(&data.folder, dataset, split),
             DataFormat::Csv => data::open_annotations(&data.folder, dataset, split),
-            DataFormat::Arrow => data::open(
-                &data.folder,
-                dataset,
-                split,
-                data.without_repeats.then_some(rule),
-                needs.text,
-            ),
+            DataFormat::Arrow => data::open(&data.folder, dataset, split, repeats, needs.text),
+            DataFormat::Packed => {
+                data::open_packed(&data.folder, dataset, split, repeats, needs.text)
+            }
         }
     });
     let joined = data::Joined::new(parts.collect::<Result<_>>()?)?;
@@ -327,7 +325,7 @@ fn examples_of(
 fn order(recipe: &TrainRecipe, named: &[(String, usize)], n_ranks: usize) -> Result<Order> {
     let (data, batch, seed) = (&recipe.data, recipe.batch_size, recipe.seed);
     match (data.format, data.sampling) {
-        (DataFormat::Arrow | DataFormat::Folders, Sampling::Shuffle) => {
+        (DataFormat::Arrow | DataFormat::Folders | DataFormat::Packed, Sampling::Shuffle) => {
             let n = named.iter().map(|(_, n)| n).sum();
             Ok(Order::new(n, batch, seed))
         }
