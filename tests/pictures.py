@@ -96,6 +96,7 @@ def concepts(folders):
             found.append({
                 "code": code(of["hexcode"]), "plain": code(entry["hexcode"]), "label": of["label"].lower(),
                 "kind": KINDS.get(entry["group"], "sign"), "texts": texts(of["label"].lower(), words),
+                "subgroup": entry["subgroup"], "tone": of.get("tone"), "gender": of.get("gender"),
             })  # fmt: skip
     return found
 
@@ -335,12 +336,8 @@ def licenses(out, folders):
     (out / "LICENSES.md").write_text("\n".join(lines))
 
 
-def main():
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("out", type=pathlib.Path)
-    parser.add_argument("--side", type=int, default=96, help="pixels")
-    arguments = parser.parse_args()
-    out, side = arguments.out.resolve(), arguments.side
+def drawn_pictures(out, side):
+    """Every picture that the packages have, drawn to OUT/pictures, with what is known of its concept."""
     out.mkdir(parents=True, exist_ok=True)
     folders = fetched(out)
     drawn, pictures, jobs = drawings(folders), [], []
@@ -357,6 +354,16 @@ def main():
                 print(f"{done} of {len(jobs)} pictures", file=sys.stderr)
     licenses(out, folders)
     print(f"{len(pictures)} pictures of {len({p['code'] for p in pictures})} concepts")
+    return pictures
+
+
+def main():
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("out", type=pathlib.Path)
+    parser.add_argument("--side", type=int, default=96, help="pixels")
+    arguments = parser.parse_args()
+    out = arguments.out.resolve()
+    pictures = drawn_pictures(out, arguments.side)
     for test in ("style", "concept"):
         chosen = [(picture, use(picture, test)) for picture in pictures]
         chosen = [(picture, split) for picture, split in chosen if split]
