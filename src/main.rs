@@ -29,6 +29,7 @@ fn main() -> ExitCode {
         Err(error) => return output::report(&error),
     };
     let done = cli.command.run(&output);
+    study::note_cost();
     let fetched = output::fetched_bytes();
     if fetched > 0 {
         output.note(format!(

@@ -50,6 +50,7 @@ mod score;
 mod searching;
 mod soups;
 mod study;
+mod study_of_tasks;
 mod training;
 mod two_towers;
 mod verifying;

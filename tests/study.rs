@@ -319,6 +319,8 @@ fn every_shipped_study_resolves() {
         ("zerovl", 20),
         ("flm", 50),
         ("flm-pictures", 50),
+        ("clip", 100),
+        ("experts", 30),
     ] {
         let recipe = format!("docs/recipes/study-{name}.yaml");
         let said = vlmerge(&["study", &recipe, "--out", "nowhere", "--dry-run", "--json"]);

@@ -17,6 +17,7 @@ Examples:
   vlmerge study docs/recipes/study-smallest.yaml
   vlmerge study docs/recipes/study-mini.yaml --out mini --jobs 2
   vlmerge study docs/recipes/study-flm.yaml --out ways
+  vlmerge study docs/recipes/study-clip.yaml --out table
   vlmerge study docs/recipes/study-base.yaml --out base --device cuda --launcher 'mpirun -n 8'
   vlmerge study docs/recipes/study-base.yaml --out base --dry-run
 
@@ -64,6 +65,9 @@ pub fn run(args: Args, output: &Output) -> Result<ExitCode> {
     let page = folder.join("report.html");
     let text = html::html(&findings.document)?;
     merge::io::write_file(&page, text.as_bytes(), true)?;
+    for (name, text) in &findings.files {
+        merge::io::write_file(&folder.join(name), text.as_bytes(), true)?;
+    }
     if output.json {
         let mut document = json!({
             "report": page,
@@ -76,7 +80,15 @@ pub fn run(args: Args, output: &Output) -> Result<ExitCode> {
         output.json(&document)?;
         return Ok(ExitCode::SUCCESS);
     }
-    for report in &findings.tests {
+    if let Some(table) = &findings.table {
+        output.text(table)?;
+        output.line("")?;
+    }
+    let shown = match findings.table {
+        Some(_) => &[][..],
+        None => &findings.tests[..],
+    };
+    for report in shown {
         if let Some(first) = report.results.first() {
             let data = [first.dataset.as_deref(), first.split.as_deref()];
             let data: Vec<&str> = data.into_iter().flatten().collect();

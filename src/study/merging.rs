@@ -1,13 +1,13 @@
 //! Steps between pre-training and measuring: distances of experts, gram matrices, merges.
 
 use anyhow::Result;
-use merge::methods::{self, Base};
-use merge::recipe::Parameters;
-use serde_json::{Value, json};
+use merge::methods::Base;
+use serde_json::json;
 
 use super::graph::{Apart, Builder, Experts};
-use super::recipe::{MergePoint, StudyTask};
+use super::recipe::{GRAM_FILE, MergePoint, StudyTask};
 use super::step::{Draft, Kind, Place, Step, Word};
+use crate::output::UsageError;
 
 impl Builder<'_> {
     /// Distances between the copies of a model, or between every two models.
@@ -112,32 +112,26 @@ impl Builder<'_> {
         let models = models.map(|(at, (_, weights))| (format!("/models/{at}/model"), weights));
         let mut paths: Vec<(String, Place)> =
             models.map(|(at, weights)| (at, weights.clone())).collect();
-        let parameters = |document: &Value| -> Result<Parameters> {
-            Ok(serde_saphyr::from_str(&document["parameters"].to_string())?)
-        };
-        // Grams must be named before the method can be asked whether it needs them.
-        document["parameters"]["grams"] = json!("gram.safetensors");
-        let is_of_grams = methods::by_name(&point.method, &parameters(&document)?, false)
-            .is_ok_and(|method| method.needs().grams);
+        let (method, is_of_grams) = point.method()?;
+        if method.needs_masks() {
+            let name = &point.method;
+            let what = format!(
+                "`merges`: {name} makes no model by itself, only one of each task; leave it out, or study copies that are fine-tuned on tasks (`methods`)"
+            );
+            return Err(UsageError(what).into());
+        }
         if is_of_grams && has_copies {
+            document["parameters"]["grams"] = json!(GRAM_FILE);
             let grams = self.grams(task, of, 0);
             paths.push(("/parameters/grams".into(), grams));
-        } else if let Some(parameters) = document["parameters"].as_object_mut() {
-            parameters.remove("grams");
         }
         if is_of_grams && !has_copies {
             for at in 0..of.models.len() {
-                document["models"][at]["parameters"] = json!({ "grams": "gram.safetensors" });
+                document["models"][at]["parameters"] = json!({ "grams": GRAM_FILE });
                 let grams = self.grams(task, of, at);
                 paths.push((format!("/models/{at}/parameters/grams"), grams));
             }
         }
-        // With models of their own, each names its grams.
-        let mut asked = document.clone();
-        if is_of_grams {
-            asked["parameters"]["grams"] = json!("gram.safetensors");
-        }
-        let method = methods::by_name(&point.method, &parameters(&asked)?, false)?;
         if method.needs().base != Base::None
             && let Some(seed) = seed
         {

@@ -4,6 +4,8 @@ use std::path::{Path, PathBuf};
 
 use anyhow::Result;
 use evaluate::tasks::{TaskOption, TaskSpec};
+use merge::methods::{self, MergeMethod};
+use merge::recipe::Parameters;
 use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value};
 use train::recipe::{
@@ -135,6 +137,9 @@ pub struct MergeSettings {
     /// Its parameters, of which one may be a list.
     #[serde(flatten)]
     pub parameters: Map<String, Value>,
+    /// More of them, as merge recipes have them: for those whose names mean something else here, such as `method`.
+    #[serde(default, rename = "parameters", skip_serializing_if = "Map::is_empty")]
+    pub nested: Map<String, Value>,
 }
 
 /// What models are measured on.
@@ -286,6 +291,9 @@ impl StudyRecipe {
     }
 }
 
+/// The file of gram matrices that a step leaves.
+pub const GRAM_FILE: &str = "gram.safetensors";
+
 /// A merge of a sweep.
 #[derive(Clone, Debug, PartialEq)]
 pub struct MergePoint {
@@ -298,6 +306,26 @@ pub struct MergePoint {
 }
 
 impl MergePoint {
+    /// The method, and whether its gram matrices are files over data, which a study makes: they are named to it.
+    pub fn method(&self) -> Result<(Box<dyn MergeMethod>, bool)> {
+        let method = |parameters: &Map<String, Value>| -> Result<Box<dyn MergeMethod>> {
+            let text = Value::Object(parameters.clone()).to_string();
+            let parameters: Parameters = serde_saphyr::from_str(&text)?;
+            Ok(methods::by_name(&self.method, &parameters, false)?)
+        };
+        if !self.parameters.contains_key("grams") {
+            // Grams must be named before the method can be asked whether it needs them.
+            let mut with_grams = self.parameters.clone();
+            with_grams.insert("grams".into(), GRAM_FILE.into());
+            if let Ok(found) = method(&with_grams)
+                && found.needs().grams
+            {
+                return Ok((found, true));
+            }
+        }
+        Ok((method(&self.parameters)?, false))
+    }
+
     /// What it is called.
     pub fn name(&self) -> String {
         let mut name = self.method.clone();
@@ -311,10 +339,17 @@ impl MergePoint {
 impl MergeSettings {
     /// A merge per value of the parameter with a list; one if there is none.
     pub fn points(&self) -> Result<Vec<MergePoint>> {
-        let lists = self.parameters.iter().filter(|(_, value)| value.is_array());
+        let (mut all, method) = (self.parameters.clone(), &self.method);
+        for (key, value) in &self.nested {
+            if all.insert(key.clone(), value.clone()).is_some() {
+                let what = format!("merges: `{method}` has `{key}` twice");
+                return Err(UsageError(what).into());
+            }
+        }
+        let lists = all.iter().filter(|(_, value)| value.is_array());
         let lists: Vec<_> = lists.collect();
         let point = |at: Option<(String, f64)>| {
-            let mut parameters = self.parameters.clone();
+            let mut parameters = all.clone();
             if let Some((key, value)) = &at {
                 parameters.insert(key.clone(), Value::from(*value));
             }
@@ -334,7 +369,6 @@ impl MergeSettings {
                 .map(|number| point(Some(((*key).clone(), number))))
                 .collect()),
             _ => {
-                let method = &self.method;
                 let what = format!("merges: `{method}` may have one list, of at least one number");
                 Err(UsageError(what).into())
             }

@@ -22,6 +22,10 @@ pub struct Findings {
     pub statements: Vec<String>,
     /// Further numbers by their names, for JSON.
     pub more: Map<String, Value>,
+    /// Files beside the page: names and content.
+    pub files: Vec<(&'static str, String)>,
+    /// What a terminal shows in the place of a table for each test split.
+    pub table: Option<String>,
 }
 
 /// Reads what the steps left, and joins it.
@@ -94,6 +98,8 @@ pub fn join(recipe: &StudyRecipe, graph: &Graph, store: &Store) -> Result<Findin
         tests,
         statements: Vec::new(),
         more: Map::new(),
+        files: Vec::new(),
+        table: None,
     })
 }
 

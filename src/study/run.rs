@@ -10,6 +10,7 @@ use std::time::{Duration, Instant};
 use anyhow::{Context, Result, bail};
 use merge::Progress;
 
+use super::cost::Cost;
 use super::step::{Kind, Step};
 use super::store::{Kept, Standing, Store, dependencies, missing};
 use crate::output::{Output, UsageError};
@@ -58,6 +59,8 @@ struct Running<'a> {
     at: usize,
     child: Child,
     begun: Instant,
+    /// What its commands cost as far as they are done; none once one does not tell.
+    cost: Option<Cost>,
 }
 
 /// Ends this process when the one that started it ends, if that one asked for it: no step goes on
@@ -122,6 +125,7 @@ impl Runner {
                     at: 0,
                     child: self.start(step, 0, store)?,
                     begun: Instant::now(),
+                    cost: Some(Cost::default()),
                 });
             }
             if running.is_empty() {
@@ -143,6 +147,8 @@ impl Runner {
                     return Err(self.failure(&failed, status, store));
                 }
                 let of = &mut running[index];
+                let told = Cost::read(&store.of(&of.step.name));
+                of.cost = of.cost.zip(told).map(|(sum, cost)| sum.and(cost));
                 of.at += 1;
                 if of.at < of.step.commands.len() {
                     of.child = self.start(of.step, of.at, store)?;
@@ -195,6 +201,7 @@ impl Runner {
             command.stderr(create("log.txt")?);
         }
         command.env(ENDS_WITH_PARENT, parent);
+        Cost::ask(&mut command, &folder)?;
         let program = command.get_program().to_string_lossy().into_owned();
         command
             .spawn()
@@ -215,6 +222,7 @@ impl Runner {
                 depends_on: done.depends_on.to_owned(),
                 is_finished: true,
                 seconds,
+                cost: done.cost,
                 commands: store.lines(step),
             },
         )

@@ -1,5 +1,7 @@
 //! What studies of every kind plan alike: data, training runs, measuring.
 
+use std::path::Path;
+
 use anyhow::Result;
 use evaluate::tasks::{TaskOption, TaskSpec};
 use serde_json::{Value, json};
@@ -85,7 +87,7 @@ impl<'a> StepPlan<'a> {
         }
     }
 
-    fn tokenizer(&self) -> Word {
+    pub(super) fn tokenizer(&self) -> Word {
         let name = &self.data.tokenizer;
         match std::path::Path::new(name).exists() {
             true => Place::Outside(name.into()).into(),
@@ -133,6 +135,32 @@ impl<'a> StepPlan<'a> {
         Ok(draft)
     }
 
+    /// A training recipe over the pictures of classes in a folder, begun with weights of another step.
+    pub(super) fn recipe_of_classes(
+        &self,
+        training: Value,
+        data: &Value,
+        folder: &Path,
+        weights: &Place,
+    ) -> Draft {
+        let mut document = training;
+        let ours = json!({
+            "model": self.model,
+            "init": { "checkpoint": "init.safetensors" },
+            "data": data,
+        });
+        overlay(&mut document, &ours);
+        let mut draft = Draft::new("recipe.yaml", document);
+        let paths = [
+            ("/data/folder", Place::Outside(folder.into())),
+            ("/init/checkpoint", weights.clone()),
+        ];
+        draft
+            .paths
+            .extend(paths.map(|(at, place)| (at.into(), place)));
+        draft
+    }
+
     /// The same, begun with weights of another step.
     pub(super) fn recipe_from(
         &self,
@@ -172,11 +200,16 @@ impl<'a> StepPlan<'a> {
 
     /// The arguments of every verb that runs a model on a split.
     pub(super) fn on(&self, on: On<'_>) -> Vec<Word> {
+        self.on_folder(on, self.arrow())
+    }
+
+    /// The same for data of another folder.
+    pub(super) fn on_folder(&self, on: On<'_>, folder: Place) -> Vec<Word> {
         let mut words: Vec<Word> = vec![
             "--task".into(),
             on.task.name.into(),
             "--data".into(),
-            self.arrow().into(),
+            folder.into(),
             "--split".into(),
             on.split.into(),
             "--tokenizer".into(),
@@ -185,6 +218,13 @@ impl<'a> StepPlan<'a> {
         if on.task.takes(TaskOption::Dataset) {
             words.extend(["--dataset".into(), on.dataset.into()]);
         }
+        words.extend(self.of_model());
+        words
+    }
+
+    /// What a checkpoint does not say of its model.
+    pub(super) fn of_model(&self) -> Vec<Word> {
+        let mut words = Vec::new();
         let model = self.model;
         for (flag, value) in [
             ("--heads", model.heads),

@@ -15,6 +15,7 @@ use evaluate::measure::key_of;
 use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
 
+use super::cost::Cost;
 use super::step::{Place, Step, Word};
 use crate::output::UsageError;
 
@@ -30,6 +31,9 @@ pub struct Kept {
     pub is_finished: bool,
     /// How long it took.
     pub seconds: f64,
+    /// What its commands cost, where the system tells.
+    #[serde(default)]
+    pub cost: Option<Cost>,
     /// Its commands, as one could type them.
     pub commands: Vec<String>,
 }
@@ -141,6 +145,7 @@ impl Store {
                 depends_on: depends_on.to_owned(),
                 is_finished: false,
                 seconds: 0.0,
+                cost: None,
                 commands: self.lines(step),
             },
         )?;

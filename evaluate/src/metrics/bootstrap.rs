@@ -129,6 +129,35 @@ impl Resampled {
         percentiles(values.collect())
     }
 
+    /// What `combine` makes of a quantity of several samples, draw by draw, as one quantity: samples of different data are
+    /// drawn under different seeds. A draw on which one of them holds no case, or of which `combine` makes nothing, holds
+    /// none of the result.
+    ///
+    /// # Errors
+    /// [`Error::NotPaired`] when they were not drawn equally often.
+    pub fn combined(
+        parts: &[(&Self, usize)],
+        combine: impl Fn(&[f64]) -> Option<f64>,
+    ) -> Result<Self> {
+        let counts = || parts.iter().map(|(part, _)| part.values.len());
+        let n = counts().next().unwrap_or_default();
+        if let Some(other) = counts().find(|&count| count != n) {
+            return Err(Error::NotPaired {
+                fault: format!("{n} and {other} draws"),
+            });
+        }
+        let draw = |draw: usize| {
+            let of_parts = parts.iter();
+            let values: Option<Vec<f64>> = of_parts
+                .map(|(part, quantity)| part.values[draw][*quantity])
+                .collect();
+            vec![values.and_then(|values| combine(&values))]
+        };
+        Ok(Self {
+            values: (0..n).map(draw).collect(),
+        })
+    }
+
     /// Tests whether a quantity of `self` differs from that of `other`, on the same draws: the
     /// interval of `self − other`, and twice the share of draws on the rarer side of zero, draws
     /// at zero counting for both sides. `None` if no draw holds a case of it.
@@ -263,6 +292,25 @@ mod tests {
         let other = many.paired(&few, 0).expect("paired").expect("defined");
         assert_eq!(other.p, 2.0 / 1001.0);
         assert!(other.interval.low > 0.7 && other.interval.high < 0.9);
+    }
+
+    #[test]
+    fn the_mean_of_two_tasks_varies_as_independent_draws_do() {
+        let draws = |seed, n, n_heads| {
+            let bootstrap = Bootstrap::new(4000, seed).expect("allowed");
+            bootstrap.resample(&coin(n, n_heads))
+        };
+        let (one, other) = (draws(1, 400, 120), draws(2, 400, 280));
+        let mean = |values: &[f64]| Some(values.iter().sum::<f64>() / values.len() as f64);
+        let both = Resampled::combined(&[(&one, 0), (&other, 0)], mean).expect("paired");
+        let interval = both.interval(0).expect("defined");
+        // Half the root of two variances of 0.3 · 0.7 / 400 is 0.0162; 1.96 of them are 0.0318.
+        assert!((interval.low - 0.4682).abs() < 0.003, "{interval:?}");
+        assert!((interval.high - 0.5318).abs() < 0.003, "{interval:?}");
+        let fewer = Bootstrap::new(100, 3)
+            .expect("allowed")
+            .resample(&coin(5, 2));
+        assert!(Resampled::combined(&[(&one, 0), (&fewer, 0)], mean).is_err());
     }
 
     #[test]

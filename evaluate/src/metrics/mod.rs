@@ -6,6 +6,7 @@ pub mod bootstrap;
 pub mod calibration;
 pub mod captions;
 pub mod folds;
+pub mod holm;
 pub mod nlvr2;
 pub mod reranking;
 pub mod retrieval;

@@ -274,7 +274,7 @@ impl Frame {
 }
 
 /// The next larger of 1, 2 and 5 times a power of ten.
-fn step(least: f64) -> f64 {
+pub(super) fn step(least: f64) -> f64 {
     let power = 10f64.powf(least.log10().floor());
     let steps = [1.0, 2.0, 5.0].map(|factor| factor * power);
     let found = steps.into_iter().find(|step| *step >= least * (1.0 - 1e-9));
@@ -282,7 +282,7 @@ fn step(least: f64) -> f64 {
 }
 
 /// How many decimals multiples of a step need.
-fn decimals(step: f64) -> usize {
+pub(super) fn decimals(step: f64) -> usize {
     (-step.log10().floor()).clamp(0.0, 9.0) as usize
 }
 

@@ -5,6 +5,7 @@ use askama::Template;
 use super::course::{Chapter, Course};
 use super::document::{Cell, Chart, Document, Grid, Placed, RowKind};
 use super::published::Status;
+use super::scoreboard::{self, ScoreTable, Scoreboard};
 use super::{Example, Item, chart, curve, document, heat_map, labels};
 use crate::{Error, ReportFault, Result};
 
@@ -122,6 +123,10 @@ impl Page<'_> {
         };
         let n_results = self.document.results.len();
         let files = plural(self.n_files(), "file");
+        if let Some(board) = &self.document.scoreboard {
+            let (n, tasks) = (board.rows.len(), board.tasks.len());
+            return format!("{} on {}.", plural(n, "row"), plural(tasks, "task"));
+        }
         match n_results {
             0 => format!("From {files}."),
             n => format!("{} from {files}.", plural(n, "result")),
@@ -193,6 +198,17 @@ impl Page<'_> {
 
     fn chart(&self, chart: &Chart, place: &str) -> String {
         chart::svg(chart, &format!("chart-{place}"))
+    }
+
+    fn scores(&self, board: &Scoreboard) -> String {
+        scoreboard::figure(board)
+    }
+
+    fn score_tables(&self, board: &Scoreboard) -> [(&'static str, ScoreTable); 2] {
+        [
+            ("Over all tasks", board.summary()),
+            ("Task by task", board.by_task()),
+        ]
     }
 
     fn chapters(&self, course: &Course, place: &usize) -> Vec<Chapter> {

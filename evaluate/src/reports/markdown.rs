@@ -5,6 +5,7 @@ use std::fmt::Write;
 use super::document::{Cell, Document, Grid, Group, RowKind};
 use super::labels;
 use super::published::Status;
+use super::scoreboard::ScoreTable;
 use crate::{Error, ReportFault, Result};
 
 /// The document as Markdown. Details of the results are left to the HTML page and the CSV.
@@ -23,6 +24,16 @@ pub fn markdown(document: &Document) -> Result<String> {
         text.push('\n');
         text.push_str(&table(overview, "method"));
     }
+    if let Some(board) = &document.scoreboard {
+        for table in [board.summary(), board.by_task()] {
+            text.push('\n');
+            text.push_str(&of_scores(&table));
+        }
+        for note in &board.notes {
+            let _ = writeln!(text, "\n{}", escape(note));
+        }
+        return Ok(text);
+    }
     for group in &document.groups {
         section(&mut text, group);
     }
@@ -31,6 +42,18 @@ pub fn markdown(document: &Document) -> Result<String> {
         let _ = writeln!(text, "{}", escape(&sentence));
     }
     Ok(text)
+}
+
+/// A table of a scoreboard.
+fn of_scores(table: &ScoreTable) -> String {
+    let line = |cells: &[String]| {
+        let cells = cells.iter().map(|cell| format!(" {} |", escape(cell)));
+        format!("|{}\n", cells.collect::<String>())
+    };
+    let mut text = line(&table.headings);
+    let _ = writeln!(text, "|{}", "---|".repeat(table.headings.len()));
+    text.extend(table.rows.iter().map(|row| line(row)));
+    text
 }
 
 /// How the numbers are to be read.

@@ -6,7 +6,8 @@
 //! 1. [`measure`] makes [`Measurement`]s and [`Comparison`]s of samples; a [`Report`] holds them.
 //! 2. [`mod@file`] writes and reads reports, and the [`distances`] of `vlmerge distance --json`.
 //! 3. A [`Document`] joins what several files say, beside the figures that are [`published`].
-//! 4. [`html`], [`markdown`], [`csv`] and [`latex`] each turn a document into text.
+//! 4. A [`scoreboard`] says what every merge reaches on every task.
+//! 5. [`html`], [`markdown`], [`csv`] and [`latex`] each turn a document into text.
 
 pub mod chart;
 pub mod course;
@@ -21,6 +22,7 @@ pub mod labels;
 pub mod latex;
 pub mod markdown;
 pub mod published;
+pub mod scoreboard;
 
 use std::collections::BTreeMap;
 

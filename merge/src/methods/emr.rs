@@ -42,6 +42,10 @@ impl MergeMethod for Emr {
         Needs::inputs(Base::Required, 1, usize::MAX)
     }
 
+    fn needs_masks(&self) -> bool {
+        true
+    }
+
     fn parameters(&self) -> &'static [ParameterSpec] {
         const {
             &[ParameterSpec::shared(

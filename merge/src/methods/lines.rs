@@ -113,6 +113,10 @@ impl MergeMethod for Lines {
         self.inner.needs_ranks()
     }
 
+    fn needs_masks(&self) -> bool {
+        self.inner.needs_masks()
+    }
+
     fn n_drawn(&self, values: &Values) -> usize {
         self.inner.n_drawn(values)
     }

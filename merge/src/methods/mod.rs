@@ -326,6 +326,11 @@ pub trait MergeMethod: Send + Sync {
         false
     }
 
+    /// Whether its merged file is a model of no task by itself: masks beside it make one of each task.
+    fn needs_masks(&self) -> bool {
+        false
+    }
+
     /// Whether the published program merges all experts of a block for `task`, those that the task
     /// does not use included.
     fn takes_unused_experts(&self, task: Task) -> bool {

@@ -37,6 +37,10 @@ impl MergeMethod for TallMasks {
         Needs::inputs(Base::Required, 1, usize::MAX)
     }
 
+    fn needs_masks(&self) -> bool {
+        true
+    }
+
     fn parameters(&self) -> &'static [ParameterSpec] {
         const { &[TALL_LAMBDA] }
     }

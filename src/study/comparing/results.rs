@@ -71,6 +71,8 @@ pub fn join(study: &Comparison, store: &Store) -> Result<Findings> {
         tests,
         statements,
         more,
+        files: Vec::new(),
+        table: None,
     })
 }
 

@@ -17,6 +17,7 @@ use std::collections::BTreeMap;
 use super::distances::DistanceReport;
 use super::file::Source;
 use super::published::Published;
+use super::scoreboard::Scoreboard;
 use super::{Course, Difference, Report, TaskResult, labels};
 
 /// A file and what it is called.
@@ -35,6 +36,8 @@ pub struct Document {
     pub title: String,
     /// The principal numbers of all groups; `None` if there are fewer than two.
     pub overview: Option<Grid>,
+    /// Every merge on every task, where a study measured that.
+    pub scoreboard: Option<Scoreboard>,
     /// Results that can be compared with each other.
     pub groups: Vec<Group>,
     /// How far apart weights are: name of the file and content.
@@ -90,6 +93,7 @@ impl Document {
         Self {
             courses: courses.collect(),
             charts: Vec::new(),
+            scoreboard: None,
             title: title.to_owned(),
             overview: (groups.len() > 1).then(|| grid::overview(&groups)),
             remarks: remarks(&results),
