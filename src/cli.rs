@@ -61,6 +61,8 @@ pub enum Command {
     Forward(commands::forward::Args),
     /// Sum the gram matrices of a model's layers over data, for RegMean
     Gram(commands::gram::Args),
+    /// Sum the squared gradients of a model over data, for merges by Fisher information
+    Fisher(commands::fisher::Args),
     /// Measure checkpoints and merges on a task
     Evaluate(commands::evaluate::Args),
     /// Write embeddings of pictures and texts
@@ -107,6 +109,7 @@ impl Command {
             Self::Data(args) => commands::data::run(args, output),
             Self::Forward(args) => commands::forward::run(args, output),
             Self::Gram(args) => commands::gram::run(args, output),
+            Self::Fisher(args) => commands::fisher::run(args, output),
             Self::Evaluate(args) => commands::evaluate::run(args, output),
             Self::Encode(args) => commands::encode::run(&args, output),
             Self::Classifier(args) => commands::classifier::run(args, output),

@@ -10,10 +10,10 @@ use tempfile::TempDir;
 use crate::grams_between_checkpoints::{SHRINK, largest, open, times_shrunk, values};
 use crate::program::{Said, ok, run};
 
-const TOKENIZER: &str = "fixtures/clip/tokenizer/bpe_simple_vocab_16e6.txt.gz";
+pub(crate) const TOKENIZER: &str = "fixtures/clip/tokenizer/bpe_simple_vocab_16e6.txt.gz";
 
 /// Folders of classes with two pictures each, and two templates.
-fn folders(folder: &TempDir) {
+pub(crate) fn folders(folder: &TempDir) {
     let pictures = std::fs::read_dir("fixtures/real/raw/val2014").expect("pictures");
     let mut pictures: Vec<PathBuf> = pictures
         .map(|entry| entry.expect("an entry").path())
@@ -33,7 +33,7 @@ fn folders(folder: &TempDir) {
 }
 
 /// A tiny CLIP with the vocabulary of the published ones.
-fn synth(folder: &TempDir, name: &str, more: &str) {
+pub(crate) fn synth(folder: &TempDir, name: &str, more: &str) {
     let line = format!(
         "-q synth --family clip --blocks 1 --width 16 --attention-heads 2 --text-blocks 1 --text-width 16 \
          --text-attention-heads 2 --joint-width 8 --image-size 32 --patch-size 8 --text-len 16 --deviation 0.2 \

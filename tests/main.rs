@@ -15,6 +15,7 @@ mod encode;
 mod evaluating;
 mod eve_merging;
 mod eve_training;
+mod fisher;
 mod flm_files;
 mod flm_training;
 mod forward;

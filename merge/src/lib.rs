@@ -30,6 +30,7 @@ pub mod convert;
 pub mod diff;
 pub mod distance;
 pub mod execute;
+pub mod fisher;
 pub mod gram;
 pub mod io;
 pub mod layouts;

@@ -131,6 +131,10 @@ fn recipe(toy: &Toy, method: &str, model: &Path, dtype: Dtype) -> MergeRecipe {
     let described = merge::methods::by_name(method, &Parameters::default(), false);
     let described = described.expect("a method");
     give(&mut parameters, described.as_ref(), 1.0);
+    if let Some(name) = described.needs().paired {
+        let file = model.to_str().expect("UTF-8").to_owned();
+        parameters.set(name, Parameter::Text(file));
+    }
     let takes_two = !["interpolate", "arithmetic", "regmean"].contains(&method);
     MergeRecipe {
         merge_method: method.to_owned(),
@@ -153,7 +157,7 @@ fn two_experts(order: &str) -> ExpertChoice {
 /// Methods that merge experts.
 fn of_experts() -> impl Iterator<Item = &'static str> {
     let names = merge::methods::NAMES.into_iter();
-    names.filter(|name| !["passthrough", "fisher"].contains(name))
+    names.filter(|name| *name != "passthrough")
 }
 
 fn run(toy: &Toy, recipe: &MergeRecipe, run: &RunOptions) -> Result<BTreeMap<String, Raw>, Error> {

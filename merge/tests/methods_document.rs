@@ -70,7 +70,7 @@ Parameters stand under `parameters` in a recipe: of the whole recipe, of a slice
 (*per model*), in any of mergekit's forms. `interpolate`, `arithmetic` and `regmean` are verbs, too,
 and have them as flags. Every method computes in f32 or wider, sums whole tensors in f64 and rounds
 once to the output's element type, unless a section *As published* says otherwise. All but
-`interpolate` and `arithmetic` merge checkpoints; all but `passthrough` and `fisher` merge the experts
+`interpolate` and `arithmetic` merge checkpoints; all but `passthrough` merge the experts
 of one checkpoint, if the recipe has `experts`, `for` or `layout`.
 ";
 

@@ -11,6 +11,7 @@ pub mod evaluate;
 pub mod expand;
 pub mod extract_lora;
 pub mod finetune;
+pub mod fisher;
 pub mod forward;
 pub mod gram;
 pub mod inspect;

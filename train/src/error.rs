@@ -217,6 +217,24 @@ pub enum Error {
         /// Steps that are done in the state that is kept.
         kept: Option<u64>,
     },
+    /// A head that the Fisher information is asked of is not in the checkpoint.
+    #[error(
+        "`{name}` is not in the checkpoint: a head that is drawn at random has no Fisher information; give a checkpoint \
+         that was trained for the objective"
+    )]
+    FreshHead {
+        /// The weight.
+        name: String,
+    },
+    /// Losses of all classes are not those of one distribution.
+    #[error(
+        "the probabilities of all classes are {total} together, not 1: the objective's loss is no log-likelihood of one \
+         class; --labels given takes the labels of the data"
+    )]
+    NoProbabilities {
+        /// Their sum.
+        total: f64,
+    },
     /// Ranks do not get along.
     #[error(transparent)]
     Ranks(#[from] crate::collective::Fault),
@@ -336,6 +354,7 @@ impl Error {
             | Self::UnknownLoss { .. }
             | Self::NoImageTokenizer { .. }
             | Self::OtherPictureSide { .. }
+            | Self::FreshHead { .. }
             | Self::OutOfRange { .. } => true,
             Self::Evaluate(error) => error.is_usage(),
             Self::Merge(error) => error.is_usage(),

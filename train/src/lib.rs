@@ -10,8 +10,10 @@
 //!    them ahead.
 //! 4. [`objectives`] turn a batch and a model into losses; [`objectives::OBJECTIVES`] is their table.
 //! 5. [`optim`] holds the update rule, which parameter gets which rate and decay, the schedule.
-//! 6. [`collective`] joins processes that train one model together.
-//! 7. [`log`] writes what happens: JSON lines and TensorBoard's event files.
+//! 6. [`fisher`] squares the gradients of those losses example by example, for merges.
+//! 7. [`collective`] joins processes that train one model together.
+//! 8. [`adamerging`] learns coefficients of task vectors from pictures without labels.
+//! 9. [`log`] writes what happens: JSON lines and TensorBoard's event files.
 
 #![forbid(unsafe_code)]
 
@@ -21,6 +23,7 @@ pub mod augment;
 pub mod batch;
 pub mod collective;
 pub mod data;
+pub mod fisher;
 pub mod log;
 pub mod losses;
 pub mod objectives;

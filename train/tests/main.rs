@@ -5,6 +5,7 @@ mod augmentation;
 mod checks;
 mod eve;
 mod eve_model;
+mod fisher;
 mod fixture;
 #[path = "../../evaluate/tests/flm_model.rs"]
 mod flm_model;

@@ -15,6 +15,7 @@ use std::time::Instant;
 use serde_json::{Value, json};
 
 pub use journal::{Finished, Journal, key_of};
+pub use sums::Unfinished;
 
 use crate::metrics::bootstrap::Bootstrap;
 use crate::ranks::{Collective, seen_by_first};

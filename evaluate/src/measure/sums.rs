@@ -1,4 +1,4 @@
-//! Gram matrices of a run that is stopped, beside the file that it writes.
+//! Sums of a run that is stopped, beside the file that it writes.
 
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
@@ -35,6 +35,18 @@ impl Unfinished {
             path: path.into(),
             of,
         }
+    }
+
+    /// The file.
+    #[must_use]
+    pub fn path(&self) -> &Path {
+        &self.path
+    }
+
+    /// What stands for everything that the sums depend on.
+    #[must_use]
+    pub fn of(&self) -> &str {
+        &self.of
     }
 
     /// The sums and the number of batches in them; nothing if there are none of this run.

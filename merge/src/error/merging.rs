@@ -153,13 +153,13 @@ pub enum MergeFault {
         /// The first of those.
         place: Place,
     },
-    /// Gram matrices of another model.
+    /// Gram matrices or a Fisher file of another model.
     #[error(
-        "{} was summed over {summed}, not over {}: RegMean needs the inputs of the weights that it merges",
+        "{} was summed over {summed}, not over {}: it must be of the very weights that are merged",
         grams.display(), model.display()
     )]
     ForeignGrams {
-        /// The gram file.
+        /// The file of sums.
         grams: PathBuf,
         /// The files it was summed over.
         summed: String,
@@ -381,12 +381,6 @@ pub enum MergeFault {
     /// A kind of work that goes with experts of one checkpoint only, or the other way round.
     #[error("{method} merges experts of one checkpoint, not several checkpoints")]
     ExpertsOnly {
-        /// The method.
-        method: &'static str,
-    },
-    /// A method that has files for whole checkpoints.
-    #[error("{method} merges several checkpoints, not experts of one")]
-    CheckpointsOnly {
         /// The method.
         method: &'static str,
     },

@@ -43,8 +43,8 @@ impl MergeFault {
                  `on_missing: skip` leaves them out",
             ),
             Self::ForeignGrams { .. } => Some(
-                "give each model the grams that were summed over it; `foreign_grams: allow` in the recipe \
-                 takes them if that file held the same weights",
+                "give each model the file that was summed over it; `foreign_grams: allow` in the recipe \
+                 takes it if that file held the same weights",
             ),
             Self::NonFiniteInput { .. } => {
                 Some("the model is broken there; --allow-non-finite merges it all the same")

@@ -8,7 +8,8 @@ use crate::methods::{
 
 /// ## What it does
 /// Averages each element by how sure each model is of it: `W = Σ wᵢ (Fᵢ + floor) xᵢ / Σ wᵢ (Fᵢ + floor)`,
-/// where `Fᵢ` is the diagonal of model i's Fisher information, the mean square of the gradient.
+/// where `Fᵢ` is the diagonal of model i's Fisher information, the mean square of the gradient. `vlmerge fisher` sums it.
+/// For the experts of one checkpoint, one file over the checkpoint holds the information of each expert.
 /// ## Parameters
 /// | name | default | range | meaning |
 /// |---|---|---|---|
@@ -19,7 +20,8 @@ use crate::methods::{
 /// Matena and Raffel 2022, "Merging Models with Fisher-Weighted Averaging",
 /// <https://arxiv.org/abs/2111.09832>.
 /// # Errors
-/// A tensor that a Fisher file lacks, or has in another shape, is named.
+/// A tensor that a Fisher file lacks, or has in another shape, is named; [`crate::MergeFault::ForeignGrams`] for a file that
+/// `vlmerge fisher` summed over another model, unless the recipe says `foreign_grams: allow`.
 #[derive(Clone, Copy, Debug)]
 pub struct Fisher;
 

@@ -4,14 +4,15 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
-use super::grams::GramFiles;
+use super::grams::{self, GramFiles, PairedUse};
 use super::mixtures::{Aligned, OrderCheck};
 use super::{Action, Dropped, Entry, MergePlan, TensorRef};
 use crate::beside::Beside;
 use crate::io::Aliases;
 use crate::layouts::ModelRecord;
 use crate::methods::{GramRef, Operation, StepRounding};
-use crate::{Checkpoint, DType, Error, PlanFault, Result, TensorInfo};
+use crate::recipe::ForeignGrams;
+use crate::{Checkpoint, DType, Error, MergeRecipe, PlanFault, Result, TensorInfo};
 
 /// A plan under construction.
 pub struct PlanBuilder {
@@ -21,6 +22,8 @@ pub struct PlanBuilder {
     whole: BTreeSet<usize>,
     /// Gram files that entries read.
     pub(super) grams: GramFiles,
+    /// Fisher files that entries read.
+    paired_uses: BTreeSet<PairedUse>,
     model: ModelRecord,
     notes: BTreeMap<String, String>,
     entries: BTreeMap<String, Entry>,
@@ -40,6 +43,7 @@ impl PlanBuilder {
             sources: Vec::new(),
             whole: BTreeSet::new(),
             grams: GramFiles::default(),
+            paired_uses: BTreeSet::new(),
             model: ModelRecord::default(),
             notes: BTreeMap::new(),
             entries: BTreeMap::new(),
@@ -62,6 +66,26 @@ impl PlanBuilder {
     pub fn side_source(&mut self, source: Arc<Checkpoint>) -> usize {
         self.sources.push(source);
         self.sources.len() - 1
+    }
+
+    /// Notes that tensors of the file beside a model, source number `file`, are used for those of source number
+    /// `source`.
+    ///
+    /// # Errors
+    /// [`crate::MergeFault::ForeignGrams`] when the file says that it was summed over files of other sizes, unless the
+    /// recipe allows it.
+    pub(super) fn paired(
+        &mut self,
+        (file, paired): (usize, &Checkpoint),
+        (source, model): (usize, &Checkpoint),
+        recipe: &MergeRecipe,
+    ) -> Result<()> {
+        if recipe.foreign_grams == ForeignGrams::Error
+            && self.paired_uses.insert(PairedUse { file, source })
+        {
+            grams::check_paired_sizes(paired, model)?;
+        }
+        Ok(())
     }
 
     /// Adds an output tensor.
@@ -181,6 +205,7 @@ impl PlanBuilder {
             stages: Vec::new(),
             grams,
             gram_uses,
+            paired_uses: self.paired_uses.into_iter().collect(),
             model: self.model,
             notes: self.notes,
             entries: self.entries.into_values().collect(),

@@ -6,14 +6,14 @@ use std::sync::Arc;
 use super::builder::{Operands, PlanBuilder, common_dtype};
 use super::checkpoints::NOTHING;
 use super::grams::Due;
-use super::opener::Opener;
+use super::opener::{self, Opener};
 use super::settings::{Layer, Settings};
 use super::{Action, Entry, MergePlan, TensorRef, companions};
 use crate::beside::config::Changes;
 use crate::layouts::{self, Layout};
 use crate::methods::{Base, DrawKey, GramRef, GroupShape, Member, MergeMethod};
-use crate::methods::{Operation, StepRounding, Values};
-use crate::recipe::{ExpertChoice, MergeRecipe, OutputDType, Place, UnknownKeys};
+use crate::methods::{Operation, Setting, StepRounding, Values};
+use crate::recipe::{ExpertChoice, MergeRecipe, ModelRef, OutputDType, Place, UnknownKeys};
 use crate::{
     BlockId, Checkpoint, DType, Error, Expert, MergeFault, Result, Role, Slot, TensorInfo,
 };
@@ -45,12 +45,6 @@ pub(super) fn resolve(
         };
         return Err(MergeFault::CannotAlign { setting, why }.into());
     }
-    if method.needs().paired.is_some() {
-        return Err(MergeFault::CheckpointsOnly {
-            method: method.name(),
-        }
-        .into());
-    }
     let [model] = recipe.models.as_slice() else {
         return Err(Error::ModelCount {
             found: recipe.models.len(),
@@ -81,6 +75,7 @@ pub(super) fn resolve(
         base,
         gram_store,
         settings: Settings::new(method),
+        paired: BTreeMap::new(),
         plan,
     };
     if !builder.reads_itself() {
@@ -252,6 +247,8 @@ struct Builder<'a> {
     /// The gram file among the plan's, for methods that need one.
     gram_store: Option<usize>,
     settings: Settings,
+    /// Files beside the checkpoint, with their sources in the plan, by path.
+    paired: BTreeMap<String, (usize, Arc<Checkpoint>)>,
     plan: PlanBuilder,
 }
 
@@ -371,6 +368,7 @@ impl Builder<'_> {
         let members: Vec<Member> = experts.iter().map(|&e| Member::Expert(e)).collect();
         let layer = self.layer_of(slot);
         let values = self.values_of(slot, layer, &members)?;
+        let paired = self.paired_of(&keys, &values, &shape)?;
         let draws = DrawKey {
             seed: self.recipe.seed,
             name: slot.key.clone(),
@@ -412,7 +410,7 @@ impl Builder<'_> {
             .collect();
         let operands = Operands {
             members,
-            paired: Vec::new(),
+            paired,
             grams,
             step: match (self.recipe.as_published, dtype) {
                 (true, DType::BF16) => StepRounding::Bf16,
@@ -433,6 +431,54 @@ impl Builder<'_> {
             shape,
         };
         self.insert(slot.key.clone(), info, action, why, keys[0])
+    }
+
+    /// The tensors beside the experts that the method asks for: in a file with the names of the checkpoint, those of the
+    /// experts' own names.
+    fn paired_of(
+        &mut self,
+        keys: &[&String],
+        values: &Values,
+        shape: &[usize],
+    ) -> Result<Vec<TensorRef>> {
+        let Some(parameter) = self.method.needs().paired else {
+            return Ok(Vec::new());
+        };
+        let mut refs = Vec::with_capacity(keys.len());
+        for (key, values) in keys.iter().zip(&values.members) {
+            let Some((Setting::Text(path), _)) = values.get(parameter) else {
+                continue;
+            };
+            let (source, file) = match self.paired.get(path) {
+                Some((source, file)) => (*source, Arc::clone(file)),
+                None => {
+                    let file = opener::open(&ModelRef::new(path))?;
+                    let source = self.plan.side_source(Arc::clone(&file));
+                    let model = (INPUT, self.input.as_ref());
+                    self.plan.paired((source, &file), model, self.recipe)?;
+                    self.paired
+                        .insert(path.clone(), (source, Arc::clone(&file)));
+                    (source, file)
+                }
+            };
+            let info = file.require(key)?;
+            if info.shape != shape {
+                return Err(MergeFault::Shapes {
+                    key: (*key).clone(),
+                    model: path.clone(),
+                    found: info.shape.clone(),
+                    first: self.input.path().display().to_string(),
+                    expected: shape.to_vec(),
+                    place: Place::default(),
+                }
+                .into());
+            }
+            refs.push(TensorRef {
+                source,
+                key: (*key).clone(),
+            });
+        }
+        Ok(refs)
     }
 
     /// Whether the method reads its parameters once for the whole merge.

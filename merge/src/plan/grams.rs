@@ -4,6 +4,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::path::Path;
 use std::sync::Arc;
 
+use crate::fisher::FisherRecord;
 use crate::gram::{GramRecord, GramStore};
 use crate::io::{self, OpenOptions, SourceFile};
 use crate::methods::{GramRef, Member};
@@ -146,17 +147,22 @@ impl GramFiles {
 /// # Errors
 /// [`MergeFault::ForeignGrams`].
 pub(crate) fn check_sizes(store: &GramStore, model: &Checkpoint) -> Result<()> {
-    let Some(record) = recorded(store) else {
-        return Ok(());
-    };
-    let mut summed: Vec<u64> = record.checkpoint.iter().map(|file| file.n_bytes).collect();
+    match recorded(store) {
+        Some(record) => are_sizes(store.checkpoint(), &record.checkpoint, model),
+        None => Ok(()),
+    }
+}
+
+/// Whether `summed`, the files that the sums of a file are of, are as large as the model's.
+fn are_sizes(sums: &Checkpoint, summed: &[InputFile], model: &Checkpoint) -> Result<()> {
+    let mut sizes: Vec<u64> = summed.iter().map(|file| file.n_bytes).collect();
     let mut given: Vec<u64> = model.info().files.iter().map(|file| file.n_bytes).collect();
-    summed.sort_unstable();
+    sizes.sort_unstable();
     given.sort_unstable();
     // A result of another document has no files yet.
-    match summed == given || given.is_empty() {
+    match sizes == given || given.is_empty() {
         true => Ok(()),
-        false => Err(foreign(store, &record, model.path())),
+        false => Err(foreign(sums.path(), summed, model.path())),
     }
 }
 
@@ -168,20 +174,65 @@ pub(super) fn check_hashes(
     files: &[SourceFile],
     inputs: &[InputFile],
 ) -> Result<()> {
-    let Some(record) = recorded(store) else {
-        return Ok(());
-    };
+    match recorded(store) {
+        Some(record) => are_same(store.checkpoint(), &record.checkpoint, model, files, inputs),
+        None => Ok(()),
+    }
+}
+
+/// Whether `summed`, the files that the sums of a file are of, are the model's, by their hashes.
+fn are_same(
+    sums: &Checkpoint,
+    summed: &[InputFile],
+    model: &Checkpoint,
+    files: &[SourceFile],
+    inputs: &[InputFile],
+) -> Result<()> {
     let own = |file: &SourceFile| {
         let index = files.iter().position(|known| known.path == file.path)?;
         version(inputs.get(index)?)
     };
     let given: Option<BTreeSet<String>> = model.info().files.iter().map(own).collect();
-    let summed: Option<BTreeSet<String>> = record.checkpoint.iter().map(version).collect();
-    match (given, summed) {
-        (Some(given), Some(summed)) if given != summed && !given.is_empty() => {
-            Err(foreign(store, &record, model.path()))
+    let versions: Option<BTreeSet<String>> = summed.iter().map(version).collect();
+    match (given, versions) {
+        (Some(given), Some(versions)) if given != versions && !given.is_empty() => {
+            Err(foreign(sums.path(), summed, model.path()))
         }
         _ => Ok(()),
+    }
+}
+
+/// A file with a tensor beside each tensor of a model, and the source of the plan that it is used for; both are sources
+/// of the plan.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub struct PairedUse {
+    /// Index of the file.
+    pub file: usize,
+    /// Index of the model.
+    pub source: usize,
+}
+
+/// Whether the files that a Fisher file was summed over are as large as the model's.
+///
+/// # Errors
+/// [`MergeFault::ForeignGrams`].
+pub(super) fn check_paired_sizes(paired: &Checkpoint, model: &Checkpoint) -> Result<()> {
+    match FisherRecord::of(paired) {
+        Some(record) => are_sizes(paired, &record.checkpoint, model),
+        None => Ok(()),
+    }
+}
+
+/// The same by their hashes, as [`check_hashes`] compares them.
+pub(super) fn check_paired_hashes(
+    paired: &Checkpoint,
+    model: &Checkpoint,
+    files: &[SourceFile],
+    inputs: &[InputFile],
+) -> Result<()> {
+    match FisherRecord::of(paired) {
+        Some(record) => are_same(paired, &record.checkpoint, model, files, inputs),
+        None => Ok(()),
     }
 }
 
@@ -196,10 +247,10 @@ fn recorded(store: &GramStore) -> Option<GramRecord> {
     (!record.checkpoint.is_empty()).then_some(record)
 }
 
-fn foreign(store: &GramStore, record: &GramRecord, model: &Path) -> Error {
-    let names = record.checkpoint.iter().map(|file| file.name.as_str());
+fn foreign(sums: &Path, summed: &[InputFile], model: &Path) -> Error {
+    let names = summed.iter().map(|file| file.name.as_str());
     MergeFault::ForeignGrams {
-        grams: store.checkpoint().path().into(),
+        grams: sums.into(),
         summed: names.collect::<Vec<_>>().join(", "),
         model: model.into(),
     }

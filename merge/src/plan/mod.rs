@@ -28,7 +28,7 @@ pub(crate) mod views;
 mod vocabularies;
 
 pub use builder::PlanBuilder;
-use grams::GramUse;
+use grams::{GramUse, PairedUse};
 pub use mixtures::AlignmentReport;
 use mixtures::{Aligned, OrderCheck};
 pub use settings::name_pattern;
@@ -165,6 +165,7 @@ pub struct MergePlan {
     stages: Vec<Stage>,
     grams: Vec<Arc<GramStore>>,
     gram_uses: Vec<GramUse>,
+    paired_uses: Vec<PairedUse>,
     model: ModelRecord,
     /// Facts in words, by the metadata's key.
     notes: BTreeMap<String, String>,
@@ -333,7 +334,7 @@ impl MergePlan {
         Ok(())
     }
 
-    /// Whether gram files were summed over the files that they are used for, by the hashes of
+    /// Whether gram files and Fisher files were summed over the files that they are used for, by the hashes of
     /// `provenance`.
     ///
     /// # Errors
@@ -343,6 +344,10 @@ impl MergePlan {
         self.gram_uses.iter().try_for_each(|of| {
             let (store, model) = (&self.grams[of.store], &self.sources[of.source]);
             grams::check_hashes(store, model, &files, &provenance.inputs)
+        })?;
+        self.paired_uses.iter().try_for_each(|of| {
+            let (paired, model) = (&self.sources[of.file], &self.sources[of.source]);
+            grams::check_paired_hashes(paired, model, &files, &provenance.inputs)
         })
     }
 

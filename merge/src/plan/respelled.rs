@@ -19,6 +19,7 @@ pub(super) fn respelled(mut plan: MergePlan, to: Packing) -> Result<MergePlan> {
     let stages = std::mem::take(&mut plan.stages);
     let (recipe, sources) = (plan.recipe.clone(), plan.sources.clone());
     let (grams, gram_uses) = (plan.grams.clone(), plan.gram_uses.clone());
+    let paired_uses = plan.paired_uses.clone();
     let (stage, made) = stages::stage(NAME, plan)?;
     let view = to.packed(made)?;
     let mut builder = PlanBuilder::new(recipe);
@@ -39,6 +40,7 @@ pub(super) fn respelled(mut plan: MergePlan, to: Packing) -> Result<MergePlan> {
     }
     let mut spelled = builder.beside(beside).finish()?;
     (spelled.grams, spelled.gram_uses) = (grams, gram_uses);
+    spelled.paired_uses = paired_uses;
     spelled.is_respelled = true;
     spelled.stages = stages;
     spelled.stages.push(stage);

@@ -20,6 +20,6 @@ pub use memory::Memory;
 pub use model_file::write_model;
 pub use start::{Start, Wanted};
 pub use state_file::{Best, KeptState, TrainState};
-pub use trainer::{Ended, Pace, TrainPlan, Trainer, Where};
+pub use trainer::{Ended, Pace, Prepared, TrainPlan, Trainer, Where};
 pub use update::{Updated, Updater};
 pub use validation::{Measured, Validation};

@@ -385,6 +385,10 @@ impl Builder<'_> {
                     self.models.sources.len() - 1
                 }
             };
+            let sources = &self.models.sources;
+            let (file, model) = (&sources[source], &sources[input.source]);
+            self.plan
+                .paired((source, file), (input.source, model), self.recipe)?;
             let info = self.models.sources[source].require(&input.key)?;
             if info.shape != shape {
                 return Err(MergeFault::Shapes {

@@ -25,7 +25,7 @@ use crate::optim::LossScale;
 use crate::recipe::CheckedRecipe;
 use crate::{Error, Result};
 
-pub use plan::TrainPlan;
+pub use plan::{Prepared, TrainPlan};
 
 /// Where a run takes place.
 pub struct Where<'a> {

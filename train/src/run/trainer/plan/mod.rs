@@ -2,6 +2,7 @@
 
 mod begin;
 
+use std::collections::BTreeMap;
 use std::path::PathBuf;
 use std::sync::Arc;
 
@@ -48,6 +49,22 @@ pub struct TrainPlan {
     memory: Memory,
 }
 
+/// A model, objectives and data that fit together.
+pub struct Prepared {
+    /// What is learned, with weights.
+    pub objectives: Vec<(Box<dyn Objective>, f64)>,
+    /// The model, whose weights are variables.
+    pub start: Start,
+    /// The examples.
+    pub loader: Arc<Loader>,
+    /// What the data are, so that others are told from them.
+    pub data: BTreeMap<String, String>,
+    /// What users should know of how the files of the weights were found and read.
+    pub notes: Vec<String>,
+    /// What the model computes in.
+    pub dtype: DType,
+}
+
 impl TrainPlan {
     /// Opens data and weights of a recipe, and takes up the newest state of the folder if there
     /// is one.
@@ -92,6 +109,19 @@ impl TrainPlan {
     #[must_use]
     pub fn notes_of_weights(&self) -> &[String] {
         &self.notes_of_weights
+    }
+
+    /// What losses on data are computed with, without the rest of a run.
+    #[must_use]
+    pub fn prepared(self) -> Prepared {
+        Prepared {
+            objectives: self.objectives,
+            start: self.start,
+            loader: Arc::new(self.loader),
+            data: self.state.data,
+            notes: self.notes_of_weights,
+            dtype: self.dtype,
+        }
     }
 
     fn from(recipe: CheckedRecipe, place: &Where<'_>, kept: Option<PathBuf>) -> Result<Self> {
