@@ -118,6 +118,7 @@ pub(crate) use kernels::overview::is_same;
 pub use kernels::overview::{Groups, Overview};
 pub use kernels::passes::{AnyChunk, Passes, Survey};
 pub use masks::Masks;
+pub(crate) use matrices::is_table;
 pub use parameters::{Fallback, Kind, ParameterSpec, Scope, Setting, Values};
 pub use thinning::draws::{DrawKey, Tape};
 

@@ -1,6 +1,7 @@
 //! What happens to every key: the checked form of a recipe or of a conversion.
 
 use std::collections::BTreeMap;
+use std::path::Path;
 use std::sync::Arc;
 
 use serde::Serialize;
@@ -11,6 +12,7 @@ use crate::io::{Aliases, SourceFile};
 use crate::layouts::ModelRecord;
 use crate::methods::{ElementKernel, GramRef, StepRounding, Survey, WholeKernel};
 use crate::provenance::Provenance;
+use crate::recipe::ModelRef;
 use crate::{Checkpoint, Result, TensorInfo};
 
 mod builder;
@@ -31,6 +33,7 @@ pub use builder::PlanBuilder;
 use grams::{GramUse, PairedUse};
 pub use mixtures::AlignmentReport;
 use mixtures::{Aligned, OrderCheck};
+use opener::Opener;
 pub use settings::name_pattern;
 pub use stages::Stage;
 
@@ -180,6 +183,18 @@ pub struct MergePlan {
     order_checks: Vec<OrderCheck>,
     /// Whether the last stage makes the output, and the plan gives it other keys.
     is_respelled: bool,
+}
+
+/// A model as merges see it: dequantized, its queries, keys and values apart, its adapter (`MODEL+ADAPTER`) merged in; and
+/// what users should know of how it was found.
+///
+/// # Errors
+/// When it cannot be read.
+pub fn opened(model: &Path) -> Result<(Arc<Checkpoint>, Vec<String>)> {
+    let opener = Opener::default();
+    opener.keep_ranks(true);
+    let checkpoint = opener.open(&ModelRef::new(model))?;
+    Ok((checkpoint, opener.notes()))
 }
 
 impl MergePlan {

@@ -17,6 +17,7 @@ mod rule;
 
 pub(in crate::methods) use filtered::{Filter, Filtered, START, first};
 pub(in crate::methods) use quadratic::{Quadratic, squared_norm};
+pub(crate) use rule::is_table;
 pub(in crate::methods) use rule::{CONV, MATRIX, VECTORS, matrix_of, of_vector};
 
 /// `weight` where every task vector counts alike unless the recipe says otherwise.

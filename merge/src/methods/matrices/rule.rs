@@ -63,11 +63,7 @@ pub(in crate::methods) fn matrix_of(group: &GroupShape<'_>) -> Option<(usize, us
 }
 
 /// Whether a name is that of a head, or of a table of embeddings or positions.
-fn is_table(key: &str) -> bool {
-    // What SigLIPs call their pooling of images and their projection of texts.
-    if key.starts_with("vision_model.head.") || key.starts_with("text_model.head.") {
-        return false;
-    }
+pub(crate) fn is_table(key: &str) -> bool {
     let names = ["head", "heads", "classifier", "wte", "wpe"];
     let mut segments = key.split('.');
     segments.any(|segment| {
