@@ -40,6 +40,7 @@ pub mod lora;
 pub mod low_rank;
 pub mod methods;
 pub mod mixtures;
+mod permutations;
 pub mod plan;
 pub mod progress;
 pub mod provenance;

@@ -454,6 +454,16 @@ pub enum MergeFault {
         /// Why not, as a clause.
         why: &'static str,
     },
+    /// A transformer whose permutations are not known.
+    #[error("`align`: in {} `{key}`: {why}", model.display())]
+    NotPermutable {
+        /// The checkpoint.
+        model: PathBuf,
+        /// The tensor.
+        key: String,
+        /// Why not.
+        why: String,
+    },
     /// Experts are to be matched by what they give, and nothing says what that is.
     #[error("`align_experts: outputs` needs `outputs`, a gram file, for {model}{place}")]
     OutputsNotGiven {

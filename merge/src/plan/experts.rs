@@ -28,6 +28,11 @@ pub(super) fn resolve(
     method: &dyn MergeMethod,
     opener: &Opener,
 ) -> Result<(MergePlan, MergeRecipe)> {
+    if recipe.align.is_some() {
+        let why = "it is for several checkpoints, and this merges the experts of one";
+        let setting = "align";
+        return Err(MergeFault::CannotAlign { setting, why }.into());
+    }
     if recipe.align_experts.is_some() || recipe.align_units || recipe.align_layers.is_some() {
         let (setting, why) = match recipe.align_experts {
             None if recipe.align_layers.is_some() => (

@@ -12,6 +12,7 @@ use crate::methods;
 use crate::{DType, Error, Result};
 
 mod adapters;
+mod align;
 mod documents;
 mod experts;
 mod models;
@@ -23,6 +24,7 @@ mod reference;
 mod tokenizer;
 
 pub use adapters::{adapters, spelled};
+pub use align::{Align, AlignBy, AlignPart};
 pub use experts::{BlockRange, ExpertChoice};
 pub use models::{ModelRef, OutputSlice, Rename, SliceSource};
 pub use modules::OutputModule;
@@ -102,6 +104,9 @@ pub struct MergeRecipe {
     /// Layers that follow each other, whose hidden units are matched together.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub align_layers: Option<AlignLayers>,
+    /// Transformers whose hidden units, heads and residual stream are brought into one order.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub align: Option<Align>,
     /// Where random masks come from.
     #[serde(default, skip_serializing_if = "is_default")]
     pub rng: RandomSource,

@@ -10,6 +10,7 @@ use crate::mixtures::{
     Arrangement, Arranger, By, ExpertName, Ffn, Matching, Mixture, Observed, Origin, Piece,
     Rearranged, Sequence, UnitMatching, ViewedTensor, match_experts, match_sequences, match_units,
 };
+use crate::permutations::{Network, match_networks};
 use crate::{Checkpoint, Result};
 
 /// Which experts and units of the models were moved.
@@ -38,6 +39,8 @@ pub(super) enum Move {
     Units { pairs: Vec<(Ffn, Ffn)> },
     /// Hidden units between layers that follow each other, likewise.
     Layers { own: Sequence, theirs: Sequence },
+    /// Hidden units, heads and residual streams of a transformer, which both models have alike.
+    Network { own: Network },
 }
 
 impl Move {
@@ -45,6 +48,7 @@ impl Move {
         match self {
             Self::Experts { pairs, .. } => pairs.iter().flat_map(|(_, own)| own.keys()).collect(),
             Self::Layers { theirs, .. } => theirs.keys().cloned().collect(),
+            Self::Network { own } => own.keys().cloned().collect(),
             Self::Units { pairs } => (pairs.iter())
                 .flat_map(|(_, own)| own.strands.iter().map(|strand| strand.key.clone()))
                 .collect(),
@@ -128,6 +132,7 @@ impl Aligned {
             }
             Move::Units { pairs } => self.units(pairs)?,
             Move::Layers { own, theirs } => self.layers(own, theirs)?,
+            Move::Network { own } => self.network(own)?,
         });
         *known = Some(Arc::clone(&found));
         Ok(found)
@@ -272,6 +277,29 @@ impl Aligned {
         Ok(Found {
             report,
             arrangements: theirs.arranged(&orders).into_iter().collect(),
+        })
+    }
+}
+
+impl Aligned {
+    fn network(&self, own: &Network) -> Result<Found> {
+        let orders = match_networks(own, &self.reference, &self.source)?;
+        let units = own.groups().iter().zip(&orders).map(|(group, order)| {
+            let moved = order.iter().enumerate();
+            UnitMatching {
+                model: self.model.clone(),
+                network: group.name.clone(),
+                n_units: group.n,
+                n_moved: moved.filter(|(to, from)| *to != **from as usize).count(),
+            }
+        });
+        let report = AlignmentReport {
+            units: units.collect(),
+            ..AlignmentReport::default()
+        };
+        Ok(Found {
+            report,
+            arrangements: own.arranged(&orders).into_iter().collect(),
         })
     }
 }

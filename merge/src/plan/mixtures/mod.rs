@@ -19,9 +19,10 @@ use crate::mixtures::spelling::spelling_of;
 use crate::mixtures::{
     Ffn, Mixture, Mixtures, Observed, Order, Sequence, Survey, ffns, order_of, respelled,
 };
+use crate::permutations::Network;
 use crate::provenance::short_names;
-use crate::recipe::{AlignExperts, AlignLayers, ModelRef, OnMissing};
-use crate::{Checkpoint, MergeFault, MergeRecipe, Result, model_config};
+use crate::recipe::{Align, AlignExperts, AlignLayers, ModelRef, OnMissing};
+use crate::{Checkpoint, MergeFault, MergeRecipe, Result, layouts, model_config};
 
 /// What is known of the models' experts.
 pub(super) struct Experts {
@@ -75,6 +76,9 @@ pub(super) fn prepare(
     }
     if let Some(layers) = &recipe.align_layers {
         experts.align_layers(recipe, layers, method, models, (opener, reference))?;
+    }
+    if let Some(align) = &recipe.align {
+        experts.align_networks(recipe, align, method, models, (opener, reference))?;
     }
     Ok(experts)
 }
@@ -327,6 +331,55 @@ impl Experts {
                 own: own.clone(),
                 theirs,
             };
+            self.view(name, (&kept, source), models, moved);
+        }
+        Ok(())
+    }
+
+    /// Puts views in place of the models whose units, heads and residual stream are to stand as those of the reference
+    /// do.
+    fn align_networks(
+        &mut self,
+        recipe: &MergeRecipe,
+        align: &Align,
+        method: &dyn MergeMethod,
+        models: &mut Models,
+        (opener, reference): (&Opener, usize),
+    ) -> Result<()> {
+        let setting = "align";
+        if recipe.align_units || recipe.moves_experts() || recipe.align_layers.is_some() {
+            let why =
+                "it moves all by itself, without `align_units`, `align_experts` and `align_layers`";
+            return Err(MergeFault::CannotAlign { setting, why }.into());
+        }
+        require_alignable(setting, recipe, method, models, opener)?;
+        if recipe.tokenizer_source.is_some() || recipe.tokenizer.is_some() {
+            let why =
+                "vocabularies are brought together first; write that to a file, and align that";
+            return Err(MergeFault::CannotAlign { setting, why }.into());
+        }
+        if self.surveys.iter().any(|mixtures| !mixtures.is_empty()) {
+            let why =
+                "a model has mixtures of experts, whose units it does not know; `align_units` does";
+            return Err(MergeFault::CannotAlign { setting, why }.into());
+        }
+        let names = names_of(models);
+        let kept = Arc::clone(&models.sources[reference]);
+        let network = |model: &Checkpoint| {
+            let layout = layouts::detect(model)?;
+            Network::of(model, layout.as_ref(), &align.of)
+        };
+        let own = network(kept.as_ref())?;
+        for (source, name) in names
+            .iter()
+            .enumerate()
+            .filter(|(source, _)| *source != reference)
+        {
+            if network(models.sources[source].as_ref())? != own {
+                let why = "the models differ in what can be brought into order: their names or sizes are not the same";
+                return Err(MergeFault::CannotAlign { setting, why }.into());
+            }
+            let moved = Move::Network { own: own.clone() };
             self.view(name, (&kept, source), models, moved);
         }
         Ok(())

@@ -1,0 +1,12 @@
+//! Which hidden units, attention heads and numbers of the residual stream of one transformer are which of another's: the
+//! permutations that leave a model as it computes, and the best of them by weights.
+//!
+//! [`Network`] knows the axes of each tensor that such a permutation moves, from the names that published spellings have.
+//! [`match_networks`] finds the permutations by coordinate descent.
+
+mod axes;
+mod descent;
+mod roles;
+
+pub(crate) use axes::Network;
+pub(crate) use descent::match_networks;
