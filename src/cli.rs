@@ -47,6 +47,9 @@ pub enum Command {
     Arithmetic(commands::arithmetic::Args),
     /// Merge experts by RegMean from gram matrices
     Regmean(commands::regmean::Args),
+    /// Sum gram matrices block after block, above blocks that are merged already: RegMean++
+    #[command(alias = "regmean++")]
+    Regmeanpp(commands::regmeanpp::Args),
     /// Print the recipe of a merged checkpoint
     Recipe(commands::recipe::Args),
     /// Run a merge recipe
@@ -105,6 +108,7 @@ impl Command {
             Self::Interpolate(args) => commands::interpolate::run(args, output),
             Self::Arithmetic(args) => commands::arithmetic::run(args, output),
             Self::Regmean(args) => commands::regmean::run(args, output),
+            Self::Regmeanpp(args) => commands::regmeanpp::run(args, output),
             Self::Recipe(args) => commands::recipe::run(&args, output),
             Self::Merge(args) => commands::merge::run(args, output),
             Self::Task(args) => commands::task::run(args, output),

@@ -42,6 +42,7 @@ mod quantized_models;
 )]
 mod range_server;
 mod recipes;
+mod regmeanpp;
 #[cfg(feature = "remote")]
 mod remote;
 mod report;

@@ -22,6 +22,7 @@ pub mod pretrain;
 pub mod recalibrate;
 pub mod recipe;
 pub mod regmean;
+pub mod regmeanpp;
 pub mod report;
 pub mod score;
 pub mod search;

@@ -43,6 +43,17 @@ pub enum Error {
         /// The system's reason.
         source: std::io::Error,
     },
+    /// Blocks that cannot be merged one after the other.
+    #[error("{}: cannot be merged block after block: {why}", path.display())]
+    NoLayerwise {
+        /// The checkpoint.
+        path: PathBuf,
+        /// Why not, as a clause.
+        why: &'static str,
+    },
+    /// There is nothing to merge.
+    #[error("there is no model to merge")]
+    NoModels,
     /// A file is not a regular file, so its size is not known.
     #[error("{}: is not a regular file", path.display())]
     NotAFile {

@@ -6,6 +6,7 @@
 
 pub mod grams;
 pub mod journal;
+pub mod layerwise;
 mod sums;
 
 use std::collections::BTreeMap;

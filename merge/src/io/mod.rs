@@ -4,6 +4,7 @@ pub(crate) mod aliases;
 mod bytes;
 mod content;
 pub(crate) mod folder;
+mod overlaid;
 mod pairs;
 pub(crate) mod read_at;
 mod safetensors;
@@ -16,6 +17,7 @@ pub use aliases::{ALIASES_KEY, Aliases};
 pub use bytes::{FileBytes, files_in};
 pub use content::{is_no_file as not_fetched, require_fetched};
 pub(crate) use folder::model_folder;
+pub use overlaid::{Held, overlaid};
 pub use source::{
     Checkpoint, Container, ObjectPath, OpaqueObject, OpenOptions, PathSegment, PlainValue, Root,
     SourceFile, SourceInfo, Stamp, TensorEntry, TensorInfo, TensorSource,
