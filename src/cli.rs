@@ -39,6 +39,8 @@ pub enum Command {
     Synth(commands::synth::Args),
     /// Measure how far apart two checkpoints are, or the experts of one
     Distance(commands::distance::Args),
+    /// Learn the coefficients of task vectors from pictures without labels: AdaMerging
+    Adamerging(commands::adamerging::Args),
     /// Compare fine-tuned models with their base, and rank merge methods by what that shows
     Advise(commands::advise::Args),
     /// Merge experts by ratio
@@ -104,6 +106,7 @@ impl Command {
             Self::Expand(args) => commands::expand::run(args, output),
             Self::Synth(args) => commands::synth::run(args, output),
             Self::Distance(args) => commands::distance::run(args, output),
+            Self::Adamerging(args) => commands::adamerging::run(args, output),
             Self::Advise(args) => commands::advise::run(args, output),
             Self::Interpolate(args) => commands::interpolate::run(args, output),
             Self::Arithmetic(args) => commands::arithmetic::run(args, output),

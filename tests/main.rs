@@ -1,6 +1,7 @@
 //! The program end to end: one file per walk.
 #![allow(missing_docs, reason = "test names are the documentation")]
 
+mod adamerging;
 mod aligning;
 mod bad_recipes;
 mod cases;

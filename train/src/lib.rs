@@ -19,6 +19,7 @@
 
 mod error;
 
+pub mod adamerging;
 pub mod augment;
 pub mod batch;
 pub mod collective;

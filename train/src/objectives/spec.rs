@@ -6,9 +6,9 @@ use evaluate::models::{Branch, Dvae, Head};
 
 use super::{
     ContrastSettings, LanguageSettings, Objective, PairSettings, SignalSettings, causal_language,
-    contrastive, free_language, image_classification, linear_probe, masked_image, masked_language,
-    masked_signal, matching, nce, nlvr2, prefix_language, random_matching, ranking, retrieval,
-    sigmoid, text_masked_language, vqa,
+    contrastive, entropy, free_language, image_classification, linear_probe, masked_image,
+    masked_language, masked_signal, matching, nce, nlvr2, prefix_language, random_matching,
+    ranking, retrieval, sigmoid, text_masked_language, vqa,
 };
 use crate::{Error, Result};
 
@@ -131,6 +131,7 @@ pub const OBJECTIVES: &[&ObjectiveSpec] = &[
     &masked_image::ALONE,
     &masked_signal::SPEC,
     &image_classification::SPEC,
+    &entropy::SPEC,
     &linear_probe::SPEC,
     &retrieval::SPEC,
     &nce::PLAIN,

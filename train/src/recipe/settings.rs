@@ -156,7 +156,7 @@ fn is_default<T: Default + PartialEq>(value: &T) -> bool {
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct ObjectiveSettings {
-    /// `itc`, `itm`, `mlm`, `text_mlm`, `mim`, `image_mim`, `image_classification`, `linear_probe`,
+    /// `itc`, `itm`, `mlm`, `text_mlm`, `mim`, `image_mim`, `image_classification`, `entropy`, `linear_probe`,
     /// `retrieval`, `vqa`, `nlvr2`, `nce`, `mixup_nce`, `flm`, `ar`, `captioning`, `prefix_lm`,
     /// `random_itm`, `ranking`, `masked_signal`.
     pub name: String,
