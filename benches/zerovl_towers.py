@@ -1,6 +1,6 @@
-"""ZeroVL's towers in plain PyTorch (eager, f32) beside `zerovl_speed`: speed and memory.
+"""ZeroVL's towers in plain PyTorch (eager, f32) beside `towers_speed`: speed and memory.
 
-    cargo build --release --workspace --example zerovl_speed
+    cargo build --release --workspace --example towers_speed
     tests/with_torch.sh benches/zerovl_towers.py FOLDER [--batch 16 --rounds 3 --threads 2]
 
 Writes a checkpoint of the published shape with drawn weights to FOLDER once (780 MB), runs both programs
@@ -23,7 +23,7 @@ from torch import nn
 from torch.nn import functional
 
 ROOT = pathlib.Path(__file__).resolve().parent.parent
-EXAMPLE = ROOT / "target/release/examples/zerovl_speed"
+EXAMPLE = ROOT / "target/release/examples/towers_speed"
 WIDTH, HEADS, INNER, BLOCKS = 768, 12, 3072, 12
 PATCH, SIDE, VOCABULARY, POSITIONS, TOKENS, JOINT = 16, 224, 30522, 512, 25, 512
 
@@ -147,7 +147,9 @@ def inputs(batch):
     image = (n * 0.05 % (2 * torch.pi)).sin().float().reshape(batch, 3, SIDE, SIDE)
     lengths = [8 + text * 5 % (TOKENS - 7) for text in range(batch)]
     kept = torch.tensor([[int(at < length) for at in range(TOKENS)] for length in lengths])
-    ids = torch.arange(batch * TOKENS).reshape(batch, TOKENS) * 7919 % VOCABULARY * kept
+    ids = torch.arange(batch * TOKENS).reshape(batch, TOKENS) * 7919 % (VOCABULARY - 1) * kept
+    for row, length in enumerate(lengths):
+        ids[row, length - 1] = VOCABULARY - 1
     return image, ids, kept
 
 

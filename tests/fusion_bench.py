@@ -6,65 +6,20 @@ that the rest of it needs. Where the wheel cannot be had it says so and succeeds
 """
 
 import contextlib
-import importlib.machinery
-import importlib.util
 import io
 import json
 import pathlib
 import subprocess
 import sys
 import tempfile
-import types
-import zipfile
 
+import fusion_bench_wheel
 import torch
 from safetensors.torch import load_file, save_file
 
 PROGRAM = str(pathlib.Path(sys.argv[1]).resolve())
-WHEEL = "fusion-bench==0.2.33"
 # Of the largest value of a tensor's change.
 TOLERANCE = 1e-5
-
-
-def fetched(folder):
-    """The methods of the wheel, without its dependencies."""
-    command = [sys.executable, "-m", "pip", "download", "--quiet", "--no-deps", "--dest", str(folder), WHEEL]
-    if subprocess.run(command, capture_output=True).returncode != 0:
-        print(f"SKIPPED: {WHEEL} cannot be had")
-        sys.exit(0)
-    [wheel] = folder.glob("*.whl")
-    with zipfile.ZipFile(wheel) as archive:
-        archive.extractall(folder)
-    return folder / "fusion_bench" / "method"
-
-
-def stand_in(name, **members):
-    module = types.ModuleType(name)
-    # Torch looks for it.
-    module.__spec__ = importlib.machinery.ModuleSpec(name, None)
-    module.__dict__.update(members)
-    sys.modules[name] = module
-
-
-def loaded(path):
-    spec = importlib.util.spec_from_file_location(path.stem, path)
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
-
-
-@contextlib.contextmanager
-def timed(*_, **__):
-    yield
-
-
-class Bar:
-    """A bar of progress that shows nothing."""
-
-    def __new__(cls, items=(), **_):
-        return items
-
-    write = staticmethod(lambda *_: None)
 
 
 def models(seed, n_models, sizes):
@@ -109,17 +64,7 @@ def merged(folder, method, base, copies, parameters):
 def main():
     with tempfile.TemporaryDirectory() as folder:
         folder = pathlib.Path(folder)
-        methods = fetched(folder)
-        nothing = type("Nothing", (), {})
-        stand_in("fusion_bench", BaseAlgorithm=nothing, BaseModelPool=nothing, auto_register_config=lambda cls: cls)
-        stand_in("fusion_bench.utils", timeit_context=timed)
-        stand_in("fusion_bench.utils.type", StateDictType=dict)
-        stand_in("fusion_bench.mixins", LightningFabricMixin=type("Mixin", (), {}))
-        stand_in("fusion_bench.utils.state_dict_arithmetic", state_dict_add=None, state_dict_sub=None)
-        stand_in("tqdm", tqdm=Bar)
-        tsv = loaded(methods / "task_singular_vector" / "utils" / "TSVM_utils.py")
-        iso = loaded(methods / "isotropic_merging" / "iso_utils.py")
-        wudi = loaded(methods / "wudi" / "wudi.py")
+        tsv, iso, wudi = fusion_bench_wheel.methods(folder)
         cases = [
             ("tsv_m", {}, lambda vectors: tsv.compute_and_sum_svd_mem_reduction(vectors, accelerator="cpu")),
             ("iso_c", {"lambda": 1.0}, lambda vectors: iso.iso_c(vectors, accelerator="cpu")),

@@ -1,30 +1,34 @@
-//! Times ZeroVL's towers and prints a JSON line, for `benches/zerovl_towers.py`: the same weights,
-//! inputs, batch and threads as PyTorch there.
+//! Times two towers and prints a JSON line, for `benches/zerovl_towers.py` and `benches/clip_model.py`: the same
+//! weights, inputs, batch and threads as PyTorch there.
 //!
-//! `RAYON_NUM_THREADS=2 zerovl_speed CHECKPOINT image|text|step BATCH ROUNDS`
+//! `RAYON_NUM_THREADS=2 towers_speed CHECKPOINT image|text|step BATCH ROUNDS`
 //!
 //! `step` is a contrastive step without the update: features of all pairs, the symmetric cross entropy
 //! of their similarities, and the gradient of every variable.
 
 mod speed;
 
+use std::cmp::Ordering;
 use std::sync::Arc;
 
 use candle_core::{DType, Device, Tensor};
+use evaluate::Result;
 use evaluate::batch::{Images, Texts};
-use evaluate::models::{Branch, DualEncoder, Overrides, blueprint};
+use evaluate::models::{Branch, DualEncoder, Overrides, prepare};
 use evaluate::nn::{Buffers, Gradients, Pass, Tape, cross_entropy};
-use evaluate::{Result, Weights};
 use merge::io::OpenOptions;
 
-/// Inputs that depend on their place only, as the reference makes them.
+/// Inputs that depend on their place only, as the reference makes them. A text ends with the last entry of the
+/// vocabulary, where CLIP pools.
 fn inputs(side: usize, t: usize, vocabulary: usize, batch: usize) -> Result<(Images, Texts)> {
     let turn = std::f64::consts::TAU;
     let pixels = (0..batch * 3 * side * side).map(|n| (n as f64 * 0.05 % turn).sin() as f32);
     let n_tokens: Vec<usize> = (0..batch).map(|text| 8 + text * 5 % (t - 7)).collect();
-    let id = |at: usize| match at % t < n_tokens[at / t] {
-        true => (at * 7919 % vocabulary) as u32,
-        false => 0,
+    let last = vocabulary - 1;
+    let id = |at: usize| match (at % t + 1).cmp(&n_tokens[at / t]) {
+        Ordering::Less => (at * 7919 % last) as u32,
+        Ordering::Equal => last as u32,
+        Ordering::Greater => 0,
     };
     let (device, dtype) = (Device::Cpu, DType::F32);
     Ok((
@@ -44,15 +48,13 @@ fn contrast(model: &dyn DualEncoder, images: &Tensor, texts: &Tensor) -> Result<
 fn main() -> Result<()> {
     let arguments: Vec<String> = std::env::args().skip(1).collect();
     let [checkpoint, which, batch, rounds] = &arguments[..] else {
-        return speed::say("zerovl_speed CHECKPOINT image|text|step BATCH ROUNDS");
+        return speed::say("towers_speed CHECKPOINT image|text|step BATCH ROUNDS");
     };
     let (batch, rounds) = (batch.parse().unwrap_or(8), rounds.parse().unwrap_or(5));
     let options = OpenOptions::default();
     let file = Arc::new(merge::io::open(checkpoint.as_ref(), &options)?);
-    let layout = merge::layouts::detect(&file)?;
-    let blueprint = blueprint(&file, layout.as_ref(), &Overrides::default())?;
-    let name = |key: &str| blueprint.name_of(key);
-    let weights = Weights::new(file, layout.as_ref(), name, &Device::Cpu, DType::F32)?;
+    let overrides = Overrides::default();
+    let (blueprint, weights) = prepare(file, &overrides, &Device::Cpu, DType::F32)?;
     let weights = if which == "step" {
         weights.trainable()
     } else {
