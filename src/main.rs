@@ -21,6 +21,11 @@ use std::process::ExitCode;
 
 use clap::Parser;
 
+/// The system's allocator keeps gaps between large arrays that come and go: a spectral merge of eight models held 1.5 GB
+/// with it, and 0.2 GB with this one.
+#[global_allocator]
+static MEMORY: mimalloc::MiMalloc = mimalloc::MiMalloc;
+
 fn main() -> ExitCode {
     study::end_with_parent();
     let cli = cli::Cli::parse();

@@ -6,6 +6,10 @@ use std::time::Instant;
 use candle_core::Tensor;
 use evaluate::Result;
 
+/// The program's own.
+#[global_allocator]
+static MEMORY: mimalloc::MiMalloc = mimalloc::MiMalloc;
+
 /// Runs `round` once for warmth and then `rounds` times, and prints a JSON line: the median and the least
 /// of their seconds, the first number of the last result, the threads, and the peak memory in bytes.
 pub fn time(

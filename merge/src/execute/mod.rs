@@ -392,8 +392,9 @@ fn write_entries(
             worker.write_surveyed(&surveyed, piece)
         })?;
     }
-    // Whole-tensor operations use all cores themselves, one tensor at a time to bound memory.
-    for (index, entry) in entries().filter(|(_, entry)| is_whole(entry)) {
+    // Whole-tensor operations that use all cores themselves run one at a time, to bound memory.
+    let wholes: Vec<_> = entries().filter(|(_, entry)| is_whole(entry)).collect();
+    whole::each(plan, &wholes, |&(index, entry)| {
         if progress.is_cancelled() {
             return Err(Error::Cancelled);
         }
@@ -403,9 +404,8 @@ fn write_entries(
         let pieces = chosen.of(pieces_of(index, values.len(), 1).collect());
         each(pieces, &|worker, Piece { first, length, .. }| {
             worker.write_values(index, first, &values[first..first + length])
-        })?;
-    }
-    Ok(())
+        })
+    })
 }
 
 /// Tensors of up to so many elements are surveyed and written by one thread.

@@ -1,5 +1,8 @@
 //! Whole-tensor operations: arrays read on request, so that only a few are in memory at once.
 
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::thread;
+
 use ndarray::{Array2, ArrayD, IxDyn};
 
 use super::finite;
@@ -28,6 +31,40 @@ pub(super) fn merge(plan: &MergePlan, entry: &Entry, is_checked: bool) -> Result
         is_checked,
     };
     kernel.merge(&data)
+}
+
+/// Does the work of each entry, several at a time as the plan says, until one fails. Their threads are no workers of the
+/// pool: one that waits for its own products never begins another entry, so that arrays stay few.
+pub(super) fn each<T: Sync>(
+    plan: &MergePlan,
+    entries: &[T],
+    work: impl Fn(&T) -> Result<()> + Sync,
+) -> Result<()> {
+    // A worker of the pool that waited here for others would be missing to them.
+    let n_threads = match rayon::current_thread_index() {
+        Some(_) => 1,
+        None => plan.n_whole_at_once(rayon::current_num_threads()),
+    };
+    let next = AtomicUsize::new(0);
+    let run = || {
+        while let Some(entry) = entries.get(next.fetch_add(1, Ordering::Relaxed)) {
+            work(entry).inspect_err(|_| next.store(entries.len(), Ordering::Relaxed))?;
+        }
+        Ok(())
+    };
+    thread::scope(|scope| {
+        let others: Vec<_> = (1..n_threads.min(entries.len()))
+            .map(|_| scope.spawn(run))
+            .collect();
+        let own = run();
+        // A panic of another thread is a bug and goes on as one.
+        let others = others.into_iter().map(|other| {
+            other
+                .join()
+                .unwrap_or_else(|panic| std::panic::resume_unwind(panic))
+        });
+        others.fold(own, Result::and)
+    })
 }
 
 /// The arrays of one group.

@@ -19,9 +19,9 @@ const SHARED_TOLERANCE: f64 = 1e-6;
 /// Matrices whose shorter side is no longer are always decomposed as they are.
 const SMALL: usize = 64;
 
-/// Singular values from this share of the largest on are found from their squares to ten digits, for these have twice
+/// Singular values from this share of the largest on are found from their squares to eight digits, for these have twice
 /// the range of the values and 16 digits.
-const WELL_CONDITIONED: f64 = 1e-3;
+const WELL_CONDITIONED: f64 = 1e-4;
 
 /// Rows that one thread multiplies at a time.
 const BLOCK_ROWS: usize = 128;
@@ -251,25 +251,36 @@ impl Eigen {
 /// # Errors
 /// [`NoConvergence`].
 pub(crate) fn polar(matrix: ArrayView2<'_, f64>) -> Result<Array2<f64>, NoConvergence> {
+    Ok(polar_and_values(matrix, SHARED_TOLERANCE)?.0)
+}
+
+/// [`polar`] without the directions whose singular values are up to `tolerance` of the largest, and all singular values.
+///
+/// # Errors
+/// [`NoConvergence`].
+pub(crate) fn polar_and_values(
+    matrix: ArrayView2<'_, f64>,
+    tolerance: f64,
+) -> Result<(Array2<f64>, Vec<f64>), NoConvergence> {
     let shorter = matrix.nrows().min(matrix.ncols());
     if shorter > SMALL {
         // `(M Mᵀ)^(−½) M`, where no direction is nearly empty.
         let eigen = Eigen::of(&squares(matrix))?;
-        let least = WELL_CONDITIONED * WELL_CONDITIONED * eigen.values[0];
-        if eigen.values[shorter - 1] > least {
+        let least = WELL_CONDITIONED.max(tolerance);
+        if eigen.values[shorter - 1] > least * least * eigen.values[0] {
             let root = eigen.applied(&Array2::eye(shorter), |value| 1.0 / value.sqrt());
-            return Ok(match matrix.nrows() <= matrix.ncols() {
+            let nearest = match matrix.nrows() <= matrix.ncols() {
                 true => product(root.view(), matrix),
                 false => product(matrix, root.view()),
-            });
+            };
+            let values = eigen.values.iter().map(|value| value.sqrt());
+            return Ok((nearest, values.collect()));
         }
     }
     let found = Svd::of(matrix)?;
-    let least = SHARED_TOLERANCE * found.largest();
-    let rank = found.values.iter().take_while(|&&value| value > least);
-    let rank = rank.count();
-    let found = found.cut(rank);
-    Ok(product(found.left.view(), found.right.view()))
+    let (values, least) = (found.values.clone(), tolerance * found.largest());
+    let found = found.above(least);
+    Ok((product(found.left.view(), found.right.view()), values))
 }
 
 /// The products of a matrix's rows or columns with each other, whichever are fewer.

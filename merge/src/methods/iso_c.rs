@@ -1,7 +1,7 @@
 use ndarray::Array2;
 
 use crate::Result;
-use crate::linear_algebra::spectral::{Svd, product};
+use crate::linear_algebra::spectral::polar_and_values;
 use crate::methods::GroupShape;
 use crate::methods::matrices::{
     CONV, FACTOR, MATRIX, MatrixKernel, MatrixMethod, RANK_TOLERANCE, Tasks, VECTORS,
@@ -54,11 +54,10 @@ struct Flat {
 impl MatrixKernel for Flat {
     fn change(&self, tasks: &Tasks<'_>) -> Result<Array2<f64>> {
         let sum = tasks.sum(&self.weights)?;
-        let found = tasks.converged(Svd::of(sum.view()))?;
-        let mean = found.values.iter().sum::<f64>() / tasks.full_rank() as f64;
-        let largest = found.largest();
-        let found = found.above(self.tolerance * largest);
-        Ok(product(found.left.view(), found.right.view()) * (self.lambda * mean))
+        let found = polar_and_values(sum.view(), self.tolerance);
+        let (nearest, values) = tasks.converged(found)?;
+        let mean = values.iter().sum::<f64>() / tasks.full_rank() as f64;
+        Ok(nearest * (self.lambda * mean))
     }
 
     fn peak_elements(&self, rows: u64, columns: u64, _: u64) -> u64 {

@@ -290,6 +290,11 @@ pub trait WholeKernel: Send + Sync {
 
     /// Most bytes it holds at once for members of `shape`, for the plan's memory estimate.
     fn peak_bytes(&self, shape: &[usize], n_members: usize) -> u64;
+
+    /// Whether most of its work runs on one thread, so that several tensors are merged at a time.
+    fn is_on_one_thread(&self) -> bool {
+        false
+    }
 }
 
 /// A way to merge the members of a group.

@@ -3,6 +3,8 @@
 use std::ops::{Deref, DerefMut};
 use std::sync::{Arc, Mutex, PoisonError};
 
+use super::pages::Numbers;
+
 /// Vectors that are used again by whoever wants one of about their length.
 ///
 /// Blocks of a model want the same few lengths over and over. Fresh memory costs a page fault per
@@ -18,7 +20,7 @@ const MAX_AGE: u64 = 24;
 #[derive(Debug, Default)]
 struct State {
     /// Those given back longest ago first, each with how many came back before it.
-    unused: Vec<(u64, Vec<f32>)>,
+    unused: Vec<(u64, Numbers)>,
     /// How many came back.
     n_given: u64,
     /// Elements of `unused`.
@@ -32,7 +34,8 @@ struct State {
 /// A vector that goes back when it is dropped.
 #[derive(Debug)]
 pub struct Buffer {
-    values: Vec<f32>,
+    numbers: Numbers,
+    len: usize,
     home: Buffers,
 }
 
@@ -42,36 +45,38 @@ impl Buffers {
         let mut state = self.0.lock().unwrap_or_else(PoisonError::into_inner);
         state.n_used += n;
         state.most_used = state.most_used.max(state.n_used);
-        let fits = |buffer: &Vec<f32>| (n..=n + n / 4).contains(&buffer.capacity());
+        let fits = |buffer: &Numbers| (n..=n + n / 4).contains(&buffer.len());
         // Of equals the one that came back last, so that the others grow old.
         let best = (state.unused.iter().enumerate().rev())
             .filter(|(_, (_, buffer))| fits(buffer))
-            .min_by_key(|(_, (_, buffer))| buffer.capacity());
-        let values = match best.map(|(index, _)| index) {
+            .min_by_key(|(_, (_, buffer))| buffer.len());
+        let numbers = match best.map(|(index, _)| index) {
             Some(index) => {
-                let (_, mut values) = state.unused.remove(index);
-                state.n_unused -= values.capacity();
-                drop(state);
-                values.resize(n, 0.0);
-                values
+                let (_, numbers) = state.unused.remove(index);
+                state.n_unused -= numbers.len();
+                numbers
             }
-            None => vec![0.0; n],
+            None => Numbers::zeros(n),
         };
-        let home = self.clone();
-        Buffer { values, home }
+        drop(state);
+        Buffer {
+            numbers,
+            len: n,
+            home: self.clone(),
+        }
     }
 
-    fn give(&self, values: Vec<f32>) {
+    fn give(&self, numbers: Numbers, len: usize) {
         let mut state = self.0.lock().unwrap_or_else(PoisonError::into_inner);
-        state.n_used -= values.len();
-        state.n_unused += values.capacity();
+        state.n_used -= len;
+        state.n_unused += numbers.len();
         state.n_given += 1;
         let n_given = state.n_given;
-        state.unused.push((n_given, values));
+        state.unused.push((n_given, numbers));
         let mut n_freed = 0;
         let oldest = |state: &State, at: usize| {
-            let (given, values) = state.unused.get(at)?;
-            Some((*given, values.capacity()))
+            let (given, numbers) = state.unused.get(at)?;
+            Some((*given, numbers.len()))
         };
         while let Some((given, n)) = oldest(&state, n_freed) {
             let is_old = n_given - given > MAX_AGE;
@@ -92,19 +97,19 @@ impl Deref for Buffer {
     type Target = [f32];
 
     fn deref(&self) -> &[f32] {
-        &self.values
+        &self.numbers.values()[..self.len]
     }
 }
 
 impl DerefMut for Buffer {
     fn deref_mut(&mut self) -> &mut [f32] {
-        &mut self.values
+        &mut self.numbers.values_mut()[..self.len]
     }
 }
 
 impl Drop for Buffer {
     fn drop(&mut self) {
-        self.home.give(std::mem::take(&mut self.values));
+        self.home.give(std::mem::take(&mut self.numbers), self.len);
     }
 }
 

@@ -12,6 +12,7 @@ pub(super) mod gemm;
 pub(super) mod host;
 pub(super) mod math;
 pub(super) mod ops;
+mod pages;
 pub(super) mod pool;
 pub(super) mod sequences;
 pub(super) mod slices;

@@ -138,6 +138,10 @@ impl WholeKernel for OnBase {
         let own = self.kernel.peak_elements(rows, columns, n_members as u64);
         8 * (2 * rows * columns + own)
     }
+
+    fn is_on_one_thread(&self) -> bool {
+        true
+    }
 }
 
 /// The base with a kernel's change of a matrix of this name and size, of so many task vectors.
