@@ -5,6 +5,8 @@ use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Output, Stdio};
 use std::time::{Duration, Instant};
 
+use rustix::process::{Pid, Signal, kill_process};
+
 /// A short run of the tiny model: retrieval, a state after each step, results by validation.
 fn finetune(init: &str, out: &Path, n_steps: usize) -> Command {
     let mut command = Command::new(env!("CARGO_BIN_EXE_vlmerge"));
@@ -258,8 +260,8 @@ fn model(path: &Path, seed: &str) {
     assert!(output.status.success(), "{}", said(&output));
 }
 
-/// Starts a command again and again, interrupts it later each time, and returns how often that stopped it.
-/// Whatever it was at, it ends soon and leaves nothing behind.
+/// Starts a command again and again, interrupts it at one time after another of the time that it takes, and returns how
+/// often that stopped it. Whatever it was at, it ends soon and leaves nothing behind.
 fn interrupted(folder: &Path, words: &[&str]) -> usize {
     let names = || -> Vec<String> {
         let listed = std::fs::read_dir(folder).expect("a folder").flatten();
@@ -270,24 +272,40 @@ fn interrupted(folder: &Path, words: &[&str]) -> usize {
         names.sort();
         names
     };
-    let before = names();
-    let mut n_stopped = 0;
-    for round in 0..12_u64 {
-        let mut child = Command::new(env!("CARGO_BIN_EXE_vlmerge"))
+    let clear = || {
+        for out in ["out", "out.safetensors"] {
+            let _ = std::fs::remove_dir_all(folder.join(out));
+            let _ = std::fs::remove_file(folder.join(out));
+        }
+    };
+    let started = || {
+        Command::new(env!("CARGO_BIN_EXE_vlmerge"))
             .current_dir(folder)
             .args(["--threads", "1"])
             .args(words)
             .stdout(Stdio::null())
             .stderr(Stdio::piped())
             .spawn()
-            .expect("it starts");
-        std::thread::sleep(Duration::from_millis(5 + 15 * round));
-        let pid = child.id().to_string();
+            .expect("it starts")
+    };
+    let before = names();
+    let begun = Instant::now();
+    let whole = started().wait_with_output().expect("ended");
+    assert!(
+        matches!(whole.status.code(), Some(0 | 1)),
+        "{words:?}: {}",
+        said(&whole)
+    );
+    // On a busy machine the next run may take a fraction of this one's time, or a multiple.
+    let usual = begun.elapsed();
+    clear();
+    let mut n_stopped = 0;
+    for round in 1..=8_u32 {
+        let mut child = started();
+        std::thread::sleep(usual * round / 9);
+        let pid = Pid::from_child(&child);
         // It may have ended by then.
-        let _ = Command::new("kill")
-            .args(["-INT", &pid])
-            .stderr(Stdio::null())
-            .status();
+        let _ = kill_process(pid, Signal::INT);
         let begun = Instant::now();
         while child.try_wait().expect("asked").is_none() {
             assert!(
@@ -305,10 +323,7 @@ fn interrupted(folder: &Path, words: &[&str]) -> usize {
                 "{words:?}: {}",
                 said(&output)
             );
-            for out in ["out", "out.safetensors"] {
-                let _ = std::fs::remove_dir_all(folder.join(out));
-                let _ = std::fs::remove_file(folder.join(out));
-            }
+            clear();
             continue;
         }
         n_stopped += 1;
