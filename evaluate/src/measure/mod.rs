@@ -121,7 +121,7 @@ impl<'a> Measuring<'a> {
             "frame": self.frame.identity,
             "settings": self.frame.settings,
         }));
-        let (is_kept, kept) = self.kept(&key)?;
+        let (is_kept, kept) = self.kept(&key, &of.name)?;
         if is_kept && kept.is_none() {
             return Ok(None);
         }
@@ -172,11 +172,13 @@ impl<'a> Measuring<'a> {
         }))
     }
 
-    /// Whether the first rank finds a result in the journal, and on that rank the result.
-    fn kept(&self, key: &str) -> Result<(bool, Option<Finished>)> {
+    /// Whether the first rank finds a result in the journal, and on that rank the result. A result without the predictions
+    /// that are asked for is none: the same weights may come under another name.
+    fn kept(&self, key: &str, name: &str) -> Result<(bool, Option<Finished>)> {
         let is_first = self.ranks.is_first();
+        let has_predictions = self.predictions_of(name).is_none_or(|path| path.exists());
         let kept = match &self.journal {
-            Some(journal) if is_first => journal.get(key)?,
+            Some(journal) if is_first && has_predictions => journal.get(key)?,
             _ => None,
         };
         Ok((seen_by_first(self.ranks, kept.is_some())?, kept))
@@ -229,16 +231,22 @@ impl<'a> Measuring<'a> {
         }
     }
 
+    /// The file for the predictions of a candidate, if they are asked for and the task has any.
+    fn predictions_of(&self, name: &str) -> Option<PathBuf> {
+        let folder = self.frame.predictions.as_ref()?;
+        let ending = self.task.spec().prediction_ending?;
+        let stem = Path::new(name).file_stem().unwrap_or_default();
+        let stem = stem.to_string_lossy();
+        Some(folder.join(format!("{stem}.{}.{ending}", self.frame.split)))
+    }
+
     fn write_predictions(&self, name: &str, outcome: &Outcome) -> Result<Option<PathBuf>> {
-        let ending = self.task.spec().prediction_ending;
-        let (Some(folder), Some(ending)) = (&self.frame.predictions, ending) else {
+        let (Some(folder), Some(path)) = (&self.frame.predictions, self.predictions_of(name))
+        else {
             return Ok(None);
         };
         let created = std::fs::create_dir_all(folder);
         created.map_err(|source| Error::io("create", folder, source))?;
-        let stem = Path::new(name).file_stem().unwrap_or_default();
-        let stem = stem.to_string_lossy();
-        let path = folder.join(format!("{stem}.{}.{ending}", self.frame.split));
         Ok(outcome.predictions.write(&path)?.then_some(path))
     }
 }
