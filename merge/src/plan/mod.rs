@@ -153,7 +153,14 @@ pub struct Dropped {
     pub why: String,
 }
 
-/// Notes in the metadata of inputs that the output keeps: inputs that have one must agree.
+/// Whether a name is that of the head whose classes or answers a note names.
+fn is_head(key: &str) -> bool {
+    let mut segments = key.split('.');
+    segments.any(|segment| segment.contains("classifier") || ["head", "fc"].contains(&segment))
+}
+
+/// Notes in the metadata of inputs that the output keeps: inputs that have one must agree. A model whose head is left out
+/// says nothing.
 const INHERITED: &[(&str, &str)] = &[
     ("vlmerge.answers", "the answers of its classes"),
     ("vlmerge.classes", "the classes of its images"),
@@ -295,7 +302,11 @@ impl MergePlan {
     /// # Errors
     /// When a tensor cannot be read.
     pub fn alignment(&self) -> Result<Option<AlignmentReport>> {
-        AlignmentReport::of(&self.aligned)
+        if let Some(report) = AlignmentReport::of(&self.aligned)? {
+            return Ok(Some(report));
+        }
+        let mut stages = self.stages.iter().map(|stage| stage.plan.alignment());
+        stages.find_map(Result::transpose).transpose()
     }
 
     /// What is to be known before tensors are read: which experts are which, and that those that are merged number by
@@ -329,10 +340,14 @@ impl MergePlan {
             if self.notes.contains_key(*key) {
                 continue;
             }
-            for source in &self.sources {
+            for (index, source) in self.sources.iter().enumerate() {
                 let Some(note) = source.info().metadata.get(*key) else {
                     continue;
                 };
+                let mut left_out = self.dropped.iter().map(|dropped| &dropped.tensor);
+                if left_out.any(|tensor| tensor.source == index && is_head(&tensor.key)) {
+                    continue;
+                }
                 let known = metadata.entry((*key).to_owned());
                 let known = known.or_insert_with(|| note.clone());
                 if known != note {
@@ -419,29 +434,50 @@ impl MergePlan {
             n_threads as u64 * buffers as u64 * piece_elements(unit) as u64 * 8 + kept
         });
         let chunks = chunked.max().unwrap_or(0);
-        let whole = self.entries.iter().filter_map(|entry| match &entry.action {
-            Action::Whole {
-                members, kernel, ..
-            } => {
-                let shape = &self.sources[members.first()?.source]
-                    .get(&members.first()?.key)?
-                    .shape;
-                Some(kernel.peak_bytes(shape, members.len()))
-            }
-            _ => None,
-        });
+        let whole = self.whole_bytes() * self.n_whole_at_once(n_threads) as u64;
         let held = self
             .sources
             .iter()
             .map(|source| source.source().held_bytes());
-        let own = chunks.max(whole.max().unwrap_or(0)) + held.sum::<u64>();
+        let own = chunks.max(whole) + held.sum::<u64>();
         let earlier = self
             .stages
             .iter()
             .map(|stage| stage.plan.peak_bytes(n_threads));
         own.max(earlier.max().unwrap_or(0))
     }
+
+    /// How many whole-tensor operations run at a time: one where they use all threads themselves, else as many as there
+    /// are threads and [`WHOLE_BYTES`] holds.
+    pub(crate) fn n_whole_at_once(&self, n_threads: usize) -> usize {
+        let mut kernels = self.entries.iter().filter_map(|entry| match &entry.action {
+            Action::Whole { kernel, .. } => Some(kernel),
+            _ => None,
+        });
+        match kernels.all(|kernel| kernel.is_on_one_thread()) {
+            true => ((WHOLE_BYTES / self.whole_bytes().max(1)) as usize).clamp(1, n_threads.max(1)),
+            false => 1,
+        }
+    }
+
+    /// The most bytes that a whole-tensor operation holds.
+    fn whole_bytes(&self) -> u64 {
+        let whole = self.entries.iter().filter_map(|entry| match &entry.action {
+            Action::Whole {
+                members, kernel, ..
+            } => {
+                let member = members.first()?;
+                let info = self.sources[member.source].get(&member.key)?;
+                Some(kernel.peak_bytes(&info.shape, members.len()))
+            }
+            _ => None,
+        });
+        whole.max().unwrap_or(0)
+    }
 }
+
+/// Most bytes of whole-tensor operations that run side by side, unless one needs more.
+const WHOLE_BYTES: u64 = 640 << 20;
 
 /// Elements that are decoded, combined and written at a time by one thread: small enough that a few
 /// chunks stay in a core's cache, large enough that a system call costs nothing beside it.
