@@ -34,8 +34,13 @@ pub(crate) fn folders(folder: &TempDir) {
 
 /// A tiny CLIP with the vocabulary of the published ones.
 pub(crate) fn synth(folder: &TempDir, name: &str, more: &str) {
+    synth_of(folder, name, 1, more);
+}
+
+/// A tiny CLIP of as many blocks in either tower.
+pub(crate) fn synth_of(folder: &TempDir, name: &str, blocks: usize, more: &str) {
     let line = format!(
-        "-q synth --family clip --blocks 1 --width 16 --attention-heads 2 --text-blocks 1 --text-width 16 \
+        "-q synth --family clip --blocks {blocks} --width 16 --attention-heads 2 --text-blocks {blocks} --text-width 16 \
          --text-attention-heads 2 --joint-width 8 --image-size 32 --patch-size 8 --text-len 16 --deviation 0.2 \
          {more} {{}}/{name}"
     );

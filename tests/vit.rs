@@ -164,7 +164,7 @@ fn fine_tuning_moves_every_weight_of_a_classifier() {
     let log = std::fs::read_to_string(folder.path().join("run/metrics.jsonl")).expect("a log");
     let losses: Vec<f64> = (log.lines())
         .filter_map(|line| serde_json::from_str::<serde_json::Value>(line).ok())
-        .filter_map(|line| line["loss"].as_f64())
+        .filter_map(|line| line["values"]["loss"].as_f64())
         .collect();
     assert!(losses.last() < losses.first(), "{losses:?}");
 }

@@ -172,7 +172,7 @@ fn a_shared_space_a_long_vector_and_a_distant_model_are_told() {
             outer(
                 |row| 1.0 + row as f32,
                 move |column| {
-                    if (column + shift) % 4 == 0 {
+                    if (column + shift).is_multiple_of(4) {
                         times
                     } else {
                         0.1 * times

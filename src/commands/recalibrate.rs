@@ -6,7 +6,7 @@ use std::process::ExitCode;
 use std::sync::Arc;
 
 use anyhow::Result;
-use evaluate::datasets::class_folders::ClassFolders;
+use evaluate::datasets::classes::ClassSet;
 use evaluate::tasks::batch_statistics;
 use merge::plan::{Action, Entry, PlanBuilder, TensorRef};
 use merge::provenance::Hashes;
@@ -59,7 +59,7 @@ pub struct Args {
 
 /// Runs the verb.
 pub fn run(args: Args, output: &Output) -> Result<ExitCode> {
-    let set = ClassFolders::open(&args.data, &args.dataset, &args.split)?;
+    let set = ClassSet::open(&args.data, &args.dataset, &args.split)?;
     let set = set.evenly(args.limit.unwrap_or(usize::MAX));
     let device = args.model.device()?;
     let found = Target::File(args.checkpoint.clone()).find(&Hashes::default(), output)?;

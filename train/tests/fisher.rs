@@ -228,7 +228,7 @@ fn sums_that_were_stopped_go_on_and_come_out_the_same() {
 #[test]
 fn ranks_share_the_examples_and_several_are_squared_together() {
     let folder = tempfile::tempdir().expect("a folder");
-    let out = |name: &str| folder.path().join(name);
+    let out = |name: &str| folder.path().join(format!("{name}.safetensors"));
     let retrieval = recipe(
         "ckpt/ufo_pretrain.ckpt",
         "[{ name: retrieval }]",

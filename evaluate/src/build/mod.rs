@@ -26,6 +26,7 @@ use serde::Serialize;
 
 use crate::datasets::arrow::Table;
 pub use json::build_json;
+pub(crate) use texts::NO_PICTURE;
 
 pub use crate::datasets::left_out::BadPicture;
 use crate::datasets::left_out::{self, LeftOut, Omission};

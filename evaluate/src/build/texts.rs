@@ -36,7 +36,7 @@ const COLUMNS: [(&str, Kind); 4] = [
 ];
 
 /// What stands in the place of a picture.
-const NO_PICTURE: &str = "None";
+pub(crate) const NO_PICTURE: &str = "None";
 
 /// Builds the arrow files of a data set of texts: one for each text file. Blank lines are left out.
 pub(super) fn build(

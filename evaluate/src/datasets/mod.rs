@@ -68,8 +68,8 @@ impl Dataset {
     /// Opens a split of packed files of any name: captions if `wants_texts` and there are some, else classes.
     ///
     /// # Errors
-    /// [`DataFault::MissingTable`](crate::DataFault::MissingTable) when no file is there,
-    /// [`DataFault::MissingColumn`](crate::DataFault::MissingColumn) when the files have neither, and what the set of
+    /// [`DataFault::MissingTable`] when no file is there,
+    /// [`DataFault::MissingColumn`] when the files have neither, and what the set of
     /// the kind returns.
     pub fn open_packed(folder: &Path, name: &str, split: &str, wants_texts: bool) -> Result<Self> {
         let Some(packed) = packed::Packed::find(folder, name, split)? else {
@@ -95,9 +95,9 @@ impl Dataset {
     /// `<folder>/<name>`.
     ///
     /// # Errors
-    /// [`DataFault::UnknownDataset`](crate::DataFault::UnknownDataset) and
-    /// [`DataFault::UnknownSplit`](crate::DataFault::UnknownSplit) for names,
-    /// [`DataFault::MissingTable`](crate::DataFault::MissingTable) when a file is not there, and what the
+    /// [`DataFault::UnknownDataset`] and
+    /// [`DataFault::UnknownSplit`] for names,
+    /// [`DataFault::MissingTable`] when a file is not there, and what the
     /// set of its kind returns.
     pub fn open(folder: &Path, name: &str, split: &str) -> Result<Self> {
         let kind = match table_half(folder, name, split) {
@@ -117,7 +117,7 @@ impl Dataset {
 /// What the rows of the data set of this name are.
 ///
 /// # Errors
-/// [`DataFault::UnknownDataset`](crate::DataFault::UnknownDataset) when there is none.
+/// [`DataFault::UnknownDataset`] when there is none.
 pub fn kind(name: &str) -> Result<Kind> {
     let found = DatasetSpec::of(name).ok_or_else(|| DatasetSpec::unknown(name, DATASETS.iter()));
     Ok(found?.kind)

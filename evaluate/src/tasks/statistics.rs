@@ -6,7 +6,7 @@ use merge::random::Draws;
 
 use super::Runner;
 use crate::Result;
-use crate::datasets::class_folders::ClassFolders;
+use crate::datasets::classes::ClassSet;
 use crate::nn::BatchStatistics;
 
 /// The statistics of all batch norms over the pictures of a split, in batches of any classes: their order is drawn under
@@ -15,11 +15,7 @@ use crate::nn::BatchStatistics;
 /// # Errors
 /// [`ModelFault::Incapable`](crate::ModelFault::Incapable) for a model without batch norms, and when a picture cannot be
 /// read or the device fails.
-pub fn batch_statistics(
-    runner: &Runner<'_>,
-    set: &ClassFolders,
-    seed: u64,
-) -> Result<BatchStatistics> {
+pub fn batch_statistics(runner: &Runner<'_>, set: &ClassSet, seed: u64) -> Result<BatchStatistics> {
     let model = runner.model().batch_normed()?;
     let mut order: Vec<usize> = (0..set.len()).collect();
     Draws::new(seed, "pictures").sequence().shuffle(&mut order);

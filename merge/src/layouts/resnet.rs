@@ -146,7 +146,7 @@ impl Resnet {
     pub fn read(checkpoint: &Checkpoint) -> Option<Self> {
         let wrapper = ["", WRAPPER].into_iter().find(|wrapper| {
             let has = |key: &&str| checkpoint.get(&format!("{wrapper}{key}")).is_some();
-            TELLING.iter().all(|key| has(&key))
+            TELLING.iter().all(has)
         })?;
         let mut blocks: [BTreeSet<usize>; 4] = Default::default();
         for (key, _) in checkpoint.tensors() {

@@ -13,8 +13,9 @@ use crate::output::{Output, UsageError};
 const EXAMPLES: &str = "\
 Example:
   pip download --no-deps clip_benchmark==1.6.2 && unzip clip_benchmark-*.whl
-  vlmerge data texts eurosat --names clip_benchmark/datasets/en_classnames.json \\
-      --templates clip_benchmark/datasets/en_zeroshot_classification_templates.json --out data/eurosat
+  cd clip_benchmark/datasets
+  vlmerge data texts eurosat --names en_classnames.json \\
+      --templates en_zeroshot_classification_templates.json --out data/eurosat
   vlmerge evaluate clip/ --task zero_shot_classes --data data --dataset eurosat --split test \\
       --tokenizer clip/
 

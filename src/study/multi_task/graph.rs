@@ -50,7 +50,7 @@ pub enum Origin {
     /// The copy of one task, on all tasks.
     Copy,
     /// A merge of all copies, and the steps that only it needs.
-    Merge(Merge, Vec<String>),
+    Merge(Box<Merge>, Vec<String>),
 }
 
 /// A task with the steps that measure all rows on it.
@@ -317,7 +317,7 @@ impl Builder<'_> {
         };
         Row {
             name,
-            origin: Origin::Merge(merge, steps),
+            origin: Origin::Merge(Box::new(merge), steps),
             weights,
         }
     }

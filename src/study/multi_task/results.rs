@@ -3,7 +3,7 @@
 use std::collections::BTreeSet;
 
 use anyhow::{Context, Result, bail};
-use evaluate::datasets::class_folders::ClassFolders;
+use evaluate::datasets::classes::ClassSet;
 use evaluate::metrics::bootstrap::{Bootstrap, Resampled};
 use evaluate::reports::published::Published;
 use evaluate::reports::scoreboard::{
@@ -115,7 +115,7 @@ fn name(study: &MultiTask, row: usize) -> &str {
 /// The accuracy of a row on a task, from its predictions.
 fn accuracy(study: &MultiTask, store: &Store, index: usize, row: usize) -> Result<Measured> {
     let (recipe, task) = (&study.recipe, &study.recipe.tasks[index]);
-    let set = ClassFolders::open(&recipe.classes, &task.dataset, &task.test)?;
+    let set = ClassSet::open(&recipe.classes, &task.dataset, &task.test)?;
     let set = set.evenly(recipe.limit.unwrap_or(usize::MAX));
     let folder = store.path("", &study.judged[index].predictions);
     let path = folder.join(format!("{}.{}.csv", measured_as(row), task.test));

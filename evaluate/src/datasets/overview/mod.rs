@@ -9,8 +9,9 @@ use merge::Progress;
 use rayon::prelude::*;
 use serde::Serialize;
 
-use super::arrow::{Kind, Table};
+use super::arrow::{Field, Kind, Table};
 use super::left_out::{LeftOut, Omission};
+use crate::build::NO_PICTURE;
 use crate::text::Tokenizer;
 use crate::{DataFault, Error, Result, images};
 
@@ -148,7 +149,7 @@ pub fn overview(
     let table = Table::open(path)?;
     for field in table.fields() {
         let is_binary = matches!(field.kind, Kind::Bytes { text: false, .. });
-        if PICTURES.contains(&field.name.as_str()) && !is_binary {
+        if PICTURES.contains(&field.name.as_str()) && !is_binary && !has_none(&table, field)? {
             return Err(Error::Data(DataFault::ColumnType {
                 path: path.into(),
                 column: field.name.clone(),
@@ -176,6 +177,12 @@ pub fn overview(
             .map(|left_out| left_out.omissions())
             .unwrap_or_default(),
     })
+}
+
+/// Whether a column says of each row that there is no picture, as files of texts alone do.
+fn has_none(table: &Table, field: &Field) -> Result<bool> {
+    Ok(matches!(field.kind, Kind::Bytes { text: true, .. })
+        && (table.ids(&field.name)?.iter()).all(|said| said == NO_PICTURE))
 }
 
 fn text_overview(

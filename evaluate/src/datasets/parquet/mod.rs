@@ -69,6 +69,9 @@ type Key = (usize, usize, usize);
 /// The pages that were decoded last.
 type Kept = VecDeque<(Key, Arc<Decoded>)>;
 
+/// Pages with the row that each begins with.
+type Pages = Vec<(usize, Page)>;
+
 /// A parquet file.
 #[derive(Debug)]
 pub struct ParquetTable {
@@ -76,8 +79,8 @@ pub struct ParquetTable {
     footer: Footer,
     /// Rows up to and with each group.
     ends: Vec<usize>,
-    /// Pages of a chunk with the row that each begins with, by row group and leaf.
-    pages: Mutex<BTreeMap<(usize, usize), Arc<Vec<(usize, Page)>>>>,
+    /// Pages of a chunk, by row group and leaf.
+    pages: Mutex<BTreeMap<(usize, usize), Arc<Pages>>>,
     kept: Mutex<Kept>,
 }
 
@@ -359,7 +362,7 @@ impl ParquetTable {
     }
 
     /// The pages of a chunk with the row that each begins with; a dictionary comes before all.
-    fn pages_of(&self, number: usize, index: usize) -> Result<Arc<Vec<(usize, Page)>>, Trouble> {
+    fn pages_of(&self, number: usize, index: usize) -> Result<Arc<Pages>, Trouble> {
         let lock = || self.pages.lock().unwrap_or_else(PoisonError::into_inner);
         if let Some(pages) = lock().get(&(number, index)) {
             return Ok(Arc::clone(pages));

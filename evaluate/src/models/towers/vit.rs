@@ -65,8 +65,8 @@ impl Config {
     /// weights do not tell.
     ///
     /// # Errors
-    /// [`ModelFault::UnknownSize`](crate::ModelFault::UnknownSize) and
-    /// [`ModelFault::BadSize`](crate::ModelFault::BadSize).
+    /// [`ModelFault::UnknownSize`] and
+    /// [`ModelFault::BadSize`].
     pub fn read(shapes: &dyn Shapes, prefix: &str, n_heads: Option<usize>) -> Result<Self> {
         Self::read_form(shapes, prefix, n_heads, Form::Timm)
     }

@@ -84,7 +84,7 @@ impl Vit {
 fn wrapper_of(checkpoint: &Checkpoint, attention: &[&str]) -> Option<&'static str> {
     ["", WRAPPER].into_iter().find(|wrapper| {
         let has = |key: &&str| checkpoint.get(&format!("{wrapper}{key}")).is_some();
-        TELLING.iter().all(|key| has(key)) && attention.iter().any(has)
+        TELLING.iter().all(&has) && attention.iter().any(has)
     })
 }
 
