@@ -22,8 +22,11 @@ impl Activation {
     /// # Errors
     /// When the device fails.
     pub fn forward(self, x: &Tensor) -> Result<Tensor> {
+        if cpu::takes(x) {
+            return x.contiguous()?.apply_op1(ops::Activate(self));
+        }
         match self {
-            Self::Gelu => gelu(x),
+            Self::Gelu => x.gelu_erf(),
             Self::GeluTanh => x.gelu(),
             Self::QuickGelu => x * candle_nn::ops::sigmoid(&(x * 1.702)?)?,
         }
@@ -35,8 +38,5 @@ impl Activation {
 /// # Errors
 /// When the device fails.
 pub fn gelu(x: &Tensor) -> Result<Tensor> {
-    match cpu::takes(x) {
-        true => x.contiguous()?.apply_op1(ops::Gelu),
-        false => x.gelu_erf(),
-    }
+    Activation::Gelu.forward(x)
 }

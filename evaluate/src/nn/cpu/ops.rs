@@ -5,6 +5,7 @@ use candle_core::{CpuStorage, CustomOp1, CustomOp3, Layout, Result, Shape, Tenso
 use super::attention::{self, Added, Asked};
 use super::sequences::{Sizes, Spans};
 use super::slices::{self, Then};
+use crate::nn::Activation;
 
 /// The elements of a contiguous argument.
 fn slice<'a>(storage: &'a CpuStorage, layout: &Layout) -> Result<&'a [f32]> {
@@ -146,21 +147,21 @@ impl CustomOp3 for LayerNorm {
     }
 }
 
-/// Exact GELU.
-pub struct Gelu;
+/// What stands between the two layers of a feed-forward network.
+pub struct Activate(pub Activation);
 
-impl CustomOp1 for Gelu {
+impl CustomOp1 for Activate {
     fn name(&self) -> &'static str {
-        "gelu_erf"
+        "activation"
     }
 
     fn cpu_fwd(&self, x: &CpuStorage, layout: &Layout) -> Result<(CpuStorage, Shape)> {
-        let out = slices::gelu(slice(x, layout)?);
+        let out = slices::activated(slice(x, layout)?, self.0);
         Ok((CpuStorage::F32(out), layout.shape().clone()))
     }
 
     fn bwd(&self, x: &Tensor, _: &Tensor, g: &Tensor) -> Result<Option<Tensor>> {
-        let by_x = with_slices([g, x], |[g, x]| slices::gelu_gradient(g, x))?;
+        let by_x = with_slices([g, x], |[g, x]| slices::activation_gradient(g, x, self.0))?;
         Ok(Some(tensor(by_x, x)?))
     }
 }

@@ -268,10 +268,10 @@ fn add_up(parts: Vec<Vec<f32>>, n: usize) -> Vec<f32> {
     sum
 }
 
-/// Exact GELU, `x Φ(x)`.
-pub fn gelu(x: &[f32]) -> Vec<f32> {
+/// An activation of every number.
+pub fn activated(x: &[f32], activation: Activation) -> Vec<f32> {
     let mut out = vec![0.0; x.len()];
-    activate_into(&mut out, x, Activation::Gelu);
+    activate_into(&mut out, x, activation);
     out
 }
 
@@ -361,21 +361,10 @@ pub fn activate_backward_in_place(g: &mut [f32], x: &mut [f32], activation: Acti
     });
 }
 
-/// `∂x = g (Φ(x) + x φ(x))`.
-pub fn gelu_gradient(g: &[f32], x: &[f32]) -> Vec<f32> {
+/// The gradient by the numbers before an activation, from that by those behind it.
+pub fn activation_gradient(g: &[f32], x: &[f32], activation: Activation) -> Vec<f32> {
     let mut out = g.to_vec();
-    let chunks = out.par_chunks_mut(1 << 14).zip(x.par_chunks(1 << 14));
-    chunks.for_each(|(out, x)| {
-        merge::vectorized(
-            #[inline(always)]
-            || {
-                for (out, &x) in out.iter_mut().zip(x) {
-                    let (below, density) = normal(x);
-                    *out *= below + x * density;
-                }
-            },
-        );
-    });
+    activate_backward_in_place(&mut out, &mut x.to_vec(), activation);
     out
 }
 
