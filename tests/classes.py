@@ -108,6 +108,19 @@ def chosen(task, split, entries):
     return [(name, picture) for _, name, picture in turns[: MOST[split]]]
 
 
+def chosen_alike(task, found):
+    """Classes that all splits have, and what is chosen of each split."""
+    names = set.intersection(*({name for name, _, _ in found[split]} for split in MOST))
+    while True:
+        kept = {
+            split: chosen(task, split, [entry for entry in found[split] if entry[0] in names]) for split in MOST
+        }
+        left = set.intersection(*({name for name, _ in kept[split]} for split in MOST))
+        if left == names:
+            return names, kept
+        names = left
+
+
 def put_picture(source, target, turn=0):
     """A picture in its class, turned by quarters."""
     if not turn:
@@ -144,12 +157,10 @@ def drawn_tasks(out, pictures):
     texts = []
     for task, templates, found in emoji_tasks(pictures):
         folder, counts = out / "classes" / task, {}
-        # Classes that all splits have.
-        names = set.intersection(*({name for name, _, _ in found[split]} for split in MOST))
+        names, kept = chosen_alike(task, found)
         for split in MOST:
-            kept = chosen(task, split, [entry for entry in found[split] if entry[0] in names])
-            counts[split] = len(kept)
-            for name, picture in kept:
+            counts[split] = len(kept[split])
+            for name, picture in kept[split]:
                 turn = TURNS.index(name) if task == "turns" else 0
                 put_picture(picture["path"], folder / split / slug(name) / f"{picture['number']:06}.png", turn)
         texts += texts_of(folder, names, templates)
