@@ -33,6 +33,7 @@ mod golden_vit;
 mod golden_zerovl_data;
 mod golden_zerovl_scores;
 mod grams;
+mod hostile_tables;
 mod images;
 mod nlvr2;
 mod openai_archive;

@@ -25,6 +25,7 @@ mod shard;
 mod source;
 mod splits;
 mod table;
+mod text_budget;
 pub mod texts;
 pub mod vqa;
 pub mod xvlm;

@@ -1,7 +1,9 @@
 //! The values of a column in a batch.
 
+use std::collections::HashMap;
 use std::ops::Range;
 
+use super::super::text_budget::TextBudget;
 use super::messages::Batch;
 use super::{Field, Kind, MAX_VALUE_BYTES, Table};
 use crate::{DataFault, Error, Result};
@@ -33,17 +35,29 @@ impl Column {
         }
     }
 
-    /// The values at `indices`, or nothing when one is out of range.
-    fn gather(&self, indices: &[usize]) -> Option<Self> {
-        fn pick<T: Clone>(values: &[T], indices: &[usize]) -> Option<Vec<T>> {
-            let picked = indices.iter().map(|&index| values.get(index).cloned());
+    /// The values at `indices`; in words why there are none.
+    fn gather(&self, indices: &[i64], budget: &mut TextBudget) -> Result<Self, String> {
+        const BEYOND: &str = "it does not fit its dictionary";
+        fn pick<T: Clone>(values: &[T], indices: &[i64]) -> Result<Vec<T>, String> {
+            let picked = indices.iter().map(|&index| {
+                let index = usize::try_from(index).ok();
+                let value = index.and_then(|index| values.get(index));
+                value.cloned().ok_or_else(|| BEYOND.to_owned())
+            });
             picked.collect()
         }
-        Some(match self {
+        Ok(match self {
             Self::Integers(values) => Self::Integers(pick(values, indices)?),
             Self::Floats(values) => Self::Floats(pick(values, indices)?),
-            Self::Texts(values) => Self::Texts(pick(values, indices)?),
-            Self::Null(_) | Self::Lists(..) => return None,
+            Self::Texts(values) => {
+                let lengths: Vec<usize> = values.iter().map(String::len).collect();
+                for length in pick(&lengths, indices)? {
+                    budget.take(length)?;
+                }
+                Self::Texts(pick(values, indices)?)
+            }
+            Self::Null(_) if indices.is_empty() => Self::Null(0),
+            Self::Null(_) | Self::Lists(..) => return Err(BEYOND.into()),
         })
     }
 
@@ -56,6 +70,24 @@ impl Column {
             _ => return false,
         }
         true
+    }
+}
+
+/// What the batches of a column share while it is read.
+#[derive(Debug)]
+pub(super) struct Reading {
+    budget: TextBudget,
+    /// The entries of dictionaries, by number.
+    entries: HashMap<i64, Column>,
+}
+
+impl Reading {
+    /// Of a column of a file of `n_bytes`.
+    pub(super) fn of_file(n_bytes: u64) -> Self {
+        Self {
+            budget: TextBudget::of_file(n_bytes),
+            entries: HashMap::new(),
+        }
     }
 }
 
@@ -105,9 +137,10 @@ impl Table {
         field: &Field,
         cursor: &mut Cursor,
         first_row: Option<usize>,
+        reading: &mut Reading,
     ) -> Result<Column> {
         let (n_values, _) = self.node(batch, cursor.node)?;
-        self.decode_range(batch, field, cursor, 0..n_values, first_row)
+        self.decode_range(batch, field, cursor, 0..n_values, first_row, reading)
     }
 
     fn decode_range(
@@ -117,6 +150,7 @@ impl Table {
         cursor: &mut Cursor,
         range: Range<u64>,
         first_row: Option<usize>,
+        reading: &mut Reading,
     ) -> Result<Column> {
         let here = *cursor;
         cursor.skip(field);
@@ -139,7 +173,7 @@ impl Table {
         }
         if let Some((id, bits)) = field.dictionary {
             let indices = self.integers(batch, here.buffer + 1, bits, true, range)?;
-            return self.through_dictionary(field, id, &indices);
+            return self.through_dictionary(field, id, &indices, reading);
         }
         match &field.kind {
             &Kind::Integer { bits, signed } => {
@@ -167,7 +201,7 @@ impl Table {
                 };
                 let lengths = offsets.windows(2).map(|pair| (pair[1] - pair[0]) as usize);
                 let lengths = lengths.collect();
-                let items = self.decode_range(batch, item, &mut inner, items, None)?;
+                let items = self.decode_range(batch, item, &mut inner, items, None, reading)?;
                 Ok(Column::Lists(lengths, Box::new(items)))
             }
             Kind::Null | Kind::Bytes { .. } | Kind::Other(..) => {
@@ -234,34 +268,43 @@ impl Table {
         self.read(batch, cursor.buffer + 2, from, to)
     }
 
-    fn through_dictionary(&self, field: &Field, id: i64, indices: &[i64]) -> Result<Column> {
+    fn through_dictionary(
+        &self,
+        field: &Field,
+        id: i64,
+        indices: &[i64],
+        reading: &mut Reading,
+    ) -> Result<Column> {
+        if !reading.entries.contains_key(&id) {
+            let entries = self.entries(field, id, reading)?;
+            reading.entries.insert(id, entries);
+        }
+        let entries = reading.entries.get(&id).unwrap_or(&Column::Null(0));
+        let gathered = entries.gather(indices, &mut reading.budget);
+        gathered.map_err(|fault| self.fault(format!("column `{}`: {fault}", field.name)))
+    }
+
+    /// The entries of a dictionary.
+    fn entries(&self, field: &Field, id: i64, reading: &mut Reading) -> Result<Column> {
         let plain = Field {
             dictionary: None,
             ..field.clone()
         };
-        let fault = || {
-            let name = &field.name;
-            self.fault(format!("column `{name}` does not fit its dictionary"))
-        };
-        let mut entries: Option<Column> = None;
+        let mut entries = Column::Null(0);
         for batch in self.dictionaries.get(&id).into_iter().flatten() {
-            let more = self.decode(batch, &plain, &mut Cursor::default(), None)?;
+            let more = self.decode(batch, &plain, &mut Cursor::default(), None, reading)?;
             match &mut entries {
-                None => entries = Some(more),
-                Some(entries) => {
+                Column::Null(0) => entries = more,
+                entries => {
                     if !entries.append(more) {
-                        return Err(fault());
+                        let name = &field.name;
+                        let fault = format!("the dictionaries of column `{name}` differ in type");
+                        return Err(self.fault(fault));
                     }
                 }
             }
         }
-        let indices = indices.iter().map(|&index| usize::try_from(index).ok());
-        let indices: Option<Vec<usize>> = indices.collect();
-        match (entries, indices) {
-            (Some(entries), Some(indices)) => entries.gather(&indices).ok_or_else(fault),
-            (None, Some(indices)) if indices.is_empty() => Ok(Column::Null(0)),
-            _ => Err(fault()),
-        }
+        Ok(entries)
     }
 
     /// The first of the values in `range` that is null.

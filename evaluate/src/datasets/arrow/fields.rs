@@ -1,5 +1,7 @@
 //! Columns and their types.
 
+use std::collections::HashSet;
+
 use arrow_ipc::{Field as RawField, Schema as RawSchema, Type};
 
 /// A column, or the items of a list.
@@ -82,8 +84,9 @@ impl Field {
         }
         let fields = schema.fields().ok_or("its schema has no columns")?;
         let fields: Vec<Self> = fields.iter().map(Self::new).collect::<Result<_, _>>()?;
-        for (index, field) in fields.iter().enumerate() {
-            if fields[..index].iter().any(|other| other.name == field.name) {
+        let mut seen = HashSet::new();
+        for field in &fields {
+            if !seen.insert(&field.name) {
                 return Err(format!("it has two columns `{}`", field.name));
             }
         }

@@ -128,11 +128,25 @@ impl Reader<'_> {
         }
         let dictionaries = footer.dictionaries().into_iter().flatten();
         let batches = footer.recordBatches().into_iter().flatten();
+        // By position: a file whose footer names a batch twice would make much of little.
+        let mut blocks: Vec<(u64, usize)> = Vec::new();
         for block in dictionaries.chain(batches) {
             let position = u64::try_from(block.offset());
             let position = position.map_err(|_| self.fault("a batch lies before the file"))?;
-            if self.message(position, &mut messages)?.is_none() {
+            blocks.push((position, blocks.len()));
+        }
+        let mut sorted = blocks.clone();
+        sorted.sort_unstable();
+        let mut limits: Vec<u64> = vec![self.n_bytes; blocks.len()];
+        for pair in sorted.windows(2) {
+            limits[pair[0].1] = pair[1].0;
+        }
+        for (position, number) in blocks {
+            let Some(end) = self.message(position, &mut messages)? else {
                 return Err(self.fault("the footer names a batch where there is none"));
+            };
+            if end > limits[number] {
+                return Err(self.fault("its footer puts two batches into one place"));
             }
         }
         Ok(messages)

@@ -19,7 +19,7 @@ use serde::de::DeserializeOwned;
 
 use crate::{DataFault, Error, Result};
 pub use column::Column;
-use column::{Cursor, Wanted};
+use column::{Cursor, Reading, Wanted};
 pub use fields::{Field, Kind};
 use messages::{Batch, Messages};
 pub use values::Value;
@@ -35,6 +35,7 @@ const MAX_UNFOLDED_BYTES: u64 = 4 << 30;
 pub struct Table {
     path: PathBuf,
     file: File,
+    n_bytes: u64,
     fields: Vec<Field>,
     notes: BTreeMap<String, String>,
     batches: Vec<Batch>,
@@ -87,6 +88,7 @@ impl Table {
         Ok(Self {
             path: path.into(),
             file,
+            n_bytes: metadata.len(),
             fields: messages.fields,
             notes: messages.notes,
             batches: messages.batches,
@@ -218,10 +220,11 @@ impl Table {
 
     fn columns(&self, name: &str) -> Result<impl Iterator<Item = Result<Column>>> {
         let index = self.index_of(name)?;
+        let mut reading = Reading::of_file(self.n_bytes);
         Ok(self.batches.iter().enumerate().map(move |(number, batch)| {
             let first_row = self.ends[number] - batch.n_rows as usize;
             let (mut cursor, field) = self.cursor_at(batch, index)?;
-            self.decode(batch, field, &mut cursor, Some(first_row))
+            self.decode(batch, field, &mut cursor, Some(first_row), &mut reading)
         }))
     }
 

@@ -278,8 +278,8 @@ impl ClassSet {
     }
 }
 
-/// The most classes that have no names.
-const MAX_UNNAMED: i64 = 1 << 20;
+/// The most classes without names, unless there are more pictures.
+const MAX_UNNAMED: usize = 1 << 16;
 
 /// The names of the classes by number: of the files, or of `classnames.txt`.
 fn class_names(packed: &Packed, tables: &Tables) -> Result<Option<Vec<String>>> {
@@ -301,9 +301,12 @@ fn class_names(packed: &Packed, tables: &Tables) -> Result<Option<Vec<String>>> 
 
 /// The numbers of classes without names.
 fn numbers(labels: &[i64]) -> Vec<String> {
-    let last = labels.iter().max().copied().unwrap_or(-1);
+    let last = labels
+        .iter()
+        .filter_map(|label| usize::try_from(*label).ok());
+    let n = last.max().map_or(0, |last| last.saturating_add(1));
     // A label beyond them is an error of its row.
-    let n = last.saturating_add(1).clamp(0, MAX_UNNAMED);
+    let n = n.min(MAX_UNNAMED.max(labels.len()));
     (0..n).map(|number| number.to_string()).collect()
 }
 

@@ -54,27 +54,25 @@ struct Feature {
 impl ParquetTable {
     /// The name that a column of ours goes by in the file.
     pub(super) fn name_of<'a>(&'a self, column: &'a str) -> Option<&'a str> {
-        let names = self.names();
-        if names.contains(&column) {
+        if self.columns.contains_key(column) {
             return Some(column);
         }
         let others = OTHERS.iter().find(|(name, _)| *name == column);
         let mut others = others.map_or(&[][..], |(_, others)| others).iter();
-        if let Some(found) = others.find_map(|other| names.iter().find(|name| *name == other)) {
+        if let Some(found) = others.find(|other| self.columns.contains_key(**other)) {
             return Some(found);
         }
         // The only column that can be meant.
+        let names = self.columns.keys().map(String::as_str);
         let can_be: Vec<&str> = match column {
             "image" => {
-                let structs = names.iter().filter(|name| {
-                    self.only_leaf(name).is_none() && self.bytes_leaf(name).is_some()
-                });
-                structs.copied().collect()
+                let is_struct =
+                    |name: &&str| self.only_leaf(name).is_none() && self.bytes_leaf(name).is_some();
+                names.filter(is_struct).collect()
             }
             "label" => {
                 let features = self.features().unwrap_or_default();
-                let is_class = |name: &&&str| features.contains_key(**name);
-                names.iter().filter(is_class).copied().collect()
+                names.filter(|name| features.contains_key(*name)).collect()
             }
             _ => Vec::new(),
         };

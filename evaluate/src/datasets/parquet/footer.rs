@@ -1,12 +1,16 @@
 //! What a footer says: columns, where their pages lie, notes.
 
 use std::collections::BTreeMap;
+use std::sync::Arc;
 
 use super::thrift::{self, Value};
 use super::unfold::Codec;
 
 /// Groups within groups of columns, at most.
 const MAX_DEPTH: usize = 16;
+
+/// The most columns, those within structs counted one by one.
+const MAX_LEAVES: usize = 10_000;
 
 /// How values are stored.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -40,7 +44,7 @@ impl Physical {
 #[derive(Clone, Debug)]
 pub(super) struct Leaf {
     /// Its name and those of the groups around it, the column of the table first.
-    pub(super) path: Vec<String>,
+    pub(super) path: Vec<Arc<str>>,
     pub(super) physical: Physical,
     /// Whether its bytes are text.
     pub(super) is_text: bool,
@@ -51,6 +55,11 @@ pub(super) struct Leaf {
 }
 
 impl Leaf {
+    /// The column of the table that it is in.
+    pub(super) fn column(&self) -> &str {
+        self.path.first().map_or("", |name| name)
+    }
+
     /// Its type in words, e.g. `list<string>`.
     pub(super) fn describe(&self) -> String {
         let plain = match self.physical {
@@ -98,8 +107,9 @@ pub(super) struct Footer {
 impl Footer {
     /// Reads a footer of a file of `n_bytes`.
     ///
-    /// The rows of a file, and the values of a column of lists, are no more than its bytes: what says otherwise would
-    /// take memory that no data set needs.
+    /// A file of a data set has no more rows than bytes, no more items in the lists of a column than eight times its
+    /// bytes, and no byte in two columns. A file that says otherwise is refused: it would take memory and time that
+    /// its bytes do not account for.
     pub(super) fn read(bytes: &[u8], n_bytes: u64) -> Result<Self, String> {
         let (footer, _) = thrift::read(bytes).map_err(|_| "its footer is damaged")?;
         let elements = footer.list(2).ok_or("its footer has no schema")?;
@@ -115,6 +125,7 @@ impl Footer {
         let leaves = walk.leaves;
         let mut groups = Vec::new();
         let mut n_rows = 0_u64;
+        let mut n_items = vec![0_u64; leaves.len()];
         for group in footer.list(4).ok_or("its footer has no row groups")? {
             let group_rows = group.count(3).ok_or("a row group has no number of rows")?;
             n_rows = n_rows.saturating_add(group_rows);
@@ -128,10 +139,13 @@ impl Footer {
                     "a row group has {n} columns, the schema {n_leaves}"
                 ));
             }
-            let chunks = chunks.iter().zip(&leaves);
-            let chunks = chunks.map(|(chunk, leaf)| {
-                let name = leaf.path.join(".");
-                chunk_of(chunk, n_bytes).map_err(|fault| format!("column `{name}`: {fault}"))
+            let chunks = chunks.iter().zip(&leaves).zip(&mut n_items);
+            let chunks = chunks.map(|((chunk, leaf), n_items)| {
+                let chunk = chunk_of(chunk, n_bytes).and_then(|chunk| {
+                    check_values(&chunk, leaf, group_rows, n_items, n_bytes)?;
+                    Ok(chunk)
+                });
+                chunk.map_err(|fault| format!("column `{}`: {fault}", leaf.path.join(".")))
             });
             groups.push(Group {
                 // Not above the bytes of the file.
@@ -141,6 +155,9 @@ impl Footer {
         }
         if footer.count(3).is_some_and(|said| said != n_rows) {
             return Err("its row groups have other than the rows of its footer".into());
+        }
+        if overlap(&groups) {
+            return Err("its footer puts the pages of two columns into one place".into());
         }
         let notes = footer.list(5).unwrap_or_default().iter();
         let notes = notes.filter_map(|note| Some((note.text(1)?, note.text(2)?)));
@@ -164,11 +181,6 @@ fn chunk_of(chunk: &Value, n_bytes: u64) -> Result<Chunk, String> {
     let length = about.count(7).ok_or("its pages have no length")?;
     let end = start.checked_add(length).filter(|end| *end <= n_bytes);
     let n_values = about.count(5).ok_or("it has no number of values")?;
-    if n_values > n_bytes.saturating_mul(8) {
-        return Err(format!(
-            "it claims {n_values} values in a file of {n_bytes} bytes"
-        ));
-    }
     Ok(Chunk {
         codec: Codec::of(about.integer(4).ok_or("it has no codec")?),
         start,
@@ -178,10 +190,45 @@ fn chunk_of(chunk: &Value, n_bytes: u64) -> Result<Chunk, String> {
     })
 }
 
+/// Whether a chunk has a value for each row, or not too many items of lists; adds these to those of the groups before.
+fn check_values(
+    chunk: &Chunk,
+    leaf: &Leaf,
+    n_rows: u64,
+    n_items: &mut u64,
+    n_bytes: u64,
+) -> Result<(), String> {
+    let n_values = chunk.n_values;
+    if leaf.lists.is_empty() {
+        return match n_values == n_rows {
+            true => Ok(()),
+            false => Err(format!(
+                "it has {n_values} values in a group of {n_rows} rows"
+            )),
+        };
+    }
+    *n_items = n_items.saturating_add(n_values);
+    match *n_items <= n_bytes.saturating_mul(8) {
+        true => Ok(()),
+        false => Err(format!(
+            "it claims {n_items} values in a file of {n_bytes} bytes"
+        )),
+    }
+}
+
+/// Whether a byte of the file is in two chunks.
+fn overlap(groups: &[Group]) -> bool {
+    let chunks = groups.iter().flat_map(|group| &group.chunks);
+    let places = chunks.map(|chunk| (chunk.start, chunk.end));
+    let mut places: Vec<_> = places.filter(|(start, end)| start < end).collect();
+    places.sort_unstable();
+    places.windows(2).any(|pair| pair[1].0 < pair[0].1)
+}
+
 /// What is around an element of the schema.
 #[derive(Clone, Debug, Default)]
 struct Around {
-    path: Vec<String>,
+    path: Vec<Arc<str>>,
     definition: u32,
     lists: Vec<u32>,
 }
@@ -203,8 +250,8 @@ impl Walk<'_> {
         let element = self.elements.get(self.at).ok_or("its schema ends early")?;
         self.at += 1;
         let mut here = around.clone();
-        here.path
-            .push(element.text(4).ok_or("a column has no name")?);
+        let name = element.text(4).ok_or("a column has no name")?;
+        here.path.push(name.into());
         match element.integer(3) {
             Some(0) | None => {}
             Some(1) => here.definition += 1,
@@ -230,6 +277,9 @@ impl Walk<'_> {
             || element.field(10).is_some_and(|logical| {
                 [1, 4, 12].into_iter().any(|id| logical.field(id).is_some())
             });
+        if self.leaves.len() == MAX_LEAVES {
+            return Err(format!("it has more than {MAX_LEAVES} columns"));
+        }
         self.leaves.push(Leaf {
             path: here.path,
             physical: Physical::of(physical),

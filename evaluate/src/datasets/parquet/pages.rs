@@ -39,7 +39,7 @@ pub(super) struct Page {
     checksum: Option<u32>,
 }
 
-/// An error of a file, or what is wrong with a page.
+/// Why a page cannot be read: an error of the file system, or a fault of the page in words.
 #[derive(Debug)]
 pub(super) enum Trouble {
     Error(Error),

@@ -2,8 +2,6 @@
 //!
 //! Specification: <https://github.com/apache/thrift/blob/master/doc/specs/thrift-compact-protocol.md>.
 
-use std::collections::BTreeMap;
-
 /// Why a header cannot be read.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Fault {
@@ -23,7 +21,8 @@ pub(super) enum Value {
     Integer(i64),
     Bytes(Vec<u8>),
     List(Vec<Value>),
-    Struct(BTreeMap<i64, Value>),
+    /// Fields with their numbers, in the order of the file.
+    Struct(Box<[(i64, Value)]>),
     /// A map or a floating point number, which no field that is read has.
     Other,
 }
@@ -32,7 +31,11 @@ impl Value {
     /// A field of a struct.
     pub(super) fn field(&self, id: i64) -> Option<&Self> {
         match self {
-            Self::Struct(fields) => fields.get(&id),
+            Self::Struct(fields) => {
+                let mut fields = fields.iter().rev();
+                let found = fields.find(|(number, _)| *number == id);
+                found.map(|(_, value)| value)
+            }
             _ => None,
         }
     }
@@ -116,12 +119,12 @@ impl Reader<'_> {
         if depth > MAX_DEPTH {
             return Err(Fault::Damaged);
         }
-        let mut fields = BTreeMap::new();
+        let mut fields = Vec::new();
         let mut id = 0_i64;
         loop {
             let header = self.byte()?;
             if header == 0 {
-                return Ok(Value::Struct(fields));
+                return Ok(Value::Struct(fields.into()));
             }
             id = match header >> 4 {
                 0 => self.integer()?,
@@ -132,7 +135,7 @@ impl Reader<'_> {
                 2 => Value::Flag(false),
                 kind => self.value(kind, depth)?,
             };
-            fields.insert(id, value);
+            fields.push((id, value));
         }
     }
 
@@ -197,7 +200,7 @@ mod tests {
         let list = [Value::Integer(1), Value::Integer(-1)];
         assert_eq!(value.list(3), Some(&list[..]));
         assert_eq!(value.field(20), Some(&Value::Flag(true)));
-        assert_eq!(value.field(21), Some(&Value::Struct(BTreeMap::new())));
+        assert_eq!(value.field(21), Some(&Value::Struct(Box::default())));
         for end in 0..bytes.len() {
             assert_eq!(read(&bytes[..end]), Err(Fault::Short), "{end}");
         }

@@ -21,6 +21,15 @@ impl Values {
             Self::Bytes(values) => values.len(),
         }
     }
+
+    /// Memory that they take, without the bytes that ranges are of.
+    pub(super) fn n_bytes(&self) -> usize {
+        match self {
+            Self::Integers(values) => size_of_val(values.as_slice()),
+            Self::Floats(values) => size_of_val(values.as_slice()),
+            Self::Bytes(values) => size_of_val(values.as_slice()),
+        }
+    }
 }
 
 /// Encodings by their numbers in the format.
