@@ -45,8 +45,8 @@ pub mod text;
 pub mod writing;
 
 pub use error::{
-    DataFault, EncodeFault, Error, GivenFault, ModelFault, ReportFault, Result, ShortlistFault,
-    TextFault,
+    DataFault, EncodeFault, Error, GivenFault, JudgedFault, LabelFault, ModelFault, RanksFault,
+    ReportFault, Result, ScoresFault, ShortlistFault, TextFault,
 };
 pub use sample::{Combination, Contribution, Quantity, Ratio, Sample, Unit};
 pub use weights::Weights;

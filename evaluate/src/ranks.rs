@@ -3,7 +3,7 @@
 use bytemuck::Pod;
 use candle_core::{DType, Device, Tensor};
 
-use crate::{Error, Result};
+use crate::{Error, RanksFault, Result};
 
 /// What ranks do together. Every rank calls the same operations in the same order; sums are taken
 /// in the order of the ranks, so a run gives the same numbers every time.
@@ -21,7 +21,7 @@ pub trait Collective {
     /// Adds up `values` of all ranks, element by element, for all.
     ///
     /// # Errors
-    /// [`Error::Ranks`] when a rank is gone or does something else.
+    /// [`RanksFault::Collective`] when a rank is gone or does something else.
     fn sum(&self, values: &mut [f32]) -> Result<()>;
 
     /// The same in f64.
@@ -49,7 +49,7 @@ pub trait Collective {
     /// has given to this one. Messages may differ in length.
     ///
     /// # Errors
-    /// [`Error::OtherMessages`] when there are not as many as ranks; as [`Collective::sum`].
+    /// [`RanksFault::OtherMessages`] when there are not as many as ranks; as [`Collective::sum`].
     fn exchange(&self, to: &[Vec<u8>]) -> Result<Vec<Vec<u8>>> {
         exchange_through_all(self, to)
     }
@@ -92,7 +92,7 @@ pub fn exchange_through_all<C: Collective + ?Sized>(
     let (rank, n_ranks) = (ranks.rank(), ranks.size());
     if to.len() != n_ranks {
         let found = to.len();
-        return Err(Error::OtherMessages { found, n_ranks });
+        return Err(RanksFault::OtherMessages { found, n_ranks }.into());
     }
     // The lengths of all messages, then the messages.
     let mut own = Vec::new();
@@ -110,7 +110,7 @@ pub fn exchange_through_all<C: Collective + ?Sized>(
         Some(message.to_vec())
     };
     let found: Option<Vec<Vec<u8>>> = all.iter().map(of_rank).collect();
-    found.ok_or(Error::OtherMessages { found: 0, n_ranks })
+    found.ok_or(Error::from(RanksFault::OtherMessages { found: 0, n_ranks }))
 }
 
 /// [`Collective::sum_tensor`] by way of memory: what ranks do that do not meet on a device.
@@ -189,7 +189,7 @@ pub fn seen_by_first(ranks: &dyn Collective, seen: bool) -> Result<bool> {
 /// `n_examples` of them, and each example as many values as any other.
 ///
 /// # Errors
-/// [`Error::UnevenResults`] when a rank has computed other batches than it should; as
+/// [`RanksFault::UnevenResults`] when a rank has computed other batches than it should; as
 /// [`Collective::gather`].
 pub fn gathered<T: Pod>(
     ranks: &dyn Collective,
@@ -206,11 +206,12 @@ pub fn gathered<T: Pod>(
         let n: usize = batches().map(|batch| n_examples[batch]).sum();
         let width = values.len() / n.max(1);
         if width * n != values.len() {
-            return Err(Error::UnevenResults {
+            return Err(RanksFault::UnevenResults {
                 rank,
                 n_values: values.len(),
                 n_examples: n,
-            });
+            }
+            .into());
         }
         let mut rest = values.as_slice();
         for batch in batches() {
@@ -290,6 +291,9 @@ mod tests {
         ];
         assert_eq!(all.expect("gathered"), expected);
         let uneven = gathered::<u8>(&ranks, vec![20, 21, 22], &[2, 2, 2, 2, 1]);
-        assert!(matches!(uneven, Err(Error::UnevenResults { rank: 2, .. })));
+        assert!(matches!(
+            uneven,
+            Err(Error::Ranks(RanksFault::UnevenResults { rank: 2, .. }))
+        ));
     }
 }

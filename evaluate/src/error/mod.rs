@@ -4,8 +4,12 @@ mod advice;
 mod data;
 mod encode;
 mod given;
+mod judged;
+mod labels;
 mod model;
+mod ranks;
 mod report;
+mod scores;
 mod shortlist;
 mod text;
 mod words;
@@ -15,8 +19,12 @@ use std::path::{Path, PathBuf};
 pub use data::DataFault;
 pub use encode::EncodeFault;
 pub use given::GivenFault;
+pub use judged::JudgedFault;
+pub use labels::LabelFault;
 pub use model::ModelFault;
+pub use ranks::RanksFault;
 pub use report::ReportFault;
+pub use scores::ScoresFault;
 pub use shortlist::ShortlistFault;
 pub use text::TextFault;
 
@@ -197,14 +205,6 @@ pub enum Error {
         /// The task.
         task: &'static str,
     },
-    /// An image is of a class that has no text.
-    #[error("image {image} is of class {class}, which has no text")]
-    UnknownClass {
-        /// The image, from 0.
-        image: usize,
-        /// Its class.
-        class: i64,
-    },
     /// Predictions are asked of a task that writes none.
     #[error("{task} has no file of predictions")]
     NoPredictions {
@@ -227,68 +227,9 @@ pub enum Error {
         /// The identifier of the pair.
         pair: String,
     },
-    /// A model's head and a data set do not name as many answers.
-    #[error(
-        "the head has {n_classes} classes, but the data name {n_data} classes: their labels may not \
-         belong together"
-    )]
-    OtherAnswers {
-        /// Classes of the head.
-        n_classes: usize,
-        /// Classes of the data.
-        n_data: usize,
-    },
-    /// A class stands for one answer in the model and for another in the data.
-    #[error("class {label} is {model:?} in the model's list of answers, but {data:?} in the data")]
-    AnswersDiffer {
-        /// The class.
-        label: i64,
-        /// What the model calls it.
-        model: String,
-        /// What the data call it.
-        data: String,
-    },
-    /// A checkpoint's list of answers is damaged.
-    #[error("the checkpoint's metadata `{key}` are no list of answers: {source}")]
-    BadAnswerList {
-        /// The key.
-        key: &'static str,
-        /// What is wrong.
-        source: serde_json::Error,
-    },
-    /// A model's list of answers is not of its head.
-    #[error("the model's list has {n_answers} answers, but its head has {n_classes} classes")]
-    AnswerList {
-        /// Answers of the list.
-        n_answers: usize,
-        /// Classes of the head.
-        n_classes: usize,
-    },
-    /// A folder is of a class that the model's head does not have.
-    #[error(
-        "{}: {class:?} is none of the {n_classes} classes that the model was trained on", path.display()
-    )]
-    NoSuchClassName {
-        /// The folder of the split.
-        path: PathBuf,
-        /// The class.
-        class: String,
-        /// Classes of the model.
-        n_classes: usize,
-    },
-    /// A model's head and folders of classes are not of as many classes, and nothing tells which is which.
-    #[error(
-        "{}: holds {n_data} classes, but the head has {n_classes}, and the checkpoint does not name \
-         them: they may not belong together", path.display()
-    )]
-    OtherClasses {
-        /// The folder of the split.
-        path: PathBuf,
-        /// Classes of the head.
-        n_classes: usize,
-        /// Classes of the data.
-        n_data: usize,
-    },
+    /// The classes of a head differ from those of the data.
+    #[error(transparent)]
+    Label(#[from] LabelFault),
     /// A model's logit is not a number.
     #[error("a logit of example {example} is not a number")]
     LogitNotANumber {
@@ -375,7 +316,7 @@ pub enum Error {
     #[error(transparent)]
     Data(#[from] DataFault),
 
-    // ---- ids --------------------------------------------------------------------------------
+    // ---- ids and predictions ----------------------------------------------------------------
     /// An id occurs twice where it may occur once.
     #[error("{}: {what} {id} occurs more than once", path.display())]
     DuplicateId {
@@ -385,20 +326,6 @@ pub enum Error {
         what: &'static str,
         /// The id.
         id: String,
-    },
-    /// Examples of the ground truth have no prediction.
-    #[error("{}: {n_missing} of {n} have no answer; the first is {what} {first}", path.display())]
-    MissingPredictions {
-        /// The file of predictions.
-        path: PathBuf,
-        /// What the id names: `question`, `example`.
-        what: &'static str,
-        /// The first id without a prediction, in the order of the ground truth.
-        first: String,
-        /// How many have none.
-        n_missing: usize,
-        /// How many there are.
-        n: usize,
     },
     /// An id of one file is not in the file it refers to.
     #[error("{}: {what} {id} is not in {}", path.display(), other.display())]
@@ -412,21 +339,6 @@ pub enum Error {
         /// The file that should hold it.
         other: PathBuf,
     },
-    /// Two files say that a question belongs to different images.
-    #[error("{}: question {question} belongs to image {found}, in {} to image {expected}",
-            path.display(), other.display())]
-    ImageDiffers {
-        /// The file.
-        path: PathBuf,
-        /// The question.
-        question: i64,
-        /// Its image in this file.
-        found: i64,
-        /// Its image in the other file.
-        expected: i64,
-        /// The other file.
-        other: PathBuf,
-    },
     /// There is nothing to judge.
     #[error("{}: holds no {what}", path.display())]
     Empty {
@@ -435,95 +347,17 @@ pub enum Error {
         /// What is missing, in the plural.
         what: &'static str,
     },
-    /// A question has no ground truth answers.
-    #[error("{}: question {question} has no answers", path.display())]
-    NoAnswers {
-        /// The file.
-        path: PathBuf,
-        /// The question.
-        question: i64,
-    },
-    /// A caption is no caption any more.
-    #[error("{}: a caption of image {image} has {n_bytes} bytes, at most {limit}", path.display())]
-    CaptionTooLong {
-        /// The file.
-        path: PathBuf,
-        /// The image.
-        image: i64,
-        /// Its size.
-        n_bytes: usize,
-        /// The largest size that is judged.
-        limit: usize,
-    },
-    /// An image has no captions of people.
-    #[error("{}: image {image} has no captions", path.display())]
-    NoCaptions {
-        /// The file.
-        path: PathBuf,
-        /// The image.
-        image: i64,
-    },
+    /// Predictions or their ground truth cannot be judged.
+    #[error(transparent)]
+    Judged(#[from] JudgedFault),
 
     // ---- arrays -----------------------------------------------------------------------------
-    /// A tensor has another shape than the tensors beside it.
-    #[error("{}: `{key}` has shape {found:?}, expected {expected}", path.display())]
-    TensorShape {
-        /// The file.
-        path: PathBuf,
-        /// The tensor.
-        key: &'static str,
-        /// Its shape.
-        found: Vec<usize>,
-        /// What it should be, in words.
-        expected: String,
-    },
-    /// A tensor of ids holds no integers.
-    #[error("{}: `{key}` has dtype {dtype}, expected integers", path.display())]
-    IdsNotIntegers {
-        /// The file.
-        path: PathBuf,
-        /// The tensor.
-        key: &'static str,
-        /// Its dtype.
-        dtype: merge::DType,
-    },
-    /// A score matrix without queries.
-    #[error("the score matrix is empty: {n_images} images, {n_texts} texts")]
-    EmptyScores {
-        /// Rows.
-        n_images: usize,
-        /// Columns.
-        n_texts: usize,
-    },
+    /// Scores, or the ids of their rows and columns, cannot be ranked.
+    #[error(transparent)]
+    Scores(#[from] ScoresFault),
     /// Lists of the best items do not fit their scores.
     #[error(transparent)]
     Shortlist(#[from] ShortlistFault),
-    /// Two rows are of the same image.
-    #[error("rows {first} and {second} are both of image {id}")]
-    DuplicateImage {
-        /// The id.
-        id: i64,
-        /// A row, from 0.
-        first: usize,
-        /// The other.
-        second: usize,
-    },
-    /// An image has no text, so its query has no answer.
-    #[error("image {id} (row {row}) has no text")]
-    ImageWithoutText {
-        /// The id.
-        id: i64,
-        /// Its row, from 0.
-        row: usize,
-    },
-    /// A text belongs to an image that has no row.
-    #[error("text {column} belongs to image {id}, which has no row")]
-    TextWithoutImage {
-        /// The id.
-        id: i64,
-        /// The column of the text, from 0.
-        column: usize,
-    },
     /// A score is not a number, so it has no rank.
     #[error("a score of row {row} is not a number")]
     ScoreNotANumber {
@@ -566,27 +400,9 @@ pub enum Error {
         /// How they differ, as a clause.
         fault: String,
     },
-    /// Processes that share the work do not get along.
+    /// Processes that share the work fail one another.
     #[error(transparent)]
-    Ranks(Box<dyn std::error::Error + Send + Sync>),
-    /// Ranks give one another other messages than there are ranks.
-    #[error("{found} messages for {n_ranks} ranks")]
-    OtherMessages {
-        /// Messages.
-        found: usize,
-        /// Ranks.
-        n_ranks: usize,
-    },
-    /// A process has other results than its batches have examples.
-    #[error("rank {rank} has {n_values} values of {n_examples} examples")]
-    UnevenResults {
-        /// The process.
-        rank: usize,
-        /// Values that it has.
-        n_values: usize,
-        /// Examples of its batches.
-        n_examples: usize,
-    },
+    Ranks(#[from] RanksFault),
     /// Too few or too many draws were asked for.
     #[error("{n} resamples: ask for {least} to {most}")]
     ResampleCount {

@@ -4,7 +4,7 @@ use std::collections::HashMap;
 
 use super::retrieval::{ScoreMatrix, Standing, Ties};
 use crate::sample::Ratio;
-use crate::{Error, Result, Sample};
+use crate::{Error, LabelFault, Result, Sample};
 
 /// How many of the nearest classes may hold the right one.
 const RANKS: [usize; 2] = [1, 5];
@@ -14,7 +14,7 @@ const RANKS: [usize; 2] = [1, 5];
 /// image too. Units are images.
 ///
 /// # Errors
-/// [`Error::UnknownClass`] when an image is of no class, [`Error::ScoreNotANumber`], and what reading the
+/// [`LabelFault::UnknownClass`] when an image is of no class, [`Error::ScoreNotANumber`], and what reading the
 /// matrix returns.
 pub fn sample<M: ScoreMatrix<Score = f32>>(
     scores: &M,
@@ -26,10 +26,10 @@ pub fn sample<M: ScoreMatrix<Score = f32>>(
     let own_rows: Vec<usize> = (labels.iter().enumerate())
         .map(|(image, label)| {
             let row = rows.get(label).copied();
-            row.ok_or(Error::UnknownClass {
+            row.ok_or(Error::from(LabelFault::UnknownClass {
                 image,
                 class: *label,
-            })
+            }))
         })
         .collect::<Result<_>>()?;
     let mut row = vec![0.0; labels.len()];

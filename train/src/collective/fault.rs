@@ -102,6 +102,6 @@ pub enum Fault {
 
 impl From<Fault> for evaluate::Error {
     fn from(fault: Fault) -> Self {
-        Self::Ranks(Box::new(fault))
+        evaluate::RanksFault::Collective(Box::new(fault)).into()
     }
 }

@@ -181,7 +181,7 @@ impl Collective for Mpi {
         self.meet(Operation::Exchange, n_ranks)?;
         if to.len() != n_ranks {
             let found = to.len();
-            return Err(evaluate::Error::OtherMessages { found, n_ranks });
+            return Err(evaluate::RanksFault::OtherMessages { found, n_ranks }.into());
         }
         let own: Vec<u64> = to.iter().map(|message| message.len() as u64).collect();
         let mut all = vec![0u64; n_ranks * n_ranks];

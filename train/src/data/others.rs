@@ -5,7 +5,7 @@ use evaluate::streams::query_ids;
 use evaluate::text::Encoded;
 use merge::random::{Draws, Sequence};
 
-use super::loader::first_of_rows;
+use super::loaded::first_of_rows;
 use super::{Example, Loader};
 use crate::Result;
 use crate::batch::{Batch, Images, Texts};

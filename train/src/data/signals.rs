@@ -3,7 +3,7 @@
 use candle_core::{Device, Tensor};
 use merge::random::Sequence;
 
-use super::loader::first_of_rows;
+use super::loaded::first_of_rows;
 use crate::Result;
 use crate::augment::{MaskedText, PatchMasking, Replacement, TokenKinds, replace};
 use crate::batch::{MaskedSignals, MaskedWords};
