@@ -219,11 +219,7 @@ fn tower(
         n_heads: sizes::heads(checkpoint, stack.width, Some(n_heads))?,
         ffn_width: ffn_width.ok_or_else(|| unknown("the width of its FFNs"))?,
         epsilon,
-        activation: match activation {
-            ClipActivation::QuickGelu => Activation::QuickGelu,
-            ClipActivation::Gelu => Activation::Gelu,
-            ClipActivation::GeluTanh => Activation::GeluTanh,
-        },
+        activation: activation.into(),
     })
 }
 

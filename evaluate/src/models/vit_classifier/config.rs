@@ -1,8 +1,7 @@
 //! Sizes of a classifier, read off a checkpoint, and what its configuration says.
 
 use merge::layouts::{
-    ClipActivation, ModelRecord, PictureCrop, PictureFacts, PictureFilter, RecordFamily, VitFacts,
-    VitPool,
+    ModelRecord, PictureCrop, PictureFacts, PictureFilter, RecordFamily, VitFacts, VitPool,
 };
 use merge::{Checkpoint, Layout, layouts};
 
@@ -11,7 +10,6 @@ use crate::images::{Filter, ImageInput, Passes, Resize};
 use crate::models::settings::{agreed, normalize};
 use crate::models::towers::{Shapes, sizes, vit};
 use crate::models::{ModelInput, Overrides};
-use crate::nn::Activation;
 use crate::text::TextInput;
 use crate::{Error, ModelFault, Result};
 
@@ -67,11 +65,7 @@ impl Config {
         let tower = vit::Config::read_timm(checkpoint, heads, side)?;
         let tower = vit::Config {
             epsilon: facts.epsilon.unwrap_or(tower.epsilon),
-            activation: match activation {
-                ClipActivation::QuickGelu => Activation::QuickGelu,
-                ClipActivation::Gelu => Activation::Gelu,
-                ClipActivation::GeluTanh => Activation::GeluTanh,
-            },
+            activation: activation.into(),
             ..tower
         };
         if has_pooled_norm == tower.has_norm {
