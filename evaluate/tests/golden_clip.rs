@@ -12,7 +12,7 @@ use evaluate::models::clip::pooled_rows;
 use evaluate::models::{self, Branch, Opened, Overrides, image_features, text_features};
 use evaluate::nn::Pass;
 use evaluate::tasks::Similarities;
-use fixtures::{Case, Raw, Set, number};
+use fixtures::{Case, Set, number};
 use merge::convert::{Conversion, Resize};
 use merge::execute::RunOptions;
 use merge::layouts::{ClipActivation, ClipConfig};
