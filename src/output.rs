@@ -1,4 +1,4 @@
-//! What people see: progress on stderr, results on stdout, errors with a hint.
+//! Output for people: progress on stderr, results on stdout, errors with a hint.
 
 use std::borrow::Cow;
 use std::io::{IsTerminal, Write};

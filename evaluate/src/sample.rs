@@ -1,4 +1,4 @@
-//! What each unit of a data set adds to each number.
+//! The share of each unit of a data set in each number.
 
 use serde::{Deserialize, Serialize};
 

@@ -1,4 +1,4 @@
-//! What differs between two checkpoints: keys, shapes, dtypes and values.
+//! Differences between two checkpoints: keys, shapes, dtypes and values.
 
 use serde::Serialize;
 

@@ -1,4 +1,4 @@
-//! What a written checkpoint says of its own making.
+//! The record of its own making in a written checkpoint.
 
 use std::collections::BTreeMap;
 use std::fs::File;

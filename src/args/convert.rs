@@ -1,4 +1,4 @@
-//! What verbs that bring a checkpoint to another form share.
+//! Flags of all verbs that bring a checkpoint to another form.
 
 use std::path::Path;
 use std::sync::Arc;

@@ -1,4 +1,4 @@
-//! On which data, for which task: flags of every verb that runs a model on a split.
+//! Data and task: flags of every verb that runs a model on a split.
 
 use std::path::PathBuf;
 

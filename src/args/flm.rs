@@ -1,4 +1,4 @@
-//! What an FLM is for.
+//! Flags for the task of an FLM.
 
 use clap::ValueEnum;
 use merge::layouts::FlmTask;

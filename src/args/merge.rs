@@ -1,4 +1,4 @@
-//! What is merged and where the result goes: flags of every verb that merges by a recipe.
+//! Inputs and output of a merge: flags of every verb that merges by a recipe.
 
 use std::path::PathBuf;
 

@@ -1,4 +1,4 @@
-//! Which model, and how it is run: flags of every verb that runs one.
+//! The model and its settings: flags of every verb that runs one.
 
 use std::ops::Deref;
 

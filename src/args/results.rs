@@ -1,4 +1,4 @@
-//! How results are measured and where they go: flags of every verb that measures.
+//! Settings of measuring, and the place of results: flags of every verb that measures.
 
 use std::path::PathBuf;
 

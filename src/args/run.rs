@@ -1,4 +1,4 @@
-//! Where a run of training takes place.
+//! The folder and the device of a training run.
 
 use std::path::PathBuf;
 

@@ -1,4 +1,4 @@
-//! How a checkpoint is written.
+//! Flags for writing a checkpoint.
 
 use std::path::{Path, PathBuf};
 

@@ -1,4 +1,4 @@
-//! In which order points of the unit cube are tried.
+//! The order in which a search tries the points of the unit cube.
 
 use anyhow::{Result, anyhow};
 use cmaes::{CMAESOptions, DVector};

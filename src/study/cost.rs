@@ -1,4 +1,4 @@
-//! What a step costs: the process of each command tells at its end.
+//! The cost of a step: the process of each command reports it at its end.
 
 use std::fs;
 use std::path::Path;

@@ -1,4 +1,4 @@
-//! How long training takes, by its log, and how many steps take as long as those of another training.
+//! The duration of a training run, by its log, and the number of steps that take as long as those of another run.
 
 use std::path::{Path, PathBuf};
 

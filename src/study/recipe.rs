@@ -1,4 +1,4 @@
-//! What a study does, as written in YAML.
+//! The recipe of a study, as written in YAML.
 
 use std::path::{Path, PathBuf};
 

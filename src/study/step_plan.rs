@@ -1,4 +1,4 @@
-//! What studies of every kind plan alike: data, training runs, measuring.
+//! Steps that studies of every kind plan alike: data, training runs, measuring.
 
 use std::path::Path;
 

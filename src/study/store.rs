@@ -1,4 +1,4 @@
-//! What is finished of a study, and whether it still holds.
+//! The finished steps of a study, and whether they still hold.
 //!
 //! ```text
 //! DIR/steps/NAME/step.json    what the step depends on, as a hash, and whether it is finished

@@ -1,4 +1,4 @@
-//! What can go wrong in training.
+//! The errors of this crate.
 
 use std::path::PathBuf;
 

@@ -1,4 +1,4 @@
-//! What a file is to hold.
+//! The plan of a file: its columns and its rows.
 
 use std::path::{Component, Path, PathBuf};
 use std::sync::Arc;

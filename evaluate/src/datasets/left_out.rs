@@ -1,4 +1,4 @@
-//! What a data set leaves out, as its files say.
+//! Omissions that the files of a data set declare.
 
 use std::path::PathBuf;
 

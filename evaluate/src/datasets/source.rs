@@ -1,4 +1,4 @@
-//! Where the pictures of a split are.
+//! The pictures of a split, wherever they lie.
 
 use super::left_out::Omission;
 use super::splits::Tables;

@@ -1,4 +1,4 @@
-//! What to do about errors, and whose fault they are.
+//! Hints for errors, and the errors that wrong arguments cause.
 
 use super::{DataFault, Error, GivenFault, JudgedFault, LabelFault, ModelFault, ReportFault};
 

@@ -1,4 +1,4 @@
-//! What is wrong with a data set, with the file, the column and the row.
+//! Faults of data sets, with the file, the column and the row.
 
 use std::path::PathBuf;
 

@@ -1,4 +1,4 @@
-//! What is wrong with pictures to encode, or with their features.
+//! Faults of pictures to encode, and of their features.
 
 use std::path::PathBuf;
 

@@ -1,4 +1,4 @@
-//! What is wrong with tensors that somebody gives to a model.
+//! Faults of tensors that a user gives to a model.
 
 use std::path::PathBuf;
 

@@ -1,4 +1,4 @@
-//! Why a checkpoint is not run as asked.
+//! Reasons to refuse a checkpoint with the given settings.
 
 use std::path::PathBuf;
 

@@ -1,4 +1,4 @@
-//! What is wrong with results, or with how they are to be shown.
+//! Faults of results, and of the way in which they are shown.
 
 use std::path::PathBuf;
 

@@ -1,4 +1,4 @@
-//! What can be wrong with lists of the best items.
+//! Faults of lists of the best items.
 
 use std::path::PathBuf;
 

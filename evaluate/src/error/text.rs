@@ -1,4 +1,4 @@
-//! Why a vocabulary or a text cannot serve.
+//! Reasons to refuse a vocabulary or a text.
 
 use std::path::PathBuf;
 

@@ -1,4 +1,4 @@
-//! What tensors a family takes.
+//! The tensors that a family takes.
 
 use std::fmt;
 

@@ -1,4 +1,4 @@
-//! Where outputs go.
+//! Records the outputs of passes.
 
 use std::collections::BTreeMap;
 use std::sync::{Mutex, MutexGuard, PoisonError};

@@ -1,4 +1,4 @@
-//! Telling picture formats apart, and everything but JPEG.
+//! Recognizes picture formats, and decodes all but JPEG.
 
 use std::io::Cursor;
 

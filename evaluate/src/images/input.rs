@@ -1,4 +1,4 @@
-//! What a model takes of a picture.
+//! The form in which a model takes a picture.
 
 use super::{Filter, Passes};
 

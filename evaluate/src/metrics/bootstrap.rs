@@ -1,4 +1,4 @@
-//! How sure is a number? Intervals and paired tests by resampling.
+//! The uncertainty of a number: intervals and paired tests by resampling.
 //!
 //! Units of the data set are drawn anew with replacement, as many as there are; what belongs
 //! together is drawn together, so that ten captions of five images count as five, not ten. Every

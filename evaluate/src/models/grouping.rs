@@ -1,4 +1,4 @@
-//! How the program of a family groups the variables of its models, for rates and decays.
+//! The groups of variables, with their rates and decays, that the program of a family makes.
 
 /// The part of a model that a variable is in. Training can give each part a rate of its own.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]

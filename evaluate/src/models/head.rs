@@ -1,4 +1,4 @@
-//! What stands on top of a model, by what it is for.
+//! Heads of models, by purpose.
 
 use std::fmt;
 

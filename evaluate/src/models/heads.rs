@@ -1,4 +1,4 @@
-//! What stands on top of models: projections, classifiers, scores. Each has what several families use.
+//! Projections, classifiers and scorers that several families have on top of their models.
 
 use candle_core::{Result, Tensor};
 

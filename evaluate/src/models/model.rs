@@ -1,4 +1,4 @@
-//! What everybody else may know of a model: capabilities, none of a family's own words.
+//! The traits through which the rest of the program sees a model. No family's own words appear here.
 
 use std::cell::RefCell;
 

@@ -1,4 +1,4 @@
-//! What a checkpoint does not say of its model, as the caller knows it.
+//! Facts about a model that its checkpoint lacks and the caller gives.
 
 use std::fmt::Debug;
 

@@ -1,4 +1,4 @@
-//! Where the weights of a model come from.
+//! The sources of a model's weights.
 
 use std::path::Path;
 use std::sync::Arc;

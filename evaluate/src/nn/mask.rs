@@ -1,4 +1,4 @@
-//! Which tokens may be attended to.
+//! Masks: the tokens that attention may read.
 
 use candle_core::{DType, Device, Result, Tensor};
 

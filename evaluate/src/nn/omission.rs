@@ -1,4 +1,4 @@
-//! What training leaves out at random: whole residual branches, single numbers.
+//! Drops whole residual branches and single numbers at random in training.
 
 use std::fmt;
 use std::sync::Arc;

@@ -1,4 +1,4 @@
-//! What one forward pass carries besides data.
+//! Settings, draws and taps of one forward pass, beside its data.
 
 use std::fmt;
 use std::rc::Rc;

@@ -1,4 +1,4 @@
-//! How the routers of a pass choose.
+//! The choices of the routers of a pass.
 
 use std::fmt;
 use std::sync::Arc;

@@ -1,4 +1,4 @@
-//! What `vlmerge distance --json` prints, and the heat map of it.
+//! The output of `vlmerge distance --json`, and its heat map.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::Path;

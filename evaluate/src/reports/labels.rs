@@ -1,4 +1,4 @@
-//! What numbers, tasks and data sets are called in text for people, and how values are written.
+//! Names of numbers, tasks and data sets in text for people, and the form of values.
 
 use crate::datasets::DatasetSpec;
 use crate::metrics::bootstrap::Interval;

@@ -1,4 +1,4 @@
-//! What was measured, in one form for every task: written as JSON, read again by exporters.
+//! Results in one form for every task. Tasks write them as JSON, exporters read them.
 //!
 //! The schema is described in `docs/formats.md`. Fractions stay fractions here; percent is a matter
 //! of exporters.

@@ -1,4 +1,4 @@
-//! What FLM's published program makes of a caption before it is split into tokens.
+//! Changes a caption as FLM's published program does before it splits it into tokens.
 
 /// Tokens that stand around the words of a caption, of a model that writes captions: `[first, last]`.
 pub const CAPTION_BORDERS: [&str; 2] = ["<bos>", "<eos>"];

@@ -1,4 +1,4 @@
-//! What a model takes of a text.
+//! The form in which a model takes a text.
 
 use std::borrow::Cow;
 

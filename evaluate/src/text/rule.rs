@@ -1,4 +1,4 @@
-//! What a family makes of texts before they are split into tokens.
+//! The changes that a family makes to texts before it splits them into tokens.
 
 use super::{CaptionText, clean_caption, clean_question, clean_siglip};
 

@@ -1,4 +1,4 @@
-//! Where words begin among tokens, for vocabularies of both kinds.
+//! The tokens that begin words, for vocabularies of both kinds.
 
 use super::byte_level::alphabet;
 use super::{Kind, Tokenizer};

@@ -1,4 +1,4 @@
-//! How much the leading left singular vectors of task vectors have in common.
+//! The overlap of the leading left singular vectors of task vectors.
 
 use ndarray::{Array2, ArrayView2};
 

@@ -1,4 +1,4 @@
-//! How conversations are written down as text: the template that chat programs fill in.
+//! The template by which chat programs write a conversation as text.
 
 use serde_json::{Value, json};
 

@@ -1,5 +1,5 @@
-//! What a configuration says of the experts of mixtures: how many there are, how many a token goes to, and the groups
-//! that a router picks among.
+//! Experts of mixtures in a configuration: their number, the number that a token goes to, and the groups that a router
+//! picks among.
 
 use serde_json::{Map, Value, json};
 

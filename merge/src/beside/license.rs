@@ -1,4 +1,4 @@
-//! What a model's card says of its license, and what a path says of its place on the hub.
+//! The license in a model's card, and a path's place on the hub.
 
 use std::path::Path;
 

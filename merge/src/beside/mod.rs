@@ -1,4 +1,4 @@
-//! What goes beside the weights of a model: its configuration, its tokenizer, its processor.
+//! Files beside the weights of a model: its configuration, its tokenizer, its processor.
 
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};

@@ -1,4 +1,4 @@
-//! Which files of a model's folder travel along with its weights.
+//! The files of a model's folder that go with its weights.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::{Component, Path, PathBuf};

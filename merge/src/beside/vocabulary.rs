@@ -1,4 +1,4 @@
-//! Which tokens a model has, and which row of its embeddings is whose.
+//! The tokens of a model, and the row of its embeddings for each.
 
 use std::collections::BTreeMap;
 

@@ -1,4 +1,4 @@
-//! How far apart weights are: experts of one checkpoint, or two checkpoints.
+//! Distances between weights: those of the experts of one checkpoint, or of two checkpoints.
 //!
 //! [`expert_pairs`] or [`checkpoint_pairs`] say which tensors are compared, [`measure`] compares
 //! them: per tensor, per module, per block and pooled. Pooled means that tensors are concatenated,

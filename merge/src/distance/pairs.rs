@@ -1,4 +1,4 @@
-//! Which tensors are compared.
+//! The pairs of tensors that a distance compares.
 
 use std::collections::BTreeMap;
 use std::fmt;

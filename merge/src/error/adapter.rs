@@ -1,4 +1,4 @@
-//! What is wrong with a low-rank adapter, with its file, its tensor and the recipe's line.
+//! Faults of low-rank adapters, with the file, the tensor and the line of the recipe.
 
 use std::path::PathBuf;
 

@@ -1,4 +1,4 @@
-//! Whose fault it is, and what may help: for programs that show errors to people.
+//! Hints for errors, and the errors that wrong arguments cause.
 
 use std::io::ErrorKind;
 

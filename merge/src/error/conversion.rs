@@ -1,4 +1,4 @@
-//! Why a conversion cannot be done.
+//! Reasons to refuse a conversion.
 
 use std::path::PathBuf;
 

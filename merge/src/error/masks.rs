@@ -1,4 +1,4 @@
-//! What can be wrong with masks of tasks.
+//! Faults of the masks of tasks.
 
 use std::path::PathBuf;
 

@@ -1,4 +1,4 @@
-//! What can be wrong with a merge of several checkpoints.
+//! Faults of merges of several checkpoints.
 
 use std::path::PathBuf;
 

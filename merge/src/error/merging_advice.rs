@@ -1,4 +1,4 @@
-//! Whose fault it is when checkpoints cannot be merged, and what may help.
+//! Hints for merges of several checkpoints that fail, and the failures that wrong arguments cause.
 
 use super::MergeFault;
 

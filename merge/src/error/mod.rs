@@ -1,4 +1,4 @@
-//! Everything that can go wrong in this crate, one variant per fault.
+//! The errors of this crate, one variant per fault.
 
 mod adapter;
 mod advice;

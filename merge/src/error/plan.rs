@@ -1,4 +1,4 @@
-//! What can be wrong with a plan that is put together.
+//! Faults in building a plan.
 
 use std::path::PathBuf;
 

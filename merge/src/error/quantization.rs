@@ -1,4 +1,4 @@
-//! What is wrong with quantized tensors.
+//! Faults of quantized tensors.
 
 use std::path::PathBuf;
 

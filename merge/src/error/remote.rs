@@ -1,4 +1,4 @@
-//! What is wrong with a remote file, with its address and the range of bytes.
+//! Faults of remote files, with the address and the range of bytes.
 
 use std::ops::Range;
 use std::path::PathBuf;

@@ -1,4 +1,4 @@
-//! What is wrong with a safetensors file, with the key and the byte range.
+//! Faults of safetensors files, with the key and the byte range.
 
 use std::path::PathBuf;
 

@@ -1,4 +1,4 @@
-//! What is wrong with a split model or a folder, with the shard and the key.
+//! Faults of split models and of folders, with the shard and the key.
 
 use std::path::PathBuf;
 

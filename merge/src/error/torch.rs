@@ -1,4 +1,4 @@
-//! What is wrong with a pickle or a zip archive, with the entry and the byte.
+//! Faults of pickles and of zip archives, with the entry and the byte.
 
 use std::path::PathBuf;
 

@@ -1,4 +1,4 @@
-//! Why a checkpoint cannot be written.
+//! Reasons that keep a checkpoint from being written.
 
 use std::path::PathBuf;
 

@@ -1,4 +1,4 @@
-//! What came of a merge in numbers: how many tensors it changed.
+//! The number of tensors that a merge changes.
 
 use std::sync::atomic::{AtomicBool, Ordering};
 

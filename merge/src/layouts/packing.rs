@@ -1,4 +1,4 @@
-//! What merges see apart although files pack it: queries, keys and values, of every family that packs them.
+//! Packed queries, keys and values of every family that packs them. Merges treat them as separate tensors.
 
 use std::sync::Arc;
 

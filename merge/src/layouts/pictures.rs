@@ -1,4 +1,4 @@
-//! How a classifier's pictures are brought to its size, as timm's configuration says.
+//! The way in which a classifier resizes pictures, by timm's configuration.
 
 use serde::{Deserialize, Serialize};
 use serde_json::Value;

@@ -1,4 +1,4 @@
-//! What a file says of its model beside the weights.
+//! Facts about a model that its file has beside the weights.
 
 use std::collections::BTreeMap;
 

@@ -1,4 +1,4 @@
-//! What an adapter's `adapter_config.json` says.
+//! The settings in an adapter's `adapter_config.json`.
 
 use std::collections::BTreeMap;
 use std::path::Path;

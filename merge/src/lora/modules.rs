@@ -1,4 +1,4 @@
-//! Which module of the base a name in an adapter means, whoever wrote it.
+//! Finds the module of the base that a name in an adapter means, in every published spelling.
 
 use std::collections::BTreeMap;
 

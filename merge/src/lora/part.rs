@@ -1,4 +1,4 @@
-//! What an adapter's tensor is, by its name.
+//! The part that a tensor of an adapter plays, by its name.
 //!
 //! | programs | a product | other updates |
 //! |---|---|---|

@@ -1,4 +1,4 @@
-//! What parameters a method has, and their values for one group.
+//! The parameters of a method, and their values for one group.
 
 use std::collections::BTreeMap;
 

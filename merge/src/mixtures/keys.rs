@@ -1,4 +1,4 @@
-//! How names say that a tensor is an expert's, or a router's.
+//! The names that mark a tensor as an expert's or a router's.
 
 /// Ends of the names of tensors that hold all experts of a mixture, behind that of the mixture.
 const FUSED: [&str; 10] = [

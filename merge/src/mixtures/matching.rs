@@ -1,4 +1,4 @@
-//! Which expert of one checkpoint is which of another.
+//! Matches the experts of one checkpoint with those of another.
 
 use ndarray::{Array2, Axis};
 use serde::Serialize;

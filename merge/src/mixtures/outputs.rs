@@ -1,4 +1,4 @@
-//! How alike the experts of two checkpoints are, by what they give on data.
+//! The likeness of the experts of two checkpoints, by their outputs on data.
 
 use std::sync::Arc;
 

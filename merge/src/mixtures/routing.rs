@@ -1,4 +1,4 @@
-//! How a router sends tokens to experts, as `vlmerge gram` records it.
+//! The routing of tokens to experts, as `vlmerge gram` records it.
 
 use ndarray::Array2;
 

@@ -1,4 +1,4 @@
-//! How alike the experts of two checkpoints are, by their weights.
+//! The likeness of the experts of two checkpoints, by their weights.
 
 use std::collections::BTreeMap;
 

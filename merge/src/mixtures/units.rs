@@ -1,4 +1,4 @@
-//! Which hidden unit of a feed-forward network is which of another one's.
+//! Matches the hidden units of one feed-forward network with those of another.
 
 use std::ops::Range;
 use std::sync::Arc;

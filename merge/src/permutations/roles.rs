@@ -1,4 +1,4 @@
-//! What the axes of a tensor stand for, by its name in published spellings.
+//! The meaning of a tensor's axes, by its name in published spellings.
 
 use crate::recipe::AlignPart;
 

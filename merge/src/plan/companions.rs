@@ -1,4 +1,4 @@
-//! Which files go beside the output of a merge.
+//! The files beside the output of a merge.
 
 use std::collections::BTreeMap;
 use std::path::Path;

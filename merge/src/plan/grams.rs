@@ -1,4 +1,4 @@
-//! Which gram matrix belongs to which weight, and whose inputs it was summed over.
+//! The gram matrix of each weight, and the model whose inputs it sums.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::Path;

@@ -1,4 +1,4 @@
-//! What happens to every key: the checked form of a recipe or of a conversion.
+//! The plan of every key: the checked form of a recipe or of a conversion.
 
 use std::collections::BTreeMap;
 use std::path::Path;

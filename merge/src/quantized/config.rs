@@ -1,4 +1,4 @@
-//! What config.json says of a model's quantization.
+//! The quantization of a model, as its config.json describes it.
 
 use serde_json::Value;
 

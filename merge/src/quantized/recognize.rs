@@ -1,4 +1,4 @@
-//! Which tensors of a checkpoint are codes and scales, by their names, dtypes and shapes.
+//! Recognizes tensors of codes and scales by their names, dtypes and shapes.
 
 use std::collections::{BTreeMap, BTreeSet};
 

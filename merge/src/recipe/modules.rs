@@ -1,4 +1,4 @@
-//! What an output is made of: all of it in one way, or each of its modules in its own.
+//! The parts of an output: the whole model merged in one way, or each module in its own.
 
 use serde::{Deserialize, Serialize};
 

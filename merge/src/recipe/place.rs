@@ -1,4 +1,4 @@
-//! Where something stands in a recipe.
+//! Places in a recipe.
 
 use std::fmt;
 

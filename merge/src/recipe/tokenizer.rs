@@ -1,4 +1,4 @@
-//! Whose tokens a merge has, and which rows of embeddings they get.
+//! The tokens of a merge, and the rows of embeddings that they get.
 
 use std::collections::BTreeMap;
 use std::path::PathBuf;

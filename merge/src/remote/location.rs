@@ -1,4 +1,4 @@
-//! Which place an address names.
+//! The place that an address names.
 
 use super::hub::DATASETS;
 use crate::RemoteFault;

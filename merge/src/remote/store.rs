@@ -1,4 +1,4 @@
-//! Where the bytes of a remote file come from.
+//! The sources of a remote file's bytes.
 
 use std::ops::Range;
 use std::time::Duration;

@@ -1,4 +1,4 @@
-//! What a study of ways to pre-train does, as written in YAML.
+//! The recipe of a study of ways to pre-train, as written in YAML.
 
 use std::path::{Path, PathBuf};
 

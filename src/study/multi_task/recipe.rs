@@ -1,4 +1,4 @@
-//! What a study of merges of many tasks does, as written in YAML.
+//! The recipe of a study of merges of many tasks, as written in YAML.
 
 use std::path::{Path, PathBuf};
 

@@ -1,4 +1,4 @@
-//! What may be done to a picture.
+//! Operations on pictures.
 
 use evaluate::images::Rgb;
 use merge::random::Sequence;

@@ -1,4 +1,4 @@
-//! Which patches of an image are to be guessed.
+//! Draws the patches of an image that a model has to guess.
 
 use merge::random::Sequence;
 

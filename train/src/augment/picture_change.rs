@@ -1,4 +1,4 @@
-//! What steps do to pictures, all draws made.
+//! Changes pictures by steps whose draws are made.
 
 use evaluate::images::{Filter, Margins, Part, Passes, Resampler, Rgb, center};
 use serde::Serialize;

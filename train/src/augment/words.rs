@@ -1,4 +1,4 @@
-//! Which words of a text are to be guessed.
+//! Draws the words of a text that a model has to guess.
 
 use std::ops::Range;
 

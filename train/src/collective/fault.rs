@@ -1,4 +1,4 @@
-//! What can go wrong between ranks.
+//! Faults between ranks.
 
 use std::time::Duration;
 

@@ -1,4 +1,4 @@
-//! Where processes that know nothing of one another meet: a port of the first of them.
+//! The meeting point of processes that know nothing of one another: a port of the first of them.
 //!
 //! `RANK`, `WORLD_SIZE`, `MASTER_ADDR` and `MASTER_PORT` say who is who, as for other training
 //! programs. The first rank hands a message to all; what they do with it is not for this file.

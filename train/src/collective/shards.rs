@@ -1,4 +1,4 @@
-//! Which rank updates which parameters.
+//! Shares out the parameters: each rank updates its own.
 
 use std::ops::Range;
 

@@ -1,4 +1,4 @@
-//! What can be learned from, by number.
+//! Examples to learn from, by number.
 
 use std::path::Path;
 

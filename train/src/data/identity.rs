@@ -1,4 +1,4 @@
-//! What a run's data are, so that it goes on with the same.
+//! Facts about the data of a run. A run goes on only with data of the same facts.
 
 use std::collections::BTreeMap;
 use std::fs::File;

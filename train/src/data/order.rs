@@ -1,4 +1,4 @@
-//! In which order examples are learned from.
+//! The order of the examples.
 
 use std::ops::Range;
 

@@ -1,4 +1,4 @@
-//! What objectives of free language modeling and of ranking read beside an example itself.
+//! Queries, pictures and texts that free language modeling and ranking read beside an example itself.
 
 use candle_core::{DType, Device, Tensor};
 use evaluate::streams::query_ids;

@@ -1,4 +1,4 @@
-//! What masked signal modeling hides of an image and of a text.
+//! The patches and words that masked signal modeling hides.
 
 use candle_core::{Device, Tensor};
 use merge::random::Sequence;

@@ -1,4 +1,4 @@
-//! What a model sees of the pictures of examples.
+//! The view of a picture that a model gets.
 
 use std::borrow::Cow;
 

@@ -1,4 +1,4 @@
-//! What objectives have in common that guess words from those before and after them.
+//! Steps of all objectives that guess words from those before and after them.
 
 use candle_core::Tensor;
 use evaluate::batch::Texts;

@@ -1,4 +1,4 @@
-//! How pairs of a step are mixed.
+//! The mixing of the pairs of a step.
 
 use merge::random::{Draws, Sequence};
 

@@ -1,4 +1,4 @@
-//! What is learned: each objective turns a batch into a loss.
+//! Objectives: each turns a batch into a loss.
 //!
 //! One file each; [`OBJECTIVES`] is the table of all.
 

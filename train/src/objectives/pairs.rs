@@ -1,4 +1,4 @@
-//! Which texts belong to an image, and which other pairs are drawn.
+//! Matches images with their texts, and draws other pairs.
 
 use serde::{Deserialize, Serialize};
 

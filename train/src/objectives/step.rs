@@ -1,4 +1,4 @@
-//! What an objective sees of a step.
+//! The parts of a step that an objective sees.
 
 use std::cell::RefCell;
 use std::rc::Rc;

@@ -1,4 +1,4 @@
-//! Which variable gets which rate and which decay: each is in exactly one group.
+//! Gives each variable its rate and its decay: each is in exactly one group.
 
 use std::collections::BTreeMap;
 

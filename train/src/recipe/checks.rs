@@ -1,4 +1,4 @@
-//! What cannot be in a recipe.
+//! Settings that a recipe must not have.
 
 use super::{Augmentation, DataFormat, ObjectiveSettings, Span, TrainRecipe};
 use crate::augment::{FlipGuard, MAX_MAGNITUDE};

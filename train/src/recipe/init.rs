@@ -1,4 +1,4 @@
-//! What the weights of a run start from.
+//! The weights that a run starts from.
 
 use std::path::PathBuf;
 use std::sync::Arc;

@@ -1,4 +1,4 @@
-//! How the tensors of a checkpoint take their places in a model of fresh weights.
+//! Puts the tensors of a checkpoint into a model of fresh weights.
 
 use std::sync::Arc;
 

@@ -1,4 +1,4 @@
-//! What a run does, as written in YAML. A recipe says everything; nothing is inferred from a name.
+//! The recipe of a run, as written in YAML. A recipe says everything; nothing is inferred from a name.
 
 mod checked;
 mod checks;

@@ -1,4 +1,4 @@
-//! What a run takes in memory, before its first step.
+//! The memory that a run takes, before its first step.
 
 use evaluate::models::{Activations, Branch};
 use merge::io::Container;

@@ -1,4 +1,4 @@
-//! Which rank keeps the optimizer's state of which variables, and updates them.
+//! The variables whose optimizer state a rank keeps and which it updates.
 
 use std::ops::Range;
 

@@ -1,4 +1,4 @@
-//! Everything that a run needs to go on, beside the weights.
+//! The file of everything that a run needs to go on, beside the weights.
 
 use std::borrow::Cow;
 use std::collections::BTreeMap;

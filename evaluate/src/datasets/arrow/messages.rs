@@ -1,4 +1,4 @@
-//! Where the batches of a file lie, and the buffers in them.
+//! The batches of a file and the buffers in them, by their offsets.
 
 use std::collections::{BTreeMap, HashMap};
 use std::fs::File;

@@ -1,4 +1,4 @@
-//! What is in a folder of arrow files: counts, lengths, sizes; and some of it to look at.
+//! An overview of a folder of arrow files: counts, lengths, sizes, and a few rows to look at.
 
 mod sheet;
 

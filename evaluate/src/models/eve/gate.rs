@@ -1,4 +1,4 @@
-//! Who goes where: the two experts of each token, and their places in the queues of these.
+//! Assigns each token its two experts and its places in their queues.
 
 /// Choices of each token.
 pub const CHOICES: usize = 2;

@@ -1,4 +1,4 @@
-//! What an FLM can do, in everybody's words.
+//! An FLM behind the traits that all families share.
 
 use candle_core::Tensor;
 

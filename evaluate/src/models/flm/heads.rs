@@ -1,4 +1,4 @@
-//! What stands on top of an FLM, under its published names.
+//! The heads of an FLM, under their published names.
 
 use std::path::PathBuf;
 

@@ -1,4 +1,4 @@
-//! Which tokens the rows of the streams see, as numbers added to attention scores.
+//! The tokens that each row of a stream sees, as numbers added to attention scores.
 
 use candle_core::{DType, Device, Tensor};
 

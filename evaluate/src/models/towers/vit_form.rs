@@ -1,4 +1,4 @@
-//! Whose names a vision transformer has, and which numbers its weights do not tell.
+//! The forms of vision transformers: whose names they have, and the numbers that their weights do not tell.
 
 use crate::nn::Activation;
 

@@ -1,4 +1,4 @@
-//! Which rows a half works on, and what they see.
+//! The rows that each half works on, and the rows that they see.
 
 use candle_core::Result;
 

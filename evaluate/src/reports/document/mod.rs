@@ -1,4 +1,4 @@
-//! What several files say, joined: methods down, numbers across.
+//! Joins the results of several files: methods down, numbers across.
 //!
 //! Results stand in one table only if they can be compared: same task, data set and split, same
 //! counts, and for files of predictions the same file of labels. Of a sweep the tables show the best

@@ -1,4 +1,4 @@
-//! What a configuration says of layers that slices have cut and ordered.
+//! The configuration of a model whose layers slices have cut and ordered.
 //!
 //! Configurations say how many layers a stack has, and some say of each layer what it is: as a list with
 //! a value a layer, as a list of the layers that are something, or as a period. All three follow the

@@ -1,4 +1,4 @@
-//! Which part of a configuration speaks of a stack, and which of its keys count the layers.
+//! The part of a configuration that describes a stack, and the keys in it that count layers.
 
 use serde_json::{Map, Value};
 

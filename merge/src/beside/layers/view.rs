@@ -1,4 +1,4 @@
-//! How one part of a configuration follows the layers.
+//! Makes one part of a configuration follow the layers.
 
 use serde_json::{Map, Value, json};
 

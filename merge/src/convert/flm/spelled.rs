@@ -1,5 +1,5 @@
-//! How files spell the towers that an FLM starts from: CLIP as OpenAI, open_clip and Hugging Face write it, and
-//! RoBERTa as Hugging Face does.
+//! Spellings of the towers that an FLM starts from: CLIP as OpenAI, open_clip and Hugging Face write it, and RoBERTa as
+//! Hugging Face does.
 
 use crate::{Checkpoint, ConversionFault, Error, Result};
 

@@ -1,4 +1,4 @@
-//! What the configuration beside a CLIP says, and its weights do not.
+//! Facts about a CLIP that the configuration beside it has and its weights lack.
 
 use serde::{Deserialize, Serialize};
 use serde_json::Value;

@@ -1,4 +1,4 @@
-//! What a CLIP or a SigLIP holds, from sizes alone.
+//! The tensors of a CLIP or a SigLIP, from its sizes alone.
 
 use crate::layouts::{GivenTwoTowers, ModelRecord, RecordFamily, TowerSizes};
 use crate::synth::{Distribution, Fresh, FreshTensor, Spread};

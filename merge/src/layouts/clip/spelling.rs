@@ -1,4 +1,4 @@
-//! How files spell the keys of a CLIP, and where a parameter is in each spelling.
+//! The spellings of CLIP's keys, and the place of each parameter in each spelling.
 
 use std::fmt;
 

@@ -1,4 +1,4 @@
-//! What the keys and shapes of one CLIP say about its sizes.
+//! Reads the sizes of one CLIP off its keys and shapes.
 
 use std::collections::{BTreeMap, BTreeSet};
 

@@ -1,4 +1,4 @@
-//! What an EVE checkpoint holds, from its task and its sizes alone.
+//! The tensors of an EVE checkpoint, from its task and its sizes alone.
 
 use crate::layouts::{Buffer, ModelRecord, RecordFamily, TowerSizes};
 use crate::synth::{Distribution, Fresh, FreshTensor, Spread};

@@ -1,4 +1,4 @@
-//! What an FLM checkpoint holds, from its task and its sizes alone.
+//! The tensors of an FLM checkpoint, from its task and its sizes alone.
 
 use crate::io::Aliases;
 use crate::layouts::{Buffer, ModelRecord, OneStream, RecordFamily, TowerSizes};

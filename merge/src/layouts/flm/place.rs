@@ -1,4 +1,4 @@
-//! Where a key stands in the model.
+//! The place of a key in the model.
 
 use crate::layouts::{BlockId, split_block};
 use crate::{ParamKind, Slot};

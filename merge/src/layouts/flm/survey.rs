@@ -1,4 +1,4 @@
-//! What the keys and shapes of one FLM checkpoint say about its task and its sizes.
+//! Reads the task and the sizes of one FLM checkpoint off its keys and shapes.
 
 use std::collections::{BTreeMap, BTreeSet};
 

@@ -1,4 +1,4 @@
-//! Which keys of a checkpoint are names of one tensor.
+//! The keys of a checkpoint that name one tensor.
 //!
 //! The published program gives modules up to three names, loads a file name by name into the one tensor, and so
 //! keeps the last. A file may hold the tensor under all of them, under some, or under the first one alone.

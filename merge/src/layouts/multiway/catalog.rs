@@ -1,4 +1,4 @@
-//! What a published checkpoint holds: every key with shape and dtype, from sizes alone.
+//! The tensors of a published checkpoint: every key with shape and dtype, from sizes alone.
 
 use crate::{DType, Expert, ParamKind, TensorInfo};
 

@@ -1,4 +1,4 @@
-//! What timm's configuration beside a classifier says, and its weights do not.
+//! Facts about a classifier that timm's configuration beside it has and its weights lack.
 
 use serde::{Deserialize, Serialize};
 use serde_json::Value;

@@ -1,4 +1,4 @@
-//! What the keys and shapes of one classifier say about its sizes.
+//! Reads the sizes of one classifier off its keys and shapes.
 
 use std::collections::BTreeSet;
 

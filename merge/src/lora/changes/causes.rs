@@ -1,4 +1,4 @@
-//! Why a change does not fit its base, and what mends it.
+//! Reasons why a change does not fit its base, with their remedies.
 
 use crate::plan::checkpoints::spelling::common_end;
 use crate::{Checkpoint, TensorInfo, ties};

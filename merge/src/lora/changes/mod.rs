@@ -1,4 +1,4 @@
-//! What an adapter does to each tensor of its base, all of it checked before anything is read.
+//! The changes that an adapter makes to each tensor of its base. All of them are checked before any data is read.
 
 mod causes;
 mod heads;

@@ -1,4 +1,4 @@
-//! Which tensors get factors, and of which form: judged by names and shapes, for there is nothing else.
+//! The tensors that get factors, and the form of these, judged by names and shapes alone.
 
 use super::ExtractOptions;
 use crate::TensorInfo;

@@ -1,4 +1,4 @@
-//! Where an extracted adapter goes: factors wait in a temporary file until all ranks are known.
+//! The output of an extraction: factors wait in a temporary file until all ranks are known.
 
 use std::fs::File;
 use std::os::unix::fs::FileExt;

@@ -1,4 +1,4 @@
-//! What methods that decompose task vectors of matrices have in common: the rule which tensors are matrices, the
+//! Steps of all methods that decompose task vectors of matrices: the rule that picks the matrices, the
 //! differences from the base, and the result on top of it.
 
 use std::sync::Arc;

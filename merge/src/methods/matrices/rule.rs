@@ -1,4 +1,4 @@
-//! Which tensors are matrices to a method, and what becomes of the others.
+//! The rule that picks the matrices of a method, and the treatment of all other tensors.
 
 use std::sync::Arc;
 

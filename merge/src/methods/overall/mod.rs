@@ -1,5 +1,5 @@
-//! What methods have in common that compare elements of a task vector over all tensors of a model: a look at all tensors,
-//! then each element for itself.
+//! Steps of all methods that compare elements of a task vector over all tensors of a model: a look at all
+//! tensors, then each element for itself.
 
 use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 

@@ -1,4 +1,4 @@
-//! Which value has a given rank, by counting instead of sorting.
+//! Finds the value of a given rank by counting instead of sorting.
 //!
 //! The bits of a float without its sign are ordered like its magnitude. A count of their upper bits
 //! tells which bin holds the rank; a count of the next 16 bits within that bin, and so on, ends at

@@ -1,4 +1,4 @@
-//! Which value has a given rank, and where its equals stand, in one pass over the tensor.
+//! Finds the value of a given rank, and the places of its equals, in one pass over the tensor.
 //!
 //! A sample tells between which two values the one at a rank must lie, with a wide margin. One pass counts
 //! what lies below and keeps, chunk by chunk, the few that lie between; the exact value is selected

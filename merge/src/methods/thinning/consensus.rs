@@ -1,4 +1,4 @@
-//! What task_arithmetic, ties, dare, breadcrumbs and della have in common: thin, weigh, agree, add.
+//! The steps that task_arithmetic, ties, dare, breadcrumbs and della share: thin, weigh, agree, add.
 
 use std::sync::Arc;
 

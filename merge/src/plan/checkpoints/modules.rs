@@ -1,4 +1,4 @@
-//! Which module of its model a tensor belongs to, by mergekit's names of modules.
+//! The module that a tensor belongs to, by mergekit's names of modules.
 
 use std::collections::{BTreeMap, BTreeSet};
 

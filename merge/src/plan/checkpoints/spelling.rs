@@ -1,4 +1,4 @@
-//! Why tensors of one model are not found in another: the same model, spelled otherwise.
+//! Explains tensors of one model that another lacks: the same model, in another spelling.
 
 use std::collections::{BTreeMap, BTreeSet};
 

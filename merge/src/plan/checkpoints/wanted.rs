@@ -1,4 +1,4 @@
-//! Which tensors the output has, and which inputs each is made of.
+//! The tensors of the output, and the inputs that make each of them.
 
 use std::collections::{BTreeMap, BTreeSet};
 

@@ -1,4 +1,4 @@
-//! Which tensors have a row for every token.
+//! Recognizes tensors with a row for every token.
 
 use std::collections::BTreeSet;
 use std::sync::Arc;

@@ -1,4 +1,4 @@
-//! Where the rows of embeddings come from.
+//! The source of each row of the output's embeddings.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;

@@ -1,4 +1,4 @@
-//! What the keys and shapes of one checkpoint of the multiway family say about its sizes.
+//! Reads the sizes of one checkpoint of the multiway family off its keys and shapes.
 
 mod positions;
 
