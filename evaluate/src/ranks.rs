@@ -5,8 +5,8 @@ use candle_core::{DType, Device, Tensor};
 
 use crate::{Error, RanksFault, Result};
 
-/// What ranks do together. Every rank calls the same operations in the same order; sums are taken
-/// in the order of the ranks, so a run gives the same numbers every time.
+/// The operations of ranks together. Every rank calls the same operations in the same order; sums are taken in the
+/// order of the ranks, so a run gives the same numbers every time.
 ///
 /// Passes over a data set share its batches: rank r of N computes every N-th batch from the r-th on
 /// ([`own`]), and then receives what all have computed ([`gathered`]). The batches are those of one
@@ -15,7 +15,7 @@ pub trait Collective {
     /// The number of this process, from 0.
     fn rank(&self) -> usize;
 
-    /// How many processes there are.
+    /// The number of processes.
     fn size(&self) -> usize;
 
     /// Adds up `values` of all ranks, element by element, for all.
@@ -175,8 +175,8 @@ pub fn own<T>(ranks: &dyn Collective, items: Vec<T>) -> Vec<T> {
     own.step_by(ranks.size().max(1)).collect()
 }
 
-/// What the first rank sees, for all: whether work is done already must not be judged by each rank for itself,
-/// since all compute together or none does.
+/// The first rank's view of finished work, for all ranks. A rank must not judge for itself whether work is done, since
+/// all compute together or none does.
 ///
 /// # Errors
 /// As [`Collective::gather`].

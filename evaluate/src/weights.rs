@@ -9,7 +9,7 @@ use merge::{Checkpoint, Layout, Role};
 
 use crate::{Error, Result};
 
-/// What a parameter starts from when the checkpoint lacks it.
+/// The first value of a parameter that the checkpoint lacks.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub enum Init {
     /// All zeros.
@@ -22,7 +22,7 @@ pub enum Init {
     Normal(f32),
 }
 
-/// What a model took of a checkpoint, by the names it asked for.
+/// The parameters that a model took of a checkpoint, by the names it asked for.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct LoadReport {
     /// Taken from the checkpoint.
@@ -69,7 +69,7 @@ pub enum Misfit {
         key: String,
         /// Its shape.
         found: Vec<usize>,
-        /// What the model needs.
+        /// The shape that the model needs.
         expected: Vec<usize>,
     },
 }
@@ -264,7 +264,7 @@ impl Weights {
         self.is_trainable
     }
 
-    /// Where the tensors go.
+    /// The device of the tensors.
     #[must_use]
     pub fn device(&self) -> &Device {
         &self.device
@@ -421,7 +421,7 @@ impl Weights {
         self.names.get(name).map(String::as_str)
     }
 
-    /// What was used so far.
+    /// The tensors used so far.
     #[must_use]
     pub fn report(&self) -> LoadReport {
         let taken = self.taken();

@@ -10,7 +10,7 @@ use merge::io::{OpenOptions, open};
 
 use crate::output::Output;
 
-/// How relative position tables are resized.
+/// Ways to resize relative position tables.
 #[derive(Clone, Copy, Debug, ValueEnum)]
 pub enum ResizeArg {
     /// Cubic convolution, as in vl-merging and torch

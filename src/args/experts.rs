@@ -14,7 +14,7 @@ use merge::{Checkpoint, MergePlan};
 
 use crate::output::{Output, UsageError, printable};
 
-/// How many experts each mixture keeps.
+/// The number of experts that each mixture keeps, and the choice of them.
 #[derive(Debug, Args)]
 #[command(next_help_heading = "Mixtures of experts")]
 pub struct ExpertsArgs {
@@ -28,7 +28,7 @@ pub struct ExpertsArgs {
     /// The gram file over the model, which says how tokens go to experts
     #[arg(long, value_name = "FILE", requires = "experts")]
     grams: Option<PathBuf>,
-    /// Which experts stay [default: saliency; frequency with --group]
+    /// The experts that stay [default: saliency; frequency with --group]
     #[arg(long, value_enum, value_name = "WORTH", requires = "experts")]
     by: Option<WorthArg>,
     /// Merge the other experts into those that stay, by the router's scores, instead of leaving them out
@@ -39,7 +39,7 @@ pub struct ExpertsArgs {
     align_units: bool,
 }
 
-/// What becomes of a mixture.
+/// The new form of a mixture.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum ExpertsArg {
     Number(usize),
@@ -58,7 +58,7 @@ impl FromStr for ExpertsArg {
     }
 }
 
-/// Which experts stay.
+/// The experts that stay.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
 enum WorthArg {
     /// Those with the longest answers, weighted by the router, in the mean over their tokens (REAP)

@@ -3,7 +3,7 @@
 use clap::ValueEnum;
 use merge::layouts::FlmTask;
 
-/// What an FLM is for.
+/// The task of an FLM.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
 pub enum TaskArg {
     /// Free language modeling

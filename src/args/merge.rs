@@ -10,7 +10,7 @@ use merge::recipe::{ModelRef, OutputDType, Parameters, UnknownKeys};
 use crate::args::data::task_with_experts;
 use crate::args::write::WriteArgs;
 
-/// Where the result goes, and what else may be asked of a recipe.
+/// The target of a merge, and verbs' other wishes for a recipe.
 #[derive(Debug, Args)]
 pub struct Target {
     /// The checkpoint to write; a folder also gets configuration, tokenizer and model card

@@ -56,7 +56,7 @@ pub struct Args {
     /// Resize position tables for images with a side of this many pixels
     #[arg(long, value_name = "PIXELS")]
     image_size: Option<usize>,
-    /// How to resize relative position tables [default: geometric for VLMo, else bicubic]
+    /// Way to resize relative position tables [default: geometric for VLMo, else bicubic]
     #[arg(long, value_enum, value_name = "HOW", requires = "image_size")]
     resize: Option<ResizeArg>,
     /// Keep only the first text positions
@@ -119,7 +119,7 @@ enum SpellingArg {
     OpenClip,
 }
 
-/// What to do with the prefix `module.`.
+/// The treatment of the prefix `module.`.
 #[derive(Clone, Copy, Debug, ValueEnum)]
 enum ModuleArg {
     /// Add it to every key that lacks it
@@ -129,7 +129,7 @@ enum ModuleArg {
 }
 
 impl Args {
-    /// What the output's record says of two towers.
+    /// The facts about two towers in the output's record.
     fn facts(&self) -> ModelRecord {
         let facts = ModelRecord {
             image_heads: self.image_heads,

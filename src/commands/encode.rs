@@ -70,7 +70,7 @@ pub struct Args {
 /// Decodes the picture of a number.
 type Picture = Box<dyn Fn(usize) -> evaluate::Result<evaluate::images::Rgb> + Send + Sync>;
 
-/// What is encoded.
+/// The pictures or texts to encode.
 #[derive(Default)]
 struct Input {
     pictures: Option<(Vec<String>, Picture)>,

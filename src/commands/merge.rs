@@ -54,14 +54,14 @@ pub struct Args {
     target: Target,
 }
 
-/// What experts are matched by.
+/// The measure by which experts are matched.
 #[derive(Clone, Copy, Debug, ValueEnum)]
 enum AlignArg {
     /// Nothing: experts of the same number are merged
     None,
     /// The cosine of their weights
     Weights,
-    /// What they give on data, from the gram files that the recipe names as `outputs`
+    /// Their outputs on data, from the gram files that the recipe names as `outputs`
     Outputs,
 }
 

@@ -222,7 +222,7 @@ impl<'a> StepPlan<'a> {
         words
     }
 
-    /// What a checkpoint does not say of its model.
+    /// The flags for facts about the model that its checkpoint lacks.
     pub(super) fn of_model(&self) -> Vec<Word> {
         let mut words = Vec::new();
         let model = self.model;

@@ -5,7 +5,7 @@ use std::path::PathBuf;
 /// A result of this crate.
 pub type Result<T, E = Error> = std::result::Result<T, E>;
 
-/// What can go wrong in training.
+/// An error in training.
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum Error {
@@ -41,7 +41,7 @@ pub enum Error {
     DoesNotFit {
         /// The checkpoint.
         path: PathBuf,
-        /// How many.
+        /// The number of tensors.
         n: usize,
         /// The first of them, with what is wrong.
         faults: String,
@@ -73,7 +73,7 @@ pub enum Error {
     /// A data set does not give what an objective learns from.
     #[error("the objective needs {what}, which the data do not have")]
     NotInBatch {
-        /// What is missing.
+        /// The missing input.
         what: &'static str,
     },
     /// A recipe cannot be read.
@@ -81,7 +81,7 @@ pub enum Error {
     BadRecipe {
         /// The recipe.
         path: PathBuf,
-        /// What is wrong, with line and column where they are known.
+        /// The fault, with line and column where they are known.
         reason: String,
     },
     /// A setting of a recipe cannot be.
@@ -89,7 +89,7 @@ pub enum Error {
     BadSetting {
         /// The setting.
         key: String,
-        /// What is wrong with it.
+        /// The fault.
         reason: String,
     },
     /// Another process works in the folder of a run.
@@ -103,7 +103,7 @@ pub enum Error {
     BadState {
         /// The file.
         path: PathBuf,
-        /// Why not.
+        /// The reason.
         reason: String,
     },
     /// A state could not be written.
@@ -113,7 +113,7 @@ pub enum Error {
         step: u64,
         /// The newest state that is there.
         kept: Option<PathBuf>,
-        /// Why it failed.
+        /// The cause.
         source: Box<Error>,
     },
     /// Kept moments are not those of a variable.
@@ -155,7 +155,7 @@ pub enum Error {
         if *found == 1 { "example" } else { "examples" }
     )]
     TooFewExamples {
-        /// What it is called.
+        /// The name of the data.
         data: String,
         /// Its examples.
         found: usize,
@@ -241,11 +241,11 @@ pub enum Error {
     /// A file or folder could not be read or written.
     #[error("cannot {action} {}: {source}", path.display())]
     Io {
-        /// What was tried, e.g. `write`.
+        /// The failed action, e.g. `write`.
         action: &'static str,
         /// The file or folder.
         path: PathBuf,
-        /// Why it failed.
+        /// The system's reason.
         source: std::io::Error,
     },
     /// Slices of one step of the optimizer differ in length.
@@ -296,7 +296,7 @@ pub enum Error {
         setting: &'static str,
         /// Its value.
         value: f64,
-        /// What it may be.
+        /// The allowed range.
         range: &'static str,
     },
     /// A variable has no moving average.
@@ -320,12 +320,12 @@ pub enum Error {
         path: PathBuf,
         /// The line, from 1.
         line: usize,
-        /// What is wrong with it.
+        /// The fault.
         source: serde_json::Error,
     },
 }
 
-/// What a run can go on with.
+/// A note on the state from which a run can go on.
 fn kept_note(kept: Option<&std::path::Path>) -> String {
     match kept {
         Some(kept) => format!("{} is kept", kept.display()),
@@ -334,7 +334,7 @@ fn kept_note(kept: Option<&std::path::Path>) -> String {
 }
 
 impl Error {
-    /// What the user may try, where something helps.
+    /// A hint for the user, where one helps.
     #[must_use]
     pub fn hint(&self) -> Option<String> {
         match self {
@@ -372,7 +372,7 @@ impl Error {
     }
 }
 
-/// What is kept, as a clause.
+/// The kept state, as a clause.
 fn kept_state(step: Option<u64>) -> String {
     match step {
         Some(step) => format!("the state after step {step} is kept"),

@@ -15,7 +15,7 @@ use crate::metrics::answers::{soft_score_of_count, vocabulary};
 use crate::predictions::file;
 use crate::{DataFault, Error, JudgedFault, Result};
 
-/// How often an answer must occur to become a class.
+/// The least number of times that an answer must occur to become a class.
 const LEAST: usize = 9;
 
 /// So many images of the validation split, the last, are kept apart for validation.

@@ -3,7 +3,7 @@
 use super::{DataFault, Error, GivenFault, JudgedFault, LabelFault, ModelFault, ReportFault};
 
 impl Error {
-    /// What the user can do about it, where that is not plain from the message.
+    /// A hint for the user, unless the message says enough.
     #[must_use]
     pub fn hint(&self) -> Option<String> {
         match self {

@@ -11,13 +11,13 @@ pub enum JudgedFault {
     MissingPredictions {
         /// The file of predictions.
         path: PathBuf,
-        /// What the id names: `question`, `example`.
+        /// The kind of the id: `question`, `example`.
         what: &'static str,
         /// The first id without a prediction, in the order of the ground truth.
         first: String,
-        /// How many have none.
+        /// The number of examples without a prediction.
         n_missing: usize,
-        /// How many there are.
+        /// The number of examples.
         n: usize,
     },
     /// Two files say that a question belongs to different images.

@@ -22,9 +22,9 @@ pub enum LabelFault {
     AnswersDiffer {
         /// The class.
         label: i64,
-        /// What the model calls it.
+        /// Its name in the model.
         model: String,
-        /// What the data call it.
+        /// Its name in the data.
         data: String,
     },
     /// A checkpoint's list of answers is damaged.
@@ -32,7 +32,7 @@ pub enum LabelFault {
     BadAnswerList {
         /// The key.
         key: &'static str,
-        /// What is wrong.
+        /// The fault.
         source: serde_json::Error,
     },
     /// The model's list of answers is longer or shorter than its head.

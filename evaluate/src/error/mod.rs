@@ -33,7 +33,7 @@ use words::{listed, nearest_of, unused_note};
 /// The result of everything in this crate.
 pub type Result<T, E = Error> = std::result::Result<T, E>;
 
-/// What went wrong, with the file, the line and the id at hand.
+/// An error, with the file, the line and the id at hand.
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum Error {
@@ -44,7 +44,7 @@ pub enum Error {
     /// The operating system refused a file operation.
     #[error("{}: cannot {action}: {source}", path.display())]
     Io {
-        /// What was tried, as a verb: `open`, `read`.
+        /// The failed action, as a verb: `open`, `read`.
         action: &'static str,
         /// The file.
         path: PathBuf,
@@ -56,7 +56,7 @@ pub enum Error {
     NoLayerwise {
         /// The checkpoint.
         path: PathBuf,
-        /// Why not, as a clause.
+        /// The reason, as a clause.
         why: &'static str,
     },
     /// There is nothing to merge.
@@ -83,7 +83,7 @@ pub enum Error {
     Json {
         /// The file.
         path: PathBuf,
-        /// What it should be, as a noun phrase.
+        /// The expected kind, as a noun phrase.
         what: &'static str,
         /// The fault, with its line and column.
         source: serde_json::Error,
@@ -93,7 +93,7 @@ pub enum Error {
     JsonEntry {
         /// The file.
         path: PathBuf,
-        /// What it should be, as a noun phrase.
+        /// The expected kind, as a noun phrase.
         what: &'static str,
         /// The entry and its fault.
         fault: String,
@@ -105,7 +105,7 @@ pub enum Error {
         path: PathBuf,
         /// The line, from 1.
         line: usize,
-        /// What is wrong with it, as a clause.
+        /// The fault, as a clause.
         fault: String,
     },
 
@@ -113,10 +113,10 @@ pub enum Error {
     /// A checkpoint is not run as asked.
     #[error(transparent)]
     Model(#[from] ModelFault),
-    /// What is wrong with tensors that somebody gives to a model.
+    /// Tensors that a user gives to a model are wrong.
     #[error(transparent)]
     Given(#[from] GivenFault),
-    /// What is wrong with pictures to encode, or with their features.
+    /// Pictures cannot be encoded, or their features are wrong.
     #[error(transparent)]
     Encode(#[from] EncodeFault),
     /// A tensor operation failed: shapes that do not fit, or the device.
@@ -141,7 +141,7 @@ pub enum Error {
         key: String,
         /// Its shape.
         found: Vec<usize>,
-        /// What the model needs.
+        /// The shape that the model needs.
         expected: Vec<usize>,
     },
     /// Several parameters of the model are missing or have another shape.
@@ -149,7 +149,7 @@ pub enum Error {
     OtherWeights {
         /// The checkpoint.
         path: PathBuf,
-        /// What does not fit, in the order in which the model asks for it.
+        /// The misfits, in the order in which the model asks for them.
         misfits: Vec<crate::weights::Misfit>,
         /// Names in the checkpoint that the model does not ask for.
         unused: Vec<String>,
@@ -177,7 +177,7 @@ pub enum Error {
         path: PathBuf,
         /// The head, in words.
         what: &'static str,
-        /// How its keys begin.
+        /// The first part of its keys.
         prefix: &'static str,
     },
 
@@ -214,9 +214,9 @@ pub enum Error {
     /// Images do not part evenly into folds.
     #[error("{n_images} images do not part into {n_folds} folds of one size")]
     UnevenFolds {
-        /// How many images there are.
+        /// The number of images.
         n_images: usize,
-        /// How many folds were asked for.
+        /// The number of folds.
         n_folds: usize,
     },
     /// A data set does not tell the official numbers of its sentences.
@@ -241,7 +241,7 @@ pub enum Error {
     NoDevice {
         /// The device, as the user called it.
         name: String,
-        /// Why.
+        /// The reason.
         source: candle_core::Error,
     },
     /// A device does not compute in a precision.
@@ -257,7 +257,7 @@ pub enum Error {
     /// The bytes are no picture, or a broken one.
     #[error("the picture cannot be decoded: {fault}")]
     Picture {
-        /// What is wrong with it, as a clause.
+        /// The fault, as a clause.
         fault: String,
     },
     /// A picture has so many pixels that it is taken for an attack on the memory.
@@ -278,7 +278,7 @@ pub enum Error {
     Tokenizer {
         /// The file.
         path: PathBuf,
-        /// What is wrong with it, as a clause.
+        /// The fault, as a clause.
         fault: String,
     },
     /// A tokenizer lacks a token that every text needs.
@@ -294,7 +294,7 @@ pub enum Error {
     TokenizerFromHub {
         /// The name as given.
         name: String,
-        /// Why the hub did not help, as a clause.
+        /// The reason why the hub did not help, as a clause.
         fault: String,
     },
     /// Texts were to be read without a tokenizer.
@@ -308,11 +308,11 @@ pub enum Error {
         /// The tokenizer's reason.
         fault: String,
     },
-    /// Why a vocabulary cannot serve.
+    /// A vocabulary or a text cannot serve.
     #[error(transparent)]
     Text(#[from] TextFault),
 
-    /// What is wrong with a data set.
+    /// A data set is wrong.
     #[error(transparent)]
     Data(#[from] DataFault),
 
@@ -322,7 +322,7 @@ pub enum Error {
     DuplicateId {
         /// The file.
         path: PathBuf,
-        /// What the id names: `question`, `image`.
+        /// The kind of the id: `question`, `image`.
         what: &'static str,
         /// The id.
         id: String,
@@ -332,7 +332,7 @@ pub enum Error {
     UnknownId {
         /// The file.
         path: PathBuf,
-        /// What the id names.
+        /// The kind of the id.
         what: &'static str,
         /// The id.
         id: String,
@@ -344,7 +344,7 @@ pub enum Error {
     Empty {
         /// The file.
         path: PathBuf,
-        /// What is missing, in the plural.
+        /// The missing contents, in the plural.
         what: &'static str,
     },
     /// Predictions or their ground truth cannot be judged.
@@ -367,7 +367,7 @@ pub enum Error {
     /// Arrays that belong together differ in length.
     #[error("{what}: {left} and {right} differ in number")]
     LengthsDiffer {
-        /// What they are, e.g. `logits and targets`.
+        /// The kinds of both, e.g. `logits and targets`.
         what: &'static str,
         /// Length of the first.
         left: usize,
@@ -397,7 +397,7 @@ pub enum Error {
     /// Two samples cannot be paired, for they are not of the same units.
     #[error("no paired test is possible: {fault}")]
     NotPaired {
-        /// How they differ, as a clause.
+        /// The difference, as a clause.
         fault: String,
     },
     /// Processes that share the work fail one another.
@@ -406,7 +406,7 @@ pub enum Error {
     /// Too few or too many draws were asked for.
     #[error("{n} resamples: ask for {least} to {most}")]
     ResampleCount {
-        /// How many were asked for.
+        /// The number of draws.
         n: usize,
         /// The fewest.
         least: usize,

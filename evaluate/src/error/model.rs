@@ -2,7 +2,7 @@
 
 use std::path::PathBuf;
 
-/// Why a checkpoint is not run as asked.
+/// A reason to refuse a checkpoint with the given settings.
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum ModelFault {
@@ -37,7 +37,7 @@ pub enum ModelFault {
     UnknownSize {
         /// The checkpoint.
         path: PathBuf,
-        /// What is not known, as a noun phrase.
+        /// The unknown size, as a noun phrase.
         what: &'static str,
     },
     /// Sizes of a checkpoint do not fit together.
@@ -45,7 +45,7 @@ pub enum ModelFault {
     BadSize {
         /// The checkpoint.
         path: PathBuf,
-        /// What does not fit, as a clause.
+        /// The fault, as a clause.
         fault: String,
     },
     /// A number of a checkpoint is none that a model can compute with.
@@ -63,7 +63,7 @@ pub enum ModelFault {
     Incapable {
         /// The family.
         family: &'static str,
-        /// What was asked for, as a verb phrase.
+        /// The missing capability, as a verb phrase.
         what: &'static str,
     },
     /// A setting that a family of models does not know, and would ignore.

@@ -15,7 +15,7 @@ pub enum ScoresFault {
         key: &'static str,
         /// Its shape.
         found: Vec<usize>,
-        /// What it should be, in words.
+        /// The expected shape, in words.
         expected: String,
     },
     /// A tensor of ids holds no integers.

@@ -24,7 +24,7 @@ use crate::reports::{self, CheckpointRecord, Report, SweepPoint, TaskResult};
 use crate::tasks::{FeatureCache, Outcome, Task};
 use crate::{Error, Result};
 
-/// What is the same for all candidates.
+/// The settings that all candidates share.
 #[derive(Clone, Debug, Default)]
 pub struct Frame {
     /// The data set, as reports call it.
@@ -33,7 +33,7 @@ pub struct Frame {
     pub split: String,
     /// The device, in words.
     pub device: String,
-    /// How it is measured, as reports tell it.
+    /// The settings of measuring, as reports show them.
     pub settings: BTreeMap<String, Value>,
     /// Everything that the numbers depend on but the weights: a result that was measured under the same
     /// identity is taken as it is.
@@ -49,9 +49,9 @@ pub struct Frame {
 /// Weights that are measured.
 #[derive(Clone, Debug)]
 pub struct Candidate {
-    /// What they are called in results.
+    /// Their name in results.
     pub name: String,
-    /// Where they stand in a sweep.
+    /// Their place in a sweep.
     pub at: Option<SweepPoint>,
     /// Distinguishes them from other weights.
     pub identity: Value,
@@ -184,7 +184,7 @@ impl<'a> Measuring<'a> {
         Ok((seen_by_first(self.ranks, kept.is_some())?, kept))
     }
 
-    /// What candidates are compared by: the headline number of the task.
+    /// The headline number of the task, by which candidates are compared.
     #[must_use]
     pub fn worth(&self, finished: &Finished) -> Option<f64> {
         self.task.spec().worth(&finished.sample)

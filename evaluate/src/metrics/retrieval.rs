@@ -42,7 +42,7 @@ pub trait ScoreMatrix: Sync {
     /// When they cannot be read.
     fn read(&self, row: usize, column: usize, out: &mut [Self::Score]) -> Result<()>;
 
-    /// How many rows are best read at a time, from a multiple of it on.
+    /// The number of rows that a reader fetches best at a time, from a multiple of it on.
     fn rows_at_once(&self) -> usize {
         1
     }
@@ -75,7 +75,7 @@ impl<T: Score> ScoreMatrix for ArrayView2<'_, T> {
     }
 }
 
-/// What equal scores mean for a rank.
+/// The effect of equal scores on a rank.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub enum Ties {
     /// Mean over all orders of equal scores: a hit may count in part. Neither the order in the
@@ -120,7 +120,7 @@ impl FromStr for Ties {
     }
 }
 
-/// Where the best right item of a query stands.
+/// The standing of a query's best right item.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Standing {
     /// Items that score higher; all are wrong.
@@ -165,14 +165,14 @@ impl Standing {
     }
 }
 
-/// Which text belongs to which image.
+/// The image of each text.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Captions {
     /// Row of the image of each text.
     row_of_text: Vec<u32>,
     /// Columns of the texts of each image, ascending, one image after the other.
     columns: Vec<u32>,
-    /// Where the columns of each image start, and their end.
+    /// The first column of each image, and the end of the last.
     starts: Vec<usize>,
 }
 

@@ -6,7 +6,7 @@ use super::retrieval::{ScoreMatrix, Standing, Ties};
 use crate::sample::Ratio;
 use crate::{Error, LabelFault, Result, Sample};
 
-/// How many of the nearest classes may hold the right one.
+/// The numbers of nearest classes among which the right one counts.
 const RANKS: [usize; 2] = [1, 5];
 
 /// Top-1 and top-5 accuracy. `scores` has a row per class, in the order of `classes`, and a column per
@@ -97,7 +97,7 @@ pub fn per_class(sample: &mut Sample, nearest: &[usize], labels: &[i64], n_class
     sample.report("per_class", Ratio::of_cases(cases));
 }
 
-/// What stands for each class: the mean over its templates of features of length one, brought to length one again, as
+/// The vector of each class: the mean over its templates of features of length one, brought to length one again, as
 /// CLIP's program has it. `features` are those of all templates of the first class, `width` numbers each, then those of
 /// the next.
 ///

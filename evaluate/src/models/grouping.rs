@@ -11,7 +11,7 @@ pub enum Module {
     Head,
 }
 
-/// Where the program of a family puts a variable.
+/// The group of a variable in the program of a family.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Membership {
     /// The part of the model.
@@ -60,7 +60,7 @@ impl Grouping {
         bounded: &[],
     };
 
-    /// Where a variable belongs, by its name in the model.
+    /// The group of a variable, by its name in the model.
     #[must_use]
     pub fn membership(&self, name: &str) -> Membership {
         let begins = |beginnings: &[&str]| beginnings.iter().any(|start| name.starts_with(start));

@@ -93,7 +93,7 @@ impl Classifier {
         self.outer.forward(&gelu(&inner)?)
     }
 
-    /// How many classes it tells apart.
+    /// The number of classes that it tells apart.
     #[must_use]
     pub fn n_classes(&self) -> usize {
         self.n_classes
@@ -163,7 +163,7 @@ impl MaskedLanguage {
         }
     }
 
-    /// How many words it tells apart.
+    /// The number of words that it tells apart.
     #[must_use]
     pub fn vocabulary(&self) -> usize {
         self.vocabulary

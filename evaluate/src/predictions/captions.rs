@@ -56,7 +56,7 @@ pub fn known<'a>(
     results.iter().filter_map(known).collect()
 }
 
-/// What people said of each image.
+/// The captions of people for each image.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct References {
     /// Each image and its captions, in the order of the file; every image has one.

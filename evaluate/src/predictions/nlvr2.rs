@@ -101,7 +101,7 @@ fn refuse_duplicates<'a>(path: &Path, ids: impl Iterator<Item = &'a str>) -> Res
     Ok(())
 }
 
-/// Which examples are judged rightly, in the order of the labels.
+/// The verdict on each example, in the order of the labels.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Verdicts<'a> {
     /// Identifier and whether the prediction is right.

@@ -32,7 +32,7 @@ pub const REST: &str = "rerank_rest";
 /// A score file, open: its ids; scores are read on request.
 pub struct ScoreFile {
     checkpoint: Checkpoint,
-    /// What was ranked once more, of a file that has it.
+    /// The items ranked once more, of a file that has them.
     reranked: Option<Reranked>,
     /// The image of each row.
     pub image_ids: Vec<i64>,
@@ -66,7 +66,7 @@ impl ScoreFile {
         })
     }
 
-    /// What was ranked once more, of a file that has it.
+    /// The items ranked once more, of a file that has them.
     #[must_use]
     pub fn reranked(&self) -> Option<&Reranked> {
         self.reranked.as_ref()

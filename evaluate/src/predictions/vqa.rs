@@ -10,7 +10,7 @@ use super::file;
 use crate::metrics::vqa::{Judged, accuracy, soft_score};
 use crate::{Error, JudgedFault, Result};
 
-/// What an id names in files of predictions, and in official files: hints differ.
+/// The name of an id in files of predictions, other than in official files: hints differ.
 const ANSWERED: &str = "the answer to question";
 const ASKED: &str = "question";
 

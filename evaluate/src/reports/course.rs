@@ -20,7 +20,7 @@ pub struct Course {
     pub label: String,
     /// Numbers by name: after how many steps, and the number.
     pub series: BTreeMap<String, Vec<(f64, f64)>>,
-    /// What else is known: a name and a text.
+    /// Further facts: a name and a text.
     pub facts: Vec<(String, String)>,
 }
 

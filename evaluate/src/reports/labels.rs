@@ -49,7 +49,7 @@ pub fn heading(task: &str, dataset: Option<&str>, split: Option<&str>) -> String
     }
 }
 
-/// What a value is written in, for headings; empty where that is plain.
+/// The name of a unit for headings; empty where that is plain.
 pub fn unit(unit: Unit) -> &'static str {
     match unit {
         Unit::Fraction => "%",
@@ -93,7 +93,7 @@ pub fn stars(p: f64) -> &'static str {
     }
 }
 
-/// What `value` is in the unit it is written in.
+/// The number that `value` is in its unit.
 pub fn scaled(value: f64, unit: Unit) -> f64 {
     match unit {
         Unit::Fraction | Unit::Tenfold => 100.0 * value,

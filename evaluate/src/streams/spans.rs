@@ -24,8 +24,8 @@ pub struct Span {
 }
 
 impl SpanCorruption {
-    /// How likely each token but the asked one is to be counted into its span, for a query that sees
-    /// `n_visible` keys: `(Tρ − 1) / (T − 1)` with `T = n_visible + 1`, and at least 0.
+    /// The probability that each token but the asked one is counted into its span, for a query that sees `n_visible`
+    /// keys: `(Tρ − 1) / (T − 1)` with `T = n_visible + 1`, and at least 0.
     #[must_use]
     pub fn chance(self, n_visible: usize) -> f64 {
         let n_visible = n_visible as f64;

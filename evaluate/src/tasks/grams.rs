@@ -18,7 +18,7 @@ pub enum Batch {
     Images {
         /// Images of the split.
         examples: Vec<usize>,
-        /// How often each counts.
+        /// The number of times that each counts.
         times: u32,
     },
     /// Texts: alone, or with the image they are about.
@@ -26,7 +26,7 @@ pub enum Batch {
 }
 
 impl Batch {
-    /// How many examples it holds.
+    /// The number of examples in it.
     #[must_use]
     pub fn n_examples(&self) -> usize {
         match self {

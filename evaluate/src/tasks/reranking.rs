@@ -62,8 +62,8 @@ pub(super) fn check(model: &dyn Model) -> Result<()> {
     }
 }
 
-/// How well texts belong to an image: `(texts, 1)`, by the ranking head or else by the logit of the class of the
-/// matching head that says so, which is no probability.
+/// The scores of texts with an image: `(texts, 1)`, by the ranking head or else by the matching head's logit of the
+/// class for a match, which is no probability.
 fn judged(model: &dyn FusionEncoder, texts: &Texts, image: &LookedAt) -> Result<Tensor> {
     if model.n_classes(Head::Ranking).is_ok() {
         let read = model.read_text(texts)?;
@@ -221,8 +221,8 @@ impl Passes<'_> {
         self.runner.texts(&texts.collect::<Vec<_>>())
     }
 
-    /// What `compute` gives for jobs, of `sizes` numbers each: part by part, so that a run that is stopped goes on at
-    /// the part where it was, and shared by ranks.
+    /// The outputs of `compute` for jobs, of `sizes` numbers each: part by part, so that a stopped run goes on at its
+    /// part, and shared by ranks.
     fn in_parts(
         &self,
         what: &str,

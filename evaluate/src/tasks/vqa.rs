@@ -21,7 +21,7 @@ use crate::sample::{Ratio, Unit};
 use crate::text::{Encoded, TextKind};
 use crate::{Error, LabelFault, Result, Sample};
 
-/// What published code answers where the list of answers has no word for a class.
+/// The answer of published code where the list of answers has no word for a class.
 const UNKNOWN: &str = "unknown";
 
 /// The row of VQA v2. `vqa_score` is what a model gets of the soft scores in the data set's files;

@@ -3,8 +3,7 @@
 /// Tokens that stand around the words of a caption, of a model that writes captions: `[first, last]`.
 pub const CAPTION_BORDERS: [&str; 2] = ["<bos>", "<eos>"];
 
-/// How captions are rewritten: each ends in exactly one period, between tokens of its own where the
-/// model has such.
+/// Rewrites captions: each ends in exactly one period, between tokens of its own where the model has such.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
 pub struct CaptionText {
     /// Put `<bos>` and a space before the caption.

@@ -30,7 +30,7 @@ impl Slips {
     };
 }
 
-/// What may be done to a picture, with a strength that goes with the magnitude `m` of 0 to 10.
+/// An operation on a picture, with a strength that goes with the magnitude `m` of 0 to 10.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum Operation {
     /// Nothing.

@@ -28,8 +28,7 @@ pub struct Mpi {
     _universe: Universe,
 }
 
-/// What a rank is about to do, so that ranks that do different things are told apart from ranks
-/// that are slow.
+/// The next operation of a rank. By it a rank that does something else is told apart from a slow one.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Operation {
     Sum,
@@ -78,8 +77,7 @@ impl Mpi {
         })
     }
 
-    /// What `n` is at every rank, all of which must do the same; unless they gather, with the same
-    /// `n`.
+    /// The `n` of every rank. All ranks must do the same operation, with the same `n` unless they gather.
     fn meet(&self, operation: Operation, n: usize) -> Result<Vec<usize>> {
         let own = [operation as u64, n as u64];
         let mut all = vec![0; 2 * self.size()];

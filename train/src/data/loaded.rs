@@ -14,7 +14,7 @@ use crate::{Error, Result};
 /// A batch of one rank in memory.
 #[derive(Debug)]
 pub struct Loaded {
-    /// Where the whole batch stands.
+    /// The place of the whole batch.
     pub place: Place,
     /// The number of the first example in the whole batch.
     pub first: usize,

@@ -10,7 +10,7 @@ use super::masked_language::{Guesses, guess};
 use super::{Loss, Step};
 use crate::Result;
 
-/// How words are guessed.
+/// Settings of guessing words.
 #[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields, default)]
 pub struct LanguageSettings {
@@ -43,7 +43,7 @@ impl LanguageSettings {
         as_published: false,
     };
 
-    /// What is wrong with it, as a key and a reason.
+    /// The fault of the settings, as a key and a reason.
     ///
     /// # Errors
     /// A factor that is negative or no number, a share outside of 0 to 1.
@@ -68,7 +68,7 @@ impl LanguageSettings {
     }
 }
 
-/// Which token is guessed from which state of a text.
+/// The tokens to guess, each with the state of a text that guesses it.
 pub(super) struct Shifted<'a> {
     /// Ids, text after text.
     pub ids: &'a [u32],
@@ -139,7 +139,7 @@ impl HostTexts {
         self.t
     }
 
-    /// How many tokens each text has.
+    /// The number of tokens of each text.
     pub fn lengths(&self) -> Vec<usize> {
         let texts = self.kept.chunks(self.t.max(1));
         texts

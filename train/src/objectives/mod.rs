@@ -125,12 +125,13 @@ pub trait Objective: Send + Sync {
         false
     }
 
-    /// How it draws negatives of the whole batch ([`Negatives`]), if it compares with such.
+    /// The rules by which it draws negatives of the whole batch ([`Negatives`]), if it does.
     fn negatives(&self) -> Option<PairSettings> {
         None
     }
 
-    /// How many times it runs a batch through the model with a graph: routers are balanced over the passes of a step.
+    /// The number of times that it runs a batch through the model with a graph: routers are balanced over the passes of
+    /// a step.
     fn n_passes(&self, batch: &Batch) -> usize {
         let _ = batch;
         1

@@ -47,7 +47,7 @@ fn is_one(factor: &f64) -> bool {
 pub struct OptimSettings {
     /// `adamw` or `lars` (`adamw`).
     pub rule: Rule,
-    /// Where correction and decay stand in the update (`published`).
+    /// The order of correction and decay in the update (`published`).
     pub flavor: Flavor,
     /// The highest learning rate (1e-4).
     pub lr: f64,
@@ -286,7 +286,7 @@ impl OptimSettings {
         }
     }
 
-    /// What the groups of parameters depend on.
+    /// The settings that make the groups of parameters.
     #[must_use]
     pub fn groups(&self) -> GroupSettings {
         GroupSettings {

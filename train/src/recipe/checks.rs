@@ -237,7 +237,7 @@ impl TrainRecipe {
         }
     }
 
-    /// How long it goes on, in what parts, and what is kept.
+    /// Checks the length, the parts and the kept states of a run.
     fn check_course(&self) -> Result<()> {
         if self.batch_size == 0 || self.per_device_batch == Some(0) {
             return Err(bad("batch_size", "a batch has at least one example"));

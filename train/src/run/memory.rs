@@ -9,7 +9,7 @@ use crate::data::Loader;
 use crate::objectives::{ComparisonBytes, Objective};
 use crate::recipe::TrainRecipe;
 
-/// What a run takes in memory.
+/// The memory that a run takes.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Memory {
     /// Numbers that are variables.

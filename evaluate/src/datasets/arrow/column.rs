@@ -66,7 +66,7 @@ pub(super) struct Cursor {
     pub(super) buffer: usize,
 }
 
-/// What is asked for of a value: for errors its row, and at most how many bytes.
+/// The value that a caller asks for: its row, for errors, and the most bytes that it may have.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Wanted {
     pub(super) row: usize,

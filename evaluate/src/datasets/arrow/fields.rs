@@ -41,7 +41,7 @@ pub enum Kind {
     List {
         /// Whether offsets have 64 bits.
         large: bool,
-        /// What is in them.
+        /// Their elements.
         item: Box<Field>,
     },
     /// Anything else: skipped over, but not read. Its name, its buffers and its children.

@@ -56,9 +56,9 @@ impl Range {
 pub struct TextOverview {
     /// Their column.
     pub column: &'static str,
-    /// How many there are.
+    /// The number of texts.
     pub n: usize,
-    /// How many differ.
+    /// The number of different ones.
     pub n_distinct: usize,
     /// Texts per row.
     pub per_row: Option<Range>,
@@ -71,9 +71,9 @@ pub struct TextOverview {
 /// The pictures of a file.
 #[derive(Clone, Debug, Default, Serialize)]
 pub struct PictureOverview {
-    /// How many there are.
+    /// The number of pictures.
     pub n: usize,
-    /// How many of each format.
+    /// The number of pictures of each format.
     pub formats: BTreeMap<&'static str, usize>,
     /// Pixels in a row.
     pub width: Option<Range>,
@@ -81,7 +81,7 @@ pub struct PictureOverview {
     pub height: Option<Range>,
     /// Bytes of a picture file.
     pub bytes: Option<Range>,
-    /// How many have no readable head.
+    /// The number of pictures without a readable head.
     pub n_damaged: usize,
     /// The first of them: row and fault.
     pub damaged: Vec<(usize, String)>,
@@ -102,7 +102,7 @@ pub struct FileOverview {
     pub texts: Option<TextOverview>,
     /// Its pictures.
     pub pictures: PictureOverview,
-    /// What it leaves out though the annotations have it, as it says.
+    /// The omissions that it notes, though the annotations have them.
     pub left_out: Vec<Omission>,
 }
 

@@ -41,7 +41,7 @@ struct Picture {
     address: String,
     width: usize,
     height: usize,
-    /// What is wrong with it, if something is.
+    /// Its fault, if it has one.
     fault: String,
 }
 

@@ -44,7 +44,7 @@ const BIAS: &str = "logit_bias";
 /// A classifier of images on their features.
 const CLASSIFIER: &str = "classifier";
 
-/// Where a fresh factor starts: the logarithm of 1 / 0.07.
+/// The first value of a fresh factor: the logarithm of 1 / 0.07.
 const INITIAL_SCALE: f32 = 2.6592;
 
 /// A CLIP or a SigLIP.

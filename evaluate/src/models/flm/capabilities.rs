@@ -80,7 +80,7 @@ impl Flm {
         Ok(states.first()?)
     }
 
-    /// What a classifier reads of the first token's state: `(b, t, d) -> (b, d)`.
+    /// The input of a classifier, made of the first token's state: `(b, t, d) -> (b, d)`.
     pub(super) fn pool(&self, streams: Streams, states: &Tensor) -> Result<Tensor> {
         self.heads.pool(streams, &first(states)?)
     }

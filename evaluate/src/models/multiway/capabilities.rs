@@ -105,7 +105,7 @@ impl DualEncoder for Multiway {
     }
 }
 
-/// Which branches a pass computes.
+/// The branches that a pass computes.
 enum Asked {
     Apart,
     Fused,

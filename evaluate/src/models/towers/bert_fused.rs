@@ -19,21 +19,21 @@ struct Fused {
     dropped: Dropped,
 }
 
-/// What rows see of their own sequence and of another one, as far as they look at it.
+/// The keys that rows see of their own sequence and of another one, as far as they look at it.
 #[derive(Clone)]
 pub(super) struct Looks {
     pub own: Option<Sees>,
     pub other: Option<Sees>,
 }
 
-/// What costs a product to compute again, of all parts.
+/// The parts of all halves that would cost a product to compute again.
 struct Inside {
     own: Option<KeptAttentionHalf>,
     other: Option<KeptCrossHalf>,
     ffn: KeptFfnHalf,
 }
 
-/// What both attentions keep.
+/// The values that both attentions keep.
 type KeptAttentions = (Option<KeptAttentionHalf>, Option<KeptCrossHalf>);
 
 /// Dropout's factors, empty where nothing is left out.

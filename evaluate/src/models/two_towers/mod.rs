@@ -28,7 +28,7 @@ use crate::{Result, Weights};
 /// The number added to a length before it divides.
 const EPSILON: f64 = 1e-8;
 
-/// Where a fresh temperature starts, as published.
+/// The first value of a fresh temperature, as published.
 const INITIAL_TEMPERATURE: f32 = 0.02;
 
 /// BERT hides padding by the lowest number.

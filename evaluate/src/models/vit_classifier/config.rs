@@ -18,11 +18,11 @@ use crate::{Error, ModelFault, Result};
 pub struct Config {
     /// The transformer.
     pub tower: vit::Config,
-    /// What stands for a picture.
+    /// The pooling of a picture's tokens.
     pub pool: VitPool,
     /// Whether what is pooled goes through a norm.
     pub has_pooled_norm: bool,
-    /// What the file that its weights go to says of it.
+    /// Facts about the model for the file that its weights go to.
     pub record: ModelRecord,
     /// Pixels; no tokens.
     pub input: ModelInput,
@@ -145,7 +145,7 @@ fn unknown(checkpoint: &Checkpoint, what: &'static str) -> Error {
     })
 }
 
-/// What timm makes of a picture: a side of `side / share` pixels, cut towards zero, then the center.
+/// timm's picture input: a side of `side / share` pixels, cut towards zero, then the center.
 ///
 /// # Errors
 /// [`ModelFault::UnknownSize`] where the configuration says a way that is not known, and [`ModelFault::BadSize`].

@@ -38,7 +38,7 @@ impl Numbers {
         }
     }
 
-    /// How many they are.
+    /// The number of elements.
     pub(super) fn len(&self) -> usize {
         self.values().len()
     }

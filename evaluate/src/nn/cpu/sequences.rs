@@ -2,7 +2,7 @@
 
 use std::ops::Range;
 
-/// Which rows are those of a sequence, where sequences stand one after the other.
+/// The rows of each sequence, where sequences stand one after the other.
 #[derive(Clone, Copy, Debug)]
 pub enum Spans<'a> {
     /// So many of each.
@@ -44,7 +44,7 @@ pub struct Sizes<'a> {
     pub head_width: usize,
 }
 
-/// Where the numbers of one sequence are.
+/// The place of one sequence's numbers.
 #[derive(Clone, Debug)]
 pub(super) struct Place {
     /// Its rows that ask.

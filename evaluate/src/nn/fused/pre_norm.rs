@@ -36,7 +36,7 @@ pub(crate) struct Network {
     pub keep: Option<Tensor>,
 }
 
-/// What costs a product to compute again.
+/// The values that would cost a product to compute again.
 pub(crate) struct Inside {
     attention: KeptAttention,
     /// Between the two branches, `(b, n, d)`.
@@ -192,7 +192,7 @@ impl OnSlices for PreNormBlock {
     }
 }
 
-/// Where the tokens of a network stand in `(b, n, d)`.
+/// The places of a network's tokens in `(b, n, d)`.
 #[derive(Clone, Copy)]
 struct Rows {
     /// First element in a sequence.

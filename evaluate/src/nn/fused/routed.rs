@@ -14,7 +14,7 @@ use crate::nn::{Buffer, Buffers, Gradients, Mlp, Tape};
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct Taken {
     pub row: usize,
-    /// Which of the row's choices this is.
+    /// The number of this choice among the row's.
     pub choice: usize,
 }
 
@@ -103,7 +103,7 @@ fn gather(x: &[f32], taken: &[Taken], width: usize, buffers: &Buffers) -> Buffer
     part
 }
 
-/// What an expert answers to rows: its inner numbers before the activation, and the answers.
+/// An expert's answers to rows, and its inner numbers before the activation.
 pub(super) fn answer(expert: &Mlp, part: &[f32], buffers: &Buffers) -> Result<[Buffer; 2]> {
     let before = output(expert.fc1(), part, buffers)?;
     let mut after = buffers.take(before.len());

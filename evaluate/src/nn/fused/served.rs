@@ -60,7 +60,7 @@ pub(super) fn serve(
     Ok(())
 }
 
-/// How many of the next experts answer at a time.
+/// The number of the next experts that answer at a time.
 fn wave(rest: &[Serving<'_>], width: usize) -> usize {
     let mut n_numbers = 0;
     let fitting = rest.iter().take_while(|(_, taken)| {
@@ -70,7 +70,7 @@ fn wave(rest: &[Serving<'_>], width: usize) -> usize {
     fitting.count().max(1)
 }
 
-/// What an expert answers to the rows that it serves, `(rows, d)`.
+/// The answers of an expert to the rows that it serves, `(rows, d)`.
 fn answer(
     (expert, taken): Serving<'_>,
     x: &[f32],

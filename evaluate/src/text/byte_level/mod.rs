@@ -42,7 +42,7 @@ impl Vocabulary {
         })
     }
 
-    /// What puts the first and the last token around a text.
+    /// The first and the last token around a text.
     ///
     /// # Errors
     /// [`Error::SpecialToken`] when the vocabulary lacks one of them.

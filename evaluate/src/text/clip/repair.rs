@@ -33,8 +33,8 @@ const LIGATURES: [(char, &str); 22] = [
     ('ﬆ', "st"),
 ];
 
-/// What Windows-1252 has in the place of the control characters from 0x80 on. Places without a character stand for the
-/// byte itself.
+/// The characters of Windows-1252 in the place of the control characters from 0x80 on. Places without a character stand
+/// for the byte itself.
 const WINDOWS: [char; 32] = [
     '€', '\u{81}', '‚', 'ƒ', '„', '…', '†', '‡', 'ˆ', '‰', 'Š', '‹', 'Œ', '\u{8d}', 'Ž', '\u{8f}',
     '\u{90}', '‘', '’', '“', '”', '•', '–', '—', '˜', '™', 'š', '›', 'œ', '\u{9d}', 'ž', 'Ÿ',

@@ -61,7 +61,7 @@ pub struct TrainPlan {
 
 /// A model, objectives and data that fit together.
 pub struct Prepared {
-    /// What is learned, with weights.
+    /// The objectives, with weights.
     pub objectives: Vec<(Box<dyn Objective>, f64)>,
     /// The model, whose weights are variables.
     pub start: Start,
@@ -69,9 +69,9 @@ pub struct Prepared {
     pub loader: Arc<Loader>,
     /// Facts about the data ([`data::identity`]); a state of a run on other data is refused by them.
     pub data: BTreeMap<String, String>,
-    /// What users should know of how the files of the weights were found and read.
+    /// Notes for users on the way in which the files of the weights were found and read.
     pub notes: Vec<String>,
-    /// What the model computes in.
+    /// The dtype in which the model computes.
     pub dtype: DType,
 }
 
@@ -94,7 +94,7 @@ impl TrainPlan {
         Self::from(recipe, place, None)
     }
 
-    /// What the run takes in memory.
+    /// The memory that the run takes.
     #[must_use]
     pub fn memory(&self) -> Memory {
         self.memory
@@ -115,13 +115,13 @@ impl TrainPlan {
         from.map(|from| [from, side])
     }
 
-    /// What users should know of how the files of the weights were found and read.
+    /// Notes for users on the way in which the files of the weights were found and read.
     #[must_use]
     pub fn notes_of_weights(&self) -> &[String] {
         &self.notes_of_weights
     }
 
-    /// What losses on data are computed with, without the rest of a run.
+    /// The parts that losses on data need, without the rest of a run.
     #[must_use]
     pub fn prepared(self) -> Prepared {
         Prepared {
