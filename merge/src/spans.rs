@@ -14,11 +14,11 @@ pub(crate) const RUN_ELEMENTS: usize = 32 * 1024;
 /// Elements `first..first + len` of one of the tensors of a pass.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct Span {
-    /// Which tensor, in the caller's order.
+    /// The number of the tensor, in the caller's order.
     pub(crate) item: usize,
     /// The first element, row-major.
     pub(crate) first: usize,
-    /// How many.
+    /// The number of elements.
     pub(crate) len: usize,
 }
 

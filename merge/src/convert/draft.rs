@@ -20,7 +20,7 @@ pub(super) struct Draft {
     /// Other names, each with that of the entry.
     aliases: Aliases,
     dropped: Vec<Dropped>,
-    /// What goes beside the output in a folder.
+    /// The files beside the output in a folder.
     beside: Beside,
 }
 

@@ -37,7 +37,7 @@ use serde::{Deserialize, Serialize, Serializer};
 
 use crate::{Error, Result};
 
-/// What must stand beside every SSD or TSSD value that is shown to anyone.
+/// The note beside every SSD or TSSD value that a person sees.
 pub const RECONSTRUCTION_NOTE: &str =
     "SSD and TSSD as reconstructed; not checked against the paper (arXiv 2304.14933)";
 
@@ -68,7 +68,7 @@ impl Keep {
         self.0
     }
 
-    /// How many of `n` elements are kept: `round(k n)`, at least one of them.
+    /// The number of `n` elements that are kept: `round(k n)`, at least one of them.
     #[must_use]
     pub fn n_kept(self, n: u64) -> u64 {
         ((self.0 * n as f64).round() as u64).clamp(1.min(n), n)
@@ -114,7 +114,7 @@ impl Serialize for Metric {
     }
 }
 
-/// What the compared vectors are.
+/// The kind of the compared vectors.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Operands {

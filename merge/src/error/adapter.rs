@@ -5,7 +5,7 @@ use std::path::PathBuf;
 use crate::DType;
 use crate::recipe::Place;
 
-/// What is wrong with a low-rank adapter that a recipe names.
+/// A fault of a low-rank adapter that a recipe names.
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum AdapterFault {
@@ -24,7 +24,7 @@ pub enum AdapterFault {
     Settings {
         /// The file.
         path: PathBuf,
-        /// What is wrong, and where.
+        /// The fault and its place.
         reason: String,
         /// The model's entry.
         place: Place,
@@ -50,7 +50,7 @@ pub enum AdapterFault {
         target: String,
         /// The base.
         base: PathBuf,
-        /// What mends it, by what the base has instead.
+        /// The remedy, by what the base has instead.
         advice: String,
         /// The model's entry.
         place: Place,
@@ -94,7 +94,7 @@ pub enum AdapterFault {
         expected: Vec<usize>,
         /// The dtype of that.
         dtype: DType,
-        /// What mends it, by what the tensor is.
+        /// The remedy, by the kind of the tensor.
         advice: String,
         /// The model's entry.
         place: Place,
@@ -154,7 +154,7 @@ pub enum AdapterFault {
 }
 
 impl AdapterFault {
-    /// What the user may try.
+    /// A hint for the user.
     pub(super) fn hint(&self) -> Option<&str> {
         match self {
             Self::Target { advice, .. } | Self::Shape { advice, .. } => Some(advice),

@@ -37,7 +37,7 @@ impl Error {
         )
     }
 
-    /// What the user may try, where something helps.
+    /// A hint for the user, where one helps.
     #[must_use]
     pub fn hint(&self) -> Option<String> {
         match self {

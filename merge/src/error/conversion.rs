@@ -2,7 +2,7 @@
 
 use std::path::PathBuf;
 
-/// Why a conversion cannot be done.
+/// A reason to refuse a conversion.
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum ConversionFault {
@@ -137,7 +137,7 @@ pub enum ConversionFault {
         key: String,
         /// The spelling or form asked for.
         target: &'static str,
-        /// What gets in the way.
+        /// The obstacle.
         why: &'static str,
     },
     /// A mixture whose experts are of no kind that has several spellings.
@@ -148,13 +148,13 @@ pub enum ConversionFault {
     OtherMixture {
         /// The checkpoint.
         path: PathBuf,
-        /// What the names of its tensors begin with.
+        /// The first part of its tensors' names.
         mixture: String,
     },
     /// A number of experts that a mixture cannot be brought to.
     #[error("`{mixture}` has {n_experts} experts and cannot be given {keep}")]
     ExpertsLeft {
-        /// What the names of its tensors begin with.
+        /// The first part of its tensors' names.
         mixture: String,
         /// Experts there are; 1 of a dense network.
         n_experts: usize,
@@ -167,7 +167,7 @@ pub enum ConversionFault {
          of {n_groups}, at least {least}, and not {keep}"
     )]
     ExpertGroups {
-        /// What the names of its tensors begin with.
+        /// The first part of its tensors' names.
         mixture: String,
         /// Experts there are.
         n_experts: usize,
@@ -184,7 +184,7 @@ pub enum ConversionFault {
          frequency in the whole model would not be; take `--by frequency`"
     )]
     UnevenGroups {
-        /// What the names of its tensors begin with.
+        /// The first part of its tensors' names.
         mixture: String,
     },
     /// Mixtures of experts that are to be in other blocks than the last ones.
@@ -201,14 +201,14 @@ pub enum ConversionFault {
         /// Blocks there are.
         n_blocks: usize,
     },
-    /// What a model becomes cannot be said by its configuration.
+    /// The configuration cannot describe the converted model.
     #[error(
         "{}: {reason}; write a file instead of a folder, and the configuration by hand", path.display()
     )]
     Config {
         /// The configuration.
         path: PathBuf,
-        /// What it cannot say, as a clause.
+        /// The fact that it cannot state, as a clause.
         reason: String,
     },
     /// Experts are to be grouped by scores that nothing tells.
@@ -237,7 +237,7 @@ pub enum ConversionFault {
         path: PathBuf,
         /// The tensor.
         key: String,
-        /// What does not fit.
+        /// The fault.
         reason: String,
     },
     /// A conversion is not defined for this family or form.
@@ -247,7 +247,7 @@ pub enum ConversionFault {
         path: PathBuf,
         /// Its layout.
         layout: &'static str,
-        /// What was asked for, as a participle.
+        /// The requested change, as a participle.
         wanted: &'static str,
     },
     /// The first fusion block is neither stored nor usual for this depth.

@@ -2,7 +2,7 @@
 
 use std::path::PathBuf;
 
-/// Why a task's model cannot be made of a merged file and its masks.
+/// A reason why a merged file and its masks do not give a task's model.
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum MaskFault {
@@ -51,7 +51,7 @@ pub enum MaskFault {
     /// A task that the masks do not have, or have several of.
     #[error("no task is called `{task}`; there are {}", known.join(", "))]
     UnknownTask {
-        /// What was asked for.
+        /// The requested task.
         task: String,
         /// The tasks.
         known: Vec<String>,

@@ -31,7 +31,7 @@ impl MergeFault {
         )
     }
 
-    /// What the user may try.
+    /// A hint for the user.
     pub(super) fn hint(&self) -> Option<&str> {
         match self {
             Self::OtherSpelling { advice, .. } => Some(advice),

@@ -4,7 +4,7 @@ use std::path::PathBuf;
 
 use crate::DType;
 
-/// Why a model whose weights are stored as codes cannot be read.
+/// A reason why a model whose weights are stored as codes cannot be read.
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum QuantizationFault {
@@ -17,7 +17,7 @@ pub enum QuantizationFault {
         scheme: String,
         /// A tensor.
         key: String,
-        /// Why not.
+        /// The reason.
         reason: String,
     },
     /// Codes whose scales have another shape.
@@ -37,7 +37,7 @@ pub enum QuantizationFault {
         path: PathBuf,
         /// The codes.
         key: String,
-        /// What is missing.
+        /// The missing tensor.
         missing: String,
     },
     /// Scales beside weights that are no codes.
@@ -75,7 +75,7 @@ pub enum QuantizationFault {
 }
 
 impl QuantizationFault {
-    /// What the user may try.
+    /// A hint for the user.
     pub(super) const fn hint(&self) -> Option<&'static str> {
         match self {
             Self::Unreadable { .. } | Self::Misfit { .. } => Some(

@@ -10,7 +10,7 @@ use super::verdict::Watched;
 use super::{Chosen, RunOptions, Sink, stages, write_entries};
 use crate::{Checkpoint, MergePlan, Progress, Result};
 
-/// How a file differs from what its recipe gives.
+/// The differences between a file and the result of its recipe.
 #[derive(Clone, Debug, Default, Serialize)]
 pub struct Comparison {
     /// Bytes that were compared.

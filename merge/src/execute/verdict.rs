@@ -59,7 +59,7 @@ impl<'a> Watched<'a> {
     }
 }
 
-/// What a combined tensor is compared with, if it is combined of several.
+/// The tensor that a combined one is compared with, if it is combined of several.
 fn reference(entry: &Entry) -> Option<&TensorRef> {
     let (members, base) = match &entry.action {
         Action::Elementwise { members, base, .. }

@@ -68,7 +68,7 @@ fn block_of(key: &str) -> Option<usize> {
         .map(usize::from)
 }
 
-/// What a tensor does, by its name and the number of its axes.
+/// The kind of a tensor, by its name and the number of its axes.
 fn guess(key: &str, rank: usize) -> ParamKind {
     let key = key.to_ascii_lowercase();
     let (module, parameter) = key.rsplit_once('.').unwrap_or(("", &key));

@@ -18,7 +18,7 @@ use crate::random::Draws;
 use crate::recipe::Place;
 use crate::{AdapterFault, Checkpoint, DType, Error, Progress, Result, TensorInfo, decode_f32};
 
-/// What was made of several adapters.
+/// The result of combining several adapters.
 #[derive(Clone, Debug, Serialize)]
 pub struct Combination {
     /// Modules with factors.

@@ -65,7 +65,7 @@ pub(crate) fn stacked(
     Ok(below)
 }
 
-/// What an adapter is for.
+/// The tensors that an adapter changes.
 pub(crate) struct Targets {
     /// Tensors of the adapter.
     pub(crate) n_tensors: usize,
@@ -75,7 +75,7 @@ pub(crate) struct Targets {
     pub(crate) others: Vec<String>,
 }
 
-/// What the adapter of `folder` changes of a checkpoint; its headers alone are read.
+/// The tensors of a checkpoint that the adapter of `folder` changes; its headers alone are read.
 ///
 /// # Errors
 /// As [`stacked`].

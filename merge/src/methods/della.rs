@@ -34,7 +34,7 @@ use crate::methods::thinning::sparsifier::Sparsifier;
 #[derive(Clone, Copy, Debug)]
 pub struct Della;
 
-/// What della and della_linear take; they differ in `normalize`.
+/// The parameters of della and della_linear; they differ in `normalize`.
 pub(super) const fn parameters(normalize: bool) -> [ParameterSpec; 7] {
     [
         WEIGHT,

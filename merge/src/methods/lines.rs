@@ -38,7 +38,7 @@ pub struct Lines {
     schedule: Arc<Schedule>,
 }
 
-/// What `lines` reads itself.
+/// The parameters that `lines` reads itself.
 const OWN: &[&str] = &["method", "alpha", "beta"];
 
 impl Lines {
@@ -147,7 +147,7 @@ impl MergeMethod for Lines {
     }
 }
 
-/// What makes a tensor before it is scaled.
+/// The method that makes a tensor before it is scaled.
 enum Inner {
     Element(Arc<dyn ElementKernel>),
     Survey(Arc<dyn Survey>),

@@ -24,7 +24,7 @@ const ROUTERS: [&str; 6] = [
     "moe_statics",
 ];
 
-/// What the part before the number of an expert is called, and the parts before it that hold nothing else: DeepSpeed's
+/// The names of the part before the number of an expert, and of the parts before it that hold nothing else: DeepSpeed's
 /// module and the list in it.
 const LISTS: [&str; 2] = ["experts", "deepspeed_experts"];
 
@@ -74,7 +74,7 @@ pub(super) fn host(before: &str) -> &str {
     }
 }
 
-/// What follows the name of a mixture in a name.
+/// The rest of a name after the name of a mixture.
 pub(super) fn within<'k>(host: &str, key: &'k str) -> Option<&'k str> {
     match host {
         "" => Some(key),

@@ -12,7 +12,7 @@ use crate::gram::GramStore;
 use crate::layouts::{self, Layout};
 use crate::{Checkpoint, MergeFault, Result, Role};
 
-/// What is known of the inputs of a model's layers.
+/// The gram matrices of the inputs of a model's layers.
 pub(crate) struct Observed {
     store: Arc<GramStore>,
     layout: Box<dyn Layout>,

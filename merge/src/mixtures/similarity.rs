@@ -15,7 +15,7 @@ pub(super) struct Experts<'a> {
     pub mixture: &'a Mixture,
 }
 
-/// Which elements are compared.
+/// The elements that are compared.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Elements {
     /// All.

@@ -12,7 +12,7 @@ use super::similarity::read;
 use super::{ExpertTensor, Piece};
 use crate::{Checkpoint, MergeFault, Result};
 
-/// Which units of a network were moved.
+/// The units of a network that moved.
 #[derive(Clone, Debug, PartialEq, Serialize)]
 pub struct UnitMatching {
     /// The model whose units are moved.
@@ -21,7 +21,7 @@ pub struct UnitMatching {
     pub network: String,
     /// Its hidden units.
     pub n_units: usize,
-    /// How many of them change their place.
+    /// The number of units that change their place.
     pub n_moved: usize,
 }
 

@@ -2,10 +2,10 @@
 
 use crate::recipe::AlignPart;
 
-/// What an axis stands for.
+/// The meaning of an axis.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Axis {
-    /// What no permutation moves.
+    /// An axis that no permutation moves.
     Fixed,
     /// The residual stream.
     Width,
@@ -24,7 +24,7 @@ pub(super) enum Axis {
 }
 
 impl Axis {
-    /// What of `align` moves it.
+    /// The part of `align` that moves it.
     pub(super) fn part(self) -> Option<AlignPart> {
         match self {
             Self::Fixed => None,
@@ -53,7 +53,7 @@ const fn row(name: &'static str, axes: &'static [Axis]) -> Row {
 pub(super) struct Tower {
     /// A name that a tensor of the first block has; what stands before it begins the names of all.
     pub sign: &'static str,
-    /// Which of the layout's stacks it is.
+    /// The number of the layout's stack.
     pub stack: u8,
     /// Tensors by their names behind that beginning.
     pub rows: &'static [Row],

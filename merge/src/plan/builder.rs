@@ -343,7 +343,7 @@ pub(super) struct Operands {
 }
 
 impl Operands {
-    /// What an operation of `method` makes of them. The base is looked for only where it is read.
+    /// The action of an operation of `method` on them. The base is looked for only where it is read.
     ///
     /// # Errors
     /// [`Error::MethodNeeds`] for an operation on a base that there is none of; what `base` returns.

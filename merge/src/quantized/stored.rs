@@ -93,7 +93,7 @@ type Part = (String, usize, Arc<Vec<u32>>);
 #[derive(Default)]
 pub(super) struct Kept(Mutex<VecDeque<Part>>);
 
-/// How many parts are kept: as many as threads are likely to be at.
+/// The number of parts that are kept: as many as threads are likely to be at.
 pub(super) const N_KEPT: usize = 8;
 
 impl Kept {

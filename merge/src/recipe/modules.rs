@@ -22,7 +22,7 @@ pub struct OutputModule {
     pub parameters: Parameters,
 }
 
-/// What a recipe says of the whole output, or of one module.
+/// The settings of a recipe for the whole output, or for one module.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Part<'a> {
     /// The module; `None` for the whole output.

@@ -48,7 +48,7 @@ impl From<Location> for Place {
 pub struct Located<T> {
     /// The value.
     pub value: T,
-    /// Where it stands.
+    /// Its place.
     pub place: Place,
 }
 

@@ -95,7 +95,7 @@ pub(super) struct Blocks {
     known: Mutex<Known>,
 }
 
-/// What is known of the list.
+/// The known facts about the list.
 struct Known {
     /// Checksum of each listed block, and whether the data were found to have it.
     blocks: HashMap<u64, (u32, bool)>,

@@ -198,7 +198,7 @@ pub(in crate::beside) fn part_mut<'a>(
     inner.as_object_mut()
 }
 
-/// What stands before the keys of a part where they are named.
+/// The prefix of a part's keys in messages.
 pub(in crate::beside) fn place(path: &[String]) -> String {
     path.iter().map(|key| format!("{key}.")).collect()
 }

@@ -13,7 +13,7 @@ pub(super) struct Spelled<'a> {
     spelling: Spelling,
 }
 
-/// What stands where in the keys.
+/// The spelling of the keys.
 enum Spelling {
     /// As in an FLM: a prefix of every key, and one of the keys of the text part alone.
     Own {

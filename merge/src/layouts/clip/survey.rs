@@ -9,7 +9,7 @@ use super::facts::ClipConfig;
 use super::spelling::{ClipNames, ClipSpelling};
 use super::table::{CLASS, IMAGE_POSITIONS, PATCHES, PROJECTIONS, STACKS, TEXT_POSITIONS, TOKENS};
 
-/// What is known of a checkpoint.
+/// The facts about a checkpoint.
 pub(super) struct Surveyed {
     pub description: Description,
     /// Names that merges have, with the key that holds each.

@@ -5,7 +5,7 @@ use crate::{ParamKind, Slot};
 
 use super::table::{GROUPS, Group, POSITION_IDS, Parameter};
 
-/// Where a key stands in the model.
+/// The place of a key in the model.
 #[derive(Clone, Copy)]
 pub(super) struct Place {
     /// The group, an alias's own.

@@ -91,7 +91,7 @@ impl Families {
         Self(families)
     }
 
-    /// How many tensors with several copies in the file have equal ones, and the others' names.
+    /// The number of tensors whose copies in the file are all equal, and the names of the others.
     fn compare(&self, checkpoint: &Checkpoint) -> Result<(usize, Vec<String>)> {
         let mut n_alike = 0;
         let mut differing = Vec::new();
@@ -230,7 +230,7 @@ fn published(checkpoint: &Checkpoint) -> Aliases {
     aliases
 }
 
-/// What users should know of copies that differ.
+/// A note for users on copies that differ.
 fn note(checkpoint: &Checkpoint, families: &Families, differing: &[&String]) -> Option<String> {
     if differing.is_empty() {
         return None;

@@ -8,7 +8,7 @@ use ParamKind::{Bias, Embedding, LinearWeight, Norm, Scale};
 pub(super) struct Parameter {
     /// The key.
     pub key: &'static str,
-    /// What it does.
+    /// Its kind.
     pub kind: ParamKind,
 }
 
@@ -16,7 +16,7 @@ const fn row(key: &'static str, kind: ParamKind) -> Parameter {
     Parameter { key, kind }
 }
 
-/// What keys of blocks begin with.
+/// The first part of blocks' keys.
 pub(super) const BLOCKS: &str = "blocks.";
 /// The table of positions.
 pub(super) const POSITIONS: &str = "pos_embed";

@@ -39,7 +39,7 @@ pub(in crate::methods) trait MatrixMethod: Send + Sync + 'static {
     /// The parameters, `matrix`, `conv` and `vectors` among them.
     const PARAMETERS: &'static [ParameterSpec];
 
-    /// What merges a matrix of `rows` by `columns`.
+    /// The kernel that merges a matrix of `rows` by `columns`.
     ///
     /// # Errors
     /// When a parameter does not fit the matrix.
@@ -63,7 +63,7 @@ pub(in crate::methods) trait MatrixMethod: Send + Sync + 'static {
 
 /// Merges the task vectors of one matrix.
 pub(in crate::methods) trait MatrixKernel: Send + Sync {
-    /// What is added to the base, `(rows, columns)`.
+    /// The change of the base, `(rows, columns)`.
     ///
     /// # Errors
     /// When a checkpoint cannot be read, or a decomposition does not converge.
@@ -195,7 +195,7 @@ impl<'a> Tasks<'a> {
         })
     }
 
-    /// How many there are.
+    /// The number of task vectors.
     pub(in crate::methods) const fn len(&self) -> usize {
         self.n
     }
@@ -230,7 +230,7 @@ impl<'a> Tasks<'a> {
         Ok(self.sum(&vec![1.0; self.n])? / self.n as f64)
     }
 
-    /// What `of` makes of each, several at a time, in their order.
+    /// The results of `of` for each, several at a time, in their order.
     pub(in crate::methods) fn each<T: Send>(
         &self,
         of: impl Fn(usize, Array2<f64>) -> Result<T> + Sync,

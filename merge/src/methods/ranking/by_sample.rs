@@ -123,7 +123,7 @@ struct Between<'a, M> {
     brackets: &'a [Bracket],
 }
 
-/// What a chunk has for one bracket.
+/// The elements of a chunk in one bracket.
 struct Part {
     zeros: u64,
     /// Above zero and below the bracket.

@@ -41,7 +41,7 @@ impl RowChances {
         }
     }
 
-    /// Which of a chunk's elements stay, as bits.
+    /// The elements of a chunk that stay, as bits.
     pub(in crate::methods) fn stays<T: Real>(&self, values: &[T], draws: &[f32]) -> Vec<u32> {
         let Row { length, stride } = self.row;
         let mut stays = vec![false; values.len()];
@@ -77,7 +77,7 @@ impl RowChances {
         words
     }
 
-    /// What each element of a chunk is multiplied by: the inverse of its chance, or zero.
+    /// The factor of each element of a chunk: the inverse of its chance, or zero.
     pub(in crate::methods) fn factors<T: Real>(&self, values: &[T], draws: &[f32]) -> Vec<T> {
         let Row { length, stride } = self.row;
         let mut factors = vec![T::ZERO; values.len()];

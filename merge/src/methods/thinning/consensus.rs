@@ -50,7 +50,7 @@ pub(in crate::methods) trait ThinningMethod: Send + Sync {
     /// The parameters.
     const PARAMETERS: &'static [ParameterSpec];
 
-    /// How each member of a group is thinned.
+    /// The sparsifier of each member of a group.
     fn ways(group: &GroupShape<'_>) -> Result<Vec<Sparsifier>>;
 }
 

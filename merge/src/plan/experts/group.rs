@@ -153,7 +153,7 @@ impl Builder<'_> {
         Ok(common)
     }
 
-    /// Where the block of a slot stands in its stack.
+    /// The position of a slot's block in its stack.
     fn layer_of(&self, slot: &Slot) -> Option<Layer> {
         let block = slot.block?;
         let stack = (self.layout.dimensions().stacks).get(usize::from(block.stack))?;

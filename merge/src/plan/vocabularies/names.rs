@@ -5,7 +5,7 @@ use std::sync::Arc;
 
 use crate::Checkpoint;
 
-/// How the names of tensors end that have a row for every token.
+/// The endings of the names of tensors with a row for every token.
 pub(super) const ROW_PER_TOKEN: [&str; 20] = [
     "embed_tokens.weight",
     "wte.weight",
