@@ -239,7 +239,7 @@ impl Weights {
         self
     }
 
-    /// A head whose names begin with `prefix` has so many classes if it starts fresh.
+    /// A head whose names begin with `prefix` has `n` classes if it starts fresh.
     #[must_use]
     pub fn with_fresh_classes(mut self, prefix: &str, n: usize) -> Self {
         self.fresh_classes.insert(prefix.to_owned(), n);

@@ -201,7 +201,7 @@ impl Builder<'_> {
         })
     }
 
-    /// Pre-training for so many steps, from the seed, or from where the study starts.
+    /// Plans pre-training for `steps` steps, from the seed, or from the start of the study.
     fn pretraining(
         &mut self,
         name: &str,

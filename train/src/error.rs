@@ -62,7 +62,7 @@ pub enum Error {
     },
     /// The head tells other tokens of images apart than the tokenizer makes.
     #[error(
-        "the tokenizer of images knows {known} tokens, `mim_score` tells {n_classes} apart; start it anew from a checkpoint without `mim_score`, or take the tokenizer that it was trained with"
+        "the tokenizer of images knows {known} tokens, `mim_score` has classes for {n_classes}; start from a checkpoint without `mim_score`, or give the tokenizer that it was trained with"
     )]
     OtherImageTokens {
         /// Tokens of the tokenizer.
@@ -124,7 +124,7 @@ pub enum Error {
     },
     /// The data know more answers than the head tells apart.
     #[error(
-        "the data know {known} answers, the head tells {n_classes} apart; start it anew from a checkpoint without `vqa_classifier`, or rebuild the data"
+        "the data have {known} answers, but the head has {n_classes} classes; start from a checkpoint without `vqa_classifier`, or rebuild the data"
     )]
     TooManyAnswers {
         /// Answers in the data.

@@ -1,7 +1,7 @@
 //! The uncertainty of a number: intervals and paired tests by resampling.
 //!
-//! Units of the data set are drawn anew with replacement, as many as there are; what belongs
-//! together is drawn together, so that ten captions of five images count as five, not ten. Every
+//! Each draw takes units of the data set with replacement, as many as there are. Items that belong
+//! together are one unit, so that ten captions of five images count as five, not ten. Every
 //! number is computed again on each draw.
 //!
 //! Reference: Efron and Tibshirani 1993, *An Introduction to the Bootstrap*, chapters 13 and 16;

@@ -32,7 +32,7 @@ impl Packing {
         Self { starts, len }
     }
 
-    /// All `n` rows of so many sequences.
+    /// All `n` rows of each of `batch` sequences.
     pub fn even(batch: usize, n: usize) -> Self {
         Self::new(std::iter::repeat_n(n, batch), n)
     }

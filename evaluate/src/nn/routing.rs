@@ -28,7 +28,7 @@ impl Capacity {
         least: 4,
     };
 
-    /// Tokens that each of `experts` experts takes of `rows` tokens with so many choices each.
+    /// The number of tokens that each of `experts` experts takes of `rows` tokens with `choices` choices each.
     #[must_use]
     pub fn of(self, rows: usize, experts: usize, choices: usize) -> usize {
         match self {

@@ -14,8 +14,8 @@ use crate::text::Encoded;
 use crate::{Error, Result};
 
 /// Texts are read before they meet an image, as far as their family does so, and what comes of it is kept for all
-/// images. So much memory holds 14,000 captions of the published FLM; where a set has more, each image
-/// is encoded once for every so many of them, whose pairs take three thousand times as long.
+/// images. This memory holds 14,000 captions of the published FLM. Where a set has more, each image is
+/// encoded once for every 14,000 captions, whose pairs take three thousand times as long.
 const STATES_BYTES: usize = 1 << 30;
 
 /// Pairs that a ranking head is asked of: of each image the best texts, and of each text the best

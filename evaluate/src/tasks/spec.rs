@@ -112,8 +112,8 @@ pub struct TaskOptions<'a> {
     pub allow_other_answers: bool,
     /// The settings of writing captions.
     pub writing: Writing,
-    /// Ask a ranking head alone of the best texts of each image and the best images of each text, so many
-    /// of each by the scores of a file.
+    /// Score only the best texts of each image and the best images of each text with a ranking head: the
+    /// number of each, and the file whose scores choose them.
     pub candidates: Option<(usize, &'a Path)>,
     /// Rank so many texts of each image and images of each text once more, the best of the dual encoder, by image and
     /// text together; and how the others stand to each other.

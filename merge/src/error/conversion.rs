@@ -40,7 +40,7 @@ pub enum ConversionFault {
         /// Side of a patch in pixels.
         patch: usize,
     },
-    /// An image has so many patches that no model of it could run.
+    /// An image has more patches than any model could run.
     #[error("{image_size} pixels are {window} patches a side; at most {limit}")]
     ImageTooLarge {
         /// Side of the image in pixels.

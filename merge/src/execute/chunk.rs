@@ -262,7 +262,7 @@ impl<'a> Worker<'a> {
     }
 }
 
-/// A buffer of so many elements; what was in it stays.
+/// The buffer with `n` elements; its first elements stay.
 fn sized<T: Pod>(buffer: &mut Vec<T>, n: usize) -> &mut [T] {
     buffer.resize(n, T::zeroed());
     buffer

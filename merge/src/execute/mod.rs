@@ -408,7 +408,7 @@ fn write_entries(
     })
 }
 
-/// Tensors of up to so many elements are surveyed and written by one thread.
+/// One thread surveys and writes tensors of up to this number of elements.
 const SMALL_ELEMENTS: usize = 4 * PIECE_ELEMENTS;
 
 /// The pieces of an entry of which chunks hold whole units.

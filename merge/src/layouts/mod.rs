@@ -163,7 +163,7 @@ pub enum TableForm {
     Absolute,
     /// The same without the first axis: shape `(1 + w², d)`.
     AbsoluteRows,
-    /// Shape `(1, n + w², d)`: so many other tokens, then patches.
+    /// Shape `(1, n + w², d)`: this number of other tokens, then patches.
     Behind(usize),
     /// Shape `(1, w², d)`: patches alone.
     Patches,

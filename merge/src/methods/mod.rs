@@ -173,7 +173,7 @@ impl Needs {
         }
     }
 
-    /// Whether the method takes so many inputs beside the base.
+    /// Whether the method takes `n_inputs` inputs beside the base.
     #[must_use]
     pub const fn takes(&self, n_inputs: usize, has_base: bool) -> bool {
         if self.two_ends {

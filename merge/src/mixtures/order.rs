@@ -59,7 +59,7 @@ pub(crate) fn order_of(
     Ok(router.map_or(Order::Common, |(rows, width)| judged(&rows, width)))
 }
 
-/// The least gain of cosines over so many elements that is no chance.
+/// The least gain of cosines over `n_elements` elements that is no chance.
 fn least(n_elements: usize) -> f64 {
     LEAST_GAIN.max(LEAST_DEVIATIONS / (n_elements.max(1) as f64).sqrt())
 }

@@ -130,7 +130,7 @@ impl Columns {
         BAND.min(self.outputs - band * BAND)
     }
 
-    /// Words of so many outputs in a row of codes and in one of zero points.
+    /// The numbers of words of `outputs` outputs in a row of codes and in one of zero points.
     fn words(&self, outputs: usize) -> (usize, usize) {
         let packed = (outputs * self.bits).div_ceil(32);
         match self.order {

@@ -42,7 +42,7 @@ pub fn shear_nearest(picture: &mut Rgb, [x, y]: [f64; 2]) {
     nearest(picture, [1.0, x, 0.0, y, 1.0, 0.0], BLACK);
 }
 
-/// Everything slides by so many pixels; what comes from outside is black.
+/// Slides a picture by these pixels; black comes in from outside.
 pub fn translate(picture: &mut Rgb, by: [f64; 2]) {
     slide(picture, by, BLACK);
 }

@@ -131,7 +131,7 @@ impl Squared {
                 let part = format!("the loss {}", objective.name());
                 return Err(Error::NotFinite { part });
             }
-            // A head that learns alone says the logarithm of a probability all the same.
+            // Expected labels take the log-likelihood itself, without the objective's weight.
             let weight = match self.labels {
                 Labels::Given => *weight,
                 Labels::Expected => 1.0,

@@ -253,7 +253,7 @@ pub enum Augmentation {
 }
 
 impl Augmentation {
-    /// `random` with so many operations, and colors changed by `color`.
+    /// `random` with this number of operations, and colors changed by `color`.
     fn random(operations: usize, color: f64) -> Self {
         Self::Random {
             operations,

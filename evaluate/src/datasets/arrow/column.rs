@@ -9,7 +9,7 @@ use crate::{DataFault, Error, Result};
 /// The values of a column.
 #[derive(Clone, Debug, PartialEq)]
 pub enum Column {
-    /// Nothing but nulls, so many of them.
+    /// This number of nulls.
     Null(usize),
     /// Whole numbers.
     Integers(Vec<i64>),

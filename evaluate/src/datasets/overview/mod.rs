@@ -23,10 +23,10 @@ const TEXTS: [&str; 2] = ["caption", "questions"];
 /// Columns that hold pictures.
 const PICTURES: [&str; 3] = ["image", "image_0", "image_1"];
 
-/// The size of a picture stands in so many bytes, or else the whole is read.
+/// The first bytes of a picture, in which its size mostly stands; if not, the whole is read.
 const HEAD_BYTES: u64 = 1 << 16;
 
-/// At most so many damaged pictures are listed.
+/// The most damaged pictures that are listed.
 const MAX_LISTED: usize = 100;
 
 /// Smallest, middle and largest of some numbers; the lower middle of an even number.

@@ -109,8 +109,8 @@ impl Config {
         Ok(config)
     }
 
-    /// The sizes of a checkpoint whose image encoder, text encoder and further layers have so many heads, 64
-    /// wide unless given. Texts are read as `streams` says, or else as the weights have been trained.
+    /// The sizes of a checkpoint whose image encoder, text encoder and further layers have the given numbers of
+    /// heads, 64 wide unless given. Texts are read as `streams` says, or else as the weights were trained.
     ///
     /// # Errors
     /// As [`Config::read`].

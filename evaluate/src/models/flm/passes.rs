@@ -31,7 +31,7 @@ impl Looked {
         }
     }
 
-    /// The same for so many texts: one image alone serves all of them.
+    /// The same for `n` texts: one image alone serves all of them.
     fn for_texts(&self, n: usize) -> candle_core::Result<Self> {
         if n == 1 || self.states.dim(0)? != 1 {
             return Ok(self.clone());

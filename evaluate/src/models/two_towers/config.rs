@@ -89,7 +89,7 @@ impl Config {
         Ok(config)
     }
 
-    /// The sizes of a checkpoint whose towers have so many heads, 64 wide unless given, and whose
+    /// The sizes of a checkpoint whose towers have the given numbers of heads, 64 wide unless given, and whose
     /// constant temperature, if it learns none, is `temperature`, 0.02 unless given.
     ///
     /// # Errors

@@ -22,7 +22,7 @@ impl Spans<'_> {
         }
     }
 
-    /// Rows of the longest of so many sequences.
+    /// The number of rows of the longest of `batch` sequences.
     fn longest(self, batch: usize) -> usize {
         let lengths = (0..batch).map(|sequence| self.of(sequence).len());
         lengths.max().unwrap_or_default()

@@ -28,7 +28,7 @@ pub enum Then<'a> {
     },
 }
 
-/// Factors of whole sequences, each of so many rows.
+/// Factors of whole sequences, all of one length.
 #[derive(Clone, Copy)]
 pub struct Keep<'a> {
     /// One per sequence.

@@ -68,7 +68,7 @@ pub trait Survey: Send + Sync {
         1
     }
 
-    /// Most bytes that it keeps between its passes for a tensor of so many elements.
+    /// The most bytes that it keeps between its passes for a tensor of `n_elements` elements.
     fn kept_bytes(&self, n_elements: usize) -> u64 {
         let _ = n_elements;
         0

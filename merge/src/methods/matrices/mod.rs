@@ -69,7 +69,7 @@ pub(in crate::methods) trait MatrixKernel: Send + Sync {
     /// When a checkpoint cannot be read, or a decomposition does not converge.
     fn change(&self, tasks: &Tasks<'_>) -> Result<Array2<f64>>;
 
-    /// Most elements of `f64` it holds at once beside the base, for so many models.
+    /// The most elements of `f64` that it holds at once beside the base, for `n_tasks` models.
     fn peak_elements(&self, rows: u64, columns: u64, n_tasks: u64) -> u64;
 }
 
@@ -144,7 +144,7 @@ impl WholeKernel for OnBase {
     }
 }
 
-/// The base with a kernel's change of a matrix of this name and size, of so many task vectors.
+/// The base with a kernel's change of a matrix of this name and size, from these task vectors.
 ///
 /// # Errors
 /// Those of the kernel.
@@ -178,7 +178,7 @@ pub(in crate::methods) struct Tasks<'a> {
 }
 
 impl<'a> Tasks<'a> {
-    /// Those of a matrix of this name and size, so many.
+    /// The given number of task vectors of a matrix of this name and size.
     ///
     /// # Errors
     /// When the base cannot be read.

@@ -12,13 +12,13 @@ use crate::methods::kernels::passes::{Look, in_order, tally};
 use crate::methods::ranking::by_count::{BLOCK, Found, Histogram, Measure, Rank, length};
 use crate::methods::{Chunk, Passes, Real, Value};
 
-/// One part of so many of each chunk is the sample.
+/// The number of parts of a chunk, one of which is the sample.
 const SAMPLE_PARTS: usize = 32;
 
 /// Bits of a bin's number: exponent and seven bits of the mantissa.
 const BIN_BITS: u32 = 15;
 
-/// One in so many elements of a chunk may lie between.
+/// The inverse of the largest share of a chunk's elements that may lie between.
 const MAX_SHARE: usize = 16;
 
 /// The value at a rank, and how many values of each chunk are equal to it. Zeros are found, too, but

@@ -147,7 +147,7 @@ impl Ranking {
                 }
             },
         );
-        // Borrowed once: writes to other buffers could move what is borrowed anew in each step.
+        // Borrowed once: in a loop the compiler would have to assume that writes to other buffers move it.
         let starts = &mut **starts;
         starts.fill(0);
         for &bin in &*bins {

@@ -63,7 +63,7 @@ impl Tape {
 pub(in crate::methods) enum MemberDraws {
     /// By element.
     Keyed(Draws),
-    /// In a row: the generator before each chunk of so many elements.
+    /// In a row: the generator before each chunk, and the number of elements of a chunk.
     InARow(Vec<Mersenne>, usize),
 }
 
