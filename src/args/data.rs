@@ -52,7 +52,7 @@ pub struct DataArgs {
     /// If an image has the same caption twice, count it once, as published code does
     #[arg(long)]
     pub without_repeats: bool,
-    /// Measure a head whose number of classes differs from the data's: what its classes mean is unknown
+    /// Measure a head whose number of classes differs from the data's: its classes may mean other answers
     #[arg(long)]
     pub allow_other_answers: bool,
     /// Ask a ranking head of the N best texts of each image and the N best images of each text alone, by the

@@ -21,8 +21,8 @@ pub struct ExpertsArgs {
     /// Give each mixture this many experts, by how tokens go to them; or make it one dense network, `dense`
     #[arg(long, value_name = "N|dense", conflicts_with_all = ["to", "image_size", "text_len", "nlvr2", "module"])]
     experts: Option<ExpertsArg>,
-    /// N is the number of all mixtures together, which then differ in size: each keeps as many as a token goes to, and
-    /// the rest are the best of all (M-SMoE)
+    /// Share N experts out among all mixtures, which then differ in size: each keeps at least as many as a token goes
+    /// to, and the best of all others stay (M-SMoE)
     #[arg(long, requires = "experts")]
     in_all: bool,
     /// The gram file over the model, which says how tokens go to experts

@@ -72,7 +72,7 @@ pub struct Args {
     /// a folder, configuration and tokenizer are copied too
     #[arg(long)]
     dequantize: bool,
-    /// Note the attention heads of the image tower, which weights do not tell, for whatever reads the output
+    /// Note the attention heads of the image tower, which weights do not tell, for programs that read the output
     #[arg(long, value_name = "N", value_parser = parse_positive)]
     image_heads: Option<usize>,
     /// Note the attention heads of the text tower
@@ -81,10 +81,10 @@ pub struct Args {
     /// Note the divisor of similarities, for models that do not learn it
     #[arg(long, value_name = "NUMBER")]
     temperature: Option<f64>,
-    /// Note what is taken from red, green and blue of a picture, scaled to [0, 1]: one number or three
+    /// Note the numbers subtracted from red, green and blue of a picture, scaled to [0, 1]: one number or three
     #[arg(long, value_name = "R,G,B", value_parser = parse_colors)]
     image_mean: Option<Colors>,
-    /// Note what red, green and blue are divided by then
+    /// Note the divisors of red, green and blue after that
     #[arg(long, value_name = "R,G,B", value_parser = parse_colors)]
     image_deviation: Option<Colors>,
     /// Rebuild index buffers for the new sizes, instead of leaving them out

@@ -195,7 +195,7 @@ pub fn run(args: &Args, output: &Output) -> Result<ExitCode> {
 }
 
 impl Args {
-    /// Opens what is to be encoded.
+    /// Opens the pictures or texts.
     fn input(&self, output: &Output) -> Result<Input> {
         let mut input = Input::default();
         if let Some(path) = &self.images {
@@ -251,7 +251,7 @@ impl Args {
         Ok(rows)
     }
 
-    /// Says what is kept of a run that stops.
+    /// Says which rows of a stopped run are kept.
     fn keep(
         &self,
         done: evaluate::Result<()>,

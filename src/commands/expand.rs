@@ -155,7 +155,7 @@ enum ToArg {
     Mixture,
 }
 
-/// A form of vl-merging, or what an FLM or an EVE is for.
+/// A form of vl-merging, or the task of an FLM or an EVE.
 enum To {
     Form(Form),
     Flm(FlmTask),

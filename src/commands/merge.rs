@@ -47,7 +47,7 @@ pub struct Args {
     /// Match the hidden units of feed-forward networks before they are merged
     #[arg(long, conflicts_with = "as_adapter")]
     align_units: bool,
-    /// Also write which elements are of which task, for `vlmerge task`: of `emr` and `tall_masks`
+    /// Also write the elements of each task, for `vlmerge task`: of `emr` and `tall_masks`
     #[arg(long, value_name = "FILE", conflicts_with = "as_adapter")]
     masks: Option<PathBuf>,
     #[command(flatten)]

@@ -71,7 +71,7 @@ pub enum Error {
         n_classes: usize,
     },
     /// A data set does not give what an objective learns from.
-    #[error("the objective needs {what}, which the data do not have")]
+    #[error("the objective needs {what}, and the data lack it")]
     NotInBatch {
         /// The missing input.
         what: &'static str,
@@ -117,7 +117,7 @@ pub enum Error {
         source: Box<Error>,
     },
     /// Kept moments are not those of a variable.
-    #[error("the kept moments of `{name}` are not of its size, or on another device")]
+    #[error("the kept moments of `{name}` have another size, or are on another device")]
     OtherMoments {
         /// The variable.
         name: String,
@@ -184,8 +184,7 @@ pub enum Error {
     NoNegative,
     /// An objective runs the model more or less often than it says.
     #[error(
-        "the router of `{router}` has seen {found} passes of the objective `{objective}`, which makes {expected}; this \
-         is a mistake of the program"
+        "the router of `{router}` has seen {found} passes of the objective `{objective}`, which makes {expected}; this is a bug of the program"
     )]
     OtherPasses {
         /// The objective.
@@ -282,7 +281,7 @@ pub enum Error {
         name: String,
     },
     /// An entry of the settings is in the name of no variable.
-    #[error("`{entry}` in `{setting}` is in the name of no variable")]
+    #[error("no variable's name contains `{entry}` of `{setting}`")]
     MatchesNothing {
         /// The setting, e.g. `trainable`.
         setting: &'static str,

@@ -200,7 +200,7 @@ pub enum Error {
         known: Vec<&'static str>,
     },
     /// A task that judges files of predictions was to run a model.
-    #[error("{task}: no model is run on this task; `vlmerge score {task}` judges files")]
+    #[error("{task}: no model runs on this task; `vlmerge score {task}` judges files")]
     NotRun {
         /// The task.
         task: &'static str,
@@ -212,7 +212,7 @@ pub enum Error {
         task: &'static str,
     },
     /// Images do not part evenly into folds.
-    #[error("{n_images} images do not part into {n_folds} folds of one size")]
+    #[error("{n_images} images cannot be split into {n_folds} folds of one size")]
     UnevenFolds {
         /// The number of images.
         n_images: usize,
@@ -221,7 +221,7 @@ pub enum Error {
     },
     /// A data set does not tell the official numbers of its sentences.
     #[error(
-        "the data set does not tell the official number of the sentences of pair {pair}, which predictions are written by"
+        "the data set lacks the official numbers of the sentences of pair {pair}, and files of predictions need them"
     )]
     NoOfficialNumber {
         /// The identifier of the pair.
@@ -237,7 +237,7 @@ pub enum Error {
         example: usize,
     },
     /// A device is not there, or the program was built without it.
-    #[error("{name} is not to be had: {source}")]
+    #[error("the device {name} is not available: {source}")]
     NoDevice {
         /// The device, as the user called it.
         name: String,
@@ -365,7 +365,7 @@ pub enum Error {
         row: usize,
     },
     /// Arrays that belong together differ in length.
-    #[error("{what}: {left} and {right} differ in number")]
+    #[error("{what} differ in number: {left} and {right}")]
     LengthsDiffer {
         /// The kinds of both, e.g. `logits and targets`.
         what: &'static str,

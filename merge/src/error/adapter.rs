@@ -140,7 +140,7 @@ pub enum AdapterFault {
     },
     /// Two models between which nothing differs that an adapter can hold.
     #[error(
-        "{}: of {n_tensors} tensors none differs in a way that an adapter is made of; {n_left_out} differ otherwise",
+        "{}: none of {n_tensors} tensors differs in a way that an adapter can hold; {n_left_out} differ in other ways",
         path.display()
     )]
     NothingToExtract {

@@ -178,10 +178,10 @@ pub enum ConversionFault {
         /// Experts asked for.
         keep: usize,
     },
-    /// Groups of experts and a setting that gives each mixture as many experts as it needs.
+    /// A number of experts for all mixtures together would break groups of equal sizes.
     #[error(
-        "`{mixture}` has experts in groups of equal sizes (`n_group` of config.json), which numbers of experts by the \
-         frequency in the whole model would not be; take `--by frequency`"
+        "`{mixture}` has experts in groups of equal sizes (`n_group` of config.json), and a number for all mixtures \
+         together would break the groups; leave out `--in-all`"
     )]
     UnevenGroups {
         /// The first part of its tensors' names.
@@ -213,8 +213,7 @@ pub enum ConversionFault {
     },
     /// Experts are to be grouped by scores that nothing tells.
     #[error(
-        "{}: no gram matrix of the inputs of the router of `{mixture}`, by whose scores experts are grouped, under the \
-         name of the router's weight without `.weight`; `vlmerge gram --shared` writes it of EVE", path.display()
+        "{}: lacks the gram matrix of the inputs of the router of `{mixture}`, whose scores group the experts; its name is that of the router's weight without `.weight`, and `vlmerge gram --shared` writes it for EVE", path.display()
     )]
     ScoresUnknown {
         /// The gram file.

@@ -11,8 +11,7 @@ pub enum MaskFault {
     None,
     /// The merged file packs what masks keep apart.
     #[error(
-        "masks of tasks go by the names that merges see, which the file would not have; `vlmerge convert --to hf` \
-         spells models so"
+        "masks of tasks name tensors as merges see them, but the file would spell them otherwise; `vlmerge convert --to hf` writes the spelling of merges"
     )]
     Respelled,
     /// Slices of a merge are of other models.

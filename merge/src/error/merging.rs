@@ -155,7 +155,7 @@ pub enum MergeFault {
     },
     /// Gram matrices or a Fisher file of another model.
     #[error(
-        "{} was summed over {summed}, not over {}: it must be of the very weights that are merged",
+        "{} was summed over {summed}, not over {}: it must be summed over the weights that are merged",
         grams.display(), model.display()
     )]
     ForeignGrams {
@@ -480,7 +480,7 @@ pub enum MergeFault {
     },
     /// A gram file without the inputs of the experts' last layers.
     #[error(
-        "{}: no gram matrix of the last layer of any expert of `{mixture}`, by which they would be matched",
+        "{}: lacks the gram matrices of the last layers of the experts of `{mixture}`, by which they are matched",
         path.display()
     )]
     NoOutputs {

@@ -309,7 +309,7 @@ pub enum Error {
         what: &'static str,
     },
     /// A recipe with a number of models that cannot be merged.
-    #[error("experts are those of one model, and the recipe lists {found}")]
+    #[error("a merge of experts takes one model, and the recipe lists {found}")]
     ModelCount {
         /// The number of models.
         found: usize,

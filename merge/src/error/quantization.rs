@@ -9,7 +9,7 @@ use crate::DType;
 #[non_exhaustive]
 pub enum QuantizationFault {
     /// A way of quantizing that is not read.
-    #[error("{}: the model is quantized ({scheme}), and `{key}` is not read as numbers: {reason}", path.display())]
+    #[error("{}: the model is quantized ({scheme}), and `{key}` cannot be read as numbers: {reason}", path.display())]
     Unreadable {
         /// The model.
         path: PathBuf,
@@ -53,7 +53,7 @@ pub enum QuantizationFault {
         scales: String,
     },
     /// Codes of experts that other experts were to be made of as if they were numbers.
-    #[error("{}: the model is quantized ({scheme}), so `{key}` holds codes, of which no other experts can be made", path.display())]
+    #[error("{}: the model is quantized ({scheme}), so `{key}` holds codes, and new experts cannot be made from codes", path.display())]
     Experts {
         /// The model.
         path: PathBuf,
