@@ -16,7 +16,7 @@
 //! 5. [`measure`] measures several models on one split and keeps finished results.
 //! 6. [`reports`] are results in one form for every task, and pages and tables of them.
 //!
-//! [`encode`] writes embeddings of any pictures and texts. [`predictions`] judges what others predicted,
+//! [`encode`] writes embeddings of any pictures and texts. [`predictions`] judges others' predictions,
 //! from files, without a model.
 
 pub mod batch;

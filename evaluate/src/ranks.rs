@@ -134,7 +134,7 @@ pub fn sum_through_memory<C: Collective + ?Sized>(ranks: &C, tensor: &Tensor) ->
     Ok(sum.to_device(tensor.device())?.to_dtype(tensor.dtype())?)
 }
 
-/// One process, which has nobody to wait for.
+/// One process, which waits for no other.
 #[derive(Clone, Copy, Debug, Default)]
 pub struct Alone;
 

@@ -36,7 +36,7 @@ pub struct LoadReport {
 /// Tensors of a checkpoint by name, for a model that asks for them one by one.
 ///
 /// Every name must be there unless a fresh head was asked for, so a misspelled key cannot go
-/// unnoticed; [`Weights::report`] tells what was used, drawn and left over.
+/// unnoticed; [`Weights::report`] lists the tensors that were used, drawn and left over.
 pub struct Weights {
     checkpoint: Arc<Checkpoint>,
     /// The model's names, with those in the file.

@@ -65,7 +65,7 @@ pub struct LowRank {
     pub values: Vec<f64>,
 }
 
-/// The iteration for singular values found no end: the matrix holds what is no number.
+/// The iteration for singular values found no end: the matrix holds values that are no numbers.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct NoConvergence;
 

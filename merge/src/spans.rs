@@ -89,7 +89,7 @@ impl Run {
         checkpoint.read(key, span.first, &mut self.bytes)
     }
 
-    /// Decodes what was read; booleans become 0 and 1, complex numbers their absolute values.
+    /// Decodes the bytes read; booleans become 0 and 1, complex numbers their absolute values.
     pub(crate) fn decode(&mut self, key: &str, dtype: DType) -> Result<&mut [f64]> {
         if dtype == DType::C64 {
             self.values = moduli(&self.bytes);

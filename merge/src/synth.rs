@@ -209,7 +209,7 @@ impl<S: Fresh> Synthesis<S> {
 }
 
 impl Spread {
-    /// The published spread with what is given in its place.
+    /// The published spread, with the given values in its place.
     #[must_use]
     pub fn given(deviation: Option<f32>, layer_scale: Option<f32>) -> Self {
         let published = Self::default();

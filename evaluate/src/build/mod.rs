@@ -345,7 +345,7 @@ fn size_of(picture: &Picture) -> u64 {
     std::fs::metadata(&picture.path).map_or(0, |metadata| metadata.len())
 }
 
-/// The bytes of a picture that can be decoded, or what is wrong with it.
+/// The bytes of a picture that can be decoded, or its fault.
 fn read_checked(picture: &Picture) -> Result<Vec<u8>, String> {
     const MAX_FILE_BYTES: u64 = 256 << 20;
     if let Some((set, index)) = &picture.packed {

@@ -2,8 +2,8 @@
 //!
 //! | path | holds |
 //! |---|---|
-//! | `<folder>/<data set>/train_anno.csv`, `train/` | what is learned from |
-//! | `<folder>/<data set>/valid_anno.csv`, `valid/` | what is measured on |
+//! | `<folder>/<data set>/train_anno.csv`, `train/` | the training data |
+//! | `<folder>/<data set>/valid_anno.csv`, `valid/` | the validation data |
 //!
 //! The first line names the columns: `image` and `caption`, and for `valid` also `image_id` and
 //! `caption_id`. Their order is free and other columns are ignored. Captions are kept as they are:

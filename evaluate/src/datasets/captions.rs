@@ -59,7 +59,7 @@ impl CaptionSet {
     /// are one image; an entry with a list of captions is an image of its own.
     ///
     /// # Errors
-    /// An error that names file, entry and field for what is not as it should be: a caption without an
+    /// An error that names file, entry and field of a wrong value: a caption without an
     /// `image_id`, an `image_id` of two pictures, an empty list, a picture out of its folder; [`Error::Empty`].
     pub fn of_json(files: &JsonFiles) -> Result<Self> {
         let images = xvlm::captions::read(files)?;

@@ -89,7 +89,7 @@ impl Nlvr2Set {
     /// The statements of X-VLM's JSON files. They do not tell the official number of a sentence.
     ///
     /// # Errors
-    /// An error that names file, entry and field for what is not as it should be; [`Error::Empty`](crate::Error::Empty).
+    /// An error that names file, entry and field of a wrong value; [`Error::Empty`](crate::Error::Empty).
     pub fn of_json(files: &JsonFiles) -> Result<Self> {
         let read = xvlm::statements::read(files)?;
         Ok(Self {

@@ -77,7 +77,7 @@ impl VqaSet {
     /// the image.
     ///
     /// # Errors
-    /// An error that names file, entry and field for what is not as it should be, such as an answer that the list
+    /// An error that names file, entry and field of a wrong value, such as an answer that the list
     /// of answers lacks; [`Error::DuplicateId`] for a question that a data set has twice; [`Error::Empty`].
     pub fn of_json(files: &JsonFiles) -> Result<Self> {
         let read = xvlm::questions::read(files)?;

@@ -22,7 +22,7 @@ pub enum DataFault {
         /// The name as given.
         name: String,
     },
-    /// Folders of classes do not hold what they should.
+    /// Folders of classes lack something, or hold something else.
     #[error("{}: {fault}", path.display())]
     Classes {
         /// The folder of the split.
@@ -30,7 +30,7 @@ pub enum DataFault {
         /// The fault, as a sentence.
         fault: String,
     },
-    /// Packed files, or what stands beside them, do not make a split.
+    /// Packed files, or the files beside them, do not make a split.
     #[error("{}: {fault}", path.display())]
     Packed {
         /// The folder of the data set.
@@ -134,7 +134,7 @@ pub enum DataFault {
         /// The missing texts: `caption`, `region`.
         texts: &'static str,
     },
-    /// Annotations hold nothing of what is asked for.
+    /// Annotations hold nothing for the chosen data.
     #[error("{}: {fault}", path.display())]
     NoSuchExamples {
         /// The annotation file.

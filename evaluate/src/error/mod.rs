@@ -205,7 +205,7 @@ pub enum Error {
         /// The task.
         task: &'static str,
     },
-    /// Predictions are asked of a task that writes none.
+    /// The task writes no predictions.
     #[error("{task} has no file of predictions")]
     NoPredictions {
         /// The task.

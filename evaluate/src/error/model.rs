@@ -58,7 +58,7 @@ pub enum ModelFault {
         /// Its value.
         value: f64,
     },
-    /// A family of models does not do what was asked for.
+    /// A family of models lacks a capability.
     #[error("models of the family {family} cannot {what}")]
     Incapable {
         /// The family.

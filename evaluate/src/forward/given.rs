@@ -1,4 +1,4 @@
-//! Tensors that somebody gives to a model.
+//! Tensors that a user gives to a model.
 
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};

@@ -117,7 +117,7 @@ pub fn in_multiples(
     (width, height)
 }
 
-/// The center of a picture, `side` by `side`; what it lacks is black.
+/// The center of a picture, `side` by `side`; missing parts are black.
 ///
 /// Where a picture is too small, its margins are those of [`Margins::filled`].
 #[must_use]

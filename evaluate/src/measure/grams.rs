@@ -57,7 +57,7 @@ pub struct GramSums<'a> {
     n_kept: usize,
 }
 
-/// Sums of all ranks, by the names of their layers, and what they are of.
+/// Sums of all ranks, by the names of their layers, and the record of their data.
 pub type Summed = (BTreeMap<String, Gram>, GramRecord);
 
 impl<'a> GramSums<'a> {

@@ -1,4 +1,4 @@
-//! Measuring models on one split, one after the other, and keeping what is finished.
+//! Measures models on one split, one after the other, and keeps finished results.
 //!
 //! [`Measuring`] runs a task for each [`Candidate`], takes from a [`Journal`] what an earlier run has
 //! measured, and makes the report of all. [`grams`] sums gram matrices over a split, and keeps those of a run that is
@@ -208,7 +208,7 @@ impl<'a> Measuring<'a> {
         Ok(report)
     }
 
-    /// Writes the report, where one is asked for.
+    /// Writes the report, if the caller wants one.
     ///
     /// # Errors
     /// As [`report`](Self::report)'s, and when the file cannot be written.
@@ -231,7 +231,7 @@ impl<'a> Measuring<'a> {
         }
     }
 
-    /// The file for the predictions of a candidate, if they are asked for and the task has any.
+    /// The file for the predictions of a candidate, if the caller wants them and the task has any.
     fn predictions_of(&self, name: &str) -> Option<PathBuf> {
         let folder = self.frame.predictions.as_ref()?;
         let ending = self.task.spec().prediction_ending?;

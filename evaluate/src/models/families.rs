@@ -44,7 +44,7 @@ pub struct Opened {
     pub blueprint: Box<dyn Blueprint>,
     /// The model.
     pub model: Box<dyn Model>,
-    /// Its weights, which tell what was used.
+    /// Its weights, which list the tensors that were used.
     pub weights: Weights,
 }
 

@@ -10,7 +10,7 @@ use crate::forward::NamedPasses;
 use crate::nn::{BatchStatistics, Pass};
 use crate::{Error, ModelFault, Result};
 
-/// A model of any family, with what it can do. A family implements the capabilities that it has;
+/// A model of any family, with its capabilities. A family implements the capabilities that it has;
 /// asking for another one is an error that names the family.
 pub trait Model: Send + Sync {
     /// The family that it belongs to, such as `multiway`.

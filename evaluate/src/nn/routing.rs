@@ -41,7 +41,7 @@ impl Capacity {
     }
 }
 
-/// Numbers of a router that somebody gives, instead of drawing them.
+/// Numbers of a router that a caller gives instead of draws.
 pub trait GivenNoise: Send + Sync {
     /// The numbers added to the scores of a router, `rows` times `experts`; `site` is the block, as taps call it
     /// (`vl.block10`). `None` where nothing is given.

@@ -163,7 +163,7 @@ fn read_ids(
     }
 }
 
-/// Reads what was ranked once more, if the file has it.
+/// Reads the items ranked once more, if the file has them.
 fn read_reranked(
     checkpoint: &Checkpoint,
     path: &Path,

@@ -121,7 +121,7 @@ fn small<'a, T: Pod>(
     (name, dtype, shape, bytemuck::cast_slice(values))
 }
 
-/// The tensors of what was ranked once more.
+/// The tensors of items ranked once more.
 fn shortlist(reranked: &Reranked, n_images: usize, n_texts: usize) -> [Small<'_>; 4] {
     let (list, k) = (reranked.shortlist(), reranked.shortlist().k());
     let [of_images, of_texts] = [vec![n_images, k], vec![n_texts, k]];

@@ -47,7 +47,7 @@ pub struct MetricRecord {
     pub note: Option<String>,
 }
 
-/// The values of what was pooled together.
+/// The values of each pool.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct DistanceRecord {
     /// The compared sides, e.g. `vision vs language`.

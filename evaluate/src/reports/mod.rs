@@ -165,7 +165,7 @@ pub struct Difference {
     pub p: Option<f64>,
 }
 
-/// A query and what was retrieved for it.
+/// A query and the retrieved items.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct Example {
     /// Whether it is shown as one of the best or one of the worst.

@@ -42,7 +42,7 @@ pub struct Published {
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Figure {
-    /// The model and what was done with it, as a row is headed.
+    /// The model and its treatment, as the head of a row.
     pub model: String,
     /// The benchmark that it was measured on.
     pub on: Benchmark,

@@ -5,7 +5,7 @@ use merge::random::Sequence;
 /// Keeps the share of tokens to hide from dividing by nothing; the published program's number.
 const TINY: f64 = 1e-5;
 
-/// Hides a random span of tokens around the one that is asked for, for each query of a text apart. The
+/// Hides a random span of tokens around the one to guess, for each query of a text apart. The
 /// states that stay visible have seen nothing of the span, so no token of it leaks.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct SpanCorruption {

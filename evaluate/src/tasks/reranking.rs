@@ -1,4 +1,4 @@
-//! Re-ranking: a dual encoder chooses, and the same model, reading image and text together, ranks what was chosen.
+//! Re-ranking: a dual encoder chooses items, and the same model, reading image and text together, ranks them.
 
 use std::sync::Arc;
 
@@ -181,7 +181,7 @@ impl Passes<'_> {
         ))
     }
 
-    /// The same of a model whose numbers depend on what is in a batch: a batch is the list of one query, as published.
+    /// The same of a model whose numbers depend on the other rows of a batch: a batch is the list of one query, as published.
     fn query_by_query(&self, shortlist: &Shortlist) -> Result<(Vec<f32>, Vec<f32>)> {
         let model = self.runner.model().fusion()?;
         let advanced = |found: Tensor| {

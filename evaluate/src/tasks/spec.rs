@@ -87,7 +87,7 @@ pub enum TaskOption {
     OtherAnswers,
     /// The settings of writing texts.
     Writing,
-    /// Whether a ranking head is asked of chosen pairs alone.
+    /// Whether a ranking head scores chosen pairs alone.
     Candidates,
     /// Whether the best of a dual encoder are ranked once more by image and text together.
     Rerank,
@@ -104,7 +104,7 @@ pub struct TaskOptions<'a> {
     pub limit: Option<usize>,
     /// Count a caption that an image has twice once.
     pub without_repeats: bool,
-    /// Show what was retrieved well and badly.
+    /// Show examples of good and bad retrieval.
     pub with_examples: bool,
     /// The treatment of equal scores in retrieval.
     pub ties: Ties,

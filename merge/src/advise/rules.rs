@@ -9,7 +9,7 @@ use super::Facts;
 /// The source of the published accuracies.
 const TABLE: &str = "FusionBench, CLIP ViT-B/32, mean accuracy over eight tasks (arXiv 2406.03280)";
 
-/// A method and what is published of it.
+/// A method and its published accuracy.
 #[derive(Clone, Copy, Debug)]
 pub struct Published {
     /// The name in recipes.
@@ -65,13 +65,13 @@ pub const METHODS: &[Published] = &[
     published("wudi", 84.5),
 ];
 
-/// Something that may hold of task vectors, and what it speaks for.
+/// A condition on task vectors, and its effects on methods.
 pub struct Rule {
     /// A short name.
     pub name: &'static str,
     /// The condition, in words.
     pub when: &'static str,
-    /// Whether it holds, and if so what was found, in words.
+    /// The finding in words, if the condition holds.
     pub found: fn(&Facts) -> Option<String>,
     /// Points of accuracy by method, and why; `""` as parameters stands for any.
     pub effects: &'static [Effect],

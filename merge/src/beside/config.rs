@@ -112,7 +112,7 @@ fn set_everywhere(
     }
 }
 
-/// Says whether the head shares its weights. Where nothing is said, loaders take it to be so.
+/// States whether the head shares its weights. Without the statement loaders assume that it does.
 fn set_tie(top: &mut Map<String, Value>, is_tied: bool, changed: &mut Vec<String>) {
     const TIE: &str = "tie_word_embeddings";
     let n_before = changed.len();

@@ -27,7 +27,7 @@ pub(crate) struct Counted {
     pub(crate) after: usize,
 }
 
-/// The keys of a configuration that were changed, and what it says otherwise than before.
+/// The changed keys of a configuration, and notes on the changes.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub(crate) struct Said {
     /// Keys.

@@ -13,7 +13,7 @@ use crate::{
     Checkpoint, ConversionFault, Error, Layout, MergePlan, Result, Role, TensorInfo, ties,
 };
 
-/// Entries by name, and what was left out so far.
+/// Entries by name, and the tensors left out so far.
 pub(super) struct Draft {
     sources: Vec<Arc<Checkpoint>>,
     entries: BTreeMap<String, Entry>,

@@ -47,7 +47,7 @@ pub struct Distance {
     /// The stack of the block, where the model has several.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub stack: Option<&'static str>,
-    /// The block, where the grain has one; `None` also for what is outside the blocks.
+    /// The block, where the grain has one; `None` also for tensors outside the blocks.
     pub block: Option<usize>,
     /// The module, where the grain has one.
     pub module: Option<String>,

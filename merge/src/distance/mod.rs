@@ -16,7 +16,7 @@
 //! Pairs with `|aᵢ| + |bᵢ| = 0` are left out of the mean; if none remains, SSD is 0. The share `k`
 //! keeps `round(k n)` elements, at least one, and all that tie with the smallest of them.
 //!
-//! **SSD and TSSD are reconstructions.** They follow what is known of "An Empirical Study of
+//! **SSD and TSSD are reconstructions.** They follow the known facts of "An Empirical Study of
 //! Multimodal Model Merging" (arXiv 2304.14933), whose equations were not at hand: they have not
 //! been checked against the paper, and no `k` is the paper's. With a seed, `a` and `b` are modality
 //! vectors (weights minus seed); without one they are raw weights ([`Operands`] says which).

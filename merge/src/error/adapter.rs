@@ -19,7 +19,7 @@ pub enum AdapterFault {
         /// The model's entry.
         place: Place,
     },
-    /// Settings that are no JSON, or not what they should be.
+    /// Settings that are no JSON, or wrong.
     #[error("{}: {reason}{place}", path.display())]
     Settings {
         /// The file.

@@ -300,7 +300,7 @@ pub enum MergeFault {
         /// The place where the circle closes.
         place: Place,
     },
-    /// A document whose result nobody uses.
+    /// A document whose result no other uses.
     #[error("the document `{name}` is used by no other")]
     UnusedDocument {
         /// Its name.
@@ -370,7 +370,7 @@ pub enum MergeFault {
         /// The endings of such names.
         known: String,
     },
-    /// A file beside a checkpoint that is not what it should be.
+    /// A file beside a checkpoint is damaged or of another form.
     #[error("{}: {reason}", path.display())]
     Companion {
         /// The file.
@@ -464,7 +464,7 @@ pub enum MergeFault {
         /// The reason.
         why: String,
     },
-    /// Experts are to be matched by what they give, and nothing says what that is.
+    /// Experts are to be matched by their outputs, and the model names no gram file of them.
     #[error("`align_experts: outputs` needs `outputs`, a gram file, for {model}{place}")]
     OutputsNotGiven {
         /// The checkpoint.

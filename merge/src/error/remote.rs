@@ -51,7 +51,7 @@ pub enum RemoteFault {
         /// The requested bytes.
         bytes: Range<u64>,
     },
-    /// The answer is another part of the file than what was asked for.
+    /// The answer is another part of the file than the request asked for.
     #[error("{address}: asked for bytes {}, the server sent `{found}`", range(.bytes))]
     WrongRange {
         /// The address.

@@ -1,4 +1,4 @@
-//! Doing a merge once more, and comparing what comes with what a file holds.
+//! Runs a merge once more, and compares its result with a file.
 
 use std::collections::BTreeMap;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -23,7 +23,7 @@ pub struct Comparison {
     pub unexpected: Vec<String>,
     /// Tensors that the recipe combines of several.
     pub n_combined: usize,
-    /// Those among them that are what they are measured from.
+    /// Those among them that equal their base.
     pub n_unchanged: usize,
 }
 

@@ -25,7 +25,7 @@ impl<'a> Watched<'a> {
         }
     }
 
-    /// Tensors that were combined, and are bit for bit what they are measured from.
+    /// Combined tensors that equal their base bit for bit.
     pub(super) fn n_unchanged(&self) -> usize {
         let is_unchanged = |(index, (written, differs)): &(usize, &(AtomicBool, AtomicBool))| {
             written.load(Ordering::Relaxed)

@@ -1,4 +1,4 @@
-//! Any other checkpoint: every tensor is its own place, and what it does is guessed from its name
+//! Any other checkpoint: every tensor is its own place, and its kind is guessed from its name
 //! and rank.
 
 use std::collections::BTreeMap;
@@ -133,7 +133,7 @@ impl Layout for Generic {
     }
 }
 
-/// Inside a block what stands between its index and the last segment, else all but the last.
+/// Inside a block the segments between its index and the last one, else all but the last.
 fn module_of(key: &str) -> String {
     let segments: Vec<&str> = key.split('.').collect();
     let first = segments

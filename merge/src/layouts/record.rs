@@ -276,7 +276,7 @@ impl ModelRecord {
         }
     }
 
-    /// This record, and what it leaves open as all of `sources` that know it have it.
+    /// This record, with missing facts on which all `sources` that have them agree.
     ///
     /// # Errors
     /// [`Error::ModelsDiffer`] when they do not agree.

@@ -42,7 +42,7 @@ const WEIGHTS: [&str; 4] = [
     "pytorch_lora_weights.bin",
 ];
 
-/// Changes of names: a pattern, and what stands in the place of the first part that it fits.
+/// Changes of names: a pattern, and the replacement of the first part that it fits.
 pub(crate) type Renames = Vec<(Regex, String)>;
 
 /// The checkpoint with adapters merged into it, one after the other, each with its weight: of a weight `w`

@@ -216,7 +216,7 @@ pub struct GroupShape<'a> {
     pub shape: &'a [usize],
     /// The dtype that holds the values of all members.
     pub dtype: DType,
-    /// Name of each member's gram matrix, where there is one; empty for what is merged without.
+    /// Name of each member's gram matrix, where there is one; empty for tensors that are merged without.
     pub grams: &'a [Option<GramRef>],
     /// Values of the method's parameters.
     pub values: &'a Values,

@@ -28,7 +28,7 @@ const ROUTERS: [&str; 6] = [
 /// module and the list in it.
 const LISTS: [&str; 2] = ["experts", "deepspeed_experts"];
 
-/// A tensor of one expert: what stands before its number, the number, and what stands behind it.
+/// A tensor of one expert: the name before its number, the number, and the name behind it.
 pub(super) fn single(key: &str) -> Option<(&str, usize, &str)> {
     const MARK: &str = "experts.";
     let mut at = key.len();

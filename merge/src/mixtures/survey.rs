@@ -9,7 +9,7 @@ use crate::{Checkpoint, MergeFault, Result, TensorInfo};
 /// The mixtures of a checkpoint, by the name that their tensors begin with.
 pub type Mixtures = BTreeMap<String, Mixture>;
 
-/// Tensors of experts one by one: by what stands behind the number, by number.
+/// Tensors of experts one by one: by the name behind the number, by number.
 type Singles<'a> = BTreeMap<(&'a str, &'a str), BTreeMap<usize, &'a TensorInfo>>;
 
 /// The tensors under one name.
@@ -67,7 +67,7 @@ impl Survey {
         }
     }
 
-    /// Finds every mixture, and what is none though its names say so.
+    /// Finds every mixture, and tensors that only look like one by their names.
     pub(crate) fn of(checkpoint: &Checkpoint) -> Self {
         let mut found: BTreeMap<&str, Found<'_>> = BTreeMap::new();
         let mut routers = Routers::new();

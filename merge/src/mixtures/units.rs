@@ -37,7 +37,7 @@ impl Strand {
         }
     }
 
-    /// Rows (or columns) here for units in the order `units`: what stands where.
+    /// The row (or column) in each place for units in the order `units`.
     pub(crate) fn order(&self, units: &[u32]) -> Arc<[u32]> {
         let n = match self.along_columns {
             true => self.n_columns,

@@ -180,7 +180,7 @@ impl Network {
         }
     }
 
-    /// Puts the residual streams first, then heads and units block by block: what is matched first has most to go by.
+    /// Puts the residual streams first, then heads and units block by block: the first matches rest on the most numbers.
     fn groups_in_order(&mut self) {
         let mut order: Vec<usize> = (0..self.groups.len()).collect();
         order.sort_by_key(|&index| (self.groups[index].part != Parts::Width, index));

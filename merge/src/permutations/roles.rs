@@ -51,7 +51,7 @@ const fn row(name: &'static str, axes: &'static [Axis]) -> Row {
 
 /// A stack of blocks that share a residual stream, and everything that reads or writes it.
 pub(super) struct Tower {
-    /// A name that a tensor of the first block has; what stands before it begins the names of all.
+    /// A name that a tensor of the first block has; its prefix begins the names of all.
     pub sign: &'static str,
     /// The number of the layout's stack.
     pub stack: u8,

@@ -143,7 +143,7 @@ impl PlanBuilder {
         self.entries.values().collect()
     }
 
-    /// Says of each output tensor what it belongs to, before how it is made.
+    /// Puts the owner of each output tensor in front of the reason in the printed plan.
     pub(super) fn label_by<'a>(&mut self, belongs_to: impl Fn(&str) -> &'a str) {
         for (name, entry) in &mut self.entries {
             entry.why = format!("{}: {}", belongs_to(name), entry.why);

@@ -102,7 +102,7 @@ pub enum Action {
 }
 
 impl Action {
-    /// The tensors that are read, members first, then the base, then what is beside the members.
+    /// The tensors that are read, members first, then the base, then tensors beside the members.
     pub fn tensors(&self) -> impl Iterator<Item = &TensorRef> {
         let (members, base, paired) = match self {
             Self::Copy(tensor) => (std::slice::from_ref(tensor), None, &[][..]),

@@ -46,7 +46,7 @@ pub(super) struct Columns {
 }
 
 impl Columns {
-    /// The tensors of a GPTQ weight, if they fit; `offset` is what is added to zero points.
+    /// The tensors of a GPTQ weight, if they fit; `offset` is the number added to zero points.
     pub(super) fn gptq(
         codes: Stored,
         zeros: Stored,

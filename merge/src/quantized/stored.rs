@@ -1,4 +1,4 @@
-//! Reading what is stored beside each other, and keeping what is read again at once.
+//! Reads stored tensors that lie beside each other, and keeps those that are soon read again.
 
 use std::collections::VecDeque;
 use std::sync::{Arc, Mutex, PoisonError};

@@ -1,4 +1,4 @@
-//! Recipes: what is wanted, as written. A recipe may be wrong; [`crate::MergePlan`] cannot.
+//! Recipes as users write them. A recipe may be wrong; [`crate::MergePlan`] cannot.
 
 use std::collections::BTreeMap;
 use std::fs::File;
@@ -50,7 +50,7 @@ pub struct MergeRecipe {
     /// other.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub models: Vec<ModelRef>,
-    /// Instead of `models`, layers of the output and what they are merged from.
+    /// Instead of `models`, layers of the output and their sources.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub slices: Vec<OutputSlice>,
     /// Instead of both, the modules of a model of several, each with its own `models` or `slices`.
@@ -222,7 +222,7 @@ pub enum AlignExperts {
     None,
     /// By the cosine of their weights.
     Weights,
-    /// By the cosine of the second moments of what they give on data, from the gram file `outputs` of each model.
+    /// By the cosine of the second moments of their outputs on data, from the gram file `outputs` of each model.
     Outputs,
 }
 

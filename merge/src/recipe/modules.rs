@@ -11,7 +11,7 @@ pub struct OutputModule {
     /// The checkpoints whose tensors of the module are merged.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub models: Vec<ModelRef>,
-    /// Instead of `models`, layers of the module and what they are merged from.
+    /// Instead of `models`, layers of the module and their sources.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub slices: Vec<OutputSlice>,
     /// The stack of layers that `slices` cut, where the module has several.

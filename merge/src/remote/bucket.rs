@@ -25,7 +25,7 @@ use super::store::{Answer, Store, Trouble};
 use super::web::{Client, reason};
 use crate::RemoteFault;
 
-/// The longest body of an answer: more than the largest range that is asked for.
+/// The longest body of an answer: more than the largest requested range.
 const MAX_BODY_BYTES: u64 = 64 << 20;
 
 /// Hosts at which clouds tell their own machines who they are, without encryption.

@@ -134,7 +134,7 @@ impl Blocks {
         self.known.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Reads what was added to the list, perhaps by other processes.
+    /// Reads the new entries of the list, which other processes may have added.
     fn refresh(&self, known: &mut Known) -> Result<(), RemoteFault> {
         let failed = |error| fault("read", &self.path, &error);
         let end = self.list.metadata().map_err(failed)?.len();

@@ -27,7 +27,7 @@ const MAX_PAUSE: Duration = Duration::from_secs(10);
 pub struct RemoteOptions {
     /// The folder of kept blocks.
     pub cache: PathBuf,
-    /// Whether only what is kept is used.
+    /// Whether the session reads from the cache alone.
     pub offline: bool,
     /// Whether other machines may be spoken to without encryption.
     pub allow_http: bool,

@@ -1,4 +1,4 @@
-//! Whether each adapter of a recipe is wholly applied, and changes what it is for.
+//! Checks that each adapter of a recipe is wholly applied, and changes its targets.
 
 use std::sync::Arc;
 

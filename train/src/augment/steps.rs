@@ -1,4 +1,4 @@
-//! A list of what is done to a picture, as ZeroVL's recipes write it.
+//! A list of changes of a picture, as ZeroVL's recipes write it.
 
 use evaluate::images::{Filter, Part, Rgb};
 use merge::random::Sequence;

@@ -1,7 +1,7 @@
 //! The meeting point of processes that know nothing of one another: a port of the first of them.
 //!
 //! `RANK`, `WORLD_SIZE`, `MASTER_ADDR` and `MASTER_PORT` say who is who, as for other training
-//! programs. The first rank hands a message to all; what they do with it is not for this file.
+//! programs. The first rank hands a message to all; its meaning is not for this file.
 
 use std::io::{ErrorKind, Read, Write};
 use std::net::{TcpListener, TcpStream};
@@ -12,7 +12,7 @@ use super::Fault;
 /// The longest time that ranks wait for one another.
 const PATIENCE: Duration = Duration::from_secs(300);
 
-/// Between two looks whether somebody has come.
+/// The pause between two looks for new processes.
 const PAUSE: Duration = Duration::from_millis(20);
 
 /// The longest time in which a process that has come may introduce itself.
@@ -119,7 +119,7 @@ impl Rendezvous {
         &self.address
     }
 
-    /// Gives the first rank's `message` to all; what others pass is not looked at.
+    /// Gives the first rank's `message` to all; the messages of others do not matter.
     ///
     /// # Errors
     /// [`Fault::Missing`], [`Fault::Stranger`] and [`Fault::Meeting`].

@@ -23,7 +23,7 @@ pub struct LanguageSettings {
     /// The share of a text that is guessed, behind the prefix that all its tokens see: `prefix_lm`.
     pub suffix: f64,
     /// `ar` and `captioning` as the published program computes them with `causal_flm`: from queries, which
-    /// see the word that they are asked for.
+    /// see the word that they guess.
     pub as_published: bool,
 }
 

@@ -72,7 +72,7 @@ pub(super) struct Guesses<'a> {
     pub measure: &'static str,
 }
 
-/// The mean cross entropy over what is masked on all ranks; `head` guesses labels from rows.
+/// The mean cross entropy over the masked words of all ranks; `head` guesses labels from rows.
 pub(super) fn guess(
     guesses: Guesses<'_>,
     step: &Step<'_>,

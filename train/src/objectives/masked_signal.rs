@@ -69,7 +69,7 @@ pub struct SignalSettings {
     pub text_ratio: f64,
     /// `random` or `blockwise`: how patches are chosen (`random`).
     pub patches: PatchMode,
-    /// `bert` or `mask_only`: what stands in the place of a masked word (`bert`).
+    /// `bert` or `mask_only`: the replacement of a masked word (`bert`).
     pub words: WordMode,
     /// `joint` or `separate` passes for pixels and words (`joint`).
     pub passes: SignalPasses,

@@ -111,7 +111,7 @@ pub trait Objective: Send + Sync {
     /// The loss on a batch.
     ///
     /// # Errors
-    /// When the model lacks a head, the batch lacks what is needed, or the device fails.
+    /// When the model lacks a head, the batch lacks an input, or the device fails.
     fn loss(&self, step: &Step<'_>) -> Result<Loss>;
 
     /// The objective as a loss over features of the whole batch, where it is one: then it does not

@@ -192,7 +192,7 @@ impl<'a> Step<'a> {
         self.part(self.batch.masked_words.as_ref(), "masked text")
     }
 
-    /// Masked patches, with what is behind them.
+    /// Masked patches, with the tokens behind them.
     ///
     /// # Errors
     /// [`Error::NotInBatch`].

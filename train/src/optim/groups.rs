@@ -58,7 +58,7 @@ pub struct GroupSettings {
     /// Further variables that learn like the head: paths of whole segments, `attn.v` is in
     /// `blocks.0.attn.v.weight` but neither in `attn.vl` nor in `attn.v_bias`.
     pub raised: Vec<String>,
-    /// Parts of the names of what is trained, all else being frozen. Empty: all is trained.
+    /// Parts of the names of trained variables; all others are frozen. Empty: all are trained.
     pub trainable: Vec<String>,
     /// Settings of variables by their names; later ones win.
     pub overrides: Vec<Override>,

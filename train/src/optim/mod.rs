@@ -88,7 +88,7 @@ pub struct OptimSettings {
     pub missing: Option<Vec<String>>,
     /// Further variables that learn like the head, as paths of whole segments such as `attn.v` (none).
     pub raised: Vec<String>,
-    /// Parts of the names of what is trained, all else being frozen (empty: all is trained).
+    /// Parts of the names of trained variables; all others are frozen. Empty: all are trained.
     pub trainable: Vec<String>,
     /// Rates and decays of variables by their names, later ones winning (none).
     #[serde(skip_serializing_if = "Vec::is_empty")]

@@ -81,7 +81,7 @@ impl TrainRecipe {
     /// Looks for what cannot be.
     ///
     /// # Errors
-    /// [`Error::BadRecipe`] with the key and what is wrong with it.
+    /// [`Error::BadRecipe`] with the key and its fault.
     pub(super) fn check(&self) -> Result<()> {
         self.init.check()?;
         self.check_shares()?;

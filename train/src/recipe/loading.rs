@@ -75,7 +75,7 @@ impl Loading {
         name
     }
 
-    /// Whether a key is one of those that are asked for.
+    /// Whether the settings take a key.
     fn takes(&self, name: &str) -> bool {
         self.only.iter().all(|word| name.contains(word.as_str()))
     }

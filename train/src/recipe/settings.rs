@@ -1,4 +1,4 @@
-//! The parts of a recipe: its model, its data, what is learned, for how long, and what is kept.
+//! The parts of a recipe: its model, its data, its objectives, its length, and the states to keep.
 
 use std::path::PathBuf;
 

@@ -75,7 +75,7 @@ impl Field {
         }
     }
 
-    /// The fields of a schema; what is wrong with it, if something is.
+    /// The fields of a schema, or its fault.
     pub(super) fn of_schema(schema: RawSchema<'_>) -> Result<Vec<Self>, String> {
         if schema.endianness() != arrow_ipc::Endianness::Little {
             return Err("it was written big-endian".into());

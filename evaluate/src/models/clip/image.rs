@@ -144,7 +144,7 @@ impl ImageTower {
         Ok(pooled)
     }
 
-    /// Tokens after the last block. Where nobody looks on and nothing is learned, that computes the first one alone.
+    /// Tokens after the last block. Without a tap and without gradients, that computes the first one alone.
     fn last(&self, x: Tensor, pass: &Pass<'_>) -> Result<Tensor> {
         let Some((last, others)) = self.blocks.split_last() else {
             return Ok(x);

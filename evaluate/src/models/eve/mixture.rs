@@ -13,7 +13,7 @@ use crate::nn::{
 use crate::ranks::Collective;
 use crate::weights::Init;
 
-/// Gives an output by name to whoever looks on, and makes it only then.
+/// Gives an output by name to a tap, and makes it only if there is one.
 type Showing<'a> = dyn Fn(&str, &dyn Fn() -> Result<Tensor>) -> Result<()> + 'a;
 
 /// Weights of the two choices are divided by their sum, which is at least this.
@@ -42,7 +42,7 @@ pub struct Ask<'a> {
     pub block: usize,
 }
 
-/// A router, its experts, and what it adds to the tokens of each modality.
+/// A router, its experts, and the vector that it adds to the tokens of each modality.
 #[derive(Clone, Debug)]
 pub struct Mixture {
     /// Added to image tokens and to text tokens.
@@ -465,7 +465,7 @@ fn before(
     Ok((before, rows))
 }
 
-/// Nothing, `()`, through which every weight of an expert that nobody chose has a gradient of zeros, as in the published
+/// Nothing, `()`, through which every weight of an expert that no token chose has a gradient of zeros, as in the published
 /// program; none where nothing is trained.
 fn nothing_of(expert: &Mlp) -> Result<Option<Tensor>> {
     let mut nothing: Option<Tensor> = None;

@@ -261,8 +261,8 @@ impl Bert {
         )
     }
 
-    /// The first token after the last layer: `ids: (b, t) -> (b, d)`. Where nobody looks on and no
-    /// gradient is asked for, the last layer computes that token alone.
+    /// The first token after the last layer: `ids: (b, t) -> (b, d)`. Without a tap and without
+    /// gradients, the last layer computes that token alone.
     ///
     /// # Errors
     /// As [`Bert::tokens`].

@@ -36,7 +36,7 @@ impl Shapes for Checkpoint {
     }
 }
 
-/// Width of a head where nobody says otherwise.
+/// The default width of a head.
 const HEAD_WIDTH: usize = 64;
 
 /// The shape that tells `what`, or an error that says so.

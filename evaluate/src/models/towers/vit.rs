@@ -510,8 +510,8 @@ impl Vit {
         self.normed(&x, pass)
     }
 
-    /// The class token after the last norm: `(b, 3, s, s) -> (b, d)`. Where nobody looks on and no
-    /// gradient is asked for, the last block computes that token alone.
+    /// The class token after the last norm: `(b, 3, s, s) -> (b, d)`. Without a tap and without
+    /// gradients, the last block computes that token alone.
     ///
     /// # Errors
     /// As [`Vit::tokens`].

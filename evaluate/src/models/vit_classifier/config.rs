@@ -20,7 +20,7 @@ pub struct Config {
     pub tower: vit::Config,
     /// The pooling of a picture's tokens.
     pub pool: VitPool,
-    /// Whether what is pooled goes through a norm.
+    /// Whether pooled tokens go through a norm.
     pub has_pooled_norm: bool,
     /// Facts about the model for the file that its weights go to.
     pub record: ModelRecord,

@@ -9,7 +9,7 @@ use crate::nn::cpu::host::{Host, host_values};
 use crate::nn::cpu::slices::Keep;
 use crate::nn::{Bias, Buffer, Buffers, Gradients, LayerNorm, Mask, Mlp, Tape};
 
-/// A block, and what it is run with.
+/// A block, and the settings of its pass.
 pub(crate) struct PreNormBlock {
     /// Norms before attention, and how many tokens of a sequence each serves, one after the other.
     pub norms: Vec<(LayerNorm, usize)>,

@@ -44,7 +44,7 @@ impl RoutedExperts {
         record_on_slices(tape, own, x, Some(&weights))
     }
 
-    /// Runs them on `x: (rows, d)` where nobody goes back; `None` where they cannot run on slices, or something is to be
+    /// Runs them on `x: (rows, d)` without gradients; `None` where they cannot run on slices, or something is to be
     /// learned.
     pub fn run(self, x: &Tensor) -> Result<Option<Tensor>> {
         let tensors = || {
@@ -149,7 +149,7 @@ pub(super) fn learn(
     Ok((input_gradient(fc1, &by_inner, buffers)?, by_weights))
 }
 
-/// Gives an expert that nobody chose a gradient of zeros, so that its weights decay.
+/// Gives an expert that no token chose a gradient of zeros, so that its weights decay.
 pub(super) fn learn_nothing(expert: &Mlp, gradients: &mut Gradients) -> Result<()> {
     for weight in expert.weights() {
         if gradients.host(weight).is_none() {

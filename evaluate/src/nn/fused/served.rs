@@ -1,4 +1,4 @@
-//! Experts that answer a few rows each where nobody goes back, each on a thread of its own.
+//! Experts that answer a few rows each in passes without gradients, each on a thread of its own.
 
 use candle_core::{Result, Tensor};
 use faer::MatRef;

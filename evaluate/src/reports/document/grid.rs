@@ -13,7 +13,7 @@ use crate::tasks::TaskSpec;
 pub struct Grid {
     /// The columns.
     pub columns: Vec<Column>,
-    /// Ours first, then what others published.
+    /// Ours first, then published ones.
     pub rows: Vec<Row>,
 }
 

@@ -23,7 +23,7 @@ pub struct Group {
     pub breakdown: Option<Grid>,
     /// Sweeps on these data.
     pub sweeps: Vec<Sweep>,
-    /// Queries with what was retrieved for them: the row's name and the examples.
+    /// Queries with the retrieved items: the row's name and the examples.
     pub examples: Vec<(String, Vec<Example>)>,
     /// Remarks on the numbers.
     pub remarks: Vec<String>,

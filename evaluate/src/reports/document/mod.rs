@@ -20,7 +20,7 @@ use super::published::Published;
 use super::scoreboard::Scoreboard;
 use super::{Course, Difference, Report, TaskResult, labels};
 
-/// A file and what it is called.
+/// A file and its name.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Input {
     /// The name of the file, for people.

@@ -51,7 +51,7 @@ impl Vocabulary {
         Ok(frame.trim_offsets(false).add_prefix_space(false))
     }
 
-    /// Byte pairs that are joined, with this token for what is unknown; not yet built.
+    /// Byte pairs that are joined, with this token for unknown bytes; not yet built.
     pub fn byte_pairs(self, unknown: &str) -> BpeBuilder {
         let ids = self.ids.into_iter();
         BPE::builder()

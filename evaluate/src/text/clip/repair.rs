@@ -7,7 +7,7 @@
 
 use unicode_normalization_alignments::UnicodeNormalization;
 
-/// Letters that are one character for typesetting or transliteration, and what stands for them.
+/// Letters that are one character for typesetting or transliteration, and their replacements.
 const LIGATURES: [(char, &str); 22] = [
     ('Ĳ', "IJ"),
     ('ĳ', "ij"),
@@ -43,7 +43,7 @@ const WINDOWS: [char; 32] = [
 /// Most rounds of repairs: a text may have been broken several times.
 const MAX_ROUNDS: usize = 16;
 
-/// The text with what is broken in it repaired.
+/// The text with its broken parts repaired.
 ///
 /// # Example
 /// ```

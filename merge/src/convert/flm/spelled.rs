@@ -32,7 +32,7 @@ const BLOCKS: &str = "visual.transformer.resblocks.";
 /// The same within Hugging Face's image part.
 const LAYERS: &str = "encoder.layers.";
 
-/// FLM's and Hugging Face's names for what stands outside of blocks.
+/// FLM's and Hugging Face's names of tensors outside of blocks.
 const OUTSIDE: [(&str, &str); 4] = [
     ("visual.class_embedding", "embeddings.class_embedding"),
     ("visual.conv1.", "embeddings.patch_embedding."),

@@ -1,4 +1,4 @@
-//! The table of keys: one row a parameter, with what it does, its shape in a model's sizes, and what it is called in
+//! The table of keys: one row a parameter, with its kind, its shape in a model's sizes, and its name in
 //! each spelling. The first name is the one that merges see: Hugging Face's, with queries, keys and values apart.
 
 use crate::ParamKind;

@@ -56,7 +56,7 @@ pub(super) enum Stem {
 /// The place of a key in the model.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Place {
-    /// The index of the block, of what stands in one.
+    /// The index of the block, for keys of blocks.
     pub block: Option<usize>,
     /// The part of the model.
     pub stem: Stem,

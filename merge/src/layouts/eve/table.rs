@@ -1,4 +1,4 @@
-//! The table of keys: one row a parameter, with what it does and its shape in a model's sizes.
+//! The table of keys: one row a parameter, with its kind and its shape in a model's sizes.
 
 use crate::ParamKind;
 

@@ -1,5 +1,5 @@
 //! The table of keys: groups of parameters in the order in which the published program registers them, one
-//! row a parameter, with what it does and its shape in a model's sizes.
+//! row a parameter, with its kind and its shape in a model's sizes.
 
 use crate::ParamKind;
 

@@ -1,4 +1,4 @@
-//! The table of keys: one row a parameter, with what it does.
+//! The table of keys: one row a parameter, with its kind.
 
 use crate::ParamKind;
 
@@ -28,7 +28,7 @@ pub(super) const REGISTERS: &str = "reg_token";
 pub(super) const PATCHES: &str = "patch_embed.proj.weight";
 /// The norm after the last block.
 pub(super) const NORM: &str = "norm.weight";
-/// The norm of what is pooled.
+/// The norm of pooled tokens.
 pub(super) const POOLED_NORM: &str = "fc_norm.weight";
 
 /// Outside the blocks.

@@ -48,7 +48,7 @@ impl Reader<'_> {
         Ok(())
     }
 
-    /// Whether PEFT does to the head what it does to the embeddings.
+    /// Whether PEFT changes the head in the same way as the embeddings.
     fn stays_tied(&self, change: &Change) -> bool {
         let is_rows_alone =
             change.rows.is_some() && change.added.is_none() && change.replaced.is_none();

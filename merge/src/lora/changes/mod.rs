@@ -158,7 +158,7 @@ struct Reader<'a> {
     config: &'a Config,
     modules: Modules,
     place: Place,
-    /// Whether square weights are kept as `(in, out)`; `None` if nobody knows.
+    /// Whether square weights are kept as `(in, out)`; `None` if it is not known.
     is_stored_transposed: Option<bool>,
     /// Shapes of whole tensors, by the tensors that they stand in place of.
     wholes: BTreeMap<String, Vec<usize>>,

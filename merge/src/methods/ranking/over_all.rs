@@ -12,7 +12,7 @@ const BITS: u32 = 16;
 /// Values that a pass tells apart.
 const BINS: usize = 1 << BITS;
 
-/// A rank that is asked for: of which row of values, and the place from the smallest, counted from 0.
+/// A wanted rank: the row of values, and the place from the smallest, counted from 0.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(in crate::methods) struct Rank {
     /// The row.

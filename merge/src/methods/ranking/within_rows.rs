@@ -8,7 +8,7 @@ use crate::methods::Real;
 use crate::methods::kernels::masks::{WORD, pack};
 use crate::methods::thinning::sparsifier::Row;
 
-/// Counters of a row: sixteen powers of two, of 64 steps each; what is smaller is counted together.
+/// Counters of a row: sixteen powers of two, of 64 steps each; smaller values are counted together.
 const BINS: usize = 1024;
 
 /// Bits of a mantissa that tell bins apart.

@@ -39,7 +39,7 @@ pub(in crate::methods) const DENSITY: ParameterSpec = ParameterSpec::per_member(
     Fallback::Number(1.0),
 );
 
-/// A method that thins task vectors in its own way and adds what is left to the base.
+/// A method that thins task vectors in its own way and adds the rest to the base.
 pub(in crate::methods) trait ThinningMethod: Send + Sync {
     /// The name in recipes.
     const NAME: &'static str;

@@ -157,7 +157,7 @@ pub(in crate::methods) fn delta<V: Value>(
 }
 
 impl Thinning {
-    /// Whether any member is thinned by what is found in the whole tensor or rescaled by it.
+    /// Whether the thinning or the rescaling of any member needs the whole tensor.
     pub(in crate::methods) fn looks(&self) -> bool {
         self.members.iter().any(|way| *way != Sparsifier::None)
     }
@@ -284,7 +284,7 @@ fn part(share: f64, n: u64) -> u64 {
     (share * n as f64) as u64
 }
 
-/// The way of dare. Where mergekit's masks are asked for, the probability is rounded as it does.
+/// The way of dare. With `rng: mergekit` the probability is rounded as in mergekit.
 pub(in crate::methods) fn chance(
     group: &crate::methods::GroupShape<'_>,
     density: f64,

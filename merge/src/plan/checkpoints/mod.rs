@@ -254,7 +254,7 @@ impl Builder<'_> {
         Ok(())
     }
 
-    /// The row of draws that all groups share, if mergekit's are asked for.
+    /// The row of draws that all groups share, with `rng: mergekit`.
     fn tape(&self, groups: &[Ready]) -> Option<Arc<Tape>> {
         if self.recipe.rng != RandomSource::Mergekit {
             return None;
