@@ -54,7 +54,7 @@ pub enum Stream {
     Queries,
 }
 
-/// The rule which tokens each token of a text sees in one stream.
+/// The tokens that each token of a text sees in one stream.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Reading<'a> {
     /// Itself and the tokens before it, but not the first one, which sees all.

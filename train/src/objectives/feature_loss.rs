@@ -110,7 +110,7 @@ pub trait FeatureLoss: Objective {
         Comparison::default()
     }
 
-    /// The rule which pairs belong together.
+    /// The rule by which pairs belong together.
     fn pairs(&self) -> PairSettings {
         PairSettings::default()
     }

@@ -15,7 +15,7 @@ use crate::batch::Batch;
 /// Zhai et al. 2023, "Sigmoid Loss for Language Image Pre-Training", <https://arxiv.org/abs/2303.15343>, section 3.2.
 #[derive(Clone, Copy, Debug, Default)]
 pub struct Sigmoid {
-    /// The rule which texts belong to an image.
+    /// The rule by which texts belong to an image.
     pub pairs: PairSettings,
 }
 

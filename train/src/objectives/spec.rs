@@ -76,7 +76,7 @@ pub struct Opening<'a> {
     pub contrast: Option<ContrastSettings>,
     /// The settings of guessing words from those before and after them, if the recipe has them.
     pub language: Option<LanguageSettings>,
-    /// The rule which pairs belong together, if the recipe has it.
+    /// The rule by which pairs belong together, if the recipe has it.
     pub pairs: Option<PairSettings>,
     /// The settings of masking signals, if the recipe has them.
     pub signal: Option<SignalSettings>,
@@ -94,7 +94,7 @@ impl Opening<'_> {
         tokenizer.ok_or_else(|| Error::NoImageTokenizer { name: name.into() })
     }
 
-    /// The rule which pairs belong together.
+    /// The rule by which pairs belong together.
     ///
     /// # Errors
     /// As [`PairSettings::check`].

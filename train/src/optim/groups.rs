@@ -8,7 +8,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::{Error, Result};
 
-/// The rule whether a variable decays.
+/// The rule that decides whether a variable decays.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum GroupRules {
@@ -48,7 +48,7 @@ pub struct GroupSettings {
     pub lr_mult: f64,
     /// Factor on the rate of cross-modal layers.
     pub cross_modal_lr_mult: f64,
-    /// The rule which variables decay.
+    /// The rule by which variables decay.
     pub rules: GroupRules,
     /// Parts of the names of the head's variables, in the place of the family's heads.
     pub heads: Option<Vec<String>>,
