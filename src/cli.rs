@@ -27,7 +27,7 @@ pub struct Cli {
 /// One verb, one file under `commands/`.
 #[derive(Debug, Subcommand)]
 pub enum Command {
-    /// Show what a checkpoint holds: layout, sizes, dtypes and everything else in the file
+    /// Show the contents of a checkpoint: layout, sizes, dtypes and everything else in the file
     Inspect(commands::inspect::Args),
     /// Compare two checkpoints: keys, shapes, dtypes, values
     Diff(commands::diff::Args),
@@ -37,11 +37,11 @@ pub enum Command {
     Expand(commands::expand::Args),
     /// Write a checkpoint of random weights in a published shape
     Synth(commands::synth::Args),
-    /// Measure how far apart two checkpoints are, or the experts of one
+    /// Measure distances between two checkpoints, or between the experts of one
     Distance(commands::distance::Args),
     /// Learn the coefficients of task vectors from pictures without labels: AdaMerging
     Adamerging(commands::adamerging::Args),
-    /// Compare fine-tuned models with their base, and rank merge methods by what that shows
+    /// Compare fine-tuned models with their base, and rank merge methods by the measurements
     Advise(commands::advise::Args),
     /// Merge experts by ratio
     Interpolate(commands::interpolate::Args),
@@ -62,7 +62,7 @@ pub enum Command {
     Verify(commands::verify::Args),
     /// Make a low-rank adapter from a model and its fine-tuned version
     ExtractLora(commands::extract_lora::Args),
-    /// Build arrow files from public downloads, and count what they hold
+    /// Build arrow files from public downloads, and count their contents
     Data(commands::data::Args),
     /// Run a model on given tensors and write every output, to compare it with another program
     Forward(commands::forward::Args),
@@ -147,7 +147,7 @@ mod tests {
         Cli::command().debug_assert();
     }
 
-    /// Names of verbs, and what stands below their flags.
+    /// Names of verbs, and the texts below their flags.
     fn endings(command: &clap::Command, found: &mut Vec<(String, String)>) {
         if let Some(text) = command.get_after_help() {
             found.push((command.get_name().to_owned(), text.to_string()));

@@ -12,7 +12,7 @@ pub struct Branch {
     pub pattern: String,
     /// Shape and dtype of every one of them.
     pub info: TensorInfo,
-    /// How many they are.
+    /// The number of tensors.
     pub n_tensors: usize,
 }
 
@@ -21,12 +21,12 @@ pub struct Branch {
 enum Segment {
     /// The first number of the key, as a rule the block.
     Index,
-    /// What names the expert.
+    /// The segment that names the expert.
     Expert,
     Text(String),
 }
 
-/// What the keys of a line have in common: segments, dtype and shape.
+/// The properties that the keys of a line share: segments, dtype and shape.
 type Alike<'a> = (Vec<Segment>, &'static str, &'a [usize]);
 
 /// The keys of a line: blocks by expert.

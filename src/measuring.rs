@@ -142,7 +142,7 @@ impl<'a> Study<'a> {
         })
     }
 
-    /// What points are compared by: the headline number of the task.
+    /// The headline number of the task, by which points are compared.
     pub fn worth(&self, finished: &Finished) -> Option<f64> {
         self.measuring.worth(finished)
     }
@@ -194,7 +194,7 @@ impl<'a> Study<'a> {
     }
 }
 
-/// How it is measured, as it goes into the report.
+/// The settings of measuring, as they go into the report.
 fn settings(
     data: &DataArgs,
     model: &ModelArgs,
@@ -232,14 +232,14 @@ fn settings(
     Ok(settings)
 }
 
-/// How texts are written, of a task that writes them.
+/// The settings of writing texts, for a task that writes them.
 fn writing_identity(data: &DataArgs) -> Result<Option<Value>> {
     let is_writing = data.task.takes(TaskOption::Writing);
     let writing = is_writing.then(|| data.writing()).transpose()?;
     Ok(writing.map(|w| json!([w.beams, w.length_penalty, w.max_tokens])))
 }
 
-/// Which pairs a ranking head is asked of.
+/// The pairs that a ranking head scores.
 fn candidates_identity(data: &DataArgs) -> Option<Value> {
     let (n, path) = data.candidates.zip(data.candidates_from.as_ref())?;
     let n_bytes = std::fs::metadata(path).map_or(0, |found| found.len());

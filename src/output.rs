@@ -1,4 +1,4 @@
-//! What people see: progress on stderr, results on stdout, errors with a hint.
+//! Output for people: progress on stderr, results on stdout, errors with a hint.
 
 use std::borrow::Cow;
 use std::io::{IsTerminal, Write};
@@ -24,11 +24,11 @@ const INTERRUPTED: i32 = 130;
 #[error("{0}")]
 pub struct UsageError(pub String);
 
-/// Where results, notes and bars go.
+/// Prints results, notes and progress bars.
 pub struct Output {
     /// Results as JSON.
     pub json: bool,
-    /// How many threads were asked for.
+    /// The number of threads from the flags.
     pub threads: Option<usize>,
     quiet: bool,
     bar: Mutex<Option<ProgressBar>>,

@@ -141,7 +141,7 @@ fn show(plan: &MergePlan, beside: &[Companion], output: &Output) -> Result<()> {
     ))
 }
 
-/// Which experts and units were moved, if the recipe asks for that: the experts of each mixture, and the units in sum.
+/// Says which experts and units moved, if the recipe asks for that: the experts of each mixture, and the units in sum.
 fn say_alignment(plan: &MergePlan, output: &Output) -> Result<()> {
     let Some(report) = plan.alignment()? else {
         return Ok(());
@@ -192,7 +192,7 @@ fn entry_json(entry: &Entry) -> serde_json::Value {
     })
 }
 
-/// What is done, and the tensors (and gram matrices) it is done from.
+/// The action, and the tensors and gram matrices that it reads.
 fn verb_and_sources(entry: &Entry) -> (&'static str, Vec<String>) {
     let verb = match entry.action {
         Action::Copy(_) | Action::Agree(_) => "copy",

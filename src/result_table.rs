@@ -82,7 +82,7 @@ pub fn by_result(report: &Report) -> Table {
     table
 }
 
-/// Which file each letter of the table stands for; nothing if there is one file.
+/// The file behind each letter of the table; nothing if there is one file.
 pub fn legend(report: &Report) -> Vec<String> {
     if report.results.len() == 1 {
         return Vec::new();
@@ -126,7 +126,7 @@ fn none() -> String {
     "n/a".to_owned()
 }
 
-/// What turns the number into percent.
+/// The factor that turns the number into percent.
 fn percent(measurement: &Measurement) -> f64 {
     match measurement.unit {
         Unit::Fraction | Unit::Tenfold => 100.0,

@@ -4,7 +4,7 @@ use std::fmt;
 
 use crate::output::printable;
 
-/// Where the text of a column stands.
+/// The alignment of a column's text.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Align {
     Left,

@@ -27,7 +27,7 @@ pub enum Target {
 }
 
 impl Target {
-    /// What it is called in results.
+    /// Its name in results.
     pub fn name(&self) -> String {
         match self {
             Self::File(path) => {
@@ -69,7 +69,7 @@ pub struct Found {
 pub struct Opened {
     /// The weights, resized if that was asked for.
     pub checkpoint: Arc<Checkpoint>,
-    /// Where they come from.
+    /// The origin of the weights.
     pub record: CheckpointRecord,
 }
 

@@ -135,7 +135,7 @@ fn dry_run(plan: &TrainPlan, output: &Output) -> Result<()> {
     output.line(format!("at the peak, all together: {total}"))
 }
 
-/// How fast data came, and whether the device had to wait for it.
+/// Says how fast data came, and whether the device had to wait for them.
 fn tell_pace(pace: Pace, output: &Output) {
     if pace.seconds <= 0.0 {
         return;

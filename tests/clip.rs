@@ -1,12 +1,12 @@
 //! CLIP from a checkpoint to accuracy: spellings, merges of both, zero-shot classification, a frozen zero-shot head, and
 //! training.
 
-use std::path::PathBuf;
 use std::sync::Arc;
 
 use merge::gram::GramStore;
 use tempfile::TempDir;
 
+use crate::class_folders::{class_folder, pictures};
 use crate::grams_between_checkpoints::{SHRINK, largest, open, times_shrunk, values};
 use crate::program::{Said, ok, run};
 
@@ -14,16 +14,11 @@ pub(crate) const TOKENIZER: &str = "fixtures/clip/tokenizer/bpe_simple_vocab_16e
 
 /// Folders of classes with two pictures each, and two templates.
 pub(crate) fn folders(folder: &TempDir) {
-    let pictures = std::fs::read_dir("fixtures/real/raw/val2014").expect("pictures");
-    let mut pictures: Vec<PathBuf> = pictures
-        .map(|entry| entry.expect("an entry").path())
-        .collect();
-    pictures.sort();
+    let pictures = pictures();
     let mut pictures = pictures.iter();
     for class in ["cat", "dog", "red_fox"] {
         for split in ["train", "val"] {
-            let of_class = folder.path().join("toy").join(split).join(class);
-            std::fs::create_dir_all(&of_class).expect("made");
+            let of_class = class_folder(folder, split, class);
             let picture = pictures.next().expect("a picture");
             std::fs::copy(picture, of_class.join("1.jpg")).expect("copied");
         }

@@ -200,7 +200,11 @@ fn retrieval_writes_scores_and_ranks_that_are_judged_in_folds() {
         .as_u64()
         .expect("a count");
     let said = run(&format!("{score} --folds {}", n_images + 1), &folder);
-    assert!(said.stderr.contains("do not part into"), "{}", said.stderr);
+    assert!(
+        said.stderr.contains("cannot be split into"),
+        "{}",
+        said.stderr
+    );
 }
 
 #[test]

@@ -5,21 +5,17 @@ use std::path::Path;
 
 use tempfile::TempDir;
 
+use crate::class_folders::{class_folder, pictures};
 use crate::program::{Said, ok, run};
 
 const CHECKPOINT: &str = "fixtures/zerovl/ckpt/model.safetensors";
 
 /// Folders of classes with a picture or two each, the same for training and for validation.
 fn folders(folder: &TempDir, classes: &[(&str, &[usize])]) {
-    let pictures = std::fs::read_dir("fixtures/real/raw/val2014").expect("pictures");
-    let mut pictures: Vec<_> = pictures
-        .map(|entry| entry.expect("an entry").path())
-        .collect();
-    pictures.sort();
+    let pictures = pictures();
     for split in ["train", "val"] {
         for (class, numbers) in classes {
-            let of_class = folder.path().join("toy").join(split).join(class);
-            std::fs::create_dir_all(&of_class).expect("made");
+            let of_class = class_folder(folder, split, class);
             for number in *numbers {
                 let copy = of_class.join(format!("{number}.jpg"));
                 std::fs::copy(&pictures[*number], copy).expect("copied");

@@ -5,6 +5,7 @@ mod adamerging;
 mod aligning;
 mod bad_recipes;
 mod cases;
+mod class_folders;
 mod clip;
 mod compare;
 mod comparing_ways;

@@ -1,33 +1,17 @@
 //! Residual networks from a merge to accuracy: what a merge says of batch norms, and statistics that are taken again.
 
-use std::path::PathBuf;
-
 use tempfile::TempDir;
 
+use crate::class_folders::one_picture_each;
 use crate::grams_between_checkpoints::{open, perturbed, values};
 use crate::program::{ok, run};
 
 const MODEL: &str = "fixtures/resnet/basic.safetensors";
 
-fn folders(folder: &TempDir) {
-    let pictures = std::fs::read_dir("fixtures/real/raw/val2014").expect("pictures");
-    let mut pictures: Vec<PathBuf> = pictures
-        .map(|entry| entry.expect("an entry").path())
-        .collect();
-    pictures.sort();
-    let classes = fixtures::json("resnet/config.json")["classes"].as_u64();
-    for class in 0..classes.expect("a number") as usize {
-        let of_class = folder.path().join(format!("toy/train/class{class}"));
-        std::fs::create_dir_all(&of_class).expect("made");
-        let picture = &pictures[class % pictures.len()];
-        std::fs::copy(picture, of_class.join("1.jpg")).expect("copied");
-    }
-}
-
 #[test]
 fn a_merge_of_batch_norms_says_what_to_do_and_recalibration_changes_statistics_alone() {
     let folder = TempDir::new().expect("a folder");
-    folders(&folder);
+    one_picture_each(&folder, "resnet", &["train"]);
     let path = |name: &str| folder.path().join(name).display().to_string();
     perturbed(MODEL, &path("two.safetensors"), 3);
     // Another count of batches, as of a model that was fine-tuned for longer.
@@ -88,7 +72,7 @@ fn a_merge_of_batch_norms_says_what_to_do_and_recalibration_changes_statistics_a
 #[test]
 fn a_model_without_batch_norms_is_refused() {
     let folder = TempDir::new().expect("a folder");
-    folders(&folder);
+    one_picture_each(&folder, "resnet", &["train"]);
     let said = run(
         "-q recalibrate fixtures/vit/token {}/out.safetensors --data {} --dataset toy --split train",
         &folder,

@@ -1,34 +1,16 @@
 //! A classifier of timm from its folder to accuracy, gram matrices, merges and fine-tuning.
 
-use std::path::PathBuf;
 use std::sync::Arc;
 
 use merge::gram::GramStore;
 use tempfile::TempDir;
 
+use crate::class_folders::one_picture_each;
 use crate::grams_between_checkpoints::{SHRINK, largest, open, perturbed, times_shrunk, values};
 use crate::program::{ok, run};
 
 /// The form of the golden set that has a class token, with its configuration.
 const MODEL: &str = "fixtures/vit/token";
-
-/// As many folders of classes as the model tells apart, of a picture each.
-fn folders(folder: &TempDir) {
-    let pictures = std::fs::read_dir("fixtures/real/raw/val2014").expect("pictures");
-    let mut pictures: Vec<PathBuf> = pictures
-        .map(|entry| entry.expect("an entry").path())
-        .collect();
-    pictures.sort();
-    let n_classes = fixtures::json("vit/config.json")["classes"].as_u64();
-    for class in 0..n_classes.expect("a number") as usize {
-        for (split, number) in [("train", class), ("val", class + 1)] {
-            let of_class = folder.path().join(format!("toy/{split}/class{class}"));
-            std::fs::create_dir_all(&of_class).expect("made");
-            let picture = &pictures[number % pictures.len()];
-            std::fs::copy(picture, of_class.join("1.jpg")).expect("copied");
-        }
-    }
-}
 
 /// The folder of the model, and a relative of it in another.
 fn models(folder: &TempDir) {
@@ -49,7 +31,7 @@ fn models(folder: &TempDir) {
 #[test]
 fn a_classifier_is_measured_by_its_own_head_without_a_tokenizer() {
     let folder = TempDir::new().expect("a folder");
-    folders(&folder);
+    one_picture_each(&folder, "vit", &["train", "val"]);
     models(&folder);
     let line = "-q evaluate {}/one --task image_classification --data {} --dataset toy --split val --json \
                 --predictions {}/said";
@@ -81,7 +63,7 @@ fn a_classifier_is_measured_by_its_own_head_without_a_tokenizer() {
 #[test]
 fn a_classifier_is_merged_by_its_grams_and_the_result_runs_without_a_configuration() {
     let folder = TempDir::new().expect("a folder");
-    folders(&folder);
+    one_picture_each(&folder, "vit", &["train", "val"]);
     models(&folder);
     for name in ["one", "two"] {
         let line = format!(
@@ -142,7 +124,7 @@ fn a_classifier_is_merged_by_its_grams_and_the_result_runs_without_a_configurati
 #[test]
 fn fine_tuning_moves_every_weight_of_a_classifier() {
     let folder = TempDir::new().expect("a folder");
-    folders(&folder);
+    one_picture_each(&folder, "vit", &["train", "val"]);
     models(&folder);
     let recipe = format!(
         "init: {{ checkpoint: {0}/one }}\n\

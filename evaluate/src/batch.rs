@@ -152,7 +152,7 @@ pub struct Pair<'a> {
     /// Whether masked patches are left out of the sequence, instead of standing in it as a token of their own. Then as
     /// many patches of each image are masked.
     pub leaves_out: bool,
-    /// Which image of its text this is, from 0: statements of NLVR2 have two.
+    /// The number of the image among those of its text, from 0: statements of NLVR2 have two.
     pub nth_image: usize,
 }
 

@@ -1,4 +1,4 @@
-//! Where and in which precision models run: chosen once, by the user.
+//! The device and the precision in which models run. The user chooses both once.
 
 use std::str::FromStr;
 

@@ -9,14 +9,14 @@
 //!    downloads; [`images`] and [`text`] turn pictures and words into what models take.
 //! 3. A [`tasks::Task`] runs a model on a split through a [`tasks::Runner`];
 //!    [`capture`] fills the gram matrices of [`merge::gram`] on the way.
-//! 4. [`metrics`] are pure functions of arrays and strings. Each ends in a [`Sample`]: what every
-//!    unit of the data set (an image with its captions, an image with its questions, a sentence
-//!    with its pictures) adds to each number. [`Bootstrap`](metrics::bootstrap::Bootstrap) draws
-//!    units anew: intervals, and a paired test between two samples.
-//! 5. [`measure`] measures several models on one split and keeps what is finished.
+//! 4. [`metrics`] are pure functions of arrays and strings. Each ends in a [`Sample`]: the
+//!    share of every unit of the data set (an image with its captions, an image with its questions, a
+//!    sentence with its pictures) in each number. [`Bootstrap`](metrics::bootstrap::Bootstrap) resamples
+//!    the units: intervals, and a paired test between two samples.
+//! 5. [`measure`] measures several models on one split and keeps finished results.
 //! 6. [`reports`] are results in one form for every task, and pages and tables of them.
 //!
-//! [`encode`] writes embeddings of any pictures and texts. [`predictions`] judges what others predicted,
+//! [`encode`] writes embeddings of any pictures and texts. [`predictions`] judges others' predictions,
 //! from files, without a model.
 
 pub mod batch;
@@ -45,8 +45,8 @@ pub mod text;
 pub mod writing;
 
 pub use error::{
-    DataFault, EncodeFault, Error, GivenFault, ModelFault, ReportFault, Result, ShortlistFault,
-    TextFault,
+    DataFault, EncodeFault, Error, GivenFault, JudgedFault, LabelFault, ModelFault, RanksFault,
+    ReportFault, Result, ScoresFault, ShortlistFault, TextFault,
 };
 pub use sample::{Combination, Contribution, Quantity, Ratio, Sample, Unit};
 pub use weights::Weights;

@@ -3,10 +3,10 @@
 use bytemuck::Pod;
 use candle_core::{DType, Device, Tensor};
 
-use crate::{Error, Result};
+use crate::{Error, RanksFault, Result};
 
-/// What ranks do together. Every rank calls the same operations in the same order; sums are taken
-/// in the order of the ranks, so a run gives the same numbers every time.
+/// The operations of ranks together. Every rank calls the same operations in the same order; sums are taken in the
+/// order of the ranks, so a run gives the same numbers every time.
 ///
 /// Passes over a data set share its batches: rank r of N computes every N-th batch from the r-th on
 /// ([`own`]), and then receives what all have computed ([`gathered`]). The batches are those of one
@@ -15,13 +15,13 @@ pub trait Collective {
     /// The number of this process, from 0.
     fn rank(&self) -> usize;
 
-    /// How many processes there are.
+    /// The number of processes.
     fn size(&self) -> usize;
 
     /// Adds up `values` of all ranks, element by element, for all.
     ///
     /// # Errors
-    /// [`Error::Ranks`] when a rank is gone or does something else.
+    /// [`RanksFault::Collective`] when a rank is gone or does something else.
     fn sum(&self, values: &mut [f32]) -> Result<()>;
 
     /// The same in f64.
@@ -49,7 +49,7 @@ pub trait Collective {
     /// has given to this one. Messages may differ in length.
     ///
     /// # Errors
-    /// [`Error::OtherMessages`] when there are not as many as ranks; as [`Collective::sum`].
+    /// [`RanksFault::OtherMessages`] when there are not as many as ranks; as [`Collective::sum`].
     fn exchange(&self, to: &[Vec<u8>]) -> Result<Vec<Vec<u8>>> {
         exchange_through_all(self, to)
     }
@@ -92,7 +92,7 @@ pub fn exchange_through_all<C: Collective + ?Sized>(
     let (rank, n_ranks) = (ranks.rank(), ranks.size());
     if to.len() != n_ranks {
         let found = to.len();
-        return Err(Error::OtherMessages { found, n_ranks });
+        return Err(RanksFault::OtherMessages { found, n_ranks }.into());
     }
     // The lengths of all messages, then the messages.
     let mut own = Vec::new();
@@ -110,7 +110,7 @@ pub fn exchange_through_all<C: Collective + ?Sized>(
         Some(message.to_vec())
     };
     let found: Option<Vec<Vec<u8>>> = all.iter().map(of_rank).collect();
-    found.ok_or(Error::OtherMessages { found: 0, n_ranks })
+    found.ok_or(Error::from(RanksFault::OtherMessages { found: 0, n_ranks }))
 }
 
 /// [`Collective::sum_tensor`] by way of memory: what ranks do that do not meet on a device.
@@ -134,7 +134,7 @@ pub fn sum_through_memory<C: Collective + ?Sized>(ranks: &C, tensor: &Tensor) ->
     Ok(sum.to_device(tensor.device())?.to_dtype(tensor.dtype())?)
 }
 
-/// One process, which has nobody to wait for.
+/// One process, which waits for no other.
 #[derive(Clone, Copy, Debug, Default)]
 pub struct Alone;
 
@@ -175,8 +175,8 @@ pub fn own<T>(ranks: &dyn Collective, items: Vec<T>) -> Vec<T> {
     own.step_by(ranks.size().max(1)).collect()
 }
 
-/// What the first rank sees, for all: whether work is done already must not be judged by each rank for itself,
-/// since all compute together or none does.
+/// The first rank's view of finished work, for all ranks. A rank must not judge for itself whether work is done, since
+/// all compute together or none does.
 ///
 /// # Errors
 /// As [`Collective::gather`].
@@ -189,7 +189,7 @@ pub fn seen_by_first(ranks: &dyn Collective, seen: bool) -> Result<bool> {
 /// `n_examples` of them, and each example as many values as any other.
 ///
 /// # Errors
-/// [`Error::UnevenResults`] when a rank has computed other batches than it should; as
+/// [`RanksFault::UnevenResults`] when a rank has computed other batches than it should; as
 /// [`Collective::gather`].
 pub fn gathered<T: Pod>(
     ranks: &dyn Collective,
@@ -206,11 +206,12 @@ pub fn gathered<T: Pod>(
         let n: usize = batches().map(|batch| n_examples[batch]).sum();
         let width = values.len() / n.max(1);
         if width * n != values.len() {
-            return Err(Error::UnevenResults {
+            return Err(RanksFault::UnevenResults {
                 rank,
                 n_values: values.len(),
                 n_examples: n,
-            });
+            }
+            .into());
         }
         let mut rest = values.as_slice();
         for batch in batches() {
@@ -290,6 +291,9 @@ mod tests {
         ];
         assert_eq!(all.expect("gathered"), expected);
         let uneven = gathered::<u8>(&ranks, vec![20, 21, 22], &[2, 2, 2, 2, 1]);
-        assert!(matches!(uneven, Err(Error::UnevenResults { rank: 2, .. })));
+        assert!(matches!(
+            uneven,
+            Err(Error::Ranks(RanksFault::UnevenResults { rank: 2, .. }))
+        ));
     }
 }

@@ -1,17 +1,17 @@
-//! What each unit of a data set adds to each number.
+//! The share of each unit of a data set in each number.
 
 use serde::{Deserialize, Serialize};
 
 use crate::metrics::captions::bleu;
 
-/// What one unit adds to a ratio.
+/// The share of one unit in a ratio.
 #[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
 pub struct Contribution {
     /// The unit, from 0.
     pub unit: usize,
-    /// What it adds above the line: hits, or the sum of accuracies.
+    /// Its share above the line: hits, or the sum of accuracies.
     pub numerator: f64,
-    /// What it adds below: cases.
+    /// Its share below: cases.
     pub denominator: f64,
 }
 
@@ -55,7 +55,7 @@ impl Ratio {
     }
 }
 
-/// What stands above and below the line of a ratio.
+/// The sums above and below the line of a ratio.
 #[derive(Clone, Copy, Debug, Default, PartialEq)]
 pub(crate) struct Sums {
     above: f64,
@@ -83,7 +83,7 @@ pub enum Unit {
     Rank,
 }
 
-/// How the ratios of a [`Quantity`] make its value.
+/// The rule by which the ratios of a [`Quantity`] make its value.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Combination {
@@ -92,7 +92,7 @@ pub enum Combination {
     Sum,
     /// Their means are added in groups, one group a fold, and the sums are averaged over folds.
     Folds {
-        /// How many folds there are; as many groups of ratios.
+        /// The number of folds, and of groups of ratios.
         n: usize,
     },
     /// [`bleu`](crate::metrics::captions::bleu) of their sums: the lengths of captions and of
@@ -105,11 +105,11 @@ pub enum Combination {
 pub struct Quantity {
     /// Its name, e.g. `tr_r1`.
     pub name: String,
-    /// What it is measured in.
+    /// The unit.
     pub unit: Unit,
     /// Indices into [`Sample::ratios`].
     pub ratios: Vec<usize>,
-    /// What is made of them.
+    /// The rule that combines them.
     #[serde(default)]
     pub combination: Combination,
 }
@@ -117,11 +117,11 @@ pub struct Quantity {
 /// The results of one set of predictions. Larger is better in every quantity.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct Sample {
-    /// How many units there are.
+    /// The number of units.
     pub n_units: usize,
-    /// What is averaged.
+    /// The averages.
     pub ratios: Vec<Ratio>,
-    /// What is reported.
+    /// The reported quantities.
     pub quantities: Vec<Quantity>,
 }
 
@@ -154,7 +154,7 @@ impl Sample {
         quantity.combine(&sums)
     }
 
-    /// How many cases the first ratio of a quantity is a mean over.
+    /// The number of cases that the first ratio of a quantity is a mean over.
     #[must_use]
     pub fn n_cases(&self, quantity: &Quantity) -> u64 {
         quantity.ratios.first().map_or(0, |&ratio| {

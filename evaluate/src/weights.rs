@@ -9,7 +9,7 @@ use merge::{Checkpoint, Layout, Role};
 
 use crate::{Error, Result};
 
-/// What a parameter starts from when the checkpoint lacks it.
+/// The first value of a parameter that the checkpoint lacks.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub enum Init {
     /// All zeros.
@@ -22,7 +22,7 @@ pub enum Init {
     Normal(f32),
 }
 
-/// What a model took of a checkpoint, by the names it asked for.
+/// The parameters that a model took of a checkpoint, by the names it asked for.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct LoadReport {
     /// Taken from the checkpoint.
@@ -36,7 +36,7 @@ pub struct LoadReport {
 /// Tensors of a checkpoint by name, for a model that asks for them one by one.
 ///
 /// Every name must be there unless a fresh head was asked for, so a misspelled key cannot go
-/// unnoticed; [`Weights::report`] tells what was used, drawn and left over.
+/// unnoticed; [`Weights::report`] lists the tensors that were used, drawn and left over.
 pub struct Weights {
     checkpoint: Arc<Checkpoint>,
     /// The model's names, with those in the file.
@@ -69,7 +69,7 @@ pub enum Misfit {
         key: String,
         /// Its shape.
         found: Vec<usize>,
-        /// What the model needs.
+        /// The shape that the model needs.
         expected: Vec<usize>,
     },
 }
@@ -239,7 +239,7 @@ impl Weights {
         self
     }
 
-    /// A head whose names begin with `prefix` has so many classes if it starts fresh.
+    /// A head whose names begin with `prefix` has `n` classes if it starts fresh.
     #[must_use]
     pub fn with_fresh_classes(mut self, prefix: &str, n: usize) -> Self {
         self.fresh_classes.insert(prefix.to_owned(), n);
@@ -264,7 +264,7 @@ impl Weights {
         self.is_trainable
     }
 
-    /// Where the tensors go.
+    /// The device of the tensors.
     #[must_use]
     pub fn device(&self) -> &Device {
         &self.device
@@ -421,7 +421,7 @@ impl Weights {
         self.names.get(name).map(String::as_str)
     }
 
-    /// What was used so far.
+    /// The tensors used so far.
     #[must_use]
     pub fn report(&self) -> LoadReport {
         let taken = self.taken();

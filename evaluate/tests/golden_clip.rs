@@ -3,27 +3,25 @@
 
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
-use std::sync::Arc;
 
 use candle_core::{DType, Device, Tensor};
 use evaluate::batch::{Images, Texts};
-use evaluate::forward::{self, Given};
 use evaluate::metrics::retrieval::Ties;
 use evaluate::metrics::zero_shot::{of_templates, sample};
 use evaluate::models::clip::pooled_rows;
 use evaluate::models::{self, Branch, Opened, Overrides, image_features, text_features};
 use evaluate::nn::Pass;
 use evaluate::tasks::Similarities;
-use fixtures::{Case, Raw, Set, number};
-use merge::Checkpoint;
+use fixtures::{Case, Set, number};
 use merge::convert::{Conversion, Resize};
 use merge::execute::RunOptions;
-use merge::io::OpenOptions;
 use merge::layouts::{ClipActivation, ClipConfig};
 use merge::progress::Silent;
 use serde_json::{Value, json};
 
 use crate::fixture::value;
+use crate::golden;
+use crate::golden::forward::{assert_close, outputs_of};
 
 fixtures::golden_tests! {
     package: "evaluate", set: "clip",
@@ -33,12 +31,8 @@ fixtures::golden_tests! {
     zero_shot_classification_is_that_of_open_clip: "zero_shot" => zero_shot,
 }
 
-fn checkpoint(path: &Path) -> Arc<Checkpoint> {
-    Arc::new(merge::io::open(path, &OpenOptions::default()).expect("it opens"))
-}
-
-/// What the folder of a model does not tell: of an image tower of timm whose name is made up, its heads and its
-/// activation, which the set's sizes say.
+/// The heads and the activation of an image tower of timm with an invented name: the set's sizes name them, the folder of
+/// the model does not.
 fn overrides(set: &Set, folder: &Path) -> Overrides {
     let config = folder.join("open_clip_config.json");
     let Ok(text) = std::fs::read_to_string(config) else {
@@ -59,28 +53,18 @@ fn overrides(set: &Set, folder: &Path) -> Overrides {
 }
 
 fn opened(folder: &Path, overrides: &Overrides) -> Opened {
-    let opened = models::open(checkpoint(folder), overrides, &Device::Cpu, DType::F32);
+    let opened = models::open(
+        golden::models::open(folder),
+        overrides,
+        &Device::Cpu,
+        DType::F32,
+    );
     opened.expect("a model")
 }
 
 fn run(opened: &Opened, inputs: &Path, pass: &str) -> BTreeMap<String, Tensor> {
-    let named = opened.model.named_passes().expect("passes");
-    let file = checkpoint(inputs);
-    let given = Given::open(&file, named.inputs(), &Device::Cpu, DType::F32).expect("inputs");
-    let outcome = forward::run(opened.model.as_ref(), &given, &[pass.to_owned()], true);
-    outcome.expect("it runs").tensors
-}
-
-fn assert_close(case: &Case, of: &str, name: &str, found: &Tensor, expected: &Raw) {
-    assert_eq!(found.dims(), expected.shape, "{name}");
-    let found: Vec<f32> = found
-        .flatten_all()
-        .and_then(|t| t.to_vec1())
-        .expect("numbers");
-    let found: Vec<f64> = found.into_iter().map(f64::from).collect();
-    let (rtol, atol) = (case.tolerance(of, "rtol"), case.tolerance(of, "atol"));
-    let difference = fixtures::first_difference(&found, &expected.values(), rtol, atol);
-    assert_eq!(difference, None, "{name}");
+    let inputs = golden::models::open(inputs);
+    outputs_of(opened.model.as_ref(), &inputs, &[pass.to_owned()])
 }
 
 /// The pass of a case by its parameters: which ids, and whether padding is hidden.
@@ -193,7 +177,7 @@ fn forward_resized(case: &Case) {
         resize: Some(Resize::Bicubic),
         ..Conversion::default()
     };
-    let source = checkpoint(&folder);
+    let source = golden::models::open(&folder);
     let resized = conversion.in_memory(source, &RunOptions::default(), &Silent);
     let resized = resized.expect("it is resized");
     let table = "vision_model.embeddings.position_embedding.weight";

@@ -2,16 +2,15 @@
 //! `fixtures/resnet/manifest.json`.
 
 use std::cell::RefCell;
-use std::path::Path;
-use std::sync::Arc;
 
 use candle_core::{DType, Device};
 use evaluate::batch::Images;
-use evaluate::forward::{self, Given};
 use evaluate::models::{self, Opened, Overrides};
 use evaluate::nn::BatchStatistics;
 use fixtures::Case;
-use merge::Checkpoint;
+
+use crate::golden;
+use crate::golden::forward::{check, outputs_of};
 
 fixtures::golden_tests! {
     package: "evaluate", set: "resnet",
@@ -19,12 +18,8 @@ fixtures::golden_tests! {
     statistics_of_batches_are_those_that_torch_keeps: "batch_statistics" => batch_statistics,
 }
 
-fn checkpoint(path: &Path) -> Arc<Checkpoint> {
-    Arc::new(merge::io::open(path, &Default::default()).expect("it opens"))
-}
-
 fn opened(case: &Case) -> Opened {
-    let file = checkpoint(&case.file("model"));
+    let file = golden::models::open(&case.file("model"));
     let opened = models::open(file, &Overrides::default(), &Device::Cpu, DType::F32);
     let opened = opened.expect("a model");
     let unused = opened.weights.report().unused;
@@ -41,17 +36,9 @@ fn assert_close(case: &Case, name: &str, found: &[f64], expected: &[f64]) {
 
 fn forward(case: &Case) {
     let opened = opened(case);
-    let named = opened.model.named_passes().expect("passes");
-    let inputs = checkpoint(&case.file("input"));
-    let given = Given::open(&inputs, named.inputs(), &Device::Cpu, DType::F32).expect("inputs");
-    let outcome = forward::run(opened.model.as_ref(), &given, &["image".to_owned()], true);
-    let found = outcome.expect("it runs").tensors;
-    for (name, expected) in case.tensors("expected") {
-        assert_eq!(found[&name].dims(), expected.shape, "{name}");
-        let values = found[&name].flatten_all().and_then(|t| t.to_vec1::<f32>());
-        let values = values.expect("numbers").into_iter().map(f64::from);
-        assert_close(case, &name, &values.collect::<Vec<_>>(), &expected.values());
-    }
+    let inputs = golden::models::open(&case.file("input"));
+    let found = outputs_of(opened.model.as_ref(), &inputs, &["image".to_owned()]);
+    check(case, &found, &case.tensors("expected"));
 }
 
 fn batch_statistics(case: &Case) {
@@ -83,7 +70,7 @@ fn batch_statistics(case: &Case) {
 
 #[test]
 fn a_residual_network_does_not_learn_and_says_why() {
-    let file = checkpoint(&fixtures::path("resnet/basic.safetensors"));
+    let file = golden::models::open(&fixtures::path("resnet/basic.safetensors"));
     let prepared = models::prepare(file, &Overrides::default(), &Device::Cpu, DType::F32);
     let (blueprint, weights) = prepared.expect("a model");
     let error = Opened::build(blueprint, weights.trainable()).err();

@@ -1,15 +1,15 @@
 //! Classifiers of timm run on given pixels and on pictures, case by case of `fixtures/vit/manifest.json`.
 
 use std::path::Path;
-use std::sync::Arc;
 
 use candle_core::{DType, Device};
-use evaluate::forward::{self, Given};
 use evaluate::images::{self, Transform};
 use evaluate::models::{self, Opened, Overrides};
 use evaluate::{Error, ModelFault};
 use fixtures::Case;
-use merge::Checkpoint;
+
+use crate::golden;
+use crate::golden::forward::{check, outputs_of};
 
 fixtures::golden_tests! {
     package: "evaluate", set: "vit",
@@ -17,12 +17,13 @@ fixtures::golden_tests! {
     pictures_become_the_pixels_that_timm_makes: "preprocess" => preprocess,
 }
 
-fn checkpoint(path: &Path) -> Arc<Checkpoint> {
-    Arc::new(merge::io::open(path, &Default::default()).expect("it opens"))
-}
-
 fn open(path: &Path, overrides: &Overrides) -> evaluate::Result<Opened> {
-    models::open(checkpoint(path), overrides, &Device::Cpu, DType::F32)
+    models::open(
+        golden::models::open(path),
+        overrides,
+        &Device::Cpu,
+        DType::F32,
+    )
 }
 
 fn opened(case: &Case) -> Opened {
@@ -32,22 +33,9 @@ fn opened(case: &Case) -> Opened {
 
 fn forward(case: &Case) {
     let opened = opened(case);
-    let named = opened.model.named_passes().expect("passes");
-    let inputs = checkpoint(&case.file("input"));
-    let given = Given::open(&inputs, named.inputs(), &Device::Cpu, DType::F32).expect("inputs");
-    let outcome = forward::run(opened.model.as_ref(), &given, &["image".to_owned()], true);
-    let found = outcome.expect("it runs").tensors;
-    for (name, expected) in case.tensors("expected") {
-        let found = &found[&name];
-        assert_eq!(found.dims(), expected.shape, "{name}");
-        let found = found.flatten_all().and_then(|t| t.to_vec1::<f32>());
-        let found: Vec<f64> = (found.expect("numbers").into_iter())
-            .map(f64::from)
-            .collect();
-        let (rtol, atol) = (case.tolerance("", "rtol"), case.tolerance("", "atol"));
-        let difference = fixtures::first_difference(&found, &expected.values(), rtol, atol);
-        assert_eq!(difference, None, "{name}");
-    }
+    let inputs = golden::models::open(&case.file("input"));
+    let found = outputs_of(opened.model.as_ref(), &inputs, &["image".to_owned()]);
+    check(case, &found, &case.tensors("expected"));
 }
 
 fn preprocess(case: &Case) {

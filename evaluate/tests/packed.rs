@@ -234,7 +234,7 @@ fn shards_of_any_names_come_in_the_order_of_their_numbers_and_patterns_name_them
     assert_eq!(captions("json.tar", "web"), ["one|two"]);
     let said = said(CaptionSet::open(folder.path(), "web", "cc-{0..x}.tar"));
     assert!(said.contains("no pattern"), "{said}");
-    // What is learned from is told by what is there.
+    // The files of the split decide the kind of the data set.
     let opened = Dataset::open_packed(folder.path(), "web", "train", true).expect("opened");
     assert!(matches!(opened, Dataset::Captions(_)));
     let wds = fixtures::path("packed");

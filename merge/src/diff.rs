@@ -1,11 +1,11 @@
-//! What differs between two checkpoints: keys, shapes, dtypes and values.
+//! Differences between two checkpoints: keys, shapes, dtypes and values.
 
 use serde::Serialize;
 
 use crate::spans::{self, RUN_ELEMENTS, Run, Span};
 use crate::{Checkpoint, DType, Progress, Result, TensorInfo};
 
-/// What to compare, and how exactly.
+/// The parts to compare, and the tolerance.
 #[derive(Clone, Debug, Default)]
 pub struct DiffOptions {
     /// Elements up to this far apart count as equal.
@@ -35,7 +35,7 @@ pub struct Reshaped {
     pub right: TensorInfo,
 }
 
-/// How far the values of a tensor are apart. Only tensors with some difference are listed.
+/// The distance between a tensor's values. Only tensors with some difference are listed.
 ///
 /// A NaN equals a NaN, an infinity equals itself, and `-0` equals `0`. An element that is NaN or
 /// infinite on one side only, or infinite with opposite signs, differs whatever the tolerance; it
@@ -301,7 +301,7 @@ fn integers(left: &Run, right: &Run, decode: impl Fn([u8; 8]) -> i128) -> Vec<f6
         .collect()
 }
 
-/// How far complex numbers are apart.
+/// The distances between complex numbers.
 fn complex_numbers(left: &Run, right: &Run) -> Vec<f64> {
     let (a, _) = left.bytes.as_chunks::<8>();
     let (b, _) = right.bytes.as_chunks::<8>();

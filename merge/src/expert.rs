@@ -1,4 +1,4 @@
-//! Whom a copy of some weights serves.
+//! Experts: the modalities that a copy of some weights serves.
 
 use std::fmt;
 use std::str::FromStr;

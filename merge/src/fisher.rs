@@ -26,7 +26,7 @@ pub struct FisherRecord {
     pub objectives: Vec<String>,
     /// The checkpoint whose gradients these are.
     pub checkpoint: Vec<InputFile>,
-    /// How many examples were used.
+    /// The number of examples.
     pub n_examples: u64,
     /// Examples whose gradients are averaged before they are squared; 1 gives the Fisher information.
     pub examples_at_once: u64,
@@ -38,7 +38,7 @@ pub struct FisherRecord {
 }
 
 impl FisherRecord {
-    /// What a file says that it was summed over; `None` for files of other programs.
+    /// The data that a file was summed over, by its own record; `None` for files of other programs.
     #[must_use]
     pub fn of(file: &Checkpoint) -> Option<Self> {
         let record: Self = serde_json::from_str(file.info().metadata.get(RECORD)?).ok()?;

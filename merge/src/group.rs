@@ -6,7 +6,7 @@ use serde::Serialize;
 
 use crate::Expert;
 
-/// What a parameter does in its layer; merge methods treat linear weights apart from the rest.
+/// The kind of a parameter in its layer; merge methods treat linear weights apart from the rest.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize)]
 #[serde(rename_all = "snake_case")]
 #[non_exhaustive]
@@ -54,11 +54,11 @@ pub struct Slot {
     /// The part of a block a slot belongs to, e.g. `attn.qkv`, `mlp.fc1`, `norm2`; outside the
     /// blocks the key without its last segment.
     pub module: String,
-    /// What the parameter does.
+    /// The kind of the parameter.
     pub kind: ParamKind,
 }
 
-/// What one key of a checkpoint is to a merge.
+/// The role of one key of a checkpoint in a merge.
 #[derive(Clone, Debug, PartialEq, Eq)]
 #[non_exhaustive]
 pub enum Role {
@@ -66,7 +66,7 @@ pub enum Role {
     Shared(Slot),
     /// One of several copies for a slot.
     Expert {
-        /// Whom this copy serves.
+        /// The expert that this copy belongs to.
         expert: Expert,
         /// The slot that the copies are merged into.
         slot: Slot,
@@ -84,8 +84,7 @@ pub enum Role {
     Derived,
 }
 
-/// Whose copy of a tensor a member of a group is: an expert of the one checkpoint, or one of several
-/// checkpoints.
+/// The origin of a group's member: an expert of the one checkpoint, or one of several checkpoints.
 #[derive(Clone, PartialEq, Eq, PartialOrd, Ord)]
 pub enum Member {
     /// An expert.
@@ -95,7 +94,7 @@ pub enum Member {
 }
 
 impl Member {
-    /// What it is called in formulas of the printed plan.
+    /// Its name in formulas of the printed plan.
     #[must_use]
     pub fn label(&self) -> String {
         match self {

@@ -5,7 +5,7 @@
 //! 1. [`Checkpoint`] opens any supported file lazily through a [`TensorSource`]: names, shapes and
 //!    dtypes at once, data on request. No code of the file is ever run.
 //! 2. [`layouts::detect`] names the model family and gives each key a [`Role`].
-//! 3. [`MergeRecipe`] says what is wanted, [`MergePlan`] what happens to every key.
+//! 3. [`MergeRecipe`] is a user's wish, [`MergePlan`] the action for every key.
 //! 4. [`execute`](execute::execute) runs the plan tensor by tensor through a [`MergeMethod`]
 //!    and streams the result into a [`Writer`](io::Writer).
 //!

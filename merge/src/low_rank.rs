@@ -37,10 +37,10 @@ const FIRST_WIDTH: usize = 64;
 /// Rows that one thread multiplies at a time.
 const BLOCK_ROWS: usize = 256;
 
-/// What of the energy may be missing because f32 holds no more: a relative error of 1e-6, squared.
+/// The share of the energy that may be missing because f32 holds no more: a relative error of 1e-6, squared.
 const ROUNDING: f64 = 1e-12;
 
-/// Where a decomposition is cut.
+/// The rule that cuts a decomposition.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub enum Truncation {
     /// At this rank, or that of the matrix's shorter side.
@@ -65,7 +65,7 @@ pub struct LowRank {
     pub values: Vec<f64>,
 }
 
-/// The iteration for singular values found no end: the matrix holds what is no number.
+/// The iteration for singular values found no end: the matrix holds values that are no numbers.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct NoConvergence;
 

@@ -6,8 +6,8 @@ use crate::beside::Companions;
 use crate::io::Container;
 use crate::{Checkpoint, Result};
 
-/// What is beside a checkpoint as config.json; `None` where there is none. A file that is no JSON is none,
-/// too: it is refused where it is written.
+/// The config.json beside a checkpoint; `None` where there is none. A file that is no JSON is none, too: it is refused
+/// where it is written.
 pub(crate) fn of(checkpoint: &Checkpoint) -> Result<Option<Value>> {
     if checkpoint.info().container == Container::Memory {
         return Ok(None);

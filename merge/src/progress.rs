@@ -1,4 +1,4 @@
-//! How a long operation reports its progress and learns that it should stop.
+//! Progress of a long operation, and the wish to stop it.
 
 /// Receives the progress of a long operation; called from many threads.
 pub trait Progress: Sync {

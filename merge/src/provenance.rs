@@ -1,4 +1,4 @@
-//! What a written checkpoint says of its own making.
+//! The record of its own making in a written checkpoint.
 
 use std::collections::BTreeMap;
 use std::fs::File;
@@ -17,7 +17,7 @@ use crate::{Error, Progress, Result};
 /// Bytes read at a time while hashing.
 const BLOCK_BYTES: usize = 1 << 20;
 
-/// Who made a checkpoint, how, and from what.
+/// The program that made a checkpoint, its recipe, and its inputs.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Provenance {
     /// The resolved recipe, or the command, with file names instead of paths.
@@ -37,7 +37,7 @@ pub struct InputFile {
     /// SHA-256 of its content in hexadecimal, unless hashing was skipped.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub sha256: Option<String>,
-    /// What the server calls this version of a remote file, which is not read whole for a hash.
+    /// The server's name for this version of a remote file, which is not read whole for a hash.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub etag: Option<String>,
 }

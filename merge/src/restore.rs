@@ -13,13 +13,13 @@ use crate::{Checkpoint, DType, MaskFault, MergePlan, Result, TensorInfo};
 /// The key of the metadata that says what a file of masks holds.
 pub(crate) const RECORD: &str = "vlmerge.masks";
 
-/// What a file of masks says of them. The mask of task `i` for a tensor is the tensor `i.NAME`, one bit an element, the
+/// The record in a file of masks. The mask of task `i` for a tensor is the tensor `i.NAME`, one bit an element, the
 /// first in the lowest bit of a byte.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct MaskRecord {
     /// The models, by as much of their paths as tells them apart.
     pub tasks: Vec<String>,
-    /// What a task's elements are multiplied by.
+    /// The factor of each task's elements.
     pub factors: Vec<f64>,
 }
 
@@ -66,13 +66,13 @@ impl MaskRecord {
     }
 }
 
-/// What a task's model is made of.
+/// The parts that make a task's model.
 pub struct Restore {
     /// The merged file.
     pub merged: Arc<Checkpoint>,
     /// The masks that were written with it.
     pub masks: Arc<Checkpoint>,
-    /// What the merge measured from.
+    /// The base of the merge.
     pub base: Arc<Checkpoint>,
     /// The task.
     pub task: String,

@@ -14,11 +14,11 @@ pub(crate) const RUN_ELEMENTS: usize = 32 * 1024;
 /// Elements `first..first + len` of one of the tensors of a pass.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct Span {
-    /// Which tensor, in the caller's order.
+    /// The number of the tensor, in the caller's order.
     pub(crate) item: usize,
     /// The first element, row-major.
     pub(crate) first: usize,
-    /// How many.
+    /// The number of elements.
     pub(crate) len: usize,
 }
 
@@ -89,7 +89,7 @@ impl Run {
         checkpoint.read(key, span.first, &mut self.bytes)
     }
 
-    /// Decodes what was read; booleans become 0 and 1, complex numbers their absolute values.
+    /// Decodes the bytes read; booleans become 0 and 1, complex numbers their absolute values.
     pub(crate) fn decode(&mut self, key: &str, dtype: DType) -> Result<&mut [f64]> {
         if dtype == DType::C64 {
             self.values = moduli(&self.bytes);

@@ -10,8 +10,8 @@ use crate::{Error, Progress, Result, TensorSource};
 /// Bytes read at once while hashing.
 const HASH_BYTES: usize = 256 * 1024;
 
-/// What the elements of a tensor are like. Everything is computed in `f64`; minimum, maximum, mean
-/// and deviation are those of the finite elements and `None` where there are none.
+/// Statistics of a tensor's elements. Everything is computed in `f64`; minimum, maximum, mean and deviation are those
+/// of the finite elements and `None` where there are none.
 #[derive(Clone, Debug, Default, PartialEq, Serialize)]
 pub struct Statistics {
     /// Smallest finite element.

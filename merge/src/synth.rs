@@ -20,7 +20,7 @@ use crate::{Error, MergePlan, ParamKind, Result, TensorInfo};
 /// Deviation of an expert from its seed, in deviations of the seed's weights.
 const EXPERT_DEVIATION: f32 = 0.1;
 
-/// How large fresh weights are.
+/// The size of fresh weights.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct Spread {
     /// Standard deviation of linear weights and embeddings.
@@ -40,7 +40,7 @@ impl Default for Spread {
     }
 }
 
-/// What a fresh model of a family holds.
+/// The tensors of a fresh model of a family.
 pub trait Fresh: fmt::Debug {
     /// Checks the sizes.
     ///
@@ -63,7 +63,7 @@ pub trait Fresh: fmt::Debug {
     fn describe(&self) -> String;
 }
 
-/// What the elements of a tensor are drawn from.
+/// The distribution of a tensor's elements.
 #[derive(Clone, Copy, Debug, Default, PartialEq)]
 pub enum Distribution {
     /// A normal one, of the tensor's mean and deviation.
@@ -80,13 +80,13 @@ pub struct FreshTensor {
     pub name: String,
     /// Shape, and the element type of published checkpoints.
     pub info: TensorInfo,
-    /// What it does.
+    /// Its kind.
     pub kind: ParamKind,
     /// The mean of its elements.
     pub mean: f32,
     /// Their standard deviation.
     pub deviation: f32,
-    /// What they are drawn from.
+    /// The distribution of its elements.
     pub distribution: Distribution,
     /// The name that its draws are keyed by.
     pub draw: String,
@@ -117,11 +117,11 @@ impl FreshTensor {
 /// A random checkpoint.
 #[derive(Clone, Debug)]
 pub struct Synthesis<S = CatalogSpec> {
-    /// What it holds.
+    /// The sizes of the model.
     pub spec: S,
-    /// What the draws are keyed by.
+    /// The seed of the draws.
     pub seed: u64,
-    /// How large the weights are.
+    /// The size of the weights.
     pub spread: Spread,
     /// Element type of the parameters; `Keep` is f32.
     pub dtype: OutputDType,
@@ -148,7 +148,7 @@ impl<S: Fresh> Synthesis<S> {
         builder.model(self.spec.record()).finish()
     }
 
-    /// How a tensor is made.
+    /// The entry that makes a tensor.
     pub(crate) fn entry(&self, tensor: FreshTensor) -> Entry {
         match tensor.buffer {
             Some(buffer) => buffers::entry(tensor.name, buffer),
@@ -209,7 +209,7 @@ impl<S: Fresh> Synthesis<S> {
 }
 
 impl Spread {
-    /// The published spread with what is given in its place.
+    /// The published spread, with the given values in its place.
     #[must_use]
     pub fn given(deviation: Option<f32>, layer_scale: Option<f32>) -> Self {
         let published = Self::default();

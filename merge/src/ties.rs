@@ -10,7 +10,7 @@ use serde_json::Value;
 use crate::io::{Aliases, SourceInfo, TensorEntry};
 use crate::{Checkpoint, DType, Result, TensorInfo, TensorSource, model_config};
 
-/// How the names of heads end.
+/// The endings of heads' names.
 const HEADS: [&str; 6] = [
     "lm_head.weight",
     "embed_out.weight",
@@ -20,7 +20,7 @@ const HEADS: [&str; 6] = [
     "generator_lm_head.weight",
 ];
 
-/// How the names of embeddings end that heads share.
+/// The endings of the names of embeddings that heads share.
 const EMBEDDINGS: [&str; 5] = [
     "embed_tokens.weight",
     "wte.weight",
@@ -49,7 +49,7 @@ fn ends_with(name: &str, end: &str) -> bool {
     start.is_some_and(|start| start.is_empty() || start.ends_with('.'))
 }
 
-/// What a model's configuration says of its head.
+/// The head by a model's configuration.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Said {
     /// It shares its weights with the embeddings.
@@ -60,7 +60,7 @@ pub(crate) enum Said {
     Nothing,
 }
 
-/// What the configuration beside a checkpoint says of its head.
+/// The head by the configuration beside a checkpoint.
 pub(crate) fn said(checkpoint: &Checkpoint) -> Result<Said> {
     let config = model_config::of(checkpoint)?;
     Ok(config.as_ref().map_or(Said::Nothing, said_by))
@@ -97,7 +97,7 @@ pub(crate) fn shared_embeddings(checkpoint: &Checkpoint) -> Option<String> {
     found.next().is_none().then(|| first.to_owned())
 }
 
-/// What a change of tied embeddings means for the head.
+/// The effect on the head of a change of tied embeddings.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) enum TiedHead {
     /// The model has no head that shares them, or has it stored.
@@ -206,7 +206,7 @@ pub(crate) fn with_apart(source: &Arc<Checkpoint>, apart: Aliases) -> Result<Arc
 struct Apart {
     inner: Arc<Checkpoint>,
     tensors: Vec<TensorEntry>,
-    /// What each tensor is called in the checkpoint.
+    /// The name of each tensor in the checkpoint.
     keys: Vec<String>,
     /// Names that are still tied.
     aliases: Aliases,

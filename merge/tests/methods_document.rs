@@ -63,7 +63,7 @@ const SOURCES: [(&str, &str); 39] = [
 const HEADER: &str = "\
 # Merge methods
 
-Made from the doc comments in `merge/src/methods/`. To make it anew:
+Made from the doc comments in `merge/src/methods/`. To write it again:
 `VLMERGE_WRITE_DOCS=1 cargo test --release --workspace --test merge_tests methods_document`.
 
 Parameters stand under `parameters` in a recipe: of the whole recipe, of a slice, or of a model

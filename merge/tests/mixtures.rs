@@ -523,7 +523,7 @@ fn experts_are_matched_by_what_they_give_whatever_their_units() {
     folder.write("theirs", &Tensors::from([("x".to_owned(), gram(0))]));
     let fault = folder.fault(recipe);
     assert!(
-        fault.contains("no gram matrix of the last layer of any expert"),
+        fault.contains("lacks the gram matrices of the last layers"),
         "{fault}"
     );
 }

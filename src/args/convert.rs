@@ -1,4 +1,4 @@
-//! What verbs that bring a checkpoint to another form share.
+//! Flags of all verbs that bring a checkpoint to another form.
 
 use std::path::Path;
 use std::sync::Arc;
@@ -10,7 +10,7 @@ use merge::io::{OpenOptions, open};
 
 use crate::output::Output;
 
-/// How relative position tables are resized.
+/// Ways to resize relative position tables.
 #[derive(Clone, Copy, Debug, ValueEnum)]
 pub enum ResizeArg {
     /// Cubic convolution, as in vl-merging and torch

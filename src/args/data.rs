@@ -1,4 +1,4 @@
-//! On which data, for which task: flags of every verb that runs a model on a split.
+//! Data and task: flags of every verb that runs a model on a split.
 
 use std::path::PathBuf;
 
@@ -22,11 +22,11 @@ use merge::remote::address::is_address;
 use crate::args::number::parse_positive;
 use crate::output::UsageError;
 
-/// On which data, for which task.
+/// The data and the task.
 #[derive(Args, Clone, Debug)]
 #[command(next_help_heading = "Data")]
 pub struct DataArgs {
-    /// What the model does
+    /// The task of the model
     #[arg(long, value_name = "TASK", value_parser = task_that_runs())]
     pub task: &'static TaskSpec,
     /// Folder of arrow files, as `vlmerge data build` writes them, or of folders with CSV tables, folders of
@@ -52,7 +52,7 @@ pub struct DataArgs {
     /// If an image has the same caption twice, count it once, as published code does
     #[arg(long)]
     pub without_repeats: bool,
-    /// Measure a head whose number of classes differs from the data's: what its classes mean is unknown
+    /// Measure a head whose number of classes differs from the data's: its classes may mean other answers
     #[arg(long)]
     pub allow_other_answers: bool,
     /// Ask a ranking head of the N best texts of each image and the N best images of each text alone, by the
@@ -66,8 +66,8 @@ pub struct DataArgs {
     /// reads image and text together
     #[arg(long, value_name = "K", value_parser = parse_positive, conflicts_with = "candidates")]
     pub rerank: Option<usize>,
-    /// How items behind the K best stand to each other: in the order that they had, or all tied as published, where
-    /// --ties decides [default: similarity]
+    /// Order of the items behind the K best: the one that they had, or all tied as published, where --ties decides
+    /// [default: similarity]
     #[arg(long, value_name = "HOW", requires = "rerank")]
     pub rerank_rest: Option<Rest>,
     /// Texts that are pursued at once for an image; 1 is greedy [default: 1]
@@ -171,7 +171,7 @@ impl DataArgs {
         Ok(())
     }
 
-    /// How captions are written.
+    /// The settings of writing captions.
     pub fn writing(&self) -> Result<Writing> {
         let usual = Writing::default();
         let length_penalty = self.length_penalty.unwrap_or(usual.length_penalty);
@@ -185,7 +185,7 @@ impl DataArgs {
         })
     }
 
-    /// How many of each are ranked once more, and how the others stand to each other.
+    /// The number of items of each query that are ranked once more, and the order of the others.
     pub fn rerank(&self) -> Option<(usize, Rest)> {
         let rest = self.rerank_rest.unwrap_or_default();
         self.rerank.map(|k| (k, rest))
@@ -223,7 +223,7 @@ impl DataArgs {
         Ok(self.task.open(&options, folder)?)
     }
 
-    /// What the data are, for recognizing results that were made before.
+    /// The names and sizes of the files of the data, by which results of an earlier run are recognized.
     pub fn identity(&self) -> Result<Vec<(String, u64)>> {
         let mut files = Vec::new();
         let failed = || format!("{}: cannot list", self.data.display());

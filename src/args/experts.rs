@@ -14,21 +14,21 @@ use merge::{Checkpoint, MergePlan};
 
 use crate::output::{Output, UsageError, printable};
 
-/// How many experts each mixture keeps.
+/// The number of experts that each mixture keeps, and the choice of them.
 #[derive(Debug, Args)]
 #[command(next_help_heading = "Mixtures of experts")]
 pub struct ExpertsArgs {
     /// Give each mixture this many experts, by how tokens go to them; or make it one dense network, `dense`
     #[arg(long, value_name = "N|dense", conflicts_with_all = ["to", "image_size", "text_len", "nlvr2", "module"])]
     experts: Option<ExpertsArg>,
-    /// N is the number of all mixtures together, which then differ in size: each keeps as many as a token goes to, and
-    /// the rest are the best of all (M-SMoE)
+    /// Share N experts out among all mixtures, which then differ in size: each keeps at least as many as a token goes
+    /// to, and the best of all others stay (M-SMoE)
     #[arg(long, requires = "experts")]
     in_all: bool,
     /// The gram file over the model, which says how tokens go to experts
     #[arg(long, value_name = "FILE", requires = "experts")]
     grams: Option<PathBuf>,
-    /// Which experts stay [default: saliency; frequency with --group]
+    /// The experts that stay [default: saliency; frequency with --group]
     #[arg(long, value_enum, value_name = "WORTH", requires = "experts")]
     by: Option<WorthArg>,
     /// Merge the other experts into those that stay, by the router's scores, instead of leaving them out
@@ -39,7 +39,7 @@ pub struct ExpertsArgs {
     align_units: bool,
 }
 
-/// What becomes of a mixture.
+/// The new form of a mixture.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum ExpertsArg {
     Number(usize),
@@ -58,7 +58,7 @@ impl FromStr for ExpertsArg {
     }
 }
 
-/// Which experts stay.
+/// The experts that stay.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
 enum WorthArg {
     /// Those with the longest answers, weighted by the router, in the mean over their tokens (REAP)

@@ -1,9 +1,9 @@
-//! What an FLM is for.
+//! Flags for the task of an FLM.
 
 use clap::ValueEnum;
 use merge::layouts::FlmTask;
 
-/// What an FLM is for.
+/// The task of an FLM.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
 pub enum TaskArg {
     /// Free language modeling

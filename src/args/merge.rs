@@ -1,4 +1,4 @@
-//! What is merged and where the result goes: flags of every verb that merges by a recipe.
+//! Inputs and output of a merge: flags of every verb that merges by a recipe.
 
 use std::path::PathBuf;
 
@@ -10,7 +10,7 @@ use merge::recipe::{ModelRef, OutputDType, Parameters, UnknownKeys};
 use crate::args::data::task_with_experts;
 use crate::args::write::WriteArgs;
 
-/// Where the result goes, and what else may be asked of a recipe.
+/// The target of a merge, and verbs' other wishes for a recipe.
 #[derive(Debug, Args)]
 pub struct Target {
     /// The checkpoint to write; a folder also gets configuration, tokenizer and model card

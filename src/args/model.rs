@@ -1,4 +1,4 @@
-//! Which model, and how it is run: flags of every verb that runs one.
+//! The model and its settings: flags of every verb that runs one.
 
 use std::ops::Deref;
 
@@ -15,7 +15,7 @@ use merge::layouts::ClipActivation;
 
 use crate::args::number::{Colors, parse_colors, parse_positive};
 
-/// How a model is run on data.
+/// Settings of running a model on data.
 #[derive(Args, Clone, Debug)]
 #[command(next_help_heading = "Model")]
 pub struct ModelArgs {
@@ -26,7 +26,7 @@ pub struct ModelArgs {
     pub batch_size: usize,
 }
 
-/// How a model is loaded.
+/// Settings of loading a model.
 #[derive(Args, Clone, Debug)]
 #[command(next_help_heading = "Model")]
 pub struct LoadArgs {
@@ -54,11 +54,11 @@ pub struct LoadArgs {
     /// Divisor of similarities, for models that do not learn it
     #[arg(long, value_name = "NUMBER")]
     pub temperature: Option<f64>,
-    /// What is taken from red, green and blue of a picture, scaled to [0, 1], if the checkpoint does not
-    /// say: one number or three [default: as the family does]
+    /// Numbers subtracted from red, green and blue of a picture, scaled to [0, 1], if the checkpoint does not say: one
+    /// number or three [default: as the family does]
     #[arg(long, value_name = "R,G,B", value_parser = parse_colors)]
     pub image_mean: Option<Colors>,
-    /// What red, green and blue are divided by then
+    /// Divisors of red, green and blue after that
     #[arg(long, value_name = "R,G,B", value_parser = parse_colors)]
     pub image_deviation: Option<Colors>,
     /// First block in which text and image are one sequence, if the checkpoint does not say
@@ -67,7 +67,7 @@ pub struct LoadArgs {
     /// Text positions that the bias table has room for, if the checkpoint does not say
     #[arg(long, value_name = "N")]
     pub text_table_len: Option<usize>,
-    /// How texts are read by models that can read them in several ways [default: as they were trained]
+    /// Way of reading texts, for models that have several [default: as they were trained]
     #[arg(long, value_enum, value_name = "HOW")]
     pub streams: Option<StreamsArg>,
     /// Whether text and image attend to each other before the fusion start [default: the family's way]
@@ -76,7 +76,7 @@ pub struct LoadArgs {
     /// Tokens of a text that is read together with an image, if the checkpoint does not say
     #[arg(long, value_name = "N", value_parser = parse_positive)]
     pub pair_len: Option<usize>,
-    /// How routers of experts choose [default: unlimited, or as-published with --model-as-published]
+    /// Choice of the routers of experts [default: unlimited, or as-published with --model-as-published]
     #[arg(long, value_enum, value_name = "HOW")]
     pub routing: Option<RoutingArg>,
     /// Do what the published program does where that is a slip; eve: features without the last norm,
@@ -85,7 +85,7 @@ pub struct LoadArgs {
     pub model_as_published: bool,
 }
 
-/// What stands between the two layers of an FFN.
+/// The function between the two layers of an FFN.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
 pub enum ActivationArg {
     /// x σ(1.702 x): OpenAI's CLIP, and models of open_clip called -quickgelu
@@ -96,7 +96,7 @@ pub enum ActivationArg {
     GeluTanh,
 }
 
-/// How routers of experts choose.
+/// Ways in which routers choose experts.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
 pub enum RoutingArg {
     /// Each token goes to the experts that score highest, whatever else is in the batch
@@ -107,7 +107,7 @@ pub enum RoutingArg {
     AsPublished,
 }
 
-/// How texts are read.
+/// Ways to read texts.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
 pub enum StreamsArg {
     /// From left to right, from right to left, and by queries of both
@@ -118,7 +118,7 @@ pub enum StreamsArg {
     Bidirectional,
 }
 
-/// Who attends to whom before the fusion start.
+/// Attention between text and image before the fusion start.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
 pub enum AttentionArg {
     /// Each attends to itself, as in vl-merging
@@ -136,7 +136,7 @@ impl Deref for ModelArgs {
 }
 
 impl LoadArgs {
-    /// What the checkpoint is brought to before it runs.
+    /// The conversion that the checkpoint goes through before it runs.
     pub fn conversion(&self) -> Conversion {
         Conversion {
             image_size: self.image_size,
@@ -145,8 +145,8 @@ impl LoadArgs {
         }
     }
 
-    /// What the numbers of a model depend on beside its weights, for recognizing results that were
-    /// made before.
+    /// The settings that a model's numbers depend on beside its weights, by which results of an earlier run are
+    /// recognized.
     pub fn identity(&self) -> serde_json::Value {
         serde_json::json!({
             "precision": self.precision.to_string(),
@@ -173,7 +173,7 @@ impl LoadArgs {
         Ok(self.device.open(self.precision)?)
     }
 
-    /// What the checkpoint does not tell of the model.
+    /// Facts about the model that the checkpoint lacks.
     pub fn overrides(&self) -> Overrides {
         Overrides {
             n_heads: self.heads,

@@ -1,11 +1,11 @@
-//! How results are measured and where they go: flags of every verb that measures.
+//! Settings of measuring, and the place of results: flags of every verb that measures.
 
 use std::path::PathBuf;
 
 use clap::Args;
 use evaluate::metrics::retrieval::Ties;
 
-/// How numbers are drawn and where they go; the same in every verb that measures.
+/// Draws of numbers and the files for them; the same in every verb that measures.
 #[derive(Args, Clone, Debug)]
 #[command(next_help_heading = "Results")]
 pub struct ResultArgs {
@@ -15,7 +15,7 @@ pub struct ResultArgs {
     /// Replace an existing report
     #[arg(long)]
     pub force: bool,
-    /// How retrieval ranks equal scores: expected (the default), pessimistic, optimistic, first
+    /// Ranks of equal scores in retrieval: expected (the default), pessimistic, optimistic, first
     #[arg(long, value_name = "HOW")]
     pub ties: Option<Ties>,
     /// Bootstrap draws for the intervals and tests

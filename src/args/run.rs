@@ -1,11 +1,11 @@
-//! Where a run of training takes place.
+//! The folder and the device of a training run.
 
 use std::path::PathBuf;
 
 use clap::Args;
 use evaluate::device::DeviceName;
 
-/// Where a run goes and on what it computes; the same in every verb that trains.
+/// The folder, the recipe's changes and the device of a run; the same in every verb that trains.
 #[derive(Args, Clone, Debug)]
 #[command(next_help_heading = "Run")]
 pub struct RunArgs {

@@ -1,4 +1,4 @@
-//! How a checkpoint is written.
+//! Flags for writing a checkpoint.
 
 use std::path::{Path, PathBuf};
 
@@ -7,7 +7,7 @@ use merge::execute::RunOptions;
 use merge::io::{OutputContainer, WriteOptions};
 use merge::recipe::OutputDType;
 
-/// How to write a checkpoint; the same flags in every verb that writes one.
+/// Settings of writing a checkpoint; the same flags in every verb that writes one.
 #[derive(Args, Clone, Debug)]
 #[command(next_help_heading = "Output")]
 pub struct WriteArgs {
@@ -38,8 +38,8 @@ pub struct WriteArgs {
 }
 
 impl WriteArgs {
-    /// Where and how to write to `path`; if it `may_be_folder`, a name that no file would have stands
-    /// for a model folder.
+    /// The settings of writing to `path`. If it `may_be_folder`, a path without the extension of a file stands for a
+    /// model folder.
     pub fn write_options(&self, path: PathBuf, may_be_folder: bool) -> WriteOptions {
         let container = self.container.map(Into::into);
         let options = match may_be_folder && self.is_folder(&path) {
@@ -61,8 +61,8 @@ impl WriteArgs {
         ends || path.is_dir() || path.extension().is_none()
     }
 
-    /// How to run the plan. Copies are looked at for infinities only by verbs that compute
-    /// something: a conversion must carry any bits along.
+    /// The settings of running the plan. Only verbs that compute something look for infinities in copies: a conversion
+    /// must carry any bits along.
     pub fn run_options(&self, check_copies: bool) -> RunOptions {
         RunOptions {
             allow_non_finite: self.allow_non_finite,

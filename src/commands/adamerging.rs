@@ -41,10 +41,10 @@ pub struct Args {
     /// The folder to write: recipe.yaml, and entropies.json with the entropy of each step
     #[arg(long, value_name = "DIR")]
     out: PathBuf,
-    /// What has a coefficient of its own
+    /// Parts of a model that have a coefficient of their own
     #[arg(long, value_enum, value_name = "WHAT", default_value_t)]
     per: PerArg,
-    /// What coefficients start from
+    /// First value of all coefficients
     #[arg(long, value_name = "NUMBER", default_value_t = 0.3)]
     start: f64,
     /// Adam's rate
@@ -70,7 +70,7 @@ pub struct Args {
     device: DeviceName,
 }
 
-/// What has a coefficient.
+/// The parts of a model that have a coefficient.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, clap::ValueEnum)]
 enum PerArg {
     /// Each model and tensor: layer-wise, as published

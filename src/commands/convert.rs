@@ -56,7 +56,7 @@ pub struct Args {
     /// Resize position tables for images with a side of this many pixels
     #[arg(long, value_name = "PIXELS")]
     image_size: Option<usize>,
-    /// How to resize relative position tables [default: geometric for VLMo, else bicubic]
+    /// Way to resize relative position tables [default: geometric for VLMo, else bicubic]
     #[arg(long, value_enum, value_name = "HOW", requires = "image_size")]
     resize: Option<ResizeArg>,
     /// Keep only the first text positions
@@ -72,7 +72,7 @@ pub struct Args {
     /// a folder, configuration and tokenizer are copied too
     #[arg(long)]
     dequantize: bool,
-    /// Note the attention heads of the image tower, which weights do not tell, for whatever reads the output
+    /// Note the attention heads of the image tower, which weights do not tell, for programs that read the output
     #[arg(long, value_name = "N", value_parser = parse_positive)]
     image_heads: Option<usize>,
     /// Note the attention heads of the text tower
@@ -81,10 +81,10 @@ pub struct Args {
     /// Note the divisor of similarities, for models that do not learn it
     #[arg(long, value_name = "NUMBER")]
     temperature: Option<f64>,
-    /// Note what is taken from red, green and blue of a picture, scaled to [0, 1]: one number or three
+    /// Note the numbers subtracted from red, green and blue of a picture, scaled to [0, 1]: one number or three
     #[arg(long, value_name = "R,G,B", value_parser = parse_colors)]
     image_mean: Option<Colors>,
-    /// Note what red, green and blue are divided by then
+    /// Note the divisors of red, green and blue after that
     #[arg(long, value_name = "R,G,B", value_parser = parse_colors)]
     image_deviation: Option<Colors>,
     /// Rebuild index buffers for the new sizes, instead of leaving them out
@@ -119,7 +119,7 @@ enum SpellingArg {
     OpenClip,
 }
 
-/// What to do with the prefix `module.`.
+/// The treatment of the prefix `module.`.
 #[derive(Clone, Copy, Debug, ValueEnum)]
 enum ModuleArg {
     /// Add it to every key that lacks it
@@ -129,7 +129,7 @@ enum ModuleArg {
 }
 
 impl Args {
-    /// What the output's record says of two towers.
+    /// The facts about two towers in the output's record.
     fn facts(&self) -> ModelRecord {
         let facts = ModelRecord {
             image_heads: self.image_heads,

@@ -41,13 +41,13 @@ pub struct Args {
     /// Subtract this modality-agnostic checkpoint from both sides first
     #[arg(long, value_name = "FILE")]
     seed_checkpoint: Option<PathBuf>,
-    /// What to measure [default: cosine,l2,ssd; with --keep also tssd]
+    /// Measures of distance [default: cosine,l2,ssd; with --keep also tssd]
     #[arg(long, value_enum, value_delimiter = ',', value_name = "METRIC")]
     metric: Vec<MetricArg>,
     /// Share of elements that TSSD keeps, above 0 and at most 1; may be repeated
     #[arg(long, value_delimiter = ',', value_name = "K")]
     keep: Vec<f64>,
-    /// What to pool into one value [default: block,all; with --json also cell]
+    /// Tensors that are pooled into one value [default: block,all; with --json also cell]
     #[arg(long, value_enum, value_delimiter = ',', value_name = "WHAT")]
     per: Vec<GrainArg>,
     /// Write a heat map of the first metric, blocks by modules
@@ -191,7 +191,7 @@ impl Args {
         Ok(metrics)
     }
 
-    /// What is pooled, in the order asked for. Reports draw cells, so JSON has them.
+    /// The pools in the order of the flags. Reports draw cells, so JSON has them.
     fn grains(&self, is_json: bool) -> Vec<Grain> {
         match (self.per.as_slice(), is_json) {
             ([], false) => vec![Grain::Block, Grain::All],

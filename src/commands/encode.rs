@@ -70,7 +70,7 @@ pub struct Args {
 /// Decodes the picture of a number.
 type Picture = Box<dyn Fn(usize) -> evaluate::Result<evaluate::images::Rgb> + Send + Sync>;
 
-/// What is encoded.
+/// The pictures or texts to encode.
 #[derive(Default)]
 struct Input {
     pictures: Option<(Vec<String>, Picture)>,
@@ -195,7 +195,7 @@ pub fn run(args: &Args, output: &Output) -> Result<ExitCode> {
 }
 
 impl Args {
-    /// Opens what is to be encoded.
+    /// Opens the pictures or texts.
     fn input(&self, output: &Output) -> Result<Input> {
         let mut input = Input::default();
         if let Some(path) = &self.images {
@@ -251,7 +251,7 @@ impl Args {
         Ok(rows)
     }
 
-    /// Says what is kept of a run that stops.
+    /// Says which rows of a stopped run are kept.
     fn keep(
         &self,
         done: evaluate::Result<()>,

@@ -43,7 +43,7 @@ pub struct Args {
     /// The checkpoint to write
     #[arg(required_unless_present = "dry_run")]
     out: Option<PathBuf>,
-    /// Which weights of a block have a copy for each modality, or the task of an FLM or an EVE
+    /// Weights of a block that get a copy for each modality, or the task of an FLM or an EVE
     #[arg(long, value_enum, value_name = "FORM")]
     to: ToArg,
     /// RoBERTa for the text tower of a new FLM; the input gives the image tower
@@ -84,7 +84,7 @@ pub struct Args {
     /// Name of the dictionary in the file that holds the weights [default: found by rule]
     #[arg(long)]
     root: Option<String>,
-    /// Which experts to write, as copies; the result lacks the others [default: copy]
+    /// Experts to write, as copies; the result lacks the others [default: copy]
     #[arg(long, value_enum, value_name = "WHICH")]
     experts: Option<StartArg>,
     /// Start one expert from another agnostic checkpoint
@@ -96,7 +96,7 @@ pub struct Args {
     /// Resize position tables for images with a side of this many pixels
     #[arg(long, value_name = "PIXELS")]
     image_size: Option<usize>,
-    /// How to resize position tables [default: bicubic]
+    /// Way to resize position tables [default: bicubic]
     #[arg(long, value_enum, value_name = "HOW", requires = "image_size")]
     resize: Option<ResizeArg>,
     /// Text positions that the bias table has room for [default: 196]
@@ -109,7 +109,7 @@ pub struct Args {
     write: WriteArgs,
 }
 
-/// What the input becomes.
+/// The target of an expansion.
 #[derive(Clone, Copy, Debug, ValueEnum)]
 enum ToArg {
     /// One set of weights for all modalities: a seed
@@ -155,7 +155,7 @@ enum ToArg {
     Mixture,
 }
 
-/// A form of vl-merging, or what an FLM or an EVE is for.
+/// A form of vl-merging, or the task of an FLM or an EVE.
 enum To {
     Form(Form),
     Flm(FlmTask),
@@ -190,7 +190,7 @@ impl From<ToArg> for To {
     }
 }
 
-/// Which experts start as copies.
+/// The experts that start as copies.
 #[derive(Clone, Copy, Debug, ValueEnum)]
 enum StartArg {
     /// All of them
@@ -391,7 +391,7 @@ fn to_mixture(args: Args, output: &Output) -> Result<ExitCode> {
 /// Names that are listed in a line.
 const MAX_LISTED: usize = 4;
 
-/// What is drawn, and what is left out.
+/// Says which tensors are drawn and which are left out.
 fn say(report: &LoadReport, output: &Output) {
     for (names, what) in [
         (&report.missing, "not in the input, so drawn"),

@@ -137,7 +137,7 @@ impl Args {
         })
     }
 
-    /// What was asked for, as it goes into the file.
+    /// The command line, as it goes into the file.
     fn command(&self) -> String {
         let mut text = "vlmerge extract-lora".to_owned();
         let flags = [

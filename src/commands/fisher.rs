@@ -47,7 +47,7 @@ pub struct Args {
     /// The Fisher file to write
     #[arg(long, value_name = "FILE")]
     out: PathBuf,
-    /// Whose loss is minus the log-likelihood, by its name in training recipes; several are added up
+    /// Objective whose loss is minus the log-likelihood, by its name in training recipes; several are added up
     #[arg(
         long,
         value_name = "NAME",
@@ -70,15 +70,15 @@ pub struct Args {
     /// Part of the data set [default: train]
     #[arg(long, value_name = "NAME", conflicts_with = "recipe")]
     split: Option<String>,
-    /// How the data are kept: arrow, csv, folders [default: arrow]
+    /// Format of the data: arrow, csv, folders [default: arrow]
     #[arg(long, value_name = "FORMAT", conflicts_with = "recipe")]
     format: Option<String>,
     /// Tokenizer: a vocab.txt or tokenizer.json, a folder with one, or a name on the hub
     /// [default: bert-base-uncased]
     #[arg(long, value_name = "NAME")]
     tokenizer: Option<String>,
-    /// Whose labels count: those of the data (the empirical Fisher information), or all classes, each by
-    /// the model's own probability of it
+    /// Labels of the log-likelihood: those of the data (the empirical Fisher information), or all classes, each by the
+    /// model's own probability of it
     #[arg(long, value_enum, value_name = "WHOSE", default_value_t)]
     labels: LabelsArg,
     /// Square the mean gradient of N examples instead of the gradient of each; for objectives that compare
@@ -99,7 +99,7 @@ pub struct Args {
     device: DeviceName,
 }
 
-/// Whose labels count.
+/// The labels of the log-likelihood.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, clap::ValueEnum)]
 enum LabelsArg {
     /// Those of the data
@@ -120,7 +120,7 @@ pub fn run(args: Args, output: &Output) -> Result<ExitCode> {
 }
 
 impl Args {
-    /// What is run: a recipe with the checkpoint as its start.
+    /// The recipe of the run, with the checkpoint as its start.
     fn recipe(&self) -> Result<CheckedRecipe> {
         let quoted = |path: &Path| json!(path.display().to_string()).to_string();
         let mut settings = vec![format!("init={{checkpoint: {}}}", quoted(&self.checkpoint))];

@@ -59,15 +59,14 @@ pub struct Args {
     /// File to write the gradient of the loss to, for each variable that it reaches
     #[arg(long, value_name = "FILE", requires = "loss")]
     gradients: Option<PathBuf>,
-    /// How pairs are mixed: image or text, and the share that a row keeps of itself, such as image:0.3
+    /// Mix of pairs: image or text, and the share that a row keeps of itself, such as image:0.3
     #[arg(long, value_name = "SIDE:SHARE", requires = "loss", value_parser = parse_mix)]
     mix: Option<MixDraw>,
-    /// How images and texts are compared, as `objectives[].contrast` of a recipe says it, such as
-    /// '{block: 4, smoothing: 0.1}'
+    /// Settings of comparing images and texts, as in `objectives[].contrast` of a recipe, such as '{block: 4,
+    /// smoothing: 0.1}'
     #[arg(long, value_name = "SETTINGS", requires = "loss")]
     contrast: Option<String>,
-    /// How words are guessed, as `objectives[].language` of a recipe says it, such as
-    /// '{forward_weight: 0.5}'
+    /// Settings of guessing words, as in `objectives[].language` of a recipe, such as '{forward_weight: 0.5}'
     #[arg(long, value_name = "SETTINGS", requires = "loss")]
     language: Option<String>,
     /// Checkpoint of the discrete autoencoder whose tokens are guessed, for mim and image_mim
@@ -169,7 +168,7 @@ pub fn run(args: Args, output: &Output) -> Result<ExitCode> {
 }
 
 impl Args {
-    /// What the loss depends on beside the tensors.
+    /// The settings that the loss depends on beside the tensors.
     fn loss_options(&self, weights: &Weights) -> Result<LossOptions> {
         let read = |text: &String| {
             let read = serde_saphyr::from_str(text);

@@ -47,21 +47,21 @@ pub struct Args {
     /// Match the hidden units of feed-forward networks before they are merged
     #[arg(long, conflicts_with = "as_adapter")]
     align_units: bool,
-    /// Also write which elements are of which task, for `vlmerge task`: of `emr` and `tall_masks`
+    /// Also write the elements of each task, for `vlmerge task`: of `emr` and `tall_masks`
     #[arg(long, value_name = "FILE", conflicts_with = "as_adapter")]
     masks: Option<PathBuf>,
     #[command(flatten)]
     target: Target,
 }
 
-/// What experts are matched by.
+/// The measure by which experts are matched.
 #[derive(Clone, Copy, Debug, ValueEnum)]
 enum AlignArg {
     /// Nothing: experts of the same number are merged
     None,
     /// The cosine of their weights
     Weights,
-    /// What they give on data, from the gram files that the recipe names as `outputs`
+    /// Their outputs on data, from the gram files that the recipe names as `outputs`
     Outputs,
 }
 

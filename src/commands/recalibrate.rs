@@ -45,7 +45,7 @@ pub struct Args {
     /// Split whose pictures count
     #[arg(long, value_name = "NAME", default_value = "train")]
     split: String,
-    /// So many pictures, as even over the classes as can be
+    /// Use only N pictures, as even over the classes as can be
     #[arg(long, value_name = "N")]
     limit: Option<usize>,
     /// Draws the order of the pictures

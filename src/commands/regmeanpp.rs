@@ -80,7 +80,7 @@ struct WrittenModel {
     data: BTreeMap<String, Value>,
 }
 
-/// What the published program multiplies off-diagonals with.
+/// The published program's factor on off-diagonals.
 fn published_shrink() -> f64 {
     0.95
 }

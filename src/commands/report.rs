@@ -34,7 +34,7 @@ pub struct Args {
     /// Results as JSON, or folders of training runs
     #[arg(required = true, value_name = "FILE|RUN_DIR")]
     files: Vec<PathBuf>,
-    /// Where to write [default: standard output]
+    /// File to write [default: standard output]
     #[arg(long, value_name = "FILE")]
     out: Option<PathBuf>,
     /// Form of the report [default: by the extension of --out, or markdown]
@@ -159,7 +159,7 @@ impl Args {
     }
 }
 
-/// How a training run went.
+/// The course of a training run.
 fn course(folder: &Path, label: &str) -> Result<Course> {
     let mut series: BTreeMap<String, Vec<(f64, f64)>> = BTreeMap::new();
     for record in train::log::read(&folder.join(LINES_FILE))? {

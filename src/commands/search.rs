@@ -62,7 +62,7 @@ pub struct Args {
 struct Trial {
     values: Vec<f64>,
     worth: f64,
-    /// Where its result stands.
+    /// The place of its result.
     at: usize,
 }
 

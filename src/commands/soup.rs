@@ -50,7 +50,7 @@ struct Soup {
     /// Its ingredients, the best first.
     of: Vec<PathBuf>,
     worth: f64,
-    /// Where its result stands.
+    /// The place of its result.
     at: usize,
 }
 
@@ -131,7 +131,7 @@ fn average(checkpoints: &[PathBuf]) -> MergeRecipe {
     }
 }
 
-/// What a soup is called in results.
+/// The name of a soup in results.
 fn name_of(checkpoints: &[PathBuf]) -> String {
     let name = |path: &PathBuf| {
         let name = path.file_name().unwrap_or(path.as_os_str());

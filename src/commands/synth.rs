@@ -141,7 +141,7 @@ struct SizeArgs {
     /// Layers of flm's reconstructor beside the cross-modal ones [default: as many]
     #[arg(long, value_name = "N")]
     reconstructor_top: Option<usize>,
-    /// How many of the last blocks of eve have a mixture of experts [default: 2; 3 for large]
+    /// Blocks of eve, counted from the last, that have a mixture of experts [default: 2; 3 for large]
     #[arg(long, value_name = "N")]
     mixtures: Option<usize>,
     /// Experts of each mixture of eve [default: 32]

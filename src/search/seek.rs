@@ -1,4 +1,4 @@
-//! In which order points of the unit cube are tried.
+//! The order in which a search tries the points of the unit cube.
 
 use anyhow::{Result, anyhow};
 use cmaes::{CMAESOptions, DVector};
@@ -48,7 +48,7 @@ pub fn cma_es(
     }
 }
 
-/// Tries all points of a grid with so many values an axis, both ends among them.
+/// Tries all points of a grid with the given number of values an axis, both ends among them.
 pub fn grid(
     n_axes: usize,
     n_values: usize,

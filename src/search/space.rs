@@ -22,7 +22,7 @@ const DIGITS: f64 = 1e6;
 /// A number that is searched for.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Axis {
-    /// Where it stands: `models.1.parameters.weight`.
+    /// The place of the number: `models.1.parameters.weight`.
     pub name: String,
     /// As a JSON pointer.
     pointer: String,
@@ -39,7 +39,7 @@ pub struct Space {
     /// All documents of the file.
     documents: Value,
     is_single: bool,
-    /// What is searched for.
+    /// The numbers that a search sets.
     pub axes: Vec<Axis>,
 }
 
@@ -124,7 +124,7 @@ impl Space {
         Ok((MergeRecipe::parse(&text, &self.path)?, text))
     }
 
-    /// What a point is called.
+    /// The name of a point.
     pub fn name(&self, values: &[f64]) -> String {
         let said = self.axes.iter().zip(values);
         let said: Vec<String> = said

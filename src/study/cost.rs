@@ -1,4 +1,4 @@
-//! What a step costs: the process of each command tells at its end.
+//! The cost of a step: the process of each command reports it at its end.
 
 use std::fs;
 use std::path::Path;
@@ -12,7 +12,7 @@ use serde::{Deserialize, Serialize};
 const FILE: &str = "VLMERGE_NOTES_COST";
 const NAME: &str = "cost.json";
 
-/// What a process costs, or several one after the other.
+/// The cost of a process, or of several one after the other.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Serialize, Deserialize)]
 pub struct Cost {
     /// The time that processors spend on it, of all threads.
@@ -41,7 +41,7 @@ impl Cost {
         Ok(())
     }
 
-    /// What the last command of a step told; none where it could not.
+    /// The cost that the last command of a step reported; none if it could not.
     pub fn read(folder: &Path) -> Option<Self> {
         serde_json::from_slice(&fs::read(folder.join(NAME)).ok()?).ok()
     }

@@ -20,15 +20,15 @@ use super::{Store, Study};
 /// Weights that are measured on a task.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Model {
-    /// What it is called in tables.
+    /// Its name in tables.
     pub name: String,
-    /// Where it comes from.
+    /// The origin of its weights.
     pub origin: Origin,
     /// The weights that are measured.
     weights: Place,
 }
 
-/// Where measured weights come from.
+/// The origins of measured weights.
 #[derive(Clone, Debug, PartialEq)]
 pub enum Origin {
     /// One set of weights, the whole budget.
@@ -72,9 +72,9 @@ pub struct Graph {
 /// Distances between weights.
 #[derive(Clone, Debug)]
 pub struct Apart {
-    /// What they are called together.
+    /// Their common name.
     pub label: String,
-    /// What the first weights are called, and the others, if their own parts are not compared.
+    /// The names of the first weights and of the others, if their own parts are not compared.
     pub names: (String, Option<String>),
     /// The file.
     pub place: Place,
@@ -136,7 +136,7 @@ impl Study for Graph {
     }
 }
 
-/// What is merged after a seed of some length.
+/// The experts, merges and distances after a seed of some length.
 pub(super) struct Experts {
     /// The length of the seed.
     pub(super) steps: u64,
@@ -170,7 +170,7 @@ impl Builder<'_> {
         })
     }
 
-    /// What goes on from a seed: together they have the rest of the budget.
+    /// Plans the experts after a seed: together they have the rest of the budget.
     fn experts(&mut self, steps: u64, seed: Option<Place>) -> Result<Experts> {
         let recipe = self.recipe;
         let rest = recipe.budget_steps - steps;
@@ -201,7 +201,7 @@ impl Builder<'_> {
         })
     }
 
-    /// Pre-training for so many steps, from the seed, or from where the study starts.
+    /// Plans pre-training for `steps` steps, from the seed, or from the start of the study.
     fn pretraining(
         &mut self,
         name: &str,

@@ -1,4 +1,4 @@
-//! How long training takes, by its log, and how many steps take as long as those of another training.
+//! The duration of a training run, by its log, and the number of steps that take as long as those of another run.
 
 use std::path::{Path, PathBuf};
 
@@ -9,7 +9,7 @@ use train::log::{self, LINES_FILE, Record};
 
 use super::step::Place;
 
-/// What seconds are counted by.
+/// The clock that counts the seconds.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Clock {
@@ -29,12 +29,12 @@ pub struct Quota {
     pub of: Vec<Place>,
     /// Folders of timed runs of this one.
     pub own: Vec<Place>,
-    /// What seconds are counted by.
+    /// The clock that counts the seconds.
     pub clock: Clock,
 }
 
 impl Clock {
-    /// What a training log calls it.
+    /// The name of the seconds in a training log.
     fn number(self) -> &'static str {
         match self {
             Self::Processor => "processor_seconds",
@@ -91,12 +91,12 @@ impl Quota {
         self.of.iter().chain(&self.own)
     }
 
-    /// What it depends on beside those.
+    /// The settings that it depends on beside those.
     pub fn identity(&self) -> Value {
         json!([self.steps, self.of.len(), self.own.len(), self.clock])
     }
 
-    /// How many steps they are; `path` says where a place is.
+    /// The number of steps. `path` gives the path of a place.
     pub fn steps(&self, path: impl Fn(&Place) -> PathBuf) -> Result<u64> {
         let pace = |places: &[Place]| {
             let folders: Vec<PathBuf> = places.iter().map(&path).collect();

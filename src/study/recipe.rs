@@ -1,4 +1,4 @@
-//! What a study does, as written in YAML.
+//! The recipe of a study, as written in YAML.
 
 use std::path::{Path, PathBuf};
 
@@ -21,20 +21,20 @@ use crate::output::UsageError;
 pub struct StudyRecipe {
     /// Heading of the report.
     pub title: String,
-    /// What is learned from and measured on.
+    /// The data to learn from and to measure on.
     pub data: StudyData,
-    /// What all pre-training starts from: a modality-agnostic checkpoint, or fresh weights.
+    /// The start of all pre-training: a modality-agnostic checkpoint, or fresh weights.
     pub init: Init,
-    /// What a checkpoint does not say of its model.
+    /// Facts about the model that its checkpoint lacks.
     #[serde(default)]
     pub model: ModelSettings,
-    /// Which parts of a block get a copy per modality after the seed: all, unless there are `experts`.
+    /// The parts of a block that get a copy per modality after the seed: all, unless there are `experts`.
     #[serde(default)]
     pub specific: Option<ExpertForm>,
     /// Models that go on from the seed each by itself, in the place of copies per modality.
     #[serde(default)]
     pub experts: Vec<ExpertTraining>,
-    /// How is pre-trained, seed and experts alike.
+    /// The settings of pre-training, for seed and experts alike.
     pub pretrain: Training,
     /// Steps of pre-training, of the seed and of the experts together.
     pub budget_steps: u64,
@@ -42,18 +42,18 @@ pub struct StudyRecipe {
     pub seed_steps: Vec<u64>,
     /// Steps of the seed whose experts are merged in every way.
     pub main_seed_steps: u64,
-    /// Which examples gram matrices are summed over.
+    /// The examples over which gram matrices are summed.
     #[serde(default)]
     pub grams: GramSettings,
     /// Ways to merge; a parameter with a list of values is a sweep.
     pub merges: Vec<MergeSettings>,
     /// The way to merge after every other length of the seed.
     pub merge_of_seeds: MergeSettings,
-    /// What models are measured on, fine-tuned or as they are.
+    /// The tasks on which models are measured, fine-tuned or as they are.
     pub tasks: Vec<StudyTask>,
 }
 
-/// What is learned from and measured on.
+/// The data to learn from and to measure on.
 #[derive(Clone, Debug, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct StudyData {
@@ -114,14 +114,14 @@ impl Training {
 /// A model that goes on from the seed by itself.
 #[derive(Clone, Debug, Serialize, Deserialize)]
 pub struct ExpertTraining {
-    /// What it is called.
+    /// Its name.
     pub name: String,
-    /// How its training differs from that of the seed, such as its data.
+    /// The settings in which its training differs from that of the seed, such as its data.
     #[serde(flatten)]
     pub settings: Map<String, Value>,
 }
 
-/// Which examples gram matrices are summed over.
+/// The examples over which gram matrices are summed.
 #[derive(Clone, Debug, Default, Serialize, Deserialize)]
 #[serde(deny_unknown_fields, default)]
 pub struct GramSettings {
@@ -142,11 +142,11 @@ pub struct MergeSettings {
     pub nested: Map<String, Value>,
 }
 
-/// What models are measured on.
+/// A task on which models are measured.
 #[derive(Clone, Debug, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct StudyTask {
-    /// What is to be done.
+    /// The task.
     pub task: &'static TaskSpec,
     /// The data set of a task that works on several.
     #[serde(default, skip_serializing_if = "Option::is_none")]
@@ -158,7 +158,7 @@ pub struct StudyTask {
     /// The split whose gram matrices are summed.
     #[serde(default = "train_name")]
     pub grams: String,
-    /// How models are fine-tuned; without it they are measured as they come.
+    /// The fine-tuning of models; without it they are measured as they come.
     #[serde(default)]
     pub finetune: Option<Training>,
 }
@@ -326,7 +326,7 @@ impl MergePoint {
         Ok((method(&self.parameters)?, false))
     }
 
-    /// What it is called.
+    /// Its name.
     pub fn name(&self) -> String {
         let mut name = self.method.clone();
         for (key, value) in &self.parameters {

@@ -11,20 +11,20 @@ use super::recipe::StudyRecipe;
 use super::step::Place;
 use super::store::Store;
 
-/// What a study found.
+/// The findings of a study.
 #[derive(Debug)]
 pub struct Findings {
     /// Everything, for a page.
     pub document: Document,
     /// The tables of the test splits.
     pub tests: Vec<Report>,
-    /// What the tests allow to say, in sentences.
+    /// Statements that the tests support, in sentences.
     pub statements: Vec<String>,
     /// Further numbers by their names, for JSON.
     pub more: Map<String, Value>,
     /// Files beside the page: names and content.
     pub files: Vec<(&'static str, String)>,
-    /// What a terminal shows in the place of a table for each test split.
+    /// The table that a terminal shows instead of one for each test split.
     pub table: Option<String>,
 }
 

@@ -15,22 +15,22 @@ use super::step::{Kind, Step};
 use super::store::{Kept, Standing, Store, dependencies, missing};
 use crate::output::{Output, UsageError};
 
-/// How often processes are looked at.
+/// The pause between two looks at the processes.
 const PAUSE: Duration = Duration::from_millis(20);
 
-/// What is said after a signal.
+/// The message after a signal.
 const STOPPED: &str = "stopped; the same command goes on";
 
 /// Tells a process of a step that it ends with the one that started it: by its number, or by anything else
 /// if a launcher stands between.
 const ENDS_WITH_PARENT: &str = "VLMERGE_ENDS_WITH_PARENT";
 
-/// How steps are run.
+/// Runs the steps of a study.
 #[derive(Clone, Debug)]
 pub struct Runner {
     /// This program.
     pub program: PathBuf,
-    /// What steps that train are started with, e.g. `mpirun -n 4`.
+    /// The command that starts steps that train, e.g. `mpirun -n 4`.
     pub launcher: Vec<String>,
     /// `--device` of steps that run a model.
     pub device: Option<String>,
@@ -40,7 +40,7 @@ pub struct Runner {
     pub threads: Option<usize>,
 }
 
-/// What became of the steps.
+/// The outcome of all steps.
 #[derive(Clone, Copy, Debug, Default)]
 pub struct Tally {
     /// Those that had been finished before.
@@ -59,7 +59,7 @@ struct Running<'a> {
     at: usize,
     child: Child,
     begun: Instant,
-    /// What its commands cost as far as they are done; none once one does not tell.
+    /// The cost of its finished commands; none once one does not report it.
     cost: Option<Cost>,
 }
 
@@ -228,7 +228,7 @@ impl Runner {
         )
     }
 
-    /// What is said of a step that failed.
+    /// The message about a step that failed.
     fn failure(&self, failed: &Running<'_>, status: ExitStatus, store: &Store) -> anyhow::Error {
         let step = failed.step;
         let log = store.of(&step.name).join("log.txt");

@@ -9,11 +9,11 @@ use super::pace::Quota;
 /// A file or folder that a step reads or writes.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Place {
-    /// What another step left, by the step's name and a path in its folder.
+    /// A file of another step, by the step's name and a path in its folder.
     Of(String, String),
     /// In the step's own folder.
     Own(String),
-    /// What the user has.
+    /// A file of the user.
     Outside(PathBuf),
 }
 
@@ -49,7 +49,7 @@ impl From<Place> for Word {
 pub struct Draft {
     /// Its name.
     pub name: String,
-    /// What it says, as YAML.
+    /// Its contents, as YAML.
     pub document: Value,
     /// Places in it, by JSON pointer, whose values are paths.
     pub paths: Vec<(String, Place)>,
@@ -69,7 +69,7 @@ impl Draft {
     }
 }
 
-/// What kind of work a step is.
+/// The kinds of work that steps do.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Kind {
     /// It trains: it has a device, and may be launched on several.
@@ -85,13 +85,13 @@ pub enum Kind {
 pub struct Step {
     /// Its name, which is also that of its folder.
     pub name: String,
-    /// What kind of work it is.
+    /// The kind of its work.
     pub kind: Kind,
     /// Files that are written first.
     pub drafts: Vec<Draft>,
     /// Commands, one after the other.
     pub commands: Vec<Vec<Word>>,
-    /// What it leaves in its folder.
+    /// The files that it leaves in its folder.
     pub outputs: Vec<String>,
 }
 

@@ -1,4 +1,4 @@
-//! What studies of every kind plan alike: data, training runs, measuring.
+//! Steps that studies of every kind plan alike: data, training runs, measuring.
 
 use std::path::Path;
 
@@ -222,7 +222,7 @@ impl<'a> StepPlan<'a> {
         words
     }
 
-    /// What a checkpoint does not say of its model.
+    /// The flags for facts about the model that its checkpoint lacks.
     pub(super) fn of_model(&self) -> Vec<Word> {
         let mut words = Vec::new();
         let model = self.model;

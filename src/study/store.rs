@@ -1,4 +1,4 @@
-//! What is finished of a study, and whether it still holds.
+//! The finished steps of a study, and whether they still hold.
 //!
 //! ```text
 //! DIR/steps/NAME/step.json    what the step depends on, as a hash, and whether it is finished
@@ -22,16 +22,16 @@ use crate::output::UsageError;
 /// Of larger files size and time stand for the content.
 const MAX_HASHED_BYTES: u64 = 16 << 20;
 
-/// What is kept of a step.
+/// The record of a step.
 #[derive(Clone, Debug, Serialize, Deserialize)]
 pub struct Kept {
     /// Stands for everything that the step depends on.
     pub depends_on: String,
     /// Whether it came to its end.
     pub is_finished: bool,
-    /// How long it took.
+    /// The seconds that it took.
     pub seconds: f64,
-    /// What its commands cost, where the system tells.
+    /// The cost of its commands, if the system tells.
     #[serde(default)]
     pub cost: Option<Cost>,
     /// Its commands, as one could type them.
@@ -46,7 +46,7 @@ pub struct Store {
     _lock: Option<File>,
 }
 
-/// What is to be done about a step.
+/// The state of a step: to run, to go on with, or finished.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Standing {
     /// Nothing.
@@ -93,7 +93,7 @@ impl Store {
         self.folder.join("steps").join(step)
     }
 
-    /// Where a place is, seen from a step.
+    /// The path of a place, seen from a step.
     pub fn path(&self, step: &str, place: &Place) -> PathBuf {
         match place {
             Place::Of(other, path) => self.of(other).join(path),
@@ -102,13 +102,13 @@ impl Store {
         }
     }
 
-    /// What is kept of a step; damaged or missing, it is as if it never ran.
+    /// The record of a step. A damaged or missing record counts as none.
     pub fn kept(&self, step: &str) -> Option<Kept> {
         let text = fs::read(self.of(step).join("step.json")).ok()?;
         serde_json::from_slice(&text).ok()
     }
 
-    /// How a step stands.
+    /// The state of a step.
     pub fn standing(&self, step: &Step, depends_on: &str) -> Standing {
         let Some(kept) = self.kept(&step.name).filter(|k| k.depends_on == depends_on) else {
             return Standing::New;

@@ -55,7 +55,7 @@ pub struct MaskedSignals {
 pub struct Batch {
     /// The number of the first example in the whole batch of a step.
     pub first: usize,
-    /// How many examples there are.
+    /// The number of examples.
     pub n: usize,
     /// The pictures.
     pub image: Option<Images>,
@@ -65,11 +65,11 @@ pub struct Batch {
     pub text: Option<Texts>,
     /// The same with words masked.
     pub masked_words: Option<MaskedWords>,
-    /// Which patches of the pictures are masked, and what is behind them.
+    /// The masked patches of the pictures, and the tokens behind them.
     pub masked_patches: Option<MaskedPatches>,
     /// Patches and words to be guessed together.
     pub masked_signals: Option<MaskedSignals>,
-    /// What the query stream of free language modeling begins with, `(b, t)`.
+    /// The first inputs of the query stream of free language modeling, `(b, t)`.
     pub queries: Option<Tensor>,
     /// A span to hide from each query beside its own token, in the place of those that would be drawn.
     pub spans: Option<Vec<Span>>,

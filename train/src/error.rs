@@ -1,11 +1,11 @@
-//! What can go wrong in training.
+//! The errors of this crate.
 
 use std::path::PathBuf;
 
 /// A result of this crate.
 pub type Result<T, E = Error> = std::result::Result<T, E>;
 
-/// What can go wrong in training.
+/// An error in training.
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum Error {
@@ -41,7 +41,7 @@ pub enum Error {
     DoesNotFit {
         /// The checkpoint.
         path: PathBuf,
-        /// How many.
+        /// The number of tensors.
         n: usize,
         /// The first of them, with what is wrong.
         faults: String,
@@ -62,7 +62,7 @@ pub enum Error {
     },
     /// The head tells other tokens of images apart than the tokenizer makes.
     #[error(
-        "the tokenizer of images knows {known} tokens, `mim_score` tells {n_classes} apart; start it anew from a checkpoint without `mim_score`, or take the tokenizer that it was trained with"
+        "the tokenizer of images knows {known} tokens, `mim_score` has classes for {n_classes}; start from a checkpoint without `mim_score`, or give the tokenizer that it was trained with"
     )]
     OtherImageTokens {
         /// Tokens of the tokenizer.
@@ -71,9 +71,9 @@ pub enum Error {
         n_classes: usize,
     },
     /// A data set does not give what an objective learns from.
-    #[error("the objective needs {what}, which the data do not have")]
+    #[error("the objective needs {what}, and the data lack it")]
     NotInBatch {
-        /// What is missing.
+        /// The missing input.
         what: &'static str,
     },
     /// A recipe cannot be read.
@@ -81,7 +81,7 @@ pub enum Error {
     BadRecipe {
         /// The recipe.
         path: PathBuf,
-        /// What is wrong, with line and column where they are known.
+        /// The fault, with line and column where they are known.
         reason: String,
     },
     /// A setting of a recipe cannot be.
@@ -89,7 +89,7 @@ pub enum Error {
     BadSetting {
         /// The setting.
         key: String,
-        /// What is wrong with it.
+        /// The fault.
         reason: String,
     },
     /// Another process works in the folder of a run.
@@ -103,7 +103,7 @@ pub enum Error {
     BadState {
         /// The file.
         path: PathBuf,
-        /// Why not.
+        /// The reason.
         reason: String,
     },
     /// A state could not be written.
@@ -113,18 +113,18 @@ pub enum Error {
         step: u64,
         /// The newest state that is there.
         kept: Option<PathBuf>,
-        /// Why it failed.
+        /// The cause.
         source: Box<Error>,
     },
     /// Kept moments are not those of a variable.
-    #[error("the kept moments of `{name}` are not of its size, or on another device")]
+    #[error("the kept moments of `{name}` have another size, or are on another device")]
     OtherMoments {
         /// The variable.
         name: String,
     },
     /// The data know more answers than the head tells apart.
     #[error(
-        "the data know {known} answers, the head tells {n_classes} apart; start it anew from a checkpoint without `vqa_classifier`, or rebuild the data"
+        "the data have {known} answers, but the head has {n_classes} classes; start from a checkpoint without `vqa_classifier`, or rebuild the data"
     )]
     TooManyAnswers {
         /// Answers in the data.
@@ -155,7 +155,7 @@ pub enum Error {
         if *found == 1 { "example" } else { "examples" }
     )]
     TooFewExamples {
-        /// What it is called.
+        /// The name of the data.
         data: String,
         /// Its examples.
         found: usize,
@@ -184,8 +184,7 @@ pub enum Error {
     NoNegative,
     /// An objective runs the model more or less often than it says.
     #[error(
-        "the router of `{router}` has seen {found} passes of the objective `{objective}`, which makes {expected}; this \
-         is a mistake of the program"
+        "the router of `{router}` has seen {found} passes of the objective `{objective}`, which makes {expected}; this is a bug of the program"
     )]
     OtherPasses {
         /// The objective.
@@ -241,11 +240,11 @@ pub enum Error {
     /// A file or folder could not be read or written.
     #[error("cannot {action} {}: {source}", path.display())]
     Io {
-        /// What was tried, e.g. `write`.
+        /// The failed action, e.g. `write`.
         action: &'static str,
         /// The file or folder.
         path: PathBuf,
-        /// Why it failed.
+        /// The system's reason.
         source: std::io::Error,
     },
     /// Slices of one step of the optimizer differ in length.
@@ -282,7 +281,7 @@ pub enum Error {
         name: String,
     },
     /// An entry of the settings is in the name of no variable.
-    #[error("`{entry}` in `{setting}` is in the name of no variable")]
+    #[error("no variable's name contains `{entry}` of `{setting}`")]
     MatchesNothing {
         /// The setting, e.g. `trainable`.
         setting: &'static str,
@@ -296,7 +295,7 @@ pub enum Error {
         setting: &'static str,
         /// Its value.
         value: f64,
-        /// What it may be.
+        /// The allowed range.
         range: &'static str,
     },
     /// A variable has no moving average.
@@ -320,12 +319,12 @@ pub enum Error {
         path: PathBuf,
         /// The line, from 1.
         line: usize,
-        /// What is wrong with it.
+        /// The fault.
         source: serde_json::Error,
     },
 }
 
-/// What a run can go on with.
+/// A note on the state from which a run can go on.
 fn kept_note(kept: Option<&std::path::Path>) -> String {
     match kept {
         Some(kept) => format!("{} is kept", kept.display()),
@@ -334,7 +333,7 @@ fn kept_note(kept: Option<&std::path::Path>) -> String {
 }
 
 impl Error {
-    /// What the user may try, where something helps.
+    /// A hint for the user, where one helps.
     #[must_use]
     pub fn hint(&self) -> Option<String> {
         match self {
@@ -372,7 +371,7 @@ impl Error {
     }
 }
 
-/// What is kept, as a clause.
+/// The kept state, as a clause.
 fn kept_state(step: Option<u64>) -> String {
     match step {
         Some(step) => format!("the state after step {step} is kept"),

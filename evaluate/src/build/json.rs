@@ -176,7 +176,7 @@ fn entries(kind: Kind, split: &Split, raw: &Path, row: &Row) -> Vec<Value> {
     }
 }
 
-/// How many people gave an answer of this score; of four and more, four.
+/// The number of people who gave an answer of this score; four stands for four and more.
 fn count_of_soft_score(score: f64) -> usize {
     let counts = 1..4;
     let mut found = counts.filter(|&n| soft_score_of_count(n) >= score);

@@ -38,13 +38,13 @@ use write::Writer;
 /// Plans the files of a data set from its annotations.
 pub(crate) type Planner = fn(&BuildOptions) -> Result<Vec<TablePlan>>;
 
-/// Where a file says of what it was made.
+/// The metadata key under which a file records its sources.
 const NOTE: &str = "vlmerge.build";
 
 /// The most bad pictures that an error lists.
 const MAX_LISTED: usize = 20;
 
-/// What to build, from where to where.
+/// The folders and the choices of a build.
 #[derive(Clone, Debug)]
 pub struct BuildOptions {
     /// The folder of the downloads.
@@ -62,7 +62,7 @@ pub struct BuildOptions {
     pub force: bool,
 }
 
-/// What was built.
+/// The report of a build.
 #[derive(Clone, Debug, Serialize)]
 pub struct BuildReport {
     /// The files of the data set.
@@ -80,7 +80,7 @@ pub struct BuiltFile {
     pub n_rows: usize,
     /// Whether it was there already.
     pub is_old: bool,
-    /// What it leaves out though the annotations have it.
+    /// The omissions of the file, though the annotations have them.
     pub left_out: Vec<Omission>,
 }
 
@@ -136,7 +136,7 @@ pub fn build(
     Ok(report)
 }
 
-/// What the files of a data set are to hold. X-VLM's JSON files go before packed files, and both before other downloads.
+/// The plans of a data set's files. X-VLM's JSON files go before packed files, and both before other downloads.
 fn plans(dataset: &str, options: &BuildOptions) -> Result<Vec<TablePlan>> {
     let set = DatasetSpec::of(dataset);
     let planned = set.and_then(|set| Some((set, set.plan?)));
@@ -345,7 +345,7 @@ fn size_of(picture: &Picture) -> u64 {
     std::fs::metadata(&picture.path).map_or(0, |metadata| metadata.len())
 }
 
-/// The bytes of a picture that can be decoded, or what is wrong with it.
+/// The bytes of a picture that can be decoded, or its fault.
 fn read_checked(picture: &Picture) -> Result<Vec<u8>, String> {
     const MAX_FILE_BYTES: u64 = 256 << 20;
     if let Some((set, index)) = &picture.packed {

@@ -1,4 +1,4 @@
-//! What a file is to hold.
+//! The plan of a file: its columns and its rows.
 
 use std::path::{Component, Path, PathBuf};
 use std::sync::Arc;
@@ -48,7 +48,7 @@ impl Picture {
     }
 }
 
-/// Where an annotation stands.
+/// The place of an annotation.
 #[derive(Clone, Debug)]
 pub(crate) struct Place {
     pub(crate) file: Arc<Path>,
@@ -133,14 +133,14 @@ pub(crate) struct TablePlan {
     /// Whether a row has two pictures: `image_0` and `image_1`.
     pub(crate) is_pair: bool,
     pub(crate) rows: Vec<Row>,
-    /// What a rule leaves out.
+    /// The omissions that a rule makes.
     pub(crate) left_out: Vec<Omission>,
-    /// What else the file notes, by key.
+    /// Further notes of the file, by key.
     pub(crate) notes: Vec<(&'static str, String)>,
 }
 
 impl TablePlan {
-    /// What is written into the file to know it again.
+    /// The note in the file by which it is recognized.
     pub(crate) fn note(&self, dataset: &str, options: &BuildOptions) -> String {
         let n_pictures: usize = self.rows.iter().map(|row| row.pictures.len()).sum();
         json!({
@@ -223,7 +223,7 @@ impl Textless {
         Ok(false)
     }
 
-    /// What was left out.
+    /// The omissions.
     pub(crate) fn left_out(self) -> Vec<Omission> {
         let why = format!("no {}", self.texts);
         let omission = Omission::of_ids("images", why, self.ids, self.n_images);

@@ -13,9 +13,9 @@ use crate::datasets::left_out::Omission;
 use crate::datasets::vqa::ANSWERS;
 use crate::metrics::answers::{soft_score_of_count, vocabulary};
 use crate::predictions::file;
-use crate::{DataFault, Error, Result};
+use crate::{DataFault, Error, JudgedFault, Result};
 
-/// How often an answer must occur to become a class.
+/// The least number of times that an answer must occur to become a class.
 const LEAST: usize = 9;
 
 /// So many images of the validation split, the last, are kept apart for validation.
@@ -259,13 +259,14 @@ fn judged(
                 });
             };
             if annotation.image_id != image_id {
-                return Err(Error::ImageDiffers {
+                return Err(JudgedFault::ImageDiffers {
                     path: path.clone(),
                     question: id,
                     found: annotation.image_id,
                     expected: image_id,
                     other: questions_path,
-                });
+                }
+                .into());
             }
             let scored = scored(annotation, labels);
             if scored.is_empty() {

@@ -2,8 +2,8 @@
 //!
 //! | path | holds |
 //! |---|---|
-//! | `<folder>/<data set>/train_anno.csv`, `train/` | what is learned from |
-//! | `<folder>/<data set>/valid_anno.csv`, `valid/` | what is measured on |
+//! | `<folder>/<data set>/train_anno.csv`, `train/` | the training data |
+//! | `<folder>/<data set>/valid_anno.csv`, `valid/` | the validation data |
 //!
 //! The first line names the columns: `image` and `caption`, and for `valid` also `image_id` and
 //! `caption_id`. Their order is free and other columns are ignored. Captions are kept as they are:
@@ -30,7 +30,7 @@ use crate::{DataFault, Error, Result};
 /// The longest row that is read: far more than any caption has.
 const MAX_ROW_BYTES: u64 = 1 << 20;
 
-/// Which of the two files of a data set.
+/// One of the two files of a data set.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Half {
     /// `train_anno.csv`: ids are not read.
@@ -71,7 +71,7 @@ impl Half {
 pub struct Annotation {
     /// The picture's path within its folder.
     pub image: String,
-    /// What ties captions to a picture; 0 in `train_anno.csv`.
+    /// The number that ties captions to a picture; 0 in `train_anno.csv`.
     pub image_id: i64,
     /// The caption, as it is written.
     pub caption: String,
@@ -86,11 +86,11 @@ struct Columns {
     caption: usize,
     /// Of a picture and of a caption.
     ids: Option<[usize; 2]>,
-    /// How many there are, others included.
+    /// The number of all rows, others included.
     n: usize,
 }
 
-/// Where a row stands in the file.
+/// The place of a row in the file.
 #[derive(Clone, Copy, Debug)]
 struct Place {
     begin: u64,
@@ -242,7 +242,7 @@ impl Annotations {
         self.n_ignored
     }
 
-    /// What is left out of the table: rows whose `image_id` is below 0.
+    /// The omissions from the table: rows whose `image_id` is below 0.
     #[must_use]
     pub fn left_out(&self) -> Vec<Omission> {
         let omission = Omission {
@@ -284,7 +284,7 @@ impl Annotations {
         &self.images
     }
 
-    /// What ties captions to pictures, one for each pair; none of `train_anno.csv`.
+    /// The numbers that tie captions to pictures, one for each pair; none of `train_anno.csv`.
     #[must_use]
     pub fn image_ids(&self) -> &[i64] {
         &self.image_ids

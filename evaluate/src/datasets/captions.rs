@@ -59,7 +59,7 @@ impl CaptionSet {
     /// are one image; an entry with a list of captions is an image of its own.
     ///
     /// # Errors
-    /// An error that names file, entry and field for what is not as it should be: a caption without an
+    /// An error that names file, entry and field of a wrong value: a caption without an
     /// `image_id`, an `image_id` of two pictures, an empty list, a picture out of its folder; [`Error::Empty`].
     pub fn of_json(files: &JsonFiles) -> Result<Self> {
         let images = xvlm::captions::read(files)?;
@@ -178,7 +178,7 @@ impl CaptionSet {
         self
     }
 
-    /// What the files leave out of the annotations, by their own notes.
+    /// The omissions that the files note, though the annotations have them.
     ///
     /// # Errors
     /// When a file's note of it is damaged.
@@ -274,7 +274,7 @@ impl CaptionSet {
     }
 }
 
-/// What the image of each row is called: by the file and the row where there are no ids, as in EVE's SBU.
+/// The name of each row's image: by the file and the row where there are no ids, as in EVE's SBU.
 fn ids_of(table: &Table) -> Result<Vec<String>> {
     if table.has(IMAGE_ID) {
         return table.ids(IMAGE_ID);
@@ -285,7 +285,7 @@ fn ids_of(table: &Table) -> Result<Vec<String>> {
     Ok(rows.map(|row| format!("{stem} row {row}")).collect())
 }
 
-/// Where pictures and captions come from.
+/// The source of pictures and captions.
 #[derive(Debug)]
 enum Pictures {
     /// Arrow or JSON files.

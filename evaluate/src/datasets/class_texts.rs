@@ -19,7 +19,7 @@ use crate::{DataFault, Error, Result};
 /// The template where a data set brings none.
 const TEMPLATE: &str = "a photo of a {}.";
 
-/// What stands for the name of a class, here and in clip_benchmark's files.
+/// The mark in the place of a class's name, here and in clip_benchmark's files.
 const PLACE: &str = "{}";
 const THEIR_PLACE: &str = "{c}";
 

@@ -1,4 +1,4 @@
-//! What a data set leaves out, as its files say.
+//! Omissions that the files of a data set declare.
 
 use std::path::PathBuf;
 
@@ -8,13 +8,13 @@ use super::arrow::Table;
 use super::rows;
 use crate::Result;
 
-/// Where a file says what it leaves out.
+/// The metadata key under which a file notes its omissions.
 pub const NOTE: &str = "vlmerge.left_out";
 
 /// The most ids that a report lists; the file itself lists all.
 const MAX_IN_REPORTS: usize = 100;
 
-/// What a file of a data set leaves out, though the annotations have it.
+/// The omissions of a file of a data set, though the annotations have them.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct LeftOut {
     /// Left out by a rule: questions without a known answer, images without texts.
@@ -28,15 +28,15 @@ pub struct LeftOut {
 /// Examples that are left out for one reason.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Omission {
-    /// What they are: `questions`, `images`, `pairs`.
+    /// Their kind: `questions`, `images`, `pairs`.
     pub what: String,
-    /// Why, as a noun phrase.
+    /// The reason, as a noun phrase.
     pub why: String,
-    /// How many are left out.
+    /// The number of omissions.
     pub n: usize,
     /// Of how many.
     pub of: usize,
-    /// Which: ids of the annotations.
+    /// The ids of the annotations.
     pub ids: Vec<String>,
     /// The file of the data set; empty in the file itself.
     #[serde(default, skip_serializing_if = "String::is_empty")]
@@ -50,7 +50,7 @@ pub struct BadPicture {
     pub path: PathBuf,
     /// The annotation that refers to it: file and row.
     pub place: String,
-    /// What is wrong with it.
+    /// The fault.
     pub fault: String,
     /// The row that is left out because of it, counted over all planned rows from 0.
     pub row: usize,
@@ -82,7 +82,7 @@ impl std::fmt::Display for Omission {
 }
 
 impl LeftOut {
-    /// What a file says that it leaves out; `None` if it does not say.
+    /// The omissions that a file notes; `None` if it has no such note.
     ///
     /// # Errors
     /// [`DataFault::Arrow`](crate::DataFault::Arrow) when the note is damaged.
@@ -114,7 +114,7 @@ impl LeftOut {
     }
 }
 
-/// What tables leave out, for a report: each entry with its file, long lists of ids cut.
+/// The omissions of tables, for a report: each entry with its file, long lists of ids cut.
 pub(super) fn of_tables<'a>(
     tables: impl Iterator<Item = &'a rows::Table>,
 ) -> Result<Vec<Omission>> {

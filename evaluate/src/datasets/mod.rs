@@ -115,7 +115,7 @@ impl Dataset {
     }
 }
 
-/// What the rows of the data set of this name are.
+/// The kind of rows in the data set of this name.
 ///
 /// # Errors
 /// [`DataFault::UnknownDataset`] when there is none.

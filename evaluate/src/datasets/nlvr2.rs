@@ -16,7 +16,7 @@ use crate::images::Rgb;
 
 const IMAGES: [&str; 2] = ["image_0", "image_1"];
 
-/// Where a file notes the official numbers of sentences.
+/// The metadata key under which a file notes the official numbers of sentences.
 pub(crate) const SENTENCES: &str = "vlmerge.sentences";
 
 /// The official numbers of the sentences of pairs, for those pairs whose sentences are not simply
@@ -89,7 +89,7 @@ impl Nlvr2Set {
     /// The statements of X-VLM's JSON files. They do not tell the official number of a sentence.
     ///
     /// # Errors
-    /// An error that names file, entry and field for what is not as it should be; [`Error::Empty`](crate::Error::Empty).
+    /// An error that names file, entry and field of a wrong value; [`Error::Empty`](crate::Error::Empty).
     pub fn of_json(files: &JsonFiles) -> Result<Self> {
         let read = xvlm::statements::read(files)?;
         Ok(Self {
@@ -169,7 +169,7 @@ impl Nlvr2Set {
         self
     }
 
-    /// What the files leave out of the annotations, by their own notes.
+    /// The omissions that the files note, though the annotations have them.
     ///
     /// # Errors
     /// When a file's note of it is damaged.

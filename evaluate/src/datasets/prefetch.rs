@@ -8,7 +8,7 @@ use std::thread::JoinHandle;
 
 use crate::Result;
 
-/// What a worker hands over: the number of the job, and its result or panic.
+/// The delivery of a worker: the number of the job, and its result or panic.
 type Done<T> = (usize, std::thread::Result<Result<T>>);
 
 /// Jobs that are not begun, counted.

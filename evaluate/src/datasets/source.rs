@@ -1,4 +1,4 @@
-//! Where the pictures of a split are.
+//! The pictures of a split, wherever they lie.
 
 use super::left_out::Omission;
 use super::splits::Tables;
@@ -16,7 +16,7 @@ pub(super) enum Source {
 }
 
 impl Source {
-    /// How many rows there are, each with so many pictures.
+    /// The number of rows with `per_row` pictures each.
     pub(super) fn n_rows(&self, per_row: usize) -> usize {
         match self {
             Self::Tables(tables) => tables.n_rows(),
@@ -24,7 +24,7 @@ impl Source {
         }
     }
 
-    /// What the files leave out of the annotations, by their own notes.
+    /// The omissions that the files note, though the annotations have them.
     pub(super) fn left_out(&self) -> Result<Vec<Omission>> {
         match self {
             Self::Tables(tables) => tables.left_out(),

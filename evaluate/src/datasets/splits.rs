@@ -139,7 +139,7 @@ fn file(folder: &Path, table: &str) -> Option<PathBuf> {
     paths.find(|path| path.exists())
 }
 
-/// How many numbered files of this name are in the folder.
+/// The number of numbered files of this name in the folder.
 fn count(folder: &Path, table: &str) -> Result<usize> {
     let (before, after) = table.split_once("{}").unwrap_or((table, ""));
     let mut numbers = std::collections::HashSet::new();
@@ -239,7 +239,7 @@ impl Tables {
         kept.map(|(_, value)| value).collect()
     }
 
-    /// What the tables leave out, by their own notes, and members of shards that are passed over.
+    /// The omissions that the tables note, and the members of shards that are passed over.
     pub(super) fn left_out(&self) -> Result<Vec<Omission>> {
         left_out::of_tables(self.iter())
     }

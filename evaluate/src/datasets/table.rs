@@ -3,7 +3,7 @@
 use crate::build::{Planner, karpathy, listed as lists, pretraining, regions, statements, vqa};
 use crate::{DataFault, Error, Result};
 
-/// What the rows of a data set are.
+/// The kind of a data set's rows.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Kind {
     /// An image with its captions.
@@ -55,9 +55,9 @@ pub struct DatasetSpec {
     pub aliases: &'static [&'static str],
     /// Its name for people.
     pub title: &'static str,
-    /// What it holds, in a few words.
+    /// Its contents, in a few words.
     pub about: &'static str,
-    /// What its rows are.
+    /// The kind of its rows.
     pub kind: Kind,
     /// Its splits.
     pub splits: &'static [Split],

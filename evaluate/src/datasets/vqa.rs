@@ -14,8 +14,8 @@ use crate::{DataFault, Error, Result};
 
 const IMAGE: [&str; 1] = ["image"];
 
-/// Where a file, and a checkpoint with a VQA head, notes the answer of each class: a JSON list in
-/// the order of the classes.
+/// The metadata key under which a file, and a checkpoint with a VQA head, notes the answer of each class: a JSON list
+/// in the order of the classes.
 pub const ANSWERS: &str = "vlmerge.answers";
 
 /// A question about an image.
@@ -77,7 +77,7 @@ impl VqaSet {
     /// the image.
     ///
     /// # Errors
-    /// An error that names file, entry and field for what is not as it should be, such as an answer that the list
+    /// An error that names file, entry and field of a wrong value, such as an answer that the list
     /// of answers lacks; [`Error::DuplicateId`] for a question that a data set has twice; [`Error::Empty`].
     pub fn of_json(files: &JsonFiles) -> Result<Self> {
         let read = xvlm::questions::read(files)?;
@@ -134,7 +134,7 @@ impl VqaSet {
         self
     }
 
-    /// What the files leave out of the annotations, by their own notes.
+    /// The omissions that the files note, though the annotations have them.
     ///
     /// # Errors
     /// When a file's note of it is damaged.

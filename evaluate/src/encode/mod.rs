@@ -30,7 +30,7 @@ const BATCHES_AHEAD: usize = 4;
 pub struct Encoder<'a> {
     /// The model.
     pub model: &'a dyn Model,
-    /// Where it runs.
+    /// The device of the model.
     pub device: &'a Device,
     /// The type of its numbers.
     pub dtype: DType,

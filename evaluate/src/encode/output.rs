@@ -31,7 +31,7 @@ impl Container {
     }
 }
 
-/// Rows of features, what they are called, and the id of each row.
+/// Rows of features, their name, and the id of each row.
 pub struct Embeddings {
     /// `image_features` or `text_features`.
     pub name: &'static str,

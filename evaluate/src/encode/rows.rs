@@ -30,7 +30,7 @@ pub struct Rows {
     path: PathBuf,
     key: String,
     file: Option<File>,
-    /// Where the first row begins.
+    /// The offset of the first row.
     start: u64,
     width: usize,
     n_rows: usize,

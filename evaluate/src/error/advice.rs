@@ -1,9 +1,9 @@
-//! What to do about errors, and whose fault they are.
+//! Hints for errors, and the errors that wrong arguments cause.
 
-use super::{DataFault, Error, GivenFault, ModelFault, ReportFault};
+use super::{DataFault, Error, GivenFault, JudgedFault, LabelFault, ModelFault, ReportFault};
 
 impl Error {
-    /// What the user can do about it, where that is not plain from the message.
+    /// A hint for the user, unless the message says enough.
     #[must_use]
     pub fn hint(&self) -> Option<String> {
         match self {
@@ -25,7 +25,7 @@ impl Error {
                 "--partial judges the questions that have an answer, such as those of one split"
                     .into(),
             ),
-            Self::MissingPredictions { what: "image", .. } => {
+            Self::Judged(JudgedFault::MissingPredictions { what: "image", .. }) => {
                 Some("--partial judges the images that have a caption".into())
             }
             Self::Model(ModelFault::NotRunnable { .. }) => {
@@ -48,12 +48,12 @@ impl Error {
                     .into(),
             ),
             Self::Text(fault) => fault.hint().map(str::to_owned),
-            Self::OtherAnswers { .. } | Self::AnswersDiffer { .. } => Some(
+            Self::Label(LabelFault::OtherAnswers { .. } | LabelFault::AnswersDiffer { .. }) => Some(
                 "build the data of the annotations that the model was trained on, or measure all \
                  the same with --allow-other-answers"
                     .into(),
             ),
-            Self::NoSuchClassName { .. } | Self::OtherClasses { .. } => Some(
+            Self::Label(LabelFault::NoSuchClassName { .. } | LabelFault::OtherClasses { .. }) => Some(
                 "give the data set that the classifier was trained on, or train one on this with `vlmerge \
                  finetune`"
                     .into(),

@@ -1,8 +1,8 @@
-//! What is wrong with a data set, with the file, the column and the row.
+//! Faults of data sets, with the file, the column and the row.
 
 use std::path::PathBuf;
 
-/// What is wrong with a data set, with the file, the column and the row.
+/// A fault of a data set, with the file, the column and the row.
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum DataFault {
@@ -22,20 +22,20 @@ pub enum DataFault {
         /// The name as given.
         name: String,
     },
-    /// Folders of classes do not hold what they should.
+    /// Folders of classes lack something, or hold something else.
     #[error("{}: {fault}", path.display())]
     Classes {
         /// The folder of the split.
         path: PathBuf,
-        /// What is wrong, as a sentence.
+        /// The fault, as a sentence.
         fault: String,
     },
-    /// Packed files, or what stands beside them, do not make a split.
+    /// Packed files, or the files beside them, do not make a split.
     #[error("{}: {fault}", path.display())]
     Packed {
         /// The folder of the data set.
         path: PathBuf,
-        /// What is wrong, as a sentence.
+        /// The fault, as a sentence.
         fault: String,
     },
     /// A data set has no split of this name.
@@ -61,7 +61,7 @@ pub enum DataFault {
     Arrow {
         /// The file.
         path: PathBuf,
-        /// What is wrong with it, as a clause.
+        /// The fault, as a clause.
         fault: String,
     },
     /// A parquet file is damaged or of a kind that is not read.
@@ -69,7 +69,7 @@ pub enum DataFault {
     Parquet {
         /// The file.
         path: PathBuf,
-        /// What is wrong with it, as a clause.
+        /// The fault, as a clause.
         fault: String,
     },
     /// A shard of a webdataset is damaged or of a kind that is not read.
@@ -77,7 +77,7 @@ pub enum DataFault {
     Shard {
         /// The file.
         path: PathBuf,
-        /// What is wrong with it, as a clause.
+        /// The fault, as a clause.
         fault: String,
     },
     /// A member of a shard, or a sample by its key, is wrong.
@@ -87,7 +87,7 @@ pub enum DataFault {
         path: PathBuf,
         /// The name of the member, or the key of the sample.
         member: String,
-        /// What is wrong with it, as a clause.
+        /// The fault, as a clause.
         fault: String,
     },
     /// A table lacks a column.
@@ -109,7 +109,7 @@ pub enum DataFault {
         column: String,
         /// Its type.
         found: String,
-        /// What it should be, in words.
+        /// The expected type, in words.
         expected: &'static str,
     },
     /// A row of a table is wrong.
@@ -119,7 +119,7 @@ pub enum DataFault {
         path: PathBuf,
         /// The row, from 0.
         row: usize,
-        /// What is wrong with it, with its column, as a clause.
+        /// The fault, with its column, as a clause.
         fault: String,
     },
     /// An image of the annotations has no text.
@@ -131,15 +131,15 @@ pub enum DataFault {
         row: usize,
         /// The id of the image.
         image: String,
-        /// What it should have: `caption`, `region`.
+        /// The missing texts: `caption`, `region`.
         texts: &'static str,
     },
-    /// Annotations hold nothing of what is asked for.
+    /// Annotations hold nothing for the chosen data.
     #[error("{}: {fault}", path.display())]
     NoSuchExamples {
         /// The annotation file.
         path: PathBuf,
-        /// What is missing, as a sentence.
+        /// The missing part, as a sentence.
         fault: String,
     },
     /// Pictures that a data set needs cannot be read or decoded.
@@ -147,7 +147,7 @@ pub enum DataFault {
     BadPictures {
         /// The file that was to hold them.
         path: PathBuf,
-        /// How many.
+        /// Their number.
         n: usize,
         /// The first of them with their faults, one a line.
         list: String,
@@ -157,7 +157,7 @@ pub enum DataFault {
     OtherTable {
         /// The file.
         path: PathBuf,
-        /// How it differs, as a clause.
+        /// The difference, as a clause.
         fault: String,
     },
     /// All examples are of one image, and an objective asks for another one.
@@ -165,7 +165,7 @@ pub enum DataFault {
         "all {n_examples} examples are of one image, and matching needs another image for each"
     )]
     OneImage {
-        /// How many there are.
+        /// The number of examples.
         n_examples: usize,
     },
     /// A row beyond the last was asked for.
@@ -173,7 +173,7 @@ pub enum DataFault {
     NoSuchRow {
         /// The row, from 0.
         row: usize,
-        /// How many there are.
+        /// The number of rows.
         n_rows: usize,
     },
 }

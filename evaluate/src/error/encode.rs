@@ -1,8 +1,8 @@
-//! What is wrong with pictures to encode, or with their features.
+//! Faults of pictures to encode, and of their features.
 
 use std::path::PathBuf;
 
-/// What is wrong with pictures to encode, or with their features.
+/// A fault of pictures to encode, or of their features.
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum EncodeFault {
@@ -11,7 +11,7 @@ pub enum EncodeFault {
     BadPicture {
         /// The file.
         path: PathBuf,
-        /// What is wrong with it.
+        /// The fault.
         fault: String,
     },
     /// Rows of features are wider or narrower than those before.

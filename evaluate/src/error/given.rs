@@ -1,8 +1,8 @@
-//! What is wrong with tensors that somebody gives to a model.
+//! Faults of tensors that a user gives to a model.
 
 use std::path::PathBuf;
 
-/// What is wrong with tensors that somebody gives to a model.
+/// A fault of tensors that a user gives to a model.
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum GivenFault {
@@ -41,7 +41,7 @@ pub enum GivenFault {
         pass: String,
         /// The tensor.
         name: String,
-        /// What it should be.
+        /// The expected form.
         expected: String,
     },
     /// A tensor of a file of inputs is not as the model takes it.
@@ -51,7 +51,7 @@ pub enum GivenFault {
         path: PathBuf,
         /// The tensor.
         name: String,
-        /// What is wrong with it and what was expected, as a clause.
+        /// The fault and the expectation, as a clause.
         fault: String,
     },
 }

@@ -1,11 +1,15 @@
-//! Everything that can go wrong in this crate, one variant per fault.
+//! The errors of this crate, one variant per fault.
 
 mod advice;
 mod data;
 mod encode;
 mod given;
+mod judged;
+mod labels;
 mod model;
+mod ranks;
 mod report;
+mod scores;
 mod shortlist;
 mod text;
 mod words;
@@ -15,8 +19,12 @@ use std::path::{Path, PathBuf};
 pub use data::DataFault;
 pub use encode::EncodeFault;
 pub use given::GivenFault;
+pub use judged::JudgedFault;
+pub use labels::LabelFault;
 pub use model::ModelFault;
+pub use ranks::RanksFault;
 pub use report::ReportFault;
+pub use scores::ScoresFault;
 pub use shortlist::ShortlistFault;
 pub use text::TextFault;
 
@@ -25,7 +33,7 @@ use words::{listed, nearest_of, unused_note};
 /// The result of everything in this crate.
 pub type Result<T, E = Error> = std::result::Result<T, E>;
 
-/// What went wrong, with the file, the line and the id at hand.
+/// An error, with the file, the line and the id at hand.
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum Error {
@@ -36,7 +44,7 @@ pub enum Error {
     /// The operating system refused a file operation.
     #[error("{}: cannot {action}: {source}", path.display())]
     Io {
-        /// What was tried, as a verb: `open`, `read`.
+        /// The failed action, as a verb: `open`, `read`.
         action: &'static str,
         /// The file.
         path: PathBuf,
@@ -48,7 +56,7 @@ pub enum Error {
     NoLayerwise {
         /// The checkpoint.
         path: PathBuf,
-        /// Why not, as a clause.
+        /// The reason, as a clause.
         why: &'static str,
     },
     /// There is nothing to merge.
@@ -75,7 +83,7 @@ pub enum Error {
     Json {
         /// The file.
         path: PathBuf,
-        /// What it should be, as a noun phrase.
+        /// The expected kind, as a noun phrase.
         what: &'static str,
         /// The fault, with its line and column.
         source: serde_json::Error,
@@ -85,7 +93,7 @@ pub enum Error {
     JsonEntry {
         /// The file.
         path: PathBuf,
-        /// What it should be, as a noun phrase.
+        /// The expected kind, as a noun phrase.
         what: &'static str,
         /// The entry and its fault.
         fault: String,
@@ -97,7 +105,7 @@ pub enum Error {
         path: PathBuf,
         /// The line, from 1.
         line: usize,
-        /// What is wrong with it, as a clause.
+        /// The fault, as a clause.
         fault: String,
     },
 
@@ -105,10 +113,10 @@ pub enum Error {
     /// A checkpoint is not run as asked.
     #[error(transparent)]
     Model(#[from] ModelFault),
-    /// What is wrong with tensors that somebody gives to a model.
+    /// Tensors that a user gives to a model are wrong.
     #[error(transparent)]
     Given(#[from] GivenFault),
-    /// What is wrong with pictures to encode, or with their features.
+    /// Pictures cannot be encoded, or their features are wrong.
     #[error(transparent)]
     Encode(#[from] EncodeFault),
     /// A tensor operation failed: shapes that do not fit, or the device.
@@ -133,7 +141,7 @@ pub enum Error {
         key: String,
         /// Its shape.
         found: Vec<usize>,
-        /// What the model needs.
+        /// The shape that the model needs.
         expected: Vec<usize>,
     },
     /// Several parameters of the model are missing or have another shape.
@@ -141,7 +149,7 @@ pub enum Error {
     OtherWeights {
         /// The checkpoint.
         path: PathBuf,
-        /// What does not fit, in the order in which the model asks for it.
+        /// The misfits, in the order in which the model asks for them.
         misfits: Vec<crate::weights::Misfit>,
         /// Names in the checkpoint that the model does not ask for.
         unused: Vec<String>,
@@ -169,7 +177,7 @@ pub enum Error {
         path: PathBuf,
         /// The head, in words.
         what: &'static str,
-        /// How its keys begin.
+        /// The first part of its keys.
         prefix: &'static str,
     },
 
@@ -192,103 +200,36 @@ pub enum Error {
         known: Vec<&'static str>,
     },
     /// A task that judges files of predictions was to run a model.
-    #[error("{task}: no model is run on this task; `vlmerge score {task}` judges files")]
+    #[error("{task}: no model runs on this task; `vlmerge score {task}` judges files")]
     NotRun {
         /// The task.
         task: &'static str,
     },
-    /// An image is of a class that has no text.
-    #[error("image {image} is of class {class}, which has no text")]
-    UnknownClass {
-        /// The image, from 0.
-        image: usize,
-        /// Its class.
-        class: i64,
-    },
-    /// Predictions are asked of a task that writes none.
+    /// The task writes no predictions.
     #[error("{task} has no file of predictions")]
     NoPredictions {
         /// The task.
         task: &'static str,
     },
     /// Images do not part evenly into folds.
-    #[error("{n_images} images do not part into {n_folds} folds of one size")]
+    #[error("{n_images} images cannot be split into {n_folds} folds of one size")]
     UnevenFolds {
-        /// How many images there are.
+        /// The number of images.
         n_images: usize,
-        /// How many folds were asked for.
+        /// The number of folds.
         n_folds: usize,
     },
     /// A data set does not tell the official numbers of its sentences.
     #[error(
-        "the data set does not tell the official number of the sentences of pair {pair}, which predictions are written by"
+        "the data set lacks the official numbers of the sentences of pair {pair}, and files of predictions need them"
     )]
     NoOfficialNumber {
         /// The identifier of the pair.
         pair: String,
     },
-    /// A model's head and a data set do not name as many answers.
-    #[error(
-        "the head has {n_classes} classes, but the data name {n_data} classes: their labels may not \
-         belong together"
-    )]
-    OtherAnswers {
-        /// Classes of the head.
-        n_classes: usize,
-        /// Classes of the data.
-        n_data: usize,
-    },
-    /// A class stands for one answer in the model and for another in the data.
-    #[error("class {label} is {model:?} in the model's list of answers, but {data:?} in the data")]
-    AnswersDiffer {
-        /// The class.
-        label: i64,
-        /// What the model calls it.
-        model: String,
-        /// What the data call it.
-        data: String,
-    },
-    /// A checkpoint's list of answers is damaged.
-    #[error("the checkpoint's metadata `{key}` are no list of answers: {source}")]
-    BadAnswerList {
-        /// The key.
-        key: &'static str,
-        /// What is wrong.
-        source: serde_json::Error,
-    },
-    /// A model's list of answers is not of its head.
-    #[error("the model's list has {n_answers} answers, but its head has {n_classes} classes")]
-    AnswerList {
-        /// Answers of the list.
-        n_answers: usize,
-        /// Classes of the head.
-        n_classes: usize,
-    },
-    /// A folder is of a class that the model's head does not have.
-    #[error(
-        "{}: {class:?} is none of the {n_classes} classes that the model was trained on", path.display()
-    )]
-    NoSuchClassName {
-        /// The folder of the split.
-        path: PathBuf,
-        /// The class.
-        class: String,
-        /// Classes of the model.
-        n_classes: usize,
-    },
-    /// A model's head and folders of classes are not of as many classes, and nothing tells which is which.
-    #[error(
-        "{}: holds {n_data} classes, but the head has {n_classes}, and the checkpoint does not name \
-         them: they may not belong together", path.display()
-    )]
-    OtherClasses {
-        /// The folder of the split.
-        path: PathBuf,
-        /// Classes of the head.
-        n_classes: usize,
-        /// Classes of the data.
-        n_data: usize,
-    },
+    /// The classes of a head differ from those of the data.
+    #[error(transparent)]
+    Label(#[from] LabelFault),
     /// A model's logit is not a number.
     #[error("a logit of example {example} is not a number")]
     LogitNotANumber {
@@ -296,11 +237,11 @@ pub enum Error {
         example: usize,
     },
     /// A device is not there, or the program was built without it.
-    #[error("{name} is not to be had: {source}")]
+    #[error("the device {name} is not available: {source}")]
     NoDevice {
         /// The device, as the user called it.
         name: String,
-        /// Why.
+        /// The reason.
         source: candle_core::Error,
     },
     /// A device does not compute in a precision.
@@ -316,7 +257,7 @@ pub enum Error {
     /// The bytes are no picture, or a broken one.
     #[error("the picture cannot be decoded: {fault}")]
     Picture {
-        /// What is wrong with it, as a clause.
+        /// The fault, as a clause.
         fault: String,
     },
     /// A picture has so many pixels that it is taken for an attack on the memory.
@@ -337,7 +278,7 @@ pub enum Error {
     Tokenizer {
         /// The file.
         path: PathBuf,
-        /// What is wrong with it, as a clause.
+        /// The fault, as a clause.
         fault: String,
     },
     /// A tokenizer lacks a token that every text needs.
@@ -353,7 +294,7 @@ pub enum Error {
     TokenizerFromHub {
         /// The name as given.
         name: String,
-        /// Why the hub did not help, as a clause.
+        /// The reason why the hub did not help, as a clause.
         fault: String,
     },
     /// Texts were to be read without a tokenizer.
@@ -367,64 +308,35 @@ pub enum Error {
         /// The tokenizer's reason.
         fault: String,
     },
-    /// Why a vocabulary cannot serve.
+    /// A vocabulary or a text cannot serve.
     #[error(transparent)]
     Text(#[from] TextFault),
 
-    /// What is wrong with a data set.
+    /// A data set is wrong.
     #[error(transparent)]
     Data(#[from] DataFault),
 
-    // ---- ids --------------------------------------------------------------------------------
+    // ---- ids and predictions ----------------------------------------------------------------
     /// An id occurs twice where it may occur once.
     #[error("{}: {what} {id} occurs more than once", path.display())]
     DuplicateId {
         /// The file.
         path: PathBuf,
-        /// What the id names: `question`, `image`.
+        /// The kind of the id: `question`, `image`.
         what: &'static str,
         /// The id.
         id: String,
-    },
-    /// Examples of the ground truth have no prediction.
-    #[error("{}: {n_missing} of {n} have no answer; the first is {what} {first}", path.display())]
-    MissingPredictions {
-        /// The file of predictions.
-        path: PathBuf,
-        /// What the id names: `question`, `example`.
-        what: &'static str,
-        /// The first id without a prediction, in the order of the ground truth.
-        first: String,
-        /// How many have none.
-        n_missing: usize,
-        /// How many there are.
-        n: usize,
     },
     /// An id of one file is not in the file it refers to.
     #[error("{}: {what} {id} is not in {}", path.display(), other.display())]
     UnknownId {
         /// The file.
         path: PathBuf,
-        /// What the id names.
+        /// The kind of the id.
         what: &'static str,
         /// The id.
         id: String,
         /// The file that should hold it.
-        other: PathBuf,
-    },
-    /// Two files say that a question belongs to different images.
-    #[error("{}: question {question} belongs to image {found}, in {} to image {expected}",
-            path.display(), other.display())]
-    ImageDiffers {
-        /// The file.
-        path: PathBuf,
-        /// The question.
-        question: i64,
-        /// Its image in this file.
-        found: i64,
-        /// Its image in the other file.
-        expected: i64,
-        /// The other file.
         other: PathBuf,
     },
     /// There is nothing to judge.
@@ -432,98 +344,20 @@ pub enum Error {
     Empty {
         /// The file.
         path: PathBuf,
-        /// What is missing, in the plural.
+        /// The missing contents, in the plural.
         what: &'static str,
     },
-    /// A question has no ground truth answers.
-    #[error("{}: question {question} has no answers", path.display())]
-    NoAnswers {
-        /// The file.
-        path: PathBuf,
-        /// The question.
-        question: i64,
-    },
-    /// A caption is no caption any more.
-    #[error("{}: a caption of image {image} has {n_bytes} bytes, at most {limit}", path.display())]
-    CaptionTooLong {
-        /// The file.
-        path: PathBuf,
-        /// The image.
-        image: i64,
-        /// Its size.
-        n_bytes: usize,
-        /// The largest size that is judged.
-        limit: usize,
-    },
-    /// An image has no captions of people.
-    #[error("{}: image {image} has no captions", path.display())]
-    NoCaptions {
-        /// The file.
-        path: PathBuf,
-        /// The image.
-        image: i64,
-    },
+    /// Predictions or their ground truth cannot be judged.
+    #[error(transparent)]
+    Judged(#[from] JudgedFault),
 
     // ---- arrays -----------------------------------------------------------------------------
-    /// A tensor has another shape than the tensors beside it.
-    #[error("{}: `{key}` has shape {found:?}, expected {expected}", path.display())]
-    TensorShape {
-        /// The file.
-        path: PathBuf,
-        /// The tensor.
-        key: &'static str,
-        /// Its shape.
-        found: Vec<usize>,
-        /// What it should be, in words.
-        expected: String,
-    },
-    /// A tensor of ids holds no integers.
-    #[error("{}: `{key}` has dtype {dtype}, expected integers", path.display())]
-    IdsNotIntegers {
-        /// The file.
-        path: PathBuf,
-        /// The tensor.
-        key: &'static str,
-        /// Its dtype.
-        dtype: merge::DType,
-    },
-    /// A score matrix without queries.
-    #[error("the score matrix is empty: {n_images} images, {n_texts} texts")]
-    EmptyScores {
-        /// Rows.
-        n_images: usize,
-        /// Columns.
-        n_texts: usize,
-    },
+    /// Scores, or the ids of their rows and columns, cannot be ranked.
+    #[error(transparent)]
+    Scores(#[from] ScoresFault),
     /// Lists of the best items do not fit their scores.
     #[error(transparent)]
     Shortlist(#[from] ShortlistFault),
-    /// Two rows are of the same image.
-    #[error("rows {first} and {second} are both of image {id}")]
-    DuplicateImage {
-        /// The id.
-        id: i64,
-        /// A row, from 0.
-        first: usize,
-        /// The other.
-        second: usize,
-    },
-    /// An image has no text, so its query has no answer.
-    #[error("image {id} (row {row}) has no text")]
-    ImageWithoutText {
-        /// The id.
-        id: i64,
-        /// Its row, from 0.
-        row: usize,
-    },
-    /// A text belongs to an image that has no row.
-    #[error("text {column} belongs to image {id}, which has no row")]
-    TextWithoutImage {
-        /// The id.
-        id: i64,
-        /// The column of the text, from 0.
-        column: usize,
-    },
     /// A score is not a number, so it has no rank.
     #[error("a score of row {row} is not a number")]
     ScoreNotANumber {
@@ -531,9 +365,9 @@ pub enum Error {
         row: usize,
     },
     /// Arrays that belong together differ in length.
-    #[error("{what}: {left} and {right} differ in number")]
+    #[error("{what} differ in number: {left} and {right}")]
     LengthsDiffer {
-        /// What they are, e.g. `logits and targets`.
+        /// The kinds of both, e.g. `logits and targets`.
         what: &'static str,
         /// Length of the first.
         left: usize,
@@ -563,34 +397,16 @@ pub enum Error {
     /// Two samples cannot be paired, for they are not of the same units.
     #[error("no paired test is possible: {fault}")]
     NotPaired {
-        /// How they differ, as a clause.
+        /// The difference, as a clause.
         fault: String,
     },
-    /// Processes that share the work do not get along.
+    /// Processes that share the work fail one another.
     #[error(transparent)]
-    Ranks(Box<dyn std::error::Error + Send + Sync>),
-    /// Ranks give one another other messages than there are ranks.
-    #[error("{found} messages for {n_ranks} ranks")]
-    OtherMessages {
-        /// Messages.
-        found: usize,
-        /// Ranks.
-        n_ranks: usize,
-    },
-    /// A process has other results than its batches have examples.
-    #[error("rank {rank} has {n_values} values of {n_examples} examples")]
-    UnevenResults {
-        /// The process.
-        rank: usize,
-        /// Values that it has.
-        n_values: usize,
-        /// Examples of its batches.
-        n_examples: usize,
-    },
+    Ranks(#[from] RanksFault),
     /// Too few or too many draws were asked for.
     #[error("{n} resamples: ask for {least} to {most}")]
     ResampleCount {
-        /// How many were asked for.
+        /// The number of draws.
         n: usize,
         /// The fewest.
         least: usize,

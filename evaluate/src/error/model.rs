@@ -1,8 +1,8 @@
-//! Why a checkpoint is not run as asked.
+//! Reasons to refuse a checkpoint with the given settings.
 
 use std::path::PathBuf;
 
-/// Why a checkpoint is not run as asked.
+/// A reason to refuse a checkpoint with the given settings.
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum ModelFault {
@@ -37,7 +37,7 @@ pub enum ModelFault {
     UnknownSize {
         /// The checkpoint.
         path: PathBuf,
-        /// What is not known, as a noun phrase.
+        /// The unknown size, as a noun phrase.
         what: &'static str,
     },
     /// Sizes of a checkpoint do not fit together.
@@ -45,7 +45,7 @@ pub enum ModelFault {
     BadSize {
         /// The checkpoint.
         path: PathBuf,
-        /// What does not fit, as a clause.
+        /// The fault, as a clause.
         fault: String,
     },
     /// A number of a checkpoint is none that a model can compute with.
@@ -58,12 +58,12 @@ pub enum ModelFault {
         /// Its value.
         value: f64,
     },
-    /// A family of models does not do what was asked for.
+    /// A family of models lacks a capability.
     #[error("models of the family {family} cannot {what}")]
     Incapable {
         /// The family.
         family: &'static str,
-        /// What was asked for, as a verb phrase.
+        /// The missing capability, as a verb phrase.
         what: &'static str,
     },
     /// A setting that a family of models does not know, and would ignore.

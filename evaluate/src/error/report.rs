@@ -1,8 +1,8 @@
-//! What is wrong with results, or with how they are to be shown.
+//! Faults of results, and of the way in which they are shown.
 
 use std::path::PathBuf;
 
-/// What is wrong with a result, or with how it is to be shown.
+/// A fault of a result, or of the way in which it is shown.
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum ReportFault {
@@ -11,7 +11,7 @@ pub enum ReportFault {
     ReportSchema {
         /// The file.
         path: PathBuf,
-        /// What it says instead, as a clause.
+        /// The other form, as a clause.
         fault: String,
     },
     /// A report contradicts itself.
@@ -19,7 +19,7 @@ pub enum ReportFault {
     BadReport {
         /// The file.
         path: PathBuf,
-        /// What is wrong with it, as a clause.
+        /// The fault, as a clause.
         fault: String,
     },
     /// A picture of a report is no `data:` address of a PNG or JPEG file, so that showing it could
@@ -34,7 +34,7 @@ pub enum ReportFault {
     BadFigures {
         /// The file.
         path: PathBuf,
-        /// What is wrong, with the line where there is one.
+        /// The fault, with the line where there is one.
         fault: String,
     },
     /// A format has no room for pictures.

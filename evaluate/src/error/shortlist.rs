@@ -1,8 +1,8 @@
-//! What can be wrong with lists of the best items.
+//! Faults of lists of the best items.
 
 use std::path::PathBuf;
 
-/// What can be wrong with lists of the best items.
+/// A fault of lists of the best items.
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum ShortlistFault {
@@ -22,7 +22,7 @@ pub enum ShortlistFault {
     /// A shortlist names an item twice.
     #[error("the shortlist of {what} {query} has item {item} twice")]
     Twice {
-        /// What the query is.
+        /// The kind of the query.
         what: &'static str,
         /// The query, from 0.
         query: usize,
@@ -38,7 +38,7 @@ pub enum ShortlistFault {
         key: &'static str,
         /// The item, from 0.
         item: i64,
-        /// How many there are.
+        /// The number of items.
         n_items: usize,
     },
     /// A file says in no known way how items stand to each other that were not ranked once more.
@@ -46,7 +46,7 @@ pub enum ShortlistFault {
     OtherRest {
         /// The file.
         path: PathBuf,
-        /// What it may say.
+        /// The values that it may have.
         expected: String,
     },
     /// Folds of scores that were ranked once more.

@@ -1,8 +1,8 @@
-//! Why a vocabulary or a text cannot serve.
+//! Reasons to refuse a vocabulary or a text.
 
 use std::path::PathBuf;
 
-/// Why a vocabulary or a text cannot serve.
+/// A reason to refuse a vocabulary or a text.
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum TextFault {
@@ -47,7 +47,7 @@ pub enum TextFault {
     /// A caption or a statement has no words.
     #[error("the {what} {text:?} has no words, so there is nothing to read in it")]
     NoWords {
-        /// What it is.
+        /// The kind of the text.
         what: &'static str,
         /// The text.
         text: String,
@@ -73,7 +73,7 @@ pub enum TextFault {
 }
 
 impl TextFault {
-    /// What the user may do about it.
+    /// A hint for the user.
     pub(super) fn hint(&self) -> Option<&'static str> {
         match self {
             Self::MissingPart { .. } => Some(

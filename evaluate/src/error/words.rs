@@ -12,7 +12,7 @@ pub(super) fn listed(items: &[impl std::fmt::Display]) -> String {
     }
 }
 
-/// What a file has that nobody asks for.
+/// A note on the tensors of a file that the model does not use.
 pub(super) fn unused_note(unused: &[String]) -> String {
     match unused {
         [] => String::new(),

@@ -1,4 +1,4 @@
-//! Tensors that somebody gives to a model.
+//! Tensors that a user gives to a model.
 
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
@@ -10,7 +10,7 @@ use super::{Input, Kind};
 use crate::batch::{Images, Texts};
 use crate::{Error, GivenFault, Result};
 
-/// What stands where nothing is to be learned.
+/// The label of places without anything to learn.
 const IGNORED: i64 = -100;
 
 /// Tensors of a file, each checked against what the family takes.
@@ -137,7 +137,7 @@ impl Given {
         self.tensors.contains_key(name)
     }
 
-    /// Where models compute.
+    /// The device on which models compute.
     #[must_use]
     pub fn device(&self) -> &Device {
         &self.device

@@ -1,4 +1,4 @@
-//! What tensors a family takes.
+//! The tensors that a family takes.
 
 use std::fmt;
 
@@ -9,7 +9,7 @@ pub struct Input {
     pub name: &'static str,
     /// Its sizes.
     pub shape: Vec<Size>,
-    /// What its elements are.
+    /// The kind of its elements.
     pub kind: Kind,
 }
 
@@ -24,17 +24,17 @@ pub enum Size {
     UpTo(&'static str, usize),
 }
 
-/// What the elements of a tensor are, and which dtypes say it.
+/// The kind of a tensor's elements, with the dtypes that are allowed for it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Kind {
     /// Whole numbers from 0: tokens, classes. Any integer dtype.
     Ids {
-        /// How many there are.
+        /// The number of ids.
         below: usize,
     },
     /// Likewise, or −100 where there is nothing to learn.
     Labels {
-        /// How many there are.
+        /// The number of ids.
         below: usize,
     },
     /// 0 or 1: which tokens are no padding, which patches are masked. Flags or any integer dtype.
@@ -69,7 +69,7 @@ impl Size {
         }
     }
 
-    /// What inputs of a pass must agree on.
+    /// The letter of a size on which all inputs of a pass must agree.
     pub(super) fn letter(self) -> Option<&'static str> {
         match self {
             Self::Exactly(_) => None,

@@ -72,7 +72,7 @@ pub trait NamedPasses: Model {
     /// Every pass.
     fn passes(&self) -> Vec<NamedPass<'_>>;
 
-    /// How routers choose in pass `number` of a task or a loss, counted from 0, where tensors say it.
+    /// The choice of routers in pass `number` of a task or a loss, counted from 0, if tensors give it.
     ///
     /// # Errors
     /// When the device fails.
@@ -82,14 +82,14 @@ pub trait NamedPasses: Model {
     }
 }
 
-/// What came of the passes.
+/// The outputs of passes.
 #[derive(Debug)]
 pub struct Outcome {
     /// Outputs by name, in f32 or as computed where that is wider.
     pub tensors: BTreeMap<String, Tensor>,
     /// The passes that were run.
     pub passes: Vec<&'static str>,
-    /// What was left out and why, as sentences.
+    /// The omissions and their reasons, as sentences.
     pub notes: Vec<String>,
 }
 

@@ -1,4 +1,4 @@
-//! Where outputs go.
+//! Records the outputs of passes.
 
 use std::collections::BTreeMap;
 use std::sync::{Mutex, MutexGuard, PoisonError};
@@ -7,7 +7,7 @@ use candle_core::{DType, Result, Tensor};
 
 use crate::nn::{Mask, Pass, Tap};
 
-/// Collects outputs by name, and looks into blocks where that is asked for.
+/// Collects outputs by name, and those of blocks if the caller wants them.
 #[derive(Debug)]
 pub struct Recorder {
     hidden: bool,

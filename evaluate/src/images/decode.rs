@@ -1,4 +1,4 @@
-//! Telling picture formats apart, and everything but JPEG.
+//! Recognizes picture formats, and decodes all but JPEG.
 
 use std::io::Cursor;
 
@@ -14,7 +14,7 @@ pub const MAX_PIXELS: u64 = 178_956_970;
 /// The most memory that a decoder may ask for: eight bytes a pixel and what it needs itself.
 const MAX_DECODER_BYTES: u64 = 8 * MAX_PIXELS + (64 << 20);
 
-/// How a picture is written.
+/// The file format of a picture.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub enum Format {
     /// JPEG, baseline or progressive.
@@ -196,7 +196,7 @@ fn decode_other(bytes: &[u8], format: Format) -> Result<Rgb> {
     })
 }
 
-/// How opaque each pixel is; none of a picture that is opaque.
+/// The opacity of each pixel; none of a picture that is opaque.
 fn alpha(picture: &DynamicImage) -> Option<Vec<u8>> {
     let deep = |value: u16| (value >> 8) as u8;
     let alpha: Vec<u8> = match picture {

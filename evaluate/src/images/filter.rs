@@ -4,7 +4,7 @@ use std::f64::consts::PI;
 
 use serde::Serialize;
 
-/// How the pixels around a place are weighed, as Pillow does.
+/// A filter that weighs the pixels around a place as Pillow does.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Filter {
@@ -18,7 +18,7 @@ pub enum Filter {
 }
 
 impl Filter {
-    /// How far it reaches to either side, in pixels of the larger picture.
+    /// Its reach to either side, in pixels of the larger picture.
     pub(super) fn support(self) -> f64 {
         match self {
             Self::Bilinear => 1.0,

@@ -1,9 +1,8 @@
-//! What a model takes of a picture.
+//! The form in which a model takes a picture.
 
 use super::{Filter, Passes};
 
-/// How a picture is brought to a model's size. What is larger than the model's side in the end is
-/// cut to its center.
+/// The way in which a picture gets a model's size. A result larger than the model's side is cut to its center.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Resize {
     /// To the model's side both ways; the aspect ratio is not kept.
@@ -20,7 +19,7 @@ pub enum Resize {
     },
 }
 
-/// What becomes of transparency.
+/// The treatment of transparency.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Alpha {
     /// It is dropped before anything else: transparent pixels have the color that the file gives them.
@@ -30,7 +29,7 @@ pub enum Alpha {
     Premultiplied,
 }
 
-/// Where a center is cut out whose margins differ by a pixel.
+/// The place of a center whose margins differ by a pixel.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Margins {
     /// Half of them rounded to the even neighbor, as today's torchvision and timm.
@@ -62,25 +61,25 @@ impl Margins {
     }
 }
 
-/// What a model takes of a picture: it comes with the weights, for pixels of another kind give
-/// numbers that look right and are not.
+/// The form in which a model takes a picture. It comes with the weights, for pixels of another kind give numbers that
+/// look right and are not.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct ImageInput {
     /// Width and height in pixels.
     pub side: usize,
-    /// How a picture gets that size.
+    /// The way in which a picture gets that size.
     pub resize: Resize,
-    /// How it is sampled on the way.
+    /// The filter of its samples.
     pub filter: Filter,
-    /// Which way first.
+    /// The direction of the first pass.
     pub passes: Passes,
-    /// Where the center is cut out.
+    /// The place of the center.
     pub margins: Margins,
-    /// What becomes of transparency.
+    /// The treatment of transparency.
     pub alpha: Alpha,
     /// Taken from each channel, red, green and blue, after it is scaled to `[0, 1]`.
     pub mean: [f32; 3],
-    /// What each channel is divided by then.
+    /// The divisor of each channel after that.
     pub deviation: [f32; 3],
 }
 
@@ -94,8 +93,8 @@ impl ImageInput {
         [0.268_629_54, 0.261_302_6, 0.275_777_1],
     ];
 
-    /// What published code calls the square transform: squashed to `side` by `side`, bicubic, each
-    /// channel from `[0, 1]` to `[-1, 1]`.
+    /// The square transform of published code: squashed to `side` by `side`, bicubic, each channel from `[0, 1]` to
+    /// `[-1, 1]`.
     #[must_use]
     pub fn square(side: usize) -> Self {
         Self {
@@ -110,8 +109,8 @@ impl ImageInput {
         }
     }
 
-    /// What FLM's published program calls its CLIP transform: the shorter side to `side`, bicubic, colors
-    /// by their share, the center, CLIP's mean and deviation.
+    /// The CLIP transform of FLM's published program: the shorter side to `side`, bicubic, colors by their share, the
+    /// center, CLIP's mean and deviation.
     #[must_use]
     pub fn flm(side: usize) -> Self {
         Self {

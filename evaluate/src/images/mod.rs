@@ -40,8 +40,8 @@ pub struct Rgb {
     pub height: usize,
     /// `3 * width * height` values.
     pub pixels: Vec<u8>,
-    /// How opaque each pixel is, `width * height` values, of a picture that is not opaque. Most models
-    /// see the colors alone ([`ImageInput::alpha`]).
+    /// The opacity of each pixel, `width * height` values, of a picture that is not opaque. Most models see the colors
+    /// alone ([`ImageInput::alpha`]).
     pub alpha: Option<Vec<u8>>,
 }
 

@@ -18,7 +18,7 @@ pub struct Part {
 }
 
 impl Part {
-    /// What of it lies in the picture.
+    /// The part of it that lies in the picture.
     #[must_use]
     pub fn within(self, picture: &Rgb) -> Self {
         let left = self.left.min(picture.width);

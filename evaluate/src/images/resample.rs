@@ -62,7 +62,7 @@ impl Axis {
     }
 }
 
-/// Which way a picture is resized first: eight bits between the two passes make a difference.
+/// The direction in which a picture is resized first: eight bits between the two passes make a difference.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub enum Passes {
     /// Along rows, as Pillow did up to version 12.

@@ -2,8 +2,8 @@
 
 use super::{Alpha, ImageInput, Margins, Part, Resampler, Resize, Rgb, alpha};
 
-/// What a model's [`ImageInput`] asks for: resize, cut out the center, scale to `[0, 1]`, normalize
-/// each channel, channels first.
+/// Turns a picture into the form of a model's [`ImageInput`]: resizes, cuts out the center, scales to `[0, 1]`,
+/// normalizes each channel, puts channels first.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Transform {
     input: ImageInput,
@@ -117,7 +117,7 @@ pub fn in_multiples(
     (width, height)
 }
 
-/// The center of a picture, `side` by `side`; what it lacks is black.
+/// The center of a picture, `side` by `side`; missing parts are black.
 ///
 /// Where a picture is too small, its margins are those of [`Margins::filled`].
 #[must_use]
@@ -146,8 +146,8 @@ pub fn center(picture: &Rgb, side: usize, margins: Margins) -> Rgb {
     }
 }
 
-/// What each value of each channel becomes: `(value / 255 - mean) / deviation`, each step rounded to
-/// `f32` as torch rounds it.
+/// The normalized value of each value of each channel: `(value / 255 - mean) / deviation`, each step rounded to `f32`
+/// as torch rounds it.
 #[derive(Clone, PartialEq)]
 pub struct Normalization(Box<[[f32; 256]; 3]>);
 

@@ -18,7 +18,7 @@ use crate::capture::Capture;
 use crate::tasks::grams::{Batch, collect, summed};
 use crate::tasks::{Runner, Task};
 
-/// What is summed, and where the sums go.
+/// The examples to sum over, and the file of the sums.
 pub struct GramJob<'a> {
     /// The task, whose passes are run.
     pub task: &'a dyn Task,
@@ -36,7 +36,7 @@ pub struct GramJob<'a> {
     pub counts_padding: bool,
     /// Whether layers that all experts share are recorded too.
     pub with_shared: bool,
-    /// What else the sums depend on. A run goes on only where the one before had the same.
+    /// Further settings that the sums depend on. A run goes on only where the one before had the same.
     pub identity: Value,
     /// The file to write; sums that are not complete lie beside it.
     pub out: PathBuf,
@@ -57,7 +57,7 @@ pub struct GramSums<'a> {
     n_kept: usize,
 }
 
-/// Sums of all ranks, by the names of their layers, and what they are of.
+/// Sums of all ranks, by the names of their layers, and the record of their data.
 pub type Summed = (BTreeMap<String, Gram>, GramRecord);
 
 impl<'a> GramSums<'a> {

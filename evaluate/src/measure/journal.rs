@@ -20,7 +20,7 @@ pub struct Journal {
 pub struct Finished {
     /// The result; its numbers are filled in when all are known.
     pub result: TaskResult,
-    /// What each unit of the data set adds to each number.
+    /// The share of each unit of the data set in each number.
     pub sample: Sample,
 }
 
@@ -35,7 +35,7 @@ impl Journal {
         }
     }
 
-    /// Where it is.
+    /// The folder of the journal.
     #[must_use]
     pub fn folder(&self) -> &Path {
         &self.folder

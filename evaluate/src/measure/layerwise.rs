@@ -44,11 +44,11 @@ pub struct LayerwiseModel {
     pub tokenizer: Option<Tokenizer>,
     /// The data, as files of sums call them.
     pub data: String,
-    /// What else the sums depend on.
+    /// Further settings that the sums depend on.
     pub identity: Value,
 }
 
-/// How blocks are merged and models run.
+/// The models, the data and the settings of a run.
 pub struct LayerwiseJob<'a> {
     /// The models.
     pub models: Vec<LayerwiseModel>,
@@ -60,11 +60,11 @@ pub struct LayerwiseJob<'a> {
     pub ridge: f64,
     /// Whether rows of padding count.
     pub counts_padding: bool,
-    /// What checkpoints do not say of their models.
+    /// Facts about the models that their checkpoints lack.
     pub overrides: Overrides,
     /// The device.
     pub device: Device,
-    /// What models compute in.
+    /// The dtype in which models compute.
     pub dtype: DType,
     /// Examples of a batch.
     pub batch_size: usize,
@@ -76,7 +76,7 @@ pub struct LayerwiseJob<'a> {
     pub save_every: Duration,
 }
 
-/// What was written.
+/// The files of a run.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Layerwise {
     /// The gram file of each model.

@@ -1,4 +1,4 @@
-//! Measuring models on one split, one after the other, and keeping what is finished.
+//! Measures models on one split, one after the other, and keeps finished results.
 //!
 //! [`Measuring`] runs a task for each [`Candidate`], takes from a [`Journal`] what an earlier run has
 //! measured, and makes the report of all. [`grams`] sums gram matrices over a split, and keeps those of a run that is
@@ -24,7 +24,7 @@ use crate::reports::{self, CheckpointRecord, Report, SweepPoint, TaskResult};
 use crate::tasks::{FeatureCache, Outcome, Task};
 use crate::{Error, Result};
 
-/// What is the same for all candidates.
+/// The settings that all candidates share.
 #[derive(Clone, Debug, Default)]
 pub struct Frame {
     /// The data set, as reports call it.
@@ -33,7 +33,7 @@ pub struct Frame {
     pub split: String,
     /// The device, in words.
     pub device: String,
-    /// How it is measured, as reports tell it.
+    /// The settings of measuring, as reports show them.
     pub settings: BTreeMap<String, Value>,
     /// Everything that the numbers depend on but the weights: a result that was measured under the same
     /// identity is taken as it is.
@@ -49,9 +49,9 @@ pub struct Frame {
 /// Weights that are measured.
 #[derive(Clone, Debug)]
 pub struct Candidate {
-    /// What they are called in results.
+    /// Their name in results.
     pub name: String,
-    /// Where they stand in a sweep.
+    /// Their place in a sweep.
     pub at: Option<SweepPoint>,
     /// Distinguishes them from other weights.
     pub identity: Value,
@@ -184,7 +184,7 @@ impl<'a> Measuring<'a> {
         Ok((seen_by_first(self.ranks, kept.is_some())?, kept))
     }
 
-    /// What candidates are compared by: the headline number of the task.
+    /// The headline number of the task, by which candidates are compared.
     #[must_use]
     pub fn worth(&self, finished: &Finished) -> Option<f64> {
         self.task.spec().worth(&finished.sample)
@@ -208,7 +208,7 @@ impl<'a> Measuring<'a> {
         Ok(report)
     }
 
-    /// Writes the report, where one is asked for.
+    /// Writes the report, if the caller wants one.
     ///
     /// # Errors
     /// As [`report`](Self::report)'s, and when the file cannot be written.
@@ -231,7 +231,7 @@ impl<'a> Measuring<'a> {
         }
     }
 
-    /// The file for the predictions of a candidate, if they are asked for and the task has any.
+    /// The file for the predictions of a candidate, if the caller wants them and the task has any.
     fn predictions_of(&self, name: &str) -> Option<PathBuf> {
         let folder = self.frame.predictions.as_ref()?;
         let ending = self.task.spec().prediction_ending?;

@@ -43,7 +43,7 @@ impl Unfinished {
         &self.path
     }
 
-    /// What stands for everything that the sums depend on.
+    /// The fingerprint of everything that the sums depend on.
     #[must_use]
     pub fn of(&self) -> &str {
         &self.of

@@ -9,7 +9,7 @@ const PUNCTUATION: [char; 21] = [
     '?', '!',
 ];
 
-/// At most so many periods are taken out: the official program passes a flag of this value where
+/// The most periods that are taken out: the official program passes a flag of this value where
 /// the count belongs.
 const MAX_PERIODS: usize = 32;
 

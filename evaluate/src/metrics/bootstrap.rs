@@ -1,7 +1,7 @@
-//! How sure is a number? Intervals and paired tests by resampling.
+//! The uncertainty of a number: intervals and paired tests by resampling.
 //!
-//! Units of the data set are drawn anew with replacement, as many as there are; what belongs
-//! together is drawn together, so that ten captions of five images count as five, not ten. Every
+//! Each draw takes units of the data set with replacement, as many as there are. Items that belong
+//! together are one unit, so that ten captions of five images count as five, not ten. Every
 //! number is computed again on each draw.
 //!
 //! Reference: Efron and Tibshirani 1993, *An Introduction to the Bootstrap*, chapters 13 and 16;
@@ -22,7 +22,7 @@ pub const CONFIDENCE: f64 = 0.95;
 const LEAST: usize = 100;
 const MOST: usize = 1_000_000;
 
-/// How to draw.
+/// The settings of the draws.
 ///
 /// # Example
 /// ```
@@ -81,7 +81,7 @@ impl Bootstrap {
         Resampled { values }
     }
 
-    /// How often each unit is in draw `draw`.
+    /// The number of times that each unit is in draw `draw`.
     fn draw(&self, draw: usize, times: &mut [u32]) {
         let mut generator = ChaCha8Rng::seed_from_u64(self.seed);
         generator.set_stream(draw as u64);
@@ -103,13 +103,13 @@ pub struct Interval {
     pub high: f64,
 }
 
-/// How two numbers differ on the same units.
+/// The difference of two numbers on the same units.
 #[derive(Clone, Copy, Debug, PartialEq, Serialize)]
 pub struct Paired {
     /// The interval of the difference.
     pub interval: Interval,
-    /// How surprising the difference would be if there were none; two-sided. The smallest value
-    /// possible is 2 / (draws + 1).
+    /// The probability of such a difference if there were none; two-sided. The smallest value possible is 2 / (draws +
+    /// 1).
     pub p: f64,
 }
 
@@ -129,9 +129,9 @@ impl Resampled {
         percentiles(values.collect())
     }
 
-    /// What `combine` makes of a quantity of several samples, draw by draw, as one quantity: samples of different data are
-    /// drawn under different seeds. A draw on which one of them holds no case, or of which `combine` makes nothing, holds
-    /// none of the result.
+    /// Combines a quantity of several samples, draw by draw, to one quantity: samples of different data are drawn under
+    /// different seeds. A draw on which one of them holds no case, or on which `combine` returns nothing, holds none of
+    /// the result.
     ///
     /// # Errors
     /// [`Error::NotPaired`] when they were not drawn equally often.

@@ -1,4 +1,4 @@
-//! How far a model's confidence is from being right.
+//! The distance between a model's confidence and its accuracy.
 
 use crate::Sample;
 use crate::sample::Ratio;

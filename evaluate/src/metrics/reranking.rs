@@ -7,7 +7,7 @@ use std::str::FromStr;
 use super::retrieval::{Captions, ScoreMatrix, Standing, Standings};
 use crate::{Error, Result, ShortlistFault};
 
-/// How items that were not scored again stand to each other. They are behind all that were.
+/// The order of items that were not scored again. They are behind all that were.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub enum Rest {
     /// In the order of the dual encoder.
@@ -195,7 +195,7 @@ pub struct Reranked {
     of_images: Vec<f32>,
     /// Scores of the images of each text, as [`Shortlist::of_texts`].
     of_texts: Vec<f32>,
-    /// How the others stand to each other.
+    /// The order of the others.
     rest: Rest,
 }
 
@@ -253,7 +253,7 @@ impl Reranked {
         &self.of_texts
     }
 
-    /// How the others stand to each other.
+    /// The order of the others.
     #[must_use]
     pub fn rest(&self) -> Rest {
         self.rest
@@ -270,7 +270,7 @@ impl Reranked {
         texts
     }
 
-    /// Where the best right item of each query stands, from where it stood by the dual encoder (`dual`).
+    /// The standing of the best right item of each query, from its standing by the dual encoder (`dual`).
     ///
     /// A query whose shortlist has a right item stands where its best one stands in the shortlist. Any other query has
     /// the whole shortlist before it: the right item was none of the `k` best, so it keeps its place behind them.
@@ -300,7 +300,7 @@ impl Reranked {
     }
 }
 
-/// Where the best of the `right` items (ascending) of a query stands among `n` items.
+/// The standing of the best of the `right` items (ascending) of a query among `n` items.
 fn standing(
     items: &[u32],
     scores: &[f32],
@@ -394,7 +394,7 @@ mod tests {
         assert_eq!(ranks(&found.of_texts), [3.0, 1.0, 2.0]);
     }
 
-    /// What the ranks would be in the matrix that a published program sorts.
+    /// The ranks in the matrix that a published program sorts.
     #[test]
     fn ranks_are_those_of_the_whole_matrix_with_the_rest_behind() {
         let (n_images, per_image, k) = (7, 3, 4);

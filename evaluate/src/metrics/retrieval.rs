@@ -15,7 +15,7 @@ use ndarray::ArrayView2;
 use rayon::prelude::*;
 
 use crate::sample::{Combination, Quantity, Ratio, Sample, Unit};
-use crate::{Error, Result};
+use crate::{Error, Result, ScoresFault};
 
 /// The k of R@k.
 pub const RANKS: [usize; 3] = [1, 5, 10];
@@ -42,7 +42,7 @@ pub trait ScoreMatrix: Sync {
     /// When they cannot be read.
     fn read(&self, row: usize, column: usize, out: &mut [Self::Score]) -> Result<()>;
 
-    /// How many rows are best read at a time, from a multiple of it on.
+    /// The number of rows that a reader fetches best at a time, from a multiple of it on.
     fn rows_at_once(&self) -> usize {
         1
     }
@@ -75,7 +75,7 @@ impl<T: Score> ScoreMatrix for ArrayView2<'_, T> {
     }
 }
 
-/// What equal scores mean for a rank.
+/// The effect of equal scores on a rank.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub enum Ties {
     /// Mean over all orders of equal scores: a hit may count in part. Neither the order in the
@@ -120,7 +120,7 @@ impl FromStr for Ties {
     }
 }
 
-/// Where the best right item of a query stands.
+/// The standing of a query's best right item.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Standing {
     /// Items that score higher; all are wrong.
@@ -165,14 +165,14 @@ impl Standing {
     }
 }
 
-/// Which text belongs to which image.
+/// The image of each text.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Captions {
     /// Row of the image of each text.
     row_of_text: Vec<u32>,
     /// Columns of the texts of each image, ascending, one image after the other.
     columns: Vec<u32>,
-    /// Where the columns of each image start, and their end.
+    /// The first column of each image, and the end of the last.
     starts: Vec<usize>,
 }
 
@@ -180,19 +180,20 @@ impl Captions {
     /// Matches the ids of the rows with those of the texts.
     ///
     /// # Errors
-    /// [`Error::EmptyScores`], [`Error::DuplicateImage`], [`Error::TextWithoutImage`],
-    /// [`Error::ImageWithoutText`].
+    /// [`ScoresFault::EmptyScores`], [`ScoresFault::DuplicateImage`], [`ScoresFault::TextWithoutImage`],
+    /// [`ScoresFault::ImageWithoutText`].
     pub fn new(image_ids: &[i64], text_image_ids: &[i64]) -> Result<Self> {
         if image_ids.is_empty() || text_image_ids.is_empty() {
-            return Err(Error::EmptyScores {
+            return Err(ScoresFault::EmptyScores {
                 n_images: image_ids.len(),
                 n_texts: text_image_ids.len(),
-            });
+            }
+            .into());
         }
         let mut row_of_id: HashMap<i64, usize> = HashMap::with_capacity(image_ids.len());
         for (second, &id) in image_ids.iter().enumerate() {
             if let Some(first) = row_of_id.insert(id, second) {
-                return Err(Error::DuplicateImage { id, first, second });
+                return Err(ScoresFault::DuplicateImage { id, first, second }.into());
             }
         }
         let mut row_of_text = Vec::with_capacity(text_image_ids.len());
@@ -200,13 +201,13 @@ impl Captions {
         for (column, &id) in text_image_ids.iter().enumerate() {
             let &row = row_of_id
                 .get(&id)
-                .ok_or(Error::TextWithoutImage { id, column })?;
+                .ok_or(ScoresFault::TextWithoutImage { id, column })?;
             row_of_text.push(row as u32);
             starts[row + 1] += 1;
         }
         if let Some(row) = (0..image_ids.len()).find(|&row| starts[row + 1] == 0) {
             let id = image_ids[row];
-            return Err(Error::ImageWithoutText { id, row });
+            return Err(ScoresFault::ImageWithoutText { id, row }.into());
         }
         for row in 0..image_ids.len() {
             starts[row + 1] += starts[row];

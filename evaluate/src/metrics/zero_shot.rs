@@ -4,9 +4,9 @@ use std::collections::HashMap;
 
 use super::retrieval::{ScoreMatrix, Standing, Ties};
 use crate::sample::Ratio;
-use crate::{Error, Result, Sample};
+use crate::{Error, LabelFault, Result, Sample};
 
-/// How many of the nearest classes may hold the right one.
+/// The numbers of nearest classes among which the right one counts.
 const RANKS: [usize; 2] = [1, 5];
 
 /// Top-1 and top-5 accuracy. `scores` has a row per class, in the order of `classes`, and a column per
@@ -14,7 +14,7 @@ const RANKS: [usize; 2] = [1, 5];
 /// image too. Units are images.
 ///
 /// # Errors
-/// [`Error::UnknownClass`] when an image is of no class, [`Error::ScoreNotANumber`], and what reading the
+/// [`LabelFault::UnknownClass`] when an image is of no class, [`Error::ScoreNotANumber`], and what reading the
 /// matrix returns.
 pub fn sample<M: ScoreMatrix<Score = f32>>(
     scores: &M,
@@ -26,10 +26,10 @@ pub fn sample<M: ScoreMatrix<Score = f32>>(
     let own_rows: Vec<usize> = (labels.iter().enumerate())
         .map(|(image, label)| {
             let row = rows.get(label).copied();
-            row.ok_or(Error::UnknownClass {
+            row.ok_or(Error::from(LabelFault::UnknownClass {
                 image,
                 class: *label,
-            })
+            }))
         })
         .collect::<Result<_>>()?;
     let mut row = vec![0.0; labels.len()];
@@ -97,7 +97,7 @@ pub fn per_class(sample: &mut Sample, nearest: &[usize], labels: &[i64], n_class
     sample.report("per_class", Ratio::of_cases(cases));
 }
 
-/// What stands for each class: the mean over its templates of features of length one, brought to length one again, as
+/// The vector of each class: the mean over its templates of features of length one, brought to length one again, as
 /// CLIP's program has it. `features` are those of all templates of the first class, `width` numbers each, then those of
 /// the next.
 ///

@@ -1,14 +1,15 @@
-//! What models share whose images and texts meet in one space alone: nothing reads both.
+//! Parts of models that never read image and text together: the head for classes of images, projections, similarities.
 
-use std::path::Path;
+use std::path::PathBuf;
 
 use candle_core::{DType, Tensor};
 
 use super::{Branch, Head, Model};
+use crate::forward::Kind;
 use crate::nn::{Linear, Pass};
 use crate::{Error, ModelFault, Result, Weights};
 
-/// A classifier of images, the only head of such a model that scores.
+/// A classifier of images.
 #[derive(Clone, Debug)]
 pub(super) struct ImageClassifier {
     /// `(classes, width)`.
@@ -17,38 +18,81 @@ pub(super) struct ImageClassifier {
     pub n_classes: usize,
 }
 
-impl ImageClassifier {
-    /// The classifier of this name, if the weights have one or it may start fresh.
+/// The place of the classifier of images, the only head of such a model that scores. A checkpoint may lack it.
+#[derive(Clone, Debug)]
+pub(super) struct ImageHead {
+    name: &'static str,
+    classifier: Option<ImageClassifier>,
+    file: PathBuf,
+}
+
+impl ImageHead {
+    /// Loads the classifier of this name, if the weights have one or it may start fresh.
     ///
     /// # Errors
     /// As [`Weights::get`].
     pub fn load(
         weights: &Weights,
-        name: &str,
+        name: &'static str,
         width: usize,
         has_bias: bool,
-    ) -> Result<Option<Self>> {
-        if !weights.has(name) {
-            return Ok(None);
-        }
-        let known = weights.shape(&format!("{name}.weight"));
-        let known = known.and_then(|shape| shape.first().copied());
-        let n_classes = known.or_else(|| weights.fresh_classes(name));
-        let n_classes = n_classes.unwrap_or_default();
-        let linear = match has_bias {
-            true => Linear::load(weights, name, width, n_classes)?,
-            false => Linear::load_without_bias(weights, name, width, n_classes)?,
+    ) -> Result<Self> {
+        let load = || -> Result<ImageClassifier> {
+            let known = weights.shape(&format!("{name}.weight"));
+            let known = known.and_then(|shape| shape.first().copied());
+            let n_classes = known.or_else(|| weights.fresh_classes(name));
+            let n_classes = n_classes.unwrap_or_default();
+            let linear = match has_bias {
+                true => Linear::load(weights, name, width, n_classes)?,
+                false => Linear::load_without_bias(weights, name, width, n_classes)?,
+            };
+            Ok(ImageClassifier { linear, n_classes })
         };
-        Ok(Some(Self { linear, n_classes }))
+        Ok(Self {
+            name,
+            classifier: weights.has(name).then(load).transpose()?,
+            file: weights.checkpoint().path().to_owned(),
+        })
     }
 
-    /// The error of a checkpoint without one.
-    pub fn missing(path: &Path, name: &'static str) -> Error {
-        Error::NoHead {
-            path: path.to_owned(),
-            what: Head::ImageClasses.title(),
-            prefix: name,
+    /// Whether the checkpoint has the classifier.
+    pub fn is_there(&self) -> bool {
+        self.classifier.is_some()
+    }
+
+    /// The classifier, if `head` is for classes of images.
+    ///
+    /// # Errors
+    /// [`Error::NoHead`] if the checkpoint lacks it; `incapable` for any other head.
+    pub fn of(&self, head: Head, incapable: impl FnOnce() -> Error) -> Result<&ImageClassifier> {
+        match (head, &self.classifier) {
+            (Head::ImageClasses, Some(classifier)) => Ok(classifier),
+            (Head::ImageClasses, None) => Err(Error::NoHead {
+                path: self.file.clone(),
+                what: Head::ImageClasses.title(),
+                prefix: self.name,
+            }),
+            _ => Err(incapable()),
         }
+    }
+
+    /// Passes pooled images `(b, w)` through the classifier, if there is one, so that its inputs reach a tap.
+    ///
+    /// # Errors
+    /// When the device fails.
+    pub fn pass(&self, pooled: &Tensor, pass: &Pass<'_>) -> Result<()> {
+        match &self.classifier {
+            Some(classifier) => project(&classifier.linear, self.name, pooled, pass).map(drop),
+            None => Ok(()),
+        }
+    }
+}
+
+/// Ids of the classes that a model's classifier of images tells apart; any ids if it has none.
+pub(super) fn class_ids(model: &dyn Model) -> Kind {
+    let below = model.n_classes(Head::ImageClasses);
+    Kind::Ids {
+        below: below.unwrap_or(usize::MAX >> 1),
     }
 }
 

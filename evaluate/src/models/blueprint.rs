@@ -13,7 +13,7 @@ pub enum Setting {
     Heads,
     /// First block in which text and image are one sequence.
     FusionStart,
-    /// Who attends to whom before it.
+    /// The attention between text and image before it.
     ShallowAttention,
     /// Text positions that the bias table has room for.
     TextTableLen,
@@ -21,21 +21,21 @@ pub enum Setting {
     ImageHeads,
     /// Attention heads of the text tower.
     TextHeads,
-    /// What stands between the two layers of an FFN.
+    /// The function between the two layers of an FFN.
     Activation,
-    /// What similarities are divided by, of a model that does not learn it.
+    /// The divisor of similarities, of a model that does not learn it.
     Temperature,
-    /// What is taken from each channel of a picture.
+    /// The numbers subtracted from the channels of a picture.
     ImageMean,
-    /// What each channel of a picture is divided by.
+    /// The divisors of the channels of a picture.
     ImageDeviation,
-    /// How texts are read: in three streams or in one.
+    /// The way of reading texts: in three streams or in one.
     Streams,
     /// Tokens of a text that is read together with an image, where the family fixes them.
     PairLen,
     /// Slips of the published program.
     AsPublished,
-    /// How routers choose outside of training.
+    /// The choice of routers outside of training.
     Routing,
     /// Blocks before the head of hidden patches.
     DecoderDepth,
@@ -83,7 +83,7 @@ impl Setting {
     }
 }
 
-/// What is computed at once in training, for an estimate of its memory.
+/// The sizes of a step in training, for an estimate of its memory.
 #[derive(Clone, Copy, Debug)]
 pub struct Activations<'a> {
     /// Examples that are computed together.
@@ -142,7 +142,7 @@ pub trait Blueprint: Send + Sync {
     /// the weights that have its classes. Empty where the family has no such head.
     fn prefixes(&self, head: Head) -> &'static [&'static str];
 
-    /// Which variables the family's program gives a rate of their own, and which it does not decay.
+    /// The variables to which the family's program gives a rate of their own, and those that it does not decay.
     fn grouping(&self) -> &'static Grouping;
 
     /// The model's name of a key of the checkpoint, `module.` being gone already.
@@ -162,7 +162,7 @@ pub trait Blueprint: Send + Sync {
         false
     }
 
-    /// What the weights do not tell of the model, for a file that they go to.
+    /// Facts about the model that the weights do not tell, for the file that they go to.
     fn record(&self) -> ModelRecord;
 
     /// Builds the model of its weights.

@@ -15,13 +15,13 @@ use crate::nn::Convolution;
 use crate::weights::Init;
 use crate::{Error, Result, Weights};
 
-/// How the encoder's keys begin in models that carry one, longest first; alone it has none.
+/// The first parts of the encoder's keys in models that carry one, longest first; alone it has none.
 const PREFIXES: [&str; 2] = ["d_vae.encoder.", "encoder."];
 
 /// Four convolutions, each after a ReLU, beside a residual branch.
 #[derive(Clone, Debug)]
 struct Block {
-    /// Where the number of channels changes.
+    /// The convolution of the shortcut, if the number of channels changes.
     id_path: Option<Convolution>,
     res_path: Vec<Convolution>,
 }
@@ -171,7 +171,7 @@ impl Dvae {
         step("the output", &self.output, channels).map(|_| ())
     }
 
-    /// How many tokens there are.
+    /// The number of tokens.
     #[must_use]
     pub fn vocabulary(&self) -> usize {
         self.vocabulary

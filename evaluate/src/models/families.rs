@@ -19,7 +19,7 @@ pub type Describe = fn(&Checkpoint, &dyn Layout, &Overrides) -> Result<Box<dyn B
 pub struct Family {
     /// Its name.
     pub name: &'static str,
-    /// Whose checkpoints it runs, for messages.
+    /// The origin of the checkpoints that it runs, for messages.
     pub runs: &'static str,
     /// Whether it runs checkpoints of a layout.
     pub reads: fn(&dyn Layout) -> bool,
@@ -40,11 +40,11 @@ pub const FAMILIES: &[Family] = &[
 
 /// A model with where it comes from.
 pub struct Opened {
-    /// What was known before its weights were loaded.
+    /// The blueprint of the model, from before its weights were loaded.
     pub blueprint: Box<dyn Blueprint>,
     /// The model.
     pub model: Box<dyn Model>,
-    /// Its weights, which tell what was used.
+    /// Its weights, which list the tensors that were used.
     pub weights: Weights,
 }
 

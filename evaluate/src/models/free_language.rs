@@ -10,7 +10,7 @@ use crate::batch::Pair;
 use crate::nn::{Guessed, Pass};
 use crate::streams::Span;
 
-/// How a model reads texts where a task does not say.
+/// The way in which a model reads texts, unless a task has its own.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Streams {
@@ -54,7 +54,7 @@ pub enum Stream {
     Queries,
 }
 
-/// What each token of a text sees in one stream.
+/// The tokens that each token of a text sees in one stream.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Reading<'a> {
     /// Itself and the tokens before it, but not the first one, which sees all.
@@ -65,7 +65,7 @@ pub enum Reading<'a> {
     AfterPrefix(&'a [usize]),
 }
 
-/// What is asked of both directions.
+/// The queries of both directions.
 #[derive(Clone, Copy, Debug)]
 pub struct Queries<'a> {
     /// The tokens that the query stream begins with, `(b, t)`: [`query_ids`](crate::streams::query_ids).
@@ -91,7 +91,7 @@ pub struct Completed {
 /// Wang et al. 2023, "Accelerating Vision-Language Pretraining with Free Language Modeling",
 /// <https://arxiv.org/abs/2303.14038>.
 pub trait FreeLanguage: Model {
-    /// How it reads texts where a task does not say.
+    /// Its way of reading texts, unless a task has its own.
     fn streams(&self) -> Streams;
 
     /// Hidden states of texts in one stream, `(b, t, d)`.
@@ -114,8 +114,8 @@ pub trait FreeLanguage: Model {
     /// [`Error::NoHead`](crate::Error::NoHead), or when the device fails.
     fn words(&self, stream: Stream, states: &Tensor) -> Result<Tensor>;
 
-    /// How well the head of a stream guesses `labels` from rows of its states, `(n, d)`: on the tape of the pass, if there
-    /// is one, without the logits of all rows in memory at once.
+    /// The loss of the guesses `labels` by the head of a stream from rows of its states, `(n, d)`: on the tape of the
+    /// pass, if there is one, without the logits of all rows in memory at once.
     ///
     /// # Errors
     /// As [`FreeLanguage::words`], when there are not as many labels as rows, and for a label that is no word.

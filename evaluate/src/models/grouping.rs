@@ -1,4 +1,4 @@
-//! How the program of a family groups the variables of its models, for rates and decays.
+//! The groups of variables, with their rates and decays, that the program of a family makes.
 
 /// The part of a model that a variable is in. Training can give each part a rate of its own.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -11,7 +11,7 @@ pub enum Module {
     Head,
 }
 
-/// Where the program of a family puts a variable.
+/// The group of a variable in the program of a family.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Membership {
     /// The part of the model.
@@ -60,7 +60,7 @@ impl Grouping {
         bounded: &[],
     };
 
-    /// Where a variable belongs, by its name in the model.
+    /// The group of a variable, by its name in the model.
     #[must_use]
     pub fn membership(&self, name: &str) -> Membership {
         let begins = |beginnings: &[&str]| beginnings.iter().any(|start| name.starts_with(start));

@@ -1,8 +1,8 @@
-//! What stands on top of a model, by what it is for.
+//! Heads of models, by purpose.
 
 use std::fmt;
 
-/// What a head is for. Families spell their weights in their own way.
+/// A head, by its purpose. Families spell their weights in their own way.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 #[non_exhaustive]
 pub enum Head {
@@ -29,7 +29,7 @@ pub enum Head {
 }
 
 impl Head {
-    /// What it is called in messages, as a noun phrase.
+    /// Its name in messages, as a noun phrase.
     #[must_use]
     pub fn title(self) -> &'static str {
         match self {

@@ -1,4 +1,4 @@
-//! What stands on top of models: projections, classifiers, scores. Each has what several families use.
+//! Projections, classifiers and scorers that several families have on top of their models.
 
 use candle_core::{Result, Tensor};
 
@@ -93,7 +93,7 @@ impl Classifier {
         self.outer.forward(&gelu(&inner)?)
     }
 
-    /// How many classes it tells apart.
+    /// The number of classes that it tells apart.
     #[must_use]
     pub fn n_classes(&self) -> usize {
         self.n_classes
@@ -163,7 +163,7 @@ impl MaskedLanguage {
         }
     }
 
-    /// How many words it tells apart.
+    /// The number of words that it tells apart.
     #[must_use]
     pub fn vocabulary(&self) -> usize {
         self.vocabulary

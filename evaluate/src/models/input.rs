@@ -1,4 +1,4 @@
-//! What a model takes: it comes with the family, and with the weights.
+//! The inputs of a model. The family and the weights decide them.
 
 pub use crate::images::{Filter, ImageInput, Resize};
 pub use crate::text::{Padding, TextInput};

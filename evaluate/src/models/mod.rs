@@ -3,7 +3,7 @@
 //! 1. [`open`] finds the [`Family`] of a checkpoint in [`FAMILIES`], checks its [`Blueprint`], and
 //!    loads the [`Model`].
 //! 2. Tasks and objectives ask a model for a capability: [`DualEncoder`], [`FusionEncoder`],
-//!    [`Captioner`], [`FreeLanguage`]; for its [`ModelInput`]; and for what stands on top of it, by [`Head`].
+//!    [`Captioner`], [`FreeLanguage`]; for its [`ModelInput`]; and for its heads, by [`Head`].
 //! 3. A family is one folder or file: its configuration, its passes, its blueprint, and one row of
 //!    [`FAMILIES`].
 

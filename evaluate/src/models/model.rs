@@ -1,4 +1,4 @@
-//! What everybody else may know of a model: capabilities, none of a family's own words.
+//! The traits through which the rest of the program sees a model. No family's own words appear here.
 
 use std::cell::RefCell;
 
@@ -10,7 +10,7 @@ use crate::forward::NamedPasses;
 use crate::nn::{BatchStatistics, Pass};
 use crate::{Error, ModelFault, Result};
 
-/// A model of any family, with what it can do. A family implements the capabilities that it has;
+/// A model of any family, with its capabilities. A family implements the capabilities that it has;
 /// asking for another one is an error that names the family.
 pub trait Model: Send + Sync {
     /// The family that it belongs to, such as `multiway`.
@@ -19,14 +19,14 @@ pub trait Model: Send + Sync {
     /// Pixels and tokens that it takes.
     fn input(&self) -> &ModelInput;
 
-    /// What a head gives for rows of hidden states: `(.., d) -> (.., classes)`, where `d` is what the
-    /// head reads (see [`FusionEncoder::pooled`] and the states of the encoders).
+    /// The scores of a head for rows of hidden states: `(.., d) -> (.., classes)`, where `d` is the width of the head's
+    /// input (see [`FusionEncoder::pooled`] and the states of the encoders).
     ///
     /// # Errors
     /// [`Error::NoHead`] when the checkpoint lacks the head, or when the device fails.
     fn score(&self, head: Head, x: &Tensor) -> Result<Tensor>;
 
-    /// How many classes a head tells apart.
+    /// The number of classes that a head tells apart.
     ///
     /// # Errors
     /// [`Error::NoHead`].
@@ -70,7 +70,7 @@ pub trait Model: Send + Sync {
         Err(self.cannot("complete texts from both directions"))
     }
 
-    /// What a classifier of images reads of them ([`Head::ImageClasses`]), `(b, d)`.
+    /// The input of a classifier of images ([`Head::ImageClasses`]), `(b, d)`.
     ///
     /// # Errors
     /// [`ModelFault::Incapable`] where the family has no such classifier, and when shapes do not fit or the device
@@ -132,7 +132,7 @@ pub enum Branch {
     Fused,
 }
 
-/// What a family cannot whose features come out scaled.
+/// The missing capability of a family whose features come out scaled.
 const NO_PROJECTIONS: &str = "give features before they are scaled to length one";
 
 /// Images and texts apart.
@@ -188,7 +188,7 @@ pub trait DualEncoder: Model {
         Err(self.cannot(NO_PROJECTIONS))
     }
 
-    /// How features of a branch become logits.
+    /// The scale and the bias that turn features of a branch into logits.
     ///
     /// # Errors
     /// [`Error::NoHead`], or when the device fails.
@@ -256,7 +256,7 @@ fn only(model: &dyn Model, features: Vec<Tensor>) -> Result<Tensor> {
         .ok_or_else(|| model.cannot("give features of that branch"))
 }
 
-/// How features of length one become logits: `scale · cos + bias`.
+/// Turns features of length one into logits: `scale · cos + bias`.
 ///
 /// The scale is ready to use, whatever the family stores: `exp(logit_scale)` of CLIP, `1 / τ` of a
 /// clamped temperature. Gradients go through both to what is stored.
@@ -264,7 +264,7 @@ fn only(model: &dyn Model, features: Vec<Tensor>) -> Result<Tensor> {
 pub struct Similarity {
     /// Factor of cosines, a scalar.
     pub scale: Tensor,
-    /// What is added afterwards, a scalar (SigLIP).
+    /// The number added after that, a scalar (SigLIP).
     pub bias: Option<Tensor>,
 }
 
@@ -283,8 +283,8 @@ impl Similarity {
     }
 }
 
-/// What a fusion encoder makes of texts and their images: the hidden states of all tokens. Their
-/// order within the family's sequence is its own business.
+/// The hidden states of all tokens of texts and their images from a fusion encoder. Their order within the family's
+/// sequence is its own business.
 #[derive(Clone, Debug)]
 pub struct Fused {
     /// Text tokens after the last norm, `(b, t, d)`; of a family that pools the first token's state, it may
@@ -327,7 +327,7 @@ pub trait FusionEncoder: Model {
     /// When shapes do not fit or the device fails.
     fn fuse(&self, pair: &Pair<'_>, pass: &Pass<'_>) -> Result<Fused>;
 
-    /// What classifiers read of it, `(b, d)`.
+    /// The input of classifiers, made of it, `(b, d)`.
     ///
     /// # Errors
     /// [`Error::NoHead`] where the checkpoint lacks the pooler, or when the device fails.
@@ -355,8 +355,8 @@ pub trait FusionEncoder: Model {
         }
     }
 
-    /// What the matching head reads, `(b, d)`: what classifiers do, unless the family reads texts in another
-    /// way there.
+    /// The input of the matching head, `(b, d)`: that of classifiers, unless the family reads texts in another way
+    /// there.
     ///
     /// # Errors
     /// As [`FusionEncoder::fuse`] and [`FusionEncoder::pooled`].
@@ -364,9 +364,9 @@ pub trait FusionEncoder: Model {
         self.pooled(&self.fuse(pair, pass)?)
     }
 
-    /// How well each of several texts belongs to its image by the ranking head, `(b, texts)`: the n-th texts
-    /// of all images together, with a pass of their own; one image alone is that of all texts, `(texts, 1)`. What
-    /// all texts see of an image a family computes once.
+    /// The scores of the ranking head for each of several texts with its image, `(b, texts)`: the n-th texts of all
+    /// images together, with a pass of their own; one image alone is that of all texts, `(texts, 1)`. A family computes
+    /// once whatever all texts see of an image.
     ///
     /// # Errors
     /// As [`FusionEncoder::answer`].
@@ -399,7 +399,7 @@ pub trait FusionEncoder: Model {
         })
     }
 
-    /// How well texts, read before, belong to one image, looked at before: `(texts, 1)`, as
+    /// The scores of texts that were read before with one image that was looked at before: `(texts, 1)`, as
     /// [`FusionEncoder::rank`] has it.
     ///
     /// # Errors
@@ -432,7 +432,7 @@ pub trait FusionEncoder: Model {
     }
 }
 
-/// What a captioner keeps of images, and of the words that it has written so far.
+/// The images, and the words written so far, as a captioner keeps them.
 #[derive(Clone, Debug)]
 pub struct Seen {
     /// Keys and values of the images side by side, `(b, p, 2 d)`, for each layer that looks at them.
@@ -444,8 +444,8 @@ pub struct Seen {
 }
 
 impl Seen {
-    /// What is kept of the captions of these numbers, in this order; one may occur several times, as where
-    /// several captions go on from the same words.
+    /// The kept states of the captions of these numbers, in this order; one may occur several times, as where several
+    /// captions go on from the same words.
     ///
     /// # Errors
     /// When the device fails.

@@ -1,4 +1,4 @@
-//! What a checkpoint does not say of its model, as the caller knows it.
+//! Facts about a model that its checkpoint lacks and the caller gives.
 
 use std::fmt::Debug;
 
@@ -11,7 +11,7 @@ use super::{Setting, Streams};
 use crate::Result;
 use crate::images::ImageInput;
 
-/// How routers choose outside of training.
+/// The choice of routers outside of training.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum RouterWay {
@@ -23,15 +23,14 @@ pub enum RouterWay {
     AsPublished,
 }
 
-/// What a checkpoint does not say, as the caller knows it. A family that does not
-/// know one of these refuses it.
+/// Facts that a checkpoint lacks and the caller gives. A family that does not know one of these refuses it.
 #[derive(Clone, Copy, Debug, Default, PartialEq)]
 pub struct Overrides {
     /// Attention heads.
     pub n_heads: Option<usize>,
     /// First fusion block.
     pub fusion_start: Option<usize>,
-    /// Who attends to whom before it.
+    /// The attention between text and image before it.
     pub shallow_attention: Option<ShallowAttention>,
     /// Text positions that the bias table has room for; its rows alone do not tell.
     pub text_table_len: Option<usize>,
@@ -39,21 +38,21 @@ pub struct Overrides {
     pub image_heads: Option<usize>,
     /// Attention heads of the text tower.
     pub text_heads: Option<usize>,
-    /// What stands between the two layers of an FFN, where a family has several ways.
+    /// The function between the two layers of an FFN, where a family has several.
     pub activation: Option<ClipActivation>,
-    /// What similarities are divided by, of a model that does not learn it.
+    /// The divisor of similarities, of a model that does not learn it.
     pub temperature: Option<f64>,
-    /// What is taken from each channel of a picture, after it is scaled to `[0, 1]`.
+    /// The number subtracted from each channel of a picture, after it is scaled to `[0, 1]`.
     pub image_mean: Option<[f32; 3]>,
-    /// What each channel is divided by then.
+    /// The divisor of each channel after that.
     pub image_deviation: Option<[f32; 3]>,
-    /// How texts are read, where a family can read them in several ways.
+    /// The way of reading texts, where a family has several.
     pub streams: Option<Streams>,
     /// Tokens of a text that is read together with an image, where a family fixes them.
     pub pair_len: Option<usize>,
     /// Whether the model does what the published program does where that is a slip.
     pub as_published: Option<bool>,
-    /// How routers choose outside of training; as the published program has it with its slips.
+    /// The choice of routers outside of training; as the published program has it with its slips.
     pub routing: Option<RouterWay>,
     /// Blocks between the encoder and the head of hidden patches, of a model that starts without that head.
     pub decoder_depth: Option<usize>,

@@ -1,4 +1,4 @@
-//! Where the weights of a model come from.
+//! The sources of a model's weights.
 
 use std::path::Path;
 use std::sync::Arc;
@@ -45,7 +45,7 @@ impl Source {
         }
     }
 
-    /// What users should know of how the files were found and read.
+    /// Notes for users on the way in which the files were found and read.
     #[must_use]
     pub fn notes(&self) -> Vec<String> {
         match self {

@@ -1,6 +1,7 @@
-//! What stands between the two layers of a feed-forward network.
+//! The function between the two layers of a feed-forward network.
 
 use candle_core::{Result, Tensor};
+use merge::layouts::ClipActivation;
 
 use super::cpu::{self, ops};
 
@@ -14,6 +15,16 @@ pub enum Activation {
     QuickGelu,
     /// GELU by the hyperbolic tangent: SigLIP.
     GeluTanh,
+}
+
+impl From<ClipActivation> for Activation {
+    fn from(activation: ClipActivation) -> Self {
+        match activation {
+            ClipActivation::QuickGelu => Self::QuickGelu,
+            ClipActivation::Gelu => Self::Gelu,
+            ClipActivation::GeluTanh => Self::GeluTanh,
+        }
+    }
 }
 
 impl Activation {

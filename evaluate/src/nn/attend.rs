@@ -5,12 +5,12 @@ use candle_core::{D, DType, Result, Tensor};
 use super::Mask;
 use super::cpu::{self, ops};
 
-/// What attention adds to its scores.
+/// The numbers that attention adds to its scores.
 #[derive(Clone, Copy, Debug, Default)]
 pub struct Bias<'a> {
     /// A number for each pair of query and key, `(h, n, m)`: relative position bias.
     pub pairs: Option<&'a Tensor>,
-    /// What is hidden.
+    /// The hidden keys.
     pub mask: Option<&'a Mask>,
 }
 
@@ -41,7 +41,7 @@ pub fn attend_to(q: &Tensor, kv: &Tensor, bias: Bias<'_>, heads: usize) -> Resul
     attend(q, &k, &v, bias, heads)
 }
 
-/// What a mask adds that is spelled out; `None` for one that is not.
+/// The numbers that a mask with numbers adds; `None` for a mask without.
 fn added(mask: Option<&Mask>) -> Option<Option<&Tensor>> {
     match mask {
         None => Some(None),

@@ -36,7 +36,7 @@ impl Attention {
         })
     }
 
-    /// What a branch on slices wants.
+    /// The weights for a branch on slices.
     pub(crate) fn packed(&self) -> Packed {
         let bias = PackedBias::WithoutKeys {
             q: self.q_bias.clone(),

@@ -8,7 +8,7 @@ use candle_core::{DType, Result, Tensor};
 use crate::Weights;
 use crate::weights::Init;
 
-/// What is added to the variance.
+/// The number added to the variance.
 const EPSILON: f64 = 1e-5;
 
 /// Sums of the statistics of batches, by the name of the norm.
@@ -49,7 +49,7 @@ impl BatchStatistics {
     }
 }
 
-/// Whose statistics a batch norm subtracts and divides by.
+/// The statistics that a batch norm subtracts and divides by.
 #[derive(Clone, Copy)]
 pub enum Norming<'a> {
     /// Those that it keeps.

@@ -15,8 +15,8 @@ const ROW: usize = 1 << 16;
 
 /// Masks that take the place of draws, to compute what another program computed under its own.
 pub trait GivenDrops: Send + Sync {
-    /// What `site` keeps of a tensor `(b, ...)` whose first example is number `first` of the whole
-    /// batch: other than 0 for a number that is kept. `None` leaves the site to draws.
+    /// The numbers of a tensor `(b, ...)` that `site` keeps, where the first example is number `first` of the whole
+    /// batch: other than 0 for a kept number. `None` leaves the site to draws.
     ///
     /// # Errors
     /// Where a mask is missing or of another shape; it ends the pass.

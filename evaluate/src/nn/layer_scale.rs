@@ -5,7 +5,7 @@ use candle_core::Tensor;
 use crate::Weights;
 use crate::weights::Init;
 
-/// What BEiT starts from at every size.
+/// The first value at BEiT, of every size.
 const INITIAL: f32 = 0.1;
 
 /// Per-channel factors, or none at all.

@@ -14,7 +14,7 @@ pub struct Linear {
     bias: Tensor,
 }
 
-/// What follows a linear layer in the same pass over memory.
+/// The step after a linear layer in the same pass over memory.
 enum Then<'a> {
     Nothing,
     Activate(Activation),
@@ -22,7 +22,7 @@ enum Then<'a> {
 }
 
 impl Linear {
-    /// What weights start from, as BERT and BEiT have them.
+    /// The first values of weights, as in BERT and BEiT.
     pub(crate) const INIT: Init = Init::Normal(0.02);
 
     /// Loads `{name}.weight: (outputs, inputs)` and `{name}.bias: (outputs)`.

@@ -1,9 +1,9 @@
-//! Which tokens may be attended to.
+//! Masks: the tokens that attention may read.
 
 use candle_core::{DType, Device, Result, Tensor};
 
-/// Which keys each query sees, as numbers that are added to attention scores: 0 where it sees, the
-/// model's value for "hidden" where it does not.
+/// The keys that each query sees, as numbers added to attention scores: 0 where it sees, the model's value for "hidden"
+/// where it does not.
 ///
 /// A model hides with one value throughout. −∞ hides for good, and a query that sees nothing then
 /// attends to nothing and gets zeros. A finite value (−10,000, the lowest float) leaves such a query
@@ -71,8 +71,8 @@ impl Mask {
         Ok(Self::Padding(part.contiguous()?))
     }
 
-    /// What is added to attention scores, `(b, m)` or `(b, n, m)`; `None` for [`Mask::Causal`],
-    /// which depends on the lengths alone.
+    /// The numbers added to attention scores, `(b, m)` or `(b, n, m)`; `None` for [`Mask::Causal`], which depends on
+    /// the lengths alone.
     #[must_use]
     pub fn added(&self) -> Option<&Tensor> {
         match self {
@@ -81,8 +81,7 @@ impl Mask {
         }
     }
 
-    /// What is added to scores of `n` queries and `m` keys, in a shape that broadcasts to
-    /// `(b, h, n, m)`.
+    /// The numbers added to scores of `n` queries and `m` keys, in a shape that broadcasts to `(b, h, n, m)`.
     pub(crate) fn for_scores(&self, n: usize, m: usize, device: &Device) -> Result<Tensor> {
         match self {
             Self::Padding(added) => added.unsqueeze(1)?.unsqueeze(1),

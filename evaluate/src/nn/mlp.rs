@@ -59,7 +59,7 @@ impl Mlp {
         Self { activation, ..self }
     }
 
-    /// What stands between the layers.
+    /// The function between the layers.
     pub(crate) fn activation(&self) -> Activation {
         self.activation
     }

@@ -49,7 +49,7 @@ impl LayerNorm {
         &self.bias
     }
 
-    /// What is added to the variance.
+    /// The number added to the variance.
     pub(crate) fn epsilon(&self) -> f32 {
         self.epsilon as f32
     }

@@ -1,4 +1,4 @@
-//! What training leaves out at random: whole residual branches, single numbers.
+//! Drops whole residual branches and single numbers at random in training.
 
 use std::fmt;
 use std::sync::Arc;
@@ -20,7 +20,7 @@ pub struct Omission {
     /// The probability of leaving out a number at a dropout site: the multiway family has one after
     /// its text embedding, BERT three a layer and one after its embedding.
     pub dropout: f64,
-    /// What draws are keyed by.
+    /// The seed of the draws.
     pub seed: u64,
     /// Tells this pass from all others under the same seed, e.g. `120/itm.positive`.
     pub name: String,

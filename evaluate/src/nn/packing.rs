@@ -11,10 +11,10 @@ use super::cpu::sequences::Spans;
 use super::{Dropping, Host, Mask};
 use crate::nn::omission::scaled;
 
-/// Which rows of texts `(b, t)` are computed: the first ones of each.
+/// The rows of texts `(b, t)` that are computed: the first ones of each.
 #[derive(Clone, Debug)]
 pub(crate) struct Packing {
-    /// Where the rows of each text begin, and where those of the last one end.
+    /// The first row of each text, and the end of the last.
     starts: Arc<[usize]>,
     /// Rows of a text with its padding.
     len: usize,
@@ -32,7 +32,7 @@ impl Packing {
         Self { starts, len }
     }
 
-    /// All `n` rows of so many sequences.
+    /// All `n` rows of each of `batch` sequences.
     pub fn even(batch: usize, n: usize) -> Self {
         Self::new(std::iter::repeat_n(n, batch), n)
     }
@@ -93,7 +93,7 @@ impl Packing {
         select(&x.flatten(0, 1)?, rows)?.unsqueeze(0)
     }
 
-    /// Texts of one length again, zeros in the place of what was left out: `(1, r, d) -> (b, t, d)`.
+    /// Texts of one length again, zeros in the place of padding: `(1, r, d) -> (b, t, d)`.
     ///
     /// # Errors
     /// When the device fails.
@@ -184,14 +184,14 @@ fn select(x: &Tensor, rows: impl Iterator<Item = usize>) -> Result<Tensor> {
         .index_select(&Tensor::from_vec(rows, n, x.device())?, 0)
 }
 
-/// Which rows of packed texts look at which, and what is hidden from them.
+/// The pairs of packed rows of which one looks at the other, and the hidden ones among them.
 #[derive(Clone, Debug)]
 pub(crate) struct PackedPairs {
     queries: Packing,
     keys: Packing,
     /// Sequences that the keys of a text are of, one after the other: of each the first rows are there.
     parts: usize,
-    /// What is added to scores, text after text `(queries, keys)`; empty where nothing is hidden.
+    /// The numbers added to scores, text after text `(queries, keys)`; empty where nothing is hidden.
     hidden: Arc<[f32]>,
 }
 
@@ -275,7 +275,7 @@ impl PackedPairs {
         (self.queries.batch(), self.queries.spans(), keys)
     }
 
-    /// What is added to scores.
+    /// The numbers added to scores.
     pub(super) fn hidden(&self) -> &[f32] {
         &self.hidden
     }

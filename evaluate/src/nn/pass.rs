@@ -1,4 +1,4 @@
-//! What one forward pass carries besides data.
+//! Settings, draws and taps of one forward pass, beside its data.
 
 use std::fmt;
 use std::rc::Rc;
@@ -17,8 +17,8 @@ pub trait Tap: Sync {
     /// Whatever keeps the tap from taking them; it ends the pass.
     fn linear_input(&self, key: &str, input: &Tensor, mask: Option<&Mask>) -> Result<()>;
 
-    /// What a block puts out, `(b, n, d)` each: one sequence, or text and image apart. A block is
-    /// called by its stack and number, `image.block3`, or `block3` where a model has one stack.
+    /// The output of a block, `(b, n, d)` each: one sequence, or text and image apart. A block is called by its stack
+    /// and number, `image.block3`, or `block3` where a model has one stack.
     ///
     /// # Errors
     /// As [`Tap::linear_input`].
@@ -43,7 +43,7 @@ pub trait Tap: Sync {
     }
 }
 
-/// How a forward pass is to be run. A graph for gradients is built wherever weights are variables.
+/// The settings of a forward pass. A graph for gradients is built wherever weights are variables.
 #[derive(Clone, Copy, Default)]
 pub struct Pass<'a> {
     tap: Option<&'a dyn Tap>,
@@ -125,7 +125,7 @@ impl<'a> Pass<'a> {
         ranks.filter(|_| self.tape.is_some())
     }
 
-    /// How routers choose, where it is not the model's own way.
+    /// The choice of routers, if it is not the model's own.
     #[must_use]
     pub fn routing(&self) -> Option<&'a Routing> {
         self.routing
@@ -181,13 +181,13 @@ impl<'a> Pass<'a> {
         }
     }
 
-    /// What is left out at random.
+    /// The random omissions.
     #[must_use]
     pub fn omission(&self) -> Option<&'a Omission> {
         self.omission
     }
 
-    /// Where blocks are recorded.
+    /// The tape that records blocks.
     #[must_use]
     pub fn tape(&self) -> Option<&'a Tape> {
         self.tape

@@ -52,7 +52,7 @@ impl RelativePosition {
         })
     }
 
-    /// What the table is laid out for.
+    /// The window of the table.
     #[must_use]
     pub fn window(&self) -> &Window {
         &self.window

@@ -4,7 +4,7 @@ use candle_core::{Result, Tensor};
 
 use super::LayerScale;
 
-/// What the output of a branch is added to, and with which factors.
+/// The sum that a branch's output is added to, and its factors.
 #[derive(Clone, Copy)]
 pub struct Residual<'a> {
     /// `(b, n, d)`.

@@ -1,4 +1,4 @@
-//! How the routers of a pass choose.
+//! The choices of the routers of a pass.
 
 use std::fmt;
 use std::sync::Arc;
@@ -6,7 +6,7 @@ use std::sync::Arc;
 use candle_core::Result;
 use merge::random::Draws;
 
-/// How many tokens an expert takes of one pass.
+/// The number of tokens that an expert takes of one pass.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub enum Capacity {
     /// All that choose it.
@@ -28,7 +28,7 @@ impl Capacity {
         least: 4,
     };
 
-    /// Tokens that each of `experts` experts takes of `rows` tokens with so many choices each.
+    /// The number of tokens that each of `experts` experts takes of `rows` tokens with `choices` choices each.
     #[must_use]
     pub fn of(self, rows: usize, experts: usize, choices: usize) -> usize {
         match self {
@@ -41,9 +41,9 @@ impl Capacity {
     }
 }
 
-/// Numbers of a router that somebody gives, instead of drawing them.
+/// Numbers of a router that a caller gives instead of draws.
 pub trait GivenNoise: Send + Sync {
-    /// What is added to the scores of a router, `rows` times `experts` numbers; `site` is the block, as taps call it
+    /// The numbers added to the scores of a router, `rows` times `experts`; `site` is the block, as taps call it
     /// (`vl.block10`). `None` where nothing is given.
     ///
     /// # Errors
@@ -51,7 +51,7 @@ pub trait GivenNoise: Send + Sync {
     fn noise(&self, site: &str, rows: usize, experts: usize) -> Result<Option<Vec<f32>>>;
 }
 
-/// What is added to the scores that a second choice goes by.
+/// The noise in the scores of a second choice.
 #[derive(Clone, Default)]
 pub enum Noise {
     /// Nothing.
@@ -61,7 +61,7 @@ pub enum Noise {
     Drawn {
         /// The seed.
         seed: u64,
-        /// What the pass is called.
+        /// The name of the pass.
         name: String,
         /// The number of the first example in the whole batch.
         first: usize,
@@ -129,12 +129,12 @@ pub fn gumbel(uniform: f32) -> f32 {
     (-(-inside.ln()).ln()) as f32
 }
 
-/// How the routers of a pass choose, in the place of the model's own way.
+/// The choice of a pass's routers, instead of the model's own.
 #[derive(Clone, Debug)]
 pub struct Routing {
-    /// What is added to scores.
+    /// The noise in the scores.
     pub noise: Noise,
-    /// How many tokens an expert takes.
+    /// The number of tokens that an expert takes.
     pub capacity: Capacity,
 }
 

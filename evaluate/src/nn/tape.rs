@@ -28,7 +28,7 @@ pub trait Recorded {
     ) -> Result<Vec<Option<Tensor>>>;
 }
 
-/// What segments have kept, in the order in which they ran.
+/// The records of segments, in the order in which they ran.
 #[derive(Default)]
 pub struct Tape {
     records: RefCell<Vec<Record>>,

@@ -8,7 +8,7 @@ use serde::{Deserialize, Serialize};
 
 use super::file;
 use crate::metrics::captions::{Captioned, tokenize};
-use crate::{Error, Result};
+use crate::{Error, JudgedFault, Result};
 
 /// The longest caption that is judged; those of benchmarks have some dozen words. The time that ROUGE-L takes
 /// grows with the square.
@@ -56,7 +56,7 @@ pub fn known<'a>(
     results.iter().filter_map(known).collect()
 }
 
-/// What people said of each image.
+/// The captions of people for each image.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct References {
     /// Each image and its captions, in the order of the file; every image has one.
@@ -79,8 +79,8 @@ struct Image {
 ///
 /// # Errors
 /// [`Error::Json`] with line and column, [`Error::Empty`], [`Error::DuplicateId`],
-/// [`Error::UnknownId`] for a caption whose image is not listed, [`Error::NoCaptions`] for an image
-/// without one, [`Error::CaptionTooLong`], and what opening and reading the file may return.
+/// [`Error::UnknownId`] for a caption whose image is not listed, [`JudgedFault::NoCaptions`] for an image
+/// without one, [`JudgedFault::CaptionTooLong`], and what opening and reading the file may return.
 pub fn read_annotations(path: &Path, is_partial: bool) -> Result<References> {
     let file: AnnotationFile = file::json(path, "an annotation file of captions")?;
     if file.images.is_empty() {
@@ -114,10 +114,11 @@ pub fn read_annotations(path: &Path, is_partial: bool) -> Result<References> {
         }
     }
     if let Some((mute, _)) = images.iter().find(|(_, captions)| captions.is_empty()) {
-        return Err(Error::NoCaptions {
+        return Err(JudgedFault::NoCaptions {
             path: path.into(),
             image: *mute,
-        });
+        }
+        .into());
     }
     Ok(References { images })
 }
@@ -125,7 +126,7 @@ pub fn read_annotations(path: &Path, is_partial: bool) -> Result<References> {
 /// Reads a result file: a list of objects with `image_id` and `caption`, in file order.
 ///
 /// # Errors
-/// [`Error::Json`] with line and column, [`Error::CaptionTooLong`], and what opening and reading the
+/// [`Error::Json`] with line and column, [`JudgedFault::CaptionTooLong`], and what opening and reading the
 /// file may return.
 pub fn read_results(path: &Path) -> Result<Vec<Caption>> {
     let results: Vec<Caption> = file::json(path, "a result file of captions")?;
@@ -137,12 +138,13 @@ fn refuse_long(path: &Path, captions: &[Caption]) -> Result<()> {
     let mut all = captions.iter();
     match all.find(|said| said.caption.len() > MAX_CAPTION_BYTES) {
         None => Ok(()),
-        Some(long) => Err(Error::CaptionTooLong {
+        Some(long) => Err(JudgedFault::CaptionTooLong {
             path: path.into(),
             image: long.image_id,
             n_bytes: long.caption.len(),
             limit: MAX_CAPTION_BYTES,
-        }),
+        }
+        .into()),
     }
 }
 
@@ -150,7 +152,7 @@ fn refuse_long(path: &Path, captions: &[Caption]) -> Result<()> {
 /// have one; with `is_partial` those that have none are left out, as the official example does.
 ///
 /// # Errors
-/// [`Error::DuplicateId`], [`Error::UnknownId`], [`Error::MissingPredictions`], and [`Error::Empty`]
+/// [`Error::DuplicateId`], [`Error::UnknownId`], [`JudgedFault::MissingPredictions`], and [`Error::Empty`]
 /// when nothing is captioned.
 pub fn pair(
     path: &Path,
@@ -180,13 +182,14 @@ pub fn pair(
         ids.filter(|id| !captioned.contains_key(id))
     };
     if let (Some(first), false) = (missing().next(), is_partial) {
-        return Err(Error::MissingPredictions {
+        return Err(JudgedFault::MissingPredictions {
             path: path.into(),
             what: "image",
             first: first.to_string(),
             n_missing: missing().count(),
             n: references.images.len(),
-        });
+        }
+        .into());
     }
     let judged = references.images.par_iter().filter_map(|(id, said)| {
         let &place = captioned.get(id)?;

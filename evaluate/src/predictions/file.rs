@@ -1,4 +1,4 @@
-//! Text files, with a limit on what is read of them.
+//! Text files, with a limit on their size.
 
 use std::fs::File;
 use std::io::{BufRead, BufReader, Read};
@@ -91,7 +91,7 @@ pub fn json<T: DeserializeOwned>(path: &Path, what: &'static str) -> Result<T> {
 /// The most bytes of a text of the file that a message repeats.
 const MAX_SHOWN_BYTES: usize = 300;
 
-/// A message without the rest of what it repeats of a long text.
+/// A message whose quotation of a long text is cut.
 fn short(mut text: String) -> String {
     if text.len() > MAX_SHOWN_BYTES {
         let n_bytes = text.len();

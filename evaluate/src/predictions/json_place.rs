@@ -1,4 +1,4 @@
-//! Where in a JSON file a fault lies, in words of the file: row, id and key.
+//! Locates a fault in a JSON file by its row, id and key.
 
 /// Keys that name an entry of a list, in the order in which they are looked for.
 const IDS: [&str; 4] = ["question_id", "image_id", "identifier", "id"];

@@ -6,7 +6,7 @@ use std::path::Path;
 use serde::Deserialize;
 
 use super::file;
-use crate::{Error, Result};
+use crate::{Error, JudgedFault, Result};
 
 /// The examples of a split, in file order.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -101,7 +101,7 @@ fn refuse_duplicates<'a>(path: &Path, ids: impl Iterator<Item = &'a str>) -> Res
     Ok(())
 }
 
-/// Which examples are judged rightly, in the order of the labels.
+/// The verdict on each example, in the order of the labels.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Verdicts<'a> {
     /// Identifier and whether the prediction is right.
@@ -114,7 +114,7 @@ pub struct Verdicts<'a> {
 /// Compares predictions with labels. `path` is the file of predictions.
 ///
 /// # Errors
-/// [`Error::MissingPredictions`].
+/// [`JudgedFault::MissingPredictions`].
 pub fn judge<'a>(
     path: &Path,
     predictions: &Predictions,
@@ -125,13 +125,14 @@ pub fn judge<'a>(
         ids.filter(|id| !predictions.by_id.contains_key(*id))
     };
     if let Some(first) = missing().next() {
-        return Err(Error::MissingPredictions {
+        return Err(JudgedFault::MissingPredictions {
             path: path.into(),
             what: "example",
             first: first.clone(),
             n_missing: missing().count(),
             n: labels.examples.len(),
-        });
+        }
+        .into());
     }
     let examples = labels.examples.iter();
     Ok(Verdicts {

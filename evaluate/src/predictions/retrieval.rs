@@ -9,7 +9,7 @@ use merge::{Checkpoint, DType, decode_f32, decode_f64};
 use crate::metrics::folds::sample_of_folds;
 use crate::metrics::reranking::{Reranked, Rest, Shortlist};
 use crate::metrics::retrieval::{Captions, Score, ScoreMatrix, Standings, Ties, standings};
-use crate::{Error, Result, Sample, ShortlistFault};
+use crate::{Error, Result, Sample, ScoresFault, ShortlistFault};
 
 /// Scores: images × texts, any floating point type.
 pub const SCORES: &str = "scores";
@@ -32,7 +32,7 @@ pub const REST: &str = "rerank_rest";
 /// A score file, open: its ids; scores are read on request.
 pub struct ScoreFile {
     checkpoint: Checkpoint,
-    /// What was ranked once more, of a file that has it.
+    /// The items ranked once more, of a file that has them.
     reranked: Option<Reranked>,
     /// The image of each row.
     pub image_ids: Vec<i64>,
@@ -44,18 +44,19 @@ impl ScoreFile {
     /// Opens a file with the tensors [`SCORES`], [`IMAGE_ID`] and [`TEXT_IMAGE_ID`].
     ///
     /// # Errors
-    /// [`Error::Merge`] when the file is damaged or lacks a tensor, [`Error::TensorShape`],
-    /// [`Error::IdsNotIntegers`].
+    /// [`Error::Merge`] when the file is damaged or lacks a tensor, [`ScoresFault::TensorShape`],
+    /// [`ScoresFault::IdsNotIntegers`].
     pub fn open(path: &Path) -> Result<Self> {
         let checkpoint = merge::io::open(path, &OpenOptions::default())?;
         let shape = checkpoint.require(SCORES)?.shape.clone();
         let [n_images, n_texts] = shape[..] else {
-            return Err(Error::TensorShape {
+            return Err(ScoresFault::TensorShape {
                 path: path.into(),
                 key: SCORES,
                 found: shape,
                 expected: "images × texts".into(),
-            });
+            }
+            .into());
         };
         Ok(Self {
             image_ids: read_ids(&checkpoint, path, IMAGE_ID, &[n_images])?,
@@ -65,7 +66,7 @@ impl ScoreFile {
         })
     }
 
-    /// What was ranked once more, of a file that has it.
+    /// The items ranked once more, of a file that has them.
     #[must_use]
     pub fn reranked(&self) -> Option<&Reranked> {
         self.reranked.as_ref()
@@ -137,12 +138,13 @@ fn read_ids(
 ) -> Result<Vec<i64>> {
     let info = checkpoint.require(key)?;
     if info.shape != shape {
-        return Err(Error::TensorShape {
+        return Err(ScoresFault::TensorShape {
             path: path.into(),
             key,
             found: info.shape.clone(),
             expected: format!("{shape:?}, as in `{SCORES}`"),
-        });
+        }
+        .into());
     }
     let bytes = checkpoint.read_all(key)?;
     match info.dtype {
@@ -152,15 +154,16 @@ fn read_ids(
         DType::I16 => Ok(integers(&bytes, |b| i16::from_le_bytes(b).into())),
         DType::U16 => Ok(integers(&bytes, |b| u16::from_le_bytes(b).into())),
         DType::U8 => Ok(integers(&bytes, |[b]| b.into())),
-        dtype => Err(Error::IdsNotIntegers {
+        dtype => Err(ScoresFault::IdsNotIntegers {
             path: path.into(),
             key,
             dtype,
-        }),
+        }
+        .into()),
     }
 }
 
-/// Reads what was ranked once more, if the file has it.
+/// Reads the items ranked once more, if the file has them.
 fn read_reranked(
     checkpoint: &Checkpoint,
     path: &Path,

@@ -21,7 +21,7 @@ pub const IMAGE_RANK: &str = "image_rank";
 /// The rank of the image of each text.
 pub const TEXT_RANK: &str = "text_rank";
 
-/// What ranks are made of.
+/// The source of ranks.
 #[derive(Clone, Debug, PartialEq)]
 pub enum Scores {
     /// Features of images and texts, whose products are the scores: computed as they are written.
@@ -35,7 +35,7 @@ pub enum Scores {
 /// Scores and ranks of a split.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Retrieved {
-    /// What ranks are made of.
+    /// The source of ranks.
     pub scores: Scores,
     /// The id of each image in the data set.
     pub image_names: Vec<String>,
@@ -45,7 +45,7 @@ pub struct Retrieved {
     pub image_ranks: Vec<f64>,
     /// The rank of the right image of each text, from 1.
     pub text_ranks: Vec<f64>,
-    /// How equal scores counted.
+    /// The treatment of equal scores.
     pub ties: String,
 }
 
@@ -121,7 +121,7 @@ fn small<'a, T: Pod>(
     (name, dtype, shape, bytemuck::cast_slice(values))
 }
 
-/// The tensors of what was ranked once more.
+/// The tensors of items ranked once more.
 fn shortlist(reranked: &Reranked, n_images: usize, n_texts: usize) -> [Small<'_>; 4] {
     let (list, k) = (reranked.shortlist(), reranked.shortlist().k());
     let [of_images, of_texts] = [vec![n_images, k], vec![n_texts, k]];

@@ -8,9 +8,9 @@ use serde::{Deserialize, Serialize};
 
 use super::file;
 use crate::metrics::vqa::{Judged, accuracy, soft_score};
-use crate::{Error, Result};
+use crate::{Error, JudgedFault, Result};
 
-/// What an id names in files of predictions, and in official files: hints differ.
+/// The name of an id in files of predictions, other than in official files: hints differ.
 const ANSWERED: &str = "the answer to question";
 const ASKED: &str = "question";
 
@@ -69,7 +69,7 @@ struct Question {
 ///
 /// # Errors
 /// [`Error::Json`] with line and column, [`Error::Empty`], [`Error::DuplicateId`],
-/// [`Error::NoAnswers`], and what opening and reading the file may return.
+/// [`JudgedFault::NoAnswers`], and what opening and reading the file may return.
 pub fn read_annotations(path: &Path) -> Result<Vec<Annotation>> {
     let file: AnnotationFile = file::json(path, "a VQA annotation file")?;
     let annotations = file.annotations;
@@ -81,10 +81,11 @@ pub fn read_annotations(path: &Path) -> Result<Vec<Annotation>> {
     }
     index(path, ASKED, annotations.iter().map(|a| a.question_id))?;
     if let Some(mute) = annotations.iter().find(|a| a.answers.is_empty()) {
-        return Err(Error::NoAnswers {
+        return Err(JudgedFault::NoAnswers {
             path: path.into(),
             question: mute.question_id,
-        });
+        }
+        .into());
     }
     Ok(annotations)
 }
@@ -128,7 +129,7 @@ pub fn answered(
 /// `is_partial` either file may hold more than the other.
 ///
 /// # Errors
-/// [`Error::UnknownId`], [`Error::DuplicateId`], [`Error::ImageDiffers`], [`Error::Json`], and what
+/// [`Error::UnknownId`], [`Error::DuplicateId`], [`JudgedFault::ImageDiffers`], [`Error::Json`], and what
 /// opening and reading the file may return.
 pub fn check_questions(
     path: &Path,
@@ -153,13 +154,14 @@ pub fn check_questions(
         };
         let found = file.questions[position].image_id;
         if found != annotation.image_id {
-            return Err(Error::ImageDiffers {
+            return Err(JudgedFault::ImageDiffers {
                 path: path.into(),
                 question: id,
                 found,
                 expected: annotation.image_id,
                 other: annotation_path.into(),
-            });
+            }
+            .into());
         }
     }
     if asked.len() > annotations.len() && !is_partial {
@@ -182,7 +184,7 @@ pub fn check_questions(
 /// must be answered, and nothing else.
 ///
 /// # Errors
-/// [`Error::DuplicateId`], [`Error::UnknownId`], [`Error::MissingPredictions`].
+/// [`Error::DuplicateId`], [`Error::UnknownId`], [`JudgedFault::MissingPredictions`].
 pub fn judge<'a>(
     path: &Path,
     results: &[Answer],
@@ -212,13 +214,14 @@ pub fn judge<'a>(
         ids.filter(|id| !answered.contains_key(id))
     };
     if let Some(first) = missing().next() {
-        return Err(Error::MissingPredictions {
+        return Err(JudgedFault::MissingPredictions {
             path: path.into(),
             what: "question",
             first: first.to_string(),
             n_missing: missing().count(),
             n: annotations.len(),
-        });
+        }
+        .into());
     }
     let judged = annotations.par_iter().map(|annotation| {
         let answer = &results[answered[&annotation.question_id]].answer;

@@ -20,7 +20,7 @@ pub struct Course {
     pub label: String,
     /// Numbers by name: after how many steps, and the number.
     pub series: BTreeMap<String, Vec<(f64, f64)>>,
-    /// What else is known: a name and a text.
+    /// Further facts: a name and a text.
     pub facts: Vec<(String, String)>,
 }
 
@@ -31,14 +31,14 @@ pub(super) struct Chapter {
 }
 
 impl Course {
-    /// Steps that are told of.
+    /// The steps with numbers.
     #[must_use]
     pub fn n_steps(&self) -> u64 {
         let last = |points: &Vec<(f64, f64)>| points.last().map_or(0.0, |point| point.0);
         self.series.values().map(last).fold(0.0, f64::max) as u64
     }
 
-    /// The last number of a series, and the best if it is told which way is better.
+    /// The last number of a series, and the best if the better direction is known.
     fn ends(&self, name: &str) -> Option<(f64, f64, f64)> {
         let points = self.series.get(name)?;
         let values = points.iter().map(|point| point.1);

@@ -99,7 +99,7 @@ pub(super) fn description(curve: &Curve, parameter: &str) -> String {
     }
 }
 
-/// What part of the plane is shown, in the units that values are written in.
+/// The part of the plane in view, in the units of the values.
 pub(super) struct Frame {
     x: (f64, f64),
     y: (f64, f64),
@@ -111,7 +111,7 @@ impl Frame {
         Self::around(&[curve])
     }
 
-    /// What shows several curves of one number whole.
+    /// The frame that shows several curves of one number whole.
     pub(super) fn around(curves: &[&Curve]) -> Option<Self> {
         let unit = curves.first()?.unit;
         let places = curves.iter().flat_map(|curve| &curve.points);
@@ -281,7 +281,7 @@ pub(super) fn step(least: f64) -> f64 {
     found.unwrap_or(10.0 * power)
 }
 
-/// How many decimals multiples of a step need.
+/// The number of decimals that multiples of a step need.
 pub(super) fn decimals(step: f64) -> usize {
     (-step.log10().floor()).clamp(0.0, 9.0) as usize
 }

@@ -1,4 +1,4 @@
-//! What `vlmerge distance --json` prints, and the heat map of it.
+//! The output of `vlmerge distance --json`, and its heat map.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::Path;
@@ -11,7 +11,7 @@ use super::heat_map::{Cell, HeatMap, Panel};
 /// The value of [`DistanceReport::schema`] that this program writes.
 pub const SCHEMA: &str = "vlmerge.distance/1";
 
-/// How far apart experts or checkpoints are.
+/// Distances of experts or of checkpoints.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct DistanceReport {
     /// [`SCHEMA`].
@@ -26,9 +26,9 @@ pub struct DistanceReport {
     /// The seed that both sides were measured from.
     #[serde(default)]
     pub seed: Option<String>,
-    /// What the compared vectors are.
+    /// The kind of the compared vectors.
     pub operands: Operands,
-    /// What was measured, in the order asked for.
+    /// The measures, in the order of the flags.
     pub metrics: Vec<MetricRecord>,
     /// The values.
     pub distances: Vec<DistanceRecord>,
@@ -42,17 +42,17 @@ pub struct DistanceReport {
 pub struct MetricRecord {
     /// Its name: `cosine`, `l2`, `ssd`, `tssd(0.2)`.
     pub name: String,
-    /// What must be said beside its values.
+    /// A note that belongs to its values.
     #[serde(default)]
     pub note: Option<String>,
 }
 
-/// The values of what was pooled together.
+/// The values of each pool.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct DistanceRecord {
-    /// Who is compared, e.g. `vision vs language`.
+    /// The compared sides, e.g. `vision vs language`.
     pub comparison: String,
-    /// What is pooled.
+    /// The pool of each value.
     pub grain: Grain,
     /// The block, where the grain has one.
     #[serde(default)]
@@ -74,7 +74,7 @@ pub struct DistanceRecord {
 pub struct SkippedRecord {
     /// Its name.
     pub key: String,
-    /// Why.
+    /// The reason.
     pub why: String,
 }
 

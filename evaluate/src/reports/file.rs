@@ -14,14 +14,14 @@ use crate::{Error, ReportFault, Result};
 /// The largest file that is read: thousands of results with their pictures.
 const MAX_FILE_BYTES: u64 = 256 << 20;
 
-/// What a file of ours holds.
+/// The contents of a file of ours.
 #[derive(Clone, Debug, PartialEq)]
 pub enum Source {
-    /// What was measured on data.
+    /// Measurements on data.
     Report(Report),
-    /// How far apart weights are.
+    /// Distances of weights.
     Distances(DistanceReport),
-    /// How a training run went.
+    /// The course of a training run.
     Course(Course),
 }
 

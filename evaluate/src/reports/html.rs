@@ -79,7 +79,7 @@ struct Page<'a> {
     version: &'a str,
 }
 
-/// Where a published row was read, as a clause.
+/// The source of a published row, as a clause.
 fn source(kind: &RowKind) -> Option<String> {
     match kind {
         RowKind::Measured { .. } => None,
@@ -163,7 +163,7 @@ impl Page<'_> {
         is_published(*index) && (*index == 0 || !is_published(*index - 1))
     }
 
-    /// Where the published rows of a table were read, each once.
+    /// The sources of a table's published rows, each once.
     fn sources(&self, grid: &Grid) -> Vec<String> {
         let mut sources = Vec::new();
         for row in &grid.rows {

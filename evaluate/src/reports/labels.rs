@@ -1,4 +1,4 @@
-//! What numbers, tasks and data sets are called in text for people, and how values are written.
+//! Names of numbers, tasks and data sets in text for people, and the form of values.
 
 use crate::datasets::DatasetSpec;
 use crate::metrics::bootstrap::Interval;
@@ -49,7 +49,7 @@ pub fn heading(task: &str, dataset: Option<&str>, split: Option<&str>) -> String
     }
 }
 
-/// What a value is written in, for headings; empty where that is plain.
+/// The name of a unit for headings; empty where that is plain.
 pub fn unit(unit: Unit) -> &'static str {
     match unit {
         Unit::Fraction => "%",
@@ -93,7 +93,7 @@ pub fn stars(p: f64) -> &'static str {
     }
 }
 
-/// What `value` is in the unit it is written in.
+/// The number that `value` is in its unit.
 pub fn scaled(value: f64, unit: Unit) -> f64 {
     match unit {
         Unit::Fraction | Unit::Tenfold => 100.0 * value,

@@ -56,7 +56,7 @@ fn of_scores(table: &ScoreTable) -> String {
     text
 }
 
-/// How the numbers are to be read.
+/// Notes on reading the numbers.
 pub(super) fn legend(document: &Document) -> Vec<String> {
     let mut sentences = vec![
         "In brackets: 95% interval by the bootstrap.".to_owned(),
@@ -152,7 +152,7 @@ fn turned(grid: &Grid) -> String {
     text
 }
 
-/// What is to be said of a published figure.
+/// A note on the certainty of a published figure.
 pub(super) fn status_text(status: Status) -> &'static str {
     match status {
         Status::Sourced => "",

@@ -1,4 +1,4 @@
-//! What was measured, in one form for every task: written as JSON, read again by exporters.
+//! Results in one form for every task. Tasks write them as JSON, exporters read them.
 //!
 //! The schema is described in `docs/formats.md`. Fractions stay fractions here; percent is a matter
 //! of exporters.
@@ -59,7 +59,7 @@ pub struct Report {
 /// The numbers of one checkpoint, or one file of predictions, on one split of a data set.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 pub struct TaskResult {
-    /// What was judged, as people call it: a file name, or a point of a sweep.
+    /// The name of the judged model: a file name, or a point of a sweep.
     pub name: String,
     /// `retrieval`, `vqa`, `nlvr2` or `captions`.
     pub task: String,
@@ -71,19 +71,19 @@ pub struct TaskResult {
     pub split: Option<String>,
     /// The numbers.
     pub measurements: Vec<Measurement>,
-    /// How many images, texts, questions, ... there were.
+    /// The numbers of images, texts, questions, ...
     #[serde(default)]
     pub counts: BTreeMap<String, u64>,
-    /// What the data set leaves out though the annotations have it.
+    /// The omissions of the data set, though the annotations have them.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub left_out: Vec<Omission>,
-    /// How it was measured: treatment of ties, image size, dtype, draws of the bootstrap, ...
+    /// The settings of measuring: treatment of ties, image size, dtype, draws of the bootstrap, ...
     #[serde(default)]
     pub settings: BTreeMap<String, serde_json::Value>,
     /// The weights; `None` for files of predictions.
     #[serde(default)]
     pub checkpoint: Option<CheckpointRecord>,
-    /// Where it stands in a sweep.
+    /// Its place in a sweep.
     #[serde(default)]
     pub point: Option<SweepPoint>,
     /// Wall time of the forward passes and the metric.
@@ -97,7 +97,7 @@ pub struct TaskResult {
     pub examples: Vec<Example>,
 }
 
-/// Which weights were measured.
+/// The measured weights.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 pub struct CheckpointRecord {
     /// The files the weights came from: one, or the inputs of a merge made in memory.
@@ -116,11 +116,11 @@ pub struct Measurement {
     pub name: String,
     /// In `unit`; null when there is no case.
     pub value: Option<f64>,
-    /// What it is measured in.
+    /// The unit.
     pub unit: Unit,
     /// Whether more is better.
     pub higher_is_better: bool,
-    /// How many cases it is a mean over.
+    /// The number of cases that it is a mean over.
     pub n: u64,
     /// Of 95%, by the bootstrap.
     #[serde(default)]
@@ -139,7 +139,7 @@ pub struct SweepPoint {
     pub is_best: bool,
 }
 
-/// How one result differs from another on the same units of data.
+/// The differences of one result from another on the same units of data.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct Comparison {
     /// The index of the result in [`Report::results`].
@@ -150,7 +150,7 @@ pub struct Comparison {
     pub differences: Vec<Difference>,
 }
 
-/// How far a number lies above that of the other result.
+/// The difference of a number from that of the other result.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct Difference {
     /// The name of the number.
@@ -165,12 +165,12 @@ pub struct Difference {
     pub p: Option<f64>,
 }
 
-/// A query and what was retrieved for it.
+/// A query and the retrieved items.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct Example {
     /// Whether it is shown as one of the best or one of the worst.
     pub is_best: bool,
-    /// What was asked with.
+    /// The query.
     pub query: Item,
     /// The rank of the best right item, from 1.
     pub rank: u64,
@@ -179,8 +179,8 @@ pub struct Example {
     /// A right item, shown when none was retrieved.
     #[serde(default)]
     pub right: Option<Item>,
-    /// What people said, where a text was written: then `rank` is that of its score among all, and
-    /// `retrieved` the text.
+    /// The texts of people, where a text was written: then `rank` is that of its score among all, and `retrieved` the
+    /// text.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub references: Vec<String>,
 }
@@ -212,7 +212,7 @@ pub enum Item {
 }
 
 impl TaskResult {
-    /// What results are compared by: the headline number of the task, or else the first one.
+    /// The number by which results are compared: the headline number of the task, or else the first one.
     #[must_use]
     pub fn worth(&self) -> Option<f64> {
         let headline = TaskSpec::of(&self.task).map(|task| task.headline);

@@ -15,7 +15,7 @@ const OURS: &str = include_str!("../../data/published.yaml");
 /// Lists are written by hand; anything larger is not one.
 const MAX_FILE_BYTES: u64 = 4 << 20;
 
-/// How well a figure is known.
+/// The certainty of a figure.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Status {
@@ -33,7 +33,7 @@ pub enum Status {
 pub struct Published {
     /// One entry per number.
     pub figures: Vec<Figure>,
-    /// What is said in words or curves, and has no place in a table.
+    /// Remarks in words or curves, which have no place in a table.
     #[serde(default)]
     pub remarks: Vec<Remark>,
 }
@@ -42,9 +42,9 @@ pub struct Published {
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Figure {
-    /// The model and what was done with it, as a row is headed.
+    /// The model and its treatment, as the head of a row.
     pub model: String,
-    /// What it was measured on.
+    /// The benchmark that it was measured on.
     pub on: Benchmark,
     /// The number, as we call it: `tr_r1`, `accuracy`.
     pub number: String,
@@ -53,9 +53,9 @@ pub struct Figure {
     /// Edge of the images in pixels, where it is known.
     #[serde(default)]
     pub image_size: Option<u32>,
-    /// How well it is known.
+    /// Its certainty.
     pub status: Status,
-    /// Where it was read, or where it would stand.
+    /// The place where it was read, or where it would stand.
     pub source: String,
 }
 
@@ -71,13 +71,13 @@ pub struct Remark {
     /// The parameter of a sweep that it is about.
     #[serde(default)]
     pub parameter: Option<String>,
-    /// What is published.
+    /// The published remark.
     pub what: String,
     /// As it is printed; null where it is not at hand.
     pub quote: Option<String>,
-    /// How well it is known.
+    /// Its certainty.
     pub status: Status,
-    /// Where it was read, or where it would stand.
+    /// The place where it was read, or where it would stand.
     pub source: String,
 }
 

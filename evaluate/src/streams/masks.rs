@@ -1,7 +1,7 @@
 //! Left to right, right to left, and all but the token itself.
 
-/// What the forward stream sees, `len × len`: row 0 every token, a later row the tokens from the second
-/// one to its own. The first token is hidden from them, for it has seen what comes after.
+/// The mask of the forward stream, `len × len`: row 0 sees every token, a later row the tokens from the second one to
+/// its own. The first token is hidden from them, for it has seen what comes after.
 #[must_use]
 pub fn forward(n_tokens: usize, len: usize) -> Vec<u8> {
     table(len, |row, key| {
@@ -9,8 +9,8 @@ pub fn forward(n_tokens: usize, len: usize) -> Vec<u8> {
     })
 }
 
-/// What the reverse stream sees, `len × len`: row 0 every token, a token's row itself and the tokens
-/// after it. A row of padding sees what it sees in [`forward`].
+/// The mask of the reverse stream, `len × len`: row 0 sees every token, a token's row itself and the tokens after it. A
+/// row of padding sees the same as in [`forward`].
 #[must_use]
 pub fn reverse(n_tokens: usize, len: usize) -> Vec<u8> {
     table(len, |row, key| {
@@ -23,8 +23,8 @@ pub fn reverse(n_tokens: usize, len: usize) -> Vec<u8> {
     })
 }
 
-/// What the queries of the reconstructor see, `len × 2 len`: the forward stream's states, then the
-/// reverse stream's, as those see their own tokens, but of neither the token that is asked for.
+/// The mask of the reconstructor's queries, `len × 2 len`: they see the forward stream's states, then the reverse
+/// stream's, as those see their own tokens, but of neither the token that they ask for.
 #[must_use]
 pub fn reconstructor(n_tokens: usize, len: usize) -> Vec<u8> {
     let halves = [forward(n_tokens, len), reverse(n_tokens, len)];

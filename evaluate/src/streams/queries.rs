@@ -1,4 +1,4 @@
-//! What the reconstructor is asked.
+//! The queries of the reconstructor.
 
 /// The ids that the query stream begins with: the mask in place of every token but the first and the
 /// last, and 0 where the text has no token. `ids` has a text of `n_tokens` tokens, filled up.

@@ -5,7 +5,7 @@ use merge::random::Sequence;
 /// Keeps the share of tokens to hide from dividing by nothing; the published program's number.
 const TINY: f64 = 1e-5;
 
-/// Hides a random span of tokens around the one that is asked for, for each query of a text apart. The
+/// Hides a random span of tokens around the one to guess, for each query of a text apart. The
 /// states that stay visible have seen nothing of the span, so no token of it leaks.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct SpanCorruption {
@@ -24,8 +24,8 @@ pub struct Span {
 }
 
 impl SpanCorruption {
-    /// How likely each token but the asked one is to be counted into its span, for a query that sees
-    /// `n_visible` keys: `(Tρ − 1) / (T − 1)` with `T = n_visible + 1`, and at least 0.
+    /// The probability that each token but the asked one is counted into its span, for a query that sees `n_visible`
+    /// keys: `(Tρ − 1) / (T − 1)` with `T = n_visible + 1`, and at least 0.
     #[must_use]
     pub fn chance(self, n_visible: usize) -> f64 {
         let n_visible = n_visible as f64;

@@ -13,18 +13,18 @@ use crate::predictions::retrieval::ScoreFile;
 use crate::text::Encoded;
 use crate::{Error, Result};
 
-/// Texts are read before they meet an image, as far as their family does so, and what comes of it is kept for all
-/// images. So much memory holds 14,000 captions of the published FLM; where a set has more, each image
-/// is encoded once for every so many of them, whose pairs take three thousand times as long.
+/// Texts are read before they meet an image, as far as their family does so, and their states are kept for all
+/// images. This memory holds 14,000 captions of the published FLM. Where a set has more, each image is
+/// encoded once for every 14,000 captions, whose pairs take three thousand times as long.
 const STATES_BYTES: usize = 1 << 30;
 
-/// Pairs that a ranking head is asked of: of each image the best texts, and of each text the best
+/// Pairs that a ranking head scores: of each image the best texts, and of each text the best
 /// images, by the scores of another model.
 #[derive(Clone, Debug)]
 pub struct Candidates {
     /// The other model's scores, `n_images × n_texts`.
     scores: Vec<f32>,
-    /// Whether a pair is asked.
+    /// Whether a pair is scored.
     is_chosen: Vec<bool>,
 }
 

@@ -5,7 +5,7 @@ use std::path::{Path, PathBuf};
 use merge::io::{OpenOptions, WriteOptions, Writer};
 use merge::{DType, TensorInfo};
 
-use crate::{Error, Result};
+use crate::{Error, Result, ScoresFault};
 
 /// The tensor in a file of features.
 const FEATURES: &str = "features";
@@ -71,12 +71,13 @@ fn read(path: &Path, n: usize) -> Result<Vec<f32>> {
     let file = merge::io::open(path, &OpenOptions::default())?;
     let info = file.require(FEATURES)?;
     if info.shape.first() != Some(&n) || info.shape.len() != 2 || info.dtype != DType::F32 {
-        return Err(Error::TensorShape {
+        return Err(ScoresFault::TensorShape {
             path: path.into(),
             key: FEATURES,
             found: info.shape.clone(),
             expected: format!("{n} features in f32"),
-        });
+        }
+        .into());
     }
     let mut values = vec![0.0; info.n_elements()];
     file.read(FEATURES, 0, bytemuck::cast_slice_mut(&mut values))?;

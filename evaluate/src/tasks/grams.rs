@@ -9,7 +9,7 @@ use crate::batch::Texts;
 use crate::capture::Capture;
 use crate::ranks::Collective;
 use crate::text::Encoded;
-use crate::{Error, Result};
+use crate::{Error, RanksFault, Result};
 
 /// Passes that are run together.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -18,7 +18,7 @@ pub enum Batch {
     Images {
         /// Images of the split.
         examples: Vec<usize>,
-        /// How often each counts.
+        /// The number of times that each counts.
         times: u32,
     },
     /// Texts: alone, or with the image they are about.
@@ -26,7 +26,7 @@ pub enum Batch {
 }
 
 impl Batch {
-    /// How many examples it holds.
+    /// The number of examples in it.
     #[must_use]
     pub fn n_examples(&self) -> usize {
         match self {
@@ -80,10 +80,12 @@ pub fn summed(
     // Names and numbers always have a JSON form.
     let names = serde_json::to_vec(&names).unwrap_or_default();
     let mut rows: BTreeMap<String, Vec<Option<u64>>> = BTreeMap::new();
-    let bad = |rank: usize| Error::UnevenResults {
-        rank,
-        n_values: 0,
-        n_examples: 0,
+    let bad = |rank: usize| {
+        Error::from(RanksFault::UnevenResults {
+            rank,
+            n_values: 0,
+            n_examples: 0,
+        })
     };
     for (rank, names) in ranks.gather(&names)?.iter().enumerate() {
         let names: Vec<(String, u64)> = serde_json::from_slice(names).map_err(|_| bad(rank))?;

@@ -17,7 +17,7 @@ use crate::metrics::retrieval::Ties;
 use crate::metrics::zero_shot::sample;
 use crate::models::{Head, Model};
 use crate::sample::Unit;
-use crate::{Error, Result};
+use crate::{Error, LabelFault, Result};
 
 /// The row of the linear probe.
 pub const SPEC: TaskSpec = TaskSpec {
@@ -53,13 +53,15 @@ pub struct LinearProbe {
 /// The names of the classes of a checkpoint's head for images, where its metadata keep them.
 ///
 /// # Errors
-/// [`Error::BadAnswerList`] when the list is damaged.
+/// [`LabelFault::BadAnswerList`] when the list is damaged.
 pub fn classes_of(checkpoint: &Checkpoint) -> Result<Option<Vec<String>>> {
     let list = checkpoint.info().metadata.get(CLASSES);
     let read = list.map(|list| serde_json::from_str(list));
-    read.transpose().map_err(|source| Error::BadAnswerList {
-        key: CLASSES,
-        source,
+    read.transpose().map_err(|source| {
+        Error::from(LabelFault::BadAnswerList {
+            key: CLASSES,
+            source,
+        })
     })
 }
 
@@ -78,28 +80,32 @@ impl LinearProbe {
         let Some(names) = names else {
             return match own.len() == n_classes {
                 true => Ok((0..n_classes as i64).collect()),
-                false => Err(Error::OtherClasses {
+                false => Err(LabelFault::OtherClasses {
                     path: path(),
                     n_classes,
                     n_data: own.len(),
-                }),
+                }
+                .into()),
             };
         };
         if names.len() != n_classes {
-            return Err(Error::AnswerList {
+            return Err(LabelFault::AnswerList {
                 n_answers: names.len(),
                 n_classes,
-            });
+            }
+            .into());
         }
         let number = |class: &String| {
             let found = names.iter().position(|name| name == class);
             found.map(|number| number as i64)
         };
         let numbers = own.iter().map(|class| {
-            number(class).ok_or_else(|| Error::NoSuchClassName {
-                path: path(),
-                class: class.clone(),
-                n_classes,
+            number(class).ok_or_else(|| {
+                Error::from(LabelFault::NoSuchClassName {
+                    path: path(),
+                    class: class.clone(),
+                    n_classes,
+                })
             })
         });
         numbers.collect()

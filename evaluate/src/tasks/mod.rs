@@ -37,16 +37,16 @@ use crate::predictions::vqa::Answer;
 use crate::reports::Example;
 use crate::{Result, Sample};
 
-/// What a task gives for one model.
+/// The results of a task for one model.
 #[derive(Clone, Debug)]
 pub struct Outcome {
-    /// What each unit of the data set adds to each number.
+    /// The share of each unit of the data set in each number.
     pub sample: Sample,
-    /// How many images, texts, questions, ... there were.
+    /// The numbers of images, texts, questions, ...
     pub counts: BTreeMap<String, u64>,
-    /// What was retrieved well and badly.
+    /// Examples of good and bad retrieval.
     pub examples: Vec<Example>,
-    /// What the model said, in the official form of the task.
+    /// The model's predictions, in the official form of the task.
     pub predictions: Predictions,
 }
 
@@ -103,7 +103,7 @@ pub trait Task {
     /// The row of the task.
     fn spec(&self) -> &'static TaskSpec;
 
-    /// What the data set leaves out though the annotations have it.
+    /// The omissions of the data set, though the annotations have them.
     ///
     /// # Errors
     /// When a file's note of it is damaged.

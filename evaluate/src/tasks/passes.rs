@@ -17,7 +17,7 @@ use crate::nn::Pass;
 use crate::streams::query_ids;
 use crate::text::Encoded;
 
-/// What is computed of a batch of images: `(b, width)`.
+/// The computation for a batch of images: `(b, width)`.
 type OfImages<'a> = &'a dyn Fn(&Images, &Pass<'_>) -> Result<Tensor>;
 
 /// Features of `n` images, `n × width`; `picture` decodes the image of a number.
@@ -31,7 +31,7 @@ pub(super) fn features_of_images(
     })
 }
 
-/// What `compute` gives of `n` images, `n × width`; `picture` decodes the image of a number.
+/// The outputs of `compute` for `n` images, `n × width`; `picture` decodes the image of a number.
 pub(super) fn of_images(
     runner: &Runner<'_>,
     n: usize,
@@ -123,12 +123,12 @@ pub(super) fn gram_batch<'t>(
     Ok(())
 }
 
-/// What of a text is asked for.
+/// The wanted states of a text.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Whole {
     /// Every token.
     Text,
-    /// What classifiers and ranking read.
+    /// The input of classifiers and ranking.
     Pooled,
 }
 

@@ -1,4 +1,4 @@
-//! Re-ranking: a dual encoder chooses, and the same model, reading image and text together, ranks what was chosen.
+//! Re-ranking: a dual encoder chooses items, and the same model, reading image and text together, ranks them.
 
 use std::sync::Arc;
 
@@ -62,8 +62,8 @@ pub(super) fn check(model: &dyn Model) -> Result<()> {
     }
 }
 
-/// How well texts belong to an image: `(texts, 1)`, by the ranking head or else by the logit of the class of the
-/// matching head that says so, which is no probability.
+/// The scores of texts with an image: `(texts, 1)`, by the ranking head or else by the matching head's logit of the
+/// class for a match, which is no probability.
 fn judged(model: &dyn FusionEncoder, texts: &Texts, image: &LookedAt) -> Result<Tensor> {
     if model.n_classes(Head::Ranking).is_ok() {
         let read = model.read_text(texts)?;
@@ -181,7 +181,7 @@ impl Passes<'_> {
         ))
     }
 
-    /// The same of a model whose numbers depend on what is in a batch: a batch is the list of one query, as published.
+    /// The same of a model whose numbers depend on the other rows of a batch: a batch is the list of one query, as published.
     fn query_by_query(&self, shortlist: &Shortlist) -> Result<(Vec<f32>, Vec<f32>)> {
         let model = self.runner.model().fusion()?;
         let advanced = |found: Tensor| {
@@ -221,8 +221,8 @@ impl Passes<'_> {
         self.runner.texts(&texts.collect::<Vec<_>>())
     }
 
-    /// What `compute` gives for jobs, of `sizes` numbers each: part by part, so that a run that is stopped goes on at
-    /// the part where it was, and shared by ranks.
+    /// The outputs of `compute` for jobs, of `sizes` numbers each: part by part, so that a stopped run goes on at its
+    /// part, and shared by ranks.
     fn in_parts(
         &self,
         what: &str,

@@ -106,11 +106,11 @@ pub struct Retrieval {
     ties: Ties,
     with_examples: bool,
     candidates: Option<Candidates>,
-    /// How many candidates of each, and the file with the scores that they are chosen by.
+    /// The number of candidates of each query, and the file with the scores that choose them.
     candidates_from: Option<(usize, PathBuf)>,
     /// Whether captions count once that a model reads as one text.
     without_repeats: bool,
-    /// How many of each are ranked once more, and how the others stand to each other.
+    /// The number of items of each query that are ranked once more, and the order of the others.
     rerank: Option<(usize, Rest)>,
 }
 
@@ -281,7 +281,7 @@ impl Retrieval {
         })
     }
 
-    /// Where every query stands, and what is shown of it.
+    /// The standing of every query, and the examples to show of it.
     fn ranked(
         &self,
         matrix: &impl ScoreMatrix<Score = f32>,

@@ -37,9 +37,9 @@ pub struct TaskSpec {
     pub aliases: &'static [&'static str],
     /// Its name for people.
     pub title: &'static str,
-    /// What a model does, in a few words.
+    /// The task of a model, in a few words.
     pub about: &'static str,
-    /// What the rows of its data sets are.
+    /// The kind of its data sets' rows.
     pub kind: Kind,
     /// Whether models read texts for it: of its rows, or names of classes.
     pub reads_texts: bool,
@@ -51,7 +51,7 @@ pub struct TaskSpec {
     pub headline: &'static str,
     /// The numbers that it may report of a whole data set.
     pub numbers: &'static [NumberSpec],
-    /// How the name of a file of predictions ends; `None` if the task writes none.
+    /// The ending of a file of predictions; `None` if the task writes none.
     pub prediction_ending: Option<&'static str>,
     /// The published choice of experts for this task.
     pub published_experts: Option<layouts::Task>,
@@ -68,7 +68,7 @@ pub struct NumberSpec {
     pub name: &'static str,
     /// Its name for people, such as `TR@1`.
     pub label: &'static str,
-    /// What it is measured in.
+    /// The unit of its numbers.
     pub unit: Unit,
     /// Whether tables of several tasks, and curves of sweeps, show it.
     pub is_in_overview: bool,
@@ -77,23 +77,23 @@ pub struct NumberSpec {
 /// A setting that only some tasks have a use for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum TaskOption {
-    /// Which data set of the task's kind.
+    /// The data set of the task's kind.
     Dataset,
-    /// How equal scores count.
+    /// The treatment of equal scores.
     Ties,
     /// Whether a caption that an image has twice counts once.
     WithoutRepeats,
     /// Whether a head may have other classes than the data name.
     OtherAnswers,
-    /// How texts are written.
+    /// The settings of writing texts.
     Writing,
-    /// Whether a ranking head is asked of chosen pairs alone.
+    /// Whether a ranking head scores chosen pairs alone.
     Candidates,
     /// Whether the best of a dual encoder are ranked once more by image and text together.
     Rerank,
 }
 
-/// On which split a task is opened, and how.
+/// The split and the settings with which a task is opened.
 #[derive(Clone, Copy, Debug)]
 pub struct TaskOptions<'a> {
     /// The data set.
@@ -104,16 +104,16 @@ pub struct TaskOptions<'a> {
     pub limit: Option<usize>,
     /// Count a caption that an image has twice once.
     pub without_repeats: bool,
-    /// Show what was retrieved well and badly.
+    /// Show examples of good and bad retrieval.
     pub with_examples: bool,
-    /// How equal scores count in retrieval.
+    /// The treatment of equal scores in retrieval.
     pub ties: Ties,
     /// Measure a head that has other classes than the data name.
     pub allow_other_answers: bool,
-    /// How captions are written.
+    /// The settings of writing captions.
     pub writing: Writing,
-    /// Ask a ranking head alone of the best texts of each image and the best images of each text, so many
-    /// of each by the scores of a file.
+    /// Score only the best texts of each image and the best images of each text with a ranking head: the
+    /// number of each, and the file whose scores choose them.
     pub candidates: Option<(usize, &'a Path)>,
     /// Rank so many texts of each image and images of each text once more, the best of the dual encoder, by image and
     /// text together; and how the others stand to each other.
@@ -180,7 +180,7 @@ impl TaskSpec {
         }
     }
 
-    /// What results are compared by: the headline number, or else the first one.
+    /// The number by which results are compared: the headline number, or else the first one.
     #[must_use]
     pub fn worth(&self, sample: &Sample) -> Option<f64> {
         let quantities = &sample.quantities;

@@ -1,4 +1,4 @@
-//! What batch norms keep, estimated again over pictures.
+//! Estimates the statistics of batch norms again, over pictures.
 
 use std::cell::RefCell;
 

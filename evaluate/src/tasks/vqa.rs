@@ -19,9 +19,9 @@ use crate::nn::Pass;
 use crate::predictions::vqa::Answer;
 use crate::sample::{Ratio, Unit};
 use crate::text::{Encoded, TextKind};
-use crate::{Error, Result, Sample};
+use crate::{Error, LabelFault, Result, Sample};
 
-/// What published code answers where the list of answers has no word for a class.
+/// The answer of published code where the list of answers has no word for a class.
 const UNKNOWN: &str = "unknown";
 
 /// The row of VQA v2. `vqa_score` is what a model gets of the soft scores in the data set's files;
@@ -60,14 +60,16 @@ pub const SPEC: TaskSpec = TaskSpec {
 /// The answers that the classes of a checkpoint's VQA head stand for, where its metadata keep them.
 ///
 /// # Errors
-/// [`Error::BadAnswerList`] when the list is damaged.
+/// [`LabelFault::BadAnswerList`] when the list is damaged.
 pub fn answers_of(checkpoint: &merge::Checkpoint) -> Result<Option<Vec<String>>> {
     let info = checkpoint.info();
     let list = info.metadata.get(ANSWERS);
     let read = list.map(|list| serde_json::from_str(list));
-    read.transpose().map_err(|source| Error::BadAnswerList {
-        key: ANSWERS,
-        source,
+    read.transpose().map_err(|source| {
+        Error::from(LabelFault::BadAnswerList {
+            key: ANSWERS,
+            source,
+        })
     })
 }
 
@@ -110,7 +112,7 @@ impl Vqa {
         let labels = self.set.questions().iter().flat_map(|q| &q.answer_labels);
         let largest = self.answers.keys().chain(labels.clone()).max();
         let n_data = largest.map_or(0, |&label| label as usize + 1);
-        let other = Error::OtherAnswers { n_classes, n_data };
+        let other = Error::from(LabelFault::OtherAnswers { n_classes, n_data });
         if labels.max().is_some_and(|&label| label >= n_classes as i64) {
             return Err(other);
         }
@@ -121,21 +123,23 @@ impl Vqa {
             };
         };
         if list.len() != n_classes {
-            return Err(Error::AnswerList {
+            return Err(LabelFault::AnswerList {
                 n_answers: list.len(),
                 n_classes,
-            });
+            }
+            .into());
         }
         for (&label, data) in &self.answers {
             let model = usize::try_from(label)
                 .ok()
                 .and_then(|label| list.get(label));
             if model != Some(data) && !self.allows_other_answers {
-                return Err(Error::AnswersDiffer {
+                return Err(LabelFault::AnswersDiffer {
                     label,
                     model: model.cloned().unwrap_or_default(),
                     data: data.clone(),
-                });
+                }
+                .into());
             }
         }
         Ok(())

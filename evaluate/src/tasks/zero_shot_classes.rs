@@ -75,7 +75,7 @@ fn features_of(runner: &Runner<'_>, texts: &ClassTexts) -> Result<Vec<f32>> {
     passes::of_texts(runner, texts.prompts().iter().map(String::as_str))
 }
 
-/// What stands for each class, from the features of all texts, and the width of a feature.
+/// The vector of each class, from the features of all texts, and the width of a feature.
 fn of_classes(features: &[f32], texts: &ClassTexts) -> (Vec<f32>, usize) {
     let width = features.len() / texts.prompts().len().max(1);
     (of_templates(features, texts.n_templates(), width), width)

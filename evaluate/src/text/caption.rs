@@ -1,10 +1,9 @@
-//! What FLM's published program makes of a caption before it is split into tokens.
+//! Changes a caption as FLM's published program does before it splits it into tokens.
 
 /// Tokens that stand around the words of a caption, of a model that writes captions: `[first, last]`.
 pub const CAPTION_BORDERS: [&str; 2] = ["<bos>", "<eos>"];
 
-/// How captions are rewritten: each ends in exactly one period, between tokens of its own where the
-/// model has such.
+/// Rewrites captions: each ends in exactly one period, between tokens of its own where the model has such.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
 pub struct CaptionText {
     /// Put `<bos>` and a space before the caption.

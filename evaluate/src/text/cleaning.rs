@@ -1,4 +1,4 @@
-//! What EVE's published program makes of captions and questions before they are split into tokens.
+//! Changes captions and questions as EVE's published program does before it splits them into tokens.
 
 /// Characters that captions and questions lose.
 const DELETED: [char; 13] = [

@@ -2,8 +2,8 @@
 
 use super::{Kind, Tokenizer, byte_level::alphabet};
 
-/// What is replaced in a decoded text, one after the other: spaces before marks and before what English
-/// contracts, as published tokenizers clean their texts up.
+/// The replacements in a decoded text, one after the other: spaces before marks and before English contractions, as
+/// published tokenizers clean their texts up.
 const CLEAN_UP: [[&str; 2]; 10] = [
     [" .", "."],
     [" ?", "?"],

@@ -1,5 +1,5 @@
-//! What a `tokenizer.json` does to a text: a stranger's file must not turn a caption into gigabytes, nor end the
-//! program.
+//! Bounds the growth of a text under the rules of a `tokenizer.json`: a stranger's file must not turn a caption into
+//! gigabytes, nor end the program.
 
 use serde_json::Value;
 

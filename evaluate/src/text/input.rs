@@ -1,4 +1,4 @@
-//! What a model takes of a text.
+//! The form in which a model takes a text.
 
 use std::borrow::Cow;
 
@@ -18,7 +18,7 @@ pub enum Padding {
     Full,
 }
 
-/// What a model takes of a text: it comes with the weights.
+/// The form in which a model takes a text. It comes with the weights.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct TextInput {
     /// Tokens, special ones included; a longer text is cut.
@@ -27,7 +27,7 @@ pub struct TextInput {
     pub padding: Padding,
     /// Token ids, counted to the largest: a tokenizer must have as many.
     pub vocabulary: usize,
-    /// What becomes of texts first.
+    /// The change of texts before anything else.
     pub rule: TextRule,
     /// The token that fills short texts up, where a family says it and not the tokenizer.
     pub padding_id: Option<u32>,

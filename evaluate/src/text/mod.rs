@@ -32,7 +32,7 @@ use crate::{Error, Result, TextFault};
 /// The largest tokenizer file that is read.
 pub(crate) const MAX_TOKENIZER_BYTES: u64 = 64 << 20;
 
-/// What OpenAI's list of merges is called.
+/// The name of OpenAI's list of merges.
 const CLIP_MERGES: &str = "bpe_simple_vocab_16e6.txt.gz";
 
 /// Tables of word embeddings are padded to multiples of powers of two up to this one.
@@ -46,11 +46,11 @@ const MAX_ADDED_ROWS: usize = 8;
 pub struct Encoded {
     /// The ids, with those of the padding at the end.
     pub ids: Vec<u32>,
-    /// How many of them are not padding.
+    /// The number of tokens that are not padding.
     pub n_tokens: usize,
 }
 
-/// How a vocabulary spells words.
+/// The spelling of words in a vocabulary.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Kind {
     /// Pieces of words, those that go on with one spelled with `##`.
@@ -72,7 +72,7 @@ pub struct Tokenizer {
     inner: tokenizers::Tokenizer,
     special: Special,
     kind: Kind,
-    /// What becomes of texts first, of a CLIP's.
+    /// The change of texts before anything else, of a CLIP's.
     flavor: Option<ClipFlavor>,
 }
 
@@ -236,7 +236,7 @@ impl Tokenizer {
             .collect()
     }
 
-    /// How many ids there are, counted to the largest.
+    /// The number of ids, counted to the largest.
     #[must_use]
     pub fn vocabulary_size(&self) -> usize {
         self.inner.get_vocab_size(true)
@@ -310,7 +310,7 @@ impl Tokenizer {
         Ok(Encoded { ids, n_tokens })
     }
 
-    /// How many tokens a text has, special ones included, before it is cut.
+    /// The number of a text's tokens, special ones included, before it is cut.
     ///
     /// # Errors
     /// As [`encode`](Self::encode)'s.

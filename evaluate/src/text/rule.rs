@@ -1,4 +1,4 @@
-//! What a family makes of texts before they are split into tokens.
+//! The changes that a family makes to texts before it splits them into tokens.
 
 use super::{CaptionText, clean_caption, clean_question, clean_siglip};
 
@@ -11,7 +11,7 @@ const STATEMENT_WORDS: usize = 40;
 /// Words that EVE keeps of a question: that it learns from, and that it answers.
 const QUESTION_WORDS: [usize; 2] = [30, 50];
 
-/// What a text is.
+/// The kind of a text.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub enum TextKind {
     /// The caption of an image.
@@ -40,20 +40,19 @@ impl TextKind {
     }
 }
 
-/// What a family makes of texts before they are split into tokens.
+/// The changes of texts before they are split into tokens, by family.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub enum TextRule {
     /// Nothing.
     #[default]
     Verbatim,
-    /// What FLM does: each caption ends in one period, and stands between
-    /// [`CAPTION_BORDERS`](super::CAPTION_BORDERS) where the vocabulary has them ([`CaptionText`]). Other
-    /// texts are read as they are.
+    /// FLM's: each caption ends in one period, and stands between [`CAPTION_BORDERS`](super::CAPTION_BORDERS) where the
+    /// vocabulary has them ([`CaptionText`]). Other texts are read as they are.
     Ended,
-    /// What EVE does: captions of 30 words and statements of 40 by [`clean_caption`], questions of 50
-    /// words, and of 30 in training, by [`clean_question`]. Plain texts are read as they are.
+    /// EVE's: captions of 30 words and statements of 40 by [`clean_caption`], questions of 50 words, and of 30 in
+    /// training, by [`clean_question`]. Plain texts are read as they are.
     Cleaned,
-    /// What open_clip does for SigLIP ([`clean_siglip`]), for texts of all kinds.
+    /// open_clip's for SigLIP ([`clean_siglip`]), for texts of all kinds.
     Siglip,
 }
 

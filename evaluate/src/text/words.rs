@@ -1,10 +1,10 @@
-//! Where words begin among tokens, for vocabularies of both kinds.
+//! The tokens that begin words, for vocabularies of both kinds.
 
 use super::byte_level::alphabet;
 use super::{Kind, Tokenizer};
 use crate::{Result, TextFault};
 
-/// Which tokens are of one word, of one vocabulary.
+/// The tokens of each word, of one vocabulary.
 ///
 /// Of WordPiece a token goes on with the word before it if it is spelled with `##`. A byte-level token
 /// has no such mark: it goes on if it does not begin with a space and is of the kind that the token
@@ -21,7 +21,7 @@ enum Joints {
     Edges(Vec<[Edge; 2]>),
 }
 
-/// What a token begins or ends with.
+/// The first or the last character of a token, by kind.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Edge {
     Space,
@@ -57,7 +57,7 @@ impl WordBoundaries {
         }
     }
 
-    /// How many ids there are.
+    /// The number of ids.
     #[must_use]
     pub fn vocabulary_size(&self) -> usize {
         match &self.0 {
@@ -68,7 +68,7 @@ impl WordBoundaries {
 }
 
 impl Tokenizer {
-    /// Where words begin among its tokens.
+    /// The tokens that begin words.
     ///
     /// # Errors
     /// [`TextFault::NoWordBoundaries`] for tokenizers that are neither WordPiece nor byte-level.
@@ -97,7 +97,7 @@ impl Tokenizer {
     }
 }
 
-/// What the bytes of a token begin and end with.
+/// The first and the last character of a token's bytes, by kind.
 fn edges(bytes: &[u8]) -> [Edge; 2] {
     let text = String::from_utf8_lossy(bytes);
     let edge = |character: Option<char>| match character {

@@ -26,7 +26,7 @@ pub struct Beams<'a> {
     writing: &'a Writing,
 }
 
-/// What is to be computed next.
+/// The next tokens to compute.
 pub struct Step {
     /// The row that each text goes on from; none where every row goes on from itself.
     pub rows: Option<Vec<u32>>,

@@ -16,7 +16,7 @@ use crate::{Result, TextFault};
 
 use beams::Beams;
 
-/// How captions are written.
+/// The settings of writing captions.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct Writing {
     /// Texts that are pursued at once for an image; one is greedy. An image is done when as many texts
@@ -40,10 +40,10 @@ impl Default for Writing {
     }
 }
 
-/// Where texts begin and end.
+/// The tokens at which texts begin and end.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Ends {
-    /// What a model is given to begin with.
+    /// The first token that a model gets.
     pub first: u32,
     /// Tokens that end a text.
     pub stops: Vec<u32>,
@@ -79,7 +79,7 @@ impl Ends {
 pub struct Written {
     /// Its tokens, without the one that ended it.
     pub ids: Vec<u32>,
-    /// What ended it; none where it was cut.
+    /// The token that ended it; none where it was cut.
     pub stop: Option<u32>,
     /// The sum of the logarithms of its tokens' probabilities, the ending one left out.
     pub log_prob: f64,

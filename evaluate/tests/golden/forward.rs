@@ -4,9 +4,9 @@
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
-use candle_core::{DType, Device};
+use candle_core::{DType, Device, Tensor};
 use evaluate::forward::{self, Given};
-use evaluate::models::{self, Overrides, ShallowAttention};
+use evaluate::models::{self, Model, Overrides, ShallowAttention};
 use fixtures::{Case, Raw, Set, first_difference};
 use merge::Checkpoint;
 use merge::convert::Conversion;
@@ -22,39 +22,50 @@ fixtures::golden_tests! {
         "forward_after_convert" => converted,
 }
 
-/// Runs passes on the tensors of a file, with all that is hidden.
-fn run(
-    checkpoint: &Arc<Checkpoint>,
-    overrides: &Overrides,
+/// Runs passes of a model on the tensors of a file, and returns all outputs, inner ones too.
+pub fn outputs_of(
+    model: &dyn Model,
     inputs: &Checkpoint,
     passes: &[String],
-) -> BTreeMap<String, candle_core::Tensor> {
-    let (device, dtype) = (Device::Cpu, DType::F32);
-    let opened = models::open(Arc::clone(checkpoint), overrides, &device, dtype);
-    let model = opened.expect("the model loads").model;
+) -> BTreeMap<String, Tensor> {
     let taken = model.named_passes().expect("a family with passes").inputs();
-    let given = Given::open(inputs, taken, &device, dtype).expect("inputs");
-    let outcome = forward::run(model.as_ref(), &given, passes, true);
+    let given = Given::open(inputs, taken, &Device::Cpu, DType::F32).expect("inputs");
+    let outcome = forward::run(model, &given, passes, true);
     outcome.expect("the passes run").tensors
 }
 
+/// Checks that an output has the expected shape, and values within the tolerance of the case. `of` names the
+/// tolerance, if the case has several.
+pub fn assert_close(case: &Case, of: &str, name: &str, found: &Tensor, expected: &Raw) {
+    assert_eq!(found.dims(), expected.shape, "{name}");
+    let found = super::models::values(found);
+    let (rtol, atol) = (case.tolerance(of, "rtol"), case.tolerance(of, "atol"));
+    let difference = first_difference(&found, &expected.values(), rtol, atol);
+    assert_eq!(difference, None, "{name}");
+}
+
 /// Checks that every expected tensor is there and equal within the case's tolerance.
-fn check(
-    case: &Case,
-    found: &BTreeMap<String, candle_core::Tensor>,
-    expected: &BTreeMap<String, Raw>,
-) {
-    let (rtol, atol) = (case.tolerance("", "rtol"), case.tolerance("", "atol"));
+pub fn check(case: &Case, found: &BTreeMap<String, Tensor>, expected: &BTreeMap<String, Raw>) {
     assert!(!expected.is_empty(), "a comparison");
     for (name, expected) in expected {
         let found = found
             .get(name)
             .unwrap_or_else(|| panic!("no output {name}"));
-        assert_eq!(found.dims(), expected.shape, "{name}");
-        let found = super::models::values(found);
-        let difference = first_difference(&found, &expected.values(), rtol, atol);
-        assert_eq!(difference, None, "{name}");
+        assert_close(case, "", name, found, expected);
     }
+}
+
+/// Opens a checkpoint and runs its passes.
+fn run(
+    checkpoint: &Arc<Checkpoint>,
+    overrides: &Overrides,
+    inputs: &Checkpoint,
+    passes: &[String],
+) -> BTreeMap<String, Tensor> {
+    let (device, dtype) = (Device::Cpu, DType::F32);
+    let opened = models::open(Arc::clone(checkpoint), overrides, &device, dtype);
+    let model = opened.expect("the model loads").model;
+    outputs_of(model.as_ref(), inputs, passes)
 }
 
 /// What the keys of an architecture do not tell.

@@ -3,7 +3,7 @@
 
 pub mod build;
 pub mod captions;
-mod forward;
+pub mod forward;
 mod grams;
 pub mod models;
 mod nlvr2;

@@ -12,7 +12,7 @@ use crate::{
     BlockId, Checkpoint, Error, Layout, ParamKind, Progress, Result, Role, Slot, TensorInfo,
 };
 
-/// What is measured.
+/// The measures and their settings.
 #[derive(Clone, Copy, Debug)]
 pub struct Options {
     /// Singular directions of each matrix that are compared; 0 compares none.
@@ -22,7 +22,7 @@ pub struct Options {
 /// The task vector of a model.
 #[derive(Clone, Debug, PartialEq, Serialize)]
 pub struct ModelFacts {
-    /// What the model is called.
+    /// The name of the model.
     pub name: String,
     /// Length of its task vector.
     pub norm: f64,
@@ -47,7 +47,7 @@ pub struct PairFacts {
     pub overlap: Option<f64>,
 }
 
-/// What the task vectors of all models are to each other, over some tensors.
+/// The relations of all models' task vectors over some tensors.
 #[derive(Clone, Debug, Default, PartialEq, Serialize)]
 pub struct Shares {
     /// Elements.
@@ -58,8 +58,8 @@ pub struct Shares {
     pub cosine: Option<f64>,
     /// Share of elements that both of a pair change which they change in opposite directions, over all pairs.
     pub opposite: Option<f64>,
-    /// What of the magnitudes of all task vectors their sum loses: 0 where they never oppose each other, 1 where nothing
-    /// is left.
+    /// The part of all task vectors' magnitudes that their sum loses: 0 where they never oppose each other, 1 where
+    /// nothing is left.
     pub cancelled: Option<f64>,
     /// Elements that several models change, of those that some model changes.
     pub shared: Option<f64>,

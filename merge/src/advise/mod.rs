@@ -1,4 +1,4 @@
-//! What task vectors of fine-tuned models look like beside each other, and which merge methods that speaks for.
+//! Compares task vectors of fine-tuned models, and names the merge methods that suit them.
 //!
 //! [`measure`] reads a base and its fine-tuned models run by run: norms, cosines, signs, and how much the leading left
 //! singular vectors of each matrix have in common. [`ranked`] turns the numbers into an order of methods: the mean

@@ -6,10 +6,10 @@ use serde::Serialize;
 
 use super::Facts;
 
-/// Where published accuracies come from.
+/// The source of the published accuracies.
 const TABLE: &str = "FusionBench, CLIP ViT-B/32, mean accuracy over eight tasks (arXiv 2406.03280)";
 
-/// A method and what is published of it.
+/// A method and its published accuracy.
 #[derive(Clone, Copy, Debug)]
 pub struct Published {
     /// The name in recipes.
@@ -18,9 +18,9 @@ pub struct Published {
     pub with: &'static str,
     /// Mean accuracy in percent: where every method starts from.
     pub accuracy: f64,
-    /// Where the figure is from.
+    /// The source of the figure.
     pub source: &'static str,
-    /// What it needs beside base and models.
+    /// The inputs that it needs beside base and models.
     pub needs: Option<&'static str>,
 }
 
@@ -65,27 +65,27 @@ pub const METHODS: &[Published] = &[
     published("wudi", 84.5),
 ];
 
-/// Something that may hold of task vectors, and what it speaks for.
+/// A condition on task vectors, and its effects on methods.
 pub struct Rule {
     /// A short name.
     pub name: &'static str,
-    /// When it holds, in words.
+    /// The condition, in words.
     pub when: &'static str,
-    /// Whether it holds, and if so what was found, in words.
+    /// The finding in words, if the condition holds.
     pub found: fn(&Facts) -> Option<String>,
     /// Points of accuracy by method, and why; `""` as parameters stands for any.
     pub effects: &'static [Effect],
-    /// Where the reasons are from.
+    /// The source of the reasons.
     pub source: &'static str,
 }
 
-/// What a rule does to a method.
+/// The effect of a rule on a method.
 pub struct Effect {
     /// The methods, as `regmean` or, with parameters, `regmean grams: task_vectors`.
     pub methods: &'static [&'static str],
     /// Points that are added.
     pub points: f64,
-    /// Why, in words.
+    /// The reason, in words.
     pub why: &'static str,
 }
 
@@ -344,16 +344,16 @@ pub const RULES: &[Rule] = &[
     },
 ];
 
-/// Why a method has moved.
+/// The reason why a method has moved.
 #[derive(Clone, Debug, PartialEq, Serialize)]
 pub struct Reason {
     /// The rule.
     pub rule: &'static str,
     /// Points that it adds.
     pub points: f64,
-    /// What was found, and what follows, in words.
+    /// The finding and its consequence, in words.
     pub why: String,
-    /// Where the rule is from.
+    /// The source of the rule.
     pub source: &'static str,
 }
 
@@ -369,9 +369,9 @@ pub struct Ranked {
     pub score: f64,
     /// The published figure.
     pub published: f64,
-    /// Where it is from.
+    /// The source of the figure.
     pub source: &'static str,
-    /// What the method needs beside base and models.
+    /// The inputs that the method needs beside base and models.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub needs: Option<&'static str>,
     /// The rules that have moved it.
@@ -443,7 +443,7 @@ fn norm_ratio(facts: &Facts) -> Option<f64> {
     (most > 0.0).then(|| most / least)
 }
 
-/// How much more subspaces overlap than by chance, of what they could.
+/// The excess of the subspaces' overlap over chance, as a share of the possible excess.
 fn excess(facts: &Facts) -> Option<f64> {
     let (overlap, by_chance) = (facts.all.overlap?, facts.all.overlap_by_chance?);
     Some(match by_chance < 1.0 {

@@ -1,4 +1,4 @@
-//! How much the leading left singular vectors of task vectors have in common.
+//! The overlap of the leading left singular vectors of task vectors.
 
 use ndarray::{Array2, ArrayView2};
 
@@ -68,7 +68,7 @@ pub(super) fn leading(
     })
 }
 
-/// What the spaces of two matrices have in common.
+/// The overlap of the spaces of two matrices.
 pub(super) struct Common {
     /// Cosines of the principal angles, the largest first.
     pub cosines: Vec<f64>,
@@ -78,7 +78,7 @@ pub(super) struct Common {
     pub by_chance: f64,
 }
 
-/// What two spaces have in common; `None` where one has no direction.
+/// The overlap of two spaces; `None` where one has no direction.
 ///
 /// # Errors
 /// [`MergeFault::NoDecomposition`].

@@ -117,7 +117,7 @@ fn front_matter(beside: &Beside) -> FrontMatter<'_> {
     }
 }
 
-/// What the licenses of the models come to, in a sentence.
+/// A sentence on the licenses of all models.
 fn license_note(models: &[Ingredient]) -> &'static str {
     let mut stated = models.iter().map(|model| &model.license);
     let n_silent = models

@@ -1,14 +1,14 @@
-//! How conversations are written down as text: the template that chat programs fill in.
+//! The template by which chat programs write a conversation as text.
 
 use serde_json::{Value, json};
 
 use super::{Companions, Content};
 use crate::{MergeFault, Result};
 
-/// Where newer tokenizers keep the template.
+/// The file of the template beside newer tokenizers.
 const FILE: &str = "chat_template.jinja";
 
-/// Where older ones do.
+/// The file of the template beside older tokenizers.
 const SETTINGS: &str = "tokenizer_config.json";
 
 /// Templates that a recipe may name, as mergekit does.

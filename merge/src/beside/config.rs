@@ -8,7 +8,7 @@ use super::bad;
 use super::layers::{self, Layers};
 use crate::{DType, Result};
 
-/// How the merged model differs from the one whose configuration it gets.
+/// The differences between the merged model and the one whose configuration it gets.
 #[derive(Clone, Debug, Default)]
 pub(crate) struct Changes {
     /// Element type of the weights.
@@ -28,9 +28,9 @@ pub(crate) struct Changes {
 pub(crate) struct Changed {
     /// The new text, unless it says so already.
     pub(crate) text: Option<String>,
-    /// Which keys were changed.
+    /// The changed keys.
     pub(crate) keys: Vec<String>,
-    /// What it cannot say.
+    /// Notes on facts that it cannot state.
     pub(crate) notes: Vec<String>,
 }
 
@@ -112,7 +112,7 @@ fn set_everywhere(
     }
 }
 
-/// Says whether the head shares its weights. Where nothing is said, loaders take it to be so.
+/// States whether the head shares its weights. Without the statement loaders assume that it does.
 fn set_tie(top: &mut Map<String, Value>, is_tied: bool, changed: &mut Vec<String>) {
     const TIE: &str = "tie_word_embeddings";
     let n_before = changed.len();

@@ -1,5 +1,5 @@
-//! What a configuration says of the experts of mixtures: how many there are, how many a token goes to, and the groups
-//! that a router picks among.
+//! Experts of mixtures in a configuration: their number, the number that a token goes to, and the groups that a router
+//! picks among.
 
 use serde_json::{Map, Value, json};
 
@@ -16,7 +16,7 @@ const COUNTS: [&str; 4] = [
 /// Keys with the number of experts that a token goes to.
 pub(super) const PER_TOKEN: [&str; 3] = ["num_experts_per_tok", "moe_topk", "moe_k"];
 
-/// How many experts a mixture has, and had.
+/// The number of a mixture's experts, before and after.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) struct Counted {
     /// The mixture, by what the names of its tensors begin with.
@@ -27,12 +27,12 @@ pub(crate) struct Counted {
     pub(crate) after: usize,
 }
 
-/// The keys of a configuration that were changed, and what it says otherwise than before.
+/// The changed keys of a configuration, and notes on the changes.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub(crate) struct Said {
     /// Keys.
     pub(crate) keys: Vec<String>,
-    /// What users should know.
+    /// Notes for users.
     pub(crate) notes: Vec<String>,
 }
 
@@ -166,7 +166,7 @@ fn limit_choices(
     }
 }
 
-/// What a configuration says of the choice of experts.
+/// The choice of experts by a configuration.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub(crate) struct Choice {
     /// Experts that a token goes to, where that is one number.
@@ -178,15 +178,15 @@ pub(crate) struct Choice {
 /// Groups of experts, each as many in a row, of which a router picks some before it picks experts.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct Groups {
-    /// How many there are.
+    /// The number of groups.
     pub(crate) n: usize,
-    /// How many a token's experts are in.
+    /// The number of groups that a token's experts are in.
     pub(crate) chosen: usize,
     /// Experts that a group is judged by, and so the least that it can have.
     pub(crate) least: usize,
 }
 
-/// What a configuration says of the choice of a mixture's experts.
+/// The choice of a mixture's experts by a configuration.
 pub(crate) fn choice(config: &Value, host: &str) -> Choice {
     let (stack, _) = layer_of(host);
     let paths = parts_of_stack(config, stack);

@@ -10,7 +10,7 @@ struct Pair {
     /// `model_type`, and what the names of classes begin with.
     dense: [&'static str; 2],
     mixture: [&'static str; 2],
-    /// How the mixture's weights are spelled.
+    /// The spelling of the mixture's weights.
     spelling: MixtureSpelling,
     /// The key with the number of experts.
     count: &'static str,
@@ -18,7 +18,7 @@ struct Pair {
     units: Option<&'static str>,
     /// The key that lists layers without a mixture, where there may be some.
     dense_layers: Option<&'static str>,
-    /// What makes the weights of a token's choices add up to 1, where that is a choice.
+    /// The key that makes the weights of a token's choices add up to 1, where the family has one.
     sums_to_one: Option<&'static str>,
     /// Other keys of the mixture alone.
     of_mixture: &'static [&'static str],

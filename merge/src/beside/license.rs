@@ -1,4 +1,4 @@
-//! What a model's card says of its license, and what a path says of its place on the hub.
+//! The license in a model's card, and a path's place on the hub.
 
 use std::path::Path;
 
@@ -16,7 +16,7 @@ pub struct License {
     pub ids: Vec<String>,
     /// The name, where the identifier is `other`.
     pub name: Option<String>,
-    /// Where its text is, where the identifier is `other`.
+    /// The address of its text, where the identifier is `other`.
     pub link: Option<String>,
 }
 
@@ -35,10 +35,10 @@ enum OneOrMany {
     Many(Vec<String>),
 }
 
-/// What a model's card is called.
+/// The file name of a model's card.
 const CARD: &str = "README.md";
 
-/// What the card of a model says, here or by its address, if there is one that says anything.
+/// The license in a model's card, here or by its address, if there is a card with one.
 pub(crate) fn of_model(path: &Path) -> Result<Option<License>> {
     let card = if is_address(path) {
         let files = remote::neighbors(path)?.into_iter();

@@ -1,4 +1,4 @@
-//! What goes beside the weights of a model: its configuration, its tokenizer, its processor.
+//! Files beside the weights of a model: its configuration, its tokenizer, its processor.
 
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
@@ -49,14 +49,14 @@ const MAX_BYTES: u64 = 256 << 20;
 pub struct Companion {
     /// Its name, with a folder where it is in one.
     pub name: String,
-    /// What is in it.
+    /// Its content.
     #[serde(skip)]
     pub content: Content,
-    /// Why, in a few words for the printed plan.
+    /// The reason, in a few words for the printed plan.
     pub why: String,
 }
 
-/// What is in a companion file.
+/// The content of a companion file.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Content {
     /// The same as in another file, here or by its address.
@@ -78,19 +78,19 @@ impl Content {
 /// A model that went into a merge, as the model card names it.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
 pub struct Ingredient {
-    /// What the recipe calls it, without folders.
+    /// Its name in the recipe, without folders.
     pub name: String,
-    /// What it gives.
+    /// Its share in the merge.
     pub share: Share,
     /// Its name on the hub, if its path says so.
     pub hub: Option<String>,
-    /// What its own card says of its license.
+    /// The license in its own card.
     pub license: Option<License>,
-    /// What is odd about it, but may be meant.
+    /// A note on an oddity that may be meant.
     pub note: Option<String>,
 }
 
-/// What a model gives to a merge.
+/// The share of a model in a merge.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Share {
@@ -111,9 +111,9 @@ pub struct Beside {
     pub files: Vec<Companion>,
     /// The models that are merged, in the order of the recipe, the base last.
     pub ingredients: Vec<Ingredient>,
-    /// What users should know.
+    /// Notes for users.
     pub notes: Vec<String>,
-    /// What loaders call the weights, without the ending, if not `model`.
+    /// The name of the weights for loaders, without the ending, if not `model`.
     pub weights: Option<&'static str>,
     /// The files beside the models as they were before the first of them was read.
     pub(crate) seen: Vec<SourceFile>,

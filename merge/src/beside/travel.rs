@@ -1,4 +1,4 @@
-//! Which files of a model's folder travel along with its weights.
+//! The files of a model's folder that go with its weights.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::{Component, Path, PathBuf};
@@ -132,7 +132,7 @@ impl Files {
         }
     }
 
-    /// Where a file is, if it is there.
+    /// The path of a file, if it is there.
     fn path(&self, name: &str) -> Option<PathBuf> {
         match self {
             Self::Here(root) => Some(root.join(name)).filter(|path| path.is_file()),
@@ -228,7 +228,7 @@ fn has_auto_map(files: &Files) -> Result<bool> {
     Ok(config.get("auto_map").is_some())
 }
 
-/// What a Python file imports by relative names: dots, then the module.
+/// The modules that a Python file imports by relative names: dots, then the module.
 fn relative_imports(text: &str) -> Vec<String> {
     let Ok(pattern) =
         Regex::new(r"(?m)^[ \t]*from[ \t]+(\.+[\w.]*)[ \t]+import[ \t]+\(?([\w, \t]*)")

@@ -1,4 +1,4 @@
-//! Which tokens a model has, and which row of its embeddings is whose.
+//! The tokens of a model, and the row of its embeddings for each.
 
 use std::collections::BTreeMap;
 
@@ -68,7 +68,7 @@ impl Vocabulary {
         tokens
     }
 
-    /// How two vocabularies differ, as a clause; `None` if they do not.
+    /// The difference of two vocabularies, as a clause; `None` if there is none.
     fn difference(&self, other: &Self) -> Option<String> {
         let all = self.0.keys().chain(other.0.keys());
         let differs = |token: &&String| self.0.get(*token) != other.0.get(*token);
@@ -96,7 +96,7 @@ fn valid(id: &Value) -> Option<usize> {
 /// A model's `tokenizer.json`.
 #[derive(Clone, Debug)]
 pub(crate) struct Tokenizer {
-    /// What it says.
+    /// Its contents.
     pub(crate) json: Value,
     /// Its tokens.
     pub(crate) vocabulary: Vocabulary,
@@ -125,7 +125,7 @@ const HOLDERS: [&str; 6] = [
     "sentencepiece.bpe.model",
 ];
 
-/// How the vocabularies of two models differ, by the best file that both have.
+/// The difference of two models' vocabularies, by the best file that both have.
 pub(crate) fn difference(one: &Companions, other: &Companions) -> Result<Option<String>> {
     let both = |name: &&&str| one.0.contains_key(**name) && other.0.contains_key(**name);
     let Some(&name) = HOLDERS.iter().find(both) else {

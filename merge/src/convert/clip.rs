@@ -11,7 +11,7 @@ use crate::layouts::{
 };
 use crate::{Checkpoint, ConversionFault, Layout, Result};
 
-/// Whose keys a CLIP gets.
+/// The library whose keys a CLIP gets.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum ClipTarget {
     /// transformers'.
@@ -21,7 +21,7 @@ pub enum ClipTarget {
 }
 
 impl ClipTarget {
-    /// What the library calls a file of weights, without its ending.
+    /// The library's name for a file of weights, without its ending.
     const fn stem(self) -> &'static str {
         match self {
             Self::HuggingFace => "model",
@@ -81,8 +81,8 @@ pub(super) fn respelled(
     layouts::clip::respelled(source, spelling)
 }
 
-/// What goes beside the weights of a CLIP in a folder, its sizes being `sizes`: the configuration of the library. What
-/// is not known, or cannot be said, is a note.
+/// The configuration of the library beside the weights of a CLIP in a folder, its sizes being `sizes`. An unknown fact,
+/// or one that the library cannot state, is a note.
 ///
 /// # Errors
 /// When a file cannot be read.
@@ -119,7 +119,7 @@ pub(super) fn beside(
     Ok(beside)
 }
 
-/// What is given, what the file's record says, and what stands beside it.
+/// The given facts, those of the file's record, and those of the configuration beside it.
 fn known(source: &Checkpoint, clip: &Clip, given: &ModelRecord) -> Result<ClipConfig> {
     let record = ModelRecord::of(source)?;
     let config = clip.config(source)?;
@@ -148,7 +148,7 @@ struct Model<'a> {
     is_siglip: bool,
 }
 
-/// What is not known, or what a library cannot say.
+/// A fact that is unknown, or that a library cannot state.
 type Unsaid = &'static str;
 
 impl Model<'_> {
@@ -368,7 +368,7 @@ fn hidden_act(activation: Option<ClipActivation>) -> std::result::Result<&'stati
     }
 }
 
-/// What timm calls the image tower of a SigLIP.
+/// timm's name for the image tower of a SigLIP.
 fn timm_name(width: usize, patch: Option<usize>, side: usize) -> Option<String> {
     let size = match width {
         768 => "base",

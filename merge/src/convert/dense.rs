@@ -18,7 +18,7 @@ use crate::plan::grams::check_sizes;
 use crate::recipe::OutputDType;
 use crate::{Checkpoint, ConversionFault, MergePlan, Result};
 
-/// What a norm has.
+/// The parameters of a norm.
 const NORM: [&str; 2] = ["weight", "bias"];
 
 /// Each mixture becomes one dense network: the mean of its experts, or the mean weighted by the tokens that go to

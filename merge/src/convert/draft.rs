@@ -13,14 +13,14 @@ use crate::{
     Checkpoint, ConversionFault, Error, Layout, MergePlan, Result, Role, TensorInfo, ties,
 };
 
-/// Entries by name, and what was left out so far.
+/// Entries by name, and the tensors left out so far.
 pub(super) struct Draft {
     sources: Vec<Arc<Checkpoint>>,
     entries: BTreeMap<String, Entry>,
     /// Other names, each with that of the entry.
     aliases: Aliases,
     dropped: Vec<Dropped>,
-    /// What goes beside the output in a folder.
+    /// The files beside the output in a folder.
     beside: Beside,
 }
 

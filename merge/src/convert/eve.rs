@@ -13,7 +13,7 @@ use crate::recipe::OutputDType;
 use crate::synth::{Fresh, FreshTensor, Spread, Synthesis};
 use crate::{Checkpoint, ConversionFault, Error, MergePlan, Result, TensorInfo};
 
-/// Where the heads of retrieval come from, the later the rather.
+/// The sources of the heads of retrieval; later ones are preferred.
 const HEADS: [(&str, &[&str]); 5] = [
     ("itc_temp", &["itc_temp", "mitc_temp"]),
     (
@@ -42,7 +42,7 @@ const POSITIONS: &str = "backbone.pos_embed_vision";
 /// An EVE for a task, from the weights of another one or of a BEiT. What that lacks is drawn.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct EveStart {
-    /// What the model is for.
+    /// The task of the model.
     pub task: EveTask,
     /// Side of the image in pixels, if it changes.
     pub image_size: Option<usize>,
@@ -54,9 +54,9 @@ pub struct EveStart {
     pub n_answers: Option<usize>,
     /// Draw the heads of retrieval, even if the file has them. The published program does so by default.
     pub with_fresh_heads: bool,
-    /// What a BEiT leaves open; for a BEiT alone.
+    /// The settings that a BEiT leaves open; for a BEiT alone.
     pub of_beit: BeitStart,
-    /// What draws are keyed by.
+    /// The seed of the draws.
     pub seed: u64,
     /// Element type of the output.
     pub dtype: OutputDType,
@@ -198,7 +198,7 @@ impl EveStart {
         Ok((plan.model(spec.record()).finish()?, report))
     }
 
-    /// What the output holds.
+    /// The spec of the output.
     fn target(&self, from: &EveSpec) -> EveSpec {
         let mut sizes = from.sizes;
         sizes.image_size = self.image_size.unwrap_or(sizes.image_size);

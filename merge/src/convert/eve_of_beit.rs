@@ -13,7 +13,7 @@ use crate::layouts::{EveSizes, EveTask, Layout, TowerSizes, beit, without_module
 use crate::mixtures::Piece;
 use crate::{Checkpoint, ConversionFault, Result, TensorInfo};
 
-/// What BEiT does not say of an EVE.
+/// The settings of an EVE that a BEiT leaves open.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct BeitStart {
     /// Blocks with a mixture of experts, the last ones; the published ones of this depth unless given.
@@ -125,7 +125,7 @@ pub(super) fn keys<'n>(
     found.collect()
 }
 
-/// What a tensor of EVE begins as, the first that is there.
+/// The sources of a tensor of EVE; the first that is there counts.
 fn beit_names(name: &str) -> Option<Vec<String>> {
     let key = name.strip_prefix("backbone.")?;
     let Some(in_block) = key.strip_prefix("encoder.layers.") else {

@@ -17,7 +17,7 @@ use crate::{Checkpoint, ConversionFault, Error, Expert, Layout, MergePlan, Resul
 /// Text positions that the published bias tables have room for.
 const PUBLISHED_TEXT_TABLE_LEN: usize = 196;
 
-/// Which experts begin as copies.
+/// The experts that begin as copies.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub enum Start {
     /// All of them, of the same weights (published: `use_vision_weights_for_other_modalities`).
@@ -32,7 +32,7 @@ pub enum Start {
 pub struct Expansion {
     /// The form of the result, one of vl-merging's.
     pub form: Form,
-    /// Which experts begin as copies.
+    /// The experts that begin as copies.
     pub start: Start,
     /// First block with a vision-language expert; that of the seed, or the usual one of this depth,
     /// unless given.
@@ -41,7 +41,7 @@ pub struct Expansion {
     pub seeds: BTreeMap<Expert, Arc<Checkpoint>>,
     /// Side of the image in pixels, if it changes.
     pub image_size: Option<usize>,
-    /// How position tables are resized; bicubic unless given.
+    /// The way of resizing position tables; bicubic unless given.
     pub resize: Option<Resize>,
     /// Text positions that a bias table gets, or has, room for; 196 unless given.
     pub text_table_len: Option<usize>,

@@ -19,7 +19,7 @@ use crate::plan::grams::check_sizes;
 use crate::recipe::OutputDType;
 use crate::{Checkpoint, ConversionFault, MergePlan, Result, TensorInfo, model_config};
 
-/// How many experts stay.
+/// The number of experts that stay.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Keep {
     /// As many in each mixture.
@@ -29,7 +29,7 @@ pub enum Keep {
     InAll(usize),
 }
 
-/// Which experts are worth keeping.
+/// The measure of an expert's worth.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Worth {
     /// Those whose weighted answers are the longest, in the mean over their tokens (REAP).
@@ -38,7 +38,7 @@ pub enum Worth {
     Frequency,
 }
 
-/// What becomes of the experts that are not kept.
+/// The treatment of the experts that do not stay.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Others {
     /// They are left out (REAP).
@@ -56,11 +56,11 @@ pub enum Others {
 /// <https://arxiv.org/abs/2310.01334>.
 #[derive(Clone)]
 pub struct FewerExperts {
-    /// How many experts stay.
+    /// The number of experts that stay.
     pub keep: Keep,
-    /// Which.
+    /// The measure that picks them.
     pub worth: Worth,
-    /// What becomes of the others.
+    /// The treatment of the others.
     pub others: Others,
     /// A gram file over the model, which says how tokens go to experts.
     pub grams: Arc<GramStore>,
@@ -71,7 +71,7 @@ pub struct FewerExperts {
     pub dtype: OutputDType,
 }
 
-/// What became of the experts of a mixture.
+/// The result for the experts of a mixture.
 #[derive(Clone, Debug, PartialEq, Serialize)]
 pub struct ExpertsKept {
     /// The mixture, by what the names of its tensors begin with.
@@ -261,7 +261,7 @@ impl Observed<'_> {
         counts.iter().map(|count| count / all.max(1.0)).collect()
     }
 
-    /// What each expert is worth.
+    /// The worth of each expert.
     fn worth(&self, worth: Worth) -> Vec<f64> {
         match worth {
             Worth::Saliency => self.routing.saliency.clone(),

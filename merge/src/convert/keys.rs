@@ -215,12 +215,12 @@ fn is_beit_head(key: &str) -> bool {
     key.starts_with("transformer.head.") || key.starts_with("transformer.lm_head.")
 }
 
-/// How the bias table of a seed is made from BEiT's.
+/// Makes the bias table of a seed from BEiT's.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct BeitTable {
     /// The windows.
     pub windows: Windows,
-    /// How image rows are resized.
+    /// The way of resizing image rows.
     pub resize: Resize,
     /// Text positions to have room for.
     pub text_table_len: usize,

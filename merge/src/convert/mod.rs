@@ -42,17 +42,16 @@ use crate::{Checkpoint, ConversionFault, Layout, MergePlan, Progress, Result};
 use draft::Draft;
 use tables::Windows;
 
-/// What to change in a checkpoint. Without any change it is copied tensor by tensor, whatever its
-/// family.
+/// Changes of a checkpoint. Without any change it is copied tensor by tensor, whatever its family.
 #[derive(Clone, Debug, Default)]
 pub struct Conversion {
-    /// How keys are spelled, if not as they are.
+    /// The spelling of the keys; the input's unless given.
     pub spelling: Option<Spelling>,
     /// Whether keys have the `module.` of data-parallel wrappers before them, if not as they are.
     pub wrapper: Option<Wrapper>,
     /// Side of the image in pixels, if it changes.
     pub image_size: Option<usize>,
-    /// How position tables are resized; as the family's own program does unless given.
+    /// The way of resizing position tables; that of the family's own program unless given.
     pub resize: Option<Resize>,
     /// Text positions, if they are cut.
     pub text_len: Option<usize>,
@@ -210,7 +209,7 @@ impl Conversion {
 }
 
 impl fmt::Display for Conversion {
-    /// What was asked for, for provenance.
+    /// Writes the command, for provenance.
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let mut said = Vec::new();
         if let Some(spelling) = self.spelling {

@@ -11,7 +11,7 @@ use ndarray::{Array2, Array3, ArrayView2, ArrayView3, Axis, concatenate};
 use super::resample;
 use crate::{ConversionFault, Result};
 
-/// How the image rows of a relative position bias table are resized.
+/// The way of resizing the image rows of a relative position bias table.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Resize {
     /// Cubic convolution on the grid of offsets, as vl-merging does.

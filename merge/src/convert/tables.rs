@@ -352,13 +352,13 @@ pub(super) fn replace_indices(
 pub(super) struct RelativeTable {
     /// Number of tables, side by side: one, or one per block.
     pub n_tables: usize,
-    /// How often the columns are repeated, for a table that all blocks shared.
+    /// The number of times that the columns are repeated, for a table that all blocks shared.
     pub n_repeats: usize,
     /// Patches along a side of the old window.
     pub from: usize,
     /// Patches along a side of the new window.
     pub to: usize,
-    /// How the image rows are resized.
+    /// The way of resizing image rows.
     pub resize: Resize,
     /// Zero rows to append, for text that the old table does not know.
     pub n_new_rows: usize,
@@ -425,7 +425,7 @@ pub(super) struct AbsoluteTable {
     pub from: usize,
     /// Patches along a side of the new window.
     pub to: usize,
-    /// How.
+    /// The way of resizing.
     pub resize: Resize,
 }
 
@@ -475,7 +475,7 @@ impl WholeKernel for TextTable {
 pub(super) struct KeepFirst {
     /// The axis.
     pub axis: usize,
-    /// How many entries stay.
+    /// The number of entries that stay.
     pub n_kept: usize,
 }
 

@@ -26,7 +26,7 @@ pub struct Upcycling {
     pub n_experts: usize,
     /// The blocks that get one; all that have a dense network unless given.
     pub blocks: Option<Range<usize>>,
-    /// What the draws of the routers are keyed by.
+    /// The seed of the routers' draws.
     pub seed: u64,
     /// Whether the output is a model folder, with the files beside the input, the configuration of a model with
     /// mixtures and its spelling.
@@ -41,12 +41,12 @@ struct Form {
     network: &'static str,
     /// Its tensors; the first has the width of the inputs as its last axis.
     parts: &'static [&'static str],
-    /// What stands in the network's place, before the number of the expert.
+    /// The names in the network's place, before the number of the expert.
     experts: &'static str,
     router: &'static str,
     /// Norms that serve the mixture in place of the network.
     norms: &'static [(&'static str, &'static str)],
-    /// What must not stand beside it: another network of the same place, or a part that experts would lack.
+    /// Names that must not stand beside it: another network of the same place, or a part that experts would lack.
     unless: &'static [&'static str],
 }
 

@@ -4,7 +4,7 @@ use super::draft::Draft;
 use crate::Result;
 use crate::layouts::WRAPPER;
 
-/// What to do with the prefix `module.`.
+/// The treatment of the prefix `module.`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Wrapper {
     /// Put it before every key that has none.

@@ -12,7 +12,7 @@ use super::{Keep, Metric};
 use crate::spans::{self, RUN_ELEMENTS, Run, Span};
 use crate::{BlockId, Error, Progress, Result};
 
-/// What is pooled into one value.
+/// The tensors that are pooled into one value.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Grain {
@@ -28,26 +28,26 @@ pub enum Grain {
     All,
 }
 
-/// What to measure.
+/// The settings of a measurement.
 #[derive(Clone, Debug)]
 pub struct DistanceOptions {
     /// The metrics, in the order wanted.
     pub metrics: Vec<Metric>,
-    /// What is pooled, in the order wanted.
+    /// The pools, in the order wanted.
     pub grains: Vec<Grain>,
 }
 
-/// How far apart one comparison's tensors are that are pooled together.
+/// The distances of one comparison's tensors that are pooled together.
 #[derive(Clone, Debug, PartialEq, Serialize)]
 pub struct Distance {
-    /// Who is compared.
+    /// The compared sides.
     pub comparison: Comparison,
-    /// What is pooled.
+    /// The pool.
     pub grain: Grain,
     /// The stack of the block, where the model has several.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub stack: Option<&'static str>,
-    /// The block, where the grain has one; `None` also for what is outside the blocks.
+    /// The block, where the grain has one; `None` also for tensors outside the blocks.
     pub block: Option<usize>,
     /// The module, where the grain has one.
     pub module: Option<String>,

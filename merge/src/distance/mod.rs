@@ -1,4 +1,4 @@
-//! How far apart weights are: experts of one checkpoint, or two checkpoints.
+//! Distances between weights: those of the experts of one checkpoint, or of two checkpoints.
 //!
 //! [`expert_pairs`] or [`checkpoint_pairs`] say which tensors are compared, [`measure`] compares
 //! them: per tensor, per module, per block and pooled. Pooled means that tensors are concatenated,
@@ -16,7 +16,7 @@
 //! Pairs with `|aᵢ| + |bᵢ| = 0` are left out of the mean; if none remains, SSD is 0. The share `k`
 //! keeps `round(k n)` elements, at least one, and all that tie with the smallest of them.
 //!
-//! **SSD and TSSD are reconstructions.** They follow what is known of "An Empirical Study of
+//! **SSD and TSSD are reconstructions.** They follow the known facts of "An Empirical Study of
 //! Multimodal Model Merging" (arXiv 2304.14933), whose equations were not at hand: they have not
 //! been checked against the paper, and no `k` is the paper's. With a seed, `a` and `b` are modality
 //! vectors (weights minus seed); without one they are raw weights ([`Operands`] says which).
@@ -37,7 +37,7 @@ use serde::{Deserialize, Serialize, Serializer};
 
 use crate::{Error, Result};
 
-/// What must stand beside every SSD or TSSD value that is shown to anyone.
+/// The note beside every SSD or TSSD value that a person sees.
 pub const RECONSTRUCTION_NOTE: &str =
     "SSD and TSSD as reconstructed; not checked against the paper (arXiv 2304.14933)";
 
@@ -68,7 +68,7 @@ impl Keep {
         self.0
     }
 
-    /// How many of `n` elements are kept: `round(k n)`, at least one of them.
+    /// The number of `n` elements that are kept: `round(k n)`, at least one of them.
     #[must_use]
     pub fn n_kept(self, n: u64) -> u64 {
         ((self.0 * n as f64).round() as u64).clamp(1.min(n), n)
@@ -114,7 +114,7 @@ impl Serialize for Metric {
     }
 }
 
-/// What the compared vectors are.
+/// The kind of the compared vectors.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Operands {

@@ -1,4 +1,4 @@
-//! Which tensors are compared.
+//! The pairs of tensors that a distance compares.
 
 use std::collections::BTreeMap;
 use std::fmt;
@@ -53,7 +53,7 @@ impl<'a> Operand<'a> {
 
 /// Two tensors of one shape, and what both are measured from.
 pub struct Pair<'a> {
-    /// Who is compared.
+    /// The compared sides.
     pub comparison: Comparison,
     /// The place in the model.
     pub slot: Slot,
@@ -86,13 +86,13 @@ impl Pair<'_> {
 pub struct Skipped {
     /// Its name.
     pub key: String,
-    /// Why.
+    /// The reason.
     pub why: &'static str,
 }
 
 /// All pairs of a comparison.
 pub struct PairSet<'a> {
-    /// What the compared vectors are.
+    /// The kind of the compared vectors.
     pub operands: Operands,
     /// The pairs: by comparison, block and name.
     pub pairs: Vec<Pair<'a>>,

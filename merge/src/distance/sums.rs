@@ -5,7 +5,7 @@ use super::Metric;
 /// Independent partial sums, so that the processor need not wait for each addition.
 const LANES: usize = 4;
 
-/// What L2, cosine dissimilarity and SSD need to know of a pair of vectors.
+/// The sums over a pair of vectors from which L2, cosine dissimilarity and SSD follow.
 #[derive(Clone, Copy, Debug, Default, PartialEq)]
 pub(super) struct Sums {
     /// Elements.

@@ -15,21 +15,21 @@ const GATHER_LIMIT: u64 = 512 * 1024;
 pub(super) struct Selection {
     /// The leading bits that are known.
     prefix: u64,
-    /// How many bits are not known yet.
+    /// The number of bits that are not known yet.
     unknown_bits: u32,
     /// Elements with this prefix.
     n: u64,
-    /// Which of them is sought, 1 for the largest.
+    /// The rank of the sought element, 1 for the largest.
     rank: u64,
     gather_limit: u64,
     found: Option<f64>,
 }
 
-/// What one thread has seen in one pass.
+/// The counts of one thread in one pass.
 pub(super) enum Tally {
     /// Nothing is sought any more.
     Done,
-    /// How many elements have each next digit.
+    /// The number of elements with each next digit.
     Histogram(Vec<u64>),
     /// The bits of all elements with the prefix.
     Gathered(Vec<u64>),

@@ -133,7 +133,7 @@ impl DType {
         self.bits().div_ceil(8)
     }
 
-    /// Bytes of so many elements, which begin with a byte. Four elements always fill whole bytes.
+    /// Bytes of `n_elements` elements that begin with a byte. Four elements always fill whole bytes.
     #[must_use]
     pub const fn bytes_of(self, n_elements: usize) -> usize {
         match self.bits() {

@@ -1,11 +1,11 @@
-//! What is wrong with a low-rank adapter, with its file, its tensor and the recipe's line.
+//! Faults of low-rank adapters, with the file, the tensor and the line of the recipe.
 
 use std::path::PathBuf;
 
 use crate::DType;
 use crate::recipe::Place;
 
-/// What is wrong with a low-rank adapter that a recipe names.
+/// A fault of a low-rank adapter that a recipe names.
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum AdapterFault {
@@ -19,12 +19,12 @@ pub enum AdapterFault {
         /// The model's entry.
         place: Place,
     },
-    /// Settings that are no JSON, or not what they should be.
+    /// Settings that are no JSON, or wrong.
     #[error("{}: {reason}{place}", path.display())]
     Settings {
         /// The file.
         path: PathBuf,
-        /// What is wrong, and where.
+        /// The fault and its place.
         reason: String,
         /// The model's entry.
         place: Place,
@@ -50,7 +50,7 @@ pub enum AdapterFault {
         target: String,
         /// The base.
         base: PathBuf,
-        /// What mends it, by what the base has instead.
+        /// The remedy, by what the base has instead.
         advice: String,
         /// The model's entry.
         place: Place,
@@ -94,7 +94,7 @@ pub enum AdapterFault {
         expected: Vec<usize>,
         /// The dtype of that.
         dtype: DType,
-        /// What mends it, by what the tensor is.
+        /// The remedy, by the kind of the tensor.
         advice: String,
         /// The model's entry.
         place: Place,
@@ -140,7 +140,7 @@ pub enum AdapterFault {
     },
     /// Two models between which nothing differs that an adapter can hold.
     #[error(
-        "{}: of {n_tensors} tensors none differs in a way that an adapter is made of; {n_left_out} differ otherwise",
+        "{}: none of {n_tensors} tensors differs in a way that an adapter can hold; {n_left_out} differ in other ways",
         path.display()
     )]
     NothingToExtract {
@@ -154,7 +154,7 @@ pub enum AdapterFault {
 }
 
 impl AdapterFault {
-    /// What the user may try.
+    /// A hint for the user.
     pub(super) fn hint(&self) -> Option<&str> {
         match self {
             Self::Target { advice, .. } | Self::Shape { advice, .. } => Some(advice),

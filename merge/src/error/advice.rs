@@ -1,4 +1,4 @@
-//! Whose fault it is, and what may help: for programs that show errors to people.
+//! Hints for errors, and the errors that wrong arguments cause.
 
 use std::io::ErrorKind;
 
@@ -37,7 +37,7 @@ impl Error {
         )
     }
 
-    /// What the user may try, where something helps.
+    /// A hint for the user, where one helps.
     #[must_use]
     pub fn hint(&self) -> Option<String> {
         match self {
@@ -67,7 +67,7 @@ impl Error {
                 Some("run `git lfs pull` in its folder to fetch the file itself".into())
             }
             Self::UnknownFormat { looks_like, .. } if looks_like.contains("web page") => Some(
-                "the address was that of a page about the file; on the hub files are under `resolve` instead of `blob`"
+                "the address is that of a page about the file; on the hub files are under `resolve` instead of `blob`"
                     .into(),
             ),
             Self::Stopped { .. } => Some("the same command goes on with the next file".into()),
@@ -91,7 +91,7 @@ impl Error {
                 "give `weights` for each expert in a recipe, or choose experts with --for".into(),
             ),
             Self::NothingToMerge { .. } => Some(
-                "see `vlmerge inspect` for what the checkpoint is; an agnostic one is merged already"
+                "`vlmerge inspect` shows the kind of the checkpoint; an agnostic one is merged already"
                     .into(),
             ),
             Self::LayoutMismatch { .. } => {
@@ -112,7 +112,7 @@ impl Error {
             {
                 Some("check the permissions of the file and its folder".into())
             }
-            Self::Write(WriteFault::NotOurs { .. }) => Some("look at what it is, and remove it".into()),
+            Self::Write(WriteFault::NotOurs { .. }) => Some("check the file, then remove it".into()),
             Self::Write(WriteFault::InputInTheWay { .. }) => Some("choose another folder for the output".into()),
             Self::Write(WriteFault::MissingFolder { .. }) => Some("create it, or correct the path".into()),
             Self::Split(SplitFault::MissingShard { .. }) | Self::Split(SplitFault::LoneShard { .. }) => {

@@ -1,8 +1,8 @@
-//! Why a conversion cannot be done.
+//! Reasons to refuse a conversion.
 
 use std::path::PathBuf;
 
-/// Why a conversion cannot be done.
+/// A reason to refuse a conversion.
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum ConversionFault {
@@ -40,7 +40,7 @@ pub enum ConversionFault {
         /// Side of a patch in pixels.
         patch: usize,
     },
-    /// An image has so many patches that no model of it could run.
+    /// An image has more patches than any model could run.
     #[error("{image_size} pixels are {window} patches a side; at most {limit}")]
     ImageTooLarge {
         /// Side of the image in pixels.
@@ -137,7 +137,7 @@ pub enum ConversionFault {
         key: String,
         /// The spelling or form asked for.
         target: &'static str,
-        /// What gets in the way.
+        /// The obstacle.
         why: &'static str,
     },
     /// A mixture whose experts are of no kind that has several spellings.
@@ -148,13 +148,13 @@ pub enum ConversionFault {
     OtherMixture {
         /// The checkpoint.
         path: PathBuf,
-        /// What the names of its tensors begin with.
+        /// The first part of its tensors' names.
         mixture: String,
     },
     /// A number of experts that a mixture cannot be brought to.
     #[error("`{mixture}` has {n_experts} experts and cannot be given {keep}")]
     ExpertsLeft {
-        /// What the names of its tensors begin with.
+        /// The first part of its tensors' names.
         mixture: String,
         /// Experts there are; 1 of a dense network.
         n_experts: usize,
@@ -167,7 +167,7 @@ pub enum ConversionFault {
          of {n_groups}, at least {least}, and not {keep}"
     )]
     ExpertGroups {
-        /// What the names of its tensors begin with.
+        /// The first part of its tensors' names.
         mixture: String,
         /// Experts there are.
         n_experts: usize,
@@ -178,13 +178,13 @@ pub enum ConversionFault {
         /// Experts asked for.
         keep: usize,
     },
-    /// Groups of experts and a setting that gives each mixture as many experts as it needs.
+    /// A number of experts for all mixtures together would break groups of equal sizes.
     #[error(
-        "`{mixture}` has experts in groups of equal sizes (`n_group` of config.json), which numbers of experts by the \
-         frequency in the whole model would not be; take `--by frequency`"
+        "`{mixture}` has experts in groups of equal sizes (`n_group` of config.json), and a number for all mixtures \
+         together would break the groups; leave out `--in-all`"
     )]
     UnevenGroups {
-        /// What the names of its tensors begin with.
+        /// The first part of its tensors' names.
         mixture: String,
     },
     /// Mixtures of experts that are to be in other blocks than the last ones.
@@ -201,20 +201,19 @@ pub enum ConversionFault {
         /// Blocks there are.
         n_blocks: usize,
     },
-    /// What a model becomes cannot be said by its configuration.
+    /// The configuration cannot describe the converted model.
     #[error(
         "{}: {reason}; write a file instead of a folder, and the configuration by hand", path.display()
     )]
     Config {
         /// The configuration.
         path: PathBuf,
-        /// What it cannot say, as a clause.
+        /// The fact that it cannot state, as a clause.
         reason: String,
     },
     /// Experts are to be grouped by scores that nothing tells.
     #[error(
-        "{}: no gram matrix of the inputs of the router of `{mixture}`, by whose scores experts are grouped, under the \
-         name of the router's weight without `.weight`; `vlmerge gram --shared` writes it of EVE", path.display()
+        "{}: lacks the gram matrix of the inputs of the router of `{mixture}`, whose scores group the experts; its name is that of the router's weight without `.weight`, and `vlmerge gram --shared` writes it for EVE", path.display()
     )]
     ScoresUnknown {
         /// The gram file.
@@ -237,7 +236,7 @@ pub enum ConversionFault {
         path: PathBuf,
         /// The tensor.
         key: String,
-        /// What does not fit.
+        /// The fault.
         reason: String,
     },
     /// A conversion is not defined for this family or form.
@@ -247,7 +246,7 @@ pub enum ConversionFault {
         path: PathBuf,
         /// Its layout.
         layout: &'static str,
-        /// What was asked for, as a participle.
+        /// The requested change, as a participle.
         wanted: &'static str,
     },
     /// The first fusion block is neither stored nor usual for this depth.

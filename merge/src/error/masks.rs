@@ -1,8 +1,8 @@
-//! What can be wrong with masks of tasks.
+//! Faults of the masks of tasks.
 
 use std::path::PathBuf;
 
-/// Why a task's model cannot be made of a merged file and its masks.
+/// A reason why a merged file and its masks do not give a task's model.
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum MaskFault {
@@ -11,8 +11,7 @@ pub enum MaskFault {
     None,
     /// The merged file packs what masks keep apart.
     #[error(
-        "masks of tasks go by the names that merges see, which the file would not have; `vlmerge convert --to hf` \
-         spells models so"
+        "masks of tasks name tensors as merges see them, but the file would spell them otherwise; `vlmerge convert --to hf` writes the spelling of merges"
     )]
     Respelled,
     /// Slices of a merge are of other models.
@@ -51,7 +50,7 @@ pub enum MaskFault {
     /// A task that the masks do not have, or have several of.
     #[error("no task is called `{task}`; there are {}", known.join(", "))]
     UnknownTask {
-        /// What was asked for.
+        /// The requested task.
         task: String,
         /// The tasks.
         known: Vec<String>,

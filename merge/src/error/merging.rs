@@ -1,11 +1,11 @@
-//! What can be wrong with a merge of several checkpoints.
+//! Faults of merges of several checkpoints.
 
 use std::path::PathBuf;
 
 use crate::DType;
 use crate::recipe::Place;
 
-/// Why checkpoints cannot be merged as a recipe says, with the recipe's line and the tensor.
+/// A reason why checkpoints cannot be merged as a recipe says, with the recipe's line and the tensor.
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum MergeFault {
@@ -24,7 +24,7 @@ pub enum MergeFault {
     /// A module that the model does not have.
     #[error("`modules`: {model} has no module `{module}`; it has {}", known.join(", "))]
     UnknownModule {
-        /// What the recipe calls it.
+        /// Its name in the recipe.
         module: String,
         /// The model.
         model: String,
@@ -50,9 +50,9 @@ pub enum MergeFault {
     InputCount {
         /// The method.
         method: &'static str,
-        /// What it takes, in words.
+        /// The numbers that it takes, in words.
         wanted: String,
-        /// How many there are, the base not counted.
+        /// The number of models, the base not counted.
         found: usize,
         /// The first model.
         place: Place,
@@ -64,9 +64,9 @@ pub enum MergeFault {
         slot: String,
         /// The method.
         method: &'static str,
-        /// What it takes, in words.
+        /// The numbers that it takes, in words.
         wanted: String,
-        /// How many there are.
+        /// The number of inputs.
         found: usize,
     },
     /// A parameter that has no default is not given for a model.
@@ -90,9 +90,9 @@ pub enum MergeFault {
         slot: String,
         /// The parameter.
         name: &'static str,
-        /// What is valid, in words.
+        /// The valid values, in words.
         wanted: String,
-        /// Where the value stands.
+        /// The place of the value.
         place: Place,
     },
     /// Layers that are to be aligned do not follow each other.
@@ -102,7 +102,7 @@ pub enum MergeFault {
         layer: String,
         /// The model.
         model: PathBuf,
-        /// What is wrong with it.
+        /// The fault.
         why: &'static str,
     },
     /// A matrix has no singular values or eigenvalues that an iteration would find.
@@ -136,9 +136,9 @@ pub enum MergeFault {
     BadPattern {
         /// The pattern.
         pattern: String,
-        /// What is wrong with it.
+        /// The fault.
         reason: String,
-        /// Where it stands.
+        /// Its place.
         place: Place,
     },
     /// A tensor that only some checkpoints have.
@@ -146,16 +146,16 @@ pub enum MergeFault {
     OnlyInSome {
         /// The tensor.
         key: String,
-        /// Who has it.
+        /// The models that have it.
         present: Vec<String>,
-        /// Who has not.
+        /// The models that lack it.
         absent: Vec<String>,
         /// The first of those.
         place: Place,
     },
     /// Gram matrices or a Fisher file of another model.
     #[error(
-        "{} was summed over {summed}, not over {}: it must be of the very weights that are merged",
+        "{} was summed over {summed}, not over {}: it must be summed over the weights that are merged",
         grams.display(), model.display()
     )]
     ForeignGrams {
@@ -169,11 +169,11 @@ pub enum MergeFault {
     /// The same tensors are called otherwise in another model.
     #[error("{n_missing} tensors are in some of the models only: {cause}{place}")]
     OtherSpelling {
-        /// How many.
+        /// The number of tensors.
         n_missing: usize,
-        /// How the names differ, as a clause.
+        /// The difference of the names, as a clause.
         cause: String,
-        /// What mends it.
+        /// The remedy.
         advice: String,
         /// The model's entry.
         place: Place,
@@ -181,7 +181,7 @@ pub enum MergeFault {
     /// No tensor is in all models.
     #[error("nothing would be merged: each of {n_missing} tensors is in some of the models only")]
     NothingCombined {
-        /// How many.
+        /// The number of tensors.
         n_missing: usize,
     },
     /// Tensors of one name and different shapes.
@@ -277,7 +277,7 @@ pub enum MergeFault {
         first: usize,
         /// One past the last.
         end: usize,
-        /// How many there are.
+        /// The number of layers.
         n_layers: usize,
         /// The slice.
         place: Place,
@@ -297,10 +297,10 @@ pub enum MergeFault {
     Cycle {
         /// Their names, the first once more at the end.
         names: Vec<String>,
-        /// Where the circle closes.
+        /// The place where the circle closes.
         place: Place,
     },
-    /// A document whose result nobody uses.
+    /// A document whose result no other uses.
     #[error("the document `{name}` is used by no other")]
     UnusedDocument {
         /// Its name.
@@ -313,7 +313,7 @@ pub enum MergeFault {
         first: String,
         /// Another.
         second: String,
-        /// How, as a clause.
+        /// The difference, as a clause.
         difference: String,
         /// The entry of the other.
         place: Place,
@@ -349,7 +349,7 @@ pub enum MergeFault {
     /// `chat_template` is neither a template nor the name of one.
     #[error("`chat_template: {asked}` is neither a template in Jinja nor one of auto, {known}")]
     ChatTemplate {
-        /// What the recipe says.
+        /// The value in the recipe.
         asked: String,
         /// Templates with names.
         known: String,
@@ -359,7 +359,7 @@ pub enum MergeFault {
     TokenRule {
         /// The token.
         token: String,
-        /// What is wrong.
+        /// The fault.
         reason: String,
     },
     /// No tensor has a row for every token.
@@ -367,15 +367,15 @@ pub enum MergeFault {
         "`tokenizer_source`: no tensor's name says that its rows stand for tokens (known are {known})"
     )]
     NoEmbeddings {
-        /// How such names end.
+        /// The endings of such names.
         known: String,
     },
-    /// A file beside a checkpoint that is not what it should be.
+    /// A file beside a checkpoint is damaged or of another form.
     #[error("{}: {reason}", path.display())]
     Companion {
         /// The file.
         path: PathBuf,
-        /// What is wrong.
+        /// The fault.
         reason: String,
     },
     /// A kind of work that goes with experts of one checkpoint only, or the other way round.
@@ -389,9 +389,9 @@ pub enum MergeFault {
     BrokenMixture {
         /// The checkpoint.
         path: PathBuf,
-        /// What the names of its tensors begin with.
+        /// The first part of its tensors' names.
         host: String,
-        /// What is wrong, as a clause.
+        /// The fault, as a clause.
         reason: String,
     },
     /// Mixtures of one place with different numbers of experts.
@@ -399,7 +399,7 @@ pub enum MergeFault {
         "the mixture `{mixture}` has {found} experts in {model}, and {expected} in {first}{place}"
     )]
     ExpertCounts {
-        /// What the names of its tensors begin with.
+        /// The first part of its tensors' names.
         mixture: String,
         /// The checkpoint that differs.
         model: String,
@@ -451,7 +451,7 @@ pub enum MergeFault {
     CannotAlign {
         /// The setting of the recipe.
         setting: &'static str,
-        /// Why not, as a clause.
+        /// The reason, as a clause.
         why: &'static str,
     },
     /// A transformer whose permutations are not known.
@@ -461,10 +461,10 @@ pub enum MergeFault {
         model: PathBuf,
         /// The tensor.
         key: String,
-        /// Why not.
+        /// The reason.
         why: String,
     },
-    /// Experts are to be matched by what they give, and nothing says what that is.
+    /// Experts are to be matched by their outputs, and the model names no gram file of them.
     #[error("`align_experts: outputs` needs `outputs`, a gram file, for {model}{place}")]
     OutputsNotGiven {
         /// The checkpoint.
@@ -480,7 +480,7 @@ pub enum MergeFault {
     },
     /// A gram file without the inputs of the experts' last layers.
     #[error(
-        "{}: no gram matrix of the last layer of any expert of `{mixture}`, by which they would be matched",
+        "{}: lacks the gram matrices of the last layers of the experts of `{mixture}`, by which they are matched",
         path.display()
     )]
     NoOutputs {
@@ -498,7 +498,7 @@ pub enum MergeFault {
         path: PathBuf,
         /// The mixture.
         mixture: String,
-        /// What is there instead, as a clause.
+        /// The contents instead, as a clause.
         reason: String,
     },
     /// Experts that would be merged with others than they are.

@@ -1,4 +1,4 @@
-//! Whose fault it is when checkpoints cannot be merged, and what may help.
+//! Hints for merges of several checkpoints that fail, and the failures that wrong arguments cause.
 
 use super::MergeFault;
 
@@ -31,7 +31,7 @@ impl MergeFault {
         )
     }
 
-    /// What the user may try.
+    /// A hint for the user.
     pub(super) fn hint(&self) -> Option<&str> {
         match self {
             Self::OtherSpelling { advice, .. } => Some(advice),

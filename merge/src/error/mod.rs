@@ -1,4 +1,4 @@
-//! Everything that can go wrong in this crate, one variant per fault.
+//! The errors of this crate, one variant per fault.
 
 mod adapter;
 mod advice;
@@ -35,7 +35,7 @@ use crate::{DType, Expert};
 /// The result of everything in this crate.
 pub type Result<T, E = Error> = std::result::Result<T, E>;
 
-/// What went wrong, with the file, the key and the numbers at hand.
+/// An error, with the file, the key and the numbers at hand.
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum Error {
@@ -43,7 +43,7 @@ pub enum Error {
     /// The operating system refused a file operation.
     #[error("{}: cannot {action}: {source}", path.display())]
     Io {
-        /// What was tried, as a verb: `open`, `read`, `create`.
+        /// The failed action, as a verb: `open`, `read`, `create`.
         action: &'static str,
         /// The file.
         path: PathBuf,
@@ -61,7 +61,7 @@ pub enum Error {
     UnknownFormat {
         /// The file.
         path: PathBuf,
-        /// What its first bytes look like, as a clause.
+        /// The look of its first bytes, as a clause.
         looks_like: String,
     },
     /// An input was written to while it was read.
@@ -79,10 +79,10 @@ pub enum Error {
     /// The operation was stopped by the user when some of its files were complete.
     #[error("stopped; {n_files} complete files are kept")]
     Stopped {
-        /// How many.
+        /// The number of files.
         n_files: usize,
     },
-    /// What is wrong with a remote file, with its address and the range of bytes.
+    /// A remote file is wrong or out of reach.
     #[error(transparent)]
     Remote(Box<RemoteFault>),
     /// The operation was stopped by the user.
@@ -120,17 +120,17 @@ pub enum Error {
     },
 
     // ---- reading: safetensors ---------------------------------------------------------------
-    /// What is wrong with a safetensors file, with the key and the byte range.
+    /// A safetensors file is damaged.
     #[error(transparent)]
     Safetensors(#[from] SafetensorsFault),
 
     // ---- reading: split models --------------------------------------------------------------
-    /// What is wrong with a split model or a folder, with the shard and the key.
+    /// A split model or a folder is damaged or incomplete.
     #[error(transparent)]
     Split(#[from] SplitFault),
 
     // ---- reading: torch ---------------------------------------------------------------------
-    /// What is wrong with a pickle or a zip archive, with the entry and the byte.
+    /// A pickle or a zip archive is damaged or refused.
     #[error(transparent)]
     Torch(#[from] TorchFault),
     /// The wanted root does not exist.
@@ -138,9 +138,9 @@ pub enum Error {
     UnknownRoot {
         /// The file.
         path: PathBuf,
-        /// What was asked for.
+        /// The requested root.
         root: String,
-        /// What there is.
+        /// The roots in the file.
         roots: Vec<String>,
     },
 
@@ -188,27 +188,27 @@ pub enum Error {
         path: PathBuf,
         /// The layout asked for.
         layout: String,
-        /// What it lacks, or is instead.
+        /// The missing part, or the contents instead.
         reason: String,
     },
-    /// What a file says of its model cannot be read.
+    /// A file's record of its model cannot be read.
     #[error("{}: `vlmerge.model` in its metadata: {reason}", path.display())]
     BadModelRecord {
         /// The checkpoint.
         path: PathBuf,
-        /// What is wrong, and where.
+        /// The fault and its place.
         reason: String,
     },
-    /// What a file says of its model is not what its tensors say.
+    /// A file's record of its model contradicts its tensors.
     #[error("{}: its metadata say {what} = {recorded}, its tensors {found}", path.display())]
     RecordContradicted {
         /// The checkpoint.
         path: PathBuf,
         /// The size.
         what: &'static str,
-        /// What the metadata say.
+        /// The number in the metadata.
         recorded: usize,
-        /// What the tensors say.
+        /// The number by the tensors.
         found: String,
     },
     /// Checkpoints of different models are to become one.
@@ -218,15 +218,15 @@ pub enum Error {
         path: PathBuf,
         /// The size.
         what: &'static str,
-        /// What the first one says.
+        /// The value of the first one.
         first: String,
-        /// What the second one says.
+        /// The value of the second one.
         second: String,
     },
     /// Sizes that no model can have.
     #[error("no such model: {reason}")]
     UnfitSizes {
-        /// What is wrong with them.
+        /// The fault.
         reason: &'static str,
     },
     /// There is no family of this name.
@@ -237,7 +237,7 @@ pub enum Error {
         /// The most similar name there is.
         nearest: Option<String>,
     },
-    /// Why a conversion cannot be done.
+    /// A conversion cannot be done.
     #[error(transparent)]
     Conversion(#[from] ConversionFault),
 
@@ -259,7 +259,7 @@ pub enum Error {
     BadRecipe {
         /// The recipe.
         path: PathBuf,
-        /// What the parser says, with line and column.
+        /// The parser's message, with line and column.
         reason: String,
     },
     /// A recipe names a method that does not exist.
@@ -279,7 +279,7 @@ pub enum Error {
         name: String,
         /// The method's parameters.
         known: String,
-        /// Where it stands in the recipe.
+        /// Its place in the recipe.
         place: Place,
     },
     /// A parameter has the wrong type or is out of range.
@@ -287,9 +287,9 @@ pub enum Error {
     BadParameter {
         /// The parameter.
         name: &'static str,
-        /// What is valid, in words.
+        /// The valid values, in words.
         wanted: &'static str,
-        /// Where it stands in the recipe.
+        /// Its place in the recipe.
         place: Place,
     },
     /// A parameter or input that the method cannot do without.
@@ -297,7 +297,7 @@ pub enum Error {
     MethodNeeds {
         /// The method.
         method: &'static str,
-        /// What is missing.
+        /// The missing input.
         what: &'static str,
     },
     /// A recipe with something its method has no use for.
@@ -305,11 +305,11 @@ pub enum Error {
     MethodHasNoUse {
         /// The method.
         method: &'static str,
-        /// What is given in vain.
+        /// The useless input.
         what: &'static str,
     },
     /// A recipe with a number of models that cannot be merged.
-    #[error("experts are those of one model, and the recipe lists {found}")]
+    #[error("a merge of experts takes one model, and the recipe lists {found}")]
     ModelCount {
         /// The number of models.
         found: usize,
@@ -321,7 +321,7 @@ pub enum Error {
         block: usize,
         /// Blocks of the model.
         n_blocks: usize,
-        /// What is wrong with it.
+        /// The fault.
         flaw: &'static str,
     },
     /// A task was named for a layout without a published choice of experts.
@@ -349,7 +349,7 @@ pub enum Error {
         expert: Expert,
         /// A copy that is there.
         example: String,
-        /// Whom that copy serves.
+        /// The expert of that copy.
         present: Expert,
     },
     /// A slot has both expert copies and a shared tensor.
@@ -383,7 +383,7 @@ pub enum Error {
     MissingGram {
         /// The merged key.
         slot: String,
-        /// Whose it would be.
+        /// The member that it belongs to.
         member: Member,
         /// The name that it would have.
         key: String,
@@ -395,7 +395,7 @@ pub enum Error {
     GramShape {
         /// The merged key.
         slot: String,
-        /// Whose weight.
+        /// The member of the weight.
         member: Member,
         /// Shape of the weight, `(out, in)`.
         weight: Vec<usize>,
@@ -419,7 +419,7 @@ pub enum Error {
     GramsDiffer {
         /// The gram file.
         path: PathBuf,
-        /// How it differs, as a clause.
+        /// The difference, as a clause.
         fault: String,
     },
     /// The summed gram matrix has no Cholesky factor.
@@ -427,7 +427,7 @@ pub enum Error {
     SingularGram {
         /// The merged key.
         slot: String,
-        /// Whose gram matrices.
+        /// The members of the gram matrices.
         members: Vec<Member>,
         /// The row where the factorization failed, if known.
         pivot: Option<usize>,
@@ -439,19 +439,19 @@ pub enum Error {
         key: String,
     },
 
-    /// What is wrong with a merge of several checkpoints, with the recipe's line and the tensor.
+    /// Several checkpoints cannot be merged as the recipe says.
     #[error(transparent)]
     Merge(Box<MergeFault>),
-    /// What is wrong with masks of tasks.
+    /// The masks of tasks are wrong.
     #[error(transparent)]
     Masks(#[from] MaskFault),
     /// A plan that does not hold together.
     #[error(transparent)]
     Plan(#[from] PlanFault),
-    /// What is wrong with a low-rank adapter.
+    /// A low-rank adapter is wrong.
     #[error(transparent)]
     Adapter(Box<AdapterFault>),
-    /// What is wrong with quantized tensors.
+    /// Quantized tensors cannot be read.
     #[error(transparent)]
     Quantization(Box<QuantizationFault>),
     /// Several faults that were found at once.
@@ -464,7 +464,7 @@ pub enum Error {
     NothingToCompare {
         /// The (first) checkpoint.
         path: PathBuf,
-        /// What is missing.
+        /// The missing part.
         why: &'static str,
     },
     /// Two tensors that should be compared differ in shape.
@@ -494,7 +494,7 @@ pub enum Error {
     },
 
     // ---- writing ----------------------------------------------------------------------------
-    /// Why a checkpoint cannot be written, with the target.
+    /// A checkpoint cannot be written.
     #[error(transparent)]
     Write(#[from] WriteFault),
 }
@@ -524,7 +524,7 @@ impl From<RemoteFault> for Error {
 }
 
 impl Error {
-    /// What the operating system said of `path`, or another machine if that is where it is.
+    /// The operating system's error at `path`, or another machine's if `path` is there.
     pub(crate) fn io(action: &'static str, path: &Path, source: std::io::Error) -> Self {
         match source.downcast::<RemoteFault>() {
             Ok(fault) => fault.into(),

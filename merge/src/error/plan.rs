@@ -1,11 +1,11 @@
-//! What can be wrong with a plan that is put together.
+//! Faults in building a plan.
 
 use std::path::PathBuf;
 
 use crate::DType;
 
-/// Why a plan is refused by its builder. None of these can be reached from a recipe or a file alone: the
-/// checks before name what is wrong there.
+/// A reason of the builder to refuse a plan. A recipe or a file alone leads to none of these: earlier checks name its
+/// faults.
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum PlanFault {

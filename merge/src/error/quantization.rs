@@ -1,15 +1,15 @@
-//! What is wrong with quantized tensors.
+//! Faults of quantized tensors.
 
 use std::path::PathBuf;
 
 use crate::DType;
 
-/// Why a model whose weights are stored as codes cannot be read.
+/// A reason why a model whose weights are stored as codes cannot be read.
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum QuantizationFault {
     /// A way of quantizing that is not read.
-    #[error("{}: the model is quantized ({scheme}), and `{key}` is not read as numbers: {reason}", path.display())]
+    #[error("{}: the model is quantized ({scheme}), and `{key}` cannot be read as numbers: {reason}", path.display())]
     Unreadable {
         /// The model.
         path: PathBuf,
@@ -17,7 +17,7 @@ pub enum QuantizationFault {
         scheme: String,
         /// A tensor.
         key: String,
-        /// Why not.
+        /// The reason.
         reason: String,
     },
     /// Codes whose scales have another shape.
@@ -37,7 +37,7 @@ pub enum QuantizationFault {
         path: PathBuf,
         /// The codes.
         key: String,
-        /// What is missing.
+        /// The missing tensor.
         missing: String,
     },
     /// Scales beside weights that are no codes.
@@ -53,7 +53,7 @@ pub enum QuantizationFault {
         scales: String,
     },
     /// Codes of experts that other experts were to be made of as if they were numbers.
-    #[error("{}: the model is quantized ({scheme}), so `{key}` holds codes, of which no other experts can be made", path.display())]
+    #[error("{}: the model is quantized ({scheme}), so `{key}` holds codes, and new experts cannot be made from codes", path.display())]
     Experts {
         /// The model.
         path: PathBuf,
@@ -75,7 +75,7 @@ pub enum QuantizationFault {
 }
 
 impl QuantizationFault {
-    /// What the user may try.
+    /// A hint for the user.
     pub(super) const fn hint(&self) -> Option<&'static str> {
         match self {
             Self::Unreadable { .. } | Self::Misfit { .. } => Some(

@@ -1,9 +1,9 @@
-//! What is wrong with a remote file, with its address and the range of bytes.
+//! Faults of remote files, with the address and the range of bytes.
 
 use std::ops::Range;
 use std::path::PathBuf;
 
-/// What is wrong with a remote file, with its address and the range of bytes.
+/// A fault of a remote file, with its address and the range of bytes.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 #[non_exhaustive]
 pub enum RemoteFault {
@@ -12,7 +12,7 @@ pub enum RemoteFault {
     Address {
         /// The address.
         address: String,
-        /// What is wrong with it.
+        /// The fault.
         why: &'static str,
     },
     /// This program was built without the feature `remote`.
@@ -32,7 +32,7 @@ pub enum RemoteFault {
     Settings {
         /// The address.
         address: String,
-        /// What is missing or wrong.
+        /// The missing or wrong part.
         reason: String,
     },
     /// The server answered that it will not give the file.
@@ -48,15 +48,15 @@ pub enum RemoteFault {
     NoRanges {
         /// The address.
         address: String,
-        /// What was asked for.
+        /// The requested bytes.
         bytes: Range<u64>,
     },
-    /// The answer is another part of the file than what was asked for.
+    /// The answer is another part of the file than the request asked for.
     #[error("{address}: asked for bytes {}, the server sent `{found}`", range(.bytes))]
     WrongRange {
         /// The address.
         address: String,
-        /// What was asked for.
+        /// The requested bytes.
         bytes: Range<u64>,
         /// The answer's `Content-Range`.
         found: String,
@@ -66,7 +66,7 @@ pub enum RemoteFault {
     WrongLength {
         /// The address.
         address: String,
-        /// What was asked for.
+        /// The requested bytes.
         bytes: Range<u64>,
         /// Bytes of the answer, as announced or as sent.
         found: u64,
@@ -79,7 +79,7 @@ pub enum RemoteFault {
     Changed {
         /// The address.
         address: String,
-        /// What was asked for.
+        /// The requested bytes.
         bytes: Range<u64>,
         /// Tag and size when it was opened.
         expected: String,
@@ -113,7 +113,7 @@ pub enum RemoteFault {
     BadAnswer {
         /// The address.
         address: String,
-        /// What is wrong with it.
+        /// The fault.
         reason: String,
     },
     /// The connection failed too often.
@@ -121,9 +121,9 @@ pub enum RemoteFault {
     GaveUp {
         /// The address.
         address: String,
-        /// What was asked for.
+        /// The requested bytes.
         bytes: Range<u64>,
-        /// How often it was tried without any progress.
+        /// The number of tries without any progress.
         n_tries: u32,
         /// The last failure.
         reason: String,
@@ -141,7 +141,7 @@ pub enum RemoteFault {
     OfflineMissing {
         /// The address.
         address: String,
-        /// What is missing.
+        /// The missing bytes.
         bytes: Range<u64>,
         /// The cache folder.
         cache: PathBuf,
@@ -149,7 +149,7 @@ pub enum RemoteFault {
     /// The cache cannot be used.
     #[error("{}: cannot {action}: {reason}", path.display())]
     Cache {
-        /// What was tried.
+        /// The failed action.
         action: &'static str,
         /// The file or folder of the cache.
         path: PathBuf,
@@ -169,7 +169,7 @@ impl RemoteFault {
         matches!(self, Self::Address { .. } | Self::PlainHttp { .. })
     }
 
-    /// What the user may try.
+    /// A hint for the user.
     pub(super) fn hint(&self) -> Option<&'static str> {
         match self {
             Self::PlainHttp { .. } => Some("use https, or pass --allow-http"),

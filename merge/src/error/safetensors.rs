@@ -1,8 +1,8 @@
-//! What is wrong with a safetensors file, with the key and the byte range.
+//! Faults of safetensors files, with the key and the byte range.
 
 use std::path::PathBuf;
 
-/// What is wrong with a safetensors file, with the key and the byte range.
+/// A fault of a safetensors file, with the key and the byte range.
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum SafetensorsFault {
@@ -40,9 +40,9 @@ pub enum SafetensorsFault {
     HeaderJson {
         /// The file.
         path: PathBuf,
-        /// Where the header ends.
+        /// The end of the header.
         end: u64,
-        /// What is wrong, and where in the header.
+        /// The fault and its place in the header.
         source: serde_json::Error,
     },
     /// The safetensors crate refuses the header for a reason that has no variant of its own.
@@ -50,7 +50,7 @@ pub enum SafetensorsFault {
     Header {
         /// The file.
         path: PathBuf,
-        /// What is wrong.
+        /// The fault.
         source: ::safetensors::SafeTensorError,
     },
     /// A dtype of the format that has no place here.
@@ -83,11 +83,11 @@ pub enum SafetensorsFault {
         path: PathBuf,
         /// The tensor.
         key: String,
-        /// Where its data begin, counted from the end of the header.
+        /// The first byte of its data, counted from the end of the header.
         first: usize,
-        /// Where they end.
+        /// The end of its data.
         end: usize,
-        /// How many bytes it must have.
+        /// The number of bytes that it must have.
         n_bytes: usize,
     },
     /// The data of two tensors overlap, or leave a hole.
@@ -100,11 +100,11 @@ pub enum SafetensorsFault {
         path: PathBuf,
         /// The tensor.
         key: String,
-        /// Where its data begin, counted from the end of the header.
+        /// The first byte of its data, counted from the end of the header.
         first: usize,
-        /// Where they end.
+        /// The end of its data.
         end: usize,
-        /// Where the tensor before it ends.
+        /// The end of the tensor before it.
         expected: usize,
     },
     /// The file was cut, or goes on after the last tensor.
@@ -124,7 +124,7 @@ pub enum SafetensorsFault {
     AliasesJson {
         /// The file.
         path: PathBuf,
-        /// What is wrong.
+        /// The fault.
         source: serde_json::Error,
     },
     /// A name that is recorded as another tensor's is a tensor of its own.

@@ -1,8 +1,8 @@
-//! What is wrong with a split model or a folder, with the shard and the key.
+//! Faults of split models and of folders, with the shard and the key.
 
 use std::path::PathBuf;
 
-/// What is wrong with a split model or a folder, with the shard and the key.
+/// A fault of a split model or a folder, with the shard and the key.
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum SplitFault {
@@ -11,7 +11,7 @@ pub enum SplitFault {
     Index {
         /// The file.
         path: PathBuf,
-        /// What is wrong, and where.
+        /// The fault and its place.
         source: serde_json::Error,
     },
     /// An index is longer than any real one.
@@ -37,7 +37,7 @@ pub enum SplitFault {
         path: PathBuf,
         /// The shard.
         shard: String,
-        /// How many tensors the index lists for it.
+        /// The number of tensors that the index lists for it.
         n_tensors: usize,
     },
     /// A tensor is not where the index lists it.

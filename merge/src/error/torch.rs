@@ -1,10 +1,10 @@
-//! What is wrong with a pickle or a zip archive, with the entry and the byte.
+//! Faults of pickles and of zip archives, with the entry and the byte.
 
 use std::path::PathBuf;
 
 use crate::io::{PickleCall, PickleFault, ScriptFault, ZipFault};
 
-/// What is wrong with a file of torch, with the entry and the byte or the tensor.
+/// A fault of a file of torch, with the entry and the byte or the tensor.
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum TorchFault {
@@ -17,7 +17,7 @@ pub enum TorchFault {
         entry: String,
         /// Byte of the entry at which the opcode stands.
         offset: u64,
-        /// What is wrong.
+        /// The fault.
         fault: PickleFault,
     },
     /// A pickle calls functions that are not known to build harmless data. Nothing was run.
@@ -37,7 +37,7 @@ pub enum TorchFault {
         path: PathBuf,
         /// The entry, if it is one.
         entry: Option<String>,
-        /// What is wrong.
+        /// The fault.
         fault: ZipFault,
     },
     /// An entry that a torch file refers to is not there.
@@ -58,9 +58,9 @@ pub enum TorchFault {
         path: PathBuf,
         /// The entry.
         entry: String,
-        /// What the archive says.
+        /// The checksum in the archive.
         stored: u32,
-        /// What the data have.
+        /// The checksum of the data.
         computed: u32,
     },
     /// A tensor claims elements that its storage does not have.
@@ -126,7 +126,7 @@ pub enum TorchFault {
         key: String,
         /// Its class, `module.name`.
         class: String,
-        /// Why not.
+        /// The reason.
         fault: ScriptFault,
     },
     /// A TorchScript model has no tensors among its attributes.

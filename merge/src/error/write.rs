@@ -1,8 +1,8 @@
-//! Why a checkpoint cannot be written.
+//! Reasons that keep a checkpoint from being written.
 
 use std::path::PathBuf;
 
-/// Why a checkpoint cannot be written, with the target.
+/// A reason why a checkpoint cannot be written, with the target.
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum WriteFault {
@@ -47,7 +47,7 @@ pub enum WriteFault {
         /// The target.
         path: PathBuf,
     },
-    /// What stands where this program keeps a file of an unfinished run is none of its files.
+    /// A file that is none of this program's is in the place of an unfinished run's file.
     #[error(
         "{}: is in the way: not a file that an unfinished run of this user left here", path.display()
     )]

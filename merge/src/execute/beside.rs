@@ -9,7 +9,7 @@ use crate::io::{Belongings, ReadyFile, WriteOptions, check_file_target};
 use crate::provenance::Provenance;
 use crate::{Error, MergePlan, Result, WriteFault};
 
-/// What the model card is called.
+/// The file name of the model card.
 const CARD: &str = "README.md";
 
 /// Makes the folder of an output that is one, and the folders in it.

@@ -16,7 +16,7 @@ pub(super) struct Worker<'a> {
     sink: &'a dyn Sink,
     run: &'a RunOptions,
     raw: Vec<u8>,
-    /// What is written.
+    /// The bytes to write.
     bytes: Vec<u8>,
     decoded: Decoded,
     /// Results before they are rounded, in one of the two types that kernels compute in.
@@ -24,7 +24,7 @@ pub(super) struct Worker<'a> {
     double: Vec<f64>,
 }
 
-/// What a kernel needs besides data.
+/// The settings that a kernel needs besides data.
 pub(super) struct Combination<'a> {
     n_members: usize,
     has_base: bool,
@@ -262,7 +262,7 @@ impl<'a> Worker<'a> {
     }
 }
 
-/// A buffer of so many elements; what was in it stays.
+/// The buffer with `n` elements; its first elements stay.
 fn sized<T: Pod>(buffer: &mut Vec<T>, n: usize) -> &mut [T] {
     buffer.resize(n, T::zeroed());
     buffer

@@ -1,4 +1,4 @@
-//! Doing a merge once more, and comparing what comes with what a file holds.
+//! Runs a merge once more, and compares its result with a file.
 
 use std::collections::BTreeMap;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -10,7 +10,7 @@ use super::verdict::Watched;
 use super::{Chosen, RunOptions, Sink, stages, write_entries};
 use crate::{Checkpoint, MergePlan, Progress, Result};
 
-/// How a file differs from what its recipe gives.
+/// The differences between a file and the result of its recipe.
 #[derive(Clone, Debug, Default, Serialize)]
 pub struct Comparison {
     /// Bytes that were compared.
@@ -23,7 +23,7 @@ pub struct Comparison {
     pub unexpected: Vec<String>,
     /// Tensors that the recipe combines of several.
     pub n_combined: usize,
-    /// Those among them that are what they are measured from.
+    /// Those among them that equal their base.
     pub n_unchanged: usize,
 }
 

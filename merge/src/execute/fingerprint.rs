@@ -1,4 +1,4 @@
-//! What the bytes of an output depend on, as one number.
+//! One number for everything that the bytes of an output depend on.
 
 use std::collections::BTreeMap;
 

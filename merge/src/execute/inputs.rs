@@ -40,7 +40,7 @@ impl<'a> Inputs<'a> {
         self.tensors.iter().any(|&(_, other)| other == dtype)
     }
 
-    /// Bytes of so many elements of all.
+    /// Bytes of `n_elements` elements of each tensor, together.
     pub(super) fn n_bytes(&self, n_elements: usize) -> usize {
         let sizes = self.tensors.iter();
         sizes.map(|(_, dtype)| dtype.bytes_of(n_elements)).sum()

@@ -16,7 +16,7 @@ pub(super) struct Pool {
 }
 
 impl Pool {
-    /// Room for so many bytes.
+    /// Room for `n_bytes` bytes.
     pub(super) fn new(n_bytes: usize) -> Self {
         Self {
             idle: Idle::default(),
@@ -24,7 +24,7 @@ impl Pool {
         }
     }
 
-    /// A buffer of so many bytes, if there is room.
+    /// A buffer of `n_bytes` bytes, if there is room.
     fn take(&self, n_bytes: usize) -> Option<Vec<u8>> {
         while let Some(mut buffer) = self.idle.take() {
             if buffer.capacity() >= n_bytes {

@@ -38,7 +38,7 @@ use chunk::Worker;
 use idle::Idle;
 use verdict::Watched;
 
-/// Where the bytes of results go: a file, or memory.
+/// The target of results' bytes: a file, or memory.
 trait Sink: Sync {
     /// Takes bytes of entry `index` of the plan from `first_byte` on; from many threads.
     fn write(&self, index: usize, first_byte: u64, bytes: &[u8]) -> Result<()>;
@@ -50,7 +50,7 @@ impl Sink for Writer {
     }
 }
 
-/// How to run a plan.
+/// Settings of running a plan.
 #[derive(Clone, Copy, Debug)]
 pub struct RunOptions {
     /// Read and write infinities and NaNs instead of refusing them.
@@ -71,7 +71,7 @@ impl Default for RunOptions {
     }
 }
 
-/// What was done.
+/// The counts of a run.
 #[derive(Clone, Debug, Serialize)]
 pub struct Summary {
     /// The files in place.
@@ -96,7 +96,7 @@ pub struct Summary {
     pub output_bytes: u64,
 }
 
-/// Which pieces of tensors are made.
+/// The pieces of tensors to make.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Chosen {
     All,
@@ -226,10 +226,10 @@ fn contents<'a>(plan: &'a MergePlan, tensors: &'a [(String, TensorInfo)]) -> Con
     Contents { tensors, aliases }
 }
 
-/// What a run knows of the places around its output.
+/// The places around a run's output.
 #[derive(Default)]
 struct Around<'a> {
-    /// What the output's bytes depend on.
+    /// One number for everything that the output's bytes depend on.
     fingerprint: &'a str,
     /// Files that it takes the place of.
     stale: &'a [PathBuf],
@@ -408,7 +408,7 @@ fn write_entries(
     })
 }
 
-/// Tensors of up to so many elements are surveyed and written by one thread.
+/// One thread surveys and writes tensors of up to this number of elements.
 const SMALL_ELEMENTS: usize = 4 * PIECE_ELEMENTS;
 
 /// The pieces of an entry of which chunks hold whole units.

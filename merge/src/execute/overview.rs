@@ -70,7 +70,7 @@ impl<'a> Part<'a> {
     }
 }
 
-/// What an entry shares with others.
+/// The overview that an entry shares with others.
 fn overview_of(entry: &Entry) -> Option<(Arc<dyn Overview>, Part<'_>)> {
     let (overview, members, base, is_double) = match &entry.action {
         Action::Survey {

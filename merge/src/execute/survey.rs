@@ -29,7 +29,7 @@ impl Memory {
     }
 }
 
-/// What was found out of an entry: how to make it, and what is kept of its inputs.
+/// The result of an entry's survey: the way to make it, and the kept inputs.
 pub(super) struct Surveyed<'a> {
     pub(super) kernel: Arc<dyn ElementKernel>,
     pub(super) n_members: usize,

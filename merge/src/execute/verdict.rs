@@ -1,4 +1,4 @@
-//! What came of a merge in numbers: how many tensors it changed.
+//! The number of tensors that a merge changes.
 
 use std::sync::atomic::{AtomicBool, Ordering};
 
@@ -25,7 +25,7 @@ impl<'a> Watched<'a> {
         }
     }
 
-    /// Tensors that were combined, and are bit for bit what they are measured from.
+    /// Combined tensors that equal their base bit for bit.
     pub(super) fn n_unchanged(&self) -> usize {
         let is_unchanged = |(index, (written, differs)): &(usize, &(AtomicBool, AtomicBool))| {
             written.load(Ordering::Relaxed)
@@ -59,7 +59,7 @@ impl<'a> Watched<'a> {
     }
 }
 
-/// What a combined tensor is compared with, if it is combined of several.
+/// The tensor that a combined one is compared with, if it is combined of several.
 fn reference(entry: &Entry) -> Option<&TensorRef> {
     let (members, base) = match &entry.action {
         Action::Elementwise { members, base, .. }

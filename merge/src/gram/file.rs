@@ -21,7 +21,7 @@ pub struct GramRecord {
     pub task: String,
     /// The checkpoint whose layers' inputs these are.
     pub checkpoint: Vec<InputFile>,
-    /// How many examples went through it.
+    /// The number of examples that went through it.
     pub n_examples: u64,
     /// Whether rows of padding are counted.
     pub counts_padding: bool,
@@ -30,7 +30,7 @@ pub struct GramRecord {
     /// Whatever else tells how the matrices came about, such as the image size.
     #[serde(default)]
     pub settings: BTreeMap<String, String>,
-    /// Which parts of the data set are summed, while some are not: empty if it is whole.
+    /// The summed parts of the data set, while some are missing: empty if it is whole.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub shards: Vec<Shard>,
 }

@@ -5,7 +5,7 @@ use std::str::FromStr;
 
 use serde::{Deserialize, Serialize};
 
-/// Part `number` of `of`, from 1: every so manieth item, beginning with the `number`th.
+/// Part `number` of `of`, from 1: every `of`-th item, beginning with the `number`-th.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
 pub struct Shard {
     number: usize,

@@ -50,7 +50,7 @@ impl Gram {
         self.width
     }
 
-    /// How many rows were summed.
+    /// The number of summed rows.
     #[must_use]
     pub fn rows(&self) -> u64 {
         self.rows

@@ -1,4 +1,4 @@
-//! How many parameters each part of a checkpoint holds.
+//! Counts the parameters of each part of a checkpoint.
 
 use std::collections::BTreeMap;
 

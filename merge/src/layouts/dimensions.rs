@@ -37,7 +37,7 @@ pub(super) fn patches_across(
 /// One of a model's stacks of blocks.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
 pub struct Stack {
-    /// What the family calls it: `image`, `text`; `blocks` where there is one.
+    /// Its name in the family: `image`, `text`; `blocks` where there is one.
     pub name: &'static str,
     /// Number of blocks, L.
     pub n_blocks: usize,

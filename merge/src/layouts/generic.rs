@@ -1,4 +1,4 @@
-//! Any other checkpoint: every tensor is its own place, and what it does is guessed from its name
+//! Any other checkpoint: every tensor is its own place, and its kind is guessed from its name
 //! and rank.
 
 use std::collections::BTreeMap;
@@ -68,7 +68,7 @@ fn block_of(key: &str) -> Option<usize> {
         .map(usize::from)
 }
 
-/// What a tensor does, by its name and the number of its axes.
+/// The kind of a tensor, by its name and the number of its axes.
 fn guess(key: &str, rank: usize) -> ParamKind {
     let key = key.to_ascii_lowercase();
     let (module, parameter) = key.rsplit_once('.').unwrap_or(("", &key));
@@ -133,7 +133,7 @@ impl Layout for Generic {
     }
 }
 
-/// Inside a block what stands between its index and the last segment, else all but the last.
+/// Inside a block the segments between its index and the last one, else all but the last.
 fn module_of(key: &str) -> String {
     let segments: Vec<&str> = key.split('.').collect();
     let first = segments

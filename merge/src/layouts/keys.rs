@@ -1,4 +1,4 @@
-//! What keys of all families have in common.
+//! Patterns that the keys of all families share.
 
 /// The key without the prefix that data-parallel wrappers add.
 #[must_use]

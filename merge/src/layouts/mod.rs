@@ -55,12 +55,12 @@ use crate::convert::Resize;
 pub use crate::group::BlockId;
 use crate::{Expert, ParamKind, Result, Role, Slot};
 
-/// What a checkpoint was found to be.
+/// The description of a checkpoint.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Description {
     /// The family and form, e.g. `vl_merging/all_specific`, `vlmo/base`, `zerovl`.
     pub name: &'static str,
-    /// Why the checkpoint was taken for this family, and how its sizes were found, in sentences.
+    /// The reasons for this family, and the sources of the sizes, in sentences.
     pub evidence: Vec<String>,
     /// The model's sizes.
     pub dimensions: Dimensions,
@@ -68,7 +68,7 @@ pub struct Description {
 
 /// A family's key grammar, for one checkpoint.
 pub trait Layout: Send + Sync {
-    /// What the checkpoint was found to be.
+    /// The description of the checkpoint.
     fn description(&self) -> &Description;
 
     /// The family and form, as [`Description::name`].
@@ -76,7 +76,7 @@ pub trait Layout: Send + Sync {
         self.description().name
     }
 
-    /// Why, as [`Description::evidence`].
+    /// The reasons, as [`Description::evidence`].
     fn evidence(&self) -> &[String] {
         &self.description().evidence
     }
@@ -86,13 +86,13 @@ pub trait Layout: Send + Sync {
         &self.description().dimensions
     }
 
-    /// What a key is.
+    /// The role of a key.
     ///
     /// # Errors
     /// [`crate::Error::UnknownKey`] for a key outside the family's grammar.
     fn role(&self, key: &str) -> Result<Role>;
 
-    /// What the parameters of a slot are counted under.
+    /// The part under which the parameters of a slot are counted.
     fn part(&self, slot: &Slot) -> Part;
 
     /// The name of the gram matrix of the inputs of `slot`, for one expert's copy or for the one that all
@@ -125,7 +125,7 @@ pub trait Layout: Send + Sync {
         None
     }
 
-    /// How the family's own program resizes them.
+    /// The family's own way of resizing them.
     fn default_resize(&self) -> Resize {
         Resize::Bicubic
     }
@@ -152,18 +152,18 @@ pub trait Layout: Send + Sync {
 pub struct PositionTable {
     /// Its key.
     pub key: String,
-    /// What its rows stand for.
+    /// The meaning of its rows.
     pub form: TableForm,
 }
 
-/// What the rows of a table of positions stand for, in a window of `w × w` patches.
+/// The meaning of the rows of a table of positions, in a window of `w × w` patches.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum TableForm {
     /// Shape `(1, 1 + w², d)`: the class token, then patches row by row.
     Absolute,
     /// The same without the first axis: shape `(1 + w², d)`.
     AbsoluteRows,
-    /// Shape `(1, n + w², d)`: so many other tokens, then patches.
+    /// Shape `(1, n + w², d)`: this number of other tokens, then patches.
     Behind(usize),
     /// Shape `(1, w², d)`: patches alone.
     Patches,
@@ -187,7 +187,7 @@ pub enum Task {
     Nlvr2,
 }
 
-/// What a part of a model is counted under.
+/// The part under which parameters are counted.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize)]
 #[serde(rename_all = "snake_case")]
 #[non_exhaustive]

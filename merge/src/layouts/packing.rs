@@ -1,4 +1,4 @@
-//! What merges see apart although files pack it: queries, keys and values, of every family that packs them.
+//! Packed queries, keys and values of every family that packs them. Merges treat them as separate tensors.
 
 use std::sync::Arc;
 
@@ -7,7 +7,7 @@ use crate::{Checkpoint, Result};
 use super::clip::{self, ClipNames, ClipSpelling};
 use super::vit::{self, VitSpelling};
 
-/// How a file names and packs what merges see apart.
+/// The names and the packing of tensors in a file that merges see apart.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Packing {
     /// A CLIP's.
@@ -31,7 +31,7 @@ pub fn apart(checkpoint: Arc<Checkpoint>) -> Result<(Arc<Checkpoint>, Option<Pac
 }
 
 impl Packing {
-    /// What [`apart`] has taken apart, in one piece again.
+    /// The tensors that [`apart`] has taken apart, in one piece again.
     ///
     /// # Errors
     /// [`crate::ConversionFault`] for what does not fit together.
@@ -51,7 +51,7 @@ impl Packing {
         }
     }
 
-    /// What the family's library calls a file of weights, where it is not as other libraries do.
+    /// The family's name for a file of weights, if its library has its own.
     pub(crate) fn stem(self) -> Option<&'static str> {
         match self {
             Self::Clip(spelling) => matches!(

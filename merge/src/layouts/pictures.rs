@@ -1,9 +1,9 @@
-//! How a classifier's pictures are brought to its size, as timm's configuration says.
+//! The way in which a classifier resizes pictures, by timm's configuration.
 
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
-/// How a picture is sampled on its way to the model's size.
+/// The filter of a picture on its way to the model's size.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum PictureFilter {
@@ -15,7 +15,7 @@ pub enum PictureFilter {
     Lanczos,
 }
 
-/// How a picture is brought to the model's size.
+/// The way in which a picture gets the model's size.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum PictureCrop {
@@ -25,27 +25,27 @@ pub enum PictureCrop {
     Squash,
 }
 
-/// How pictures are brought to a model's size.
+/// The size, the crop and the filter of a classifier's pictures.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields, default)]
 pub struct PictureFacts {
     /// The model's side, as a share of the side that a picture is resized to.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub crop_share: Option<f64>,
-    /// How a picture gets its size.
+    /// The way in which a picture gets its size.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub crop: Option<PictureCrop>,
-    /// How it is sampled on the way.
+    /// The filter of its samples.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub filter: Option<PictureFilter>,
 }
 
-/// What a picture is cropped to where a configuration leaves it out.
+/// The share to which a picture is cropped where a configuration leaves it out.
 const CROP_SHARE: f64 = 0.875;
 
 impl PictureFacts {
-    /// What the entries of timm's configuration say. What it leaves out is as the library has it; what is not known here
-    /// is `None`.
+    /// The facts in timm's configuration, with the library's defaults for missing entries; `None` for values that are
+    /// not known here.
     pub(super) fn of_timm(config: &Value) -> Self {
         let text = |value: &Value, default: &'static str| match value {
             Value::Null => Some(default.to_owned()),

@@ -1,4 +1,4 @@
-//! What a file says of its model beside the weights.
+//! Facts about a model that its file has beside the weights.
 
 use std::collections::BTreeMap;
 
@@ -12,7 +12,7 @@ use super::{ClipFacts, Dimensions, PictureFacts, Sizes, VitFacts};
 /// The key of the record in a file's metadata.
 const KEY: &str = "vlmerge.model";
 
-/// Who attends to whom in the blocks before the fusion start, where a pass has text and image.
+/// The attention between text and image in the blocks before the fusion start, in a pass with both.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum ShallowAttention {
@@ -23,7 +23,7 @@ pub enum ShallowAttention {
     Joint,
 }
 
-/// What each token of a text sees in a model that reads texts in one stream.
+/// The tokens that each token of a text sees in a model that reads texts in one stream.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum OneStream {
@@ -33,7 +33,7 @@ pub enum OneStream {
     Bidirectional,
 }
 
-/// Whose facts a record holds.
+/// The family of a record's facts.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum RecordFamily {
@@ -58,7 +58,7 @@ pub enum RecordFamily {
 #[derive(Clone, Copy, Debug, Default, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields, default)]
 pub struct ModelRecord {
-    /// Whose facts these are; records without it are of multiway models.
+    /// The family of the facts; records without it are of multiway models.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub family: Option<RecordFamily>,
     /// Attention heads of each block; in FLM of each cross-modal layer and each of the reconstructor's.
@@ -83,25 +83,25 @@ pub struct ModelRecord {
     /// Attention heads of each block of the text tower.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub text_heads: Option<usize>,
-    /// What similarities are divided by, of a model that does not learn it.
+    /// The divisor of similarities, of a model that does not learn it.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub temperature: Option<f64>,
-    /// What is taken from each channel of a picture, after it is scaled to `[0, 1]`.
+    /// The number subtracted from each channel of a picture, after it is scaled to `[0, 1]`.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub image_mean: Option<[f32; 3]>,
-    /// What each channel is divided by then.
+    /// The divisor of each channel after that.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub image_deviation: Option<[f32; 3]>,
-    /// How texts are read by a model that was trained to read them in one stream.
+    /// The way of reading texts of a model that was trained to read them in one stream.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub streams: Option<OneStream>,
-    /// What only CLIPs have.
+    /// The facts of CLIPs alone.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub clip: Option<ClipFacts>,
-    /// How pictures of a classifier are brought to its size.
+    /// The way in which a classifier's pictures get their size.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub pictures: Option<PictureFacts>,
-    /// What only classifiers of timm have.
+    /// The facts of timm's classifiers alone.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub vit: Option<VitFacts>,
 }
@@ -276,7 +276,7 @@ impl ModelRecord {
         }
     }
 
-    /// This record, and what it leaves open as all of `sources` that know it have it.
+    /// This record, with missing facts on which all `sources` that have them agree.
     ///
     /// # Errors
     /// [`Error::ModelsDiffer`] when they do not agree.

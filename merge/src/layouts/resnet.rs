@@ -23,10 +23,10 @@ pub(super) const FAMILY: LayoutFamily = LayoutFamily {
 
 const NAME: &str = "resnet";
 
-/// What tells the family.
+/// The keys that mark the family.
 const TELLING: [&str; 3] = ["conv1.weight", "bn1.running_var", "layer1.0.conv1.weight"];
 
-/// What the stages of blocks are called.
+/// The names of the stages of blocks.
 const STAGES: [&str; 4] = ["layer1", "layer2", "layer3", "layer4"];
 
 /// Layers of a block.
@@ -39,7 +39,7 @@ pub struct Resnet {
     description: Description,
 }
 
-/// What a parameter of a batch norm does.
+/// The kind of a batch norm's parameter.
 fn of_norm(parameter: &str) -> Option<ParamKind> {
     match parameter {
         "weight" | "bias" => Some(ParamKind::Norm),
@@ -73,16 +73,16 @@ fn place(key: &str) -> Option<(Option<BlockId>, &str, ParamKind)> {
     Some((block, layer, kind))
 }
 
-/// What timm's config.json beside a residual network says.
+/// The facts in timm's config.json beside a residual network.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct ResnetConfig {
     /// Whether the architecture is one of torchvision's; timm has others under the same keys.
     pub is_plain: bool,
-    /// How pictures are brought to size.
+    /// The way in which pictures get their size.
     pub pictures: PictureFacts,
-    /// What is taken from each channel of a picture.
+    /// The number subtracted from each channel of a picture.
     pub image_mean: Option<[f32; 3]>,
-    /// What each channel is divided by then.
+    /// The divisor of each channel after that.
     pub image_deviation: Option<[f32; 3]>,
     /// Side of the image in pixels.
     pub image_size: Option<usize>,
@@ -108,7 +108,7 @@ fn is_plain(name: &str) -> bool {
     })
 }
 
-/// What the configuration beside a residual network says, as a record; `None` for other families.
+/// The configuration beside a residual network, as a record; `None` for other families.
 pub(super) fn record(checkpoint: &Checkpoint) -> Result<Option<ModelRecord>> {
     if Resnet::read(checkpoint).is_none() {
         return Ok(None);
@@ -123,7 +123,7 @@ pub(super) fn record(checkpoint: &Checkpoint) -> Result<Option<ModelRecord>> {
 }
 
 impl Resnet {
-    /// What timm's config.json beside a checkpoint says; `None` where there is none.
+    /// The facts in timm's config.json beside a checkpoint; `None` where there is none.
     ///
     /// # Errors
     /// When the file cannot be read or is no JSON.

@@ -25,7 +25,7 @@ impl Run {
     }
 }
 
-/// Where a tensor of the view comes from.
+/// The origin of a tensor of the view.
 pub(super) enum Origin {
     /// From runs, one after the other.
     Runs(Vec<Run>),

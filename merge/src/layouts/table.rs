@@ -11,9 +11,9 @@ pub type ReadLayout = fn(&Checkpoint) -> Result<Option<Box<dyn Layout>>>;
 
 /// A family of checkpoints.
 pub struct LayoutFamily {
-    /// What recipes call it; its layouts are called this, or this with a form behind a `/`.
+    /// Its name in recipes; its layouts are called this, or this with a form behind a `/`.
     pub name: &'static str,
-    /// What a checkpoint of another family lacks, in words.
+    /// The keys that a checkpoint of another family lacks, in words.
     pub deciding: &'static str,
     /// Reads names and shapes; `None` if the checkpoint is none of the family.
     pub read: ReadLayout,

@@ -21,7 +21,7 @@ pub struct Ties {
     pub aliases: Aliases,
     /// Tensors whose values are stored under another of their names, with that name.
     pub stored_as: BTreeMap<String, String>,
-    /// What users should know, as of names of one tensor that hold different values.
+    /// A note for users, as on names of one tensor that hold different values.
     pub note: Option<String>,
 }
 
@@ -46,7 +46,7 @@ struct Tied {
     inner: Box<dyn TensorSource>,
     /// The file's, those of tensors that are stored under another name renamed.
     tensors: Vec<TensorEntry>,
-    /// Which of the file's tensors each is read from.
+    /// The tensor of the file that each is read from.
     from: Vec<usize>,
     aliases: Aliases,
 }

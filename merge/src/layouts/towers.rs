@@ -1,4 +1,4 @@
-//! Sizes of a tower of blocks, and what they may be.
+//! Sizes of a tower of blocks, and their limits.
 
 use crate::{Error, Result};
 

@@ -12,14 +12,14 @@ use crate::plan::PIECE_ELEMENTS;
 use crate::{Checkpoint, DType, MergeFault, Result, TensorInfo, TensorSource};
 use crate::{decode_f32, decode_f64};
 
-/// How many tensors' factors are kept: as many as threads are likely to be at.
+/// The number of tensors whose factors are kept: as many as threads are likely to be at.
 const N_KEPT: usize = 8;
 
-/// What an adapter adds to a tensor, read.
+/// The change of a tensor by an adapter, read.
 #[derive(Default)]
 struct Ready {
     update: Option<Update>,
-    /// What each row, or column, is multiplied by.
+    /// The factor of each row, or column.
     stretch: Vec<f32>,
 }
 
@@ -28,9 +28,9 @@ type Kept = VecDeque<(usize, Arc<Ready>)>;
 
 /// A tensor of the view.
 struct Own {
-    /// What the base calls it.
+    /// Its name in the base.
     key: String,
-    /// What it is kept in.
+    /// The dtype in which it is stored.
     stored: DType,
     change: Option<Change>,
 }

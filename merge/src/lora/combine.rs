@@ -18,7 +18,7 @@ use crate::random::Draws;
 use crate::recipe::Place;
 use crate::{AdapterFault, Checkpoint, DType, Error, Progress, Result, TensorInfo, decode_f32};
 
-/// What was made of several adapters.
+/// The result of combining several adapters.
 #[derive(Clone, Debug, Serialize)]
 pub struct Combination {
     /// Modules with factors.
@@ -212,11 +212,11 @@ impl Adapter {
     }
 }
 
-/// Both factors, and the squares of the whole and of what is missed.
+/// Both factors, and the squares of the whole and of the error.
 type Joined = (Array2<f32>, Array2<f32>, (f64, f64));
 
 impl Module {
-    /// All factors side by side, cut to a rank, with the squares of the whole and of what is missed.
+    /// All factors side by side, cut to a rank, with the squares of the whole and of the error.
     fn joined(&self, name: &str, rank: Option<usize>) -> Result<Joined> {
         let a: Vec<_> = self.parts.iter().map(|part| part.a.view()).collect();
         let b: Vec<_> = self.parts.iter().map(|part| part.b.view()).collect();
@@ -240,7 +240,7 @@ impl Module {
     }
 }
 
-/// The settings of the first adapter, with what is different now.
+/// The settings of the first adapter, with those of the result in their place.
 fn settings(
     adapters: &[Adapter],
     modules: &BTreeMap<String, Module>,

@@ -1,4 +1,4 @@
-//! What an adapter's `adapter_config.json` says.
+//! The settings in an adapter's `adapter_config.json`.
 
 use std::collections::BTreeMap;
 use std::path::Path;
@@ -75,7 +75,7 @@ struct Raw {
     peft_type: Option<String>,
     r: Option<usize>,
     lora_alpha: Option<f64>,
-    /// What LoHa and LoKr call it.
+    /// The name of `lora_alpha` in LoHa and LoKr.
     alpha: Option<f64>,
     #[serde(default)]
     ensure_weight_tying: bool,
@@ -281,7 +281,7 @@ pub(super) fn has_settings(adapter: &Path) -> bool {
     }
 }
 
-/// What a path calls a model: its last part without a revision or a file's extension.
+/// A path's name of a model: its last part without a revision or a file's extension.
 fn last_part(path: &Path) -> String {
     let name = path.file_name().unwrap_or_default().to_string_lossy();
     let name = name.split('@').next().unwrap_or_default();

@@ -42,7 +42,7 @@ const WEIGHTS: [&str; 4] = [
     "pytorch_lora_weights.bin",
 ];
 
-/// Changes of names: a pattern, and what stands in the place of the first part that it fits.
+/// Changes of names: a pattern, and the replacement of the first part that it fits.
 pub(crate) type Renames = Vec<(Regex, String)>;
 
 /// The checkpoint with adapters merged into it, one after the other, each with its weight: of a weight `w`
@@ -65,7 +65,7 @@ pub(crate) fn stacked(
     Ok(below)
 }
 
-/// What an adapter is for.
+/// The tensors that an adapter changes.
 pub(crate) struct Targets {
     /// Tensors of the adapter.
     pub(crate) n_tensors: usize,
@@ -75,7 +75,7 @@ pub(crate) struct Targets {
     pub(crate) others: Vec<String>,
 }
 
-/// What the adapter of `folder` changes of a checkpoint; its headers alone are read.
+/// The tensors of a checkpoint that the adapter of `folder` changes; its headers alone are read.
 ///
 /// # Errors
 /// As [`stacked`].

@@ -1,11 +1,11 @@
-//! Which module of the base a name in an adapter means, whoever wrote it.
+//! Finds the module of the base that a name in an adapter means, in every published spelling.
 
 use std::collections::BTreeMap;
 
 use super::Renames;
 use crate::Checkpoint;
 
-/// What diffusers puts before the modules of a part of a pipeline.
+/// Prefixes by which diffusers marks the parts of a pipeline.
 const COMPONENTS: [&str; 6] = [
     "unet.",
     "transformer.",
@@ -15,7 +15,7 @@ const COMPONENTS: [&str; 6] = [
     "diffusion_model.",
 ];
 
-/// What kohya and LyCORIS put before them, and have underscores after.
+/// Prefixes of kohya and LyCORIS, before names with underscores.
 const FLAT: [&str; 8] = [
     "lora_unet_",
     "lora_transformer_",

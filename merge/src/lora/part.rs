@@ -1,4 +1,4 @@
-//! What an adapter's tensor is, by its name.
+//! The part that a tensor of an adapter plays, by its name.
 //!
 //! | programs | a product | other updates |
 //! |---|---|---|
@@ -6,10 +6,10 @@
 //! | kohya, LyCORIS | `lora_unet_M.lora_down.weight`, `….lora_up.weight`, M with `_` for `.` | `….hada_w1_a` …, `….lokr_w1` … |
 //! | diffusers | `unet.M.lora.down.weight`, `unet.M.lora_linear_layer.down.weight`, `….processor.to_q_lora.down.weight` | |
 
-/// What PEFT puts before the names of the model that it wraps.
+/// PEFT's prefix of the names of the model that it wraps.
 pub(super) const PREFIX: &str = "base_model.model.";
 
-/// How names end of the first and the second factor.
+/// The endings of the first and the second factor's names.
 const FACTORS: [(&str, &str, bool); 7] = [
     (".lora_A.weight", ".lora_B.weight", false),
     (".lora_A.default.weight", ".lora_B.default.weight", false),
@@ -43,7 +43,7 @@ const KRONECKER: [&str; 7] = [
     "lokr_t2",
 ];
 
-/// What an adapter's tensor is, by its name.
+/// The part that a tensor of an adapter plays, by its name.
 #[derive(Debug, PartialEq)]
 pub(super) enum Part<'a> {
     /// `A` of a module.

@@ -1,4 +1,4 @@
-//! What is added to a weight: `s B A`, or one of its relatives.
+//! The update that an adapter adds to a weight: `s B A`, or one of its relatives.
 //!
 //! | update | `ΔW` |
 //! |---|---|

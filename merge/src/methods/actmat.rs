@@ -17,7 +17,7 @@ use crate::recipe::Parameters;
 #[derive(Clone, Copy, Debug)]
 pub struct ActMat;
 
-/// What `grams` says for this method.
+/// The value of `grams` for this method.
 const TASK_VECTORS: &str = "task_vectors";
 
 impl ActMat {

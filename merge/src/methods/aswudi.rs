@@ -87,7 +87,7 @@ impl MatrixMethod for Aswudi {
     }
 }
 
-/// How many of the eigenvalues, the largest first, take part.
+/// The number of the eigenvalues, the largest first, that take part.
 fn rank(rule: &str, energy: f64, eigenvalues: &[f64], (rows, columns): (usize, usize)) -> usize {
     let participation = |values: &mut dyn Iterator<Item = f64>| {
         let (sum, squares) = values.fold((0.0, 0.0), |(sum, squares), value| {

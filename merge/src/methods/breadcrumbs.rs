@@ -18,7 +18,7 @@ use crate::methods::thinning::sparsifier::Sparsifier;
 /// | `density` | 1, per model | `[0, 1]` | share of the task vector that stays |
 /// | `gamma` | 0.01, per model | `[0, 1]` | share of the largest elements that go |
 /// | `normalize` | false | yes, no | divide by the weights of all models |
-/// | `rescale` | false | `true` or `l1`, `inverse`, `false` or `none` | `l1` multiplies what is left by the sum of its magnitudes before over after; `inverse` divides each element by its chance to stay |
+/// | `rescale` | false | `true` or `l1`, `inverse`, `false` or `none` | `l1` multiplies the rest by the sum of magnitudes before over after; `inverse` divides each element by its chance to stay |
 /// | `lambda` | 1 | any number | factor on the sum |
 /// | `int8_mask` | false | yes, no | taken for mergekit's recipes; changes nothing |
 /// ## References

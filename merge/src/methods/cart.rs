@@ -9,15 +9,15 @@ use crate::methods::matrices::{
 use crate::methods::parameters::{FINITE, Fallback, Kind, ParameterSpec};
 
 /// ## What it does
-/// Adds what is distinctive of each model at a low rank to the mean of all: with `A` the mean of the task vectors
+/// Adds the distinctive part of each model at a low rank to the mean of all: with `A` the mean of the task vectors
 /// `Dᵢ` and `Rᵢ` the first k singular values and vectors of `Dᵢ − A`, `W = b + A + λ Σ wᵢ Rᵢ`. Tensors that are no
 /// matrices take the mean.
 /// ## Parameters
 /// | name | default | range | meaning |
 /// |---|---|---|---|
 /// | `rank` | 0.5 | a share above 0, or a whole number above 1 | k; a share of the shorter side is rounded up. The paper finds about 0.08 best |
-/// | `lambda` | 0.5 | any number | factor on what is distinctive |
-/// | `weight` | 1, per model | any number | factor on what is distinctive of this model |
+/// | `lambda` | 0.5 | any number | factor on the distinctive part |
+/// | `weight` | 1, per model | any number | factor on the distinctive part of this model |
 /// | `matrix`, `conv`, `vectors` | - | - | as for `tsv_m` |
 /// ## References
 /// Choi et al. 2024, "Revisiting Weight Averaging for Model Merging", <https://arxiv.org/abs/2412.12153>, CART.

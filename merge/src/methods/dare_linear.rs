@@ -7,7 +7,7 @@ use crate::methods::thinning::consensus::{
 use crate::methods::thinning::sparsifier::{Sparsifier, chance};
 
 /// ## What it does
-/// Drops elements of each task vector by chance, rescales what is left, and adds the weighted rest to the
+/// Drops elements of each task vector by chance, rescales the rest, and adds it, weighted, to the
 /// base: `W = b + λ Σ wᵢ d̃ᵢ`.
 ///
 /// Masks are drawn by seed, tensor, model and element (recipe keys `seed` and `rng`), so that they do
@@ -18,7 +18,7 @@ use crate::methods::thinning::sparsifier::{Sparsifier, chance};
 /// | `weight` | required, per model | any number | factor on the model's task vector |
 /// | `density` | 1, per model | `[0, 1]` | share of the task vector that stays |
 /// | `normalize` | false | yes, no | divide by the weights of all models |
-/// | `rescale` | true | `true` or `l1`, `inverse`, `false` or `none` | `l1` multiplies what is left by the sum of its magnitudes before over after; `inverse` divides each element by its chance to stay |
+/// | `rescale` | true | `true` or `l1`, `inverse`, `false` or `none` | `l1` multiplies the rest by the sum of magnitudes before over after; `inverse` divides each element by its chance to stay |
 /// | `lambda` | 1 | any number | factor on the sum |
 /// | `int8_mask` | false | yes, no | taken for mergekit's recipes; changes nothing |
 /// ## References

@@ -5,7 +5,7 @@ use crate::methods::thinning::sparsifier::Sparsifier;
 use crate::methods::{DareLinear, GroupShape};
 
 /// ## What it does
-/// Drops elements of each task vector by chance, rescales what is left, and adds those that have the
+/// Drops elements of each task vector by chance, rescales the rest, and adds those that have the
 /// elected sign: `W = b + λ Σ' wᵢ d̃ᵢ`.
 ///
 /// The sign of an element is elected by the sum of the weighted task vectors (zero counts as plus);
@@ -19,7 +19,7 @@ use crate::methods::{DareLinear, GroupShape};
 /// | `weight` | required, per model | any number | factor on the model's task vector |
 /// | `density` | 1, per model | `[0, 1]` | share of the task vector that stays |
 /// | `normalize` | false | yes, no | divide by the weights of the models that agree |
-/// | `rescale` | true | `true` or `l1`, `inverse`, `false` or `none` | `l1` multiplies what is left by the sum of its magnitudes before over after; `inverse` divides each element by its chance to stay |
+/// | `rescale` | true | `true` or `l1`, `inverse`, `false` or `none` | `l1` multiplies the rest by the sum of magnitudes before over after; `inverse` divides each element by its chance to stay |
 /// | `lambda` | 1 | any number | factor on the sum |
 /// | `int8_mask` | false | yes, no | taken for mergekit's recipes; changes nothing |
 /// ## References

@@ -23,7 +23,7 @@ use crate::methods::thinning::sparsifier::Sparsifier;
 /// | `density` | 1, per model | `[0, 1]` | share of the task vector that stays |
 /// | `epsilon` | 0.15, per model | `density ± epsilon` within (0, 1) | how far probabilities go from the density |
 /// | `normalize` | true | yes, no | divide by the weights of the models that agree |
-/// | `rescale` | true | `true` or `l1`, `inverse`, `false` or `none` | `l1` multiplies what is left by the sum of its magnitudes before over after; `inverse` divides each element by its chance to stay |
+/// | `rescale` | true | `true` or `l1`, `inverse`, `false` or `none` | `l1` multiplies the rest by the sum of magnitudes before over after; `inverse` divides each element by its chance to stay |
 /// | `lambda` | 1 | any number | factor on the sum |
 /// | `int8_mask` | false | yes, no | taken for mergekit's recipes; changes nothing |
 /// ## References
@@ -34,7 +34,7 @@ use crate::methods::thinning::sparsifier::Sparsifier;
 #[derive(Clone, Copy, Debug)]
 pub struct Della;
 
-/// What della and della_linear take; they differ in `normalize`.
+/// The parameters of della and della_linear; they differ in `normalize`.
 pub(super) const fn parameters(normalize: bool) -> [ParameterSpec; 7] {
     [
         WEIGHT,

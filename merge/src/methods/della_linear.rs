@@ -19,7 +19,7 @@ use crate::methods::{Della, GroupShape};
 /// | `density` | 1, per model | `[0, 1]` | share of the task vector that stays |
 /// | `epsilon` | 0.15, per model | `density ± epsilon` within (0, 1) | how far probabilities go from the density |
 /// | `normalize` | false | yes, no | divide by the weights of all models |
-/// | `rescale` | true | `true` or `l1`, `inverse`, `false` or `none` | `l1` multiplies what is left by the sum of its magnitudes before over after; `inverse` divides each element by its chance to stay |
+/// | `rescale` | true | `true` or `l1`, `inverse`, `false` or `none` | `l1` multiplies the rest by the sum of magnitudes before over after; `inverse` divides each element by its chance to stay |
 /// | `lambda` | 1 | any number | factor on the sum |
 /// | `int8_mask` | false | yes, no | taken for mergekit's recipes; changes nothing |
 /// ## References

@@ -58,7 +58,7 @@ impl MatrixMethod for IsoCts {
     }
 }
 
-/// How many directions are common, and how many each task has.
+/// The number of common directions, and of each task's own.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 struct Dimensions {
     common: usize,

@@ -58,7 +58,7 @@ const COMBINE: Kind = Kind::Choice {
     no: "",
 };
 
-/// What all matrices share.
+/// The directions that all matrices share.
 struct Shared {
     settings: Settings,
     parts: Mutex<Vec<(String, Arc<Part>)>>,

@@ -38,7 +38,7 @@ pub struct Lines {
     schedule: Arc<Schedule>,
 }
 
-/// What `lines` reads itself.
+/// The parameters that `lines` reads itself.
 const OWN: &[&str] = &["method", "alpha", "beta"];
 
 impl Lines {
@@ -147,7 +147,7 @@ impl MergeMethod for Lines {
     }
 }
 
-/// What makes a tensor before it is scaled.
+/// The method that makes a tensor before it is scaled.
 enum Inner {
     Element(Arc<dyn ElementKernel>),
     Survey(Arc<dyn Survey>),
@@ -194,7 +194,7 @@ impl Schedule {
         self.groups.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// The factor on what is added to a tensor.
+    /// The factor on the change of a tensor.
     fn factor(&self, depth: Option<f64>) -> f64 {
         let alpha = self.measured.get().copied().unwrap_or_default();
         alpha + self.beta * depth.unwrap_or(0.0)
@@ -315,7 +315,7 @@ impl Groups for Those<'_> {
     }
 }
 
-/// Sums of magnitudes: of the summed task vectors, and of what is added.
+/// Sums of magnitudes: of the summed task vectors, and of the change.
 #[derive(Default)]
 struct Sizes {
     sum: f64,

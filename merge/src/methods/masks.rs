@@ -3,7 +3,7 @@
 use crate::Result;
 use crate::methods::Groups;
 
-/// Which elements are of which task, and what a task's are multiplied by.
+/// The elements of each task, and the factors of a task's elements.
 pub trait Masks: Send + Sync {
     /// The tasks: the models, as the recipe names them.
     fn tasks(&self) -> &[String];
@@ -11,7 +11,7 @@ pub trait Masks: Send + Sync {
     /// Writes for each task whether an element with these differences from the base is of it.
     fn of_element(&self, deltas: &[f64], out: &mut [bool]);
 
-    /// How factors are found, which must be the same for all tensors.
+    /// The rule of the factors, which must be the same for all tensors.
     fn rule(&self) -> &'static str {
         ""
     }

@@ -122,7 +122,7 @@ pub(crate) use matrices::is_table;
 pub use parameters::{Fallback, Kind, ParameterSpec, Scope, Setting, Values};
 pub use thinning::draws::{DrawKey, Tape};
 
-/// What a method does with a base.
+/// A method's use of a base.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Base {
     /// It has no use for one.
@@ -133,7 +133,7 @@ pub enum Base {
     Required,
 }
 
-/// What a method asks of a recipe.
+/// The inputs that a method asks of a recipe.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Needs {
     /// Whether it measures from a base.
@@ -173,7 +173,7 @@ impl Needs {
         }
     }
 
-    /// Whether the method takes so many inputs beside the base.
+    /// Whether the method takes `n_inputs` inputs beside the base.
     #[must_use]
     pub const fn takes(&self, n_inputs: usize, has_base: bool) -> bool {
         if self.two_ends {
@@ -182,7 +182,7 @@ impl Needs {
         self.min_inputs <= n_inputs && n_inputs <= self.max_inputs
     }
 
-    /// What it takes, in words.
+    /// The numbers of inputs that it takes, in words.
     #[must_use]
     pub fn in_words(&self) -> String {
         let beside = match self.base {
@@ -204,11 +204,11 @@ impl Needs {
 pub struct GroupShape<'a> {
     /// The slot.
     pub slot: &'a Slot,
-    /// Where its block stands among those of its stack: 0 for the first, 1 for the last; `None` outside the blocks.
+    /// The position of its block among those of its stack: 0 for the first, 1 for the last; `None` outside the blocks.
     pub depth: Option<f64>,
-    /// Whose copies they are, in order.
+    /// The members, in order.
     pub members: &'a [Member],
-    /// Whom each member serves, where the members are experts of one checkpoint.
+    /// The expert of each member, where the members are experts of one checkpoint.
     pub experts: &'a [Expert],
     /// Whether there is a base.
     pub has_base: bool,
@@ -216,11 +216,11 @@ pub struct GroupShape<'a> {
     pub shape: &'a [usize],
     /// The dtype that holds the values of all members.
     pub dtype: DType,
-    /// Name of each member's gram matrix, where there is one; empty for what is merged without.
+    /// Name of each member's gram matrix, where there is one; empty for tensors that are merged without.
     pub grams: &'a [Option<GramRef>],
     /// Values of the method's parameters.
     pub values: &'a Values,
-    /// Where draws come from.
+    /// The key of the draws.
     pub draws: &'a DrawKey,
 }
 
@@ -240,7 +240,7 @@ pub struct GramRef {
     pub key: String,
 }
 
-/// How the merged tensor of a group is made.
+/// The operation that makes the merged tensor of a group.
 pub enum Operation {
     /// Element by element from all members (and the base).
     Elementwise(Arc<dyn ElementKernel>),
@@ -283,7 +283,7 @@ pub trait WholeKernel: Send + Sync {
     /// When the data cannot be read or admit no solution.
     fn merge(&self, group: &dyn GroupData) -> Result<ArrayD<f64>>;
 
-    /// What it learns over all tensors first, if it does.
+    /// The overview over all tensors that comes first, if it needs one.
     fn overview(&self) -> Option<Arc<dyn Overview>> {
         None
     }
@@ -302,7 +302,7 @@ pub trait MergeMethod: Send + Sync {
     /// The name in recipes.
     fn name(&self) -> &'static str;
 
-    /// What it asks of a group.
+    /// The inputs that it asks of a group.
     fn needs(&self) -> Needs;
 
     /// Its parameters, which a recipe may give for all tensors or by their names. Empty for methods
@@ -344,7 +344,7 @@ pub trait MergeMethod: Send + Sync {
         false
     }
 
-    /// How many of a group's members are thinned by chance, each by one draw an element.
+    /// The number of a group's members that are thinned by chance, each by one draw an element.
     fn n_drawn(&self, values: &Values) -> usize {
         let _ = values;
         0
@@ -356,6 +356,6 @@ pub trait MergeMethod: Send + Sync {
     /// When the group does not give what the method needs, naming the slot.
     fn operation(&self, group: &GroupShape<'_>) -> Result<Operation>;
 
-    /// What the operation does with this group, in a few words for the printed plan.
+    /// The operation on this group, in a few words for the printed plan.
     fn describe(&self, group: &GroupShape<'_>) -> String;
 }

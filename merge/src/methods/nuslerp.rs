@@ -102,7 +102,7 @@ impl MergeMethod for NuSlerp {
     }
 }
 
-/// What both vectors are multiplied by, from `v₁·v₁`, `v₁·v₂` and `v₂·v₂`.
+/// The factors of both vectors, from `v₁·v₁`, `v₁·v₂` and `v₂·v₂`.
 fn factors(aa: f64, ab: f64, bb: f64, t: f64) -> (f64, f64) {
     let norms = aa.sqrt().max(MIN_NORM) * bb.sqrt().max(MIN_NORM);
     let cosine = (ab / norms).clamp(-1.0, 1.0);

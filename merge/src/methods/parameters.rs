@@ -1,4 +1,4 @@
-//! What parameters a method has, and their values for one group.
+//! The parameters of a method, and their values for one group.
 
 use std::collections::BTreeMap;
 
@@ -6,7 +6,7 @@ use crate::methods::Member;
 use crate::recipe::Place;
 use crate::{MergeFault, Result};
 
-/// Whom a parameter belongs to.
+/// The owner of a parameter.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Scope {
     /// One value for a group.
@@ -15,7 +15,7 @@ pub enum Scope {
     PerMember,
 }
 
-/// What values a parameter takes.
+/// The values that a parameter takes.
 #[derive(Clone, Copy, Debug)]
 pub enum Kind {
     /// Finite numbers for which `holds`; `range` says in words which.
@@ -31,9 +31,9 @@ pub enum Kind {
     Choice {
         /// The names.
         names: &'static [&'static str],
-        /// What `true` stands for.
+        /// The meaning of `true`.
         yes: &'static str,
-        /// What `false` stands for.
+        /// The meaning of `false`.
         no: &'static str,
     },
     /// The path of a file.
@@ -71,11 +71,11 @@ pub enum Fallback {
 pub struct ParameterSpec {
     /// Its name.
     pub name: &'static str,
-    /// Whom it belongs to.
+    /// Its owner.
     pub scope: Scope,
-    /// What values it takes.
+    /// The values that it takes.
     pub kind: Kind,
-    /// What holds unless it is given.
+    /// The value unless it is given.
     pub default: Fallback,
 }
 
@@ -199,7 +199,7 @@ impl Values {
         members.map(|settings| number(settings, name)).collect()
     }
 
-    /// Where a member's value (of the first member: a shared value) stands.
+    /// The place of a member's value (of the first member: a shared value).
     pub(super) fn place(&self, name: &'static str, member: usize) -> Place {
         let of_member = self
             .members

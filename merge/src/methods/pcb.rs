@@ -50,7 +50,7 @@ const AGREEMENT: Kind = Kind::Choice {
 /// Least sum of `gᵢ` that is divided by, as published.
 const LEAST_SUM: f64 = 1e-12;
 
-/// Where values are cut.
+/// The values at which scores are cut.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Bounds {
     low: f64,
@@ -71,7 +71,7 @@ impl Bounds {
     }
 }
 
-/// What is known of each model.
+/// The facts about each model.
 pub struct Seen {
     magnitudes: Vec<Bounds>,
     weights: Vec<Bounds>,

@@ -53,7 +53,7 @@ pub struct RegMean {
     pub ridge: f64,
     /// Leave experts without a gram matrix out instead of refusing.
     pub skip_missing: bool,
-    /// Who multiplies and factors.
+    /// The algebra that multiplies and factors.
     pub algebra: Arc<dyn LinearAlgebra>,
 }
 
@@ -136,7 +136,7 @@ impl MergeMethod for RegMean {
     }
 }
 
-/// What a plan has made sure of before it asks for an operation.
+/// The error of a plan without gram matrices, which the plan's checks exclude.
 const NO_GRAM: Error = Error::MethodNeeds {
     method: "regmean",
     what: "a gram matrix for each member of a linear weight",

@@ -72,7 +72,7 @@ impl Survey for Path {
     }
 }
 
-/// What the two ends are multiplied by, for the cosine of their angle.
+/// The factors of the two ends, for the cosine of their angle.
 fn factors(cosine: f64, t: f64) -> (f64, f64) {
     let cosine = cosine.clamp(-1.0, 1.0);
     if cosine.abs() > STRAIGHT {

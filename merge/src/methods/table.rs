@@ -134,7 +134,7 @@ pub(crate) fn row(name: &str) -> Option<&'static MethodRow> {
 /// The method of this name with these parameters.
 ///
 /// # Errors
-/// [`Error::UnknownMethod`], or what is wrong with the parameters.
+/// [`Error::UnknownMethod`], or the fault of the parameters.
 pub fn by_name(
     name: &str,
     parameters: &Parameters,

@@ -21,7 +21,7 @@ use crate::methods::ties_of_model::{TRIM, TiesOfModel};
 /// | `weight` | required, per model | any number | factor on the model's task vector |
 /// | `density` | 1, per model | `[0, 1]` | share of the task vector that stays |
 /// | `normalize` | true | yes, no | divide by the weights of the models that agree |
-/// | `rescale` | false | `true` or `l1`, `inverse`, `false` or `none` | `l1` multiplies what is left by the sum of its magnitudes before over after; `inverse` divides each element by its chance to stay |
+/// | `rescale` | false | `true` or `l1`, `inverse`, `false` or `none` | `l1` multiplies the rest by the sum of magnitudes before over after; `inverse` divides each element by its chance to stay |
 /// | `lambda` | 1 | any number | factor on the sum |
 /// | `trim` | `tensor` | `tensor`, `model` | `model` takes the largest elements of all tensors together, as the paper's program; all parameters then have one value for all tensors, and `rescale` and `int8_mask` are errors |
 /// | `int8_mask` | false | yes, no | taken for mergekit's recipes; changes nothing |

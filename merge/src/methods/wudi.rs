@@ -46,7 +46,7 @@ const SOLVER: Kind = Kind::Choice {
     no: "",
 };
 
-/// Adam's factors on the running means, and what is added to the root, as published.
+/// Adam's factors on the running means, and the number added to the root, as published.
 const BETAS: (f64, f64) = (0.9, 0.999);
 const EPSILON: f64 = 1e-8;
 

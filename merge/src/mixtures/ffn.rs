@@ -8,11 +8,11 @@ use crate::{Checkpoint, TensorInfo};
 /// A feed-forward network, dense or an expert.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) struct Ffn {
-    /// What it is called in reports, e.g. `model.layers.3.mlp`, or with the number of the expert.
+    /// Its name in reports, e.g. `model.layers.3.mlp`, or with the number of the expert.
     pub name: String,
-    /// How many hidden units it has.
+    /// The number of its hidden units.
     pub n_units: usize,
-    /// Where each unit's numbers are; the layer out of the units is the last.
+    /// The places of each unit's numbers; the layer out of the units is the last.
     pub strands: Vec<Strand>,
 }
 
@@ -54,7 +54,7 @@ pub(crate) struct Strand {
     pub n_columns: usize,
     /// Whether units are along the columns, not the rows.
     pub along_columns: bool,
-    /// How many hidden units there are.
+    /// The number of hidden units.
     pub n_units: usize,
     /// The row or column of unit `u`, for each that it has: `start + step * u`.
     pub steps: Vec<(usize, usize)>,
@@ -64,11 +64,11 @@ pub(crate) struct Strand {
 struct Form {
     into: &'static [&'static str],
     out_of: &'static str,
-    /// How rows of the layer into the units stand for them.
+    /// The order in which rows of the layer into the units stand for them.
     order: UnitOrder,
 }
 
-/// How the layer into the units holds them.
+/// The order of units in the layer into them.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum UnitOrder {
     /// A row for each unit.
@@ -185,7 +185,7 @@ fn of_expert(mixture: &Mixture, expert: usize) -> Option<Ffn> {
     })
 }
 
-/// Where a tensor of a network is: its key, its first row there, and what that key holds.
+/// The place of a network's tensor: its key, its first row there, and the info of that key.
 type Placed = (String, usize, TensorInfo);
 
 /// A network out of its tensors by name within it; `None` if their sizes do not tell the hidden units.

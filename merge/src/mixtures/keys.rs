@@ -1,4 +1,4 @@
-//! How names say that a tensor is an expert's, or a router's.
+//! The names that mark a tensor as an expert's or a router's.
 
 /// Ends of the names of tensors that hold all experts of a mixture, behind that of the mixture.
 const FUSED: [&str; 10] = [
@@ -24,11 +24,11 @@ const ROUTERS: [&str; 6] = [
     "moe_statics",
 ];
 
-/// What the part before the number of an expert is called, and the parts before it that hold nothing else: DeepSpeed's
+/// The names of the part before the number of an expert, and of the parts before it that hold nothing else: DeepSpeed's
 /// module and the list in it.
 const LISTS: [&str; 2] = ["experts", "deepspeed_experts"];
 
-/// A tensor of one expert: what stands before its number, the number, and what stands behind it.
+/// A tensor of one expert: the name before its number, the number, and the name behind it.
 pub(super) fn single(key: &str) -> Option<(&str, usize, &str)> {
     const MARK: &str = "experts.";
     let mut at = key.len();
@@ -74,7 +74,7 @@ pub(super) fn host(before: &str) -> &str {
     }
 }
 
-/// What follows the name of a mixture in a name.
+/// The rest of a name after the name of a mixture.
 pub(super) fn within<'k>(host: &str, key: &'k str) -> Option<&'k str> {
     match host {
         "" => Some(key),

@@ -1,4 +1,4 @@
-//! Which expert of one checkpoint is which of another.
+//! Matches the experts of one checkpoint with those of another.
 
 use ndarray::{Array2, Axis};
 use serde::Serialize;
@@ -12,7 +12,7 @@ use super::units::read_matrix;
 use crate::random::Draws;
 use crate::{Checkpoint, Result};
 
-/// Which experts of a model stand where those of another do.
+/// The experts of a model that stand in the places of another's.
 #[derive(Clone, Debug, PartialEq, Serialize)]
 pub struct Matching {
     /// The model whose experts are moved.
@@ -28,7 +28,7 @@ pub struct Matching {
 }
 
 impl Matching {
-    /// How many experts change their place.
+    /// The number of experts that change their place.
     #[must_use]
     pub fn n_moved(&self) -> usize {
         let experts = self.experts.iter().enumerate();
@@ -71,15 +71,15 @@ const IN_PLACE_SHARE: f64 = 1e-6;
 /// Directions that experts are compared along where their units may be in any order.
 const N_DIRECTIONS: usize = 8;
 
-/// What experts are matched by.
+/// The measure by which experts are matched.
 #[derive(Clone, Copy)]
 pub(crate) enum By<'a> {
     /// All their weights.
     Weights,
-    /// What the order of hidden units does not change: the products of the layers out of the units with those into
-    /// them, along a few drawn directions.
+    /// Numbers that the order of hidden units does not change: the products of the layers out of the units with those
+    /// into them, along a few drawn directions.
     WeightsOfAnyUnits,
-    /// What they give on data: in the model that is kept in order, and in the other.
+    /// Their outputs on data: in the model that is kept in order, and in the other.
     Outputs([&'a Observed; 2]),
 }
 
@@ -127,7 +127,7 @@ pub(crate) fn match_experts(
     ))
 }
 
-/// What an expert does along a few directions, whatever the order of its hidden units: `(experts, numbers)`.
+/// The products of an expert along a few directions, whatever the order of its hidden units: `(experts, numbers)`.
 fn signatures(source: &Checkpoint, mixture: &Mixture) -> Result<Array2<f32>> {
     let networks = ffns_of(mixture);
     let mut rows = Vec::with_capacity(networks.len());

@@ -42,9 +42,9 @@ pub(crate) use view::{Arrangement, Arranger, Origin, Piece, Rearranged, ViewedTe
 /// The experts of one place of a model, and the router that picks among them.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Mixture {
-    /// What the names of its tensors begin with, e.g. `model.layers.3.mlp`.
+    /// The first part of its tensors' names, e.g. `model.layers.3.mlp`.
     pub host: String,
-    /// How many experts there are.
+    /// The number of experts.
     pub n_experts: usize,
     /// The tensors of the experts, by name.
     pub tensors: Vec<ExpertTensor>,
@@ -55,13 +55,13 @@ pub struct Mixture {
 /// A tensor that each expert has.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct ExpertTensor {
-    /// Where it is.
+    /// The place of the tensor.
     pub name: ExpertName,
     /// Shape and dtype of one expert's.
     pub info: TensorInfo,
 }
 
-/// What a tensor of an expert is called.
+/// The name of an expert's tensor.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub enum ExpertName {
     /// Each expert has a tensor: the number of the expert stands between these two.
@@ -94,7 +94,7 @@ impl ExpertTensor {
         }
     }
 
-    /// What tells it from the other tensors of an expert, e.g. `down_proj.weight`.
+    /// The name that tells it from the other tensors of an expert, e.g. `down_proj.weight`.
     #[must_use]
     pub fn part(&self) -> &str {
         match &self.name {

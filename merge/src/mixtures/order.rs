@@ -7,7 +7,7 @@ use super::assignment::assign;
 use super::similarity::{Elements, Experts, cosines, router_cosines};
 use crate::{Checkpoint, Result};
 
-/// How experts stand to those of the same numbers in another checkpoint.
+/// The order of experts, compared with those of the same numbers in another checkpoint.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub(crate) enum Order {
     /// Nothing says that another order is meant.
@@ -59,12 +59,12 @@ pub(crate) fn order_of(
     Ok(router.map_or(Order::Common, |(rows, width)| judged(&rows, width)))
 }
 
-/// The least gain of cosines over so many elements that is no chance.
+/// The least gain of cosines over `n_elements` elements that is no chance.
 fn least(n_elements: usize) -> f64 {
     LEAST_GAIN.max(LEAST_DEVIATIONS / (n_elements.max(1) as f64).sqrt())
 }
 
-/// What cosines over so many elements say.
+/// The order by cosines over `n_elements` elements.
 fn judged(cosines: &Array2<f64>, n_elements: usize) -> Order {
     let n = cosines.nrows();
     let columns = assign(n, |row, column| cosines[(row, column)]);

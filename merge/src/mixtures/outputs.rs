@@ -1,4 +1,4 @@
-//! How alike the experts of two checkpoints are, by what they give on data.
+//! The likeness of the experts of two checkpoints, by their outputs on data.
 
 use std::sync::Arc;
 
@@ -12,7 +12,7 @@ use crate::gram::GramStore;
 use crate::layouts::{self, Layout};
 use crate::{Checkpoint, MergeFault, Result, Role};
 
-/// What is known of the inputs of a model's layers.
+/// The gram matrices of the inputs of a model's layers.
 pub(crate) struct Observed {
     store: Arc<GramStore>,
     layout: Box<dyn Layout>,

@@ -1,4 +1,4 @@
-//! How a router sends tokens to experts, as `vlmerge gram` records it.
+//! The routing of tokens to experts, as `vlmerge gram` records it.
 
 use ndarray::Array2;
 
@@ -8,8 +8,8 @@ use crate::{Checkpoint, MergeFault, Result, Role};
 
 use super::Mixture;
 
-/// How tokens went to the experts of a mixture. A gram file has the products of rows, one for each token: 1, then 1
-/// for each expert that the token goes to, then for each of those its weight times the length of its answer.
+/// The routing of tokens to the experts of a mixture. A gram file has the products of rows, one for each token: 1, then
+/// 1 for each expert that the token goes to, then for each of those its weight times the length of its answer.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Routing {
     /// Tokens.
@@ -19,7 +19,7 @@ pub struct Routing {
     /// Of each expert the mean, over the tokens that went to it, of its weight times the length of its answer: what
     /// pruning would take away (REAP, <https://arxiv.org/abs/2510.13999>, §4). 0 for an expert without tokens.
     pub saliency: Vec<f64>,
-    /// How alike two experts' scores are over all tokens: the cosine of the router's outputs (M-SMoE,
+    /// The likeness of two experts' scores over all tokens: the cosine of the router's outputs (M-SMoE,
     /// <https://arxiv.org/abs/2310.01334>, §3.1). `None` where the router's inputs are not in the file.
     pub alike: Option<Array2<f64>>,
 }

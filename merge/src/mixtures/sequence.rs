@@ -135,7 +135,7 @@ impl Sequence {
             .map(|layer| (layer.name.as_str(), layer.n_out()))
     }
 
-    /// What each tensor is made of when the hidden units stand in these orders.
+    /// The sources of each tensor when the hidden units stand in these orders.
     pub(crate) fn arranged(&self, orders: &[Vec<u32>]) -> Vec<(String, Arc<Arrangement>)> {
         let mut all = Vec::new();
         for (index, layer) in self.layers.iter().enumerate() {
@@ -261,7 +261,7 @@ pub(crate) fn match_sequences(
     Ok(orders)
 }
 
-/// How alike each unit of one model's layer and each of the other's are, while the other layers stand in these
+/// The likeness of each unit of one model's layer with each of the other's, while the other layers stand in these
 /// orders.
 fn similarity(
     sequence: &Sequence,

@@ -1,4 +1,4 @@
-//! How alike the experts of two checkpoints are, by their weights.
+//! The likeness of the experts of two checkpoints, by their weights.
 
 use std::collections::BTreeMap;
 
@@ -15,7 +15,7 @@ pub(super) struct Experts<'a> {
     pub mixture: &'a Mixture,
 }
 
-/// Which elements are compared.
+/// The elements that are compared.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Elements {
     /// All.

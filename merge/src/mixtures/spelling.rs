@@ -11,7 +11,7 @@ use super::survey::{Mixtures, survey};
 use super::view::{Arrangement, Origin, Piece, Rearranged, ViewedTensor};
 use crate::{Checkpoint, ConversionFault, Result, TensorInfo};
 
-/// How a model with mixtures of experts spells them.
+/// The spelling of a model's mixtures of experts.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum MixtureSpelling {
     /// Experts one by one, `block_sparse_moe.experts.N.w1`, `w3` and `w2`: Mixtral, Phi-3.5-MoE.

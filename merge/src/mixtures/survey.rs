@@ -9,10 +9,10 @@ use crate::{Checkpoint, MergeFault, Result, TensorInfo};
 /// The mixtures of a checkpoint, by the name that their tensors begin with.
 pub type Mixtures = BTreeMap<String, Mixture>;
 
-/// Tensors of experts one by one: by what stands behind the number, by number.
+/// Tensors of experts one by one: by the name behind the number, by number.
 type Singles<'a> = BTreeMap<(&'a str, &'a str), BTreeMap<usize, &'a TensorInfo>>;
 
-/// What is found under one name.
+/// The tensors under one name.
 #[derive(Default)]
 struct Found<'a> {
     single: Singles<'a>,
@@ -33,7 +33,7 @@ const MAX_NAME_BYTES: usize = 4096;
 pub(crate) struct Survey {
     /// Mixtures whose experts are alike, with a row of the router for each.
     pub mixtures: Mixtures,
-    /// What is wrong with others, as a clause, by the name that their tensors begin with.
+    /// The faults of others, as clauses, by the name that their tensors begin with.
     pub broken: BTreeMap<String, String>,
 }
 
@@ -58,7 +58,7 @@ impl Survey {
         first.map_or(Ok(()), |host| Err(self.fault(host, checkpoint).into()))
     }
 
-    /// What is wrong with a mixture.
+    /// The fault of a mixture.
     pub(crate) fn fault(&self, host: &str, checkpoint: &Checkpoint) -> MergeFault {
         MergeFault::BrokenMixture {
             path: checkpoint.path().into(),
@@ -67,7 +67,7 @@ impl Survey {
         }
     }
 
-    /// Finds every mixture, and what is none though its names say so.
+    /// Finds every mixture, and tensors that only look like one by their names.
     pub(crate) fn of(checkpoint: &Checkpoint) -> Self {
         let mut found: BTreeMap<&str, Found<'_>> = BTreeMap::new();
         let mut routers = Routers::new();

@@ -1,4 +1,4 @@
-//! Which hidden unit of a feed-forward network is which of another one's.
+//! Matches the hidden units of one feed-forward network with those of another.
 
 use std::ops::Range;
 use std::sync::Arc;
@@ -12,7 +12,7 @@ use super::similarity::read;
 use super::{ExpertTensor, Piece};
 use crate::{Checkpoint, MergeFault, Result};
 
-/// Which units of a network were moved.
+/// The units of a network that moved.
 #[derive(Clone, Debug, PartialEq, Serialize)]
 pub struct UnitMatching {
     /// The model whose units are moved.
@@ -21,7 +21,7 @@ pub struct UnitMatching {
     pub network: String,
     /// Its hidden units.
     pub n_units: usize,
-    /// How many of them change their place.
+    /// The number of units that change their place.
     pub n_moved: usize,
 }
 
@@ -37,7 +37,7 @@ impl Strand {
         }
     }
 
-    /// Rows (or columns) here for units in the order `units`: what stands where.
+    /// The row (or column) in each place for units in the order `units`.
     pub(crate) fn order(&self, units: &[u32]) -> Arc<[u32]> {
         let n = match self.along_columns {
             true => self.n_columns,

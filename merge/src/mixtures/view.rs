@@ -13,7 +13,7 @@ pub(crate) struct Piece {
     pub key: String,
     /// The element of it that the first row begins with, where rows are in order.
     pub first: usize,
-    /// How many rows.
+    /// The number of rows.
     pub n_rows: usize,
     /// The order of the rows, if it is another one: row `i` here is row `rows[i]` there.
     pub rows: Option<Arc<[u32]>>,
@@ -58,16 +58,16 @@ impl Piece {
     }
 }
 
-/// What a tensor of the view is made of; a tensor that is not listed is that of the same name.
+/// The sources of a tensor of the view; a tensor that is not listed is that of the same name.
 #[derive(Clone, Debug)]
 pub(crate) struct Arrangement {
     /// Pieces one after the other.
     pub pieces: Vec<Piece>,
 }
 
-/// Where rows come from, which may be found out only when they are read.
+/// The source of rows, which may be found out only when they are read.
 pub(crate) trait Arranger: Send + Sync {
-    /// What tensor `name` is made of; `None` if it turns out to be its origin as it is.
+    /// The sources of tensor `name`; `None` if it turns out to be its origin as it is.
     fn arrangement(&self, name: &str) -> Result<Option<Arc<Arrangement>>>;
 }
 
@@ -92,11 +92,11 @@ pub(crate) struct ViewedTensor {
     pub name: String,
     /// Its shape and dtype.
     pub info: TensorInfo,
-    /// Where it comes from.
+    /// The origin.
     pub origin: Origin,
 }
 
-/// Where a tensor of a view comes from.
+/// The origin of a tensor of a view.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) enum Origin {
     /// It is the tensor of this name.

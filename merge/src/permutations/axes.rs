@@ -11,13 +11,13 @@ use crate::{Checkpoint, Expert, Layout, MergeFault, Result, Role, model_config};
 /// Things that are permuted together.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) struct Group {
-    /// What it is called in reports.
+    /// Its name in reports.
     pub name: String,
-    /// What it is.
+    /// Its kind.
     pub part: Parts,
-    /// How many there are.
+    /// The number of things.
     pub n: usize,
-    /// How many of them stay together: heads of queries that share a head of keys; 1 otherwise.
+    /// The number of them that stay together: heads of queries that share a head of keys; 1 otherwise.
     pub shared: usize,
 }
 
@@ -31,7 +31,7 @@ impl Group {
 /// A stretch of an axis that holds the things of a group, `len` numbers each.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) struct Segment {
-    /// Which group.
+    /// The number of the group.
     pub group: usize,
     /// The first number.
     pub start: usize,
@@ -180,7 +180,7 @@ impl Network {
         }
     }
 
-    /// Puts the residual streams first, then heads and units block by block: what is matched first has most to go by.
+    /// Puts the residual streams first, then heads and units block by block: the first matches rest on the most numbers.
     fn groups_in_order(&mut self) {
         let mut order: Vec<usize> = (0..self.groups.len()).collect();
         order.sort_by_key(|&index| (self.groups[index].part != Parts::Width, index));
@@ -211,7 +211,7 @@ impl Network {
         self.tensors.iter().map(|tensor| &tensor.key)
     }
 
-    /// What each tensor is made of when the things of each group stand in these orders.
+    /// The sources of each tensor when the things of each group stand in these orders.
     pub(crate) fn arranged(&self, orders: &[Vec<u32>]) -> Vec<(String, Arc<Arrangement>)> {
         let of = |tensor: &Tensor| {
             let last = tensor.shape.len() - 1;
@@ -240,7 +240,7 @@ impl Network {
         self.tensors.iter().map(of).collect()
     }
 
-    /// Where each number of an axis comes from when the things of each group stand in these orders.
+    /// The origin of each number of an axis when the things of each group stand in these orders.
     pub(super) fn order(&self, tensor: &Tensor, axis: usize, orders: &[Vec<u32>]) -> Vec<u32> {
         let mut order: Vec<u32> = (0..tensor.shape[axis] as u32).collect();
         for segment in &tensor.axes[axis] {
@@ -286,20 +286,20 @@ fn slots(model: &Checkpoint, layout: &dyn Layout) -> Result<Slots> {
     Ok(slots)
 }
 
-/// What stands before a sign at the end of a name.
+/// The text before a sign at the end of a name.
 fn begins(name: &str, sign: &str) -> Option<String> {
     let prefix = name.strip_suffix(sign)?;
     (prefix.is_empty() || prefix.ends_with('.')).then(|| prefix.to_owned())
 }
 
-/// Where a tensor stands.
+/// The place of a tensor.
 struct Place {
     stack: u8,
     block: Option<usize>,
     expert: Option<Expert>,
 }
 
-/// What tells a group from others.
+/// The mark of a group.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 enum Id {
     Width(u8),
@@ -347,7 +347,7 @@ fn sizes(model: &Checkpoint, layout: &dyn Layout, stack: u8) -> Result<Sizes> {
 
 type Found = (Id, Parts, usize, usize, Segment);
 
-/// What of an axis moves; the fault where sizes do not fit.
+/// The stretches of an axis that move; the fault where sizes do not fit.
 fn segments(
     axis: Axis,
     length: usize,

@@ -70,7 +70,7 @@ pub(crate) fn match_networks(
     Ok(orders)
 }
 
-/// How alike each thing of one model and each of the other are.
+/// The likeness of each thing of one model with each of the other.
 struct Similarity<'a> {
     group: &'a Group,
     /// Of all.

@@ -1,5 +1,5 @@
-//! Which hidden units, attention heads and numbers of the residual stream of one transformer are which of another's: the
-//! permutations that leave a model as it computes, and the best of them by weights.
+//! Matches the hidden units, attention heads and residual numbers of two transformers: the permutations that leave the
+//! outputs of a model alone, and the best of them by weights.
 //!
 //! [`Network`] knows the axes of each tensor that such a permutation moves, from the names that published spellings have.
 //! [`match_networks`] finds the permutations by coordinate descent.

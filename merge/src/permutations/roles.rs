@@ -1,11 +1,11 @@
-//! What the axes of a tensor stand for, by its name in published spellings.
+//! The meaning of a tensor's axes, by its name in published spellings.
 
 use crate::recipe::AlignPart;
 
-/// What an axis stands for.
+/// The meaning of an axis.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Axis {
-    /// What no permutation moves.
+    /// An axis that no permutation moves.
     Fixed,
     /// The residual stream.
     Width,
@@ -24,7 +24,7 @@ pub(super) enum Axis {
 }
 
 impl Axis {
-    /// What of `align` moves it.
+    /// The part of `align` that moves it.
     pub(super) fn part(self) -> Option<AlignPart> {
         match self {
             Self::Fixed => None,
@@ -51,9 +51,9 @@ const fn row(name: &'static str, axes: &'static [Axis]) -> Row {
 
 /// A stack of blocks that share a residual stream, and everything that reads or writes it.
 pub(super) struct Tower {
-    /// A name that a tensor of the first block has; what stands before it begins the names of all.
+    /// A name that a tensor of the first block has; its prefix begins the names of all.
     pub sign: &'static str,
-    /// Which of the layout's stacks it is.
+    /// The number of the layout's stack.
     pub stack: u8,
     /// Tensors by their names behind that beginning.
     pub rows: &'static [Row],

@@ -143,7 +143,7 @@ impl PlanBuilder {
         self.entries.values().collect()
     }
 
-    /// Says of each output tensor what it belongs to, before how it is made.
+    /// Puts the owner of each output tensor in front of the reason in the printed plan.
     pub(super) fn label_by<'a>(&mut self, belongs_to: impl Fn(&str) -> &'a str) {
         for (name, entry) in &mut self.entries {
             entry.why = format!("{}: {}", belongs_to(name), entry.why);
@@ -343,7 +343,7 @@ pub(super) struct Operands {
 }
 
 impl Operands {
-    /// What an operation of `method` makes of them. The base is looked for only where it is read.
+    /// The action of an operation of `method` on them. The base is looked for only where it is read.
     ///
     /// # Errors
     /// [`Error::MethodNeeds`] for an operation on a base that there is none of; what `base` returns.

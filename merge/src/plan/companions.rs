@@ -1,4 +1,4 @@
-//! Which files go beside the output of a merge.
+//! The files beside the output of a merge.
 
 use std::collections::BTreeMap;
 use std::path::Path;
@@ -180,7 +180,7 @@ pub(super) fn donor(recipe: &MergeRecipe) -> Option<ModelRef> {
     (recipe.base_model.clone()).or_else(|| merged(recipe).next())
 }
 
-/// How the output differs from the model whose configuration it gets.
+/// The differences between the output and the model whose configuration it gets.
 pub(super) fn changes(
     recipe: &MergeRecipe,
     opener: &Opener,
@@ -330,7 +330,7 @@ fn ingredient(path: &Path, share: Share) -> Result<Ingredient> {
     })
 }
 
-/// What is odd about an adapter, but may be meant.
+/// A note on an oddity of an adapter that may be meant.
 fn adapter_note(opener: &Opener, model: &ModelRef, adapter: &Path) -> Result<Option<String>> {
     let others = opener.other_parts(model, adapter)?;
     if let Some(first) = others.first() {

@@ -1,4 +1,4 @@
-//! Which gram matrix belongs to which weight, and whose inputs it was summed over.
+//! The gram matrix of each weight, and the model whose inputs it sums.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::Path;
@@ -31,7 +31,7 @@ pub struct GramUse {
 
 /// The matrix that a member of a group should have.
 pub(super) struct Due {
-    /// Whose weight it is.
+    /// The member whose weight it is.
     pub member: Member,
     /// The gram file of that member.
     pub store: usize,
@@ -236,12 +236,12 @@ pub(super) fn check_paired_hashes(
     }
 }
 
-/// What tells one content of a file from another.
+/// A text that tells one content of a file from another.
 fn version(file: &InputFile) -> Option<String> {
     file.sha256.clone().or_else(|| file.etag.clone())
 }
 
-/// What a gram file was summed over, if it says so.
+/// The record of a gram file on the data that it sums, if it has one.
 fn recorded(store: &GramStore) -> Option<GramRecord> {
     let record = store.record()?;
     (!record.checkpoint.is_empty()).then_some(record)

@@ -1,4 +1,4 @@
-//! What happens to every key: the checked form of a recipe or of a conversion.
+//! The plan of every key: the checked form of a recipe or of a conversion.
 
 use std::collections::BTreeMap;
 use std::path::Path;
@@ -52,7 +52,7 @@ pub trait Generator: Send + Sync {
     fn fill(&self, first: usize, out: &mut [f32]);
 }
 
-/// How an output tensor is made.
+/// The way to make an output tensor.
 #[derive(Clone)]
 #[non_exhaustive]
 pub enum Action {
@@ -62,7 +62,7 @@ pub enum Action {
     Elementwise {
         /// The members in order.
         members: Vec<TensorRef>,
-        /// What the method measures from.
+        /// The base, from which the method measures.
         base: Option<TensorRef>,
         /// A tensor beside each member, e.g. its Fisher information; empty if none are needed.
         paired: Vec<TensorRef>,
@@ -77,7 +77,7 @@ pub enum Action {
     Survey {
         /// The members in order.
         members: Vec<TensorRef>,
-        /// What the method measures from.
+        /// The base, from which the method measures.
         base: Option<TensorRef>,
         /// The passes, and the arithmetic.
         survey: Arc<dyn Survey>,
@@ -90,7 +90,7 @@ pub enum Action {
     Whole {
         /// The members in order.
         members: Vec<TensorRef>,
-        /// What the method measures from.
+        /// The base, from which the method measures.
         base: Option<TensorRef>,
         /// Names of the members' gram matrices in [`MergePlan::grams`]; empty if none are needed.
         grams: Vec<Option<GramRef>>,
@@ -102,7 +102,7 @@ pub enum Action {
 }
 
 impl Action {
-    /// The tensors that are read, members first, then the base, then what is beside the members.
+    /// The tensors that are read, members first, then the base, then tensors beside the members.
     pub fn tensors(&self) -> impl Iterator<Item = &TensorRef> {
         let (members, base, paired) = match self {
             Self::Copy(tensor) => (std::slice::from_ref(tensor), None, &[][..]),
@@ -138,9 +138,9 @@ pub struct Entry {
     pub name: String,
     /// Its shape and dtype.
     pub info: TensorInfo,
-    /// How it is made.
+    /// The way to make it.
     pub action: Action,
-    /// Why, in a few words for the printed plan, e.g. `0.5 vision + 0.5 language`.
+    /// The reason, in a few words for the printed plan, e.g. `0.5 vision + 0.5 language`.
     pub why: String,
 }
 
@@ -149,7 +149,7 @@ pub struct Entry {
 pub struct Dropped {
     /// The tensor.
     pub tensor: TensorRef,
-    /// Why it is left out.
+    /// The reason why it is left out.
     pub why: String,
 }
 
@@ -166,9 +166,8 @@ const INHERITED: &[(&str, &str)] = &[
     ("vlmerge.classes", "the classes of its images"),
 ];
 
-/// What happens to every key. A plan is complete and consistent, for [`PlanBuilder::finish`], the only way to
-/// one, has checked it: every key of the merged sources is used or dropped with a reason, and all shapes and
-/// dtypes agree.
+/// The action for every key. A plan is complete and consistent, for [`PlanBuilder::finish`], the only way to one, has
+/// checked it: every key of the merged sources is used or dropped with a reason, and all shapes and dtypes agree.
 pub struct MergePlan {
     recipe: String,
     sources: Vec<Arc<Checkpoint>>,
@@ -205,8 +204,8 @@ pub fn opened(model: &Path) -> Result<(Arc<Checkpoint>, Vec<String>)> {
 }
 
 impl MergePlan {
-    /// What makes the output, for its provenance: a resolved recipe or a command, with file names
-    /// instead of paths, so that the same inputs give the same bytes anywhere.
+    /// The origin of the output, for its provenance: a resolved recipe or a command, with file names instead of paths,
+    /// so that the same inputs give the same bytes anywhere.
     #[must_use]
     pub fn recipe(&self) -> &str {
         &self.recipe
@@ -224,7 +223,7 @@ impl MergePlan {
         &self.stages
     }
 
-    /// Where gram matrices are read from.
+    /// The files of the gram matrices.
     #[must_use]
     pub fn grams(&self) -> &[Arc<GramStore>] {
         &self.grams
@@ -248,7 +247,7 @@ impl MergePlan {
         &self.dropped
     }
 
-    /// What may be written beside the output.
+    /// The files that may be written beside the output.
     #[must_use]
     pub fn beside(&self) -> &Beside {
         &self.beside
@@ -287,7 +286,7 @@ impl MergePlan {
         files
     }
 
-    /// What the output's file says of its model.
+    /// The record of the output's file on its model.
     ///
     /// # Errors
     /// [`crate::Error::BadModelRecord`]; [`crate::Error::ModelsDiffer`] when inputs do not agree on
@@ -296,8 +295,8 @@ impl MergePlan {
         self.model.joined(self.sources.iter().map(AsRef::as_ref))
     }
 
-    /// Which experts and hidden units are moved to stand as those of the base or the first model do, where the recipe
-    /// asks for that; `None` where it does not. Reads their weights, once.
+    /// The experts and hidden units that move to the places of the base's or the first model's, if the recipe asks for
+    /// that; `None` if it does not. Reads their weights, once.
     ///
     /// # Errors
     /// When a tensor cannot be read.
@@ -309,8 +308,8 @@ impl MergePlan {
         stages.find_map(Result::transpose).transpose()
     }
 
-    /// What is to be known before tensors are read: which experts are which, and that those that are merged number by
-    /// number are not plainly in another order.
+    /// Settles everything that must be known before tensors are read: which experts are which, and that those that are
+    /// merged number by number are not plainly in another order.
     ///
     /// # Errors
     /// [`crate::MergeFault::ShuffledExperts`], and when a tensor cannot be read.
@@ -447,8 +446,8 @@ impl MergePlan {
         own.max(earlier.max().unwrap_or(0))
     }
 
-    /// How many whole-tensor operations run at a time: one where they use all threads themselves, else as many as there
-    /// are threads and [`WHOLE_BYTES`] holds.
+    /// The number of whole-tensor operations that run at a time: one where they use all threads themselves, else as
+    /// many as there are threads and [`WHOLE_BYTES`] holds.
     pub(crate) fn n_whole_at_once(&self, n_threads: usize) -> usize {
         let mut kernels = self.entries.iter().filter_map(|entry| match &entry.action {
             Action::Whole { kernel, .. } => Some(kernel),

@@ -21,13 +21,13 @@ pub(super) struct Opener {
     opened: RefCell<Vec<(ModelRef, bool, Arc<Checkpoint>)>>,
     /// Whether adapters are merged into models in f64.
     keeps_rank: Cell<bool>,
-    /// What goes beside them.
+    /// The files beside them.
     beside: BTreeMap<String, Companions>,
-    /// What users should know of how models were found.
+    /// Notes for users on the way in which models were found.
     notes: RefCell<Vec<String>>,
     /// The files beside models of this machine, as they were when they were found first.
     seen: RefCell<BTreeMap<PathBuf, SourceFile>>,
-    /// How models were spelled that merges read in another way.
+    /// The spellings of models that merges read in another way.
     spelled: RefCell<BTreeMap<String, Packing>>,
 }
 
@@ -96,7 +96,7 @@ impl Opener {
         }
     }
 
-    /// What users should know of the models that were opened.
+    /// Notes for users on the models that were opened.
     pub(super) fn notes(&self) -> Vec<String> {
         self.notes.borrow().clone()
     }
@@ -168,7 +168,7 @@ impl Opener {
         lora::other_parts(&plain, adapter, &renames, model.place)
     }
 
-    /// How a model is spelled, where merges read it in another way.
+    /// The spelling of a model, if merges read it in another way.
     pub(super) fn spelling(&self, model: &ModelRef) -> Option<Packing> {
         self.spelled.borrow().get(&model.document()).copied()
     }

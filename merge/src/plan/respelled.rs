@@ -6,7 +6,7 @@ use super::{MergePlan, PlanBuilder, stages};
 use crate::Result;
 use crate::layouts::Packing;
 
-/// What the merge is called that is done before its tensors get their spelling.
+/// The name of the merge before its tensors get their spelling.
 const NAME: &str = "merge";
 
 /// The plan that gives the output of `plan` the keys of another spelling: the merge is a stage of it.

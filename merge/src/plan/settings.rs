@@ -14,7 +14,7 @@ use crate::{Error, MergeFault, Result};
 pub(super) struct Layer {
     /// Counted from 0.
     pub(super) layer: usize,
-    /// How many there are.
+    /// The number of layers.
     pub(super) n_layers: usize,
 }
 
@@ -256,7 +256,7 @@ const MAX_PATTERN_BYTES: usize = 4096;
 /// The most memory that a pattern may take when it is compiled.
 const MAX_COMPILED_BYTES: usize = 1 << 20;
 
-/// How often a pattern may repeat something by numbers in braces, all of them multiplied.
+/// The number of times that a pattern may repeat something by numbers in braces, all of them multiplied.
 const MAX_REPEATS: usize = 10_000;
 
 /// Compiles a pattern that a stranger may have written.

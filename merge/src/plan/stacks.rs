@@ -1,4 +1,4 @@
-//! Which tensors are layers, by their names alone.
+//! Recognizes tensors of layers by their names alone.
 
 use std::collections::{BTreeMap, BTreeSet};
 

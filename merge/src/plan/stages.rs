@@ -16,9 +16,9 @@ use crate::{TensorSource, io};
 
 /// A merge that must be done before the plan that it belongs to.
 pub struct Stage {
-    /// What the recipe calls its result.
+    /// The name of its result in the recipe.
     pub name: String,
-    /// How it is made.
+    /// The plan that makes it.
     pub plan: MergePlan,
     result: Arc<Deferred>,
 }

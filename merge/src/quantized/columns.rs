@@ -17,15 +17,15 @@ use crate::{Checkpoint, DType, Result, decode_f32};
 /// Outputs whose words are read together; a multiple of 32, so that they begin with a word.
 const BAND: usize = 256;
 
-/// Where AWQ puts the outputs of a word, counted in codes from its lowest bits.
+/// AWQ's places of a word's outputs, counted in codes from its lowest bits.
 const AWQ_PLACES: [usize; 8] = [0, 4, 1, 5, 2, 6, 3, 7];
 
-/// How words are filled.
+/// The order in which words are filled.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Order {
     /// By inputs, with this taken from a zero point that is stored.
     Gptq {
-        /// What is added to zero points that are stored.
+        /// The number added to stored zero points.
         zero_offset: u32,
     },
     /// By outputs.
@@ -46,7 +46,7 @@ pub(super) struct Columns {
 }
 
 impl Columns {
-    /// The tensors of a GPTQ weight, if they fit; `offset` is what is added to zero points.
+    /// The tensors of a GPTQ weight, if they fit; `offset` is the number added to zero points.
     pub(super) fn gptq(
         codes: Stored,
         zeros: Stored,
@@ -125,12 +125,12 @@ impl Columns {
         self.scales.shape()[0]
     }
 
-    /// How many outputs a band has.
+    /// The number of outputs in a band.
     fn in_band(&self, band: usize) -> usize {
         BAND.min(self.outputs - band * BAND)
     }
 
-    /// Words of so many outputs in a row of codes and in one of zero points.
+    /// The numbers of words of `outputs` outputs in a row of codes and in one of zero points.
     fn words(&self, outputs: usize) -> (usize, usize) {
         let packed = (outputs * self.bits).div_ceil(32);
         match self.order {

@@ -1,19 +1,19 @@
-//! What config.json says of a model's quantization.
+//! The quantization of a model, as its config.json describes it.
 
 use serde_json::Value;
 
 use crate::{Checkpoint, Result, model_config};
 
-/// What is read of `quantization_config`.
+/// The entries of `quantization_config` that are read.
 #[derive(Debug, Default)]
 pub(super) struct Config {
     /// `quant_method`: `fp8`, `gptq`, `compressed-tensors` …
     pub(super) method: Option<String>,
     /// Rows and columns that share a scale.
     pub(super) blocks: Vec<[usize; 2]>,
-    /// What is added to GPTQ's zero points.
+    /// The number added to GPTQ's zero points.
     pub(super) zero_offset: u32,
-    /// Why weights are not what scales and codes say, in words.
+    /// The reason why scales and codes do not give the weights, in words.
     pub(super) obstacle: Option<String>,
 }
 

@@ -11,7 +11,7 @@ use super::stored::{Kept, Stored, keys_of};
 use super::{Dequantize, Weight};
 use crate::{Checkpoint, Result};
 
-/// What is stored of a weight as JSON.
+/// The stored state of a weight, as JSON.
 #[derive(Debug, Deserialize)]
 pub(super) struct State {
     pub(super) quant_type: String,

@@ -54,14 +54,14 @@ trait Dequantize: Send + Sync {
 
 /// A weight that is stored as codes.
 pub struct Weight {
-    /// How, in words: `FP8 in blocks of 128 x 128`.
+    /// The scheme, in words: `FP8 in blocks of 128 x 128`.
     pub scheme: String,
     /// Its real shape.
     pub shape: Vec<usize>,
     codes: Box<dyn Dequantize>,
 }
 
-/// What is quantized in a checkpoint.
+/// The quantized weights of a checkpoint.
 pub struct Quantization {
     /// The weights, by their names.
     weights: BTreeMap<String, Weight>,
@@ -69,7 +69,7 @@ pub struct Quantization {
     beside: BTreeSet<String>,
 }
 
-/// How many weights are stored in one way.
+/// The number of weights that are stored in one way.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
 pub struct SchemeCount {
     /// The way, in words.
@@ -88,7 +88,7 @@ impl Quantization {
             .map(|(name, weight)| (name.as_str(), weight))
     }
 
-    /// How many weights are stored in each way, by its name.
+    /// The number of weights that are stored in each way, by its name.
     #[must_use]
     pub fn schemes(&self) -> Vec<SchemeCount> {
         let mut counts: Vec<SchemeCount> = Vec::new();
@@ -166,7 +166,7 @@ pub(crate) fn is_said(config: &Value) -> bool {
     config::said_by(config).is_some()
 }
 
-/// What a dequantized weight is like: computed in f32.
+/// The shape and the dtype of a dequantized weight: computed in f32.
 fn info(shape: &[usize]) -> TensorInfo {
     TensorInfo {
         dtype: DType::F32,

@@ -85,7 +85,7 @@ impl Packed {
         self.scales.shape().get(1).copied().unwrap_or(1)
     }
 
-    /// The code at a place of a word, without what was added to it.
+    /// The code at a place of a word, without its offset.
     fn code(&self, word: [u8; 4], place: usize) -> f32 {
         let mask = (1u32 << self.bits) - 1;
         let code = u32::from_le_bytes(word) >> (place * self.bits) & mask;

@@ -1,4 +1,4 @@
-//! Which tensors of a checkpoint are codes and scales, by their names, dtypes and shapes.
+//! Recognizes tensors of codes and scales by their names, dtypes and shapes.
 
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -63,7 +63,7 @@ const SIGNS: [&str; 14] = [
     ".weight._data",
 ];
 
-/// What is quantized in a checkpoint; `None` if nothing is. Besides headers only small tensors are read that
+/// The quantized weights of a checkpoint; `None` if there are none. Besides headers, only small tensors are read that
 /// say how others are stored.
 ///
 /// # Errors
@@ -447,7 +447,7 @@ impl Reader<'_> {
         }
     }
 
-    /// What is wrong with a tensor that looks quantized, and belongs to no weight.
+    /// The fault of a tensor that looks quantized, and belongs to no weight.
     fn orphan(&self, key: &str) -> Option<Error> {
         let info = self.source.get(key)?;
         let weight = ["_scale_inv", "_scale"].iter().find_map(|end| {

@@ -14,7 +14,7 @@ use super::stored::{Kept, Stored, each_row, keys_of};
 use super::{Dequantize, Weight};
 use crate::{Checkpoint, Result};
 
-/// What bitsandbytes multiplies by in place of dividing by 127.
+/// bitsandbytes' factor in place of dividing by 127.
 const ONE_127TH: f32 = 0.007_874_016;
 
 /// Codes and scales of a weight whose last two axes are rows and columns.
@@ -22,7 +22,7 @@ const ONE_127TH: f32 = 0.007_874_016;
 pub(super) struct Scaled {
     codes: Stored,
     scales: Stored,
-    /// What is taken from the codes, on the grid of the scales.
+    /// The numbers subtracted from the codes, on the grid of the scales.
     zeros: Option<Stored>,
     rows: usize,
     width: usize,
@@ -30,7 +30,7 @@ pub(super) struct Scaled {
     block: [usize; 2],
     /// Scales of one matrix, down and across.
     grid: [usize; 2],
-    /// What scales are multiplied by.
+    /// The factor of the scales.
     factor: Option<f32>,
     others: Vec<String>,
 }
@@ -75,7 +75,7 @@ impl Scaled {
         }
     }
 
-    /// How scales lie, in words.
+    /// The grid of the scales, in words.
     pub(super) fn grain(&self) -> String {
         match (self.block, self.grid) {
             (_, [1, 1]) => "with one scale".into(),

@@ -1,4 +1,4 @@
-//! Reading what is stored beside each other, and keeping what is read again at once.
+//! Reads stored tensors that lie beside each other, and keeps those that are soon read again.
 
 use std::collections::VecDeque;
 use std::sync::{Arc, Mutex, PoisonError};
@@ -93,7 +93,7 @@ type Part = (String, usize, Arc<Vec<u32>>);
 #[derive(Default)]
 pub(super) struct Kept(Mutex<VecDeque<Part>>);
 
-/// How many parts are kept: as many as threads are likely to be at.
+/// The number of parts that are kept: as many as threads are likely to be at.
 pub(super) const N_KEPT: usize = 8;
 
 impl Kept {

@@ -52,7 +52,7 @@ impl TensorSource for View {
         &self.tensors
     }
 
-    /// Other names of what is as it is stored; parts of quantized weights are no tensors of the view.
+    /// Other names of tensors that are not quantized; parts of quantized weights are no tensors of the view.
     fn aliases(&self) -> Aliases {
         let is_stored = |key: &str| {
             let mut own = self.own.iter();

@@ -6,16 +6,16 @@ use serde::de::value::{MapAccessDeserializer, StrDeserializer};
 use serde::de::{MapAccess, Visitor};
 use serde::{Deserialize, Deserializer, Serialize};
 
-/// Which permutations are looked for, and by what.
+/// The permutations to look for, and their measure.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
 pub struct Align {
-    /// What things are compared by.
+    /// The measure by which things are compared.
     pub by: AlignBy,
-    /// What is brought into order.
+    /// The parts to bring into order.
     pub of: Vec<AlignPart>,
 }
 
-/// What things of two models are compared by.
+/// The measure by which things of two models are compared.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum AlignBy {
@@ -23,7 +23,7 @@ pub enum AlignBy {
     Weights,
 }
 
-/// What of a transformer may stand in another order.
+/// The parts of a transformer that may stand in another order.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum AlignPart {

@@ -1,4 +1,4 @@
-//! Recipes of several documents, of which some merge what others made.
+//! Recipes of several documents, some of which merge the results of others.
 
 use std::path::{Path, PathBuf};
 

@@ -1,4 +1,4 @@
-//! Which experts act in which blocks.
+//! The experts that act in each block.
 
 use std::collections::BTreeMap;
 use std::fmt;

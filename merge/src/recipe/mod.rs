@@ -1,4 +1,4 @@
-//! Recipes: what is wanted, as written. A recipe may be wrong; [`crate::MergePlan`] cannot.
+//! Recipes as users write them. A recipe may be wrong; [`crate::MergePlan`] cannot.
 
 use std::collections::BTreeMap;
 use std::fs::File;
@@ -41,7 +41,7 @@ const MAX_RECIPE_BYTES: u64 = 1 << 20;
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct MergeRecipe {
-    /// What other documents of the same file call its result.
+    /// The name of its result for other documents of the same file.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub name: Option<String>,
     /// Name of the method, one of [`crate::methods::NAMES`].
@@ -50,13 +50,13 @@ pub struct MergeRecipe {
     /// other.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub models: Vec<ModelRef>,
-    /// Instead of `models`, layers of the output and what they are merged from.
+    /// Instead of `models`, layers of the output and their sources.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub slices: Vec<OutputSlice>,
     /// Instead of both, the modules of a model of several, each with its own `models` or `slices`.
     #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
     pub modules: BTreeMap<String, OutputModule>,
-    /// What differences are measured from.
+    /// The base, from which differences are measured.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub base_model: Option<ModelRef>,
     /// The family to read the keys by, instead of the one found by the keys.
@@ -65,7 +65,7 @@ pub struct MergeRecipe {
     /// The task whose published choice of experts fills `experts`.
     #[serde(default, rename = "for", skip_serializing_if = "Option::is_none")]
     pub task: Option<Task>,
-    /// Which experts act in which blocks; every expert a block owns unless given.
+    /// The experts that act in each block; every expert a block owns unless given.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub experts: Option<ExpertChoice>,
     /// The stack of layers that `slices` cut, e.g. `model.layers`, where a model has several.
@@ -83,19 +83,20 @@ pub struct MergeRecipe {
     /// Element type of the output; integers keep theirs.
     #[serde(default)]
     pub out_dtype: OutputDType,
-    /// What to do with keys that the layout does not know.
+    /// The treatment of keys that the layout does not know.
     #[serde(default)]
     pub unknown_keys: UnknownKeys,
-    /// What to do with a tensor that only some of the checkpoints have.
+    /// The treatment of a tensor that only some of the checkpoints have.
     #[serde(default, skip_serializing_if = "is_default")]
     pub on_missing: OnMissing,
-    /// What to do with a linear weight that should have a gram matrix and has none.
+    /// The treatment of a linear weight that should have a gram matrix and has none.
     #[serde(default, skip_serializing_if = "is_default")]
     pub on_missing_gram: OnMissingGram,
     /// Whether gram matrices may have been summed over other files than the models they are given for.
     #[serde(default, skip_serializing_if = "is_default")]
     pub foreign_grams: ForeignGrams,
-    /// How experts of models without a common order are matched; they are merged number by number unless given.
+    /// The measure that matches experts of models without a common order; they are merged number by number unless
+    /// given.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub align_experts: Option<AlignExperts>,
     /// Whether hidden units of feed-forward networks are matched, dense ones and those of experts.
@@ -107,19 +108,19 @@ pub struct MergeRecipe {
     /// Transformers whose hidden units, heads and residual stream are brought into one order.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub align: Option<Align>,
-    /// Where random masks come from.
+    /// The source of random masks.
     #[serde(default, skip_serializing_if = "is_default")]
     pub rng: RandomSource,
     /// The seed of random masks.
     #[serde(default, skip_serializing_if = "is_default")]
     pub seed: u64,
-    /// How vocabularies that differ become one.
+    /// The tokenizer of the output, if vocabularies differ.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub tokenizer_source: Option<TokenizerSource>,
     /// The same with more: which rows single tokens get, and to what number of rows embeddings are filled up.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub tokenizer: Option<TokenizerSettings>,
-    /// How conversations are written down: `auto`, a name, or a template in Jinja.
+    /// The form in which conversations are written: `auto`, a name, or a template in Jinja.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub chat_template: Option<String>,
     /// The other documents of the file, whose results may be models of this one.
@@ -167,7 +168,7 @@ impl OutputDType {
     }
 }
 
-/// What to do with keys that the layout does not know.
+/// The treatment of keys that the layout does not know.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum UnknownKeys {
@@ -178,7 +179,7 @@ pub enum UnknownKeys {
     Copy,
 }
 
-/// What to do with a linear weight whose layer should have a gram matrix and has none.
+/// The treatment of a linear weight whose layer should have a gram matrix and has none.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum OnMissingGram {
@@ -189,7 +190,7 @@ pub enum OnMissingGram {
     Mean,
 }
 
-/// What to do with gram matrices that were summed over another file than the model they are given for.
+/// The treatment of gram matrices that were summed over another file than the model they are given for.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum ForeignGrams {
@@ -200,7 +201,7 @@ pub enum ForeignGrams {
     Allow,
 }
 
-/// What to do with a tensor that only some of the checkpoints have.
+/// The treatment of a tensor that only some of the checkpoints have.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum OnMissing {
@@ -213,7 +214,7 @@ pub enum OnMissing {
     Skip,
 }
 
-/// How the experts of models are matched that have them in different orders.
+/// The measure that matches the experts of models with different orders.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum AlignExperts {
@@ -221,7 +222,7 @@ pub enum AlignExperts {
     None,
     /// By the cosine of their weights.
     Weights,
-    /// By the cosine of the second moments of what they give on data, from the gram file `outputs` of each model.
+    /// By the cosine of the second moments of their outputs on data, from the gram file `outputs` of each model.
     Outputs,
 }
 
@@ -232,7 +233,7 @@ pub enum AlignExperts {
 pub struct AlignLayers {
     /// Their names, from the input on; inputs of the first and outputs of the last stay in order.
     pub layers: Vec<String>,
-    /// In which order they are visited until none gains.
+    /// The order in which they are visited until none gains.
     #[serde(default, skip_serializing_if = "is_default")]
     pub order: VisitOrder,
 }
@@ -248,7 +249,7 @@ pub enum VisitOrder {
     Descending,
 }
 
-/// Where the draws of random masks come from.
+/// The source of the draws of random masks.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum RandomSource {
@@ -260,7 +261,7 @@ pub enum RandomSource {
 }
 
 impl MergeRecipe {
-    /// What the output is stored in.
+    /// The dtype in which the output is stored.
     #[must_use]
     pub const fn stored_dtype(&self) -> OutputDType {
         match self.out_dtype {
@@ -276,7 +277,7 @@ impl MergeRecipe {
             .is_some_and(|how| how != AlignExperts::None)
     }
 
-    /// Whose tokens the output has, in either form.
+    /// The tokens of the output, in either form.
     #[must_use]
     pub fn token_source(&self) -> Option<TokenizerSource> {
         let given = self
@@ -286,7 +287,7 @@ impl MergeRecipe {
         given.or_else(|| self.tokenizer_source.clone())
     }
 
-    /// What of the recipe means nothing here, though mergekit takes it.
+    /// Notes on the parts of the recipe that mergekit reads and that mean nothing here.
     #[must_use]
     pub fn notes(&self) -> Vec<String> {
         let mut notes = Vec::new();

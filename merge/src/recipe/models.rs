@@ -33,7 +33,7 @@ pub struct ModelRef {
     pub parameters: Parameters,
     /// Whether the recipe tells mergekit to take it for another architecture, which means nothing here.
     pub overrides_architecture: bool,
-    /// Where it stands.
+    /// Its place.
     pub place: Place,
 }
 
@@ -66,7 +66,7 @@ impl ModelRef {
             && (&self.adapter, &self.adapter_rename) == (&other.adapter, &other.adapter_rename)
     }
 
-    /// What it is called in messages and plans.
+    /// Its name in messages and plans.
     #[must_use]
     pub fn name(&self) -> String {
         self.path().display().to_string()
@@ -223,7 +223,7 @@ impl<'de> Deserialize<'de> for ModelRef {
 pub struct OutputSlice {
     /// The layers, from one model or from several.
     pub sources: Vec<Located<SliceSource>>,
-    /// What differences are measured from in these layers, instead of the recipe's base.
+    /// The base of these layers, instead of the recipe's.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub base_model: Option<ModelRef>,
     /// A key that mergekit has and never reads.

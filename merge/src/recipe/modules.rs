@@ -1,4 +1,4 @@
-//! What an output is made of: all of it in one way, or each of its modules in its own.
+//! The parts of an output: the whole model merged in one way, or each module in its own.
 
 use serde::{Deserialize, Serialize};
 
@@ -11,7 +11,7 @@ pub struct OutputModule {
     /// The checkpoints whose tensors of the module are merged.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub models: Vec<ModelRef>,
-    /// Instead of `models`, layers of the module and what they are merged from.
+    /// Instead of `models`, layers of the module and their sources.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub slices: Vec<OutputSlice>,
     /// The stack of layers that `slices` cut, where the module has several.
@@ -22,7 +22,7 @@ pub struct OutputModule {
     pub parameters: Parameters,
 }
 
-/// What a recipe says of the whole output, or of one module.
+/// The settings of a recipe for the whole output, or for one module.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Part<'a> {
     /// The module; `None` for the whole output.

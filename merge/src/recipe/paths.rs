@@ -59,7 +59,7 @@ impl MergeRecipe {
         paths
     }
 
-    /// What documents are called.
+    /// The names of the documents.
     fn documents(&self) -> Vec<PathBuf> {
         let documents = self.earlier.iter().chain([self]);
         documents

@@ -1,4 +1,4 @@
-//! Where something stands in a recipe.
+//! Places in a recipe.
 
 use std::fmt;
 
@@ -7,7 +7,7 @@ use serde_saphyr::{Location, Spanned};
 
 /// Line and column, counted from 1; both 0 in a recipe that was never text.
 ///
-/// Any two are equal: where something stands is no part of what it says.
+/// Any two are equal: a place is no part of a setting's value.
 #[derive(Clone, Copy, Debug, Default)]
 pub struct Place {
     /// The line.
@@ -25,7 +25,7 @@ impl PartialEq for Place {
 impl Eq for Place {}
 
 impl fmt::Display for Place {
-    /// As a note behind what is said of it: ` (line 3, column 5)`, or nothing.
+    /// As a note at the end of a message: ` (line 3, column 5)`, or nothing.
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self.line {
             0 => Ok(()),
@@ -48,7 +48,7 @@ impl From<Location> for Place {
 pub struct Located<T> {
     /// The value.
     pub value: T,
-    /// Where it stands.
+    /// Its place.
     pub place: Place,
 }
 

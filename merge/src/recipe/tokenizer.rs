@@ -1,4 +1,4 @@
-//! Whose tokens a merge has, and which rows of embeddings they get.
+//! The tokens of a merge, and the rows of embeddings that they get.
 
 use std::collections::BTreeMap;
 use std::path::PathBuf;
@@ -7,7 +7,7 @@ use serde::{Deserialize, Deserializer, Serialize, Serializer};
 
 use super::reference::ModelName;
 
-/// How vocabularies that differ become one.
+/// The tokenizer of the output, if vocabularies differ.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub enum TokenizerSource {
     /// `base`: the base's tokens, or those of the first model if there is no base.
@@ -49,10 +49,10 @@ impl<'de> Deserialize<'de> for TokenizerSource {
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct TokenizerSettings {
-    /// Whose tokens the output has.
+    /// The tokens of the output.
     #[serde(default)]
     pub source: TokenizerSource,
-    /// Where single tokens have their rows from. Tokens that the tokenizer lacks are added to it.
+    /// The sources of single tokens' rows. Tokens that the tokenizer lacks are added to it.
     #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
     pub tokens: BTreeMap<String, TokenRule>,
     /// Embeddings get further rows, each the mean of all, until their number is a multiple of this.
@@ -60,7 +60,7 @@ pub struct TokenizerSettings {
     pub pad_to_multiple_of: Option<usize>,
 }
 
-/// Where a token has its row from.
+/// The source of a token's row.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct TokenRule {

@@ -25,10 +25,10 @@ use super::store::{Answer, Store, Trouble};
 use super::web::{Client, reason};
 use crate::RemoteFault;
 
-/// The longest body of an answer: more than the largest range that is asked for.
+/// The longest body of an answer: more than the largest requested range.
 const MAX_BODY_BYTES: u64 = 64 << 20;
 
-/// Where clouds tell their own machines who they are, without encryption.
+/// Hosts at which clouds tell their own machines who they are, without encryption.
 const METADATA_HOSTS: [&str; 2] = ["metadata.google.internal", "metadata"];
 
 /// A bucket.
@@ -164,7 +164,7 @@ fn wait<T>(future: impl Future<Output = T>, address: &str) -> Result<T, RemoteFa
     Ok(runtime.block_on(future))
 }
 
-/// What a failed request means, all repetitions being over.
+/// The error of a failed request, after all repetitions.
 fn refusal(address: &str, bytes: Range<u64>, error: &object_store::Error) -> RemoteFault {
     let address = address.to_owned();
     let status = match error {
@@ -282,7 +282,7 @@ mod tests {
         format!("http://127.0.0.1:{port}/x")
     }
 
-    /// What an answer of the server ends with, and after how long.
+    /// The last part of an answer of the server, and the time until it.
     fn answer(url: &str, timeout: Duration) -> (String, Duration) {
         let service = Service {
             client: Client::new(false, timeout),

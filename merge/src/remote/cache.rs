@@ -95,7 +95,7 @@ pub(super) struct Blocks {
     known: Mutex<Known>,
 }
 
-/// What is known of the list.
+/// The known facts about the list.
 struct Known {
     /// Checksum of each listed block, and whether the data were found to have it.
     blocks: HashMap<u64, (u32, bool)>,
@@ -134,7 +134,7 @@ impl Blocks {
         self.known.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Reads what was added to the list, perhaps by other processes.
+    /// Reads the new entries of the list, which other processes may have added.
     fn refresh(&self, known: &mut Known) -> Result<(), RemoteFault> {
         let failed = |error| fault("read", &self.path, &error);
         let end = self.list.metadata().map_err(failed)?.len();

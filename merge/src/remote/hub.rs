@@ -13,7 +13,7 @@ use crate::RemoteFault;
 /// The hub, unless HF_ENDPOINT names another.
 pub(super) const ENDPOINT: &str = "https://huggingface.co";
 
-/// What stands before the name of a data set.
+/// The prefix of the name of a data set.
 pub(super) const DATASETS: &str = "datasets/";
 
 /// The longest answer about a model that is read.
@@ -150,7 +150,7 @@ impl Model {
         self.repo.url_revision()
     }
 
-    /// Where a file of the model is, at this commit.
+    /// The address of a file of the model, at this commit.
     pub(super) fn file(
         &self,
         remote: &Remote,
@@ -191,7 +191,7 @@ fn target(remote: &Remote, address: &str, url: &str) -> Result<Target, RemoteFau
     })
 }
 
-/// What the hub says of a model.
+/// The hub's answer about a model.
 struct About {
     client: Client,
     target: Target,

@@ -1,9 +1,9 @@
-//! Which place an address names.
+//! The place that an address names.
 
 use super::hub::DATASETS;
 use crate::RemoteFault;
 
-/// Which object store a bucket belongs to.
+/// The object store that a bucket belongs to.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Provider {
     /// Amazon S3, or any server that speaks its protocol.
@@ -26,7 +26,7 @@ pub(super) enum Address {
     },
     /// An object, or what has a common start.
     Bucket {
-        /// Whose bucket.
+        /// The store of the bucket.
         provider: Provider,
         /// Its name.
         bucket: String,

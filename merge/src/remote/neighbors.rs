@@ -1,4 +1,4 @@
-//! What lies beside a model's files: its configuration, its tokenizer, its card.
+//! Files beside a model's weights: its configuration, its tokenizer, its card.
 
 use std::path::{Path, PathBuf};
 

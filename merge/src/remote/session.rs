@@ -22,20 +22,20 @@ use crate::{Error, RemoteFault, Result};
 /// The longest pause between two tries.
 const MAX_PAUSE: Duration = Duration::from_secs(10);
 
-/// How remote files are read.
+/// Settings of reading remote files.
 #[derive(Clone)]
 pub struct RemoteOptions {
-    /// Where blocks are kept.
+    /// The folder of kept blocks.
     pub cache: PathBuf,
-    /// Whether only what is kept is used.
+    /// Whether the session reads from the cache alone.
     pub offline: bool,
     /// Whether other machines may be spoken to without encryption.
     pub allow_http: bool,
-    /// How often a request may fail in a row before it is given up.
+    /// The number of times that a request may fail in a row before it is given up.
     pub retries: u32,
     /// The pause after the first failure; it doubles with each further one.
     pub pause: Duration,
-    /// How long to wait for a connection, or for the next bytes.
+    /// The time to wait for a connection, or for the next bytes.
     pub timeout: Duration,
     /// Address of the hub.
     pub hub_endpoint: String,
@@ -71,7 +71,7 @@ impl RemoteOptions {
     }
 }
 
-/// What was read from the network.
+/// The traffic with the network.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize)]
 pub struct Traffic {
     /// Bytes of files that came over the network.
@@ -90,7 +90,7 @@ struct Shared {
     cache: Cache,
     fetched_bytes: AtomicU64,
     n_answers: AtomicU64,
-    /// What servers said of models and folders, by what was asked.
+    /// Servers' answers about models and folders, by the question.
     told: Mutex<BTreeMap<String, Vec<u8>>>,
 }
 
@@ -123,13 +123,13 @@ impl Remote {
         INSTALLED.get_or_init(|| Self::new(RemoteOptions::from_env()))
     }
 
-    /// What the session of [`crate::io::open`] read from the network so far.
+    /// The traffic of the session of [`crate::io::open`] with the network so far.
     #[must_use]
     pub fn installed_traffic() -> Traffic {
         INSTALLED.get().map(Self::traffic).unwrap_or_default()
     }
 
-    /// What was read from the network so far.
+    /// The traffic with the network so far.
     #[must_use]
     pub fn traffic(&self) -> Traffic {
         Traffic {
@@ -295,7 +295,7 @@ impl Remote {
         self.0.options.retries
     }
 
-    /// How long to wait after so many failures in a row.
+    /// The pause after `n_failures` failures in a row.
     pub(super) fn pause(&self, n_failures: u32, after: Option<Duration>) -> Duration {
         let doubled = 1u32 << (n_failures.saturating_sub(1)).min(16);
         let pause = self.0.options.pause.saturating_mul(doubled).min(MAX_PAUSE);

@@ -1,4 +1,4 @@
-//! Where the bytes of a remote file come from.
+//! The sources of a remote file's bytes.
 
 use std::ops::Range;
 use std::time::Duration;
@@ -14,15 +14,15 @@ pub(super) struct Answer {
     pub(super) bytes: Vec<u8>,
 }
 
-/// Why there is no answer, or half of one.
+/// The reason why there is no answer, or half of one.
 pub(super) enum Trouble {
     /// Trying again may help.
     Again {
-        /// What came before the connection broke.
+        /// The part that came before the connection broke.
         part: Option<Answer>,
-        /// What happened.
+        /// The event.
         reason: String,
-        /// How long the server wants to be left alone.
+        /// The pause that the server asks for.
         after: Option<Duration>,
     },
     /// Trying again will not help.

@@ -12,16 +12,16 @@ use super::cache::Version;
 use super::store::{Answer, Store, Trouble};
 use crate::RemoteFault;
 
-/// How many times an answer may send on to another address.
+/// The number of times that an answer may send on to another address.
 const MAX_REDIRECTS: usize = 5;
 
 /// Bytes a second below which a server counts as one that does not answer.
 pub(super) const MIN_RATE: f64 = 1024.0;
 
-/// How many times in the time-out of a read the rate is looked at.
+/// The number of looks at the rate in the time-out of a read.
 const WINDOWS: u32 = 6;
 
-/// How many such time-outs a whole request may take.
+/// The number of such time-outs that a whole request may take.
 const MAX_TIMEOUTS: u32 = 10;
 
 /// Bytes that are read at a time.
@@ -36,23 +36,23 @@ const MAX_PAUSE: Duration = Duration::from_secs(30);
 pub(super) struct Client {
     agent: Agent,
     allow_http: bool,
-    /// How long a server may take for what the slowest line would bring in that time.
+    /// The time in which a server must send as much as the slowest line would.
     window: Duration,
 }
 
 /// A request that can be repeated.
 #[derive(Clone)]
 pub(super) struct Target {
-    /// How messages call it.
+    /// Its address in messages.
     pub(super) address: String,
-    /// Where it is.
+    /// Its place.
     pub(super) url: Url,
     /// A bearer token for that server alone.
     pub(super) token: Option<String>,
 }
 
 impl Target {
-    /// What anyone may read at `url`.
+    /// A file that anyone may read at `url`.
     pub(super) fn open_to_all(address: String, url: &str) -> Result<Self, RemoteFault> {
         match Url::parse(url) {
             Ok(url) => Ok(Self {
@@ -328,7 +328,7 @@ fn again(error: &ureq::Error) -> Trouble {
     }
 }
 
-/// What a failure was, without the address, which may hold a signature.
+/// The cause of a failure, without the address, which may hold a signature.
 pub(super) fn reason(error: &ureq::Error) -> String {
     match error {
         ureq::Error::Io(error) => error.to_string(),

@@ -1,4 +1,4 @@
-//! Whether each adapter of a recipe is wholly applied, and changes what it is for.
+//! Checks that each adapter of a recipe is wholly applied, and changes its targets.
 
 use std::sync::Arc;
 
@@ -62,7 +62,7 @@ pub(super) fn check(recipe: &MergeRecipe, progress: &dyn Progress) -> Result<Opt
     }))
 }
 
-/// What an adapter does.
+/// The changes of an adapter.
 struct Applied {
     name: String,
     n_tensors: usize,
@@ -117,7 +117,7 @@ impl Applied {
     }
 }
 
-/// What the adapters of a model do, one after the other.
+/// The changes of a model's adapters, one after the other.
 fn of_model(model: &ModelRef, progress: &dyn Progress) -> Result<Vec<Applied>> {
     let renames = views::compiled(&model.adapter_rename, model.place)?;
     let plain = ModelRef {

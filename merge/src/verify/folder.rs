@@ -13,7 +13,7 @@ use crate::plan::PIECE_ELEMENTS;
 use crate::plan::stacks::Stacks;
 use crate::{Checkpoint, Result, quantized, ties};
 
-/// What the last part of a stack's name is, where its layers are those of the model.
+/// The last part of a stack's name, if its layers are those of the model.
 const STACKS: [&str; 6] = [
     "layers",
     "layer",
@@ -127,7 +127,7 @@ fn embeddings(found: &Checkpoint) -> Option<(&str, usize)> {
     all.next().is_none().then_some((name, info.shape[0]))
 }
 
-/// Where the configuration says something else than the weights.
+/// The contradictions between the configuration and the weights.
 fn contradictions(config: &Value, found: &Checkpoint) -> Vec<String> {
     let mut findings = Vec::new();
     let names = found.tensors().map(|(name, _)| name);

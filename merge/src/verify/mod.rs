@@ -19,7 +19,7 @@ use crate::{Checkpoint, Error, MergePlan, MergeRecipe, Progress, Result};
 /// Findings of one check that are listed; the others are counted.
 const LISTED: usize = 20;
 
-/// What came of one check.
+/// The outcome of one check.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Outcome {
@@ -36,11 +36,11 @@ pub enum Outcome {
 /// One check.
 #[derive(Clone, Debug, Serialize)]
 pub struct Check {
-    /// What was checked.
+    /// The name of the check.
     pub name: &'static str,
-    /// What came of it.
+    /// Its outcome.
     pub outcome: Outcome,
-    /// What was found, in words.
+    /// The findings, in words.
     pub findings: Vec<String>,
 }
 
@@ -80,7 +80,7 @@ impl Check {
     }
 }
 
-/// What came of all checks.
+/// The outcome of all checks.
 #[derive(Clone, Debug, Serialize)]
 pub struct Verdict {
     /// Whether none failed.
@@ -121,7 +121,7 @@ pub fn verify(
     })
 }
 
-/// What should be known of how files were read, as of names of one tensor that hold different values.
+/// Notes on reading the files, as on names of one tensor that hold different values.
 fn noted(name: &'static str, notes: &[String]) -> Option<Check> {
     let check = || Check::new(name, Outcome::Note, notes.to_vec());
     (!notes.is_empty()).then(check)
@@ -158,7 +158,7 @@ fn finite(found: &Checkpoint, progress: &dyn Progress) -> Result<Check> {
     ))
 }
 
-/// What can be compared with the recipe.
+/// The parts that can be compared with the recipe.
 fn by_recipe(
     recipe: &MergeRecipe,
     found: &Checkpoint,

@@ -53,8 +53,7 @@ pub struct Args {
     /// The folder for the files
     #[arg(long, value_name = "DIR")]
     out: PathBuf,
-    /// What to write: arrow files, or the JSON files of X-VLM and EVE, which name pictures in the raw
-    /// folder
+    /// Kind of files: arrow files, or the JSON files of X-VLM and EVE, which name pictures in the raw folder
     #[arg(long, value_enum, default_value_t = Format::Arrow)]
     format: Format,
     /// Build only this split; may be given several times [default: all]
@@ -72,7 +71,7 @@ pub struct Args {
     force: bool,
 }
 
-/// What is written.
+/// Kinds of files to write.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
 enum Format {
     /// Arrow files with their pictures

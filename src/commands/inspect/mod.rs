@@ -54,7 +54,7 @@ struct Inspection {
     /// The layout, or why none was found.
     layout: Result<Box<dyn Layout>, merge::Error>,
     provenance: Option<Provenance>,
-    /// What is quantized, or why it cannot be told.
+    /// The quantization, or the reason why it is unknown.
     quantization: Result<Option<Quantization>, merge::Error>,
     /// Tensors to list, as indices into the source's.
     listed: Vec<usize>,
@@ -111,7 +111,7 @@ pub fn run(args: Args, output: &Output) -> Result<ExitCode> {
     Ok(ExitCode::SUCCESS)
 }
 
-/// What a tensor is called: its name, or where it stands if it is outside the chosen root.
+/// The name of a tensor, or its place if it is outside the chosen root.
 fn called(entry: &TensorEntry) -> String {
     entry.name.clone().unwrap_or_else(|| entry.path.to_string())
 }

@@ -18,7 +18,7 @@ const MAX_VALUE: usize = 60;
 
 /// The experts of routers, all together.
 struct Routed {
-    /// How many a block has.
+    /// The number of experts in a block.
     n_experts: usize,
     count: Count,
 }
@@ -146,7 +146,7 @@ impl Inspection {
         Ok(())
     }
 
-    /// How weights are stored as codes, and how many numbers they stand for.
+    /// Prints the codes in which weights are stored, and the number of values that they stand for.
     fn print_quantization(&self, output: &Output) -> Result<()> {
         match &self.quantization {
             Ok(None) => Ok(()),

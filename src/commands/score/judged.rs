@@ -13,13 +13,13 @@ use serde_json::Value;
 pub struct Judged {
     /// The task, as its subcommand is called.
     pub task: &'static str,
-    /// What the bootstrap draws, in the plural.
+    /// The units that the bootstrap draws, in the plural.
     pub units: &'static str,
-    /// What was judged, in a line.
+    /// The judged files and task, in a line.
     pub headline: String,
-    /// How many images, texts, questions or examples there are.
+    /// The numbers of images, texts, questions or examples.
     pub counts: BTreeMap<String, u64>,
-    /// How it was judged.
+    /// The settings of judging.
     pub settings: BTreeMap<String, Value>,
     files: Vec<File>,
 }

@@ -9,7 +9,7 @@ use evaluate::Unit;
 use evaluate::metrics::captions::Captioned;
 use evaluate::reports::Measurement;
 
-/// What stands between the parts of a line.
+/// The separator of the parts of a line.
 const BAR: &str = " ||| ";
 
 /// The program at work. It is ended when this is dropped.

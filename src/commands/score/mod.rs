@@ -107,7 +107,7 @@ enum Task {
     Captions(CaptionsArgs),
 }
 
-/// How intervals and tests are drawn.
+/// The draws of intervals and tests.
 #[derive(Clone, Copy, Debug, clap::Args)]
 struct DrawArgs {
     /// Bootstrap draws for the intervals and tests
@@ -123,7 +123,7 @@ struct RetrievalArgs {
     /// Score files; several are compared with the first
     #[arg(long, required = true, num_args = 1.., value_name = "FILE")]
     scores: Vec<PathBuf>,
-    /// How equal scores count: expected, pessimistic, optimistic, first
+    /// Rank of equal scores: expected, pessimistic, optimistic, first
     #[arg(long, value_name = "HOW", default_value_t)]
     ties: Ties,
     /// Rank N parts of the images apart and average: 5 for COCO's 1K rule

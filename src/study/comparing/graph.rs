@@ -20,7 +20,7 @@ use crate::study::step::{Draft, Kind, Place, Step, Word};
 use crate::study::step_plan::{On, StepPlan};
 use crate::study::{Runner, Store, Study};
 
-/// What a number of steps of a way is equal to.
+/// The measure by which a way has its number of steps.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Equal {
     /// That of the first way.
@@ -34,7 +34,7 @@ pub enum Equal {
 pub struct Point {
     /// The way, by its place in the recipe.
     pub way: usize,
-    /// What its steps are equal to.
+    /// The measure behind its steps.
     pub equal: Equal,
     /// Steps of the first way.
     pub steps: u64,
@@ -49,7 +49,7 @@ pub struct Point {
 pub struct Judged {
     /// The task, by its place in the recipe.
     pub task: usize,
-    /// What the points are called in the report.
+    /// The names of the points in the report.
     pub names: Vec<String>,
     /// The report.
     pub report: Place,
@@ -62,8 +62,7 @@ pub struct Comparison {
     pub recipe: CompareRecipe,
     /// Every step stands behind those that it needs.
     steps: Vec<Step>,
-    /// What is measured. The first is the first way after its last number of steps, which the others are compared
-    /// with.
+    /// The measured models. The first is the first way after its last number of steps; the others are compared with it.
     pub points: Vec<Point>,
     /// Measurements, by task.
     pub judged: Vec<Judged>,

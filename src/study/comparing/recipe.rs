@@ -1,4 +1,4 @@
-//! What a study of ways to pre-train does, as written in YAML.
+//! The recipe of a study of ways to pre-train, as written in YAML.
 
 use std::path::{Path, PathBuf};
 
@@ -15,7 +15,7 @@ use crate::study::recipe::{StudyData, Training};
 /// The key that tells such a recipe from others.
 pub const KEY: &str = "compare";
 
-/// What a way may not say, for all ways have it alike.
+/// Settings that all ways share, so that none may have its own.
 const SHARED: [&str; 8] = [
     "init",
     "length",
@@ -33,35 +33,35 @@ const SHARED: [&str; 8] = [
 pub struct CompareRecipe {
     /// Heading of the report.
     pub title: String,
-    /// What is learned from and measured on.
+    /// The data to learn from and to measure on.
     pub data: StudyData,
-    /// What all ways start from.
+    /// The start of all ways.
     pub init: Init,
-    /// What a checkpoint does not say of its model.
+    /// Facts about the model that its checkpoint lacks.
     #[serde(default)]
     pub model: ModelSettings,
     /// The ways to pre-train: the others are compared with the first.
     pub compare: Vec<Way>,
-    /// What all ways have alike.
+    /// The training settings that all ways share.
     pub pretrain: Training,
     /// After how much pre-training models are measured.
     pub at: Points,
-    /// How the seconds of a step are found out.
+    /// Settings of timing a step.
     #[serde(default)]
     pub pace: PaceSettings,
-    /// What models are measured on, fine-tuned or as they are.
+    /// The tasks on which models are measured, fine-tuned or as they are.
     pub tasks: Vec<JudgedTask>,
 }
 
 /// A way to pre-train.
 #[derive(Clone, Debug, Serialize, Deserialize)]
 pub struct Way {
-    /// What it is called.
+    /// The name of the way.
     pub name: String,
     /// Settings of the model, in pre-training and fine-tuning alike, such as its streams.
     #[serde(default)]
     pub model: Map<String, Value>,
-    /// How its pre-training differs from `pretrain`: its objectives, its rate.
+    /// The settings of pre-training in which the way differs from `pretrain`: its objectives, its rate.
     #[serde(flatten)]
     pub settings: Map<String, Value>,
 }
@@ -77,7 +77,7 @@ pub struct Points {
     pub equal_seconds: bool,
 }
 
-/// How the seconds of a step are found out: by short runs of all ways in turn.
+/// Settings of timing a step, by short runs of all ways in turn.
 #[derive(Clone, Copy, Debug, Serialize, Deserialize)]
 #[serde(deny_unknown_fields, default)]
 pub struct PaceSettings {
@@ -85,7 +85,7 @@ pub struct PaceSettings {
     pub steps: u64,
     /// Short runs of each way.
     pub rounds: usize,
-    /// What seconds are counted by.
+    /// The clock that counts the seconds.
     pub clock: Clock,
 }
 
@@ -99,11 +99,11 @@ impl Default for PaceSettings {
     }
 }
 
-/// What models are measured on. Nothing is chosen by it, so it needs no validation data.
+/// A task on which models are measured. It chooses nothing, so it needs no validation data.
 #[derive(Clone, Debug, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct JudgedTask {
-    /// What is to be done.
+    /// The task.
     pub task: &'static TaskSpec,
     /// The data set of a task that works on several.
     #[serde(default, skip_serializing_if = "Option::is_none")]
@@ -119,7 +119,7 @@ pub struct JudgedTask {
     /// Pairs that a ranking head is asked of, where not of all.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub candidates: Option<CandidateSettings>,
-    /// How models are fine-tuned; without it they are measured as they come.
+    /// The fine-tuning of models; without it they are measured as they come.
     #[serde(default)]
     pub finetune: Option<Training>,
 }

@@ -17,10 +17,10 @@ use crate::study::store::Store;
 /// A sentence says that two ways differ if the p-value of their test is below this.
 const SURPRISING: f64 = 0.05;
 
-/// Where a point stands on an axis.
+/// The position of a point on an axis.
 type Place = fn(Taken) -> f64;
 
-/// How long the run of a point took.
+/// The steps and the seconds that the run of a point took.
 #[derive(Clone, Copy, Debug, Default)]
 struct Taken {
     steps: u64,
@@ -171,7 +171,7 @@ impl Found<'_> {
         report
     }
 
-    /// What the paired tests after the last number of steps allow to say of the headline number.
+    /// Statements about the headline number that the paired tests after the last number of steps support.
     fn statements(&self, task: &JudgedTask, report: &Report) -> Vec<String> {
         let mut said = Vec::new();
         for comparison in &report.comparisons {
@@ -203,7 +203,7 @@ impl Found<'_> {
         said
     }
 
-    /// How the comparison was made.
+    /// Remarks on the way in which the comparison was made.
     fn remarks(&self) -> Vec<String> {
         let recipe = &self.study.recipe;
         let first = &recipe.compare[0].name;

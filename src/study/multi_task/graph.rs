@@ -21,26 +21,26 @@ use crate::study::step::{Draft, Kind, Place, Step, Word};
 use crate::study::step_plan::{On, StepPlan};
 use crate::study::{Store, Study};
 
-/// How models are measured.
+/// The task by which models are measured.
 const TASK: &TaskSpec = &zero_shot_classes::SPEC;
 
-/// What a step leaves.
+/// The file that a step leaves.
 const COPY: &str = "model.safetensors";
 const MERGED: &str = "merged.safetensors";
 const MASKS: &str = "masks.safetensors";
 
-/// What is measured.
+/// A row of the table: measured weights.
 #[derive(Clone, Debug)]
 pub struct Row {
-    /// What reports call it; no two are called alike.
+    /// Its name in reports; no two rows share one.
     pub name: String,
-    /// Where it comes from.
+    /// The origin of its weights.
     pub origin: Origin,
     /// The weights by task: one model, or a model of each task.
     weights: Vec<Place>,
 }
 
-/// Where a row comes from.
+/// The origins of the weights of a row.
 #[derive(Clone, Debug)]
 pub enum Origin {
     /// The model that all copies started from.
@@ -70,7 +70,7 @@ pub struct MultiTask {
     /// The recipe.
     pub recipe: MultiTaskRecipe,
     steps: Vec<Step>,
-    /// What is measured on the test splits.
+    /// The weights measured on the test splits.
     pub rows: Vec<Row>,
     /// Those of them that are measured on validation splits, by their places.
     pub swept: Vec<usize>,
@@ -426,7 +426,7 @@ impl Builder<'_> {
     }
 }
 
-/// What a report of a step calls a row: its place, which is also the name of a file of predictions.
+/// The name of a row in the report of a step: its place, which also names a file of predictions.
 pub fn measured_as(row: usize) -> String {
     format!("row-{row}")
 }

@@ -1,4 +1,4 @@
-//! What a study of merges of many tasks does, as written in YAML.
+//! The recipe of a study of merges of many tasks, as written in YAML.
 
 use std::path::{Path, PathBuf};
 
@@ -29,15 +29,15 @@ pub struct MultiTaskRecipe {
     pub data: StudyData,
     /// Folder of the tasks' data sets, each with folders of classes.
     pub classes: PathBuf,
-    /// What pre-training starts from; without `pretrain` the pretrained checkpoint.
+    /// The start of pre-training; without `pretrain` the pretrained checkpoint.
     pub init: Init,
-    /// What a checkpoint does not say of its model.
+    /// Facts about the model that its checkpoint lacks.
     #[serde(default)]
     pub model: ModelSettings,
-    /// How is pre-trained; without it `init.checkpoint` is the pretrained model.
+    /// The pre-training; without it `init.checkpoint` is the pretrained model.
     #[serde(default)]
     pub pretrain: Option<Training>,
-    /// How the copies are fine-tuned; not needed where every task has a `model`.
+    /// The fine-tuning of the copies; not needed where every task has a `model`.
     #[serde(default)]
     pub finetune: Option<Training>,
     /// The tasks, each with a copy of its own.
@@ -46,7 +46,7 @@ pub struct MultiTaskRecipe {
     pub methods: Vec<NamedMethod>,
     /// The row that all other merges are tested against: a method's name, or `pretrained`.
     pub baseline: String,
-    /// Which examples gram matrices are summed over.
+    /// The examples over which gram matrices are summed.
     #[serde(default)]
     pub grams: GramSettings,
     /// First pictures of a split alone, as even over its classes as can be.
@@ -98,7 +98,7 @@ pub struct Merge {
     pub method: usize,
     /// Its parameters.
     pub point: MergePoint,
-    /// What it needs.
+    /// The statistics that it needs.
     pub needs: Needs,
     /// Whether gram matrices over data are summed for it.
     pub has_grams: bool,
@@ -107,7 +107,7 @@ pub struct Merge {
 }
 
 impl NamedMethod {
-    /// What the table calls it.
+    /// Its name in the table.
     pub fn name(&self) -> &str {
         self.name.as_deref().unwrap_or(&self.settings.method)
     }

@@ -104,7 +104,7 @@ fn chosen(study: &MultiTask, store: &Store) -> Result<Vec<usize>> {
     Ok((0..study.rows.len()).filter(is_kept).collect())
 }
 
-/// What the table calls a row.
+/// The name of a row in the table.
 fn name(study: &MultiTask, row: usize) -> &str {
     match &study.rows[row].origin {
         Origin::Merge(merge, _) => study.recipe.methods[merge.method].name(),
@@ -304,7 +304,7 @@ fn parameters(merge: &Merge) -> String {
     said.collect::<Vec<_>>().join(", ")
 }
 
-/// What a merge costs: its own step, gram matrices, and the restoring of tasks' models.
+/// The cost of a merge: its own step, gram matrices, and the restoring of tasks' models.
 fn cost(merge: &Merge, steps: &[String], store: &Store) -> MergeCost {
     let steps: BTreeSet<&String> = steps.iter().collect();
     let costs = steps.into_iter().map(|step| store.kept(step)?.cost);
@@ -330,7 +330,7 @@ fn cost(merge: &Merge, steps: &[String], store: &Store) -> MergeCost {
     }
 }
 
-/// How the table is to be read.
+/// Notes on reading the table.
 fn notes(study: &MultiTask, board: &Scoreboard) -> Vec<String> {
     let recipe = &study.recipe;
     let (n, tasks) = (board.n_tested(), board.tasks.len());

@@ -27,7 +27,7 @@ use crate::recipe::CheckedRecipe;
 use crate::run::{Prepared, TrainPlan, Where};
 use crate::{Error, Result};
 
-/// What has a coefficient of its own.
+/// The parts of a model that have a coefficient of their own.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub enum Grain {
     /// Each model.
@@ -45,15 +45,15 @@ pub struct AdaModel {
     pub recipe: CheckedRecipe,
 }
 
-/// What is learned, and how.
+/// The task vectors, the data and the settings of a run.
 pub struct AdaJob<'a> {
     /// The model that all were fine-tuned from.
     pub base: PathBuf,
     /// The models.
     pub models: Vec<AdaModel>,
-    /// What has a coefficient.
+    /// The parts of a model that have a coefficient.
     pub grain: Grain,
-    /// What coefficients start from.
+    /// The first value of all coefficients.
     pub start: f64,
     /// Adam's rate.
     pub rate: f64,

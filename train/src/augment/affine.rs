@@ -5,7 +5,7 @@
 
 use evaluate::images::Rgb;
 
-/// The color of what comes from outside of the picture in AutoAugment.
+/// The color of places outside of the picture in AutoAugment.
 const GRAY: [u8; 3] = [128; 3];
 
 /// The same by Pillow's own habit.
@@ -42,12 +42,12 @@ pub fn shear_nearest(picture: &mut Rgb, [x, y]: [f64; 2]) {
     nearest(picture, [1.0, x, 0.0, y, 1.0, 0.0], BLACK);
 }
 
-/// Everything slides by so many pixels; what comes from outside is black.
+/// Slides a picture by these pixels; black comes in from outside.
 pub fn translate(picture: &mut Rgb, by: [f64; 2]) {
     slide(picture, by, BLACK);
 }
 
-/// As [`rotate`]; what comes from outside is black.
+/// As [`rotate`]; black comes in from outside.
 pub fn rotate_on_black(picture: &mut Rgb, degrees: f64) {
     turn(picture, degrees, BLACK);
 }

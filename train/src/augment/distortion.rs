@@ -74,8 +74,8 @@ impl Distortion {
         DISTORTIONS[draws.below(DISTORTIONS.len())]
     }
 
-    /// What it does at a strength from 0 to 1: degrees, bits, thresholds, factors, shares or pixels; 0 for
-    /// what has none.
+    /// The value of the operation at a strength from 0 to 1: degrees, bits, thresholds, factors, shares or pixels; 0
+    /// for operations without a strength.
     #[must_use]
     pub fn value(self, strength: f64) -> f64 {
         let [least, most] = match self {

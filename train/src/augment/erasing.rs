@@ -6,7 +6,7 @@ use serde::{Deserialize, Serialize};
 /// The most draws of a box that does not fit.
 const N_ATTEMPTS: usize = 10;
 
-/// What stands in an erased box.
+/// The content of an erased box.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum ErasedWith {
@@ -25,9 +25,9 @@ pub enum ErasedWith {
 #[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields, default)]
 pub struct RandomErasing {
-    /// How likely a picture is changed.
+    /// The probability of a change.
     pub probability: f64,
-    /// What stands in a box.
+    /// The content of a box.
     pub mode: ErasedWith,
     /// The most boxes of a picture; from 1 to as many are drawn.
     pub count: usize,

@@ -5,8 +5,8 @@ use serde::{Deserialize, Serialize};
 /// Words that a mirrored picture makes wrong.
 const SIDES: [&str; 2] = ["left", "right"];
 
-/// Which texts keep their picture from being mirrored. An example's texts are its question with its answers,
-/// its statement, or its caption.
+/// The texts that keep their picture from being mirrored. An example's texts are its question with its answers, its
+/// statement, or its caption.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum FlipGuard {

@@ -1,4 +1,4 @@
-//! What may be done to a picture.
+//! Operations on pictures.
 
 use evaluate::images::Rgb;
 use merge::random::Sequence;
@@ -9,10 +9,10 @@ use super::geometry::{Affine, warp};
 /// The largest magnitude.
 pub const MAX_MAGNITUDE: f64 = 10.0;
 
-/// The color of what was outside of a picture.
+/// The color of places outside of a picture.
 const FILL: [u8; 3] = [128; 3];
 
-/// Slips of published programs that are done alike where they are asked for.
+/// Slips of published programs that a recipe may ask for.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Slips {
     /// Values of [`Operation::Sharpness`] that exceed a byte wrap around instead of being clipped, as in
@@ -30,7 +30,7 @@ impl Slips {
     };
 }
 
-/// What may be done to a picture, with a strength that goes with the magnitude `m` of 0 to 10.
+/// An operation on a picture, with a strength that goes with the magnitude `m` of 0 to 10.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum Operation {
     /// Nothing.

@@ -1,4 +1,4 @@
-//! Which patches of an image are to be guessed.
+//! Draws the patches of an image that a model has to guess.
 
 use merge::random::Sequence;
 
@@ -47,7 +47,7 @@ impl PatchMasking {
         }
     }
 
-    /// Which patches are masked, row by row: 1 for a masked one, else 0.
+    /// The masked patches, row by row: 1 for a masked one, else 0.
     #[must_use]
     pub fn draw(&self, draws: &mut Sequence) -> Vec<u8> {
         let mut masked = vec![0; self.side * self.side];

@@ -1,4 +1,4 @@
-//! What steps do to pictures, all draws made.
+//! Changes pictures by steps whose draws are made.
 
 use evaluate::images::{Filter, Margins, Part, Passes, Resampler, Rgb, center};
 use serde::Serialize;
@@ -7,7 +7,7 @@ use super::blend::{brighten, contrast, saturate, to_gray};
 use super::hue::turn_hue;
 use super::{Change, Distortion, gaussian_blur, mirror};
 
-/// What is done to one picture; the same picture always gives the same one.
+/// A change of one picture. It gives the same result for the same picture.
 #[derive(Clone, Copy, Debug, PartialEq, Serialize)]
 #[serde(rename_all = "snake_case")]
 pub enum PictureChange {
@@ -17,7 +17,7 @@ pub enum PictureChange {
         width: usize,
         /// Rows afterwards.
         height: usize,
-        /// How it is sampled.
+        /// The filter of its samples.
         filter: Filter,
     },
     /// The middle, a square of this side; a smaller picture is filled up with black.
@@ -42,7 +42,7 @@ pub enum PictureChange {
     Blurred(f64),
     /// An operation of AutoAugment.
     Policy {
-        /// Which one.
+        /// The change.
         change: Change,
         /// The index of its magnitude.
         index: usize,
@@ -51,7 +51,7 @@ pub enum PictureChange {
     },
     /// An operation of RandAugment.
     Distorted {
-        /// Which one.
+        /// The distortion.
         distortion: Distortion,
         /// From 0 to 1.
         strength: f64,

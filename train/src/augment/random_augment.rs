@@ -12,13 +12,13 @@ use super::{Operation, Slips};
 /// published vl-merging and VLMo programs.
 #[derive(Clone, Debug, PartialEq)]
 pub struct RandomAugment {
-    /// How many are drawn.
+    /// The number of operations drawn.
     pub n_operations: usize,
     /// Their strength, 0 to 10.
     pub magnitude: f64,
-    /// How likely one that was drawn is done.
+    /// The probability that a drawn operation is done.
     pub probability: f64,
-    /// What is drawn from.
+    /// The operations to draw from.
     pub operations: Vec<Operation>,
     /// Slips of published programs that are done alike; none as a rule.
     pub slips: Slips,
@@ -38,8 +38,7 @@ impl Default for RandomAugment {
 }
 
 impl RandomAugment {
-    /// What is to be done, with strengths: all operations are drawn first, then for each whether
-    /// it is done and its sign.
+    /// Draws operations with strengths: all operations first, then for each whether it is done, and its sign.
     #[must_use]
     pub fn draw(&self, draws: &mut Sequence) -> Vec<(Operation, f64)> {
         let n = self.operations.len();

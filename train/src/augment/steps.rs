@@ -1,4 +1,4 @@
-//! A list of what is done to a picture, as ZeroVL's recipes write it.
+//! A list of changes of a picture, as ZeroVL's recipes write it.
 
 use evaluate::images::{Filter, Part, Rgb};
 use merge::random::Sequence;
@@ -63,7 +63,7 @@ pub enum PictureStep {
     },
     /// Blurred by a Gaussian.
     GaussianBlur {
-        /// How likely.
+        /// The probability of the step.
         p: f64,
         /// The least deviation in pixels.
         radius_min: f64,
@@ -76,7 +76,7 @@ fn published_scale() -> [f64; 2] {
     [0.6, 1.0]
 }
 
-/// What a step gives.
+/// The size of a step's result.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Size {
     /// A square of this side.
@@ -106,7 +106,7 @@ impl PictureStep {
         }
     }
 
-    /// What is wrong with its numbers, as a clause.
+    /// The fault of its numbers, as a clause.
     #[must_use]
     pub fn fault(&self) -> Option<String> {
         let at_least_0 = |x: f64| x.is_finite() && x >= 0.0;
@@ -150,7 +150,7 @@ impl PictureStep {
         }
     }
 
-    /// What it does to a picture of this width and height, in order.
+    /// The changes that it makes to a picture of this width and height, in order.
     #[must_use]
     pub fn draw(
         &self,

@@ -12,16 +12,16 @@ use super::{RandomAugment, RandomCrop};
 pub struct TrainTransform {
     /// Width and height of the result.
     pub side: usize,
-    /// Which part is seen.
+    /// The part of the picture that is seen.
     pub crop: RandomCrop,
-    /// How likely it is mirrored.
+    /// The probability that the picture is mirrored.
     pub flip: f64,
     /// Brightness, contrast and saturation, each times a factor from `1 - color` to `1 + color`, in random
     /// order; 0 leaves them as they are.
     pub color: f64,
-    /// What is done to it afterwards.
+    /// The operations after that.
     pub augment: RandomAugment,
-    /// What its values become: it belongs to the model.
+    /// The normalization of values: it belongs to the model.
     pub normalization: Normalization,
 }
 

@@ -1,4 +1,4 @@
-//! Which words of a text are to be guessed.
+//! Draws the words of a text that a model has to guess.
 
 use std::ops::Range;
 
@@ -9,10 +9,10 @@ use merge::random::Sequence;
 /// The most tokens that are masked in a text, by whole words.
 const MAX_MASKED: usize = 512;
 
-/// What a tokenizer's ids are, as far as masking needs it.
+/// The kinds of a tokenizer's ids, as far as masking needs them.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct TokenKinds {
-    /// Which tokens are of one word; none where only single tokens are masked.
+    /// The tokens of each word; none where only single tokens are masked.
     pub words: Option<WordBoundaries>,
     /// Ids, counted to the largest: random ones are drawn of them.
     pub n_ids: usize,
@@ -66,13 +66,13 @@ impl TokenKinds {
 pub struct MaskedText {
     /// The ids, masked.
     pub ids: Vec<u32>,
-    /// Where a token is to be guessed, in order.
+    /// The places of the tokens to guess, in order.
     pub places: Vec<u32>,
     /// The ids that were there.
     pub labels: Vec<u32>,
 }
 
-/// What becomes of a chosen token.
+/// The replacement of a chosen token.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Replacement {
     /// The mask stands in its place.
@@ -88,7 +88,7 @@ pub enum Replacement {
 /// Devlin et al. 2018, "BERT", <https://arxiv.org/abs/1810.04805>, section 3.1 and appendix A.1.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct WordMasking {
-    /// How likely a token is chosen, or the share of tokens that are chosen by whole words.
+    /// The probability that a token is chosen, or the share of tokens that are chosen by whole words.
     pub probability: f64,
     /// Chooses all pieces of a word or none.
     pub whole_word: bool,

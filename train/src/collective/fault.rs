@@ -1,8 +1,8 @@
-//! What can go wrong between ranks.
+//! Faults between ranks.
 
 use std::time::Duration;
 
-/// What can go wrong between ranks.
+/// A fault between ranks.
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum Fault {
@@ -13,7 +13,7 @@ pub enum Fault {
     NotBuiltIn {
         /// The environment variable that says so.
         variable: &'static str,
-        /// How many processes.
+        /// The number of processes.
         n_ranks: usize,
         /// The feature that would be needed.
         feature: &'static str,
@@ -23,7 +23,7 @@ pub enum Fault {
         "`WORLD_SIZE` asks for {n_ranks} processes that meet through NCCL, which joins NVIDIA cards only; start processes on processors with mpirun"
     )]
     NoCard {
-        /// How many processes.
+        /// The number of processes.
         n_ranks: usize,
     },
     /// MPI can be started once in the life of a process.
@@ -37,11 +37,11 @@ pub enum Fault {
     OutOfStep {
         /// This rank.
         own_rank: usize,
-        /// What it does.
+        /// Its operation.
         own: String,
         /// The other rank.
         rank: usize,
-        /// What that does.
+        /// The operation of that rank.
         theirs: String,
     },
     /// An environment variable is missing or makes no sense.
@@ -51,7 +51,7 @@ pub enum Fault {
         name: &'static str,
         /// Its value; empty if it is not set.
         value: String,
-        /// What it should be.
+        /// The expected value.
         expected: &'static str,
     },
     /// The place where ranks meet could not be reached.
@@ -59,23 +59,23 @@ pub enum Fault {
     Meeting {
         /// This rank.
         rank: usize,
-        /// What was tried, e.g. `connect to`.
+        /// The failed action, e.g. `connect to`.
         action: &'static str,
-        /// Where.
+        /// The address.
         address: String,
-        /// Why it failed.
+        /// The system's reason.
         source: std::io::Error,
     },
     /// Not every rank came to the place where ranks meet.
     #[error("{n_missing} of {n_ranks} ranks have not come to {address} within {patience:?}")]
     Missing {
-        /// How many did not come.
+        /// The number of ranks that did not come.
         n_missing: usize,
-        /// How many there should be.
+        /// The number of all ranks.
         n_ranks: usize,
-        /// Where they were to meet.
+        /// The meeting point.
         address: String,
-        /// How long they were waited for.
+        /// The time that ranks waited for them.
         patience: Duration,
     },
     /// A rank came to the place where ranks meet that is not expected there.
@@ -83,17 +83,17 @@ pub enum Fault {
         "a process came to {address} as rank {rank} of {n_ranks}; that rank is there already, or ranks were started with different numbers of processes"
     )]
     Stranger {
-        /// Where ranks meet.
+        /// The meeting point.
         address: String,
-        /// What it says it is.
+        /// The rank that it gives.
         rank: usize,
-        /// How many ranks it knows of.
+        /// The number of ranks that it knows of.
         n_ranks: usize,
     },
     /// NCCL refused an operation.
     #[error("NCCL cannot {action}: {code}")]
     Nccl {
-        /// What was tried.
+        /// The failed action.
         action: &'static str,
         /// The code of NCCL.
         code: String,
@@ -102,6 +102,6 @@ pub enum Fault {
 
 impl From<Fault> for evaluate::Error {
     fn from(fault: Fault) -> Self {
-        Self::Ranks(Box::new(fault))
+        evaluate::RanksFault::Collective(Box::new(fault)).into()
     }
 }

@@ -28,8 +28,7 @@ pub struct Mpi {
     _universe: Universe,
 }
 
-/// What a rank is about to do, so that ranks that do different things are told apart from ranks
-/// that are slow.
+/// The next operation of a rank. By it a rank that does something else is told apart from a slow one.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Operation {
     Sum,
@@ -78,8 +77,7 @@ impl Mpi {
         })
     }
 
-    /// What `n` is at every rank, all of which must do the same; unless they gather, with the same
-    /// `n`.
+    /// The `n` of every rank. All ranks must do the same operation, with the same `n` unless they gather.
     fn meet(&self, operation: Operation, n: usize) -> Result<Vec<usize>> {
         let own = [operation as u64, n as u64];
         let mut all = vec![0; 2 * self.size()];
@@ -181,7 +179,7 @@ impl Collective for Mpi {
         self.meet(Operation::Exchange, n_ranks)?;
         if to.len() != n_ranks {
             let found = to.len();
-            return Err(evaluate::Error::OtherMessages { found, n_ranks });
+            return Err(evaluate::RanksFault::OtherMessages { found, n_ranks }.into());
         }
         let own: Vec<u64> = to.iter().map(|message| message.len() as u64).collect();
         let mut all = vec![0u64; n_ranks * n_ranks];

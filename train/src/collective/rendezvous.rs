@@ -1,7 +1,7 @@
-//! Where processes that know nothing of one another meet: a port of the first of them.
+//! The meeting point of processes that know nothing of one another: a port of the first of them.
 //!
 //! `RANK`, `WORLD_SIZE`, `MASTER_ADDR` and `MASTER_PORT` say who is who, as for other training
-//! programs. The first rank hands a message to all; what they do with it is not for this file.
+//! programs. The first rank hands a message to all; its meaning is not for this file.
 
 use std::io::{ErrorKind, Read, Write};
 use std::net::{TcpListener, TcpStream};
@@ -9,16 +9,16 @@ use std::time::{Duration, Instant};
 
 use super::Fault;
 
-/// How long ranks wait for one another.
+/// The longest time that ranks wait for one another.
 const PATIENCE: Duration = Duration::from_secs(300);
 
-/// Between two looks whether somebody has come.
+/// The pause between two looks for new processes.
 const PAUSE: Duration = Duration::from_millis(20);
 
-/// How long somebody who has come may take to say who they are.
+/// The longest time in which a process that has come may introduce itself.
 const TO_ANSWER: Duration = Duration::from_secs(10);
 
-/// What a rank begins with; whoever does not is no rank, and is let go.
+/// The first bytes of a rank. A process that sends others is no rank, and is sent away.
 const GREETING: [u8; 8] = *b"vlmerge\x01";
 
 /// The longest message.
@@ -107,19 +107,19 @@ impl Rendezvous {
         self.rank
     }
 
-    /// How many processes there are.
+    /// The number of processes.
     #[must_use]
     pub fn n_ranks(&self) -> usize {
         self.n_ranks
     }
 
-    /// Where they meet.
+    /// The address of the meeting point.
     #[must_use]
     pub fn address(&self) -> &str {
         &self.address
     }
 
-    /// Gives the first rank's `message` to all; what others pass is not looked at.
+    /// Gives the first rank's `message` to all; the messages of others do not matter.
     ///
     /// # Errors
     /// [`Fault::Missing`], [`Fault::Stranger`] and [`Fault::Meeting`].
@@ -228,7 +228,7 @@ impl Rendezvous {
     }
 }
 
-/// Which rank of how many has come.
+/// The rank that has come, and the number of ranks that it knows of.
 fn hear(stream: &mut TcpStream) -> std::io::Result<(usize, usize)> {
     stream.set_nonblocking(false)?;
     stream.set_read_timeout(Some(TO_ANSWER))?;

@@ -1,4 +1,4 @@
-//! Which rank updates which parameters.
+//! Shares out the parameters: each rank updates its own.
 
 use std::ops::Range;
 
@@ -15,7 +15,7 @@ const PIECE: usize = 1 << 20;
 /// Rajbhandari et al. 2020, "ZeRO", <https://arxiv.org/abs/1910.02054>, section 5.1.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Shards {
-    /// Where each parameter begins, and where the last one ends.
+    /// The first element of each parameter, and the end of the last.
     starts: Vec<usize>,
     n_ranks: usize,
 }
@@ -38,7 +38,7 @@ pub trait Parameters {
     fn write(&mut self, part: &Part, values: &[f32]) -> Result<()>;
 }
 
-/// What a rank owns of one parameter.
+/// The part of one parameter that a rank owns.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Part {
     /// The number of the parameter.
@@ -78,7 +78,7 @@ impl Shards {
         self.len() == 0
     }
 
-    /// What rank `rank` owns of all parameters laid end to end.
+    /// The stretch of rank `rank` among all parameters laid end to end.
     #[must_use]
     pub fn range(&self, rank: usize) -> Range<usize> {
         let (each, rest) = (self.len() / self.n_ranks, self.len() % self.n_ranks);
@@ -86,7 +86,7 @@ impl Shards {
         start(rank)..start(rank + 1)
     }
 
-    /// What rank `rank` owns, parameter by parameter.
+    /// The parts of rank `rank`, parameter by parameter.
     pub fn parts(&self, rank: usize) -> impl Iterator<Item = Part> {
         self.parts_of(self.range(rank))
     }

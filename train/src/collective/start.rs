@@ -1,4 +1,4 @@
-//! Which ranks a process was started with.
+//! The ranks that a process was started with.
 
 use candle_core::Device;
 

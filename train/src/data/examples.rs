@@ -1,4 +1,4 @@
-//! What can be learned from, by number.
+//! Examples to learn from, by number.
 
 use std::path::Path;
 
@@ -21,7 +21,7 @@ pub struct Example {
     pub pictures: Vec<Rgb>,
     /// Its text.
     pub text: String,
-    /// What its text is: some families rewrite captions or questions.
+    /// The kind of its text: some families rewrite captions or questions.
     pub kind: TextKind,
     /// Answers as classes with soft scores.
     pub answers: Vec<(usize, f32)>,
@@ -41,7 +41,7 @@ impl Example {
 
 /// Examples by number.
 pub trait Examples: Send + Sync {
-    /// How many there are.
+    /// The number of examples.
     fn len(&self) -> usize;
 
     /// The number of an example's image, where examples share images; else its own.
@@ -73,7 +73,7 @@ pub trait Examples: Send + Sync {
         Ok(())
     }
 
-    /// How many answers there are to tell apart, for questions.
+    /// The number of answers to tell apart, for questions.
     fn n_answers(&self) -> Option<usize> {
         None
     }
@@ -381,7 +381,7 @@ impl Joined {
         Ok(Self { parts, n_images })
     }
 
-    /// How many examples each has.
+    /// The number of examples of each.
     #[must_use]
     pub fn lengths(&self) -> Vec<usize> {
         self.parts.iter().map(|part| part.len()).collect()

@@ -1,4 +1,4 @@
-//! What a run's data are, so that it goes on with the same.
+//! Facts about the data of a run. A run goes on only with data of the same facts.
 
 use std::collections::BTreeMap;
 use std::fs::File;
@@ -27,8 +27,8 @@ const MAX_EXAMPLES: usize = 1 << 20;
 /// The key of the examples' texts.
 const TEXTS: &str = "texts and labels";
 
-/// What the data of a run are: of each file its size and a hash of parts of it, and a hash of the texts
-/// and labels of the examples in their order. A file of pictures is not read whole.
+/// Facts about the data of a run: of each file its size and a hash of parts of it, and a hash of the texts and labels
+/// of the examples in their order. A file of pictures is not read whole.
 ///
 /// # Errors
 /// When a file or an example cannot be read.
@@ -70,7 +70,7 @@ pub fn identity(data: &DataSettings, examples: &dyn Examples) -> Result<BTreeMap
     Ok(found)
 }
 
-/// How the data of a state differ from those at hand, in words; `None` where they are the same.
+/// The difference between the data of a state and those at hand, in words; `None` where they are the same.
 #[must_use]
 pub fn difference(
     then: &BTreeMap<String, String>,

@@ -1,18 +1,23 @@
-//! From data sets on disk to batches, the same whatever the number of threads and ranks.
+//! Turns data sets on disk into batches, which do not depend on the number of threads and ranks.
 //!
-//! [`Examples`] are what can be asked for by number, an [`Order`] is the order in which they are
-//! asked for, and [`batches`] loads them ahead on worker threads.
+//! [`Examples`] returns an example by its number, an [`Order`] lists the numbers, a [`Loader`] makes inputs of a
+//! model of the examples, and [`batches`] loads them ahead on worker threads.
 
+mod ahead;
+mod corruption;
 mod examples;
 mod identity;
+mod loaded;
 mod loader;
 mod order;
 mod others;
 mod signals;
 mod view;
 
+pub use ahead::batches;
 pub use examples::{Example, Examples, Joined, open, open_annotations, open_classes, open_packed};
 pub use identity::{difference, identity};
-pub use loader::{Loaded, Loader, Patches, batches};
+pub use loaded::Loaded;
+pub use loader::{Loader, Patches};
 pub use order::{Order, Place, Sampling, Visit, Visits, share_out};
 pub use signals::SignalMasking;

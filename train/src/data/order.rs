@@ -1,4 +1,4 @@
-//! In which order examples are learned from.
+//! The order of the examples.
 
 use std::ops::Range;
 
@@ -7,7 +7,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::{Error, Result};
 
-/// How far a run has come through the data.
+/// The progress of a run through the data.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Place {
     /// Times that the whole data set has been gone through.
@@ -16,7 +16,7 @@ pub struct Place {
     pub batch: u64,
 }
 
-/// Which data set the examples of a batch come from.
+/// The rule that picks the data set of a batch.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Sampling {
@@ -36,7 +36,7 @@ pub enum Sampling {
 /// A new random order in each epoch; the last examples, too few for a batch, are left out.
 #[derive(Clone, Debug)]
 pub struct Order {
-    /// Where each data set's examples are.
+    /// The range of each data set's examples.
     sets: Vec<Range<usize>>,
     sampling: Sampling,
     batch_size: usize,
@@ -212,7 +212,7 @@ pub struct Visit {
     pub batch: usize,
 }
 
-/// Where an epoch stands in each data set. A data set that is used up begins again.
+/// The position of an epoch in each data set. A data set that is used up begins again.
 #[derive(Clone, Debug)]
 pub struct Visits {
     n_batches: Vec<usize>,

@@ -1,11 +1,11 @@
-//! What objectives of free language modeling and of ranking read beside an example itself.
+//! Queries, pictures and texts that free language modeling and ranking read beside an example itself.
 
 use candle_core::{DType, Device, Tensor};
 use evaluate::streams::query_ids;
 use evaluate::text::Encoded;
 use merge::random::{Draws, Sequence};
 
-use super::loader::first_of_rows;
+use super::loaded::first_of_rows;
 use super::{Example, Loader};
 use crate::Result;
 use crate::batch::{Batch, Images, Texts};

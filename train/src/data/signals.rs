@@ -1,9 +1,9 @@
-//! What masked signal modeling hides of an image and of a text.
+//! The patches and words that masked signal modeling hides.
 
 use candle_core::{Device, Tensor};
 use merge::random::Sequence;
 
-use super::loader::first_of_rows;
+use super::loaded::first_of_rows;
 use crate::Result;
 use crate::augment::{MaskedText, PatchMasking, Replacement, TokenKinds, replace};
 use crate::batch::{MaskedSignals, MaskedWords};
@@ -12,14 +12,14 @@ use crate::objectives::{PatchMode, SignalSettings, WordMode};
 /// The least area of a block, in patches, as the published generator has it.
 const LEAST_BLOCK: usize = 4;
 
-/// What is hidden.
+/// The patches and words to hide.
 #[derive(Clone, Debug)]
 pub struct SignalMasking {
-    /// How.
+    /// The settings.
     pub settings: SignalSettings,
     /// Patches in a row, and rows.
     pub side: usize,
-    /// What ids are.
+    /// The kinds of ids.
     pub kinds: TokenKinds,
 }
 
@@ -30,7 +30,7 @@ impl SignalMasking {
         (self.settings.image_ratio * (self.side * self.side) as f64).floor() as usize
     }
 
-    /// Which patches are hidden, row by row: 1 for a hidden one, else 0. As many of each image.
+    /// The hidden patches, row by row: 1 for a hidden one, else 0. Each image has the same number.
     #[must_use]
     pub fn patches(&self, draws: &mut Sequence) -> Vec<u8> {
         let n_hidden = self.n_hidden();
@@ -77,7 +77,7 @@ impl SignalMasking {
     }
 }
 
-/// What is hidden of the examples of a batch.
+/// The hidden patches and words of the examples of a batch.
 #[derive(Debug, Default)]
 pub(super) struct Signals {
     patches: Vec<u8>,

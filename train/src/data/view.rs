@@ -1,4 +1,4 @@
-//! What a model sees of the pictures of examples.
+//! The view of a picture that a model gets.
 
 use std::borrow::Cow;
 
@@ -13,18 +13,18 @@ use crate::augment::{
 use crate::recipe::Augmentation;
 use crate::{Error, Result};
 
-/// What a model sees of a picture.
+/// The view of a picture that a model gets.
 #[derive(Clone)]
 pub(super) enum View {
     /// All of it, resized to a square.
     Square(Transform),
     /// A random part of it, changed; mirrored as its texts allow.
     Random(FlipGuard, TrainTransform),
-    /// What a list of steps makes of it.
+    /// The result of a list of steps.
     Listed(Listed),
 }
 
-/// What is done to a picture, step by step.
+/// A list of changes of a picture.
 #[derive(Clone)]
 pub(super) struct Listed {
     side: usize,
@@ -39,7 +39,7 @@ impl View {
         Self::Square(Transform::new(image))
     }
 
-    /// What a recipe says, for a model that takes such pictures.
+    /// The view that a recipe asks for, for a model that takes such pictures.
     ///
     /// # Errors
     /// [`Error::OtherPictureSide`] for steps that end with another square.
@@ -96,7 +96,7 @@ impl View {
         })
     }
 
-    /// How the pictures of an example are seen: not mirrored where its texts forbid it.
+    /// The view of the pictures of an example: not mirrored where its texts forbid it.
     pub(super) fn of_texts(&self, example: &Example) -> Cow<'_, Self> {
         match self {
             Self::Random(guard, view) if !guard.allows(example.words()) => {

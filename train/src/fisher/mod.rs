@@ -34,7 +34,7 @@ const GROUPS_DONE: &str = "groups_done";
 /// Key of everything that the sums depend on.
 const OF: &str = "of";
 
-/// Whose labels the log-likelihood is of.
+/// The labels of the log-likelihood.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub enum Labels {
     /// Those of the data: the empirical Fisher information.
@@ -55,14 +55,14 @@ impl Labels {
     }
 }
 
-/// What is summed, and where the sums go.
+/// The examples to sum over, and the file of the sums.
 pub struct FisherJob<'a> {
     /// The data, the objectives and the model. What changes pictures or texts at random, and what trains, is left out of
     /// it.
     pub recipe: CheckedRecipe,
     /// The files that the model comes from.
     pub files: Vec<InputFile>,
-    /// Whose labels count.
+    /// The labels of the log-likelihood.
     pub labels: Labels,
     /// Examples whose gradients are averaged before they are squared.
     pub at_once: usize,
@@ -169,7 +169,7 @@ impl<'a> FisherSums<'a> {
         self.n_kept
     }
 
-    /// What users should know of how the files of the weights were found and read.
+    /// Notes for users on the way in which the files of the weights were found and read.
     #[must_use]
     pub fn notes(&self) -> &[String] {
         &self.prepared.notes

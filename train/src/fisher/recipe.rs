@@ -1,4 +1,4 @@
-//! What of a training recipe the Fisher information goes by.
+//! The settings of a training recipe that the Fisher information uses.
 
 use super::{CLASSES, Labels};
 use crate::objectives::Objective;

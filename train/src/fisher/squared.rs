@@ -15,7 +15,7 @@ use crate::objectives::{Objective, Shared, Step};
 use crate::run::Start;
 use crate::{Error, Result};
 
-/// How far the probabilities of all classes may be from 1 together, in f32.
+/// The largest distance of the summed probabilities of all classes from 1, in f32.
 const TOLERANCE: f64 = 1e-3;
 
 /// Sums of squared gradients.
@@ -131,7 +131,7 @@ impl Squared {
                 let part = format!("the loss {}", objective.name());
                 return Err(Error::NotFinite { part });
             }
-            // A head that learns alone says the logarithm of a probability all the same.
+            // Expected labels take the log-likelihood itself, without the objective's weight.
             let weight = match self.labels {
                 Labels::Given => *weight,
                 Labels::Expected => 1.0,

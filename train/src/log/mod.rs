@@ -1,4 +1,4 @@
-//! What happens, as JSON lines and as event files of TensorBoard.
+//! Logs a run as JSON lines and as event files of TensorBoard.
 
 mod crc32c;
 mod json_lines;

@@ -54,7 +54,7 @@ impl EventFile {
         Ok(events)
     }
 
-    /// Where it lies.
+    /// The path of the file.
     #[must_use]
     pub fn path(&self) -> &Path {
         &self.path

@@ -8,10 +8,10 @@ use crate::Result;
 use crate::batch::{Batch, MaskedWords};
 use crate::objectives::LanguageSettings;
 
-/// What losses of words read.
+/// The inputs of losses of words.
 const WORDS: &[&str] = &["text_ids", "text_masks", "image"];
 
-/// What losses of queries read.
+/// The inputs of losses of queries.
 const QUERIES: &[&str] = &["text_ids", "text_masks", "text_all_masks_ids", "image"];
 
 /// By the names of FLM's golden folder.

@@ -37,13 +37,13 @@ pub struct LossSpec {
     pub objective: &'static str,
     /// Further objectives that are added to it.
     pub beside: &'static [&'static str],
-    /// What part the balance of routers has in it.
+    /// The part of the balance of routers in the loss.
     pub balance: BalancePart,
-    /// Which pairs belong together, where that is not as recipes have it unless they say otherwise.
+    /// The pairs that belong together, if it takes others than recipes do by default.
     pub pairs: Option<PairSettings>,
     /// Passes of the objectives by their names, each with the number by which tensors for its routers are called.
     pub passes: &'static [(&'static str, usize)],
-    /// How it guesses words, where that is not as recipes have it unless they say otherwise.
+    /// The settings of guessing words, if it has others than recipes do by default.
     pub language: Option<LanguageSettings>,
     /// The tensors that it reads.
     pub inputs: &'static [&'static str],
@@ -51,7 +51,7 @@ pub struct LossSpec {
     pub batch: fn(&Given) -> Result<Batch>,
 }
 
-/// What part the balance of routers has in a loss.
+/// The part of the balance of routers in a loss.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum BalancePart {
     /// None.
@@ -72,16 +72,16 @@ pub const LOSSES: &[&[LossSpec]] = &[
     vit::LOSSES,
 ];
 
-/// What a loss depends on beside the tensors.
+/// The settings that a loss depends on beside the tensors.
 #[derive(Clone, Default)]
 pub struct LossOptions {
-    /// How pairs are mixed, for losses that mix.
+    /// The mix of pairs, for losses that mix.
     pub mix: Option<MixDraw>,
-    /// How images and texts are compared, for losses that read it.
+    /// The settings of comparing images and texts, for losses that do.
     pub contrast: Option<ContrastSettings>,
-    /// How words are guessed, for losses that read it.
+    /// The settings of guessing words, for losses that do.
     pub language: Option<LanguageSettings>,
-    /// What makes tokens of images, for losses that guess them.
+    /// The tokenizer of images, for losses that guess their tokens.
     pub image_tokenizer: Option<Arc<Dvae>>,
 }
 

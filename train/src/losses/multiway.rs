@@ -67,7 +67,7 @@ pub(super) const LOSSES: &[LossSpec] = &[
     ),
 ];
 
-/// What the contrastive losses read.
+/// The inputs of the contrastive losses.
 const PAIRS: &[&str] = &["irtr_text_ids", "irtr_text_masks", "irtr_image"];
 
 const fn loss(

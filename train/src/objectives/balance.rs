@@ -8,7 +8,7 @@ use super::Objective;
 use crate::batch::Batch;
 use crate::{Error, Result};
 
-/// What the balance loss is multiplied with unless a recipe says otherwise, as in EVE's program.
+/// The factor of the balance loss unless a recipe gives another, as in EVE's program.
 pub const BALANCE_WEIGHT: f64 = 0.001;
 
 /// Passes of a step, over which balance is averaged.

@@ -15,7 +15,7 @@ use crate::{Error, Result};
 /// Numbers of a stretch of rows: 4 MiB in `f32`, all similarities of a batch of 1,024.
 const STRETCH: usize = 1 << 20;
 
-/// What a pair is compared with.
+/// The candidates that a pair is compared with.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub enum Contrast {
     /// All candidates at once, by the softmax over them.
@@ -28,7 +28,7 @@ pub enum Contrast {
 /// Rules of a comparison.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct Comparison {
-    /// What a pair is compared with.
+    /// The candidates that a pair is compared with.
     pub contrast: Contrast,
     /// Share of the target that is spread over all candidates.
     pub smoothing: f64,
@@ -80,19 +80,19 @@ pub struct Features<'a> {
     pub images: &'a Tensor,
     /// `(b, d)`, f32, of length one.
     pub texts: &'a Tensor,
-    /// What similarities are multiplied with.
+    /// The factor of similarities.
     pub scale: f64,
-    /// What is added then, which moves nothing but a contrast of single pairs.
+    /// The number added after that, which moves nothing but a contrast of single pairs.
     pub bias: f64,
     /// Rows that neither learn nor are candidates: their feature becomes zero.
     pub ignored: Option<&'a [bool]>,
-    /// How pairs were mixed.
+    /// The mix of pairs.
     pub mixed: Option<Mixed>,
     /// A number for each row: rows of the same number, on whatever rank, belong to one another, and share the target.
     pub same: Option<&'a [u32]>,
 }
 
-/// Whose rows are queries.
+/// The side whose rows are queries.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Query {
     /// Images ask for their texts.
@@ -145,7 +145,7 @@ pub(super) struct Group {
     pub first: usize,
 }
 
-/// What one way of asking gives.
+/// The loss of one side's queries.
 struct Asked {
     loss: f64,
     hits: f64,
@@ -303,7 +303,7 @@ impl Work<'_> {
         )?))
     }
 
-    /// What each row of a stretch should find, `(rows, candidates)`.
+    /// The targets of each row of a stretch, `(rows, candidates)`.
     fn targets(&self, (from, n): (usize, usize), n_candidates: usize) -> Vec<f32> {
         let smoothing = self.rules.smoothing;
         let mut targets = vec![(smoothing / n_candidates as f64) as f32; n * n_candidates];

@@ -1,4 +1,4 @@
-//! What a comparison takes in memory.
+//! The memory that a comparison takes.
 
 use super::comparison::stretches;
 

@@ -15,7 +15,7 @@ use crate::batch::Batch;
 /// "CLIP", <https://arxiv.org/abs/2103.00020>.
 #[derive(Clone, Copy, Debug, Default)]
 pub struct Contrastive {
-    /// Which texts belong to an image.
+    /// The rule by which texts belong to an image.
     pub pairs: PairSettings,
 }
 

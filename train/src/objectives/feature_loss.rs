@@ -11,7 +11,7 @@ use crate::Result;
 /// Features of images and texts that belong together.
 #[derive(Clone, Debug)]
 pub struct PairFeatures {
-    /// What they are features of.
+    /// The branch of the features.
     pub branch: Branch,
     /// `(b, d)` of length one.
     pub images: Tensor,
@@ -33,14 +33,14 @@ impl PairFeatures {
         })
     }
 
-    /// What the model multiplies similarities of this branch with.
+    /// The model's factor of similarities of this branch.
     pub(super) fn scale(&self, step: &Step<'_>) -> Result<f64> {
         let scale = step.model.dual()?.similarity(self.branch)?.scale;
         let scale = scale.detach().to_dtype(DType::F32)?;
         Ok(f64::from(scale.to_scalar::<f32>()?))
     }
 
-    /// What the model adds to similarities of this branch.
+    /// The number that the model adds to similarities of this branch.
     fn bias(&self, step: &Step<'_>) -> Result<f64> {
         let bias = step.model.dual()?.similarity(self.branch)?.bias;
         let number = |bias: Tensor| bias.detach().to_dtype(DType::F32)?.to_scalar::<f32>();
@@ -105,12 +105,12 @@ pub trait FeatureLoss: Objective {
     /// When the model does not have them, or the device fails.
     fn features(&self, step: &Step<'_>) -> Result<Vec<PairFeatures>>;
 
-    /// How the features of a branch are compared.
+    /// The comparison of the features of a branch.
     fn comparison(&self) -> Comparison {
         Comparison::default()
     }
 
-    /// Which pairs belong together.
+    /// The rule by which pairs belong together.
     fn pairs(&self) -> PairSettings {
         PairSettings::default()
     }
@@ -120,7 +120,7 @@ pub trait FeatureLoss: Objective {
         false
     }
 
-    /// How pairs of this step were mixed.
+    /// The mix of pairs of this step.
     fn mixed(&self, step: &Step<'_>) -> Option<Mixed> {
         let _ = step;
         None

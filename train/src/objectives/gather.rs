@@ -1,4 +1,4 @@
-//! What ranks receive of one another.
+//! The features that ranks receive from one another.
 
 use std::ops::Range;
 

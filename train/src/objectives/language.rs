@@ -1,4 +1,4 @@
-//! What objectives have in common that guess words from those before and after them.
+//! Steps of all objectives that guess words from those before and after them.
 
 use candle_core::Tensor;
 use evaluate::batch::Texts;
@@ -10,7 +10,7 @@ use super::masked_language::{Guesses, guess};
 use super::{Loss, Step};
 use crate::Result;
 
-/// How words are guessed.
+/// Settings of guessing words.
 #[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields, default)]
 pub struct LanguageSettings {
@@ -23,7 +23,7 @@ pub struct LanguageSettings {
     /// The share of a text that is guessed, behind the prefix that all its tokens see: `prefix_lm`.
     pub suffix: f64,
     /// `ar` and `captioning` as the published program computes them with `causal_flm`: from queries, which
-    /// see the word that they are asked for.
+    /// see the word that they guess.
     pub as_published: bool,
 }
 
@@ -43,7 +43,7 @@ impl LanguageSettings {
         as_published: false,
     };
 
-    /// What is wrong with it, as a key and a reason.
+    /// The fault of the settings, as a key and a reason.
     ///
     /// # Errors
     /// A factor that is negative or no number, a share outside of 0 to 1.
@@ -68,7 +68,7 @@ impl LanguageSettings {
     }
 }
 
-/// Which token is guessed from which state of a text.
+/// The tokens to guess, each with the state of a text that guesses it.
 pub(super) struct Shifted<'a> {
     /// Ids, text after text.
     pub ids: &'a [u32],
@@ -139,7 +139,7 @@ impl HostTexts {
         self.t
     }
 
-    /// How many tokens each text has.
+    /// The number of tokens of each text.
     pub fn lengths(&self) -> Vec<usize> {
         let texts = self.kept.chunks(self.t.max(1));
         texts

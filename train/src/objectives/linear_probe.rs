@@ -7,7 +7,7 @@ use evaluate::nn::{Pass, Tape, cross_entropy, n_right};
 use super::{Loss, Needs, Objective, ObjectiveSpec, Step};
 use crate::Result;
 
-/// How many of the best classes may hold the right one, in the second number that is logged.
+/// The number of best classes among which the right one counts, in the second number that is logged.
 const NEAR: u32 = 5;
 
 /// The class of an image, from what its tower makes of it as a whole. The tower stays as it is: nothing is

@@ -60,19 +60,19 @@ pub(super) fn guess_words(hidden: &Tensor, step: &Step<'_>, measure: &'static st
     })
 }
 
-/// What is to be guessed, and from what.
+/// The tokens to guess, and the states that guess them.
 pub(super) struct Guesses<'a> {
     /// A row for each place, `(places, d)`.
     pub hidden: Tensor,
     /// Rows to guess from.
     pub places: &'a [u32],
-    /// What is right for each.
+    /// The right token of each.
     pub labels: &'a [u32],
     /// The name of the share that is guessed right.
     pub measure: &'static str,
 }
 
-/// The mean cross entropy over what is masked on all ranks; `head` guesses labels from rows.
+/// The mean cross entropy over the masked words of all ranks; `head` guesses labels from rows.
 pub(super) fn guess(
     guesses: Guesses<'_>,
     step: &Step<'_>,

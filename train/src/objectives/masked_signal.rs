@@ -11,10 +11,10 @@ use super::{Loss, Needs, Objective, ObjectiveSpec, Step};
 use crate::batch::{Batch, MaskedSignals};
 use crate::{Error, Result};
 
-/// What is added to the variance of a patch before its root divides the patch.
+/// The number added to the variance of a patch before its root divides the patch.
 const EPSILON: f64 = 1e-6;
 
-/// How patches are chosen.
+/// The choice of patches.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum PatchMode {
@@ -25,7 +25,7 @@ pub enum PatchMode {
     Blockwise,
 }
 
-/// What stands in the place of a chosen word.
+/// The replacement of a chosen word.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum WordMode {
@@ -36,7 +36,7 @@ pub enum WordMode {
     MaskOnly,
 }
 
-/// What the model sees when it guesses.
+/// The passes in which the model guesses.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum SignalPasses {
@@ -47,7 +47,7 @@ pub enum SignalPasses {
     Separate,
 }
 
-/// Where hidden patches are.
+/// The places of hidden patches.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum HidingStyle {
@@ -58,7 +58,8 @@ pub enum HidingStyle {
     Drop,
 }
 
-/// How signals are masked and guessed. The program of EVE's pre-training is not published, so each of these is inferred.
+/// Settings of masking and guessing signals. The program of EVE's pre-training is not published, so each of these is
+/// inferred.
 #[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields, default)]
 pub struct SignalSettings {
@@ -68,7 +69,7 @@ pub struct SignalSettings {
     pub text_ratio: f64,
     /// `random` or `blockwise`: how patches are chosen (`random`).
     pub patches: PatchMode,
-    /// `bert` or `mask_only`: what stands in the place of a masked word (`bert`).
+    /// `bert` or `mask_only`: the replacement of a masked word (`bert`).
     pub words: WordMode,
     /// `joint` or `separate` passes for pixels and words (`joint`).
     pub passes: SignalPasses,

@@ -21,7 +21,7 @@ use crate::collective::Collective;
 /// 2021, "VLMo", section 3.3.
 #[derive(Clone, Copy, Debug, Default)]
 pub struct Matching {
-    /// Which pairs are no negatives, and how the others are drawn.
+    /// The rules that exclude pairs as negatives and draw the others.
     pub pairs: PairSettings,
 }
 

@@ -1,8 +1,8 @@
-//! How pairs of a step are mixed.
+//! The mixing of the pairs of a step.
 
 use merge::random::{Draws, Sequence};
 
-/// What is drawn for a step: one share for the whole batch, and which side is mixed.
+/// The draws of a step: one share for the whole batch, and the side that is mixed.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct MixDraw {
     /// Share of a row itself; the rest is its partner's.

@@ -1,4 +1,4 @@
-//! What is learned: each objective turns a batch into a loss.
+//! Objectives: each turns a batch into a loss.
 //!
 //! One file each; [`OBJECTIVES`] is the table of all.
 
@@ -111,7 +111,7 @@ pub trait Objective: Send + Sync {
     /// The loss on a batch.
     ///
     /// # Errors
-    /// When the model lacks a head, the batch lacks what is needed, or the device fails.
+    /// When the model lacks a head, the batch lacks an input, or the device fails.
     fn loss(&self, step: &Step<'_>) -> Result<Loss>;
 
     /// The objective as a loss over features of the whole batch, where it is one: then it does not
@@ -125,12 +125,13 @@ pub trait Objective: Send + Sync {
         false
     }
 
-    /// How it draws negatives of the whole batch ([`Negatives`]), if it compares with such.
+    /// The rules by which it draws negatives of the whole batch ([`Negatives`]), if it does.
     fn negatives(&self) -> Option<PairSettings> {
         None
     }
 
-    /// How many times it runs a batch through the model with a graph: routers are balanced over the passes of a step.
+    /// The number of times that it runs a batch through the model with a graph: routers are balanced over the passes of
+    /// a step.
     fn n_passes(&self, batch: &Batch) -> usize {
         let _ = batch;
         1

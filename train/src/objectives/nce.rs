@@ -10,7 +10,7 @@ use super::{Loss, MixDraw, Needs, Objective, ObjectiveSpec, Step};
 use crate::batch::{Batch, Images};
 use crate::{Error, Result};
 
-/// How `nce` and `mixup_nce` compare and mix.
+/// The settings by which `nce` and `mixup_nce` compare and mix.
 #[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields, default)]
 pub struct ContrastSettings {
@@ -117,7 +117,7 @@ impl Nce {
         }
     }
 
-    /// What is drawn for a step.
+    /// The draws of a step.
     fn draw(&self, step: &Step<'_>) -> Option<(MixDraw, Mixed)> {
         let block = self.block?;
         let randomness = step.randomness?;

@@ -31,7 +31,7 @@ pub trait Others {
     fn texts(&self, rows: &[u32]) -> Result<Texts>;
 }
 
-/// What a part knows of the batch that it is a part of.
+/// The whole batch, as a part of it needs to know it.
 pub struct Whole<'a> {
     /// Negatives of this rank's rows; `None` where none could be drawn.
     pub negatives: Option<&'a Negatives>,
@@ -90,14 +90,14 @@ pub(crate) fn draw_negatives(
     })
 }
 
-/// How negatives are drawn.
+/// The rules of drawing negatives.
 #[derive(Clone, Copy, Debug)]
 pub struct NegativeRules<'a> {
-    /// What similarities are multiplied with.
+    /// The factor of similarities.
     pub scale: f64,
     /// This rank's first row.
     pub first: usize,
-    /// What a negative is drawn with at least, in shares of the softmax.
+    /// The least probability of a negative, in shares of the softmax.
     pub floor: f32,
     /// A number for each row of all ranks: rows of the same number are no negatives of one another.
     pub same: Option<&'a [u32]>,

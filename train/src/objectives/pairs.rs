@@ -1,18 +1,18 @@
-//! Which texts belong to an image, and which other pairs are drawn.
+//! Matches images with their texts, and draws other pairs.
 
 use serde::{Deserialize, Serialize};
 
 use crate::batch::Batch;
 use crate::{Error, Result};
 
-/// How `itc` and `itm` take pairs of a batch that have the same image, and how negatives are drawn.
+/// The rules by which `itc` and `itm` treat pairs of a batch that have the same image, and draw negatives.
 #[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields, default)]
 pub struct PairSettings {
     /// Every text of an image belongs to it, wherever it is in the batch: `itc` shares its target among them, and
     /// `itm` draws none of them as a negative (false: each pair stands alone).
     pub by_image: bool,
-    /// What a negative is drawn with at least, in shares of the softmax (1e-6; EVE's program has 1e-5).
+    /// The least probability of a negative, in shares of the softmax (1e-6; EVE's program has 1e-5).
     pub floor: f64,
     /// Divide the gradient of `itc` by features by the number of ranks, as EVE's program does without saying so; that
     /// of the temperature stays whole (false).

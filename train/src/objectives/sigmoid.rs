@@ -15,7 +15,7 @@ use crate::batch::Batch;
 /// Zhai et al. 2023, "Sigmoid Loss for Language Image Pre-Training", <https://arxiv.org/abs/2303.15343>, section 3.2.
 #[derive(Clone, Copy, Debug, Default)]
 pub struct Sigmoid {
-    /// Which texts belong to an image.
+    /// The rule by which texts belong to an image.
     pub pairs: PairSettings,
 }
 
@@ -76,7 +76,7 @@ impl FeatureLoss for Sigmoid {
     }
 }
 
-/// What this rank's rows of one side give with the group's of the other.
+/// The loss and the gradients of this rank's rows of one side with the group's of the other.
 struct Side {
     /// The sum of losses over all of its pairs.
     loss: f64,

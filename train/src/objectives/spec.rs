@@ -12,7 +12,7 @@ use super::{
 };
 use crate::{Error, Result};
 
-/// What an objective learns from.
+/// The inputs that an objective learns from.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Needs {
     /// Pictures.
@@ -28,7 +28,7 @@ pub struct Needs {
     pub masked_patches: bool,
     /// Patches that are hidden and words that are masked, to be guessed together.
     pub masked_signals: bool,
-    /// What the query stream of free language modeling begins with.
+    /// The first inputs of the query stream of free language modeling.
     pub queries: bool,
     /// A random picture for each example, which may be that of another.
     pub other_image: bool,
@@ -50,7 +50,7 @@ impl Needs {
         other_texts: false,
     };
 
-    /// What two objectives need together.
+    /// The inputs that two objectives need together.
     #[must_use]
     pub fn and(self, other: Self) -> Self {
         Self {
@@ -67,18 +67,18 @@ impl Needs {
     }
 }
 
-/// What is at hand when an objective is opened.
+/// The settings and parts with which an objective is opened.
 #[derive(Clone, Copy, Default)]
 pub struct Opening<'a> {
-    /// What makes tokens of images, where the recipe names it.
+    /// The tokenizer of images, if the recipe names it.
     pub image_tokenizer: Option<&'a Arc<Dvae>>,
-    /// How images and texts are compared, where the recipe says it.
+    /// The settings of comparing images and texts, if the recipe has them.
     pub contrast: Option<ContrastSettings>,
-    /// How words are guessed from those before and after them, where the recipe says it.
+    /// The settings of guessing words from those before and after them, if the recipe has them.
     pub language: Option<LanguageSettings>,
-    /// Which pairs belong together, where the recipe says it.
+    /// The rule by which pairs belong together, if the recipe has it.
     pub pairs: Option<PairSettings>,
-    /// How signals are masked, where the recipe says it.
+    /// The settings of masking signals, if the recipe has them.
     pub signal: Option<SignalSettings>,
     /// Examples that a rank computes at once.
     pub part: usize,
@@ -94,7 +94,7 @@ impl Opening<'_> {
         tokenizer.ok_or_else(|| Error::NoImageTokenizer { name: name.into() })
     }
 
-    /// Which pairs belong together.
+    /// The rule by which pairs belong together.
     ///
     /// # Errors
     /// As [`PairSettings::check`].
@@ -110,7 +110,7 @@ impl Opening<'_> {
 pub struct ObjectiveSpec {
     /// Its name in recipes and logs.
     pub name: &'static str,
-    /// What it learns from.
+    /// The inputs that it learns from.
     pub needs: Needs,
     /// The heads that it uses: they may start fresh.
     pub heads: &'static [Head],
@@ -192,7 +192,7 @@ impl ObjectiveSpec {
         .contains(&self.name)
     }
 
-    /// How many objectives must come before it, one after the other.
+    /// The number of objectives that must come before it, one after the other.
     fn depth(&self) -> usize {
         let before = self.after.iter().filter_map(|name| spec(name).ok());
         before.map(|spec| spec.depth() + 1).max().unwrap_or(0)

@@ -1,4 +1,4 @@
-//! What an objective sees of a step.
+//! The parts of a step that an objective sees.
 
 use std::cell::RefCell;
 use std::rc::Rc;
@@ -14,7 +14,7 @@ use crate::batch::{Batch, Images, MaskedPatches, MaskedSignals, MaskedWords, Tex
 use crate::collective::Collective;
 use crate::{Error, Result};
 
-/// What the draws of a step go by.
+/// The key of the draws of a step.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct Randomness {
     /// Of the run.
@@ -25,7 +25,7 @@ pub struct Randomness {
     pub drop_path: f64,
     /// Probability of leaving out a number of the text embedding.
     pub dropout: f64,
-    /// How pairs are mixed, in the place of what would be drawn.
+    /// The mix of pairs, instead of a drawn one.
     pub mix: Option<MixDraw>,
 }
 
@@ -43,16 +43,16 @@ impl Randomness {
     }
 }
 
-/// What one objective leaves for the next: features of a batch, without a graph.
+/// Features of a batch, without a graph, which one objective leaves for the next.
 #[derive(Debug, Default)]
 pub struct Shared {
     pub(super) features: RefCell<Option<PairFeatures>>,
 }
 
-/// How the routers of a pass choose, by the name of the pass, where it is not the model's own way.
+/// The choice of a pass's routers, by the name of the pass, if it differs from the model's own.
 pub type RoutingOf<'a> = dyn Fn(&str) -> Option<Routing> + 'a;
 
-/// What one pass of a step leaves out, and how its routers choose.
+/// The omissions of one pass of a step, and the choice of its routers.
 #[derive(Clone, Debug, Default)]
 pub struct PassWays {
     omission: Option<Omission>,
@@ -71,15 +71,15 @@ pub struct Step<'a> {
     pub randomness: Option<Randomness>,
     /// Dropout masks in the place of those that would be drawn.
     pub drops: Option<&'a Arc<dyn GivenDrops>>,
-    /// How routers choose, in the place of the model's own way.
+    /// The choice of routers, instead of the model's own.
     pub routing: Option<&'a RoutingOf<'a>>,
     /// Collects what routers ask for beside the objective.
     pub side_losses: Option<&'a SideLosses>,
     /// The ranks that share the experts of mixtures, where they do.
     pub experts: Option<&'a Rc<dyn Collective>>,
-    /// Where blocks are recorded; without one, candle keeps the graph of everything.
+    /// The tape that records blocks; without one, candle keeps the graph of everything.
     pub tape: Option<&'a Tape>,
-    /// What objectives leave for one another.
+    /// The features that objectives leave for one another.
     pub shared: &'a Shared,
     /// The batch that this one is a part of, where its parts are passed through twice.
     pub whole: Option<&'a Whole<'a>>,
@@ -109,7 +109,7 @@ impl<'a> Step<'a> {
         }
     }
 
-    /// What a pass of this name leaves out, and how its routers choose.
+    /// The omissions of a pass of this name, and the choice of its routers.
     #[must_use]
     pub fn ways(&self, name: &str) -> PassWays {
         PassWays {
@@ -192,7 +192,7 @@ impl<'a> Step<'a> {
         self.part(self.batch.masked_words.as_ref(), "masked text")
     }
 
-    /// Masked patches, with what is behind them.
+    /// Masked patches, with the tokens behind them.
     ///
     /// # Errors
     /// [`Error::NotInBatch`].
@@ -208,7 +208,7 @@ impl<'a> Step<'a> {
         self.part(self.batch.masked_signals.as_ref(), "masked signals")
     }
 
-    /// What the query stream begins with, `(b, t)`.
+    /// The first inputs of the query stream, `(b, t)`.
     ///
     /// # Errors
     /// [`Error::NotInBatch`].

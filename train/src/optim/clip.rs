@@ -20,8 +20,7 @@ pub fn square_sum(values: &[f32]) -> f64 {
     parts.iter().sum()
 }
 
-/// What gradients of this `norm` are multiplied by to have at most `max_norm`: never more than 1. NaN if
-/// the norm is.
+/// The factor that brings gradients of this `norm` to at most `max_norm`: never more than 1. NaN if the norm is.
 #[must_use]
 pub fn clip_factor(norm: f64, max_norm: f64) -> f64 {
     let factor = max_norm / (norm + FLOOR);

@@ -1,4 +1,4 @@
-//! Which variable gets which rate and which decay: each is in exactly one group.
+//! Gives each variable its rate and its decay: each is in exactly one group.
 
 use std::collections::BTreeMap;
 
@@ -8,7 +8,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::{Error, Result};
 
-/// How it is decided whether a variable decays.
+/// The rule that decides whether a variable decays.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum GroupRules {
@@ -37,7 +37,7 @@ pub struct Override {
     pub weight_decay: Option<f64>,
 }
 
-/// What the groups depend on.
+/// The settings that make the groups.
 #[derive(Clone, Debug, PartialEq)]
 pub struct GroupSettings {
     /// Decay of the body.
@@ -48,7 +48,7 @@ pub struct GroupSettings {
     pub lr_mult: f64,
     /// Factor on the rate of cross-modal layers.
     pub cross_modal_lr_mult: f64,
-    /// Which variables decay.
+    /// The rule by which variables decay.
     pub rules: GroupRules,
     /// Parts of the names of the head's variables, in the place of the family's heads.
     pub heads: Option<Vec<String>>,
@@ -58,15 +58,15 @@ pub struct GroupSettings {
     /// Further variables that learn like the head: paths of whole segments, `attn.v` is in
     /// `blocks.0.attn.v.weight` but neither in `attn.vl` nor in `attn.v_bias`.
     pub raised: Vec<String>,
-    /// Parts of the names of what is trained, all else being frozen. Empty: all is trained.
+    /// Parts of the names of trained variables; all others are frozen. Empty: all are trained.
     pub trainable: Vec<String>,
-    /// What holds for variables by their names; later ones win.
+    /// Settings of variables by their names; later ones win.
     pub overrides: Vec<Override>,
     /// The highest rate of all other variables, which rates of overrides are divided by.
     pub lr: f64,
 }
 
-/// Where a variable belongs.
+/// The kind of a variable's group.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub enum GroupKind {
     /// Pre-trained weights: matrices, embeddings, tokens, scales.
@@ -88,7 +88,7 @@ pub enum GroupKind {
 /// Variables that share rate and decay.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Group {
-    /// Which one it is.
+    /// The kind.
     pub kind: GroupKind,
     /// Factor on the schedule's rate; 0 where frozen.
     pub rate_factor: f64,

@@ -47,7 +47,7 @@ fn is_one(factor: &f64) -> bool {
 pub struct OptimSettings {
     /// `adamw` or `lars` (`adamw`).
     pub rule: Rule,
-    /// Where correction and decay stand in the update (`published`).
+    /// The order of correction and decay in the update (`published`).
     pub flavor: Flavor,
     /// The highest learning rate (1e-4).
     pub lr: f64,
@@ -88,7 +88,7 @@ pub struct OptimSettings {
     pub missing: Option<Vec<String>>,
     /// Further variables that learn like the head, as paths of whole segments such as `attn.v` (none).
     pub raised: Vec<String>,
-    /// Parts of the names of what is trained, all else being frozen (empty: all is trained).
+    /// Parts of the names of trained variables; all others are frozen. Empty: all are trained.
     pub trainable: Vec<String>,
     /// Rates and decays of variables by their names, later ones winning (none).
     #[serde(skip_serializing_if = "Vec::is_empty")]
@@ -286,7 +286,7 @@ impl OptimSettings {
         }
     }
 
-    /// What the groups of parameters depend on.
+    /// The settings that make the groups of parameters.
     #[must_use]
     pub fn groups(&self) -> GroupSettings {
         GroupSettings {

@@ -5,7 +5,7 @@ use std::sync::{Mutex, PoisonError};
 
 use candle_core::{CpuStorage, InplaceOp1, Layout, Result, Var, bail};
 
-/// Where elements `range` of a contiguous tensor stand in its storage.
+/// The place of elements `range` of a contiguous tensor in its storage.
 ///
 /// # Errors
 /// When the tensor has gaps or ends before the range does.

@@ -2,7 +2,7 @@
 
 use serde::{Deserialize, Serialize};
 
-/// How the scale moves. The defaults are those of `torch.amp.GradScaler`.
+/// Settings by which the scale moves. The defaults are those of `torch.amp.GradScaler`.
 #[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields, default)]
 pub struct LossScaleSettings {
@@ -47,7 +47,7 @@ impl LossScale {
         }
     }
 
-    /// What the loss is multiplied by, and gradients divided by.
+    /// The factor of the loss, and the divisor of gradients.
     #[must_use]
     pub fn scale(&self) -> f64 {
         self.scale

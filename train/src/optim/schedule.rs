@@ -4,7 +4,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::Error;
 
-/// How long the rate rises: `2500` steps, or `0.1` of all steps.
+/// The length of the rise of the rate: `2500` steps, or `0.1` of all steps.
 #[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(untagged)]
 pub enum Warmup {
@@ -14,8 +14,8 @@ pub enum Warmup {
     Share(f64),
 }
 
-/// How the rate falls afterwards: `1` for a line, another number for its power, `cosine`, `constant`,
-/// `{ cycles: 0.5, floor: 0.1 }` or `{ milestones: [0.5, 0.75], factor: 0.1 }`.
+/// The fall of the rate after that: `1` for a line, another number for its power, `cosine`, `constant`, `{ cycles: 0.5,
+/// floor: 0.1 }` or `{ milestones: [0.5, 0.75], factor: 0.1 }`.
 #[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(untagged)]
 pub enum Decay {
@@ -60,7 +60,7 @@ const MAX_STAIRS: usize = 8;
 pub struct Stairs {
     /// Steps at which the rate falls, from 0: whole numbers, or shares of all steps.
     pub milestones: Milestones,
-    /// What the rate is multiplied with at each.
+    /// The factor of the rate at each.
     pub factor: f64,
 }
 
@@ -124,7 +124,7 @@ pub struct Schedule {
     pub warmup_steps: u64,
     /// Steps in all.
     pub total_steps: u64,
-    /// How the rate falls.
+    /// The fall of the rate.
     pub decay: Decay,
 }
 

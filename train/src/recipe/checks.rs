@@ -1,4 +1,4 @@
-//! What cannot be in a recipe.
+//! Settings that a recipe must not have.
 
 use super::{Augmentation, DataFormat, ObjectiveSettings, Span, TrainRecipe};
 use crate::augment::{FlipGuard, MAX_MAGNITUDE};
@@ -81,7 +81,7 @@ impl TrainRecipe {
     /// Looks for what cannot be.
     ///
     /// # Errors
-    /// [`Error::BadRecipe`] with the key and what is wrong with it.
+    /// [`Error::BadRecipe`] with the key and its fault.
     pub(super) fn check(&self) -> Result<()> {
         self.init.check()?;
         self.check_shares()?;
@@ -237,7 +237,7 @@ impl TrainRecipe {
         }
     }
 
-    /// How long it goes on, in what parts, and what is kept.
+    /// Checks the length, the parts and the kept states of a run.
     fn check_course(&self) -> Result<()> {
         if self.batch_size == 0 || self.per_device_batch == Some(0) {
             return Err(bad("batch_size", "a batch has at least one example"));

@@ -1,4 +1,4 @@
-//! In which settings two recipes differ.
+//! The settings in which two recipes differ.
 
 use std::path::Path;
 

@@ -1,4 +1,4 @@
-//! What the weights of a run start from.
+//! The weights that a run starts from.
 
 use std::path::PathBuf;
 use std::sync::Arc;
@@ -29,7 +29,7 @@ pub struct Init {
     /// Fresh weights for what the checkpoint or merge lacks: BEiT has no text embeddings and no heads.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub fill: Option<Synth>,
-    /// What of the checkpoint is taken, under which names, where `fill` has the rest.
+    /// The parts of the checkpoint to take, and their names, where `fill` has the rest.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub load: Option<Loading>,
     /// Give each modality its own copy of some parts, as `vlmerge expand` does.
@@ -37,7 +37,7 @@ pub struct Init {
     pub expand: Option<ExpertForm>,
 }
 
-/// Which parts of a block have a copy per modality.
+/// The parts of a block that have a copy per modality.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum ExpertForm {
@@ -71,7 +71,7 @@ pub struct Initial {
     pub checkpoint: Arc<Checkpoint>,
     /// Side of the images that they saw before, in pixels.
     pub image_side: Option<usize>,
-    /// What users should know of how their files were found and read.
+    /// Notes for users on the way in which the files were found and read.
     pub notes: Vec<String>,
 }
 
@@ -183,7 +183,7 @@ impl Init {
         })
     }
 
-    /// Where the weights come from.
+    /// The source of the weights.
     fn source(&self) -> Result<Source> {
         Ok(match (&self.checkpoint, &self.recipe, &self.synth) {
             (Some(path), _, _) => Source::file(path)?,

@@ -1,4 +1,4 @@
-//! How the tensors of a checkpoint take their places in a model of fresh weights.
+//! Puts the tensors of a checkpoint into a model of fresh weights.
 
 use std::sync::Arc;
 
@@ -14,7 +14,7 @@ use crate::{Error, Result};
 /// Faults that an error lists.
 const MAX_LISTED: usize = 10;
 
-/// What of a checkpoint goes into the model of `init.fill`, and what may be missing.
+/// The parts of a checkpoint that go into the model of `init.fill`, and the parts that may be missing.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields, default)]
 pub struct Loading {
@@ -25,7 +25,7 @@ pub struct Loading {
     /// Beginnings of keys that are replaced before anything is looked for, one rule after the other.
     #[serde(skip_serializing_if = "Vec::is_empty")]
     pub rename: Vec<Rename>,
-    /// What becomes of tensors that the checkpoint lacks or has in another shape (`fill`).
+    /// The treatment of tensors that the checkpoint lacks or has in another shape (`fill`).
     pub fit: Fit,
     /// Resize the checkpoint's position tables to the image of the fresh model (false).
     pub interpolate_positions: bool,
@@ -35,17 +35,17 @@ pub struct Loading {
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Rename {
-    /// How the keys of the checkpoint begin, `module.` being gone.
+    /// The first part of the checkpoint's keys, without `module.`.
     pub from: String,
-    /// How they begin afterwards.
+    /// The new first part.
     pub to: String,
 }
 
-/// What becomes of tensors that a checkpoint lacks or has in another shape.
+/// The treatment of tensors that a checkpoint lacks or has in another shape.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Fit {
-    /// What is missing stays fresh; another shape is an error.
+    /// Missing tensors stay fresh; another shape is an error.
     #[default]
     Fill,
     /// Both are errors, as ZeroVL's program has it where it loads all.
@@ -75,7 +75,7 @@ impl Loading {
         name
     }
 
-    /// Whether a key is one of those that are asked for.
+    /// Whether the settings take a key.
     fn takes(&self, name: &str) -> bool {
         self.only.iter().all(|word| name.contains(word.as_str()))
     }

@@ -1,4 +1,4 @@
-//! What a run does, as written in YAML. A recipe says everything; nothing is inferred from a name.
+//! The recipe of a run, as written in YAML. A recipe says everything; nothing is inferred from a name.
 
 mod checked;
 mod checks;
@@ -31,20 +31,20 @@ use crate::optim::OptimSettings;
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct TrainRecipe {
-    /// What the weights start from.
+    /// The start of the weights.
     #[serde(default)]
     pub init: Init,
-    /// What a checkpoint does not say of its model, and the sizes to bring it to.
+    /// Facts about the model that its checkpoint lacks, and the sizes to bring it to.
     #[serde(default)]
     pub model: ModelSettings,
-    /// What is learned from.
+    /// The data to learn from.
     pub data: DataSettings,
-    /// What is learned.
+    /// The objectives.
     pub objectives: Vec<ObjectiveSettings>,
     /// Update rule, rates, groups.
     #[serde(default)]
     pub optim: OptimSettings,
-    /// When the run is over.
+    /// The length of the run.
     pub length: Span,
     /// Examples of a step, over all ranks.
     pub batch_size: usize,
@@ -61,32 +61,31 @@ pub struct TrainRecipe {
     /// Probability of leaving out a number of the text embedding.
     #[serde(default)]
     pub dropout: f64,
-    /// What the balance of routers' experts is multiplied with before it is added to the loss; 0.001 unless given, and
-    /// 0 for `vqa` as published.
+    /// The factor of the balance of routers' experts in the loss; 0.001 unless given, and 0 for `vqa` as published.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub balance: Option<f64>,
     /// Whether each of several ranks computes its own experts of a mixture for the tokens of all (false).
     #[serde(default, skip_serializing_if = "std::ops::Not::not")]
     pub share_experts: bool,
-    /// How pictures are changed.
+    /// The changes of pictures.
     #[serde(default)]
     pub augmentation: Augmentation,
-    /// How words are masked.
+    /// The masking of words.
     #[serde(default)]
     pub masking: Masking,
     /// Texts that are drawn beside an image's own for `ranking`; FLM's published program draws 15.
     #[serde(default = "fifteen", skip_serializing_if = "is_fifteen")]
     pub other_texts: usize,
-    /// How patches of images are masked, for objectives that guess their tokens.
+    /// The masking of patches of images, for objectives that guess their tokens.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub image_masking: Option<ImageMasking>,
     /// Compute the inside of blocks again in the backward pass, for less memory.
     #[serde(default)]
     pub checkpoint_activations: bool,
-    /// What all draws are keyed by.
+    /// The seed of all draws.
     #[serde(default = "one")]
     pub seed: u64,
-    /// When the state is kept.
+    /// The states to keep.
     #[serde(default)]
     pub save: SaveSettings,
     /// Measuring on the way, never on test data.

@@ -1,4 +1,4 @@
-//! The parts of a recipe: its model, its data, what is learned, for how long, and what is kept.
+//! The parts of a recipe: its model, its data, its objectives, its length, and the states to keep.
 
 use std::path::PathBuf;
 
@@ -10,7 +10,7 @@ use crate::augment::{FlipGuard, PictureStep, RandomErasing};
 use crate::data::Sampling;
 use crate::objectives::{ContrastSettings, LanguageSettings, PairSettings, SignalSettings};
 
-/// What a checkpoint does not say of its model, and the sizes to bring it to.
+/// Facts about the model that its checkpoint lacks, and the sizes to bring it to.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields, default)]
 pub struct ModelSettings {
@@ -41,22 +41,22 @@ pub struct ModelSettings {
     /// Activation of the FFNs of both towers, of a CLIP beside which nothing says it: `quick_gelu`, `gelu`, `gelu_tanh`.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub activation: Option<ClipActivation>,
-    /// What similarities are divided by, of a model that does not learn it.
+    /// The divisor of similarities, of a model that does not learn it.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub temperature: Option<f64>,
-    /// What is taken from red, green and blue of a picture, scaled to [0, 1].
+    /// The numbers subtracted from red, green and blue of a picture, scaled to [0, 1].
     #[serde(skip_serializing_if = "Option::is_none")]
     pub image_mean: Option<[f32; 3]>,
-    /// What red, green and blue are divided by then.
+    /// The divisors of red, green and blue after that.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub image_deviation: Option<[f32; 3]>,
-    /// How texts are read, where a family can read them in several ways.
+    /// The way of reading texts, where a family has several.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub streams: Option<Streams>,
     /// Tokens of a text that is read together with an image, where a family fixes them.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub pair_len: Option<usize>,
-    /// How routers of experts choose where nothing is trained.
+    /// The choice of routers of experts where nothing is trained.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub routing: Option<RouterWay>,
     /// Blocks between the encoder and the head of hidden patches, where `masked_signal` starts without that head (0).
@@ -105,7 +105,7 @@ pub struct SplitName {
     pub split: String,
 }
 
-/// What is learned from.
+/// The data to learn from.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct DataSettings {
@@ -133,7 +133,7 @@ pub struct DataSettings {
     pub caption_corruption: bool,
 }
 
-/// How data sets are kept.
+/// The formats of data sets.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum DataFormat {
@@ -163,16 +163,16 @@ pub struct ObjectiveSettings {
     /// Factor of its loss.
     #[serde(default = "one_f64")]
     pub weight: f64,
-    /// How `nce` and `mixup_nce` compare and mix.
+    /// The settings by which `nce` and `mixup_nce` compare and mix.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub contrast: Option<ContrastSettings>,
-    /// How `flm`, `ar`, `captioning` and `prefix_lm` guess words.
+    /// The settings by which `flm`, `ar`, `captioning` and `prefix_lm` guess words.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub language: Option<LanguageSettings>,
-    /// Which pairs belong together for `itc` and `itm`, and how negatives are drawn.
+    /// The pairs that belong together for `itc` and `itm`, and the draws of negatives.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub pairs: Option<PairSettings>,
-    /// How `masked_signal` masks and guesses.
+    /// The settings by which `masked_signal` masks and guesses.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub signal: Option<SignalSettings>,
 }
@@ -201,7 +201,7 @@ impl Span {
 /// By how much EVE's `color` changes brightness, contrast and saturation.
 const PUBLISHED_COLOR: f64 = 0.4;
 
-/// How pictures are changed before they are learned from.
+/// The changes of pictures before a model learns from them.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case", deny_unknown_fields)]
 pub enum Augmentation {
@@ -234,7 +234,7 @@ pub enum Augmentation {
         /// random order.
         #[serde(default, skip_serializing_if = "is_default")]
         color: f64,
-        /// Which texts keep their picture from being mirrored: `none`, `as_published` or `words`.
+        /// The texts that keep their picture from being mirrored: `none`, `as_published` or `words`.
         #[serde(default, skip_serializing_if = "is_default")]
         flip_guard: FlipGuard,
         /// Do what EVE's published RandAugment does where that is a slip: AutoContrast makes a channel
@@ -244,7 +244,7 @@ pub enum Augmentation {
     },
     /// A list of steps, as ZeroVL's recipes have it.
     Listed {
-        /// What is done, in order; the end is a square of the model's size.
+        /// The steps, in order; the last gives a square of the model's size.
         steps: Vec<PictureStep>,
         /// Boxes that are erased afterwards.
         #[serde(default)]
@@ -253,7 +253,7 @@ pub enum Augmentation {
 }
 
 impl Augmentation {
-    /// `random` with so many operations, and colors changed by `color`.
+    /// `random` with this number of operations, and colors changed by `color`.
     fn random(operations: usize, color: f64) -> Self {
         Self::Random {
             operations,
@@ -266,7 +266,7 @@ impl Augmentation {
         }
     }
 
-    /// What a short name stands for; others as they are.
+    /// The settings behind a short name; others as they are.
     #[must_use]
     pub fn in_full(&self) -> Self {
         match self {
@@ -284,7 +284,7 @@ impl Default for Augmentation {
     }
 }
 
-/// How words are masked.
+/// The masking of words.
 #[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields, default)]
 pub struct Masking {
@@ -311,7 +311,7 @@ impl Default for Masking {
     }
 }
 
-/// How patches of images are masked, in rectangular blocks, and what is guessed behind them.
+/// The masking of patches of images, in rectangular blocks, and the tokenizer of the tokens behind them.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct ImageMasking {
@@ -326,14 +326,14 @@ pub struct ImageMasking {
     pub least_block: Option<usize>,
 }
 
-/// When the state is kept.
+/// The states to keep.
 #[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields, default)]
 pub struct SaveSettings {
-    /// How often; at the end alone unless given.
+    /// The span between two states; the end alone unless given.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub every: Option<Span>,
-    /// How many states stay; the oldest goes.
+    /// The number of states that stay; the oldest goes.
     pub keep: usize,
 }
 
@@ -357,7 +357,7 @@ pub struct ValidationSettings {
     pub dataset: String,
     /// A split that is not the test split.
     pub split: String,
-    /// How often.
+    /// The span between two measurements.
     pub every: Span,
     /// The number that the best weights are chosen by: `rsum`, `vqa_score` or `accuracy`; the
     /// task's own unless given.

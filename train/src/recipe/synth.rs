@@ -60,7 +60,7 @@ pub struct Synth {
     pub family: SynthFamily,
     /// A published size; single sizes below change it.
     pub size: SynthSize,
-    /// What the draws are keyed by.
+    /// The seed of the draws.
     pub seed: u64,
     /// Standard deviation of linear weights and embeddings; 0.02 unless given.
     pub deviation: Option<f32>,
@@ -107,7 +107,7 @@ pub struct Synth {
     /// Number of FLM's cross-modal layers; its reconstructor has as many, and as many as the text tower.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub cross_blocks: Option<usize>,
-    /// How many of EVE's last blocks have a mixture of experts.
+    /// The number of EVE's last blocks with a mixture of experts.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub mixtures: Option<usize>,
     /// Experts of each of EVE's mixtures.
@@ -304,7 +304,7 @@ impl Synth {
         }
     }
 
-    /// How the weights are drawn; `form` is that of a multiway model.
+    /// The plan that draws the weights; `form` is that of a multiway model.
     pub(super) fn plan(&self, form: Form) -> Result<MergePlan> {
         match self.family {
             SynthFamily::Zerovl => self.drawn(self.zerovl()),

@@ -34,21 +34,21 @@ impl Told {
     }
 }
 
-/// What the gradients of a step depend on, besides the examples.
+/// The settings that the gradients of a step depend on, besides the examples.
 pub struct Backward<'a> {
     /// The model.
     pub model: &'a dyn Model,
-    /// What is learned, with weights.
+    /// The objectives, with weights.
     pub objectives: &'a [(Box<dyn Objective>, f64)],
     /// The other ranks.
     pub collective: &'a dyn Collective,
-    /// What is drawn, and how.
+    /// The key of the draws.
     pub randomness: Randomness,
     /// Dropout masks in the place of those that would be drawn, to compute what another program computed.
     pub drops: Option<&'a Arc<dyn GivenDrops>>,
-    /// How routers choose, in the place of the model's own way.
+    /// The choice of routers, instead of the model's own.
     pub routing: Option<&'a RoutingOf<'a>>,
-    /// What the balance of routers is multiplied with.
+    /// The factor of the balance of routers.
     pub balance: f64,
     /// The ranks that share the experts of mixtures, where they do.
     pub experts: Option<&'a Rc<dyn Collective>>,
@@ -56,13 +56,13 @@ pub struct Backward<'a> {
     pub recomputes: bool,
     /// Memory that is used again.
     pub buffers: &'a Buffers,
-    /// What losses are multiplied with before their gradients are computed.
+    /// The factor of losses before their gradients are computed.
     pub scale: f64,
     /// Parts of this rank's share of the batch, all of one size.
     pub n_parts: usize,
 }
 
-/// What was found in a first pass over all parts of this rank.
+/// The findings of a first pass over all parts of this rank.
 #[derive(Debug)]
 pub struct Found {
     /// For each objective, where it is one of features.

@@ -18,7 +18,7 @@ use std::sync::Arc;
 use super::sums;
 use crate::{Error, Result};
 
-/// What a state is called before it is complete.
+/// The ending of a state's folder before it is complete.
 const PARTIAL: &str = ".partial";
 
 /// The files that a run keeps at the end.

@@ -1,4 +1,4 @@
-//! What a run takes in memory, before its first step.
+//! The memory that a run takes, before its first step.
 
 use evaluate::models::{Activations, Branch};
 use merge::io::Container;
@@ -9,7 +9,7 @@ use crate::data::Loader;
 use crate::objectives::{ComparisonBytes, Objective};
 use crate::recipe::TrainRecipe;
 
-/// What a run takes in memory.
+/// The memory that a run takes.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Memory {
     /// Numbers that are variables.

@@ -1,4 +1,4 @@
-//! What the optimizer of a rank keeps of each variable.
+//! The optimizer's moments of each variable, as a rank keeps them.
 
 use std::borrow::Cow;
 use std::collections::BTreeMap;

@@ -1,4 +1,4 @@
-//! Which rank keeps the optimizer's state of which variables, and updates them.
+//! The variables whose optimizer state a rank keeps and which it updates.
 
 use std::ops::Range;
 
@@ -8,12 +8,11 @@ use crate::Result;
 use crate::collective::{Collective, Parameters, Part, Shards};
 use crate::optim::{change_in_place, range_of};
 
-/// Who owns what of a model's variables. In memory they are laid end to end and cut into a stretch
-/// for each rank ([`Shards`]); on another device each belongs, as a whole, to the rank in whose
-/// stretch it begins.
+/// The owners of a model's variables. In memory they are laid end to end and cut into a stretch for each rank
+/// ([`Shards`]); on another device each belongs, as a whole, to the rank in whose stretch it begins.
 pub(super) struct Ownership {
     shards: Shards,
-    /// What this rank owns of each variable.
+    /// This rank's part of each variable.
     own: Vec<Range<usize>>,
 }
 
@@ -34,7 +33,7 @@ impl Ownership {
         Self { shards, own }
     }
 
-    /// What this rank owns of a variable.
+    /// This rank's part of a variable.
     pub(super) fn own(&self, index: usize) -> Range<usize> {
         self.own[index].clone()
     }

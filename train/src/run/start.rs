@@ -11,17 +11,17 @@ use merge::Checkpoint;
 use crate::Result;
 use crate::objectives::ObjectiveSpec;
 
-/// What a run asks of the model that it starts from.
+/// The demands of a run on the model that it starts from.
 pub struct Wanted {
-    /// What the checkpoint does not say of its model.
+    /// Facts about the model that its checkpoint lacks.
     pub overrides: Overrides,
     /// Settings of the run that the family must know.
     pub settings: Vec<Setting>,
     /// The objectives, whose heads may be missing.
     pub objectives: Vec<&'static ObjectiveSpec>,
-    /// How many classes each freshly drawn head tells apart.
+    /// The number of classes of each fresh head.
     pub classes: Vec<(Head, usize)>,
-    /// What their draws are keyed by.
+    /// The seed of their draws.
     pub seed: u64,
 }
 
@@ -31,7 +31,7 @@ pub struct Start {
     pub weights: Weights,
     /// The model.
     pub model: Box<dyn Model>,
-    /// What was known of it before its weights were loaded.
+    /// The blueprint of the model, from before its weights were loaded.
     pub blueprint: Box<dyn Blueprint>,
     /// Variables by name.
     pub variables: BTreeMap<String, Var>,

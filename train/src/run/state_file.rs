@@ -1,4 +1,4 @@
-//! Everything that a run needs to go on, beside the weights.
+//! The file of everything that a run needs to go on, beside the weights.
 
 use std::borrow::Cow;
 use std::collections::BTreeMap;
@@ -17,7 +17,7 @@ use crate::{Error, Result};
 /// The key of the state in the metadata of its file.
 const KEY: &str = "vlmerge.train_state";
 
-/// What the names of kept numbers begin with: averages of weights, and both moments.
+/// The first parts of the names of kept numbers: averages of weights, and both moments.
 const GROUPS: [&str; 3] = ["average/", "first/", "second/"];
 
 /// The best result so far.
@@ -29,7 +29,7 @@ pub struct Best {
     pub value: f64,
 }
 
-/// Where a run stands.
+/// The state of a run.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 pub struct TrainState {
     /// Steps that are done.
@@ -48,8 +48,8 @@ pub struct TrainState {
     pub best: Option<Best>,
     /// Stands for the recipe; another recipe cannot go on with this state.
     pub recipe: String,
-    /// What the data are: see [`identity`](crate::data::identity). Other data cannot go on with this
-    /// state. Empty in states of versions that did not keep it.
+    /// Facts about the data: see [`identity`](crate::data::identity). Other data cannot go on with this state. Empty in
+    /// states of versions that did not keep it.
     #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
     pub data: BTreeMap<String, String>,
     /// Variables that the checkpoint lacked from which the run began, where the family goes by them.
@@ -109,7 +109,7 @@ impl TrainState {
 
 /// A state on the disk.
 pub struct KeptState {
-    /// Where the run stood.
+    /// The state of the run.
     pub state: TrainState,
     file: Checkpoint,
 }

@@ -9,7 +9,7 @@ use merge::provenance::Hashes;
 
 use crate::{Error, Result};
 
-/// What the list is called.
+/// The name of the list.
 const NAME: &str = "SHA256SUMS";
 
 /// Writes the SHA-256 of files of a folder, a line each.

@@ -66,7 +66,7 @@ fn near<T: Send>(variables: &BTreeMap<String, Var>, work: impl FnOnce() -> T + S
     }
 }
 
-/// What an update was made of.
+/// The facts about an update that logs show.
 #[derive(Clone, Copy, Debug)]
 pub struct Updated {
     /// The body's rate.
@@ -113,7 +113,7 @@ impl Updater {
         })
     }
 
-    /// How many updates skipped a variable that had no gradient in them, by name.
+    /// The number of updates that skipped a variable without a gradient, by name.
     #[must_use]
     pub fn skipped(&self) -> &BTreeMap<String, u64> {
         &self.skipped
@@ -149,7 +149,7 @@ impl Updater {
         self.ownership.n_owned()
     }
 
-    /// What a state file keeps, the same on all ranks: names, and how many numbers each has.
+    /// The numbers that a state file keeps, the same on all ranks: names and sizes.
     #[must_use]
     pub fn kept(&self) -> Vec<(String, usize)> {
         let averages = self.average.iter().flat_map(|average| average.averages());

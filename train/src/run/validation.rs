@@ -21,7 +21,7 @@ pub struct Validation {
     classes: Option<Vec<String>>,
 }
 
-/// What was measured.
+/// The result of a validation.
 #[derive(Clone, Debug)]
 pub struct Measured {
     /// The number that weights are chosen by.

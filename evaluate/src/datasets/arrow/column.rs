@@ -11,7 +11,7 @@ use crate::{DataFault, Error, Result};
 /// The values of a column.
 #[derive(Clone, Debug, PartialEq)]
 pub enum Column {
-    /// Nothing but nulls, so many of them.
+    /// This number of nulls.
     Null(usize),
     /// Whole numbers.
     Integers(Vec<i64>),
@@ -98,7 +98,7 @@ pub(super) struct Cursor {
     pub(super) buffer: usize,
 }
 
-/// What is asked for of a value: for errors its row, and at most how many bytes.
+/// The value that a caller asks for: its row, for errors, and the most bytes that it may have.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Wanted {
     pub(super) row: usize,

@@ -43,7 +43,7 @@ pub enum Kind {
     List {
         /// Whether offsets have 64 bits.
         large: bool,
-        /// What is in them.
+        /// Their elements.
         item: Box<Field>,
     },
     /// Anything else: skipped over, but not read. Its name, its buffers and its children.
@@ -77,7 +77,7 @@ impl Field {
         }
     }
 
-    /// The fields of a schema; what is wrong with it, if something is.
+    /// The fields of a schema, or its fault.
     pub(super) fn of_schema(schema: RawSchema<'_>) -> Result<Vec<Self>, String> {
         if schema.endianness() != arrow_ipc::Endianness::Little {
             return Err("it was written big-endian".into());

@@ -1,4 +1,4 @@
-//! Where the batches of a file lie, and the buffers in them.
+//! The batches of a file and the buffers in them, by their offsets.
 
 use std::collections::{BTreeMap, HashMap};
 use std::fs::File;
@@ -11,13 +11,13 @@ use arrow_ipc::{CompressionType, MessageHeader, root_as_footer, root_as_message}
 use super::Field;
 use crate::{DataFault, Error, Result};
 
-/// What a file begins and ends with; a stream has no such mark.
+/// The first and the last bytes of a file; a stream has no such mark.
 const MAGIC: &[u8; 6] = b"ARROW1";
 
 /// The longest header that is read.
 const MAX_HEADER_BYTES: u64 = 256 << 20;
 
-/// What stands before the length of a message since version 0.15.
+/// The mark before the length of a message since version 0.15.
 const CONTINUATION: [u8; 4] = [0xff; 4];
 
 /// The header of a record batch or a dictionary.
@@ -25,7 +25,7 @@ pub(super) struct Batch {
     pub(super) n_rows: u64,
     /// Length and null count of every column and every list's items, in the order of the schema.
     pub(super) nodes: Vec<(u64, u64)>,
-    /// Where each buffer lies in the file.
+    /// The range of each buffer in the file.
     pub(super) buffers: Vec<Range<u64>>,
     pub(super) is_compressed: bool,
 }
@@ -33,7 +33,7 @@ pub(super) struct Batch {
 /// Everything about a file but its data.
 pub(super) struct Messages {
     pub(super) fields: Vec<Field>,
-    /// What the writer noted about the file.
+    /// The writer's notes on the file.
     pub(super) notes: BTreeMap<String, String>,
     pub(super) batches: Vec<Batch>,
     /// The batches of each dictionary, one after the other.

@@ -122,7 +122,7 @@ impl Table {
         &self.fields
     }
 
-    /// What the writer noted about the file, by key.
+    /// The writer's notes on the file, by key.
     #[must_use]
     pub fn notes(&self) -> &BTreeMap<String, String> {
         &self.notes

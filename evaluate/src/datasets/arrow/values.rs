@@ -2,7 +2,7 @@
 
 use super::Column;
 
-/// What a value of a column can be: text, numbers, lists of them.
+/// The types of values in a column: text, numbers, lists of them.
 pub trait Value: Sized {
     /// Such a column in words.
     const EXPECTED: &'static str;

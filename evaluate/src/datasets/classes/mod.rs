@@ -27,7 +27,7 @@ pub struct ClassSet {
     source: Source,
 }
 
-/// Where pictures come from.
+/// The source of pictures.
 #[derive(Debug)]
 enum Source {
     /// Files in a folder for each class, and how many others are there.
@@ -45,7 +45,7 @@ struct Image {
     class: usize,
 }
 
-/// Where a picture is.
+/// The place of a picture.
 #[derive(Debug)]
 enum Place {
     File(PathBuf),
@@ -200,7 +200,7 @@ impl ClassSet {
         Ok(self.entry(index)?.class)
     }
 
-    /// What a picture is called: its path within the split's folder; or its file with its key, its id, or its row.
+    /// The name of a picture: its path within the split's folder; or its file with its key, its id, or its row.
     ///
     /// # Errors
     /// [`DataFault::NoSuchRow`].
@@ -223,7 +223,7 @@ impl ClassSet {
         }
     }
 
-    /// What is left out: files whose names end like none of a picture, and members of shards.
+    /// The omissions: files without the ending of a picture, and members of shards.
     ///
     /// # Errors
     /// When a file's note of it is damaged.

@@ -1,4 +1,4 @@
-//! What is in a folder of arrow files: counts, lengths, sizes; and some of it to look at.
+//! An overview of a folder of arrow files: counts, lengths, sizes, and a few rows to look at.
 
 mod sheet;
 
@@ -23,10 +23,10 @@ const TEXTS: [&str; 2] = ["caption", "questions"];
 /// Columns that hold pictures.
 const PICTURES: [&str; 3] = ["image", "image_0", "image_1"];
 
-/// The size of a picture stands in so many bytes, or else the whole is read.
+/// The first bytes of a picture, in which its size mostly stands; if not, the whole is read.
 const HEAD_BYTES: u64 = 1 << 16;
 
-/// At most so many damaged pictures are listed.
+/// The most damaged pictures that are listed.
 const MAX_LISTED: usize = 100;
 
 /// Smallest, middle and largest of some numbers; the lower middle of an even number.
@@ -56,9 +56,9 @@ impl Range {
 pub struct TextOverview {
     /// Their column.
     pub column: &'static str,
-    /// How many there are.
+    /// The number of texts.
     pub n: usize,
-    /// How many differ.
+    /// The number of different ones.
     pub n_distinct: usize,
     /// Texts per row.
     pub per_row: Option<Range>,
@@ -71,9 +71,9 @@ pub struct TextOverview {
 /// The pictures of a file.
 #[derive(Clone, Debug, Default, Serialize)]
 pub struct PictureOverview {
-    /// How many there are.
+    /// The number of pictures.
     pub n: usize,
-    /// How many of each format.
+    /// The number of pictures of each format.
     pub formats: BTreeMap<&'static str, usize>,
     /// Pixels in a row.
     pub width: Option<Range>,
@@ -81,7 +81,7 @@ pub struct PictureOverview {
     pub height: Option<Range>,
     /// Bytes of a picture file.
     pub bytes: Option<Range>,
-    /// How many have no readable head.
+    /// The number of pictures without a readable head.
     pub n_damaged: usize,
     /// The first of them: row and fault.
     pub damaged: Vec<(usize, String)>,
@@ -102,7 +102,7 @@ pub struct FileOverview {
     pub texts: Option<TextOverview>,
     /// Its pictures.
     pub pictures: PictureOverview,
-    /// What it leaves out though the annotations have it, as it says.
+    /// The omissions that it notes, though the annotations have them.
     pub left_out: Vec<Omission>,
 }
 

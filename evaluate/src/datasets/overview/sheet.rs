@@ -12,7 +12,7 @@ use crate::images;
 /// The longer side of a picture on the page.
 const SIDE: usize = 240;
 
-/// At most so many texts of a row are shown, and so many characters of each.
+/// The most texts of a row that are shown, and the most characters of each.
 const MAX_TEXTS: usize = 6;
 const MAX_CHARS: usize = 300;
 
@@ -41,7 +41,7 @@ struct Picture {
     address: String,
     width: usize,
     height: usize,
-    /// What is wrong with it, if something is.
+    /// Its fault, if it has one.
     fault: String,
 }
 
@@ -50,7 +50,7 @@ struct Text {
     answer: String,
 }
 
-/// A page of `n_rows` rows of each file, spread evenly: pictures made small and encoded anew,
+/// A page of `n_rows` rows of each file, spread evenly: small copies of the pictures
 /// with their texts. Names, texts and faults are escaped, and the page loads nothing.
 ///
 /// # Errors

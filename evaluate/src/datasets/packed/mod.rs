@@ -31,10 +31,10 @@ use super::shard::{Captions, Shard};
 use crate::{DataFault, Error, Result};
 pub(super) use file::PackedFile;
 
-/// How many shards a split has, as clip_benchmark notes it.
+/// The file in which clip_benchmark notes the number of a split's shards.
 const N_SHARDS: &str = "nshards.txt";
 
-/// What a set is of, as clip_benchmark notes it.
+/// The file in which clip_benchmark notes the task of a set.
 const TYPE: &str = "dataset_type.txt";
 
 /// The names of the classes, a line each, as clip_benchmark notes them.
@@ -49,7 +49,7 @@ const MAX_OPEN: usize = 256;
 /// The most shards of a split.
 const MAX_SHARDS: usize = 1 << 17;
 
-/// What the files of a split are.
+/// The form of a split's files.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Form {
     Shards,
@@ -318,7 +318,7 @@ fn parts(
     Ok(parts.into_iter().map(|(_, path)| path.clone()).collect())
 }
 
-/// How many shards `nshards.txt` says there are; `None` where there is no such file.
+/// The number of shards by `nshards.txt`; `None` if there is no such file.
 fn n_shards(folder: &Path) -> Result<Option<usize>> {
     let path = folder.join(N_SHARDS);
     let Some(text) = note(&path)? else {

@@ -71,7 +71,8 @@ pub(super) fn in_order(a: &str, b: &str) -> Ordering {
     }
 }
 
-/// Which part of a split a name such as `train-00000-of-00003.parquet` or `train.parquet` is, and of how many parts.
+/// The number of a part and the number of all parts of a split, from a name such as `train-00000-of-00003.parquet` or
+/// `train.parquet`.
 pub(super) fn part_of(name: &str, split: &str, ending: &str) -> Option<Option<(usize, usize)>> {
     let rest = name.strip_suffix(ending)?.strip_prefix(split)?;
     if rest.is_empty() {

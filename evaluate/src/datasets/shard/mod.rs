@@ -25,7 +25,7 @@ const PICTURES: [&str; 6] = ["jpg", "jpeg", "png", "webp", "gif", "bmp"];
 const MAX_PICTURE_BYTES: u64 = 256 << 20;
 const MAX_TEXT_BYTES: u64 = 1 << 20;
 
-/// How the captions of a text are told apart.
+/// The separation of several captions in one text.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Captions {
     /// A text is a caption, as open_clip trains on it.

@@ -20,7 +20,7 @@ pub(super) struct Member {
     pub(super) n_bytes: u64,
 }
 
-/// What a header before a member says of it.
+/// The fields of the header before a member.
 #[derive(Default)]
 struct Said {
     name: Option<String>,

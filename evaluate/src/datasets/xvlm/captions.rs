@@ -28,7 +28,7 @@ enum Captions {
 pub(crate) struct Images {
     /// Their pictures.
     pub(crate) pictures: Listed,
-    /// What each is called: its `image_id`, or else its path.
+    /// The name of each: its `image_id`, or else its path.
     pub(crate) ids: Vec<String>,
     /// The captions of each.
     pub(crate) captions: Vec<Vec<String>>,

@@ -132,7 +132,7 @@ impl std::fmt::Display for Id {
     }
 }
 
-/// Where entries of a file stand.
+/// The places of a file's entries.
 fn places(path: &Path) -> impl Iterator<Item = Place> + use<> {
     let file: Arc<Path> = path.into();
     (0..).map(move |row| Place {
@@ -175,7 +175,7 @@ impl Listed {
         Ok(self.pictures.len() - 1)
     }
 
-    /// How many there are.
+    /// The number of entries.
     pub(super) fn len(&self) -> usize {
         self.pictures.len()
     }

@@ -11,7 +11,7 @@ use crate::datasets::nlvr2::Statement;
 use crate::predictions::file;
 use crate::{Error, Result};
 
-/// What a picture's name has behind the identifier of its pair, by sides.
+/// The endings of a picture's name behind the identifier of its pair, by sides.
 const SIDES: [&str; 2] = ["-img0", "-img1"];
 
 #[derive(Deserialize)]
@@ -108,7 +108,7 @@ pub(crate) fn read(files: &JsonFiles) -> Result<Statements> {
     }
 }
 
-/// What a pair is called.
+/// The identifier of a pair.
 fn identifier(images: &[String; 2]) -> String {
     let stem = |side: usize| {
         let stem = Path::new(&images[side]).file_stem()?.to_str()?;

@@ -16,7 +16,7 @@ pub const ORDERS: usize = 4;
 const TINY: f64 = 1e-15;
 const SMALL: f64 = 1e-9;
 
-/// What BLEU is computed from; those of several captions add up.
+/// The counts behind BLEU; those of several captions add up.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct BleuCounts {
     /// Tokens of the caption.

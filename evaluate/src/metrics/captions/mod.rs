@@ -26,7 +26,7 @@ pub use cider::Cider;
 pub use rouge::rouge_l;
 pub use tokens::tokenize;
 
-/// How often each n-gram of one length is in a caption, in an order that sums do not change with.
+/// The count of each n-gram of one length in a caption, in an order that sums do not change with.
 type NgramCounts<'a> = BTreeMap<Vec<&'a str>, usize>;
 
 /// The n-grams of a caption, for n from 1 to [`ORDERS`].
@@ -44,13 +44,13 @@ fn ngrams(caption: &str) -> [NgramCounts<'_>; ORDERS] {
 /// A caption of an image beside those of people, all tokenized.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Captioned {
-    /// What is judged.
+    /// The judged caption.
     pub caption: String,
-    /// What people said; at least one.
+    /// The captions of people; at least one.
     pub references: Vec<String>,
 }
 
-/// What the caption of one image adds to each score.
+/// The share of one image's caption in each score.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct Judged {
     /// Matches and lengths, for [`bleu`].

@@ -2,7 +2,7 @@
 //!
 //! Reference: <https://aclanthology.org/W04-1013>, section 3.
 
-/// How much more recall counts than precision; that of the captioning challenge.
+/// The weight of recall against precision; that of the captioning challenge.
 const BETA: f64 = 1.2;
 
 /// `(1 + β²) P R / (R + β² P)` with the largest precision P and the largest recall R over all

@@ -10,7 +10,7 @@ use std::sync::LazyLock;
 
 use regex::Regex;
 
-/// What is written before a period that belongs to the word, in any case of letters.
+/// Abbreviations, in any case of letters: a period after them belongs to the word.
 const ABBREVIATIONS: &str = "adj adm adv al ala alex apr ariz assn atty aug ave bancorp bhd bldg blvd brig bros calif capt cf \
      cmdr co col colo comdr conn corp cos cpl ct dak dec dept det dr drs elec esq est etc ext feb fla \
      fri ft ga gen gov hon inc ind insp intl invt jan jos jr jul jun kan kans ky lt ltd maj mar md \
@@ -33,7 +33,7 @@ const NO_SHORT_VERB: &str =
 /// Longer words are split, so that the work grows with the text and not with its square.
 const MAX_TOKEN_BYTES: usize = 1024;
 
-/// How the captured text becomes a token.
+/// The form of a token from captured text.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Form {
     /// As it is.

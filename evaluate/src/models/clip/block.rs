@@ -21,7 +21,7 @@ pub(super) struct Block {
     mlp: Mlp,
     n_heads: usize,
     index: usize,
-    /// What its layers are called where somebody looks on.
+    /// The names of its layers for a tap.
     names: [String; 2],
 }
 

@@ -25,9 +25,9 @@ pub struct Tower {
     pub n_heads: usize,
     /// Inner size of the feed-forward network.
     pub ffn_width: usize,
-    /// What every norm adds to the variance.
+    /// The number that every norm adds to the variance.
     pub epsilon: f64,
-    /// What stands between the two layers of an FFN.
+    /// The function between the two layers of an FFN.
     pub activation: Activation,
 }
 
@@ -48,11 +48,11 @@ pub struct Config {
     pub joint_width: usize,
     /// Whether a token of a text sees those before it alone.
     pub is_causal: bool,
-    /// Which row of a text stands for it.
+    /// The rule that picks the row of a text that stands for it.
     pub pooled: PooledText,
     /// Whether a bias is added to similarities.
     pub has_bias: bool,
-    /// What the file that its weights go to says of it.
+    /// Facts about the model for the file that its weights go to.
     pub record: ModelRecord,
     /// Pixels and tokens.
     pub input: ModelInput,
@@ -219,15 +219,11 @@ fn tower(
         n_heads: sizes::heads(checkpoint, stack.width, Some(n_heads))?,
         ffn_width: ffn_width.ok_or_else(|| unknown("the width of its FFNs"))?,
         epsilon,
-        activation: match activation {
-            ClipActivation::QuickGelu => Activation::QuickGelu,
-            ClipActivation::Gelu => Activation::Gelu,
-            ClipActivation::GeluTanh => Activation::GeluTanh,
-        },
+        activation: activation.into(),
     })
 }
 
-/// What either library makes of a picture: their crops differ by a pixel, and transformers drops transparency before it
+/// The picture input of either library: their crops differ by a pixel, and transformers drops transparency before it
 /// resizes.
 #[must_use]
 pub fn image_input(

@@ -10,7 +10,7 @@ use crate::nn::{Bias, LayerNorm, Linear, Mlp, Pass, PatchEmbed, Residual, attend
 use crate::weights::Init;
 use crate::{Error, Result, Weights};
 
-/// What its keys begin with.
+/// The first part of its keys.
 pub(super) const PREFIX: &str = "vision_model.";
 
 /// An image tower.
@@ -123,7 +123,7 @@ impl ImageTower {
         Ok(self.norm.forward(&x)?)
     }
 
-    /// What stands for an image, before it is projected: `(b, 3, s, s) -> (b, d)`.
+    /// The vector of an image before its projection: `(b, 3, s, s) -> (b, d)`.
     ///
     /// # Errors
     /// As [`ImageTower::tokens`].
@@ -144,7 +144,7 @@ impl ImageTower {
         Ok(pooled)
     }
 
-    /// Tokens after the last block. Where nobody looks on and nothing is learned, that computes the first one alone.
+    /// Tokens after the last block. Without a tap and without gradients, that computes the first one alone.
     fn last(&self, x: Tensor, pass: &Pass<'_>) -> Result<Tensor> {
         let Some((last, others)) = self.blocks.split_last() else {
             return Ok(x);

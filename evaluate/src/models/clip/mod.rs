@@ -12,8 +12,6 @@ mod image;
 mod named;
 mod text;
 
-use std::path::PathBuf;
-
 use candle_core::Tensor;
 
 pub use blueprint::{FAMILY, GROUPING};
@@ -24,7 +22,9 @@ use blueprint::NAME;
 use image::ImageTower;
 use text::TextTower;
 
-use super::apart::{ImageClassifier, check_branch, finite, for_branches, project, scalar};
+use super::apart::{
+    ImageClassifier, ImageHead, check_branch, finite, for_branches, project, scalar,
+};
 use super::{Branch, DualEncoder, Head, Model, ModelInput, Similarity};
 use crate::batch::{Images, Texts};
 use crate::forward::NamedPasses;
@@ -38,13 +38,13 @@ const PROJECTIONS: [&str; 3] = ["visual_projection", "text_projection", "text_mo
 /// The logarithm of the factor of similarities.
 const SCALE: &str = "logit_scale";
 
-/// What is added to similarities.
+/// The number added to similarities.
 const BIAS: &str = "logit_bias";
 
 /// A classifier of images on their features.
 const CLASSIFIER: &str = "classifier";
 
-/// Where a fresh factor starts: the logarithm of 1 / 0.07.
+/// The first value of a fresh factor: the logarithm of 1 / 0.07.
 const INITIAL_SCALE: f32 = 2.6592;
 
 /// A CLIP or a SigLIP.
@@ -60,8 +60,7 @@ pub struct Clip {
     scale: Tensor,
     bias: Option<Tensor>,
     /// On features of length one.
-    classifier: Option<ImageClassifier>,
-    file: PathBuf,
+    classifier: ImageHead,
 }
 
 impl Clip {
@@ -92,8 +91,7 @@ impl Clip {
             },
             scale: finite(weights, SCALE, scale)?,
             bias: config.has_bias.then(bias).transpose()?,
-            classifier: ImageClassifier::load(weights, CLASSIFIER, joint, false)?,
-            file: weights.checkpoint().path().to_owned(),
+            classifier: ImageHead::load(weights, CLASSIFIER, joint, false)?,
             config,
         })
     }
@@ -126,13 +124,8 @@ impl Clip {
 
     /// The classifier of images, the only head that scores.
     fn classifier(&self, head: Head) -> Result<&ImageClassifier> {
-        match head {
-            Head::ImageClasses => {
-                let missing = || ImageClassifier::missing(&self.file, CLASSIFIER);
-                self.classifier.as_ref().ok_or_else(missing)
-            }
-            _ => Err(self.cannot("score hidden states: it compares images with texts")),
-        }
+        let incapable = || self.cannot("score hidden states: it compares images with texts");
+        self.classifier.of(head, incapable)
     }
 }
 

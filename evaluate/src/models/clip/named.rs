@@ -4,6 +4,7 @@ use super::Clip;
 use crate::Result;
 use crate::batch::Texts;
 use crate::forward::{Given, Input, Kind, NamedPass, NamedPasses, PassSpec, Recorder, Size};
+use crate::models::apart::class_ids;
 use crate::models::{Branch, DualEncoder, Model};
 
 /// The names that ids of texts may have: filled up as the model's library does, with zeros, with the end token.
@@ -74,16 +75,11 @@ impl NamedPasses for Clip {
             below: self.input().text.vocabulary,
         };
         let input = |name, shape, kind| Input { name, shape, kind };
-        let classes = Kind::Ids {
-            below: self
-                .n_classes(crate::models::Head::ImageClasses)
-                .unwrap_or(usize::MAX >> 1),
-        };
         let mut inputs = vec![
             input("pixel_values", pixels(), Kind::Floats),
             input("image_u8", pixels(), Kind::Bytes),
             input("attention_mask", tokens(), Kind::Flags),
-            input("label", vec![Size::Any("b")], classes),
+            input("label", vec![Size::Any("b")], class_ids(self)),
         ];
         inputs.extend(IDS.map(|name| input(name, tokens(), ids)));
         inputs

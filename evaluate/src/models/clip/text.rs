@@ -10,7 +10,7 @@ use crate::batch::Texts;
 use crate::nn::{Embedding, LayerNorm, Linear, Mask, Pass};
 use crate::{Error, ModelFault, Result, Weights};
 
-/// What its keys begin with.
+/// The first part of its keys.
 pub(super) const PREFIX: &str = "text_model.";
 
 /// A text tower.
@@ -25,7 +25,7 @@ pub(super) struct TextTower {
     pooled: PooledText,
 }
 
-/// Which row of each text stands for it: `ids` of `len` tokens each, text after text.
+/// The row of each text that stands for it: `ids` of `len` tokens each, text after text.
 #[must_use]
 pub fn pooled_rows(ids: &[u32], len: usize, rule: PooledText) -> Vec<usize> {
     let texts = ids.chunks_exact(len.max(1));
@@ -42,7 +42,7 @@ pub fn pooled_rows(ids: &[u32], len: usize, rule: PooledText) -> Vec<usize> {
     texts.map(row).collect()
 }
 
-/// What each of `len` tokens sees: itself and those before it, of which `kept` leaves some out.
+/// The mask of `len` tokens: each sees itself and those before it, of which `kept` leaves some out.
 fn causal(kept: Option<&[u8]>, b: usize, len: usize, device: &Device) -> Result<Mask> {
     let sees = |text: usize, query: usize, key: usize| {
         key <= query && kept.is_none_or(|kept| kept[text * len + key] != 0)
@@ -83,7 +83,7 @@ impl TextTower {
         })
     }
 
-    /// What tokens see. Published models leave padding in, which `hides_padding` takes out.
+    /// The mask of the tokens. Published models leave padding in, which `hides_padding` takes out.
     fn seen(&self, texts: &Texts, hides_padding: bool) -> Result<Option<Mask>> {
         let (b, len) = texts.ids.dims2()?;
         let kept: Option<Vec<u8>> = match hides_padding {

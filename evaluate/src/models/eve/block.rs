@@ -39,7 +39,7 @@ impl Ffn {
     }
 }
 
-/// What follows attention in a block.
+/// The part of a block after attention.
 #[derive(Clone, Debug)]
 enum Second {
     /// One network for all tokens.
@@ -58,17 +58,17 @@ enum Second {
     },
 }
 
-/// What a pass tells its blocks of the sequence.
+/// The facts about the sequence that a pass gives to its blocks.
 pub(super) struct Sequence<'a> {
-    /// Whose tokens there are.
+    /// The modality of the tokens.
     pub modality: Modality,
-    /// Where blocks without a router divide it: tokens before this place go to the network of images.
+    /// The place at which blocks without a router divide it: tokens before it go to the network of images.
     pub division: usize,
     /// Image tokens of a whole picture, whatever is in the sequence.
     pub n_image: usize,
     /// Bias of pairs of tokens, and padding.
     pub attended: Bias<'a>,
-    /// How routers choose.
+    /// The choice of routers.
     pub routing: &'a Routing,
 }
 
@@ -181,7 +181,7 @@ impl Block {
         }
     }
 
-    /// What drop path leaves of the branches.
+    /// The branches' rows that drop path keeps.
     fn kept(&self, x: &Tensor, pass: &Pass<'_>) -> Result<Kept> {
         let Some(omission) = pass.omission() else {
             return Ok(Kept::default());
@@ -240,7 +240,7 @@ impl Block {
         networks.into_iter().filter(|(_, len)| *len > 0).collect()
     }
 
-    /// What follows attention.
+    /// The part after attention.
     fn second(
         &self,
         x: &Tensor,

@@ -1,4 +1,4 @@
-//! What an EVE can do, in everybody's words.
+//! An EVE behind the traits that all families share.
 
 use candle_core::Tensor;
 

@@ -46,7 +46,7 @@ pub struct Config {
     pub decoder_depth: usize,
     /// Whether the head of masked words has the word embedding for its last layer.
     pub ties_words: bool,
-    /// How routers choose outside of training.
+    /// The choice of routers outside of training.
     pub routing: RouterWay,
     /// Pixels and tokens.
     pub input: ModelInput,
@@ -179,7 +179,7 @@ impl Config {
         (self.image_size / self.patch_size).pow(2)
     }
 
-    /// How routers choose outside of training.
+    /// The choice of routers outside of training.
     pub(super) fn usual_routing(&self) -> Routing {
         match self.routing {
             RouterWay::Unlimited => Routing::default(),
@@ -198,7 +198,7 @@ impl Config {
         }
     }
 
-    /// What the weights do not tell of this model, for the file that they go to.
+    /// Facts about this model that the weights do not tell, for the file that they go to.
     #[must_use]
     pub fn record(&self) -> ModelRecord {
         ModelRecord {

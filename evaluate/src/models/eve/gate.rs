@@ -1,9 +1,9 @@
-//! Who goes where: the two experts of each token, and their places in the queues of these.
+//! Assigns each token its two experts and its places in their queues.
 
 /// Choices of each token.
 pub const CHOICES: usize = 2;
 
-/// What a router decided for each token of a pass. None of it carries a gradient.
+/// A router's decision for each token of a pass. None of it carries a gradient.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Choices {
     /// The two experts of each token.
@@ -39,7 +39,7 @@ impl Before {
     }
 }
 
-/// How often each expert is chosen.
+/// The number of times that each expert is chosen.
 #[must_use]
 pub fn counts(picks: &[u32], n_experts: usize) -> Vec<u32> {
     let mut counts = vec![0; n_experts];

@@ -15,7 +15,7 @@ use crate::{Error, ModelFault, Result, Weights};
 /// Answers of the published question answering head; a fresh head has as many.
 const PUBLISHED_ANSWERS: usize = 3128;
 
-/// Where the temperature of contrast starts.
+/// The first value of the temperature of contrast.
 const INITIAL_TEMPERATURE: f32 = 0.07;
 
 /// Between these the published program keeps the temperature.
@@ -40,8 +40,8 @@ impl Contrast {
         Ok(unit_length(&self.text.forward(x)?)?)
     }
 
-    /// How features become logits. The published program clamps the temperature in place before each step, and so does
-    /// training; whoever computes with a file's own temperature has it clamped here, with a gradient that is not cut off.
+    /// Turns features into logits. The published program clamps the temperature in place before each step, and so does
+    /// training; for any other caller the temperature of a file is clamped here, with a gradient that is not cut off.
     pub(super) fn similarity(&self) -> Result<Similarity> {
         let [least, most] = TEMPERATURES;
         let clamped = self.temperature.detach().clamp(least, most)?;
@@ -53,7 +53,7 @@ impl Contrast {
     }
 }
 
-/// What hidden patches are guessed with: their pixels, red, green and blue of each in turn.
+/// The head that guesses the pixels of hidden patches: red, green and blue of each in turn.
 #[derive(Clone, Debug)]
 pub(super) struct Pixels {
     /// Blocks before the head, and their norm.
@@ -82,7 +82,7 @@ impl Pixels {
     }
 }
 
-/// How two images are judged.
+/// The head for pairs of images.
 #[derive(Clone, Debug)]
 pub(super) enum Judge {
     /// By the states of two passes side by side.
@@ -181,17 +181,17 @@ impl Heads {
         self.need(Head::Contrastive, &self.contrast)
     }
 
-    /// How two images are judged.
+    /// The head for pairs of images.
     pub(super) fn judge(&self) -> Result<&Judge> {
         self.need(Head::Nlvr2, &self.judge)
     }
 
-    /// How pixels of hidden patches are guessed.
+    /// The head that guesses the pixels of hidden patches.
     pub(super) fn pixels(&self) -> Result<&Pixels> {
         self.need(Head::MaskedImage, &self.pixels)
     }
 
-    /// What a head gives for rows of states.
+    /// The scores of a head for rows of states.
     pub(super) fn score(&self, head: Head, x: &Tensor) -> Result<Tensor> {
         Ok(match head {
             Head::Matching => self.need(head, &self.matching)?.forward(x)?,
@@ -215,7 +215,7 @@ impl Heads {
         })
     }
 
-    /// How many classes a head tells apart.
+    /// The number of classes that a head tells apart.
     pub(super) fn n_classes(&self, head: Head) -> Result<usize> {
         Ok(match head {
             Head::Matching => self.need(head, &self.matching).map(|_| 2)?,

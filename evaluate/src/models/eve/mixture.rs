@@ -13,13 +13,13 @@ use crate::nn::{
 use crate::ranks::Collective;
 use crate::weights::Init;
 
-/// Gives an output by name to whoever looks on, and makes it only then.
+/// Gives an output by name to a tap, and makes it only if there is one.
 type Showing<'a> = dyn Fn(&str, &dyn Fn() -> Result<Tensor>) -> Result<()> + 'a;
 
 /// Weights of the two choices are divided by their sum, which is at least this.
 const LEAST_SUM: f64 = f32::EPSILON as f64;
 
-/// Which tokens of a sequence are of an image.
+/// The modalities of the tokens of a sequence.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Modality {
     /// All.
@@ -30,11 +30,11 @@ pub enum Modality {
     Both(usize),
 }
 
-/// What a router asks beside its weights.
+/// The inputs of a router beside its weights.
 pub struct Ask<'a> {
-    /// How it chooses.
+    /// Its rule of choosing.
     pub routing: &'a Routing,
-    /// Whose tokens there are.
+    /// The modality of the tokens.
     pub modality: Modality,
     /// Padding, which gram matrices leave out.
     pub mask: Option<&'a Mask>,
@@ -42,7 +42,7 @@ pub struct Ask<'a> {
     pub block: usize,
 }
 
-/// A router, its experts, and what it adds to the tokens of each modality.
+/// A router, its experts, and the vector that it adds to the tokens of each modality.
 #[derive(Clone, Debug)]
 pub struct Mixture {
     /// Added to image tokens and to text tokens.
@@ -101,7 +101,7 @@ impl Mixture {
         })
     }
 
-    /// How many experts there are.
+    /// The number of experts.
     #[must_use]
     pub fn n_experts(&self) -> usize {
         self.experts.len()
@@ -352,8 +352,8 @@ impl Mixture {
     }
 }
 
-/// How tokens go to experts, a row for each token: 1, then 1 for each expert that it goes to, then for each of those
-/// its weight times the length of its answer. Their products are what [`merge::mixtures::Routing`] reads.
+/// Records the routing of tokens, a row for each token: 1, then 1 for each expert that it goes to, then for each of
+/// those its weight times the length of its answer. Their products are what [`merge::mixtures::Routing`] reads.
 struct Routes {
     n_experts: usize,
     width: usize,
@@ -423,8 +423,8 @@ impl Choices {
     }
 }
 
-/// What the tokens of other ranks choose, and how many tokens all ranks have: the ranks before this one have the tokens
-/// before its own.
+/// The choices of the tokens of other ranks, and the number of tokens of all ranks: the ranks before this one have the
+/// tokens before its own.
 fn before(
     ranks: &dyn Collective,
     picks: &[Vec<u32>; CHOICES],
@@ -465,7 +465,7 @@ fn before(
     Ok((before, rows))
 }
 
-/// Nothing, `()`, through which every weight of an expert that nobody chose has a gradient of zeros, as in the published
+/// Nothing, `()`, through which every weight of an expert that no token chose has a gradient of zeros, as in the published
 /// program; none where nothing is trained.
 fn nothing_of(expert: &Mlp) -> Result<Option<Tensor>> {
     let mut nothing: Option<Tensor> = None;

@@ -28,7 +28,7 @@ use crate::nn::{
 use crate::weights::Init;
 use crate::{Error, ModelFault, Result, Weights};
 
-/// What LayerNorm of the backbone adds to the variance.
+/// The number that LayerNorm of the backbone adds to the variance.
 const EPSILON: f64 = 1e-6;
 
 /// An EVE.
@@ -39,7 +39,7 @@ pub struct Eve {
     class: Tensor,
     /// Positions of image tokens and of texts; `None` where positions are relative.
     positions: Option<[Tensor; 2]>,
-    /// What tells images and texts apart.
+    /// The vectors that mark tokens as those of images or of texts.
     types: [Tensor; 2],
     words: Embedding,
     text_norm: LayerNorm,
@@ -110,7 +110,7 @@ impl Eve {
         &self.config
     }
 
-    /// How many blocks have a router.
+    /// The number of blocks with a router.
     #[must_use]
     pub fn n_routers(&self) -> usize {
         self.blocks
@@ -302,8 +302,8 @@ impl Eve {
         }))
     }
 
-    /// How routers choose: as the pass says; in training with noise and room for as many tokens as come where choices
-    /// are even, as published; else as the model is set.
+    /// The choice of routers: that of the pass, if it has one; in training with noise and room for as many tokens as
+    /// come where choices are even, as published; else the model's own.
     fn routing(&self, pass: &Pass<'_>) -> Routing {
         match (pass.routing(), pass.omission()) {
             (Some(routing), _) => routing.clone(),

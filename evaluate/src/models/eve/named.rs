@@ -154,7 +154,7 @@ impl GivenNoise for Tables {
     }
 }
 
-/// How the routers of a pass choose: with the noise that is given under `name`, if any is.
+/// The choice of a pass's routers: with the noise given under `name`, if there is any.
 ///
 /// # Errors
 /// When the device fails.

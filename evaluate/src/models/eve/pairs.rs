@@ -7,7 +7,7 @@ use crate::nn::{Bias, Linear, Mask, Pass, attention_shares, mix};
 use crate::weights::Init;
 use crate::{Result, Weights};
 
-/// What hides padding where tokens are pooled.
+/// The number that hides padding where tokens are pooled.
 const HIDDEN: f64 = -1e4;
 
 /// Attention of one sequence to another, with packed projections.

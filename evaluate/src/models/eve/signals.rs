@@ -11,7 +11,7 @@ use crate::batch::Pair;
 use crate::models::{Fused, Model};
 use crate::nn::{Bias, Mask, Pass};
 
-/// Where the patches of images are, some of which are left out.
+/// The places of the patches of images, some of which are left out.
 struct Places {
     /// Of each kept token in the whole sequence, the class token first: `(b, 1 + k)`.
     kept: Tensor,

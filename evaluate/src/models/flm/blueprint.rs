@@ -41,7 +41,7 @@ pub const GROUPING: Grouping = Grouping {
     ..Grouping::NONE
 };
 
-/// What the published program has and never uses, by the beginnings of its names.
+/// The beginnings of names that the published program has and never uses.
 const UNUSED: &[&str] = &[
     "vit_model.positional_embedding",
     "vit_model.ln_final.",
@@ -51,7 +51,7 @@ const UNUSED: &[&str] = &[
     "itm_score_flm.",
 ];
 
-/// What only three streams use.
+/// The beginnings of names that only three streams use.
 const OF_THREE: &[&str] = &["token_type_embeddings_flm.", "cross_modal_text_pooler_f."];
 
 fn blueprint(

@@ -1,4 +1,4 @@
-//! What an FLM can do, in everybody's words.
+//! An FLM behind the traits that all families share.
 
 use candle_core::Tensor;
 
@@ -80,7 +80,7 @@ impl Flm {
         Ok(states.first()?)
     }
 
-    /// What a classifier reads of the first token's state: `(b, t, d) -> (b, d)`.
+    /// The input of a classifier, made of the first token's state: `(b, t, d) -> (b, d)`.
     pub(super) fn pool(&self, streams: Streams, states: &Tensor) -> Result<Tensor> {
         self.heads.pool(streams, &first(states)?)
     }

@@ -10,10 +10,10 @@ use crate::models::{ModelInput, Overrides, Reading, Streams};
 use crate::text::{Padding, TextInput, TextRule};
 use crate::{Error, Result};
 
-/// What the keys of the image encoder begin with.
+/// The first part of the image encoder's keys.
 pub(super) const IMAGE: &str = "vit_model.visual.";
 
-/// What the keys of the text encoder begin with.
+/// The first part of the text encoder's keys.
 pub(super) const TEXT: &str = "text_transformer.";
 
 /// Tokens of a text, the special ones counted.
@@ -40,14 +40,14 @@ pub struct Config {
     pub n_fusion_top: usize,
     /// Rows of the token type table: text, image and, for NLVR2, the second image.
     pub n_token_types: usize,
-    /// How a text is read where a task does not say.
+    /// The way of reading a text, unless a task has its own.
     pub streams: Streams,
     /// Pixels and tokens.
     pub input: ModelInput,
 }
 
 impl Config {
-    /// How classifiers read a text where they do so in one stream.
+    /// The way in which classifiers read a text in one stream, if they do.
     pub(super) fn one_stream(&self) -> Option<Reading<'static>> {
         match self.streams {
             Streams::Three => None,
@@ -109,8 +109,8 @@ impl Config {
         Ok(config)
     }
 
-    /// The sizes of a checkpoint whose image encoder, text encoder and further layers have so many heads, 64
-    /// wide unless given. Texts are read as `streams` says, or else as the weights have been trained.
+    /// The sizes of a checkpoint whose image encoder, text encoder and further layers have the given numbers of
+    /// heads, 64 wide unless given. Texts are read as `streams` says, or else as the weights were trained.
     ///
     /// # Errors
     /// As [`Config::read`].
@@ -202,7 +202,7 @@ impl Config {
     }
 }
 
-/// How the weights have been trained, as far as they tell: without a reconstructor, only a head of masked
+/// The streams in which the weights were trained, as far as they tell: without a reconstructor, only a head of masked
 /// words says that each token saw all others.
 fn trained(shapes: &dyn Shapes) -> Streams {
     let has = |name: &str| shapes.shape(name).is_some();

@@ -1,4 +1,4 @@
-//! What stands on top of an FLM, under its published names.
+//! The heads of an FLM, under their published names.
 
 use std::path::PathBuf;
 
@@ -92,7 +92,7 @@ impl Heads {
         })
     }
 
-    /// What a head is made of, which a checkpoint may lack.
+    /// The part of a head, which a checkpoint may lack.
     fn of<'a, T>(&self, head: Head, part: &'a Option<T>) -> Result<&'a T> {
         let prefix = prefixes(head).first().copied().unwrap_or_default();
         self.need(part, head.title(), prefix)
@@ -132,7 +132,7 @@ impl Heads {
         }
     }
 
-    /// What a head gives for rows of hidden states.
+    /// The scores of a head for rows of hidden states.
     ///
     /// # Errors
     /// [`Error::NoHead`], or when the device fails.
@@ -148,7 +148,7 @@ impl Heads {
         })
     }
 
-    /// How many classes a head tells apart.
+    /// The number of classes that a head tells apart.
     ///
     /// # Errors
     /// [`Error::NoHead`].

@@ -1,4 +1,4 @@
-//! Which tokens the rows of the streams see, as numbers added to attention scores.
+//! The tokens that each row of a stream sees, as numbers added to attention scores.
 
 use candle_core::{DType, Device, Tensor};
 
@@ -9,10 +9,10 @@ use crate::nn::{Mask, Packing, keep_texts_of_blind_rows};
 use crate::streams::{self, Span};
 use crate::{Error, ModelFault, Result};
 
-/// What is hidden gets this added to its score; a row from which all is hidden thus shares by its scores.
+/// The number added to the score of a hidden token. A row from which all is hidden thus shares by its scores.
 const HIDDEN: f32 = -10_000.0;
 
-/// How many tokens each text has before its padding.
+/// The number of tokens of each text before its padding.
 ///
 /// # Errors
 /// [`ModelFault::Incapable`] for a text without a token or with padding before one.
@@ -97,7 +97,7 @@ pub(super) fn of_reading(texts: &Texts, reading: Reading<'_>) -> Result<Mask> {
     pairs(seen, [b, t, t], texts.ids.device())
 }
 
-/// What each row sees that reads on from a prefix, `len × len`: the prefix, itself and what is before it.
+/// The mask of rows that read on from a prefix, `len × len`: each sees the prefix, itself and the rows before it.
 fn after_prefix(n_tokens: usize, prefix: usize, len: usize) -> Vec<u8> {
     let places = (0..len).flat_map(|row| (0..len).map(move |key| (row, key)));
     let sees = |(row, key)| key < n_tokens && (key < prefix || key <= row);
@@ -109,16 +109,16 @@ fn pairs(seen: Vec<u8>, shape: [usize; 3], device: &Device) -> Result<Mask> {
     Ok(Mask::pairs(&seen, HIDDEN)?)
 }
 
-/// Which rows of texts are computed in one stream where padding is left out: those of tokens.
+/// The rows of texts that one stream computes where padding is left out: those of tokens.
 pub(super) fn rows_of_one(texts: &Texts, mask: &Mask) -> Result<Packing> {
     let (mut rows, t) = (lengths(texts)?, texts.ids.dim(1)?);
     keep_texts_of_blind_rows(&mut rows, t, mask)?;
     Ok(Packing::new(rows, t))
 }
 
-/// How many rows of each text are computed of the forward and of the reverse stream where padding is left out.
-/// From the row after its last token the reverse stream guesses that token; classifiers, which ask the first
-/// query alone, do not need it.
+/// The number of rows of each text that the forward and the reverse stream compute where padding is left out. From the
+/// row after its last token the reverse stream guesses that token; classifiers, which ask the first query alone, do not
+/// need it.
 pub(super) fn rows_of_three(
     texts: &Texts,
     n_queries: usize,

@@ -112,10 +112,10 @@ impl Flm {
     }
 }
 
-/// What texts go through between their own layers and those that look at images.
+/// The layer between a text's own layers and those that look at images.
 const TEXT_TRANSFORM: &str = "cross_modal_text_transform";
 
-/// What images go through before texts look at them.
+/// The layer that images pass before texts look at them.
 const IMAGE_TRANSFORM: &str = "cross_modal_image_transform";
 
 fn shown(stack: &str, index: usize, other: &'static str) -> Shown {

@@ -12,10 +12,10 @@ use crate::nn::{Mask, Pass};
 use crate::streams::Span;
 use crate::{Error, Result};
 
-/// What a pass in one stream reads.
+/// The inputs of a pass in one stream.
 const ONE: &[&str] = &["text_ids", "text_masks", "image"];
 
-/// What a pass in three streams reads. `m` and `coin` are its spans where they are given.
+/// The inputs of a pass in three streams. `m` and `coin` are its spans where they are given.
 const THREE: &[&str] = &["text_ids", "text_masks", "text_all_masks_ids", "image"];
 
 /// Every pass of the family. Those in one stream put out what those in three do, so each model runs those of
@@ -260,7 +260,7 @@ fn nlvr2(model: &Flm, given: &Given, out: &Recorder) -> Result<()> {
     Ok(out.add("logits", &logits)?)
 }
 
-/// How well each text belongs to its image.
+/// Scores each text with its image.
 fn rank(model: &Flm, given: &Given, out: &Recorder) -> Result<()> {
     let (texts, pass) = (texts(given)?, Pass::new());
     let scores = model.rank(&[&texts], &given.images("image")?, &[pass])?;

@@ -17,7 +17,7 @@ use crate::nn::{Buffers, Mask, PackedPairs, Packing, Pass};
 pub(super) struct Stream<'a> {
     pass: Pass<'a>,
     pub rows: Packing,
-    /// What rows see of their own text.
+    /// The pairs of rows of one text.
     own: PackedPairs,
     buffers: &'a Buffers,
 }
@@ -75,7 +75,7 @@ pub(super) struct Streams<'a> {
     pub queries: Packing,
     /// The rows of the first two streams that queries look at.
     seen: Packing,
-    /// What queries see of both.
+    /// The pairs of queries with rows of both streams.
     both: PackedPairs,
     ways: Ways<'a>,
     buffers: &'a Buffers,

@@ -16,7 +16,7 @@ use crate::nn::{Mask, Packing, Pass};
 pub(super) struct Looked {
     /// After the image encoder, `(b, p, w)`.
     pub encoded: Tensor,
-    /// What layers look at, `(b, p, d)`.
+    /// The states that layers look at, `(b, p, d)`.
     pub states: Tensor,
     /// Its keys and values for each cross-modal layer, `(b, p, 2 d)`.
     pub kv: Vec<Tensor>,
@@ -31,7 +31,7 @@ impl Looked {
         }
     }
 
-    /// The same for so many texts: one image alone serves all of them.
+    /// The same for `n` texts: one image alone serves all of them.
     fn for_texts(&self, n: usize) -> candle_core::Result<Self> {
         if n == 1 || self.states.dim(0)? != 1 {
             return Ok(self.clone());
@@ -83,7 +83,7 @@ impl States {
     }
 }
 
-/// What three streams come to: forward, reverse, queries.
+/// The states of three streams: forward, reverse, queries.
 #[derive(Clone, Debug)]
 pub(super) struct Three {
     /// After the text layers.
@@ -93,7 +93,7 @@ pub(super) struct Three {
 }
 
 impl Three {
-    /// What they come to after all layers.
+    /// The states after all layers.
     pub fn completed(&self) -> candle_core::Result<Completed> {
         let [forward, reverse, queries] = &self.top;
         Ok(Completed {
@@ -276,13 +276,13 @@ fn seeing<'a>(sight: Sight<'a>, kv: &'a Tensor) -> Sight<'a> {
     }
 }
 
-/// What the layers of the reconstructor have in common.
+/// The inputs that the layers of the reconstructor share.
 struct Reconstructor<'a> {
-    /// What queries see of both streams, `(b, queries, 2 t)`.
+    /// The mask of queries over both streams, `(b, queries, 2 t)`.
     mask: &'a Mask,
-    /// Which queries are of real tokens.
+    /// The queries of real tokens.
     real: Mask,
-    /// Which states of both streams are.
+    /// The states of real tokens in both streams.
     real_twice: Mask,
     pass: Pass<'a>,
 }

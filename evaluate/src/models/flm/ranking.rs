@@ -1,4 +1,4 @@
-//! How well texts belong to images, pair by pair, where each text is read once.
+//! Scores pairs of text and image one by one, and reads each text once.
 
 use candle_core::Tensor;
 

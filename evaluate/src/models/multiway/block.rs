@@ -17,7 +17,7 @@ const EPSILON: f64 = 1e-6;
 pub struct Segment {
     /// Tokens.
     pub len: usize,
-    /// Whom they belong to.
+    /// The expert that they belong to.
     pub expert: Expert,
 }
 
@@ -135,7 +135,7 @@ impl Block {
         self.gamma_2.factors()
     }
 
-    /// What drop path leaves of the branches.
+    /// The branches' rows that drop path keeps.
     fn kept(&self, x: &Tensor, segments: &[Segment], pass: &Pass<'_>) -> Result<Kept> {
         let Some(omission) = pass.omission() else {
             return Ok(Kept::default());
@@ -190,9 +190,8 @@ impl Block {
         })
     }
 
-    /// What [`Block::forward`] gives for the first token of a sequence of one segment:
-    /// `x: (b, n, d) -> (b, 1, d)`. In the last block that is all that most heads look at, and it
-    /// saves five sixths of the block's work.
+    /// The output of [`Block::forward`] for the first token of a sequence of one segment: `x: (b, n, d) -> (b, 1, d)`.
+    /// In the last block most heads look at this alone, and it saves five sixths of the block's work.
     ///
     /// # Errors
     /// As [`Block::forward`].

@@ -1,4 +1,4 @@
-//! What a multiway model can do, in everybody's words.
+//! A multiway model behind the traits that all families share.
 
 use candle_core::Tensor;
 
@@ -105,7 +105,7 @@ impl DualEncoder for Multiway {
     }
 }
 
-/// Which branches a pass computes.
+/// The branches that a pass computes.
 enum Asked {
     Apart,
     Fused,

@@ -9,7 +9,7 @@ use crate::models::towers::sizes;
 use crate::models::{Overrides, ShallowAttention};
 use crate::{Error, ModelFault, Result};
 
-/// How positions are told apart.
+/// The form of positions.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Positions {
@@ -44,11 +44,11 @@ pub struct Config {
     pub vocabulary: usize,
     /// Rows of the outer token type table: 2, or 3 for NLVR2.
     pub n_token_types: usize,
-    /// How positions are told apart.
+    /// The form of positions.
     pub positions: Positions,
     /// Whether residual branches have LayerScale.
     pub has_layer_scale: bool,
-    /// Who attends to whom before the fusion start.
+    /// The attention between text and image before the fusion start.
     pub shallow_attention: ShallowAttention,
 }
 
@@ -135,7 +135,7 @@ impl Config {
         Ok(config)
     }
 
-    /// What the weights do not tell of this model, for the file that they go to.
+    /// Facts about this model that the weights do not tell, for the file that they go to.
     #[must_use]
     pub fn record(&self) -> ModelRecord {
         let is_usual = self.shallow_attention == usual_attention(&self.layout);
@@ -162,7 +162,7 @@ impl Config {
 /// Heads of VLMo base_plus: its tensors do not tell, for it has no bias table.
 const BASE_PLUS_HEADS: usize = 16;
 
-/// What the published program of a family and form does.
+/// The attention in the published program of a family and form.
 fn usual_attention(layout: &str) -> ShallowAttention {
     match layout == "vl_merging/ln_specific" || layout.starts_with("vlmo/") {
         true => ShallowAttention::Joint,

@@ -110,7 +110,7 @@ impl Heads {
         })
     }
 
-    /// What a head is made of, which a checkpoint may lack.
+    /// The part of a head, which a checkpoint may lack.
     fn of<'a, T>(&self, head: Head, part: &'a Option<T>) -> crate::Result<&'a T> {
         let prefix = prefixes(head).first().copied().unwrap_or_default();
         self.need(part.as_ref(), head.title(), prefix)
@@ -189,7 +189,7 @@ impl Heads {
         self.of(Head::ImageClasses, &self.image_classes)
     }
 
-    /// What a head gives for rows of hidden states.
+    /// The scores of a head for rows of hidden states.
     ///
     /// # Errors
     /// [`Error::NoHead`], or when the device fails.
@@ -207,7 +207,7 @@ impl Heads {
         })
     }
 
-    /// How many classes a head tells apart.
+    /// The number of classes that a head tells apart.
     ///
     /// # Errors
     /// [`Error::NoHead`].

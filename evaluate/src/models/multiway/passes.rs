@@ -17,7 +17,7 @@ const TEXT: usize = 0;
 /// Token types of the first and of the second image.
 const IMAGES: [usize; 2] = [1, 2];
 
-/// What comes of text and image together.
+/// The states of text and image together.
 #[derive(Clone, Debug)]
 pub struct Joint {
     /// Text tokens after the last norm, `(b, t, d)`.

@@ -30,7 +30,7 @@ pub const GROUPING: Grouping = Grouping {
     ..Grouping::NONE
 };
 
-/// What torchvision's first weights make of a picture: the shorter side to 256, bilinear, and the center of 224.
+/// The pictures of torchvision's first weights: the shorter side to 256, bilinear, and the center of 224.
 const PICTURES: PictureFacts = PictureFacts {
     crop_share: Some(0.875),
     crop: Some(PictureCrop::Center),
@@ -47,7 +47,7 @@ pub struct Config {
     pub n_blocks: [usize; 4],
     /// Channels of the last map.
     pub width: usize,
-    /// What the file that its weights go to says of it.
+    /// Facts about the model for the file that its weights go to.
     pub record: ModelRecord,
     /// Pixels; no tokens.
     pub input: ModelInput,
@@ -157,7 +157,7 @@ impl Blueprint for ResnetBlueprint {
         &GROUPING
     }
 
-    /// How many batches the statistics were taken over.
+    /// Leaves out the number of batches behind the statistics.
     fn leaves_out(&self, name: &str) -> bool {
         name.ends_with(".num_batches_tracked")
     }

@@ -8,7 +8,6 @@ mod blueprint;
 mod named;
 
 use std::cell::RefCell;
-use std::path::PathBuf;
 
 use candle_core::{Result as DeviceResult, Tensor};
 
@@ -17,14 +16,14 @@ pub use blueprint::{Config, FAMILY, GROUPING};
 use block::{Block, Convolved};
 use blueprint::NAME;
 
-use super::apart::{ImageClassifier, project};
+use super::apart::{ImageClassifier, ImageHead};
 use super::{BatchNormed, Head, Model, ModelInput};
 use crate::batch::Images;
 use crate::forward::NamedPasses;
 use crate::nn::{BatchStatistics, Norming, Pass};
 use crate::{Result, Weights};
 
-/// The classifier on what is pooled.
+/// The name of the classifier, which reads the mean of the last map.
 const HEAD: &str = "fc";
 
 /// A residual network.
@@ -33,8 +32,7 @@ pub struct Resnet {
     config: Config,
     stem: Convolved,
     blocks: Vec<Block>,
-    head: Option<ImageClassifier>,
-    file: PathBuf,
+    head: ImageHead,
 }
 
 impl Resnet {
@@ -54,9 +52,8 @@ impl Resnet {
         }
         Ok(Self {
             stem,
-            head: ImageClassifier::load(weights, HEAD, config.width, true)?,
+            head: ImageHead::load(weights, HEAD, config.width, true)?,
             blocks,
-            file: weights.checkpoint().path().to_owned(),
             config,
         })
     }
@@ -73,14 +70,10 @@ impl Resnet {
         Ok(x)
     }
 
+    /// The classifier, the only head that scores.
     fn head(&self, head: Head) -> Result<&ImageClassifier> {
-        match head {
-            Head::ImageClasses => {
-                let missing = || ImageClassifier::missing(&self.file, HEAD);
-                self.head.as_ref().ok_or_else(missing)
-            }
-            _ => Err(self.cannot("score hidden states: it classifies pictures")),
-        }
+        let incapable = || self.cannot("score hidden states: it classifies pictures");
+        self.head.of(head, incapable)
     }
 }
 
@@ -113,10 +106,7 @@ impl Model for Resnet {
     /// The classifier alone has a gram matrix.
     fn pass_images(&self, images: &Images, pass: &Pass<'_>) -> Result<()> {
         let pooled = self.pooled_image(images, pass)?;
-        match &self.head {
-            Some(head) => project(&head.linear, HEAD, &pooled, pass).map(drop),
-            None => Ok(()),
-        }
+        self.head.pass(&pooled, pass)
     }
 
     fn batch_normed(&self) -> Result<&dyn BatchNormed> {

@@ -6,7 +6,7 @@ use crate::forward::{Given, Input, Kind, NamedPass, NamedPasses, PassSpec, Recor
 use crate::models::{Head, Model};
 use crate::nn::Norming;
 
-/// Every pass: what stands for a picture of any size, and the logits of its classes.
+/// Every pass: the last map and the pooled vector of a picture of any size, and the logits of its classes.
 const PASSES: &[PassSpec<Resnet>] = &[PassSpec {
     name: "image",
     inputs: &["pixel_values"],
@@ -46,8 +46,8 @@ fn image(model: &Resnet, given: &Given, out: &Recorder) -> Result<()> {
     out.add("features", &features)?;
     let pooled = pooled(&features)?;
     out.add("pooled", &pooled)?;
-    match model.head {
-        Some(_) => Ok(out.add("logits", &model.score(Head::ImageClasses, &pooled)?)?),
-        None => Ok(()),
+    match model.head.is_there() {
+        true => Ok(out.add("logits", &model.score(Head::ImageClasses, &pooled)?)?),
+        false => Ok(()),
     }
 }

@@ -18,7 +18,7 @@ use super::{Shapes, first, sizes};
 use crate::nn::{Buffers, Mask, PackedPairs, Packing, Pass, unit_length};
 use crate::{Result, Weights};
 
-/// Which BERT it is: they differ in numbers that weights do not tell.
+/// The forms of BERT: they differ in numbers that weights do not tell.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub enum Form {
     /// Google's.
@@ -30,7 +30,7 @@ pub enum Form {
 }
 
 impl Form {
-    /// What every LayerNorm adds to the variance.
+    /// The number that every LayerNorm adds to the variance.
     #[must_use]
     pub fn epsilon(self) -> f64 {
         match self {
@@ -58,7 +58,7 @@ impl Form {
 /// Sizes of a BERT.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Config {
-    /// Which BERT.
+    /// The form.
     pub form: Form,
     /// Number of blocks.
     pub n_blocks: usize,
@@ -261,8 +261,8 @@ impl Bert {
         )
     }
 
-    /// The first token after the last layer: `ids: (b, t) -> (b, d)`. Where nobody looks on and no
-    /// gradient is asked for, the last layer computes that token alone.
+    /// The first token after the last layer: `ids: (b, t) -> (b, d)`. Without a tap and without
+    /// gradients, the last layer computes that token alone.
     ///
     /// # Errors
     /// As [`Bert::tokens`].

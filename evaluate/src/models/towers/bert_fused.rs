@@ -19,21 +19,21 @@ struct Fused {
     dropped: Dropped,
 }
 
-/// What rows see of their own sequence and of another one, as far as they look at it.
+/// The keys that rows see of their own sequence and of another one, as far as they look at it.
 #[derive(Clone)]
 pub(super) struct Looks {
     pub own: Option<Sees>,
     pub other: Option<Sees>,
 }
 
-/// What costs a product to compute again, of all parts.
+/// The parts of all halves that would cost a product to compute again.
 struct Inside {
     own: Option<KeptAttentionHalf>,
     other: Option<KeptCrossHalf>,
     ffn: KeptFfnHalf,
 }
 
-/// What both attentions keep.
+/// The values that both attentions keep.
 type KeptAttentions = (Option<KeptAttentionHalf>, Option<KeptCrossHalf>);
 
 /// Dropout's factors, empty where nothing is left out.
@@ -66,7 +66,7 @@ pub(super) fn record(
     record_on_slices(tape, fused, x, kv)
 }
 
-/// Runs a layer on slices where nobody goes back.
+/// Runs a layer on slices, without gradients.
 pub(super) fn run(
     layer: &Layer,
     x: &Tensor,
@@ -83,7 +83,7 @@ pub(super) fn run(
 }
 
 /// The first token of each text alone after a layer that looks at nothing else, where nothing is left out at
-/// random and nobody goes back: `x: (1, r, d) -> (1, b, d)`.
+/// random and there are no gradients: `x: (1, r, d) -> (1, b, d)`.
 pub(super) fn run_first(
     layer: &Layer,
     x: &Tensor,
@@ -159,12 +159,12 @@ impl Fused {
         })
     }
 
-    /// The attention to the own sequence, and what it sees.
+    /// The attention to the own sequence, and its mask.
     fn own(&self) -> Option<(&Attention, &Sees)> {
         self.layer.attention.as_ref().zip(self.looks.own.as_ref())
     }
 
-    /// The attention to another sequence, what it sees, and its keys and values.
+    /// The attention to another sequence, its mask, and its keys and values.
     fn other(&self) -> Option<(&Attention, &Sees, &Tensor)> {
         let attention = self.layer.crossattention.as_ref()?;
         Some((attention, self.looks.other.as_ref()?, self.kv.as_ref()?))
@@ -178,7 +178,7 @@ impl Fused {
         }
     }
 
-    /// Both attentions: their output, `None` if the layer has neither, and what they keep.
+    /// Both attentions: their output, `None` if the layer has neither, and the values that they keep.
     fn attend(&self, x: &[f32], buffers: &Buffers) -> Result<(Option<Buffer>, KeptAttentions)> {
         let mut middle: Option<Buffer> = None;
         let own = match self.own() {

@@ -21,11 +21,11 @@ pub(in crate::models) struct LayerSizes {
     pub n_heads: usize,
     /// Inner size of the feed-forward network.
     pub ffn_width: usize,
-    /// What every norm adds to the variance.
+    /// The number that every norm adds to the variance.
     pub epsilon: f64,
 }
 
-/// Which sequences the tokens of a layer look at.
+/// The sequences that the tokens of a layer look at.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(in crate::models) enum LooksAt {
     /// Their own.
@@ -36,10 +36,10 @@ pub(in crate::models) enum LooksAt {
     Both,
 }
 
-/// What a layer is called where somebody looks on. Its dropout draws under these names, too.
+/// The names of a layer for a tap. Its dropout draws under these names, too.
 #[derive(Clone, Debug)]
 pub(in crate::models) struct Shown {
-    /// What it puts out: `layer3`.
+    /// The name of its output: `layer3`.
     pub layer: String,
     /// Its attention probabilities: `attn3`.
     pub attn: String,
@@ -47,14 +47,14 @@ pub(in crate::models) struct Shown {
     pub other: &'static str,
 }
 
-/// What the tokens of a layer see.
+/// The sequences and masks of a layer's tokens.
 #[derive(Clone, Copy, Default)]
 pub(in crate::models) struct Sight<'a> {
     /// Of their own sequence.
     pub own: Option<&'a Mask>,
     /// Of another sequence.
     pub other: Option<Other<'a>>,
-    /// Which tokens of their own sequence are real, for those who look on.
+    /// The real tokens of their own sequence, for a tap.
     pub real: Option<&'a Mask>,
 }
 
@@ -63,7 +63,7 @@ pub(in crate::models) struct Sight<'a> {
 pub(in crate::models) struct Other<'a> {
     /// Its keys and values as the layer projects them, `(b, m, 2 d)`: [`Layer::keys_values`].
     pub kv: &'a Tensor,
-    /// What of it is seen; all, if nothing is hidden.
+    /// The mask over it; all is seen, if there is none.
     pub mask: Option<&'a Mask>,
 }
 
@@ -124,7 +124,7 @@ impl OwnedSight {
         }
     }
 
-    /// What rows `x: (b, n, d)` see, beside keys and values `(b, m, 2 d)`.
+    /// The keys that rows `x: (b, n, d)` see, beside keys and values `(b, m, 2 d)`.
     fn looks(self, layer: &Layer, x: &Tensor, kv: Option<&Tensor>) -> Result<Looks> {
         let (batch, queries, _) = x.dims3()?;
         let keys = kv.map(|kv| kv.dim(1)).transpose()?;
@@ -432,7 +432,7 @@ impl Layer {
         self.after_own(&x, sight, dropped, pass)
     }
 
-    /// What comes after attention to the own sequence.
+    /// The part after attention to the own sequence.
     fn after_own(
         &self,
         x: &Tensor,

@@ -6,7 +6,7 @@ use super::bert_fused::{self, Looks};
 use super::bert_layer::Layer;
 use crate::nn::{Buffers, Mask, PackedPairs, Packing, Pass, Sees, is_leaf, is_on_host};
 
-/// What the rows of packed texts see in a layer.
+/// The sequences and masks of the rows of packed texts in a layer.
 #[derive(Clone, Copy, Default)]
 pub(in crate::models) struct PackedSight<'a> {
     /// Of their own text.

@@ -36,7 +36,7 @@ impl Shapes for Checkpoint {
     }
 }
 
-/// Width of a head where nobody says otherwise.
+/// The default width of a head.
 const HEAD_WIDTH: usize = 64;
 
 /// The shape that tells `what`, or an error that says so.
@@ -69,7 +69,7 @@ pub(crate) fn bad(shapes: &dyn Shapes, fault: &str) -> Error {
     })
 }
 
-/// How many blocks there are: the first index whose `name` is missing.
+/// The number of blocks: the first index whose `name` is missing.
 pub(crate) fn count(shapes: &dyn Shapes, name: impl Fn(usize) -> String) -> usize {
     let is_there = |&block: &usize| shapes.shape(&name(block)).is_some();
     (0..).take_while(is_there).count()

@@ -24,7 +24,7 @@ use crate::{Error, ModelFault, Result, Weights};
 /// Sizes of a vision transformer.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Config {
-    /// Whose names and constants.
+    /// The form, which decides names and constants.
     pub form: Form,
     /// Number of blocks.
     pub n_blocks: usize,
@@ -54,9 +54,9 @@ pub struct Config {
     pub has_pre_norm: bool,
     /// Whether a norm comes after the last block.
     pub has_norm: bool,
-    /// What every norm adds to the variance.
+    /// The number that every norm adds to the variance.
     pub epsilon: f64,
-    /// What stands between the two layers of an FFN.
+    /// The function between the two layers of an FFN.
     pub activation: Activation,
 }
 
@@ -198,7 +198,7 @@ struct Attention {
     qkv: Linear,
     proj: Linear,
     n_heads: usize,
-    /// What its layers are called where somebody looks on.
+    /// The names of its layers for a tap.
     names: [String; 2],
 }
 
@@ -510,8 +510,8 @@ impl Vit {
         self.normed(&x, pass)
     }
 
-    /// The class token after the last norm: `(b, 3, s, s) -> (b, d)`. Where nobody looks on and no
-    /// gradient is asked for, the last block computes that token alone.
+    /// The class token after the last norm: `(b, 3, s, s) -> (b, d)`. Without a tap and without
+    /// gradients, the last block computes that token alone.
     ///
     /// # Errors
     /// As [`Vit::tokens`].

@@ -1,8 +1,8 @@
-//! Whose names a vision transformer has, and which numbers its weights do not tell.
+//! The forms of vision transformers: whose names they have, and the numbers that their weights do not tell.
 
 use crate::nn::Activation;
 
-/// Which vision transformer it is.
+/// The forms of vision transformers.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub enum Form {
     /// timm's.
@@ -25,7 +25,7 @@ pub(super) struct Names {
     pub norms: [&'static str; 2],
     /// Packed projections within `attn`: weight and bias.
     pub qkv: [&'static str; 2],
-    /// What their gram matrix is called.
+    /// The name of their gram matrix.
     pub qkv_gram: &'static str,
     pub proj: &'static str,
     pub fc: [&'static str; 2],
@@ -69,7 +69,7 @@ impl Form {
         }
     }
 
-    /// What every LayerNorm adds to the variance.
+    /// The number that every LayerNorm adds to the variance.
     pub(super) fn epsilon(self) -> f64 {
         match self {
             Self::Timm => 1e-6,

@@ -10,11 +10,10 @@ use crate::models::towers::{Shapes, bert, sizes, vit};
 use crate::models::{ModelInput, Overrides};
 use crate::text::{Padding, TextInput, TextRule};
 
-/// What the keys of the image tower begin with. The doubled `model` is a wrapper's and the
-/// library's.
+/// The first part of the image tower's keys. The doubled `model` is a wrapper's and the library's.
 pub(super) const IMAGE: &str = "image_encoder.model.model.";
 
-/// What the keys of the text tower begin with.
+/// The first part of the text tower's keys.
 pub(super) const TEXT: &str = "text_encoder.model.model.";
 
 /// The projections into the joint space.
@@ -35,7 +34,7 @@ pub(super) const BOUNDS: [f64; 2] = [0.001, 0.5];
 /// Tokens of a text, the two special ones counted.
 const TEXT_LEN: usize = 25;
 
-/// What similarities are divided by.
+/// The divisor of similarities.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub enum Temperature {
     /// A parameter of the checkpoint.
@@ -53,7 +52,7 @@ pub struct Config {
     pub text: bert::Config,
     /// Width of the joint space.
     pub joint_width: usize,
-    /// What similarities are divided by.
+    /// The divisor of similarities.
     pub temperature: Temperature,
     /// Pixels and tokens.
     pub input: ModelInput,
@@ -90,7 +89,7 @@ impl Config {
         Ok(config)
     }
 
-    /// The sizes of a checkpoint whose towers have so many heads, 64 wide unless given, and whose
+    /// The sizes of a checkpoint whose towers have the given numbers of heads, 64 wide unless given, and whose
     /// constant temperature, if it learns none, is `temperature`, 0.02 unless given.
     ///
     /// # Errors

@@ -8,8 +8,6 @@ mod blueprint;
 mod config;
 mod named;
 
-use std::path::PathBuf;
-
 use candle_core::{DType, Tensor};
 
 pub use blueprint::{FAMILY, GROUPING};
@@ -18,7 +16,7 @@ pub use config::{Config, Temperature};
 use blueprint::NAME;
 use config::{BOUNDS, IMAGE, PROBE, PROJECTIONS, TEMPERATURE, TEXT};
 
-use super::apart::{self, ImageClassifier, check_branch, finite, for_branches, scalar};
+use super::apart::{self, ImageClassifier, ImageHead, check_branch, finite, for_branches, scalar};
 use super::towers::{Bert, Vit};
 use super::{Branch, DualEncoder, Head, Model, ModelInput, Similarity};
 use crate::batch::{Images, Texts};
@@ -27,10 +25,10 @@ use crate::nn::{Linear, Mask, Pass, unit_length_with};
 use crate::weights::Init;
 use crate::{Result, Weights};
 
-/// What is added to a length before it divides.
+/// The number added to a length before it divides.
 const EPSILON: f64 = 1e-8;
 
-/// Where a fresh temperature starts, as published.
+/// The first value of a fresh temperature, as published.
 const INITIAL_TEMPERATURE: f32 = 0.02;
 
 /// BERT hides padding by the lowest number.
@@ -47,8 +45,7 @@ pub struct TwoTowers {
     /// The divisor itself, where it is learned.
     temperature: Option<Tensor>,
     /// The linear probe on the class token, where one was trained.
-    probe: Option<ImageClassifier>,
-    file: PathBuf,
+    probe: ImageHead,
 }
 
 impl TwoTowers {
@@ -74,8 +71,7 @@ impl TwoTowers {
             image_projection: projection(PROJECTIONS[0], config.image.width)?,
             text_projection: projection(PROJECTIONS[1], config.text.width)?,
             temperature,
-            probe: ImageClassifier::load(weights, PROBE, config.image.width, true)?,
-            file: weights.checkpoint().path().to_owned(),
+            probe: ImageHead::load(weights, PROBE, config.image.width, true)?,
             config,
         })
     }
@@ -110,7 +106,7 @@ impl TwoTowers {
     }
 }
 
-/// What a head would be for.
+/// The task of a head that the model lacks, as a verb phrase.
 fn no_head(head: Head) -> &'static str {
     match head {
         Head::Vqa => "answer questions",
@@ -245,12 +241,6 @@ impl DualEncoder for TwoTowers {
 impl TwoTowers {
     /// The classifier of images, the only head that scores.
     fn probe(&self, head: Head) -> Result<&ImageClassifier> {
-        match head {
-            Head::ImageClasses => {
-                let missing = || ImageClassifier::missing(&self.file, PROBE);
-                self.probe.as_ref().ok_or_else(missing)
-            }
-            _ => Err(self.cannot(no_head(head))),
-        }
+        self.probe.of(head, || self.cannot(no_head(head)))
     }
 }

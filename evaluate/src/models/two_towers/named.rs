@@ -5,6 +5,7 @@ use super::TwoTowers;
 use super::config::PROBE;
 use crate::Result;
 use crate::forward::{Given, Input, Kind, NamedPass, NamedPasses, PassSpec, Recorder, Size};
+use crate::models::apart::class_ids;
 use crate::models::{Branch, DualEncoder, Head, Model};
 use crate::nn::Pass;
 
@@ -51,15 +52,7 @@ impl NamedPasses for TwoTowers {
             input("image_u8", pixels(), Kind::Bytes),
             input("input_ids", tokens(), ids),
             input("attention_mask", tokens(), Kind::Flags),
-            input(
-                "label",
-                vec![Size::Any("b")],
-                Kind::Ids {
-                    below: self
-                        .n_classes(Head::ImageClasses)
-                        .unwrap_or(usize::MAX >> 1),
-                },
-            ),
+            input("label", vec![Size::Any("b")], class_ids(self)),
         ]
     }
 

@@ -1,8 +1,7 @@
 //! Sizes of a classifier, read off a checkpoint, and what its configuration says.
 
 use merge::layouts::{
-    ClipActivation, ModelRecord, PictureCrop, PictureFacts, PictureFilter, RecordFamily, VitFacts,
-    VitPool,
+    ModelRecord, PictureCrop, PictureFacts, PictureFilter, RecordFamily, VitFacts, VitPool,
 };
 use merge::{Checkpoint, Layout, layouts};
 
@@ -11,7 +10,6 @@ use crate::images::{Filter, ImageInput, Passes, Resize};
 use crate::models::settings::{agreed, normalize};
 use crate::models::towers::{Shapes, sizes, vit};
 use crate::models::{ModelInput, Overrides};
-use crate::nn::Activation;
 use crate::text::TextInput;
 use crate::{Error, ModelFault, Result};
 
@@ -20,11 +18,11 @@ use crate::{Error, ModelFault, Result};
 pub struct Config {
     /// The transformer.
     pub tower: vit::Config,
-    /// What stands for a picture.
+    /// The pooling of a picture's tokens.
     pub pool: VitPool,
-    /// Whether what is pooled goes through a norm.
+    /// Whether pooled tokens go through a norm.
     pub has_pooled_norm: bool,
-    /// What the file that its weights go to says of it.
+    /// Facts about the model for the file that its weights go to.
     pub record: ModelRecord,
     /// Pixels; no tokens.
     pub input: ModelInput,
@@ -67,11 +65,7 @@ impl Config {
         let tower = vit::Config::read_timm(checkpoint, heads, side)?;
         let tower = vit::Config {
             epsilon: facts.epsilon.unwrap_or(tower.epsilon),
-            activation: match activation {
-                ClipActivation::QuickGelu => Activation::QuickGelu,
-                ClipActivation::Gelu => Activation::Gelu,
-                ClipActivation::GeluTanh => Activation::GeluTanh,
-            },
+            activation: activation.into(),
             ..tower
         };
         if has_pooled_norm == tower.has_norm {
@@ -151,7 +145,7 @@ fn unknown(checkpoint: &Checkpoint, what: &'static str) -> Error {
     })
 }
 
-/// What timm makes of a picture: a side of `side / share` pixels, cut towards zero, then the center.
+/// timm's picture input: a side of `side / share` pixels, cut towards zero, then the center.
 ///
 /// # Errors
 /// [`ModelFault::UnknownSize`] where the configuration says a way that is not known, and [`ModelFault::BadSize`].

@@ -8,8 +8,6 @@ mod blueprint;
 mod config;
 mod named;
 
-use std::path::PathBuf;
-
 use candle_core::Tensor;
 use merge::layouts::VitPool;
 
@@ -19,7 +17,7 @@ pub(super) use config::image_input;
 
 use blueprint::NAME;
 
-use super::apart::{ImageClassifier, project};
+use super::apart::{ImageClassifier, ImageHead};
 use super::towers::Vit;
 use super::{Head, Model, ModelInput};
 use crate::batch::Images;
@@ -27,10 +25,10 @@ use crate::forward::NamedPasses;
 use crate::nn::{LayerNorm, Pass};
 use crate::{Result, Weights};
 
-/// The classifier on what is pooled.
+/// The name of the classifier, which reads pooled tokens.
 const HEAD: &str = "head";
 
-/// The norm of what is pooled.
+/// The name of the norm of pooled tokens.
 const POOLED_NORM: &str = "fc_norm";
 
 /// A classifier.
@@ -39,8 +37,7 @@ pub struct VitClassifier {
     config: Config,
     tower: Vit,
     pooled_norm: Option<LayerNorm>,
-    head: Option<ImageClassifier>,
-    file: PathBuf,
+    head: ImageHead,
 }
 
 impl VitClassifier {
@@ -54,8 +51,7 @@ impl VitClassifier {
         Ok(Self {
             tower: Vit::load(weights, "", config.tower.clone())?,
             pooled_norm: config.has_pooled_norm.then(norm).transpose()?,
-            head: ImageClassifier::load(weights, HEAD, width, true)?,
-            file: weights.checkpoint().path().to_owned(),
+            head: ImageHead::load(weights, HEAD, width, true)?,
             config,
         })
     }
@@ -68,13 +64,8 @@ impl VitClassifier {
 
     /// The classifier, the only head that scores.
     fn head(&self, head: Head) -> Result<&ImageClassifier> {
-        match head {
-            Head::ImageClasses => {
-                let missing = || ImageClassifier::missing(&self.file, HEAD);
-                self.head.as_ref().ok_or_else(missing)
-            }
-            _ => Err(self.cannot("score hidden states: it classifies pictures")),
-        }
+        let incapable = || self.cannot("score hidden states: it classifies pictures");
+        self.head.of(head, incapable)
     }
 }
 
@@ -118,10 +109,7 @@ impl Model for VitClassifier {
     /// The classifier has a gram matrix too.
     fn pass_images(&self, images: &Images, pass: &Pass<'_>) -> Result<()> {
         let pooled = self.pooled_image(images, pass)?;
-        match &self.head {
-            Some(head) => project(&head.linear, HEAD, &pooled, pass).map(drop),
-            None => Ok(()),
-        }
+        self.head.pass(&pooled, pass)
     }
 
     fn named_passes(&self) -> Result<&dyn NamedPasses> {

@@ -3,9 +3,10 @@
 use super::VitClassifier;
 use crate::Result;
 use crate::forward::{Given, Input, Kind, NamedPass, NamedPasses, PassSpec, Recorder, Size};
+use crate::models::apart::class_ids;
 use crate::models::{Head, Model};
 
-/// Every pass: a picture's tokens, what stands for it, and the logits of its classes.
+/// Every pass: a picture's tokens, its pooled vector, and the logits of its classes.
 const PASSES: &[PassSpec<VitClassifier>] = &[PassSpec {
     name: "image",
     inputs: &["pixel_values"],
@@ -17,15 +18,11 @@ impl NamedPasses for VitClassifier {
     fn inputs(&self) -> Vec<Input> {
         let side = Size::Exactly(self.input().image.side);
         let pixels = || vec![Size::Any("b"), Size::Exactly(3), side, side];
-        let below = self.n_classes(Head::ImageClasses);
-        let classes = Kind::Ids {
-            below: below.unwrap_or(usize::MAX >> 1),
-        };
         let input = |name, shape, kind| Input { name, shape, kind };
         vec![
             input("pixel_values", pixels(), Kind::Floats),
             input("image_u8", pixels(), Kind::Bytes),
-            input("label", vec![Size::Any("b")], classes),
+            input("label", vec![Size::Any("b")], class_ids(self)),
         ]
     }
 
@@ -42,8 +39,8 @@ fn image(model: &VitClassifier, given: &Given, out: &Recorder) -> Result<()> {
     )?;
     let pooled = model.pooled_image(&images, &crate::nn::Pass::new())?;
     out.add("pooled", &pooled)?;
-    match model.head {
-        Some(_) => Ok(out.add("logits", &model.score(Head::ImageClasses, &pooled)?)?),
-        None => Ok(()),
+    match model.head.is_there() {
+        true => Ok(out.add("logits", &model.score(Head::ImageClasses, &pooled)?)?),
+        false => Ok(()),
     }
 }

@@ -14,7 +14,7 @@ use super::sequences::{Place, Sizes};
 /// Groups of sequences over which the gradient of the bias is summed, whatever the threads.
 const SUM_PARTS: usize = 8;
 
-/// What is done to scores and shares. Empty slices do nothing.
+/// The numbers added to scores and multiplied with shares. Empty slices do nothing.
 #[derive(Clone, Copy, Default)]
 pub struct Added<'a> {
     /// `(h, keys, keys)`, of which the first queries have their rows; of sequences of one length alone.
@@ -70,7 +70,7 @@ struct Part<'a> {
     data: &'a [f32],
     /// Numbers from one row to the next.
     stride: usize,
-    /// Where the part begins in a row.
+    /// The offset of the part in a row.
     first: usize,
 }
 
@@ -306,7 +306,7 @@ fn n_rows(places: &[Place], rows: impl Fn(&Place) -> &Range<usize>) -> usize {
     places.iter().map(|place| rows(place).len()).sum()
 }
 
-/// Where the gradients of a group of sequences go.
+/// The target of the gradients of a group of sequences.
 enum By<'a> {
     /// `(b, n, 3 d)`.
     Packed(&'a mut [f32]),
@@ -315,8 +315,8 @@ enum By<'a> {
 }
 
 impl By<'_> {
-    /// Where queries (0), keys (1) or values (2) of a sequence begin, their stride and their rows. The
-    /// group begins with the sequence `first`.
+    /// The offset of queries (0), keys (1) or values (2) of a sequence, their stride and their rows. The group begins
+    /// with the sequence `first`.
     fn part(
         &mut self,
         which: usize,

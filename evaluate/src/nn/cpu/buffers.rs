@@ -21,7 +21,7 @@ const MAX_AGE: u64 = 24;
 struct State {
     /// Those given back longest ago first, each with how many came back before it.
     unused: Vec<(u64, Numbers)>,
-    /// How many came back.
+    /// The number of buffers that came back.
     n_given: u64,
     /// Elements of `unused`.
     n_unused: usize,

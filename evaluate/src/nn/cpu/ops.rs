@@ -147,7 +147,7 @@ impl CustomOp3 for LayerNorm {
     }
 }
 
-/// What stands between the two layers of a feed-forward network.
+/// The function between the two layers of a feed-forward network.
 pub struct Activate(pub Activation);
 
 impl CustomOp1 for Activate {
@@ -169,7 +169,7 @@ impl CustomOp1 for Activate {
 /// Attention: packed `qkv: (b, n, 3 d)`, bias `(h, n, n)` or empty, mask `(b, n)`, `(b, queries, n)` or empty.
 pub struct Attention {
     pub heads: usize,
-    /// How many tokens ask, from the first on. A gradient needs all to.
+    /// The number of tokens that ask, from the first on. A gradient needs all to.
     pub queries: usize,
 }
 

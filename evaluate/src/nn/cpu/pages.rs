@@ -1,4 +1,4 @@
-//! Memory of numbers that is the system's again once nobody holds it.
+//! Memory of numbers that goes back to the system with its last owner.
 
 use memmap2::MmapMut;
 
@@ -38,7 +38,7 @@ impl Numbers {
         }
     }
 
-    /// How many they are.
+    /// The number of elements.
     pub(super) fn len(&self) -> usize {
         self.values().len()
     }

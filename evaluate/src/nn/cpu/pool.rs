@@ -31,7 +31,7 @@ fn stay_awake<'scope>(scope: &Scope<'scope>, is_done: &'scope AtomicBool) {
     scope.spawn(|scope| stay_awake(scope, is_done));
 }
 
-/// Sets a flag at its end, be it a panic's.
+/// Sets a flag when it is dropped, after a panic, too.
 struct SetAtEnd<'a>(&'a AtomicBool);
 
 impl Drop for SetAtEnd<'_> {

@@ -2,7 +2,7 @@
 
 use std::ops::Range;
 
-/// Which rows are those of a sequence, where sequences stand one after the other.
+/// The rows of each sequence, where sequences stand one after the other.
 #[derive(Clone, Copy, Debug)]
 pub enum Spans<'a> {
     /// So many of each.
@@ -22,7 +22,7 @@ impl Spans<'_> {
         }
     }
 
-    /// Rows of the longest of so many sequences.
+    /// The number of rows of the longest of `batch` sequences.
     fn longest(self, batch: usize) -> usize {
         let lengths = (0..batch).map(|sequence| self.of(sequence).len());
         lengths.max().unwrap_or_default()
@@ -44,7 +44,7 @@ pub struct Sizes<'a> {
     pub head_width: usize,
 }
 
-/// Where the numbers of one sequence are.
+/// The place of one sequence's numbers.
 #[derive(Clone, Debug)]
 pub(super) struct Place {
     /// Its rows that ask.

@@ -13,7 +13,7 @@ const ROWS_PER_TASK: usize = 64;
 /// Parts that a sum over rows is split into, whatever the number of threads.
 const SUM_PARTS: usize = 8;
 
-/// What follows a linear layer in the same pass over its result.
+/// The step after a linear layer in the same pass over its result.
 #[derive(Clone, Copy)]
 pub enum Then<'a> {
     /// Nothing.
@@ -28,7 +28,7 @@ pub enum Then<'a> {
     },
 }
 
-/// Factors of whole sequences, each of so many rows.
+/// Factors of whole sequences, all of one length.
 #[derive(Clone, Copy)]
 pub struct Keep<'a> {
     /// One per sequence.

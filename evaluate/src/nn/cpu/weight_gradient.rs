@@ -111,9 +111,9 @@ pub fn bias(g_t: &[f32], n: usize) -> Vec<f32> {
     .collect()
 }
 
-/// What follows from `unscaled = (keep g)ᵀ x: (n, k)` where `scale ∘ (x Wᵀ + b)` is added to a sum:
-/// each row's product with the weight's, for the gradient by the scale, is given; times the scale
-/// the row is added to `sum`, or stays in its place where there is no sum.
+/// Completes a gradient from `unscaled = (keep g)ᵀ x: (n, k)` where `scale ∘ (x Wᵀ + b)` is added to a sum. It returns
+/// each row's product with the weight's, for the gradient by the scale; it adds the row times the scale to `sum`, or
+/// leaves it in its place where there is no sum.
 ///
 /// So the gradient by the scale, `Σ keep g (x Wᵀ + b)`, needs no output of the layer.
 pub fn scale_rows(

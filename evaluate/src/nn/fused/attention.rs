@@ -145,7 +145,7 @@ pub(crate) struct AttentionBranch<'a> {
     pub tokens: usize,
 }
 
-/// What the backward pass wants.
+/// The values that the backward pass needs.
 pub(crate) struct KeptAttention {
     /// Queries, keys and values: `(b, n, 3 d)`.
     qkv: Buffer,
@@ -187,7 +187,7 @@ impl<'a> AttentionBranch<'a> {
         self_attention(self.batch, self.tokens, self.attention.heads, width)
     }
 
-    /// Where the tokens of each norm stand in `(b, n, d)`.
+    /// The places of each norm's tokens in `(b, n, d)`.
     fn stretches(&self, width: usize) -> Vec<(&'a LayerNorm, std::ops::Range<usize>)> {
         if let [(norm, _)] = self.norms[..] {
             return vec![(norm, 0..self.batch * self.tokens * width)];
@@ -224,7 +224,7 @@ impl<'a> AttentionBranch<'a> {
         Ok(KeptAttention { qkv })
     }
 
-    /// What stands before the projection, `(b, n, d)`, from `qkv: (b, n, 3 d)`.
+    /// The mixed values before the projection, `(b, n, d)`, from `qkv: (b, n, 3 d)`.
     fn mixed(&self, qkv: &[f32], width: usize, buffers: &Buffers) -> Result<Buffer> {
         let mut mixed = buffers.take(qkv.len() / 3);
         let (added, sizes) = (HostAdded::of(self.attended)?, self.sizes(width));

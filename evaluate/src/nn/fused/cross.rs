@@ -20,7 +20,7 @@ pub(crate) struct CrossHalf<'a> {
     pub norm: &'a LayerNorm,
     /// Keys and values of the other sequence side by side, `(b, m, 2 d)`.
     pub kv: &'a [f32],
-    /// What of it is seen.
+    /// The mask over it.
     pub sees: &'a Sees,
     /// Dropout's factors of the shares, `(b, h, n, m)`, or nothing.
     pub keep_shares: &'a [f32],
@@ -28,7 +28,7 @@ pub(crate) struct CrossHalf<'a> {
     pub keep_output: &'a [f32],
 }
 
-/// What the backward pass of a cross half wants.
+/// The values that the backward pass of a cross half needs.
 pub(crate) struct KeptCrossHalf {
     /// Queries, `(b, n, d)`.
     q: Buffer,

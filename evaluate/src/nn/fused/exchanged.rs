@@ -23,7 +23,7 @@ fn rank_of(expert: usize, n_experts: usize, n_ranks: usize) -> usize {
     expert * n_ranks / n_experts.max(1)
 }
 
-/// What an own expert keeps for its backward pass.
+/// The values that an own expert keeps for its backward pass.
 enum Kept {
     /// Nobody chose it.
     Nothing,
@@ -83,7 +83,7 @@ impl ExchangedExperts {
         Ok(received.iter().map(|bytes| floats(bytes)).collect())
     }
 
-    /// How many rows each rank sends to each own expert.
+    /// The number of rows that each rank sends to each own expert.
     fn counts(&self) -> Result<Vec<Vec<usize>>> {
         let mut messages = vec![Vec::new(); self.ranks.size()];
         for (expert, taken) in self.routed.taken.iter().enumerate() {
@@ -206,7 +206,7 @@ impl Run {
         Ok(parts)
     }
 
-    /// What each rank gets of answers of `width` numbers a row, by own expert.
+    /// The answers of `width` numbers a row for each rank, by own expert.
     fn replies(&self, answers: &[Vec<f32>], width: usize) -> Vec<Vec<f32>> {
         let mut replies = vec![Vec::new(); self.experts.ranks.size()];
         for (answers, counts) in answers.iter().zip(&self.counts) {

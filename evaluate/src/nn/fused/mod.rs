@@ -70,7 +70,7 @@ fn self_attention(batch: usize, tokens: usize, heads: usize, width: usize) -> Si
     }
 }
 
-/// What a mask adds to scores, `(b, m)` or `(b, n, m)`.
+/// The numbers that a mask adds to scores, `(b, m)` or `(b, n, m)`.
 fn hidden(mask: Option<&Mask>) -> Result<Option<Host<'_>>> {
     match mask {
         None => Ok(None),

@@ -25,7 +25,7 @@ pub(crate) struct Separate<'a> {
 pub(crate) struct AttentionHalf<'a> {
     pub attention: Separate<'a>,
     pub norm: &'a LayerNorm,
-    /// What tokens see.
+    /// The mask over tokens.
     pub sees: &'a Sees,
     /// Dropout's factors of the shares, `(b, h, n, n)`, or nothing.
     pub keep_shares: &'a [f32],
@@ -44,7 +44,7 @@ pub(crate) struct FfnHalf<'a> {
     pub keep_output: &'a [f32],
 }
 
-/// What the backward pass of an attention half wants.
+/// The values that the backward pass of an attention half needs.
 pub(crate) struct KeptAttentionHalf {
     /// Queries, keys and values, `(b, n, 3 d)`.
     qkv: Buffer,
@@ -52,7 +52,7 @@ pub(crate) struct KeptAttentionHalf {
     sum: Buffer,
 }
 
-/// What the backward pass of an FFN half wants.
+/// The values that the backward pass of an FFN half needs.
 pub(crate) struct KeptFfnHalf {
     /// Before the activation, `(m, f)`.
     before: Buffer,

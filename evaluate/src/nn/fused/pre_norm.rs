@@ -9,7 +9,7 @@ use crate::nn::cpu::host::{Host, host_values};
 use crate::nn::cpu::slices::Keep;
 use crate::nn::{Bias, Buffer, Buffers, Gradients, LayerNorm, Mask, Mlp, Tape};
 
-/// A block, and what it is run with.
+/// A block, and the settings of its pass.
 pub(crate) struct PreNormBlock {
     /// Norms before attention, and how many tokens of a sequence each serves, one after the other.
     pub norms: Vec<(LayerNorm, usize)>,
@@ -36,7 +36,7 @@ pub(crate) struct Network {
     pub keep: Option<Tensor>,
 }
 
-/// What costs a product to compute again.
+/// The values that would cost a product to compute again.
 pub(crate) struct Inside {
     attention: KeptAttention,
     /// Between the two branches, `(b, n, d)`.
@@ -192,7 +192,7 @@ impl OnSlices for PreNormBlock {
     }
 }
 
-/// Where the tokens of a network stand in `(b, n, d)`.
+/// The places of a network's tokens in `(b, n, d)`.
 #[derive(Clone, Copy)]
 struct Rows {
     /// First element in a sequence.

@@ -8,7 +8,7 @@ use crate::nn::{Buffers, Gradients, Recorded, Tape};
 
 /// A block whose forward and backward passes are scheduled by hand.
 pub(crate) trait OnSlices: Send + Sync {
-    /// What the backward pass needs, and what costs a product to compute again.
+    /// The values that the backward pass needs, and those that would cost a product to compute again.
     type Inside: Send;
 
     /// `x: (b, n, d)` to `out: (b, n, d)`.

@@ -14,7 +14,7 @@ use crate::nn::{Buffer, Buffers, Gradients, Mlp, Tape};
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct Taken {
     pub row: usize,
-    /// Which of the row's choices this is.
+    /// The number of this choice among the row's.
     pub choice: usize,
 }
 
@@ -44,7 +44,7 @@ impl RoutedExperts {
         record_on_slices(tape, own, x, Some(&weights))
     }
 
-    /// Runs them on `x: (rows, d)` where nobody goes back; `None` where they cannot run on slices, or something is to be
+    /// Runs them on `x: (rows, d)` without gradients; `None` where they cannot run on slices, or something is to be
     /// learned.
     pub fn run(self, x: &Tensor) -> Result<Option<Tensor>> {
         let tensors = || {
@@ -103,7 +103,7 @@ fn gather(x: &[f32], taken: &[Taken], width: usize, buffers: &Buffers) -> Buffer
     part
 }
 
-/// What an expert answers to rows: its inner numbers before the activation, and the answers.
+/// An expert's answers to rows, and its inner numbers before the activation.
 pub(super) fn answer(expert: &Mlp, part: &[f32], buffers: &Buffers) -> Result<[Buffer; 2]> {
     let before = output(expert.fc1(), part, buffers)?;
     let mut after = buffers.take(before.len());
@@ -149,7 +149,7 @@ pub(super) fn learn(
     Ok((input_gradient(fc1, &by_inner, buffers)?, by_weights))
 }
 
-/// Gives an expert that nobody chose a gradient of zeros, so that its weights decay.
+/// Gives an expert that no token chose a gradient of zeros, so that its weights decay.
 pub(super) fn learn_nothing(expert: &Mlp, gradients: &mut Gradients) -> Result<()> {
     for weight in expert.weights() {
         if gradients.host(weight).is_none() {

@@ -1,4 +1,4 @@
-//! Which rows a half works on, and what they see.
+//! The rows that each half works on, and the rows that they see.
 
 use candle_core::Result;
 
@@ -9,7 +9,7 @@ use crate::nn::cpu::sequences::{Sizes, Spans};
 use crate::nn::packing::PackedPairs;
 use crate::nn::{Dropping, Mask};
 
-/// What the rows of a half see.
+/// The rows that the rows of a half see.
 #[derive(Clone, Debug)]
 pub(crate) enum Sees {
     /// Sequences of one length, padding and all.
@@ -20,14 +20,14 @@ pub(crate) enum Sees {
         queries: usize,
         /// Tokens that each of them asks.
         keys: usize,
-        /// What is hidden: padding, or a choice for each pair.
+        /// The hidden keys: padding, or a choice for each pair.
         mask: Option<Mask>,
     },
     /// Texts without their padding.
     Packed(PackedPairs),
 }
 
-/// What is added to scores.
+/// The numbers added to scores.
 pub(super) enum Hidden<'a> {
     Padded(Option<Host<'a>>),
     Packed(&'a [f32]),

@@ -1,4 +1,4 @@
-//! Experts that answer a few rows each where nobody goes back, each on a thread of its own.
+//! Experts that answer a few rows each in passes without gradients, each on a thread of its own.
 
 use candle_core::{Result, Tensor};
 use faer::MatRef;
@@ -60,7 +60,7 @@ pub(super) fn serve(
     Ok(())
 }
 
-/// How many of the next experts answer at a time.
+/// The number of the next experts that answer at a time.
 fn wave(rest: &[Serving<'_>], width: usize) -> usize {
     let mut n_numbers = 0;
     let fitting = rest.iter().take_while(|(_, taken)| {
@@ -70,7 +70,7 @@ fn wave(rest: &[Serving<'_>], width: usize) -> usize {
     fitting.count().max(1)
 }
 
-/// What an expert answers to the rows that it serves, `(rows, d)`.
+/// The answers of an expert to the rows that it serves, `(rows, d)`.
 fn answer(
     (expert, taken): Serving<'_>,
     x: &[f32],

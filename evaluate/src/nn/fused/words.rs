@@ -56,7 +56,7 @@ impl WordHead {
         })
     }
 
-    /// What stands before GELU, the sum of the losses, and how many rows are guessed right.
+    /// The numbers before GELU, the sum of the losses, and the number of rows guessed right.
     fn judge(
         &self,
         x: &Tensor,

@@ -11,9 +11,9 @@ use crate::tasks::TaskSpec;
 /// A table: methods down, numbers across.
 #[derive(Clone, Debug, Default, PartialEq)]
 pub struct Grid {
-    /// What stands in each column.
+    /// The columns.
     pub columns: Vec<Column>,
-    /// Ours first, then what others published.
+    /// Ours first, then published ones.
     pub rows: Vec<Row>,
 }
 
@@ -26,7 +26,7 @@ pub struct Column {
     pub name: String,
     /// The number, for people.
     pub title: String,
-    /// What it is measured in.
+    /// The unit of its numbers.
     pub unit: Unit,
     /// Whether more is better.
     pub higher_is_better: bool,
@@ -37,13 +37,13 @@ pub struct Column {
 pub struct Row {
     /// Its name.
     pub name: String,
-    /// Whose numbers these are.
+    /// The kind of the row: ours, or published.
     pub kind: RowKind,
     /// One per column.
     pub cells: Vec<Cell>,
 }
 
-/// Whose numbers a row holds.
+/// The kind of a row.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum RowKind {
     /// Ours.
@@ -53,9 +53,9 @@ pub enum RowKind {
     },
     /// Those of others.
     Published {
-        /// How well they are known.
+        /// The certainty of its numbers.
         status: Status,
-        /// Where they were read.
+        /// The place where they were read.
         source: String,
     },
 }
@@ -68,7 +68,7 @@ impl Row {
     }
 }
 
-/// What stands in a place of a table.
+/// The content of a place in a table.
 #[derive(Clone, Debug, PartialEq)]
 pub enum Cell {
     /// This was not measured or not published.
@@ -88,13 +88,13 @@ pub enum Cell {
 pub struct Number {
     /// In `unit`.
     pub value: f64,
-    /// What it is measured in.
+    /// The unit.
     pub unit: Unit,
     /// Of 95%.
     pub interval: Option<Interval>,
-    /// How far it lies above that of the reference.
+    /// Its difference from the reference.
     pub difference: Option<f64>,
-    /// How surprising the difference is; two-sided.
+    /// The probability of such a difference if there were none; two-sided.
     pub p: Option<f64>,
     /// Whether it is the best of ours in its column; never if none is worse.
     pub is_best: bool,
@@ -159,7 +159,7 @@ impl Cell {
 }
 
 impl Column {
-    /// What its values are written in.
+    /// The unit of its values, for headings.
     #[must_use]
     pub fn unit_text(&self) -> &'static str {
         labels::unit(self.unit)

@@ -13,7 +13,7 @@ use super::sweeps::{self, Sweep};
 pub struct Group {
     /// Task, data set and split, for people.
     pub title: String,
-    /// How many of what there were, for people.
+    /// The numbers of judged items and of all items, for people.
     pub counts: String,
     /// `retrieval`, `vqa`, `nlvr2`.
     pub task: String,
@@ -23,13 +23,13 @@ pub struct Group {
     pub breakdown: Option<Grid>,
     /// Sweeps on these data.
     pub sweeps: Vec<Sweep>,
-    /// Queries with what was retrieved for them: the row's name and the examples.
+    /// Queries with the retrieved items: the row's name and the examples.
     pub examples: Vec<(String, Vec<Example>)>,
-    /// What must be said of the numbers.
+    /// Remarks on the numbers.
     pub remarks: Vec<String>,
 }
 
-/// What results must share to stand in one table.
+/// The facts that results must share to stand in one table.
 pub fn key(result: &TaskResult) -> String {
     let labels = ["annotations", "labels"].map(|name| match result.dataset {
         None => result.settings.get(name).map(ToString::to_string),
@@ -187,7 +187,7 @@ fn candidates_remarks(members: &[&Placed]) -> Vec<String> {
     )
 }
 
-/// How many of each were ranked once more, and how the others stand.
+/// Remarks on the number of items ranked once more, and on the order of the others.
 fn rerank_remarks(members: &[&Placed]) -> Vec<String> {
     remarks_on(["rerank", "rerank_rest"], members, |names, [k, rest]| {
         let others = match rest {

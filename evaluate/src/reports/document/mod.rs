@@ -1,4 +1,4 @@
-//! What several files say, joined: methods down, numbers across.
+//! Joins the results of several files: methods down, numbers across.
 //!
 //! Results stand in one table only if they can be compared: same task, data set and split, same
 //! counts, and for files of predictions the same file of labels. Of a sweep the tables show the best
@@ -20,12 +20,12 @@ use super::published::Published;
 use super::scoreboard::Scoreboard;
 use super::{Course, Difference, Report, TaskResult, labels};
 
-/// A file and what it is called.
+/// A file and its name.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Input {
     /// The name of the file, for people.
     pub label: String,
-    /// What it holds.
+    /// Its contents.
     pub source: Source,
 }
 
@@ -40,22 +40,22 @@ pub struct Document {
     pub scoreboard: Option<Scoreboard>,
     /// Results that can be compared with each other.
     pub groups: Vec<Group>,
-    /// How far apart weights are: name of the file and content.
+    /// Distances of weights: name of the file and content.
     pub distances: Vec<(String, DistanceReport)>,
-    /// How training runs went.
+    /// The courses of training runs.
     pub courses: Vec<Course>,
     /// Numbers of several models along one axis, under a heading.
     pub charts: Vec<(String, Vec<Chart>)>,
     /// All results, in the order of the files.
     pub results: Vec<Placed>,
-    /// What must be said of the tables as a whole.
+    /// Remarks on the tables as a whole.
     pub remarks: Vec<String>,
 }
 
 /// A number of several models along one axis.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Chart {
-    /// What the axis is.
+    /// The parameter of the axis.
     pub parameter: String,
     /// The models by their names; their numbers have one title and one unit.
     pub lines: Vec<(String, Curve)>,
@@ -66,13 +66,13 @@ pub struct Chart {
 pub struct Placed {
     /// The file that it comes from.
     pub label: String,
-    /// What its row is called: its name, with the file where two would be called the same.
+    /// The name of its row: its own, with the file where two would be called the same.
     pub name: String,
     /// The result.
     pub result: TaskResult,
     /// Whether others of its file were compared with it.
     pub is_reference: bool,
-    /// How it differs from another, where that was tested: the name of that row and the numbers.
+    /// Its tested difference from another: the name of that row and the numbers.
     pub against: Option<(String, Vec<Difference>)>,
 }
 

@@ -20,7 +20,7 @@ pub struct Sweep {
     pub curves: Vec<Curve>,
     /// All numbers of all points, in the order of the parameter.
     pub grid: Grid,
-    /// What is published of such sweeps.
+    /// Published remarks on such sweeps.
     pub remarks: Vec<String>,
 }
 
@@ -31,7 +31,7 @@ pub struct Curve {
     pub name: String,
     /// The number, for people.
     pub title: String,
-    /// What it is measured in.
+    /// The unit of its values.
     pub unit: Unit,
     /// Whether more is better.
     pub higher_is_better: bool,

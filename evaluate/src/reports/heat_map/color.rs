@@ -5,7 +5,7 @@ use std::fmt::Write;
 /// Steps of the scale. The values are printed in the cells, so few steps lose nothing.
 pub const STEPS: usize = 16;
 
-/// What the reader prefers.
+/// The reader's preference.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Theme {
     Light,

@@ -23,12 +23,12 @@ const MIN_WIDTH: usize = 400;
 const CHARACTER_WIDTH: usize = 610;
 const FONTS: &str = "system-ui,-apple-system,'Segoe UI',Roboto,'DejaVu Sans',sans-serif";
 
-/// What is drawn.
+/// The cells of a heat map and the words around them.
 #[derive(Clone, Debug, PartialEq)]
 pub struct HeatMap {
-    /// What the picture shows, in a few words.
+    /// The title, in a few words.
     pub title: String,
-    /// What a reader must know, one paragraph each.
+    /// Notes for the reader, one paragraph each.
     pub notes: Vec<String>,
     /// Names of the columns; a dot breaks the line.
     pub columns: Vec<String>,
@@ -41,7 +41,7 @@ pub struct HeatMap {
 /// One grid.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Panel {
-    /// Who is compared.
+    /// The compared sides.
     pub title: String,
     /// Name of the row, and a cell per column.
     pub rows: Vec<(String, Vec<Cell>)>,

@@ -26,7 +26,7 @@ pub struct Scoreboard {
     pub baseline: String,
     /// First the pretrained model, then the models that were merged, then the merges.
     pub rows: Vec<ScoreRow>,
-    /// What must be said of the table as a whole.
+    /// Notes on the table as a whole.
     pub notes: Vec<String>,
 }
 
@@ -35,7 +35,7 @@ pub struct Scoreboard {
 pub struct ScoreRow {
     /// Its name.
     pub name: String,
-    /// What it is.
+    /// The kind of the row.
     pub kind: RowKind,
     /// Parameters of its merge, for people.
     pub parameters: String,
@@ -45,11 +45,11 @@ pub struct ScoreRow {
     pub mean: Score,
     /// The mean over tasks of its accuracy over that of the task's own model; none where one of these is never right.
     pub normalized_mean: Option<Score>,
-    /// What the merge costs.
+    /// The cost of the merge.
     pub cost: Option<MergeCost>,
 }
 
-/// What a row is.
+/// The kind of a row.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum RowKind {
@@ -70,31 +70,31 @@ pub struct Score {
     pub value: f64,
     /// Of 95%, by the bootstrap over pictures.
     pub interval: Option<Interval>,
-    /// How it differs from that of the baseline, of merges but the baseline itself.
+    /// Its difference from the baseline, of merges but the baseline itself.
     pub against: Option<Against>,
 }
 
 /// A difference to the baseline on the same draws.
 #[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
 pub struct Against {
-    /// How far it lies above.
+    /// The difference.
     pub difference: f64,
     /// Of 95%.
     pub interval: Interval,
-    /// How surprising it would be if there were none; two-sided, by the paired bootstrap.
+    /// The probability of such a difference if there were none; two-sided, by the paired bootstrap.
     pub p: f64,
     /// The same, corrected by Holm's procedure: of means for all merges, of single tasks for all merges and tasks.
     pub p_holm: f64,
 }
 
-/// What a merge costs.
+/// The cost of a merge.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct MergeCost {
     /// Seconds of processors, of merging alone: statistics of data count, training and measuring do not.
     pub processor_seconds: Option<f64>,
     /// The most memory that any of its processes holds.
     pub peak_bytes: Option<u64>,
-    /// What data it takes beside the models.
+    /// The data that it takes beside the models.
     pub data: String,
 }
 
@@ -119,7 +119,7 @@ impl Scoreboard {
         corrected(self.rows.iter_mut().flat_map(|row| &mut row.scores));
     }
 
-    /// How many merges are tested.
+    /// The number of tested merges.
     #[must_use]
     pub fn n_tested(&self) -> usize {
         let tested = self.rows.iter().filter(|row| row.mean.against.is_some());

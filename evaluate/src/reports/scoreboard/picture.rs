@@ -103,7 +103,7 @@ fn said(score: &Score) -> String {
     }
 }
 
-/// What shares are shown, in percent.
+/// The shares on the axis, in percent.
 struct Axis {
     low: f64,
     high: f64,

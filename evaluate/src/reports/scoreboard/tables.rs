@@ -16,7 +16,7 @@ pub struct ScoreTable {
 const UNIT: Unit = Unit::Fraction;
 
 impl Scoreboard {
-    /// What each row reaches over all tasks, whether it differs from the baseline, and what it costs; models of single tasks
+    /// The accuracy of each row over all tasks, its difference from the baseline, and its cost; models of single tasks
     /// are left to the other table.
     #[must_use]
     pub fn summary(&self) -> ScoreTable {

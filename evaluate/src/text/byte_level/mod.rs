@@ -42,7 +42,7 @@ impl Vocabulary {
         })
     }
 
-    /// What puts the first and the last token around a text.
+    /// The first and the last token around a text.
     ///
     /// # Errors
     /// [`Error::SpecialToken`] when the vocabulary lacks one of them.
@@ -51,7 +51,7 @@ impl Vocabulary {
         Ok(frame.trim_offsets(false).add_prefix_space(false))
     }
 
-    /// Byte pairs that are joined, with this token for what is unknown; not yet built.
+    /// Byte pairs that are joined, with this token for unknown bytes; not yet built.
     pub fn byte_pairs(self, unknown: &str) -> BpeBuilder {
         let ids = self.ids.into_iter();
         BPE::builder()

@@ -22,10 +22,10 @@ pub use repair::{repaired, unescaped};
 use super::byte_level::{Vocabulary, unusable};
 use crate::Result;
 
-/// What stands at the end of a token that ends a word.
+/// The end of a token that ends a word.
 const END_OF_WORD: &str = "</w>";
 
-/// Whose rules make tokens of a text.
+/// The library whose rules make tokens of a text.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum ClipFlavor {
     /// open_clip's: broken text repaired, HTML entities resolved.
@@ -46,7 +46,7 @@ impl ClipFlavor {
         }
     }
 
-    /// What makes a word, as an expression.
+    /// A word, as a regular expression.
     ///
     /// Python's `regex` compares without case: then a long s is one after an apostrophe, and U+0345, whose capital is a
     /// letter, is neither a letter nor anything else, so it is lost.

@@ -7,7 +7,7 @@
 
 use unicode_normalization_alignments::UnicodeNormalization;
 
-/// Letters that are one character for typesetting or transliteration, and what stands for them.
+/// Letters that are one character for typesetting or transliteration, and their replacements.
 const LIGATURES: [(char, &str); 22] = [
     ('Ĳ', "IJ"),
     ('ĳ', "ij"),
@@ -33,8 +33,8 @@ const LIGATURES: [(char, &str); 22] = [
     ('ﬆ', "st"),
 ];
 
-/// What Windows-1252 has in the place of the control characters from 0x80 on. Places without a character stand for the
-/// byte itself.
+/// The characters of Windows-1252 in the place of the control characters from 0x80 on. Places without a character stand
+/// for the byte itself.
 const WINDOWS: [char; 32] = [
     '€', '\u{81}', '‚', 'ƒ', '„', '…', '†', '‡', 'ˆ', '‰', 'Š', '‹', 'Œ', '\u{8d}', 'Ž', '\u{8f}',
     '\u{90}', '‘', '’', '“', '”', '•', '–', '—', '˜', '™', 'š', '›', 'œ', '\u{9d}', 'ž', 'Ÿ',
@@ -43,7 +43,7 @@ const WINDOWS: [char; 32] = [
 /// Most rounds of repairs: a text may have been broken several times.
 const MAX_ROUNDS: usize = 16;
 
-/// The text with what is broken in it repaired.
+/// The text with its broken parts repaired.
 ///
 /// # Example
 /// ```

@@ -1,4 +1,4 @@
-//! What a configuration says of layers that slices have cut and ordered.
+//! The configuration of a model whose layers slices have cut and ordered.
 //!
 //! Configurations say how many layers a stack has, and some say of each layer what it is: as a list with
 //! a value a layer, as a list of the layers that are something, or as a period. All three follow the
@@ -15,9 +15,9 @@ use view::View;
 /// The layers of a stack that slices made.
 #[derive(Clone, Debug, Default)]
 pub(crate) struct Layers {
-    /// What the names of its tensors begin with.
+    /// The first part of its tensors' names.
     pub(crate) prefix: String,
-    /// How many layers the stack of each model has.
+    /// The number of layers in each model's stack.
     pub(crate) before: Vec<usize>,
     /// The configuration of each model that gives layers; the first is the one that is changed.
     pub(crate) configs: Vec<Value>,
@@ -26,7 +26,7 @@ pub(crate) struct Layers {
 }
 
 impl Layers {
-    /// How many layers the stack has whose configuration is changed.
+    /// The number of layers in the stack whose configuration is changed.
     fn n_before(&self) -> usize {
         self.before.first().copied().unwrap_or(0)
     }
@@ -81,7 +81,8 @@ pub(crate) fn says(config: &Value, prefix: &str, n_layers: usize) -> bool {
     parts.any(|part| !counts(part, prefix, n_layers).is_empty())
 }
 
-/// Where a configuration says another number of layers than the stack has, or something of more layers or fewer.
+/// The contradictions between a configuration and a stack: another number of layers, or settings for more layers or
+/// fewer.
 pub(crate) fn contradictions(config: &Value, prefix: &str, n_layers: usize) -> Vec<String> {
     let mut findings = Vec::new();
     for path in parts_of_stack(config, prefix) {

@@ -1,4 +1,4 @@
-//! Which part of a configuration speaks of a stack, and which of its keys count the layers.
+//! The part of a configuration that describes a stack, and the keys in it that count layers.
 
 use serde_json::{Map, Value};
 
@@ -198,7 +198,7 @@ pub(in crate::beside) fn part_mut<'a>(
     inner.as_object_mut()
 }
 
-/// What stands before the keys of a part where they are named.
+/// The prefix of a part's keys in messages.
 pub(in crate::beside) fn place(path: &[String]) -> String {
     path.iter().map(|key| format!("{key}.")).collect()
 }

@@ -1,4 +1,4 @@
-//! How one part of a configuration follows the layers.
+//! Makes one part of a configuration follow the layers.
 
 use serde_json::{Map, Value, json};
 
@@ -230,7 +230,7 @@ fn replace(own: &mut Map<String, Value>, key: &str, value: Value, changed: &mut 
     }
 }
 
-/// What a layer is, where a configuration without `layer_types` says it by a rule of its family.
+/// The kind of a layer, if a configuration without `layer_types` gives it by a rule of its family.
 fn kind_of(config: &Map<String, Value>, layer: usize) -> Option<&'static str> {
     let number = |key: &str| config.get(key).and_then(Value::as_u64).filter(|n| *n > 0);
     let nth = layer as u64 + 1;

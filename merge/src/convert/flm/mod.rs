@@ -36,7 +36,7 @@ const MATCH: usize = 1;
 /// program draws it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct FlmStart {
-    /// What the model is for.
+    /// The task of the model.
     pub task: FlmTask,
     /// Side of the image in pixels, if it changes.
     pub image_size: Option<usize>,
@@ -44,7 +44,7 @@ pub struct FlmStart {
     pub vocabulary: Option<usize>,
     /// Answers of a new VQA classifier; 3,129 unless given.
     pub n_answers: Option<usize>,
-    /// What draws are keyed by.
+    /// The seed of the draws.
     pub seed: u64,
     /// Element type of the output.
     pub dtype: OutputDType,
@@ -133,7 +133,7 @@ impl FlmStart {
         Ok((plan.model(spec.record()).finish()?, report))
     }
 
-    /// What the output holds.
+    /// The spec of the output.
     fn target(&self, from: &FlmSpec) -> FlmSpec {
         let mut sizes = from.sizes;
         if let Some(image_size) = self.image_size {
@@ -324,7 +324,7 @@ fn copy_of(source: usize, name: &str, key: &str, info: &TensorInfo) -> Entry {
     }
 }
 
-/// What a kernel makes of the tensor `key` of the first source.
+/// An entry that a kernel makes of the tensor `key` of the first source.
 fn whole(
     name: &str,
     key: &str,

@@ -1,4 +1,4 @@
-//! What the published program reports when it loads a checkpoint into a model.
+//! The report that the published program gives when it loads a checkpoint into a model.
 
 use std::collections::BTreeSet;
 

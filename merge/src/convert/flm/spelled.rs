@@ -1,5 +1,5 @@
-//! How files spell the towers that an FLM starts from: CLIP as OpenAI, open_clip and Hugging Face write it, and
-//! RoBERTa as Hugging Face does.
+//! Spellings of the towers that an FLM starts from: CLIP as OpenAI, open_clip and Hugging Face write it, and RoBERTa as
+//! Hugging Face does.
 
 use crate::{Checkpoint, ConversionFault, Error, Result};
 
@@ -13,7 +13,7 @@ pub(super) struct Spelled<'a> {
     spelling: Spelling,
 }
 
-/// What stands where in the keys.
+/// The spelling of the keys.
 enum Spelling {
     /// As in an FLM: a prefix of every key, and one of the keys of the text part alone.
     Own {
@@ -32,7 +32,7 @@ const BLOCKS: &str = "visual.transformer.resblocks.";
 /// The same within Hugging Face's image part.
 const LAYERS: &str = "encoder.layers.";
 
-/// FLM's and Hugging Face's names for what stands outside of blocks.
+/// FLM's and Hugging Face's names of tensors outside of blocks.
 const OUTSIDE: [(&str, &str); 4] = [
     ("visual.class_embedding", "embeddings.class_embedding"),
     ("visual.conv1.", "embeddings.patch_embedding."),

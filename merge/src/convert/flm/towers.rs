@@ -18,16 +18,16 @@ use crate::{Checkpoint, ConversionFault, DType, Error, MergePlan, Result};
 /// Channels of a head in both towers of published size.
 const HEAD_WIDTH: usize = 64;
 
-/// What FLM's keys of the image encoder begin with.
+/// The first part of FLM's keys of the image encoder.
 const VIT: &str = "vit_model.";
-/// What its keys of the text encoder begin with.
+/// The first part of FLM's keys of the text encoder.
 const ROBERTA: &str = "text_transformer.";
 
 /// An FLM whose towers are those of two other models, and whose other parts are drawn as the published program
 /// draws them. The last block of the image tower is left out, as the published program leaves it out.
 #[derive(Clone)]
 pub struct FlmTowers {
-    /// What the model is for.
+    /// The task of the model.
     pub task: FlmTask,
     /// RoBERTa, spelled as Hugging Face spells it, with or without `roberta.`.
     pub text: Arc<Checkpoint>,
@@ -43,7 +43,7 @@ pub struct FlmTowers {
     pub n_top: Option<usize>,
     /// Answers of a VQA classifier; 3,129 unless given.
     pub n_answers: Option<usize>,
-    /// What draws are keyed by.
+    /// The seed of the draws.
     pub seed: u64,
     /// Element type of the output. Half precision is widened unless it says otherwise, as the published program
     /// widens the archives of CLIP.

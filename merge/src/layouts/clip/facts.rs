@@ -1,4 +1,4 @@
-//! What the configuration beside a CLIP says, and its weights do not.
+//! Facts about a CLIP that the configuration beside it has and its weights lack.
 
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
@@ -11,7 +11,7 @@ use crate::{Checkpoint, Result};
 use super::spelling::{ClipNames, ClipSpelling};
 use super::table::{OF_ARCHIVES, PATCHES, TOKENS};
 
-/// What stands between the two layers of an FFN.
+/// The function between the two layers of an FFN.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum ClipActivation {
@@ -23,7 +23,7 @@ pub enum ClipActivation {
     GeluTanh,
 }
 
-/// Which row of a text stands for it.
+/// The row of a text that stands for it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum PooledText {
@@ -37,7 +37,7 @@ pub enum PooledText {
     First,
 }
 
-/// Whose program makes tokens and pixels.
+/// The library whose program makes tokens and pixels.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum ClipLibrary {
@@ -47,7 +47,7 @@ pub enum ClipLibrary {
     OpenClip,
 }
 
-/// How a picture is brought to the size of the model.
+/// The way in which a picture gets the size of the model.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum ClipResize {
@@ -57,7 +57,7 @@ pub enum ClipResize {
     Squash,
 }
 
-/// What the configuration beside a CLIP says, and its weights do not.
+/// Facts about a CLIP that the configuration beside it has and its weights lack.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields, default)]
 pub struct ClipFacts {
@@ -67,7 +67,7 @@ pub struct ClipFacts {
     /// Activation of the text tower.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub text_activation: Option<ClipActivation>,
-    /// What norms of the image tower add to the variance.
+    /// The number that norms of the image tower add to the variance.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub image_epsilon: Option<f64>,
     /// The same of the text tower.
@@ -76,22 +76,22 @@ pub struct ClipFacts {
     /// Whether a token of a text sees those before it alone.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub is_causal: Option<bool>,
-    /// Which row of a text stands for it.
+    /// The row of a text that stands for it.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub pooled: Option<PooledText>,
     /// The token after the last one of a text.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub padding: Option<u32>,
-    /// How pictures are brought to size.
+    /// The way in which pictures get their size.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub resize: Option<ClipResize>,
-    /// Whose rules for texts and pictures count.
+    /// The library whose rules for texts and pictures count.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub library: Option<ClipLibrary>,
 }
 
 impl ClipFacts {
-    /// What of the two models is computed in different ways, in words; `None` where nothing is. Rules for texts and
+    /// The parts that two models compute in different ways, in words; `None` if there are none. Rules for texts and
     /// pictures may differ from file to file.
     #[must_use]
     pub(in crate::layouts) fn computes_otherwise(&self, other: &Self) -> Option<[String; 2]> {
@@ -108,15 +108,15 @@ impl ClipFacts {
 /// A configuration: facts, heads of both towers, mean and deviation of pictures.
 #[derive(Clone, Copy, Debug, Default, PartialEq)]
 pub struct ClipConfig {
-    /// What only CLIPs have.
+    /// The facts of CLIPs alone.
     pub facts: ClipFacts,
     /// Heads of each block of the image tower.
     pub image_heads: Option<usize>,
     /// Heads of each block of the text tower.
     pub text_heads: Option<usize>,
-    /// What is taken from each channel of a picture.
+    /// The number subtracted from each channel of a picture.
     pub image_mean: Option<[f32; 3]>,
-    /// What each channel is divided by then.
+    /// The divisor of each channel after that.
     pub image_deviation: Option<[f32; 3]>,
 }
 
@@ -127,7 +127,7 @@ const END: u32 = 49407;
 const HEAD_WIDTH: usize = 64;
 
 impl ClipConfig {
-    /// What is known of a checkpoint beside its weights: by the form of OpenAI's archives, else by the configuration
+    /// The facts about a checkpoint beside its weights: by the form of OpenAI's archives, else by the configuration
     /// beside it.
     ///
     /// # Errors
@@ -139,8 +139,7 @@ impl ClipConfig {
         }
     }
 
-    /// What OpenAI's program makes of any of its archives, which are told by their buffers: QuickGELU, and a head for each
-    /// 64 of the width.
+    /// The facts of OpenAI's archives, which their buffers mark: QuickGELU, and a head for each 64 of the width.
     pub(super) fn of_archive(checkpoint: &Checkpoint, spelling: ClipSpelling) -> Option<Self> {
         let is_archive = spelling.names == ClipNames::OpenClip
             && !spelling.is_custom_text
@@ -187,8 +186,8 @@ impl ClipConfig {
         }
     }
 
-    /// What the configuration beside a checkpoint says: open_clip's where the keys are spelled so and it is there, else
-    /// Hugging Face's; nothing where there is none.
+    /// The configuration beside a checkpoint: open_clip's where the keys are spelled so and it is there, else Hugging
+    /// Face's; nothing where there is none.
     ///
     /// # Errors
     /// When a file cannot be read or is no JSON.
@@ -214,8 +213,8 @@ impl ClipConfig {
         })
     }
 
-    /// What transformers' config.json and preprocessor_config.json say. What a file leaves out is as the library
-    /// has it.
+    /// The facts in transformers' config.json and preprocessor_config.json, with the library's defaults for missing
+    /// entries.
     #[must_use]
     pub fn of_hugging_face(config: &Value, pictures: Option<&Value>) -> Self {
         let is_siglip = match config["model_type"].as_str() {
@@ -267,7 +266,7 @@ impl ClipConfig {
         }
     }
 
-    /// What open_clip_config.json says. What a file leaves out is as the library has it.
+    /// The facts in open_clip_config.json, with the library's defaults for missing entries.
     #[must_use]
     pub fn of_open_clip(config: &Value) -> Self {
         let model = match config["model_cfg"].is_object() {

@@ -1,4 +1,4 @@
-//! What a CLIP or a SigLIP holds, from sizes alone.
+//! The tensors of a CLIP or a SigLIP, from its sizes alone.
 
 use crate::layouts::{GivenTwoTowers, ModelRecord, RecordFamily, TowerSizes};
 use crate::synth::{Distribution, Fresh, FreshTensor, Spread};
@@ -8,10 +8,10 @@ use super::facts::{ClipActivation, ClipFacts, ClipLibrary, ClipResize, PooledTex
 use super::spelling::{ClipSpelling, Place};
 use super::table::{Axis, BIAS, GROUPS, Name, Tower};
 
-/// Where a fresh model's scale of similarities starts: the logarithm of 1 / 0.07, and that of 10 in a SigLIP.
+/// The first value of a fresh model's scale of similarities: the logarithm of 1 / 0.07, and that of 10 in a SigLIP.
 const FRESH_SCALE: [f32; 2] = [2.6592, std::f32::consts::LN_10];
 
-/// Where a fresh SigLIP's bias of similarities starts.
+/// The first value of a fresh SigLIP's bias of similarities.
 const FRESH_BIAS: f32 = -10.0;
 
 /// Sizes of a CLIP or a SigLIP to be written.

@@ -88,7 +88,7 @@ impl Clip {
         }))
     }
 
-    /// How its keys are spelled.
+    /// The spelling of its keys.
     #[must_use]
     pub fn spelling(&self) -> ClipSpelling {
         self.spelling
@@ -100,7 +100,7 @@ impl Clip {
         self.is_siglip
     }
 
-    /// What the checkpoint's form and the configuration beside it say.
+    /// The facts by the checkpoint's form and by the configuration beside it.
     ///
     /// # Errors
     /// When a file cannot be read or is no JSON.
@@ -109,7 +109,7 @@ impl Clip {
     }
 }
 
-/// What the configuration beside a CLIP says, as a record; `None` for other families.
+/// The configuration beside a CLIP, as a record; `None` for other families.
 pub(super) fn record(checkpoint: &Checkpoint) -> Result<Option<super::ModelRecord>> {
     let Some(clip) = Clip::read(checkpoint)? else {
         return Ok(None);

@@ -1,4 +1,4 @@
-//! How files spell the keys of a CLIP, and where a parameter is in each spelling.
+//! The spellings of CLIP's keys, and the place of each parameter in each spelling.
 
 use std::fmt;
 
@@ -7,7 +7,7 @@ use crate::{Checkpoint, Slot};
 
 use super::table::{GROUPS, Group, Name, Parameter, Presence, Tower};
 
-/// Whose names the keys of a CLIP are.
+/// The library whose names the keys of a CLIP are.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum ClipNames {
     /// Hugging Face's, with queries, keys and values apart everywhere: what merges see.
@@ -20,10 +20,10 @@ pub enum ClipNames {
     OpenClipTimm,
 }
 
-/// How a file spells the keys of a CLIP.
+/// The spelling of a CLIP's keys in a file.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct ClipSpelling {
-    /// Whose names they are.
+    /// The library of the names.
     pub names: ClipNames,
     /// Whether the keys of the text tower begin with `text.`.
     pub is_custom_text: bool,
@@ -80,7 +80,7 @@ const TELLING: [(ClipNames, &str, [&str; 2]); 3] = [
 impl ClipSpelling {
     /// Hugging Face's.
     pub const HUGGING_FACE: Self = Self::of_names(ClipNames::HuggingFace);
-    /// What merges see.
+    /// The spelling that merges see.
     pub const APART: Self = Self::of_names(ClipNames::Apart);
 
     const fn of_names(names: ClipNames) -> Self {
@@ -137,7 +137,7 @@ impl ClipSpelling {
         matches!(self.names, ClipNames::OpenClip | ClipNames::OpenClipTimm)
     }
 
-    /// What stands before every key.
+    /// The prefix of every key.
     pub(super) fn wrapper(self) -> &'static str {
         if self.is_wrapped { WRAPPER } else { "" }
     }
@@ -156,7 +156,7 @@ impl ClipSpelling {
         format!("{}{text}{own}", self.wrapper())
     }
 
-    /// What a parameter is called.
+    /// The name of a parameter.
     fn name(self, group: &Group, parameter: &Parameter) -> Name {
         match self.names {
             ClipNames::Apart => Name::Is(parameter.key),
@@ -232,7 +232,7 @@ impl ClipSpelling {
     }
 }
 
-/// Where a parameter stands in the model.
+/// The place of a parameter in the model.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Place {
     pub group: &'static Group,
@@ -240,19 +240,19 @@ pub(super) struct Place {
     pub parameter: &'static Parameter,
 }
 
-/// What holds a parameter in a spelling.
+/// The tensor that holds a parameter in a spelling.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) struct Held {
     /// The key.
     pub key: String,
     /// Whether it is the transpose.
     pub is_turned: bool,
-    /// Which of how many equal parts of its rows.
+    /// The number of the part among equal parts of its rows, and the number of parts.
     pub part: (usize, usize),
 }
 
 impl Place {
-    /// What holds the parameter in a spelling; `None` if nothing does.
+    /// The tensor that holds the parameter in a spelling; `None` if nothing does.
     pub(super) fn held(&self, spelling: ClipSpelling) -> Option<Held> {
         let (name, is_turned, part) = match spelling.name(self.group, self.parameter) {
             Name::None => return None,

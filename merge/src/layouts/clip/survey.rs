@@ -1,4 +1,4 @@
-//! What the keys and shapes of one CLIP say about its sizes.
+//! Reads the sizes of one CLIP off its keys and shapes.
 
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -9,7 +9,7 @@ use super::facts::ClipConfig;
 use super::spelling::{ClipNames, ClipSpelling};
 use super::table::{CLASS, IMAGE_POSITIONS, PATCHES, PROJECTIONS, STACKS, TEXT_POSITIONS, TOKENS};
 
-/// What is known of a checkpoint.
+/// The facts about a checkpoint.
 pub(super) struct Surveyed {
     pub description: Description,
     /// Names that merges have, with the key that holds each.

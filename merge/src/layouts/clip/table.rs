@@ -1,4 +1,4 @@
-//! The table of keys: one row a parameter, with what it does, its shape in a model's sizes, and what it is called in
+//! The table of keys: one row a parameter, with its kind, its shape in a model's sizes, and its name in
 //! each spelling. The first name is the one that merges see: Hugging Face's, with queries, keys and values apart.
 
 use crate::ParamKind;
@@ -24,7 +24,7 @@ pub(super) enum Axis {
     Classes,
 }
 
-/// Which models hold a parameter.
+/// The models that hold a parameter.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Presence {
     /// All.
@@ -37,7 +37,7 @@ pub(super) enum Presence {
     Classifying,
 }
 
-/// What a parameter is called in a spelling, without the prefix of its tower or block.
+/// The name of a parameter in a spelling, without the prefix of its tower or block.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Name {
     /// The spelling has no such parameter.
@@ -54,19 +54,19 @@ pub(super) enum Name {
 /// A parameter.
 #[derive(Debug)]
 pub(super) struct Parameter {
-    /// What follows the prefix of its tower or block in a merge.
+    /// The rest of its key in a merge, after the prefix of its tower or block.
     pub key: &'static str,
-    /// What it does.
+    /// Its kind.
     pub kind: ParamKind,
-    /// Which models hold it.
+    /// The models that hold it.
     pub presence: Presence,
     /// Its shape.
     pub shape: &'static [Axis],
-    /// What Hugging Face calls it.
+    /// Its name at Hugging Face.
     pub hugging_face: Name,
-    /// What open_clip's own towers call it.
+    /// Its name in open_clip's own towers.
     pub open_clip: Name,
-    /// What timm's image tower calls it.
+    /// Its name in timm's image tower.
     pub timm: Name,
 }
 
@@ -77,17 +77,17 @@ pub(super) struct Group {
     pub tower: Tower,
     /// Whether the number of a block stands behind the prefix.
     pub is_of_blocks: bool,
-    /// What keys begin with in Hugging Face's spelling.
+    /// The first part of keys in Hugging Face's spelling.
     pub hugging_face: &'static str,
-    /// What they begin with in open_clip's own towers, `text.` left out.
+    /// The first part of keys in open_clip's own towers, `text.` left out.
     pub open_clip: &'static str,
-    /// What they begin with where the image tower is timm's.
+    /// The first part of keys where the image tower is timm's.
     pub timm: &'static str,
     /// The parameters.
     pub parameters: &'static [Parameter],
 }
 
-/// Which part of the model a parameter belongs to.
+/// The part of the model that a parameter belongs to.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Tower {
     /// The image tower.
@@ -123,7 +123,7 @@ pub(super) const PATCHES: &str = "vision_model.embeddings.patch_embedding.weight
 pub(super) const TOKENS: &str = "text_model.embeddings.token_embedding.weight";
 /// The logarithm of the factor of similarities.
 pub(super) const SCALE: &str = "logit_scale";
-/// What is added to similarities, of SigLIPs.
+/// The number added to similarities, of SigLIPs.
 pub(super) const BIAS: &str = "logit_bias";
 /// A classifier of images on their features.
 pub(super) const CLASSIFIER: &str = "classifier.weight";

@@ -1,4 +1,4 @@
-//! What an EVE checkpoint holds, from its task and its sizes alone.
+//! The tensors of an EVE checkpoint, from its task and its sizes alone.
 
 use crate::layouts::{Buffer, ModelRecord, RecordFamily, TowerSizes};
 use crate::synth::{Distribution, Fresh, FreshTensor, Spread};
@@ -11,7 +11,7 @@ use super::table::{Axis, IMAGE_POSITION_IDS, Presence};
 /// Temperature of a fresh model, as published.
 const FRESH_TEMPERATURE: f32 = 0.07;
 
-/// What a model was built for.
+/// The task of a model.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum EveTask {
     /// Nothing: the transformer alone.
@@ -52,7 +52,7 @@ impl EveTask {
 pub struct EveSizes {
     /// Its blocks.
     pub blocks: TowerSizes,
-    /// How many of the last blocks have a mixture of experts.
+    /// The number of the last blocks with a mixture of experts.
     pub n_mixtures: usize,
     /// Experts of each mixture.
     pub n_experts: usize,
@@ -152,7 +152,7 @@ impl EveSizes {
 /// An EVE to be written.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct EveSpec {
-    /// What it is built for.
+    /// The task.
     pub task: EveTask,
     /// Its sizes.
     pub sizes: EveSizes,

@@ -43,7 +43,7 @@ pub struct Eve {
     networks: BTreeMap<usize, BTreeSet<Whose>>,
     /// Routed experts in each block with a mixture.
     routed: BTreeMap<usize, u16>,
-    /// What keys of the backbone begin with.
+    /// The first part of the backbone's keys.
     prefix: &'static str,
     pair_len: Option<usize>,
 }
@@ -92,7 +92,7 @@ impl Eve {
         networks.is_some_and(|networks| networks.len() > 1 && networks.contains(&whose))
     }
 
-    /// Whose copy the tensor is, if it is one of several.
+    /// The expert that the tensor is a copy of, if it is one of several.
     fn expert(&self, place: Place) -> Option<Expert> {
         match place.stem {
             Stem::Routed(index) => Some(Expert::Routed(index)),

@@ -1,4 +1,4 @@
-//! Where a key stands in the model.
+//! The place of a key in the model.
 
 use crate::layouts::{BlockId, split_block};
 use crate::{ParamKind, Slot};
@@ -8,7 +8,7 @@ use super::table::{
     OUTER, Parameter, ROUTED, ROUTER, SHARED,
 };
 
-/// Whose tokens a network of a block without a router of its own takes.
+/// The tokens that a network of a block without a router takes.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub(super) enum Whose {
     /// Image tokens; in a model with one network for all, everybody's.
@@ -32,12 +32,12 @@ impl Whose {
     }
 }
 
-/// Which part of the model a parameter is of.
+/// The part of the model that a parameter belongs to.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Stem {
     /// The backbone outside the blocks.
     Outer,
-    /// What stands beside the backbone.
+    /// A part beside the backbone.
     Head,
     /// A block between the encoder and the head of hidden patches.
     Decoder(u16),
@@ -53,10 +53,10 @@ pub(super) enum Stem {
     Routed(u16),
 }
 
-/// Where a key stands in the model.
+/// The place of a key in the model.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Place {
-    /// The index of the block, of what stands in one.
+    /// The index of the block, for keys of blocks.
     pub block: Option<usize>,
     /// The part of the model.
     pub stem: Stem,

@@ -6,7 +6,7 @@ use crate::{Checkpoint, ConversionFault, Error, Layout, Result};
 use super::{Eve, EveSizes, EveSpec, EveTask};
 
 impl Eve {
-    /// What the checkpoint is built for, and its sizes. What it does not hold is as published.
+    /// The task and the sizes of the checkpoint, with published values for whatever it does not hold.
     ///
     /// # Errors
     /// [`ConversionFault::NoSuchConversion`] for a form that is not released: mixtures of experts in other blocks than

@@ -1,4 +1,4 @@
-//! What the keys and shapes of one EVE checkpoint say about its sizes.
+//! Reads the sizes of one EVE checkpoint off its keys and shapes.
 
 use std::collections::{BTreeMap, BTreeSet};
 

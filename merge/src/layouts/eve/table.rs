@@ -1,4 +1,4 @@
-//! The table of keys: one row a parameter, with what it does and its shape in a model's sizes.
+//! The table of keys: one row a parameter, with its kind and its shape in a model's sizes.
 
 use crate::ParamKind;
 
@@ -23,7 +23,7 @@ pub(super) enum Axis {
     TextPositions,
     /// Routed experts of a block.
     Experts,
-    /// What the classifier of a task reads: one state, or those of two images.
+    /// The input of a task's classifier: one state, or those of two images.
     Read,
     /// Classes of the classifier of a task.
     Classes,
@@ -38,15 +38,15 @@ pub(super) enum Axis {
 pub(super) struct Parameter {
     /// The end of the key.
     pub key: &'static str,
-    /// What it does.
+    /// Its kind.
     pub kind: ParamKind,
-    /// Which models hold it.
+    /// The models that hold it.
     pub presence: Presence,
     /// Its shape.
     pub shape: &'static [Axis],
 }
 
-/// Which models hold a parameter.
+/// The models that hold a parameter.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Presence {
     /// All.
@@ -64,13 +64,13 @@ pub(super) enum Presence {
     Unreleased,
 }
 
-/// What keys of the backbone begin with in files of tasks and of pre-training.
+/// The first part of the backbone's keys in files of tasks and of pre-training.
 pub(super) const BACKBONE: &str = "backbone.";
-/// What keys of blocks begin with, behind [`BACKBONE`].
+/// The first part of blocks' keys, behind [`BACKBONE`].
 pub(super) const BLOCKS: &str = "encoder.layers.";
-/// What keys of a mixture of experts begin with in their block.
+/// The first part of a mixture's keys in its block.
 pub(super) const MOE: &str = "mlp_moe.moe.";
-/// What keys of routed experts begin with behind [`MOE`]; the index of the expert follows.
+/// The first part of routed experts' keys behind [`MOE`]; the index of the expert follows.
 pub(super) const ROUTED: &str = "experts.experts.";
 /// The router's key behind [`MOE`].
 pub(super) const ROUTER: &str = "gate.wg.weight";
@@ -136,7 +136,7 @@ pub(super) const MIXTURE: &[Parameter] = &[
     row(ROUTER, LinearWeight, &[Axis::Experts, D]),
 ];
 
-/// What keys of blocks between the encoder and the head of hidden patches begin with; their index follows.
+/// The first part of the keys of blocks between the encoder and the head of hidden patches; their index follows.
 pub(super) const DECODER: &str = "decoder.layers.";
 
 /// A block there, beside what all blocks have ([`SHARED`]).
@@ -180,7 +180,7 @@ pub(super) const OUTER: &[Parameter] = &[
     ),
 ];
 
-/// What stands beside the backbone.
+/// The parts beside the backbone.
 pub(super) const HEADS: &[Parameter] = &[
     held("pixel_head.weight", LinearWeight, Pretrained, &[Pixels, D]),
     held("pixel_head.bias", Bias, Pretrained, &[Pixels]),

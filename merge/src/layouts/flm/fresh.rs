@@ -1,4 +1,4 @@
-//! What an FLM checkpoint holds, from its task and its sizes alone.
+//! The tensors of an FLM checkpoint, from its task and its sizes alone.
 
 use crate::io::Aliases;
 use crate::layouts::{Buffer, ModelRecord, OneStream, RecordFamily, TowerSizes};
@@ -10,7 +10,7 @@ use super::table::{
     Axis, BOTTOM, CROSS, GROUPS, Group, HEAD, IMAGE, Parameter, Presence, TEXT, TOP,
 };
 
-/// What a model was built for.
+/// The task of a model.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum FlmTask {
     /// Pre-training by free language modeling.
@@ -57,7 +57,7 @@ impl FlmTask {
         !matches!(self, Self::Mlm | Self::Ar)
     }
 
-    /// How models of a task read that have one stream by its nature.
+    /// The way of reading of a task's models, if they have one stream by nature.
     #[must_use]
     pub const fn reading(self) -> Option<OneStream> {
         match self {
@@ -195,13 +195,13 @@ impl FlmSizes {
 /// An FLM to be written.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct FlmSpec {
-    /// What it is built for.
+    /// The task.
     pub task: FlmTask,
     /// Whether it has a reconstructor; published models of [`FlmTask::Mlm`] and [`FlmTask::Ar`] have none.
     pub is_three_stream: bool,
     /// Whether the streams share one language head, as published models do.
     pub shares_heads: bool,
-    /// How texts are read, if it was trained to read them in one stream and that is known.
+    /// The way of reading texts, if it was trained to read them in one stream and that is known.
     pub reading: Option<OneStream>,
     /// Its sizes.
     pub sizes: FlmSizes,

@@ -34,7 +34,7 @@ pub(super) const FAMILY: LayoutFamily = LayoutFamily {
 
 const NAME: &str = "flm";
 
-/// What only keys of this family begin with.
+/// Beginnings of keys that only this family has.
 const TELLING: [&str; 12] = [
     "token_type_embeddings_flm.",
     "fusion_layers_top.",

@@ -1,11 +1,11 @@
-//! Where a key stands in the model.
+//! The place of a key in the model.
 
 use crate::layouts::{BlockId, split_block};
 use crate::{ParamKind, Slot};
 
 use super::table::{GROUPS, Group, POSITION_IDS, Parameter};
 
-/// Where a key stands in the model.
+/// The place of a key in the model.
 #[derive(Clone, Copy)]
 pub(super) struct Place {
     /// The group, an alias's own.

@@ -12,8 +12,8 @@ use super::table::{Axis, HEAD, STACKS};
 use super::{Flm, survey, ties};
 
 impl Flm {
-    /// What the checkpoint is built for, and its sizes: what a fresh model of the same names and shapes
-    /// holds. A checkpoint without heads counts as a pre-training one.
+    /// The task and the sizes of the checkpoint, as a fresh model of the same names and shapes has them. A checkpoint
+    /// without heads counts as a pre-training one.
     ///
     /// # Errors
     /// [`Error::ShapeMismatch`] for a tensor of another size than the others say.
@@ -64,7 +64,7 @@ impl Flm {
 }
 
 impl Flm {
-    /// How a model with one stream reads, by the settings of its run or by its language head.
+    /// The way of reading of a model with one stream, by the settings of its run or by its language head.
     #[must_use]
     pub fn reading(&self, checkpoint: &Checkpoint) -> Option<OneStream> {
         if self.is_three_stream {
@@ -80,7 +80,7 @@ impl Flm {
         }
     }
 
-    /// What the settings of a run say of the model, where the tensors do not contradict it.
+    /// The settings of a run about the model, where the tensors do not contradict them.
     pub(in crate::layouts) fn settings(&self, checkpoint: &Checkpoint) -> ModelRecord {
         let found = self.dimensions().stack("cross_modal");
         let heads = stored(checkpoint, "num_heads");

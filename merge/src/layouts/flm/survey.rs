@@ -1,4 +1,4 @@
-//! What the keys and shapes of one FLM checkpoint say about its task and its sizes.
+//! Reads the task and the sizes of one FLM checkpoint off its keys and shapes.
 
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -63,7 +63,7 @@ pub(super) fn describe(checkpoint: &Checkpoint, example: &str) -> Result<Descrip
     })
 }
 
-/// Which groups a checkpoint should have under names that it may lack.
+/// The groups that a checkpoint should have under names that it may lack.
 pub(super) fn presence(checkpoint: &Checkpoint) -> impl Fn(Presence) -> bool {
     let starts = |start: &str| checkpoint.tensors().any(|(key, _)| key.starts_with(start));
     let is_three_stream = is_three_stream(checkpoint);

@@ -1,5 +1,5 @@
 //! The table of keys: groups of parameters in the order in which the published program registers them, one
-//! row a parameter, with what it does and its shape in a model's sizes.
+//! row a parameter, with its kind and its shape in a model's sizes.
 
 use crate::ParamKind;
 
@@ -43,13 +43,13 @@ pub(super) enum Axis {
 pub(super) struct Parameter {
     /// The end of the key.
     pub key: &'static str,
-    /// What it does.
+    /// Its kind.
     pub kind: ParamKind,
     /// Its shape.
     pub shape: &'static [Axis],
 }
 
-/// Which models hold a group.
+/// The models that hold a group.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Presence {
     /// All.
@@ -75,13 +75,13 @@ pub(super) enum Presence {
 /// Parameters whose keys begin alike.
 #[derive(Debug)]
 pub(super) struct Group {
-    /// What the keys begin with.
+    /// The first part of the keys.
     pub prefix: &'static str,
     /// The stack, for parameters of blocks; the index of the block follows the prefix.
     pub stack: Option<u8>,
     /// The parameters.
     pub parameters: &'static [Parameter],
-    /// Which models hold them.
+    /// The models that hold them.
     pub presence: Presence,
     /// The prefix of the group that these are other names of.
     pub alias_of: Option<&'static str>,
@@ -109,11 +109,11 @@ pub(super) const TOP: u8 = 4;
 
 /// The table of image positions, `(tokens, d)`.
 pub(crate) const POSITIONS: &str = "vit_model.visual.positional_embedding";
-/// What the keys of text embeddings begin with.
+/// The first part of text embeddings' keys.
 pub(super) const EMBEDDINGS: &str = "text_transformer.embeddings.";
 /// The end of the key of a buffer that loaders rebuild.
 pub(super) const POSITION_IDS: &str = "position_ids";
-/// What the keys of the shared language head begin with.
+/// The first part of the shared language head's keys.
 pub(super) const HEAD: &str = "lm_score.";
 
 const fn row(key: &'static str, kind: ParamKind, shape: &'static [Axis]) -> Parameter {

@@ -1,4 +1,4 @@
-//! Which keys of a checkpoint are names of one tensor.
+//! The keys of a checkpoint that name one tensor.
 //!
 //! The published program gives modules up to three names, loads a file name by name into the one tensor, and so
 //! keeps the last. A file may hold the tensor under all of them, under some, or under the first one alone.
@@ -91,7 +91,7 @@ impl Families {
         Self(families)
     }
 
-    /// How many tensors with several copies in the file have equal ones, and the others' names.
+    /// The number of tensors whose copies in the file are all equal, and the names of the others.
     fn compare(&self, checkpoint: &Checkpoint) -> Result<(usize, Vec<String>)> {
         let mut n_alike = 0;
         let mut differing = Vec::new();
@@ -230,7 +230,7 @@ fn published(checkpoint: &Checkpoint) -> Aliases {
     aliases
 }
 
-/// What users should know of copies that differ.
+/// A note for users on copies that differ.
 fn note(checkpoint: &Checkpoint, families: &Families, differing: &[&String]) -> Option<String> {
     if differing.is_empty() {
         return None;

@@ -1,4 +1,4 @@
-//! What a published checkpoint holds: every key with shape and dtype, from sizes alone.
+//! The tensors of a published checkpoint: every key with shape and dtype, from sizes alone.
 
 use crate::{DType, Expert, ParamKind, TensorInfo};
 
@@ -68,7 +68,7 @@ pub enum Heads {
     Nlvr2,
 }
 
-/// What [`catalog`] is to list.
+/// The model whose tensors [`catalog`] lists.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct CatalogSpec {
     /// Family and form.
@@ -137,7 +137,7 @@ impl CatalogSpec {
         self.form != Form::VlmoAbsolute || row.kind != ParamKind::Scale
     }
 
-    /// Whose copies of a stem a block holds.
+    /// The experts whose copies of a stem a block holds.
     fn owners(&self, block: usize, stem: &str) -> Vec<Option<Expert>> {
         if !self.form.specific().contains(&stem) {
             return vec![None];

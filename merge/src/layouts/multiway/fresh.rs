@@ -1,4 +1,4 @@
-//! How a fresh multiway model starts.
+//! The first values of a fresh multiway model.
 
 use crate::layouts::ModelRecord;
 use crate::synth::{Distribution, Fresh, FreshTensor, Spread};

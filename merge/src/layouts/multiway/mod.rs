@@ -21,7 +21,7 @@ pub use vlmo::Vlmo;
 use crate::layouts::{BlockId, Part, PositionTable, TableForm};
 use crate::{Checkpoint, Layout, ParamKind, Role, Slot};
 
-/// What the parameters of a slot are counted under.
+/// The part under which the parameters of a slot are counted.
 fn part(slot: &Slot) -> Part {
     if slot.block.is_some() {
         return Part::Blocks;

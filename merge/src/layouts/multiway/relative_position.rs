@@ -6,7 +6,7 @@
 
 use crate::{DType, TensorInfo};
 
-/// What a bias table and its indices depend on.
+/// The sizes that a bias table and its indices depend on.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Window {
     /// Side of the image window in patches, `g`.
@@ -161,7 +161,7 @@ impl Window {
     }
 }
 
-/// What a buffer holds, by its name.
+/// The rows of a buffer, by its name.
 #[derive(Clone, Copy)]
 enum Rows {
     Count,

@@ -33,7 +33,7 @@ pub struct Sizes {
     pub n_classes: usize,
 }
 
-/// Single sizes, each as in [`Sizes`]; what is not given stays as it is.
+/// Single sizes, each as in [`Sizes`]; sizes that are not given stay as they are.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct GivenSizes {
     /// Number of blocks.

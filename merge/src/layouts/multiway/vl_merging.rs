@@ -170,7 +170,7 @@ impl Layout for VlMerging {
     }
 }
 
-/// What a key in vl-merging spelling is; `None` if the grammar does not know it.
+/// The role of a key in vl-merging's spelling; `None` if the grammar does not know it.
 #[must_use]
 pub fn role_of(key: &str) -> Option<Role> {
     if grammar::is_buffer(key) {

@@ -1,4 +1,4 @@
-//! What timm's configuration beside a classifier says, and its weights do not.
+//! Facts about a classifier that timm's configuration beside it has and its weights lack.
 
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
@@ -9,7 +9,7 @@ use crate::layouts::clip::colors;
 use crate::layouts::{ClipActivation, ModelRecord, PictureFacts, RecordFamily};
 use crate::{Checkpoint, Result};
 
-/// What stands for a picture.
+/// The pooling of a picture's tokens.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum VitPool {
@@ -19,23 +19,23 @@ pub enum VitPool {
     Mean,
 }
 
-/// What the configuration beside a classifier says, and its weights do not.
+/// Facts about a classifier that the configuration beside it has and its weights lack.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields, default)]
 pub struct VitFacts {
-    /// What stands between the two layers of an FFN.
+    /// The function between the two layers of an FFN.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub activation: Option<ClipActivation>,
-    /// What every norm adds to the variance.
+    /// The number that every norm adds to the variance.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub epsilon: Option<f64>,
-    /// What stands for a picture.
+    /// The pooling of a picture's tokens.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub pool: Option<VitPool>,
 }
 
 impl VitFacts {
-    /// What of the two models is computed in different ways, in words; `None` where nothing is.
+    /// The parts that two models compute in different ways, in words; `None` if there are none.
     pub(in crate::layouts) fn computes_otherwise(&self, other: &Self) -> Option<[String; 2]> {
         let computed = |facts: &Self| (facts.activation, facts.epsilon, facts.pool);
         let (own, others) = (computed(self), computed(other));
@@ -46,15 +46,15 @@ impl VitFacts {
 /// A configuration: facts, heads, mean and deviation of pictures.
 #[derive(Clone, Copy, Debug, Default, PartialEq)]
 pub struct VitConfig {
-    /// What only these classifiers have.
+    /// The facts of these classifiers alone.
     pub facts: VitFacts,
-    /// How pictures are brought to size.
+    /// The way in which pictures get their size.
     pub pictures: PictureFacts,
     /// Attention heads of each block.
     pub heads: Option<usize>,
-    /// What is taken from each channel of a picture.
+    /// The number subtracted from each channel of a picture.
     pub image_mean: Option<[f32; 3]>,
-    /// What each channel is divided by then.
+    /// The divisor of each channel after that.
     pub image_deviation: Option<[f32; 3]>,
     /// Side of the image in pixels, where the number of positions has two readings.
     pub image_size: Option<usize>,
@@ -64,7 +64,7 @@ pub struct VitConfig {
 const COLORS: [[f32; 3]; 2] = [[0.485, 0.456, 0.406], [0.229, 0.224, 0.225]];
 
 impl VitConfig {
-    /// What config.json beside a checkpoint says; nothing where there is none of timm's.
+    /// The facts in config.json beside a checkpoint; nothing where there is none of timm's.
     ///
     /// # Errors
     /// When the file cannot be read or is no JSON.
@@ -73,8 +73,8 @@ impl VitConfig {
         Ok(config.map_or_else(Self::default, |config| Self::of_timm(&config)))
     }
 
-    /// What timm's config.json says, by its own entries and by what the library builds for the name of the architecture.
-    /// What a file leaves out of pictures is as the library has it.
+    /// The facts in timm's config.json, by its own entries and by the library's settings for the name of the
+    /// architecture, with the library's defaults for missing entries on pictures.
     #[must_use]
     pub fn of_timm(config: &Value) -> Self {
         let Some(name) = config["architecture"].as_str() else {
@@ -146,7 +146,7 @@ pub(in crate::layouts) fn of_timm_beside(checkpoint: &Checkpoint) -> Result<Opti
     Ok(config.filter(|config| config["architecture"].is_string()))
 }
 
-/// What timm builds for the name of an architecture.
+/// timm's settings for the name of an architecture.
 #[derive(Clone, Copy, Debug, Default, PartialEq)]
 struct Architecture {
     heads: Option<usize>,

@@ -63,7 +63,7 @@ impl Vit {
         }))
     }
 
-    /// What the configuration beside a checkpoint says.
+    /// The facts in the configuration beside a checkpoint.
     ///
     /// # Errors
     /// When a file cannot be read or is no JSON.
@@ -71,7 +71,7 @@ impl Vit {
         VitConfig::beside(checkpoint)
     }
 
-    /// How a checkpoint spells its keys, of which queries, keys and values are packed.
+    /// The spelling of a checkpoint's keys, in which queries, keys and values are packed.
     fn spelling_of(checkpoint: &Checkpoint) -> Option<VitSpelling> {
         let wrapper = wrapper_of(checkpoint, &ATTENTION[..1])?;
         Some(VitSpelling {
@@ -80,7 +80,7 @@ impl Vit {
     }
 }
 
-/// What stands before the keys of a checkpoint of this family.
+/// The prefix of the keys of a checkpoint of this family.
 fn wrapper_of(checkpoint: &Checkpoint, attention: &[&str]) -> Option<&'static str> {
     ["", WRAPPER].into_iter().find(|wrapper| {
         let has = |key: &&str| checkpoint.get(&format!("{wrapper}{key}")).is_some();
@@ -88,7 +88,7 @@ fn wrapper_of(checkpoint: &Checkpoint, attention: &[&str]) -> Option<&'static st
     })
 }
 
-/// What the configuration beside a classifier says, as a record; `None` for other families.
+/// The configuration beside a classifier, as a record; `None` for other families.
 pub(super) fn record(checkpoint: &Checkpoint) -> Result<Option<super::ModelRecord>> {
     if wrapper_of(checkpoint, &ATTENTION).is_none() {
         return Ok(None);

@@ -1,4 +1,4 @@
-//! What the keys and shapes of one classifier say about its sizes.
+//! Reads the sizes of one classifier off its keys and shapes.
 
 use std::collections::BTreeSet;
 
@@ -92,8 +92,8 @@ pub(super) fn describe(
     Ok((description, table))
 }
 
-/// Side of the grid of patches of so many rows, of which those of the `n_first` tokens before the patches may be some or
-/// none; and how many rows are not of patches. Where both fit, `told` decides.
+/// Side of the grid of patches in a table of `rows` rows, some of which may belong to the `n_first` tokens before the
+/// patches; and the number of these rows. Where both fit, `told` decides.
 fn grid(rows: usize, n_first: usize, told: Option<usize>) -> Option<(usize, usize)> {
     let mut readings = [n_first, 0].into_iter().filter_map(|n_extra| {
         let patches = rows.checked_sub(n_extra)?;

@@ -1,4 +1,4 @@
-//! The table of keys: one row a parameter, with what it does.
+//! The table of keys: one row a parameter, with its kind.
 
 use crate::ParamKind;
 
@@ -8,7 +8,7 @@ use ParamKind::{Bias, Embedding, LinearWeight, Norm, Scale};
 pub(super) struct Parameter {
     /// The key.
     pub key: &'static str,
-    /// What it does.
+    /// Its kind.
     pub kind: ParamKind,
 }
 
@@ -16,7 +16,7 @@ const fn row(key: &'static str, kind: ParamKind) -> Parameter {
     Parameter { key, kind }
 }
 
-/// What keys of blocks begin with.
+/// The first part of blocks' keys.
 pub(super) const BLOCKS: &str = "blocks.";
 /// The table of positions.
 pub(super) const POSITIONS: &str = "pos_embed";
@@ -28,7 +28,7 @@ pub(super) const REGISTERS: &str = "reg_token";
 pub(super) const PATCHES: &str = "patch_embed.proj.weight";
 /// The norm after the last block.
 pub(super) const NORM: &str = "norm.weight";
-/// The norm of what is pooled.
+/// The norm of pooled tokens.
 pub(super) const POOLED_NORM: &str = "fc_norm.weight";
 
 /// Outside the blocks.

@@ -11,11 +11,11 @@ use crate::{Checkpoint, ConversionFault, Error, Result, TensorInfo};
 use super::Vit;
 use super::table::BLOCKS;
 
-/// What is packed, and the parts in their order.
+/// The name of the packed tensors, and the parts in their order.
 const PACKED: &str = "attn.qkv.";
 const PARTS: [&str; 3] = ["attn.q_proj.", "attn.k_proj.", "attn.v_proj."];
 
-/// How a file spells the keys of a classifier of timm, which packs queries, keys and values.
+/// The spelling of a classifier's keys in a file of timm, which packs queries, keys and values.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct VitSpelling {
     /// Whether all keys begin with `module.`.
@@ -38,7 +38,7 @@ impl VitSpelling {
     }
 }
 
-/// What stands before one of `parts` in a key of a block, which of them it is, and what follows it.
+/// The text before one of `parts` in a key of a block, the number of the part, and the text after it.
 fn around<'k>(key: &'k str, parts: &[&str]) -> Option<(&'k str, usize, &'k str)> {
     let (_, rest) = key.strip_prefix(BLOCKS).and_then(split_block)?;
     let (nth, end) =

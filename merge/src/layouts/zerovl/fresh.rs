@@ -1,4 +1,4 @@
-//! What a ZeroVL checkpoint holds, from sizes alone.
+//! The tensors of a ZeroVL checkpoint, from its sizes alone.
 
 use crate::layouts::{ModelRecord, RecordFamily, TowerSizes};
 use crate::synth::{Distribution, Fresh, FreshTensor, Spread};

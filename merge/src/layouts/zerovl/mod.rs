@@ -36,7 +36,7 @@ pub struct Zerovl {
     positions: Vec<PositionTable>,
 }
 
-/// Where a key (without `module.`) stands in the model.
+/// The place of a key (without `module.`) in the model.
 #[derive(Clone, Copy)]
 struct Place {
     block: Option<BlockId>,

@@ -1,4 +1,4 @@
-//! What the keys and shapes of one ZeroVL checkpoint say about its sizes.
+//! Reads the sizes of one ZeroVL checkpoint off its keys and shapes.
 
 use std::collections::{BTreeMap, BTreeSet};
 

@@ -1,4 +1,4 @@
-//! The table of keys: one row a parameter, with what it does and its shape in a model's sizes.
+//! The table of keys: one row a parameter, with its kind and its shape in a model's sizes.
 
 use crate::ParamKind;
 
@@ -36,7 +36,7 @@ pub(super) enum Axis {
 pub(super) struct Parameter {
     /// The key.
     pub key: &'static str,
-    /// What it does.
+    /// Its kind.
     pub kind: ParamKind,
     /// Whether published checkpoints have it always.
     pub presence: Presence,
@@ -44,7 +44,7 @@ pub(super) struct Parameter {
     pub shape: &'static [Axis],
 }
 
-/// Which checkpoints hold a parameter.
+/// The checkpoints that hold a parameter.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Presence {
     /// All.
@@ -62,22 +62,22 @@ pub(super) enum Presence {
 pub(super) struct TowerBlocks {
     /// The stack's name.
     pub name: &'static str,
-    /// What stands before the block's index.
+    /// The text before the block's index.
     pub prefix: &'static str,
-    /// What stands in a block.
+    /// The parameters of a block.
     pub parameters: &'static [Parameter],
 }
 
-/// What the keys of the image tower begin with.
+/// The first part of the image tower's keys.
 pub(super) const IMAGE: &str = "image_encoder.";
-/// What the keys of the text tower begin with.
+/// The first part of the text tower's keys.
 pub(super) const TEXT: &str = "text_encoder.";
 /// Class and image positions, `(1, tokens, d)`.
 pub(super) const POSITIONS: &str = "image_encoder.model.model.pos_embed";
 /// The temperature, a divisor of logits.
 pub(super) const TEMPERATURE: &str = "loss.temperature";
-/// What the keys of a linear probe begin with: a classifier of images on the class token. The name is ours,
-/// for the published program keeps it in no file of its own.
+/// The first part of a linear probe's keys: a classifier of images on the class token. The name is ours, for the
+/// published program keeps it in no file of its own.
 pub(super) const PROBE: &str = "linear_probe.";
 /// A buffer that transformers up to 4.30 keeps.
 pub(super) const POSITION_IDS: &str = "text_encoder.model.model.embeddings.position_ids";

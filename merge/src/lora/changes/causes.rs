@@ -1,9 +1,9 @@
-//! Why a change does not fit its base, and what mends it.
+//! Reasons why a change does not fit its base, with their remedies.
 
 use crate::plan::checkpoints::spelling::common_end;
 use crate::{Checkpoint, TensorInfo, ties};
 
-/// What helps where the base does not have the tensor `target`.
+/// A remedy for a base without the tensor `target`.
 pub(super) fn of_missing(base: &Checkpoint, target: &str) -> String {
     if let Some((from, to, theirs)) = other_beginning(base, target) {
         let from = regex::escape(from);
@@ -22,7 +22,7 @@ pub(super) fn of_missing(base: &Checkpoint, target: &str) -> String {
         .to_owned()
 }
 
-/// What helps where a change of another shape meets the tensor `target`.
+/// A remedy for a change whose shape does not fit the tensor `target`.
 pub(super) fn of_misfit(target: &str, expected: &TensorInfo) -> String {
     if !expected.dtype.is_float() {
         return "the base keeps codes there, not numbers: it is quantized in a way that is not known; convert it with \

@@ -5,8 +5,8 @@ use crate::ties::{self, TiedHead};
 use crate::{AdapterFault, Result};
 
 impl Reader<'_> {
-    /// What becomes of a head that shares embeddings which the adapter changes: it keeps the base's weights,
-    /// as PEFT computes it, unless the adapter changes both alike.
+    /// Settles a head that shares embeddings which the adapter changes: it keeps the base's weights, as PEFT computes
+    /// it, unless the adapter changes both alike.
     pub(super) fn untie(&self, found: &mut Changes) -> Result<()> {
         let embeddings: Vec<String> = (found.by_target.keys())
             .filter(|target| ties::may_be_shared(target))
@@ -48,7 +48,7 @@ impl Reader<'_> {
         Ok(())
     }
 
-    /// Whether PEFT does to the head what it does to the embeddings.
+    /// Whether PEFT changes the head in the same way as the embeddings.
     fn stays_tied(&self, change: &Change) -> bool {
         let is_rows_alone =
             change.rows.is_some() && change.added.is_none() && change.replaced.is_none();

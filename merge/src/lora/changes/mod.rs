@@ -1,4 +1,4 @@
-//! What an adapter does to each tensor of its base, all of it checked before anything is read.
+//! The changes that an adapter makes to each tensor of its base. All of them are checked before any data is read.
 
 mod causes;
 mod heads;
@@ -19,12 +19,12 @@ use crate::recipe::Place;
 use crate::ties;
 use crate::{AdapterFault, Checkpoint, DType, Error, Result, TensorInfo};
 
-/// What an adapter does to one tensor.
+/// The change of one tensor by an adapter.
 #[derive(Debug, Default)]
 pub(super) struct Change {
     /// The adapter's tensor that stands in place of the base's.
     pub(super) replaced: Option<Named>,
-    /// What is added.
+    /// The added update.
     pub(super) added: Option<Delta>,
     /// Lengths that rows, or columns, are brought to after the sum (DoRA).
     pub(super) magnitude: Option<Magnitude>,
@@ -41,7 +41,7 @@ pub(super) struct Magnitude {
 }
 
 impl Magnitude {
-    /// Which of the lengths element `at` of a tensor with rows of `width` goes by.
+    /// The index of the length that element `at` of a tensor with rows of `width` goes by.
     pub(super) const fn index_of(&self, at: usize, width: usize) -> usize {
         match self.is_by_column {
             true => at % width,
@@ -151,14 +151,14 @@ fn add(
     Ok(())
 }
 
-/// What a tensor of an adapter is judged by.
+/// The facts by which a tensor of an adapter is judged.
 struct Reader<'a> {
     base: &'a Checkpoint,
     adapter: &'a Checkpoint,
     config: &'a Config,
     modules: Modules,
     place: Place,
-    /// Whether square weights are kept as `(in, out)`; `None` if nobody knows.
+    /// Whether square weights are kept as `(in, out)`; `None` if it is not known.
     is_stored_transposed: Option<bool>,
     /// Shapes of whole tensors, by the tensors that they stand in place of.
     wholes: BTreeMap<String, Vec<usize>>,
@@ -247,7 +247,7 @@ impl Reader<'_> {
         others.map(str::to_owned).collect()
     }
 
-    /// What the tensor `key` does, and to which tensor; nothing for one that goes with another.
+    /// The change that the tensor `key` makes, and the tensor that it changes; nothing for one that goes with another.
     fn step(&self, key: &str) -> Result<Option<(String, Change)>> {
         match Part::of(key) {
             Part::Second { first } => match self.adapter.get(&first) {

@@ -1,4 +1,4 @@
-//! What is done to single rows: lengths that they are brought to (DoRA), and rows of trained tokens.
+//! Changes of single rows: the lengths that DoRA gives them, and rows of trained tokens.
 
 use super::{Change, Changes, Magnitude, Reader};
 use crate::lora::part::PREFIX;

@@ -1,4 +1,4 @@
-//! Which tensors get factors, and of which form: judged by names and shapes, for there is nothing else.
+//! The tensors that get factors, and the form of these, judged by names and shapes alone.
 
 use super::ExtractOptions;
 use crate::TensorInfo;
@@ -6,7 +6,7 @@ use crate::TensorInfo;
 /// Modules that look up rows, beside those whose names have `embed` in them.
 const EMBEDDINGS: [&str; 4] = ["wte", "wpe", "shared", "emb"];
 
-/// How a module's factors are stored.
+/// The form in which a module's factors are stored.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Form {
     /// `W = B A`, kernels of convolutions flattened.
@@ -17,7 +17,7 @@ pub(super) enum Form {
     Embedding,
 }
 
-/// What becomes of a tensor.
+/// The treatment of a tensor.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Kind {
     /// It gets factors.

@@ -22,12 +22,12 @@ use crate::{AdapterFault, Checkpoint, DType, Progress, Result, TensorInfo};
 
 pub use output::ExtractTarget;
 
-/// What is extracted, and how.
+/// Settings of an extraction.
 #[derive(Clone, Debug)]
 pub struct ExtractOptions {
-    /// Where singular values are cut.
+    /// The cut of the singular values.
     pub truncation: Truncation,
-    /// What the factors are stored in.
+    /// The dtype of the stored factors.
     pub dtype: DType,
     /// Tensors to look at, by name; all if there are no patterns.
     pub include: Vec<Regex>,
@@ -67,13 +67,13 @@ pub struct LeftOut {
     pub name: String,
     /// Its shape.
     pub shape: Vec<usize>,
-    /// Why.
+    /// The reason.
     pub why: &'static str,
     /// Length of the difference beside that of the base's tensor (Frobenius).
     pub relative_change: f64,
 }
 
-/// What was extracted.
+/// The result of an extraction.
 #[derive(Clone, Debug, Serialize)]
 pub struct Extraction {
     /// Tensors with factors, by name.
@@ -93,7 +93,7 @@ pub struct Extraction {
     pub output_bytes: u64,
     /// The files in place.
     pub files: Vec<std::path::PathBuf>,
-    /// What must be known to use the adapter.
+    /// A note on using the adapter.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub note: Option<String>,
 }
@@ -129,7 +129,7 @@ pub fn extract(
     found.write((base, tuned), options, target, n_excluded, progress)
 }
 
-/// What the tensors gave.
+/// The results for all tensors.
 struct Found {
     spool: Spool,
     tensors: Vec<Extracted>,

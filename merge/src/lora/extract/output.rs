@@ -1,4 +1,4 @@
-//! Where an extracted adapter goes: factors wait in a temporary file until all ranks are known.
+//! The output of an extraction: factors wait in a temporary file until all ranks are known.
 
 use std::fs::File;
 use std::os::unix::fs::FileExt;
@@ -22,7 +22,7 @@ use crate::plan::PlanBuilder;
 use crate::{Checkpoint, DType, Error, Progress, Result, TensorInfo, TensorSource};
 use crate::{decode_f32, encode_f32};
 
-/// Where an adapter is written.
+/// The target of an adapter.
 #[derive(Clone, Debug)]
 pub struct ExtractTarget {
     /// The folder, made if it is not there.
@@ -88,7 +88,7 @@ impl Whole {
         }
     }
 
-    /// What it is called in the adapter's model.
+    /// Its name in the adapter's model.
     fn place(&self) -> &str {
         self.key.strip_prefix(PREFIX).unwrap_or(&self.key)
     }
@@ -312,7 +312,7 @@ impl ExtractTarget {
     }
 }
 
-/// Where the bytes of a tensor are.
+/// The source of a tensor's bytes.
 enum Source {
     /// In the temporary file, from here on.
     Factor(u64),

@@ -36,7 +36,7 @@ impl Squares {
 }
 
 impl Pair<'_> {
-    /// The tensors that are asked for, which both models must have in the same shape.
+    /// The chosen tensors, which both models must have in the same shape.
     pub(super) fn names(
         &self,
         is_asked: &dyn Fn(&str) -> bool,

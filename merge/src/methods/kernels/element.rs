@@ -189,7 +189,7 @@ impl Real for f64 {
     }
 }
 
-/// What happens to the result of each single product and sum.
+/// The rounding of each single product and sum.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub enum StepRounding {
     /// Nothing: only the final result is rounded, once.
@@ -216,13 +216,12 @@ pub struct Chunk<'a, V> {
 
 /// An element-wise method, generic over the type it reads and the one it computes in.
 pub trait Elementwise: Send + Sync {
-    /// How many elements must be in a chunk together, e.g. those of a row: chunks begin at multiples
-    /// of it.
+    /// The number of elements that must be in a chunk together, e.g. those of a row: chunks begin at multiples of it.
     fn unit(&self) -> usize {
         1
     }
 
-    /// Which elements are of which task, for methods that keep that.
+    /// The elements of each task, for methods that keep them.
     fn masks(&self) -> Option<&dyn Masks> {
         None
     }

@@ -1,4 +1,4 @@
-//! Which elements of a chunk stay, one bit each.
+//! The elements of a chunk that stay, one bit each.
 
 /// Elements of a word.
 pub(in crate::methods) const WORD: usize = u32::BITS as usize;

@@ -2,7 +2,7 @@
 
 use crate::methods::{Chunk, Elementwise, Masks, Real, Value};
 
-/// What is added to the base.
+/// The number that a method adds to an element of the base.
 pub(in crate::methods) trait OfElement: Send + Sync {
     /// For an element with these differences from the base, one a model.
     fn change(&self, deltas: &[f64]) -> f64;

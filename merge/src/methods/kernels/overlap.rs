@@ -1,4 +1,4 @@
-//! Where models changed the same elements: the step that ram and ramplus_tl share.
+//! Finds the elements that several models changed: the step that ram and ramplus_tl share.
 
 use crate::Result;
 use crate::methods::kernels::passes::{Count, tally};

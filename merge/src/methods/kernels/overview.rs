@@ -5,7 +5,7 @@ use std::sync::Arc;
 use crate::Result;
 use crate::methods::{GroupData, Passes};
 
-/// What is learned over all tensors that share it.
+/// Facts over all tensors that share an overview.
 pub trait Overview: Send + Sync {
     /// Looks at the groups, unless it has done so.
     ///

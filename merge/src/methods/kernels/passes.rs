@@ -53,7 +53,7 @@ pub trait Survey: Send + Sync {
     /// When the data cannot be read or admit no result.
     fn survey(&self, data: &dyn Passes) -> Result<Arc<dyn ElementKernel>>;
 
-    /// What it learns over all tensors first, if it does.
+    /// The overview over all tensors that comes first, if it needs one.
     fn overview(&self) -> Option<Arc<dyn Overview>> {
         None
     }
@@ -63,19 +63,19 @@ pub trait Survey: Send + Sync {
         false
     }
 
-    /// How many elements must be in a chunk together.
+    /// The number of elements that must be in a chunk together.
     fn unit(&self) -> usize {
         1
     }
 
-    /// Most bytes that it keeps between its passes for a tensor of so many elements.
+    /// The most bytes that it keeps between its passes for a tensor of `n_elements` elements.
     fn kept_bytes(&self, n_elements: usize) -> u64 {
         let _ = n_elements;
         0
     }
 }
 
-/// What a pass notes of one chunk.
+/// The notes of a pass on one chunk.
 pub(in crate::methods) trait Look: Sync {
     /// The note.
     type Note: Send;
@@ -137,7 +137,7 @@ pub(in crate::methods) fn sums<L: Look<Note = Vec<f64>>>(
     Ok(total)
 }
 
-/// What a pass counts in a chunk.
+/// The counts of a pass in a chunk.
 pub(in crate::methods) trait Count: Sync {
     /// Adds to the counts.
     fn count<T: Real, V: Value<Real = T>>(

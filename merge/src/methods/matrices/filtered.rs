@@ -1,5 +1,4 @@
-//! What `swudi` and `aswudi` have in common: the least squares of `wudi`, of which only the largest eigenvalues take
-//! part.
+//! The least squares of `wudi` on the largest eigenvalues alone, which `swudi` and `aswudi` share.
 
 use ndarray::Array2;
 

@@ -1,4 +1,4 @@
-//! What methods that decompose task vectors of matrices have in common: the rule which tensors are matrices, the
+//! Steps of all methods that decompose task vectors of matrices: the rule that picks the matrices, the
 //! differences from the base, and the result on top of it.
 
 use std::sync::Arc;
@@ -39,7 +39,7 @@ pub(in crate::methods) trait MatrixMethod: Send + Sync + 'static {
     /// The parameters, `matrix`, `conv` and `vectors` among them.
     const PARAMETERS: &'static [ParameterSpec];
 
-    /// What merges a matrix of `rows` by `columns`.
+    /// The kernel that merges a matrix of `rows` by `columns`.
     ///
     /// # Errors
     /// When a parameter does not fit the matrix.
@@ -63,13 +63,13 @@ pub(in crate::methods) trait MatrixMethod: Send + Sync + 'static {
 
 /// Merges the task vectors of one matrix.
 pub(in crate::methods) trait MatrixKernel: Send + Sync {
-    /// What is added to the base, `(rows, columns)`.
+    /// The change of the base, `(rows, columns)`.
     ///
     /// # Errors
     /// When a checkpoint cannot be read, or a decomposition does not converge.
     fn change(&self, tasks: &Tasks<'_>) -> Result<Array2<f64>>;
 
-    /// Most elements of `f64` it holds at once beside the base, for so many models.
+    /// The most elements of `f64` that it holds at once beside the base, for `n_tasks` models.
     fn peak_elements(&self, rows: u64, columns: u64, n_tasks: u64) -> u64;
 }
 
@@ -144,7 +144,7 @@ impl WholeKernel for OnBase {
     }
 }
 
-/// The base with a kernel's change of a matrix of this name and size, of so many task vectors.
+/// The base with a kernel's change of a matrix of this name and size, from these task vectors.
 ///
 /// # Errors
 /// Those of the kernel.
@@ -178,7 +178,7 @@ pub(in crate::methods) struct Tasks<'a> {
 }
 
 impl<'a> Tasks<'a> {
-    /// Those of a matrix of this name and size, so many.
+    /// The given number of task vectors of a matrix of this name and size.
     ///
     /// # Errors
     /// When the base cannot be read.
@@ -195,7 +195,7 @@ impl<'a> Tasks<'a> {
         })
     }
 
-    /// How many there are.
+    /// The number of task vectors.
     pub(in crate::methods) const fn len(&self) -> usize {
         self.n
     }
@@ -230,7 +230,7 @@ impl<'a> Tasks<'a> {
         Ok(self.sum(&vec![1.0; self.n])? / self.n as f64)
     }
 
-    /// What `of` makes of each, several at a time, in their order.
+    /// The results of `of` for each, several at a time, in their order.
     pub(in crate::methods) fn each<T: Send>(
         &self,
         of: impl Fn(usize, Array2<f64>) -> Result<T> + Sync,

@@ -1,4 +1,4 @@
-//! Which tensors are matrices to a method, and what becomes of the others.
+//! The rule that picks the matrices of a method, and the treatment of all other tensors.
 
 use std::sync::Arc;
 
@@ -78,8 +78,8 @@ pub(crate) fn is_table(key: &str) -> bool {
     })
 }
 
-/// What makes a tensor that is no matrix: the base with the task vectors times `factors`, or the base alone where
-/// `vectors` says so.
+/// The operation for a tensor that is no matrix: the base with the task vectors times `factors`, or the base alone
+/// where `vectors` says so.
 pub(in crate::methods) fn of_vector(
     group: &GroupShape<'_>,
     factors: impl FnOnce() -> Result<Vec<f64>>,

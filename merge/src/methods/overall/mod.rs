@@ -1,5 +1,5 @@
-//! What methods have in common that compare elements of a task vector over all tensors of a model: a look at all tensors,
-//! then each element for itself.
+//! Steps of all methods that compare elements of a task vector over all tensors of a model: a look at all
+//! tensors, then each element for itself.
 
 use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 
@@ -21,7 +21,7 @@ pub(in crate::methods) trait OverallMethod:
     const PARAMETERS: &'static [ParameterSpec];
     /// Fewest models beside the base.
     const MIN_INPUTS: usize = 1;
-    /// What is learned of all tensors.
+    /// The facts over all tensors.
     type Facts: Send + Sync + 'static;
 
     /// Reads the parameters, which must be the same for all tensors.
@@ -45,10 +45,10 @@ pub(in crate::methods) trait OverallMethod:
     /// When they cannot be read, or the parameters do not fit their number of elements.
     fn look(&self, groups: &dyn Groups) -> Result<Self::Facts>;
 
-    /// What is added to the base for an element with these differences from it.
+    /// The change of an element with these differences from the base.
     fn change(&self, facts: &Self::Facts, deltas: &[f64]) -> f64;
 
-    /// What the merged tensor is, in a few words.
+    /// The merged tensor, in a few words.
     fn describe(group: &GroupShape<'_>) -> String {
         format!("base + {} of {}", Self::NAME, group.labels().join(", "))
     }
@@ -64,7 +64,7 @@ impl<M: OverallMethod> Overall<M> {
     }
 }
 
-/// What all tensors share.
+/// The facts that all tensors share.
 struct Shared<M: OverallMethod> {
     method: M,
     facts: OnceLock<M::Facts>,

@@ -1,4 +1,4 @@
-//! Which value has a given rank, by counting instead of sorting.
+//! Finds the value of a given rank by counting instead of sorting.
 //!
 //! The bits of a float without its sign are ordered like its magnitude. A count of their upper bits
 //! tells which bin holds the rank; a count of the next 16 bits within that bin, and so on, ends at
@@ -15,7 +15,7 @@ const DIGIT_BITS: u32 = 16;
 /// Elements that are looked at together, in a buffer on the stack.
 pub(in crate::methods) const BLOCK: usize = 1024;
 
-/// What is ranked: one number per element, of which the magnitude counts.
+/// The ranked values: one number per element, of which the magnitude counts.
 pub(in crate::methods) trait Measure: Sync {
     /// Writes the numbers of elements `first..first + out.len()` of a chunk, in row `row` of several.
     fn measure<T: Real, V: Value<Real = T>>(
@@ -41,9 +41,9 @@ pub(in crate::methods) struct Rank {
 pub(in crate::methods) struct Found {
     /// Its magnitude's bits.
     pub(in crate::methods) key: u64,
-    /// How many values of the row are equal to it and of a lower rank.
+    /// The number of the row's values that are equal to it and of a lower rank.
     pub(in crate::methods) before: u64,
-    /// How many values of the row are equal to it.
+    /// The number of the row's values that are equal to it.
     pub(in crate::methods) equal: u64,
 }
 

@@ -1,4 +1,4 @@
-//! Which value has a given rank, and where its equals stand, in one pass over the tensor.
+//! Finds the value of a given rank, and the places of its equals, in one pass over the tensor.
 //!
 //! A sample tells between which two values the one at a rank must lie, with a wide margin. One pass counts
 //! what lies below and keeps, chunk by chunk, the few that lie between; the exact value is selected
@@ -12,13 +12,13 @@ use crate::methods::kernels::passes::{Look, in_order, tally};
 use crate::methods::ranking::by_count::{BLOCK, Found, Histogram, Measure, Rank, length};
 use crate::methods::{Chunk, Passes, Real, Value};
 
-/// One part of so many of each chunk is the sample.
+/// The number of parts of a chunk, one of which is the sample.
 const SAMPLE_PARTS: usize = 32;
 
 /// Bits of a bin's number: exponent and seven bits of the mantissa.
 const BIN_BITS: u32 = 15;
 
-/// One in so many elements of a chunk may lie between.
+/// The inverse of the largest share of a chunk's elements that may lie between.
 const MAX_SHARE: usize = 16;
 
 /// The value at a rank, and how many values of each chunk are equal to it. Zeros are found, too, but
@@ -123,7 +123,7 @@ struct Between<'a, M> {
     brackets: &'a [Bracket],
 }
 
-/// What a chunk has for one bracket.
+/// The elements of a chunk in one bracket.
 struct Part {
     zeros: u64,
     /// Above zero and below the bracket.

@@ -1,4 +1,4 @@
-//! Which value has a given rank, and which chance a rank has.
+//! Finds the value of a given rank, and the chance that a rank has.
 
 pub(in crate::methods) mod by_count;
 pub(in crate::methods) mod by_sample;

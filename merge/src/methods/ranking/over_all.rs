@@ -12,7 +12,7 @@ const BITS: u32 = 16;
 /// Values that a pass tells apart.
 const BINS: usize = 1 << BITS;
 
-/// A rank that is asked for: of which row of values, and the place from the smallest, counted from 0.
+/// A wanted rank: the row of values, and the place from the smallest, counted from 0.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(in crate::methods) struct Rank {
     /// The row.
@@ -54,7 +54,7 @@ pub(in crate::methods) fn at_ranks(
         .collect())
 }
 
-/// What is known of the value at a rank.
+/// The known digits of the value at a rank.
 pub(in crate::methods) struct Search {
     row: usize,
     /// Its place among the values that begin like it.
@@ -73,7 +73,7 @@ impl Search {
         }
     }
 
-    /// How far keys are shifted in each pass.
+    /// The shift of keys in each pass.
     pub(in crate::methods) fn shifts() -> impl Iterator<Item = u32> {
         (0..u64::BITS).step_by(BITS as usize).rev()
     }
@@ -83,7 +83,7 @@ impl Search {
         vec![0; BINS]
     }
 
-    /// Which count a key adds to in the pass with this shift; `None` where it begins otherwise.
+    /// The count that a key adds to in the pass with this shift; `None` where it begins otherwise.
     #[inline(always)]
     pub(in crate::methods) fn bin(&self, key: u64, shift: u32) -> Option<usize> {
         let above = key.checked_shr(shift + BITS).unwrap_or(0);

@@ -8,7 +8,7 @@ use crate::methods::Real;
 use crate::methods::kernels::masks::{WORD, pack};
 use crate::methods::thinning::sparsifier::Row;
 
-/// Counters of a row: sixteen powers of two, of 64 steps each; what is smaller is counted together.
+/// Counters of a row: sixteen powers of two, of 64 steps each; smaller values are counted together.
 const BINS: usize = 1024;
 
 /// Bits of a mantissa that tell bins apart.
@@ -41,7 +41,7 @@ impl RowChances {
         }
     }
 
-    /// Which of a chunk's elements stay, as bits.
+    /// The elements of a chunk that stay, as bits.
     pub(in crate::methods) fn stays<T: Real>(&self, values: &[T], draws: &[f32]) -> Vec<u32> {
         let Row { length, stride } = self.row;
         let mut stays = vec![false; values.len()];
@@ -77,7 +77,7 @@ impl RowChances {
         words
     }
 
-    /// What each element of a chunk is multiplied by: the inverse of its chance, or zero.
+    /// The factor of each element of a chunk: the inverse of its chance, or zero.
     pub(in crate::methods) fn factors<T: Real>(&self, values: &[T], draws: &[f32]) -> Vec<T> {
         let Row { length, stride } = self.row;
         let mut factors = vec![T::ZERO; values.len()];
@@ -147,7 +147,7 @@ impl Ranking {
                 }
             },
         );
-        // Borrowed once: writes to other buffers could move what is borrowed anew in each step.
+        // Borrowed once: in a loop the compiler would have to assume that writes to other buffers move it.
         let starts = &mut **starts;
         starts.fill(0);
         for &bin in &*bins {

@@ -1,4 +1,4 @@
-//! What task_arithmetic, ties, dare, breadcrumbs and della have in common: thin, weigh, agree, add.
+//! The steps that task_arithmetic, ties, dare, breadcrumbs and della share: thin, weigh, agree, add.
 
 use std::sync::Arc;
 
@@ -39,7 +39,7 @@ pub(in crate::methods) const DENSITY: ParameterSpec = ParameterSpec::per_member(
     Fallback::Number(1.0),
 );
 
-/// A method that thins task vectors in its own way and adds what is left to the base.
+/// A method that thins task vectors in its own way and adds the rest to the base.
 pub(in crate::methods) trait ThinningMethod: Send + Sync {
     /// The name in recipes.
     const NAME: &'static str;
@@ -50,7 +50,7 @@ pub(in crate::methods) trait ThinningMethod: Send + Sync {
     /// The parameters.
     const PARAMETERS: &'static [ParameterSpec];
 
-    /// How each member of a group is thinned.
+    /// The sparsifier of each member of a group.
     fn ways(group: &GroupShape<'_>) -> Result<Vec<Sparsifier>>;
 }
 

@@ -6,7 +6,7 @@ use crate::methods::kernels::masks::{WORD, each_set, pack};
 use crate::methods::ranking::by_count::BLOCK;
 use crate::random::{Draws, Mersenne};
 
-/// Where the draws of one group come from.
+/// The key of one group's draws.
 #[derive(Clone)]
 pub struct DrawKey {
     /// The seed.
@@ -63,7 +63,7 @@ impl Tape {
 pub(in crate::methods) enum MemberDraws {
     /// By element.
     Keyed(Draws),
-    /// In a row: the generator before each chunk of so many elements.
+    /// In a row: the generator before each chunk, and the number of elements of a chunk.
     InARow(Vec<Mersenne>, usize),
 }
 
@@ -99,7 +99,7 @@ impl DrawKey {
 }
 
 impl MemberDraws {
-    /// Which of elements `first..first + n` of a chunk have a draw below `share`, one bit each.
+    /// The elements `first..first + n` of a chunk whose draw is below `share`, one bit each.
     pub(in crate::methods) fn below(&self, share: f32, first: usize, n: usize) -> Vec<u32> {
         let mut words = vec![0; n.div_ceil(WORD)];
         match self {

@@ -1,4 +1,4 @@
-//! Which elements of task vectors stay, and how what stays is added.
+//! Thins task vectors and adds their remaining elements.
 
 pub(in crate::methods) mod consensus;
 pub(in crate::methods) mod draws;

@@ -8,7 +8,7 @@ use crate::methods::thinning::draws::DrawKey;
 use crate::methods::thinning::task_vectors::{Ready, Thinned};
 use crate::methods::{Chunk, Passes, Real, Value, reals};
 
-/// How one task vector is thinned.
+/// The thinning of one task vector.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub(in crate::methods) enum Sparsifier {
     /// Not at all.
@@ -49,7 +49,7 @@ impl Sparsifier {
     }
 }
 
-/// By what a thinned task vector is multiplied.
+/// The factor of a thinned task vector.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(in crate::methods) enum Rescale {
     /// Nothing.
@@ -75,12 +75,12 @@ impl Rescale {
 /// they take no more; beyond it they are drawn twice.
 const MAX_MASK_BYTES: u64 = 32 << 20;
 
-/// How the task vectors of a group are thinned.
+/// The thinning of a group's task vectors.
 #[derive(Clone)]
 pub(in crate::methods) struct Thinning {
     /// Each member's way.
     pub(in crate::methods) members: Vec<Sparsifier>,
-    /// How they are rescaled.
+    /// Their rescaling.
     pub(in crate::methods) rescale: Rescale,
     /// Elements of a row, for ranks; and how far apart they are.
     pub(in crate::methods) row: Row,
@@ -157,7 +157,7 @@ pub(in crate::methods) fn delta<V: Value>(
 }
 
 impl Thinning {
-    /// Whether any member is thinned by what is found in the whole tensor or rescaled by it.
+    /// Whether the thinning or the rescaling of any member needs the whole tensor.
     pub(in crate::methods) fn looks(&self) -> bool {
         self.members.iter().any(|way| *way != Sparsifier::None)
     }
@@ -284,7 +284,7 @@ fn part(share: f64, n: u64) -> u64 {
     (share * n as f64) as u64
 }
 
-/// The way of dare. Where mergekit's masks are asked for, the probability is rounded as it does.
+/// The way of dare. With `rng: mergekit` the probability is rounded as in mergekit.
 pub(in crate::methods) fn chance(
     group: &crate::methods::GroupShape<'_>,
     density: f64,

@@ -26,7 +26,7 @@ pub(in crate::methods) struct Thinned {
     masks: Vec<Vec<Vec<u32>>>,
 }
 
-/// How a member is thinned, with what had to be looked up.
+/// The thinning of a member, with the values that had to be looked up.
 pub(in crate::methods) enum Ready {
     /// Not at all.
     Keep,
@@ -137,7 +137,7 @@ impl Thinned {
             .collect()
     }
 
-    /// How a member is thinned in a chunk, and the factor on what is left.
+    /// The thinning of a member in a chunk, and the factor on the rest.
     fn way<'a, T: Real, V: Value<Real = T>>(
         &'a self,
         chunk: &Chunk<'_, V>,

@@ -117,7 +117,7 @@ struct Builder<'a> {
     recipe: &'a MergeRecipe,
     method: &'a dyn MergeMethod,
     settings: Settings,
-    /// What parameters do, guessed by their names.
+    /// The kinds of parameters, guessed by their names.
     kinds: Generic,
     models: Models,
     /// Sources of files beside models, by path.
@@ -126,7 +126,7 @@ struct Builder<'a> {
     layouts: BTreeMap<usize, Box<dyn Layout>>,
     faults: Vec<Error>,
     plan: PlanBuilder,
-    /// Why input tensors were left out, by source and key.
+    /// The reasons why input tensors were left out, by source and key.
     left_out: BTreeMap<(usize, String), &'static str>,
     /// Output tensors that only some of the models have, whatever becomes of them.
     n_partial: usize,
@@ -197,7 +197,7 @@ impl Builder<'_> {
         }
     }
 
-    /// What users should know where running statistics of batch norms are averaged, which are those of no merged model.
+    /// A note for users on averaged statistics of batch norms, which are those of no merged model.
     fn averaged_statistics(&self) -> Option<String> {
         let mut entries = self.plan.entries().into_iter();
         let averaged = entries.find(|entry| {
@@ -254,7 +254,7 @@ impl Builder<'_> {
         Ok(())
     }
 
-    /// The row of draws that all groups share, if mergekit's are asked for.
+    /// The row of draws that all groups share, with `rng: mergekit`.
     fn tape(&self, groups: &[Ready]) -> Option<Arc<Tape>> {
         if self.recipe.rng != RandomSource::Mergekit {
             return None;

@@ -12,7 +12,7 @@ use crate::{Checkpoint, Error, MergeFault, MergeRecipe, Result};
 pub(in crate::plan) struct Models {
     /// Each once.
     pub(in crate::plan) sources: Vec<Arc<Checkpoint>>,
-    /// What each was opened as.
+    /// The reference by which each was opened.
     refs: Vec<ModelRef>,
     /// The base among them, for methods that measure from one.
     pub(in crate::plan) base: Option<usize>,
@@ -74,8 +74,8 @@ impl Models {
         Ok(models)
     }
 
-    /// How many models are merged in a part of the output, or in each slice of it, whether they have a base,
-    /// and where the first stands.
+    /// The number of models merged in a part of the output, or in each slice of it, whether they have a base, and the
+    /// place of the first.
     fn counts(&self, part: Part<'_>) -> Vec<(usize, bool, Place)> {
         if part.slices.is_empty() {
             let members = part.models.iter().filter(|model| !self.is_base(model));
@@ -112,7 +112,7 @@ impl Models {
             .position(|known| known.is_same_model(model))
     }
 
-    /// What each source was opened as.
+    /// The reference by which each source was opened.
     pub(in crate::plan) fn refs(&self) -> &[ModelRef] {
         &self.refs
     }
@@ -136,13 +136,13 @@ impl Models {
             .collect()
     }
 
-    /// Where a source stands in the recipe.
+    /// The place of a source in the recipe.
     pub(in crate::plan) fn place(&self, source: usize) -> Place {
         let model = self.refs.get(source);
         model.map_or_else(Place::default, |model| model.place)
     }
 
-    /// What a source is called.
+    /// The name of a source.
     pub(in crate::plan) fn name(&self, source: usize) -> String {
         // Files opened for parameters come after the models.
         self.refs.get(source).map_or_else(

@@ -1,4 +1,4 @@
-//! Which module of its model a tensor belongs to, by mergekit's names of modules.
+//! The module that a tensor belongs to, by mergekit's names of modules.
 
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -67,7 +67,7 @@ const ARCHITECTURES: [Family; 5] = [
     },
 ];
 
-/// What mergekit calls the only module of a model, and what is in no stack of layers.
+/// mergekit's name for the only module of a model, and for tensors in no stack of layers.
 const DEFAULT: &str = "default";
 
 /// The modules of a model.
@@ -138,7 +138,7 @@ impl Modules {
         row.is_some_and(|row| *row == self.row(key))
     }
 
-    /// What the module of a tensor is called.
+    /// The name of a tensor's module.
     pub(super) fn of_tensor(&self, key: &str) -> &str {
         &self.rows[self.row(key)].0
     }
@@ -174,7 +174,7 @@ impl Modules {
         found.unwrap_or(self.rows.len() - 1)
     }
 
-    /// How many tensors each module has.
+    /// The number of tensors in each module.
     fn counts(&self, names: &BTreeSet<&str>) -> Vec<usize> {
         let mut counts = vec![0; self.rows.len()];
         for name in names {
@@ -261,7 +261,7 @@ fn by_stacks(names: &BTreeSet<&str>) -> Vec<(String, Vec<String>)> {
     rows
 }
 
-/// What stands before the first part of a name that is a number.
+/// The text before the first part of a name that is a number.
 fn before_number(name: &str) -> Option<&str> {
     let mut end = 0;
     for part in name.split('.') {

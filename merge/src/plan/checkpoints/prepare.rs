@@ -1,4 +1,4 @@
-//! Whether the inputs of an output tensor fit together, and what is read beside them.
+//! Checks that the inputs of an output tensor fit together, and finds the tensors read beside them.
 
 use std::collections::BTreeSet;
 use std::collections::btree_map::Entry;

@@ -1,16 +1,16 @@
-//! Why tensors of one model are not found in another: the same model, spelled otherwise.
+//! Explains tensors of one model that another lacks: the same model, in another spelling.
 
 use std::collections::{BTreeMap, BTreeSet};
 
 /// Names of the one model that are tried against all of the other.
 const N_TRIED: usize = 16;
 
-/// How the names of two models differ, and what mends it.
+/// The difference of two models' names, and its remedy.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) struct Spelling {
-    /// What is the case, as a clause without the models' names: `one` stands before `other`.
+    /// The cause, as a clause without the models' names: `one` stands before `other`.
     pub(super) cause: String,
-    /// What to do.
+    /// The remedy.
     pub(super) advice: String,
 }
 

@@ -1,4 +1,4 @@
-//! Which tensors the output has, and which inputs each is made of.
+//! The tensors of the output, and the inputs that make each of them.
 
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -161,7 +161,7 @@ impl Models {
 #[derive(Clone, Copy)]
 pub(in crate::plan) struct Scope<'a, 'b> {
     pub(in crate::plan) part: Part<'a>,
-    /// Where the output has modules.
+    /// The modules of the output, if it has any.
     pub(in crate::plan) modules: Option<&'b Modules>,
 }
 
@@ -296,7 +296,7 @@ impl<'a> Cut<'a> {
         }
     }
 
-    /// What follows the layer in the names of layer `index` of the slice, in any of the models.
+    /// The rests of the names after the layer, for layer `index` of the slice, in any of the models.
     fn rests(&self, models: &Models, index: usize) -> BTreeSet<String> {
         let mut rests = BTreeSet::new();
         for part in &self.parts {

@@ -13,7 +13,7 @@ use crate::mixtures::{
 use crate::permutations::{Network, match_networks};
 use crate::{Checkpoint, Result};
 
-/// Which experts and units of the models were moved.
+/// The experts and units of the models that moved.
 #[derive(Clone, Debug, Default, PartialEq, Serialize)]
 pub struct AlignmentReport {
     /// Mixtures whose experts were matched.
@@ -24,7 +24,7 @@ pub struct AlignmentReport {
     pub units: Vec<UnitMatching>,
 }
 
-/// What is moved.
+/// The things that move.
 pub(super) enum Move {
     /// Experts of mixtures, with those that they are matched with first.
     Experts {
@@ -32,7 +32,7 @@ pub(super) enum Move {
         /// Groups of experts that the routers of each pair pick among.
         n_groups: Vec<usize>,
         any_units: bool,
-        /// What both give on data, where that counts.
+        /// The outputs of both on data, where that counts.
         observed: Option<[Observed; 2]>,
     },
     /// Hidden units of networks, likewise.
@@ -62,7 +62,7 @@ pub(in crate::plan) struct Aligned {
     reference: Arc<Checkpoint>,
     source: Arc<Checkpoint>,
     moved: Move,
-    /// What was found once it was asked for.
+    /// The matching, once it was asked for.
     found: Mutex<Option<Arc<Found>>>,
 }
 
@@ -106,7 +106,7 @@ impl Aligned {
         Rearranged::view(Arc::clone(&self.source), viewed, aliases, arranger)
     }
 
-    /// Which experts or units stand where.
+    /// The new places of experts or units.
     pub(in crate::plan) fn report(&self) -> Result<AlignmentReport> {
         Ok(self.found()?.report.clone())
     }

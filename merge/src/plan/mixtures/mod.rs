@@ -24,7 +24,7 @@ use crate::provenance::short_names;
 use crate::recipe::{Align, AlignExperts, AlignLayers, ModelRef, OnMissing};
 use crate::{Checkpoint, MergeFault, MergeRecipe, Result, layouts, model_config};
 
-/// What is known of the models' experts.
+/// The facts about the models' experts.
 pub(super) struct Experts {
     /// The mixtures of each source.
     surveys: Vec<Mixtures>,
@@ -165,7 +165,7 @@ fn written(recipe: &MergeRecipe) -> impl Iterator<Item = &ModelRef> {
     parts.flat_map(|part| part.models).chain(&recipe.base_model)
 }
 
-/// What a model's experts give on data, by its gram file.
+/// The outputs of a model's experts on data, by its gram file.
 fn observe(
     recipe: &MergeRecipe,
     grams: &mut GramFiles,
@@ -470,7 +470,7 @@ fn require_alignable(
     Ok(())
 }
 
-/// What the models are called in reports.
+/// The names of the models in reports.
 fn names_of(models: &Models) -> Vec<String> {
     let paths = models.refs().iter().map(|model| model.model.clone());
     let paths: Vec<_> = paths.collect();

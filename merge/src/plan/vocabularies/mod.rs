@@ -53,7 +53,7 @@ pub(super) fn align(
     }
 }
 
-/// Which of the models give rows of tokens: all, but for those of which a recipe takes other modules alone.
+/// The models that give rows of tokens: all, but for those of which a recipe takes other modules alone.
 fn of_tokens(recipe: &MergeRecipe, models: &Models, modules: Option<&Modules>) -> Vec<bool> {
     let Some(modules) = modules else {
         return vec![true; models.refs().len()];
@@ -231,7 +231,7 @@ fn bring_to(
 /// No vocabulary has more tokens.
 const MAX_ROWS: usize = 1 << 24;
 
-/// What the recipe says of single tokens, by their new numbers.
+/// The recipe's rules for single tokens, by their new numbers.
 fn rules(
     settings: &TokenizerSettings,
     wanted: &Vocabulary,

@@ -1,11 +1,11 @@
-//! Which tensors have a row for every token.
+//! Recognizes tensors with a row for every token.
 
 use std::collections::BTreeSet;
 use std::sync::Arc;
 
 use crate::Checkpoint;
 
-/// How the names of tensors end that have a row for every token.
+/// The endings of the names of tensors with a row for every token.
 pub(super) const ROW_PER_TOKEN: [&str; 20] = [
     "embed_tokens.weight",
     "wte.weight",

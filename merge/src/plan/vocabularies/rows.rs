@@ -1,4 +1,4 @@
-//! Where the rows of embeddings come from.
+//! The source of each row of the output's embeddings.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
@@ -9,7 +9,7 @@ use crate::beside::vocabulary::Vocabulary;
 use crate::plan::checkpoints::Models;
 use crate::{Checkpoint, MergeFault, Result};
 
-/// What the recipe says of a token.
+/// The recipe's rule for a token.
 pub(super) struct Rule {
     /// The row that models without the token get.
     pub(super) row: Option<Row>,
@@ -24,9 +24,9 @@ type RowsOfEach = Vec<Arc<[Row]>>;
 pub(super) struct Rows<'a> {
     /// The tokens of the output.
     pub(super) wanted: &'a Vocabulary,
-    /// What the number of rows is to be a multiple of.
+    /// The divisor of the number of rows.
     pub(super) multiple: Option<usize>,
-    /// What the recipe says of single tokens.
+    /// The recipe's rules for single tokens.
     pub(super) rules: BTreeMap<usize, Rule>,
     /// The tokens of each source.
     pub(super) models: Vec<&'a Vocabulary>,

@@ -7,7 +7,7 @@ use crate::io::{Aliases, SourceInfo, TensorEntry};
 use crate::plan::checkpoints::Models;
 use crate::{Checkpoint, DType, Result, TensorInfo, TensorSource, decode_f64, encode_f64};
 
-/// Where a row of a rearranged tensor comes from.
+/// The origin of a row of a rearranged tensor.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) enum Row {
     /// A row of a source.

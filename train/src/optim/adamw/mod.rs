@@ -18,7 +18,7 @@ use crate::{Error, Result};
 /// Elements per task: four slices of it stay in the second-level cache.
 const CHUNK: usize = 1 << 14;
 
-/// Where bias correction and decay stand.
+/// The order of bias correction and decay.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum Flavor {
@@ -41,7 +41,7 @@ pub struct AdamW {
     pub epsilon: f64,
     /// Whether the moments are corrected for their start at zero.
     pub correct_bias: bool,
-    /// Where correction and decay stand.
+    /// The order of correction and decay.
     pub flavor: Flavor,
 }
 

@@ -27,7 +27,7 @@ use crate::{Error, Result};
 
 pub use plan::{Prepared, TrainPlan};
 
-/// Where a run takes place.
+/// The folder, the device and the ranks of a run.
 pub struct Where<'a> {
     /// The folder of the run.
     pub folder: &'a Path,
@@ -41,7 +41,7 @@ pub struct Where<'a> {
     pub progress: &'a dyn Progress,
 }
 
-/// How a run has ended.
+/// The ways in which a run ends.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Ended {
     /// All steps are done.
@@ -50,7 +50,7 @@ pub enum Ended {
     Stopped,
 }
 
-/// How fast a run went since it was opened.
+/// The pace of a run since it was opened.
 #[derive(Clone, Copy, Debug, Default, PartialEq)]
 pub struct Pace {
     /// Examples that were learned from, by all ranks.
@@ -77,7 +77,7 @@ pub struct Trainer<'a> {
     order: Order,
     n_parts: usize,
     n_steps: u64,
-    /// What the balance of routers is multiplied with.
+    /// The factor of the balance of routers.
     balance: f64,
     /// Names of classes, where the model's file does not have them yet.
     notes: Vec<(&'static str, String)>,
@@ -92,19 +92,19 @@ pub struct Trainer<'a> {
 }
 
 impl<'a> Trainer<'a> {
-    /// Where the run stands.
+    /// The state of the run.
     #[must_use]
     pub fn state(&self) -> &TrainState {
         &self.state
     }
 
-    /// How fast it has gone since it was opened.
+    /// The pace since the run was opened.
     #[must_use]
     pub fn pace(&self) -> Pace {
         self.pace
     }
 
-    /// What the run takes in memory.
+    /// The memory that the run takes.
     #[must_use]
     pub fn memory(&self) -> Memory {
         self.memory

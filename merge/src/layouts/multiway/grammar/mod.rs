@@ -19,7 +19,7 @@ pub(super) const EXPERTS: [(Expert, &str); 3] = [
     (Expert::VisionLanguage, "vl"),
 ];
 
-/// Where the blocks stand in every spelling but BEiT's own.
+/// The first part of blocks' keys in every spelling but BEiT's own.
 pub(super) const BLOCKS: &str = "transformer.blocks.";
 
 /// Whether experts may own copies of this stem. LayerScale serves everybody in every form.
@@ -39,7 +39,7 @@ pub(super) fn segment(expert: Expert) -> Option<&'static str> {
 pub(super) struct BlockKey {
     /// Index of the block.
     pub block: usize,
-    /// Whose copy it is, if not everybody's.
+    /// The expert that it is a copy of, unless all share it.
     pub expert: Option<Expert>,
     /// Its row of the table.
     pub parameter: &'static BlockParameter,

@@ -1,4 +1,4 @@
-//! The table of keys: one row a parameter, with what it does and its shape in a model's sizes.
+//! The table of keys: one row a parameter, with its kind and its shape in a model's sizes.
 
 use crate::ParamKind;
 use crate::layouts::Part;
@@ -43,7 +43,7 @@ pub(in crate::layouts::multiway) struct BlockParameter {
     pub stem: &'static str,
     /// The rest of the key; empty if there is none.
     pub rest: &'static str,
-    /// What it does.
+    /// Its kind.
     pub kind: ParamKind,
     /// Its shape.
     pub shape: &'static [Axis],
@@ -107,7 +107,7 @@ pub(in crate::layouts::multiway) const BEIT_BLOCK_TABLE: BlockParameter = block(
     &[Axis::ImageTableRows, Axis::Heads],
 );
 
-/// Which checkpoints hold a parameter outside the blocks.
+/// The checkpoints that hold a parameter outside the blocks.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(in crate::layouts::multiway) enum Holder {
     /// All of the family.
@@ -151,11 +151,11 @@ pub(in crate::layouts::multiway) enum Holder {
 pub(in crate::layouts::multiway) struct OuterParameter {
     /// The whole key in vl-merging spelling.
     pub key: &'static str,
-    /// What it does.
+    /// Its kind.
     pub kind: ParamKind,
-    /// What it is counted under.
+    /// The part under which it is counted.
     pub part: Part,
-    /// Which checkpoints hold it.
+    /// The checkpoints that hold it.
     pub holder: Holder,
     /// Its shape.
     pub shape: &'static [Axis],

@@ -1,4 +1,4 @@
-//! What the keys and shapes of one checkpoint of the multiway family say about its sizes.
+//! Reads the sizes of one checkpoint of the multiway family off its keys and shapes.
 
 mod positions;
 
@@ -24,7 +24,7 @@ pub(super) struct Survey<'a> {
     ffn_width: Option<usize>,
     /// Heads of one block where each block has its own bias table (BEiT).
     table_heads: Option<usize>,
-    /// What the file says of its model.
+    /// The file's record of its model.
     record: ModelRecord,
 }
 
@@ -32,7 +32,7 @@ pub(super) struct Survey<'a> {
 pub(super) struct Findings {
     /// The sizes.
     pub dimensions: Dimensions,
-    /// How they were found, and where the stored configuration disagrees.
+    /// The sources of the sizes, and the disagreements with the stored configuration.
     pub evidence: Vec<String>,
 }
 

@@ -1,6 +1,12 @@
-//! From a recipe to a checked run that has not begun.
+//! Makes a checked run, which has not begun, of a recipe.
 
 mod begin;
+mod goals;
+mod hiding;
+mod labels;
+mod parts;
+mod same;
+mod sets;
 
 use std::collections::BTreeMap;
 use std::path::PathBuf;
@@ -9,15 +15,19 @@ use std::sync::Arc;
 use candle_core::DType;
 use evaluate::datasets::classes::CLASSES;
 use evaluate::datasets::vqa::ANSWERS;
-use evaluate::models::{Dvae, Head};
+use evaluate::models::Head;
 use evaluate::text::{TextRule, Tokenizer};
-use merge::io::OpenOptions;
 
-use crate::augment::{PatchMasking, TokenKinds};
-use crate::data::{self, Loader, Order, Patches, Sampling, SignalMasking};
-use crate::objectives::{self, BALANCE_WEIGHT, Needs, Objective, Opening};
-use crate::optim::{LossScale, OptimSettings};
-use crate::recipe::{CheckedRecipe, DataFormat, ImageMasking, Init, TrainRecipe, differences};
+use self::goals::{balance, missing, needs, objectives, optim};
+use self::hiding::{image_tokenizer, patches, signals};
+use self::labels::{answer_list, check_classes, class_list, n_answers};
+use self::parts::n_parts;
+use self::same::{fingerprint, require_same_run};
+use self::sets::{examples_of, order};
+use crate::data::{self, Loader, Order};
+use crate::objectives::Objective;
+use crate::optim::LossScale;
+use crate::recipe::{CheckedRecipe, Init, TrainRecipe};
 use crate::run::memory::Outline;
 use crate::run::trainer::Where;
 use crate::run::update::Updater;
@@ -51,17 +61,17 @@ pub struct TrainPlan {
 
 /// A model, objectives and data that fit together.
 pub struct Prepared {
-    /// What is learned, with weights.
+    /// The objectives, with weights.
     pub objectives: Vec<(Box<dyn Objective>, f64)>,
     /// The model, whose weights are variables.
     pub start: Start,
     /// The examples.
     pub loader: Arc<Loader>,
-    /// What the data are, so that others are told from them.
+    /// Facts about the data ([`data::identity`]); a state of a run on other data is refused by them.
     pub data: BTreeMap<String, String>,
-    /// What users should know of how the files of the weights were found and read.
+    /// Notes for users on the way in which the files of the weights were found and read.
     pub notes: Vec<String>,
-    /// What the model computes in.
+    /// The dtype in which the model computes.
     pub dtype: DType,
 }
 
@@ -84,7 +94,7 @@ impl TrainPlan {
         Self::from(recipe, place, None)
     }
 
-    /// What the run takes in memory.
+    /// The memory that the run takes.
     #[must_use]
     pub fn memory(&self) -> Memory {
         self.memory
@@ -105,13 +115,13 @@ impl TrainPlan {
         from.map(|from| [from, side])
     }
 
-    /// What users should know of how the files of the weights were found and read.
+    /// Notes for users on the way in which the files of the weights were found and read.
     #[must_use]
     pub fn notes_of_weights(&self) -> &[String] {
         &self.notes_of_weights
     }
 
-    /// What losses on data are computed with, without the rest of a run.
+    /// The parts that losses on data need, without the rest of a run.
     #[must_use]
     pub fn prepared(self) -> Prepared {
         Prepared {
@@ -273,275 +283,12 @@ impl TrainPlan {
     }
 }
 
-/// What the objectives of a recipe learn from, all together.
-fn needs(recipe: &TrainRecipe) -> Result<Needs> {
-    let mut all = Needs::NOTHING;
-    for objective in &recipe.objectives {
-        all = all.and(objectives::spec(&objective.name)?.needs);
-    }
-    Ok(all)
-}
-
-/// The tokenizer of images, where an objective guesses their tokens.
-fn image_tokenizer(
-    recipe: &TrainRecipe,
-    needs: Needs,
-    place: &Where<'_>,
-) -> Result<Option<Arc<Dvae>>> {
-    let Some(masking) = (recipe.image_masking.as_ref()).filter(|_| needs.masked_patches) else {
-        return Ok(None);
-    };
-    let checkpoint = merge::io::open(&masking.tokenizer, &OpenOptions::default())?;
-    let weights = Dvae::weights(Arc::new(checkpoint), &place.device, DType::F32)?;
-    Ok(Some(Arc::new(Dvae::load(&weights)?)))
-}
-
-fn objectives(
-    recipe: &TrainRecipe,
-    image_tokenizer: Option<&Arc<Dvae>>,
-    n_ranks: usize,
-) -> Result<Vec<(Box<dyn Objective>, f64)>> {
-    let share = (recipe.batch_size / n_ranks.max(1)).max(1);
-    let open = |settings: &crate::recipe::ObjectiveSettings| {
-        let opening = Opening {
-            image_tokenizer,
-            contrast: settings.contrast,
-            language: settings.language,
-            pairs: settings.pairs,
-            signal: settings.signal,
-            part: at_once(recipe, share),
-        };
-        let objective = (objectives::spec(&settings.name)?.open)(&opening)?;
-        Ok((objective, settings.weight))
-    };
-    let mut objectives: Vec<_> = recipe.objectives.iter().map(open).collect::<Result<_>>()?;
-    objectives::in_order(&mut objectives);
-    Ok(objectives)
-}
-
-/// Data sets by what they are called, with how many examples each has.
-type Sets = Vec<(String, usize)>;
-
-/// The examples of all data sets, and the data sets. Two captions are one if the rule turns them into the same text.
-fn examples_of(
-    recipe: &TrainRecipe,
-    needs: Needs,
-    rule: TextRule,
-) -> Result<(Arc<dyn data::Examples>, Sets)> {
-    let data = &recipe.data;
-    let repeats = data.without_repeats.then_some(rule);
-    let parts = data.train.iter().map(|split| {
-        let (dataset, split) = (&split.dataset, &split.split);
-        match data.format {
-            DataFormat::Folders => data::open_classes(&data.folder, dataset, split),
-            DataFormat::Csv => data::open_annotations(&data.folder, dataset, split),
-            DataFormat::Arrow => data::open(&data.folder, dataset, split, repeats, needs.text),
-            DataFormat::Packed => {
-                data::open_packed(&data.folder, dataset, split, repeats, needs.text)
-            }
-        }
-    });
-    let joined = data::Joined::new(parts.collect::<Result<_>>()?)?;
-    if needs.image {
-        data::Examples::check_pictures(&joined)?;
-    }
-    let names = data.train.iter();
-    let names = names.map(|of| format!("the split `{}` of {}", of.split, of.dataset));
-    let named = names.zip(joined.lengths()).collect();
-    Ok((Arc::new(joined), named))
-}
-
-/// In which order examples come.
-fn order(recipe: &TrainRecipe, named: &[(String, usize)], n_ranks: usize) -> Result<Order> {
-    let (data, batch, seed) = (&recipe.data, recipe.batch_size, recipe.seed);
-    match (data.format, data.sampling) {
-        (DataFormat::Arrow | DataFormat::Folders | DataFormat::Packed, Sampling::Shuffle) => {
-            let n = named.iter().map(|(_, n)| n).sum();
-            Ok(Order::new(n, batch, seed))
-        }
-        (_, sampling) => Order::of_sets(named, sampling, batch, n_ranks, seed),
-    }
-}
-
-/// Answers that the model tells apart, for questions.
-fn n_answers(examples: &dyn data::Examples, start: &Start) -> Result<Option<usize>> {
-    let Some(known) = examples.n_answers() else {
-        return Ok(None);
-    };
-    let n_classes = start.model.n_classes(Head::Vqa)?;
-    if known > n_classes {
-        return Err(Error::TooManyAnswers { known, n_classes });
-    }
-    Ok(Some(n_classes))
-}
-
-/// The answers by class, for the model's file. A model that keeps a list was trained on its answers: data
-/// that call a class otherwise would teach it another.
-fn answer_list(examples: &dyn data::Examples, start: &Start) -> Result<Option<String>> {
-    let known = evaluate::tasks::answers_of(start.weights.checkpoint())?;
-    let Some(answers) = examples.answers() else {
-        return Ok(None);
-    };
-    for (label, (model, data)) in known.iter().flatten().zip(answers).enumerate() {
-        if model != data {
-            return Err(evaluate::Error::AnswersDiffer {
-                label: label as i64,
-                model: model.clone(),
-                data: data.clone(),
-            }
-            .into());
-        }
-    }
-    let is_whole = start.model.n_classes(Head::Vqa)? == answers.len();
-    // Strings always have a JSON form.
-    Ok((known.is_none() && is_whole).then(|| serde_json::json!(answers).to_string()))
-}
-
-/// The names of the classes of images, for the model's file. A model that keeps a list was trained on its
-/// classes: data that number them otherwise would teach it others.
-fn class_list(examples: &dyn data::Examples, start: &Start) -> Result<Option<String>> {
-    let Some(classes) = examples.classes() else {
-        return Ok(None);
-    };
-    let differs = |reason: String| Error::BadSetting {
-        key: "data.train".into(),
-        reason,
-    };
-    let n_classes = start.model.n_classes(Head::ImageClasses)?;
-    if n_classes != classes.len() {
-        let reason = format!(
-            "it has {} classes, but the checkpoint's head tells {n_classes} apart",
-            classes.len()
-        );
-        return Err(differs(reason));
-    }
-    let known = evaluate::tasks::classes_of(start.weights.checkpoint())?;
-    let mut pairs = known.iter().flatten().zip(classes).enumerate();
-    if let Some((number, (model, data))) = pairs.find(|(_, (model, data))| model != data) {
-        let reason =
-            format!("class {number} is {data:?}, but the checkpoint's head calls it {model:?}");
-        return Err(differs(reason));
-    }
-    // Strings always have a JSON form.
-    Ok(known
-        .is_none()
-        .then(|| serde_json::json!(classes).to_string()))
-}
-
-/// Refuses objectives that learn classes of images from data without, and texts from folders of classes.
-fn check_classes(recipe: &TrainRecipe, examples: &dyn data::Examples) -> Result<()> {
-    let has_classes = examples.classes().is_some();
-    for objective in &recipe.objectives {
-        let spec = objectives::spec(&objective.name)?;
-        let reason = match (has_classes, spec.needs.text) {
-            (false, _) if spec.heads.contains(&Head::ImageClasses) => {
-                format!(
-                    "`{}` learns classes of images; `format: folders` has them",
-                    spec.name
-                )
-            }
-            (true, true) => format!(
-                "`{}` learns from texts, which folders of classes lack",
-                spec.name
-            ),
-            _ => continue,
-        };
-        return Err(Error::BadSetting {
-            key: "data.format".into(),
-            reason,
-        });
-    }
-    Ok(())
-}
-
 /// Whether the task that is measured on the way reads texts.
 fn validates_texts(recipe: &TrainRecipe) -> Result<bool> {
     match &recipe.validation {
         Some(settings) => Ok(Validation::spec(settings)?.reads_texts),
         None => Ok(false),
     }
-}
-
-/// The optimizer's settings. Where objectives train their heads alone, all else is frozen, so that nobody
-/// keeps moments of it.
-fn optim(
-    recipe: &TrainRecipe,
-    objectives: &[(Box<dyn Objective>, f64)],
-    start: &Start,
-) -> OptimSettings {
-    let mut settings = recipe.optim.clone();
-    let trains_heads_alone =
-        |(objective, _): &(Box<dyn Objective>, f64)| objective.trains_heads_alone();
-    if settings.trainable.is_empty() && objectives.iter().all(trains_heads_alone) {
-        let heads = objectives
-            .iter()
-            .flat_map(|(objective, _)| objective.spec().heads);
-        let names = heads.flat_map(|&head| start.blueprint.prefixes(head));
-        settings.trainable = names.map(|&name| name.to_owned()).collect();
-    }
-    settings
-}
-
-/// What masked signal modeling hides.
-fn signals(
-    recipe: &TrainRecipe,
-    needs: Needs,
-    start: &Start,
-    tokenizer: Option<&Tokenizer>,
-) -> Result<Option<SignalMasking>> {
-    let Some(tokenizer) = tokenizer.filter(|_| needs.masked_signals) else {
-        return Ok(None);
-    };
-    let side = start.blueprint.patch_side();
-    let mut settings = recipe.objectives.iter().filter_map(|of| of.signal);
-    let masking = SignalMasking {
-        settings: settings.next().unwrap_or_default(),
-        side: side.ok_or_else(|| start.model.cannot("guess hidden patches"))?,
-        kinds: TokenKinds::read(tokenizer, false)?,
-    };
-    match masking.n_hidden() {
-        0 => Err(Error::BadSetting {
-            key: "objectives.signal.image_ratio".into(),
-            reason: "it hides no patch of so few".into(),
-        }),
-        _ => Ok(Some(masking)),
-    }
-}
-
-/// Variables that the checkpoint lacks, where the family gives them a rate of their own.
-fn missing(start: &Start) -> Option<Vec<String>> {
-    let goes_by_them = start.blueprint.grouping().raises_missing;
-    goes_by_them.then(|| start.weights.report().fresh)
-}
-
-/// What the balance of routers is multiplied with. The published program of EVE leaves it out of question answering.
-fn balance(recipe: &TrainRecipe) -> f64 {
-    let answers = recipe.objectives.iter().all(|of| of.name == "vqa");
-    let left_out = recipe.model.as_published == Some(true) && answers;
-    let usual = if left_out { 0.0 } else { BALANCE_WEIGHT };
-    recipe.balance.unwrap_or(usual)
-}
-
-/// How patches are masked, and how large the view is that gives a token for each.
-fn patches(tokenizer: &Dvae, masking: &ImageMasking, start: &Start) -> Result<Patches> {
-    let n_classes = start.model.n_classes(Head::MaskedImage)?;
-    if n_classes != tokenizer.vocabulary() {
-        let known = tokenizer.vocabulary();
-        return Err(Error::OtherImageTokens { known, n_classes });
-    }
-    let side = start.blueprint.patch_side();
-    let side = side.ok_or_else(|| start.model.cannot("guess hidden patches"))?;
-    let mut drawn = PatchMasking::new(side);
-    if let Some(share) = masking.share {
-        drawn = drawn.with_share(share);
-    }
-    if let Some(least) = masking.least_block {
-        drawn.least = least;
-    }
-    Ok(Patches {
-        masking: drawn,
-        target_side: side * tokenizer.stride(),
-    })
 }
 
 fn dtype(precision: &str) -> Result<DType> {
@@ -554,58 +301,4 @@ fn dtype(precision: &str) -> Result<DType> {
             reason: format!("`{other}` is none of f32, bf16 and f16"),
         }),
     }
-}
-
-/// Examples of a rank's share of a batch that it computes at once.
-fn at_once(recipe: &TrainRecipe, share: usize) -> usize {
-    recipe.per_device_batch.unwrap_or(share).min(share)
-}
-
-/// How many parts a rank's share of a batch is computed in.
-fn n_parts(recipe: &TrainRecipe, order: &Order, n_ranks: usize) -> Result<usize> {
-    let bad = |reason: String| Error::BadSetting {
-        key: "batch_size".into(),
-        reason,
-    };
-    let batch = order.batch_size();
-    if !batch.is_multiple_of(n_ranks) {
-        return Err(bad(format!(
-            "{batch} examples cannot be shared by {n_ranks} ranks"
-        )));
-    }
-    let share = batch / n_ranks;
-    let per_part = at_once(recipe, share);
-    if !share.is_multiple_of(per_part) {
-        return Err(bad(format!(
-            "{share} examples of a rank are no multiple of {per_part}"
-        )));
-    }
-    Ok(share / per_part)
-}
-
-/// Checks that a kept state is one of the run that begins with `state`.
-fn require_same_run(kept: &KeptState, state: &TrainState) -> Result<()> {
-    let found = &kept.state;
-    if found.recipe != state.recipe {
-        let differences = differences(&found.recipe, &state.recipe).join("; ");
-        return Err(kept.refused(format!(
-            "it is the state of another recipe ({differences}); give another --out"
-        )));
-    }
-    // States of older versions do not say what the data were.
-    let other = data::difference(&found.data, &state.data);
-    match other.filter(|_| !found.data.is_empty()) {
-        Some(other) => Err(kept.refused(format!(
-            "it is the state of a run on other data ({other}); give another --out"
-        ))),
-        None => Ok(()),
-    }
-}
-
-/// What two recipes must have in common for one to go on with the state of the other.
-fn fingerprint(recipe: &TrainRecipe) -> Result<String> {
-    let mut recipe = recipe.clone();
-    recipe.save.every = None;
-    recipe.save.keep = 1;
-    recipe.to_yaml()
 }

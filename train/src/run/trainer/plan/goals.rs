@@ -1,0 +1,79 @@
+//! Objectives with their weights, and the settings of the optimizer that follow from them.
+
+use std::sync::Arc;
+
+use evaluate::models::Dvae;
+
+use super::parts::at_once;
+use crate::Result;
+use crate::objectives::{self, BALANCE_WEIGHT, Needs, Objective, Opening};
+use crate::optim::OptimSettings;
+use crate::recipe::{ObjectiveSettings, TrainRecipe};
+use crate::run::Start;
+
+/// The inputs that the objectives of a recipe need, all together.
+pub(super) fn needs(recipe: &TrainRecipe) -> Result<Needs> {
+    let mut all = Needs::NOTHING;
+    for objective in &recipe.objectives {
+        all = all.and(objectives::spec(&objective.name)?.needs);
+    }
+    Ok(all)
+}
+
+/// The objectives of a recipe with their weights, in the order in which they are computed.
+pub(super) fn objectives(
+    recipe: &TrainRecipe,
+    image_tokenizer: Option<&Arc<Dvae>>,
+    n_ranks: usize,
+) -> Result<Vec<(Box<dyn Objective>, f64)>> {
+    let share = (recipe.batch_size / n_ranks.max(1)).max(1);
+    let open = |settings: &ObjectiveSettings| {
+        let opening = Opening {
+            image_tokenizer,
+            contrast: settings.contrast,
+            language: settings.language,
+            pairs: settings.pairs,
+            signal: settings.signal,
+            part: at_once(recipe, share),
+        };
+        let objective = (objectives::spec(&settings.name)?.open)(&opening)?;
+        Ok((objective, settings.weight))
+    };
+    let mut objectives: Vec<_> = recipe.objectives.iter().map(open).collect::<Result<_>>()?;
+    objectives::in_order(&mut objectives);
+    Ok(objectives)
+}
+
+/// The optimizer's settings. Where objectives train their heads alone, all else is frozen, so that nobody
+/// keeps moments of it.
+pub(super) fn optim(
+    recipe: &TrainRecipe,
+    objectives: &[(Box<dyn Objective>, f64)],
+    start: &Start,
+) -> OptimSettings {
+    let mut settings = recipe.optim.clone();
+    let trains_heads_alone =
+        |(objective, _): &(Box<dyn Objective>, f64)| objective.trains_heads_alone();
+    if settings.trainable.is_empty() && objectives.iter().all(trains_heads_alone) {
+        let heads = objectives
+            .iter()
+            .flat_map(|(objective, _)| objective.spec().heads);
+        let names = heads.flat_map(|&head| start.blueprint.prefixes(head));
+        settings.trainable = names.map(|&name| name.to_owned()).collect();
+    }
+    settings
+}
+
+/// Variables that the checkpoint lacks, where the family gives them a rate of their own.
+pub(super) fn missing(start: &Start) -> Option<Vec<String>> {
+    let goes_by_them = start.blueprint.grouping().raises_missing;
+    goes_by_them.then(|| start.weights.report().fresh)
+}
+
+/// The factor of the loss that balances routers. The published program of EVE leaves it out of question answering.
+pub(super) fn balance(recipe: &TrainRecipe) -> f64 {
+    let answers = recipe.objectives.iter().all(|of| of.name == "vqa");
+    let left_out = recipe.model.as_published == Some(true) && answers;
+    let usual = if left_out { 0.0 } else { BALANCE_WEIGHT };
+    recipe.balance.unwrap_or(usual)
+}
