@@ -19,9 +19,9 @@ impl Error {
             Self::DuplicateId {
                 what: "question", ..
             } => Some("official files have each id once; download the file again".into()),
-            Self::MissingPredictions {
+            Self::Judged(JudgedFault::MissingPredictions {
                 what: "question", ..
-            } => Some(
+            }) => Some(
                 "--partial judges the questions that have an answer, such as those of one split"
                     .into(),
             ),
