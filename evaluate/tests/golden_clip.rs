@@ -20,8 +20,8 @@ use merge::progress::Silent;
 use serde_json::{Value, json};
 
 use crate::fixture::value;
-use crate::golden;
 use crate::golden::forward::{assert_close, outputs_of};
+use crate::golden::models::open as checkpoint;
 
 fixtures::golden_tests! {
     package: "evaluate", set: "clip",
@@ -53,17 +53,12 @@ fn overrides(set: &Set, folder: &Path) -> Overrides {
 }
 
 fn opened(folder: &Path, overrides: &Overrides) -> Opened {
-    let opened = models::open(
-        golden::models::open(folder),
-        overrides,
-        &Device::Cpu,
-        DType::F32,
-    );
+    let opened = models::open(checkpoint(folder), overrides, &Device::Cpu, DType::F32);
     opened.expect("a model")
 }
 
 fn run(opened: &Opened, inputs: &Path, pass: &str) -> BTreeMap<String, Tensor> {
-    let inputs = golden::models::open(inputs);
+    let inputs = checkpoint(inputs);
     outputs_of(opened.model.as_ref(), &inputs, &[pass.to_owned()])
 }
 
@@ -177,7 +172,7 @@ fn forward_resized(case: &Case) {
         resize: Some(Resize::Bicubic),
         ..Conversion::default()
     };
-    let source = golden::models::open(&folder);
+    let source = checkpoint(&folder);
     let resized = conversion.in_memory(source, &RunOptions::default(), &Silent);
     let resized = resized.expect("it is resized");
     let table = "vision_model.embeddings.position_embedding.weight";

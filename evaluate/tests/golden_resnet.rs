@@ -9,8 +9,8 @@ use evaluate::models::{self, Opened, Overrides};
 use evaluate::nn::BatchStatistics;
 use fixtures::Case;
 
-use crate::golden;
 use crate::golden::forward::{check, outputs_of};
+use crate::golden::models::open as checkpoint;
 
 fixtures::golden_tests! {
     package: "evaluate", set: "resnet",
@@ -19,7 +19,7 @@ fixtures::golden_tests! {
 }
 
 fn opened(case: &Case) -> Opened {
-    let file = golden::models::open(&case.file("model"));
+    let file = checkpoint(&case.file("model"));
     let opened = models::open(file, &Overrides::default(), &Device::Cpu, DType::F32);
     let opened = opened.expect("a model");
     let unused = opened.weights.report().unused;
@@ -36,7 +36,7 @@ fn assert_close(case: &Case, name: &str, found: &[f64], expected: &[f64]) {
 
 fn forward(case: &Case) {
     let opened = opened(case);
-    let inputs = golden::models::open(&case.file("input"));
+    let inputs = checkpoint(&case.file("input"));
     let found = outputs_of(opened.model.as_ref(), &inputs, &["image".to_owned()]);
     check(case, &found, &case.tensors("expected"));
 }
@@ -70,7 +70,7 @@ fn batch_statistics(case: &Case) {
 
 #[test]
 fn a_residual_network_does_not_learn_and_says_why() {
-    let file = golden::models::open(&fixtures::path("resnet/basic.safetensors"));
+    let file = checkpoint(&fixtures::path("resnet/basic.safetensors"));
     let prepared = models::prepare(file, &Overrides::default(), &Device::Cpu, DType::F32);
     let (blueprint, weights) = prepared.expect("a model");
     let error = Opened::build(blueprint, weights.trainable()).err();

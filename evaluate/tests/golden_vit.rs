@@ -8,8 +8,8 @@ use evaluate::models::{self, Opened, Overrides};
 use evaluate::{Error, ModelFault};
 use fixtures::Case;
 
-use crate::golden;
 use crate::golden::forward::{check, outputs_of};
+use crate::golden::models::open as checkpoint;
 
 fixtures::golden_tests! {
     package: "evaluate", set: "vit",
@@ -18,12 +18,7 @@ fixtures::golden_tests! {
 }
 
 fn open(path: &Path, overrides: &Overrides) -> evaluate::Result<Opened> {
-    models::open(
-        golden::models::open(path),
-        overrides,
-        &Device::Cpu,
-        DType::F32,
-    )
+    models::open(checkpoint(path), overrides, &Device::Cpu, DType::F32)
 }
 
 fn opened(case: &Case) -> Opened {
@@ -33,7 +28,7 @@ fn opened(case: &Case) -> Opened {
 
 fn forward(case: &Case) {
     let opened = opened(case);
-    let inputs = golden::models::open(&case.file("input"));
+    let inputs = checkpoint(&case.file("input"));
     let found = outputs_of(opened.model.as_ref(), &inputs, &["image".to_owned()]);
     check(case, &found, &case.tensors("expected"));
 }
