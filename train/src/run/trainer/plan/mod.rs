@@ -10,6 +10,7 @@ use candle_core::DType;
 use evaluate::datasets::classes::CLASSES;
 use evaluate::datasets::vqa::ANSWERS;
 use evaluate::models::{Dvae, Head};
+use evaluate::ranks::ExpertShare;
 use evaluate::text::{TextRule, Tokenizer};
 use merge::io::OpenOptions;
 
@@ -156,6 +157,10 @@ impl TrainPlan {
             objectives: objectives.iter().map(|(o, _)| o.spec()).collect(),
             classes,
             seed: recipe.seed,
+            experts: match place.sharing(&recipe)? {
+                Some(ranks) => ExpertShare::of(ranks.as_ref()),
+                None => ExpertShare::ALL,
+            },
         };
         let taken_up = match &kept {
             Some(state) => Some(KeptState::open(&state.join("state.safetensors"))?),
@@ -200,10 +205,10 @@ impl TrainPlan {
             Some(found) => found.state.missing.clone(),
             None => missing(&start),
         };
-        let mut updater = Updater::new(
+        let mut updater = Updater::sharing(
             &optim,
             n_steps,
-            &start.variables,
+            (&start.variables, &start.experts),
             start.blueprint.grouping(),
             collective,
         )?;
@@ -607,5 +612,7 @@ fn fingerprint(recipe: &TrainRecipe) -> Result<String> {
     let mut recipe = recipe.clone();
     recipe.save.every = None;
     recipe.save.keep = 1;
+    // Like the number of ranks, it is how a run is computed.
+    recipe.share_experts = false;
     recipe.to_yaml()
 }
