@@ -114,8 +114,9 @@ fn dry_run(plan: &TrainPlan, output: &Output) -> Result<()> {
         megabytes(memory.optimizer_bytes)
     ))?;
     output.line(format!(
-        "weights it starts from, where no file holds them: {}; a copy while weights are kept: {}",
+        "weights it starts from, where no file holds them: {} while it begins, {} then; a copy while weights are kept: {}",
         megabytes(memory.start_bytes),
+        megabytes(memory.unused_bytes),
         megabytes(memory.saving_bytes)
     ))?;
     output.line(format!(

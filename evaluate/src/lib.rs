@@ -24,6 +24,7 @@ pub mod capture;
 pub mod device;
 mod error;
 pub mod ranks;
+mod released;
 mod sample;
 mod var_builder;
 pub mod weights;

@@ -4,10 +4,12 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use candle_core::{DType, Device, Tensor, Var};
+use merge::io::Container;
 use merge::random::Draws;
 use merge::{Checkpoint, Layout, Role};
 
-use crate::{Error, Result};
+use crate::ranks::ExpertShare;
+use crate::{Error, Result, released};
 
 /// The first value of a parameter that the checkpoint lacks.
 #[derive(Clone, Copy, Debug, PartialEq)]
@@ -50,6 +52,8 @@ pub struct Weights {
     /// Classes of heads that start fresh, by the beginning of their names.
     fresh_classes: BTreeMap<String, usize>,
     is_trainable: bool,
+    /// The experts of mixtures that are loaded.
+    expert_share: ExpertShare,
     /// Nothing is read: what does not fit is noted.
     is_survey: bool,
     taken: Mutex<Taken>,
@@ -131,21 +135,26 @@ impl Weights {
             seed: 0,
             fresh_classes: BTreeMap::new(),
             is_trainable: false,
+            expert_share: ExpertShare::ALL,
             is_survey: false,
             taken: Mutex::default(),
         })
     }
 
     /// Checks everything that `build` asks for, before anything is read: names and shapes of all
-    /// weights, in one error.
+    /// weights, in one error. Experts that other ranks hold are checked, too. Returns the shapes by name.
     ///
     /// # Errors
     /// [`Error::MissingWeight`] or [`Error::WeightShape`] where one weight does not fit,
     /// [`Error::OtherWeights`] with all of them where several do not, and what `build` returns.
-    pub fn check<T>(&self, build: impl FnOnce(&Self) -> Result<T>) -> Result<()> {
+    pub fn check<T>(
+        &self,
+        build: impl FnOnce(&Self) -> Result<T>,
+    ) -> Result<BTreeMap<String, Vec<usize>>> {
         let survey = Self {
             device: Device::Cpu,
             is_survey: true,
+            expert_share: ExpertShare::ALL,
             taken: Mutex::default(),
             ..self.clone_unread()
         };
@@ -153,7 +162,13 @@ impl Weights {
         let misfits = std::mem::take(&mut survey.taken().misfits);
         match <[Misfit; 1]>::try_from(misfits) {
             Ok([misfit]) => Err(self.error(misfit)),
-            Err(misfits) if misfits.is_empty() => Ok(()),
+            Err(misfits) if misfits.is_empty() => {
+                let taken = survey.taken();
+                let shapes = taken.tensors.iter();
+                Ok(shapes
+                    .map(|(name, tensor)| (name.clone(), tensor.dims().to_vec()))
+                    .collect())
+            }
             Err(misfits) => Err(Error::OtherWeights {
                 path: self.checkpoint.path().into(),
                 misfits,
@@ -225,6 +240,7 @@ impl Weights {
             seed: self.seed,
             fresh_classes: self.fresh_classes.clone(),
             is_trainable: false,
+            expert_share: self.expert_share,
             is_survey: false,
             taken: Mutex::default(),
         }
@@ -257,6 +273,19 @@ impl Weights {
     pub fn trainable(mut self) -> Self {
         self.is_trainable = true;
         self
+    }
+
+    /// Of the experts of every mixture those of `share` alone are loaded.
+    #[must_use]
+    pub fn sharing_experts(mut self, share: ExpertShare) -> Self {
+        self.expert_share = share;
+        self
+    }
+
+    /// The experts of mixtures that are loaded.
+    #[must_use]
+    pub fn expert_share(&self) -> ExpertShare {
+        self.expert_share
     }
 
     /// Whether every parameter is a variable.
@@ -381,6 +410,21 @@ impl Weights {
         names
             .max_by(|a, b| likeness(a).total_cmp(&likeness(b)))
             .cloned()
+    }
+
+    /// Frees the values of the checkpoint's tensors that are `gone`, by the model's names, where the checkpoint is in
+    /// memory. None of them may be read again.
+    ///
+    /// # Errors
+    /// When a tensor that stays cannot be read.
+    pub fn release(&mut self, is_gone: impl Fn(&str) -> bool) -> Result<()> {
+        if self.checkpoint.info().container != Container::Memory {
+            return Ok(());
+        }
+        let names = self.names.iter().filter(|(name, _)| is_gone(name));
+        let gone: BTreeSet<&str> = names.map(|(_, key)| key.as_str()).collect();
+        self.checkpoint = released::without(&self.checkpoint, |key| gone.contains(key))?;
+        Ok(())
     }
 
     /// All variables by name, in order; empty unless trainable.

@@ -11,6 +11,7 @@ use std::time::Instant;
 use candle_core::{DType, Device, Tensor};
 use evaluate::models::{ModelInput, Overrides};
 use evaluate::nn::{Buffers, Gradients, Tape};
+use evaluate::ranks::ExpertShare;
 use train::batch::{Batch, Images, Texts};
 use train::collective::Alone;
 use train::objectives::{self, Shared, Step};
@@ -75,6 +76,7 @@ fn main() -> Result<(), Box<dyn Error>> {
         objectives: vec![objective.spec()],
         classes: Vec::new(),
         seed: 1,
+        experts: ExpertShare::ALL,
     };
     let start = Start::load(checkpoint.into(), &wanted, &Device::Cpu, DType::F32)?;
     let batch = inputs(start.model.input(), batch.parse()?)?;

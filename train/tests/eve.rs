@@ -303,7 +303,9 @@ fn masked_signals_of_32_pairs_are_learned_by_heart() {
                 .learn(&batch, None, &mut told, &mut gradients)
                 .expect("gradients");
             losses.push(told.values["loss/masked_signal"].0);
-            let norm = updater.norm(&variables, &gradients, 1.0).expect("a norm");
+            let norm = updater
+                .norm(&variables, &gradients, 1.0, &Alone)
+                .expect("a norm");
             let updated = updater.update(step, &variables, &gradients, (1.0, norm), &Alone);
             updated.expect("updated");
         }
@@ -420,12 +422,16 @@ fn ranks_that_share_experts_learn_what_one_process_learns() {
 
 #[test]
 fn a_run_whose_ranks_share_experts_ends_where_that_of_one_process_ends() {
-    let folder = tempfile::tempdir().expect("a folder");
-    Threads::run_owned(2, |rank| {
-        let rank: Rc<dyn Collective> = Rc::new(rank);
-        let folder = folder.path();
-        shared_runs::a_run_that_shares_experts_ends_where_that_of_one_process_ends(&rank, folder)
-    });
+    for n_ranks in [2, 3] {
+        let folder = tempfile::tempdir().expect("a folder");
+        Threads::run_owned(n_ranks, |rank| {
+            let rank: Rc<dyn Collective> = Rc::new(rank);
+            let folder = folder.path();
+            shared_runs::a_run_that_shares_experts_ends_where_that_of_one_process_ends(
+                &rank, folder,
+            )
+        });
+    }
 }
 
 #[test]

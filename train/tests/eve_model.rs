@@ -6,6 +6,7 @@ use candle_core::{DType, Device, Tensor};
 use evaluate::Weights;
 use evaluate::models::{self, Blueprint, Head, Model, Overrides};
 use evaluate::nn::Routing;
+use evaluate::ranks::ExpertShare;
 use merge::execute::{RunOptions, in_memory};
 use merge::layouts::{EveSizes, EveSpec, EveTask, TowerSizes};
 use merge::progress::Silent;
@@ -34,6 +35,16 @@ pub struct Opened {
 
 /// A small model for a task, whose missing heads are drawn.
 pub fn open(task: EveTask, overrides: &Overrides, heads: &[Head]) -> Opened {
+    open_share(task, overrides, heads, ExpertShare::ALL)
+}
+
+/// The same with the experts of a rank alone.
+pub fn open_share(
+    task: EveTask,
+    overrides: &Overrides,
+    heads: &[Head],
+    share: ExpertShare,
+) -> Opened {
     let [side, patch_size] = GRID;
     let synthesis = Synthesis {
         spec: EveSpec {
@@ -70,7 +81,8 @@ pub fn open(task: EveTask, overrides: &Overrides, heads: &[Head]) -> Opened {
     let (blueprint, weights) = prepared.expect("a model");
     let fresh = heads.iter().flat_map(|&head| blueprint.prefixes(head));
     let fresh: Vec<&str> = fresh.copied().collect();
-    let weights = weights.with_fresh(&fresh, 1).trainable();
+    let weights = weights.with_fresh(&fresh, 1);
+    let weights = weights.sharing_experts(share).trainable();
     let model = blueprint.build(&weights).expect("it loads");
     Opened {
         blueprint,

@@ -100,7 +100,9 @@ fn steps(case: &Case) {
         let mut gradients = Gradients::of(variables.values());
         tape.backward(&found.value, &mut gradients)
             .expect("gradients");
-        let norm = updater.norm(&variables, &gradients, 1.0).expect("a norm");
+        let norm = updater
+            .norm(&variables, &gradients, 1.0, &Alone)
+            .expect("a norm");
         let updated = updater.update(index as u64, &variables, &gradients, (1.0, norm), &Alone);
         updated.expect("updated");
     }

@@ -3,8 +3,10 @@
 
 mod augmentation;
 mod checks;
+mod counted;
 mod eve;
 mod eve_model;
+mod expert_runs;
 mod fisher;
 mod fixture;
 #[path = "../../evaluate/tests/flm_model.rs"]

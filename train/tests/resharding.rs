@@ -2,7 +2,9 @@
 
 use std::collections::BTreeMap;
 use std::path::Path;
+use std::rc::Rc;
 use std::sync::Mutex;
+use std::sync::atomic::{AtomicBool, Ordering};
 
 use candle_core::Device;
 use merge::Progress;
@@ -18,26 +20,49 @@ use crate::threads::Threads;
 const TOLERANCE: f64 = 1e-5;
 
 /// Stops after so many steps, asked for by each rank of its own.
-struct StopAfter(Mutex<u64>);
+struct StopAfter {
+    left: Mutex<u64>,
+    /// Weights are made before the first step.
+    are_steps: AtomicBool,
+}
 
 impl Progress for StopAfter {
+    fn start_items(&self, what: &str, _: u64) {
+        self.are_steps.store(what == "steps", Ordering::Relaxed);
+    }
+
     fn advance(&self, amount: u64) {
-        let mut left = self.0.lock().expect("a count");
-        *left = left.saturating_sub(amount);
+        if self.are_steps.load(Ordering::Relaxed) {
+            let mut left = self.left.lock().expect("a count");
+            *left = left.saturating_sub(amount);
+        }
     }
 
     fn is_cancelled(&self) -> bool {
-        *self.0.lock().expect("a count") == 0
+        self.are_steps.load(Ordering::Relaxed) && *self.left.lock().expect("a count") == 0
     }
 }
 
 fn run(recipe: &CheckedRecipe, folder: &Path, ranks: &dyn Collective, steps: Option<u64>) -> Ended {
-    let stop = StopAfter(Mutex::new(steps.unwrap_or(0)));
+    run_with(recipe, folder, (ranks, None), steps)
+}
+
+/// Runs so many steps of a recipe, or all, with ranks that may share experts out.
+pub fn run_with(
+    recipe: &CheckedRecipe,
+    folder: &Path,
+    (ranks, experts): (&dyn Collective, Option<Rc<dyn Collective>>),
+    steps: Option<u64>,
+) -> Ended {
+    let stop = StopAfter {
+        left: Mutex::new(steps.unwrap_or(0)),
+        are_steps: AtomicBool::new(false),
+    };
     let place = Where {
         folder,
         device: Device::Cpu,
         collective: ranks,
-        experts: None,
+        experts,
         progress: match steps {
             Some(_) => &stop,
             None => &Silent,
@@ -49,12 +74,14 @@ fn run(recipe: &CheckedRecipe, folder: &Path, ranks: &dyn Collective, steps: Opt
         .expect("it runs")
 }
 
-fn l2(values: impl Iterator<Item = f32>) -> f64 {
+/// The length of a vector.
+pub fn l2(values: impl Iterator<Item = f32>) -> f64 {
     let squares = values.map(|value| f64::from(value).powi(2));
     squares.sum::<f64>().sqrt()
 }
 
-fn values(path: &Path) -> BTreeMap<String, Vec<f32>> {
+/// What a state keeps.
+pub fn values(path: &Path) -> BTreeMap<String, Vec<f32>> {
     let kept = KeptState::open(path).expect("a state");
     let entries: Vec<(String, usize)> = (kept.entries())
         .map(|(key, n)| (key.to_owned(), n))
@@ -66,7 +93,8 @@ fn values(path: &Path) -> BTreeMap<String, Vec<f32>> {
     entries.into_iter().map(read).collect()
 }
 
-fn weights(path: &Path) -> BTreeMap<String, Vec<f32>> {
+/// What a checkpoint holds.
+pub fn weights(path: &Path) -> BTreeMap<String, Vec<f32>> {
     let file = merge::io::open(path, &merge::io::OpenOptions::default()).expect("it opens");
     let floats = (file.tensors()).filter(|(_, info)| info.dtype == merge::DType::F32);
     let read = |(key, _): (&str, _)| {

@@ -5,6 +5,7 @@ use std::rc::Rc;
 
 use evaluate::models::Head;
 use evaluate::nn::{Capacity, Gradients, Routing, SideLosses, Tape};
+use evaluate::ranks::ExpertShare;
 use merge::layouts::EveTask;
 use train::batch::Batch;
 use train::collective::{Alone, Collective};
@@ -12,7 +13,9 @@ use train::objectives::{
     BALANCE_WEIGHT, Negatives, Objective, Passes, RoutingOf, Shared, SignalSettings, Step,
 };
 
-use crate::eve_model::{NOTHING, Opened, SIGNALS, batch, objectives, open, share, unlimited};
+use crate::eve_model::{
+    NOTHING, Opened, SIGNALS, batch, objectives, open, open_share, share, unlimited,
+};
 use crate::fixture::{l2, values};
 
 /// Of losses, and of gradients by L2, relative.
@@ -24,8 +27,8 @@ const FLOOR: f64 = 1e-2;
 /// An objective and its weight.
 type Weighted = (Box<dyn Objective>, f64);
 
-/// The mean loss, the mean balance and the mean gradients of ranks, of which each computes its own experts if `experts`
-/// says so.
+/// The mean loss with the balance, and the mean gradients of ranks: those of experts as their own rank alone has them, if
+/// `experts` are shared out.
 fn shared(
     opened: &Opened,
     (objectives, routing): (&[Weighted], &RoutingOf<'_>),
@@ -61,12 +64,11 @@ fn shared(
     for (name, variable) in &variables {
         let reached = gradients.get(variable).is_some();
         let gradient = gradients.host(variable).expect("in memory");
-        collective.sum(gradient).expect("a sum");
+        if experts.is_none() || !opened.blueprint.is_of_expert(name) {
+            collective.sum(gradient).expect("a sum");
+        }
         let mean: Vec<f64> = gradient.iter().map(|&g| f64::from(g) / size).collect();
-        assert!(
-            reached || experts.is_some() || mean.iter().all(|g| *g == 0.0),
-            "{name}"
-        );
+        assert!(reached || mean.iter().all(|g| *g == 0.0), "{name}");
         by_name.insert(name.clone(), mean);
     }
     (sum[0] / size, by_name)
@@ -83,7 +85,24 @@ fn narrow(_: &str) -> Option<Routing> {
     })
 }
 
-/// Losses and gradients of ranks of which each computes its own experts are those of one process, balance and dropped
+/// Every rank holds all variables but those of other ranks' experts, and each expert is held by one rank.
+fn check_held(opened: &Opened, alone: &Opened, ranks: &dyn Collective) {
+    let (held, all) = (opened.weights.variables(), alone.weights.variables());
+    let mut owners: Vec<f64> = Vec::new();
+    for (name, variable) in &all {
+        let is_held = held.contains_key(name);
+        match opened.blueprint.is_of_expert(name) {
+            true => owners.push(f64::from(u8::from(is_held))),
+            false => assert!(is_held, "{name}"),
+        }
+        assert!(!is_held || held[name].dims() == variable.dims(), "{name}");
+    }
+    assert!(held.keys().all(|name| all.contains_key(name)));
+    ranks.sum_f64(&mut owners).expect("a sum");
+    assert!(!owners.is_empty() && owners.iter().all(|n| *n == 1.0));
+}
+
+/// Losses and gradients of ranks of which each holds its own experts are those of one process, balance and dropped
 /// tokens included. Gives the largest error of a gradient.
 pub fn ranks_that_share_experts_learn_what_one_process_learns(ranks: &Rc<dyn Collective>) -> f64 {
     let mut whole = batch(6);
@@ -102,7 +121,9 @@ pub fn ranks_that_share_experts_learn_what_one_process_learns(ranks: &Rc<dyn Col
     let tapes: [fn() -> Tape; 3] = [Tape::new, Tape::checkpointing, || Tape::new().of_graphs()];
     let mut worst: f64 = 0.0;
     for (task, names, heads) in cases {
-        let (alone, opened) = (open(task, &NOTHING, heads), open(task, &NOTHING, heads));
+        let alone = open(task, &NOTHING, heads);
+        let opened = open_share(task, &NOTHING, heads, ExpertShare::of(ranks.as_ref()));
+        check_held(&opened, &alone, ranks.as_ref());
         let objectives = objectives(names, SignalSettings::default());
         let ways: [(&str, &RoutingOf<'_>); 2] =
             [("room for all", &unlimited), ("little room", &narrow)];
@@ -119,8 +140,9 @@ pub fn ranks_that_share_experts_learn_what_one_process_learns(ranks: &Rc<dyn Col
                     error <= TOLERANCE,
                     "{task:?}, {said}: {found} instead of {loss}"
                 );
-                for (name, expected) in &expected {
-                    let off = l2(gradients[name].iter().zip(expected).map(|(a, b)| a - b));
+                for (name, found) in &gradients {
+                    let expected = &expected[name];
+                    let off = l2(found.iter().zip(expected).map(|(a, b)| a - b));
                     let error = off / l2(expected.iter().copied()).max(floor);
                     assert!(error <= TOLERANCE, "{task:?}, {said}: {name}: {error}");
                     worst = worst.max(error);

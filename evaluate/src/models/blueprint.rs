@@ -162,6 +162,12 @@ pub trait Blueprint: Send + Sync {
         false
     }
 
+    /// Whether a variable belongs to an expert of a mixture, which ranks may share out.
+    fn is_of_expert(&self, name: &str) -> bool {
+        let _ = name;
+        false
+    }
+
     /// Facts about the model that the weights do not tell, for the file that they go to.
     fn record(&self) -> ModelRecord;
 

@@ -108,8 +108,9 @@ impl<'a> Pass<'a> {
         }
     }
 
-    /// The pass with the experts of a mixture shared out among ranks: each computes its own experts for the tokens of all.
-    /// All ranks run the same passes in the same order, with as many tokens.
+    /// The pass with the experts of a mixture shared out among ranks, each of which holds its own alone. All ranks run the
+    /// same passes in the same order. Where passes are recorded, each rank has tokens of its own; elsewhere all ranks
+    /// have the same tokens.
     #[must_use]
     pub fn sharing_experts(self, ranks: &'a Rc<dyn Collective>) -> Self {
         Self {
@@ -118,11 +119,10 @@ impl<'a> Pass<'a> {
         }
     }
 
-    /// The ranks that share experts out, where passes are recorded.
+    /// The ranks that share experts out, if there are several.
     #[must_use]
     pub fn expert_ranks(&self) -> Option<&'a Rc<dyn Collective>> {
-        let ranks = self.expert_ranks.filter(|ranks| ranks.size() > 1);
-        ranks.filter(|_| self.tape.is_some())
+        self.expert_ranks.filter(|ranks| ranks.size() > 1)
     }
 
     /// The choice of routers, if it is not the model's own.

@@ -12,7 +12,6 @@ use crate::datasets::left_out::Omission;
 use crate::images::thumbnail;
 use crate::metrics::captions::{Captioned, Judged, judge, sample, tokenize};
 use crate::models::Model;
-use crate::nn::Pass;
 use crate::predictions::captions::{Caption, official_id};
 use crate::reports::{Example, Item, Retrieved};
 use crate::sample::Unit;
@@ -98,7 +97,7 @@ impl Captioning {
         let mut rows: Vec<u32> = Vec::new();
         for (pixels, batch) in pixels.zip(&own) {
             let images = runner.pixels(pixels?, batch.len())?;
-            let written = write(model, &images, &ends, &self.writing, &Pass::new())?;
+            let written = write(model, &images, &ends, &self.writing, &runner.pass())?;
             rows.extend(written.iter().flat_map(|written| self.row(written)));
             runner.advance(batch.len())?;
         }

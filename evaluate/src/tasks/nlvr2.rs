@@ -86,7 +86,7 @@ impl Nlvr2 {
             let images = [images.narrow(0, n)?, images.narrow(n, n)?];
             let texts: Vec<&Encoded> = batch.iter().map(|&s| &encoded[s]).collect();
             let texts = runner.texts(&texts)?;
-            let logits = model.judge(&texts, images.each_ref(), [Pass::new(); 2])?;
+            let logits = model.judge(&texts, images.each_ref(), [runner.pass(); 2])?;
             let logits = runner.rows(&logits)?;
             for (&statement, logits) in batch.iter().zip(logits.chunks_exact(2)) {
                 own.push(u8::from(largest(logits, statement)? == 1));

@@ -62,7 +62,7 @@ fn run_images(
     let mut features = Vec::new();
     for (pixels, n) in pixels.zip(sizes) {
         let images = runner.pixels(pixels?, n)?;
-        let found = compute(&images, &Pass::new())?;
+        let found = compute(&images, &runner.pass())?;
         features.extend(runner.rows(&found)?);
         runner.advance(n)?;
     }
@@ -189,7 +189,7 @@ fn run_texts(runner: &Runner<'_>, texts: &[&str]) -> Result<Vec<f32>> {
     for batch in runner.own(batches.clone()) {
         let texts: Vec<&Encoded> = batch.iter().map(|&index| &encoded[index]).collect();
         let texts = runner.texts(&texts)?;
-        let found = text_features(runner.model(), &texts, Branch::Apart, &Pass::new())?;
+        let found = text_features(runner.model(), &texts, Branch::Apart, &runner.pass())?;
         own.extend(runner.rows(&found)?);
         runner.advance(batch.len())?;
     }

@@ -1,6 +1,7 @@
 //! A model with all that passes over a data set need.
 
 use std::borrow::Cow;
+use std::rc::Rc;
 
 use candle_core::{DType, Device, Tensor};
 use merge::Progress;
@@ -12,6 +13,7 @@ use crate::batch::{Images, Texts};
 use crate::datasets::{Prefetch, prefetch};
 use crate::images::{Rgb, Transform};
 use crate::models::Model;
+use crate::nn::Pass;
 use crate::ranks::{self, Alone, Collective};
 use crate::text::{Encoded, TextKind, Tokenizer};
 use crate::{Error, Result};
@@ -29,6 +31,7 @@ pub struct Runner<'a> {
     progress: &'a dyn Progress,
     cache: Option<FeatureCache>,
     ranks: &'a dyn Collective,
+    experts: Option<&'a Rc<dyn Collective>>,
     answers: Option<Vec<String>>,
     classes: Option<Vec<String>>,
 }
@@ -57,6 +60,7 @@ impl<'a> Runner<'a> {
             progress,
             cache: None,
             ranks: &Alone,
+            experts: None,
             answers: None,
             classes: None,
         })
@@ -99,6 +103,25 @@ impl<'a> Runner<'a> {
     #[must_use]
     pub fn shared(self, ranks: &'a dyn Collective) -> Self {
         Self { ranks, ..self }
+    }
+
+    /// For a model of whose experts each of `ranks` holds its own: all ranks run every pass together, so all measure the
+    /// same.
+    #[must_use]
+    pub fn sharing_experts(self, ranks: &'a Rc<dyn Collective>) -> Self {
+        Self {
+            experts: Some(ranks),
+            ..self
+        }
+    }
+
+    /// A pass of the model.
+    #[must_use]
+    pub fn pass(&self) -> Pass<'a> {
+        match self.experts {
+            Some(ranks) => Pass::new().sharing_experts(ranks),
+            None => Pass::new(),
+        }
     }
 
     /// The processes that share the passes.

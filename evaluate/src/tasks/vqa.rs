@@ -175,7 +175,7 @@ impl Vqa {
             let texts: Vec<&Encoded> = batch.iter().map(|&question| &encoded[question]).collect();
             let texts = runner.texts(&texts)?;
             let pair = Pair::new(&texts, &images);
-            let logits = model.answer(&pair, &Pass::new())?;
+            let logits = model.answer(&pair, &runner.pass())?;
             let n_classes = logits.dim(1)?;
             let logits = runner.rows(&logits)?;
             for (&question, logits) in batch.iter().zip(logits.chunks_exact(n_classes)) {

@@ -44,6 +44,14 @@ pub enum Fault {
         /// The operation of that rank.
         theirs: String,
     },
+    /// A rank said something that others cannot read, which is a mistake in the program.
+    #[error("what rank {rank} said cannot be read: {reason}")]
+    Unreadable {
+        /// The rank.
+        rank: usize,
+        /// Why not.
+        reason: String,
+    },
     /// An environment variable is missing or makes no sense.
     #[error("the environment variable `{name}` is {value:?}, expected {expected}")]
     Variable {

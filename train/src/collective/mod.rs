@@ -10,6 +10,7 @@ mod mpi;
 #[cfg(feature = "nccl")]
 mod nccl;
 pub mod rendezvous;
+mod said;
 mod shards;
 mod start;
 
@@ -19,5 +20,6 @@ pub use fault::Fault;
 pub use mpi::Mpi;
 #[cfg(feature = "nccl")]
 pub use nccl::Nccl;
+pub(crate) use said::said_by_all;
 pub use shards::{Parameters, Part, Shards};
 pub use start::start;

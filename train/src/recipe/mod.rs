@@ -64,7 +64,8 @@ pub struct TrainRecipe {
     /// The factor of the balance of routers' experts in the loss; 0.001 unless given, and 0 for `vqa` as published.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub balance: Option<f64>,
-    /// Whether each of several ranks computes its own experts of a mixture for the tokens of all (false).
+    /// Whether each of several ranks holds its own experts of a mixture alone and computes them for the tokens of all
+    /// (false).
     #[serde(default, skip_serializing_if = "std::ops::Not::not")]
     pub share_experts: bool,
     /// The changes of pictures.

@@ -18,6 +18,9 @@ use std::sync::Arc;
 use super::sums;
 use crate::{Error, Result};
 
+/// The file through which weights of other ranks pass.
+const PASSING: &str = "experts";
+
 /// The ending of a state's folder before it is complete.
 const PARTIAL: &str = ".partial";
 
@@ -90,6 +93,12 @@ impl RunFolder {
     #[must_use]
     pub fn file(&self, name: &str) -> PathBuf {
         self.path.join(name)
+    }
+
+    /// A folder for files that others are made of; what a killed run has left there goes when the run is taken up.
+    #[must_use]
+    pub fn passing(&self) -> PathBuf {
+        self.states().join(format!("{PASSING}{PARTIAL}"))
     }
 
     fn states(&self) -> PathBuf {

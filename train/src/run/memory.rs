@@ -1,5 +1,7 @@
 //! The memory that a run takes, before its first step.
 
+use std::collections::BTreeSet;
+
 use evaluate::models::{Activations, Branch};
 use merge::io::Container;
 
@@ -12,17 +14,20 @@ use crate::recipe::TrainRecipe;
 /// The memory that a run takes.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Memory {
-    /// Numbers that are variables.
+    /// Numbers that are variables of this rank.
     pub n_parameters: u64,
     /// Bytes of gradients.
     pub gradient_bytes: u64,
     /// Bytes of what the optimizer of this rank keeps: both moments of its share of the variables,
     /// and averages of all of them where they are asked for.
     pub optimizer_bytes: u64,
-    /// Bytes of the weights that the run starts from, which stay in memory where no file holds them:
-    /// fresh ones, merges, resized tables.
+    /// Bytes of the weights that the run starts from, which are in memory while variables are made of them, where no
+    /// file holds them: fresh ones, merges, resized tables. Every rank has all of them.
     pub start_bytes: u64,
-    /// Bytes of the copy of the weights that is made when they are kept.
+    /// Bytes of those that no variable is made of, which stay.
+    pub unused_bytes: u64,
+    /// Bytes of the copy of the weights that is made when they are kept, with the largest of those that other ranks
+    /// hand over.
     pub saving_bytes: u64,
     /// Bytes of what a part of the batch keeps for its backward pass, by estimate.
     pub activation_bytes: u64,
@@ -48,12 +53,13 @@ pub(super) struct Outline<'a> {
 }
 
 impl Memory {
-    /// All together, with the weights: at its peak, which is in a step or while it is kept.
+    /// All together, with the weights: at its peak, which is in a step, while it is kept or while it begins.
     #[must_use]
     pub fn total_bytes(&self) -> u64 {
         let lasting = 4 * self.n_parameters + self.gradient_bytes + self.optimizer_bytes;
         let step = self.activation_bytes + self.comparison.features + self.comparison.similarities;
-        lasting + self.start_bytes + self.ahead_bytes + step.max(self.saving_bytes)
+        let running = lasting + self.unused_bytes + self.ahead_bytes + step.max(self.saving_bytes);
+        running.max(4 * self.n_parameters + self.start_bytes)
     }
 
     pub(super) fn of(run: &Outline<'_>) -> Self {
@@ -66,17 +72,30 @@ impl Memory {
             Some(_) => n_parameters,
             None => 0,
         };
+        let others = start.experts.others().values();
+        let largest = others.map(|shape| shape.iter().product::<usize>());
+        let largest = largest.max().unwrap_or(0);
         let branches = run.branches();
         let source = start.weights.checkpoint();
+        let names = start.variables.keys().chain(start.experts.others().keys());
+        let made = names.filter_map(|name| start.weights.key_of(name));
+        let made: BTreeSet<&str> = made.collect();
+        let in_memory = |is_meant: &dyn Fn(&str) -> bool| -> u64 {
+            let tensors = match source.info().container {
+                Container::Memory => Some(source.tensors()),
+                _ => None,
+            };
+            let tensors = tensors.into_iter().flatten();
+            let tensors = tensors.filter(|(key, _)| is_meant(key));
+            tensors.map(|(_, info)| info.n_bytes()).sum()
+        };
         Self {
             n_parameters,
             gradient_bytes: 4 * n_trained,
-            start_bytes: match source.info().container {
-                Container::Memory => source.tensors().map(|(_, info)| info.n_bytes()).sum(),
-                _ => 0,
-            },
+            start_bytes: in_memory(&|_| true),
+            unused_bytes: in_memory(&|key| !made.contains(key)),
             saving_bytes: match run.collective.is_first() {
-                true => 4 * n_parameters,
+                true => 4 * (n_parameters + largest as u64),
                 false => 0,
             },
             optimizer_bytes: 2 * 4 * run.updater.n_owned() + 4 * averaged,

@@ -1,7 +1,10 @@
 //! A run: its start, its folder, its state, the one loop.
 
 mod backward;
+mod experts;
 mod folder;
+mod gathered;
+mod in_turn;
 mod memory;
 mod model_file;
 mod moments;
@@ -15,6 +18,7 @@ mod update;
 mod validation;
 
 pub use backward::{Backward, Found, Told, looks_beyond};
+pub use experts::ExpertVariables;
 pub use folder::RunFolder;
 pub use memory::Memory;
 pub use model_file::write_model;
@@ -22,4 +26,4 @@ pub use start::{Start, Wanted};
 pub use state_file::{Best, KeptState, TrainState};
 pub use trainer::{Ended, Pace, Prepared, TrainPlan, Trainer, Where};
 pub use update::{Updated, Updater};
-pub use validation::{Measured, Validation};
+pub use validation::{Measured, Together, Validation};

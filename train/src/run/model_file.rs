@@ -7,12 +7,13 @@ use std::sync::Arc;
 use candle_core::{DType, Device, Tensor};
 use evaluate::Weights;
 use evaluate::models::Blueprint;
-use merge::TensorInfo;
 use merge::execute::{RunOptions, execute};
 use merge::io::WriteOptions;
 use merge::plan::{Action, Entry, Generator, PlanBuilder, TensorRef};
 use merge::progress::Silent;
+use merge::{Checkpoint, TensorInfo};
 
+use super::origin;
 use crate::Result;
 
 /// Values that are in memory.
@@ -27,7 +28,7 @@ impl Generator for Values {
 /// Writes `tensors` (by the model's names) as a checkpoint in the spelling of the one that
 /// training started from; tensors of that one which no part of the model reads go along. The file
 /// says what the tensors do not tell of the model, and holds `notes` by their keys: what the classes of its
-/// heads stand for.
+/// heads stand for. `others` has further weights by the model's names, which are written as they stand there.
 ///
 /// # Errors
 /// When the disk is full or fails; an older file stays as it was.
@@ -35,6 +36,7 @@ pub fn write_model(
     path: &Path,
     weights: &Weights,
     tensors: &BTreeMap<String, Tensor>,
+    others: Option<&Arc<Checkpoint>>,
     blueprint: &dyn Blueprint,
     recipe: &str,
     notes: &[(&'static str, String)],
@@ -42,14 +44,14 @@ pub fn write_model(
     let source = Arc::clone(weights.checkpoint());
     let mut plan = PlanBuilder::new(recipe.to_owned());
     let index = plan.source(Arc::clone(&source));
+    let key_of = |name: &str| match weights.key_of(name) {
+        Some(key) => key.to_owned(),
+        None => blueprint.spell(name),
+    };
     for (name, tensor) in tensors {
-        let key = match weights.key_of(name) {
-            Some(key) => key.to_owned(),
-            None => blueprint.spell(name),
-        };
         let values = tensor.to_device(&Device::Cpu)?.to_dtype(DType::F32)?;
         plan.add(Entry {
-            name: key,
+            name: key_of(name),
             info: TensorInfo {
                 dtype: merge::DType::F32,
                 shape: tensor.dims().to_vec(),
@@ -57,6 +59,22 @@ pub fn write_model(
             action: Action::Generate(Arc::new(Values(values.flatten_all()?.to_vec1()?))),
             why: "trained".into(),
         })?;
+    }
+    if let Some(others) = others {
+        // They are of the same origin as all weights.
+        let others = origin::with(Arc::clone(others), &[]);
+        let side = plan.side_source(Arc::clone(&others));
+        for (name, info) in others.tensors() {
+            plan.add(Entry {
+                name: key_of(name),
+                info: info.clone(),
+                action: Action::Copy(TensorRef {
+                    source: side,
+                    key: name.to_owned(),
+                }),
+                why: "trained".into(),
+            })?;
+        }
     }
     for (key, _) in source.tensors() {
         if plan.has(key) {

@@ -9,28 +9,44 @@ use crate::collective::{Collective, Parameters, Part, Shards};
 use crate::optim::{change_in_place, range_of};
 
 /// The owners of a model's variables. In memory they are laid end to end and cut into a stretch for each rank
-/// ([`Shards`]); on another device each belongs, as a whole, to the rank in whose stretch it begins.
+/// ([`Shards`]); on another device each belongs, as a whole, to the rank in whose stretch it begins. Variables that one
+/// rank alone holds are its own, and in no stretch.
 pub(super) struct Ownership {
     shards: Shards,
+    /// The variables that all ranks hold.
+    shared: Vec<usize>,
     /// This rank's part of each variable.
     own: Vec<Range<usize>>,
 }
 
 impl Ownership {
-    /// Of variables in an order that is the same on all ranks.
-    pub(super) fn new(variables: &[&Var], collective: &dyn Collective) -> Self {
-        let lengths = variables.iter().map(|variable| variable.elem_count());
+    /// Of variables, with whether all ranks hold them: of those in an order that is the same on all ranks.
+    pub(super) fn new(variables: &[(&Var, bool)], collective: &dyn Collective) -> Self {
+        let shared = (0..variables.len()).filter(|&at| variables[at].1);
+        let shared: Vec<usize> = shared.collect();
+        let lengths = shared.iter().map(|&at| variables[at].0.elem_count());
         let shards = Shards::new(lengths, collective.size());
-        let mut own = vec![0..0; variables.len()];
+        let alone = variables
+            .iter()
+            .map(|(variable, is_shared)| match is_shared {
+                true => 0..0,
+                false => 0..variable.elem_count(),
+            });
+        let mut own: Vec<Range<usize>> = alone.collect();
         for part in shards.parts(collective.rank()) {
-            let (variable, range) = (variables[part.parameter], part.of_parameter);
-            own[part.parameter] = match (variable.device().is_cpu(), range.start) {
+            let (at, range) = (shared[part.parameter], part.of_parameter);
+            let variable = variables[at].0;
+            own[at] = match (variable.device().is_cpu(), range.start) {
                 (true, _) => range,
                 (false, 0) => 0..variable.elem_count(),
                 (false, _) => 0..0,
             };
         }
-        Self { shards, own }
+        Self {
+            shards,
+            shared,
+            own,
+        }
     }
 
     /// This rank's part of a variable.
@@ -43,7 +59,7 @@ impl Ownership {
         self.own.iter().map(|range| range.len() as u64).sum()
     }
 
-    /// Gives all ranks what each has changed of its own.
+    /// Gives all ranks what each has changed of the variables that all hold.
     ///
     /// # Errors
     /// When a rank is gone or the device fails.
@@ -51,12 +67,14 @@ impl Ownership {
         if collective.size() == 1 {
             return Ok(());
         }
-        if variables.iter().all(|variable| variable.device().is_cpu()) {
+        let shared: Vec<&Var> = self.shared.iter().map(|&at| variables[at]).collect();
+        if shared.iter().all(|variable| variable.device().is_cpu()) {
             return self
                 .shards
-                .gather_ranges(collective, &mut InMemory(variables));
+                .gather_ranges(collective, &mut InMemory(&shared));
         }
-        for (variable, own) in variables.iter().zip(&self.own) {
+        for (variable, &at) in shared.into_iter().zip(&self.shared) {
+            let own = &self.own[at];
             let tensor = variable.as_detached_tensor();
             // All but the owner add nothing.
             let given = match own.is_empty() {

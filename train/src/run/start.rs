@@ -6,8 +6,10 @@ use std::sync::Arc;
 use candle_core::{DType, Device, Var};
 use evaluate::Weights;
 use evaluate::models::{self, Blueprint, Head, Model, Overrides, Setting};
+use evaluate::ranks::ExpertShare;
 use merge::Checkpoint;
 
+use super::ExpertVariables;
 use crate::Result;
 use crate::objectives::ObjectiveSpec;
 
@@ -23,6 +25,8 @@ pub struct Wanted {
     pub classes: Vec<(Head, usize)>,
     /// The seed of their draws.
     pub seed: u64,
+    /// Of the experts of mixtures those that this process holds.
+    pub experts: ExpertShare,
 }
 
 /// A model whose weights are variables.
@@ -33,8 +37,10 @@ pub struct Start {
     pub model: Box<dyn Model>,
     /// The blueprint of the model, from before its weights were loaded.
     pub blueprint: Box<dyn Blueprint>,
-    /// Variables by name.
+    /// Variables by name, without those of experts that other ranks hold.
     pub variables: BTreeMap<String, Var>,
+    /// Which variables are of experts that ranks share out.
+    pub experts: ExpertVariables,
 }
 
 impl Start {
@@ -56,21 +62,38 @@ impl Start {
             .flat_map(|&head| blueprint.prefixes(head))
             .copied()
             .collect();
-        let mut weights = weights.with_fresh(&fresh, wanted.seed).trainable();
+        let mut weights = (weights.with_fresh(&fresh, wanted.seed))
+            .sharing_experts(wanted.experts)
+            .trainable();
         for &(head, n) in &wanted.classes {
             if let Some(prefix) = blueprint.prefixes(head).first() {
                 weights = weights.with_fresh_classes(prefix, n);
             }
         }
-        weights.check(|weights| blueprint.build(weights))?;
+        let shapes = weights.check(|weights| blueprint.build(weights))?;
         let model = blueprint.build(&weights)?;
         let variables = weights.variables();
+        let experts = match wanted.experts.is_all() {
+            true => ExpertVariables::default(),
+            false => ExpertVariables::of(shapes, &variables, |name| blueprint.is_of_expert(name)),
+        };
         Ok(Self {
+            experts,
             weights,
             model,
             blueprint,
             variables,
         })
+    }
+
+    /// Frees weights in memory that variables were made of, on this rank or another.
+    ///
+    /// # Errors
+    /// When a tensor that no variable was made of cannot be read.
+    pub(super) fn release(&mut self) -> Result<()> {
+        let (variables, others) = (&self.variables, self.experts.others());
+        let is_gone = |name: &str| variables.contains_key(name) || others.contains_key(name);
+        Ok(self.weights.release(is_gone)?)
     }
 
     /// Builds the model again after an update, where it computes in another dtype than f32.

@@ -5,11 +5,12 @@ use std::collections::BTreeMap;
 use std::ops::Range;
 use std::path::Path;
 
-use merge::io::{OpenOptions, WriteOptions, Writer};
+use merge::Checkpoint;
+use merge::io::OpenOptions;
 use merge::provenance::InputFile;
-use merge::{Checkpoint, TensorInfo};
 use serde::{Deserialize, Serialize};
 
+use super::in_turn::write_in_turn;
 use crate::data::Place;
 use crate::optim::LossScale;
 use crate::{Error, Result};
@@ -75,35 +76,11 @@ impl TrainState {
         entries: &[(String, usize)],
         values: impl Fn(usize) -> Result<Cow<'v, [f32]>>,
     ) -> Result<()> {
-        let infos = entries.iter().map(|(name, n)| {
-            let info = TensorInfo {
-                dtype: merge::DType::F32,
-                shape: vec![*n],
-            };
-            (name.clone(), info)
-        });
         // Strings and numbers always have a JSON form.
         let text = serde_json::to_string(self).unwrap_or_default();
         let metadata = BTreeMap::from([(KEY.to_owned(), text)]);
-        let options = WriteOptions {
-            force: true,
-            ..WriteOptions::new(path)
-        };
-        let writer = Writer::create(&infos.collect::<Vec<_>>(), &metadata, &options);
-        let mut failed = None;
-        for at in 0..entries.len() {
-            let values = values(at)?;
-            if let Ok(writer) = &writer
-                && failed.is_none()
-            {
-                failed = writer.write(at, 0, bytemuck::cast_slice(&values)).err();
-            }
-        }
-        if let Some(error) = failed {
-            return Err(error.into());
-        }
-        writer?.finish(&metadata)?;
-        Ok(())
+        let shapes = entries.iter().map(|(name, n)| (name.clone(), vec![*n]));
+        write_in_turn(path, shapes, &metadata, values)
     }
 }
 

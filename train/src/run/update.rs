@@ -7,16 +7,17 @@ use candle_core::{DType, Device, Tensor, Var};
 use evaluate::models::Grouping;
 use evaluate::nn::{Gradient, Gradients, in_pool};
 
-use super::KeptState;
+use super::gathered::brought_to_first;
 use super::moments::{Moment, Moments};
 use super::ownership::Ownership;
-use crate::collective::Collective;
+use super::{ExpertVariables, KeptState};
+use crate::collective::{Collective, said_by_all};
 use crate::optim::clip::{clip_factor, square_sum};
 use crate::optim::{AdamW, Ema, GroupKind, Lars, OptimSettings, ParamGroups, Rule, Schedule, Step};
 use crate::{Error, Result};
 
 /// The optimizer of a run. With several ranks each keeps the moments of its own share of the
-/// variables alone and updates that.
+/// variables alone and updates that; experts that one rank alone holds are its own.
 ///
 /// Rajbhandari et al. 2020, "ZeRO", <https://arxiv.org/abs/1910.02054>, section 5.1.
 pub struct Updater {
@@ -25,6 +26,7 @@ pub struct Updater {
     groups: ParamGroups,
     max_norm: Option<f64>,
     ownership: Ownership,
+    experts: ExpertVariables,
     moments: Moments,
     /// Updates in which a variable had no gradient.
     skipped: BTreeMap<String, u64>,
@@ -76,7 +78,7 @@ pub struct Updated {
 }
 
 impl Updater {
-    /// For these variables, which are grouped by the rules of their model's family, each in just one
+    /// For these variables, which every rank holds. They are grouped by the rules of their model's family, each in just one
     /// group.
     ///
     /// # Errors
@@ -88,17 +90,42 @@ impl Updater {
         family: &Grouping,
         collective: &dyn Collective,
     ) -> Result<Self> {
+        let experts = ExpertVariables::default();
+        Self::sharing(
+            settings,
+            total_steps,
+            (variables, &experts),
+            family,
+            collective,
+        )
+    }
+
+    /// The same where ranks share experts out: `variables` lacks those of other ranks.
+    ///
+    /// # Errors
+    /// As [`Updater::new`].
+    pub fn sharing(
+        settings: &OptimSettings,
+        total_steps: u64,
+        (variables, experts): (&BTreeMap<String, Var>, &ExpertVariables),
+        family: &Grouping,
+        collective: &dyn Collective,
+    ) -> Result<Self> {
         settings.check()?;
+        // Settings mean the whole model, wherever its variables are.
         let shapes = variables
             .iter()
             .map(|(name, var)| (name.as_str(), var.dims()));
+        let others = experts.others().iter();
+        let shapes = shapes.chain(others.map(|(name, shape)| (name.as_str(), shape.as_slice())));
         let groups = ParamGroups::of(shapes, family, &settings.groups())?;
-        groups.check(variables.keys().map(String::as_str))?;
+        let names = variables.keys().chain(experts.others().keys());
+        groups.check(names.map(String::as_str))?;
         let trained = variables
             .iter()
             .filter(|(name, _)| is_trained(&groups, name));
-        let trained: Vec<&Var> = trained.map(|(_, variable)| variable).collect();
-        let ownership = Ownership::new(&trained, collective);
+        let trained = trained.map(|(name, variable)| (variable, !experts.has(name)));
+        let ownership = Ownership::new(&trained.collect::<Vec<_>>(), collective);
         let average = settings.ema.map(|decay| Ema::new(decay, variables));
         Ok(Self {
             rule: Update::of(settings),
@@ -106,6 +133,7 @@ impl Updater {
             groups,
             max_norm: settings.max_norm,
             ownership,
+            experts: experts.clone(),
             moments: Moments::default(),
             skipped: BTreeMap::new(),
             bounded: family.bounded,
@@ -113,10 +141,17 @@ impl Updater {
         })
     }
 
-    /// The number of updates that skipped a variable without a gradient, by name.
-    #[must_use]
-    pub fn skipped(&self) -> &BTreeMap<String, u64> {
-        &self.skipped
+    /// The number of updates that skipped a variable without a gradient, by name, for the variables of all ranks; all
+    /// call this together.
+    ///
+    /// # Errors
+    /// When a rank is gone.
+    pub fn skipped(&self, collective: &dyn Collective) -> Result<BTreeMap<String, u64>> {
+        if !self.experts.are_shared_out() {
+            return Ok(self.skipped.clone());
+        }
+        let all = said_by_all(collective, &self.skipped)?;
+        Ok(all.into_iter().flatten().collect())
     }
 
     /// Brings variables that have bounds between them. The program of EVE does so with its temperature before each
@@ -149,9 +184,23 @@ impl Updater {
         self.ownership.n_owned()
     }
 
-    /// The numbers that a state file keeps, the same on all ranks: names and sizes.
-    #[must_use]
-    pub fn kept(&self) -> Vec<(String, usize)> {
+    /// What a state file keeps, the same on all ranks, which call this together: names, and how many numbers each has.
+    ///
+    /// # Errors
+    /// When a rank is gone.
+    pub fn kept(&self, collective: &dyn Collective) -> Result<Vec<(String, usize)>> {
+        let own = self.kept_here();
+        if !self.experts.are_shared_out() {
+            return Ok(own);
+        }
+        let all = said_by_all(collective, &own)?.into_iter().flatten();
+        // Groups come in the order of their names.
+        let all: BTreeMap<String, usize> = all.collect();
+        Ok(all.into_iter().collect())
+    }
+
+    /// The same of the variables that this rank holds.
+    fn kept_here(&self) -> Vec<(String, usize)> {
         let averages = self.average.iter().flat_map(|average| average.averages());
         let averages =
             averages.map(|(name, tensor)| (format!("average/{name}"), tensor.elem_count()));
@@ -166,24 +215,28 @@ impl Updater {
     }
 
     /// The numbers of an entry of [`kept`](Self::kept), put together from all ranks, each of which
-    /// asks for the same one.
+    /// asks for the same one. Those of an expert that one rank alone holds reach the first rank only.
     ///
     /// # Errors
     /// When a rank is gone or the device fails.
     pub fn whole(&self, key: &str, collective: &dyn Collective) -> Result<Cow<'_, [f32]>> {
         let (group, name) = key.split_once('/').unwrap_or(("", key));
         let lost = || Error::OtherMoments { name: name.into() };
-        if group == "average" {
-            let average = self.average.as_ref().and_then(|a| a.averages().get(name));
-            let flat = average.ok_or_else(lost)?.to_device(&Device::Cpu)?;
-            return Ok(Cow::Owned(flat.flatten_all()?.to_vec1()?));
-        }
-        let pair = self.moments.get(name).ok_or_else(lost)?;
+        let is_elsewhere = self.experts.others().contains_key(name);
         let own = match group {
-            "first" => pair.first.values()?,
-            _ => pair.second.values()?,
+            _ if is_elsewhere => Cow::Owned(Vec::new()),
+            "average" => {
+                let average = self.average.as_ref().and_then(|a| a.averages().get(name));
+                let flat = average.ok_or_else(lost)?.to_device(&Device::Cpu)?;
+                Cow::Owned(flat.flatten_all()?.to_vec1()?)
+            }
+            "first" => self.moments.get(name).ok_or_else(lost)?.first.values()?,
+            _ => self.moments.get(name).ok_or_else(lost)?.second.values()?,
         };
-        if collective.size() == 1 {
+        if self.experts.has(name) {
+            return Ok(Cow::Owned(brought_to_first(collective, &own)?));
+        }
+        if collective.size() == 1 || group == "average" {
             return Ok(own);
         }
         // Stretches follow one another in the order of the ranks.
@@ -228,9 +281,12 @@ impl Updater {
             moments.put(name, variable, own)?;
             n_known += 2;
         }
-        let n_moments = lengths
-            .keys()
-            .filter(|key| !key.starts_with("average/"))
+        let is_elsewhere =
+            |name: &str| self.experts.others().contains_key(name) && is_trained(&self.groups, name);
+        // Of other ranks' experts their own ranks check the sizes.
+        let n_moments = (lengths.keys())
+            .filter_map(|key| key.split_once('/'))
+            .filter(|(group, name)| *group != "average" && !is_elsewhere(name))
             .count();
         if n_known != n_moments {
             let n = n_moments - n_known;
@@ -253,7 +309,9 @@ impl Updater {
             self.average = Some(Ema::resumed(decay, averages));
         }
         self.moments = moments;
-        self.skipped = kept.state.skipped.clone();
+        let skipped = kept.state.skipped.clone().into_iter();
+        let skipped = skipped.filter(|(name, _)| variables.contains_key(name));
+        self.skipped = skipped.collect();
         Ok(())
     }
 
@@ -268,7 +326,8 @@ impl Updater {
         }
     }
 
-    /// Adds up the gradients of all ranks, of those variables that any of them has reached.
+    /// Adds up the gradients of all ranks, of those variables that any of them has reached. Gradients of an expert that
+    /// one rank alone holds are sums over the tokens of all ranks already, and stay where they are.
     ///
     /// # Errors
     /// When a rank is gone.
@@ -282,14 +341,16 @@ impl Updater {
             return Ok(());
         }
         // What no rank has reached stays without a gradient: zeros would let it decay.
-        let reached = self
-            .trained(variables)
-            .map(|(_, variable)| gradients.get(variable).is_some());
+        let shared = || {
+            let trained = self.trained(variables);
+            trained.filter(|(name, _)| !self.experts.has(name))
+        };
+        let reached = shared().map(|(_, variable)| gradients.get(variable).is_some());
         let mut reached: Vec<f64> = reached
             .map(|reached| f64::from(u8::from(reached)))
             .collect();
         collective.sum_f64(&mut reached)?;
-        for ((_, variable), reached) in self.trained(variables).zip(reached) {
+        for ((_, variable), reached) in shared().zip(reached) {
             if reached == 0.0 {
                 continue;
             }
@@ -307,15 +368,17 @@ impl Updater {
         Ok(())
     }
 
-    /// The norm of all gradients together, each times `factor`.
+    /// The norm of all gradients together, each times `factor`; all ranks call this together, after
+    /// [`exchange`](Self::exchange).
     ///
     /// # Errors
-    /// When the device fails.
+    /// When a rank is gone or the device fails.
     pub fn norm(
         &self,
         variables: &BTreeMap<String, Var>,
         gradients: &Gradients,
         factor: f64,
+        collective: &dyn Collective,
     ) -> Result<f64> {
         let squares = |variable: &Var| -> Result<f64> {
             Ok(match gradients.get(variable) {
@@ -327,17 +390,42 @@ impl Updater {
                 }
             })
         };
-        let trained: Vec<&Var> = self.trained(variables).map(|(_, var)| var).collect();
-        let sum = || trained.into_iter().map(squares).sum::<Result<f64>>();
-        let sum = near(variables, sum)?;
+        let sum_of = |of_one_rank: bool| {
+            let trained = self.trained(variables);
+            let trained = trained.filter(|(name, _)| self.experts.has(name) == of_one_rank);
+            let trained: Vec<&Var> = trained.map(|(_, var)| var).collect();
+            near(variables, || {
+                trained.into_iter().map(squares).sum::<Result<f64>>()
+            })
+        };
+        let mut sum = sum_of(false)?;
+        if self.experts.are_shared_out() {
+            let mut of_experts = [sum_of(true)?];
+            collective.sum_f64(&mut of_experts)?;
+            sum += of_experts[0];
+        }
         Ok(sum.sqrt() * factor)
     }
 
-    /// The first variable whose gradient is not finite.
+    /// The first variable of any rank whose gradient is not finite; all ranks call this together.
     ///
     /// # Errors
-    /// When the device fails.
+    /// When a rank is gone or the device fails.
     pub fn not_finite(
+        &self,
+        variables: &BTreeMap<String, Var>,
+        gradients: &Gradients,
+        collective: &dyn Collective,
+    ) -> Result<Option<String>> {
+        let here = self.not_finite_here(variables, gradients)?;
+        if !self.experts.are_shared_out() {
+            return Ok(here);
+        }
+        let all = said_by_all(collective, &here)?;
+        Ok(all.into_iter().flatten().min())
+    }
+
+    fn not_finite_here(
         &self,
         variables: &BTreeMap<String, Var>,
         gradients: &Gradients,
@@ -359,7 +447,8 @@ impl Updater {
     }
 
     /// Makes update number `index`, counted from 0, with gradients times `factor`, whose norm is
-    /// `norm`: every rank that of its own share, which it then gives to all. A variable without a gradient is
+    /// `norm`: every rank that of its own share, which it then gives to all but for experts that it alone holds. A variable
+    /// without a gradient is
     /// skipped: it does not decay, and its own number of steps, by which moments are corrected, stays.
     ///
     /// # Errors

@@ -1,5 +1,7 @@
 //! Measuring on the way.
 
+use std::rc::Rc;
+
 use candle_core::{DType, Device};
 use evaluate::metrics::retrieval::Ties;
 use evaluate::models::Model;
@@ -28,6 +30,15 @@ pub struct Measured {
     pub chosen: f64,
     /// All numbers, by name.
     pub values: Vec<(String, f64)>,
+}
+
+/// How ranks measure together.
+#[derive(Clone, Copy)]
+pub enum Together<'a> {
+    /// Each computes its own batches.
+    ByBatches(&'a dyn Collective),
+    /// Each holds its own experts, so all compute every batch.
+    ByExperts(&'a Rc<dyn Collective>),
 }
 
 impl Validation {
@@ -74,7 +85,7 @@ impl Validation {
         })
     }
 
-    /// Measures a model; ranks that share the passes all get the same numbers.
+    /// Measures a model; all ranks get the same numbers.
     ///
     /// # Errors
     /// When the model lacks the task's head, a picture cannot be read, the device fails, or the
@@ -86,10 +97,14 @@ impl Validation {
         device: &Device,
         dtype: DType,
         progress: &dyn Progress,
-        ranks: &dyn Collective,
+        together: Together<'_>,
     ) -> Result<Measured> {
         let runner = Runner::new(model, tokenizer, device, dtype, self.batch_size, progress)?;
-        let runner = runner.shared(ranks).with_classes(self.classes.clone());
+        let runner = match together {
+            Together::ByBatches(ranks) => runner.shared(ranks),
+            Together::ByExperts(ranks) => runner.sharing_experts(ranks),
+        };
+        let runner = runner.with_classes(self.classes.clone());
         let sample = self.task.run(&runner)?.sample;
         let value = |quantity| Some((quantity, sample.value(quantity)?));
         let values: Vec<(String, f64)> = (sample.quantities.iter())

@@ -7,6 +7,7 @@ use candle_core::{DType, Device};
 use evaluate::forward::Given;
 use evaluate::models::{Overrides, ShallowAttention};
 use evaluate::nn::Tape;
+use evaluate::ranks::ExpertShare;
 use fixtures::{Case, Set};
 use serde_json::Value;
 use train::collective::Alone;
@@ -50,6 +51,7 @@ pub fn start(case: &Case) -> Start {
         objectives: Vec::new(),
         classes: Vec::new(),
         seed: 0,
+        experts: ExpertShare::ALL,
     };
     let start = Start::load(weights_of(case), &wanted, &device, dtype);
     start.expect("the model loads")

@@ -115,7 +115,9 @@ fn adamw(case: &Case) {
                 None => n_skipped += 1,
             }
         }
-        let norm = updater.norm(&variables, &gradients, 1.0).expect("a norm");
+        let norm = updater
+            .norm(&variables, &gradients, 1.0, &Alone)
+            .expect("a norm");
         let expected = number(&step["total_norm_before_clip"]);
         assert!(
             (norm - expected).abs() <= 1e-5 * expected,

@@ -199,7 +199,9 @@ fn steps(case: &Case) {
         close("loss", of("loss"), number(&row["loss"]), within("loss_rel"));
         let aux = BALANCE_WEIGHT * of("loss/balance");
         close("aux", aux, number(&row["aux"]), within("loss_rel"));
-        let norm = updater.norm(&variables, &gradients, 1.0).expect("a norm");
+        let norm = updater
+            .norm(&variables, &gradients, 1.0, &Alone)
+            .expect("a norm");
         close("norm", norm, number(&row["total_norm"]), within("norm_rel"));
         let updated = updater.update(index as u64, &variables, &gradients, (1.0, norm), &Alone);
         updated.expect("updated");

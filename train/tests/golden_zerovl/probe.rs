@@ -7,6 +7,7 @@ use candle_core::{DType, Device};
 use evaluate::forward::{self, Given};
 use evaluate::models::{Head, Overrides};
 use evaluate::nn::Gradients;
+use evaluate::ranks::ExpertShare;
 use fixtures::{Case, Raw, first_difference, list, number};
 use merge::io::OpenOptions;
 use train::batch::Batch;
@@ -79,6 +80,7 @@ fn start(case: &Case, tensors: &BTreeMap<String, Raw>) -> Start {
         objectives: vec![spec("linear_probe").expect("known")],
         classes: Vec::new(),
         seed: 0,
+        experts: ExpertShare::ALL,
     };
     let checkpoint = merge::io::open(&path, &OpenOptions::default()).expect("a checkpoint");
     let start = Start::load(Arc::new(checkpoint), &wanted, &Device::Cpu, DType::F32);
@@ -207,7 +209,9 @@ fn learn(case: &Case, start: &Start, batch: &Batch, losses: &[f64]) {
             &[found],
             &[*expected],
         );
-        let norm = updater.norm(variables, &gradients, 1.0).expect("a norm");
+        let norm = updater
+            .norm(variables, &gradients, 1.0, &Alone)
+            .expect("a norm");
         let updated = updater.update(index as u64, variables, &gradients, (1.0, norm), &Alone);
         updated.expect("updated");
     }

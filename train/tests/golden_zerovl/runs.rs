@@ -189,7 +189,7 @@ fn train_run(case: &Case) {
         let told = learn_parts(&backward, &parts, &mut gradients);
         check_told(case, step, model.as_ref(), &told);
         let factor = 1.0 / parts.len() as f64;
-        let norm = updater.norm(&variables, &gradients, factor);
+        let norm = updater.norm(&variables, &gradients, factor, &Alone);
         let by = (factor, norm.expect("a norm"));
         let updated = updater.update(index as u64, &variables, &gradients, by, &Alone);
         let (found, expected) = (updated.expect("updated").rate, number(&step["lr"]));

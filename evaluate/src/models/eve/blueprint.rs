@@ -60,6 +60,9 @@ const RELATIVE_TABLE: [&str; 2] = [
     "relative_position_bias_table",
 ];
 
+/// What names of the experts of a mixture have in common.
+const EXPERTS: &str = ".mlp_moe.moe.experts.experts.";
+
 /// Heads of earlier experiments. The published program uses them only by a setting.
 const UNUSED: &[&str] = &["mitc_", "mitm_head.", "itc_vl_"];
 
@@ -140,6 +143,10 @@ impl Blueprint for EveBlueprint {
     fn leaves_out(&self, name: &str) -> bool {
         let is_unused = UNUSED.iter().any(|start| name.starts_with(start));
         is_unused || name.contains(".position_ids_")
+    }
+
+    fn is_of_expert(&self, name: &str) -> bool {
+        name.contains(EXPERTS)
     }
 
     fn record(&self) -> ModelRecord {

@@ -1,5 +1,6 @@
 //! A mixture of experts behind a router that looks at tokens and at their modality.
 
+use std::ops::Range;
 use std::rc::Rc;
 
 use candle_core::{DType, Result, Tensor};
@@ -10,7 +11,7 @@ use crate::nn::{
     Activation, ExchangedExperts, Linear, Mask, Mlp, Pass, Residual, RoutedExperts, Routing, Taken,
     Tape,
 };
-use crate::ranks::Collective;
+use crate::ranks::{Collective, ExpertShare};
 use crate::weights::Init;
 
 /// Gives an output by name to a tap, and makes it only if there is one.
@@ -48,7 +49,11 @@ pub struct Mixture {
     /// Added to image tokens and to text tokens.
     tags: Option<[Tensor; 2]>,
     router: Tensor,
+    /// Those that this process holds.
     experts: Vec<Mlp>,
+    /// Their numbers.
+    held: Range<usize>,
+    n_experts: usize,
     name: String,
 }
 
@@ -73,7 +78,7 @@ struct Balanced {
 
 impl Mixture {
     /// Loads `{name}.gate.wg`, `{name}.experts.experts.K` and, as far as they are there, `{name}.vision_embed` and
-    /// `.text_embed`.
+    /// `.text_embed`; of the experts those that [`Weights::expert_share`] says.
     ///
     /// # Errors
     /// As [`Weights::get`].
@@ -85,7 +90,8 @@ impl Mixture {
         let part = |part: &str| format!("{name}.{part}");
         let tag = |of: &str| weights.get(&part(of), &[width], Init::Normal(0.02));
         let has_tags = weights.has(&part("vision_embed"));
-        let experts = (0..n_experts).map(|index| {
+        let held = weights.expert_share().own(n_experts);
+        let experts = held.clone().map(|index| {
             let name = part(&format!("experts.experts.{index}"));
             let expert = Mlp::load(weights, &name, width, inner)?;
             Ok(expert.with_activation(Activation::QuickGelu))
@@ -97,14 +103,16 @@ impl Mixture {
             },
             router: weights.get(&part("gate.wg.weight"), &[n_experts, width], Linear::INIT)?,
             experts: experts.collect::<crate::Result<_>>()?,
+            held,
+            n_experts,
             name: name.to_owned(),
         })
     }
 
-    /// The number of experts.
+    /// The number of experts, those of other ranks included.
     #[must_use]
     pub fn n_experts(&self) -> usize {
-        self.experts.len()
+        self.n_experts
     }
 
     /// The experts' answers, weighted: `(b, n, d) -> (b, n, d)`. The balance of the router is a side loss of the pass.
@@ -114,6 +122,7 @@ impl Mixture {
     pub fn forward(&self, x: &Tensor, ask: &Ask<'_>, pass: &Pass<'_>) -> Result<Tensor> {
         let (b, n, d) = x.dims3()?;
         let (rows, block) = (b * n, ask.block);
+        let ranks = self.ranks(pass)?;
         let show = |name: &str, tensor: &dyn Fn() -> Result<Tensor>| {
             pass.show_output(format_args!("block{block}.moe.{name}"), tensor)
         };
@@ -140,13 +149,18 @@ impl Mixture {
                     true => None,
                     false => self.routed(&gated)?.run(&h)?,
                 };
-                match answered {
+                let out = match answered {
                     Some(out) => out,
                     None => {
                         let weights = &gated.weights;
                         let (kept, routes) = (kept.as_deref(), routes.as_mut());
                         self.dispatch(&h, &gated.choices, weights, kept, routes, pass)?
                     }
+                };
+                match ranks {
+                    // Each rank has the answers of its own experts to the same tokens.
+                    Some(ranks) => ranks.sum_tensor(&out).map_err(|error| lost(&error))?,
+                    None => out,
                 }
             }
         };
@@ -161,6 +175,27 @@ impl Mixture {
         }
         show("out", &|| Ok(out.clone()))?;
         Ok(out)
+    }
+
+    /// The ranks that hold the other experts; none where all are here.
+    fn ranks<'p>(&self, pass: &Pass<'p>) -> Result<Option<&'p Rc<dyn Collective>>> {
+        let ranks = pass.expert_ranks();
+        let share = ranks.map_or(ExpertShare::ALL, |ranks| ExpertShare::of(ranks.as_ref()));
+        let (held, expected) = (&self.held, share.own(self.n_experts));
+        if *held != expected {
+            candle_core::bail!(
+                "`{}` holds experts {held:?} of {}, but a pass among its ranks needs {expected:?} here",
+                self.name,
+                self.n_experts
+            );
+        }
+        if ranks.is_some() && pass.is_tapped() {
+            candle_core::bail!(
+                "a pass that shows its inputs needs all experts of `{}` in one process",
+                self.name
+            );
+        }
+        Ok(ranks)
     }
 
     /// Tokens with what tells their modality.
@@ -198,9 +233,10 @@ impl Mixture {
         let values = |tensor: &Tensor| tensor.flatten_all()?.to_vec1::<f32>();
         let (of_gates, of_scores) = (values(&gates)?, values(&scores)?);
         let picks = pick(&of_gates, &of_scores, noise.as_deref(), n_experts);
-        let (before, all_rows) = match pass.expert_ranks() {
-            None => (Before::none(&picks, n_experts), rows),
-            Some(ranks) => before(ranks.as_ref(), &picks, n_experts)?,
+        // Without a tape all ranks have the same tokens.
+        let (before, all_rows) = match (pass.expert_ranks(), pass.tape()) {
+            (Some(ranks), Some(_)) => before(ranks.as_ref(), &picks, n_experts)?,
+            _ => (Before::none(&picks, n_experts), rows),
         };
         let capacity = ask.routing.capacity.of(all_rows, n_experts, CHOICES);
         let balanced = Balanced {
@@ -243,7 +279,7 @@ impl Mixture {
         (gated.gates.mean(0)? * shares)?.sum_all()? * self.n_experts() as f64
     }
 
-    /// Each expert answers the tokens that it takes, as a list of their numbers.
+    /// Each expert that is here answers the tokens that it takes, as a list of their numbers.
     fn dispatch(
         &self,
         h: &Tensor,
@@ -255,7 +291,7 @@ impl Mixture {
     ) -> Result<Tensor> {
         let device = h.device();
         let mut out = h.zeros_like()?;
-        for (index, expert) in self.experts.iter().enumerate() {
+        for (index, expert) in self.held.clone().zip(&self.experts) {
             let rows = choices.taken_by(index as u32);
             let n: usize = rows.iter().map(Vec::len).sum();
             if n == 0 {
@@ -289,23 +325,29 @@ impl Mixture {
         Ok(out)
     }
 
-    /// Experts with the tokens that each takes.
+    /// Experts that are here with the tokens that each takes.
     fn routed(&self, gated: &Gated) -> Result<RoutedExperts> {
+        let mut taken = gated.choices.taken(self.n_experts);
         Ok(RoutedExperts {
             experts: self.experts.clone(),
-            taken: gated.choices.taken(self.n_experts()),
+            taken: taken.drain(self.held.clone()).collect(),
             weights: Tensor::stack(&gated.weights, 1)?, // (s, 2)
         })
     }
 
     /// The same on a tape: on slices where that is possible.
     fn record(&self, tape: &Tape, h: &Tensor, gated: &Gated, pass: &Pass<'_>) -> Result<Tensor> {
+        if let Some(ranks) = pass.expert_ranks() {
+            let exchanged = ExchangedExperts {
+                own: self.experts.clone(),
+                taken: gated.choices.taken(self.n_experts),
+                weights: Tensor::stack(&gated.weights, 1)?, // (s, 2)
+                ranks: Rc::clone(ranks),
+            };
+            return exchanged.record(tape, h);
+        }
         let routed = self.routed(gated)?;
         let weights = routed.weights.clone();
-        if let Some(ranks) = pass.expert_ranks() {
-            let ranks = Rc::clone(ranks);
-            return ExchangedExperts { routed, ranks }.record(tape, h);
-        }
         if routed.is_fusible(tape, h) {
             return routed.record(tape, h);
         }
@@ -423,6 +465,11 @@ impl Choices {
     }
 }
 
+/// An error of the ranks that hold the other experts.
+fn lost(what: &dyn std::fmt::Display) -> candle_core::Error {
+    candle_core::Error::Msg(format!("ranks that share experts: {what}"))
+}
+
 /// The choices of the tokens of other ranks, and the number of tokens of all ranks: the ranks before this one have the
 /// tokens before its own.
 fn before(
@@ -430,10 +477,9 @@ fn before(
     picks: &[Vec<u32>; CHOICES],
     n_experts: usize,
 ) -> Result<(Before, usize)> {
-    let lost = |what: String| candle_core::Error::Msg(format!("choices of other ranks: {what}"));
     let own = [counts(&picks[0], n_experts), counts(&picks[1], n_experts)].concat();
     let all = ranks.gather(bytemuck::cast_slice(&own));
-    let all = all.map_err(|error| lost(error.to_string()))?;
+    let all = all.map_err(|error| lost(&error))?;
     let mut before = Before {
         first: vec![0; n_experts],
         all_first: vec![0; n_experts],
@@ -444,7 +490,7 @@ fn before(
         let theirs: Vec<u32> = bytemuck::pod_collect_to_vec(bytes);
         if theirs.len() != own.len() {
             let n = theirs.len();
-            return Err(lost(format!(
+            return Err(lost(&format!(
                 "{n} counts of rank {rank} instead of {}",
                 own.len()
             )));

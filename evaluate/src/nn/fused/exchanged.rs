@@ -1,4 +1,4 @@
-//! Experts that are shared out among ranks: each computes its own for the tokens of all.
+//! Experts that are shared out among ranks: each holds its own, and computes them for the tokens of all.
 //!
 //! Rows travel to the ranks of their experts and answers back, and in the backward pass gradients likewise (Lepikhin et
 //! al. 2020, "GShard", <https://arxiv.org/abs/2006.16668>, section 3). Rows travel as f32 through memory.
@@ -7,20 +7,22 @@ use std::rc::Rc;
 
 use candle_core::{DType, Device, Result, Tensor, Var};
 
-use super::routed::{RoutedExperts, Taken, answer, learn, learn_nothing};
+use super::fits_slices;
+use super::routed::{Taken, answer, learn, learn_nothing};
 use crate::nn::cpu::pool::in_pool;
 use crate::nn::{Buffer, Buffers, Gradients, Mlp, Pass, Recorded, Residual, Tape};
-use crate::ranks::Collective;
+use crate::ranks::{Collective, ExpertShare};
 
-/// Experts, and the ranks that share them.
+/// The experts of this rank, the rows that own tokens send to those of all ranks, and how much the rows listen to them:
+/// row `r` becomes `Σ w[r, choice] expert(x[r])` over the experts that take it.
 pub(crate) struct ExchangedExperts {
-    pub routed: RoutedExperts,
+    /// Those of this rank's [`ExpertShare`].
+    pub own: Vec<Mlp>,
+    /// For each expert of all ranks; no row comes twice in one.
+    pub taken: Vec<Vec<Taken>>,
+    /// `(rows, choices)`.
+    pub weights: Tensor,
     pub ranks: Rc<dyn Collective>,
-}
-
-/// The rank that computes an expert: each has a stretch of them, of lengths that differ by one at most.
-fn rank_of(expert: usize, n_experts: usize, n_ranks: usize) -> usize {
-    expert * n_ranks / n_experts.max(1)
 }
 
 /// The values that an own expert keeps for its backward pass.
@@ -63,14 +65,7 @@ fn on_host(x: &Tensor) -> Result<Vec<f32>> {
 
 impl ExchangedExperts {
     fn rank_of(&self, expert: usize) -> usize {
-        rank_of(expert, self.routed.experts.len(), self.ranks.size())
-    }
-
-    /// Own experts, by number.
-    fn own(&self) -> impl Iterator<Item = (usize, &Mlp)> {
-        let own = self.ranks.rank();
-        let experts = self.routed.experts.iter().enumerate();
-        experts.filter(move |(expert, _)| self.rank_of(*expert) == own)
+        ExpertShare::of(self.ranks.as_ref()).owner(expert, self.taken.len())
     }
 
     fn exchange(&self, messages: &[Vec<f32>]) -> Result<Vec<Vec<f32>>> {
@@ -86,14 +81,13 @@ impl ExchangedExperts {
     /// The number of rows that each rank sends to each own expert.
     fn counts(&self) -> Result<Vec<Vec<usize>>> {
         let mut messages = vec![Vec::new(); self.ranks.size()];
-        for (expert, taken) in self.routed.taken.iter().enumerate() {
+        for (expert, taken) in self.taken.iter().enumerate() {
             let n = (taken.len() as u32).to_le_bytes();
             messages[self.rank_of(expert)].extend_from_slice(&n);
         }
         let received = self.ranks.exchange(&messages);
         let received = received.map_err(|error| lost(&error.to_string()))?;
-        let own = self.own().count();
-        let counts = (0..own).map(|nth| {
+        let counts = (0..self.own.len()).map(|nth| {
             let of_ranks = received.iter().map(|bytes| {
                 let counts = bytes.as_chunks::<4>().0;
                 let count = counts.get(nth).ok_or_else(|| lost("a count is missing"))?;
@@ -111,7 +105,7 @@ impl ExchangedExperts {
         mut row: impl FnMut(Taken, &mut Vec<f32>),
     ) -> Result<Vec<Vec<f32>>> {
         let mut messages: Vec<Vec<f32>> = vec![Vec::new(); self.ranks.size()];
-        for (expert, taken) in self.routed.taken.iter().enumerate() {
+        for (expert, taken) in self.taken.iter().enumerate() {
             let message = &mut messages[self.rank_of(expert)];
             message.reserve(taken.len() * width);
             taken.iter().for_each(|&taken| row(taken, message));
@@ -128,7 +122,7 @@ impl ExchangedExperts {
     ) -> Result<()> {
         let received = self.exchange(replies)?;
         let mut rests: Vec<&[f32]> = received.iter().map(Vec::as_slice).collect();
-        for (expert, taken) in self.routed.taken.iter().enumerate() {
+        for (expert, taken) in self.taken.iter().enumerate() {
             let rest = &mut rests[self.rank_of(expert)];
             for &taken in taken {
                 let split = rest.split_at_checked(width);
@@ -145,8 +139,8 @@ impl ExchangedExperts {
 
     /// Runs them on `x: (rows, d)` and notes them on the tape. Every rank that shares experts does so at the same time.
     pub fn record(self, tape: &Tape, x: &Tensor) -> Result<Tensor> {
-        let is_fusible = self.routed.is_fusible(tape, x);
-        let weights = self.routed.weights.clone();
+        let is_fusible = fits_slices(tape, x, self.own.iter().flat_map(Mlp::weights));
+        let weights = self.weights.clone();
         let (rows, width) = x.dims2()?;
         let values = on_host(&x.detach())?;
         let listened = on_host(&weights.detach())?;
@@ -167,7 +161,7 @@ impl ExchangedExperts {
         let parts = run.parts(&received, width)?;
         let mut answers = Vec::with_capacity(parts.len());
         let mut kept = Vec::with_capacity(parts.len());
-        for ((_, expert), part) in run.experts.own().zip(parts) {
+        for (expert, part) in run.experts.own.iter().zip(parts) {
             let (found, keeps) = run.answer(expert, part, is_fusible)?;
             answers.push(found);
             kept.push(keeps);
@@ -301,7 +295,7 @@ impl Recorded for Run {
     ) -> Result<Vec<Option<Tensor>>> {
         let (rows, width) = by_output.dims2()?;
         let g = on_host(by_output)?;
-        let weights = &self.experts.routed.weights;
+        let weights = &self.experts.weights;
         let (listened, n_choices) = (on_host(&weights.detach())?, weights.dim(1)?);
         let place = |taken: Taken| taken.row * n_choices + taken.choice;
         let received = self.experts.send(width + 1, |taken, message| {
@@ -310,9 +304,8 @@ impl Recorded for Run {
         })?;
         let kept = std::mem::take(&mut self.kept);
         let parts = self.parts(&received, width + 1)?;
-        let own = self.experts.own().zip(kept).zip(&parts);
-        let replies =
-            own.map(|(((_, expert), kept), part)| self.learn(expert, kept, part, gradients));
+        let own = self.experts.own.iter().zip(kept).zip(&parts);
+        let replies = own.map(|((expert, kept), part)| self.learn(expert, kept, part, gradients));
         let replies = self.replies(&replies.collect::<Result<Vec<_>>>()?, width + 1);
         let mut by_x = vec![0.0; rows * width];
         let mut by_weights = vec![0.0; listened.len()];
@@ -329,31 +322,5 @@ impl Recorded for Run {
         };
         let by_x = tensor(by_x, width)?.to_dtype(self.dtype)?;
         Ok(vec![Some(by_x), Some(tensor(by_weights, n_choices)?)])
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn every_expert_has_one_rank_and_no_rank_two_more_than_another() {
-        for n_ranks in 1..9 {
-            for n_experts in [1, 2, 5, 8, 32] {
-                let mut n_own = vec![0usize; n_ranks];
-                let mut last = 0;
-                for expert in 0..n_experts {
-                    let rank = rank_of(expert, n_experts, n_ranks);
-                    assert!(rank >= last, "stretches follow one another");
-                    last = rank;
-                    n_own[rank] += 1;
-                }
-                let (least, most) = (n_own.iter().min(), n_own.iter().max());
-                assert!(
-                    most.expect("a rank") - least.expect("a rank") <= 1,
-                    "{n_own:?}"
-                );
-            }
-        }
     }
 }

@@ -35,10 +35,28 @@ pub struct Where<'a> {
     pub device: Device,
     /// The other ranks.
     pub collective: &'a dyn Collective,
-    /// The same ranks, to share the experts of mixtures if the recipe says so.
+    /// The same ranks, to share the experts of mixtures out if the recipe says so.
     pub experts: Option<Rc<dyn Collective>>,
     /// Receives the progress.
     pub progress: &'a dyn Progress,
+}
+
+impl Where<'_> {
+    /// The ranks that share the experts of mixtures out, where the recipe says so and there are several.
+    ///
+    /// # Errors
+    /// [`Error::BadSetting`] where they should and [`Where::experts`] is not given.
+    fn sharing(&self, recipe: &CheckedRecipe) -> Result<Option<&Rc<dyn Collective>>> {
+        if !recipe.share_experts || self.collective.size() == 1 {
+            return Ok(None);
+        }
+        let missing = || Error::BadSetting {
+            key: "share_experts".into(),
+            reason: "the run was started without the ranks to share them with (`Where::experts`)"
+                .into(),
+        };
+        self.experts.as_ref().map(Some).ok_or_else(missing)
+    }
 }
 
 /// The ways in which a run ends.
@@ -138,8 +156,8 @@ impl<'a> Trainer<'a> {
                 self.validate()?;
             }
             self.save()?;
+            self.write_weights("model.safetensors")?;
             if self.place.collective.is_first() {
-                self.write_weights("model.safetensors")?;
                 self.folder.seal()?;
             }
         }
@@ -222,7 +240,7 @@ impl<'a> Trainer<'a> {
         let factor = 1.0 / (self.n_parts as f64 * collective.size() as f64 * scale);
         let norm = self
             .updater
-            .norm(&self.start.variables, &self.gradients, factor)?;
+            .norm(&self.start.variables, &self.gradients, factor, collective)?;
         let updated = self.update(norm, factor)?;
         self.state.step += 1;
         self.state.place = self.state.place.next(&self.order);
@@ -269,10 +287,7 @@ impl<'a> Trainer<'a> {
             drops: None,
             routing: None,
             balance: self.balance,
-            experts: match self.recipe.share_experts {
-                true => self.place.experts.as_ref(),
-                false => None,
-            },
+            experts: self.place.sharing(&self.recipe)?,
             recomputes: self.recipe.checkpoint_activations,
             buffers: &self.buffers,
             scale,
@@ -306,15 +321,16 @@ impl<'a> Trainer<'a> {
     }
 
     fn update(&mut self, norm: f64, factor: f64) -> Result<Option<Updated>> {
+        let collective = self.place.collective;
         if let Some(scale) = &mut self.state.loss_scale {
             scale.note(norm.is_finite());
             if !norm.is_finite() {
                 return Ok(None);
             }
         } else if !norm.is_finite() {
-            let name = self
-                .updater
-                .not_finite(&self.start.variables, &self.gradients)?;
+            let name =
+                self.updater
+                    .not_finite(&self.start.variables, &self.gradients, collective)?;
             let part = match name {
                 Some(name) => format!("the gradient of `{name}`"),
                 None => "the norm of the gradients".into(),
@@ -328,10 +344,9 @@ impl<'a> Trainer<'a> {
             variables,
             &self.gradients,
             (factor, norm),
-            self.place.collective,
+            collective,
         )?;
         self.state.updates += 1;
-        self.state.skipped.clone_from(self.updater.skipped());
         self.start.recast()?;
         Ok(Some(updated))
     }

@@ -24,7 +24,7 @@ impl<'a> Trainer<'a> {
     ///
     /// # Errors
     /// When the folder or a file in it cannot be written.
-    pub fn begin(plan: TrainPlan, place: Where<'a>) -> Result<Self> {
+    pub fn begin(mut plan: TrainPlan, place: Where<'a>) -> Result<Self> {
         let is_first = place.collective.is_first();
         let folder = RunFolder::open(place.folder, is_first)?;
         folder.require_newest(plan.resumed_at)?;
@@ -35,6 +35,7 @@ impl<'a> Trainer<'a> {
             let yaml = plan.recipe.to_yaml()?;
             merge::io::write_file(&folder.file("recipe.yaml"), yaml.as_bytes(), true)?;
         }
+        plan.start.release()?;
         let trained = plan.updater.trained(&plan.start.variables);
         let gradients = Gradients::of(trained.map(|(_, var)| var));
         Ok(Self {

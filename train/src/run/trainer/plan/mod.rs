@@ -16,6 +16,7 @@ use candle_core::DType;
 use evaluate::datasets::classes::CLASSES;
 use evaluate::datasets::vqa::ANSWERS;
 use evaluate::models::Head;
+use evaluate::ranks::ExpertShare;
 use evaluate::text::{TextRule, Tokenizer};
 
 use self::goals::{balance, missing, needs, objectives, optim};
@@ -166,6 +167,10 @@ impl TrainPlan {
             objectives: objectives.iter().map(|(o, _)| o.spec()).collect(),
             classes,
             seed: recipe.seed,
+            experts: match place.sharing(&recipe)? {
+                Some(ranks) => ExpertShare::of(ranks.as_ref()),
+                None => ExpertShare::ALL,
+            },
         };
         let taken_up = match &kept {
             Some(state) => Some(KeptState::open(&state.join("state.safetensors"))?),
@@ -210,10 +215,10 @@ impl TrainPlan {
             Some(found) => found.state.missing.clone(),
             None => missing(&start),
         };
-        let mut updater = Updater::new(
+        let mut updater = Updater::sharing(
             &optim,
             n_steps,
-            &start.variables,
+            (&start.variables, &start.experts),
             start.blueprint.grouping(),
             collective,
         )?;

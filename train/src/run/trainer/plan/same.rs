@@ -28,5 +28,7 @@ pub(super) fn fingerprint(recipe: &TrainRecipe) -> Result<String> {
     let mut recipe = recipe.clone();
     recipe.save.every = None;
     recipe.save.keep = 1;
+    // Like the number of ranks, it is a way of computing the run.
+    recipe.share_experts = false;
     recipe.to_yaml()
 }

@@ -1,12 +1,21 @@
 //! Processes that work together: on the passes over a data set, or on one model.
 
+mod expert_share;
+
 use bytemuck::Pod;
 use candle_core::{DType, Device, Tensor};
 
 use crate::{Error, RanksFault, Result};
 
+<<<<<<< HEAD:evaluate/src/ranks.rs
 /// The operations of ranks together. Every rank calls the same operations in the same order; sums are taken in the
 /// order of the ranks, so a run gives the same numbers every time.
+=======
+pub use expert_share::ExpertShare;
+
+/// What ranks do together. Every rank calls the same operations in the same order; sums are taken
+/// in the order of the ranks, so a run gives the same numbers every time.
+>>>>>>> c:evaluate/src/ranks/mod.rs
 ///
 /// Passes over a data set share its batches: rank r of N computes every N-th batch from the r-th on
 /// ([`own`]), and then receives what all have computed ([`gathered`]). The batches are those of one
@@ -183,6 +192,18 @@ pub fn own<T>(ranks: &dyn Collective, items: Vec<T>) -> Vec<T> {
 pub fn seen_by_first(ranks: &dyn Collective, seen: bool) -> Result<bool> {
     let all = ranks.gather(&[u8::from(seen)])?;
     Ok(all.first().map(Vec::as_slice) == Some(&[1]))
+}
+
+/// What every rank gives to the first one, in the order of the ranks; the others receive nothing.
+///
+/// # Errors
+/// As [`Collective::exchange`].
+pub fn given_to_first(ranks: &dyn Collective, own: Vec<u8>) -> Result<Vec<Vec<u8>>> {
+    let mut to = vec![Vec::new(); ranks.size()];
+    if let Some(first) = to.first_mut() {
+        *first = own;
+    }
+    ranks.exchange(&to)
 }
 
 /// The results of all batches in their order, from those of this rank's batches: a batch has
