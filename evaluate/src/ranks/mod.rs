@@ -7,15 +7,10 @@ use candle_core::{DType, Device, Tensor};
 
 use crate::{Error, RanksFault, Result};
 
-<<<<<<< HEAD:evaluate/src/ranks.rs
-/// The operations of ranks together. Every rank calls the same operations in the same order; sums are taken in the
-/// order of the ranks, so a run gives the same numbers every time.
-=======
 pub use expert_share::ExpertShare;
 
-/// What ranks do together. Every rank calls the same operations in the same order; sums are taken
-/// in the order of the ranks, so a run gives the same numbers every time.
->>>>>>> c:evaluate/src/ranks/mod.rs
+/// The operations of ranks together. Every rank calls the same operations in the same order; sums are taken in the
+/// order of the ranks, so a run gives the same numbers every time.
 ///
 /// Passes over a data set share its batches: rank r of N computes every N-th batch from the r-th on
 /// ([`own`]), and then receives what all have computed ([`gathered`]). The batches are those of one
