@@ -8,7 +8,7 @@ use super::checkpoints::NOTHING;
 use super::grams::Due;
 use super::opener::{self, Opener};
 use super::settings::{Layer, Settings};
-use super::{Action, Entry, MergePlan, TensorRef, companions};
+use super::{Action, Entry, MergePlan, TensorRef, companions, mixtures};
 use crate::beside::config::Changes;
 use crate::layouts::{self, Layout};
 use crate::methods::{Base, DrawKey, GramRef, GroupShape, Member, MergeMethod};
@@ -50,6 +50,7 @@ pub(super) fn resolve(
         };
         return Err(MergeFault::CannotAlign { setting, why }.into());
     }
+    mixtures::refuse_unused(recipe)?;
     let [model] = recipe.models.as_slice() else {
         return Err(Error::ModelCount {
             found: recipe.models.len(),
