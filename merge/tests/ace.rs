@@ -20,10 +20,12 @@ const KEY: &str = "blocks.0.fc.weight";
 const TOLERANCE: f64 = 1e-9;
 
 fn times(a: &Matrix, b: &Matrix) -> Matrix {
-    let product = |row: &Vec<f64>, column: usize| row.iter().zip(b).map(|(x, of)| x * of[column]);
+    let product = |row: &Vec<f64>, column: usize| -> f64 {
+        row.iter().zip(b).map(|(x, of)| x * of[column]).sum()
+    };
     let columns = b[0].len();
     a.iter()
-        .map(|row| (0..columns).map(|at| product(row, at).sum()).collect())
+        .map(|row| (0..columns).map(|at| product(row, at)).collect())
         .collect()
 }
 
@@ -301,7 +303,7 @@ fn without_covariances_the_change_is_the_mean_and_a_model_like_the_base_takes_no
             .collect(),
     ];
     row.check("", &mean);
-    let three = Models::new((6, 4), &[0.1, 0.0, 0.2]);
+    let three = Models::new((6, 4), &[0.1, 0.0, 0.11]);
     let two = [three.task(0), three.task(2)];
     three.check("", &ace(&two, 0.01, 0.3, 0));
     three.check("heterogeneity: 0", &ace(&two, 0.01, 0.0, 1));
