@@ -557,7 +557,10 @@ fn what_cannot_be_permuted_is_refused_by_name() {
     );
     for (setting, why) in [
         ("align: gradients", "unknown variant `gradients`"),
-        ("align: activations", "needs `activations`"),
+        (
+            "align: { by: activations, of: [units] }",
+            "needs `activations`",
+        ),
         ("align: { of: [] }", "names nothing"),
         ("align: weights\nalign_units: true", "by itself"),
     ] {

@@ -303,6 +303,19 @@ fn without_covariances_the_change_is_the_mean_and_a_model_like_the_base_takes_no
             .collect(),
     ];
     row.check("", &mean);
+    // The mean of three equal rows is not always the row, in binary.
+    let alike = Models::new((3, 4), &[0.5, 0.25]);
+    for index in 0..2 {
+        let change = vec![alike.task(index)[0].clone(); 3];
+        alike.write(&index.to_string(), &plus(&alike.base(), 1.0, &change));
+    }
+    let rows = [alike.task(0), alike.task(1)].map(|task| task[0].clone());
+    let mean: Vec<f64> = rows[0]
+        .iter()
+        .zip(&rows[1])
+        .map(|(a, b)| (a + b) / 2.0)
+        .collect();
+    alike.check("heterogeneity: 0", &vec![mean; 3]);
     let three = Models::new((6, 4), &[0.1, 0.0, 0.11]);
     let two = [three.task(0), three.task(2)];
     three.check("", &ace(&two, 0.01, 0.3, 0));

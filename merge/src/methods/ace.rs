@@ -42,6 +42,9 @@ pub struct Ace;
 /// Added to squared lengths before they are divided by or their logarithm is taken, as published.
 const LEAST: f64 = 1e-12;
 
+/// Rows whose squared deviations are up to this share of their squares are alike: the rest is rounding of their mean.
+const LEAST_COVARIANCE: f64 = f64::EPSILON;
+
 impl MatrixMethod for Ace {
     const NAME: &'static str = "ace";
     const PARAMETERS: &'static [ParameterSpec] = &[
@@ -91,7 +94,7 @@ impl MatrixKernel for Covariances {
             let task = tasks.of(index)?;
             let norm = squared_norm(&task);
             let trace = squared_norm(&centered(task));
-            if trace > 0.0 {
+            if trace > LEAST_COVARIANCE * norm {
                 parts.push(Part { index, norm, trace });
             }
         }
