@@ -68,6 +68,8 @@ pub enum Command {
     Forward(commands::forward::Args),
     /// Sum the gram matrices of a model's layers over data, for RegMean
     Gram(commands::gram::Args),
+    /// Sample what a model's layers read over data, to bring models into one order
+    Activations(commands::activations::Args),
     /// Sum the squared gradients of a model over data, for merges by Fisher information
     Fisher(commands::fisher::Args),
     /// Measure checkpoints and merges on a task
@@ -119,6 +121,7 @@ impl Command {
             Self::Data(args) => commands::data::run(args, output),
             Self::Forward(args) => commands::forward::run(args, output),
             Self::Gram(args) => commands::gram::run(args, output),
+            Self::Activations(args) => commands::activations::run(&args, output),
             Self::Fisher(args) => commands::fisher::run(args, output),
             Self::Evaluate(args) => commands::evaluate::run(args, output),
             Self::Encode(args) => commands::encode::run(&args, output),

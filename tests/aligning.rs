@@ -13,7 +13,7 @@ use crate::program::{ok, run};
 /// Outputs of a permuted copy: sums are taken in another order.
 const TOLERANCE: f64 = 1e-5;
 
-type Tensors = BTreeMap<String, Raw>;
+pub(crate) type Tensors = BTreeMap<String, Raw>;
 
 /// A drawn order of `n` things.
 fn drawn(draws: &mut Sequence, n: usize) -> Vec<usize> {
@@ -54,13 +54,13 @@ fn moved(tensor: &mut Raw, axis: usize, order: &[usize]) {
 }
 
 /// Orders that are drawn once for each name.
-struct Orders {
+pub(crate) struct Orders {
     draws: Sequence,
     known: BTreeMap<String, Vec<usize>>,
 }
 
 impl Orders {
-    fn new(seed: u64) -> Self {
+    pub(crate) fn new(seed: u64) -> Self {
         Self {
             draws: Draws::new(seed, "orders").sequence(),
             known: BTreeMap::new(),
@@ -76,8 +76,8 @@ impl Orders {
     }
 }
 
-/// A CLIP with everything in another order that may be.
-fn permuted_clip(tensors: &mut Tensors, n_heads: usize, orders: &mut Orders) {
+/// A CLIP with everything in another order that may be, of so many heads in the image tower and the text tower.
+pub(crate) fn permuted_clip(tensors: &mut Tensors, n_heads: [usize; 2], orders: &mut Orders) {
     let keys: Vec<String> = tensors.keys().cloned().collect();
     for key in keys {
         let tensor = tensors.get_mut(&key).expect("there");
@@ -85,6 +85,7 @@ fn permuted_clip(tensors: &mut Tensors, n_heads: usize, orders: &mut Orders) {
             true => "image",
             false => "text",
         };
+        let n_heads = n_heads[usize::from(tower == "text")];
         let width = |orders: &mut Orders, n| orders.of(tower.to_owned(), n);
         let shape = tensor.shape.clone();
         if let Some((_, rest)) = key.split_once("encoder.layers.") {
@@ -149,7 +150,7 @@ fn permuted_clip(tensors: &mut Tensors, n_heads: usize, orders: &mut Orders) {
 }
 
 /// A multiway model, likewise; experts of a block share its heads.
-fn permuted_multiway(
+pub(crate) fn permuted_multiway(
     tensors: &mut Tensors,
     (n_heads, n_blocks): (usize, usize),
     orders: &mut Orders,
@@ -221,7 +222,11 @@ fn permuted_multiway(
 }
 
 /// Merges two files half and half, with a setting; what `merge` says.
-fn merged(folder: &TempDir, [one, other]: [&str; 2], setting: &str) -> crate::program::Said {
+pub(crate) fn merged(
+    folder: &TempDir,
+    [one, other]: [&str; 2],
+    setting: &str,
+) -> crate::program::Said {
     let recipe = format!(
         "merge_method: linear\nmodels: [{one}, {other}]\nparameters: {{ weight: 0.5 }}\n{setting}\n"
     );
@@ -232,7 +237,7 @@ fn merged(folder: &TempDir, [one, other]: [&str; 2], setting: &str) -> crate::pr
     )
 }
 
-fn assert_same(folder: &TempDir, expected: &Tensors) {
+pub(crate) fn assert_same(folder: &TempDir, expected: &Tensors) {
     let found = fixtures::tensors(&folder.path().join("merged.safetensors"));
     for (key, expected) in expected {
         // Buffers are left out of merges.
@@ -291,7 +296,7 @@ fn a_permuted_clip_computes_the_same_and_is_found_again() {
         std::fs::copy(source.join("config.json"), copy.join("config.json")).expect("copied");
         let original = fixtures::tensors(&source.join("model.safetensors"));
         let mut tensors = original.clone();
-        permuted_clip(&mut tensors, heads, &mut Orders::new(3));
+        permuted_clip(&mut tensors, [heads; 2], &mut Orders::new(3));
         fixtures::write(&copy.join("model.safetensors"), &tensors);
         let both = [source.display().to_string(), copy.display().to_string()];
         let both = [both[0].as_str(), both[1].as_str()];
@@ -551,7 +556,11 @@ fn what_cannot_be_permuted_is_refused_by_name() {
         said.stderr
     );
     for (setting, why) in [
-        ("align: activations", "unknown variant `activations`"),
+        ("align: gradients", "unknown variant `gradients`"),
+        (
+            "align: { by: activations, of: [units] }",
+            "needs `activations`",
+        ),
         ("align: { of: [] }", "names nothing"),
         ("align: weights\nalign_units: true", "by itself"),
     ] {

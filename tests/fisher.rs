@@ -148,7 +148,7 @@ fn information_of_a_clip_is_that_of_gradients_that_forward_writes_and_merges_it(
     let swapped = run("-q merge {}/swapped.yaml --out {}/no.safetensors", &folder);
     assert_eq!(swapped.code, Some(1));
     assert!(
-        swapped.stderr.contains("was summed over two.safetensors"),
+        swapped.stderr.contains("was made of two.safetensors"),
         "{}",
         swapped.stderr
     );

@@ -3,6 +3,7 @@
 
 mod adamerging;
 mod aligning;
+mod aligning_by_activations;
 mod bad_recipes;
 mod cases;
 mod class_folders;

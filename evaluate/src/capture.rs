@@ -1,10 +1,11 @@
-//! Filling gram matrices from the inputs of linear layers as they pass by. What they are called is the
-//! layout's to say ([`GramNames`]); a layer that passes by under another name is an error.
+//! Filling gram matrices, or samples of rows, from the inputs of linear layers as they pass by. What they are called is
+//! the layout's to say ([`GramNames`]); a layer that passes by under another name is an error.
 
 use std::collections::BTreeMap;
 use std::sync::{Mutex, PoisonError};
 
 use candle_core::{DType, Result, Tensor};
+use merge::activations::RowSample;
 use merge::gram::Gram;
 use merge::layouts::GramNames;
 
@@ -17,7 +18,14 @@ struct Sums {
     products: Vec<f32>,
 }
 
-/// Sums `XᵀX` per layer.
+/// A sample of at most `n_rows` rows per layer.
+#[derive(Debug, Default)]
+struct Sampling {
+    n_rows: usize,
+    samples: Mutex<BTreeMap<String, RowSample>>,
+}
+
+/// Sums `XᵀX` per layer, or keeps a sample of the rows of `X`.
 ///
 /// Jin et al. 2023, "Dataless Knowledge Fusion by Merging Weights of Language Models",
 /// <https://arxiv.org/abs/2212.09849>, section 3.2.
@@ -27,6 +35,8 @@ pub struct Capture {
     sums: Mutex<Sums>,
     counts_padding: bool,
     takes_shared: bool,
+    /// What is kept instead of sums.
+    sampling: Option<Sampling>,
 }
 
 impl Capture {
@@ -65,6 +75,25 @@ impl Capture {
             products: Vec::new(),
         });
         self
+    }
+
+    /// Keeps at most `n_rows` rows of each layer instead of sums, the same for every model that the same rows go through.
+    /// Each row counts once.
+    #[must_use]
+    pub fn sampling(mut self, n_rows: usize) -> Self {
+        self.sampling = Some(Sampling {
+            n_rows,
+            samples: Mutex::default(),
+        });
+        self
+    }
+
+    /// The samples, in the end; none of a capture that sums.
+    #[must_use]
+    pub fn into_samples(self) -> BTreeMap<String, RowSample> {
+        let samples = self.sampling.map(|sampling| sampling.samples.into_inner());
+        let samples = samples.map(|samples| samples.unwrap_or_else(PoisonError::into_inner));
+        samples.unwrap_or_default()
     }
 
     /// A tap that counts every row `times` times: once for each text that shares the image.
@@ -112,6 +141,14 @@ impl Capture {
                 .flat_map(|(row, _)| row.iter().copied())
                 .collect(),
         };
+        if let Some(Sampling { n_rows, samples }) = &self.sampling {
+            let mut samples = samples.lock().unwrap_or_else(PoisonError::into_inner);
+            let sample = samples
+                .entry(key.to_owned())
+                .or_insert_with(|| RowSample::new(width, *n_rows));
+            sample.add_rows(&rows);
+            return Ok(());
+        }
         let mut sums = self.sums.lock().unwrap_or_else(PoisonError::into_inner);
         let Sums { grams, products } = &mut *sums;
         let gram = grams

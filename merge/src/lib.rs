@@ -25,6 +25,7 @@ mod spans;
 mod ties;
 mod vectorized;
 
+pub mod activations;
 pub mod advise;
 pub mod beside;
 pub mod convert;

@@ -204,10 +204,10 @@ fn closed_form(
             base + if n > 0.0 { sum / n } else { 0.0 }
         }),
         "dare_ties" | "breadcrumbs_ties" => each(&|base, a, b| base + 0.5 * elected(base, a, b).0),
-        "regmean" if has_gram => {
+        "regmean" | "mats" if has_gram => {
             each(&|_, a, b| (TIMES[0] * a + TIMES[1] * b) / (TIMES[0] + TIMES[1]))
         }
-        "regmean" => each(&|_, a, b| (a + b) / 2.0),
+        "regmean" | "mats" => each(&|_, a, b| (a + b) / 2.0),
         "fisher" => {
             let [of_a, of_b] = TIMES.map(|times| 0.5 * (times + 1e-6));
             each(&|_, a, b| (of_a * a + of_b * b) / (of_a + of_b))

@@ -277,7 +277,7 @@ impl Family {
         let mut models: Vec<ModelRef> = (spellings[1..].iter().zip(&MEMBERS[1..]))
             .map(|(spelling, name)| ModelRef::new(self.path(spelling, name)))
             .collect();
-        if method == "regmean" {
+        if described.needs().grams {
             for (model, name) in models.iter_mut().zip(&MEMBERS[1..]) {
                 let grams = self.grams(name);
                 let text = grams.to_str().expect("UTF-8").to_owned();

@@ -123,13 +123,13 @@ pub fn give(parameters: &mut Parameters, described: &dyn MergeMethod, weight: f6
 
 fn recipe(toy: &Toy, method: &str, model: &Path, dtype: Dtype) -> MergeRecipe {
     let mut parameters = Parameters::default();
-    if method == "regmean" {
+    let described = merge::methods::by_name(method, &Parameters::default(), false);
+    let described = described.expect("a method");
+    if described.needs().grams {
         let grams = toy.grams(true);
         let text = grams.to_str().expect("UTF-8").to_owned();
         parameters.set("grams", Parameter::Text(text));
     }
-    let described = merge::methods::by_name(method, &Parameters::default(), false);
-    let described = described.expect("a method");
     give(&mut parameters, described.as_ref(), 1.0);
     if let Some(name) = described.needs().paired {
         let file = model.to_str().expect("UTF-8").to_owned();
@@ -204,6 +204,55 @@ fn regmean_of_equal_grams_is_the_mean() {
         let weight = &merged[&format!("{name}.attn.proj.weight")];
         let difference = fixture::first_difference(&weight.values(), &[mean; 4], 1e-6, 0.0);
         assert_eq!(difference, None);
+    }
+}
+
+#[test]
+fn mats_begins_at_the_base_or_the_mean_and_ends_where_regmean_does() {
+    let toy = Toy::new();
+    let values = [[1.0, 2.0, 3.0, 4.0], [0.0, 1.0, 1.0, 0.0]];
+    let model = toy.specific("model.safetensors", Dtype::F64, |expert| match expert {
+        "v" => values[0],
+        "l" => values[1],
+        _ => [5.0, 1.0, 0.0, 2.0],
+    });
+    let merged = |method: &str, base: bool, settings: &[(&str, f64)]| {
+        let mut recipe = recipe(&toy, method, &model, Dtype::F64);
+        let grams = toy.grams(false);
+        let text = grams.to_str().expect("UTF-8").to_owned();
+        recipe.parameters.set("grams", Parameter::Text(text));
+        for (name, value) in settings {
+            recipe.parameters.set(name, Parameter::Number(*value));
+        }
+        recipe.experts = Some(two_experts("vision, language"));
+        recipe.base_model = base.then(|| ModelRef::new(toy.seed(Dtype::F64)));
+        let merged = run(&toy, &recipe, &RunOptions::default()).expect("merges");
+        ["attn.proj.weight", "norm1.weight"]
+            .map(|key| merged[&format!("transformer.blocks.0.{key}")].values())
+    };
+    let same = |found: &[f64], expected: &[f64]| {
+        let difference = fixture::first_difference(found, expected, 1e-9, 1e-12);
+        assert_eq!(difference, None);
+    };
+    let mean = [0.5, 1.5, 2.0, 2.0];
+    let none = [("iterations", 0.0)];
+    let solved = merged("regmean", false, &[("shrink", 0.7)]);
+    for (base, start) in [(false, mean), (true, SEED.map(f64::from))] {
+        let [weight, norm] = merged("mats", base, &none);
+        same(&weight, &start);
+        same(&norm, &mean);
+        let all = [("shrink", 0.7), ("tolerance", 0.0)];
+        let [weight, norm] = merged("mats", base, &all);
+        same(&weight, &solved[0]);
+        same(&norm, &solved[1]);
+        // One step is on the way: 4 numbers in two directions need two.
+        let one = [("shrink", 0.7), ("tolerance", 0.0), ("iterations", 1.0)];
+        let [weight, _] = merged("mats", base, &one);
+        let far = |from: &[f64]| -> f64 {
+            let pairs = from.iter().zip(&solved[0]);
+            pairs.map(|(from, to)| (from - to).powi(2)).sum()
+        };
+        assert!(far(&weight) > 1e-6 && far(&weight) < far(&start));
     }
 }
 

@@ -1,6 +1,7 @@
 //! The one test harness of this crate: one module per subject.
 #![allow(missing_docs, reason = "test names are the documentation")]
 
+mod ace;
 mod advise;
 mod aliases;
 mod beside;

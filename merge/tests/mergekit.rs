@@ -103,8 +103,9 @@ fn every_method_of_mergekit_is_among_the_recipes() {
     for method in merge::methods::NAMES {
         let described = merge::methods::by_name(method, &Default::default(), false);
         // Methods of mergekit pass parameters of others over.
-        let is_ours = ["interpolate", "arithmetic", "regmean", "fisher"].contains(&method)
-            || described.expect("a method").refuses_foreign_parameters();
+        let ours = ["interpolate", "arithmetic", "regmean", "mats", "fisher"];
+        let is_ours =
+            ours.contains(&method) || described.expect("a method").refuses_foreign_parameters();
         assert!(
             is_ours || methods.iter().any(|name| name == method),
             "{method}"

@@ -3,7 +3,7 @@
 use std::fmt::Write;
 use std::path::Path;
 
-const SOURCES: [(&str, &str); 39] = [
+const SOURCES: [(&str, &str); 41] = [
     ("interpolate", include_str!("../src/methods/interpolate.rs")),
     ("arithmetic", include_str!("../src/methods/arithmetic.rs")),
     ("regmean", include_str!("../src/methods/regmean.rs")),
@@ -40,6 +40,7 @@ const SOURCES: [(&str, &str); 39] = [
     ("ramplus_tl", include_str!("../src/methods/ramplus_tl.rs")),
     ("passthrough", include_str!("../src/methods/passthrough.rs")),
     ("fisher", include_str!("../src/methods/fisher.rs")),
+    ("mats", include_str!("../src/methods/mats.rs")),
     ("tsv_m", include_str!("../src/methods/tsv_m.rs")),
     ("iso_c", include_str!("../src/methods/iso_c.rs")),
     ("iso_cts", include_str!("../src/methods/iso_cts.rs")),
@@ -47,6 +48,7 @@ const SOURCES: [(&str, &str); 39] = [
     ("optmerge", include_str!("../src/methods/optmerge.rs")),
     ("swudi", include_str!("../src/methods/swudi.rs")),
     ("aswudi", include_str!("../src/methods/aswudi.rs")),
+    ("ace", include_str!("../src/methods/ace.rs")),
     ("cart", include_str!("../src/methods/cart.rs")),
     ("knots", include_str!("../src/methods/knots.rs")),
     ("lines", include_str!("../src/methods/lines.rs")),

@@ -1,5 +1,6 @@
 //! One file per verb: flags, calls into the library, printing.
 
+pub mod activations;
 pub mod adamerging;
 pub mod advise;
 pub mod arithmetic;

@@ -2,8 +2,9 @@
 //!
 //! [`Measuring`] runs a task for each [`Candidate`], takes from a [`Journal`] what an earlier run has
 //! measured, and makes the report of all. [`grams`] sums gram matrices over a split, and keeps those of a run that is
-//! stopped.
+//! stopped. [`activations`] samples what layers read.
 
+pub mod activations;
 pub mod grams;
 pub mod journal;
 pub mod layerwise;

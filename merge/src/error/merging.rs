@@ -153,15 +153,15 @@ pub enum MergeFault {
         /// The first of those.
         place: Place,
     },
-    /// Gram matrices or a Fisher file of another model.
+    /// Gram matrices, a Fisher file or activations of another model.
     #[error(
-        "{} was summed over {summed}, not over {}: it must be summed over the weights that are merged",
+        "{} was made of {summed}, not of {}: it must be of the very weights that are merged",
         grams.display(), model.display()
     )]
     ForeignGrams {
-        /// The file of sums.
+        /// The file.
         grams: PathBuf,
-        /// The files it was summed over.
+        /// The files it was made of.
         summed: String,
         /// The model it is given for.
         model: PathBuf,
@@ -477,6 +477,83 @@ pub enum MergeFault {
     OutputsUnused {
         /// The model's entry.
         place: Place,
+    },
+    /// Models are to be matched by activations, and nothing says what those are.
+    #[error(
+        "`align: activations` needs `activations`, files of `vlmerge activations`, for {model}{place}"
+    )]
+    ActivationsNotGiven {
+        /// The checkpoint.
+        model: String,
+        /// Its entry.
+        place: Place,
+    },
+    /// Activation files that nothing reads.
+    #[error("`activations` of a model are read for `align: activations` alone{place}")]
+    ActivationsUnused {
+        /// The model's entry.
+        place: Place,
+    },
+    /// Models with other numbers of activation files.
+    #[error(
+        "{model} has {found} activation files and {first} has {expected}: they are compared file by file{place}"
+    )]
+    ActivationCounts {
+        /// The checkpoint.
+        model: String,
+        /// Its files.
+        found: usize,
+        /// The one whose order counts.
+        first: String,
+        /// That one's files.
+        expected: usize,
+        /// The checkpoint's entry.
+        place: Place,
+    },
+    /// A file that is no activation file, or a broken one.
+    #[error("{} is no file of `vlmerge activations`: {why}", path.display())]
+    NoActivationFile {
+        /// The file.
+        path: PathBuf,
+        /// What is wrong, as a clause.
+        why: String,
+    },
+    /// Activation files of other data.
+    #[error(
+        "{}: its rows are not of the tokens of {}: {what}: {found}, there {expected}",
+        path.display(), first.display()
+    )]
+    OtherActivations {
+        /// The file.
+        path: PathBuf,
+        /// The file of the model whose order counts.
+        first: PathBuf,
+        /// The fact in which they differ.
+        what: String,
+        /// What the file says.
+        found: String,
+        /// What the first says.
+        expected: String,
+    },
+    /// Things of which no file has an activation.
+    #[error("`align: activations`: {group}: {why}")]
+    NoActivations {
+        /// The things.
+        group: String,
+        /// Why nothing is known of them, as a clause.
+        why: String,
+    },
+    /// Activations of a layer of another width.
+    #[error("{}: rows of `{layer}` have {found} numbers, and the layer reads {expected}", path.display())]
+    ActivationWidth {
+        /// The file.
+        path: PathBuf,
+        /// The layer.
+        layer: String,
+        /// Numbers of a row.
+        found: usize,
+        /// Inputs of the layer.
+        expected: usize,
     },
     /// A gram file without the inputs of the experts' last layers.
     #[error(

@@ -25,6 +25,10 @@ impl MergeFault {
                 | Self::RouterAlone { .. }
                 | Self::NoRouter { .. }
                 | Self::NoOutputs { .. }
+                | Self::NoActivationFile { .. }
+                | Self::OtherActivations { .. }
+                | Self::NoActivations { .. }
+                | Self::ActivationWidth { .. }
                 | Self::NoRouting { .. }
                 | Self::ShuffledExperts { .. }
                 | Self::NoDecomposition { .. }
@@ -43,7 +47,7 @@ impl MergeFault {
                  `on_missing: skip` leaves them out",
             ),
             Self::ForeignGrams { .. } => Some(
-                "give each model the file that was summed over it; `foreign_grams: allow` in the recipe \
+                "give each model the file that was made of it; `foreign_grams: allow` in the recipe \
                  takes it if that file held the same weights",
             ),
             Self::NonFiniteInput { .. } => {
@@ -63,6 +67,16 @@ impl MergeFault {
             ),
             Self::OutputsNotGiven { .. } | Self::NoOutputs { .. } => Some(
                 "`vlmerge gram --checkpoint MODEL` writes one, over the same data for each model",
+            ),
+            Self::ActivationsNotGiven { .. } | Self::NoActivationFile { .. } => Some(
+                "`vlmerge activations --checkpoint MODEL` writes one, over the same data for each model",
+            ),
+            Self::OtherActivations { .. } | Self::ActivationCounts { .. } => Some(
+                "run `vlmerge activations` over each model with the same flags: data, task, tokenizer, batch size, rows",
+            ),
+            Self::NoActivations { .. } => Some(
+                "`activations` may be a list: add a file of a task that runs these layers; or leave them in their order by \
+                 `align: { by: activations, of: [...] }`",
             ),
             Self::NoRouting { .. } => Some(
                 "`vlmerge gram` records it of EVE; of models that this program does not run another program writes it, in \

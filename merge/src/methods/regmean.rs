@@ -228,7 +228,7 @@ impl Solve {
 }
 
 /// `γ G + (1 − γ) diag(G)`, in place.
-fn shrink(gram: &mut Array2<f64>, factor: f64) {
+pub(super) fn shrink(gram: &mut Array2<f64>, factor: f64) {
     if factor == 1.0 {
         return;
     }

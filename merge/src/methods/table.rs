@@ -3,9 +3,9 @@
 use super::matrices::ByMatrix;
 use super::overall::Overall;
 use super::{
-    ActMat, ArceeFusion, Arithmetic, Aswudi, Breadcrumbs, BreadcrumbsTies, Cart, Consensus,
+    Ace, ActMat, ArceeFusion, Arithmetic, Aswudi, Breadcrumbs, BreadcrumbsTies, Cart, Consensus,
     DareLinear, DareTies, Della, DellaLinear, Emr, Fisher, Interpolate, IsoC, IsoCts, Karcher,
-    Knots, Linear, Lines, LocalizeAndStitch, MergeMethod, ModelStock, MultiSlerp, NearSwap,
+    Knots, Linear, Lines, LocalizeAndStitch, Mats, MergeMethod, ModelStock, MultiSlerp, NearSwap,
     NuSlerp, OptMerge, Passthrough, Pcb, Ram, RamPlus, RegMean, Sce, Slerp, Swudi, TallMasks,
     TaskArithmetic, Ties, TiesOfModel, TsvM, Wudi,
 };
@@ -93,6 +93,9 @@ pub const METHODS: &[MethodRow] = &[
     MethodRow::of_checkpoints("ramplus_tl", |_, _| Ok(Box::new(RamPlus))),
     MethodRow::of_checkpoints("passthrough", |_, _| Ok(Box::new(Passthrough))),
     MethodRow::of_checkpoints("fisher", |_, _| Ok(Box::new(Fisher))),
+    MethodRow::of_checkpoints("mats", |parameters, _| {
+        Ok(Box::new(Mats::from_parameters(parameters)?))
+    }),
     MethodRow::of_checkpoints("tsv_m", |_, _| Ok(Box::new(ByMatrix(TsvM)))),
     MethodRow::of_checkpoints("iso_c", |_, _| Ok(Box::new(ByMatrix(IsoC)))),
     MethodRow::of_checkpoints("iso_cts", |_, _| Ok(Box::new(ByMatrix(IsoCts)))),
@@ -100,6 +103,7 @@ pub const METHODS: &[MethodRow] = &[
     MethodRow::of_checkpoints("optmerge", |_, _| Ok(Box::new(ByMatrix(OptMerge)))),
     MethodRow::of_checkpoints("swudi", |_, _| Ok(Box::new(ByMatrix(Swudi)))),
     MethodRow::of_checkpoints("aswudi", |_, _| Ok(Box::new(ByMatrix(Aswudi)))),
+    MethodRow::of_checkpoints("ace", |_, _| Ok(Box::new(ByMatrix(Ace)))),
     MethodRow::of_checkpoints("cart", |_, _| Ok(Box::new(ByMatrix(Cart)))),
     MethodRow::of_checkpoints("knots", |_, _| Ok(Box::new(Knots::default()))),
     MethodRow::of_checkpoints("lines", |parameters, as_published| {

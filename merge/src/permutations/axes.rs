@@ -46,6 +46,8 @@ pub(super) struct Segment {
 pub(super) struct Tensor {
     pub key: String,
     pub shape: Vec<usize>,
+    /// The name under which passes record what runs along its last axis: the inputs of a linear layer.
+    pub input: Option<String>,
     /// For each axis what of it moves.
     pub axes: Vec<Vec<Segment>>,
 }
@@ -77,7 +79,7 @@ impl Network {
             why,
         };
         let slots = slots(model, layout)?;
-        let names: Vec<&str> = slots.values().map(|(name, _)| name.as_str()).collect();
+        let names: Vec<&str> = slots.values().map(|slot| slot.name.as_str()).collect();
         let has = |sign: &str| names.iter().find_map(|name| begins(name, sign));
         let spelling = SPELLINGS.iter().find(|spelling| {
             spelling
@@ -100,7 +102,8 @@ impl Network {
             tensors: Vec::new(),
         };
         let mut known: BTreeMap<Id, usize> = BTreeMap::new();
-        for (key, (name, expert)) in &slots {
+        for (key, slot) in &slots {
+            let name = slot.name.as_str();
             let info = model.require(key)?;
             let found = towers.iter().find_map(|(tower, prefix, sizes)| {
                 let rank = info.shape.len();
@@ -125,7 +128,7 @@ impl Network {
             let place = Place {
                 stack,
                 block,
-                expert: *expert,
+                expert: slot.expert,
             };
             let mut axes = Vec::with_capacity(row.axes.len());
             for (axis, &length) in row.axes.iter().zip(&info.shape) {
@@ -166,6 +169,7 @@ impl Network {
                 network.tensors.push(Tensor {
                     key: key.clone(),
                     shape: info.shape.clone(),
+                    input: slot.input.clone(),
                     axes,
                 });
             }
@@ -267,21 +271,33 @@ impl Network {
     }
 }
 
-/// Names that tables go by, and experts, of all tensors of floats that a loader does not rebuild.
-type Slots = BTreeMap<String, (String, Option<Expert>)>;
+/// What tables go by.
+struct Slot {
+    /// The name.
+    name: String,
+    expert: Option<Expert>,
+    /// The name under which passes record the layer's inputs.
+    input: Option<String>,
+}
 
-fn slots(model: &Checkpoint, layout: &dyn Layout) -> Result<Slots> {
-    let mut slots = Slots::new();
+/// All tensors of floats that a loader does not rebuild.
+fn slots(model: &Checkpoint, layout: &dyn Layout) -> Result<BTreeMap<String, Slot>> {
+    let mut slots = BTreeMap::new();
     for (key, info) in model.tensors() {
         if !info.dtype.is_float() {
             continue;
         }
-        let (name, expert) = match layout.role(key)? {
-            Role::Shared(slot) | Role::Routing(slot) => (slot.key, None),
-            Role::Expert { expert, slot } => (slot.key, Some(expert)),
+        let (slot, expert) = match layout.role(key)? {
+            Role::Shared(slot) | Role::Routing(slot) => (slot, None),
+            Role::Expert { expert, slot } => (slot, Some(expert)),
             Role::Alias { .. } | Role::Derived => continue,
         };
-        slots.insert(key.to_owned(), (name, expert));
+        let slot = Slot {
+            input: layout.gram_key(&slot, expert),
+            name: slot.key,
+            expert,
+        };
+        slots.insert(key.to_owned(), slot);
     }
     Ok(slots)
 }

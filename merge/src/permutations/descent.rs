@@ -2,9 +2,8 @@
 
 use ndarray::{Array2, ArrayD, Axis, IxDyn};
 
-use super::axes::{Group, Network, Segment, Tensor};
-use crate::linear_algebra::spectral::product;
-use crate::mixtures::assign;
+use super::axes::{Network, Segment, Tensor};
+use super::similarity::Similarity;
 use crate::{Checkpoint, Result, decode_f64};
 
 /// Passes over the groups, as published.
@@ -51,7 +50,8 @@ pub(crate) fn match_networks(
             let tensors = if first.is_empty() { tensors } else { first };
             let mut found = Similarity::new(&groups[index]);
             for tensor in tensors {
-                found.add(network, tensor, index, (reference, source), &orders)?;
+                let models = (reference, source);
+                compare(&mut found, network, tensor, index, models, &orders)?;
             }
             let before = found.sum(&orders[index]);
             let best = found.best();
@@ -70,110 +70,38 @@ pub(crate) fn match_networks(
     Ok(orders)
 }
 
-/// The likeness of each thing of one model with each of the other.
-struct Similarity<'a> {
-    group: &'a Group,
-    /// Of all.
-    of_each: Array2<f64>,
-    /// Of heads of keys.
-    of_outer: Array2<f64>,
-}
-
-impl<'a> Similarity<'a> {
-    fn new(group: &'a Group) -> Self {
-        let n_outer = group.n_outer();
-        Self {
-            group,
-            of_each: Array2::zeros((group.n, group.n)),
-            of_outer: Array2::zeros((n_outer, n_outer)),
-        }
-    }
-
-    /// Adds the inner products of a tensor's numbers, the other model's with its other axes in these orders.
-    fn add(
-        &mut self,
-        network: &Network,
-        tensor: &Tensor,
-        group: usize,
-        (reference, source): (&Checkpoint, &Checkpoint),
-        orders: &[Vec<u32>],
-    ) -> Result<()> {
-        let (own, theirs) = (read(reference, tensor)?, read(source, tensor)?);
-        for axis in 0..tensor.axes.len() {
-            let segments: Vec<&Segment> = tensor.axes[axis]
-                .iter()
-                .filter(|segment| segment.group == group)
-                .collect();
-            if segments.is_empty() {
-                continue;
-            }
-            let mut moved = theirs.clone();
-            for other in (0..tensor.axes.len()).filter(|other| *other != axis) {
-                if !tensor.axes[other].is_empty() {
-                    let order = network.order(tensor, other, orders);
-                    let order: Vec<usize> = order.into_iter().map(|at| at as usize).collect();
-                    moved = moved.select(Axis(other), &order);
-                }
-            }
-            let (own, moved) = (in_front(&own, axis), in_front(&moved, axis));
-            for segment in segments {
-                let (sum, n) = match segment.is_outer {
-                    true => (&mut self.of_outer, self.group.n_outer()),
-                    false => (&mut self.of_each, self.group.n),
-                };
-                let rows = |matrix: &Array2<f64>| {
-                    let width = matrix.ncols() * segment.len;
-                    let part = matrix.slice_axis(
-                        Axis(0),
-                        (segment.start..segment.start + n * segment.len).into(),
-                    );
-                    let values: Vec<f64> = part.iter().copied().collect();
-                    Array2::from_shape_vec((n, width), values).unwrap_or_default()
-                };
-                *sum += &product(rows(&own).view(), rows(&moved).t());
-            }
-        }
-        Ok(())
-    }
-
-    /// The sum of the gains of an order.
-    fn sum(&self, order: &[u32]) -> f64 {
-        let each = order.iter().enumerate();
-        let of_each: f64 = each
-            .map(|(to, &from)| self.of_each[(to, from as usize)])
-            .sum();
-        let outer = order.iter().step_by(self.group.shared).enumerate();
-        let of_outer =
-            outer.map(|(to, &from)| self.of_outer[(to, from as usize / self.group.shared)]);
-        of_each + of_outer.sum::<f64>()
-    }
-
-    /// The order with the largest sum; things that share something stay together.
-    fn best(&self) -> Vec<u32> {
-        let (shared, n_outer) = (self.group.shared, self.group.n_outer());
-        if shared == 1 {
-            let gain = |to, from| self.of_each[(to, from)] + self.of_outer[(to, from)];
-            return assign(self.group.n, gain)
-                .into_iter()
-                .map(|at| at as u32)
-                .collect();
-        }
-        let within = |to: usize, from: usize| {
-            let gain = |a: usize, b: usize| self.of_each[(to * shared + a, from * shared + b)];
-            let order = assign(shared, gain);
-            let sum: f64 = order.iter().enumerate().map(|(a, &b)| gain(a, b)).sum();
-            (sum + self.of_outer[(to, from)], order)
-        };
-        let pairs: Vec<(f64, Vec<usize>)> = (0..n_outer * n_outer)
-            .map(|pair| within(pair / n_outer, pair % n_outer))
+/// Adds the inner products of a tensor's numbers, the other model's with its other axes in these orders.
+fn compare(
+    found: &mut Similarity<'_>,
+    network: &Network,
+    tensor: &Tensor,
+    group: usize,
+    (reference, source): (&Checkpoint, &Checkpoint),
+    orders: &[Vec<u32>],
+) -> Result<()> {
+    let (own, theirs) = (read(reference, tensor)?, read(source, tensor)?);
+    for axis in 0..tensor.axes.len() {
+        let segments: Vec<&Segment> = tensor.axes[axis]
+            .iter()
+            .filter(|segment| segment.group == group)
             .collect();
-        let outer = assign(n_outer, |to, from| pairs[to * n_outer + from].0);
-        let each = outer.iter().enumerate().flat_map(|(to, &from)| {
-            let order = pairs[to * n_outer + from].1.iter();
-            order.map(move |at| (from * shared + at) as u32)
-        });
-        each.collect()
+        if segments.is_empty() {
+            continue;
+        }
+        let mut moved = theirs.clone();
+        for other in (0..tensor.axes.len()).filter(|other| *other != axis) {
+            if !tensor.axes[other].is_empty() {
+                let order = network.order(tensor, other, orders);
+                let order: Vec<usize> = order.into_iter().map(|at| at as usize).collect();
+                moved = moved.select(Axis(other), &order);
+            }
+        }
+        let (own, moved) = (in_front(&own, axis), in_front(&moved, axis));
+        for segment in segments {
+            found.add(&own, &moved, segment);
+        }
     }
+    Ok(())
 }
 
 /// A tensor in `f64`.

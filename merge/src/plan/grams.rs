@@ -4,6 +4,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::path::Path;
 use std::sync::Arc;
 
+use crate::activations::ActivationStore;
 use crate::fisher::FisherRecord;
 use crate::gram::{GramRecord, GramStore};
 use crate::io::{self, OpenOptions, SourceFile};
@@ -233,6 +234,32 @@ pub(super) fn check_paired_hashes(
     match FisherRecord::of(paired) {
         Some(record) => are_same(paired, &record.checkpoint, model, files, inputs),
         None => Ok(()),
+    }
+}
+
+/// Whether the files that activations were taken of are as large as the model's.
+///
+/// # Errors
+/// [`MergeFault::ForeignGrams`].
+pub(super) fn check_activation_sizes(store: &ActivationStore, model: &Checkpoint) -> Result<()> {
+    let of = &store.record().checkpoint;
+    match of.is_empty() {
+        true => Ok(()),
+        false => are_sizes(store.checkpoint(), of, model),
+    }
+}
+
+/// The same by their hashes, as [`check_hashes`] compares them.
+pub(super) fn check_activation_hashes(
+    store: &ActivationStore,
+    model: &Checkpoint,
+    files: &[SourceFile],
+    inputs: &[InputFile],
+) -> Result<()> {
+    let of = &store.record().checkpoint;
+    match of.is_empty() {
+        true => Ok(()),
+        false => are_same(store.checkpoint(), of, model, files, inputs),
     }
 }
 

@@ -11,7 +11,7 @@ use crate::gram::GramStore;
 use crate::io::{Aliases, SourceFile};
 use crate::layouts::ModelRecord;
 use crate::methods::{ElementKernel, GramRef, StepRounding, Survey, WholeKernel};
-use crate::provenance::Provenance;
+use crate::provenance::{InputFile, Provenance};
 use crate::recipe::ModelRef;
 use crate::{Checkpoint, Result, TensorInfo};
 
@@ -274,7 +274,11 @@ impl MergePlan {
     #[must_use]
     pub fn files(&self) -> Vec<SourceFile> {
         let grams = self.grams.iter().map(|store| store.checkpoint());
-        let own = self.sources.iter().chain(grams);
+        let observed = self
+            .aligned
+            .iter()
+            .flat_map(|aligned| aligned.activations());
+        let own = self.sources.iter().chain(grams).chain(observed);
         let own = own.flat_map(|source| source.info().files.clone());
         let earlier = self.stages.iter().flat_map(|stage| stage.plan.files());
         let mut files: Vec<SourceFile> = Vec::new();
@@ -363,7 +367,7 @@ impl MergePlan {
         Ok(())
     }
 
-    /// Whether gram files and Fisher files were summed over the files that they are used for, by the hashes of
+    /// Whether gram files, Fisher files and activations are of the files that they are used for, by the hashes of
     /// `provenance`.
     ///
     /// # Errors
@@ -377,7 +381,15 @@ impl MergePlan {
         self.paired_uses.iter().try_for_each(|of| {
             let (paired, model) = (&self.sources[of.file], &self.sources[of.source]);
             grams::check_paired_hashes(paired, model, &files, &provenance.inputs)
-        })
+        })?;
+        self.check_activations(&files, &provenance.inputs)
+    }
+
+    fn check_activations(&self, files: &[SourceFile], inputs: &[InputFile]) -> Result<()> {
+        let mut aligned = self.aligned.iter();
+        aligned.try_for_each(|aligned| aligned.check_hashes(files, inputs))?;
+        let mut stages = self.stages.iter();
+        stages.try_for_each(|stage| stage.plan.check_activations(files, inputs))
     }
 
     /// Tensor bytes of the output.

@@ -21,6 +21,8 @@ pub struct Align {
 pub enum AlignBy {
     /// Inner products of their weights: Git Re-Basin.
     Weights,
+    /// Correlations of what layers read of the same tokens, from the files `activations` of each model.
+    Activations,
 }
 
 /// The parts of a transformer that may stand in another order.
@@ -63,7 +65,9 @@ impl<'de> Deserialize<'de> for Align {
             type Value = Align;
 
             fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-                f.write_str("`weights`, or `{ by: weights, of: [units, heads, width] }`")
+                f.write_str(
+                    "`weights`, `activations`, or `{ by: weights, of: [units, heads, width] }`",
+                )
             }
 
             fn visit_str<E: serde::de::Error>(self, word: &str) -> Result<Align, E> {

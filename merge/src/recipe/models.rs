@@ -3,8 +3,8 @@
 use std::fmt;
 use std::path::{Path, PathBuf};
 
-use serde::de::value::MapAccessDeserializer;
-use serde::de::{MapAccess, Visitor};
+use serde::de::value::{MapAccessDeserializer, SeqAccessDeserializer};
+use serde::de::{MapAccess, SeqAccess, Visitor};
 use serde::{Deserialize, Deserializer, Serialize, Serializer};
 use serde_saphyr::Spanned;
 
@@ -29,6 +29,8 @@ pub struct ModelRef {
     pub rename: Vec<Rename>,
     /// The gram file over it by which its experts are matched, for `align_experts: outputs`.
     pub outputs: Option<PathBuf>,
+    /// The files of `vlmerge activations` over it by which it is brought into order, for `align: activations`.
+    pub activations: Vec<PathBuf>,
     /// Parameters for this model.
     pub parameters: Parameters,
     /// Whether the recipe tells mergekit to take it for another architecture, which means nothing here.
@@ -136,6 +138,12 @@ struct Full {
     rename: Vec<Rename>,
     #[serde(default, skip_serializing_if = "Option::is_none")]
     outputs: Option<PathBuf>,
+    #[serde(
+        default,
+        skip_serializing_if = "Vec::is_empty",
+        deserialize_with = "one_or_several"
+    )]
+    activations: Vec<PathBuf>,
     #[serde(default, skip_serializing_if = "Parameters::is_empty")]
     parameters: Parameters,
 }
@@ -151,12 +159,36 @@ impl Serialize for ModelRef {
             adapter_rename: self.adapter_rename.clone(),
             rename: self.rename.clone(),
             outputs: self.outputs.clone(),
+            activations: self.activations.clone(),
             parameters: self.parameters.clone(),
             override_architecture: (self.overrides_architecture).then(|| "passed over".to_owned()),
             ..Full::default()
         };
         full.serialize(serializer)
     }
+}
+
+/// One path, or a list of them.
+fn one_or_several<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Vec<PathBuf>, D::Error> {
+    struct Paths;
+
+    impl<'de> Visitor<'de> for Paths {
+        type Value = Vec<PathBuf>;
+
+        fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+            f.write_str("a path, or a list of paths")
+        }
+
+        fn visit_str<E: serde::de::Error>(self, path: &str) -> Result<Vec<PathBuf>, E> {
+            Ok(vec![path.into()])
+        }
+
+        fn visit_seq<A: SeqAccess<'de>>(self, paths: A) -> Result<Vec<PathBuf>, A::Error> {
+            Deserialize::deserialize(SeqAccessDeserializer::new(paths))
+        }
+    }
+
+    deserializer.deserialize_any(Paths)
 }
 
 /// A path or a map.
@@ -210,6 +242,7 @@ impl<'de> Deserialize<'de> for ModelRef {
             adapter_rename: full.adapter_rename,
             rename: full.rename,
             outputs: full.outputs,
+            activations: full.activations,
             parameters: full.parameters,
             overrides_architecture: name.overrides_architecture,
             place: spanned.referenced.into(),

@@ -108,6 +108,7 @@ fn each_path(recipe: &mut MergeRecipe, change: &mut dyn FnMut(&mut PathBuf)) {
         for model in models {
             in_parameters(&mut model.parameters, change);
             model.outputs.as_mut().into_iter().for_each(&mut *change);
+            model.activations.iter_mut().for_each(&mut *change);
         }
         for slice in slices {
             for source in &mut slice.sources {
@@ -119,6 +120,7 @@ fn each_path(recipe: &mut MergeRecipe, change: &mut dyn FnMut(&mut PathBuf)) {
     if let Some(base) = &mut recipe.base_model {
         in_parameters(&mut base.parameters, change);
         base.outputs.as_mut().into_iter().for_each(&mut *change);
+        base.activations.iter_mut().for_each(&mut *change);
     }
     in_parameters(&mut recipe.parameters, change);
 }

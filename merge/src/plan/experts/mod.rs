@@ -14,7 +14,7 @@ use self::statistics::open_grams;
 use super::builder::PlanBuilder;
 use super::opener::Opener;
 use super::settings::Settings;
-use super::{Action, Entry, MergePlan, TensorRef, companions};
+use super::{Action, Entry, MergePlan, TensorRef, companions, mixtures};
 use crate::beside::config::Changes;
 use crate::layouts::{self, Layout};
 use crate::methods::MergeMethod;
@@ -53,6 +53,7 @@ pub(super) fn resolve(
         };
         return Err(MergeFault::CannotAlign { setting, why }.into());
     }
+    mixtures::refuse_unused(recipe)?;
     let [model] = recipe.models.as_slice() else {
         return Err(Error::ModelCount {
             found: recipe.models.len(),

@@ -6,11 +6,14 @@ use std::sync::{Arc, Mutex, PoisonError};
 
 use serde::Serialize;
 
+use crate::io::SourceFile;
 use crate::mixtures::{
     Arrangement, Arranger, By, ExpertName, Ffn, Matching, Mixture, Observed, Origin, Piece,
     Rearranged, Sequence, UnitMatching, ViewedTensor, match_experts, match_sequences, match_units,
 };
-use crate::permutations::{Network, match_networks};
+use crate::permutations::{Activations, Network, match_activations, match_networks};
+use crate::plan::grams;
+use crate::provenance::InputFile;
 use crate::{Checkpoint, Result};
 
 /// The experts and units of the models that moved.
@@ -40,7 +43,11 @@ pub(super) enum Move {
     /// Hidden units between layers that follow each other, likewise.
     Layers { own: Sequence, theirs: Sequence },
     /// Hidden units, heads and residual streams of a transformer, which both models have alike.
-    Network { own: Network },
+    Network {
+        own: Network,
+        /// What is known of their activations, where those count.
+        observed: Option<Observation>,
+    },
 }
 
 impl Move {
@@ -48,12 +55,20 @@ impl Move {
         match self {
             Self::Experts { pairs, .. } => pairs.iter().flat_map(|(_, own)| own.keys()).collect(),
             Self::Layers { theirs, .. } => theirs.keys().cloned().collect(),
-            Self::Network { own } => own.keys().cloned().collect(),
+            Self::Network { own, .. } => own.keys().cloned().collect(),
             Self::Units { pairs } => (pairs.iter())
                 .flat_map(|(_, own)| own.strands.iter().map(|strand| strand.key.clone()))
                 .collect(),
         }
     }
+}
+
+/// Activations of the model whose order counts, and of the one that is moved.
+pub(super) struct Observation {
+    pub own: Arc<Activations>,
+    pub theirs: Arc<Activations>,
+    /// Whether they must be of the very files that are merged.
+    pub is_checked: bool,
 }
 
 /// A model whose experts, or units, stand as those of another.
@@ -132,7 +147,7 @@ impl Aligned {
             }
             Move::Units { pairs } => self.units(pairs)?,
             Move::Layers { own, theirs } => self.layers(own, theirs)?,
-            Move::Network { own } => self.network(own)?,
+            Move::Network { own, observed } => self.network(own, observed.as_ref())?,
         });
         *known = Some(Arc::clone(&found));
         Ok(found)
@@ -282,8 +297,44 @@ impl Aligned {
 }
 
 impl Aligned {
-    fn network(&self, own: &Network) -> Result<Found> {
-        let orders = match_networks(own, &self.reference, &self.source)?;
+    /// The files of activations that are read.
+    pub(in crate::plan) fn activations(&self) -> impl Iterator<Item = &Arc<Checkpoint>> {
+        let observed = match &self.moved {
+            Move::Network { observed, .. } => observed.as_ref(),
+            _ => None,
+        };
+        let both = observed.into_iter().flat_map(|of| [&of.own, &of.theirs]);
+        both.flat_map(|of| of.stores().iter().map(|store| store.checkpoint()))
+    }
+
+    /// Whether activations are of the files that are merged, by the hashes of the whole plan's `files`.
+    ///
+    /// # Errors
+    /// [`crate::MergeFault::ForeignGrams`].
+    pub(in crate::plan) fn check_hashes(
+        &self,
+        files: &[SourceFile],
+        inputs: &[InputFile],
+    ) -> Result<()> {
+        let observed = match &self.moved {
+            Move::Network { observed, .. } => observed.as_ref(),
+            _ => None,
+        };
+        let Some(of) = observed.filter(|of| of.is_checked) else {
+            return Ok(());
+        };
+        let both = [(&of.own, &self.reference), (&of.theirs, &self.source)];
+        both.into_iter().try_for_each(|(of, model)| {
+            let mut stores = of.stores().iter();
+            stores.try_for_each(|store| grams::check_activation_hashes(store, model, files, inputs))
+        })
+    }
+
+    fn network(&self, own: &Network, observed: Option<&Observation>) -> Result<Found> {
+        let orders = match observed {
+            Some(of) => match_activations(own, &of.own, &of.theirs)?,
+            None => match_networks(own, &self.reference, &self.source)?,
+        };
         let units = own.groups().iter().zip(&orders).map(|(group, order)| {
             let moved = order.iter().enumerate();
             UnitMatching {

@@ -7,21 +7,23 @@ mod aligned;
 
 pub(super) use aligned::Aligned;
 pub use aligned::AlignmentReport;
-use aligned::{Move, on_threads};
+use aligned::{Move, Observation, on_threads};
 
 use super::checkpoints::Models;
 use super::grams::GramFiles;
 use super::opener::Opener;
 use super::{Entry, TensorRef};
+use crate::activations::ActivationStore;
 use crate::beside::experts::choice;
+use crate::io::{self, OpenOptions};
 use crate::methods::MergeMethod;
 use crate::mixtures::spelling::spelling_of;
 use crate::mixtures::{
     Ffn, Mixture, Mixtures, Observed, Order, Sequence, Survey, ffns, order_of, respelled,
 };
-use crate::permutations::Network;
+use crate::permutations::{Activations, Network};
 use crate::provenance::short_names;
-use crate::recipe::{Align, AlignExperts, AlignLayers, ModelRef, OnMissing};
+use crate::recipe::{Align, AlignBy, AlignExperts, AlignLayers, ForeignGrams, ModelRef, OnMissing};
 use crate::{Checkpoint, MergeFault, MergeRecipe, Result, layouts, model_config};
 
 /// The facts about the models' experts.
@@ -64,11 +66,7 @@ pub(super) fn prepare(
         surveys,
         aligned: Vec::new(),
     };
-    if recipe.align_experts != Some(AlignExperts::Outputs)
-        && let Some(model) = written(recipe).find(|model| model.outputs.is_some())
-    {
-        return Err(MergeFault::OutputsUnused { place: model.place }.into());
-    }
+    refuse_unused(recipe)?;
     if recipe.moves_experts() || recipe.align_units {
         experts.align(recipe, method, models, (opener, grams), reference)?;
     } else if recipe.align_experts.is_some() {
@@ -163,6 +161,46 @@ fn groups_of(mixture: &Mixture, (one, other): (&Checkpoint, &Checkpoint)) -> Res
 fn written(recipe: &MergeRecipe) -> impl Iterator<Item = &ModelRef> {
     let parts = recipe.parts().into_iter();
     parts.flat_map(|part| part.models).chain(&recipe.base_model)
+}
+
+/// Refuses files beside models that nothing reads.
+///
+/// # Errors
+/// [`MergeFault::OutputsUnused`], [`MergeFault::ActivationsUnused`].
+pub(super) fn refuse_unused(recipe: &MergeRecipe) -> Result<()> {
+    if recipe.align_experts != Some(AlignExperts::Outputs)
+        && let Some(model) = written(recipe).find(|model| model.outputs.is_some())
+    {
+        return Err(MergeFault::OutputsUnused { place: model.place }.into());
+    }
+    let reads = |align: &Align| align.by == AlignBy::Activations;
+    if !recipe.align.as_ref().is_some_and(reads)
+        && let Some(model) = written(recipe).find(|model| !model.activations.is_empty())
+    {
+        return Err(MergeFault::ActivationsUnused { place: model.place }.into());
+    }
+    Ok(())
+}
+
+/// What a model's layers read, by its activation files.
+fn activations(recipe: &MergeRecipe, models: &Models, source: usize) -> Result<Activations> {
+    let of = &models.refs()[source];
+    // The base may be named without them where a model of the same name has them.
+    let mut same = written(recipe).filter(|model| model.is_same_model(of));
+    let paths = same.find(|model| !model.activations.is_empty());
+    let paths = paths.ok_or_else(|| MergeFault::ActivationsNotGiven {
+        model: models.name(source),
+        place: models.place(source),
+    })?;
+    let stores = paths.activations.iter().map(|path| {
+        let file = io::open(path, &OpenOptions::default())?;
+        let store = ActivationStore::new(Arc::new(file))?;
+        if recipe.foreign_grams == ForeignGrams::Error {
+            super::grams::check_activation_sizes(&store, &models.sources[source])?;
+        }
+        Ok(Arc::new(store))
+    });
+    Ok(Activations::new(stores.collect::<Result<_>>()?))
 }
 
 /// The outputs of a model's experts on data, by its gram file.
@@ -370,6 +408,15 @@ impl Experts {
             Network::of(model, layout.as_ref(), &align.of)
         };
         let own = network(kept.as_ref())?;
+        let observed = |source: usize, models: &Models| {
+            let observed = activations(recipe, models, source)?;
+            observed.require(&own)?;
+            Ok::<_, crate::Error>(Arc::new(observed))
+        };
+        let of_reference = match align.by {
+            AlignBy::Weights => None,
+            AlignBy::Activations => Some(observed(reference, models)?),
+        };
         for (source, name) in names
             .iter()
             .enumerate()
@@ -379,7 +426,22 @@ impl Experts {
                 let why = "the models differ in what can be brought into order: their names or sizes are not the same";
                 return Err(MergeFault::CannotAlign { setting, why }.into());
             }
-            let moved = Move::Network { own: own.clone() };
+            let observation = match &of_reference {
+                None => None,
+                Some(first) => {
+                    let theirs = observed(source, models)?;
+                    require_same_rows((first, reference), (&theirs, source), models)?;
+                    Some(Observation {
+                        own: Arc::clone(first),
+                        theirs,
+                        is_checked: recipe.foreign_grams == ForeignGrams::Error,
+                    })
+                }
+            };
+            let moved = Move::Network {
+                own: own.clone(),
+                observed: observation,
+            };
             self.view(name, (&kept, source), models, moved);
         }
         Ok(())
@@ -443,6 +505,27 @@ impl Experts {
         });
         checks.collect()
     }
+}
+
+/// Checks that the activations of two models are of the same tokens, file by file.
+fn require_same_rows(
+    (own, reference): (&Activations, usize),
+    (theirs, source): (&Activations, usize),
+    models: &Models,
+) -> Result<()> {
+    let (expected, found) = (own.stores().len(), theirs.stores().len());
+    if found != expected {
+        return Err(MergeFault::ActivationCounts {
+            model: models.name(source),
+            found,
+            first: models.name(reference),
+            expected,
+            place: models.place(source),
+        }
+        .into());
+    }
+    let mut files = theirs.stores().iter().zip(own.stores());
+    files.try_for_each(|(theirs, own)| theirs.require_same_rows(own))
 }
 
 /// Refuses what cannot be merged in another order than its own.
