@@ -17,7 +17,7 @@ use serde_json::{Map, json};
 use super::advice;
 use super::graph::{MultiTask, Origin, measured_as};
 use super::notes::notes;
-use super::recipe::{FINE_TUNED, Merge, PRETRAINED};
+use super::recipe::{FINE_TUNED, Merge};
 use crate::study::cost::Cost;
 use crate::study::results::{Findings, keep, read};
 use crate::study::store::Store;
