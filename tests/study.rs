@@ -210,6 +210,7 @@ fn recipes_that_cannot_be_are_refused_before_any_work() {
             "init.expand=all-specific",
             "starts from a modality-agnostic model",
         ),
+        ("specific=ln-specific", "only norms have copies"),
     ] {
         let said = study(out.to_str().expect("UTF-8"), &[setting], &[]);
         assert_eq!(said.code, Some(2), "{setting}: {}", said.stderr);

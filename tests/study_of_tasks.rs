@@ -224,6 +224,8 @@ fn the_table_says_what_separate_evaluations_say() {
         assert!((least - corrected).abs() < 1e-12);
     }
 
+    advice_is_compared_with_the_table(table, &folder);
+
     // What each merge takes, and costs.
     let data = |name: &str| {
         row(table, name)["cost"]["data"]
@@ -262,12 +264,72 @@ fn the_table_says_what_separate_evaluations_say() {
         "averaging (baseline)",
         "fine-tuned on sides",
         "corrected by Holm",
+        "The order that advice predicts",
     ] {
         assert!(page.contains(shown), "{shown}");
     }
     let again = ok(study(&recipe, &folder, &[])).json();
     assert_eq!(again["steps"]["run"], 0);
     assert_eq!(&again["table"], table);
+}
+
+/// The predictions of the study are those of `advise`, and their correlation with the means is that of the table's numbers.
+fn advice_is_compared_with_the_table(table: &Value, folder: &TempDir) {
+    let line = "-q advise --json --base {}/out/steps/pretrain/run/model.safetensors \
+                {}/out/steps/copy-colors/model.safetensors {}/out/steps/copy-sides/model.safetensors";
+    let advice = ok(run(line, folder)).json();
+    let score = |method: &str, with: &Value| {
+        let ranking = advice["ranking"].as_array().expect("a ranking");
+        let found = (ranking.iter()).find(|of| of["method"] == method && of["with"] == *with);
+        found.unwrap_or_else(|| panic!("no {method}"))["score"].clone()
+    };
+    let methods = table["agreement"]["methods"].as_array().expect("methods");
+    let of = |name: &str| {
+        let found = methods.iter().find(|of| of["name"] == name);
+        found.unwrap_or_else(|| panic!("no {name}"))
+    };
+    for (name, method, with) in [
+        ("averaging", "linear", Value::Null),
+        ("task_arithmetic", "task_arithmetic", Value::Null),
+        ("regmean", "regmean", Value::Null),
+        ("data-free regmean", "regmean", "grams: task_vectors".into()),
+    ] {
+        let prediction = &of(name)["prediction"];
+        assert_eq!(prediction["score"], score(method, &with), "{name}");
+        assert_eq!(
+            of(name)["mean"],
+            row(table, name)["mean"]["value"],
+            "{name}"
+        );
+    }
+    assert_eq!(methods.len(), 6);
+    for name in ["lines", "emr"] {
+        assert_eq!(of(name)["prediction"], Value::Null);
+    }
+    let ranks = |key: &str| -> Vec<f64> {
+        let predicted = methods[..4].iter().map(|of| &of["prediction"][key]);
+        predicted
+            .map(|rank| rank.as_f64().expect("a rank"))
+            .collect()
+    };
+    let (one, other) = (ranks("predicted"), ranks("measured"));
+    assert!(one.is_sorted());
+    // Ranks of four have the mean 2.5, with ties or without.
+    let products = |a: &[f64], b: &[f64]| -> f64 {
+        let pairs = a.iter().zip(b);
+        pairs.map(|(a, b)| (a - 2.5) * (b - 2.5)).sum()
+    };
+    let scale = (products(&one, &one) * products(&other, &other)).sqrt();
+    let spearman = &table["agreement"]["spearman"];
+    match scale > 0.0 {
+        true => {
+            let expected = products(&one, &other) / scale;
+            assert!((value(spearman) - expected).abs() < 1e-12);
+            let interval = &spearman["interval"];
+            assert!(interval["low"].as_f64() <= interval["high"].as_f64());
+        }
+        false => assert_eq!(spearman, &Value::Null),
+    }
 }
 
 #[test]
@@ -291,7 +353,11 @@ fn copies_that_were_fine_tuned_elsewhere_are_merged_as_they_are() {
     let path = folder.path().join("study.yaml");
     std::fs::write(&path, text).expect("written");
     let said = ok(study(&path.display().to_string(), &folder, &[])).json();
-    assert_eq!(said["steps"]["run"], 3);
+    assert_eq!(said["steps"]["run"], 4);
+    // One method makes no order.
+    let agreement = &said["table"]["agreement"];
+    assert_eq!(agreement["spearman"], Value::Null);
+    assert_eq!(agreement["methods"][0]["prediction"]["predicted"], 1.0);
     assert_eq!(
         row(&said["table"], "ties")["mean"]["against"]["p_holm"],
         row(&said["table"], "ties")["mean"]["against"]["p"]

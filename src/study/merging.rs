@@ -3,6 +3,7 @@
 use anyhow::Result;
 use merge::methods::Base;
 use serde_json::json;
+use train::recipe::ExpertForm;
 
 use super::graph::{Apart, Builder, Experts};
 use super::recipe::{GRAM_FILE, MergePoint, StudyTask};
@@ -117,6 +118,13 @@ impl Builder<'_> {
             let name = &point.method;
             let what = format!(
                 "`merges`: {name} makes no model by itself, only one of each task; leave it out, or study copies that are fine-tuned on tasks (`methods`)"
+            );
+            return Err(UsageError(what).into());
+        }
+        if is_of_grams && self.recipe.specific == Some(ExpertForm::LnSpecific) {
+            let name = &point.method;
+            let what = format!(
+                "`merges`: {name} weighs linear layers by their inputs, and of `ln-specific` experts only norms have copies; leave it out"
             );
             return Err(UsageError(what).into());
         }

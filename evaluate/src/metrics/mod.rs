@@ -8,6 +8,7 @@ pub mod captions;
 pub mod folds;
 pub mod holm;
 pub mod nlvr2;
+pub mod rank_correlation;
 pub mod reranking;
 pub mod retrieval;
 pub mod vqa;

@@ -204,11 +204,8 @@ impl Page<'_> {
         scoreboard::figure(board)
     }
 
-    fn score_tables(&self, board: &Scoreboard) -> [(&'static str, ScoreTable); 2] {
-        [
-            ("Over all tasks", board.summary()),
-            ("Task by task", board.by_task()),
-        ]
+    fn score_tables(&self, board: &Scoreboard) -> Vec<(&'static str, ScoreTable)> {
+        board.tables()
     }
 
     fn chapters(&self, course: &Course, place: &usize) -> Vec<Chapter> {

@@ -25,7 +25,7 @@ pub fn markdown(document: &Document) -> Result<String> {
         text.push_str(&table(overview, "method"));
     }
     if let Some(board) = &document.scoreboard {
-        for table in [board.summary(), board.by_task()] {
+        for (_, table) in board.tables() {
             text.push('\n');
             text.push_str(&of_scores(&table));
         }

@@ -2,7 +2,7 @@
 //!
 //! ```text
 //! data → pre-training → head of class texts → fine-tuning → copy without its head   (of each task)
-//!                                                                │
+//!                                                                ├→ advice, before anything is measured
 //!        grams of each copy ─────────────────────────────────────┴→ merges → measuring on every task
 //! ```
 
@@ -28,6 +28,8 @@ const TASK: &TaskSpec = &zero_shot_classes::SPEC;
 const COPY: &str = "model.safetensors";
 const MERGED: &str = "merged.safetensors";
 const MASKS: &str = "masks.safetensors";
+/// What the runner keeps of a step's standard output.
+const SAID: &str = "stdout.txt";
 
 /// A row of the table: measured weights.
 #[derive(Clone, Debug)]
@@ -76,6 +78,8 @@ pub struct MultiTask {
     pub swept: Vec<usize>,
     /// Measurements, by task.
     pub judged: Vec<Judged>,
+    /// What `advise` says of base and copies, as JSON.
+    pub advice: Place,
 }
 
 impl MultiTask {
@@ -91,6 +95,7 @@ impl MultiTask {
         for task in &recipe.tasks {
             copies.push(builder.copy(task, &base)?);
         }
+        let advice = builder.advice(&base, &copies);
         let rows = builder.rows(&base, &copies)?;
         let swept = recipe_swept(&rows);
         let mut judged = Vec::new();
@@ -104,6 +109,7 @@ impl MultiTask {
             rows,
             swept,
             judged,
+            advice,
         })
     }
 }
@@ -239,6 +245,21 @@ impl Builder<'_> {
         }
         let step = step.command(words);
         let place = step.output(output);
+        self.plan.add(step);
+        place
+    }
+
+    /// What the task vectors speak for, before any merge is measured.
+    fn advice(&mut self, base: &Place, copies: &[Place]) -> Place {
+        let mut words: Vec<Word> = vec![
+            "advise".into(),
+            "--json".into(),
+            "--base".into(),
+            base.clone().into(),
+        ];
+        words.extend(copies.iter().map(|copy| copy.clone().into()));
+        let step = Step::new("advise", Kind::Plain, &[SAID]).command(words);
+        let place = step.output(SAID);
         self.plan.add(step);
         place
     }

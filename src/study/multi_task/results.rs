@@ -7,14 +7,17 @@ use evaluate::datasets::classes::ClassSet;
 use evaluate::metrics::bootstrap::{Bootstrap, Resampled};
 use evaluate::reports::published::Published;
 use evaluate::reports::scoreboard::{
-    self, Against, MergeCost, RowKind, Score, ScoreRow, Scoreboard,
+    self, Against, Agreement, Candidate, MergeCost, RowKind, Score, ScoreRow, ScoreTable,
+    Scoreboard,
 };
 use evaluate::reports::{Document, markdown};
 use evaluate::{Ratio, Sample};
 use serde_json::{Map, json};
 
+use super::advice;
 use super::graph::{MultiTask, Origin, measured_as};
-use super::recipe::{FINE_TUNED, Merge, PRETRAINED};
+use super::notes::notes;
+use super::recipe::{FINE_TUNED, Merge};
 use crate::study::cost::Cost;
 use crate::study::results::{Findings, keep, read};
 use crate::study::store::Store;
@@ -284,11 +287,39 @@ fn scoreboard(
             .collect(),
         baseline: study.recipe.baseline.clone(),
         rows,
+        agreement: Some(agreement(study, store, chosen, measured)?),
         notes: Vec::new(),
     };
     board.correct();
-    board.notes = notes(study, &board);
+    board.notes = notes(&study.recipe, &board, !study.swept.is_empty());
     Ok(board)
+}
+
+/// What advice predicts of the merges of the table, beside what they reach.
+fn agreement(
+    study: &MultiTask,
+    store: &Store,
+    chosen: &[usize],
+    measured: &[Vec<Measured>],
+) -> Result<Agreement> {
+    let predictions = advice::read(store, &study.advice)?;
+    let mut candidates = Vec::new();
+    for (&row, own) in chosen.iter().zip(measured) {
+        let Origin::Merge(merge, _) = &study.rows[row].origin else {
+            continue;
+        };
+        let values: Vec<f64> = own.iter().map(|of| of.value).collect();
+        let predicted = advice::prediction(&predictions, &merge.point);
+        candidates.push(Candidate {
+            name: name(study, row).to_owned(),
+            predicted: predicted.map(|of| (of.score, of.rules())),
+            mean: mean(&values).context("a study without tasks")?,
+            draws: own.iter().map(|of| &of.draws).collect(),
+        });
+    }
+    // The pictures of tasks have the seeds below.
+    let tasks = Bootstrap::new(study.recipe.resamples, study.recipe.tasks.len() as u64)?;
+    Ok(Agreement::new(&candidates, &tasks)?)
 }
 
 /// Parameters of a merge for people.
@@ -330,50 +361,31 @@ fn cost(merge: &Merge, steps: &[String], store: &Store) -> MergeCost {
     }
 }
 
-/// Notes on reading the table.
-fn notes(study: &MultiTask, board: &Scoreboard) -> Vec<String> {
-    let recipe = &study.recipe;
-    let (n, tasks) = (board.n_tested(), board.tasks.len());
-    let mut notes = vec![
-        format!(
-            "Top-1 accuracy in percent on test pictures, by zero-shot classification; in brackets 95% intervals by the \
-             bootstrap over pictures, {} draws, tasks drawn independently.",
-            recipe.resamples
-        ),
-        format!(
-            "Normalized: the mean over tasks of the accuracy over that of the row “{FINE_TUNED}”, where each task has its own \
-             model. “{PRETRAINED}” is the model that all copies started from."
-        ),
-        format!(
-            "Difference: to the mean of {}, on the same draws; two-sided paired bootstrap. P-values are corrected by Holm's \
-             procedure for {n} merges; stars at single tasks (p < 0.05) for {n} merges on {tasks} tasks.",
-            board.baseline
-        ),
-        "Seconds are of processors, and memory is the most that one process of the merge holds; both count gram matrices and \
-         the restoring of tasks' models, and neither training nor measuring. Data: what a merge takes beside the models."
-            .to_owned(),
-    ];
-    if !study.swept.is_empty() {
-        notes.push(
-            "Chosen: of several values the one with the best mean accuracy on the validation splits; all rows are of the test \
-             splits."
-                .to_owned(),
-        );
-    }
-    notes
+/// Means, tests and costs for a terminal, and what was predicted.
+fn for_terminal(board: &Scoreboard) -> String {
+    let advised = board.agreement.as_ref().map(Agreement::table);
+    let tables = [Some((board.summary(), 2)), advised.map(|table| (table, 1))];
+    let tables = tables.into_iter().flatten();
+    let tables = tables.map(|(table, n_left)| aligned(table, n_left));
+    tables.collect::<Vec<_>>().join("\n")
 }
 
-/// Means, tests and costs for a terminal.
-fn for_terminal(board: &Scoreboard) -> String {
-    let summary = board.summary();
-    let columns = summary.headings.into_iter().enumerate();
-    let columns =
-        columns.map(|(at, heading)| (heading, if at < 2 { Align::Left } else { Align::Right }));
-    let mut table = Table::new(columns.collect());
-    for row in summary.rows {
-        table.row(row);
+/// A table whose first columns are text.
+fn aligned(table: ScoreTable, n_left: usize) -> String {
+    let columns = table.headings.into_iter().enumerate();
+    let columns = columns.map(|(at, heading)| {
+        let align = if at < n_left {
+            Align::Left
+        } else {
+            Align::Right
+        };
+        (heading, align)
+    });
+    let mut aligned = Table::new(columns.collect());
+    for row in table.rows {
+        aligned.row(row);
     }
-    table.to_string()
+    aligned.to_string()
 }
 
 #[cfg(test)]

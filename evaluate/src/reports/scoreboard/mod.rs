@@ -1,8 +1,9 @@
 //! Every merge on every task: the table of papers on merging, with intervals and tests.
 //!
-//! A [`Scoreboard`] is written as JSON as it is; [`Scoreboard::summary`] and [`Scoreboard::by_task`] are its tables, and
-//! [`svg`] draws its means.
+//! A [`Scoreboard`] is written as JSON as it is; [`Scoreboard::tables`] are its tables, and [`svg`] draws its means. Its
+//! [`Agreement`] says how well an order that was predicted before agrees with the means.
 
+mod agreement;
 mod picture;
 mod tables;
 
@@ -11,6 +12,7 @@ use serde::{Deserialize, Serialize};
 use crate::metrics::bootstrap::Interval;
 use crate::metrics::holm::holm;
 
+pub use agreement::{Advised, Agreement, Candidate, Correlation, LEAST_METHODS, Ranks};
 pub use picture::{figure, svg};
 pub use tables::ScoreTable;
 
@@ -26,6 +28,8 @@ pub struct Scoreboard {
     pub baseline: String,
     /// First the pretrained model, then the models that were merged, then the merges.
     pub rows: Vec<ScoreRow>,
+    /// The agreement of predictions of the merges' order with it; none without predictions.
+    pub agreement: Option<Agreement>,
     /// Notes on the table as a whole.
     pub notes: Vec<String>,
 }
@@ -188,6 +192,7 @@ mod tests {
                 row("a<b", RowKind::Merge, 0.6, Some(0.01)),
                 row("other", RowKind::Merge, 0.55, Some(0.04)),
             ],
+            agreement: None,
             notes: vec!["Said of all.".into()],
         };
         board.correct();

@@ -1,6 +1,6 @@
 //! A scoreboard as tables of text, for every exporter.
 
-use super::{RowKind, Score, ScoreRow, Scoreboard};
+use super::{Advised, Agreement, RowKind, Score, ScoreRow, Scoreboard};
 use crate::reports::labels;
 use crate::sample::Unit;
 
@@ -16,6 +16,19 @@ pub struct ScoreTable {
 const UNIT: Unit = Unit::Fraction;
 
 impl Scoreboard {
+    /// All tables under their headings: over all tasks, task by task, and where something was predicted the order of merges.
+    #[must_use]
+    pub fn tables(&self) -> Vec<(&'static str, ScoreTable)> {
+        let advised = self.agreement.as_ref().map(Agreement::table);
+        [
+            ("Over all tasks", self.summary()),
+            ("Task by task", self.by_task()),
+        ]
+        .into_iter()
+        .chain(advised.map(|table| ("The order that advice predicts", table)))
+        .collect()
+    }
+
     /// The accuracy of each row over all tasks, its difference from the baseline, and its cost; models of single tasks
     /// are left to the other table.
     #[must_use]
@@ -90,6 +103,40 @@ impl Scoreboard {
     }
 }
 
+impl Agreement {
+    /// The rank of each merge by advice and by measurement; a dash where there is no prediction.
+    #[must_use]
+    pub fn table(&self) -> ScoreTable {
+        let headings = [
+            "method",
+            "predicted rank",
+            "measured rank",
+            "mean",
+            "score of advice",
+            "moved by",
+        ];
+        ScoreTable {
+            headings: headings.map(str::to_owned).into(),
+            rows: self.methods.iter().map(advised).collect(),
+        }
+    }
+}
+
+fn advised(of: &Advised) -> Vec<String> {
+    let said = match &of.prediction {
+        None => ["–", "–", "–", "no prediction"].map(str::to_owned),
+        Some(ranks) => [
+            ranks.predicted.to_string(),
+            ranks.measured.to_string(),
+            format!("{:.1}", ranks.score),
+            ranks.rules.join(", "),
+        ],
+    };
+    let [predicted, measured, score, rules] = said;
+    let mean = labels::value(of.mean, UNIT);
+    vec![of.name.clone(), predicted, measured, mean, score, rules]
+}
+
 /// A share in percent with its interval in brackets.
 fn with_interval(score: &Score) -> String {
     let value = labels::value(score.value, UNIT);
@@ -102,6 +149,41 @@ fn with_interval(score: &Score) -> String {
 #[cfg(test)]
 mod tests {
     use super::super::tests::board;
+    use super::super::{Advised, Agreement, Ranks};
+
+    #[test]
+    fn ranks_stand_side_by_side_and_what_is_not_predicted_is_said() {
+        let mut board = board();
+        assert_eq!(board.tables().len(), 2);
+        let ranks = Ranks {
+            score: 72.25,
+            predicted: 1.0,
+            measured: 2.5,
+            rules: vec!["far".into(), "uneven".into()],
+        };
+        let advised = |name: &str, prediction| Advised {
+            name: name.into(),
+            mean: 0.5,
+            prediction,
+        };
+        board.agreement = Some(Agreement {
+            methods: vec![advised("a", Some(ranks)), advised("b", None)],
+            spearman: None,
+            kendall: None,
+        });
+        let tables = board.tables();
+        let (heading, table) = &tables[2];
+        assert_eq!(*heading, "The order that advice predicts");
+        assert_eq!(
+            table.rows[0],
+            ["a", "1", "2.5", "50.00", "72.2", "far, uneven"]
+        );
+        assert_eq!(
+            table.rows[1],
+            ["b", "–", "–", "50.00", "–", "no prediction"]
+        );
+        assert_eq!(table.headings.len(), table.rows[0].len());
+    }
 
     #[test]
     fn tables_say_each_number_in_percent() {
