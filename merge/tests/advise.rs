@@ -165,6 +165,25 @@ fn signs_that_oppose_each_other_speak_for_an_elected_sign() {
 }
 
 #[test]
+fn many_unrelated_task_vectors_cancel_by_chance_alone() {
+    let folder = TempDir::new().expect("a folder");
+    let base = model(&folder, "base", |_| vec![0.0; ROWS * COLUMNS]);
+    let names = ["a", "b", "c", "d", "e", "f", "g", "h"];
+    let models = names.map(|name| {
+        let delta = |key: &str| random(&format!("{name} of {key}"), 0.01);
+        (name.to_owned(), model(&folder, name, delta))
+    });
+    let named = models.each_ref().map(|(name, model)| (name.clone(), model));
+    let layout = layouts::detect(&base).expect("a layout");
+    let options = Options { rank: 4 };
+    let facts = measure(&base, &named, layout.as_ref(), &options, &Silent).expect("measured");
+    let cancelled = facts.all.cancelled.expect("cancelled");
+    let by_chance = 1.0 - 1.0 / 8.0_f64.sqrt();
+    assert!((cancelled - by_chance).abs() < 0.03, "{cancelled}");
+    assert!(!rules(&ranked(&facts)).contains(&"opposed"));
+}
+
+#[test]
 fn a_shared_space_a_long_vector_and_a_distant_model_are_told() {
     // The same left vectors with other right vectors, one three times as long and more; both far from the base.
     let own = |times: f32, shift: usize| {

@@ -101,6 +101,12 @@ const SPECTRAL: &[&str] = &[
 /// The data-free form of `regmean`.
 const ACTMAT: &str = "regmean grams: task_vectors";
 
+/// The share of the magnitudes of `n` task vectors that cancels in their sum where they have nothing to do with each other:
+/// the sum of `n` independent numbers around zero is √n times as large as one of them.
+fn cancelled_by_chance(n: usize) -> f64 {
+    1.0 - 1.0 / (n.max(1) as f64).sqrt()
+}
+
 /// All rules.
 pub const RULES: &[Rule] = &[
     Rule {
@@ -152,13 +158,15 @@ pub const RULES: &[Rule] = &[
     },
     Rule {
         name: "opposed",
-        when: "more than 0.35 of the magnitude of all task vectors cancels in their sum",
+        when: "of the magnitude of all T task vectors 0.06 more cancels in their sum than by chance, which is 1 − 1/√T",
         found: |facts| {
             let cancelled = facts.all.cancelled?;
-            (cancelled > 0.35).then(|| {
+            let by_chance = cancelled_by_chance(facts.models.len());
+            (cancelled > by_chance + 0.06).then(|| {
                 format!(
-                    "{:.0} % of the task vectors cancel in their sum",
-                    100.0 * cancelled
+                    "{:.0} % of the task vectors cancel in their sum, by chance {:.0} %",
+                    100.0 * cancelled,
+                    100.0 * by_chance
                 )
             })
         },

@@ -302,13 +302,15 @@ mod tests {
             })
             .collect();
         for pivot in 0..n {
-            for row in 0..n {
-                if row != pivot {
-                    let factor = system[row][pivot] / system[pivot][pivot];
-                    for column in pivot..=n {
-                        system[row][column] -= factor * system[pivot][column];
-                    }
-                }
+            let by = system[pivot].clone();
+            let others = system
+                .iter_mut()
+                .enumerate()
+                .filter(|(row, _)| *row != pivot);
+            for (_, row) in others {
+                let factor = row[pivot] / by[pivot];
+                let numbers = row.iter_mut().zip(&by);
+                numbers.for_each(|(number, by)| *number -= factor * by);
             }
         }
         let mut found = start.clone();
