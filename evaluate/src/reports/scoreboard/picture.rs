@@ -86,7 +86,7 @@ fn drawn(board: &Scoreboard, style: &str) -> String {
         "<svg xmlns=\"http://www.w3.org/2000/svg\" class=\"curve scores\" viewBox=\"0 0 {WIDTH} {height}\" role=\"img\" \
          aria-labelledby=\"scores-title scores-desc\">\n{style}<title id=\"scores-title\">{title}</title>\n\
          <desc id=\"scores-desc\">{}.</desc>\n<text class=\"name\" x=\"0\" y=\"14\">{title}\
-         <tspan class=\"axis\"> %, 95% intervals; filled: differs from the baseline (Holm)</tspan></text>\n{body}</svg>\n",
+         <tspan class=\"axis\"> in %, 95% intervals; filled: differs from the baseline (Holm)</tspan></text>\n{body}</svg>\n",
         escape(&described)
     )
 }
