@@ -2,6 +2,7 @@
 
 mod adapter;
 mod advice;
+mod assembly;
 mod conversion;
 mod masks;
 mod merging;
@@ -15,6 +16,7 @@ mod torch;
 mod write;
 
 pub use adapter::AdapterFault;
+pub use assembly::AssemblyFault;
 pub use conversion::ConversionFault;
 pub use masks::MaskFault;
 pub use merging::MergeFault;
@@ -128,6 +130,10 @@ pub enum Error {
     /// A split model or a folder is damaged or incomplete.
     #[error(transparent)]
     Split(#[from] SplitFault),
+
+    /// A model in pieces is damaged or incomplete.
+    #[error(transparent)]
+    Assembly(#[from] AssemblyFault),
 
     // ---- reading: torch ---------------------------------------------------------------------
     /// A pickle or a zip archive is damaged or refused.

@@ -1,6 +1,7 @@
 //! Checkpoint files in and out.
 
 pub(crate) mod aliases;
+mod assembled;
 mod bytes;
 mod content;
 pub(crate) mod folder;
