@@ -14,7 +14,7 @@ use serde::{Deserialize, Serialize};
 use crate::io::{WriteOptions, Writer};
 use crate::provenance::{InputFile, Provenance};
 use crate::random::Draws;
-use crate::{Checkpoint, DType, Error, MergeFault, Progress, Result, TensorInfo, decode_f64};
+use crate::{ActivationFault, Checkpoint, DType, Error, Progress, Result, TensorInfo, decode_f64};
 
 /// Key of the record in a file's metadata.
 const RECORD: &str = "vlmerge.activations";
@@ -211,11 +211,11 @@ impl ActivationStore {
     /// Takes an open file for an activation file.
     ///
     /// # Errors
-    /// [`Error::DuplicateKey`]; [`MergeFault::NoActivationFile`] for a file that does not say what its rows are of, and for a
+    /// [`Error::DuplicateKey`]; [`ActivationFault::NoFile`] for a file that does not say what its rows are of, and for a
     /// tensor that is no sample.
     pub fn new(checkpoint: Arc<Checkpoint>) -> Result<Self> {
         checkpoint.require_unique_names()?;
-        let fault = |why: String| MergeFault::NoActivationFile {
+        let fault = |why: String| ActivationFault::NoFile {
             path: checkpoint.path().into(),
             why,
         };
@@ -260,11 +260,11 @@ impl ActivationStore {
     /// Checks that the rows are those of another file.
     ///
     /// # Errors
-    /// [`MergeFault::OtherActivations`].
+    /// [`ActivationFault::OtherRows`].
     pub(crate) fn require_same_rows(&self, first: &Self) -> Result<()> {
         match self.record.difference(&first.record) {
             None => Ok(()),
-            Some((what, found, expected)) => Err(MergeFault::OtherActivations {
+            Some((what, found, expected)) => Err(ActivationFault::OtherRows {
                 path: self.checkpoint.path().into(),
                 first: first.checkpoint.path().into(),
                 what,

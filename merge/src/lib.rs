@@ -56,8 +56,8 @@ pub mod verify;
 
 pub use dtype::{DType, decode_f32, decode_f64, encode_f32, encode_f64};
 pub use error::{
-    AdapterFault, AssemblyFault, ConversionFault, Error, MaskFault, MergeFault, PlanFault,
-    QuantizationFault,
+    ActivationFault, AdapterFault, AssemblyFault, ConversionFault, Error, MaskFault, MergeFault,
+    PlanFault, QuantizationFault,
 };
 pub use error::{RemoteFault, Result, SafetensorsFault, SplitFault, TorchFault, WriteFault};
 pub use expert::Expert;

@@ -12,6 +12,7 @@ impl Error {
     pub fn is_usage(&self) -> bool {
         match self {
             Self::Merge(fault) => return fault.is_usage(),
+            Self::Activations(fault) => return fault.is_usage(),
             Self::Remote(fault) => return fault.is_usage(),
             Self::Several(faults) => return faults.iter().any(Self::is_usage),
             _ => {}
@@ -55,6 +56,7 @@ impl Error {
                       modality-specific checkpoints through a merge".into())
             }
             Self::Merge(fault) => fault.hint().map(str::to_owned),
+            Self::Activations(fault) => fault.hint().map(str::to_owned),
             Self::Masks(MaskFault::Foreign { .. }) => {
                 Some("`vlmerge merge RECIPE --out FILE --masks FILE` writes both, with provenance".into())
             }

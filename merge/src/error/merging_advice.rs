@@ -25,10 +25,6 @@ impl MergeFault {
                 | Self::RouterAlone { .. }
                 | Self::NoRouter { .. }
                 | Self::NoOutputs { .. }
-                | Self::NoActivationFile { .. }
-                | Self::OtherActivations { .. }
-                | Self::NoActivations { .. }
-                | Self::ActivationWidth { .. }
                 | Self::NoRouting { .. }
                 | Self::ShuffledExperts { .. }
                 | Self::NoDecomposition { .. }
@@ -67,16 +63,6 @@ impl MergeFault {
             ),
             Self::OutputsNotGiven { .. } | Self::NoOutputs { .. } => Some(
                 "`vlmerge gram --checkpoint MODEL` writes one, over the same data for each model",
-            ),
-            Self::ActivationsNotGiven { .. } | Self::NoActivationFile { .. } => Some(
-                "`vlmerge activations --checkpoint MODEL` writes one, over the same data for each model",
-            ),
-            Self::OtherActivations { .. } | Self::ActivationCounts { .. } => Some(
-                "run `vlmerge activations` over each model with the same flags: data, task, tokenizer, batch size, rows",
-            ),
-            Self::NoActivations { .. } => Some(
-                "`activations` may be a list: add a file of a task that runs these layers; or leave them in their order by \
-                 `align: { by: activations, of: [...] }`",
             ),
             Self::NoRouting { .. } => Some(
                 "`vlmerge gram` records it of EVE; of models that this program does not run another program writes it, in \

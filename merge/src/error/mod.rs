@@ -1,5 +1,6 @@
 //! The errors of this crate, one variant per fault.
 
+mod activations;
 mod adapter;
 mod advice;
 mod assembly;
@@ -15,6 +16,7 @@ mod split;
 mod torch;
 mod write;
 
+pub use activations::ActivationFault;
 pub use adapter::AdapterFault;
 pub use assembly::AssemblyFault;
 pub use conversion::ConversionFault;
@@ -448,6 +450,9 @@ pub enum Error {
     /// Several checkpoints cannot be merged as the recipe says.
     #[error(transparent)]
     Merge(Box<MergeFault>),
+    /// Activations by which models are to be matched are wrong.
+    #[error(transparent)]
+    Activations(Box<ActivationFault>),
     /// The masks of tasks are wrong.
     #[error(transparent)]
     Masks(#[from] MaskFault),
@@ -508,6 +513,12 @@ pub enum Error {
 impl From<MergeFault> for Error {
     fn from(fault: MergeFault) -> Self {
         Self::Merge(Box::new(fault))
+    }
+}
+
+impl From<ActivationFault> for Error {
+    fn from(fault: ActivationFault) -> Self {
+        Self::Activations(Box::new(fault))
     }
 }
 

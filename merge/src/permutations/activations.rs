@@ -8,7 +8,7 @@ use ndarray::{Array2, Axis};
 use super::axes::{Network, Segment, Tensor};
 use super::similarity::Similarity;
 use crate::activations::ActivationStore;
-use crate::{MergeFault, Result};
+use crate::{ActivationFault, Result};
 
 /// A number whose deviation over the rows is not above this share of its size does not change: `f32` tells no more.
 const LEAST_DEVIATION: f64 = f32::EPSILON as f64;
@@ -33,11 +33,11 @@ impl Activations {
     /// layer.
     ///
     /// # Errors
-    /// [`MergeFault::NoActivations`], [`MergeFault::ActivationWidth`].
+    /// [`ActivationFault::Missing`], [`ActivationFault::Width`].
     pub(crate) fn require(&self, network: &Network) -> Result<()> {
         for (index, group) in network.groups().iter().enumerate() {
             let inputs = network.inputs(index);
-            let fault = |why: String| MergeFault::NoActivations {
+            let fault = |why: String| ActivationFault::Missing {
                 group: group.name.clone(),
                 why,
             };
@@ -50,7 +50,7 @@ impl Activations {
                 let expected = tensor.shape.last().copied().unwrap_or_default();
                 let found = store.width(name).unwrap_or_default();
                 if found != expected {
-                    return Err(MergeFault::ActivationWidth {
+                    return Err(ActivationFault::Width {
                         path: store.checkpoint().path().into(),
                         layer: name.to_owned(),
                         found,

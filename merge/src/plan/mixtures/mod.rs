@@ -1,29 +1,29 @@
 //! Experts of the models of a recipe: brought into one spelling, compared, and aligned where the recipe asks for it.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeMap;
 use std::sync::Arc;
 
 mod aligned;
+mod given;
+mod order;
 
 pub(super) use aligned::Aligned;
 pub use aligned::AlignmentReport;
-use aligned::{Move, Observation, on_threads};
+use aligned::{Move, Observation};
+pub(super) use given::refuse_unused;
+use given::{activations, observe, require_same_rows};
+pub(super) use order::{OrderCheck, check_order};
 
 use super::checkpoints::Models;
 use super::grams::GramFiles;
 use super::opener::Opener;
-use super::{Entry, TensorRef};
-use crate::activations::ActivationStore;
 use crate::beside::experts::choice;
-use crate::io::{self, OpenOptions};
 use crate::methods::MergeMethod;
 use crate::mixtures::spelling::spelling_of;
-use crate::mixtures::{
-    Ffn, Mixture, Mixtures, Observed, Order, Sequence, Survey, ffns, order_of, respelled,
-};
-use crate::permutations::{Activations, Network};
+use crate::mixtures::{Ffn, Mixture, Mixtures, Sequence, Survey, ffns, respelled};
+use crate::permutations::Network;
 use crate::provenance::short_names;
-use crate::recipe::{Align, AlignBy, AlignExperts, AlignLayers, ForeignGrams, ModelRef, OnMissing};
+use crate::recipe::{Align, AlignBy, AlignExperts, AlignLayers, ForeignGrams, OnMissing};
 use crate::{Checkpoint, MergeFault, MergeRecipe, Result, layouts, model_config};
 
 /// The facts about the models' experts.
@@ -157,73 +157,6 @@ fn groups_of(mixture: &Mixture, (one, other): (&Checkpoint, &Checkpoint)) -> Res
     Ok(n)
 }
 
-/// The models as the recipe writes them, those of slices apart.
-fn written(recipe: &MergeRecipe) -> impl Iterator<Item = &ModelRef> {
-    let parts = recipe.parts().into_iter();
-    parts.flat_map(|part| part.models).chain(&recipe.base_model)
-}
-
-/// Refuses files beside models that nothing reads.
-///
-/// # Errors
-/// [`MergeFault::OutputsUnused`], [`MergeFault::ActivationsUnused`].
-pub(super) fn refuse_unused(recipe: &MergeRecipe) -> Result<()> {
-    if recipe.align_experts != Some(AlignExperts::Outputs)
-        && let Some(model) = written(recipe).find(|model| model.outputs.is_some())
-    {
-        return Err(MergeFault::OutputsUnused { place: model.place }.into());
-    }
-    let reads = |align: &Align| align.by == AlignBy::Activations;
-    if !recipe.align.as_ref().is_some_and(reads)
-        && let Some(model) = written(recipe).find(|model| !model.activations.is_empty())
-    {
-        return Err(MergeFault::ActivationsUnused { place: model.place }.into());
-    }
-    Ok(())
-}
-
-/// What a model's layers read, by its activation files.
-fn activations(recipe: &MergeRecipe, models: &Models, source: usize) -> Result<Activations> {
-    let of = &models.refs()[source];
-    // The base may be named without them where a model of the same name has them.
-    let mut same = written(recipe).filter(|model| model.is_same_model(of));
-    let paths = same.find(|model| !model.activations.is_empty());
-    let paths = paths.ok_or_else(|| MergeFault::ActivationsNotGiven {
-        model: models.name(source),
-        place: models.place(source),
-    })?;
-    let stores = paths.activations.iter().map(|path| {
-        let file = io::open(path, &OpenOptions::default())?;
-        let store = ActivationStore::new(Arc::new(file))?;
-        if recipe.foreign_grams == ForeignGrams::Error {
-            super::grams::check_activation_sizes(&store, &models.sources[source])?;
-        }
-        Ok(Arc::new(store))
-    });
-    Ok(Activations::new(stores.collect::<Result<_>>()?))
-}
-
-/// The outputs of a model's experts on data, by its gram file.
-fn observe(
-    recipe: &MergeRecipe,
-    grams: &mut GramFiles,
-    models: &Models,
-    source: usize,
-) -> Result<Observed> {
-    let of = &models.refs()[source];
-    // The base may be named without it where a model of the same name has it.
-    let mut same = written(recipe).filter(|model| model.is_same_model(of));
-    let path = same
-        .find_map(|model| model.outputs.as_ref())
-        .ok_or_else(|| MergeFault::OutputsNotGiven {
-            model: models.name(source),
-            place: models.place(source),
-        })?;
-    let model = Arc::clone(&models.sources[source]);
-    let store = grams.open(&path.to_string_lossy(), (source, &model), recipe)?;
-    Observed::new(grams.store(store), &model)
-}
-
 impl Experts {
     /// Refuses a setting for experts where models have none.
     fn require_mixtures(&self, models: &Models) -> Result<()> {
@@ -255,7 +188,6 @@ impl Experts {
             self.require_mixtures(models)?;
         }
         require_alignable(setting, recipe, method, models, opener)?;
-        let names = names_of(models);
         let kept = Arc::clone(&models.sources[reference]);
         let networks = match recipe.align_units {
             true => ffns(&kept, &self.surveys[reference]),
@@ -272,11 +204,8 @@ impl Experts {
             let why = "a network has more than 64 hidden units for each of its inputs";
             return Err(refused(why).into());
         }
-        for (source, name) in names
-            .iter()
-            .enumerate()
-            .filter(|(source, _)| *source != reference)
-        {
+        for (source, name) in &others_of(models, reference) {
+            let source = *source;
             if recipe.moves_experts() {
                 let pairs = self.surveys[reference].values().filter_map(|own| {
                     let theirs = self.surveys[source].get(&own.host)?;
@@ -352,14 +281,10 @@ impl Experts {
             return Err(MergeFault::CannotAlign { setting, why }.into());
         }
         require_alignable(setting, recipe, method, models, opener)?;
-        let names = names_of(models);
         let kept = Arc::clone(&models.sources[reference]);
         let own = Sequence::of(&kept, layers)?;
-        for (source, name) in names
-            .iter()
-            .enumerate()
-            .filter(|(source, _)| *source != reference)
-        {
+        for (source, name) in &others_of(models, reference) {
+            let source = *source;
             let theirs = Sequence::of(&models.sources[source], layers)?;
             if !own.is_alike(&theirs) {
                 let why = "layers of the models differ in their sizes";
@@ -401,7 +326,6 @@ impl Experts {
                 "a model has mixtures of experts, whose units it does not know; `align_units` does";
             return Err(MergeFault::CannotAlign { setting, why }.into());
         }
-        let names = names_of(models);
         let kept = Arc::clone(&models.sources[reference]);
         let network = |model: &Checkpoint| {
             let layout = layouts::detect(model)?;
@@ -417,11 +341,8 @@ impl Experts {
             AlignBy::Weights => None,
             AlignBy::Activations => Some(observed(reference, models)?),
         };
-        for (source, name) in names
-            .iter()
-            .enumerate()
-            .filter(|(source, _)| *source != reference)
-        {
+        for (source, name) in &others_of(models, reference) {
+            let source = *source;
             if network(models.sources[source].as_ref())? != own {
                 let why = "the models differ in what can be brought into order: their names or sizes are not the same";
                 return Err(MergeFault::CannotAlign { setting, why }.into());
@@ -464,68 +385,6 @@ impl Experts {
         models.sources[source] = aligned.view();
         self.aligned.push(aligned);
     }
-
-    /// The mixtures that entries combine, each with the one that it is compared with, by source and name.
-    pub(super) fn checks(&self, recipe: &MergeRecipe, entries: &[&Entry]) -> Vec<OrderCheck> {
-        if recipe.align_experts.is_some() {
-            return Vec::new();
-        }
-        let hosts: Vec<BTreeMap<String, &Mixture>> = (self.surveys.iter())
-            .map(|mixtures| {
-                let keys = mixtures
-                    .values()
-                    .flat_map(|own| own.keys().map(move |key| (key, own)));
-                keys.collect()
-            })
-            .collect();
-        let mixture = |tensor: &TensorRef| {
-            let of = hosts.get(tensor.source)?.get(&tensor.key)?;
-            Some((tensor.source, of.host.as_str()))
-        };
-        let mut pairs = BTreeSet::new();
-        for entry in entries {
-            let mut tensors = entry.action.tensors();
-            let Some(first) = tensors.next().and_then(mixture) else {
-                continue;
-            };
-            pairs.extend(
-                tensors
-                    .filter_map(mixture)
-                    .filter(|of| *of != first)
-                    .map(|of| (first, of)),
-            );
-        }
-        let at =
-            |(source, host): (usize, &str)| Some((source, self.surveys[source].get(host)?.clone()));
-        let checks = pairs.into_iter().filter_map(|(one, other)| {
-            Some(OrderCheck {
-                one: at(one)?,
-                other: at(other)?,
-            })
-        });
-        checks.collect()
-    }
-}
-
-/// Checks that the activations of two models are of the same tokens, file by file.
-fn require_same_rows(
-    (own, reference): (&Activations, usize),
-    (theirs, source): (&Activations, usize),
-    models: &Models,
-) -> Result<()> {
-    let (expected, found) = (own.stores().len(), theirs.stores().len());
-    if found != expected {
-        return Err(MergeFault::ActivationCounts {
-            model: models.name(source),
-            found,
-            first: models.name(reference),
-            expected,
-            place: models.place(source),
-        }
-        .into());
-    }
-    let mut files = theirs.stores().iter().zip(own.stores());
-    files.try_for_each(|(theirs, own)| theirs.require_same_rows(own))
 }
 
 /// Refuses what cannot be merged in another order than its own.
@@ -553,12 +412,13 @@ fn require_alignable(
     Ok(())
 }
 
-/// The names of the models in reports.
-fn names_of(models: &Models) -> Vec<String> {
+/// The models beside the one whose order counts, each with its name in reports.
+fn others_of(models: &Models, reference: usize) -> Vec<(usize, String)> {
     let paths = models.refs().iter().map(|model| model.model.clone());
     let paths: Vec<_> = paths.collect();
     let paths: Vec<_> = paths.iter().map(std::path::PathBuf::as_path).collect();
-    short_names(&paths)
+    let named = short_names(&paths).into_iter().enumerate();
+    named.filter(|(source, _)| *source != reference).collect()
 }
 
 /// Networks of one name and form.
@@ -572,39 +432,4 @@ fn pairs_of(own: &[Ffn], theirs: Vec<Ffn>) -> Vec<(Ffn, Ffn)> {
         own.is_alike(&theirs).then(|| (own.clone(), theirs))
     });
     pairs.collect()
-}
-
-/// Two mixtures whose experts are merged number by number: source and mixture of each.
-pub(super) struct OrderCheck {
-    one: (usize, Mixture),
-    other: (usize, Mixture),
-}
-
-/// Refuses experts that are plainly in another order.
-pub(super) fn check_order(checks: &[OrderCheck], sources: &[Arc<Checkpoint>]) -> Result<()> {
-    let found = on_threads(checks, rayon::current_num_threads(), |check| {
-        let (one, other) = (&check.one, &check.other);
-        order_of((&sources[one.0], &one.1), (&sources[other.0], &other.1))
-    })?;
-    for (check, order) in checks.iter().zip(found) {
-        if let Order::Shuffled {
-            n_moved,
-            in_place,
-            matched,
-        } = order
-        {
-            let path = |(source, _): &(usize, Mixture)| sources[*source].path().to_path_buf();
-            return Err(MergeFault::ShuffledExperts {
-                mixture: check.other.1.host.clone(),
-                path: path(&check.other),
-                first: path(&check.one),
-                n_moved,
-                n_experts: check.other.1.n_experts,
-                in_place,
-                matched,
-            }
-            .into());
-        }
-    }
-    Ok(())
 }
