@@ -1,11 +1,10 @@
 use std::sync::Arc;
 
-use ndarray::{Array2, ArrayD, Ix2, Zip};
+use ndarray::{Array2, ArrayD, Zip};
 
 use crate::linear_algebra::{LinearAlgebra, default_algebra};
-use crate::methods::interpolate::Shares;
+use crate::methods::linear_layers::{matrix, mean, shrink};
 use crate::methods::parameters::{Fallback, Kind, NOT_NEGATIVE, ParameterSpec, SHARE, WHOLE};
-use crate::methods::regmean::shrink;
 use crate::methods::{
     Base, GroupData, GroupShape, Member, MergeMethod, Needs, Operation, WholeKernel,
 };
@@ -91,10 +90,7 @@ impl MergeMethod for Mats {
         let n = group.members.len();
         // The plan has asked for the matrices of every weight that should have some.
         if group.grams.is_empty() {
-            return Ok(match n {
-                1 => Operation::Take(0),
-                n => Operation::Elementwise(Arc::new(Shares(vec![1.0 / n as f64; n]))),
-            });
+            return Ok(mean(n));
         }
         if group.grams.iter().flatten().count() < n {
             return Err(NO_GRAM);
@@ -151,7 +147,8 @@ impl WholeKernel for Steps {
         for member in 0..self.members.len() {
             let mut gram = group.gram(member)?;
             shrink(&mut gram, self.method.shrink);
-            let weight = self.matrix(group.member(member)?, member, &gram)?;
+            let whose = (&self.slot, &self.members[member]);
+            let weight = matrix(group.member(member)?, whose, &gram)?;
             let target = self.algebra.multiply(&weight, &gram);
             equations = Some(match equations {
                 None => Equations { gram, target },
@@ -170,7 +167,11 @@ impl WholeKernel for Steps {
             return group.member(0);
         };
         let start = match self.has_base {
-            true => self.matrix(group.base()?, 0, &equations.gram)?,
+            true => matrix(
+                group.base()?,
+                (&self.slot, &self.members[0]),
+                &equations.gram,
+            )?,
             false => sum / self.members.len() as f64,
         };
         let Mats {
@@ -193,28 +194,6 @@ impl WholeKernel for Steps {
     }
 }
 
-impl Steps {
-    /// A weight as a matrix with as many columns as the gram matrix.
-    fn matrix(
-        &self,
-        weight: ArrayD<f64>,
-        member: usize,
-        gram: &Array2<f64>,
-    ) -> Result<Array2<f64>> {
-        let shape = weight.shape().to_vec();
-        let weight = weight
-            .into_dimensionality::<Ix2>()
-            .ok()
-            .filter(|weight| weight.ncols() == gram.nrows());
-        weight.ok_or_else(|| Error::GramShape {
-            slot: self.slot.key.clone(),
-            member: self.members[member].clone(),
-            weight: shape,
-            gram: gram.shape().to_vec(),
-        })
-    }
-}
-
 /// `X · gram = target`.
 struct Equations {
     /// Symmetric, `(in, in)`.
@@ -224,9 +203,9 @@ struct Equations {
 }
 
 impl Equations {
-    /// What so many steps from `start` give: all rows of `X` are one vector, as published (Hestenes and Stiefel 1952,
-    /// "Methods of Conjugate Gradients for Solving Linear Systems"). No more steps are taken once the residual is up to
-    /// `tolerance` of the target.
+    /// Takes up to `iterations` steps of the conjugate gradient method from `start` (Hestenes and Stiefel 1952, "Methods of
+    /// Conjugate Gradients for Solving Linear Systems"). As published, all rows of `X` are one vector. The steps end when the
+    /// residual is at most `tolerance` of the target.
     fn approached(
         &self,
         start: Array2<f64>,

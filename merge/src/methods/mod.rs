@@ -60,6 +60,7 @@ mod tsv_m;
 mod wudi;
 
 mod kernels;
+mod linear_layers;
 mod masks;
 mod matrices;
 mod overall;

@@ -1,10 +1,10 @@
 use std::sync::Arc;
 
-use ndarray::{Array2, ArrayD, Ix2};
+use ndarray::{Array2, ArrayD};
 
 use crate::layouts::Task;
 use crate::linear_algebra::{LinearAlgebra, NotPositiveDefinite, default_algebra};
-use crate::methods::interpolate::Shares;
+use crate::methods::linear_layers::{matrix, mean, shrink};
 use crate::methods::parameters::{Fallback, Kind, NOT_NEGATIVE, ParameterSpec, SHARE};
 use crate::methods::{
     Base, GroupData, GroupShape, Member, MergeMethod, Needs, Operation, WholeKernel,
@@ -103,10 +103,7 @@ impl MergeMethod for RegMean {
     fn operation(&self, group: &GroupShape<'_>) -> Result<Operation> {
         // The plan has asked for the matrices of every weight that should have some.
         if group.grams.is_empty() {
-            return Ok(match group.members.len() {
-                1 => Operation::Take(0),
-                n => Operation::Elementwise(Arc::new(Shares(vec![1.0 / n as f64; n]))),
-            });
+            return Ok(mean(group.members.len()));
         }
         let solved: Vec<usize> = (0..group.members.len())
             .filter(|&member| group.grams[member].is_some())
@@ -211,28 +208,7 @@ impl Solve {
     fn terms(&self, group: &dyn GroupData, member: usize) -> Result<(Array2<f64>, Array2<f64>)> {
         let mut gram = group.gram(member)?;
         shrink(&mut gram, self.method.shrink);
-        let weight = group.member(member)?;
-        let shape = weight.shape().to_vec();
-        let weight = weight
-            .into_dimensionality::<Ix2>()
-            .ok()
-            .filter(|weight| weight.ncols() == gram.nrows());
-        let weight = weight.ok_or_else(|| Error::GramShape {
-            slot: self.slot.key.clone(),
-            member: self.members[member].clone(),
-            weight: shape,
-            gram: gram.shape().to_vec(),
-        })?;
-        Ok((weight, gram))
+        let whose = (&self.slot, &self.members[member]);
+        Ok((matrix(group.member(member)?, whose, &gram)?, gram))
     }
-}
-
-/// `γ G + (1 − γ) diag(G)`, in place.
-pub(super) fn shrink(gram: &mut Array2<f64>, factor: f64) {
-    if factor == 1.0 {
-        return;
-    }
-    let diagonal = gram.diag().to_owned();
-    gram.mapv_inplace(|value| factor * value);
-    gram.diag_mut().assign(&diagonal);
 }
