@@ -24,7 +24,6 @@ pub mod capture;
 pub mod device;
 mod error;
 pub mod ranks;
-mod released;
 mod sample;
 mod var_builder;
 pub mod weights;

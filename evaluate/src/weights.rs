@@ -9,7 +9,7 @@ use merge::random::Draws;
 use merge::{Checkpoint, Layout, Role};
 
 use crate::ranks::ExpertShare;
-use crate::{Error, Result, released};
+use crate::{Error, Result};
 
 /// The first value of a parameter that the checkpoint lacks.
 #[derive(Clone, Copy, Debug, PartialEq)]
@@ -423,7 +423,8 @@ impl Weights {
         }
         let names = self.names.iter().filter(|(name, _)| is_gone(name));
         let gone: BTreeSet<&str> = names.map(|(_, key)| key.as_str()).collect();
-        self.checkpoint = released::without(&self.checkpoint, |key| gone.contains(key))?;
+        let left = merge::io::without_values(&self.checkpoint, |key| gone.contains(key))?;
+        self.checkpoint = Arc::new(left);
         Ok(())
     }
 

@@ -3,9 +3,9 @@
 use std::sync::{Mutex, PoisonError};
 
 use super::{Chosen, RunOptions, Sink, write_entries};
-use crate::io::{Aliases, Container, Root, SourceInfo, TensorEntry};
+use crate::io::{Container, Memory, Root, SourceInfo, TensorEntry};
 use crate::provenance::{Hashes, Provenance};
-use crate::{Checkpoint, MergePlan, Progress, Result, TensorSource};
+use crate::{Checkpoint, MergePlan, Progress, Result};
 
 /// Runs a plan and keeps the result: a checkpoint like one read from a file. It goes by the path
 /// of the plan's first input, and its metadata say how it was made.
@@ -66,7 +66,9 @@ fn fill(plan: &MergePlan, run: &RunOptions, progress: &dyn Progress) -> Result<M
         info,
         tensors,
         aliases: plan.aliases().clone(),
-        data: buffers.0.into_iter().map(unlocked).collect(),
+        data: (buffers.0.into_iter())
+            .map(|buffer| Some(unlocked(buffer)))
+            .collect(),
     })
 }
 
@@ -78,34 +80,6 @@ impl Sink for Buffers {
         let mut buffer = self.0[index].lock().unwrap_or_else(PoisonError::into_inner);
         let first = first_byte as usize;
         buffer[first..first + bytes.len()].copy_from_slice(bytes);
-        Ok(())
-    }
-}
-
-/// Tensors that were never in a file.
-struct Memory {
-    info: SourceInfo,
-    tensors: Vec<TensorEntry>,
-    aliases: Aliases,
-    data: Vec<Vec<u8>>,
-}
-
-impl TensorSource for Memory {
-    fn info(&self) -> &SourceInfo {
-        &self.info
-    }
-
-    fn tensors(&self) -> &[TensorEntry] {
-        &self.tensors
-    }
-
-    fn aliases(&self) -> Aliases {
-        self.aliases.clone()
-    }
-
-    fn read(&self, index: usize, first: usize, out: &mut [u8]) -> Result<()> {
-        let start = self.tensors[index].info.dtype.bytes_of(first);
-        out.copy_from_slice(&self.data[index][start..start + out.len()]);
         Ok(())
     }
 }

@@ -5,6 +5,7 @@ mod assembled;
 mod bytes;
 mod content;
 pub(crate) mod folder;
+mod memory;
 mod overlaid;
 mod pairs;
 pub(crate) mod read_at;
@@ -18,6 +19,8 @@ pub use aliases::{ALIASES_KEY, Aliases};
 pub use bytes::{FileBytes, files_in};
 pub use content::{is_no_file as not_fetched, require_fetched};
 pub(crate) use folder::model_folder;
+pub(crate) use memory::Memory;
+pub use memory::without_values;
 pub use overlaid::{Held, overlaid};
 pub use source::{
     Checkpoint, Container, ObjectPath, OpaqueObject, OpenOptions, PathSegment, PlainValue, Root,
