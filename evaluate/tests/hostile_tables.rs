@@ -125,7 +125,7 @@ fn parquet(pages: &[u8], names: &[String], groups: &[(u64, Vec<Place>)]) -> Vec<
     file
 }
 
-/// What is said of a file as a set of classes.
+/// The result of opening a file as a set of classes, in words.
 fn opened(file: &[u8]) -> evaluate::Result<ClassSet> {
     let folder = TempDir::new().expect("a folder");
     std::fs::create_dir(folder.path().join("x")).expect("made");

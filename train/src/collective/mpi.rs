@@ -28,7 +28,7 @@ pub struct Mpi {
     _universe: Universe,
 }
 
-/// The next operation of a rank. By it a rank that does something else is told apart from a slow one.
+/// The next operation of a rank. Ranks compare it, so that a rank that does something else is an error, not a wait.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Operation {
     Sum,

@@ -57,8 +57,8 @@ impl Trainer<'_> {
         Ok(Some(measured))
     }
 
-    /// The first rank's number. Ranks that share batches have all the same; ranks that share experts compute it each
-    /// for itself, maybe on another kind of processor, and must agree whether to keep the weights.
+    /// The first rank's number, for all ranks. Each rank that shares experts computes the number itself, and another kind of
+    /// processor may round otherwise; all must agree whether to keep the weights.
     fn chosen_by_first(&self, chosen: f64) -> Result<f64> {
         if !self.start.experts.are_shared_out() {
             return Ok(chosen);
