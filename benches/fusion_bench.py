@@ -16,12 +16,12 @@ import argparse
 import json
 import os
 import pathlib
-import resource
 import subprocess
 import sys
 import tempfile
 import time
 
+import measured
 import torch
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
@@ -114,11 +114,8 @@ def by_vlmerge(given, folder, method, paths, out):
     }
     (folder / "recipe.yaml").write_text(json.dumps(recipe))
     command = [given.program, "merge", folder / "recipe.yaml", "--out", out, "--force", "--quiet", "--no-hash", "--no-sync"]
-    began = time.perf_counter()
-    process = subprocess.Popen(command, env=os.environ | {"RAYON_NUM_THREADS": str(given.threads)})
-    _, status, used = os.wait4(process.pid, 0)
-    assert os.waitstatus_to_exitcode(status) == 0, method
-    return time.perf_counter() - began, used.ru_maxrss * 1024
+    seconds, _, peak = measured.run(command, env=os.environ | {"RAYON_NUM_THREADS": str(given.threads)})
+    return seconds, peak
 
 
 def distance(base, ours, theirs):
@@ -179,8 +176,7 @@ def main():
     out = {who: given.folder / f"merged-{who}.safetensors" for who in ("theirs", "ours")}
     if given.only:
         seconds = by_fusion_bench(given, paths, out["theirs"])
-        peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
-        print(json.dumps({"seconds": seconds, "peak": peak}))
+        print(json.dumps({"seconds": seconds, "peak": measured.peak_of()}))
         return
     products = rate(given.threads)
     for method in given.methods.split(","):

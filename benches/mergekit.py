@@ -19,9 +19,8 @@ import pathlib
 import shutil
 import subprocess
 import sys
-import threading
-import time
 
+import measured
 import numpy
 import torch
 from safetensors import safe_open
@@ -99,44 +98,12 @@ def recipe(folder, method, name, rng=None):
 
 
 def run(command):
-    """Wall seconds, processor seconds and peak resident MiB of a command.
-
-    The peak is VmHWM of the command's own process, looked at while it runs: what the system hands over at its end
-    counts the script that started it, too.
-    """
+    """Wall seconds, processor seconds and peak resident MiB of a command."""
     os.sync()
-    start = time.perf_counter()
-    process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE)
-    errors, peaks = [], [0]
-    reader = threading.Thread(target=lambda: errors.append(process.stderr.read()))
-    watcher = threading.Thread(target=watch, args=(process.pid, command[0], peaks))
-    reader.start()
-    watcher.start()
-    _, status, usage = os.wait4(process.pid, 0)
-    seconds = time.perf_counter() - start
-    reader.join()
-    watcher.join()
-    if os.waitstatus_to_exitcode(status) != 0:
-        sys.exit(f"failed: {command}\n{errors[0].decode()[-2000:]}")
-    return seconds, usage.ru_utime + usage.ru_stime, max(peaks) / 1024
-
-
-def watch(pid, program, peaks):
-    """Notes the peak of a process every 20 ms until it is gone."""
-    own = os.readlink("/proc/self/exe")
-    while True:
-        try:
-            text = pathlib.Path(f"/proc/{pid}/status").read_text()
-            # Before it becomes the command, it is a copy of this script.
-            is_started = str(program).endswith("mergekit-yaml") or os.readlink(f"/proc/{pid}/exe") != own
-        except OSError:
-            return
-        found = [line.split()[1] for line in text.splitlines() if line.startswith("VmHWM")]
-        if not found:
-            return
-        if is_started:
-            peaks.append(int(found[0]))
-        time.sleep(0.02)
+    # mergekit's command is a script, so that its program is this one's interpreter.
+    started = (lambda _: True) if str(command[0]).endswith("mergekit-yaml") else None
+    seconds, processor, peak = measured.run(command, started)
+    return seconds, processor, peak / 2**20
 
 
 def step_of(value):

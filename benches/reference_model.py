@@ -16,11 +16,11 @@ import argparse
 import json
 import os
 import pathlib
-import resource
 import statistics
 import sys
 import time
 
+import measured
 import torch
 from safetensors.torch import load_file, save_file
 from torch import nn
@@ -356,7 +356,7 @@ def measure(args):
         "seconds": round(seconds, 4), "fastest_seconds": round(min(wall[1:]), 4),
         "per_second": round(args.batch / seconds, 3),
         "cpu_seconds": round(statistics.median(cpu[1:]), 4),
-        "peak_rss_bytes": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024,
+        "peak_rss_bytes": measured.peak_of(),
         "load": round(os.getloadavg()[0], 2),
     }))  # fmt: skip
 

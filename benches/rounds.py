@@ -1,10 +1,10 @@
 """What the benches of a model in PyTorch have in common: rounds, and the line that they print."""
 
 import json
-import resource
 import statistics
 import time
 
+import measured
 import torch
 
 
@@ -25,6 +25,6 @@ def time_rounds(which, batch, rounds, threads, run):
         "seconds": round(statistics.median(seconds[1:]), 4),
         "fastest_seconds": round(min(seconds[1:]), 4),
         "first_number": round(result.detach().flatten()[0].item(), 6),
-        "peak_rss_bytes": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024,
+        "peak_rss_bytes": measured.peak_of(),
     }
     print(json.dumps(line), flush=True)

@@ -13,7 +13,6 @@ import argparse
 import json
 import os
 import pathlib
-import resource
 import statistics
 import subprocess
 import sys
@@ -25,6 +24,7 @@ EXAMPLE = ROOT / "target/release/examples/training_speed"
 
 def theirs(args):
     """Trains with torch and prints a JSON line like the example's."""
+    import measured
     import torch
     from reference_model import Model, fixed_inputs
     from safetensors.torch import load_file
@@ -53,7 +53,7 @@ def theirs(args):
         optimizer.step()
         losses.append(loss.item())
         seconds.append(time.perf_counter() - start)
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+    peak = measured.peak_of()
     found = {"engine": "torch " + torch.__version__, "threads": args.threads, "seconds": seconds, "losses": losses}
     found |= {"mean_cpu_seconds": (time.process_time() - cpu) / args.steps, "peak_rss_bytes": peak}
     print(json.dumps(found))

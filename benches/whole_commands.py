@@ -12,7 +12,8 @@ import pathlib
 import statistics
 import subprocess
 import sys
-import time
+
+import measured
 
 PROGRAM = str(pathlib.Path(sys.argv[1]).resolve())
 FOLDER = pathlib.Path(sys.argv[2]).resolve()
@@ -70,13 +71,8 @@ def run(command, **options):
     for name in ("out.safetensors", "out.pt", "copy", "py.pt"):
         (FOLDER / name).unlink(missing_ok=True)
     os.sync()
-    start = time.perf_counter()
-    process = subprocess.Popen(command, stdout=subprocess.DEVNULL, **options)
-    _, status, usage = os.wait4(process.pid, 0)
-    seconds = time.perf_counter() - start
-    if os.waitstatus_to_exitcode(status) != 0:
-        sys.exit(f"failed: {command}")
-    return seconds, usage.ru_maxrss / 1024
+    seconds, _, peak = measured.run(command, **options)
+    return seconds, peak / 2**20
 
 
 def shell(script):
