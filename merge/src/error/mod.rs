@@ -13,6 +13,7 @@ mod remote;
 mod safetensors;
 mod split;
 mod torch;
+mod trainer;
 mod write;
 
 pub use adapter::AdapterFault;
@@ -26,6 +27,7 @@ pub use remote::RemoteFault;
 pub use safetensors::SafetensorsFault;
 pub use split::SplitFault;
 pub use torch::TorchFault;
+pub use trainer::TrainerFault;
 pub use write::WriteFault;
 
 use std::path::{Path, PathBuf};
@@ -134,6 +136,9 @@ pub enum Error {
     /// A model in pieces is damaged or incomplete.
     #[error(transparent)]
     Assembly(#[from] AssemblyFault),
+    /// A folder that a trainer left is damaged or incomplete.
+    #[error(transparent)]
+    Trainer(Box<TrainerFault>),
 
     // ---- reading: torch ---------------------------------------------------------------------
     /// A pickle or a zip archive is damaged or refused.
@@ -520,6 +525,12 @@ impl From<QuantizationFault> for Error {
 impl From<AdapterFault> for Error {
     fn from(fault: AdapterFault) -> Self {
         Self::Adapter(Box::new(fault))
+    }
+}
+
+impl From<TrainerFault> for Error {
+    fn from(fault: TrainerFault) -> Self {
+        Self::Trainer(Box::new(fault))
     }
 }
 

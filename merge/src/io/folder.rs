@@ -65,16 +65,12 @@ impl Found {
     }
 }
 
-/// The file of the folder that loaders take for its model.
-///
-/// # Errors
-/// When there is none, or several of the same rank.
-pub(super) fn model_file(folder: &Path) -> Result<Found> {
-    let folder = &snapshot(folder)?;
-    model_among(folder, &visible_files(folder)?)
+/// Whether one of the files, which are called `names`, has a name that loaders ask for.
+pub(super) fn has_usual(names: &[String]) -> bool {
+    names.iter().any(|name| LOOKED_FOR.contains(&name.as_str()))
 }
 
-/// The same of a folder whose files are called `names`, sorted.
+/// The file that loaders take for the model of a folder whose files are called `names`, sorted.
 ///
 /// # Errors
 /// When there is none, or several of the same rank.
@@ -192,7 +188,8 @@ fn is_variant(name: &str) -> bool {
     }) && name.split('.').count() > n_parts
 }
 
-fn is_other(name: &str) -> bool {
+/// Whether a file or folder beside a model is the state of a trainer, by its name.
+pub(super) fn is_other(name: &str) -> bool {
     OTHER_STEMS.iter().any(|stem| name.starts_with(stem))
 }
 
@@ -205,7 +202,7 @@ pub(crate) fn extension_rank(name: &str) -> Option<usize> {
 
 /// The folder of the newest snapshot, if this is a model in the cache of the Hugging Face hub; else the
 /// folder itself.
-fn snapshot(folder: &Path) -> Result<PathBuf> {
+pub(super) fn snapshot(folder: &Path) -> Result<PathBuf> {
     let snapshots = folder.join("snapshots");
     if !snapshots.is_dir() || !folder.join("blobs").is_dir() {
         return Ok(folder.to_owned());
