@@ -27,6 +27,8 @@ pub use source::{
 pub use torch::{PickleCall, PickleFault, ScriptFault, ZipFault};
 #[doc(hidden)]
 pub use torch::{open_bytes as open_torch_bytes, walk_pickle};
+#[doc(hidden)]
+pub use trainer::walk_distributed;
 pub use writer::{
     Belongings, Contents, OutputContainer, ReadyFile, WriteOptions, Writer, check_file_target,
     check_target, lock_file, n_complete_files, write_file,
@@ -72,20 +74,28 @@ fn open_folder(path: &Path, options: &OpenOptions) -> Result<Checkpoint> {
     let in_pieces = trainer::name_in(folder)?;
     if in_pieces.is_some()
         && !folder::has_usual(&names)
-        && let Some(opened) = trainer::open(folder, options)?
+        && let Some(mut opened) = trainer::open(folder, options)?
     {
+        let others = folder::other_models(&names, trainer::is_of_model);
+        let note = folder::Found {
+            path: folder.clone(),
+            passed_over: others,
+        };
+        opened.notes.extend(note.note());
         return whole(opened);
     }
     let mut found = match folder::model_among(folder, &names) {
-        Err(Error::Split(SplitFault::NoModel { .. })) => match trainer::open_below(folder, options)? {
-            Some(opened) => return whole(opened),
-            None => {
-                return Err(SplitFault::NoModel {
-                    folder: folder.clone(),
+        Err(Error::Split(SplitFault::NoModel { .. })) => {
+            match trainer::open_below(folder, options)? {
+                Some(opened) => return whole(opened),
+                None => {
+                    return Err(SplitFault::NoModel {
+                        folder: folder.clone(),
+                    }
+                    .into());
                 }
-                .into());
             }
-        },
+        }
         found => found?,
     };
     let kind = in_pieces.map(|kind| format!("a {kind}"));

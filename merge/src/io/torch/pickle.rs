@@ -294,6 +294,7 @@ impl Machine<'_, '_> {
                 }
                 self.push(Value::Object(Box::new(Object {
                     callable,
+                    arguments,
                     items: Vec::new(),
                     elements: Vec::new(),
                     state: None,

@@ -39,12 +39,46 @@ impl Global {
 pub(crate) struct Object {
     /// The [`Value::Global`] that would have been called.
     pub(crate) callable: Id,
+    /// The tuple of arguments that it would have been called with.
+    pub(crate) arguments: Id,
     /// Items, if it is a kind of dictionary.
     pub(crate) items: Vec<(Id, Id)>,
     /// Elements, if it is a kind of list.
     pub(crate) elements: Vec<Id>,
     /// Its attributes, if they were set.
     pub(crate) state: Option<Id>,
+}
+
+/// A tensor of which this file holds a part.
+#[derive(Debug)]
+pub(crate) struct Distributed {
+    /// Its class.
+    pub(crate) kind: DistributedKind,
+    /// Its attributes, which say what part.
+    pub(crate) state: Id,
+}
+
+/// The classes of torch for tensors that lie on several devices.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum DistributedKind {
+    /// Placements on a mesh of devices: `torch.distributed.tensor.DTensor`.
+    DTensor,
+    /// Boxes, each with its place: `torch.distributed._shard.sharded_tensor.ShardedTensor`.
+    ShardedTensor,
+}
+
+impl DistributedKind {
+    /// The kind of a class.
+    pub(crate) fn of(class: &Global) -> Option<Self> {
+        if !class.module.starts_with("torch.distributed.") {
+            return None;
+        }
+        match &*class.name {
+            "DTensor" => Some(Self::DTensor),
+            "ShardedTensor" => Some(Self::ShardedTensor),
+            _ => None,
+        }
+    }
 }
 
 /// A value of a pickle.
@@ -70,6 +104,8 @@ pub(crate) enum Value {
     Tensor(u32),
     /// A tensor of a kind that is not supported, by its name.
     UnsupportedTensor(&'static str),
+    /// A tensor of which this file holds a part.
+    Distributed(Box<Distributed>),
     Object(Box<Object>),
 }
 
@@ -89,7 +125,7 @@ impl Value {
             Self::Dict(_) => "a dictionary",
             Self::Global(_) => "a class or function",
             Self::Storage(_) => "a storage",
-            Self::Tensor(_) | Self::UnsupportedTensor(_) => "a tensor",
+            Self::Tensor(_) | Self::UnsupportedTensor(_) | Self::Distributed(_) => "a tensor",
             Self::Object(_) => "an object",
         }
     }
@@ -157,6 +193,7 @@ impl Arena {
             Value::Tuple(ids) | Value::List(ids) | Value::Set(ids) => size_of_val(&ids[..]),
             Value::Dict(items) => size_of_val(&items[..]),
             Value::Global(global) => size_of::<Global>() + global.module.len() + global.name.len(),
+            Value::Distributed(_) => size_of::<Distributed>(),
             Value::Object(object) => {
                 size_of::<Object>()
                     + size_of_val(&object.items[..])
