@@ -228,7 +228,7 @@ def in_processes(world, folder, run, settings):
 
 
 def convert(program, folder, target, *options):
-    command = [program, "convert", folder, "--out", target, "--force", *options]
+    command = [program, "convert", folder, target, "--force", *options]
     return subprocess.run(list(map(str, command)), capture_output=True, text=True)
 
 

@@ -49,6 +49,13 @@ fn a_missing_file_is_named() {
         matches!(&said, TrainerFault::MissingFile { file, .. } if file == "__1_0.distcp"),
         "{said}"
     );
+    // As a save that was interrupted leaves it.
+    fs::remove_file(folder.path().join(".metadata")).expect("removed");
+    let said = fault(refused(folder.path()));
+    assert!(
+        matches!(&said, TrainerFault::MissingFile { file, .. } if file == ".metadata"),
+        "{said}"
+    );
 }
 
 #[test]
@@ -78,7 +85,6 @@ struct Piece {
 }
 
 /// A checkpoint of one tensor `w` of floats.
-#[derive(Clone)]
 struct Made {
     shape: Vec<i64>,
     dtype: &'static str,
@@ -86,7 +92,7 @@ struct Made {
     pieces: Vec<Piece>,
     /// Pieces that have a second place.
     more_places: Vec<Piece>,
-    folder: std::sync::Arc<TempDir>,
+    folder: TempDir,
 }
 
 fn text(text: &str) -> Vec<u8> {
@@ -122,14 +128,13 @@ const METADATA: &str = "torch.distributed.checkpoint.metadata";
 impl Made {
     /// A tensor of 4 x 3 in two pieces of rows, with the numbers 0..12.
     fn new() -> Self {
-        let folder = tempfile::tempdir().expect("a folder");
         let mut made = Self {
             shape: vec![4, 3],
             dtype: "float32",
             layout: "torch.strided",
             pieces: Vec::new(),
             more_places: Vec::new(),
-            folder: std::sync::Arc::new(folder),
+            folder: tempfile::tempdir().expect("a folder"),
         };
         for (number, rows) in [0..2_i64, 2..4].into_iter().enumerate() {
             let pickle = Pickle::default().tensor(6, 0, &[2, 3], &[3, 1]).finish();

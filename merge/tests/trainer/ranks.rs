@@ -21,6 +21,13 @@ fn the_parts_of_two_ranks_are_the_model_that_torch_gathers() {
 }
 
 #[test]
+fn nothing_of_a_run_is_said_to_be_passed_over() {
+    for name in ["ranks", "sharded_tensors"] {
+        assert!(opened(&fixture(name)).notes().is_empty());
+    }
+}
+
+#[test]
 fn tied_tensors_of_ranks_are_one() {
     let found = opened(&fixture("ranks"));
     assert_eq!(found.name_of("head.weight"), "embed.weight");

@@ -378,3 +378,69 @@ fn place(
     }
     Ok((start, size))
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// The box of the process at `at` on a mesh.
+    fn placed(
+        shape: &[usize],
+        mesh: &[usize],
+        placements: &[Placement],
+        at: &[usize],
+    ) -> (Vec<usize>, Vec<usize>) {
+        let order = order_of(placements, mesh, None).expect("an order");
+        let mesh = Mesh {
+            shape: mesh.to_vec(),
+            ranks: Rc::from([0; 0]),
+            coordinates: at.to_vec(),
+            rank: 0,
+        };
+        place(shape, &mesh, &order).expect("a box")
+    }
+
+    #[test]
+    fn the_last_parts_are_smaller_or_empty() {
+        // What torch.chunk gives of 5 rows for 4: 2, 2, 1 and nothing.
+        let rows = |at| placed(&[5, 3], &[4], &[Placement::Shard(0)], &[at]);
+        assert_eq!(rows(0), (vec![0, 0], vec![2, 3]));
+        assert_eq!(rows(2), (vec![4, 0], vec![1, 3]));
+        assert_eq!(rows(3), (vec![5, 0], vec![0, 3]));
+    }
+
+    #[test]
+    fn two_axes_of_the_mesh_cut_one_after_the_other() {
+        use Placement::{Replicate, Shard, Strided};
+        let both = [Shard(0), Shard(0)];
+        assert_eq!(placed(&[10], &[2, 2], &both, &[1, 0]), (vec![5], vec![3]));
+        // FSDP over tensor parallelism: the second axis cuts first.
+        let strided = Strided {
+            axis: 0,
+            split_factor: 2,
+        };
+        let turned = [strided, Shard(0)];
+        assert_eq!(placed(&[10], &[2, 2], &turned, &[1, 0]), (vec![3], vec![2]));
+        assert_eq!(placed(&[10], &[2, 2], &turned, &[0, 1]), (vec![5], vec![3]));
+        let other = [Replicate, Shard(1)];
+        assert_eq!(
+            placed(&[4, 6], &[2, 3], &other, &[1, 2]),
+            (vec![0, 4], vec![4, 2])
+        );
+    }
+
+    #[test]
+    fn a_strided_part_without_what_it_is_strided_over_is_refused() {
+        let strided = |split_factor| Placement::Strided {
+            axis: 0,
+            split_factor,
+        };
+        for placements in [
+            [strided(2), Placement::Replicate],
+            [strided(3), Placement::Shard(0)],
+            [Placement::Shard(0), strided(2)],
+        ] {
+            assert!(order_of(&placements, &[2, 2], None).is_err());
+        }
+    }
+}

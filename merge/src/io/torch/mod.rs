@@ -41,7 +41,7 @@ use layout::{Layout, Storage};
 use legacy::LegacyError;
 use pickle::{Failure, PICKLE_LIMIT_BYTES};
 use source::TorchSource;
-use value::{Arena, Id};
+use value::{Arena, Id, MEMORY_LIMIT_BYTES};
 
 use crate::io::read_at::ReadAt;
 use crate::io::{Container, ObjectPath, OpenOptions, TensorSource};
@@ -85,14 +85,22 @@ impl Pickle {
     }
 }
 
-/// Reads a file that is one bare pickle.
+/// Longest file that is one bare pickle: the metadata of four million pieces.
+const PLAIN_LIMIT_BYTES: u64 = 512 << 20;
+
+/// Memory that the values of such a file may take for each of its bytes. Objects of classes take the most; a piece of a
+/// tensor takes about a dozen times its bytes.
+const MEMORY_PER_BYTE: u64 = 24;
+
+/// Reads a file that is one bare pickle. Its memory grows with the file, and with nothing that the file says.
 ///
 /// # Errors
 /// As [`open`]; `entry` is what errors call the pickle.
 pub(crate) fn read_pickle(path: &Path, entry: &str, file: &dyn ReadAt) -> Result<Pickle> {
-    let mut stream = ByteStream::new(file, 0, file.n_bytes(), PICKLE_LIMIT_BYTES);
-    let (arena, root) =
-        pickle::read(&mut stream).map_err(|failure| failed(path, entry, failure))?;
+    let mut stream = ByteStream::new(file, 0, file.n_bytes(), PLAIN_LIMIT_BYTES);
+    let memory_bytes = MEMORY_LIMIT_BYTES.max(MEMORY_PER_BYTE.saturating_mul(file.n_bytes()));
+    let (arena, root) = pickle::read_within(&mut stream, memory_bytes)
+        .map_err(|failure| failed(path, entry, failure))?;
     Ok(Pickle { arena, root })
 }
 

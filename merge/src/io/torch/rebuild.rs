@@ -66,6 +66,10 @@ pub(crate) fn call(
                 None => Value::Dict(Vec::new()),
             },
             Meaning::List => Value::List(elements(arena, parts.first().copied())?),
+            // One tuple is as good as the other, and some pickles have very many.
+            Meaning::Tuple if parts.first().is_some_and(|&part| is_tuple(arena, part)) => {
+                return Ok(Built::Value(parts[0]));
+            }
             Meaning::Tuple => Value::Tuple(elements(arena, parts.first().copied())?),
             Meaning::Set => Value::Set(elements(arena, parts.first().copied())?),
             Meaning::Arguments => Value::Tuple(parts.clone()),
@@ -118,6 +122,10 @@ fn nested_class(arena: &Arena, callable: &Global, arguments: Id) -> Option<Globa
         name: format!("{}.{inner}", outer.name).into(),
     };
     (is_getattr && is_class(&class)).then_some(class)
+}
+
+fn is_tuple(arena: &Arena, id: Id) -> bool {
+    matches!(arena.get(id), Value::Tuple(_))
 }
 
 fn few(callable: &'static str, wanted: usize, found: usize) -> PickleFault {

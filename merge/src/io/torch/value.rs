@@ -132,7 +132,7 @@ impl Value {
 }
 
 /// Memory granted to the values of one file.
-const MEMORY_LIMIT_BYTES: u64 = 128 << 20;
+pub(crate) const MEMORY_LIMIT_BYTES: u64 = 128 << 20;
 
 /// What a value costs beside its content: the enum and the allocator's own data.
 const VALUE_BYTES: u64 = 48;
@@ -144,13 +144,16 @@ pub(crate) struct Arena {
     pub(crate) tensors: Vec<TensorRecord>,
     pub(crate) storages: Vec<StorageRef>,
     n_bytes: u64,
+    limit_bytes: u64,
     /// Containers of classes whose instances have attributes.
     attributed: HashSet<Id>,
 }
 
 impl Arena {
-    pub(crate) fn new() -> Self {
+    /// An empty one that may take so much memory.
+    pub(crate) fn new(limit_bytes: u64) -> Self {
         Self {
+            limit_bytes,
             values: vec![Value::None, Value::Bool(false), Value::Bool(true)],
             tensors: Vec::new(),
             storages: Vec::new(),
@@ -178,9 +181,9 @@ impl Arena {
     /// Accounts for memory before it is taken.
     pub(crate) fn charge(&mut self, n_bytes: usize) -> Result<(), PickleFault> {
         self.n_bytes = self.n_bytes.saturating_add(n_bytes as u64);
-        if self.n_bytes > MEMORY_LIMIT_BYTES {
+        if self.n_bytes > self.limit_bytes {
             return Err(PickleFault::TooMuchMemory {
-                limit: MEMORY_LIMIT_BYTES,
+                limit: self.limit_bytes,
             });
         }
         Ok(())

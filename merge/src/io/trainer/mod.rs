@@ -131,7 +131,9 @@ pub(super) fn folder_for(file: &Path) -> Result<Option<PathBuf>> {
 /// Whether a file belongs to a model that trainers leave, by its name: as a part of it, or beside it.
 pub(super) fn is_of_model(name: &str) -> bool {
     let is_part = |kind: &&Kind| (kind.role)(name).is_some();
-    KINDS.iter().any(is_part) || BESIDE.iter().any(|start| name.starts_with(start))
+    KINDS.iter().any(is_part)
+        || ranks::is_rank(name)
+        || BESIDE.iter().any(|start| name.starts_with(start))
 }
 
 /// What users call the model that trainers left among files of these names, of a folder that is not of this machine.

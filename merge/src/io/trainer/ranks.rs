@@ -34,6 +34,11 @@ fn is_in(listing: &Listing) -> bool {
     !names::families(&listing.files).is_empty()
 }
 
+/// Whether a file is of a rank, by its name.
+pub(super) fn is_rank(name: &str) -> bool {
+    RankName::of(name).is_some()
+}
+
 fn role(name: &str) -> Option<Role> {
     let world = RankName::of(name)?.world?;
     (world > 1).then_some(Role::Part)

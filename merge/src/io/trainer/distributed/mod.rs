@@ -12,7 +12,6 @@ use std::sync::Arc;
 use super::pool::Pool;
 use super::{Kind, Listing, Opened, Role, inside};
 use crate::io::assembled::{Assembled, InPieces, Piece};
-use crate::io::folder::is_other;
 use crate::io::{
     Aliases, Container, ObjectPath, OpaqueObject, OpenOptions, PathSegment, Root, SourceFile,
     SourceInfo, TensorEntry, TensorSource, torch,
@@ -33,7 +32,8 @@ const LOADER: &str = "torch.load";
 /// The row of the table of kinds.
 pub(super) const KIND: Kind = Kind {
     name: "torch distributed checkpoint",
-    is_in: |listing| listing.has(METADATA),
+    // Other programs, too, call a file `.metadata`.
+    is_in: |listing| listing.files.iter().any(|name| name.ends_with(ENDING)),
     role,
     open,
 };
@@ -121,7 +121,7 @@ fn name(
     });
     for (entry, name) in entries.iter_mut().zip(choice.names) {
         let within = &entry.path.0[depth.unwrap_or(0).min(entry.path.0.len())..];
-        entry.name = name.filter(|_| options.root.is_some() || !is_of_optimizer(within));
+        entry.name = name.filter(|_| options.root.is_some() || !is_of_run(within));
     }
     if let Some(root) = choice.roots.first_mut() {
         let named = || entries.iter().filter(|entry| entry.name.is_some());
@@ -131,13 +131,25 @@ fn name(
     Ok((choice.roots, choice.root))
 }
 
-/// Whether a path within the weights is of an optimizer's state: under a key of its own, or flattened into one.
-fn is_of_optimizer(path: &[PathSegment]) -> bool {
+/// Beginnings of keys under which trainers keep what is no weight, beside weights that have no key of their own.
+const STATES: [&str; 7] = [
+    "optim",
+    "lr_sched",
+    "scheduler",
+    "scaler",
+    "rng_state",
+    "dataloader",
+    "train_state",
+];
+
+/// Whether a path within the weights is of the state of a run: under a key of its own, or, for an optimizer, flattened
+/// into one.
+fn is_of_run(path: &[PathSegment]) -> bool {
     match path {
         [PathSegment::Key(key)] => ["optim.", "optimizer.", "optimizers."]
             .iter()
             .any(|start| key.starts_with(start)),
-        [PathSegment::Key(key), _, ..] => key.starts_with("optim") || is_other(key),
+        [PathSegment::Key(key), _, ..] => STATES.iter().any(|start| key.starts_with(start)),
         _ => false,
     }
 }
