@@ -7,6 +7,7 @@ rows, and as one file per rank. FOLDER needs three times the size. Everything is
 wall time, peak resident memory and the ratio to `cp`.
 """
 
+import multiprocessing
 import os
 import pathlib
 import shutil
@@ -16,13 +17,6 @@ import subprocess
 import sys
 import time
 
-import torch
-import torch.distributed as dist
-import torch.distributed.checkpoint as dcp
-import torch.multiprocessing as mp
-from torch.distributed.device_mesh import init_device_mesh
-from torch.distributed.tensor import DTensor, Shard
-
 WORLD = 4
 CONSOLIDATE = (
     "import sys; from torch.distributed.checkpoint.format_utils import dcp_to_torch_save; dcp_to_torch_save(*sys.argv[1:])"
@@ -30,6 +24,13 @@ CONSOLIDATE = (
 
 
 def write(rank, folder, gigabytes, port):
+    # Not in the process that measures: what it has in memory counts as its children's.
+    import torch
+    import torch.distributed as dist
+    import torch.distributed.checkpoint as dcp
+    from torch.distributed.device_mesh import init_device_mesh
+    from torch.distributed.tensor import DTensor, Shard
+
     dist.init_process_group("gloo", init_method=f"tcp://127.0.0.1:{port}", rank=rank, world_size=WORLD)
     mesh = init_device_mesh("cpu", (WORLD,))
     torch.manual_seed(rank)
@@ -78,7 +79,13 @@ def main():
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
-    mp.spawn(write, (folder, gigabytes, port), nprocs=WORLD)
+    spawn = multiprocessing.get_context("spawn")
+    ranks = [spawn.Process(target=write, args=(rank, folder, gigabytes, port)) for rank in range(WORLD)]
+    for rank in ranks:
+        rank.start()
+    for rank in ranks:
+        rank.join()
+        assert rank.exitcode == 0, "a rank failed"
     out = folder / "out.safetensors"
     flags = ["--no-hash", "--no-sync"]
     rows = {

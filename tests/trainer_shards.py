@@ -208,6 +208,10 @@ CASES = {
 
 
 def process(rank, world, port, folder, run, settings):
+    # gloo says a line per connection.
+    quiet = os.open(os.devnull, os.O_WRONLY)
+    os.dup2(quiet, 1)
+    os.dup2(quiet, 2)
     dist.init_process_group("gloo", init_method=f"tcp://127.0.0.1:{port}", rank=rank, world_size=world)
     whole = run(folder, **settings)
     if rank == 0 and whole is not None:

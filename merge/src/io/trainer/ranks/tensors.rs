@@ -66,6 +66,9 @@ enum Held<'a> {
 /// The ranks that hold something of a tensor, by their numbers among the files.
 type Holders<'a> = Vec<(usize, Held<'a>)>;
 
+/// Parts of a tensor, with the numbers of the files that hold them.
+type Parts<'a> = Vec<(usize, &'a Part)>;
+
 /// The tensors of all ranks. One that every rank holds as a whole is one piece, of the first rank.
 ///
 /// # Errors
@@ -102,11 +105,11 @@ fn join(world: usize, ranks: &[Rank], key: &ObjectPath, holders: &Holders<'_>) -
     let info = agreed_info(ranks, key, holders)?;
     let pieces = match holders[0].1 {
         Held::Whole(index) => {
-            if let Some(lacking) = ranks.iter().enumerate().find_map(|(number, rank)| {
-                let is_there = holders.iter().any(|(other, _)| *other == number);
-                (!is_there).then_some(rank)
-            }) {
-                return Err(lacks(lacking, key));
+            // Each rank holds a path once, in the order of the ranks.
+            let mut there = holders.iter().map(|(number, _)| *number);
+            let lacking = (0..ranks.len()).find(|number| there.next() != Some(*number));
+            if let Some(lacking) = lacking {
+                return Err(lacks(&ranks[lacking], key));
             }
             let zeros = vec![0; info.shape.len()];
             vec![Piece::whole(0, index, &info.shape, &info.shape, &zeros)]
@@ -215,7 +218,7 @@ fn pieces_of(
     holders: &Holders<'_>,
 ) -> Result<Vec<Piece>> {
     // Ranks that share a mesh hold the tensor together; another mesh holds a copy of it.
-    let mut groups: BTreeMap<Option<Rc<[usize]>>, Vec<(usize, &Part)>> = BTreeMap::new();
+    let mut groups: BTreeMap<Option<Rc<[usize]>>, Parts<'_>> = BTreeMap::new();
     let mut first_group = None;
     for &(number, held) in holders {
         let (Held::Part(part), rank) = (held, &ranks[number]) else {
@@ -244,10 +247,10 @@ fn pieces_of(
             .push((number, part));
     }
     for (members, group) in &groups {
-        let holds = |rank: &usize| group.iter().any(|(number, _)| ranks[*number].rank == *rank);
+        let there: HashSet<usize> = (group.iter().map(|(number, _)| ranks[*number].rank)).collect();
         let lacking = match members {
-            Some(members) => members.iter().copied().find(|rank| !holds(rank)),
-            None => (0..world).find(|rank| !holds(rank)),
+            Some(members) => members.iter().copied().find(|rank| !there.contains(rank)),
+            None => (0..world).find(|rank| !there.contains(rank)),
         };
         if let Some(lacking) = lacking.and_then(|lacking| ranks.get(lacking)) {
             return Err(lacks(lacking, key));
