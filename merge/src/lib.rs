@@ -55,11 +55,12 @@ pub mod synth;
 pub mod verify;
 
 pub use dtype::{DType, decode_f32, decode_f64, encode_f32, encode_f64};
+pub use error::WriteFault;
 pub use error::{
     ActivationFault, AdapterFault, AssemblyFault, ConversionFault, Error, MaskFault, MergeFault,
     PlanFault, QuantizationFault,
 };
-pub use error::{RemoteFault, Result, SafetensorsFault, SplitFault, TorchFault, WriteFault};
+pub use error::{RemoteFault, Result, SafetensorsFault, SplitFault, TorchFault, TrainerFault};
 pub use expert::Expert;
 pub use group::{BlockId, ParamKind, Role, Slot};
 pub use io::{Checkpoint, ObjectPath, PathSegment, TensorInfo, TensorSource};

@@ -2,7 +2,7 @@
 
 use std::io::ErrorKind;
 
-use super::{ConversionFault, Error, MaskFault, SplitFault, TorchFault, WriteFault};
+use super::{ConversionFault, Error, MaskFault, SplitFault, TorchFault, TrainerFault, WriteFault};
 use crate::io::ZipFault;
 use crate::methods::Member;
 
@@ -121,6 +121,23 @@ impl Error {
                 Some("fetch or copy the whole folder again".into())
             }
             Self::Split(SplitFault::SeveralModels { .. }) => Some("name one of the files".into()),
+            Self::Trainer(fault) => match &**fault {
+                TrainerFault::OnePart { folder, .. } => Some(format!("name the folder: {}", folder.display())),
+                TrainerFault::SeveralKinds { .. } => Some("move the files of each into a folder of its own".into()),
+                TrainerFault::SeveralFolders { .. } => Some("name one of the folders".into()),
+                TrainerFault::Remote { .. } => Some("fetch the folder, then name it here".into()),
+                TrainerFault::MissingFile { .. } | TrainerFault::MissingRanks { .. } => {
+                    Some("fetch or copy the whole folder again".into())
+                }
+                TrainerFault::SeveralWorlds { .. } => Some("move the files of each world into a folder of its own".into()),
+                TrainerFault::PartOfTensor { .. } => {
+                    Some("put the files of all ranks into one folder, under the names that the trainer gave them".into())
+                }
+                TrainerFault::FlatParameter { .. } => {
+                    Some("save with StateDictType.SHARDED_STATE_DICT or FULL_STATE_DICT instead of the local one".into())
+                }
+                _ => None,
+            },
             Self::Write(WriteFault::NoSuchDType { .. }) => Some("write .safetensors".into()),
             Self::Write(WriteFault::CannotShard { .. }) => Some("write .safetensors or .bin".into()),
             Self::Write(WriteFault::UnknownOutput { .. }) => {

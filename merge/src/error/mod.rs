@@ -14,6 +14,7 @@ mod remote;
 mod safetensors;
 mod split;
 mod torch;
+mod trainer;
 mod write;
 
 pub use activations::ActivationFault;
@@ -28,6 +29,7 @@ pub use remote::RemoteFault;
 pub use safetensors::SafetensorsFault;
 pub use split::SplitFault;
 pub use torch::TorchFault;
+pub use trainer::TrainerFault;
 pub use write::WriteFault;
 
 use std::path::{Path, PathBuf};
@@ -136,6 +138,9 @@ pub enum Error {
     /// A model in pieces is damaged or incomplete.
     #[error(transparent)]
     Assembly(#[from] AssemblyFault),
+    /// A folder that a trainer left is damaged or incomplete.
+    #[error(transparent)]
+    Trainer(Box<TrainerFault>),
 
     // ---- reading: torch ---------------------------------------------------------------------
     /// A pickle or a zip archive is damaged or refused.
@@ -531,6 +536,12 @@ impl From<QuantizationFault> for Error {
 impl From<AdapterFault> for Error {
     fn from(fault: AdapterFault) -> Self {
         Self::Adapter(Box::new(fault))
+    }
+}
+
+impl From<TrainerFault> for Error {
+    fn from(fault: TrainerFault) -> Self {
+        Self::Trainer(Box::new(fault))
     }
 }
 

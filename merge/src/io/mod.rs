@@ -13,6 +13,7 @@ mod safetensors;
 mod sharded;
 mod source;
 mod torch;
+mod trainer;
 mod writer;
 
 pub use aliases::{ALIASES_KEY, Aliases};
@@ -29,6 +30,8 @@ pub use source::{
 pub use torch::{PickleCall, PickleFault, ScriptFault, ZipFault};
 #[doc(hidden)]
 pub use torch::{open_bytes as open_torch_bytes, walk_pickle};
+#[doc(hidden)]
+pub use trainer::walk_distributed;
 pub use writer::{
     Belongings, Contents, OutputContainer, ReadyFile, WriteOptions, Writer, check_file_target,
     check_target, lock_file, n_complete_files, write_file,
@@ -42,7 +45,7 @@ use read_at::{FileAt, ReadAt};
 
 use crate::layouts;
 use crate::remote::address;
-use crate::{Error, Result};
+use crate::{Error, Result, SplitFault, TrainerFault};
 
 /// Opens a checkpoint of any supported kind, told apart by its first bytes, not by its name. A
 /// folder stands for the model in it: its index json, or else its single model file. An address,
@@ -55,10 +58,76 @@ pub fn open(path: &Path, options: &OpenOptions) -> Result<Checkpoint> {
         return crate::remote::open(path, options);
     }
     if path.is_dir() {
-        let found = folder::model_file(path)?;
-        return Ok(open(&found.path, options)?.with_note(found.note()));
+        return open_folder(path, options);
     }
-    open_with(path, options, &open_file)
+    match trainer::folder_for(path)? {
+        Some(folder) => match trainer::open(&folder, options)? {
+            Some(opened) => whole(opened),
+            None => open_with(path, options, &open_file),
+        },
+        None => open_with(path, options, &open_file),
+    }
+}
+
+/// Opens the model of a folder: the file that loaders look for by its name, else what a trainer left in pieces, else
+/// the single file that may be a model.
+fn open_folder(path: &Path, options: &OpenOptions) -> Result<Checkpoint> {
+    let folder = &folder::snapshot(path)?;
+    let names = folder::visible_files(folder)?;
+    let in_pieces = trainer::name_in(folder)?;
+    if in_pieces.is_some()
+        && !folder::has_usual(&names)
+        && let Some(mut opened) = trainer::open(folder, options)?
+    {
+        let others = folder::other_models(&names, trainer::is_of_model);
+        let note = folder::Found {
+            path: folder.clone(),
+            passed_over: others,
+        };
+        opened.notes.extend(note.note());
+        return whole(opened);
+    }
+    let mut found = match folder::model_among(folder, &names) {
+        Err(Error::Split(SplitFault::NoModel { .. })) => {
+            match trainer::open_below(folder, options)? {
+                Some(opened) => return whole(opened),
+                None => {
+                    return Err(SplitFault::NoModel {
+                        folder: folder.clone(),
+                    }
+                    .into());
+                }
+            }
+        }
+        found => found?,
+    };
+    let kind = in_pieces.map(|kind| format!("a {kind}"));
+    found.passed_over.extend(kind);
+    Ok(open(&found.path, options)?.with_note(found.note()))
+}
+
+/// The model of a folder that is not of this machine, whose files are called `names`, sorted.
+///
+/// # Errors
+/// As [`folder::model_among`], and [`TrainerFault::Remote`] for a model in pieces.
+pub(crate) fn model_far_away(folder: &Path, names: &[String]) -> Result<folder::Found> {
+    match trainer::name_among(names) {
+        Some(kind) if !folder::has_usual(names) => Err(TrainerFault::Remote {
+            folder: folder.into(),
+            kind,
+        }
+        .into()),
+        _ => folder::model_among(folder, names),
+    }
+}
+
+/// A model that was in pieces.
+fn whole(opened: trainer::Opened) -> Result<Checkpoint> {
+    let mut checkpoint = layouts::tied(Checkpoint::new(opened.source))?;
+    for note in opened.notes {
+        checkpoint = checkpoint.with_note(Some(note));
+    }
+    Ok(checkpoint)
 }
 
 /// Opens a file, here or by its address, whatever is in it.

@@ -193,7 +193,7 @@ impl Remote {
                 }
                 let names = self.listing(&text, &store, &key)?;
                 let folder = PathBuf::from(text.trim_end_matches('/'));
-                let found = io::folder::model_among(&folder, &names)?;
+                let found = io::model_far_away(&folder, &names)?;
                 Ok(io::open_with(&found.path, options, &open)?.with_note(found.note()))
             }
             Address::Web { url } => {
@@ -220,7 +220,7 @@ impl Remote {
                 status: 404,
             }));
         }
-        io::folder::model_among(shown, &names)
+        io::model_far_away(shown, &names)
     }
 
     pub(super) fn web_file(&self, target: Target, is_fixed: bool) -> Result<Box<dyn ReadAt>> {
