@@ -3,7 +3,10 @@
 mod adapter;
 mod advice;
 mod assembly;
+mod container;
 mod conversion;
+mod export;
+mod gguf;
 mod masks;
 mod merging;
 mod merging_advice;
@@ -17,7 +20,10 @@ mod write;
 
 pub use adapter::AdapterFault;
 pub use assembly::AssemblyFault;
+pub use container::ContainerFault;
 pub use conversion::ConversionFault;
+pub use export::ExportFault;
+pub use gguf::GgufFault;
 pub use masks::MaskFault;
 pub use merging::MergeFault;
 pub use plan::PlanFault;
@@ -125,6 +131,16 @@ pub enum Error {
     /// A safetensors file is damaged.
     #[error(transparent)]
     Safetensors(#[from] SafetensorsFault),
+    /// A GGUF file is damaged, or of a kind that is not read.
+    #[error(transparent)]
+    Gguf(Box<GgufFault>),
+
+    /// A file of arrays of Flax, NumPy or ONNX is damaged, or of a kind that is not read.
+    #[error(transparent)]
+    Container(Box<ContainerFault>),
+    /// A model cannot become a GGUF file.
+    #[error(transparent)]
+    Export(Box<ExportFault>),
 
     // ---- reading: split models --------------------------------------------------------------
     /// A split model or a folder is damaged or incomplete.
@@ -508,6 +524,24 @@ pub enum Error {
 impl From<MergeFault> for Error {
     fn from(fault: MergeFault) -> Self {
         Self::Merge(Box::new(fault))
+    }
+}
+
+impl From<ContainerFault> for Error {
+    fn from(fault: ContainerFault) -> Self {
+        Self::Container(Box::new(fault))
+    }
+}
+
+impl From<ExportFault> for Error {
+    fn from(fault: ExportFault) -> Self {
+        Self::Export(Box::new(fault))
+    }
+}
+
+impl From<GgufFault> for Error {
+    fn from(fault: GgufFault) -> Self {
+        Self::Gguf(Box::new(fault))
     }
 }
 

@@ -4,20 +4,28 @@ pub(crate) mod aliases;
 mod assembled;
 mod bytes;
 mod content;
+mod flax;
 pub(crate) mod folder;
+pub(crate) mod gguf;
+mod numpy;
+mod onnx;
 mod overlaid;
 mod pairs;
+pub(crate) mod protobuf;
+mod ranges;
 pub(crate) mod read_at;
 mod safetensors;
 mod sharded;
 mod source;
 mod torch;
+mod window;
 mod writer;
 
 pub use aliases::{ALIASES_KEY, Aliases};
 pub use bytes::{FileBytes, files_in};
 pub use content::{is_no_file as not_fetched, require_fetched};
 pub(crate) use folder::model_folder;
+pub use gguf::head::GgufHead;
 pub use overlaid::{Held, overlaid};
 pub use source::{
     Checkpoint, Container, ObjectPath, OpaqueObject, OpenOptions, PathSegment, PlainValue, Root,
@@ -82,11 +90,15 @@ pub(crate) fn open_with(
         Content::Json => sharded::open(path, file.as_ref(), options, |shard| {
             // Only one level deep: an index in the place of a shard is refused.
             let (file, content) = look_at(shard)?;
-            open_single(shard, file, content, options)
+            open_single(shard, file, content, options, open_file)
         })?,
-        other => open_single(path, file, other, options)?,
+        other => open_single(path, file, other, options, open_file)?,
     };
-    layouts::tied(Checkpoint::new(source))
+    let checkpoint = match source.info().container {
+        Container::Gguf if !options.raw => crate::gguf::named(source)?,
+        _ => Checkpoint::new(source),
+    };
+    layouts::tied(checkpoint)
 }
 
 /// Opens a file of this machine.
@@ -109,9 +121,14 @@ fn open_single(
     file: Box<dyn ReadAt>,
     content: Content,
     options: &OpenOptions,
+    open_part: &dyn Fn(&Path) -> Result<Box<dyn ReadAt>>,
 ) -> Result<Box<dyn TensorSource>> {
     let looks_like = match content {
         Content::Safetensors => return safetensors::open(path, file, options),
+        Content::Gguf => return gguf::open(path, file, options, open_part),
+        Content::Numpy => return numpy::open(path, file, options),
+        Content::Flax => return flax::open(path, file, options),
+        Content::Onnx => return onnx::open(path, file, options, open_part),
         Content::Torch => return torch::open(path, file, options),
         Content::Json => "is JSON, not a model".into(),
         Content::Unknown(looks_like) => looks_like,

@@ -121,6 +121,14 @@ pub enum Container {
     TorchZip,
     /// The stream of pickles and raw storages that `torch.save` wrote before 1.6.
     TorchLegacy,
+    /// A GGUF file, or the parts of one.
+    Gguf,
+    /// A msgpack file of Flax.
+    Flax,
+    /// A NumPy array, or an archive of them.
+    Numpy,
+    /// The initializers of an ONNX model.
+    Onnx,
     /// Several files named by an index json, or a directory that holds such an index.
     Sharded,
     /// No file: the result of a merge that was kept in memory.
@@ -300,6 +308,11 @@ pub trait TensorSource: Send + Sync {
         self.tensors()[index].info.dtype
     }
 
+    /// The name of the codes that tensor `index` is stored in, where its dtype is only what they are read as.
+    fn stored_as(&self, _index: usize) -> Option<&str> {
+        None
+    }
+
     /// Whether the values of tensor `index` are not those of a file: an adapter is merged into them, codes
     /// are read as numbers, or rows stand in another order.
     fn is_computed(&self, _index: usize) -> bool {
@@ -327,6 +340,8 @@ pub trait TensorSource: Send + Sync {
 pub struct OpenOptions {
     /// The root to use instead of the one found by rule, dot-joined.
     pub root: Option<String>,
+    /// Keep the names, shapes and order of rows of a container that has its own.
+    pub raw: bool,
 }
 
 /// A checkpoint opened by [`crate::io::open`]: a source, and its tensors by name.

@@ -37,6 +37,9 @@ pub struct Args {
     /// Name of the dictionary in the file that holds the weights [default: found by rule]
     #[arg(long)]
     root: Option<String>,
+    /// Show the tensors of a GGUF file under their own names, instead of those that Hugging Face gives them
+    #[arg(long)]
+    raw: bool,
     /// Show minimum, maximum, mean, deviation, zeros and non-finite elements of each tensor
     #[arg(long)]
     stats: bool,
@@ -66,7 +69,11 @@ struct Inspection {
 
 /// Runs the verb.
 pub fn run(args: Args, output: &Output) -> Result<ExitCode> {
-    let checkpoint = open(&args.file, &OpenOptions { root: args.root })?;
+    let options = OpenOptions {
+        root: args.root,
+        raw: args.raw,
+    };
+    let checkpoint = open(&args.file, &options)?;
     output.notes_of(&checkpoint);
     let source = checkpoint.source();
     let is_alias = |entry: &TensorEntry| {
