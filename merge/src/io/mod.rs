@@ -101,6 +101,23 @@ pub(crate) fn open_with(
     layouts::tied(checkpoint)
 }
 
+/// Opens a file that is in memory, whatever it is, as tests and fuzz targets do. Files that it names are not there.
+///
+/// # Errors
+/// As [`open`].
+#[doc(hidden)]
+pub fn open_in_memory(bytes: &[u8], options: &OpenOptions) -> Result<Checkpoint> {
+    let path = Path::new("(memory)");
+    open_with(path, options, &|asked| match asked == path {
+        true => Ok(Box::new(bytes.to_vec()) as Box<dyn ReadAt>),
+        false => Err(Error::io(
+            "open",
+            asked,
+            std::io::ErrorKind::NotFound.into(),
+        )),
+    })
+}
+
 /// Opens a file of this machine.
 fn open_file(path: &Path) -> Result<Box<dyn ReadAt>> {
     let failed = |source| Error::io("open", path, source);

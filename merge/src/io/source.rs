@@ -455,6 +455,12 @@ impl Checkpoint {
         Some(self.source.stored_dtype(index))
     }
 
+    /// The name of the codes that a tensor of the chosen root is stored in; `None` if its dtype is what it is stored in.
+    #[must_use]
+    pub fn stored_as(&self, name: &str) -> Option<&str> {
+        self.source.stored_as(self.index(name)?)
+    }
+
     /// Whether the values of a tensor are computed as they are read: an adapter is merged into them, codes
     /// are read as numbers, or rows stand in another order.
     #[must_use]
