@@ -86,8 +86,11 @@ impl<'c> Settings<'c> {
     /// Programs that run GGUF files know the activation by the architecture.
     fn check_activation(&self) -> Result<()> {
         let of_gemma = ["hidden_activation", "hidden_act"];
+        let has_other = self.config.get(of_gemma[0]).is_some_and(Value::is_string);
         let (keys, allowed): (&[&str], &[&str]) = match self.architecture.has_norms_plus_one {
-            true => (&of_gemma, &["gelu_pytorch_tanh", "gelu"]),
+            true if has_other => (&of_gemma[..1], &["gelu_pytorch_tanh"]),
+            // The first Gemma's `gelu` was meant as, and is computed as, the other.
+            true => (&of_gemma[1..], &["gelu_pytorch_tanh", "gelu"]),
             false => (&of_gemma[1..], &["silu"]),
         };
         let said = keys

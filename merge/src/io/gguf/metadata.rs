@@ -3,6 +3,7 @@
 use std::fmt::Write as _;
 use std::path::Path;
 
+use super::RECORD_KEY;
 use super::cursor::Cursor;
 use crate::io::source::PlainValue;
 use crate::{GgufFault, Result};
@@ -192,7 +193,7 @@ fn read_value(cursor: &mut Cursor<'_>, key: &str) -> Result<Value> {
             return Ok(Value::One(read_scalar(cursor, kind)?));
         }
         let n_bytes = cursor.length("a string")?;
-        if n_bytes > MAX_TEXT_BYTES {
+        if n_bytes > MAX_TEXT_BYTES && key != RECORD_KEY {
             let start = cursor.at();
             cursor.skip("a string", n_bytes)?;
             return Ok(Value::LongText { start, n_bytes });
