@@ -9,8 +9,8 @@
 3. A LoRA adapter that vlmerge writes changes the weights as PEFT's does.
 """
 
-import json
 import pathlib
+import re
 import subprocess
 import sys
 import tempfile
@@ -172,6 +172,10 @@ MODELS = {
     "qwen3": (transformers.Qwen3Config, dict(num_key_value_heads=2, head_dim=24)),
     "gemma2": (transformers.Gemma2Config, dict(num_key_value_heads=2, head_dim=32, query_pre_attn_scalar=32)),
 }
+MIXED = dict(num_experts=4, num_experts_per_tok=2, moe_intermediate_size=32)
+MODELS["mixtral"] = (transformers.MixtralConfig, dict(num_key_value_heads=2, num_local_experts=4))
+MODELS["qwen2_moe"] = (transformers.Qwen2MoeConfig, dict(num_key_value_heads=2, shared_expert_intermediate_size=64, **MIXED))
+MODELS["qwen3_moe"] = (transformers.Qwen3MoeConfig, dict(num_key_value_heads=2, head_dim=16, norm_topk_prob=True, **MIXED))
 LOADED = {"llama", "llama-tied", "mistral", "qwen2", "qwen3", "gemma2"}
 
 
@@ -201,16 +205,12 @@ def model(folder, name, dtype=torch.bfloat16):
     return made
 
 
-def bits(tensor):
-    """A tensor of the reader as torch counts axes."""
-    return tensor.data
-
-
 def writing(folder):
     for name in MODELS:
         own = folder / name
         made = model(own, name)
-        state = {key: value.float().numpy() for key, value in made.state_dict().items()}
+        stored = load_file(own / "model.safetensors")
+        state = {key: value.float().numpy() for key, value in stored.items()}
         for kind in [Kind.F32, Kind.F16, Kind.BF16, Kind.Q8_0]:
             out = folder / f"{name}-{kind.name}.gguf"
             run("convert", own, out, "--outtype", kind.name.lower())
@@ -218,11 +218,24 @@ def writing(folder):
             back = folder / "back.safetensors"
             if kind != Kind.Q8_0:
                 run("convert", out, back, "--force")
-                check_back(load_file(back), made, kind, name)
+                check_back(load_file(back), stored, kind, name)
         run("convert", own, folder / "kept.gguf", "--force")
         if name in LOADED:
             check_transformers(folder, f"{name}-F32.gguf", made)
         print(f"written: {name}: bits of gguf-py{', loaded by transformers' if name in LOADED else ''}")
+
+
+# What picks experts stays in f32.
+ROUTER = r"(mlp|block_sparse_moe)\.(gate|shared_expert_gate)\.weight$"
+
+
+def stacked(state):
+    """The matrices of experts as one, as gguf-py's table of names has them."""
+    experts = {}
+    for key in sorted(state, key=lambda key: [int(part) if part.isdigit() else 0 for part in key.split(".")]):
+        parts = re.fullmatch(r"(.*experts)\.\d+\.(\w+\.weight)", key)
+        experts.setdefault(f"{parts[1]}.{parts[2]}" if parts else key, []).append(state[key])
+    return {key: np.stack(values) if ".experts." in key else values[0] for key, values in experts.items()}
 
 
 def check_file(out, name, kind, state, config):
@@ -238,7 +251,7 @@ def check_file(out, name, kind, state, config):
     assert fields["general.file_type"] == key[kind.name]
     names = gguf.get_tensor_name_map(gguf.MODEL_ARCH[arch.upper()], 2)
     found = {tensor.name: tensor for tensor in reader.tensors}
-    for key, value in state.items():
+    for key, value in stacked(state).items():
         if key == "lm_head.weight" and config.tie_word_embeddings:
             continue
         known = names.get_name(key, try_suffixes=(".weight", ".bias"))
@@ -248,7 +261,8 @@ def check_file(out, name, kind, state, config):
             value = value.reshape(heads, 2, -1, *value.shape[1:]).swapaxes(1, 2).reshape(value.shape)
         if arch == "gemma2" and key.endswith("norm.weight"):
             value = value + 1
-        wanted = kind if value.ndim > 1 else Kind.F32
+        value = value[0] if key.endswith("shared_expert_gate.weight") else value
+        wanted = kind if value.ndim > 1 and not re.search(ROUTER, key) else Kind.F32
         assert tensor.tensor_type == wanted, (key, tensor.tensor_type)
         assert list(tensor.shape)[::-1] == list(value.shape)
         same(np.array(tensor.data).view(np.uint8).reshape(-1),
@@ -261,12 +275,12 @@ def check_file(out, name, kind, state, config):
     assert not found, list(found)
 
 
-def check_back(own, made, kind, name):
+def check_back(own, stored, kind, name):
     """The file read again has the names of Hugging Face and its bits, rounded as the file is."""
-    state = made.state_dict()
+    state = dict(stored)
     for key, value in own.items():
         wanted = state.pop(key).float()
-        if value.dim() > 1:
+        if value.dim() > 1 and not re.search(ROUTER, key):
             wanted = wanted.to({Kind.F32: torch.float32, Kind.F16: torch.float16, Kind.BF16: torch.bfloat16}[kind])
         elif name == "gemma2":
             wanted = (wanted + 1) - 1

@@ -30,6 +30,16 @@ pub enum ExportFault {
         /// The architecture.
         architecture: &'static str,
     },
+    /// Experts of one mixture that are not alike.
+    #[error("{}: `{key}` and `{other}` are of one mixture, and differ in shape or dtype", path.display())]
+    Experts {
+        /// The model.
+        path: PathBuf,
+        /// The tensor of the first expert.
+        key: String,
+        /// That of another.
+        other: String,
+    },
     /// A setting that is missing, or that a GGUF file cannot say.
     #[error("{}: config.json has `{key}` as {found}, and a GGUF file needs {wanted}", path.display())]
     Setting {

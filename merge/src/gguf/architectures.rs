@@ -289,7 +289,6 @@ static ARCHITECTURES: [Architecture; 15] = [
         model_type: "mixtral",
         rows: &[AROUND, ATTENTION, SECOND_NORM, MIXTRAL_EXPERTS],
         is_turned: true,
-        is_written: false,
         ..PLAIN
     },
     Architecture {
@@ -307,14 +306,12 @@ static ARCHITECTURES: [Architecture; 15] = [
         name: "qwen2moe",
         model_type: "qwen2_moe",
         rows: &[AROUND, ATTENTION, SECOND_NORM, EXPERTS, SHARED_EXPERT],
-        is_written: false,
         ..PLAIN
     },
     Architecture {
         name: "qwen3moe",
         model_type: "qwen3_moe",
         rows: &[AROUND, ATTENTION, HEAD_NORMS, SECOND_NORM, EXPERTS],
-        is_written: false,
         ..PLAIN
     },
     Architecture {

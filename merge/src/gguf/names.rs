@@ -7,6 +7,7 @@ use super::architectures::{Architecture, Row};
 pub(super) struct Parsed<'n> {
     pub(super) row: Row,
     pub(super) block: Option<usize>,
+    pub(super) expert: Option<usize>,
     /// `.weight`, `.bias`, or nothing.
     pub(super) ending: &'n str,
 }
@@ -21,6 +22,11 @@ impl Parsed<'_> {
     /// The name in GGUF.
     pub(super) fn gguf(&self) -> String {
         filled(self.row.0, self.block) + self.ending
+    }
+
+    /// Whether it picks experts: such matrices are small, and stay in f32.
+    pub(super) fn is_of_router(&self) -> bool {
+        self.row.0.contains(".ffn_gate_inp")
     }
 
     /// Whether the tensor of GGUF has the matrices of all experts.
@@ -57,10 +63,11 @@ fn parse<'n>(
     let rows = architecture.rows.iter().copied().flatten();
     let (module, ending) = split(name);
     rows.filter_map(|row| {
-        let block = number_in(module, side(row))?;
+        let (block, expert) = numbers_in(module, side(row))?;
         Some(Parsed {
             row: *row,
             block,
+            expert,
             ending,
         })
     })
@@ -77,19 +84,20 @@ fn split(name: &str) -> (&str, &str) {
     (name, "")
 }
 
-/// The number in the place of `{n}`, if the pattern has one; `None` if the module is not of the pattern.
-fn number_in(module: &str, pattern: &str) -> Option<Option<usize>> {
-    let mut block = None;
+/// The numbers in the places of `{n}` and `{e}`, if the pattern has them; `None` if the module is not of the pattern.
+fn numbers_in(module: &str, pattern: &str) -> Option<(Option<usize>, Option<usize>)> {
+    let (mut block, mut expert) = (None, None);
     let mut parts = module.split('.');
     for wanted in pattern.split('.') {
         let part = parts.next()?;
         match wanted {
             "{n}" => block = Some(number(part)?),
+            "{e}" => expert = Some(number(part)?),
             _ if part == wanted => {}
             _ => return None,
         }
     }
-    parts.next().is_none().then_some(block)
+    parts.next().is_none().then_some((block, expert))
 }
 
 /// A number as names spell it: no sign, no zero before it.

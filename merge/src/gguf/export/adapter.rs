@@ -7,7 +7,7 @@ use std::sync::Arc;
 
 use super::super::names;
 use super::settings::Settings;
-use super::view::Export;
+use super::view::{Export, Wanted};
 use super::{GgufType, QUANTIZATION_VERSION, name_of, planned};
 use crate::beside::Companions;
 use crate::io::GgufHead;
@@ -49,6 +49,8 @@ impl AdapterExport {
         for factors in &adapter.factors {
             let weight = format!("{}.weight", factors.module);
             let parsed = names::of_hugging_face(settings.architecture, &weight);
+            // Factors of experts would be one tensor of all of them.
+            let parsed = parsed.filter(|parsed| parsed.expert.is_none());
             let parsed = parsed.ok_or_else(|| ExportFault::UnknownTensor {
                 path: folder.into(),
                 key: factors.first.clone(),
@@ -66,8 +68,16 @@ impl AdapterExport {
                 let dtype = self.kind.dtype(info.dtype);
                 let fills = info.shape.last().is_some_and(|&width| export.fills(width));
                 let is_coded = self.kind == GgufType::Q8_0 && fills;
-                let name = format!("{}.{ending}", parsed.gguf());
-                export.add(key, name, dtype, is_coded, turned, false)?;
+                let wanted = Wanted {
+                    name: format!("{}.{ending}", parsed.gguf()),
+                    dtype,
+                    is_coded,
+                    turned,
+                    plus_one: false,
+                    others: None,
+                    is_row: false,
+                };
+                export.add(key, wanted)?;
             }
         }
         head.u32("general.file_type", self.kind.file_type(export.most()));

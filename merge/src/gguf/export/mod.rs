@@ -14,8 +14,8 @@ use std::sync::Arc;
 use serde_json::Value;
 
 use self::settings::Settings;
-use self::view::{Export, Made};
-use super::architectures::Architecture;
+use self::view::{Export, Made, Wanted};
+use super::architectures::{Architecture, SHARED_EXPERT_GATE};
 use super::names;
 use crate::beside::Companions;
 use crate::convert::Conversion;
@@ -168,25 +168,38 @@ impl GgufExport {
             }
             let parsed = names::of_hugging_face(settings.architecture, key).ok_or_else(unknown)?;
             let turned = settings.turned(source.path(), key, parsed.row.1, &info.shape)?;
+            // The first expert stands for all.
+            if let Some(expert @ 1..) = parsed.expert {
+                if expert >= settings.n_experts() {
+                    return Err(unknown().into());
+                }
+                continue;
+            }
+            let others = match parsed.expert {
+                Some(_) => Some(settings.other_experts(&parsed)),
+                None => None,
+            };
             let is_norm = parsed.row.1.ends_with("norm") && parsed.ending == ".weight";
             let plus_one = settings.architecture.has_norms_plus_one && is_norm;
             let stored = source.stored_dtype(key).unwrap_or(info.dtype);
             let fills = (info.shape.last()).is_some_and(|&width| export.fills(width));
-            let is_matrix = info.shape.len() > 1;
+            let is_matrix = info.shape.len() > 1 && !parsed.is_of_router();
             let dtype = match is_matrix {
                 false => DType::F32,
                 true => self.kind.dtype(stored),
             };
             let is_coded = is_matrix && self.kind == GgufType::Q8_0;
             n_unfilled += usize::from(is_coded && !fills);
-            export.add(
-                key,
-                parsed.gguf(),
+            let wanted = Wanted {
+                name: parsed.gguf(),
                 dtype,
-                is_coded && fills,
+                is_coded: is_coded && fills,
                 turned,
                 plus_one,
-            )?;
+                others,
+                is_row: parsed.row.1 == SHARED_EXPERT_GATE,
+            };
+            export.add(key, wanted)?;
         }
         Ok(n_unfilled)
     }

@@ -7,6 +7,7 @@ use std::path::{Path, PathBuf};
 use serde_json::Value;
 
 use super::super::architectures::Architecture;
+use super::super::names::Parsed;
 use super::super::turned::Turned;
 use super::rope::{self, Rope};
 use super::{architecture_of, integer};
@@ -22,6 +23,8 @@ pub(super) struct Settings<'c> {
     key_heads: usize,
     head_width: usize,
     rope: Rope,
+    /// Experts of a mixture; none of a dense model.
+    n_experts: usize,
 }
 
 /// Settings under which a model computes otherwise than programs that run GGUF files: they must be absent, null, or this.
@@ -53,6 +56,7 @@ impl<'c> Settings<'c> {
             key_heads: 0,
             head_width: 0,
             rope: Rope::new(path, config, architecture)?,
+            n_experts: 0,
         };
         settings.heads = settings.count("num_attention_heads")? as usize;
         settings.key_heads = match config.get("num_key_value_heads") {
@@ -63,6 +67,10 @@ impl<'c> Settings<'c> {
             None | Some(Value::Null) => settings.count("hidden_size")? as usize / settings.heads,
             Some(_) => settings.count("head_dim")? as usize,
         };
+        if let Some(key) = settings.experts_key() {
+            settings.n_experts = settings.count(key)? as usize;
+            settings.check_routing()?;
+        }
         settings.check_activation()?;
         settings.check_scale()?;
         Ok(settings)
@@ -126,6 +134,40 @@ impl<'c> Settings<'c> {
         }
     }
 
+    /// The setting with the number of experts.
+    fn experts_key(&self) -> Option<&'static str> {
+        match self.architecture.model_type {
+            "mixtral" => Some("num_local_experts"),
+            "qwen2_moe" | "qwen3_moe" => Some("num_experts"),
+            _ => None,
+        }
+    }
+
+    /// Programs that run GGUF files know by the architecture whether the shares of the chosen experts sum to 1.
+    fn check_routing(&self) -> Result<()> {
+        let sums_to_one = self.config.get("norm_topk_prob") == Some(&Value::Bool(true));
+        let expected = match self.architecture.model_type {
+            "qwen2_moe" => false,
+            "qwen3_moe" => true,
+            _ => return Ok(()),
+        };
+        match sums_to_one == expected {
+            true => Ok(()),
+            false => Err(self.refused("norm_topk_prob", &expected.to_string())),
+        }
+    }
+
+    /// Experts of a mixture.
+    pub(super) const fn n_experts(&self) -> usize {
+        self.n_experts
+    }
+
+    /// The names of a tensor of the second expert and those behind it.
+    pub(super) fn other_experts(&self, parsed: &Parsed<'_>) -> Vec<String> {
+        let others = 1..self.n_experts;
+        others.map(|expert| parsed.hugging_face(expert)).collect()
+    }
+
     /// Writes the entries of the architecture.
     ///
     /// # Errors
@@ -152,6 +194,19 @@ impl<'c> Settings<'c> {
             head.u32(&key("rope.dimension_count"), self.head_width as u32);
         }
         self.rope.write(name, head);
+        if self.n_experts > 0 {
+            head.u32(&key("expert_count"), self.n_experts as u32);
+            let used = self.count("num_experts_per_tok")?;
+            head.u32(&key("expert_used_count"), used);
+        }
+        if self.architecture.model_type != "mixtral" && self.n_experts > 0 {
+            let width = self.count("moe_intermediate_size")?;
+            head.u32(&key("expert_feed_forward_length"), width);
+        }
+        if name == "qwen2moe" {
+            let width = self.count("shared_expert_intermediate_size")?;
+            head.u32(&key("expert_shared_feed_forward_length"), width);
+        }
         if name == "gemma2" {
             for setting in ["attn_logit_softcapping", "final_logit_softcapping"] {
                 head.f32(&key(setting), self.number(setting)? as f32);

@@ -21,6 +21,9 @@ enum Form {
 /// A tensor of the model, and what becomes of it.
 struct Origin {
     key: String,
+    /// Tensors behind it that make one of it, as those of experts do.
+    others: Vec<String>,
+    /// What it is with the others.
     info: TensorInfo,
     form: Form,
     turned: Option<Turned>,
@@ -36,6 +39,24 @@ pub(super) struct Made {
 enum Own {
     Origin(Origin),
     Made(Vec<f32>),
+}
+
+/// What a tensor of the model becomes.
+pub(super) struct Wanted {
+    /// Its name in GGUF.
+    pub(super) name: String,
+    /// Its dtype, unless it is coded.
+    pub(super) dtype: DType,
+    /// Whether it is in blocks.
+    pub(super) is_coded: bool,
+    /// The order of its rows, if it is another one.
+    pub(super) turned: Option<Turned>,
+    /// Whether one is added to its elements.
+    pub(super) plus_one: bool,
+    /// Of experts, the tensors of the second and those behind it.
+    pub(super) others: Option<Vec<String>>,
+    /// Whether it is a matrix of one row that becomes the row.
+    pub(super) is_row: bool,
 }
 
 /// A view under construction.
@@ -61,17 +82,37 @@ impl Export {
         width > 0 && width.is_multiple_of(Q8_0_ELEMENTS)
     }
 
-    /// Adds the tensor `key` as `name`, in `dtype` or, where it is coded, in blocks.
-    pub(super) fn add(
-        &mut self,
-        key: &str,
-        name: String,
-        dtype: DType,
-        is_coded: bool,
-        turned: Option<Turned>,
-        plus_one: bool,
-    ) -> Result<()> {
-        let info = self.source.require(key)?.clone();
+    /// Adds the tensor `key`.
+    ///
+    /// # Errors
+    /// [`ExportFault::Experts`] where other experts have another shape or dtype.
+    pub(super) fn add(&mut self, key: &str, wanted: Wanted) -> Result<()> {
+        let Wanted {
+            name,
+            dtype,
+            is_coded,
+            turned,
+            plus_one,
+            others,
+            is_row,
+        } = wanted;
+        let mut info = self.source.require(key)?.clone();
+        for other in others.iter().flatten() {
+            if *self.source.require(other)? != info {
+                return Err(ExportFault::Experts {
+                    path: self.source.path().into(),
+                    key: key.to_owned(),
+                    other: other.clone(),
+                }
+                .into());
+            }
+        }
+        if let Some(others) = &others {
+            info.shape.insert(0, 1 + others.len());
+        }
+        if is_row && info.shape.first() == Some(&1) {
+            info.shape.remove(0);
+        }
         let form = match is_coded {
             true => Form::Blocks,
             false => Form::Plain(dtype),
@@ -93,6 +134,7 @@ impl Export {
         };
         let origin = Origin {
             key: key.to_owned(),
+            others: others.unwrap_or_default(),
             info,
             form,
             turned,
@@ -158,7 +200,7 @@ impl Origin {
     /// Reads elements `first..` in the order of rows of GGUF, as they are stored.
     fn stored(&self, source: &Checkpoint, first: usize, out: &mut [u8]) -> Result<()> {
         let Some(turned) = self.turned else {
-            return source.read(&self.key, first, out);
+            return self.of_experts(source, first, out);
         };
         let width: usize = self.info.shape[1..].iter().product();
         let size = self.info.dtype.size_bytes();
@@ -168,6 +210,28 @@ impl Origin {
             let n = (width - column).min(rest.len() / size);
             let (part, after) = rest.split_at_mut(n * size);
             source.read(&self.key, turned.in_halves(row) * width + column, part)?;
+            (at, rest) = (at + n, after);
+        }
+        Ok(())
+    }
+
+    /// Reads elements `first..` of the tensors one behind the other.
+    fn of_experts(&self, source: &Checkpoint, first: usize, out: &mut [u8]) -> Result<()> {
+        if self.others.is_empty() {
+            return source.read(&self.key, first, out);
+        }
+        let n_elements = self.info.n_elements() / (1 + self.others.len());
+        let size = self.info.dtype.size_bytes();
+        let (mut at, mut rest) = (first, out);
+        while !rest.is_empty() {
+            let (expert, within) = (at / n_elements, at % n_elements);
+            let n = (n_elements - within).min(rest.len() / size);
+            let (part, after) = rest.split_at_mut(n * size);
+            let key = match expert {
+                0 => &self.key,
+                _ => &self.others[expert - 1],
+            };
+            source.read(key, within, part)?;
             (at, rest) = (at + n, after);
         }
         Ok(())
@@ -262,7 +326,8 @@ impl TensorSource for View {
         match &self.own[index] {
             Own::Made(_) => true,
             Own::Origin(of) => {
-                !of.is_stored() || of.turned.is_some() || self.source.is_computed(&of.key)
+                let is_one = of.turned.is_none() && of.others.is_empty();
+                !of.is_stored() || !is_one || self.source.is_computed(&of.key)
             }
         }
     }
