@@ -1,4 +1,4 @@
-"""Containers of arrays as their libraries write them: Flax's msgpack, NumPy's files, ONNX, Keras 3's HDF5.
+"""Containers of arrays as their libraries write them: Flax's msgpack, NumPy's files, ONNX, in their own names.
 
     tests/with_torch.sh tests/containers.py target/release/vlmerge
 
