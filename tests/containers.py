@@ -1,4 +1,4 @@
-"""Containers of arrays as their libraries write them: Flax's msgpack, NumPy's files, ONNX, in their own names.
+"""Containers of arrays as their libraries write them: Flax's msgpack, NumPy's files, ONNX.
 
     tests/with_torch.sh tests/containers.py target/release/vlmerge
 

@@ -157,6 +157,40 @@ def compare(folder, expected, bf16):
             same(own[name].numpy(), expected[name].astype(np.float32), name)
 
 
+def pictures(folder):
+    """The image tower of LLaVA with its projector, as llama.cpp's table of names has them; and as the first converters,
+    which called the layers of MLPs the other way round."""
+    names = gguf.get_tensor_name_map(gguf.MODEL_ARCH.MMPROJ, 2)
+    tower = transformers.CLIPVisionModel(transformers.CLIPVisionConfig(
+        hidden_size=32, intermediate_size=48, num_hidden_layers=2, num_attention_heads=2, image_size=32, patch_size=8))
+    state = {f"vision_tower.{key if key.startswith('vision_model.') else 'vision_model.' + key}": value.numpy()
+             for key, value in tower.state_dict().items() if "position_ids" not in key}
+    for layer, shape in [(1, (40, 32)), (2, (40, 40))]:
+        state[f"multi_modal_projector.linear_{layer}.weight"] = rng.normal(size=shape).astype(np.float32)
+        state[f"multi_modal_projector.linear_{layer}.bias"] = rng.normal(size=shape[:1]).astype(np.float32)
+    for is_old in [False, True]:
+        writer = gguf.GGUFWriter(folder / "mmproj.gguf", "clip")
+        writer.add_string("clip.projector_type", "mlp")
+        for key, value in state.items():
+            # The converter of LLaVA calls the layers of its projector by their places in a list.
+            parts = re.fullmatch(r"multi_modal_projector.linear_(\d)(.*)", key)
+            name = f"mm.{2 * int(parts[1]) - 2}{parts[2]}" if parts else names.get_name(key, (".weight", ".bias"))
+            assert name, key
+            if is_old and "ffn_" in name:
+                name = name.replace("ffn_up", "ffn_x").replace("ffn_down", "ffn_up").replace("ffn_x", "ffn_down")
+            writer.add_tensor(name, value)
+        writer.write_header_to_file()
+        writer.write_kv_data_to_file()
+        writer.write_tensors_to_file()
+        writer.close()
+        run("convert", folder / "mmproj.gguf", folder / "tower.safetensors", "--force")
+        own = load_file(folder / "tower.safetensors")
+        assert sorted(own) == sorted(state), set(own) ^ set(state)
+        for key, value in own.items():
+            same(value.numpy(), state[key], key)
+    print("read: the image tower of LLaVA under its names")
+
+
 # ---- writing ------------------------------------------------------------------------------------------------------
 
 SIZES = dict(hidden_size=64, intermediate_size=96, num_hidden_layers=2, num_attention_heads=4, vocab_size=320,
@@ -342,5 +376,6 @@ def adapters(folder):
 with tempfile.TemporaryDirectory() as folder:
     folder = pathlib.Path(folder)
     reading(folder)
+    pictures(folder)
     writing(folder)
     adapters(folder)

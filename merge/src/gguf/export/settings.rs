@@ -136,11 +136,12 @@ impl<'c> Settings<'c> {
 
     /// The setting with the number of experts.
     fn experts_key(&self) -> Option<&'static str> {
-        match self.architecture.model_type {
-            "mixtral" => Some("num_local_experts"),
-            "qwen2_moe" | "qwen3_moe" => Some("num_experts"),
-            _ => None,
-        }
+        let is_mixture =
+            ["mixtral", "qwen2_moe", "qwen3_moe"].contains(&self.architecture.model_type);
+        // Newer programs write the first for all of them.
+        let keys = ["num_local_experts", "num_experts"];
+        let said = keys.into_iter().find(|key| self.config.get(key).is_some());
+        is_mixture.then(|| said.unwrap_or(keys[0]))
     }
 
     /// Programs that run GGUF files know by the architecture whether the shares of the chosen experts sum to 1.
