@@ -2,7 +2,7 @@
 //!
 //! A GGUF file of a known architecture is opened as the model that it was made of: names and shapes are those of the
 //! Hugging Face folder, rows that llama.cpp has in another order are in their own again, and what is only computed from
-//! the settings is left out. [`export`] goes the other way.
+//! the settings is left out. [`GgufExport`] and [`AdapterExport`] go the other way.
 //!
 //! | module | holds |
 //! |---|---|

@@ -175,10 +175,7 @@ impl GgufExport {
                 }
                 continue;
             }
-            let others = match parsed.expert {
-                Some(_) => Some(settings.other_experts(&parsed)),
-                None => None,
-            };
+            let others = parsed.expert.map(|_| settings.other_experts(&parsed));
             let is_norm = parsed.row.1.ends_with("norm") && parsed.ending == ".weight";
             let plus_one = settings.architecture.has_norms_plus_one && is_norm;
             let stored = source.stored_dtype(key).unwrap_or(info.dtype);

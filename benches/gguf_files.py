@@ -2,7 +2,7 @@
 """Times GGUF files of half a billion parameters, written and read, with cp beside them, in turn, in one run.
 
     cargo build --release
-    tests/with_torch.sh benches/gguf.py target/release/vlmerge FOLDER [ROUNDS]
+    tests/with_torch.sh benches/gguf_files.py target/release/vlmerge FOLDER [ROUNDS]
 
 FOLDER needs about 6 GB. The model has random weights in bf16 (1 GB); that of Q4_K has random blocks, which gguf-py does not
 make of numbers. `cp` copies as many bytes as are written. Everything is read from a warm page cache, without hashes and
