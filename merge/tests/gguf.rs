@@ -517,7 +517,7 @@ fn a_gguf_file_of_a_merge_is_refused_before_any_work() {
         &RunOptions::default(),
         &Silent,
     );
-    let fault = fault.err().expect("refused");
+    let fault = fault.expect_err("refused");
     assert!(
         matches!(fault, Error::Write(WriteFault::GgufWithoutSettings { .. })),
         "{fault}"

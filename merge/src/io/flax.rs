@@ -197,14 +197,18 @@ impl Reader<'_> {
                     for _ in 0..n {
                         self.text("the number of an axis")?;
                         let size = self.size()?;
-                        chunks.as_mut().map(|(shape, _)| shape.push(size));
+                        if let Some((shape, _)) = &mut chunks {
+                            shape.push(size);
+                        }
                     }
                 }
                 Item::Map(n) if is_of_chunks => {
                     let before = self.arrays.len();
                     self.map(n, names)?;
                     let parts = self.arrays.split_off(before);
-                    chunks.as_mut().map(|(_, all)| all.extend(parts));
+                    if let Some((_, all)) = &mut chunks {
+                        all.extend(parts);
+                    }
                 }
                 Item::Map(n) => self.map(n, names)?,
                 Item::Extension(kind, n_bytes) => self.array(kind, n_bytes, names)?,
