@@ -33,6 +33,7 @@ pub mod diff;
 pub mod distance;
 pub mod execute;
 pub mod fisher;
+pub mod gguf;
 pub mod gram;
 pub mod io;
 pub mod layouts;
@@ -57,8 +58,8 @@ pub mod verify;
 pub use dtype::{DType, decode_f32, decode_f64, encode_f32, encode_f64};
 pub use error::WriteFault;
 pub use error::{
-    ActivationFault, AdapterFault, AssemblyFault, ConversionFault, Error, MaskFault, MergeFault,
-    PlanFault, QuantizationFault,
+    ActivationFault, AdapterFault, AssemblyFault, ContainerFault, ConversionFault, Error,
+    ExportFault, GgufFault, MaskFault, MergeFault, PlanFault, QuantizationFault,
 };
 pub use error::{RemoteFault, Result, SafetensorsFault, SplitFault, TorchFault, TrainerFault};
 pub use expert::Expert;

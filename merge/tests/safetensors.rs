@@ -72,6 +72,7 @@ fn a_root_is_refused_where_names_do_not_nest() {
     fs::write(&path, b"\x02\0\0\0\0\0\0\0{}").expect("a file");
     let root = |root: &str| OpenOptions {
         root: Some(root.to_owned()),
+        ..OpenOptions::default()
     };
     assert!(open(&path, &root("")).is_ok());
     let fault = open(&path, &root("model")).err().expect("refused");

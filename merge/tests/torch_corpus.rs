@@ -40,12 +40,14 @@ fn the_weights_of_a_lightning_file_are_its_state_dict() {
 
     let options = OpenOptions {
         root: Some("optimizer_states.0.state".into()),
+        ..OpenOptions::default()
     };
     let moments = merge::io::open(&path, &options).expect("this root exists");
     assert!(moments.get("0.exp_avg").is_some());
 
     let options = OpenOptions {
         root: Some("weights".into()),
+        ..OpenOptions::default()
     };
     let error = merge::io::open(&path, &options)
         .err()

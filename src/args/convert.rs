@@ -40,7 +40,13 @@ pub fn open_source(
     root: Option<String>,
     output: &Output,
 ) -> merge::Result<Arc<Checkpoint>> {
-    let source = open(path, &OpenOptions { root })?;
+    let source = open(
+        path,
+        &OpenOptions {
+            root,
+            ..OpenOptions::default()
+        },
+    )?;
     output.notes_of(&source);
     let info = source.info();
     let others = info.values.len() + info.opaque.len();

@@ -4,6 +4,7 @@ pub mod convert;
 pub mod data;
 pub mod experts;
 pub mod flm;
+pub mod gguf;
 pub mod global;
 pub mod merge;
 pub mod model;

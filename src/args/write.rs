@@ -17,7 +17,7 @@ pub struct WriteArgs {
     /// Split into files of at most this size, e.g. 2GB or 500MiB, with an index
     #[arg(long, visible_alias = "shard-size", value_name = "SIZE", value_parser = parse_size)]
     pub max_shard_size: Option<u64>,
-    /// Kind of file [default: by its ending: .safetensors, .pt, .pth, .bin, .ckpt]
+    /// Kind of file [default: by its ending: .safetensors, .pt, .pth, .bin, .ckpt, .gguf]
     #[arg(long, value_enum, value_name = "KIND")]
     pub container: Option<ContainerArg>,
     /// Replace an existing target
@@ -108,6 +108,8 @@ pub enum ContainerArg {
     Lightning,
     /// PyTorch zip with the weights under `model`, as EVE's
     Model,
+    /// GGUF, of a model folder of Hugging Face
+    Gguf,
 }
 
 impl From<ContainerArg> for OutputContainer {
@@ -117,6 +119,7 @@ impl From<ContainerArg> for OutputContainer {
             ContainerArg::Torch => Self::Torch,
             ContainerArg::Lightning => Self::TorchLightning,
             ContainerArg::Model => Self::TorchModel,
+            ContainerArg::Gguf => Self::Gguf,
         }
     }
 }

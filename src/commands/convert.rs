@@ -13,9 +13,10 @@ use merge::{Checkpoint, Layout, MergePlan, MergeRecipe, quantized};
 
 use crate::args::convert::{ResizeArg, open_source};
 use crate::args::experts::ExpertsArgs;
+use crate::args::gguf::{GgufArgs, is_gguf};
 use crate::args::number::{Colors, parse_colors, parse_positive};
 use crate::args::write::{DTypeArg, WriteArgs};
-use crate::output::Output;
+use crate::output::{Output, UsageError};
 use crate::plan_view;
 
 const EXAMPLES: &str = "\
@@ -33,6 +34,9 @@ Examples:
   vlmerge convert model.ckpt coco.safetensors --image-size 384       tables for a larger image
   vlmerge convert step-1000/ model.safetensors                       pieces of FSDP ranks as one
   vlmerge convert fp8/ bf16/ --dequantize                            codes and scales as numbers
+  vlmerge convert model.gguf hf.safetensors --dtype f16              names of Hugging Face
+  vlmerge convert qwen/ qwen.gguf --outtype q8_0                     as llama.cpp's converter
+  vlmerge convert adapter/ adapter.gguf --base qwen/                 a LoRA in PEFT's form
   vlmerge convert model.ckpt nlvr2.safetensors --image-size 384 --nlvr2 --dry-run";
 
 /// Flags of `vlmerge convert`.
@@ -94,6 +98,8 @@ pub struct Args {
     #[command(flatten)]
     experts: ExpertsArgs,
     #[command(flatten)]
+    gguf: GgufArgs,
+    #[command(flatten)]
     write: WriteArgs,
 }
 
@@ -130,6 +136,26 @@ enum ModuleArg {
 }
 
 impl Args {
+    /// A flag that says what a GGUF file does not have.
+    fn not_of_gguf(&self) -> Option<&'static str> {
+        let flags = [
+            (self.to.is_some(), "--to"),
+            (self.module.is_some(), "--module"),
+            (self.image_size.is_some(), "--image-size"),
+            (self.text_len.is_some(), "--text-len"),
+            (self.nlvr2, "--nlvr2"),
+            (self.keep_derived, "--keep-derived"),
+            (self.experts.is_given(), "--experts"),
+            (self.image_heads.is_some(), "--image-heads"),
+            (self.text_heads.is_some(), "--text-heads"),
+            (self.temperature.is_some(), "--temperature"),
+            (self.image_mean.is_some(), "--image-mean"),
+            (self.image_deviation.is_some(), "--image-deviation"),
+        ];
+        let mut given = flags.into_iter().filter(|(is_given, _)| *is_given);
+        given.next().map(|(_, flag)| flag)
+    }
+
     /// The facts about two towers in the output's record.
     fn facts(&self) -> ModelRecord {
         let facts = ModelRecord {
@@ -149,6 +175,21 @@ impl Args {
 
 /// Runs the verb.
 pub fn run(args: Args, output: &Output) -> Result<ExitCode> {
+    if args
+        .out
+        .as_ref()
+        .is_some_and(|out| is_gguf(out, &args.write))
+    {
+        if let Some(flag) = args.not_of_gguf() {
+            return Err(UsageError(format!("{flag} is not for GGUF files")).into());
+        }
+        let (root, dequantize) = (args.root.clone(), args.dequantize);
+        let plan = (args.gguf).plan(&args.input, root, dequantize, &args.write, output)?;
+        return plan_view::carry_out(&plan, args.out, &args.write, false, output);
+    }
+    if let Some(flag) = args.gguf.given() {
+        return Err(UsageError(format!("{flag} is for GGUF files, which end in .gguf")).into());
+    }
     let mut source = open_source(&args.input, args.root.clone(), output)?;
     let conversion = Conversion {
         spelling: args.to.map(|to| match to {

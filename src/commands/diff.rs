@@ -37,7 +37,8 @@ pub struct Args {
     /// Compare names, shapes and dtypes only
     #[arg(long, conflicts_with = "tolerance")]
     headers_only: bool,
-    /// Compare the stored codes of quantized weights, not the numbers that they stand for
+    /// Compare the stored codes of quantized weights, not the numbers that they stand for, and tensors of GGUF files under
+    /// their own names
     #[arg(long)]
     raw: bool,
     /// Name of the dictionary in the first file that holds the weights [default: found by rule]
@@ -54,7 +55,10 @@ pub fn run(args: Args, output: &Output) -> Result<ExitCode> {
         return Err(UsageError("--tolerance must not be negative".into()).into());
     }
     let open = |path: &Path, root: &Option<String>| {
-        let options = OpenOptions { root: root.clone() };
+        let options = OpenOptions {
+            root: root.clone(),
+            raw: args.raw,
+        };
         match args.raw {
             true => merge::io::open(path, &options).map(Arc::new),
             false => merge::quantized::open(path, &options),

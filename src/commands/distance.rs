@@ -107,6 +107,7 @@ pub fn run(args: Args, output: &Output) -> Result<ExitCode> {
     }
     let options = OpenOptions {
         root: args.root.clone(),
+        ..OpenOptions::default()
     };
     let input = open(&args.input, &options)?;
     output.notes_of(&input);

@@ -2,12 +2,13 @@
 
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 
 use serde::Serialize;
 use serde_json::Value;
 use travel::{Files, fits, is_below, travelling};
 
-use crate::io::{self, SourceFile, model_folder};
+use crate::io::{self, GgufHead, SourceFile, model_folder};
 use crate::remote::{self, address::is_address};
 use crate::{Error, MergeFault, Result};
 
@@ -117,6 +118,8 @@ pub struct Beside {
     pub weights: Option<&'static str>,
     /// The files beside the models as they were before the first of them was read.
     pub(crate) seen: Vec<SourceFile>,
+    /// What the output says beside its tensors if it is a GGUF file.
+    pub(crate) gguf: Option<Arc<GgufHead>>,
 }
 
 /// The companion files of one model.

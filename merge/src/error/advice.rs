@@ -61,6 +61,8 @@ impl Error {
                 Some("`vlmerge merge RECIPE --out FILE --masks FILE` writes both, with provenance".into())
             }
             Self::Adapter(fault) => fault.hint().map(str::to_owned),
+            Self::Export(fault) => fault.hint().map(str::to_owned),
+            Self::Gguf(fault) => fault.hint().map(str::to_owned),
             Self::Quantization(fault) => fault.hint().map(str::to_owned),
             Self::Remote(fault) => fault.hint().map(str::to_owned),
             Self::Several(faults) => faults.iter().find_map(Self::hint),

@@ -4,7 +4,10 @@ mod activations;
 mod adapter;
 mod advice;
 mod assembly;
+mod container;
 mod conversion;
+mod export;
+mod gguf;
 mod masks;
 mod merging;
 mod merging_advice;
@@ -20,7 +23,10 @@ mod write;
 pub use activations::ActivationFault;
 pub use adapter::AdapterFault;
 pub use assembly::AssemblyFault;
+pub use container::ContainerFault;
 pub use conversion::ConversionFault;
+pub use export::ExportFault;
+pub use gguf::GgufFault;
 pub use masks::MaskFault;
 pub use merging::MergeFault;
 pub use plan::PlanFault;
@@ -129,6 +135,16 @@ pub enum Error {
     /// A safetensors file is damaged.
     #[error(transparent)]
     Safetensors(#[from] SafetensorsFault),
+    /// A GGUF file is damaged, or of a kind that is not read.
+    #[error(transparent)]
+    Gguf(Box<GgufFault>),
+
+    /// A file of arrays of Flax, NumPy or ONNX is damaged, or of a kind that is not read.
+    #[error(transparent)]
+    Container(Box<ContainerFault>),
+    /// A model cannot become a GGUF file.
+    #[error(transparent)]
+    Export(Box<ExportFault>),
 
     // ---- reading: split models --------------------------------------------------------------
     /// A split model or a folder is damaged or incomplete.
@@ -524,6 +540,24 @@ impl From<MergeFault> for Error {
 impl From<ActivationFault> for Error {
     fn from(fault: ActivationFault) -> Self {
         Self::Activations(Box::new(fault))
+    }
+}
+
+impl From<ContainerFault> for Error {
+    fn from(fault: ContainerFault) -> Self {
+        Self::Container(Box::new(fault))
+    }
+}
+
+impl From<ExportFault> for Error {
+    fn from(fault: ExportFault) -> Self {
+        Self::Export(Box::new(fault))
+    }
+}
+
+impl From<GgufFault> for Error {
+    fn from(fault: GgufFault) -> Self {
+        Self::Gguf(Box::new(fault))
     }
 }
 

@@ -26,7 +26,7 @@ pub enum WriteFault {
         of: String,
     },
     /// A kind of file that has no tensors of this dtype.
-    #[error("{}: torch has no dtype {dtype}, which `{key}` has", path.display())]
+    #[error("{}: this kind of file has no dtype {dtype}, which `{key}` has", path.display())]
     NoSuchDType {
         /// The target.
         path: PathBuf,
@@ -35,8 +35,24 @@ pub enum WriteFault {
         /// Its dtype.
         dtype: crate::DType,
     },
-    /// Lightning checkpoints are single files.
-    #[error("{}: a Lightning checkpoint cannot be split into shards", path.display())]
+    /// A GGUF file of tensors alone, which no program runs.
+    #[error("{}: a GGUF file needs the settings of its model, which `vlmerge convert` takes from a model folder", path.display())]
+    GgufWithoutSettings {
+        /// The target.
+        path: PathBuf,
+    },
+    /// More axes than a tensor of a GGUF file has.
+    #[error("{}: `{key}` has {n_axes} axes; a tensor of a GGUF file has at most 4", path.display())]
+    TooManyAxes {
+        /// The target.
+        path: PathBuf,
+        /// The tensor.
+        key: String,
+        /// Its axes.
+        n_axes: usize,
+    },
+    /// Lightning checkpoints and GGUF files are single files here.
+    #[error("{}: this kind of file cannot be split into shards", path.display())]
     CannotShard {
         /// The target.
         path: PathBuf,

@@ -160,6 +160,7 @@ pub(crate) fn execute_beside(
     let stale = beside::check(plan, write, may_replace)?;
     let write = &WriteOptions {
         force: may_replace,
+        gguf: plan.beside().gguf.clone(),
         ..write.clone()
     };
     // Announced before the first folder is made, for from here on an interrupt must clean up.
@@ -203,6 +204,10 @@ pub(crate) fn execute_beside(
 pub fn check(plan: &MergePlan, write: &WriteOptions, run: &RunOptions) -> Result<()> {
     let metadata = placeholder(plan, run)?;
     beside::check(plan, write, write.force)?;
+    let write = &WriteOptions {
+        gguf: plan.beside().gguf.clone(),
+        ..write.clone()
+    };
     check_target(contents(plan, &tensors(plan)), &metadata, write)
 }
 

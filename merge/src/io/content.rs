@@ -12,6 +12,14 @@ const N_SEEN_BYTES: usize = 512;
 pub(super) enum Content {
     /// A length, then the opening brace of a header.
     Safetensors,
+    /// The mark of GGUF.
+    Gguf,
+    /// The mark of a NumPy array, or a zip archive that begins with one.
+    Numpy,
+    /// A dictionary of msgpack.
+    Flax,
+    /// The version of an ONNX model, then another of its fields.
+    Onnx,
     /// A zip archive or a pickle.
     Torch,
     /// An object in JSON, such as the index of a sharded model.
@@ -37,7 +45,11 @@ fn classify(seen: &[u8], claims_safetensors: bool) -> Content {
         // other kind of file goes on with four zero bytes of a length and a brace.
         [_, _, _, _, 0, 0, 0, 0, b'{', ..] => Content::Safetensors,
         _ if is_no_file(seen).is_some() => Content::Unknown(describe(seen)),
+        [b'G', b'G', b'U', b'F', ..] => Content::Gguf,
+        _ if super::numpy::begins(seen) => Content::Numpy,
         _ if super::torch::sniff(seen).is_some() => Content::Torch,
+        _ if super::flax::begins(seen) => Content::Flax,
+        _ if super::onnx::begins(seen) => Content::Onnx,
         _ if trimmed.starts_with(b"{") => Content::Json,
         // The name decides only which reader explains what is wrong.
         _ if claims_safetensors => Content::Safetensors,
@@ -94,8 +106,6 @@ fn describe(seen: &[u8]) -> String {
         [0xfd, b'7', b'z', b'X', b'Z', ..] => "is compressed with xz",
         [b'7', b'z', 0xbc, 0xaf, ..] => "is a 7z archive",
         [0x89, b'H', b'D', b'F', ..] => "is an HDF5 file",
-        [0x93, b'N', b'U', b'M', b'P', b'Y', ..] => "is a NumPy array",
-        [b'G', b'G', b'U', b'F', ..] => "is a GGUF file",
         _ if seen.get(257..262) == Some(b"ustar") => "is a tar archive",
         _ => "",
     };

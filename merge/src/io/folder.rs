@@ -8,7 +8,7 @@ use crate::{Error, Result, SplitFault};
 const INDEX_SUFFIX: &str = ".index.json";
 
 /// Extensions of single model files, the better first.
-const MODEL_EXTENSIONS: [&[&str]; 2] = [&["safetensors"], &["bin", "pt", "pth", "ckpt"]];
+const MODEL_EXTENSIONS: [&[&str]; 3] = [&["safetensors"], &["bin", "pt", "pth", "ckpt"], &["gguf"]];
 
 /// The files that loaders ask for by name, in their order: transformers takes a single file before an
 /// index, diffusers an index before a single file.
@@ -36,7 +36,7 @@ const MODEL_STEMS: [&str; 5] = [
 ];
 
 /// What files are called that lie beside models and are none: the state of a trainer.
-const OTHER_STEMS: [&str; 7] = [
+const OTHER_STEMS: [&str; 9] = [
     "training_args",
     "optimizer",
     "scheduler",
@@ -44,6 +44,9 @@ const OTHER_STEMS: [&str; 7] = [
     "rng_state",
     "random_states",
     "adapter_model",
+    // Of llama.cpp: the image tower beside a language model, and statistics for quantization.
+    "mmproj",
+    "imatrix",
 ];
 
 /// The model of a folder.
@@ -93,10 +96,12 @@ pub(crate) fn model_among(folder: &Path, names: &[String]) -> Result<Found> {
         .strip_suffix(INDEX_SUFFIX)
         .and_then(|file| file.rsplit_once('.'));
     let is_own = |name: &str| {
-        own_shards.is_some_and(|(stem, extension)| {
-            let start = name.strip_suffix(extension);
-            is_shard(name) && start.is_some_and(|start| start.starts_with(&format!("{stem}-")))
-        })
+        let is_part = is_shard(name) && is_shard(chosen) && same_family(chosen, name);
+        is_part
+            || own_shards.is_some_and(|(stem, extension)| {
+                let start = name.strip_suffix(extension);
+                is_shard(name) && start.is_some_and(|start| start.starts_with(&format!("{stem}-")))
+            })
     };
     let mut passed_over: Vec<String> = Vec::new();
     for name in names {
@@ -147,7 +152,18 @@ fn choose<'a>(folder: &Path, names: &'a [String]) -> Result<&'a str> {
         .iter()
         .filter(|n| n.starts_with("adapter_model."))
         .collect();
-    for candidates in [indices, ranked(0), ranked(1), adapters] {
+    // The first part of a GGUF model names the others.
+    let is_later = |name: &&String| is_shard(name) && !name.contains("-00001-of-");
+    let mut gguf = ranked(2);
+    gguf.retain(|name| !is_later(name));
+    if let [name] = gguf.as_slice()
+        && indices.is_empty()
+        && ranked(0).is_empty()
+        && ranked(1).is_empty()
+    {
+        return Ok(name);
+    }
+    for candidates in [indices, ranked(0), ranked(1), gguf, adapters] {
         let main: Vec<&String> = candidates.iter().copied().filter(is_main).collect();
         let candidates = match main.is_empty() {
             true => candidates,
@@ -435,6 +451,15 @@ mod tests {
             (
                 &["pytorch_model.bin", "training_args.bin"],
                 "pytorch_model.bin",
+                &[],
+            ),
+            (
+                &[
+                    "m-00001-of-00002.gguf",
+                    "m-00002-of-00002.gguf",
+                    "mmproj-m.gguf",
+                ],
+                "m-00001-of-00002.gguf",
                 &[],
             ),
         ] {

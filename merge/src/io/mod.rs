@@ -4,22 +4,30 @@ pub(crate) mod aliases;
 mod assembled;
 mod bytes;
 mod content;
+mod flax;
 pub(crate) mod folder;
+pub(crate) mod gguf;
 mod memory;
+mod numpy;
+mod onnx;
 mod overlaid;
 mod pairs;
+pub(crate) mod protobuf;
+mod ranges;
 pub(crate) mod read_at;
 mod safetensors;
 mod sharded;
 mod source;
 mod torch;
 mod trainer;
+mod window;
 mod writer;
 
 pub use aliases::{ALIASES_KEY, Aliases};
 pub use bytes::{FileBytes, files_in};
 pub use content::{is_no_file as not_fetched, require_fetched};
 pub(crate) use folder::model_folder;
+pub use gguf::head::GgufHead;
 pub(crate) use memory::Memory;
 pub use memory::without_values;
 pub use overlaid::{Held, overlaid};
@@ -154,11 +162,32 @@ pub(crate) fn open_with(
         Content::Json => sharded::open(path, file.as_ref(), options, |shard| {
             // Only one level deep: an index in the place of a shard is refused.
             let (file, content) = look_at(shard)?;
-            open_single(shard, file, content, options)
+            open_single(shard, file, content, options, open_file)
         })?,
-        other => open_single(path, file, other, options)?,
+        other => open_single(path, file, other, options, open_file)?,
     };
-    layouts::tied(Checkpoint::new(source))
+    let checkpoint = match source.info().container {
+        Container::Gguf if !options.raw => crate::gguf::named(source)?,
+        _ => Checkpoint::new(source),
+    };
+    layouts::tied(checkpoint)
+}
+
+/// Opens a file that is in memory, whatever it is, as tests and fuzz targets do. Files that it names are not there.
+///
+/// # Errors
+/// As [`open`].
+#[doc(hidden)]
+pub fn open_in_memory(bytes: &[u8], options: &OpenOptions) -> Result<Checkpoint> {
+    let path = Path::new("(memory)");
+    open_with(path, options, &|asked| match asked == path {
+        true => Ok(Box::new(bytes.to_vec()) as Box<dyn ReadAt>),
+        false => Err(Error::io(
+            "open",
+            asked,
+            std::io::ErrorKind::NotFound.into(),
+        )),
+    })
 }
 
 /// Opens a file of this machine.
@@ -181,9 +210,14 @@ fn open_single(
     file: Box<dyn ReadAt>,
     content: Content,
     options: &OpenOptions,
+    open_part: &dyn Fn(&Path) -> Result<Box<dyn ReadAt>>,
 ) -> Result<Box<dyn TensorSource>> {
     let looks_like = match content {
         Content::Safetensors => return safetensors::open(path, file, options),
+        Content::Gguf => return gguf::open(path, file, options, open_part),
+        Content::Numpy => return numpy::open(path, file, options),
+        Content::Flax => return flax::open(path, file, options),
+        Content::Onnx => return onnx::open(path, file, options, open_part),
         Content::Torch => return torch::open(path, file, options),
         Content::Json => "is JSON, not a model".into(),
         Content::Unknown(looks_like) => looks_like,

@@ -121,6 +121,14 @@ pub enum Container {
     TorchZip,
     /// The stream of pickles and raw storages that `torch.save` wrote before 1.6.
     TorchLegacy,
+    /// A GGUF file, or the parts of one.
+    Gguf,
+    /// A msgpack file of Flax.
+    Flax,
+    /// A NumPy array, or an archive of them.
+    Numpy,
+    /// The initializers of an ONNX model.
+    Onnx,
     /// Several files named by an index json, or a directory that holds such an index.
     Sharded,
     /// A checkpoint of `torch.distributed.checkpoint`: a folder with `.metadata` and the files of its pieces.
@@ -304,6 +312,11 @@ pub trait TensorSource: Send + Sync {
         self.tensors()[index].info.dtype
     }
 
+    /// The name of the codes that tensor `index` is stored in, where its dtype is only what they are read as.
+    fn stored_as(&self, _index: usize) -> Option<&str> {
+        None
+    }
+
     /// Whether the values of tensor `index` are not those of a file: an adapter is merged into them, codes
     /// are read as numbers, or rows stand in another order.
     fn is_computed(&self, _index: usize) -> bool {
@@ -331,6 +344,8 @@ pub trait TensorSource: Send + Sync {
 pub struct OpenOptions {
     /// The root to use instead of the one found by rule, dot-joined.
     pub root: Option<String>,
+    /// Keep the names, shapes and order of rows of a container that has its own.
+    pub raw: bool,
 }
 
 /// A checkpoint opened by [`crate::io::open`]: a source, and its tensors by name.
@@ -442,6 +457,12 @@ impl Checkpoint {
     pub fn stored_dtype(&self, name: &str) -> Option<DType> {
         let index = self.index(name)?;
         Some(self.source.stored_dtype(index))
+    }
+
+    /// The name of the codes that a tensor of the chosen root is stored in; `None` if its dtype is what it is stored in.
+    #[must_use]
+    pub fn stored_as(&self, name: &str) -> Option<&str> {
+        self.source.stored_as(self.index(name)?)
     }
 
     /// Whether the values of a tensor are computed as they are read: an adapter is merged into them, codes

@@ -17,6 +17,7 @@ mod extract;
 mod factors;
 mod modules;
 mod part;
+pub(crate) mod plain;
 mod updates;
 
 use std::collections::BTreeSet;

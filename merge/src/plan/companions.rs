@@ -86,6 +86,7 @@ pub(super) fn beside(
         notes,
         weights: None,
         seen: opener.seen(),
+        gguf: None,
     })
 }
 
@@ -158,6 +159,7 @@ impl MergePlan {
             notes,
             seen,
             weights: None,
+            gguf: None,
         };
         Ok(self)
     }

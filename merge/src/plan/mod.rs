@@ -8,7 +8,7 @@ use serde::Serialize;
 
 use crate::beside::Beside;
 use crate::gram::GramStore;
-use crate::io::{Aliases, SourceFile};
+use crate::io::{Aliases, GgufHead, SourceFile};
 use crate::layouts::ModelRecord;
 use crate::methods::{ElementKernel, GramRef, StepRounding, Survey, WholeKernel};
 use crate::provenance::{InputFile, Provenance};
@@ -245,6 +245,20 @@ impl MergePlan {
     #[must_use]
     pub fn dropped(&self) -> &[Dropped] {
         &self.dropped
+    }
+
+    /// The plan of a GGUF file, with what the file says beside its tensors, and notes for users.
+    pub(crate) fn into_gguf(self, head: GgufHead, recipe: String, notes: Vec<String>) -> Self {
+        let beside = Beside {
+            gguf: Some(Arc::new(head)),
+            notes,
+            ..Beside::default()
+        };
+        Self {
+            recipe,
+            beside,
+            ..self
+        }
     }
 
     /// The files that may be written beside the output.

@@ -197,6 +197,7 @@ pub(super) fn merged(recipe: &MergeRecipe) -> impl Iterator<Item = ModelRef> {
 pub(crate) fn open(model: &ModelRef) -> Result<Arc<Checkpoint>> {
     let options = OpenOptions {
         root: model.root.clone(),
+        ..OpenOptions::default()
     };
     let checkpoint = io::open(&model.model, &options)?;
     checkpoint.require_unique_names()?;

@@ -38,6 +38,9 @@ pub struct Args {
     /// Name of the dictionary in the file that holds the weights [default: found by rule]
     #[arg(long)]
     root: Option<String>,
+    /// Show the tensors of a GGUF file under their own names, instead of those that Hugging Face gives them
+    #[arg(long)]
+    raw: bool,
     /// Show minimum, maximum, mean, deviation, zeros and non-finite elements of each tensor
     #[arg(long)]
     stats: bool,
@@ -67,7 +70,11 @@ struct Inspection {
 
 /// Runs the verb.
 pub fn run(args: Args, output: &Output) -> Result<ExitCode> {
-    let checkpoint = open(&args.file, &OpenOptions { root: args.root })?;
+    let options = OpenOptions {
+        root: args.root,
+        raw: args.raw,
+    };
+    let checkpoint = open(&args.file, &options)?;
     output.notes_of(&checkpoint);
     let source = checkpoint.source();
     let is_alias = |entry: &TensorEntry| {
@@ -122,16 +129,23 @@ impl Inspection {
         self.checkpoint.info()
     }
 
+    /// The codes that a listed tensor is stored in.
+    fn stored_as(&self, position: usize) -> Option<&str> {
+        let source = self.checkpoint.source();
+        source.stored_as(self.listed[position])
+    }
+
     fn listed(&self) -> impl Iterator<Item = &TensorEntry> {
         let tensors = self.checkpoint.source().tensors();
         self.listed.iter().map(|&index| &tensors[index])
     }
 
-    /// Tensors and elements of the chosen root by dtype.
-    fn dtypes(&self) -> BTreeMap<DType, (usize, u64)> {
+    /// Tensors and elements of the chosen root by dtype, and by the codes that they are stored in.
+    fn dtypes(&self) -> BTreeMap<(DType, Option<&str>), (usize, u64)> {
         let mut dtypes = BTreeMap::new();
-        for (_, info) in self.checkpoint.tensors() {
-            let (n_tensors, n_elements) = dtypes.entry(info.dtype).or_insert((0, 0));
+        for (name, info) in self.checkpoint.tensors() {
+            let kind = (info.dtype, self.checkpoint.stored_as(name));
+            let (n_tensors, n_elements) = dtypes.entry(kind).or_insert((0, 0));
             *n_tensors += 1;
             *n_elements += info.n_elements() as u64;
         }
@@ -146,9 +160,9 @@ impl Inspection {
         let dtypes = self
             .dtypes()
             .into_iter()
-            .map(|(dtype, (n_tensors, n_elements))| {
+            .map(|((dtype, stored), (n_tensors, n_elements))| {
                 let counts = json!({ "n_tensors": n_tensors, "n_elements": n_elements });
-                (dtype.name().to_owned(), counts)
+                (stored.unwrap_or(dtype.name()).to_owned(), counts)
             });
         let values = info
             .values
@@ -210,6 +224,9 @@ impl Inspection {
                 "dtype": entry.info.dtype,
                 "shape": entry.info.shape,
             });
+            if let Some(stored) = self.stored_as(position) {
+                tensor["stored_as"] = json!(stored);
+            }
             let aliases = self.checkpoint.aliases();
             if let Some(of) = entry.name.as_ref().and_then(|name| aliases.get(name)) {
                 tensor["alias_of"] = json!(of);

@@ -60,6 +60,10 @@ impl Inspection {
             Container::Safetensors => "safetensors",
             Container::TorchZip => "torch zip archive",
             Container::TorchLegacy => "torch file of before 1.6",
+            Container::Gguf => "GGUF",
+            Container::Flax => "msgpack of Flax",
+            Container::Numpy => "NumPy",
+            Container::Onnx => "ONNX",
             Container::Sharded => "sharded",
             Container::Distributed => "torch distributed checkpoint",
             Container::Ranks => "one torch file per rank",
@@ -173,8 +177,12 @@ impl Inspection {
 
     fn print_dtypes(&self, output: &Output) -> Result<()> {
         let mut table = counts_table("dtype");
-        for (dtype, (n_tensors, n_elements)) in self.dtypes() {
-            table.row(counts_row(dtype.to_string(), n_tensors, n_elements));
+        for ((dtype, stored), (n_tensors, n_elements)) in self.dtypes() {
+            let name = match stored {
+                Some(stored) => format!("{stored}, read as {dtype}"),
+                None => dtype.to_string(),
+            };
+            table.row(counts_row(name, n_tensors, n_elements));
         }
         output.line("")?;
         output.text(&table.to_string())
@@ -273,7 +281,7 @@ impl Inspection {
         for (position, entry) in self.listed().enumerate() {
             let mut row = vec![
                 called(entry),
-                entry.info.dtype.to_string(),
+                (self.stored_as(position)).map_or(entry.info.dtype.to_string(), str::to_owned),
                 format!("{:?}", entry.info.shape),
             ];
             if let Some(statistics) = &self.statistics {

@@ -88,6 +88,24 @@ impl<'a> Archive<'a> {
         Ok(archive)
     }
 
+    /// Reads the directory of an archive of any records.
+    pub(crate) fn open_any(source: &'a dyn ReadAt) -> Result<Self> {
+        let directory = Directory::find(source)?;
+        Ok(Self {
+            source,
+            entries: directory.entries(source)?,
+            folder: String::new(),
+            data_end: directory.start,
+        })
+    }
+
+    /// All entries, by name.
+    pub(crate) fn entries(&self) -> Vec<&Entry> {
+        let mut entries: Vec<&Entry> = self.entries.values().collect();
+        entries.sort_by(|a, b| a.name.cmp(&b.name));
+        entries
+    }
+
     /// Full name of a record such as `data.pkl` or `data/0`.
     pub(crate) fn name_of(&self, record: &str) -> String {
         format!("{}{record}", self.folder)

@@ -4,7 +4,7 @@
 //! into an [`Arena`] of values, [`contents`] finds the tensors in it, [`roots`] those that are the
 //! weights. Every offset is then compared with the file. Data are read on request, [`strided`].
 
-mod archive;
+pub(super) mod archive;
 mod byte_stream;
 mod callables;
 mod checksum;
@@ -19,7 +19,7 @@ mod rebuild;
 mod roots;
 mod script;
 mod source;
-mod strided;
+pub(super) mod strided;
 mod tensor;
 mod typed;
 mod value;
@@ -385,7 +385,7 @@ fn unsupported(path: &Path, object_path: &ObjectPath, kind: &'static str) -> Err
     })
 }
 
-fn archive_error(path: &Path, error: ArchiveError) -> Error {
+pub(super) fn archive_error(path: &Path, error: ArchiveError) -> Error {
     match error {
         ArchiveError::Io(source) => io_error(path, source),
         ArchiveError::Fault(entry, fault) => Error::Torch(TorchFault::Zip {

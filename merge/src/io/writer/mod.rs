@@ -2,6 +2,7 @@
 
 mod atomic;
 mod flusher;
+mod gguf;
 mod layout;
 mod options;
 mod pickle;
@@ -18,6 +19,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 
 use atomic::PartialFile;
 use flusher::Flusher;
+use gguf::GgufLayout;
 use layout::Layout;
 use resume::Ledger;
 use safetensors::SafetensorsLayout;
@@ -398,12 +400,18 @@ impl Writer {
 
 /// The layout of one file.
 fn lay_out(
-    path: &Path,
+    options: &WriteOptions,
     container: OutputContainer,
     contents: Contents<'_>,
     metadata: &BTreeMap<String, String>,
 ) -> Result<Box<dyn Layout>> {
+    let path = options.path.as_path();
     Ok(match container {
+        OutputContainer::Gguf => {
+            let no_head = || WriteFault::GgufWithoutSettings { path: path.into() };
+            let head = options.gguf.as_deref().ok_or_else(no_head)?;
+            Box::new(GgufLayout::new(path, contents, head, metadata)?)
+        }
         OutputContainer::Safetensors => Box::new(SafetensorsLayout::new(path, contents, metadata)?),
         OutputContainer::Torch => Box::new(TorchLayout::new(contents, None, metadata)),
         OutputContainer::TorchLightning => {
@@ -558,7 +566,11 @@ fn shape(
             dtype: info.dtype,
         }));
     }
-    let has_one_file = [OutputContainer::TorchLightning, OutputContainer::TorchModel];
+    let has_one_file = [
+        OutputContainer::TorchLightning,
+        OutputContainer::TorchModel,
+        OutputContainer::Gguf,
+    ];
     if runs.len() > 1 && has_one_file.contains(&container) {
         return Err(Error::Write(WriteFault::CannotShard { path: path.into() }));
     }
@@ -566,7 +578,8 @@ fn shape(
         .map(|run| {
             let tensors = &tensors[run.clone()];
             let aliases = &aliases_of(tensors, contents.aliases);
-            lay_out(path, container, Contents { tensors, aliases }, metadata)
+            let contents = Contents { tensors, aliases };
+            lay_out(options, container, contents, metadata)
         })
         .collect::<Result<Vec<_>>>()?;
     let needed: u64 = layouts.iter().map(|layout| layout.n_bytes()).sum();

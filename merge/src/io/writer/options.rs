@@ -1,8 +1,9 @@
 //! Where and how to write.
 
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 
-use crate::io::SourceFile;
+use crate::io::{GgufHead, SourceFile};
 use crate::{Error, Result, WriteFault};
 
 /// What diffusers calls the weights of each part of a pipeline.
@@ -19,11 +20,13 @@ pub enum OutputContainer {
     TorchLightning,
     /// The same with the weights under `model`, as EVE's program has them.
     TorchModel,
+    /// GGUF, for which the plan has the settings of the model.
+    Gguf,
 }
 
 impl OutputContainer {
     /// The kind of file that the extension of `path` stands for: `.safetensors`; `.pt`, `.pth` and
-    /// `.bin` for torch; `.ckpt` for Lightning; `.th` with the weights under `model`.
+    /// `.bin` for torch; `.ckpt` for Lightning; `.th` with the weights under `model`; `.gguf`.
     ///
     /// # Errors
     /// [`WriteFault::UnknownOutput`](crate::WriteFault::UnknownOutput) for any other.
@@ -33,6 +36,7 @@ impl OutputContainer {
             Some("pt" | "pth" | "bin") => Ok(Self::Torch),
             Some("ckpt") => Ok(Self::TorchLightning),
             Some("th") => Ok(Self::TorchModel),
+            Some("gguf") => Ok(Self::Gguf),
             _ => Err(Error::Write(WriteFault::UnknownOutput {
                 path: path.into(),
             })),
@@ -56,6 +60,8 @@ pub struct WriteOptions {
     /// The output is the folder of `path`: it is made if it is not there, and what goes beside the
     /// weights is written, too.
     pub is_folder: bool,
+    /// What a GGUF file says beside its tensors.
+    pub gguf: Option<Arc<GgufHead>>,
 }
 
 impl WriteOptions {
@@ -67,6 +73,7 @@ impl WriteOptions {
             Some(OutputContainer::Torch) => "pytorch_model.bin",
             Some(OutputContainer::TorchLightning) => "model.ckpt",
             Some(OutputContainer::TorchModel) => "model.th",
+            Some(OutputContainer::Gguf) => "model.gguf",
         };
         Self {
             container,
@@ -118,6 +125,7 @@ impl WriteOptions {
             force: false,
             sync: true,
             is_folder: false,
+            gguf: None,
         }
     }
 }
