@@ -94,6 +94,8 @@ pub enum Command {
     Study(commands::study::Args),
     /// Judge predictions in files, without a model: retrieval, VQA, NLVR2, captions
     Score(commands::score::Args),
+    /// Write results into the card of a model, as the hub reads them
+    Card(commands::card::Args),
     /// Show results as a page or table: HTML, Markdown, CSV or LaTeX
     Report(commands::report::Args),
 }
@@ -135,6 +137,7 @@ impl Command {
             Self::Study(args) => commands::study::run(args, output),
             Self::Score(args) => commands::score::run(args, output),
             Self::Report(args) => commands::report::run(args, output),
+            Self::Card(args) => commands::card::run(&args, output),
             Self::Verify(args) => commands::verify::run(&args, output),
         }
     }

@@ -8,9 +8,9 @@ set -euo pipefail
 environment="${VLMERGE_TORCH_ENV:-${XDG_CACHE_HOME:-$HOME/.cache}/vlmerge/torch}"
 python="$environment/bin/python"
 packages=(torch==2.8.0 mergekit==0.1.5 peft==0.21.2 transformers==5.24.0 bitsandbytes==0.50.2
-    compressed-tensors==0.15.0.1 timm==1.0.31 torchvision==0.23.0 diffusers==0.35.2 lycoris_lora==4.1.3 numpy safetensors)
+    compressed-tensors==0.15.0.1 timm==1.0.31 torchvision==0.23.0 diffusers==0.35.2 lycoris_lora==4.1.3 scipy==1.17.1 numpy safetensors)
 
-if ! "$python" -c 'import bitsandbytes, compressed_tensors, diffusers, lycoris, mergekit, numpy, peft, safetensors, timm, torch, torchvision, transformers' 2>/dev/null; then
+if ! "$python" -c 'import bitsandbytes, compressed_tensors, diffusers, lycoris, mergekit, numpy, peft, safetensors, scipy, timm, torch, torchvision, transformers' 2>/dev/null; then
     if ! command -v python3 >/dev/null; then
         echo "SKIPPED: $1 needs Python, and there is none on this machine"
         exit 0

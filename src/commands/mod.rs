@@ -4,6 +4,7 @@ pub mod activations;
 pub mod adamerging;
 pub mod advise;
 pub mod arithmetic;
+pub mod card;
 pub mod classifier;
 pub mod convert;
 pub mod data;
