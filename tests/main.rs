@@ -34,6 +34,7 @@ mod lora;
 mod merging;
 mod mixtures;
 mod model_facts;
+mod moe;
 mod packed;
 mod program;
 mod quantized_models;

@@ -41,6 +41,7 @@ pub mod lora;
 pub mod low_rank;
 pub mod methods;
 pub mod mixtures;
+pub mod moe;
 mod permutations;
 pub mod plan;
 pub mod progress;
@@ -56,8 +57,8 @@ pub mod verify;
 
 pub use dtype::{DType, decode_f32, decode_f64, encode_f32, encode_f64};
 pub use error::{
-    AdapterFault, AssemblyFault, ConversionFault, Error, MaskFault, MergeFault, PlanFault,
-    QuantizationFault,
+    AdapterFault, AssemblyFault, ConversionFault, Error, MaskFault, MergeFault, MoeFault,
+    PlanFault, QuantizationFault,
 };
 pub use error::{RemoteFault, Result, SafetensorsFault, SplitFault, TorchFault, WriteFault};
 pub use expert::Expert;

@@ -21,6 +21,7 @@ pub mod gram;
 pub mod inspect;
 pub mod interpolate;
 pub mod merge;
+pub mod moe;
 pub mod pretrain;
 pub mod recalibrate;
 pub mod recipe;

@@ -7,6 +7,7 @@ mod conversion;
 mod masks;
 mod merging;
 mod merging_advice;
+mod moe;
 mod plan;
 mod quantization;
 mod remote;
@@ -20,6 +21,7 @@ pub use assembly::AssemblyFault;
 pub use conversion::ConversionFault;
 pub use masks::MaskFault;
 pub use merging::MergeFault;
+pub use moe::MoeFault;
 pub use plan::PlanFault;
 pub use quantization::QuantizationFault;
 pub use remote::RemoteFault;
@@ -246,6 +248,9 @@ pub enum Error {
     /// A conversion cannot be done.
     #[error(transparent)]
     Conversion(#[from] ConversionFault),
+    /// Dense models cannot be made a mixture.
+    #[error(transparent)]
+    Moe(#[from] MoeFault),
 
     // ---- merging ----------------------------------------------------------------------------
     /// Two members of a group differ in shape.
