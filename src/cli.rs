@@ -56,6 +56,8 @@ pub enum Command {
     Recipe(commands::recipe::Args),
     /// Run a merge recipe
     Merge(commands::merge::Args),
+    /// Make a mixture of experts of dense models
+    Moe(commands::moe::Args),
     /// Make one task's model again from a merged file and its masks
     Task(commands::task::Args),
     /// Check that a merged checkpoint matches its recipe and that loaders can read it
@@ -94,6 +96,8 @@ pub enum Command {
     Study(commands::study::Args),
     /// Judge predictions in files, without a model: retrieval, VQA, NLVR2, captions
     Score(commands::score::Args),
+    /// Write results into the card of a model, as the hub reads them
+    Card(commands::card::Args),
     /// Show results as a page or table: HTML, Markdown, CSV or LaTeX
     Report(commands::report::Args),
 }
@@ -116,6 +120,7 @@ impl Command {
             Self::Regmeanpp(args) => commands::regmeanpp::run(args, output),
             Self::Recipe(args) => commands::recipe::run(&args, output),
             Self::Merge(args) => commands::merge::run(args, output),
+            Self::Moe(args) => commands::moe::run(args, output),
             Self::Task(args) => commands::task::run(args, output),
             Self::ExtractLora(args) => commands::extract_lora::run(&args, output),
             Self::Data(args) => commands::data::run(args, output),
@@ -135,6 +140,7 @@ impl Command {
             Self::Study(args) => commands::study::run(args, output),
             Self::Score(args) => commands::score::run(args, output),
             Self::Report(args) => commands::report::run(args, output),
+            Self::Card(args) => commands::card::run(&args, output),
             Self::Verify(args) => commands::verify::run(&args, output),
         }
     }

@@ -2,6 +2,7 @@
 
 use std::collections::BTreeMap;
 use std::fs::File;
+use std::path::Path;
 
 use anyhow::{Context, Result};
 use candle_core::Device;
@@ -57,11 +58,7 @@ impl<'a> Study<'a> {
     ) -> Result<Self> {
         let journal = results.out.as_deref().map(Journal::beside);
         if let (Some(out), Some(journal)) = (&results.out, &journal) {
-            if out.exists() && !results.force && !journal.is_there() {
-                let what = format!("{} exists; give --force to replace it", out.display());
-                return Err(UsageError(what).into());
-            }
-            merge::io::check_file_target(out, true)?;
+            check_report(out, journal, results.force)?;
             if ranks.is_first() {
                 journal.create()?;
             }
@@ -246,8 +243,17 @@ fn candidates_identity(data: &DataArgs) -> Option<Value> {
     Some(json!([n, path.display().to_string(), n_bytes]))
 }
 
+/// Refuses a report that is there, unless a stopped run left its journal beside it or it may be replaced.
+pub fn check_report(out: &Path, journal: &Journal, may_replace: bool) -> Result<()> {
+    if out.exists() && !may_replace && !journal.is_there() {
+        let what = format!("{} exists; give --force to replace it", out.display());
+        return Err(UsageError(what).into());
+    }
+    Ok(merge::io::check_file_target(out, true)?)
+}
+
 /// The journal as this process's own, until it ends.
-fn locked(journal: &Journal) -> Result<File> {
+pub fn locked(journal: &Journal) -> Result<File> {
     let folder = journal.folder();
     merge::io::lock_file(&folder.join("lock"))?.ok_or_else(|| {
         let what = format!("another process is at work in {}", folder.display());

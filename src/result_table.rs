@@ -130,7 +130,7 @@ fn none() -> String {
 fn percent(measurement: &Measurement) -> f64 {
     match measurement.unit {
         Unit::Fraction | Unit::Tenfold => 100.0,
-        Unit::PercentSum | Unit::Rank => 1.0,
+        Unit::PercentSum | Unit::Rank | Unit::Plain => 1.0,
     }
 }
 

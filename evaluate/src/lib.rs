@@ -17,7 +17,7 @@
 //! 6. [`reports`] are results in one form for every task, and pages and tables of them.
 //!
 //! [`encode`] writes embeddings of any pictures and texts. [`predictions`] judges others' predictions,
-//! from files, without a model.
+//! from files, without a model. [`outside`] reads results of other programs.
 
 pub mod batch;
 pub mod capture;
@@ -37,6 +37,7 @@ pub mod measure;
 pub mod metrics;
 pub mod models;
 pub mod nn;
+pub mod outside;
 pub mod predictions;
 pub mod reports;
 pub mod streams;
@@ -45,8 +46,8 @@ pub mod text;
 pub mod writing;
 
 pub use error::{
-    DataFault, EncodeFault, Error, GivenFault, JudgedFault, LabelFault, ModelFault, RanksFault,
-    ReportFault, Result, ScoresFault, ShortlistFault, TextFault,
+    DataFault, EncodeFault, Error, GivenFault, JudgedFault, LabelFault, ModelFault, OutsideFault,
+    RanksFault, ReportFault, Result, ScoresFault, ShortlistFault, TextFault,
 };
 pub use sample::{Combination, Contribution, Quantity, Ratio, Sample, Unit};
 pub use weights::Weights;

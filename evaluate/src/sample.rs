@@ -81,6 +81,8 @@ pub enum Unit {
     PercentSum,
     /// A place in a list, from 1.
     Rank,
+    /// A number as another program wrote it.
+    Plain,
 }
 
 /// The rule by which the ratios of a [`Quantity`] make its value.
@@ -180,7 +182,7 @@ impl Quantity {
             }
         };
         Some(match self.unit {
-            Unit::Fraction | Unit::Tenfold | Unit::Rank => value,
+            Unit::Fraction | Unit::Tenfold | Unit::Rank | Unit::Plain => value,
             Unit::PercentSum => 100.0 * value,
         })
     }

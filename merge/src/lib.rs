@@ -42,6 +42,7 @@ pub mod lora;
 pub mod low_rank;
 pub mod methods;
 pub mod mixtures;
+pub mod moe;
 mod permutations;
 pub mod plan;
 pub mod progress;
@@ -59,7 +60,7 @@ pub use dtype::{DType, decode_f32, decode_f64, encode_f32, encode_f64};
 pub use error::WriteFault;
 pub use error::{
     ActivationFault, AdapterFault, AssemblyFault, ContainerFault, ConversionFault, Error,
-    ExportFault, GgufFault, MaskFault, MergeFault, PlanFault, QuantizationFault,
+    ExportFault, GgufFault, MaskFault, MergeFault, MoeFault, PlanFault, QuantizationFault,
 };
 pub use error::{RemoteFault, Result, SafetensorsFault, SplitFault, TorchFault, TrainerFault};
 pub use expert::Expert;

@@ -12,47 +12,48 @@ const MAX_POINTS: usize = 10_000;
 const SPREAD: f64 = 0.3;
 
 /// Tries `n_trials` points, or up to a generation more, by CMA-ES (Hansen: The CMA Evolution
-/// Strategy, arXiv 1604.00772) from the middle of the cube, for the greatest value. The same seed
-/// and values give the same points.
+/// Strategy, arXiv 1604.00772) from the middle of the cube, for the greatest value. `values` gets the
+/// points of a generation at once and returns a finite value for each. The same seed and values give
+/// the same points.
 pub fn cma_es(
     n_axes: usize,
     n_trials: usize,
     seed: u64,
-    mut value: impl FnMut(&[f64]) -> Result<f64>,
+    mut values: impl FnMut(&[Vec<f64>]) -> Result<Vec<f64>>,
 ) -> Result<()> {
-    let mut failed = None;
-    let mut n_tried = 0;
-    // What fails is no number, which ends the search.
-    let objective = |at: &DVector<f64>| {
-        n_tried += 1;
-        match value(at.as_slice()) {
-            Ok(value) => -value,
-            Err(error) => {
-                failed.get_or_insert(error);
-                f64::NAN
-            }
+    let mut known: Vec<f64> = Vec::new();
+    // The crate evaluates one point at a time, so that a generation is only known to one who has run through it: each
+    // round repeats the generations whose values are known, and notes the points of the next one.
+    for n_generations in 0.. {
+        let mut points: Vec<Vec<f64>> = Vec::new();
+        let objective = |at: &DVector<f64>| {
+            let value = known.get(points.len()).copied().unwrap_or_default();
+            points.push(at.as_slice().to_vec());
+            -value
+        };
+        let options = CMAESOptions::new(vec![0.5; n_axes], SPREAD)
+            .seed(seed)
+            .max_function_evals(n_trials);
+        let mut state = options
+            .build(objective)
+            .map_err(|error| anyhow!("the search cannot begin: {error:?}"))?;
+        // It ends sooner where nothing changes any more.
+        if (0..n_generations).any(|_| state.next().is_some()) {
+            break;
         }
-    };
-    let options = CMAESOptions::new(vec![0.5; n_axes], SPREAD)
-        .seed(seed)
-        .max_function_evals(n_trials);
-    let mut state = options
-        .build(objective)
-        .map_err(|error| anyhow!("the search cannot begin: {error:?}"))?;
-    // It ends sooner where nothing changes any more.
-    let _ = state.run();
-    drop(state);
-    match failed {
-        Some(error) => Err(error),
-        None => Ok(()),
+        let _ = state.next();
+        drop(state);
+        let next = points.split_off(known.len());
+        known.extend(values(&next)?);
     }
+    Ok(())
 }
 
 /// Tries all points of a grid with the given number of values an axis, both ends among them.
 pub fn grid(
     n_axes: usize,
     n_values: usize,
-    mut value: impl FnMut(&[f64]) -> Result<f64>,
+    mut values: impl FnMut(&[Vec<f64>]) -> Result<Vec<f64>>,
 ) -> Result<()> {
     let n_points = u32::try_from(n_axes)
         .ok()
@@ -64,7 +65,7 @@ pub fn grid(
         );
         return Err(UsageError(what).into());
     };
-    for point in 0..n_points {
+    let point = |point: usize| {
         let mut rest = point;
         let mut at = vec![0.5; n_axes];
         for place in at.iter_mut().rev() {
@@ -73,8 +74,9 @@ pub fn grid(
             }
             rest /= n_values;
         }
-        value(&at)?;
-    }
+        at
+    };
+    values(&(0..n_points).map(point).collect::<Vec<_>>())?;
     Ok(())
 }
 
@@ -86,11 +88,12 @@ mod tests {
     fn the_top_of_a_hill_is_found_and_the_way_is_the_same_again() {
         let climb = |seed| {
             let mut tried = Vec::new();
-            let hill = |at: &[f64]| {
+            let mut height = |at: &Vec<f64>| {
                 let height = -(at[0] - 0.7).powi(2) - 4.0 * (at[1] - 0.2 - 0.5 * at[0]).powi(2);
-                tried.push((at.to_vec(), height));
+                tried.push((at.clone(), height));
                 Ok(height)
             };
+            let hill = |points: &[Vec<f64>]| points.iter().map(&mut height).collect();
             cma_es(2, 200, seed, hill).expect("it runs");
             tried
         };
@@ -109,9 +112,10 @@ mod tests {
     #[test]
     fn one_number_can_be_searched_for() {
         let mut best = f64::MIN;
-        let hill = |at: &[f64]| {
-            best = best.max(-(at[0] - 0.9).abs());
-            Ok(-(at[0] - 0.9).abs())
+        let hill = |points: &[Vec<f64>]| {
+            let heights: Vec<f64> = points.iter().map(|at| -(at[0] - 0.9).abs()).collect();
+            best = heights.iter().copied().fold(best, f64::max);
+            Ok(heights)
         };
         cma_es(1, 80, 3, hill).expect("it runs");
         assert!(best > -1e-3, "{best}");
@@ -120,11 +124,11 @@ mod tests {
     #[test]
     fn a_failure_ends_the_search() {
         let mut n = 0;
-        let failed = cma_es(2, 50, 1, |_| {
+        let failed = cma_es(2, 50, 1, |points| {
             n += 1;
             match n {
                 3 => Err(anyhow!("broken")),
-                _ => Ok(0.0),
+                _ => Ok(points.iter().map(|at| at[0]).collect()),
             }
         });
         assert_eq!(failed.expect_err("it fails").to_string(), "broken");
@@ -133,9 +137,9 @@ mod tests {
     #[test]
     fn a_grid_holds_both_ends_of_each_axis() {
         let mut tried = Vec::new();
-        grid(2, 3, |at| {
-            tried.push(at.to_vec());
-            Ok(0.0)
+        grid(2, 3, |points| {
+            tried = points.to_vec();
+            Ok(vec![0.0; points.len()])
         })
         .expect("it runs");
         assert_eq!(tried.len(), 9);
@@ -144,6 +148,6 @@ mod tests {
             (&[0.0, 0.0][..], &[0.0, 0.5][..])
         );
         assert_eq!(tried[8], [1.0, 1.0]);
-        assert!(grid(9, 10, |_| Ok(0.0)).is_err());
+        assert!(grid(9, 10, |_| Ok(Vec::new())).is_err());
     }
 }

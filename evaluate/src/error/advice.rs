@@ -1,6 +1,8 @@
 //! Hints for errors, and the errors that wrong arguments cause.
 
-use super::{DataFault, Error, GivenFault, JudgedFault, LabelFault, ModelFault, ReportFault};
+use super::{
+    DataFault, Error, GivenFault, JudgedFault, LabelFault, ModelFault, OutsideFault, ReportFault,
+};
 
 impl Error {
     /// A hint for the user, unless the message says enough.
@@ -77,6 +79,25 @@ impl Error {
                  --predictions"
                     .into(),
             ),
+            Self::Outside(OutsideFault::NoAnswers { .. }) => Some(
+                "lm_eval and lmms_eval write the answers with --log_samples".into(),
+            ),
+            Self::Outside(OutsideFault::Spreadsheet { .. }) => Some(
+                "save it as .csv; VLMEvalKit writes text with PRED_FORMAT=tsv and EVAL_FORMAT=csv in its environment"
+                    .into(),
+            ),
+            Self::Outside(OutsideFault::NoMetrics { .. }) => {
+                Some("--metric NAME names the field with the number".into())
+            }
+            Self::Outside(
+                OutsideFault::TaskInOne { .. }
+                | OutsideFault::OtherExamples { .. }
+                | OutsideFault::OtherContents { .. }
+                | OutsideFault::OtherVersions { .. },
+            ) => Some("--common compares what both runs have, and says what it leaves out".into()),
+            Self::Outside(OutsideFault::NoKey { .. } | OutsideFault::SeveralNumbers { .. }) => {
+                Some("--score-key takes the path of keys, with dots between them".into())
+            }
             Self::NotPaired { .. } => Some("score the files one by one".into()),
             Self::Report(ReportFault::ReportSchema { .. }) => Some(
                 "reports are made of what `vlmerge evaluate`, `sweep`, `score` and `distance` \

@@ -7,6 +7,7 @@ mod given;
 mod judged;
 mod labels;
 mod model;
+mod outside;
 mod ranks;
 mod report;
 mod scores;
@@ -22,6 +23,7 @@ pub use given::GivenFault;
 pub use judged::JudgedFault;
 pub use labels::LabelFault;
 pub use model::ModelFault;
+pub use outside::OutsideFault;
 pub use ranks::RanksFault;
 pub use report::ReportFault;
 pub use scores::ScoresFault;
@@ -389,6 +391,9 @@ pub enum Error {
     /// Something is wrong with a result, or with how it is to be shown.
     #[error(transparent)]
     Report(#[from] ReportFault),
+    /// Results of another program cannot be used.
+    #[error(transparent)]
+    Outside(#[from] OutsideFault),
     /// A page could not be filled in.
     #[error("the page cannot be made: {0}")]
     Page(#[from] askama::Error),

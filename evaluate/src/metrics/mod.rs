@@ -7,6 +7,7 @@ pub mod calibration;
 pub mod captions;
 pub mod folds;
 pub mod holm;
+pub mod mcnemar;
 pub mod nlvr2;
 pub mod rank_correlation;
 pub mod reranking;

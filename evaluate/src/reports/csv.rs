@@ -85,6 +85,7 @@ fn fields(placed: &Placed, measurement: &Measurement) -> [String; HEADER.len()] 
             Unit::Tenfold => "tenfold",
             Unit::PercentSum => "percent_sum",
             Unit::Rank => "rank",
+            Unit::Plain => "plain",
         }
         .to_owned(),
         measurement.higher_is_better.to_string(),

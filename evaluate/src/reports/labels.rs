@@ -55,7 +55,7 @@ pub fn unit(unit: Unit) -> &'static str {
         Unit::Fraction => "%",
         Unit::Tenfold => "× 100",
         Unit::PercentSum => "sum of %",
-        Unit::Rank => "",
+        Unit::Rank | Unit::Plain => "",
     }
 }
 
@@ -97,7 +97,7 @@ pub fn stars(p: f64) -> &'static str {
 pub fn scaled(value: f64, unit: Unit) -> f64 {
     match unit {
         Unit::Fraction | Unit::Tenfold => 100.0 * value,
-        Unit::PercentSum | Unit::Rank => value,
+        Unit::PercentSum | Unit::Rank | Unit::Plain => value,
     }
 }
 

@@ -21,6 +21,7 @@ pub mod html;
 pub mod labels;
 pub mod latex;
 pub mod markdown;
+pub mod model_index;
 pub mod published;
 pub mod scoreboard;
 
@@ -220,6 +221,16 @@ impl TaskResult {
         let found = measurements.find(|m| Some(m.name.as_str()) == headline);
         found.or(self.measurements.first())?.value
     }
+
+    /// [`worth`](Self::worth), negated where less is better.
+    fn merit(&self) -> Option<f64> {
+        let is_less_better = self
+            .measurements
+            .first()
+            .is_some_and(|m| !m.higher_is_better);
+        let worth = self.worth()?;
+        Some(if is_less_better { -worth } else { worth })
+    }
 }
 
 impl Report {
@@ -227,7 +238,7 @@ impl Report {
     pub fn mark_best(&mut self) {
         let of_sweep = self.results.iter().enumerate();
         let of_sweep = of_sweep.filter(|(_, result)| result.point.is_some());
-        let best = of_sweep.filter_map(|(index, result)| Some((index, result.worth()?)));
+        let best = of_sweep.filter_map(|(index, result)| Some((index, result.merit()?)));
         let best = best.reduce(|best, next| if next.1 > best.1 { next } else { best });
         for (index, result) in self.results.iter_mut().enumerate() {
             if let Some(point) = &mut result.point {

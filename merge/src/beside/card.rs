@@ -35,6 +35,7 @@ enum Licenses<'a> {
 pub(crate) fn card(title: &str, beside: &Beside, made: &Provenance) -> Result<String> {
     let (how, heading, end) = match is_conversion(beside) {
         true => ("A conversion".to_owned(), "Command", "."),
+        false if is_mixture(beside) => ("A mixture of experts".to_owned(), "Recipe", "."),
         false => {
             let recipe = MergeRecipe::parse(&made.recipe, "recipe".as_ref())?;
             let how = format!("A merge by the method `{}`", plain(&recipe.merge_method));
@@ -74,6 +75,11 @@ fn is_conversion(beside: &Beside) -> bool {
     shares.eq([Share::Converted])
 }
 
+/// Whether the output is a mixture of models.
+fn is_mixture(beside: &Beside) -> bool {
+    (beside.ingredients.iter()).any(|model| model.share == Share::Expert)
+}
+
 fn front_matter(beside: &Beside) -> FrontMatter<'_> {
     let all = beside
         .ingredients
@@ -111,6 +117,7 @@ fn front_matter(beside: &Beside) -> FrontMatter<'_> {
         library_name: (beside.files.iter().any(|file| file.name == "config.json"))
             .then_some("transformers"),
         tags: match is_merge {
+            true if is_mixture(beside) => &["moe", "merge", "vlmerge"],
             true => &["merge", "vlmerge"],
             false => &["vlmerge"],
         },
@@ -146,6 +153,7 @@ fn model_row(model: &Ingredient) -> String {
         Share::Merged => "merged",
         Share::Adapter => "adapter",
         Share::Converted => "converted",
+        Share::Expert => "expert",
     };
     let name = match &model.hub {
         Some(hub) => format!("[{0}](https://huggingface.co/{0})", plain(hub)),

@@ -103,6 +103,8 @@ pub enum Share {
     Adapter,
     /// The output is made of it alone.
     Converted,
+    /// Its networks are experts.
+    Expert,
 }
 
 /// Everything that goes beside the output of a plan.
@@ -186,6 +188,15 @@ impl Companions {
             .extend(files.map(|(name, content)| (name.clone(), content.clone())));
         self
     }
+}
+
+/// The text of a file beside a model, here or by its address; `None` if there is none of this name.
+///
+/// # Errors
+/// When it cannot be read, or is longer than 256 MiB.
+pub fn text_beside(model: &Path, name: &str) -> Result<Option<String>> {
+    let found = Companions::of_model(model)?.text(name)?;
+    Ok(found.map(|(_, text)| text))
 }
 
 /// Whether a file says what tokens there are, or how texts become tokens.

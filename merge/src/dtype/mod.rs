@@ -289,8 +289,10 @@ pub fn encode_f64(key: &str, dtype: DType, values: &[f64], out: &mut [u8]) -> Re
     match dtype {
         DType::F64 => out.copy_from_slice(bytemuck::cast_slice(values)),
         DType::F32 => put(values, out, |v| (v as f32).to_le_bytes()),
-        DType::F16 => put(values, out, |v| f16::from_f64(v).to_le_bytes()),
-        DType::BF16 => put(values, out, |v| bf16::from_f64(v).to_le_bytes()),
+        // `from_f64` of the crate half looks at the upper half of the number alone, and takes what is just beyond a tie
+        // for one.
+        DType::F16 => put(values, out, |v| f16::from_f32(to_odd(v)).to_le_bytes()),
+        DType::BF16 => put(values, out, |v| f32_to_bf16(to_odd(v))),
         DType::I64 if values.iter().all(|v| v.fract() == 0.0) => {
             put(values, out, |v| (v as i64).to_le_bytes());
         }
@@ -347,6 +349,23 @@ fn f32_to_bf16(value: f32) -> [u8; 2] {
     let quiet = (bits >> 16) | 0x40;
     let kept = if value.is_nan() { quiet } else { rounded };
     (kept as u16).to_le_bytes()
+}
+
+/// Rounds to the one of the two nearest f32 whose last bit is set, unless the value is one: what is rounded once more, to
+/// fewer bits, is then as if it had been rounded once.
+#[inline(always)]
+fn to_odd(value: f64) -> f32 {
+    let single = value as f32;
+    let back = f64::from(single);
+    let bits = single.to_bits();
+    if back == value || value.is_nan() || bits & 1 == 1 {
+        return single;
+    }
+    // Bits of floats grow with their distance from zero.
+    f32::from_bits(match back.abs() < value.abs() {
+        true => bits + 1,
+        false => bits - 1,
+    })
 }
 
 /// Sees bytes as elements; copies them only if they are not aligned.
@@ -407,6 +426,44 @@ mod tests {
                 );
             }
         }
+    }
+
+    #[test]
+    fn what_is_just_beyond_a_tie_is_rounded_away_from_it() {
+        // The tie between two neighbors, exactly, and off by the least that an f32 and an f64 can say.
+        let rounded = |dtype: DType, value: f64| {
+            let mut out = [0; 2];
+            encode_f64("x", dtype, &[value], &mut out).expect("supported");
+            u16::from_le_bytes(out)
+        };
+        for sign in [1.0, -1.0] {
+            let bits = if sign < 0.0 { 0x8000 } else { 0 };
+            for (dtype, half) in [(DType::BF16, 2f64.powi(-8)), (DType::F16, 2f64.powi(-11))] {
+                let one = rounded(dtype, 1.0);
+                for (off, up) in [
+                    (0.0, 0),
+                    (2f64.powi(-22), 1),
+                    (2f64.powi(-50), 1),
+                    (-2f64.powi(-50), 0),
+                ] {
+                    let found = rounded(dtype, sign * (1.0 + half + off));
+                    assert_eq!(found, bits | (one + up), "{dtype:?} {off}");
+                    // An odd neighbor below: the tie goes up.
+                    let found = rounded(dtype, sign * (1.0 + 3.0 * half + off));
+                    let up = if off < 0.0 { 1 } else { 2 };
+                    assert_eq!(found, bits | (one + up), "{dtype:?} {off}");
+                }
+            }
+        }
+        assert_eq!(rounded(DType::BF16, 1e300), 0x7f80);
+        assert_eq!(rounded(DType::BF16, -1e-300), 0x8000);
+        assert_eq!(rounded(DType::BF16, f64::INFINITY), 0x7f80);
+        assert!(bf16::from_bits(rounded(DType::BF16, f64::NAN)).is_nan());
+        // A value of an f32 that was written as 0x3eac.
+        assert_eq!(
+            rounded(DType::BF16, f64::from(f32::from_bits(0x3eac_8002))),
+            0x3ead
+        );
     }
 
     #[test]

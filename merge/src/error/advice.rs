@@ -2,7 +2,9 @@
 
 use std::io::ErrorKind;
 
-use super::{ConversionFault, Error, MaskFault, SplitFault, TorchFault, TrainerFault, WriteFault};
+use super::{
+    ConversionFault, Error, MaskFault, MoeFault, SplitFault, TorchFault, TrainerFault, WriteFault,
+};
 use crate::io::ZipFault;
 use crate::methods::Member;
 
@@ -32,6 +34,11 @@ impl Error {
                 | Self::Write(WriteFault::UnknownOutput { .. })
                 | Self::Write(WriteFault::CannotShard { .. })
                 | Self::UnfitSizes { .. }
+                | Self::Moe(
+                    MoeFault::NoArchitecture { .. }
+                        | MoeFault::NoForward { .. }
+                        | MoeFault::NoDirection { .. }
+                )
                 | Self::Masks(
                     MaskFault::None | MaskFault::RulesDiffer { .. } | MaskFault::UnknownTask { .. }
                 )
@@ -54,6 +61,9 @@ impl Error {
             Self::Conversion(ConversionFault::NoSuchConversion { .. }) => {
                 Some("`vlmerge inspect` explains the layout; BEiT and seeds go through `vlmerge expand`, \
                       modality-specific checkpoints through a merge".into())
+            }
+            Self::Moe(MoeFault::NoForward { .. }) => {
+                Some("use gate_mode: cheap_embed, which needs the embeddings alone".into())
             }
             Self::Merge(fault) => fault.hint().map(str::to_owned),
             Self::Activations(fault) => fault.hint().map(str::to_owned),

@@ -11,6 +11,7 @@ mod gguf;
 mod masks;
 mod merging;
 mod merging_advice;
+mod moe;
 mod plan;
 mod quantization;
 mod remote;
@@ -29,6 +30,7 @@ pub use export::ExportFault;
 pub use gguf::GgufFault;
 pub use masks::MaskFault;
 pub use merging::MergeFault;
+pub use moe::MoeFault;
 pub use plan::PlanFault;
 pub use quantization::QuantizationFault;
 pub use remote::RemoteFault;
@@ -269,6 +271,9 @@ pub enum Error {
     /// A conversion cannot be done.
     #[error(transparent)]
     Conversion(#[from] ConversionFault),
+    /// Dense models cannot be made a mixture.
+    #[error(transparent)]
+    Moe(#[from] MoeFault),
 
     // ---- merging ----------------------------------------------------------------------------
     /// Two members of a group differ in shape.

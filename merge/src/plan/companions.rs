@@ -1,7 +1,7 @@
 //! The files beside the output of a merge.
 
 use std::collections::BTreeMap;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 use super::Entry;
 use super::checkpoints::{Models, Modules, Scope};
@@ -13,6 +13,7 @@ use crate::beside::experts::Said;
 use crate::beside::layers::Layers;
 use crate::beside::{Beside, Companion, Companions, Content, Ingredient, Share, license};
 use crate::io::SourceFile;
+use crate::provenance::short_names;
 use crate::recipe::{ModelRef, TokenizerSource, adapters};
 use crate::{Checkpoint, ConversionFault, DType, MergePlan, MergeRecipe, Result, lora, ties};
 
@@ -161,6 +162,36 @@ impl MergePlan {
             weights: None,
             gguf: None,
         };
+        Ok(self)
+    }
+}
+
+impl MergePlan {
+    /// The plan with the models that its output is made of, for its card, and notes on how they were found.
+    ///
+    /// # Errors
+    /// When a card of a model cannot be read.
+    pub(crate) fn made_of(
+        mut self,
+        models: &[(PathBuf, Share)],
+        notes: Vec<String>,
+    ) -> Result<Self> {
+        if self.beside.ingredients.is_empty() {
+            return Ok(self);
+        }
+        self.beside.ingredients.clear();
+        let paths: Vec<&Path> = models.iter().map(|(path, _)| path.as_path()).collect();
+        for ((path, share), name) in models.iter().zip(short_names(&paths)) {
+            let own = Ingredient {
+                name,
+                ..ingredient(path, *share)?
+            };
+            let mut known = self.beside.ingredients.iter();
+            if known.all(|known| known.name != own.name) {
+                self.beside.ingredients.push(own);
+            }
+        }
+        self.beside.notes.extend(notes);
         Ok(self)
     }
 }

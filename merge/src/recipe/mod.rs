@@ -32,6 +32,7 @@ pub(crate) use modules::Part;
 pub use parameters::{Case, CaseValue, Parameter, Parameters, Scalar};
 pub use place::{Located, Place};
 pub use reference::ModelName;
+pub(crate) use reference::found as model_at;
 pub use tokenizer::{TokenKind, TokenRule, TokenSource, TokenizerSettings, TokenizerSource};
 
 /// Recipes are written by hand; anything larger is not one.

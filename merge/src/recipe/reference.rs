@@ -113,7 +113,7 @@ impl<'de> Deserialize<'de> for ModelName {
 
 /// The model behind a path: itself if there is such a file or folder; else, if it is spelled like the name of a model
 /// on the hub (`org/model`, `org/model@revision`), that model. A folder of that name without the revision wins, too.
-pub(super) fn found(path: &Path) -> PathBuf {
+pub(crate) fn found(path: &Path) -> PathBuf {
     let Some(text) = path
         .to_str()
         .filter(|_| !is_address(path) && !path.exists())

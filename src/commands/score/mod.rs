@@ -1,7 +1,9 @@
 //! `vlmerge score`.
 
 mod judged;
+mod logs;
 mod meteor;
+mod power;
 
 use std::borrow::Cow;
 use std::path::PathBuf;
@@ -23,6 +25,9 @@ Examples:
   vlmerge score vqa --results a.json b.json --annotations annotations.json
   vlmerge score nlvr2 --predictions predictions.csv --labels dev.json --json > dev.report.json
   vlmerge score captions --results captions.json --annotations captions_val2014.json
+
+  vlmerge score logs out/a out/b                        (lm_eval --log_samples)
+  vlmerge score power --difference 1 --disagreement 0.1
 
 Every number has a 95% interval by the bootstrap. With several files, each is tested against the
 first on the same draws.";
@@ -105,6 +110,12 @@ enum Task {
     /// BLEU, ROUGE-L and CIDEr of captions against those of people
     #[command(after_help = CAPTIONS_EXAMPLES)]
     Captions(CaptionsArgs),
+    /// Whether one of two models is better, from their answers in another program's logs
+    #[command(after_help = logs::EXAMPLES)]
+    Logs(logs::LogsArgs),
+    /// How many examples tell a difference between two models
+    #[command(after_help = power::EXAMPLES)]
+    Power(power::PowerArgs),
 }
 
 /// The draws of intervals and tests.
@@ -188,6 +199,8 @@ pub fn run(args: Args, output: &Output) -> Result<ExitCode> {
         Task::Vqa(args) => (score_vqa(args)?, args.draws),
         Task::Nlvr2(args) => (score_nlvr2(args, output)?, args.draws),
         Task::Captions(args) => (score_captions(args, output)?, args.draws),
+        Task::Logs(args) => return logs::run(args, output),
+        Task::Power(args) => return power::run(args, output),
     };
     let bootstrap = Bootstrap::new(draws.resamples, draws.seed)?;
     judged.setting("resamples", draws.resamples);

@@ -1,0 +1,161 @@
+//! `vlmerge score power`.
+
+use std::path::PathBuf;
+use std::process::ExitCode;
+
+use anyhow::Result;
+use evaluate::outside::power::{Aim, Spread};
+use serde_json::{Value, json};
+
+use super::DrawArgs;
+use super::logs::WantedArgs;
+use crate::args::number::parse_positive;
+use crate::output::{Output, UsageError};
+use crate::table::{Align, Table};
+
+pub const EXAMPLES: &str = "\
+Examples:
+  vlmerge score power --difference 1 --disagreement 0.1
+  vlmerge score power --examples 2000 --disagreement 0.1
+  vlmerge score power --logs out/seed out/merged --difference 2
+  vlmerge score power --logs out/seed out/merged --cluster-by doc.passage_id
+
+Both models answer the same examples. What decides is the share of examples on which one is right
+and the other wrong, not how good they are: give it as --disagreement, or two runs as --logs, of
+which it is taken, with the effect of clusters. --difference is in points: 1 is 0.01 of the metric.
+Without it the answer is the smallest difference that the examples tell: those of --examples, or of
+the runs.";
+
+/// A question of power.
+#[derive(Debug, clap::Args)]
+pub struct PowerArgs {
+    /// The difference to tell, in points, hundredths of the metric
+    #[arg(long, value_name = "POINTS")]
+    difference: Option<f64>,
+    /// The share of examples on which the models differ, from 0 to 1
+    #[arg(long, value_name = "SHARE", conflicts_with = "logs")]
+    disagreement: Option<f64>,
+    /// Two runs that the share is taken from, as of `vlmerge score logs`
+    #[arg(long, value_names = ["A", "B"], num_args = 2)]
+    logs: Option<Vec<PathBuf>>,
+    /// The number of examples
+    #[arg(long, value_name = "N", value_parser = parse_positive)]
+    examples: Option<usize>,
+    /// Probability of a difference where there is none; two-sided
+    #[arg(long, value_name = "SHARE", default_value_t = 0.05)]
+    alpha: f64,
+    /// Probability of finding the difference
+    #[arg(long, value_name = "SHARE", default_value_t = 0.8)]
+    power: f64,
+    #[command(flatten)]
+    wanted: WantedArgs,
+}
+
+/// The numbers of one metric.
+struct Known {
+    name: String,
+    spread: Spread,
+    design_effect: f64,
+    n: Option<usize>,
+}
+
+/// Runs the subcommand.
+pub fn run(args: &PowerArgs, output: &Output) -> Result<ExitCode> {
+    let known = known(args, output)?;
+    let usual = Aim::new(args.alpha, args.power).map_err(evaluate::Error::from)?;
+    let mut rows = Vec::new();
+    let mut table = Table::new(
+        ["", "differ on", "design effect", "examples", "difference"]
+            .map(|name| (name.to_owned(), Align::Left))
+            .into(),
+    );
+    for of in known {
+        let aim = Aim {
+            design_effect: of.design_effect,
+            ..usual
+        };
+        let needed = args
+            .difference
+            .map(|points| aim.examples(points / 100.0, of.spread));
+        let needed = needed.transpose().map_err(evaluate::Error::from)?;
+        let told = match (args.difference, of.n) {
+            (None, Some(n)) => Some(aim.difference(n as f64, of.spread)),
+            _ => None,
+        };
+        let told = told.transpose().map_err(evaluate::Error::from)?;
+        let (examples, difference) = match (needed, told) {
+            (Some(n), _) => (Some(n), args.difference),
+            (None, told) => (
+                of.n.map(|n| n as f64),
+                told.flatten().map(|difference| 100.0 * difference),
+            ),
+        };
+        let differ = match of.spread {
+            Spread::Disagreement(share) => format!("{:.2}%", 100.0 * share),
+            Spread::Deviation(sigma) => format!("deviation {sigma:.4}"),
+        };
+        table.row(vec![
+            of.name.clone(),
+            differ,
+            format!("{:.2}", of.design_effect),
+            examples.map_or_else(|| "-".to_owned(), |n| format!("{n}")),
+            difference.map_or_else(
+                || "none can be told".to_owned(),
+                |points| format!("{points:.2} points"),
+            ),
+        ]);
+        rows.push(json!({
+            "name": of.name,
+            "spread": of.spread,
+            "design_effect": of.design_effect,
+            "examples": examples.map(|n| n as u64),
+            "difference": difference.map_or(Value::Null, Value::from),
+        }));
+    }
+    if output.json {
+        output.json(&json!({ "alpha": args.alpha, "power": args.power, "answers": rows }))?;
+    } else {
+        output.line(format!(
+            "two-sided at {}, found with probability {}; both models answer the same examples",
+            args.alpha, args.power
+        ))?;
+        output.line("")?;
+        output.text(&table.to_string())?;
+    }
+    Ok(ExitCode::SUCCESS)
+}
+
+fn known(args: &PowerArgs, output: &Output) -> Result<Vec<Known>> {
+    if let Some([a, b]) = args.logs.as_deref() {
+        let draws = DrawArgs {
+            resamples: 100,
+            seed: 0,
+        };
+        let compared = args.wanted.compared(a, b, draws)?;
+        output.say_notes(&compared.notes);
+        let known = compared.contrasts.iter().map(|contrast| Known {
+            name: format!("{} {}", contrast.task, contrast.metric),
+            spread: contrast.spread(),
+            design_effect: contrast.design_effect,
+            n: args.examples.or(Some(contrast.n)),
+        });
+        return Ok(known.collect());
+    }
+    let Some(share) = args.disagreement else {
+        let what = "give --disagreement, the share of examples on which the models differ, or two runs as --logs";
+        return Err(UsageError(what.into()).into());
+    };
+    if args.wanted.is_given() {
+        let what = "--metric, --cluster-by and --common are of two runs: give --logs";
+        return Err(UsageError(what.into()).into());
+    }
+    if args.difference.is_none() && args.examples.is_none() {
+        return Err(UsageError("give --difference or --examples".into()).into());
+    }
+    Ok(vec![Known {
+        name: String::new(),
+        spread: Spread::Disagreement(share),
+        design_effect: 1.0,
+        n: args.examples,
+    }])
+}
