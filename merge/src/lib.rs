@@ -59,8 +59,8 @@ pub use error::{
     AdapterFault, AssemblyFault, ConversionFault, Error, MaskFault, MergeFault, PlanFault,
     QuantizationFault,
 };
+pub use error::{MegatronFault, WriteFault, ZeroFault};
 pub use error::{RemoteFault, Result, SafetensorsFault, SplitFault, TorchFault, TrainerFault};
-pub use error::WriteFault;
 pub use expert::Expert;
 pub use group::{BlockId, ParamKind, Role, Slot};
 pub use io::{Checkpoint, ObjectPath, PathSegment, TensorInfo, TensorSource};

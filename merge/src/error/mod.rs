@@ -5,6 +5,7 @@ mod advice;
 mod assembly;
 mod conversion;
 mod masks;
+mod megatron;
 mod merging;
 mod merging_advice;
 mod plan;
@@ -15,11 +16,13 @@ mod split;
 mod torch;
 mod trainer;
 mod write;
+mod zero;
 
 pub use adapter::AdapterFault;
 pub use assembly::AssemblyFault;
 pub use conversion::ConversionFault;
 pub use masks::MaskFault;
+pub use megatron::MegatronFault;
 pub use merging::MergeFault;
 pub use plan::PlanFault;
 pub use quantization::QuantizationFault;
@@ -29,6 +32,7 @@ pub use split::SplitFault;
 pub use torch::TorchFault;
 pub use trainer::TrainerFault;
 pub use write::WriteFault;
+pub use zero::ZeroFault;
 
 use std::path::{Path, PathBuf};
 

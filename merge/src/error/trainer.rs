@@ -2,6 +2,8 @@
 
 use std::path::PathBuf;
 
+use super::{MegatronFault, ZeroFault};
+
 /// A fault of a folder that a trainer left, with the file and the tensor.
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
@@ -56,4 +58,10 @@ pub enum TrainerFault {
         /// The file.
         file: String,
     },
+    /// A checkpoint of DeepSpeed is damaged or incomplete.
+    #[error(transparent)]
+    Zero(#[from] ZeroFault),
+    /// A checkpoint of Megatron-LM is damaged or incomplete.
+    #[error(transparent)]
+    Megatron(#[from] MegatronFault),
 }

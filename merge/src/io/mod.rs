@@ -13,6 +13,7 @@ mod sharded;
 mod source;
 mod torch;
 mod trainer;
+mod widened;
 mod writer;
 
 pub use aliases::{ALIASES_KEY, Aliases};
@@ -77,15 +78,17 @@ fn open_folder(path: &Path, options: &OpenOptions) -> Result<Checkpoint> {
         return whole(opened);
     }
     let mut found = match folder::model_among(folder, &names) {
-        Err(Error::Split(SplitFault::NoModel { .. })) => match trainer::open_below(folder, options)? {
-            Some(opened) => return whole(opened),
-            None => {
-                return Err(SplitFault::NoModel {
-                    folder: folder.clone(),
+        Err(Error::Split(SplitFault::NoModel { .. })) => {
+            match trainer::open_below(folder, options)? {
+                Some(opened) => return whole(opened),
+                None => {
+                    return Err(SplitFault::NoModel {
+                        folder: folder.clone(),
+                    }
+                    .into());
                 }
-                .into());
             }
-        },
+        }
         found => found?,
     };
     let kind = in_pieces.map(|kind| format!("a {kind}"));
@@ -160,6 +163,24 @@ fn open_file(path: &Path) -> Result<Box<dyn ReadAt>> {
     }
     let file = File::open(path).and_then(FileAt::new).map_err(failed)?;
     Ok(Box::new(file))
+}
+
+/// Opens a torch file of this machine, and gives what it holds beside tensors.
+fn open_torch(
+    path: &Path,
+    options: &OpenOptions,
+) -> Result<(Box<dyn TensorSource>, torch::Objects)> {
+    let file = open_file(path)?;
+    let looks_like = match content::of(path, file.as_ref())? {
+        Content::Torch => return torch::open_with_objects(path, file, options),
+        Content::Safetensors => "is safetensors, not a file of torch".into(),
+        Content::Json => "is JSON, not a file of torch".into(),
+        Content::Unknown(looks_like) => looks_like,
+    };
+    Err(Error::UnknownFormat {
+        path: path.into(),
+        looks_like,
+    })
 }
 
 /// Opens a model that is one file.

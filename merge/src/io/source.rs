@@ -123,6 +123,10 @@ pub enum Container {
     TorchLegacy,
     /// Several files named by an index json, or a directory that holds such an index.
     Sharded,
+    /// A folder of DeepSpeed, with a file for each rank.
+    DeepSpeed,
+    /// A folder of Megatron-LM, with a file for each rank.
+    Megatron,
     /// No file: the result of a merge that was kept in memory.
     Memory,
 }

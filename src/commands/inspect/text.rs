@@ -61,6 +61,8 @@ impl Inspection {
             Container::TorchZip => "torch zip archive",
             Container::TorchLegacy => "torch file of before 1.6",
             Container::Sharded => "sharded",
+            Container::DeepSpeed => "DeepSpeed checkpoint",
+            Container::Megatron => "Megatron-LM checkpoint",
             Container::Memory => "memory",
             _ => "other",
         };

@@ -21,8 +21,10 @@ mod source;
 mod strided;
 mod tensor;
 mod value;
+mod view;
 
 pub use fault::{PickleCall, PickleFault, ScriptFault, ZipFault};
+pub(crate) use view::{Objects, View};
 
 use std::collections::BTreeMap;
 use std::path::Path;
@@ -61,7 +63,21 @@ pub(crate) fn open(
     source: Box<dyn ReadAt>,
     options: &OpenOptions,
 ) -> Result<Box<dyn TensorSource>> {
-    open_source(path, source, options)
+    let (opened, _) = open_source(path, source, options)?;
+    Ok(Box::new(opened))
+}
+
+/// Opens a torch file, and gives what it holds beside tensors.
+///
+/// # Errors
+/// As [`open`].
+pub(crate) fn open_with_objects(
+    path: &Path,
+    source: Box<dyn ReadAt>,
+    options: &OpenOptions,
+) -> Result<(Box<dyn TensorSource>, Objects)> {
+    let (opened, objects) = open_source(path, source, options)?;
+    Ok((Box::new(opened), objects))
 }
 
 /// Opens a torch file that is in memory, as the fuzz targets and tests do.
@@ -70,7 +86,7 @@ pub(crate) fn open(
 /// As for a file.
 #[doc(hidden)]
 pub fn open_bytes(bytes: Vec<u8>, options: &OpenOptions) -> Result<Box<dyn TensorSource>> {
-    open_source(Path::new("(memory)"), Box::new(bytes), options)
+    open(Path::new("(memory)"), Box::new(bytes), options)
 }
 
 /// Reads bytes as one bare pickle and walks what it holds, as the fuzz target does; gives the
@@ -93,20 +109,23 @@ fn open_source(
     path: &Path,
     source: Box<dyn ReadAt>,
     options: &OpenOptions,
-) -> Result<Box<dyn TensorSource>> {
+) -> Result<(TorchSource, Objects)> {
     let mut start = [0; 16];
     let n_start = source.n_bytes().min(16) as usize;
     source
         .read_exact_at(&mut start[..n_start], 0)
         .map_err(|source| io_error(path, source))?;
-    let opened = match sniff(&start[..n_start]) {
-        Some(Container::TorchZip) => open_zip(path, source, options)?,
-        _ => open_legacy(path, source, options)?,
-    };
-    Ok(Box::new(opened))
+    match sniff(&start[..n_start]) {
+        Some(Container::TorchZip) => open_zip(path, source, options),
+        _ => open_legacy(path, source, options),
+    }
 }
 
-fn open_zip(path: &Path, source: Box<dyn ReadAt>, options: &OpenOptions) -> Result<TorchSource> {
+fn open_zip(
+    path: &Path,
+    source: Box<dyn ReadAt>,
+    options: &OpenOptions,
+) -> Result<(TorchSource, Objects)> {
     let archive = Archive::open(&*source).map_err(|error| archive_error(path, error))?;
     let missing = |entry: String| {
         Error::Torch(TorchFault::MissingEntry {
@@ -138,7 +157,7 @@ fn open_zip(path: &Path, source: Box<dyn ReadAt>, options: &OpenOptions) -> Resu
         Ok(Storage::new(&entry.name, start, entry.n_bytes, entry.crc))
     })?;
     drop(archive);
-    TorchSource::new(
+    let opened = TorchSource::new(
         path,
         Container::TorchZip,
         source,
@@ -146,10 +165,15 @@ fn open_zip(path: &Path, source: Box<dyn ReadAt>, options: &OpenOptions) -> Resu
         layout,
         metadata,
         options,
-    )
+    )?;
+    Ok((opened, Objects::new(arena, root)))
 }
 
-fn open_legacy(path: &Path, source: Box<dyn ReadAt>, options: &OpenOptions) -> Result<TorchSource> {
+fn open_legacy(
+    path: &Path,
+    source: Box<dyn ReadAt>,
+    options: &OpenOptions,
+) -> Result<(TorchSource, Objects)> {
     let legacy = legacy::read(&*source)
         .map_err(|LegacyError { part, failure }| failed(path, part, failure))?;
     let contents = contents::walk(&legacy.arena, legacy.root)
@@ -173,7 +197,7 @@ fn open_legacy(path: &Path, source: Box<dyn ReadAt>, options: &OpenOptions) -> R
             None,
         ))
     })?;
-    TorchSource::new(
+    let opened = TorchSource::new(
         path,
         Container::TorchLegacy,
         source,
@@ -181,7 +205,8 @@ fn open_legacy(path: &Path, source: Box<dyn ReadAt>, options: &OpenOptions) -> R
         layout,
         BTreeMap::new(),
         options,
-    )
+    )?;
+    Ok((opened, Objects::new(legacy.arena, legacy.root)))
 }
 
 fn failed(path: &Path, entry: &str, failure: Failure) -> Error {

@@ -5,7 +5,7 @@ use super::value::{Arena, Global, Id, Value, wrong_type};
 use crate::DType;
 
 /// Axes that a tensor may have, which is what torch's own operators take.
-const AXIS_LIMIT: usize = 64;
+pub(crate) const AXIS_LIMIT: usize = 64;
 
 /// What the elements of a storage are.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

@@ -4,6 +4,8 @@
 //! [`Assembled`](super::assembled::Assembled), which makes whole tensors of them as they are read.
 
 mod folder;
+mod megatron;
+mod zero;
 
 use std::path::{Path, PathBuf};
 
@@ -43,7 +45,7 @@ pub(super) struct Kind {
 }
 
 /// All kinds.
-const KINDS: [&Kind; 0] = [];
+const KINDS: [&Kind; 2] = [&zero::KIND, &megatron::KIND];
 
 /// Opens the model that trainers left in a folder; `None` if there is none.
 ///
