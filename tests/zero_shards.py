@@ -122,7 +122,7 @@ def judged(folder, tag=None):
 
 
 def convert(program, folder, out):
-    command = [program, "convert", str(folder), "--out", str(out), "--force"]
+    command = [program, "convert", str(folder), str(out), "--force"]
     subprocess.run(command, check=True, capture_output=True, text=True)
 
 

@@ -110,13 +110,12 @@ fn open_tag(listing: &Listing, shown: &Path, options: &OpenOptions) -> Result<Op
     let Some((&first, first_name)) = files.optimizers.first_key_value() else {
         return without_optimizer(listing, shown, &files, options);
     };
+    let states = OptimizerStates::open(&at(first_name)?)?;
+    let (world, split) = (states.world, states.split);
     if first != 0 {
-        let world = first + 1;
         return Err(missing(listing, first_name, "optimizer", first, 0, world));
     }
-    let first = OptimizerStates::open(&at(first_name)?)?;
-    let (world, split) = (first.world, first.split);
-    let mut optimizers = vec![first];
+    let mut optimizers = vec![states];
     for rank in 1..world {
         let name = (files.optimizers.get(&rank))
             .ok_or_else(|| missing(listing, first_name, "optimizer", 0, rank, world))?;
