@@ -416,6 +416,49 @@ fn a_run_without_zero_has_the_model_in_one_file() {
     assert_eq!(f32s(&opened(home.path()), "a"), [3.0]);
 }
 
+/// A universal checkpoint out of one of stage 3.
+fn universal() -> TempDir {
+    let home = by_parameters(2);
+    let tag = home.path().join("global_step2");
+    for rank in [0, 1] {
+        fs::remove_file(tag.join(optimizer_file(rank))).expect("removed");
+    }
+    for parameter in groups().iter().flatten() {
+        let root = dict([
+            ("param", floats(&parameter.values(), parameter.shape)),
+            ("cat_dim", Py::Integer(0)),
+        ]);
+        write(
+            &tag.join("zero").join(parameter.name).join("fp32.pt"),
+            &root,
+        );
+    }
+    home
+}
+
+#[test]
+fn a_universal_checkpoint_has_a_file_for_each_parameter() {
+    let home = universal();
+    is_the_model(&opened(home.path()));
+    let file = home.path().join("global_step2/zero/layer.bias/fp32.pt");
+    write(&file, &dict([("param", floats(&[0.0; 12], &[12]))]));
+    assert!(matches!(
+        zero_fault(home.path()),
+        ZeroFault::OtherShape { .. }
+    ));
+    write(&file, &dict([("weights", floats(&[0.0; 11], &[11]))]));
+    assert!(matches!(
+        zero_fault(home.path()),
+        ZeroFault::BadEntry { .. }
+    ));
+    fs::remove_file(&file).expect("removed");
+    let said = fault(home.path()).to_string();
+    assert!(
+        said.contains("layer.bias") && said.contains("missing"),
+        "{said}"
+    );
+}
+
 #[test]
 fn a_tag_is_found_by_latest_and_never_outside() {
     let home = by_groups(2);

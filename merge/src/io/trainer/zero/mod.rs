@@ -19,10 +19,10 @@ use std::path::Path;
 use files::Files;
 use model::Model;
 use row::Row;
-use states::{ModelStates, OptimizerStates, Split};
+use states::{Described, ModelStates, OptimizerStates, Split};
 
 use super::{Kind, Listing, Opened, Role, inside};
-use crate::io::{Container, OpenOptions};
+use crate::io::{Container, OpenOptions, TensorEntry, TensorSource, open_torch};
 use crate::{Error, Result, ZeroFault};
 
 /// The row of the table of kinds.
@@ -151,15 +151,10 @@ fn open_tag(listing: &Listing, shown: &Path, options: &OpenOptions) -> Result<Op
         }
     })?;
     let states = ModelStates::open(&at(&name)?)?;
-    let mut others = Vec::new();
-    // The others differ only in their shares of what is not updated.
-    if split == Split::Parameters && !states.frozen.is_empty() {
-        for rank in 1..world {
-            let other = (files.models.get(&rank))
-                .ok_or_else(|| missing(listing, &name, "model", 0, rank, world))?;
-            others.push(ModelStates::open(&at(other)?)?);
-        }
-    }
+    let others = match split {
+        Split::Groups => Vec::new(),
+        Split::Parameters => others(listing, &files, &states, &name, world)?,
+    };
     let mut model = Model::new(&listing.folder, states, others);
     match split {
         Split::Groups => model.add_groups(optimizers)?,
@@ -184,21 +179,88 @@ fn without_optimizer(
         return Err(missing(listing, name, "model", rank, 0, rank + 1));
     };
     let states = ModelStates::open(&inside(&listing.folder, name)?)?;
-    if states.groups.is_some() {
-        let file = "zero_pp_rank_0_mp_rank_00_optim_states.pt";
-        return Err(no_file(
-            listing,
-            file.into(),
-            "optimizer",
-            0,
-            files.models.len().max(1),
-        ));
-    }
-    let model = Model::new(&listing.folder, states, Vec::new());
+    let world = files.models.len().max(1);
+    let model = match (
+        &states.groups,
+        listing.folders.iter().any(|name| name == UNIVERSAL),
+    ) {
+        (None, _) => Model::new(&listing.folder, states, Vec::new()),
+        (Some(groups), true) => {
+            let parameters = universal(listing, groups)?;
+            let others = match files.model {
+                Some(_) => Vec::new(),
+                None => others(listing, files, &states, name, world)?,
+            };
+            let mut model = Model::new(&listing.folder, states, others);
+            model.add_universal(parameters, files.model.is_none())?;
+            model
+        }
+        (Some(_), false) => {
+            let file = "zero_pp_rank_0_mp_rank_00_optim_states.pt";
+            return Err(no_file(listing, file.into(), "optimizer", 0, world));
+        }
+    };
     Ok(Opened {
         source: model.finish(shown, Container::DeepSpeed, options)?,
         notes: Vec::new(),
     })
+}
+
+/// The folder of a tag with a folder for each parameter, whatever the number of ranks.
+const UNIVERSAL: &str = "zero";
+
+/// A parameter of a universal checkpoint: its file, and the tensor of it.
+struct Universal {
+    parameter: Described,
+    source: Box<dyn TensorSource>,
+    tensor: usize,
+}
+
+/// The parameters of a universal checkpoint.
+fn universal(listing: &Listing, groups: &[Vec<Described>]) -> Result<Vec<Universal>> {
+    let mut found = Vec::new();
+    for parameter in groups.iter().flatten() {
+        let path = inside(
+            &listing.folder,
+            &format!("{UNIVERSAL}/{}/fp32.pt", parameter.name),
+        )?;
+        let (source, _) = open_torch(&path, &OpenOptions::default())?;
+        let is_meant = |entry: &TensorEntry| entry.path.to_string() == "param";
+        let tensor = source.tensors().iter().position(is_meant);
+        let tensor = tensor.ok_or_else(|| ZeroFault::BadEntry {
+            path,
+            entry: "param".into(),
+            found: "missing",
+            wanted: "a tensor",
+        })?;
+        found.push(Universal {
+            parameter: parameter.clone(),
+            source,
+            tensor,
+        });
+    }
+    Ok(found)
+}
+
+/// The model states of the ranks after the first, which differ only in their shares of what is not updated.
+fn others(
+    listing: &Listing,
+    files: &Files,
+    states: &ModelStates,
+    first: &str,
+    world: usize,
+) -> Result<Vec<ModelStates>> {
+    let ranks = match states.frozen.is_empty() {
+        true => 1..1,
+        false => 1..world,
+    };
+    ranks
+        .map(|rank| {
+            let name = (files.models.get(&rank))
+                .ok_or_else(|| missing(listing, first, "model", 0, rank, world))?;
+            ModelStates::open(&inside(&listing.folder, name)?)
+        })
+        .collect()
 }
 
 /// The fault of a rank without a file, whose name is that of another rank's with the number changed.

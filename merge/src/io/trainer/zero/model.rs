@@ -3,9 +3,9 @@
 use std::collections::{BTreeMap, HashMap, HashSet};
 use std::path::{Path, PathBuf};
 
-use super::over_ranks;
 use super::row::{Flat, Row, share};
 use super::states::{Described, ModelStates, OptimizerStates};
+use super::{Universal, over_ranks};
 use crate::io::assembled::{Assembled, InPieces, Piece};
 use crate::io::widened::Widened;
 use crate::io::{Aliases, Container, OpenOptions, Root, SourceInfo, TensorEntry, TensorSource};
@@ -29,7 +29,8 @@ pub(super) struct Model {
     states: ModelStates,
     /// Those of the ranks after the first, where they are needed.
     others: Vec<ModelStates>,
-    optimizers: Vec<OptimizerStates>,
+    /// The files of what the ranks update.
+    updated: Vec<Box<dyn TensorSource>>,
     tensors: Vec<InPieces>,
     names: HashSet<String>,
     /// Whether parameters have their values elsewhere, and stand in the module without elements.
@@ -37,21 +38,21 @@ pub(super) struct Model {
 }
 
 impl Model {
-    /// Sources are numbered: the model states of the first rank, of the others, then the optimizer states.
+    /// Sources are numbered: the model states of the first rank, of the others, then the files of what they update.
     pub(super) fn new(folder: &Path, states: ModelStates, others: Vec<ModelStates>) -> Self {
         Self {
             folder: folder.into(),
             states,
             others,
-            optimizers: Vec::new(),
+            updated: Vec::new(),
             tensors: Vec::new(),
             names: HashSet::new(),
             is_split: false,
         }
     }
 
-    /// The number of the first optimizer states among the sources.
-    fn first_optimizer(&self) -> usize {
+    /// The number of the first file of what the ranks update, among the sources.
+    fn first_updated(&self) -> usize {
         1 + self.others.len()
     }
 
@@ -70,7 +71,7 @@ impl Model {
     /// Adds what the ranks update in stages 1 and 2.
     pub(super) fn add_groups(&mut self, optimizers: Vec<OptimizerStates>) -> Result<()> {
         let groups = self.groups()?;
-        let first_source = self.first_optimizer();
+        let first_source = self.first_updated();
         for states in &optimizers {
             check_count(states, groups.len())?;
         }
@@ -100,9 +101,47 @@ impl Model {
                 self.add(parameter, dtype, pieces)?;
             }
         }
-        self.optimizers = optimizers;
+        self.updated = optimizers.into_iter().map(|states| states.source).collect();
+        self.add_all_frozen()
+    }
+
+    /// Adds the parameters of a universal checkpoint, each of which has a file.
+    pub(super) fn add_universal(
+        &mut self,
+        parameters: Vec<Universal>,
+        is_split: bool,
+    ) -> Result<()> {
+        self.is_split = is_split;
+        let first_source = self.first_updated();
+        for (number, of) in parameters.into_iter().enumerate() {
+            let info = of.source.tensors()[of.tensor].info.clone();
+            if info.shape != of.parameter.shape {
+                return Err(ZeroFault::OtherShape {
+                    path: of.source.info().path.clone(),
+                    key: of.parameter.name,
+                    found: info.shape,
+                    wanted: of.parameter.shape,
+                }
+                .into());
+            }
+            let piece = Piece {
+                source: first_source + number,
+                ..whole(of.tensor, &info.shape)
+            };
+            self.updated.push(of.source);
+            self.add(of.parameter, info.dtype, vec![piece])?;
+        }
+        self.add_all_frozen()
+    }
+
+    /// Adds what is not updated: whole, or in shares.
+    fn add_all_frozen(&mut self) -> Result<()> {
+        let fragments = self.fragments();
         for parameter in std::mem::take(&mut self.states.frozen) {
-            self.add_frozen(parameter)?;
+            match self.is_split {
+                true => self.add_frozen_in_shares(parameter, &fragments)?,
+                false => self.add_frozen(parameter, &fragments[0])?,
+            }
         }
         Ok(())
     }
@@ -111,7 +150,7 @@ impl Model {
     pub(super) fn add_parameters(&mut self, optimizers: Vec<OptimizerStates>) -> Result<()> {
         self.is_split = true;
         let groups = self.groups()?;
-        let first_source = self.first_optimizer();
+        let first_source = self.first_updated();
         let world = optimizers.len();
         let wanted = (groups.iter().flatten()).fold(0usize, |n, one| {
             n.saturating_add(share(one.n_elements(), world))
@@ -146,19 +185,18 @@ impl Model {
             first += share;
             self.add(parameter, dtype, pieces)?;
         }
-        self.optimizers = optimizers;
-        let fragments = self.fragments();
-        for parameter in std::mem::take(&mut self.states.frozen) {
-            self.add_frozen_in_shares(parameter, &fragments)?;
-        }
-        Ok(())
+        self.updated = optimizers.into_iter().map(|states| states.source).collect();
+        self.add_all_frozen()
     }
 
     /// Adds a parameter that is not updated, which the first rank has whole.
-    fn add_frozen(&mut self, parameter: Described) -> Result<()> {
+    fn add_frozen(
+        &mut self,
+        parameter: Described,
+        fragments: &BTreeMap<String, usize>,
+    ) -> Result<()> {
         let path = || self.states.path.clone();
-        let held = self.states.under(FROZEN).get(&parameter.name).copied();
-        let Some(held) = held else {
+        let Some(&held) = fragments.get(&parameter.name) else {
             return Err(ZeroFault::NoValues {
                 path: path(),
                 key: parameter.name,
@@ -335,9 +373,8 @@ impl Model {
             .collect();
         let first = Widened::new(self.states.source, |index, _| buffers.contains(&index));
         let others = self.others.into_iter().map(|states| states.source);
-        let optimizers = self.optimizers.into_iter().map(|states| states.source);
         let mut sources: Vec<Box<dyn TensorSource>> = vec![Box::new(first)];
-        sources.extend(others.chain(optimizers));
+        sources.extend(others.chain(self.updated));
         let infos = || self.tensors.iter().map(|tensor| &tensor.entry.info);
         let info = SourceInfo {
             path: shown.into(),
