@@ -49,6 +49,7 @@ mod ties;
 mod torch_corpus;
 mod torch_reader;
 mod torchscript;
+mod trainer;
 mod vit;
 mod writer;
 mod zero;

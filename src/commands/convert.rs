@@ -31,6 +31,7 @@ Examples:
   vlmerge convert zerovl.pth zerovl.safetensors --module remove      keys without the prefix
   vlmerge convert zerovl.pth noted.safetensors --image-mean 0.5 --image-deviation 0.5
   vlmerge convert model.ckpt coco.safetensors --image-size 384       tables for a larger image
+  vlmerge convert step-1000/ model.safetensors                       pieces of FSDP ranks as one
   vlmerge convert fp8/ bf16/ --dequantize                            codes and scales as numbers
   vlmerge convert model.ckpt nlvr2.safetensors --image-size 384 --nlvr2 --dry-run";
 

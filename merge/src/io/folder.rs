@@ -23,6 +23,9 @@ const LOOKED_FOR: [&str; 8] = [
     "diffusion_pytorch_model.bin",
 ];
 
+/// Where verl keeps the configuration and the tokenizer of a model in pieces.
+const CONFIGURATION_BELOW: &str = "huggingface";
+
 /// Names by which programs look for the model of a folder first.
 const MODEL_STEMS: [&str; 5] = [
     "model",
@@ -68,6 +71,16 @@ impl Found {
 /// Whether one of the files, which are called `names`, has a name that loaders ask for.
 pub(super) fn has_usual(names: &[String]) -> bool {
     names.iter().any(|name| LOOKED_FOR.contains(&name.as_str()))
+}
+
+/// Files of a folder that may be models, but for those that `is_known` says of, and for the state of a trainer.
+pub(super) fn other_models(names: &[String], is_known: impl Fn(&str) -> bool) -> Vec<String> {
+    let may_be = |name: &&String| is_index(name) || extension_rank(name).is_some();
+    let others = names.iter().filter(may_be);
+    others
+        .filter(|name| !is_other(name) && !is_known(name))
+        .cloned()
+        .collect()
 }
 
 /// The file that loaders take for the model of a folder whose files are called `names`, sorted.
@@ -240,13 +253,31 @@ pub(super) fn snapshot(folder: &Path) -> Result<PathBuf> {
 }
 
 /// The folder that a model stands for as a whole: the folder itself (its snapshot, in the cache of the
-/// Hugging Face hub), or that of a file with a usual name, such as `model.safetensors` or its index.
+/// Hugging Face hub; the folder in it that verl keeps configuration and tokenizer in), or that of a file with a usual name, such as `model.safetensors` or its index.
 pub(crate) fn model_folder(path: &Path) -> Option<PathBuf> {
     if path.is_dir() {
-        return Some(snapshot(path).unwrap_or_else(|_| path.to_owned()));
+        let folder = snapshot(path).unwrap_or_else(|_| path.to_owned());
+        return Some(configured(folder));
     }
     let folder = folder_of(path);
     (is_model_name(path) && folder.is_dir()).then(|| folder.to_owned())
+}
+
+/// Where the configuration of the model in a folder is: in it, or where trainers keep that of one in pieces, below it
+/// (verl) or right above it (accelerate).
+fn configured(folder: PathBuf) -> PathBuf {
+    let has = |folder: &Path| folder.join("config.json").is_file();
+    let below = folder.join(CONFIGURATION_BELOW);
+    if has(&folder) {
+        return folder;
+    }
+    if has(&below) {
+        return below;
+    }
+    match folder.parent() {
+        Some(above) if folder.join(".metadata").is_file() && has(above) => above.to_owned(),
+        _ => folder,
+    }
 }
 
 /// The folder that a file is in.

@@ -28,6 +28,8 @@ pub use source::{
 pub use torch::{PickleCall, PickleFault, ScriptFault, ZipFault};
 #[doc(hidden)]
 pub use torch::{open_bytes as open_torch_bytes, walk_pickle};
+#[doc(hidden)]
+pub use trainer::walk_distributed;
 pub use writer::{
     Belongings, Contents, OutputContainer, ReadyFile, WriteOptions, Writer, check_file_target,
     check_target, lock_file, n_complete_files, write_file,
@@ -73,8 +75,14 @@ fn open_folder(path: &Path, options: &OpenOptions) -> Result<Checkpoint> {
     let in_pieces = trainer::name_in(folder)?;
     if in_pieces.is_some()
         && !folder::has_usual(&names)
-        && let Some(opened) = trainer::open(folder, options)?
+        && let Some(mut opened) = trainer::open(folder, options)?
     {
+        let others = folder::other_models(&names, trainer::is_of_model);
+        let note = folder::Found {
+            path: folder.clone(),
+            passed_over: others,
+        };
+        opened.notes.extend(note.note());
         return whole(opened);
     }
     let mut found = match folder::model_among(folder, &names) {
@@ -163,24 +171,6 @@ fn open_file(path: &Path) -> Result<Box<dyn ReadAt>> {
     }
     let file = File::open(path).and_then(FileAt::new).map_err(failed)?;
     Ok(Box::new(file))
-}
-
-/// Opens a torch file of this machine, and gives what it holds beside tensors.
-fn open_torch(
-    path: &Path,
-    options: &OpenOptions,
-) -> Result<(Box<dyn TensorSource>, torch::Objects)> {
-    let file = open_file(path)?;
-    let looks_like = match content::of(path, file.as_ref())? {
-        Content::Torch => return torch::open_with_objects(path, file, options),
-        Content::Safetensors => "is safetensors, not a file of torch".into(),
-        Content::Json => "is JSON, not a file of torch".into(),
-        Content::Unknown(looks_like) => looks_like,
-    };
-    Err(Error::UnknownFormat {
-        path: path.into(),
-        looks_like,
-    })
 }
 
 /// Opens a model that is one file.

@@ -123,6 +123,10 @@ pub enum Container {
     TorchLegacy,
     /// Several files named by an index json, or a directory that holds such an index.
     Sharded,
+    /// A checkpoint of `torch.distributed.checkpoint`: a folder with `.metadata` and the files of its pieces.
+    Distributed,
+    /// One torch file per process of a training run, with parts of tensors.
+    Ranks,
     /// A folder of DeepSpeed, with a file for each rank.
     DeepSpeed,
     /// A folder of Megatron-LM, with a file for each rank.

@@ -24,6 +24,7 @@ Examples:
   vlmerge inspect model.safetensors --stats --keys '*.norm?.*'
   vlmerge inspect model.ckpt --root ema
   vlmerge inspect model.pt --json --hash
+  vlmerge inspect step-1000/            a checkpoint of torch.distributed, or one file per rank
 
 Without --stats and --hash it reads headers only, whatever the size of the file. It never runs code
 of the file: it lists Python objects with the functions that Python would call to load them.";

@@ -61,6 +61,8 @@ impl Inspection {
             Container::TorchZip => "torch zip archive",
             Container::TorchLegacy => "torch file of before 1.6",
             Container::Sharded => "sharded",
+            Container::Distributed => "torch distributed checkpoint",
+            Container::Ranks => "one torch file per rank",
             Container::DeepSpeed => "DeepSpeed checkpoint",
             Container::Megatron => "Megatron-LM checkpoint",
             Container::Memory => "memory",

@@ -56,10 +56,7 @@ pub(crate) fn meaning(global: &Global, usage: Use) -> Meaning {
     if usage == Use::Call && script::is_class(global) {
         return Meaning::Arguments;
     }
-    let top = module.split('.').next().unwrap_or(module);
-    let is_standard = STANDARD_LIBRARY.binary_search(&top).is_ok()
-        || (top.starts_with('_') && !matches!(top, "__main__" | "__torch__"));
-    if is_standard {
+    if is_standard(module) {
         return match HARMLESS.iter().find(|(known, _)| *known == module) {
             Some((_, names)) if names.contains(&name) => Meaning::Opaque,
             _ => Meaning::Refused,
@@ -72,6 +69,18 @@ pub(crate) fn meaning(global: &Global, usage: Use) -> Meaning {
         Some((_, names)) if names.contains(&name) => Meaning::Opaque,
         _ => Meaning::Refused,
     }
+}
+
+/// Whether it is a class of a project by its name: no module of Python itself has it.
+pub(crate) fn is_class(global: &Global) -> bool {
+    !is_standard(&global.module) && is_spelled_as_class(&global.name)
+}
+
+/// Whether a module is of Python's standard library, or of what is not meant for others.
+fn is_standard(module: &str) -> bool {
+    let top = module.split('.').next().unwrap_or(module);
+    STANDARD_LIBRARY.binary_search(&top).is_ok()
+        || (top.starts_with('_') && !matches!(top, "__main__" | "__torch__"))
 }
 
 /// Whether each part of the name is capitalized, as PEP 8 wants classes to be.

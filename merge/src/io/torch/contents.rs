@@ -30,6 +30,8 @@ pub(crate) struct Contents {
     /// Tensors reached through dictionaries, lists and tuples: path, and index into
     /// [`Arena::tensors`].
     pub(crate) tensors: Vec<(ObjectPath, u32)>,
+    /// Tensors of which the file holds a part: path, and the [`Value::Distributed`].
+    pub(crate) distributed: Vec<(ObjectPath, Id)>,
     pub(crate) values: Vec<(ObjectPath, PlainValue)>,
     pub(crate) opaque: Vec<OpaqueObject>,
     /// What the root object is, if it is no container.
@@ -220,7 +222,7 @@ impl Walker<'_> {
                 &[Part::Items, Part::Elements, Part::State]
             }
             leaf => {
-                self.leaf(leaf, is_hidden)?;
+                self.leaf(id, leaf, is_hidden)?;
                 &[]
             }
         };
@@ -279,11 +281,22 @@ impl Walker<'_> {
         }
     }
 
-    fn leaf(&mut self, leaf: &Value, is_hidden: bool) -> Result<(), WalkError> {
+    fn leaf(&mut self, id: Id, leaf: &Value, is_hidden: bool) -> Result<(), WalkError> {
         let value = match leaf {
             // Tensors among the attributes of objects belong to code rather than to data.
-            Value::Tensor(_) | Value::UnsupportedTensor(_) if is_hidden => return Ok(()),
-            &Value::Tensor(index) => return self.tensor(index),
+            Value::Tensor(_) | Value::UnsupportedTensor(_) | Value::Distributed(_) if is_hidden => {
+                return Ok(());
+            }
+            &Value::Tensor(index) => {
+                let path = self.tensor_path()?;
+                self.contents.tensors.push((path, index));
+                return Ok(());
+            }
+            Value::Distributed(_) => {
+                let path = self.tensor_path()?;
+                self.contents.distributed.push((path, id));
+                return Ok(());
+            }
             Value::UnsupportedTensor(kind) => {
                 return Err(WalkError::Unsupported(ObjectPath(self.path.clone()), kind));
             }
@@ -329,7 +342,8 @@ impl Walker<'_> {
         96 + sizes.sum::<usize>()
     }
 
-    fn tensor(&mut self, index: u32) -> Result<(), WalkError> {
+    /// The current path, for a tensor.
+    fn tensor_path(&mut self) -> Result<ObjectPath, WalkError> {
         if self.path.len() > TENSOR_DEPTH_LIMIT {
             return Err(WalkError::Fault(PickleFault::TooDeep {
                 limit: TENSOR_DEPTH_LIMIT,
@@ -341,9 +355,7 @@ impl Walker<'_> {
                 limit: PATH_LIMIT_BYTES as u64,
             }));
         }
-        let path = ObjectPath(self.path.clone());
-        self.contents.tensors.push((path, index));
-        Ok(())
+        Ok(ObjectPath(self.path.clone()))
     }
 
     fn list_opaque(&mut self, callable: String) {

@@ -88,6 +88,12 @@ pub enum PickleFault {
         /// How many there are.
         found: usize,
     },
+    /// An object lacks an attribute that its class has.
+    #[error("an object lacks the attribute `{name}`")]
+    NoAttribute {
+        /// The attribute.
+        name: &'static str,
+    },
     /// The values take more memory than this program grants.
     #[error("the values of the pickle need more than {limit} bytes of memory")]
     TooMuchMemory {

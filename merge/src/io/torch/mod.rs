@@ -9,6 +9,7 @@ mod byte_stream;
 mod callables;
 mod checksum;
 mod contents;
+mod distributed;
 mod fault;
 mod layout;
 mod legacy;
@@ -20,26 +21,31 @@ mod script;
 mod source;
 mod strided;
 mod tensor;
+mod typed;
 mod value;
-mod view;
 
+pub(crate) use distributed::Part;
 pub use fault::{PickleCall, PickleFault, ScriptFault, ZipFault};
-pub(crate) use view::{Objects, View};
+pub(crate) use roots::choose as choose_root;
+pub(crate) use tensor::ElementType;
+pub(crate) use typed::View;
 
 use std::collections::BTreeMap;
 use std::path::Path;
 
 use archive::{Archive, ArchiveError};
 use byte_stream::ByteStream;
-use contents::WalkError;
+use contents::{Contents, WalkError};
+use distributed::{PartFault, Parts};
 use layout::{Layout, Storage};
 use legacy::LegacyError;
 use pickle::{Failure, PICKLE_LIMIT_BYTES};
 use source::TorchSource;
+use value::{Arena, Id, MEMORY_LIMIT_BYTES};
 
 use crate::io::read_at::ReadAt;
 use crate::io::{Container, ObjectPath, OpenOptions, TensorSource};
-use crate::{Error, Result, TorchFault};
+use crate::{Error, Result, TorchFault, TrainerFault};
 
 /// Tells a torch file by its first bytes; at least 16 should be given if the file has them.
 pub(crate) fn sniff(first_bytes: &[u8]) -> Option<Container> {
@@ -63,11 +69,11 @@ pub(crate) fn open(
     source: Box<dyn ReadAt>,
     options: &OpenOptions,
 ) -> Result<Box<dyn TensorSource>> {
-    let (opened, _) = open_source(path, source, options)?;
-    Ok(Box::new(opened))
+    let (opened, _) = open_as(path, source, options, require_whole)?;
+    Ok(opened)
 }
 
-/// Opens a torch file, and gives what it holds beside tensors.
+/// Opens a torch file, and gives its objects beside the tensors.
 ///
 /// # Errors
 /// As [`open`].
@@ -75,9 +81,110 @@ pub(crate) fn open_with_objects(
     path: &Path,
     source: Box<dyn ReadAt>,
     options: &OpenOptions,
-) -> Result<(Box<dyn TensorSource>, Objects)> {
-    let (opened, objects) = open_source(path, source, options)?;
-    Ok((Box::new(opened), objects))
+) -> Result<(Box<dyn TensorSource>, Pickle)> {
+    open_as(path, source, options, require_whole)
+}
+
+/// The objects of a pickle, read but not run.
+pub(crate) struct Pickle {
+    arena: Arena,
+    root: Id,
+}
+
+impl Pickle {
+    /// The root object.
+    pub(crate) fn view(&self) -> View<'_> {
+        View::new(&self.arena, self.root)
+    }
+}
+
+/// Longest file that is one bare pickle: the metadata of four million pieces.
+const PLAIN_LIMIT_BYTES: u64 = 512 << 20;
+
+/// Memory that the values of such a file may take for each of its bytes. Objects of classes take the most; a piece of a
+/// tensor takes about a dozen times its bytes.
+const MEMORY_PER_BYTE: u64 = 24;
+
+/// Reads a file that is one bare pickle. Its memory grows with the file, and with nothing that the file says.
+///
+/// # Errors
+/// As [`open`]; `entry` is what errors call the pickle.
+pub(crate) fn read_pickle(path: &Path, entry: &str, file: &dyn ReadAt) -> Result<Pickle> {
+    let mut stream = ByteStream::new(file, 0, file.n_bytes(), PLAIN_LIMIT_BYTES);
+    let memory_bytes = MEMORY_LIMIT_BYTES.max(MEMORY_PER_BYTE.saturating_mul(file.n_bytes()));
+    let (arena, root) = pickle::read_within(&mut stream, memory_bytes)
+        .map_err(|failure| failed(path, entry, failure))?;
+    Ok(Pickle { arena, root })
+}
+
+/// A file of one process of several, with parts of tensors.
+pub(crate) struct RankFile {
+    /// All tensors of the file: whole ones and boxes of others.
+    pub(crate) source: Box<dyn TensorSource>,
+    /// The tensors that the file holds parts of, with the numbers of their boxes in `source`.
+    pub(crate) parts: Vec<(ObjectPath, Part)>,
+}
+
+/// Opens the torch file of process `rank` of several.
+///
+/// # Errors
+/// As [`open`], and if a part of a tensor is not understood.
+pub(crate) fn open_rank(path: &Path, file: Box<dyn ReadAt>, rank: usize) -> Result<RankFile> {
+    let mut parts = Vec::new();
+    // The names of all tensors are those from the root object on.
+    let options = OpenOptions {
+        root: Some(String::new()),
+    };
+    let (source, _) = open_as(path, file, &options, |path, arena, contents| {
+        parts = rank_parts(path, arena, contents, rank)?;
+        Ok(())
+    })?;
+    Ok(RankFile { source, parts })
+}
+
+/// The parts of tensors among the contents of a file, whose boxes become tensors of the file.
+fn rank_parts(
+    path: &Path,
+    arena: &Arena,
+    contents: &mut Contents,
+    rank: usize,
+) -> Result<Vec<(ObjectPath, Part)>> {
+    let mut reader = Parts::new(Some(rank));
+    let distributed = std::mem::take(&mut contents.distributed);
+    (distributed.into_iter())
+        .map(|(key, id)| {
+            let mut part =
+                (reader.part(arena, id)).map_err(|fault| part_error(path, &key, fault))?;
+            for (tensor, _) in &mut part.boxes {
+                contents.tensors.push((key.clone(), *tensor));
+                *tensor = contents.tensors.len() as u32 - 1;
+            }
+            Ok((key, part))
+        })
+        .collect()
+}
+
+/// Makes tensors of those tensors in parts of which the file holds all.
+fn require_whole(path: &Path, arena: &Arena, contents: &mut Contents) -> Result<()> {
+    let mut reader = Parts::new(None);
+    for (key, id) in std::mem::take(&mut contents.distributed) {
+        let part = (reader.part(arena, id)).map_err(|fault| part_error(path, &key, fault))?;
+        match part.boxes[..] {
+            [(tensor, _)] if arena.tensors[tensor as usize].sizes == part.shape => {
+                contents.tensors.push((key, tensor));
+            }
+            _ => {
+                return Err(TrainerFault::PartOfTensor {
+                    path: path.into(),
+                    key: key.to_string(),
+                    rank: part.rank,
+                    shape: part.shape,
+                }
+                .into());
+            }
+        }
+    }
+    Ok(())
 }
 
 /// Opens a torch file that is in memory, as the fuzz targets and tests do.
@@ -105,27 +212,31 @@ pub fn walk_pickle(bytes: Vec<u8>) -> Result<usize> {
     Ok(contents.tensors.len())
 }
 
-fn open_source(
+/// Opens a file; `with_parts` says what becomes of tensors that it holds parts of.
+fn open_as(
     path: &Path,
     source: Box<dyn ReadAt>,
     options: &OpenOptions,
-) -> Result<(TorchSource, Objects)> {
+    with_parts: impl FnOnce(&Path, &Arena, &mut Contents) -> Result<()>,
+) -> Result<(Box<dyn TensorSource>, Pickle)> {
     let mut start = [0; 16];
     let n_start = source.n_bytes().min(16) as usize;
     source
         .read_exact_at(&mut start[..n_start], 0)
         .map_err(|source| io_error(path, source))?;
-    match sniff(&start[..n_start]) {
-        Some(Container::TorchZip) => open_zip(path, source, options),
-        _ => open_legacy(path, source, options),
-    }
+    let (opened, pickle) = match sniff(&start[..n_start]) {
+        Some(Container::TorchZip) => open_zip(path, source, options, with_parts)?,
+        _ => open_legacy(path, source, options, with_parts)?,
+    };
+    Ok((Box::new(opened), pickle))
 }
 
 fn open_zip(
     path: &Path,
     source: Box<dyn ReadAt>,
     options: &OpenOptions,
-) -> Result<(TorchSource, Objects)> {
+    with_parts: impl FnOnce(&Path, &Arena, &mut Contents) -> Result<()>,
+) -> Result<(TorchSource, Pickle)> {
     let archive = Archive::open(&*source).map_err(|error| archive_error(path, error))?;
     let missing = |entry: String| {
         Error::Torch(TorchFault::MissingEntry {
@@ -144,7 +255,9 @@ fn open_zip(
     let (arena, root) =
         pickle::read(&mut stream).map_err(|failure| failed(path, &name, failure))?;
     drop(bytes);
-    let contents = contents::walk(&arena, root).map_err(|error| walk_error(path, &name, error))?;
+    let mut contents =
+        contents::walk(&arena, root).map_err(|error| walk_error(path, &name, error))?;
+    with_parts(path, &arena, &mut contents)?;
     let metadata = archive
         .metadata()
         .map_err(|error| archive_error(path, error))?;
@@ -166,18 +279,20 @@ fn open_zip(
         metadata,
         options,
     )?;
-    Ok((opened, Objects::new(arena, root)))
+    Ok((opened, Pickle { arena, root }))
 }
 
 fn open_legacy(
     path: &Path,
     source: Box<dyn ReadAt>,
     options: &OpenOptions,
-) -> Result<(TorchSource, Objects)> {
+    with_parts: impl FnOnce(&Path, &Arena, &mut Contents) -> Result<()>,
+) -> Result<(TorchSource, Pickle)> {
     let legacy = legacy::read(&*source)
         .map_err(|LegacyError { part, failure }| failed(path, part, failure))?;
-    let contents = contents::walk(&legacy.arena, legacy.root)
+    let mut contents = contents::walk(&legacy.arena, legacy.root)
         .map_err(|error| walk_error(path, "object", error))?;
+    with_parts(path, &legacy.arena, &mut contents)?;
     let layout = Layout::new(path, &legacy.arena, &contents, |storage| {
         let (start, n_bytes) = *(legacy.storages.get(&*storage.key)).ok_or_else(|| {
             Error::Torch(TorchFault::MissingEntry {
@@ -206,7 +321,8 @@ fn open_legacy(
         BTreeMap::new(),
         options,
     )?;
-    Ok((opened, Objects::new(legacy.arena, legacy.root)))
+    let (arena, root) = (legacy.arena, legacy.root);
+    Ok((opened, Pickle { arena, root }))
 }
 
 fn failed(path: &Path, entry: &str, failure: Failure) -> Error {
@@ -248,6 +364,25 @@ fn walk_error(path: &Path, entry: &str, error: WalkError) -> Error {
             key: object_path.to_string(),
         },
     }
+}
+
+fn part_error(path: &Path, key: &ObjectPath, fault: PartFault) -> Error {
+    let (path, key) = (path.into(), key.to_string());
+    Error::from(match fault {
+        PartFault::Value(fault) => TrainerFault::Part { path, key, fault },
+        PartFault::Placement(placement) => TrainerFault::Placement {
+            path,
+            key,
+            placement,
+        },
+        PartFault::Coordinates => TrainerFault::Mesh { path, key },
+        PartFault::Size { found, wanted } => TrainerFault::PartSize {
+            path,
+            key,
+            found,
+            wanted,
+        },
+    })
 }
 
 fn unsupported(path: &Path, object_path: &ObjectPath, kind: &'static str) -> Error {

@@ -11,7 +11,7 @@ use super::fault::{PickleCall, PickleFault};
 use super::literal::{integer_from_bytes, integer_from_text, unescape_unicode};
 use super::rebuild::{Built, call, set_state};
 use super::tensor;
-use super::value::{Arena, Global, Id, Object, Value, wrong_type};
+use super::value::{Arena, Global, Id, MEMORY_LIMIT_BYTES, Object, Value, wrong_type};
 
 /// Longest pickle that is read.
 pub(crate) const PICKLE_LIMIT_BYTES: u64 = 64 << 20;
@@ -33,13 +33,22 @@ pub(crate) enum Failure {
 
 /// Reads one pickle up to its STOP: the values, and the root object among them.
 pub(crate) fn read(stream: &mut ByteStream<'_>) -> Result<(Arena, Id), Failure> {
+    read_within(stream, MEMORY_LIMIT_BYTES)
+}
+
+/// The same, granting so much memory to the values.
+pub(crate) fn read_within(
+    stream: &mut ByteStream<'_>,
+    memory_bytes: u64,
+) -> Result<(Arena, Id), Failure> {
     let mut machine = Machine {
         stream,
-        arena: Arena::new(),
+        arena: Arena::new(memory_bytes),
         stack: Vec::new(),
         marks: Vec::new(),
         peak: 0,
-        memo: HashMap::new(),
+        memo: Memo::default(),
+        small: [None; 256],
         refused: Vec::new(),
         at: 0,
     };
@@ -61,10 +70,50 @@ struct Machine<'s, 'a> {
     marks: Vec<usize>,
     /// The most entries that stack and marks ever had, which is what they are charged for.
     peak: usize,
-    memo: HashMap<u64, Id>,
+    memo: Memo,
+    /// The values of small integers, of which a pickle may have very many.
+    small: [Option<Id>; 256],
     refused: Vec<PickleCall>,
     /// Offset of the current opcode.
     at: u64,
+}
+
+/// Values by number: those that are numbered in a row, as all but odd pickles have them, and others.
+#[derive(Default)]
+struct Memo {
+    in_a_row: Vec<Id>,
+    others: HashMap<u64, Id>,
+}
+
+impl Memo {
+    fn len(&self) -> u64 {
+        (self.in_a_row.len() + self.others.len()) as u64
+    }
+
+    fn get(&self, slot: u64) -> Option<Id> {
+        let in_a_row = usize::try_from(slot)
+            .ok()
+            .and_then(|slot| self.in_a_row.get(slot));
+        in_a_row.or_else(|| self.others.get(&slot)).copied()
+    }
+
+    /// Sets a slot and gives the bytes that it takes.
+    fn set(&mut self, slot: u64, id: Id) -> usize {
+        let at = usize::try_from(slot).unwrap_or(usize::MAX);
+        if let Some(known) = self.in_a_row.get_mut(at) {
+            *known = id;
+            return 0;
+        }
+        if at == self.in_a_row.len() && !self.others.contains_key(&slot) {
+            self.in_a_row.push(id);
+            return 2 * size_of::<Id>();
+        }
+        match self.others.insert(slot, id) {
+            Some(_) => 0,
+            // A hash map of 16-byte entries, at worst half full.
+            None => 40,
+        }
+    }
 }
 
 type Step = Result<(), PickleFault>;
@@ -140,7 +189,7 @@ impl Machine<'_, '_> {
                 let slot = u64::from(u32::from_le_bytes(self.stream.array()?));
                 self.memorize(slot)
             }
-            0x94 => self.memorize(self.memo.len() as u64),
+            0x94 => self.memorize(self.memo.len()),
             // Plain values.
             b'N' => self.push_id(Id::NONE),
             0x88 => self.push_id(Id::TRUE),
@@ -294,6 +343,7 @@ impl Machine<'_, '_> {
                 }
                 self.push(Value::Object(Box::new(Object {
                     callable,
+                    arguments,
                     items: Vec::new(),
                     elements: Vec::new(),
                     state: None,
@@ -394,7 +444,21 @@ impl Machine<'_, '_> {
                 integer_from_bytes(self.stream.take(length)?)
             }
         };
-        self.push(value)
+        let small = match value {
+            Value::Integer(value) => usize::try_from(value).ok().filter(|value| *value < 256),
+            _ => None,
+        };
+        match small {
+            None => self.push(value),
+            Some(small) => {
+                let id = match self.small[small] {
+                    Some(id) => id,
+                    None => self.arena.add(value)?,
+                };
+                self.small[small] = Some(id);
+                self.push_id(id)
+            }
+        }
     }
 
     /// A decimal number on a line, as memo slots have it in protocol 0.
@@ -491,17 +555,14 @@ impl Machine<'_, '_> {
     }
 
     fn recall(&mut self, slot: u64) -> Step {
-        let &id = self.memo.get(&slot).ok_or(PickleFault::EmptyMemo(slot))?;
+        let id = self.memo.get(slot).ok_or(PickleFault::EmptyMemo(slot))?;
         self.push_id(id)
     }
 
     fn memorize(&mut self, slot: u64) -> Step {
         let top = self.top()?;
-        if self.memo.insert(slot, top).is_none() {
-            // A hash map of 16-byte entries, at worst half full.
-            self.arena.charge(40)?;
-        }
-        Ok(())
+        let n_bytes = self.memo.set(slot, top);
+        self.arena.charge(n_bytes)
     }
 }
 

@@ -1,10 +1,10 @@
 //! What the calls of a pickle are taken to build. Nothing is called: known constructors become
 //! data, the others objects that remember what they are, or the refusal of the file.
 
-use super::callables::{Meaning, Use, meaning};
+use super::callables::{Meaning, Use, is_class, meaning};
 use super::fault::PickleFault;
 use super::tensor;
-use super::value::{Arena, Id, Object, Value, wrong_type};
+use super::value::{Arena, Distributed, DistributedKind, Global, Id, Object, Value, wrong_type};
 
 /// What a call gave.
 pub(crate) enum Built {
@@ -28,6 +28,9 @@ pub(crate) fn call(
             let kind = arena.get(callable).kind();
             return Ok(Built::Refused(format!("({kind} that was computed)")));
         };
+        if let Some(class) = nested_class(arena, global, arguments) {
+            return arena.add(Value::Global(Box::new(class))).map(Built::Value);
+        }
         let meaning = meaning(global, usage);
         let Value::Tuple(parts) = arena.get(arguments) else {
             return Err(wrong_type("a tuple of arguments", arena.get(arguments)));
@@ -46,9 +49,14 @@ pub(crate) fn call(
                 return Ok(Built::Value(first));
             }
             Meaning::TensorSubclass => {
-                let &[function, _class, inner, ..] = &parts[..] else {
+                let &[function, class, inner, ref state @ ..] = &parts[..] else {
                     return Err(few("torch._tensor._rebuild_from_type_v2", 3, parts.len()));
                 };
+                if let (Some(kind), [state, ..]) = (distributed(arena, function, class), state) {
+                    let state = *state;
+                    let value = Value::Distributed(Box::new(Distributed { kind, state }));
+                    return arena.add(value).map(Built::Value);
+                }
                 (callable, arguments, usage) = (function, inner, Use::Call);
                 continue;
             }
@@ -58,6 +66,10 @@ pub(crate) fn call(
                 None => Value::Dict(Vec::new()),
             },
             Meaning::List => Value::List(elements(arena, parts.first().copied())?),
+            // One tuple is as good as the other, and some pickles have very many.
+            Meaning::Tuple if parts.first().is_some_and(|&part| is_tuple(arena, part)) => {
+                return Ok(Built::Value(parts[0]));
+            }
             Meaning::Tuple => Value::Tuple(elements(arena, parts.first().copied())?),
             Meaning::Set => Value::Set(elements(arena, parts.first().copied())?),
             Meaning::Arguments => Value::Tuple(parts.clone()),
@@ -71,6 +83,7 @@ pub(crate) fn call(
             }
             Meaning::Opaque => Value::Object(Box::new(Object {
                 callable,
+                arguments,
                 items: Vec::new(),
                 elements: Vec::new(),
                 state: None,
@@ -78,6 +91,41 @@ pub(crate) fn call(
         };
         return arena.add(value).map(Built::Value);
     }
+}
+
+/// The kind of tensor if a wrapper around tensors is built that lies on several devices.
+fn distributed(arena: &Arena, function: Id, class: Id) -> Option<DistributedKind> {
+    let function = arena.global(function)?;
+    let is_wrapper =
+        &*function.module == "torch._utils" && &*function.name == "_rebuild_wrapper_subclass";
+    match is_wrapper {
+        true => DistributedKind::of(arena.global(class)?),
+        false => None,
+    }
+}
+
+/// The class that protocols below 4 spell `getattr(Outer, "Inner")`, which later ones name `Outer.Inner`.
+fn nested_class(arena: &Arena, callable: &Global, arguments: Id) -> Option<Global> {
+    let is_getattr =
+        matches!(&*callable.module, "__builtin__" | "builtins") && &*callable.name == "getattr";
+    let Value::Tuple(parts) = arena.get(arguments) else {
+        return None;
+    };
+    let &[outer, inner] = &parts[..] else {
+        return None;
+    };
+    let (outer, Value::Text(inner)) = (arena.global(outer)?, arena.get(inner)) else {
+        return None;
+    };
+    let class = Global {
+        module: outer.module.clone(),
+        name: format!("{}.{inner}", outer.name).into(),
+    };
+    (is_getattr && is_class(&class)).then_some(class)
+}
+
+fn is_tuple(arena: &Arena, id: Id) -> bool {
+    matches!(arena.get(id), Value::Tuple(_))
 }
 
 fn few(callable: &'static str, wanted: usize, found: usize) -> PickleFault {
@@ -121,7 +169,7 @@ pub(crate) fn set_state(arena: &mut Arena, object: Id, state: Id) -> Result<(), 
         }
         // Attributes of dictionaries with a class (such as a state dict's `_metadata`) and of tensors are
         // no part of their content.
-        Value::Tensor(_) | Value::UnsupportedTensor(_) => Ok(()),
+        Value::Tensor(_) | Value::UnsupportedTensor(_) | Value::Distributed(_) => Ok(()),
         Value::Dict(_) | Value::List(_) | Value::Set(_) | Value::Tuple(_) => {
             match arena.has_attributes(object) || state == Id::NONE {
                 true => Ok(()),

@@ -5,7 +5,7 @@ use super::value::{Arena, Global, Id, Value, wrong_type};
 use crate::DType;
 
 /// Axes that a tensor may have, which is what torch's own operators take.
-pub(crate) const AXIS_LIMIT: usize = 64;
+pub(super) const AXIS_LIMIT: usize = 64;
 
 /// What the elements of a storage are.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -53,7 +53,7 @@ impl ElementType {
         })
     }
 
-    fn of_dtype(dtype: &Global) -> Option<Self> {
+    pub(crate) fn of_dtype(dtype: &Global) -> Option<Self> {
         if &*dtype.module != "torch" {
             return None;
         }

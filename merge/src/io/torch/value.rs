@@ -39,12 +39,46 @@ impl Global {
 pub(crate) struct Object {
     /// The [`Value::Global`] that would have been called.
     pub(crate) callable: Id,
+    /// The tuple of arguments that it would have been called with.
+    pub(crate) arguments: Id,
     /// Items, if it is a kind of dictionary.
     pub(crate) items: Vec<(Id, Id)>,
     /// Elements, if it is a kind of list.
     pub(crate) elements: Vec<Id>,
     /// Its attributes, if they were set.
     pub(crate) state: Option<Id>,
+}
+
+/// A tensor of which this file holds a part.
+#[derive(Debug)]
+pub(crate) struct Distributed {
+    /// Its class.
+    pub(crate) kind: DistributedKind,
+    /// Its attributes, which say what part.
+    pub(crate) state: Id,
+}
+
+/// The classes of torch for tensors that lie on several devices.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum DistributedKind {
+    /// Placements on a mesh of devices: `torch.distributed.tensor.DTensor`.
+    DTensor,
+    /// Boxes, each with its place: `torch.distributed._shard.sharded_tensor.ShardedTensor`.
+    ShardedTensor,
+}
+
+impl DistributedKind {
+    /// The kind of a class.
+    pub(crate) fn of(class: &Global) -> Option<Self> {
+        if !class.module.starts_with("torch.distributed.") {
+            return None;
+        }
+        match &*class.name {
+            "DTensor" => Some(Self::DTensor),
+            "ShardedTensor" => Some(Self::ShardedTensor),
+            _ => None,
+        }
+    }
 }
 
 /// A value of a pickle.
@@ -70,6 +104,8 @@ pub(crate) enum Value {
     Tensor(u32),
     /// A tensor of a kind that is not supported, by its name.
     UnsupportedTensor(&'static str),
+    /// A tensor of which this file holds a part.
+    Distributed(Box<Distributed>),
     Object(Box<Object>),
 }
 
@@ -89,14 +125,14 @@ impl Value {
             Self::Dict(_) => "a dictionary",
             Self::Global(_) => "a class or function",
             Self::Storage(_) => "a storage",
-            Self::Tensor(_) | Self::UnsupportedTensor(_) => "a tensor",
+            Self::Tensor(_) | Self::UnsupportedTensor(_) | Self::Distributed(_) => "a tensor",
             Self::Object(_) => "an object",
         }
     }
 }
 
 /// Memory granted to the values of one file.
-const MEMORY_LIMIT_BYTES: u64 = 128 << 20;
+pub(crate) const MEMORY_LIMIT_BYTES: u64 = 128 << 20;
 
 /// What a value costs beside its content: the enum and the allocator's own data.
 const VALUE_BYTES: u64 = 48;
@@ -108,13 +144,16 @@ pub(crate) struct Arena {
     pub(crate) tensors: Vec<TensorRecord>,
     pub(crate) storages: Vec<StorageRef>,
     n_bytes: u64,
+    limit_bytes: u64,
     /// Containers of classes whose instances have attributes.
     attributed: HashSet<Id>,
 }
 
 impl Arena {
-    pub(crate) fn new() -> Self {
+    /// An empty one that may take so much memory.
+    pub(crate) fn new(limit_bytes: u64) -> Self {
         Self {
+            limit_bytes,
             values: vec![Value::None, Value::Bool(false), Value::Bool(true)],
             tensors: Vec::new(),
             storages: Vec::new(),
@@ -142,9 +181,9 @@ impl Arena {
     /// Accounts for memory before it is taken.
     pub(crate) fn charge(&mut self, n_bytes: usize) -> Result<(), PickleFault> {
         self.n_bytes = self.n_bytes.saturating_add(n_bytes as u64);
-        if self.n_bytes > MEMORY_LIMIT_BYTES {
+        if self.n_bytes > self.limit_bytes {
             return Err(PickleFault::TooMuchMemory {
-                limit: MEMORY_LIMIT_BYTES,
+                limit: self.limit_bytes,
             });
         }
         Ok(())
@@ -157,6 +196,7 @@ impl Arena {
             Value::Tuple(ids) | Value::List(ids) | Value::Set(ids) => size_of_val(&ids[..]),
             Value::Dict(items) => size_of_val(&items[..]),
             Value::Global(global) => size_of::<Global>() + global.module.len() + global.name.len(),
+            Value::Distributed(_) => size_of::<Distributed>(),
             Value::Object(object) => {
                 size_of::<Object>()
                     + size_of_val(&object.items[..])

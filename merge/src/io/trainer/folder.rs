@@ -5,18 +5,18 @@ use std::path::{Component, Path, PathBuf};
 use crate::{Error, Result, TrainerFault};
 
 /// The names in a folder, hidden ones too.
-pub(in crate::io) struct Listing {
+pub(crate) struct Listing {
     /// The folder.
-    pub(in crate::io) folder: PathBuf,
+    pub(crate) folder: PathBuf,
     /// Its files, sorted.
-    pub(in crate::io) files: Vec<String>,
+    pub(crate) files: Vec<String>,
     /// Its folders, sorted.
-    pub(in crate::io) folders: Vec<String>,
+    pub(crate) folders: Vec<String>,
 }
 
 impl Listing {
     /// Of a folder of this machine.
-    pub(in crate::io) fn of(folder: &Path) -> Result<Self> {
+    pub(crate) fn of(folder: &Path) -> Result<Self> {
         let failed = |source| Error::io("read", folder, source);
         let (mut files, mut folders) = (Vec::new(), Vec::new());
         for entry in std::fs::read_dir(folder).map_err(failed)? {
@@ -41,12 +41,12 @@ impl Listing {
     }
 
     /// Whether it has a file of this name.
-    pub(in crate::io) fn has(&self, name: &str) -> bool {
+    pub(crate) fn has(&self, name: &str) -> bool {
         self.files.iter().any(|file| file == name)
     }
 
     /// The path of one of its files.
-    pub(in crate::io) fn path(&self, name: &str) -> PathBuf {
+    pub(crate) fn path(&self, name: &str) -> PathBuf {
         self.folder.join(name)
     }
 }
@@ -56,7 +56,7 @@ impl Listing {
 ///
 /// # Errors
 /// [`TrainerFault::OutsideFolder`], [`TrainerFault::MissingFile`].
-pub(in crate::io) fn inside(folder: &Path, name: &str) -> Result<PathBuf> {
+pub(crate) fn inside(folder: &Path, name: &str) -> Result<PathBuf> {
     let outside = || {
         Error::from(TrainerFault::OutsideFolder {
             folder: folder.into(),

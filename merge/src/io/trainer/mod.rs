@@ -3,17 +3,26 @@
 //! A kind of such folders is a row of [`KINDS`] and a file or folder of this module. Its reader gives the pieces to
 //! [`Assembled`](super::assembled::Assembled), which makes whole tensors of them as they are read.
 
+mod distributed;
 mod folder;
 mod megatron;
+mod pool;
+mod ranks;
 mod zero;
 
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 
+pub use distributed::walk_distributed;
 pub(super) use folder::{Listing, inside};
 
+use pool::Pool;
+
+use super::content::{self, Content};
 use super::folder::folder_of;
-use super::{OpenOptions, TensorSource};
-use crate::{Error, Result, TrainerFault};
+use super::torch::{self, Pickle};
+use super::{OpenOptions, TensorInfo, TensorSource};
+use crate::{DType, Error, Result, TrainerFault};
 
 /// What a file of such a folder is to its model.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -45,7 +54,16 @@ pub(super) struct Kind {
 }
 
 /// All kinds.
-const KINDS: [&Kind; 2] = [&zero::KIND, &megatron::KIND];
+const KINDS: [&Kind; 4] = [
+    &distributed::KIND,
+    &ranks::KIND,
+    &zero::KIND,
+    &megatron::KIND,
+];
+
+/// Beginnings of the names of files beside such models that are torch files, but hold no weights: what trainers keep of
+/// a run and of each rank.
+const BESIDE: [&str; 5] = ["meta.pt", "optim", "extra_state", "dataloader", "mp_rank_"];
 
 /// Opens the model that trainers left in a folder; `None` if there is none.
 ///
@@ -122,6 +140,31 @@ pub(super) fn folder_for(file: &Path) -> Result<Option<PathBuf>> {
     Ok(None)
 }
 
+/// Whether a file belongs to a model that trainers leave, by its name: as a part of it, or beside it.
+pub(super) fn is_of_model(name: &str) -> bool {
+    let is_part = |kind: &&Kind| (kind.role)(name).is_some();
+    KINDS.iter().any(is_part)
+        || ranks::is_rank(name)
+        || BESIDE.iter().any(|start| name.starts_with(start))
+}
+
+/// Opens a torch file, one of `files`, and gives its objects beside the tensors.
+fn open_torch(path: &Path, files: &Arc<Pool>) -> Result<(Box<dyn TensorSource>, Pickle)> {
+    let file = files.open(path)?;
+    let looks_like = match content::of(path, &file)? {
+        Content::Torch => {
+            return torch::open_with_objects(path, Box::new(file), &OpenOptions::default());
+        }
+        Content::Safetensors => "is safetensors, not a file of torch".into(),
+        Content::Json => "is JSON, not a file of torch".into(),
+        Content::Unknown(looks_like) => looks_like,
+    };
+    Err(Error::UnknownFormat {
+        path: path.into(),
+        looks_like,
+    })
+}
+
 /// What users call the model that trainers left among files of these names, of a folder that is not of this machine.
 pub(super) fn name_among(names: &[String]) -> Option<&'static str> {
     let is_part = |kind: &&&Kind| names.iter().any(|name| (kind.role)(name).is_some());
@@ -131,6 +174,19 @@ pub(super) fn name_among(names: &[String]) -> Option<&'static str> {
 /// What users call the model that trainers left in a folder.
 pub(super) fn name_in(folder: &Path) -> Result<Option<&'static str>> {
     Ok(kind_of(&Listing::of(folder)?)?.map(|kind| kind.name))
+}
+
+/// Shape and dtype of a tensor; `None` if its size is beyond all memory.
+pub(super) fn info_of(dtype: DType, shape: &[usize]) -> Option<TensorInfo> {
+    // Zero sizes are left out, so that the product of any of the axes fits as well.
+    let mut sizes = shape.iter().filter(|size| **size > 0);
+    sizes.try_fold(dtype.size_bytes(), |product, size| {
+        (product.checked_mul(*size)).filter(|product| *product <= isize::MAX as usize)
+    })?;
+    Some(TensorInfo {
+        dtype,
+        shape: shape.to_vec(),
+    })
 }
 
 /// The kind of model that a folder holds.

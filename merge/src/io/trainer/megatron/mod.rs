@@ -11,9 +11,11 @@ mod rank;
 
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 
 use rank::{Arguments, Rank};
 
+use super::pool::Pool;
 use super::{Kind, Listing, Opened, Role, inside};
 use crate::io::OpenOptions;
 use crate::{Error, MegatronFault, Result, TrainerFault};
@@ -138,7 +140,7 @@ fn latest(path: &Path) -> Result<String> {
 
 /// Opens the folder of a rank, if it has the whole model.
 fn open_rank(listing: &Listing, file: &str, options: &OpenOptions) -> Result<Opened> {
-    let rank = Rank::open(&inside(&listing.folder, file)?)?;
+    let rank = Rank::open(&inside(&listing.folder, file)?, &Arc::default())?;
     let (tensors, stages) = split_over(&rank, 1, 1);
     if tensors * stages > 1 {
         let real = listing.folder.canonicalize();
@@ -175,7 +177,8 @@ fn open_iteration(listing: &Listing, shown: &Path, options: &OpenOptions) -> Res
     if first != (0, 0) {
         return Err(missing(listing, (0, 0), seen));
     }
-    let first = open_file(listing, first_folder)?;
+    let files = Arc::default();
+    let first = open_file(listing, first_folder, &files)?;
     let split = split_over(&first, seen.0, seen.1);
     let (tensors, stages) = split;
     if let Some((_, name)) = folders
@@ -198,7 +201,7 @@ fn open_iteration(listing: &Listing, shown: &Path, options: &OpenOptions) -> Res
             let name = name.ok_or_else(|| missing(listing, (tensor, stage), split))?;
             let rank = match first.take() {
                 Some(rank) => rank,
-                None => open_file(listing, name)?,
+                None => open_file(listing, name, &files)?,
             };
             let (found, stages_found) = split_over(&rank, tensors, stages);
             if (found, stages_found) != split {
@@ -242,11 +245,11 @@ fn ranks(listing: &Listing) -> Result<BTreeMap<Place, String>> {
 }
 
 /// Opens the file in the folder of a rank.
-fn open_file(listing: &Listing, rank: &str) -> Result<Rank> {
+fn open_file(listing: &Listing, rank: &str, files: &Arc<Pool>) -> Result<Rank> {
     let within = Listing::of(&listing.path(rank))?;
     let file = file_of(&within).unwrap_or(FILES[0]);
     let name = PathBuf::from(rank).join(file);
-    Rank::open(&inside(&listing.folder, &name.to_string_lossy())?)
+    Rank::open(&inside(&listing.folder, &name.to_string_lossy())?, files)
 }
 
 fn missing(listing: &Listing, (tensor, stage): Place, (tensors, stages): (usize, usize)) -> Error {

@@ -2,10 +2,13 @@
 
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 
 use super::names::is_extra_state;
-use crate::io::torch::{Objects, View};
-use crate::io::{ObjectPath, OpenOptions, PathSegment, TensorSource, open_torch};
+use crate::io::torch::{Pickle, View};
+use crate::io::trainer::open_torch;
+use crate::io::trainer::pool::Pool;
+use crate::io::{ObjectPath, PathSegment, TensorSource};
 use crate::{Error, MegatronFault, Result, TensorInfo};
 
 /// The most parts of a model that a stage may have: stages have several where they take turns.
@@ -42,18 +45,20 @@ pub(super) struct Rank {
 }
 
 impl Rank {
-    pub(super) fn open(path: &Path) -> Result<Self> {
-        let (source, objects) = open_torch(path, &OpenOptions::default())?;
-        let arguments = (objects.root().get("args"))
+    pub(super) fn open(path: &Path, files: &Arc<Pool>) -> Result<Self> {
+        let (source, objects) = open_torch(path, files)?;
+        let arguments = (objects.view().get("args"))
             .map(|args| arguments(path, args))
             .transpose()?;
         let parts = parts(path, source.as_ref(), &objects)?;
-        let version = objects.root().get("checkpoint_version");
+        let version = objects.view().get("checkpoint_version");
         Ok(Self {
             path: path.into(),
             arguments,
             // Files from before there were versions.
-            version: version.and_then(View::number).unwrap_or(0.0),
+            version: version
+                .and_then(|version| version.number().ok())
+                .unwrap_or(0.0),
             parts,
             source,
         })
@@ -69,9 +74,9 @@ impl Rank {
 fn parts(
     path: &Path,
     source: &dyn TensorSource,
-    objects: &Objects,
+    objects: &Pickle,
 ) -> Result<Vec<BTreeMap<String, usize>>> {
-    let root = objects.root();
+    let root = objects.view();
     let keys: Vec<String> = match root.get("model") {
         Some(_) => vec!["model".into()],
         None => (0..PART_LIMIT)
@@ -115,9 +120,9 @@ fn arguments(path: &Path, args: View<'_>) -> Result<Arguments> {
         let Some(value) = args.get(name) else {
             return Ok(None);
         };
-        match value.count() {
-            Some(size) => Ok(Some(size)),
-            None => Err(MegatronFault::BadEntry {
+        match value.count().map(usize::try_from) {
+            Ok(Ok(size)) => Ok(Some(size)),
+            _ => Err(MegatronFault::BadEntry {
                 path: path.into(),
                 entry: format!("args.{name}"),
                 found: value.kind(),
@@ -126,7 +131,7 @@ fn arguments(path: &Path, args: View<'_>) -> Result<Arguments> {
             .into()),
         }
     };
-    let says = |name: &str| args.get(name).and_then(View::flag).unwrap_or(false);
+    let says = |name: &str| args.get(name).is_some_and(|value| value.flag() == Ok(true));
     let experts = |what: String| {
         Err(MegatronFault::Experts {
             path: path.into(),

@@ -15,14 +15,16 @@ mod row;
 mod states;
 
 use std::path::Path;
+use std::sync::Arc;
 
 use files::Files;
 use model::Model;
 use row::Row;
 use states::{Described, ModelStates, OptimizerStates, Split};
 
-use super::{Kind, Listing, Opened, Role, inside};
-use crate::io::{Container, OpenOptions, TensorEntry, TensorSource, open_torch};
+use super::pool::Pool;
+use super::{Kind, Listing, Opened, Role, inside, open_torch};
+use crate::io::{Container, OpenOptions, TensorEntry, TensorSource};
 use crate::{Error, Result, ZeroFault};
 
 /// The row of the table of kinds.
@@ -106,11 +108,11 @@ fn latest(path: &Path) -> Result<String> {
 /// Opens the checkpoint of a tag. `shown` is the folder that users know the model by.
 fn open_tag(listing: &Listing, shown: &Path, options: &OpenOptions) -> Result<Opened> {
     let files = Files::of(listing)?;
-    let at = |name: &str| inside(&listing.folder, name);
+    let (at, pool) = (|name: &str| inside(&listing.folder, name), Arc::default());
     let Some((&first, first_name)) = files.optimizers.first_key_value() else {
-        return without_optimizer(listing, shown, &files, options);
+        return without_optimizer(listing, shown, (&files, &pool), options);
     };
-    let states = OptimizerStates::open(&at(first_name)?)?;
+    let states = OptimizerStates::open(&at(first_name)?, &pool)?;
     let (world, split) = (states.world, states.split);
     if first != 0 {
         return Err(missing(listing, first_name, "optimizer", first, 0, world));
@@ -119,7 +121,7 @@ fn open_tag(listing: &Listing, shown: &Path, options: &OpenOptions) -> Result<Op
     for rank in 1..world {
         let name = (files.optimizers.get(&rank))
             .ok_or_else(|| missing(listing, first_name, "optimizer", 0, rank, world))?;
-        let states = OptimizerStates::open(&at(name)?)?;
+        let states = OptimizerStates::open(&at(name)?, &pool)?;
         if states.world != world {
             return Err(other_world(&states.path, states.world.to_string(), world));
         }
@@ -150,10 +152,10 @@ fn open_tag(listing: &Listing, shown: &Path, options: &OpenOptions) -> Result<Op
             no_file(listing, file.into(), "model", 0, world)
         }
     })?;
-    let states = ModelStates::open(&at(&name)?)?;
+    let states = ModelStates::open(&at(&name)?, &pool)?;
     let others = match split {
         Split::Groups => Vec::new(),
-        Split::Parameters => others(listing, &files, &states, &name, world)?,
+        Split::Parameters => others(listing, (&files, &pool), &states, &name, world)?,
     };
     let mut model = Model::new(&listing.folder, states, others);
     match split {
@@ -170,7 +172,7 @@ fn open_tag(listing: &Listing, shown: &Path, options: &OpenOptions) -> Result<Op
 fn without_optimizer(
     listing: &Listing,
     shown: &Path,
-    files: &Files,
+    (files, pool): (&Files, &Arc<Pool>),
     options: &OpenOptions,
 ) -> Result<Opened> {
     let Some(name) = files.model.as_ref().or(files.models.get(&0)) else {
@@ -178,7 +180,7 @@ fn without_optimizer(
         let (rank, name) = (rank.copied().unwrap_or(0), name.map_or("", String::as_str));
         return Err(missing(listing, name, "model", rank, 0, rank + 1));
     };
-    let states = ModelStates::open(&inside(&listing.folder, name)?)?;
+    let states = ModelStates::open(&inside(&listing.folder, name)?, pool)?;
     let world = files.models.len().max(1);
     let model = match (
         &states.groups,
@@ -186,10 +188,10 @@ fn without_optimizer(
     ) {
         (None, _) => Model::new(&listing.folder, states, Vec::new()),
         (Some(groups), true) => {
-            let parameters = universal(listing, groups)?;
+            let parameters = universal(listing, pool, groups)?;
             let others = match files.model {
                 Some(_) => Vec::new(),
-                None => others(listing, files, &states, name, world)?,
+                None => others(listing, (files, pool), &states, name, world)?,
             };
             let mut model = Model::new(&listing.folder, states, others);
             model.add_universal(parameters, files.model.is_none())?;
@@ -217,14 +219,18 @@ struct Universal {
 }
 
 /// The parameters of a universal checkpoint.
-fn universal(listing: &Listing, groups: &[Vec<Described>]) -> Result<Vec<Universal>> {
+fn universal(
+    listing: &Listing,
+    pool: &Arc<Pool>,
+    groups: &[Vec<Described>],
+) -> Result<Vec<Universal>> {
     let mut found = Vec::new();
     for parameter in groups.iter().flatten() {
         let path = inside(
             &listing.folder,
             &format!("{UNIVERSAL}/{}/fp32.pt", parameter.name),
         )?;
-        let (source, _) = open_torch(&path, &OpenOptions::default())?;
+        let (source, _) = open_torch(&path, pool)?;
         let is_meant = |entry: &TensorEntry| entry.path.to_string() == "param";
         let tensor = source.tensors().iter().position(is_meant);
         let tensor = tensor.ok_or_else(|| ZeroFault::BadEntry {
@@ -245,7 +251,7 @@ fn universal(listing: &Listing, groups: &[Vec<Described>]) -> Result<Vec<Univers
 /// The model states of the ranks after the first, which differ only in their shares of what is not updated.
 fn others(
     listing: &Listing,
-    files: &Files,
+    (files, pool): (&Files, &Arc<Pool>),
     states: &ModelStates,
     first: &str,
     world: usize,
@@ -258,7 +264,7 @@ fn others(
         .map(|rank| {
             let name = (files.models.get(&rank))
                 .ok_or_else(|| missing(listing, first, "model", 0, rank, world))?;
-            ModelStates::open(&inside(&listing.folder, name)?)
+            ModelStates::open(&inside(&listing.folder, name)?, pool)
         })
         .collect()
 }

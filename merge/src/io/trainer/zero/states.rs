@@ -2,10 +2,13 @@
 
 use std::collections::{BTreeMap, HashSet};
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 
 use super::row::Flat;
-use crate::io::torch::{Objects, View};
-use crate::io::{ObjectPath, OpenOptions, PathSegment, TensorEntry, TensorSource, open_torch};
+use crate::io::torch::{Pickle, View};
+use crate::io::trainer::open_torch;
+use crate::io::trainer::pool::Pool;
+use crate::io::{ObjectPath, PathSegment, TensorEntry, TensorSource};
 use crate::{Result, ZeroFault};
 
 /// Memory for what a file describes. It may repeat a name or a shape at no cost.
@@ -42,11 +45,11 @@ pub(super) struct ModelStates {
 }
 
 impl ModelStates {
-    pub(super) fn open(path: &Path) -> Result<Self> {
-        let (source, objects) = open_torch(path, &OpenOptions::default())?;
+    pub(super) fn open(path: &Path, files: &Arc<Pool>) -> Result<Self> {
+        let (source, objects) = open_torch(path, files)?;
         let mut file = Entries::of(path, &objects);
-        if objects.root().get("ds_autoep_layers").is_some()
-            || objects.root().get("autoep_layers").is_some()
+        if objects.view().get("ds_autoep_layers").is_some()
+            || objects.view().get("autoep_layers").is_some()
         {
             return Err(experts(path));
         }
@@ -101,11 +104,11 @@ pub(super) struct OptimizerStates {
 const STATES: &str = "optimizer_state_dict";
 
 impl OptimizerStates {
-    pub(super) fn open(path: &Path) -> Result<Self> {
-        let (source, objects) = open_torch(path, &OpenOptions::default())?;
+    pub(super) fn open(path: &Path, files: &Arc<Pool>) -> Result<Self> {
+        let (source, objects) = open_torch(path, files)?;
         let file = Entries::of(path, &objects);
         let states =
-            (objects.root().get(STATES)).ok_or_else(|| file.bad(STATES, None, "a dictionary"))?;
+            (objects.view().get(STATES)).ok_or_else(|| file.bad(STATES, None, "a dictionary"))?;
         if states.get("ds_zero_partition_groups").is_some() {
             return Err(experts(path));
         }
@@ -123,7 +126,7 @@ impl OptimizerStates {
         };
         let wanted = || format!("{STATES}.{key}");
         let n_groups = (listed.elements())
-            .ok_or_else(|| file.bad(&wanted(), Some(listed), "a list of flat weights"))?
+            .map_err(|_| file.bad(&wanted(), Some(listed), "a list of flat weights"))?
             .len();
         let mut groups = Vec::with_capacity(n_groups);
         for (index, entry) in source.tensors().iter().enumerate() {
@@ -189,10 +192,10 @@ struct Entries<'a> {
 }
 
 impl<'a> Entries<'a> {
-    fn of(path: &'a Path, objects: &'a Objects) -> Self {
+    fn of(path: &'a Path, objects: &'a Pickle) -> Self {
         Self {
             path,
-            root: objects.root(),
+            root: objects.view(),
             n_bytes: 0,
         }
     }
@@ -228,8 +231,8 @@ impl<'a> Entries<'a> {
     /// The parameters of each group: a list of dictionaries, or one dictionary as old versions wrote it.
     fn groups(&mut self, groups: View<'_>) -> Result<Vec<Vec<Described>>> {
         match groups.elements() {
-            None => Ok(vec![self.described(groups, "param_shapes")?]),
-            Some(groups) => {
+            Err(_) => Ok(vec![self.described(groups, "param_shapes")?]),
+            Ok(groups) => {
                 let mut names = HashSet::new();
                 self.charge(groups.len() * size_of::<Vec<Described>>())?;
                 let mut described = Vec::with_capacity(groups.len());
@@ -253,12 +256,12 @@ impl<'a> Entries<'a> {
     /// Names and shapes in a dictionary.
     fn described(&mut self, shapes: View<'_>, entry: &str) -> Result<Vec<Described>> {
         let wanted = "a dictionary of names and shapes";
-        let shapes = (shapes.entries()).ok_or_else(|| self.bad(entry, Some(shapes), wanted))?;
+        let shapes = (shapes.items()).map_err(|_| self.bad(entry, Some(shapes), wanted))?;
         let mut described = Vec::new();
         for (name, shape) in shapes {
-            let name = name.ok_or_else(|| self.bad(entry, Some(shape), wanted))?;
+            let name = (name.text()).map_err(|_| self.bad(entry, Some(shape), wanted))?;
             let sizes = (shape.shape())
-                .ok_or_else(|| self.bad(&format!("{entry}.{name}"), Some(shape), "a shape"))?;
+                .map_err(|_| self.bad(&format!("{entry}.{name}"), Some(shape), "a shape"))?;
             self.charge(PARAMETER_BYTES + name.len() + size_of_val(&sizes[..]))?;
             described.push(Described {
                 name: name.to_owned(),
@@ -275,9 +278,9 @@ impl<'a> Entries<'a> {
         let wanted = "a list of names";
         let mut known = HashSet::new();
         let listed = names.elements();
-        for name in listed.ok_or_else(|| self.bad("buffer_names", Some(names), wanted))? {
+        for name in listed.map_err(|_| self.bad("buffer_names", Some(names), wanted))? {
             let text = name.text();
-            let text = text.ok_or_else(|| self.bad("buffer_names", Some(name), wanted))?;
+            let text = text.map_err(|_| self.bad("buffer_names", Some(name), wanted))?;
             self.charge(PARAMETER_BYTES + text.len())?;
             known.insert(text.to_owned());
         }
@@ -290,10 +293,10 @@ impl<'a> Entries<'a> {
         };
         let (entry, wanted) = ("shared_params", "a dictionary of names");
         let mut ties = Vec::new();
-        let listed = shared.entries();
-        for (name, of) in listed.ok_or_else(|| self.bad(entry, Some(shared), wanted))? {
-            let pair = name.zip(of.text());
-            let (name, of) = pair.ok_or_else(|| self.bad(entry, Some(of), wanted))?;
+        let listed = shared.items();
+        for (name, of) in listed.map_err(|_| self.bad(entry, Some(shared), wanted))? {
+            let pair = name.text().and_then(|name| Ok((name, of.text()?)));
+            let (name, of) = pair.map_err(|_| self.bad(entry, Some(of), wanted))?;
             self.charge(PARAMETER_BYTES + name.len() + of.len())?;
             ties.push((name.to_owned(), of.to_owned()));
         }
@@ -307,10 +310,15 @@ impl<'a> Entries<'a> {
         let count =
             (states.get("partition_count")).ok_or_else(|| self.bad(&entry, None, wanted))?;
         let number = |count: View<'_>| {
-            let number = count.count().filter(|number| *number > 0);
-            number.ok_or_else(|| self.bad(&entry, Some(count), wanted))
+            let number = count
+                .count()
+                .ok()
+                .and_then(|number| usize::try_from(number).ok());
+            number
+                .filter(|number| *number > 0)
+                .ok_or_else(|| self.bad(&entry, Some(count), wanted))
         };
-        let Some(counts) = count.elements() else {
+        let Ok(counts) = count.elements() else {
             return number(count);
         };
         let mut first = None;
