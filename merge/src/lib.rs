@@ -57,11 +57,11 @@ pub mod synth;
 pub mod verify;
 
 pub use dtype::{DType, decode_f32, decode_f64, encode_f32, encode_f64};
-pub use error::WriteFault;
 pub use error::{
     ActivationFault, AdapterFault, AssemblyFault, ContainerFault, ConversionFault, Error,
     ExportFault, GgufFault, MaskFault, MergeFault, MoeFault, PlanFault, QuantizationFault,
 };
+pub use error::{MegatronFault, WriteFault, ZeroFault};
 pub use error::{RemoteFault, Result, SafetensorsFault, SplitFault, TorchFault, TrainerFault};
 pub use expert::Expert;
 pub use group::{BlockId, ParamKind, Role, Slot};

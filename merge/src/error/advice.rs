@@ -138,6 +138,8 @@ impl Error {
                 TrainerFault::SeveralKinds { .. } => Some("move the files of each into a folder of its own".into()),
                 TrainerFault::SeveralFolders { .. } => Some("name one of the folders".into()),
                 TrainerFault::Remote { .. } => Some("fetch the folder, then name it here".into()),
+                TrainerFault::Megatron(fault) => fault.hint().map(str::to_owned),
+                TrainerFault::Zero(fault) => fault.hint().map(str::to_owned),
                 TrainerFault::MissingFile { .. } | TrainerFault::MissingRanks { .. } => {
                     Some("fetch or copy the whole folder again".into())
                 }

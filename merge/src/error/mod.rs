@@ -9,6 +9,7 @@ mod conversion;
 mod export;
 mod gguf;
 mod masks;
+mod megatron;
 mod merging;
 mod merging_advice;
 mod moe;
@@ -20,6 +21,7 @@ mod split;
 mod torch;
 mod trainer;
 mod write;
+mod zero;
 
 pub use activations::ActivationFault;
 pub use adapter::AdapterFault;
@@ -29,6 +31,7 @@ pub use conversion::ConversionFault;
 pub use export::ExportFault;
 pub use gguf::GgufFault;
 pub use masks::MaskFault;
+pub use megatron::MegatronFault;
 pub use merging::MergeFault;
 pub use moe::MoeFault;
 pub use plan::PlanFault;
@@ -39,6 +42,7 @@ pub use split::SplitFault;
 pub use torch::TorchFault;
 pub use trainer::TrainerFault;
 pub use write::WriteFault;
+pub use zero::ZeroFault;
 
 use std::path::{Path, PathBuf};
 

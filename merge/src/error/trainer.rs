@@ -2,6 +2,7 @@
 
 use std::path::PathBuf;
 
+use super::{MegatronFault, ZeroFault};
 use crate::io::PickleFault;
 
 /// A fault of a folder that a trainer left, with the file and the tensor.
@@ -310,6 +311,12 @@ pub enum TrainerFault {
         /// The file.
         file: String,
     },
+    /// A checkpoint of DeepSpeed is damaged or incomplete.
+    #[error(transparent)]
+    Zero(#[from] ZeroFault),
+    /// A checkpoint of Megatron-LM is damaged or incomplete.
+    #[error(transparent)]
+    Megatron(#[from] MegatronFault),
 }
 
 fn numbers(ranks: &[usize]) -> String {

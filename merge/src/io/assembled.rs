@@ -4,7 +4,7 @@ use std::collections::BTreeSet;
 use std::ops::Range;
 
 use super::{Aliases, SourceInfo, TensorEntry, TensorSource};
-use crate::{AssemblyFault, Result};
+use crate::{AssemblyFault, DType, Result};
 
 /// The most bytes of a source that one read takes where rows of it lie apart in the tensor.
 const READ_BYTES: usize = 1 << 20;
@@ -80,6 +80,28 @@ impl Piece {
             source,
             tensor,
             from: Block::whole(size),
+        }
+    }
+
+    /// Elements of a flat tensor of a file, which are elements of a tensor in row-major order. `to` and `from` are how
+    /// many elements that tensor and the file's have, and the first of the piece.
+    pub(crate) fn flat(
+        source: usize,
+        tensor: usize,
+        n_elements: usize,
+        to: (usize, usize),
+        from: (usize, usize),
+    ) -> Self {
+        let block = |(within, start)| Block {
+            within: vec![within],
+            start: vec![start],
+        };
+        Self {
+            size: vec![n_elements],
+            to: block(to),
+            source,
+            tensor,
+            from: block(from),
         }
     }
 
@@ -307,6 +329,18 @@ impl TensorSource for Assembled {
         self.aliases.clone()
     }
 
+    fn stored_dtype(&self, index: usize) -> DType {
+        match &self.pieces[index][..] {
+            [] => self.entries[index].info.dtype,
+            [piece, ..] => self.sources[piece.source].stored_dtype(piece.tensor),
+        }
+    }
+
+    fn is_computed(&self, index: usize) -> bool {
+        let mut pieces = self.pieces[index].iter();
+        pieces.any(|piece| self.sources[piece.source].is_computed(piece.tensor))
+    }
+
     fn read(&self, index: usize, first: usize, out: &mut [u8]) -> Result<()> {
         let width = self.entries[index].info.dtype.size_bytes();
         let wanted = first..first + out.len() / width;
@@ -385,8 +419,8 @@ impl Assembled {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::TensorInfo;
     use crate::io::Container;
-    use crate::{DType, TensorInfo};
 
     /// Tensors in memory.
     struct Files {

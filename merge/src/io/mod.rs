@@ -20,6 +20,7 @@ mod sharded;
 mod source;
 mod torch;
 mod trainer;
+mod widened;
 mod window;
 mod writer;
 

@@ -135,6 +135,10 @@ pub enum Container {
     Distributed,
     /// One torch file per process of a training run, with parts of tensors.
     Ranks,
+    /// A folder of DeepSpeed, with a file for each rank.
+    DeepSpeed,
+    /// A folder of Megatron-LM, with a file for each rank.
+    Megatron,
     /// No file: the result of a merge that was kept in memory.
     Memory,
 }

@@ -67,6 +67,8 @@ impl Inspection {
             Container::Sharded => "sharded",
             Container::Distributed => "torch distributed checkpoint",
             Container::Ranks => "one torch file per rank",
+            Container::DeepSpeed => "DeepSpeed checkpoint",
+            Container::Megatron => "Megatron-LM checkpoint",
             Container::Memory => "memory",
             _ => "other",
         };

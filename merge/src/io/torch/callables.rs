@@ -148,6 +148,8 @@ const HARMLESS: &[(&str, &[&str])] = &[
         "unicode", "xrange",
     ]),
     ("_codecs", &["encode"]),
+    // Bytes in memory, such as TransformerEngine keeps beside weights.
+    ("_io", &["BytesIO"]),
     ("argparse", &["Namespace"]),
     ("builtins", &[
         "bool", "bytearray", "bytes", "complex", "float", "int", "object", "range", "slice",

@@ -69,10 +69,23 @@ pub(crate) fn open(
     source: Box<dyn ReadAt>,
     options: &OpenOptions,
 ) -> Result<Box<dyn TensorSource>> {
-    open_source(path, source, options)
+    let (opened, _) = open_as(path, source, options, require_whole)?;
+    Ok(opened)
 }
 
-/// A pickle that holds plain data only, read but not run.
+/// Opens a torch file, and gives its objects beside the tensors.
+///
+/// # Errors
+/// As [`open`].
+pub(crate) fn open_with_objects(
+    path: &Path,
+    source: Box<dyn ReadAt>,
+    options: &OpenOptions,
+) -> Result<(Box<dyn TensorSource>, Pickle)> {
+    open_as(path, source, options, require_whole)
+}
+
+/// The objects of a pickle, read but not run.
 pub(crate) struct Pickle {
     arena: Arena,
     root: Id,
@@ -122,7 +135,7 @@ pub(crate) fn open_rank(path: &Path, file: Box<dyn ReadAt>, rank: usize) -> Resu
     let options = OpenOptions {
         root: Some(String::new()),
     };
-    let source = open_as(path, file, &options, |path, arena, contents| {
+    let (source, _) = open_as(path, file, &options, |path, arena, contents| {
         parts = rank_parts(path, arena, contents, rank)?;
         Ok(())
     })?;
@@ -180,7 +193,7 @@ fn require_whole(path: &Path, arena: &Arena, contents: &mut Contents) -> Result<
 /// As for a file.
 #[doc(hidden)]
 pub fn open_bytes(bytes: Vec<u8>, options: &OpenOptions) -> Result<Box<dyn TensorSource>> {
-    open_source(Path::new("(memory)"), Box::new(bytes), options)
+    open(Path::new("(memory)"), Box::new(bytes), options)
 }
 
 /// Reads bytes as one bare pickle and walks what it holds, as the fuzz target does; gives the
@@ -199,31 +212,23 @@ pub fn walk_pickle(bytes: Vec<u8>) -> Result<usize> {
     Ok(contents.tensors.len())
 }
 
-fn open_source(
-    path: &Path,
-    source: Box<dyn ReadAt>,
-    options: &OpenOptions,
-) -> Result<Box<dyn TensorSource>> {
-    open_as(path, source, options, require_whole)
-}
-
 /// Opens a file; `with_parts` says what becomes of tensors that it holds parts of.
 fn open_as(
     path: &Path,
     source: Box<dyn ReadAt>,
     options: &OpenOptions,
     with_parts: impl FnOnce(&Path, &Arena, &mut Contents) -> Result<()>,
-) -> Result<Box<dyn TensorSource>> {
+) -> Result<(Box<dyn TensorSource>, Pickle)> {
     let mut start = [0; 16];
     let n_start = source.n_bytes().min(16) as usize;
     source
         .read_exact_at(&mut start[..n_start], 0)
         .map_err(|source| io_error(path, source))?;
-    let opened = match sniff(&start[..n_start]) {
+    let (opened, pickle) = match sniff(&start[..n_start]) {
         Some(Container::TorchZip) => open_zip(path, source, options, with_parts)?,
         _ => open_legacy(path, source, options, with_parts)?,
     };
-    Ok(Box::new(opened))
+    Ok((Box::new(opened), pickle))
 }
 
 fn open_zip(
@@ -231,7 +236,7 @@ fn open_zip(
     source: Box<dyn ReadAt>,
     options: &OpenOptions,
     with_parts: impl FnOnce(&Path, &Arena, &mut Contents) -> Result<()>,
-) -> Result<TorchSource> {
+) -> Result<(TorchSource, Pickle)> {
     let archive = Archive::open(&*source).map_err(|error| archive_error(path, error))?;
     let missing = |entry: String| {
         Error::Torch(TorchFault::MissingEntry {
@@ -265,7 +270,7 @@ fn open_zip(
         Ok(Storage::new(&entry.name, start, entry.n_bytes, entry.crc))
     })?;
     drop(archive);
-    TorchSource::new(
+    let opened = TorchSource::new(
         path,
         Container::TorchZip,
         source,
@@ -273,7 +278,8 @@ fn open_zip(
         layout,
         metadata,
         options,
-    )
+    )?;
+    Ok((opened, Pickle { arena, root }))
 }
 
 fn open_legacy(
@@ -281,7 +287,7 @@ fn open_legacy(
     source: Box<dyn ReadAt>,
     options: &OpenOptions,
     with_parts: impl FnOnce(&Path, &Arena, &mut Contents) -> Result<()>,
-) -> Result<TorchSource> {
+) -> Result<(TorchSource, Pickle)> {
     let legacy = legacy::read(&*source)
         .map_err(|LegacyError { part, failure }| failed(path, part, failure))?;
     let mut contents = contents::walk(&legacy.arena, legacy.root)
@@ -306,7 +312,7 @@ fn open_legacy(
             None,
         ))
     })?;
-    TorchSource::new(
+    let opened = TorchSource::new(
         path,
         Container::TorchLegacy,
         source,
@@ -314,7 +320,9 @@ fn open_legacy(
         layout,
         BTreeMap::new(),
         options,
-    )
+    )?;
+    let (arena, root) = (legacy.arena, legacy.root);
+    Ok((opened, Pickle { arena, root }))
 }
 
 fn failed(path: &Path, entry: &str, failure: Failure) -> Error {

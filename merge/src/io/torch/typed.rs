@@ -39,6 +39,51 @@ impl<'a> View<'a> {
         wrong_type(wanted, self.value())
     }
 
+    /// The kind of value, for messages.
+    pub(crate) fn kind(self) -> &'static str {
+        self.value().kind()
+    }
+
+    /// What a dictionary holds under a string, or the attribute of an object, unless it is `None`. Looks at all of them.
+    pub(crate) fn get(self, key: &str) -> Option<Self> {
+        let dictionary = match self.value() {
+            Value::Object(object) => self.at(object.state?),
+            _ => self,
+        };
+        let mut items = dictionary.items().ok()?;
+        let (_, value) = items.find(|(name, _)| name.text() == Ok(key))?;
+        (!value.is_none()).then_some(value)
+    }
+
+    /// A number, whole or not.
+    pub(crate) fn number(self) -> Result<f64> {
+        match self.value() {
+            Value::Integer(number) => Ok(*number as f64),
+            Value::Float(number) => Ok(*number),
+            _ => Err(self.wrong("a number")),
+        }
+    }
+
+    /// A truth value.
+    pub(crate) fn flag(self) -> Result<bool> {
+        match self.value() {
+            Value::Bool(flag) => Ok(*flag),
+            _ => Err(self.wrong("a truth value")),
+        }
+    }
+
+    /// The sizes of a tensor, whose bytes can be counted in any dtype.
+    pub(crate) fn shape(self) -> Result<Vec<usize>> {
+        let shape = self.sizes()?;
+        // Zero sizes are left out, so that the product of any of the axes fits as well.
+        let mut axes = shape.iter().copied().filter(|&size| size > 0);
+        let n_elements = axes.try_fold(1usize, usize::checked_mul);
+        match n_elements.filter(|n| *n <= isize::MAX as usize / 16) {
+            Some(_) => Ok(shape),
+            None => Err(PickleFault::SizeOverflow),
+        }
+    }
+
     /// Whether it is `None`.
     pub(crate) fn is_none(self) -> bool {
         self.id == Id::NONE

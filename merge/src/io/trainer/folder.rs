@@ -40,6 +40,11 @@ impl Listing {
         })
     }
 
+    /// Whether it has a file of this name.
+    pub(crate) fn has(&self, name: &str) -> bool {
+        self.files.iter().any(|file| file == name)
+    }
+
     /// The path of one of its files.
     pub(crate) fn path(&self, name: &str) -> PathBuf {
         self.folder.join(name)

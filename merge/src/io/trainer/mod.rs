@@ -5,15 +5,22 @@
 
 mod distributed;
 mod folder;
+mod megatron;
 mod pool;
 mod ranks;
+mod zero;
 
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 
 pub use distributed::walk_distributed;
 pub(super) use folder::{Listing, inside};
 
+use pool::Pool;
+
+use super::content::{self, Content};
 use super::folder::folder_of;
+use super::torch::{self, Pickle};
 use super::{OpenOptions, TensorInfo, TensorSource};
 use crate::{DType, Error, Result, TrainerFault};
 
@@ -47,11 +54,16 @@ pub(super) struct Kind {
 }
 
 /// All kinds.
-const KINDS: [&Kind; 2] = [&distributed::KIND, &ranks::KIND];
+const KINDS: [&Kind; 4] = [
+    &distributed::KIND,
+    &ranks::KIND,
+    &zero::KIND,
+    &megatron::KIND,
+];
 
 /// Beginnings of the names of files beside such models that are torch files, but hold no weights: what trainers keep of
 /// a run and of each rank.
-const BESIDE: [&str; 4] = ["meta.pt", "optim", "extra_state", "dataloader"];
+const BESIDE: [&str; 5] = ["meta.pt", "optim", "extra_state", "dataloader", "mp_rank_"];
 
 /// Opens the model that trainers left in a folder; `None` if there is none.
 ///
@@ -134,6 +146,23 @@ pub(super) fn is_of_model(name: &str) -> bool {
     KINDS.iter().any(is_part)
         || ranks::is_rank(name)
         || BESIDE.iter().any(|start| name.starts_with(start))
+}
+
+/// Opens a torch file, one of `files`, and gives its objects beside the tensors.
+fn open_torch(path: &Path, files: &Arc<Pool>) -> Result<(Box<dyn TensorSource>, Pickle)> {
+    let file = files.open(path)?;
+    let looks_like = match content::of(path, &file)? {
+        Content::Torch => {
+            return torch::open_with_objects(path, Box::new(file), &OpenOptions::default());
+        }
+        Content::Safetensors => "is safetensors, not a file of torch".into(),
+        Content::Json => "is JSON, not a file of torch".into(),
+        Content::Unknown(looks_like) => looks_like,
+    };
+    Err(Error::UnknownFormat {
+        path: path.into(),
+        looks_like,
+    })
 }
 
 /// What users call the model that trainers left among files of these names, of a folder that is not of this machine.
