@@ -28,11 +28,11 @@ pub enum AssemblyFault {
         /// The tensor.
         key: String,
         /// The size of the piece.
-        size: Vec<usize>,
+        size: Box<[usize]>,
         /// Where it begins.
-        start: Vec<usize>,
+        start: Box<[usize]>,
         /// The shape of the tensor.
-        shape: Vec<usize>,
+        shape: Box<[usize]>,
     },
     /// Two pieces hold the same element.
     #[error("{}: two pieces hold the same part of `{key}`: {} and {}", path.display(), files[0].display(), files[1].display())]

@@ -247,9 +247,9 @@ fn check(
             return Err(AssemblyFault::Outside {
                 path: file(),
                 key: key(),
-                size: piece.size.clone(),
-                start: piece.to.start.clone(),
-                shape: entry.info.shape.clone(),
+                size: piece.size.as_slice().into(),
+                start: piece.to.start.as_slice().into(),
+                shape: entry.info.shape.as_slice().into(),
             }
             .into());
         }
