@@ -10,12 +10,10 @@ without waiting for the disk. Medians, and the largest peak of resident memory.
 """
 
 import json
-import os
 import pathlib
 import statistics
 import subprocess
 import sys
-import time
 
 import gguf
 import numpy
@@ -69,13 +67,22 @@ def make():
     writer.close()
 
 
+# A process begins with the peak of the one that it was forked from, so that one without torch starts it.
+RUNNER = """
+import os, subprocess, sys, time
+began = time.perf_counter()
+process = subprocess.Popen(sys.argv[1:], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+_, status, usage = os.wait4(process.pid, 0)
+print(status, time.perf_counter() - began, usage.ru_maxrss / 1024)
+"""
+
+
 def measured(*words):
-    """Seconds and peak resident memory of a process."""
-    began = time.perf_counter()
-    process = subprocess.Popen([str(word) for word in words], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
-    _, status, usage = os.wait4(process.pid, 0)
-    assert status == 0, words
-    return time.perf_counter() - began, usage.ru_maxrss / 1024
+    """Seconds and peak resident memory in MiB of a process."""
+    runner = [sys.executable, "-S", "-c", RUNNER, *(str(word) for word in words)]
+    status, seconds, peak = subprocess.run(runner, capture_output=True, text=True, check=True).stdout.split()
+    assert status == "0", words
+    return float(seconds), float(peak)
 
 
 if not (FOLDER / "q4_k.gguf").exists():
