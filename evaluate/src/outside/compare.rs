@@ -374,6 +374,9 @@ fn pairs<'a>(
     Ok(same)
 }
 
+/// The cluster of an example, or itself where there are none.
+type ClusterKey<'a> = (Option<&'a str>, Option<&'a Id>);
+
 /// The numbers of two runs, cluster by cluster.
 struct Cases {
     /// The cluster of each example, in order, and its two numbers.
@@ -384,7 +387,7 @@ struct Cases {
 impl Cases {
     /// The pairs that have a metric; none if no pair has it.
     fn of(task: &str, metric: &str, pairs: &Pairs<'_>, how: &Comparing) -> Result<Option<Self>> {
-        let mut clusters: BTreeMap<(Option<&str>, Option<&Id>), Vec<[f64; 2]>> = BTreeMap::new();
+        let mut clusters: BTreeMap<ClusterKey<'_>, Vec<[f64; 2]>> = BTreeMap::new();
         let (mut n_one, mut n_other, mut first) = (0, 0, None);
         for (id, one, other) in pairs {
             match (one.values.get(metric), other.values.get(metric)) {

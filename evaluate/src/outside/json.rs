@@ -154,7 +154,11 @@ fn numbers(value: &Value) -> Vec<String> {
 
 /// Those that are most like a path.
 fn nearest(path: &str, mut known: Vec<String>) -> String {
-    known.sort_by_key(|other| strsim::damerau_levenshtein(path, other));
+    // Most of all those that go on where it ends.
+    known.sort_by_key(|other| {
+        let goes_on = other.starts_with(path);
+        (!goes_on, strsim::damerau_levenshtein(path, other))
+    });
     known.truncate(MAX_NAMED);
     known.join(", ")
 }

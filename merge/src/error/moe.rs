@@ -46,11 +46,11 @@ pub enum MoeFault {
         /// The key of its configuration.
         key: &'static str,
         /// Its value.
-        found: String,
+        found: usize,
         /// The base.
         base: PathBuf,
         /// The value of the base.
-        expected: String,
+        expected: usize,
     },
     /// A token of a prompt is beyond the embeddings.
     #[error("{}: token {id} of a prompt is beyond the {n_rows} rows of `{key}`", path.display())]

@@ -152,9 +152,9 @@ impl Mixing<'_> {
                     return Err(MoeFault::OtherSize {
                         path: model.path.clone(),
                         key,
-                        found: found.to_string(),
+                        found,
                         base: base.path.clone(),
-                        expected: expected.to_string(),
+                        expected,
                     }
                     .into());
                 }
