@@ -28,6 +28,23 @@ pub(super) enum Content {
     Unknown(String),
 }
 
+impl Content {
+    /// What the file looks like where another kind is wanted, as a clause.
+    pub(super) fn looks_like(self) -> String {
+        let known = match self {
+            Self::Safetensors => "is safetensors",
+            Self::Gguf => "is a GGUF file",
+            Self::Numpy => "is a NumPy array",
+            Self::Flax => "is msgpack of Flax",
+            Self::Onnx => "is an ONNX model",
+            Self::Torch => "is a torch file",
+            Self::Json => "is JSON",
+            Self::Unknown(looks_like) => return looks_like,
+        };
+        known.to_owned()
+    }
+}
+
 /// Looks at the first bytes of a file.
 pub(super) fn of(path: &Path, file: &dyn ReadAt) -> Result<Content> {
     let mut seen = [0; N_SEEN_BYTES];

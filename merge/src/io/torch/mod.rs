@@ -134,6 +134,7 @@ pub(crate) fn open_rank(path: &Path, file: Box<dyn ReadAt>, rank: usize) -> Resu
     // The names of all tensors are those from the root object on.
     let options = OpenOptions {
         root: Some(String::new()),
+        ..OpenOptions::default()
     };
     let (source, _) = open_as(path, file, &options, |path, arena, contents| {
         parts = rank_parts(path, arena, contents, rank)?;

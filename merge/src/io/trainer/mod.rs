@@ -155,9 +155,7 @@ fn open_torch(path: &Path, files: &Arc<Pool>) -> Result<(Box<dyn TensorSource>, 
         Content::Torch => {
             return torch::open_with_objects(path, Box::new(file), &OpenOptions::default());
         }
-        Content::Safetensors => "is safetensors, not a file of torch".into(),
-        Content::Json => "is JSON, not a file of torch".into(),
-        Content::Unknown(looks_like) => looks_like,
+        other => other.looks_like(),
     };
     Err(Error::UnknownFormat {
         path: path.into(),
