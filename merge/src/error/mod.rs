@@ -159,7 +159,7 @@ pub enum Error {
 
     /// A model in pieces is damaged or incomplete.
     #[error(transparent)]
-    Assembly(#[from] AssemblyFault),
+    Assembly(Box<AssemblyFault>),
     /// A folder that a trainer left is damaged or incomplete.
     #[error(transparent)]
     Trainer(Box<TrainerFault>),
@@ -579,6 +579,12 @@ impl From<QuantizationFault> for Error {
 impl From<AdapterFault> for Error {
     fn from(fault: AdapterFault) -> Self {
         Self::Adapter(Box::new(fault))
+    }
+}
+
+impl From<AssemblyFault> for Error {
+    fn from(fault: AssemblyFault) -> Self {
+        Self::Assembly(Box::new(fault))
     }
 }
 

@@ -554,7 +554,7 @@ mod tests {
     fn pieces_that_do_not_fill_a_tensor_are_refused() {
         let fault = |boxes: &[(&[usize], &[usize])]| match cut(&[4, 4], boxes) {
             Ok(_) => panic!("{boxes:?} were accepted"),
-            Err(crate::Error::Assembly(fault)) => fault,
+            Err(crate::Error::Assembly(fault)) => *fault,
             Err(other) => panic!("{other}"),
         };
         assert!(matches!(
