@@ -773,7 +773,7 @@ fn weights_that_do_not_add_up_are_refused() {
     with_optimizer(&home, OF_GROUPS, Py::Integer(2), parts);
     let said = fault(home.path());
     assert!(
-        matches!(said, Error::Assembly(AssemblyFault::OtherDtype { .. })),
+        matches!(said, Error::Assembly(ref fault) if matches!(**fault, AssemblyFault::OtherDtype { .. })),
         "{said}"
     );
 }

@@ -29,6 +29,7 @@ fn the_pieces_of_two_ranks_are_the_model_that_torch_gathers() {
 fn another_root_is_read_where_it_is_asked_for() {
     let options = OpenOptions {
         root: Some("optimizer.state".into()),
+        ..OpenOptions::default()
     };
     let found = open(&fixture("distributed"), &options).expect("opened");
     assert!(found.get("embed.weight.exp_avg").is_some());
