@@ -414,6 +414,15 @@ fn a_run_without_zero_has_the_model_in_one_file() {
     );
     fs::write(home.path().join("latest"), "step").expect("written");
     assert_eq!(f32s(&opened(home.path()), "a"), [3.0]);
+    let file = home.path().join("step/mp_rank_00_model_states.pt");
+    assert_eq!(f32s(&opened(&file), "a"), [3.0]);
+    // Beside another tensor-parallel rank it is not all of the model.
+    fs::copy(&file, file.with_file_name("mp_rank_01_model_states.pt")).expect("copied");
+    let said = fault(&file);
+    assert!(
+        matches!(said, Error::Trainer(ref fault) if matches!(**fault, TrainerFault::OnePart { .. })),
+        "{said}"
+    );
 }
 
 /// A universal checkpoint out of one of stage 3.

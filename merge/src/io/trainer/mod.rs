@@ -47,8 +47,8 @@ pub(super) struct Kind {
     pub(super) name: &'static str,
     /// Whether a folder holds such a model.
     pub(super) is_in: fn(&Listing) -> bool,
-    /// What a file is to such a model, by its name. `None` for a file that is a model of its own, or none of it.
-    pub(super) role: fn(&str) -> Option<Role>,
+    /// What a file is to such a model, by its name and, where that does not tell, the names beside it. `None` for a file that is a model of its own, or none of it.
+    pub(super) role: fn(&str, &dyn Fn() -> Vec<String>) -> Option<Role>,
     /// Opens the model of a folder.
     pub(super) open: fn(&Listing, &OpenOptions) -> Result<Opened>,
 }
@@ -122,9 +122,10 @@ pub(super) fn folder_for(file: &Path) -> Result<Option<PathBuf>> {
     let Some(name) = name else {
         return Ok(None);
     };
+    let folder = folder_of(file);
+    let beside = || Listing::of(folder).map_or_else(|_| Vec::new(), |listing| listing.files);
     for kind in KINDS {
-        let folder = folder_of(file);
-        match (kind.role)(name) {
+        match (kind.role)(name, &beside) {
             Some(Role::Whole) => return Ok(Some(folder.into())),
             Some(Role::Part) => {
                 return Err(TrainerFault::OnePart {
@@ -142,7 +143,7 @@ pub(super) fn folder_for(file: &Path) -> Result<Option<PathBuf>> {
 
 /// Whether a file belongs to a model that trainers leave, by its name: as a part of it, or beside it.
 pub(super) fn is_of_model(name: &str) -> bool {
-    let is_part = |kind: &&Kind| (kind.role)(name).is_some();
+    let is_part = |kind: &&Kind| (kind.role)(name, &Vec::new).is_some();
     KINDS.iter().any(is_part)
         || ranks::is_rank(name)
         || BESIDE.iter().any(|start| name.starts_with(start))
@@ -165,7 +166,11 @@ fn open_torch(path: &Path, files: &Arc<Pool>) -> Result<(Box<dyn TensorSource>, 
 
 /// What users call the model that trainers left among files of these names, of a folder that is not of this machine.
 pub(super) fn name_among(names: &[String]) -> Option<&'static str> {
-    let is_part = |kind: &&&Kind| names.iter().any(|name| (kind.role)(name).is_some());
+    let is_part = |kind: &&&Kind| {
+        names
+            .iter()
+            .any(|name| (kind.role)(name, &|| names.to_vec()).is_some())
+    };
     KINDS.iter().find(is_part).map(|kind| kind.name)
 }
 

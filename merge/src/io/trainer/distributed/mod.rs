@@ -38,7 +38,7 @@ pub(super) const KIND: Kind = Kind {
     open,
 };
 
-fn role(name: &str) -> Option<Role> {
+fn role(name: &str, _: &dyn Fn() -> Vec<String>) -> Option<Role> {
     match name {
         METADATA => Some(Role::Whole),
         name if name.ends_with(ENDING) => Some(Role::Part),

@@ -25,7 +25,7 @@ pub(super) const KIND: Kind = Kind {
     name: NAME,
     is_in: |listing| file_of(listing).is_some() || has_ranks(listing) || is_root(listing),
     // The folder of a rank is opened if there is one rank.
-    role: |name| FILES.contains(&name).then_some(Role::Whole),
+    role: |name, _| FILES.contains(&name).then_some(Role::Whole),
     open,
 };
 

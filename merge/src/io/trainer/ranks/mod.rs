@@ -39,7 +39,7 @@ pub(super) fn is_rank(name: &str) -> bool {
     RankName::of(name).is_some()
 }
 
-fn role(name: &str) -> Option<Role> {
+fn role(name: &str, _: &dyn Fn() -> Vec<String>) -> Option<Role> {
     let world = RankName::of(name)?.world?;
     (world > 1).then_some(Role::Part)
 }

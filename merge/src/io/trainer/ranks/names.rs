@@ -47,7 +47,8 @@ impl RankName {
             return None;
         }
         let digits_at = start + "rank".len();
-        let digits = stem[digits_at..].trim_start_matches(['_', '-']);
+        let digits = &stem[digits_at..];
+        let digits = digits.strip_prefix(['_', '-']).unwrap_or(digits);
         let before = &name[..stem.len() - digits.len()];
         let world = stem[..start].find("world_size_").and_then(|at| {
             let rest = &stem[at + "world_size_".len()..];

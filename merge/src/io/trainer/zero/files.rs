@@ -71,12 +71,15 @@ pub(super) fn are_in(listing: &Listing) -> bool {
 }
 
 /// Whether a file is not the model of a tag by itself. One that holds the model as all ranks have it is, in the
-/// precision that the run computed in.
-pub(super) fn is_part(name: &str) -> bool {
-    !matches!(
-        Holds::of(name),
-        None | Some(Holds::Model { tensor_rank: 0 })
-    )
+/// precision that the run computed in, unless a file `beside` it is of another tensor-parallel rank.
+pub(super) fn is_part(name: &str, beside: &dyn Fn() -> Vec<String>) -> bool {
+    match Holds::of(name) {
+        None => false,
+        Some(Holds::Model { tensor_rank: 0 }) => beside()
+            .iter()
+            .any(|other| matches!(Holds::of(other), Some(Holds::Model { tensor_rank: 1.. }))),
+        Some(_) => true,
+    }
 }
 
 /// The files of a tag.

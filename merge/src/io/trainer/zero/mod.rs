@@ -31,7 +31,7 @@ use crate::{Error, Result, ZeroFault};
 pub(super) const KIND: Kind = Kind {
     name: "DeepSpeed checkpoint",
     is_in: |listing| files::are_in(listing) || is_root(listing),
-    role: |name| files::is_part(name).then_some(Role::Part),
+    role: |name, beside| files::is_part(name, beside).then_some(Role::Part),
     open,
 };
 
