@@ -873,7 +873,8 @@ fn names_that_are_repeated_take_no_memory() {
 
 #[test]
 fn what_is_not_updated_must_be_there_in_stage_3() {
-    let with = |rank: usize, change: &dyn Fn(&mut Vec<(String, Py)>)| {
+    type Entries = Vec<(String, Py)>;
+    let with = |rank: usize, change: &dyn Fn(&mut Entries)| {
         let home = by_parameters(2);
         let mut entries = common(&groups(), Vec::new());
         let fragment = dict([("frozen", brain_floats(&[0.0; 4], &[4]))]);
