@@ -9,7 +9,7 @@ use evaluate::models::{self, Model, Source};
 use evaluate::reports::CheckpointRecord;
 use merge::execute::RunOptions;
 use merge::io::SourceFile;
-use merge::provenance::{Hashes, InputFile, Provenance};
+use merge::provenance::{HashKind, Hashes, InputFile, Provenance};
 use merge::{Checkpoint, MergeRecipe, layouts};
 
 use crate::args::model::LoadArgs;
@@ -47,7 +47,7 @@ impl Target {
         output.say_notes(&source.notes());
         let (files, recipe) = (source.files(), source.recipe());
         let inputs = Provenance::new(String::new(), &files);
-        let inputs = inputs.with_hashes(hashes.of(&files, output)?);
+        let inputs = inputs.with_hashes(hashes.of(&files, HashKind::default(), output)?);
         Ok(Found {
             source,
             files: inputs.inputs,
@@ -79,7 +79,7 @@ impl Found {
     pub fn open(self, args: &LoadArgs, output: &Output) -> Result<Opened> {
         // What they come from is known already.
         let run = RunOptions {
-            hash: false,
+            hash: None,
             ..RunOptions::default()
         };
         let checkpoint = self.source.checkpoint(output)?;

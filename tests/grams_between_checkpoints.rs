@@ -168,19 +168,25 @@ fn grams_of_two_agnostic_models_merge_every_matrix_by_the_closed_form() {
         false => format!("{name}.weight"),
     });
 
+    // A hash of another kind than that of the gram files does not make them files of other models.
+    let again = data.path("again.safetensors");
+    ok(&vlmerge(&["merge", &path, "--out", &again, "--hash", "sha256"]));
+
     // Grams of the other model are refused, by name.
     pair.recipe(&path, [second, first]);
     let out = data.path("swapped.safetensors");
-    let said = vlmerge(&["merge", &path, "--out", &out]);
-    assert_eq!(said.code, Some(1), "{}", said.stderr);
-    for name in [
-        "second.gram.safetensors",
-        "second.safetensors",
-        "ufo.safetensors",
-    ] {
-        assert!(said.stderr.contains(name), "{name}: {}", said.stderr);
+    for kind in ["blake3", "sha256"] {
+        let said = vlmerge(&["merge", &path, "--out", &out, "--hash", kind]);
+        assert_eq!(said.code, Some(1), "{}", said.stderr);
+        for name in [
+            "second.gram.safetensors",
+            "second.safetensors",
+            "ufo.safetensors",
+        ] {
+            assert!(said.stderr.contains(name), "{name}: {}", said.stderr);
+        }
+        assert!(!Path::new(&out).exists());
     }
-    assert!(!Path::new(&out).exists());
     let yaml = std::fs::read_to_string(&path).expect("there") + "foreign_grams: allow\n";
     std::fs::write(&path, yaml).expect("written");
     ok(&vlmerge(&["merge", &path, "--out", &out]));

@@ -79,9 +79,15 @@ fn the_three_verbs_and_the_recipe_they_print_give_the_same_bytes() {
 #[test]
 fn a_merged_checkpoint_says_where_it_comes_from() {
     let folder = Folder::new();
-    for name in ["merged.safetensors", "merged.ckpt"] {
+    // Of the input, as `b3sum` and `sha256sum` print them.
+    let blake3 = "ef848d890f762fc7bcb14e9ca7f2282bab30540e9e4b079a8f435e5d03665532";
+    let sha256 = "f5ef9ec400524013ec75bfda4be26094bf0dc621856942aff1c00ed2ac23560a";
+    for (name, kind, hash) in [
+        ("merged.safetensors", "blake3", blake3),
+        ("merged.ckpt", "sha256", sha256),
+    ] {
         let out = folder.file(name);
-        let said = vlmerge(&["interpolate", SPECIFIC, "--out", &out]);
+        let said = vlmerge(&["interpolate", SPECIFIC, "--out", &out, "--hash", kind]);
         assert_eq!(said.code, Some(0), "{}", said.stderr);
         let inspected = vlmerge(&["inspect", &out, "--json"]).stdout;
         for part in [
@@ -91,9 +97,11 @@ fn a_merged_checkpoint_says_where_it_comes_from() {
         ] {
             assert!(inspected.contains(part), "{name}: no {part} in {inspected}");
         }
-        // SHA-256 of the input as `sha256sum` prints it.
-        let hash = "f5ef9ec400524013ec75bfda4be26094bf0dc621856942aff1c00ed2ac23560a";
-        assert!(inspected.contains(hash), "{name}");
+        let hash = format!("\"{kind}\": \"{hash}\"");
+        assert!(
+            inspected.contains(&hash),
+            "{name}: no {hash} in {inspected}"
+        );
     }
 }
 

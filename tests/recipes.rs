@@ -83,7 +83,7 @@ fn the_recipe_in_a_file_makes_the_same_file_again() {
     assert_eq!(said.code, Some(0), "{}", said.stderr);
     for part in [
         "# base/model.safetensors (",
-        "SHA-256 ",
+        "BLAKE3 ",
         "model: fixtures/mergekit/a/model.safetensors",
     ] {
         assert!(said.stdout.contains(part), "no {part} in {}", said.stdout);

@@ -170,6 +170,7 @@ mod tests {
             checkpoint: vec![InputFile {
                 name: "model.safetensors".to_owned(),
                 n_bytes: 7,
+                blake3: None,
                 sha256: None,
                 etag: None,
             }],

@@ -160,11 +160,8 @@ impl Restore {
         };
         let is_same = without_dtype(&merged.recipe) == without_dtype(&masks.recipe)
             && merged.inputs.len() == masks.inputs.len()
-            && (merged.inputs.iter().zip(&masks.inputs)).all(|(one, other)| {
-                let hashes = one.sha256.as_ref().zip(other.sha256.as_ref());
-                (&one.name, one.n_bytes) == (&other.name, other.n_bytes)
-                    && hashes.is_none_or(|(one, other)| one == other)
-            });
+            && (merged.inputs.iter().zip(&masks.inputs))
+                .all(|(one, other)| one.name == other.name && !one.differs_from(other));
         if !is_same {
             return Err(self.foreign());
         }

@@ -6,6 +6,7 @@ use std::path::{Path, PathBuf};
 use merge::execute::{RunOptions, execute, in_memory};
 use merge::io::{OpenOptions, WriteOptions};
 use merge::progress::Silent;
+use merge::provenance::HashKind;
 use merge::{Error, MergePlan, MergeRecipe};
 
 /// A folder with two models that have tokenizers, one of them in two files, an adapter, experts and their grams.
@@ -164,7 +165,7 @@ fn each_input_that_changes_is_an_error_with_hashes_and_without() {
         for (index, file) in files.iter().enumerate() {
             for (round, (how, change)) in CHANGES.iter().enumerate() {
                 let run = RunOptions {
-                    hash: (index + round) % 2 == 0,
+                    hash: ((index + round) % 2 == 0).then(HashKind::default),
                     ..RunOptions::default()
                 };
                 let path = folder.path(file);

@@ -5,6 +5,7 @@ use std::path::{Path, PathBuf};
 use clap::{Args, ValueEnum};
 use merge::execute::RunOptions;
 use merge::io::{OutputContainer, WriteOptions};
+use merge::provenance::HashKind;
 use merge::recipe::OutputDType;
 
 /// Settings of writing a checkpoint; the same flags in every verb that writes one.
@@ -26,8 +27,11 @@ pub struct WriteArgs {
     /// Write infinities and NaNs instead of refusing them
     #[arg(long)]
     pub allow_non_finite: bool,
-    /// Do not record the SHA-256 of the inputs
-    #[arg(long)]
+    /// Record this hash of each input: BLAKE3, which is fast, or SHA-256, as the hub prints it
+    #[arg(long, value_enum, value_name = "KIND", default_value_t)]
+    pub hash: HashArg,
+    /// Do not record hashes of the inputs
+    #[arg(long, conflicts_with = "hash")]
     pub no_hash: bool,
     /// Do not wait for the disk: faster, but after a power cut the file may be incomplete
     #[arg(long)]
@@ -67,7 +71,26 @@ impl WriteArgs {
         RunOptions {
             allow_non_finite: self.allow_non_finite,
             check_copies,
-            hash: !self.no_hash,
+            hash: (!self.no_hash).then(|| self.hash.into()),
+        }
+    }
+}
+
+/// Hash function.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, ValueEnum)]
+pub enum HashArg {
+    /// Several times as fast as SHA-256
+    #[default]
+    Blake3,
+    /// As `sha256sum` and the hub print it
+    Sha256,
+}
+
+impl From<HashArg> for HashKind {
+    fn from(arg: HashArg) -> Self {
+        match arg {
+            HashArg::Blake3 => Self::Blake3,
+            HashArg::Sha256 => Self::Sha256,
         }
     }
 }

@@ -58,9 +58,12 @@ pub fn run(args: &Args, output: &Output) -> Result<ExitCode> {
         return Ok(ExitCode::SUCCESS);
     }
     for input in &made.inputs {
-        let hash = input.sha256.as_deref().unwrap_or("not recorded");
+        let hash = match input.hash() {
+            Some(hash) => format!("{} {}", hash.kind.title(), hash.hex),
+            None => "no hash".to_owned(),
+        };
         output.line(format!(
-            "# {} ({} bytes), SHA-256 {hash}",
+            "# {} ({} bytes), {hash}",
             comment(&input.name),
             input.n_bytes
         ))?;

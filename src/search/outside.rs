@@ -14,7 +14,7 @@ use evaluate::reports::{self, CheckpointRecord, Measurement, Report, TaskResult}
 use evaluate::{Sample, Unit};
 use merge::execute::{RunOptions, execute};
 use merge::io::{SourceFile, WriteOptions};
-use merge::provenance::Hashes;
+use merge::provenance::{HashKind, Hashes};
 use merge::{MergePlan, MergeRecipe, Progress};
 use serde_json::{Value, json};
 
@@ -265,7 +265,7 @@ impl<'a> Scorer<'a> {
             let options = options.called_like(&plan.files());
             let options = options.called(plan.beside().weights);
             let run = RunOptions {
-                hash: false,
+                hash: None,
                 ..RunOptions::default()
             };
             execute(&plan, &options, &run, progress)?;
@@ -331,8 +331,11 @@ fn named_files(
             files.push(SourceFile::named(word, metadata.len()));
         }
     }
-    let known = hashes.of(&files, output)?;
+    let known = hashes.of(&files, HashKind::default(), output)?;
     let names = files.iter().map(|file| file.path.display().to_string());
+    let known = known
+        .into_iter()
+        .map(|hash| hash.map(|hash| hash.to_string()));
     Ok(names.zip(known).collect())
 }
 

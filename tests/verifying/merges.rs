@@ -264,9 +264,11 @@ fn inputs_are_known_by_their_hashes() {
     let yaml = "merge_method: linear\nparameters: {weight: 1}\nmodels: [a, b]\n";
     folder.write("r.yaml", yaml);
     folder.merge(&["r.yaml", "--out", "hashed/"]);
+    folder.merge(&["r.yaml", "--out", "by_sha256/", "--hash", "sha256"]);
     folder.merge(&["r.yaml", "--out", "bare/", "--no-hash"]);
     let against = |out: &str| folder.verify(&[out, "--against", "r.yaml"]);
     assert_eq!(against("hashed").outcome("inputs"), "passed");
+    assert_eq!(against("by_sha256").outcome("inputs"), "passed");
     against("bare").assert_said("inputs", "note", "only sizes were compared");
     // The same numbers behind a longer header.
     let path = folder.path("b/model.safetensors");

@@ -101,7 +101,7 @@ fn merged() -> Arc<Checkpoint> {
     let recipe = MergeRecipe::parse(&yaml, &path("recipe.yaml")).expect("a recipe");
     let (plan, _) = MergePlan::resolve(&recipe).expect("a plan");
     let run = RunOptions {
-        hash: false,
+        hash: None,
         ..RunOptions::default()
     };
     Arc::new(in_memory(&plan, &run, &merge::progress::Silent).expect("merged"))

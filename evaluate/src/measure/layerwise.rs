@@ -281,7 +281,7 @@ impl LayerwiseJob<'_> {
     fn merged(&self, grams: Option<&[PathBuf]>) -> Result<Arc<Checkpoint>> {
         let (plan, _) = MergePlan::resolve(&self.recipe(grams))?;
         let run = RunOptions {
-            hash: false,
+            hash: None,
             ..RunOptions::default()
         };
         let merged = Arc::new(in_memory(&plan, &run, &Silent)?);

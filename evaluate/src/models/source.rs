@@ -72,7 +72,7 @@ impl Source {
     /// As [`in_memory`].
     pub fn checkpoint(self, progress: &dyn Progress) -> Result<Arc<Checkpoint>> {
         let run = RunOptions {
-            hash: false,
+            hash: None,
             ..RunOptions::default()
         };
         Ok(match self {

@@ -1,12 +1,12 @@
 //! Text files, with a limit on their size.
 
-use std::fs::File;
-use std::io::{BufRead, BufReader, Read};
+use std::io::BufRead;
 use std::path::Path;
 
 use serde::de::DeserializeOwned;
 
 use super::json_place::Place;
+use crate::text::file::{MARK, each_line, open};
 use crate::{Error, Result};
 
 /// The largest file that is read; VQA v2's training annotations, the largest in use, have 0.4 GB.
@@ -15,38 +15,13 @@ const MAX_FILE_BYTES: u64 = 2 << 30;
 /// The largest file in which an error names the faulty entry: to find it, the whole text is read.
 const MAX_TOLD_BYTES: u64 = 512 << 20;
 
-/// The byte-order mark that some editors and libraries put before a text.
-const MARK: &str = "\u{feff}";
-
 /// The longest line that is read.
 const MAX_LINE_BYTES: u64 = 1 << 20;
-
-/// Opens a file that is not too large.
-fn open(path: &Path) -> Result<BufReader<std::io::Take<File>>> {
-    let failed = |source| Error::io("open", path, source);
-    // Asked first, for opening a pipe would wait for its other end.
-    let metadata = std::fs::metadata(path).map_err(failed)?;
-    if !metadata.is_file() {
-        return Err(Error::NotAFile { path: path.into() });
-    }
-    if metadata.len() > MAX_FILE_BYTES {
-        return Err(Error::FileTooLarge {
-            path: path.into(),
-            n_bytes: metadata.len(),
-            limit: MAX_FILE_BYTES,
-        });
-    }
-    let file = File::open(path).map_err(failed)?;
-    // The file may grow while it is read.
-    let mut file = BufReader::with_capacity(1 << 16, file.take(MAX_FILE_BYTES));
-    merge::io::require_fetched(path, file.fill_buf().map_err(failed)?)?;
-    Ok(file)
-}
 
 /// Reads a JSON file of a known form, without holding its text. It skips a byte-order mark. An error
 /// names the row, the id and the key of the faulty entry.
 pub fn json<T: DeserializeOwned>(path: &Path, what: &'static str) -> Result<T> {
-    let mut file = open(path)?;
+    let mut file = open(path, MAX_FILE_BYTES)?;
     let failed = |source| Error::io("read", path, source);
     let n_mark = match file
         .fill_buf()
@@ -104,32 +79,16 @@ fn short(mut text: String) -> String {
 
 /// Calls `each` with every line that is not blank and its number, from 1.
 pub fn lines(path: &Path, mut each: impl FnMut(usize, &str) -> Result<(), String>) -> Result<()> {
-    let mut file = open(path)?;
-    let mut bytes = Vec::new();
-    for line in 1.. {
-        let bad = |fault: String| Error::BadLine {
-            path: path.into(),
-            line,
-            fault,
-        };
-        bytes.clear();
-        let n_read = file
-            .by_ref()
-            .take(MAX_LINE_BYTES + 1)
-            .read_until(b'\n', &mut bytes)
-            .map_err(|source| Error::io("read", path, source))?;
-        if n_read == 0 {
-            break;
+    let bad = |line, fault| Error::BadLine {
+        path: path.into(),
+        line,
+        fault,
+    };
+    let file = open(path, MAX_FILE_BYTES)?;
+    each_line(path, file, MAX_LINE_BYTES, bad, |line, text| {
+        match text.trim() {
+            "" => Ok(()),
+            text => each(line, text).map_err(|fault| bad(line, fault)),
         }
-        if n_read as u64 > MAX_LINE_BYTES {
-            return Err(bad(format!("is longer than {MAX_LINE_BYTES} bytes")));
-        }
-        let text = std::str::from_utf8(&bytes).map_err(|_| bad("is not UTF-8".into()))?;
-        // Some editors put a mark before the first line.
-        let text = text.strip_prefix(MARK).unwrap_or(text).trim();
-        if !text.is_empty() {
-            each(line, text).map_err(bad)?;
-        }
-    }
-    Ok(())
+    })
 }

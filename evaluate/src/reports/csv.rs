@@ -3,6 +3,8 @@
 //! Values are as the files have them: shares are fractions, nothing is rounded. Text that a
 //! spreadsheet would run as a formula has a `'` before it.
 
+use merge::provenance::InputFile;
+
 use super::document::{Document, Placed};
 use super::{Difference, Measurement, labels};
 use crate::sample::Unit;
@@ -32,7 +34,7 @@ const HEADER: [&str; 24] = [
     "seconds",
     "device",
     "checkpoint",
-    "sha256",
+    "hash",
 ];
 
 /// The document as comma-separated values.
@@ -73,6 +75,8 @@ fn fields(placed: &Placed, measurement: &Measurement) -> [String; HEADER.len()] 
     let ends = measurement.interval;
     let difference_ends = difference.and_then(|d| d.interval);
     let point = result.point.as_ref();
+    let hashes = files.clone().filter_map(InputFile::hash);
+    let hashes: Vec<String> = hashes.map(|hash| hash.to_string()).collect();
     [
         inert(&placed.label),
         inert(&placed.name),
@@ -104,7 +108,7 @@ fn fields(placed: &Placed, measurement: &Measurement) -> [String; HEADER.len()] 
         number(result.seconds),
         optional(&result.device),
         joined(files.clone().map(|file| file.name.as_str()).collect()),
-        joined(files.filter_map(|file| file.sha256.as_deref()).collect()),
+        joined(hashes.iter().map(String::as_str).collect()),
     ]
 }
 

@@ -1,7 +1,5 @@
 //! Reports in and out.
 
-use std::fs::File;
-use std::io::Read;
 use std::path::Path;
 
 use serde::Deserialize;
@@ -9,6 +7,7 @@ use serde::de::DeserializeOwned;
 
 use super::distances::{self, DistanceReport};
 use super::{Course, Item, Report, SCHEMA, html};
+use crate::text::file;
 use crate::{Error, ReportFault, Result};
 
 /// The largest file that is read: thousands of results with their pictures.
@@ -53,7 +52,7 @@ pub fn read(path: &Path) -> Result<Report> {
 /// # Errors
 /// As [`read`].
 pub fn read_source(path: &Path) -> Result<Source> {
-    let bytes = content(path)?;
+    let bytes = file::read_at_most(path, MAX_FILE_BYTES)?;
     if bytes.trim_ascii_start().first() != Some(&b'{') {
         return Err(Error::Report(ReportFault::ReportSchema {
             path: path.into(),
@@ -95,29 +94,6 @@ pub fn write(path: &Path, report: &Report) -> Result<()> {
     })?;
     text.push(b'\n');
     Ok(merge::io::write_file(path, &text, true)?)
-}
-
-fn content(path: &Path) -> Result<Vec<u8>> {
-    let failed = |source| Error::io("open", path, source);
-    // Asked first, for opening a pipe would wait for its other end.
-    let metadata = std::fs::metadata(path).map_err(failed)?;
-    if !metadata.is_file() {
-        return Err(Error::NotAFile { path: path.into() });
-    }
-    let mut bytes = Vec::new();
-    let file = File::open(path).map_err(failed)?;
-    // The file may grow while it is read.
-    let n_read = file.take(MAX_FILE_BYTES + 1).read_to_end(&mut bytes);
-    let n_bytes = n_read.map_err(|source| Error::io("read", path, source))? as u64;
-    if n_bytes > MAX_FILE_BYTES {
-        return Err(Error::FileTooLarge {
-            path: path.into(),
-            n_bytes: metadata.len().max(n_bytes),
-            limit: MAX_FILE_BYTES,
-        });
-    }
-    merge::io::require_fetched(path, &bytes)?;
-    Ok(bytes)
 }
 
 fn parsed<T: DeserializeOwned>(path: &Path, bytes: &[u8], what: &'static str) -> Result<T> {

@@ -262,8 +262,8 @@ impl Page<'_> {
             for file in &checkpoint.files {
                 let size = labels::bytes(file.n_bytes);
                 add("Weights", format!("{} ({size})", file.name), false);
-                if let Some(sha256) = &file.sha256 {
-                    add("SHA-256", sha256.clone(), true);
+                if let Some(hash) = file.hash() {
+                    add(hash.kind.title(), hash.hex, true);
                 }
             }
             if let Some(recipe) = &checkpoint.recipe {

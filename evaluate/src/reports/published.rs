@@ -1,12 +1,11 @@
 //! Figures that others published, to be shown beside ours: each with its source, or none.
 
-use std::fs::File;
-use std::io::Read;
 use std::path::Path;
 
 use serde::{Deserialize, Serialize};
 
 use crate::datasets::DatasetSpec;
+use crate::text::file::text_at_most;
 use crate::{Error, ReportFault, Result};
 
 /// The figures that come with this program.
@@ -164,21 +163,7 @@ impl Published {
     /// # Errors
     /// When the file cannot be read, or [`ReportFault::BadFigures`].
     pub fn open(path: &Path) -> Result<Self> {
-        let failed = |source| Error::io("open", path, source);
-        if !std::fs::metadata(path).map_err(failed)?.is_file() {
-            return Err(Error::NotAFile { path: path.into() });
-        }
-        let mut text = String::new();
-        let mut limited = File::open(path).map_err(failed)?.take(MAX_FILE_BYTES + 1);
-        let n_read = limited.read_to_string(&mut text);
-        let n_bytes = n_read.map_err(|source| Error::io("read", path, source))? as u64;
-        if n_bytes > MAX_FILE_BYTES {
-            return Err(Error::FileTooLarge {
-                path: path.into(),
-                n_bytes,
-                limit: MAX_FILE_BYTES,
-            });
-        }
+        let text = text_at_most(path, MAX_FILE_BYTES)?;
         Self::parse(&text, path)
     }
 

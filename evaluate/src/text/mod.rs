@@ -5,6 +5,7 @@ mod caption;
 mod cleaning;
 mod clip;
 mod decode;
+pub(crate) mod file;
 mod growth;
 mod hub;
 mod input;
@@ -367,23 +368,5 @@ fn refused(text: &str, fault: &dyn std::error::Error) -> Error {
 
 /// Reads a file of a tokenizer.
 fn read(path: &Path) -> Result<Vec<u8>> {
-    read_at_most(path, MAX_TOKENIZER_BYTES)
-}
-
-/// Reads a file that has no more bytes than that.
-pub(crate) fn read_at_most(path: &Path, limit: u64) -> Result<Vec<u8>> {
-    let metadata = std::fs::metadata(path).map_err(|source| Error::io("open", path, source))?;
-    if !metadata.is_file() {
-        return Err(Error::NotAFile { path: path.into() });
-    }
-    if metadata.len() > limit {
-        return Err(Error::FileTooLarge {
-            path: path.into(),
-            n_bytes: metadata.len(),
-            limit,
-        });
-    }
-    let bytes = std::fs::read(path).map_err(|source| Error::io("read", path, source))?;
-    merge::io::require_fetched(path, &bytes)?;
-    Ok(bytes)
+    file::read_at_most(path, MAX_TOKENIZER_BYTES)
 }

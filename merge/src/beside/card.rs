@@ -58,7 +58,7 @@ pub(crate) fn card(title: &str, beside: &Beside, made: &Provenance) -> Result<St
          | model | part | license |\n|---|---|---|\n{models}\n\
          {}\n\n\
          ## Files\n\n\
-         | file | bytes | SHA-256 |\n|---|---|---|\n{files}\n\
+         | file | bytes | hash |\n|---|---|---|\n{files}\n\
          ## {heading}\n\n\
          {fence}yaml\n{}\n{fence}\n\n\
          It is in the metadata of the weights, too{end}\n",
@@ -163,8 +163,8 @@ fn model_row(model: &Ingredient) -> String {
 }
 
 fn file_row(file: &InputFile) -> String {
-    let hash = match (&file.sha256, &file.etag) {
-        (Some(sha256), _) => format!("`{sha256}`"),
+    let hash = match (file.hash(), &file.etag) {
+        (Some(hash), _) => format!("{} `{}`", hash.kind.title(), hash.hex),
         (None, Some(etag)) => format!("ETag {}", plain(etag)),
         (None, None) => "`not computed`".to_owned(),
     };
@@ -221,6 +221,7 @@ mod tests {
             inputs: vec![InputFile {
                 name: "a|b.safetensors".into(),
                 n_bytes: 7,
+                blake3: None,
                 sha256: Some("ab".repeat(32)),
                 etag: None,
             }],

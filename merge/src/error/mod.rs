@@ -4,6 +4,7 @@ mod activations;
 mod adapter;
 mod advice;
 mod assembly;
+mod boxed;
 mod container;
 mod conversion;
 mod export;
@@ -538,66 +539,6 @@ pub enum Error {
     /// A checkpoint cannot be written.
     #[error(transparent)]
     Write(#[from] WriteFault),
-}
-
-impl From<MergeFault> for Error {
-    fn from(fault: MergeFault) -> Self {
-        Self::Merge(Box::new(fault))
-    }
-}
-
-impl From<ActivationFault> for Error {
-    fn from(fault: ActivationFault) -> Self {
-        Self::Activations(Box::new(fault))
-    }
-}
-
-impl From<ContainerFault> for Error {
-    fn from(fault: ContainerFault) -> Self {
-        Self::Container(Box::new(fault))
-    }
-}
-
-impl From<ExportFault> for Error {
-    fn from(fault: ExportFault) -> Self {
-        Self::Export(Box::new(fault))
-    }
-}
-
-impl From<GgufFault> for Error {
-    fn from(fault: GgufFault) -> Self {
-        Self::Gguf(Box::new(fault))
-    }
-}
-
-impl From<QuantizationFault> for Error {
-    fn from(fault: QuantizationFault) -> Self {
-        Self::Quantization(Box::new(fault))
-    }
-}
-
-impl From<AdapterFault> for Error {
-    fn from(fault: AdapterFault) -> Self {
-        Self::Adapter(Box::new(fault))
-    }
-}
-
-impl From<AssemblyFault> for Error {
-    fn from(fault: AssemblyFault) -> Self {
-        Self::Assembly(Box::new(fault))
-    }
-}
-
-impl From<TrainerFault> for Error {
-    fn from(fault: TrainerFault) -> Self {
-        Self::Trainer(Box::new(fault))
-    }
-}
-
-impl From<RemoteFault> for Error {
-    fn from(fault: RemoteFault) -> Self {
-        Self::Remote(Box::new(fault))
-    }
 }
 
 impl Error {

@@ -53,7 +53,7 @@ pub fn compare(
     let run = RunOptions {
         allow_non_finite: true,
         check_copies: false,
-        hash: false,
+        hash: None,
     };
     let mut comparison = Comparison::default();
     for entry in plan.entries() {

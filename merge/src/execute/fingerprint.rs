@@ -57,7 +57,7 @@ pub(super) fn of(
         "{:?} {:?}",
         write.container, write.max_shard_bytes
     ));
-    add(&format!("{} {}", run.hash, run.allow_non_finite));
+    add(&format!("{:?} {}", run.hash, run.allow_non_finite));
     let hash = hash.finalize();
     hash.iter().map(|byte| format!("{byte:02x}")).collect()
 }

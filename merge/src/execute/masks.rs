@@ -63,8 +63,8 @@ pub fn write_masks(
     };
     let files = plan.files();
     let mut provenance = Provenance::new(plan.recipe().to_owned(), &files);
-    if run.hash {
-        provenance = provenance.with_hashes(Hashes::default().of(&files, progress)?);
+    if let Some(kind) = run.hash {
+        provenance = provenance.with_hashes(Hashes::default().of(&files, kind, progress)?);
     }
     let mut metadata = provenance.to_metadata();
     // Names and numbers always have a JSON form.

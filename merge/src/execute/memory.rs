@@ -34,8 +34,8 @@ fn fill(plan: &MergePlan, run: &RunOptions, progress: &dyn Progress) -> Result<M
     let files = plan.files();
     let provenance = Provenance::new(plan.recipe().to_owned(), &files);
     let provenance = match run.hash {
-        true => provenance.with_hashes(Hashes::default().of(&files, progress)?),
-        false => provenance,
+        Some(kind) => provenance.with_hashes(Hashes::default().of(&files, kind, progress)?),
+        None => provenance,
     };
     super::require_unchanged(&files)?;
     super::require_unchanged(&plan.beside().seen)?;

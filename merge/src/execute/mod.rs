@@ -11,7 +11,7 @@ use serde::Serialize;
 use crate::io::{Contents, ReadyFile, SourceFile, WriteOptions, Writer};
 use crate::io::{check_target, n_complete_files};
 use crate::plan::{Action, Entry, PIECE_ELEMENTS, piece_elements};
-use crate::provenance::{Hashes, Provenance};
+use crate::provenance::{HashKind, Hashes, Provenance};
 use crate::{Error, MergePlan, Progress, Result, TensorInfo};
 
 mod beside;
@@ -57,8 +57,8 @@ pub struct RunOptions {
     pub allow_non_finite: bool,
     /// Look for them in tensors that are copied untouched, too.
     pub check_copies: bool,
-    /// Record the SHA-256 of every input file.
-    pub hash: bool,
+    /// Record a hash of every input file.
+    pub hash: Option<HashKind>,
 }
 
 impl Default for RunOptions {
@@ -66,7 +66,7 @@ impl Default for RunOptions {
         Self {
             allow_non_finite: false,
             check_copies: true,
-            hash: true,
+            hash: Some(HashKind::default()),
         }
     }
 }
@@ -262,10 +262,11 @@ fn write_all(
         around.fingerprint,
     )?;
     let watched = Watched::new(plan, &writer);
+    let known = Hashes::default();
     let (written, hashes) = thread::scope(|scope| {
         let hashes = scope.spawn(|| {
             run.hash
-                .then(|| Hashes::default().of(&files, progress))
+                .map(|kind| known.of(&files, kind, progress))
                 .transpose()
         });
         let written = write_runs(plan, &writer, &watched, run, progress);
@@ -287,7 +288,7 @@ fn write_all(
         Some(hashes) => provenance.with_hashes(hashes),
         None => provenance,
     };
-    plan.check_grams(&provenance)?;
+    plan.check_grams(&provenance, &known, progress)?;
     let mut belongings = beside::prepare(plan, write, &provenance, around.stale)?;
     for (path, text) in around.texts {
         let file = ReadyFile::new(path, text.as_bytes(), write.force)?;

@@ -32,10 +32,7 @@ pub(super) fn write(
             is_folder: false,
             ..WriteOptions::new(path.to_path_buf())
         };
-        let run = RunOptions {
-            hash: false,
-            ..*run
-        };
+        let run = RunOptions { hash: None, ..*run };
         progress.start(&format!("making {}", stage.name), stage.plan.output_bytes());
         // A stage is one file, which no later run goes on with.
         let written = write_all(&stage.plan, &options, &run, &Around::default(), progress);
@@ -50,10 +47,7 @@ pub(super) fn write(
 
 /// Runs the stages of a plan in memory.
 pub(super) fn in_memory(plan: &MergePlan, run: &RunOptions, progress: &dyn Progress) -> Result<()> {
-    let run = RunOptions {
-        hash: false,
-        ..*run
-    };
+    let run = RunOptions { hash: None, ..*run };
     for stage in plan.stages() {
         stage.finish(super::in_memory(&stage.plan, &run, progress)?);
     }

@@ -355,7 +355,7 @@ impl TensorSource for Assembled {
 #[derive(Default)]
 struct Pending {
     from: Range<usize>,
-    /// Where in what is read, where in `out`, how many elements.
+    /// Each part: its first element in the read, its first element in `out`, and its length.
     parts: Vec<(usize, usize, usize)>,
 }
 

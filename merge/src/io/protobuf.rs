@@ -1,4 +1,4 @@
-//! Messages of protocol buffers, read field by field from bytes: lengths are held against what is there.
+//! Messages of protocol buffers, read field by field from bytes. No length goes beyond the bytes.
 
 /// A field's value.
 #[derive(Clone, Copy, Debug, PartialEq)]

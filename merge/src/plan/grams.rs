@@ -9,9 +9,9 @@ use crate::fisher::FisherRecord;
 use crate::gram::{GramRecord, GramStore};
 use crate::io::{self, OpenOptions, SourceFile};
 use crate::methods::{GramRef, Member};
-use crate::provenance::InputFile;
+use crate::provenance::{HashKind, Hashes, InputFile};
 use crate::recipe::{ForeignGrams, OnMissingGram};
-use crate::{Checkpoint, Error, MergeFault, MergeRecipe, Result};
+use crate::{Checkpoint, Error, MergeFault, MergeRecipe, Progress, Result};
 
 /// The gram files of a plan, each opened once.
 #[derive(Default)]
@@ -169,14 +169,9 @@ fn are_sizes(sums: &Checkpoint, summed: &[InputFile], model: &Checkpoint) -> Res
 
 /// Whether the files that a gram file was summed over are the model's, by their hashes as `inputs` has
 /// them, the files of the whole plan. Files without a hash are not compared.
-pub(super) fn check_hashes(
-    store: &GramStore,
-    model: &Checkpoint,
-    files: &[SourceFile],
-    inputs: &[InputFile],
-) -> Result<()> {
+pub(super) fn check_hashes(store: &GramStore, model: &Checkpoint, known: &Known<'_>) -> Result<()> {
     match recorded(store) {
-        Some(record) => are_same(store.checkpoint(), &record.checkpoint, model, files, inputs),
+        Some(record) => are_same(store.checkpoint(), &record.checkpoint, model, known),
         None => Ok(()),
     }
 }
@@ -186,21 +181,66 @@ fn are_same(
     sums: &Checkpoint,
     summed: &[InputFile],
     model: &Checkpoint,
-    files: &[SourceFile],
-    inputs: &[InputFile],
+    known: &Known<'_>,
 ) -> Result<()> {
-    let own = |file: &SourceFile| {
-        let index = files.iter().position(|known| known.path == file.path)?;
-        version(inputs.get(index)?)
-    };
-    let given: Option<BTreeSet<String>> = model.info().files.iter().map(own).collect();
     let versions: Option<BTreeSet<String>> = summed.iter().map(version).collect();
-    match (given, versions) {
-        (Some(given), Some(versions)) if given != versions && !given.is_empty() => {
+    let own = known.versions(&model.info().files, kind_of(summed))?;
+    match (own, versions) {
+        (Some(own), Some(versions)) if own != versions && !own.is_empty() => {
             Err(foreign(sums.path(), summed, model.path()))
         }
         _ => Ok(()),
     }
+}
+
+/// What is known of the files of a whole plan when they have been read.
+pub(super) struct Known<'a> {
+    /// The files.
+    pub files: &'a [SourceFile],
+    /// What the output says of each.
+    pub inputs: &'a [InputFile],
+    /// Hashes of the files, also of another kind than the output records.
+    pub hashes: &'a Hashes,
+    /// Hears of nothing, and may stop the hashing.
+    pub progress: &'a dyn Progress,
+}
+
+impl Known<'_> {
+    /// A text for each of `files` that tells its content from others, by hashes of a kind; `None` where nothing is
+    /// known of one, because hashes were not asked for.
+    fn versions(
+        &self,
+        files: &[SourceFile],
+        kind: Option<HashKind>,
+    ) -> Result<Option<BTreeSet<String>>> {
+        let mut versions = BTreeSet::new();
+        for file in files {
+            let index = self.files.iter().position(|known| known.path == file.path);
+            let Some(input) = index.and_then(|index| self.inputs.get(index)) else {
+                return Ok(None);
+            };
+            let hash = match (input.hash(), kind) {
+                (Some(own), Some(kind)) if own.kind != kind => {
+                    let one = std::slice::from_ref(file);
+                    self.hashes.of(one, kind, self.progress)?.remove(0)
+                }
+                (own, _) => own,
+            };
+            match hash
+                .map(|hash| hash.to_string())
+                .or_else(|| input.etag.clone())
+            {
+                Some(version) => versions.insert(version),
+                None => return Ok(None),
+            };
+        }
+        Ok(Some(versions))
+    }
+}
+
+/// The kind of the hashes of files.
+fn kind_of(files: &[InputFile]) -> Option<HashKind> {
+    files.iter().find_map(|file| Some(file.hash()?.kind))
 }
 
 /// A file with a tensor beside each tensor of a model, and the source of the plan that it is used for; both are sources
@@ -228,11 +268,10 @@ pub(super) fn check_paired_sizes(paired: &Checkpoint, model: &Checkpoint) -> Res
 pub(super) fn check_paired_hashes(
     paired: &Checkpoint,
     model: &Checkpoint,
-    files: &[SourceFile],
-    inputs: &[InputFile],
+    known: &Known<'_>,
 ) -> Result<()> {
     match FisherRecord::of(paired) {
-        Some(record) => are_same(paired, &record.checkpoint, model, files, inputs),
+        Some(record) => are_same(paired, &record.checkpoint, model, known),
         None => Ok(()),
     }
 }
@@ -253,19 +292,19 @@ pub(super) fn check_activation_sizes(store: &ActivationStore, model: &Checkpoint
 pub(super) fn check_activation_hashes(
     store: &ActivationStore,
     model: &Checkpoint,
-    files: &[SourceFile],
-    inputs: &[InputFile],
+    known: &Known<'_>,
 ) -> Result<()> {
     let of = &store.record().checkpoint;
     match of.is_empty() {
         true => Ok(()),
-        false => are_same(store.checkpoint(), of, model, files, inputs),
+        false => are_same(store.checkpoint(), of, model, known),
     }
 }
 
 /// A text that tells one content of a file from another.
 fn version(file: &InputFile) -> Option<String> {
-    file.sha256.clone().or_else(|| file.etag.clone())
+    let hash = file.hash().map(|hash| hash.to_string());
+    hash.or_else(|| file.etag.clone())
 }
 
 /// The record of a gram file on the data that it sums, if it has one.

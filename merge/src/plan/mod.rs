@@ -11,9 +11,9 @@ use crate::gram::GramStore;
 use crate::io::{Aliases, GgufHead, SourceFile};
 use crate::layouts::ModelRecord;
 use crate::methods::{ElementKernel, GramRef, StepRounding, Survey, WholeKernel};
-use crate::provenance::{InputFile, Provenance};
+use crate::provenance::{Hashes, Provenance};
 use crate::recipe::ModelRef;
-use crate::{Checkpoint, Result, TensorInfo};
+use crate::{Checkpoint, Progress, Result, TensorInfo};
 
 mod builder;
 pub(crate) mod checkpoints;
@@ -386,24 +386,34 @@ impl MergePlan {
     ///
     /// # Errors
     /// [`crate::MergeFault::ForeignGrams`].
-    pub(crate) fn check_grams(&self, provenance: &Provenance) -> Result<()> {
-        let files = self.files();
+    pub(crate) fn check_grams(
+        &self,
+        provenance: &Provenance,
+        hashes: &Hashes,
+        progress: &dyn Progress,
+    ) -> Result<()> {
+        let known = grams::Known {
+            files: &self.files(),
+            inputs: &provenance.inputs,
+            hashes,
+            progress,
+        };
         self.gram_uses.iter().try_for_each(|of| {
             let (store, model) = (&self.grams[of.store], &self.sources[of.source]);
-            grams::check_hashes(store, model, &files, &provenance.inputs)
+            grams::check_hashes(store, model, &known)
         })?;
         self.paired_uses.iter().try_for_each(|of| {
             let (paired, model) = (&self.sources[of.file], &self.sources[of.source]);
-            grams::check_paired_hashes(paired, model, &files, &provenance.inputs)
+            grams::check_paired_hashes(paired, model, &known)
         })?;
-        self.check_activations(&files, &provenance.inputs)
+        self.check_activations(&known)
     }
 
-    fn check_activations(&self, files: &[SourceFile], inputs: &[InputFile]) -> Result<()> {
+    fn check_activations(&self, known: &grams::Known<'_>) -> Result<()> {
         let mut aligned = self.aligned.iter();
-        aligned.try_for_each(|aligned| aligned.check_hashes(files, inputs))?;
+        aligned.try_for_each(|aligned| aligned.check_hashes(known))?;
         let mut stages = self.stages.iter();
-        stages.try_for_each(|stage| stage.plan.check_activations(files, inputs))
+        stages.try_for_each(|stage| stage.plan.check_activations(known))
     }
 
     /// Tensor bytes of the output.

@@ -3,6 +3,7 @@
 mod adapters;
 mod folder;
 
+use std::collections::BTreeSet;
 use std::path::Path;
 
 use rayon::prelude::*;
@@ -12,7 +13,7 @@ use crate::execute::compare;
 use crate::execute::finite::{first_of, is_finite};
 use crate::io::{self, OpenOptions};
 use crate::plan::PIECE_ELEMENTS;
-use crate::provenance::{Hashes, Provenance};
+use crate::provenance::{HashKind, Hashes, InputFile, Provenance};
 use crate::recipe::OutputDType;
 use crate::{Checkpoint, Error, MergePlan, MergeRecipe, Progress, Result};
 
@@ -249,22 +250,18 @@ fn inputs(plan: &MergePlan, made: Option<&Provenance>, progress: &dyn Progress) 
         );
         return Ok(Check::said("inputs", Outcome::Failed, finding));
     }
-    let is_hashed = made.inputs.iter().any(|input| input.sha256.is_some());
-    let own = match is_hashed {
-        true => own.with_hashes(Hashes::default().of(&files, progress)?),
-        false => own,
-    };
+    let hashes = made.inputs.iter().filter_map(InputFile::hash);
+    let kinds: BTreeSet<HashKind> = hashes.map(|hash| hash.kind).collect();
+    let own = kinds.iter().try_fold(own, |own, &kind| {
+        let hashes = Hashes::default().of(&files, kind, progress)?;
+        Ok::<_, Error>(own.with_hashes(hashes))
+    })?;
     let pairs = made.inputs.iter().zip(&own.inputs);
-    let differing = pairs.filter(|(then, now)| {
-        let is_hashed = then.sha256.is_some() && now.sha256.is_some();
-        then.n_bytes != now.n_bytes
-            || (is_hashed && then.sha256 != now.sha256)
-            || (then.etag.is_some() && now.etag.is_some() && then.etag != now.etag)
-    });
+    let differing = pairs.filter(|(then, now)| then.differs_from(now));
     let findings: Vec<String> = differing
         .map(|(_, now)| format!("{} is not the file that the output was made from", now.name))
         .collect();
-    Ok(match is_hashed || !findings.is_empty() {
+    Ok(match !kinds.is_empty() || !findings.is_empty() {
         true => Check::failing("inputs", findings),
         false => Check::said(
             "inputs",

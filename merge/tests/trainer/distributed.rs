@@ -385,7 +385,7 @@ fn a_piece_without_a_place_or_with_two_is_refused() {
         matches!(&said, TrainerFault::TwoPlaces { start, .. } if *start == [0, 0]),
         "{said}"
     );
-    // The place is said of another start than the piece.
+    // The metadata give the piece another start than its place.
     let mut made = Made::new();
     let bytes = made.metadata();
     made.pieces[0].start = vec![0, 1];

@@ -214,8 +214,9 @@ impl Inspection {
                 output.line(format!("  {line}"))?;
             }
             for input in &provenance.inputs {
-                let known = input.sha256.as_deref().or(input.etag.as_deref());
-                let hash = known.unwrap_or("not hashed");
+                let known = input.hash().map(|hash| hash.to_string());
+                let known = known.or_else(|| input.etag.clone());
+                let hash = known.unwrap_or_else(|| "not hashed".to_owned());
                 output.line(format!(
                     "  from {}, {}, {hash}",
                     input.name,

@@ -79,7 +79,7 @@ pub struct Initial {
 pub(super) const IN_MEMORY: RunOptions = RunOptions {
     allow_non_finite: false,
     check_copies: true,
-    hash: false,
+    hash: None,
 };
 
 impl Init {

@@ -94,7 +94,7 @@ pub fn write_model(
         ..WriteOptions::new(path)
     };
     let run = RunOptions {
-        hash: false,
+        hash: None,
         ..RunOptions::default()
     };
     execute(&plan, &write, &run, &Silent)?;

@@ -5,7 +5,7 @@ use std::path::Path;
 
 use merge::io::SourceFile;
 use merge::progress::Silent;
-use merge::provenance::Hashes;
+use merge::provenance::{HashKind, Hashes};
 
 use crate::{Error, Result};
 
@@ -75,9 +75,10 @@ pub(super) fn remove(folder: &Path) -> Result<()> {
 fn hash(path: &Path) -> Result<String> {
     let metadata = fs::metadata(path).map_err(|e| Error::io("open", path, e))?;
     let file = SourceFile::named(path, metadata.len());
-    let hashes = Hashes::default().of(&[file], &Silent)?;
+    let hashes = Hashes::default().of(&[file], HashKind::Sha256, &Silent)?;
     // A file of this machine has a hash.
-    Ok(hashes.into_iter().flatten().next().unwrap_or_default())
+    let hash = hashes.into_iter().flatten().next();
+    Ok(hash.map(|hash| hash.hex).unwrap_or_default())
 }
 
 #[cfg(test)]

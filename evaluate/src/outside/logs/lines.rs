@@ -1,7 +1,5 @@
 //! Answers as an object of JSON a line.
 
-use std::fs::File;
-use std::io::{BufRead, BufReader, Read};
 use std::path::Path;
 
 use serde_json::Value;
@@ -9,6 +7,7 @@ use serde_json::Value;
 use super::record::Fields;
 use crate::error::OutsideFault;
 use crate::outside::json;
+use crate::text::file;
 use crate::{Error, Result};
 
 /// The longest line that is read: prompts of long texts with their examples.
@@ -16,43 +15,24 @@ const MAX_LINE_BYTES: u64 = 64 << 20;
 
 /// Calls `each` with every line that is not blank and its number, from 1.
 pub fn read(path: &Path, each: &mut dyn FnMut(usize, &Fields) -> Result<()>) -> Result<()> {
-    let metadata = std::fs::metadata(path).map_err(|source| Error::io("open", path, source))?;
-    if !metadata.is_file() {
-        return Err(Error::NotAFile { path: path.into() });
-    }
-    let file = File::open(path).map_err(|source| Error::io("open", path, source))?;
-    let mut file = BufReader::with_capacity(1 << 16, file);
-    let mut bytes = Vec::new();
-    for line in 1.. {
-        let bad = |fault: String| {
-            Error::Outside(OutsideFault::BadRecord {
-                path: path.into(),
-                line,
-                fault,
-            })
-        };
-        bytes.clear();
-        let n_read = file
-            .by_ref()
-            .take(MAX_LINE_BYTES + 1)
-            .read_until(b'\n', &mut bytes)
-            .map_err(|source| Error::io("read", path, source))?;
-        if n_read == 0 {
-            break;
-        }
-        if n_read as u64 > MAX_LINE_BYTES {
-            return Err(bad(format!("is longer than {MAX_LINE_BYTES} bytes")));
-        }
-        let text = std::str::from_utf8(&bytes).map_err(|fault| bad(fault.to_string()))?;
-        let text = text.strip_prefix('\u{feff}').unwrap_or(text).trim();
+    let bad = |line, fault| {
+        Error::Outside(OutsideFault::BadRecord {
+            path: path.into(),
+            line,
+            fault,
+        })
+    };
+    // Lines are read one by one: the whole may have any size.
+    let lines = file::open(path, u64::MAX)?;
+    file::each_line(path, lines, MAX_LINE_BYTES, bad, |line, text| {
+        let text = text.trim();
         if text.is_empty() {
-            continue;
+            return Ok(());
         }
         match json::parse(text) {
-            Ok(Value::Object(fields)) => each(line, &fields)?,
-            Ok(_) => return Err(bad("is no object".to_owned())),
-            Err(fault) => return Err(bad(format!("is no JSON: {fault}"))),
+            Ok(Value::Object(fields)) => each(line, &fields),
+            Ok(_) => Err(bad(line, "is no object".to_owned())),
+            Err(fault) => Err(bad(line, format!("is no JSON: {fault}"))),
         }
-    }
-    Ok(())
+    })
 }

@@ -6,6 +6,7 @@ use std::path::Path;
 use serde_json::Value;
 
 use crate::outside::json;
+use crate::text::file;
 use crate::{Error, Result};
 
 /// The largest file of results that is read.
@@ -49,18 +50,12 @@ impl Facts {
 
 /// Reads JSON of results.
 pub fn read(path: &Path) -> Result<Value> {
-    let metadata = std::fs::metadata(path).map_err(|source| Error::io("open", path, source))?;
-    if !metadata.is_file() {
-        return Err(Error::NotAFile { path: path.into() });
-    }
-    if metadata.len() > MAX_BYTES {
-        return Err(Error::FileTooLarge {
-            path: path.into(),
-            n_bytes: metadata.len(),
-            limit: MAX_BYTES,
-        });
-    }
-    let text = std::fs::read_to_string(path).map_err(|source| Error::io("read", path, source))?;
+    json_of(path, MAX_BYTES)
+}
+
+/// Reads JSON of at most `limit` bytes.
+pub fn json_of(path: &Path, limit: u64) -> Result<Value> {
+    let text = file::text_at_most(path, limit)?;
     json::parse(&text).map_err(|source| Error::Json {
         path: path.into(),
         what: "JSON",

@@ -5,8 +5,9 @@ use std::path::Path;
 use serde_json::{Map, Value};
 
 use super::record::Fields;
+use super::results::json_of;
 use crate::error::OutsideFault;
-use crate::outside::json;
+use crate::text::file::{self, MARK};
 use crate::{Error, Result};
 
 /// The largest table that is read.
@@ -14,17 +15,6 @@ const MAX_BYTES: u64 = 1 << 30;
 
 /// Calls `each` with every row and its line, from 1.
 pub fn read(path: &Path, each: &mut dyn FnMut(usize, &Fields) -> Result<()>) -> Result<()> {
-    let metadata = std::fs::metadata(path).map_err(|source| Error::io("open", path, source))?;
-    if !metadata.is_file() {
-        return Err(Error::NotAFile { path: path.into() });
-    }
-    if metadata.len() > MAX_BYTES {
-        return Err(Error::FileTooLarge {
-            path: path.into(),
-            n_bytes: metadata.len(),
-            limit: MAX_BYTES,
-        });
-    }
     let ending = path.extension().unwrap_or_default().to_ascii_lowercase();
     match ending.to_str() {
         Some("json") => of_json(path, each),
@@ -45,16 +35,15 @@ fn of_cells(
             fault,
         })
     };
-    let opened = csv::ReaderBuilder::new()
+    let mut reader = csv::ReaderBuilder::new()
         .delimiter(separator)
-        .from_path(path);
-    let mut reader = opened.map_err(|fault| bad(1, fault.to_string()))?;
+        .from_reader(file::open(path, MAX_BYTES)?);
     let headings = reader
         .headers()
         .map_err(|fault| bad(1, fault.to_string()))?;
     let headings: Vec<String> = headings
         .iter()
-        .map(|name| name.trim_start_matches('\u{feff}').to_owned())
+        .map(|name| name.trim_start_matches(MARK).to_owned())
         .collect();
     for record in reader.records() {
         let record = record.map_err(|fault| {
@@ -70,13 +59,7 @@ fn of_cells(
 }
 
 fn of_json(path: &Path, each: &mut dyn FnMut(usize, &Fields) -> Result<()>) -> Result<()> {
-    let text = std::fs::read_to_string(path).map_err(|source| Error::io("read", path, source))?;
-    let value = json::parse(&text).map_err(|source| Error::Json {
-        path: path.into(),
-        what: "JSON",
-        source,
-    })?;
-    drop(text);
+    let value = json_of(path, MAX_BYTES)?;
     let no_table = |fault: &str| {
         Error::Outside(OutsideFault::NoAnswers {
             path: path.into(),

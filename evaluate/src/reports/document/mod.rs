@@ -14,6 +14,8 @@ pub use sweeps::{Curve, CurvePoint, Sweep};
 
 use std::collections::BTreeMap;
 
+use merge::provenance::{FileHash, InputFile};
+
 use super::distances::DistanceReport;
 use super::file::Source;
 use super::published::Published;
@@ -196,14 +198,14 @@ fn shared_names(placed: &[Placed]) -> Vec<String> {
 
 /// Names that stand for different weights in different columns.
 fn remarks(results: &[Placed]) -> Vec<String> {
-    let mut weights: BTreeMap<&str, Vec<&str>> = BTreeMap::new();
+    let mut weights: BTreeMap<&str, Vec<FileHash>> = BTreeMap::new();
     for placed in results {
         let files = placed.result.checkpoint.iter().flat_map(|c| &c.files);
-        let hashes: Vec<&str> = files.filter_map(|file| file.sha256.as_deref()).collect();
-        if let [hash] = hashes[..] {
+        let mut hashes: Vec<FileHash> = files.filter_map(InputFile::hash).collect();
+        if hashes.len() == 1 {
             let known = weights.entry(&placed.name).or_default();
-            if !known.contains(&hash) {
-                known.push(hash);
+            if !known.contains(&hashes[0]) {
+                known.append(&mut hashes);
             }
         }
     }

@@ -5,8 +5,9 @@ use std::path::Path;
 
 use serde_json::json;
 
+use super::Contents;
 use super::layout::{Layout, Piece};
-use super::{Contents, without_aliases};
+use super::names::without_aliases;
 use crate::io::gguf::RECORD_KEY;
 use crate::io::gguf::head::{GgufHead, put_text, text_entry};
 use crate::io::gguf::header::{ALIGNMENT, MAGIC, MAX_AXES};

@@ -4,6 +4,7 @@ mod atomic;
 mod flusher;
 mod gguf;
 mod layout;
+mod names;
 mod options;
 mod pickle;
 mod resume;
@@ -21,14 +22,14 @@ use atomic::PartialFile;
 use flusher::Flusher;
 use gguf::GgufLayout;
 use layout::Layout;
+use names::{aliases_of, check_names};
 use resume::Ledger;
 use safetensors::SafetensorsLayout;
 use torch::TorchLayout;
 
 pub use options::{OutputContainer, WriteOptions};
 
-use super::safetensors::METADATA_KEY;
-use super::{ALIASES_KEY, Aliases};
+use super::Aliases;
 use crate::{Error, Result, TensorInfo, WriteFault};
 
 /// Checks that a single file could be written, before any work is done for it.
@@ -460,48 +461,6 @@ fn create_index(
     };
     file.write_at(0, text.as_bytes())?;
     Ok(file)
-}
-
-/// Names must be unique: a reader would lose the others. Aliases are names of tensors.
-fn check_names(path: &Path, contents: Contents<'_>) -> Result<()> {
-    let mut seen = HashSet::new();
-    let repeated = contents.tensors.iter().find(|(name, _)| !seen.insert(name));
-    if let Some((name, _)) = repeated {
-        return Err(Error::DuplicateKey {
-            path: path.into(),
-            key: name.clone(),
-        });
-    }
-    let is_wrong = |(name, of): &(&String, &String)| {
-        seen.contains(name) || !seen.contains(of) || name.as_str() == METADATA_KEY
-    };
-    match contents.aliases.iter().find(is_wrong) {
-        None => Ok(()),
-        Some((name, of)) => Err(Error::Write(WriteFault::Alias {
-            path: path.into(),
-            name: name.clone(),
-            of: of.clone(),
-        })),
-    }
-}
-
-/// The other names of some of the tensors.
-fn aliases_of(tensors: &[(String, TensorInfo)], aliases: &Aliases) -> Aliases {
-    if aliases.is_empty() {
-        return Aliases::new();
-    }
-    let names: HashSet<&str> = tensors.iter().map(|(name, _)| name.as_str()).collect();
-    (aliases.iter())
-        .filter(|(_, of)| names.contains(of.as_str()))
-        .map(|(name, of)| (name.clone(), of.clone()))
-        .collect()
-}
-
-/// The metadata that are written, without a record of other names, which is the writer's own.
-fn without_aliases(metadata: &BTreeMap<String, String>) -> BTreeMap<String, String> {
-    let mut metadata = metadata.clone();
-    metadata.remove(ALIASES_KEY);
-    metadata
 }
 
 /// Checks what [`Writer::create`] would refuse, without creating anything.

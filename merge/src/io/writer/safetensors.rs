@@ -5,8 +5,9 @@ use std::path::Path;
 
 use serde_json::{Map, Value, json};
 
+use super::Contents;
 use super::layout::{Layout, Piece};
-use super::{Contents, without_aliases};
+use super::names::without_aliases;
 use crate::io::aliases::{self, ALIASES_KEY};
 use crate::io::safetensors::{MAX_HEADER_BYTES, METADATA_KEY};
 use crate::{Error, Result, WriteFault};

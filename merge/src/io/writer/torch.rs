@@ -7,10 +7,11 @@ use std::sync::{Mutex, PoisonError};
 use crc32fast::Hasher;
 use serde_json::json;
 
+use super::Contents;
 use super::layout::{Layout, Piece};
+use super::names::without_aliases;
 use super::pickle;
 use super::zip::Archive;
-use super::{Contents, without_aliases};
 use crate::{Error, Result, WriteFault};
 
 /// The record of a torch archive in which this program keeps the metadata, as a JSON object.

@@ -6,14 +6,12 @@ use std::sync::{Arc, Mutex, PoisonError};
 
 use serde::Serialize;
 
-use crate::io::SourceFile;
 use crate::mixtures::{
     Arrangement, Arranger, By, ExpertName, Ffn, Matching, Mixture, Observed, Origin, Piece,
     Rearranged, Sequence, UnitMatching, ViewedTensor, match_experts, match_sequences, match_units,
 };
 use crate::permutations::{Activations, Network, match_activations, match_networks};
 use crate::plan::grams;
-use crate::provenance::InputFile;
 use crate::{Checkpoint, Result};
 
 /// The experts and units of the models that moved.
@@ -307,15 +305,11 @@ impl Aligned {
         both.flat_map(|of| of.stores().iter().map(|store| store.checkpoint()))
     }
 
-    /// Whether activations are of the files that are merged, by the hashes of the whole plan's `files`.
+    /// Whether activations are of the files that are merged, by the hashes of the whole plan's files.
     ///
     /// # Errors
     /// [`crate::MergeFault::ForeignGrams`].
-    pub(in crate::plan) fn check_hashes(
-        &self,
-        files: &[SourceFile],
-        inputs: &[InputFile],
-    ) -> Result<()> {
+    pub(in crate::plan) fn check_hashes(&self, known: &grams::Known<'_>) -> Result<()> {
         let observed = match &self.moved {
             Move::Network { observed, .. } => observed.as_ref(),
             _ => None,
@@ -326,7 +320,7 @@ impl Aligned {
         let both = [(&of.own, &self.reference), (&of.theirs, &self.source)];
         both.into_iter().try_for_each(|(of, model)| {
             let mut stores = of.stores().iter();
-            stores.try_for_each(|store| grams::check_activation_hashes(store, model, files, inputs))
+            stores.try_for_each(|store| grams::check_activation_hashes(store, model, known))
         })
     }
 
