@@ -39,14 +39,14 @@ fn values(path: &Path) -> BTreeMap<String, Vec<f32>> {
 }
 
 #[test]
-fn the_recipe_of_mergekit_in_the_readme_runs_as_it_stands() {
+fn the_recipe_of_mergekit_in_the_documents_runs_as_it_stands() {
     let root = Path::new(env!("CARGO_MANIFEST_DIR"));
-    let readme = std::fs::read_to_string(root.join("README.md")).expect("readable");
+    let page = std::fs::read_to_string(root.join("docs/mergekit.md")).expect("readable");
     let recipe = std::fs::read_to_string(root.join("fixtures/mergekit/ties.yaml"));
     let recipe = recipe.expect("readable");
     assert!(
-        readme.contains(&format!("```yaml\n{recipe}```")),
-        "the README shows ties.yaml"
+        page.contains(&format!("```yaml\n{recipe}```")),
+        "the page shows ties.yaml"
     );
     let folder = tempfile::tempdir().expect("a temporary folder");
     let out = folder.path().join("merged");
