@@ -27,7 +27,7 @@ pub fn table(report: &Report) -> Table {
     }
     let mut table = Table::new(columns);
     let rows = report.results.first().map_or(&[][..], |f| &f.measurements);
-    // Ranks come last, and are said below the table.
+    // Ranks come last; a line below the table shows them.
     let drawn = rows.iter().filter(|m| m.unit != Unit::Rank);
     for (row, measurement) in drawn.enumerate() {
         let scale = percent(measurement);

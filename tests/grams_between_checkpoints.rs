@@ -170,7 +170,9 @@ fn grams_of_two_agnostic_models_merge_every_matrix_by_the_closed_form() {
 
     // A hash of another kind than that of the gram files does not make them files of other models.
     let again = data.path("again.safetensors");
-    ok(&vlmerge(&["merge", &path, "--out", &again, "--hash", "sha256"]));
+    ok(&vlmerge(&[
+        "merge", &path, "--out", &again, "--hash", "sha256",
+    ]));
 
     // Grams of the other model are refused, by name.
     pair.recipe(&path, [second, first]);

@@ -15,6 +15,7 @@ mod corpus;
 mod csv_tables;
 mod data;
 mod data_cases;
+mod documents;
 mod encode;
 mod evaluating;
 mod eve_merging;

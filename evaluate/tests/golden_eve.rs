@@ -125,7 +125,7 @@ fn compare(case: &Case, found: &BTreeMap<String, Tensor>, expected: &Tensors, to
     }
 }
 
-/// The rows of a batch that a case takes, and so many tokens of its texts.
+/// The rows of a batch that a case takes, and a number of tokens of its texts.
 fn cut(case: &Case, mut tensors: Tensors) -> Tensors {
     let rows: Option<Vec<i64>> = match &case["params"]["rows"] {
         rows if rows.is_array() => Some(integers(rows)),

@@ -30,7 +30,7 @@ fn tower(is_trainable: bool) -> (Bert, Weights) {
     (Bert::load(&weights, "", config).expect("a tower"), weights)
 }
 
-/// Texts of so many tokens.
+/// Texts of these numbers of tokens.
 struct Batch {
     ids: Tensor,
     kept: Tensor,
@@ -48,7 +48,7 @@ fn batch(kept: &[[u8; LEN]]) -> Result<Batch> {
     })
 }
 
-/// So many tokens, then padding.
+/// This number of tokens, then padding.
 fn lengths(lengths: &[usize]) -> Result<Batch> {
     let kept = |&n: &usize| std::array::from_fn(|at| u8::from(at < n));
     batch(&lengths.iter().map(kept).collect::<Vec<_>>())

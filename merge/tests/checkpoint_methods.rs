@@ -26,7 +26,7 @@ const OF_EXPERTS: [&str; 2] = ["interpolate", "arithmetic"];
 const RELATIVE: f64 = 2e-6;
 const ABSOLUTE: f64 = 1e-7;
 
-/// Each matrix of inputs is so many times the identity; so is the information of each element.
+/// Each matrix of inputs is a multiple of the identity; so is the information of each element.
 const TIMES: [f64; 2] = [1.0, 3.0];
 
 struct Models {

@@ -77,7 +77,7 @@ const QKV: usize = (4 + 2 * 2) * 2;
 #[derive(Clone, Copy, PartialEq)]
 enum Cut {
     Rows,
-    /// Rows of each of so many bands.
+    /// Rows of each of a number of bands.
     Bands(usize),
     Columns,
     Same,

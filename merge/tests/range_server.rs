@@ -11,7 +11,7 @@ use std::sync::{Arc, Mutex};
 pub enum Fault {
     /// Nothing.
     None,
-    /// Breaks the connection after so many bytes of a body, so many times.
+    /// Breaks the connection after a number of bytes of a body, a number of times.
     Drops { after: usize, times: usize },
     /// Announces and sends fewer bytes than were asked for.
     SendsLess,
@@ -23,7 +23,7 @@ pub enum Fault {
     HasNoTag,
     /// Sends a byte each 50 ms.
     Drips,
-    /// Is busy so many times.
+    /// Is busy this number of times.
     IsBusy { times: usize },
 }
 
@@ -50,7 +50,7 @@ pub struct Server {
 
 struct State {
     pages: BTreeMap<String, Page>,
-    /// Where a path leads, and the tag that is told of the file there.
+    /// Where a path leads, and the tag of the file there.
     redirects: BTreeMap<String, (String, String)>,
     fault: Fault,
     asked: Vec<Asked>,

@@ -9,7 +9,7 @@ use merge::io::{OpenOptions, open};
 
 use fixtures::{self as fixture, Raw};
 
-/// Opens a file of this header and so many bytes of data.
+/// Opens a file of this header and a number of bytes of data.
 fn fault_of(header: &str, n_data_bytes: usize) -> Error {
     let folder = tempfile::tempdir().expect("a folder");
     let path = folder.path().join("model.safetensors");

@@ -233,7 +233,7 @@ fn an_adapter_of_tied_models_holds_the_change_of_the_head_too() {
     assert_eq!(config["tie_word_embeddings"], true);
 }
 
-/// A folder with a model of embeddings of so many rows, all of one value, and four tokens.
+/// A folder with a model of embeddings of a number of rows, all of one value, and four tokens.
 fn padded(folder: &Path, name: &str, n_rows: usize, value: f32) -> PathBuf {
     let folder = folder.join(name);
     std::fs::create_dir_all(&folder).expect("made");

@@ -327,7 +327,7 @@ fn the_weights_are_found_by_rule() {
     }
 }
 
-/// Adds a tensor under `path` to the dictionary on top; dictionaries are told apart by memo.
+/// Adds a tensor under `path` to the dictionary on top; their memo tells dictionaries apart.
 fn nested(pickle: Pickle, path: &str) -> Pickle {
     // Merging dictionaries of the same name needs SETITEM on the memoized one: written as a
     // memo slot per name, which the first use fills.

@@ -36,7 +36,7 @@ fn of_statements() -> CheckedRecipe {
     recipe("ckpt/all_moe.safetensors", "[{ name: nlvr2 }]", &settings)
 }
 
-/// Stops after so many groups, or never.
+/// Stops after a number of groups, or never.
 struct StopAfter(AtomicU64);
 
 impl Progress for StopAfter {

@@ -67,7 +67,7 @@ fn mlm_collator(case: &Case) {
     }
 }
 
-/// Steps of the optimizer: a number of them, or those of so many times through the batches.
+/// Steps of the optimizer: a number of them, or those of a number of times through the batches.
 fn n_steps(trainer: &serde_json::Value) -> u64 {
     trainer["max_steps"].as_u64().unwrap_or_else(|| {
         let of = |name: &str| trainer[name].as_u64().expect("a number");

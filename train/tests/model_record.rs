@@ -57,7 +57,7 @@ fn trained_weights_say_of_their_model_what_tensors_do_not() {
     assert_eq!((expected.n_heads, expected.fusion_start), (2, 1));
     let found = config(&checkpoint, &Overrides::default()).expect("known");
     assert_eq!(found, expected);
-    // What is said wins.
+    // An explicit setting wins.
     let said = Overrides {
         fusion_start: Some(2),
         ..Overrides::default()

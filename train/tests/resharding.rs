@@ -19,7 +19,7 @@ use crate::threads::Threads;
 /// Of weights and moments by L2 over a tensor: sums over ranks are taken in another order.
 const TOLERANCE: f64 = 1e-5;
 
-/// Stops after so many steps, asked for by each rank of its own.
+/// Stops after a number of steps, asked for by each rank of its own.
 struct StopAfter {
     left: Mutex<u64>,
     /// Weights are made before the first step.
@@ -47,7 +47,7 @@ fn run(recipe: &CheckedRecipe, folder: &Path, ranks: &dyn Collective, steps: Opt
     run_with(recipe, folder, (ranks, None), steps)
 }
 
-/// Runs so many steps of a recipe, or all, with ranks that may share experts out.
+/// Runs a number of steps of a recipe, or all, with ranks that may share experts out.
 pub fn run_with(
     recipe: &CheckedRecipe,
     folder: &Path,

@@ -15,7 +15,7 @@ use train::run::{Ended, Trainer, Where};
 
 use crate::fixture::{path, recipe};
 
-/// Stops after so many steps.
+/// Stops after a number of steps.
 struct StopAfter(AtomicU64);
 
 impl StopAfter {

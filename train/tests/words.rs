@@ -26,7 +26,7 @@ fn pieces() -> TokenKinds {
     }
 }
 
-/// A text of words with so many pieces each, filled up to `len`. No id occurs twice.
+/// A text of words with these numbers of pieces, filled up to `len`. No id occurs twice.
 fn text(words: &[usize], len: usize) -> Vec<u32> {
     let mut ids = vec![FIRST];
     let mut piece = 2000;

@@ -18,7 +18,7 @@ use crate::{DataFault, Error, JudgedFault, Result};
 /// The least number of times that an answer must occur to become a class.
 const LEAST: usize = 9;
 
-/// So many images of the validation split, the last, are kept apart for validation.
+/// The number of images at the end of the validation split that are kept apart for validation.
 const N_REST: usize = 1000;
 
 const SPLITS: [&str; 4] = ["train", "val", "test", "test-dev"];

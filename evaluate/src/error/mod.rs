@@ -262,7 +262,7 @@ pub enum Error {
         /// The fault, as a clause.
         fault: String,
     },
-    /// A picture has so many pixels that it is taken for an attack on the memory.
+    /// A picture has more pixels than any photograph: it may be an attack on the memory.
     #[error(
         "the picture has {width} x {height} pixels; at most {} are decoded",
         crate::images::MAX_PIXELS

@@ -61,7 +61,7 @@ pub enum Reading<'a> {
     Causal,
     /// All tokens.
     Bidirectional,
-    /// So many first tokens of each text, then itself and those before it.
+    /// This number of first tokens of each text, then itself and those before it.
     AfterPrefix(&'a [usize]),
 }
 

@@ -21,7 +21,7 @@ pub(crate) struct Packing {
 }
 
 impl Packing {
-    /// So many rows of each text, of `len`.
+    /// This number of rows of each text, of `len`.
     pub fn new(rows: impl IntoIterator<Item = usize>, len: usize) -> Self {
         let mut end = 0;
         let ends = rows.into_iter().map(|n| {

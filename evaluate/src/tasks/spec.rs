@@ -115,7 +115,7 @@ pub struct TaskOptions<'a> {
     /// Score only the best texts of each image and the best images of each text with a ranking head: the
     /// number of each, and the file whose scores choose them.
     pub candidates: Option<(usize, &'a Path)>,
-    /// Rank so many texts of each image and images of each text once more, the best of the dual encoder, by image and
+    /// Rank this number of texts of each image and images of each text once more, the best of the dual encoder, by image and
     /// text together; and how the others stand to each other.
     pub rerank: Option<(usize, Rest)>,
 }

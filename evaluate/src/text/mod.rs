@@ -41,7 +41,7 @@ const CLIP_MERGES: &str = "bpe_simple_vocab_16e6.txt.gz";
 /// Tables of word embeddings are padded to multiples of powers of two up to this one.
 const LARGEST_MULTIPLE: usize = 1024;
 
-/// So many rows may be room for tokens that were added to a model, but not to this vocabulary.
+/// The most rows that may be room for tokens that were added to a model, but not to this vocabulary.
 const MAX_ADDED_ROWS: usize = 8;
 
 /// A text as ids, filled up to the asked length.

@@ -16,7 +16,7 @@ const TOLERANCE: f32 = 5e-5;
 /// Of states where a query sees nothing: scores of about −10,000 have steps of 0.001 in f32.
 const BLIND_TOLERANCE: f32 = 1e-3;
 
-/// A batch with texts of so many tokens.
+/// A batch with texts of these numbers of tokens.
 fn of_lengths(mut ready: Ready, lengths: &[usize]) -> Result<Ready> {
     let (b, t) = ready.texts.ids.dims2()?;
     let vocabulary = ready.model.input().text.vocabulary as u32;
@@ -58,7 +58,7 @@ fn omission() -> Omission {
     }
 }
 
-/// The largest difference in rows of tokens, and of so many more of each text.
+/// The largest difference in rows of tokens, and of a number more of each text.
 fn off(ready: &Ready, more: usize, found: &Tensor, expected: &Tensor) -> Result<f32> {
     assert_eq!(found.dims(), expected.dims());
     let rows: Vec<Vec<f32>> = (found - expected)?.abs()?.max(2)?.to_vec2()?;

@@ -56,7 +56,7 @@ impl<'a> Window<'a> {
         .into()
     }
 
-    /// Checks that so many bytes are left.
+    /// Checks that this number of bytes is left.
     pub(super) fn require(&self, n_bytes: u64) -> Result<()> {
         match n_bytes <= self.end.saturating_sub(self.at) {
             true => Ok(()),

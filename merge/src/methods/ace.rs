@@ -26,7 +26,7 @@ use crate::methods::thinning::consensus::LAMBDA;
 /// | name | default | range | meaning |
 /// |---|---|---|---|
 /// | `lambda` | 1 | any number | factor on the merged task vector |
-/// | `ridge` | 0.01 | above 0 | ε, as it is: where covariances are small beside it, the result is near the mean of `Eᵢ` |
+/// | `ridge` | 0.01 | above 0 | ε, as it is: where covariances are much smaller, the result is near the mean of `Eᵢ` |
 /// | `heterogeneity` | 0.3 | `≥ 0` | from where on a matrix is uneven |
 /// | `rank` | 0.3 | `[0, 1]` | k, as a share of the shorter side, rounded down |
 /// | `rank_tolerance` | 1e-10 | `[0, 1]` | of these singular values, those up to this share of the largest count as none |

@@ -156,7 +156,7 @@ pub struct Needs {
 }
 
 impl Needs {
-    /// So many inputs beside a base.
+    /// This number of inputs beside a base.
     #[must_use]
     pub const fn inputs(base: Base, min_inputs: usize, max_inputs: usize) -> Self {
         Self {

@@ -318,7 +318,7 @@ fn refused(target: &Target, status: u16, headers: &HeaderMap) -> Trouble {
     }
 }
 
-/// A failed connection. Messages of the client may hold whole addresses; only its kinds are said.
+/// A failed connection. Messages of the client may hold whole addresses; an error names only its kind.
 fn again(error: &ureq::Error) -> Trouble {
     let reason = reason(error);
     Trouble::Again {

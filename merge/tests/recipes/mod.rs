@@ -1,4 +1,4 @@
-//! Recipes over several checkpoints: what they may say, and what is said of wrong ones.
+//! Recipes over several checkpoints: what they may say, and the errors of wrong ones.
 
 mod documents;
 mod modules;

@@ -25,8 +25,8 @@ pub enum Sampling {
     Shuffle,
     /// One, and the data sets follow one another.
     Sequential,
-    /// One, drawn for each batch in proportion to the data sets' sizes, so that no negative is told
-    /// apart by the style of its data set.
+    /// One, drawn for each batch in proportion to the data sets' sizes, so that the style of a
+    /// data set tells no negative apart.
     ///
     /// Cui et al. 2022, "Contrastive vision-language pre-training with limited resources",
     /// <https://arxiv.org/abs/2112.09331>, section 3.1.

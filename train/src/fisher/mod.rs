@@ -66,7 +66,7 @@ pub struct FisherJob<'a> {
     pub labels: Labels,
     /// Examples whose gradients are averaged before they are squared.
     pub at_once: usize,
-    /// So many examples, spread evenly over the data; all unless given.
+    /// The number of examples, spread evenly over the data; all unless given.
     pub limit: Option<usize>,
     /// The file to write; sums that are not complete lie beside it.
     pub out: PathBuf,

@@ -2,7 +2,7 @@
 //!
 //! | path | holds |
 //! |---|---|
-//! | `<folder>/<data set>/<split>/<class>/` | the pictures of a class, in folders within it if need be |
+//! | `<folder>/<data set>/<split>/<class>/` | the pictures of a class, in folders within it if there are any |
 //!
 //! Classes are numbered in the order of their names by bytes, as torchvision's `ImageFolder` numbers them.
 

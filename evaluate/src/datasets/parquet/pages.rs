@@ -22,7 +22,7 @@ pub(super) enum Form {
     Dictionary,
     /// Levels and values, compressed together.
     First,
-    /// Levels of so many bytes (repetition, definition), and values that may be compressed.
+    /// Levels of these numbers of bytes (repetition, definition), and values that may be compressed.
     Second { levels: [usize; 2], is_folded: bool },
 }
 

@@ -27,7 +27,7 @@ pub enum Modality {
     Image,
     /// None.
     Text,
-    /// So many at its beginning.
+    /// This number at its beginning.
     Both(usize),
 }
 

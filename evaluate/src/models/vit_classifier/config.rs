@@ -80,7 +80,7 @@ impl Config {
             has_pooled_norm,
             tower.has_class,
         ) {
-            // Nothing is told: the keys say what timm builds unless it is asked for another way.
+            // No setting says it: the keys say what timm builds unless it is asked for another way.
             (true, true, _) => Some(VitPool::Mean),
             (true, false, true) => Some(VitPool::Token),
             _ => facts.pool,

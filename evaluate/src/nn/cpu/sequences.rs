@@ -5,7 +5,7 @@ use std::ops::Range;
 /// The rows of each sequence, where sequences stand one after the other.
 #[derive(Clone, Copy, Debug)]
 pub enum Spans<'a> {
-    /// So many of each.
+    /// The number of each.
     Even(usize),
     /// From each of these numbers to the next.
     Between(&'a [usize]),

@@ -58,7 +58,7 @@ pub(super) struct Tokens {
 }
 
 impl Tokens {
-    /// Fills up to so many tokens with unused ones.
+    /// Fills up to this number of tokens with unused ones.
     pub(super) fn fill(&mut self, n_tokens: usize) {
         for id in self.texts.len()..n_tokens {
             self.texts.push(format!("[PAD{id}]").into_bytes());

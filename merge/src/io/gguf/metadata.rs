@@ -138,7 +138,7 @@ fn in_json(value: &PlainValue) -> String {
 pub(crate) struct Metadata(pub(crate) Vec<(String, Value)>);
 
 impl Metadata {
-    /// Reads so many entries.
+    /// Reads this number of entries.
     pub(super) fn read(cursor: &mut Cursor<'_>, n_entries: u64) -> Result<Self> {
         let mut seen = std::collections::HashSet::new();
         let mut entries = Vec::new();

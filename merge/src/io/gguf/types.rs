@@ -60,7 +60,7 @@ impl ElementType {
         !matches!(self.reading, Reading::Plain(_))
     }
 
-    /// Bytes of so many elements, a whole number of blocks; `None` beyond 64 bits.
+    /// Bytes of a number of elements, a whole number of blocks; `None` beyond 64 bits.
     pub(crate) fn bytes_of(&self, n_elements: u64) -> Option<u64> {
         (n_elements / self.n_elements as u64).checked_mul(self.n_bytes as u64)
     }

@@ -361,7 +361,7 @@ impl Writer {
         }
         let beside = belongings.files.into_iter().map(|file| file.0);
         let parts = self.parts.into_iter().map(|part| part.file);
-        // The weights come last: who finds those finds all.
+        // The weights come last, so a model that has them is complete.
         let mut beside = atomic::place_all(beside, force)?;
         let mut placed = match atomic::place_all(parts.chain(self.index), force) {
             Ok(placed) => placed,

@@ -7,7 +7,7 @@ use crate::ParamKind;
 pub(super) enum Axis {
     /// The same in every model.
     Fixed(usize),
-    /// So many times the width.
+    /// In multiples of the width.
     Width(usize),
     /// Inner size of every feed-forward network.
     Ffn,

@@ -8,7 +8,7 @@ use crate::ParamKind;
 pub(super) enum Axis {
     /// The same in every model.
     Fixed(usize),
-    /// So many times the width of the image tower.
+    /// In multiples of the width of the image tower.
     Image(usize),
     /// Inner size of the image tower's FFN.
     ImageFfn,
@@ -24,7 +24,7 @@ pub(super) enum Axis {
     Text,
     /// Inner size of the text tower's FFN.
     TextFfn,
-    /// So many times the width of the cross-modal layers and of the reconstructor.
+    /// In multiples of the width of the cross-modal layers and of the reconstructor.
     Hidden(usize),
     /// Inner size of their FFN.
     HiddenFfn,

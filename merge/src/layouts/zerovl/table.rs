@@ -7,7 +7,7 @@ use crate::ParamKind;
 pub(super) enum Axis {
     /// The same in every model.
     Fixed(usize),
-    /// So many times the width of the image tower.
+    /// In multiples of the width of the image tower.
     Image(usize),
     /// Inner size of the image tower's FFN.
     ImageFfn,

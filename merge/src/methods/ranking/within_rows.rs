@@ -14,7 +14,7 @@ const BINS: usize = 1024;
 /// Bits of a mantissa that tell bins apart.
 const STEP_BITS: u32 = 6;
 
-/// So many elements of a row are ranked one by one; where there are more the row is sorted, which takes
+/// The most elements of a row that are ranked one by one; where there are more the row is sorted, which takes
 /// as long.
 const MAX_RANKED: usize = 256;
 

@@ -8,7 +8,7 @@ use crate::layouts::Part;
 pub(in crate::layouts::multiway) enum Axis {
     /// The same in every model.
     Fixed(usize),
-    /// So many times the hidden size.
+    /// In multiples of the hidden size.
     Width(usize),
     /// Inner size of the feed-forward network.
     Ffn,
