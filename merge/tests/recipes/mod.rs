@@ -11,6 +11,7 @@ use std::path::{Path, PathBuf};
 use merge::execute::{RunOptions, execute};
 use merge::io::WriteOptions;
 use merge::plan::Action;
+use merge::provenance::HashKind;
 use merge::{Error, MergePlan, MergeRecipe};
 use safetensors::Dtype;
 
@@ -92,7 +93,7 @@ impl Folder {
 fn an_input_that_changes_before_the_end_is_an_error_and_nothing_is_written() {
     let folder = Folder::three();
     let yaml = "merge_method: linear\nparameters: {weight: 1}\nmodels: [<a>, <b>]";
-    for hash in [true, false] {
+    for hash in [Some(HashKind::default()), None] {
         let plan = folder.plan(yaml).expect("resolves");
         let bytes = std::fs::read(folder.path("b")).expect("readable");
         std::fs::write(folder.path("b"), &bytes).expect("the same bytes, at another time");
