@@ -127,11 +127,15 @@ def merging(dtype):
         "vlmerge --no-sync --no-hash": [*merge, "--no-sync", "--no-hash"],
         "vlmerge --no-hash": [*merge, "--no-hash"],
         "vlmerge": merge,
+        "vlmerge --no-sync": [*merge, "--no-sync"],
+        "vlmerge --no-sync --hash sha256": [*merge, "--no-sync", "--hash", "sha256"],
         "torch": [sys.executable, "-c", MERGE_IN_TORCH, specific_pt, py, "0.5", "", ""],
     })
     report(f"interpolate, base, {shown}", results, "vlmerge --no-sync --no-hash", ["cp", "torch"])
     report_ratio(results, "vlmerge --no-hash", "cp, then sync")
     report_ratio(results, "vlmerge", "torch")
+    for hashed in ("vlmerge --no-sync", "vlmerge --no-sync --hash sha256"):
+        report_ratio(results, hashed, "vlmerge --no-sync --no-hash")
     from_pt = [PROGRAM, "-q", "interpolate", specific_pt, "--force", "--out", FOLDER / "out.pt", "--no-sync", "--no-hash"]
     results = in_turn({"cp": shell(cp), "vlmerge .pt": from_pt})
     report(f"interpolate from and to .pt, base, {shown}", results, "vlmerge .pt", ["cp"])

@@ -100,6 +100,10 @@ pub enum Command {
     Card(commands::card::Args),
     /// Show results as a page or table: HTML, Markdown, CSV or LaTeX
     Report(commands::report::Args),
+    /// Print what a shell needs to complete verbs and flags
+    Completions(commands::completions::Args),
+    /// Write manual pages
+    Man(commands::man::Args),
 }
 
 impl Command {
@@ -142,6 +146,8 @@ impl Command {
             Self::Report(args) => commands::report::run(args, output),
             Self::Card(args) => commands::card::run(&args, output),
             Self::Verify(args) => commands::verify::run(&args, output),
+            Self::Completions(args) => commands::completions::run(&args, output),
+            Self::Man(args) => commands::man::run(&args, output),
         }
     }
 }

@@ -5,6 +5,7 @@
 mod args;
 mod cli;
 mod commands;
+mod groups;
 mod key_tree;
 mod measuring;
 mod output;
@@ -19,7 +20,7 @@ mod training;
 
 use std::process::ExitCode;
 
-use clap::Parser;
+use clap::{CommandFactory, FromArgMatches};
 
 /// The system's allocator keeps gaps between large arrays that come and go: a spectral merge of eight models held 1.5 GB
 /// with it, and 0.2 GB with this one.
@@ -28,7 +29,8 @@ static MEMORY: mimalloc::MiMalloc = mimalloc::MiMalloc;
 
 fn main() -> ExitCode {
     study::end_with_parent();
-    let cli = cli::Cli::parse();
+    let matches = groups::grouped(cli::Cli::command()).get_matches();
+    let cli = cli::Cli::from_arg_matches(&matches).unwrap_or_else(|error| error.exit());
     let output = match output::Output::new(&cli.global) {
         Ok(output) => output,
         Err(error) => return output::report(&error),

@@ -58,6 +58,7 @@ mod score;
 mod score_logs;
 mod searching;
 mod searching_outside;
+mod shell;
 mod soups;
 mod study;
 mod study_of_tasks;
