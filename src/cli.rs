@@ -100,6 +100,9 @@ pub enum Command {
     Card(commands::card::Args),
     /// Show results as a page or table: HTML, Markdown, CSV or LaTeX
     Report(commands::report::Args),
+    /// Run a program for a search, and end it when the search is gone
+    #[command(hide = true)]
+    Watch(commands::watch::Args),
 }
 
 impl Command {
@@ -142,6 +145,7 @@ impl Command {
             Self::Report(args) => commands::report::run(args, output),
             Self::Card(args) => commands::card::run(&args, output),
             Self::Verify(args) => commands::verify::run(&args, output),
+            Self::Watch(args) => commands::watch::run(&args),
         }
     }
 }
