@@ -214,6 +214,29 @@ fn other_examples_and_other_versions_are_refused_unless_asked_for() {
 }
 
 #[test]
+fn results_under_a_name_of_their_own_say_the_version_too() {
+    // As `lm_eval --output_path out/mine.json` writes them.
+    let folder = two_runs(40);
+    for (name, version) in [("a", 1.0), ("b", 2.0)] {
+        let path = folder.path().join(name).join("org__model");
+        let text = json!({ "versions": { "arc": version } }).to_string();
+        std::fs::write(path.join(format!("mine_{STAMP}.json")), text).expect("written");
+    }
+    for line in [
+        "score logs {}/a {}/b".to_owned(),
+        format!("score logs {{}}/a/org__model/mine_{STAMP}.json {{}}/b"),
+    ] {
+        let said = run(&line, &folder);
+        assert_eq!(said.code, Some(1), "{}", said.stdout);
+        assert!(
+            said.stderr.contains("the version is 1.0 in the first run and 2.0 in the second"),
+            "{}",
+            said.stderr
+        );
+    }
+}
+
+#[test]
 fn several_tasks_have_a_mean_and_filters_are_metrics_of_their_own() {
     let folder = tempfile::tempdir().expect("a folder");
     for (name, n) in [("a", 100), ("b", 160)] {
