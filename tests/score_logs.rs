@@ -229,7 +229,8 @@ fn results_under_a_name_of_their_own_say_the_version_too() {
         let said = run(&line, &folder);
         assert_eq!(said.code, Some(1), "{}", said.stdout);
         assert!(
-            said.stderr.contains("the version is 1.0 in the first run and 2.0 in the second"),
+            said.stderr
+                .contains("the version is 1.0 in the first run and 2.0 in the second"),
             "{}",
             said.stderr
         );
@@ -446,7 +447,12 @@ fn power_says_how_many_examples_tell_a_difference() {
     assert!(said.stdout.contains("no answer"), "{}", said.stdout);
     let said = run("score power --logs {}/a {}/b --difference 20", &folder);
     assert_eq!(said.code, Some(1), "{}", said.stdout);
-    assert!(said.stderr.contains("arc acc: models that differ on 10.00%"), "{}", said.stderr);
+    assert!(
+        said.stderr
+            .contains("arc acc: models that differ on 10.00%"),
+        "{}",
+        said.stderr
+    );
     for (line, expected) in [
         ("score power --difference 1", "--disagreement"),
         (

@@ -126,7 +126,9 @@ fn a_program_gets_the_folder_that_a_merge_writes() {
     }
     let left = std::fs::read_dir(folder.path().join("out.json.unfinished")).expect("a journal");
     let names = left.flatten().map(|entry| entry.file_name());
-    let mut names: Vec<_> = names.map(|name| name.to_string_lossy().into_owned()).collect();
+    let mut names: Vec<_> = names
+        .map(|name| name.to_string_lossy().into_owned())
+        .collect();
     names.sort();
     // The failure, by a hash of its recipe, and no folder of the trial.
     assert!(
@@ -192,9 +194,13 @@ fn a_trial_that_fails_is_named_and_the_search_goes_on() {
         assert_eq!(failed[0]["reason"], "sh ended with exit code 3");
         let lines = failed[0]["stderr"].as_array().expect("lines");
         assert_eq!(lines.len(), 12);
-        assert_eq!((&lines[0], &lines[11]), (&json!("90"), &json!("out of memory")));
+        assert_eq!(
+            (&lines[0], &lines[11]),
+            (&json!("90"), &json!("out of memory"))
+        );
         assert!(
-            said.stderr.contains("   3  failed  parameters.ratio 0.5: sh ended"),
+            said.stderr
+                .contains("   3  failed  parameters.ratio 0.5: sh ended"),
             "{}",
             said.stderr
         );
@@ -256,7 +262,8 @@ fn a_search_whose_trials_all_fail_fails() {
     let said = search(folder.path(), "no-such-program {model}", &["--grid", "2"]);
     assert_eq!(said.code, Some(1), "{}", said.stderr);
     assert!(
-        said.stderr.contains("cannot start no-such-program: No such file"),
+        said.stderr
+            .contains("cannot start no-such-program: No such file"),
         "{}",
         said.stderr
     );
@@ -378,7 +385,8 @@ fn a_program_that_takes_too_long_is_ended_with_what_it_started() {
     let said = search(folder.path(), "sh 'SCRIPT' {model}", &flags);
     assert_eq!(said.code, Some(1), "{}", said.stderr);
     assert!(
-        said.stderr.contains("sh took longer than 1 s, and was ended"),
+        said.stderr
+            .contains("sh took longer than 1 s, and was ended"),
         "{}",
         said.stderr
     );

@@ -156,7 +156,10 @@ impl<'a> Judge<'a> {
                 let finish = |(index, candidate): (usize, &Candidate)| {
                     let outcome = failures.tried(candidate, || study.finish(&candidate.point))?;
                     match &outcome {
-                        Ok(finished) => study.worth(finished).into_iter().for_each(|worth| said(index, Ok(worth))),
+                        Ok(finished) => study
+                            .worth(finished)
+                            .into_iter()
+                            .for_each(|worth| said(index, Ok(worth))),
                         Err(failed) => said(index, Err(failed)),
                     }
                     Ok(outcome)
@@ -270,7 +273,9 @@ pub fn run(args: Args, output: &Output) -> Result<ExitCode> {
     };
     let (_, text) = space.at(&best.values)?;
     merge::io::write_file(&best_path, text.as_bytes(), true)?;
-    let finished = trials.iter().filter_map(|trial| trial.outcome.as_ref().ok());
+    let finished = trials
+        .iter()
+        .filter_map(|trial| trial.outcome.as_ref().ok());
     judge.close(&finished.cloned().collect::<Vec<_>>(), &summary.failed())?;
     summary.print(output)?;
     Ok(ExitCode::SUCCESS)

@@ -50,12 +50,7 @@ pub struct Failures<'a> {
 
 impl<'a> Failures<'a> {
     /// None yet. Those of a search that was stopped are in the journal.
-    pub fn new(
-        journal: Journal,
-        args: FailureArgs,
-        identity: Value,
-        output: &'a Output,
-    ) -> Self {
+    pub fn new(journal: Journal, args: FailureArgs, identity: Value, output: &'a Output) -> Self {
         Self {
             journal,
             args,

@@ -10,9 +10,7 @@ use std::time::{Duration, Instant};
 use anyhow::{Context, Result, anyhow};
 use evaluate::measure::{Finished, Journal, key_of};
 use evaluate::outside::json;
-use evaluate::reports::{
-    self, CheckpointRecord, FailedPoint, Measurement, Report, TaskResult,
-};
+use evaluate::reports::{self, CheckpointRecord, FailedPoint, Measurement, Report, TaskResult};
 use evaluate::{Sample, Unit};
 use merge::execute::{RunOptions, execute};
 use merge::io::{SourceFile, WriteOptions};
@@ -170,7 +168,10 @@ impl<'a> Scorer<'a> {
                     next.store(candidates.len(), Ordering::Relaxed);
                 })?;
                 match &outcome {
-                    Ok(scored) => self.worth(scored).into_iter().for_each(|worth| said(index, Ok(worth))),
+                    Ok(scored) => self
+                        .worth(scored)
+                        .into_iter()
+                        .for_each(|worth| said(index, Ok(worth))),
                     Err(failed) => said(index, Err(failed)),
                 }
                 if let Ok(mut finished) = finished.lock() {

@@ -51,7 +51,10 @@ pub fn watch(words: &[OsString]) -> Result<()> {
         .context("cannot watch over descendants")?;
     let mut command = Command::new(program);
     // A group of its own, so that processes of the program can be ended with it.
-    command.args(arguments).stdin(Stdio::null()).process_group(0);
+    command
+        .args(arguments)
+        .stdin(Stdio::null())
+        .process_group(0);
     let mut child = match command.spawn() {
         Ok(child) => child,
         Err(fault) => return say(&mut search, &Said::NotStarted(fault.to_string())),

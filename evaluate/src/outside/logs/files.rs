@@ -90,7 +90,11 @@ fn results_beside(path: &Path, usual: &str) -> Option<PathBuf> {
     }
     let stamp = stamp_of_results(usual)?;
     let folder = path.parent()?;
-    let folder = if folder == Path::new("") { Path::new(".") } else { folder };
+    let folder = if folder == Path::new("") {
+        Path::new(".")
+    } else {
+        folder
+    };
     let mut others = std::fs::read_dir(folder).ok()?.take(MAX_FILES).flatten();
     let is_other = |entry: &std::fs::DirEntry| {
         let is_file = entry.file_type().is_ok_and(|kind| kind.is_file());

@@ -204,7 +204,10 @@ fn remarks_on_failures(inputs: &[Input]) -> Vec<String> {
         let names = report.failed.iter().map(|failed| failed.name.as_str());
         let names = names.collect::<Vec<_>>().join("; ");
         let label = labels::one_line(label);
-        format!("{label}: these trials failed and stand in no table: {}.", labels::one_line(&names))
+        format!(
+            "{label}: these trials failed and stand in no table: {}.",
+            labels::one_line(&names)
+        )
     };
     reports.map(remark).collect()
 }
