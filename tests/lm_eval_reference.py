@@ -201,7 +201,14 @@ def logs(folder, a, b):
     again = json.loads(run("score", "logs", of_results, b, "--json", "--resamples", 2000).stdout)["contrasts"]
     check("logs: by the file of results", {(c["task"], c["metric"]): c for c in again} == contrasts)
     power = json.loads(run("score", "power", "--logs", a, b, "--json").stdout)["answers"]
-    check("power: an answer or a reason for each metric", len(power) == 4 and all((p["difference"] is None) == (p["fault"] is not None) for p in power), power)
+    check("power: all metrics have an answer", [p["fault"] for p in power] == [None] * 4, power)
+    for answer in power:
+        share = answer["spread"]["disagreement"]
+        needed = lambda d: ((stats.norm.isf(0.025) * share**0.5 + stats.norm.ppf(0.8) * max(share - d * d, 0) ** 0.5) / d) ** 2
+        # Null where even the largest difference takes more examples.
+        d = answer["difference"]
+        right = needed(share) > N if d is None else abs(needed(d / 100) - N) < 1e-6
+        check(f"power: {answer['name']}", right, answer)
 
 
 def search(folder, tasks, models):

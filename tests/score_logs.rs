@@ -435,13 +435,17 @@ fn power_says_how_many_examples_tell_a_difference() {
     }
     let said = ok(run("score power --logs {}/a {}/b --json", &folder));
     assert!(said.stderr.contains("arc same: "), "{}", said.stderr);
-    let answers = &said.json()["answers"];
-    assert_eq!(answers[0]["name"], "arc same");
-    let fault = answers[0]["fault"].as_str().expect("a fault");
+    let answers = said.json()["answers"].clone();
+    let (acc, same) = (&answers[0], &answers[1]);
+    assert_eq!(
+        (&acc["name"], &same["name"]),
+        (&json!("arc acc"), &json!("arc same"))
+    );
+    let fault = same["fault"].as_str().expect("a fault");
     assert!(fault.contains("share above 0"), "{fault}");
-    assert_eq!(answers[0]["difference"], Value::Null);
-    assert_eq!(answers[1]["fault"], Value::Null);
-    let difference = answers[1]["difference"].as_f64().expect("points");
+    assert_eq!(same["difference"], Value::Null);
+    assert_eq!(acc["fault"], Value::Null);
+    let difference = acc["difference"].as_f64().expect("points");
     assert!((4.0..5.0).contains(&difference), "{difference}");
     let said = ok(run("score power --logs {}/a {}/b", &folder));
     assert!(said.stdout.contains("no answer"), "{}", said.stdout);
