@@ -104,6 +104,9 @@ pub enum Command {
     Completions(commands::completions::Args),
     /// Write manual pages
     Man(commands::man::Args),
+    /// Run a program for a search, and end it when the search is gone
+    #[command(hide = true)]
+    Watch(commands::watch::Args),
 }
 
 impl Command {
@@ -148,6 +151,7 @@ impl Command {
             Self::Verify(args) => commands::verify::run(&args, output),
             Self::Completions(args) => commands::completions::run(&args, output),
             Self::Man(args) => commands::man::run(&args, output),
+            Self::Watch(args) => commands::watch::run(&args),
         }
     }
 }

@@ -9,7 +9,7 @@ use candle_core::Device;
 use evaluate::measure::{Candidate, Finished, Frame, Journal, Measuring, key_of};
 use evaluate::metrics::bootstrap::Bootstrap;
 use evaluate::ranks::Collective;
-use evaluate::reports::{Report, SweepPoint};
+use evaluate::reports::{FailedPoint, Report, SweepPoint};
 use evaluate::tasks::{TaskOption, answers_of, classes_of};
 use evaluate::text::Tokenizer;
 use merge::provenance::Hashes;
@@ -117,7 +117,7 @@ impl<'a> Study<'a> {
             return Ok(None);
         }
         let report = self.measuring.report(&finished)?;
-        self.measuring.close(&finished)?;
+        self.measuring.close(&finished, &[])?;
         Ok(Some(report))
     }
 
@@ -145,8 +145,8 @@ impl<'a> Study<'a> {
     }
 
     /// Writes the report of all points, after which nothing is left to go on with.
-    pub fn close(&self, finished: &[Finished]) -> Result<()> {
-        Ok(self.measuring.close(finished)?)
+    pub fn close(&self, finished: &[Finished], failed: &[FailedPoint]) -> Result<()> {
+        Ok(self.measuring.close(finished, failed)?)
     }
 
     fn point(&self, point: &Point) -> Result<Option<Finished>> {

@@ -269,7 +269,7 @@ pub fn report(error: &anyhow::Error) -> ExitCode {
 }
 
 /// An error and its causes. The libraries' errors say their own cause already; it is not repeated.
-fn message(error: &anyhow::Error) -> String {
+pub fn message(error: &anyhow::Error) -> String {
     let mut message = String::new();
     for cause in error.chain().map(ToString::to_string) {
         if message.is_empty() {

@@ -214,6 +214,30 @@ fn other_examples_and_other_versions_are_refused_unless_asked_for() {
 }
 
 #[test]
+fn results_under_a_name_of_their_own_say_the_version_too() {
+    // As `lm_eval --output_path out/mine.json` writes them.
+    let folder = two_runs(40);
+    for (name, version) in [("a", 1.0), ("b", 2.0)] {
+        let path = folder.path().join(name).join("org__model");
+        let text = json!({ "versions": { "arc": version } }).to_string();
+        std::fs::write(path.join(format!("mine_{STAMP}.json")), text).expect("written");
+    }
+    for line in [
+        "score logs {}/a {}/b".to_owned(),
+        format!("score logs {{}}/a/org__model/mine_{STAMP}.json {{}}/b"),
+    ] {
+        let said = run(&line, &folder);
+        assert_eq!(said.code, Some(1), "{}", said.stdout);
+        assert!(
+            said.stderr
+                .contains("the version is 1.0 in the first run and 2.0 in the second"),
+            "{}",
+            said.stderr
+        );
+    }
+}
+
+#[test]
 fn several_tasks_have_a_mean_and_filters_are_metrics_of_their_own() {
     let folder = tempfile::tempdir().expect("a folder");
     for (name, n) in [("a", 100), ("b", 160)] {
@@ -235,6 +259,21 @@ fn several_tasks_have_a_mean_and_filters_are_metrics_of_their_own() {
     let overall = &said["overall"];
     assert!((overall["difference"].as_f64().expect("a number") - 0.3).abs() < 1e-12);
     assert_eq!(overall["better"], "b");
+    // A task whose numbers are no numbers of single examples, as of word_perplexity, is named and left out.
+    for name in ["a", "b"] {
+        let text = lines(&[0.0; 3], &|_, line| {
+            line["metrics"] = json!(["word_perplexity"]);
+            line["word_perplexity"] = json!([-12.5, 3]);
+        });
+        write(folder.path(), name, "wikitext", &text);
+    }
+    let with_words = ok(run("score logs {}/a {}/b --json", &folder));
+    assert_eq!(with_words.json()["contrasts"], said["contrasts"]);
+    assert!(
+        with_words.stderr.contains("left out: ") && with_words.stderr.contains("samples_wikitext_"),
+        "{}",
+        with_words.stderr
+    );
     let one = ok(run(
         "score logs {}/a {}/b --json --metric acc,strict-match --common",
         &folder,
@@ -383,6 +422,41 @@ fn power_says_how_many_examples_tell_a_difference() {
     ))
     .json();
     assert_eq!(said["answers"][0]["spread"]["disagreement"], 0.1);
+    // Of two metrics the models agree on one everywhere, and differ by less than 20 points on the other.
+    let folder = two_runs(40);
+    for (run, n_right) in [("a", 200), ("b", 240)] {
+        let right = |index: usize| f64::from(u8::from(index < n_right));
+        let values: Vec<f64> = (0..400).map(right).collect();
+        let text = lines(&values, &|_, line| {
+            line["metrics"] = json!(["same", "acc"]);
+            line["same"] = json!(1.0);
+        });
+        write(folder.path(), run, "arc", &text);
+    }
+    let said = ok(run("score power --logs {}/a {}/b --json", &folder));
+    assert!(said.stderr.contains("arc same: "), "{}", said.stderr);
+    let answers = said.json()["answers"].clone();
+    let (acc, same) = (&answers[0], &answers[1]);
+    assert_eq!(
+        (&acc["name"], &same["name"]),
+        (&json!("arc acc"), &json!("arc same"))
+    );
+    let fault = same["fault"].as_str().expect("a fault");
+    assert!(fault.contains("share above 0"), "{fault}");
+    assert_eq!(same["difference"], Value::Null);
+    assert_eq!(acc["fault"], Value::Null);
+    let difference = acc["difference"].as_f64().expect("points");
+    assert!((4.0..5.0).contains(&difference), "{difference}");
+    let said = ok(run("score power --logs {}/a {}/b", &folder));
+    assert!(said.stdout.contains("no answer"), "{}", said.stdout);
+    let said = run("score power --logs {}/a {}/b --difference 20", &folder);
+    assert_eq!(said.code, Some(1), "{}", said.stdout);
+    assert!(
+        said.stderr
+            .contains("arc acc: models that differ on 10.00%"),
+        "{}",
+        said.stderr
+    );
     for (line, expected) in [
         ("score power --difference 1", "--disagreement"),
         (

@@ -131,6 +131,35 @@ fn a_search_that_is_killed_goes_the_same_way_again() {
 }
 
 #[test]
+fn a_merge_that_fails_is_no_end_of_a_search() {
+    let folder = folder();
+    let flags = ["--split", "val", "--grid", "3", "--json"];
+    // A ratio is at most 1, and the grid has 0, 1 and 2.
+    let over = ["--over", "parameters.ratio=0:2"];
+    let recipe = folder.path().join("recipe.yaml");
+    let plain = RECIPE.replace("{ search: [0.0, 1.0] }", "0.5");
+    std::fs::write(&recipe, plain).expect("written");
+    let said = search(folder.path(), "out.json", &[&flags[..], &over].concat());
+    assert_eq!(said.code, Some(0), "{}", said.stderr);
+    let found = said.json();
+    assert_eq!(found["trials"], 3);
+    let failed = found["failed"].as_array().expect("a list");
+    assert_eq!(failed.len(), 1, "{found}");
+    assert_eq!(failed[0]["values"]["parameters.ratio"], 2.0);
+    let reason = failed[0]["reason"].as_str().expect("a reason");
+    assert!(reason.contains("ratio"), "{reason}");
+    let one = ["--stop-after-failures", "1", "--force"];
+    let flags = [&flags[..], &over, &one].concat();
+    let said = search(folder.path(), "out.json", &flags);
+    assert!(matches!(said.code, Some(1 | 2)), "{}", said.stderr);
+    assert!(
+        said.stderr.contains("parameters.ratio 2 failed"),
+        "{}",
+        said.stderr
+    );
+}
+
+#[test]
 fn searches_that_cannot_be_are_refused() {
     let folder = folder();
     for (flags, expected) in [

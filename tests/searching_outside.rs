@@ -1,8 +1,10 @@
 //! Searches that an outside program scores.
 
 use std::path::Path;
-use std::process::Command;
+use std::process::{Child, Command};
 use std::time::{Duration, Instant};
+
+use serde_json::{Value, json};
 
 use crate::program::{Said, start, vlmerge, wait_until_kept};
 
@@ -123,12 +125,20 @@ fn a_program_gets_the_folder_that_a_merge_writes() {
         assert!(said.stderr.contains(part), "{}", said.stderr);
     }
     let left = std::fs::read_dir(folder.path().join("out.json.unfinished")).expect("a journal");
-    let names: Vec<_> = left.flatten().map(|entry| entry.file_name()).collect();
-    assert_eq!(names, ["lock"]);
+    let names = left.flatten().map(|entry| entry.file_name());
+    let mut names: Vec<_> = names
+        .map(|name| name.to_string_lossy().into_owned())
+        .collect();
+    names.sort();
+    // The failure, by a hash of its recipe, and no folder of the trial.
+    assert!(
+        matches!(&names[..], [failed, lock] if failed.ends_with(".json") && lock == "lock"),
+        "{names:?}"
+    );
 }
 
 #[test]
-fn what_is_no_number_ends_the_search() {
+fn what_is_no_number_is_a_failure() {
     for (line, flags, expected) in [
         (
             "echo '{\"a\": NaN}'",
@@ -158,7 +168,106 @@ fn what_is_no_number_ends_the_search() {
         let said = search(folder.path(), "sh 'SCRIPT' {model}", &flags);
         assert_eq!(said.code, Some(1), "{line}: {}", said.stderr);
         assert!(said.stderr.contains(expected), "{line}: {}", said.stderr);
+        assert!(said.stderr.contains("all 1 failed"), "{}", said.stderr);
     }
+}
+
+#[test]
+fn a_trial_that_fails_is_named_and_the_search_goes_on() {
+    let script = format!(
+        "{HILL}if [ $ratio = 0.5 ]; then seq 100 >&2; echo out of memory >&2; exit 3; fi; echo $value\n"
+    );
+    for jobs in ["1", "2"] {
+        let folder = folder(&script);
+        let flags = ["--grid", "5", "--jobs", jobs, "--json"];
+        let said = search(folder.path(), "sh 'SCRIPT' {model}", &flags);
+        assert_eq!(said.code, Some(0), "{}", said.stderr);
+        let found = said.json();
+        assert_eq!(
+            (&found["trials"], &found["best"]["worth"]),
+            (&json!(5), &json!(0.9975))
+        );
+        let failed = found["failed"].as_array().expect("a list");
+        assert_eq!(failed.len(), 1, "{found}");
+        assert_eq!(failed[0]["trial"], 3);
+        assert_eq!(failed[0]["values"], json!({ "parameters.ratio": 0.5 }));
+        assert_eq!(failed[0]["reason"], "sh ended with exit code 3");
+        let lines = failed[0]["stderr"].as_array().expect("lines");
+        assert_eq!(lines.len(), 12);
+        assert_eq!(
+            (&lines[0], &lines[11]),
+            (&json!("90"), &json!("out of memory"))
+        );
+        assert!(
+            said.stderr
+                .contains("   3  failed  parameters.ratio 0.5: sh ended"),
+            "{}",
+            said.stderr
+        );
+        let report = std::fs::read_to_string(folder.path().join("out.json")).expect("a report");
+        let report: Value = serde_json::from_str(&report).expect("JSON");
+        assert_eq!(report["results"].as_array().expect("results").len(), 4);
+        assert_eq!(report["failed"][0]["stderr"][11], "out of memory");
+        assert_eq!(report["failed"][0]["point"]["value"], 3.0);
+        let out = folder.path().join("out.json").display().to_string();
+        let said = vlmerge(&["report", &out]);
+        assert_eq!(said.code, Some(0), "{}", said.stderr);
+        let remark = "these trials failed and stand in no table: parameters.ratio 0.5.";
+        assert!(said.stdout.contains(remark), "{}", said.stdout);
+    }
+}
+
+#[test]
+fn failures_in_a_row_end_the_search_and_are_tried_again_or_skipped_as_asked() {
+    let script = format!(
+        "{HILL}if [ -e \"$(dirname \"$0\")/broken\" ]; then echo broken >&2; exit 1; fi; echo $value\n"
+    );
+    for (flag, n_failed, n_more) in [(&["--skip-failed"][..], 2, 3), (&[], 0, 5)] {
+        let folder = folder(&script);
+        std::fs::write(folder.path().join("broken"), "").expect("written");
+        let command = "sh 'SCRIPT' {model}";
+        let usual = ["--grid", "5", "--stop-after-failures", "2"];
+        let said = search(folder.path(), command, &usual);
+        assert_eq!(said.code, Some(1), "{}", said.stderr);
+        for part in ["2 trials failed one after the other", "stderr:\nbroken"] {
+            assert!(said.stderr.contains(part), "{}", said.stderr);
+        }
+        assert_eq!(n_runs(folder.path()), 2);
+        std::fs::remove_file(folder.path().join("broken")).expect("removed");
+        let flags = [&usual[..], &["--json"], flag].concat();
+        let said = search(folder.path(), command, &flags);
+        assert_eq!(said.code, Some(0), "{}", said.stderr);
+        let found = said.json();
+        assert_eq!(found["trials"], 5);
+        assert_eq!(found["failed"].as_array().expect("a list").len(), n_failed);
+        assert_eq!(n_runs(folder.path()), 2 + n_more);
+    }
+}
+
+#[test]
+fn a_search_whose_trials_all_fail_fails() {
+    let folder = folder("exit 4");
+    let said = search(
+        folder.path(),
+        "sh 'SCRIPT' {model}",
+        &["--grid", "2", "--json"],
+    );
+    assert_eq!(said.code, Some(1), "{}", said.stderr);
+    let found = said.json();
+    assert_eq!(found["best"], Value::Null);
+    assert_eq!(found["failed"].as_array().expect("a list").len(), 2);
+    assert!(said.stderr.contains("all 2 failed"), "{}", said.stderr);
+    assert!(!folder.path().join("out.json").exists());
+    // It goes on, so a report is not refused as one of another search.
+    let said = search(folder.path(), "no-such-program {model}", &["--grid", "2"]);
+    assert_eq!(said.code, Some(1), "{}", said.stderr);
+    assert!(
+        said.stderr
+            .contains("cannot start no-such-program: No such file"),
+        "{}",
+        said.stderr
+    );
+    assert!(!said.stderr.contains("failed one after"), "{}", said.stderr);
 }
 
 #[test]
@@ -212,25 +321,93 @@ fn a_search_that_is_killed_scores_no_trial_twice() {
     assert!(after == n || after == n + 1, "{before} {after} {n}");
 }
 
-#[test]
-fn a_signal_ends_the_program_too() {
-    let folder = folder("echo $$ > \"$(dirname \"$0\")/pid\"; sleep 60\n");
-    let mut child = start(&arguments(folder.path(), "sh 'SCRIPT' {model}", &[]));
-    let pid = folder.path().join("pid");
+/// A program that works for minutes, with a child, and one that left its session.
+const LONG: &str = "\
+cd \"$(dirname \"$0\")\"
+sleep 300 & echo $! > child
+setsid sleep 300 & echo $! > apart
+echo $$ > own; mv own pid
+wait
+";
+
+fn kill(what: &str, of: &str) -> bool {
+    let sent = Command::new("kill").args([what, of.trim()]).output();
+    sent.expect("kill runs").status.success()
+}
+
+/// Starts a search whose program works for minutes; and the processes of the program.
+fn at_work(folder: &Path) -> (Child, Vec<String>) {
+    let child = start(&arguments(folder, "sh 'SCRIPT' {model}", &[]));
     let begun = Instant::now();
-    while !pid.exists() && begun.elapsed() < Duration::from_secs(30) {
+    while !folder.join("pid").exists() && begun.elapsed() < Duration::from_secs(30) {
         std::thread::sleep(Duration::from_millis(20));
     }
-    std::thread::sleep(Duration::from_millis(50));
-    let kill = |what: &str, of: &str| {
-        let sent = Command::new("kill").args([what, of.trim()]).output();
-        sent.expect("kill runs").status.success()
-    };
-    let program = std::fs::read_to_string(&pid).expect("it runs");
-    assert!(kill("-0", &program));
-    assert!(kill("-TERM", &child.id().to_string()));
-    let status = child.wait().expect("it ends");
-    assert!(!status.success());
-    assert!(!kill("-0", &program));
-    assert!(begun.elapsed() < Duration::from_secs(50));
+    let processes = ["pid", "child", "apart"]
+        .map(|name| std::fs::read_to_string(folder.join(name)).expect("it runs"))
+        .to_vec();
+    assert!(processes.iter().all(|process| kill("-0", process)));
+    (child, processes)
+}
+
+#[test]
+fn a_signal_ends_the_program_with_all_that_it_started() {
+    for signal in ["-TERM", "-INT"] {
+        let folder = folder(LONG);
+        let (mut child, processes) = at_work(folder.path());
+        assert!(kill(signal, &child.id().to_string()));
+        let status = child.wait().expect("it ends");
+        assert!(!status.success());
+        for process in processes {
+            assert!(!kill("-0", &process), "{signal}");
+        }
+    }
+}
+
+#[test]
+fn a_search_that_is_killed_leaves_no_program() {
+    let folder = folder(LONG);
+    let (mut child, processes) = at_work(folder.path());
+    child.kill().expect("killed");
+    child.wait().expect("ended");
+    let begun = Instant::now();
+    for process in processes {
+        while kill("-0", &process) {
+            assert!(begun.elapsed() < Duration::from_secs(20), "{process}");
+            std::thread::sleep(Duration::from_millis(20));
+        }
+    }
+}
+
+#[test]
+fn a_program_that_takes_too_long_is_ended_with_what_it_started() {
+    let folder = folder(LONG);
+    let flags = ["--grid", "1", "--score-timeout", "1"];
+    let said = search(folder.path(), "sh 'SCRIPT' {model}", &flags);
+    assert_eq!(said.code, Some(1), "{}", said.stderr);
+    assert!(
+        said.stderr
+            .contains("sh took longer than 1 s, and was ended"),
+        "{}",
+        said.stderr
+    );
+    for name in ["pid", "child", "apart"] {
+        let process = std::fs::read_to_string(folder.path().join(name)).expect("it ran");
+        assert!(!kill("-0", &process), "{name}");
+    }
+}
+
+#[test]
+fn a_number_counts_though_a_process_that_is_left_holds_the_output() {
+    let folder = folder("echo 0.5; sleep 6 & exit 0");
+    let said = search(folder.path(), "sh 'SCRIPT' {model}", &["--grid", "1"]);
+    assert_eq!(said.code, Some(0), "{}", said.stderr);
+    assert!(said.stdout.contains("best of 1: 0.5000"), "{}", said.stdout);
+}
+
+#[test]
+fn the_verb_that_watches_is_none_for_people() {
+    let said = vlmerge(&["watch", "--", "true"]);
+    assert_eq!(said.code, Some(2), "{}", said.stderr);
+    assert!(said.stderr.contains("of no use by hand"), "{}", said.stderr);
+    assert!(!vlmerge(&["--help"]).stdout.contains("watch"));
 }

@@ -38,3 +38,4 @@ pub mod sweep;
 pub mod synth;
 pub mod task;
 pub mod verify;
+pub mod watch;

@@ -201,6 +201,7 @@ fn joined(inputs: Vec<Input>) -> Result<Report> {
         };
         let first = whole.results.len();
         whole.results.extend(report.results);
+        whole.failed.extend(report.failed);
         whole
             .comparisons
             .extend(report.comparisons.into_iter().map(|mut comparison| {

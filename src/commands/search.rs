@@ -4,11 +4,10 @@ use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
-use anyhow::{Context, Result};
-use evaluate::measure::Finished;
-use evaluate::reports::SweepPoint;
-use merge::MergeRecipe;
-use serde_json::json;
+use anyhow::{Context, Result, bail};
+use evaluate::measure::{Finished, Journal};
+use evaluate::reports::{FailedPoint, SweepPoint};
+use serde_json::{Value, json};
 use train::collective::Alone;
 
 use crate::args::data::DataArgs;
@@ -17,7 +16,9 @@ use crate::args::number::parse_positive;
 use crate::args::results::ResultArgs;
 use crate::measuring::{Point, Study};
 use crate::output::{Output, UsageError};
-use crate::search::{ScoreArgs, Scorer, Space, cma_es, grid};
+use crate::search::{
+    Candidate, FAILED, FailureArgs, Failures, Outcome, ScoreArgs, Scorer, Space, cma_es, grid,
+};
 use crate::target::Target;
 
 const EXAMPLES: &str = "\
@@ -31,6 +32,7 @@ Examples:
       'lm_eval --model hf --model_args pretrained={model} --tasks arc_easy --output_path {out}'
   vlmerge search recipe.yaml --out search.json --jobs 2 --minimize --score-key loss --score \\
       'env CUDA_VISIBLE_DEVICES={job} python loss.py {model}'
+  vlmerge search recipe.yaml --out search.json --stop-after-failures 1 --score 'sh score.sh {model}'
   vlmerge report search.json --out search.html          (the history of the search)
 
 In the recipe, write { search: [LOW, HIGH] } in the place of each number to search. Each trial is
@@ -41,8 +43,13 @@ again with the same flags, and it goes on.
 With --score each trial is merged to a folder, as `vlmerge merge --out FOLDER/` does, and a program
 scores it. The program writes JSON: to stdout, of which all or the last line is read, or to {out},
 a file, or a folder with one file of results in it. --score-key names the number. The folder is
-removed when the program has ended. A program that fails, takes too long or writes NaN ends the
-search, and what was scored before is kept.";
+removed when the program has ended. When the search ends, in whatever way, so does the program with
+all that it started.
+
+A trial has failed if its merge or its measurement fails, or if the program fails, takes too long or
+writes NaN. It is kept with the reason and the program's last lines on stderr, and the search goes
+on; --stop-after-failures failures in a row end it. A search that is started again tries failed
+trials again, or takes them as they are with --skip-failed.";
 
 /// Flags of `vlmerge search`.
 #[derive(Debug, clap::Args)]
@@ -69,6 +76,8 @@ pub struct Args {
     #[command(flatten)]
     score: ScoreArgs,
     #[command(flatten)]
+    failures: FailureArgs,
+    #[command(flatten)]
     data: Option<DataArgs>,
     #[command(flatten)]
     model: ModelArgs,
@@ -79,9 +88,9 @@ pub struct Args {
 /// A point that was tried.
 struct Trial {
     values: Vec<f64>,
-    worth: f64,
-    /// The place of its result.
-    at: usize,
+    /// None if it failed.
+    worth: Option<f64>,
+    outcome: Outcome,
 }
 
 /// What gives trials their numbers.
@@ -119,6 +128,14 @@ impl<'a> Judge<'a> {
         Ok(Self::Task(Box::new(study)))
     }
 
+    /// Everything that a failure may come from but the recipe, as far as it is known.
+    fn identity(&self) -> Value {
+        match self {
+            Self::Task(_) => Value::Null,
+            Self::Outside(scorer) => scorer.identity().clone(),
+        }
+    }
+
     /// The number by which trials are compared: the greatest is the best.
     fn worth(&self, finished: &Finished) -> Option<f64> {
         match self {
@@ -127,31 +144,36 @@ impl<'a> Judge<'a> {
         }
     }
 
-    /// The results of points, in their order; `said` hears of the number of each one that is finished.
+    /// The outcomes of candidates, in their order; `said` hears of the number of each one, or of its failure.
     fn finish(
         &self,
-        points: &[(Point, MergeRecipe)],
-        said: &(dyn Fn(usize, f64) + Sync),
-    ) -> Result<Vec<Finished>> {
+        candidates: &[Candidate],
+        failures: &Failures<'_>,
+        said: &(dyn Fn(usize, Result<f64, &FailedPoint>) + Sync),
+    ) -> Result<Vec<Outcome>> {
         match self {
             Self::Task(study) => {
-                let finish = |(index, (point, _)): (usize, &(Point, _))| {
-                    let measured = study.finish(point)?;
-                    if let Some(worth) = study.worth(&measured) {
-                        said(index, worth);
+                let finish = |(index, candidate): (usize, &Candidate)| {
+                    let outcome = failures.tried(candidate, || study.finish(&candidate.point))?;
+                    match &outcome {
+                        Ok(finished) => study
+                            .worth(finished)
+                            .into_iter()
+                            .for_each(|worth| said(index, Ok(worth))),
+                        Err(failed) => said(index, Err(failed)),
                     }
-                    Ok(measured)
+                    Ok(outcome)
                 };
-                points.iter().enumerate().map(finish).collect()
+                candidates.iter().enumerate().map(finish).collect()
             }
-            Self::Outside(scorer) => scorer.finish(points, said),
+            Self::Outside(scorer) => scorer.finish(candidates, failures, said),
         }
     }
 
-    fn close(&self, finished: &[Finished]) -> Result<()> {
+    fn close(&self, finished: &[Finished], failed: &[FailedPoint]) -> Result<()> {
         match self {
-            Self::Task(study) => study.close(finished),
-            Self::Outside(scorer) => scorer.close(finished),
+            Self::Task(study) => study.close(finished, failed),
+            Self::Outside(scorer) => scorer.close(finished, failed),
         }
     }
 }
@@ -168,9 +190,14 @@ pub fn run(args: Args, output: &Output) -> Result<ExitCode> {
     let best_path = out.with_extension("best.yaml");
     merge::io::check_file_target(&best_path, true)?;
     let judge = Judge::open(&args, out, output)?;
+    let failures = Failures::new(
+        Journal::beside(out),
+        args.failures,
+        judge.identity(),
+        output,
+    );
     // A number is shown as it was measured, though the least may be the best.
     let sign = if args.score.minimize { -1.0 } else { 1.0 };
-    let mut finished: Vec<Finished> = Vec::new();
     let mut trials: Vec<Trial> = Vec::new();
     let try_points = |units: &[Vec<f64>]| {
         let all: Vec<Vec<f64>> = units.iter().map(|unit| space.values(unit)).collect();
@@ -182,38 +209,46 @@ pub fn run(args: Args, output: &Output) -> Result<ExitCode> {
             }
         }
         let n_before = trials.len();
-        let point = |(index, values): (usize, &&Vec<f64>)| {
-            let (recipe, _) = space.at(values)?;
+        let candidate = |(index, values): (usize, &&Vec<f64>)| {
+            let (recipe, text) = space.at(values)?;
             let at = Some(SweepPoint {
                 parameter: "trial".to_owned(),
                 value: (n_before + index + 1) as f64,
                 is_best: false,
             });
             let target = Target::Merge(space.name(values), Box::new(recipe.clone()));
-            Ok((Point { target, at }, recipe))
+            Ok(Candidate {
+                point: Point { target, at },
+                recipe,
+                text,
+            })
         };
-        let points = fresh.iter().enumerate().map(point);
-        let points = points.collect::<Result<Vec<_>>>()?;
-        let measured = judge.finish(&points, &|index, worth| {
+        let candidates = fresh.iter().enumerate().map(candidate);
+        let candidates = candidates.collect::<Result<Vec<_>>>()?;
+        let outcomes = judge.finish(&candidates, &failures, &|index, outcome| {
             let (number, name) = (n_before + index + 1, space.name(fresh[index]));
-            output.note(format!("{number:>4}  {:.4}  {name}", sign * worth));
+            output.note(match outcome {
+                Ok(worth) => format!("{number:>4}  {:.4}  {name}", sign * worth),
+                Err(failed) => format!("{number:>4}  failed  {}", why(failed)),
+            });
         })?;
-        for (values, measured) in fresh.into_iter().zip(measured) {
-            let worth = judge.worth(&measured).with_context(|| {
-                format!("{}: nothing to choose by in this split", space.name(values))
-            })?;
+        for (values, outcome) in fresh.into_iter().zip(outcomes) {
+            let worth = match &outcome {
+                Ok(finished) => Some(judge.worth(finished).with_context(|| {
+                    format!("{}: nothing to choose by in this split", space.name(values))
+                })?),
+                Err(_) => None,
+            };
             trials.push(Trial {
                 values: values.clone(),
                 worth,
-                at: finished.len(),
+                outcome,
             });
-            finished.push(measured);
         }
         let worth = |values: &Vec<f64>| {
             let known = trials.iter().find(|trial| trial.values == *values);
-            known
-                .map(|trial| trial.worth)
-                .context("a point was not tried")
+            let known = known.context("a point was not tried")?;
+            Ok(known.worth.unwrap_or(FAILED))
         };
         all.iter().map(worth).collect()
     };
@@ -221,43 +256,102 @@ pub fn run(args: Args, output: &Output) -> Result<ExitCode> {
         Some(n_values) => grid(space.axes.len(), n_values, try_points)?,
         None => cma_es(space.axes.len(), args.trials, args.search_seed, try_points)?,
     }
-    let best = trials
-        .iter()
-        .reduce(|best, next| if next.worth > best.worth { next } else { best });
-    let best = best.context("no point was tried")?;
+    let scored = trials.iter().filter(|trial| trial.worth.is_some());
+    let best = scored.reduce(|best, next| if next.worth > best.worth { next } else { best });
+    let summary = Summary {
+        space: &space,
+        trials: &trials,
+        best: best.map(|best| (best, sign * best.worth.unwrap_or_default())),
+        recipe: &best_path,
+    };
+    let Some(best) = best else {
+        summary.print(output)?;
+        bail!(
+            "no trial has a result: all {} failed; the same command tries them again",
+            trials.len()
+        );
+    };
     let (_, text) = space.at(&best.values)?;
     merge::io::write_file(&best_path, text.as_bytes(), true)?;
-    judge.close(&finished)?;
-    let best = Trial {
-        values: best.values.clone(),
-        worth: sign * best.worth,
-        at: best.at,
-    };
-    said(&space, &best, trials.len(), &best_path, &finished, output)?;
+    let finished = trials
+        .iter()
+        .filter_map(|trial| trial.outcome.as_ref().ok());
+    judge.close(&finished.cloned().collect::<Vec<_>>(), &summary.failed())?;
+    summary.print(output)?;
     Ok(ExitCode::SUCCESS)
 }
 
-fn said(
-    space: &Space,
-    best: &Trial,
-    n_trials: usize,
-    path: &Path,
-    finished: &[Finished],
-    output: &Output,
-) -> Result<()> {
-    if output.json {
-        let axes = space.axes.iter().map(|axis| axis.name.as_str());
-        let values: BTreeMap<&str, f64> = axes.zip(best.values.iter().copied()).collect();
-        return output.json(&json!({
-            "trials": n_trials,
-            "best": { "values": values, "worth": best.worth, "recipe": path },
-            "result": finished[best.at].result.name,
-        }));
+/// What a search found.
+struct Summary<'a> {
+    space: &'a Space,
+    trials: &'a [Trial],
+    /// The best trial and its number as it was measured.
+    best: Option<(&'a Trial, f64)>,
+    /// The file of the best recipe.
+    recipe: &'a Path,
+}
+
+impl Summary<'_> {
+    fn failed(&self) -> Vec<FailedPoint> {
+        let failed = self.trials.iter();
+        let failed = failed.filter_map(|trial| trial.outcome.as_ref().err());
+        failed.cloned().collect()
     }
-    output.line(format!(
-        "best of {n_trials}: {:.4} at {}",
-        best.worth,
-        space.name(&best.values)
-    ))?;
-    output.line(path.display().to_string())
+
+    fn values(&self, trial: &Trial) -> BTreeMap<&str, f64> {
+        let axes = self.space.axes.iter().map(|axis| axis.name.as_str());
+        axes.zip(trial.values.iter().copied()).collect()
+    }
+
+    fn json(&self) -> Value {
+        let failed = self.trials.iter().enumerate();
+        let failed = failed.filter_map(|(index, trial)| {
+            let failed = trial.outcome.as_ref().err()?;
+            Some(json!({
+                "trial": index + 1,
+                "values": self.values(trial),
+                "reason": failed.reason,
+                "stderr": failed.stderr,
+            }))
+        });
+        let best = self.best.map(|(best, worth)| {
+            json!({ "values": self.values(best), "worth": worth, "recipe": self.recipe })
+        });
+        json!({
+            "trials": self.trials.len(),
+            "failed": failed.collect::<Vec<_>>(),
+            "best": best,
+            "result": self.best.map(|(best, _)| self.space.name(&best.values)),
+        })
+    }
+
+    fn print(&self, output: &Output) -> Result<()> {
+        if output.json {
+            return output.json(&self.json());
+        }
+        let failed = self.failed();
+        if !failed.is_empty() {
+            let n = self.trials.len();
+            output.line(format!("{} of {n} trials failed:", failed.len()))?;
+            for failed in &failed {
+                output.line(format!("  {}", why(failed)))?;
+            }
+        }
+        let Some((best, worth)) = self.best else {
+            return Ok(());
+        };
+        output.line(format!(
+            "best of {}: {worth:.4} at {}",
+            self.trials.len(),
+            self.space.name(&best.values)
+        ))?;
+        output.line(self.recipe.display().to_string())
+    }
+}
+
+/// A failed trial in a line: its name, the reason, and what its program wrote last.
+fn why(failed: &FailedPoint) -> String {
+    let last = failed.stderr.last();
+    let last = last.map_or_else(String::new, |line| format!(" ({})", line.trim()));
+    format!("{}: {}{last}", failed.name, failed.reason)
 }

@@ -114,7 +114,7 @@ pub fn run(args: Args, output: &Output) -> Result<ExitCode> {
     }
     let recipe = average(&soup.of).to_yaml()?;
     merge::io::write_file(&recipe_path, recipe.as_bytes(), true)?;
-    study.close(&finished)?;
+    study.close(&finished, &[])?;
     said(&soup, &args.checkpoints, &recipe_path, &finished, output)?;
     Ok(ExitCode::SUCCESS)
 }

@@ -3,20 +3,19 @@
 use std::ffi::OsString;
 use std::io::Read;
 use std::path::Path;
-use std::process::{Child, Command, ExitStatus, Stdio};
+use std::process::ExitStatus;
 use std::sync::mpsc::{Receiver, channel};
+use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
-use anyhow::{Context, Result, bail};
+use anyhow::Result;
 use merge::Progress;
 
+use super::watched::{Ending, Watched};
 use crate::output::UsageError;
 
 /// The pause between two looks at the program.
 const PAUSE: Duration = Duration::from_millis(20);
-
-/// Time that a program has to end by itself after it was asked to.
-const GRACE: Duration = Duration::from_secs(5);
 
 /// Time that is waited for the rest of an output when the program has ended: a process that it left behind may hold its
 /// output open.
@@ -35,6 +34,48 @@ const STDERR_LINES: usize = 12;
 const MODEL: &str = "{model}";
 const OUT: &str = "{out}";
 const JOB: &str = "{job}";
+
+/// A program cannot be started, so no trial can be scored.
+#[derive(Debug, thiserror::Error)]
+#[error("--score: cannot start {program}: {why}")]
+pub struct NotStarted {
+    program: String,
+    why: String,
+}
+
+/// A program failed on a model.
+#[derive(Debug, thiserror::Error)]
+#[error("{how}{}", after(stderr))]
+pub struct ProgramFault {
+    /// The program and its end, as a clause.
+    pub how: String,
+    /// The last lines that it wrote to stderr.
+    pub stderr: Vec<String>,
+}
+
+impl ProgramFault {
+    /// A fault of a program with the last lines of its stderr.
+    pub fn new(how: String, stderr: Vec<String>) -> Self {
+        Self { how, stderr }
+    }
+}
+
+/// The end of a message about a program.
+fn after(stderr: &[String]) -> String {
+    match stderr.is_empty() {
+        true => "; it wrote nothing to stderr".to_owned(),
+        false => format!("; its last lines on stderr:\n{}", stderr.join("\n")),
+    }
+}
+
+/// What a program wrote that succeeded.
+#[derive(Debug)]
+pub struct Ran {
+    /// The end of its stdout.
+    pub stdout: String,
+    /// The last lines of its stderr.
+    pub stderr: Vec<String>,
+}
 
 /// What stands in the places of a command.
 #[derive(Clone, Copy, Debug)]
@@ -107,56 +148,54 @@ impl CommandLine {
         self.words.iter().map(fill).collect()
     }
 
-    /// Runs the command to its end and returns the end of its stdout. A program that takes longer than `limit`, or is at
-    /// work when the user stops the search, is ended with everything that it started.
+    /// Runs the command to its end under a watcher, which is a process of the program at `own`. A program that takes longer
+    /// than `limit`, or is at work when the user stops the search, is ended with everything that it started.
     pub fn run(
         &self,
+        own: &Path,
         places: Places<'_>,
         limit: Option<Duration>,
         progress: &dyn Progress,
-    ) -> Result<String> {
+    ) -> Result<Ran> {
         let words = self.filled(places);
-        let mut command = Command::new(&words[0]);
-        command
-            .args(&words[1..])
-            .stdin(Stdio::null())
-            .stdout(Stdio::piped())
-            .stderr(Stdio::piped());
-        // A group of its own, so that processes of the program can be ended with it.
-        std::os::unix::process::CommandExt::process_group(&mut command, 0);
-        let program = || words[0].display();
-        let mut child = command
-            .spawn()
-            .with_context(|| format!("--score: cannot start {}", program()))?;
-        let stdout = end_of(child.stdout.take(), STDOUT_BYTES);
-        let stderr = end_of(child.stderr.take(), STDERR_BYTES);
+        let program = words[0].display().to_string();
+        let mut watched = Watched::start(own, &words)?;
+        let (stdout, stderr) = watched.outputs();
+        let stdout = Tail::of(stdout, STDOUT_BYTES);
+        let stderr = Tail::of(stderr, STDERR_BYTES);
         let begun = Instant::now();
+        let fault = |how: &str| ProgramFault::new(format!("{program} {how}"), last_lines(&stderr));
         let status = loop {
-            let waited = child.try_wait();
-            let why = match waited {
-                Ok(Some(status)) => break status,
-                Ok(None) if progress.is_cancelled() => {
-                    stop(&mut child);
+            match watched.ended()? {
+                Some(Ending::Ended(status)) => break status,
+                Some(Ending::NotStarted(why)) => {
+                    let program = program.clone();
+                    return Err(NotStarted { program, why }.into());
+                }
+                Some(Ending::Lost(status)) => {
+                    let how = format!("was ended, since its watcher ended with {}", ending(status));
+                    return Err(fault(&how).into());
+                }
+                None if progress.is_cancelled() => {
+                    watched.end();
                     return Err(merge::Error::Cancelled.into());
                 }
-                Ok(None) => match limit.filter(|&limit| begun.elapsed() > limit) {
-                    Some(limit) => format!("took longer than {} s", limit.as_secs()),
-                    None => {
-                        std::thread::sleep(PAUSE);
-                        continue;
-                    }
-                },
-                Err(error) => format!("cannot be waited for: {error}"),
-            };
-            stop(&mut child);
-            bail!("{} {why}, and was ended{}", program(), last_words(&stderr));
+                None => {}
+            }
+            if let Some(limit) = limit.filter(|&limit| begun.elapsed() > limit) {
+                watched.end();
+                let how = format!("took longer than {} s, and was ended", limit.as_secs());
+                return Err(fault(&how).into());
+            }
+            std::thread::sleep(PAUSE);
         };
         if !status.success() {
-            let how = ending(status);
-            bail!("{} ended with {how}{}", program(), last_words(&stderr));
+            return Err(fault(&format!("ended with {}", ending(status))).into());
         }
-        let rest = stdout.recv_timeout(REST).unwrap_or_default();
-        Ok(String::from_utf8_lossy(&rest).into_owned())
+        Ok(Ran {
+            stdout: stdout.text(),
+            stderr: last_lines(&stderr),
+        })
     }
 }
 
@@ -167,70 +206,67 @@ fn ending(status: ExitStatus) -> String {
     }
 }
 
-/// The last lines that a program wrote to stderr, as the end of a message.
-fn last_words(stderr: &Receiver<Vec<u8>>) -> String {
-    let bytes = stderr.recv_timeout(REST).unwrap_or_default();
-    let text = String::from_utf8_lossy(&bytes);
+/// The last lines that a program wrote to stderr.
+fn last_lines(stderr: &Tail) -> Vec<String> {
+    let text = stderr.text();
     let lines: Vec<&str> = text.lines().filter(|l| !l.trim().is_empty()).collect();
     let last = &lines[lines.len().saturating_sub(STDERR_LINES)..];
-    match last.is_empty() {
-        true => "; it wrote nothing to stderr".to_owned(),
-        false => format!("; its last lines on stderr:\n{}", last.join("\n")),
-    }
+    last.iter().map(|&line| line.to_owned()).collect()
 }
 
-/// Reads all of a stream on a thread, and sends its last bytes when it ends.
-fn end_of(stream: Option<impl Read + Send + 'static>, n_bytes: usize) -> Receiver<Vec<u8>> {
-    let (send, receive) = channel();
-    std::thread::spawn(move || {
-        let mut kept: Vec<u8> = Vec::new();
-        let mut buffer = vec![0; 1 << 16];
-        if let Some(mut stream) = stream {
-            while let Ok(n @ 1..) = stream.read(&mut buffer) {
-                kept.extend_from_slice(&buffer[..n]);
-                if kept.len() > 2 * n_bytes {
-                    kept.drain(..kept.len() - n_bytes);
+/// The last bytes of a stream, which a thread reads.
+struct Tail {
+    kept: Arc<Mutex<Vec<u8>>>,
+    n_bytes: usize,
+    ended: Receiver<()>,
+}
+
+impl Tail {
+    /// Reads all of a stream and keeps its last bytes.
+    fn of(stream: Option<impl Read + Send + 'static>, n_bytes: usize) -> Self {
+        let (end, ended) = channel();
+        let kept = Arc::new(Mutex::new(Vec::new()));
+        let tail = Self {
+            kept: Arc::clone(&kept),
+            n_bytes,
+            ended,
+        };
+        std::thread::spawn(move || {
+            let mut buffer = vec![0; 1 << 16];
+            if let Some(mut stream) = stream {
+                while let Ok(n @ 1..) = stream.read(&mut buffer) {
+                    let Ok(mut kept) = kept.lock() else { return };
+                    kept.extend_from_slice(&buffer[..n]);
+                    if kept.len() > 2 * n_bytes {
+                        let n_old = kept.len() - n_bytes;
+                        kept.drain(..n_old);
+                    }
                 }
             }
-        }
-        kept.drain(..kept.len().saturating_sub(n_bytes));
-        // Nobody may be waiting any more.
-        let _ = send.send(kept);
-    });
-    receive
-}
-
-/// Ends a program and the processes that it started: by asking, and after a while by force.
-fn stop(child: &mut Child) {
-    signal(child, false);
-    let begun = Instant::now();
-    while begun.elapsed() < GRACE {
-        if !matches!(child.try_wait(), Ok(None)) {
-            break;
-        }
-        std::thread::sleep(PAUSE);
+            // Nobody may be waiting any more.
+            let _ = end.send(());
+        });
+        tail
     }
-    // Processes of the group may be left when the first of them has ended.
-    signal(child, true);
-    let _ = child.kill();
-    let _ = child.wait();
-}
 
-/// Sends a signal to the group of a process.
-fn signal(child: &Child, is_force: bool) {
-    use rustix::process::{Pid, Signal, kill_process_group};
-    let signal = if is_force { Signal::KILL } else { Signal::TERM };
-    let group = i32::try_from(child.id()).ok().and_then(Pid::from_raw);
-    if let Some(group) = group {
-        // A group that has ended needs no signal.
-        let _ = kill_process_group(group, signal);
+    /// What was kept when the stream has ended, or [`REST`] has passed.
+    fn text(&self) -> String {
+        // A second call finds the thread gone, and does not wait.
+        let _ = self.ended.recv_timeout(REST);
+        let kept = self.kept.lock();
+        kept.map_or_else(
+            |_| String::new(),
+            |kept| {
+                let last = &kept[kept.len().saturating_sub(self.n_bytes)..];
+                String::from_utf8_lossy(last).into_owned()
+            },
+        )
     }
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::output::Output;
 
     fn places<'a>(model: &'a str, out: &'a str) -> Places<'a> {
         Places {
@@ -267,37 +303,5 @@ mod tests {
             let fault = CommandLine::parse(line).expect_err("refused").to_string();
             assert!(fault.contains(why), "{line}: {fault}");
         }
-    }
-
-    fn run(script: &str, limit: Option<u64>) -> Result<String, String> {
-        let script = shlex::try_quote(script).expect("no NUL");
-        let line = CommandLine::parse(&format!("sh -c {script} sh {{model}}"));
-        let limit = limit.map(Duration::from_millis);
-        let ran = (line.expect("words")).run(places("m", "o"), limit, &Output::silent());
-        ran.map_err(|error| format!("{error:#}"))
-    }
-
-    #[test]
-    fn stdout_is_returned_and_a_failure_tells_the_end_of_stderr() {
-        assert_eq!(run("echo noise >&2; echo $1", None), Ok("m\n".to_owned()));
-        let fault = run("seq 100 >&2; echo oops >&2; exit 3", None).expect_err("it fails");
-        assert!(fault.contains("sh ended with exit code 3"), "{fault}");
-        assert!(
-            fault.ends_with("100\noops") && !fault.contains("\n80\n"),
-            "{fault}"
-        );
-    }
-
-    #[test]
-    fn a_program_that_takes_too_long_is_ended_with_what_it_started() {
-        let folder = tempfile::tempdir().expect("a folder");
-        let mark = folder.path().join("mark");
-        let script = format!("(sleep 1; touch {}) & sleep 60", mark.display());
-        let begun = Instant::now();
-        let fault = run(&script, Some(200)).expect_err("it is ended");
-        assert!(fault.contains("took longer than"), "{fault}");
-        assert!(begun.elapsed() < Duration::from_secs(10));
-        std::thread::sleep(Duration::from_millis(1500));
-        assert!(!mark.exists());
     }
 }

@@ -10,7 +10,7 @@ use std::time::{Duration, Instant};
 use anyhow::{Context, Result, anyhow};
 use evaluate::measure::{Finished, Journal, key_of};
 use evaluate::outside::json;
-use evaluate::reports::{self, CheckpointRecord, Measurement, Report, TaskResult};
+use evaluate::reports::{self, CheckpointRecord, FailedPoint, Measurement, Report, TaskResult};
 use evaluate::{Sample, Unit};
 use merge::execute::{RunOptions, execute};
 use merge::io::{SourceFile, WriteOptions};
@@ -18,9 +18,10 @@ use merge::provenance::{HashKind, Hashes};
 use merge::{MergePlan, MergeRecipe, Progress};
 use serde_json::{Value, json};
 
-use super::command::{CommandLine, Places};
+use super::command::{CommandLine, Places, ProgramFault};
+use super::failures::{Candidate, Failures, Outcome};
 use crate::measuring::{Point, check_report, locked};
-use crate::output::{Output, UsageError};
+use crate::output::{Output, UsageError, message};
 
 /// The name of the task in reports.
 const TASK: &str = "outside";
@@ -55,7 +56,7 @@ pub struct ScoreArgs {
     /// Search for the least number instead of the greatest
     #[arg(long, requires = "score")]
     pub minimize: bool,
-    /// Seconds after which the program is ended and the search fails
+    /// Seconds after which the program is ended and the trial has failed
     #[arg(long, value_name = "SECONDS", requires = "score", value_parser = crate::args::number::parse_positive)]
     pub score_timeout: Option<usize>,
     /// Programs at once; trials of one generation, or of a grid, do not depend on each other
@@ -80,6 +81,8 @@ pub struct Scorer<'a> {
     identity: Value,
     /// A merge uses all cores by itself.
     merging: Mutex<()>,
+    /// This program, which watches over the other one.
+    own: PathBuf,
     output: &'a Output,
 }
 
@@ -125,8 +128,14 @@ impl<'a> Scorer<'a> {
             hashes,
             identity,
             merging: Mutex::new(()),
+            own: std::env::current_exe().context("cannot find this program")?,
             output,
         })
+    }
+
+    /// Everything that a number depends on but the weights.
+    pub fn identity(&self) -> &Value {
+        &self.identity
     }
 
     /// The number by which trials are compared: the greatest is the best.
@@ -135,39 +144,44 @@ impl<'a> Scorer<'a> {
         Some(if self.args.minimize { -value } else { value })
     }
 
-    /// Scores all points, several at once if the user wants that, in their order. `said` hears of the number of each one
-    /// that is finished.
+    /// Scores all candidates, several at once if the user wants that, in their order. `said` hears of the number of each one, or
+    /// of its failure.
     pub fn finish(
         &self,
-        points: &[(Point, MergeRecipe)],
-        said: &(dyn Fn(usize, f64) + Sync),
-    ) -> Result<Vec<Finished>> {
+        candidates: &[Candidate],
+        failures: &Failures<'_>,
+        said: &(dyn Fn(usize, Result<f64, &FailedPoint>) + Sync),
+    ) -> Result<Vec<Outcome>> {
         let next = AtomicUsize::new(0);
         let finished = Mutex::new(BTreeMap::new());
         let work = |job: usize| -> Result<()> {
             loop {
                 let index = next.fetch_add(1, Ordering::Relaxed);
-                let Some((point, recipe)) = points.get(index) else {
+                let Some(candidate) = candidates.get(index) else {
                     return Ok(());
                 };
-                let scored = self.point(point, recipe, job);
-                let scored = scored
-                    .with_context(|| point.target.name())
-                    .inspect_err(|_| {
-                        // Points that nobody has begun are left.
-                        next.store(points.len(), Ordering::Relaxed);
-                    })?;
-                if let Some(worth) = self.worth(&scored) {
-                    said(index, worth);
+                let tried = failures.tried(candidate, || {
+                    self.point(&candidate.point, &candidate.recipe, job)
+                });
+                let outcome = tried.inspect_err(|_| {
+                    // Candidates that nobody has begun are left.
+                    next.store(candidates.len(), Ordering::Relaxed);
+                })?;
+                match &outcome {
+                    Ok(scored) => self
+                        .worth(scored)
+                        .into_iter()
+                        .for_each(|worth| said(index, Ok(worth))),
+                    Err(failed) => said(index, Err(failed)),
                 }
                 if let Ok(mut finished) = finished.lock() {
-                    finished.insert(index, scored);
+                    finished.insert(index, outcome);
                 }
             }
         };
         let work = &work;
         std::thread::scope(|scope| {
-            let jobs = 0..self.args.jobs.min(points.len());
+            let jobs = 0..self.args.jobs.min(candidates.len());
             let jobs: Vec<_> = jobs.map(|job| scope.spawn(move || work(job))).collect();
             let ended = jobs.into_iter().map(|job| {
                 let panicked = |_| Err(anyhow!("a job ended before its program"));
@@ -195,7 +209,7 @@ impl<'a> Scorer<'a> {
             "weights": { "files": found.files, "recipe": found.recipe },
             "frame": self.identity,
         }));
-        if let Some(mut kept) = self.journal.get(&key)? {
+        if let Some(mut kept) = self.journal.get::<Finished>(&key)? {
             kept.result.name = point.target.name();
             kept.result.point.clone_from(&point.at);
             for measurement in &mut kept.result.measurements {
@@ -277,26 +291,31 @@ impl<'a> Scorer<'a> {
         };
         let limit = self.args.score_timeout;
         let limit = limit.map(|seconds| Duration::from_secs(seconds as u64));
-        let stdout = self.line.run(places, limit, progress)?;
+        let ran = self.line.run(&self.own, places, limit, progress)?;
+        // What it wrote to stderr may say why there is no number.
+        self.number(&ran.stdout, &out).map_err(|error| {
+            let how = message(&error);
+            ProgramFault::new(how, ran.stderr).into()
+        })
+    }
+
+    /// The number that a program printed, or wrote to its file.
+    fn number(&self, stdout: &str, out: &Path) -> Result<f64> {
         let (value, origin) = match self.line.has_out() {
-            true => results_in(&out)?,
-            false => (said_json(&stdout)?, "the program's stdout".to_owned()),
+            true => results_in(out)?,
+            false => (said_json(stdout)?, "the program's stdout".to_owned()),
         };
         let number = json::number(&value, self.args.score_key.as_deref(), &origin);
         Ok(number.map_err(evaluate::Error::from)?)
     }
 
-    /// Writes the report of all that is finished.
-    pub fn write(&self, finished: &[Finished]) -> Result<()> {
+    /// Writes the report, after which nothing is left to go on with.
+    pub fn close(&self, finished: &[Finished], failed: &[FailedPoint]) -> Result<()> {
         let results = finished.iter().map(|finished| finished.result.clone());
         let mut report = Report::new(results.collect(), Vec::new());
+        report.failed = failed.to_vec();
         report.mark_best();
-        Ok(reports::file::write(self.out, &report)?)
-    }
-
-    /// Writes the report, after which nothing is left to go on with.
-    pub fn close(&self, finished: &[Finished]) -> Result<()> {
-        self.write(finished)?;
+        reports::file::write(self.out, &report)?;
         Ok(self.journal.remove()?)
     }
 }

@@ -11,6 +11,10 @@ const MAX_POINTS: usize = 10_000;
 /// First spread of CMA-ES around the middle of the cube.
 const SPREAD: f64 = 0.3;
 
+/// The value of a point that failed, below that of every other. CMA-ES looks at the order of values alone; the number is far
+/// enough from the largest one that sums of two are finite.
+pub const FAILED: f64 = -1e300;
+
 /// Tries `n_trials` points, or up to a generation more, by CMA-ES (Hansen: The CMA Evolution
 /// Strategy, arXiv 1604.00772) from the middle of the cube, for the greatest value. `values` gets the
 /// points of a generation at once and returns a finite value for each. The same seed and values give

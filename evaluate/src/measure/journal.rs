@@ -3,6 +3,7 @@
 
 use std::path::{Path, PathBuf};
 
+use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 use sha2::{Digest, Sha256};
 
@@ -56,11 +57,11 @@ impl Journal {
             .map_err(|source| Error::io("create", &self.folder, source))
     }
 
-    /// The result that was kept under a key.
+    /// The result, or the failure, that was kept under a key.
     ///
     /// # Errors
     /// When the file is there and cannot be read or understood.
-    pub fn get(&self, key: &str) -> Result<Option<Finished>> {
+    pub fn get<T: DeserializeOwned>(&self, key: &str) -> Result<Option<T>> {
         let path = self.file(key);
         match std::fs::read(&path) {
             Ok(bytes) => {
@@ -76,11 +77,11 @@ impl Journal {
         }
     }
 
-    /// Keeps a result under a key, in one step: it is there whole or not at all.
+    /// Keeps a result, or a failure, under a key, in one step: it is there whole or not at all.
     ///
     /// # Errors
     /// When it cannot be written.
-    pub fn put(&self, key: &str, finished: &Finished) -> Result<()> {
+    pub fn put(&self, key: &str, finished: &impl Serialize) -> Result<()> {
         let path = self.file(key);
         let text = serde_json::to_vec(finished).map_err(|source| Error::Json {
             path: path.clone(),
@@ -88,6 +89,20 @@ impl Journal {
             source,
         })?;
         Ok(merge::io::write_file(&path, &text, true)?)
+    }
+
+    /// Forgets what was kept under a key, if anything was.
+    ///
+    /// # Errors
+    /// When the system does not let it.
+    pub fn forget(&self, key: &str) -> Result<()> {
+        let path = self.file(key);
+        match std::fs::remove_file(&path) {
+            Err(source) if source.kind() != std::io::ErrorKind::NotFound => {
+                Err(Error::io("remove", &path, source))
+            }
+            _ => Ok(()),
+        }
     }
 
     /// Removes the folder: the report holds everything now.

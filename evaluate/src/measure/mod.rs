@@ -21,7 +21,7 @@ pub use sums::Unfinished;
 
 use crate::metrics::bootstrap::Bootstrap;
 use crate::ranks::{Collective, seen_by_first};
-use crate::reports::{self, CheckpointRecord, Report, SweepPoint, TaskResult};
+use crate::reports::{self, CheckpointRecord, FailedPoint, Report, SweepPoint, TaskResult};
 use crate::tasks::{FeatureCache, Outcome, Task};
 use crate::{Error, Result};
 
@@ -220,12 +220,18 @@ impl<'a> Measuring<'a> {
         }
     }
 
-    /// Writes the last report, after which nothing is left to go on with.
+    /// Writes the last report, with the points that failed, after which nothing is left to go on with.
     ///
     /// # Errors
     /// As [`write`](Self::write)'s.
-    pub fn close(&self, finished: &[Finished]) -> Result<()> {
-        self.write(finished)?;
+    pub fn close(&self, finished: &[Finished], failed: &[FailedPoint]) -> Result<()> {
+        if let Some(out) = &self.frame.out {
+            let report = Report {
+                failed: failed.to_vec(),
+                ..self.report(finished)?
+            };
+            reports::file::write(out, &report)?;
+        }
         match &self.journal {
             Some(journal) => journal.remove(),
             None => Ok(()),

@@ -55,6 +55,9 @@ pub struct Report {
     /// Results against the first of the same task, data set and split.
     #[serde(default)]
     pub comparisons: Vec<Comparison>,
+    /// Points of a search that have no result.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub failed: Vec<FailedPoint>,
 }
 
 /// The numbers of one checkpoint, or one file of predictions, on one split of a data set.
@@ -138,6 +141,21 @@ pub struct SweepPoint {
     /// Whether it is the best of its sweep by the first measurement.
     #[serde(default)]
     pub is_best: bool,
+}
+
+/// A point of a search whose merge or score failed.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+pub struct FailedPoint {
+    /// The name that its result would have.
+    pub name: String,
+    /// Its place in the search.
+    #[serde(default)]
+    pub point: Option<SweepPoint>,
+    /// The error.
+    pub reason: String,
+    /// The last lines that the scoring program wrote to stderr.
+    #[serde(default)]
+    pub stderr: Vec<String>,
 }
 
 /// The differences of one result from another on the same units of data.
@@ -255,6 +273,7 @@ impl Report {
             version: env!("CARGO_PKG_VERSION").to_owned(),
             results,
             comparisons,
+            failed: Vec::new(),
         }
     }
 }

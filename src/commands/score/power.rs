@@ -5,7 +5,7 @@ use std::process::ExitCode;
 
 use anyhow::Result;
 use evaluate::outside::power::{Aim, Spread};
-use serde_json::{Value, json};
+use serde_json::json;
 
 use super::DrawArgs;
 use super::logs::WantedArgs;
@@ -24,7 +24,8 @@ Both models answer the same examples. What decides is the share of examples on w
 and the other wrong, not how good they are: give it as --disagreement, or two runs as --logs, of
 which it is taken, with the effect of clusters. --difference is in points: 1 is 0.01 of the metric.
 Without it the answer is the smallest difference that the examples tell: those of --examples, or of
-the runs.";
+the runs. A metric of the runs that has no answer, such as one on which the models agree everywhere,
+says why, and the others are answered.";
 
 /// A question of power.
 #[derive(Debug, clap::Args)]
@@ -59,6 +60,37 @@ struct Known {
     n: Option<usize>,
 }
 
+/// The answer to a question: a number of examples, a difference in points.
+struct Answer {
+    examples: Option<f64>,
+    difference: Option<f64>,
+}
+
+impl Known {
+    /// The examples that tell the difference that was asked for, or else the difference that the examples tell.
+    fn answer(&self, difference: Option<f64>, usual: Aim) -> evaluate::Result<Answer> {
+        let aim = Aim {
+            design_effect: self.design_effect,
+            ..usual
+        };
+        let n = self.n.map(|n| n as f64);
+        Ok(match (difference, n) {
+            (Some(points), _) => Answer {
+                examples: Some(aim.examples(points / 100.0, self.spread)?),
+                difference,
+            },
+            (None, Some(n)) => Answer {
+                examples: Some(n),
+                difference: aim.difference(n, self.spread)?.map(|told| 100.0 * told),
+            },
+            (None, None) => Answer {
+                examples: None,
+                difference: None,
+            },
+        })
+    }
+}
+
 /// Runs the subcommand.
 pub fn run(args: &PowerArgs, output: &Output) -> Result<ExitCode> {
     let known = known(args, output)?;
@@ -69,48 +101,51 @@ pub fn run(args: &PowerArgs, output: &Output) -> Result<ExitCode> {
             .map(|name| (name.to_owned(), Align::Left))
             .into(),
     );
+    let (mut n_answers, mut first) = (0, None);
     for of in known {
-        let aim = Aim {
-            design_effect: of.design_effect,
-            ..usual
-        };
-        let needed = args
-            .difference
-            .map(|points| aim.examples(points / 100.0, of.spread));
-        let needed = needed.transpose().map_err(evaluate::Error::from)?;
-        let told = match (args.difference, of.n) {
-            (None, Some(n)) => Some(aim.difference(n as f64, of.spread)),
-            _ => None,
-        };
-        let told = told.transpose().map_err(evaluate::Error::from)?;
-        let (examples, difference) = match (needed, told) {
-            (Some(n), _) => (Some(n), args.difference),
-            (None, told) => (
-                of.n.map(|n| n as f64),
-                told.flatten().map(|difference| 100.0 * difference),
-            ),
+        let answer = of.answer(args.difference, usual);
+        let (examples, difference, fault) = match answer {
+            Ok(answer) => {
+                n_answers += 1;
+                (answer.examples, answer.difference, None)
+            }
+            Err(fault) => {
+                let said = fault.to_string();
+                if !of.name.is_empty() {
+                    output.note(format!("note: {}: {said}", of.name));
+                }
+                first.get_or_insert(fault);
+                (None, None, Some(said))
+            }
         };
         let differ = match of.spread {
             Spread::Disagreement(share) => format!("{:.2}%", 100.0 * share),
             Spread::Deviation(sigma) => format!("deviation {sigma:.4}"),
+        };
+        let told = match (&fault, difference) {
+            (Some(_), _) => "no answer".to_owned(),
+            (None, None) => "none can be told".to_owned(),
+            (None, Some(points)) => format!("{points:.2} points"),
         };
         table.row(vec![
             of.name.clone(),
             differ,
             format!("{:.2}", of.design_effect),
             examples.map_or_else(|| "-".to_owned(), |n| format!("{n}")),
-            difference.map_or_else(
-                || "none can be told".to_owned(),
-                |points| format!("{points:.2} points"),
-            ),
+            told,
         ]);
         rows.push(json!({
             "name": of.name,
             "spread": of.spread,
             "design_effect": of.design_effect,
             "examples": examples.map(|n| n as u64),
-            "difference": difference.map_or(Value::Null, Value::from),
+            "difference": difference,
+            "fault": fault,
         }));
+    }
+    // A question without any answer is an error, whatever it was asked of.
+    if let (0, Some(fault)) = (n_answers, first) {
+        return Err(fault.into());
     }
     if output.json {
         output.json(&json!({ "alpha": args.alpha, "power": args.power, "answers": rows }))?;

@@ -50,10 +50,7 @@ fn named(name: &str) -> Option<Named> {
     let stem = name.strip_suffix(".jsonl")?;
     if let Some(rest) = stem.strip_prefix("samples_") {
         let (task, stamp) = rest.rsplit_once('_')?;
-        let is_time = stamp.len() >= 10
-            && stamp.starts_with(|c: char| c.is_ascii_digit())
-            && stamp.contains('T');
-        return (is_time && !task.is_empty()).then(|| Named {
+        return (is_time(stamp) && !task.is_empty()).then(|| Named {
             task: task.to_owned(),
             stamp: stamp.to_owned(),
             results: format!("results_{stamp}.json"),
@@ -68,11 +65,43 @@ fn named(name: &str) -> Option<Named> {
     })
 }
 
-/// The time of a run in the name of its results.
+/// Whether a part of a name is a time as lm-evaluation-harness writes it.
+fn is_time(stamp: &str) -> bool {
+    stamp.len() >= 10 && stamp.starts_with(|c: char| c.is_ascii_digit()) && stamp.contains('T')
+}
+
+/// The time of a run in the name of its results. With `--output_path NAME.json` lm-evaluation-harness calls them `NAME_TIME.json`.
 fn stamp_of_results(name: &str) -> Option<&str> {
     let stem = name.strip_suffix(".json")?;
     let of_harness = stem.strip_prefix("results_");
-    of_harness.or_else(|| stem.strip_suffix("_results"))
+    let of_harness = of_harness.or_else(|| stem.strip_suffix("_results"));
+    of_harness.or_else(|| {
+        let (_, stamp) = stem.rsplit_once('_')?;
+        is_time(stamp).then_some(stamp)
+    })
+}
+
+/// The results of the run that wrote a file of answers, beside it: under the usual name, or as the only file of JSON that has
+/// the time of the run in its name.
+fn results_beside(path: &Path, usual: &str) -> Option<PathBuf> {
+    let expected = path.with_file_name(usual);
+    if expected.is_file() {
+        return Some(expected);
+    }
+    let stamp = stamp_of_results(usual)?;
+    let folder = path.parent()?;
+    let folder = if folder == Path::new("") {
+        Path::new(".")
+    } else {
+        folder
+    };
+    let mut others = std::fs::read_dir(folder).ok()?.take(MAX_FILES).flatten();
+    let is_other = |entry: &std::fs::DirEntry| {
+        let is_file = entry.file_type().is_ok_and(|kind| kind.is_file());
+        is_file && stamp_of_results(&entry.file_name().to_string_lossy()) == Some(stamp)
+    };
+    let found = others.by_ref().find(is_other)?;
+    others.all(|entry| !is_other(&entry)).then(|| found.path())
 }
 
 /// The files of answers of a run, and notes on files that were left out.
@@ -109,14 +138,13 @@ pub fn find(path: &Path) -> Result<(Vec<Found>, Vec<String>)> {
         }
     };
     let named = named(&name);
-    let results = named
-        .as_ref()
-        .map(|named| path.with_file_name(&named.results));
+    let results = named.as_ref();
+    let results = results.and_then(|named| results_beside(path, &named.results));
     let found = Found {
         path: path.into(),
         kind,
         task: named.map(|named| named.task),
-        results: results.filter(|path| path.is_file()),
+        results,
     };
     Ok((vec![found], Vec::new()))
 }
@@ -182,7 +210,7 @@ fn in_folder(
     let found = newest.into_iter().map(|(task, (_, path, results))| Found {
         kind: Kind::Lines,
         task: Some(task),
-        results: Some(path.with_file_name(results)).filter(|path| path.is_file()),
+        results: results_beside(&path, &results),
         path,
     });
     Ok((found.collect(), notes))

@@ -96,7 +96,7 @@ impl Run {
     /// # Errors
     /// [`OutsideFault::NoAnswers`] where no file holds answers, [`OutsideFault::Spreadsheet`],
     /// [`OutsideFault::BadRecord`] with the line of an example that cannot be read, [`OutsideFault::TwiceAnswered`],
-    /// [`OutsideFault::NoMetrics`].
+    /// [`OutsideFault::NoMetrics`] where no task has a number for each example; a note names single tasks without one.
     pub fn open(path: &Path, wanted: &Wanted) -> Result<Self> {
         let (found, notes) = files::find(path)?;
         let mut run = Self {
@@ -104,13 +104,12 @@ impl Run {
             tasks: BTreeMap::new(),
             notes,
         };
-        let (mut n_examples, mut without) = (0, None);
+        let (mut n_examples, mut without) = (0, Vec::new());
         for file in found {
             let log = match read(&file, wanted) {
-                Err(Error::Outside(fault @ OutsideFault::NoMetrics { .. }))
-                    if wanted.metric.is_some() =>
-                {
-                    without.get_or_insert(fault);
+                // Another task of the run may have numbers: perplexities of words are none of single examples.
+                Err(Error::Outside(fault @ OutsideFault::NoMetrics { .. })) => {
+                    without.push(fault);
                     continue;
                 }
                 log => log?,
@@ -124,11 +123,11 @@ impl Run {
             }
             run.tasks.insert(file.task, log);
         }
-        match without {
-            Some(fault) if run.tasks.is_empty() => return Err(fault.into()),
-            Some(fault) => run.notes.push(format!("left out: {fault}")),
-            None => {}
+        if run.tasks.is_empty() && !without.is_empty() {
+            return Err(without.swap_remove(0).into());
         }
+        let left_out = without.iter().map(|fault| format!("left out: {fault}"));
+        run.notes.extend(left_out);
         Ok(run)
     }
 }

@@ -98,7 +98,7 @@ impl Document {
             scoreboard: None,
             title: title.to_owned(),
             overview: (groups.len() > 1).then(|| grid::overview(&groups)),
-            remarks: remarks(&results),
+            remarks: [remarks(&results), remarks_on_failures(inputs)].concat(),
             distances: distances.collect(),
             groups,
             results,
@@ -194,6 +194,24 @@ fn shared_names(placed: &[Placed]) -> Vec<String> {
     }
     let shared = seen.into_iter().filter(|(_, n)| *n > 1);
     shared.map(|((name, _), _)| name.to_owned()).collect()
+}
+
+/// The points of a search without a result, file by file.
+fn remarks_on_failures(inputs: &[Input]) -> Vec<String> {
+    let reports = inputs.iter().filter_map(|input| match &input.source {
+        Source::Report(report) if !report.failed.is_empty() => Some((&input.label, report)),
+        _ => None,
+    });
+    let remark = |(label, report): (&String, &Report)| {
+        let names = report.failed.iter().map(|failed| failed.name.as_str());
+        let names = names.collect::<Vec<_>>().join("; ");
+        let label = labels::one_line(label);
+        format!(
+            "{label}: these trials failed and stand in no table: {}.",
+            labels::one_line(&names)
+        )
+    };
+    reports.map(remark).collect()
 }
 
 /// Names that stand for different weights in different columns.
