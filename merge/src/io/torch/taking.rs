@@ -154,3 +154,111 @@ impl<'t> Taking<'t> {
         is_free
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::io::read_at::ReadAt;
+    use crate::io::torch::byte_stream::ByteStream;
+    use crate::io::torch::memo::Recalled;
+    use crate::io::torch::pickle::read_taking;
+
+    /// Takes objects of the class `Row`, and items whose value was taken.
+    #[derive(Default)]
+    struct Rows {
+        numbers: Vec<i64>,
+        items: Vec<(String, u32)>,
+    }
+
+    impl Taker for Rows {
+        fn object(&mut self, object: View<'_>) -> Result<Option<u32>, PickleFault> {
+            if &*object.class()?.name != "Row" {
+                return Ok(None);
+            }
+            self.numbers.push(object.attribute("n")?.integer()?);
+            Ok(Some(self.numbers.len() as u32 - 1))
+        }
+
+        fn item(&mut self, key: View<'_>, value: View<'_>) -> Result<bool, PickleFault> {
+            let taken = value.taken();
+            self.items
+                .extend(taken.map(|number| (key.text().unwrap_or("?").to_owned(), number)));
+            Ok(taken.is_some())
+        }
+    }
+
+    fn read(bytes: &[u8]) -> (Arena, Id, Rows) {
+        let bytes = bytes.to_vec();
+        let stream = || ByteStream::new(&bytes, 0, bytes.n_bytes(), u64::MAX);
+        let recalled = Recalled::of(&mut stream()).expect("looked through");
+        let mut rows = Rows::default();
+        let read = read_taking(&mut stream(), 1 << 20, recalled, &mut rows);
+        let (arena, root) = read.unwrap_or_else(|_| panic!("it is read"));
+        (arena, root, rows)
+    }
+
+    /// An object of the class `Row`, with its number.
+    fn row(n: u8) -> Vec<u8> {
+        [
+            &b"cm\nRow\n\x94)\x81\x94}\x94X\x01\0\0\0n\x94K"[..],
+            &[n],
+            b"sb",
+        ]
+        .concat()
+    }
+
+    #[test]
+    fn what_is_taken_leaves_nothing_behind() {
+        let items = |n: u8| -> Vec<u8> {
+            let items = (0..n).flat_map(|n| [b"X\x01\0\0\0k\x94".to_vec(), row(n)].concat());
+            [&b"\x80\x04}\x94("[..], &items.collect::<Vec<_>>(), b"u."].concat()
+        };
+        let (few, ..) = read(&items(2));
+        let (many, root, rows) = read(&items(200));
+        assert_eq!(few.len(), many.len());
+        assert_eq!(few.value_bytes(), many.value_bytes());
+        assert_eq!(rows.numbers, (0..200).collect::<Vec<_>>());
+        assert_eq!(rows.items.len(), 200);
+        assert_eq!(
+            View::new(&many, root).items().expect("a dictionary").len(),
+            0
+        );
+    }
+
+    #[test]
+    fn what_is_recalled_later_stays() {
+        // A list that holds a row and a string; the string is number 5, and a second list has it, too.
+        let bytes = [
+            &b"\x80\x04]\x94("[..],
+            &row(7),
+            b"X\x04\0\0\0kept\x94e]\x94h\x05ah\x00\x86.",
+        ]
+        .concat();
+        let (arena, root, rows) = read(&bytes);
+        assert_eq!(rows.numbers, [7]);
+        let parts: Vec<View<'_>> = View::new(&arena, root)
+            .elements()
+            .expect("a pair")
+            .collect();
+        let first: Vec<View<'_>> = parts[1].elements().expect("a list").collect();
+        assert_eq!(first[0].taken(), Some(0));
+        assert_eq!(first[1].text(), Ok("kept"));
+        let mut second = parts[0].elements().expect("a list");
+        assert_eq!(second.next().map(View::text), Some(Ok("kept")));
+    }
+
+    #[test]
+    fn an_older_list_keeps_what_is_put_into_it() {
+        // List 0 is recalled within the attributes of a row, and gets a string there. The row is taken, the string stays.
+        let bytes = [
+            &b"\x80\x04]\x94cm\nRow\n)\x81}(X\x01\0\0\0nK\x05X\x01\0\0\0m"[..],
+            b"h\x00X\x05\0\0\0inneraub\x86.",
+        ]
+        .concat();
+        let (arena, root, rows) = read(&bytes);
+        assert_eq!(rows.numbers, [5]);
+        let mut parts = View::new(&arena, root).elements().expect("a pair");
+        let mut list = parts.next().expect("a list").elements().expect("a list");
+        assert_eq!(list.next().map(View::text), Some(Ok("inner")));
+    }
+}

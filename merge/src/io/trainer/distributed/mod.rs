@@ -4,6 +4,8 @@
 //! Source: `torch/distributed/checkpoint/{metadata,filesystem,planner_helpers}.py` of torch 2.2 to 2.9.
 
 mod files;
+#[cfg(test)]
+mod many;
 mod metadata;
 mod places;
 mod rows;
