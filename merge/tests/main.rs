@@ -28,6 +28,7 @@ mod layout_families;
 mod layouts;
 mod lora;
 mod megatron;
+mod megatron_names;
 mod memory;
 mod mergekit;
 mod methods_document;

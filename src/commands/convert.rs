@@ -5,7 +5,8 @@ use std::process::ExitCode;
 
 use anyhow::Result;
 use clap::ValueEnum;
-use merge::convert::{ClipTarget, Conversion, Spelling, Wrapper};
+use merge::convert::{ClipTarget, Conversion, RunArguments, Spelling, Wrapper};
+use merge::io::Container;
 use merge::layouts::{ModelRecord, RecordFamily, by_name, detect};
 use merge::mixtures::MixtureSpelling;
 use merge::recipe::ModelRef;
@@ -33,6 +34,7 @@ Examples:
   vlmerge convert zerovl.pth noted.safetensors --image-mean 0.5 --image-deviation 0.5
   vlmerge convert model.ckpt coco.safetensors --image-size 384       tables for a larger image
   vlmerge convert step-1000/ model.safetensors                       pieces of FSDP ranks as one
+  vlmerge convert megatron/ hf/ --to hf --run-arg vocab_size=32000   a folder that transformers loads
   vlmerge convert fp8/ bf16/ --dequantize                            codes and scales as numbers
   vlmerge convert model.gguf hf.safetensors --dtype f16              names of Hugging Face
   vlmerge convert qwen/ qwen.gguf --outtype q8_0                     as llama.cpp's converter
@@ -55,6 +57,9 @@ pub struct Args {
     /// spelling
     #[arg(long, value_enum, value_name = "SPELLING")]
     to: Option<SpellingArg>,
+    /// An argument of a run of Megatron that its files lack, as Megatron names it, for --to hf; may be repeated
+    #[arg(long, value_name = "NAME=VALUE", requires = "to")]
+    run_arg: Vec<String>,
     /// Add or remove the prefix `module.` that data-parallel wrappers put before every key
     #[arg(long, value_enum, value_name = "WHAT")]
     module: Option<ModuleArg>,
@@ -120,7 +125,7 @@ enum SpellingArg {
     FusedTransposed,
     /// Mixtures as Granite-MoE: block_sparse_moe.input_linear and output_linear
     Granite,
-    /// CLIP and SigLIP as transformers; a folder gets config.json too
+    /// CLIP, SigLIP and language models of Megatron as transformers; a folder gets config.json too
     Hf,
     /// CLIP and SigLIP as open_clip; a folder gets open_clip_config.json too
     OpenClip,
@@ -145,6 +150,7 @@ impl Args {
             (self.text_len.is_some(), "--text-len"),
             (self.nlvr2, "--nlvr2"),
             (self.keep_derived, "--keep-derived"),
+            (!self.run_arg.is_empty(), "--run-arg"),
             (self.experts.is_given(), "--experts"),
             (self.image_heads.is_some(), "--image-heads"),
             (self.text_heads.is_some(), "--text-heads"),
@@ -191,6 +197,13 @@ pub fn run(args: Args, output: &Output) -> Result<ExitCode> {
         return Err(UsageError(format!("{flag} is for GGUF files, which end in .gguf")).into());
     }
     let mut source = open_source(&args.input, args.root.clone(), output)?;
+    let is_folder = (args.out.as_ref()).is_some_and(|out| args.write.is_folder(out));
+    let is_megatron = source.info().container == Container::Megatron;
+    let run_arguments = RunArguments::parse(&args.run_arg)?;
+    if !run_arguments.is_empty() && !(is_megatron && matches!(args.to, Some(SpellingArg::Hf))) {
+        let fault = "--run-arg is for --to hf of a checkpoint of Megatron-LM";
+        return Err(UsageError(fault.into()).into());
+    }
     let conversion = Conversion {
         spelling: args.to.map(|to| match to {
             SpellingArg::VlMerging => Spelling::VlMerging,
@@ -200,6 +213,7 @@ pub fn run(args: Args, output: &Output) -> Result<ExitCode> {
             SpellingArg::FusedExperts => Spelling::Mixture(MixtureSpelling::FusedExperts),
             SpellingArg::FusedTransposed => Spelling::Mixture(MixtureSpelling::FusedTransposed),
             SpellingArg::Granite => Spelling::Mixture(MixtureSpelling::Granite),
+            SpellingArg::Hf if is_megatron => Spelling::LanguageModel,
             SpellingArg::Hf => Spelling::Clip(ClipTarget::HuggingFace),
             SpellingArg::OpenClip => Spelling::Clip(ClipTarget::OpenClip),
         }),
@@ -215,6 +229,8 @@ pub fn run(args: Args, output: &Output) -> Result<ExitCode> {
         with_buffers: args.keep_derived,
         dtype: args.write.dtype.into(),
         facts: args.facts(),
+        run_arguments,
+        is_folder,
     };
     if args.dequantize {
         source = quantized::dequantized(source)?;
@@ -223,7 +239,6 @@ pub fn run(args: Args, output: &Output) -> Result<ExitCode> {
     } else if args.experts.is_given() {
         quantized::check_experts(&source)?;
     }
-    let is_folder = (args.out.as_ref()).is_some_and(|out| args.write.is_folder(out));
     let dtype = args.write.dtype.into();
     if let Some(plan) = (args.experts).plan(&source, dtype, is_folder, output)? {
         return plan_view::carry_out(&plan, args.out, &args.write, false, output);

@@ -22,6 +22,8 @@ pub enum Spelling {
     Mixture(MixtureSpelling),
     /// Of CLIPs and SigLIPs.
     Clip(ClipTarget),
+    /// transformers', of a language model of Megatron.
+    LanguageModel,
 }
 
 impl fmt::Display for Spelling {
@@ -30,7 +32,7 @@ impl fmt::Display for Spelling {
             Self::VlMerging => f.write_str("vl-merging"),
             Self::Vlmo => f.write_str("vlmo"),
             Self::Mixture(spelling) => spelling.fmt(f),
-            Self::Clip(ClipTarget::HuggingFace) => f.write_str("hf"),
+            Self::Clip(ClipTarget::HuggingFace) | Self::LanguageModel => f.write_str("hf"),
             Self::Clip(ClipTarget::OpenClip) => f.write_str("open-clip"),
         }
     }
@@ -80,7 +82,7 @@ pub(super) fn respell(draft: &mut Draft, layout: &dyn Layout, to: Spelling) -> R
         (_, Spelling::VlMerging) => Err(draft.refused(layout, "spelled as vl-merging does")),
         (_, Spelling::Vlmo) => Err(draft.refused(layout, "spelled as VLMo does")),
         // Done before, by a view of the source.
-        (_, Spelling::Mixture(_) | Spelling::Clip(_)) => Ok(()),
+        (_, Spelling::Mixture(_) | Spelling::Clip(_) | Spelling::LanguageModel) => Ok(()),
     }
 }
 

@@ -13,6 +13,7 @@ mod experts;
 mod fewer_experts;
 mod flm;
 mod keys;
+mod megatron;
 pub mod positions;
 mod resample;
 mod tables;
@@ -30,6 +31,7 @@ pub use experts::{Expansion, Start};
 pub use fewer_experts::{ExpertsKept, FewerExperts, Keep, Others, Worth};
 pub use flm::{FlmStart, FlmTowers, LoadReport};
 pub use keys::Spelling;
+pub use megatron::RunArguments;
 pub use positions::Resize;
 pub use tables::sizes_with_text;
 pub use upcycle::Upcycling;
@@ -65,6 +67,10 @@ pub struct Conversion {
     pub dtype: OutputDType,
     /// Facts about the model that its tensors do not hold, for the output's record.
     pub facts: ModelRecord,
+    /// Arguments of the run of Megatron that its files lack, for transformers' names.
+    pub run_arguments: RunArguments,
+    /// Whether the output is a model folder, which gets a configuration.
+    pub is_folder: bool,
 }
 
 impl Conversion {
@@ -80,11 +86,12 @@ impl Conversion {
         let source = match self.spelling {
             Some(Spelling::Mixture(to)) => keys::respell_mixtures(source, layout, to)?,
             Some(Spelling::Clip(to)) => clip::respelled(source, layout, to)?,
+            Some(Spelling::LanguageModel) => megatron::respelled(source, &self.run_arguments)?,
             _ => source,
         };
         // Tables are called otherwise then.
         let of_view = match self.spelling {
-            Some(Spelling::Clip(_)) => Some(layouts::detect(&source)?),
+            Some(Spelling::Clip(_) | Spelling::LanguageModel) => Some(layouts::detect(&source)?),
             _ => None,
         };
         let layout = of_view.as_deref().unwrap_or(layout);
@@ -145,6 +152,10 @@ impl Conversion {
             sizes.image_size = self.image_size.or(sizes.image_size);
             sizes.text_len = self.text_len.or(sizes.text_len);
             draft.set_beside(clip::beside(&source, &sizes, &model, to)?);
+        }
+        if self.spelling == Some(Spelling::LanguageModel) && self.is_folder {
+            let dtype = |dtype| self.dtype.apply(dtype);
+            draft.set_beside(megatron::beside(&source, &self.run_arguments, dtype)?);
         }
         draft.finish(layout, self.to_string(), self.dtype, model)
     }
@@ -254,6 +265,9 @@ impl fmt::Display for Conversion {
         said.extend(given.map(|(name, fact)| format!("{name}: {fact}")));
         if self.with_buffers {
             said.push("with_buffers: true".to_owned());
+        }
+        if !self.run_arguments.is_empty() {
+            said.push(format!("run_arguments: {}", self.run_arguments));
         }
         write!(f, "convert: {{ {} }}", said.join(", "))
     }

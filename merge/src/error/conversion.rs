@@ -239,6 +239,48 @@ pub enum ConversionFault {
         /// The fault.
         reason: String,
     },
+    /// An argument of a run that no conversion reads, or without a value, or given twice.
+    #[error(
+        "`{given}` is no argument of a run of Megatron as NAME=VALUE; names are {known}, each once"
+    )]
+    UnknownArgument {
+        /// The argument as given.
+        given: String,
+        /// Names that there are.
+        known: String,
+    },
+    /// An argument of a run is another in its files than the user says.
+    #[error("{}: the run was started with {name}={found}; given is {given}", path.display())]
+    OtherArgument {
+        /// The checkpoint.
+        path: PathBuf,
+        /// The argument.
+        name: String,
+        /// What the user says.
+        given: String,
+        /// What the files say.
+        found: String,
+    },
+    /// The files of a run lack an argument that decides what the weights are.
+    #[error("{}: the arguments of the run do not say `{name}`; give it with --run-arg {name}=VALUE", path.display())]
+    MissingArgument {
+        /// The checkpoint.
+        path: PathBuf,
+        /// The argument.
+        name: &'static str,
+    },
+    /// An argument of a run is of a model that has no counterpart.
+    #[error("{}: the run has {name}={found}; wanted is {wanted}", path.display())]
+    UnfitArgument {
+        /// The checkpoint.
+        path: PathBuf,
+        /// The argument.
+        name: &'static str,
+        /// What it is.
+        found: String,
+        /// What it must be.
+        wanted: &'static str,
+    },
     /// A conversion is not defined for this family or form.
     #[error("{}: a checkpoint of layout {layout} cannot be {wanted}", path.display())]
     NoSuchConversion {

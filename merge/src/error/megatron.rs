@@ -152,6 +152,9 @@ impl MegatronFault {
         match self {
             Self::MissingRank { .. } => Some("fetch or copy the whole folder again"),
             Self::NoSuchIteration { .. } => Some("name the folder of an iteration"),
+            Self::Experts { .. } => {
+                Some("export it to Hugging Face's form with the tools of the trainer that wrote it")
+            }
             _ => None,
         }
     }

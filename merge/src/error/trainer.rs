@@ -209,6 +209,21 @@ pub enum TrainerFault {
         /// The fault.
         fault: PickleFault,
     },
+    /// A checkpoint lies in more pieces than this program keeps account of.
+    #[error(
+        "{}: {n_pieces} pieces of {n_tensors} tensors are described up to where their account takes more than {} MiB, the most that is granted; `dcp_to_torch_save` of torch makes one file of them",
+        path.display(), limit >> 20
+    )]
+    ManyPieces {
+        /// The metadata.
+        path: PathBuf,
+        /// Tensors so far.
+        n_tensors: usize,
+        /// Pieces so far.
+        n_pieces: usize,
+        /// The most bytes that their account may take.
+        limit: usize,
+    },
     /// A tensor of a distributed checkpoint is of a kind that has no counterpart here.
     #[error("{}: `{key}` is of the kind {kind}, which is not supported", path.display())]
     Kind {
@@ -302,6 +317,30 @@ pub enum TrainerFault {
         at: u64,
         /// The fault, which names the file.
         source: Box<crate::Error>,
+    },
+    /// A shard does not say where its boxes of tensors begin.
+    #[error("{}: the metadata of this shard lack `DCP_SHARDING_INFO`, which says where its parts of tensors begin", path.display())]
+    NoShardingInfo {
+        /// The shard.
+        path: PathBuf,
+    },
+    /// What a shard says of its boxes is no JSON of the known form.
+    #[error("{}: `DCP_SHARDING_INFO` in the metadata of this shard: {source}", path.display())]
+    BadShardingInfo {
+        /// The shard.
+        path: PathBuf,
+        /// The fault.
+        source: serde_json::Error,
+    },
+    /// A shard does not say where a box begins, or with another number of axes.
+    #[error("{}: `DCP_SHARDING_INFO` has no offsets for the part of `{key}` of the shape {shape:?}", path.display())]
+    NoOffsets {
+        /// The shard.
+        path: PathBuf,
+        /// The tensor.
+        key: String,
+        /// The shape of the box.
+        shape: Vec<usize>,
     },
     /// A file that another names is not there.
     #[error("{}: the file `{file}` of the checkpoint is missing", folder.display())]

@@ -153,6 +153,9 @@ impl ZeroFault {
             Self::MissingRank { .. } => Some("fetch or copy the whole folder again"),
             Self::NoSuchTag { .. } => Some("name the folder of a tag"),
             Self::TwoFiles { .. } => Some("move the files of the other run away"),
+            Self::OtherParallelism { .. } => Some(
+                "load it with the trainer that wrote it, on as many ranks, and save the whole model from there",
+            ),
             _ => None,
         }
     }

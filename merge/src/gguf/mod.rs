@@ -14,7 +14,7 @@
 
 mod architectures;
 mod export;
-mod names;
+pub(crate) mod names;
 mod turned;
 mod view;
 

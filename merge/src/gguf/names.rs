@@ -35,7 +35,8 @@ impl Parsed<'_> {
     }
 }
 
-fn filled(pattern: &str, block: Option<usize>) -> String {
+/// A pattern with the number of a block in the place of `{n}`.
+pub(crate) fn filled(pattern: &str, block: Option<usize>) -> String {
     match block {
         Some(block) => pattern.replace("{n}", &block.to_string()),
         None => pattern.to_owned(),
@@ -75,7 +76,7 @@ fn parse<'n>(
 }
 
 /// The module and what follows it.
-fn split(name: &str) -> (&str, &str) {
+pub(crate) fn split(name: &str) -> (&str, &str) {
     for ending in [".weight", ".bias"] {
         if let Some(module) = name.strip_suffix(ending) {
             return (module, &name[module.len()..]);
@@ -85,7 +86,7 @@ fn split(name: &str) -> (&str, &str) {
 }
 
 /// The numbers in the places of `{n}` and `{e}`, if the pattern has them; `None` if the module is not of the pattern.
-fn numbers_in(module: &str, pattern: &str) -> Option<(Option<usize>, Option<usize>)> {
+pub(crate) fn numbers_in(module: &str, pattern: &str) -> Option<(Option<usize>, Option<usize>)> {
     let (mut block, mut expert) = (None, None);
     let mut parts = module.split('.');
     for wanted in pattern.split('.') {

@@ -81,6 +81,15 @@ pub(crate) fn varint(bytes: &mut &[u8]) -> Option<u64> {
     None
 }
 
+/// Appends a number as [`varint`] reads it: small ones take one byte.
+pub(crate) fn put_varint(mut number: u64, bytes: &mut Vec<u8>) {
+    while number > 0x7f {
+        bytes.push(number as u8 | 0x80);
+        number >>= 7;
+    }
+    bytes.push(number as u8);
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -99,5 +108,20 @@ mod tests {
             let fields: Vec<_> = Fields::new(message).collect();
             assert_eq!(fields, [None], "{message:?}");
         }
+    }
+
+    #[test]
+    fn numbers_are_read_as_they_are_put() {
+        let numbers = [0, 1, 127, 128, 300, u64::from(u32::MAX), u64::MAX];
+        let mut bytes = Vec::new();
+        for number in numbers {
+            put_varint(number, &mut bytes);
+        }
+        assert_eq!(bytes.len(), 1 + 1 + 1 + 2 + 2 + 5 + 10);
+        let mut rest = &bytes[..];
+        for number in numbers {
+            assert_eq!(varint(&mut rest), Some(number));
+        }
+        assert_eq!(varint(&mut rest), None);
     }
 }

@@ -133,6 +133,8 @@ pub enum Container {
     Sharded,
     /// A checkpoint of `torch.distributed.checkpoint`: a folder with `.metadata` and the files of its pieces.
     Distributed,
+    /// Shards of safetensors, a file or several for each process of a training run, with boxes of tensors.
+    Shards,
     /// One torch file per process of a training run, with parts of tensors.
     Ranks,
     /// A folder of DeepSpeed, with a file for each rank.

@@ -3,6 +3,7 @@
 mod distributed;
 mod folders;
 mod ranks;
+mod shards;
 
 use std::path::{Path, PathBuf};
 

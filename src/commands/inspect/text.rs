@@ -66,6 +66,7 @@ impl Inspection {
             Container::Onnx => "ONNX",
             Container::Sharded => "sharded",
             Container::Distributed => "torch distributed checkpoint",
+            Container::Shards => "shards of safetensors, one or several per rank",
             Container::Ranks => "one torch file per rank",
             Container::DeepSpeed => "DeepSpeed checkpoint",
             Container::Megatron => "Megatron-LM checkpoint",

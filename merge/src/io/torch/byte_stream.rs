@@ -62,6 +62,15 @@ impl<'a> ByteStream<'a> {
         Ok(&self.window[start..start + n as usize])
     }
 
+    /// Passes over the next `n` bytes, which are not read.
+    pub(crate) fn skip(&mut self, n: u64) -> Result<(), PickleFault> {
+        if n > self.n_left() {
+            return Err(self.too_short(n));
+        }
+        self.position += n;
+        Ok(())
+    }
+
     /// The next byte.
     pub(crate) fn byte(&mut self) -> Result<u8, PickleFault> {
         self.take(1).map(|bytes| bytes[0])

@@ -14,12 +14,14 @@ mod fault;
 mod layout;
 mod legacy;
 mod literal;
+mod memo;
 mod pickle;
 mod rebuild;
 mod roots;
 mod script;
 mod source;
 pub(super) mod strided;
+mod taking;
 mod tensor;
 mod typed;
 mod value;
@@ -27,6 +29,7 @@ mod value;
 pub(crate) use distributed::Part;
 pub use fault::{PickleCall, PickleFault, ScriptFault, ZipFault};
 pub(crate) use roots::choose as choose_root;
+pub(crate) use taking::Taker;
 pub(crate) use tensor::ElementType;
 pub(crate) use typed::View;
 
@@ -39,9 +42,10 @@ use contents::{Contents, WalkError};
 use distributed::{PartFault, Parts};
 use layout::{Layout, Storage};
 use legacy::LegacyError;
+use memo::Recalled;
 use pickle::{Failure, PICKLE_LIMIT_BYTES};
 use source::TorchSource;
-use value::{Arena, Id, MEMORY_LIMIT_BYTES};
+use value::{Arena, Id};
 
 use crate::io::read_at::ReadAt;
 use crate::io::{Container, ObjectPath, OpenOptions, TensorSource};
@@ -98,22 +102,29 @@ impl Pickle {
     }
 }
 
-/// Longest file that is one bare pickle: the metadata of four million pieces.
-const PLAIN_LIMIT_BYTES: u64 = 512 << 20;
+/// Longest file that is one bare pickle: the metadata of several million pieces.
+const PLAIN_LIMIT_BYTES: u64 = 1 << 30;
 
-/// Memory that the values of such a file may take for each of its bytes. Objects of classes take the most; a piece of a
-/// tensor takes about a dozen times its bytes.
-const MEMORY_PER_BYTE: u64 = 24;
+/// Memory that the values of such a file may take that are not taken out of it.
+const PLAIN_MEMORY_BYTES: u64 = 40 << 20;
 
-/// Reads a file that is one bare pickle. Its memory grows with the file, and with nothing that the file says.
+/// Reads a file that is one bare pickle, twice: first for the values that it refers to more than once. Values that `taker`
+/// takes need no memory here; the others are bounded.
 ///
 /// # Errors
 /// As [`open`]; `entry` is what errors call the pickle.
-pub(crate) fn read_pickle(path: &Path, entry: &str, file: &dyn ReadAt) -> Result<Pickle> {
-    let mut stream = ByteStream::new(file, 0, file.n_bytes(), PLAIN_LIMIT_BYTES);
-    let memory_bytes = MEMORY_LIMIT_BYTES.max(MEMORY_PER_BYTE.saturating_mul(file.n_bytes()));
-    let (arena, root) = pickle::read_within(&mut stream, memory_bytes)
-        .map_err(|failure| failed(path, entry, failure))?;
+pub(crate) fn read_pickle(
+    path: &Path,
+    entry: &str,
+    file: &dyn ReadAt,
+    taker: &mut dyn Taker,
+) -> Result<Pickle> {
+    let stream = || ByteStream::new(file, 0, file.n_bytes(), PLAIN_LIMIT_BYTES);
+    let failed = |failure| failed(path, entry, failure);
+    let recalled = Recalled::of(&mut stream());
+    let recalled = recalled.map_err(|fault| failed(Failure::Fault(0, fault)))?;
+    let (arena, root) =
+        pickle::read_taking(&mut stream(), PLAIN_MEMORY_BYTES, recalled, taker).map_err(failed)?;
     Ok(Pickle { arena, root })
 }
 

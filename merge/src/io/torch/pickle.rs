@@ -3,13 +3,14 @@
 //! Opcodes and their effect are those of Python's `pickletools`. Memory is bounded by the
 //! [`Arena`]'s limit, time by the length of the stream, and nothing recurses.
 
-use std::collections::HashMap;
+mod literals;
 
 use super::byte_stream::ByteStream;
 use super::callables::Use;
 use super::fault::{PickleCall, PickleFault};
-use super::literal::{integer_from_bytes, integer_from_text, unescape_unicode};
+use super::memo::{Memo, Recalled};
 use super::rebuild::{Built, call, set_state};
+use super::taking::{Taker, Taking};
 use super::tensor;
 use super::value::{Arena, Global, Id, MEMORY_LIMIT_BYTES, Object, Value, wrong_type};
 
@@ -33,33 +34,26 @@ pub(crate) enum Failure {
 
 /// Reads one pickle up to its STOP: the values, and the root object among them.
 pub(crate) fn read(stream: &mut ByteStream<'_>) -> Result<(Arena, Id), Failure> {
-    read_within(stream, MEMORY_LIMIT_BYTES)
+    let machine = Machine::new(stream, Arena::new(MEMORY_LIMIT_BYTES), Memo::default());
+    machine.finish()
 }
 
-/// The same, granting so much memory to the values.
-pub(crate) fn read_within(
+/// The same of a pickle that `recalled` was looked up in, granting so much memory to the values that `taker` leaves.
+pub(crate) fn read_taking(
     stream: &mut ByteStream<'_>,
     memory_bytes: u64,
+    recalled: Recalled,
+    taker: &mut dyn Taker,
 ) -> Result<(Arena, Id), Failure> {
-    let mut machine = Machine {
-        stream,
-        arena: Arena::new(memory_bytes),
-        stack: Vec::new(),
-        marks: Vec::new(),
-        peak: 0,
-        memo: Memo::default(),
-        small: [None; 256],
-        refused: Vec::new(),
-        at: 0,
-    };
-    let result = machine.run();
-    if !machine.refused.is_empty() {
-        return Err(Failure::Refused(machine.refused));
+    let arena = Arena::new(memory_bytes);
+    let mut machine = Machine::new(stream, arena, Memo::of_recalled(recalled));
+    // Made before all others, so that they are never forgotten.
+    for small in 0..machine.small.len() {
+        let value = machine.arena.add(Value::Integer(small as i64));
+        machine.small[small] = Some(value.map_err(|fault| Failure::Fault(0, fault))?);
     }
-    match result {
-        Ok(root) => Ok((machine.arena, root)),
-        Err(fault) => Err(Failure::Fault(machine.at, fault)),
-    }
+    machine.taking = Some(Taking::new(taker));
+    machine.finish()
 }
 
 struct Machine<'s, 'a> {
@@ -76,53 +70,46 @@ struct Machine<'s, 'a> {
     refused: Vec<PickleCall>,
     /// Offset of the current opcode.
     at: u64,
-}
-
-/// Values by number: those that are numbered in a row, as all but odd pickles have them, and others.
-#[derive(Default)]
-struct Memo {
-    in_a_row: Vec<Id>,
-    others: HashMap<u64, Id>,
-}
-
-impl Memo {
-    fn len(&self) -> u64 {
-        (self.in_a_row.len() + self.others.len()) as u64
-    }
-
-    fn get(&self, slot: u64) -> Option<Id> {
-        let in_a_row = usize::try_from(slot)
-            .ok()
-            .and_then(|slot| self.in_a_row.get(slot));
-        in_a_row.or_else(|| self.others.get(&slot)).copied()
-    }
-
-    /// Sets a slot and gives the bytes that it takes.
-    fn set(&mut self, slot: u64, id: Id) -> usize {
-        let at = usize::try_from(slot).unwrap_or(usize::MAX);
-        if let Some(known) = self.in_a_row.get_mut(at) {
-            *known = id;
-            return 0;
-        }
-        if at == self.in_a_row.len() && !self.others.contains_key(&slot) {
-            self.in_a_row.push(id);
-            return 2 * size_of::<Id>();
-        }
-        match self.others.insert(slot, id) {
-            Some(_) => 0,
-            // A hash map of 16-byte entries, at worst half full.
-            None => 40,
-        }
-    }
+    taking: Option<Taking<'s>>,
 }
 
 type Step = Result<(), PickleFault>;
 
-impl Machine<'_, '_> {
+impl<'s, 'a> Machine<'s, 'a> {
+    fn new(stream: &'s mut ByteStream<'a>, arena: Arena, memo: Memo) -> Self {
+        Self {
+            stream,
+            arena,
+            stack: Vec::new(),
+            marks: Vec::new(),
+            peak: 0,
+            memo,
+            small: [None; 256],
+            refused: Vec::new(),
+            at: 0,
+            taking: None,
+        }
+    }
+
+    /// Runs, and gives the values with the root among them.
+    fn finish(mut self) -> Result<(Arena, Id), Failure> {
+        let result = self.run();
+        if !self.refused.is_empty() {
+            return Err(Failure::Refused(self.refused));
+        }
+        match result {
+            Ok(root) => Ok((self.arena, root)),
+            Err(fault) => Err(Failure::Fault(self.at, fault)),
+        }
+    }
+
     /// Runs to STOP and returns the value on top.
     fn run(&mut self) -> Result<Id, PickleFault> {
         loop {
             self.at = self.stream.offset();
+            if let Some(taking) = &mut self.taking {
+                taking.begin();
+            }
             let opcode = self.stream.byte()?;
             if opcode == b'.' {
                 return self.pop();
@@ -209,7 +196,7 @@ impl Machine<'_, '_> {
             b'V' | b'X' | 0x8c | 0x8d => self.text(opcode),
             b'B' | b'C' | 0x8e | 0x96 => {
                 let length = self.length(opcode)?;
-                self.stream.take(length)?;
+                self.stream.skip(length)?;
                 self.push(Value::Bytes)
             }
             // Containers.
@@ -316,7 +303,9 @@ impl Machine<'_, '_> {
             _ => {
                 let state = self.pop()?;
                 let object = self.top()?;
-                set_state(&mut self.arena, object, state)
+                self.changes(object);
+                set_state(&mut self.arena, object, state)?;
+                self.offer(object)
             }
         }
     }
@@ -330,6 +319,9 @@ impl Machine<'_, '_> {
                 });
                 if is_class_of_dictionaries {
                     self.arena.note_attributes(id)?;
+                    if let Some(taking) = &mut self.taking {
+                        taking.keep_all(&self.arena);
+                    }
                 }
                 self.push_id(id)
             }
@@ -379,6 +371,7 @@ impl Machine<'_, '_> {
     /// Adds elements to the list, set or list-like object on top.
     fn extend(&mut self, ids: Vec<Id>) -> Step {
         let top = self.top()?;
+        self.changes(top);
         // Twice, because vectors grow ahead.
         self.arena.charge(2 * size_of_val(&ids[..]))?;
         match self.arena.get_mut(top) {
@@ -393,6 +386,14 @@ impl Machine<'_, '_> {
     fn insert(&mut self, items: Vec<(Id, Id)>) -> Step {
         let top = self.top()?;
         self.require_hashable(items.iter().map(|(key, _)| *key))?;
+        let items = match (&mut self.taking, self.arena.get(top)) {
+            (Some(taking), Value::Dict(_)) => taking.items(&mut self.arena, items)?,
+            _ => items,
+        };
+        if items.is_empty() {
+            return Ok(());
+        }
+        self.changes(top);
         self.arena.charge(2 * size_of_val(&items[..]))?;
         match self.arena.get_mut(top) {
             Value::Dict(known) => known.extend(items),
@@ -423,97 +424,6 @@ impl Machine<'_, '_> {
         Ok(())
     }
 
-    // ---- numbers and strings ----------------------------------------------------------------
-
-    fn integer(&mut self, opcode: u8) -> Step {
-        let value = match opcode {
-            b'J' => Value::Integer(i32::from_le_bytes(self.stream.array()?).into()),
-            b'K' => Value::Integer(self.stream.byte()?.into()),
-            b'M' => Value::Integer(u16::from_le_bytes(self.stream.array()?).into()),
-            b'I' | b'L' => {
-                let line = self.stream.line(LINE_LIMIT_BYTES)?;
-                let text = str::from_utf8(line).map_err(|_| PickleFault::BadNumber)?;
-                match text {
-                    "00" => Value::Bool(false),
-                    "01" => Value::Bool(true),
-                    text => integer_from_text(text.trim().trim_end_matches('L'))?,
-                }
-            }
-            _ => {
-                let length = self.length(opcode)?;
-                integer_from_bytes(self.stream.take(length)?)
-            }
-        };
-        let small = match value {
-            Value::Integer(value) => usize::try_from(value).ok().filter(|value| *value < 256),
-            _ => None,
-        };
-        match small {
-            None => self.push(value),
-            Some(small) => {
-                let id = match self.small[small] {
-                    Some(id) => id,
-                    None => self.arena.add(value)?,
-                };
-                self.small[small] = Some(id);
-                self.push_id(id)
-            }
-        }
-    }
-
-    /// A decimal number on a line, as memo slots have it in protocol 0.
-    fn decimal(&mut self) -> Result<u64, PickleFault> {
-        let line = self.stream.line(LINE_LIMIT_BYTES)?;
-        let text = str::from_utf8(line).map_err(|_| PickleFault::BadNumber)?;
-        text.trim().parse().map_err(|_| PickleFault::BadNumber)
-    }
-
-    /// The length that precedes the bytes of an item, 1, 4 or 8 bytes of it.
-    fn length(&mut self, opcode: u8) -> Result<u64, PickleFault> {
-        match opcode {
-            b'C' | b'U' | 0x8c | 0x8a => self.stream.byte().map(u64::from),
-            b'B' | b'X' => Ok(u32::from_le_bytes(self.stream.array()?).into()),
-            // These two are signed.
-            b'T' | 0x8b => u64::try_from(i32::from_le_bytes(self.stream.array()?))
-                .map_err(|_| PickleFault::NegativeLength),
-            _ => Ok(u64::from_le_bytes(self.stream.array()?)),
-        }
-    }
-
-    fn text(&mut self, opcode: u8) -> Step {
-        let bytes = if opcode == b'V' {
-            self.stream.line(LINE_LIMIT_BYTES)?
-        } else {
-            let length = self.length(opcode)?;
-            self.stream.take(length)?
-        };
-        let text = str::from_utf8(bytes).map_err(|_| PickleFault::NotUtf8)?;
-        let text = match opcode {
-            b'V' => unescape_unicode(text),
-            _ => text.into(),
-        };
-        self.push(Value::Text(text))
-    }
-
-    /// Python 2's `str`: text if it is UTF-8, as torch takes it, else bytes.
-    fn byte_or_text_string(&mut self, opcode: u8) -> Step {
-        let bytes = if opcode == b'S' {
-            let line = self.stream.line(LINE_LIMIT_BYTES)?.trim_ascii();
-            match line {
-                [b'\'', inner @ .., b'\''] | [b'"', inner @ .., b'"'] => inner,
-                _ => return Err(PickleFault::BadNumber),
-            }
-        } else {
-            let length = self.length(opcode)?;
-            self.stream.take(length)?
-        };
-        let value = match str::from_utf8(bytes) {
-            Ok(text) => Value::Text(text.into()),
-            Err(_) => Value::Bytes,
-        };
-        self.push(value)
-    }
-
     // ---- stack and memo ---------------------------------------------------------------------
 
     fn push(&mut self, value: Value) -> Step {
@@ -523,6 +433,9 @@ impl Machine<'_, '_> {
 
     fn push_id(&mut self, id: Id) -> Step {
         self.stack.push(id);
+        if let Some(taking) = &mut self.taking {
+            taking.pushed(&self.arena);
+        }
         self.charge_peak()
     }
 
@@ -530,7 +443,11 @@ impl Machine<'_, '_> {
         let height = self.stack.len() + self.marks.len();
         if height > self.peak {
             self.peak = height;
-            self.arena.charge(2 * size_of::<usize>())?;
+            let n_bytes = match self.taking {
+                None => 2 * size_of::<usize>(),
+                Some(_) => 8 * size_of::<usize>(),
+            };
+            self.arena.charge_references(n_bytes)?;
         }
         Ok(())
     }
@@ -546,11 +463,17 @@ impl Machine<'_, '_> {
     fn pop(&mut self) -> Result<Id, PickleFault> {
         let id = self.top()?;
         self.stack.pop();
+        if let Some(taking) = &mut self.taking {
+            taking.popped_to(self.stack.len());
+        }
         Ok(id)
     }
 
     fn pop_mark(&mut self) -> Result<Vec<Id>, PickleFault> {
         let mark = self.marks.pop().ok_or(PickleFault::NoMark)?;
+        if let Some(taking) = &mut self.taking {
+            taking.popped_to(mark);
+        }
         Ok(self.stack.split_off(mark))
     }
 
@@ -561,8 +484,34 @@ impl Machine<'_, '_> {
 
     fn memorize(&mut self, slot: u64) -> Step {
         let top = self.top()?;
-        let n_bytes = self.memo.set(slot, top);
-        self.arena.charge(n_bytes)
+        let Some(n_bytes) = self.memo.set(slot, top) else {
+            return Ok(());
+        };
+        if let Some(taking) = &mut self.taking {
+            taking.keep(top);
+        }
+        self.arena.charge_references(n_bytes)
+    }
+
+    /// Notes that the value on top is changed.
+    fn changes(&mut self, top: Id) {
+        if let Some(taking) = &mut self.taking {
+            taking.changes(top, &self.arena);
+        }
+    }
+
+    /// Offers the object on top to who takes values out of the pickle.
+    fn offer(&mut self, object: Id) -> Step {
+        let Some(taking) = &mut self.taking else {
+            return Ok(());
+        };
+        match taking.object(&mut self.arena, object)? {
+            None => Ok(()),
+            Some(value) => {
+                self.pop()?;
+                self.push(value)
+            }
+        }
     }
 }
 

@@ -169,6 +169,14 @@ impl<'a> View<'a> {
         self.at(self.object()?.callable).global()
     }
 
+    /// The number of an object that the reader has taken.
+    pub(crate) fn taken(self) -> Option<u32> {
+        match self.value() {
+            Value::Taken(number) => Some(*number),
+            _ => None,
+        }
+    }
+
     /// An argument that an object would have been built with.
     pub(crate) fn argument(self, position: usize) -> Result<Self> {
         let object = self.object()?;

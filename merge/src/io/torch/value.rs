@@ -107,6 +107,8 @@ pub(crate) enum Value {
     /// A tensor of which this file holds a part.
     Distributed(Box<Distributed>),
     Object(Box<Object>),
+    /// An object that the reader has taken, by the reader's number.
+    Taken(u32),
 }
 
 impl Value {
@@ -126,7 +128,7 @@ impl Value {
             Self::Global(_) => "a class or function",
             Self::Storage(_) => "a storage",
             Self::Tensor(_) | Self::UnsupportedTensor(_) | Self::Distributed(_) => "a tensor",
-            Self::Object(_) => "an object",
+            Self::Object(_) | Self::Taken(_) => "an object",
         }
     }
 }
@@ -144,6 +146,8 @@ pub(crate) struct Arena {
     pub(crate) tensors: Vec<TensorRecord>,
     pub(crate) storages: Vec<StorageRef>,
     n_bytes: u64,
+    /// Of these, bytes of what refers to values.
+    reference_bytes: u64,
     limit_bytes: u64,
     /// Containers of classes whose instances have attributes.
     attributed: HashSet<Id>,
@@ -158,6 +162,7 @@ impl Arena {
             tensors: Vec::new(),
             storages: Vec::new(),
             n_bytes: 0,
+            reference_bytes: 0,
             attributed: HashSet::new(),
         }
     }
@@ -187,6 +192,38 @@ impl Arena {
             });
         }
         Ok(())
+    }
+
+    /// Accounts for memory of what refers to values, which stays when values are forgotten.
+    pub(super) fn charge_references(&mut self, n_bytes: usize) -> Result<(), PickleFault> {
+        self.reference_bytes = self.reference_bytes.saturating_add(n_bytes as u64);
+        self.charge(n_bytes)
+    }
+
+    /// Bytes of the values themselves.
+    pub(super) fn value_bytes(&self) -> u64 {
+        self.n_bytes.saturating_sub(self.reference_bytes)
+    }
+
+    /// How many tensors and storages there are.
+    pub(super) fn n_records(&self) -> usize {
+        self.tensors.len() + self.storages.len()
+    }
+
+    /// Forgets all values but the first, which took so many bytes. Nothing may refer to them.
+    pub(super) fn forget(&mut self, n_values: usize, value_bytes: u64) {
+        self.values.truncate(n_values);
+        self.n_bytes = value_bytes.saturating_add(self.reference_bytes);
+    }
+
+    /// Bytes that values may take.
+    pub(super) fn limit_bytes(&self) -> u64 {
+        self.limit_bytes
+    }
+
+    /// Bytes that values may still take.
+    pub(super) fn n_left(&self) -> u64 {
+        self.limit_bytes.saturating_sub(self.n_bytes)
     }
 
     /// Adds a value.

@@ -8,6 +8,7 @@ mod folder;
 mod megatron;
 mod pool;
 mod ranks;
+mod shards;
 mod zero;
 
 use std::path::{Path, PathBuf};
@@ -54,8 +55,9 @@ pub(super) struct Kind {
 }
 
 /// All kinds.
-const KINDS: [&Kind; 4] = [
+const KINDS: [&Kind; 5] = [
     &distributed::KIND,
+    &shards::KIND,
     &ranks::KIND,
     &zero::KIND,
     &megatron::KIND,

@@ -1,206 +1,205 @@
-//! The files of a distributed checkpoint, whose tensors are the pieces in them.
+//! The files of a distributed checkpoint, in which the pieces lie.
 
-use std::collections::BTreeMap;
-use std::path::Path;
-use std::sync::{Arc, OnceLock};
+use std::path::{Path, PathBuf};
+use std::sync::{Arc, Mutex, PoisonError};
 
-use rayon::iter::{IntoParallelRefIterator, ParallelIterator};
-
-use super::metadata::{Metadata, Place};
+use super::metadata::{Names, Stored};
+use super::places::Places;
+use crate::io::assembled::{Holder, Piece};
 use crate::io::read_at::ReadAt;
-use crate::io::trainer::inside;
 use crate::io::trainer::pool::{Pool, PooledFile, Window};
-use crate::io::{
-    Container, ObjectPath, OpenOptions, SourceFile, SourceInfo, TensorEntry, TensorInfo,
-    TensorSource, torch,
-};
-use crate::{Result, TrainerFault};
+use crate::io::trainer::{info_of, inside};
+use crate::io::{OpenOptions, SourceFile, TensorSource, torch};
+use crate::{DType, Error, Result, TrainerFault};
 
-/// Pieces of a model that are looked at as it is opened. Those of a model with more are looked at as they are read, for
-/// each costs a read or two of its own.
-const LOOKED_AT: usize = 1 << 14;
+/// Pieces that are kept open.
+const KEPT_OPEN: usize = 1 << 10;
 
-/// The number of a file and of a piece in it.
-type Item = (usize, usize);
+/// A piece that was looked at: its row, and the tensor there.
+type Opened = Mutex<Option<(u32, Arc<dyn TensorSource>)>>;
 
-/// For each piece of each tensor where it is; `None` for one without elements.
-type Items = Vec<Vec<Option<Item>>>;
+/// The pieces in all files. The number of a piece's tensor is that of the row of its place.
+pub(super) struct Pieces {
+    files: Vec<(PathBuf, PooledFile)>,
+    places: Places,
+    names: Names,
+    /// The dtype of the tensor of each name.
+    dtypes: Vec<DType>,
+    /// The pieces that were looked at last, each where its row's number leads.
+    opened: Vec<Opened>,
+}
 
-/// Opens all files and gives, for each piece of each tensor, the file and the number in it.
-///
-/// # Errors
-/// [`TrainerFault`] for places beyond a file, too small or shared, and for pieces that are something else.
-pub(super) fn open(
-    folder: &Path,
-    pool: &Arc<Pool>,
-    metadata: &Metadata,
-    entries: &[TensorEntry],
-) -> Result<(Vec<Box<dyn TensorSource>>, Items)> {
-    let mut files = Vec::new();
-    for name in &metadata.files {
-        files.push(PieceFile::open(&inside(folder, name)?, pool)?);
-    }
-    let mut items = Items::new();
-    let mut wanted = Vec::new();
-    for (tensor, entry) in metadata.tensors.iter().zip(entries) {
-        let places = tensor.chunks.iter().map(|chunk| {
-            let Some(place) = chunk.place else {
-                return Ok(None);
-            };
-            let info = TensorInfo {
-                dtype: tensor.info.dtype,
-                shape: chunk.size.clone(),
-            };
-            let number = files[place.file].add(&tensor.key, place, info)?;
-            if entry.name.is_some() {
-                wanted.push((place.file, number));
-            }
-            Ok(Some((place.file, number)))
+impl Pieces {
+    /// Opens the files that are named, and compares the places with them.
+    ///
+    /// # Errors
+    /// [`TrainerFault`] for places beyond a file or shared, and for a piece with two.
+    pub(super) fn open(
+        metadata_path: &Path,
+        folder: &Path,
+        pool: &Arc<Pool>,
+        files: &Names,
+        (names, mut places): (Names, Places),
+        tensors: &[Stored],
+    ) -> Result<Self> {
+        let files = files.iter().map(|name| {
+            let path = inside(folder, name)?;
+            let file = pool.open(&path)?;
+            Ok((path, file))
         });
-        items.push(places.collect::<Result<_>>()?);
-    }
-    for file in &files {
-        file.require_apart()?;
-    }
-    if wanted.len() <= LOOKED_AT {
-        (wanted.par_iter()).try_for_each(|(file, number)| files[*file].piece(*number).map(drop))?;
-    }
-    let files = files.into_iter().map(|file| Box::new(file) as _).collect();
-    Ok((files, items))
-}
-
-/// A file of pieces.
-struct PieceFile {
-    info: SourceInfo,
-    file: PooledFile,
-    entries: Vec<TensorEntry>,
-    places: Vec<Place>,
-    keys: Vec<Arc<str>>,
-    /// The pieces that were looked at.
-    opened: Vec<OnceLock<Box<dyn TensorSource>>>,
-}
-
-impl PieceFile {
-    fn open(path: &Path, pool: &Arc<Pool>) -> Result<Self> {
-        let file = pool.open(path)?;
-        Ok(Self {
-            info: SourceInfo {
-                path: path.into(),
-                container: Container::Distributed,
-                files: vec![SourceFile::of(path, &file)],
-                metadata: BTreeMap::new(),
-                roots: Vec::new(),
-                root: String::new(),
-                values: Vec::new(),
-                opaque: Vec::new(),
-            },
-            file,
-            entries: Vec::new(),
-            places: Vec::new(),
-            keys: Vec::new(),
-            opened: Vec::new(),
-        })
+        let shared = places.order_by_file();
+        let shared = shared.map(|rows| rows.map(|row| places.place(row)));
+        let mut dtypes = vec![DType::U8; names.iter().len()];
+        for tensor in tensors {
+            dtypes[tensor.name as usize] = tensor.info.dtype;
+        }
+        let twice = places.order_by_tensor();
+        let pieces = Self {
+            files: files.collect::<Result<_>>()?,
+            places,
+            names,
+            dtypes,
+            opened: (0..KEPT_OPEN).map(|_| Mutex::new(None)).collect(),
+        };
+        if let Some(row) = twice {
+            return Err(TrainerFault::TwoPlaces {
+                path: metadata_path.into(),
+                key: pieces.key(pieces.places.place(row).name),
+                start: pieces.places.start(row).collect(),
+            }
+            .into());
+        }
+        for row in pieces.places.rows() {
+            pieces.require_inside(*row, Some(0))?;
+        }
+        match shared {
+            None => Ok(pieces),
+            Some([one, other]) => Err(TrainerFault::SharedPlace {
+                path: pieces.files[one.file as usize].0.clone(),
+                keys: [one, other].map(|place| pieces.key(place.name)),
+                at: other.offset,
+            }
+            .into()),
+        }
     }
 
-    /// Adds a piece and gives its number. A piece of more bytes than its place has, or of a shape whose size does not
-    /// fit memory, is refused.
-    fn add(&mut self, key: &str, place: Place, info: TensorInfo) -> Result<usize> {
+    /// The files.
+    pub(super) fn source_files(&self) -> impl Iterator<Item = SourceFile> {
+        (self.files.iter()).map(|(path, file)| SourceFile::of(path, file))
+    }
+
+    fn key(&self, name: u32) -> String {
+        self.names.get(name).to_string()
+    }
+
+    /// Checks that a place is within its file and has room for a piece of so many bytes; `None` for more than any memory.
+    fn require_inside(&self, row: u32, n_bytes: Option<u64>) -> Result<()> {
+        let place = self.places.place(row);
+        let (path, file) = &self.files[place.file as usize];
         let end = place.offset.checked_add(place.n_bytes);
-        let n_bytes = super::super::info_of(info.dtype, &info.shape).map(|info| info.n_bytes());
-        let is_inside = end.is_some_and(|end| end <= self.file.n_bytes())
+        let is_inside = end.is_some_and(|end| end <= file.n_bytes())
             && n_bytes.is_some_and(|n_bytes| n_bytes <= place.n_bytes);
-        if !is_inside {
-            return Err(TrainerFault::PlaceOutside {
-                path: self.info.path.clone(),
-                key: key.to_owned(),
+        match is_inside {
+            true => Ok(()),
+            false => Err(TrainerFault::PlaceOutside {
+                path: path.clone(),
+                key: self.key(place.name),
                 n_bytes: n_bytes.unwrap_or(u64::MAX),
                 start: place.offset,
                 end: end.unwrap_or(u64::MAX),
-                file_bytes: self.file.n_bytes(),
+                file_bytes: file.n_bytes(),
             }
-            .into());
+            .into()),
         }
-        self.entries.push(TensorEntry {
-            path: ObjectPath::default(),
-            name: None,
-            info,
-        });
-        self.places.push(place);
-        self.opened.push(OnceLock::new());
-        match self.keys.last() {
-            Some(last) if **last == *key => self.keys.push(last.clone()),
-            _ => self.keys.push(key.into()),
-        }
-        Ok(self.keys.len() - 1)
     }
 
-    /// Checks that no two pieces share bytes.
-    fn require_apart(&self) -> Result<()> {
-        let mut order: Vec<usize> = (0..self.places.len()).collect();
-        order.sort_unstable_by_key(|number| self.places[*number].offset);
-        for pair in order.windows(2) {
-            let [one, other] = [self.places[pair[0]], self.places[pair[1]]];
-            if one.offset + one.n_bytes > other.offset {
-                return Err(TrainerFault::SharedPlace {
-                    path: self.info.path.clone(),
-                    keys: [
-                        self.keys[pair[0]].to_string(),
-                        self.keys[pair[1]].to_string(),
-                    ],
-                    at: other.offset,
-                }
-                .into());
-            }
-        }
-        Ok(())
+    /// The pieces of a tensor that have elements, each with its place. A place of fewer bytes than its piece, or a piece
+    /// whose size does not fit memory, is refused.
+    pub(super) fn of(&self, metadata_path: &Path, tensor: &Stored) -> Result<Vec<Piece>> {
+        let rows = self.places.of_tensor(tensor.name);
+        let with_elements = (tensor.chunks.iter()).filter(|(_, size)| !size.contains(&0));
+        let pieces = with_elements.map(|(start, size)| {
+            let row = self.places.find(rows.clone(), &start);
+            let row = row.ok_or_else(|| TrainerFault::NoPlace {
+                path: metadata_path.into(),
+                key: self.key(tensor.name),
+                start: start.clone(),
+            })?;
+            let n_bytes = info_of(tensor.info.dtype, &size).map(|info| info.n_bytes());
+            self.require_inside(row, n_bytes)?;
+            let shape = &tensor.info.shape;
+            Ok(Piece::whole(0, row as usize, &size, shape, &start))
+        });
+        pieces.collect()
     }
 
     /// The tensor at the place of a piece, which must be what the metadata say.
-    fn piece(&self, number: usize) -> Result<&dyn TensorSource> {
-        if let Some(opened) = self.opened[number].get() {
-            return Ok(opened.as_ref());
+    pub(super) fn opened(&self, row: u32, size: &[usize]) -> Result<Arc<dyn TensorSource>> {
+        let slot = &self.opened[row as usize % KEPT_OPEN];
+        let known = || slot.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some((_, opened)) = known().as_ref().filter(|(known, _)| *known == row) {
+            return Ok(opened.clone());
         }
-        let (place, path) = (self.places[number], &self.info.path);
-        let window = Window::new(self.file.clone(), place.offset, place.n_bytes);
+        let opened: Arc<dyn TensorSource> = Arc::from(self.look_at(row, size)?);
+        *known() = Some((row, opened.clone()));
+        Ok(opened)
+    }
+
+    fn look_at(&self, row: u32, size: &[usize]) -> Result<Box<dyn TensorSource>> {
+        let place = self.places.place(row);
+        let (path, file) = &self.files[place.file as usize];
+        let window = Window::new(file.clone(), place.offset, place.n_bytes);
         let opened = torch::open(path, Box::new(window), &OpenOptions::default());
         let opened = opened.map_err(|source| TrainerFault::DamagedPiece {
             path: path.clone(),
-            key: self.keys[number].to_string(),
+            key: self.key(place.name),
             at: place.offset,
             source: Box::new(source),
         })?;
-        let wanted = &self.entries[number].info;
+        let dtype = self.dtypes[place.name as usize];
         let found = match opened.tensors() {
-            [entry] if entry.path.0.is_empty() && entry.info == *wanted => None,
             [entry] if entry.path.0.is_empty() => {
-                Some(format!("{} {:?}", entry.info.dtype, entry.info.shape))
+                let info = &entry.info;
+                let is_wanted = info.dtype == dtype && info.shape == size;
+                (!is_wanted).then(|| format!("{} {:?}", info.dtype, info.shape))
             }
             _ => Some("no single tensor".to_owned()),
         };
-        if let Some(found) = found {
-            return Err(TrainerFault::OtherPiece {
+        match found {
+            None => Ok(opened),
+            Some(found) => Err(Error::from(TrainerFault::OtherPiece {
                 path: path.clone(),
-                key: self.keys[number].to_string(),
+                key: self.key(place.name),
                 at: place.offset,
                 found,
-                wanted: format!("{} {:?}", wanted.dtype, wanted.shape),
-            }
-            .into());
+                wanted: format!("{dtype} {size:?}"),
+            })),
         }
-        Ok(self.opened[number].get_or_init(|| opened).as_ref())
     }
 }
 
-impl TensorSource for PieceFile {
-    fn info(&self) -> &SourceInfo {
-        &self.info
+impl Holder for Arc<Pieces> {
+    fn path(&self, piece: &Piece) -> PathBuf {
+        let place = self.places.place(piece.tensor as u32);
+        self.files[place.file as usize].0.clone()
     }
 
-    fn tensors(&self) -> &[TensorEntry] {
-        &self.entries
+    fn held(&self, piece: &Piece) -> (DType, usize) {
+        // The tensor at the place is compared with the size of the piece when it is looked at.
+        let n_elements = (piece.size.iter()).try_fold(1usize, |n, size| n.checked_mul(*size));
+        (self.stored_dtype(piece), n_elements.unwrap_or(usize::MAX))
     }
 
-    fn read(&self, index: usize, first: usize, out: &mut [u8]) -> Result<()> {
-        self.piece(index)?.read(0, first, out)
+    fn stored_dtype(&self, piece: &Piece) -> DType {
+        self.dtypes[self.places.place(piece.tensor as u32).name as usize]
+    }
+
+    fn is_computed(&self, _: &Piece) -> bool {
+        false
+    }
+
+    fn read(&self, piece: &Piece, first: usize, out: &mut [u8]) -> Result<()> {
+        self.opened(piece.tensor as u32, &piece.size)?
+            .read(0, first, out)
     }
 }

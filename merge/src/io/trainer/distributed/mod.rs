@@ -4,10 +4,18 @@
 //! Source: `torch/distributed/checkpoint/{metadata,filesystem,planner_helpers}.py` of torch 2.2 to 2.9.
 
 mod files;
+#[cfg(test)]
+mod many;
 mod metadata;
+mod places;
+mod rows;
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
+
+use files::Pieces;
+use metadata::Metadata;
+use rayon::iter::{IntoParallelRefIterator, ParallelIterator};
 
 use super::pool::Pool;
 use super::{Kind, Listing, Opened, Role, inside};
@@ -28,6 +36,10 @@ const ENDING: &str = ".distcp";
 
 /// What becomes of values that are no tensors.
 const LOADER: &str = "torch.load";
+
+/// Pieces of a model that are looked at as it is opened. Those of a model with more are looked at as they are read, for
+/// each costs a read or two of its own.
+const LOOKED_AT: usize = 1 << 14;
 
 /// The row of the table of kinds.
 pub(super) const KIND: Kind = Kind {
@@ -51,11 +63,11 @@ fn open(listing: &Listing, options: &OpenOptions) -> Result<Opened> {
     let path = inside(folder, METADATA)?;
     let pool = Arc::new(Pool::default());
     let file = pool.open(&path)?;
-    let metadata = metadata::read(&path, &file)?;
+    let mut metadata = metadata::read(&path, &file)?;
     let mut source_files = vec![SourceFile::of(&path, &file)];
-    let mut entries: Vec<TensorEntry> = (metadata.tensors.iter())
+    let mut entries: Vec<TensorEntry> = (metadata.tensors.iter_mut())
         .map(|tensor| TensorEntry {
-            path: tensor.path.clone(),
+            path: std::mem::take(&mut tensor.path),
             name: None,
             info: tensor.info.clone(),
         })
@@ -65,26 +77,16 @@ fn open(listing: &Listing, options: &OpenOptions) -> Result<Opened> {
         root: options.root.clone().unwrap_or_default(),
         roots,
     })?;
-    let (sources, places) = files::open(folder, &pool, &metadata, &entries)?;
-    source_files.extend(
-        sources
-            .iter()
-            .flat_map(|source| source.info().files.clone()),
-    );
-    let tensors = (metadata.tensors.iter())
-        .zip(entries)
-        .zip(places)
-        .map(|((tensor, entry), places)| InPieces {
-            pieces: (tensor.chunks.iter().zip(places))
-                .filter_map(|(chunk, place)| {
-                    let (source, item) = place?;
-                    let shape = &tensor.info.shape;
-                    Some(Piece::whole(source, item, &chunk.size, shape, &chunk.start))
-                })
-                .collect(),
-            entry,
-        })
-        .collect();
+    let Metadata {
+        tensors,
+        values,
+        files,
+        names,
+        places,
+    } = metadata;
+    let pieces = Pieces::open(&path, folder, &pool, &files, (names, places), &tensors)?;
+    let pieces = Arc::new(pieces);
+    source_files.extend(pieces.source_files());
     let info = SourceInfo {
         path: folder.clone(),
         container: Container::Distributed,
@@ -93,18 +95,53 @@ fn open(listing: &Listing, options: &OpenOptions) -> Result<Opened> {
         roots,
         root,
         values: Vec::new(),
-        opaque: (metadata.values.into_iter())
+        opaque: (values.into_iter())
             .map(|path| OpaqueObject {
                 path,
                 callable: LOADER.to_owned(),
             })
             .collect(),
     };
-    let source = Assembled::new(info, tensors, sources, Aliases::new())?;
+    let mut looked_at = LookedAt::default();
+    let tensors = tensors.into_iter().zip(entries).map(|(tensor, entry)| {
+        let pieces = pieces.of(&path, &tensor)?;
+        if entry.name.is_some() {
+            looked_at.add(&pieces);
+        }
+        Ok(InPieces { entry, pieces })
+    });
+    let source = Assembled::new(info, tensors, vec![pieces.clone()], Aliases::new())?;
+    looked_at.look(&pieces)?;
     Ok(Opened {
         source: Box::new(source) as Box<dyn TensorSource>,
         notes: Vec::new(),
     })
+}
+
+/// The pieces of the model, if they are few.
+#[derive(Default)]
+struct LookedAt {
+    pieces: Vec<(u32, Box<[usize]>)>,
+    n: usize,
+}
+
+impl LookedAt {
+    fn add(&mut self, pieces: &[Piece]) {
+        self.n += pieces.len();
+        match self.n <= LOOKED_AT {
+            true => {
+                let pieces = pieces.iter();
+                self.pieces
+                    .extend(pieces.map(|piece| (piece.tensor as u32, piece.size.clone().into())));
+            }
+            false => self.pieces = Vec::new(),
+        }
+    }
+
+    /// Looks at the pieces; at none if there are too many.
+    fn look(&self, pieces: &Pieces) -> Result<()> {
+        (self.pieces.par_iter()).try_for_each(|(row, size)| pieces.opened(*row, size).map(drop))
+    }
 }
 
 /// Chooses the root as for torch files and names its tensors. The state of an optimizer that stands among the weights

@@ -493,7 +493,12 @@ fn finish(shown: &Path, model: Whole, stages: Vec<Vec<Rank>>) -> Result<Opened> 
         .map(|rank| rank.source)
         .collect();
     Ok(Opened {
-        source: Box::new(Assembled::new(info, tensors, sources, Aliases::new())?),
+        source: Box::new(Assembled::new(
+            info,
+            tensors.into_iter().map(Ok),
+            sources,
+            Aliases::new(),
+        )?),
         notes: model.notes,
     })
 }

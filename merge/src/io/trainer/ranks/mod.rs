@@ -101,7 +101,7 @@ fn open(listing: &Listing, options: &OpenOptions) -> Result<Opened> {
         opaque: first.opaque.clone(),
     };
     let (tensors, sources) = agreed::with_copies(tensors, ranks);
-    let source = Assembled::new(info, tensors, sources, aliases)?;
+    let source = Assembled::new(info, tensors.into_iter().map(Ok), sources, aliases)?;
     Ok(Opened {
         source: Box::new(source) as Box<dyn TensorSource>,
         notes: Vec::new(),

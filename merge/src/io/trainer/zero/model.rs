@@ -396,7 +396,7 @@ impl Model {
         };
         Ok(Box::new(Assembled::new(
             info,
-            self.tensors,
+            self.tensors.into_iter().map(Ok),
             sources,
             aliases,
         )?))

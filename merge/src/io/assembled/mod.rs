@@ -1,7 +1,13 @@
 //! One model whose tensors lie in pieces over several files, as trainers on many devices leave them.
 
+mod holder;
+mod packed;
+
 use std::collections::BTreeSet;
 use std::ops::Range;
+
+pub(crate) use holder::Holder;
+use packed::Packed;
 
 use super::{Aliases, SourceInfo, TensorEntry, TensorSource};
 use crate::{AssemblyFault, DType, Result};
@@ -47,16 +53,16 @@ impl Block {
 }
 
 /// A part of a tensor, and where a file holds it.
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) struct Piece {
     /// How many elements per axis; never zero.
     pub(crate) size: Vec<usize>,
     /// Where it goes. All pieces of a tensor lie within one shape, which may be another than the tensor's if the
     /// number of elements is the same, such as one axis for a tensor that was flattened.
     pub(crate) to: Block,
-    /// The file, by its number among [`Assembled`]'s sources.
+    /// Who holds it, by the number among [`Assembled`]'s holders.
     pub(crate) source: usize,
-    /// The tensor of that file.
+    /// The tensor of the holder.
     pub(crate) tensor: usize,
     /// Where it is in that tensor, of which the shape may differ likewise.
     pub(crate) from: Block,
@@ -176,60 +182,58 @@ pub(crate) struct InPieces {
 }
 
 /// Tensors that are put together from pieces of several files as they are read.
-pub(crate) struct Assembled {
+pub(crate) struct Assembled<H> {
     info: SourceInfo,
     entries: Vec<TensorEntry>,
-    pieces: Vec<Vec<Piece>>,
-    sources: Vec<Box<dyn TensorSource>>,
+    pieces: Vec<Packed>,
+    holders: Vec<H>,
     aliases: Aliases,
 }
 
-impl Assembled {
-    /// Checks that the pieces of every tensor fill it, each element once, and stay within what the files hold.
+impl<H: Holder> Assembled<H> {
+    /// Checks that the pieces of every tensor fill it, each element once, and stay within what the files hold. Pieces of a
+    /// tensor are packed before those of the next are asked for.
     ///
     /// # Errors
     /// [`AssemblyFault`], which names the tensor and the file.
     pub(crate) fn new(
         info: SourceInfo,
-        tensors: Vec<InPieces>,
-        sources: Vec<Box<dyn TensorSource>>,
+        tensors: impl IntoIterator<Item = Result<InPieces>>,
+        holders: Vec<H>,
         aliases: Aliases,
     ) -> Result<Self> {
         let (mut entries, mut pieces) = (Vec::new(), Vec::new());
-        for mut tensor in tensors {
-            check(&info, &mut tensor, &sources)?;
+        for tensor in tensors {
+            let mut tensor = tensor?;
+            check(&info, &mut tensor, &holders)?;
             entries.push(tensor.entry);
-            pieces.push(tensor.pieces);
+            pieces.push(Packed::new(&tensor.pieces));
         }
         Ok(Self {
             info,
             entries,
             pieces,
-            sources,
+            holders,
             aliases,
         })
     }
 }
 
 /// Holds the pieces of a tensor against it and against the files, and brings them into the order of their places.
-fn check(
-    info: &SourceInfo,
-    tensor: &mut InPieces,
-    sources: &[Box<dyn TensorSource>],
-) -> Result<()> {
+fn check(info: &SourceInfo, tensor: &mut InPieces, holders: &[impl Holder]) -> Result<()> {
     let InPieces { entry, pieces } = tensor;
     let key = || entry.name.clone().unwrap_or_else(|| entry.path.to_string());
     let path = || info.path.clone();
     let n_elements = entry.info.n_elements();
     let mut n_given = 0usize;
     for piece in pieces.iter() {
-        let file = || sources[piece.source].info().path.clone();
-        let held = &sources[piece.source].tensors()[piece.tensor].info;
-        if held.dtype != entry.info.dtype {
+        let file = || holders[piece.source].path(piece);
+        let (dtype, n_held) = holders[piece.source].held(piece);
+        if dtype != entry.info.dtype {
             return Err(AssemblyFault::OtherDtype {
                 path: file(),
                 key: key(),
-                dtype: held.dtype,
+                dtype,
                 wanted: entry.info.dtype,
             }
             .into());
@@ -241,7 +245,7 @@ fn check(
         let fits = piece.to.holds(&piece.size)
             && piece.from.holds(&piece.size)
             && n_within(&piece.to) == Some(n_elements)
-            && n_within(&piece.from) == Some(held.n_elements())
+            && n_within(&piece.from) == Some(n_held)
             && piece.to.within == pieces[0].to.within;
         if !fits {
             return Err(AssemblyFault::Outside {
@@ -270,7 +274,7 @@ fn check(
         return Err(AssemblyFault::Overlap {
             path: path(),
             key: key(),
-            files: [one, other].map(|piece| sources[piece.source].info().path.clone()),
+            files: [one, other].map(|piece| holders[piece.source].path(piece)),
         }
         .into());
     }
@@ -316,7 +320,7 @@ fn overlap(pieces: &[Piece]) -> Option<(&Piece, &Piece)> {
     })
 }
 
-impl TensorSource for Assembled {
+impl<H: Holder> TensorSource for Assembled<H> {
     fn info(&self) -> &SourceInfo {
         &self.info
     }
@@ -330,22 +334,22 @@ impl TensorSource for Assembled {
     }
 
     fn stored_dtype(&self, index: usize) -> DType {
-        match &self.pieces[index][..] {
-            [] => self.entries[index].info.dtype,
-            [piece, ..] => self.sources[piece.source].stored_dtype(piece.tensor),
+        match self.pieces[index].iter().next() {
+            None => self.entries[index].info.dtype,
+            Some(piece) => self.holders[piece.source].stored_dtype(&piece),
         }
     }
 
     fn is_computed(&self, index: usize) -> bool {
         let mut pieces = self.pieces[index].iter();
-        pieces.any(|piece| self.sources[piece.source].is_computed(piece.tensor))
+        pieces.any(|piece| self.holders[piece.source].is_computed(&piece))
     }
 
     fn read(&self, index: usize, first: usize, out: &mut [u8]) -> Result<()> {
         let width = self.entries[index].info.dtype.size_bytes();
         let wanted = first..first + out.len() / width;
-        for piece in &self.pieces[index] {
-            self.read_piece(piece, &wanted, width, out)?;
+        for piece in self.pieces[index].iter() {
+            self.read_piece(&piece, &wanted, width, out)?;
         }
         Ok(())
     }
@@ -359,7 +363,7 @@ struct Pending {
     parts: Vec<(usize, usize, usize)>,
 }
 
-impl Assembled {
+impl<H: Holder> Assembled<H> {
     /// Puts into `out`, which holds the elements `wanted` of a tensor, what of them is in `piece`.
     fn read_piece(
         &self,
@@ -395,17 +399,17 @@ impl Assembled {
     }
 
     fn take(&self, piece: &Piece, pending: &Pending, width: usize, out: &mut [u8]) -> Result<()> {
-        let source = &self.sources[piece.source];
+        let holder = &self.holders[piece.source];
         match pending.parts[..] {
             [] => Ok(()),
-            [(_, at, n)] => source.read(
-                piece.tensor,
+            [(_, at, n)] => holder.read(
+                piece,
                 pending.from.start,
                 &mut out[at * width..(at + n) * width],
             ),
             _ => {
                 let mut read = vec![0; pending.from.len() * width];
-                source.read(piece.tensor, pending.from.start, &mut read)?;
+                holder.read(piece, pending.from.start, &mut read)?;
                 for &(from, at, n) in &pending.parts {
                     out[at * width..(at + n) * width]
                         .copy_from_slice(&read[from * width..(from + n) * width]);
@@ -475,7 +479,10 @@ mod tests {
     }
 
     /// The numbers 0.. in `shape`, cut into boxes of `size` at each of `starts`.
-    fn cut(shape: &[usize], boxes: &[(&[usize], &[usize])]) -> Result<Assembled> {
+    fn cut(
+        shape: &[usize],
+        boxes: &[(&[usize], &[usize])],
+    ) -> Result<Assembled<Box<dyn TensorSource>>> {
         let whole = Block::whole(shape);
         let (mut pieces, mut sources) = (Vec::new(), Vec::new());
         for (number, (start, size)) in boxes.iter().enumerate() {
@@ -496,10 +503,10 @@ mod tests {
             entry: entry(shape),
             pieces,
         };
-        Assembled::new(info(), vec![tensor], sources, Aliases::new())
+        Assembled::new(info(), [Ok(tensor)], sources, Aliases::new())
     }
 
-    fn reads_all(assembled: &Assembled, n: usize) {
+    fn reads_all(assembled: &impl TensorSource, n: usize) {
         for first in 0..n {
             for end in first..=n {
                 let mut out = vec![255; end - first];
@@ -546,7 +553,7 @@ mod tests {
             pieces: vec![piece],
         };
         let sources = vec![file(&[8], vec![9, 0, 1, 2, 3, 4, 5, 9])];
-        let assembled = Assembled::new(info(), vec![tensor], sources, Aliases::new());
+        let assembled = Assembled::new(info(), [Ok(tensor)], sources, Aliases::new());
         reads_all(&assembled.expect("it fills it"), 6);
     }
 
