@@ -8,6 +8,7 @@ axes.
 """
 
 import pathlib
+import shutil
 import subprocess
 import sys
 import tempfile
@@ -57,7 +58,8 @@ def strictly(model, folder, config=None):
 
 def converted(folder, file):
     out = folder / "hf"
-    run("convert", file, out, "--to", "hf", "--force")
+    shutil.rmtree(out, ignore_errors=True)
+    run("convert", file, out, "--to", "hf")
     return out
 
 

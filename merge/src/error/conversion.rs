@@ -141,7 +141,7 @@ pub enum ConversionFault {
         why: &'static str,
     },
     /// Names of a library that no row of its table has.
-    #[error("{}: it has {whose}'s names, and {n} others that are none of them: `{}`{}", path.display(), keys.join("`, `"),
+    #[error("{}: it has the names of {whose}, and {n} others: `{}`{}", path.display(), keys.join("`, `"),
         if *n > keys.len() { ", …" } else { "" })]
     UnknownNames {
         /// The checkpoint.

@@ -36,23 +36,23 @@ pub(crate) trait ReadAt: Send + Sync {
 
 impl ReadAt for Arc<dyn ReadAt> {
     fn n_bytes(&self) -> u64 {
-        self.as_ref().n_bytes()
+        (**self).n_bytes()
     }
 
     fn read_exact_at(&self, out: &mut [u8], offset: u64) -> io::Result<()> {
-        self.as_ref().read_exact_at(out, offset)
+        (**self).read_exact_at(out, offset)
     }
 
     fn read_part(&self, out: &mut [u8], offset: u64, whole: Range<u64>) -> io::Result<()> {
-        self.as_ref().read_part(out, offset, whole)
+        (**self).read_part(out, offset, whole)
     }
 
     fn etag(&self) -> Option<String> {
-        self.as_ref().etag()
+        (**self).etag()
     }
 
     fn stamp(&self) -> Option<Stamp> {
-        self.as_ref().stamp()
+        (**self).stamp()
     }
 }
 

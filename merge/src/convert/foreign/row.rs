@@ -61,21 +61,21 @@ impl Form {
             let strides = order.iter().map(|&axis| strides[axis]).collect();
             Some((shape, sizes, strides))
         };
-        match (self, *shape) {
+        match (self, shape) {
             (Self::Same, _) => Some((shape.to_vec(), shape.to_vec(), strides.clone())),
-            (Self::Turned, [rows, columns]) => by(&[1, 0], vec![columns, rows], shape),
-            (Self::Convolution, [high, wide, inputs, outputs]) => {
+            (Self::Turned, &[rows, columns]) => by(&[1, 0], vec![columns, rows], shape),
+            (Self::Convolution, &[high, wide, inputs, outputs]) => {
                 by(&[3, 2, 0, 1], vec![outputs, inputs, high, wide], shape)
             }
-            (Self::IntoHeads, [inputs, heads, width]) => {
+            (Self::IntoHeads, &[inputs, heads, width]) => {
                 by(&[1, 2, 0], vec![heads.checked_mul(width)?, inputs], shape)
             }
-            (Self::OutOfHeads, [heads, width, outputs]) => {
+            (Self::OutOfHeads, &[heads, width, outputs]) => {
                 by(&[2, 0, 1], vec![outputs, heads.checked_mul(width)?], shape)
             }
-            (Self::PerHead, [heads, width]) => by(&[0, 1], vec![heads.checked_mul(width)?], shape),
-            (Self::OneMatrix, [1, rows, width]) => by(&[1, 2], vec![rows, width], shape),
-            (Self::One, [1] | []) => Some((Vec::new(), Vec::new(), Vec::new())),
+            (Self::PerHead, &[heads, width]) => by(&[0, 1], vec![heads.checked_mul(width)?], shape),
+            (Self::OneMatrix, &[1, rows, width]) => by(&[1, 2], vec![rows, width], shape),
+            (Self::One, &[1] | &[]) => Some((Vec::new(), Vec::new(), Vec::new())),
             _ => None,
         }
     }

@@ -60,7 +60,7 @@ pub(super) fn open(
         .with_max_chunk_bytes(MAX_READ_BYTES)
         .with_max_read_bytes(MAX_READ_BYTES)
         .with_max_object_header_bytes(MAX_HEADER_BYTES)
-        .with_external_link_resolver(Arc::clone(&elsewhere) as _);
+        .with_external_link_resolver(elsewhere.clone());
     let bytes = Arc::new(FileBytes(Arc::clone(&file)));
     let damaged = |key: &str, fault: hdf5_reader::error::Error| hdf5(path, key, &fault);
     let opened =
@@ -91,7 +91,8 @@ pub(super) fn open(
     } else {
         0
     };
-    let ranges = Ranges::new(path, Container::Hdf5, vec![Box::new(file)], &[], arrays);
+    let file: Box<dyn ReadAt> = Box::new(file);
+    let ranges = Ranges::new(path, Container::Hdf5, vec![file], &[], arrays);
     Ok(Box::new(ranges.keeping(kept)))
 }
 
@@ -253,7 +254,7 @@ impl Walk<'_> {
             }
             Some(DataLayout::Contiguous { address, .. }) => {
                 // Addresses are counted from the superblock, before which users may have put something.
-                let base = self.n_bytes - self.file.storage().len();
+                let base = self.n_bytes.saturating_sub(self.file.storage().len());
                 let start = address.checked_add(base);
                 let end = start.and_then(|start| start.checked_add(n_bytes));
                 match (start, end) {

@@ -29,7 +29,7 @@ pub(super) fn dtype_of(dataset: &Dataset) -> Result<std::result::Result<DType, S
             signed,
             byte_order,
         } if *byte_order == ByteOrder::LittleEndian || *size == 1 => {
-            let is_whole = stored.get(HEAD..HEAD + 4) == Some(&[0, 0, size.wrapping_mul(8), 0]);
+            let is_whole = stored.get(HEAD..HEAD + 4) == Some(&[0, 0, size.wrapping_mul(8), 0][..]);
             integer(*size, *signed).filter(|_| is_whole)
         }
         Datatype::FloatingPoint {
