@@ -1,8 +1,10 @@
-"""Containers of arrays as their libraries write them: Flax's msgpack, NumPy's files, ONNX.
+"""Containers of arrays as their libraries write them: Flax's msgpack, NumPy's files, ONNX, HDF5.
 
-    tests/with_torch.sh tests/containers.py target/release/vlmerge
+    tests/with_torch.sh tests/containers.py target/release/vlmerge [SEED]
+    tests/with_torch.sh tests/containers.py --write fixtures/containers
 
 Flax is not needed: its files are msgpack with an extension, and transformers' rule for names is written here once more.
+Nor is Keras: its files are groups of h5py, whose layout is written here.
 """
 
 import pathlib
@@ -10,6 +12,7 @@ import subprocess
 import sys
 import tempfile
 
+import h5py
 import ml_dtypes
 import msgpack
 import numpy as np
@@ -18,8 +21,9 @@ import torch
 from onnx import TensorProto, helper, numpy_helper
 from safetensors.torch import load_file
 
+FIXTURES = pathlib.Path(sys.argv[2]) if sys.argv[1] == "--write" else None
 PROGRAM = str(pathlib.Path(sys.argv[1]).resolve())
-SEED = int(sys.argv[2]) if len(sys.argv) > 2 else 5
+SEED = int(sys.argv[2]) if len(sys.argv) > 2 and FIXTURES is None else 5
 rng = np.random.default_rng(SEED)
 
 
@@ -175,8 +179,102 @@ def onnx_models(folder):
     print("ONNX: raw, typed and external data")
 
 
+# ---- HDF5 ---------------------------------------------------------------------------------------------------------
+
+
+def hdf5(folder):
+    draw = lambda *shape: rng.normal(size=shape).astype(np.float32)
+    # Keras 3: a group for each layer, variables by their numbers, and bf16 as opaque elements with a note.
+    arrays = {"layers/dense/vars/0": draw(5, 7), "layers/dense/vars/1": draw(7), "optimizer/vars/0": np.int64(3).reshape(()),
+              "layers/half/vars/0": draw(4, 3).astype(np.float16), "layers/brain/vars/0": draw(4, 3).astype(ml_dtypes.bfloat16)}
+    file = folder / "model.weights.h5"
+    with h5py.File(file, "w") as out:
+        for name, array in arrays.items():
+            is_bf16 = array.dtype == ml_dtypes.bfloat16
+            made = out.create_dataset(name, data=array.view("V2") if is_bf16 else array)
+            if is_bf16:
+                made.attrs["dtype"] = "bfloat16"
+            made.parent.attrs["name"] = "dense"
+    equal(folder, file, arrays)
+    with h5py.File(file) as there:
+        for name, array in arrays.items():
+            assert there[name][()].tobytes() == array.tobytes(), name
+
+    # Both forms of the format, every dtype, and pieces: plain, compressed, shuffled, with checksums, cut at the edges.
+    arrays = {f"types/{np.dtype(kind).name}": (rng.normal(size=(3, 5)) * 20).astype(kind)
+              for kind in ["f2", "f4", "f8", "i1", "i2", "i4", "i8", "u1", "u2", "u4", "u8", "?"]}
+    arrays |= {"empty": np.zeros((0, 4), np.float32), "scalar": np.float32(2.5).reshape(()), "compact": draw(3, 2)}
+    ways = {"plain": {}, "gzip": {"compression": "gzip"}, "shuffled": {"compression": "gzip", "shuffle": True},
+            "checked": {"fletcher32": True}}
+    large = {"one": draw(900, 700), "cube": draw(30, 40, 50), "line": draw(100_003), "wide": draw(2, 300_000)}
+    chunks = {"one": (64, 128), "cube": (7, 11, 13), "line": (4096,), "wide": (1, 70_000)}
+    for version in ["earliest", "latest"]:
+        with h5py.File(file, "w", libver=version) as out:
+            expected = dict(arrays)
+            for name, array in arrays.items():
+                if name != "compact":
+                    out[name] = array
+            plist = h5py.h5p.create(h5py.h5p.DATASET_CREATE)
+            plist.set_layout(h5py.h5d.COMPACT)
+            space = h5py.h5s.create_simple(arrays["compact"].shape)
+            made = h5py.h5d.create(out.id, b"compact", h5py.h5t.NATIVE_FLOAT, space, plist)
+            made.write(h5py.h5s.ALL, h5py.h5s.ALL, arrays["compact"])
+            for way, settings in ways.items():
+                for name, array in large.items():
+                    expected[f"{way}/{name}"] = array
+                    out.create_dataset(f"{way}/{name}", data=array, chunks=chunks[name], **settings)
+            for number in range(300):
+                expected[f"many/{number}"] = np.full(2, number, np.float32)
+                out[f"many/{number}"] = expected[f"many/{number}"]
+        equal(folder, file, expected)
+
+    refused = {"big": (np.ones(3, ">f4"), "big-endian"), "text": (np.array([b"ab"]), "string"),
+               "pair": (np.zeros(2, [("a", "f4")]), "compound"), "raw": (np.zeros(2, "V2"), "opaque")}
+    for name, (array, told) in refused.items():
+        with h5py.File(file, "w") as out:
+            out[name] = array
+        assert told in run("inspect", file, fails=True), name
+    with h5py.File(file, "w") as out:
+        out["group/a"] = draw(3)
+        out["link"] = h5py.SoftLink("/group")
+    assert "too" in run("inspect", file, fails=True)
+    with h5py.File(file, "w") as out:
+        out["a"] = draw(3)
+        out["away"] = h5py.ExternalLink("/etc/passwd", "/a")
+    assert "/etc/passwd" in run("inspect", file, fails=True)
+    with h5py.File(file, "w") as out:
+        out.create_dataset("away", shape=(4,), dtype="f4", external=[("/etc/passwd", 0, 16)])
+    assert "other files" in run("inspect", file, fails=True)
+    with h5py.File(file, "w") as out:
+        out.create_dataset("a", data=draw(40, 30), chunks=(8, 8), compression="gzip")
+        out["b"] = draw(300)
+    whole = file.read_bytes()
+    for cut in [0, 7, 50, len(whole) // 2, len(whole) - 1]:
+        file.write_bytes(whole[:cut])
+        run("convert", file, folder / "cut.safetensors", "--force", fails=True)
+    print("HDF5: as Keras 3 writes it, both forms, whole and in pieces")
+
+
+def write():
+    """Small files of both forms for the tests in Rust, whose numbers count from zero."""
+    FIXTURES.mkdir(exist_ok=True)
+    count = lambda *shape: np.arange(np.prod(shape), dtype=np.float32).reshape(shape)
+    with h5py.File(FIXTURES / "keras.weights.h5", "w") as out:
+        out["layers/dense/vars/0"], out["layers/dense/vars/1"] = count(4, 3), count(3)
+        half = out.create_dataset("layers/half/vars/0", data=count(2, 2).astype(ml_dtypes.bfloat16).view("V2"))
+        half.attrs["dtype"] = "bfloat16"
+    with h5py.File(FIXTURES / "pieces.h5", "w", libver="latest") as out:
+        out.create_dataset("a/pieces", data=count(11, 7), chunks=(4, 3), compression="gzip", shuffle=True)
+        out["a/half"] = count(5).astype(np.float16)
+
+
+if FIXTURES is not None:
+    write()
+    sys.exit()
+
 with tempfile.TemporaryDirectory() as folder:
     folder = pathlib.Path(folder)
+    hdf5(folder)
     flax(folder)
     numpy(folder)
     onnx_models(folder)

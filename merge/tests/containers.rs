@@ -1,8 +1,8 @@
-//! Files of arrays of Flax, NumPy and ONNX: what they hold, and files that lie. `tests/containers.py` holds them against
+//! Files of arrays of Flax, NumPy, ONNX and HDF5: what they hold, and files that lie. `tests/containers.py` holds them against
 //! their libraries.
 
 use merge::io::{Container, OpenOptions, open_in_memory};
-use merge::{Checkpoint, ContainerFault, Error};
+use merge::{Checkpoint, ContainerFault, DType, Error};
 
 fn open(bytes: &[u8]) -> merge::Result<Checkpoint> {
     open_in_memory(bytes, &OpenOptions::default())
@@ -139,6 +139,93 @@ fn initializers_of_onnx_are_read() {
         );
         assert!(is_refused, "{location}");
     }
+}
+
+/// A file that h5py wrote (`tests/containers.py --write`).
+fn hdf5(name: &str) -> Vec<u8> {
+    std::fs::read(fixtures::path("containers").join(name)).expect("a fixture")
+}
+
+#[test]
+fn datasets_of_hdf5_are_read_under_their_paths() {
+    let count = |n: u8| floats(&(0..n).map(f32::from).collect::<Vec<_>>());
+    let keras = open(&hdf5("keras.weights.h5")).expect("read");
+    assert_eq!(keras.info().container, Container::Hdf5);
+    let names: Vec<&str> = keras.tensors().map(|(name, _)| name).collect();
+    let expected = [
+        "layers/dense/vars/0",
+        "layers/dense/vars/1",
+        "layers/half/vars/0",
+    ];
+    assert_eq!(names, expected);
+    assert_eq!(keras.get(expected[0]).expect("there").shape, [4, 3]);
+    assert_eq!(keras.read_all(expected[0]).expect("numbers"), count(12));
+    let half = keras.get(expected[2]).expect("there");
+    assert_eq!(
+        (half.dtype, half.shape.as_slice()),
+        (DType::BF16, &[2, 2][..])
+    );
+    // 0, 1, 2 and 3: the upper halves of these numbers in f32.
+    let upper: Vec<u8> = (count(4).chunks_exact(4))
+        .flat_map(|bytes| [bytes[2], bytes[3]])
+        .collect();
+    assert_eq!(keras.read_all(expected[2]).expect("numbers"), upper);
+
+    let pieces = open(&hdf5("pieces.h5")).expect("read");
+    assert_eq!(pieces.read_all("a/pieces").expect("numbers"), count(77));
+    for first in 0..77 {
+        for n in [1, 5, 20] {
+            let n = n.min(77 - first);
+            let mut part = vec![0; 4 * n];
+            pieces.read("a/pieces", first, &mut part).expect("numbers");
+            assert_eq!(part, count(77)[4 * first..][..4 * n], "{first} {n}");
+        }
+    }
+    assert_eq!(pieces.get("a/half").expect("there").dtype, DType::F16);
+}
+
+#[test]
+fn damaged_files_of_hdf5_are_refused_or_read_within_bounds() {
+    // The multiplier and increment of Knuth's MMIX.
+    let mut state = 7u64;
+    let mut draw = |n: usize| {
+        state = state
+            .wrapping_mul(6_364_136_223_846_793_005)
+            .wrapping_add(1_442_695_040_888_963_407);
+        (state >> 33) as usize % n
+    };
+    let mut n_refused = 0;
+    for name in ["keras.weights.h5", "pieces.h5"] {
+        let whole = hdf5(name);
+        for _ in 0..1500 {
+            let mut changed = whole.clone();
+            for _ in 0..1 + draw(6) {
+                let at = draw(changed.len());
+                match draw(4) {
+                    0 => changed[at] ^= 1 << draw(8),
+                    1 => changed[at] = 0xff,
+                    2 => {
+                        let n = 8.min(changed.len() - at);
+                        let far = [u64::MAX, 1 << 40, changed.len() as u64, 1][draw(4)];
+                        changed[at..at + n].copy_from_slice(&far.to_le_bytes()[..n]);
+                    }
+                    _ => changed[at] = draw(256) as u8,
+                }
+            }
+            if draw(10) == 0 {
+                changed.truncate(draw(changed.len()));
+            }
+            let Ok(found) = open(&changed) else {
+                n_refused += 1;
+                continue;
+            };
+            for (name, info) in found.tensors().filter(|(_, info)| info.n_bytes() < 1 << 16) {
+                let mut out = vec![0; info.n_bytes() as usize];
+                let _ = found.read(name, 0, &mut out);
+            }
+        }
+    }
+    assert!(n_refused > 300, "{n_refused}");
 }
 
 #[test]

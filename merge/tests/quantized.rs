@@ -3,10 +3,11 @@
 
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 
 use merge::execute::{RunOptions, execute};
 use merge::io::{OpenOptions, WriteOptions};
-use merge::quantized::{check_castable, open, recognize};
+use merge::quantized::{check_castable, dequantized, open, recognize};
 use merge::{Checkpoint, DType, Error, MergePlan, MergeRecipe, decode_f32};
 use safetensors::Dtype;
 
@@ -16,7 +17,7 @@ use fixtures::{self as fixture, Raw};
 /// Of a tensor's largest value: the last bits of a product or two.
 const TOLERANCE: f64 = 1e-6;
 
-const CASES: [&str; 12] = [
+const CASES: [&str; 14] = [
     "fp8_blocks",
     "transformers_fp8",
     "fp8_scales",
@@ -29,6 +30,8 @@ const CASES: [&str; 12] = [
     "gptq",
     "gptq_v2",
     "awq",
+    "sparse",
+    "sparse_24",
 ];
 
 fn path(name: &str) -> PathBuf {
@@ -231,6 +234,74 @@ fn what_is_not_read_is_refused_by_name() {
     let castable = merge::io::open(&path("fp8_a"), &OpenOptions::default()).expect("opens");
     let fault = check_castable(&castable).expect_err("refused").to_string();
     assert!(fault.contains("FP8 with one scale"), "{fault}");
+}
+
+fn integers(values: &[i64]) -> Vec<u8> {
+    values.iter().flat_map(|n| n.to_le_bytes()).collect()
+}
+
+/// A sparse weight of F32, (2, 8), of which a row keeps elements 1 and 6, and the next element 0; with other bytes for
+/// one of its parts, or without that part.
+fn sparse(part: &str, instead: Option<&[u8]>) -> Arc<Checkpoint> {
+    let kept: Vec<u8> = [1.5f32, 2.5, 3.5]
+        .iter()
+        .flat_map(|n| n.to_le_bytes())
+        .collect();
+    let parts: [(&str, DType, &[usize], Vec<u8>); 4] = [
+        ("a.bitmask", DType::U8, &[2, 1], vec![0b0100_0010, 1]),
+        ("a.compressed", DType::F32, &[3], kept),
+        ("a.row_offsets", DType::I64, &[2], integers(&[0, 2])),
+        ("a.shape", DType::I64, &[2], integers(&[2, 8])),
+    ];
+    let mut stored = Stored::new("model");
+    for (key, dtype, shape, bytes) in parts {
+        match (key == part, instead) {
+            (true, None) => {}
+            (true, Some(other)) => stored = stored.with_bytes(key, dtype, shape, other.to_vec()),
+            (false, _) => stored = stored.with_bytes(key, dtype, shape, bytes),
+        }
+    }
+    Arc::new(stored.open())
+}
+
+#[test]
+fn what_a_sparse_weight_keeps_stays_in_its_dtype() {
+    let found = dequantized(sparse("", None)).expect("known");
+    assert_eq!(found.stored_dtype("a.weight"), Some(DType::F32));
+    let mut expected = [0.0; 16];
+    (expected[1], expected[6], expected[8]) = (1.5, 2.5, 3.5);
+    assert_eq!(values(&found, "a.weight"), expected);
+    assert_eq!(found.tensors().count(), 1);
+}
+
+#[test]
+fn a_sparse_weight_that_contradicts_itself_is_refused() {
+    // Bits and offsets are compared as the rows are read.
+    for (key, bytes) in [
+        ("a.bitmask", vec![0b0100_0011, 1]),
+        ("a.bitmask", vec![0b0100_0010, 3]),
+        ("a.row_offsets", integers(&[0, 1])),
+        ("a.row_offsets", integers(&[1, 3])),
+        ("a.row_offsets", integers(&[0, i64::MAX])),
+        ("a.row_offsets", integers(&[i64::MIN, 2])),
+    ] {
+        let found = dequantized(sparse(key, Some(&bytes))).expect("fits");
+        let fault = found.read_all("a.weight").expect_err("refused").to_string();
+        assert!(fault.contains("`a.bitmask` keeps"), "{fault}");
+    }
+    // Shapes are compared at once.
+    for shape in [[2, 9], [3, 8], [-2, 8], [i64::MAX, 8], [0, 8]] {
+        let fault = recognize(&sparse("a.shape", Some(&integers(&shape)))).err();
+        let fault = fault.expect("refused").to_string();
+        assert!(fault.contains("does not fit"), "{shape:?}: {fault}");
+    }
+    for key in ["a.bitmask", "a.compressed", "a.row_offsets", "a.shape"] {
+        let fault = recognize(&sparse(key, None))
+            .err()
+            .expect("refused")
+            .to_string();
+        assert!(fault.contains(&format!("`{key}` is not there")), "{fault}");
+    }
 }
 
 fn dtype_bytes(dtype: DType) -> usize {

@@ -28,6 +28,7 @@ Examples:
   vlmerge convert vlmo_base.pt out.safetensors --to vl-merging       VLMo keys as vl-merging's
   vlmerge convert mixtral/ fused.safetensors --to fused-experts      all experts in one tensor
   vlmerge convert laion/ hf/ --to hf                                 open_clip's keys as HF's
+  vlmerge convert siglip.npz hf/ --to hf                             JAX's arrays as HF's tensors
   vlmerge convert eve.pth half.safetensors --experts 16 --grams coco.gram.safetensors
   vlmerge convert mixtral/ half/ --experts 4 --grams c4.gram.safetensors    with its config.json
   vlmerge convert zerovl.pth zerovl.safetensors --module remove      keys without the prefix
@@ -125,7 +126,8 @@ enum SpellingArg {
     FusedTransposed,
     /// Mixtures as Granite-MoE: block_sparse_moe.input_linear and output_linear
     Granite,
-    /// CLIP, SigLIP and language models of Megatron as transformers; a folder gets config.json too
+    /// CLIP, SigLIP and language models of Megatron as transformers, a folder with config.json too; BERT, CLIP and SigLIP from
+    /// names of TensorFlow, Flax and JAX
     Hf,
     /// CLIP and SigLIP as open_clip; a folder gets open_clip_config.json too
     OpenClip,

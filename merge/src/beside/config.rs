@@ -130,7 +130,11 @@ fn set_tie(top: &mut Map<String, Value>, is_tied: bool, changed: &mut Vec<String
 
 /// Takes out what says that weights are codes: merged weights are numbers.
 fn remove_quantization(top: &mut Map<String, Value>, place: &str, changed: &mut Vec<String>) {
-    for key in ["quantization_config", "compression_config"] {
+    for key in [
+        "quantization_config",
+        "compression_config",
+        "sparsity_config",
+    ] {
         if top.remove(key).is_some() {
             changed.push(format!("{place}{key}"));
         }

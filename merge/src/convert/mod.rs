@@ -12,6 +12,7 @@ mod eve_of_beit;
 mod experts;
 mod fewer_experts;
 mod flm;
+mod foreign;
 mod keys;
 mod megatron;
 pub mod positions;
@@ -85,7 +86,10 @@ impl Conversion {
         // Spellings are of names, each of which has a place in the other.
         let source = match self.spelling {
             Some(Spelling::Mixture(to)) => keys::respell_mixtures(source, layout, to)?,
-            Some(Spelling::Clip(to)) => clip::respelled(source, layout, to)?,
+            Some(Spelling::Clip(to)) => match foreign::respelled(&source)? {
+                None => clip::respelled(source, layout, to)?,
+                Some(named) => of_names(named, to)?,
+            },
             Some(Spelling::LanguageModel) => megatron::respelled(source, &self.run_arguments)?,
             _ => source,
         };
@@ -216,6 +220,15 @@ impl Conversion {
                 .text_table_len
                 .ok_or(unknown("text length of the bias table"))?,
         })
+    }
+}
+
+/// A checkpoint that has the names of Hugging Face now, under those of `to`. What is no CLIP keeps them.
+fn of_names(named: Arc<Checkpoint>, to: ClipTarget) -> Result<Arc<Checkpoint>> {
+    let layout = layouts::detect(&named)?;
+    match (layout.name(), to) {
+        ("generic", ClipTarget::HuggingFace) => Ok(named),
+        _ => clip::respelled(named, layout.as_ref(), to),
     }
 }
 

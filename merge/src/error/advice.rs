@@ -57,6 +57,9 @@ impl Error {
                  than the published 196, pass it as --text-table-len"
                     .into(),
             ),
+            Self::Conversion(ConversionFault::UnknownNames { .. }) => {
+                Some("leave what is no weight of the model out of the file".into())
+            }
             Self::Conversion(ConversionFault::FusionStartUnknown { .. }) => Some("pass --fusion-start".into()),
             Self::Conversion(ConversionFault::NoSuchConversion { .. }) => {
                 Some("`vlmerge inspect` explains the layout; BEiT and seeds go through `vlmerge expand`, \

@@ -1,4 +1,4 @@
-//! Faults of containers of other libraries: Flax, NumPy, ONNX.
+//! Faults of containers of other libraries: Flax, NumPy, ONNX, HDF5.
 
 use std::path::PathBuf;
 
@@ -15,6 +15,16 @@ pub enum ContainerFault {
         at: u64,
         /// What is wrong there, in words.
         what: String,
+    },
+    /// A group or a dataset of HDF5 that is damaged, or of a kind that is not read.
+    #[error("{}: `{key}`: {reason}", path.display())]
+    Hdf5 {
+        /// The file.
+        path: PathBuf,
+        /// The group or the dataset.
+        key: String,
+        /// What is wrong with it.
+        reason: String,
     },
     /// An array whose elements are not read.
     #[error("{}: `{key}` has elements of the type {dtype}, which is not read", path.display())]

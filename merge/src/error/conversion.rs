@@ -140,6 +140,19 @@ pub enum ConversionFault {
         /// The obstacle.
         why: &'static str,
     },
+    /// Names of a library that no row of its table has.
+    #[error("{}: it has the names of {whose}, and {n} others: `{}`{}", path.display(), keys.join("`, `"),
+        if *n > keys.len() { ", …" } else { "" })]
+    UnknownNames {
+        /// The checkpoint.
+        path: PathBuf,
+        /// The library and the model.
+        whose: &'static str,
+        /// How many.
+        n: usize,
+        /// The first of them.
+        keys: Vec<String>,
+    },
     /// A mixture whose experts are of no kind that has several spellings.
     #[error(
         "{}: the experts of `{mixture}` are not a gate, a value and a way out without biases, so they have no other \

@@ -40,6 +40,22 @@ pub enum QuantizationFault {
         /// The missing tensor.
         missing: String,
     },
+    /// Bits of a sparse weight that do not go with what is kept of it.
+    #[error("{}: `{key}` keeps {n_set} elements of row {row}, whose values are {begin}..{end}", path.display())]
+    Mask {
+        /// The model.
+        path: PathBuf,
+        /// The bits.
+        key: String,
+        /// The row.
+        row: usize,
+        /// Bits that are set in it.
+        n_set: usize,
+        /// The number of its first value, as the file says.
+        begin: i64,
+        /// The number behind its last.
+        end: i64,
+    },
     /// Scales beside weights that are no codes.
     #[error("{}: `{key}` is {dtype}, but `{scales}` says that it is quantized", path.display())]
     Orphan {
@@ -81,7 +97,7 @@ impl QuantizationFault {
             Self::Unreadable { .. } | Self::Misfit { .. } => Some(
                 "take the model that it was quantized from, or a copy that its own library has dequantized",
             ),
-            Self::Missing { .. } => Some("fetch or copy the whole model again"),
+            Self::Missing { .. } | Self::Mask { .. } => Some("fetch or copy the whole model again"),
             Self::Orphan { .. } => {
                 Some("a program has converted codes without their scales: take the original model")
             }

@@ -20,6 +20,8 @@ pub(super) enum Content {
     Flax,
     /// The version of an ONNX model, then another of its fields.
     Onnx,
+    /// The mark of HDF5.
+    Hdf5,
     /// A zip archive or a pickle.
     Torch,
     /// An object in JSON, such as the index of a sharded model.
@@ -37,6 +39,7 @@ impl Content {
             Self::Numpy => "is a NumPy array",
             Self::Flax => "is msgpack of Flax",
             Self::Onnx => "is an ONNX model",
+            Self::Hdf5 => "is an HDF5 file",
             Self::Torch => "is a torch file",
             Self::Json => "is JSON",
             Self::Unknown(looks_like) => return looks_like,
@@ -63,6 +66,7 @@ fn classify(seen: &[u8], claims_safetensors: bool) -> Content {
         [_, _, _, _, 0, 0, 0, 0, b'{', ..] => Content::Safetensors,
         _ if is_no_file(seen).is_some() => Content::Unknown(describe(seen)),
         [b'G', b'G', b'U', b'F', ..] => Content::Gguf,
+        _ if super::hdf5::begins(seen) => Content::Hdf5,
         _ if super::numpy::begins(seen) => Content::Numpy,
         _ if super::torch::sniff(seen).is_some() => Content::Torch,
         _ if super::flax::begins(seen) => Content::Flax,
@@ -122,7 +126,6 @@ fn describe(seen: &[u8]) -> String {
         [b'B', b'Z', b'h', ..] => "is compressed with bzip2",
         [0xfd, b'7', b'z', b'X', b'Z', ..] => "is compressed with xz",
         [b'7', b'z', 0xbc, 0xaf, ..] => "is a 7z archive",
-        [0x89, b'H', b'D', b'F', ..] => "is an HDF5 file",
         _ if seen.get(257..262) == Some(b"ustar") => "is a tar archive",
         _ => "",
     };

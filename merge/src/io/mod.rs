@@ -2,11 +2,13 @@
 
 pub(crate) mod aliases;
 mod assembled;
+mod by_axes;
 mod bytes;
 mod content;
 mod flax;
 pub(crate) mod folder;
 pub(crate) mod gguf;
+mod hdf5;
 mod memory;
 mod numpy;
 mod onnx;
@@ -25,6 +27,7 @@ mod window;
 mod writer;
 
 pub use aliases::{ALIASES_KEY, Aliases};
+pub(crate) use by_axes::{ByAxes, Order};
 pub use bytes::{FileBytes, files_in};
 pub use content::{is_no_file as not_fetched, require_fetched};
 pub(crate) use folder::model_folder;
@@ -32,6 +35,7 @@ pub use gguf::head::GgufHead;
 pub(crate) use memory::Memory;
 pub use memory::without_values;
 pub use overlaid::{Held, overlaid};
+pub(crate) use ranges::row_major;
 pub use source::{
     Checkpoint, Container, ObjectPath, OpaqueObject, OpenOptions, PathSegment, PlainValue, Root,
     SourceFile, SourceInfo, Stamp, TensorEntry, TensorInfo, TensorSource,
@@ -218,6 +222,7 @@ fn open_single(
         Content::Gguf => return gguf::open(path, file, options, open_part),
         Content::Numpy => return numpy::open(path, file, options),
         Content::Flax => return flax::open(path, file, options),
+        Content::Hdf5 => return hdf5::open(path, file, options),
         Content::Onnx => return onnx::open(path, file, options, open_part),
         Content::Torch => return torch::open(path, file, options),
         Content::Json => "is JSON, not a model".into(),

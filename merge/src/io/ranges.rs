@@ -18,6 +18,8 @@ pub(super) enum Storage {
     Runs(usize, Vec<Run>),
     /// In memory.
     Held(Vec<u8>),
+    /// Wherever a reader of its own finds them.
+    By(Box<dyn ReadAt>),
 }
 
 /// Bytes `start..start + n_bytes` of a file.
@@ -103,7 +105,7 @@ impl Array {
 }
 
 /// Distances of neighbors along each axis of an array in row-major order.
-pub(super) fn row_major(shape: &[usize]) -> Vec<u64> {
+pub(crate) fn row_major(shape: &[usize]) -> Vec<u64> {
     let mut strides = vec![1; shape.len()];
     for axis in (1..shape.len()).rev() {
         strides[axis - 1] = strides[axis] * shape[axis].max(1) as u64;
@@ -149,6 +151,8 @@ pub(super) struct Ranges {
     entries: Vec<TensorEntry>,
     storages: Vec<(Storage, Strided, Option<Check>)>,
     files: Vec<Box<dyn ReadAt>>,
+    /// Bytes that readers keep in memory.
+    kept_bytes: u64,
 }
 
 impl Ranges {
@@ -189,7 +193,13 @@ impl Ranges {
             entries,
             storages,
             files,
+            kept_bytes: 0,
         }
+    }
+
+    /// Whose readers keep so many bytes in memory.
+    pub(super) fn keeping(self, kept_bytes: u64) -> Self {
+        Self { kept_bytes, ..self }
     }
 }
 
@@ -206,6 +216,10 @@ impl TensorSource for Ranges {
         self.storages[index].1.contiguous().is_none()
     }
 
+    fn held_bytes(&self) -> u64 {
+        self.kept_bytes
+    }
+
     fn read(&self, index: usize, first: usize, out: &mut [u8]) -> Result<()> {
         if out.is_empty() {
             return Ok(());
@@ -219,6 +233,7 @@ impl TensorSource for Ranges {
         let joined;
         let source: &dyn ReadAt = match storage {
             Storage::Held(bytes) => bytes,
+            Storage::By(reader) => reader.as_ref(),
             Storage::Runs(file, runs) => {
                 joined = Joined {
                     file: self.files[*file].as_ref(),

@@ -4,6 +4,7 @@ use std::fs::File;
 use std::io;
 use std::ops::Range;
 use std::os::unix::fs::FileExt;
+use std::sync::Arc;
 
 use super::source::Stamp;
 
@@ -30,6 +31,28 @@ pub(crate) trait ReadAt: Send + Sync {
     /// What tells whether a file of this machine is still the one that was opened.
     fn stamp(&self) -> Option<Stamp> {
         None
+    }
+}
+
+impl ReadAt for Arc<dyn ReadAt> {
+    fn n_bytes(&self) -> u64 {
+        (**self).n_bytes()
+    }
+
+    fn read_exact_at(&self, out: &mut [u8], offset: u64) -> io::Result<()> {
+        (**self).read_exact_at(out, offset)
+    }
+
+    fn read_part(&self, out: &mut [u8], offset: u64, whole: Range<u64>) -> io::Result<()> {
+        (**self).read_part(out, offset, whole)
+    }
+
+    fn etag(&self) -> Option<String> {
+        (**self).etag()
+    }
+
+    fn stamp(&self) -> Option<Stamp> {
+        (**self).stamp()
     }
 }
 

@@ -129,6 +129,8 @@ pub enum Container {
     Numpy,
     /// The initializers of an ONNX model.
     Onnx,
+    /// The datasets of an HDF5 file, as Keras keeps weights.
+    Hdf5,
     /// Several files named by an index json, or a directory that holds such an index.
     Sharded,
     /// A checkpoint of `torch.distributed.checkpoint`: a folder with `.metadata` and the files of its pieces.

@@ -14,6 +14,7 @@
 //! | `columns` | GPTQ and AWQ: integers of few bits, packed by columns |
 //! | `packed` | compressed-tensors' packed integers |
 //! | `lookup` | bitsandbytes' NF4 and FP4 |
+//! | `sparse` | compressed-tensors' sparse weights with a bit for each element, of numbers or of codes with scales |
 
 mod columns;
 mod config;
@@ -22,6 +23,7 @@ mod lookup;
 mod packed;
 mod recognize;
 mod scaled;
+mod sparse;
 mod stored;
 mod view;
 
@@ -45,6 +47,12 @@ trait Dequantize: Send + Sync {
 
     /// The tensors that it is computed of.
     fn keys(&self) -> Vec<&str>;
+
+    /// What it is written in unless somebody says otherwise. Codes are no dtype to write: bf16 is what such models are
+    /// made from.
+    fn dtype(&self) -> DType {
+        DType::BF16
+    }
 
     /// Most bytes that it keeps in memory from one read to the next.
     fn kept_bytes(&self) -> u64 {

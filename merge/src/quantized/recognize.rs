@@ -7,7 +7,8 @@ use super::config::Config;
 use super::fours::{Fours, Global};
 use super::lookup::{Lookup, Nested, State};
 use super::packed::Packed;
-use super::scaled::Scaled;
+use super::scaled::{Codes, Scaled};
+use super::sparse::Sparse;
 use super::stored::Stored;
 use super::{Quantization, Weight};
 use crate::{Checkpoint, DType, Error, QuantizationFault, Result};
@@ -62,6 +63,9 @@ const SIGNS: [&str; 14] = [
     ".absmax",
     ".weight._data",
 ];
+
+/// The most axes of a weight.
+const MAX_AXES: usize = 8;
 
 /// The quantized weights of a checkpoint; `None` if there are none. Besides headers, only small tensors are read that
 /// say how others are stored.
@@ -124,6 +128,17 @@ impl Reader<'_> {
         }
         if let Some((name, _)) = key.split_once(".quant_state.bitsandbytes__") {
             return self.lookup(key, name).map(Some);
+        }
+        if let Some(prefix) = key.strip_suffix(".bitmask") {
+            return self.sparse(key, prefix).map(Some);
+        }
+        if let Some(prefix) = key.strip_suffix(".compressed") {
+            let mask = format!("{prefix}.bitmask");
+            let is_sparse = self.stored(&format!("{prefix}.shape")).is_some();
+            return match is_sparse && self.stored(&mask).is_none() {
+                true => Err(self.missing(key, mask)),
+                false => Ok(None),
+            };
         }
         self.scaled(key)
     }
@@ -319,6 +334,63 @@ impl Reader<'_> {
         Ok((name.to_owned(), lookup.ok_or(misfit)?.into_weight()))
     }
 
+    /// compressed-tensors' sparse weights, of numbers or of codes.
+    fn sparse(&self, key: &str, prefix: &str) -> Result<(String, Weight)> {
+        let mask = self.needed(key, key)?;
+        // Early releases put the parts below the name of the weight, later ones below that of its layer.
+        let name = match prefix.ends_with(".weight") {
+            true => prefix.to_owned(),
+            false => format!("{prefix}.weight"),
+        };
+        let values = self.needed(key, &format!("{prefix}.compressed"))?;
+        let shape = self.needed(key, &format!("{prefix}.shape"))?;
+        let offsets_key = format!("{prefix}.row_offsets");
+        let offsets = match values.shape().len() {
+            1 => Some(self.needed(key, &offsets_key)?),
+            _ => self.stored(&offsets_key),
+        };
+        let misfit = self.misfit(&mask, &values);
+        let n_axes = shape.info.n_elements();
+        if shape.info.dtype != DType::I64 || !(1..=MAX_AXES).contains(&n_axes) {
+            return Err(self.misfit(&mask, &shape));
+        }
+        let sizes = shape.integers(self.source, 0, n_axes)?;
+        let sizes: Option<Vec<usize>> =
+            (sizes.into_iter().map(|size| usize::try_from(size).ok())).collect();
+        let sparse =
+            sizes.and_then(|sizes| Sparse::new(mask, values, offsets, sizes, shape.key.clone()));
+        let sparse = sparse.ok_or(misfit)?;
+        match sparse.dtype() {
+            DType::F32 | DType::F16 | DType::BF16 => Ok((name, sparse.into_weight())),
+            dtype if is_eight_bit_float(dtype) || dtype == DType::I8 => {
+                let scales_key = format!("{name}_scale");
+                let Some(scales) = Stored::scales(self.source, &scales_key) else {
+                    return Err(self.missing(key, scales_key));
+                };
+                if let Some(obstacle) = &self.config.obstacle {
+                    return Err(self.unreadable(sparse.kind(), key, obstacle.clone()));
+                }
+                let misfit = self.misfit(sparse.mask(), &scales);
+                let kind = sparse.kind();
+                let zeros = self.stored(&format!("{name}_zero_point"));
+                let scaled = Scaled::new(Codes::Sparse(sparse), scales, &self.config.blocks)
+                    .and_then(|scaled| scaled.with_zeros(zeros))
+                    .ok_or(misfit)?;
+                let codes = if dtype == DType::I8 {
+                    "8-bit integers"
+                } else {
+                    "FP8"
+                };
+                let scheme = format!("{kind} {codes} {}", scaled.grain());
+                Ok((name, scaled.into_weight(scheme)))
+            }
+            dtype => {
+                let reason = format!("what is kept of it is {dtype}");
+                Err(self.unreadable(sparse.kind(), key, reason))
+            }
+        }
+    }
+
     /// Elements of eight bits, and four-bit floats under the name of the weight itself.
     fn scaled(&self, key: &str) -> Result<Option<(String, Weight)>> {
         let Some(codes) = self.stored(key) else {
@@ -372,7 +444,7 @@ impl Reader<'_> {
         let misfit = self.misfit(&codes, &scales);
         let zeros = self.stored(&format!("{key}_zero_point"));
         let bits = codes.info.dtype;
-        let scaled = Scaled::new(codes, scales, &self.config.blocks);
+        let scaled = Scaled::new(Codes::All(codes), scales, &self.config.blocks);
         let scaled = scaled
             .and_then(|scaled| scaled.with_zeros(zeros))
             .ok_or(misfit)?;
@@ -396,7 +468,9 @@ impl Reader<'_> {
         }
         let misfit = self.misfit(&codes, &scales);
         let is_row = codes.shape().len() == 2 && scales.shape() == [codes.shape()[0]];
-        let scaled = is_row.then(|| Scaled::new(codes, scales, &[])).flatten();
+        let scaled = is_row
+            .then(|| Scaled::new(Codes::All(codes), scales, &[]))
+            .flatten();
         let others = format.map(|format| format.key).into_iter().collect();
         let scaled = scaled.ok_or(misfit)?.by_largest(others);
         Ok(scaled.into_weight("bitsandbytes 8-bit integers".into()))

@@ -7,9 +7,12 @@
 //! | MXFP8 | F8_E4M3 | exponents, one per 32 elements of a row |
 //! | compressed-tensors int8, bitsandbytes int8 | I8 | one per row or tensor |
 //!
+//! Codes may be sparse.
+//!
 //! References: DeepSeek-V3's `weight_dequant`, compressed-tensors' `dequantize`, bitsandbytes'
 //! `int8_vectorwise_dequant`; OCP microscaling formats 1.0, section 6.
 
+use super::sparse::Sparse;
 use super::stored::{Kept, Stored, each_row, keys_of};
 use super::{Dequantize, Weight};
 use crate::{Checkpoint, Result};
@@ -17,10 +20,42 @@ use crate::{Checkpoint, Result};
 /// bitsandbytes' factor in place of dividing by 127.
 const ONE_127TH: f32 = 0.007_874_016;
 
+/// Codes, all of them or those that are not zero.
+#[derive(Debug)]
+pub(super) enum Codes {
+    /// All.
+    All(Stored),
+    /// Those that are not zero.
+    Sparse(Sparse),
+}
+
+impl Codes {
+    fn shape(&self) -> &[usize] {
+        match self {
+            Self::All(stored) => stored.shape(),
+            Self::Sparse(sparse) => sparse.shape(),
+        }
+    }
+
+    fn fill(&self, source: &Checkpoint, first: usize, out: &mut [f32]) -> Result<()> {
+        match self {
+            Self::All(stored) => stored.fill(source, first, out),
+            Self::Sparse(sparse) => sparse.fill(source, first, out),
+        }
+    }
+
+    fn keys(&self) -> Vec<&str> {
+        match self {
+            Self::All(stored) => vec![&stored.key],
+            Self::Sparse(sparse) => sparse.keys(),
+        }
+    }
+}
+
 /// Codes and scales of a weight whose last two axes are rows and columns.
 #[derive(Debug)]
 pub(super) struct Scaled {
-    codes: Stored,
+    codes: Codes,
     scales: Stored,
     /// The numbers subtracted from the codes, on the grid of the scales.
     zeros: Option<Stored>,
@@ -38,7 +73,7 @@ pub(super) struct Scaled {
 impl Scaled {
     /// Codes with the scales that belong to them; `None` if the scales do not fit. `blocks` are sizes of
     /// blocks to try before those that the shapes suggest.
-    pub(super) fn new(codes: Stored, scales: Stored, blocks: &[[usize; 2]]) -> Option<Self> {
+    pub(super) fn new(codes: Codes, scales: Stored, blocks: &[[usize; 2]]) -> Option<Self> {
         let (rows, width, lead) = match codes.shape() {
             &[width] => (1, width, 1),
             [lead @ .., rows, width] => (*rows, *width, lead.iter().product()),
@@ -190,8 +225,10 @@ impl Dequantize for Scaled {
     }
 
     fn keys(&self) -> Vec<&str> {
-        let stored = [&self.codes, &self.scales].into_iter().chain(&self.zeros);
-        keys_of(stored, &self.others)
+        let beside = [&self.scales].into_iter().chain(&self.zeros);
+        let mut keys = self.codes.keys();
+        keys.extend(keys_of(beside, &self.others));
+        keys
     }
 }
 

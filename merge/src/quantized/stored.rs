@@ -68,6 +68,16 @@ impl Stored {
         Ok(values)
     }
 
+    /// `n` elements of I64 from `first` on.
+    pub(super) fn integers(&self, source: &Checkpoint, first: usize, n: usize) -> Result<Vec<i64>> {
+        let bytes = self.bytes(source, first, n * size_of::<i64>())?;
+        let (numbers, _) = bytes.as_chunks::<8>();
+        Ok(numbers
+            .iter()
+            .map(|&bytes| i64::from_le_bytes(bytes))
+            .collect())
+    }
+
     /// The one element, or the first.
     pub(super) fn number(&self, source: &Checkpoint) -> Result<f32> {
         Ok(self.floats(source, 0, 1)?[0])

@@ -66,8 +66,7 @@ impl TensorSource for View {
 
     fn stored_dtype(&self, index: usize) -> DType {
         match &self.own[index] {
-            // Codes are no dtype to write: bf16 is what such models are made from.
-            Own::Weight(_) => DType::BF16,
+            Own::Weight(weight) => weight.codes.dtype(),
             Own::Stored(key) => (self.inner.stored_dtype(key)).unwrap_or(DType::F32),
         }
     }

@@ -63,6 +63,7 @@ impl Inspection {
             Container::Gguf => "GGUF",
             Container::Flax => "msgpack of Flax",
             Container::Numpy => "NumPy",
+            Container::Hdf5 => "HDF5",
             Container::Onnx => "ONNX",
             Container::Sharded => "sharded",
             Container::Distributed => "torch distributed checkpoint",
