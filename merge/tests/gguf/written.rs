@@ -180,7 +180,7 @@ fn a_model_in_parts_is_whole_again_and_foreign_parts_are_refused() {
         };
         execute(&plan, &options, &RunOptions::default(), &Silent)
     };
-    let files = write("m.gguf", GgufType::F32, 20_000)
+    let files = write("m.gguf", GgufType::F32, 25_000)
         .expect("written")
         .files;
     let names: Vec<_> = files.iter().filter_map(|path| path.file_name()).collect();
@@ -237,7 +237,7 @@ fn a_model_in_parts_is_whole_again_and_foreign_parts_are_refused() {
     // Readers look for the ending.
     let options = WriteOptions {
         container: Some(OutputContainer::Gguf),
-        max_shard_bytes: Some(20_000),
+        max_shard_bytes: Some(25_000),
         ..WriteOptions::new(folder.path().join("m.model"))
     };
     let plan = export(GgufType::F32)

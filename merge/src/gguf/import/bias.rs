@@ -8,7 +8,7 @@ use crate::{Checkpoint, GgufFault, Result};
 /// [`GgufFault::Unsaid`] where some of them have one.
 pub(super) fn has_biases(source: &Checkpoint, module: &str, names: &[&str]) -> Result<bool> {
     let key = |name: &&str| format!("model.layers.0.{module}.{name}.bias");
-    let having: Vec<String> = (names.iter().map(|name| key(&name)))
+    let having: Vec<String> = (names.iter().map(key))
         .filter(|key| source.get(key).is_some())
         .collect();
     match having.first() {

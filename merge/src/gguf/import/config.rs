@@ -51,6 +51,11 @@ pub(super) fn of(source: &Checkpoint, facts: &Facts<'_>) -> Result<Map<String, V
         facts.count("attention.head_count")?,
     );
     let n_layers = facts.count("block_count")?;
+    let n_tensors = source.tensors().count();
+    if n_layers > n_tensors {
+        let found = format!("is {n_layers}, and the file has {n_tensors} tensors");
+        return Err(facts.wrong(&facts.key("block_count"), &found));
+    }
     let head_width = facts.count_or("attention.key_length", hidden / heads)?;
     let of_values = facts.count_or("attention.value_length", head_width)?;
     if of_values != head_width {

@@ -23,7 +23,8 @@ impl<'a> Facts<'a> {
         self.raw.info()
     }
 
-    fn key(&self, entry: &str) -> String {
+    /// The whole name of an entry of the architecture.
+    pub(super) fn key(&self, entry: &str) -> String {
         format!("{}.{entry}", self.architecture.name)
     }
 

@@ -154,8 +154,8 @@ fn of_factors(facts: &Facts<'_>, base: f64, head_width: usize, factors: &[f32]) 
         .fold(1.0f32, |most, &factor| most.max(factor));
     let factor = f64::from(factor);
     let is_between = |&(_, own): &(usize, f64)| own > 1.0 && own < factor;
-    let numbered = factors.iter().map(|&own| f64::from(own)).enumerate();
-    let context = numbered.filter(is_between).next().map(|(pair, own)| {
+    let mut numbered = factors.iter().map(|&own| f64::from(own)).enumerate();
+    let context = numbered.find(is_between).map(|(pair, own)| {
         let wave = 2.0 * PI * base.powf((2 * pair) as f64 / head_width as f64);
         let smooth = (1.0 / own - 1.0 / factor) / (1.0 - 1.0 / factor);
         (wave * (smooth * (HIGH - LOW) + LOW)).round()

@@ -70,6 +70,7 @@ pub(super) fn parts(
         decoders.push(json!({ "type": "Strip", "content": " ", "start": 1, "stop": 0 }));
     }
     let has_bytes = vocabulary.of_kinds(&[BYTE]).next().is_some();
+    let pairs = merges(vocabulary, &scores, is_gemma);
     let parts = json!({
         "normalizer": normalizer,
         "pre_tokenizer": null,
@@ -84,7 +85,7 @@ pub(super) fn parts(
             "byte_fallback": has_bytes,
             "ignore_merges": false,
             "vocab": vocabulary.ids(&[NORMAL, UNKNOWN, CONTROL, USER_DEFINED, BYTE]),
-            "merges": merges(vocabulary, &scores, is_gemma),
+            "merges": pairs,
         },
     });
     Ok(Ok(Kind {

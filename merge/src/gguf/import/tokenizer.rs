@@ -196,10 +196,11 @@ impl Vocabulary {
                 json!({ "id": name, "ids": [id], "tokens": [name] }),
             );
         }
+        let pair = [one("A"), one("B")].concat();
         json!({
             "type": "TemplateProcessing",
             "single": one("A"),
-            "pair": [one("A"), one("B")].concat(),
+            "pair": pair,
             "special_tokens": ids,
         })
     }
