@@ -5,7 +5,7 @@
 1. gguf-py writes files of every type of elements, of odd sizes, whole and in parts; vlmerge reads the numbers that gguf-py
    dequantizes, bit by bit.
 2. vlmerge writes tiny models; gguf-py reads the bits that its own quantizer gives, and transformers loads them as the model
-   that they were made of.
+   that they were made of. `gguf_folders.py` makes folders of such files again.
 3. A LoRA adapter that vlmerge writes changes the weights as PEFT's does.
 """
 
@@ -33,8 +33,8 @@ torch.manual_seed(SEED)
 rng = np.random.default_rng(SEED)
 
 
-def run(*words, fails=False):
-    done = subprocess.run([PROGRAM, *map(str, words)], capture_output=True, text=True)
+def run(*words, fails=False, cwd=None):
+    done = subprocess.run([PROGRAM, *map(str, words)], capture_output=True, text=True, cwd=cwd)
     if fails != (done.returncode != 0):
         raise SystemExit(f"{' '.join(map(str, words))}\n{done.stdout}\n{done.stderr}")
     return done.stdout + done.stderr
@@ -52,10 +52,9 @@ def same(a, b, what):
 # ---- reading ------------------------------------------------------------------------------------------------------
 
 CODED = [Kind.Q4_0, Kind.Q4_1, Kind.Q5_0, Kind.Q5_1, Kind.Q8_0, Kind.Q2_K, Kind.Q3_K, Kind.Q4_K, Kind.Q5_K, Kind.Q6_K,
-         Kind.Q8_K]
+         Kind.Q8_K, Kind.IQ4_NL, Kind.IQ4_XS, Kind.TQ1_0, Kind.TQ2_0, Kind.MXFP4]
 PLAIN = [np.float32, np.float16, np.float64, np.int8, np.int16, np.int32, np.int64]
-REFUSED = [Kind.IQ2_XXS, Kind.IQ2_XS, Kind.IQ3_XXS, Kind.IQ1_S, Kind.IQ4_NL, Kind.IQ3_S, Kind.IQ2_S, Kind.IQ4_XS,
-           Kind.IQ1_M, Kind.TQ1_0, Kind.TQ2_0, Kind.MXFP4]
+REFUSED = [Kind.IQ2_XXS, Kind.IQ2_XS, Kind.IQ3_XXS, Kind.IQ1_S, Kind.IQ3_S, Kind.IQ2_S, Kind.IQ1_M, Kind.NVFP4]
 
 
 def codes(kind, rows):
@@ -64,13 +63,13 @@ def codes(kind, rows):
     blocks = rng.integers(0, 256, (rows, n_bytes), dtype=np.uint8)
     scale = rng.normal(size=(rows, 1)).astype(np.float16).view(np.uint8)
     other = rng.normal(size=(rows, 1)).astype(np.float16).view(np.uint8)
-    if kind in (Kind.Q4_0, Kind.Q5_0, Kind.Q8_0):
+    if kind in (Kind.Q4_0, Kind.Q5_0, Kind.Q8_0, Kind.IQ4_NL, Kind.IQ4_XS):
         blocks[:, :2] = scale
     elif kind in (Kind.Q4_1, Kind.Q5_1, Kind.Q4_K, Kind.Q5_K):
         blocks[:, :4] = np.hstack([scale, other])
     elif kind == Kind.Q2_K:
         blocks[:, -4:] = np.hstack([scale, other])
-    elif kind in (Kind.Q3_K, Kind.Q6_K):
+    elif kind in (Kind.Q3_K, Kind.Q6_K, Kind.TQ1_0, Kind.TQ2_0):
         blocks[:, -2:] = scale
     elif kind == Kind.Q8_K:
         blocks[:, :4] = rng.normal(size=(rows, 1)).astype(np.float32).view(np.uint8)
@@ -124,7 +123,19 @@ def reading(folder):
             same(values.numpy(), expected.pop(name) if opened[6] == "3" else expected[name], name)
     (folder / "part-00002-of-00003.gguf").unlink()
     assert "part 2 of 3 is not there" in run("inspect", folder / "part-00001-of-00003.gguf", fails=True)
-    print("read: a model in three parts")
+    other = gguf.GGUFWriter(folder / "other.gguf", "of-nobody", split_max_tensors=3)
+    for n in range(8):
+        other.add_tensor(f"u{n}", np.ones((n + 1, 3), np.float32))
+    other.write_header_to_file()
+    other.write_kv_data_to_file()
+    other.write_tensors_to_file()
+    other.close()
+    (folder / "other-00002-of-00003.gguf").rename(folder / "part-00002-of-00003.gguf")
+    said = run("inspect", folder / "part-00001-of-00003.gguf", fails=True)
+    assert "part-00002-of-00003.gguf" in said and "`split.tensors.count` are 8" in said, said
+    said = run("inspect", folder / "part-00003-of-00003.gguf", fails=True)
+    assert "split.tensors.count" in said, said
+    print("read: a model in three parts; a missing and a foreign one are refused")
 
     for kind in REFUSED:
         elements, n_bytes = gguf.GGML_QUANT_SIZES[kind]
@@ -136,9 +147,15 @@ def reading(folder):
         writer.write_tensors_to_file()
         writer.close()
         assert kind.name in run("inspect", folder / "q.gguf")
-        said = run("convert", folder / "q.gguf", folder / "q.safetensors", "--force", fails=True)
-        assert kind.name in said and "`w`" in said, said
-    print("refused by name:", ", ".join(kind.name for kind in REFUSED))
+        (folder / "q.yaml").write_text("merge_method: linear\nmodels: [{model: q.gguf, parameters: {weight: 1}}]\n")
+        for words in [["convert", "q.gguf", "q.safetensors"], ["convert", "q.gguf", "q.safetensors", "--dry-run"],
+                      ["merge", "q.yaml", "--out", "q.safetensors", "--dry-run"], ["diff", "q.gguf", "q.gguf"],
+                      ["distance", "q.gguf", "q.gguf"], ["extract-lora", "q.gguf", "q.gguf", "--rank", 1, "--out", "q"]]:
+            said = run(*words, fails=True, cwd=folder)
+            assert kind.name in said and "`w`" in said and "llama-quantize" in said, said
+            assert not (folder / "q.safetensors").exists() and not (folder / "q").exists(), words
+        assert "no difference" not in run("diff", "q.gguf", "q.gguf", "--headers-only", cwd=folder)
+    print("refused by name, before any work:", ", ".join(kind.name for kind in REFUSED))
 
 
 def compare(folder, expected, bf16):
@@ -206,11 +223,22 @@ MODELS = {
     "qwen3": (transformers.Qwen3Config, dict(num_key_value_heads=2, head_dim=128)),  # the only width that transformers reads
     "gemma2": (transformers.Gemma2Config, dict(num_key_value_heads=2, head_dim=256, query_pre_attn_scalar=256)),
 }
+MODELS["gemma3"] = (transformers.Gemma3TextConfig, dict(
+    num_key_value_heads=2, head_dim=256, query_pre_attn_scalar=256, num_hidden_layers=7, sliding_window=4))
+MODELS["phi3"] = (transformers.Phi3Config, dict(num_key_value_heads=2, pad_token_id=None, sliding_window=None))
+LONG = dict(rope_type="longrope", rope_theta=10000.0, partial_rotary_factor=0.5, original_max_position_embeddings=64,
+            short_factor=[1.0, 1.1, 1.2, 1.5], long_factor=[1.0, 2.0, 3.5, 4.0])
+MODELS["phi3-long"] = (transformers.Phi3Config, dict(num_key_value_heads=4, pad_token_id=None, rope_parameters=LONG,
+                                                    original_max_position_embeddings=64))
+MODELS["granite"] = (transformers.GraniteConfig, dict(num_key_value_heads=2, attention_multiplier=0.3, logits_scaling=8.0,
+                                                     embedding_multiplier=12.0, residual_multiplier=0.22))
+MODELS["smollm3"] = (transformers.SmolLM3Config, dict(num_key_value_heads=2, num_hidden_layers=5, pad_token_id=None))
 MIXED = dict(num_experts=4, num_experts_per_tok=2, moe_intermediate_size=32)
 MODELS["mixtral"] = (transformers.MixtralConfig, dict(num_key_value_heads=2, num_local_experts=4))
 MODELS["qwen2_moe"] = (transformers.Qwen2MoeConfig, dict(num_key_value_heads=2, shared_expert_intermediate_size=64, **MIXED))
 MODELS["qwen3_moe"] = (transformers.Qwen3MoeConfig, dict(num_key_value_heads=2, head_dim=16, norm_topk_prob=True, **MIXED))
-LOADED = {"llama", "llama-tied", "mistral", "qwen2", "qwen3", "gemma2"}
+LOADED = {"llama", "llama-tied", "mistral", "qwen2", "qwen3", "gemma2", "gemma3", "phi3"}
+TURNED, SHIFTED = {"llama", "granite", "smollm3"}, {"gemma2", "gemma3"}
 
 
 def tokenizer():
@@ -278,14 +306,15 @@ def check_file(out, name, kind, state, config):
     reader = gguf.GGUFReader(out)
     fields = {key: field.contents() for key, field in reader.fields.items()}
     arch = fields["general.architecture"]
-    assert fields[f"{arch}.block_count"] == 2 and fields[f"{arch}.embedding_length"] == 64
+    n_layers = config.num_hidden_layers
+    assert fields[f"{arch}.block_count"] == n_layers and fields[f"{arch}.embedding_length"] == 64
     assert fields[f"{arch}.attention.head_count_kv"] == config.num_key_value_heads
     assert fields["tokenizer.ggml.model"] == "gpt2" and len(fields["tokenizer.ggml.tokens"]) == 320
     assert fields["tokenizer.ggml.bos_token_id"] == 0 and fields["tokenizer.ggml.eos_token_id"] == 1
     assert fields["tokenizer.chat_template"] == "{{ messages }}"
     key = {"F32": 0, "F16": 1, "BF16": 32, "Q8_0": 7}
     assert fields["general.file_type"] == key[kind.name]
-    names = gguf.get_tensor_name_map(gguf.MODEL_ARCH[arch.upper()], 2)
+    names = gguf.get_tensor_name_map(gguf.MODEL_ARCH[arch.upper()], n_layers)
     found = {tensor.name: tensor for tensor in reader.tensors}
     for key, value in stacked(state).items():
         if key == "lm_head.weight" and config.tie_word_embeddings:
@@ -293,9 +322,9 @@ def check_file(out, name, kind, state, config):
         known = names.get_name(key, try_suffixes=(".weight", ".bias"))
         tensor = found.pop(known)
         heads = config.num_attention_heads if "q_proj" in key else config.num_key_value_heads
-        if arch == "llama" and ("q_proj" in key or "k_proj" in key):
+        if arch in TURNED and ("q_proj" in key or "k_proj" in key):
             value = value.reshape(heads, 2, -1, *value.shape[1:]).swapaxes(1, 2).reshape(value.shape)
-        if arch == "gemma2" and key.endswith("norm.weight"):
+        if arch in SHIFTED and key.endswith("norm.weight"):
             value = value + 1
         value = value[0] if key.endswith("shared_expert_gate.weight") else value
         wanted = kind if value.ndim > 1 and not re.search(ROUTER, key) else Kind.F32
@@ -308,6 +337,20 @@ def check_file(out, name, kind, state, config):
         inverse, _ = transformers.modeling_rope_utils.ROPE_INIT_FUNCTIONS["llama3"](config, "cpu")
         plain = 1.0 / 500000.0 ** (torch.arange(0, 16, 2).float() / 16)
         assert np.allclose(factors, (plain / inverse).numpy(), rtol=1e-6), factors
+    if name == "phi3-long":
+        for length in ["short", "long"]:
+            same(np.array(found.pop(f"rope_factors_{length}.weight").data),
+                 np.array(config.rope_parameters[f"{length}_factor"], np.float32), length)
+        assert fields["phi3.rope.dimension_count"] == 8 and fields["phi3.rope.scaling.original_context_length"] == 64
+        assert abs(fields["phi3.rope.scaling.attn_factor"] - (1 + np.log(2) / np.log(64)) ** 0.5) < 1e-6
+    if arch == "phi3":
+        assert fields["phi3.attention.sliding_window"] == 0
+    if arch == "gemma3":
+        assert fields["gemma3.rope.freq_base"] == 1e6 and fields["gemma3.rope.freq_base_swa"] == 1e4
+        assert fields["gemma3.attention.sliding_window"] == 4
+    if arch == "granite":
+        scales = [fields[f"granite.{key}"] for key in ["attention.scale", "embedding_scale", "residual_scale", "logit_scale"]]
+        assert np.allclose(scales, [0.3, 12.0, 0.22, 8.0]), scales
     assert not found, list(found)
 
 
@@ -318,7 +361,7 @@ def check_back(own, stored, kind, name):
         wanted = state.pop(key).float()
         if value.dim() > 1 and not re.search(ROUTER, key):
             wanted = wanted.to({Kind.F32: torch.float32, Kind.F16: torch.float16, Kind.BF16: torch.bfloat16}[kind])
-        elif name == "gemma2":
+        elif name in SHIFTED:
             wanted = (wanted + 1) - 1
         assert value.dtype == wanted.dtype, (key, value.dtype)
         assert torch.equal(value, wanted), (name, kind, key)
@@ -373,9 +416,10 @@ def adapters(folder):
     print("written: adapters change weights as PEFT does")
 
 
-with tempfile.TemporaryDirectory() as folder:
-    folder = pathlib.Path(folder)
-    reading(folder)
-    pictures(folder)
-    writing(folder)
-    adapters(folder)
+if __name__ == "__main__":
+    with tempfile.TemporaryDirectory() as folder:
+        folder = pathlib.Path(folder)
+        reading(folder)
+        pictures(folder)
+        writing(folder)
+        adapters(folder)

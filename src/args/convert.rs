@@ -7,6 +7,7 @@ use clap::ValueEnum;
 use merge::Checkpoint;
 use merge::convert::Resize;
 use merge::io::{OpenOptions, open};
+use merge::quantized;
 
 use crate::output::Output;
 
@@ -34,7 +35,7 @@ impl From<ResizeArg> for Resize {
     }
 }
 
-/// Opens the checkpoint of a verb that copies it, and says what will not be copied.
+/// Opens the checkpoint of a verb that copies its tensors.
 pub fn open_source(
     path: &Path,
     root: Option<String>,
@@ -47,7 +48,13 @@ pub fn open_source(
             ..OpenOptions::default()
         },
     )?;
+    quantized::check_readable(&source)?;
     output.notes_of(&source);
+    Ok(Arc::new(source))
+}
+
+/// Says what of a checkpoint is not copied with its tensors.
+pub fn note_others(path: &Path, source: &Checkpoint, output: &Output) {
     let info = source.info();
     let others = info.values.len() + info.opaque.len();
     if others > 0 {
@@ -56,5 +63,4 @@ pub fn open_source(
             path.display()
         ));
     }
-    Ok(Arc::new(source))
 }

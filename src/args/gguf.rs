@@ -7,7 +7,7 @@ use merge::gguf::{AdapterExport, GgufExport, GgufType};
 use merge::io::OutputContainer;
 use merge::{MergePlan, quantized};
 
-use super::convert::open_source;
+use super::convert::{note_others, open_source};
 use super::write::{DTypeArg, WriteArgs};
 use crate::output::{Output, UsageError};
 
@@ -100,6 +100,7 @@ impl GgufArgs {
             None => {}
         }
         let mut source = open_source(input, root, output)?;
+        note_others(input, &source, output);
         match dequantize {
             true => source = quantized::dequantized(source)?,
             false => quantized::check_castable(&source)?,

@@ -15,7 +15,8 @@ pub struct WriteArgs {
     /// Element type of floating point tensors; each value is rounded once
     #[arg(long, value_enum, default_value_t, value_name = "TYPE")]
     pub dtype: DTypeArg,
-    /// Split into files of at most this size, e.g. 2GB or 500MiB, with an index
+    /// Split into files of at most this size, e.g. 2GB or 500MiB, with an index; GGUF files count
+    /// themselves
     #[arg(long, visible_alias = "shard-size", value_name = "SIZE", value_parser = parse_size)]
     pub max_shard_size: Option<u64>,
     /// Kind of file [default: by its ending: .safetensors, .pt, .pth, .bin, .ckpt, .gguf]

@@ -6,13 +6,14 @@ use std::process::ExitCode;
 use anyhow::Result;
 use clap::ValueEnum;
 use merge::convert::{ClipTarget, Conversion, RunArguments, Spelling, Wrapper};
+use merge::gguf::GgufImport;
 use merge::io::Container;
 use merge::layouts::{ModelRecord, RecordFamily, by_name, detect};
 use merge::mixtures::MixtureSpelling;
 use merge::recipe::ModelRef;
 use merge::{Checkpoint, Layout, MergePlan, MergeRecipe, quantized};
 
-use crate::args::convert::{ResizeArg, open_source};
+use crate::args::convert::{ResizeArg, note_others, open_source};
 use crate::args::experts::ExpertsArgs;
 use crate::args::gguf::{GgufArgs, is_gguf};
 use crate::args::number::{Colors, parse_colors, parse_positive};
@@ -38,7 +39,9 @@ Examples:
   vlmerge convert megatron/ hf/ --to hf --run-arg vocab_size=32000   a folder that transformers loads
   vlmerge convert fp8/ bf16/ --dequantize                            codes and scales as numbers
   vlmerge convert model.gguf hf.safetensors --dtype f16              names of Hugging Face
+  vlmerge convert model.gguf folder/                                 with config.json and tokenizer
   vlmerge convert qwen/ qwen.gguf --outtype q8_0                     as llama.cpp's converter
+  vlmerge convert qwen/ qwen.gguf --max-shard-size 4GB               in parts, as gguf-split's
   vlmerge convert adapter/ adapter.gguf --base qwen/                 a LoRA in PEFT's form
   vlmerge convert model.ckpt nlvr2.safetensors --image-size 384 --nlvr2 --dry-run";
 
@@ -234,6 +237,14 @@ pub fn run(args: Args, output: &Output) -> Result<ExitCode> {
         run_arguments,
         is_folder,
     };
+    let is_of_gguf = is_folder
+        && source.info().container == Container::Gguf
+        && args.module.is_none()
+        && !args.experts.is_given()
+        && !conversion.needs_family();
+    if !is_of_gguf {
+        note_others(&args.input, &source, output);
+    }
     if args.dequantize {
         source = quantized::dequantized(source)?;
     } else if args.write.dtype != DTypeArg::Keep {
@@ -243,6 +254,10 @@ pub fn run(args: Args, output: &Output) -> Result<ExitCode> {
     }
     let dtype = args.write.dtype.into();
     if let Some(plan) = (args.experts).plan(&source, dtype, is_folder, output)? {
+        return plan_view::carry_out(&plan, args.out, &args.write, false, output);
+    }
+    if is_of_gguf {
+        let plan = GgufImport { dtype }.plan(source)?;
         return plan_view::carry_out(&plan, args.out, &args.write, false, output);
     }
     if let (true, Some(out)) = (args.dequantize && !conversion.needs_family(), &args.out)

@@ -7,6 +7,7 @@ use std::sync::Arc;
 use anyhow::Result;
 use merge::diff::{DiffOptions, DiffReport, ValueDifference, diff};
 use merge::io::OpenOptions;
+use merge::{Checkpoint, quantized};
 use serde_json::json;
 
 use crate::output::{Output, UsageError};
@@ -54,14 +55,18 @@ pub fn run(args: Args, output: &Output) -> Result<ExitCode> {
     if args.tolerance.is_nan() || args.tolerance < 0.0 {
         return Err(UsageError("--tolerance must not be negative".into()).into());
     }
-    let open = |path: &Path, root: &Option<String>| {
+    let open = |path: &Path, root: &Option<String>| -> merge::Result<Arc<Checkpoint>> {
         let options = OpenOptions {
             root: root.clone(),
             raw: args.raw,
         };
+        let opened = merge::io::open(path, &options)?;
+        if !args.headers_only {
+            quantized::check_readable(&opened)?;
+        }
         match args.raw {
-            true => merge::io::open(path, &options).map(Arc::new),
-            false => merge::quantized::open(path, &options),
+            true => Ok(Arc::new(opened)),
+            false => quantized::dequantized(Arc::new(opened)),
         }
     };
     let left = open(&args.left, &args.root)?;

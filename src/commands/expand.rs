@@ -15,7 +15,7 @@ use merge::io::{OpenOptions, open};
 use merge::layouts::{EveTask, FlmTask, Form, detect};
 use merge::{Checkpoint, Expert, quantized};
 
-use crate::args::convert::{ResizeArg, open_source};
+use crate::args::convert::{ResizeArg, note_others, open_source};
 use crate::args::number::parse_positive;
 use crate::args::write::WriteArgs;
 use crate::output::{Output, UsageError};
@@ -250,6 +250,7 @@ fn to_form(form: Form, args: Args, output: &Output) -> Result<ExitCode> {
     ];
     refuse(&of_flm, "a model of vl-merging")?;
     let source = open_source(&args.input, args.root.clone(), output)?;
+    note_others(&args.input, &source, output);
     let layout = detect(&source)?;
     let expansion = Expansion {
         form,
@@ -287,6 +288,7 @@ fn to_flm(task: FlmTask, args: Args, output: &Output) -> Result<ExitCode> {
     ];
     refuse(&of_forms, "an FLM")?;
     let source = open_source(&args.input, args.root.clone(), output)?;
+    note_others(&args.input, &source, output);
     let seed = args.seed.unwrap_or(0);
     let dtype = args.write.dtype.into();
     let plan = match &args.text {
@@ -338,6 +340,7 @@ fn to_eve(task: EveTask, args: Args, output: &Output) -> Result<ExitCode> {
     ];
     refuse(&of_others, "an EVE")?;
     let source = open_source(&args.input, args.root.clone(), output)?;
+    note_others(&args.input, &source, output);
     let start = EveStart {
         image_size: args.image_size,
         n_answers: args.answers,
@@ -376,6 +379,7 @@ fn to_mixture(args: Args, output: &Output) -> Result<ExitCode> {
         return Err(UsageError("--to mixture needs --n-experts".into()).into());
     };
     let source = open_source(&args.input, args.root.clone(), output)?;
+    note_others(&args.input, &source, output);
     quantized::check_experts(&source)?;
     let upcycling = Upcycling {
         n_experts,

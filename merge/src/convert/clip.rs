@@ -86,7 +86,7 @@ pub(super) fn respelled(
 ///
 /// # Errors
 /// When a file cannot be read.
-pub(super) fn beside(
+pub(crate) fn beside(
     source: &Checkpoint,
     sizes: &Dimensions,
     facts: &ModelRecord,
@@ -123,7 +123,7 @@ pub(super) fn beside(
 fn known(source: &Checkpoint, clip: &Clip, given: &ModelRecord) -> Result<ClipConfig> {
     let record = ModelRecord::of(source)?;
     let config = clip.config(source)?;
-    let facts = record.clip.map_or(config.facts, |facts| facts);
+    let facts = given.clip.or(record.clip).unwrap_or(config.facts);
     Ok(ClipConfig {
         facts,
         image_heads: (given.image_heads)

@@ -4,7 +4,7 @@
 //! [`Conversion`] changes a checkpoint, [`Expansion`] starts a model from one.
 
 pub(crate) mod buffers;
-mod clip;
+pub(crate) mod clip;
 mod dense;
 mod draft;
 mod eve;

@@ -157,6 +157,9 @@ impl Error {
             },
             Self::Write(WriteFault::NoSuchDType { .. }) => Some("write .safetensors".into()),
             Self::Write(WriteFault::CannotShard { .. }) => Some("write .safetensors or .bin".into()),
+            Self::Write(WriteFault::TooManyParts { .. }) => {
+                Some("give a larger --max-shard-size".into())
+            }
             Self::Write(WriteFault::UnknownOutput { .. }) => {
                 Some("use .safetensors, .pt, .pth, .bin or .ckpt, or name the container".into())
             }

@@ -52,6 +52,16 @@ pub enum ExportFault {
         /// What it should be, in words.
         wanted: String,
     },
+    /// A CLIP without the numbers by which its pictures are made.
+    #[error("{}: preprocessor_config.json has `{key}` as {found}, and a GGUF file of a CLIP needs three numbers", path.display())]
+    Pictures {
+        /// The model.
+        path: PathBuf,
+        /// The setting.
+        key: &'static str,
+        /// Its value, as JSON; null if the file is not there.
+        found: serde_json::Value,
+    },
     /// A tokenizer that a GGUF file cannot hold.
     #[error("{}: the tokenizer cannot be written: {reason}", path.display())]
     Tokenizer {
@@ -87,6 +97,9 @@ impl ExportFault {
     pub(super) const fn hint(&self) -> Option<&'static str> {
         match self {
             Self::NoConfig { .. } => Some("name the model's folder"),
+            Self::Pictures { .. } => {
+                Some("put the model's preprocessor_config.json beside its config.json")
+            }
             Self::Architecture { .. } => {
                 Some("docs/formats.md lists the architectures that are written")
             }

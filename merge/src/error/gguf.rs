@@ -228,6 +228,24 @@ pub enum GgufFault {
         /// What needs it.
         wanted: String,
     },
+    /// Metadata of which no configuration of Hugging Face says the same.
+    #[error("{}: the metadata's `{key}` {found}, and config.json cannot say that", path.display())]
+    Unsaid {
+        /// The file.
+        path: PathBuf,
+        /// The entry, or the tensor.
+        key: String,
+        /// What it is, in words.
+        found: String,
+    },
+    /// An architecture whose configuration is not known.
+    #[error("{}: no config.json is written for the architecture `{architecture}`", path.display())]
+    NoSuchConfig {
+        /// The file.
+        path: PathBuf,
+        /// What `general.architecture` says.
+        architecture: String,
+    },
     /// A tensor whose sizes contradict the metadata.
     #[error("{}: `{key}` has the shape {shape:?}, which does not fit {wanted}", path.display())]
     Shape {
@@ -254,6 +272,9 @@ impl GgufFault {
             ),
             Self::HeaderCut { .. } | Self::Outside { .. } => Some("fetch or copy the file again"),
             Self::PartMissing { .. } => Some("put all parts into one folder"),
+            Self::Unsaid { .. } | Self::NoSuchConfig { .. } => {
+                Some("name a .safetensors file as the output, for the weights alone")
+            }
             Self::PartName { .. } => {
                 Some("give all parts the names that they were published under")
             }

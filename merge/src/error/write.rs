@@ -51,11 +51,21 @@ pub enum WriteFault {
         /// Its axes.
         n_axes: usize,
     },
-    /// Lightning checkpoints and GGUF files are single files here.
+    /// Lightning checkpoints are single files here, and parts of GGUF files are found by the ending `.gguf`.
     #[error("{}: this kind of file cannot be split into shards", path.display())]
     CannotShard {
         /// The target.
         path: PathBuf,
+    },
+    /// More parts than the metadata of a GGUF file can count, or readers open.
+    #[error("{}: the model would be {n_parts} GGUF files, and readers take up to {limit}", path.display())]
+    TooManyParts {
+        /// The target.
+        path: PathBuf,
+        /// The files that it would be.
+        n_parts: usize,
+        /// The most that there can be.
+        limit: usize,
     },
     /// The target is a folder.
     #[error("{}: is a folder, not a file to write", path.display())]

@@ -23,6 +23,10 @@ pub(super) struct Architecture {
     pub(super) is_turned: bool,
     /// Whether weights of norms are stored with one added.
     pub(super) has_norms_plus_one: bool,
+    /// Whether embeddings are the head, too, where config.json does not say.
+    pub(super) is_tied: bool,
+    /// The base of the frequencies of rotary positions, where config.json does not say.
+    pub(super) rope_base: f64,
     /// Whether it is written; the others are only read.
     pub(super) is_written: bool,
 }
@@ -179,6 +183,9 @@ const SHARED_EXPERT: &[Row] = &[
 /// A matrix of one row in Hugging Face, a row in GGUF.
 pub(super) const SHARED_EXPERT_GATE: &str = "model.layers.{n}.mlp.shared_expert_gate";
 
+/// A number in Hugging Face, a row of one in GGUF.
+pub(super) const LOGIT_SCALE: &str = "logit_scale";
+
 const IMAGES: &[Row] = &[
     ("v.class_embd", "vision_model.embeddings.class_embedding"),
     ("v.patch_embd", "vision_model.embeddings.patch_embedding"),
@@ -253,7 +260,7 @@ const TEXTS: &[Row] = &[
     ),
     ("text_projection", "text_projection"),
     ("visual_projection", "visual_projection"),
-    ("logit_scale", "logit_scale"),
+    (LOGIT_SCALE, LOGIT_SCALE),
 ];
 const PROJECTOR: &[Row] = &[
     ("mm.0", "multi_modal_projector.linear_1"),
@@ -267,6 +274,8 @@ const PLAIN: Architecture = Architecture {
     rows: &[AROUND, ATTENTION, SECOND_NORM, GATED],
     is_turned: false,
     has_norms_plus_one: false,
+    is_tied: false,
+    rope_base: 10_000.0,
     is_written: true,
 };
 
@@ -318,13 +327,13 @@ static ARCHITECTURES: [Architecture; 15] = [
         name: "phi3",
         model_type: "phi3",
         rows: &[AROUND, PACKED_ATTENTION, SECOND_NORM, PACKED_GATED],
-        is_written: false,
         ..PLAIN
     },
     Architecture {
         name: "gemma",
         model_type: "gemma",
         has_norms_plus_one: true,
+        is_tied: true,
         ..PLAIN
     },
     Architecture {
@@ -332,6 +341,7 @@ static ARCHITECTURES: [Architecture; 15] = [
         model_type: "gemma2",
         rows: &[AROUND, ATTENTION, FOUR_NORMS, GATED],
         has_norms_plus_one: true,
+        is_tied: true,
         ..PLAIN
     },
     Architecture {
@@ -339,27 +349,28 @@ static ARCHITECTURES: [Architecture; 15] = [
         model_type: "gemma3_text",
         rows: &[AROUND, ATTENTION, HEAD_NORMS, FOUR_NORMS, GATED],
         has_norms_plus_one: true,
+        is_tied: true,
+        rope_base: 1_000_000.0,
         ..PLAIN
     },
     Architecture {
         name: "smollm3",
         model_type: "smollm3",
         is_turned: true,
-        is_written: false,
+        is_tied: true,
+        rope_base: 2_000_000.0,
         ..PLAIN
     },
     Architecture {
         name: "granite",
         model_type: "granite",
         is_turned: true,
-        is_written: false,
         ..PLAIN
     },
     Architecture {
         name: "clip",
         model_type: "clip",
         rows: &[IMAGES, TEXTS],
-        is_written: false,
         ..PLAIN
     },
     Architecture {

@@ -2,18 +2,23 @@
 //!
 //! A GGUF file of a known architecture is opened as the model that it was made of: names and shapes are those of the
 //! Hugging Face folder, rows that llama.cpp has in another order are in their own again, and what is only computed from
-//! the settings is left out. [`GgufExport`] and [`AdapterExport`] go the other way.
+//! the settings is left out. [`GgufImport`] puts the configuration beside them. [`GgufExport`] and [`AdapterExport`] go the other
+//! way.
 //!
 //! | module | holds |
 //! |---|---|
 //! | `architectures` | the table of architectures, with the names of their tensors |
+//! | `constants` | facts that programs have in code |
 //! | `export` | a Hugging Face folder as a GGUF file |
+//! | `import` | config.json and tokenizer.json of a GGUF file |
 //! | `names` | one name into the other |
 //! | `turned` | the order of the rows of queries and keys |
 //! | `view` | a GGUF file under the names of Hugging Face |
 
 mod architectures;
+mod constants;
 mod export;
+mod import;
 pub(crate) mod names;
 mod turned;
 mod view;
@@ -23,6 +28,7 @@ use crate::io::{ObjectPath, PathSegment, PlainValue};
 use crate::{Checkpoint, GgufFault, Result, TensorSource};
 
 pub use export::{AdapterExport, GgufExport, GgufType};
+pub use import::GgufImport;
 
 use architectures::Architecture;
 

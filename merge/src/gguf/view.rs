@@ -1,6 +1,6 @@
 //! A GGUF file under the names of Hugging Face.
 
-use super::architectures::{Architecture, COMPUTED, SHARED_EXPERT_GATE};
+use super::architectures::{Architecture, COMPUTED, LOGIT_SCALE, SHARED_EXPERT_GATE};
 use super::names::{self, Parsed};
 use super::turned::Turned;
 use super::{count, value};
@@ -181,6 +181,7 @@ fn parts_of(
     };
     match &tensor.shape[..] {
         [width] if parsed.row.1 == SHARED_EXPERT_GATE => Ok(vec![with(&[1, *width])]),
+        [1] if parsed.row.1 == LOGIT_SCALE => Ok(vec![with(&[])]),
         shape if !parsed.is_of_experts() => Ok(vec![with(shape)]),
         [n_experts, rest @ ..] if rest.len() == 2 && *n_experts <= MAX_TENSORS => {
             Ok(vec![with(rest); *n_experts])

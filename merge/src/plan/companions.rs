@@ -167,6 +167,28 @@ impl MergePlan {
 }
 
 impl MergePlan {
+    /// The plan of a conversion whose output is a model folder with files that are made. `files` is told the element type
+    /// of most bytes.
+    ///
+    /// # Errors
+    /// What `files` returns.
+    pub(crate) fn with_made_files(
+        mut self,
+        source: &Checkpoint,
+        notes: Vec<String>,
+        files: impl FnOnce(Option<DType>) -> Result<Vec<Companion>>,
+    ) -> Result<Self> {
+        let entries: Vec<&Entry> = self.entries.iter().collect();
+        let files = files(main_dtype(&entries))?;
+        self.beside = Beside {
+            files,
+            ingredients: vec![ingredient(source.path(), Share::Converted)?],
+            notes,
+            ..Beside::default()
+        };
+        Ok(self)
+    }
+
     /// The plan with the models that its output is made of, for its card, and notes on how they were found.
     ///
     /// # Errors

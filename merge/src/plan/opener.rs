@@ -193,7 +193,7 @@ pub(super) fn merged(recipe: &MergeRecipe) -> impl Iterator<Item = ModelRef> {
 /// Opens a file or a folder.
 ///
 /// # Errors
-/// When it cannot be read, and [`crate::Error::DuplicateKey`].
+/// When it cannot be read, [`crate::Error::DuplicateKey`], and as [`quantized::check_readable`].
 pub(crate) fn open(model: &ModelRef) -> Result<Arc<Checkpoint>> {
     let options = OpenOptions {
         root: model.root.clone(),
@@ -201,5 +201,6 @@ pub(crate) fn open(model: &ModelRef) -> Result<Arc<Checkpoint>> {
     };
     let checkpoint = io::open(&model.model, &options)?;
     checkpoint.require_unique_names()?;
+    quantized::check_readable(&checkpoint)?;
     Ok(Arc::new(checkpoint))
 }

@@ -164,9 +164,30 @@ pub fn dequantized(checkpoint: Arc<Checkpoint>) -> Result<Arc<Checkpoint>> {
 /// Opens a checkpoint as [`io::open`] does, and reads its quantized weights as the numbers that they stand for.
 ///
 /// # Errors
-/// As [`io::open`] and [`dequantized`].
+/// As [`io::open`], [`check_readable`] and [`dequantized`].
 pub fn open(path: &Path, options: &OpenOptions) -> Result<Arc<Checkpoint>> {
-    dequantized(Arc::new(io::open(path, options)?))
+    let checkpoint = io::open(path, options)?;
+    check_readable(&checkpoint)?;
+    dequantized(Arc::new(checkpoint))
+}
+
+/// Checks that every tensor of a checkpoint is read as numbers, before any work is done with them: of a GGUF file some
+/// types are known by name alone.
+///
+/// # Errors
+/// [`crate::GgufFault::Unreadable`] with the first tensor of such a type.
+pub fn check_readable(checkpoint: &Checkpoint) -> Result<()> {
+    for (key, _) in checkpoint.tensors() {
+        if let Some(scheme) = checkpoint.stored_as(key).and_then(io::gguf::name_only) {
+            return Err(crate::GgufFault::Unreadable {
+                path: checkpoint.path().into(),
+                key: key.to_owned(),
+                scheme,
+            }
+            .into());
+        }
+    }
+    Ok(())
 }
 
 /// Whether a configuration says that weights are quantized.

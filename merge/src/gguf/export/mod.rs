@@ -1,6 +1,8 @@
 //! A Hugging Face model as a GGUF file: names, order of rows, settings, tokenizer.
 
 mod adapter;
+mod clip;
+mod own;
 mod rope;
 mod sentencepiece;
 mod settings;
@@ -14,7 +16,7 @@ use std::sync::Arc;
 use serde_json::Value;
 
 use self::settings::Settings;
-use self::view::{Export, Made, Wanted};
+use self::view::{Export, Wanted};
 use super::architectures::{Architecture, SHARED_EXPERT_GATE};
 use super::names;
 use crate::beside::Companions;
@@ -24,6 +26,8 @@ use crate::layouts;
 use crate::{Checkpoint, DType, ExportFault, MergePlan, Result, model_config};
 
 pub use adapter::AdapterExport;
+pub(in crate::gguf) use rope::Bands;
+pub(in crate::gguf) use tokenizer::{CONTROL, NORMAL, OF_DIGITS, OF_GPT2, PATTERNS, USER_DEFINED};
 
 /// The number of the version of quantized blocks in ggml.
 const QUANTIZATION_VERSION: u32 = 2;
@@ -101,37 +105,22 @@ impl GgufExport {
         let path = source.path().to_owned();
         let config = model_config::of(&source)?;
         let config = config.ok_or_else(|| ExportFault::NoConfig { path: path.clone() })?;
-        let settings = Settings::new(&path, &config)?;
+        let architecture = architecture_of(&path, &config)?;
         let mut head = GgufHead::default();
-        head.text(super::ARCHITECTURE_KEY, settings.architecture.name);
+        head.text(super::ARCHITECTURE_KEY, architecture.name);
         head.text("general.type", "model");
         head.text("general.name", &name_of(&path));
         head.u32("general.quantization_version", QUANTIZATION_VERSION);
-        settings.write(&mut head)?;
-        let companions = Companions::of_model(&path)?;
-        let mut notes = settings.notes();
-        if self.with_tokenizer {
-            tokenizer::write(&path, &companions, &config, &mut head)?;
-        } else {
-            head.text("tokenizer.ggml.model", "no_vocab");
-            notes.push(
-                "the file has no tokenizer: programs that run it need one from elsewhere"
-                    .to_owned(),
-            );
-        }
         let mut export = Export::new(Arc::clone(&source));
-        let n_unfilled = self.add_tensors(&source, &settings, &mut export)?;
-        if n_unfilled > 0 {
-            notes.push(format!(
-                "{n_unfilled} matrices have rows that blocks of 32 do not fill, and are written as F16"
-            ));
-        }
-        if let Some(factors) = settings.rope_factors()? {
-            export.add_made(Made {
-                name: "rope_freqs.weight".into(),
-                values: factors,
-            });
-        }
+        let input = Input {
+            source: &source,
+            config: &config,
+            companions: Companions::of_model(&path)?,
+        };
+        let mut notes = match architecture.name {
+            "clip" => self.add_clip(&input, architecture, &mut head, &mut export)?,
+            _ => self.add_language_model(&input, &mut head, &mut export)?,
+        };
         head.u32("general.file_type", self.kind.file_type(export.most()));
         let left_out = export.left_out();
         if !left_out.is_empty() {
@@ -143,6 +132,31 @@ impl GgufExport {
         let view = export.finish(&mut head);
         let recipe = format!("convert: {{ to: gguf, type: {} }}", self.kind);
         planned(view, head, recipe, notes)
+    }
+
+    /// Adds the settings, the tokenizer and the tensors of a language model; returns notes for users.
+    fn add_language_model(
+        &self,
+        input: &Input<'_>,
+        head: &mut GgufHead,
+        export: &mut Export,
+    ) -> Result<Vec<String>> {
+        let path = input.source.path();
+        let settings = Settings::new(path, input.config)?;
+        settings.write(head)?;
+        let mut notes = settings.notes();
+        if self.with_tokenizer {
+            tokenizer::write(path, &input.companions, input.config, head)?;
+        } else {
+            head.text("tokenizer.ggml.model", "no_vocab");
+            notes.push(NO_TOKENIZER.to_owned());
+        }
+        let n_unfilled = self.add_tensors(input.source, &settings, export)?;
+        notes.extend(unfilled(n_unfilled));
+        for made in settings.made()? {
+            export.add_made(made);
+        }
+        Ok(notes)
     }
 
     /// Adds every tensor of the model; returns the number of matrices that blocks do not fill.
@@ -200,6 +214,26 @@ impl GgufExport {
         }
         Ok(n_unfilled)
     }
+}
+
+/// A model that is written.
+struct Input<'a> {
+    source: &'a Checkpoint,
+    config: &'a Value,
+    companions: Companions,
+}
+
+/// What users should know of a file without a tokenizer.
+const NO_TOKENIZER: &str =
+    "the file has no tokenizer: programs that run it need one from elsewhere";
+
+/// What users should know of matrices that are no blocks.
+fn unfilled(n_unfilled: usize) -> Option<String> {
+    (n_unfilled > 0).then(|| {
+        format!(
+            "{n_unfilled} matrices have rows that blocks of 32 do not fill, and are written as F16"
+        )
+    })
 }
 
 /// The plan that copies a view into a GGUF file.

@@ -9,7 +9,8 @@ use serde_json::Value;
 use super::super::architectures::Architecture;
 use super::super::names::Parsed;
 use super::super::turned::Turned;
-use super::rope::{self, Rope};
+use super::rope::Rope;
+use super::view::Made;
 use super::{architecture_of, integer};
 use crate::io::GgufHead;
 use crate::{ExportFault, Result};
@@ -17,19 +18,18 @@ use crate::{ExportFault, Result};
 /// The settings of a model that is written.
 pub(super) struct Settings<'c> {
     path: PathBuf,
-    config: &'c Value,
+    pub(super) config: &'c Value,
     pub(super) architecture: &'static Architecture,
-    heads: usize,
+    pub(super) heads: usize,
     key_heads: usize,
-    head_width: usize,
+    pub(super) head_width: usize,
     rope: Rope,
     /// Experts of a mixture; none of a dense model.
     n_experts: usize,
 }
 
 /// Settings under which a model computes otherwise than programs that run GGUF files: they must be absent, null, or this.
-const EXPECTED: [(&str, &[&str]); 3] = [
-    ("partial_rotary_factor", &["1.0", "1"]),
+const EXPECTED: [(&str, &[&str]); 2] = [
     ("use_bidirectional_attention", &["false"]),
     ("pretraining_tp", &["1"]),
 ];
@@ -41,6 +41,13 @@ impl<'c> Settings<'c> {
     /// [`ExportFault::Architecture`] and [`ExportFault::Setting`].
     pub(super) fn new(path: &Path, config: &'c Value) -> Result<Self> {
         let architecture = architecture_of(path, config)?;
+        if architecture.name == "clip" {
+            return Err(ExportFault::Architecture {
+                path: path.into(),
+                model_type: architecture.model_type.to_owned(),
+            }
+            .into());
+        }
         for (key, allowed) in EXPECTED {
             if let Some(value) = config.get(key).filter(|value| !value.is_null())
                 && !allowed.contains(&value.to_string().as_str())
@@ -48,45 +55,42 @@ impl<'c> Settings<'c> {
                 return Err(refused(path, config, key, allowed[0]));
             }
         }
+        let count = |key: &str| count(path, config, key).map(|n| n as usize);
+        let or = |key: &str, default: &dyn Fn() -> Result<usize>| match config.get(key) {
+            None | Some(Value::Null) => default(),
+            Some(_) => count(key),
+        };
+        let heads = count("num_attention_heads")?;
+        let head_width = or("head_dim", &|| Ok(count("hidden_size")? / heads))?;
         let mut settings = Self {
             path: path.into(),
             config,
             architecture,
-            heads: 0,
-            key_heads: 0,
-            head_width: 0,
-            rope: Rope::new(path, config, architecture)?,
+            heads,
+            key_heads: or("num_key_value_heads", &|| Ok(heads))?,
+            head_width,
+            rope: Rope::new(path, config, architecture, head_width)?,
             n_experts: 0,
-        };
-        settings.heads = settings.count("num_attention_heads")? as usize;
-        settings.key_heads = match config.get("num_key_value_heads") {
-            None | Some(Value::Null) => settings.heads,
-            Some(_) => settings.count("num_key_value_heads")? as usize,
-        };
-        settings.head_width = match config.get("head_dim") {
-            None | Some(Value::Null) => settings.count("hidden_size")? as usize / settings.heads,
-            Some(_) => settings.count("head_dim")? as usize,
         };
         if let Some(key) = settings.experts_key() {
             settings.n_experts = settings.count(key)? as usize;
             settings.check_routing()?;
         }
         settings.check_activation()?;
-        settings.check_scale()?;
+        settings.check_own()?;
         Ok(settings)
     }
 
-    fn refused(&self, key: &str, wanted: &str) -> crate::Error {
+    pub(super) fn refused(&self, key: &str, wanted: &str) -> crate::Error {
         refused(&self.path, self.config, key, wanted)
     }
 
     /// A positive whole number.
-    fn count(&self, key: &str) -> Result<u32> {
-        let found = integer(self.config, key).filter(|&n| n > 0);
-        found.ok_or_else(|| self.refused(key, "a positive whole number"))
+    pub(super) fn count(&self, key: &str) -> Result<u32> {
+        count(&self.path, self.config, key)
     }
 
-    fn number(&self, key: &str) -> Result<f64> {
+    pub(super) fn number(&self, key: &str) -> Result<f64> {
         let found = self.config.get(key).and_then(Value::as_f64);
         found.ok_or_else(|| self.refused(key, "a number"))
     }
@@ -109,28 +113,6 @@ impl<'c> Settings<'c> {
                 Err(self.refused(key, allowed[0]))
             }
             _ => Ok(()),
-        }
-    }
-
-    /// Gemma 2 scales queries by a setting that programs take from the sizes.
-    fn check_scale(&self) -> Result<()> {
-        let Some(scale) = self
-            .config
-            .get("query_pre_attn_scalar")
-            .and_then(Value::as_f64)
-        else {
-            return Ok(());
-        };
-        let hidden = self.count("hidden_size")? as usize;
-        // The model of 27 billion parameters, known by its layers.
-        let is_largest = integer(self.config, "num_hidden_layers") == Some(46);
-        let expected = match is_largest {
-            true => hidden / self.heads,
-            false => self.head_width,
-        };
-        match scale == expected as f64 {
-            true => Ok(()),
-            false => Err(self.refused("query_pre_attn_scalar", &expected.to_string())),
         }
     }
 
@@ -191,8 +173,9 @@ impl<'c> Settings<'c> {
         head.u32(&key("attention.value_length"), self.head_width as u32);
         let epsilon = self.number("rms_norm_eps")? as f32;
         head.f32(&key("attention.layer_norm_rms_epsilon"), epsilon);
-        if self.architecture.is_turned {
-            head.u32(&key("rope.dimension_count"), self.head_width as u32);
+        if self.architecture.is_turned || name == "phi3" {
+            let width = (self.rope.share * self.head_width as f64) as u32;
+            head.u32(&key("rope.dimension_count"), width);
         }
         self.rope.write(name, head);
         if self.n_experts > 0 {
@@ -208,21 +191,14 @@ impl<'c> Settings<'c> {
             let width = self.count("shared_expert_intermediate_size")?;
             head.u32(&key("expert_shared_feed_forward_length"), width);
         }
-        if name == "gemma2" {
-            for setting in ["attn_logit_softcapping", "final_logit_softcapping"] {
-                head.f32(&key(setting), self.number(setting)? as f32);
-            }
-            let window = self.count("sliding_window")?;
-            head.u32(&key("attention.sliding_window"), window);
-        }
-        Ok(())
+        self.write_own(head)
     }
 
     /// What users should know of the output.
     pub(super) fn notes(&self) -> Vec<String> {
         let window = self.config.get("sliding_window").and_then(Value::as_u64);
         let is_used = self.config.get("use_sliding_window") != Some(&Value::Bool(false));
-        match window.filter(|_| is_used && self.architecture.name != "gemma2") {
+        match window.filter(|_| is_used && !self.has_windows()) {
             Some(window) => vec![format!(
                 "programs that run GGUF files of `{}` attend to all tokens, not to the last {window} alone",
                 self.architecture.name
@@ -235,8 +211,7 @@ impl<'c> Settings<'c> {
     pub(super) fn leaves_out(&self, key: &str) -> bool {
         let tied = match self.config.get("tie_word_embeddings") {
             Some(Value::Bool(tied)) => *tied,
-            // The default of the family.
-            _ => self.architecture.has_norms_plus_one,
+            _ => self.architecture.is_tied,
         };
         tied && key == "lm_head.weight" || key.ends_with("rotary_emb.inv_freq")
     }
@@ -270,11 +245,17 @@ impl<'c> Settings<'c> {
         })
     }
 
-    /// Factors of the frequencies of rotary positions, where the model has them.
-    pub(super) fn rope_factors(&self) -> Result<Option<Vec<f32>>> {
+    /// The tensors that the model has only in its settings.
+    pub(super) fn made(&self) -> Result<Vec<Made>> {
         let context = self.count("max_position_embeddings")?;
-        Ok(rope::factors(&self.rope, self.head_width, context))
+        Ok(self.rope.tensors(self.head_width, context))
     }
+}
+
+/// A positive whole number.
+fn count(path: &Path, config: &Value, key: &str) -> Result<u32> {
+    let found = integer(config, key).filter(|&n| n > 0);
+    found.ok_or_else(|| refused(path, config, key, "a positive whole number"))
 }
 
 /// The fault of a setting.

@@ -9,7 +9,7 @@
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 
-use serde_json::Value;
+use serde_json::{Value, json};
 
 use super::{integer, sentencepiece};
 use crate::beside::Companions;
@@ -17,13 +17,13 @@ use crate::io::GgufHead;
 use crate::{ExportFault, Result};
 
 /// The types of tokens in GGUF files.
-pub(super) const NORMAL: i32 = 1;
-pub(super) const CONTROL: i32 = 3;
-pub(super) const USER_DEFINED: i32 = 4;
+pub(in crate::gguf) const NORMAL: i32 = 1;
+pub(in crate::gguf) const CONTROL: i32 = 3;
+pub(in crate::gguf) const USER_DEFINED: i32 = 4;
 pub(super) const UNUSED: i32 = 5;
 
 /// Patterns that cut texts into words, with the name of each, and whether texts are composed (NFC) first.
-const PATTERNS: [(&str, &str, bool); 2] = [
+pub(in crate::gguf) const PATTERNS: [(&str, &str, bool); 2] = [
     (
         r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+",
         "llama-bpe",
@@ -37,7 +37,10 @@ const PATTERNS: [(&str, &str, bool); 2] = [
 ];
 
 /// The name of the pattern that GPT-2 has, which `tokenizers` has in code.
-const OF_GPT2: &str = "gpt-2";
+pub(in crate::gguf) const OF_GPT2: &str = "gpt-2";
+
+/// The name of the same where each digit is a word, as in SmolLM and Granite. Programs have several names for it.
+pub(in crate::gguf) const OF_DIGITS: &str = "refact";
 
 /// The most tokens: several times those of any model.
 const MAX_TOKENS: usize = 1 << 22;
@@ -180,7 +183,50 @@ fn write_bytes(file: &Path, text: &str, n_tokens: usize, head: &mut GgufHead) ->
     let pattern = pattern_of(&json).ok_or_else(|| {
         refused("texts are cut into words in a way that has no name in GGUF files".into())
     })?;
+    let tokens = tokens_of(&json, n_tokens, &refused)?;
+    let merges = merges_of(model).ok_or_else(|| refused("its merges are no pairs".into()))?;
+    head.text("tokenizer.ggml.model", "gpt2");
+    head.text("tokenizer.ggml.pre", pattern);
+    head.texts("tokenizer.ggml.merges", &merges);
+    Ok(tokens)
+}
+
+/// The tokens of a CLIP, which are all that a GGUF file has of its tokenizer.
+///
+/// # Errors
+/// [`ExportFault::Tokenizer`].
+pub(super) fn of_clip(path: &Path, companions: &Companions) -> Result<Tokens> {
+    let refused_at = |file: &Path, reason: String| -> crate::Error {
+        ExportFault::Tokenizer {
+            path: file.into(),
+            reason,
+        }
+        .into()
+    };
+    let parse = |file: &Path, text: &str| -> Result<Value> {
+        serde_json::from_str(text).map_err(|fault| refused_at(file, fault.to_string()))
+    };
+    let (file, json) = if let Some((file, text)) = companions.text("tokenizer.json")? {
+        let json = parse(&file, &text)?;
+        (file, json)
+    } else if let Some((file, text)) = companions.text("vocab.json")? {
+        let vocabulary = parse(&file, &text)?;
+        (file, json!({ "model": { "vocab": vocabulary } }))
+    } else {
+        let reason = "there is neither tokenizer.json nor vocab.json beside the weights";
+        return Err(refused_at(path, reason.into()));
+    };
+    tokens_of(&json, 0, &|reason| refused_at(&file, reason))
+}
+
+/// The tokens of tokenizer.json, filled up to `n_tokens`.
+fn tokens_of(
+    json: &Value,
+    n_tokens: usize,
+    refused: &dyn Fn(String) -> crate::Error,
+) -> Result<Tokens> {
     let no_vocabulary = || refused("it has no vocabulary".into());
+    let model = &json["model"];
     let vocabulary = model["vocab"].as_object().ok_or_else(no_vocabulary)?;
     let mut by_id: BTreeMap<usize, (&str, i32)> = BTreeMap::new();
     for (token, id) in vocabulary {
@@ -219,10 +265,6 @@ fn write_bytes(file: &Path, text: &str, n_tokens: usize, head: &mut GgufHead) ->
         tokens.kinds.push(kind);
     }
     tokens.fill(n_tokens.min(MAX_TOKENS));
-    let merges = merges_of(model).ok_or_else(|| refused("its merges are no pairs".into()))?;
-    head.text("tokenizer.ggml.model", "gpt2");
-    head.text("tokenizer.ggml.pre", pattern);
-    head.texts("tokenizer.ggml.merges", &merges);
     Ok(tokens)
 }
 
@@ -266,6 +308,14 @@ fn pattern_of(json: &Value) -> Option<&'static str> {
     };
     match steps.as_slice() {
         [bytes] if is_bytes(bytes, true) && !is_composed => Some(OF_GPT2),
+        [digits, bytes]
+            if digits["type"] == "Digits"
+                && digits["individual_digits"] == Value::Bool(true)
+                && is_bytes(bytes, true)
+                && !is_composed =>
+        {
+            Some(OF_DIGITS)
+        }
         [split, bytes] if is_bytes(bytes, false) => {
             let is_plain = split["type"] == "Split"
                 && split["behavior"] == "Isolated"
@@ -281,8 +331,6 @@ fn pattern_of(json: &Value) -> Option<&'static str> {
 
 #[cfg(test)]
 mod tests {
-    use serde_json::json;
-
     use super::*;
 
     #[test]
@@ -301,5 +349,15 @@ mod tests {
         assert_eq!(of(r"\s+", Value::Null), None);
         let plain = json!({"normalizer": null, "pre_tokenizer": bytes(true)});
         assert_eq!(pattern_of(&plain), Some(OF_GPT2));
+        let digits = |single: bool| {
+            let steps = [
+                json!({"type": "Digits", "individual_digits": single}),
+                bytes(true),
+            ];
+            let steps = json!({"type": "Sequence", "pretokenizers": steps});
+            pattern_of(&json!({"normalizer": null, "pre_tokenizer": steps}))
+        };
+        assert_eq!(digits(true), Some(OF_DIGITS));
+        assert_eq!(digits(false), None);
     }
 }

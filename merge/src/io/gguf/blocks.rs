@@ -182,6 +182,78 @@ pub(crate) fn q8_k(block: &[u8], out: &mut [f32]) {
     }
 }
 
+/// The numbers of the codes of `IQ4_NL` and `IQ4_XS`, of which there are more near zero.
+const NOT_LINEAR: [i8; 16] = [
+    -127, -104, -83, -65, -49, -35, -22, -10, 1, 13, 25, 38, 53, 69, 89, 113,
+];
+
+/// Twice the numbers of a float of four bits, two of them for the exponent.
+const TWICE_E2M1: [i8; 16] = [0, 1, 2, 3, 4, 6, 8, 12, 0, -1, -2, -3, -4, -6, -8, -12];
+
+/// `table[q] d` of 32 codes of four bits, laid out as in `Q4_0`.
+fn looked_up(table: &[i8; 16], d: f32, codes: &[u8], out: &mut [f32]) {
+    for (j, &byte) in codes[..HALF].iter().enumerate() {
+        out[j] = d * f32::from(table[usize::from(byte & 15)]);
+        out[j + HALF] = d * f32::from(table[usize::from(byte >> 4)]);
+    }
+}
+
+/// `t(q) d`: `d` in f16, codes of four bits that stand for numbers of a table.
+pub(crate) fn iq4_nl(block: &[u8], out: &mut [f32]) {
+    looked_up(&NOT_LINEAR, half_at(block, 0), &block[2..], out);
+}
+
+/// `t(q) (d s)`: `d` in f16; scales of six bits, less 32, for 32 elements each, the upper two bits of all in two bytes, the
+/// lower four in four; codes as in `IQ4_NL`.
+pub(crate) fn iq4_xs(block: &[u8], out: &mut [f32]) {
+    let d = half_at(block, 0);
+    let upper = u16::from_le_bytes([block[2], block[3]]);
+    let (lower, codes) = (&block[4..8], &block[8..136]);
+    for (group, part) in out.chunks_exact_mut(SHORT).enumerate() {
+        let low = lower[group / 2] >> (group % 2 * 4) & 15;
+        let high = (upper >> (2 * group) & 3) as u8;
+        let scale = d * f32::from((low | high << 4) as i8 - 32);
+        looked_up(&NOT_LINEAR, scale, &codes[group * HALF..], part);
+    }
+}
+
+/// `t(q) 2^(e − 128)`: `e` in a byte, codes of four bits that are floats, of which the table has twice the numbers.
+pub(crate) fn mxfp4(block: &[u8], out: &mut [f32]) {
+    let exponent = u32::from(block[0]);
+    let half_power = f32::from_bits(match exponent {
+        0 | 1 => 0x0020_0000 << exponent,
+        _ => (exponent - 1) << 23,
+    });
+    looked_up(&TWICE_E2M1, half_power, &block[1..], out);
+}
+
+/// `(q − 1) d`: digits of base three, five of them in a byte as a share of 243 in 256, four in each of the last; `d` in f16.
+pub(crate) fn tq1_0(block: &[u8], out: &mut [f32]) {
+    let d = half_at(block, 52);
+    let mut values = out.iter_mut();
+    for (bytes, n_digits) in [(&block[..32], 5), (&block[32..48], 5), (&block[48..52], 4)] {
+        let mut power = 1u8;
+        for _ in 0..n_digits {
+            for (&byte, value) in bytes.iter().zip(values.by_ref()) {
+                let digit = u16::from(byte.wrapping_mul(power)) * 3 >> 8;
+                *value = d * (f32::from(digit) - 1.0);
+            }
+            power *= 3;
+        }
+    }
+}
+
+/// `(q − 1) d`: codes of two bits, `d` in f16 behind them.
+pub(crate) fn tq2_0(block: &[u8], out: &mut [f32]) {
+    let d = half_at(block, 64);
+    for (run, part) in out.chunks_exact_mut(SHORT).enumerate() {
+        let (from, shift) = (run / 4 * SHORT, run % 4 * 2);
+        for (value, code) in part.iter_mut().zip(&block[from..from + SHORT]) {
+            *value = d * (f32::from(code >> shift & 3) - 1.0);
+        }
+    }
+}
+
 /// Elements of a block of `Q8_0`, and its bytes.
 pub(crate) const Q8_0_ELEMENTS: usize = 32;
 pub(crate) const Q8_0_BYTES: usize = 34;
@@ -223,6 +295,31 @@ mod tests {
         let mut out = [9.0; 32];
         q4_0(&block, &mut out);
         assert_eq!((out[0], out[16], out[1]), (-3.5, 3.5, 0.0));
+    }
+
+    #[test]
+    fn codes_of_tables_and_digits_are_their_numbers() {
+        let mut out = [9.0; 256];
+        // The exponent of 1 is 127; halves of bytes are 6.0 and −0.5.
+        let mut block = [0; 17];
+        (block[0], block[1]) = (127, 0x97);
+        mxfp4(&block, &mut out);
+        assert_eq!((out[0], out[16], out[1]), (6.0, -0.5, 0.0));
+        block[0] = 0;
+        mxfp4(&block, &mut out);
+        assert_eq!(out[0], 12.0 * 2f32.powi(-128));
+        let mut block = [0; 18];
+        block[..2].copy_from_slice(&f16::from_f32(2.0).to_le_bytes());
+        block[2] = 0x8f;
+        iq4_nl(&block, &mut out);
+        assert_eq!((out[0], out[16], out[1]), (226.0, 2.0, -254.0));
+        // Digits 2, 0, 1, 1, 2 are 176 of 243: 186 of 256, rounded up.
+        let mut block = [0; 54];
+        block[0] = 186;
+        block[52..].copy_from_slice(&f16::from_f32(0.5).to_le_bytes());
+        tq1_0(&block, &mut out);
+        let digits = [0, 32, 64, 96, 128].map(|at: usize| out[at]);
+        assert_eq!(digits, [0.5, -0.5, 0.0, 0.0, 0.5]);
     }
 
     #[test]

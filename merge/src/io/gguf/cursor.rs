@@ -1,9 +1,10 @@
-//! Reading the header of a file from its first byte on, without more of it in memory than one window.
+//! The header of a file from its first byte on: what stands there, or a fault that says what should.
 
 use std::path::Path;
 
 use crate::io::read_at::ReadAt;
-use crate::{Error, GgufFault, Result};
+use crate::io::window::Window;
+use crate::{GgufFault, Result};
 
 /// Bytes that are read at once.
 const WINDOW_BYTES: usize = 1 << 16;
@@ -14,35 +15,25 @@ pub(super) const MAX_HEADER_BYTES: u64 = 100_000_000;
 /// A place in the header.
 pub(super) struct Cursor<'a> {
     pub(super) path: &'a Path,
-    file: &'a dyn ReadAt,
-    /// Where the header ends at the latest.
-    end: u64,
-    at: u64,
-    window: Vec<u8>,
-    window_start: u64,
+    window: Window<'a>,
 }
 
 impl<'a> Cursor<'a> {
     /// At byte `at` of a file.
     pub(super) fn new(path: &'a Path, file: &'a dyn ReadAt, at: u64) -> Self {
-        Self {
-            path,
-            file,
-            end: file.n_bytes().min(MAX_HEADER_BYTES),
-            at,
-            window: Vec::new(),
-            window_start: 0,
-        }
+        let mut window = Window::new(path, file).within(MAX_HEADER_BYTES, WINDOW_BYTES);
+        window.go_to(at);
+        Self { path, window }
     }
 
     /// The place of the next byte.
     pub(super) const fn at(&self) -> u64 {
-        self.at
+        self.window.at()
     }
 
     /// Bytes that may be left of the header.
     pub(super) const fn n_left(&self) -> u64 {
-        self.end.saturating_sub(self.at)
+        self.window.n_left()
     }
 
     fn require(&self, what: &'static str, n_bytes: u64) -> Result<()> {
@@ -51,9 +42,9 @@ impl<'a> Cursor<'a> {
             false => Err(GgufFault::HeaderCut {
                 path: self.path.into(),
                 what,
-                at: self.at,
+                at: self.at(),
                 n_bytes,
-                end: self.end,
+                end: self.window.end(),
             }
             .into()),
         }
@@ -62,33 +53,13 @@ impl<'a> Cursor<'a> {
     /// Passes over bytes.
     pub(super) fn skip(&mut self, what: &'static str, n_bytes: u64) -> Result<()> {
         self.require(what, n_bytes)?;
-        self.at += n_bytes;
-        Ok(())
-    }
-
-    /// The next bytes, at most [`WINDOW_BYTES`] of them.
-    fn take(&mut self, what: &'static str, n_bytes: usize) -> Result<&[u8]> {
-        self.require(what, n_bytes as u64)?;
-        let wanted = self.at..self.at + n_bytes as u64;
-        let held = self.window_start..self.window_start + self.window.len() as u64;
-        if wanted.start < held.start || wanted.end > held.end {
-            let n_read = self.n_left().min(WINDOW_BYTES.max(n_bytes) as u64);
-            self.window.resize(n_read as usize, 0);
-            let whole = self.at..self.at + n_read;
-            (self.file.read_part(&mut self.window, self.at, whole))
-                .map_err(|source| Error::io("read", self.path, source))?;
-            self.window_start = self.at;
-        }
-        let start = (self.at - self.window_start) as usize;
-        self.at += n_bytes as u64;
-        Ok(&self.window[start..start + n_bytes])
+        self.window.skip(n_bytes)
     }
 
     /// The next bytes as an array.
     pub(super) fn array<const N: usize>(&mut self, what: &'static str) -> Result<[u8; N]> {
-        let mut bytes = [0; N];
-        bytes.copy_from_slice(self.take(what, N)?);
-        Ok(bytes)
+        self.require(what, N as u64)?;
+        self.window.array()
     }
 
     pub(super) fn u32(&mut self, what: &'static str) -> Result<u32> {
@@ -109,18 +80,13 @@ impl<'a> Cursor<'a> {
     /// Bytes of a string, of a length that is known to be there.
     pub(super) fn bytes(&mut self, what: &'static str, n_bytes: u64) -> Result<Vec<u8>> {
         self.require(what, n_bytes)?;
-        let mut bytes = Vec::with_capacity(n_bytes as usize);
-        while (bytes.len() as u64) < n_bytes {
-            let n = (n_bytes as usize - bytes.len()).min(WINDOW_BYTES);
-            bytes.extend_from_slice(self.take(what, n)?);
-        }
-        Ok(bytes)
+        self.window.bytes(n_bytes)
     }
 
     /// A name: text, without which nothing can be said of what it names.
     pub(super) fn name(&mut self, what: &'static str) -> Result<String> {
         let n_bytes = self.length(what)?;
-        let at = self.at;
+        let at = self.at();
         String::from_utf8(self.bytes(what, n_bytes)?).map_err(|_| {
             GgufFault::NotText {
                 path: self.path.into(),

@@ -3,6 +3,7 @@
 use std::collections::BTreeMap;
 
 /// The numbers of types in files.
+const U16: u32 = 2;
 const U32: u32 = 4;
 const I32: u32 = 5;
 const F32: u32 = 6;
@@ -39,6 +40,16 @@ impl GgufHead {
         self.n_entries += 1;
         put_text(&mut self.entries, key.as_bytes());
         self.entries.extend(kind.to_le_bytes());
+    }
+
+    pub(crate) fn u16(&mut self, key: &str, value: u16) {
+        self.begin(key, U16);
+        self.entries.extend(value.to_le_bytes());
+    }
+
+    pub(crate) fn i32(&mut self, key: &str, value: i32) {
+        self.begin(key, I32);
+        self.entries.extend(value.to_le_bytes());
     }
 
     pub(crate) fn u32(&mut self, key: &str, value: u32) {

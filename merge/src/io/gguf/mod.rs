@@ -4,15 +4,17 @@
 //! |---|---|
 //! | `cursor`, `metadata`, `header` | the header, read strictly |
 //! | `types`, `blocks` | the types of elements, and their blocks as numbers |
+//! | `arrays` | arrays of the metadata |
 //! | `head` | the metadata of a file that is written |
 //! | `parts` | models that are split into several files |
 
+mod arrays;
 pub(crate) mod blocks;
 mod cursor;
 pub(crate) mod head;
 pub(crate) mod header;
 pub(crate) mod metadata;
-mod parts;
+pub(crate) mod parts;
 pub(crate) mod types;
 
 use std::collections::BTreeMap;
@@ -29,7 +31,9 @@ use super::source::{
 };
 use crate::{DType, GgufFault, Result, TensorInfo};
 
+pub(crate) use arrays::Arrays;
 pub(crate) use parts::open;
+pub(crate) use types::name_only;
 
 /// The entry with the metadata of files that this program wrote, a JSON object of strings.
 pub(crate) const RECORD_KEY: &str = "vlmerge.metadata";

@@ -11,12 +11,12 @@ use crate::remote::address;
 use crate::{DType, Error, GgufFault, Result};
 
 /// Entries of a part: its number from 0, the parts, the tensors of all of them.
-const NUMBER: &str = "split.no";
-const COUNT: &str = "split.count";
-const TENSORS: &str = "split.tensors.count";
+pub(crate) const NUMBER: &str = "split.no";
+pub(crate) const COUNT: &str = "split.count";
+pub(crate) const TENSORS: &str = "split.tensors.count";
 
 /// The most parts of a model.
-const MAX_PARTS: u64 = 1 << 10;
+pub(crate) const MAX_PARTS: u64 = 1 << 10;
 
 /// Opens a file, and the other parts of the model if it is one of several; `open_part` opens these.
 pub(crate) fn open(
@@ -45,6 +45,8 @@ pub(crate) fn open(
     })?;
     check_record(path, &metadata, NUMBER, own)?;
     let mut opened = Some(opened);
+    // A part of another model has another number here.
+    let of_model = metadata.integer(TENSORS);
     let mut parts = Vec::new();
     for number in 0..n_parts {
         if number == own {
@@ -63,6 +65,9 @@ pub(crate) fn open(
         let (file, metadata) = open_one(&part, open_part(&part)?, options)?;
         check_record(&part, &metadata, COUNT, n_parts)?;
         check_record(&part, &metadata, NUMBER, number)?;
+        if let Some(n_tensors) = of_model {
+            check_record(&part, &metadata, TENSORS, n_tensors)?;
+        }
         parts.push(file);
     }
     let n_tensors = parts.iter().map(|part| part.tensors.len() as u64).sum();

@@ -66,6 +66,13 @@ impl ElementType {
     }
 }
 
+/// The name of a type that is known by name and size alone; `None` if its elements are read.
+pub(crate) fn name_only(name: &str) -> Option<&'static str> {
+    let mut known = TYPES.iter();
+    let kind = known.find(|kind| kind.name == name)?;
+    matches!(kind.reading, Reading::NameOnly).then_some(kind.name)
+}
+
 const fn plain(id: u32, name: &'static str, dtype: DType) -> ElementType {
     ElementType {
         id,
@@ -125,10 +132,10 @@ const TYPES: [ElementType; 34] = [
     named(17, "IQ2_XS", 256, 74),
     named(18, "IQ3_XXS", 256, 98),
     named(19, "IQ1_S", 256, 50),
-    named(20, "IQ4_NL", 32, 18),
+    coded(20, "IQ4_NL", 32, 18, blocks::iq4_nl),
     named(21, "IQ3_S", 256, 110),
     named(22, "IQ2_S", 256, 82),
-    named(23, "IQ4_XS", 256, 136),
+    coded(23, "IQ4_XS", 256, 136, blocks::iq4_xs),
     plain(24, "I8", DType::I8),
     plain(25, "I16", DType::I16),
     plain(26, "I32", DType::I32),
@@ -136,9 +143,9 @@ const TYPES: [ElementType; 34] = [
     plain(28, "F64", DType::F64),
     named(29, "IQ1_M", 256, 56),
     plain(30, "BF16", DType::BF16),
-    named(34, "TQ1_0", 256, 54),
-    named(35, "TQ2_0", 256, 66),
-    named(39, "MXFP4", 32, 17),
+    coded(34, "TQ1_0", 256, 54, blocks::tq1_0),
+    coded(35, "TQ2_0", 256, 66, blocks::tq2_0),
+    coded(39, "MXFP4", 32, 17, blocks::mxfp4),
     named(40, "NVFP4", 64, 36),
     named(41, "Q1_0", 128, 18),
 ];

@@ -11,18 +11,57 @@ use super::names::without_aliases;
 use crate::io::gguf::RECORD_KEY;
 use crate::io::gguf::head::{GgufHead, put_text, text_entry};
 use crate::io::gguf::header::{ALIGNMENT, MAGIC, MAX_AXES};
+use crate::io::gguf::parts::{COUNT, MAX_PARTS, NUMBER, TENSORS};
 use crate::io::gguf::types::{ElementType, Q8_0};
 use crate::{Error, Result, TensorInfo, WriteFault};
 
 /// The version of the format that is written.
 const VERSION: u32 = 3;
 
+/// The place of a file among the parts of a model.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Place {
+    /// Its number, from 0.
+    pub(super) number: usize,
+    /// The parts.
+    pub(super) n_parts: usize,
+    /// The tensors of all of them.
+    pub(super) n_tensors: usize,
+}
+
+impl Place {
+    /// The entries that readers of parts look for. The first part alone has those of the model.
+    ///
+    /// # Errors
+    /// [`WriteFault::TooManyParts`].
+    fn head(self, path: &Path, model: &GgufHead) -> Result<GgufHead> {
+        let refused = || WriteFault::TooManyParts {
+            path: path.into(),
+            n_parts: self.n_parts,
+            limit: MAX_PARTS as usize,
+        };
+        let allowed = |n: usize| u16::try_from(n).ok().filter(|n| u64::from(*n) <= MAX_PARTS);
+        let n_parts = allowed(self.n_parts).ok_or_else(refused)?;
+        let number = allowed(self.number).ok_or_else(refused)?;
+        let mut head = match self.number {
+            0 => model.clone(),
+            _ => GgufHead::default(),
+        };
+        if n_parts > 1 {
+            head.u16(NUMBER, number);
+            head.u16(COUNT, n_parts);
+            head.i32(TENSORS, self.n_tensors as i32);
+        }
+        Ok(head)
+    }
+}
+
 /// Where everything in a file stands.
 pub(super) struct GgufLayout {
     /// The file up to the record of metadata, which is known only at the end.
     before: Vec<u8>,
-    /// Bytes of that record.
-    n_record_bytes: usize,
+    /// Bytes of that record; `None` of a part without one.
+    n_record_bytes: Option<usize>,
     /// What the header says of the tensors, and what fills it up.
     behind: Vec<u8>,
     starts: Vec<u64>,
@@ -30,23 +69,27 @@ pub(super) struct GgufLayout {
 }
 
 impl GgufLayout {
-    /// Lays out the tensors in the order given, behind the entries of `head` and room for `metadata`.
+    /// Lays out the tensors in the order given, behind the entries of `head` and room for `metadata`, which the first of
+    /// several parts has.
     ///
     /// # Errors
-    /// [`WriteFault::NoSuchDType`] and [`WriteFault::TooManyAxes`] for tensors that the format cannot hold.
+    /// [`WriteFault::NoSuchDType`] and [`WriteFault::TooManyAxes`] for tensors that the format cannot hold, and
+    /// [`WriteFault::TooManyParts`].
     pub(super) fn new(
         path: &Path,
         contents: Contents<'_>,
         head: &GgufHead,
         metadata: &BTreeMap<String, String>,
+        place: Place,
     ) -> Result<Self> {
-        let (entries, n_entries) = head.entries();
+        let own = place.head(path, head)?;
+        let (entries, n_entries) = own.entries();
+        let n_record_bytes = (place.number == 0).then(|| record(metadata).len());
         let mut before = MAGIC.to_vec();
         before.extend(VERSION.to_le_bytes());
         before.extend((contents.tensors.len() as u64).to_le_bytes());
-        before.extend((n_entries + 1).to_le_bytes());
+        before.extend((n_entries + u64::from(n_record_bytes.is_some())).to_le_bytes());
         before.extend(entries);
-        let n_record_bytes = record(metadata).len();
         let (mut behind, mut offsets, mut end) = (Vec::new(), Vec::new(), 0u64);
         for (name, info) in contents.tensors {
             let offset = end.next_multiple_of(ALIGNMENT);
@@ -54,7 +97,7 @@ impl GgufLayout {
             offsets.push(offset);
             end = offset + info.n_bytes();
         }
-        let n_header_bytes = (before.len() + n_record_bytes + behind.len()) as u64;
+        let n_header_bytes = (before.len() + n_record_bytes.unwrap_or(0) + behind.len()) as u64;
         let data_start = n_header_bytes.next_multiple_of(ALIGNMENT);
         let n_behind = behind.len() + (data_start - n_header_bytes) as usize;
         behind.resize(n_behind, 0);
@@ -125,20 +168,22 @@ impl Layout for GgufLayout {
     }
 
     fn frame(&self, path: &Path, metadata: &BTreeMap<String, String>) -> Result<Vec<Piece>> {
-        let mut text = json!(without_aliases(metadata)).to_string();
-        let n_bytes = text_entry(RECORD_KEY, &text).len();
-        match self.n_record_bytes.checked_sub(n_bytes) {
-            // Spaces behind an object are no part of it.
-            Some(n_spaces) => text.push_str(&" ".repeat(n_spaces)),
-            None => {
-                return Err(Error::Write(WriteFault::MetadataGrew {
-                    path: path.into(),
-                    n_bytes: (n_bytes - self.n_record_bytes) as u64,
-                }));
-            }
-        }
         let mut header = self.before.clone();
-        header.extend(text_entry(RECORD_KEY, &text));
+        if let Some(n_record_bytes) = self.n_record_bytes {
+            let mut text = json!(without_aliases(metadata)).to_string();
+            let n_bytes = text_entry(RECORD_KEY, &text).len();
+            match n_record_bytes.checked_sub(n_bytes) {
+                // Spaces behind an object are no part of it.
+                Some(n_spaces) => text.push_str(&" ".repeat(n_spaces)),
+                None => {
+                    return Err(Error::Write(WriteFault::MetadataGrew {
+                        path: path.into(),
+                        n_bytes: (n_bytes - n_record_bytes) as u64,
+                    }));
+                }
+            }
+            header.extend(text_entry(RECORD_KEY, &text));
+        }
         header.extend(&self.behind);
         Ok(vec![(0, header)])
     }

@@ -20,7 +20,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 
 use atomic::PartialFile;
 use flusher::Flusher;
-use gguf::GgufLayout;
+use gguf::{GgufLayout, Place};
 use layout::Layout;
 use names::{aliases_of, check_names};
 use resume::Ledger;
@@ -214,8 +214,9 @@ impl Writer {
                 target.written = AtomicU64::new(target.n_bytes);
             }
         }
-        let index = match runs.len() {
-            1 => None,
+        let index = match (runs.len(), container) {
+            // The parts of a GGUF file count themselves.
+            (1, _) | (_, OutputContainer::Gguf) => None,
             _ => {
                 // Aliases in safetensors files are no entries of the files.
                 let listed = match container {
@@ -342,7 +343,7 @@ impl Writer {
             index.sync()?;
         }
         let force = self.options.force;
-        if force && (self.index.is_some() || !belongings.files.is_empty()) {
+        if force && (self.parts.len() > 1 || !belongings.files.is_empty()) {
             // From here on there is no model until the new one is whole: never a mixture of both.
             atomic::remove(path)?;
             atomic::remove(&shards::index_path(path))?;
@@ -405,13 +406,14 @@ fn lay_out(
     container: OutputContainer,
     contents: Contents<'_>,
     metadata: &BTreeMap<String, String>,
+    place: Place,
 ) -> Result<Box<dyn Layout>> {
     let path = options.path.as_path();
     Ok(match container {
         OutputContainer::Gguf => {
             let no_head = || WriteFault::GgufWithoutSettings { path: path.into() };
             let head = options.gguf.as_deref().ok_or_else(no_head)?;
-            Box::new(GgufLayout::new(path, contents, head, metadata)?)
+            Box::new(GgufLayout::new(path, contents, head, metadata, place)?)
         }
         OutputContainer::Safetensors => Box::new(SafetensorsLayout::new(path, contents, metadata)?),
         OutputContainer::Torch => Box::new(TorchLayout::new(contents, None, metadata)),
@@ -525,20 +527,25 @@ fn shape(
             dtype: info.dtype,
         }));
     }
-    let has_one_file = [
-        OutputContainer::TorchLightning,
-        OutputContainer::TorchModel,
-        OutputContainer::Gguf,
-    ];
-    if runs.len() > 1 && has_one_file.contains(&container) {
+    let has_one_file = match container {
+        OutputContainer::TorchLightning | OutputContainer::TorchModel => true,
+        OutputContainer::Gguf => path.extension() != Some("gguf".as_ref()),
+        OutputContainer::Safetensors | OutputContainer::Torch => false,
+    };
+    if runs.len() > 1 && has_one_file {
         return Err(Error::Write(WriteFault::CannotShard { path: path.into() }));
     }
-    let layouts = (runs.iter())
-        .map(|run| {
+    let layouts = (runs.iter().enumerate())
+        .map(|(number, run)| {
+            let place = Place {
+                number,
+                n_parts: runs.len(),
+                n_tensors: contents.tensors.len(),
+            };
             let tensors = &tensors[run.clone()];
             let aliases = &aliases_of(tensors, contents.aliases);
             let contents = Contents { tensors, aliases };
-            lay_out(options, container, contents, metadata)
+            lay_out(options, container, contents, metadata, place)
         })
         .collect::<Result<Vec<_>>>()?;
     let needed: u64 = layouts.iter().map(|layout| layout.n_bytes()).sum();

@@ -2,14 +2,12 @@
 //! holds numbers against gguf-py.
 
 use std::collections::BTreeMap;
-use std::path::Path;
-use std::sync::Arc;
 
-use merge::execute::{RunOptions, execute};
-use merge::gguf::{GgufExport, GgufType};
-use merge::io::{Container, OpenOptions, PlainValue, WriteOptions, Writer, open, open_in_memory};
-use merge::progress::Silent;
-use merge::{Checkpoint, DType, Error, ExportFault, GgufFault, TensorInfo, WriteFault};
+use merge::io::{Container, OpenOptions, PlainValue, open_in_memory};
+use merge::{Checkpoint, Error, GgufFault};
+
+mod folders;
+mod written;
 
 const F32: u32 = 0;
 const Q4_K: u32 = 12;
@@ -262,6 +260,29 @@ fn a_quantization_that_is_not_read_is_listed_and_refused_by_name() {
         fault.contains("`w`") && fault.contains("IQ2_XXS"),
         "{fault}"
     );
+    // Before any work, too.
+    let fault = merge::quantized::check_readable(&found).expect_err("no numbers");
+    assert!(matches!(
+        &fault,
+        Error::Gguf(fault) if matches!(&**fault, GgufFault::Unreadable { key, .. } if key == "w")
+    ));
+    assert!(
+        fault
+            .hint()
+            .is_some_and(|hint| hint.contains("llama-quantize"))
+    );
+    let plain = File::new(vec![], vec![tensor("x", &[2], F32, 0)], 8);
+    merge::quantized::check_readable(&plain.open().expect("read")).expect("numbers");
+    let folder = tempfile::tempdir().expect("a folder");
+    let path = folder.path().join("q.gguf");
+    std::fs::write(&path, file.bytes()).expect("written");
+    let recipe = merge::MergeRecipe {
+        merge_method: "passthrough".into(),
+        models: vec![merge::recipe::ModelRef::new(&path)],
+        ..merge::MergeRecipe::default()
+    };
+    let fault = merge::MergePlan::resolve(&recipe).err().expect("refused");
+    assert!(fault.to_string().contains("IQ2_XXS"), "{fault}");
 }
 
 #[test]
@@ -366,161 +387,4 @@ fn rows_of_queries_come_back_into_halves_and_experts_apart() {
     file.entries.remove(1);
     let fault = file.fault();
     assert!(matches!(fault, GgufFault::Fact { key, .. } if key == "llama.attention.head_count"));
-}
-
-// ---- writing ------------------------------------------------------------------------------------------------------
-
-const CONFIG: &str = r#"{"model_type": "llama", "vocab_size": 6, "num_hidden_layers": 1, "hidden_size": 64,
-    "intermediate_size": 96, "max_position_embeddings": 128, "num_attention_heads": 4, "num_key_value_heads": 2,
-    "rms_norm_eps": 1e-05, "rope_theta": 10000.0, "hidden_act": "silu"}"#;
-
-fn model(folder: &Path, config: &str) -> Arc<Checkpoint> {
-    let sizes: [(&str, &[usize]); 5] = [
-        ("model.embed_tokens.weight", &[6, 64]),
-        ("model.norm.weight", &[64]),
-        ("model.layers.0.self_attn.q_proj.weight", &[64, 64]),
-        ("model.layers.0.self_attn.k_proj.weight", &[32, 64]),
-        ("model.layers.0.mlp.down_proj.weight", &[64, 96]),
-    ];
-    std::fs::create_dir_all(folder).expect("a folder");
-    let tensors = sizes.map(|(name, shape)| {
-        let info = TensorInfo {
-            dtype: DType::F32,
-            shape: shape.to_vec(),
-        };
-        (name.to_owned(), info)
-    });
-    let options = WriteOptions::new(folder.join("model.safetensors"));
-    let writer = Writer::create(&tensors, &BTreeMap::new(), &options).expect("it can be written");
-    for (index, (_, info)) in tensors.iter().enumerate() {
-        let value = |at: usize| ((index * 31 + at * 7) % 101) as f32 * 0.37 - 18.0;
-        let bytes = floats((0..info.n_elements()).map(value));
-        writer.write(index, 0, &bytes).expect("written");
-    }
-    writer.finish(&BTreeMap::new()).expect("in place");
-    std::fs::write(folder.join("config.json"), config).expect("written");
-    Arc::new(open(folder, &OpenOptions::default()).expect("it opens"))
-}
-
-fn export(kind: GgufType) -> GgufExport {
-    GgufExport {
-        kind,
-        with_tokenizer: false,
-    }
-}
-
-#[test]
-fn a_model_that_is_written_reads_as_itself() {
-    let folder = tempfile::tempdir().expect("a folder");
-    let source = model(&folder.path().join("hf"), CONFIG);
-    for (kind, tolerance) in [
-        (GgufType::F32, 0.0),
-        (GgufType::F16, 0.01),
-        (GgufType::Q8_0, 0.08),
-    ] {
-        let out = folder.path().join(format!("{kind}.gguf"));
-        let plan = export(kind).plan(Arc::clone(&source)).expect("a plan");
-        execute(
-            &plan,
-            &WriteOptions::new(&out),
-            &RunOptions::default(),
-            &Silent,
-        )
-        .expect("written");
-        let found = open(&out, &OpenOptions::default()).expect("it opens");
-        assert!(
-            found
-                .info()
-                .metadata
-                .values()
-                .any(|text| text.contains("to: gguf"))
-        );
-        for (name, info) in source.tensors() {
-            let own = found.require(name).expect("the name of Hugging Face");
-            assert_eq!(own.shape, info.shape, "{name}");
-            let numbers = |of: &Checkpoint, dtype| {
-                let mut values = vec![0.0; info.n_elements()];
-                let bytes = of.read_all(name).expect("numbers");
-                merge::decode_f32(name, dtype, &bytes, &mut values).expect("numbers");
-                values
-            };
-            let pairs = numbers(&source, DType::F32)
-                .into_iter()
-                .zip(numbers(&found, own.dtype));
-            for (a, b) in pairs {
-                assert!((a - b).abs() <= tolerance, "{kind} {name}: {a} {b}");
-            }
-        }
-    }
-}
-
-#[test]
-fn what_a_gguf_file_cannot_say_is_refused() {
-    let folder = tempfile::tempdir().expect("a folder");
-    let plan = |name: &str, config: &str| {
-        let source = model(&folder.path().join(name), config);
-        match export(GgufType::Keep).plan(source) {
-            Ok(_) => panic!("{name} was planned"),
-            Err(Error::Export(fault)) => *fault,
-            Err(other) => panic!("{name}: {other}"),
-        }
-    };
-    let with = |from: &str, to: &str| CONFIG.replace(from, to);
-    let scaled = with(
-        "\"hidden_act\"",
-        "\"rope_scaling\": {\"type\": \"dynamic\", \"factor\": 2.0}, \"hidden_act\"",
-    );
-    for (name, config) in [
-        ("dynamic", scaled),
-        ("activation", with("silu", "relu")),
-        (
-            "heads",
-            with("\"num_key_value_heads\": 2", "\"num_key_value_heads\": 3"),
-        ),
-        ("size", with("\"intermediate_size\": 96,", "")),
-    ] {
-        let fault = plan(name, &config);
-        assert!(
-            matches!(fault, ExportFault::Setting { .. }),
-            "{name}: {fault}"
-        );
-    }
-    let fault = plan("family", &with("llama", "hyena"));
-    assert!(matches!(fault, ExportFault::Architecture { model_type, .. } if model_type == "hyena"));
-    // The tokenizer is asked for, and is not there.
-    let source = model(&folder.path().join("plain"), CONFIG);
-    let with_tokenizer = GgufExport {
-        kind: GgufType::Keep,
-        with_tokenizer: true,
-    };
-    let fault = with_tokenizer.plan(source).err().expect("refused");
-    assert!(fault.to_string().contains("tokenizer"), "{fault}");
-    assert!(
-        fault
-            .hint()
-            .is_some_and(|hint| hint.contains("--no-tokenizer"))
-    );
-}
-
-#[test]
-fn a_gguf_file_of_a_merge_is_refused_before_any_work() {
-    let folder = tempfile::tempdir().expect("a folder");
-    let source = model(&folder.path().join("hf"), CONFIG);
-    let layout = merge::layouts::detect(&source).expect("a layout");
-    let plan = merge::convert::Conversion::default()
-        .plan(source, layout.as_ref())
-        .expect("a plan");
-    let out = folder.path().join("out.gguf");
-    let fault = execute(
-        &plan,
-        &WriteOptions::new(&out),
-        &RunOptions::default(),
-        &Silent,
-    );
-    let fault = fault.expect_err("refused");
-    assert!(
-        matches!(fault, Error::Write(WriteFault::GgufWithoutSettings { .. })),
-        "{fault}"
-    );
-    assert!(!out.exists());
 }
