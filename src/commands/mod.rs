@@ -35,4 +35,5 @@ pub mod study;
 pub mod sweep;
 pub mod synth;
 pub mod task;
+pub mod transplant;
 pub mod verify;
