@@ -84,7 +84,7 @@ pub struct Args {
     #[arg(long)]
     magikarp: bool,
     /// Add normal noise of this deviation to rows that are made
-    #[arg(long, value_name = "DEVIATION")]
+    #[arg(long, value_name = "DEVIATION", allow_negative_numbers = true)]
     new_vocab_noise: Option<f64>,
     /// Multiply rows that are made
     #[arg(long, value_name = "FACTOR", allow_negative_numbers = true)]

@@ -9,7 +9,7 @@ use crate::Result;
 use crate::linear_algebra::single::{inner_product, inner_products};
 use crate::linear_algebra::spectral::{Eigen, NoConvergence};
 
-/// The least distance that is divided by, and the least sum of factors, as mergekit has it.
+/// The least distance, product of lengths and sum of factors that are divided by, as mergekit has them.
 const LEAST: f64 = 1e-6;
 
 /// Eigenvalues of products of rows below this share of the largest are rounding.
@@ -103,8 +103,12 @@ impl<'a> Nearest<'a> {
                 false => 1.0 / distance.max(LEAST),
             };
             let weights: Vec<f64> = neighbors.iter().map(|(_, far)| weight(*far)).collect();
-            let sum = weights.iter().sum::<f64>().max(LEAST);
-            return Ok(weights.into_iter().map(|weight| weight / sum).collect());
+            let sum = weights.iter().sum::<f64>();
+            // Cosines that cancel each other, or point away, say nothing.
+            return Ok(match sum > LEAST {
+                true => weights.into_iter().map(|weight| weight / sum).collect(),
+                false => Vec::new(),
+            });
         }
         let k = neighbors.len();
         let row = |at: usize| self.points.row(neighbors[at].0 as usize);
@@ -174,6 +178,9 @@ impl Solver for Nearest<'_> {
                 1 if self.scheme == WeightScheme::DistanceProportional => vec![1.0],
                 _ => self.factors(target, &neighbors).map_err(failed)?,
             };
+            if factors.is_empty() {
+                return Ok(Combination::default());
+            }
             let made = Combination {
                 atoms: neighbors.iter().map(|(point, _)| *point).collect(),
                 factors,
@@ -227,6 +234,13 @@ mod tests {
                 .iter()
                 .all(|factor| (factor - 1.0 / 3.0).abs() < 1e-9)
         );
+    }
+
+    #[test]
+    fn rows_that_point_away_say_nothing() {
+        // Cosines of −√½ with the first three rows, √½ with the last.
+        let made = found(4, true, WeightScheme::DistanceProportional, [-1.0, -1.0]);
+        assert_eq!(made, Combination::default());
     }
 
     #[test]
