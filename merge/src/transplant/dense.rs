@@ -3,7 +3,8 @@
 use ndarray::{Array2, Axis};
 
 use super::table::Table;
-use crate::linear_algebra::spectral::{Eigen, NoConvergence, polar, product};
+use crate::linear_algebra::spectral::{Eigen, polar, product};
+use crate::low_rank::NoConvergence;
 use crate::random::Draws;
 use crate::{Result, TransplantFault};
 

@@ -123,7 +123,7 @@ impl Transplant<'_> {
         let tokens = Tokens::of(&donor.path, &donor.companions)?;
         let work = Arc::new(Work::new(self.options.clone(), tokens, tables));
         let view = Transplanted::view(&model.checkpoint, &work);
-        let names = short_names(&[&model.path, &donor.path]);
+        let names = short_names(&[self.model, self.donor]);
         let mut builder = PlanBuilder::new(format!(
             "vlmerge transplant {} {} {}",
             names[0], names[1], self.options

@@ -7,7 +7,8 @@ use super::sparse::{Combination, Solver};
 use super::table::Rows;
 use crate::Result;
 use crate::linear_algebra::single::{inner_product, inner_products};
-use crate::linear_algebra::spectral::{Eigen, NoConvergence};
+use crate::linear_algebra::spectral::Eigen;
+use crate::low_rank::NoConvergence;
 
 /// The least distance, product of lengths and sum of factors that are divided by, as mergekit has them.
 const LEAST: f64 = 1e-6;

@@ -138,8 +138,8 @@ impl<'a> Chase<'a> {
             row.push((product - before) / known[row.len()]);
         }
         let rest = square - row.iter().map(|value| value * value).sum::<f64>();
-        // Not `<=`, for what is no number says nothing either.
-        if !(rest > DEPENDENT * square) {
+        let is_new = rest > DEPENDENT * square;
+        if !is_new {
             return false;
         }
         let before: f64 = row.iter().zip(&self.along).map(|(a, b)| a * b).sum();

@@ -199,7 +199,7 @@ impl Tokens {
             .collect();
         let spelling = Spelling::of(&tokenizer.json);
         let meaning = |text: &str| {
-            let is_special = roles.values().any(|role| role == text);
+            let is_special = roles.values().any(|role| role.as_str() == text);
             match added.get(text) {
                 Some(true) => Token::Special(text.to_owned()),
                 _ if is_special => Token::Special(text.to_owned()),
