@@ -11,10 +11,8 @@ use crate::program::{Said, ok, run};
 
 const WIDTH: usize = 6;
 const WIDTH_OF_DONOR: usize = 8;
-
 /// Rows of the model: one more than tokens.
 const ROWS: usize = 16;
-
 /// Tokens of the donor.
 const N_TOKENS: usize = 13;
 
@@ -64,9 +62,9 @@ fn tokenizer_of_model() -> Value {
         "added_tokens": [special(0, "<|end|>")],
         "pre_tokenizer": { "type": "ByteLevel", "add_prefix_space": false, "trim_offsets": true, "use_regex": true },
         "decoder": { "type": "ByteLevel", "add_prefix_space": false, "trim_offsets": true, "use_regex": true },
-        "model": { "type": "BPE", "merges": ["Ġ c", "Ġc a", "Ġca t"], "vocab": {
+        "model": { "type": "BPE", "merges": [], "vocab": {
             "<|end|>": 0, "a": 1, "b": 2, "Ġcat": 3, "Ġsat": 4, "Ġmat": 5, "Ċ": 6, "Ġdog": 7, "Ġthe": 8, "c": 9, "t": 10, "Ġ": 11,
-            "i": 12, "n": 13, "g": 14, "Ġc": 15, "Ġca": 16,
+            "i": 12, "n": 13, "g": 14,
         } },
     })
 }
@@ -130,15 +128,9 @@ fn tensors_of_model() -> Tensors {
 
 fn models() -> TempDir {
     let folder = tempfile::tempdir().expect("a folder");
-    let mut own = tokenizer_of_model();
-    // Pieces that training never saw are no tokens of this model.
-    if let Some(vocabulary) = own["model"]["vocab"].as_object_mut() {
-        vocabulary.retain(|_, id| id.as_u64().is_some_and(|id| id < 15));
-        own["model"]["merges"] = json!([]);
-    }
     let files = [
         ("config.json", config_of_model()),
-        ("tokenizer.json", own),
+        ("tokenizer.json", tokenizer_of_model()),
         (
             "tokenizer_config.json",
             json!({ "bos_token": "<|end|>", "eos_token": "<|end|>" }),
@@ -335,7 +327,6 @@ fn the_files_beside_are_the_donors_where_they_are_about_tokens() {
         !card.contains(folder.path().to_str().expect("UTF-8")),
         "{card}"
     );
-    ok(run("inspect {}/out", &folder));
 }
 
 #[test]
@@ -423,7 +414,7 @@ fn simple_methods_fill_rows_and_noise_and_scale_change_only_what_is_made() {
     let name = "lm_head.weight";
     let row = |table: &[f32], row: usize| table[row * WIDTH..][..WIDTH].to_vec();
     ok(transplant(&folder, "--method zero"));
-    assert_eq!(row(&read(&folder, name).1, 8), [0.0; WIDTH]);
+    assert_row(&read(&folder, name).1, 8, &[0.0; WIDTH]);
     ok(transplant(
         &folder,
         "--method mean --new-vocab-scale -2 --force",
@@ -447,8 +438,7 @@ fn simple_methods_fill_rows_and_noise_and_scale_change_only_what_is_made() {
     }
     ok(transplant(&folder, "--method nearest --force"));
     // 2 cat − sat is √5 from cat, √8 from the row of <s>, which is zero, and √20 from sat.
-    let near = sum(name, &[(3, 1.0)]);
-    assert_row(&read(&folder, name).1, 8, &near);
+    assert_row(&read(&folder, name).1, 8, &sum(name, &[(3, 1.0)]));
 }
 
 #[test]
@@ -491,8 +481,11 @@ fn a_rotation_between_the_models_is_found_from_shared_rows() {
 fn a_dry_run_counts_rows_and_writes_nothing() {
     let folder = models();
     let said = ok(transplant(&folder, "--k 3 --dry-run")).json();
-    assert_eq!(said["transplant"]["tables"][0]["copied"]["same_bytes"], 7);
-    assert_eq!(said["transplant"]["tables"][0]["held_out"], Value::Null);
+    let table = &said["transplant"]["tables"][0];
+    assert_eq!(
+        (&table["copied"]["same_bytes"], &table["held_out"]),
+        (&json!(7), &Value::Null)
+    );
     assert!(said["peak_bytes"].as_u64().expect("a number") > 0);
     assert!(!folder.path().join("out").exists());
     let said = ok(run("transplant {}/model {}/donor --k 3 --dry-run", &folder));
@@ -588,8 +581,7 @@ fn hostile_tokenizers_are_refused_by_name_and_nothing_is_left() {
         json!({ "id": 20, "token": "behind", "value": null })
     );
     let (_, rows) = read(&folder, "lm_head.weight");
-    assert_row(&rows, 20, &mean("lm_head.weight"));
-    assert_row(&rows, 15, &mean("lm_head.weight"));
+    [15, 20].map(|row| assert_row(&rows, row, &mean("lm_head.weight")));
     // An id of the donor's configuration behind all rows is no id.
     let config = json!({ "bos_token_id": 1, "eos_token_id": 99 });
     std::fs::write(folder.path().join("donor/config.json"), config.to_string()).expect("written");
