@@ -16,14 +16,18 @@ const ROWS: usize = 16;
 /// Tokens of the donor.
 const N_TOKENS: usize = 13;
 
-/// A number for each element of a tensor, with all bits of a float in use.
+/// A number for each element of a tensor, with all bits of a float in use: the generator SplitMix64.
 fn values(name: &str, n: usize) -> Vec<f32> {
     let seed = name
         .bytes()
-        .fold(7, |sum, b| sum * 31 % 9973 + usize::from(b));
-    (0..n)
-        .map(|i| ((seed * 37 + i * 101) % 997) as f32 / 997.0 - 0.5)
-        .collect()
+        .fold(7, |sum: u64, b| sum * 31 % 9973 + u64::from(b));
+    let drawn = |i: usize| {
+        let z = (seed * 1000 + i as u64 + 1).wrapping_mul(0x9e37_79b9_7f4a_7c15);
+        let z = (z ^ (z >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
+        let z = (z ^ (z >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
+        ((z ^ (z >> 31)) >> 40) as f32 / (1 << 24) as f32 - 0.5
+    };
+    (0..n).map(drawn).collect()
 }
 
 type Tensors = Vec<(&'static str, Vec<usize>, Vec<f32>)>;
@@ -415,20 +419,16 @@ fn simple_methods_fill_rows_and_noise_and_scale_change_only_what_is_made() {
     let row = |table: &[f32], row: usize| table[row * WIDTH..][..WIDTH].to_vec();
     ok(transplant(&folder, "--method zero"));
     assert_row(&read(&folder, name).1, 8, &[0.0; WIDTH]);
-    ok(transplant(
-        &folder,
-        "--method mean --new-vocab-scale -2 --force",
-    ));
+    let flags = "--method mean --new-vocab-scale -2 --force";
+    ok(transplant(&folder, flags));
     let twice: Vec<f64> = mean(name).into_iter().map(|value| -2.0 * value).collect();
     let (_, table) = read(&folder, name);
     assert_row(&table, 8, &twice);
     assert_row(&table, 3, &sum(name, &[(3, 1.0)]));
     for method in ["randn", "john_hewitt", "mean --new-vocab-noise 0.1"] {
         let made = |seed: usize| {
-            ok(transplant(
-                &folder,
-                &format!("--method {method} --seed {seed} --force"),
-            ));
+            let flags = format!("--method {method} --seed {seed} --force");
+            ok(transplant(&folder, &flags));
             read(&folder, name).1
         };
         let (first, again, other) = (made(1), made(1), made(2));
@@ -452,10 +452,8 @@ fn a_rotation_between_the_models_is_found_from_shared_rows() {
         row.chunks(2).flat_map(|pair| [-pair[1], pair[0]]).collect()
     };
     // The tokens that are not shared have rows of tokens that the donor lacks.
-    for (row, of) in COPIED
-        .into_iter()
-        .chain([(8, 9), (12, 10), (6, 11), (0, 12)])
-    {
+    let others = [(8, 9), (12, 10), (6, 11), (0, 12)];
+    for (row, of) in COPIED.into_iter().chain(others) {
         rows[row * WIDTH..][..WIDTH].copy_from_slice(&turned(of));
     }
     let shape = vec![N_TOKENS, WIDTH];
@@ -467,7 +465,7 @@ fn a_rotation_between_the_models_is_found_from_shared_rows() {
     ok(transplant(&folder, "--method landmark_pca"));
     let name = "model.embed_tokens.weight";
     let (_, table) = read(&folder, name);
-    for (row, of) in [(8, 9), (12, 10), (6, 11), (0, 12)] {
+    for (row, of) in others {
         for (value, expected) in table[row * WIDTH..][..WIDTH].iter().zip(&own[of * WIDTH..]) {
             assert!(
                 (value - expected).abs() < 1e-5,
