@@ -58,6 +58,8 @@ pub enum Command {
     Merge(commands::merge::Args),
     /// Make a mixture of experts of dense models
     Moe(commands::moe::Args),
+    /// Give a model another model's tokenizer
+    Transplant(commands::transplant::Args),
     /// Make one task's model again from a merged file and its masks
     Task(commands::task::Args),
     /// Check that a merged checkpoint matches its recipe and that loaders can read it
@@ -128,6 +130,7 @@ impl Command {
             Self::Recipe(args) => commands::recipe::run(&args, output),
             Self::Merge(args) => commands::merge::run(args, output),
             Self::Moe(args) => commands::moe::run(args, output),
+            Self::Transplant(args) => commands::transplant::run(args, output),
             Self::Task(args) => commands::task::run(args, output),
             Self::ExtractLora(args) => commands::extract_lora::run(&args, output),
             Self::Data(args) => commands::data::run(args, output),

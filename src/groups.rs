@@ -22,6 +22,7 @@ const GROUPS: &[(&str, &[&str])] = &[
             "soup",
             "search",
             "moe",
+            "transplant",
             "task",
         ],
     ),

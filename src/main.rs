@@ -17,6 +17,7 @@ mod study;
 mod table;
 mod target;
 mod training;
+mod transplant_view;
 
 use std::process::ExitCode;
 

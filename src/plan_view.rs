@@ -14,6 +14,7 @@ use serde_json::json;
 
 use crate::args::write::WriteArgs;
 use crate::output::{Output, UsageError, bytes, fetched_bytes, printable};
+use crate::transplant_view;
 
 /// Prints the plan on `--dry-run`, else runs it and prints where the result is.
 pub fn carry_out(
@@ -59,6 +60,9 @@ pub fn carry_out(
         if let Some(report) = plan.alignment()? {
             value["alignment"] = serde_json::to_value(&report)?;
         }
+        if let Some(report) = plan.transplant() {
+            value["transplant"] = serde_json::to_value(&report)?;
+        }
         value["fetched_bytes"] = json!(fetched_bytes());
         output.json(&value)?;
     } else {
@@ -72,6 +76,7 @@ pub fn carry_out(
             ));
         }
         say_alignment(plan, output)?;
+        transplant_view::say(plan, output);
         let computed = match summary.n_computed {
             0 => String::new(),
             n => format!(
@@ -95,7 +100,7 @@ fn show(plan: &MergePlan, beside: &[Companion], output: &Output) -> Result<()> {
     let peak_bytes = plan.peak_bytes(rayon::current_num_threads());
     if output.json {
         let entries: Vec<_> = plan.entries().iter().map(entry_json).collect();
-        return output.json(&json!({
+        let mut value = json!({
             "entries": entries,
             "dropped": plan.dropped(),
             "beside": beside,
@@ -104,7 +109,11 @@ fn show(plan: &MergePlan, beside: &[Companion], output: &Output) -> Result<()> {
             "output_bytes": plan.output_bytes(),
             "peak_bytes": peak_bytes,
             "alignment": plan.alignment()?,
-        }));
+        });
+        if let Some(report) = plan.transplant() {
+            value["transplant"] = serde_json::to_value(&report)?;
+        }
+        return output.json(&value);
     }
     for entry in plan.entries() {
         let (verb, from) = verb_and_sources(entry);
@@ -131,6 +140,7 @@ fn show(plan: &MergePlan, beside: &[Companion], output: &Output) -> Result<()> {
         output.line(format!("beside   {}  ({})", file.name, file.why))?;
     }
     say_alignment(plan, output)?;
+    transplant_view::say(plan, output);
     output.line(format!(
         "{} tensors out, {} left out; reads {}, writes {}; peak memory for tensor data about {}",
         plan.entries().len(),

@@ -63,6 +63,7 @@ mod soups;
 mod study;
 mod study_of_tasks;
 mod training;
+mod transplant;
 mod two_towers;
 mod verifying;
 mod vit;

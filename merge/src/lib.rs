@@ -54,6 +54,7 @@ pub mod remote;
 pub mod restore;
 pub mod statistics;
 pub mod synth;
+pub mod transplant;
 pub mod verify;
 
 pub use dtype::{DType, decode_f32, decode_f64, encode_f32, encode_f64};
@@ -62,7 +63,9 @@ pub use error::{
     ExportFault, GgufFault, MaskFault, MergeFault, MoeFault, PlanFault, QuantizationFault,
 };
 pub use error::{MegatronFault, WriteFault, ZeroFault};
-pub use error::{RemoteFault, Result, SafetensorsFault, SplitFault, TorchFault, TrainerFault};
+pub use error::{
+    RemoteFault, Result, SafetensorsFault, SplitFault, TorchFault, TrainerFault, TransplantFault,
+};
 pub use expert::Expert;
 pub use group::{BlockId, ParamKind, Role, Slot};
 pub use io::{Checkpoint, ObjectPath, PathSegment, TensorInfo, TensorSource};

@@ -149,7 +149,7 @@ impl From<ContainerArg> for OutputContainer {
 }
 
 /// A number of bytes such as `2GB`, `500MiB` or `1000000`.
-fn parse_size(text: &str) -> Result<u64, String> {
+pub fn parse_size(text: &str) -> Result<u64, String> {
     let digits = text.find(|c: char| !c.is_ascii_digit() && c != '.');
     let (number, unit) = text.split_at(digits.unwrap_or(text.len()));
     let factor = match unit.trim().to_ascii_uppercase().as_str() {

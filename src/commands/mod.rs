@@ -37,5 +37,6 @@ pub mod study;
 pub mod sweep;
 pub mod synth;
 pub mod task;
+pub mod transplant;
 pub mod verify;
 pub mod watch;

@@ -69,10 +69,11 @@ pub(crate) fn card(title: &str, beside: &Beside, made: &Provenance) -> Result<St
     ))
 }
 
-/// Whether the output is no merge, but one model in another form.
+/// Whether the output is no merge, but one model in another form, which may have the tokens of another.
 fn is_conversion(beside: &Beside) -> bool {
     let shares = beside.ingredients.iter().map(|model| model.share);
-    shares.eq([Share::Converted])
+    let mut shares = shares.filter(|share| *share != Share::Tokens);
+    shares.next() == Some(Share::Converted) && shares.next().is_none()
 }
 
 /// Whether the output is a mixture of models.
@@ -154,6 +155,7 @@ fn model_row(model: &Ingredient) -> String {
         Share::Adapter => "adapter",
         Share::Converted => "converted",
         Share::Expert => "expert",
+        Share::Tokens => "tokens",
     };
     let name = match &model.hub {
         Some(hub) => format!("[{0}](https://huggingface.co/{0})", plain(hub)),

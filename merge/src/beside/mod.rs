@@ -12,6 +12,7 @@ use crate::io::{self, GgufHead, SourceFile, model_folder};
 use crate::remote::{self, address::is_address};
 use crate::{Error, MergeFault, Result};
 
+pub mod byte_alphabet;
 pub(crate) mod card;
 pub(crate) mod chat;
 pub(crate) mod config;
@@ -105,6 +106,8 @@ pub enum Share {
     Converted,
     /// Its networks are experts.
     Expert,
+    /// The output has its tokens.
+    Tokens,
 }
 
 /// Everything that goes beside the output of a plan.
@@ -180,6 +183,16 @@ impl Companions {
         self.0.keys().any(|name| is_of_tokenizer(name))
     }
 
+    /// Takes everything about tokens from another model: the tokenizer's files of any name, and templates of chats,
+    /// which spell tokens out.
+    pub(crate) fn with_tokens_of(mut self, other: &Self) -> Self {
+        self.0.retain(|name, _| !is_about_tokens(name));
+        let files = other.0.iter().filter(|(name, _)| is_about_tokens(name));
+        self.0
+            .extend(files.map(|(name, content)| (name.clone(), content.clone())));
+        self
+    }
+
     /// Takes the tokenizer's files from another model.
     pub(crate) fn with_tokenizer_of(mut self, other: &Self) -> Self {
         self.0.retain(|name, _| !is_of_tokenizer(name));
@@ -202,6 +215,28 @@ pub fn text_beside(model: &Path, name: &str) -> Result<Option<String>> {
 /// Whether a file says what tokens there are, or how texts become tokens.
 fn is_of_tokenizer(name: &str) -> bool {
     TOKENIZER_NAMES.iter().any(|pattern| fits(pattern, name))
+}
+
+/// Whether a file says what tokens there are, how texts become tokens, or spells tokens out.
+pub(crate) fn is_about_tokens(name: &str) -> bool {
+    /// Beside [`TOKENIZER_NAMES`], in lower case.
+    const MORE: [&str; 13] = [
+        "*tokens*.json",
+        "*tokenizer*.json",
+        "*vocab*.json",
+        "*vocab*.txt",
+        "vocab.bpe",
+        "bpe.codes",
+        "dict*.txt",
+        "normalizer.json",
+        "tokenizer.model.*",
+        "*.model",
+        "chat_template*",
+        "*.jinja",
+        "additional_chat_templates/*",
+    ];
+    let lower = name.to_lowercase();
+    is_of_tokenizer(name) || MORE.iter().any(|pattern| fits(pattern, &lower))
 }
 
 /// A file of bounded length, here or by its address.

@@ -3,7 +3,8 @@
 use std::io::ErrorKind;
 
 use super::{
-    ConversionFault, Error, MaskFault, MoeFault, SplitFault, TorchFault, TrainerFault, WriteFault,
+    ConversionFault, Error, MaskFault, MoeFault, SplitFault, TorchFault, TrainerFault,
+    TransplantFault, WriteFault,
 };
 use crate::io::ZipFault;
 use crate::methods::Member;
@@ -39,6 +40,11 @@ impl Error {
                         | MoeFault::NoForward { .. }
                         | MoeFault::NoDirection { .. }
                 )
+                | Self::Transplant(
+                    TransplantFault::OutOfRange { .. }
+                        | TransplantFault::FewShared { .. }
+                        | TransplantFault::NoSplitter
+                )
                 | Self::Masks(
                     MaskFault::None | MaskFault::RulesDiffer { .. } | MaskFault::UnknownTask { .. }
                 )
@@ -67,6 +73,12 @@ impl Error {
             }
             Self::Moe(MoeFault::NoForward { .. }) => {
                 Some("use gate_mode: cheap_embed, which needs the embeddings alone".into())
+            }
+            Self::Transplant(TransplantFault::NoTokenizer { .. }) => Some(
+                "transformers writes it with `AutoTokenizer.from_pretrained(…).save_pretrained(…)`".into(),
+            ),
+            Self::Transplant(TransplantFault::FewShared { .. }) => {
+                Some("pass a smaller --k, or --method subword".into())
             }
             Self::Merge(fault) => fault.hint().map(str::to_owned),
             Self::Activations(fault) => fault.hint().map(str::to_owned),

@@ -21,6 +21,7 @@ mod safetensors;
 mod split;
 mod torch;
 mod trainer;
+mod transplant;
 mod write;
 mod zero;
 
@@ -42,6 +43,7 @@ pub use safetensors::SafetensorsFault;
 pub use split::SplitFault;
 pub use torch::TorchFault;
 pub use trainer::TrainerFault;
+pub use transplant::TransplantFault;
 pub use write::WriteFault;
 pub use zero::ZeroFault;
 
@@ -279,6 +281,9 @@ pub enum Error {
     /// Dense models cannot be made a mixture.
     #[error(transparent)]
     Moe(#[from] MoeFault),
+    /// A model cannot get another model's tokenizer.
+    #[error(transparent)]
+    Transplant(#[from] TransplantFault),
 
     // ---- merging ----------------------------------------------------------------------------
     /// Two members of a group differ in shape.

@@ -91,7 +91,7 @@ pub fn compare(
         .map(str::to_owned)
         .collect();
     stages::in_memory(plan, &run, progress)?;
-    plan.settle()?;
+    plan.settle(progress)?;
     progress.start("comparing", plan.output_bytes());
     let comparing = Comparing {
         plan,

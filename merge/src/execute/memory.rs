@@ -25,7 +25,7 @@ pub fn in_memory(
 }
 
 fn fill(plan: &MergePlan, run: &RunOptions, progress: &dyn Progress) -> Result<Memory> {
-    plan.settle()?;
+    plan.settle(progress)?;
     let entries = plan.entries().iter();
     let buffers = entries.map(|entry| Mutex::new(vec![0; entry.info.n_bytes() as usize]));
     let buffers = Buffers(buffers.collect());

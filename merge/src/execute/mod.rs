@@ -251,7 +251,7 @@ fn write_all(
     around: &Around<'_>,
     progress: &dyn Progress,
 ) -> Result<(Vec<PathBuf>, usize)> {
-    plan.settle()?;
+    plan.settle(progress)?;
     let files = plan.files();
     let tensors = tensors(plan);
     let contents = contents(plan, &tensors);

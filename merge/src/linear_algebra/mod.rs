@@ -9,6 +9,7 @@ use ndarray::Array2;
 mod faer_backend;
 #[cfg(feature = "lapack")]
 mod lapack_backend;
+pub(crate) mod single;
 pub(crate) mod spectral;
 
 pub use faer_backend::Faer;

@@ -12,6 +12,7 @@ use crate::io::Aliases;
 use crate::layouts::ModelRecord;
 use crate::methods::{GramRef, Operation, StepRounding};
 use crate::recipe::ForeignGrams;
+use crate::transplant::Work;
 use crate::{Checkpoint, DType, Error, MergeRecipe, PlanFault, Result, TensorInfo};
 
 /// A plan under construction.
@@ -32,6 +33,7 @@ pub struct PlanBuilder {
     beside: Beside,
     aligned: Vec<Arc<Aligned>>,
     order_checks: Vec<OrderCheck>,
+    transplant: Option<Arc<Work>>,
 }
 
 impl PlanBuilder {
@@ -52,6 +54,7 @@ impl PlanBuilder {
             beside: Beside::default(),
             aligned: Vec::new(),
             order_checks: Vec::new(),
+            transplant: None,
         }
     }
 
@@ -139,7 +142,7 @@ impl PlanBuilder {
     }
 
     /// The output tensors so far, by name.
-    pub(super) fn entries(&self) -> Vec<&Entry> {
+    pub(crate) fn entries(&self) -> Vec<&Entry> {
         self.entries.values().collect()
     }
 
@@ -175,6 +178,13 @@ impl PlanBuilder {
     #[must_use]
     pub(crate) fn beside(mut self, beside: Beside) -> Self {
         self.beside = beside;
+        self
+    }
+
+    /// Rows of other tokens, which a source has once they are made.
+    #[must_use]
+    pub(crate) fn transplant(mut self, work: Arc<Work>) -> Self {
+        self.transplant = Some(work);
         self
     }
 
@@ -214,6 +224,7 @@ impl PlanBuilder {
             beside: self.beside,
             aligned: self.aligned,
             order_checks: self.order_checks,
+            transplant: self.transplant,
             is_respelled: false,
         })
     }

@@ -333,7 +333,7 @@ fn is_tied(entries: &[&Entry], had_head: bool) -> Option<bool> {
 }
 
 /// The element type of most bytes.
-fn main_dtype(entries: &[&Entry]) -> Option<DType> {
+pub(crate) fn main_dtype(entries: &[&Entry]) -> Option<DType> {
     let mut n_bytes: Vec<(DType, u64)> = Vec::new();
     for entry in entries.iter().filter(|entry| entry.info.dtype.is_float()) {
         let dtype = entry.info.dtype;
@@ -375,7 +375,7 @@ fn ingredients(recipe: &MergeRecipe, opener: &Opener) -> Result<Vec<Ingredient>>
     Ok(found)
 }
 
-fn ingredient(path: &Path, share: Share) -> Result<Ingredient> {
+pub(crate) fn ingredient(path: &Path, share: Share) -> Result<Ingredient> {
     Ok(Ingredient {
         name: path.display().to_string(),
         share,

@@ -6,13 +6,14 @@ use std::sync::Arc;
 
 use serde::Serialize;
 
-use crate::beside::Beside;
+use crate::beside::{Beside, Companions};
 use crate::gram::GramStore;
 use crate::io::{Aliases, GgufHead, SourceFile};
 use crate::layouts::ModelRecord;
 use crate::methods::{ElementKernel, GramRef, StepRounding, Survey, WholeKernel};
 use crate::provenance::{Hashes, Provenance};
 use crate::recipe::ModelRef;
+use crate::transplant::{TransplantReport, Work};
 use crate::{Checkpoint, Progress, Result, TensorInfo};
 
 mod builder;
@@ -27,9 +28,10 @@ mod settings;
 pub(crate) mod stacks;
 pub(crate) mod stages;
 pub(crate) mod views;
-mod vocabularies;
+pub(crate) mod vocabularies;
 
 pub use builder::PlanBuilder;
+pub(crate) use companions::{ingredient, main_dtype};
 use grams::{GramUse, PairedUse};
 pub use mixtures::AlignmentReport;
 use mixtures::{Aligned, OrderCheck};
@@ -187,6 +189,8 @@ pub struct MergePlan {
     aligned: Vec<Arc<Aligned>>,
     /// Mixtures whose experts are merged number by number.
     order_checks: Vec<OrderCheck>,
+    /// Rows of other tokens, which are made before tensors are read.
+    transplant: Option<Arc<Work>>,
     /// Whether the last stage makes the output, and the plan gives it other keys.
     is_respelled: bool,
 }
@@ -201,6 +205,23 @@ pub fn opened(model: &Path) -> Result<(Arc<Checkpoint>, Vec<String>)> {
     opener.keep_ranks(true);
     let checkpoint = opener.open(&ModelRef::new(model))?;
     Ok((checkpoint, opener.notes()))
+}
+
+/// As [`opened`], with the files beside the model, which join those that were `seen`.
+///
+/// # Errors
+/// As [`opened`].
+pub(crate) fn opened_with_files(
+    model: &Path,
+    seen: &mut Vec<SourceFile>,
+) -> Result<(Arc<Checkpoint>, Companions, Vec<String>)> {
+    let opener = Opener::default();
+    opener.keep_ranks(true);
+    let model = ModelRef::new(model);
+    let checkpoint = opener.open(&model)?;
+    let companions = opener.companions(&model)?;
+    seen.extend(opener.seen());
+    Ok((checkpoint, companions, opener.notes()))
 }
 
 impl MergePlan {
@@ -326,13 +347,23 @@ impl MergePlan {
         stages.find_map(Result::transpose).transpose()
     }
 
-    /// Settles everything that must be known before tensors are read: which experts are which, and that those that are
-    /// merged number by number are not plainly in another order.
+    /// The rows of other tokens, if the plan is of a transplantation; with measurements once it was carried out.
+    #[must_use]
+    pub fn transplant(&self) -> Option<TransplantReport> {
+        self.transplant.as_ref().map(|work| work.report())
+    }
+
+    /// Settles everything that must be known before tensors are read: which experts are which, that those that are
+    /// merged number by number are not plainly in another order, and what makes the rows of other tokens.
     ///
     /// # Errors
     /// [`crate::MergeFault::ShuffledExperts`], and when a tensor cannot be read.
-    pub(crate) fn settle(&self) -> Result<()> {
+    pub(crate) fn settle(&self, progress: &dyn Progress) -> Result<()> {
         self.alignment()?;
+        if let Some(work) = &self.transplant {
+            work.settle(progress)?;
+            progress.start("writing", self.output_bytes());
+        }
         mixtures::check_order(&self.order_checks, &self.sources)
     }
 
@@ -352,6 +383,11 @@ impl MergePlan {
             // Names, numbers and lists of them always have a JSON form.
             let text = serde_json::to_string(&report).unwrap_or_default();
             metadata.insert("vlmerge.alignment".to_owned(), text);
+        }
+        // Before the rows are made there is nothing to say of them.
+        if let Some(work) = self.transplant.as_ref().filter(|work| work.is_settled()) {
+            let text = serde_json::to_string(&work.report()).unwrap_or_default();
+            metadata.insert("vlmerge.transplant".to_owned(), text);
         }
         for (key, what) in INHERITED {
             if self.notes.contains_key(*key) {

@@ -3,10 +3,10 @@
 //! Radford et al. 2019, "Language models are unsupervised multitask learners", section 2.2; Liu et al.
 //! 2019, "RoBERTa", <https://arxiv.org/abs/1907.11692>, section 4.4.
 
-pub mod alphabet;
 mod files;
 
 pub use files::{Files, read};
+pub use merge::beside::byte_alphabet as alphabet;
 
 use std::path::Path;
 

@@ -1,6 +1,6 @@
 //! Embeddings whose rows stand for tokens, brought into the order of one vocabulary.
 
-mod names;
+pub(crate) mod names;
 mod rows;
 mod view;
 

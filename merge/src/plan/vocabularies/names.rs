@@ -6,7 +6,7 @@ use std::sync::Arc;
 use crate::Checkpoint;
 
 /// The endings of the names of tensors with a row for every token.
-pub(super) const ROW_PER_TOKEN: [&str; 20] = [
+pub(crate) const ROW_PER_TOKEN: [&str; 20] = [
     "embed_tokens.weight",
     "wte.weight",
     "word_embeddings.weight",
@@ -38,7 +38,8 @@ pub(super) fn names_with_rows(models: &[Arc<Checkpoint>]) -> BTreeSet<String> {
         .collect()
 }
 
-fn has_row_per_token(name: &str) -> bool {
+/// Whether a tensor has a row for every token, by its name.
+pub(crate) fn has_row_per_token(name: &str) -> bool {
     let ends = |suffix: &str| {
         let start = name.strip_suffix(suffix);
         start.is_some_and(|start| start.is_empty() || start.ends_with('.'))

@@ -30,6 +30,13 @@ fn is_printed(byte: u8) -> bool {
 }
 
 /// The bytes that a token spells; a character that stands for no byte gives its UTF-8.
+///
+/// # Example
+/// ```
+/// use merge::beside::byte_alphabet::bytes_of;
+/// assert_eq!(bytes_of("Ġcaf\u{c3}\u{a9}"), " café".as_bytes());
+/// ```
+#[must_use]
 pub fn bytes_of(token: &str) -> Vec<u8> {
     let mut bytes = Vec::with_capacity(token.len());
     for character in token.chars() {
