@@ -4,12 +4,12 @@ use std::path::PathBuf;
 
 use merge::io::{Aliases, Container, Root, SourceInfo, TensorEntry};
 use merge::{Checkpoint, DType, Error, Result, TensorInfo, TensorSource};
-use numpy::{PyArray1, PyArrayMethods, PyUntypedArrayMethods};
 use pyo3::exceptions::PyValueError;
 use pyo3::prelude::*;
+use pyo3::types::{PyMemoryView, PySlice};
 
 /// A tensor as Python hands it over: name, dtype in safetensors' spelling, shape, and its bytes in row-major order.
-pub type Given<'py> = (String, String, Vec<usize>, Bound<'py, PyArray1<u8>>);
+pub type Given<'py> = (String, String, Vec<usize>, Bound<'py, PyMemoryView>);
 
 /// The checkpoint of these tensors, without a copy of them.
 ///
@@ -23,11 +23,11 @@ pub fn checkpoint(given: Vec<Given<'_>>, aliases: Aliases) -> PyResult<Checkpoin
         let dtype = DType::from_name(&dtype).ok_or_else(|| wrong(format!("no dtype {dtype}")))?;
         let sizes = shape.iter();
         let n_elements = sizes.fold(Some(1_usize), |n, &size| n?.checked_mul(size));
-        let n_bytes = PyUntypedArrayMethods::len(&bytes);
+        let n_bytes = bytes.len()?;
         let is_fit = n_elements.is_some_and(|n| {
             n.checked_mul(dtype.size_bytes()).is_some() && dtype.bytes_of(n) == n_bytes
         });
-        if !is_fit || !bytes.is_contiguous() {
+        if !is_fit {
             return Err(wrong(format!(
                 "{n_bytes} bytes are no {dtype} of shape {shape:?}"
             )));
@@ -61,7 +61,7 @@ struct Arrays {
     info: SourceInfo,
     tensors: Vec<TensorEntry>,
     aliases: Aliases,
-    data: Vec<Py<PyArray1<u8>>>,
+    data: Vec<Py<PyMemoryView>>,
 }
 
 impl TensorSource for Arrays {
@@ -83,11 +83,26 @@ impl TensorSource for Arrays {
         };
         let start = self.tensors[index].info.dtype.bytes_of(first);
         Python::attach(|py| {
-            let bytes = self.data[index].bind(py).try_readonly().ok();
-            let bytes = bytes.as_ref().and_then(|bytes| bytes.as_slice().ok());
-            let range = bytes.and_then(|bytes| bytes.get(start..start + out.len()));
-            out.copy_from_slice(range.ok_or_else(changed)?);
-            Ok(())
+            let end = isize::try_from(start + out.len()).ok();
+            let bytes = end.map(|end| part(self.data[index].bind(py), start as isize, end));
+            match bytes {
+                Some(Ok(bytes)) if bytes.len() == out.len() => {
+                    out.copy_from_slice(&bytes);
+                    Ok(())
+                }
+                _ => Err(changed()),
+            }
         })
     }
+}
+
+/// Bytes `start..end` of a view: the interpreter copies them, so that no other thread changes them meanwhile.
+fn part(
+    view: &Bound<'_, PyMemoryView>,
+    start: isize,
+    end: isize,
+) -> PyResult<pyo3::pybacked::PyBackedBytes> {
+    let range = PySlice::new(view.py(), start, end, 1);
+    let bytes = view.get_item(range)?.call_method0("tobytes")?;
+    Ok(bytes.extract::<pyo3::pybacked::PyBackedBytes>()?)
 }

@@ -20,7 +20,7 @@ mod _vlmerge {
     #[pymodule_export]
     use crate::measuring::{diff, distance, grams, inspect};
     #[pymodule_export]
-    use crate::merging::merge;
+    use crate::merging::merge_by_recipe;
     #[pymodule_export]
     use crate::methods::add_method;
     #[pymodule_export]

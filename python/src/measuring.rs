@@ -10,9 +10,9 @@ use merge::gram::GramStore;
 use merge::inspection::{InspectOptions, Inspection};
 use merge::io::{OpenOptions, open};
 use merge::{Checkpoint, Progress, Result, layouts, quantized};
-use numpy::PyArray2;
 use pyo3::exceptions::PyValueError;
 use pyo3::prelude::*;
+use pyo3::types::PyByteArray;
 
 use crate::errors::raised;
 use crate::job::run;
@@ -131,13 +131,17 @@ pub fn distance(
     })
 }
 
-/// A gram matrix and its name.
-type Matrix = (String, Py<PyArray2<f64>>);
+/// A gram matrix: its name, its width, and its rows as `f64`.
+type Matrix<'py> = (String, usize, Bound<'py, PyByteArray>);
 
 /// The matrices of a gram file, in full.
 #[pyfunction]
 #[pyo3(signature = (path, report))]
-pub fn grams(py: Python<'_>, path: PathBuf, report: Option<Py<PyAny>>) -> PyResult<Vec<Matrix>> {
+pub fn grams<'py>(
+    py: Python<'py>,
+    path: PathBuf,
+    report: Option<Py<PyAny>>,
+) -> PyResult<Vec<Matrix<'py>>> {
     let store = run(py, None, |_| {
         let checkpoint = Arc::new(open(&path, &OpenOptions::default())?);
         GramStore::new(checkpoint)

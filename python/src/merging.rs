@@ -30,8 +30,8 @@ type Merged = (Option<Reader>, Option<String>, Vec<String>);
 
 /// Merges by a recipe, into memory unless there is a target.
 #[pyfunction]
-#[pyo3(signature = (recipe, target, dtype, allow_non_finite, hash, report))]
-pub fn merge(
+#[pyo3(name = "merge", signature = (recipe, target, dtype, allow_non_finite, hash, report))]
+pub fn merge_by_recipe(
     py: Python<'_>,
     recipe: Given,
     target: Option<Target>,

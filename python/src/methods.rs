@@ -3,17 +3,18 @@
 use std::collections::BTreeSet;
 use std::sync::{Arc, Mutex, PoisonError};
 
+use bytemuck::Pod;
 use half::bf16;
 use merge::methods::{
     Base, Chunk, ElementKernel, Fallback, GroupData, GroupShape, Kind, Masks, Needs, Operation,
     ParameterSpec, Scope, Setting, StepRounding, Value, Values, WholeKernel,
 };
 use merge::{Error, MergeFault, MergeMethod, Result, methods};
-use ndarray::ArrayD;
-use numpy::{Element, PyArray1, PyArrayDyn, PyArrayMethods, PyReadonlyArrayDyn};
+use ndarray::{ArrayD, IxDyn};
 use pyo3::exceptions::PyValueError;
 use pyo3::prelude::*;
-use pyo3::types::{PyDict, PyList};
+use pyo3::pybacked::PyBackedBytes;
+use pyo3::types::{PyByteArray, PyDict};
 
 use crate::errors::raised;
 
@@ -190,23 +191,34 @@ impl Call {
         Ok(parameters)
     }
 
-    /// Calls the function; `vlmerge._methods.call` checks what it returns.
-    fn call<'py, T: Element>(
+    /// Calls the function on arrays of one shape, in row-major order; `vlmerge._methods.call` checks what it returns.
+    fn call<T: Pod>(
         &self,
-        py: Python<'py>,
-        tensors: Bound<'py, PyList>,
-        base: Option<Bound<'py, PyAny>>,
-    ) -> PyResult<PyReadonlyArrayDyn<'py, T>> {
-        let arguments = (
-            self.method.function.bind(py),
-            tensors,
-            base,
-            self.parameters(py)?,
-        );
-        let result = py
-            .import("vlmerge._methods")?
-            .call_method1("call", arguments)?;
-        Ok(result.extract::<PyReadonlyArrayDyn<'py, T>>()?)
+        dtype: &str,
+        shape: &[usize],
+        members: &[&[T]],
+        base: Option<&[T]>,
+        out: &mut [T],
+    ) -> Result<()> {
+        Python::attach(|py| {
+            let array = |values: &[T]| PyByteArray::new(py, bytemuck::cast_slice(values));
+            let called = self.parameters(py).and_then(|parameters| {
+                let members: Vec<_> = members.iter().map(|values| array(values)).collect();
+                let function = self.method.function.bind(py);
+                let arguments = (function, members, base.map(array), parameters, dtype, shape);
+                let bytes = py
+                    .import("vlmerge._methods")?
+                    .call_method1("call", arguments)?;
+                Ok(bytes.extract::<PyBackedBytes>()?)
+            });
+            let bytes = called.map_err(|error| self.failed(py, &error))?;
+            let out: &mut [u8] = bytemuck::cast_slice_mut(out);
+            if bytes.len() != out.len() {
+                return Err(self.fault("its result has another number of elements".to_owned()));
+            }
+            out.copy_from_slice(&bytes);
+            Ok(())
+        })
     }
 
     /// An exception of the function as an error that names the tensor.
@@ -219,29 +231,21 @@ impl Call {
     }
 
     /// The function on the same elements of all tensors.
-    fn on_elements<V: Value>(&self, chunk: &Chunk<'_, V>, out: &mut [V::Real]) -> Result<()>
+    fn on_elements<V: Value>(
+        &self,
+        dtype: &str,
+        chunk: &Chunk<'_, V>,
+        out: &mut [V::Real],
+    ) -> Result<()>
     where
-        V::Real: Element + Copy,
+        V::Real: Pod,
     {
-        Python::attach(|py| {
-            let array = |values: &[V]| {
-                let reals: Vec<V::Real> = values.iter().map(|value| value.real()).collect();
-                PyArray1::from_vec(py, reals).into_any()
-            };
-            let merged = PyList::new(py, chunk.members.iter().map(|values| array(values)))
-                .and_then(|tensors| {
-                    let base = chunk.base.filter(|_| self.has_base).map(array);
-                    self.call::<V::Real>(py, tensors, base)
-                })
-                .map_err(|error| self.failed(py, &error))?;
-            match merged.as_slice() {
-                Ok(values) if values.len() == out.len() => {
-                    out.copy_from_slice(values);
-                    Ok(())
-                }
-                _ => Err(self.fault("its result is no array of as many elements".to_owned())),
-            }
-        })
+        let reals =
+            |values: &[V]| -> Vec<V::Real> { values.iter().map(|value| value.real()).collect() };
+        let members: Vec<_> = chunk.members.iter().map(|values| reals(values)).collect();
+        let members: Vec<&[V::Real]> = members.iter().map(Vec::as_slice).collect();
+        let base = chunk.base.filter(|_| self.has_base).map(reals);
+        self.call(dtype, &[out.len()], &members, base.as_deref(), out)
     }
 }
 
@@ -271,7 +275,7 @@ impl ElementKernel for Call {
     }
 
     fn combine_f32(&self, chunk: &Chunk<'_, f32>, _: StepRounding, out: &mut [f32]) -> Result<()> {
-        self.on_elements(chunk, out)
+        self.on_elements("<f4", chunk, out)
     }
 
     fn combine_bf16(
@@ -280,11 +284,11 @@ impl ElementKernel for Call {
         _: StepRounding,
         out: &mut [f32],
     ) -> Result<()> {
-        self.on_elements(chunk, out)
+        self.on_elements("<f4", chunk, out)
     }
 
     fn combine_f64(&self, chunk: &Chunk<'_, f64>, _: StepRounding, out: &mut [f64]) -> Result<()> {
-        self.on_elements(chunk, out)
+        self.on_elements("<f8", chunk, out)
     }
 }
 
@@ -298,13 +302,23 @@ impl WholeKernel for Call {
             true => Some(group.base()?),
             false => None,
         };
-        Python::attach(|py| {
-            let array = |values| PyArrayDyn::from_owned_array(py, values).into_any();
-            PyList::new(py, members.into_iter().map(array))
-                .and_then(|tensors| self.call::<f64>(py, tensors, base.map(array)))
-                .map(|merged| merged.as_array().to_owned())
-                .map_err(|error| self.failed(py, &error))
-        })
+        let arrays = members.iter().chain(&base);
+        let arrays: Vec<_> = arrays.map(|array| array.as_standard_layout()).collect();
+        let slices: Option<Vec<&[f64]>> = arrays.iter().map(|array| array.as_slice()).collect();
+        let (Some(slices), Some(first)) = (slices, members.first()) else {
+            return Err(self.fault("there are no tensors to merge".to_owned()));
+        };
+        let (members, base) = slices.split_at(self.n_members);
+        let mut merged = vec![0.0; first.len()];
+        self.call(
+            "<f8",
+            first.shape(),
+            members,
+            base.first().copied(),
+            &mut merged,
+        )?;
+        ArrayD::from_shape_vec(IxDyn(first.shape()), merged)
+            .map_err(|error| self.fault(error.to_string()))
     }
 
     fn peak_bytes(&self, shape: &[usize], n_members: usize) -> u64 {

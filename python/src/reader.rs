@@ -6,9 +6,9 @@ use std::sync::Arc;
 
 use merge::io::OpenOptions;
 use merge::{Checkpoint, DType, Error, Progress, Result, TensorInfo, decode_f32};
-use numpy::PyReadwriteArray1;
-use pyo3::exceptions::{PyIndexError, PyValueError};
+use pyo3::exceptions::{PyIndexError, PyMemoryError};
 use pyo3::prelude::*;
+use pyo3::types::PyByteArray;
 use serde_json::Value;
 
 use crate::errors::raised;
@@ -101,21 +101,22 @@ impl Reader {
         ))
     }
 
-    /// Reads elements `first..first + n` of a tensor into `out`, an array of bytes: as they are stored, or as `f32`.
-    #[pyo3(signature = (name, first, n, as_f32, out, report))]
-    fn read(
+    /// The bytes of elements `first..first + n` of a tensor: as they are stored, or as `f32`.
+    #[pyo3(signature = (name, first, n, as_f32, report))]
+    fn read<'py>(
         &self,
-        py: Python<'_>,
+        py: Python<'py>,
         name: &str,
         first: usize,
         n: usize,
         as_f32: bool,
-        mut out: PyReadwriteArray1<'_, u8>,
         report: Option<Py<PyAny>>,
-    ) -> PyResult<()> {
+    ) -> PyResult<Bound<'py, PyByteArray>> {
         let info = self.require(py, name)?;
         let end = first.checked_add(n);
-        if end.is_none_or(|end| end > info.n_elements()) {
+        if end.is_none_or(|end| end > info.n_elements())
+            || (!as_f32 && !first.is_multiple_of(shared(info.dtype)))
+        {
             return Err(PyIndexError::new_err(format!(
                 "`{name}` has {} elements, and {n} from number {first} on are asked for",
                 info.n_elements()
@@ -125,22 +126,18 @@ impl Reader {
             true => n.checked_mul(size_of::<f32>()),
             false => Some(info.dtype.bytes_of(n)),
         };
-        let out = out.as_slice_mut()?;
-        if n_bytes != Some(out.len()) || (!as_f32 && first % shared(info.dtype) != 0) {
-            return Err(PyValueError::new_err(format!(
-                "{} bytes cannot hold {n} elements of `{name}` from number {first} on",
-                out.len()
-            )));
-        }
+        let too_large = || PyMemoryError::new_err(format!("`{name}` does not fit into memory"));
         let part = Part {
             checkpoint: &self.0,
             name,
             info,
             first,
         };
-        run(py, report.as_ref(), |watch| match as_f32 {
-            true => part.decode(out, watch),
-            false => part.copy(out, watch),
+        PyByteArray::new_with(py, n_bytes.ok_or_else(too_large)?, |out| {
+            run(py, report.as_ref(), |watch| match as_f32 {
+                true => part.decode(out, watch),
+                false => part.copy(out, watch),
+            })
         })
     }
 }

@@ -131,7 +131,7 @@ class Checkpoint(Mapping[str, NDArray[Any]]):
     def raw(self, name: str) -> bytes:
         """The bytes of a tensor as safetensors has them: row-major, little-endian, in the dtype of `info(name)`."""
         info = self.info(name)
-        return self._bytes(name, 0, math.prod(info.shape), info.n_bytes).tobytes()
+        return bytes(self._reader.read(name, 0, math.prod(info.shape), False, None))
 
     def torch(self, name: str) -> "Tensor":
         """The tensor as a new tensor of torch on the CPU, in its own dtype (bf16, too).
@@ -147,8 +147,8 @@ class Checkpoint(Mapping[str, NDArray[Any]]):
         n_elements = math.prod(info.shape)
         if n_elements == 0:
             return torch.empty(info.shape, dtype=dtype)
-        data = self._bytes(name, 0, n_elements, info.n_bytes)
-        return torch.from_numpy(data).view(dtype).reshape(info.shape)
+        data = self._reader.read(name, 0, n_elements, False, None)
+        return torch.frombuffer(data, dtype=torch.uint8).view(dtype).reshape(info.shape)
 
     def state_dict(self) -> "Dict[str, Tensor]":
         """All tensors as those of torch, each in its own dtype; names of a tied tensor have one tensor."""
@@ -165,19 +165,11 @@ class Checkpoint(Mapping[str, NDArray[Any]]):
 
     def _array(self, name: str, first: int, n: int, shape: Tuple[int, ...]) -> NDArray[Any]:
         dtype = TO_NUMPY.get(self.info(name).dtype)
-        as_f32 = dtype is None
         to = np.dtype("<f4") if dtype is None else dtype
-        array = np.empty(shape, to)
-        if n > 0:
-            flat = array.reshape(-1).view(np.uint8)
-            self._reader.read(name, first, n, as_f32, flat, None)
-        return array
-
-    def _bytes(self, name: str, first: int, n: int, n_bytes: int) -> NDArray[np.uint8]:
-        data = np.empty(n_bytes, np.uint8)
-        if n > 0:
-            self._reader.read(name, first, n, False, data, None)
-        return data
+        if n == 0:
+            return np.empty(shape, to)
+        data = self._reader.read(name, first, n, dtype is None, None)
+        return np.frombuffer(data, to).reshape(shape)
 
     def __repr__(self) -> str:
         n = len(self._reader.names)
@@ -209,8 +201,8 @@ def open(
 ) -> Checkpoint:
     """The checkpoint at `path`: a file, the index of a split model, a folder, or an address such as `hf://org/model`.
 
-    It reads headers alone, whatever the size, and runs no code of the file. Files may be safetensors, torch files of any
-    age, GGUF, NumPy, Flax, ONNX, and the folders of DeepSpeed, Megatron-LM and torch.distributed.
+    It reads headers alone, whatever the size, and runs no code of the file. Files may be safetensors, torch files of
+    any age, GGUF, NumPy, Flax, ONNX, and the folders of DeepSpeed, Megatron-LM and torch.distributed.
 
     `root` names the dictionary of a torch file that holds the weights, where the rule does not find it. `raw` keeps the
     names and shapes of a GGUF file. `dequantize` gives quantized weights as the numbers that they stand for.

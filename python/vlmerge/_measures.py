@@ -26,8 +26,8 @@ def inspect(
     """What `vlmerge inspect --json` prints: the layout and why it was chosen, sizes, parameters by part and expert,
     dtypes, quantization, metadata, provenance, values and Python objects beside the tensors, and a list of tensors.
 
-    `stats` adds minimum, maximum, mean, deviation, zeros and non-finite elements of each tensor; `hash` the SHA-256 of its
-    row-major little-endian bytes. Without both it reads headers alone. Raises as `open`.
+    `stats` adds minimum, maximum, mean, deviation, zeros and non-finite elements of each tensor; `hash` the SHA-256 of
+    its row-major little-endian bytes. Without both it reads headers alone. Raises as `open`.
     """
     with shown(progress) as report:
         found, notes = _vlmerge.inspect(path, root, raw, stats, hash, report)
@@ -46,8 +46,9 @@ def diff(
     other_root: Optional[str] = None,
     progress: Progress = None,
 ) -> Dict[str, Any]:
-    """What `vlmerge diff --json` prints: `equal`, and in `report` tensors that only one checkpoint has, those of another
-    shape or dtype, and how far apart values are. Elements up to `tolerance` apart count as equal. Raises as `open`.
+    """What `vlmerge diff --json` prints: `equal`, and in `report` tensors that only one checkpoint has, those of
+    another shape or dtype, and how far apart values are. Elements up to `tolerance` apart count as equal. Raises as
+    `open`.
     """
     with shown(progress) as report:
         found, notes = _vlmerge.diff(
@@ -67,12 +68,12 @@ def distance(
     root: Optional[str] = None,
     progress: Progress = None,
 ) -> Dict[str, Any]:
-    """What `vlmerge distance --json` prints: distances between the experts of one checkpoint, or between two checkpoints,
-    of the weights or, with `seed`, of the weights minus those of the seed.
+    """What `vlmerge distance --json` prints: distances between the experts of one checkpoint, or between two
+    checkpoints, of the weights or, with `seed`, of the weights minus those of the seed.
 
     Metrics are `cosine`, `l2`, `ssd`, and `tssd(0.2)` for each share of elements that it keeps; pools (`per`) are
-    `tensor`, `cell`, `module`, `block` and `all`. Sums are in float64. Raises as `open`, and `InputError` for checkpoints
-    without anything to compare.
+    `tensor`, `cell`, `module`, `block` and `all`. Sums are in float64. Raises as `open`, and `InputError` for
+    checkpoints without anything to compare.
     """
     with shown(progress) as report:
         found, notes = _vlmerge.distance(path, other, seed, list(metrics), list(per), root, report)
@@ -86,7 +87,10 @@ def grams(path: Path, *, progress: Progress = None) -> Dict[str, NDArray[np.floa
     matrix.
     """
     with shown(progress) as report:
-        return dict(_vlmerge.grams(path, report))
+        found = _vlmerge.grams(path, report)
+    return {
+        name: np.frombuffer(data, "<f8").reshape(width, width) for name, width, data in found
+    }
 
 
 def _read(text: str) -> Dict[str, Any]:

@@ -29,23 +29,23 @@ def add_method(
 ) -> None:
     """Makes a function a merge method, which recipes of this process then name: `merge_method: name`.
 
-    `function(tensors, base, **parameters)` gets a list with an array for each model, in the order of the recipe, and the
-    base's array or `None`. It returns the merged array, of the same shape.
+    `function(tensors, base, **parameters)` gets a list with an array for each model, in the order of the recipe, and
+    the base's array or `None`. It returns the merged array, of the same shape.
 
-    With `kind="elementwise"` arrays are pieces of one axis, of any length, in float32 (float64 where an input is, or the
-    recipe says `dtype: float64`): element `i` of the result may depend on the elements `i` alone. With `kind="tensor"` they
-    are whole tensors in float64. The result is rounded once, to the dtype of the output. Tensors of integers are not
-    merged; they must agree.
+    With `kind="elementwise"` arrays are pieces of one axis, of any length, in float32 (float64 where an input is, or
+    the recipe says `dtype: float64`): element `i` of the result may depend on the elements `i` alone. With
+    `kind="tensor"` they are whole tensors in float64. The result is rounded to the dtype of the output. Tensors of
+    integers are not merged; they must agree.
 
-    `parameters` are keyword arguments that a recipe gives for all models, with their defaults; `per_model` those that each
-    model has, which come as lists. A default of `None` is a parameter that recipes must give.
+    `parameters` are keyword arguments that a recipe gives for all models, with their defaults; `per_model` those that
+    each model has, which come as lists. A default of `None` is a parameter that recipes must give.
 
-    Everything else is as for every method: the plan checks names, shapes and dtypes first, infinities and NaNs in inputs
-    and in the result are errors, and an exception of the function is an `InputError` that names the tensor.
+    Everything else is as for every method: the plan checks names, shapes and dtypes first, infinities and NaNs in
+    inputs and in the result are errors, and an exception of the function is an `InputError` that names the tensor.
 
-    The function may be called from several threads, one at a time as the interpreter lets them: it is slower than a method
-    of vlmerge by a factor of ten or more. It cannot call vlmerge itself. A second method of the same name takes the place
-    of the first; the names of vlmerge's methods are refused with an `InputError`.
+    The function may be called from several threads, one at a time as the interpreter lets them, so it is slow beside
+    a method of vlmerge. It cannot call vlmerge itself. A second method of the same name takes the place of the first;
+    the names of vlmerge's methods are refused with an `InputError`.
     """
     if not callable(function):
         raise TypeError("a merge method is a function")
@@ -66,15 +66,21 @@ def add_method(
 
 def call(
     function: Callable[..., Any],
-    tensors: List[NDArray[Any]],
-    base: Optional[NDArray[Any]],
+    tensors: List[bytearray],
+    base: Optional[bytearray],
     parameters: Dict[str, Any],
-) -> NDArray[Any]:
+    dtype: str,
+    shape: List[int],
+) -> bytes:
     """Calls a function and checks its result, for the library."""
-    shape, dtype = tensors[0].shape, tensors[0].dtype
-    result = np.asarray(function(tensors, base, **parameters))
+
+    def array(data: bytearray) -> NDArray[Any]:
+        return np.frombuffer(data, dtype).reshape(shape)
+
+    of_base = None if base is None else array(base)
+    result = np.asarray(function([array(data) for data in tensors], of_base, **parameters))
     if result.dtype.kind not in "fiub":
         raise TypeError(f"the result is an array of {result.dtype}, not of real numbers")
-    if result.shape != shape:
-        raise ValueError(f"the result has shape {result.shape}, expected {shape}")
-    return np.ascontiguousarray(result, dtype=dtype).reshape(shape)
+    if result.shape != tuple(shape):
+        raise ValueError(f"the result has shape {result.shape}, expected {tuple(shape)}")
+    return result.astype(dtype, order="C", copy=False).tobytes()

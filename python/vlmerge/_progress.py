@@ -7,8 +7,9 @@ import time
 from contextlib import contextmanager
 from typing import Callable, Iterator, Optional, Union
 
-#: `None`: a line on a terminal and in notebooks. `False`: nothing. A function: called with the name of the work and two
-#: numbers, done and in all (bytes, or things of a kind), about every 50 ms and at the end. It may raise to stop the work.
+#: `None`: a line on a terminal and in notebooks. `False`: nothing. A function: called with the name of the work and
+#: two numbers, done and in all (bytes, or things of a kind), about every 50 ms and at the end. It may raise to stop the
+#: work.
 Progress = Union[None, bool, Callable[[str, int, int], object]]
 
 _Report = Callable[[str, int, int], object]

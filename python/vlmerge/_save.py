@@ -82,12 +82,12 @@ def save(
     `sync=False`) and renamed. `shard_bytes` splits a safetensors file, with an index.
 
     Shapes and dtypes are kept; `dtype` (`f64`, `f32`, `bf16`, `f16`) rounds floats once. Names that hold the very same
-    tensor are written as one tied tensor. Tensors of a card are copied to the processor, one by one.
+    tensor are written as one tied tensor. Tensors of a card are copied to the processor first.
 
-    Raises `ExistsError` unless `force=True`, `NoFileError` for a folder that is not there, `InputError`, and `TypeError`
-    for what is no array of numbers.
+    Raises `ExistsError` unless `force=True`, `NoFileError` for a folder that is not there, `InputError`, and
+    `TypeError` for what is no array of numbers.
     """
-    given: List[Tuple[str, str, List[int], NDArray[np.uint8]]] = []
+    given: List[Tuple[str, str, List[int], memoryview]] = []
     aliases: Dict[str, str] = {}
     places: Dict[Tuple[Any, ...], str] = {}
     for name, value in tensors.items():
@@ -98,7 +98,8 @@ def save(
             aliases[name] = known
             continue
         of = _of_torch(name, value) if _is_torch(value) else _of_numpy(name, value)
-        given.append((name, *of))
+        dtype_of, shape, data = of
+        given.append((name, dtype_of, shape, data.data))
     own = [key for key in metadata or {} if key in _OWN]
     if own:
         raise ValueError(f"metadata: vlmerge writes {', '.join(own)} itself; leave them out")

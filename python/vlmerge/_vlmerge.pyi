@@ -3,9 +3,6 @@
 import os
 from typing import Any, Callable, Dict, List, Optional, Sequence, Tuple, Union
 
-import numpy as np
-from numpy.typing import NDArray
-
 VERSION: str
 
 _Path = Union[str, "os.PathLike[str]"]
@@ -33,12 +30,11 @@ class Reader:
         first: int,
         n: int,
         as_f32: bool,
-        out: NDArray[np.uint8],
         report: _Report,
-    ) -> None: ...
+    ) -> bytearray: ...
 
 def save(
-    tensors: Sequence[Tuple[str, str, List[int], NDArray[np.uint8]]],
+    tensors: Sequence[Tuple[str, str, List[int], memoryview]],
     aliases: Dict[str, str],
     target: Any,
     dtype: str,
@@ -79,7 +75,7 @@ def distance(
     root: Optional[str],
     report: _Report,
 ) -> Tuple[str, List[str]]: ...
-def grams(path: _Path, report: _Report) -> List[Tuple[str, NDArray[np.float64]]]: ...
+def grams(path: _Path, report: _Report) -> List[Tuple[str, int, bytearray]]: ...
 def add_method(
     name: str,
     function: Callable[..., Any],
