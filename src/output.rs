@@ -1,6 +1,5 @@
 //! Output for people: progress on stderr, results on stdout, errors with a hint.
 
-use std::borrow::Cow;
 use std::io::{IsTerminal, Write};
 use std::process::ExitCode;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -10,6 +9,9 @@ use std::time::Duration;
 use anyhow::{Context, Result};
 use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
 use serde::Serialize;
+
+pub use merge::printable;
+pub use merge::remote::fetched_bytes;
 
 use crate::args::global::Global;
 
@@ -140,18 +142,6 @@ fn install_remote(global: &Global) {
 /// Without remote files there is nothing to apply; their addresses are refused when they are opened.
 #[cfg(not(feature = "remote"))]
 fn install_remote(_: &Global) {}
-
-/// Bytes of remote files that came over the network so far.
-#[cfg(feature = "remote")]
-pub fn fetched_bytes() -> u64 {
-    merge::remote::Remote::installed_traffic().fetched_bytes
-}
-
-/// Without remote files nothing comes over the network.
-#[cfg(not(feature = "remote"))]
-pub fn fetched_bytes() -> u64 {
-    0
-}
 
 /// A bar over bytes.
 const BYTES: &str = "{msg}{prefix} [{bar:30}] {bytes}/{total_bytes} {bytes_per_sec} eta {eta}";
@@ -296,33 +286,4 @@ fn hint(error: &anyhow::Error) -> Option<String> {
 /// A number of bytes for people, e.g. `437.2 MB`.
 pub fn bytes(n_bytes: u64) -> String {
     indicatif::DecimalBytes(n_bytes).to_string()
-}
-
-/// Text without control characters but line breaks and tabs: names come from files, and must not
-/// be able to command a terminal.
-pub fn printable(text: &str) -> Cow<'_, str> {
-    let is_command = |c: char| c.is_control() && c != '\n' && c != '\t';
-    if !text.contains(is_command) {
-        return Cow::Borrowed(text);
-    }
-    let mut safe = String::with_capacity(text.len());
-    for c in text.chars() {
-        if is_command(c) {
-            safe.extend(c.escape_default());
-        } else {
-            safe.push(c);
-        }
-    }
-    Cow::Owned(safe)
-}
-
-#[cfg(test)]
-mod tests {
-    use super::printable;
-
-    #[test]
-    fn a_name_cannot_command_the_terminal() {
-        assert_eq!(printable("a\tb\nc"), "a\tb\nc");
-        assert_eq!(printable("\u{1b}[2Jx"), "\\u{1b}[2Jx");
-    }
 }

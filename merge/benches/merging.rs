@@ -57,7 +57,9 @@ fn bench_kernel(bencher: Bencher<'_, '_>, method: &dyn MergeMethod) {
                 paired: &[],
                 first: 0,
             };
-            kernel.combine_f32(&chunk, StepRounding::None, &mut out);
+            kernel
+                .combine_f32(&chunk, StepRounding::None, &mut out)
+                .expect("it cannot fail");
         });
 }
 

@@ -1,6 +1,9 @@
 //! Differences between two checkpoints: keys, shapes, dtypes and values.
 
+use std::path::Path;
+
 use serde::Serialize;
+use serde_json::{Value, json};
 
 use crate::spans::{self, RUN_ELEMENTS, Run, Span};
 use crate::{Checkpoint, DType, Progress, Result, TensorInfo};
@@ -88,6 +91,18 @@ impl DiffReport {
                 .values
                 .iter()
                 .all(|value| value.n_beyond_tolerance == 0)
+    }
+
+    /// The report with what was compared, as `vlmerge diff --json` prints it.
+    #[must_use]
+    pub fn to_json(&self, left: &Path, right: &Path, tolerance: f64) -> Value {
+        json!({
+            "left": left.display().to_string(),
+            "right": right.display().to_string(),
+            "tolerance": tolerance,
+            "equal": self.is_equal(),
+            "report": self,
+        })
     }
 }
 

@@ -2,6 +2,7 @@
 #![allow(missing_docs, reason = "test names are the documentation")]
 
 mod ace;
+mod added_methods;
 mod advise;
 mod aliases;
 mod beside;

@@ -47,8 +47,8 @@ impl WriteArgs {
     /// model folder.
     pub fn write_options(&self, path: PathBuf, may_be_folder: bool) -> WriteOptions {
         let container = self.container.map(Into::into);
-        let options = match may_be_folder && self.is_folder(&path) {
-            true => WriteOptions::in_folder(&path, container),
+        let options = match may_be_folder {
+            true => WriteOptions::of_model(&path, container),
             false => WriteOptions::new(path),
         };
         WriteOptions {
@@ -62,8 +62,7 @@ impl WriteArgs {
 
     /// Whether a target is a folder for a model, there or to be made.
     pub fn is_folder(&self, path: &Path) -> bool {
-        let ends = path.as_os_str().as_encoded_bytes().ends_with(b"/");
-        ends || path.is_dir() || path.extension().is_none()
+        WriteOptions::means_folder(path)
     }
 
     /// The settings of running the plan. Only verbs that compute something look for infinities in copies: a conversion

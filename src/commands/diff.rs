@@ -8,7 +8,6 @@ use anyhow::Result;
 use merge::diff::{DiffOptions, DiffReport, ValueDifference, diff};
 use merge::io::OpenOptions;
 use merge::{Checkpoint, quantized};
-use serde_json::json;
 
 use crate::output::{Output, UsageError};
 use crate::table::{Align, Table, significant};
@@ -80,13 +79,7 @@ pub fn run(args: Args, output: &Output) -> Result<ExitCode> {
     };
     let report = diff(&left, &right, &options, output)?;
     if output.json {
-        output.json(&json!({
-            "left": args.left.display().to_string(),
-            "right": args.right.display().to_string(),
-            "tolerance": args.tolerance,
-            "equal": report.is_equal(),
-            "report": report,
-        }))?;
+        output.json(&report.to_json(&args.left, &args.right, args.tolerance))?;
     } else {
         print(&report, &args, output)?;
     }

@@ -32,6 +32,7 @@ pub use measure::{Distance, DistanceOptions, Grain, measure};
 pub use pairs::{Comparison, Pair, PairSet, Skipped, checkpoint_pairs, expert_pairs};
 
 use std::fmt;
+use std::str::FromStr;
 
 use serde::{Deserialize, Serialize, Serializer};
 
@@ -104,6 +105,31 @@ impl fmt::Display for Metric {
             Self::L2 => f.write_str("l2"),
             Self::Ssd => f.write_str("ssd"),
             Self::Tssd(Keep(share)) => write!(f, "tssd({share})"),
+        }
+    }
+}
+
+impl FromStr for Metric {
+    type Err = Error;
+
+    /// The metric that is displayed so: `cosine`, `l2`, `ssd`, `tssd(0.2)`.
+    ///
+    /// # Errors
+    /// [`Error::BadParameter`] for anything else.
+    fn from_str(text: &str) -> Result<Self> {
+        let share = text
+            .strip_prefix("tssd(")
+            .and_then(|of| of.strip_suffix(')'));
+        match (text, share.map(str::parse)) {
+            ("cosine", _) => Ok(Self::Cosine),
+            ("l2", _) => Ok(Self::L2),
+            ("ssd", _) => Ok(Self::Ssd),
+            (_, Some(Ok(share))) => Ok(Self::Tssd(Keep::new(share)?)),
+            _ => Err(Error::BadParameter {
+                name: "metric",
+                wanted: "`cosine`, `l2`, `ssd`, or `tssd(K)` with the share K of elements that it keeps",
+                place: crate::recipe::Place::default(),
+            }),
         }
     }
 }

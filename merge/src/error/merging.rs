@@ -95,6 +95,34 @@ pub enum MergeFault {
         /// The place of the value.
         place: Place,
     },
+    /// A method that was added at run time fails.
+    #[error("cannot merge `{slot}`: {method} fails: {reason}")]
+    AddedMethod {
+        /// The merged key.
+        slot: String,
+        /// The method.
+        method: &'static str,
+        /// What it says.
+        reason: String,
+    },
+    /// A method returns a tensor of another shape than the output has.
+    #[error("cannot merge `{slot}`: the method returns shape {found:?}, expected {expected:?}")]
+    ResultShape {
+        /// The merged key.
+        slot: String,
+        /// The shape of the result.
+        found: Vec<usize>,
+        /// The shape of the output.
+        expected: Vec<usize>,
+    },
+    /// A method cannot be added under this name.
+    #[error("a method cannot be added as `{name}`: {why}")]
+    MethodName {
+        /// The name.
+        name: String,
+        /// The fault.
+        why: &'static str,
+    },
     /// Layers that are to be aligned do not follow each other.
     #[error("`align_layers`: in {} `{layer}` {why}", model.display())]
     NotASequence {

@@ -28,6 +28,8 @@ impl MergeFault {
                 | Self::NoRouting { .. }
                 | Self::ShuffledExperts { .. }
                 | Self::NoDecomposition { .. }
+                | Self::AddedMethod { .. }
+                | Self::ResultShape { .. }
         )
     }
 

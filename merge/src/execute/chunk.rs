@@ -209,13 +209,13 @@ impl<'a> Worker<'a> {
                 .tensors(raw.bytes, piece.length, range, is_double, decoded)?;
             match tensors.chunk(n_members, has_base, piece.first + start) {
                 AnyChunk::Bf16(chunk) => {
-                    kernel.combine_bf16(&chunk, step, sized(&mut self.single, n));
+                    kernel.combine_bf16(&chunk, step, sized(&mut self.single, n))?;
                 }
                 AnyChunk::F32(chunk) => {
-                    kernel.combine_f32(&chunk, step, sized(&mut self.single, n));
+                    kernel.combine_f32(&chunk, step, sized(&mut self.single, n))?;
                 }
                 AnyChunk::F64(chunk) => {
-                    kernel.combine_f64(&chunk, step, sized(&mut self.double, n));
+                    kernel.combine_f64(&chunk, step, sized(&mut self.double, n))?;
                 }
             }
             match is_double {

@@ -8,7 +8,7 @@ use ndarray::{Array2, ArrayD, IxDyn};
 use super::finite;
 use crate::methods::{GramRef, GroupData};
 use crate::plan::{Action, Entry, TensorRef};
-use crate::{DType, Error, MergePlan, Result, decode_f64};
+use crate::{DType, Error, MergeFault, MergePlan, Result, decode_f64};
 
 /// The merged tensor of an entry whose action is [`Action::Whole`]. Inputs that are not numbers are refused
 /// if `is_checked`.
@@ -30,7 +30,16 @@ pub(super) fn merge(plan: &MergePlan, entry: &Entry, is_checked: bool) -> Result
         name: &entry.name,
         is_checked,
     };
-    kernel.merge(&data)
+    let merged = kernel.merge(&data)?;
+    if merged.len() != entry.info.n_elements() {
+        return Err(MergeFault::ResultShape {
+            slot: entry.name.clone(),
+            found: merged.shape().to_vec(),
+            expected: entry.info.shape.clone(),
+        }
+        .into());
+    }
+    Ok(merged)
 }
 
 /// Does the work of each entry, several at a time as the plan says, until one fails. Their threads are no workers of the

@@ -147,7 +147,9 @@ mod tests {
             paired: &[],
             first: 0,
         };
-        kernel.combine_f64(&chunk, StepRounding::None, &mut out);
+        kernel
+            .combine_f64(&chunk, StepRounding::None, &mut out)
+            .expect("it cannot fail");
         out[0]
     }
 

@@ -108,7 +108,9 @@ mod tests {
             first: 0,
         };
         let mut out = [0.0f64; 2];
-        kernel.combine_f64(&chunk, StepRounding::None, &mut out);
+        kernel
+            .combine_f64(&chunk, StepRounding::None, &mut out)
+            .expect("it cannot fail");
         // (3 · 1 + 1 · 5) / 4, and (1 + 5) / 2.
         assert!(
             (out[0] - 2.0).abs() < 1e-12 && (out[1] - 3.0).abs() < 1e-12,

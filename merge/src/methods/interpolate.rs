@@ -176,7 +176,9 @@ mod tests {
             paired: &[],
             first: 0,
         };
-        kernel.combine_f64(&chunk, StepRounding::None, &mut out);
+        kernel
+            .combine_f64(&chunk, StepRounding::None, &mut out)
+            .expect("it cannot fail");
         assert!((out[0] - 5.0).abs() < 1e-12);
     }
 
@@ -200,7 +202,9 @@ mod tests {
             first: 0,
         };
         let mut out = [0.0f32; 2];
-        Shares(vec![0.25; 4]).combine_f32(&chunk, StepRounding::None, &mut out);
+        Shares(vec![0.25; 4])
+            .combine_f32(&chunk, StepRounding::None, &mut out)
+            .expect("it cannot fail");
         assert_eq!(out, [4.0, 5.25]);
     }
 }

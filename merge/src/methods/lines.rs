@@ -212,7 +212,7 @@ impl Schedule {
                 return Ok(());
             }
             let kernel = part.inner.kernel(data)?;
-            let all: Mutex<BTreeMap<usize, Sizes>> = Mutex::default();
+            let all: Mutex<BTreeMap<usize, Result<Sizes>>> = Mutex::default();
             data.visit(0..data.n_chunks(), 1, &|index, chunk| {
                 let sizes = Sizes::of_chunk(kernel.as_ref(), chunk);
                 let mut all = all.lock().unwrap_or_else(PoisonError::into_inner);
@@ -220,8 +220,8 @@ impl Schedule {
             })?;
             // In order, so that the sum does not depend on threads.
             let all = all.into_inner().unwrap_or_else(PoisonError::into_inner);
-            all.values().for_each(|sizes| totals.add(sizes));
-            Ok(())
+            all.into_values()
+                .try_for_each(|sizes| sizes.map(|sizes| totals.add(&sizes)))
         })?;
         groups.each_whole(&mut |name, n_models, data| {
             let Some(Inner::Whole(kernel)) = parts.get(name).map(|part| &part.inner) else {
@@ -330,7 +330,7 @@ impl Sizes {
         self.n_models = other.n_models;
     }
 
-    fn of_chunk(kernel: &dyn ElementKernel, chunk: &AnyChunk<'_>) -> Self {
+    fn of_chunk(kernel: &dyn ElementKernel, chunk: &AnyChunk<'_>) -> Result<Self> {
         let step = StepRounding::None;
         match chunk {
             AnyChunk::Bf16(chunk) => Self::of(chunk, |out| kernel.combine_bf16(chunk, step, out)),
@@ -339,10 +339,13 @@ impl Sizes {
         }
     }
 
-    fn of<V: Value>(chunk: &Chunk<'_, V>, combine: impl FnOnce(&mut [V::Real])) -> Self {
+    fn of<V: Value>(
+        chunk: &Chunk<'_, V>,
+        combine: impl FnOnce(&mut [V::Real]) -> Result<()>,
+    ) -> Result<Self> {
         let base = chunk.base.unwrap_or_default();
         let mut merged = vec![V::Real::ZERO; base.len()];
-        combine(&mut merged);
+        combine(&mut merged)?;
         let mut sizes = Self {
             n_models: chunk.members.len(),
             ..Self::default()
@@ -356,7 +359,7 @@ impl Sizes {
             sizes.sum += sum.abs();
             sizes.change += (merged.to_f64() - base).abs();
         }
-        sizes
+        Ok(sizes)
     }
 }
 
@@ -455,18 +458,36 @@ impl ElementKernel for Scaled {
         None
     }
 
-    fn combine_f32(&self, chunk: &Chunk<'_, f32>, step: StepRounding, out: &mut [f32]) {
-        self.kernel.combine_f32(chunk, step, out);
+    fn combine_f32(
+        &self,
+        chunk: &Chunk<'_, f32>,
+        step: StepRounding,
+        out: &mut [f32],
+    ) -> Result<()> {
+        self.kernel.combine_f32(chunk, step, out)?;
         self.scale(chunk.base, out);
+        Ok(())
     }
 
-    fn combine_bf16(&self, chunk: &Chunk<'_, bf16>, step: StepRounding, out: &mut [f32]) {
-        self.kernel.combine_bf16(chunk, step, out);
+    fn combine_bf16(
+        &self,
+        chunk: &Chunk<'_, bf16>,
+        step: StepRounding,
+        out: &mut [f32],
+    ) -> Result<()> {
+        self.kernel.combine_bf16(chunk, step, out)?;
         self.scale(chunk.base, out);
+        Ok(())
     }
 
-    fn combine_f64(&self, chunk: &Chunk<'_, f64>, step: StepRounding, out: &mut [f64]) {
-        self.kernel.combine_f64(chunk, step, out);
+    fn combine_f64(
+        &self,
+        chunk: &Chunk<'_, f64>,
+        step: StepRounding,
+        out: &mut [f64],
+    ) -> Result<()> {
+        self.kernel.combine_f64(chunk, step, out)?;
         self.scale(chunk.base, out);
+        Ok(())
     }
 }

@@ -59,6 +59,7 @@ mod ties_of_model;
 mod tsv_m;
 mod wudi;
 
+mod added;
 mod kernels;
 mod linear_layers;
 mod masks;
@@ -113,6 +114,7 @@ pub use ties_of_model::TiesOfModel;
 pub use tsv_m::TsvM;
 pub use wudi::Wudi;
 
+pub use added::{Make, add};
 pub use table::{METHODS, MethodRow, NAMES, by_name};
 
 pub use crate::group::Member;

@@ -88,7 +88,9 @@ mod tests {
             first: 0,
         };
         let mut out = [0.0; 3];
-        Near(0.5).combine_f64(&chunk, StepRounding::None, &mut out);
+        Near(0.5)
+            .combine_f64(&chunk, StepRounding::None, &mut out)
+            .expect("it cannot fail");
         assert_eq!(out, [1.25, 1.5, 1.0]);
     }
 }

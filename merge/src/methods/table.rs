@@ -1,5 +1,6 @@
 //! The table of merge methods: recipes, messages, documentation and tests read it.
 
+use super::added;
 use super::matrices::ByMatrix;
 use super::overall::Overall;
 use super::{
@@ -135,7 +136,7 @@ pub(crate) fn row(name: &str) -> Option<&'static MethodRow> {
     METHODS.iter().find(|row| row.name == name)
 }
 
-/// The method of this name with these parameters.
+/// The method of this name with these parameters: one of [`METHODS`], or one that was added by [`super::add`].
 ///
 /// # Errors
 /// [`Error::UnknownMethod`], or the fault of the parameters.
@@ -144,9 +145,16 @@ pub fn by_name(
     parameters: &Parameters,
     as_published: bool,
 ) -> Result<Box<dyn MergeMethod>> {
-    let row = row(name).ok_or_else(|| Error::UnknownMethod {
+    if let Some(row) = row(name) {
+        return (row.make)(parameters, as_published);
+    }
+    if let Some(make) = added::of_name(name) {
+        return make(parameters, as_published);
+    }
+    let mut known = NAMES.map(str::to_owned).to_vec();
+    known.extend(added::names());
+    Err(Error::UnknownMethod {
         name: name.to_owned(),
-        known: NAMES.join(", "),
-    })?;
-    (row.make)(parameters, as_published)
+        known: known.join(", "),
+    })
 }

@@ -37,6 +37,20 @@ use crate::Result;
 use crate::io::read_at::ReadAt;
 use crate::io::{Checkpoint, OpenOptions};
 
+/// Bytes of remote files that came over the network so far.
+#[cfg(feature = "remote")]
+#[must_use]
+pub fn fetched_bytes() -> u64 {
+    Remote::installed_traffic().fetched_bytes
+}
+
+/// Without remote files nothing comes over the network.
+#[cfg(not(feature = "remote"))]
+#[must_use]
+pub fn fetched_bytes() -> u64 {
+    0
+}
+
 /// Opens a checkpoint by its address, with the session that was installed.
 #[cfg(feature = "remote")]
 pub(crate) fn open(path: &Path, options: &OpenOptions) -> Result<Checkpoint> {

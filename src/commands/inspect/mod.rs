@@ -2,21 +2,16 @@
 
 mod text;
 
-use std::collections::BTreeMap;
 use std::path::PathBuf;
 use std::process::ExitCode;
 
 use anyhow::Result;
-use merge::io::{OpenOptions, SourceInfo, TensorEntry, open};
-use merge::layouts::{self, Layout};
-use merge::provenance::Provenance;
-use merge::quantized::{Quantization, recognize};
-use merge::statistics::{Statistics, sha256, statistics};
-use merge::{Checkpoint, DType};
-use serde_json::{Value, json};
+use merge::inspection::{InspectOptions, Inspection, called};
+use merge::io::{OpenOptions, TensorEntry, open};
 
 use crate::key_tree;
 use crate::output::Output;
+use text::Printed;
 
 const EXAMPLES: &str = "\
 Examples:
@@ -52,22 +47,6 @@ pub struct Args {
     keys: Option<String>,
 }
 
-/// Everything that is shown.
-struct Inspection {
-    checkpoint: Checkpoint,
-    /// The layout, or why none was found.
-    layout: Result<Box<dyn Layout>, merge::Error>,
-    provenance: Option<Provenance>,
-    /// The quantization, or the reason why it is unknown.
-    quantization: Result<Option<Quantization>, merge::Error>,
-    /// Tensors to list, as indices into the source's.
-    listed: Vec<usize>,
-    /// Of the listed tensors, where asked for.
-    statistics: Option<Vec<Statistics>>,
-    /// Of the listed tensors, where asked for.
-    hashes: Option<Vec<String>>,
-}
-
 /// Runs the verb.
 pub fn run(args: Args, output: &Output) -> Result<ExitCode> {
     let options = OpenOptions {
@@ -76,10 +55,10 @@ pub fn run(args: Args, output: &Output) -> Result<ExitCode> {
     };
     let checkpoint = open(&args.file, &options)?;
     output.notes_of(&checkpoint);
-    let source = checkpoint.source();
+    let aliases = checkpoint.aliases().clone();
     let is_alias = |entry: &TensorEntry| {
         let name = entry.name.as_ref();
-        name.is_some_and(|name| checkpoint.aliases().contains_key(name))
+        name.is_some_and(|name| aliases.contains_key(name))
     };
     let is_listed = |entry: &TensorEntry| match &args.keys {
         // Programs get every name of a tensor, with the one that it stands under.
@@ -87,158 +66,16 @@ pub fn run(args: Args, output: &Output) -> Result<ExitCode> {
         None => true,
         Some(pattern) => key_tree::matches(pattern, &called(entry)),
     };
-    let listed: Vec<usize> = source
-        .tensors()
-        .iter()
-        .enumerate()
-        .filter(|(_, entry)| is_listed(entry))
-        .map(|(index, _)| index)
-        .collect();
-    let statistics = match args.stats {
-        true => Some(statistics(source, &listed, output)?),
-        false => None,
+    let options = InspectOptions {
+        statistics: args.stats,
+        hashes: args.hash,
+        is_listed: &is_listed,
     };
-    let hashes = match args.hash {
-        true => Some(sha256(source, &listed, output)?),
-        false => None,
-    };
-    let inspection = Inspection {
-        layout: layouts::detect(&checkpoint),
-        quantization: recognize(&checkpoint),
-        provenance: Provenance::from_metadata(&checkpoint.info().metadata),
-        listed,
-        statistics,
-        hashes,
-        checkpoint,
-    };
+    let inspection = Inspection::new(checkpoint, &options, output)?;
     if output.json {
         output.json(&inspection.to_json())?;
     } else {
-        inspection.print(output)?;
+        Printed(&inspection).print(output)?;
     }
     Ok(ExitCode::SUCCESS)
-}
-
-/// The name of a tensor, or its place if it is outside the chosen root.
-fn called(entry: &TensorEntry) -> String {
-    entry.name.clone().unwrap_or_else(|| entry.path.to_string())
-}
-
-impl Inspection {
-    fn info(&self) -> &SourceInfo {
-        self.checkpoint.info()
-    }
-
-    /// The codes that a listed tensor is stored in.
-    fn stored_as(&self, position: usize) -> Option<&str> {
-        let source = self.checkpoint.source();
-        source.stored_as(self.listed[position])
-    }
-
-    fn listed(&self) -> impl Iterator<Item = &TensorEntry> {
-        let tensors = self.checkpoint.source().tensors();
-        self.listed.iter().map(|&index| &tensors[index])
-    }
-
-    /// Tensors and elements of the chosen root by dtype, and by the codes that they are stored in.
-    fn dtypes(&self) -> BTreeMap<(DType, Option<&str>), (usize, u64)> {
-        let mut dtypes = BTreeMap::new();
-        for (name, info) in self.checkpoint.tensors() {
-            let kind = (info.dtype, self.checkpoint.stored_as(name));
-            let (n_tensors, n_elements) = dtypes.entry(kind).or_insert((0, 0));
-            *n_tensors += 1;
-            *n_elements += info.n_elements() as u64;
-        }
-        dtypes
-    }
-
-    fn to_json(&self) -> Value {
-        let info = self.info();
-        let files = info.files.iter().map(
-            |file| json!({ "path": file.path.display().to_string(), "n_bytes": file.n_bytes }),
-        );
-        let dtypes = self
-            .dtypes()
-            .into_iter()
-            .map(|((dtype, stored), (n_tensors, n_elements))| {
-                let counts = json!({ "n_tensors": n_tensors, "n_elements": n_elements });
-                (stored.unwrap_or(dtype.name()).to_owned(), counts)
-            });
-        let values = info
-            .values
-            .iter()
-            .map(|(path, value)| json!({ "path": path, "value": value }));
-        json!({
-            "path": info.path.display().to_string(),
-            "container": info.container,
-            "files": files.collect::<Vec<_>>(),
-            "roots": info.roots,
-            "root": info.root,
-            "layout": self.layout_json(),
-            "dtypes": dtypes.collect::<serde_json::Map<_, _>>(),
-            "quantization": self.quantization_json(),
-            "metadata": info.metadata,
-            "provenance": self.provenance.as_ref().map(|provenance| json!({
-                "recipe": provenance.recipe,
-                "inputs": provenance.inputs,
-            })),
-            "values": values.collect::<Vec<_>>(),
-            "opaque": info.opaque,
-            "fetched_bytes": crate::output::fetched_bytes(),
-            "tensors": self.tensors_json(),
-            "aliases": self.checkpoint.aliases(),
-        })
-    }
-
-    fn layout_json(&self) -> Value {
-        match &self.layout {
-            Ok(layout) => json!({
-                "name": layout.name(),
-                "evidence": layout.evidence(),
-                "dimensions": layout.dimensions(),
-                "counts": layouts::count(&self.checkpoint, layout.as_ref()),
-            }),
-            Err(error) => json!({ "error": error.to_string() }),
-        }
-    }
-
-    fn quantization_json(&self) -> Value {
-        match &self.quantization {
-            Ok(None) => Value::Null,
-            Ok(Some(found)) => json!({
-                "schemes": found.schemes(),
-                "n_parameters": found.n_parameters(&self.checkpoint),
-                "weights": found.weights().map(|(name, weight)| json!({
-                    "name": name, "scheme": weight.scheme, "shape": weight.shape,
-                })).collect::<Vec<_>>(),
-            }),
-            Err(error) => json!({ "error": error.to_string() }),
-        }
-    }
-
-    fn tensors_json(&self) -> Vec<Value> {
-        let list = self.listed().enumerate().map(|(position, entry)| {
-            let mut tensor = json!({
-                "path": entry.path,
-                "name": entry.name,
-                "dtype": entry.info.dtype,
-                "shape": entry.info.shape,
-            });
-            if let Some(stored) = self.stored_as(position) {
-                tensor["stored_as"] = json!(stored);
-            }
-            let aliases = self.checkpoint.aliases();
-            if let Some(of) = entry.name.as_ref().and_then(|name| aliases.get(name)) {
-                tensor["alias_of"] = json!(of);
-            }
-            if let Some(hashes) = &self.hashes {
-                tensor["sha256"] = json!(hashes[position]);
-            }
-            if let Some(statistics) = &self.statistics {
-                tensor["statistics"] = json!(statistics[position]);
-            }
-            tensor
-        });
-        list.collect()
-    }
 }

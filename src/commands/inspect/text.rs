@@ -2,11 +2,11 @@
 
 use anyhow::Result;
 use evaluate::reports::grouped;
+use merge::inspection::{Inspection, called};
 use merge::io::{Container, PlainValue};
 use merge::layouts::{self, Count, Dimensions, Layout, PartCounts, Stack};
 use merge::{Expert, Role};
 
-use super::{Inspection, called};
 use crate::key_tree;
 use crate::output::{Output, bytes};
 use crate::table::{Align, Table, significant};
@@ -36,10 +36,13 @@ impl Routed {
     }
 }
 
-impl Inspection {
+/// An inspection as a person reads it.
+pub(super) struct Printed<'a>(pub(super) &'a Inspection);
+
+impl Printed<'_> {
     pub(super) fn print(&self, output: &Output) -> Result<()> {
         self.print_file(output)?;
-        match &self.layout {
+        match &self.0.layout {
             Ok(layout) => self.print_layout(layout.as_ref(), output)?,
             Err(error) => output.line(format!("layout      none: {error}"))?,
         }
@@ -47,7 +50,7 @@ impl Inspection {
         self.print_dtypes(output)?;
         self.print_beside(output)?;
         self.print_provenance(output)?;
-        if self.statistics.is_some() || self.hashes.is_some() {
+        if self.0.statistics.is_some() || self.0.hashes.is_some() {
             self.print_tensors(output)
         } else {
             self.print_tree(output)
@@ -55,7 +58,7 @@ impl Inspection {
     }
 
     fn print_file(&self, output: &Output) -> Result<()> {
-        let info = self.info();
+        let info = self.0.info();
         let container = match info.container {
             Container::Safetensors => "safetensors",
             Container::TorchZip => "torch zip archive",
@@ -111,7 +114,7 @@ impl Inspection {
             output.line(format!("  {evidence}"))?;
         }
         output.line(format!("sizes       {}", sizes(layout.dimensions())))?;
-        let counts = layouts::count(&self.checkpoint, layout);
+        let counts = layouts::count(&self.0.checkpoint, layout);
         let mut table = counts_table("part");
         for (part, count) in &counts.by_part {
             table.row(counts_row(snake(part), count.n_tensors, count.n_elements));
@@ -158,10 +161,10 @@ impl Inspection {
 
     /// Prints the codes in which weights are stored, and the number of values that they stand for.
     fn print_quantization(&self, output: &Output) -> Result<()> {
-        match &self.quantization {
+        match &self.0.quantization {
             Ok(None) => Ok(()),
             Ok(Some(found)) => {
-                let n_parameters = grouped(found.n_parameters(&self.checkpoint));
+                let n_parameters = grouped(found.n_parameters(&self.0.checkpoint));
                 output.line(format!(
                     "quantized   {n_parameters} parameters once dequantized"
                 ))?;
@@ -181,7 +184,7 @@ impl Inspection {
 
     fn print_dtypes(&self, output: &Output) -> Result<()> {
         let mut table = counts_table("dtype");
-        for ((dtype, stored), (n_tensors, n_elements)) in self.dtypes() {
+        for ((dtype, stored), (n_tensors, n_elements)) in self.0.dtypes() {
             let name = match stored {
                 Some(stored) => format!("{stored}, read as {dtype}"),
                 None => dtype.to_string(),
@@ -194,7 +197,7 @@ impl Inspection {
 
     /// Plain values and Python objects beside the tensors.
     fn print_beside(&self, output: &Output) -> Result<()> {
-        let info = self.info();
+        let info = self.0.info();
         let values = info
             .values
             .iter()
@@ -210,7 +213,7 @@ impl Inspection {
     }
 
     fn print_provenance(&self, output: &Output) -> Result<()> {
-        if let Some(provenance) = &self.provenance {
+        if let Some(provenance) = &self.0.provenance {
             output.line("\nmade by vlmerge")?;
             for line in provenance.recipe.lines() {
                 output.line(format!("  {line}"))?;
@@ -227,16 +230,17 @@ impl Inspection {
             }
             return Ok(());
         }
-        let metadata = self.info().metadata.iter();
+        let metadata = self.0.info().metadata.iter();
         let lines = metadata.map(|(key, value)| format!("{key} = {}", clipped(value)));
         list("metadata", lines.collect(), output)
     }
 
     /// Keys of the chosen root collapsed over blocks and experts, and the tensors outside it.
     fn print_tree(&self, output: &Output) -> Result<()> {
-        let layout = self.layout.as_ref().ok();
+        let layout = self.0.layout.as_ref().ok();
         let role = |key: &str| -> Option<Role> { layout?.role(key).ok() };
         let named = self
+            .0
             .listed()
             .filter_map(|entry| Some((entry.name.as_deref()?, &entry.info)));
         let mut table = Table::new(vec![
@@ -255,10 +259,10 @@ impl Inspection {
         }
         output.line("")?;
         output.text(&table.to_string())?;
-        let aliases = self.checkpoint.aliases().iter();
+        let aliases = self.0.checkpoint.aliases().iter();
         let aliases = aliases.map(|(name, of)| format!("{name}  is {of}"));
         list("other names of tensors", aliases.collect(), output)?;
-        let outside = self.listed().filter(|entry| entry.name.is_none());
+        let outside = self.0.listed().filter(|entry| entry.name.is_none());
         let lines = outside.map(|entry| {
             format!(
                 "{}  {} {:?}",
@@ -275,27 +279,27 @@ impl Inspection {
             ("dtype".to_owned(), Align::Left),
             ("shape".to_owned(), Align::Left),
         ];
-        if self.statistics.is_some() {
+        if self.0.statistics.is_some() {
             let names = ["min", "max", "mean", "std", "zeros", "non-finite"];
             columns.extend(names.map(|name| (name.to_owned(), Align::Right)));
         }
-        if self.hashes.is_some() {
+        if self.0.hashes.is_some() {
             columns.push(("sha256".to_owned(), Align::Left));
         }
         let mut table = Table::new(columns);
-        for (position, entry) in self.listed().enumerate() {
+        for (position, entry) in self.0.listed().enumerate() {
             let mut row = vec![
                 called(entry),
-                (self.stored_as(position)).map_or(entry.info.dtype.to_string(), str::to_owned),
+                (self.0.stored_as(position)).map_or(entry.info.dtype.to_string(), str::to_owned),
                 format!("{:?}", entry.info.shape),
             ];
-            if let Some(statistics) = &self.statistics {
+            if let Some(statistics) = &self.0.statistics {
                 let of = &statistics[position];
                 let number = |value: Option<f64>| value.map_or_else(|| "-".to_owned(), significant);
                 row.extend([of.min, of.max, of.mean, of.std].map(number));
                 row.extend([of.n_zero.to_string(), of.n_non_finite.to_string()]);
             }
-            if let Some(hashes) = &self.hashes {
+            if let Some(hashes) = &self.0.hashes {
                 row.push(hashes[position].clone());
             }
             table.row(row);

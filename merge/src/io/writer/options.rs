@@ -65,6 +65,25 @@ pub struct WriteOptions {
 }
 
 impl WriteOptions {
+    /// A model at `path`: the folder of a model where [`WriteOptions::means_folder`] says so, else one file.
+    #[must_use]
+    pub fn of_model(path: &Path, container: Option<OutputContainer>) -> Self {
+        match Self::means_folder(path) {
+            true => Self::in_folder(path, container),
+            false => Self {
+                container,
+                ..Self::new(path)
+            },
+        }
+    }
+
+    /// Whether a target is a folder for a model, there or to be made: a path that ends with `/` or has no extension.
+    #[must_use]
+    pub fn means_folder(path: &Path) -> bool {
+        let ends = path.as_os_str().as_encoded_bytes().ends_with(b"/");
+        ends || path.is_dir() || path.extension().is_none()
+    }
+
     /// The weights of a model folder, called as loaders look for them.
     #[must_use]
     pub fn in_folder(folder: &Path, container: Option<OutputContainer>) -> Self {

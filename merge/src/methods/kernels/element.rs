@@ -4,6 +4,7 @@ use std::ops::{Add, AddAssign, Div, Mul, Sub};
 
 use half::{bf16, f16};
 
+use crate::Result;
 use crate::dtype::bf16_to_f32;
 use crate::methods::Masks;
 
@@ -235,18 +236,46 @@ pub trait Elementwise: Send + Sync {
     );
 }
 
-/// An [`Elementwise`] method behind a pointer.
+/// An element-wise method behind a pointer: an [`Elementwise`] one, which never fails, or one that may.
 pub trait ElementKernel: Send + Sync {
     /// As [`Elementwise::unit`].
     fn unit(&self) -> usize;
+
     /// As [`Elementwise::masks`].
     fn masks(&self) -> Option<&dyn Masks>;
+
     /// Combines in `f32`.
-    fn combine_f32(&self, chunk: &Chunk<'_, f32>, step: StepRounding, out: &mut [f32]);
+    ///
+    /// # Errors
+    /// When a method that was added at run time fails.
+    fn combine_f32(
+        &self,
+        chunk: &Chunk<'_, f32>,
+        step: StepRounding,
+        out: &mut [f32],
+    ) -> Result<()>;
+
     /// Combines bf16 tensors, in `f32`.
-    fn combine_bf16(&self, chunk: &Chunk<'_, bf16>, step: StepRounding, out: &mut [f32]);
+    ///
+    /// # Errors
+    /// As [`ElementKernel::combine_f32`].
+    fn combine_bf16(
+        &self,
+        chunk: &Chunk<'_, bf16>,
+        step: StepRounding,
+        out: &mut [f32],
+    ) -> Result<()>;
+
     /// Combines in `f64`.
-    fn combine_f64(&self, chunk: &Chunk<'_, f64>, step: StepRounding, out: &mut [f64]);
+    ///
+    /// # Errors
+    /// As [`ElementKernel::combine_f32`].
+    fn combine_f64(
+        &self,
+        chunk: &Chunk<'_, f64>,
+        step: StepRounding,
+        out: &mut [f64],
+    ) -> Result<()>;
 }
 
 impl<K: Elementwise> ElementKernel for K {
@@ -258,16 +287,34 @@ impl<K: Elementwise> ElementKernel for K {
         Elementwise::masks(self)
     }
 
-    fn combine_f32(&self, chunk: &Chunk<'_, f32>, step: StepRounding, out: &mut [f32]) {
+    fn combine_f32(
+        &self,
+        chunk: &Chunk<'_, f32>,
+        step: StepRounding,
+        out: &mut [f32],
+    ) -> Result<()> {
         dispatch(self, chunk, step, out);
+        Ok(())
     }
 
-    fn combine_bf16(&self, chunk: &Chunk<'_, bf16>, step: StepRounding, out: &mut [f32]) {
+    fn combine_bf16(
+        &self,
+        chunk: &Chunk<'_, bf16>,
+        step: StepRounding,
+        out: &mut [f32],
+    ) -> Result<()> {
         dispatch(self, chunk, step, out);
+        Ok(())
     }
 
-    fn combine_f64(&self, chunk: &Chunk<'_, f64>, step: StepRounding, out: &mut [f64]) {
+    fn combine_f64(
+        &self,
+        chunk: &Chunk<'_, f64>,
+        step: StepRounding,
+        out: &mut [f64],
+    ) -> Result<()> {
         dispatch(self, chunk, step, out);
+        Ok(())
     }
 }
 
