@@ -115,7 +115,7 @@ pub fn save(
     let settings = RunOptions {
         // What is written as it is may hold any value.
         check_copies: false,
-        hash: false,
+        hash: None,
         ..RunOptions::default()
     };
     let written = run(py, report.as_ref(), |watch| {
