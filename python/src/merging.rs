@@ -5,6 +5,7 @@ use std::sync::Arc;
 use std::time::Instant;
 
 use merge::execute::{RunOptions, execute, in_memory};
+use merge::provenance::HashKind;
 use merge::recipe::OutputDType;
 use merge::{MergePlan, MergeRecipe};
 use pyo3::exceptions::PyValueError;
@@ -60,7 +61,7 @@ pub fn merge_by_recipe(
     let settings = RunOptions {
         allow_non_finite,
         check_copies: true,
-        hash,
+        hash: hash.then(HashKind::default),
     };
     let Some(options) = options else {
         let merged = run(py, report.as_ref(), |watch| {
