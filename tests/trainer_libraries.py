@@ -39,7 +39,10 @@ def network():
 
 def accelerate(folder, version):
     """The folder of accelerate, and the model as its processes gather it."""
-    os.environ.update(RANK=str(dist.get_rank()), WORLD_SIZE=str(WORLD), LOCAL_RANK=str(dist.get_rank()))
+    rank = str(dist.get_rank())
+    os.environ.update(RANK=rank, LOCAL_RANK=rank, WORLD_SIZE=str(WORLD), LOCAL_WORLD_SIZE=str(WORLD))
+    # The processes have met already.
+    os.environ.update(MASTER_ADDR="127.0.0.1", MASTER_PORT="0")
     from accelerate import Accelerator, FullyShardedDataParallelPlugin
     from accelerate.utils import save_fsdp_model, save_fsdp_optimizer
 

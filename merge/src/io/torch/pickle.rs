@@ -487,10 +487,20 @@ impl<'s, 'a> Machine<'s, 'a> {
         let Some(n_bytes) = self.memo.set(slot, top) else {
             return Ok(());
         };
-        if let Some(taking) = &mut self.taking {
-            taking.keep(top);
+        self.arena.charge_references(n_bytes)?;
+        let Some(taking) = &mut self.taking else {
+            return Ok(());
+        };
+        match self.arena.keep_apart(top)? {
+            None => taking.keep(top),
+            Some(kept) => {
+                self.memo.set(slot, kept);
+                if let Some(last) = self.stack.last_mut() {
+                    *last = kept;
+                }
+            }
         }
-        self.arena.charge_references(n_bytes)
+        Ok(())
     }
 
     /// Notes that the value on top is changed.

@@ -2,7 +2,8 @@
 //!
 //! Values lie in the order in which they are made. What is made for an entry of the stack lies behind the place that the
 //! arena had as the entry began, so all of it can be forgotten at once when the entry is taken, unless something older
-//! refers to it: a number of the memo that is recalled, or a container that was recalled and changed since.
+//! refers to it: a number of the memo that is recalled, or a container that was recalled and changed since. Plain values that
+//! are recalled, such as names of files, are kept apart, so that they hold nothing else.
 
 use super::fault::PickleFault;
 use super::typed::View;
@@ -223,6 +224,27 @@ mod tests {
             View::new(&many, root).items().expect("a dictionary").len(),
             0
         );
+    }
+
+    #[test]
+    fn a_name_that_is_recalled_later_holds_nothing_else() {
+        // Each item has a key of its own, which is recalled behind all items: the dictionary is number 0, and an item has
+        // five numbers, of which the key's is the first.
+        let items = |n: u8| -> Vec<u8> {
+            let items = (0..n).flat_map(|n| [b"X\x01\0\0\0k\x94".to_vec(), row(n)].concat());
+            let recalled =
+                (0..u32::from(n)).flat_map(|n| [&b"j"[..], &(1 + 5 * n).to_le_bytes()].concat());
+            let recalled: Vec<u8> = recalled.collect();
+            let items: Vec<u8> = items.collect();
+            [&b"\x80\x04}\x94("[..], &items, b"u](", &recalled, b"e\x86."].concat()
+        };
+        let (few, ..) = read(&items(2));
+        let (many, root, rows) = read(&items(200));
+        assert_eq!(few.len(), many.len());
+        assert_eq!(rows.items.len(), 200);
+        let mut parts = View::new(&many, root).elements().expect("a pair");
+        let list = parts.nth(1).expect("a list").elements().expect("a list");
+        assert_eq!(list.map(View::text).collect::<Vec<_>>(), vec![Ok("k"); 200]);
     }
 
     #[test]

@@ -15,8 +15,16 @@ impl Id {
     pub(crate) const FALSE: Self = Self(1);
     pub(crate) const TRUE: Self = Self(2);
 
+    /// What numbers of values have that are kept apart from the others.
+    const APART: u32 = 1 << 31;
+
     pub(crate) fn index(self) -> usize {
         self.0 as usize
+    }
+
+    /// The place among the values that are kept apart.
+    fn apart(self) -> Option<usize> {
+        (self.0 & Self::APART != 0).then_some((self.0 & !Self::APART) as usize)
     }
 }
 
@@ -112,6 +120,41 @@ pub(crate) enum Value {
 }
 
 impl Value {
+    /// A copy, if it refers to no other value.
+    fn plain(&self) -> Option<Self> {
+        Some(match self {
+            Self::None => Self::None,
+            Self::Bool(flag) => Self::Bool(*flag),
+            Self::Integer(number) => Self::Integer(*number),
+            Self::BigInteger(digits) => Self::BigInteger(digits.clone()),
+            Self::Float(number) => Self::Float(*number),
+            Self::Text(text) => Self::Text(text.clone()),
+            Self::Bytes => Self::Bytes,
+            Self::Global(global) => Self::Global(Box::new(Global {
+                module: global.module.clone(),
+                name: global.name.clone(),
+            })),
+            _ => return None,
+        })
+    }
+
+    /// Bytes that its content takes beside the value itself.
+    fn content_bytes(&self) -> usize {
+        match self {
+            Self::Text(text) | Self::BigInteger(text) => text.len(),
+            Self::Tuple(ids) | Self::List(ids) | Self::Set(ids) => size_of_val(&ids[..]),
+            Self::Dict(items) => size_of_val(&items[..]),
+            Self::Global(global) => size_of::<Global>() + global.module.len() + global.name.len(),
+            Self::Distributed(_) => size_of::<Distributed>(),
+            Self::Object(object) => {
+                size_of::<Object>()
+                    + size_of_val(&object.items[..])
+                    + size_of_val(&object.elements[..])
+            }
+            _ => 0,
+        }
+    }
+
     /// The kind of value, for error messages.
     pub(crate) fn kind(&self) -> &'static str {
         match self {
@@ -143,6 +186,8 @@ const VALUE_BYTES: u64 = 48;
 #[derive(Debug)]
 pub(crate) struct Arena {
     values: Vec<Value>,
+    /// Values that stay when others are forgotten.
+    apart: Vec<Value>,
     pub(crate) tensors: Vec<TensorRecord>,
     pub(crate) storages: Vec<StorageRef>,
     n_bytes: u64,
@@ -159,6 +204,7 @@ impl Arena {
         Self {
             limit_bytes,
             values: vec![Value::None, Value::Bool(false), Value::Bool(true)],
+            apart: Vec::new(),
             tensors: Vec::new(),
             storages: Vec::new(),
             n_bytes: 0,
@@ -228,32 +274,55 @@ impl Arena {
 
     /// Adds a value.
     pub(crate) fn add(&mut self, value: Value) -> Result<Id, PickleFault> {
-        let content = match &value {
-            Value::Text(text) | Value::BigInteger(text) => text.len(),
-            Value::Tuple(ids) | Value::List(ids) | Value::Set(ids) => size_of_val(&ids[..]),
-            Value::Dict(items) => size_of_val(&items[..]),
-            Value::Global(global) => size_of::<Global>() + global.module.len() + global.name.len(),
-            Value::Distributed(_) => size_of::<Distributed>(),
-            Value::Object(object) => {
-                size_of::<Object>()
-                    + size_of_val(&object.items[..])
-                    + size_of_val(&object.elements[..])
-            }
-            _ => 0,
-        };
-        self.charge(VALUE_BYTES as usize + content)?;
-        // The memory limit keeps the count far below 2³².
+        self.charge(VALUE_BYTES as usize + value.content_bytes())?;
+        // The memory limit keeps the count far below 2³¹.
         let id = Id(self.values.len() as u32);
         self.values.push(value);
         Ok(id)
     }
 
     pub(crate) fn get(&self, id: Id) -> &Value {
-        &self.values[id.index()]
+        match id.apart() {
+            None => &self.values[id.index()],
+            Some(place) => &self.apart[place],
+        }
     }
 
     pub(crate) fn get_mut(&mut self, id: Id) -> &mut Value {
-        &mut self.values[id.index()]
+        match id.apart() {
+            None => &mut self.values[id.index()],
+            Some(place) => &mut self.apart[place],
+        }
+    }
+
+    /// A copy of a plain value, or of a tuple of such, that stays when others are forgotten; `None` of any other value.
+    pub(super) fn keep_apart(&mut self, id: Id) -> Result<Option<Id>, PickleFault> {
+        if id.apart().is_some() {
+            return Ok(Some(id));
+        }
+        let copy = match self.get(id) {
+            Value::Tuple(ids) => {
+                let copies = ids.iter().map(|id| self.get(*id).plain());
+                let Some(copies) = copies.collect::<Option<Vec<_>>>() else {
+                    return Ok(None);
+                };
+                let ids = copies.into_iter().map(|copy| self.add_apart(copy));
+                Value::Tuple(ids.collect::<Result<_, _>>()?)
+            }
+            other => match other.plain() {
+                Some(copy) => copy,
+                None => return Ok(None),
+            },
+        };
+        self.add_apart(copy).map(Some)
+    }
+
+    fn add_apart(&mut self, value: Value) -> Result<Id, PickleFault> {
+        self.charge_references(VALUE_BYTES as usize + value.content_bytes())?;
+        // The memory limit keeps the count far below 2³¹.
+        let id = Id(Id::APART | self.apart.len() as u32);
+        self.apart.push(value);
+        Ok(id)
     }
 
     /// The name of a class or function.

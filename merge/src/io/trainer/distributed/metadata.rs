@@ -106,6 +106,11 @@ impl Names {
 
 /// Reads the file.
 pub(super) fn read(path: &Path, file: &dyn ReadAt) -> Result<Metadata> {
+    read_within(path, file, LIMIT_BYTES)
+}
+
+/// The same, granting so much memory to names, pieces and places.
+pub(super) fn read_within(path: &Path, file: &dyn ReadAt, limit: usize) -> Result<Metadata> {
     let mut reader = Reader {
         path,
         names: Names::default(),
@@ -115,6 +120,7 @@ pub(super) fn read(path: &Path, file: &dyn ReadAt) -> Result<Metadata> {
         n_chunk_bytes: 0,
         n_chunks: 0,
         n_left: LOOKED_AT,
+        limit,
         failed: None,
     };
     let pickle = torch::read_pickle(path, "the metadata", file, &mut reader);
@@ -163,6 +169,8 @@ struct Reader<'p> {
     n_chunks: usize,
     /// Pieces that may still be looked at.
     n_left: usize,
+    /// The most memory.
+    limit: usize,
     /// The first fault of what was taken out of the pickle.
     failed: Option<Error>,
 }
@@ -212,12 +220,12 @@ impl Reader<'_> {
             + self.names.n_bytes
             + self.files.n_bytes
             + self.described.len() * 2 * size_of::<Described>();
-        if n_bytes > LIMIT_BYTES && self.failed.is_none() {
+        if n_bytes > self.limit && self.failed.is_none() {
             let fault = TrainerFault::ManyPieces {
                 path: self.path.into(),
                 n_tensors: self.described.len(),
                 n_pieces: self.n_chunks.max(self.places.len()),
-                limit: LIMIT_BYTES,
+                limit: self.limit,
             };
             self.failed = Some(fault.into());
         }
