@@ -52,8 +52,8 @@ pub struct Args {
     /// Name of the dictionary in the file that holds the weights [default: found by rule]
     #[arg(long)]
     root: Option<String>,
-    /// Give the keys of a model that has one FFN per modality, mixtures of experts, or two towers as CLIP, another
-    /// spelling
+    /// Give the keys of a model that has one FFN per modality, mixtures of experts, or two towers as CLIP, or that comes
+    /// from TensorFlow, Flax or JAX, another spelling
     #[arg(long, value_enum, value_name = "SPELLING")]
     to: Option<SpellingArg>,
     /// Add or remove the prefix `module.` that data-parallel wrappers put before every key
