@@ -19,6 +19,7 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 from transformers import BertConfig, BertForPreTraining, CLIPConfig, CLIPModel, SiglipModel
+from transformers.utils import logging
 
 PROGRAM = str(pathlib.Path(sys.argv[1]).resolve())
 SEED = int(sys.argv[2]) if len(sys.argv) > 2 else 5
@@ -27,6 +28,9 @@ WIDTH, HEADS, FFN, LAYERS, VOCABULARY, LENGTH, PATCH, SIDE = 64, 4, 96, 2, 50, 1
 TOLERANCE = 2e-5
 rng = np.random.default_rng(SEED)
 torch.manual_seed(SEED)
+logging.disable_progress_bar()
+# Of tokens that the small vocabularies lack.
+logging.set_verbosity_error()
 IDS = torch.randint(3, VOCABULARY - 1, (3, LENGTH))
 PICTURES = torch.randn(3, 3, SIDE, SIDE)
 
@@ -253,7 +257,7 @@ def quick_gelu(x):
 
 def clip_arrays():
     """As transformers' Flax class names them."""
-    arrays = {"logit_scale": np.float32(2.5).reshape(()), "visual_projection/kernel": draw(WIDTH, 32),
+    arrays = {"logit_scale": np.array(2.5, np.float32), "visual_projection/kernel": draw(WIDTH, 32),
               "text_projection/kernel": draw(WIDTH, 32),
               "text_model/embeddings/token_embedding/embedding": draw(VOCABULARY, WIDTH),
               "text_model/embeddings/position_embedding/embedding": draw(LENGTH, WIDTH),

@@ -9,6 +9,7 @@ need a GPU to be installed, so their published formulas are written here once mo
 models and the numbers as fixtures of the Rust tests instead.
 """
 
+import functools
 import json
 import pathlib
 import shutil
@@ -264,16 +265,26 @@ def awq():
 
 # ---- sparse weights -------------------------------------------------------------------------------------------------
 
+# Of a generator of its own, which leaves the draws of other cases as they are.
+SPARSE_SCALES = torch.rand(24, 1, generator=torch.Generator().manual_seed(7)) * 0.01 + 1e-4
+
+
+@functools.cache
+def sparse_models():
+    """Weights as the library packs them in both formats, with what it makes of them: any elements, in rows of whole bytes
+    and others, an empty row and a vector; two of four elements, of numbers and of FP8."""
+    some = {"a.weight": noise(20, 64), "odd.weight": noise(7, 13), "norm1.weight": noise(50)}
+    some = {key: torch.where(torch.rand(value.shape) < 0.7, 0, value).bfloat16() for key, value in some.items()}
+    some["a.weight"][3] = 0
+    half = {"a.weight": noise(20, 32).bfloat16(), "eight.weight": to_fp8(noise(24, 64), SPARSE_SCALES)}
+    return sparse_wheel.run({"sparse-bitmask": some, "sparse-24-bitmask": half})
+
 
 def sparse():
-    """compressed-tensors' bits for any elements: rows of whole bytes and others, an empty row, a vector."""
-    dense = {"a.weight": noise(20, 64), "odd.weight": noise(7, 13), "norm1.weight": noise(50)}
-    dense = {key: torch.where(torch.rand(value.shape) < 0.7, 0, value).bfloat16() for key, value in dense.items()}
-    dense["a.weight"][3] = 0
-    made = sparse_wheel.run(dense, "sparse-bitmask")
+    made = sparse_models()
     if made is None:
         return None
-    tensors, numbers = made
+    tensors, numbers = made["sparse-bitmask"]
     # Early releases named the parts after the weight itself.
     for part in ["compressed", "bitmask", "shape", "row_offsets"]:
         tensors[f"odd.weight.{part}"] = tensors.pop(f"odd.{part}")
@@ -282,15 +293,12 @@ def sparse():
 
 
 def sparse_24():
-    """Two of four elements, of numbers and of FP8 with a scale per row."""
-    scales = torch.rand(24, 1) * 0.01 + 1e-4
-    codes = to_fp8(noise(24, 64), scales)
-    made = sparse_wheel.run({"a.weight": noise(20, 32).bfloat16(), "eight.weight": codes}, "sparse-24-bitmask")
+    made = sparse_models()
     if made is None:
         return None
-    tensors, numbers = made
-    tensors["eight.weight_scale"] = scales
-    numbers["eight.weight"] = compressed(numbers["eight.weight"], scales, "channel")
+    tensors, numbers = made["sparse-24-bitmask"]
+    tensors["eight.weight_scale"] = SPARSE_SCALES
+    numbers["eight.weight"] = compressed(numbers["eight.weight"], SPARSE_SCALES, "channel")
     config = {"quant_method": "compressed-tensors", "sparsity_config": {"format": "sparse-24-bitmask"}}
     return tensors, {key: value.float() for key, value in numbers.items()}, config
 

@@ -35,6 +35,7 @@ mod mergekit;
 mod methods_document;
 mod mixture_models;
 mod mixtures;
+mod names;
 mod non_finite;
 mod pickled;
 mod quantized;

@@ -57,8 +57,8 @@ pub struct Args {
     /// Name of the dictionary in the file that holds the weights [default: found by rule]
     #[arg(long)]
     root: Option<String>,
-    /// Give the keys of a model that has one FFN per modality, mixtures of experts, or two towers as CLIP, another
-    /// spelling
+    /// Give the keys of a model that has one FFN per modality, mixtures of experts, or two towers as CLIP, or that comes
+    /// from TensorFlow, Flax or JAX, another spelling
     #[arg(long, value_enum, value_name = "SPELLING")]
     to: Option<SpellingArg>,
     /// An argument of a run of Megatron that its files lack, as Megatron names it, for --to hf; may be repeated

@@ -25,8 +25,8 @@ use row::{Form, Row};
 /// The most unknown names that an error lists.
 const N_LISTED: usize = 20;
 
-/// The most tensors of a view.
-const MAX_TENSORS: usize = 1 << 18;
+/// The most layers in one tensor.
+const MAX_LAYERS: usize = 1 << 12;
 
 /// The names of a library for the weights of a kind of models.
 struct Naming {
@@ -171,7 +171,7 @@ impl Naming {
         let mut names = BTreeSet::new();
         for tensor in &placed {
             for (name, info, order) in tensor.orders(source)? {
-                if tensors.len() >= MAX_TENSORS || !names.insert(name.clone()) {
+                if !names.insert(name.clone()) {
                     return Err(ConversionFault::NameTaken {
                         path: source.path().into(),
                         key: name,
@@ -212,18 +212,19 @@ impl Placed<'_> {
                 wanted: crate::DType::BF16,
             });
         }
+        let layers = if self.is_stacked { "layers, then " } else { "" };
         let wrong = || ConversionFault::Parts {
             path: source.path().into(),
             key: self.key.to_owned(),
             reason: format!(
-                "shape {:?} is not {}",
+                "shape {:?} is not {layers}{}",
                 self.info.shape,
                 self.form.in_words()
             ),
         };
         let (n_layers, own) = match (self.is_stacked, self.info.shape.as_slice()) {
             (false, shape) => (1, shape),
-            (true, [n_layers, rest @ ..]) if *n_layers <= MAX_TENSORS => (*n_layers, rest),
+            (true, [n_layers, rest @ ..]) if *n_layers <= MAX_LAYERS => (*n_layers, rest),
             (true, _) => return Err(wrong().into()),
         };
         let (shape, sizes, strides) = self.form.axes(own).ok_or_else(wrong)?;

@@ -83,7 +83,7 @@ impl Form {
     /// The axes there, in words.
     pub(super) const fn in_words(self) -> &'static str {
         match self {
-            Self::Same => "of one layer after the other",
+            Self::Same => "as in torch",
             Self::Turned => "(in, out)",
             Self::Convolution => "(height, width, in, out)",
             Self::IntoHeads => "(in, heads, width)",
