@@ -156,10 +156,10 @@ pub fn grams<'py>(
                 watch.advance(info.n_bytes());
                 Ok(matrix)
             })?;
-            Ok((
-                name.to_owned(),
-                PyArray2::from_owned_array(py, matrix).unbind(),
-            ))
+            let rows = matrix.as_standard_layout();
+            let bytes: &[u8] = bytemuck::cast_slice(rows.as_slice().unwrap_or_default());
+            let width = matrix.nrows();
+            Ok((name.to_owned(), width, PyByteArray::new(py, bytes)))
         })
         .collect()
 }

@@ -9,6 +9,7 @@ use merge::methods::{
     Base, Chunk, ElementKernel, Fallback, GroupData, GroupShape, Kind, Masks, Needs, Operation,
     ParameterSpec, Scope, Setting, StepRounding, Value, Values, WholeKernel,
 };
+use merge::recipe::Parameters;
 use merge::{Error, MergeFault, MergeMethod, Result, methods};
 use ndarray::{ArrayD, IxDyn};
 use pyo3::exceptions::PyValueError;
@@ -20,14 +21,14 @@ use crate::errors::raised;
 
 /// The value of a parameter where a recipe gives none.
 #[derive(FromPyObject, Clone, Copy)]
-enum Default {
+enum Otherwise {
     Flag(bool),
     Number(f64),
     Required(Option<bool>),
 }
 
 /// A parameter: its name, its default, whether each model has a value of its own.
-type Parameter = (String, Default, bool);
+type Parameter = (String, Otherwise, bool);
 
 /// Adds a method, which recipes then name like any other.
 #[pyfunction]
@@ -58,8 +59,10 @@ pub fn add_method(
         is_elementwise,
         function: Arc::new(function),
     };
-    let make = Arc::new(move |_: &_, _| Ok(Box::new(method.clone()) as Box<dyn MergeMethod>));
-    methods::add(name, make).map_err(|error| raised(py, &error))
+    let make = move |_: &Parameters, _: bool| -> Result<Box<dyn MergeMethod>> {
+        Ok(Box::new(method.clone()))
+    };
+    methods::add(name, Arc::new(make)).map_err(|error| raised(py, &error))
 }
 
 /// The text for as long as the process lives: names of methods and parameters are few, and each is kept once.
@@ -83,14 +86,14 @@ fn specs(parameters: Vec<Parameter>) -> PyResult<&'static [ParameterSpec]> {
     let mut specs = Vec::with_capacity(parameters.len());
     for (name, default, is_per_model) in parameters {
         let (kind, default) = match default {
-            Default::Flag(value) => (Kind::Flag, Fallback::Flag(value)),
-            Default::Number(value) if value.is_finite() => (number, Fallback::Number(value)),
-            Default::Number(value) => {
+            Otherwise::Flag(value) => (Kind::Flag, Fallback::Flag(value)),
+            Otherwise::Number(value) if value.is_finite() => (number, Fallback::Number(value)),
+            Otherwise::Number(value) => {
                 return Err(PyValueError::new_err(format!(
                     "the default of `{name}` must be finite, not {value}"
                 )));
             }
-            Default::Required(_) => (number, Fallback::Required),
+            Otherwise::Required(_) => (number, Fallback::Required),
         };
         let scope = match is_per_model {
             true => Scope::PerMember,
