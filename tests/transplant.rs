@@ -261,10 +261,8 @@ fn shared_rows_are_copied_and_the_others_are_the_donors_combinations_of_shared_r
     let table = &said["transplant"]["tables"][0];
     assert_eq!(table["copied"]["same_bytes"], 7);
     assert_eq!(table["copied"]["special"], 2);
-    assert_eq!(
-        (&table["n_made"], &table["n_without_basis"]),
-        (&json!(3), &json!(1))
-    );
+    assert_eq!(table["n_made"], 3);
+    assert_eq!(table["n_without_basis"], 1);
     assert_eq!(table["without_basis"][0]["token"], "<unk>");
     assert!(table["donor_error"]["p95"].as_f64().expect("a number") < 1e-6);
     // Rows at right angles make none of each other.
@@ -570,10 +568,8 @@ fn hostile_tokenizers_are_refused_by_name_and_nothing_is_left() {
     donor(&folder, with("behind", json!(20)));
     let said = ok(transplant(&folder, "--k 3")).json();
     let table = &said["transplant"]["tables"][0];
-    assert_eq!(
-        (&table["n_rows"], &table["n_padding"]),
-        (&json!(21), &json!(7))
-    );
+    assert_eq!(table["n_rows"], 21);
+    assert_eq!(table["n_padding"], 7);
     assert_eq!(
         table["without_basis"][0],
         json!({ "id": 20, "token": "behind", "value": null })
