@@ -156,7 +156,7 @@ def reading(folder):
             said = run(*words, fails=True, cwd=folder)
             assert kind.name in said and "`w`" in said and "llama-quantize" in said, said
             assert not (folder / "q.safetensors").exists() and not (folder / "q").exists(), words
-        assert "no difference" not in run("diff", "q.gguf", "q.gguf", "--headers-only", cwd=folder)
+        run("diff", "q.gguf", "q.gguf", "--headers-only", cwd=folder)
     print("refused by name, before any work:", ", ".join(kind.name for kind in REFUSED))
 
 
