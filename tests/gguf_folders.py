@@ -135,7 +135,7 @@ def clips(folder):
                     known = known.replace("ffn_up", "x").replace("ffn_down", "ffn_up").replace("x", "ffn_down")
                     if key.startswith("text_model."):
                         known = known.replace("v.", "t.", 1).replace("patch_embd", "token_embd")
-                tensor, value = found.pop(known), value.float().numpy()
+                tensor, value = found.pop(known), np.atleast_1d(value.float().numpy())
                 wanted = Kind.F32
                 if value.ndim == 4 and kind != Kind.F32:
                     wanted = Kind.F16
