@@ -297,24 +297,30 @@ impl Arena {
 
     /// A copy of a plain value, or of a tuple of such, that stays when others are forgotten; `None` of any other value.
     pub(super) fn keep_apart(&mut self, id: Id) -> Result<Option<Id>, PickleFault> {
+        let Value::Tuple(ids) = self.get(id) else {
+            return self.plain_apart(id);
+        };
         if id.apart().is_some() {
             return Ok(Some(id));
         }
-        let copy = match self.get(id) {
-            Value::Tuple(ids) => {
-                let copies = ids.iter().map(|id| self.get(*id).plain());
-                let Some(copies) = copies.collect::<Option<Vec<_>>>() else {
-                    return Ok(None);
-                };
-                let ids = copies.into_iter().map(|copy| self.add_apart(copy));
-                Value::Tuple(ids.collect::<Result<_, _>>()?)
-            }
-            other => match other.plain() {
-                Some(copy) => copy,
+        let mut copies = Vec::with_capacity(ids.len());
+        for id in ids.clone() {
+            match self.plain_apart(id)? {
+                Some(copy) => copies.push(copy),
                 None => return Ok(None),
-            },
-        };
-        self.add_apart(copy).map(Some)
+            }
+        }
+        self.add_apart(Value::Tuple(copies)).map(Some)
+    }
+
+    /// A copy of a plain value.
+    fn plain_apart(&mut self, id: Id) -> Result<Option<Id>, PickleFault> {
+        // The first three are told by their numbers.
+        if id.apart().is_some() || id.index() <= Id::TRUE.index() {
+            return Ok(Some(id));
+        }
+        let copy = self.get(id).plain();
+        copy.map(|copy| self.add_apart(copy)).transpose()
     }
 
     fn add_apart(&mut self, value: Value) -> Result<Id, PickleFault> {
