@@ -13,7 +13,7 @@ use merge::methods::{
     Value, WholeKernel,
 };
 use merge::progress::Silent;
-use merge::recipe::ModelRef;
+use merge::recipe::{ModelRef, Parameters};
 use merge::{Checkpoint, Error, MergeFault, MergeMethod, MergePlan, MergeRecipe, Result};
 use ndarray::{ArrayD, IxDyn};
 use safetensors::Dtype;
@@ -156,7 +156,10 @@ impl Models {
 }
 
 fn add(name: &str, deed: Deed) -> Result<()> {
-    methods::add(name, Arc::new(move |_, _| Ok(Box::new(Added(deed)))))
+    let make = move |_: &Parameters, _: bool| -> Result<Box<dyn MergeMethod>> {
+        Ok(Box::new(Added(deed)))
+    };
+    methods::add(name, Arc::new(make))
 }
 
 #[test]

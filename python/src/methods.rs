@@ -21,14 +21,15 @@ use crate::errors::raised;
 
 /// The value of a parameter where a recipe gives none.
 #[derive(FromPyObject, Clone, Copy)]
-enum Otherwise {
+pub enum Otherwise {
+    /// Yes or no.
     Flag(bool),
+    /// A number.
     Number(f64),
-    Required(Option<bool>),
 }
 
-/// A parameter: its name, its default, whether each model has a value of its own.
-type Parameter = (String, Otherwise, bool);
+/// A parameter: its name, its default if recipes need not give it, whether each model has a value of its own.
+type Parameter = (String, Option<Otherwise>, bool);
 
 /// Adds a method, which recipes then name like any other.
 #[pyfunction]
@@ -86,14 +87,16 @@ fn specs(parameters: Vec<Parameter>) -> PyResult<&'static [ParameterSpec]> {
     let mut specs = Vec::with_capacity(parameters.len());
     for (name, default, is_per_model) in parameters {
         let (kind, default) = match default {
-            Otherwise::Flag(value) => (Kind::Flag, Fallback::Flag(value)),
-            Otherwise::Number(value) if value.is_finite() => (number, Fallback::Number(value)),
-            Otherwise::Number(value) => {
+            Some(Otherwise::Flag(value)) => (Kind::Flag, Fallback::Flag(value)),
+            Some(Otherwise::Number(value)) if value.is_finite() => {
+                (number, Fallback::Number(value))
+            }
+            Some(Otherwise::Number(value)) => {
                 return Err(PyValueError::new_err(format!(
                     "the default of `{name}` must be finite, not {value}"
                 )));
             }
-            Otherwise::Required(_) => (number, Fallback::Required),
+            None => (number, Fallback::Required),
         };
         let scope = match is_per_model {
             true => Scope::PerMember,

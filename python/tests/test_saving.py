@@ -57,6 +57,22 @@ class Saving(InFolder):
             self.assertIs(loaded["embed"], loaded["head"])
             self.assertIsNot(loaded["embed"], loaded["copy"])
 
+    def test_arrays_that_live_one_after_the_other_are_tensors_of_their_own(self):
+        class Fresh(dict):
+            def items(self):
+                for index in range(50):
+                    # Turned, so that the array itself is not kept for its bytes.
+                    yield f"x{index:02}", np.full((2, 3), index, "f4").T
+
+        path = self.in_folder("a.safetensors")
+        vlmerge.save(Fresh(), path)
+        loaded = vlmerge.load(path)
+        self.assertEqual(vlmerge.open(path).aliases, {})
+        for index in range(50):
+            np.testing.assert_array_equal(loaded[f"x{index:02}"], np.full((3, 2), index))
+        with self.assertRaisesRegex(TypeError, "state_dict"):
+            vlmerge.save(vlmerge.open(path), self.in_folder("b.safetensors"))
+
     def test_a_target_is_replaced_only_if_asked(self):
         path = self.in_folder("a.pt")
         vlmerge.save({"x": np.zeros(1)}, path)

@@ -27,6 +27,10 @@ class InputError(Error, ValueError):
 class SystemFault(Error, OSError):
     """The operating system or another machine refuses; `errno` and `filename` as in every `OSError`."""
 
+    def __str__(self) -> str:
+        # An OSError with a number shows that instead of its text.
+        return str(self.args[0]) if self.args else ""
+
 
 class NoFileError(SystemFault, FileNotFoundError):
     """There is no such file or folder."""

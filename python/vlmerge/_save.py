@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from . import _vlmerge
-from ._checkpoint import Path
+from ._checkpoint import Checkpoint, Path
 from ._dtypes import FROM_NUMPY, FROM_TORCH
 from ._progress import Progress, shown
 from ._target import Target
@@ -87,10 +87,17 @@ def save(
     Raises `ExistsError` unless `force=True`, `NoFileError` for a folder that is not there, `InputError`, and
     `TypeError` for what is no array of numbers.
     """
+    if isinstance(tensors, Checkpoint):
+        raise TypeError(
+            "a Checkpoint holds no arrays: pass its `arrays()` (bf16 as float32) or its `state_dict()`"
+        )
     given: List[Tuple[str, str, List[int], memoryview]] = []
     aliases: Dict[str, str] = {}
     places: Dict[Tuple[Any, ...], str] = {}
+    # As long as all of them live, no two have one place but the very same.
+    values: List[Any] = []
     for name, value in tensors.items():
+        values.append(value)
         if not isinstance(name, str):
             raise TypeError(f"names of tensors are strings, not {type(name).__name__}: {name!r}")
         known = places.setdefault(_place(value), name)

@@ -114,6 +114,24 @@ mod tests {
     }
 
     #[test]
+    fn the_top_is_found_beside_points_that_fail() {
+        let (mut best, mut n_failed) = (f64::MIN, 0);
+        let hill = |points: &[Vec<f64>]| {
+            let height = |at: &Vec<f64>| match at[0] + at[1] < 0.9 {
+                true => FAILED,
+                false => -(at[0] - 0.7).powi(2) - (at[1] - 0.4).powi(2),
+            };
+            let heights: Vec<f64> = points.iter().map(height).collect();
+            n_failed += heights.iter().filter(|&&height| height == FAILED).count();
+            best = heights.iter().copied().fold(best, f64::max);
+            Ok(heights)
+        };
+        cma_es(2, 200, 1, hill).expect("it runs");
+        assert!(n_failed > 10, "{n_failed}");
+        assert!(best > -1e-6, "{best}");
+    }
+
+    #[test]
     fn one_number_can_be_searched_for() {
         let mut best = f64::MIN;
         let hill = |points: &[Vec<f64>]| {
