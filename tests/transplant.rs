@@ -575,7 +575,9 @@ fn hostile_tokenizers_are_refused_by_name_and_nothing_is_left() {
         json!({ "id": 20, "token": "behind", "value": null })
     );
     let (_, rows) = read(&folder, "lm_head.weight");
-    [15, 20].map(|row| assert_row(&rows, row, &mean("lm_head.weight")));
+    for row in [15, 20] {
+        assert_row(&rows, row, &mean("lm_head.weight"));
+    }
     // An id of the donor's configuration behind all rows is no id.
     let config = json!({ "bos_token_id": 1, "eos_token_id": 99 });
     std::fs::write(folder.path().join("donor/config.json"), config.to_string()).expect("written");
