@@ -67,7 +67,7 @@ impl Added {
                 chunk.members[0][index].real(),
                 chunk.members[1][index].real(),
             );
-            *out = if a > b { a } else { b };
+            *out = if b > a { b } else { a };
         }
         Ok(())
     }

@@ -36,7 +36,7 @@ Examples:
   vlmerge convert zerovl.pth noted.safetensors --image-mean 0.5 --image-deviation 0.5
   vlmerge convert model.ckpt coco.safetensors --image-size 384       tables for a larger image
   vlmerge convert step-1000/ model.safetensors                       pieces of FSDP ranks as one
-  vlmerge convert megatron/ hf/ --to hf --run-arg vocab_size=32000   a folder that transformers loads
+  vlmerge convert megatron/ hf/ --to hf --run-arg vocab_size=32000   a folder for transformers
   vlmerge convert fp8/ bf16/ --dequantize                            codes and scales as numbers
   vlmerge convert model.gguf hf.safetensors --dtype f16              names of Hugging Face
   vlmerge convert model.gguf folder/                                 with config.json and tokenizer

@@ -37,11 +37,11 @@ pub fn run(args: &Args, output: &Output) -> Result<ExitCode> {
         .iter()
         .map(|(name, _)| args.folder.join(format!("{name}.1")))
         .collect();
+    let failed = || format!("{}: cannot make the folder", args.folder.display());
+    std::fs::create_dir_all(&args.folder).with_context(failed)?;
     for path in &paths {
         merge::io::check_file_target(path, args.force)?;
     }
-    let failed = || format!("{}: cannot make the folder", args.folder.display());
-    std::fs::create_dir_all(&args.folder).with_context(failed)?;
     for (path, (_, page)) in paths.iter().zip(&pages) {
         merge::io::write_file(path, page, args.force)?;
     }

@@ -247,7 +247,7 @@ mod tests {
             "the method `linear`",
             "| [org/a](https://huggingface.co/org/a) | merged | mit |",
             "All models have the same license.",
-            &format!("| a\\|b.safetensors | 7 | `{}` |", "ab".repeat(32)),
+            &format!("| a\\|b.safetensors | 7 | SHA-256 `{}` |", "ab".repeat(32)),
             "```yaml\nmerge_method: linear\nmodels:\n- model: a\n```\n",
         ] {
             assert!(card.contains(part), "no {part} in\n{card}");

@@ -197,7 +197,7 @@ impl Ranges {
         }
     }
 
-    /// Whose readers keep so many bytes in memory.
+    /// Whose readers keep this number of bytes in memory.
     pub(super) fn keeping(self, kept_bytes: u64) -> Self {
         Self { kept_bytes, ..self }
     }

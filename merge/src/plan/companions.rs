@@ -167,7 +167,7 @@ impl MergePlan {
 }
 
 impl MergePlan {
-    /// The plan of a conversion whose output is a model folder with files that are made. `files` is told the element type
+    /// The plan of a conversion whose output is a model folder with files that are made. `files` gets the element type
     /// of most bytes.
     ///
     /// # Errors

@@ -129,7 +129,7 @@ impl Sparse {
         each_row(self.width, first, out, |row, column, part| {
             n_kept += n_set(row_of(row), column, column + part.len());
         });
-        // The checks say that so many are there.
+        // The checks counted them.
         let start = begins[0] as usize + n_set(row_of(top), 0, column);
         let mut kept = self.values.floats(source, start, n_kept)?.into_iter();
         each_row(self.width, first, out, |row, column, part| {

@@ -37,7 +37,7 @@ pub(super) struct Pursuit<'a> {
     k: usize,
 }
 
-/// Bytes of the products of so many rows; `None` if they do not fit `most`.
+/// Bytes of the products of a number of rows; `None` if they do not fit `most`.
 pub(super) fn gram_bytes(n_points: usize, most: u64) -> Option<u64> {
     let n = n_points as u64;
     let n_bytes = n.checked_mul(n)?.checked_mul(4)?;

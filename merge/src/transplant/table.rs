@@ -138,7 +138,7 @@ impl Table {
         Ok(sum)
     }
 
-    /// Elements of a row as they are stored, in another type if need be.
+    /// Elements of a row as they are stored, in another type where the model has one.
     pub(super) fn copy(&self, first: usize, dtype: DType, out: &mut [u8]) -> Result<()> {
         if dtype == self.dtype {
             return self.source.read(&self.key, first, out);

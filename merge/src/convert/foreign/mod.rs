@@ -69,7 +69,7 @@ struct Placed<'a> {
     form: Form,
 }
 
-/// The checkpoint under the names of Hugging Face; `None` where no naming is told by its names.
+/// The checkpoint under the names of Hugging Face; `None` where its names belong to no naming.
 ///
 /// # Errors
 /// [`ConversionFault::UnknownNames`], [`ConversionFault::Parts`] for a tensor whose axes are others than those of its name,

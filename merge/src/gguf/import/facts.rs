@@ -73,7 +73,7 @@ impl<'a> Facts<'a> {
         }
     }
 
-    /// Yes or no; `None` if neither is said.
+    /// Yes or no; `None` if it is neither.
     pub(super) fn bool(&self, entry: &str) -> Result<Option<bool>> {
         let key = self.key(entry);
         match value(self.info(), &key) {

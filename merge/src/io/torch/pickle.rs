@@ -52,7 +52,7 @@ pub(crate) fn read_taking(
         let value = machine.arena.add(Value::Integer(small as i64));
         machine.small[small] = Some(value.map_err(|fault| Failure::Fault(0, fault))?);
     }
-    machine.taking = Some(Taking::new(taker));
+    machine.taking = Some(Taking::new(taker, &machine.arena));
     machine.finish()
 }
 
@@ -108,7 +108,7 @@ impl<'s, 'a> Machine<'s, 'a> {
         loop {
             self.at = self.stream.offset();
             if let Some(taking) = &mut self.taking {
-                taking.begin();
+                taking.begin(&self.arena);
             }
             let opcode = self.stream.byte()?;
             if opcode == b'.' {
@@ -434,7 +434,7 @@ impl<'s, 'a> Machine<'s, 'a> {
     fn push_id(&mut self, id: Id) -> Step {
         self.stack.push(id);
         if let Some(taking) = &mut self.taking {
-            taking.pushed(&self.arena);
+            taking.pushed();
         }
         self.charge_peak()
     }

@@ -47,6 +47,8 @@ pub(super) struct Taking<'t> {
     taker: &'t mut dyn Taker,
     /// One for each entry of the stack.
     born: Vec<Born>,
+    /// As the current opcode began.
+    start: Born,
     /// Of the lowest entry that the current opcode has popped.
     lowest: Option<Born>,
     /// Something older than the values before this one may refer to them.
@@ -54,23 +56,25 @@ pub(super) struct Taking<'t> {
 }
 
 impl<'t> Taking<'t> {
-    pub(super) fn new(taker: &'t mut dyn Taker) -> Self {
+    pub(super) fn new(taker: &'t mut dyn Taker, arena: &Arena) -> Self {
         Self {
             taker,
             born: Vec::new(),
+            start: Born::now(arena),
             lowest: None,
             floor: 0,
         }
     }
 
     /// An opcode begins.
-    pub(super) fn begin(&mut self) {
+    pub(super) fn begin(&mut self, arena: &Arena) {
+        self.start = Born::now(arena);
         self.lowest = None;
     }
 
-    /// An entry is pushed. It stands for all that the opcode has popped.
-    pub(super) fn pushed(&mut self, arena: &Arena) {
-        let born = self.lowest.take().unwrap_or_else(|| Born::now(arena));
+    /// An entry is pushed. It stands for all that the opcode has made and popped.
+    pub(super) fn pushed(&mut self) {
+        let born = self.lowest.take().unwrap_or(self.start);
         self.born.push(born);
     }
 

@@ -256,7 +256,7 @@ impl Arena {
         self.tensors.len() + self.storages.len()
     }
 
-    /// Forgets all values but the first, which took so many bytes. Nothing may refer to them.
+    /// Forgets all values but the first, which took this number of bytes. Nothing may refer to them.
     pub(super) fn forget(&mut self, n_values: usize, value_bytes: u64) {
         self.values.truncate(n_values);
         self.n_bytes = value_bytes.saturating_add(self.reference_bytes);
@@ -315,7 +315,7 @@ impl Arena {
 
     /// A copy of a plain value.
     fn plain_apart(&mut self, id: Id) -> Result<Option<Id>, PickleFault> {
-        // The first three are told by their numbers.
+        // The first three have fixed numbers.
         if id.apart().is_some() || id.index() <= Id::TRUE.index() {
             return Ok(Some(id));
         }

@@ -92,7 +92,7 @@ impl Pieces {
         self.names.get(name).to_string()
     }
 
-    /// Checks that a place is within its file and has room for a piece of so many bytes; `None` for more than any memory.
+    /// Checks that a place is within its file and has room for a piece of this number of bytes; `None` for more than any memory.
     fn require_inside(&self, row: u32, n_bytes: Option<u64>) -> Result<()> {
         let place = self.places.place(row);
         let (path, file) = &self.files[place.file as usize];

@@ -23,7 +23,7 @@ const TOO_MANY: PickleFault = PickleFault::TooManyObjects {
     limit: LOOKED_AT as u64,
 };
 
-/// The class of what is said of a tensor.
+/// The class of the entry of a tensor.
 const TENSOR: &str = "TensorStorageMetadata";
 
 /// Memory for the pieces and the places of a checkpoint, and for the names of tensors and files: about two million pieces.
@@ -203,7 +203,7 @@ impl Taker for Reader<'_> {
 }
 
 impl Reader<'_> {
-    /// The error of a fault in what is said of a tensor, or of the file as a whole.
+    /// The error of a fault in the entry of a tensor, or of the file as a whole.
     fn fault(&self, key: Option<&str>, fault: PickleFault) -> Error {
         TrainerFault::Metadata {
             path: self.path.into(),
