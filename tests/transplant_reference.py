@@ -194,9 +194,9 @@ def main():
             compare(folder, f"subword {method}", pair, ["--approximation-method", "subword", "--subword-method", method])
         compare(folder, "mean", pair, ["--approximation-method", "mean"])
         compare(folder, "zero", pairs[1], ["--approximation-method", "zero"])
-        compare(folder, "scaled", pair, ["--approximation-method", "mean", "--new-vocab-scale", 0.5])
+        compare(folder, "scaled", pair, ["-a", "omp", "--k", 6, "--new-vocab-scale", 0.5])
         # mergekit takes the one for the other.
-        compare(folder, "prefixes", pair, ["-a", "mean", "--prefix-match", "embed"], ["-a", "mean", "--prefix-match", "lm_head"])
+        compare(folder, "prefixes", pair, ["-a", "omp", "--k", 6, "--prefix-match", "embed"], ["-a", "omp", "--k", 6, "--prefix-match", "lm_head"])
         compare(folder, "magikarp", pair, ["-a", "omp", "--k", 6, "--magikarp"])
         closed_forms(folder, pair)
         loads(folder, "omp_model_and_donor-ours", "donor")
