@@ -99,9 +99,9 @@ class Merging(InFolder):
         with self.assertRaises(TypeError):
             vlmerge.merge({"merge_method": "linear", "models": [object()]})
         with self.assertRaisesRegex(ValueError, "need `out`"):
-            vlmerge.merge(self.models(), force=True)
+            vlmerge.merge(recipe, force=True)
         with self.assertRaisesRegex(ValueError, "in memory"):
-            vlmerge.merge(self.models(), self.in_folder("x.pt"), framework="torch")
+            vlmerge.merge(recipe, self.in_folder("x.pt"), framework="torch")
 
     def test_infinities_in_an_input_are_an_error(self):
         recipe = self.models()

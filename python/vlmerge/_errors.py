@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import traceback
 import warnings
 from typing import Dict, List, Optional, Type
@@ -90,7 +91,8 @@ def described(error: BaseException) -> str:
     """An exception in one line, with the place that raised it."""
     text = "".join(traceback.format_exception_only(type(error), error)).strip()
     frames = traceback.extract_tb(error.__traceback__)
-    own = [frame for frame in frames if not frame.filename.endswith("_methods.py")]
+    ours = os.path.join(os.path.dirname(__file__), "_methods.py")
+    own = [frame for frame in frames if frame.filename != ours]
     if not own:
         return text
     return f"{text} ({own[-1].filename}, line {own[-1].lineno})"

@@ -55,6 +55,9 @@ def _of_numpy(name: str, value: Any) -> _Given:
 def _place(value: Any) -> Tuple[Any, ...]:
     """What two names of one tensor have in common."""
     if _is_torch(value):
+        # Others have no data of their own, and are refused later.
+        if value.is_meta or str(value.layout) != "torch.strided":
+            return ("name", id(value))
         place = (value.device, value.data_ptr(), value.dtype, value.stride(), value.is_conj())
         return ("torch", *place, tuple(value.shape)) if value.numel() else ("name", id(value))
     if isinstance(value, np.ndarray) and value.size:
