@@ -231,7 +231,9 @@ impl Call {
     fn failed(&self, py: Python<'_>, error: &PyErr) -> Error {
         let described = py
             .import("vlmerge._methods")
-            .and_then(|module| module.call_method1("described", (error.value(py),)))
+            .and_then(|module| {
+                module.call_method1("described", (error.clone_ref(py).into_value(py),))
+            })
             .and_then(|text| text.extract::<String>());
         self.fault(described.unwrap_or_else(|_| error.to_string()))
     }
