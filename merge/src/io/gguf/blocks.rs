@@ -235,7 +235,7 @@ pub(crate) fn tq1_0(block: &[u8], out: &mut [f32]) {
         let mut power = 1u8;
         for _ in 0..n_digits {
             for (&byte, value) in bytes.iter().zip(values.by_ref()) {
-                let digit = u16::from(byte.wrapping_mul(power)) * 3 >> 8;
+                let digit = (u16::from(byte.wrapping_mul(power)) * 3) >> 8;
                 *value = d * (f32::from(digit) - 1.0);
             }
             power *= 3;

@@ -7,7 +7,7 @@
 //! Source: `torch/distributed/checkpoint/{hf_storage,_hf_utils,filesystem}.py` of torch 2.8 and 2.9.
 
 use std::collections::{BTreeMap, BTreeSet, HashMap};
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use serde::Deserialize;
@@ -165,7 +165,7 @@ impl Model {
 
     fn add_box(
         &mut self,
-        path: &PathBuf,
+        path: &Path,
         key: String,
         info: &TensorInfo,
         number: usize,
@@ -175,7 +175,7 @@ impl Model {
         let ends: Option<Vec<usize>> = ends.map(|(start, size)| start.checked_add(*size)).collect();
         let too_large = |shape: &[usize]| {
             Error::from(TrainerFault::TooLarge {
-                path: path.clone(),
+                path: path.into(),
                 key: key.clone(),
                 shape: shape.to_vec(),
             })
@@ -185,7 +185,7 @@ impl Model {
         let shape = match &found {
             Some(found) if found.dtype != info.dtype || found.shape.len() != ends.len() => {
                 return Err(TrainerFault::RanksDisagree {
-                    path: path.clone(),
+                    path: path.into(),
                     key,
                     found: format!("{} of {} axes", info.dtype, ends.len()),
                     wanted: format!("{} of {} axes", found.dtype, found.shape.len()),

@@ -445,7 +445,7 @@ impl<'s, 'a> Machine<'s, 'a> {
             self.peak = height;
             let n_bytes = match self.taking {
                 None => 2 * size_of::<usize>(),
-                Some(_) => 8 * size_of::<usize>(),
+                Some(_) => size_of::<[usize; 8]>(),
             };
             self.arena.charge_references(n_bytes)?;
         }
