@@ -117,7 +117,7 @@ impl Hashes {
         let n_threads = thread::available_parallelism().map_or(1, |n| n.get().min(files.len()));
         let mut hashes = vec![None; files.len()];
         thread::scope(|scope| {
-            let threads: Vec<_> = (0..n_threads).map(|_| scope.spawn(&work)).collect();
+            let threads: Vec<_> = (0..n_threads).map(|_| scope.spawn(work)).collect();
             for thread in threads {
                 // A panic of a hashing thread is a bug and goes on as one.
                 let found = thread
