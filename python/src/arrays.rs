@@ -21,8 +21,8 @@ pub fn checkpoint(given: Vec<Given<'_>>, aliases: Aliases) -> PyResult<Checkpoin
     for (name, dtype, shape, bytes) in given {
         let wrong = |what: String| PyValueError::new_err(format!("`{name}`: {what}"));
         let dtype = DType::from_name(&dtype).ok_or_else(|| wrong(format!("no dtype {dtype}")))?;
-        let sizes = shape.iter();
-        let n_elements = sizes.fold(Some(1_usize), |n, &size| n?.checked_mul(size));
+        let mut sizes = shape.iter();
+        let n_elements = sizes.try_fold(1_usize, |n, &size| n.checked_mul(size));
         let n_bytes = bytes.len()?;
         let is_fit = n_elements.is_some_and(|n| {
             n.checked_mul(dtype.size_bytes()).is_some() && dtype.bytes_of(n) == n_bytes

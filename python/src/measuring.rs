@@ -34,7 +34,7 @@ pub fn inspect(
     report: Option<Py<PyAny>>,
 ) -> PyResult<Found> {
     let options = OpenOptions { root, raw };
-    let found = run(py, report.as_ref(), |watch| {
+    run(py, report.as_ref(), |watch| {
         let checkpoint = open(&path, &options)?;
         let notes = checkpoint.notes().to_vec();
         let options = InspectOptions {
@@ -44,8 +44,7 @@ pub fn inspect(
         };
         let inspection = Inspection::new(checkpoint, &options, watch)?;
         Ok((inspection.to_json().to_string(), notes))
-    });
-    found
+    })
 }
 
 /// The differences between two checkpoints.

@@ -205,7 +205,8 @@ pub fn run(args: Args, output: &Output) -> Result<ExitCode> {
     let is_folder = (args.out.as_ref()).is_some_and(|out| args.write.is_folder(out));
     let is_megatron = source.info().container == Container::Megatron;
     let run_arguments = RunArguments::parse(&args.run_arg)?;
-    if !run_arguments.is_empty() && !(is_megatron && matches!(args.to, Some(SpellingArg::Hf))) {
+    let is_renamed = is_megatron && matches!(args.to, Some(SpellingArg::Hf));
+    if !run_arguments.is_empty() && !is_renamed {
         let fault = "--run-arg is for --to hf of a checkpoint of Megatron-LM";
         return Err(UsageError(fault.into()).into());
     }
