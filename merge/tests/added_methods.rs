@@ -141,7 +141,7 @@ impl Models {
     }
 
     fn plan(&self, method: &str) -> Result<MergePlan> {
-        let model = |name: &str| ModelRef::new(&self.path(name));
+        let model = |name: &str| ModelRef::new(self.path(name));
         let recipe = MergeRecipe {
             merge_method: method.to_owned(),
             models: vec![model("a.safetensors"), model("b.safetensors")],
