@@ -11,7 +11,7 @@
 
 use rayon::prelude::*;
 
-use super::sparse::{Combination, Solver};
+use super::sparse::{self, Combination, Solver};
 use super::table::Rows;
 use crate::Result;
 use crate::linear_algebra::single::{inner_product, inner_products};
@@ -168,12 +168,8 @@ impl<'a> Chase<'a> {
 
     /// What is left over of the target.
     fn rest(&self, points: &Rows, out: &mut [f32]) {
-        let mut rest: Vec<f64> = self.target.iter().map(|value| f64::from(*value)).collect();
-        for (&atom, factor) in self.atoms.iter().zip(self.factors()) {
-            for (rest, value) in rest.iter_mut().zip(points.row(atom)) {
-                *rest -= factor * f64::from(*value);
-            }
-        }
+        let chosen = self.atoms.iter().copied().zip(self.factors());
+        let rest = sparse::rest(self.target, points, chosen);
         for (out, rest) in out.iter_mut().zip(rest) {
             *out = rest as f32;
         }

@@ -17,12 +17,8 @@ pub(super) struct Combination {
 impl Combination {
     /// The combination of rows, as long as what it stands for is wide, and its error by the row itself.
     pub(super) fn measured(mut self, points: &Rows, target: &[f32]) -> Self {
-        let mut rest: Vec<f64> = target.iter().map(|value| f64::from(*value)).collect();
-        for (&atom, factor) in self.atoms.iter().zip(&self.factors) {
-            for (rest, value) in rest.iter_mut().zip(points.row(atom as usize)) {
-                *rest -= factor * f64::from(*value);
-            }
-        }
+        let atoms = self.atoms.iter().map(|&atom| atom as usize);
+        let rest = rest(target, points, atoms.zip(self.factors.iter().copied()));
         let length =
             |values: &mut dyn Iterator<Item = f64>| values.map(|v| v * v).sum::<f64>().sqrt();
         let of_target = length(&mut target.iter().map(|value| f64::from(*value)));
@@ -32,6 +28,21 @@ impl Combination {
         };
         self
     }
+}
+
+/// A row minus the sum of shared rows times their factors, in f64.
+pub(super) fn rest(
+    target: &[f32],
+    points: &Rows,
+    chosen: impl Iterator<Item = (usize, f64)>,
+) -> Vec<f64> {
+    let mut rest: Vec<f64> = target.iter().map(|value| f64::from(*value)).collect();
+    for (atom, factor) in chosen {
+        for (rest, value) in rest.iter_mut().zip(points.row(atom)) {
+            *rest -= factor * f64::from(*value);
+        }
+    }
+    rest
 }
 
 /// A way to find combinations.
