@@ -178,10 +178,20 @@ fn hash_file(path: &Path, kind: HashKind, progress: &dyn Progress) -> Result<Str
         HashKind::Sha256 => {
             let mut hasher = Sha256::new();
             each(&mut |bytes| hasher.update(bytes))?;
-            let hash = hasher.finalize();
-            Ok(hash.iter().map(|byte| format!("{byte:02x}")).collect())
+            Ok(hexadecimal(&hasher.finalize()))
         }
     }
+}
+
+/// Bytes as hexadecimal digits in lower case, two for each.
+///
+/// # Example
+/// ```
+/// assert_eq!(merge::provenance::hexadecimal(&[0x0a, 0xff]), "0aff");
+/// ```
+#[must_use]
+pub fn hexadecimal(bytes: &[u8]) -> String {
+    bytes.iter().map(|byte| format!("{byte:02x}")).collect()
 }
 
 #[cfg(test)]
