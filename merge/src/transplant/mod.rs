@@ -552,8 +552,7 @@ fn companions(
         notes.extend(lost);
         let name = "generation_config.json";
         whys.insert(name, "that of the model, with the donor's ids".to_owned());
-        all.0
-            .insert(name.to_owned(), Content::Text(format!("{config:#}\n")));
+        all.0.insert(name.to_owned(), Content::json(&config));
     }
     let files = all.0.into_iter().map(|(name, content)| {
         let why = whys.remove(name.as_str()).unwrap_or_else(|| {
