@@ -1,4 +1,4 @@
-//! Rows as combinations of few other rows.
+//! Combinations of a few shared rows that approximate a row.
 
 use super::table::Rows;
 use crate::Result;
@@ -6,16 +6,16 @@ use crate::Result;
 /// A combination of shared rows that approximates a row.
 #[derive(Clone, Debug, Default, PartialEq)]
 pub(super) struct Combination {
-    /// The shared rows, by their places in the list of them.
+    /// The places of its rows in the list of shared rows.
     pub(super) atoms: Vec<u32>,
-    /// Their factors.
+    /// The factor of each of its rows.
     pub(super) factors: Vec<f64>,
-    /// The length of what is left over, as a share of the row's.
+    /// The length of the [`rest`] as a share of the length of the row.
     pub(super) error: f64,
 }
 
 impl Combination {
-    /// The combination of rows, as long as what it stands for is wide, and its error by the row itself.
+    /// The same combination with its error as an approximation of `target`. Its rows are rows of `points`.
     pub(super) fn measured(mut self, points: &Rows, target: &[f32]) -> Self {
         let atoms = self.atoms.iter().map(|&atom| atom as usize);
         let rest = rest(target, points, atoms.zip(self.factors.iter().copied()));
@@ -30,7 +30,7 @@ impl Combination {
     }
 }
 
-/// A row minus the sum of shared rows times their factors, in f64.
+/// The rest of a row: `target` minus the sum of the `chosen` rows of `points` times their factors, in f64.
 pub(super) fn rest(
     target: &[f32],
     points: &Rows,
@@ -45,8 +45,8 @@ pub(super) fn rest(
     rest
 }
 
-/// A way to find combinations.
+/// Finds combinations.
 pub(super) trait Solver: Sync {
-    /// A combination of shared rows for each target, none of them `excluded`; an empty one for a target that is zero.
+    /// A combination for each target, without the shared rows that are `excluded`. A target of zeros gets an empty one.
     fn block(&self, targets: &Rows, excluded: &[bool]) -> Result<Vec<Combination>>;
 }
