@@ -1,12 +1,14 @@
 //! Differences between two checkpoints: keys, shapes, dtypes and values.
 
 use std::path::Path;
+use std::sync::Arc;
 
 use serde::Serialize;
 use serde_json::{Value, json};
 
+use crate::io::{self, OpenOptions};
 use crate::spans::{self, RUN_ELEMENTS, Run, Span};
-use crate::{Checkpoint, DType, Progress, Result, TensorInfo};
+use crate::{Checkpoint, DType, Progress, Result, TensorInfo, quantized};
 
 /// The parts to compare, and the tolerance.
 #[derive(Clone, Debug, Default)]
@@ -149,6 +151,38 @@ impl RunDifference {
             n_non_finite: self.n_non_finite + later.n_non_finite,
             ..largest
         }
+    }
+}
+
+/// Opens a checkpoint to compare it.
+///
+/// * `path`: a file, a folder, or an address.
+/// * `options`: the dictionary that holds the weights; with `raw`, quantized weights stay the codes that the file stores.
+///   Otherwise they are the numbers that the codes stand for.
+/// * `headers_only`: whether only names, shapes and dtypes are compared. If not, each tensor must be readable as numbers.
+///
+/// # Errors
+/// As [`io::open`] and [`quantized::dequantized`]; without `headers_only` also as [`quantized::check_readable`].
+///
+/// # Example
+/// ```no_run
+/// use merge::diff::{DiffOptions, diff, opened};
+/// use merge::io::OpenOptions;
+/// let open = |path: &str| opened(path.as_ref(), &OpenOptions::default(), false);
+/// let (left, right) = (open("a.safetensors")?, open("b.ckpt")?);
+/// let report = diff(&left, &right, &DiffOptions::default(), &merge::progress::Silent)?;
+/// println!("{} tensors are different", report.values.len());
+/// # Ok::<(), merge::Error>(())
+/// ```
+pub fn opened(path: &Path, options: &OpenOptions, headers_only: bool) -> Result<Arc<Checkpoint>> {
+    let checkpoint = io::open(path, options)?;
+    if !headers_only {
+        quantized::check_readable(&checkpoint)?;
+    }
+    let checkpoint = Arc::new(checkpoint);
+    match options.raw {
+        true => Ok(checkpoint),
+        false => quantized::dequantized(checkpoint),
     }
 }
 

@@ -4,6 +4,7 @@ use rayon::prelude::*;
 use serde::Serialize;
 use sha2::{Digest, Sha256};
 
+use crate::provenance::hexadecimal;
 use crate::spans::{self, RUN_ELEMENTS, Run};
 use crate::{Error, Progress, Result, TensorSource};
 
@@ -176,10 +177,6 @@ pub fn sha256(
         .collect();
     progress.finish();
     hashes
-}
-
-fn hexadecimal(bytes: &[u8]) -> String {
-    bytes.iter().map(|byte| format!("{byte:02x}")).collect()
 }
 
 #[cfg(test)]

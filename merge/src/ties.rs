@@ -7,8 +7,8 @@ use std::sync::Arc;
 
 use serde_json::Value;
 
-use crate::io::{Aliases, SourceInfo, TensorEntry};
-use crate::{Checkpoint, DType, Result, TensorInfo, TensorSource, model_config};
+use crate::io::{Aliases, Renamed, TensorEntry};
+use crate::{Checkpoint, Result, TensorInfo, model_config};
 
 /// The endings of heads' names.
 const HEADS: [&str; 6] = [
@@ -196,76 +196,24 @@ pub(crate) fn untie(sources: &mut [Arc<Checkpoint>]) -> Result<()> {
     Ok(())
 }
 
-/// The checkpoint with names that stand for its tensors as tensors of their own.
+/// The checkpoint in which the names `apart` are tensors of their own, with the values of those that they stood for.
 pub(crate) fn with_apart(source: &Arc<Checkpoint>, apart: Aliases) -> Result<Arc<Checkpoint>> {
-    let view = Apart::new(Arc::clone(source), apart)?;
-    Ok(Arc::new(Checkpoint::new(Box::new(view))))
-}
-
-/// A checkpoint in which some names are not another name of a tensor, but another tensor of the same values.
-struct Apart {
-    inner: Arc<Checkpoint>,
-    tensors: Vec<TensorEntry>,
-    /// The name of each tensor in the checkpoint.
-    keys: Vec<String>,
-    /// Names that are still tied.
-    aliases: Aliases,
-}
-
-impl Apart {
-    fn new(inner: Arc<Checkpoint>, apart: Aliases) -> Result<Self> {
-        let own = inner.tensors().map(|(name, info)| (name, name, info));
-        let mut all: Vec<(&str, &str, &TensorInfo)> = own.collect();
-        for (name, key) in &apart {
-            all.push((name, key, inner.require(key)?));
-        }
-        let (tensors, keys) = all
-            .into_iter()
-            .map(|(name, key, info)| {
-                let entry = TensorEntry::named(name.to_owned(), info.clone());
-                (entry, key.to_owned())
-            })
-            .unzip();
-        let mut aliases = inner.aliases().clone();
-        aliases.retain(|name, _| !apart.contains_key(name));
-        Ok(Self {
-            inner,
-            tensors,
-            keys,
-            aliases,
-        })
+    let own = source.tensors().map(|(name, info)| (name, name, info));
+    let mut all: Vec<(&str, &str, &TensorInfo)> = own.collect();
+    for (name, key) in &apart {
+        all.push((name, key, source.require(key)?));
     }
-}
-
-impl TensorSource for Apart {
-    fn info(&self) -> &SourceInfo {
-        self.inner.info()
-    }
-
-    fn tensors(&self) -> &[TensorEntry] {
-        &self.tensors
-    }
-
-    fn aliases(&self) -> Aliases {
-        self.aliases.clone()
-    }
-
-    fn stored_dtype(&self, index: usize) -> DType {
-        let stored = self.inner.stored_dtype(&self.keys[index]);
-        stored.unwrap_or(self.tensors[index].info.dtype)
-    }
-
-    fn is_computed(&self, index: usize) -> bool {
-        self.inner.is_computed(&self.keys[index])
-    }
-
-    fn held_bytes(&self) -> u64 {
-        self.inner.source().held_bytes()
-    }
-
-    fn read(&self, index: usize, first: usize, out: &mut [u8]) -> Result<()> {
-        self.inner.read(&self.keys[index], first, out)
-    }
+    let tensors = all.into_iter().map(|(name, key, info)| {
+        let entry = TensorEntry::named(name.to_owned(), info.clone());
+        (key.to_owned(), entry)
+    });
+    let mut aliases = source.aliases().clone();
+    aliases.retain(|name, _| !apart.contains_key(name));
+    Ok(Renamed::view(
+        Arc::clone(source),
+        tensors.collect(),
+        aliases,
+    ))
 }
 
 #[cfg(test)]

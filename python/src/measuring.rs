@@ -1,10 +1,10 @@
 //! What the verbs `inspect`, `diff` and `distance` print with `--json`, and gram matrices.
 
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::sync::Arc;
 
 use evaluate::reports::distances::DistanceReport;
-use merge::diff::DiffOptions;
+use merge::diff::{DiffOptions, opened};
 use merge::distance::{DistanceOptions, Grain, Metric, checkpoint_pairs, expert_pairs, measure};
 use merge::gram::GramStore;
 use merge::inspection::{InspectOptions, Inspection};
@@ -64,10 +64,7 @@ pub fn diff(
     if tolerance.is_nan() || tolerance < 0.0 {
         return Err(PyValueError::new_err("tolerance must not be negative"));
     }
-    let open = |path: &Path, root: Option<String>| match raw {
-        true => open(path, &OpenOptions { root, raw }).map(Arc::new),
-        false => quantized::open(path, &OpenOptions { root, raw }),
-    };
+    let open = |path: &PathBuf, root| opened(path, &OpenOptions { root, raw }, headers_only);
     run(py, report.as_ref(), |watch| {
         let (one, other) = (open(&left, roots.0)?, open(&right, roots.1)?);
         let options = DiffOptions {

@@ -1,4 +1,4 @@
-//! Writing arrays through a plan, as every verb writes.
+//! Writes arrays through a plan, as each verb does.
 
 use std::collections::BTreeMap;
 use std::path::PathBuf;
@@ -17,19 +17,19 @@ use crate::arrays::{Given, checkpoint};
 use crate::errors::raised;
 use crate::job::run;
 
-/// The value of this name, of a type whose names are those of recipes and flags.
+/// The value that recipes and flags call `name`. The error names the argument as `what`.
 ///
 /// # Errors
-/// `ValueError` with the names that there are.
+/// `ValueError` that lists the known names.
 pub fn named<T: serde::de::DeserializeOwned>(what: &str, name: &str) -> PyResult<T> {
     serde_json::from_value(Value::String(name.to_owned()))
         .map_err(|error| PyValueError::new_err(format!("{what}: {error}")))
 }
 
-/// The kind of file of this name.
+/// The kind of file with this name; `None` without a name.
 ///
 /// # Errors
-/// `ValueError` with the names that there are.
+/// `ValueError` that lists the known names.
 pub fn container(name: Option<String>) -> PyResult<Option<OutputContainer>> {
     name.map(|name| match name.as_str() {
         "safetensors" => Ok(OutputContainer::Safetensors),
@@ -47,36 +47,36 @@ pub fn container(name: Option<String>) -> PyResult<Option<OutputContainer>> {
 /// The summary of a written output as JSON.
 ///
 /// # Errors
-/// `ValueError` for numbers without a JSON form, of which there are none.
+/// `ValueError` if a number has no JSON form. All numbers of a summary have one.
 pub fn summary(summary: &Summary) -> PyResult<Value> {
     serde_json::to_value(summary).map_err(|error| PyValueError::new_err(error.to_string()))
 }
 
-/// How and where to write.
+/// The place and the form of an output.
 #[derive(FromPyObject)]
 pub struct Target {
     /// The file or folder.
     #[pyo3(attribute("path"))]
     pub path: PathBuf,
-    /// The kind of file, where the path's extension does not tell.
+    /// The kind of file; if `None`, the extension of the path decides.
     #[pyo3(attribute("container"))]
     pub container: Option<String>,
-    /// Whether to replace what is there.
+    /// Whether to replace an existing output.
     #[pyo3(attribute("force"))]
     pub force: bool,
     /// Most bytes of a file.
     #[pyo3(attribute("shard_bytes"))]
     pub shard_bytes: Option<u64>,
-    /// Whether to wait for the disk.
+    /// Whether to wait until the disk holds the output.
     #[pyo3(attribute("sync"))]
     pub sync: bool,
 }
 
 impl Target {
-    /// The settings of writing one file, or a model folder if it `may_be_folder`.
+    /// The settings to write one file. If `may_be_folder`, the path may also name a model folder.
     ///
     /// # Errors
-    /// `ValueError` for an unknown kind of file.
+    /// `ValueError` for an unknown kind of file, and if `shard_bytes` is 0.
     pub fn options(&self, may_be_folder: bool) -> PyResult<WriteOptions> {
         let container = container(self.container.clone())?;
         let options = match may_be_folder {
@@ -96,7 +96,7 @@ impl Target {
     }
 }
 
-/// Writes tensors; returns the summary as JSON.
+/// Writes tensors and returns the summary as JSON.
 #[pyfunction]
 #[pyo3(signature = (tensors, aliases, target, dtype, metadata, report))]
 pub fn save(
@@ -113,7 +113,7 @@ pub fn save(
     let source = Arc::new(checkpoint(tensors, aliases)?);
     let plan = plan(source, dtype, metadata).map_err(|error| raised(py, &error))?;
     let settings = RunOptions {
-        // What is written as it is may hold any value.
+        // The arrays of a user may hold NaN and infinity.
         check_copies: false,
         hash: None,
         ..RunOptions::default()
@@ -124,7 +124,7 @@ pub fn save(
     Ok(summary(&written)?.to_string())
 }
 
-/// Copies every tensor, floats in `dtype`.
+/// A plan that copies each tensor and converts floats to `dtype`.
 fn plan(
     source: Arc<merge::Checkpoint>,
     dtype: OutputDType,

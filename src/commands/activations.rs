@@ -8,13 +8,13 @@ use std::time::Instant;
 use anyhow::Result;
 use evaluate::measure::activations::{ActivationJob, sample};
 use evaluate::measure::key_of;
-use merge::io::{Aliases, Contents, WriteOptions, check_target};
 use merge::provenance::Hashes;
 use serde_json::json;
 
 use crate::args::data::DataArgs;
 use crate::args::model::ModelArgs;
 use crate::args::number::parse_positive;
+use crate::args::write::checked_file;
 use crate::output::Output;
 use crate::target::Target;
 
@@ -54,15 +54,7 @@ pub struct Args {
 
 /// Runs the verb.
 pub fn run(args: &Args, output: &Output) -> Result<ExitCode> {
-    let write = WriteOptions {
-        force: args.force,
-        ..WriteOptions::new(&args.out)
-    };
-    let nothing = Contents {
-        tensors: &[],
-        aliases: &Aliases::new(),
-    };
-    check_target(nothing, &BTreeMap::new(), &write)?;
+    let write = checked_file(&args.out, args.force)?;
     let device = args.model.device()?;
     let task = args.data.open(None)?;
     let tokenizer = args.data.tokenizer()?;

@@ -1,13 +1,11 @@
 //! `vlmerge diff`.
 
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::process::ExitCode;
-use std::sync::Arc;
 
 use anyhow::Result;
-use merge::diff::{DiffOptions, DiffReport, ValueDifference, diff};
+use merge::diff::{DiffOptions, DiffReport, ValueDifference, diff, opened};
 use merge::io::OpenOptions;
-use merge::{Checkpoint, quantized};
 
 use crate::output::{Output, UsageError};
 use crate::table::{Align, Table, significant};
@@ -54,19 +52,12 @@ pub fn run(args: Args, output: &Output) -> Result<ExitCode> {
     if args.tolerance.is_nan() || args.tolerance < 0.0 {
         return Err(UsageError("--tolerance must not be negative".into()).into());
     }
-    let open = |path: &Path, root: &Option<String>| -> merge::Result<Arc<Checkpoint>> {
+    let open = |path: &PathBuf, root: &Option<String>| {
         let options = OpenOptions {
             root: root.clone(),
             raw: args.raw,
         };
-        let opened = merge::io::open(path, &options)?;
-        if !args.headers_only {
-            quantized::check_readable(&opened)?;
-        }
-        match args.raw {
-            true => Ok(Arc::new(opened)),
-            false => quantized::dequantized(Arc::new(opened)),
-        }
+        opened(path, &options, args.headers_only)
     };
     let left = open(&args.left, &args.root)?;
     let right = open(&args.right, &args.other_root)?;

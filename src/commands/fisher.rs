@@ -1,6 +1,5 @@
 //! `vlmerge fisher`.
 
-use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 use std::time::{Duration, Instant};
@@ -8,7 +7,6 @@ use std::time::{Duration, Instant};
 use anyhow::Result;
 use candle_core::Device;
 use evaluate::device::{DeviceName, Precision};
-use merge::io::{Aliases, Contents, WriteOptions, check_target};
 use merge::provenance::Hashes;
 use serde_json::json;
 use train::collective::Collective;
@@ -16,6 +14,7 @@ use train::fisher::{FisherJob, FisherSums, Labels};
 use train::recipe::{CheckedRecipe, TrainRecipe};
 
 use crate::args::number::parse_positive;
+use crate::args::write::checked_file;
 use crate::output::{Output, UsageError};
 use crate::ranks;
 use crate::target::Target;
@@ -168,15 +167,7 @@ fn sum(
     ranks: &dyn Collective,
     output: &Output,
 ) -> Result<ExitCode> {
-    let write = WriteOptions {
-        force: args.force,
-        ..WriteOptions::new(&args.out)
-    };
-    let nothing = Contents {
-        tensors: &[],
-        aliases: &Aliases::new(),
-    };
-    check_target(nothing, &BTreeMap::new(), &write)?;
+    let write = checked_file(&args.out, args.force)?;
     let found = Target::File(args.checkpoint.clone()).find(&Hashes::default(), output)?;
     let mut sums = FisherSums::open(FisherJob {
         recipe,

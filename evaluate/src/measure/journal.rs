@@ -3,6 +3,7 @@
 
 use std::path::{Path, PathBuf};
 
+use merge::provenance::hexadecimal;
 use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 use sha2::{Digest, Sha256};
@@ -129,9 +130,5 @@ pub fn key_of(of: &impl Serialize) -> String {
     // Everything that is asked about has a JSON form; if not, all of it is one key, which
     // could only make a result be computed again.
     let text = serde_json::to_vec(of).unwrap_or_default();
-    let hash = Sha256::digest(&text);
-    hash.iter()
-        .take(16)
-        .map(|byte| format!("{byte:02x}"))
-        .collect()
+    hexadecimal(&Sha256::digest(&text)[..16])
 }

@@ -80,8 +80,8 @@ fn set_sizes(top: &mut Map<String, Value>, changes: &Changes, keys: &mut Vec<Str
     remove_quantization(top, "", keys);
 }
 
-/// The name that configurations have for an element type.
-fn torch_name(dtype: DType) -> Option<&'static str> {
+/// The name that torch, and so configurations, have for an element type of weights; `None` for others.
+pub(crate) fn torch_name(dtype: DType) -> Option<&'static str> {
     match dtype {
         DType::F64 => Some("float64"),
         DType::F32 => Some("float32"),

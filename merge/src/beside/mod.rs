@@ -58,6 +58,17 @@ pub struct Companion {
     pub why: String,
 }
 
+impl Companion {
+    /// A JSON file with a value, and the reason for it.
+    pub(crate) fn json(name: &str, value: &Value, why: &str) -> Self {
+        Self {
+            name: name.to_owned(),
+            content: Content::json(value),
+            why: why.to_owned(),
+        }
+    }
+}
+
 /// The content of a companion file.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Content {
@@ -68,6 +79,11 @@ pub enum Content {
 }
 
 impl Content {
+    /// A value as indented text.
+    pub(crate) fn json(value: &Value) -> Self {
+        Self::Text(format!("{value:#}\n"))
+    }
+
     /// All of it.
     pub(crate) fn bytes(&self) -> Result<Vec<u8>> {
         match self {

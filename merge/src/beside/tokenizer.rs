@@ -77,7 +77,7 @@ impl Union {
             Some(list) => list.extend(self.added.iter().cloned()),
             None => tokenizer["added_tokens"] = json!(self.added),
         }
-        let text = Content::Text(format!("{tokenizer:#}\n"));
+        let text = Content::json(&tokenizer);
         companions.0.insert("tokenizer.json".into(), text);
         self.extend_table(companions, "tokenizer_config.json", |config, entry, id| {
             let mut entry = entry.clone();
@@ -115,9 +115,7 @@ impl Union {
         for entry in &self.added {
             put(&mut json, entry, entry["id"].as_u64().unwrap_or_default());
         }
-        companions
-            .0
-            .insert(name.to_owned(), Content::Text(format!("{json:#}\n")));
+        companions.0.insert(name.to_owned(), Content::json(&json));
         Ok(())
     }
 }

@@ -4,7 +4,7 @@ use std::sync::Arc;
 
 use serde_json::{Value, json};
 
-use crate::beside::{Beside, Companion, Content};
+use crate::beside::{Beside, Companion};
 use crate::layouts::{
     self, Clip, ClipActivation, ClipConfig, ClipFacts, ClipSpelling, Dimensions, ModelRecord,
     PooledText, Stack,
@@ -381,10 +381,6 @@ fn timm_name(width: usize, patch: Option<usize>, side: usize) -> Option<String> 
 }
 
 fn file(name: &str, value: &Value) -> Companion {
-    let text = serde_json::to_string_pretty(value).unwrap_or_default();
-    Companion {
-        name: name.to_owned(),
-        content: Content::Text(text + "\n"),
-        why: "from the sizes and the configuration of the source".to_owned(),
-    }
+    let why = "from the sizes and the configuration of the source";
+    Companion::json(name, value, why)
 }

@@ -8,6 +8,7 @@ use super::RunOptions;
 use crate::MergePlan;
 use crate::beside::Content;
 use crate::io::{SourceFile, WriteOptions};
+use crate::provenance::hexadecimal;
 
 /// SHA-256 of the recipe, the inputs as they are on the disk (path, identity, size, times of the last change), and
 /// everything about the output, in hexadecimal.
@@ -58,6 +59,5 @@ pub(super) fn of(
         write.container, write.max_shard_bytes
     ));
     add(&format!("{:?} {}", run.hash, run.allow_non_finite));
-    let hash = hash.finalize();
-    hash.iter().map(|byte| format!("{byte:02x}")).collect()
+    hexadecimal(&hash.finalize())
 }

@@ -17,6 +17,7 @@ mod pairs;
 pub(crate) mod protobuf;
 mod ranges;
 pub(crate) mod read_at;
+mod renamed;
 mod safetensors;
 mod sharded;
 mod source;
@@ -36,6 +37,7 @@ pub(crate) use memory::Memory;
 pub use memory::without_values;
 pub use overlaid::{Held, overlaid};
 pub(crate) use ranges::row_major;
+pub(crate) use renamed::Renamed;
 pub use source::{
     Checkpoint, Container, ObjectPath, OpaqueObject, OpenOptions, PathSegment, PlainValue, Root,
     SourceFile, SourceInfo, Stamp, TensorEntry, TensorInfo, TensorSource,

@@ -1,5 +1,7 @@
 //! Sizes of a model, and its stacks of blocks.
 
+use std::collections::BTreeSet;
+
 use serde::Serialize;
 use serde::ser::{SerializeMap, Serializer};
 
@@ -14,6 +16,25 @@ pub(super) fn published_heads(width: usize) -> Option<(usize, String)> {
         let said = format!("{heads} heads if they have {HEAD_WIDTH} channels each, as published");
         (heads, said)
     })
+}
+
+/// The number of blocks of a stack, by the indices of those that are there, and a sentence on them:
+/// `text: 12 blocks of width 512, of which 2 are missing`.
+pub(super) fn counted_blocks(
+    name: &str,
+    blocks: &BTreeSet<usize>,
+    width: Option<usize>,
+) -> (usize, String) {
+    let n_blocks = blocks.last().map_or(0, |last| last + 1);
+    let n_missing = n_blocks - blocks.len();
+    let mut sentence = format!("{name}: {n_blocks} blocks");
+    if let Some(width) = width {
+        sentence += &format!(" of width {width}");
+    }
+    if n_missing > 0 {
+        sentence += &format!(", of which {n_missing} are missing");
+    }
+    (n_blocks, sentence)
 }
 
 /// The side of the image in patches, by its number of positions: those of a class token and of a square of

@@ -4,10 +4,10 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use super::settings::compile;
-use crate::io::{Aliases, SourceInfo, TensorEntry};
+use crate::io::{Aliases, Renamed, TensorEntry};
 use crate::lora::Renames;
 use crate::recipe::{ModelRef, Place, Rename};
-use crate::{Checkpoint, DType, Error, MergeFault, Result, TensorSource};
+use crate::{Checkpoint, Error, MergeFault, Result};
 
 /// The checkpoint with its tensors renamed as the recipe says.
 pub(super) fn renamed(checkpoint: Arc<Checkpoint>, model: &ModelRef) -> Result<Arc<Checkpoint>> {
@@ -38,13 +38,7 @@ pub(super) fn renamed(checkpoint: Arc<Checkpoint>, model: &ModelRef) -> Result<A
     for (key, of) in checkpoint.aliases() {
         aliases.insert(rename(key)?, new_name(of, &renames, model.place)?);
     }
-    let (keys, entries) = tensors.into_iter().unzip();
-    Ok(Arc::new(Checkpoint::new(Box::new(Renamed {
-        inner: checkpoint,
-        keys,
-        entries,
-        aliases,
-    }))))
+    Ok(Renamed::view(checkpoint, tensors, aliases))
 }
 
 /// The longest name that renaming may make: names of published models have some hundred bytes.
@@ -84,42 +78,4 @@ pub(crate) fn compiled(renames: &[Rename], place: Place) -> Result<Renames> {
             ))
         })
         .collect()
-}
-
-struct Renamed {
-    inner: Arc<Checkpoint>,
-    keys: Vec<String>,
-    entries: Vec<TensorEntry>,
-    aliases: Aliases,
-}
-
-impl TensorSource for Renamed {
-    fn info(&self) -> &SourceInfo {
-        self.inner.info()
-    }
-
-    fn tensors(&self) -> &[TensorEntry] {
-        &self.entries
-    }
-
-    fn aliases(&self) -> Aliases {
-        self.aliases.clone()
-    }
-
-    fn stored_dtype(&self, index: usize) -> DType {
-        let stored = self.inner.stored_dtype(&self.keys[index]);
-        stored.unwrap_or(self.entries[index].info.dtype)
-    }
-
-    fn is_computed(&self, index: usize) -> bool {
-        self.inner.is_computed(&self.keys[index])
-    }
-
-    fn held_bytes(&self) -> u64 {
-        self.inner.source().held_bytes()
-    }
-
-    fn read(&self, index: usize, first: usize, out: &mut [u8]) -> Result<()> {
-        self.inner.read(&self.keys[index], first, out)
-    }
 }

@@ -16,7 +16,7 @@ use crate::io::SourceFile;
 use crate::remote::address::is_address;
 use crate::{Error, Progress, Result};
 
-/// Bytes read at a time: they stay in the cache of one core until they are hashed.
+/// Bytes of one read. They stay in the cache of one core until it hashes them.
 const BLOCK_BYTES: usize = 256 << 10;
 
 /// Hexadecimal digits of a hash of either kind.
@@ -33,7 +33,7 @@ pub enum HashKind {
 }
 
 impl HashKind {
-    /// Its name in files.
+    /// The name that files record.
     #[must_use]
     pub fn name(self) -> &'static str {
         match self {
@@ -42,7 +42,7 @@ impl HashKind {
         }
     }
 
-    /// Its name in texts.
+    /// The name that people read.
     #[must_use]
     pub fn title(self) -> &'static str {
         match self {
@@ -74,14 +74,14 @@ impl fmt::Display for FileHash {
     }
 }
 
-/// Hashes of files, each file read once: a clone shares what is known. A file counts as the same as
-/// long as its size and the time of its last change are the same.
+/// Hashes of files. The first request for a file reads it; later ones return the same hash until the size of the file
+/// or the time of its last change differs. A clone shares the known hashes.
 #[derive(Clone, Debug, Default)]
 pub struct Hashes {
     known: Arc<Mutex<BTreeMap<(Seen, HashKind), String>>>,
 }
 
-/// A file as it was when it was hashed.
+/// The state of a file at the time of its hash.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
 struct Seen {
     path: PathBuf,
@@ -90,11 +90,11 @@ struct Seen {
 }
 
 impl Hashes {
-    /// The hash of each file, one file per core at a time; of a remote file none, for it would have to be
-    /// fetched whole.
+    /// The hash of each file, in the order of `files`. A remote file has none, because a hash needs all of its bytes.
+    /// Each core hashes one file at a time.
     ///
     /// # Errors
-    /// When a file cannot be read, or [`Error::Cancelled`].
+    /// If a file cannot be read, and [`Error::Cancelled`].
     pub fn of(
         &self,
         files: &[SourceFile],
@@ -134,7 +134,7 @@ impl Hashes {
     fn of_file(&self, path: &Path, kind: HashKind, progress: &dyn Progress) -> Result<String> {
         let known = || self.known.lock().unwrap_or_else(PoisonError::into_inner);
         let metadata = std::fs::metadata(path).map_err(|error| Error::io("open", path, error))?;
-        // Where a file system has no times, every file is read every time.
+        // If the file system keeps no times, each request reads the file.
         let seen = metadata.modified().ok().map(|changed| Seen {
             path: path.into(),
             n_bytes: metadata.len(),
@@ -178,10 +178,20 @@ fn hash_file(path: &Path, kind: HashKind, progress: &dyn Progress) -> Result<Str
         HashKind::Sha256 => {
             let mut hasher = Sha256::new();
             each(&mut |bytes| hasher.update(bytes))?;
-            let hash = hasher.finalize();
-            Ok(hash.iter().map(|byte| format!("{byte:02x}")).collect())
+            Ok(hexadecimal(&hasher.finalize()))
         }
     }
+}
+
+/// Bytes as hexadecimal digits in lower case, two for each.
+///
+/// # Example
+/// ```
+/// assert_eq!(merge::provenance::hexadecimal(&[0x0a, 0xff]), "0aff");
+/// ```
+#[must_use]
+pub fn hexadecimal(bytes: &[u8]) -> String {
+    bytes.iter().map(|byte| format!("{byte:02x}")).collect()
 }
 
 #[cfg(test)]

@@ -16,6 +16,7 @@ use serde::{Deserialize, Serialize};
 use sha2::{Digest, Sha256};
 
 use crate::RemoteFault;
+use crate::provenance::hexadecimal;
 
 /// Bytes of a block; the last of a file may be shorter.
 pub(super) const BLOCK_BYTES: u64 = 256 << 10;
@@ -232,11 +233,7 @@ fn fault(action: &'static str, path: &Path, error: &std::io::Error) -> RemoteFau
 }
 
 fn hash(text: &str) -> String {
-    let digest = Sha256::digest(text.as_bytes());
-    digest[..16]
-        .iter()
-        .map(|byte| format!("{byte:02x}"))
-        .collect()
+    hexadecimal(&Sha256::digest(text.as_bytes())[..16])
 }
 
 #[cfg(test)]

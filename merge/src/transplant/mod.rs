@@ -71,7 +71,7 @@ struct Model {
     path: PathBuf,
     checkpoint: Arc<Checkpoint>,
     companions: Companions,
-    tokens: Tokens,
+    tokens: Arc<Tokens>,
     config: Option<Value>,
 }
 
@@ -106,7 +106,7 @@ impl Transplant<'_> {
         let mut open = |path: &Path| -> Result<Model> {
             let (checkpoint, companions, own) = opened_with_files(path, &mut seen)?;
             notes.extend(own);
-            let tokens = Tokens::of(path, &companions)?;
+            let tokens = Arc::new(Tokens::of(path, &companions)?);
             let config = companions.settings("config.json")?;
             Ok(Model {
                 path: path.to_owned(),
@@ -120,7 +120,7 @@ impl Transplant<'_> {
         let tables = self.tables(&model, &donor, &mut notes)?;
         let before = tables.first().map_or(0, |table| table.model.rows);
         let n_rows = tables.first().map_or(0, |table| table.origins.len());
-        let tokens = Tokens::of(&donor.path, &donor.companions)?;
+        let tokens = Arc::clone(&donor.tokens);
         let work = Arc::new(Work::new(self.options.clone(), tokens, tables));
         let view = Transplanted::view(&model.checkpoint, &work);
         let names = short_names(&[self.model, self.donor]);
@@ -552,8 +552,7 @@ fn companions(
         notes.extend(lost);
         let name = "generation_config.json";
         whys.insert(name, "that of the model, with the donor's ids".to_owned());
-        all.0
-            .insert(name.to_owned(), Content::Text(format!("{config:#}\n")));
+        all.0.insert(name.to_owned(), Content::json(&config));
     }
     let files = all.0.into_iter().map(|(name, content)| {
         let why = whys.remove(name.as_str()).unwrap_or_else(|| {

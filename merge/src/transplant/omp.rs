@@ -1,9 +1,11 @@
 //! Orthogonal matching pursuit.
 //!
-//! Step by step the shared row joins that has the largest inner product with what is left over, and the factors of all
-//! are those of least squares. The factors come from a Cholesky factor of the chosen rows' products, in f64, which grows
-//! by a row each step. Inner products that choose are in f32: with the products of all shared rows at hand, a step adds
-//! up as many numbers per shared row as rows are chosen, and not as many as a row is wide.
+//! Each step chooses the shared row with the largest inner product with the rest, which is the row minus its
+//! combination. Least squares then give the factors of all chosen rows. They come from a Cholesky factor of the chosen
+//! rows' products in f64, which gains a row each step.
+//!
+//! The inner products with the rest are in f32. If the products of all shared rows with each other fit into memory, a
+//! step computes an inner product from one number per chosen row. Otherwise it needs one number per column.
 //!
 //! Goddard and Fernandes Neto 2025, "Training-Free Tokenizer Transplantation via Orthogonal Matching Pursuit",
 //! <https://arxiv.org/abs/2506.06607>; Rubinstein et al. 2008, "Efficient Implementation of the K-SVD Algorithm using
@@ -11,33 +13,33 @@
 
 use rayon::prelude::*;
 
-use super::sparse::{Combination, Solver};
+use super::sparse::{self, Combination, Solver};
 use super::table::Rows;
 use crate::Result;
 use crate::linear_algebra::single::{inner_product, inner_products};
 
-/// A pursuit ends where this share of the row is left over: what f32 can tell.
+/// A pursuit ends when the length of the rest is this share of the row's. The products in f32 tell no less.
 const ENOUGH: f64 = 1e-6;
 
-/// A row of which the chosen ones leave less than this share of its square says nothing new.
+/// A pursuit skips a row if the chosen rows leave no more than this share of its square.
 const DEPENDENT: f64 = 1e-10;
 
-/// Rows whose products with all others one task computes.
+/// The rows for which one task computes the products with all others.
 const GRAM_ROWS: usize = 64;
 
-/// Shared rows whose inner products are brought up to date together, so that they stay in the nearest cache.
+/// The inner products that are updated together. They stay in the nearest cache.
 const TILE: usize = 4096;
 
 /// Finds combinations of at most `k` shared rows.
 pub(super) struct Pursuit<'a> {
     points: &'a Rows,
     squares: Vec<f64>,
-    /// The products of all shared rows with each other, row-major, if there is room for them.
+    /// The products of all shared rows with each other, row-major; `None` if they need too much memory.
     gram: Option<Vec<f32>>,
     k: usize,
 }
 
-/// Bytes of the products of a number of rows; `None` if they do not fit `most`.
+/// The bytes of the products of `n_points` rows with each other; `None` if they are more than `most`.
 pub(super) fn gram_bytes(n_points: usize, most: u64) -> Option<u64> {
     let n = n_points as u64;
     let n_bytes = n.checked_mul(n)?.checked_mul(4)?;
@@ -76,14 +78,17 @@ fn gram(points: &Rows) -> Vec<f32> {
 /// A pursuit under way.
 struct Chase<'a> {
     target: &'a [f32],
-    /// The square of the target's length, and of what is left over.
+    /// The square of the target's length.
     square: f64,
+    /// The square of the rest's length.
     left: f64,
+    /// The places of the chosen rows.
     atoms: Vec<usize>,
     /// Rows of the lower Cholesky factor of the chosen rows' products.
     factor: Vec<Vec<f64>>,
-    /// The target along the orthonormal directions of the chosen rows.
+    /// The coordinates of the target in an orthonormal basis of the chosen rows.
     along: Vec<f64>,
+    /// Whether each shared row must not be chosen.
     blocked: Vec<bool>,
 }
 
@@ -101,11 +106,12 @@ impl<'a> Chase<'a> {
         }
     }
 
+    /// Whether `k` rows are chosen, or the rest is short enough.
     fn is_done(&self, k: usize) -> bool {
         self.atoms.len() >= k || self.left <= ENOUGH * ENOUGH * self.square
     }
 
-    /// Takes the next row. Returns whether there was one.
+    /// Chooses the next row. Returns false if no row has a product with the rest.
     fn choose(&mut self, products: &[f32], points: &Rows, squares: &[f64]) -> bool {
         loop {
             let mut best: Option<(usize, f32)> = None;
@@ -128,7 +134,7 @@ impl<'a> Chase<'a> {
         }
     }
 
-    /// Adds a row, unless the chosen ones make it up.
+    /// Adds a row. Returns false if the row is a combination of the chosen ones.
     fn add(&mut self, atom: usize, points: &Rows, square: f64) -> bool {
         let own = points.row(atom);
         let mut row = Vec::with_capacity(self.atoms.len() + 1);
@@ -166,14 +172,10 @@ impl<'a> Chase<'a> {
         factors
     }
 
-    /// What is left over of the target.
+    /// Writes the rest of the target to `out`.
     fn rest(&self, points: &Rows, out: &mut [f32]) {
-        let mut rest: Vec<f64> = self.target.iter().map(|value| f64::from(*value)).collect();
-        for (&atom, factor) in self.atoms.iter().zip(self.factors()) {
-            for (rest, value) in rest.iter_mut().zip(points.row(atom)) {
-                *rest -= factor * f64::from(*value);
-            }
-        }
+        let chosen = self.atoms.iter().copied().zip(self.factors());
+        let rest = sparse::rest(self.target, points, chosen);
         for (out, rest) in out.iter_mut().zip(rest) {
             *out = rest as f32;
         }
@@ -181,7 +183,7 @@ impl<'a> Chase<'a> {
 }
 
 impl Pursuit<'_> {
-    /// The products of all shared rows with what is left over, from those with the target itself.
+    /// Writes the products of all shared rows with the rest to `products`. `first` holds their products with the target.
     fn update(&self, gram: &[f32], chase: &Chase<'_>, first: &[f32], products: &mut [f32]) {
         let n = products.len();
         let factors = chase.factors();

@@ -1,4 +1,4 @@
-//! Rows as combinations of few other rows.
+//! Combinations of a few shared rows that approximate a row.
 
 use super::table::Rows;
 use crate::Result;
@@ -6,23 +6,19 @@ use crate::Result;
 /// A combination of shared rows that approximates a row.
 #[derive(Clone, Debug, Default, PartialEq)]
 pub(super) struct Combination {
-    /// The shared rows, by their places in the list of them.
+    /// The places of its rows in the list of shared rows.
     pub(super) atoms: Vec<u32>,
-    /// Their factors.
+    /// The factor of each of its rows.
     pub(super) factors: Vec<f64>,
-    /// The length of what is left over, as a share of the row's.
+    /// The length of the [`rest`] as a share of the length of the row.
     pub(super) error: f64,
 }
 
 impl Combination {
-    /// The combination of rows, as long as what it stands for is wide, and its error by the row itself.
+    /// The same combination with its error as an approximation of `target`. Its rows are rows of `points`.
     pub(super) fn measured(mut self, points: &Rows, target: &[f32]) -> Self {
-        let mut rest: Vec<f64> = target.iter().map(|value| f64::from(*value)).collect();
-        for (&atom, factor) in self.atoms.iter().zip(&self.factors) {
-            for (rest, value) in rest.iter_mut().zip(points.row(atom as usize)) {
-                *rest -= factor * f64::from(*value);
-            }
-        }
+        let atoms = self.atoms.iter().map(|&atom| atom as usize);
+        let rest = rest(target, points, atoms.zip(self.factors.iter().copied()));
         let length =
             |values: &mut dyn Iterator<Item = f64>| values.map(|v| v * v).sum::<f64>().sqrt();
         let of_target = length(&mut target.iter().map(|value| f64::from(*value)));
@@ -34,8 +30,23 @@ impl Combination {
     }
 }
 
-/// A way to find combinations.
+/// The rest of a row: `target` minus the sum of the `chosen` rows of `points` times their factors, in f64.
+pub(super) fn rest(
+    target: &[f32],
+    points: &Rows,
+    chosen: impl Iterator<Item = (usize, f64)>,
+) -> Vec<f64> {
+    let mut rest: Vec<f64> = target.iter().map(|value| f64::from(*value)).collect();
+    for (atom, factor) in chosen {
+        for (rest, value) in rest.iter_mut().zip(points.row(atom)) {
+            *rest -= factor * f64::from(*value);
+        }
+    }
+    rest
+}
+
+/// Finds combinations.
 pub(super) trait Solver: Sync {
-    /// A combination of shared rows for each target, none of them `excluded`; an empty one for a target that is zero.
+    /// A combination for each target, without the shared rows that are `excluded`. A target of zeros gets an empty one.
     fn block(&self, targets: &Rows, excluded: &[bool]) -> Result<Vec<Combination>>;
 }

@@ -67,7 +67,8 @@ impl TableWork {
 /// All tables, and what was found of them.
 pub(crate) struct Work {
     options: TransplantOptions,
-    tokens: Tokens,
+    /// The donor's.
+    tokens: Arc<Tokens>,
     tables: Vec<TableWork>,
     done: Mutex<Option<Arc<Vec<Done>>>>,
 }
@@ -94,7 +95,11 @@ struct Done {
 type Solved = (Vec<Combination>, Vec<Combination>);
 
 impl Work {
-    pub(super) fn new(options: TransplantOptions, tokens: Tokens, tables: Vec<TableWork>) -> Self {
+    pub(super) fn new(
+        options: TransplantOptions,
+        tokens: Arc<Tokens>,
+        tables: Vec<TableWork>,
+    ) -> Self {
         Self {
             options,
             tokens,

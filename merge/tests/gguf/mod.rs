@@ -276,6 +276,14 @@ fn a_quantization_that_is_not_read_is_listed_and_refused_by_name() {
     let folder = tempfile::tempdir().expect("a folder");
     let path = folder.path().join("q.gguf");
     std::fs::write(&path, file.bytes()).expect("written");
+    // A comparison refuses it unless it compares headers alone.
+    for raw in [false, true] {
+        let options = OpenOptions { root: None, raw };
+        let compared = |headers_only| merge::diff::opened(&path, &options, headers_only);
+        let fault = compared(false).err().expect("refused").to_string();
+        assert!(fault.contains("IQ2_XXS"), "{fault}");
+        assert!(compared(true).is_ok());
+    }
     let recipe = merge::MergeRecipe {
         merge_method: "passthrough".into(),
         models: vec![merge::recipe::ModelRef::new(&path)],

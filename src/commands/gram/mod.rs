@@ -12,13 +12,13 @@ use candle_core::Device;
 use evaluate::measure::grams::{GramJob, GramSums};
 use evaluate::measure::key_of;
 use merge::gram::{Gram, GramRecord, Shard};
-use merge::io::{Aliases, Contents, WriteOptions, check_target};
 use merge::provenance::Hashes;
 use serde_json::json;
 use train::collective::Collective;
 
 use crate::args::data::DataArgs;
 use crate::args::model::ModelArgs;
+use crate::args::write::checked_file;
 use crate::output::{Output, UsageError};
 use crate::ranks;
 use crate::target::Target;
@@ -124,15 +124,7 @@ fn cache(
     ranks: &dyn Collective,
     output: &Output,
 ) -> Result<ExitCode> {
-    let write = WriteOptions {
-        force: args.force,
-        ..WriteOptions::new(&args.out)
-    };
-    let nothing = Contents {
-        tensors: &[],
-        aliases: &Aliases::new(),
-    };
-    check_target(nothing, &BTreeMap::new(), &write)?;
+    let write = checked_file(&args.out, args.force)?;
     let task = args.data.open(None)?;
     let tokenizer = args.data.tokenizer()?;
     let vocabulary = (tokenizer.as_ref()).map(|tokenizer| std::fs::read(tokenizer.path()));

@@ -1,10 +1,11 @@
 //! The configuration that transformers reads of a model of Megatron.
 
-use serde_json::{Value, json};
+use serde_json::json;
 
 use super::Heads;
 use super::arguments::Arguments;
-use crate::beside::{Companion, Content};
+use crate::beside::Companion;
+use crate::beside::config::torch_name;
 use crate::{Checkpoint, DType, Result};
 
 /// Arguments that must be as here for the model to be one that transformers has; `None` for one that must not be set.
@@ -140,13 +141,7 @@ pub(super) fn of(
         "tie_word_embeddings": source.get("lm_head.weight").is_none(),
         "vocab_size": embeddings.shape[0],
     });
-    let name = match dtype(embeddings.dtype) {
-        DType::F32 => Some("float32"),
-        DType::BF16 => Some("bfloat16"),
-        DType::F16 => Some("float16"),
-        _ => None,
-    };
-    if let Some(name) = name {
+    if let Some(name) = torch_name(dtype(embeddings.dtype)) {
         config["torch_dtype"] = json!(name);
     }
     if arguments.is_set("use_rope_scaling") {
@@ -186,16 +181,12 @@ pub(super) fn of(
     };
     config["architectures"] = json!([architecture]);
     config["model_type"] = json!(model_type);
-    Ok(companion(&config))
+    Ok(Companion::json(
+        "config.json",
+        &config,
+        "from the arguments of the run",
+    ))
 }
 
 /// Why a model with some of the biases is none of transformers'.
 const UNKNOWN_BIASES: &str = "none of them has these biases and norms of queries and keys together";
-
-fn companion(config: &Value) -> Companion {
-    Companion {
-        name: "config.json".into(),
-        content: Content::Text(format!("{config:#}\n")),
-        why: "from the arguments of the run".into(),
-    }
-}

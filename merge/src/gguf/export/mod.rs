@@ -26,7 +26,7 @@ use crate::layouts;
 use crate::{Checkpoint, DType, ExportFault, MergePlan, Result, model_config};
 
 pub use adapter::AdapterExport;
-pub(in crate::gguf) use rope::Bands;
+pub(in crate::gguf) use rope::{Bands, attention_factor};
 pub(in crate::gguf) use tokenizer::{CONTROL, NORMAL, OF_DIGITS, OF_GPT2, PATTERNS, USER_DEFINED};
 
 /// The number of the version of quantized blocks in ggml.

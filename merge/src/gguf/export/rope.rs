@@ -251,13 +251,10 @@ fn scaling(said: &Said<'_>, architecture: &Architecture, n_pairs: usize) -> Resu
             // The older names stand for the same.
             Some("longrope" | "su" | "yarn") => {
                 let longest = all().ok_or_else(|| said.fault("a length of texts"))?;
-                let stretch = f64::from(longest) / f64::from(context.max(2));
-                let computed = match stretch > 1.0 {
-                    true => (1.0 + stretch.ln() / f64::from(context.max(2)).ln()).sqrt(),
-                    false => 1.0,
-                };
                 let attention = match scaling.get("attention_factor") {
-                    None | Some(Value::Null) => computed,
+                    None | Some(Value::Null) => {
+                        attention_factor(f64::from(longest), f64::from(context))
+                    }
                     Some(_) => said.number("attention_factor")?,
                 };
                 Ok(Scaling::Long {
@@ -297,6 +294,18 @@ fn scaling(said: &Said<'_>, architecture: &Architecture, n_pairs: usize) -> Resu
         },
         _ => return Err(said.fault("`default`, `linear`, `yarn` or, of llama, `llama3`")),
     })
+}
+
+/// The factor on attention in a Phi-3 for texts of `longest` tokens that was trained on `context` tokens first:
+/// `√(1 + ln(longest / context) / ln(context))`, or 1 if `longest` is no more. Transformers computes the same for
+/// `longrope` without `attention_factor`.
+pub(in crate::gguf) fn attention_factor(longest: f64, context: f64) -> f64 {
+    let context = context.max(2.0);
+    let stretch = longest / context;
+    match stretch > 1.0 {
+        true => (1.0 + stretch.ln() / context.ln()).sqrt(),
+        false => 1.0,
+    }
 }
 
 /// The bands of waves of Llama 3: short ones stay, long ones are divided by a factor, those between by less.
@@ -351,5 +360,13 @@ mod tests {
         let factors = bands.factors(500_000.0, 128);
         assert_eq!((factors.len(), factors[0], factors[63]), (64, 1.0, 8.0));
         assert!(factors.windows(2).all(|pair| pair[0] <= pair[1]));
+    }
+
+    #[test]
+    fn attention_grows_with_the_logarithm_of_the_stretch() {
+        // Phi-3 mini 128k: ln(2¹⁷ / 2¹²) / ln(2¹²) = 5 / 12.
+        let found = attention_factor(131_072.0, 4096.0);
+        assert!((found - (17.0f64 / 12.0).sqrt()).abs() < 1e-12, "{found}");
+        assert_eq!(attention_factor(4096.0, 4096.0), 1.0);
     }
 }

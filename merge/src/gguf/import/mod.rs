@@ -17,12 +17,13 @@ use serde_json::{Map, Value, json};
 use self::facts::Facts;
 use super::architectures::Architecture;
 use super::{ARCHITECTURE_KEY, value};
-use crate::beside::{Companion, Content};
+use crate::beside::Companion;
+use crate::beside::config::torch_name;
 use crate::convert::Conversion;
 use crate::io::gguf::Arrays;
 use crate::io::{self, OpenOptions, PlainValue};
 use crate::recipe::OutputDType;
-use crate::{Checkpoint, DType, GgufFault, MergePlan, Result, layouts};
+use crate::{Checkpoint, GgufFault, MergePlan, Result, layouts};
 
 /// Tokens of config.json and generation_config.json: the setting, the entry.
 const TOKENS: [(&str, &str); 3] = [
@@ -106,7 +107,7 @@ impl GgufImport {
             if let Some(mut config) = config {
                 config.extend(
                     dtype
-                        .and_then(name_of)
+                        .and_then(torch_name)
                         .map(|name| ("torch_dtype".to_owned(), json!(name))),
                 );
                 files.push(file("config.json", &Value::Object(config)));
@@ -135,22 +136,7 @@ fn tokens(facts: &Facts<'_>) -> Result<Map<String, Value>> {
     Ok(tokens)
 }
 
-/// torch's name of a dtype of weights.
-fn name_of(dtype: DType) -> Option<&'static str> {
-    match dtype {
-        DType::F64 => Some("float64"),
-        DType::F32 => Some("float32"),
-        DType::F16 => Some("float16"),
-        DType::BF16 => Some("bfloat16"),
-        _ => None,
-    }
-}
-
 /// A file that is made of the metadata.
 fn file(name: &str, value: &Value) -> Companion {
-    Companion {
-        name: name.to_owned(),
-        content: Content::Text(format!("{value:#}\n")),
-        why: "from the metadata".to_owned(),
-    }
+    Companion::json(name, value, "from the metadata")
 }

@@ -6,7 +6,7 @@ use serde_json::{Map, Value, json};
 
 use super::facts::Facts;
 use crate::Result;
-use crate::gguf::export::Bands;
+use crate::gguf::export::{Bands, attention_factor};
 
 /// The base of frequencies without an entry, and that of layers of Gemma 3 that see a window.
 const BASE: f64 = 10_000.0;
@@ -123,13 +123,8 @@ fn of_phi(
                 "short_factor": short,
             });
             if let Some(factor) = facts.number("rope.scaling.attn_factor")? {
-                let stretch = longest as f64 / context.max(2) as f64;
-                let computed = match stretch > 1.0 {
-                    true => (1.0 + stretch.ln() / (context.max(2) as f64).ln()).sqrt(),
-                    false => 1.0,
-                };
                 // What transformers computes is left to it.
-                if !is_near(factor, computed) {
+                if !is_near(factor, attention_factor(longest as f64, context as f64)) {
                     scaling["attention_factor"] = json!(factor);
                 }
             }

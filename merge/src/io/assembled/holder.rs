@@ -1,4 +1,4 @@
-//! What holds the elements of pieces.
+//! The files that hold the elements of pieces.
 
 use std::path::PathBuf;
 
@@ -6,24 +6,25 @@ use super::Piece;
 use crate::io::TensorSource;
 use crate::{DType, Result};
 
-/// What holds the elements of pieces: a file, or several.
+/// Holds the elements of pieces, in one file or several.
 pub(crate) trait Holder: Send + Sync {
-    /// The file of a piece.
+    /// The file that holds a piece.
     fn path(&self, piece: &Piece) -> PathBuf;
 
-    /// The dtype of the tensor that a piece is taken from, and how many elements it has.
+    /// The dtype of the tensor that holds a piece, and the number of its elements.
     fn held(&self, piece: &Piece) -> (DType, usize);
 
-    /// What that tensor is kept in, which is narrower than what is read where it is computed.
+    /// The dtype that the file stores for that tensor. It may be narrower than that of [`Self::held`] if the tensor is
+    /// computed.
     fn stored_dtype(&self, piece: &Piece) -> DType;
 
-    /// Whether the values of that tensor are not those of a file.
+    /// Whether the values of that tensor are computed from those of the file.
     fn is_computed(&self, piece: &Piece) -> bool;
 
-    /// Reads elements `first..` of that tensor.
+    /// Fills `out` with the elements of that tensor from `first` on.
     ///
     /// # Errors
-    /// When the file cannot be read or is damaged.
+    /// If the file cannot be read or is damaged.
     fn read(&self, piece: &Piece, first: usize, out: &mut [u8]) -> Result<()>;
 }
 

@@ -1,7 +1,7 @@
 //! HDF5 files: the datasets of a file as tensors, under their paths, as Keras 3 (`.weights.h5`) and TF-Keras keep weights.
 //!
-//! Groups, headers and pieces are read by the crate `hdf5-reader`, within the limits below. Data that lie in one run, as
-//! Keras writes them, are read from the file itself.
+//! The crate `hdf5-reader` reads groups, headers and pieces, within the limits below. Keras writes the data of a dataset
+//! in one run. This module reads such a run straight from the file.
 //!
 //! | module | holds |
 //! |---|---|
@@ -29,24 +29,33 @@ use super::source::{Container, OpenOptions, TensorSource};
 use crate::{ContainerFault, Error, Result};
 use pieces::Pieces;
 
-/// The first bytes of a file.
+/// The first bytes of an HDF5 file.
 const MAGIC: [u8; 8] = *b"\x89HDF\r\n\x1a\n";
 
-/// The deepest groups, the most groups and datasets.
+/// The most groups within each other.
 const MAX_DEPTH: usize = 64;
+
+/// The most groups and datasets of a file.
 const MAX_OBJECTS: usize = 1 << 18;
 
-/// The most bytes of a header, of what is read at once, of a decoded piece, and of the pieces that are kept.
+/// The most bytes of a header.
 const MAX_HEADER_BYTES: usize = 16 << 20;
+
+/// The most bytes of one read, and of a decoded piece.
 const MAX_READ_BYTES: usize = 64 << 20;
+
+/// The most bytes of decoded pieces that stay in memory.
 const KEPT_BYTES: usize = 32 << 20;
 
-/// Whether a file begins like one.
+/// Whether `seen`, the first bytes of a file, are those of an HDF5 file.
 pub(super) fn begins(seen: &[u8]) -> bool {
     seen.starts_with(&MAGIC)
 }
 
-/// Opens a file.
+/// Opens an HDF5 file.
+///
+/// # Errors
+/// If the file is damaged, exceeds the limits above, has a link to another file, or has data that are not read.
 pub(super) fn open(
     path: &Path,
     file: Box<dyn ReadAt>,
@@ -96,7 +105,7 @@ pub(super) fn open(
     Ok(Box::new(ranges.keeping(kept)))
 }
 
-/// A fault that the library found.
+/// The error for a fault that `hdf5-reader` returns.
 fn hdf5(path: &Path, key: &str, fault: &hdf5_reader::error::Error) -> Error {
     ContainerFault::Hdf5 {
         path: path.into(),
@@ -106,7 +115,7 @@ fn hdf5(path: &Path, key: &str, fault: &hdf5_reader::error::Error) -> Error {
     .into()
 }
 
-/// The bytes of a file, for the library.
+/// The bytes of a file, from which `hdf5-reader` reads.
 struct FileBytes(Arc<dyn ReadAt>);
 
 impl Bytes for FileBytes {
@@ -133,7 +142,7 @@ impl Bytes for FileBytes {
     }
 }
 
-/// Files that links lead to. None is opened.
+/// The first file that a link names. This program opens no such file.
 #[derive(Default)]
 struct Elsewhere(Mutex<Vec<String>>);
 
@@ -155,12 +164,13 @@ struct Walk<'a> {
     file: &'a Hdf5File,
     n_bytes: u64,
     arrays: Vec<Array>,
-    /// Objects by their places in the file, each with its name.
+    /// The name of each object, by its address in the file.
     seen: HashMap<u64, String>,
 }
 
 impl Walk<'_> {
-    /// Notes an object. One that has several names would be several tensors, or a group without an end.
+    /// Notes an object. Fails if the object has a name already: a dataset would become two tensors, and a group within
+    /// itself would have no end.
     fn note(&mut self, address: u64, name: &str) -> Result<()> {
         if self.seen.len() >= MAX_OBJECTS {
             let what = format!("more than {MAX_OBJECTS} groups and datasets");
@@ -253,7 +263,7 @@ impl Walk<'_> {
                 .into());
             }
             Some(DataLayout::Contiguous { address, .. }) => {
-                // Addresses are counted from the superblock, before which users may have put something.
+                // Addresses count from the superblock. Users may put other bytes before it.
                 let base = self.n_bytes.saturating_sub(self.file.storage().len());
                 let start = address.checked_add(base);
                 let end = start.and_then(|start| start.checked_add(n_bytes));

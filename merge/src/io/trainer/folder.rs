@@ -49,6 +49,26 @@ impl Listing {
     pub(crate) fn path(&self, name: &str) -> PathBuf {
         self.folder.join(name)
     }
+
+    /// The text of its file `name` without the space around it, such as the name of the last checkpoint; `None` if the
+    /// file has more than `most_bytes` or is not UTF-8.
+    pub(crate) fn short_text(&self, name: &str, most_bytes: u64) -> Result<Option<String>> {
+        let path = self.path(name);
+        let failed = |source| Error::io("read", &path, source);
+        if std::fs::metadata(&path).map_err(failed)?.len() > most_bytes {
+            return Ok(None);
+        }
+        let text = String::from_utf8(std::fs::read(&path).map_err(failed)?);
+        Ok(text.ok().map(|text| text.trim().to_owned()))
+    }
+
+    /// A note on the folders beside the one that its file `name` says; `None` if there are no others.
+    pub(crate) fn passed_over(&self, name: &str, said: &str, others: &[&str]) -> Option<String> {
+        (!others.is_empty()).then(|| {
+            let (folder, others) = (self.folder.display(), others.join(", "));
+            format!("{folder}: `{name}` names {said}; passed over: {others}")
+        })
+    }
 }
 
 /// The file that `name`, which a file of the folder says, stands for. It must be in the folder or below it, and so

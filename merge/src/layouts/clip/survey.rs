@@ -2,6 +2,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
+use crate::layouts::dimensions::counted_blocks;
 use crate::layouts::{Description, Dimensions, ModelRecord, Stack};
 use crate::{Checkpoint, Error, Result, TensorInfo};
 
@@ -64,15 +65,7 @@ pub(super) fn describe(
     let prefixes = ["vision_model.encoder.layers.", "text_model.encoder.layers."];
     let mut stacks = Vec::new();
     for (index, name) in STACKS.into_iter().enumerate() {
-        let n_blocks = blocks[index].last().map_or(0, |last| last + 1);
-        let n_missing = n_blocks - blocks[index].len();
-        let mut sentence = format!("{name}: {n_blocks} blocks");
-        if let Some(width) = widths[index] {
-            sentence += &format!(" of width {width}");
-        }
-        if n_missing > 0 {
-            sentence += &format!(", of which {n_missing} are missing");
-        }
+        let (n_blocks, sentence) = counted_blocks(name, &blocks[index], widths[index]);
         evidence.push(sentence);
         let configured = [config.image_heads, config.text_heads][index];
         let (n_heads, said) = match (record.heads_of(name), configured) {

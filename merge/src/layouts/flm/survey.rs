@@ -3,7 +3,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 
 use crate::io::PlainValue;
-use crate::layouts::dimensions::{patches_across, published_heads};
+use crate::layouts::dimensions::{counted_blocks, patches_across, published_heads};
 use crate::layouts::{Description, Dimensions, ModelRecord, OneStream, Stack};
 use crate::{Checkpoint, Result, TensorInfo};
 
@@ -211,17 +211,8 @@ impl<'a> Survey<'a> {
             ),
         };
         let name = STACKS[stack];
-        let blocks = &self.blocks[stack];
-        let n_blocks = blocks.last().map_or(0, |last| last + 1);
-        let n_missing = n_blocks - blocks.len();
+        let (n_blocks, sentence) = counted_blocks(name, &self.blocks[stack], width);
         if n_blocks > 0 || !matches!(stack as u8, BOTTOM | TOP) {
-            let mut sentence = format!("{name}: {n_blocks} blocks");
-            if let Some(width) = width {
-                sentence += &format!(" of width {width}");
-            }
-            if n_missing > 0 {
-                sentence += &format!(", of which {n_missing} are missing");
-            }
             self.evidence.push(sentence);
         }
         Stack {

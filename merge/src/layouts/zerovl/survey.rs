@@ -2,7 +2,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use crate::layouts::dimensions::{patches_across, published_heads};
+use crate::layouts::dimensions::{counted_blocks, patches_across, published_heads};
 use crate::layouts::{Description, Dimensions, ModelRecord, PositionTable, Stack};
 use crate::{Checkpoint, Error, Result, TensorInfo};
 
@@ -111,16 +111,7 @@ impl<'a> Survey<'a> {
         let width =
             (self.axis(outer.0, outer.1)).or_else(|| self.block_axis(stack, inner.0, inner.1));
         let name = STACKS[stack].name;
-        let blocks = &self.blocks[stack];
-        let n_blocks = blocks.last().map_or(0, |last| last + 1);
-        let n_missing = n_blocks - blocks.len();
-        let mut sentence = format!("{name}: {n_blocks} blocks");
-        if let Some(width) = width {
-            sentence += &format!(" of width {width}");
-        }
-        if n_missing > 0 {
-            sentence += &format!(", of which {n_missing} are missing");
-        }
+        let (n_blocks, sentence) = counted_blocks(name, &self.blocks[stack], width);
         self.evidence.push(sentence);
         Stack {
             name,

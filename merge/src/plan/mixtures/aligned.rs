@@ -25,6 +25,15 @@ pub struct AlignmentReport {
     pub units: Vec<UnitMatching>,
 }
 
+impl AlignmentReport {
+    fn of_units(units: Vec<UnitMatching>) -> Self {
+        Self {
+            units,
+            ..Self::default()
+        }
+    }
+}
+
 /// The things that move.
 pub(super) enum Move {
     /// Experts of mixtures, with those that they are matched with first.
@@ -240,10 +249,9 @@ impl Aligned {
         let mut found = Found::default();
         let mut pieces: BTreeMap<String, BTreeMap<usize, Piece>> = BTreeMap::new();
         for ((_, network), units) in pairs.iter().zip(orders) {
-            let moved = units.iter().enumerate();
-            let n_moved = moved.filter(|(to, from)| *to != **from as usize).count();
+            let matching = self.matched(&network.name, network.n_units, &units);
             for strand in &network.strands {
-                let order = (n_moved > 0).then(|| strand.order(&units));
+                let order = (matching.n_moved > 0).then(|| strand.order(&units));
                 let mut piece = Piece::of(strand.key.clone(), strand.first, strand.n_rows);
                 match strand.along_columns {
                     true => piece.columns = order,
@@ -252,12 +260,7 @@ impl Aligned {
                 let of = pieces.entry(strand.key.clone()).or_default();
                 of.insert(strand.first, piece);
             }
-            found.report.units.push(UnitMatching {
-                model: self.model.clone(),
-                network: network.name.clone(),
-                n_units: network.n_units,
-                n_moved,
-            });
+            found.report.units.push(matching);
         }
         let arrangements = pieces.into_iter().map(|(key, pieces)| {
             let pieces = pieces.into_values().collect();
@@ -274,34 +277,40 @@ impl Aligned {
         let units = theirs
             .hidden()
             .zip(&orders)
-            .map(|((name, n_units), order)| {
-                let moved = order.iter().enumerate();
-                UnitMatching {
-                    model: self.model.clone(),
-                    network: name.to_owned(),
-                    n_units,
-                    n_moved: moved.filter(|(to, from)| *to != **from as usize).count(),
-                }
-            });
-        let report = AlignmentReport {
-            units: units.collect(),
-            ..AlignmentReport::default()
-        };
+            .map(|((name, n_units), order)| self.matched(name, n_units, order));
         Ok(Found {
-            report,
+            report: AlignmentReport::of_units(units.collect()),
             arrangements: theirs.arranged(&orders).into_iter().collect(),
         })
+    }
+
+    /// The report on a network whose units go by `order`: for each place, the unit that comes there.
+    fn matched(&self, network: &str, n_units: usize, order: &[u32]) -> UnitMatching {
+        let places = order.iter().enumerate();
+        UnitMatching {
+            model: self.model.clone(),
+            network: network.to_owned(),
+            n_units,
+            n_moved: places.filter(|(to, from)| *to != **from as usize).count(),
+        }
     }
 }
 
 impl Aligned {
-    /// The files of activations that are read.
-    pub(in crate::plan) fn activations(&self) -> impl Iterator<Item = &Arc<Checkpoint>> {
-        let observed = match &self.moved {
+    /// The activations by which the units of a network are matched.
+    fn observed(&self) -> Option<&Observation> {
+        match &self.moved {
             Move::Network { observed, .. } => observed.as_ref(),
             _ => None,
-        };
-        let both = observed.into_iter().flat_map(|of| [&of.own, &of.theirs]);
+        }
+    }
+
+    /// The files of activations that are read.
+    pub(in crate::plan) fn activations(&self) -> impl Iterator<Item = &Arc<Checkpoint>> {
+        let both = self
+            .observed()
+            .into_iter()
+            .flat_map(|of| [&of.own, &of.theirs]);
         both.flat_map(|of| of.stores().iter().map(|store| store.checkpoint()))
     }
 
@@ -310,11 +319,7 @@ impl Aligned {
     /// # Errors
     /// [`crate::MergeFault::ForeignGrams`].
     pub(in crate::plan) fn check_hashes(&self, known: &grams::Known<'_>) -> Result<()> {
-        let observed = match &self.moved {
-            Move::Network { observed, .. } => observed.as_ref(),
-            _ => None,
-        };
-        let Some(of) = observed.filter(|of| of.is_checked) else {
+        let Some(of) = self.observed().filter(|of| of.is_checked) else {
             return Ok(());
         };
         let both = [(&of.own, &self.reference), (&of.theirs, &self.source)];
@@ -329,21 +334,10 @@ impl Aligned {
             Some(of) => match_activations(own, &of.own, &of.theirs)?,
             None => match_networks(own, &self.reference, &self.source)?,
         };
-        let units = own.groups().iter().zip(&orders).map(|(group, order)| {
-            let moved = order.iter().enumerate();
-            UnitMatching {
-                model: self.model.clone(),
-                network: group.name.clone(),
-                n_units: group.n,
-                n_moved: moved.filter(|(to, from)| *to != **from as usize).count(),
-            }
-        });
-        let report = AlignmentReport {
-            units: units.collect(),
-            ..AlignmentReport::default()
-        };
+        let groups = own.groups().iter().zip(&orders);
+        let units = groups.map(|(group, order)| self.matched(&group.name, group.n, order));
         Ok(Found {
-            report,
+            report: AlignmentReport::of_units(units.collect()),
             arrangements: own.arranged(&orders).into_iter().collect(),
         })
     }

@@ -89,7 +89,7 @@ fn open(listing: &Listing, options: &OpenOptions) -> Result<Opened> {
     if has_ranks(listing) {
         return open_iteration(listing, &listing.folder, options);
     }
-    let iteration = latest(&listing.path(TRACKER))?;
+    let iteration = latest(listing)?;
     let nothing = || MegatronFault::NoSuchIteration {
         folder: listing.folder.clone(),
         iteration: iteration.clone(),
@@ -111,25 +111,19 @@ fn open(listing: &Listing, options: &OpenOptions) -> Result<Opened> {
         .filter(is_other)
         .map(String::as_str)
         .collect();
-    if !others.is_empty() {
-        opened.notes.push(format!(
-            "{}: `{TRACKER}` names {iteration}; passed over: {}",
-            listing.folder.display(),
-            others.join(", ")
-        ));
-    }
+    let note = listing.passed_over(TRACKER, &iteration, &others);
+    opened.notes.extend(note);
     Ok(opened)
 }
 
 /// The folder of the iteration that the file says.
-fn latest(path: &Path) -> Result<String> {
-    let bad = || Error::from(MegatronFault::BadTracker { path: path.into() });
-    let failed = |source| Error::io("read", path, source);
-    if std::fs::metadata(path).map_err(failed)?.len() > TRACKER_LIMIT_BYTES {
-        return Err(bad());
-    }
-    let text = String::from_utf8(std::fs::read(path).map_err(failed)?).map_err(|_| bad())?;
-    match text.trim() {
+fn latest(listing: &Listing) -> Result<String> {
+    let bad = || {
+        let path = listing.path(TRACKER);
+        Error::from(MegatronFault::BadTracker { path })
+    };
+    let text = listing.short_text(TRACKER, TRACKER_LIMIT_BYTES)?;
+    match text.ok_or_else(bad)?.as_str() {
         "release" => Ok("release".into()),
         number => {
             let number: u64 = number.parse().map_err(|_| bad())?;

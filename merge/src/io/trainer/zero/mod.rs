@@ -59,7 +59,7 @@ fn open(listing: &Listing, options: &OpenOptions) -> Result<Opened> {
     if files::are_in(listing) {
         return open_tag(listing, &listing.folder, options);
     }
-    let tag = latest(&listing.path(LATEST))?;
+    let tag = latest(listing)?;
     let found = tags(listing);
     let folder = match inside(&listing.folder, &tag) {
         Ok(folder) if folder.is_dir() => folder,
@@ -76,33 +76,21 @@ fn open(listing: &Listing, options: &OpenOptions) -> Result<Opened> {
         }
     };
     let mut opened = open_tag(&Listing::of(&folder)?, &listing.folder, options)?;
-    let others: Vec<String> = found.into_iter().filter(|name| *name != tag).collect();
-    if !others.is_empty() {
-        opened.notes.push(format!(
-            "{}: `{LATEST}` names {tag}; passed over: {}",
-            listing.folder.display(),
-            others.join(", ")
-        ));
-    }
+    let others = found.iter().map(String::as_str).filter(|name| *name != tag);
+    let others: Vec<&str> = others.collect();
+    let note = listing.passed_over(LATEST, &tag, &others);
+    opened.notes.extend(note);
     Ok(opened)
 }
 
 /// The tag that the file says.
-fn latest(path: &Path) -> Result<String> {
-    let bad = || Error::from(ZeroFault::BadLatest { path: path.into() });
-    let failed = |source| Error::io("read", path, source);
-    if std::fs::metadata(path).map_err(failed)?.len() > TAG_LIMIT_BYTES {
-        return Err(bad());
-    }
-    let text = std::fs::read(path).map_err(failed)?;
-    let tag = String::from_utf8(text)
-        .map_err(|_| bad())?
-        .trim()
-        .to_owned();
-    match tag.is_empty() || tag.contains('\0') {
-        true => Err(bad()),
-        false => Ok(tag),
-    }
+fn latest(listing: &Listing) -> Result<String> {
+    let tag = listing.short_text(LATEST, TAG_LIMIT_BYTES)?;
+    let tag = tag.filter(|tag| !tag.is_empty() && !tag.contains('\0'));
+    tag.ok_or_else(|| {
+        let path = listing.path(LATEST);
+        ZeroFault::BadLatest { path }.into()
+    })
 }
 
 /// Opens the checkpoint of a tag. `shown` is the folder that users know the model by.
