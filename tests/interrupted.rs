@@ -59,7 +59,7 @@ fn n_states(run: &Path) -> usize {
         .count()
 }
 
-/// What a run keeps: every file with its bytes, but for logs, which have times in them.
+/// The files of a run with their bytes, without logs, which have times in them.
 fn kept(run: &Path) -> BTreeMap<PathBuf, Vec<u8>> {
     let (mut files, mut open) = (BTreeMap::new(), vec![run.to_owned()]);
     while let Some(folder) = open.pop() {

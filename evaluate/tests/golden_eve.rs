@@ -347,7 +347,7 @@ fn mixture(tensors: &Tensors) -> Mixture {
     Mixture::load(&weights.expect("names"), "moe", sizes).expect("it loads")
 }
 
-/// What a mixture computes of given numbers, under the names of the set.
+/// The outputs of a mixture for given numbers, under the names of the set.
 fn computed(
     mixture: &Mixture,
     x: &Tensor,

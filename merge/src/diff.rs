@@ -171,7 +171,7 @@ pub fn diff(
         ..DiffReport::default()
     };
     let mut same_shape = Vec::new();
-    // What is another name of a tensor on one side may be a tensor of its own on the other.
+    // Another name of a tensor on one side may be a tensor of its own on the other.
     let of_both = |key: &str| left.aliases().contains_key(key) && right.get(key).is_some();
     let tied = (right.tensors()).filter(|(key, _)| of_both(key));
     let tied = tied.filter_map(|(key, _)| Some((key, left.get(key)?)));

@@ -57,7 +57,7 @@ fn shapes(group: &[Parameter]) -> Py {
     )
 }
 
-/// What both kinds of model states have: two buffers, one of which was computed in bf16.
+/// The common part of both kinds of model states: two buffers, one of which was computed in bf16.
 fn common(groups: &[Vec<Parameter>], module: Vec<(&str, Py)>) -> Vec<(String, Py)> {
     let mut module: Vec<(String, Py)> = module
         .into_iter()
@@ -113,7 +113,7 @@ fn model_file(rank: usize) -> String {
     format!("zero_pp_rank_{rank}_mp_rank_00_model_states.pt")
 }
 
-/// What each rank holds of each group in stages 1 and 2: equal parts of the flat group, filled up to a multiple of
+/// The part of each group that each rank holds in stages 1 and 2: equal parts of the flat group, filled up to a multiple of
 /// twice the number of ranks; of the last part the filling is cut off.
 fn parts_of_groups(world: usize) -> Vec<Vec<Py>> {
     let cut = |group: &Vec<Parameter>| -> Vec<Py> {
@@ -250,7 +250,7 @@ fn is_the_model(checkpoint: &Checkpoint) {
         checkpoint.read_all("steps").expect("it reads"),
         (1i64 << 40).to_le_bytes()
     );
-    // What is not updated has no other precision than the one it was computed in.
+    // A weight that is not updated has no other precision than the one it was computed in.
     assert_eq!(
         checkpoint.get("frozen").expect("it is there").dtype,
         DType::BF16
@@ -553,7 +553,7 @@ fn a_missing_rank_is_named() {
             fs::write(&file, bytes).expect("written");
         }
     }
-    // What is not updated is in the model states of every rank.
+    // Weights that are not updated are in the model states of every rank.
     let home = by_parameters(3);
     for rank in [2, 0] {
         fs::remove_file(home.path().join("global_step2").join(model_file(rank))).expect("removed");

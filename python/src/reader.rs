@@ -77,7 +77,7 @@ impl Reader {
         self.0.aliases().clone()
     }
 
-    /// What users should know of how it was found.
+    /// Notes for users on how it was found.
     #[getter]
     fn notes(&self) -> Vec<String> {
         self.0.notes().to_vec()

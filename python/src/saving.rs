@@ -113,7 +113,7 @@ pub fn save(
     let source = Arc::new(checkpoint(tensors, aliases)?);
     let plan = plan(source, dtype, metadata).map_err(|error| raised(py, &error))?;
     let settings = RunOptions {
-        // What is written as it is may hold any value.
+        // A tensor that is written unchanged may hold any value.
         check_copies: false,
         hash: None,
         ..RunOptions::default()

@@ -62,7 +62,7 @@ impl Store {
     pub fn open(folder: &Path) -> Result<Self> {
         let path = folder.join("study.lock");
         let steps = folder.join("steps");
-        // What lies there is replaced as needed, so it must be a study's.
+        // Files there are replaced as needed, so they must be a study's.
         if steps.exists() && !path.exists() {
             let what = format!("{} is no study's; choose another --out", steps.display());
             return Err(UsageError(what).into());

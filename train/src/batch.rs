@@ -50,7 +50,7 @@ pub struct MaskedSignals {
     pub words: MaskedWords,
 }
 
-/// Examples of one rank that are computed together. What an objective does not need is not there.
+/// Examples of one rank that are computed together. Inputs that no objective needs are absent.
 #[derive(Clone, Debug, Default)]
 pub struct Batch {
     /// The number of the first example in the whole batch of a step.

@@ -1,4 +1,4 @@
-//! What the weights of a run do not tell of their model goes along in the file.
+//! Facts that the weights of a run do not tell are written into the file.
 
 use std::collections::BTreeMap;
 use std::path::Path;

@@ -114,7 +114,7 @@ fn one_place_behind_the_longest_text_is_padding_where_the_first_such_place_count
             assert_eq!(kept[row][..len], short_kept[row], "{n}: {row}");
             assert_eq!(kept[row][len], 0, "{n}: {row}");
         }
-        // What is guessed stands where it stood.
+        // Guessed words stand where they stood.
         let guessed = |batch: &Batch, len| {
             let words = batch.masked_words.as_ref().expect("masked words");
             guesses(words, len)

@@ -176,7 +176,7 @@ impl<'a> GramSums<'a> {
             }
             None => None,
         };
-        // What a rank has kept must stay until the sum is written.
+        // The files of each rank must stay until the sum is written.
         ranks.barrier()?;
         self.unfinished.remove()?;
         Ok(summed)

@@ -99,7 +99,7 @@ pub(super) const AT_WORK: u64 = 3;
 
 impl Activations<'_> {
     /// Bytes of blocks of `n_tokens` tokens each, of which a token keeps `whole` numbers, or its input of `width` where
-    /// the inside is computed again. What has no width is no input of a block, and is kept.
+    /// the inside is computed again. A tensor without a width is no input of a block, and is kept.
     pub(super) fn of_blocks(
         &self,
         n_blocks: usize,

@@ -142,7 +142,7 @@ pub trait DualEncoder: Model {
         &[Branch::Apart]
     }
 
-    /// Features of images, `(b, d)` of length one, for each branch asked for, in that order. What
+    /// Features of images, `(b, d)` of length one, for each branch asked for, in that order. The work that
     /// branches have in common is computed once.
     ///
     /// # Errors
@@ -468,8 +468,8 @@ pub trait Captioner: Model {
     /// When shapes do not fit or the device fails.
     fn see(&self, images: &Images, pass: &Pass<'_>) -> Result<Seen>;
 
-    /// Logits of the next word, `(b, vocabulary)`, after another one: `ids: (b)`. What a sequence of the
-    /// family begins with is its own business; the first ids are those of the first word after it.
+    /// Logits of the next word, `(b, vocabulary)`, after another one: `ids: (b)`. A family decides
+    /// how its sequences begin; the first ids are those of the first word after that.
     ///
     /// # Errors
     /// [`Error::NoHead`], or when shapes do not fit or the device fails.

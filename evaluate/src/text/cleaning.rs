@@ -12,7 +12,7 @@ const DELETED_OF_CAPTIONS: char = '`';
 ///
 /// It is in lower case, without ``, . ' ! ? " ( ) * # : ; ~ ` ``, with spaces in the place of `-` and `/`, and
 /// `person` in the place of `<person>`. Words stand one space apart, and the first `max_words` of them are kept.
-/// What a space is, Python says: separators U+001C to U+001F are spaces, as those of Unicode are.
+/// Spaces are those of Python: separators U+001C to U+001F are spaces, as those of Unicode are.
 ///
 /// # Example
 /// ```

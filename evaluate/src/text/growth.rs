@@ -16,7 +16,7 @@ const MAX_PARTS: usize = 1000;
 /// Refuses files that make texts longer than any published one does, and files whose parts do not fit each other.
 ///
 /// # Errors
-/// What is wrong, in words.
+/// The fault, in words.
 pub(super) fn check(bytes: &[u8]) -> Result<(), String> {
     // Asked first, for the library ends the program where a decoder is no JSON.
     let file: Value = serde_json::from_slice(bytes).map_err(|error| error.to_string())?;

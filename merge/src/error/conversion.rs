@@ -269,9 +269,9 @@ pub enum ConversionFault {
         path: PathBuf,
         /// The argument.
         name: String,
-        /// What the user says.
+        /// The value that the user gives.
         given: String,
-        /// What the files say.
+        /// The value in the files.
         found: String,
     },
     /// The files of a run lack an argument that decides what the weights are.
@@ -289,9 +289,9 @@ pub enum ConversionFault {
         path: PathBuf,
         /// The argument.
         name: &'static str,
-        /// What it is.
+        /// The value found.
         found: String,
-        /// What it must be.
+        /// The value that is needed.
         wanted: &'static str,
     },
     /// A conversion is not defined for this family or form.

@@ -102,7 +102,7 @@ pub enum MergeFault {
         slot: String,
         /// The method.
         method: &'static str,
-        /// What it says.
+        /// The value that it states.
         reason: String,
     },
     /// A method returns a tensor of another shape than the output has.

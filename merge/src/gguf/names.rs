@@ -43,12 +43,12 @@ pub(crate) fn filled(pattern: &str, block: Option<usize>) -> String {
     }
 }
 
-/// What a name of GGUF stands for.
+/// The meaning of a name of GGUF.
 pub(super) fn of_gguf<'n>(architecture: &Architecture, name: &'n str) -> Option<Parsed<'n>> {
     parse(architecture, name, |row| row.0)
 }
 
-/// What a name of Hugging Face stands for.
+/// The meaning of a name of Hugging Face.
 pub(super) fn of_hugging_face<'n>(
     architecture: &Architecture,
     name: &'n str,

@@ -1,4 +1,4 @@
-//! What a file is, by its first bytes.
+//! The kind of a file, by its first bytes.
 
 use std::path::Path;
 
@@ -31,7 +31,7 @@ pub(super) enum Content {
 }
 
 impl Content {
-    /// What the file looks like where another kind is wanted, as a clause.
+    /// The looks of a file where another kind is wanted, as a clause.
     pub(super) fn looks_like(self) -> String {
         let known = match self {
             Self::Safetensors => "is safetensors",
@@ -93,7 +93,7 @@ pub fn require_fetched(path: &Path, seen: &[u8]) -> Result<()> {
     }
 }
 
-/// What stands in the place of a file that was not fetched, in words, whatever the file is called.
+/// The stand-in for a file that was not fetched, in words, whatever the file is called.
 #[must_use]
 pub fn is_no_file(seen: &[u8]) -> Option<&'static str> {
     let starts = |mark: &&[u8]| {

@@ -4,7 +4,7 @@ use std::path::{Component, Path, PathBuf};
 
 use crate::{Error, Result, SplitFault};
 
-/// What the index of a split model is called.
+/// The name of the index of a split model.
 const INDEX_SUFFIX: &str = ".index.json";
 
 /// Extensions of single model files, the better first.
@@ -35,7 +35,7 @@ const MODEL_STEMS: [&str; 5] = [
     "open_clip_pytorch_model",
 ];
 
-/// What files are called that lie beside models and are none: the state of a trainer.
+/// Names of files that lie beside models and are none: the state of a trainer.
 const OTHER_STEMS: [&str; 9] = [
     "training_args",
     "optimizer",

@@ -23,12 +23,12 @@ pub(crate) trait ReadAt: Send + Sync {
         self.read_exact_at(out, offset)
     }
 
-    /// What a server calls this version of the file.
+    /// The server's name for this version of the file.
     fn etag(&self) -> Option<String> {
         None
     }
 
-    /// What tells whether a file of this machine is still the one that was opened.
+    /// The facts that tell whether a file of this machine is still the one that was opened.
     fn stamp(&self) -> Option<Stamp> {
         None
     }

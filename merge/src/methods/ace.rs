@@ -121,7 +121,7 @@ struct Solved {
     merged: Array2<f64>,
     /// `Σ Sᵢ`.
     covariance: Array2<f64>,
-    /// What `P` has on the diagonal beside it.
+    /// The numbers that `P` has on the diagonal beside it.
     ridge: f64,
 }
 

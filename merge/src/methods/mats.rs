@@ -124,7 +124,7 @@ impl MergeMethod for Mats {
     }
 }
 
-/// What a plan has made sure of before it asks for an operation, unless the recipe says `as_published`, which leaves
+/// The checks of a plan before it asks for an operation, unless the recipe says `as_published`, which leaves
 /// members out.
 const NO_GRAM: Error = Error::MethodNeeds {
     method: "mats",

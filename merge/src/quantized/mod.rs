@@ -48,7 +48,7 @@ trait Dequantize: Send + Sync {
     /// The tensors that it is computed of.
     fn keys(&self) -> Vec<&str>;
 
-    /// What it is written in unless somebody says otherwise. Codes are no dtype to write: bf16 is what such models are
+    /// The type in which it is written unless somebody says otherwise. Codes are no dtype to write: bf16 is what such models are
     /// made from.
     fn dtype(&self) -> DType {
         DType::BF16

@@ -166,7 +166,7 @@ impl<'a> Chase<'a> {
         factors
     }
 
-    /// What is left over of the target.
+    /// The rest of the target.
     fn rest(&self, points: &Rows, out: &mut [f32]) {
         let mut rest: Vec<f64> = self.target.iter().map(|value| f64::from(*value)).collect();
         for (&atom, factor) in self.atoms.iter().zip(self.factors()) {

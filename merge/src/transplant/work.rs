@@ -72,7 +72,7 @@ pub(crate) struct Work {
     done: Mutex<Option<Arc<Vec<Done>>>>,
 }
 
-/// What makes the rows of a table.
+/// The method that makes the rows of a table.
 enum Maker {
     /// Combinations of the model's rows, of which an empty one has nothing to go by.
     Combined(Vec<Combination>),
@@ -143,7 +143,7 @@ impl Work {
         while_made.max().unwrap_or(0) + kept.sum::<u64>()
     }
 
-    /// What is done, with measurements where the rows are made.
+    /// The changes, with measurements where the rows are made.
     pub(crate) fn report(&self) -> TransplantReport {
         let done = self
             .done

@@ -295,7 +295,7 @@ fn scoreboard(
     Ok(board)
 }
 
-/// What advice predicts of the merges of the table, beside what they reach.
+/// The predictions of advice for the merges of the table, beside their measured numbers.
 fn agreement(
     study: &MultiTask,
     store: &Store,

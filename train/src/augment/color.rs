@@ -56,7 +56,7 @@ pub fn brightness(picture: &mut Rgb, factor: f64) {
 /// `blurred + factor (v - blurred)`, truncated. The blur weighs a pixel with 5/13 and its eight
 /// neighbors with 1/13; pixels at the border stay.
 ///
-/// What exceeds a byte is clipped, or `wraps` around, as the published program has it.
+/// A value beyond a byte is clipped, or `wraps` around, as the published program has it.
 pub fn sharpness(picture: &mut Rgb, factor: f64, wraps: bool) {
     if picture.width < 3 || picture.height < 3 {
         return;

@@ -184,7 +184,7 @@ impl Updater {
         self.ownership.n_owned()
     }
 
-    /// What a state file keeps, the same on all ranks, which call this together: names, and how many numbers each has.
+    /// The contents of a state file, the same on all ranks, which call this together: names, and how many numbers each has.
     ///
     /// # Errors
     /// When a rank is gone.
@@ -340,7 +340,7 @@ impl Updater {
         if collective.size() == 1 {
             return Ok(());
         }
-        // What no rank has reached stays without a gradient: zeros would let it decay.
+        // A variable that no rank has reached stays without a gradient: zeros would let it decay.
         let shared = || {
             let trained = self.trained(variables);
             trained.filter(|(name, _)| !self.experts.has(name))

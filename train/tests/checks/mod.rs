@@ -1,4 +1,4 @@
-//! What must hold for ranks of any kind: run by threads in `ranks`, and by processes under `mpirun`
+//! Laws of ranks of any kind: run by threads in `ranks`, and by processes under `mpirun`
 //! in `mpi_ranks`.
 
 mod parts;

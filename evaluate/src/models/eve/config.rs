@@ -138,7 +138,7 @@ impl Config {
                 text_table_len: text_positions,
             }),
             as_published,
-            // What the checkpoint lacks may be asked for, and starts fresh; what it has must be as it is asked for.
+            // A part that the checkpoint lacks may be asked for, and starts fresh; a part that it has must be as it is asked for.
             decoder_depth: agreed(
                 checkpoint,
                 "decoder_depth",

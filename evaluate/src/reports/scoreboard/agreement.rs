@@ -35,7 +35,7 @@ pub struct Advised {
 /// Ranks of a merge among those with a prediction, from 1 for the best; equal ones share their mean rank.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct Ranks {
-    /// What advice orders by: no accuracy.
+    /// The number that orders advice: no accuracy.
     pub score: f64,
     /// By that score.
     pub predicted: f64,

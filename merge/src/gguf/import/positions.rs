@@ -128,7 +128,7 @@ fn of_phi(
                     true => (1.0 + stretch.ln() / (context.max(2) as f64).ln()).sqrt(),
                     false => 1.0,
                 };
-                // What transformers computes is left to it.
+                // Numbers that transformers computes are left to it.
                 if !is_near(factor, computed) {
                     scaling["attention_factor"] = json!(factor);
                 }

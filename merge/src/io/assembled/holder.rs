@@ -1,4 +1,4 @@
-//! What holds the elements of pieces.
+//! Holders of the elements of pieces.
 
 use std::path::PathBuf;
 
@@ -6,7 +6,7 @@ use super::Piece;
 use crate::io::TensorSource;
 use crate::{DType, Result};
 
-/// What holds the elements of pieces: a file, or several.
+/// The holder of the elements of pieces: a file, or several.
 pub(crate) trait Holder: Send + Sync {
     /// The file of a piece.
     fn path(&self, piece: &Piece) -> PathBuf;
@@ -14,7 +14,7 @@ pub(crate) trait Holder: Send + Sync {
     /// The dtype of the tensor that a piece is taken from, and how many elements it has.
     fn held(&self, piece: &Piece) -> (DType, usize);
 
-    /// What that tensor is kept in, which is narrower than what is read where it is computed.
+    /// The type in which that tensor is stored, narrower than the type it is read as where it is computed.
     fn stored_dtype(&self, piece: &Piece) -> DType;
 
     /// Whether the values of that tensor are not those of a file.

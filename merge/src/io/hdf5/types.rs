@@ -36,7 +36,7 @@ pub(super) fn dtype_of(dataset: &Dataset) -> Result<std::result::Result<DType, S
             size,
             byte_order: ByteOrder::LittleEndian,
         } => float(&stored, *size),
-        // What h5py writes for booleans.
+        // The form in which h5py writes booleans.
         Datatype::Enum { base, members } => {
             let is_byte = matches!(**base, Datatype::FixedPoint { size: 1, .. });
             let names: Vec<&str> = members.iter().map(|member| member.name.as_str()).collect();

@@ -16,7 +16,7 @@ pub(crate) enum Use {
     New,
 }
 
-/// What is made of a call.
+/// The result of a call.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Meaning {
     /// A tensor from a storage.
@@ -119,7 +119,7 @@ fn understood(module: &str, name: &str) -> Option<Meaning> {
         ("torch.torch_version", "TorchVersion") => {
             Meaning::FirstArgument("torch.torch_version.TorchVersion")
         }
-        // What TorchScript writes around lists and dictionaries, to say the type of their elements.
+        // The calls that TorchScript writes around lists and dictionaries, to say the type of their elements.
         (
             "torch.jit._pickle",
             "build_intlist" | "build_doublelist" | "build_boollist" | "build_tensorlist"

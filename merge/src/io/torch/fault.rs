@@ -1,8 +1,8 @@
-//! What can be wrong with a torch file, one variant per fault.
+//! Faults of a torch file, one variant for each.
 
 use serde::Serialize;
 
-/// What is wrong with a pickle at one of its bytes.
+/// The fault of a pickle at one of its bytes.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 #[non_exhaustive]
 pub enum PickleFault {
@@ -31,13 +31,13 @@ pub enum PickleFault {
         "a {kind} is the key of a dictionary or an element of a set, which Python does not allow"
     )]
     Unhashable {
-        /// What it is.
+        /// The value found.
         kind: &'static str,
     },
     /// Attributes are set on a value that has none.
     #[error("attributes are set on {kind}, which has none")]
     NoAttributes {
-        /// What it is.
+        /// The value found.
         kind: &'static str,
     },
     /// A legacy stream of another protocol than the one that torch has written.
@@ -73,9 +73,9 @@ pub enum PickleFault {
     /// A value is not of the type that an opcode or constructor needs.
     #[error("{wanted} is needed where {found} stands")]
     WrongType {
-        /// What is needed.
+        /// The expected type.
         wanted: &'static str,
-        /// What there is.
+        /// The value found.
         found: &'static str,
     },
     /// A constructor that is understood is called with too few arguments.
@@ -187,7 +187,7 @@ pub enum ScriptFault {
     HoldsItself,
 }
 
-/// What is wrong with a zip archive or one of its entries.
+/// The fault of a zip archive or of one of its entries.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 #[non_exhaustive]
 pub enum ZipFault {

@@ -115,7 +115,7 @@ impl Recalled {
     }
 }
 
-/// What an opcode does to the numbers.
+/// The effect of an opcode on the numbers.
 enum Step {
     Set,
     Recall(u64),

@@ -29,7 +29,7 @@ impl<'a> View<'a> {
         self.arena.get(self.id)
     }
 
-    /// What tells whether two views are of the same value.
+    /// The key that tells whether two views are of the same value.
     pub(crate) fn identity(self) -> usize {
         self.id.index()
     }
@@ -44,7 +44,7 @@ impl<'a> View<'a> {
         self.value().kind()
     }
 
-    /// What a dictionary holds under a string, or the attribute of an object, unless it is `None`. Looks at all of them.
+    /// The value of a dictionary under a string, or the attribute of an object, unless it is `None`. Looks at all of them.
     pub(crate) fn get(self, key: &str) -> Option<Self> {
         let dictionary = match self.value() {
             Value::Object(object) => self.at(object.state?),

@@ -76,7 +76,7 @@ impl ReadyFile {
     }
 }
 
-/// What goes with the weights into a model folder.
+/// The files that go with the weights into a model folder.
 #[derive(Default)]
 pub struct Belongings {
     /// Files beside the weights.

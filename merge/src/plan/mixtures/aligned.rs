@@ -43,7 +43,7 @@ pub(super) enum Move {
     /// Hidden units, heads and residual streams of a transformer, which both models have alike.
     Network {
         own: Network,
-        /// What is known of their activations, where those count.
+        /// The statistics of their activations, where those count.
         observed: Option<Observation>,
     },
 }

@@ -1,4 +1,4 @@
-//! What `.metadata` says: tensors, their pieces, and the place of each.
+//! The contents of `.metadata`: tensors, their pieces, and the place of each.
 //!
 //! A pickle of a million pieces is a gigabyte of values. Tensors and places are taken out of it as it is read, and become
 //! rows of numbers.
@@ -32,7 +32,7 @@ const LIMIT_BYTES: usize = 48 << 20;
 /// Memory for the paths of tensors and values.
 const PATH_LIMIT_BYTES: usize = 32 << 20;
 
-/// What a checkpoint consists of.
+/// The parts of a checkpoint.
 pub(super) struct Metadata {
     pub(super) tensors: Vec<Stored>,
     /// Where values stand that are no tensors.

@@ -34,7 +34,7 @@ const METADATA: &str = ".metadata";
 /// Ending of the files with pieces.
 const ENDING: &str = ".distcp";
 
-/// What becomes of values that are no tensors.
+/// The treatment of values that are no tensors.
 const LOADER: &str = "torch.load";
 
 /// Pieces of a model that are looked at as it is opened. Those of a model with more are looked at as they are read, for
