@@ -56,7 +56,7 @@ impl Target {
     }
 }
 
-/// Weights that can be told from others, but are not there yet.
+/// Weights that can be known from others, but are not there yet.
 pub struct Found {
     source: Source,
     /// The files they come from, with hashes.

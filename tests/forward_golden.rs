@@ -83,7 +83,7 @@ impl Model {
         }
     }
 
-    /// Compares gradients tensor by tensor by L2; what is far below the largest, absolutely.
+    /// Compares gradients tensor by tensor by L2; those far below the largest, absolutely.
     fn check_gradients(&self, found: &BTreeMap<String, Raw>, rel_l2: f64, floor: f64) {
         let expected = self
             .case
@@ -264,7 +264,7 @@ fn golden_gradients_of_zerovl_come_out_of_the_program() {
             n_compared += 1;
             continue;
         }
-        // Norms alone; what is frozen in the case has none.
+        // Norms alone; frozen variables of the case have none.
         let norms = expected["grad_norms"].as_object().expect("norms");
         let norms = norms
             .iter()

@@ -134,7 +134,7 @@ fn a_run_that_was_killed_and_taken_up_ends_in_the_same_bytes() {
                 name.display()
             );
         }
-        // They name what the run began from, not the state that it was taken up from.
+        // They name the start of the run, not the state from which it was resumed.
         let header =
             String::from_utf8_lossy(&whole[Path::new("model.safetensors")][..8000]).into_owned();
         assert!(header.contains(&format!("{stem}.ckpt")), "{header}");

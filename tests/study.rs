@@ -28,7 +28,7 @@ fn study(out: &str, settings: &[&str], flags: &[&str]) -> Said {
     vlmerge(&[&arguments(out, settings), flags].concat())
 }
 
-/// Names of steps with what is to be done about them.
+/// Names of steps with the work that is left.
 fn standing(out: &str, settings: &[&str]) -> BTreeMap<String, String> {
     let said = study(out, settings, &["--dry-run", "--json"]);
     assert_eq!(said.code, Some(0), "{}", said.stderr);

@@ -152,7 +152,7 @@ fn cut(case: &Case, mut tensors: Tensors) -> Tensors {
     tensors
 }
 
-/// Zeros in the place of the noise of every router in passes.
+/// Zeros in place of the noise of every router in passes.
 fn silence(case: &Case, passes: &[&str], inputs: &Tensors) -> Tensors {
     let set = case.set();
     let n_experts = size(set, "num_experts");

@@ -181,7 +181,7 @@ fn each_variable_of_a_tower_gets_a_gradient() -> Result<()> {
 }
 
 fn assert_gradients(weights: &Weights, tokens: &Tensor) -> Result<()> {
-    // Cubes: the sum of normed values would not depend on what was normed.
+    // Cubes: the sum of normed values would not depend on the normed vectors.
     let gradients = (tokens.sqr()? * tokens)?.sum_all()?.backward()?;
     for (name, variable) in weights.variables() {
         let gradient = gradients.get(&variable);

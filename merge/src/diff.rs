@@ -93,7 +93,7 @@ impl DiffReport {
                 .all(|value| value.n_beyond_tolerance == 0)
     }
 
-    /// The report with what was compared, as `vlmerge diff --json` prints it.
+    /// The report with the compared files, as `vlmerge diff --json` prints it.
     #[must_use]
     pub fn to_json(&self, left: &Path, right: &Path, tolerance: f64) -> Value {
         json!({

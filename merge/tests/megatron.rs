@@ -1,4 +1,4 @@
-//! Checkpoints of Megatron-LM: whole ones, and what is refused. The files are written here, from a whole model, as
+//! Checkpoints of Megatron-LM: whole ones, and refused ones. The files are written here, from a whole model, as
 //! Megatron splits it.
 
 use std::collections::BTreeMap;

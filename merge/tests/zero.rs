@@ -1,4 +1,4 @@
-//! Checkpoints of DeepSpeed: whole ones, and what is refused.
+//! Checkpoints of DeepSpeed: whole ones, and refused ones.
 
 use std::fs;
 use std::path::Path;
@@ -525,7 +525,7 @@ fn a_planted_link_is_not_followed() {
         said.contains("not in its folder") && said.contains("rank_1_"),
         "{said}"
     );
-    // Nor one in the place of a tag.
+    // Nor one in place of a tag.
     let tag = home.path().join("global_step2");
     fs::rename(&tag, outside.path().join("tag")).expect("moved");
     std::os::unix::fs::symlink(outside.path().join("tag"), &tag).expect("linked");

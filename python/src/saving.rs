@@ -20,7 +20,7 @@ use crate::job::run;
 /// The value of this name, of a type whose names are those of recipes and flags.
 ///
 /// # Errors
-/// `ValueError` with the names that there are.
+/// `ValueError` with the existing names.
 pub fn named<T: serde::de::DeserializeOwned>(what: &str, name: &str) -> PyResult<T> {
     serde_json::from_value(Value::String(name.to_owned()))
         .map_err(|error| PyValueError::new_err(format!("{what}: {error}")))
@@ -29,7 +29,7 @@ pub fn named<T: serde::de::DeserializeOwned>(what: &str, name: &str) -> PyResult
 /// The kind of file of this name.
 ///
 /// # Errors
-/// `ValueError` with the names that there are.
+/// `ValueError` with the existing names.
 pub fn container(name: Option<String>) -> PyResult<Option<OutputContainer>> {
     name.map(|name| match name.as_str() {
         "safetensors" => Ok(OutputContainer::Safetensors),
@@ -61,7 +61,7 @@ pub struct Target {
     /// The kind of file, where the path's extension does not tell.
     #[pyo3(attribute("container"))]
     pub container: Option<String>,
-    /// Whether to replace what is there.
+    /// Whether to replace an existing file.
     #[pyo3(attribute("force"))]
     pub force: bool,
     /// Most bytes of a file.

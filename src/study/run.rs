@@ -80,7 +80,7 @@ pub fn end_with_parent() {
 }
 
 impl Runner {
-    /// Runs what is not finished. A step begins when those that it needs are finished.
+    /// Runs the unfinished steps. A step begins when those that it needs are finished.
     pub fn run(&self, steps: &[Step], store: &Store, output: &Output) -> Result<Tally> {
         if let Some((step, path)) = missing(steps) {
             let what = format!("{} is not there; {step} needs it", path.display());

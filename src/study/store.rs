@@ -53,7 +53,7 @@ pub enum Standing {
     Finished,
     /// It was stopped and goes on.
     Begun,
-    /// It begins, and what is left of another is removed.
+    /// It begins, and the files of another are removed.
     New,
 }
 
@@ -130,7 +130,7 @@ impl Store {
         let folder = self.of(&step.name);
         if standing == Standing::New && folder.exists() {
             let failed = || format!("cannot remove {}", folder.display());
-            // First of all what says that it is finished, for this may be stopped halfway.
+            // First of all what says that it is finished, because this may be stopped halfway.
             let kept = folder.join("step.json");
             if kept.exists() {
                 fs::remove_file(kept).with_context(failed)?;
@@ -169,7 +169,7 @@ impl Store {
         Ok(())
     }
 
-    /// Notes what is known of a step.
+    /// Notes the state of a step.
     pub fn keep(&self, step: &str, kept: &Kept) -> Result<()> {
         let text = serde_json::to_vec_pretty(kept)?;
         Ok(merge::io::write_file(
@@ -208,7 +208,7 @@ fn typed(words: &[String]) -> String {
     line
 }
 
-/// A hash per step of everything that it depends on: its words and files, and in the place of what
+/// A hash per step of everything that it depends on: its words and files, and in place of what
 /// other steps leave, what those depend on.
 pub fn dependencies(steps: &[Step]) -> Result<BTreeMap<String, String>> {
     let mut known: BTreeMap<String, String> = BTreeMap::new();

@@ -24,7 +24,7 @@ use crate::fixture::{NOTHING_OMITTED, l2, plain, values};
 use crate::threads::Threads;
 use crate::{shared_experts, shared_runs};
 
-/// The numbers of a step, and gradients by name, in the mean over the ranks.
+/// The numbers of a step, and gradients by name, on average over the ranks.
 fn learned(
     opened: &Opened,
     objectives: &[(Box<dyn Objective>, f64)],

@@ -63,7 +63,7 @@ fn rows(batch: &Batch) -> [Vec<Vec<u32>>; 2] {
     [text.ids.to_vec2().expect("ids"), kept.expect("a mask")]
 }
 
-/// Where words are to be guessed, as row and column, and what was there.
+/// Where words are to be guessed, as row and column, and the words that were there.
 fn guesses(words: &MaskedWords, len: usize) -> Vec<(u32, u32, u32)> {
     let places = words
         .places

@@ -116,7 +116,7 @@ pub trait Model: Send + Sync {
 
 /// Batch norms, which keep statistics of the pictures that they saw.
 pub trait BatchNormed: Model {
-    /// Runs a batch of images with the statistics of the batch in the place of those that are kept, and adds them.
+    /// Runs a batch of images with the statistics of the batch in place of those that are kept, and adds them.
     ///
     /// # Errors
     /// When a batch is too small to have a variance, shapes do not fit or the device fails.
@@ -259,7 +259,7 @@ fn only(model: &dyn Model, features: Vec<Tensor>) -> Result<Tensor> {
 /// Turns features of length one into logits: `scale · cos + bias`.
 ///
 /// The scale is ready to use, whatever the family stores: `exp(logit_scale)` of CLIP, `1 / τ` of a
-/// clamped temperature. Gradients go through both to what is stored.
+/// clamped temperature. Gradients go through both to the stored numbers.
 #[derive(Clone, Debug)]
 pub struct Similarity {
     /// Factor of cosines, a scalar.

@@ -115,7 +115,7 @@ fn items<'a>(part: &'a Value, key: &str) -> impl Iterator<Item = &'a Value> + us
 /// Tokens that a post-processor adds: of each piece of its templates those of the special token, which it must
 /// have, for the library ends the program where it looks for one in vain.
 fn special_ids(processor: &Value, depth: usize) -> Result<usize, String> {
-    // Published ones are a sequence at most; what is deeper hides something.
+    // Published ones are a sequence at most; a deeper list hides something.
     if depth > 4 {
         return Err("its post-processor has too many levels".to_owned());
     }

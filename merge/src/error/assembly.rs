@@ -51,7 +51,7 @@ pub enum AssemblyFault {
         path: PathBuf,
         /// The tensor.
         key: String,
-        /// Elements that there are.
+        /// The number of elements found.
         n_given: usize,
         /// Elements of the tensor.
         n_elements: usize,

@@ -60,7 +60,7 @@ pub enum ConversionFault {
         /// Patches along a side of the window.
         window: usize,
     },
-    /// A bias table has not the room for text that it was said to have.
+    /// A bias table has less room for text than the settings say.
     #[error(
         "`{key}` has {rows} rows, which leave no square window beside {text_table_len} text positions"
     )]
@@ -69,7 +69,7 @@ pub enum ConversionFault {
         key: String,
         /// Its rows.
         rows: usize,
-        /// Text positions it was said to have room for.
+        /// Text positions by the settings.
         text_table_len: usize,
     },
     /// Text positions can be cut, but not invented.
@@ -259,7 +259,7 @@ pub enum ConversionFault {
     UnknownArgument {
         /// The argument as given.
         given: String,
-        /// Names that there are.
+        /// The existing names.
         known: String,
     },
     /// An argument of a run is another in its files than the user says.

@@ -382,7 +382,7 @@ pub enum MergeFault {
         /// Templates with names.
         known: String,
     },
-    /// `tokenizer` says of a token what cannot be.
+    /// `tokenizer` says of a token something that cannot be.
     #[error("`tokenizer`: {}{reason}", if token.is_empty() { String::new() } else { format!("`{token}`: ") })]
     TokenRule {
         /// The token.

@@ -97,7 +97,7 @@ pub enum ZeroFault {
         group: usize,
         /// Its tensors.
         n_tensors: usize,
-        /// Elements that there are.
+        /// The number of elements found.
         found: usize,
         /// Elements of its tensors.
         wanted: usize,
@@ -111,7 +111,7 @@ pub enum ZeroFault {
         rank: usize,
         /// The tensor, or `all tensors`.
         key: String,
-        /// Elements that there are.
+        /// The number of elements found.
         found: usize,
         /// Its share.
         wanted: usize,

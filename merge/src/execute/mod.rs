@@ -242,7 +242,7 @@ struct Around<'a> {
     texts: &'a [(PathBuf, String)],
 }
 
-/// Writes the whole output and puts it in place of what is stale. Returns its files, and how many tensors
+/// Writes the whole output and puts it in place of stale files. Returns its files, and how many tensors
 /// were combined without a change.
 fn write_all(
     plan: &MergePlan,

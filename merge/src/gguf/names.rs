@@ -35,7 +35,7 @@ impl Parsed<'_> {
     }
 }
 
-/// A pattern with the number of a block in the place of `{n}`.
+/// A pattern with the number of a block in place of `{n}`.
 pub(crate) fn filled(pattern: &str, block: Option<usize>) -> String {
     match block {
         Some(block) => pattern.replace("{n}", &block.to_string()),

@@ -72,13 +72,13 @@ fn classify(seen: &[u8], claims_safetensors: bool) -> Content {
         _ if super::flax::begins(seen) => Content::Flax,
         _ if super::onnx::begins(seen) => Content::Onnx,
         _ if trimmed.starts_with(b"{") => Content::Json,
-        // The name decides only which reader explains what is wrong.
+        // The name decides only which reader explains the fault.
         _ if claims_safetensors => Content::Safetensors,
         _ => Content::Unknown(describe(seen)),
     }
 }
 
-/// Checks that a file is not what stands in the place of one that was not fetched: a git-lfs pointer, a web page,
+/// Checks that a file is not what stands in place of one that was not fetched: a git-lfs pointer, a web page,
 /// the refusal of a server. `seen` are its first bytes, or all of them.
 ///
 /// # Errors

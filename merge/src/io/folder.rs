@@ -76,7 +76,7 @@ pub(super) fn has_usual(names: &[String]) -> bool {
     names.iter().any(|name| LOOKED_FOR.contains(&name.as_str()))
 }
 
-/// Files of a folder that may be models, but for those that `is_known` says of, and for the state of a trainer.
+/// Files of a folder that may be models, except for those that `is_known` says of, and for the state of a trainer.
 pub(super) fn other_models(names: &[String], is_known: impl Fn(&str) -> bool) -> Vec<String> {
     let may_be = |name: &&String| is_index(name) || extension_rank(name).is_some();
     let others = names.iter().filter(may_be);

@@ -324,7 +324,7 @@ impl Architecture {
     /// Makes the configuration of the base that of the mixture, as mergekit does.
     ///
     /// # Errors
-    /// A clause on what cannot be said.
+    /// A clause on the fact that the configuration cannot hold.
     pub(super) fn configure(&self, config: &mut Value, recipe: &MoeRecipe) -> Result<Said, String> {
         let own = config.as_object_mut().ok_or("it is no object")?;
         if own.contains_key("auto_map") {

@@ -329,7 +329,7 @@ impl MergePlan {
     ///
     /// # Errors
     /// [`crate::Error::BadModelRecord`]; [`crate::Error::ModelsDiffer`] when inputs do not agree on
-    /// what is open.
+    /// open facts.
     pub fn record(&self) -> Result<ModelRecord> {
         self.model.joined(self.sources.iter().map(AsRef::as_ref))
     }

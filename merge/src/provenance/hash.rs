@@ -74,7 +74,7 @@ impl fmt::Display for FileHash {
     }
 }
 
-/// Hashes of files, each file read once: a clone shares what is known. A file counts as the same as
+/// Hashes of files, each file read once: a clone shares the known hashes. A file counts as the same as
 /// long as its size and the time of its last change are the same.
 #[derive(Clone, Debug, Default)]
 pub struct Hashes {
@@ -90,7 +90,7 @@ struct Seen {
 }
 
 impl Hashes {
-    /// The hash of each file, one file per core at a time; of a remote file none, for it would have to be
+    /// The hash of each file, one file per core at a time; of a remote file none, because it would have to be
     /// fetched whole.
     ///
     /// # Errors

@@ -122,7 +122,7 @@ impl Quantization {
     }
 
     /// Elements of the model once it is dequantized: codes count as the elements that they stand for, and
-    /// what is beside them does not count.
+    /// tensors beside them do not count.
     #[must_use]
     pub fn n_parameters(&self, checkpoint: &Checkpoint) -> u64 {
         let of_weights: u64 = (self.weights.values())

@@ -77,7 +77,7 @@ impl Sparse {
         &self.shape
     }
 
-    /// The dtype of what is kept.
+    /// The dtype of the kept values.
     pub(super) fn dtype(&self) -> DType {
         self.values.info.dtype
     }

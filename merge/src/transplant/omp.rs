@@ -1,6 +1,6 @@
 //! Orthogonal matching pursuit.
 //!
-//! Step by step the shared row joins that has the largest inner product with what is left over, and the factors of all
+//! Step by step the shared row joins that has the largest inner product with the rest, and the factors of all
 //! are those of least squares. The factors come from a Cholesky factor of the chosen rows' products, in f64, which grows
 //! by a row each step. Inner products that choose are in f32: with the products of all shared rows at hand, a step adds
 //! up as many numbers per shared row as rows are chosen, and not as many as a row is wide.
@@ -76,7 +76,7 @@ fn gram(points: &Rows) -> Vec<f32> {
 /// A pursuit under way.
 struct Chase<'a> {
     target: &'a [f32],
-    /// The square of the target's length, and of what is left over.
+    /// The square of the target's length, and of the rest's.
     square: f64,
     left: f64,
     atoms: Vec<usize>,
@@ -181,7 +181,7 @@ impl<'a> Chase<'a> {
 }
 
 impl Pursuit<'_> {
-    /// The products of all shared rows with what is left over, from those with the target itself.
+    /// The products of all shared rows with the rest, from those with the target itself.
     fn update(&self, gram: &[f32], chase: &Chase<'_>, first: &[f32], products: &mut [f32]) {
         let n = products.len();
         let factors = chase.factors();

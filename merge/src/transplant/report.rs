@@ -32,7 +32,7 @@ pub struct TableReport {
     pub copied: Copied,
     /// Rows that the method makes.
     pub n_made: usize,
-    /// Rows that are the mean of all rows, for no token has them.
+    /// Rows that are the mean of all rows, because no token has them.
     pub n_padding: usize,
     /// Rows of zeros, for training saw their tokens in neither model.
     pub n_junk: usize,

@@ -10,7 +10,7 @@ pub(super) struct Combination {
     pub(super) atoms: Vec<u32>,
     /// Their factors.
     pub(super) factors: Vec<f64>,
-    /// The length of what is left over, as a share of the row's.
+    /// The length of the rest, as a share of the row's.
     pub(super) error: f64,
 }
 

@@ -64,7 +64,7 @@ impl TableWork {
     }
 }
 
-/// All tables, and what was found of them.
+/// All tables, and their measurements.
 pub(crate) struct Work {
     options: TransplantOptions,
     tokens: Tokens,
@@ -204,7 +204,7 @@ impl Work {
     /// Finds what makes the rows, on all cores.
     ///
     /// # Errors
-    /// When a table cannot be read or holds what is no number, and [`Error::Cancelled`].
+    /// When a table cannot be read or holds a NaN or an infinity, and [`Error::Cancelled`].
     pub(crate) fn settle(&self, progress: &dyn Progress) -> Result<()> {
         if self.is_settled() {
             return Ok(());

@@ -195,7 +195,7 @@ fn cache(
     Ok(ExitCode::SUCCESS)
 }
 
-/// Says what was written.
+/// Reports the written file.
 fn report(
     out: &Path,
     record: &GramRecord,

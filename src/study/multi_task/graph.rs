@@ -202,7 +202,7 @@ impl Builder<'_> {
         let tuned = self
             .plan
             .run("pretrain", &format!("finetune-{name}"), &of, draft)?;
-        // All of the copy and nothing of the base, but for the head, which the base lacks.
+        // All of the copy and nothing of the base, except for the head, which the base lacks.
         let document = json!({
             "merge_method": "linear",
             "models": [

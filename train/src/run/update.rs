@@ -59,7 +59,7 @@ fn is_trained(groups: &ParamGroups, name: &str) -> bool {
     group.is_ok_and(|group| group.kind != GroupKind::Frozen)
 }
 
-/// Runs work on many variables: on the CPU in the thread pool, which is then called upon for each.
+/// Runs work on many variables: on the CPU in the thread pool, which then runs each.
 fn near<T: Send>(variables: &BTreeMap<String, Var>, work: impl FnOnce() -> T + Send) -> T {
     let mut devices = variables.values().map(|variable| variable.device());
     match devices.all(Device::is_cpu) {
@@ -315,7 +315,7 @@ impl Updater {
         Ok(())
     }
 
-    /// Averages of the weights in the place of the weights, or back again.
+    /// Averages of the weights in place of the weights, or back again.
     ///
     /// # Errors
     /// When the device fails.
@@ -447,7 +447,7 @@ impl Updater {
     }
 
     /// Makes update number `index`, counted from 0, with gradients times `factor`, whose norm is
-    /// `norm`: every rank that of its own share, which it then gives to all but for experts that it alone holds. A variable
+    /// `norm`: every rank that of its own share, which it then gives to all except for experts that it alone holds. A variable
     /// without a gradient is
     /// skipped: it does not decay, and its own number of steps, by which moments are corrected, stays.
     ///

@@ -1,4 +1,4 @@
-//! Pages of a column: where they lie, and what is in them.
+//! Pages of a column: their places and their values.
 
 use std::ops::Range;
 

@@ -1,4 +1,4 @@
-//! Work that calls upon the thread pool many times.
+//! Work that calls the thread pool many times.
 
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread;

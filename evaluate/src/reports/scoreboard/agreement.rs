@@ -10,7 +10,7 @@ use crate::{Error, Result};
 /// Two methods can only agree or oppose each other: from this many a correlation is reported.
 pub const LEAST_METHODS: usize = 3;
 
-/// A prediction for each merge that has one, beside what was measured.
+/// A prediction for each merge that has one, beside its measurement.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct Agreement {
     /// The merges: first those with a prediction, the most promising first; then the others in the order of the table.
@@ -21,7 +21,7 @@ pub struct Agreement {
     pub kendall: Option<Correlation>,
 }
 
-/// A merge with what was predicted of it.
+/// A merge with its prediction.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct Advised {
     /// The name of its row.

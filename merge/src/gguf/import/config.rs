@@ -39,7 +39,7 @@ fn class_of(model_type: &str) -> &'static str {
     }
 }
 
-/// The configuration, but for its tokens and its dtype.
+/// The configuration, except for its tokens and its dtype.
 ///
 /// # Errors
 /// [`GgufFault::Fact`](crate::GgufFault::Fact) and [`GgufFault::Unsaid`](crate::GgufFault::Unsaid).

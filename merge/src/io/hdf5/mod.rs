@@ -36,7 +36,7 @@ const MAGIC: [u8; 8] = *b"\x89HDF\r\n\x1a\n";
 const MAX_DEPTH: usize = 64;
 const MAX_OBJECTS: usize = 1 << 18;
 
-/// The most bytes of a header, of what is read at once, of a decoded piece, and of the pieces that are kept.
+/// The most bytes of a header, of one read, of a decoded piece, and of the pieces that are kept.
 const MAX_HEADER_BYTES: usize = 16 << 20;
 const MAX_READ_BYTES: usize = 64 << 20;
 const KEPT_BYTES: usize = 32 << 20;

@@ -11,7 +11,7 @@ const HEAD: usize = 8;
 /// The attribute by which Keras says what opaque elements are.
 const OF_KERAS: &str = "dtype";
 
-/// Place and size of the exponent, place and size of the mantissa, and what is added to the exponent, of floats that are
+/// Place and size of the exponent, place and size of the mantissa, and the bias of the exponent, of floats that are
 /// read.
 const FLOATS: [(u8, [u8; 4], u32, DType); 4] = [
     (2, [10, 5, 0, 10], 15, DType::F16),

@@ -1,4 +1,4 @@
-//! Which classes and functions a pickle may call, and what is understood of them.
+//! Which classes and functions a pickle may call, and the meaning of each call.
 //!
 //! Nothing is ever called. The rule decides only whether a file is read at all; `docs/formats.md`
 //! explains it to users under "What a pickle may say".
@@ -76,7 +76,7 @@ pub(crate) fn is_class(global: &Global) -> bool {
     !is_standard(&global.module) && is_spelled_as_class(&global.name)
 }
 
-/// Whether a module is of Python's standard library, or of what is not meant for others.
+/// Whether a module is of Python's standard library, or of names that are not meant for others.
 fn is_standard(module: &str) -> bool {
     let top = module.split('.').next().unwrap_or(module);
     STANDARD_LIBRARY.binary_search(&top).is_ok()

@@ -88,7 +88,7 @@ impl Parts {
         }
     }
 
-    /// Counts what is going to be read.
+    /// Counts the bytes that are going to be read.
     fn count(&mut self, n: usize) -> Result<(), PartFault> {
         self.n_read = self.n_read.saturating_add(n);
         match self.n_read <= LIMIT {

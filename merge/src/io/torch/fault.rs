@@ -11,7 +11,7 @@ pub enum PickleFault {
     Truncated {
         /// Bytes that the item needs.
         wanted: u64,
-        /// Bytes that there are.
+        /// The number of bytes found.
         left: u64,
     },
     /// The stream is longer than this program reads.
@@ -160,7 +160,7 @@ pub enum PickleFault {
         "the storage `{0}` in the list of storages belongs to no tensor, or stands there twice"
     )]
     StrayStorage(String),
-    /// A storage of a legacy file is not of the size that its tensors were told.
+    /// A storage of a legacy file has another size than its tensors say.
     #[error("the storage `{key}` has {found} elements, its tensors expect {expected}")]
     StorageSize {
         /// Key of the storage.

@@ -150,7 +150,7 @@ impl<'t> Taking<'t> {
         Ok(items)
     }
 
-    /// Forgets what was made since, if nothing refers to it.
+    /// Forgets the values made since, if nothing refers to them.
     fn forget(&self, arena: &mut Arena, born: Born) -> bool {
         let is_free = self.floor <= born.n_values && arena.n_records() == born.n_records;
         if is_free {

@@ -34,7 +34,7 @@ impl<'a> View<'a> {
         self.id.index()
     }
 
-    /// The fault of a value that is not what is needed.
+    /// The fault of a value of another type than the expected one.
     pub(crate) fn wrong(self, wanted: &'static str) -> PickleFault {
         wrong_type(wanted, self.value())
     }

@@ -340,7 +340,7 @@ impl Arena {
     }
 }
 
-/// The fault of a value that is not what is needed.
+/// The fault of a value of another type than the expected one.
 pub(crate) fn wrong_type(wanted: &'static str, found: &Value) -> PickleFault {
     PickleFault::WrongType {
         wanted,

@@ -358,7 +358,7 @@ impl Arranger for Arc<Aligned> {
     }
 }
 
-/// Asks for each item, on threads of their own: a thread of a pool may wait for what is found here.
+/// Asks for each item, on threads of their own: a thread of a pool may wait for the results of this one.
 pub(super) fn on_threads<I: Sync, T: Send>(
     items: &[I],
     n_threads: usize,

@@ -387,7 +387,7 @@ impl Experts {
     }
 }
 
-/// Refuses what cannot be merged in another order than its own.
+/// Refuses merges whose files are in the models' own order.
 fn require_alignable(
     setting: &'static str,
     recipe: &MergeRecipe,

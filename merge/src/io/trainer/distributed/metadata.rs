@@ -171,7 +171,7 @@ struct Reader<'p> {
     n_left: usize,
     /// The most memory.
     limit: usize,
-    /// The first fault of what was taken out of the pickle.
+    /// The first fault of the values taken out of the pickle.
     failed: Option<Error>,
 }
 
@@ -213,7 +213,7 @@ impl Reader<'_> {
         .into()
     }
 
-    /// Refuses more than what is granted.
+    /// Refuses more than the granted number.
     fn require_memory(&mut self) {
         let n_bytes = self.n_chunk_bytes
             + self.places.n_bytes()
@@ -303,7 +303,7 @@ impl Reader<'_> {
         Ok(())
     }
 
-    /// The checkpoint, of what was taken and what was left.
+    /// The checkpoint, made of the taken values and the others.
     fn finish(mut self, root: View<'_>) -> Result<Metadata> {
         let mut paths = Paths::of(root).map_err(|fault| self.fault(None, fault))?;
         let described = (root.attribute("state_dict_metadata")).and_then(View::items);

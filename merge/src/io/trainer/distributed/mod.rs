@@ -168,7 +168,7 @@ fn name(
     Ok((choice.roots, choice.root))
 }
 
-/// Beginnings of keys under which trainers keep what is no weight, beside weights that have no key of their own.
+/// Beginnings of keys under which trainers keep other things than weights, beside weights that have no key of their own.
 const STATES: [&str; 7] = [
     "optim",
     "lr_sched",

@@ -134,7 +134,7 @@ impl Model {
         self.add_all_frozen()
     }
 
-    /// Adds what is not updated: whole, or in shares.
+    /// Adds the parameters that are not updated: whole, or in shares.
     fn add_all_frozen(&mut self) -> Result<()> {
         let fragments = self.fragments();
         for parameter in std::mem::take(&mut self.states.frozen) {

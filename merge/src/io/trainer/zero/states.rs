@@ -187,7 +187,7 @@ fn experts(path: &Path) -> crate::Error {
 struct Entries<'a> {
     path: &'a Path,
     root: View<'a>,
-    /// Memory that what was read of it takes.
+    /// Memory of the part that was read.
     n_bytes: usize,
 }
 
