@@ -95,7 +95,7 @@ impl<'a> StepPlan<'a> {
         }
     }
 
-    /// A training recipe with what the study decides, and `over` in place of what it says.
+    /// A training recipe with the study's own settings; those in `over` replace others.
     fn recipe(&self, training: &Training, over: &Value) -> Result<Draft> {
         let mut document = training.document()?;
         let tokenizer = &self.data.tokenizer;

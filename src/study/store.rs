@@ -208,8 +208,8 @@ fn typed(words: &[String]) -> String {
     line
 }
 
-/// A hash per step of everything that it depends on: its words and files, and in place of what
-/// other steps leave, what those depend on.
+/// A hash per step of everything that it depends on: its words and files, and in place of the files that
+/// other steps leave, the hashes of those steps.
 pub fn dependencies(steps: &[Step]) -> Result<BTreeMap<String, String>> {
     let mut known: BTreeMap<String, String> = BTreeMap::new();
     let mut outside: BTreeMap<PathBuf, Value> = BTreeMap::new();
