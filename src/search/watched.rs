@@ -98,7 +98,7 @@ impl Watched {
         kill_group(&self.said());
     }
 
-    /// All that a watcher said that has ended.
+    /// All messages of a watcher that has ended.
     fn said(&mut self) -> Vec<Said> {
         let mut lines = String::new();
         // A line that was cut off is no JSON.

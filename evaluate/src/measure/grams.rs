@@ -61,7 +61,7 @@ pub struct GramSums<'a> {
 pub type Summed = (BTreeMap<String, Gram>, GramRecord);
 
 impl<'a> GramSums<'a> {
-    /// Takes up the sums that an earlier run has left.
+    /// Goes on with the sums of an earlier run.
     ///
     /// # Errors
     /// When the family of the checkpoint is unknown, or the sums that were left cannot be read.

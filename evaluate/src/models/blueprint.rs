@@ -156,7 +156,7 @@ pub trait Blueprint: Send + Sync {
     }
 
     /// Whether the family's published program has a tensor of this name that it never uses, so that
-    /// nobody need be told of it.
+    /// nobody need hear of it.
     fn leaves_out(&self, name: &str) -> bool {
         let _ = name;
         false

@@ -94,7 +94,7 @@ pub struct FisherSums<'a> {
 }
 
 impl<'a> FisherSums<'a> {
-    /// Opens model and data, and takes up the sums that an earlier run has left.
+    /// Opens model and data, and goes on with the sums of an earlier run.
     ///
     /// # Errors
     /// When a file is missing or wrong; [`Error::FreshHead`] for a head that the model lacks; [`Error::BadSetting`] for

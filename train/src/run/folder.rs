@@ -36,7 +36,7 @@ pub struct RunFolder {
 }
 
 impl RunFolder {
-    /// Makes the folder, or takes up one that is there; of several ranks one `is_writer`, and
+    /// Makes the folder, or goes on with one that is there; of several ranks one `is_writer`, and
     /// clears away what a killed run has left.
     ///
     /// # Errors

@@ -247,7 +247,7 @@ impl Updater {
         Ok(Cow::Owned(whole.collect()))
     }
 
-    /// Takes up a kept state: of the moments, what this rank owns.
+    /// Goes on with a kept state: of the moments, this rank's share.
     ///
     /// # Errors
     /// [`Error::BadState`] when it is of other variables; when the file or the device fails.

@@ -35,7 +35,7 @@ const OBJECTIVES: [&[&str]; 12] = [
     &["retrieval"],
     &["vqa"],
     &["nlvr2"],
-    // The second takes up the similarities of the first.
+    // The second reads the similarities of the first.
     &["itc", "itm", "mlm"],
 ];
 

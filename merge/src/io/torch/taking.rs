@@ -104,7 +104,7 @@ impl<'t> Taking<'t> {
         self.floor = arena.len();
     }
 
-    /// Offers an object, which is on top of the stack. Gives the value that stands for it where all that was made for it is
+    /// Offers an object, which is on top of the stack. Gives the value that stands for it where all values made for it are
     /// forgotten.
     pub(super) fn object(
         &mut self,
