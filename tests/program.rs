@@ -71,7 +71,7 @@ pub fn start<S: AsRef<OsStr>>(arguments: &[S]) -> Child {
     child.expect("it starts")
 }
 
-/// Waits until the program has kept so many results in a folder, or has ended.
+/// Waits until the program has kept this many results in a folder, or has ended.
 pub fn wait_until_kept(child: &mut Child, folder: &Path, n: usize) {
     let n_kept = || {
         let entries = std::fs::read_dir(folder).into_iter().flatten().flatten();
