@@ -1,4 +1,5 @@
-//! The documents: links lead somewhere, pages are in the site, questions have answers, and commands have flags that exist.
+//! The documents: links lead somewhere, tables have their columns, pages are in the site, questions have answers, and
+//! commands have flags that exist.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
@@ -125,6 +126,37 @@ fn ten_questions_are_two_clicks_away_from_their_answers() {
             assert!(answer.contains('#'), "no section: {question}");
         }
     }
+}
+
+#[test]
+fn every_row_of_a_table_has_the_columns_of_its_head() {
+    let columns = |line: &str| line.replace("\\|", "").matches('|').count();
+    let mut n_rows = 0;
+    let mut faults = Vec::new();
+    for path in pages() {
+        let mut is_code = false;
+        let mut head: Option<usize> = None;
+        let page = text(&path);
+        let mut lines = page.lines().enumerate().peekable();
+        while let Some((index, line)) = lines.next() {
+            is_code ^= line.starts_with("```");
+            if is_code || !line.starts_with('|') {
+                head = None;
+                continue;
+            }
+            n_rows += 1;
+            let next = lines.peek().map_or("", |(_, next)| *next);
+            let is_head = next.starts_with('|') && next.chars().all(|c| "|-: ".contains(c));
+            if is_head && head.is_none() {
+                head = Some(columns(line));
+            }
+            if head != Some(columns(line)) {
+                faults.push(format!("{}:{}: {line}", path.display(), index + 1));
+            }
+        }
+    }
+    assert!(n_rows > 1000, "{n_rows} rows were looked at");
+    assert!(faults.is_empty(), "{}", faults.join("\n"));
 }
 
 /// The words of a command, without comments and redirections, up to the next command. Quoted words are one.
