@@ -28,12 +28,12 @@ fi
 
 work="$(mktemp -d)"
 trap 'rm -rf "$work"' EXIT
-python3 docs/site.py lay-out "$work"
+python3 docs/site_pages.py lay-out "$work"
 "$mdbook" --version
 "$mdbook" build "$work" 2>"$work/said" || { cat "$work/said"; exit 1; }
 # mdBook goes on after a page that it reads otherwise than its writer meant it.
 if grep -E 'WARN|ERROR' "$work/said"; then exit 1; fi
-python3 docs/site.py check "$work/book"
+python3 docs/site_pages.py check "$work/book"
 mkdir -p "$site"
 rm -rf "$site"
 mv "$work/book" "$site"

@@ -15,7 +15,7 @@ import urllib.parse
 ROOT = pathlib.Path(__file__).resolve().parent.parent
 DOCS = ROOT / "docs"
 # Of this folder, not of the site.
-OWN = {"SUMMARY.md", "book.toml", "build_site.sh", "site.py"}
+OWN = {"SUMMARY.md", "book.toml", "build_site.sh", "site_pages.py"}
 LINK = re.compile(r'(\]\(|(?:src|href)=")([^)"\s]+)')
 
 
